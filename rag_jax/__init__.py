@@ -1,0 +1,1 @@
+"""Retrieval augmentation in JAX: four published systems as pure functions over parameter trees."""

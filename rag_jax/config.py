@@ -1,0 +1,338 @@
+"""Settings: each declared once, as a field of a frozen dataclass, with its range in its type.
+
+`to_config_dict` turns the dataclass defaults into the `ConfigDict` that the command line overrides;
+`build` turns that back into dataclasses and is the one place where settings are checked. Beyond
+`launch/` and a system's `pipeline.run`, no code sees a `ConfigDict`.
+"""
+
+import dataclasses
+import difflib
+import math
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+import ml_collections
+
+from rag_jax.errors import RagJaxError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values a number may take, both ends included unless `open_low`."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.open_low else value >= self.low
+        return above and value <= self.high and math.isfinite(value)
+
+    def __str__(self) -> str:
+        if math.isfinite(self.high):
+            return f"{'above' if self.open_low else 'from'} {self.low:g} to {self.high:g}"
+        return f"{'above' if self.open_low else 'at least'} {self.low:g}"
+
+
+Count = Annotated[int, Range(1)]
+CountOrZero = Annotated[int, Range(0)]
+Fraction = Annotated[float, Range(0, 1)]
+Positive = Annotated[float, Range(0, open_low=True)]
+NonNegative = Annotated[float, Range(0)]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The language model: a name `rag_jax.models.load` knows, or a folder."""
+
+    name: str = "smollm2-135m-instruct"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The sentence encoder behind the index; `max_length` in tokens."""
+
+    name: str = "all-minilm-l6-v2"
+    max_length: Annotated[int, Range(3)] = 128
+    batch_size: Count = 64
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """The built-in encyclopedia: how many cities, and how many questions in each split."""
+
+    cities: Count = 2000
+    train: Count = 200
+    dev: CountOrZero = 100
+    test: Count = 300
+    seed: CountOrZero = 0
+    revision: CountOrZero = 0
+
+
+@dataclass(frozen=True)
+class IndexConfig:
+    """How passages are searched."""
+
+    backend: Literal["scann", "exact"] = "scann"
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """A knowledge source: what it is called, its special token, and how it gives passages."""
+
+    name: str
+    token: str
+    kind: Literal["verbalise", "search"]
+
+    def check(self, path: str) -> None:
+        if not re.fullmatch(r"<[^<>\s]+>", self.token):
+            raise RagJaxError(f"{path}.token={self.token!r}: must look like '<{self.name}>'")
+
+
+@dataclass(frozen=True)
+class VerbaliseConfig:
+    """How the model is made to write down what it knows (GenRead's two rounds).
+
+    `pool` first-round documents are clustered, and each of the `contexts` clusters gives
+    `demonstrations` examples for one second-round document of at most `max_tokens` tokens.
+    """
+
+    demonstrations: Count = 3
+    pool: Count = 64
+    max_tokens: Count = 48
+    batch_size: Count = 64
+    temperature: NonNegative = 0.0
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """How many contexts are scored at once."""
+
+    batch_size: Count = 64
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One training stage: AdamW, a linear warm-up, then a linear decay to zero.
+
+    Gradients are summed over microbatches of at most `microbatch_tokens`, which bounds the memory.
+    """
+
+    epochs: CountOrZero = 1
+    batch_size: Count = 16
+    learning_rate: Positive = 1e-4
+    warmup_fraction: Fraction = 0.1
+    weight_decay: NonNegative = 0.0
+    clip_norm: Positive = 1.0
+    microbatch_tokens: Count = 768
+    checkpoint_every: Count = 10
+
+
+@dataclass(frozen=True)
+class Stage2Config(StageConfig):
+    """Stage 2: `beta` scales the preference loss over verbalisations."""
+
+    learning_rate: Positive = 1e-5
+    beta: Positive = 0.3
+
+
+@dataclass(frozen=True)
+class TuningConfig:
+    """What is trained: every weight, or adapters on the kernels whose path matches `targets`."""
+
+    mode: Literal["full", "lora"] = "full"
+    rank: Count = 16
+    alpha: Positive = 32.0
+    targets: str = r"attention/(query|key|value|output)|ffn/(gate|up|down)"
+
+    def check(self, path: str) -> None:
+        try:
+            re.compile(self.targets)
+        except re.error as error:
+            raise RagJaxError(
+                f"{path}.targets={self.targets!r}: not a regular expression: {error}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class DatastoreConfig:
+    """The policy datastore: hidden states after block `layer`, and `k` neighbours that vote."""
+
+    layer: CountOrZero = 15
+    k: Count = 30
+
+
+@dataclass(frozen=True)
+class RouteConfig:
+    """Search when the source's probability times its share of the vote is above `tau`."""
+
+    tau: Fraction = 0.2
+
+
+@dataclass(frozen=True)
+class AnswerConfig:
+    """Answers at test time: their length in tokens and how many found passages they may read."""
+
+    max_tokens: Count = 12
+    passages: Count = 1
+    batch_size: Count = 64
+
+
+@dataclass(frozen=True)
+class SRRAGConfig:
+    """Self-Routing RAG. `contexts` is n, the contexts each source gives a training question;
+    `extra_mean` is the mean of the Poisson draw of further passages on searched rows."""
+
+    system: Literal["srrag"] = "srrag"
+    seed: CountOrZero = 0
+    contexts: Count = 3
+    extra_mean: NonNegative = 2.0
+    loss_reduction: Literal["mean", "sum"] = "mean"
+    evaluate_on: Literal["test", "dev"] = "test"
+    sources: tuple[SourceConfig, ...] = (
+        SourceConfig(name="Self", token="<Self>", kind="verbalise"),
+        SourceConfig(name="Wiki", token="<Wiki>", kind="search"),
+    )
+    model: ModelConfig = ModelConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    world: WorldConfig = WorldConfig()
+    index: IndexConfig = IndexConfig()
+    verbalise: VerbaliseConfig = VerbaliseConfig()
+    label: LabelConfig = LabelConfig()
+    tuning: TuningConfig = TuningConfig()
+    stage1: StageConfig = StageConfig()
+    stage2: Stage2Config = Stage2Config()
+    datastore: DatastoreConfig = DatastoreConfig()
+    route: RouteConfig = RouteConfig()
+    answer: AnswerConfig = AnswerConfig()
+
+    def check(self, path: str) -> None:
+        if self.contexts % 2 == 0:
+            raise RagJaxError(
+                f"{path}.contexts={self.contexts}: must be odd, or the better half of two "
+                "sources' contexts has no majority"
+            )
+        if self.verbalise.pool < self.contexts:
+            raise RagJaxError(
+                f"{path}.verbalise.pool={self.verbalise.pool} is below {path}.contexts="
+                f"{self.contexts}: each context needs a cluster of its own"
+            )
+        if self.datastore.k > self.world.train:
+            raise RagJaxError(
+                f"{path}.datastore.k={self.datastore.k} is above the datastore's "
+                f"{self.world.train} entries ({path}.world.train)"
+            )
+        if len(self.sources) < 2:
+            raise RagJaxError(f"{path}.sources: routing needs at least two sources")
+        for field in ("name", "token"):
+            values = [getattr(source, field) for source in self.sources]
+            for index, value in enumerate(values):
+                if value in values[:index]:
+                    raise RagJaxError(
+                        f"{path}.sources[{index}].{field}={value!r}: another source has it already"
+                    )
+
+
+def build(cls: type[T], values: Mapping[str, Any] | Any, *, path: str = "config") -> T:
+    """Makes the dataclass `cls`, and those within it, from a `ConfigDict` or nested mappings.
+
+    A field that `values` leaves out takes the dataclass's default.
+
+    Raises:
+        RagJaxError: naming the field, for an unknown or missing field, a value of another type or
+            out of its range, and for whatever a dataclass's `check(path)` finds across fields.
+    """
+    if not isinstance(values, Mapping | ml_collections.ConfigDict):
+        raise RagJaxError(f"{path}={values!r}: must be a group of fields ({cls.__name__})")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for name in values:
+        if name not in fields:
+            raise RagJaxError(describe_unknown(str(name), fields, path=path))
+    hints = typing.get_type_hints(cls, include_extras=True)
+    made = {}
+    for name, field in fields.items():
+        if name in values:
+            made[name] = _convert(hints[name], values[name], f"{path}.{name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise RagJaxError(f"{path}.{name}: missing")
+    built = cls(**made)
+    if hasattr(built, "check"):
+        built.check(path)
+    return built
+
+
+def describe_unknown(name: str, known: Iterable[str], *, path: str) -> str:
+    """The message for a mistyped field: the nearest known name, or else all of them."""
+
+    def likeness(candidate: str) -> float:
+        # First letters are seldom mistyped, and abbreviations (lr) keep little else.
+        same_start = 0.3 * (candidate[:1] == name[:1])
+        return difflib.SequenceMatcher(None, name, candidate).ratio() + same_start
+
+    known = list(known)
+    nearest = max(known, key=likeness, default="")
+    hint = (
+        f"did you mean {path}.{nearest}?"
+        if likeness(nearest) >= 0.5
+        else (f"there are {', '.join(known)}")
+    )
+    shown = name if name.isprintable() else repr(name)
+    return f"{path}.{shown}: no such field; {hint}"
+
+
+def to_config_dict(settings: Any) -> ml_collections.ConfigDict:
+    """The `ConfigDict` with a dataclass's values, for a config file to return."""
+
+    def convert(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            hints = typing.get_type_hints(type(value))
+            items = {name: convert(getattr(value, name)) for name in hints}
+            for name in (name for name, item in items.items() if item is None):
+                # A None that knows which type may be set in its place.
+                (kind,) = set(typing.get_args(hints[name])) - {types.NoneType}
+                items[name] = ml_collections.config_dict.placeholder(kind)
+            return ml_collections.ConfigDict(items)
+        return tuple(convert(v) for v in value) if isinstance(value, tuple) else value
+
+    return convert(settings)
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    """`value` as the annotated type `hint`, or a RagJaxError that names `path`."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        value = _convert(arguments[0], value, path)
+        for bound in arguments[1:]:
+            if value not in bound:
+                raise RagJaxError(f"{path}={value!r}: must be {bound}")
+        return value
+    if origin is Literal:
+        # By type too: True and 1.0 equal 1.
+        if not any(type(value) is type(choice) and value == choice for choice in arguments):
+            raise RagJaxError(f"{path}={value!r}: must be one of {', '.join(map(repr, arguments))}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        (inner,) = (argument for argument in arguments if argument is not types.NoneType)
+        return _convert(inner, value, path)
+    if origin is tuple:
+        if not isinstance(value, tuple | list):
+            raise RagJaxError(f"{path}={value!r}: must be a list")
+        return tuple(_convert(arguments[0], v, f"{path}[{i}]") for i, v in enumerate(value))
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else build(hint, value, path=path)
+    if hint is float and type(value) is int:
+        return float(value)
+    # type() rather than isinstance(): True is an int to Python, but not to whoever sets a count.
+    if type(value) is not hint:
+        wanted = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+        raise RagJaxError(f"{path}={value!r}: must be {wanted[hint]}, not {type(value).__name__}")
+    return value

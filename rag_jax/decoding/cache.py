@@ -1,0 +1,109 @@
+"""The key/value cache: what a batch of rows has read so far.
+
+Slots and positions are two things. Every row writes its next chunk at the same slots, so a write is
+one slice; a row with a shorter chunk leaves slots that are marked unreal and never looked at, and
+rotary positions count real tokens only. Rows of different lengths, and chunks appended in the
+middle of a sequence, therefore need no shuffling. A cache holds just the slots written: appending
+grows it, so it can't overflow.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from rag_jax.models.decoder import Decoder, LayerCache, Output
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Cache:
+    """Keys and values of `S` slots for `B` rows.
+
+    Attributes:
+        layers: per layer, keys `[B, K, d, S]` and values `[B, K, S, d]`.
+        real: `[B, S]`, True where a slot holds a token.
+        position: `[B]`, the rotary position of each row's next token.
+        prefix: a cache of `P` rows that stand before these, each under `B / P` consecutive rows;
+            None for none.
+    """
+
+    layers: tuple[LayerCache, ...]
+    real: Bool[Array, "B S"]
+    position: Int[Array, "B"]
+    prefix: "Cache | None" = None
+
+
+def init_cache(
+    model: Decoder, rows: int, *, dtype=jnp.float32, prefix: Cache | None = None
+) -> Cache:
+    """A cache with no slots yet, after `prefix` if one is given (`rows` a multiple of its rows)."""
+    c = model.config
+    keys = jnp.zeros((rows, c.num_kv_heads, c.head_dim, 0), dtype)
+    layers = tuple((keys, keys.swapaxes(2, 3)) for _ in range(c.num_layers))
+    position = jnp.zeros(rows, jnp.int32)
+    if prefix is not None:
+        position = jnp.repeat(prefix.position, rows // prefix.position.shape[0])
+    return Cache(layers, jnp.zeros((rows, 0), bool), position, prefix)
+
+
+def grow(cache: Cache, slots: int) -> Cache:
+    """Adds `slots` empty slots at the end."""
+    layers = tuple(
+        (
+            jnp.pad(keys, ((0, 0), (0, 0), (0, 0), (0, slots))),
+            jnp.pad(values, ((0, 0), (0, 0), (0, slots), (0, 0))),
+        )
+        for keys, values in cache.layers
+    )
+    return Cache(layers, jnp.pad(cache.real, ((0, 0), (0, slots))), cache.position, cache.prefix)
+
+
+def write(
+    model: Decoder,
+    params,
+    cache: Cache,
+    tokens: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    *,
+    slot: Int[Array, ""] | int,
+    tap: int | None = None,
+) -> tuple[Output, Cache]:
+    """Runs a chunk through the model and writes it at `slot`, into slots that exist.
+
+    Returns:
+        The model's output for the chunk, and the cache with the chunk in it.
+    """
+    real = jax.lax.dynamic_update_slice(cache.real, mask, (0, slot))
+    own = slot + jnp.arange(tokens.shape[1])
+    visible = jnp.arange(real.shape[1])[None, :] <= own[:, None]
+    positions = cache.position[:, None] + jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+    output = model.apply(
+        {"params": params},
+        tokens,
+        mask=real[:, None, :] & visible,
+        positions=positions,
+        cache=cache.layers,
+        slot=slot,
+        prefix=cache.prefix and cache.prefix.layers,
+        prefix_mask=cache.prefix and cache.prefix.real,
+        tap=tap,
+        method="hidden",
+    )
+    position = cache.position + mask.sum(axis=1, dtype=jnp.int32)
+    return output, Cache(output.cache, real, position, cache.prefix)
+
+
+def append(
+    model: Decoder,
+    params,
+    cache: Cache,
+    tokens: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    *,
+    tap: int | None = None,
+) -> tuple[Output, Cache]:
+    """Appends one chunk to every row; `mask` is False on padding, which may stand anywhere."""
+    slot = cache.real.shape[1]
+    return write(model, params, grow(cache, tokens.shape[1]), tokens, mask, slot=slot, tap=tap)

@@ -1,0 +1,202 @@
+"""Decoding: greedy and sampled, as one compiled loop over a cache."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from rag_jax.data.batches import choose_bucket, pad_rows
+from rag_jax.decoding.cache import Cache, append, grow, init_cache, write
+from rag_jax.models.decoder import Decoder
+from rag_jax.models.layers import MASKED
+
+
+class Sampling(NamedTuple):
+    """How the next token is drawn; hashable, so a compiled loop can close over it.
+
+    Attributes:
+        temperature: 0 takes the likeliest token.
+        top_k: draw among so many likeliest tokens; 0 for all.
+        top_p: draw among the fewest likeliest tokens that hold this much probability
+            (Holtzman et al. 2020).
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+class Decoded(NamedTuple):
+    """What a loop wrote: `N` is the limit, a stop token is never part of it.
+
+    Attributes:
+        tokens: `[B, N]`, padded with 0 behind `lengths`.
+        lengths: `[B]`.
+        finished: `[B]`, False where the limit cut the row off.
+        cache: every written token is in it, the stop token is not.
+    """
+
+    tokens: Int[Array, "B N"]
+    lengths: Int[Array, "B"]
+    finished: Bool[Array, "B"]
+    cache: Cache
+
+
+def draw_tokens(
+    logits: Float[Array, "B V"], keys: Key[Array, "B"], *, sampling: Sampling = Sampling()
+) -> Int[Array, "B"]:
+    """One token a row; row `i` uses its own key, so a row's text does not depend on its batch."""
+    if sampling.temperature == 0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    logits = logits.astype(jnp.float32) / sampling.temperature
+    if sampling.top_k:
+        least = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]
+        logits = jnp.where(logits < least, MASKED, logits)
+    if sampling.top_p < 1:
+        ordered = jnp.sort(logits, axis=-1, descending=True)
+        before = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
+        before = before - jax.nn.softmax(ordered, axis=-1)  # probability of what ranks above
+        kept = jnp.where(before < sampling.top_p, ordered, jnp.inf)
+        logits = jnp.where(logits < kept.min(axis=-1, keepdims=True), MASKED, logits)
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
+def decode(
+    model: Decoder,
+    params,
+    cache: Cache,
+    hidden: Float[Array, "B D"],
+    *,
+    max_tokens: int,
+    stop_ids: Sequence[int],
+    keys: Key[Array, "B"] | None = None,
+    sampling: Sampling = Sampling(),
+    active: Bool[Array, "B"] | None = None,
+) -> Decoded:
+    """Writes up to `max_tokens` tokens a row, until a stop token; call it inside `jax.jit`.
+
+    Args:
+        hidden: the last real token's hidden state of each row, as `append` returned it.
+        keys: a random key a row; needed unless `sampling.temperature` is 0.
+        active: False on rows that take no part (padding rows, rows on another route).
+    """
+    rows, base = hidden.shape[0], cache.real.shape[1]
+    stops = jnp.asarray(stop_ids, jnp.int32)
+    keys = jax.random.split(jax.random.key(0), rows) if keys is None else keys
+    active = jnp.ones(rows, bool) if active is None else active
+
+    def choose(hidden, i):
+        logits = model.apply({"params": params}, hidden, method="logits")
+        row_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+        token = draw_tokens(logits, row_keys, sampling=sampling)
+        return token, ~jnp.isin(token, stops)
+
+    def more(state):
+        i, _, active, _, _ = state
+        return (i < max_tokens) & active.any()
+
+    def step(state):
+        i, token, active, tokens, cache = state
+        column = jnp.where(active, token, 0)[:, None]
+        tokens = jax.lax.dynamic_update_slice(tokens, column, (0, i))
+        output, cache = write(model, params, cache, token[:, None], active[:, None], slot=base + i)
+        token, goes_on = choose(output.hidden[:, 0], i + 1)
+        return i + 1, token, active & goes_on, tokens, cache
+
+    token, goes_on = choose(hidden, 0)
+    tokens = jnp.zeros((rows, max_tokens), jnp.int32)
+    state = (jnp.int32(0), token, active & goes_on, tokens, grow(cache, max_tokens))
+    _, _, still, tokens, cache = jax.lax.while_loop(more, step, state)
+    lengths = cache.real[:, base:].sum(axis=1, dtype=jnp.int32)
+    return Decoded(tokens, lengths, ~still, cache)
+
+
+def last_hidden(hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B D"]:
+    """The hidden state at each row's last real token."""
+    last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+
+
+def generate(
+    model: Decoder,
+    params,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    stop_ids: Sequence[int],
+    prefix: Sequence[int] = (),
+    batch_size: int = 64,
+    sampling: Sampling = Sampling(),
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[list[int]]:
+    """Continues each prompt; the list-in, list-out way to use `decode`.
+
+    Prompts are batched by length and padded to a multiple of 32 tokens, so few programs are
+    compiled and a second call of the same sizes compiles none.
+
+    Args:
+        prompts: token ids, at least one each.
+        prefix: tokens that stand before every prompt; they are read once, not once a prompt.
+        seed: prompt `i` draws with a key of `seed` and `i`, whatever batch it falls into.
+        progress: told the number of prompts that each finished batch held.
+
+    Returns:
+        For each prompt the new tokens, without the stop token.
+    """
+    shared = None
+    if prefix:
+        width = choose_bucket(len(prefix), range(64, len(prefix) + 64, 64))
+        shared = _prefill(model, params, *pad_rows([prefix], width, pad_id=0))
+    batch_size = min(batch_size, 1 << (len(prompts) - 1).bit_length())
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    written: list[list[int]] = [[] for _ in prompts]
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(len(prompts)))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        longest = len(prompts[rows[-1]])
+        width = choose_bucket(longest, range(32, longest + 32, 32))
+        tokens, mask = pad_rows([prompts[i] for i in rows], width, pad_id=0, batch=batch_size)
+        result = _generate_batch(
+            model,
+            params,
+            shared,
+            tokens,
+            mask,
+            keys[np.resize(rows, batch_size)],
+            max_tokens=max_tokens,
+            stop_ids=tuple(stop_ids),
+            sampling=sampling,
+        )
+        new, lengths = np.asarray(result[0]), np.asarray(result[1])
+        for row, i in enumerate(rows):
+            written[i] = new[row, : lengths[row]].tolist()
+        progress(len(rows))
+    return written
+
+
+@partial(jax.jit, static_argnames="model")
+def _prefill(model, params, tokens, mask):
+    return append(model, params, init_cache(model, tokens.shape[0]), tokens, mask)[1]
+
+
+@partial(jax.jit, static_argnames=("model", "max_tokens", "stop_ids", "sampling"))
+def _generate_batch(model, params, prefix, tokens, mask, keys, *, max_tokens, stop_ids, sampling):
+    cache = init_cache(model, tokens.shape[0], prefix=prefix)
+    output, cache = append(model, params, cache, tokens, mask)
+    decoded = decode(
+        model,
+        params,
+        cache,
+        last_hidden(output.hidden, mask),
+        max_tokens=max_tokens,
+        stop_ids=stop_ids,
+        keys=keys,
+        sampling=sampling,
+        active=mask.any(axis=1),
+    )
+    return decoded.tokens, decoded.lengths

@@ -1,0 +1,291 @@
+"""Text to token ids and back, with text kept apart from the tokens that steer a model."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import tokenizers
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+
+from rag_jax.errors import RagJaxError
+
+_ROLES = ("system", "user", "assistant")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+# Kinds of token in GGUF metadata (llama.cpp, `llama_token_type`).
+_CONTROL, _USER_DEFINED = 3, 4
+
+
+class Tokenizer:
+    """A tokenizer whose text never becomes a special token, whatever it spells.
+
+    Attributes:
+        vocab_size: number of ids, added tokens included.
+        bos_id: id that starts a text, or None.
+        eos_id: id that ends a text, or None.
+        pad_id: id that fills rows up, or None.
+    """
+
+    def __init__(
+        self,
+        core: tokenizers.Tokenizer,
+        *,
+        bos: str | None = None,
+        eos: str | None = None,
+        pad: str | None = None,
+        chat_template: str | None = None,
+    ):
+        """Wraps a tokenizer; `bos`, `eos` and `pad` are names of its special tokens."""
+        self._core = core
+        core.encode_special_tokens = True
+        core.no_padding()
+        core.no_truncation()
+        added = core.get_added_tokens_decoder()
+        self._special = {token.content: i for i, token in added.items() if token.special}
+        # What text cannot express may come out as the unknown token: that is text's own token.
+        unknown = getattr(core.model, "unk_token", None)
+        self._control = set(self._special.values()) - {self._special.get(unknown)}
+        self._names = {"bos": bos, "eos": eos, "pad": pad}
+        self._template = chat_template
+        self.vocab_size = max(core.get_vocab(with_added_tokens=True).values()) + 1
+        self.bos_id, self.eos_id, self.pad_id = (
+            None if name is None else self.token_id(name) for name in (bos, eos, pad)
+        )
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "Tokenizer":
+        """Reads `tokenizer.json`, `tokenizer_config.json` and, where there is one, the template.
+
+        Raises:
+            RagJaxError: `tokenizer.json` is missing, or a file is damaged.
+        """
+        path = folder / "tokenizer.json"
+        if not path.exists():
+            raise RagJaxError(f"{path} is missing: save the tokenizer in its fast form there")
+        try:
+            core = tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
+        except Exception as error:  # tokenizers raises no narrower class
+            raise RagJaxError(f"{path} is no tokenizer: {error}") from None
+        settings = {}
+        for name in ("special_tokens_map.json", "tokenizer_config.json"):
+            settings.update(_read_settings(folder / name))
+        names = {
+            short: _token_name(settings.get(f"{short}_token")) for short in ("bos", "eos", "pad")
+        }
+        template = settings.get("chat_template")
+        if isinstance(template, list):
+            template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        if (folder / "chat_template.jinja").exists():
+            template = (folder / "chat_template.jinja").read_text("utf-8")
+        return cls(core, **names, chat_template=template)
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any], *, source: str = "GGUF") -> "Tokenizer":
+        """Builds the tokenizer described in a GGUF file's metadata.
+
+        Raises:
+            RagJaxError: it is of another kind than byte-level BPE split as SmolLM's.
+        """
+        kind = (metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre"))
+        if kind != ("gpt2", "smollm"):
+            raise RagJaxError(
+                f"{source}: tokenizer {kind[0]!r} with pre-tokenizer {kind[1]!r} is not read from "
+                "GGUF: use the model's Hugging Face folder"
+            )
+        tokens = metadata["tokenizer.ggml.tokens"]
+        merges = [tuple(pair.split(" ")) for pair in metadata["tokenizer.ggml.merges"]]
+        core = tokenizers.Tokenizer(
+            models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges)
+        )
+        core.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+            ]
+        )
+        core.decoder = decoders.ByteLevel()
+        kinds = list(zip(tokens, metadata["tokenizer.ggml.token_type"], strict=True))
+        core.add_special_tokens(
+            [AddedToken(t, special=True, normalized=False) for t, k in kinds if k == _CONTROL]
+        )
+        core.add_tokens([AddedToken(t, normalized=False) for t, k in kinds if k == _USER_DEFINED])
+        ids = {
+            name: metadata.get(f"tokenizer.ggml.{name}_token_id")
+            for name in ("bos", "eos", "padding")
+        }
+        bos, eos, pad = (None if i is None else tokens[i] for i in ids.values())
+        template = metadata.get("tokenizer.chat_template")
+        return cls(core, bos=bos, eos=eos, pad=pad, chat_template=template)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without BOS, EOS or the like.
+
+        No special token's id comes out, whatever the text spells. Half a surrogate pair, which is
+        no character, becomes U+FFFD.
+        """
+        ids = self._core.encode(_SURROGATE.sub("\ufffd", text), add_special_tokens=False).ids
+        return [i for i in ids if i not in self._control]
+
+    def encode_with_specials(
+        self, text: str, *, max_length: int, pair: str | None = None
+    ) -> list[int]:
+        """`[CLS] text [SEP]`, or `[CLS] text [SEP] pair [SEP]`, for a BERT encoder.
+
+        What is longer than `max_length` tokens loses the end of its text, the longer text of a
+        pair first; the special tokens stay.
+
+        Raises:
+            RagJaxError: the tokenizer has no [CLS] and [SEP], or `max_length` leaves no room.
+        """
+        texts = [self.encode(part) for part in (text, pair) if part is not None]
+        room = max_length - 1 - len(texts)
+        if room < 0:
+            raise RagJaxError(f"max_length {max_length} has no room for [CLS] and [SEP]")
+        if pair is not None:
+            shorter = min(len(texts[0]), len(texts[1]), room // 2)
+            kept = shorter if len(texts[0]) <= len(texts[1]) else room - shorter
+            texts[1] = texts[1][: room - min(kept, len(texts[0]))]
+            room = kept
+        texts[0] = texts[0][:room]
+        ids = [self.token_id("[CLS]")]
+        for part in texts:
+            ids += [*part, self.token_id("[SEP]")]
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids, special tokens left out."""
+        return self._core.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def token_id(self, name: str) -> int:
+        """The id of a special token.
+
+        Raises:
+            RagJaxError: no special token has this name.
+        """
+        if name not in self._special:
+            known = ", ".join(sorted(self._special)) or "none"
+            raise RagJaxError(f"{name!r} is no special token of this tokenizer; it has: {known}")
+        return self._special[name]
+
+    def add_special_tokens(self, names: Sequence[str]) -> "Tokenizer":
+        """A new tokenizer with these special tokens as well; ids follow on from `vocab_size`.
+
+        A name that is a special token already keeps its id.
+
+        Raises:
+            RagJaxError: a name is empty or an ordinary token of the vocabulary.
+        """
+        vocabulary = self._core.get_vocab(with_added_tokens=True)
+        new = [name for name in dict.fromkeys(names) if name not in self._special]
+        for name in new:
+            if not name or name in vocabulary:
+                raise RagJaxError(f"{name!r} cannot become a special token: it is ordinary text")
+        core = tokenizers.Tokenizer.from_str(self._core.to_str())
+        core.add_special_tokens([AddedToken(n, special=True, normalized=False) for n in new])
+        if [core.token_to_id(n) for n in new] != list(
+            range(self.vocab_size, self.vocab_size + len(new))
+        ):
+            raise RagJaxError("the vocabulary has unused ids: special tokens cannot be added to it")
+        return Tokenizer(core, **self._names, chat_template=self._template)
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+    ) -> list[int]:
+        """Ids of a conversation laid out by the model's chat template.
+
+        The template's markers become special tokens; what the messages contain never does.
+
+        Args:
+            messages: each with `role` (system, user or assistant) and `content`.
+            add_generation_prompt: end with the start of the assistant's answer.
+
+        Raises:
+            RagJaxError: there is no chat template, it refuses the messages, or a message is not
+                as described.
+        """
+        if self._template is None:
+            raise RagJaxError("this tokenizer has no chat template: use a model tuned for chat")
+        for i, message in enumerate(messages):
+            if message.get("role") not in _ROLES or not isinstance(message.get("content"), str):
+                raise RagJaxError(f"message {i} needs a role among {_ROLES} and text as content")
+        guard = _pick_guard(message["content"] for message in messages)
+        guarded = [
+            {"role": m["role"], "content": self._guard_text(m["content"], guard)} for m in messages
+        ]
+        rendered = self._render(guarded, add_generation_prompt)
+        ids = []
+        for piece in re.split(f"({self._special_pattern()})", rendered):
+            if piece in self._special:
+                ids.append(self._special[piece])
+            elif piece:
+                ids += self.encode(piece.replace(guard, ""))
+        return ids
+
+    def _special_pattern(self) -> str:
+        longest_first = sorted(self._special, key=len, reverse=True)
+        return "|".join(map(re.escape, longest_first)) or "(?!)"  # nothing matches the latter
+
+    def _guard_text(self, text: str, guard: str) -> str:
+        """Breaks what would read as a special token with a character that is taken out later.
+
+        The guards at both ends, inside any white space that a template may strip, keep a special
+        token from forming across the text's edge.
+        """
+        broken = re.sub(self._special_pattern(), lambda m: m[0][0] + guard + m[0][1:], text)
+        stripped = broken.strip()
+        start = len(broken) - len(broken.lstrip())
+        end = start + len(stripped)
+        return f"{broken[:start]}{guard}{stripped}{guard}{broken[end:]}"
+
+    def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        try:
+            return (
+                _environment()
+                .from_string(self._template)
+                .render(
+                    messages=messages,
+                    add_generation_prompt=add_generation_prompt,
+                    **{f"{short}_token": name or "" for short, name in self._names.items()},
+                )
+            )
+        except jinja2.TemplateError as error:
+            raise RagJaxError(f"the chat template refuses these messages: {error}") from None
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """Where templates run: settings and helpers are those every Hugging Face template expects."""
+
+    def raise_exception(message):
+        raise jinja2.TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals["raise_exception"] = raise_exception
+    return environment
+
+
+def _pick_guard(texts: Iterable[str]) -> str:
+    """A private-use character that none of the texts contains."""
+    used = set().union(*texts)
+    return next(chr(code) for code in range(0xE000, 0x110000) if chr(code) not in used)
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        settings = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise RagJaxError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(settings, dict):
+        raise RagJaxError(f"{path} must hold a JSON object")
+    return settings
+
+
+def _token_name(value: Any) -> str | None:
+    """A token's text, whether stored as such or as an object with its flags."""
+    return value.get("content") if isinstance(value, dict) else value

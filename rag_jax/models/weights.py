@@ -1,0 +1,170 @@
+"""Where each Hugging Face tensor goes in our parameter trees, and the filling of those trees."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from rag_jax.errors import RagJaxError
+from rag_jax.models.bert import BertConfig
+from rag_jax.models.decoder import DecoderConfig
+from rag_jax.models.tensors import StoredTensor
+
+# Stored by some versions of transformers, but no parameters of these models: rotary tables and
+# position numbers, the pooling layer over [CLS] and the heads of BERT's pre-training.
+_NOT_PARAMETERS = re.compile(r".*rotary_emb\.inv_freq|embeddings\.position_ids|pooler\..*|cls\..*")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One parameter: its Hugging Face name and its place and shape in our tree.
+
+    `transposed` marks linear layers: Hugging Face stores `[out, in]`, our kernels are `[in, out]`.
+    """
+
+    name: str
+    path: str
+    shape: tuple[int, ...]
+    transposed: bool = False
+
+
+def list_slots(config: DecoderConfig | BertConfig) -> list[Slot]:
+    """Every parameter of a model, in the order of its layers."""
+    return _bert_slots(config) if isinstance(config, BertConfig) else _decoder_slots(config)
+
+
+def build_params(
+    config: DecoderConfig | BertConfig,
+    tensors: Mapping[str, StoredTensor],
+    *,
+    dtype: Any = None,
+    source: str = "the weights",
+) -> dict:
+    """Reads the tensors into a parameter tree.
+
+    Args:
+        config: the sizes the tree must have.
+        tensors: by Hugging Face name; a leading `bert.` and the old names `gamma` and `beta` of
+            layer norms are understood.
+        dtype: of the parameters, float32 by default.
+        source: what an error message calls the weights.
+
+    Raises:
+        RagJaxError: one message with every tensor that is missing, has the wrong shape or has no
+            place in the model.
+    """
+    tensors = _rename(config, tensors)
+    slots = list_slots(config)
+    _check(config, slots, tensors, source)
+    params: dict = {}
+    for slot in slots:
+        array = tensors[slot.name].read()
+        *parents, leaf = slot.path.split("/")
+        node = params
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = jnp.asarray(array.T if slot.transposed else array, dtype or jnp.float32)
+    return params
+
+
+def _rename(config, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Names as today's transformers saves the bare model, without what are no parameters."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        if isinstance(config, BertConfig):
+            name = name.removeprefix("bert.")
+            name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
+            name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+        if not _NOT_PARAMETERS.fullmatch(name):
+            renamed[name] = tensor
+    return renamed
+
+
+def _check(config, slots: list[Slot], tensors: dict[str, StoredTensor], source: str) -> None:
+    problems = []
+    expected = {slot.name: slot for slot in slots}
+    for name, slot in expected.items():
+        shape = slot.shape[::-1] if slot.transposed else slot.shape
+        if name not in tensors:
+            problems.append(f"missing {name} {list(shape)}")
+        elif tensors[name].shape != shape:
+            found = list(tensors[name].shape)
+            problems.append(f"{name} has shape {found}, the config wants {list(shape)}")
+    for name in tensors.keys() - expected.keys():
+        if name == "lm_head.weight" and isinstance(config, DecoderConfig):
+            # Tied, but stored all the same: fine as long as it is indeed the embedding.
+            embedding = tensors.get("model.embed_tokens.weight")
+            if embedding and not np.array_equal(tensors[name].read(), embedding.read()):
+                problems.append(f"{name} differs from the embedding, the config says it is tied")
+        else:
+            problems.append(f"no place for {name} {list(tensors[name].shape)}")
+    if problems:
+        raise RagJaxError(f"{source} do not fit the config: {'; '.join(sorted(problems))}")
+
+
+def _decoder_slots(c: DecoderConfig) -> list[Slot]:
+    query, key_value = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    linears = {
+        "attention/query": ("self_attn.q_proj", c.hidden_size, query),
+        "attention/key": ("self_attn.k_proj", c.hidden_size, key_value),
+        "attention/value": ("self_attn.v_proj", c.hidden_size, key_value),
+        "attention/output": ("self_attn.o_proj", query, c.hidden_size),
+        "ffn/gate": ("mlp.gate_proj", c.hidden_size, c.ffn_size),
+        "ffn/up": ("mlp.up_proj", c.hidden_size, c.ffn_size),
+        "ffn/down": ("mlp.down_proj", c.ffn_size, c.hidden_size),
+    }
+    norms = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+    embedding = (c.vocab_size, c.hidden_size)
+    slots = [Slot("model.embed_tokens.weight", "embed/embedding", embedding)]
+    for i in range(c.num_layers):
+        theirs, ours = f"model.layers.{i}", f"layers_{i}"
+        for path, name in norms.items():
+            slots.append(Slot(f"{theirs}.{name}.weight", f"{ours}/{path}/scale", (c.hidden_size,)))
+        for path, (name, *shape) in linears.items():
+            slots.append(
+                Slot(f"{theirs}.{name}.weight", f"{ours}/{path}/kernel", tuple(shape), True)
+            )
+    slots.append(Slot("model.norm.weight", "final_norm/scale", (c.hidden_size,)))
+    if not c.tie_embeddings:
+        slots.append(Slot("lm_head.weight", "head/kernel", embedding[::-1], True))
+    return slots
+
+
+def _bert_slots(c: BertConfig) -> list[Slot]:
+    linears = {
+        "attention/query": ("attention.self.query", c.hidden_size, c.hidden_size),
+        "attention/key": ("attention.self.key", c.hidden_size, c.hidden_size),
+        "attention/value": ("attention.self.value", c.hidden_size, c.hidden_size),
+        "attention/output": ("attention.output.dense", c.hidden_size, c.hidden_size),
+        "ffn/up": ("intermediate.dense", c.hidden_size, c.ffn_size),
+        "ffn/down": ("output.dense", c.ffn_size, c.hidden_size),
+    }
+    norms = {"attention_norm": "attention.output.LayerNorm", "ffn_norm": "output.LayerNorm"}
+    tables = {
+        "word": ("word_embeddings", c.vocab_size),
+        "position": ("position_embeddings", c.max_length),
+        "type": ("token_type_embeddings", c.num_types),
+    }
+    slots = [
+        Slot(f"embeddings.{name}.weight", f"embed/{path}/embedding", (rows, c.hidden_size))
+        for path, (name, rows) in tables.items()
+    ]
+    slots += _norm_slots("embeddings.LayerNorm", "embed/norm", c.hidden_size)
+    for i in range(c.num_layers):
+        theirs, ours = f"encoder.layer.{i}", f"layers_{i}"
+        for path, (name, *shape) in linears.items():
+            kernel = Slot(f"{theirs}.{name}.weight", f"{ours}/{path}/kernel", tuple(shape), True)
+            slots += [kernel, Slot(f"{theirs}.{name}.bias", f"{ours}/{path}/bias", (shape[1],))]
+        for path, name in norms.items():
+            slots += _norm_slots(f"{theirs}.{name}", f"{ours}/{path}", c.hidden_size)
+    return slots
+
+
+def _norm_slots(name: str, path: str, width: int) -> list[Slot]:
+    return [
+        Slot(f"{name}.weight", f"{path}/scale", (width,)),
+        Slot(f"{name}.bias", f"{path}/bias", (width,)),
+    ]

@@ -1,0 +1,209 @@
+"""A run is a list of stages in one work folder, and the same command continues where it stopped.
+
+Each stage has a folder, `DIR/stages/<name>`, for what it makes. Its fingerprint is a hash of its
+name, version, settings and the fingerprints of the stages it needs. `started.json` is written when
+a stage begins and `stage.json`, last of all, when it ends; each names the fingerprint, and the very
+runs of the needed stages that it read. So a stage is
+
+- kept, when it ended with this fingerprint, on those runs;
+- continued in its folder, when it began so but did not end;
+- redone from an empty folder otherwise: a setting of its own or upstream changed, or a stage that
+  it needs was made again (its artefacts are then not the ones this stage was made from).
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from rag_jax.errors import RagJaxError
+from rag_jax.files import explain_disk_errors, read_json, to_json, write_json
+from rag_jax.stage import Stage, StageContext, say
+
+__all__ = ["Stage", "StageContext", "compile_seconds", "fingerprint", "run_stages"]
+
+STARTED, ENDED = "started.json", "stage.json"
+
+
+def run_stages(
+    stages: Sequence[Stage], workdir: str | os.PathLike, *, config: Any = None
+) -> list[dict[str, Any]]:
+    """Runs what is not yet made, in order.
+
+    Args:
+        stages: every stage after those that it needs.
+        workdir: the work folder; made if it is not there.
+        config: written to `config.json` in it, for the reader; no stage depends on that file.
+
+    Returns:
+        For each stage `{"name", "seconds", "compile_seconds", "fingerprint", "reused"}`: seconds
+        that making it took, interruptions left out, and those within them that went into tracing
+        and compiling.
+
+    Raises:
+        RagJaxError: if another process works in the folder or it cannot be written.
+    """
+    workdir = Path(workdir)
+    with explain_disk_errors(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        with _lock(workdir):
+            write_json(workdir / "config.json", config)
+            made: dict[str, dict[str, Any]] = {}
+            for stage in stages:
+                made[stage.name] = _run_stage(stage, workdir / "stages", made)
+            keys = ("name", "seconds", "compile_seconds", "fingerprint", "reused")
+            return [{key: record[key] for key in keys} for record in made.values()]
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON."""
+    text = to_json(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _run_stage(stage: Stage, folder: Path, made: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    for need in stage.needs:
+        if need not in made:
+            raise ValueError(f"stage {stage.name} needs {need}, which is not before it")
+    plan = {
+        "name": stage.name,
+        "version": stage.version,
+        "settings": json.loads(to_json(stage.settings)),
+        "needs": {need: made[need]["fingerprint"] for need in stage.needs},
+    }
+    wanted = plan | {
+        "fingerprint": fingerprint(plan),
+        "built_on": {need: made[need]["run"] for need in stage.needs},
+    }
+    context = StageContext(stage, folder)
+    found = _read_record(context.folder, wanted, made)
+    if found and found.pop("ended"):
+        say(f"stage {stage.name}: kept ({found['seconds']:.1f} s when it was made)")
+        return found | {"reused": True}
+    if found is None:
+        _empty(context.folder)
+        found = wanted | {"run": uuid.uuid4().hex, "seconds": 0.0, "compile_seconds": 0.0}
+        write_json(context.folder / STARTED, found)
+    else:
+        say(f"stage {stage.name}: continuing")
+        for left in context.folder.glob(".*.tmp"):
+            left.unlink()
+    start, compiling = time.monotonic(), compile_seconds()
+    try:
+        stage.run(context)
+    finally:
+        found["seconds"] += time.monotonic() - start
+        found["compile_seconds"] += compile_seconds() - compiling
+        # A disk that filled up must not hide the error that says so.
+        with contextlib.suppress(OSError):
+            write_json(context.folder / STARTED, found)
+    write_json(context.folder / ENDED, found)
+    return found | {"reused": False}
+
+
+def _read_record(
+    folder: Path, wanted: Mapping[str, Any], made: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """The record of the stage in `folder` if it is the wanted one; else says why it is not."""
+    ended = (folder / ENDED).exists()
+    try:
+        found = read_json(folder / (ENDED if ended else STARTED))
+        matches = {key: found[key] == wanted[key] for key in wanted}
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        say(f"stage {wanted['name']}: its record cannot be read, redoing")
+        return None
+    if all(matches.values()):
+        return found | {"ended": ended}
+    if not matches["settings"]:
+        changes = ", ".join(_list_changes(found["settings"], wanted["settings"]))
+        reason = f"settings changed ({changes})"
+    elif not matches["version"]:
+        reason = "the code that makes it changed"
+    else:
+        again = [n for n in wanted["built_on"] if found["built_on"].get(n) != made[n]["run"]]
+        reason = f"{', '.join(again) or 'what it needs'} was made again"
+    say(f"stage {wanted['name']}: {reason}, redoing")
+    return None
+
+
+def _list_changes(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    """`field: old -> new` for every leaf in which two JSON values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            below = f"{path}.{key}" if path else key
+            yield from _list_changes(old.get(key), new.get(key), below)
+    elif old != new:
+        yield f"{path}: {to_json(old)} -> {to_json(new)}"
+
+
+def _empty(folder: Path) -> None:
+    """Leaves an empty folder. The old one goes out of sight first, so never half of it remains."""
+    doomed = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(doomed, ignore_errors=True)
+    if folder.exists():
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+    folder.mkdir(parents=True)
+
+
+@contextlib.contextmanager
+def _lock(workdir: Path) -> Iterator[None]:
+    """Holds the work folder for this process; the system lets go of it when the process ends."""
+    with open(workdir / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise RagJaxError(
+                f"{workdir}: in use by another run (process {owner}); wait for it or choose "
+                "another folder with --workdir"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+class _CompileClock:
+    """Seconds that JAX spent on tracing, lowering and compiling, nested calls counted once."""
+
+    EVENTS = (
+        "/jax/core/compile/jaxpr_trace_duration",
+        "/jax/core/compile/jaxpr_to_mlir_module_duration",
+        "/jax/core/compile/backend_compile_duration",
+    )
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        self._spans: list[tuple[float, float]] = []
+        jax.monitoring.register_event_duration_secs_listener(self._on_duration)
+
+    def _on_duration(self, event: str, seconds: float, **_: Any) -> None:
+        if event not in self.EVENTS:
+            return
+        start = time.monotonic() - seconds
+        # Tracing a function reports the functions within it first: those seconds are its own too.
+        while self._spans and self._spans[-1][0] >= start:
+            self.total -= self._spans.pop()[1]
+        self._spans.append((start, seconds))
+        self.total += seconds
+
+
+_clock = _CompileClock()
+
+
+def compile_seconds() -> float:
+    """Seconds this process has spent so far on tracing and compiling for JAX."""
+    return _clock.total

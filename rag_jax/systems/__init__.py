@@ -1,0 +1,1 @@
+"""The four systems; none imports another."""

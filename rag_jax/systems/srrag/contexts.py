@@ -1,0 +1,133 @@
+"""What the model that is not yet trained is asked: to write background documents, and how likely
+an answer is given one.
+
+Documents come in GenRead's two rounds (Yu et al. 2023, section 3.2). Round one writes one for each
+of some training questions. Those that hold the answer are clustered by the embedding of question
+and document; round two shows a few from one cluster as demonstrations and writes again, so that
+every cluster gives a document of its own manner.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from sklearn.cluster import KMeans
+
+from rag_jax.data.batches import choose_bucket, pad_rows
+from rag_jax.decoding.cache import append, init_cache
+from rag_jax.losses import token_logprobs
+from rag_jax.models.decoder import Decoder
+from rag_jax.models.tokenizer import Tokenizer
+
+# Asks for what the paper asks for (appendix B.1): a Wikipedia-style background document, begun at
+# once and without links. "Two sentences" keeps a small model from rambling.
+_INSTRUCTION = (
+    "Write a Wikipedia-style background document of one or two sentences that helps to answer the "
+    "question. Begin with the document itself and leave out links."
+)
+_ANSWER_CUE = "The answer is"
+
+
+def encode_document_prompt(
+    tokenizer: Tokenizer, question: str, demonstrations: Sequence[tuple[str, str]] = ()
+) -> list[int]:
+    """The prompt for a background document, after (question, document) demonstrations."""
+    shown = [f"Question: {q}\nBackground document: {d}\n\n" for q, d in demonstrations]
+    text = f"{_INSTRUCTION}\n\n{''.join(shown)}Question: {question}\nBackground document:"
+    return tokenizer.encode_chat([{"role": "user", "content": text}])
+
+
+def encode_answer_prompt(tokenizer: Tokenizer, question: str, knowledge: str = "") -> list[int]:
+    """The prompt for an answer, with or without knowledge to read, up to "The answer is"."""
+    before = f"Background knowledge: {knowledge}\n\n" if knowledge else ""
+    text = f"{before}Answer the question with a few words.\n\nQuestion: {question}"
+    prompt = tokenizer.encode_chat([{"role": "user", "content": text}])
+    return [*prompt, *tokenizer.encode(_ANSWER_CUE)]
+
+
+def split_prefix(prompts: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
+    """The tokens that all prompts begin with, and what remains of each (at least one token)."""
+    first, last = min(prompts), max(prompts)
+    shared = min(map(len, prompts)) - 1
+    for place, (a, b) in enumerate(zip(first, last, strict=False)):
+        if a != b or place == shared:
+            shared = place
+            break
+    return list(first[:shared]), [list(prompt[shared:]) for prompt in prompts]
+
+
+def clean_document(text: str) -> str:
+    """A document as one line."""
+    return " ".join(text.split())
+
+
+def pick_demonstrations(
+    embeddings: Float[np.ndarray, "N D"], *, clusters: int, count: int, seed: int
+) -> list[list[int]]:
+    """Clusters documents by K-means and draws `count` from each cluster, or all of a smaller one.
+
+    Returns:
+        For each cluster the numbers of its demonstrations.
+    """
+    labels = KMeans(clusters, n_init=10, random_state=seed).fit_predict(embeddings)
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for cluster in range(clusters):
+        members = rng.permutation(np.flatnonzero(labels == cluster))
+        drawn.append(members[:count].tolist())
+    return drawn
+
+
+@partial(jax.jit, static_argnames="model")
+def _score(
+    model: Decoder,
+    params,
+    prefix,
+    tokens: Int[Array, "B T"],
+    mask,
+    at: Int[Array, "B P"],
+    targets: Int[Array, "B P"],
+    weights: Float[Array, "B P"],
+) -> Float[Array, "B"]:
+    dtype = params["embed"]["embedding"].dtype
+    shared = append(model, params, init_cache(model, 1, dtype=dtype), *prefix)[1]
+    cache = init_cache(model, tokens.shape[0], dtype=dtype, prefix=shared)
+    hidden = append(model, params, cache, tokens, mask)[0].hidden
+    picked = jnp.take_along_axis(hidden, at[:, :, None], axis=1)
+    logits = model.apply({"params": params}, picked, method="logits")
+    return (token_logprobs(logits, targets) * weights).sum(axis=-1)
+
+
+def score_answers(
+    model: Decoder,
+    params,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    *,
+    prefix: Sequence[int],
+    width: int,
+    batch_size: int,
+) -> list[float]:
+    """`log p(answer | prompt)` in nats, summed over the answer's tokens, for at most `batch_size`.
+
+    Args:
+        prompts: what stands between the shared `prefix` and the answer.
+        answers: their tokens.
+        width: tokens that prompt and answer are padded to.
+    """
+    rows = [[*p, *a] for p, a in zip(prompts, answers, strict=True)]
+    tokens, mask = pad_rows(rows, width, pad_id=0, batch=batch_size)
+    longest = max(map(len, answers))
+    places = choose_bucket(longest, range(16, longest + 16, 16))
+    at = np.zeros((batch_size, places), np.int32)
+    weights = np.zeros((batch_size, places), np.float32)
+    for r, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        at[r, : len(answer)] = len(prompt) - 1 + np.arange(len(answer))
+        weights[r, : len(answer)] = 1
+    targets = np.take_along_axis(tokens, np.minimum(at + 1, width - 1), axis=1)
+    shared = pad_rows([prefix], choose_bucket(len(prefix), (64, 128, 512, 2048)), pad_id=0)
+    scores = _score(model, params, shared, tokens, mask, at, targets, weights)
+    return np.asarray(scores)[: len(rows)].tolist()

@@ -1,0 +1,351 @@
+"""One left-to-right pass: read the question, choose a source, write or fetch knowledge, answer.
+
+Five compiled programs share one cache: `route`, `verbalise`, `read`, `answer` and `score_answer`.
+Questions are routed in batches; the rows of each source then go on together from the cache that
+routing left, so nothing is read twice.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from rag_jax.data.batches import choose_bucket, pad_rows
+from rag_jax.decoding.cache import Cache, append, grow, init_cache
+from rag_jax.decoding.generate import decode, last_hidden
+from rag_jax.errors import RagJaxError
+from rag_jax.losses import token_logprobs
+from rag_jax.models.decoder import Decoder
+from rag_jax.systems.srrag.data import Format, join_passages
+
+
+class Routed(NamedTuple):
+    """What the model says at `<EOQ>`.
+
+    Attributes:
+        cache: the question.
+        probabilities: `[B, S]`, `p_M(s | q)` over the source tokens alone.
+        key: `[B, D]`, the hidden state at `<EOQ>` after the datastore's layer.
+    """
+
+    cache: Cache
+    probabilities: Float[Array, "B S"]
+    key: Float[Array, "B D"]
+
+
+@partial(jax.jit, static_argnames=("model", "source_ids", "layer"))
+def route(
+    model: Decoder,
+    params,
+    tokens: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    *,
+    source_ids: tuple[int, ...],
+    layer: int,
+) -> Routed:
+    """Reads the questions up to `<EOQ>`."""
+    cache = init_cache(model, tokens.shape[0], dtype=params["embed"]["embedding"].dtype)
+    output, cache = append(model, params, cache, tokens, mask, tap=layer)
+    logits = model.apply({"params": params}, last_hidden(output.hidden, mask), method="logits")
+    chosen = logits[:, jnp.asarray(source_ids)].astype(jnp.float32)
+    return Routed(cache, jax.nn.softmax(chosen, axis=-1), last_hidden(output.tapped, mask))
+
+
+@partial(jax.jit, static_argnames=("model", "width", "max_tokens", "stop_ids"))
+def verbalise(
+    model: Decoder,
+    params,
+    cache: Cache,
+    source_id: int,
+    active: Bool[Array, "B"],
+    *,
+    width: int,
+    max_tokens: int,
+    stop_ids: tuple[int, ...],
+) -> tuple[Cache, Int[Array, "B N"], Int[Array, "B"], Bool[Array, "B"]]:
+    """Writes the source token and, greedily, knowledge up to `<EOK>` (left out) or the limit.
+
+    Returns:
+        The cache, `width` slots longer; the knowledge, its lengths, and where `<EOK>` came in time.
+    """
+    token = jnp.full((active.shape[0], 1), source_id, jnp.int32)
+    output, cache = append(model, params, cache, token, active[:, None])
+    decoded = decode(
+        model,
+        params,
+        cache,
+        output.hidden[:, 0],
+        max_tokens=max_tokens,
+        stop_ids=stop_ids,
+        active=active,
+    )
+    cache = grow(decoded.cache, width - 1 - max_tokens)
+    return cache, decoded.tokens, decoded.lengths, decoded.finished
+
+
+@partial(jax.jit, static_argnames="model")
+def read(
+    model: Decoder, params, cache: Cache, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]
+) -> Cache:
+    """Appends a source token and the knowledge that was found."""
+    return append(model, params, cache, tokens, mask)[1]
+
+
+@partial(jax.jit, static_argnames=("model", "cue", "max_tokens", "stop_ids"))
+def answer(
+    model: Decoder,
+    params,
+    cache: Cache,
+    active: Bool[Array, "B"],
+    *,
+    cue: tuple[int, ...],
+    max_tokens: int,
+    stop_ids: tuple[int, ...],
+) -> tuple[Int[Array, "B N"], Int[Array, "B"]]:
+    """Closes the knowledge with `<EOK>`, asks for the answer and writes it greedily."""
+    tokens = jnp.tile(jnp.asarray(cue, jnp.int32), (active.shape[0], 1))
+    output, cache = append(model, params, cache, tokens, jnp.tile(active[:, None], len(cue)))
+    decoded = decode(
+        model,
+        params,
+        cache,
+        output.hidden[:, -1],
+        max_tokens=max_tokens,
+        stop_ids=stop_ids,
+        active=active,
+    )
+    return decoded.tokens, decoded.lengths
+
+
+@partial(jax.jit, static_argnames=("model", "cue_length"))
+def score_answer(
+    model: Decoder,
+    params,
+    cache: Cache,
+    tokens: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    *,
+    cue_length: int,
+) -> Float[Array, "B"]:
+    """`log p(answer | question, knowledge)` of given answers; `tokens` holds the cue before them."""
+    output, _ = append(model, params, cache, tokens, mask)
+    hidden = output.hidden[:, cue_length - 1 : -1]
+    logits = model.apply({"params": params}, hidden, method="logits")
+    logprobs = token_logprobs(logits, tokens[:, cue_length:])
+    return (logprobs * mask[:, cue_length:]).sum(axis=-1)
+
+
+@jax.jit
+def pick_rows(cache: Cache, rows: Int[Array, "B"]) -> Cache:
+    """The caches of some rows, in the order given."""
+    return jax.tree.map(lambda leaf: leaf[rows], cache)
+
+
+@jax.jit
+def join_rows(parts: Sequence[Routed]) -> Routed:
+    """The rows of several batches as one."""
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Datastore:
+    """The policy datastore: hidden states at `<EOQ>` and the source that then worked better.
+
+    Attributes:
+        keys: `[N, D]`, of length one, so that a product with them is a cosine. (The paper leaves
+            the metric open; raw products would be ruled by the few large features such states
+            have.)
+        labels: `[N]`, source numbers.
+    """
+
+    keys: Float[Array, "N D"]
+    labels: Int[Array, "N"]
+
+
+def normalize_keys(keys: Float[Array, "N D"]) -> Float[Array, "N D"]:
+    """Scales hidden states to length one."""
+    keys = keys.astype(jnp.float32)
+    return keys / jnp.maximum(jnp.linalg.norm(keys, axis=-1, keepdims=True), 1e-12)
+
+
+@partial(jax.jit, static_argnames=("k", "num_sources"))
+def vote(
+    datastore: Datastore,
+    queries: Float[Array, "B D"],
+    itself: Int[Array, "B"],
+    *,
+    k: int,
+    num_sources: int,
+) -> Float[Array, "B S"]:
+    """`p_D(s | q)`: the share of each source among a question's `k` nearest entries.
+
+    Args:
+        itself: the row of each query's own entry, which must not vote; -1 where it has none.
+    """
+    scores = normalize_keys(queries) @ datastore.keys.T
+    own = jnp.arange(datastore.keys.shape[0])[None, :] == itself[:, None]
+    _, nearest = jax.lax.top_k(jnp.where(own, -2.0, scores), k)
+    labels = jax.nn.one_hot(datastore.labels[nearest], num_sources)
+    return labels.mean(axis=1)
+
+
+def decide(
+    probabilities: Float[np.ndarray, "B S"],
+    votes: Float[np.ndarray, "B S"],
+    kinds: Sequence[str],
+    *,
+    tau: float,
+) -> Int[np.ndarray, "B"]:
+    """Retrieve if and only if `p_M(s) p_D(s) > tau` for a searched source (paper, section 3.4).
+
+    Among several searched sources above the threshold the one with the largest product is taken.
+    """
+    external = np.asarray([kind == "search" for kind in kinds])
+    product = np.where(external, probabilities * votes, -1.0)
+    best = product.argmax(axis=1)
+    internal = int(np.flatnonzero(~external)[0])
+    return np.where(product.max(axis=1) > tau, best, internal)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Everything a pass needs; its methods take and give plain lists.
+
+    Attributes:
+        search: gives each question its passages as (title, text), best first.
+        layer: whose output is the datastore key.
+        batch_size: rows of every program.
+        max_knowledge: tokens a verbalisation may have.
+        max_answer: tokens an answer may have.
+    """
+
+    model: Decoder
+    params: Any
+    form: Format
+    search: Callable[[Sequence[str]], list[list[tuple[str, str]]]]
+    layer: int
+    batch_size: int
+    max_knowledge: int
+    max_answer: int
+
+    def route(self, questions: Sequence[str]) -> Routed:
+        """Routes questions batch by batch; rows of the result beyond them are padding."""
+        rows = [self.form.encode_question(question) for question in questions]
+        width = choose_bucket(max(map(len, rows)), range(32, max(map(len, rows)) + 32, 32))
+        if width > self.model.config.max_length:
+            raise RagJaxError(
+                f"a question of {max(map(len, rows))} tokens is longer than the model's context "
+                f"of {self.model.config.max_length}; shorten it"
+            )
+        parts = []
+        for start in range(0, len(rows), self.batch_size):
+            batch = rows[start : start + self.batch_size]
+            tokens, mask = pad_rows(batch, width, pad_id=0, batch=self.batch_size)
+            parts.append(
+                route(
+                    self.model,
+                    self.params,
+                    tokens,
+                    mask,
+                    source_ids=self.form.source_ids,
+                    layer=self.layer,
+                )
+            )
+        return join_rows(parts)
+
+    def learn(
+        self, routed: Routed, rows: Sequence[int], source: int, questions: Sequence[str]
+    ) -> tuple[Cache, list[str], Bool[np.ndarray, "B"]]:
+        """Gives rows of a routed batch the knowledge of one source, written or found.
+
+        Returns:
+            The cache of those rows, padded to `batch_size`; the knowledge; which rows are real.
+        """
+        active = np.arange(self.batch_size) < len(rows)
+        cache = pick_rows(routed.cache, np.resize(np.asarray(rows, np.int32), self.batch_size))
+        written = 1 + self.max_knowledge
+        if self.form.sources[source].kind == "verbalise":
+            cache, tokens, lengths, _ = verbalise(
+                self.model,
+                self.params,
+                cache,
+                self.form.source_ids[source],
+                active,
+                width=choose_bucket(written, range(64, written + 64, 64)),
+                max_tokens=self.max_knowledge,
+                stop_ids=self.form.stop_ids,
+            )
+            tokens, lengths = np.asarray(tokens), np.asarray(lengths)
+            decode_text = self.form.tokenizer.decode
+            texts = [decode_text(tokens[r, : lengths[r]]).strip() for r in range(len(rows))]
+            return cache, texts, active
+        texts = [join_passages(found) for found in self.search([questions[r] for r in rows])]
+        chunks = [
+            [self.form.source_ids[source], *self.form.encode_knowledge(text)] for text in texts
+        ]
+        longest = max(written, *map(len, chunks))
+        width = choose_bucket(longest, range(64, longest + 64, 64))
+        tokens, mask = pad_rows(chunks, width, pad_id=0, batch=self.batch_size)
+        return read(self.model, self.params, cache, tokens, mask), texts, active
+
+    def write_answers(self, cache: Cache, active: Bool[np.ndarray, "B"]) -> list[str]:
+        """Greedy answers of the real rows."""
+        tokens, lengths = answer(
+            self.model,
+            self.params,
+            cache,
+            active,
+            cue=tuple(self.form.encode_answer_cue()),
+            max_tokens=self.max_answer,
+            stop_ids=self.form.stop_ids,
+        )
+        tokens, lengths = np.asarray(tokens), np.asarray(lengths)
+        decode_text = self.form.tokenizer.decode
+        return [decode_text(tokens[r, : lengths[r]]).strip() for r in range(int(active.sum()))]
+
+    def score_answers(
+        self, cache: Cache, answers: Sequence[str], active: Bool[np.ndarray, "B"]
+    ) -> Float[np.ndarray, "B"]:
+        """Log-likelihoods of given answers, for the real rows."""
+        cue = self.form.encode_answer_cue()
+        rows = [[*cue, *self.form.encode_answer(text)] for text in answers]
+        width = choose_bucket(max(map(len, rows)), range(16, max(map(len, rows)) + 16, 16))
+        tokens, mask = pad_rows(rows, width, pad_id=0, batch=self.batch_size)
+        scores = score_answer(self.model, self.params, cache, tokens, mask, cue_length=len(cue))
+        return np.asarray(scores)[: int(active.sum())]
+
+    def answer_questions(
+        self, questions: Sequence[str], choose: Callable[[Routed], Int[np.ndarray, "B"]]
+    ) -> list[dict[str, Any]]:
+        """The whole pass for some questions.
+
+        Args:
+            choose: gives each question's source number, from what `route` returned.
+
+        Returns:
+            For each question `source`, `probabilities`, `knowledge` and `prediction`.
+        """
+        routed = self.route(questions)
+        choices = np.asarray(choose(routed))[: len(questions)]
+        probabilities = np.asarray(routed.probabilities)
+        records: list[dict[str, Any]] = [{} for _ in questions]
+        for source in np.unique(choices):
+            members = np.flatnonzero(choices == source).tolist()
+            for start in range(0, len(members), self.batch_size):
+                rows = members[start : start + self.batch_size]
+                cache, knowledge, active = self.learn(routed, rows, int(source), questions)
+                predictions = self.write_answers(cache, active)
+                for row, text, prediction in zip(rows, knowledge, predictions, strict=True):
+                    records[row] = {
+                        "source": self.form.sources[source].name,
+                        "probabilities": probabilities[row].tolist(),
+                        "knowledge": text,
+                        "prediction": prediction,
+                    }
+        return records

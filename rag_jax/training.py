@@ -1,0 +1,258 @@
+"""Training: the state, one jit-compiled step, and a loop that can stop anywhere and go on.
+
+Training is a pure function of the first state and of `batch_at`, so a run that stopped and went on
+from a checkpoint ends with the same bits as one that never stopped.
+"""
+
+import contextlib
+import json
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+from rag_jax.checkpoint import Checkpoints
+from rag_jax.config import StageConfig
+from rag_jax.errors import RagJaxError
+from rag_jax.files import open_atomic, to_json, write_json
+
+LossFunction = Callable[[PyTree, PyTree, Any], tuple[Float[Array, ""], Mapping[str, Array]]]
+
+
+class TrainState(NamedTuple):
+    """What a step changes: the count of steps taken, the trained arrays, the optimiser's own."""
+
+    step: Int[Array, ""]
+    params: PyTree
+    opt_state: PyTree
+
+
+def make_schedule(settings: StageConfig, total_steps: int) -> optax.Schedule:
+    """The learning rate at each step: a linear warm-up, then a linear decay to 0 after the last.
+
+    The first step's rate is already above 0, so that no step is wasted.
+    """
+    warmup = max(1, round(settings.warmup_fraction * total_steps))
+    decay = max(1, total_steps - warmup)
+
+    def schedule(step: Int[Array, ""]) -> Float[Array, ""]:
+        rising = (step + 1) / warmup
+        falling = (total_steps - step) / decay
+        return settings.learning_rate * jnp.clip(jnp.minimum(rising, falling), 0.0, 1.0)
+
+    return schedule
+
+
+def make_optimizer(settings: StageConfig, total_steps: int) -> optax.GradientTransformation:
+    """AdamW (Loshchilov and Hutter 2019) with gradients clipped by their global norm.
+
+    Weight decay leaves vectors (norm scales, biases) alone, as is usual.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(settings.clip_norm),
+        optax.adamw(
+            make_schedule(settings, total_steps),
+            weight_decay=settings.weight_decay,
+            mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
+        ),
+    )
+
+
+def init_state(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step.
+
+    `params` are copied: a step gives its state's memory to the next state, which would otherwise
+    take the caller's arrays away.
+    """
+    params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def make_step(
+    losses: Mapping[str, LossFunction], optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, PyTree, Sequence[tuple[str, Any]]], tuple[TrainState, dict[str, Array]]]:
+    """The step `step(state, frozen, parts) -> (state, metrics)`, compiled once for a part's shape.
+
+    A batch is a list of microbatches `(name of its loss, arrays)`, taken one after the other, so
+    that the memory for activations is bounded and no row is padded to the longest of its batch.
+    Losses, metrics and gradients of the parts add up. The state passed in is used up (its buffers
+    are donated).
+
+    Args:
+        losses: for each kind of microbatch `loss_fn(params, frozen, arrays) -> (loss, metrics)`:
+            the scalar to minimise by `params`, the trained tree (all weights, or an adapter);
+            `frozen` holds whatever else it needs; `metrics` are scalars for the log.
+        optimizer: as from `make_optimizer`.
+    """
+
+    def evaluate(loss_fn, params, frozen, arrays):
+        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, frozen, arrays)
+        return grads, {"loss": loss, **metrics}
+
+    compiled = {name: jax.jit(partial(evaluate, loss_fn)) for name, loss_fn in losses.items()}
+
+    @partial(jax.jit, donate_argnums=0)
+    def add(total: PyTree, part: PyTree) -> PyTree:
+        return jax.tree.map(jnp.add, total, part)
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def update(state: TrainState, grads: PyTree) -> tuple[TrainState, Array]:
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state), optax.global_norm(grads)
+
+    def step(state, frozen, parts):
+        total, logged = None, {}
+        for name, arrays in parts:
+            grads, metrics = compiled[name](state.params, frozen, arrays)
+            total = grads if total is None else add(total, grads)
+            logged = {
+                **logged,
+                **{k: logged[k] + v if k in logged else v for k, v in metrics.items()},
+            }
+        state, norm = update(state, total)
+        return state, {**logged, "grad_norm": norm}
+
+    return step
+
+
+def train(
+    state: TrainState,
+    step_fn: Callable[[TrainState, Any], tuple[TrainState, Mapping[str, Array]]],
+    batch_at: Callable[[int], tuple[Any, Sequence[str]]],
+    *,
+    total_steps: int,
+    checkpoints: Checkpoints,
+    checkpoint_every: int,
+    progress: Callable[..., AbstractContextManager],
+    log_path: Path,
+) -> TrainState:
+    """Trains from the newest checkpoint, or else from `state`, to `total_steps`.
+
+    A step's metrics are read once the next step has been dispatched, so the device never waits.
+
+    Args:
+        state: used up.
+        step_fn: `(state, batch) -> (state, metrics)`, with a scalar `"loss"` among the metrics.
+        batch_at: gives step i's batch and its examples' ids; a pure function of i, from 0.
+        total_steps: how many steps make the whole run.
+        checkpoints: where it goes on from. Saved to every `checkpoint_every` steps, and when
+            Ctrl-C stops the run.
+        checkpoint_every: in steps.
+        progress: such as `StageContext.progress`.
+        log_path: JSON lines, one a step: `{"step", ...metrics}`.
+
+    Raises:
+        RagJaxError: when the loss is not finite. The step, ids and metrics are written to
+            `nonfinite.json` beside the log, and nothing after that step is saved.
+        KeyboardInterrupt: on Ctrl-C, after the step under way and a checkpoint.
+    """
+    found = checkpoints.restore_latest(state)
+    first, state = found if found else (0, state)
+    _cut_log(log_path, first)
+    pending: tuple[int, Sequence[str], Mapping[str, Array]] | None = None
+    saved = first
+
+    with (
+        open(log_path, "a", encoding="utf-8") as log,
+        progress(total_steps, unit="steps", initial=first) as bar,
+        _note_interrupt() as interrupted,
+    ):
+
+        def settle() -> None:
+            """Waits for the last dispatched step; logs and checks its metrics."""
+            nonlocal pending
+            if pending is not None:
+                step, ids, metrics = pending
+                pending = None
+                _log_step(log, step, ids, jax.device_get(metrics))
+                bar.update(1)
+
+        def save(step: int) -> None:
+            nonlocal saved
+            settle()
+            if step > saved:
+                checkpoints.save(step, state)
+                saved = step
+
+        for step in range(first, total_steps):
+            if interrupted.is_set():
+                save(step)
+                raise KeyboardInterrupt
+            batch, ids = batch_at(step)
+            state, metrics = step_fn(state, batch)
+            settle()
+            pending = (step, ids, metrics)
+            if (step + 1) % checkpoint_every == 0 and step + 1 < total_steps:
+                save(step + 1)
+        settle()
+        if interrupted.is_set():
+            save(total_steps)
+            raise KeyboardInterrupt
+    return state
+
+
+@contextlib.contextmanager
+def _note_interrupt() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets, in place of an exception in the middle of a step.
+
+    A step donates its state's buffers, so between two steps is the only place where there is a
+    state to save. A second Ctrl-C raises at once, for when a step hangs.
+    """
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(*_: Any) -> None:
+        print("\nstopping after this step and a checkpoint", file=sys.stderr)
+        event.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _log_step(log: Any, step: int, ids: Sequence[str], metrics: Mapping[str, Any]) -> None:
+    values = {name: float(value) for name, value in metrics.items()}
+    if not math.isfinite(values["loss"]):
+        path = Path(log.name).with_name("nonfinite.json")
+        # As text, for JSON has no NaN.
+        texts = {name: str(value) for name, value in values.items()}
+        write_json(path, {"step": step, "ids": list(ids), "metrics": texts})
+        raise RagJaxError(
+            f"the loss is {values['loss']} at step {step}, on examples {', '.join(ids)} "
+            f"(saved in {path}); a lower learning rate or clip_norm may help"
+        )
+    finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    log.write(to_json({"step": step, **finite}) + "\n")
+    log.flush()
+
+
+def _cut_log(path: Path, first: int) -> None:
+    """Drops the lines that steps from `first` on will write again, and a torn last line."""
+    if not os.path.exists(path):
+        return
+    kept = []
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            with contextlib.suppress(ValueError):
+                if line.endswith("\n") and json.loads(line)["step"] < first:
+                    kept.append(line)
+    with open_atomic(path) as file:
+        file.writelines(kept)

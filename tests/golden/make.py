@@ -1,0 +1,177 @@
+"""Makes the golden files: tiny random models in Hugging Face's layout, and what they compute.
+
+Needs PyTorch and transformers, which the tests themselves do not:
+
+    pip install torch==2.13.0 transformers && python tests/golden/make.py
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers.normalizers import BertNormalizer
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+FOLDER = Path(__file__).parent
+SENTENCES = [
+    "The capital of France is Paris.",
+    "Paris has 2,138,551 inhabitants, and Lyon has 472,317.",
+    "What is the capital of France?\n\nIt's Paris!",
+    "Where is Zürich? In Switzerland; \u6771\u4eac is in Japan \U0001f5fc.",
+]
+CHATS = [
+    [{"role": "user", "content": "What is the capital of France?"}],
+    [
+        {"role": "system", "content": "Answer in one word. "},
+        {"role": "user", "content": "  Where is Lyon?\n"},
+        {"role": "assistant", "content": "France"},
+        {"role": "user", "content": "And Paris?"},
+    ],
+]
+TEMPLATE = (
+    "{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] | trim }}"
+    "<|end|>\n{% endfor %}{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+
+
+def make_llama_tokenizer() -> PreTrainedTokenizerFast:
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    specials = ["<|pad|>", "<|start|>", "<|end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=290, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    core.train_from_iterator(SENTENCES * 3, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<|start|>", eos_token="<|end|>", pad_token="<|pad|>",
+        chat_template=TEMPLATE,
+    )  # fmt: skip
+
+
+def make_bert_tokenizer() -> PreTrainedTokenizerFast:
+    core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    core.normalizer = BertNormalizer(lowercase=True)
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    core.decoder = decoders.WordPiece()
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=150, special_tokens=specials, show_progress=False
+    )
+    core.train_from_iterator(SENTENCES * 3, trainer)
+    core.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )  # fmt: skip
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]",
+        sep_token="[SEP]", mask_token="[MASK]",
+    )  # fmt: skip
+
+
+def randomise(model: torch.nn.Module) -> None:
+    """Weights large enough that attention is far from uniform and norms and biases matter."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape) * 0.2
+            parameter.copy_(noise + 1 if "norm" in name.lower() and "bias" not in name else noise)
+
+
+def make_batch(vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Four rows: full, padded on the right, padded on the left, one token."""
+    tokens = np.random.default_rng(0).integers(0, vocab_size, (4, 11))
+    mask = np.ones((4, 11), np.int64)
+    mask[1, 7:] = mask[2, :5] = mask[3, 1:] = 0
+    return tokens, mask
+
+
+def make_llama(name: str, *, shard: str, **settings) -> None:
+    folder = FOLDER / name
+    tokenizer = make_llama_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        max_position_embeddings=64, attn_implementation="eager", bos_token_id=1, eos_token_id=2,
+        pad_token_id=0, **settings,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).eval()
+    randomise(model)
+    tokens, mask = make_batch(config.vocab_size)
+    positions = np.maximum(mask.cumsum(1) - 1, 0)
+    with torch.no_grad():
+        logits = model(
+            torch.tensor(tokens), attention_mask=torch.tensor(mask),
+            position_ids=torch.tensor(positions),
+        ).logits  # fmt: skip
+    model.save_pretrained(folder, max_shard_size=shard)
+    tokenizer.save_pretrained(folder)
+    np.savez(folder / "golden.npz", tokens=tokens, mask=mask, logits=logits.numpy())
+    golden = {
+        "texts": {text: tokenizer.encode(text, add_special_tokens=False) for text in SENTENCES},
+        "chats": [
+            {"messages": chat, "ids": tokenizer.apply_chat_template(
+                chat, add_generation_prompt=True, return_dict=False)}
+            for chat in CHATS
+        ],
+    }  # fmt: skip
+    (folder / "golden.json").write_text(json.dumps(golden, indent=1), "utf-8")
+
+
+def make_bert(name: str) -> None:
+    folder = FOLDER / name
+    tokenizer = make_bert_tokenizer()
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=24, attn_implementation="eager",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = BertModel(config).eval()
+    randomise(model)
+    tokens, mask = make_batch(config.vocab_size)
+    types = (np.arange(11) > 4).astype(np.int64)[None].repeat(4, 0)
+    outputs = {}
+    with torch.no_grad():
+        for key, kind in {"hidden": np.zeros_like(types), "hidden_typed": types}.items():
+            outputs[key] = model(
+                torch.tensor(tokens), attention_mask=torch.tensor(mask),
+                token_type_ids=torch.tensor(kind),
+            ).last_hidden_state.numpy()  # fmt: skip
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    np.savez(folder / "golden.npz", tokens=tokens, mask=mask, types=types, **outputs)
+    golden = {
+        "texts": {
+            f"{length}": {
+                text: tokenizer.encode(text, truncation=True, max_length=length)
+                for text in SENTENCES
+            }
+            for length in (8, 64)
+        },
+        "pairs": [
+            [a, b, length, tokenizer.encode(a, b, truncation="longest_first", max_length=length)]
+            for a in SENTENCES[:2] for b in SENTENCES[1:] for length in (8, 9, 25, 99)
+        ],
+    }  # fmt: skip
+    (folder / "golden.json").write_text(json.dumps(golden, indent=1), "utf-8")
+
+
+if __name__ == "__main__":
+    make_llama(
+        "llama_tied", shard="1MB", num_attention_heads=4, num_key_value_heads=2,
+        tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+    )  # fmt: skip
+    # Heads wider than `hidden_size / heads`, four query heads to one key head, several shards.
+    make_llama(
+        "llama_untied_sharded", shard="60KB", num_attention_heads=4, num_key_value_heads=1,
+        head_dim=16, rms_norm_eps=1e-5,
+    )  # fmt: skip
+    make_bert("bert")

@@ -1,0 +1,203 @@
+"""Text stays text: special tokens come only from where they are asked for."""
+
+import json
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import decoders, models, pre_tokenizers
+
+from rag_jax.errors import RagJaxError
+from rag_jax.models.tokenizer import Tokenizer
+
+SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def make_metadata(**changes):
+    """A byte-level tokenizer as GGUF describes it: three specials, all bytes, a few merges."""
+    merges = ["t h", "th e", "\u0120 a", "i m", "_ e", "n d", "< |", "| >"]
+    tokens = [*SPECIALS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokens += [merge.replace(" ", "") for merge in merges]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.token_type": [3] * 3 + [1] * (len(tokens) - 3),
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.chat_template": TEMPLATE,
+    } | changes
+
+
+BASE = Tokenizer.from_gguf(make_metadata())
+EXTENDED = BASE.add_special_tokens(["<Self>", "<EOQ>"])
+NAMES = [*SPECIALS, "<Self>", "<EOQ>"]
+# Any text, and texts that spell special tokens, whole, broken and run together.
+TEXTS = st.text() | st.lists(
+    st.sampled_from([*NAMES, "<|", "|>", "im_end", "the", " ", "\n", "\0", "\ud800", "<"])
+).map("".join)
+
+
+def make_wordpiece(**options):
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "c", "##d", "[", "]", "sep"]
+    core = tokenizers.Tokenizer(
+        models.WordPiece({token: i for i, token in enumerate(vocab)}, unk_token="[UNK]")
+    )
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    core.decoder = decoders.WordPiece()
+    core.add_special_tokens(vocab[:4])
+    core.enable_truncation(3)
+    core.enable_padding(length=16)
+    return Tokenizer(core, pad="[PAD]", **options)
+
+
+def test_ids():
+    assert (BASE.vocab_size, BASE.bos_id, BASE.eos_id, BASE.pad_id) == (267, 1, 2, None)
+    assert BASE.token_id("<|im_end|>") == 2
+    with pytest.raises(RagJaxError, match="'<Self>' is no special token .* it has: <|endoftext|>"):
+        BASE.token_id("<Self>")
+
+
+@given(TEXTS)
+def test_text_never_becomes_a_special_token(text):
+    for tokenizer in (BASE, EXTENDED):
+        ids = tokenizer.encode(text)
+        assert not {tokenizer.token_id(n) for n in NAMES if n in tokenizer._special} & set(ids)
+        clean = "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text)
+        assert tokenizer.decode(ids) == clean
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=3))
+def test_chat_contents_never_become_special_tokens(contents):
+    messages = [{"role": "user", "content": content} for content in contents]
+    ids = EXTENDED.encode_chat(messages)
+    expected = []
+    for content in contents:
+        expected += [1, *EXTENDED.encode(f"user\n{content}"), 2, *EXTENDED.encode("\n")]
+    assert ids == [*expected, 1, *EXTENDED.encode("assistant\n")]
+
+
+@given(TEXTS)
+def test_special_tokens_do_not_form_across_the_edge_of_a_content(content):
+    template = "{% for m in messages %}<|im_{{ m['content'] }}|>{% endfor %}"
+    tokenizer = Tokenizer.from_gguf(make_metadata(**{"tokenizer.chat_template": template}))
+    ids = tokenizer.encode_chat([{"role": "user", "content": content}])
+    assert not {0, 1, 2} & set(ids)
+    assert not {0, 1, 2} & set(tokenizer.encode_chat([{"role": "user", "content": "end"}]))
+
+
+def test_template_may_strip_and_inspect_contents():
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}<|im_start|>{{ m['content'] | trim }}"
+        "<|im_end|>{% else %}{{ raise_exception('only users') }}{% endif %}{% endfor %}"
+        "{{ eos_token }}"
+    )
+    tokenizer = Tokenizer.from_gguf(make_metadata(**{"tokenizer.chat_template": template}))
+    ids = tokenizer.encode_chat([{"role": "user", "content": " \n the end\t"}])
+    assert ids == [1, *tokenizer.encode("the end"), 2, 2]
+    with pytest.raises(RagJaxError, match="chat template refuses these messages: only users"):
+        tokenizer.encode_chat([{"role": "system", "content": ""}])
+
+
+def test_chat_without_generation_prompt():
+    ids = BASE.encode_chat([{"role": "user", "content": ""}], add_generation_prompt=False)
+    assert ids == [1, *BASE.encode("user\n"), 2, *BASE.encode("\n")]
+
+
+@pytest.mark.parametrize(
+    "message", [{"role": "user"}, {"role": "robot", "content": ""}, {"role": "user", "content": 1}]
+)
+def test_bad_messages(message):
+    with pytest.raises(RagJaxError, match="message 1 needs a role among .* and text as content"):
+        BASE.encode_chat([{"role": "user", "content": "fine"}, message])
+
+
+def test_no_chat_template():
+    with pytest.raises(RagJaxError, match="has no chat template"):
+        make_wordpiece().encode_chat([])
+
+
+def test_added_special_tokens():
+    assert EXTENDED.vocab_size == BASE.vocab_size + 2
+    assert EXTENDED.token_id("<Self>") == BASE.vocab_size
+    assert EXTENDED.token_id("<EOQ>") == BASE.vocab_size + 1
+    assert EXTENDED.bos_id == 1
+    ids = [EXTENDED.token_id("<Self>"), *EXTENDED.encode("the"), EXTENDED.token_id("<EOQ>")]
+    assert EXTENDED.decode(np.array(ids)) == "the"
+    again = EXTENDED.add_special_tokens(["<EOQ>", "<New>", "<New>"])
+    assert again.token_id("<EOQ>") == EXTENDED.token_id("<EOQ>")
+    assert again.token_id("<New>") == EXTENDED.vocab_size == again.vocab_size - 1
+    for name in ("the", ""):
+        with pytest.raises(RagJaxError, match="cannot become a special token"):
+            BASE.add_special_tokens([name])
+
+
+def test_digits_are_split_one_by_one_and_no_space_is_put_before():
+    merges = ["1 2", "\u0120 1"]
+    tokens = make_metadata()["tokenizer.ggml.tokens"] + ["12", "\u01201"]
+    metadata = make_metadata(
+        **{
+            "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.merges": merges,
+            "tokenizer.ggml.token_type": [3] * 3 + [1] * (len(tokens) - 3),
+        }
+    )
+    tokenizer = Tokenizer.from_gguf(metadata)
+    assert [tokens[i] for i in tokenizer.encode("12 12")] == ["1", "2", "\u0120", "1", "2"]
+
+
+def test_other_tokenizers_in_gguf_are_refused():
+    with pytest.raises(RagJaxError, match=r"'gpt2' with pre-tokenizer 'llama-bpe' is not read"):
+        Tokenizer.from_gguf(make_metadata(**{"tokenizer.ggml.pre": "llama-bpe"}))
+
+
+def test_encoder_form():
+    tokenizer = make_wordpiece()
+    assert tokenizer.encode("a b c") == [4, 5, 6]  # the file's own truncation and padding are off
+    assert tokenizer.encode_with_specials("a b c", max_length=9) == [2, 4, 5, 6, 3]
+    assert tokenizer.encode_with_specials("a b c", max_length=4) == [2, 4, 5, 3]
+    assert tokenizer.encode_with_specials("", max_length=2) == [2, 3]
+    pair = tokenizer.encode_with_specials("a b c", max_length=6, pair="cd")
+    assert pair == [2, 4, 5, 3, 6, 3]
+    with pytest.raises(RagJaxError, match="max_length 1 has no room for"):
+        tokenizer.encode_with_specials("a", max_length=1)
+    with pytest.raises(RagJaxError, match=r"'\[CLS\]' is no special token"):
+        BASE.encode_with_specials("a", max_length=9)
+
+
+def test_unknown_words_are_text():
+    tokenizer = make_wordpiece()
+    assert tokenizer.encode("a zzz [SEP] [UNK]") == [4, 1, 8, 1, 9, 8, 1, 9]
+
+
+def test_folder(tmp_path):
+    with pytest.raises(RagJaxError, match="tokenizer.json is missing"):
+        Tokenizer.from_folder(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(RagJaxError, match="tokenizer.json is no tokenizer"):
+        Tokenizer.from_folder(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(BASE._core.to_str())
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(RagJaxError, match="tokenizer_config.json must hold a JSON object"):
+        Tokenizer.from_folder(tmp_path)
+    settings = {
+        "eos_token": {"content": "<|im_end|>", "lstrip": False},
+        "bos_token": None,
+        "chat_template": [{"name": "default", "template": TEMPLATE}],
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (None, 2)
+    messages = [{"role": "user", "content": "the end"}]
+    assert tokenizer.encode_chat(messages) == BASE.encode_chat(messages)
+    settings["pad_token"] = "<pad>"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(RagJaxError, match="'<pad>' is no special token"):
+        Tokenizer.from_folder(tmp_path)

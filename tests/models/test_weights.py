@@ -1,0 +1,343 @@
+"""Weight files and configs: what is read, and what is refused with which words."""
+
+import json
+import shutil
+from pathlib import Path
+
+import gguf
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from rag_jax.errors import RagJaxError
+from rag_jax.models import load
+from rag_jax.models.configs import read_config
+from rag_jax.models.gguf_file import read_gguf, unpermute
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def copy_model(name, folder):
+    shutil.copytree(GOLDEN / name, folder)
+    return folder
+
+
+@pytest.fixture
+def bert(tmp_path):
+    return copy_model("bert", tmp_path / "model")
+
+
+@pytest.fixture
+def llama(tmp_path):
+    return copy_model("llama_tied", tmp_path / "model")
+
+
+def change_tensors(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def change_config(folder, **fields):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def assert_same(params, others):
+    jax.tree.map(np.testing.assert_array_equal, params, others)
+
+
+def interleave(kernel, heads):
+    """Row by row, the rotary layout llama.cpp stores: the halves of each head in turn."""
+    size = len(kernel) // heads
+    rows = []
+    for head in range(heads):
+        for i in range(size // 2):
+            rows += [kernel[head * size + i], kernel[head * size + size // 2 + i]]
+    return np.stack(rows)
+
+
+def write_gguf(path, folder, *, skip=(), **metadata):
+    """The tied golden model as a GGUF file."""
+    config = json.loads((folder / "config.json").read_text())
+    vocab = json.loads((folder / "tokenizer.json").read_text())["model"]
+    tokens = sorted(vocab["vocab"], key=vocab["vocab"].get)
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    fields = {
+        "llama.vocab_size": config["vocab_size"],
+        "llama.embedding_length": config["hidden_size"],
+        "llama.feed_forward_length": config["intermediate_size"],
+        "llama.block_count": config["num_hidden_layers"],
+        "llama.attention.head_count": heads,
+        "llama.attention.head_count_kv": kv_heads,
+        "llama.context_length": config["max_position_embeddings"],
+        "tokenizer.ggml.bos_token_id": 1,
+    } | metadata
+    writer = gguf.GGUFWriter(path, fields.pop("architecture", "llama"))
+    for name, value in fields.items():
+        if value is not None:
+            writer.add_uint32(name, value)
+    writer.add_float32("llama.rope.freq_base", config["rope_parameters"]["rope_theta"])
+    writer.add_float32("llama.attention.layer_norm_rms_epsilon", config["rms_norm_eps"])
+    writer.add_string("tokenizer.ggml.model", "gpt2")
+    writer.add_string("tokenizer.ggml.pre", "smollm")
+    writer.add_array("tokenizer.ggml.tokens", tokens)
+    writer.add_array("tokenizer.ggml.merges", [" ".join(pair) for pair in vocab["merges"]])
+    writer.add_array("tokenizer.ggml.token_type", [3] * 3 + [1] * (len(tokens) - 3))
+    names = {
+        "model.embed_tokens": "token_embd",
+        "model.norm": "output_norm",
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "model.layers": "blk",
+    }
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        if "q_proj" in name or "k_proj" in name:
+            tensor = interleave(tensor, heads if "q_proj" in name else kv_heads)
+        for theirs, ours in names.items():
+            name = name.replace(theirs, ours)
+        if name not in skip:
+            writer.add_tensor(name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_every_fault_in_one_message(bert):
+    def damage(tensors):
+        del tensors["embeddings.LayerNorm.weight"]
+        del tensors["encoder.layer.1.output.dense.bias"]
+        tensors["encoder.layer.0.intermediate.dense.weight"] = np.zeros((48, 31), np.float32)
+        tensors["classifier.weight"] = np.zeros((2, 32), np.float32)
+
+    change_tensors(bert, damage)
+    with pytest.raises(RagJaxError) as caught:
+        load(bert)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "missing embeddings.LayerNorm.weight [32]" in message
+    assert "missing encoder.layer.1.output.dense.bias [32]" in message
+    assert (
+        "encoder.layer.0.intermediate.dense.weight has shape [48, 31], the config wants [48, 32]"
+        in message
+    )
+    assert "no place for classifier.weight [2, 32]" in message
+    assert message.count(";") == 3
+
+
+def test_what_is_no_parameter_is_left_out(bert):
+    expected = load(bert).params
+
+    def rename(tensors):
+        for name in list(tensors):
+            old = name.replace("LayerNorm.weight", "LayerNorm.gamma")
+            old = old.replace("LayerNorm.bias", "LayerNorm.beta")
+            tensors["bert." + old] = tensors.pop(name)
+        tensors["bert.embeddings.position_ids"] = np.arange(24)[None]
+        tensors["cls.predictions.bias"] = np.zeros(9, np.float32)
+
+    change_tensors(bert, rename)
+    assert_same(load(bert).params, expected)
+
+
+def test_tied_head_may_be_stored_if_it_is_the_embedding(llama):
+    expected = load(llama).params
+
+    def add(tensors, head):
+        tensors["lm_head.weight"] = head
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(4, np.float32)
+
+    embedding = load_file(llama / "model.safetensors")["model.embed_tokens.weight"]
+    change_tensors(llama, lambda tensors: add(tensors, embedding.copy()))
+    assert_same(load(llama).params, expected)
+    change_tensors(llama, lambda tensors: add(tensors, embedding + 1))
+    with pytest.raises(RagJaxError, match=r"lm_head.weight differs from the embedding"):
+        load(llama)
+
+
+def test_untied_head_is_missed(llama):
+    change_config(llama, tie_word_embeddings=False)
+    with pytest.raises(RagJaxError, match=r"missing lm_head.weight \[290, 32\]"):
+        load(llama)
+
+
+def test_half_precision_weights(bert):
+    def halve(tensors):
+        for name in tensors:
+            tensors[name] = tensors[name].astype(jax.numpy.bfloat16)
+
+    expected = load(bert, dtype="bfloat16").params
+    change_tensors(bert, halve)
+    assert_same(load(bert, dtype="bfloat16").params, expected)
+    assert load(bert).params["embed"]["norm"]["scale"].dtype == np.float32
+
+
+def test_integer_weights_are_refused(bert):
+    def quantise(tensors):
+        name = "encoder.layer.0.output.dense.weight"
+        tensors[name] = tensors[name].astype(np.int8)
+
+    change_tensors(bert, quantise)
+    with pytest.raises(RagJaxError, match=r"layer.0.output.dense.weight is I8; only float"):
+        load(bert)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 900, -1])
+def test_truncated_safetensors(bert, keep):
+    path = bert / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(RagJaxError, match=r"model.safetensors is truncated or no safetensors file"):
+        load(bert)
+
+
+def test_shards(tmp_path):
+    folder = copy_model("llama_untied_sharded", tmp_path / "model")
+    shard = folder / "model-00002-of-00003.safetensors"
+    shard.rename(tmp_path / "elsewhere")
+    with pytest.raises(RagJaxError, match="lacks model-00002-of-00003.safetensors: copy"):
+        load(folder)
+    shard.write_bytes(b"short")
+    with pytest.raises(RagJaxError, match="model-00002-of-00003.safetensors is truncated"):
+        load(folder)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "../x.safetensors"}}))
+    with pytest.raises(RagJaxError, match="names shards outside its folder"):
+        load(folder)
+    index.write_text("{}")
+    with pytest.raises(RagJaxError, match="index.json is no index of weight shards"):
+        load(folder)
+
+
+def test_no_weights(bert):
+    (bert / "model.safetensors").rename(bert / "pytorch_model.bin")
+    with pytest.raises(RagJaxError, match=r"no .safetensors or .gguf weights .*pickled"):
+        load(bert)
+
+
+def test_several_weight_files(tmp_path):
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(RagJaxError, match="several weight files .a.gguf, b.gguf.: keep one"):
+        load(tmp_path)
+
+
+def test_tokenizer_larger_than_the_embedding(llama):
+    change_config(llama, vocab_size=289)
+    with pytest.raises(RagJaxError, match="has 290 ids, but the config's vocab_size is 289"):
+        load(llama)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("model_type", "mistral", "model_type 'mistral' is not supported; llama and bert are"),
+        ("model_type", None, "model_type None is not supported"),
+        ("attention_bias", True, "attention_bias True is not supported"),
+        ("mlp_bias", True, "mlp_bias True is not supported"),
+        ("hidden_act", "relu", "hidden_act 'relu' is not supported"),
+        ("sliding_window", 128, "sliding_window 128 is not supported"),
+        ("rope_scaling", {"type": "linear", "factor": 2.0}, "rope scaling 'linear'"),
+        ("rope_parameters", {"rope_type": "llama3"}, "rope scaling 'llama3'"),
+        ("quantization_config", {"bits": 4}, "quantization_config .* is not supported"),
+        ("hidden_size", "32", "hidden_size must be a positive integer, not '32'"),
+        ("vocab_size", None, "vocab_size must be a positive integer, not None"),
+        ("num_hidden_layers", 0, "num_hidden_layers must be a positive integer, not 0"),
+        ("rms_norm_eps", "x", "rms_norm_eps must be a positive number, not 'x'"),
+        ("num_key_value_heads", 3, "4 query heads and 3 key heads of 8 features"),
+    ],
+)
+def test_llama_config_refused(llama, field, value, message):
+    change_config(
+        llama, **{field: value, **({"rope_parameters": None} if "rope_s" in field else {})}
+    )
+    with pytest.raises(RagJaxError, match=rf"config.json: {message}"):
+        read_config(llama / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("hidden_act", "gelu_new"), ("position_embedding_type", "relative_key"), ("is_decoder", True)],
+)
+def test_bert_config_refused(bert, field, value):
+    change_config(bert, **{field: value})
+    with pytest.raises(RagJaxError, match=f"config.json: {field} .* is not supported"):
+        read_config(bert / "config.json")
+
+
+def test_config_missing_or_damaged(tmp_path):
+    with pytest.raises(RagJaxError, match=r"config.json is missing"):
+        read_config(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(RagJaxError, match=r"config.json is not valid JSON"):
+        read_config(tmp_path / "config.json")
+
+
+def test_rotary_base_where_earlier_versions_keep_it(llama):
+    change_config(llama, rope_parameters=None, rope_theta=7000.0)
+    assert read_config(llama / "config.json").rope_theta == 7000.0
+
+
+def test_unpermute_undoes_the_interleaving():
+    kernel = np.arange(24 * 5).reshape(24, 5)
+    for heads in (1, 2, 3, 6):
+        np.testing.assert_array_equal(unpermute(interleave(kernel, heads), heads=heads), kernel)
+
+
+def test_gguf_holds_the_same_model(llama, tmp_path):
+    expected = load(llama)
+    (tmp_path / "gguf").mkdir()
+    write_gguf(tmp_path / "gguf" / "tiny.gguf", llama)
+    model = load(tmp_path / "gguf" / "tiny.gguf")
+    assert model.config == expected.config
+    assert_same(model.params, expected.params)
+    assert model.tokenizer.bos_id == 1 and model.tokenizer.token_id("<|end|>") == 2
+    text = "What is the capital of France?"
+    assert model.tokenizer.encode(text) == expected.tokenizer.encode(text)
+
+
+def test_gguf_missing_and_unknown_tensors(llama, tmp_path):
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, llama, skip=("blk.0.attn_q.weight", "output_norm.weight"))
+    with pytest.raises(RagJaxError) as caught:
+        load(path)
+    assert "missing model.layers.0.self_attn.q_proj.weight [32, 32]" in str(caught.value)
+    assert "missing model.norm.weight [32]" in str(caught.value)
+
+
+@pytest.mark.parametrize("keep", [3, 40, 2000, 0.5, -1000])
+def test_truncated_gguf(llama, tmp_path, keep):
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, llama)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep) if keep == 0.5 else keep])
+    with pytest.raises(RagJaxError, match=r"tiny.gguf is truncated or no GGUF file"):
+        read_gguf(path)
+
+
+def test_gguf_of_another_architecture(llama, tmp_path):
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, llama, architecture="gemma")
+    with pytest.raises(RagJaxError, match="architecture 'gemma' is not supported; only llama is"):
+        read_gguf(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("llama.block_count", None, "llama.block_count must be a positive integer, not None"),
+        ("llama.rope.dimension_count", 4, "llama.rope.dimension_count 4 is not supported"),
+    ],
+)
+def test_gguf_config_refused(llama, tmp_path, field, value, message):
+    write_gguf(tmp_path / "tiny.gguf", llama, **{field: value})
+    with pytest.raises(RagJaxError, match=message):
+        load(tmp_path / "tiny.gguf")

@@ -1,0 +1,365 @@
+"""Searching, saving and loading an index, and everything that can be wrong with either."""
+
+import json
+import pickle
+import sys
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rag_jax.errors import RagJaxError
+from rag_jax.retrieval import Index, searchers
+
+HAS_SCANN = True
+try:
+    import scann  # noqa: F401
+except ImportError:
+    HAS_SCANN = False
+needs_scann = pytest.mark.skipif(not HAS_SCANN, reason="ScaNN has no build for this platform")
+backends = pytest.mark.parametrize("backend", ["exact", pytest.param("scann", marks=needs_scann)])
+
+
+def make_vectors(rows, width, *, seed=0):
+    vectors = np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def make_clusters(rows, width, *, seed=0):
+    """Vectors around 50 centres, as passages on the same topic are."""
+    rng = np.random.default_rng(seed)
+    centres = make_vectors(50, width, seed=99)[rng.integers(50, size=rows)]
+    vectors = (centres + 0.1 * rng.standard_normal((rows, width))).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def search_slowly(embeddings, queries, k):
+    scores = queries.astype(np.float64) @ embeddings.astype(np.float64).T
+    rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, rows, 1), rows
+
+
+@backends
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), size=st.integers(1, 40), width=st.integers(1, 9))
+def test_search_against_argsort(backend, data, size, width):
+    k = data.draw(st.integers(1, size))
+    count = data.draw(st.integers(0, 5))
+    embeddings, queries = make_vectors(size, width), make_vectors(count, width, seed=1)
+    index = Index.build(embeddings, backend=backend, encoder="e")
+    scores, rows = index.search(queries, k)
+    assert (index.size, index.width) == (size, width)
+    assert scores.shape == rows.shape == (count, k)
+    assert (scores.dtype, rows.dtype) == (np.float32, np.int32)
+    expected_scores, expected_rows = search_slowly(embeddings, queries, k)
+    np.testing.assert_allclose(scores, expected_scores, atol=1e-6)
+    # Below width 2 all scores are 1 or -1, and which of the equal rows come is left open.
+    if width > 1:
+        np.testing.assert_array_equal(rows, expected_rows)
+    for row in rows:
+        assert len(set(row.tolist())) == k
+
+
+@backends
+def test_lists_and_float64_are_taken(backend):
+    index = Index.build([[1.0, 0.0], [0.0, 2.0]], backend=backend, encoder="e")
+    scores, rows = index.search(np.array([[1.0, 1.0]]), 2)
+    np.testing.assert_array_equal(rows, [[1, 0]])
+    np.testing.assert_array_equal(scores, [[2, 1]])
+
+
+@backends
+def test_equal_scores_come_in_row_order(backend):
+    embeddings = np.repeat(make_vectors(3, 8), 4, axis=0)
+    index = Index.build(embeddings, backend=backend, encoder="e")
+    rows = index.search(embeddings[:1], 4)[1]
+    np.testing.assert_array_equal(rows, [[0, 1, 2, 3]])
+
+
+@needs_scann
+def test_backends_give_the_same_scores_to_the_bit():
+    embeddings, queries = make_vectors(500, 32), make_vectors(70, 32, seed=1)
+    exact = Index.build(embeddings, backend="exact", encoder="e")
+    approximate = Index.build(embeddings, backend="scann", encoder="e")
+    for ours, theirs in zip(
+        exact.search(queries, 10), approximate.search(queries, 10), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    # Nor does a score depend on k or on the queries beside it.
+    alone = [exact.search(queries[i : i + 1], 3)[0] for i in range(9)]
+    np.testing.assert_array_equal(np.concatenate(alone), exact.search(queries[:9], 10)[0][:, :3])
+
+
+def test_exact_search_compiles_once_per_bucket():
+    index = Index.build(make_vectors(33, 7), backend="exact", encoder="e")
+    queries = make_vectors(200, 7, seed=1)
+    jax.clear_caches()
+    index.search(queries[:130], 5)  # 64 + 64 + 8
+    index.search(queries[:1], 5)
+    compiled = searchers._find_top._cache_size()
+    for count, k in [(1, 8), (3, 6), (64, 7), (129, 5), (200, 5)]:
+        index.search(queries[:count], k)
+    assert searchers._find_top._cache_size() == compiled == 3
+
+
+@pytest.fixture
+def small_thresholds(monkeypatch):
+    """Lets small corpora use the settings meant for large ones."""
+
+    def use(hash_from, partition_from):
+        monkeypatch.setattr(searchers, "_HASH_FROM", hash_from)
+        monkeypatch.setattr(searchers, "_PARTITION_FROM", partition_from)
+
+    return use
+
+
+@needs_scann
+@pytest.mark.parametrize("partition_from", [10_000, 1_000], ids=["hashing", "partitions"])
+def test_scann_recall(small_thresholds, partition_from):
+    small_thresholds(1_000, partition_from)
+    embeddings, queries = make_clusters(5_000, 32), make_clusters(100, 32, seed=1)
+    index = Index.build(embeddings, backend="scann", encoder="e")
+    scores, rows = index.search(queries, 10)
+    expected = search_slowly(embeddings, queries, 10)[1]
+    found = [len(set(a) & set(b)) for a, b in zip(rows, expected, strict=True)]
+    assert np.mean(found) / 10 > 0.9
+    # Whatever was found, the scores are the dot products themselves, in order.
+    np.testing.assert_allclose(
+        scores, np.einsum("qd,qkd->qk", queries, embeddings[rows]), atol=1e-6
+    )
+    assert (np.diff(scores, axis=1) <= 0).all()
+
+
+@needs_scann
+@pytest.mark.parametrize("k", [1, 150, 1_500, 2_000])
+def test_scann_fills_up_beyond_the_partitions_searched(small_thresholds, k):
+    small_thresholds(1_000, 1_000)
+    embeddings, queries = make_clusters(2_000, 16), make_clusters(5, 16, seed=1)
+    index = Index.build(embeddings, backend="scann", encoder="e")
+    scores, rows = index.search(queries, k)
+    assert all(len(set(row.tolist())) == k for row in rows)
+    assert np.isfinite(scores).all()
+    if k == 2_000:
+        np.testing.assert_array_equal(rows, index_exactly(embeddings).search(queries, k)[1])
+
+
+def index_exactly(embeddings):
+    return Index.build(embeddings, backend="exact", encoder="e")
+
+
+def saved_files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@backends
+def test_save_and_load(tmp_path, backend):
+    embeddings, queries = make_vectors(300, 12), make_vectors(9, 12, seed=1)
+    index = Index.build(embeddings, backend=backend, encoder="abc")
+    index.save(tmp_path / "deep" / "index")
+    moved = (tmp_path / "deep").rename(tmp_path / "moved") / "index"
+    loaded = Index.load(moved, encoder="abc")
+    assert (loaded.backend, loaded.encoder, loaded.size, loaded.width) == (backend, "abc", 300, 12)
+    np.testing.assert_array_equal(loaded.embeddings, embeddings)
+    for ours, theirs in zip(index.search(queries, 20), loaded.search(queries, 20), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert saved_files(tmp_path / "moved") == ["index"]
+
+
+@needs_scann
+def test_large_scann_index_survives_saving(tmp_path, small_thresholds):
+    small_thresholds(1_000, 1_000)
+    embeddings, queries = make_clusters(3_000, 16), make_clusters(20, 16, seed=1)
+    index = Index.build(embeddings, backend="scann", encoder="e")
+    index.save(tmp_path / "index")
+    assert "serialized_partitioner.pb" in saved_files(tmp_path / "index")
+    loaded = Index.load(tmp_path / "index", encoder="e")
+    np.testing.assert_array_equal(loaded.search(queries, 10)[1], index.search(queries, 10)[1])
+
+
+@backends
+def test_only_known_files_are_written(tmp_path, backend):
+    Index.build(make_vectors(20, 4), backend=backend, encoder="e").save(tmp_path / "index")
+    ours, scanns = ["dataset.npy", "index.json"], ["scann_assets.pbtxt", "scann_config.pb"]
+    assert saved_files(tmp_path / "index") == ours + (scanns if backend == "scann" else [])
+
+
+def test_saving_replaces_an_older_index(tmp_path):
+    index_exactly(make_vectors(20, 4)).save(tmp_path / "index")
+    index_exactly(make_vectors(30, 4)).save(tmp_path / "index")
+    assert Index.load(tmp_path / "index", encoder="e").size == 30
+    assert saved_files(tmp_path) == ["index"]
+
+
+def test_saving_into_an_empty_folder(tmp_path):
+    (tmp_path / "index").mkdir()
+    index_exactly(make_vectors(20, 4)).save(tmp_path / "index")
+    assert Index.load(tmp_path / "index", encoder="e").size == 20
+
+
+def test_saving_spares_other_files(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(RagJaxError, match="exists and is no index: save into another folder"):
+        index_exactly(make_vectors(20, 4)).save(tmp_path)
+    with pytest.raises(RagJaxError, match="exists and is no index"):
+        index_exactly(make_vectors(20, 4)).save(tmp_path / "thesis.tex")
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+def test_failed_save_keeps_the_older_index(tmp_path, monkeypatch):
+    index_exactly(make_vectors(20, 4)).save(tmp_path / "index")
+
+    def fail(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(np, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        index_exactly(make_vectors(30, 4)).save(tmp_path / "index")
+    assert saved_files(tmp_path) == ["index"]
+    assert Index.load(tmp_path / "index", encoder="e").size == 20
+
+
+def build_with_nan(row):
+    embeddings = make_vectors(5, 3)
+    embeddings[row:, 1] = np.nan
+    return Index.build(embeddings, backend="exact", encoder="e")
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: build_with_nan(3), "embeddings: row 3 has a NaN or an infinity"),
+        (
+            lambda: Index.build(np.array([[0.0], [1e300]]), backend="exact", encoder="e"),
+            "embeddings: row 1 has a NaN or an infinity",
+        ),
+        (
+            lambda: Index.build(np.zeros((0, 8)), backend="scann", encoder="e"),
+            r"embeddings have shape \(0, 8\): the corpus is empty",
+        ),
+        (
+            lambda: Index.build(np.zeros((4, 0)), backend="exact", encoder="e"),
+            r"embeddings have shape \(4, 0\): the corpus is empty",
+        ),
+        (
+            lambda: Index.build(np.zeros(8), backend="exact", encoder="e"),
+            r"embeddings have shape \(8,\): expected \[rows, dimensions\]",
+        ),
+        (
+            lambda: Index.build(np.zeros((2, 2)), backend="faiss", encoder="e"),
+            "index backend 'faiss' is unknown: choose from .*'exact', 'scann'",
+        ),
+    ],
+)
+def test_bad_embeddings(build, message):
+    with pytest.raises(RagJaxError, match=message) as error:
+        build()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("queries", "k", "message"),
+    [
+        (np.zeros((2, 4)), 0, "k is 0: it must be from 1 to 20"),
+        (np.zeros((2, 4)), -1, "k is -1: it must be from 1 to 20"),
+        (np.zeros((2, 4)), 21, "k is 21: it must be from 1 to 20, the index's size"),
+        (np.zeros((2, 5)), 1, "queries have 5 dimensions, but the index has 4"),
+        (np.zeros(4), 1, r"queries have shape \(4,\)"),
+        (np.full((2, 4), np.inf), 1, "queries: row 0 has a NaN or an infinity"),
+    ],
+)
+@backends
+def test_bad_searches(backend, queries, k, message):
+    index = Index.build(make_vectors(20, 4), backend=backend, encoder="e")
+    with pytest.raises(RagJaxError, match=message) as error:
+        index.search(queries, k)
+    assert "\n" not in str(error.value)
+
+
+def rewrite_manifest(folder, **changes):
+    path = folder / "index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def cut_embeddings(folder):
+    data = (folder / "dataset.npy").read_bytes()
+    (folder / "dataset.npy").write_bytes(data[:-1])
+
+
+def alter_embeddings(folder):
+    data = bytearray((folder / "dataset.npy").read_bytes())
+    data[-1] ^= 1
+    (folder / "dataset.npy").write_bytes(bytes(data))
+
+
+def list_pickle(folder):
+    (folder / "scann_docids.pkl").write_bytes(pickle.dumps([1]))
+    hashes = json.loads((folder / "index.json").read_text())["sha256"]
+    rewrite_manifest(folder, sha256={**hashes, "scann_docids.pkl": "0" * 64})
+
+
+DAMAGE = {
+    "no folder": (lambda f: f.rename(f.with_name("gone")), "index.json is missing: build"),
+    "no manifest": (lambda f: (f / "index.json").unlink(), "index.json is missing: build"),
+    "no json": (lambda f: (f / "index.json").write_text("{"), "index.json is damaged"),
+    "not text": (lambda f: (f / "index.json").write_bytes(b"\xff\xfe"), "index.json is damaged"),
+    "a list": (lambda f: (f / "index.json").write_text("[]"), "index.json is damaged"),
+    "no hashes": (lambda f: rewrite_manifest(f, sha256=None), "index.json is damaged"),
+    "format": (lambda f: rewrite_manifest(f, format=9), "index.json has format 9 and backend"),
+    "backend": (lambda f: rewrite_manifest(f, backend="x"), "format 1 and backend 'x', which this"),
+    "size": (lambda f: rewrite_manifest(f, size=3), r"dataset.npy has shape \(20, 4\), not"),
+    "missing": (lambda f: (f / "dataset.npy").unlink(), "dataset.npy is missing: build"),
+    "unlisted": (lambda f: rewrite_manifest(f, sha256={}), "dataset.npy is no part of an index"),
+    "cut": (cut_embeddings, "dataset.npy was altered or cut short"),
+    "altered": (alter_embeddings, "dataset.npy was altered or cut short"),
+    "pickle": (
+        lambda f: (f / "scann_docids.pkl").write_bytes(pickle.dumps([1])),
+        "scann_docids.pkl is no part of an index",
+    ),
+    "listed pickle": (list_pickle, "scann_docids.pkl is no part of an index"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE)
+@backends
+def test_damaged_folders(tmp_path, backend, damage, message):
+    folder = tmp_path / "index"
+    Index.build(make_vectors(20, 4), backend=backend, encoder="e").save(folder)
+    damage(folder)
+    with pytest.raises(RagJaxError, match=message) as error:
+        Index.load(folder, encoder="e")
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_pickled_arrays_are_refused(tmp_path):
+    folder = tmp_path / "index"
+    index_exactly(make_vectors(20, 4)).save(folder)
+    np.save(folder / "dataset.npy", np.array([[{}]]), allow_pickle=True)
+    from rag_jax.retrieval.index import _hash_file
+
+    rewrite_manifest(folder, sha256={"dataset.npy": _hash_file(folder / "dataset.npy")})
+    with pytest.raises(RagJaxError, match=r"dataset\.npy cannot be read: .*allow_pickle=False"):
+        Index.load(folder, encoder="e")
+
+
+def test_another_encoders_index_is_refused(tmp_path):
+    index = Index.build(make_vectors(20, 4), backend="exact", encoder="a" * 64)
+    index.save(tmp_path / "index")
+    message = f"was made by encoder {'a' * 16}, not {'b' * 16}: build the index again"
+    with pytest.raises(RagJaxError, match=message):
+        Index.load(tmp_path / "index", encoder="b" * 64)
+
+
+@needs_scann
+def test_without_scann(tmp_path, monkeypatch):
+    index = Index.build(make_vectors(20, 4), backend="scann", encoder="e")
+    index.save(tmp_path / "index")
+    monkeypatch.setitem(sys.modules, "scann", None)
+    with pytest.raises(
+        RagJaxError, match=r"ScaNN is not installed here .*: use the backend 'exact'"
+    ):
+        Index.build(make_vectors(20, 4), backend="scann", encoder="e")
+    with pytest.raises(RagJaxError, match=r"ScaNN is not installed here .*: build .* again"):
+        Index.load(tmp_path / "index", encoder="e")

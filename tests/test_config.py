@@ -1,0 +1,133 @@
+"""Settings: defaults, overrides and what is refused, with its message."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rag_jax.config import SRRAGConfig, WorldConfig, build, to_config_dict
+from rag_jax.errors import RagJaxError
+
+
+def test_defaults_survive_the_way_through_a_config_dict():
+    assert build(SRRAGConfig, to_config_dict(SRRAGConfig())) == SRRAGConfig()
+
+
+def test_missing_fields_take_their_defaults():
+    assert build(SRRAGConfig, {}) == SRRAGConfig()
+    assert build(SRRAGConfig, {"stage2": {"beta": 1}}).stage2.beta == 1.0
+
+
+def test_every_leaf_can_be_overridden_in_the_config_dict():
+    config = to_config_dict(SRRAGConfig()).lock()
+    config.route.tau = 0.5
+    config.sources[1].token = "<Web>"
+    built = build(SRRAGConfig, config)
+    assert built.route.tau == 0.5
+    assert built.sources[1].token == "<Web>"
+
+
+def test_three_sources():
+    sources = [
+        {"name": "Self", "token": "<Self>", "kind": "verbalise"},
+        {"name": "Wiki", "token": "<Wiki>", "kind": "search"},
+        {"name": "News", "token": "<News>", "kind": "search"},
+    ]
+    assert [s.name for s in build(SRRAGConfig, {"sources": sources}).sources] == [
+        "Self",
+        "Wiki",
+        "News",
+    ]
+
+
+SELF = {"name": "Self", "token": "<Self>", "kind": "verbalise"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"stage1": {"lrr": 1}},
+            "config.stage1.lrr: no such field; did you mean config.stage1.learning_rate?",
+        ),
+        (
+            {"stage1": {"lr": 1}},
+            "config.stage1.lr: no such field; did you mean config.stage1.learning_rate?",
+        ),
+        ({"rout": {}}, "config.rout: no such field; did you mean config.route?"),
+        ({"route": {"zzz": 1}}, "config.route.zzz: no such field; there are tau"),
+        ({"route": {"tau": 1.5}}, "config.route.tau=1.5: must be from 0 to 1"),
+        ({"route": {"tau": -0.1}}, "config.route.tau=-0.1: must be from 0 to 1"),
+        ({"route": {"tau": float("nan")}}, "config.route.tau=nan: must be from 0 to 1"),
+        ({"route": {"tau": "0.5"}}, "config.route.tau='0.5': must be a number, not str"),
+        ({"route": 3}, "config.route=3: must be a group of fields (RouteConfig)"),
+        ({"stage1": {"epochs": -1}}, "config.stage1.epochs=-1: must be at least 0"),
+        ({"stage1": {"learning_rate": 0}}, "config.stage1.learning_rate=0.0: must be above 0"),
+        ({"seed": True}, "config.seed=True: must be a whole number, not bool"),
+        ({"datastore": {"k": 0}}, "config.datastore.k=0: must be at least 1"),
+        (
+            {"datastore": {"k": 500}},
+            "config.datastore.k=500 is above the datastore's 200 entries (config.world.train)",
+        ),
+        ({"contexts": 4}, "config.contexts=4: must be odd"),
+        ({"verbalise": {"pool": 2}}, "config.verbalise.pool=2 is below config.contexts=3"),
+        ({"index": {"backend": "faiss"}}, "must be one of 'scann', 'exact'"),
+        ({"tuning": {"targets": "("}}, "config.tuning.targets='(': not a regular expression"),
+        ({"sources": [SELF]}, "config.sources: routing needs at least two sources"),
+        ({"sources": [SELF, SELF]}, "config.sources[1].name='Self': another source has it"),
+        ({"sources": [{"name": "Self"}]}, "config.sources[0].token: missing"),
+        ({"sources": [{**SELF, "token": "Self"}]}, "config.sources[0].token='Self': must look"),
+        ({"sources": "Self"}, "config.sources='Self': must be a list"),
+    ],
+)
+def test_refused(values, message):
+    with pytest.raises(RagJaxError) as caught:
+        build(SRRAGConfig, values)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@dataclass(frozen=True)
+class Optional:
+    limit: int | None = None
+
+
+def test_an_optional_field_keeps_its_type_on_the_command_line():
+    config = to_config_dict(Optional())
+    assert build(Optional, config) == Optional()
+    with pytest.raises(TypeError):
+        config.limit = "many"
+    config.limit = 3
+    assert build(Optional, config) == Optional(3)
+    with pytest.raises(RagJaxError, match=r"config\.limit='many': must be a whole number"):
+        build(Optional, {"limit": "many"})
+
+
+WILD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(st.sampled_from([f.name for f in dataclasses.fields(SRRAGConfig)]), WILD))
+def test_wild_values_are_built_or_refused_in_one_line(values):
+    try:
+        built = build(SRRAGConfig, values)
+    except RagJaxError as error:
+        assert str(error).startswith("config")
+        assert len(str(error).splitlines()) == 1
+    else:
+        assert build(SRRAGConfig, to_config_dict(built)) == built
+
+
+@given(st.sampled_from([f.name for f in dataclasses.fields(WorldConfig)]), st.data())
+def test_one_typo_is_traced_to_its_field(name, data):
+    at = data.draw(st.integers(1, len(name) - 1))
+    typo = name[:at] + data.draw(st.characters(categories=["Ll"])) + name[at:]
+    if typo in (f.name for f in dataclasses.fields(WorldConfig)):
+        return
+    with pytest.raises(RagJaxError, match=f"did you mean config.world.{name}"):
+        build(SRRAGConfig, {"world": {typo: 1}})

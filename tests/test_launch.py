@@ -1,0 +1,136 @@
+"""launch/train.py as a user runs it: messages, exit statuses, Ctrl-C and going on."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CONFIG = "--config=configs/srrag.py"
+
+
+def launch(*arguments, workdir):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "launch/train.py", *arguments, f"--workdir={workdir}"]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--config=FILE is missing; there are configs/"),
+        (["--config=configs/srag.py"], "config file configs/srag.py: not found; there are configs"),
+        ([CONFIG + ":huge"], "config file configs/srrag.py: TypeError: get_config() takes"),
+        (
+            [CONFIG, "--config.stage1.lrr=1"],
+            "config.stage1.lrr: no such field; did you mean config.stage1.learning_rate?",
+        ),
+        (
+            [CONFIG, "--config.sources[0].nme=x"],
+            "config.sources[0].nme: no such field; did you mean config.sources[0].name?",
+        ),
+        ([CONFIG, "--config.sources[9].name=x"], "config.sources[9]: no such entry"),
+        ([CONFIG, "--config.stage1=1"], "config.stage1: a group of fields (batch_size, "),
+        ([CONFIG, "--config.seed"], "config.seed: has no value"),
+        ([CONFIG, "--config.seed=1.5"], "--config.seed=1.5: invalid literal for int()"),
+        ([CONFIG, "--config.system=rag"], "config.system='rag': must be one of srrag"),
+        ([CONFIG, "--wrkdir=x"], "Unknown command line flag 'wrkdir'. Did you mean: workdir"),
+        ([CONFIG, "runs/x"], "runs/x: not a flag"),
+    ],
+)
+def test_a_mistake_on_the_command_line_takes_one_line(tmp_path, arguments, message):
+    done = launch(*arguments, workdir=tmp_path / "run")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def system(tmp_path):
+    """A system of one slow stage, and a command that runs launch/train.py on it."""
+    (tmp_path / "slow.py").write_text(
+        textwrap.dedent("""
+            import time
+            from rag_jax.config import SRRAGConfig, build
+            from rag_jax.pipeline import Stage, run_stages
+
+            def run(config, workdir):
+                settings = build(SRRAGConfig, config)
+
+                def count(context):
+                    def work(batch):
+                        time.sleep(0.05)
+                        print(batch, flush=True)
+                        return [{"seed": settings.seed, "item": item} for item in batch]
+
+                    context.map_batches("out.jsonl", range(60), work, batch_size=2, unit="items")
+
+                run_stages([Stage("count", count, {"seed": settings.seed})], workdir)
+        """)
+    )
+    (tmp_path / "main.py").write_text(
+        textwrap.dedent("""
+            import sys
+            from launch import train
+
+            train.SYSTEMS["srrag"] = "slow"
+            sys.exit(train.run())
+        """)
+    )
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+
+    def start(*arguments):
+        return subprocess.Popen(
+            [sys.executable, tmp_path / "main.py", CONFIG, *arguments],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+def test_ctrl_c_and_the_same_command_again(tmp_path, system):
+    arguments = [f"--workdir={tmp_path / 'run'}", "--config.seed=7"]
+    with system(*arguments) as process:
+        for _ in range(3):
+            process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+    assert process.returncode == 130
+    assert said.endswith("interrupted; the same command continues\n")
+    assert "Traceback" not in said
+    out = tmp_path / "run" / "stages" / "count" / "out.jsonl"
+    done = out.read_text().count("\n")
+    assert 4 <= done < 60
+
+    with system(*arguments) as process:
+        batches, said = process.communicate()
+    assert process.returncode == 0
+    assert f"60 items, {done} done before" in said
+    assert batches.count("\n") == (60 - done) // 2
+    assert out.read_text() == "".join(f'{{"seed": 7, "item": {i}}}\n' for i in range(60))
+
+    with system(*arguments) as process:
+        batches, said = process.communicate()
+    assert process.returncode == 0
+    assert batches == ""
+    assert "stage count: kept" in said
+
+
+def test_a_value_out_of_range(tmp_path, system):
+    with system(f"--workdir={tmp_path / 'run'}", "--config.datastore.k=500") as process:
+        _, said = process.communicate()
+    assert process.returncode == 1
+    wanted = "error: config.datastore.k=500 is above the datastore's 200 entries"
+    assert said == f"{wanted} (config.world.train)\n"
+    assert not (tmp_path / "run").exists()

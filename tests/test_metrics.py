@@ -1,0 +1,115 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rag_jax import metrics
+from rag_jax.errors import RagJaxError
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("The  Cat, sat!", "cat sat"),
+        ("A an the", ""),
+        ("Washington, D.C.", "washington dc"),
+        ("theatre", "theatre"),
+        ("Cote d\u2019Ivoire", "cote divoire"),
+        ("Cafe\u0301", "caf\u00e9"),
+        ("\u6771\u4eac\u3002", "\u6771\u4eac"),
+        ("\uff34\uff4f\uff4b\uff59\uff4f", "tokyo"),
+        ("5\u00a0$ + 3", "5 3"),
+        ("", ""),
+    ],
+)
+def test_normalize_answer(text, normal):
+    assert metrics.normalize_answer(text) == normal
+
+
+def test_exact_match():
+    assert metrics.exact_match("the Paris.", ["London", "Paris"]) == 1
+    assert metrics.exact_match("Paris, France", ["Paris"]) == 0
+    assert metrics.exact_match("", ["Paris"]) == 0
+
+
+def test_f1_by_hand():
+    # Two of three predicted words, two of two in the answer: 2 * 2 / (3 + 2).
+    assert metrics.f1("big New York", ["New York"]) == pytest.approx(0.8)
+    assert metrics.f1("big New York", ["Boston", "New York"]) == pytest.approx(0.8)
+    # A word counts as often as both have it.
+    assert metrics.f1("b b b", ["b c"]) == pytest.approx(2 / 5)
+    assert metrics.f1("", ["Paris"]) == 0
+    assert metrics.f1("the", ["a"]) == 1
+
+
+def test_match_is_of_whole_words():
+    assert metrics.match("It is in Nigeria.", ["Niger"]) == 0
+    assert metrics.match("It is in Niger.", ["Niger"]) == 1
+    assert metrics.match("New  York City", ["york new", "new york"]) == 1
+    assert (
+        metrics.match(
+            "\u041c\u043e\u0441\u043a\u0432\u0430!", ["\u043c\u043e\u0441\u043a\u0432\u0430"]
+        )
+        == 1
+    )
+    assert metrics.match("", ["Paris"]) == 0
+    assert metrics.match("anything", ["?"]) == 0
+    assert metrics.match("", ["?"]) == 0
+
+
+@pytest.mark.parametrize("score", [metrics.exact_match, metrics.f1, metrics.match])
+def test_without_answers(score):
+    with pytest.raises(RagJaxError, match="without answers"):
+        score("Paris", [])
+    with pytest.raises(TypeError):
+        score("Paris", "Paris")
+
+
+@given(st.text(max_size=30), st.lists(st.text(max_size=30), min_size=1, max_size=4))
+def test_scores_agree(prediction, answers):
+    em, f1 = metrics.exact_match(prediction, answers), metrics.f1(prediction, answers)
+    match = metrics.match(prediction, answers)
+    assert em in (0, 1) and match in (0, 1) and 0 <= f1 <= 1
+    assert f1 >= em
+    if em and metrics.normalize_answer(prediction):
+        assert match == 1
+    assert metrics.exact_match(prediction, [*answers, prediction]) == 1
+
+
+@pytest.mark.parametrize(("ones", "n"), [(0, 10), (3, 10), (10, 10), (151, 300)])
+def test_accuracy_is_wilsons(ones, n):
+    accuracy, (low, high) = metrics.compute_accuracy([1] * ones + [0] * (n - ones))
+    p, z = ones / n, 1.959963984540054
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    assert accuracy == pytest.approx(p)
+    assert low == pytest.approx(max(centre - half, 0), abs=1e-9)
+    assert high == pytest.approx(min(centre + half, 1), abs=1e-9)
+
+
+def test_accuracy_of_nothing():
+    with pytest.raises(RagJaxError, match="scores"):
+        metrics.compute_accuracy([])
+    with pytest.raises(ValueError, match="zeros and ones"):
+        metrics.compute_accuracy([0.5])
+
+
+def test_popularity_thirds():
+    assert metrics.popularity_thirds([5, 100, 1]) == ["middle", "head", "tail"]
+    assert metrics.popularity_thirds([1, 1, 1, 1]) == ["head", "head", "middle", "tail"]
+    assert metrics.popularity_thirds([]) == []
+
+
+@given(st.lists(st.integers(0, 5), max_size=20))
+def test_popularity_thirds_are_by_rank(popularities):
+    labels = metrics.popularity_thirds(popularities)
+    counts = [labels.count(x) for x in ("head", "middle", "tail")]
+    assert sum(counts) == len(popularities) and max(counts) - min(counts) <= 1
+    by_label = {x: [p for p, y in zip(popularities, labels, strict=True) if x == y] for x in labels}
+    rank = ["head", "middle", "tail"]
+    for upper, lower in itertools.pairwise(rank):
+        if by_label.get(upper) and by_label.get(lower):
+            assert np.min(by_label[upper]) >= np.max(by_label[lower])

@@ -1,0 +1,295 @@
+"""Stages: what is kept, continued and redone, and what an interruption costs."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rag_jax.errors import RagJaxError
+from rag_jax.files import open_atomic, read_json, read_jsonl, write_json
+from rag_jax.pipeline import Stage, run_stages
+
+
+class Chain:
+    """Stages one, two (needs one) and other (needs nothing), and a list of those that ran."""
+
+    def __init__(self):
+        self.ran = []
+
+    def stages(self, one=0, two=0, other=0, version=1):
+        def run(context):
+            self.ran.append(context.folder.name)
+            inputs = read_json(context.path("one", "out")) if context.folder.name == "two" else 0
+            write_json(context.folder / "out", inputs + 1)
+
+        return [
+            Stage("one", run, {"a": {"x": one, "y": 2}}, version=version),
+            Stage("two", run, {"x": two}, needs=("one",)),
+            Stage("other", run, {"x": other}),
+        ]
+
+
+def test_a_finished_stage_is_kept(tmp_path):
+    chain = Chain()
+    first = run_stages(chain.stages(), tmp_path, config={"seed": 1})
+    assert chain.ran == ["one", "two", "other"]
+    assert [record["reused"] for record in first] == [False] * 3
+    second = run_stages(chain.stages(), tmp_path, config={"seed": 1})
+    assert chain.ran == ["one", "two", "other"]
+    assert second == [record | {"reused": True} for record in first]
+    assert read_json(tmp_path / "config.json") == {"seed": 1}
+    assert read_json(tmp_path / "stages" / "two" / "out") == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "redone"),
+    [
+        ({"one": 1}, ["one", "two"]),
+        ({"two": 1}, ["two"]),
+        ({"other": 1}, ["other"]),
+        ({"version": 2}, ["one", "two"]),
+    ],
+)
+def test_a_change_redoes_what_it_affects(tmp_path, capsys, change, redone):
+    run_stages(Chain().stages(), tmp_path)
+    stale = tmp_path / "stages" / redone[0] / "stale"
+    stale.touch()
+    capsys.readouterr()
+    chain = Chain()
+    run_stages(chain.stages(**change), tmp_path)
+    assert chain.ran == redone
+    assert not stale.exists()
+    said = capsys.readouterr().err
+    if "one" in change:
+        assert "stage one: settings changed (a.x: 0 -> 1), redoing" in said
+        assert "stage two: one was made again, redoing" in said
+    chain = Chain()
+    run_stages(chain.stages(**change), tmp_path)
+    assert chain.ran == []
+
+
+def test_a_stage_made_again_takes_its_dependants_along(tmp_path):
+    run_stages(Chain().stages(), tmp_path)
+    (tmp_path / "stages" / "one" / "stage.json").unlink()
+    chain = Chain()
+    run_stages(chain.stages(), tmp_path)
+    # Continued, not made anew: what "two" was made from is still there.
+    assert chain.ran == ["one"]
+    for file in (tmp_path / "stages" / "one").iterdir():
+        file.unlink()
+    chain = Chain()
+    run_stages(chain.stages(), tmp_path)
+    assert chain.ran == ["one", "two"]
+
+
+def test_an_unreadable_record_means_redoing(tmp_path):
+    run_stages(Chain().stages(), tmp_path)
+    (tmp_path / "stages" / "other" / "stage.json").write_text('{"name": "oth')
+    chain = Chain()
+    run_stages(chain.stages(), tmp_path)
+    assert chain.ran == ["other"]
+
+
+def test_an_undeclared_artefact_is_refused(tmp_path):
+    stages = [
+        Stage("one", lambda context: None),
+        Stage("two", lambda context: context.path("one", "out")),
+    ]
+    with pytest.raises(ValueError, match="does not declare that it needs one"):
+        run_stages(stages, tmp_path)
+    with pytest.raises(ValueError, match="needs one, which is not before it"):
+        run_stages([Stage("two", lambda context: None, needs=("one",))], tmp_path)
+
+
+ITEMS = list(range(23))
+
+
+def make_records(batch):
+    return [{"item": item, "text": "é\n" * item, "score": item / 3} for item in batch]
+
+
+def make_rows(rows):
+    return np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] * np.float32([1.0, 0.3])
+
+
+def run_twice(workdir, body, work, *, at, damage):
+    """Interrupts `body(context, work)` before call `at` of `work`, damages what it left, and runs
+    it again; gives the number of calls that the second run made."""
+    calls = 0
+
+    def run(context, stop_at):
+        def counted(batch):
+            nonlocal calls
+            calls += 1
+            if calls - 1 == stop_at:
+                raise KeyboardInterrupt
+            return work(batch)
+
+        body(context, counted)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stages([Stage("map", lambda context: run(context, at))], workdir)
+    damage(workdir / "stages" / "map")
+    calls = 0
+    (record,) = run_stages([Stage("map", lambda context: run(context, -1))], workdir)
+    assert not record["reused"]
+    return calls
+
+
+@given(at=st.integers(0, 5), torn=st.integers(0, 200))
+def test_interrupted_map_batches_loses_at_most_a_batch(tmp_path_factory, at, torn):
+    def body(context, work):
+        records = context.map_batches("out.jsonl", ITEMS, work, batch_size=4, unit="items")
+        assert records == make_records(ITEMS)
+
+    def tear(folder):
+        # A batch that was being appended when the power went.
+        lines = "".join(json.dumps(r) + "\n" for r in make_records(ITEMS[4 * at :][:4]))
+        with open(folder / "out.jsonl", "ab") as file:
+            file.write(lines.encode()[:torn])
+
+    workdir = tmp_path_factory.mktemp("run")
+    assert 5 - at <= run_twice(workdir, body, make_records, at=at, damage=tear) <= 6 - at
+    assert read_jsonl(workdir / "stages" / "map" / "out.jsonl") == make_records(ITEMS)
+
+
+@pytest.mark.parametrize("at", range(6))
+def test_interrupted_map_arrays_loses_at_most_a_batch(tmp_path, at):
+    def body(context, work):
+        array = context.map_arrays("out.npy", len(ITEMS), work, batch_size=4, unit="rows")
+        np.testing.assert_array_equal(array, make_rows(slice(0, len(ITEMS))))
+
+    def tear(folder):
+        (folder / ".out.0-4.npy.123.tmp").write_bytes(b"half")
+
+    assert run_twice(tmp_path, body, make_rows, at=at, damage=tear) == 6 - at
+    folder = tmp_path / "stages" / "map"
+    assert np.load(folder / "out.npy").dtype == np.float32
+    assert {path.name for path in folder.iterdir()} == {"out.npy", "started.json", "stage.json"}
+
+
+def test_no_items_make_an_empty_file(tmp_path):
+    def body(context):
+        assert context.map_batches("out.jsonl", [], make_records, batch_size=4, unit="items") == []
+
+    run_stages([Stage("map", body)], tmp_path)
+    assert read_jsonl(tmp_path / "stages" / "map" / "out.jsonl") == []
+
+
+def test_seconds_add_up_over_interruptions(tmp_path, monkeypatch):
+    clock = iter([0.0, 5.0, 100.0, 107.0])
+    monkeypatch.setattr("rag_jax.pipeline.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("rag_jax.pipeline.compile_seconds", lambda: 0.0)
+
+    def interrupt(context):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stages([Stage("one", interrupt)], tmp_path)
+    (record,) = run_stages([Stage("one", lambda context: None)], tmp_path)
+    assert record["seconds"] == 12.0
+
+
+def test_compiling_is_counted_once(tmp_path):
+    def run(context):
+        inner = jax.jit(lambda x: jnp.tanh(x) @ x)
+        jax.jit(lambda x: inner(x) + inner(2 * x))(jnp.eye(4)).block_until_ready()
+
+    (record,) = run_stages([Stage("compile", run)], tmp_path)
+    assert 0 < record["compile_seconds"] <= record["seconds"]
+
+
+def test_a_missing_record_of_a_batch_is_a_fault(tmp_path):
+    def body(context):
+        context.map_batches("out.jsonl", ITEMS, lambda b: [{}], batch_size=4, unit="items")
+
+    with pytest.raises(ValueError, match=r"out\.jsonl: 1 records for 4 items"):
+        run_stages([Stage("map", body)], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (errno.ENOSPC, "no space left on device; free some space"),
+        (errno.EROFS, "read-only file system; choose a folder that can be written with --workdir"),
+        (errno.EACCES, "permission denied; choose a folder"),
+    ],
+)
+@pytest.mark.parametrize("during", ["replace", "fsync"])
+def test_an_unusable_disk_is_one_line(tmp_path, monkeypatch, code, message, during):
+    def run(context):
+        def fail(*_, **__):
+            raise OSError(code, os.strerror(code), "the file")
+
+        monkeypatch.setattr(f"rag_jax.files.os.{during}", fail)
+        write_json(context.folder / "out", 1)
+
+    with pytest.raises(RagJaxError) as caught:
+        run_stages([Stage("one", run)], tmp_path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    left = {path.name for path in (tmp_path / "stages" / "one").iterdir()}
+    assert left == {"started.json"}
+
+
+def test_a_work_folder_that_is_a_file(tmp_path):
+    (tmp_path / "run").write_text("")
+    for workdir in (tmp_path / "run", tmp_path / "run" / "below"):
+        with pytest.raises(RagJaxError, match="choose a folder with --workdir"):
+            run_stages([], workdir)
+
+
+def test_other_faults_keep_their_traceback(tmp_path):
+    def run(context):
+        open(context.folder / "absent").close()
+
+    with pytest.raises(FileNotFoundError):
+        run_stages([Stage("one", run)], tmp_path)
+
+
+def test_two_processes_do_not_share_a_work_folder(tmp_path):
+    program = """
+        import sys
+        from rag_jax.pipeline import Stage, run_stages
+
+        def run(context):
+            print("running", flush=True)
+            sys.stdin.read()
+
+        run_stages([Stage("one", run)], sys.argv[1])
+    """
+    arguments = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"running\n"
+        with pytest.raises(RagJaxError, match=f"in use by another run .process {other.pid}."):
+            run_stages([], tmp_path)
+        other.kill()
+    # Its lock file is still there, and no longer in the way.
+    (record,) = run_stages([Stage("one", lambda context: None)], tmp_path)
+    assert not record["reused"]
+
+
+def test_open_atomic_keeps_the_old_file_when_writing_fails(tmp_path):
+    write_json(tmp_path / "file", "old")
+    with pytest.raises(RuntimeError), open_atomic(tmp_path / "file") as file:
+        file.write("new")
+        raise RuntimeError
+    assert read_json(tmp_path / "file") == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_not_a_number_is_refused_in_json(tmp_path):
+    with pytest.raises(ValueError, match="Out of range"):
+        write_json(tmp_path / "file", float("nan"))
+    write_json(tmp_path / "file", {"a": np.float32(0.1), "b": jnp.arange(2)})
+    assert read_json(tmp_path / "file") == {"a": float(np.float32(0.1)), "b": [0, 1]}
