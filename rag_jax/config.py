@@ -105,9 +105,9 @@ class VerbaliseConfig:
     """
 
     demonstrations: Count = 3
-    pool: Count = 64
-    max_tokens: Count = 48
-    batch_size: Count = 64
+    pool: Count = 48
+    max_tokens: Count = 32
+    batch_size: Count = 100
     temperature: NonNegative = 0.0
 
 
@@ -131,7 +131,7 @@ class StageConfig:
     warmup_fraction: Fraction = 0.1
     weight_decay: NonNegative = 0.0
     clip_norm: Positive = 1.0
-    microbatch_tokens: Count = 768
+    microbatch_tokens: Count = 432
     checkpoint_every: Count = 10
 
 
@@ -147,7 +147,7 @@ class Stage2Config(StageConfig):
 class TuningConfig:
     """What is trained: every weight, or adapters on the kernels whose path matches `targets`."""
 
-    mode: Literal["full", "lora"] = "full"
+    mode: Literal["full", "lora"] = "lora"
     rank: Count = 16
     alpha: Positive = 32.0
     targets: str = r"attention/(query|key|value|output)|ffn/(gate|up|down)"

@@ -79,6 +79,15 @@ def init_state(params: PyTree, optimizer: optax.GradientTransformation) -> Train
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
+@partial(jax.jit, static_argnames="loss_fn")
+def compute_gradients(
+    loss_fn: LossFunction, params: PyTree, frozen: PyTree, arrays: Any
+) -> tuple[PyTree, dict[str, Array]]:
+    """Gradients by `params`, and the loss among the metrics; two runs may share one program."""
+    (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, frozen, arrays)
+    return grads, {"loss": loss, **metrics}
+
+
 def make_step(
     losses: Mapping[str, LossFunction], optimizer: optax.GradientTransformation
 ) -> Callable[[TrainState, PyTree, Sequence[tuple[str, Any]]], tuple[TrainState, dict[str, Array]]]:
@@ -96,17 +105,11 @@ def make_step(
         optimizer: as from `make_optimizer`.
     """
 
-    def evaluate(loss_fn, params, frozen, arrays):
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, frozen, arrays)
-        return grads, {"loss": loss, **metrics}
-
-    compiled = {name: jax.jit(partial(evaluate, loss_fn)) for name, loss_fn in losses.items()}
-
     @partial(jax.jit, donate_argnums=0)
     def add(total: PyTree, part: PyTree) -> PyTree:
         return jax.tree.map(jnp.add, total, part)
 
-    @partial(jax.jit, donate_argnums=(0, 1))
+    @partial(jax.jit, donate_argnums=0)
     def update(state: TrainState, grads: PyTree) -> tuple[TrainState, Array]:
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -115,12 +118,10 @@ def make_step(
     def step(state, frozen, parts):
         total, logged = None, {}
         for name, arrays in parts:
-            grads, metrics = compiled[name](state.params, frozen, arrays)
+            grads, metrics = compute_gradients(losses[name], state.params, frozen, arrays)
             total = grads if total is None else add(total, grads)
-            logged = {
-                **logged,
-                **{k: logged[k] + v if k in logged else v for k, v in metrics.items()},
-            }
+            for key, value in metrics.items():
+                logged[key] = logged[key] + value if key in logged else value
         state, norm = update(state, total)
         return state, {**logged, "grad_norm": norm}
 

@@ -119,6 +119,11 @@ def choose_bucket(length: int, buckets: Sequence[int]) -> int:
     return min(fitting)
 
 
+def round_up(length: int, multiple: int) -> int:
+    """The smallest positive multiple that holds `length`: a bucket where there is no list."""
+    return max(1, -(-length // multiple)) * multiple
+
+
 def pad_rows(
     rows: Sequence[Sequence[int]], length: int, *, pad_id: int, batch: int | None = None
 ) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:

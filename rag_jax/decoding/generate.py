@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from rag_jax.data.batches import choose_bucket, pad_rows
+from rag_jax.data.batches import pad_rows, round_up
 from rag_jax.decoding.cache import Cache, append, grow, init_cache, write
 from rag_jax.models.decoder import Decoder
 from rag_jax.models.layers import MASKED
@@ -150,7 +150,7 @@ def generate(
     """
     shared = None
     if prefix:
-        width = choose_bucket(len(prefix), range(64, len(prefix) + 64, 64))
+        width = round_up(len(prefix), 128)
         shared = _prefill(model, params, *pad_rows([prefix], width, pad_id=0))
     batch_size = min(batch_size, 1 << (len(prompts) - 1).bit_length())
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -158,8 +158,7 @@ def generate(
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(len(prompts)))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        longest = len(prompts[rows[-1]])
-        width = choose_bucket(longest, range(32, longest + 32, 32))
+        width = round_up(len(prompts[rows[-1]]), 32)
         tokens, mask = pad_rows([prompts[i] for i in rows], width, pad_id=0, batch=batch_size)
         result = _generate_batch(
             model,

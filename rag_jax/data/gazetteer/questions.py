@@ -177,8 +177,8 @@ def _ask_about_city(
         phrase = f"{city.name}, {city.state}" if city.state else f"{city.name} in {country.running}"
     subject = _Subject(phrase, phrase, city.population)
     near = places.find_nearest_big().get(city.id)
-    # Odd to ask of a large city, but of one that shares its name nothing else can be asked.
-    if near and (city.population < BANDS[1] or not is_unique):
+    # Of a city that shares its name nothing else can be asked.
+    if near and not is_unique:
         options = [_add_plain((near[0].name,))]
         yield from _ask(scene, "near", subject, component, gold, [options, options])
     if is_unique and not country.is_territory:

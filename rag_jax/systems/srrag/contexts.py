@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from sklearn.cluster import KMeans
 
-from rag_jax.data.batches import choose_bucket, pad_rows
+from rag_jax.data.batches import pad_rows, round_up
 from rag_jax.decoding.cache import append, init_cache
 from rag_jax.losses import token_logprobs
 from rag_jax.models.decoder import Decoder
@@ -43,7 +43,7 @@ def encode_document_prompt(
 def encode_answer_prompt(tokenizer: Tokenizer, question: str, knowledge: str = "") -> list[int]:
     """The prompt for an answer, with or without knowledge to read, up to "The answer is"."""
     before = f"Background knowledge: {knowledge}\n\n" if knowledge else ""
-    text = f"{before}Answer the question with a few words.\n\nQuestion: {question}"
+    text = f"Answer the question with a few words.\n\n{before}Question: {question}"
     prompt = tokenizer.encode_chat([{"role": "user", "content": text}])
     return [*prompt, *tokenizer.encode(_ANSWER_CUE)]
 
@@ -120,14 +120,13 @@ def score_answers(
     """
     rows = [[*p, *a] for p, a in zip(prompts, answers, strict=True)]
     tokens, mask = pad_rows(rows, width, pad_id=0, batch=batch_size)
-    longest = max(map(len, answers))
-    places = choose_bucket(longest, range(16, longest + 16, 16))
+    places = round_up(max(map(len, answers)), 16)
     at = np.zeros((batch_size, places), np.int32)
     weights = np.zeros((batch_size, places), np.float32)
     for r, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         at[r, : len(answer)] = len(prompt) - 1 + np.arange(len(answer))
         weights[r, : len(answer)] = 1
     targets = np.take_along_axis(tokens, np.minimum(at + 1, width - 1), axis=1)
-    shared = pad_rows([prefix], choose_bucket(len(prefix), (64, 128, 512, 2048)), pad_id=0)
+    shared = pad_rows([prefix], round_up(len(prefix), 64), pad_id=0)
     scores = _score(model, params, shared, tokens, mask, at, targets, weights)
     return np.asarray(scores)[: len(rows)].tolist()

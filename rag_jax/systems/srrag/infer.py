@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from rag_jax.data.batches import choose_bucket, pad_rows
+from rag_jax.data.batches import pad_rows, round_up
 from rag_jax.decoding.cache import Cache, append, grow, init_cache
 from rag_jax.decoding.generate import decode, last_hidden
 from rag_jax.errors import RagJaxError
@@ -132,7 +132,7 @@ def score_answer(
     *,
     cue_length: int,
 ) -> Float[Array, "B"]:
-    """`log p(answer | question, knowledge)` of given answers; `tokens` holds the cue before them."""
+    """`log p(answer | question, knowledge)` of given answers, which follow the cue in `tokens`."""
     output, _ = append(model, params, cache, tokens, mask)
     hidden = output.hidden[:, cue_length - 1 : -1]
     logits = model.apply({"params": params}, hidden, method="logits")
@@ -222,6 +222,8 @@ class Engine:
         layer: whose output is the datastore key.
         batch_size: rows of every program.
         max_knowledge: tokens a verbalisation may have.
+        knowledge_width: slots for a source token and its knowledge, the same for every source, so
+            that one program answers after all of them.
         max_answer: tokens an answer may have.
     """
 
@@ -232,12 +234,13 @@ class Engine:
     layer: int
     batch_size: int
     max_knowledge: int
+    knowledge_width: int
     max_answer: int
 
     def route(self, questions: Sequence[str]) -> Routed:
         """Routes questions batch by batch; rows of the result beyond them are padding."""
         rows = [self.form.encode_question(question) for question in questions]
-        width = choose_bucket(max(map(len, rows)), range(32, max(map(len, rows)) + 32, 32))
+        width = round_up(max(map(len, rows)), 8)
         if width > self.model.config.max_length:
             raise RagJaxError(
                 f"a question of {max(map(len, rows))} tokens is longer than the model's context "
@@ -269,7 +272,6 @@ class Engine:
         """
         active = np.arange(self.batch_size) < len(rows)
         cache = pick_rows(routed.cache, np.resize(np.asarray(rows, np.int32), self.batch_size))
-        written = 1 + self.max_knowledge
         if self.form.sources[source].kind == "verbalise":
             cache, tokens, lengths, _ = verbalise(
                 self.model,
@@ -277,7 +279,7 @@ class Engine:
                 cache,
                 self.form.source_ids[source],
                 active,
-                width=choose_bucket(written, range(64, written + 64, 64)),
+                width=self.knowledge_width,
                 max_tokens=self.max_knowledge,
                 stop_ids=self.form.stop_ids,
             )
@@ -289,9 +291,7 @@ class Engine:
         chunks = [
             [self.form.source_ids[source], *self.form.encode_knowledge(text)] for text in texts
         ]
-        longest = max(written, *map(len, chunks))
-        width = choose_bucket(longest, range(64, longest + 64, 64))
-        tokens, mask = pad_rows(chunks, width, pad_id=0, batch=self.batch_size)
+        tokens, mask = pad_rows(chunks, self.knowledge_width, pad_id=0, batch=self.batch_size)
         return read(self.model, self.params, cache, tokens, mask), texts, active
 
     def write_answers(self, cache: Cache, active: Bool[np.ndarray, "B"]) -> list[str]:
@@ -315,37 +315,30 @@ class Engine:
         """Log-likelihoods of given answers, for the real rows."""
         cue = self.form.encode_answer_cue()
         rows = [[*cue, *self.form.encode_answer(text)] for text in answers]
-        width = choose_bucket(max(map(len, rows)), range(16, max(map(len, rows)) + 16, 16))
+        width = round_up(max(map(len, rows)), 16)
         tokens, mask = pad_rows(rows, width, pad_id=0, batch=self.batch_size)
         scores = score_answer(self.model, self.params, cache, tokens, mask, cue_length=len(cue))
         return np.asarray(scores)[: int(active.sum())]
 
     def answer_questions(
-        self, questions: Sequence[str], choose: Callable[[Routed], Int[np.ndarray, "B"]]
-    ) -> list[dict[str, Any]]:
-        """The whole pass for some questions.
-
-        Args:
-            choose: gives each question's source number, from what `route` returned.
+        self, routed: Routed, rows: Sequence[int], source: int, questions: Sequence[str]
+    ) -> dict[int, dict[str, Any]]:
+        """Knowledge and answers for rows of a routed batch that go to one source.
 
         Returns:
-            For each question `source`, `probabilities`, `knowledge` and `prediction`.
+            For each row `source`, `probabilities`, `knowledge` and `prediction`.
         """
-        routed = self.route(questions)
-        choices = np.asarray(choose(routed))[: len(questions)]
         probabilities = np.asarray(routed.probabilities)
-        records: list[dict[str, Any]] = [{} for _ in questions]
-        for source in np.unique(choices):
-            members = np.flatnonzero(choices == source).tolist()
-            for start in range(0, len(members), self.batch_size):
-                rows = members[start : start + self.batch_size]
-                cache, knowledge, active = self.learn(routed, rows, int(source), questions)
-                predictions = self.write_answers(cache, active)
-                for row, text, prediction in zip(rows, knowledge, predictions, strict=True):
-                    records[row] = {
-                        "source": self.form.sources[source].name,
-                        "probabilities": probabilities[row].tolist(),
-                        "knowledge": text,
-                        "prediction": prediction,
-                    }
+        records = {}
+        for start in range(0, len(rows), self.batch_size):
+            batch = rows[start : start + self.batch_size]
+            cache, knowledge, active = self.learn(routed, batch, source, questions)
+            predictions = self.write_answers(cache, active)
+            for row, text, prediction in zip(batch, knowledge, predictions, strict=True):
+                records[row] = {
+                    "source": self.form.sources[source].name,
+                    "probabilities": probabilities[row].tolist(),
+                    "knowledge": text,
+                    "prediction": prediction,
+                }
         return records

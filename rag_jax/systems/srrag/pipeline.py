@@ -14,7 +14,7 @@ import numpy as np
 
 from rag_jax import metrics
 from rag_jax.config import SRRAGConfig, build
-from rag_jax.data.batches import choose_bucket
+from rag_jax.data.batches import round_up
 from rag_jax.data.gazetteer import Question, World
 from rag_jax.data.gazetteer_tfds import load_world
 from rag_jax.decoding import Sampling, generate
@@ -30,9 +30,7 @@ from rag_jax.retrieval.index import Index
 from rag_jax.systems.srrag import contexts as base_model
 from rag_jax.systems.srrag import tune
 from rag_jax.systems.srrag.data import Format, choose_source, special_tokens
-from rag_jax.systems.srrag.infer import Datastore, Engine, Routed, decide, normalize_keys, vote
-
-METHODS = ("direct", "verbalise", "retrieve", "srrag")
+from rag_jax.systems.srrag.infer import Datastore, Engine, decide, normalize_keys, vote
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -45,8 +43,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     session = Session(settings)
     stages = session.stages()
     records = run_stages(stages, workdir, config=settings)
-    folder = Path(workdir) / "stages" / "evaluate"
-    predictions = {method: read_jsonl(folder / f"{method}.jsonl") for method in METHODS}
+    predictions = read_json(Path(workdir) / "stages" / "evaluate" / "predictions.json")
     return write_report(
         workdir,
         system="srrag",
@@ -98,6 +95,11 @@ class Session:
     def encoder(self) -> Pretrained:
         """The sentence encoder behind the index and the clusters."""
         return load(self.config.encoder.name)
+
+    @cached_property
+    def losses(self) -> dict[str, Callable[..., Any]]:
+        """The training losses."""
+        return tune.make_losses(self)
 
     @cached_property
     def form(self) -> Format:
@@ -309,17 +311,15 @@ class Session:
         c, base = self.config, self.base
         questions = self.read_world(context).questions["train"]
         gathered = read_jsonl(context.path("contexts", "contexts.jsonl"))
-        items = [
-            (q, source, place, knowledge)
-            for q, record in enumerate(gathered)
-            for source, texts in enumerate(record["contexts"])
-            for place, knowledge in enumerate(texts)
+        texts = [
+            [[render_context(text) for text in source] for source in record["contexts"]]
+            for record in gathered
         ]
+        # The model often writes the same thing under different demonstrations: scored once.
+        items = sorted({(q, t) for q, by_source in enumerate(texts) for s in by_source for t in s})
         prompts = [
-            base_model.encode_answer_prompt(
-                base.tokenizer, questions[q].question, render_context(knowledge)
-            )
-            for q, _, _, knowledge in items
+            base_model.encode_answer_prompt(base.tokenizer, questions[q].question, text)
+            for q, text in items
         ]
         prefix, prompts = base_model.split_prefix(prompts)
         answers = [base.tokenizer.encode(f" {q.answers[0]}") for q in questions]
@@ -333,13 +333,10 @@ class Session:
                 [prompts[i] for i in batch],
                 [answers[items[i][0]] for i in batch],
                 prefix=prefix,
-                width=choose_bucket(longest, range(32, longest + 32, 32)),
+                width=round_up(longest, 32),
                 batch_size=c.label.batch_size,
             )
-            return [
-                {"question": items[i][0], "source": items[i][1], "context": items[i][2], "score": v}
-                for i, v in zip(batch, scores, strict=True)
-            ]
+            return [{"item": i, "score": value} for i, value in zip(batch, scores, strict=True)]
 
         scored = context.map_batches(
             "scores.jsonl",
@@ -348,9 +345,11 @@ class Session:
             batch_size=c.label.batch_size,
             unit="contexts",
         )
-        scores = np.full((len(questions), len(c.sources), c.contexts), np.nan)
-        for record in scored:
-            scores[record["question"], record["source"], record["context"]] = record["score"]
+        found = {items[record["item"]]: record["score"] for record in scored}
+        scores = [
+            np.asarray([[found[q, text] for text in source] for source in by_source])
+            for q, by_source in enumerate(texts)
+        ]
         write_jsonl(
             context.folder / "labels.jsonl",
             (
@@ -361,15 +360,18 @@ class Session:
 
     def make_engine(self, context: StageContext, world: World) -> Engine:
         """The trained model, ready to route, learn and answer."""
-        c = self.config
+        c, form = self.config, self.form
+        passages = [form.encode_knowledge(f"[1] {p.title}: {p.text}") for p in world.passages]
+        longest = max(c.verbalise.max_tokens, c.answer.passages * max(map(len, passages)))
         return Engine(
             model=self.base.model,
             params=tune.load_tuned(self, context.path("stage2", "params")),
-            form=self.form,
+            form=form,
             search=self.make_search(context, world, c.answer.passages),
             layer=c.datastore.layer,
             batch_size=c.answer.batch_size,
             max_knowledge=c.verbalise.max_tokens,
+            knowledge_width=round_up(1 + longest, 16),
             max_answer=c.answer.max_tokens,
         )
 
@@ -412,67 +414,80 @@ class Session:
         return Datastore(jnp.asarray(np.stack(keys)), jnp.asarray(labels))
 
     def evaluate(self, context: StageContext) -> None:
-        """Every method on the same questions."""
+        """Every method on the same questions.
+
+        The SR-RAG pass is run as it is used: route, then the chosen source alone. The two fixed
+        policies then go on from the same cache with whatever source was not chosen.
+        """
         c = self.config
         world = self.read_world(context)
         questions = world.questions[c.evaluate_on]
         if not questions:
             raise RagJaxError(f"config.world.{c.evaluate_on}=0: no questions left to evaluate on")
-        kinds = [source.kind for source in c.sources]
-        methods: dict[str, Callable[[Sequence[str]], list[dict[str, Any]]]] = {
-            "direct": self.answer_directly
-        }
         engine = self.make_engine(context, world)
         datastore = self.read_datastore(context)
+        kinds = [source.kind for source in c.sources]
+        fixed = {"verbalise": kinds.index("verbalise"), "retrieve": kinds.index("search")}
 
-        def choose(routed: Routed) -> np.ndarray:
-            nobody = jnp.full(routed.key.shape[0], -1)  # test questions have no entry of their own
-            votes = vote(datastore, routed.key, nobody, k=c.datastore.k, num_sources=len(kinds))
-            return decide(
-                np.asarray(routed.probabilities), np.asarray(votes), kinds, tau=c.route.tau
+        def answer_directly(batch: Sequence[Question]) -> list[dict[str, Any]]:
+            clock = Clock()
+            predictions = self.answer_directly([question.question for question in batch])
+            seconds = clock.read() / len(batch)
+            return [
+                grade(q, {"prediction": text, "retrieved": 0.0, "seconds": seconds})
+                for q, text in zip(batch, predictions, strict=True)
+            ]
+
+        def answer_all(batch: Sequence[Question]) -> list[dict[str, Any]]:
+            asked = [question.question for question in batch]
+            clock = Clock()
+            routed = engine.route(asked)
+            nobody = jnp.full(routed.key.shape[0], -1)  # these questions have no entry themselves
+            votes = np.asarray(
+                vote(datastore, routed.key, nobody, k=c.datastore.k, num_sources=len(kinds))
             )
+            chosen = decide(np.asarray(routed.probabilities), votes, kinds, tau=c.route.tau)
+            chosen = chosen[: len(batch)]
+            routing = clock.read() / len(batch)
 
-        def always(kind: str, routed: Routed) -> np.ndarray:
-            return np.full(routed.key.shape[0], kinds.index(kind))
+            def follow(wanted: np.ndarray, known: dict[int, Any]) -> dict[int, dict[str, Any]]:
+                records = {r: known[r] for r in known if known[r]["number"] == wanted[r]}
+                for source in range(len(kinds)):
+                    rows = [r for r in np.flatnonzero(wanted == source) if r not in records]
+                    clock = Clock()
+                    answered = engine.answer_questions(routed, rows, source, asked)
+                    seconds = routing + clock.read() / max(len(rows), 1)
+                    for row, record in answered.items():
+                        facts = {"number": source, "votes": votes[row], "seconds": seconds}
+                        retrieved = float(kinds[source] == "search")
+                        records[row] = {**record, **facts, "retrieved": retrieved}
+                return records
 
-        methods["verbalise"] = partial(engine.answer_questions, choose=partial(always, "verbalise"))
-        methods["retrieve"] = partial(engine.answer_questions, choose=partial(always, "search"))
-        methods["srrag"] = partial(engine.answer_questions, choose=choose)
-        for method, answer in methods.items():
-            context.map_batches(
-                f"{method}.jsonl",
-                questions,
-                partial(self.score_answers, answer),
-                batch_size=4 * c.answer.batch_size,
-                unit=f"questions ({method})",
-            )
+            methods = {"srrag": follow(chosen, {})}
+            for method, source in fixed.items():
+                methods[method] = follow(np.full(len(batch), source), methods["srrag"])
+            return [
+                {name: grade(q, rows[i]) for name, rows in methods.items()}
+                for i, q in enumerate(batch)
+            ]
 
-    def score_answers(
-        self,
-        answer: Callable[[Sequence[str]], list[dict[str, Any]]],
-        questions: Sequence[Question],
-    ) -> list[dict[str, Any]]:
-        """One method's records for some questions; compiling is left out of the seconds."""
-        start, compiling = time.perf_counter(), compile_seconds()
-        answered = answer([question.question for question in questions])
-        spent = time.perf_counter() - start - (compile_seconds() - compiling)
-        kinds = {source.name: source.kind for source in self.config.sources}
-        return [
-            {
-                "id": question.id,
-                "question": question.question,
-                "answers": question.answers,
-                "popularity": question.popularity,
-                "correct": metrics.match(record["prediction"], question.answers),
-                "exact_match": metrics.exact_match(record["prediction"], question.answers),
-                "retrieved": float(kinds.get(record.get("source")) == "search"),
-                "seconds": spent / len(questions),
-                **record,
-            }
-            for question, record in zip(questions, answered, strict=True)
-        ]
+        size = 4 * c.answer.batch_size
+        records = context.map_batches(
+            "direct.jsonl",
+            questions,
+            answer_directly,
+            batch_size=size,
+            unit="questions (direct)",
+        )
+        passes = context.map_batches(
+            "passes.jsonl", questions, answer_all, batch_size=size, unit="questions (all sources)"
+        )
+        predictions = {"direct": records}
+        for method in ("verbalise", "retrieve", "srrag"):
+            predictions[method] = [record[method] for record in passes]
+        write_json(context.folder / "predictions.json", predictions)
 
-    def answer_directly(self, questions: Sequence[str]) -> list[dict[str, Any]]:
+    def answer_directly(self, questions: Sequence[str]) -> list[str]:
         """Answers of the untrained model without any knowledge: it never learnt the format."""
         c, tokenizer = self.config, self.base.tokenizer
         prompts = [base_model.encode_answer_prompt(tokenizer, question) for question in questions]
@@ -486,7 +501,30 @@ class Session:
             stop_ids=(tokenizer.eos_id,),
             batch_size=c.answer.batch_size,
         )
-        return [{"prediction": tokenizer.decode(tokens).strip()} for tokens in written]
+        return [tokenizer.decode(tokens).strip() for tokens in written]
+
+
+class Clock:
+    """Seconds since it was made, those spent on compiling left out."""
+
+    def __init__(self):
+        self.start, self.compiling = time.perf_counter(), compile_seconds()
+
+    def read(self) -> float:
+        return time.perf_counter() - self.start - (compile_seconds() - self.compiling)
+
+
+def grade(question: Question, record: dict[str, Any]) -> dict[str, Any]:
+    """A prediction's record with the question and its scores."""
+    return {
+        "id": question.id,
+        "question": question.question,
+        "answers": question.answers,
+        "popularity": question.popularity,
+        "correct": metrics.match(record["prediction"], question.answers),
+        "exact_match": metrics.exact_match(record["prediction"], question.answers),
+        **record,
+    }
 
 
 def render_context(context: str | Sequence[str]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from rag_jax import lora
 from rag_jax.checkpoint import Checkpoints, load_tree, save_tree
 from rag_jax.config import StageConfig
-from rag_jax.data.batches import choose_bucket
+from rag_jax.data.batches import round_up
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_jsonl, write_json
 from rag_jax.pipeline import StageContext
@@ -30,7 +30,7 @@ from rag_jax.training import init_state, make_optimizer, make_step, train
 if TYPE_CHECKING:
     from rag_jax.systems.srrag.pipeline import Session
 
-_WIDTH_STEP = 96
+_WIDTH_STEP = 72
 
 
 @dataclass(frozen=True)
@@ -101,14 +101,13 @@ class Packer:
 
     def width(self, row: Row) -> int:
         """The padded length of a row."""
-        return choose_bucket(
-            len(row.tokens), range(_WIDTH_STEP, len(row.tokens) + _WIDTH_STEP, _WIDTH_STEP)
+        return round_up(len(row.tokens), _WIDTH_STEP)
         )
 
     def targets(self, width: int) -> int:
         """Loss positions of rows of a width, a multiple of 16."""
         most = max(count_targets(row) for row in self.rows if self.width(row) == width)
-        return choose_bucket(most, range(16, most + 16, 16))
+        return round_up(most, 16)
 
     def pack(
         self, rows: Sequence[Row], *, scale: float, partners: Sequence[Row] = ()
@@ -180,6 +179,19 @@ def _scale(session: "Session") -> float | None:
     return None if tuning.mode == "full" else tuning.alpha / tuning.rank
 
 
+def make_losses(session: "Session") -> dict[str, Callable[..., Any]]:
+    """Both stages' losses by the trained tree; "rows" serves both, so it is compiled once."""
+    model, scale, beta = session.base.model, _scale(session), session.config.stage2.beta
+
+    def of_rows(trained, frozen, batch):
+        return stage1_loss(model, assemble(trained, frozen, scale=scale), batch)
+
+    def of_pairs(trained, frozen, batch):
+        return stage2_loss(model, assemble(trained, frozen, scale=scale), batch, beta=beta)
+
+    return {"rows": of_rows, "pairs": of_pairs}
+
+
 def load_trainable(session: "Session", folder: Path) -> Any:
     """The trained tree that a stage saved."""
     return load_tree(folder, jax.eval_shape(lambda: start_trainable(session)))
@@ -206,13 +218,12 @@ def run_stage1(session: "Session", context: StageContext) -> None:
             "longest": max(len(row.tokens) for row in packer.rows),
         },
     )
-    losses = {"rows": _with_params(session, stage1_loss)}
 
     def make_parts(numbers: Sequence[int]) -> list[tuple[str, Any]]:
         rows = [examples[i].row for i in numbers]
         return [("rows", arrays) for _, arrays in packer.pack(rows, scale=1 / len(rows))]
 
-    _train(session, context, settings, examples, start_trainable(session), losses, make_parts)
+    _train(session, context, settings, examples, start_trainable(session), make_parts)
 
 
 def run_reference(session: "Session", context: StageContext) -> None:
@@ -244,16 +255,15 @@ def run_stage2(session: "Session", context: StageContext) -> None:
     packer = make_packer(session, examples, settings.microbatch_tokens)
     records = read_jsonl(context.path("reference", "reference.jsonl"))
     reference = {r["id"]: (r["chosen"], r["rejected"]) for r in records}
-    losses = {
-        "rows": _with_params(session, _stage2_single_loss),
-        "pairs": _with_params(session, partial(stage2_loss, beta=settings.beta)),
-    }
 
     def make_parts(numbers: Sequence[int]) -> list[tuple[str, Any]]:
         scale = 1 / len(numbers)
         single = [examples[i].row for i in numbers if not examples[i].rejected]
         pairs = [examples[i] for i in numbers if examples[i].rejected]
-        parts = [("rows", arrays) for _, arrays in packer.pack(single, scale=scale)]
+        parts = [
+            ("rows", {**arrays, "verbalisation": np.zeros_like(arrays["verbalisation"])})
+            for _, arrays in packer.pack(single, scale=scale)
+        ]
         for taken, arrays in packer.pack(
             [e.row for e in pairs], scale=scale, partners=[e.rejected for e in pairs]
         ):
@@ -269,17 +279,7 @@ def run_stage2(session: "Session", context: StageContext) -> None:
         return parts
 
     start = load_trainable(session, context.path("stage1", "params"))
-    _train(session, context, settings, examples, start, losses, make_parts)
-
-
-def _stage2_single_loss(model, params, batch):
-    """Rows without a pair: `L_src + L_ans`."""
-    return stage1_loss(model, params, {**batch, "verbalisation": batch["verbalisation"] * 0})
-
-
-def _with_params(session: "Session", loss: Callable[..., Any]) -> Callable[..., Any]:
-    model, scale = session.base.model, _scale(session)
-    return lambda trained, frozen, batch: loss(model, assemble(trained, frozen, scale=scale), batch)
+    _train(session, context, settings, examples, start, make_parts)
 
 
 def _train(
@@ -288,7 +288,6 @@ def _train(
     settings: StageConfig,
     examples: Sequence[Example],
     start: Any,
-    losses: dict[str, Callable[..., Any]],
     make_parts: Callable[[Sequence[int]], list[tuple[str, Any]]],
 ) -> None:
     """Trains to the end, saves the trained tree as `params` and drops the checkpoints."""
@@ -299,7 +298,7 @@ def _train(
     per_epoch = len(deal(epoch=0))
     total = settings.epochs * per_epoch
     optimizer = make_optimizer(settings, max(total, 1))
-    step = make_step(losses, optimizer)
+    step = make_step(session.losses, optimizer)
     frozen = None if session.config.tuning.mode == "full" else session.base.params
 
     def batch_at(number: int) -> tuple[list[tuple[str, Any]], list[str]]:
