@@ -58,6 +58,9 @@ def apply(params: Tree, adapter: Tree, *, scale: float) -> Tree:
 
     Args:
         scale: the published `alpha / rank`.
+
+    Raises:
+        ValueError: the adapter has a matrix that is no layer's kernel, such as an embedding.
     """
 
     def place(tree, patch):
@@ -65,6 +68,8 @@ def apply(params: Tree, adapter: Tree, *, scale: float) -> Tree:
         for name, below in patch.items():
             if isinstance(tree[name], Mapping):
                 placed[name] = place(tree[name], below)
+            elif name != "kernel":
+                raise ValueError(f"no layer would find an adapter beside {name!r}: use fold")
             else:
                 placed["lora_a"], placed["lora_b"] = below["a"], scale * below["b"]
         return placed

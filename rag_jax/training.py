@@ -76,7 +76,10 @@ def init_state(params: PyTree, optimizer: optax.GradientTransformation) -> Train
     take the caller's arrays away.
     """
     params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    # Bound to their devices, as arrays from a checkpoint are: a run that had both kinds would
+    # compile every program twice.
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.sharding), state)
 
 
 @partial(jax.jit, static_argnames="loss_fn")

@@ -16,95 +16,114 @@ from rag_jax.errors import RagJaxError
 
 
 @dataclass(frozen=True)
-class Batch:
-    """The rows of one process in one step.
+class Microbatch:
+    """Examples that are computed together, all of one kind.
 
-    `indices` point into the lengths the plan was made from; rows that are not `valid` repeat others
-    and must not count. All processes have the same `length`, the bucket to pad to.
+    `indices` point into the lengths the plan was made from; there are at most `rows` of them, and
+    what is missing is padding that must not count. `width` is what each example is padded to.
     """
 
-    indices: Int[np.ndarray, " B"]
-    valid: Bool[np.ndarray, " B"]
-    length: int
+    kind: str
+    indices: list[int]
+    rows: int
+    width: int
 
 
 @dataclass(frozen=True, eq=False)
 class BatchPlan:
-    """Deals examples into batches, each example once an epoch.
+    """Deals examples into batches, each example once an epoch, and batches into microbatches.
+
+    A batch's examples are spread over microbatches by length, so nothing is padded to the longest
+    of its batch; a microbatch's shape depends on its kind and width alone.
 
     Args:
-      lengths: length of every example, in whatever unit the buckets are.
-      buckets: allowed padded lengths, increasing.
-      batch_size: rows of a batch over all processes.
+      lengths: length of every example, in tokens.
+      kinds: examples of different kinds never share a microbatch.
+      strata: every batch gets its even share of each stratum. With a dozen steps an epoch, a batch
+        of one class alone would pull that class's probability far to one side.
+      batch_size: examples of a batch over all processes, which the last batches may miss by one.
+      budget: tokens of a microbatch, except where one example has more.
+      program_tokens: see `choose_widths`.
       seed: decides the order; every epoch has its own.
-      processes: number of processes a batch is divided among, in order of their rows.
+      processes: number of processes a batch is divided among.
 
     Raises:
-      RagJaxError: if a setting is out of range or an example is longer than the largest bucket.
+      RagJaxError: if a setting is out of range, or there are no examples.
     """
 
     lengths: Sequence[int]
     _: dataclasses.KW_ONLY
-    buckets: Sequence[int]
+    kinds: Sequence[str]
+    strata: Sequence[int]
     batch_size: int
+    budget: int
+    program_tokens: int
     seed: int
     processes: int = 1
 
     def __post_init__(self) -> None:
-        lengths, buckets = np.asarray(self.lengths), list(self.buckets)
-        if lengths.ndim != 1 or not lengths.size:
+        if not len(self.lengths):
             raise RagJaxError("lengths: there are no examples to make batches of")
-        if not buckets or buckets != sorted(set(buckets)) or buckets[0] < 1:
-            raise RagJaxError(f"buckets={buckets}: must be positive and increasing")
+        if not len(self.lengths) == len(self.kinds) == len(self.strata):
+            raise ValueError("every example has a length, a kind and a stratum")
         if self.processes < 1 or self.batch_size < 1 or self.batch_size % self.processes:
             raise RagJaxError(
                 f"batch_size={self.batch_size}: must be a positive multiple of "
                 f"processes={self.processes}"
             )
-        if self.seed < 0:
-            raise RagJaxError(f"seed={self.seed}: must not be negative")
-        long = np.flatnonzero(lengths > buckets[-1])
-        if long.size:
-            raise RagJaxError(
-                f"buckets={buckets}: {long.size} of {lengths.size} examples are longer than the "
-                f"largest, first example {long[0]} of length {lengths[long[0]]}; add a bucket"
-            )
+        for name in ("budget", "program_tokens", "seed"):
+            if getattr(self, name) < (name == "budget"):
+                raise RagJaxError(f"{name}={getattr(self, name)}: is too small")
 
     @functools.cached_property
-    def _members(self) -> list[tuple[int, Int[np.ndarray, " N"]]]:
-        """The buckets that have examples, and their examples in ascending order."""
-        which = np.searchsorted(np.asarray(self.buckets), np.asarray(self.lengths))
-        members = ((int(b), np.flatnonzero(which == i)) for i, b in enumerate(self.buckets))
-        return [(bucket, rows) for bucket, rows in members if rows.size]
+    def widths(self) -> dict[str, list[int]]:
+        """The widths of each kind."""
+        members = {kind: [] for kind in self.kinds}
+        for kind, length in zip(self.kinds, self.lengths, strict=True):
+            members[kind].append(length)
+        return {
+            kind: choose_widths(lengths, program_tokens=self.program_tokens)
+            for kind, lengths in members.items()
+        }
 
-    @functools.cached_property
+    @property
     def num_steps_per_epoch(self) -> int:
         """Number of batches that hold every example once."""
-        return sum(-(-rows.size // self.batch_size) for _, rows in self._members)
+        return -(-len(self.lengths) // self.batch_size)
 
-    def batch_at(self, step: int, process: int = 0) -> Batch:
-        """Returns the rows of `process` at `step`, which counts from 0 through all epochs."""
+    def examples_at(self, step: int, process: int = 0) -> list[int]:
+        """The examples of `process` at `step`, which counts from 0 through all epochs."""
         if step < 0 or not 0 <= process < self.processes:
             raise ValueError(f"no step {step} of process {process}")
         epoch, place = divmod(step, self.num_steps_per_epoch)
-        batch = _deal_epoch(self, epoch)[place]
-        local = self.batch_size // self.processes
-        rows = slice(process * local, (process + 1) * local)
-        return Batch(batch.indices[rows], batch.valid[rows], batch.length)
+        rng = np.random.default_rng((self.seed, epoch))
+        strata = np.asarray(self.strata)
+        position = np.empty(len(strata))
+        for stratum in np.unique(strata):
+            members = rng.permutation(np.flatnonzero(strata == stratum))
+            position[members] = (np.arange(len(members)) + rng.random()) / len(members)
+        batches = np.array_split(np.argsort(position, kind="stable"), self.num_steps_per_epoch)
+        batch = batches[rng.permutation(len(batches))[place]]
+        return batch[process :: self.processes].tolist()
 
+    def place(self, example: int) -> tuple[str, int]:
+        """The kind and width of the microbatches that an example goes into."""
+        kind = self.kinds[example]
+        return kind, choose_bucket(self.lengths[example], self.widths[kind])
 
-# Steps are asked for in order, so the present epoch (of a few plans) is all that is worth keeping.
-@functools.lru_cache(maxsize=8)
-def _deal_epoch(plan: BatchPlan, epoch: int) -> list[Batch]:
-    rng = np.random.default_rng((plan.seed, epoch))
-    batches = []
-    for bucket, members in plan._members:
-        order = rng.permutation(members)
-        for start in range(0, order.size, plan.batch_size):
-            rows = order[start : start + plan.batch_size]
-            indices = np.resize(rows, plan.batch_size).astype(np.int32)  # repeats from the front
-            batches.append(Batch(indices, np.arange(plan.batch_size) < rows.size, bucket))
-    return [batches[i] for i in rng.permutation(len(batches))]
+    def group(self, examples: Sequence[int]) -> list[Microbatch]:
+        """Microbatches of some examples."""
+        members: dict[tuple[str, int], list[int]] = {}
+        for i in examples:
+            members.setdefault(self.place(i), []).append(i)
+        groups = []
+        for (kind, width), indices in sorted(members.items()):
+            rows = max(1, self.budget // width)
+            groups += [
+                Microbatch(kind, indices[start : start + rows], rows, width)
+                for start in range(0, len(indices), rows)
+            ]
+        return groups
 
 
 def choose_bucket(length: int, buckets: Sequence[int]) -> int:
@@ -117,6 +136,26 @@ def choose_bucket(length: int, buckets: Sequence[int]) -> int:
     if not fitting:
         raise RagJaxError(f"buckets={list(buckets)}: none holds {length} tokens; add a bucket")
     return min(fitting)
+
+
+def choose_widths(lengths: Sequence[int], *, program_tokens: int) -> list[int]:
+    """Returns the widths, multiples of 8, at which padding and compiling together cost least.
+
+    Dynamic programming: the best choice for the rows that fit into one width ends with that width
+    and begins with the best choice for the rows that fit into some narrower one.
+
+    Args:
+      lengths: length of every row.
+      program_tokens: how many tokens could be computed while one program compiles.
+    """
+    if not len(lengths):
+        return []
+    best = [(0, 0, [])]  # number of rows that fit, cost in tokens, widths
+    for width in range(8, round_up(max(lengths), 8) + 8, 8):
+        fit = sum(length <= width for length in lengths)
+        cost, widths = min((cost - width * fits, widths) for fits, cost, widths in best)
+        best.append((fit, cost + width * fit + program_tokens, [*widths, width]))
+    return best[-1][2]
 
 
 def round_up(length: int, multiple: int) -> int:

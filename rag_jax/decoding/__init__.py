@@ -1,6 +1,6 @@
 """Prefill and decode over an explicit key/value cache."""
 
 from rag_jax.decoding.cache import Cache, append, init_cache
-from rag_jax.decoding.generate import Decoded, Sampling, decode, generate
+from rag_jax.decoding.generate import Decoded, Sampling, decode, generate, prefill
 
-__all__ = ["Cache", "Decoded", "Sampling", "append", "decode", "generate", "init_cache"]
+__all__ = ["Cache", "Decoded", "Sampling", "append", "decode", "generate", "init_cache", "prefill"]

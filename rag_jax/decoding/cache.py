@@ -77,7 +77,7 @@ def write(
     """
     real = jax.lax.dynamic_update_slice(cache.real, mask, (0, slot))
     own = slot + jnp.arange(tokens.shape[1])
-    visible = jnp.arange(real.shape[1])[None, :] <= own[:, None]
+    visible = jnp.arange(real.shape[1])[None, None, :] <= own[None, :, None]
     positions = cache.position[:, None] + jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     output = model.apply(
         {"params": params},

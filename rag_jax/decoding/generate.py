@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from rag_jax.data.batches import pad_rows, round_up
 from rag_jax.decoding.cache import Cache, append, grow, init_cache, write
+from rag_jax.errors import RagJaxError
 from rag_jax.models.decoder import Decoder
 from rag_jax.models.layers import MASKED
 
@@ -147,11 +148,20 @@ def generate(
 
     Returns:
         For each prompt the new tokens, without the stop token.
+
+    Raises:
+        RagJaxError: a prompt is empty, or `max_tokens` is less than 1.
     """
+    if max_tokens < 1:
+        raise RagJaxError(f"max_tokens={max_tokens}: must be at least 1")
+    empty = [i for i, prompt in enumerate(prompts) if not len(prompt)]
+    if empty:
+        raise RagJaxError(f"prompts: prompt {empty[0]} is empty; give at least one token")
+    if not len(prompts):
+        return []
     shared = None
     if prefix:
-        width = round_up(len(prefix), 128)
-        shared = _prefill(model, params, *pad_rows([prefix], width, pad_id=0))
+        shared = prefill(model, params, prefix)
     batch_size = min(batch_size, 1 << (len(prompts) - 1).bit_length())
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     written: list[list[int]] = [[] for _ in prompts]
@@ -178,14 +188,21 @@ def generate(
     return written
 
 
+def prefill(model: Decoder, params, tokens: Sequence[int]) -> Cache:
+    """The cache of one row, for use as a prefix; padded so that few programs are compiled."""
+    return _prefill(model, params, *pad_rows([tokens], round_up(len(tokens), 64), pad_id=0))
+
+
 @partial(jax.jit, static_argnames="model")
 def _prefill(model, params, tokens, mask):
-    return append(model, params, init_cache(model, tokens.shape[0]), tokens, mask)[1]
+    cache = init_cache(model, tokens.shape[0], dtype=params["embed"]["embedding"].dtype)
+    return append(model, params, cache, tokens, mask)[1]
 
 
 @partial(jax.jit, static_argnames=("model", "max_tokens", "stop_ids", "sampling"))
 def _generate_batch(model, params, prefix, tokens, mask, keys, *, max_tokens, stop_ids, sampling):
-    cache = init_cache(model, tokens.shape[0], prefix=prefix)
+    dtype = params["embed"]["embedding"].dtype
+    cache = init_cache(model, tokens.shape[0], dtype=dtype, prefix=prefix)
     output, cache = append(model, params, cache, tokens, mask)
     decoded = decode(
         model,

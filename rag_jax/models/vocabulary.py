@@ -11,7 +11,7 @@ from rag_jax.models.load import Pretrained
 
 
 def grow_vocabulary(pretrained: Pretrained, names: Sequence[str]) -> Pretrained:
-    """Adds special tokens to a decoder with tied embeddings; their ids follow the last one.
+    """Adds special tokens to a decoder with tied embeddings; their ids follow the tokenizer's last.
 
     A new token starts from the mean of all embeddings: near no word in particular, and its logit
     starts near the average one (Hewitt 2021, "Initializing new word embeddings").
@@ -22,11 +22,16 @@ def grow_vocabulary(pretrained: Pretrained, names: Sequence[str]) -> Pretrained:
     config = pretrained.config
     if not config.tie_embeddings:
         raise RagJaxError("new tokens need a model whose input and output embeddings are tied")
+    first = pretrained.tokenizer.vocab_size
     tokenizer = pretrained.tokenizer.add_special_tokens(names)
-    table = pretrained.params["embed"]["embedding"]
+    for i, name in enumerate(names):
+        if tokenizer.token_id(name) != first + i:
+            raise RagJaxError(f"new tokens: {name!r} is taken or named twice; choose another name")
+    # Some tables are padded with rows that no token has: they would come between old and new ids.
+    table = pretrained.params["embed"]["embedding"][:first]
     mean = table.mean(axis=0, keepdims=True, dtype=jnp.float32).astype(table.dtype)
     table = jnp.concatenate([table, jnp.repeat(mean, len(names), axis=0)])
-    config = replace(config, vocab_size=config.vocab_size + len(names))
+    config = replace(config, vocab_size=first + len(names))
     params = {**pretrained.params, "embed": {"embedding": table}}
     return replace(
         pretrained, config=config, model=Decoder(config), params=params, tokenizer=tokenizer

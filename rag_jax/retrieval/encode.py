@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from rag_jax.data.batches import choose_widths
 from rag_jax.errors import RagJaxError
 from rag_jax.models import Pretrained
 
@@ -138,7 +139,7 @@ def _plan_batches(
     empty rows.
     """
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    widths = _choose_widths([len(row) for row in rows], max_length)
+    widths = choose_widths([len(row) for row in rows], program_tokens=_PROGRAM_TOKENS)
     start = 0
     while start < len(order):
         width = next(w for w in widths if w >= len(rows[order[start]]))
@@ -146,24 +147,6 @@ def _plan_batches(
         count = 1 if len(rows) == 1 else max(1, batch_size * 16 // width)
         yield order[start : start + count], (count, width)
         start += count
-
-
-def _choose_widths(lengths: Sequence[int], max_length: int) -> list[int]:
-    """The widths, multiples of 8 or `max_length`, at which compiling and padding cost least.
-
-    Dynamic programming: the best choice for the texts that fit into one width ends with that width
-    and begins with the best choice for the texts that fit into some narrower one.
-    """
-    if not lengths:
-        return []
-    best = [(0, 0, [])]  # number of texts that fit, cost in tokens, widths
-    for width in [*range(8, max_length, 8), max_length]:
-        fit = sum(length <= width for length in lengths)
-        cost, widths = min((cost - width * fits, widths) for fits, cost, widths in best)
-        best.append((fit, cost + width * fit + _PROGRAM_TOKENS, [*widths, width]))
-        if fit == len(lengths):
-            break
-    return best[-1][2]
 
 
 def _pad_rows(

@@ -1,117 +1,158 @@
-import collections
+import itertools
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rag_jax.data import batches
 from rag_jax.data.batches import BatchPlan, choose_bucket, pad_rows
 from rag_jax.errors import RagJaxError
 
-LENGTHS = st.lists(st.integers(0, 32), min_size=1, max_size=60)
 BUCKETS = (4, 8, 16, 32)
+EXAMPLES = st.lists(
+    st.tuples(st.integers(0, 60), st.sampled_from(["a", "b"]), st.integers(0, 2)),
+    min_size=1,
+    max_size=60,
+)
 
 
-def _epoch(plan, epoch=0):
-    steps = range(epoch * plan.num_steps_per_epoch, (epoch + 1) * plan.num_steps_per_epoch)
-    return [plan.batch_at(step) for step in steps]
+def make_plan(examples, *, batch_size=4, seed=0, processes=1, budget=64, program_tokens=50):
+    lengths, kinds, strata = zip(*examples, strict=True)
+    return BatchPlan(
+        lengths,
+        kinds=kinds,
+        strata=strata,
+        batch_size=batch_size,
+        budget=budget,
+        program_tokens=program_tokens,
+        seed=seed,
+        processes=processes,
+    )
 
 
 @settings(deadline=None, max_examples=60)
-@given(LENGTHS, st.integers(1, 9), st.integers(0, 5), st.integers(0, 3))
-def test_every_example_once_an_epoch_in_its_bucket(lengths, batch_size, seed, epoch):
-    plan = BatchPlan(lengths, buckets=BUCKETS, batch_size=batch_size, seed=seed)
-    seen = collections.Counter()
-    for batch in _epoch(plan, epoch):
-        assert batch.indices.shape == batch.valid.shape == (batch_size,)
-        assert batch.indices.dtype == np.int32 and batch.valid.dtype == bool
-        assert batch.valid.any()
-        for index in batch.indices:
-            assert choose_bucket(lengths[index], BUCKETS) == batch.length
-        seen.update(batch.indices[batch.valid].tolist())
-    assert seen == collections.Counter(range(len(lengths)))
+@given(EXAMPLES, st.integers(1, 9), st.integers(0, 5), st.integers(0, 3))
+def test_every_example_once_an_epoch(examples, batch_size, seed, epoch):
+    plan = make_plan(examples, batch_size=batch_size, seed=seed)
+    steps = range(epoch * plan.num_steps_per_epoch, (epoch + 1) * plan.num_steps_per_epoch)
+    dealt = [plan.examples_at(step) for step in steps]
+    assert all(0 < len(batch) <= batch_size for batch in dealt)
+    assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+    assert sorted(i for batch in dealt for i in batch) == list(range(len(examples)))
+
+
+@settings(deadline=None, max_examples=60)
+@given(EXAMPLES, st.integers(1, 9), st.integers(1, 100))
+def test_microbatches_hold_their_examples_once_at_few_shapes(examples, batch_size, budget):
+    plan = make_plan(examples, batch_size=batch_size, budget=budget)
+    shapes = set()
+    for step in range(plan.num_steps_per_epoch):
+        micros = plan.group(plan.examples_at(step))
+        assert sorted(i for m in micros for i in m.indices) == sorted(plan.examples_at(step))
+        for micro in micros:
+            assert 0 < len(micro.indices) <= micro.rows == max(1, budget // micro.width)
+            assert all(plan.kinds[i] == micro.kind for i in micro.indices)
+            assert all(plan.lengths[i] <= micro.width for i in micro.indices)
+            shapes.add((micro.kind, micro.width))
+    assert len(shapes) <= sum(map(len, plan.widths.values()))
 
 
 @settings(deadline=None, max_examples=40)
-@given(LENGTHS, st.integers(1, 4), st.integers(1, 4), st.integers(0, 5))
-def test_processes_together_are_the_one_process_batch(lengths, processes, local, seed):
-    size = processes * local
-    whole = BatchPlan(lengths, buckets=BUCKETS, batch_size=size, seed=seed)
-    parts = BatchPlan(lengths, buckets=BUCKETS, batch_size=size, seed=seed, processes=processes)
-    assert parts.num_steps_per_epoch == whole.num_steps_per_epoch
+@given(EXAMPLES, st.integers(1, 4), st.integers(1, 4), st.integers(0, 5))
+def test_processes_together_are_the_one_process_batch(examples, processes, local, seed):
+    whole = make_plan(examples, batch_size=processes * local, seed=seed)
+    parts = make_plan(examples, batch_size=processes * local, seed=seed, processes=processes)
     for step in range(2 * whole.num_steps_per_epoch):
-        batch = whole.batch_at(step)
-        pieces = [parts.batch_at(step, process) for process in range(processes)]
-        np.testing.assert_array_equal(np.concatenate([p.indices for p in pieces]), batch.indices)
-        np.testing.assert_array_equal(np.concatenate([p.valid for p in pieces]), batch.valid)
-        assert {p.length for p in pieces} == {batch.length}
+        pieces = [parts.examples_at(step, process) for process in range(processes)]
+        assert sorted(itertools.chain.from_iterable(pieces)) == sorted(whole.examples_at(step))
+        assert max(map(len, pieces)) <= local
 
 
 @settings(deadline=None, max_examples=30)
-@given(LENGTHS, st.integers(0, 5), st.integers(0, 100))
-def test_a_step_depends_on_nothing_asked_before(lengths, seed, step):
-    def make():
-        return BatchPlan(lengths, buckets=BUCKETS, batch_size=3, seed=seed)
-
-    walked = make()
+@given(EXAMPLES, st.integers(0, 5), st.integers(0, 100))
+def test_a_step_depends_on_nothing_asked_before(examples, seed, step):
+    walked = make_plan(examples, seed=seed)
     for earlier in range(min(step, 20)):
-        walked.batch_at(earlier)
-    one, other = walked.batch_at(step), make().batch_at(step)
-    np.testing.assert_array_equal(one.indices, other.indices)
-    np.testing.assert_array_equal(one.valid, other.valid)
-    assert one.length == other.length
+        walked.examples_at(earlier)
+    assert walked.examples_at(step) == make_plan(examples, seed=seed).examples_at(step)
 
 
 def test_epochs_and_seeds_differ():
-    lengths = np.arange(64) % 16
-    plan = BatchPlan(lengths, buckets=(16,), batch_size=8, seed=0)
-    other = BatchPlan(lengths, buckets=(16,), batch_size=8, seed=1)
+    examples = [(i % 16, "a", 0) for i in range(64)]
 
-    def order(plan, epoch):
-        return np.concatenate([b.indices for b in _epoch(plan, epoch)]).tolist()
+    def order(seed, epoch):
+        plan = make_plan(examples, batch_size=8, seed=seed)
+        return [i for step in range(8) for i in plan.examples_at(8 * epoch + step)]
 
-    assert order(plan, 0) != order(plan, 1)
-    assert order(plan, 0) != order(other, 0)
-    assert sorted(order(plan, 0)) == list(range(64))
+    assert order(0, 0) != order(0, 1)
+    assert order(0, 0) != order(1, 0)
 
 
-def test_buckets_come_mixed():
-    plan = BatchPlan([4] * 40 + [16] * 40, buckets=BUCKETS, batch_size=4, seed=0)
-    lengths = [batch.length for batch in _epoch(plan)]
-    assert lengths != sorted(lengths) and set(lengths) == {4, 16}
-
-
-def test_remainder_repeats_its_own_rows():
-    plan = BatchPlan([1, 2], buckets=(4,), batch_size=5, seed=0)
-    (batch,) = _epoch(plan)
-    assert batch.valid.tolist() == [True, True, False, False, False]
-    assert set(batch.indices.tolist()) == {0, 1}
+def test_strata_are_spread_evenly():
+    strata = [0] * 30 + [1] * 70
+    plan = make_plan([(5, "a", stratum) for stratum in strata], batch_size=10)
+    for step in range(20):
+        ones = sum(strata[i] for i in plan.examples_at(step))
+        assert 6 <= ones <= 8
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lengths": [3, 9, 40, 33]}, "2 of 4 examples .* first example 2 of length 40"),
-        ({"lengths": []}, "there are no examples"),
-        ({"buckets": ()}, "buckets"),
-        ({"buckets": (8, 4)}, "must be positive and increasing"),
-        ({"buckets": (0, 4)}, "must be positive and increasing"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": 5, "processes": 2}, "batch_size=5: must be a positive multiple"),
         ({"seed": -1}, "seed=-1"),
+        ({"budget": 0}, "budget=0"),
     ],
 )
 def test_bad_settings(change, message):
-    good = {"lengths": [1, 2], "buckets": (4, 32), "batch_size": 4, "seed": 0, **change}
     with pytest.raises(RagJaxError, match=message):
-        BatchPlan(good.pop("lengths"), **good)
+        make_plan([(3, "a", 0), (4, "b", 1)], **change)
+
+
+def test_no_examples():
+    settings_ = {"batch_size": 1, "budget": 8, "program_tokens": 1, "seed": 0}
+    with pytest.raises(RagJaxError, match="there are no examples"):
+        BatchPlan([], kinds=[], strata=[], **settings_)
+    with pytest.raises(ValueError, match="every example"):
+        BatchPlan([1, 2], kinds=["a"], strata=[0, 0], **settings_)
 
 
 def test_steps_out_of_range():
-    plan = BatchPlan([1], buckets=(4,), batch_size=2, seed=0, processes=2)
+    plan = make_plan([(1, "a", 0)], batch_size=2, processes=2)
     for step, process in ((-1, 0), (0, 2), (0, -1)):
         with pytest.raises(ValueError, match="no step"):
-            plan.batch_at(step, process)
+            plan.examples_at(step, process)
+
+
+@settings(deadline=None, max_examples=60)
+@given(counts=st.lists(st.integers(0, 800), min_size=3, max_size=40))
+def test_widths_cost_least(counts):
+    lengths = [length for length, count in enumerate(counts) for _ in range(count)]
+    every = range(8, 48, 8)
+
+    def cost(widths):
+        padded = sum(min(w for w in widths if w >= length) for length in lengths)
+        return padded + 5_000 * len(widths)
+
+    chosen = batches.choose_widths(lengths, program_tokens=5_000)
+    if not lengths:
+        assert chosen == []
+        return
+    choices = itertools.chain.from_iterable(itertools.combinations(every, n) for n in range(6))
+    enough = (c for c in choices if c and max(c) >= max(lengths))
+    assert cost(chosen) == min(map(cost, enough))
+
+
+@given(st.integers(0, 1000), st.integers(1, 50))
+def test_round_up_is_the_least_multiple(length, multiple):
+    rounded = batches.round_up(length, multiple)
+    assert (
+        rounded % multiple == 0
+        and rounded >= max(length, 1)
+        and rounded - multiple < max(length, 1)
+    )
 
 
 def test_pad_rows():

@@ -1,7 +1,6 @@
 """Sentence embeddings against a slow reference, whatever the batches look like."""
 
 import dataclasses
-import itertools
 import logging
 from typing import Any
 
@@ -134,28 +133,6 @@ def test_batches_hold_about_as_many_tokens_each(encoder):
     assert sorted(i for picked, _ in batches for i in picked) == list(range(len(rows)))
     assert all(len(picked) == count for picked, (count, _) in batches[:-1])
     assert all(64 * 16 - width < count * width <= 64 * 16 for _, (count, width) in batches)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    counts=st.lists(st.integers(0, 800), min_size=3, max_size=40),
-    max_length=st.sampled_from([40, 45]),
-)
-def test_widths_cost_least(counts, max_length):
-    lengths = [length for length, count in enumerate(counts) for _ in range(count)]
-    every = [*range(8, max_length, 8), max_length]
-
-    def cost(widths):
-        padded = sum(min(w for w in widths if w >= length) for length in lengths)
-        return padded + 5_000 * len(widths)
-
-    if not lengths:
-        assert encode._choose_widths(lengths, max_length) == []
-        return
-    choices = itertools.chain.from_iterable(itertools.combinations(every, n) for n in range(7))
-    enough = (c for c in choices if c and max(c) >= max(lengths))
-    chosen = encode._choose_widths(lengths, max_length)
-    assert cost(chosen) == min(map(cost, enough))
 
 
 def test_cut_texts_are_counted(encoder, caplog):

@@ -7,6 +7,7 @@ and document; round two shows a few from one cluster as demonstrations and write
 every cluster gives a document of its own manner.
 """
 
+import re
 from collections.abc import Sequence
 from functools import partial
 
@@ -17,16 +18,16 @@ from jaxtyping import Array, Float, Int
 from sklearn.cluster import KMeans
 
 from rag_jax.data.batches import pad_rows, round_up
-from rag_jax.decoding.cache import append, init_cache
+from rag_jax.decoding.cache import Cache, append, init_cache
 from rag_jax.losses import token_logprobs
 from rag_jax.models.decoder import Decoder
 from rag_jax.models.tokenizer import Tokenizer
 
 # Asks for what the paper asks for (appendix B.1): a Wikipedia-style background document, begun at
-# once and without links. "Two sentences" keeps a small model from rambling.
+# once. Demonstrations come as earlier turns: a small model copies their manner better that way.
 _INSTRUCTION = (
-    "Write a Wikipedia-style background document of one or two sentences that helps to answer the "
-    "question. Begin with the document itself and leave out links."
+    "You write a short Wikipedia-style background document that helps to answer the question. "
+    "Begin with the document itself and leave out links."
 )
 _ANSWER_CUE = "The answer is"
 
@@ -35,9 +36,10 @@ def encode_document_prompt(
     tokenizer: Tokenizer, question: str, demonstrations: Sequence[tuple[str, str]] = ()
 ) -> list[int]:
     """The prompt for a background document, after (question, document) demonstrations."""
-    shown = [f"Question: {q}\nBackground document: {d}\n\n" for q, d in demonstrations]
-    text = f"{_INSTRUCTION}\n\n{''.join(shown)}Question: {question}\nBackground document:"
-    return tokenizer.encode_chat([{"role": "user", "content": text}])
+    turns = [{"role": "system", "content": _INSTRUCTION}]
+    for asked, document in demonstrations:
+        turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": document}]
+    return tokenizer.encode_chat([*turns, {"role": "user", "content": question}])
 
 
 def encode_answer_prompt(tokenizer: Tokenizer, question: str, knowledge: str = "") -> list[int]:
@@ -59,9 +61,12 @@ def split_prefix(prompts: Sequence[Sequence[int]]) -> tuple[list[int], list[list
     return list(first[:shared]), [list(prompt[shared:]) for prompt in prompts]
 
 
-def clean_document(text: str) -> str:
-    """A document as one line."""
-    return " ".join(text.split())
+def clean_document(text: str, *, finished: bool) -> str:
+    """A document as one line; one that the limit cut off ends with its last whole sentence."""
+    text = " ".join(text.split())
+    if not finished and (ends := [m.end() for m in re.finditer(r"[.!?](?=\s)", text)]):
+        return text[: ends[-1]]
+    return text
 
 
 def pick_demonstrations(
@@ -93,8 +98,7 @@ def _score(
     weights: Float[Array, "B P"],
 ) -> Float[Array, "B"]:
     dtype = params["embed"]["embedding"].dtype
-    shared = append(model, params, init_cache(model, 1, dtype=dtype), *prefix)[1]
-    cache = init_cache(model, tokens.shape[0], dtype=dtype, prefix=shared)
+    cache = init_cache(model, tokens.shape[0], dtype=dtype, prefix=prefix)
     hidden = append(model, params, cache, tokens, mask)[0].hidden
     picked = jnp.take_along_axis(hidden, at[:, :, None], axis=1)
     logits = model.apply({"params": params}, picked, method="logits")
@@ -107,26 +111,26 @@ def score_answers(
     prompts: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
     *,
-    prefix: Sequence[int],
+    prefix: Cache,
     width: int,
     batch_size: int,
 ) -> list[float]:
     """`log p(answer | prompt)` in nats, summed over the answer's tokens, for at most `batch_size`.
 
     Args:
-        prompts: what stands between the shared `prefix` and the answer.
+        prompts: what stands between the shared prefix and the answer.
         answers: their tokens.
+        prefix: the cache of what stands before every prompt.
         width: tokens that prompt and answer are padded to.
     """
     rows = [[*p, *a] for p, a in zip(prompts, answers, strict=True)]
     tokens, mask = pad_rows(rows, width, pad_id=0, batch=batch_size)
-    places = round_up(max(map(len, answers)), 16)
+    places = round_up(max(map(len, answers)), 8)
     at = np.zeros((batch_size, places), np.int32)
     weights = np.zeros((batch_size, places), np.float32)
     for r, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         at[r, : len(answer)] = len(prompt) - 1 + np.arange(len(answer))
         weights[r, : len(answer)] = 1
     targets = np.take_along_axis(tokens, np.minimum(at + 1, width - 1), axis=1)
-    shared = pad_rows([prefix], round_up(len(prefix), 64), pad_id=0)
-    scores = _score(model, params, shared, tokens, mask, at, targets, weights)
+    scores = _score(model, params, prefix, tokens, mask, at, targets, weights)
     return np.asarray(scores)[: len(rows)].tolist()

@@ -1,4 +1,4 @@
-"""Training data: the packed sequence, which source helps a question, rows and their batches.
+"""Training data: the packed sequence, which source helps a question, rows and their arrays.
 
 The sequence (Wu et al. 2025, section 3), every piece encoded on its own so that training and
 inference see the same tokens:
@@ -158,22 +158,3 @@ def pack_rows(
 def count_targets(row: Row) -> int:
     """How many tokens of the row are predicted in the loss."""
     return sum(stop - start for start, stop in row.spans.values())
-
-
-def deal_batches(
-    sources: Sequence[int], *, batch_size: int, seed: int, epoch: int
-) -> list[np.ndarray]:
-    """One epoch's batches of row numbers, every source spread evenly over them.
-
-    With a dozen steps an epoch, a batch that happens to hold one source alone would pull the
-    source token's probability far to one side; here every batch has about the mix of the whole.
-    """
-    rng = np.random.default_rng((seed, epoch))
-    sources = np.asarray(sources)
-    place = np.empty(len(sources))
-    for source in np.unique(sources):
-        rows = rng.permutation(np.flatnonzero(sources == source))
-        place[rows] = (np.arange(len(rows)) + rng.random()) / len(rows)
-    order = np.argsort(place, kind="stable")
-    batches = np.array_split(order, -(-len(order) // batch_size))
-    return [batches[i] for i in rng.permutation(len(batches))]

@@ -14,10 +14,10 @@ import numpy as np
 
 from rag_jax import metrics
 from rag_jax.config import SRRAGConfig, build
-from rag_jax.data.batches import round_up
+from rag_jax.data.batches import choose_bucket, choose_widths, round_up
 from rag_jax.data.gazetteer import Question, World
 from rag_jax.data.gazetteer_tfds import load_world
-from rag_jax.decoding import Sampling, generate
+from rag_jax.decoding import Sampling, generate, prefill
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_json, read_jsonl, write_json, write_jsonl
 from rag_jax.models import Pretrained, load
@@ -109,13 +109,16 @@ class Session:
     def stages(self) -> list[Stage]:
         """Every stage with what it depends on."""
         c = self.config
-        common = {"model": self.model_fingerprint, "dtype": c.model.dtype, "seed": c.seed}
-        sources = dataclasses.asdict(c)["sources"]
+        common = {
+            "model": self.model_fingerprint,
+            "dtype": c.model.dtype,
+            "sources": c.sources,  # their tokens are part of the vocabulary
+            "seed": c.seed,
+        }
         encoder = {"encoder": self.encoder_fingerprint, **dataclasses.asdict(c.encoder)}
-        rows = {"extra_mean": c.extra_mean, "loss_reduction": c.loss_reduction, "sources": sources}
+        rows = {"extra_mean": c.extra_mean, "loss_reduction": c.loss_reduction}
         tuning = {"tuning": c.tuning, **rows, **common}
         passes = {
-            "sources": sources,
             "answer": c.answer,
             "layer": c.datastore.layer,
             "max_knowledge": c.verbalise.max_tokens,
@@ -141,7 +144,7 @@ class Session:
                 "labels",
                 self.make_labels,
                 needs=("world", "contexts"),
-                settings={**common, "label": c.label, "sources": sources},
+                settings={**common, "label": c.label},
             ),
             Stage(
                 "stage1",
@@ -246,7 +249,10 @@ class Session:
             seed=self.config.seed,
             sampling=Sampling(temperature=c.temperature),
         )
-        return [base_model.clean_document(tokenizer.decode(tokens)) for tokens in written]
+        return [
+            base_model.clean_document(tokenizer.decode(tokens), finished=len(tokens) < c.max_tokens)
+            for tokens in written
+        ]
 
     def make_demonstrations(self, context: StageContext) -> None:
         """GenRead's first round: documents for some training questions, clustered."""
@@ -325,6 +331,9 @@ class Session:
         answers = [base.tokenizer.encode(f" {q.answers[0]}") for q in questions]
         sizes = [len(p) + len(answers[item[0]]) for p, item in zip(prompts, items, strict=True)]
 
+        widths = choose_widths(sizes, program_tokens=2500)
+        shared = prefill(base.model, base.params, prefix)
+
         def score(batch: Sequence[int]) -> list[dict[str, Any]]:
             longest = max(sizes[i] for i in batch)
             scores = base_model.score_answers(
@@ -332,8 +341,8 @@ class Session:
                 base.params,
                 [prompts[i] for i in batch],
                 [answers[items[i][0]] for i in batch],
-                prefix=prefix,
-                width=round_up(longest, 32),
+                prefix=shared,
+                width=choose_bucket(longest, widths),
                 batch_size=c.label.batch_size,
             )
             return [{"item": i, "score": value} for i, value in zip(batch, scores, strict=True)]
@@ -422,8 +431,6 @@ class Session:
         c = self.config
         world = self.read_world(context)
         questions = world.questions[c.evaluate_on]
-        if not questions:
-            raise RagJaxError(f"config.world.{c.evaluate_on}=0: no questions left to evaluate on")
         engine = self.make_engine(context, world)
         datastore = self.read_datastore(context)
         kinds = [source.kind for source in c.sources]

@@ -1,25 +1,25 @@
 """Both training stages: rows from contexts and labels, microbatches, and what is trained."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+import optax
 
 from rag_jax import lora
 from rag_jax.checkpoint import Checkpoints, load_tree, save_tree
 from rag_jax.config import StageConfig
-from rag_jax.data.batches import round_up
+from rag_jax.data.batches import BatchPlan, Microbatch, round_up
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_jsonl, write_json
 from rag_jax.pipeline import StageContext
 from rag_jax.systems.srrag.data import (
     Row,
     count_targets,
-    deal_batches,
     join_passages,
     make_row,
     pack_rows,
@@ -30,7 +30,8 @@ from rag_jax.training import init_state, make_optimizer, make_step, train
 if TYPE_CHECKING:
     from rag_jax.systems.srrag.pipeline import Session
 
-_WIDTH_STEP = 72
+# Tokens that could be trained on while one program compiles, measured on two CPU cores.
+_PROGRAM_TOKENS = 800
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,13 @@ class Example:
     source: int
     row: Row
     rejected: Row | None
+
+    @property
+    def length(self) -> int:
+        """Tokens that the example is computed with."""
+        if not self.rejected:
+            return len(self.row.tokens)
+        return 2 * max(len(self.row.tokens), len(self.rejected.tokens))
 
 
 def make_examples(session: "Session", context: StageContext) -> list[Example]:
@@ -85,63 +93,49 @@ def make_examples(session: "Session", context: StageContext) -> list[Example]:
     return examples
 
 
-@dataclass(frozen=True)
-class Packer:
-    """Groups rows into microbatches of few shapes.
+def make_plan(session: "Session", examples: Sequence[Example], settings: StageConfig) -> BatchPlan:
+    """Which examples make a step and which of those a microbatch, the same in both stages.
 
-    Attributes:
-        rows: every row of the run; they decide how many loss positions a width needs.
-        budget: tokens of a microbatch.
-        reduction: "mean" or "sum" over a term's tokens.
+    An example with a rejected side is computed as a pair of rows, so it counts double.
     """
+    return BatchPlan(
+        [example.length for example in examples],
+        kinds=["pairs" if example.rejected else "rows" for example in examples],
+        strata=[example.source for example in examples],
+        batch_size=settings.batch_size,
+        budget=settings.microbatch_tokens,
+        program_tokens=_PROGRAM_TOKENS,
+        seed=session.config.seed,
+    )
 
-    rows: Sequence[Row]
-    budget: int
-    reduction: str
 
-    def width(self, row: Row) -> int:
-        """The padded length of a row."""
-        return round_up(len(row.tokens), _WIDTH_STEP)
+def pack(
+    session: "Session",
+    examples: Sequence[Example],
+    plan: BatchPlan,
+    micro: Microbatch,
+    *,
+    scale: float,
+) -> dict[str, np.ndarray]:
+    """The arrays of a microbatch; of pairs, the rejected sides are the second half."""
+    chosen = [examples[i] for i in micro.indices]
+    sides = [[e.row for e in chosen]]
+    if micro.kind == "pairs":
+        sides.append([e.rejected for e in chosen])
+    alike = (e for i, e in enumerate(examples) if plan.place(i) == (micro.kind, micro.width))
+    most = max(count_targets(row) for e in alike for row in (e.row, e.rejected) if row)
+    halves = [
+        pack_rows(
+            rows,
+            width=micro.width // len(sides),
+            targets=round_up(most, 16),
+            batch=micro.rows,
+            scale=scale,
+            reduction=session.config.loss_reduction,
         )
-
-    def targets(self, width: int) -> int:
-        """Loss positions of rows of a width, a multiple of 16."""
-        most = max(count_targets(row) for row in self.rows if self.width(row) == width)
-        return round_up(most, 16)
-
-    def pack(
-        self, rows: Sequence[Row], *, scale: float, partners: Sequence[Row] = ()
-    ) -> list[tuple[list[int], dict[str, np.ndarray]]]:
-        """Microbatches of some rows; `partners` go behind their rows, in the second half.
-
-        Returns:
-            For each microbatch the numbers of its rows, and its arrays.
-        """
-        widths = [self.width(row) for row in rows]
-        for i, partner in enumerate(partners):
-            widths[i] = max(widths[i], self.width(partner))
-        packed = []
-        for width in sorted(set(widths)):
-            size = max(1, self.budget // (width * (2 if partners else 1)))
-            members = [i for i, w in enumerate(widths) if w == width]
-            for start in range(0, len(members), size):
-                taken = members[start : start + size]
-                shape = {"width": width, "targets": self.targets(width), "batch": size}
-                halves = [
-                    pack_rows(
-                        [half[i] for i in taken], **shape, scale=scale, reduction=self.reduction
-                    )
-                    for half in ([rows, partners] if partners else [rows])
-                ]
-                arrays = {key: np.concatenate([h[key] for h in halves]) for key in halves[0]}
-                packed.append((taken, arrays))
-        return packed
-
-
-def make_packer(session: "Session", examples: Sequence[Example], budget: int) -> Packer:
-    """The packer for all of a run's rows."""
-    rows = [e.row for e in examples] + [e.rejected for e in examples if e.rejected]
-    return Packer(rows, budget, session.config.loss_reduction)
+        for rows in sides
+    ]
+    return {key: np.concatenate([half[key] for half in halves]) for key in halves[0]}
 
 
 # What is trained: all weights, or an adapter and the rows of the new tokens.
@@ -150,8 +144,9 @@ def make_packer(session: "Session", examples: Sequence[Example], budget: int) ->
 def start_trainable(session: "Session") -> Any:
     """The trained tree before the first step."""
     c, base = session.config, session.base
+    new_tokens = base.params["embed"]["embedding"][-(len(c.sources) + 2) :]
     if c.tuning.mode == "full":
-        return base.params
+        return {"weights": base.params, "new_tokens": new_tokens}
     try:
         adapter = lora.init(
             jax.random.key(c.seed),
@@ -161,17 +156,19 @@ def start_trainable(session: "Session") -> Any:
         )
     except ValueError as error:
         raise RagJaxError(f"config.tuning.targets={c.tuning.targets!r}: {error}") from error
-    new = len(c.sources) + 2
-    return {"adapter": adapter, "new_tokens": base.params["embed"]["embedding"][-new:]}
+    return {"adapter": adapter, "new_tokens": new_tokens}
 
 
-def assemble(trainable: Any, frozen: Any, *, scale: float | None) -> Any:
-    """The model's parameters from what is trained and what is not; `scale` None for all weights."""
-    if scale is None:
-        return trainable
-    table, new = frozen["embed"]["embedding"], trainable["new_tokens"]
+def assemble(trained: Any, frozen: Any, *, scale: float | None) -> Any:
+    """The model's parameters from what is trained and what is not; `scale` None for all weights.
+
+    The new tokens' rows are trained in both modes, apart from the table, for they learn faster.
+    """
+    weights = trained["weights"] if scale is None else frozen
+    table, new = weights["embed"]["embedding"], trained["new_tokens"]
     table = jax.lax.dynamic_update_slice(table, new, (table.shape[0] - new.shape[0], 0))
-    return lora.apply({**frozen, "embed": {"embedding": table}}, trainable["adapter"], scale=scale)
+    weights = {**weights, "embed": {"embedding": table}}
+    return weights if scale is None else lora.apply(weights, trained["adapter"], scale=scale)
 
 
 def _scale(session: "Session") -> float | None:
@@ -206,8 +203,6 @@ def load_tuned(session: "Session", folder: Path) -> Any:
 def run_stage1(session: "Session", context: StageContext) -> None:
     """Behaviour cloning of the source, the best verbalisation and the answer."""
     examples = make_examples(session, context)
-    settings = session.config.stage1
-    packer = make_packer(session, examples, settings.microbatch_tokens)
     sources = [session.config.sources[e.source].name for e in examples]
     write_json(
         context.folder / "rows.json",
@@ -215,35 +210,30 @@ def run_stage1(session: "Session", context: StageContext) -> None:
             "questions": len(examples),
             "by_source": {s: sources.count(s) for s in sorted(set(sources))},
             "preference_pairs": sum(e.rejected is not None for e in examples),
-            "longest": max(len(row.tokens) for row in packer.rows),
+            "longest": max(len(e.row.tokens) for e in examples),
         },
     )
-
-    def make_parts(numbers: Sequence[int]) -> list[tuple[str, Any]]:
-        rows = [examples[i].row for i in numbers]
-        return [("rows", arrays) for _, arrays in packer.pack(rows, scale=1 / len(rows))]
-
-    _train(session, context, settings, examples, start_trainable(session), make_parts)
+    examples = [replace(e, rejected=None) for e in examples]
+    start = start_trainable(session)
+    _train(session, context, session.config.stage1, examples, start, lambda micro, arrays: arrays)
 
 
 def run_reference(session: "Session", context: StageContext) -> None:
     """Log-probabilities of both verbalisations under the stage-1 model, computed once."""
     examples = make_examples(session, context)
-    packer = make_packer(session, examples, session.config.stage2.microbatch_tokens)
+    plan = make_plan(session, examples, session.config.stage2)
     params = load_tuned(session, context.path("stage1", "params"))
     score = jax.jit(partial(sequence_logprobs, session.base.model))
-    pairs = [e for e in examples if e.rejected]
+    pairs = [i for i, e in enumerate(examples) if e.rejected]
 
-    def run(batch: Sequence[Example]) -> list[dict[str, Any]]:
-        records: list[dict[str, Any]] = [{} for _ in batch]
-        for numbers, arrays in packer.pack(
-            [e.row for e in batch], scale=1.0, partners=[e.rejected for e in batch]
-        ):
-            chosen, rejected = np.split(np.asarray(score(params, arrays)), 2)
-            for place, number in enumerate(numbers):
-                values = {"chosen": float(chosen[place]), "rejected": float(rejected[place])}
-                records[number] = {"id": batch[number].row.id, **values}
-        return records
+    def run(batch: Sequence[int]) -> list[dict[str, Any]]:
+        records = {}
+        for micro in plan.group(batch):
+            values = np.asarray(score(params, pack(session, examples, plan, micro, scale=1.0)))
+            for place, i in enumerate(micro.indices):
+                both = {"chosen": values[place], "rejected": values[micro.rows + place]}
+                records[i] = {"id": examples[i].row.id, **both}
+        return [records[i] for i in batch]
 
     context.map_batches("reference.jsonl", pairs, run, batch_size=16, unit="pairs")
 
@@ -251,35 +241,24 @@ def run_reference(session: "Session", context: StageContext) -> None:
 def run_stage2(session: "Session", context: StageContext) -> None:
     """Preference optimisation of the verbalisation, cloning of source and answer as before."""
     examples = make_examples(session, context)
-    settings = session.config.stage2
-    packer = make_packer(session, examples, settings.microbatch_tokens)
     records = read_jsonl(context.path("reference", "reference.jsonl"))
     reference = {r["id"]: (r["chosen"], r["rejected"]) for r in records}
 
-    def make_parts(numbers: Sequence[int]) -> list[tuple[str, Any]]:
-        scale = 1 / len(numbers)
-        single = [examples[i].row for i in numbers if not examples[i].rejected]
-        pairs = [examples[i] for i in numbers if examples[i].rejected]
-        parts = [
-            ("rows", {**arrays, "verbalisation": np.zeros_like(arrays["verbalisation"])})
-            for _, arrays in packer.pack(single, scale=scale)
-        ]
-        for taken, arrays in packer.pack(
-            [e.row for e in pairs], scale=scale, partners=[e.rejected for e in pairs]
-        ):
-            half = arrays["tokens"].shape[0] // 2
-            values, weights = np.zeros(2 * half, np.float32), np.zeros(half, np.float32)
-            for place, number in enumerate(taken):
-                values[[place, half + place]] = reference[pairs[number].row.id]
-                weights[place] = scale
-            # The rejected side takes part in the preference alone: its source token would count
-            # the question twice.
-            arrays["source"][half:] = 0
-            parts.append(("pairs", {**arrays, "reference": values, "pair": weights}))
-        return parts
+    def finish(micro: Microbatch, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if micro.kind == "rows":  # the verbalisation is trained by preference alone
+            return {**arrays, "verbalisation": np.zeros_like(arrays["verbalisation"])}
+        values = np.zeros(2 * micro.rows, np.float32)
+        for place, i in enumerate(micro.indices):
+            values[[place, micro.rows + place]] = reference[examples[i].row.id]
+        # The rejected side takes part in the preference alone: its source token would count the
+        # question twice.
+        source = arrays["source"].copy()
+        source[micro.rows :] = 0
+        pair = source[: micro.rows].sum(axis=1)  # the source is one token, with a row's weight
+        return {**arrays, "source": source, "reference": values, "pair": pair}
 
     start = load_trainable(session, context.path("stage1", "params"))
-    _train(session, context, settings, examples, start, make_parts)
+    _train(session, context, session.config.stage2, examples, start, finish)
 
 
 def _train(
@@ -288,22 +267,28 @@ def _train(
     settings: StageConfig,
     examples: Sequence[Example],
     start: Any,
-    make_parts: Callable[[Sequence[int]], list[tuple[str, Any]]],
+    finish: Callable[[Microbatch, dict[str, np.ndarray]], dict[str, np.ndarray]],
 ) -> None:
     """Trains to the end, saves the trained tree as `params` and drops the checkpoints."""
     if (context.folder / "params").exists():
         return
-    sources = [e.source for e in examples]
-    deal = partial(deal_batches, sources, batch_size=settings.batch_size, seed=session.config.seed)
-    per_epoch = len(deal(epoch=0))
-    total = settings.epochs * per_epoch
-    optimizer = make_optimizer(settings, max(total, 1))
+    plan = make_plan(session, examples, settings)
+    total = settings.epochs * plan.num_steps_per_epoch
+    faster = {name: name == "new_tokens" for name in start}
+    optimizer = optax.chain(
+        make_optimizer(settings, max(total, 1)),
+        optax.masked(optax.scale(session.config.tuning.new_token_rate), faster),
+    )
     step = make_step(session.losses, optimizer)
     frozen = None if session.config.tuning.mode == "full" else session.base.params
 
     def batch_at(number: int) -> tuple[list[tuple[str, Any]], list[str]]:
-        numbers = deal(epoch=number // per_epoch)[number % per_epoch]
-        return make_parts(numbers), [examples[i].row.id for i in numbers]
+        batch = plan.examples_at(number)
+        parts = [
+            (micro.kind, finish(micro, pack(session, examples, plan, micro, scale=1 / len(batch))))
+            for micro in plan.group(batch)
+        ]
+        return parts, [examples[i].row.id for i in batch]
 
     checkpoints = Checkpoints(context.folder / "checkpoints")
     state = train(

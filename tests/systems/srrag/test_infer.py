@@ -1,0 +1,302 @@
+"""The staged pass against a full pass a token in NumPy; votes and decisions in plain Python."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from tiny import continue_row, read_row, softmax
+
+from rag_jax.config import SourceConfig
+from rag_jax.errors import RagJaxError
+from rag_jax.systems.srrag.data import join_passages, make_row
+from rag_jax.systems.srrag.infer import Datastore, Engine, decide, normalize_keys, vote
+from systems.srrag.reference import answer_logprob
+
+SELF, WIKI = 0, 1
+QUESTIONS = [
+    "Where is Riga?",
+    "What is the capital of France?",
+    "Currency of Spain?",
+    "What is 東京?",
+    "In which country is the city of Lyon?",
+    "Is <Self> a <EOQ>?",
+]
+PASSAGES = {
+    question: [(f"Title {i}", "A text about it. " * (i % 3)), ("Lyon", "In France.")]
+    for i, question in enumerate(QUESTIONS)
+}
+
+
+def search(questions):
+    return [PASSAGES[question] for question in questions]
+
+
+@pytest.fixture(scope="module")
+def make_engine(base, form):
+    def make(**changes):
+        engine = Engine(
+            model=base.model,
+            params=base.params,
+            form=form,
+            search=search,
+            layer=1,
+            batch_size=4,
+            max_knowledge=9,
+            knowledge_width=64,
+            max_answer=5,
+        )
+        return replace(engine, **changes)
+
+    return make
+
+
+# One pass, slowly.
+
+
+def route_slowly(base, form, question, *, layer):
+    """Source probabilities and key at `<EOQ>`, and the question's tokens."""
+    tokens = form.encode_question(question)
+    streams, _, logits = read_row(base.model, base.params, tokens)
+    return tokens, softmax(logits[-1, list(form.source_ids)]), streams[layer][-1]
+
+
+def learn_slowly(base, form, tokens, source, question):
+    """The sequence with knowledge in it, before `<EOK>`, and the knowledge as text."""
+    tokens = [*tokens, form.source_ids[source]]
+    if source == WIKI:
+        text = join_passages(PASSAGES[question])
+        return [*tokens, *form.encode_knowledge(text)], text
+    written, _ = continue_row(base.model, base.params, tokens, max_tokens=9, stop_ids=form.stop_ids)
+    return [*tokens, *written], form.tokenizer.decode(written).strip()
+
+
+def answer_slowly(base, form, question, source):
+    """What `Engine.answer_questions` should say of one question, and the whole sequence."""
+    tokens, probabilities, _ = route_slowly(base, form, question, layer=1)
+    tokens, knowledge = learn_slowly(base, form, tokens, source, question)
+    tokens += form.encode_answer_cue()
+    written, _ = continue_row(base.model, base.params, tokens, max_tokens=5, stop_ids=form.stop_ids)
+    record = {
+        "source": form.sources[source].name,
+        "probabilities": pytest.approx(probabilities.tolist(), rel=1e-4),
+        "knowledge": knowledge,
+        "prediction": form.tokenizer.decode(written).strip(),
+    }
+    return record, tokens + written
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_routing(base, form, make_engine, layer):
+    routed = make_engine(layer=layer).route(QUESTIONS)
+    slowly = [route_slowly(base, form, q, layer=layer)[1:] for q in QUESTIONS]
+    probabilities, keys = zip(*slowly, strict=True)
+    np.testing.assert_allclose(routed.probabilities[:6], probabilities, rtol=1e-4)
+    np.testing.assert_allclose(routed.key[:6], keys, atol=2e-5, rtol=1e-5)
+    np.testing.assert_allclose(routed.probabilities.sum(axis=1), 1, rtol=1e-6)
+    assert np.ptp(routed.probabilities[:6, SELF]) > 0.1
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_staged_pass_is_the_full_pass(base, form, make_engine, batch_size):
+    engine = make_engine(batch_size=batch_size)
+    routed = engine.route(QUESTIONS)
+    rows = {SELF: [5, 0, 3, 1, 4, 2], WIKI: [2, 4, 5]}
+    found = {s: engine.answer_questions(routed, rows[s], s, QUESTIONS) for s in rows}
+    for source, numbers in rows.items():
+        assert sorted(found[source]) == sorted(numbers)
+        for r in numbers:
+            assert found[source][r] == answer_slowly(base, form, QUESTIONS[r], source)[0]
+
+
+def test_the_example_has_what_it_should(base, form):
+    """Verbalisations that end and others that are cut off, answers of several lengths."""
+    lengths, texts = set(), set()
+    for question in QUESTIONS:
+        tokens, _, _ = route_slowly(base, form, question, layer=1)
+        before = len(tokens) + 1
+        lengths.add(len(learn_slowly(base, form, tokens, SELF, question)[0]) - before)
+        texts |= {answer_slowly(base, form, question, s)[0]["prediction"] for s in (SELF, WIKI)}
+    assert max(lengths) == 9 and min(lengths) < 9
+    assert len(texts) > 6
+
+
+def test_tokens_are_those_of_training(base, form, make_engine):
+    engine = make_engine()
+    routed = engine.route(QUESTIONS[:4])
+    cache, texts, _ = engine.learn(routed, range(4), WIKI, QUESTIONS)
+    # The cache has read just what training packs before " Answer:".
+    for r in range(4):
+        row = make_row(form, "q", QUESTIONS[r], WIKI, texts[r], None)
+        assert int(cache.position[r]) == len(row.tokens) - 1
+        assert int(cache.real[r].sum()) == len(row.tokens) - 1
+
+
+@pytest.mark.parametrize("source", [SELF, WIKI])
+def test_answer_scores_are_those_of_a_full_pass(base, form, make_engine, source):
+    engine = make_engine()
+    answers = ["Latvia", "Paris, the capital", "<EOK> euro"]
+    routed = engine.route(QUESTIONS[:4])
+    cache, texts, active = engine.learn(routed, [0, 1, 2], source, QUESTIONS)
+    scores = engine.score_answers(cache, answers, active)
+    assert scores.shape == (3,)
+    for r, text in enumerate(answers):
+        tokens, _, _ = route_slowly(base, form, QUESTIONS[r], layer=1)
+        tokens, _ = learn_slowly(base, form, tokens, source, QUESTIONS[r])
+        tokens += [*form.encode_answer_cue(), *form.encode_answer(text)]
+        if source == WIKI:
+            row = make_row(form, "q", QUESTIONS[r], source, texts[r], text)
+            assert tokens == row.tokens
+        answer = form.encode_answer(text)
+        expected = answer_logprob(base.model, base.params, tokens[: -len(answer)], answer)
+        np.testing.assert_allclose(scores[r], expected, rtol=2e-5)
+
+
+def test_a_question_longer_than_the_context(make_engine):
+    with pytest.raises(RagJaxError, match="longer than the model's context of 1024; shorten it"):
+        make_engine().route(["Where? " * 1100])
+
+
+def test_a_second_batch_compiles_nothing(make_engine):
+    engine = make_engine()
+
+    def run(questions):
+        routed = engine.route(questions)
+        np.asarray(vote(DATASTORE, routed.key, jnp.full(8, -1), k=3, num_sources=2))
+        for source in (SELF, WIKI):
+            engine.answer_questions(routed, [1, 4, 5], source, questions)
+            cache, _, active = engine.learn(routed, [0, 2], source, questions)
+            engine.score_answers(cache, ["Riga", "Lyon"], active)
+
+    run(QUESTIONS)
+    compiled = []
+
+    def listen(event, _, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        jax.jit(lambda x: x + 1)(1.0)
+        assert len(compiled) == 1
+        run(QUESTIONS[::-1])
+        assert len(compiled) == 1
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+# The policy datastore.
+
+RNG = np.random.default_rng(0)
+KEYS = np.asarray(normalize_keys(jnp.asarray(RNG.normal(size=(20, 32)))))
+LABELS = RNG.integers(0, 2, 20).astype(np.int32)
+DATASTORE = Datastore(jnp.asarray(KEYS), jnp.asarray(LABELS))
+
+
+def vote_slowly(query, *, itself, k, num_sources):
+    """Shares of the labels among the k entries with the largest cosine, one at a time."""
+    cosines = [np.dot(query, key) / np.linalg.norm(query) / np.linalg.norm(key) for key in KEYS]
+    order = sorted((i for i in range(len(KEYS)) if i != itself), key=lambda i: -cosines[i])
+    return [np.mean([LABELS[i] == s for i in order[:k]]) for s in range(num_sources)]
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 10**6), st.sampled_from([1, 7]), st.floats(1e-3, 1e3))
+def test_votes(seed, k, size):
+    rng = np.random.default_rng(seed)
+    itself = rng.integers(-1, 20, 5)
+    # Beside others the entries themselves, which are their own nearest neighbours.
+    queries = np.where(itself[:, None] < 0, rng.normal(size=(5, 32)), KEYS[itself]) * size
+    found = vote(
+        DATASTORE, jnp.asarray(queries, jnp.float32), jnp.asarray(itself), k=k, num_sources=2
+    )
+    expected = [
+        vote_slowly(query, itself=i, k=k, num_sources=2)
+        for query, i in zip(queries, itself, strict=True)
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_an_entry_does_not_vote_on_itself():
+    queries = jnp.asarray(KEYS[:4])
+    own, others = (
+        np.asarray(vote(DATASTORE, queries, jnp.asarray(i), k=1, num_sources=2))
+        for i in (np.full(4, -1), np.arange(4))
+    )
+    assert own.argmax(axis=1).tolist() == LABELS[:4].tolist()
+    expected = [vote_slowly(KEYS[i], itself=i, k=1, num_sources=2) for i in range(4)]
+    assert others.tolist() == expected != own.tolist()
+
+
+def test_a_source_nobody_prefers_has_no_votes():
+    found = vote(DATASTORE, jnp.asarray(KEYS[:4]), jnp.full(4, -1), k=20, num_sources=3)
+    shares = np.bincount(LABELS, minlength=3) / 20
+    np.testing.assert_allclose(found, np.tile(shares, (4, 1)), rtol=1e-6)
+
+
+def test_keys_have_length_one():
+    keys = normalize_keys(jnp.asarray([[3.0, 4.0], [0.0, 0.0], [1e-3, 0.0]], jnp.bfloat16))
+    assert keys.dtype == jnp.float32
+    np.testing.assert_allclose(keys, [[0.6, 0.8], [0, 0], [1, 0]], atol=1e-6)
+
+
+# The decision.
+
+
+def decide_slowly(probabilities, votes, kinds, tau):
+    """The best searched source above the threshold, or else the first that verbalises."""
+    best = None
+    for s, kind in enumerate(kinds):
+        product = probabilities[s] * votes[s]
+        better = best is None or product > probabilities[best] * votes[best]
+        if kind == "search" and product > tau and better:
+            best = s
+    return kinds.index("verbalise") if best is None else best
+
+
+@pytest.mark.parametrize(
+    ("wiki", "share", "tau", "source"),
+    [
+        (0.146, 9 / 30, 0.1, SELF),  # the paper's figure 9: 0.0438
+        (0.576, 24 / 30, 0.1, WIKI),  # figure 10 as its text has it
+        (0.576, 6 / 30, 0.1, WIKI),  # with the votes the other way round
+        (0.576, 6 / 30, 0.2, SELF),
+        (0.5, 0.5, 0.25, SELF),  # above, not at, the threshold
+        (1.0, 1.0, 1.0, SELF),
+        (0.01, 0.1, 0.0, WIKI),
+        (1.0, 0.0, 0.0, SELF),
+        (0.0, 1.0, 0.0, SELF),
+    ],
+)
+def test_decisions_worked_by_hand(wiki, share, tau, source):
+    arrays = [np.asarray([[1 - p, p]]) for p in (wiki, share)]
+    assert decide(*arrays, ["verbalise", "search"], tau=tau).tolist() == [source]
+    swapped = [array[:, ::-1] for array in arrays]
+    assert decide(*swapped, ["search", "verbalise"], tau=tau).tolist() == [1 - source]
+
+
+KINDS = st.lists(st.sampled_from(["verbalise", "search"]), min_size=2, max_size=4).filter(
+    lambda kinds: len(set(kinds)) == 2
+)
+
+
+@given(KINDS, st.integers(1, 5), st.floats(0, 1), st.data())
+def test_decisions(kinds, rows, tau, data):
+    shares = hnp.arrays(np.float64, (rows, len(kinds)), elements=st.floats(0, 1))
+    probabilities, votes = data.draw(shares), data.draw(shares)
+    found = decide(probabilities, votes, kinds, tau=tau)
+    expected = [decide_slowly(p, v, kinds, tau) for p, v in zip(probabilities, votes, strict=True)]
+    assert found.tolist() == expected
+
+
+def test_three_sources(base, form, make_engine):
+    """Nothing assumes two sources: another index, with a token of its own."""
+    sources = (*form.sources, SourceConfig("Other", "<EOQ>", "search"))
+    routed = make_engine(form=replace(form, sources=sources)).route(QUESTIONS[:4])
+    logits = read_row(base.model, base.params, form.encode_question(QUESTIONS[0]))[2][-1]
+    ids = [*form.source_ids, form.tokenizer.token_id("<EOQ>")]
+    np.testing.assert_allclose(routed.probabilities[0], softmax(logits[ids]), rtol=1e-4)

@@ -1,0 +1,196 @@
+"""Both stages' losses against log-probabilities read off full passes in NumPy, row by row."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rag_jax.systems.srrag.data import TERMS, make_row, pack_rows
+from rag_jax.systems.srrag.loss import sequence_logprobs, stage1_loss, stage2_loss
+from systems.srrag.reference import span_logprobs, sum_terms
+
+SELF, WIKI = 0, 1
+WIDTH, TARGETS, BETA = 72, 48, 0.3
+SCORED = ("tokens", "mask", "at", "next", *TERMS)
+
+
+@pytest.fixture(scope="module")
+def rows(form):
+    return [
+        make_row(form, "a", "Where is Riga?", SELF, "Riga is the capital of Latvia.", "Latvia"),
+        make_row(form, "b", "Where is Lyon?", WIKI, "[1] Lyon: A city in France.", "France"),
+        make_row(form, "c", "Currency of Spain?", SELF, "They pay with the euro.", "euro (EUR)"),
+        make_row(form, "d", "What is 東京?", SELF, "", "a city"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def pairs(form, rows):
+    """Rows whose source is the model itself, and the same questions with another verbalisation."""
+    chosen = [rows[0], rows[2]]
+    rejected = [
+        make_row(form, "a", "Where is Riga?", SELF, "Riga.", None),
+        make_row(form, "c", "Currency of Spain?", SELF, "People there pay with dollars.", None),
+    ]
+    return chosen, rejected
+
+
+@pytest.fixture(scope="module")
+def gradients(base):
+    """Each stage's loss, terms and gradients, compiled."""
+
+    def compile_loss(loss):
+        return jax.jit(jax.value_and_grad(partial(loss, base.model), has_aux=True))
+
+    stage2 = partial(stage2_loss, beta=BETA)
+    return {"stage1": compile_loss(stage1_loss), "stage2": compile_loss(stage2)}
+
+
+@pytest.fixture(scope="module")
+def score(base):
+    return jax.jit(partial(sequence_logprobs, base.model))
+
+
+def pack(rows, *, batch, scale=0.25, reduction="mean", width=WIDTH):
+    return pack_rows(
+        rows, width=width, targets=TARGETS, batch=batch, scale=scale, reduction=reduction
+    )
+
+
+def pack_pairs(chosen, rejected, *, batch, scale=0.25, reduction="mean", seed=0):
+    """As stage 2 does: the rejected half takes part in the preference alone."""
+    halves = [
+        pack(half, batch=batch, scale=scale, reduction=reduction) for half in (chosen, rejected)
+    ]
+    arrays = {key: np.concatenate([half[key] for half in halves]) for key in halves[0]}
+    arrays["source"][batch:] = 0
+    reference = np.random.default_rng(seed).normal(-30, 5, 2 * batch).astype(np.float32)
+    weights = np.where(np.arange(batch) < len(chosen), scale, 0).astype(np.float32)
+    return arrays | {"reference": reference, "pair": weights}
+
+
+def close_trees(ours, theirs, *, rtol=1e-4):
+    """Every array within a share of its own largest value: sums are taken in another order."""
+
+    def check(a, b):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * float(np.abs(b).max()))
+
+    jax.tree.map(check, ours, theirs)
+
+
+def add_trees(trees):
+    return jax.tree.map(lambda *leaves: sum(leaves), *trees)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_stage1(base, rows, gradients, reduction):
+    arrays = pack(rows, batch=5, reduction=reduction)
+    (loss, terms), _ = gradients["stage1"](base.params, arrays)
+    expected = sum_terms(
+        base.model, base.params, rows, terms=TERMS, scale=0.25, reduction=reduction
+    )
+    assert set(terms) == set(TERMS)
+    for term in TERMS:
+        assert expected[term] > 0.1
+        np.testing.assert_allclose(terms[term], expected[term], rtol=2e-5)
+    np.testing.assert_allclose(loss, sum(expected.values()), rtol=2e-5)
+
+
+def test_searched_rows_have_no_verbalisation_loss(base, rows, gradients):
+    (_, terms), _ = gradients["stage1"](base.params, pack([rows[1]], batch=5))
+    assert terms["verbalisation"] == 0
+    assert terms["source"] > 0 and terms["answer"] > 0
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_sequence_logprobs_are_sums(base, rows, score, reduction):
+    found = score(base.params, pack(rows, batch=6, reduction=reduction))
+    expected = [span_logprobs(base.model, base.params, row, "verbalisation").sum() for row in rows]
+    np.testing.assert_allclose(found, [*expected, 0, 0], rtol=2e-5)
+    assert expected[0] < -10 and expected[1] == 0
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_stage2(base, pairs, gradients, reduction):
+    chosen, rejected = pairs
+    arrays = pack_pairs(chosen, rejected, batch=3, reduction=reduction)
+    (loss, terms), _ = gradients["stage2"](base.params, arrays)
+
+    # Source and answer of the chosen rows only; the preference always over whole sequences.
+    expected = sum_terms(
+        base.model, base.params, chosen, terms=("source", "answer"), scale=0.25, reduction=reduction
+    )
+    ours, reference = [], arrays["reference"].reshape(2, 3)[:, :2]
+    for half in (chosen, rejected):
+        ours.append(
+            [span_logprobs(base.model, base.params, row, "verbalisation").sum() for row in half]
+        )
+    margins = (ours[0] - reference[0]) - (ours[1] - reference[1])
+    expected["preference"] = 0.25 * np.log1p(np.exp(-BETA * margins)).sum()
+    assert set(terms) == {*expected, "preferred"}
+    for term, value in expected.items():
+        np.testing.assert_allclose(terms[term], value, rtol=5e-5)
+    np.testing.assert_allclose(loss, sum(expected.values()), rtol=5e-5)
+    assert terms["preferred"] == (margins > 0).sum()
+
+
+def test_preference_at_the_reference_is_log_two(base, pairs, gradients, score):
+    arrays = pack_pairs(*pairs, batch=3)
+    arrays["reference"] = np.asarray(score(base.params, {k: arrays[k] for k in SCORED}))
+    (_, terms), _ = gradients["stage2"](base.params, arrays)
+    np.testing.assert_allclose(terms["preference"], 2 * 0.25 * np.log(2), rtol=1e-5)
+    assert terms["preferred"] == 0
+
+
+def test_stage2_raises_the_chosen_and_lowers_the_rejected(base, pairs, gradients, score):
+    arrays = pack_pairs(*pairs, batch=3)
+    only = arrays | {"source": 0 * arrays["source"], "answer": 0 * arrays["answer"]}
+    _, grads = gradients["stage2"](base.params, only)
+    moved = jax.tree.map(lambda p, g: p - 1e-4 * g, base.params, grads)
+    scored = {k: arrays[k] for k in SCORED}
+    change = np.asarray(score(moved, scored) - score(base.params, scored)).reshape(2, 3)
+    assert (change[0] - change[1])[:2].sum() > 1e-3
+
+
+def spoil_padding(arrays):
+    """Other tokens wherever no row's own token is."""
+    noise = np.random.default_rng(1).integers(0, 400, arrays["tokens"].shape).astype(np.int32)
+    return arrays | {"tokens": np.where(arrays["mask"], arrays["tokens"], noise)}
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_padding_contributes_nothing(base, rows, pairs, gradients, stage):
+    arrays = pack(rows, batch=5) if stage == "stage1" else pack_pairs(*pairs, batch=3)
+    spoilt = spoil_padding(arrays)
+    assert (spoilt["tokens"] != arrays["tokens"]).sum() > 100
+    before, after = (gradients[stage](base.params, part) for part in (arrays, spoilt))
+    np.testing.assert_array_equal(before[0][0], after[0][0])
+    close_trees(after[1], before[1], rtol=1e-6)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(before[1]))
+
+
+def test_microbatches_add_up_to_the_batch(base, rows, gradients):
+    (loss, terms), grads = gradients["stage1"](base.params, pack(rows, batch=5))
+    parts = [
+        gradients["stage1"](base.params, pack(part, batch=2))
+        for part in (rows[:2], rows[2:3], rows[3:])
+    ]
+    np.testing.assert_allclose(sum(part[0][0] for part in parts), loss, rtol=1e-5)
+    close_trees(add_trees([part[0][1] for part in parts]), terms)
+    close_trees(add_trees([part[1] for part in parts]), grads)
+    assert float(jnp.abs(grads["embed"]["embedding"]).max()) > 1e-3
+
+
+def test_microbatches_of_pairs_add_up_to_the_batch(base, pairs, gradients):
+    whole = pack_pairs(*pairs, batch=3)
+    (loss, terms), grads = gradients["stage2"](base.params, whole)
+    parts = []
+    for i in range(2):
+        arrays = pack_pairs(pairs[0][i : i + 1], pairs[1][i : i + 1], batch=1)
+        arrays["reference"] = whole["reference"].reshape(2, 3)[:, i]
+        parts.append(gradients["stage2"](base.params, arrays))
+    np.testing.assert_allclose(sum(part[0][0] for part in parts), loss, rtol=1e-5)
+    close_trees(add_trees([part[0][1] for part in parts]), terms)
+    close_trees(add_trees([part[1] for part in parts]), grads)

@@ -1,0 +1,365 @@
+"""The main job from an empty folder to the report, on tiny random models."""
+
+import itertools
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from rag_jax import metrics
+from rag_jax.config import SourceConfig, SRRAGConfig, build
+from rag_jax.errors import RagJaxError
+from rag_jax.files import read_json, to_json
+from rag_jax.pipeline import run_stages
+from rag_jax.stage import StageContext
+from rag_jax.systems.srrag import pipeline, tune
+from rag_jax.systems.srrag.data import join_passages
+from systems.srrag.tiny_run import (
+    BACKEND,
+    METHODS,
+    STAGES,
+    list_stages,
+    open_stage,
+    quick_programs,
+    read_predictions,
+    without_times,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with quick_programs():
+        yield
+
+
+# The report.
+
+
+def test_report(finished, make_config):
+    workdir, returned = finished
+    report = read_json(workdir / "report.json")
+    assert set(report) == {
+        "system",
+        "config",
+        "model",
+        "dataset",
+        "methods",
+        "stages",
+        "environment",
+    }
+    assert report["system"] == "srrag"
+    assert report["model"] == make_config().model.name
+    assert report["dataset"] == "gazetteer, test questions"
+    assert build(SRRAGConfig, report["config"]) == build(SRRAGConfig, make_config())
+    assert list_stages(report, reused=False) == STAGES
+    for stage in report["stages"]:
+        assert stage["seconds"] >= stage["compile_seconds"] >= 0
+    assert list(report["methods"]) == METHODS
+    for numbers in report["methods"].values():
+        assert numbers["n"] == 9
+        low, high = numbers["ci95"]
+        assert 0 <= low <= numbers["accuracy"] <= high <= 1
+        assert numbers["exact_match"] <= numbers["accuracy"]
+        thirds = [numbers[third] for third in ("head", "middle", "tail")]
+        assert np.mean(thirds) == pytest.approx(numbers["accuracy"])
+        assert isinstance(numbers["seconds_per_question"], float)
+    rates = {name: numbers["retrieval_rate"] for name, numbers in report["methods"].items()}
+    assert (rates["direct"], rates["verbalise"], rates["retrieve"]) == (0, 0, 1)
+    assert without_times(returned["methods"]) == without_times(report["methods"])
+
+
+def test_page_needs_no_other_file(finished):
+    page = (finished[0] / "report.html").read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>") and page.rstrip().endswith("</html>")
+    assert all(f"<td>{method}</td>" in page for method in METHODS)
+    assert not re.search(r"https?://|src=|href=|@import|<link|<script", page)
+
+
+def test_predictions(finished, session):
+    workdir, report = finished
+    world = session.read_world(open_stage(session, workdir, "evaluate"))
+    passages = {join_passages([(p.title, p.text)]) for p in world.passages}
+    found = read_predictions(workdir)
+    for method, records in found.items():
+        assert [record["id"] for record in records] == [q.id for q in world.questions["test"]]
+        for record, question in zip(records, world.questions["test"], strict=True):
+            assert record["question"] == question.question
+            assert record["correct"] == metrics.match(record["prediction"], question.answers)
+            assert method == "direct" or (record["knowledge"] in passages) == record["retrieved"]
+        shares = {key: np.mean([r[key] for r in records]) for key in ("correct", "retrieved")}
+        assert shares["correct"] == report["methods"][method]["accuracy"]
+        assert shares["retrieved"] == report["methods"][method]["retrieval_rate"]
+
+
+def check_routing(workdir, *, tau):
+    """The rule, and that a fixed policy gives the same answer from the source that was chosen."""
+    found = read_predictions(workdir)
+    for routed, written, read in zip(
+        found["srrag"], found["verbalise"], found["retrieve"], strict=True
+    ):
+        searches = routed["probabilities"][1] * routed["votes"][1] > tau
+        assert sum(routed["probabilities"]) == pytest.approx(1)
+        assert sum(routed["votes"]) == pytest.approx(1)
+        assert routed == (read if searches else written)
+        assert (written["source"], read["source"]) == ("Self", "Wiki")
+
+
+def test_routing(finished, make_config):
+    check_routing(finished[0], tau=make_config().route.tau)
+
+
+# Running again.
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """The finished run's folder, to change."""
+    return Path(shutil.copytree(finished[0], tmp_path / "run"))
+
+
+def test_a_second_run_reuses_every_stage(finished, copied, make_config):
+    report = pipeline.run(make_config(), copied)
+    assert list_stages(report, reused=True) == STAGES
+    assert report["methods"] == finished[1]["methods"]
+    for ours, theirs in zip(report["stages"], finished[1]["stages"], strict=True):
+        assert ours == theirs | {"reused": True}
+
+
+def test_another_tau_redoes_the_evaluation_alone(finished, copied, make_config):
+    before = read_predictions(copied)
+    products = sorted(r["probabilities"][1] * r["votes"][1] for r in before["srrag"])
+    cut = int(np.argmax(np.diff(products)))
+    tau = (products[cut] + products[cut + 1]) / 2
+    report = pipeline.run(make_config(**{"route.tau": float(tau)}), copied)
+    assert list_stages(report, reused=False) == ["evaluate"]
+    assert report["methods"]["srrag"]["retrieval_rate"] == pytest.approx((8 - cut) / 9)
+    check_routing(copied, tau=tau)
+    after = read_predictions(copied)
+    assert after["srrag"] != before["srrag"]
+    assert {m: after[m] for m in METHODS[:3]} == {m: before[m] for m in METHODS[:3]}
+
+
+@pytest.fixture
+def interruptions(monkeypatch):
+    """Interrupts everything that takes long, once, in its middle; what was interrupted so far."""
+    stopped = []
+    map_batches, map_arrays = StageContext.map_batches, StageContext.map_arrays
+    make_step = tune.make_step
+
+    def stop_in(run, file, batches):
+        calls = itertools.count(1)
+
+        def work(batch):
+            if next(calls) == min(2, batches) and file not in stopped:
+                stopped.append(file)
+                raise KeyboardInterrupt
+            return run(batch)
+
+        return work
+
+    def stopping_map_batches(self, file, items, run, *, batch_size, unit):
+        run = stop_in(run, file, -(-len(items) // batch_size))
+        return map_batches(self, file, items, run, batch_size=batch_size, unit=unit)
+
+    def stopping_map_arrays(self, file, count, run, *, batch_size, unit):
+        run = stop_in(run, file, -(-count // batch_size))
+        return map_arrays(self, file, count, run, batch_size=batch_size, unit=unit)
+
+    def stopping_make_step(losses, optimizer):
+        step, calls = make_step(losses, optimizer), itertools.count(1)
+
+        def run(state, frozen, parts):
+            if next(calls) == 2 and "killed" not in stopped:
+                if "Ctrl-C" in stopped:
+                    stopped.append("killed")
+                    raise KeyboardInterrupt
+                stopped.append("Ctrl-C")
+                signal.raise_signal(signal.SIGINT)
+            return step(state, frozen, parts)
+
+        return run
+
+    monkeypatch.setattr(StageContext, "map_batches", stopping_map_batches)
+    monkeypatch.setattr(StageContext, "map_arrays", stopping_map_arrays)
+    monkeypatch.setattr(tune, "make_step", stopping_make_step)
+    return stopped
+
+
+def test_interrupted_everywhere(finished, tmp_path, make_config, interruptions):
+    """The same command until it ends gives what one that was left alone gives, to the bit."""
+    workdir, count = tmp_path / "run", 0
+    while True:
+        try:
+            report = pipeline.run(make_config(), workdir)
+            break
+        except KeyboardInterrupt:
+            count += 1
+            assert len(interruptions) == count
+            assert not (workdir / "report.json").exists()
+    assert interruptions == [
+        "embeddings.npy",
+        "documents.jsonl",
+        "verbalised.jsonl",
+        "scores.jsonl",
+        "Ctrl-C",
+        "reference.jsonl",
+        "killed",
+        "datastore.jsonl",
+        "direct.jsonl",
+        "passes.jsonl",
+    ]
+    straight, expected = finished
+    assert without_times(report["methods"]) == without_times(expected["methods"])
+    assert read_predictions(workdir) == read_predictions(straight)
+    for file in (
+        "contexts/contexts.jsonl",
+        "labels/labels.jsonl",
+        "stage1/log.jsonl",
+        "reference/reference.jsonl",
+        "stage2/log.jsonl",
+        "datastore/datastore.jsonl",
+    ):
+        ours, theirs = ((folder / "stages" / file).read_bytes() for folder in (workdir, straight))
+        assert ours == theirs, file
+    assert not list(workdir.rglob("*.tmp")) and not list(workdir.rglob("checkpoints"))
+
+
+def test_all_weights(copied, make_config):
+    session = pipeline.Session(
+        build(SRRAGConfig, make_config(**{"tuning.mode": "full", "stage1.learning_rate": 1e-3}))
+    )
+    records = run_stages(session.stages()[:8], copied)
+    assert list_stages({"stages": records}, reused=False) == ["stage1", "reference", "stage2"]
+    before = jax.tree.map(np.asarray, session.base.params)
+    first, second = (
+        tune.load_tuned(session, copied / "stages" / stage / "params")
+        for stage in ("stage1", "stage2")
+    )
+    for one, other in ((before, first), (first, second)):
+        changes = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), one, other)
+        assert min(jax.tree.leaves(changes)) > 1e-5
+        new = np.abs(one["embed"]["embedding"] - other["embed"]["embedding"])[-4:]
+        assert (new.max(axis=1) > 1e-5).all()
+    fresh = pipeline.Session(session.config).base.params
+    jax.tree.map(np.testing.assert_array_equal, before, fresh)
+
+
+EVERYTHING_OF_THE_MODEL = set(STAGES[2:])
+SWAPPED = (
+    SourceConfig(name="Wiki", token="<Wiki>", kind="search"),
+    SourceConfig(name="Self", token="<Self>", kind="verbalise"),
+)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "affected"),
+    [
+        ("world.seed", 1, {"world"}),
+        ("index.backend", "exact" if BACKEND == "scann" else "scann", {"index"}),
+        ("encoder.max_length", 40, {"index", "demonstrations", "contexts", "datastore"}),
+        ("verbalise.pool", 9, {"demonstrations"}),
+        ("verbalise.max_tokens", 9, {"demonstrations", "contexts", "datastore", "evaluate"}),
+        ("contexts", 5, {"demonstrations", "contexts"}),
+        ("seed", 1, EVERYTHING_OF_THE_MODEL),
+        ("model.dtype", "bfloat16", EVERYTHING_OF_THE_MODEL),
+        ("sources", SWAPPED, EVERYTHING_OF_THE_MODEL),
+        ("extra_mean", 0.5, {"stage1", "reference", "stage2"}),
+        ("loss_reduction", "sum", {"stage1", "reference", "stage2"}),
+        ("tuning.rank", 3, {"stage1", "reference", "stage2"}),
+        ("stage1.epochs", 2, {"stage1"}),
+        ("stage2.beta", 0.1, {"stage2"}),
+        ("datastore.layer", 2, {"datastore", "evaluate"}),
+        ("answer.passages", 2, {"datastore", "evaluate"}),
+        ("datastore.k", 7, {"evaluate"}),
+        ("route.tau", 0.9, {"evaluate"}),
+    ],
+)
+def test_a_setting_is_declared_by_the_stages_that_read_it(
+    session, make_config, field, value, affected
+):
+    changed = build(SRRAGConfig, make_config(**{field: value}))
+    pairs = zip(session.stages(), pipeline.Session(changed).stages(), strict=True)
+    found = {
+        ours.name for ours, theirs in pairs if to_json(ours.settings) != to_json(theirs.settings)
+    }
+    assert found >= affected
+    # Nothing before the first of them.
+    assert min(map(STAGES.index, found)) == min(map(STAGES.index, affected))
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"datastore.k": 13}, "config.datastore.k=13 is above the datastore's 12 entries"),
+        ({"evaluate_on": "dev"}, "config.world.dev=0: no questions are left to evaluate on"),
+        ({"route.tau": 1.5}, "config.route.tau=1.5: must be from 0 to 1"),
+        ({"sources": SWAPPED[:1]}, "config.sources: routing needs at least two sources"),
+        ({"model.name": "no-such-model"}, "no folder no-such-model, and no known model"),
+    ],
+)
+def test_refused_before_anything_is_made(tmp_path, make_config, changes, message):
+    with pytest.raises(RagJaxError, match=re.escape(message)) as caught:
+        pipeline.run(make_config(**changes), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def check_refused(config, workdir, stage, message):
+    """The run stops at a stage with a message of one line; what was made before is kept."""
+    with pytest.raises(RagJaxError, match=re.escape(message)) as caught:
+        pipeline.run(config, workdir)
+    assert "\n" not in str(caught.value)
+    ended = [name for name in STAGES if (workdir / "stages" / name / "stage.json").exists()]
+    assert stage not in ended
+    assert ended[: STAGES.index(stage)] == STAGES[: STAGES.index(stage)]
+
+
+def test_a_layer_that_the_model_lacks(copied, make_config):
+    config = make_config(**{"datastore.layer": 3})
+    message = "config.datastore.layer=3: the model has 2 layers"
+    check_refused(config, copied, "datastore", message)
+
+
+def test_a_source_token_that_is_taken(copied, make_config):
+    sources = (SWAPPED[0], SourceConfig(name="Self", token="<|im_end|>", kind="verbalise"))
+    config = make_config(sources=sources)
+    check_refused(config, copied, "demonstrations", "new tokens: '<|im_end|>' is taken")
+
+
+def test_weights_cut_short(copied, make_config, llama_folder, tmp_path):
+    folder = Path(shutil.copytree(llama_folder, tmp_path / "llama"))
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    config = make_config(**{"model.name": str(folder)})
+    check_refused(config, copied, "demonstrations", "model.safetensors is truncated")
+
+
+def test_weights_of_another_shape(copied, make_config, bert_folder, tmp_path):
+    folder = Path(shutil.copytree(bert_folder, tmp_path / "bert"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors["embeddings.LayerNorm.bias"] = tensors["embeddings.LayerNorm.bias"][:-1]
+    save_file(tensors, folder / "model.safetensors")
+    config = make_config(**{"encoder.name": str(folder)})
+    message = "embeddings.LayerNorm.bias has shape [15], the config wants [16]"
+    check_refused(config, copied, "index", message)
+
+
+def test_the_command_line(tmp_path):
+    command = [sys.executable, "launch/train.py", "--config=configs/srrag.py"]
+    command += ["--config.evaluate_on=dev", "--config.world.dev=0", f"--workdir={tmp_path / 'run'}"]
+    root = Path(__file__).parents[3]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: config.world.dev=0: no questions are left")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()

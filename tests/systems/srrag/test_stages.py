@@ -1,0 +1,222 @@
+"""What each stage made of the tiny run, against slow references from the files before it."""
+
+import base64
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from tiny import continue_row, read_row, softmax
+
+from rag_jax.config import SRRAGConfig, build
+from rag_jax.files import read_json, read_jsonl
+from rag_jax.systems.srrag import pipeline, tune
+from rag_jax.systems.srrag.contexts import encode_answer_prompt
+from rag_jax.systems.srrag.data import (
+    TERMS,
+    choose_source,
+    deal_batches,
+    join_passages,
+    make_row,
+)
+from systems.srrag.reference import answer_logprob, sum_terms
+from systems.srrag.tiny_run import METHODS, fold_trained, open_stage, read_predictions
+
+
+def write_knowledge(session, params, question):
+    """The sequence with a greedy verbalisation, without `<EOK>`."""
+    form = session.form
+    tokens = [*question, form.source_ids[0]]
+    written, _ = continue_row(
+        session.base.model,
+        params,
+        tokens,
+        max_tokens=session.config.verbalise.max_tokens,
+        stop_ids=form.stop_ids,
+    )
+    return tokens + written
+
+
+def check_answer(session, params, tokens, record):
+    form = session.form
+    written, _ = continue_row(
+        session.base.model,
+        params,
+        [*tokens, *form.encode_answer_cue()],
+        max_tokens=session.config.answer.max_tokens,
+        stop_ids=form.stop_ids,
+    )
+    assert record["prediction"] == form.tokenizer.decode(written).strip()
+
+
+def test_contexts_and_labels(finished, session):
+    workdir, _ = finished
+    stages, form = workdir / "stages", session.form
+    world = session.read_world(open_stage(session, workdir, "labels"))
+    questions = world.questions["train"]
+    passages = {(p.title, p.text) for p in world.passages}
+    written = read_jsonl(stages / "contexts" / "verbalised.jsonl")
+    assert [record["cluster"] for record in written] == [0] * 12 + [1] * 12 + [2] * 12
+    contexts = read_jsonl(stages / "contexts" / "contexts.jsonl")
+    labels = read_jsonl(stages / "labels" / "labels.jsonl")
+    for i, (question, record, label) in enumerate(zip(questions, contexts, labels, strict=True)):
+        assert record["id"] == label["id"] == question.id
+        mine, found = record["contexts"]
+        assert mine == [written[cluster * 12 + i]["text"] for cluster in range(3)]
+        assert len({tuple(p) for p in found} & passages) == 3
+        assert label["source"] == choose_source(np.asarray(label["scores"]))
+    answer = form.tokenizer.encode(f" {questions[0].answers[0]}")
+    texts = [*contexts[0]["contexts"][0], *map(": ".join, contexts[0]["contexts"][1])]
+    expected = [
+        answer_logprob(
+            session.base.model,
+            session.base.params,
+            encode_answer_prompt(form.tokenizer, questions[0].question, text),
+            answer,
+        )
+        for text in texts
+    ]
+    np.testing.assert_allclose(np.ravel(labels[0]["scores"]), expected, rtol=1e-4)
+
+
+def test_rows_follow_the_labels(finished, session):
+    workdir, _ = finished
+    context, form = open_stage(session, workdir, "stage1"), session.form
+    examples = tune.make_examples(session, context)
+    questions = session.read_world(context).questions["train"]
+    contexts = read_jsonl(context.path("contexts", "contexts.jsonl"))
+    labels = read_jsonl(context.path("labels", "labels.jsonl"))
+    for question, record, label, example in zip(questions, contexts, labels, examples, strict=True):
+        source, scores = label["source"], label["scores"][label["source"]]
+        texts = record["contexts"][source]
+        best, worst = (texts[scores.index(pick(scores))] for pick in (max, min))
+        assert example.source == source
+        if source == 0:
+            fits = {best}
+            rejected = make_row(form, question.id, question.question, source, worst, None)
+            assert example.rejected == (rejected if worst != best else None)
+        else:
+            # The best one and any others, in any order.
+            blocks = (b for n in (1, 2, 3) for b in itertools.permutations(texts, n) if best in b)
+            fits = {join_passages(block) for block in blocks}
+            assert example.rejected is None
+        rows = [
+            make_row(form, question.id, question.question, source, text, question.answers[0])
+            for text in fits
+        ]
+        assert example.row in rows
+    counts = read_json(context.path("stage1", "rows.json"))
+    sources = [example.source for example in examples]
+    assert counts["questions"] == 12 == len(sources)
+    assert counts["by_source"] == {"Self": sources.count(0), "Wiki": sources.count(1)}
+    assert counts["preference_pairs"] == sum(e.rejected is not None for e in examples) > 0
+
+
+def test_first_steps(finished, session):
+    """The losses that were logged first, from full passes over the rows of the first batch."""
+    workdir, _ = finished
+    examples = tune.make_examples(session, open_stage(session, workdir, "stage1"))
+    sources = [example.source for example in examples]
+    batches = deal_batches(sources, batch_size=4, seed=session.config.seed, epoch=0)
+    first = [examples[i] for i in batches[0]]
+    rows, model = [example.row for example in first], session.base.model
+    logs = {
+        stage: read_jsonl(workdir / "stages" / stage / "log.jsonl")
+        for stage in ("stage1", "stage2")
+    }
+    for log in logs.values():
+        assert [line["step"] for line in log] == list(range(len(batches)))
+
+    terms = sum_terms(model, session.base.params, rows, terms=TERMS, scale=1 / 4)
+    found = {key: logs["stage1"][0][key] for key in (*TERMS, "loss")}
+    assert found == pytest.approx(terms | {"loss": sum(terms.values())}, rel=1e-3)
+
+    # Stage 2 begins at its own reference, where every pair costs log 2.
+    params = fold_trained(session, workdir, "stage1")
+    terms = sum_terms(model, params, rows, terms=("source", "answer"), scale=1 / 4)
+    terms["preference"] = np.log(2) * sum(e.rejected is not None for e in first) / 4
+    found = {key: logs["stage2"][0][key] for key in (*terms, "loss")}
+    assert found == pytest.approx(terms | {"loss": sum(terms.values())}, rel=1e-3)
+
+
+def test_an_adapter_leaves_the_base_as_it_was(finished, session, make_config):
+    workdir, _ = finished
+    fresh = pipeline.Session(build(SRRAGConfig, make_config())).base.params
+    jax.tree.map(np.testing.assert_array_equal, session.base.params, fresh)
+    tables = [np.asarray(fresh["embed"]["embedding"])]
+    for stage in ("stage1", "stage2"):
+        tuned = tune.load_tuned(session, workdir / "stages" / stage / "params")
+        tables.append(np.asarray(tuned["embed"]["embedding"]))
+        np.testing.assert_array_equal(tables[-1][:-4], tables[0][:-4])
+        assert (np.abs(tables[-1] - tables[-2])[-4:].max(axis=1) > 1e-4).all()
+        kernels = tuned["layers_1"]["attention"]["query"]
+        assert np.abs(kernels["lora_a"] @ kernels["lora_b"]).max() > 1e-4
+        del kernels["lora_a"], kernels["lora_b"]
+        np.testing.assert_array_equal(
+            kernels["kernel"], fresh["layers_1"]["attention"]["query"]["kernel"]
+        )
+
+
+def test_datastore(finished, session):
+    workdir, _ = finished
+    context, form = open_stage(session, workdir, "datastore"), session.form
+    model, params = session.base.model, fold_trained(session, workdir, "stage2")
+    world = session.read_world(context)
+    search = session.make_search(context, world, 1)
+    records = read_jsonl(context.path("datastore", "datastore.jsonl"))
+    for question, record in zip(world.questions["train"], records, strict=True):
+        assert record["id"] == question.id
+        tokens = form.encode_question(question.question)
+        # After layer 1, at <EOQ>.
+        state = read_row(model, params, tokens)[0][1][-1]
+        key = np.frombuffer(base64.b64decode(record["key"]), np.float32)
+        np.testing.assert_allclose(key, state / np.linalg.norm(state), atol=1e-4)
+
+        learnt = [
+            write_knowledge(session, params, tokens),
+            make_row(
+                form,
+                question.id,
+                question.question,
+                1,
+                join_passages(search([question.question])[0]),
+                None,
+            ).tokens[:-1],
+        ]
+        answer = form.encode_answer(question.answers[0])
+        scores = [
+            answer_logprob(model, params, [*known, *form.encode_answer_cue()], answer)
+            for known in learnt
+        ]
+        np.testing.assert_allclose(record["scores"], scores, rtol=1e-4)
+        assert record["source"] == int(scores[1] > scores[0])
+
+
+def test_answers_are_those_of_full_passes(finished, session):
+    """Routing, knowledge and answers of the tuned model; direct answers of the untrained one."""
+    workdir, _ = finished
+    found, form, c = read_predictions(workdir), session.form, session.config
+    model, params = session.base.model, fold_trained(session, workdir, "stage2")
+    for i in range(9):
+        records = {method: found[method][i] for method in METHODS}
+        question = form.encode_question(records["srrag"]["question"])
+        logits = read_row(model, params, question)[2][-1, list(form.source_ids)]
+        assert records["srrag"]["probabilities"] == pytest.approx(softmax(logits), rel=1e-3)
+
+        tokens = write_knowledge(session, params, question)
+        knowledge = form.tokenizer.decode(tokens[len(question) + 1 :]).strip()
+        assert records["verbalise"]["knowledge"] == knowledge
+        check_answer(session, params, tokens, records["verbalise"])
+        tokens = [*question, form.source_ids[1]]
+        tokens += form.encode_knowledge(records["retrieve"]["knowledge"])
+        check_answer(session, params, tokens, records["retrieve"])
+
+        prompt = encode_answer_prompt(form.tokenizer, records["direct"]["question"])
+        written, _ = continue_row(
+            model,
+            session.base.params,
+            prompt,
+            max_tokens=c.answer.max_tokens,
+            stop_ids=(form.tokenizer.eos_id,),
+        )
+        assert records["direct"]["prediction"] == form.tokenizer.decode(written).strip()

@@ -1,0 +1,126 @@
+"""The tiny run that several tests look at: its settings, and reading what it wrote."""
+
+import contextlib
+import importlib.util
+
+import jax
+import numpy as np
+import pytest
+
+from rag_jax import lora
+from rag_jax.config import (
+    AnswerConfig,
+    DatastoreConfig,
+    EncoderConfig,
+    IndexConfig,
+    LabelConfig,
+    ModelConfig,
+    SRRAGConfig,
+    Stage2Config,
+    StageConfig,
+    TuningConfig,
+    VerbaliseConfig,
+    WorldConfig,
+)
+from rag_jax.files import read_jsonl
+from rag_jax.stage import StageContext
+from rag_jax.systems.srrag import tune
+
+STAGES = [
+    "world",
+    "index",
+    "demonstrations",
+    "contexts",
+    "labels",
+    "stage1",
+    "reference",
+    "stage2",
+    "datastore",
+    "evaluate",
+]
+METHODS = ["direct", "verbalise", "retrieve", "srrag"]
+BACKEND = "scann" if importlib.util.find_spec("scann") else "exact"
+
+
+def describe_run(llama_folder, bert_folder):
+    """The settings of the tiny run."""
+    return SRRAGConfig(
+        model=ModelConfig(name=str(llama_folder)),
+        encoder=EncoderConfig(name=str(bert_folder), max_length=48),
+        world=WorldConfig(cities=5, train=12, dev=0, test=9),
+        index=IndexConfig(BACKEND),
+        # 36 documents in two batches: the second cluster is in both.
+        verbalise=VerbaliseConfig(demonstrations=1, pool=12, max_tokens=8, batch_size=18),
+        label=LabelConfig(batch_size=48),
+        tuning=TuningConfig(rank=2),
+        stage1=StageConfig(
+            batch_size=4, learning_rate=0.03, microbatch_tokens=900, checkpoint_every=1
+        ),
+        stage2=Stage2Config(
+            batch_size=4, learning_rate=0.01, microbatch_tokens=900, checkpoint_every=1
+        ),
+        datastore=DatastoreConfig(layer=1, k=5),
+        answer=AnswerConfig(max_tokens=4, batch_size=4),
+    )
+
+
+_shared_losses = {}
+
+
+@contextlib.contextmanager
+def quick_programs():
+    """Less time for compiling, for programs that run a few times only.
+
+    They are left unoptimised, and all runs share their losses' programs.
+    """
+    make_losses = tune.make_losses
+
+    def share_losses(session):
+        return _shared_losses.setdefault(session.config.tuning, make_losses(session))
+
+    before = jax.config.jax_disable_most_optimizations
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tune, "make_losses", share_losses)
+        jax.config.update("jax_disable_most_optimizations", True)
+        try:
+            yield
+        finally:
+            jax.config.update("jax_disable_most_optimizations", before)
+
+
+def open_stage(session, workdir, name):
+    """A stage's context on a finished run."""
+    stages = {stage.name: stage for stage in session.stages()}
+    return StageContext(stages[name], workdir / "stages")
+
+
+def without_times(methods):
+    return {
+        name: {key: value for key, value in numbers.items() if key != "seconds_per_question"}
+        for name, numbers in methods.items()
+    }
+
+
+def read_predictions(workdir):
+    """Every method's predictions, without their times."""
+    return {
+        name: [
+            {key: value for key, value in record.items() if key != "seconds"}
+            for record in read_jsonl(workdir / "predictions" / f"{name}.jsonl")
+        ]
+        for name in METHODS
+    }
+
+
+def list_stages(report, *, reused):
+    return [stage["name"] for stage in report["stages"] if stage["reused"] == reused]
+
+
+def fold_trained(session, workdir, stage):
+    """The parameters after a stage, the adapter folded into the kernels."""
+    base, tuning = session.base.params, session.config.tuning
+    trained = tune.load_trainable(session, workdir / "stages" / stage / "params")
+    table = np.array(base["embed"]["embedding"])
+    table[-4:] = trained["new_tokens"]
+    folded = lora.fold(base, trained["adapter"], scale=tuning.alpha / tuning.rank)
+    return {**folded, "embed": {"embedding": table}}

@@ -1,0 +1,126 @@
+"""Losses against closed forms and NumPy in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from rag_jax.losses import dpo_loss, span_cross_entropy, token_logprobs
+
+FINITE = st.floats(-100, 100, width=32)
+ZERO = jnp.zeros(1)
+
+
+def close(ours, theirs, atol=1e-5):
+    np.testing.assert_allclose(ours, theirs, atol=atol, rtol=1e-5)
+
+
+def pair(*values, beta):
+    """`dpo_loss` of one pair."""
+    return dpo_loss(*(jnp.asarray([v], jnp.float32) for v in values), beta=beta)[0]
+
+
+@settings(max_examples=50)
+@given(
+    arrays(np.float32, (2, 3, 5), elements=FINITE),
+    arrays(np.int32, (2, 3), elements=st.integers(0, 4)),
+)
+def test_token_logprobs(logits, targets):
+    wide = logits.astype(np.float64)
+    shifted = wide - wide.max(axis=-1, keepdims=True)
+    table = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    expected = np.take_along_axis(table, targets[..., None], axis=-1)[..., 0]
+    close(token_logprobs(jnp.asarray(logits), jnp.asarray(targets)), expected, atol=5e-5)
+
+
+def test_token_logprobs_closed_forms():
+    close(token_logprobs(jnp.full((3, 7), 42.0), jnp.asarray([0, 3, 6])), -np.log([7, 7, 7]))
+    one_of_four = token_logprobs(jnp.log(jnp.asarray([1.0, 2.0, 3.0, 4.0])), jnp.asarray(2))
+    close(one_of_four, np.log(0.3))
+    far = token_logprobs(jnp.asarray([[3e4, -3e4], [0.0, -1e9]]), jnp.asarray([1, 0]))
+    close(far, [-6e4, 0])
+    narrow = jnp.asarray([[1.0, 2.0, 3.0]], jnp.bfloat16)
+    logprobs = token_logprobs(narrow, jnp.asarray([1]))
+    assert logprobs.dtype == jnp.float32
+    close(logprobs, [2 - np.log(np.exp([1, 2, 3]).sum())])
+
+
+def test_token_logprobs_gradient_is_one_hot_minus_softmax():
+    logits = jnp.asarray([0.5, -1.0, 2.0])
+    gradient = jax.grad(lambda x: token_logprobs(x, jnp.asarray(2)))(logits)
+    close(gradient, np.eye(3)[2] - jax.nn.softmax(logits))
+
+
+@settings(max_examples=50)
+@given(
+    arrays(np.float32, (3, 4), elements=st.floats(-50, 0, width=32)),
+    arrays(np.float32, (3, 4), elements=st.floats(0, 1, width=32)),
+)
+def test_span_cross_entropy(logprobs, weights):
+    expected = [
+        -sum(float(p) * float(w) for p, w in zip(*row, strict=True))
+        for row in zip(logprobs, weights, strict=True)
+    ]
+    close(span_cross_entropy(jnp.asarray(logprobs), jnp.asarray(weights)), expected, atol=1e-4)
+
+
+def test_span_cross_entropy_sum_mean_and_none():
+    logprobs = jnp.log(jnp.asarray([[0.5, 0.25, 0.125]] * 3))
+    weights = jnp.asarray([[1.0, 1.0, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 0.0]])
+    close(span_cross_entropy(logprobs, weights), np.log(2) * np.asarray([3, 1.5, 0]))
+
+
+@settings(max_examples=50)
+@given(st.lists(FINITE, min_size=4, max_size=4), st.floats(0.01, 5))
+def test_dpo_loss(values, beta):
+    chosen, rejected, reference_chosen, reference_rejected = map(float, values)
+    margin = (chosen - reference_chosen) - (rejected - reference_rejected)
+    close(pair(*values, beta=beta), np.logaddexp(0, -beta * margin), atol=5e-4)
+    # Swapping the pair turns the margin round: the two losses differ by beta times it.
+    swapped = pair(rejected, chosen, reference_rejected, reference_chosen, beta=beta)
+    close(swapped - pair(*values, beta=beta), beta * margin, atol=1e-3)
+
+
+@settings(max_examples=20)
+@given(FINITE, FINITE, st.floats(0.01, 5))
+def test_dpo_loss_of_equals_is_log_two(policy, reference, beta):
+    close(pair(policy, policy, reference, reference, beta=beta), np.log(2))
+    close(pair(policy, reference, policy, reference, beta=beta), np.log(2))  # not yet trained
+
+
+def test_dpo_loss_far_out_stays_finite():
+    assert pair(1e4, -1e4, 0, 0, beta=1.0) == 0
+    close(pair(-1e4, 1e4, 0, 0, beta=0.5), 1e4)
+    gradient = jax.grad(lambda x: pair_loss(x, 1e4, 0.5))(-1e4)
+    close(gradient, -0.5)
+
+
+def pair_loss(chosen, rejected, beta):
+    """The loss as a function of scalars that can be differentiated."""
+    return dpo_loss(ZERO + chosen, ZERO + rejected, ZERO, ZERO, beta=beta)[0]
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0, 3.0])
+def test_dpo_gradient_raises_the_chosen_and_lowers_the_rejected(beta):
+    values = [jnp.asarray([v]) for v in (-2.0, -1.5, -1.0, -1.2)]
+
+    def loss(*values):
+        return dpo_loss(*values, beta=beta)[0]
+
+    chosen, rejected, reference_chosen, reference_rejected = (
+        float(g[0]) for g in jax.grad(loss, argnums=(0, 1, 2, 3))(*values)
+    )
+    margin = (-2.0 + 1.0) - (-1.5 + 1.2)
+    slope = beta / (1 + np.exp(beta * margin))  # the paper's weight: larger where it is wrong
+    close([chosen, rejected], [-slope, slope])
+    close([reference_chosen, reference_rejected], [slope, -slope])
+
+
+def test_dpo_rows_are_apart():
+    values = [jnp.asarray(np.random.default_rng(i).normal(size=5), jnp.float32) for i in range(4)]
+    together = dpo_loss(*values, beta=0.3)
+    assert together.shape == (5,)
+    close(together, [pair(*(v[i] for v in values), beta=0.3) for i in range(5)])
