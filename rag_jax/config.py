@@ -69,7 +69,7 @@ class WorldConfig:
     """The built-in encyclopedia: how many cities, and how many questions in each split."""
 
     cities: Count = 2000
-    train: Count = 200
+    train: Count = 160
     dev: CountOrZero = 100
     test: Count = 300
     seed: CountOrZero = 0
@@ -105,8 +105,8 @@ class VerbaliseConfig:
     """
 
     demonstrations: Count = 3
-    pool: Count = 48
-    max_tokens: Count = 32
+    pool: Count = 64
+    max_tokens: Count = 24
     batch_size: Count = 100
     temperature: NonNegative = 0.0
 
@@ -171,14 +171,14 @@ class DatastoreConfig:
     """The policy datastore: hidden states after block `layer`, and `k` neighbours that vote."""
 
     layer: CountOrZero = 15
-    k: Count = 30
+    k: Count = 20
 
 
 @dataclass(frozen=True)
 class RouteConfig:
     """Search when the source's probability times its share of the vote is above `tau`."""
 
-    tau: Fraction = 0.2
+    tau: Fraction = 0.3
 
 
 @dataclass(frozen=True)

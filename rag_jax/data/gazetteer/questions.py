@@ -10,6 +10,18 @@ from rag_jax.data.gazetteer.places import City, Country
 from rag_jax.data.gazetteer.scene import BANDS, Facts, Question, Scene, make_rng
 from rag_jax.errors import RagJaxError
 
+# When a relation comes up for an entity, against the others: the smaller, the earlier. What is
+# known of popular places and not of others (capitals, and the country that a city is in) comes
+# first, so that a small model has something to know; what few know by heart comes last.
+_LATENESS = {
+    "capital": 0.3,
+    "capital_of": 0.3,
+    "country": 0.3,
+    "continent": 0.6,
+    "near": 3.0,
+    "state": 3.0,
+}
+
 # One acceptable thing to name, with its other names: `("Persian", "Farsi", "Dari")`.
 _Names = tuple[str, ...]
 
@@ -48,8 +60,7 @@ def choose_questions(scene: Scene, counts: dict[str, int]) -> dict[str, list[Que
                 f"{split}={count}: only {len(pool)} of all {len(candidates)} questions are left "
                 "for this split; ask for fewer questions or more cities"
             )
-        # Capitals are what is known best of a country, so they come up twice as early.
-        pool.sort(key=lambda c: rng.random() * (0.5 if "capital" in c.question.relation else 1))
+        pool.sort(key=lambda c: rng.random() * _LATENESS.get(c.question.relation, 1.0))
         turns: Counter[str] = Counter()
         by_turn = []
         for candidate in pool:

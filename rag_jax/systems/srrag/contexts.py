@@ -69,6 +69,11 @@ def clean_document(text: str, *, finished: bool) -> str:
     return text
 
 
+def is_document(text: str) -> bool:
+    """Whether a text begins with the document, as asked, and not by talking about the question."""
+    return not re.search(r"\b(question|answer|document)\b", text, re.IGNORECASE)
+
+
 def pick_demonstrations(
     embeddings: Float[np.ndarray, "N D"], *, clusters: int, count: int, seed: int
 ) -> list[list[int]]:

@@ -264,7 +264,11 @@ class Session:
         def write(batch: Sequence[Question]) -> list[dict[str, Any]]:
             documents = self.write_documents([q.question for q in batch], [])
             return [
-                {"question": q.question, "document": d, "correct": metrics.match(d, q.answers)}
+                {
+                    "question": q.question,
+                    "document": d,
+                    "good": base_model.is_document(d) and bool(metrics.match(d, q.answers)),
+                }
                 for q, d in zip(batch, documents, strict=True)
             ]
 
@@ -274,7 +278,7 @@ class Session:
         # A document without the answer is a bad example; GenRead leaves those out too. Where the
         # model knows too little for a full set, what it wrote is all there is.
         enough = c.contexts * c.verbalise.demonstrations
-        good = [record for record in records if record["correct"]]
+        good = [record for record in records if record["good"]]
         used = good if len(good) >= enough else records
         embeddings = self.encode([f"{r['question']} {r['document']}" for r in used])
         clusters = base_model.pick_demonstrations(

@@ -191,6 +191,8 @@ def make_losses(session: "Session") -> dict[str, Callable[..., Any]]:
 
 def load_trainable(session: "Session", folder: Path) -> Any:
     """The trained tree that a stage saved."""
+    # The session loads its model when first asked, which must not be within a trace.
+    _ = session.base
     return load_tree(folder, jax.eval_shape(lambda: start_trainable(session)))
 
 

@@ -1,10 +1,13 @@
 """What the untrained model is asked: prompts, clusters, and answer likelihoods."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rag_jax.decoding import prefill
 from rag_jax.errors import RagJaxError
 from rag_jax.systems.srrag.contexts import (
     clean_document,
@@ -134,8 +137,14 @@ def test_another_seed_draws_other_demonstrations():
 # Likelihoods.
 
 
+@pytest.fixture
+def read(base):
+    """The cache of what stands before every prompt."""
+    return partial(prefill, base.model, base.params)
+
+
 @pytest.mark.parametrize("knowledge", [("", "Riga.", "Lyon is in France."), ("Riga.",)])
-def test_scores_are_those_of_a_full_pass(base, knowledge):
+def test_scores_are_those_of_a_full_pass(base, read, knowledge):
     texts = [" Lyon", " France, in Europe", " Latvia"][: len(knowledge)]
     answers = [base.tokenizer.encode(text) for text in texts]
     prompts = [encode_answer_prompt(base.tokenizer, "Where is Lyon?", k) for k in knowledge]
@@ -144,20 +153,26 @@ def test_scores_are_those_of_a_full_pass(base, knowledge):
     ]
     prefix, rests = split_prefix(prompts)
     scores = score_answers(
-        base.model, base.params, rests, answers, prefix=prefix, width=96, batch_size=4
+        base.model, base.params, rests, answers, prefix=read(prefix), width=96, batch_size=4
     )
     np.testing.assert_allclose(scores, expected, rtol=1e-5)
     # Nothing hangs on where the prefix ends.
     shorter, longer = prefix[:-3], [[*prefix[-3:], *rest] for rest in rests]
     again = score_answers(
-        base.model, base.params, longer, answers, prefix=shorter, width=96, batch_size=4
+        base.model, base.params, longer, answers, prefix=read(shorter), width=96, batch_size=4
     )
     np.testing.assert_allclose(again, expected, rtol=1e-5)
 
 
-def test_scores_without_a_prefix_and_of_one_token(base):
+def test_scores_without_a_prefix_and_of_one_token(base, read):
     scores = score_answers(
-        base.model, base.params, [[7], [9, 300]], [[5], [6]], prefix=[], width=96, batch_size=4
+        base.model,
+        base.params,
+        [[7], [9, 300]],
+        [[5], [6]],
+        prefix=read([]),
+        width=96,
+        batch_size=4,
     )
     expected = [
         answer_logprob(base.model, base.params, [7], [5]),
@@ -166,6 +181,8 @@ def test_scores_without_a_prefix_and_of_one_token(base):
     np.testing.assert_allclose(scores, expected, rtol=1e-5)
 
 
-def test_rows_that_do_not_fit(base):
+def test_rows_that_do_not_fit(base, read):
     with pytest.raises(RagJaxError, match="length=2: 1 of 1 rows are longer"):
-        score_answers(base.model, base.params, [[7, 8]], [[5]], prefix=[], width=2, batch_size=1)
+        score_answers(
+            base.model, base.params, [[7, 8]], [[5]], prefix=read([]), width=2, batch_size=1
+        )

@@ -12,7 +12,6 @@ from rag_jax.systems.srrag.data import (
     Row,
     choose_source,
     count_targets,
-    deal_batches,
     join_passages,
     make_row,
     pack_rows,
@@ -209,44 +208,3 @@ def test_rows_that_do_not_fit():
         pack_rows([row], width=8, batch=1, **settings)
     with pytest.raises(RagJaxError, match="batch=1: there are 2 rows"):
         pack_rows([row, row], width=9, batch=1, **settings)
-
-
-@given(
-    st.lists(st.integers(0, 2), min_size=1, max_size=60),
-    st.integers(1, 20),
-    st.integers(0, 5),
-    st.integers(0, 3),
-)
-def test_dealt_batches(sources, batch_size, seed, epoch):
-    batches = deal_batches(sources, batch_size=batch_size, seed=seed, epoch=epoch)
-    n, sizes = len(sources), [len(batch) for batch in batches]
-    assert sorted(np.concatenate(batches).tolist()) == list(range(n))
-    assert len(batches) == -(-n // batch_size)
-    assert max(sizes) <= batch_size and max(sizes) - min(sizes) <= 1
-    again = deal_batches(sources, batch_size=batch_size, seed=seed, epoch=epoch)
-    assert [batch.tolist() for batch in batches] == [batch.tolist() for batch in again]
-    # Rows of a source stand at equal distances, so in any stretch there are within 1 of its share;
-    # how long a stretch a batch takes up varies by one row a source.
-    kinds = sorted(set(sources))
-    for batch in batches:
-        for kind in kinds:
-            share = sources.count(kind) / n
-            count = sum(sources[i] == kind for i in batch)
-            assert abs(count - share * len(batch)) <= 1 + len(kinds) * share
-
-
-def test_epochs_and_seeds_deal_anew():
-    sources = [0, 1] * 30
-    dealt = {
-        tuple(np.concatenate(deal_batches(sources, batch_size=8, seed=seed, epoch=epoch)))
-        for seed in range(3)
-        for epoch in range(3)
-    }
-    assert len(dealt) == 9
-
-
-def test_a_rare_source_does_not_crowd_into_one_batch():
-    sources = [0] * 42 + [1] * 6
-    for epoch in range(20):
-        for batch in deal_batches(sources, batch_size=8, seed=0, epoch=epoch):
-            assert [sources[i] for i in batch].count(1) <= 2

@@ -15,7 +15,6 @@ from rag_jax.systems.srrag.contexts import encode_answer_prompt
 from rag_jax.systems.srrag.data import (
     TERMS,
     choose_source,
-    deal_batches,
     join_passages,
     make_row,
 )
@@ -116,25 +115,25 @@ def test_first_steps(finished, session):
     """The losses that were logged first, from full passes over the rows of the first batch."""
     workdir, _ = finished
     examples = tune.make_examples(session, open_stage(session, workdir, "stage1"))
-    sources = [example.source for example in examples]
-    batches = deal_batches(sources, batch_size=4, seed=session.config.seed, epoch=0)
-    first = [examples[i] for i in batches[0]]
+    plan = tune.make_plan(session, examples, session.config.stage1)
+    first = [examples[i] for i in plan.examples_at(0)]
     rows, model = [example.row for example in first], session.base.model
+    settings = {"scale": 1 / len(first), "reduction": session.config.loss_reduction}
     logs = {
         stage: read_jsonl(workdir / "stages" / stage / "log.jsonl")
         for stage in ("stage1", "stage2")
     }
     for log in logs.values():
-        assert [line["step"] for line in log] == list(range(len(batches)))
+        assert [line["step"] for line in log] == list(range(plan.num_steps_per_epoch))
 
-    terms = sum_terms(model, session.base.params, rows, terms=TERMS, scale=1 / 4)
+    terms = sum_terms(model, session.base.params, rows, terms=TERMS, **settings)
     found = {key: logs["stage1"][0][key] for key in (*TERMS, "loss")}
     assert found == pytest.approx(terms | {"loss": sum(terms.values())}, rel=1e-3)
 
     # Stage 2 begins at its own reference, where every pair costs log 2.
     params = fold_trained(session, workdir, "stage1")
-    terms = sum_terms(model, params, rows, terms=("source", "answer"), scale=1 / 4)
-    terms["preference"] = np.log(2) * sum(e.rejected is not None for e in first) / 4
+    terms = sum_terms(model, params, rows, terms=("source", "answer"), **settings)
+    terms["preference"] = np.log(2) * sum(e.rejected is not None for e in first) / len(first)
     found = {key: logs["stage2"][0][key] for key in (*terms, "loss")}
     assert found == pytest.approx(terms | {"loss": sum(terms.values())}, rel=1e-3)
 

@@ -11,64 +11,84 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rag_jax import lora
-from rag_jax.config import SRRAGConfig, TuningConfig
+from rag_jax.config import SRRAGConfig, StageConfig, TuningConfig
 from rag_jax.errors import RagJaxError
-from rag_jax.systems.srrag.data import Row, count_targets
-from rag_jax.systems.srrag.tune import Packer, assemble, make_losses, start_trainable
+from rag_jax.systems.srrag.data import TERMS, Row, pack_rows
+from rag_jax.systems.srrag.tune import (
+    Example,
+    assemble,
+    make_losses,
+    make_plan,
+    pack,
+    start_trainable,
+)
 
-QUESTION, CUE = st.integers(1, 150), 4
-LENGTHS = st.tuples(QUESTION, st.integers(0, 80), st.integers(0, 80), st.integers(0, 12))
+CUE = 4  # tokens of <EOK> and " Answer:"
+# Of the question, both verbalisations (one at times, or a found passage) and the answer.
+LENGTHS = st.tuples(
+    st.integers(1, 150),
+    st.integers(0, 80),
+    st.none() | st.integers(0, 80),
+    st.integers(0, 12),
+    st.booleans(),
+)
 
 
-def make_pair(name, question, better, worse, answer):
-    """A question's rows with verbalisations and an answer of so many tokens."""
+def make_example(name, question, better, worse, answer, found=False):
+    """An example with so many tokens of each."""
     start = question + 1
     end = start + better + 1
-    spans = {"source": (question, start), "verbalisation": (start, end)}
-    spans["answer"] = (end - 1 + CUE, end + CUE + answer)
-    chosen = Row(name, [1] * (end + CUE + answer), spans)
+    spans = {"source": (question, start), "answer": (end - 1 + CUE, end + CUE + answer)}
+    tokens = [int(name) + 1] * (end + CUE + answer)
+    if found:
+        return Example(1, Row(name, tokens, spans), None)
+    row = Row(name, tokens, spans | {"verbalisation": (start, end)})
+    if worse is None:
+        return Example(0, row, None)
     spans = {"source": (question, start), "verbalisation": (start, start + worse + 1)}
-    return chosen, Row(name, [2] * (start + worse + 1), spans)
+    return Example(0, row, Row(name, [int(name) + 101] * (start + worse + 1), spans))
 
 
-def check_parts(parts, rows, partners, budget, packer):
-    """Every row once with its partner, in a shape that depends on the width alone."""
-    assert sorted(i for numbers, _ in parts for i in numbers) == list(range(len(rows)))
-    for numbers, arrays in parts:
-        batch, width = arrays["tokens"].shape
-        assert batch * width <= max(budget, (2 if partners else 1) * width)
-        assert arrays["at"].shape[1] == packer.targets(width)
-        halves = np.split(np.arange(batch), 2) if partners else [np.arange(batch)]
-        for half, members in zip(halves, [rows, partners], strict=False):
-            for place, row in enumerate(half):
-                own = arrays["tokens"][row][arrays["mask"][row]].tolist()
-                weights = [arrays[term][row] for term in ("source", "verbalisation", "answer")]
-                if place < len(numbers):
-                    assert own == members[numbers[place]].tokens
-                    kept = sum((w > 0).sum() for w in weights)
-                    assert kept == count_targets(members[numbers[place]])
-                else:
-                    assert own == [] and not np.any(weights)
+@given(
+    st.lists(LENGTHS, min_size=1, max_size=8),
+    st.integers(1, 4),
+    st.sampled_from([1, 300, 2000]),
+    st.sampled_from(["mean", "sum"]),
+)
+def test_packed_microbatches(lengths, batch_size, budget, reduction):
+    """Every example of a step once, with its partner beside it, in shapes of a kind and width."""
+    examples = [make_example(str(i), *one) for i, one in enumerate(lengths)]
+    session = SimpleNamespace(config=SRRAGConfig(loss_reduction=reduction))
+    settings = StageConfig(batch_size=batch_size, microbatch_tokens=budget)
+    plan = make_plan(session, examples, settings)
+    shapes, dealt = {}, []
+    for step in range(plan.num_steps_per_epoch):
+        for micro in plan.group(plan.examples_at(step)):
+            dealt += micro.indices
+            arrays = pack(session, examples, plan, micro, scale=0.5)
+            shape = shapes.setdefault((micro.kind, micro.width), arrays["at"].shape)
+            assert arrays["at"].shape == shape
+            paired = micro.kind == "pairs"
+            assert arrays["tokens"].size <= max(budget, micro.width)
+            assert len(arrays["tokens"]) == micro.rows * (1 + paired)
+            sides = [[examples[i].row for i in micro.indices]]
+            if paired:
+                sides.append([examples[i].rejected for i in micro.indices])
+            for side, rows in enumerate(sides):
+                for place in range(micro.rows):
+                    row = rows[place] if place < len(rows) else Row("", [], {})
+                    check_packed_row(row, arrays, side * micro.rows + place, reduction)
+    assert sorted(dealt) == list(range(len(examples)))
 
 
-@given(st.lists(LENGTHS, min_size=1, max_size=6), st.sampled_from([1, 300, 2000]))
-def test_packed_parts(lengths, budget):
-    pairs = [make_pair(str(i), *one) for i, one in enumerate(lengths)]
-    chosen, rejected = ([pair[side] for pair in pairs] for side in (0, 1))
-    packer = Packer([*chosen, *rejected], budget, "mean")
-    check_parts(packer.pack(chosen, scale=0.5), chosen, [], budget, packer)
-    parts = packer.pack(chosen, scale=0.5, partners=rejected)
-    check_parts(parts, chosen, rejected, budget, packer)
-
-
-def test_a_partner_with_more_targets_in_a_narrower_width():
-    # 73 tokens and 16 targets beside 72 tokens and 18: the wider shape must have room for both.
-    chosen, rejected = make_pair("a", 54, 8, 16, 5)
-    assert (len(chosen.tokens), len(rejected.tokens)) == (73, 72)
-    assert (count_targets(chosen), count_targets(rejected)) == (16, 18)
-    packer = Packer([chosen, rejected], 500, "mean")
-    parts = packer.pack([chosen], scale=1.0, partners=[rejected])
-    check_parts(parts, [chosen], [rejected], 500, packer)
+def check_packed_row(row, arrays, place, reduction):
+    assert arrays["tokens"][place][arrays["mask"][place]].tolist() == row.tokens
+    for term in TERMS:
+        start, stop = row.spans.get(term, (0, 0))
+        weights = arrays[term][place]
+        assert arrays["at"][place][weights > 0].tolist() == list(range(start - 1, stop - 1))
+        total = 0.5 * (stop - start if reduction == "sum" else stop > start)
+        assert weights.sum() == pytest.approx(total)
 
 
 def make_session(base, **tuning):
@@ -111,10 +131,17 @@ def test_assembled_parameters(base):
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
-def test_all_weights_are_the_tree_itself(base):
-    session = make_session(base, mode="full")
-    assert start_trainable(session) is base.params
-    assert assemble(base.params, None, scale=None) is base.params
+def test_all_weights(base):
+    trained = start_trainable(make_session(base, mode="full"))
+    assert set(trained) == {"weights", "new_tokens"}
+    assert trained["weights"] is base.params
+    np.testing.assert_array_equal(
+        run(base, assemble(trained, None, scale=None)), run(base, base.params)
+    )
+    trained["new_tokens"] += 0.1
+    table = assemble(trained, None, scale=None)["embed"]["embedding"]
+    moved = np.asarray(table - base.params["embed"]["embedding"])
+    assert (moved[:-4] == 0).all() and (moved[-4:] > 0.05).all()
 
 
 def test_narrower_targets(base):
@@ -129,9 +156,9 @@ def test_narrower_targets(base):
 
 def test_losses_reach_the_new_tokens_and_the_adapter_alone(base):
     session = make_session(base, mode="lora", rank=2)
-    chosen, _ = make_pair("a", 5, 6, 7, 2)
-    chosen.tokens[5] = 422
-    arrays = Packer([chosen], 100, "mean").pack([chosen], scale=1.0)[0][1]
+    row = make_example("0", 5, 6, None, 2).row
+    row.tokens[5] = 422
+    arrays = pack_rows([row], width=24, targets=16, batch=1, scale=1.0, reduction="sum")
     loss = make_losses(session)["rows"]
     grads = jax.jit(jax.grad(lambda *a: loss(*a)[0]))(start_trainable(session), base.params, arrays)
     assert jnp.abs(grads["new_tokens"]).max() > 1e-4

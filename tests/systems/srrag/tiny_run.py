@@ -78,7 +78,7 @@ def quick_programs():
     def share_losses(session):
         return _shared_losses.setdefault(session.config.tuning, make_losses(session))
 
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tune, "make_losses", share_losses)
         jax.config.update("jax_disable_most_optimizations", True)
