@@ -69,7 +69,7 @@ SELF = {"name": "Self", "token": "<Self>", "kind": "verbalise"}
         ({"datastore": {"k": 0}}, "config.datastore.k=0: must be at least 1"),
         (
             {"datastore": {"k": 500}},
-            "config.datastore.k=500 is above the datastore's 200 entries (config.world.train)",
+            "config.datastore.k=500 is above the datastore's 160 entries (config.world.train)",
         ),
         ({"contexts": 4}, "config.contexts=4: must be odd"),
         ({"verbalise": {"pool": 2}}, "config.verbalise.pool=2 is below config.contexts=3"),

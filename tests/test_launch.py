@@ -131,6 +131,6 @@ def test_a_value_out_of_range(tmp_path, system):
     with system(f"--workdir={tmp_path / 'run'}", "--config.datastore.k=500") as process:
         _, said = process.communicate()
     assert process.returncode == 1
-    wanted = "error: config.datastore.k=500 is above the datastore's 200 entries"
+    wanted = "error: config.datastore.k=500 is above the datastore's 160 entries"
     assert said == f"{wanted} (config.world.train)\n"
     assert not (tmp_path / "run").exists()

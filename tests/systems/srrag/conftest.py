@@ -4,6 +4,7 @@ Their tokenizers are trained on a few sentences here, so nothing of them is a fi
 """
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -173,3 +174,9 @@ def finished(make_config, tmp_path_factory):
 def session(make_config):
     """The models and stages of that run."""
     return pipeline.Session(build(SRRAGConfig, make_config()))
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """The finished run's folder, to change."""
+    return Path(shutil.copytree(finished[0], tmp_path / "run"))

@@ -13,6 +13,7 @@ from rag_jax.systems.srrag.contexts import (
     clean_document,
     encode_answer_prompt,
     encode_document_prompt,
+    is_document,
     pick_demonstrations,
     score_answers,
     split_prefix,
@@ -101,6 +102,20 @@ def test_answer_prompt(base):
 )
 def test_cleaned_documents(text, finished, document):
     assert clean_document(text, finished=finished) == document
+
+
+@pytest.mark.parametrize(
+    ("text", "good"),
+    [
+        ("Lyon is a city in France.", True),
+        ("Documentary films answered questionable questions.", True),
+        ("The answer is Lyon.", False),
+        ("You asked this question: where is Lyon?", False),
+        ("Here is the DOCUMENT: Lyon.", False),
+    ],
+)
+def test_documents_do_not_talk_about_the_question(text, good):
+    assert is_document(text) == good
 
 
 # Clusters.

@@ -119,12 +119,6 @@ def test_routing(finished, make_config):
 # Running again.
 
 
-@pytest.fixture
-def copied(finished, tmp_path):
-    """The finished run's folder, to change."""
-    return Path(shutil.copytree(finished[0], tmp_path / "run"))
-
-
 def test_a_second_run_reuses_every_stage(finished, copied, make_config):
     report = pipeline.run(make_config(), copied)
     assert list_stages(report, reused=True) == STAGES

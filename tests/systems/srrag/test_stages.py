@@ -10,6 +10,7 @@ from tiny import continue_row, read_row, softmax
 
 from rag_jax.config import SRRAGConfig, build
 from rag_jax.files import read_json, read_jsonl
+from rag_jax.pipeline import run_stages
 from rag_jax.systems.srrag import pipeline, tune
 from rag_jax.systems.srrag.contexts import encode_answer_prompt
 from rag_jax.systems.srrag.data import (
@@ -46,6 +47,26 @@ def check_answer(session, params, tokens, record):
         stop_ids=form.stop_ids,
     )
     assert record["prediction"] == form.tokenizer.decode(written).strip()
+
+
+def test_only_good_documents_are_shown(copied, make_config, monkeypatch):
+    """Where there are enough of them: in the finished run there are none, and all are used."""
+    settings = build(SRRAGConfig, make_config(**{"verbalise.pool": 11}))
+    session = pipeline.Session(settings)
+    train = session.read_world(open_stage(session, copied, "demonstrations")).questions["train"]
+    answers = {question.question: question.answers[0] for question in train}
+
+    def write_documents(self, questions, demonstrations):
+        patterns = ["It is {}.", "It is elsewhere.", "The answer is {}."]
+        return [patterns[i % 3].format(answers[q]) for i, q in enumerate(questions)]
+
+    monkeypatch.setattr(pipeline.Session, "write_documents", write_documents)
+    run_stages(session.stages()[:3], copied)
+    clusters = read_json(copied / "stages" / "demonstrations" / "clusters.json")
+    assert [len(cluster) for cluster in clusters] == [1, 1, 1]
+    for ((question, document),) in clusters:
+        assert document == f"It is {answers[question]}."
+    assert len({question for ((question, _),) in clusters}) == 3
 
 
 def test_contexts_and_labels(finished, session):

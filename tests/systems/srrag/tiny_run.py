@@ -15,6 +15,7 @@ from rag_jax.config import (
     IndexConfig,
     LabelConfig,
     ModelConfig,
+    RouteConfig,
     SRRAGConfig,
     Stage2Config,
     StageConfig,
@@ -45,6 +46,9 @@ BACKEND = "scann" if importlib.util.find_spec("scann") else "exact"
 def describe_run(llama_folder, bert_folder):
     """The settings of the tiny run."""
     return SRRAGConfig(
+        contexts=3,
+        extra_mean=2.0,
+        loss_reduction="sum",
         model=ModelConfig(name=str(llama_folder)),
         encoder=EncoderConfig(name=str(bert_folder), max_length=48),
         world=WorldConfig(cities=5, train=12, dev=0, test=9),
@@ -52,7 +56,7 @@ def describe_run(llama_folder, bert_folder):
         # 36 documents in two batches: the second cluster is in both.
         verbalise=VerbaliseConfig(demonstrations=1, pool=12, max_tokens=8, batch_size=18),
         label=LabelConfig(batch_size=48),
-        tuning=TuningConfig(rank=2),
+        tuning=TuningConfig(mode="lora", rank=2),
         stage1=StageConfig(
             batch_size=4, learning_rate=0.03, microbatch_tokens=900, checkpoint_every=1
         ),
@@ -60,6 +64,7 @@ def describe_run(llama_folder, bert_folder):
             batch_size=4, learning_rate=0.01, microbatch_tokens=900, checkpoint_every=1
         ),
         datastore=DatastoreConfig(layer=1, k=5),
+        route=RouteConfig(tau=0.2),
         answer=AnswerConfig(max_tokens=4, batch_size=4),
     )
 
