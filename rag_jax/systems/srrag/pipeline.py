@@ -21,6 +21,8 @@ from rag_jax.decoding import Sampling, generate, prefill
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_json, read_jsonl, write_json, write_jsonl
 from rag_jax.models import Pretrained, load
+from rag_jax.models.bert import Bert
+from rag_jax.models.decoder import Decoder
 from rag_jax.models.hub import fingerprint, resolve
 from rag_jax.models.vocabulary import grow_vocabulary
 from rag_jax.pipeline import Stage, StageContext, compile_seconds, run_stages
@@ -84,6 +86,8 @@ class Session:
         """The language model with the special tokens added, not yet trained."""
         dtype = jnp.dtype(self.config.model.dtype)
         loaded = load(self.config.model.name, dtype=dtype)
+        if not isinstance(loaded.model, Decoder):
+            raise RagJaxError(f"config.model.name={self.config.model.name}: is no language model")
         if self.config.datastore.layer > loaded.config.num_layers:
             raise RagJaxError(
                 f"config.datastore.layer={self.config.datastore.layer}: the model has "
@@ -94,7 +98,10 @@ class Session:
     @cached_property
     def encoder(self) -> Pretrained:
         """The sentence encoder behind the index and the clusters."""
-        return load(self.config.encoder.name)
+        loaded = load(self.config.encoder.name)
+        if not isinstance(loaded.model, Bert):
+            raise RagJaxError(f"config.encoder.name={self.config.encoder.name}: is no encoder")
+        return loaded
 
     @cached_property
     def losses(self) -> dict[str, Callable[..., Any]]:

@@ -134,6 +134,9 @@ def test_tokens_are_those_of_training(base, form, make_engine):
         row = make_row(form, "q", QUESTIONS[r], WIKI, texts[r], None)
         assert int(cache.position[r]) == len(row.tokens) - 1
         assert int(cache.real[r].sum()) == len(row.tokens) - 1
+    # Of one width with every source's, so one program answers after all of them.
+    written, _, _ = engine.learn(routed, range(4), SELF, QUESTIONS)
+    assert written.real.shape == cache.real.shape
 
 
 @pytest.mark.parametrize("source", [SELF, WIKI])

@@ -334,6 +334,14 @@ def test_a_source_token_that_is_taken(copied, make_config):
     check_refused(config, copied, "demonstrations", "new tokens: '<|im_end|>' is taken")
 
 
+def test_models_of_the_other_kind(copied, make_config, llama_folder, bert_folder):
+    config = make_config(**{"model.name": str(bert_folder)})
+    message = f"config.model.name={bert_folder}: is no language model"
+    check_refused(config, copied, "demonstrations", message)
+    config = make_config(**{"encoder.name": str(llama_folder)})
+    check_refused(config, copied, "index", f"config.encoder.name={llama_folder}: is no encoder")
+
+
 def test_weights_cut_short(copied, make_config, llama_folder, tmp_path):
     folder = Path(shutil.copytree(llama_folder, tmp_path / "llama"))
     weights = folder / "model.safetensors"
