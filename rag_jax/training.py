@@ -116,7 +116,7 @@ def make_step(
     def update(state: TrainState, grads: PyTree) -> tuple[TrainState, Array]:
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), optax.global_norm(grads)
+        return TrainState(state.step + 1, params, opt_state), optax.tree.norm(grads)
 
     def step(state, frozen, parts):
         total, logged = None, {}

@@ -10,6 +10,7 @@ every cluster gives a document of its own manner.
 import re
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,20 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from sklearn.cluster import KMeans
 
-from rag_jax.data.batches import pad_rows, round_up
+from rag_jax import metrics
+from rag_jax.data.batches import choose_bucket, choose_widths, pad_rows, round_up
+from rag_jax.data.gazetteer import Question
+from rag_jax.decoding import prefill
 from rag_jax.decoding.cache import Cache, append, init_cache
+from rag_jax.files import read_json, read_jsonl, write_json, write_jsonl
 from rag_jax.losses import token_logprobs
 from rag_jax.models.decoder import Decoder
 from rag_jax.models.tokenizer import Tokenizer
+from rag_jax.pipeline import StageContext
+from rag_jax.systems.srrag.data import choose_source
+
+if TYPE_CHECKING:
+    from rag_jax.systems.srrag.pipeline import Session
 
 # Asks for what the paper asks for (appendix B.1): a Wikipedia-style background document, begun at
 # once. Demonstrations come as earlier turns: a small model copies their manner better that way.
@@ -139,3 +149,127 @@ def score_answers(
     targets = np.take_along_axis(tokens, np.minimum(at + 1, width - 1), axis=1)
     scores = _score(model, params, prefix, tokens, mask, at, targets, weights)
     return np.asarray(scores)[: len(rows)].tolist()
+
+
+def run_demonstrations(session: "Session", context: StageContext) -> None:
+    """GenRead's first round: documents for some training questions, clustered."""
+    c = session.config
+    questions = session.read_world(context).questions["train"]
+    rng = np.random.default_rng(c.seed)
+    pool = [questions[i] for i in rng.permutation(len(questions))[: c.verbalise.pool]]
+
+    def write(batch: Sequence[Question]) -> list[dict[str, Any]]:
+        documents = session.write_documents([q.question for q in batch], [])
+        return [
+            {
+                "question": q.question,
+                "document": d,
+                "good": is_document(d) and bool(metrics.match(d, q.answers)),
+            }
+            for q, d in zip(batch, documents, strict=True)
+        ]
+
+    records = context.map_batches(
+        "documents.jsonl", pool, write, batch_size=c.verbalise.batch_size, unit="documents"
+    )
+    # A document without the answer is a bad example; GenRead leaves those out too. Where the
+    # model knows too little for a full set, what it wrote is all there is.
+    enough = c.contexts * c.verbalise.demonstrations
+    good = [record for record in records if record["good"]]
+    used = good if len(good) >= enough else records
+    embeddings = session.encode([f"{r['question']} {r['document']}" for r in used])
+    clusters = pick_demonstrations(
+        embeddings, clusters=c.contexts, count=c.verbalise.demonstrations, seed=c.seed
+    )
+    chosen = [[(used[i]["question"], used[i]["document"]) for i in rows] for rows in clusters]
+    write_json(context.folder / "clusters.json", chosen)
+
+
+def run_contexts(session: "Session", context: StageContext) -> None:
+    """n contexts of each source for every training question."""
+    c = session.config
+    clusters = read_json(context.path("demonstrations", "clusters.json"))
+    world = session.read_world(context)
+    questions = world.questions["train"]
+    size = c.verbalise.batch_size
+    # Cluster by cluster, each filled up to whole batches of its own demonstrations.
+    items = [(k, q.question) for k in range(len(clusters)) for q in questions]
+
+    def write(batch: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:
+        documents: list[dict[str, Any]] = []
+        for cluster in sorted({k for k, _ in batch}):
+            asked = [question for k, question in batch if k == cluster]
+            texts = session.write_documents(asked, clusters[cluster])
+            documents += [{"cluster": cluster, "text": text} for text in texts]
+        return documents
+
+    written = context.map_batches(
+        "verbalised.jsonl", items, write, batch_size=size, unit="documents"
+    )
+    found = session.make_search(context, world, c.contexts)([q.question for q in questions])
+    records = []
+    for i, question in enumerate(questions):
+        mine = [written[k * len(questions) + i]["text"] for k in range(len(clusters))]
+        by_kind = {"verbalise": mine, "search": found[i]}
+        records.append({"id": question.id, "contexts": [by_kind[s.kind] for s in c.sources]})
+    write_jsonl(context.folder / "contexts.jsonl", records)
+
+
+def run_labels(session: "Session", context: StageContext) -> None:
+    """The likelihood of the answer under every context, and the source that helps more."""
+    c, base = session.config, session.base
+    questions = session.read_world(context).questions["train"]
+    gathered = read_jsonl(context.path("contexts", "contexts.jsonl"))
+    texts = [
+        [[render_context(text) for text in source] for source in record["contexts"]]
+        for record in gathered
+    ]
+    # The model often writes the same thing under different demonstrations: scored once.
+    items = sorted({(q, t) for q, by_source in enumerate(texts) for s in by_source for t in s})
+    prompts = [
+        encode_answer_prompt(base.tokenizer, questions[q].question, text) for q, text in items
+    ]
+    prefix, prompts = split_prefix(prompts)
+    answers = [base.tokenizer.encode(f" {q.answers[0]}") for q in questions]
+    sizes = [len(p) + len(answers[item[0]]) for p, item in zip(prompts, items, strict=True)]
+
+    widths = choose_widths(sizes, program_tokens=2500)
+    shared = prefill(base.model, base.params, prefix)
+
+    def score(batch: Sequence[int]) -> list[dict[str, Any]]:
+        longest = max(sizes[i] for i in batch)
+        scores = score_answers(
+            base.model,
+            base.params,
+            [prompts[i] for i in batch],
+            [answers[items[i][0]] for i in batch],
+            prefix=shared,
+            width=choose_bucket(longest, widths),
+            batch_size=c.label.batch_size,
+        )
+        return [{"item": i, "score": value} for i, value in zip(batch, scores, strict=True)]
+
+    scored = context.map_batches(
+        "scores.jsonl",
+        sorted(range(len(items)), key=sizes.__getitem__),
+        score,
+        batch_size=c.label.batch_size,
+        unit="contexts",
+    )
+    found = {items[record["item"]]: record["score"] for record in scored}
+    scores = [
+        np.asarray([[found[q, text] for text in source] for source in by_source])
+        for q, by_source in enumerate(texts)
+    ]
+    write_jsonl(
+        context.folder / "labels.jsonl",
+        (
+            {"id": question.id, "source": choose_source(values), "scores": values}
+            for question, values in zip(questions, scores, strict=True)
+        ),
+    )
+
+
+def render_context(context: str | Sequence[str]) -> str:
+    """A context as text: a verbalisation as it is, a passage as `title: text`."""
+    return context if isinstance(context, str) else f"{context[0]}: {context[1]}"
