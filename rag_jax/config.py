@@ -126,12 +126,12 @@ class StageConfig:
     """
 
     epochs: CountOrZero = 1
-    batch_size: Count = 16
+    batch_size: Count = 8
     learning_rate: Positive = 1e-3
     warmup_fraction: Fraction = 0.1
     weight_decay: NonNegative = 0.0
     clip_norm: Positive = 1.0
-    microbatch_tokens: Count = 432
+    microbatch_tokens: Count = 256
     checkpoint_every: Count = 10
 
 
@@ -171,7 +171,7 @@ class DatastoreConfig:
     """The policy datastore: hidden states after block `layer`, and `k` neighbours that vote."""
 
     layer: CountOrZero = 15
-    k: Count = 20
+    k: Count = 10
 
 
 @dataclass(frozen=True)
