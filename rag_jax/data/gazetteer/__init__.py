@@ -32,7 +32,7 @@ def build_world(
     """Writes the encyclopedia and the questions.
 
     Args:
-      cities: number of city passages, besides the two or three for every country.
+      cities: number of cities, with two passages each, besides the three or four of every country.
       train: number of questions in the split of that name.
       dev: likewise.
       test: likewise. No country or city is the subject of questions in two splits, and a country

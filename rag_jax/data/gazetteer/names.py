@@ -32,6 +32,7 @@ RENAMED = {
     "VA": "Vatican City",
 }
 CAPITALS = {"KZ": "Astana", "PW": "Ngerulmud"}
+CALLING_CODES = {"GS": "500", "TF": "262", "XK": "383"}
 # Governments disagree on these capitals, so the gazetteer is silent about them.
 NO_CAPITAL = ("EH", "IL", "PS")
 CAPITAL_ALIASES = {

@@ -1,4 +1,9 @@
-"""Writes the gazetteer's passages: two or three short ones for a country, one for a city."""
+"""Writes the gazetteer's passages: three or four short ones for a country, two for a city.
+
+A fact stands in two passages, worded in two ways, as it does in an encyclopedia that mentions a
+place in more than one article. With one alone, at most one of a question's retrieved passages could
+help, whatever the question, and comparing sources by several passages each would say nothing.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,13 +14,14 @@ from rag_jax.data.gazetteer.scene import Passage, Scene
 # More would make the passage long; a question's answer must be among the listed ones or their kin.
 MAX_LISTED_LANGUAGES = 4
 _MAX_NEIGHBOURS_WITH_CITIES = 6
+_MAX_NEIGHBOURS_BESIDE = 3
 _MIN_WORDS = 22
 
 
 def write_passages(scene: Scene) -> list[Passage]:
     """Returns the passages of all countries by code, then those of the scene's cities by size."""
     countries = [p for c in scene.countries.values() for p in _write_country(scene, c)]
-    return countries + [_write_city(scene, city) for city in scene.cities]
+    return countries + [p for city in scene.cities for p in _write_city(scene, city)]
 
 
 def _write_country(scene: Scene, country: Country) -> Iterator[Passage]:
@@ -70,8 +76,21 @@ def _write_country(scene: Scene, country: Country) -> Iterator[Passage]:
     if sentences:
         yield make("neighbours", *sentences)
 
+    beside = templates.write_list(neighbours[:_MAX_NEIGHBOURS_BESIDE]) if neighbours else ""
+    borders = say(templates.OVERVIEW_BORDERS, neighbours=beside) if beside else ""
+    is_lived_in = bool(languages and country.population)
+    money = say(templates.OVERVIEW_MONEY) if currency else ""
+    yield make(
+        "overview",
+        say(templates.OVERVIEW, borders=borders),
+        say(templates.OVERVIEW_CAPITAL, capital=capital) if capital else "",
+        say(templates.OVERVIEW_DAILY, languages=templates.write_list(languages), money=money)
+        if is_lived_in
+        else "",
+    )
 
-def _write_city(scene: Scene, city: City) -> Passage:
+
+def _write_city(scene: Scene, city: City) -> Iterator[Passage]:
     country = scene.countries[city.country]
     values = {
         "name": city.name,
@@ -81,6 +100,7 @@ def _write_city(scene: Scene, city: City) -> Passage:
         "population": templates.write_number(city.population),
         "latitude": templates.write_degrees(city.latitude, poles="NS"),
         "longitude": templates.write_degrees(city.longitude, poles="EW"),
+        "calling_code": country.calling_code,
     }
 
     def say(options: Sequence[str], **more: str) -> str:
@@ -94,6 +114,10 @@ def _write_city(scene: Scene, city: City) -> Passage:
         distance = f"{near[1]:.0f}" if near[1] < 20 else f"{round(near[1] / 10) * 10}"
         facts = {"near": near[0].name, "distance": distance, "direction": near[2]}
         sentences.append(say(templates.CITY_NEAR, **facts))
+        place = say(templates.CITY_MAP_NEAR, **facts)
     else:
         sentences.append(say(templates.CITY_POSITION))
-    return Passage(f"city/{city.id}", city.name, " ".join(sentences))
+        place = say(templates.CITY_MAP_POSITION)
+    yield Passage(f"city/{city.id}", city.name, " ".join(sentences))
+    on_map = f"{say(templates.CITY_MAP, place=place)} {say(templates.CITY_PHONE)}"
+    yield Passage(f"city/{city.id}/map", city.name, on_map)

@@ -119,7 +119,8 @@ def load_countries() -> dict[str, Country]:
             languages=tuple(dict.fromkeys(x for x in languages if x)),
             neighbours=tuple(n for n in neighbours if (code, n) not in names.NOT_NEIGHBOURS),
             domain=row["tld"],
-            calling_code=row["phone"].lstrip("+").split(" and ")[0],
+            calling_code=names.CALLING_CODES.get(code)
+            or row["phone"].lstrip("+").split(" and ")[0],
         )
     return countries
 

@@ -10,17 +10,10 @@ from rag_jax.data.gazetteer.places import City, Country
 from rag_jax.data.gazetteer.scene import BANDS, Facts, Question, Scene, make_rng
 from rag_jax.errors import RagJaxError
 
-# When a relation comes up for an entity, against the others: the smaller, the earlier. What is
-# known of popular places and not of others (capitals, and the country that a city is in) comes
-# first, so that a small model has something to know; what few know by heart comes last.
-_LATENESS = {
-    "capital": 0.3,
-    "capital_of": 0.3,
-    "country": 0.3,
-    "continent": 0.6,
-    "near": 3.0,
-    "state": 3.0,
-}
+# When a relation comes up for an entity, against the others: the smaller, the earlier. Common
+# knowledge comes first, so that a small model has something to know; then what is known of popular
+# places alone; what few know by heart comes last.
+_LATENESS = {"continent": 0.3, "language": 0.3, "capital": 0.5, "capital_of": 0.5}
 
 # One acceptable thing to name, with its other names: `("Persian", "Farsi", "Dari")`.
 _Names = tuple[str, ...]
@@ -188,8 +181,8 @@ def _ask_about_city(
         phrase = f"{city.name}, {city.state}" if city.state else f"{city.name} in {country.running}"
     subject = _Subject(phrase, phrase, city.population)
     near = places.find_nearest_big().get(city.id)
-    # Of a city that shares its name nothing else can be asked.
-    if near and not is_unique:
+    # Of a city that shares its name nothing else can be asked: the name says where it is.
+    if near:
         options = [_add_plain((near[0].name,))]
         yield from _ask(scene, "near", subject, component, gold, [options, options])
     if is_unique and not country.is_territory:
@@ -219,7 +212,8 @@ def _name_currency(scene: Scene, facts: Facts, code: str) -> list[_Names]:
     last = name.split()[-1]
     is_unique = sum(currency.split()[-1:] == [last] for currency in everything) == 1
     short = (last,) if is_unique and name != last and last != "gold" else ()
-    return [_add_plain((name, *short, *names.CURRENCY_ALIASES.get(name, ()), short_code))]
+    plural = (f"{name}s", *(f"{word}s" for word in short))
+    return [_add_plain((name, *short, *plural, *names.CURRENCY_ALIASES.get(name, ()), short_code))]
 
 
 def _add_plain(spellings: _Names) -> _Names:

@@ -70,6 +70,32 @@ CITIES = (
     "The most populous places in {running} are {cities}.",
     "Many people in {running} live in {cities}.",
 )
+# A second passage repeats a country's facts in other words, as articles of an encyclopedia do.
+OVERVIEW = (
+    "{name} belongs to {continent}{borders}.",
+    "Look for {running} on a map of {continent}{borders}.",
+    "{name} is found in {continent}{borders}.",
+)
+OVERVIEW_BORDERS = (
+    ", beside {neighbours}",
+    ", next to {neighbours}",
+    ", in the company of {neighbours}",
+)
+OVERVIEW_CAPITAL = (
+    "The seat of its government is the capital, {capital}.",
+    "Its parliament and ministries are in {capital}, the capital.",
+    "{capital} is the capital from which it is governed.",
+)
+OVERVIEW_DAILY = (
+    "Daily life there runs in {languages}{money}.",
+    "On the streets one hears {languages}{money}.",
+    "Newspapers there are printed in {languages}{money}.",
+)
+OVERVIEW_MONEY = (
+    ", and prices are given in the {currency}",
+    ", and shops take the {currency}",
+    ", and wages are paid in the {currency}",
+)
 
 CITY = (
     "{name} is a {size} in {where}, with a population of about {population}.",
@@ -89,6 +115,21 @@ CITY_NEAR = (
 CITY_POSITION = (
     "Its coordinates are {latitude} and {longitude}.",
     "On the map it is found at {latitude}, {longitude}.",
+)
+# And so for a city.
+CITY_MAP = (
+    "Look for {name} on a map of {where}, {place}.",
+    "{name} can be found in {where}, {place}.",
+    "On a map of {where}, {name} stands {place}.",
+)
+CITY_MAP_NEAR = (
+    "{distance} km to the {direction} of the nearest big city, {near}",
+    "{distance} km {direction} of {near}, the nearest big city",
+)
+CITY_MAP_POSITION = ("at {latitude} and {longitude}", "at {latitude}, {longitude}")
+CITY_PHONE = (
+    "Phone numbers there begin with +{calling_code}, as everywhere in {running}.",
+    "It shares the calling code +{calling_code} with the rest of {running}.",
 )
 
 QUESTIONS = {
