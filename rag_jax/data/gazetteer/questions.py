@@ -143,7 +143,9 @@ def _ask_about_country(scene: Scene, country: Country) -> Iterator[_Candidate]:
     code = country.code
     subject = _Subject(country.running, country.name, country.population)
     languages = [(x, *names.LANGUAGE_ALIASES.get(x, ())) for x in country.languages]
-    neighbours = [_name_country(scene.countries[n]) for n in country.neighbours]
+    # Of several right answers none is likely: how likely one is would say little about a source.
+    only = country.neighbours if len(country.neighbours) == 1 else ()
+    neighbours = [_name_country(scene.countries[n]) for n in only]
     fixed: dict[str, tuple[str, list[_Names]]] = {
         "language": ("economy", languages),
         "neighbour": ("neighbours", neighbours),

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rag_jax.systems.srrag.pipeline import Session
 
 # Tokens that could be trained on while one program compiles, measured on two CPU cores.
-_PROGRAM_TOKENS = 800
+_PROGRAM_TOKENS = 1600
 
 
 @dataclass(frozen=True)
