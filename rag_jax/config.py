@@ -178,7 +178,7 @@ class DatastoreConfig:
 class RouteConfig:
     """Search when the source's probability times its share of the vote is above `tau`."""
 
-    tau: Fraction = 0.3
+    tau: Fraction = 0.22
 
 
 @dataclass(frozen=True)
