@@ -2,9 +2,12 @@
 
 Slots and positions are two things. Every row writes its next chunk at the same slots, so a write is
 one slice; a row with a shorter chunk leaves slots that are marked unreal and never looked at, and
-rotary positions count real tokens only. Rows of different lengths, and chunks appended in the
+positions count real tokens only. Rows of different lengths, and chunks appended in the
 middle of a sequence, therefore need no shuffling. A cache holds just the slots written: appending
 grows it, so it can't overflow.
+
+Every function takes a decoder or an encoder-decoder. The rows of the latter stand behind no other
+rows; what they share and attend to is a source, which takes the prefix's place.
 """
 
 from dataclasses import dataclass
@@ -13,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from rag_jax.models.bart import Bart
 from rag_jax.models.decoder import Decoder, LayerCache, Output
 
 
@@ -24,9 +28,9 @@ class Cache:
     Attributes:
         layers: per layer, keys `[B, K, d, S]` and values `[B, K, S, d]`.
         real: `[B, S]`, True where a slot holds a token.
-        position: `[B]`, the rotary position of each row's next token.
+        position: `[B]`, the position of each row's next token.
         prefix: a cache of `P` rows that stand before these, each under `B / P` consecutive rows;
-            None for none.
+            None for none. For an encoder-decoder, the `P` sources that `encode_source` read.
     """
 
     layers: tuple[LayerCache, ...]
@@ -36,10 +40,16 @@ class Cache:
 
 
 def init_cache(
-    model: Decoder, rows: int, *, dtype=jnp.float32, prefix: Cache | None = None
+    model: Decoder | Bart, rows: int, *, dtype=jnp.float32, prefix: Cache | None = None
 ) -> Cache:
-    """A cache with no slots yet, after `prefix` if one is given (`rows` a multiple of its rows)."""
+    """A cache with no slots yet, after `prefix` if one is given (`rows` a multiple of its rows).
+
+    Raises:
+        ValueError: an encoder-decoder is given no source as its prefix.
+    """
     c = model.config
+    if isinstance(model, Bart) and prefix is None:
+        raise ValueError("rows of an encoder-decoder need a source: prefix=encode_source(...)")
     keys = jnp.zeros((rows, c.num_kv_heads, c.head_dim, 0), dtype)
     layers = tuple((keys, keys.swapaxes(2, 3)) for _ in range(c.num_layers))
     position = jnp.zeros(rows, jnp.int32)
@@ -60,8 +70,24 @@ def grow(cache: Cache, slots: int) -> Cache:
     return Cache(layers, jnp.pad(cache.real, ((0, 0), (0, slots))), cache.position, cache.prefix)
 
 
+def encode_source(
+    model: Bart, params, tokens: Int[Array, "P L"], mask: Bool[Array, "P L"]
+) -> Cache:
+    """Reads sources once, as the prefix of the caches of all the rows that attend to them.
+
+    The keys and values that each layer's cross-attention needs are computed here: a source costs
+    nothing more, however many rows (beams, candidates) read it and however long they get.
+
+    Args:
+        mask: False on padding, on the right.
+    """
+    encoded = model.apply({"params": params}, tokens, mask, method="encode")
+    layers = model.apply({"params": params}, encoded, method="read_source")
+    return Cache(layers, mask, jnp.zeros(tokens.shape[0], jnp.int32))
+
+
 def write(
-    model: Decoder,
+    model: Decoder | Bart,
     params,
     cache: Cache,
     tokens: Int[Array, "B T"],
@@ -96,7 +122,7 @@ def write(
 
 
 def append(
-    model: Decoder,
+    model: Decoder | Bart,
     params,
     cache: Cache,
     tokens: Int[Array, "B T"],

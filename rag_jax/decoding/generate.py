@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rag_jax.data.batches import pad_rows, round_up
-from rag_jax.decoding.cache import Cache, append, grow, init_cache, write
+from rag_jax.decoding.cache import Cache, append, encode_source, grow, init_cache, write
 from rag_jax.errors import RagJaxError
+from rag_jax.models.bart import Bart
 from rag_jax.models.decoder import Decoder
 from rag_jax.models.layers import MASKED
 
@@ -67,7 +68,7 @@ def draw_tokens(
 
 
 def decode(
-    model: Decoder,
+    model: Decoder | Bart,
     params,
     cache: Cache,
     hidden: Float[Array, "B D"],
@@ -123,7 +124,7 @@ def last_hidden(hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Floa
 
 
 def generate(
-    model: Decoder,
+    model: Decoder | Bart,
     params,
     prompts: Sequence[Sequence[int]],
     *,
@@ -140,9 +141,16 @@ def generate(
     Prompts are batched by length and padded to a multiple of 32 tokens, so few programs are
     compiled and a second call of the same sizes compiles none.
 
+    An encoder-decoder encodes each prompt, special tokens included, and writes from
+    `config.start_ids` on. So a forced BOS is part of where a row starts and never of the result;
+    and a forced EOS, which in transformers takes the last place before the limit, is the limit.
+    `generate(num_beams=1, max_new_tokens=n)` there therefore writes, apart from these two tokens,
+    what `max_tokens = n - 2` writes here (`n - 1` where only one of them is forced).
+
     Args:
         prompts: token ids, at least one each.
-        prefix: tokens that stand before every prompt; they are read once, not once a prompt.
+        prefix: tokens that stand before every prompt; they are read once, not once a prompt. Not
+            for an encoder-decoder, in which what comes first is read in the light of the rest.
         seed: prompt `i` draws with a key of `seed` and `i`, whatever batch it falls into.
         progress: told the number of prompts that each finished batch held.
 
@@ -150,7 +158,8 @@ def generate(
         For each prompt the new tokens, without the stop token.
 
     Raises:
-        RagJaxError: a prompt is empty, or `max_tokens` is less than 1.
+        RagJaxError: a prompt is empty or longer than an encoder-decoder takes, `max_tokens` is less
+            than 1 or more than it has positions for, or it is given a `prefix`.
     """
     if max_tokens < 1:
         raise RagJaxError(f"max_tokens={max_tokens}: must be at least 1")
@@ -159,6 +168,8 @@ def generate(
         raise RagJaxError(f"prompts: prompt {empty[0]} is empty; give at least one token")
     if not len(prompts):
         return []
+    if isinstance(model, Bart):
+        _check_positions(model, prompts, prefix, max_tokens)
     shared = None
     if prefix:
         shared = prefill(model, params, prefix)
@@ -169,6 +180,8 @@ def generate(
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         width = round_up(len(prompts[rows[-1]]), 32)
+        if isinstance(model, Bart):
+            width = min(width, model.config.max_length)
         tokens, mask = pad_rows([prompts[i] for i in rows], width, pad_id=0, batch=batch_size)
         result = _generate_batch(
             model,
@@ -188,6 +201,23 @@ def generate(
     return written
 
 
+def _check_positions(model: Bart, prompts, prefix, max_tokens: int) -> None:
+    """An encoder-decoder's positions are learned: there are none beyond its `max_length`."""
+    limit, start = model.config.max_length, len(model.config.start_ids)
+    if prefix:
+        raise RagJaxError("prefix: an encoder-decoder has none; put its tokens into the prompts")
+    if max_tokens > limit - start:
+        raise RagJaxError(
+            f"max_tokens={max_tokens}: the decoder has positions for only {limit - start}; lower it"
+        )
+    long = [i for i, prompt in enumerate(prompts) if len(prompt) > limit]
+    if long:
+        raise RagJaxError(
+            f"prompts: prompt {long[0]} has {len(prompts[long[0]])} tokens, but the encoder has "
+            f"positions for only {limit}; shorten it"
+        )
+
+
 def prefill(model: Decoder, params, tokens: Sequence[int]) -> Cache:
     """The cache of one row, for use as a prefix; padded so that few programs are compiled."""
     return _prefill(model, params, *pad_rows([tokens], round_up(len(tokens), 64), pad_id=0))
@@ -202,6 +232,11 @@ def _prefill(model, params, tokens, mask):
 @partial(jax.jit, static_argnames=("model", "max_tokens", "stop_ids", "sampling"))
 def _generate_batch(model, params, prefix, tokens, mask, keys, *, max_tokens, stop_ids, sampling):
     dtype = params["embed"]["embedding"].dtype
+    if isinstance(model, Bart):
+        prefix, taking_part = encode_source(model, params, tokens, mask), mask.any(axis=1)
+        start = jnp.asarray(model.config.start_ids, jnp.int32)
+        tokens = jnp.tile(start, (tokens.shape[0], 1))
+        mask = jnp.tile(taking_part[:, None], len(start))
     cache = init_cache(model, tokens.shape[0], dtype=dtype, prefix=prefix)
     output, cache = append(model, params, cache, tokens, mask)
     decoded = decode(

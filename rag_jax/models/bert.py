@@ -2,17 +2,24 @@
 
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from rag_jax.models.layers import attend
+from rag_jax.models.layers import LayerNorm, Linear
+from rag_jax.models.post_norm import EncoderLayer
 
 
 @dataclass(frozen=True)
 class BertConfig:
-    """Sizes of an encoder; `max_length` is its number of learned positions, in tokens."""
+    """Sizes of an encoder; `max_length` is its number of learned positions, in tokens.
+
+    Attributes:
+        dpr_role: "question" or "context" for one of DPR's two encoders, which embed a text as its
+            [CLS] state (Karpukhin et al. 2020, section 3.1); None for a plain BERT, whose
+            embedding is the mean of its states, of length one.
+        projection_size: features of DPR's layer over the [CLS] state; None where there is none.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -22,33 +29,13 @@ class BertConfig:
     num_types: int
     norm_eps: float
     max_length: int
+    dpr_role: str | None = None
+    projection_size: int | None = None
 
-
-class BiasedLinear(nn.Module):
-    """`x @ kernel + bias`."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N F"]:
-        shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.normal(0.02), shape)
-        return x @ kernel + self.param("bias", nn.initializers.zeros, (self.features,))[None]
-
-
-class LayerNorm(nn.Module):
-    """`(x - mean) / std * scale + bias`, the moments taken in float32 (Ba et al. 2016)."""
-
-    eps: float
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        wide = x.astype(jnp.float32)
-        wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
-        inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return (wide * inverse).astype(x.dtype) * scale[None] + bias[None]
+    @property
+    def embedding_size(self) -> int:
+        """Features of a text's embedding."""
+        return self.projection_size or self.hidden_size
 
 
 class Embeddings(nn.Module):
@@ -66,59 +53,19 @@ class Embeddings(nn.Module):
         return LayerNorm(c.norm_eps, name="norm")(x.reshape(-1, c.hidden_size))
 
 
-class Attention(nn.Module):
-    """Every token looks at every real token of its row."""
-
-    config: BertConfig
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "N D"], mask: Bool[Array, "B T"]) -> Float[Array, "N D"]:
-        c, (rows, width) = self.config, mask.shape
-        head_dim = c.hidden_size // c.num_heads
-
-        def project(name):
-            y = BiasedLinear(c.hidden_size, name=name)(x)
-            return y.reshape(rows, width, c.num_heads, head_dim).swapaxes(1, 2)
-
-        query, keys, values = project("query"), project("key"), project("value")
-        seen = jnp.broadcast_to(mask[:, None, None, :], (rows, 1, width, width))
-        y = attend(query, keys.swapaxes(2, 3), values, seen).swapaxes(1, 2)
-        return BiasedLinear(c.hidden_size, name="output")(y.reshape(rows * width, c.hidden_size))
-
-
-class FFN(nn.Module):
-    """`down(gelu(up(x)))` with the exact, erf-based GELU (Hendrycks and Gimpel 2016)."""
-
-    size: int
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
-        y = jax.nn.gelu(BiasedLinear(self.size, name="up")(x), approximate=False)
-        return BiasedLinear(x.shape[-1], name="down")(y)
-
-
-class Layer(nn.Module):
-    """Attention and FFN, each added to its input and then normalised."""
-
-    config: BertConfig
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "N D"], mask: Bool[Array, "B T"]) -> Float[Array, "N D"]:
-        c = self.config
-        y = Attention(c, name="attention")(x, mask)
-        x = LayerNorm(c.norm_eps, name="attention_norm")(x + y)
-        y = FFN(c.ffn_size, name="ffn")(x)
-        return LayerNorm(c.norm_eps, name="ffn_norm")(x + y)
-
-
 class Bert(nn.Module):
     """The encoder; `apply({"params": params}, tokens, mask)` gives hidden states `[B, T, D]`."""
 
     config: BertConfig
 
     def setup(self):
-        self.embed = Embeddings(self.config)
-        self.layers = [Layer(self.config) for _ in range(self.config.num_layers)]
+        c = self.config
+        self.embed = Embeddings(c)
+        self.layers = [
+            EncoderLayer(c.num_heads, c.ffn_size, c.norm_eps) for _ in range(c.num_layers)
+        ]
+        if c.projection_size:
+            self.projection = Linear(c.projection_size, use_bias=True)
 
     def __call__(
         self,
@@ -147,4 +94,10 @@ class Bert(nn.Module):
         x = self.embed(tokens, jnp.zeros_like(tokens) if types is None else types)
         for layer in self.layers:
             x = layer(x, mask)
+        if self.is_initializing():
+            self.project(x)  # its parameters belong to the tree as well
         return x.reshape(rows, width, self.config.hidden_size)
+
+    def project(self, states: Float[Array, "B D"]) -> Float[Array, "B E"]:
+        """DPR's layer over the [CLS] states, which most of its encoders do without."""
+        return self.projection(states) if self.config.projection_size else states

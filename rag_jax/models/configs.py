@@ -5,18 +5,22 @@ Values that may be left out have the defaults of transformers' `LlamaConfig` and
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rag_jax.errors import RagJaxError
+from rag_jax.models.bart import BartConfig
+from rag_jax.models.bart_configs import read_bart
 from rag_jax.models.bert import BertConfig
 from rag_jax.models.decoder import DecoderConfig
+from rag_jax.models.fields import Fields
 from rag_jax.models.tensors import StoredTensor
 
 
-def read_config(path: Path) -> DecoderConfig | BertConfig:
+def read_config(path: Path) -> DecoderConfig | BertConfig | BartConfig:
     """The config in a `config.json`.
 
     Raises:
@@ -30,10 +34,16 @@ def read_config(path: Path) -> DecoderConfig | BertConfig:
     except ValueError as error:
         raise RagJaxError(f"{path} is not valid JSON: {error}") from None
     fields = _Fields(raw if isinstance(raw, dict) else {}, str(path))
-    readers = {"llama": _read_llama, "bert": _read_bert}
+    readers = {
+        "llama": _read_llama,
+        "bert": _read_bert,
+        "dpr": _read_dpr,
+        "bart": lambda fields: read_bart(Fields(fields.raw, fields.source)),
+    }
     model_type = fields.raw.get("model_type")
     if model_type not in readers:
-        raise RagJaxError(f"{path}: model_type {model_type!r} is not supported; llama and bert are")
+        known = ", ".join(sorted(readers))
+        raise RagJaxError(f"{path}: model_type {model_type!r} is not supported; known are {known}")
     fields.refuse_unless("quantization_config", None)
     return readers[model_type](fields)
 
@@ -125,6 +135,19 @@ def _read_bert(fields: "_Fields") -> BertConfig:
         norm_eps=fields.number("layer_norm_eps", 1e-12),
         max_length=fields.size("max_position_embeddings", 512),
     )
+
+
+def _read_dpr(fields: "_Fields") -> BertConfig:
+    architectures = fields.raw.get("architectures")
+    roles = {"DPRQuestionEncoder": "question", "DPRContextEncoder": "context"}
+    role = next((role for name, role in roles.items() if architectures == [name]), None)
+    if role is None:
+        raise RagJaxError(
+            f"{fields.source}: architectures {architectures!r} is not supported; of DPR's models "
+            f"{' and '.join(roles)} are"
+        )
+    projection = fields.size("projection_dim") if fields.raw.get("projection_dim") else None
+    return replace(_read_bert(fields), dpr_role=role, projection_size=projection)
 
 
 class _Fields:

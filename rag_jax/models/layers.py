@@ -1,4 +1,4 @@
-"""The layers the decoder is made of. Activations travel as one flat `[N, D]` axis of tokens.
+"""The layers the models are made of. Activations travel as one flat `[N, D]` axis of tokens.
 
 Why flat: a weight gradient of `[B, T, D]` activations contracts two axes, which runs at half speed
 on CPU, while `[B * T, D]` is one large matrix product. The batch axis stays the major one, so
@@ -14,18 +14,21 @@ MASKED = -1e9  # finite: a row of `-inf` would make softmax return NaN
 
 
 class Linear(nn.Module):
-    """`x @ kernel`, plus `(x @ lora_a) @ lora_b` where the tree carries an adapter.
+    """`x @ kernel + bias`, plus `(x @ lora_a) @ lora_b` where the tree carries an adapter.
 
     `rag_jax.lora.apply` puts `lora_a` and `lora_b` beside a kernel; nothing else needs to know.
     """
 
     features: int
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N F"]:
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.normal(0.02), shape)
         y = x @ kernel
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,))[None]
         if self.has_variable("params", "lora_a"):
             lora_a = self.get_variable("params", "lora_a")
             lora_b = self.get_variable("params", "lora_b")
@@ -44,6 +47,21 @@ class RMSNorm(nn.Module):
         wide = x.astype(jnp.float32)
         inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
         return (wide * inverse).astype(x.dtype) * scale[None]
+
+
+class LayerNorm(nn.Module):
+    """`(x - mean) / std * scale + bias`, the moments taken in float32 (Ba et al. 2016)."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        wide = x.astype(jnp.float32)
+        wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return (wide * inverse).astype(x.dtype) * scale[None] + bias[None]
 
 
 class GatedFFN(nn.Module):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rag_jax.errors import RagJaxError
+from rag_jax.models.bart import Bart, BartConfig
 from rag_jax.models.bert import Bert, BertConfig
 from rag_jax.models.configs import read_config, read_gguf_config
 from rag_jax.models.decoder import Decoder, DecoderConfig
@@ -22,15 +23,16 @@ class Pretrained:
     Attributes:
         config: its sizes.
         model: the Flax module; `model.apply({"params": params}, tokens)` gives logits `[B, T, V]`
-            for a decoder, and `apply({"params": params}, tokens, mask)` hidden states `[B, T, D]`
-            for an encoder.
+            for a decoder, `apply({"params": params}, tokens, mask)` hidden states `[B, T, D]` for
+            an encoder, and `apply({"params": params}, input_tokens, decoder_tokens)` logits
+            `[B, T, V]` for an encoder-decoder.
         params: plain nested dict of arrays.
         tokenizer: the one the model was trained with.
         fingerprint: SHA-256 over the files it came from.
     """
 
-    config: DecoderConfig | BertConfig
-    model: Decoder | Bert
+    config: DecoderConfig | BertConfig | BartConfig
+    model: Decoder | Bert | Bart
     params: dict
     tokenizer: Tokenizer
     fingerprint: str
@@ -65,6 +67,7 @@ def load(name_or_path: str | Path, *, dtype: Any = None) -> Pretrained:
             f"the tokenizer in {folder} has {tokenizer.vocab_size} ids, but the config's "
             f"vocab_size is {config.vocab_size}"
         )
-    model = Bert(config) if isinstance(config, BertConfig) else Decoder(config)
+    modules = {DecoderConfig: Decoder, BertConfig: Bert, BartConfig: Bart}
+    model = modules[type(config)](config)
     params = build_params(config, tensors, dtype=dtype, source=f"the weights in {folder}")
     return Pretrained(config, model, params, tokenizer, fingerprint(folder))

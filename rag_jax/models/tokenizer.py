@@ -15,6 +15,8 @@ from rag_jax.errors import RagJaxError
 
 _ROLES = ("system", "user", "assistant")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+# What a folder of `vocab.json` and `merges.txt` does not say: RoBERTa's names, which BART has too.
+_BPE_SPECIALS = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
 # Kinds of token in GGUF metadata (llama.cpp, `llama_token_type`).
 _CONTROL, _USER_DEFINED = 3, 4
 
@@ -59,17 +61,20 @@ class Tokenizer:
     def from_folder(cls, folder: Path) -> "Tokenizer":
         """Reads `tokenizer.json`, `tokenizer_config.json` and, where there is one, the template.
 
+        Where only `vocab.json` and `merges.txt` are there, as in BART's first folders, they are
+        read as byte-level BPE with RoBERTa's special tokens.
+
         Raises:
             RagJaxError: `tokenizer.json` is missing, or a file is damaged.
         """
-        path = folder / "tokenizer.json"
-        if not path.exists():
+        path, settings = folder / "tokenizer.json", {}
+        if not path.exists() and (folder / "merges.txt").exists():
+            core = _read_bpe(folder)
+            settings = {f"{short}_token": name for short, name in _BPE_SPECIALS.items()}
+        elif not path.exists():
             raise RagJaxError(f"{path} is missing: save the tokenizer in its fast form there")
-        try:
-            core = tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
-        except Exception as error:  # tokenizers raises no narrower class
-            raise RagJaxError(f"{path} is no tokenizer: {error}") from None
-        settings = {}
+        else:
+            core = _read_core(path)
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
             settings.update(_read_settings(folder / name))
         names = {
@@ -272,6 +277,27 @@ def _pick_guard(texts: Iterable[str]) -> str:
     """A private-use character that none of the texts contains."""
     used = set().union(*texts)
     return next(chr(code) for code in range(0xE000, 0x110000) if chr(code) not in used)
+
+
+def _read_core(path: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
+    except Exception as error:  # tokenizers raises no narrower class
+        raise RagJaxError(f"{path} is no tokenizer: {error}") from None
+
+
+def _read_bpe(folder: Path) -> tokenizers.Tokenizer:
+    try:
+        model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    except Exception as error:
+        raise RagJaxError(f"{folder}: vocab.json and merges.txt cannot be read: {error}") from None
+    core = tokenizers.Tokenizer(model)
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(
+        [AddedToken(name, special=True, normalized=False) for name in _BPE_SPECIALS.values()]
+    )
+    return core
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

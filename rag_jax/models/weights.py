@@ -9,13 +9,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from rag_jax.errors import RagJaxError
+from rag_jax.models.bart import POSITION_OFFSET, BartConfig
 from rag_jax.models.bert import BertConfig
 from rag_jax.models.decoder import DecoderConfig
 from rag_jax.models.tensors import StoredTensor
 
 # Stored by some versions of transformers, but no parameters of these models: rotary tables and
-# position numbers, the pooling layer over [CLS] and the heads of BERT's pre-training.
-_NOT_PARAMETERS = re.compile(r".*rotary_emb\.inv_freq|embeddings\.position_ids|pooler\..*|cls\..*")
+# position numbers, the pooling layer over [CLS], the heads of BERT's pre-training and the format
+# numbers of BART's first files.
+_NOT_PARAMETERS = re.compile(
+    r".*rotary_emb\.inv_freq|(.*\.)?embeddings\.position_ids|(.*\.)?pooler\..*|cls\..*"
+    r"|(.*\.)?(en|de)coder\.version"
+)
+# The embedding of the vocabulary, then the names of what is tied to it and may be stored as well.
+_TIED = {
+    DecoderConfig: ("model.embed_tokens.weight", "lm_head.weight"),
+    BartConfig: (
+        "model.shared.weight",
+        "model.encoder.embed_tokens.weight",
+        "model.decoder.embed_tokens.weight",
+        "lm_head.weight",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -31,13 +46,15 @@ class Slot:
     transposed: bool = False
 
 
-def list_slots(config: DecoderConfig | BertConfig) -> list[Slot]:
+def list_slots(config: DecoderConfig | BertConfig | BartConfig) -> list[Slot]:
     """Every parameter of a model, in the order of its layers."""
+    if isinstance(config, BartConfig):
+        return _bart_slots(config)
     return _bert_slots(config) if isinstance(config, BertConfig) else _decoder_slots(config)
 
 
 def build_params(
-    config: DecoderConfig | BertConfig,
+    config: DecoderConfig | BertConfig | BartConfig,
     tensors: Mapping[str, StoredTensor],
     *,
     dtype: Any = None,
@@ -47,8 +64,8 @@ def build_params(
 
     Args:
         config: the sizes the tree must have.
-        tensors: by Hugging Face name; a leading `bert.` and the old names `gamma` and `beta` of
-            layer norms are understood.
+        tensors: by Hugging Face name; a leading `bert.`, the old names `gamma` and `beta` of layer
+            norms and the names of a BART without its head are understood.
         dtype: of the parameters, float32 by default.
         source: what an error message calls the weights.
 
@@ -80,7 +97,24 @@ def _rename(config, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTens
             name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
         if not _NOT_PARAMETERS.fullmatch(name):
             renamed[name] = tensor
-    return renamed
+    return _complete_bart(config, renamed) if isinstance(config, BartConfig) else renamed
+
+
+def _complete_bart(config: BartConfig, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """BART's tensors as the model with its head has them, whichever were stored.
+
+    The bare model has other names and no bias, and of the embedding, which one copy stands for,
+    any copy may be the one that was kept.
+    """
+    bare = re.compile(r"(shared|encoder|decoder)\.")
+    tensors = {f"model.{n}" if bare.match(n) else n: tensor for n, tensor in tensors.items()}
+    embedding, *copies = _TIED[BartConfig]
+    for name in copies:
+        if name in tensors:
+            tensors.setdefault(embedding, tensors[name])
+    shape = (1, config.vocab_size)
+    zeros = StoredTensor(shape, lambda: np.zeros(shape, np.float32))
+    return {"final_logits_bias": zeros, **tensors}
 
 
 def _check(config, slots: list[Slot], tensors: dict[str, StoredTensor], source: str) -> None:
@@ -93,10 +127,11 @@ def _check(config, slots: list[Slot], tensors: dict[str, StoredTensor], source: 
         elif tensors[name].shape != shape:
             found = list(tensors[name].shape)
             problems.append(f"{name} has shape {found}, the config wants {list(shape)}")
+    embedding, *copies = _TIED.get(type(config), ("",))
+    embedding = tensors.get(embedding)
     for name in tensors.keys() - expected.keys():
-        if name == "lm_head.weight" and isinstance(config, DecoderConfig):
+        if name in copies:
             # Tied, but stored all the same: fine as long as it is indeed the embedding.
-            embedding = tensors.get("model.embed_tokens.weight")
             if embedding and not np.array_equal(tensors[name].read(), embedding.read()):
                 problems.append(f"{name} differs from the embedding, the config says it is tied")
         else:
@@ -148,19 +183,57 @@ def _bert_slots(c: BertConfig) -> list[Slot]:
         "position": ("position_embeddings", c.max_length),
         "type": ("token_type_embeddings", c.num_types),
     }
+    side = {None: "", "question": "question_encoder.", "context": "ctx_encoder."}[c.dpr_role]
+    bert = f"{side}bert_model." if side else ""
     slots = [
-        Slot(f"embeddings.{name}.weight", f"embed/{path}/embedding", (rows, c.hidden_size))
+        Slot(f"{bert}embeddings.{name}.weight", f"embed/{path}/embedding", (rows, c.hidden_size))
         for path, (name, rows) in tables.items()
     ]
-    slots += _norm_slots("embeddings.LayerNorm", "embed/norm", c.hidden_size)
+    slots += _norm_slots(f"{bert}embeddings.LayerNorm", "embed/norm", c.hidden_size)
     for i in range(c.num_layers):
-        theirs, ours = f"encoder.layer.{i}", f"layers_{i}"
+        theirs, ours = f"{bert}encoder.layer.{i}", f"layers_{i}"
         for path, (name, *shape) in linears.items():
-            kernel = Slot(f"{theirs}.{name}.weight", f"{ours}/{path}/kernel", tuple(shape), True)
-            slots += [kernel, Slot(f"{theirs}.{name}.bias", f"{ours}/{path}/bias", (shape[1],))]
+            slots += _linear_slots(f"{theirs}.{name}", f"{ours}/{path}", *shape)
         for path, name in norms.items():
             slots += _norm_slots(f"{theirs}.{name}", f"{ours}/{path}", c.hidden_size)
+    if c.projection_size:
+        slots += _linear_slots(f"{side}encode_proj", "projection", c.hidden_size, c.projection_size)
     return slots
+
+
+def _bart_slots(c: BartConfig) -> list[Slot]:
+    width = c.hidden_size
+    parts = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "out_proj"}
+    attention, cross = {"attention": "self_attn"}, {"cross_attention": "encoder_attn"}
+    sides = {
+        "encoder": (c.encoder_layers, c.encoder_ffn_size, attention),
+        "decoder": (c.decoder_layers, c.decoder_ffn_size, attention | cross),
+    }
+    positions = (c.max_length + POSITION_OFFSET, width)
+    slots = [Slot("model.shared.weight", "embed/embedding", (c.vocab_size, width))]
+    for side, (num_layers, ffn_size, attentions) in sides.items():
+        table = f"{side}_position/embedding"
+        slots.append(Slot(f"model.{side}.embed_positions.weight", table, positions))
+        slots += _norm_slots(f"model.{side}.layernorm_embedding", f"{side}_norm", width)
+        for i in range(num_layers):
+            theirs, ours = f"model.{side}.layers.{i}", f"{side}_layers_{i}"
+            for path, name in attentions.items():
+                for our_part, part in parts.items():
+                    place = f"{ours}/{path}/{our_part}"
+                    slots += _linear_slots(f"{theirs}.{name}.{part}", place, width, width)
+                slots += _norm_slots(f"{theirs}.{name}_layer_norm", f"{ours}/{path}_norm", width)
+            slots += _linear_slots(f"{theirs}.fc1", f"{ours}/ffn/up", width, ffn_size)
+            slots += _linear_slots(f"{theirs}.fc2", f"{ours}/ffn/down", ffn_size, width)
+            slots += _norm_slots(f"{theirs}.final_layer_norm", f"{ours}/ffn_norm", width)
+    slots.append(Slot("final_logits_bias", "logits_bias", (1, c.vocab_size)))
+    return slots
+
+
+def _linear_slots(name: str, path: str, inputs: int, outputs: int) -> list[Slot]:
+    return [
+        Slot(f"{name}.weight", f"{path}/kernel", (inputs, outputs), True),
+        Slot(f"{name}.bias", f"{path}/bias", (outputs,)),
+    ]
 
 
 def _norm_slots(name: str, path: str, width: int) -> list[Slot]:

@@ -1,4 +1,4 @@
-"""Texts to sentence embeddings: mean over token states, length one."""
+"""Texts to embeddings: the mean of the token states, of length one, or DPR's [CLS] state."""
 
 import functools
 import logging
@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rag_jax.data.batches import choose_widths
 from rag_jax.errors import RagJaxError
 from rag_jax.models import Pretrained
+from rag_jax.models.bert import Bert
 
 # Compiling a program costs as much time as encoding this many tokens: 0.6 s at 8,000 tokens a
 # second, measured with all-MiniLM-L6-v2 on two CPU cores.
@@ -27,12 +28,8 @@ def encode_texts(
     max_length: int = 128,
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
-) -> Float[np.ndarray, "N D"]:
-    """Sentence embeddings of texts, in their order, each of Euclidean length one.
-
-    An embedding is the mean of the last layer's states over a text's tokens, [CLS] and [SEP]
-    included, then normalised: the pooling all-MiniLM-L6-v2 was trained with (Reimers and Gurevych
-    2019, section 3). Dot products between embeddings are cosines.
+) -> Float[np.ndarray, "N E"]:
+    """Embeddings of texts, in their order, pooled as `embed` says.
 
     Texts are sorted by length and padded to a few widths, chosen so that compiling and padding
     together take least time. One program is compiled for each width and kept: a later call with
@@ -40,9 +37,9 @@ def encode_texts(
     embedding by rounding only.
 
     Args:
-        encoder: a BERT encoder.
+        encoder: a BERT encoder, or one of DPR's two.
         texts: strings, or (title, text) pairs, encoded as `[CLS] title [SEP] text [SEP]` with one
-            token type throughout, as such encoders saw single texts only.
+            token type throughout, as MiniLM saw single texts only and DPR saw pairs this way.
         max_length: tokens a text may have, special tokens included; the rest of it is cut off
             and the number of texts cut is logged as a warning.
         batch_size: rows of 16 tokens in a batch. Wider rows come in proportionally smaller
@@ -50,7 +47,7 @@ def encode_texts(
         progress: called after each batch with the number of texts done and their total.
 
     Returns:
-        float32, one row a text; `[0, D]` for no texts.
+        float32, one row a text; `[0, E]` for no texts.
 
     Raises:
         RagJaxError: `texts` is one string, a text is neither a string nor a pair of them,
@@ -65,7 +62,7 @@ def encode_texts(
             f"{encoder.config.max_length} tokens: lower it"
         )
     rows = _tokenize(encoder.tokenizer, texts, max_length)
-    embeddings = np.empty((len(rows), encoder.config.hidden_size), np.float32)
+    embeddings = np.empty((len(rows), encoder.config.embedding_size), np.float32)
     done, pending = 0, None
     for batch in [*_plan_batches(rows, max_length, batch_size), None]:
         # The next batch is handed to the device before the last one is waited for.
@@ -84,6 +81,27 @@ def encode_texts(
     return embeddings
 
 
+def embed(
+    model: Bert, params, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]
+) -> Float[Array, "B E"]:
+    """The embeddings of texts, pooled as their encoder was trained, in float32.
+
+    Of a plain BERT the mean of the last layer's states over a text's tokens, [CLS] and [SEP]
+    included, then normalised: the pooling of all-MiniLM-L6-v2 (Reimers and Gurevych 2019, section
+    3), whose dot products are cosines. Of one of DPR's encoders the state at the first token,
+    which is [CLS], as it is (Karpukhin et al. 2020, section 3.1): their lengths count.
+
+    Args:
+        tokens: with their special tokens, padded on the right.
+        mask: True on real tokens.
+    """
+    hidden = model.apply({"params": params}, tokens, mask)
+    if model.config.dpr_role is None:
+        return pool_mean(hidden, mask)
+    states = model.apply({"params": params}, hidden[:, 0], method="project")
+    return states.astype(jnp.float32)
+
+
 def pool_mean(hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B D"]:
     """Mean over each row's real tokens, then scaled to length one, in float32.
 
@@ -100,9 +118,9 @@ def pool_mean(hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[
 @functools.partial(jax.jit, static_argnames="model")
 def _embed_padded(
     model, params, tokens: Int[Array, "B T"], lengths: Int[Array, "B"]
-) -> Float[Array, "B D"]:
+) -> Float[Array, "B E"]:
     mask = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
-    return pool_mean(model.apply({"params": params}, tokens, mask), mask)
+    return embed(model, params, tokens, mask)
 
 
 def _tokenize(tokenizer, texts, max_length: int) -> list[list[int]]:

@@ -13,8 +13,13 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers.normalizers import BertNormalizer
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertModel,
+    DPRConfig,
+    DPRContextEncoder,
+    DPRQuestionEncoder,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -75,6 +80,23 @@ def make_bert_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=core, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]",
         sep_token="[SEP]", mask_token="[MASK]",
+    )  # fmt: skip
+
+
+def make_bart_tokenizer() -> PreTrainedTokenizerFast:
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    core.train_from_iterator(SENTENCES * 3, trainer)
+    core.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), True, False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", pad_token="<pad>", eos_token="</s>",
+        unk_token="<unk>", mask_token="<mask>", cls_token="<s>", sep_token="</s>",
     )  # fmt: skip
 
 
@@ -164,6 +186,94 @@ def make_bert(name: str) -> None:
     (folder / "golden.json").write_text(json.dumps(golden, indent=1), "utf-8")
 
 
+def make_dpr(name: str, kind: type, **settings) -> None:
+    folder = FOLDER / name
+    tokenizer = make_bert_tokenizer()
+    config = DPRConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=64, attn_implementation="eager", **settings,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = kind(config).eval()
+    randomise(model)
+    tokens, mask = make_batch(config.vocab_size)
+    pairs = [(SENTENCES[0], text) for text in SENTENCES[1:]]
+    with torch.no_grad():
+        embeddings = model(torch.tensor(tokens), attention_mask=torch.tensor(mask)).pooler_output
+        # Without token types, as DPR was trained: all of them 0, in a pair as well.
+        of_texts = [
+            model(torch.tensor([tokenizer.encode(*text)])).pooler_output.numpy()
+            for text in [*((text,) for text in SENTENCES), *pairs]
+        ]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    np.savez(
+        folder / "golden.npz", tokens=tokens, mask=mask, embeddings=embeddings.numpy(),
+        of_texts=np.concatenate(of_texts),
+    )  # fmt: skip
+    golden = {"texts": [*SENTENCES, *pairs]}
+    (folder / "golden.json").write_text(json.dumps(golden, indent=1), "utf-8")
+
+
+def make_bart(name: str) -> None:
+    folder = FOLDER / name
+    tokenizer = make_bart_tokenizer()
+    config = BartConfig(
+        vocab_size=len(tokenizer), d_model=32, encoder_layers=2, decoder_layers=3,
+        encoder_attention_heads=4, decoder_attention_heads=2, encoder_ffn_dim=48,
+        decoder_ffn_dim=40, max_position_embeddings=24, scale_embedding=True,
+        attn_implementation="eager",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = BartForConditionalGeneration(config).eval()
+    randomise(model)
+    with torch.no_grad():
+        model.final_logits_bias.normal_(std=0.5)
+        model.final_logits_bias[0, config.eos_token_id] = 3.0  # so that some rows end by themselves
+    model.generation_config.forced_bos_token_id = config.bos_token_id
+    tokens, mask = make_batch(config.vocab_size)
+    # The decoder's rows are padded elsewhere than their inputs.
+    decoder_tokens, decoder_mask = (part[::-1, :9].copy() for part in make_batch(config.vocab_size))
+    inputs = {
+        "input_ids": torch.tensor(tokens), "attention_mask": torch.tensor(mask),
+        "decoder_input_ids": torch.tensor(decoder_tokens),
+        "decoder_attention_mask": torch.tensor(decoder_mask),
+    }  # fmt: skip
+    with torch.no_grad():
+        whole = model(**inputs, output_hidden_states=True, use_cache=False)
+        outputs = {
+            "encoded": whole.encoder_last_hidden_state,
+            "decoded": torch.stack(whole.decoder_hidden_states),
+            "logits": whole.logits,
+        }
+        for stack in (model.model.encoder, model.model.decoder):
+            stack.embed_tokens.embed_scale = 1.0
+        outputs["logits_unscaled"] = model(**inputs, use_cache=False).logits
+        for stack in (model.model.encoder, model.model.decoder):
+            stack.embed_tokens.embed_scale = config.d_model**0.5
+    model.save_pretrained(folder, max_shard_size="60KB")
+    tokenizer.save_pretrained(folder)
+    np.savez(
+        folder / "golden.npz", tokens=tokens, mask=mask, decoder_tokens=decoder_tokens,
+        decoder_mask=decoder_mask, **{name: part.numpy() for name, part in outputs.items()},
+    )  # fmt: skip
+    prompts = [row[: 11 - 2 * i].tolist() for i, row in enumerate(make_batch(len(tokenizer))[0])]
+    padded = tokenizer.pad({"input_ids": prompts}, return_tensors="pt", padding_side="right")
+    golden = {
+        "texts": {text: tokenizer.encode(text) for text in SENTENCES},
+        "prompts": prompts,
+        "generated": [
+            [forced, model.generate(
+                **padded, num_beams=1, do_sample=False, max_new_tokens=10, **forced).tolist()]
+            for forced in [
+                {"forced_bos_token_id": bos, "forced_eos_token_id": eos}
+                for bos in (0, None) for eos in (2, None)
+            ]
+        ],
+    }  # fmt: skip
+    (folder / "golden.json").write_text(json.dumps(golden, indent=1), "utf-8")
+
+
 if __name__ == "__main__":
     make_llama(
         "llama_tied", shard="1MB", num_attention_heads=4, num_key_value_heads=2,
@@ -175,3 +285,6 @@ if __name__ == "__main__":
         head_dim=16, rms_norm_eps=1e-5,
     )  # fmt: skip
     make_bert("bert")
+    make_dpr("dpr_question", DPRQuestionEncoder)
+    make_dpr("dpr_context", DPRContextEncoder, projection_dim=20)
+    make_bart("bart")

@@ -4,6 +4,7 @@ The golden files come from `tests/golden/make.py`; these tests need no PyTorch.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -11,11 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rag_jax.decoding import generate
 from rag_jax.models import load
+from rag_jax.models.bart import Bart
 from rag_jax.models.weights import list_slots
+from rag_jax.retrieval import embed, encode_texts
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 LLAMAS = ("llama_tied", "llama_untied_sharded")
+DPRS = ("dpr_question", "dpr_context")
 
 
 def compare(ours, theirs, mask):
@@ -25,7 +30,8 @@ def compare(ours, theirs, mask):
 def read_golden(name):
     golden = json.loads((GOLDEN / name / "golden.json").read_text("utf-8"))
     arrays = {k: jnp.asarray(v) for k, v in np.load(GOLDEN / name / "golden.npz").items()}
-    return golden, arrays | {"mask": arrays["mask"].astype(bool)}
+    masks = {k: v.astype(bool) for k, v in arrays.items() if k.endswith("mask")}
+    return golden, arrays | masks
 
 
 @pytest.mark.parametrize("name", LLAMAS)
@@ -62,11 +68,72 @@ def test_bert_refuses_more_tokens_than_positions():
         model.model.apply({"params": model.params}, jnp.zeros((1, 25), jnp.int32))
 
 
-@pytest.mark.parametrize("name", (*LLAMAS, "bert"))
+@pytest.mark.parametrize("name", DPRS)
+def test_dpr_embeddings(name):
+    golden, arrays = read_golden(name)
+    dpr = load(GOLDEN / name)
+    embeddings = embed(dpr.model, dpr.params, arrays["tokens"], arrays["mask"])
+    assert embeddings.shape == (4, dpr.config.embedding_size) and embeddings.std() > 0.3
+    np.testing.assert_allclose(embeddings, arrays["embeddings"], atol=1e-4, rtol=0)
+    texts = [text if isinstance(text, str) else tuple(text) for text in golden["texts"]]
+    of_texts = encode_texts(dpr, texts, max_length=64)
+    np.testing.assert_allclose(of_texts, arrays["of_texts"], atol=1e-4, rtol=0)
+
+
+def test_bart_states_and_logits():
+    _, arrays = read_golden("bart")
+    bart = load(GOLDEN / "bart")
+    variables, mask = {"params": bart.params}, arrays["mask"]
+    encoded = bart.model.apply(variables, arrays["tokens"], mask, method="encode")
+    compare(encoded, arrays["encoded"], mask)
+    inputs = arrays["tokens"], arrays["decoder_tokens"], mask, arrays["decoder_mask"]
+    assert arrays["logits"].std() > 0.5
+    compare(bart.model.apply(variables, *inputs), arrays["logits"], arrays["decoder_mask"])
+    unscaled = Bart(replace(bart.config, scale_embedding=False))
+    logits = unscaled.apply(variables, *inputs)
+    compare(logits, arrays["logits_unscaled"], arrays["decoder_mask"])
+    for tap, expected in enumerate(arrays["decoded"]):
+        output = bart.model.apply(
+            variables,
+            arrays["decoder_tokens"],
+            mask=arrays["decoder_mask"],
+            prefix=bart.model.apply(variables, encoded, method="read_source"),
+            prefix_mask=mask,
+            tap=tap,
+            method="hidden",
+        )
+        compare(output.tapped, expected, arrays["decoder_mask"])
+
+
+def test_bart_generates_what_transformers_does():
+    golden, _ = read_golden("bart")
+    bart = load(GOLDEN / "bart")
+    assert (bart.config.forced_bos_id, bart.config.forced_eos_id) == (0, 2)
+    eos, ends = bart.config.eos_id, set()
+    for forced, theirs in golden["generated"]:
+        bos_id, eos_id = forced["forced_bos_token_id"], forced["forced_eos_token_id"]
+        model = Bart(replace(bart.config, forced_bos_id=bos_id, forced_eos_id=eos_id))
+        # Its ten new tokens count the two that are forced.
+        ours = generate(
+            model,
+            bart.params,
+            golden["prompts"],
+            max_tokens=10 - (bos_id is not None) - (eos_id is not None),
+            stop_ids=[eos],
+        )
+        start = list(model.config.start_ids)
+        for row, new in zip(theirs, ours, strict=True):
+            end = row.index(eos, 1) if eos in row[1:] else len(row)
+            assert row[: len(start)] == start and row[len(start) : end] == new
+            ends.add("limit" if end >= 10 else "eos")
+    assert ends == {"limit", "eos"}
+
+
+@pytest.mark.parametrize("name", (*LLAMAS, "bert", *DPRS, "bart"))
 def test_loaded_tree_is_the_tree_init_makes(name):
     model = load(GOLDEN / name)
-    tokens = jnp.zeros((1, 4), jnp.int32)
-    fresh = jax.eval_shape(model.model.init, jax.random.key(0), tokens)["params"]
+    tokens = [jnp.zeros((1, 4), jnp.int32)] * (2 if name == "bart" else 1)
+    fresh = jax.eval_shape(model.model.init, jax.random.key(0), *tokens)["params"]
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), model.params)
     assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), fresh)
     assert len(list_slots(model.config)) == len(jax.tree.leaves(fresh))
@@ -98,6 +165,15 @@ def test_bert_tokens():
         assert tokenizer.encode_with_specials(text, max_length=length, pair=pair) == ids
 
 
+def test_bart_tokens():
+    golden, _ = read_golden("bart")
+    tokenizer = load(GOLDEN / "bart").tokenizer
+    for text, ids in golden["texts"].items():
+        assert [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id] == ids
+        assert tokenizer.decode(ids) == text
+
+
 def test_fingerprints_differ():
-    prints = {load(GOLDEN / name).fingerprint for name in (*LLAMAS, "bert")}
-    assert len(prints) == 3 and all(len(p) == 64 for p in prints)
+    names = (*LLAMAS, "bert", *DPRS, "bart")
+    prints = {load(GOLDEN / name).fingerprint for name in names}
+    assert len(prints) == len(names) and all(len(p) == 64 for p in prints)

@@ -1,6 +1,7 @@
 """Text stays text: special tokens come only from where they are asked for."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -200,4 +201,22 @@ def test_folder(tmp_path):
     settings["pad_token"] = "<pad>"
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(RagJaxError, match="'<pad>' is no special token"):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_vocabulary_and_merges_without_a_tokenizer_file(tmp_path):
+    golden = Path(__file__).parents[1] / "golden" / "bart"
+    expected = Tokenizer.from_folder(golden)
+    model = json.loads((golden / "tokenizer.json").read_text("utf-8"))["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]), "utf-8")
+    merges = "\n".join(["#version: 0.2", *map(" ".join, model["merges"])])
+    (tmp_path / "merges.txt").write_text(merges, "utf-8")
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    ids = (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.pad_id, tokenizer.eos_id)
+    assert ids == (expected.vocab_size, 0, 1, 2)
+    for text in ("What is the capital of France?", "</s> <mask>\n\n東京 it's", ""):
+        assert tokenizer.encode(text) == expected.encode(text)
+        assert tokenizer.decode([0, *tokenizer.encode(text), 2]) == text
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b c\n", "utf-8")
+    with pytest.raises(RagJaxError, match=r"vocab.json and merges.txt cannot be read"):
         Tokenizer.from_folder(tmp_path)

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from rag_jax.errors import RagJaxError
 from rag_jax.models import load
+from rag_jax.models.bart import BartConfig
 from rag_jax.models.configs import read_config
 from rag_jax.models.gguf_file import read_gguf, unpermute
 
@@ -31,6 +32,24 @@ def bert(tmp_path):
 @pytest.fixture
 def llama(tmp_path):
     return copy_model("llama_tied", tmp_path / "model")
+
+
+@pytest.fixture
+def bart(tmp_path):
+    """With its shards made one file, which `change_tensors` wants."""
+    folder = copy_model("bart", tmp_path / "model")
+    tensors = {}
+    for shard in folder.glob("*.safetensors"):
+        tensors |= load_file(shard)
+        shard.unlink()
+    (folder / "model.safetensors.index.json").unlink()
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(params=["question", "context"])
+def dpr(request, tmp_path):
+    return copy_model(f"dpr_{request.param}", tmp_path / "model")
 
 
 def change_tensors(folder, change):
@@ -164,6 +183,86 @@ def test_tied_head_may_be_stored_if_it_is_the_embedding(llama):
         load(llama)
 
 
+COPIES = (
+    "model.encoder.embed_tokens.weight",
+    "model.decoder.embed_tokens.weight",
+    "lm_head.weight",
+)
+
+
+@pytest.mark.parametrize("kept", [("model.shared.weight", *COPIES), *zip(COPIES, strict=True)])
+def test_bart_embedding_under_any_of_its_names(bart, kept):
+    expected = load(bart).params
+
+    def rename(tensors):
+        embedding = tensors.pop("model.shared.weight")
+        tensors.update({name: embedding.copy() for name in kept})
+        tensors["model.encoder.version"] = np.zeros(1, np.float32)
+
+    change_tensors(bart, rename)
+    assert_same(load(bart).params, expected)
+    if len(kept) > 1:
+        change_tensors(bart, lambda tensors: tensors.update({kept[2]: tensors[kept[2]] + 1}))
+        with pytest.raises(RagJaxError, match=f"{kept[2]} differs from the embedding"):
+            load(bart)
+
+
+def test_bart_without_its_head(bart):
+    expected = load(bart).params
+
+    def strip(tensors):
+        del tensors["final_logits_bias"]
+        for name in list(tensors):
+            tensors[name.removeprefix("model.")] = tensors.pop(name)
+
+    change_tensors(bart, strip)
+    params = load(bart).params
+    assert not params.pop("logits_bias").any() and expected.pop("logits_bias").any()
+    assert_same(params, expected)
+
+
+def test_bart_faults(bart):
+    def damage(tensors):
+        del tensors["model.shared.weight"]
+        del tensors["model.decoder.layers.2.encoder_attn.k_proj.bias"]
+        tensors["model.encoder.layers.0.fc1.weight"] = np.zeros((48, 31), np.float32)
+        tensors["classification_head.dense.weight"] = np.zeros((32, 32), np.float32)
+
+    change_tensors(bart, damage)
+    with pytest.raises(RagJaxError) as caught:
+        load(bart)
+    for fault in (
+        "missing model.shared.weight [300, 32]",
+        "missing model.decoder.layers.2.encoder_attn.k_proj.bias [32]",
+        "model.encoder.layers.0.fc1.weight has shape [48, 31], the config wants [48, 32]",
+        "no place for classification_head.dense.weight [32, 32]",
+    ):
+        assert fault in str(caught.value)
+
+
+def test_dpr_encoders_are_told_apart(dpr):
+    expected = load(dpr)
+    old, prefix = expected.params, expected.config.dpr_role
+    prefix = {"question": "question_encoder", "context": "ctx_encoder"}[prefix]
+    unused = {
+        f"{prefix}.bert_model.embeddings.position_ids": np.arange(64)[None],
+        f"{prefix}.bert_model.pooler.dense.weight": np.zeros((32, 32), np.float32),
+    }
+    change_tensors(dpr, lambda tensors: tensors.update(unused))
+    assert_same(load(dpr).params, old)
+    other = {"question": "DPRContextEncoder", "context": "DPRQuestionEncoder"}
+    change_config(dpr, architectures=[other[expected.config.dpr_role]])
+    with pytest.raises(RagJaxError, match=f"no place for {prefix}.bert_model.embeddings"):
+        load(dpr)
+
+
+@pytest.mark.parametrize("architectures", [None, [], ["DPRReader"]])
+def test_dpr_config_refused(dpr, architectures):
+    change_config(dpr, architectures=architectures)
+    with pytest.raises(RagJaxError, match=r"architectures .* is not supported; of DPR's models "):
+        read_config(dpr / "config.json")
+
+
 def test_untied_head_is_missed(llama):
     change_config(llama, tie_word_embeddings=False)
     with pytest.raises(RagJaxError, match=r"missing lm_head.weight \[290, 32\]"):
@@ -239,7 +338,7 @@ def test_tokenizer_larger_than_the_embedding(llama):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("model_type", "mistral", "model_type 'mistral' is not supported; llama and bert are"),
+        ("model_type", "mistral", "model_type 'mistral' is not supported; known are bart, bert, "),
         ("model_type", None, "model_type None is not supported"),
         ("attention_bias", True, "attention_bias True is not supported"),
         ("mlp_bias", True, "mlp_bias True is not supported"),
@@ -271,6 +370,51 @@ def test_bert_config_refused(bert, field, value):
     change_config(bert, **{field: value})
     with pytest.raises(RagJaxError, match=f"config.json: {field} .* is not supported"):
         read_config(bert / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("activation_function", "relu", "activation_function 'relu' is not supported"),
+        ("tie_word_embeddings", False, "tie_word_embeddings False is not supported"),
+        ("d_model", 0, "d_model must be a positive integer, not 0"),
+        ("encoder_attention_heads", 3, "d_model 32 is no multiple of 3 encoder heads"),
+        ("decoder_attention_heads", 5, "d_model 32 is no multiple of 5 decoder heads"),
+        ("pad_token_id", 300, "pad_token_id must be a token id below 300, not 300"),
+        ("decoder_start_token_id", "2", "decoder_start_token_id must be a token id below 300"),
+    ],
+)
+def test_bart_config_refused(bart, field, value, message):
+    change_config(bart, **{field: value})
+    with pytest.raises(RagJaxError, match=rf"/config.json: {message}"):
+        read_config(bart / "config.json")
+
+
+def test_bart_config_defaults(bart):
+    (bart / "config.json").write_text(json.dumps({"model_type": "bart"}))
+    (bart / "generation_config.json").unlink()
+    # As transformers, which forces nothing that no file asks for.
+    assert read_config(bart / "config.json") == BartConfig(forced_eos_id=None)
+
+
+def test_bart_forced_tokens_come_from_where_transformers_reads_them(bart):
+    def read():
+        config = read_config(bart / "config.json")
+        return config.forced_bos_id, config.forced_eos_id
+
+    change_config(bart, forced_bos_token_id=7, forced_eos_token_id=8)
+    assert read() == (0, 2)
+    path = bart / "generation_config.json"
+    path.write_text('{"forced_eos_token_id": [2]}')
+    with pytest.raises(RagJaxError, match=r"generation_config.json: forced_eos_token_id must be"):
+        read()
+    path.write_text("{}")
+    assert read() == (None, None)
+    path.write_text("{")
+    with pytest.raises(RagJaxError, match=r"generation_config.json is not valid JSON"):
+        read()
+    path.unlink()
+    assert read() == (7, 8)
 
 
 def test_config_missing_or_damaged(tmp_path):

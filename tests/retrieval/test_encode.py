@@ -19,12 +19,15 @@ CLS, SEP, VOCABULARY = 1, 2, 50
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    hidden_size: int = 8
+    embedding_size: int = 8
     max_length: int = 64
+    dpr_role: str | None = None
 
 
 class Model:
     """States that depend on a token and its place, and on nothing else; counts its traces."""
+
+    config = Config()
 
     def __init__(self):
         self.traces = []
@@ -61,8 +64,8 @@ def encoder():
     config = Config()
     return Encoder(
         {
-            "word": jax.random.normal(word, (VOCABULARY, config.hidden_size)),
-            "place": jax.random.normal(place, (config.max_length, config.hidden_size)),
+            "word": jax.random.normal(word, (VOCABULARY, config.embedding_size)),
+            "place": jax.random.normal(place, (config.max_length, config.embedding_size)),
         }
     )
 

@@ -1,0 +1,193 @@
+"""BART through the cache, under shared sources, with adapters, and what it refuses.
+
+That it computes what transformers computes is in `test_parity_golden.py`.
+"""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rag_jax import lora
+from rag_jax.decoding import append, encode_source, generate, init_cache
+from rag_jax.errors import RagJaxError
+from rag_jax.models import load
+from rag_jax.models.bart import Bart, BartConfig
+
+BART = load(Path(__file__).parents[1] / "golden" / "bart")
+MODEL, PARAMS, CONFIG = BART.model, BART.params, BART.config
+APPLY = jax.jit(lambda params, *inputs: MODEL.apply({"params": params}, *inputs))
+APPEND = jax.jit(partial(append, MODEL), static_argnames="tap")
+ENCODE = jax.jit(partial(encode_source, MODEL))
+GENERATE = partial(generate, MODEL, PARAMS, stop_ids=[CONFIG.eos_id])
+
+
+def make_rows(lengths, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(5, CONFIG.vocab_size, length).tolist() for length in lengths]
+
+
+def pad(rows, width, filler=1):
+    tokens = np.full((len(rows), width), filler, np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = row
+    return tokens, np.arange(width) < np.asarray([len(row) for row in rows])[:, None]
+
+
+def read_row(source, row):
+    """Logits `[T, V]` of one row without any padding, in a pass of its own."""
+    return np.asarray(APPLY(PARAMS, jnp.asarray([source]), jnp.asarray([row])))[0]
+
+
+def close(ours, theirs):
+    np.testing.assert_allclose(ours, theirs, atol=2e-5, rtol=1e-5)
+
+
+SOURCES = make_rows([9, 4])
+ROWS = make_rows([6, 3, 5, 1], seed=1)
+
+
+def test_padding_changes_nothing():
+    for filler in (1, 77):
+        tokens, mask = pad(SOURCES, 12, filler)
+        decoder_tokens, decoder_mask = pad(ROWS[:2], 8, filler)
+        logits = APPLY(PARAMS, tokens, decoder_tokens, mask, decoder_mask)
+        for b in range(2):
+            close(logits[b][decoder_mask[b]], read_row(SOURCES[b], ROWS[b]))
+
+
+def test_cached_decoding_is_the_full_pass_under_shared_sources():
+    source = ENCODE(PARAMS, *pad(SOURCES, 12))
+    assert source.real.shape == (2, 12) and source.position.tolist() == [0, 0]
+    tokens, mask = pad(ROWS, 6)
+    cache, hidden = init_cache(MODEL, 4, prefix=source), []
+    for chunk in (slice(0, 1), slice(1, 4), slice(4, 6)):
+        output, cache = APPEND(PARAMS, cache, tokens[:, chunk], mask[:, chunk])
+        hidden.append(output.hidden)
+    logits = MODEL.apply({"params": PARAMS}, jnp.concatenate(hidden, axis=1), method="logits")
+    for b, row in enumerate(ROWS):
+        close(logits[b][mask[b]], read_row(SOURCES[b // 2], row))
+    assert cache.position.tolist() == [len(row) for row in ROWS]
+    assert cache.layers[0][0].shape == (4, 2, 16, 6)
+    # A row goes on after its padding, where its own last token was.
+    more = np.asarray(make_rows([2] * 4, seed=2))
+    output, _ = APPEND(PARAMS, cache, more, np.ones((4, 2), bool))
+    logits = MODEL.apply({"params": PARAMS}, output.hidden, method="logits")
+    for b, row in enumerate(ROWS):
+        close(logits[b], read_row(SOURCES[b // 2], [*row, *more[b]])[-2:])
+
+
+def test_rows_of_one_source_do_not_see_each_other():
+    source = ENCODE(PARAMS, *pad(SOURCES, 12))
+    tokens, mask = pad(ROWS, 6)
+    other = np.where(np.arange(4)[:, None] == 1, 50 + np.arange(6), tokens)
+    ours, _ = APPEND(PARAMS, init_cache(MODEL, 4, prefix=source), tokens, mask)
+    theirs, _ = APPEND(PARAMS, init_cache(MODEL, 4, prefix=source), other, mask)
+    np.testing.assert_array_equal(ours.hidden[[0, 2, 3]], theirs.hidden[[0, 2, 3]])
+    assert np.abs(ours.hidden[1] - theirs.hidden[1]).max() > 1e-2
+
+
+def decode_slowly(source, max_tokens):
+    """The likeliest next tokens, one full pass each."""
+    row = list(CONFIG.start_ids)
+    while len(row) < max_tokens + len(CONFIG.start_ids):
+        token = int(read_row(source, row)[-1].argmax())
+        if token == CONFIG.eos_id:
+            break
+        row.append(token)
+    return row[len(CONFIG.start_ids) :]
+
+
+def test_generate_is_a_loop_of_full_passes_and_compiles_once():
+    compiled = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for seed, lengths in enumerate([(3, 24, 11), (9, 1, 24), (23, 21, 2)]):
+            prompts = make_rows(lengths, seed=seed)
+            texts = GENERATE(prompts, max_tokens=5, batch_size=2)
+            assert bool(compiled) == (seed == 0)
+            if not seed:
+                expected = [decode_slowly(prompt, 5) for prompt in prompts]
+                assert texts == expected and {len(text) for text in texts} > {5}
+            compiled.clear()
+            APPLY(PARAMS, *(np.asarray(make_rows([7, 7], seed=seed)) for _ in "ab"))
+            assert bool(compiled) == (seed == 0)
+            compiled.clear()
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_generate_takes_every_position_there_is():
+    (text,) = generate(MODEL, PARAMS, make_rows([24]), max_tokens=22, stop_ids=())
+    assert len(text) == 22
+    with pytest.raises(RagJaxError, match="^max_tokens=23: .* positions for only 22; lower it$"):
+        GENERATE([[5]], max_tokens=23)
+    with pytest.raises(RagJaxError, match="^prompts: prompt 1 has 25 tokens, but .* only 24; "):
+        GENERATE(make_rows([24, 25]), max_tokens=5)
+    with pytest.raises(RagJaxError, match="^prefix: an encoder-decoder has none; "):
+        GENERATE([[5]], max_tokens=5, prefix=[7])
+
+
+def test_generate_in_bfloat16():
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
+    (text,) = generate(MODEL, params, [SOURCES[0]], max_tokens=1, stop_ids=())
+    logits = read_row(SOURCES[0], list(CONFIG.start_ids))[-1]
+    assert logits[text[0]] > logits.max() - 0.5
+
+
+def test_what_has_no_position_or_no_source():
+    wide, fine = jnp.zeros((1, 25), jnp.int32), jnp.zeros((1, 2), jnp.int32)
+    for inputs in ((wide, fine), (fine, wide)):
+        with pytest.raises(ValueError, match="25 tokens in a row, but only 24 positions"):
+            APPLY(PARAMS, *inputs)
+    with pytest.raises(ValueError, match="need a source"):
+        init_cache(MODEL, 2)
+
+
+def test_every_parameter_but_the_bias_is_trained():
+    tokens, mask = pad(SOURCES, 12)
+    decoder_tokens, decoder_mask = pad(ROWS[:2], 8)
+
+    def loss(params):
+        logits = APPLY(params, tokens, decoder_tokens, mask, decoder_mask)
+        return jnp.where(decoder_mask[..., None], jax.nn.log_softmax(logits), 0)[..., 7].sum()
+
+    gradients = jax.tree_util.tree_leaves_with_path(jax.grad(loss)(PARAMS))
+    # A bias on all keys alike changes no softmax.
+    still = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, leaf in gradients
+        if np.abs(leaf).max() < 1e-5
+    }
+    keys = {name for name in still if name.endswith("attention/key/bias")}
+    assert still == {"logits_bias"} | keys and len(keys) == 2 + 2 * 3
+
+
+def test_adapters_beside_biased_kernels():
+    targets = r".*attention/(query|value)/kernel|.*ffn/up/kernel"
+    adapter = lora.init(jax.random.key(0), PARAMS, targets=targets, rank=2)
+    draw = np.random.default_rng(0).normal
+    adapter = jax.tree.map(lambda leaf: jnp.asarray(0.1 * draw(size=leaf.shape), "f"), adapter)
+    inputs = jnp.asarray([SOURCES[0]]), jnp.asarray([ROWS[0]])
+    unfused = APPLY(lora.apply(PARAMS, adapter, scale=2.0), *inputs)
+    close(unfused, APPLY(lora.fold(PARAMS, adapter, scale=2.0), *inputs))
+    assert np.abs(unfused - APPLY(PARAMS, *inputs)).max() > 1e-2
+
+
+def test_configs():
+    assert BartConfig().start_ids == (2,) and CONFIG.start_ids == (2, 0)
+    assert hash(BartConfig()) == hash(replace(BartConfig())) and BartConfig() == BartConfig()
+    shapes = jax.eval_shape(
+        Bart(BartConfig()).init, jax.random.key(0), *[jnp.zeros((1, 1), jnp.int32)] * 2
+    )
+    # BART-large, and the bias of its logits.
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 406_291_456 + 50_265
