@@ -49,10 +49,31 @@ NonNegative = Annotated[float, Range(0)]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The language model: a name `rag_jax.models.load` knows, or a folder."""
+    """The language model: a name `rag_jax.models.load` knows, or a folder.
+
+    Weights and activations are of `dtype`; what is trained is kept in float32 all the same.
+    """
 
     name: str = "smollm2-135m-instruct"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How the devices are arranged: `data` of them split a batch by its rows, `model` each matrix.
+
+    -1 takes all devices that the other leaves; weights are split over both.
+    """
+
+    data: Annotated[int, Range(-1)] = -1
+    model: Annotated[int, Range(-1)] = 1
+
+    def check(self, path: str) -> None:
+        if self.data == self.model == -1 or 0 in (self.data, self.model):
+            raise RagJaxError(
+                f"{path}.data={self.data} and {path}.model={self.model}: give one of them a size "
+                "of at least 1; -1 is for what the other leaves"
+            )
 
 
 @dataclass(frozen=True)
@@ -149,6 +170,7 @@ class TuningConfig:
 
     The special tokens' embeddings are trained in both, `new_token_rate` times as fast: they start
     with logits some 14 nats below the others, too far for the other rate in a dozen steps.
+    `remat` saves memory for time: see `rag_jax.models.decoder.Decoder`.
     """
 
     mode: Literal["full", "lora"] = "lora"
@@ -156,6 +178,7 @@ class TuningConfig:
     alpha: Positive = 32.0
     targets: str = r"attention/(query|key|value|output)|ffn/(gate|up|down)"
     new_token_rate: Positive = 5.0
+    remat: Literal["none", "full", "dots"] = "none"
 
     def check(self, path: str) -> None:
         try:
@@ -206,6 +229,7 @@ class SRRAGConfig:
         SourceConfig(name="Self", token="<Self>", kind="verbalise"),
         SourceConfig(name="Wiki", token="<Wiki>", kind="search"),
     )
+    mesh: MeshConfig = MeshConfig()
     model: ModelConfig = ModelConfig()
     encoder: EncoderConfig = EncoderConfig()
     world: WorldConfig = WorldConfig()

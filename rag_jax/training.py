@@ -26,6 +26,7 @@ from rag_jax.checkpoint import Checkpoints
 from rag_jax.config import StageConfig
 from rag_jax.errors import RagJaxError
 from rag_jax.files import open_atomic, to_json, write_json
+from rag_jax.sharding import Places, follow, keep_places, list_places
 
 LossFunction = Callable[[PyTree, PyTree, Any], tuple[Float[Array, ""], Mapping[str, Array]]]
 
@@ -70,25 +71,50 @@ def make_optimizer(settings: StageConfig, total_steps: int) -> optax.GradientTra
 
 
 def init_state(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step.
+    """The state before the first step; the optimiser's arrays lie where their parameters do.
 
     `params` are copied: a step gives its state's memory to the next state, which would otherwise
     take the caller's arrays away.
     """
-    params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
-    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    def build(params: PyTree) -> TrainState:
+        params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
     # Bound to their devices, as arrays from a checkpoint are: a run that had both kinds would
     # compile every program twice.
-    return jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.sharding), state)
+    described = follow(jax.eval_shape(build, params), params)
+    return jax.jit(build, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, described))(params)
 
 
-@partial(jax.jit, static_argnames="loss_fn")
+@partial(jax.jit, static_argnames=("loss_fn", "places"))
 def compute_gradients(
-    loss_fn: LossFunction, params: PyTree, frozen: PyTree, arrays: Any
+    loss_fn: LossFunction, params: PyTree, frozen: PyTree, arrays: Any, *, places: Places
 ) -> tuple[PyTree, dict[str, Array]]:
-    """Gradients by `params`, and the loss among the metrics; two runs may share one program."""
+    """Gradients by `params`, and the loss among the metrics; two runs may share one program.
+
+    Args:
+        places: of `params`; the gradients come to lie there too.
+    """
     (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, frozen, arrays)
-    return grads, {"loss": loss, **metrics}
+    return keep_places(grads, places), {"loss": loss, **metrics}
+
+
+@partial(jax.jit, donate_argnames="total")
+def add_gradients(total: PyTree, part: PyTree) -> PyTree:
+    """The gradients of two microbatches together."""
+    return jax.tree.map(jnp.add, total, part)
+
+
+@partial(jax.jit, static_argnames=("optimizer", "places"), donate_argnames="state")
+def apply_gradients(
+    optimizer: optax.GradientTransformation, state: TrainState, grads: PyTree, *, places: Places
+) -> tuple[TrainState, Float[Array, ""]]:
+    """The state after a step, lying at the same `places`, and the gradients' norm."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    state = TrainState(state.step + 1, params, opt_state)
+    return keep_places(state, places), optax.tree.norm(grads)
 
 
 def make_step(
@@ -108,24 +134,17 @@ def make_step(
         optimizer: as from `make_optimizer`.
     """
 
-    @partial(jax.jit, donate_argnums=0)
-    def add(total: PyTree, part: PyTree) -> PyTree:
-        return jax.tree.map(jnp.add, total, part)
-
-    @partial(jax.jit, donate_argnums=0)
-    def update(state: TrainState, grads: PyTree) -> tuple[TrainState, Array]:
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), optax.tree.norm(grads)
-
     def step(state, frozen, parts):
         total, logged = None, {}
+        places = list_places(state.params)
         for name, arrays in parts:
-            grads, metrics = compute_gradients(losses[name], state.params, frozen, arrays)
-            total = grads if total is None else add(total, grads)
+            grads, metrics = compute_gradients(
+                losses[name], state.params, frozen, arrays, places=places
+            )
+            total = grads if total is None else add_gradients(total, grads)
             for key, value in metrics.items():
                 logged[key] = logged[key] + value if key in logged else value
-        state, norm = update(state, total)
+        state, norm = apply_gradients(optimizer, state, total, places=list_places(state))
         return state, {**logged, "grad_norm": norm}
 
     return step

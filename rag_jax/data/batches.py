@@ -1,4 +1,4 @@
-"""Batches of fixed shapes whose order is a pure function of the seed, the step and the process.
+"""Batches of fixed shapes whose order is a pure function of the seed and the step.
 
 Examples are grouped by length into buckets, so a program is compiled once for each bucket and not
 for each length. Nothing is remembered between steps: to resume, ask for the next step.
@@ -41,11 +41,11 @@ class BatchPlan:
       kinds: examples of different kinds never share a microbatch.
       strata: every batch gets its even share of each stratum. With a dozen steps an epoch, a batch
         of one class alone would pull that class's probability far to one side.
-      batch_size: examples of a batch over all processes, which the last batches may miss by one.
-      budget: tokens of a microbatch, except where one example has more.
+      batch_size: examples of a batch, which the last batches may miss by one.
+      budget: tokens of a microbatch, except where `row_multiple` examples have more.
       program_tokens: see `choose_widths`.
       seed: decides the order; every epoch has its own.
-      processes: number of processes a batch is divided among.
+      row_multiple: what the rows of a microbatch are a multiple of, so that a mesh divides them.
 
     Raises:
       RagJaxError: if a setting is out of range, or there are no examples.
@@ -59,20 +59,15 @@ class BatchPlan:
     budget: int
     program_tokens: int
     seed: int
-    processes: int = 1
+    row_multiple: int = 1
 
     def __post_init__(self) -> None:
         if not len(self.lengths):
             raise RagJaxError("lengths: there are no examples to make batches of")
         if not len(self.lengths) == len(self.kinds) == len(self.strata):
             raise ValueError("every example has a length, a kind and a stratum")
-        if self.processes < 1 or self.batch_size < 1 or self.batch_size % self.processes:
-            raise RagJaxError(
-                f"batch_size={self.batch_size}: must be a positive multiple of "
-                f"processes={self.processes}"
-            )
-        for name in ("budget", "program_tokens", "seed"):
-            if getattr(self, name) < (name == "budget"):
+        for name in ("batch_size", "budget", "program_tokens", "seed", "row_multiple"):
+            if getattr(self, name) < (name not in ("program_tokens", "seed")):
                 raise RagJaxError(f"{name}={getattr(self, name)}: is too small")
 
     @functools.cached_property
@@ -91,10 +86,14 @@ class BatchPlan:
         """Number of batches that hold every example once."""
         return -(-len(self.lengths) // self.batch_size)
 
-    def examples_at(self, step: int, process: int = 0) -> list[int]:
-        """The examples of `process` at `step`, which counts from 0 through all epochs."""
-        if step < 0 or not 0 <= process < self.processes:
-            raise ValueError(f"no step {step} of process {process}")
+    def examples_at(self, step: int) -> list[int]:
+        """The examples of `step`, which counts from 0 through all epochs.
+
+        The same in every process: microbatches differ in shape, and all processes of a run have
+        to run the same programs. Each then feeds its own rows of every microbatch to its devices.
+        """
+        if step < 0:
+            raise ValueError(f"no step {step}")
         epoch, place = divmod(step, self.num_steps_per_epoch)
         rng = np.random.default_rng((self.seed, epoch))
         strata = np.asarray(self.strata)
@@ -104,7 +103,7 @@ class BatchPlan:
             position[members] = (np.arange(len(members)) + rng.random()) / len(members)
         batches = np.array_split(np.argsort(position, kind="stable"), self.num_steps_per_epoch)
         batch = batches[rng.permutation(len(batches))[place]]
-        return batch[process :: self.processes].tolist()
+        return batch.tolist()
 
     def place(self, example: int) -> tuple[str, int]:
         """The kind and width of the microbatches that an example goes into."""
@@ -118,7 +117,7 @@ class BatchPlan:
             members.setdefault(self.place(i), []).append(i)
         groups = []
         for (kind, width), indices in sorted(members.items()):
-            rows = max(1, self.budget // width)
+            rows = max(1, self.budget // width // self.row_multiple) * self.row_multiple
             groups += [
                 Microbatch(kind, indices[start : start + rows], rows, width)
                 for start in range(0, len(indices), rows)

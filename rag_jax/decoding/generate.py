@@ -15,6 +15,7 @@ from rag_jax.errors import RagJaxError
 from rag_jax.models.bart import Bart
 from rag_jax.models.decoder import Decoder
 from rag_jax.models.layers import MASKED
+from rag_jax.sharding import count_data_rows, shard_batch
 
 
 class Sampling(NamedTuple):
@@ -151,6 +152,7 @@ def generate(
         prompts: token ids, at least one each.
         prefix: tokens that stand before every prompt; they are read once, not once a prompt. Not
             for an encoder-decoder, in which what comes first is read in the light of the rest.
+        batch_size: rows of a batch; a multiple of what the mesh in effect splits rows into.
         seed: prompt `i` draws with a key of `seed` and `i`, whatever batch it falls into.
         progress: told the number of prompts that each finished batch held.
 
@@ -159,13 +161,17 @@ def generate(
 
     Raises:
         RagJaxError: a prompt is empty or longer than an encoder-decoder takes, `max_tokens` is less
-            than 1 or more than it has positions for, or it is given a `prefix`.
+            than 1 or more than it has positions for, it is given a `prefix`, or the mesh doesn't
+            divide `batch_size`.
     """
     if max_tokens < 1:
         raise RagJaxError(f"max_tokens={max_tokens}: must be at least 1")
     empty = [i for i, prompt in enumerate(prompts) if not len(prompt)]
     if empty:
         raise RagJaxError(f"prompts: prompt {empty[0]} is empty; give at least one token")
+    parts = count_data_rows()
+    if batch_size < 1 or batch_size % parts:
+        raise RagJaxError(f"batch_size={batch_size}: must be a multiple of the mesh's {parts} rows")
     if not len(prompts):
         return []
     if isinstance(model, Bart):
@@ -173,10 +179,9 @@ def generate(
     shared = None
     if prefix:
         shared = prefill(model, params, prefix)
-    batch_size = min(batch_size, 1 << (len(prompts) - 1).bit_length())
+    batch_size = min(batch_size, round_up(1 << (len(prompts) - 1).bit_length(), parts))
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     written: list[list[int]] = [[] for _ in prompts]
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(len(prompts)))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         width = round_up(len(prompts[rows[-1]]), 32)
@@ -187,14 +192,13 @@ def generate(
             model,
             params,
             shared,
-            tokens,
-            mask,
-            keys[np.resize(rows, batch_size)],
+            *shard_batch((tokens, mask, np.resize(np.asarray(rows, np.int32), batch_size))),
+            seed,
             max_tokens=max_tokens,
             stop_ids=tuple(stop_ids),
             sampling=sampling,
         )
-        new, lengths = np.asarray(result[0]), np.asarray(result[1])
+        new, lengths = (np.asarray(array) for array in result)
         for row, i in enumerate(rows):
             written[i] = new[row, : lengths[row]].tolist()
         progress(len(rows))
@@ -230,7 +234,10 @@ def _prefill(model, params, tokens, mask):
 
 
 @partial(jax.jit, static_argnames=("model", "max_tokens", "stop_ids", "sampling"))
-def _generate_batch(model, params, prefix, tokens, mask, keys, *, max_tokens, stop_ids, sampling):
+def _generate_batch(
+    model, params, prefix, tokens, mask, numbers, seed, *, max_tokens, stop_ids, sampling
+):
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
     dtype = params["embed"]["embedding"].dtype
     if isinstance(model, Bart):
         prefix, taking_part = encode_source(model, params, tokens, mask), mask.any(axis=1)

@@ -10,6 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from rag_jax.models.layers import GatedFFN, Linear, RMSNorm, attend, rotary_angles, rotate
+from rag_jax.sharding import constrain_rows
 
 # One layer's keys `[B, K, d, S]` and values `[B, K, S, d]`.
 LayerCache = tuple[Float[Array, "B K d S"], Float[Array, "B K S d"]]
@@ -100,9 +101,15 @@ class Decoder(nn.Module):
 
     Layers are a plain list: scanning over stacked layers copies each layer's weights at every
     step, which makes decoding on CPU twice as slow.
+
+    Attributes:
+        config: its sizes.
+        remat: what a gradient computes twice in place of keeping it: "none" of the activations,
+            "full" all within a layer, "dots" all but the results of its projections.
     """
 
     config: DecoderConfig
+    remat: str = "none"
 
     def setup(self):
         c = self.config
@@ -153,11 +160,10 @@ class Decoder(nn.Module):
             if positions is None:
                 positions = jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0)
         angles = rotary_angles(positions, head_dim=c.head_dim, theta=c.rope_theta)
-        x = self.embed(tokens).reshape(rows * width, c.hidden_size)
+        x = constrain_rows(self.embed(tokens).reshape(rows * width, c.hidden_size), rows)
         tapped, written = (x if tap == 0 else None), []
         for i, layer in enumerate(self.layers):
-            x, layer_cache = layer(
-                x,
+            rest = (
                 (rows, width),
                 angles,
                 mask[:, None],
@@ -166,6 +172,12 @@ class Decoder(nn.Module):
                 prefix and prefix[i],
                 prefix_mask,
             )
+
+            def run(x, layer=layer, rest=rest):
+                y, layer_cache = layer(x, *rest)
+                return constrain_rows(y, rows), layer_cache
+
+            x, layer_cache = self._rematerialize(run)(x)
             written.append(layer_cache)
             if tap == i + 1:
                 tapped = x
@@ -176,9 +188,18 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Scores over the vocabulary, only for the hidden states given."""
-        flat = hidden.reshape(-1, self.config.hidden_size)
+        rows = hidden.shape[0]
+        flat = constrain_rows(hidden.reshape(-1, self.config.hidden_size), rows)
         if self.config.tie_embeddings:
             scores = flat @ self.embed.embedding.T
         else:
             scores = self.head(flat)
+        scores = constrain_rows(scores, rows, free=True)
         return scores.reshape(*hidden.shape[:-1], -1)
+
+    def _rematerialize(self, run):
+        if self.remat == "none":
+            return run
+        # `jax.checkpoint` rather than Flax's: there is nothing but parameters to be read within.
+        policies = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+        return jax.checkpoint(run, policy=policies[self.remat])

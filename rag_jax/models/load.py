@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from rag_jax.errors import RagJaxError
 from rag_jax.models.bart import Bart, BartConfig
 from rag_jax.models.bert import Bert, BertConfig
@@ -14,6 +16,7 @@ from rag_jax.models.hub import fingerprint, resolve
 from rag_jax.models.tensors import find_weights, read_safetensors
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.models.weights import build_params
+from rag_jax.sharding import Rules
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,22 @@ class Pretrained:
     fingerprint: str
 
 
-def load(name_or_path: str | Path, *, dtype: Any = None) -> Pretrained:
+def load(
+    name_or_path: str | Path,
+    *,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+    rules: Rules | None = None,
+) -> Pretrained:
     """Loads a model.
 
     Args:
         name_or_path: a folder in Hugging Face's layout (safetensors, sharded or not) or with one
             GGUF file, the name of a known model, or a name on the hub; see `hub.resolve`.
         dtype: NumPy or JAX dtype of the parameters, float32 by default.
+        mesh: splits every tensor over its devices as it is read, so that no device and no host
+            ever holds the whole model; None for one device.
+        rules: how; by default the family's own, in `rag_jax.sharding`.
 
     Raises:
         RagJaxError: the model cannot be found or fetched, a file is damaged, the architecture is
@@ -69,5 +81,7 @@ def load(name_or_path: str | Path, *, dtype: Any = None) -> Pretrained:
         )
     modules = {DecoderConfig: Decoder, BertConfig: Bert, BartConfig: Bart}
     model = modules[type(config)](config)
-    params = build_params(config, tensors, dtype=dtype, source=f"the weights in {folder}")
+    params = build_params(
+        config, tensors, dtype=dtype, mesh=mesh, rules=rules, source=f"the weights in {folder}"
+    )
     return Pretrained(config, model, params, tokenizer, fingerprint(folder))

@@ -6,7 +6,6 @@ from dataclasses import replace
 import jax.numpy as jnp
 
 from rag_jax.errors import RagJaxError
-from rag_jax.models.decoder import Decoder
 from rag_jax.models.load import Pretrained
 
 
@@ -33,6 +32,5 @@ def grow_vocabulary(pretrained: Pretrained, names: Sequence[str]) -> Pretrained:
     table = jnp.concatenate([table, jnp.repeat(mean, len(names), axis=0)])
     config = replace(config, vocab_size=first + len(names))
     params = {**pretrained.params, "embed": {"embedding": table}}
-    return replace(
-        pretrained, config=config, model=Decoder(config), params=params, tokenizer=tokenizer
-    )
+    model = pretrained.model.clone(config=config)
+    return replace(pretrained, config=config, model=model, params=params, tokenizer=tokenizer)

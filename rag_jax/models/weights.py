@@ -7,12 +7,14 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from rag_jax.errors import RagJaxError
 from rag_jax.models.bart import POSITION_OFFSET, BartConfig
 from rag_jax.models.bert import BertConfig
 from rag_jax.models.decoder import DecoderConfig
 from rag_jax.models.tensors import StoredTensor
+from rag_jax.sharding import BERT_RULES, DECODER_RULES, Rules, choose_spec, place_array
 
 # Stored by some versions of transformers, but no parameters of these models: rotary tables and
 # position numbers, the pooling layer over [CLS], the heads of BERT's pre-training and the format
@@ -58,32 +60,49 @@ def build_params(
     tensors: Mapping[str, StoredTensor],
     *,
     dtype: Any = None,
+    mesh: Mesh | None = None,
+    rules: Rules | None = None,
     source: str = "the weights",
 ) -> dict:
-    """Reads the tensors into a parameter tree.
+    """Reads the tensors into a parameter tree, one at a time.
 
     Args:
         config: the sizes the tree must have.
         tensors: by Hugging Face name; a leading `bert.`, the old names `gamma` and `beta` of layer
             norms and the names of a BART without its head are understood.
         dtype: of the parameters, float32 by default.
+        mesh: over which each tensor is split as it is read; None for one device.
+        rules: how; by default the family's own.
         source: what an error message calls the weights.
 
     Raises:
         RagJaxError: one message with every tensor that is missing, has the wrong shape or has no
-            place in the model.
+            place in the model; not exactly one rule for some parameter.
     """
     tensors = _rename(config, tensors)
     slots = list_slots(config)
     _check(config, slots, tensors, source)
+    dtype = dtype or jnp.float32
+    if rules is None:
+        rules = BERT_RULES if isinstance(config, BertConfig) else DECODER_RULES
+    shardings = {}
+    if mesh is not None:  # all of them before anything is read
+        for slot in slots:
+            spec = choose_spec(slot.path, slot.shape, mesh, rules)
+            shardings[slot.path] = NamedSharding(mesh, spec)
     params: dict = {}
     for slot in slots:
         array = tensors[slot.name].read()
+        array = array.T if slot.transposed else array
         *parents, leaf = slot.path.split("/")
         node = params
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[leaf] = jnp.asarray(array.T if slot.transposed else array, dtype or jnp.float32)
+        if mesh is None:
+            node[leaf] = jnp.asarray(array, dtype)
+        else:
+            # Waited for: the host would otherwise hold every tensor that is still under way.
+            node[leaf] = place_array(array, shardings[slot.path], dtype).block_until_ready()
     return params
 
 

@@ -17,7 +17,7 @@ EXAMPLES = st.lists(
 )
 
 
-def make_plan(examples, *, batch_size=4, seed=0, processes=1, budget=64, program_tokens=50):
+def make_plan(examples, *, batch_size=4, seed=0, row_multiple=1, budget=64, program_tokens=50):
     lengths, kinds, strata = zip(*examples, strict=True)
     return BatchPlan(
         lengths,
@@ -27,7 +27,7 @@ def make_plan(examples, *, batch_size=4, seed=0, processes=1, budget=64, program
         budget=budget,
         program_tokens=program_tokens,
         seed=seed,
-        processes=processes,
+        row_multiple=row_multiple,
     )
 
 
@@ -43,30 +43,22 @@ def test_every_example_once_an_epoch(examples, batch_size, seed, epoch):
 
 
 @settings(deadline=None, max_examples=60)
-@given(EXAMPLES, st.integers(1, 9), st.integers(1, 100))
-def test_microbatches_hold_their_examples_once_at_few_shapes(examples, batch_size, budget):
-    plan = make_plan(examples, batch_size=batch_size, budget=budget)
+@given(EXAMPLES, st.integers(1, 9), st.integers(1, 100), st.integers(1, 4))
+def test_microbatches_hold_their_examples_once_at_few_shapes(examples, batch_size, budget, rows):
+    plan = make_plan(examples, batch_size=batch_size, budget=budget, row_multiple=rows)
     shapes = set()
     for step in range(plan.num_steps_per_epoch):
         micros = plan.group(plan.examples_at(step))
         assert sorted(i for m in micros for i in m.indices) == sorted(plan.examples_at(step))
         for micro in micros:
-            assert 0 < len(micro.indices) <= micro.rows == max(1, budget // micro.width)
+            assert 0 < len(micro.indices) <= micro.rows
+            assert micro.rows % rows == 0
+            assert micro.rows * micro.width <= max(budget, rows * micro.width)
+            assert (micro.rows + rows) * micro.width > budget
             assert all(plan.kinds[i] == micro.kind for i in micro.indices)
             assert all(plan.lengths[i] <= micro.width for i in micro.indices)
             shapes.add((micro.kind, micro.width))
     assert len(shapes) <= sum(map(len, plan.widths.values()))
-
-
-@settings(deadline=None, max_examples=40)
-@given(EXAMPLES, st.integers(1, 4), st.integers(1, 4), st.integers(0, 5))
-def test_processes_together_are_the_one_process_batch(examples, processes, local, seed):
-    whole = make_plan(examples, batch_size=processes * local, seed=seed)
-    parts = make_plan(examples, batch_size=processes * local, seed=seed, processes=processes)
-    for step in range(2 * whole.num_steps_per_epoch):
-        pieces = [parts.examples_at(step, process) for process in range(processes)]
-        assert sorted(itertools.chain.from_iterable(pieces)) == sorted(whole.examples_at(step))
-        assert max(map(len, pieces)) <= local
 
 
 @settings(deadline=None, max_examples=30)
@@ -101,7 +93,7 @@ def test_strata_are_spread_evenly():
     ("change", "message"),
     [
         ({"batch_size": 0}, "batch_size=0"),
-        ({"batch_size": 5, "processes": 2}, "batch_size=5: must be a positive multiple"),
+        ({"row_multiple": 0}, "row_multiple=0"),
         ({"seed": -1}, "seed=-1"),
         ({"budget": 0}, "budget=0"),
     ],
@@ -120,10 +112,8 @@ def test_no_examples():
 
 
 def test_steps_out_of_range():
-    plan = make_plan([(1, "a", 0)], batch_size=2, processes=2)
-    for step, process in ((-1, 0), (0, 2), (0, -1)):
-        with pytest.raises(ValueError, match="no step"):
-            plan.examples_at(step, process)
+    with pytest.raises(ValueError, match="no step"):
+        make_plan([(1, "a", 0)]).examples_at(-1)
 
 
 @settings(deadline=None, max_examples=60)

@@ -28,6 +28,7 @@ from rag_jax.losses import token_logprobs
 from rag_jax.models.decoder import Decoder
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.pipeline import StageContext
+from rag_jax.sharding import shard_batch
 from rag_jax.systems.srrag.data import choose_source
 
 if TYPE_CHECKING:
@@ -147,7 +148,8 @@ def score_answers(
         at[r, : len(answer)] = len(prompt) - 1 + np.arange(len(answer))
         weights[r, : len(answer)] = 1
     targets = np.take_along_axis(tokens, np.minimum(at + 1, width - 1), axis=1)
-    scores = _score(model, params, prefix, tokens, mask, at, targets, weights)
+    arrays = shard_batch((tokens, mask, at, targets, weights))
+    scores = _score(model, params, prefix, *arrays)
     return np.asarray(scores)[: len(rows)].tolist()
 
 

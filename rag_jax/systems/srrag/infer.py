@@ -21,6 +21,7 @@ from rag_jax.decoding.generate import decode, last_hidden
 from rag_jax.errors import RagJaxError
 from rag_jax.losses import token_logprobs
 from rag_jax.models.decoder import Decoder
+from rag_jax.sharding import constrain_rows, shard_batch
 from rag_jax.systems.srrag.data import Format, join_passages
 
 
@@ -143,13 +144,18 @@ def score_answer(
 @jax.jit
 def pick_rows(cache: Cache, rows: Int[Array, "B"]) -> Cache:
     """The caches of some rows, in the order given."""
-    return jax.tree.map(lambda leaf: leaf[rows], cache)
+    return jax.tree.map(lambda leaf: constrain_rows(leaf[rows], len(rows), free=True), cache)
 
 
 @jax.jit
 def join_rows(parts: Sequence[Routed]) -> Routed:
     """The rows of several batches as one."""
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+    def join(*leaves):
+        joined = jnp.concatenate(leaves)
+        return constrain_rows(joined, len(joined), free=True)
+
+    return jax.tree.map(join, *parts)
 
 
 @jax.tree_util.register_dataclass
@@ -249,13 +255,12 @@ class Engine:
         parts = []
         for start in range(0, len(rows), self.batch_size):
             batch = rows[start : start + self.batch_size]
-            tokens, mask = pad_rows(batch, width, pad_id=0, batch=self.batch_size)
+            arrays = pad_rows(batch, width, pad_id=0, batch=self.batch_size)
             parts.append(
                 route(
                     self.model,
                     self.params,
-                    tokens,
-                    mask,
+                    *shard_batch(arrays),
                     source_ids=self.form.source_ids,
                     layer=self.layer,
                 )
@@ -278,7 +283,7 @@ class Engine:
                 self.params,
                 cache,
                 self.form.source_ids[source],
-                active,
+                shard_batch(active),
                 width=self.knowledge_width,
                 max_tokens=self.max_knowledge,
                 stop_ids=self.form.stop_ids,
@@ -291,8 +296,8 @@ class Engine:
         chunks = [
             [self.form.source_ids[source], *self.form.encode_knowledge(text)] for text in texts
         ]
-        tokens, mask = pad_rows(chunks, self.knowledge_width, pad_id=0, batch=self.batch_size)
-        return read(self.model, self.params, cache, tokens, mask), texts, active
+        arrays = pad_rows(chunks, self.knowledge_width, pad_id=0, batch=self.batch_size)
+        return read(self.model, self.params, cache, *shard_batch(arrays)), texts, active
 
     def write_answers(self, cache: Cache, active: Bool[np.ndarray, "B"]) -> list[str]:
         """Greedy answers of the real rows."""
@@ -300,7 +305,7 @@ class Engine:
             self.model,
             self.params,
             cache,
-            active,
+            shard_batch(active),
             cue=tuple(self.form.encode_answer_cue()),
             max_tokens=self.max_answer,
             stop_ids=self.form.stop_ids,
@@ -316,8 +321,8 @@ class Engine:
         cue = self.form.encode_answer_cue()
         rows = [[*cue, *self.form.encode_answer(text)] for text in answers]
         width = round_up(max(map(len, rows)), 16)
-        tokens, mask = pad_rows(rows, width, pad_id=0, batch=self.batch_size)
-        scores = score_answer(self.model, self.params, cache, tokens, mask, cue_length=len(cue))
+        arrays = shard_batch(pad_rows(rows, width, pad_id=0, batch=self.batch_size))
+        scores = score_answer(self.model, self.params, cache, *arrays, cue_length=len(cue))
         return np.asarray(scores)[: int(active.sum())]
 
     def answer_questions(

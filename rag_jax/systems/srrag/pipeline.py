@@ -6,6 +6,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -25,6 +26,7 @@ from rag_jax.pipeline import Stage, StageContext, run_stages
 from rag_jax.report import write_report
 from rag_jax.retrieval.encode import encode_texts
 from rag_jax.retrieval.index import Index
+from rag_jax.sharding import DECODER_RULES, check_batches, make_mesh, place_params
 from rag_jax.systems.srrag import contexts, evaluate, tune
 from rag_jax.systems.srrag.data import Format, special_tokens
 
@@ -37,8 +39,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     settings = build(SRRAGConfig, config)
     session = Session(settings)
-    stages = session.stages()
-    records = run_stages(stages, workdir, config=settings)
+    with jax.set_mesh(session.mesh):
+        records = run_stages(session.stages(), workdir, config=settings)
     predictions = read_json(Path(workdir) / "stages" / "evaluate" / "predictions.json")
     return write_report(
         workdir,
@@ -57,6 +59,15 @@ class Session:
 
     def __init__(self, config: SRRAGConfig):
         self.config = config
+        self.mesh = make_mesh(config.mesh)
+        check_batches(
+            self.mesh,
+            {
+                "config.verbalise.batch_size": config.verbalise.batch_size,
+                "config.label.batch_size": config.label.batch_size,
+                "config.answer.batch_size": config.answer.batch_size,
+            },
+        )
         self.model_fingerprint = fingerprint(resolve(config.model.name))
         self.encoder_fingerprint = fingerprint(resolve(config.encoder.name))
 
@@ -64,7 +75,7 @@ class Session:
     def base(self) -> Pretrained:
         """The language model with the special tokens added, not yet trained."""
         dtype = jnp.dtype(self.config.model.dtype)
-        loaded = load(self.config.model.name, dtype=dtype)
+        loaded = load(self.config.model.name, dtype=dtype, mesh=self.mesh)
         if not isinstance(loaded.model, Decoder):
             raise RagJaxError(f"config.model.name={self.config.model.name}: is no language model")
         if self.config.datastore.layer > loaded.config.num_layers:
@@ -72,12 +83,15 @@ class Session:
                 f"config.datastore.layer={self.config.datastore.layer}: the model has "
                 f"{loaded.config.num_layers} layers"
             )
-        return grow_vocabulary(loaded, special_tokens(self.config.sources))
+        grown = grow_vocabulary(loaded, special_tokens(self.config.sources))
+        return dataclasses.replace(
+            grown, params=place_params(grown.params, self.mesh, DECODER_RULES)
+        )
 
     @cached_property
     def encoder(self) -> Pretrained:
         """The sentence encoder behind the index and the clusters."""
-        loaded = load(self.config.encoder.name)
+        loaded = load(self.config.encoder.name, mesh=self.mesh)
         if not isinstance(loaded.model, Bert):
             raise RagJaxError(f"config.encoder.name={self.config.encoder.name}: is no encoder")
         return loaded

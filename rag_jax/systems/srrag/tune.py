@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec
 
 from rag_jax import lora
 from rag_jax.checkpoint import Checkpoints, load_tree, save_tree
@@ -17,6 +19,7 @@ from rag_jax.data.batches import BatchPlan, Microbatch, round_up
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_jsonl, write_json
 from rag_jax.pipeline import StageContext
+from rag_jax.sharding import DECODER_RULES, count_data_rows, lay_out, place_params, shard_batch
 from rag_jax.systems.srrag.data import (
     Row,
     count_targets,
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
 
 # Tokens that could be trained on while one program compiles, measured on two CPU cores.
 _PROGRAM_TOKENS = 1600
+
+# Of what is trained; the new tokens' few rows are on every device.
+RULES = (*DECODER_RULES, (r"new_tokens", PartitionSpec()))
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,7 @@ def make_plan(session: "Session", examples: Sequence[Example], settings: StageCo
         budget=settings.microbatch_tokens,
         program_tokens=_PROGRAM_TOKENS,
         seed=session.config.seed,
+        row_multiple=count_data_rows(),
     )
 
 
@@ -142,28 +149,37 @@ def pack(
 
 
 def start_trainable(session: "Session") -> Any:
-    """The trained tree before the first step."""
+    """The trained tree before the first step, in float32: small updates vanish in bfloat16."""
+    return place_params(_init_trainable(session), session.mesh, RULES)
+
+
+def _init_trainable(session: "Session") -> Any:
     c, base = session.config, session.base
-    new_tokens = base.params["embed"]["embedding"][-(len(c.sources) + 2) :]
+    trained = {"new_tokens": base.params["embed"]["embedding"][-(len(c.sources) + 2) :]}
     if c.tuning.mode == "full":
-        return {"weights": base.params, "new_tokens": new_tokens}
-    try:
-        adapter = lora.init(
-            jax.random.key(c.seed),
-            base.params,
-            targets=f".*({c.tuning.targets})/kernel",
-            rank=c.tuning.rank,
-        )
-    except ValueError as error:
-        raise RagJaxError(f"config.tuning.targets={c.tuning.targets!r}: {error}") from error
-    return {"adapter": adapter, "new_tokens": new_tokens}
+        trained["weights"] = base.params
+    else:
+        try:
+            trained["adapter"] = lora.init(
+                jax.random.key(c.seed),
+                base.params,
+                targets=f".*({c.tuning.targets})/kernel",
+                rank=c.tuning.rank,
+            )
+        except ValueError as error:
+            raise RagJaxError(f"config.tuning.targets={c.tuning.targets!r}: {error}") from error
+    return _cast(trained, jnp.float32)
 
 
-def assemble(trained: Any, frozen: Any, *, scale: float | None) -> Any:
-    """The model's parameters from what is trained and what is not; `scale` None for all weights.
+def assemble(trained: Any, frozen: Any, *, scale: float | None, dtype: Any) -> Any:
+    """The model's parameters, in `dtype`, from what is trained and what is not.
 
     The new tokens' rows are trained in both modes, apart from the table, for they learn faster.
+
+    Args:
+        scale: of the adapter; None where all weights are trained.
     """
+    trained = _cast(trained, dtype)
     weights = trained["weights"] if scale is None else frozen
     table, new = weights["embed"]["embedding"], trained["new_tokens"]
     table = jax.lax.dynamic_update_slice(table, new, (table.shape[0] - new.shape[0], 0))
@@ -171,20 +187,28 @@ def assemble(trained: Any, frozen: Any, *, scale: float | None) -> Any:
     return weights if scale is None else lora.apply(weights, trained["adapter"], scale=scale)
 
 
-def _scale(session: "Session") -> float | None:
+def _cast(tree: Any, dtype: Any) -> Any:
+    """A tree's arrays in another type; those that have it already are not copied."""
+    return jax.tree.map(lambda x: x if x.dtype == dtype else x.astype(dtype), tree)
+
+
+def make_assembler(session: "Session") -> Callable[[Any, Any], Any]:
+    """`assemble` by the run's settings."""
     tuning = session.config.tuning
-    return None if tuning.mode == "full" else tuning.alpha / tuning.rank
+    scale = None if tuning.mode == "full" else tuning.alpha / tuning.rank
+    return partial(assemble, scale=scale, dtype=jnp.dtype(session.config.model.dtype))
 
 
 def make_losses(session: "Session") -> dict[str, Callable[..., Any]]:
     """Both stages' losses by the trained tree; "rows" serves both, so it is compiled once."""
-    model, scale, beta = session.base.model, _scale(session), session.config.stage2.beta
+    beta, join = session.config.stage2.beta, make_assembler(session)
+    model = session.base.model.clone(remat=session.config.tuning.remat)
 
     def of_rows(trained, frozen, batch):
-        return stage1_loss(model, assemble(trained, frozen, scale=scale), batch)
+        return stage1_loss(model, join(trained, frozen), batch)
 
     def of_pairs(trained, frozen, batch):
-        return stage2_loss(model, assemble(trained, frozen, scale=scale), batch, beta=beta)
+        return stage2_loss(model, join(trained, frozen), batch, beta=beta)
 
     return {"rows": of_rows, "pairs": of_pairs}
 
@@ -193,13 +217,14 @@ def load_trainable(session: "Session", folder: Path) -> Any:
     """The trained tree that a stage saved."""
     # The session loads its model when first asked, which must not be within a trace.
     _ = session.base
-    return load_tree(folder, jax.eval_shape(lambda: start_trainable(session)))
+    abstract = jax.eval_shape(lambda: _init_trainable(session))
+    return load_tree(folder, lay_out(abstract, session.mesh, RULES))
 
 
 def load_tuned(session: "Session", folder: Path) -> Any:
     """The model's parameters after a stage."""
     trained = load_trainable(session, folder)
-    return jax.jit(partial(assemble, scale=_scale(session)))(trained, session.base.params)
+    return jax.jit(make_assembler(session))(trained, session.base.params)
 
 
 def run_stage1(session: "Session", context: StageContext) -> None:
@@ -231,7 +256,8 @@ def run_reference(session: "Session", context: StageContext) -> None:
     def run(batch: Sequence[int]) -> list[dict[str, Any]]:
         records = {}
         for micro in plan.group(batch):
-            values = np.asarray(score(params, pack(session, examples, plan, micro, scale=1.0)))
+            arrays = shard_batch(pack(session, examples, plan, micro, scale=1.0))
+            values = np.asarray(score(params, arrays))
             for place, i in enumerate(micro.indices):
                 both = {"chosen": values[place], "rejected": values[micro.rows + place]}
                 records[i] = {"id": examples[i].row.id, **both}
@@ -286,10 +312,10 @@ def _train(
 
     def batch_at(number: int) -> tuple[list[tuple[str, Any]], list[str]]:
         batch = plan.examples_at(number)
-        parts = [
-            (micro.kind, finish(micro, pack(session, examples, plan, micro, scale=1 / len(batch))))
-            for micro in plan.group(batch)
-        ]
+        parts = []
+        for micro in plan.group(batch):
+            arrays = pack(session, examples, plan, micro, scale=1 / len(batch))
+            parts.append((micro.kind, shard_batch(finish(micro, arrays))))
         return parts, [examples[i].row.id for i in batch]
 
     checkpoints = Checkpoints(context.folder / "checkpoints")
