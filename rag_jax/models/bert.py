@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rag_jax.models.layers import LayerNorm, Linear
 from rag_jax.models.post_norm import EncoderLayer
+from rag_jax.sharding import constrain_rows
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Bert(nn.Module):
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
         x = self.embed(tokens, jnp.zeros_like(tokens) if types is None else types)
         for layer in self.layers:
-            x = layer(x, mask)
+            x = layer(constrain_rows(x, rows), mask)
         if self.is_initializing():
             self.project(x)  # its parameters belong to the tree as well
         return x.reshape(rows, width, self.config.hidden_size)

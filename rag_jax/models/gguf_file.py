@@ -1,5 +1,6 @@
 """GGUF files: their metadata and tensors, under the names and in the layout of Hugging Face."""
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 
 from rag_jax.errors import RagJaxError
 from rag_jax.models.tensors import StoredTensor
+
+_BLOCK = 4096  # rows
 
 _NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -78,8 +81,19 @@ def _translate_name(name: str) -> str:
 
 def _reader(path: Path, tensor: gguf.ReaderTensor, heads: int | None):
     def read():
+        # In blocks of rows, for dequantising makes arrays several times the size of its result;
+        # and from the file, for what is read of the reader's memory map stays in memory.
+        array = np.empty(tuple(int(n) for n in reversed(tensor.shape)), np.float32)
+        stored, start = tensor.data, 0
         try:
-            array = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            with open(path, "rb") as file:
+                file.seek(tensor.data_offset)
+                while start < len(array):
+                    shape = (min(_BLOCK, len(array) - start), *stored.shape[1:])
+                    block = np.fromfile(file, stored.dtype, math.prod(shape)).reshape(shape)
+                    block = gguf.quants.dequantize(block, tensor.tensor_type)
+                    array[start : start + len(block)] = block
+                    start += len(block)
         except NotImplementedError:
             kind = tensor.tensor_type.name
             raise RagJaxError(f"{path}: quantisation {kind} of {tensor.name} is not read") from None

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from rag_jax.data.batches import choose_widths
+from rag_jax.data.batches import choose_widths, round_up
 from rag_jax.errors import RagJaxError
 from rag_jax.models import Pretrained
 from rag_jax.models.bert import Bert
+from rag_jax.sharding import count_data_rows, shard_batch
 
 # Compiling a program costs as much time as encoding this many tokens: 0.6 s at 8,000 tokens a
 # second, measured with all-MiniLM-L6-v2 on two CPU cores.
@@ -44,6 +45,7 @@ def encode_texts(
             and the number of texts cut is logged as a warning.
         batch_size: rows of 16 tokens in a batch. Wider rows come in proportionally smaller
             numbers, so that every batch costs the same; 1,024 tokens is where a CPU is fastest.
+            Rows are rounded up to what the mesh in effect divides.
         progress: called after each batch with the number of texts done and their total.
 
     Returns:
@@ -69,8 +71,8 @@ def encode_texts(
         running = None
         if batch is not None:
             picked, shape = batch
-            tokens, lengths = _pad_rows([rows[i] for i in picked], shape)
-            running = picked, _embed_padded(encoder.model, encoder.params, tokens, lengths)
+            arrays = _pad_rows([rows[i] for i in picked], shape)
+            running = picked, _embed_padded(encoder.model, encoder.params, *shard_batch(arrays))
         if pending is not None:
             picked, values = pending
             embeddings[picked] = np.asarray(values)[: len(picked)]
@@ -161,8 +163,8 @@ def _plan_batches(
     start = 0
     while start < len(order):
         width = next(w for w in widths if w >= len(rows[order[start]]))
-        # A single text is a question asked by someone waiting: no empty rows for it.
-        count = 1 if len(rows) == 1 else max(1, batch_size * 16 // width)
+        # A single text is a question asked by someone waiting: no more empty rows than needed.
+        count = round_up(1 if len(rows) == 1 else batch_size * 16 // width, count_data_rows())
         yield order[start : start + count], (count, width)
         start += count
 

@@ -8,13 +8,18 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_json, write_json
-from rag_jax.retrieval.searchers import build_scann, load_scann, search_exact, search_scann
+from rag_jax.retrieval.searchers import (
+    build_scann,
+    load_scann,
+    place_exact,
+    search_exact,
+    search_scann,
+)
 
 # Queries whose rows are gathered together when scores are computed: bounds the memory.
 _SCORED_TOGETHER = 64
@@ -40,7 +45,8 @@ class Index:
 
     Two backends give the same results up to the approximation of the second:
 
-    - `exact`: one matrix product and `jax.lax.top_k` on the device.
+    - `exact`: a matrix product and a top-k on the devices, over which the mesh in effect when the
+      index is made or loaded splits it (`searchers.find_top`, to be called within `jax.jit` too).
     - `scann` (Guo et al. 2020), set up by size after the rules of thumb in ScaNN's own guide:
       brute force below 20,000 rows (exact too); below 100,000 asymmetric hashing over blocks of
       two dimensions, then rescoring; from there on about sqrt(N) partitions before that. The
@@ -89,7 +95,7 @@ class Index:
             raise RagJaxError(f"embeddings have shape {embeddings.shape}: the corpus is empty")
         _check_backend(backend, "use the backend 'exact'")
         if backend == "exact":
-            return cls(embeddings, backend, encoder, jnp.asarray(embeddings))
+            return cls(embeddings, backend, encoder, place_exact(embeddings))
         return cls(embeddings, backend, encoder, build_scann(embeddings))
 
     def search(
@@ -197,7 +203,7 @@ class Index:
                 f"{_MANIFEST}: build the index again"
             )
         if backend == "exact":
-            return cls(embeddings, backend, encoder, jnp.asarray(embeddings))
+            return cls(embeddings, backend, encoder, place_exact(embeddings))
         return cls(embeddings, backend, encoder, load_scann(folder))
 
 

@@ -10,11 +10,14 @@ import pytest
 from tiny import make_decoder, make_rows
 
 from rag_jax.config import MeshConfig, SRRAGConfig, TuningConfig
+from rag_jax.data.batches import pad_rows
 from rag_jax.decoding import Sampling, generate
 from rag_jax.errors import RagJaxError
 from rag_jax.models import load
 from rag_jax.models.bert import Bert
 from rag_jax.pipeline import compile_seconds
+from rag_jax.retrieval import Index, encode_texts
+from rag_jax.retrieval.searchers import find_top
 from rag_jax.sharding import (
     BERT_RULES,
     DECODER_RULES,
@@ -25,7 +28,7 @@ from rag_jax.sharding import (
     place_params,
     shard_batch,
 )
-from rag_jax.systems.srrag import tune
+from rag_jax.systems.srrag import infer, tune
 from rag_jax.systems.srrag.data import Row, pack_rows
 from rag_jax.training import compute_gradients, init_state, make_optimizer, make_step
 
@@ -188,3 +191,76 @@ def test_a_batch_that_does_not_divide(mesh):
         generate(model, params, [[1]], max_tokens=1, stop_ids=(), batch_size=9)
     with pytest.raises(RagJaxError, match="rows of a batch=9 does not divide the mesh"):
         shard_batch(np.zeros((9, 2)))
+
+
+@pytest.mark.parametrize("mesh", [(4, 2), (1, 8)], indirect=True)
+def test_a_pass(mesh):
+    """Route, write or read, answer: SR-RAG's programs, on all rows and on some of them again."""
+    wanted, found = off_mesh(run_pass), run_pass(mesh)
+    assert_close(found, wanted, tolerance=1e-4)
+
+
+def run_pass(mesh=None):
+    model, params = make_model(mesh)
+    stops = {"stop_ids": (3,), "max_tokens": 4}
+    results = []
+    for seed in range(2):
+        compiled = compile_seconds()
+        tokens, mask = shard_batch(
+            pad_rows(make_rows(range(2, 10), seed=seed), 12, pad_id=0, batch=8)
+        )
+        routed = infer.route(model, params, tokens, mask, source_ids=(5, 6), layer=1)
+        routed = infer.join_rows([routed, routed])
+        active = shard_batch(np.arange(8) < 5)
+        cache = infer.pick_rows(routed.cache, np.asarray([3, 1, 9, 14, 0, 3, 3, 3], np.int32))
+        cache, *written = infer.verbalise(model, params, cache, 5, active, width=8, **stops)
+        answered = infer.answer(model, params, cache, active, cue=(7, 8), **stops)
+        cache = infer.read(
+            model, params, routed.cache, *(jnp.tile(x, (2, 1)) for x in (tokens, mask))
+        )
+        cache = infer.pick_rows(cache, np.arange(8, dtype=np.int32))
+        scores = infer.score_answer(model, params, cache, tokens, mask, cue_length=2)
+        results += [routed.probabilities, routed.key, written, answered, scores]
+    assert compile_seconds() == compiled
+    return results
+
+
+# Retrieval.
+
+
+def test_encoding(mesh):
+    texts = ["One.", "A longer text of some words.", ("A title", "and what stands below it")] * 7
+    for count in (1, len(texts)):
+        wanted = encode_texts(load(GOLDEN / "bert"), texts[:count], max_length=24)
+        found = encode_texts(load(GOLDEN / "bert", mesh=mesh), texts[:count], max_length=24)
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [3, 61, 64])
+def test_exact_search(mesh, size):
+    """In its own call, within another program, and after a way through the disk."""
+    rng = np.random.default_rng(size)
+    vectors, queries = rng.normal(size=(size, 6)), rng.normal(size=(9, 6)).astype(np.float32)
+    vectors[size // 2 :: 3] = vectors[0]  # equal scores in several shards
+    index = Index.build(vectors, backend="exact", encoder="e")
+    assert len(index.searcher.sharding.device_set) == 8
+    assert index.searcher.sharding.shard_shape(index.searcher.shape)[:2] == (1, -(-size // 8))
+    for k in {1, 3, min(17, size), size}:
+        scores = queries @ np.float32(vectors).T
+        wanted = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        np.testing.assert_array_equal(index.search(queries, k)[1], wanted)
+        within = jax.jit(lambda shards, q, k=k: find_top(shards, 2 * q, k=k, size=size))
+        np.testing.assert_array_equal(within(index.searcher, queries), wanted)
+    before = compile_seconds()
+    index.search(-queries, k)
+    assert compile_seconds() == before
+
+
+def test_a_saved_index_is_split_anew(mesh, tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(21, 6))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    with jax.set_mesh(make_mesh(MeshConfig(2, 4))):
+        Index.build(vectors, backend="exact", encoder="e").save(tmp_path / "index")
+    index = Index.load(tmp_path / "index", encoder="e")
+    assert index.searcher.sharding.mesh == mesh
+    np.testing.assert_array_equal(index.search(vectors, 1)[1][:, 0], np.arange(21))
