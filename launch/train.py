@@ -1,123 +1,64 @@
 """Runs every stage of a system and ends with a table, report.json and report.html.
 
-    python launch/train.py --config=configs/srrag.py [--config.field=value ...] [--workdir=DIR]
+    python launch/train.py --config=configs/srrag.py[:preset] [--config.field=value ...]
+        [--workdir=DIR] [--coordinator=HOST:PORT --processes=N --process=I | --coordinator=auto]
 
 The work folder is runs/<config> unless --workdir names another. The same command again continues
 where the last one stopped; with another setting it redoes just what that setting affects.
+
+On several hosts the same command runs on each, with the same work folder, which all of them must
+see: --coordinator is then the address of process 0, or `auto` on Cloud TPU.
 """
 
 import importlib
-import re
 import sys
 from pathlib import Path
 
 # The package of this checkout, installed or not.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from launch import command
 from rag_jax.errors import RagJaxError
 
 SYSTEMS = {"srrag": "rag_jax.systems.srrag.pipeline"}
+OPTIONS = {
+    "workdir": "the work folder",
+    "coordinator": "address of the first of several processes",
+    "processes": "how many there are",
+    "process": "number of this one",
+}
 
 
 def main(arguments: list[str]) -> None:
     """Runs the command line's system."""
-    config, workdir = read_command(arguments)
+    config, options = command.read_command(arguments, OPTIONS)
     system = config.get("system")
     if system not in SYSTEMS:
         raise RagJaxError(f"config.system={system!r}: must be one of {', '.join(SYSTEMS)}")
+    workdir = Path(options["workdir"] or Path("runs") / command.find_config_file(arguments).stem)
+    processes, process = (command.read_count(options, name) for name in ("processes", "process"))
+    coordinator = options["coordinator"]
+    if coordinator is None and (processes, process) != (None, None):
+        raise RagJaxError("--processes and --process need --coordinator=HOST:PORT")
     # Imported here because it takes a second: mistakes are told, and Ctrl-C obeyed, before.
     import jax
 
+    from rag_jax import hosts
+
     cache = workdir.absolute().parent / ".jax_cache"
     jax.config.update("jax_compilation_cache_dir", str(cache))
-    importlib.import_module(SYSTEMS[system]).run(config, workdir)
-
-
-def read_command(arguments: list[str]):
-    """The config with the command line's changes, and the work folder.
-
-    Raises:
-        RagJaxError: for a missing config file, an unknown flag or field, or a value of another
-            type.
-    """
-    from absl import flags
-    from ml_collections import config_flags
-
-    def parse(arguments: list[str]):
-        values = flags.FlagValues()
-        argv = ["train.py", *arguments]
-        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-        flags.DEFINE_string("workdir", None, "the work folder", flag_values=values)
-        rest = values(argv)[1:]
-        if rest:
-            raise flags.Error(f"{rest[0]}: not a flag; all are written --name=value")
-        return values
-
-    file = _find_config_file(arguments)
+    if coordinator is not None:
+        hosts.connect(coordinator, processes, process)
     try:
-        overrides = [a for a in arguments if re.match(r"--?(no)?config\.", a)]
-        others = [a for a in arguments if a not in overrides]
-        values = parse(others)
-        for override in overrides:
-            _check_field(values["config"].value, override)
-        values = parse([*others, *overrides])
-    except flags.Error as error:
-        # An error within the config file comes as the text of its traceback.
-        lines = str(error).strip().splitlines()
-        where = f"config file {file}: " if "Traceback" in str(error) else ""
-        raise RagJaxError(where + lines[-1]) from error
-    workdir = values["workdir"].value or Path("runs") / file.stem
-    return values["config"].value, Path(workdir)
-
-
-def _find_config_file(arguments: list[str]) -> Path:
-    """The file named by --config, which may end in `:preset`."""
-    named = [a.split("=", 1)[1] for a in arguments if re.match(r"--?config=", a)]
-    known = sorted(str(path) for path in Path("configs").glob("*.py"))
-    if not named or not named[-1]:
-        raise RagJaxError(f"--config=FILE is missing; there are {', '.join(known) or 'none here'}")
-    file = Path(named[-1].split(":", 1)[0])
-    if not file.is_file():
-        raise RagJaxError(f"config file {file}: not found; there are {', '.join(known) or 'none'}")
-    return file
-
-
-def _check_field(config, override: str) -> None:
-    """Raises a RagJaxError if `--config.a.b[0].c=value` names a field that is not there."""
-    from rag_jax.config import describe_unknown
-
-    path = re.sub(r"^--?(no)?config\.", "", override.split("=", 1)[0])
-    if "=" not in override:
-        raise RagJaxError(f"config.{path}: has no value; write --config.{path}=VALUE")
-    at, so_far = config, "config"
-    for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
-        if index:
-            if not isinstance(at, tuple | list) or int(index) >= len(at):
-                raise RagJaxError(f"{so_far}[{index}]: no such entry")
-            at, so_far = at[int(index)], f"{so_far}[{index}]"
-        else:
-            fields = list(at.keys()) if hasattr(at, "keys") else []
-            if name not in fields:
-                raise RagJaxError(describe_unknown(name, fields, path=so_far))
-            at, so_far = at[name], f"{so_far}.{name}"
-    if hasattr(at, "keys"):
-        raise RagJaxError(f"{so_far}: a group of fields ({', '.join(at.keys())}); name one of them")
+        importlib.import_module(SYSTEMS[system]).run(config, workdir)
+    finally:
+        if coordinator is not None:
+            jax.distributed.shutdown()
 
 
 def run() -> int:
-    """Runs `main` and gives the exit status: what a person can mend takes one line."""
-    if "--help" in sys.argv[1:]:
-        print(__doc__)
-        return 0
-    try:
-        main(sys.argv[1:])
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
-    except RagJaxError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    """Runs `main` and gives the exit status."""
+    return command.run(main, __doc__)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_json, write_json
+from rag_jax.hosts import is_first, wait_for_all
 
 KEEP = 2
 _SUMS = "checksums.json"
@@ -35,8 +36,9 @@ class Checkpoints:
     def save(self, step: int, tree: Any) -> None:
         """Writes a checkpoint, then removes all but the newest `KEEP`."""
         save_tree(self._folder / str(step), tree)
-        for old in self.steps()[:-KEEP]:
-            shutil.rmtree(self._folder / str(old))
+        if is_first():
+            for old in self.steps()[:-KEEP]:
+                shutil.rmtree(self._folder / str(old))
 
     def restore_latest(self, abstract: Any) -> tuple[int, Any] | None:
         """The newest undamaged checkpoint as `(step, tree)`, or None.
@@ -50,17 +52,22 @@ class Checkpoints:
             try:
                 return step, load_tree(self._folder / str(step), abstract)
             except RagJaxError as error:
-                print(f"warning: {error}; going back to the one before it", file=sys.stderr)
-                shutil.rmtree(self._folder / str(step))
+                wait_for_all(f"checkpoint {step} was found damaged")
+                if is_first():
+                    print(f"warning: {error}; going back to the one before it", file=sys.stderr)
+                    shutil.rmtree(self._folder / str(step))
         return None
 
     def remove(self) -> None:
         """Removes every checkpoint, for when what was trained is saved elsewhere."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if is_first():
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def save_tree(folder: str | os.PathLike, tree: Any) -> None:
     """Writes a tree of arrays as `folder`, in place of what was there.
+
+    Each process writes its own shards, the first one everything else.
 
     Raises:
         OSError: with its errno, if the disk is full or cannot be written.
@@ -68,13 +75,16 @@ def save_tree(folder: str | os.PathLike, tree: Any) -> None:
     folder = Path(folder).absolute()
     partial = folder.with_name(f".{folder.name}.partial")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(partial, ignore_errors=True)
+    if is_first():
+        shutil.rmtree(partial, ignore_errors=True)
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
     if shutil.disk_usage(folder.parent).free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+    wait_for_all(f"{folder} is to be written")
     try:
         _checkpointer().save(partial / "tree", args=ocp.args.PyTreeSave(tree))
-        write_json(partial / _SUMS, _sum_files(partial / "tree"))
+        if is_first():
+            write_json(partial / _SUMS, _sum_files(partial / "tree"))
     except BaseException as error:
         for left in folder.parent.glob(f"{partial.name}*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -83,9 +93,11 @@ def save_tree(folder: str | os.PathLike, tree: Any) -> None:
             code = int(found[1])
             raise OSError(code, os.strerror(code), str(folder)) from error
         raise
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.rename(folder)
+    if is_first():
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    wait_for_all(f"{folder} was written")
 
 
 def load_tree(folder: str | os.PathLike, abstract: Any) -> Any:

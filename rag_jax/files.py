@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rag_jax.errors import RagJaxError
+from rag_jax.hosts import is_first
 
 # What a person can mend about a disk; any other OSError is a fault of the code.
 _DISK_ERRORS = {
@@ -27,14 +28,20 @@ _DISK_ERRORS = {
 def open_atomic(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     """Opens a temporary file beside `path` that takes its name once the block ends well.
 
+    Only the first process writes; what the others write is dropped.
+
     Args:
         path: where the file is to be; its folder must exist.
         mode: "w" for UTF-8 text or "wb".
     """
-    path = Path(path)
+    path, encoding = Path(path), None if "b" in mode else "utf-8"
+    if not is_first():
+        with open(os.devnull, mode, encoding=encoding) as file:
+            yield file
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+        with open(temporary, mode, encoding=encoding) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -27,6 +27,7 @@ import jax
 
 from rag_jax.errors import RagJaxError
 from rag_jax.files import explain_disk_errors, read_json, to_json, write_json
+from rag_jax.hosts import is_first, wait_for_all
 from rag_jax.stage import Stage, StageContext, say
 
 __all__ = ["Stage", "StageContext", "compile_seconds", "fingerprint", "run_stages"]
@@ -55,7 +56,8 @@ def run_stages(
     workdir = Path(workdir)
     with explain_disk_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        with _lock(workdir):
+        with _lock(workdir) if is_first() else contextlib.nullcontext():
+            wait_for_all(f"{workdir} is there")
             write_json(workdir / "config.json", config)
             made: dict[str, dict[str, Any]] = {}
             for stage in stages:
@@ -86,17 +88,21 @@ def _run_stage(stage: Stage, folder: Path, made: Mapping[str, Mapping[str, Any]]
     }
     context = StageContext(stage, folder)
     found = _read_record(context.folder, wanted, made)
+    wait_for_all(f"stage {stage.name} was looked for")
     if found and found.pop("ended"):
         say(f"stage {stage.name}: kept ({found['seconds']:.1f} s when it was made)")
         return found | {"reused": True}
-    if found is None:
-        _empty(context.folder)
-        found = wanted | {"run": uuid.uuid4().hex, "seconds": 0.0, "compile_seconds": 0.0}
-        write_json(context.folder / STARTED, found)
-    else:
-        say(f"stage {stage.name}: continuing")
-        for left in context.folder.glob(".*.tmp"):
-            left.unlink()
+    if is_first():
+        if found is None:
+            _empty(context.folder)
+            fresh = {"run": uuid.uuid4().hex, "seconds": 0.0, "compile_seconds": 0.0}
+            write_json(context.folder / STARTED, wanted | fresh)
+        else:
+            say(f"stage {stage.name}: continuing")
+            for left in context.folder.glob(".*.tmp"):
+                left.unlink()
+    wait_for_all(f"stage {stage.name} is to begin")
+    found = read_json(context.folder / STARTED)
     start, compiling = time.monotonic(), compile_seconds()
     try:
         stage.run(context)
@@ -107,6 +113,7 @@ def _run_stage(stage: Stage, folder: Path, made: Mapping[str, Mapping[str, Any]]
         with contextlib.suppress(OSError):
             write_json(context.folder / STARTED, found)
     write_json(context.folder / ENDED, found)
+    wait_for_all(f"stage {stage.name} has ended")
     return found | {"reused": False}
 
 

@@ -207,6 +207,14 @@ def place_array(array: np.ndarray, sharding: NamedSharding, dtype: Any = None) -
     return jax.make_array_from_callback(array.shape, sharding, read)
 
 
+def spread(array: np.ndarray) -> Array:
+    """Splits an array of the host over all devices of the mesh in effect, as far as they divide."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.size <= 1:
+        return jax.numpy.asarray(array)
+    return place_array(array, NamedSharding(mesh, _fit([mesh.axis_names], array.shape, mesh)))
+
+
 def count_replicated(tree: PyTree) -> int:
     """Bytes of the arrays, or descriptions of arrays, that lie whole on every device."""
     whole = (leaf for leaf in jax.tree.leaves(tree) if leaf.sharding.is_fully_replicated)

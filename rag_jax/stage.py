@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rag_jax.files import open_atomic, to_json
+from rag_jax.hosts import is_first, wait_for_all
 
 
 class StageContext:
@@ -39,7 +40,7 @@ class StageContext:
             total: how many `unit`s there are; `initial` of them were done by an earlier run.
             unit: what is counted, in the plural.
         """
-        terminal = sys.stderr.isatty()
+        terminal = sys.stderr.isatty() and is_first()
         name = self._stage.name
         if not terminal:
             say(f"stage {name}: {total} {unit}" + (f", {initial} done before" if initial else ""))
@@ -75,25 +76,24 @@ class StageContext:
             All records, as read back from JSON.
         """
         path = self.folder / file
-        path.touch()
         records, sizes = _read_whole_lines(path, limit=len(items))
+        wait_for_all(f"{path} was read")
         if len(records) == len(items):
+            if is_first():
+                path.touch()
             return records
         records = records[: len(records) // batch_size * batch_size]
         with (
-            open(path, "ab") as out,
+            _open_to_append(path, sum(sizes[: len(records)])) as out,
             self.progress(len(items), unit=unit, initial=len(records)) as bar,
         ):
-            out.truncate(sum(sizes[: len(records)]))
             for start in range(len(records), len(items), batch_size):
                 batch = items[start : start + batch_size]
                 made = run(batch)
                 if len(made) != len(batch):
                     raise ValueError(f"{file}: {len(made)} records for {len(batch)} items")
                 lines = [to_json(record) for record in made]
-                out.write("".join(line + "\n" for line in lines).encode())
-                out.flush()
-                os.fsync(out.fileno())
+                out("".join(line + "\n" for line in lines).encode())
                 records += [json.loads(line) for line in lines]
                 bar.update(len(batch))
         return records
@@ -125,19 +125,24 @@ class StageContext:
         path = self.folder / file
         slices = [slice(s, min(s + batch_size, count)) for s in range(0, count, batch_size)]
         shards = [self.folder / f"{path.stem}.{s.start}-{s.stop}.npy" for s in slices]
-        if not path.exists():
-            done = sum(s.stop - s.start for s, f in zip(slices, shards, strict=True) if f.exists())
+        complete = path.exists()
+        missing = [(s, f) for s, f in zip(slices, shards, strict=True) if not f.exists()]
+        wait_for_all(f"{path} was looked for")
+        if not complete:
+            done = count - sum(rows.stop - rows.start for rows, _ in missing)
             with self.progress(count, unit=unit, initial=done) as bar:
-                for rows, shard in zip(slices, shards, strict=True):
-                    if not shard.exists():
-                        made = np.asarray(run(rows), np.float32)
-                        if len(made) != rows.stop - rows.start:
-                            raise ValueError(f"{file}: {len(made)} rows for {rows}")
-                        save_array(shard, made)
-                        bar.update(len(made))
-            save_array(path, np.concatenate([np.load(shard) for shard in shards]))
-        for shard in shards:
-            shard.unlink(missing_ok=True)
+                for rows, shard in missing:
+                    made = np.asarray(run(rows), np.float32)
+                    if len(made) != rows.stop - rows.start:
+                        raise ValueError(f"{file}: {len(made)} rows for {rows}")
+                    save_array(shard, made)
+                    bar.update(len(made))
+            if is_first():
+                save_array(path, np.concatenate([np.load(shard) for shard in shards]))
+        wait_for_all(f"{path} was written")
+        if is_first():
+            for shard in shards:
+                shard.unlink(missing_ok=True)
         return np.load(path)
 
 
@@ -163,7 +168,8 @@ class Stage:
 
 def say(line: str) -> None:
     """One line for whoever watches the run."""
-    print(line, file=sys.stderr, flush=True)
+    if is_first():
+        print(line, file=sys.stderr, flush=True)
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
@@ -175,10 +181,32 @@ def save_array(path: Path, array: np.ndarray) -> None:
         out.write(buffer.getbuffer())
 
 
+@contextlib.contextmanager
+def _open_to_append(path: Path, size: int) -> Iterator[Callable[[bytes], None]]:
+    """Cuts a file to `size` bytes and gives a function that appends to it and waits for the disk.
+
+    Only the first process writes; what the others append is dropped.
+    """
+    if not is_first():
+        yield lambda data: None
+        return
+    with open(path, "ab") as out:
+
+        def append(data: bytes) -> None:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+
+        out.truncate(size)
+        yield append
+
+
 def _read_whole_lines(path: Path, *, limit: int) -> tuple[list[dict[str, Any]], list[int]]:
     """The records of a JSON lines file up to the first torn line, and each line's bytes."""
     records: list[dict[str, Any]] = []
     sizes: list[int] = []
+    if not path.exists():
+        return records, sizes
     with open(path, "rb") as file:
         for line in file:
             try:

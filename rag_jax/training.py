@@ -26,6 +26,7 @@ from rag_jax.checkpoint import Checkpoints
 from rag_jax.config import StageConfig
 from rag_jax.errors import RagJaxError
 from rag_jax.files import open_atomic, to_json, write_json
+from rag_jax.hosts import is_first
 from rag_jax.sharding import Places, follow, keep_places, list_places
 
 LossFunction = Callable[[PyTree, PyTree, Any], tuple[Float[Array, ""], Mapping[str, Array]]]
@@ -183,12 +184,13 @@ def train(
     """
     found = checkpoints.restore_latest(state)
     first, state = found if found else (0, state)
-    _cut_log(log_path, first)
+    if is_first():
+        _cut_log(log_path, first)
     pending: tuple[int, Sequence[str], Mapping[str, Array]] | None = None
     saved = first
 
     with (
-        open(log_path, "a", encoding="utf-8") as log,
+        open(log_path if is_first() else os.devnull, "a", encoding="utf-8") as log,
         progress(total_steps, unit="steps", initial=first) as bar,
         _note_interrupt() as interrupted,
     ):
@@ -199,7 +201,7 @@ def train(
             if pending is not None:
                 step, ids, metrics = pending
                 pending = None
-                _log_step(log, step, ids, jax.device_get(metrics))
+                _log_step(log, log_path, step, ids, jax.device_get(metrics))
                 bar.update(1)
 
         def save(step: int) -> None:
@@ -234,7 +236,8 @@ def _note_interrupt() -> Iterator[threading.Event]:
     state to save. A second Ctrl-C raises at once, for when a step hangs.
     """
     event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    # Among several processes one that stopped by itself would leave the others waiting.
+    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
         yield event
         return
     before = signal.getsignal(signal.SIGINT)
@@ -251,10 +254,12 @@ def _note_interrupt() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def _log_step(log: Any, step: int, ids: Sequence[str], metrics: Mapping[str, Any]) -> None:
+def _log_step(
+    log: Any, path: Path, step: int, ids: Sequence[str], metrics: Mapping[str, Any]
+) -> None:
     values = {name: float(value) for name, value in metrics.items()}
     if not math.isfinite(values["loss"]):
-        path = Path(log.name).with_name("nonfinite.json")
+        path = path.with_name("nonfinite.json")
         # As text, for JSON has no NaN.
         texts = {name: str(value) for name, value in values.items()}
         write_json(path, {"step": step, "ids": list(ids), "metrics": texts})

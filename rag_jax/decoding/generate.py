@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from rag_jax.data.batches import pad_rows, round_up
 from rag_jax.decoding.cache import Cache, append, encode_source, grow, init_cache, write
 from rag_jax.errors import RagJaxError
+from rag_jax.hosts import fetch
 from rag_jax.models.bart import Bart
 from rag_jax.models.decoder import Decoder
 from rag_jax.models.layers import MASKED
@@ -198,7 +199,7 @@ def generate(
             stop_ids=tuple(stop_ids),
             sampling=sampling,
         )
-        new, lengths = (np.asarray(array) for array in result)
+        new, lengths = fetch(result)
         for row, i in enumerate(rows):
             written[i] = new[row, : lengths[row]].tolist()
         progress(len(rows))

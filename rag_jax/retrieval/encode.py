@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rag_jax.data.batches import choose_widths, round_up
 from rag_jax.errors import RagJaxError
+from rag_jax.hosts import fetch
 from rag_jax.models import Pretrained
 from rag_jax.models.bert import Bert
 from rag_jax.sharding import count_data_rows, shard_batch
@@ -75,7 +76,7 @@ def encode_texts(
             running = picked, _embed_padded(encoder.model, encoder.params, *shard_batch(arrays))
         if pending is not None:
             picked, values = pending
-            embeddings[picked] = np.asarray(values)[: len(picked)]
+            embeddings[picked] = fetch(values)[: len(picked)]
             done += len(picked)
             if progress is not None:
                 progress(done, len(rows))

@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from rag_jax.errors import RagJaxError
+from rag_jax.hosts import fetch
 
 # Queries are padded to one of these counts, and `k` to a power of two, so that few programs are
 # compiled.
@@ -128,7 +129,7 @@ def search_exact(
         padded = np.zeros((count, queries.shape[1]), np.float32)
         padded[: len(part)] = part
         rows = _find_top(shards, padded, k=min(size, 1 << (k - 1).bit_length()), size=size)
-        found.append(np.asarray(rows)[: len(part), :k])
+        found.append(fetch(rows)[: len(part), :k])
         start += count
     return np.concatenate(found)
 

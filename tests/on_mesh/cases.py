@@ -35,9 +35,6 @@ from rag_jax.training import compute_gradients, init_state, make_optimizer, make
 GOLDEN = Path(__file__).parents[1] / "golden"
 SIZES = [(8, 1), (4, 2), (1, 8)]
 
-# Programs here run a few times only: compiling them is what takes time.
-jax.config.update("jax_disable_most_optimizations", True)
-
 
 @pytest.fixture(params=SIZES, ids=lambda sizes: "x".join(map(str, sizes)))
 def mesh(request):

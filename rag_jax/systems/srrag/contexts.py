@@ -24,6 +24,7 @@ from rag_jax.data.gazetteer import Question
 from rag_jax.decoding import prefill
 from rag_jax.decoding.cache import Cache, append, init_cache
 from rag_jax.files import read_json, read_jsonl, write_json, write_jsonl
+from rag_jax.hosts import fetch
 from rag_jax.losses import token_logprobs
 from rag_jax.models.decoder import Decoder
 from rag_jax.models.tokenizer import Tokenizer
@@ -150,7 +151,7 @@ def score_answers(
     targets = np.take_along_axis(tokens, np.minimum(at + 1, width - 1), axis=1)
     arrays = shard_batch((tokens, mask, at, targets, weights))
     scores = _score(model, params, prefix, *arrays)
-    return np.asarray(scores)[: len(rows)].tolist()
+    return fetch(scores)[: len(rows)].tolist()
 
 
 def run_demonstrations(session: "Session", context: StageContext) -> None:

@@ -13,7 +13,9 @@ from rag_jax.data.batches import round_up
 from rag_jax.data.gazetteer import Question, World
 from rag_jax.decoding import generate
 from rag_jax.files import read_jsonl, write_json
+from rag_jax.hosts import fetch
 from rag_jax.pipeline import StageContext, compile_seconds
+from rag_jax.sharding import spread
 from rag_jax.systems.srrag import contexts as base_model
 from rag_jax.systems.srrag import tune
 from rag_jax.systems.srrag.infer import Datastore, Engine, decide, normalize_keys, vote
@@ -67,7 +69,7 @@ def run_datastore(session: "Session", context: StageContext) -> None:
         for source in range(len(session.config.sources)):
             cache, _, active = engine.learn(routed, range(len(batch)), source, asked)
             scores.append(engine.score_answers(cache, [q.answers[0] for q in batch], active))
-        keys = np.asarray(normalize_keys(routed.key))
+        keys = fetch(normalize_keys(routed.key))
         return [
             {
                 "id": question.id,
@@ -88,11 +90,11 @@ def run_datastore(session: "Session", context: StageContext) -> None:
 
 
 def read_datastore(context: StageContext) -> Datastore:
-    """The datastore on the device."""
+    """The datastore on the devices."""
     records = read_jsonl(context.path("datastore", "datastore.jsonl"))
-    keys = [np.frombuffer(base64.b64decode(r["key"]), np.float32) for r in records]
+    keys = np.stack([np.frombuffer(base64.b64decode(r["key"]), np.float32) for r in records])
     labels = np.asarray([r["source"] for r in records], np.int32)
-    return Datastore(jnp.asarray(np.stack(keys)), jnp.asarray(labels))
+    return Datastore(spread(keys), jnp.asarray(labels))
 
 
 def run_evaluation(session: "Session", context: StageContext) -> None:
@@ -123,10 +125,8 @@ def run_evaluation(session: "Session", context: StageContext) -> None:
         clock = Clock()
         routed = engine.route(asked)
         nobody = jnp.full(routed.key.shape[0], -1)  # these questions have no entry themselves
-        votes = np.asarray(
-            vote(datastore, routed.key, nobody, k=c.datastore.k, num_sources=len(kinds))
-        )
-        chosen = decide(np.asarray(routed.probabilities), votes, kinds, tau=c.route.tau)
+        votes = fetch(vote(datastore, routed.key, nobody, k=c.datastore.k, num_sources=len(kinds)))
+        chosen = decide(fetch(routed.probabilities), votes, kinds, tau=c.route.tau)
         chosen = chosen[: len(batch)]
         routing = clock.read() / len(batch)
 

@@ -19,6 +19,7 @@ from rag_jax.data.batches import pad_rows, round_up
 from rag_jax.decoding.cache import Cache, append, grow, init_cache
 from rag_jax.decoding.generate import decode, last_hidden
 from rag_jax.errors import RagJaxError
+from rag_jax.hosts import fetch
 from rag_jax.losses import token_logprobs
 from rag_jax.models.decoder import Decoder
 from rag_jax.sharding import constrain_rows, shard_batch
@@ -288,7 +289,7 @@ class Engine:
                 max_tokens=self.max_knowledge,
                 stop_ids=self.form.stop_ids,
             )
-            tokens, lengths = np.asarray(tokens), np.asarray(lengths)
+            tokens, lengths = fetch((tokens, lengths))
             decode_text = self.form.tokenizer.decode
             texts = [decode_text(tokens[r, : lengths[r]]).strip() for r in range(len(rows))]
             return cache, texts, active
@@ -310,7 +311,7 @@ class Engine:
             max_tokens=self.max_answer,
             stop_ids=self.form.stop_ids,
         )
-        tokens, lengths = np.asarray(tokens), np.asarray(lengths)
+        tokens, lengths = fetch((tokens, lengths))
         decode_text = self.form.tokenizer.decode
         return [decode_text(tokens[r, : lengths[r]]).strip() for r in range(int(active.sum()))]
 
@@ -323,7 +324,7 @@ class Engine:
         width = round_up(max(map(len, rows)), 16)
         arrays = shard_batch(pad_rows(rows, width, pad_id=0, batch=self.batch_size))
         scores = score_answer(self.model, self.params, cache, *arrays, cue_length=len(cue))
-        return np.asarray(scores)[: int(active.sum())]
+        return fetch(scores)[: int(active.sum())]
 
     def answer_questions(
         self, routed: Routed, rows: Sequence[int], source: int, questions: Sequence[str]
@@ -333,7 +334,7 @@ class Engine:
         Returns:
             For each row `source`, `probabilities`, `knowledge` and `prediction`.
         """
-        probabilities = np.asarray(routed.probabilities)
+        probabilities = fetch(routed.probabilities)
         records = {}
         for start in range(0, len(rows), self.batch_size):
             batch = rows[start : start + self.batch_size]

@@ -17,6 +17,7 @@ from rag_jax.data.gazetteer_tfds import load_world
 from rag_jax.decoding import Sampling, generate
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_json
+from rag_jax.hosts import is_first
 from rag_jax.models import Pretrained, load
 from rag_jax.models.bert import Bert
 from rag_jax.models.decoder import Decoder
@@ -42,6 +43,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     with jax.set_mesh(session.mesh):
         records = run_stages(session.stages(), workdir, config=settings)
     predictions = read_json(Path(workdir) / "stages" / "evaluate" / "predictions.json")
+    if not is_first():
+        return {}
     return write_report(
         workdir,
         system="srrag",
@@ -187,7 +190,8 @@ class Session:
 
     def make_world(self, context: StageContext) -> None:
         """Writes the encyclopedia and its questions as ArrayRecord."""
-        load_world(data_dir=context.folder / "data", **dataclasses.asdict(self.config.world))
+        if is_first():
+            load_world(data_dir=context.folder / "data", **dataclasses.asdict(self.config.world))
 
     def read_world(self, context: StageContext) -> World:
         """Reads them back."""
@@ -210,10 +214,11 @@ class Session:
             batch_size=1024,
             unit="passages",
         )
-        index = Index.build(
-            embeddings, backend=self.config.index.backend, encoder=self.encoder_fingerprint
-        )
-        index.save(context.folder / "index")
+        if is_first():
+            index = Index.build(
+                embeddings, backend=self.config.index.backend, encoder=self.encoder_fingerprint
+            )
+            index.save(context.folder / "index")
 
     def make_search(
         self, context: StageContext, world: World, count: int

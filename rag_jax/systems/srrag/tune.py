@@ -18,6 +18,7 @@ from rag_jax.config import StageConfig
 from rag_jax.data.batches import BatchPlan, Microbatch, round_up
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_jsonl, write_json
+from rag_jax.hosts import fetch
 from rag_jax.pipeline import StageContext
 from rag_jax.sharding import DECODER_RULES, count_data_rows, lay_out, place_params, shard_batch
 from rag_jax.systems.srrag.data import (
@@ -257,7 +258,7 @@ def run_reference(session: "Session", context: StageContext) -> None:
         records = {}
         for micro in plan.group(batch):
             arrays = shard_batch(pack(session, examples, plan, micro, scale=1.0))
-            values = np.asarray(score(params, arrays))
+            values = fetch(score(params, arrays))
             for place, i in enumerate(micro.indices):
                 both = {"chosen": values[place], "rejected": values[micro.rows + place]}
                 records[i] = {"id": examples[i].row.id, **both}

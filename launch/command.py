@@ -1,0 +1,111 @@
+"""What the commands share: reading a command line, and exit statuses."""
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rag_jax.errors import RagJaxError
+
+
+def read_command(arguments: list[str], options: Mapping[str, str]) -> tuple[Any, dict[str, Any]]:
+    """The config with the command line's changes, and the other flags' values by name.
+
+    Args:
+        options: what each flag beside `--config` is for; a flag left out is None.
+
+    Raises:
+        RagJaxError: for a missing config file, an unknown flag or field, or a value of another
+            type.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    def parse(arguments: list[str]):
+        values = flags.FlagValues()
+        argv = ["", *arguments]
+        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+        for name, purpose in options.items():
+            flags.DEFINE_string(name, None, purpose, flag_values=values)
+        rest = values(argv)[1:]
+        if rest:
+            raise flags.Error(f"{rest[0]}: not a flag; all are written --name=value")
+        return values
+
+    file = find_config_file(arguments)
+    try:
+        overrides = [a for a in arguments if re.match(r"--?(no)?config\.", a)]
+        others = [a for a in arguments if a not in overrides]
+        values = parse(others)
+        for override in overrides:
+            _check_field(values["config"].value, override)
+        values = parse([*others, *overrides])
+    except flags.Error as error:
+        # An error within the config file comes as the text of its traceback.
+        lines = str(error).strip().splitlines()
+        where = f"config file {file}: " if "Traceback" in str(error) else ""
+        raise RagJaxError(where + lines[-1]) from error
+    return values["config"].value, {name: values[name].value for name in options}
+
+
+def find_config_file(arguments: list[str]) -> Path:
+    """The file named by --config, which may end in `:preset`."""
+    named = [a.split("=", 1)[1] for a in arguments if re.match(r"--?config=", a)]
+    known = sorted(str(path) for path in Path("configs").glob("*.py"))
+    if not named or not named[-1]:
+        raise RagJaxError(f"--config=FILE is missing; there are {', '.join(known) or 'none here'}")
+    file = Path(named[-1].split(":", 1)[0])
+    if not file.is_file():
+        raise RagJaxError(f"config file {file}: not found; there are {', '.join(known) or 'none'}")
+    return file
+
+
+def _check_field(config, override: str) -> None:
+    """Raises a RagJaxError if `--config.a.b[0].c=value` names a field that is not there."""
+    from rag_jax.config import describe_unknown
+
+    path = re.sub(r"^--?(no)?config\.", "", override.split("=", 1)[0])
+    if "=" not in override:
+        raise RagJaxError(f"config.{path}: has no value; write --config.{path}=VALUE")
+    at, so_far = config, "config"
+    for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
+        if index:
+            if not isinstance(at, tuple | list) or int(index) >= len(at):
+                raise RagJaxError(f"{so_far}[{index}]: no such entry")
+            at, so_far = at[int(index)], f"{so_far}[{index}]"
+        else:
+            fields = list(at.keys()) if hasattr(at, "keys") else []
+            if name not in fields:
+                raise RagJaxError(describe_unknown(name, fields, path=so_far))
+            at, so_far = at[name], f"{so_far}.{name}"
+    if hasattr(at, "keys"):
+        raise RagJaxError(f"{so_far}: a group of fields ({', '.join(at.keys())}); name one of them")
+
+
+def read_count(options: Mapping[str, str | None], name: str) -> int | None:
+    """A flag's value as a number.
+
+    Raises:
+        RagJaxError: it is none.
+    """
+    value = options[name]
+    if value is not None and not value.isdecimal():
+        raise RagJaxError(f"--{name}={value}: must be a whole number")
+    return None if value is None else int(value)
+
+
+def run(main: Callable[[list[str]], None], usage: str) -> int:
+    """Runs a command and gives its exit status: what a person can mend takes one line."""
+    if "--help" in sys.argv[1:]:
+        print(usage)
+        return 0
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return 130
+    except RagJaxError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
