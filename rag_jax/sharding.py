@@ -46,6 +46,18 @@ BERT_RULES: Rules = (
     (r"layers_\d+/ffn/down/kernel", _SPLIT_IN),
     (r"layers_\d+/(attention|ffn)/\w+/bias", _WHOLE),
     (r"(embed/norm|layers_\d+/(attention|ffn)_norm)/(scale|bias)", _WHOLE),
+    (r"projection/kernel", _SPLIT_OUT),
+    (r"projection/bias", _WHOLE),
+)
+BART_RULES: Rules = (
+    (r"(embed|(en|de)coder_position)/embedding", _SPLIT_IN),
+    (r"\w+_layers_\d+/(cross_)?attention/(query|key|value)/kernel", _SPLIT_OUT),
+    (r"\w+_layers_\d+/(cross_)?attention/output/kernel", _SPLIT_IN),
+    (r"\w+_layers_\d+/ffn/up/kernel", _SPLIT_OUT),
+    (r"\w+_layers_\d+/ffn/down/kernel", _SPLIT_IN),
+    (r"\w+_layers_\d+/((cross_)?attention|ffn)/\w+/bias", _WHOLE),
+    (r"((en|de)coder_norm|\w+_layers_\d+/\w+_norm)/(scale|bias)", _WHOLE),
+    (r"logits_bias", _WHOLE),
 )
 
 

@@ -20,9 +20,11 @@ from tiny import CONFIG
 from rag_jax import lora
 from rag_jax.config import MeshConfig, build
 from rag_jax.errors import RagJaxError
+from rag_jax.models.bart import BartConfig
 from rag_jax.models.bert import BertConfig
 from rag_jax.models.weights import list_slots
 from rag_jax.sharding import (
+    BART_RULES,
     BERT_RULES,
     DECODER_RULES,
     check_batches,
@@ -49,10 +51,21 @@ BERT = BertConfig(
     max_length=64,
 )
 DECODER = replace(CONFIG, vocab_size=1001, hidden_size=256, ffn_size=688, head_dim=32)
+BART = BartConfig(
+    vocab_size=1000,
+    hidden_size=256,
+    encoder_layers=2,
+    decoder_layers=2,
+    encoder_ffn_size=1024,
+    decoder_ffn_size=1024,
+    max_length=62,
+)
 FAMILIES = {
     "decoder": (DECODER, DECODER_RULES),
     "tied": (replace(DECODER, tie_embeddings=True), DECODER_RULES),
     "bert": (BERT, BERT_RULES),
+    "dpr": (replace(BERT, projection_size=128), BERT_RULES),
+    "bart": (BART, BART_RULES),
 }
 
 

@@ -14,7 +14,14 @@ from rag_jax.models.bart import POSITION_OFFSET, BartConfig
 from rag_jax.models.bert import BertConfig
 from rag_jax.models.decoder import DecoderConfig
 from rag_jax.models.tensors import StoredTensor
-from rag_jax.sharding import BERT_RULES, DECODER_RULES, Rules, choose_spec, place_array
+from rag_jax.sharding import (
+    BART_RULES,
+    BERT_RULES,
+    DECODER_RULES,
+    Rules,
+    choose_spec,
+    place_array,
+)
 
 # Stored by some versions of transformers, but no parameters of these models: rotary tables and
 # position numbers, the pooling layer over [CLS], the heads of BERT's pre-training and the format
@@ -84,7 +91,8 @@ def build_params(
     _check(config, slots, tensors, source)
     dtype = dtype or jnp.float32
     if rules is None:
-        rules = BERT_RULES if isinstance(config, BertConfig) else DECODER_RULES
+        family = {DecoderConfig: DECODER_RULES, BertConfig: BERT_RULES, BartConfig: BART_RULES}
+        rules = family[type(config)]
     shardings = {}
     if mesh is not None:  # all of them before anything is read
         for slot in slots:
