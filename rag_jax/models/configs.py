@@ -1,6 +1,6 @@
-"""Model configs from a Hugging Face `config.json` or from GGUF metadata.
+"""Model configs from a Hugging Face `config.json` or from GGUF metadata, and back to the former.
 
-Values that may be left out have the defaults of transformers' `LlamaConfig` and `BertConfig`.
+Values that may be left out have the defaults of the models' configs in transformers.
 """
 
 import json
@@ -16,8 +16,17 @@ from rag_jax.models.bart import BartConfig
 from rag_jax.models.bart_configs import read_bart
 from rag_jax.models.bert import BertConfig
 from rag_jax.models.decoder import DecoderConfig
+from rag_jax.models.decoder_configs import (
+    DECODER_FAMILIES,
+    check_sizes,
+    describe_decoder,
+    read_decoder,
+)
 from rag_jax.models.fields import Fields
 from rag_jax.models.tensors import StoredTensor
+
+# What the configs of such models call the number of experts.
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
 def read_config(path: Path) -> DecoderConfig | BertConfig | BartConfig:
@@ -33,19 +42,32 @@ def read_config(path: Path) -> DecoderConfig | BertConfig | BartConfig:
         raise RagJaxError(f"{path} is missing: copy the model's config.json there") from None
     except ValueError as error:
         raise RagJaxError(f"{path} is not valid JSON: {error}") from None
-    fields = _Fields(raw if isinstance(raw, dict) else {}, str(path))
+    fields = Fields(raw if isinstance(raw, dict) else {}, str(path))
     readers = {
-        "llama": _read_llama,
+        **dict.fromkeys(DECODER_FAMILIES, read_decoder),
         "bert": _read_bert,
         "dpr": _read_dpr,
-        "bart": lambda fields: read_bart(Fields(fields.raw, fields.source)),
+        "bart": read_bart,
     }
+    if experts := next((name for name in _EXPERTS if fields.raw.get(name)), None):
+        raise RagJaxError(
+            f"{path}: {experts} {fields.raw[experts]!r}: mixtures of experts are not supported"
+        )
     model_type = fields.raw.get("model_type")
     if model_type not in readers:
         known = ", ".join(sorted(readers))
         raise RagJaxError(f"{path}: model_type {model_type!r} is not supported; known are {known}")
-    fields.refuse_unless("quantization_config", None)
+    if quantised := fields.section("quantization_config"):
+        raise RagJaxError(
+            f"{path}: quantization_config {quantised.get('quant_method')!r} is not supported: of "
+            "quantised weights only GGUF is read"
+        )
     return readers[model_type](fields)
+
+
+def describe_config(config: DecoderConfig | BertConfig) -> dict[str, Any]:
+    """The fields of a `config.json` from which transformers, and `read_config`, get the model."""
+    return _describe_bert(config) if isinstance(config, BertConfig) else describe_decoder(config)
 
 
 def read_gguf_config(
@@ -56,13 +78,18 @@ def read_gguf_config(
     Raises:
         RagJaxError: a size is missing, or the rotary positions are scaled or partial.
     """
-    fields = _Fields(metadata, str(path))
-    fields.refuse_unless("llama.rope.scaling.type", None, "none")
+    # GGUF keeps float32: 9.999999747378752e-06 is its 1e-05.
+    metadata = {
+        name: float(str(np.float32(value))) if isinstance(value, float) else value
+        for name, value in metadata.items()
+    }
+    fields = Fields(metadata, str(path))
+    fields.refuse_unless("llama.rope.scaling.type", "none")
     embedding = tensors.get("model.embed_tokens.weight")
     hidden, heads = fields.size("llama.embedding_length"), fields.size("llama.attention.head_count")
     head_dim = fields.size("llama.attention.key_length", hidden // heads)
-    fields.refuse_unless("llama.rope.dimension_count", None, head_dim)
-    fields.refuse_unless("llama.attention.value_length", None, head_dim)
+    fields.refuse_unless("llama.rope.dimension_count", head_dim)
+    fields.refuse_unless("llama.attention.value_length", head_dim)
     config = DecoderConfig(
         vocab_size=fields.size("llama.vocab_size", embedding and embedding.shape[0]),
         hidden_size=hidden,
@@ -76,52 +103,13 @@ def read_gguf_config(
         tie_embeddings="lm_head.weight" not in tensors,
         max_length=fields.size("llama.context_length"),
     )
-    return _check_heads(config, fields)
+    return check_sizes(config, str(path))
 
 
-def _read_llama(fields: "_Fields") -> DecoderConfig:
-    fields.refuse_unless("hidden_act", None, "silu")
-    fields.refuse_unless("attention_bias", None, False)
-    fields.refuse_unless("mlp_bias", None, False)
-    fields.refuse_unless("sliding_window", None)
-    # transformers 5 keeps the base in `rope_parameters`, earlier versions beside `rope_scaling`.
-    rope = {**(fields.raw.get("rope_scaling") or {}), **(fields.raw.get("rope_parameters") or {})}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise RagJaxError(f"{fields.source}: rope scaling {kind!r} is not supported")
-    base = _Fields({"rope_theta": fields.raw.get("rope_theta"), **rope}, fields.source)
-    base.refuse_unless("partial_rotary_factor", None, 1)
-    hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
-    config = DecoderConfig(
-        vocab_size=fields.size("vocab_size"),
-        hidden_size=hidden,
-        ffn_size=fields.size("intermediate_size"),
-        num_layers=fields.size("num_hidden_layers"),
-        num_heads=heads,
-        num_kv_heads=fields.size("num_key_value_heads", heads),
-        head_dim=fields.size("head_dim", hidden // heads),
-        rope_theta=base.number("rope_theta", 10000.0),
-        norm_eps=fields.number("rms_norm_eps", 1e-6),
-        tie_embeddings=fields.raw.get("tie_word_embeddings") is True,
-        max_length=fields.size("max_position_embeddings", 2048),
-    )
-    return _check_heads(config, fields)
-
-
-def _check_heads(config: DecoderConfig, fields: "_Fields") -> DecoderConfig:
-    heads, kv_heads = config.num_heads, config.num_kv_heads
-    if heads % kv_heads or config.head_dim % 2:
-        raise RagJaxError(
-            f"{fields.source}: {heads} query heads and {kv_heads} key heads of {config.head_dim} "
-            "features do not fit together"
-        )
-    return config
-
-
-def _read_bert(fields: "_Fields") -> BertConfig:
-    fields.refuse_unless("hidden_act", None, "gelu")
-    fields.refuse_unless("position_embedding_type", None, "absolute")
-    fields.refuse_unless("is_decoder", None, False)
+def _read_bert(fields: Fields) -> BertConfig:
+    fields.refuse_unless("hidden_act", "gelu")
+    fields.refuse_unless("position_embedding_type", "absolute")
+    fields.refuse_unless("is_decoder", False)
     hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     if hidden % heads:
         raise RagJaxError(f"{fields.source}: hidden_size {hidden} is no multiple of {heads} heads")
@@ -137,7 +125,7 @@ def _read_bert(fields: "_Fields") -> BertConfig:
     )
 
 
-def _read_dpr(fields: "_Fields") -> BertConfig:
+def _read_dpr(fields: Fields) -> BertConfig:
     architectures = fields.raw.get("architectures")
     roles = {"DPRQuestionEncoder": "question", "DPRContextEncoder": "context"}
     role = next((role for name, role in roles.items() if architectures == [name]), None)
@@ -150,28 +138,18 @@ def _read_dpr(fields: "_Fields") -> BertConfig:
     return replace(_read_bert(fields), dpr_role=role, projection_size=projection)
 
 
-class _Fields:
-    """Typed access to a config's fields, with errors that name the file and the field."""
-
-    def __init__(self, raw: Mapping[str, Any], source: str):
-        self.raw, self.source = raw, source
-
-    def size(self, name: str, default: int | None = None) -> int:
-        value = self.raw.get(name)
-        value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise RagJaxError(f"{self.source}: {name} must be a positive integer, not {value!r}")
-        return value
-
-    def number(self, name: str, default: float | None = None) -> float:
-        value = self.raw.get(name)
-        value = default if value is None else value
-        if not isinstance(value, int | float) or not value > 0:
-            raise RagJaxError(f"{self.source}: {name} must be a positive number, not {value!r}")
-        # GGUF keeps float32: 9.999999747378752e-06 is its 1e-05.
-        return float(str(np.float32(value)))
-
-    def refuse_unless(self, name: str, *allowed: Any) -> None:
-        value = self.raw.get(name)
-        if value not in allowed:
-            raise RagJaxError(f"{self.source}: {name} {value!r} is not supported")
+def _describe_bert(config: BertConfig) -> dict[str, Any]:
+    return {
+        "architectures": ["BertModel"],
+        "model_type": "bert",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.ffn_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "type_vocab_size": config.num_types,
+        "layer_norm_eps": config.norm_eps,
+        "max_position_embeddings": config.max_length,
+        "hidden_act": "gelu",
+        "position_embedding_type": "absolute",
+    }

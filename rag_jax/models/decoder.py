@@ -1,4 +1,4 @@
-"""A Llama-shaped decoder: pre-norm, rotary positions, grouped-query attention, gated FFN."""
+"""The decoder of every family: pre-norm, rotary positions, grouped-query attention, gated FFN."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from rag_jax.models.layers import GatedFFN, Linear, RMSNorm, attend, rotary_angles, rotate
+from rag_jax.models.layers import MASKED, GatedFFN, LayerNorm, Linear, RMSNorm, attend
+from rag_jax.models.rope import LlamaScaling, LongScaling, rotary_angles, rotate
 from rag_jax.sharding import constrain_rows
 
 # One layer's keys `[B, K, d, S]` and values `[B, K, S, d]`.
@@ -18,7 +19,18 @@ LayerCache = tuple[Float[Array, "B K d S"], Float[Array, "B K S d"]]
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes of a decoder; `max_length` is the longest context it was trained for, in tokens."""
+    """Sizes of a decoder, and what sets the families apart.
+
+    Attributes:
+        vocab_size: rows of the embedding, padding among them.
+        max_length: the longest context it was trained for, in tokens.
+        family: Hugging Face's `model_type`, which says how the weights are named on disk.
+        layer_norm: whether the norms are layer norms with a bias, in place of RMS norms.
+        qkv_bias: whether queries, keys and values have a bias.
+        rotary_fraction: the part of each head's features that positions turn.
+        rope_scaling: how the rotary positions were stretched for a longer context.
+        vocab_padding: how many of the last rows belong to no token; they are never generated.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -31,6 +43,17 @@ class DecoderConfig:
     norm_eps: float
     tie_embeddings: bool
     max_length: int
+    family: str = "llama"
+    layer_norm: bool = False
+    qkv_bias: bool = False
+    rotary_fraction: float = 1.0
+    rope_scaling: LlamaScaling | LongScaling | None = None
+    vocab_padding: int = 0
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many features of a head positions turn."""
+        return int(self.head_dim * self.rotary_fraction)
 
 
 class Output(NamedTuple):
@@ -47,6 +70,10 @@ class Output(NamedTuple):
     tapped: Float[Array, "B T D"] | None
 
 
+def _norm(config: DecoderConfig, **options) -> nn.Module:
+    return (LayerNorm if config.layer_norm else RMSNorm)(config.norm_eps, **options)
+
+
 class Attention(nn.Module):
     """Self-attention of one layer, with or without a cache."""
 
@@ -58,7 +85,7 @@ class Attention(nn.Module):
         groups = c.num_heads // c.num_kv_heads
 
         def project(name, heads):
-            y = Linear(heads * c.head_dim, name=name)(x)
+            y = Linear(heads * c.head_dim, use_bias=c.qkv_bias, name=name)(x)
             return y.reshape(rows, width, heads, c.head_dim).swapaxes(1, 2)
 
         query = rotate(project("query", c.num_heads), angles)
@@ -89,11 +116,9 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(self, x, *rest):
         c = self.config
-        y, cache = Attention(c, name="attention")(
-            RMSNorm(c.norm_eps, name="attention_norm")(x), *rest
-        )
+        y, cache = Attention(c, name="attention")(_norm(c, name="attention_norm")(x), *rest)
         x = x + y
-        return x + GatedFFN(c.ffn_size, name="ffn")(RMSNorm(c.norm_eps, name="ffn_norm")(x)), cache
+        return x + GatedFFN(c.ffn_size, name="ffn")(_norm(c, name="ffn_norm")(x)), cache
 
 
 class Decoder(nn.Module):
@@ -115,7 +140,7 @@ class Decoder(nn.Module):
         c = self.config
         self.embed = nn.Embed(c.vocab_size, c.hidden_size)
         self.layers = [Layer(c) for _ in range(c.num_layers)]
-        self.final_norm = RMSNorm(c.norm_eps)
+        self.final_norm = _norm(c)
         if not c.tie_embeddings:
             self.head = Linear(c.vocab_size)
 
@@ -152,6 +177,9 @@ class Decoder(nn.Module):
             tap: number of the layer whose output is wanted as well, counted as Hugging Face's
                 `hidden_states` are: 0 is the embedding, `num_layers` the last layer's output
                 before the final norm. None for none.
+
+        Raises:
+            RagJaxError: the cache is longer than the model's rotary positions allow.
         """
         c, (rows, width) = self.config, tokens.shape
         if cache is None:
@@ -159,7 +187,13 @@ class Decoder(nn.Module):
             mask = real[:, None, :] & jnp.tril(jnp.ones((1, width, width), bool))
             if positions is None:
                 positions = jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0)
-        angles = rotary_angles(positions, head_dim=c.head_dim, theta=c.rope_theta)
+        if cache is not None and isinstance(c.rope_scaling, LongScaling):
+            c.rope_scaling.check_cache(
+                sum(part[0][0].shape[-1] for part in (prefix, cache) if part)
+            )
+        angles = rotary_angles(
+            positions, rotary_dim=c.rotary_dim, theta=c.rope_theta, scaling=c.rope_scaling
+        )
         x = constrain_rows(self.embed(tokens).reshape(rows * width, c.hidden_size), rows)
         tapped, written = (x if tap == 0 else None), []
         for i, layer in enumerate(self.layers):
@@ -188,12 +222,17 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Scores over the vocabulary, only for the hidden states given."""
-        rows = hidden.shape[0]
-        flat = constrain_rows(hidden.reshape(-1, self.config.hidden_size), rows)
-        if self.config.tie_embeddings:
+        c, rows = self.config, hidden.shape[0]
+        flat = constrain_rows(hidden.reshape(-1, c.hidden_size), rows)
+        if c.tie_embeddings:
             scores = flat @ self.embed.embedding.T
         else:
             scores = self.head(flat)
+        if c.vocab_padding:
+            is_token = jnp.arange(c.vocab_size) < c.vocab_size - c.vocab_padding
+            # float16 ends before MASKED does.
+            masked = max(MASKED, float(jnp.finfo(scores.dtype).min))
+            scores = jnp.where(is_token[None], scores, jnp.asarray(masked, scores.dtype))
         scores = constrain_rows(scores, rows, free=True)
         return scores.reshape(*hidden.shape[:-1], -1)
 

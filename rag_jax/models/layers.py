@@ -8,7 +8,7 @@ sharding over it is unaffected.
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 MASKED = -1e9  # finite: a row of `-inf` would make softmax return NaN
 
@@ -74,28 +74,6 @@ class GatedFFN(nn.Module):
         gate = Linear(self.size, name="gate")(x)
         up = Linear(self.size, name="up")(x)
         return Linear(x.shape[-1], name="down")(nn.silu(gate) * up)
-
-
-def rotary_angles(
-    positions: Int[Array, "B T"], *, head_dim: int, theta: float
-) -> tuple[Float[Array, "B 1 T E"], Float[Array, "B 1 T E"]]:
-    """Cosines and sines of the rotary embedding, `E = head_dim / 2` (Su et al. 2021, eq. 15).
-
-    Kept in float32: in bfloat16 position 257 would round to 256.
-    """
-    exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    angles = positions[:, None, :, None].astype(jnp.float32) * (theta**-exponents)[None, None, None]
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(
-    x: Float[Array, "B H T d"], angles: tuple[Float[Array, "B 1 T E"], Float[Array, "B 1 T E"]]
-) -> Float[Array, "B H T d"]:
-    """Turns queries or keys by their positions, first half of the features against the second."""
-    cos, sin = angles
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
 
 
 def attend(

@@ -12,8 +12,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from rag_jax.errors import RagJaxError
+from rag_jax.files import write_json
 
 _ROLES = ("system", "user", "assistant")
+_ROLES_OF_TOKENS = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # What a folder of `vocab.json` and `merges.txt` does not say: RoBERTa's names, which BART has too.
 _BPE_SPECIALS = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
@@ -39,8 +41,12 @@ class Tokenizer:
         eos: str | None = None,
         pad: str | None = None,
         chat_template: str | None = None,
+        **others: str | None,
     ):
-        """Wraps a tokenizer; `bos`, `eos` and `pad` are names of its special tokens."""
+        """Wraps a tokenizer; `bos`, `eos` and `pad` are names of its special tokens.
+
+        `others` (`unk`, `sep`, `cls`, `mask`) are kept for `save` and for chat templates.
+        """
         self._core = core
         core.encode_special_tokens = True
         core.no_padding()
@@ -50,7 +56,7 @@ class Tokenizer:
         # What text cannot express may come out as the unknown token: that is text's own token.
         unknown = getattr(core.model, "unk_token", None)
         self._control = set(self._special.values()) - {self._special.get(unknown)}
-        self._names = {"bos": bos, "eos": eos, "pad": pad}
+        self._names = {"bos": bos, "eos": eos, "pad": pad, **others}
         self._template = chat_template
         self.vocab_size = max(core.get_vocab(with_added_tokens=True).values()) + 1
         self.bos_id, self.eos_id, self.pad_id = (
@@ -77,9 +83,7 @@ class Tokenizer:
             core = _read_core(path)
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
             settings.update(_read_settings(folder / name))
-        names = {
-            short: _token_name(settings.get(f"{short}_token")) for short in ("bos", "eos", "pad")
-        }
+        names = {short: _token_name(settings.get(f"{short}_token")) for short in _ROLES_OF_TOKENS}
         template = settings.get("chat_template")
         if isinstance(template, list):
             template = {entry["name"]: entry["template"] for entry in template}.get("default")
@@ -124,6 +128,24 @@ class Tokenizer:
         bos, eos, pad = (None if i is None else tokens[i] for i in ids.values())
         template = metadata.get("tokenizer.chat_template")
         return cls(core, bos=bos, eos=eos, pad=pad, chat_template=template)
+
+    def save(self, folder: Path, *, max_length: int) -> None:
+        """Writes the files that `from_folder` reads, and transformers' `AutoTokenizer`.
+
+        Args:
+            folder: it must exist.
+            max_length: of the model, in tokens, at which transformers truncates if asked to.
+        """
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": max_length,
+            "clean_up_tokenization_spaces": False,
+            **{f"{short}_token": name for short, name in self._names.items() if name is not None},
+        }
+        (folder / "tokenizer.json").write_text(self._core.to_str(pretty=True), "utf-8")
+        write_json(folder / "tokenizer_config.json", settings)
+        if self._template is not None:
+            (folder / "chat_template.jinja").write_text(self._template, "utf-8")
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without BOS, EOS or the like.

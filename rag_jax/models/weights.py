@@ -1,7 +1,7 @@
 """Where each Hugging Face tensor goes in our parameter trees, and the filling of those trees."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,12 +47,15 @@ class Slot:
     """One parameter: its Hugging Face name and its place and shape in our tree.
 
     `transposed` marks linear layers: Hugging Face stores `[out, in]`, our kernels are `[in, out]`.
+    `rows` are those of the stored tensor that are this parameter, where several share a tensor, one
+    after the other.
     """
 
     name: str
     path: str
     shape: tuple[int, ...]
     transposed: bool = False
+    rows: tuple[int, int] | None = None
 
 
 def list_slots(config: DecoderConfig | BertConfig | BartConfig) -> list[Slot]:
@@ -60,6 +63,15 @@ def list_slots(config: DecoderConfig | BertConfig | BartConfig) -> list[Slot]:
     if isinstance(config, BartConfig):
         return _bart_slots(config)
     return _bert_slots(config) if isinstance(config, BertConfig) else _decoder_slots(config)
+
+
+def stored_shapes(slots: Sequence[Slot]) -> dict[str, tuple[int, ...]]:
+    """The shape of every stored tensor by name, in the order of the slots."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for slot in slots:
+        shape = slot.shape[::-1] if slot.transposed else slot.shape
+        shapes[slot.name] = (slot.rows[1], *shape[1:]) if slot.rows else shape
+    return shapes
 
 
 def build_params(
@@ -101,6 +113,8 @@ def build_params(
     params: dict = {}
     for slot in slots:
         array = tensors[slot.name].read()
+        if slot.rows:
+            array = array[slice(*slot.rows)]
         array = array.T if slot.transposed else array
         *parents, leaf = slot.path.split("/")
         node = params
@@ -146,9 +160,8 @@ def _complete_bart(config: BartConfig, tensors: dict[str, StoredTensor]) -> dict
 
 def _check(config, slots: list[Slot], tensors: dict[str, StoredTensor], source: str) -> None:
     problems = []
-    expected = {slot.name: slot for slot in slots}
-    for name, slot in expected.items():
-        shape = slot.shape[::-1] if slot.transposed else slot.shape
+    expected = stored_shapes(slots)
+    for name, shape in expected.items():
         if name not in tensors:
             problems.append(f"missing {name} {list(shape)}")
         elif tensors[name].shape != shape:
@@ -178,18 +191,32 @@ def _decoder_slots(c: DecoderConfig) -> list[Slot]:
         "ffn/up": ("mlp.up_proj", c.hidden_size, c.ffn_size),
         "ffn/down": ("mlp.down_proj", c.ffn_size, c.hidden_size),
     }
+    biased = ("attention/query", "attention/key", "attention/value") if c.qkv_bias else ()
+    fused = {}
+    if c.family == "phi3":  # stores as one those that read the same input
+        qkv, gate_up = "self_attn.qkv_proj", "mlp.gate_up_proj"
+        fused = {
+            "attention/query": (qkv, (0, query)),
+            "attention/key": (qkv, (query, query + key_value)),
+            "attention/value": (qkv, (query + key_value, query + 2 * key_value)),
+            "ffn/gate": (gate_up, (0, c.ffn_size)),
+            "ffn/up": (gate_up, (c.ffn_size, 2 * c.ffn_size)),
+        }
     norms = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+    norm_slots = _norm_slots if c.layer_norm else _scale_slots
     embedding = (c.vocab_size, c.hidden_size)
     slots = [Slot("model.embed_tokens.weight", "embed/embedding", embedding)]
     for i in range(c.num_layers):
         theirs, ours = f"model.layers.{i}", f"layers_{i}"
         for path, name in norms.items():
-            slots.append(Slot(f"{theirs}.{name}.weight", f"{ours}/{path}/scale", (c.hidden_size,)))
+            slots += norm_slots(f"{theirs}.{name}", f"{ours}/{path}", c.hidden_size)
         for path, (name, *shape) in linears.items():
-            slots.append(
-                Slot(f"{theirs}.{name}.weight", f"{ours}/{path}/kernel", tuple(shape), True)
-            )
-    slots.append(Slot("model.norm.weight", "final_norm/scale", (c.hidden_size,)))
+            name, rows = fused.get(path, (name, None))
+            kernel = f"{ours}/{path}/kernel"
+            slots.append(Slot(f"{theirs}.{name}.weight", kernel, tuple(shape), True, rows))
+            if path in biased:
+                slots.append(Slot(f"{theirs}.{name}.bias", f"{ours}/{path}/bias", (shape[1],)))
+    slots += norm_slots("model.norm", "final_norm", c.hidden_size)
     if not c.tie_embeddings:
         slots.append(Slot("lm_head.weight", "head/kernel", embedding[::-1], True))
     return slots
@@ -261,6 +288,10 @@ def _linear_slots(name: str, path: str, inputs: int, outputs: int) -> list[Slot]
         Slot(f"{name}.weight", f"{path}/kernel", (inputs, outputs), True),
         Slot(f"{name}.bias", f"{path}/bias", (outputs,)),
     ]
+
+
+def _scale_slots(name: str, path: str, width: int) -> list[Slot]:
+    return [Slot(f"{name}.weight", f"{path}/scale", (width,))]
 
 
 def _norm_slots(name: str, path: str, width: int) -> list[Slot]:

@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers.normalizers import BertNormalizer
 from transformers import (
+    AutoModelForCausalLM,
     BartConfig,
     BartForConditionalGeneration,
     BertConfig,
@@ -22,7 +23,11 @@ from transformers import (
     DPRQuestionEncoder,
     LlamaConfig,
     LlamaForCausalLM,
+    Phi3Config,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    StableLmConfig,
 )
 
 FOLDER = Path(__file__).parent
@@ -100,12 +105,29 @@ def make_bart_tokenizer() -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def randomise(model: torch.nn.Module) -> None:
+def make_word_tokenizer() -> PreTrainedTokenizerFast:
+    """Words of the sentences, with a token before every text, as Llama's tokenizer puts it."""
+    specials = ["<pad>", "<s>", "</s>", "<unk>"]
+    core = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.WordLevelTrainer(vocab_size=40, special_tokens=specials, show_progress=False)
+    core.train_from_iterator(SENTENCES, trainer)
+    core.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+        unk_token="<unk>",
+    )  # fmt: skip
+
+
+def randomise(model: torch.nn.Module, *, kept_as: torch.dtype = torch.float32) -> None:
     """Weights large enough that attention is far from uniform and norms and biases matter."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape) * 0.2
-            parameter.copy_(noise + 1 if "norm" in name.lower() and "bias" not in name else noise)
+            value = noise + 1 if "norm" in name.lower() and "bias" not in name else noise
+            parameter.copy_(value.to(kept_as))
 
 
 def make_batch(vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -146,6 +168,27 @@ def make_llama(name: str, *, shard: str, **settings) -> None:
         ],
     }  # fmt: skip
     (folder / "golden.json").write_text(json.dumps(golden, indent=1), "utf-8")
+
+
+def make_family(name: str, config: PreTrainedConfig) -> None:
+    """A tiny decoder of another family, its weights in bfloat16 to keep the files small.
+
+    Every row is read alone and without padding: what stands beside it must change nothing.
+    """
+    folder = FOLDER / name
+    tokenizer = make_word_tokenizer()
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    randomise(model, kept_as=torch.bfloat16)
+    tokens, mask = make_batch(config.vocab_size)
+    logits = np.zeros((*tokens.shape, config.vocab_size), np.float32)
+    with torch.no_grad():
+        for row, real, place in zip(tokens, mask.astype(bool), logits, strict=True):
+            place[real] = model(torch.tensor(row[real])[None]).logits[0].numpy()
+    model.bfloat16().save_pretrained(folder)
+    (folder / "generation_config.json").unlink()
+    tokenizer.save_pretrained(folder)
+    np.savez_compressed(folder / "golden.npz", tokens=tokens, mask=mask, logits=logits)
 
 
 def make_bert(name: str) -> None:
@@ -288,3 +331,39 @@ if __name__ == "__main__":
     make_dpr("dpr_question", DPRQuestionEncoder)
     make_dpr("dpr_context", DPRContextEncoder, projection_dim=20)
     make_bart("bart")
+    sizes = dict(
+        vocab_size=40, hidden_size=32, intermediate_size=40, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=32, bos_token_id=1, eos_token_id=2,
+        pad_token_id=0,
+    )  # fmt: skip
+    # A pair of features that turns as before, one in between and two that turn slower.
+    llama3 = {
+        "rope_type": "llama3", "rope_theta": 100.0, "factor": 4.0, "low_freq_factor": 0.5,
+        "high_freq_factor": 2.0, "original_max_position_embeddings": 16,
+    }  # fmt: skip
+    make_family(
+        "llama3",
+        LlamaConfig(
+            **sizes, num_key_value_heads=2, tie_word_embeddings=True, rope_parameters=llama3
+        ),
+    )
+    make_family("qwen2", Qwen2Config(**sizes, num_key_value_heads=1))
+    # Of the rows of the batch, one is beyond the 8 positions of the short factors.
+    longrope = {
+        "rope_type": "longrope", "rope_theta": 100.0, "short_factor": [1.0, 1.1, 1.3],
+        "long_factor": [1.5, 4.0, 9.0], "partial_rotary_factor": 0.75,
+    }  # fmt: skip
+    make_family(
+        "phi3",
+        Phi3Config(
+            **sizes, num_key_value_heads=2, rope_parameters=longrope, sliding_window=32,
+            original_max_position_embeddings=8,
+        ),
+    )  # fmt: skip
+    make_family(
+        "stablelm",
+        StableLmConfig(
+            **sizes, num_key_value_heads=2, use_qkv_bias=True,
+            rope_parameters={"rope_theta": 100.0, "partial_rotary_factor": 0.5},
+        ),
+    )  # fmt: skip

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import make_decoder, make_rows, read_row, softmax, turn
 
-from rag_jax.models.layers import Linear, attend, rotary_angles, rotate
+from rag_jax.models.layers import Linear, attend
+from rag_jax.models.rope import rotary_angles, rotate
 
 MODEL, PARAMS = make_decoder()
 WIDTH = 9
@@ -156,7 +157,7 @@ def test_nothing_to_look_at_gives_no_nan():
 @given(st.lists(st.integers(0, 100_000), min_size=5, max_size=5), st.integers(0, 9))
 def test_rotary_is_a_complex_turn(positions, seed):
     x = draw(np.random.default_rng(seed), 1, 3, 5, 8)
-    angles = rotary_angles(jnp.asarray([positions]), head_dim=8, theta=10_000.0)
+    angles = rotary_angles(jnp.asarray([positions]), rotary_dim=8, theta=10_000.0)
     turned = rotate(x, angles)
     expected = turn(x[0].swapaxes(0, 1), np.asarray(positions), 10_000.0).swapaxes(0, 1)
     # float32 angles of 1e5 radians are good to 1e5 * 2**-24.
@@ -166,7 +167,7 @@ def test_rotary_is_a_complex_turn(positions, seed):
 
 def test_rotary_positions_survive_bfloat16():
     x = jnp.ones((1, 1, 2, 4), jnp.bfloat16)
-    angles = rotary_angles(jnp.asarray([[256, 257]]), head_dim=4, theta=100.0)
+    angles = rotary_angles(jnp.asarray([[256, 257]]), rotary_dim=4, theta=100.0)
     turned = rotate(x, angles)
     assert turned.dtype == jnp.bfloat16 and angles[0].dtype == jnp.float32
     assert np.abs(turned[0, 0, 0] - turned[0, 0, 1]).max() > 0.1

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import PartitionSpec
 
 from rag_jax import lora
 from rag_jax.checkpoint import Checkpoints, load_tree, save_tree
@@ -19,6 +18,7 @@ from rag_jax.data.batches import BatchPlan, Microbatch, round_up
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_jsonl, write_json
 from rag_jax.hosts import fetch
+from rag_jax.models.vocabulary import put_tokens, take_tokens
 from rag_jax.pipeline import StageContext
 from rag_jax.sharding import DECODER_RULES, count_data_rows, lay_out, place_params, shard_batch
 from rag_jax.systems.srrag.data import (
@@ -27,6 +27,7 @@ from rag_jax.systems.srrag.data import (
     join_passages,
     make_row,
     pack_rows,
+    special_tokens,
 )
 from rag_jax.systems.srrag.loss import sequence_logprobs, stage1_loss, stage2_loss
 from rag_jax.training import init_state, make_optimizer, make_step, train
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
 
 # Tokens that could be trained on while one program compiles, measured on two CPU cores.
 _PROGRAM_TOKENS = 1600
-
-# Of what is trained; the new tokens' few rows are on every device.
-RULES = (*DECODER_RULES, (r"new_tokens", PartitionSpec()))
 
 
 @dataclass(frozen=True)
@@ -149,14 +147,20 @@ def pack(
 # What is trained: all weights, or an adapter and the rows of the new tokens.
 
 
+def new_ids(session: "Session") -> list[int]:
+    """The ids of the tokens that the method added."""
+    token_id = session.base.tokenizer.token_id
+    return [token_id(name) for name in special_tokens(session.config.sources)]
+
+
 def start_trainable(session: "Session") -> Any:
     """The trained tree before the first step, in float32: small updates vanish in bfloat16."""
-    return place_params(_init_trainable(session), session.mesh, RULES)
+    return place_params(_init_trainable(session), session.mesh, DECODER_RULES)
 
 
 def _init_trainable(session: "Session") -> Any:
     c, base = session.config, session.base
-    trained = {"new_tokens": base.params["embed"]["embedding"][-(len(c.sources) + 2) :]}
+    trained = {"new_tokens": take_tokens(base.params, new_ids(session))}
     if c.tuning.mode == "full":
         trained["weights"] = base.params
     else:
@@ -172,19 +176,21 @@ def _init_trainable(session: "Session") -> Any:
     return _cast(trained, jnp.float32)
 
 
-def assemble(trained: Any, frozen: Any, *, scale: float | None, dtype: Any) -> Any:
+def assemble(
+    trained: Any, frozen: Any, *, ids: Sequence[int], scale: float | None, dtype: Any
+) -> Any:
     """The model's parameters, in `dtype`, from what is trained and what is not.
 
-    The new tokens' rows are trained in both modes, apart from the table, for they learn faster.
+    The rows of the new tokens are trained in both modes, apart from the table, for they learn
+    faster.
 
     Args:
+        ids: the new tokens.
         scale: of the adapter; None where all weights are trained.
     """
     trained = _cast(trained, dtype)
     weights = trained["weights"] if scale is None else frozen
-    table, new = weights["embed"]["embedding"], trained["new_tokens"]
-    table = jax.lax.dynamic_update_slice(table, new, (table.shape[0] - new.shape[0], 0))
-    weights = {**weights, "embed": {"embedding": table}}
+    weights = put_tokens(weights, trained["new_tokens"], ids)
     return weights if scale is None else lora.apply(weights, trained["adapter"], scale=scale)
 
 
@@ -197,7 +203,8 @@ def make_assembler(session: "Session") -> Callable[[Any, Any], Any]:
     """`assemble` by the run's settings."""
     tuning = session.config.tuning
     scale = None if tuning.mode == "full" else tuning.alpha / tuning.rank
-    return partial(assemble, scale=scale, dtype=jnp.dtype(session.config.model.dtype))
+    dtype = jnp.dtype(session.config.model.dtype)
+    return partial(assemble, ids=new_ids(session), scale=scale, dtype=dtype)
 
 
 def make_losses(session: "Session") -> dict[str, Callable[..., Any]]:
@@ -219,7 +226,7 @@ def load_trainable(session: "Session", folder: Path) -> Any:
     # The session loads its model when first asked, which must not be within a trace.
     _ = session.base
     abstract = jax.eval_shape(lambda: _init_trainable(session))
-    return load_tree(folder, lay_out(abstract, session.mesh, RULES))
+    return load_tree(folder, lay_out(abstract, session.mesh, DECODER_RULES))
 
 
 def load_tuned(session: "Session", folder: Path) -> Any:

@@ -1,5 +1,6 @@
 """Microbatches of few shapes, and what is trained in each mode."""
 
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -13,13 +14,15 @@ from hypothesis import strategies as st
 from rag_jax import lora
 from rag_jax.config import SRRAGConfig, StageConfig, TuningConfig
 from rag_jax.errors import RagJaxError
+from rag_jax.models.vocabulary import grow_vocabulary
 from rag_jax.sharding import make_mesh
-from rag_jax.systems.srrag.data import TERMS, Row, pack_rows
+from rag_jax.systems.srrag.data import TERMS, Row, pack_rows, special_tokens
 from rag_jax.systems.srrag.tune import (
     Example,
     assemble,
     make_losses,
     make_plan,
+    new_ids,
     pack,
     start_trainable,
 )
@@ -92,7 +95,10 @@ def check_packed_row(row, arrays, place, reduction):
         assert weights.sum() == pytest.approx(total)
 
 
-join = partial(assemble, dtype=jnp.float32)
+def join(base, trained, frozen, *, scale):
+    """`assemble` with the ids of the run's new tokens."""
+    ids = [base.tokenizer.token_id(name) for name in special_tokens(SRRAGConfig().sources)]
+    return assemble(trained, frozen, ids=ids, scale=scale, dtype=jnp.float32)
 
 
 def make_session(base, **tuning):
@@ -116,20 +122,21 @@ def test_adapter_starts_as_the_base_model(base):
     session = make_session(base, mode="lora", rank=2)
     trained = start_trainable(session)
     assert set(trained) == {"adapter", "new_tokens"}
-    assert trained["new_tokens"].shape == (4, 32)
+    assert jax.tree.map(jnp.shape, trained["new_tokens"]) == {"embed": {"embedding": (4, 32)}}
     assert set(trained["adapter"]) == {"layers_0", "layers_1"}
     assert set(trained["adapter"]["layers_0"]) == {"attention", "ffn"}
     before = run(base, base.params)
-    np.testing.assert_allclose(run(base, join(trained, base.params, scale=2.0)), before)
+    after = join(base, trained, base.params, scale=2.0)
+    np.testing.assert_allclose(run(base, after), before)
 
 
 def test_assembled_parameters(base):
     trained = start_trainable(make_session(base, mode="lora", rank=2))
     trained = jax.tree.map(lambda leaf: leaf + 0.1, trained)
-    params = join(trained, base.params, scale=2.0)
+    params = join(base, trained, base.params, scale=2.0)
     table = np.asarray(base.params["embed"]["embedding"])
     np.testing.assert_array_equal(params["embed"]["embedding"][:-4], table[:-4])
-    np.testing.assert_array_equal(params["embed"]["embedding"][-4:], trained["new_tokens"])
+    np.testing.assert_allclose(params["embed"]["embedding"][-4:], table[-4:] + 0.1)
     folded = lora.fold(base.params, trained["adapter"], scale=2.0) | {"embed": params["embed"]}
     ours, theirs = run(base, params), run(base, folded)
     assert np.abs(theirs - run(base, base.params)).max() > 0.1
@@ -137,16 +144,38 @@ def test_assembled_parameters(base):
 
 
 def test_all_weights(base):
-    trained = start_trainable(make_session(base, mode="full"))
+    session = make_session(base, mode="full")
+    trained = start_trainable(session)
     assert set(trained) == {"weights", "new_tokens"}
     jax.tree.map(np.testing.assert_array_equal, trained["weights"], base.params)
     np.testing.assert_array_equal(
-        run(base, join(trained, None, scale=None)), run(base, base.params)
+        run(base, join(base, trained, None, scale=None)), run(base, base.params)
     )
-    trained["new_tokens"] += 0.1
-    table = join(trained, None, scale=None)["embed"]["embedding"]
+    trained["new_tokens"] = jax.tree.map(lambda leaf: leaf + 0.1, trained["new_tokens"])
+    table = join(base, trained, None, scale=None)["embed"]["embedding"]
     moved = np.asarray(table - base.params["embed"]["embedding"])
     assert (moved[:-4] == 0).all() and (moved[-4:] > 0.05).all()
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_new_tokens_of_a_padded_table_and_a_head_of_its_own(base, mode):
+    """The rows at the end are padding, and what a token is in the head is trained as well."""
+    padded = grow_vocabulary(base, [], multiple=64)
+    first, size = base.config.vocab_size - 4, padded.config.vocab_size
+    assert size % 64 == 0 and padded.config.vocab_padding == size - first - 4 > 0
+    config = replace(padded.config, tie_embeddings=False)
+    head = {"kernel": padded.params["embed"]["embedding"].T}
+    untied = replace(padded, config=config, params={**padded.params, "head": head})
+    session = make_session(untied, mode=mode)
+    assert new_ids(session) == list(range(first, first + 4))
+    trained = start_trainable(session)
+    trained["new_tokens"] = jax.tree.map(lambda leaf: leaf + 0.1, trained["new_tokens"])
+    scale = None if mode == "full" else 2.0
+    params = join(untied, trained, untied.params, scale=scale)
+    for table in (params["embed"]["embedding"], params["head"]["kernel"].T):
+        moved = np.asarray(table - padded.params["embed"]["embedding"])
+        assert (moved[first : first + 4] > 0.05).all()
+        assert (moved[:first] == 0).all() and (moved[first + 4 :] == 0).all()
 
 
 def test_narrower_targets(base):
@@ -166,7 +195,7 @@ def test_losses_reach_the_new_tokens_and_the_adapter_alone(base):
     arrays = pack_rows([row], width=24, targets=16, batch=1, scale=1.0, reduction="sum")
     loss = make_losses(session)["rows"]
     grads = jax.jit(jax.grad(lambda *a: loss(*a)[0]))(start_trainable(session), base.params, arrays)
-    assert jnp.abs(grads["new_tokens"]).max() > 1e-4
+    assert jnp.abs(grads["new_tokens"]["embed"]["embedding"]).max() > 1e-4
     for path, leaf in jax.tree.leaves_with_path(grads["adapter"]):
         # As long as b is zero, a has no gradient.
         assert leaf.any() == (path[-1].key == "b")

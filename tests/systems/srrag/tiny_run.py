@@ -126,6 +126,6 @@ def fold_trained(session, workdir, stage):
     base, tuning = session.base.params, session.config.tuning
     trained = tune.load_trainable(session, workdir / "stages" / stage / "params")
     table = np.array(base["embed"]["embedding"])
-    table[-4:] = trained["new_tokens"]
+    table[-4:] = trained["new_tokens"]["embed"]["embedding"]
     folded = lora.fold(base, trained["adapter"], scale=tuning.alpha / tuning.rank)
     return {**folded, "embed": {"embedding": table}}
