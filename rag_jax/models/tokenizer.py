@@ -15,7 +15,7 @@ from rag_jax.errors import RagJaxError
 from rag_jax.files import write_json
 
 _ROLES = ("system", "user", "assistant")
-_ROLES_OF_TOKENS = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
+_NAMED_TOKENS = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # What a folder of `vocab.json` and `merges.txt` does not say: RoBERTa's names, which BART has too.
 _BPE_SPECIALS = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
@@ -83,7 +83,7 @@ class Tokenizer:
             core = _read_core(path)
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
             settings.update(_read_settings(folder / name))
-        names = {short: _token_name(settings.get(f"{short}_token")) for short in _ROLES_OF_TOKENS}
+        names = {short: _token_name(settings.get(f"{short}_token")) for short in _NAMED_TOKENS}
         template = settings.get("chat_template")
         if isinstance(template, list):
             template = {entry["name"]: entry["template"] for entry in template}.get("default")
@@ -140,7 +140,8 @@ class Tokenizer:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": max_length,
             "clean_up_tokenization_spaces": False,
-            **{f"{short}_token": name for short, name in self._names.items() if name is not None},
+            # None as well: transformers would give some families a token of its own choice.
+            **{f"{short}_token": self._names.get(short) for short in _NAMED_TOKENS},
         }
         (folder / "tokenizer.json").write_text(self._core.to_str(pretty=True), "utf-8")
         write_json(folder / "tokenizer_config.json", settings)

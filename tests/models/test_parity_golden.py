@@ -21,6 +21,7 @@ from rag_jax.retrieval import embed, encode_texts
 GOLDEN = Path(__file__).parents[1] / "golden"
 LLAMAS = ("llama_tied", "llama_untied_sharded")
 DPRS = ("dpr_question", "dpr_context")
+FAMILIES = ("llama3", "phi3", "qwen2", "stablelm")
 
 
 def compare(ours, theirs, mask):
@@ -28,15 +29,18 @@ def compare(ours, theirs, mask):
 
 
 def read_golden(name):
-    golden = json.loads((GOLDEN / name / "golden.json").read_text("utf-8"))
+    return json.loads((GOLDEN / name / "golden.json").read_text("utf-8"))
+
+
+def read_arrays(name):
     arrays = {k: jnp.asarray(v) for k, v in np.load(GOLDEN / name / "golden.npz").items()}
     masks = {k: v.astype(bool) for k, v in arrays.items() if k.endswith("mask")}
-    return golden, arrays | masks
+    return arrays | masks
 
 
-@pytest.mark.parametrize("name", LLAMAS)
+@pytest.mark.parametrize("name", (*LLAMAS, *FAMILIES))
 def test_decoder_logits(name):
-    _, arrays = read_golden(name)
+    arrays = read_arrays(name)
     model = load(GOLDEN / name)
     logits = model.model.apply({"params": model.params}, arrays["tokens"], mask=arrays["mask"])
     assert jnp.abs(arrays["logits"]).max() > 1  # far from a constant
@@ -44,7 +48,7 @@ def test_decoder_logits(name):
 
 
 def test_bert_hidden_states():
-    _, arrays = read_golden("bert")
+    arrays = read_arrays("bert")
     model = load(GOLDEN / "bert")
     hidden = model.model.apply({"params": model.params}, arrays["tokens"], arrays["mask"])
     compare(hidden, arrays["hidden"], arrays["mask"])
@@ -55,7 +59,7 @@ def test_bert_hidden_states():
 
 
 def test_bert_ignores_padding_tokens():
-    _, arrays = read_golden("bert")
+    arrays = read_arrays("bert")
     model = load(GOLDEN / "bert")
     other = jnp.where(arrays["mask"], arrays["tokens"], 7)
     hidden = model.model.apply({"params": model.params}, other, arrays["mask"])
@@ -70,7 +74,7 @@ def test_bert_refuses_more_tokens_than_positions():
 
 @pytest.mark.parametrize("name", DPRS)
 def test_dpr_embeddings(name):
-    golden, arrays = read_golden(name)
+    golden, arrays = read_golden(name), read_arrays(name)
     dpr = load(GOLDEN / name)
     embeddings = embed(dpr.model, dpr.params, arrays["tokens"], arrays["mask"])
     assert embeddings.shape == (4, dpr.config.embedding_size) and embeddings.std() > 0.3
@@ -81,7 +85,7 @@ def test_dpr_embeddings(name):
 
 
 def test_bart_states_and_logits():
-    _, arrays = read_golden("bart")
+    arrays = read_arrays("bart")
     bart = load(GOLDEN / "bart")
     variables, mask = {"params": bart.params}, arrays["mask"]
     encoded = bart.model.apply(variables, arrays["tokens"], mask, method="encode")
@@ -106,7 +110,7 @@ def test_bart_states_and_logits():
 
 
 def test_bart_generates_what_transformers_does():
-    golden, _ = read_golden("bart")
+    golden = read_golden("bart")
     bart = load(GOLDEN / "bart")
     assert (bart.config.forced_bos_id, bart.config.forced_eos_id) == (0, 2)
     eos, ends = bart.config.eos_id, set()
@@ -129,7 +133,7 @@ def test_bart_generates_what_transformers_does():
     assert ends == {"limit", "eos"}
 
 
-@pytest.mark.parametrize("name", (*LLAMAS, "bert", *DPRS, "bart"))
+@pytest.mark.parametrize("name", (*LLAMAS, *FAMILIES, "bert", *DPRS, "bart"))
 def test_loaded_tree_is_the_tree_init_makes(name):
     model = load(GOLDEN / name)
     tokens = [jnp.zeros((1, 4), jnp.int32)] * (2 if name == "bart" else 1)
@@ -146,7 +150,7 @@ def test_dtype():
 
 @pytest.mark.parametrize("name", LLAMAS)
 def test_decoder_tokens(name):
-    golden, _ = read_golden(name)
+    golden = read_golden(name)
     tokenizer = load(GOLDEN / name).tokenizer
     for text, ids in golden["texts"].items():
         assert tokenizer.encode(text) == ids
@@ -156,7 +160,7 @@ def test_decoder_tokens(name):
 
 
 def test_bert_tokens():
-    golden, _ = read_golden("bert")
+    golden = read_golden("bert")
     tokenizer = load(GOLDEN / "bert").tokenizer
     for length, texts in golden["texts"].items():
         for text, ids in texts.items():

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rag_jax.decoding import Sampling, generate
 from rag_jax.errors import RagJaxError
 from rag_jax.models import load
-from rag_jax.models.vocabulary import grow_vocabulary
+from rag_jax.models.vocabulary import grow_vocabulary, put_tokens, take_tokens
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = ["<EOQ>", "<Self>", "<Wiki>"]
@@ -77,10 +78,98 @@ def test_unused_rows_behind_the_tokenizer_are_dropped(base):
     np.testing.assert_array_equal(grown.params["embed"]["embedding"], expected)
 
 
-def test_untied_embeddings_are_refused():
+def test_a_head_of_its_own_grows_as_well():
     untied = load(GOLDEN / "llama_untied_sharded")
-    with pytest.raises(RagJaxError, match="input and output embeddings are tied"):
-        grow_vocabulary(untied, NAMES)
+    grown = grow_vocabulary(untied, NAMES)
+    logits, old = run(grown), run(untied)
+    np.testing.assert_allclose(logits[..., :290], old, atol=1e-5)
+    mean = old.mean(axis=-1, keepdims=True)
+    np.testing.assert_allclose(logits[..., 290:], mean.repeat(3, axis=-1), atol=1e-5)
+    assert grown.params["head"]["kernel"].shape == (32, 293)
+    table = grown.params["embed"]["embedding"]
+    np.testing.assert_allclose(table[292], np.asarray(table[:290]).mean(axis=0), atol=1e-6)
+
+
+def test_an_encoder_is_refused():
+    with pytest.raises(RagJaxError, match="only a decoder gets new tokens"):
+        grow_vocabulary(load(GOLDEN / "bert"), NAMES)
+
+
+@pytest.mark.parametrize("name", ["llama_tied", "llama_untied_sharded"])
+def test_rows_of_padding_are_never_generated(name):
+    """Even where their logits would be the largest, and without touching the others."""
+    plain = grow_vocabulary(load(GOLDEN / name), NAMES)
+    padded = grow_vocabulary(load(GOLDEN / name), NAMES, multiple=128)
+    assert padded.config.vocab_size == 384 and padded.config.vocab_padding == 384 - 293
+    assert padded.tokenizer.vocab_size == 293
+    assert [padded.tokenizer.token_id(name) for name in NAMES] == [290, 291, 292]
+    logits = run(padded)
+    np.testing.assert_allclose(logits[..., :293], run(plain), atol=1e-5)
+    assert np.isfinite(logits).all() and (logits[..., 293:] == -1e9).all()
+    for sign in (1, -1):  # one of the two would be above all others
+        params = jax.tree.map(lambda leaf: leaf, padded.params)
+        table = params["embed"]["embedding"]
+        params["embed"]["embedding"] = table.at[293:].set(sign * 100.0)
+        if "head" in params:
+            params["head"]["kernel"] = params["head"]["kernel"].at[:, 293:].set(sign * 100.0)
+        forced = replace(padded, params=params)
+        np.testing.assert_array_equal(run(forced), logits)
+        (written,) = generate(forced.model, params, [[1, 40]], max_tokens=8, stop_ids=[])
+        (drawn,) = generate(
+            forced.model,
+            params,
+            [[1, 40]],
+            max_tokens=8,
+            stop_ids=[],
+            sampling=Sampling(temperature=5.0),
+        )
+        assert max(written + drawn) < 293
+
+    def loss(params):
+        scores = padded.model.apply({"params": params}, TOKENS)
+        return -jax.nn.log_softmax(scores)[..., 7].mean()
+
+    grads = jax.jit(jax.grad(loss))(padded.params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    assert (np.asarray(grads["embed"]["embedding"])[293:] == 0).all()
+    assert np.abs(grads["embed"]["embedding"]).max() > 1e-3
+
+
+def test_padding_again_replaces_the_padding(base):
+    once = grow_vocabulary(base, NAMES, multiple=128)
+    twice = grow_vocabulary(once, [], multiple=8)
+    assert (twice.config.vocab_size, twice.config.vocab_padding) == (296, 3)
+    rows = np.asarray(once.params["embed"]["embedding"])[:293]
+    np.testing.assert_array_equal(np.asarray(twice.params["embed"]["embedding"])[:293], rows)
+    none = grow_vocabulary(twice, [])
+    assert (none.config.vocab_size, none.config.vocab_padding) == (293, 0)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_padding_is_finite_in_half_precision(dtype):
+    model = grow_vocabulary(load(GOLDEN / "llama_tied", dtype=dtype), [], multiple=64)
+    logits = run(model)
+    assert np.isfinite(logits.astype(np.float32)).all()
+    assert (logits[..., 290:] < -6e4).all() and logits.dtype == dtype
+
+
+@pytest.mark.parametrize("name", ["llama_tied", "llama_untied_sharded"])
+def test_tokens_taken_and_put_back(name):
+    params = load(GOLDEN / name).params
+    ids = [3, 280, 17]
+    taken = take_tokens(params, ids)
+    np.testing.assert_array_equal(
+        taken["embed"]["embedding"], params["embed"]["embedding"][np.asarray(ids)]
+    )
+    assert ("head" in taken) == (name == "llama_untied_sharded")
+    same = put_tokens(params, taken, ids)
+    jax.tree.map(np.testing.assert_array_equal, same, params)
+    moved = put_tokens(params, jax.tree.map(lambda leaf: leaf + 1, taken), ids)
+    for path in taken:
+        (before,), (after,) = jax.tree.leaves(params[path]), jax.tree.leaves(moved[path])
+        change = np.asarray(after - before)
+        change = change.T if path == "head" else change
+        assert (change[ids] > 0.5).all() and (np.delete(change, ids, axis=0) == 0).all()
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,76 @@ def test_every_fault_in_one_message(bert):
     assert message.count(";") == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "fields", "messages"),
+    [
+        (
+            "llama_tied",
+            {"num_hidden_layers": 3},
+            ["missing model.layers.2.mlp.up_proj.weight [48, 32]"],
+        ),
+        (
+            "llama_tied",
+            {"num_hidden_layers": 1},
+            ["no place for model.layers.1.self_attn.k_proj.weight [16, 32]"],
+        ),
+        (
+            "llama_tied",
+            {"num_key_value_heads": 4},
+            ["k_proj.weight has shape [16, 32], the config wants [32, 32]"],
+        ),
+        (
+            "llama_tied",
+            {"vocab_size": 300},
+            ["embed_tokens.weight has shape [290, 32], the config wants [300, 32]"],
+        ),
+        (
+            "llama_tied",
+            {"model_type": "qwen2"},
+            ["missing model.layers.0.self_attn.q_proj.bias [32]"],
+        ),
+        (
+            "llama_tied",
+            {"model_type": "phi3"},
+            [
+                "missing model.layers.1.mlp.gate_up_proj.weight [96, 32]",
+                "missing model.layers.1.self_attn.qkv_proj.weight [64, 32]",
+                "no place for model.layers.0.mlp.gate_proj.weight [48, 32]",
+            ],
+        ),
+        (
+            "phi3",
+            {"num_key_value_heads": 4},
+            ["0.self_attn.qkv_proj.weight has shape [64, 32], the config wants [96, 32]"],
+        ),
+        (
+            "phi3",
+            {"tie_word_embeddings": True},
+            ["lm_head.weight differs from the embedding, the config says it is tied"],
+        ),
+        (
+            "stablelm",
+            {"use_qkv_bias": False},
+            ["no place for model.layers.0.self_attn.q_proj.bias [32]"],
+        ),
+        (
+            "bert",
+            {"intermediate_size": 64},
+            ["layer.0.intermediate.dense.bias has shape [48], the config wants [64]"],
+        ),
+    ],
+)
+def test_a_config_that_contradicts_its_weights(name, fields, messages, tmp_path, monkeypatch):
+    """All that does not fit, before any parameter is made."""
+    folder = copy_model(name, tmp_path / "model")
+    change_config(folder, **fields)
+    monkeypatch.setattr(jax.numpy, "asarray", lambda *_, **__: pytest.fail("allocated"))
+    with pytest.raises(RagJaxError, match="do not fit the config") as caught:
+        load(folder)
+    for message in messages:
+        assert message in str(caught.value)
+
+
 def test_what_is_no_parameter_is_left_out(bert):
     expected = load(bert).params
 
