@@ -63,6 +63,7 @@ BART = BartConfig(
 FAMILIES = {
     "decoder": (DECODER, DECODER_RULES),
     "tied": (replace(DECODER, tie_embeddings=True), DECODER_RULES),
+    "stablelm": (replace(DECODER, layer_norm=True, qkv_bias=True), DECODER_RULES),
     "bert": (BERT, BERT_RULES),
     "dpr": (replace(BERT, projection_size=128), BERT_RULES),
     "bart": (BART, BART_RULES),

@@ -5,6 +5,7 @@ Values that may be left out have the defaults of transformers' `BartConfig`.
 
 import json
 from pathlib import Path
+from typing import Any
 
 from rag_jax.errors import RagJaxError
 from rag_jax.models.bart import BartConfig
@@ -60,6 +61,19 @@ def read_bart(fields: Fields) -> BartConfig:
     }
     ids |= {ours: _read_id(forcing, theirs, vocab_size) for ours, theirs in _FORCED_IDS.items()}
     return BartConfig(**sizes, **ids, scale_embedding=fields.raw.get("scale_embedding") is True)
+
+
+def describe_bart(config: BartConfig) -> dict[str, Any]:
+    """The fields of a `config.json` from which transformers, and `read_bart`, get the model."""
+    names = _SIZES | _IDS | _FORCED_IDS
+    return {
+        "architectures": ["BartForConditionalGeneration"],
+        "model_type": "bart",
+        "is_encoder_decoder": True,
+        "activation_function": "gelu",
+        "scale_embedding": config.scale_embedding,
+        **{theirs: getattr(config, ours) for ours, theirs in names.items()},
+    }
 
 
 def _find_generation_config(fields: Fields) -> Fields:

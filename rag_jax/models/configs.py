@@ -13,7 +13,7 @@ import numpy as np
 
 from rag_jax.errors import RagJaxError
 from rag_jax.models.bart import BartConfig
-from rag_jax.models.bart_configs import read_bart
+from rag_jax.models.bart_configs import describe_bart, read_bart
 from rag_jax.models.bert import BertConfig
 from rag_jax.models.decoder import DecoderConfig
 from rag_jax.models.decoder_configs import (
@@ -65,8 +65,14 @@ def read_config(path: Path) -> DecoderConfig | BertConfig | BartConfig:
     return readers[model_type](fields)
 
 
-def describe_config(config: DecoderConfig | BertConfig) -> dict[str, Any]:
-    """The fields of a `config.json` from which transformers, and `read_config`, get the model."""
+def describe_config(config: DecoderConfig | BertConfig | BartConfig) -> dict[str, Any]:
+    """The fields of a `config.json` from which transformers, and `read_config`, get the model.
+
+    Raises:
+        RagJaxError: for one of DPR's encoders, whose tensors have other names than BERT's.
+    """
+    if isinstance(config, BartConfig):
+        return describe_bart(config)
     return _describe_bert(config) if isinstance(config, BertConfig) else describe_decoder(config)
 
 
@@ -139,6 +145,8 @@ def _read_dpr(fields: Fields) -> BertConfig:
 
 
 def _describe_bert(config: BertConfig) -> dict[str, Any]:
+    if config.dpr_role:
+        raise RagJaxError("one of DPR's encoders: saving them is not supported")
     return {
         "architectures": ["BertModel"],
         "model_type": "bert",

@@ -170,7 +170,7 @@ def test_bert_tokens():
 
 
 def test_bart_tokens():
-    golden, _ = read_golden("bart")
+    golden = read_golden("bart")
     tokenizer = load(GOLDEN / "bart").tokenizer
     for text, ids in golden["texts"].items():
         assert [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id] == ids

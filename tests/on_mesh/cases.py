@@ -85,9 +85,12 @@ def make_model(mesh, **changes):
 def make_session(mesh, mode):
     """SR-RAG's training on it."""
     model, params = make_model(mesh, vocab_size=36, tie_embeddings=True)
+    # The last four tokens are the new ones.
+    ids = {"<EOQ>": 32, "<EOK>": 33, "<Self>": 34, "<Wiki>": 35}
+    tokenizer = SimpleNamespace(token_id=ids.__getitem__)
     return SimpleNamespace(
         config=SRRAGConfig(tuning=TuningConfig(mode=mode, rank=2)),
-        base=SimpleNamespace(model=model, params=params),
+        base=SimpleNamespace(model=model, params=params, tokenizer=tokenizer),
         mesh=mesh or make_mesh(MeshConfig(1, 1), devices=jax.devices()[:1]),
     )
 
