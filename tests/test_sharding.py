@@ -218,6 +218,6 @@ def test_on_eight_devices():
         # Programs there run a few times only: compiling them is what takes time.
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "tests/on_mesh/cases.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "tests/on_mesh/cases.py"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
