@@ -95,8 +95,8 @@ def build_params(
         source: what an error message calls the weights.
 
     Raises:
-        RagJaxError: one message with every tensor that is missing, has the wrong shape or has no
-            place in the model; not exactly one rule for some parameter.
+        RagJaxError: one message with every tensor that is missing, has the wrong shape, is not made
+            of floats or has no place in the model; not exactly one rule for some parameter.
     """
     tensors = _rename(config, tensors)
     slots = list_slots(config)
@@ -167,6 +167,8 @@ def _check(config, slots: list[Slot], tensors: dict[str, StoredTensor], source: 
         elif tensors[name].shape != shape:
             found = list(tensors[name].shape)
             problems.append(f"{name} has shape {found}, the config wants {list(shape)}")
+        elif tensors[name].fault:
+            problems.append(f"{name} {tensors[name].fault}")
     embedding, *copies = _TIED.get(type(config), ("",))
     embedding = tensors.get(embedding)
     for name in tensors.keys() - expected.keys():

@@ -350,12 +350,13 @@ def test_half_precision_weights(bert):
     assert load(bert).params["embed"]["norm"]["scale"].dtype == np.float32
 
 
-def test_integer_weights_are_refused(bert):
+def test_integer_weights_are_refused(bert, monkeypatch):
     def quantise(tensors):
         name = "encoder.layer.0.output.dense.weight"
         tensors[name] = tensors[name].astype(np.int8)
 
     change_tensors(bert, quantise)
+    monkeypatch.setattr(jax.numpy, "asarray", lambda *_, **__: pytest.fail("allocated"))
     with pytest.raises(RagJaxError, match=r"layer.0.output.dense.weight is I8; only float"):
         load(bert)
 
