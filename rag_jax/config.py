@@ -51,11 +51,14 @@ NonNegative = Annotated[float, Range(0)]
 class ModelConfig:
     """The language model: a name `rag_jax.models.load` knows, or a folder.
 
-    Weights and activations are of `dtype`; what is trained is kept in float32 all the same.
+    Weights and activations are of `dtype`; what is trained is kept in float32 all the same. The
+    vocabulary, new tokens included, is padded to a multiple of `vocab_multiple`, so that a mesh
+    divides it.
     """
 
     name: str = "smollm2-135m-instruct"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    vocab_multiple: Count = 1
 
 
 @dataclass(frozen=True)
@@ -217,7 +220,8 @@ class AnswerConfig:
 class SRRAGConfig:
     """Self-Routing RAG. `contexts` is n, the contexts each source gives a training question;
     `extra_mean` is the mean of the Poisson draw of further passages on searched rows: 2 in the
-    paper, less here, where one passage is read at test time."""
+    paper, less here, where one passage is read at test time. So many `profile_steps` of each
+    training stage are traced."""
 
     system: Literal["srrag"] = "srrag"
     seed: CountOrZero = 0
@@ -225,6 +229,7 @@ class SRRAGConfig:
     extra_mean: NonNegative = 1.0
     loss_reduction: Literal["sum", "mean"] = "sum"
     evaluate_on: Literal["test", "dev"] = "test"
+    profile_steps: CountOrZero = 0
     sources: tuple[SourceConfig, ...] = (
         SourceConfig(name="Self", token="<Self>", kind="verbalise"),
         SourceConfig(name="Wiki", token="<Wiki>", kind="search"),

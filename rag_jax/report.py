@@ -94,7 +94,7 @@ def describe_environment() -> dict[str, Any]:
 def format_text(report: Mapping[str, Any]) -> str:
     """The report's two tables as plain text."""
     return "\n\n".join(
-        _format_columns(table) for table in (_method_rows(report), _stage_rows(report))
+        format_columns(table) for table in (_method_rows(report), _stage_rows(report))
     )
 
 
@@ -138,7 +138,7 @@ def _format_number(name: str, value: float | None) -> str:
     return "-" if value is None else f"{value:.{_DIGITS.get(name, 3)}f}"
 
 
-def _format_columns(rows: Sequence[Sequence[str]]) -> str:
+def format_columns(rows: Sequence[Sequence[str]]) -> str:
     """Rows as text: first column to the left, the others to the right, a rule below the head."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
 

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -23,7 +24,9 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from rag_jax.checkpoint import Checkpoints
+from rag_jax.compiling import compile_seconds
 from rag_jax.config import StageConfig
+from rag_jax.devices import find_peak
 from rag_jax.errors import RagJaxError
 from rag_jax.files import open_atomic, to_json, write_json
 from rag_jax.hosts import is_first
@@ -78,14 +81,24 @@ def init_state(params: PyTree, optimizer: optax.GradientTransformation) -> Train
     take the caller's arrays away.
     """
 
-    def build(params: PyTree) -> TrainState:
-        params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-
     # Bound to their devices, as arrays from a checkpoint are: a run that had both kinds would
     # compile every program twice.
-    described = follow(jax.eval_shape(build, params), params)
-    return jax.jit(build, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, described))(params)
+    described = describe_state(params, optimizer)
+    build = jax.jit(
+        partial(_build_state, optimizer),
+        out_shardings=jax.tree.map(lambda x: x.sharding, described),
+    )
+    return build(params)
+
+
+def describe_state(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
+    """What `init_state` gives, as descriptions of arrays."""
+    return follow(jax.eval_shape(partial(_build_state, optimizer), params), params)
+
+
+def _build_state(optimizer: optax.GradientTransformation, params: PyTree) -> TrainState:
+    params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
 @partial(jax.jit, static_argnames=("loss_fn", "places"))
@@ -161,6 +174,8 @@ def train(
     checkpoint_every: int,
     progress: Callable[..., AbstractContextManager],
     log_path: Path,
+    flops_at: Callable[[int], float],
+    profile_steps: int = 0,
 ) -> TrainState:
     """Trains from the newest checkpoint, or else from `state`, to `total_steps`.
 
@@ -175,7 +190,11 @@ def train(
             Ctrl-C stops the run.
         checkpoint_every: in steps.
         progress: such as `StageContext.progress`.
-        log_path: JSON lines, one a step: `{"step", ...metrics}`.
+        log_path: JSON lines, one a step: `{"step", ...metrics, "seconds", "gflops", "of_peak"}`,
+            the last two achieved in the seconds not spent compiling.
+        flops_at: operations of step i's matrix products.
+        profile_steps: after the second step of this process, which has compiled most of what
+            there is, so many are traced by JAX's profiler, into `profile` beside the log.
 
     Raises:
         RagJaxError: when the loss is not finite. The step, ids and metrics are written to
@@ -188,6 +207,8 @@ def train(
         _cut_log(log_path, first)
     pending: tuple[int, Sequence[str], Mapping[str, Array]] | None = None
     saved = first
+    clock = _Clock(find_peak(_list_devices(state)))
+    profiled = range(first + 2, min(first + 2 + profile_steps, total_steps))
 
     with (
         open(log_path if is_first() else os.devnull, "a", encoding="utf-8") as log,
@@ -201,7 +222,8 @@ def train(
             if pending is not None:
                 step, ids, metrics = pending
                 pending = None
-                _log_step(log, log_path, step, ids, jax.device_get(metrics))
+                metrics = jax.device_get(metrics)
+                _log_step(log, log_path, step, ids, metrics, clock.read(flops_at(step)))
                 bar.update(1)
 
         def save(step: int) -> None:
@@ -215,9 +237,15 @@ def train(
             if interrupted.is_set():
                 save(step)
                 raise KeyboardInterrupt
+            if profiled and step == profiled[0]:
+                settle()
+                jax.profiler.start_trace(log_path.parent / "profile")
             batch, ids = batch_at(step)
             state, metrics = step_fn(state, batch)
             settle()
+            if profiled and step == profiled[-1]:
+                jax.block_until_ready(state)
+                jax.profiler.stop_trace()
             pending = (step, ids, metrics)
             if (step + 1) % checkpoint_every == 0 and step + 1 < total_steps:
                 save(step + 1)
@@ -254,8 +282,40 @@ def _note_interrupt() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
+class _Clock:
+    """How fast the steps are.
+
+    Args:
+        peak: FLOP/s at most.
+    """
+
+    def __init__(self, peak: float):
+        self._peak = peak
+        self._last = time.monotonic(), compile_seconds()
+
+    def read(self, flops: float) -> dict[str, float]:
+        """What the log says of a step, from the last reading until now.
+
+        Args:
+            flops: of the step.
+        """
+        then, self._last = self._last, (time.monotonic(), compile_seconds())
+        seconds, compiling = (now - before for now, before in zip(self._last, then, strict=True))
+        rate = flops / max(seconds - compiling, 1e-9)
+        return {"seconds": seconds, "gflops": rate / 1e9, "of_peak": rate / self._peak}
+
+
+def _list_devices(state: TrainState) -> list[jax.Device]:
+    return list(jax.tree.leaves(state)[0].sharding.device_set)
+
+
 def _log_step(
-    log: Any, path: Path, step: int, ids: Sequence[str], metrics: Mapping[str, Any]
+    log: Any,
+    path: Path,
+    step: int,
+    ids: Sequence[str],
+    metrics: Mapping[str, Any],
+    speed: Mapping[str, float],
 ) -> None:
     values = {name: float(value) for name, value in metrics.items()}
     if not math.isfinite(values["loss"]):
@@ -268,7 +328,7 @@ def _log_step(
             f"(saved in {path}); a lower learning rate or clip_norm may help"
         )
     finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-    log.write(to_json({"step": step, **finite}) + "\n")
+    log.write(to_json({"step": step, **finite, **speed}) + "\n")
     log.flush()
 
 

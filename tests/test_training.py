@@ -2,17 +2,19 @@
 
 import contextlib
 import signal
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rag_jax import training
 from rag_jax.checkpoint import Checkpoints
+from rag_jax.compiling import compile_seconds
 from rag_jax.config import StageConfig
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_json, read_jsonl
-from rag_jax.pipeline import compile_seconds
 from rag_jax.training import init_state, make_optimizer, make_schedule, make_step, train
 
 STEPS = 9
@@ -53,7 +55,7 @@ def quiet(total, *, unit, initial):
     yield Bar()
 
 
-def run(folder, *, batch_at=batch_at, step_fn=None, checkpoint_every=100):
+def run(folder, *, batch_at=batch_at, step_fn=None, checkpoint_every=100, profile_steps=0):
     folder.mkdir(exist_ok=True)
     return train(
         init_state(make_params(), OPTIMIZER),
@@ -64,7 +66,18 @@ def run(folder, *, batch_at=batch_at, step_fn=None, checkpoint_every=100):
         checkpoint_every=checkpoint_every,
         progress=quiet,
         log_path=folder / "log.jsonl",
+        flops_at=lambda step: 1e6,
+        profile_steps=profile_steps,
     )
+
+
+SPEED = {"seconds", "gflops", "of_peak"}
+
+
+def read_log(folder):
+    """The log without what differs from run to run."""
+    lines = read_jsonl(folder / "log.jsonl")
+    return [{key: line[key] for key in line.keys() - SPEED} for line in lines]
 
 
 def assert_same(left, right):
@@ -74,7 +87,7 @@ def assert_same(left, right):
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     folder = tmp_path_factory.mktemp("straight")
-    return run(folder), read_jsonl(folder / "log.jsonl")
+    return run(folder), read_log(folder)
 
 
 def test_schedule():
@@ -139,7 +152,7 @@ def test_ctrl_c_and_again_ends_with_the_same_bits(tmp_path, straight, at):
     state = run(tmp_path, batch_at=lambda step: seen.append(step) or batch_at(step))
     assert seen == list(range(at + 1, STEPS))
     assert_same(state, straight[0])
-    assert read_jsonl(tmp_path / "log.jsonl") == straight[1]
+    assert read_log(tmp_path) == straight[1]
 
 
 @pytest.mark.parametrize("at", range(1, STEPS))
@@ -160,7 +173,7 @@ def test_a_killed_run_loses_at_most_the_checkpoint_interval(tmp_path, straight, 
     state = run(tmp_path, batch_at=lambda step: seen.append(step) or batch_at(step))
     assert seen == list(range(at // 3 * 3, STEPS))
     assert_same(state, straight[0])
-    assert read_jsonl(tmp_path / "log.jsonl") == straight[1]
+    assert read_log(tmp_path) == straight[1]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -190,6 +203,7 @@ def test_zero_steps(tmp_path):
         checkpoint_every=1,
         progress=quiet,
         log_path=tmp_path / "log.jsonl",
+        flops_at=lambda step: 1e6,
     )
     assert_same(trained, state)
 
@@ -214,3 +228,25 @@ def test_microbatches_add_up_to_the_batch():
     np.testing.assert_allclose(one.params["w"], two.params["w"], rtol=1e-6)
     for name in logged_one:
         np.testing.assert_allclose(logged_one[name], logged_two[name], rtol=1e-5)
+
+
+def test_the_log_says_how_fast_the_steps_were(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "find_peak", lambda devices: 5e9)
+    run(tmp_path)
+    for line in read_jsonl(tmp_path / "log.jsonl"):
+        assert line["seconds"] > 0
+        assert line["of_peak"] == pytest.approx(line["gflops"] / 5)
+        # Compiling is no part of it: the seconds without it are what the rate was taken over.
+        assert 1e6 / (line["gflops"] * 1e9) <= line["seconds"] * (1 + 1e-6)
+
+
+def test_some_steps_are_traced_on_demand(tmp_path, straight):
+    state = run(tmp_path, profile_steps=2)
+    assert_same(state, straight[0])
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_run_of_too_few_steps_is_not_traced(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "STEPS", 2)
+    run(tmp_path, profile_steps=2)
+    assert not (tmp_path / "profile").exists()

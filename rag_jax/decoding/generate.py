@@ -189,7 +189,7 @@ def generate(
         if isinstance(model, Bart):
             width = min(width, model.config.max_length)
         tokens, mask = pad_rows([prompts[i] for i in rows], width, pad_id=0, batch=batch_size)
-        result = _generate_batch(
+        result = generate_batch(
             model,
             params,
             shared,
@@ -225,17 +225,17 @@ def _check_positions(model: Bart, prompts, prefix, max_tokens: int) -> None:
 
 def prefill(model: Decoder, params, tokens: Sequence[int]) -> Cache:
     """The cache of one row, for use as a prefix; padded so that few programs are compiled."""
-    return _prefill(model, params, *pad_rows([tokens], round_up(len(tokens), 64), pad_id=0))
+    return prefill_batch(model, params, *pad_rows([tokens], round_up(len(tokens), 64), pad_id=0))
 
 
 @partial(jax.jit, static_argnames="model")
-def _prefill(model, params, tokens, mask):
+def prefill_batch(model, params, tokens, mask):
     cache = init_cache(model, tokens.shape[0], dtype=params["embed"]["embedding"].dtype)
     return append(model, params, cache, tokens, mask)[1]
 
 
 @partial(jax.jit, static_argnames=("model", "max_tokens", "stop_ids", "sampling"))
-def _generate_batch(
+def generate_batch(
     model, params, prefix, tokens, mask, numbers, seed, *, max_tokens, stop_ids, sampling
 ):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)

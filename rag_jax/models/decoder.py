@@ -55,6 +55,18 @@ class DecoderConfig:
         """How many features of a head positions turn."""
         return int(self.head_dim * self.rotary_fraction)
 
+    def count_flops(self, tokens: int, targets: int) -> float:
+        """Operations of a forward pass: its matrix products, those within attention left out.
+
+        Args:
+            tokens: that run through the layers.
+            targets: positions that get logits.
+        """
+        heads = 2 * (self.num_heads + self.num_kv_heads) * self.head_dim
+        layer = self.hidden_size * (heads + 3 * self.ffn_size)
+        head = self.hidden_size * self.vocab_size
+        return 2.0 * (tokens * self.num_layers * layer + targets * head)
+
 
 class Output(NamedTuple):
     """What a pass over some tokens returns.

@@ -73,7 +73,7 @@ def encode_texts(
         if batch is not None:
             picked, shape = batch
             arrays = _pad_rows([rows[i] for i in picked], shape)
-            running = picked, _embed_padded(encoder.model, encoder.params, *shard_batch(arrays))
+            running = picked, embed_batch(encoder.model, encoder.params, *shard_batch(arrays))
         if pending is not None:
             picked, values = pending
             embeddings[picked] = fetch(values)[: len(picked)]
@@ -119,7 +119,7 @@ def pool_mean(hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _embed_padded(
+def embed_batch(
     model, params, tokens: Int[Array, "B T"], lengths: Int[Array, "B"]
 ) -> Float[Array, "B E"]:
     mask = jnp.arange(tokens.shape[1])[None] < lengths[:, None]

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from tiny import make_decoder, make_rows
 
+from rag_jax.compiling import compile_seconds
 from rag_jax.config import MeshConfig, SRRAGConfig, TuningConfig
 from rag_jax.data.batches import pad_rows
 from rag_jax.decoding import Sampling, generate
 from rag_jax.errors import RagJaxError
 from rag_jax.models import load
 from rag_jax.models.bert import Bert
-from rag_jax.pipeline import compile_seconds
 from rag_jax.retrieval import Index, encode_texts
 from rag_jax.retrieval.searchers import find_top
 from rag_jax.sharding import (

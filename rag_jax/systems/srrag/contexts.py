@@ -104,7 +104,7 @@ def pick_demonstrations(
 
 
 @partial(jax.jit, static_argnames="model")
-def _score(
+def score_batch(
     model: Decoder,
     params,
     prefix,
@@ -150,7 +150,7 @@ def score_answers(
         weights[r, : len(answer)] = 1
     targets = np.take_along_axis(tokens, np.minimum(at + 1, width - 1), axis=1)
     arrays = shard_batch((tokens, mask, at, targets, weights))
-    scores = _score(model, params, prefix, *arrays)
+    scores = score_batch(model, params, prefix, *arrays)
     return fetch(scores)[: len(rows)].tolist()
 
 

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from rag_jax import metrics
+from rag_jax.compiling import compile_seconds
 from rag_jax.data.batches import round_up
 from rag_jax.data.gazetteer import Question, World
 from rag_jax.decoding import generate
 from rag_jax.files import read_jsonl, write_json
 from rag_jax.hosts import fetch
-from rag_jax.pipeline import StageContext, compile_seconds
+from rag_jax.pipeline import StageContext
 from rag_jax.sharding import spread
 from rag_jax.systems.srrag import contexts as base_model
 from rag_jax.systems.srrag import tune

@@ -58,11 +58,15 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
 
 
 class Session:
-    """The models of a run, loaded when a stage first needs them, and the stages themselves."""
+    """The models of a run, loaded when a stage first needs them, and the stages themselves.
 
-    def __init__(self, config: SRRAGConfig):
+    Args:
+        devices: to run on; all there are if None.
+    """
+
+    def __init__(self, config: SRRAGConfig, devices: Sequence[jax.Device] | None = None):
         self.config = config
-        self.mesh = make_mesh(config.mesh)
+        self.mesh = make_mesh(config.mesh, devices)
         check_batches(
             self.mesh,
             {
@@ -71,8 +75,16 @@ class Session:
                 "config.answer.batch_size": config.answer.batch_size,
             },
         )
-        self.model_fingerprint = fingerprint(resolve(config.model.name))
-        self.encoder_fingerprint = fingerprint(resolve(config.encoder.name))
+
+    @cached_property
+    def model_fingerprint(self) -> str:
+        """Of the files that the language model comes from."""
+        return fingerprint(resolve(self.config.model.name))
+
+    @cached_property
+    def encoder_fingerprint(self) -> str:
+        """Of the files that the encoder comes from."""
+        return fingerprint(resolve(self.config.encoder.name))
 
     @cached_property
     def base(self) -> Pretrained:
@@ -86,7 +98,8 @@ class Session:
                 f"config.datastore.layer={self.config.datastore.layer}: the model has "
                 f"{loaded.config.num_layers} layers"
             )
-        grown = grow_vocabulary(loaded, special_tokens(self.config.sources))
+        names = special_tokens(self.config.sources)
+        grown = grow_vocabulary(loaded, names, multiple=self.config.model.vocab_multiple)
         return dataclasses.replace(
             grown, params=place_params(grown.params, self.mesh, DECODER_RULES)
         )
@@ -98,6 +111,11 @@ class Session:
         if not isinstance(loaded.model, Bert):
             raise RagJaxError(f"config.encoder.name={self.config.encoder.name}: is no encoder")
         return loaded
+
+    @property
+    def new_ids(self) -> list[int]:
+        """The ids of the tokens that the method added."""
+        return [self.base.tokenizer.token_id(name) for name in special_tokens(self.config.sources)]
 
     @cached_property
     def losses(self) -> dict[str, Callable[..., Any]]:

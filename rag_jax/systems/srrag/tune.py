@@ -27,7 +27,6 @@ from rag_jax.systems.srrag.data import (
     join_passages,
     make_row,
     pack_rows,
-    special_tokens,
 )
 from rag_jax.systems.srrag.loss import sequence_logprobs, stage1_loss, stage2_loss
 from rag_jax.training import init_state, make_optimizer, make_step, train
@@ -147,27 +146,27 @@ def pack(
 # What is trained: all weights, or an adapter and the rows of the new tokens.
 
 
-def new_ids(session: "Session") -> list[int]:
-    """The ids of the tokens that the method added."""
-    token_id = session.base.tokenizer.token_id
-    return [token_id(name) for name in special_tokens(session.config.sources)]
-
-
 def start_trainable(session: "Session") -> Any:
     """The trained tree before the first step, in float32: small updates vanish in bfloat16."""
-    return place_params(_init_trainable(session), session.mesh, DECODER_RULES)
+    return place_params(_init_trainable(session, session.base.params), session.mesh, DECODER_RULES)
 
 
-def _init_trainable(session: "Session") -> Any:
-    c, base = session.config, session.base
-    trained = {"new_tokens": take_tokens(base.params, new_ids(session))}
+def describe_trainable(session: "Session") -> Any:
+    """What `start_trainable` gives, as descriptions of arrays."""
+    abstract = jax.eval_shape(partial(_init_trainable, session), session.base.params)
+    return lay_out(abstract, session.mesh, DECODER_RULES)
+
+
+def _init_trainable(session: "Session", params: Any) -> Any:
+    c = session.config
+    trained = {"new_tokens": take_tokens(params, session.new_ids)}
     if c.tuning.mode == "full":
-        trained["weights"] = base.params
+        trained["weights"] = params
     else:
         try:
             trained["adapter"] = lora.init(
                 jax.random.key(c.seed),
-                base.params,
+                params,
                 targets=f".*({c.tuning.targets})/kernel",
                 rank=c.tuning.rank,
             )
@@ -204,7 +203,7 @@ def make_assembler(session: "Session") -> Callable[[Any, Any], Any]:
     tuning = session.config.tuning
     scale = None if tuning.mode == "full" else tuning.alpha / tuning.rank
     dtype = jnp.dtype(session.config.model.dtype)
-    return partial(assemble, ids=new_ids(session), scale=scale, dtype=dtype)
+    return partial(assemble, ids=session.new_ids, scale=scale, dtype=dtype)
 
 
 def make_losses(session: "Session") -> dict[str, Callable[..., Any]]:
@@ -221,12 +220,22 @@ def make_losses(session: "Session") -> dict[str, Callable[..., Any]]:
     return {"rows": of_rows, "pairs": of_pairs}
 
 
+def make_tuner(
+    session: "Session", settings: StageConfig, total_steps: int
+) -> optax.GradientTransformation:
+    """The optimiser of a stage; new tokens learn faster."""
+    return optax.chain(
+        make_optimizer(settings, total_steps),
+        optax.masked(
+            optax.scale(session.config.tuning.new_token_rate),
+            lambda trained: {name: name == "new_tokens" for name in trained},
+        ),
+    )
+
+
 def load_trainable(session: "Session", folder: Path) -> Any:
     """The trained tree that a stage saved."""
-    # The session loads its model when first asked, which must not be within a trace.
-    _ = session.base
-    abstract = jax.eval_shape(lambda: _init_trainable(session))
-    return load_tree(folder, lay_out(abstract, session.mesh, DECODER_RULES))
+    return load_tree(folder, describe_trainable(session))
 
 
 def load_tuned(session: "Session", folder: Path) -> Any:
@@ -310,11 +319,7 @@ def _train(
         return
     plan = make_plan(session, examples, settings)
     total = settings.epochs * plan.num_steps_per_epoch
-    faster = {name: name == "new_tokens" for name in start}
-    optimizer = optax.chain(
-        make_optimizer(settings, max(total, 1)),
-        optax.masked(optax.scale(session.config.tuning.new_token_rate), faster),
-    )
+    optimizer = make_tuner(session, settings, max(total, 1))
     step = make_step(session.losses, optimizer)
     frozen = None if session.config.tuning.mode == "full" else session.base.params
 
@@ -326,6 +331,15 @@ def _train(
             parts.append((micro.kind, shard_batch(finish(micro, arrays))))
         return parts, [examples[i].row.id for i in batch]
 
+    # Through the layers there and back, and once more for the gradients of all weights.
+    passes = 3 if session.config.tuning.mode == "full" else 2
+
+    def flops_at(number: int) -> float:
+        chosen = [examples[i] for i in plan.examples_at(number)]
+        rows = [row for e in chosen for row in (e.row, e.rejected) if row]
+        tokens, targets = sum(len(r.tokens) for r in rows), sum(map(count_targets, rows))
+        return passes * session.base.config.count_flops(tokens, targets)
+
     checkpoints = Checkpoints(context.folder / "checkpoints")
     state = train(
         init_state(start, optimizer),
@@ -336,6 +350,8 @@ def _train(
         checkpoint_every=settings.checkpoint_every,
         progress=context.progress,
         log_path=context.folder / "log.jsonl",
+        flops_at=flops_at,
+        profile_steps=session.config.profile_steps,
     )
     save_tree(context.folder / "params", state.params)
     checkpoints.remove()

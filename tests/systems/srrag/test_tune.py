@@ -22,7 +22,6 @@ from rag_jax.systems.srrag.tune import (
     assemble,
     make_losses,
     make_plan,
-    new_ids,
     pack,
     start_trainable,
 )
@@ -97,13 +96,18 @@ def check_packed_row(row, arrays, place, reduction):
 
 def join(base, trained, frozen, *, scale):
     """`assemble` with the ids of the run's new tokens."""
-    ids = [base.tokenizer.token_id(name) for name in special_tokens(SRRAGConfig().sources)]
-    return assemble(trained, frozen, ids=ids, scale=scale, dtype=jnp.float32)
+    return assemble(trained, frozen, ids=list_new_ids(base), scale=scale, dtype=jnp.float32)
+
+
+def list_new_ids(base):
+    return [base.tokenizer.token_id(name) for name in special_tokens(SRRAGConfig().sources)]
 
 
 def make_session(base, **tuning):
     config = SRRAGConfig(tuning=TuningConfig(**tuning))
-    return SimpleNamespace(config=config, base=base, mesh=make_mesh(config.mesh))
+    return SimpleNamespace(
+        config=config, base=base, mesh=make_mesh(config.mesh), new_ids=list_new_ids(base)
+    )
 
 
 TOKENS = jnp.asarray([[5, 300, 420, 421, 28, 423]])
@@ -167,7 +171,7 @@ def test_new_tokens_of_a_padded_table_and_a_head_of_its_own(base, mode):
     head = {"kernel": padded.params["embed"]["embedding"].T}
     untied = replace(padded, config=config, params={**padded.params, "head": head})
     session = make_session(untied, mode=mode)
-    assert new_ids(session) == list(range(first, first + 4))
+    assert session.new_ids == list(range(first, first + 4))
     trained = start_trainable(session)
     trained["new_tokens"] = jax.tree.map(lambda leaf: leaf + 0.1, trained["new_tokens"])
     scale = None if mode == "full" else 2.0

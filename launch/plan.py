@@ -1,0 +1,50 @@
+"""Compiles every program of a run for a TPU slice that need not be there, and says what it takes.
+
+    python launch/plan.py --config=configs/srrag.py:llama2-7b --topology=v5e:8x8
+        [--config.field=value ...]
+
+Needs `pip install -e '.[tpu]'`. Memory and FLOPs are those of one device. The last column is what
+no run can be faster than, and whether computing, memory or links set it. The exit status is 1 when
+a program does not fit; settings with which it does are then looked for.
+"""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+# The package of this checkout, installed or not.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from launch import command
+from rag_jax.errors import RagJaxError
+
+SYSTEMS = {"srrag": ("SRRAGConfig", "rag_jax.systems.srrag.plan")}
+OPTIONS = {"topology": "the slice, such as v5e:8x8"}
+
+
+def main(arguments: list[str]) -> None:
+    """Plans the command line's run."""
+    config, options = command.read_command(arguments, OPTIONS)
+    system = config.get("system")
+    if system not in SYSTEMS:
+        raise RagJaxError(f"config.system={system!r}: must be one of {', '.join(SYSTEMS)}")
+    if options["topology"] is None:
+        raise RagJaxError("--topology is missing: write CHIP:AxB, such as --topology=v5e:8x8")
+    # The slice is only described: nothing may look for a real one.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from rag_jax import config as settings
+    from rag_jax import planning
+
+    kind, module = SYSTEMS[system]
+    built = settings.build(getattr(settings, kind), config)
+    planning.plan_run(importlib.import_module(module), built, options["topology"])
+
+
+def run() -> int:
+    """Runs `main` and gives the exit status."""
+    return command.run(main, __doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

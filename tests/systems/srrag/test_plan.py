@@ -1,0 +1,89 @@
+"""The plan of the tiny run, compiled for a CPU that stands in for a slice."""
+
+from dataclasses import replace
+
+import jax
+import pytest
+
+from rag_jax import devices
+from rag_jax.config import SRRAGConfig, build
+from rag_jax.errors import RagJaxError
+from rag_jax.sharding import count_bytes_per_device
+from rag_jax.systems.srrag import plan as planned
+from rag_jax.systems.srrag import tune
+from tests.systems.srrag.tiny_run import quick_programs
+
+CHIP = devices.Chip(flops=1e12, bandwidth=1e11, memory=1e12, links=1e11)
+
+
+@pytest.fixture
+def settings(make_config, monkeypatch):
+    monkeypatch.setitem(devices._CHIPS, jax.devices()[0].device_kind, CHIP)
+    return build(SRRAGConfig, make_config(**{"verbalise.max_tokens": 6}))
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_the_planned_session_is_the_real_one(settings, session, mode):
+    """The same trees, shapes and losses as the run itself trains."""
+    changed = replace(settings, tuning=replace(settings.tuning, mode=mode))
+    abstract = planned.PlannedSession(changed, jax.devices()[:1])
+    describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
+    assert abstract.new_ids == session.new_ids
+    assert abstract.base.config == session.base.config
+    assert describe(abstract.base.params) == describe(session.base.params)
+    assert describe(abstract.encoder.params) == describe(session.encoder.params)
+    real = tune.start_trainable(type(session)(changed))
+    assert describe(tune.describe_trainable(abstract)) == describe(real)
+
+
+def test_every_program_is_planned(settings):
+    noted = []
+    with quick_programs():
+        planner = planned.plan(settings, jax.devices()[:1], note=noted.append)
+    assert [program.name for program in planner.programs] == noted
+    by_name = {program.name: program for program in planner.programs}
+    assert len(by_name) == len(noted)
+    base = planned.PlannedSession(settings, jax.devices()[:1]).base
+    weights = count_bytes_per_device(base.params)
+    for name in ("route", "answer", "write documents", "stage 1, gradients of searched rows"):
+        assert by_name[name].arguments > weights
+        assert by_name[name].cost.flops > 0
+    # While the passes run, the weights that the tuned ones came from are still there.
+    assert by_name["route"].resident > weights
+    # A loop is counted with all its turns.
+    one, whole = by_name["one token of a verbalisation"], by_name["verbalise"]
+    assert whole.cost.flops > 5 * one.cost.flops
+    # Adam's two moments and the adapter.
+    trained = tune.describe_trainable(planned.PlannedSession(settings, jax.devices()[:1]))
+    step = by_name["optimiser step"]
+    assert step.arguments >= 4 * count_bytes_per_device(trained)
+
+
+def test_remedies_change_one_setting_each(settings):
+    full = replace(settings, tuning=replace(settings.tuning, mode="full"))
+    flags = dict(planned.list_remedies(full, "stage 2, gradients of pairs"))
+    assert list(flags) == [
+        "--config.tuning.remat=full",
+        "--config.stage2.microbatch_tokens=450",
+        "--config.mesh.model=2",
+        "--config.tuning.mode=lora",
+    ]
+    assert flags["--config.stage2.microbatch_tokens=450"].stage2.microbatch_tokens == 450
+    assert list(dict(planned.list_remedies(settings, "write documents"))) == [
+        "--config.verbalise.batch_size=9",
+        "--config.mesh.model=2",
+    ]
+    for name in ("embed passages", "score contexts", "route", "read for answers", "answer"):
+        assert any("batch_size" in flag for flag, _ in planned.list_remedies(settings, name))
+
+
+def test_a_model_of_unknown_sizes_is_named(settings):
+    unknown = replace(settings, model=replace(settings.model, name="someone/some-model"))
+    with pytest.raises(RagJaxError, match="sizes of 'someone/some-model' are not known.*Llama-2"):
+        planned.plan(unknown, jax.devices()[:1])
+
+
+def test_an_encoder_is_no_language_model(settings):
+    wrong = replace(settings, model=replace(settings.model, name="all-minilm-l6-v2"))
+    with pytest.raises(RagJaxError, match="all-minilm-l6-v2: is no language model"):
+        planned.plan(wrong, jax.devices()[:1])
