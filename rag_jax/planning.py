@@ -97,7 +97,13 @@ def find_devices(topology: str) -> Sequence[jax.Device]:
     Raises:
         RagJaxError: there is no such slice, its limits are not known, or no compiler is there.
     """
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # asks a cloud machine what it is
+    # Neither asks a cloud machine what it is nor complains that there is none, nor takes the TPU.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", topology.replace(":", "-"))
     from jax.experimental import topologies
 
     try:
@@ -122,16 +128,17 @@ class Planner:
     """Compiles the programs of a run for its mesh and keeps what they cost.
 
     Args:
-        only: names of programs to compile; the others are passed over. None for all.
-        note: told each program's name before it is compiled.
+        only: compile programs with this text in their names; the others are passed over, and
+            their results taken to be split by rows.
+        note: told of each program once it is compiled.
     """
 
     def __init__(
         self,
         mesh: Mesh,
         *,
-        only: Sequence[str] | None = None,
-        note: Callable[[str], None] = lambda name: None,
+        only: str = "",
+        note: Callable[[Program], None] = lambda program: None,
     ):
         self.mesh = mesh
         self.chip = find_chip(mesh.devices.flat[0])
@@ -171,9 +178,8 @@ class Planner:
         Returns:
             Descriptions of its results, where the compiler placed them.
         """
-        if self._only is not None and name not in self._only:
+        if self._only not in name:
             return self._guess(function, *args, **kwargs)
-        self._note(name)
         passed = jax.tree.leaves((args, kwargs))
         passed = [leaf for leaf in passed if isinstance(leaf, jax.ShapeDtypeStruct)]
         inside = {id(leaf) for leaf in passed}
@@ -186,11 +192,9 @@ class Planner:
                 compiled = lowered.compile()
             except jax.errors.JaxRuntimeError as error:
                 arguments = count_bytes_per_device(passed)
-                needed = _read_shortage(str(error))
+                temporaries = _read_shortage(str(error), arguments)
                 seconds = time.monotonic() - start
-                self.programs.append(
-                    Program(name, arguments, needed - arguments, resident, Cost(), seconds)
-                )
+                self._add(Program(name, arguments, temporaries, resident, Cost(), seconds))
                 return self._guess(function, *args, **kwargs)
         seconds = time.monotonic() - start
         memory = compiled.memory_analysis()
@@ -199,7 +203,7 @@ class Planner:
         if loop is not None:
             step = next((p for p in self.programs if p.name == loop[0]), None)
             cost = cost.add(step.cost, loop[1]) if step else cost
-        self.programs.append(
+        self._add(
             Program(
                 name,
                 memory.argument_size_in_bytes,
@@ -215,6 +219,10 @@ class Planner:
             compiled.output_shardings,
         )
 
+    def _add(self, program: Program) -> None:
+        self.programs.append(program)
+        self._note(program)
+
     def _guess(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> PyTree:
         """Descriptions of what a function that is not compiled returns: rows split, if they can."""
         parts = self.mesh.shape["data"]
@@ -227,12 +235,16 @@ class Planner:
             return jax.tree.map(describe, function.eval_shape(*args, **kwargs))
 
 
-def _read_shortage(message: str) -> float:
-    """Bytes that a program which does not fit needs, from the compiler's message."""
-    found = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
-    if found is None:
-        raise RagJaxError(f"the TPU compiler failed: {message.strip().splitlines()[0][:300]}")
-    return float(found[1]) * 1024 ** (" KMGT".index(found[2]))
+def _read_shortage(message: str, arguments: float) -> float:
+    """Bytes of temporaries in a program that does not fit, from the compiler's message."""
+    size = r"([\d.]+)([KMGT])"
+    for regex, known in (
+        (rf"Used {size} of [\d.]+[KMGT] hbm", arguments),
+        (rf"required for HLO temporaries \({size}\)", 0.0),
+    ):
+        if found := re.search(regex, message):
+            return float(found[1]) * 1024 ** (" KMGT".index(found[2])) - known
+    raise RagJaxError(f"the TPU compiler failed: {message.strip().splitlines()[0][:300]}")
 
 
 def _count(compiled: Any, devices: int) -> Cost:
@@ -241,19 +253,23 @@ def _count(compiled: Any, devices: int) -> Cost:
     return Cost(analysis.get("flops", 0.0), analysis.get("bytes accessed", 0.0), sent, counts)
 
 
-def plan_run(system: Any, config: Any, topology: str) -> list[Program]:
+def plan_run(system: Any, config: Any, topology: str, *, only: str = "") -> list[Program]:
     """Plans a run and prints its table.
 
     Args:
         system: a system's `plan` module, with `plan(config, devices, ...) -> Planner` and
             `list_remedies(config, name)`, which yields flags and the configs that they make.
         topology: the slice.
+        only: as for `Planner`.
 
     Raises:
-        RagJaxError: a program does not fit; the message says what would make it fit.
+        RagJaxError: no program's name has `only` in it, or a program does not fit; the message
+            says what would make it fit.
     """
     devices = find_devices(topology)
-    planner = system.plan(config, devices, note=lambda name: say(f"compiling {name}"))
+    planner = system.plan(config, devices, only=only, note=_say_compiled)
+    if not planner.programs:
+        raise RagJaxError(f"--only={only}: no program's name has this in it")
     chip, mesh = planner.chip, dict(planner.mesh.shape)
     print(
         f"{len(devices)} x {devices[0].device_kind}, mesh {mesh['data']} data by {mesh['model']} "
@@ -270,13 +286,17 @@ def plan_run(system: Any, config: Any, topology: str) -> list[Program]:
     return planner.programs
 
 
+def _say_compiled(program: Program) -> None:
+    say(f"compiled {program.name} in {program.seconds:.0f} s")
+
+
 def _advise(system: Any, config: Any, devices: Sequence[jax.Device], program: Program) -> str:
     """What makes a program fit, by compiling it with one changed setting after the other."""
     tried = []
     for flag, changed in system.list_remedies(config, program.name):
-        say(f"compiling {program.name} with {flag}")
+        say(f"trying {flag}")
         try:
-            planner = system.plan(changed, devices, only=[program.name])
+            planner = system.plan(changed, devices, only=program.name)
         except RagJaxError as error:  # a mesh that does not divide, a batch that is too small
             tried.append(f"{flag} ({error})")
             continue

@@ -70,7 +70,7 @@ def test_a_loop_costs_its_turns(planner):
 
 
 def test_programs_can_be_passed_over():
-    planner = planning.Planner(make_mesh(MeshConfig(), jax.devices()[:1]), only=["second"])
+    planner = planning.Planner(make_mesh(MeshConfig(), jax.devices()[:1]), only="sec")
     a = planner.rows((64, 64), jnp.float32)
     b = planner.compile("first", jax.jit(lambda a: a @ a), a)
     planner.compile("second", jax.jit(lambda a: a + 1), b)
@@ -141,7 +141,12 @@ def test_where_nothing_helps_all_that_was_tried_is_named():
 
 
 def test_a_shortage_is_read_from_the_compilers_message():
-    message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm"
-    assert planning._read_shortage(message) == 20.5 * 2**30
+    used = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."
+    assert planning._read_shortage(used, 2**30) == 19.5 * 2**30
+    temporaries = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (512.00M) exceeds available HBM (15.75G)."
+    )
+    assert planning._read_shortage(temporaries, 2**30) == 2**29
     with pytest.raises(RagJaxError, match="the TPU compiler failed: INTERNAL: no"):
-        planning._read_shortage("INTERNAL: no\nmore")
+        planning._read_shortage("INTERNAL: no\nmore", 0)

@@ -1,5 +1,6 @@
 """launch/plan.py with the real TPU compiler."""
 
+import json
 import os
 import subprocess
 import sys
@@ -19,19 +20,54 @@ def launch(*arguments):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
-# Fewer turns and rows do not make fewer programs, but a shorter test.
-SMALL = ["--config.model.dtype=bfloat16", "--config.mesh.model=2"]
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 1020,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+}
+BERT = {
+    "model_type": "bert",
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 128,
+}
 
 
-def test_the_small_run_is_planned_for_four_chips():
-    done = launch(CONFIG, "--topology=v5e:2x2", *SMALL)
+def test_every_program_of_a_tiny_run(tmp_path):
+    flags = []
+    for name, config in (("model", LLAMA), ("encoder", BERT)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        flags.append(f"--config.{name}.name={tmp_path / name}")
+    done = launch(CONFIG, "--topology=v5e:2x2", "--config.mesh.model=2", *flags)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "4 x TPU v5 lite, mesh 2 data by 2 model, 15.75 GiB a device"
     programs = {line.split("  ")[0]: line for line in lines[4:]}
+    assert len(programs) == 16
     assert {"write documents", "stage 2, gradients of pairs", "vote"} <= programs.keys()
     assert "all-reduce" in programs["route"]
-    assert all(any(f" {by}" in line for by in ("compute", "memory", "links")) for line in lines[4:])
+    assert all(line.split()[-1] in ("compute", "memory", "links") for line in lines[4:])
+
+
+def test_one_program_of_a_preset_that_does_not_fit():
+    """Llama-2-7B with its optimiser on four chips, which no setting but adapters makes fit."""
+    preset = f"{CONFIG}:llama2-7b"
+    done = launch(preset, "--topology=v5e:2x2", "--only=optimiser step")
+    assert done.returncode == 1
+    assert "does not fit" in done.stdout
+    assert "optimiser step needs" in done.stderr
+    assert "with --config.tuning.mode=lora it needs" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -40,6 +76,7 @@ def test_the_small_run_is_planned_for_four_chips():
         (["--topology=v5e:3x3"], "--topology=v5e:3x3: no such slice; write CHIP:AxB such as v5e:8"),
         (["--topology=h200:8"], "--topology=h200:8: no such slice"),
         ([], "--topology is missing"),
+        (["--topology=v5e:2x2", "--only=nothing"], "--only=nothing: no program's name has this"),
         (
             ["--topology=v5e:2x2", "--config.mesh.data=3"],
             "config.mesh.data=3 by config.mesh.model=1 does not divide 4 device(s)",
