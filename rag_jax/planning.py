@@ -257,8 +257,9 @@ def plan_run(system: Any, config: Any, topology: str, *, only: str = "") -> list
     """Plans a run and prints its table.
 
     Args:
-        system: a system's `plan` module, with `plan(config, devices, ...) -> Planner` and
-            `list_remedies(config, name)`, which yields flags and the configs that they make.
+        system: a system's `plan` module, with the class of its settings as `CONFIG`,
+            `plan(config, devices, ...) -> Planner`, and `list_remedies(config, name)`, which
+            yields flags and the configs that they make.
         topology: the slice.
         only: as for `Planner`.
 

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from rag_jax.config import SRRAGConfig
 from rag_jax.data.batches import round_up
 from rag_jax.decoding.cache import Cache, grow, init_cache, write
 from rag_jax.decoding.generate import Sampling, draw_tokens, generate_batch, prefill_batch
@@ -22,11 +21,14 @@ from rag_jax.planning import Planner
 from rag_jax.retrieval.encode import embed_batch
 from rag_jax.sharding import BERT_RULES, DECODER_RULES, lay_out, list_places
 from rag_jax.systems.srrag import infer, tune
+from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.contexts import score_batch
 from rag_jax.systems.srrag.data import TERMS, special_tokens
 from rag_jax.systems.srrag.loss import sequence_logprobs
 from rag_jax.systems.srrag.pipeline import Session
 from rag_jax.training import add_gradients, apply_gradients, compute_gradients, describe_state
+
+CONFIG = SRRAGConfig
 
 # Tokens, rounded up, of the longest question and passage that are planned for: English questions of
 # all the paper's datasets, and its passages of 100 words with their titles.
