@@ -79,3 +79,74 @@ def in_batch_contrastive(
         own = jnp.arange(len(passages))[None] == positives[:, None]
         scores = jnp.where(masked & ~own, -jnp.inf, scores)
     return -token_logprobs(scores, positives)
+
+
+def rag_sequence_nll(
+    doc_scores: Float[Array, "B K"],
+    token_logprobs: Float[Array, "B K T"],
+    mask: Bool[Array, "B T"],
+    *,
+    smoothing: float = 0.0,
+    vocab_sums: Float[Array, "B K T"] | None = None,
+    vocab_size: int = 1,
+) -> Float[Array, "B"]:
+    """RAG-Sequence: `-log sum_z p(z|x) prod_t p(y_t|x,z,y_<t)`, in nats, one value a question.
+
+    Lewis et al. 2020, section 2.1, with `p(z|x)` the softmax of `doc_scores` over the `K` documents.
+    Smoothing is transformers': `(1 - e) nll + e / V smooth`, where `smooth` is the same sum over
+    documents with the product over all tokens of the vocabulary in place of `y_t`, hence with
+    `p(z|x)` to the power `V`.
+
+    Args:
+        doc_scores: any logits of `p(z|x)`: inner products, BM25 scores.
+        token_logprobs: of the target tokens under each document.
+        mask: False on padding, and on a BOS that is not to be scored. transformers adds
+            `log p(z|x)` to the second target, as the first may be such a BOS; that is the same
+            except where there is no second target, and there it loses `p(z|x)`.
+        smoothing: `e`.
+        vocab_sums: log-probabilities summed over the vocabulary; needed to smooth.
+        vocab_size: `V`; needed to smooth.
+    """
+    prior = jax.nn.log_softmax(doc_scores, axis=-1)
+
+    def marginalise(logprobs, power):
+        joint = power * prior + (logprobs * mask[:, None]).sum(axis=-1)
+        return -jax.nn.logsumexp(joint, axis=-1)
+
+    nll = marginalise(token_logprobs, 1)
+    if not smoothing:
+        return nll
+    return (1 - smoothing) * nll + smoothing / vocab_size * marginalise(vocab_sums, vocab_size)
+
+
+def rag_token_nll(
+    doc_scores: Float[Array, "B K"],
+    token_logprobs: Float[Array, "B K T"],
+    mask: Bool[Array, "B T"],
+    *,
+    smoothing: float = 0.0,
+    vocab_sums: Float[Array, "B T"] | None = None,
+    vocab_size: int = 1,
+) -> Float[Array, "B"]:
+    """RAG-Token: `-sum_t log sum_z p(z|x) p(y_t|x,z,y_<t)`, in nats, one value a question.
+
+    Lewis et al. 2020, section 2.1; with one target it is RAG-Sequence's. Arguments are those of
+    `rag_sequence_nll`, but for:
+
+    Args:
+        vocab_sums: log-probabilities of the mixture (`mix_documents`) summed over the vocabulary.
+    """
+    nll = -(mix_documents(doc_scores, token_logprobs) * mask).sum(axis=-1)
+    if not smoothing:
+        return nll
+    smooth = -(vocab_sums * mask).sum(axis=-1)
+    return (1 - smoothing) * nll + smoothing / vocab_size * smooth
+
+
+def mix_documents(
+    doc_scores: Float[Array, "B K"], logprobs: Float[Array, "B K *rest"]
+) -> Float[Array, "B *rest"]:
+    """`log sum_z p(z|x) p(.|z)`, in nats, with `p(z|x)` the softmax of `doc_scores`."""
+    prior = jax.nn.log_softmax(doc_scores, axis=-1)
+    prior = prior.reshape(*prior.shape, *[1] * (logprobs.ndim - 2))
+    return jax.nn.logsumexp(prior + logprobs, axis=1)

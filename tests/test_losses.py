@@ -11,6 +11,9 @@ from hypothesis.extra.numpy import arrays
 from rag_jax.losses import (
     dpo_loss,
     in_batch_contrastive,
+    mix_documents,
+    rag_sequence_nll,
+    rag_token_nll,
     span_cross_entropy,
     token_logprobs,
 )
@@ -165,3 +168,95 @@ def test_in_batch_contrastive_closed_forms():
         return in_batch_contrastive(queries, jnp.ones((5, 3)), positives, masked=alone).sum()
 
     assert not jax.grad(loss)(same).any()  # and no NaN from what is masked
+
+
+def draw_documents(seed, questions=2, docs=3, width=4, vocabulary=5):
+    """Scores, log-probabilities over the vocabulary, targets and a mask, in float64."""
+    rng = np.random.default_rng(seed)
+    scores, logits = (
+        rng.normal(0, 2, (questions, docs)),
+        rng.normal(0, 2, (questions, docs, width, vocabulary)),
+    )
+    logprobs = logits - np.logaddexp.reduce(logits, axis=-1)[..., None]
+    targets = rng.integers(0, vocabulary, (questions, width))
+    mask = np.arange(width) < rng.integers(1, width + 1, questions)[:, None]
+    return scores, logprobs, targets, jnp.asarray(mask)
+
+
+def marginal_by_enumeration(scores, logprobs, targets, mask):
+    """`-log p(y|x)` of both models and their smoothing terms, one number at a time."""
+    prior = np.exp(scores) / np.exp(scores).sum()
+    docs, width, vocabulary = logprobs.shape
+    steps = [t for t in range(width) if mask[t]]
+    sequence = sum(
+        prior[k] * np.prod([np.exp(logprobs[k, t, targets[t]]) for t in steps]) for k in range(docs)
+    )
+    token = np.prod(
+        [sum(prior[k] * np.exp(logprobs[k, t, targets[t]]) for k in range(docs)) for t in steps]
+    )
+    # The product over the vocabulary in place of the target's probability.
+    smooth = np.logaddexp.reduce(
+        [
+            sum(logprobs[k, t].sum() for t in steps) + vocabulary * np.log(prior[k])
+            for k in range(docs)
+        ]
+    )
+    token_smooth = sum(
+        np.log(sum(prior[k] * np.exp(logprobs[k, t, v]) for k in range(docs)))
+        for t in steps for v in range(vocabulary)
+    )  # fmt: skip
+    return -np.log(sequence), -np.log(token), -smooth, -token_smooth
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rag_marginals_by_enumeration(seed):
+    scores, logprobs, targets, mask = draw_documents(seed)
+    wanted = np.transpose(
+        [
+            marginal_by_enumeration(*(part[b] for part in (scores, logprobs, targets, mask)))
+            for b in range(2)
+        ]
+    )
+    chosen = np.take_along_axis(logprobs, targets[:, None, :, None].repeat(3, 1), axis=-1)[..., 0]
+    arrays = [jnp.asarray(part, jnp.float32) for part in (scores, chosen)]
+    close(rag_sequence_nll(*arrays, mask), wanted[0])
+    close(rag_token_nll(*arrays, mask), wanted[1])
+    mixed = mix_documents(*(jnp.asarray(part, jnp.float32) for part in (scores, logprobs)))
+    for loss, sums, place in (
+        (rag_sequence_nll, logprobs.sum(-1), 0),
+        (rag_token_nll, mixed.sum(-1), 1),
+    ):
+        smoothed = loss(
+            *arrays, mask, smoothing=0.1, vocab_sums=jnp.asarray(sums, jnp.float32), vocab_size=5
+        )
+        close(smoothed, 0.9 * wanted[place] + 0.1 / 5 * wanted[place + 2])
+
+
+def test_rag_marginals_of_one_token_or_one_document_are_the_same():
+    scores, logprobs, _, _ = draw_documents(1)
+    some = jnp.asarray(logprobs[..., 0], jnp.float32)
+    first = jnp.asarray([[True, False, False, False]] * 2)
+    scores = jnp.asarray(scores, jnp.float32)
+    close(rag_sequence_nll(scores, some, first), rag_token_nll(scores, some, first))
+    mask = jnp.ones((2, 4), bool)
+    alone = -some[:, :1].sum((1, 2))
+    for loss in (rag_sequence_nll, rag_token_nll):
+        close(loss(scores[:, :1], some[:, :1], mask), alone)
+        # A document without probability has no part, and no gradient that is not a number.
+        far = jnp.concatenate([scores[:, :1], jnp.full((2, 2), -1e9)], axis=1)
+        close(loss(far, some, mask), alone)
+        gradient = jax.grad(lambda s, loss=loss: loss(s, some, mask).sum())(far)
+        close(gradient, np.zeros((2, 3)))
+
+
+def test_rag_gradient_favours_the_document_that_explains_the_answer():
+    """By the scores it is the prior less the posterior (the paper's training signal)."""
+    scores, logprobs, targets, mask = draw_documents(2)
+    chosen = np.take_along_axis(logprobs, targets[:, None, :, None].repeat(3, 1), axis=-1)[..., 0]
+    gradient = jax.grad(
+        lambda s: rag_sequence_nll(s, jnp.asarray(chosen, jnp.float32), mask).sum()
+    )(jnp.asarray(scores, jnp.float32))
+    joint = scores + (chosen * mask[:, None]).sum(-1)
+    posterior = np.exp(joint - np.logaddexp.reduce(joint, axis=1)[:, None])
+    prior = np.exp(scores - np.logaddexp.reduce(scores, axis=1)[:, None])
+    close(gradient, prior - posterior)

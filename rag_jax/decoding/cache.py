@@ -70,6 +70,27 @@ def grow(cache: Cache, slots: int) -> Cache:
     return Cache(layers, jnp.pad(cache.real, ((0, 0), (0, slots))), cache.position, cache.prefix)
 
 
+def fork(model: Decoder | Bart, cache: Cache, times: int) -> Cache:
+    """A cache in which `times` consecutive rows go on from each row of `cache`.
+
+    A decoder's rows become the prefix of the new ones and are not copied; so they may stand behind
+    no prefix themselves. The new rows of an encoder-decoder go on from a copy of the few tokens
+    that their row has, and attend to the same source.
+
+    Raises:
+        ValueError: a decoder's rows stand behind a prefix.
+    """
+    rows = cache.position.shape[0] * times
+    if isinstance(model, Decoder):
+        if cache.prefix is not None:
+            raise ValueError("rows behind a prefix cannot be one: read it as part of every row")
+        return init_cache(model, rows, dtype=cache.layers[0][0].dtype, prefix=cache)
+    layers, real, position = jax.tree.map(
+        lambda leaf: jnp.repeat(leaf, times, axis=0), (cache.layers, cache.real, cache.position)
+    )
+    return Cache(layers, real, position, cache.prefix)
+
+
 def encode_source(
     model: Bart, params, tokens: Int[Array, "P L"], mask: Bool[Array, "P L"]
 ) -> Cache:

@@ -1,6 +1,6 @@
 """Decoding: greedy and sampled, as one compiled loop over a cache."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -165,35 +165,17 @@ def generate(
             than 1 or more than it has positions for, it is given a `prefix`, or the mesh doesn't
             divide `batch_size`.
     """
-    if max_tokens < 1:
-        raise RagJaxError(f"max_tokens={max_tokens}: must be at least 1")
-    empty = [i for i, prompt in enumerate(prompts) if not len(prompt)]
-    if empty:
-        raise RagJaxError(f"prompts: prompt {empty[0]} is empty; give at least one token")
-    parts = count_data_rows()
-    if batch_size < 1 or batch_size % parts:
-        raise RagJaxError(f"batch_size={batch_size}: must be a multiple of the mesh's {parts} rows")
-    if not len(prompts):
-        return []
-    if isinstance(model, Bart):
-        _check_positions(model, prompts, prefix, max_tokens)
-    shared = None
-    if prefix:
-        shared = prefill(model, params, prefix)
-    batch_size = min(batch_size, round_up(1 << (len(prompts) - 1).bit_length(), parts))
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    check_prompts(model, prompts, max_tokens=max_tokens, batch_size=batch_size)
+    if prefix and isinstance(model, Bart):
+        raise RagJaxError("prefix: an encoder-decoder has none; put its tokens into the prompts")
+    shared = prefill(model, params, prefix) if prefix else None
     written: list[list[int]] = [[] for _ in prompts]
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        width = round_up(len(prompts[rows[-1]]), 32)
-        if isinstance(model, Bart):
-            width = min(width, model.config.max_length)
-        tokens, mask = pad_rows([prompts[i] for i in rows], width, pad_id=0, batch=batch_size)
+    for rows, arrays in batch_prompts(model, prompts, batch_size=batch_size):
         result = generate_batch(
             model,
             params,
             shared,
-            *shard_batch((tokens, mask, np.resize(np.asarray(rows, np.int32), batch_size))),
+            *shard_batch((*arrays, np.resize(np.asarray(rows, np.int32), len(arrays[0])))),
             seed,
             max_tokens=max_tokens,
             stop_ids=tuple(stop_ids),
@@ -206,11 +188,22 @@ def generate(
     return written
 
 
-def _check_positions(model: Bart, prompts, prefix, max_tokens: int) -> None:
-    """An encoder-decoder's positions are learned: there are none beyond its `max_length`."""
+def check_prompts(
+    model: Decoder | Bart, prompts: Sequence[Sequence[int]], *, max_tokens: int, batch_size: int
+) -> None:
+    """Raises the errors that `generate` describes."""
+    if max_tokens < 1:
+        raise RagJaxError(f"max_tokens={max_tokens}: must be at least 1")
+    empty = [i for i, prompt in enumerate(prompts) if not len(prompt)]
+    if empty:
+        raise RagJaxError(f"prompts: prompt {empty[0]} is empty; give at least one token")
+    parts = count_data_rows()
+    if batch_size < 1 or batch_size % parts:
+        raise RagJaxError(f"batch_size={batch_size}: must be a multiple of the mesh's {parts} rows")
+    if not isinstance(model, Bart):
+        return
+    # An encoder-decoder's positions are learned: there are none beyond its `max_length`.
     limit, start = model.config.max_length, len(model.config.start_ids)
-    if prefix:
-        raise RagJaxError("prefix: an encoder-decoder has none; put its tokens into the prompts")
     if max_tokens > limit - start:
         raise RagJaxError(
             f"max_tokens={max_tokens}: the decoder has positions for only {limit - start}; lower it"
@@ -221,6 +214,50 @@ def _check_positions(model: Bart, prompts, prefix, max_tokens: int) -> None:
             f"prompts: prompt {long[0]} has {len(prompts[long[0]])} tokens, but the encoder has "
             f"positions for only {limit}; shorten it"
         )
+
+
+def batch_prompts(
+    model: Decoder | Bart, prompts: Sequence[Sequence[int]], *, batch_size: int
+) -> Iterator[tuple[list[int], tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]]]:
+    """Yields, shortest first, which prompts come together and their padded tokens and mask."""
+    if not len(prompts):
+        return
+    batch_size = min(batch_size, round_up(1 << (len(prompts) - 1).bit_length(), count_data_rows()))
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        width = round_up(len(prompts[rows[-1]]), 32)
+        if isinstance(model, Bart):
+            width = min(width, model.config.max_length)
+        yield rows, pad_rows([prompts[i] for i in rows], width, pad_id=0, batch=batch_size)
+
+
+def read_prompts(
+    model: Decoder | Bart,
+    params,
+    tokens: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    *,
+    prefix: Cache | None = None,
+) -> tuple[Cache, Float[Array, "B D"]]:
+    """Reads prompts, which an encoder-decoder encodes, up to where the text to be written starts.
+
+    Args:
+        mask: False on padding, on the right; a row may be padding altogether.
+        prefix: what stands before every prompt of a decoder.
+
+    Returns:
+        The cache, and the hidden state that the first token is drawn from.
+    """
+    dtype = params["embed"]["embedding"].dtype
+    if isinstance(model, Bart):
+        prefix, taking_part = encode_source(model, params, tokens, mask), mask.any(axis=1)
+        start = jnp.asarray(model.config.start_ids, jnp.int32)
+        tokens = jnp.tile(start, (tokens.shape[0], 1))
+        mask = jnp.tile(taking_part[:, None], len(start))
+    cache = init_cache(model, tokens.shape[0], dtype=dtype, prefix=prefix)
+    output, cache = append(model, params, cache, tokens, mask)
+    return cache, last_hidden(output.hidden, mask)
 
 
 def prefill(model: Decoder, params, tokens: Sequence[int]) -> Cache:
@@ -239,19 +276,12 @@ def generate_batch(
     model, params, prefix, tokens, mask, numbers, seed, *, max_tokens, stop_ids, sampling
 ):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
-    dtype = params["embed"]["embedding"].dtype
-    if isinstance(model, Bart):
-        prefix, taking_part = encode_source(model, params, tokens, mask), mask.any(axis=1)
-        start = jnp.asarray(model.config.start_ids, jnp.int32)
-        tokens = jnp.tile(start, (tokens.shape[0], 1))
-        mask = jnp.tile(taking_part[:, None], len(start))
-    cache = init_cache(model, tokens.shape[0], dtype=dtype, prefix=prefix)
-    output, cache = append(model, params, cache, tokens, mask)
+    cache, hidden = read_prompts(model, params, tokens, mask, prefix=prefix)
     decoded = decode(
         model,
         params,
         cache,
-        last_hidden(output.hidden, mask),
+        hidden,
         max_tokens=max_tokens,
         stop_ids=stop_ids,
         keys=keys,

@@ -1,0 +1,120 @@
+"""The marginal likelihood of answers (Lewis et al. 2020, section 2.1), over microbatches.
+
+`batch` is what `data.pack_examples` and `data.pack_queries` make; question weights are in it, so
+the losses of a batch's microbatches add up to the batch's.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from rag_jax.decoding.generate import last_hidden
+from rag_jax.losses import mix_documents, rag_sequence_nll, rag_token_nll, token_logprobs
+from rag_jax.models.bart import Bart
+from rag_jax.models.bert import Bert
+from rag_jax.models.decoder import Decoder
+from rag_jax.retrieval.encode import embed
+
+Marginal = Literal["sequence", "token"]
+
+
+def score_passages(
+    encoder: Bert, params, batch, *, scale: float | Float[Array, ""] = 1.0
+) -> Float[Array, "B K"]:
+    """Logits of `p(z|x)`: products of the questions' embeddings with their passages'.
+
+    Passages are constants: the gradient reaches the query encoder, and nothing else.
+
+    Args:
+        scale: what the products are multiplied by. 1 for DPR, whose embeddings have any length;
+            cosines, as MiniLM's, need some 20, for a softmax of numbers within [-1, 1] is flat.
+    """
+    queries = embed(encoder, params, batch["query"], batch["query_mask"])
+    return scale * jnp.einsum("be,bke->bk", queries, batch["passages"])
+
+
+def target_logits(model: Decoder | Bart, params, batch) -> Float[Array, "B K T V"]:
+    """The scores from which each target token is predicted, under each document."""
+    rows, (questions, width) = batch["tokens"].shape[0], batch["targets"].shape
+    docs = rows // questions
+
+    def under_each(array):
+        return jnp.repeat(array, docs, axis=0)
+
+    targets, target_mask = under_each(batch["targets"]), under_each(batch["target_mask"])
+    if isinstance(model, Bart):
+        start = jnp.tile(jnp.asarray(model.config.start_ids, jnp.int32), (rows, 1))
+        encoded = model.apply({"params": params}, batch["tokens"], batch["mask"], method="encode")
+        hidden = model.apply(
+            {"params": params},
+            jnp.concatenate([start, targets[:, :-1]], axis=1),
+            mask=jnp.concatenate([jnp.ones(start.shape, bool), target_mask[:, :-1]], axis=1),
+            prefix=model.apply({"params": params}, encoded, method="read_source"),
+            prefix_mask=batch["mask"],
+            method="hidden",
+        ).hidden[:, start.shape[1] - 1 :]
+    else:
+        read = batch["tokens"].shape[1]
+        hidden = model.apply(
+            {"params": params},
+            jnp.concatenate([batch["tokens"], targets[:, :-1]], axis=1),
+            mask=jnp.concatenate([batch["mask"], target_mask[:, :-1]], axis=1),
+            method="hidden",
+        ).hidden
+        first = last_hidden(hidden[:, :read], batch["mask"])[:, None]
+        hidden = jnp.concatenate([first, hidden[:, read:]], axis=1)
+    logits = model.apply({"params": params}, hidden, method="logits")
+    return logits.reshape(questions, docs, width, -1)
+
+
+def marginal_nll(
+    model: Decoder | Bart,
+    params,
+    doc_scores: Float[Array, "B K"],
+    batch,
+    *,
+    marginal: Marginal,
+    smoothing: float = 0.0,
+) -> Float[Array, "B"]:
+    """`-log p(y|x)` of each question's answer, in nats.
+
+    Args:
+        doc_scores: logits of `p(z|x)`: from `score_passages`, or BM25's scores.
+        marginal: "sequence" for RAG-Sequence, "token" for RAG-Token.
+        smoothing: transformers' label smoothing, as `rag_sequence_nll` has it.
+    """
+    logits = target_logits(model, params, batch)
+    targets = jnp.broadcast_to(batch["targets"][:, None], logits.shape[:-1])
+    nll = {"sequence": rag_sequence_nll, "token": rag_token_nll}[marginal]
+    settings = {}
+    if smoothing:
+        logprobs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+        if marginal == "token":
+            logprobs = mix_documents(doc_scores, logprobs)
+        settings = {"vocab_sums": logprobs.sum(axis=-1), "vocab_size": logits.shape[-1]}
+    logprobs = token_logprobs(logits, targets)
+    return nll(doc_scores, logprobs, batch["target_mask"], smoothing=smoothing, **settings)
+
+
+def rag_loss(
+    model: Decoder | Bart,
+    params,
+    doc_scores: Float[Array, "B K"],
+    batch,
+    *,
+    marginal: Marginal,
+    smoothing: float = 0.0,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """The loss of a microbatch.
+
+    Returns:
+        The weighted sum over questions; and, of the same weights, `nll` and `doc_entropy`, that of
+        `p(z|x)` in nats, which falls to 0 as one passage takes it all.
+    """
+    nll = marginal_nll(model, params, doc_scores, batch, marginal=marginal, smoothing=smoothing)
+    loss = (nll * batch["weight"]).sum()
+    prior = jax.nn.log_softmax(jax.lax.stop_gradient(doc_scores), axis=-1)
+    entropy = -(jnp.exp(prior) * prior).sum(axis=-1)
+    return loss, {"nll": loss, "doc_entropy": (entropy * batch["weight"]).sum()}

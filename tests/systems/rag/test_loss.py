@@ -1,0 +1,163 @@
+"""The marginal loss of both kinds of generator against full passes, one row at a time."""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rag_jax.losses import rag_sequence_nll, rag_token_nll
+from rag_jax.models import load
+from rag_jax.retrieval import encode_texts
+from rag_jax.systems.rag.data import (
+    encode_queries,
+    make_examples,
+    make_format,
+    pack_examples,
+    pack_queries,
+)
+from rag_jax.systems.rag.loss import marginal_nll, rag_loss, score_passages
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+GENERATORS = {name: load(GOLDEN / name) for name in ("bart", "llama_tied")}
+QUERY = {name: load(GOLDEN / name) for name in ("dpr_question", "bert")}
+QUESTIONS = ["Where is it?", "What?"]
+PASSAGES = [[("a", "b c d"), ("Paris", "It is"), ("x", "y")], [("c", "d"), ("e", "f"), ("g", "h")]]
+SCORES = np.asarray([[0.5, -1.0, 2.0], [1.0, 0.0, 0.3]], np.float32)
+
+
+def make_batch(generator, *, batch=2, width=24, targets=10, questions=slice(None)):
+    form = make_format(generator, max_length=24)
+    examples = make_examples(form, QUESTIONS, PASSAGES, ["it", "a city"])[questions]
+    return examples, pack_examples(examples, width=width, targets=targets, batch=batch, scale=0.5)
+
+
+def row_logprobs(generator, source, target):
+    """Log-probabilities of a target's tokens behind one input, in a full pass by themselves."""
+    variables = {"params": generator.params}
+    if hasattr(generator.config, "start_ids"):
+        start = generator.config.start_ids
+        decoder = jnp.asarray([[*start, *target[:-1]]])
+        logits = generator.model.apply(variables, jnp.asarray([source]), decoder)
+        logits = logits[0, len(start) - 1 :]
+    else:
+        row = jnp.asarray([[*source, *target[:-1]]])
+        logits = generator.model.apply(variables, row)[0, len(source) - 1 :]
+    return np.asarray(jax.nn.log_softmax(logits, axis=-1))
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_marginals_are_those_of_rows_by_themselves(name):
+    generator = GENERATORS[name]
+    examples, batch = make_batch(generator, batch=3, targets=12)
+    scores = np.concatenate([SCORES, np.zeros((1, 3), np.float32)])
+    for marginal, smoothing in (("sequence", 0.0), ("token", 0.0), ("token", 0.1)):
+        loss = jax.jit(partial(rag_loss, generator.model, marginal=marginal, smoothing=smoothing))
+        total, metrics = loss(generator.params, scores, batch)
+        wanted = 0
+        for b, example in enumerate(examples):
+            tables = np.asarray(
+                [row_logprobs(generator, tokens, example.target) for tokens in example.inputs]
+            )
+            prior = SCORES[b] - np.logaddexp.reduce(SCORES[b])
+            place = np.arange(len(example.target))
+            if marginal == "sequence":
+                joint = prior + tables[:, place, example.target].sum(axis=1)
+                wanted -= np.logaddexp.reduce(joint)
+            else:
+                mixed = np.logaddexp.reduce(prior[:, None, None] + tables, axis=0)
+                wanted -= (1 - smoothing) * mixed[place, example.target].sum()
+                wanted -= smoothing * mixed.mean(axis=-1).sum()
+        np.testing.assert_allclose(total, 0.5 * wanted, rtol=2e-5)
+        prior = np.exp(SCORES) / np.exp(SCORES).sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(metrics["nll"], total)
+        np.testing.assert_allclose(
+            metrics["doc_entropy"], -0.5 * (prior * np.log(prior)).sum(), rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_rows_are_apart_and_padding_changes_nothing(name):
+    generator = GENERATORS[name]
+    nll = jax.jit(partial(marginal_nll, generator.model, marginal="sequence"))
+    _, both = make_batch(generator)
+    together = nll(generator.params, SCORES, both)
+    _, alone = make_batch(generator, questions=slice(1, 2), batch=1, targets=14)
+    np.testing.assert_allclose(nll(generator.params, SCORES[1:], alone), together[1:], rtol=2e-5)
+
+
+def test_gradients_of_padding_are_finite():
+    generator = GENERATORS["bart"]
+    _, batch = make_batch(generator, batch=4)
+    scores = np.zeros((4, 3), np.float32)
+    grads = jax.grad(
+        lambda params: rag_loss(generator.model, params, scores, batch, marginal="token")[0]
+    )(generator.params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize(("name", "scale"), [("dpr_question", 1.0), ("bert", 20.0)])
+def test_scores_are_products_and_the_gradient_goes_through_them_alone(name, scale):
+    encoder, generator = QUERY[name], GENERATORS["bart"]
+    questions = ["Where is Paris?", "What is the capital of France?"]
+    size = encoder.config.embedding_size
+    passages = np.random.default_rng(0).normal(size=(2, 3, size)).astype(np.float32)
+    queries = encode_queries(encoder.tokenizer, questions, max_length=24)
+    _, batch = make_batch(generator)
+    batch |= pack_queries(queries, passages, width=24, batch=2)
+
+    def loss(params, batch):
+        scores = score_passages(encoder.model, params["encoder"], batch, scale=scale)
+        return rag_loss(generator.model, params["generator"], scores, batch, marginal="token")[0]
+
+    score = jax.jit(partial(score_passages, encoder.model, scale=scale))
+    found = score(encoder.params, batch)
+    wanted = np.einsum("be,bke->bk", encode_texts(encoder, questions), passages)
+    np.testing.assert_allclose(found, scale * wanted, rtol=1e-4, atol=1e-4)
+    params = {"encoder": encoder.params, "generator": generator.params}
+    grads = jax.jit(jax.grad(loss))(params, batch)
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads["encoder"])) > 1e-4
+    # With equal passages the scores say nothing, whatever the question: no gradient is left.
+    equal = batch | {"passages": np.repeat(passages[:, :1], 3, axis=1)}
+    grads = jax.jit(jax.grad(loss))(params, equal)
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads["encoder"])) < 1e-6
+
+
+def test_golden():
+    """What transformers computes, with a model that forces no BOS (tests/golden/make.py)."""
+    golden = dict(np.load(GOLDEN / "rag" / "golden.npz"))
+    generator = GENERATORS["bart"]
+    batch = {
+        "tokens": golden["tokens"], "mask": golden["mask"].astype(bool),
+        "targets": golden["labels"][:, 2:], "target_mask": golden["labels"][:, 2:] != 1,
+    }  # fmt: skip
+    loss = jax.jit(partial(marginal_nll, generator.model, marginal="sequence"))
+    np.testing.assert_allclose(
+        loss(generator.params, golden["scores"], batch), golden["sequence_without_bos"], rtol=1e-5
+    )
+    logits = golden["logits"]
+    targets = np.concatenate(
+        [golden["labels"][:, 1:], np.ones_like(golden["labels"][:, :1])], axis=1
+    )
+    mask = targets != 1
+    logprobs = jax.nn.log_softmax(logits, axis=-1)
+    logprobs = logprobs.reshape(len(targets), -1, *logprobs.shape[1:])
+    every = jnp.broadcast_to(targets[:, None, :, None], (*logprobs.shape[:3], 1))
+    chosen = jnp.take_along_axis(logprobs, every, axis=-1)[..., 0]
+    scores, size = jnp.asarray(golden["scores"]), logits.shape[-1]
+    mixed = jax.nn.logsumexp(
+        jax.nn.log_softmax(scores, axis=-1)[:, :, None, None] + logprobs, axis=1
+    )
+    for loss, name, sums in (
+        (rag_sequence_nll, "sequence", logprobs.sum(-1)),
+        (rag_token_nll, "token", mixed.sum(-1)),
+    ):
+        for smoothing in (0.0, 0.1):
+            settings = {"smoothing": smoothing, "vocab_sums": sums, "vocab_size": size}
+            found, pull = jax.vjp(lambda s: loss(s, chosen, mask, **settings), scores)
+            key = f"{name}_{smoothing}"
+            np.testing.assert_allclose(found, golden[key], rtol=1e-5, atol=1e-5)
+            gradient = pull(jnp.ones_like(found))[0]
+            np.testing.assert_allclose(gradient, golden[f"{key}_gradient"], rtol=1e-4, atol=1e-5)
