@@ -32,10 +32,10 @@ from rag_jax.systems.srrag.config import (
     AnswerConfig,
     DatastoreConfig,
     LabelConfig,
+    NewTokensConfig,
     RouteConfig,
     SRRAGConfig,
     Stage2Config,
-    TuningConfig,
     VerbaliseConfig,
 )
 
@@ -64,7 +64,7 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
             world=WorldConfig(cities=30000, train=50000, dev=2000, test=4000),
             verbalise=VerbaliseConfig(max_tokens=150, pool=2048, batch_size=256),
             label=LabelConfig(batch_size=256),
-            tuning=TuningConfig(mode="full", remat="full"),
+            tuning=NewTokensConfig(mode="full", remat="full"),
             stage1=StageConfig(learning_rate=1e-5, **stage),
             stage2=Stage2Config(learning_rate=5e-7, beta=0.3, **stage),
             datastore=DatastoreConfig(layer=layer, k=30),

@@ -1,4 +1,4 @@
-"""How long JAX has been compiling."""
+"""How long JAX has been compiling, and everything else took."""
 
 import time
 from typing import Any
@@ -37,3 +37,13 @@ _clock = _CompileClock()
 def compile_seconds() -> float:
     """Seconds this process has spent so far on tracing and compiling for JAX."""
     return _clock.total
+
+
+class Clock:
+    """Seconds since it was made, those spent on compiling left out."""
+
+    def __init__(self):
+        self.start, self.compiling = time.perf_counter(), compile_seconds()
+
+    def read(self) -> float:
+        return time.perf_counter() - self.start - (compile_seconds() - self.compiling)

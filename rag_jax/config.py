@@ -8,6 +8,7 @@
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -143,6 +144,31 @@ class StageConfig:
     clip_norm: Positive = 1.0
     microbatch_tokens: Count = 128
     checkpoint_every: Count = 10
+
+
+@dataclass(frozen=True)
+class TuningConfig:
+    """What of a language model is trained: every weight, or adapters on the kernels whose path
+    matches `targets`. `remat` saves memory for time: see `rag_jax.models.decoder.Decoder`."""
+
+    mode: Literal["full", "lora"] = "lora"
+    rank: Count = 16
+    alpha: Positive = 32.0
+    targets: str = r"attention/(query|key|value|output)|ffn/(gate|up|down)"
+    remat: Literal["none", "full", "dots"] = "none"
+
+    @property
+    def scale(self) -> float | None:
+        """What an adapter's product is multiplied by; None where all weights are trained."""
+        return None if self.mode == "full" else self.alpha / self.rank
+
+    def check(self, path: str) -> None:
+        try:
+            re.compile(self.targets)
+        except re.error as error:
+            raise RagJaxError(
+                f"{path}.targets={self.targets!r}: not a regular expression: {error}"
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -288,7 +288,8 @@ def plan_run(system: Any, config: Any, topology: str, *, only: str = "") -> list
 
 
 def _say_compiled(program: Program) -> None:
-    say(f"compiled {program.name} in {program.seconds:.0f} s")
+    needed = program.needed / _GIB
+    say(f"{program.name}: {needed:.2f} GiB a device, compiled in {program.seconds:.0f} s")
 
 
 def _advise(system: Any, config: Any, devices: Sequence[jax.Device], program: Program) -> str:

@@ -25,6 +25,7 @@ COLUMNS = (
     "retrieval_rate",
     "seconds_per_question",
 )
+_SCORES = ("accuracy", "exact_match")  # whose interval "ci95" is, whichever a system has
 _DIGITS = {"n": 0, "seconds_per_question": 3}
 
 
@@ -39,6 +40,7 @@ def write_report(
     stages: Sequence[Mapping[str, Any]],
     predictions: Mapping[str, Iterable[Mapping[str, Any]]],
     columns: Sequence[str] = COLUMNS,
+    tables: Mapping[str, Sequence[Sequence[str | float]]] | None = None,
 ) -> dict[str, Any]:
     """Writes `report.json`, `report.html` and `predictions/<method>.jsonl`; prints the tables.
 
@@ -55,6 +57,7 @@ def write_report(
         stages: what `run_stages` gave: "name", "seconds", "compile_seconds", "reused".
         predictions: for each method one record a question.
         columns: the numbers that the table shows, where any method has them, in this order.
+        tables: further ones by their titles, rows of texts and numbers with the head first.
 
     Returns:
         The report as written.
@@ -72,6 +75,7 @@ def write_report(
         "model": model,
         "dataset": dataset,
         "methods": methods,
+        "tables": tables or {},
         "stages": stages,
         "environment": describe_environment(),
     }
@@ -104,10 +108,11 @@ def describe_environment() -> dict[str, Any]:
 
 
 def format_text(report: Mapping[str, Any], columns: Sequence[str]) -> str:
-    """The report's two tables as plain text."""
-    return "\n\n".join(
-        format_columns(table) for table in (_method_rows(report, columns), _stage_rows(report))
-    )
+    """The report's tables as plain text."""
+    parts = [format_columns(_method_rows(report, columns))]
+    for title, rows in report["tables"].items():
+        parts.append(f"{title}\n\n{format_columns(_format_cells(rows))}")
+    return "\n\n".join([*parts, format_columns(_stage_rows(report))])
 
 
 def format_html(report: Mapping[str, Any], columns: Sequence[str]) -> str:
@@ -117,6 +122,10 @@ def format_html(report: Mapping[str, Any], columns: Sequence[str]) -> str:
     return _PAGE.format(
         title=html.escape(title),
         methods=_format_html_table(_method_rows(report, columns)),
+        tables="\n".join(
+            f"<h2>{html.escape(title)}</h2>\n{_format_html_table(_format_cells(rows))}"
+            for title, rows in report["tables"].items()
+        ),
         bars=_draw_bars(report["stages"]),
         stages=_format_html_table(_stage_rows(report)),
         environment=_format_html_table([["environment", ""], *environment]),
@@ -129,11 +138,16 @@ def _method_rows(report: Mapping[str, Any], columns: Sequence[str]) -> list[list
     rows = [["method", *(name.replace("_", " ") for name in shown)]]
     for method, numbers in methods.items():
         cells = [_format_number(name, numbers.get(name)) for name in shown]
-        if "accuracy" in shown and "ci95" in numbers:
+        score = next((shown.index(name) for name in _SCORES if name in shown), None)
+        if score is not None and "ci95" in numbers:
             low, high = numbers["ci95"]
-            cells[shown.index("accuracy")] += f" ± {(high - low) / 2:.3f}"
+            cells[score] += f" ± {(high - low) / 2:.3f}"
         rows.append([method, *cells])
     return rows
+
+
+def _format_cells(rows: Sequence[Sequence[str | float]]) -> list[list[str]]:
+    return [[cell if isinstance(cell, str) else f"{cell:.3f}" for cell in row] for row in rows]
 
 
 def _stage_rows(report: Mapping[str, Any]) -> list[list[str]]:
@@ -208,6 +222,7 @@ svg {{ max-width: 42rem; font-size: 13px; }}
 <body>
 <h1>{title}</h1>
 {methods}
+{tables}
 <h2>Where the time went</h2>
 <p>Seconds a stage took when it was made; the dark part is compiling.</p>
 {bars}

@@ -51,6 +51,19 @@ class BartConfig:
         """What a decoder row holds before its first free token."""
         return tuple(i for i in (self.start_id, self.forced_bos_id) if i is not None)
 
+    def count_flops(self, tokens: int, targets: int) -> float:
+        """Operations of a forward pass: its matrix products, those within attention left out.
+
+        Args:
+            tokens: that the encoder reads.
+            targets: that the decoder reads, each of which gets logits.
+        """
+        d, square = self.hidden_size, self.hidden_size**2
+        encoder = self.encoder_layers * (4 * square + 2 * d * self.encoder_ffn_size)
+        read = self.decoder_layers * 2 * square  # the sources' keys and values
+        decoder = self.decoder_layers * (6 * square + 2 * d * self.decoder_ffn_size)
+        return 2.0 * (tokens * (encoder + read) + targets * (decoder + d * self.vocab_size))
+
     # What a cache is made of: the decoder's self-attention, under the names `DecoderConfig` has.
 
     @property

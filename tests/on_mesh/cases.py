@@ -30,7 +30,7 @@ from rag_jax.sharding import (
     shard_batch,
 )
 from rag_jax.systems.srrag import infer, tune
-from rag_jax.systems.srrag.config import SRRAGConfig, TuningConfig
+from rag_jax.systems.srrag.config import NewTokensConfig, SRRAGConfig
 from rag_jax.systems.srrag.data import Row, pack_rows
 from rag_jax.training import compute_gradients, init_state, make_optimizer, make_step
 
@@ -91,9 +91,10 @@ def make_session(mesh, mode):
     ids = {"<EOQ>": 32, "<EOK>": 33, "<Self>": 34, "<Wiki>": 35}
     tokenizer = SimpleNamespace(token_id=ids.__getitem__)
     return SimpleNamespace(
-        config=SRRAGConfig(tuning=TuningConfig(mode=mode, rank=2)),
+        config=SRRAGConfig(tuning=NewTokensConfig(mode=mode, rank=2)),
         base=SimpleNamespace(model=model, params=params, tokenizer=tokenizer),
         mesh=mesh or make_mesh(MeshConfig(1, 1), devices=jax.devices()[:1]),
+        new_ids=list(ids.values()),
     )
 
 

@@ -17,7 +17,7 @@ from rag_jax.data.gazetteer import passages, places, questions, scene
 from rag_jax.data.gazetteer.scene import Passage, Question, World
 from rag_jax.errors import RagJaxError
 
-__all__ = ["Passage", "Question", "World", "build_world"]
+__all__ = ["Passage", "Question", "World", "build_world", "list_changes"]
 
 
 def build_world(
@@ -61,3 +61,10 @@ def build_world(
         passages.write_passages(chosen),
         questions.choose_questions(chosen, counts),
     )
+
+
+def list_changes(*, cities: int, seed: int) -> list[tuple[Question, Question]]:
+    """Every question whose answers differ between the two revisions, as it is in each."""
+    scenes = [scene.set_scene(cities=cities, seed=seed, revision=revision) for revision in (0, 1)]
+    pairs = zip(*map(questions.list_questions, scenes), strict=True)
+    return [pair for pair in pairs if set(pair[0].answers) != set(pair[1].answers)]

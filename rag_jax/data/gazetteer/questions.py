@@ -72,6 +72,11 @@ def choose_questions(scene: Scene, counts: dict[str, int]) -> dict[str, list[Que
     return chosen
 
 
+def list_questions(scene: Scene) -> list[Question]:
+    """Every question that the world can be asked, the same ones in both revisions."""
+    return [candidate.question for candidate in _write_questions(scene)]
+
+
 def _find_band(popularity: int) -> int:
     return sum(popularity < lower for lower in BANDS)
 

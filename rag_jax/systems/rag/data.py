@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from rag_jax.data import formats
 from rag_jax.data.batches import pad_rows
 from rag_jax.errors import RagJaxError
 from rag_jax.models import Pretrained
@@ -169,6 +170,13 @@ def make_examples(
         total = sum(map(len, passages))
         _logger.warning("%d of %d passages were cut to %d tokens", cut, total, form.max_length)
     return examples
+
+
+def pick_passages(
+    passages: Sequence[formats.Passage], rows: Int[np.ndarray, "N K"]
+) -> list[list[Passage]]:
+    """What the generator reads of the passages in some rows."""
+    return [[(passages[row].title, passages[row].text) for row in found] for found in rows.tolist()]
 
 
 def pack_inputs(

@@ -8,7 +8,7 @@ Four compiled programs share one cache: `read` reads each passage with its quest
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from rag_jax.sharding import count_data_rows, shard_batch
 from rag_jax.systems.rag.data import Example, Format, Passage, make_examples, pack_inputs
 
 Answer = tuple[str, float]  # a text and its log-probability in nats
+Way = Literal["token", "fast", "thorough"]
 
 
 class Candidates(NamedTuple):
@@ -196,13 +197,20 @@ class Engine:
     search: Search = Search()
     batch_size: int = 16
 
-    def answer_by_token(
+    def answer(
         self,
         questions: Sequence[str],
         passages: Sequence[Sequence[Passage | None]],
         doc_scores: Float[np.ndarray, "N K"],
-    ) -> list[list[Answer]]:
-        """RAG-Token's answers to each question, best first by their length-normalised score.
+        *,
+        ways: Sequence[Way],
+    ) -> dict[Way, list[list[Answer]]]:
+        """Answers to each question, best first, in one or several ways from one reading.
+
+        - "token": RAG-Token's, by their length-normalised score.
+        - "fast": RAG-Sequence's, by `sum_z p(z|x) p(y|x,z)` with `p(y|x,z) = 0` where `y` is not
+          among the beams of `z`.
+        - "thorough": the same answers, each scored under every document.
 
         Args:
             passages: `K` for each question.
@@ -211,61 +219,58 @@ class Engine:
         Raises:
             RagJaxError: as `make_examples`, or something is too long for the model.
         """
-        answers: list[list[Answer]] = [[] for _ in questions]
+        answers: dict[Way, list[list[Answer]]] = {way: [[] for _ in questions] for way in ways}
         for picked, cache, hidden, scores in self._read(questions, passages, doc_scores):
-            found = fetch(
-                write_token(self.model, self.params, cache, hidden, scores, **self._settings)
+            found = {}
+            if "token" in ways:
+                found["token"] = self._write_token(cache, hidden, scores)
+            if {"fast", "thorough"} & {*ways}:
+                found |= self._write_sequence(cache, hidden, scores, "thorough" in ways)
+            for way in ways:
+                for i, best in zip(picked, found[way], strict=False):
+                    answers[way][i] = best
+        return answers
+
+    def _write_token(self, cache: Cache, hidden, scores) -> list[list[Answer]]:
+        found = fetch(write_token(self.model, self.params, cache, hidden, scores, **self._settings))
+        return [
+            [
+                (self._decode(tokens[:length]), float(logprob))
+                for tokens, length, logprob, real in zip(*row, strict=True)
+                if real
+            ]
+            for row in zip(found.tokens, found.lengths, found.logprobs, found.real, strict=True)
+        ]
+
+    def _write_sequence(
+        self, cache: Cache, hidden, scores, thorough: bool
+    ) -> dict[Way, list[list[Answer]]]:
+        found = propose(self.model, self.params, cache, hidden, scores, **self._settings)
+        marginals = {"fast": mix(scores, found.logprobs)}
+        tokens, lengths = fetch((found.tokens, found.lengths))
+        if thorough:
+            width = min(round_up(lengths.max(), 8), tokens.shape[2])
+            logprobs = score(
+                self.model,
+                self.params,
+                cache,
+                hidden,
+                found.tokens[:, :, :width],
+                found.lengths,
+                chunk=self.search.num_beams,
             )
-            for b, i in enumerate(picked):
-                answers[i] = [
-                    (self._decode(found.tokens[b, w, : found.lengths[b, w]]), float(logprob))
-                    for w, logprob in enumerate(found.logprobs[b])
-                    if found.real[b, w]
+            marginals["thorough"] = mix(scores, logprobs)
+        return {
+            way: [
+                [
+                    (self._decode(tokens[b, c, : lengths[b, c]]), float(marginal[c]))
+                    for c in np.argsort(-marginal, kind="stable")
+                    if lengths[b, c]
                 ]
-        return answers
-
-    def answer_by_sequence(
-        self,
-        questions: Sequence[str],
-        passages: Sequence[Sequence[Passage | None]],
-        doc_scores: Float[np.ndarray, "N K"],
-        *,
-        thorough: bool = True,
-    ) -> dict[str, list[list[Answer]]]:
-        """RAG-Sequence's answers to each question, best first by `sum_z p(z|x) p(y|x,z)`.
-
-        Returns:
-            Under "fast" with `p(y|x,z) = 0` where `y` is not among the beams of `z`; and, if asked
-            for, under "thorough" with every answer scored under every document. Both have the same
-            answers.
-        """
-        names = ("fast", "thorough")[: 1 + thorough]
-        answers: dict[str, list[list[Answer]]] = {name: [[] for _ in questions] for name in names}
-        for picked, cache, hidden, scores in self._read(questions, passages, doc_scores):
-            found = propose(self.model, self.params, cache, hidden, scores, **self._settings)
-            marginals = [mix(scores, found.logprobs)]
-            tokens, lengths = fetch((found.tokens, found.lengths))
-            if thorough:
-                width = min(round_up(lengths.max(), 8), tokens.shape[2])
-                logprobs = score(
-                    self.model,
-                    self.params,
-                    cache,
-                    hidden,
-                    found.tokens[:, :, :width],
-                    found.lengths,
-                    chunk=self.search.num_beams,
-                )
-                marginals.append(mix(scores, logprobs))
-            for name, marginal in zip(names, fetch(marginals), strict=True):
-                for b, i in enumerate(picked):
-                    best = np.argsort(-marginal[b], kind="stable")
-                    answers[name][i] = [
-                        (self._decode(tokens[b, c, : lengths[b, c]]), float(marginal[b, c]))
-                        for c in best
-                        if lengths[b, c]
-                    ]
-        return answers
+                for b, marginal in enumerate(values)
+            ]
+            for way, values in fetch(marginals).items()
+        }
 
     def classify(
         self,
@@ -326,7 +331,7 @@ class Engine:
         order = sorted(range(len(questions)), key=lambda i: examples[i].width)
         for start in range(0, len(order), batch):
             picked = order[start : start + batch]
-            width = min(round_up(examples[picked[-1]].width, 32), self.model.config.max_length)
+            width = min(round_up(examples[picked[-1]].width, 16), self.model.config.max_length)
             arrays = pack_inputs([examples[i] for i in picked], width=width, batch=batch)
             scores = np.full((batch, len(passages[0])), MASKED, np.float32)
             scores[: len(picked)] = doc_scores[picked]

@@ -15,6 +15,7 @@ from rag_jax.config import (
     NonNegative,
     Positive,
     StageConfig,
+    TuningConfig,
     WorldConfig,
 )
 from rag_jax.errors import RagJaxError
@@ -64,28 +65,12 @@ class Stage2Config(StageConfig):
 
 
 @dataclass(frozen=True)
-class TuningConfig:
-    """What is trained: every weight, or adapters on the kernels whose path matches `targets`.
+class NewTokensConfig(TuningConfig):
+    """The special tokens' embeddings are trained in both modes, `new_token_rate` times as fast:
+    they start with logits some 14 nats below the others, too far for the other rate in a dozen
+    steps."""
 
-    The special tokens' embeddings are trained in both, `new_token_rate` times as fast: they start
-    with logits some 14 nats below the others, too far for the other rate in a dozen steps.
-    `remat` saves memory for time: see `rag_jax.models.decoder.Decoder`.
-    """
-
-    mode: Literal["full", "lora"] = "lora"
-    rank: Count = 16
-    alpha: Positive = 32.0
-    targets: str = r"attention/(query|key|value|output)|ffn/(gate|up|down)"
     new_token_rate: Positive = 5.0
-    remat: Literal["none", "full", "dots"] = "none"
-
-    def check(self, path: str) -> None:
-        try:
-            re.compile(self.targets)
-        except re.error as error:
-            raise RagJaxError(
-                f"{path}.targets={self.targets!r}: not a regular expression: {error}"
-            ) from error
 
 
 @dataclass(frozen=True)
@@ -137,7 +122,7 @@ class SRRAGConfig:
     index: IndexConfig = IndexConfig()
     verbalise: VerbaliseConfig = VerbaliseConfig()
     label: LabelConfig = LabelConfig()
-    tuning: TuningConfig = TuningConfig()
+    tuning: NewTokensConfig = NewTokensConfig()
     stage1: StageConfig = StageConfig()
     stage2: Stage2Config = Stage2Config()
     datastore: DatastoreConfig = DatastoreConfig()

@@ -1,7 +1,6 @@
 """The policy datastore and the comparison: what the trained model does with each source."""
 
 import base64
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rag_jax import metrics
-from rag_jax.compiling import compile_seconds
+from rag_jax.compiling import Clock
 from rag_jax.data.batches import round_up
 from rag_jax.data.gazetteer import Question, World
 from rag_jax.decoding import generate
@@ -183,16 +182,6 @@ def predict_directly(session: "Session", questions: Sequence[str]) -> list[str]:
         batch_size=c.answer.batch_size,
     )
     return [tokenizer.decode(tokens).strip() for tokens in written]
-
-
-class Clock:
-    """Seconds since it was made, those spent on compiling left out."""
-
-    def __init__(self):
-        self.start, self.compiling = time.perf_counter(), compile_seconds()
-
-    def read(self) -> float:
-        return time.perf_counter() - self.start - (compile_seconds() - self.compiling)
 
 
 def grade(question: Question, record: dict[str, Any]) -> dict[str, Any]:

@@ -175,6 +175,7 @@ class Session:
             Stage(
                 "stage1",
                 partial(tune.run_stage1, self),
+                version=2,
                 settings={**tuning, "stage1": c.stage1},
                 needs=("world", "contexts", "labels"),
             ),
@@ -187,6 +188,7 @@ class Session:
             Stage(
                 "stage2",
                 partial(tune.run_stage2, self),
+                version=2,
                 settings={**tuning, "stage2": c.stage2},
                 needs=("world", "contexts", "labels", "stage1", "reference"),
             ),

@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rag_jax import lora
 from rag_jax.checkpoint import Checkpoints, load_tree, save_tree
-from rag_jax.config import StageConfig
+from rag_jax.config import StageConfig, TuningConfig
 from rag_jax.data.batches import BatchPlan, Microbatch, round_up
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_jsonl, write_json
@@ -30,6 +29,7 @@ from rag_jax.systems.srrag.data import (
 )
 from rag_jax.systems.srrag.loss import sequence_logprobs, stage1_loss, stage2_loss
 from rag_jax.training import init_state, make_optimizer, make_step, train
+from rag_jax.tuning import apply_tuned, cast, init_tuned
 
 if TYPE_CHECKING:
     from rag_jax.systems.srrag.pipeline import Session
@@ -143,7 +143,7 @@ def pack(
     return {key: np.concatenate([half[key] for half in halves]) for key in halves[0]}
 
 
-# What is trained: all weights, or an adapter and the rows of the new tokens.
+# What is trained: all weights or an adapter, and the rows of the new tokens.
 
 
 def start_trainable(session: "Session") -> Any:
@@ -159,24 +159,13 @@ def describe_trainable(session: "Session") -> Any:
 
 def _init_trainable(session: "Session", params: Any) -> Any:
     c = session.config
-    trained = {"new_tokens": take_tokens(params, session.new_ids)}
-    if c.tuning.mode == "full":
-        trained["weights"] = params
-    else:
-        try:
-            trained["adapter"] = lora.init(
-                jax.random.key(c.seed),
-                params,
-                targets=f".*({c.tuning.targets})/kernel",
-                rank=c.tuning.rank,
-            )
-        except ValueError as error:
-            raise RagJaxError(f"config.tuning.targets={c.tuning.targets!r}: {error}") from error
-    return _cast(trained, jnp.float32)
+    tuned = init_tuned(c.tuning, params, seed=c.seed)
+    tokens = take_tokens(params, session.new_ids)
+    return {"model": tuned, "new_tokens": cast(tokens, jnp.float32)}
 
 
 def assemble(
-    trained: Any, frozen: Any, *, ids: Sequence[int], scale: float | None, dtype: Any
+    trained: Any, frozen: Any, *, ids: Sequence[int], tuning: TuningConfig, dtype: Any
 ) -> Any:
     """The model's parameters, in `dtype`, from what is trained and what is not.
 
@@ -185,25 +174,15 @@ def assemble(
 
     Args:
         ids: the new tokens.
-        scale: of the adapter; None where all weights are trained.
     """
-    trained = _cast(trained, dtype)
-    weights = trained["weights"] if scale is None else frozen
-    weights = put_tokens(weights, trained["new_tokens"], ids)
-    return weights if scale is None else lora.apply(weights, trained["adapter"], scale=scale)
-
-
-def _cast(tree: Any, dtype: Any) -> Any:
-    """A tree's arrays in another type; those that have it already are not copied."""
-    return jax.tree.map(lambda x: x if x.dtype == dtype else x.astype(dtype), tree)
+    params = apply_tuned(tuning, trained["model"], frozen, dtype=dtype)
+    return put_tokens(params, cast(trained["new_tokens"], dtype), ids)
 
 
 def make_assembler(session: "Session") -> Callable[[Any, Any], Any]:
     """`assemble` by the run's settings."""
-    tuning = session.config.tuning
-    scale = None if tuning.mode == "full" else tuning.alpha / tuning.rank
     dtype = jnp.dtype(session.config.model.dtype)
-    return partial(assemble, ids=session.new_ids, scale=scale, dtype=dtype)
+    return partial(assemble, ids=session.new_ids, tuning=session.config.tuning, dtype=dtype)
 
 
 def make_losses(session: "Session") -> dict[str, Callable[..., Any]]:

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rag_jax import lora
-from rag_jax.config import StageConfig
+from rag_jax.config import StageConfig, TuningConfig
 from rag_jax.errors import RagJaxError
 from rag_jax.models.vocabulary import grow_vocabulary
 from rag_jax.sharding import make_mesh
-from rag_jax.systems.srrag.config import SRRAGConfig, TuningConfig
+from rag_jax.systems.srrag.config import NewTokensConfig, SRRAGConfig
 from rag_jax.systems.srrag.data import TERMS, Row, pack_rows, special_tokens
 from rag_jax.systems.srrag.tune import (
     Example,
@@ -96,8 +96,9 @@ def check_packed_row(row, arrays, place, reduction):
 
 
 def join(base, trained, frozen, *, scale):
-    """`assemble` with the ids of the run's new tokens."""
-    return assemble(trained, frozen, ids=list_new_ids(base), scale=scale, dtype=jnp.float32)
+    """`assemble` with the ids of the run's new tokens; no scale where all weights are trained."""
+    tuning = TuningConfig(mode="full") if scale is None else TuningConfig(rank=2, alpha=2 * scale)
+    return assemble(trained, frozen, ids=list_new_ids(base), tuning=tuning, dtype=jnp.float32)
 
 
 def list_new_ids(base):
@@ -105,7 +106,7 @@ def list_new_ids(base):
 
 
 def make_session(base, **tuning):
-    config = SRRAGConfig(tuning=TuningConfig(**tuning))
+    config = SRRAGConfig(tuning=NewTokensConfig(**tuning))
     return SimpleNamespace(
         config=config, base=base, mesh=make_mesh(config.mesh), new_ids=list_new_ids(base)
     )
@@ -126,10 +127,10 @@ def run(base, params):
 def test_adapter_starts_as_the_base_model(base):
     session = make_session(base, mode="lora", rank=2)
     trained = start_trainable(session)
-    assert set(trained) == {"adapter", "new_tokens"}
+    assert set(trained) == {"model", "new_tokens"}
     assert jax.tree.map(jnp.shape, trained["new_tokens"]) == {"embed": {"embedding": (4, 32)}}
-    assert set(trained["adapter"]) == {"layers_0", "layers_1"}
-    assert set(trained["adapter"]["layers_0"]) == {"attention", "ffn"}
+    assert set(trained["model"]) == {"layers_0", "layers_1"}
+    assert set(trained["model"]["layers_0"]) == {"attention", "ffn"}
     before = run(base, base.params)
     after = join(base, trained, base.params, scale=2.0)
     np.testing.assert_allclose(run(base, after), before)
@@ -142,7 +143,7 @@ def test_assembled_parameters(base):
     table = np.asarray(base.params["embed"]["embedding"])
     np.testing.assert_array_equal(params["embed"]["embedding"][:-4], table[:-4])
     np.testing.assert_allclose(params["embed"]["embedding"][-4:], table[-4:] + 0.1)
-    folded = lora.fold(base.params, trained["adapter"], scale=2.0) | {"embed": params["embed"]}
+    folded = lora.fold(base.params, trained["model"], scale=2.0) | {"embed": params["embed"]}
     ours, theirs = run(base, params), run(base, folded)
     assert np.abs(theirs - run(base, base.params)).max() > 0.1
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
@@ -151,8 +152,8 @@ def test_assembled_parameters(base):
 def test_all_weights(base):
     session = make_session(base, mode="full")
     trained = start_trainable(session)
-    assert set(trained) == {"weights", "new_tokens"}
-    jax.tree.map(np.testing.assert_array_equal, trained["weights"], base.params)
+    assert set(trained) == {"model", "new_tokens"}
+    jax.tree.map(np.testing.assert_array_equal, trained["model"], base.params)
     np.testing.assert_array_equal(
         run(base, join(base, trained, None, scale=None)), run(base, base.params)
     )
@@ -185,7 +186,7 @@ def test_new_tokens_of_a_padded_table_and_a_head_of_its_own(base, mode):
 
 def test_narrower_targets(base):
     session = make_session(base, mode="lora", targets="ffn/down")
-    adapter = start_trainable(session)["adapter"]
+    adapter = start_trainable(session)["model"]
     assert jax.tree.structure(adapter) == jax.tree.structure(
         {f"layers_{i}": {"ffn": {"down": {"kernel": {"a": 0, "b": 0}}}} for i in range(2)}
     )
@@ -201,6 +202,6 @@ def test_losses_reach_the_new_tokens_and_the_adapter_alone(base):
     loss = make_losses(session)["rows"]
     grads = jax.jit(jax.grad(lambda *a: loss(*a)[0]))(start_trainable(session), base.params, arrays)
     assert jnp.abs(grads["new_tokens"]["embed"]["embedding"]).max() > 1e-4
-    for path, leaf in jax.tree.leaves_with_path(grads["adapter"]):
+    for path, leaf in jax.tree.leaves_with_path(grads["model"]):
         # As long as b is zero, a has no gradient.
         assert leaf.any() == (path[-1].key == "b")

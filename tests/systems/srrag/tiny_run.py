@@ -19,7 +19,7 @@ from rag_jax.systems.srrag.config import (
     RouteConfig,
     SRRAGConfig,
     Stage2Config,
-    TuningConfig,
+    NewTokensConfig,
     VerbaliseConfig,
 )
 
@@ -52,7 +52,7 @@ def describe_run(llama_folder, bert_folder):
         # 36 documents in two batches: the second cluster is in both.
         verbalise=VerbaliseConfig(demonstrations=1, pool=12, max_tokens=8, batch_size=18),
         label=LabelConfig(batch_size=48),
-        tuning=TuningConfig(mode="lora", rank=2),
+        tuning=NewTokensConfig(mode="lora", rank=2),
         stage1=StageConfig(
             batch_size=4, learning_rate=0.03, microbatch_tokens=900, checkpoint_every=1
         ),
@@ -123,5 +123,5 @@ def fold_trained(session, workdir, stage):
     trained = tune.load_trainable(session, workdir / "stages" / stage / "params")
     table = np.array(base["embed"]["embedding"])
     table[-4:] = trained["new_tokens"]["embed"]["embedding"]
-    folded = lora.fold(base, trained["adapter"], scale=tuning.alpha / tuning.rank)
+    folded = lora.fold(base, trained["model"], scale=tuning.scale)
     return {**folded, "embed": {"embedding": table}}

@@ -1,0 +1,242 @@
+"""The comparison: every way of answering on the same questions; and the index swapped."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from rag_jax import metrics
+from rag_jax.compiling import Clock
+from rag_jax.data.formats import Passage, Question
+from rag_jax.data.gazetteer import build_world, list_changes
+from rag_jax.decoding.beam import Search
+from rag_jax.files import write_json, write_jsonl
+from rag_jax.models import Pretrained
+from rag_jax.ranking import has_answer
+from rag_jax.retrieval import BM25, Index
+from rag_jax.stage import StageContext
+from rag_jax.systems.rag import train
+from rag_jax.systems.rag.data import pick_passages
+from rag_jax.systems.rag.infer import Engine, Way
+
+if TYPE_CHECKING:
+    from rag_jax.systems.rag.pipeline import Session
+
+METHODS = ("closed_book", "bm25", "frozen", "token", "fast", "thorough")
+_HITS = (1, 5)  # depths of the hits reported, beside K
+_TOGETHER = 32  # questions between two writes to disk
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """What a search found for every question, best first, and the logits of `p(z|x)`."""
+
+    scores: Float[np.ndarray, "N k"]
+    rows: Int[np.ndarray, "N k"]
+
+
+def list_columns(passages: int) -> tuple[str, ...]:
+    """What the report's table shows of a run that reads K passages."""
+    hits = [f"answer@{k}" for k in sorted({*_HITS, passages})]
+    return ("n", "exact_match", "f1", *hits, "seconds_per_question")
+
+
+def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A method's numbers over its questions."""
+    score, interval = metrics.compute_accuracy([row["exact_match"] for row in rows])
+    numbers = {"n": len(rows), "exact_match": score, "ci95": interval}
+    names = [name for name in rows[0] if name == "f1" or name.startswith("answer@")]
+    numbers |= {name: float(np.mean([row[name] for row in rows])) for name in names}
+    seconds = float(np.mean([row["seconds"] for row in rows]))
+    return numbers | {"seconds_per_question": seconds}
+
+
+def make_engine(session: "Session", params: Any) -> Engine:
+    """Some parameters of the generator, ready to answer."""
+    c = session.config.decode
+    search = Search(c.beams, c.length_penalty, c.early_stopping)
+    return Engine(
+        model=session.generator.model,
+        params=params,
+        form=session.form,
+        max_tokens=c.max_tokens,
+        search=search,
+        batch_size=c.batch_size,
+    )
+
+
+def load_final_index(session: "Session", context: StageContext) -> tuple[Index, Pretrained]:
+    """The index that goes with the trained encoder, and the passages' encoder that made it.
+
+    It is as it was before training, unless training refreshed it.
+    """
+    folder = context.path("joint", "")
+    refreshed = list(folder.glob("passages-*.npy"))
+    if not refreshed:
+        return session.load_index(context), session.passage_encoder
+    last = max(int(path.stem.removeprefix("passages-")) for path in refreshed)
+    trained = train.load_trained(session, folder / "params", joint=True)
+    encoder = dataclasses.replace(session.encoder, params=trained["query"])
+    return train.load_refreshed(session, folder, last), encoder
+
+
+def run_evaluation(session: "Session", context: StageContext) -> None:
+    """Every method on the same questions.
+
+    `frozen` has the generator trained with the retriever as it was; all others have the one that
+    was trained together with the question's encoder: `closed_book` without passages, `bm25` with
+    BM25's and its scores as the logits of `p(z|x)` (Lewis et al. 2020, section 4.5), the last three
+    with the trained encoder's.
+    """
+    c, corpus = session.config, session.read_corpus(context)
+    questions = session.pick_questions(corpus, c.evaluate_on, c.decode.questions)
+    asked = [question.question for question in questions]
+    depth = min(max(*_HITS, c.passages), len(corpus.passages))
+    trained = {
+        name: train.load_trained(session, context.path(name, "params"), joint=name == "joint")
+        for name in ("frozen", "joint")
+    }
+    engines = {name: make_engine(session, tree["generator"]) for name, tree in trained.items()}
+
+    def search(index: Index, name: str) -> Ranking:
+        queries = session.encode_questions(trained[name]["query"], asked)
+        scores, rows = index.search(queries, depth)
+        return Ranking(c.retriever.scale * scores, rows)
+
+    texts = [(passage.title, passage.text) for passage in corpus.passages]
+    rankings = {
+        "bm25": Ranking(*BM25.build(texts).search(asked, depth)),
+        "frozen": search(session.load_index(context), "frozen"),
+        "joint": search(load_final_index(session, context)[0], "joint"),
+    }
+    main: Way = "token" if c.marginal == "token" else "thorough"
+    # Of each reading: whose generator, whose passages, and the method that each way is.
+    readings: list[tuple[str, str | None, dict[Way, str]]] = [
+        ("joint", None, {"fast": "closed_book"}),
+        ("joint", "bm25", {main: "bm25"}),
+        ("frozen", "frozen", {main: "frozen"}),
+        ("joint", "joint", {way: way for way in ("token", "fast", "thorough")}),
+    ]
+    for engine, ranking, methods in readings:
+        found = rankings.get(ranking)
+        records = _answer(session, context, engines[engine], asked, corpus.passages, found, methods)
+        for way, method in methods.items():
+            graded = [
+                grade(question, record["answers"][way], corpus.passages, found, i, c.passages)
+                | {"seconds": record["seconds"]}
+                for i, (question, record) in enumerate(zip(questions, records, strict=True))
+            ]
+            write_jsonl(context.folder / f"{method}.jsonl", graded)
+
+
+def _answer(
+    session: "Session",
+    context: StageContext,
+    engine: Engine,
+    asked: Sequence[str],
+    passages: Sequence[Passage],
+    found: Ranking | None,
+    methods: dict[Way, str],
+) -> list[dict[str, Any]]:
+    """For each question its answer in every way, and the seconds that all took together."""
+
+    def run(batch: Sequence[int]) -> list[dict[str, Any]]:
+        read, scores = [[None]] * len(batch), np.zeros((len(batch), 1), np.float32)
+        if found is not None:
+            k = session.config.passages
+            read = pick_passages(passages, found.rows[batch, :k])
+            scores = found.scores[batch, :k]
+        clock = Clock()
+        given = engine.answer([asked[i] for i in batch], read, scores, ways=list(methods))
+        seconds = clock.read() / len(batch)
+        return [
+            {"answers": {way: given[way][b][0][0] for way in methods}, "seconds": seconds}
+            for b in range(len(batch))
+        ]
+
+    names = "-".join(methods.values())
+    return context.map_batches(
+        f"answers_{names}.jsonl",
+        range(len(asked)),
+        run,
+        batch_size=_TOGETHER,
+        unit=f"questions ({names})",
+    )
+
+
+def grade(
+    question: Question,
+    prediction: str,
+    passages: Sequence[Passage],
+    found: Ranking | None,
+    place: int,
+    k: int,
+) -> dict[str, Any]:
+    """One question's record; hits are DPR's, whether a passage's text has an answer."""
+    record = {
+        "id": question.id,
+        "question": question.question,
+        "answers": question.answers,
+        "prediction": prediction,
+        "exact_match": metrics.exact_match(prediction, question.answers),
+        "f1": metrics.f1(prediction, question.answers),
+    }
+    if found is None:
+        return record
+    ranked = [passages[row] for row in found.rows[place].tolist()]
+    hits = [has_answer(passage.text, question.answers) for passage in ranked]
+    record |= {f"answer@{n}": float(any(hits[:n])) for n in sorted({*_HITS, k})}
+    scores = found.scores[place, :k].tolist()
+    read = zip(ranked[:k], scores, strict=True)
+    return record | {"passages": [{"id": p.id, "score": score} for p, score in read]}
+
+
+def run_memory(session: "Session", context: StageContext) -> None:
+    """Asks about what the world's other revision changed, with the index of either.
+
+    The knowledge is in the index: a model that was trained once gives the answers of whichever
+    index it has (Lewis et al. 2020, section 4.5, "index hot-swapping"). No country is asked about
+    that the training questions are about.
+    """
+    c, corpus = session.config, session.read_corpus(context)
+    worlds = [
+        build_world(**dataclasses.asdict(c.world) | {"revision": revision}) for revision in (0, 1)
+    ]
+    seen = {question.subject for question in worlds[0].questions["train"]}
+    changes = [
+        pair
+        for pair in list_changes(cities=c.world.cities, seed=c.world.seed)
+        if pair[0].subject not in seen
+    ]
+    order = np.random.default_rng(c.seed).permutation(len(changes))
+    changes = [changes[i] for i in order[: c.decode.memory_questions]]
+    asked = [old.question for old, _ in changes]
+    trained = train.load_trained(session, context.path("joint", "params"), joint=True)
+    engine = make_engine(session, trained["generator"])
+    queries = session.encode_questions(trained["query"], asked)
+    index, encoder = load_final_index(session, context)
+    main: Way = "token" if c.marginal == "token" else "thorough"
+    table: list[list[str | float]] = [["index", "old facts", "new facts", "n"]]
+    for name, world in zip(("old", "new"), worlds, strict=True):
+        passages = [Passage(p.id, p.title, p.text) for p in world.passages]
+        changed = [i for i, p in enumerate(passages) if p != corpus.passages[i]]
+        embeddings = index.embeddings.copy()
+        if changed:
+            embeddings[changed] = session.encode_passages(encoder, [passages[i] for i in changed])
+        swapped = session.build_index(embeddings, passages)
+        scores, rows = swapped.search(queries, c.passages)
+        found = Ranking(c.retriever.scale * scores, rows)
+        records = _answer(session, context, engine, asked, passages, found, {main: name})
+        right = [
+            np.mean(
+                [
+                    metrics.exact_match(record["answers"][main], pair[facts].answers)
+                    for record, pair in zip(records, changes, strict=True)
+                ]
+            )
+            for facts in (0, 1)
+        ]
+        table.append([f"{name} index", *map(float, right), str(len(changes))])
+    write_json(context.folder / "memory.json", table)

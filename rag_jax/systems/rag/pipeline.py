@@ -1,0 +1,278 @@
+"""The stages of retrieval-augmented generation, from an empty folder to the report."""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jaxtyping import Float, Int
+
+from rag_jax.config import build
+from rag_jax.data.formats import (
+    Collection,
+    Passage,
+    Question,
+    describe_source,
+    load_collection,
+    read_collection,
+    save_collection,
+)
+from rag_jax.errors import RagJaxError
+from rag_jax.files import read_json, read_jsonl
+from rag_jax.hosts import is_first
+from rag_jax.models import Pretrained, load
+from rag_jax.models.bart import Bart
+from rag_jax.models.bert import Bert
+from rag_jax.models.hub import fingerprint, resolve
+from rag_jax.pipeline import Stage, StageContext, run_stages
+from rag_jax.report import write_report
+from rag_jax.retrieval import Index, encode_texts
+from rag_jax.retrieval.index import fingerprint_corpus
+from rag_jax.sharding import check_batches, make_mesh
+from rag_jax.systems.rag import data, evaluate, train
+from rag_jax.systems.rag.config import RAGConfig
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Runs every stage that isn't made yet and writes the report.
+
+    Raises:
+        RagJaxError: whatever of the settings, the data, the models or the disk the user can mend.
+    """
+    settings = build(RAGConfig, config)
+    session = Session(settings)
+    with jax.set_mesh(session.mesh):
+        records = run_stages(session.stages(), workdir, config=settings)
+    stages = Path(workdir) / "stages"
+    predictions = {
+        name: read_jsonl(stages / "evaluate" / f"{name}.jsonl") for name in evaluate.METHODS
+    }
+    if not is_first():
+        return {}
+    tables = {}
+    if session.has_revisions:
+        title = "exact match on the facts that the world's other revision changed"
+        tables[title] = read_json(stages / "memory" / "memory.json")
+    return write_report(
+        workdir,
+        system="rag",
+        config=settings,
+        model=settings.generator.name,
+        dataset=f"{settings.data.path or 'gazetteer'}, {settings.evaluate_on} questions",
+        methods={name: evaluate.summarize(rows) for name, rows in predictions.items()},
+        columns=evaluate.list_columns(settings.passages),
+        stages=records,
+        predictions=predictions,
+        tables=tables,
+    )
+
+
+class Session:
+    """The stages of a run, and its models, loaded when a stage first needs them."""
+
+    def __init__(self, config: RAGConfig):
+        self.config = config
+        self.mesh = make_mesh(config.mesh)
+        check_batches(self.mesh, {"config.decode.batch_size": config.decode.batch_size})
+
+    @property
+    def has_revisions(self) -> bool:
+        """Whether there is another revision of the facts to swap in."""
+        return self.config.data.path is None
+
+    def stages(self) -> list[Stage]:
+        """Every stage with what it depends on."""
+        c = self.config
+        source = describe_source(c.data, c.world)
+        side = c.retriever
+        passages = {
+            "weights": fingerprint(resolve(side.passage_name or side.name)),
+            "max_length": side.max_length,
+        }
+        question = {"weights": fingerprint(resolve(side.name)), "retriever": side}
+        generator = {"weights": fingerprint(resolve(c.generator.name)), "generator": c.generator}
+        common = {"question": question, "generator": generator, "passages": c.passages}
+        training = {
+            **common,
+            "train": c.train,
+            "tuning": c.tuning,
+            "marginal": c.marginal,
+            "seed": c.seed,
+        }
+        # What does not refresh is the same whatever it would be refreshed by.
+        frozen = {**training, "train": dataclasses.replace(c.train, refresh_every=0)}
+        tested = {**common, "decode": c.decode, "tuning": c.tuning}
+        stages = [
+            Stage("corpus", self.make_corpus, settings={"source": source, "seed": c.seed}),
+            Stage(
+                "index",
+                self.make_index,
+                needs=("corpus",),
+                settings={"encoder": passages, "index": c.index},
+            ),
+            Stage(
+                "frozen",
+                partial(train.run_training, self, joint=False),
+                needs=("corpus", "index"),
+                settings=frozen,
+            ),
+            Stage(
+                "joint",
+                partial(train.run_training, self, joint=True),
+                needs=("corpus", "index"),
+                settings=training,
+            ),
+            Stage(
+                "evaluate",
+                partial(evaluate.run_evaluation, self),
+                needs=("corpus", "index", "frozen", "joint"),
+                settings={**tested, "on": c.evaluate_on},
+            ),
+        ]
+        if self.has_revisions:
+            stages.append(
+                Stage(
+                    "memory",
+                    partial(evaluate.run_memory, self),
+                    needs=("corpus", "index", "joint"),
+                    settings={**tested, "world": c.world},
+                )
+            )
+        return stages
+
+    # Models.
+
+    @cached_property
+    def generator(self) -> Pretrained:
+        """The generator, not yet trained."""
+        c = self.config.generator
+        loaded = load(c.name, dtype=self.dtype, mesh=self.mesh)
+        if isinstance(loaded.model, Bert):
+            raise RagJaxError(f"config.generator.name={c.name}: is no generator but an encoder")
+        return loaded
+
+    @property
+    def is_seq2seq(self) -> bool:
+        """Whether the generator is an encoder-decoder."""
+        return isinstance(self.generator.model, Bart)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of the generator's weights and activations."""
+        return jnp.dtype(self.config.generator.dtype)
+
+    @cached_property
+    def encoder(self) -> Pretrained:
+        """The question's encoder, not yet trained."""
+        return self._load_encoder("name", self.config.retriever.name)
+
+    @cached_property
+    def passage_encoder(self) -> Pretrained:
+        """The passages' encoder, which is never trained."""
+        name = self.config.retriever.passage_name
+        return self.encoder if name is None else self._load_encoder("passage_name", name)
+
+    def _load_encoder(self, field: str, name: str) -> Pretrained:
+        loaded = load(name, mesh=self.mesh)
+        if not isinstance(loaded.model, Bert):
+            raise RagJaxError(f"config.retriever.{field}={name}: is no encoder")
+        return loaded
+
+    @cached_property
+    def form(self) -> data.Format:
+        """How questions, passages and answers become the generator's tokens."""
+        c = self.config.generator
+        return data.make_format(self.generator, max_length=c.max_length, chat=c.chat)
+
+    # Passages and questions.
+
+    def make_corpus(self, context: StageContext) -> None:
+        """Reads the passages and questions, whatever their format, and writes them in one."""
+        collection = read_collection(self.config.data, self.config.world, seed=self.config.seed)
+        for split in ("train", self.config.evaluate_on):
+            self.pick_questions(collection, split, 0)
+        if is_first():
+            save_collection(context.folder, collection)
+
+    def read_corpus(self, context: StageContext) -> Collection:
+        """Reads them back."""
+        return load_collection(context.path("corpus", ""))
+
+    def pick_questions(self, corpus: Collection, split: str, count: int) -> list[Question]:
+        """The split's questions that have an answer: all, or `count` drawn at random.
+
+        Raises:
+            RagJaxError: there is none.
+        """
+        questions = [q for q in corpus.questions.get(split, []) if q.answers]
+        if not questions:
+            raise RagJaxError(f"config.data: there are no {split!r} questions with answers")
+        if not 0 < count < len(questions):
+            return questions
+        chosen = np.random.default_rng(self.config.seed).permutation(len(questions))[:count]
+        return [questions[i] for i in sorted(chosen.tolist())]
+
+    def make_examples(
+        self, corpus: Collection, questions: Sequence[Question], rows: Int[np.ndarray, "B K"]
+    ) -> list[data.Example]:
+        """Questions with the passages found for them and their first answer."""
+        return data.make_examples(
+            self.form,
+            [question.question for question in questions],
+            data.pick_passages(corpus.passages, rows),
+            [question.answers[0] for question in questions],
+        )
+
+    def encode_passages(
+        self, encoder: Pretrained, passages: Sequence[Passage]
+    ) -> Float[np.ndarray, "N E"]:
+        """Embeddings of passages."""
+        return self._encode(encoder, [(p.title, p.text) for p in passages])
+
+    def encode_questions(self, params: Any, questions: Sequence[str]) -> Float[np.ndarray, "N E"]:
+        """Embeddings of questions by some parameters of their encoder."""
+        return self._encode(dataclasses.replace(self.encoder, params=params), questions)
+
+    def _encode(self, encoder: Pretrained, texts: Sequence[Any]) -> Float[np.ndarray, "N E"]:
+        c = self.config.retriever
+        return encode_texts(encoder, texts, max_length=c.max_length, batch_size=c.batch_size)
+
+    def make_index(self, context: StageContext) -> None:
+        """Embeds the passages and indexes them."""
+        corpus = self.read_corpus(context)
+        embeddings = context.map_arrays(
+            "embeddings.npy",
+            len(corpus.passages),
+            lambda rows: self.encode_passages(self.passage_encoder, corpus.passages[rows]),
+            batch_size=1024,
+            unit="passages",
+        )
+        if is_first():
+            self.build_index(embeddings, corpus.passages).save(context.folder / "index")
+
+    def build_index(
+        self, embeddings: Float[np.ndarray, "N E"], passages: Sequence[Passage]
+    ) -> Index:
+        """An index over a corpus."""
+        return Index.build(
+            embeddings,
+            backend=self.config.index.backend,
+            encoder=self.passage_encoder.fingerprint,
+            corpus=fingerprint_passages(passages),
+        )
+
+    def load_index(self, context: StageContext) -> Index:
+        """The index as it was before any training."""
+        corpus = fingerprint_passages(self.read_corpus(context).passages)
+        folder = context.path("index", "index")
+        return Index.load(folder, encoder=self.passage_encoder.fingerprint, corpus=corpus)
+
+
+def fingerprint_passages(passages: Sequence[Passage]) -> str:
+    """What an index over them is known by."""
+    return fingerprint_corpus([(p.title, p.text) for p in passages], [p.id for p in passages])

@@ -1,0 +1,367 @@
+"""Training the generator, and the question's encoder with it, by the marginal likelihood."""
+
+import collections
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Float, Int
+
+from rag_jax.checkpoint import Checkpoints, load_tree, save_tree
+from rag_jax.data.batches import BatchPlan, round_up
+from rag_jax.data.formats import Collection
+from rag_jax.errors import RagJaxError
+from rag_jax.files import to_json
+from rag_jax.hosts import fetch, is_first, wait_for_all
+from rag_jax.retrieval.encode import embed_batch
+from rag_jax.retrieval.index import Index
+from rag_jax.sharding import (
+    BART_RULES,
+    BERT_RULES,
+    DECODER_RULES,
+    count_data_rows,
+    lay_out,
+    place_params,
+    shard_batch,
+)
+from rag_jax.stage import StageContext, save_array, say
+from rag_jax.systems.rag.data import (
+    Example,
+    encode_queries,
+    pack_examples,
+    pack_queries,
+)
+from rag_jax.systems.rag.loss import rag_loss, score_passages
+from rag_jax.training import init_state, make_optimizer, make_step, train
+from rag_jax.tuning import apply_tuned, cast, init_tuned
+
+if TYPE_CHECKING:
+    from rag_jax.systems.rag.pipeline import Session
+
+# Steps whose retrieved passages count for the entropy that tells a collapse.
+_WINDOW = 8
+
+
+def init_trainable(session: "Session", params: Any, query: Any, *, joint: bool) -> Any:
+    """What is trained before the first step: of the generator, and the question's encoder."""
+    tuned = init_tuned(session.config.tuning, params, seed=session.config.seed)
+    trained = {"generator": tuned}
+    return trained | {"query": cast(query, jnp.float32)} if joint else trained
+
+
+def _place(session: "Session", tree: Any, put: Callable[..., Any]) -> Any:
+    """A trained tree, placed or described by its two families' rules."""
+    rules = BART_RULES if session.is_seq2seq else DECODER_RULES
+    rules = {"generator": rules, "query": BERT_RULES}
+    return {name: put(part, session.mesh, rules[name]) for name, part in tree.items()}
+
+
+def load_trained(session: "Session", folder: Path, *, joint: bool) -> dict[str, Any]:
+    """The generator's parameters and the question encoder's, after a training."""
+    generator, query = session.generator.params, session.encoder.params
+    abstract = jax.eval_shape(partial(init_trainable, session, joint=joint), generator, query)
+    trained = load_tree(folder, _place(session, abstract, lay_out))
+    join = jax.jit(partial(apply_tuned, session.config.tuning, dtype=session.dtype))
+    return {
+        "generator": join(trained["generator"], generator),
+        "query": trained.get("query", query),
+    }
+
+
+def make_loss(session: "Session", *, joint: bool) -> Callable[..., Any]:
+    """The loss by the trained tree; passages are constants, as their encoder is not trained."""
+    c = session.config
+    model = session.generator.model
+    if not session.is_seq2seq:
+        model = model.clone(remat=c.tuning.remat)
+
+    def loss(trained, frozen, batch):
+        query = trained["query"] if joint else frozen["query"]
+        scores = score_passages(session.encoder.model, query, batch, scale=c.retriever.scale)
+        params = apply_tuned(
+            c.tuning, trained["generator"], frozen["generator"], dtype=session.dtype
+        )
+        return rag_loss(
+            model, params, scores, batch, marginal=c.marginal, smoothing=c.train.smoothing
+        )
+
+    return loss
+
+
+class Lookup:
+    """Which passages each step reads, as the question's encoder finds them just before.
+
+    A step's passages are searched while the device computes the step before, by the encoder as it
+    was then: they only choose what is read, and `p(z|x)` is computed within the step. They are
+    written down, so that a run that stopped goes on with the very same.
+
+    Args:
+        questions_at: gives the numbers of a step's questions.
+        queries: tokens of every question.
+    """
+
+    def __init__(
+        self,
+        session: "Session",
+        folder: Path,
+        corpus: Collection,
+        index: Index,
+        questions_at: Callable[[int], list[int]],
+        queries: Sequence[Sequence[int]],
+    ):
+        self._session, self._folder, self._corpus = session, folder, corpus
+        self._questions_at, self._queries = questions_at, queries
+        self._index, self._refreshed = index, 0
+        self._path = folder / "found.jsonl"
+        self._rows = _read_found(self._path)
+        wait_for_all(f"{self._path} was read")
+
+    def embed(self, step: int, params: Any) -> Float[jax.Array, "B E"]:
+        """The embeddings of a step's questions, which need not be waited for."""
+        rows = [self._queries[i] for i in self._questions_at(step)]
+        width = round_up(max(map(len, self._queries)), 16)
+        count = round_up(self._session.config.train.batch_size, count_data_rows())
+        tokens, lengths = np.zeros((count, width), np.int32), np.ones(count, np.int32)
+        for i, row in enumerate(rows):
+            tokens[i, : len(row)], lengths[i] = row, len(row)
+        return embed_batch(self._session.encoder.model, params, *shard_batch((tokens, lengths)))
+
+    def search(self, step: int, queries: Float[jax.Array, "B E"]) -> None:
+        """Finds a step's passages and writes them down."""
+        if step in self._rows:
+            return
+        count = len(self._questions_at(step))
+        index = self._find_index(step)
+        _, rows = index.search(fetch(queries)[:count], self._session.config.passages)
+        self._rows[step] = rows
+        if is_first():
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(to_json({"step": step, "rows": rows.tolist()}) + "\n")
+
+    def refresh(self, step: int, params: Any) -> None:
+        """Encodes all passages anew, for this step and those after it."""
+        path = self._folder / f"passages-{step}.npy"
+        if path.exists():
+            return
+        encoder = dataclasses.replace(self._session.encoder, params=params)
+        made = self._session.encode_passages(encoder, self._corpus.passages)
+        if is_first():
+            save_array(path, made)
+        wait_for_all(f"{path} was written")
+
+    def find(self, step: int) -> tuple[Int[np.ndarray, "B K"], Float[np.ndarray, "B K E"]]:
+        """A step's passages: their rows in the corpus and their embeddings.
+
+        Raises:
+            RagJaxError: they were not written down.
+        """
+        if step not in self._rows:
+            raise RagJaxError(
+                f"{self._path} has no line for step {step}: remove {self._folder} to train anew"
+            )
+        rows = np.asarray(self._rows[step], np.int32)
+        return rows, self._find_index(step).embeddings[rows]
+
+    def measure_entropy(self, step: int) -> float:
+        """How spread the passages of the last steps are: entropy over its largest value."""
+        first = max(0, step + 1 - _WINDOW)
+        seen = np.concatenate([np.ravel(self._rows[s]) for s in range(first, step + 1)])
+        shares = np.unique(seen, return_counts=True)[1] / seen.size
+        return float(-(shares * np.log(shares)).sum() / max(np.log(seen.size), 1e-9))
+
+    def _find_index(self, step: int) -> Index:
+        """The index that holds at a step: as it was made, or as last refreshed."""
+        every = self._session.config.train.refresh_every
+        at = step // every * every if every else 0
+        if at != self._refreshed:
+            self._index = load_refreshed(self._session, self._folder, at)
+            self._refreshed = at
+        return self._index
+
+
+def load_refreshed(session: "Session", folder: Path, step: int) -> Index:
+    """The index of the passages as the question's encoder saw them at a step."""
+    embeddings = np.load(folder / f"passages-{step}.npy")
+    return Index.build(embeddings, backend=session.config.index.backend, encoder=f"step {step}")
+
+
+def _read_found(path: Path) -> dict[int, Any]:
+    """The lines of an earlier run, up to a torn one, which is cut off."""
+    if not path.exists():
+        return {}
+    records, whole = {}, 0
+    with open(path, "rb") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith(b"\n"):
+                break
+            records[record["step"]], whole = record["rows"], whole + len(line)
+    if is_first():
+        with open(path, "ab") as file:
+            file.truncate(whole)
+    return records
+
+
+def group_examples(
+    examples: Sequence[Example], *, docs: int, budget: int
+) -> list[tuple[list[int], int, int]]:
+    """Microbatches of a step's questions: which they are, rows for how many, and their width."""
+    members: dict[int, list[int]] = collections.defaultdict(list)
+    for i, example in enumerate(examples):
+        members[round_up(example.width, 16)].append(i)
+    parts, groups = count_data_rows(), []
+    for width, indices in sorted(members.items()):
+        count = max(1, budget // (docs * width) // parts) * parts
+        groups += [
+            (indices[start : start + count], count, width)
+            for start in range(0, len(indices), count)
+        ]
+    return groups
+
+
+def run_training(session: "Session", context: StageContext, *, joint: bool) -> None:
+    """Trains to the end, saves the trained tree as `params` and drops the checkpoints."""
+    if (context.folder / "params").exists():
+        return
+    c, corpus, settings = session.config, session.read_corpus(context), session.config.train
+    questions = session.pick_questions(corpus, "train", settings.questions)
+    queries = encode_queries(
+        session.encoder.tokenizer,
+        [question.question for question in questions],
+        max_length=c.retriever.max_length,
+    )
+    plan = BatchPlan(
+        [1] * len(questions),
+        kinds=[""] * len(questions),
+        strata=[0] * len(questions),
+        batch_size=settings.batch_size,
+        budget=1,
+        program_tokens=0,
+        seed=c.seed,
+    )
+    total = settings.epochs * plan.num_steps_per_epoch
+    index = session.load_index(context)
+    lookup = Lookup(session, context.folder, corpus, index, plan.examples_at, queries)
+    lookup.search(0, lookup.embed(0, session.encoder.params))
+    targets = max(len(session.form.encode_answer(q.answers[0])) for q in questions)
+    flops: dict[int, float] = {}  # of the steps under way
+
+    def batch_at(number: int) -> tuple[tuple[int, list[tuple[str, Any]]], list[str]]:
+        chosen = plan.examples_at(number)
+        rows, embeddings = lookup.find(number)
+        examples = session.make_examples(corpus, [questions[i] for i in chosen], rows)
+        parts = []
+        for members, count, width in group_examples(
+            examples, docs=c.passages, budget=settings.microbatch_tokens
+        ):
+            arrays = pack_examples(
+                [examples[i] for i in members],
+                width=width,
+                targets=round_up(targets, 8),
+                batch=count,
+                scale=1 / len(chosen),
+            )
+            arrays |= pack_queries(
+                [queries[chosen[i]] for i in members],
+                embeddings[members],
+                width=round_up(max(map(len, queries)), 16),
+                batch=count,
+            )
+            parts.append(("questions", shard_batch(arrays)))
+        flops[number] = _count_flops(session, examples, [queries[i] for i in chosen], joint=joint)
+        return (number, parts), [questions[i].id for i in chosen]
+
+    start = init_trainable(session, session.generator.params, session.encoder.params, joint=joint)
+    start = _place(session, start, place_params)
+    optimizer = make_tuner(session, total)
+    step = make_step({"questions": make_loss(session, joint=joint)}, optimizer)
+    frozen = {"generator": None if c.tuning.mode == "full" else session.generator.params}
+    if not joint:
+        frozen["query"] = session.encoder.params
+    first_entropy: list[float] = []
+
+    def take_step(state, batch):
+        number, parts = batch
+        following = number + 1
+        encoder = state.params["query"] if joint else session.encoder.params
+        ahead = lookup.embed(following, encoder) if following < total else None
+        state, metrics = step(state, frozen, parts)
+        # While the device computes the step.
+        if following < total:
+            if joint and settings.refresh_every and following % settings.refresh_every == 0:
+                lookup.refresh(following, state.params["query"])
+                ahead = lookup.embed(following, state.params["query"])
+            lookup.search(following, ahead)
+        entropy = lookup.measure_entropy(number)
+        _warn_of_collapse(first_entropy, entropy, number)
+        return state, {**metrics, "retrieved_entropy": entropy}
+
+    checkpoints = Checkpoints(context.folder / "checkpoints")
+    state = train(
+        init_state(start, optimizer),
+        take_step,
+        batch_at,
+        total_steps=total,
+        checkpoints=checkpoints,
+        checkpoint_every=settings.checkpoint_every,
+        progress=context.progress,
+        log_path=context.folder / "log.jsonl",
+        flops_at=flops.pop,
+        profile_steps=c.profile_steps,
+    )
+    if joint and settings.refresh_every:
+        lookup.refresh(total, state.params["query"])
+    save_tree(context.folder / "params", state.params)
+    checkpoints.remove()
+
+
+def make_tuner(session: "Session", total_steps: int) -> optax.GradientTransformation:
+    """The optimiser; the question's encoder has a rate of its own."""
+    settings = session.config.train
+    return optax.chain(
+        make_optimizer(settings, max(total_steps, 1)),
+        optax.masked(
+            optax.scale(settings.retriever_rate),
+            lambda trained: {name: name == "query" for name in trained},
+        ),
+    )
+
+
+def _warn_of_collapse(first: list[float], entropy: float, step: int) -> None:
+    """Says once that the same passages come for every question (Lewis et al. 2020, appendix H)."""
+    if step < _WINDOW:
+        first[:] = [entropy]
+    elif first and entropy < first[0] / 2:
+        say(
+            f"warning: at step {step} the retrieved passages' entropy is {entropy:.2f} of its "
+            f"largest value, at first {first[0]:.2f}: the retriever may be collapsing; a lower "
+            "train.retriever_rate may help"
+        )
+        first.clear()
+
+
+def _count_flops(
+    session: "Session",
+    examples: Sequence[Example],
+    queries: Sequence[Sequence[int]],
+    *,
+    joint: bool,
+) -> float:
+    """Operations of a step: through the layers there and back, and for gradients of weights."""
+    passes = 3 if session.config.tuning.mode == "full" else 2
+    read = sum(len(tokens) for example in examples for tokens in example.inputs)
+    targets = sum(len(example.target) * len(example.inputs) for example in examples)
+    tokens = read if session.is_seq2seq else read + targets
+    generator = passes * session.generator.config.count_flops(tokens, targets)
+    asked = sum(map(len, queries))
+    return generator + (3 if joint else 1) * session.encoder.config.count_flops(asked)
