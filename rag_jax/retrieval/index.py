@@ -2,9 +2,9 @@
 
 import dataclasses
 import hashlib
+import json
 import os
-import shutil
-import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rag_jax.errors import RagJaxError
-from rag_jax.files import read_json, write_json
+from rag_jax.files import read_json
+from rag_jax.retrieval.folder import check_files, read_manifest, write_folder
 from rag_jax.retrieval.searchers import (
     build_scann,
     load_scann,
@@ -24,11 +25,12 @@ from rag_jax.retrieval.searchers import (
 # Queries whose rows are gathered together when scores are computed: bounds the memory.
 _SCORED_TOGETHER = 64
 
-_MANIFEST, _EMBEDDINGS, _FORMAT = "index.json", "dataset.npy", 1
+_EMBEDDINGS, _IDS = "dataset.npy", "ids.json"
 _FILES = {
-    "exact": {_EMBEDDINGS},
+    "exact": {_EMBEDDINGS, _IDS},
     "scann": {
         _EMBEDDINGS,
+        _IDS,
         "scann_assets.pbtxt",
         "scann_config.pb",
         "ah_codebook.pb",
@@ -47,25 +49,32 @@ class Index:
 
     - `exact`: a matrix product and a top-k on the devices, over which the mesh in effect when the
       index is made or loaded splits it (`searchers.find_top`, to be called within `jax.jit` too).
+      Programs are compiled for the size rounded up (`searchers.place_exact`), so that most
+      indices a little smaller or larger share them.
     - `scann` (Guo et al. 2020), set up by size after the rules of thumb in ScaNN's own guide:
       brute force below 20,000 rows (exact too); below 100,000 asymmetric hashing over blocks of
       two dimensions, then rescoring; from there on about sqrt(N) partitions before that. The
       guide leaves the shares open: a tenth of the partitions is searched, and 10 times `k`
       candidates, at least 100, are rescored. Training it is not repeatable to the bit.
 
-    Made by `build` or `load`.
+    Made by `build` or `load`, and never changed: `add` and `remove` make another.
 
     Attributes:
         embeddings: float32 `[N, D]`.
         backend: "scann" or "exact".
         encoder: fingerprint of the encoder that made the embeddings.
         searcher: what the backend searches in: an array on the device, or a ScaNN searcher.
+        ids: the passages' names by row, or None. A row is a position and moves when a row before
+            it is removed; an id stays.
+        corpus: `fingerprint_corpus` of the passages, or "" where nobody gave it.
     """
 
     embeddings: Float[np.ndarray, "N D"]
     backend: str
     encoder: str
     searcher: Any = dataclasses.field(repr=False)
+    ids: tuple[str, ...] | None = dataclasses.field(default=None, repr=False)
+    corpus: str = ""
 
     @property
     def size(self) -> int:
@@ -78,25 +87,108 @@ class Index:
         return self.embeddings.shape[1]
 
     @classmethod
-    def build(cls, embeddings: Float[np.ndarray, "N D"], *, backend: str, encoder: str) -> "Index":
+    def build(
+        cls,
+        embeddings: Float[np.ndarray, "N D"],
+        *,
+        backend: str,
+        encoder: str,
+        ids: Sequence[str] | None = None,
+        corpus: str = "",
+    ) -> "Index":
         """Makes an index.
 
         Args:
             embeddings: one row a passage; kept, not copied, where they are float32 already.
             backend: "scann" or "exact".
             encoder: fingerprint of the encoder that made them.
+            ids: the passages' names, all different.
+            corpus: `fingerprint_corpus` of the passages.
 
         Raises:
-            RagJaxError: no rows, not two dimensions, a NaN or infinity, or an unknown or missing
-                backend.
+            RagJaxError: no rows, not two dimensions, a NaN or infinity, an unknown or missing
+                backend, or ids that are too many, too few, no strings or not all different.
         """
         embeddings = _check_matrix(embeddings, "embeddings")
         if embeddings.size == 0:
             raise RagJaxError(f"embeddings have shape {embeddings.shape}: the corpus is empty")
+        ids = None if ids is None else _check_ids(ids, len(embeddings))
         _check_backend(backend, "use the backend 'exact'")
-        if backend == "exact":
-            return cls(embeddings, backend, encoder, place_exact(embeddings))
-        return cls(embeddings, backend, encoder, build_scann(embeddings))
+        make = place_exact if backend == "exact" else build_scann
+        return cls(embeddings, backend, encoder, make(embeddings), ids, corpus)
+
+    def add(
+        self,
+        embeddings: Float[np.ndarray, "M D"],
+        *,
+        ids: Sequence[str] | None = None,
+        corpus: str = "",
+    ) -> "Index":
+        """An index with further rows behind this one's: the one `build` makes of all of them.
+
+        It costs what building costs: ScaNN could take rows in only if it kept the ids itself,
+        which it pickles, and would keep the settings of its old size.
+
+        Args:
+            embeddings: by the same encoder.
+            ids: their names, if this index has ids; none of them its own.
+            corpus: `fingerprint_corpus` of all passages, old and new.
+
+        Raises:
+            RagJaxError: embeddings of another width, or not finite; ids missing, not wanted or
+                taken.
+        """
+        more = _check_matrix(embeddings, "embeddings")
+        self._check_width(more, "embeddings")
+        if (ids is None) != (self.ids is None):
+            state = "has no ids: leave them out" if self.ids is None else "has ids: give some"
+            raise RagJaxError(f"the index {state}")
+        if ids is not None:
+            ids = (*self.ids, *_check_ids(ids, len(more)))
+        return self._rebuild(np.concatenate([self.embeddings, more]), ids, corpus)
+
+    def remove(self, which: Sequence[str] | Sequence[int], *, corpus: str = "") -> "Index":
+        """An index without some rows: the one `build` makes of the others, in their order.
+
+        Args:
+            which: ids if the index has ids, otherwise rows.
+            corpus: `fingerprint_corpus` of the passages that stay.
+
+        Raises:
+            RagJaxError: one that is not there, or none would stay.
+        """
+        keep = np.ones(self.size, bool)
+        keep[self._find_rows(which)] = False
+        if not keep.any():
+            raise RagJaxError(f"removing all {self.size} rows leaves no index: delete it instead")
+        ids = self.ids and tuple(self.ids[row] for row in np.flatnonzero(keep))
+        return self._rebuild(self.embeddings[keep], ids, corpus)
+
+    def _rebuild(
+        self, embeddings: Float[np.ndarray, "N D"], ids: tuple[str, ...] | None, corpus: str
+    ) -> "Index":
+        return Index.build(
+            embeddings, backend=self.backend, encoder=self.encoder, ids=ids, corpus=corpus
+        )
+
+    def _find_rows(self, which: Sequence[str] | Sequence[int]) -> list[int]:
+        if isinstance(which, str):
+            raise RagJaxError(f"{which!r} is one string: pass a list of ids")
+        if self.ids is None:
+            known, kind = range(self.size), "row"
+        else:
+            known, kind = {name: row for row, name in enumerate(self.ids)}, "id"
+        for name in which:
+            if name not in known:
+                raise RagJaxError(f"{kind} {name!r} is not in the index")
+        return [known[name] for name in which]
+
+    def _check_width(self, matrix: Float[np.ndarray, "M D"], name: str) -> None:
+        if matrix.shape[1] != self.width:
+            raise RagJaxError(
+                f"{name} have {matrix.shape[1]} dimensions, but the index has {self.width}: "
+                "encode them with the index's encoder"
+            )
 
     def search(
         self, queries: Float[np.ndarray, "Q D"], k: int
@@ -113,17 +205,13 @@ class Index:
 
         Returns:
             scores: float32.
-            rows: int32, positions in the embeddings.
+            rows: int32, positions in the embeddings and in `ids`.
 
         Raises:
             RagJaxError: `k` is out of range, or the queries are not `[Q, D]` or not finite.
         """
         queries = _check_matrix(queries, "queries")
-        if queries.shape[1] != self.width:
-            raise RagJaxError(
-                f"queries have {queries.shape[1]} dimensions, but the index has {self.width}: "
-                "encode them with the index's encoder"
-            )
+        self._check_width(queries, "queries")
         if not 1 <= k <= self.size:
             raise RagJaxError(f"k is {k}: it must be from 1 to {self.size}, the index's size")
         if len(queries) == 0:
@@ -141,34 +229,26 @@ class Index:
         Raises:
             RagJaxError: there is something else in the folder.
         """
-        folder = Path(folder)
-        _check_replaceable(folder)
-        temporary, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex}") for _ in "ab")
-        temporary.mkdir(parents=True)
-        try:
-            if self.backend == "exact":
-                np.save(temporary / _EMBEDDINGS, self.embeddings, allow_pickle=False)
-            else:
-                self.searcher.serialize(str(temporary), relative_path=True)
-            files = {path.name: _hash_file(path) for path in sorted(temporary.iterdir())}
-            manifest = {
-                "format": _FORMAT,
-                "backend": self.backend,
-                "encoder": self.encoder,
-                "size": self.size,
-                "width": self.width,
-                "sha256": files,
-            }
-            write_json(temporary / _MANIFEST, manifest)
-            if folder.exists():
-                os.rename(folder, old)
-            os.rename(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        manifest = {
+            "backend": self.backend,
+            "encoder": self.encoder,
+            "corpus": self.corpus,
+            "size": self.size,
+            "width": self.width,
+        }
+        write_folder(folder, manifest, self._write_files)
+
+    def _write_files(self, folder: Path) -> None:
+        if self.backend == "exact":
+            np.save(folder / _EMBEDDINGS, self.embeddings, allow_pickle=False)
+        else:
+            self.searcher.serialize(str(folder), relative_path=True)
+        if self.ids is not None:
+            # In ASCII: a JSON corpus may hold half a surrogate pair, which UTF-8 cannot.
+            (folder / _IDS).write_text(json.dumps(self.ids), "ascii")
 
     @classmethod
-    def load(cls, folder: str | os.PathLike, *, encoder: str) -> "Index":
+    def load(cls, folder: str | os.PathLike, *, encoder: str, corpus: str | None = None) -> "Index":
         """Reads what `save` wrote.
 
         Every file is compared with its SHA-256 before anything reads it, and a file that `save`
@@ -177,21 +257,29 @@ class Index:
         Args:
             folder: the index's folder.
             encoder: fingerprint of the encoder that the queries will come from.
+            corpus: `fingerprint_corpus` of the passages that its rows will be taken for; None
+                takes any.
 
         Raises:
             RagJaxError: no index there, a missing, additional or altered file, another encoder's
-                index, or a backend that is not installed here.
+                or another corpus's index, or a backend that is not installed here.
         """
         folder = Path(folder)
-        manifest = _read_manifest(folder)
+        kinds = {"encoder": str, "corpus": str, "size": int, "width": int}
+        manifest = read_manifest(folder, kinds, _FILES)
         if manifest["encoder"] != encoder:
             raise RagJaxError(
                 f"{folder} was made by encoder {manifest['encoder'][:16]}, not {encoder[:16]}: "
                 "build the index again with the encoder in use"
             )
+        if corpus is not None and manifest["corpus"] != corpus:
+            raise RagJaxError(
+                f"{folder} was made over corpus {manifest['corpus'][:16] or 'unknown'}, not "
+                f"{corpus[:16]}: build the index again over the passages in use"
+            )
         backend = manifest["backend"]
         _check_backend(backend, f"build the index in {folder} again with the backend 'exact'")
-        _check_files(folder, manifest)
+        check_files(folder, manifest["sha256"], _FILES[backend])
         try:
             embeddings = np.load(folder / _EMBEDDINGS, allow_pickle=False)
         except ValueError as error:
@@ -200,11 +288,28 @@ class Index:
         if embeddings.shape != (manifest["size"], manifest["width"]):
             raise RagJaxError(
                 f"{folder / _EMBEDDINGS} has shape {embeddings.shape}, not the size and width in "
-                f"{_MANIFEST}: build the index again"
+                "its manifest: build the index again"
             )
-        if backend == "exact":
-            return cls(embeddings, backend, encoder, place_exact(embeddings))
-        return cls(embeddings, backend, encoder, load_scann(folder))
+        ids = None
+        if _IDS in manifest["sha256"]:
+            ids = _check_ids(read_json(folder / _IDS), len(embeddings))
+        searcher = place_exact(embeddings) if backend == "exact" else load_scann(folder)
+        return cls(embeddings, backend, encoder, searcher, ids, manifest["corpus"])
+
+
+def fingerprint_corpus(
+    texts: Sequence[str | tuple[str, str]], ids: Sequence[str] | None = None
+) -> str:
+    """SHA-256 over the passages, their order and their ids, in hexadecimal.
+
+    Args:
+        texts: strings, or (title, text) pairs.
+        ids: as many as texts.
+    """
+    digest = hashlib.sha256()
+    for entry in texts if ids is None else zip(texts, ids, strict=True):
+        digest.update(json.dumps(entry).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def _score_rows(
@@ -243,49 +348,16 @@ def _check_backend(backend: str, remedy: str) -> None:
             ) from None
 
 
-def _check_replaceable(folder: Path) -> None:
-    if folder.is_dir():
-        taken = any(folder.iterdir()) and not (folder / _MANIFEST).is_file()
-    else:
-        taken = folder.exists()
-    if taken:
-        raise RagJaxError(f"{folder} exists and is no index: save into another folder")
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / _MANIFEST
-    try:
-        manifest = read_json(path)
-    except OSError:
-        raise RagJaxError(f"{path} is missing: build the index first") from None
-    except ValueError:
-        raise RagJaxError(f"{path} is damaged: build the index again") from None
-    kinds = {"format": int, "backend": str, "encoder": str, "size": int, "width": int}
-    if not isinstance(manifest, dict) or not all(
-        isinstance(manifest.get(key), kind) for key, kind in {**kinds, "sha256": dict}.items()
-    ):
-        raise RagJaxError(f"{path} is damaged: build the index again")
-    if manifest["format"] != _FORMAT or manifest["backend"] not in _FILES:
-        raise RagJaxError(
-            f"{path} has format {manifest['format']} and backend {manifest['backend']!r}, which "
-            "this version does not read: build the index again"
-        )
-    return manifest
-
-
-def _check_files(folder: Path, manifest: dict[str, Any]) -> None:
-    """Compares a folder with its manifest, and both with what `save` writes."""
-    listed = manifest["sha256"]
-    present = {path.name for path in folder.iterdir()} - {_MANIFEST}
-    for name in sorted((present | set(listed)) - (_FILES[manifest["backend"]] & set(listed))):
-        raise RagJaxError(f"{folder / name} is no part of an index: remove it or build it again")
-    for name, expected in sorted(listed.items()):
-        if name not in present:
-            raise RagJaxError(f"{folder / name} is missing: build the index again")
-        if _hash_file(folder / name) != expected:
-            raise RagJaxError(f"{folder / name} was altered or cut short: build the index again")
-
-
-def _hash_file(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _check_ids(ids: Sequence[str], size: int) -> tuple[str, ...]:
+    if isinstance(ids, str):
+        raise RagJaxError("ids are one string: pass a list of them")
+    if len(ids) != size:
+        raise RagJaxError(f"ids are {len(ids)} for {size} embeddings: give one for each")
+    seen: set[str] = set()
+    for i, name in enumerate(ids):
+        if not isinstance(name, str):
+            raise RagJaxError(f"ids: entry {i} is {name!r}, no string")
+        if name in seen:
+            raise RagJaxError(f"ids: {name!r} comes twice")
+        seen.add(name)
+    return tuple(ids)

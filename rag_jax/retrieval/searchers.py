@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from rag_jax.data.batches import round_up
 from rag_jax.errors import RagJaxError
 from rag_jax.hosts import fetch
 
@@ -30,14 +31,17 @@ _HASH_FROM, _PARTITION_FROM = 20_000, 100_000
 def place_exact(embeddings: Float[np.ndarray, "N D"]) -> Float[Array, "S n D"]:
     """The embeddings in equal shards, one on each device of the mesh in effect.
 
-    The last shards are filled up with zeros; `size` tells `find_top` where those begin.
+    A shard's rows are rounded up, by a sixteenth at most and less than 32 not at all, so that
+    indices of nearly the same size have shards of the same shape. Zeros fill the last shards;
+    `find_top` is told where they begin.
     """
     mesh = jax.sharding.get_mesh()
     parts = max(mesh.size, 1)
     size, width = embeddings.shape
     rows = -(-size // parts)
+    rows = round_up(rows, 1 << max(0, rows.bit_length() - 5))
     if parts == 1:
-        return jnp.asarray(embeddings[None])
+        return jnp.asarray(np.pad(embeddings, ((0, rows - size), (0, 0)))[None])
 
     def read(index: tuple[slice, ...]) -> Float[np.ndarray, "s n D"]:
         shards = [embeddings[i * rows : (i + 1) * rows] for i in range(parts)[index[0]]]
@@ -48,7 +52,11 @@ def place_exact(embeddings: Float[np.ndarray, "N D"]) -> Float[Array, "S n D"]:
 
 
 def find_top(
-    shards: Float[Array, "S n D"], queries: Float[Array, "Q D"], *, k: int, size: int
+    shards: Float[Array, "S n D"],
+    queries: Float[Array, "Q D"],
+    *,
+    k: int,
+    size: int | Int[Array, ""],
 ) -> Int[Array, "Q k"]:
     """Rows of the `k` largest dot products, largest first; made to be called within `jax.jit`.
 
@@ -57,23 +65,25 @@ def find_top(
     they are exact, and equal ones come in the order of their rows.
 
     Args:
-        shards: by `place_exact`.
-        k: at most `size`.
-        size: number of rows that are no filling, N.
+        shards: by `place_exact`. Passed to the jitted function as an argument, another index's
+            with the same shape can take their place without compiling.
+        k: at most the shards' rows. Beyond `size`, the rows that come are filling.
+        size: number of rows that are no filling, N; an array, so that it may change too.
     """
     parts, rows, _ = shards.shape
-    end = size if size < parts * rows else None
-    search = functools.partial(_search_shards, k=min(k, rows), end=end)
+    search = functools.partial(_search_shards, k=min(k, rows))
     first = jnp.arange(parts, dtype=jnp.int32) * rows
+    end = jnp.asarray(size, jnp.int32)
     mesh = jax.sharding.get_abstract_mesh()
     if parts > 1 and parts == mesh.size:
         split = PartitionSpec(mesh.axis_names)
         search = jax.shard_map(
             search,
-            in_specs=(split, PartitionSpec(), split),
+            in_specs=(split, PartitionSpec(), split, PartitionSpec()),
             out_specs=PartitionSpec(None, mesh.axis_names),
         )
-    scores, found = (best.reshape(len(queries), -1) for best in search(shards, queries, first))
+    best = search(shards, queries, first, end)
+    scores, found = (array.reshape(len(queries), -1) for array in best)
     if parts == 1:
         return found
     return jnp.take_along_axis(found, jax.lax.top_k(scores, k)[1], axis=1)
@@ -83,22 +93,21 @@ def _search_shards(
     shards: Float[Array, "s n D"],
     queries: Float[Array, "Q D"],
     first: Int[Array, "s"],
+    end: Int[Array, ""],
     *,
     k: int,
-    end: int | None,
 ) -> tuple[Float[Array, "Q s k"], Int[Array, "Q s k"]]:
     """The best `k` of every shard, as scores and rows.
 
-    `first` are the shards' first rows; from row `end` on, if there is one, they are filling.
+    `first` are the shards' first rows; from row `end` on they are filling.
     """
     count, rows, width = shards.shape
     # Full precision: TPUs would round both factors to bfloat16.
     flat = shards.reshape(-1, width).T
     scores = jnp.matmul(queries, flat, precision=jax.lax.Precision.HIGHEST)
     scores = scores.reshape(len(queries), count, rows)
-    if end is not None:
-        real = first[:, None] + jnp.arange(rows, dtype=jnp.int32)[None] < end
-        scores = jnp.where(real[None], scores, -jnp.inf)
+    real = first[:, None] + jnp.arange(rows, dtype=jnp.int32)[None] < end
+    scores = jnp.where(real[None], scores, -jnp.inf)
     best, found = jax.lax.platform_dependent(
         scores,
         tpu=lambda x: tuple(jax.lax.approx_max_k(x, k, recall_target=_RECALL)),
@@ -107,7 +116,7 @@ def _search_shards(
     return best, found + first[None, :, None]
 
 
-_find_top = jax.jit(find_top, static_argnames=("k", "size"))
+_find_top = jax.jit(find_top, static_argnames="k")
 
 
 def search_exact(
@@ -122,13 +131,14 @@ def search_exact(
         k: at most `size`.
         size: number of embeddings, N.
     """
+    capacity = shards.shape[0] * shards.shape[1]
     found, start = [], 0
     while start < len(queries):
         count = next((c for c in _QUERY_COUNTS if c >= len(queries) - start), _QUERY_COUNTS[-1])
         part = queries[start : start + count]
         padded = np.zeros((count, queries.shape[1]), np.float32)
         padded[: len(part)] = part
-        rows = _find_top(shards, padded, k=min(size, 1 << (k - 1).bit_length()), size=size)
+        rows = _find_top(shards, padded, k=min(capacity, 1 << (k - 1).bit_length()), size=size)
         found.append(fetch(rows)[: len(part), :k])
         start += count
     return np.concatenate(found)

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rag_jax.errors import RagJaxError
-from rag_jax.retrieval import Index, searchers
+from rag_jax.retrieval import Index, fingerprint_corpus, searchers
+from rag_jax.retrieval.folder import hash_file
 
 HAS_SCANN = True
 try:
@@ -307,7 +308,7 @@ DAMAGE = {
     "a list": (lambda f: (f / "index.json").write_text("[]"), "index.json is damaged"),
     "no hashes": (lambda f: rewrite_manifest(f, sha256=None), "index.json is damaged"),
     "format": (lambda f: rewrite_manifest(f, format=9), "index.json has format 9 and backend"),
-    "backend": (lambda f: rewrite_manifest(f, backend="x"), "format 1 and backend 'x', which this"),
+    "backend": (lambda f: rewrite_manifest(f, backend="x"), "format 2 and backend 'x', which this"),
     "size": (lambda f: rewrite_manifest(f, size=3), r"dataset.npy has shape \(20, 4\), not"),
     "missing": (lambda f: (f / "dataset.npy").unlink(), "dataset.npy is missing: build"),
     "unlisted": (lambda f: rewrite_manifest(f, sha256={}), "dataset.npy is no part of an index"),
@@ -337,9 +338,7 @@ def test_pickled_arrays_are_refused(tmp_path):
     folder = tmp_path / "index"
     index_exactly(make_vectors(20, 4)).save(folder)
     np.save(folder / "dataset.npy", np.array([[{}]]), allow_pickle=True)
-    from rag_jax.retrieval.index import _hash_file
-
-    rewrite_manifest(folder, sha256={"dataset.npy": _hash_file(folder / "dataset.npy")})
+    rewrite_manifest(folder, sha256={"dataset.npy": hash_file(folder / "dataset.npy")})
     with pytest.raises(RagJaxError, match=r"dataset\.npy cannot be read: .*allow_pickle=False"):
         Index.load(folder, encoder="e")
 
@@ -363,3 +362,156 @@ def test_without_scann(tmp_path, monkeypatch):
         Index.build(make_vectors(20, 4), backend="scann", encoder="e")
     with pytest.raises(RagJaxError, match=r"ScaNN is not installed here .*: build .* again"):
         Index.load(tmp_path / "index", encoder="e")
+
+
+def name_rows(count, start=0):
+    return [f"p{i}" for i in range(start, start + count)]
+
+
+@backends
+@pytest.mark.parametrize("named", [True, False])
+def test_add_and_remove_give_what_building_gives(backend, named):
+    embeddings, queries = make_vectors(60, 8), make_vectors(7, 8, seed=1)
+    ids = name_rows(60) if named else None
+    gone = [0, 7, 58]
+    index = Index.build(
+        embeddings[:50], backend=backend, encoder="e", ids=ids and ids[:50], corpus="old"
+    )
+    grown = index.add(embeddings[50:], ids=ids and ids[50:], corpus="new")
+    shrunk = grown.remove([ids[row] for row in gone] if named else gone)
+    stay = np.delete(np.arange(60), gone)
+    for changed, rows in [(index, np.arange(50)), (grown, np.arange(60)), (shrunk, stay)]:
+        fresh = Index.build(embeddings[rows], backend=backend, encoder="e")
+        np.testing.assert_array_equal(changed.embeddings, fresh.embeddings)
+        for ours, theirs in zip(changed.search(queries, 9), fresh.search(queries, 9), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        assert changed.ids == (tuple(ids[row] for row in rows) if named else None)
+    assert (index.corpus, grown.corpus, shrunk.corpus) == ("old", "new", "")
+    assert (shrunk.backend, shrunk.encoder) == (backend, "e")
+
+
+@needs_scann
+def test_a_growing_index_gets_the_settings_of_its_size(small_thresholds, tmp_path):
+    small_thresholds(1_000, 2_000)
+    embeddings, queries = make_clusters(2_500, 16), make_clusters(50, 16, seed=1)
+    index = Index.build(embeddings[:900], backend="scann", encoder="e")
+    files = {}
+    for size in (900, 1_500, 2_500, 1_500, 900):
+        if size > index.size:
+            index = index.add(embeddings[index.size : size])
+        elif size < index.size:
+            index = index.remove(range(size, index.size))
+        index.save(tmp_path / "index")
+        files.setdefault(size, []).append(set(saved_files(tmp_path / "index")))
+        expected = search_slowly(embeddings[:size], queries, 10)[1]
+        rows = index.search(queries, 10)[1]
+        found = [len(set(a) & set(b)) for a, b in zip(rows, expected, strict=True)]
+        assert np.mean(found) / 10 == 1 if size == 900 else np.mean(found) / 10 > 0.9
+    assert "ah_codebook.pb" not in files[900][0]
+    assert files[1_500][0] == files[900][0] | {"ah_codebook.pb", "hashed_dataset.npy"}
+    assert "serialized_partitioner.pb" in files[2_500][0] - files[1_500][0]
+    assert all(a == b for a, b in (files[900], files[1_500]))
+
+
+def test_a_changed_index_of_nearly_the_same_size_compiles_nothing():
+    embeddings, queries = make_vectors(600, 7), make_vectors(8, 7, seed=1)
+    jax.clear_caches()
+    index = index_exactly(embeddings[:545])
+    index.search(queries, 5)
+    compiled = searchers._find_top._cache_size()
+    for changed in [
+        index.add(embeddings[545:560]),
+        index_exactly(-embeddings[:550]),
+        index_exactly(embeddings).remove(range(0, 50)),
+    ]:
+        np.testing.assert_array_equal(
+            changed.search(queries, 5)[1], search_slowly(changed.embeddings, queries, 5)[1]
+        )
+    assert searchers._find_top._cache_size() == compiled == 1
+
+    # Nor does a program of the caller's own that takes the shards and the size as arguments.
+    find = jax.jit(
+        lambda shards, queries, size: searchers.find_top(shards, queries, k=3, size=size)
+    )
+    for size in (545, 550, 576):
+        index = index_exactly(embeddings[:size])
+        rows = find(index.searcher, queries, size)
+        np.testing.assert_array_equal(rows, search_slowly(embeddings[:size], queries, 3)[1])
+    assert find._cache_size() == 1
+
+
+@settings(max_examples=15, deadline=None)
+@given(size=st.integers(1, 3_000))
+def test_shards_are_rounded_up_by_a_sixteenth_at_most(size):
+    _, rows, _ = searchers.place_exact(np.ones((size, 1), np.float32)).shape
+    assert size <= rows <= size * 17 / 16
+    assert rows == size or size >= 32
+
+
+@backends
+def test_ids_survive_saving(tmp_path, backend):
+    ids = ["", "서울", "a/b", "\ud800", *name_rows(16)]
+    index = Index.build(make_vectors(20, 4), backend=backend, encoder="e", ids=ids, corpus="c")
+    index.save(tmp_path / "index")
+    assert "ids.json" in saved_files(tmp_path / "index")
+    loaded = Index.load(tmp_path / "index", encoder="e", corpus="c")
+    assert (loaded.ids, loaded.corpus) == (tuple(ids), "c")
+    assert loaded.remove(["서울"]).ids == tuple(ids[:1] + ids[2:])
+
+
+def test_another_corpus_is_refused(tmp_path):
+    texts = [("Seoul", "A city."), "no title"]
+    corpus = fingerprint_corpus(texts, ["1", "2"])
+    others = [
+        fingerprint_corpus(texts),
+        fingerprint_corpus(texts, ["2", "1"]),
+        fingerprint_corpus(texts[::-1], ["1", "2"]),
+        fingerprint_corpus([("Seoul A", "city."), "no title"], ["1", "2"]),
+    ]
+    assert len({corpus, *others}) == 5
+    assert corpus == fingerprint_corpus([list(texts[0]), texts[1]], ["1", "2"])
+    Index.build(np.eye(2), backend="exact", encoder="e", corpus=corpus).save(tmp_path / "index")
+    assert Index.load(tmp_path / "index", encoder="e").corpus == corpus
+    for other in others:
+        message = f"was made over corpus {corpus[:16]}, not {other[:16]}: build the index again"
+        with pytest.raises(RagJaxError, match=message):
+            Index.load(tmp_path / "index", encoder="e", corpus=other)
+    index_exactly(np.eye(2)).save(tmp_path / "index")
+    with pytest.raises(RagJaxError, match="was made over corpus unknown, not"):
+        Index.load(tmp_path / "index", encoder="e", corpus=corpus)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda i, _: i.add(np.eye(4), ids=name_rows(4)), "id.* 'p0' comes twice"),
+        (lambda i, _: i.add(np.eye(4), ids=["x", "y", "x", "z"]), "'x' comes twice"),
+        (lambda i, _: i.add(np.eye(4), ids=["x"]), "ids are 1 for 4 embeddings"),
+        (lambda i, _: i.add(np.eye(4), ids="wxyz"), "ids are one string: pass a list"),
+        (lambda i, _: i.add(np.eye(4), ids=[1, 2, 3, 4]), "ids: entry 0 is 1, no string"),
+        (lambda i, _: i.add(np.eye(4)), "the index has ids: give some"),
+        (lambda _, j: j.add(np.eye(4), ids=name_rows(4)), "the index has no ids: leave them out"),
+        (lambda i, _: i.add(np.eye(3), ids=["x", "y", "z"]), "embeddings have 3 dimensions, but"),
+        (lambda _, j: j.add(np.full((1, 4), np.nan)), "embeddings: row 0 has a NaN"),
+        (lambda i, _: i.remove(["p3", "q"]), "id 'q' is not in the index"),
+        (lambda i, _: i.remove([3]), "id 3 is not in the index"),
+        (lambda i, _: i.remove("p3"), "'p3' is one string: pass a list of ids"),
+        (lambda _, j: j.remove([20]), "row 20 is not in the index"),
+        (lambda _, j: j.remove([-1]), "row -1 is not in the index"),
+        (lambda _, j: j.remove(["p3"]), "row 'p3' is not in the index"),
+        (lambda i, _: i.remove(name_rows(20)), "removing all 20 rows leaves no index"),
+    ],
+)
+def test_bad_changes(change, message):
+    embeddings = make_vectors(20, 4)
+    named = Index.build(embeddings, backend="exact", encoder="e", ids=name_rows(20))
+    with pytest.raises(RagJaxError, match=message) as error:
+        change(named, index_exactly(embeddings))
+    assert "\n" not in str(error.value)
+
+
+def test_adding_or_removing_nothing_changes_nothing():
+    index = Index.build(np.eye(4), backend="exact", encoder="e", ids=name_rows(4))
+    for same in (index.add(np.zeros((0, 4)), ids=[]), index.remove([])):
+        np.testing.assert_array_equal(same.embeddings, index.embeddings)
+        assert same.ids == index.ids

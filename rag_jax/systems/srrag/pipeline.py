@@ -147,7 +147,11 @@ class Session:
         return [
             Stage("world", self.make_world, settings={"world": c.world}),
             Stage(
-                "index", self.make_index, needs=("world",), settings={**encoder, "index": c.index}
+                "index",
+                self.make_index,
+                needs=("world",),
+                settings={**encoder, "index": c.index},
+                version=2,
             ),
             Stage(
                 "demonstrations",

@@ -1,0 +1,214 @@
+"""BM25 against its formula, with wild texts, and through the disk."""
+
+import collections
+import json
+import math
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from rag_jax.errors import RagJaxError
+from rag_jax.retrieval import BM25, Index
+from rag_jax.retrieval.bm25 import split_words
+
+TEXTS = [
+    ("Oil crisis", "The 1973 oil crisis began in October 1973."),
+    ("Seoul", "서울은 대한민국의 수도이다."),
+    ("Café", "A café in Besançon, the CAFÉ of Beyoncé."),
+    ("ירושלים", "יְרוּשָׁלַיִם היא עיר."),
+    ("Empty", ""),
+    "",
+    "🍕🍕 !!! …",
+    "the oil of the oil crisis",
+]
+
+
+def score_slowly(texts, question, k1=1.5, b=0.75):
+    """The formula in BM25's docstring, word by word, in float64."""
+    words = [split_words(text if isinstance(text, str) else " ".join(text)) for text in texts]
+    mean = sum(map(len, words)) / len(words)
+    scores = np.zeros(len(texts))
+    for word in split_words(question):
+        n = sum(word in row for row in words)
+        for i, row in enumerate(words):
+            f = collections.Counter(row)[word]
+            if f:
+                idf = math.log(1 + (len(words) - n + 0.5) / (n + 0.5))
+                scores[i] += idf * f / (f + k1 * (1 - b + b * len(row) / mean))
+    return scores
+
+
+def check_search(texts, questions, k):
+    scores, rows = BM25.build(texts).search(questions, k)
+    assert scores.shape == rows.shape == (len(questions), k)
+    assert (scores.dtype, rows.dtype) == (np.float32, np.int32)
+    for i, question in enumerate(questions):
+        wanted = score_slowly(texts, question)
+        np.testing.assert_allclose(scores[i], wanted[rows[i]], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(scores[i], np.sort(wanted)[::-1][:k], rtol=1e-5, atol=1e-6)
+        assert len(set(rows[i].tolist())) == k
+        falls = np.diff(scores[i]) < 0
+        assert (falls | ((np.diff(scores[i]) == 0) & (np.diff(rows[i]) > 0))).all()
+
+
+@pytest.mark.parametrize("k", [1, 3, len(TEXTS)])
+def test_against_the_formula(k):
+    questions = [
+        "oil",
+        "oil oil crisis?",
+        "수도 서울은",
+        "cafe",
+        "BEYONCE the",
+        "ירושלים",
+        "🍕",
+        "",
+    ]
+    check_search(TEXTS, questions, k)
+
+
+WILD = st.text() | st.text(st.sampled_from("aAbé é각각\u0301ى🍕 -.\n_1ß")) | st.just("a b")
+
+
+@settings(max_examples=150)
+@given(
+    texts=st.lists(WILD | st.tuples(WILD, WILD), min_size=1, max_size=9),
+    questions=st.lists(WILD, max_size=4),
+    data=st.data(),
+)
+@example(texts=["", " "], questions=["", "a"], data=None)
+def test_wild_texts(texts, questions, data):
+    k = data.draw(st.integers(1, len(texts))) if data else len(texts)
+    check_search(texts, questions, k)
+
+
+@given(st.text())
+def test_words_do_not_depend_on_how_characters_are_composed(text):
+    words = split_words(text)
+    for form in ("NFC", "NFD", "NFKC", "NFKD"):
+        assert split_words(unicodedata.normalize(form, text)) == words
+    assert split_words(" ".join(words)) == words
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("It's 3.5 km, A_B!", ["it", "s", "3", "5", "km", "a_b"]),
+        ("CAFÉ Straße ﬁn İzmir", ["cafe", "strasse", "fin", "izmir"]),
+        (unicodedata.normalize("NFD", "서울은 수도"), split_words("서울은 수도")),
+        ("서울은 수도", split_words(unicodedata.normalize("NFKD", "서울은 수도"))),
+        ("يَوْم ירוּשלים", ["يوم", "ירושלים"]),
+        ("हिन्दी भाषा", ["हनद", "भष"]),
+        ("🍕 … — !?", []),
+        ("\ud800 half", ["half"]),
+    ],
+)
+def test_words(text, words):
+    assert split_words(text) == words
+
+
+def test_marks_and_case_do_not_hide_a_passage():
+    index = BM25.build(TEXTS)
+    for question, row in [("besancon", 2), ("BEYONCÉ", 2), ("서울은", 1), ("ירושלים", 3)]:
+        assert index.search([question], 1)[1].tolist() == [[row]]
+
+
+def test_fewer_matches_than_k():
+    scores, rows = BM25.build(["a", "b", "c", "b"]).search(["b", "nothing", "!"], 4)
+    np.testing.assert_array_equal(rows, [[1, 3, 0, 2], [0, 1, 2, 3], [0, 1, 2, 3]])
+    np.testing.assert_array_equal(scores[1:], 0)
+    assert scores[0, 0] == scores[0, 1] > 0
+
+
+def test_many_ties_come_in_row_order():
+    texts = ["x", "y"] * 3_000
+    rows = BM25.build(texts).search(["x"], 4_000)[1]
+    np.testing.assert_array_equal(rows[0, :3_000], np.arange(0, 6_000, 2))
+    np.testing.assert_array_equal(rows[0, 3_000:], np.arange(1, 2_001, 2))
+
+
+def test_save_and_load(tmp_path):
+    index, questions = BM25.build(TEXTS), ["the oil", "서울은", ""]
+    index.save(tmp_path / "bm25")
+    loaded = BM25.load(tmp_path / "bm25")
+    assert loaded.size == len(TEXTS)
+    for ours, theirs in zip(index.search(questions, 5), loaded.search(questions, 5), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert not list((tmp_path / "bm25").glob("*.pkl"))
+    for path in (tmp_path / "bm25").glob("*.npy"):
+        np.load(path, allow_pickle=False)
+
+
+def test_the_same_texts_give_the_same_files(tmp_path):
+    """In processes with different string hashes, too."""
+    code = (
+        f"from rag_jax.retrieval import BM25; BM25.build({TEXTS!r}).save({str(tmp_path / 'b')!r})"
+    )
+    environment = {"PYTHONHASHSEED": "7", "PATH": "", "PYTHONPATH": ":".join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    BM25.build(TEXTS).save(tmp_path / "a")
+    hashes = [json.loads((tmp_path / x / "index.json").read_text())["sha256"] for x in "ab"]
+    assert hashes[0] == hashes[1]
+
+
+def test_a_corpus_without_words_survives_saving(tmp_path):
+    BM25.build(["", "!"]).save(tmp_path / "bm25")
+    scores, rows = BM25.load(tmp_path / "bm25").search(["", "a"], 2)
+    np.testing.assert_array_equal(scores, np.zeros((2, 2)))
+    np.testing.assert_array_equal(rows, [[0, 1], [0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: BM25.build([]), "texts are empty: the corpus has no passage"),
+        (lambda: BM25.build("one"), "texts is one string: pass a list"),
+        (lambda: BM25.build(["a", None]), "texts: entry 1 is neither a string nor a pair"),
+        (lambda: BM25.build([("a", "b", "c")]), "texts: entry 0 is neither a string nor a pair"),
+        (lambda: BM25.build([("a", 3)]), "texts: entry 0 is neither a string nor a pair"),
+        (lambda: BM25.build(["a"]).search(["a"], 0), "k is 0: it must be from 1 to 1"),
+        (lambda: BM25.build(["a"]).search(["a"], 2), "k is 2: it must be from 1 to 1"),
+        (lambda: BM25.build(["a"]).search("a", 1), "questions is one string: pass a list"),
+        (lambda: BM25.build(["a"]).search([None], 1), "questions: entry 0 is neither"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(RagJaxError, match=message) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+def swap_data(folder: Path):
+    data = bytearray((folder / "data.csc.index.npy").read_bytes())
+    data[-1] ^= 1
+    (folder / "data.csc.index.npy").write_bytes(bytes(data))
+
+
+DAMAGE = {
+    "no manifest": (lambda f: (f / "index.json").unlink(), "index.json is missing: build"),
+    "altered": (swap_data, "data.csc.index.npy was altered or cut short"),
+    "missing": (lambda f: (f / "vocab.index.json").unlink(), "vocab.index.json is missing"),
+    "foreign": (lambda f: (f / "corpus.pkl").write_text(""), "corpus.pkl is no part of an index"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE)
+def test_damaged_folders(tmp_path, damage, message):
+    BM25.build(TEXTS).save(tmp_path / "bm25")
+    damage(tmp_path / "bm25")
+    with pytest.raises(RagJaxError, match=message):
+        BM25.load(tmp_path / "bm25")
+
+
+def test_kinds_of_index_are_not_mistaken(tmp_path):
+    BM25.build(TEXTS).save(tmp_path / "bm25")
+    with pytest.raises(RagJaxError, match="backend 'bm25', which this version does not read here"):
+        Index.load(tmp_path / "bm25", encoder="e")
+    Index.build(np.eye(3), backend="exact", encoder="e").save(tmp_path / "exact")
+    with pytest.raises(RagJaxError, match="backend 'exact', which this version does not read here"):
+        BM25.load(tmp_path / "exact")
