@@ -100,34 +100,33 @@ def prefetch(items: Iterable[Item], depth: int = 1) -> Iterator[Item]:
     up to `depth` steps before: this is harmless where they only choose which passages come, and
     `p(z|x)` is computed from `Found.embeddings` within the step, with its own weights.
 
-    The thread works on the mesh in effect when iteration begins. On several hosts there is none,
-    for each must launch the same programs in the same order: items are made when they are asked
-    for. An error in making an item is raised in its place; the thread ends with the iteration,
-    at the latest after the item in the making.
+    On a mesh of several devices there is no thread, and items are made when they are asked for:
+    programs launched by two threads may reach the devices in different orders, and then those
+    with collectives wait for each other forever.
+
+    An error in making an item is raised in its place. The thread ends with the iteration, at the
+    latest after the item in the making.
 
     Args:
         items: made one at a time.
         depth: items made ahead, at least 1.
+
+    Raises:
+        RagJaxError: `depth` is less than 1.
     """
     if depth < 1:
         raise RagJaxError(f"depth is {depth}: it must be at least 1")
-    if jax.process_count() > 1:
+    if jax.sharding.get_mesh().size > 1:
         return iter(items)
     return _prefetch(iter(items), depth)
 
 
 def _prefetch(items: Iterator[Item], depth: int) -> Iterator[Item]:
-    mesh = jax.sharding.get_mesh()
-
-    def make() -> Any:
-        with jax.set_mesh(mesh):
-            return next(items, _END)
-
     thread = concurrent.futures.ThreadPoolExecutor(1, "prefetch")
     try:
-        ahead = collections.deque(thread.submit(make) for _ in range(depth))
+        ahead = collections.deque(thread.submit(next, items, _END) for _ in range(depth))
         while (item := ahead.popleft().result()) is not _END:
-            ahead.append(thread.submit(make))
+            ahead.append(thread.submit(next, items, _END))
             yield item
     finally:
         thread.shutdown(cancel_futures=True)
