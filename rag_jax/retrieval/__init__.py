@@ -3,16 +3,12 @@
 from rag_jax.retrieval.bm25 import BM25
 from rag_jax.retrieval.encode import embed, encode_texts, pool_mean
 from rag_jax.retrieval.index import Index, fingerprint_corpus
-from rag_jax.retrieval.retriever import Found, Retriever, prefetch
 
 __all__ = [
     "BM25",
-    "Found",
     "Index",
-    "Retriever",
     "embed",
     "encode_texts",
     "fingerprint_corpus",
     "pool_mean",
-    "prefetch",
 ]

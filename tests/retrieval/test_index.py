@@ -448,8 +448,18 @@ def test_shards_are_rounded_up_by_a_sixteenth_at_most(size):
     assert rows == size or size >= 32
 
 
+@pytest.mark.parametrize("k", [1, 33])
+def test_filling_is_never_found(k):
+    """Its dot products are zero, and larger than any other here."""
+    embeddings = -np.abs(make_vectors(33, 4))
+    assert searchers.place_exact(embeddings).shape[1] > 33
+    rows = index_exactly(embeddings).search(-embeddings[:3], k)[1]
+    np.testing.assert_array_equal(rows, search_slowly(embeddings, -embeddings[:3], k)[1])
+
+
 @backends
-def test_ids_survive_saving(tmp_path, backend):
+def test_ids_survive_saving(
+tmp_path, backend):
     ids = ["", "서울", "a/b", "\ud800", *name_rows(16)]
     index = Index.build(make_vectors(20, 4), backend=backend, encoder="e", ids=ids, corpus="c")
     index.save(tmp_path / "index")

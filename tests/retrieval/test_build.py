@@ -1,0 +1,132 @@
+"""An index from JSON lines: whole, after a stop, after a change, by the command, from bad files."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rag_jax.errors import RagJaxError
+from rag_jax.files import read_jsonl, write_jsonl
+from rag_jax.models import load
+from rag_jax.models.hub import fingerprint
+from rag_jax.retrieval import Index, build, encode_texts, fingerprint_corpus
+from rag_jax.retrieval.build import build_index, read_passages
+
+ROOT = Path(__file__).parents[2]
+ENCODER = str(ROOT / "tests" / "golden" / "bert")
+PASSAGES = [
+    {"id": "a", "title": "One", "text": "The first of them.\u2028Still the first."},
+    {"id": 7, "text": "Second, without a title."},
+    {"id": "서울", "title": "Seoul", "text": "수도", "more": ["ignored"]},
+]
+SETTINGS = {"encoder": ENCODER, "backend": "exact", "max_length": 24}
+
+
+@pytest.fixture
+def files(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", PASSAGES[:2])
+    write_jsonl(tmp_path / "b.jsonl", PASSAGES[2:])
+    return [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+
+
+def test_the_index_and_its_passages(tmp_path, files, monkeypatch, capsys):
+    facts = build_index(files, tmp_path / "run", **SETTINGS)
+    passages = read_jsonl(tmp_path / "run/stages/index/passages.jsonl")
+    assert [p["id"] for p in passages] == ["a", "7", "서울"]
+    assert passages[1] == {"id": "7", "title": "", "text": "Second, without a title."}
+    texts = [(p["title"], p["text"]) for p in passages]
+    index = Index.load(
+        facts["folder"],
+        encoder=fingerprint(Path(ENCODER)),
+        corpus=fingerprint_corpus(texts, ["a", "7", "서울"]),
+    )
+    assert index.ids == ("a", "7", "서울")
+    wanted = encode_texts(load(ENCODER), texts, max_length=24)
+    np.testing.assert_allclose(index.embeddings, wanted, atol=1e-6)
+    assert (facts["passages"], facts["width"], "recall" in facts) == (3, index.width, False)
+    assert facts["bytes"] == sum(p.stat().st_size for p in Path(facts["folder"]).iterdir())
+
+    # Nothing is made again, and another backend keeps the embeddings.
+    monkeypatch.setattr(build, "encode_texts", None)
+    assert build_index(files, tmp_path / "run", **SETTINGS) == facts
+    pytest.importorskip("scann")
+    facts = build_index(files, tmp_path / "run", **{**SETTINGS, "backend": "scann"})
+    assert (facts["backend"], facts["recall"]) == ("scann", 1.0)
+    said = capsys.readouterr().err
+    assert 'backend: "exact" -> "scann"' in said
+    assert said.count("stage embeddings: kept") == 2
+
+
+def test_going_on_after_a_stop(tmp_path, files, monkeypatch):
+    monkeypatch.setattr(build, "_SHARD", 2)
+    encoded = []
+
+    def encode(pretrained, texts, **settings):
+        if len(encoded) == 1:
+            encoded.append("stopped")
+            raise KeyboardInterrupt
+        encoded.append(len(texts))
+        return encode_texts(pretrained, texts, **settings)
+
+    monkeypatch.setattr(build, "encode_texts", encode)
+    with pytest.raises(KeyboardInterrupt):
+        build_index(files, tmp_path / "run", **SETTINGS)
+    assert not (tmp_path / "run/stages/index").exists()
+    facts = build_index(files, tmp_path / "run", **SETTINGS)
+    assert encoded == [2, "stopped", 1]
+    index = Index.load(facts["folder"], encoder=fingerprint(Path(ENCODER)))
+    wanted = encode_texts(
+        load(ENCODER), [(p.get("title", ""), p["text"]) for p in PASSAGES], max_length=24
+    )
+    np.testing.assert_allclose(index.embeddings, wanted, atol=1e-6)
+
+
+def launch(*arguments):
+    command = [sys.executable, "launch/build_index.py", *arguments]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_the_command(tmp_path, files):
+    workdir = tmp_path / "run"
+    done = launch(
+        *files, f"--encoder={ENCODER}", "--backend=exact", "--max_length=24", f"--workdir={workdir}"
+    )
+    assert done.returncode == 0, done.stderr
+    pattern = (
+        r"\S+/stages/index/index: 3 passages by \d+ \(exact\), encoded in [\d.]+ s, \d+ a second, "
+        r"indexed in [\d.]+ s, [\d.]+ MB, \d+ bytes a passage\n"
+    )
+    assert re.fullmatch(pattern, done.stdout)
+    missing = launch(str(tmp_path / "no.jsonl"), f"--workdir={tmp_path / 'other'}")
+    assert (missing.returncode, missing.stdout) == (1, "")
+    assert re.fullmatch(r"error: \S+no\.jsonl: cannot be read: .*\n", missing.stderr)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (b"", "bad.jsonl: no passage there"),
+        (b"{\n", "bad.jsonl, line 1: not a JSON object"),
+        (b"\n", "bad.jsonl, line 1: not a JSON object"),
+        (b"[1]\n", "line 1: not a JSON object"),
+        (b"\xff\n", "bad.jsonl: cannot be read: 'utf-8' codec"),
+        (b'{"text": "x"}\n', "line 1: 'id' must be a string or a whole number, not None"),
+        (b'{"id": 1.5, "text": "x"}\n', "line 1: 'id' must be a string or a whole number, not 1.5"),
+        (b'{"id": 1}\n', "line 1: 'text' must be a string that is not blank, not None"),
+        (b'{"id": 1, "text": " \\n"}\n', "line 1: 'text' must be a string that is not blank"),
+        (b'{"id": 1, "text": "x", "title": 3}\n', "line 1: 'title' must be a string, not 3"),
+        (b'{"id": 1, "text": "x"}\n{"id": "1", "text": "y"}\n', "line 2: id '1' comes twice"),
+        (b'{"id": 1, "text": "\\ud800"}\n', "line 1: holds half a surrogate pair"),
+    ],
+)
+def test_bad_files(tmp_path, lines, message):
+    (tmp_path / "bad.jsonl").write_bytes(lines)
+    with pytest.raises(RagJaxError, match=message) as error:
+        read_passages([str(tmp_path / "bad.jsonl")])
+    assert "\n" not in str(error.value)
