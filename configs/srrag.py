@@ -10,7 +10,7 @@ verbalise 0.517 +- 0.056 (0), retrieve 0.953 +- 0.024 (1), srrag 0.933 +- 0.029 
 
 Chosen on the development split (`--config.evaluate_on=dev`): `route.tau`, the least hundredth that
 kept retrieval below 80 % of the questions; learning rates; batch sizes; the losses' reduction.
-Where the paper leaves a choice open, `rag_jax/config.py` names it.
+Where the paper leaves a choice open, `rag_jax/systems/srrag/config.py` names it.
 
 Presets `llama2-7b`, `phi3.5-mini` and `qwen2.5-7b` are the paper's recipe (full tuning, batches of
 64, learning rates 1e-5 and 5e-7, five contexts a source, 150 tokens a verbalisation) on the
@@ -22,19 +22,21 @@ built-in encyclopedia; `launch/plan.py` says which slices hold them.
 import ml_collections
 
 from rag_jax.config import (
+    EncoderConfig,
+    ModelConfig,
+    StageConfig,
+    WorldConfig,
+    to_config_dict,
+)
+from rag_jax.systems.srrag.config import (
     AnswerConfig,
     DatastoreConfig,
-    EncoderConfig,
     LabelConfig,
-    ModelConfig,
     RouteConfig,
     SRRAGConfig,
     Stage2Config,
-    StageConfig,
     TuningConfig,
     VerbaliseConfig,
-    WorldConfig,
-    to_config_dict,
 )
 
 

@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from launch import command
 from rag_jax.errors import RagJaxError
 
-SYSTEMS = {"srrag": ("SRRAGConfig", "rag_jax.systems.srrag.plan")}
+# What can be planned, with its settings.
+SYSTEMS = {"srrag": "SRRAGConfig"}
 OPTIONS = {"topology": "the slice, such as v5e:8x8", "only": "part of a program's name"}
 
 
@@ -34,14 +35,14 @@ def main(arguments: list[str]) -> None:
         raise RagJaxError("--topology is missing: write CHIP:AxB, such as --topology=v5e:8x8")
     # The slice is only described: nothing may look for a real one.
     os.environ["JAX_PLATFORMS"] = "cpu"
-    from rag_jax import config as settings
     from rag_jax import planning
+    from rag_jax.config import build
 
-    kind, module = SYSTEMS[system]
-    built = settings.build(getattr(settings, kind), config)
-    planning.plan_run(
-        importlib.import_module(module), built, options["topology"], only=options["only"] or ""
+    settings, plan = (
+        importlib.import_module(f"rag_jax.systems.{system}.{name}") for name in ("config", "plan")
     )
+    built = build(getattr(settings, SYSTEMS[system]), config)
+    planning.plan_run(plan, built, options["topology"], only=options["only"] or "")
 
 
 def run() -> int:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from launch import command
 from rag_jax.errors import RagJaxError
 
-SYSTEMS = {"srrag": "rag_jax.systems.srrag.pipeline"}
+SYSTEMS = {name: f"rag_jax.systems.{name}.pipeline" for name in ("dpr", "srrag")}
 OPTIONS = {
     "workdir": "the work folder",
     "coordinator": "address of the first of several processes",

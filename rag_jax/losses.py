@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 def token_logprobs(
@@ -46,3 +46,36 @@ def dpo_loss(
     """
     margin = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)
     return -jax.nn.log_sigmoid(beta * margin)
+
+
+def in_batch_contrastive(
+    queries: Float[Array, "B E"],
+    passages: Float[Array, "P E"],
+    positives: Int[Array, "B"],
+    *,
+    masked: Bool[Array, "B P"] | None = None,
+    scale: float = 1.0,
+) -> Float[Array, "B"]:
+    """DPR's loss (Karpukhin et al. 2020, eq. 2), one value a question, in nats.
+
+    `-log(exp(s_p) / sum_j exp(s_j))`, where `s_j` is the scaled dot product with passage j and p
+    the question's positive: all other passages of the batch are negatives, whoever's they are.
+
+    Args:
+        queries: embeddings of the questions.
+        passages: embeddings of every question's positive and negatives.
+        positives: for each question the row of its positive among the passages.
+        masked: True where a passage is no negative to a question: another of its positives, a
+            duplicate, or padding. Its own positive always counts.
+        scale: of the dot products: 1 in DPR; cosines, between -1 and 1, need more.
+    """
+    # Full precision: TPUs would round both factors to bfloat16.
+    scores = scale * jnp.matmul(
+        queries.astype(jnp.float32),
+        passages.astype(jnp.float32).T,
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    if masked is not None:
+        own = jnp.arange(len(passages))[None] == positives[:, None]
+        scores = jnp.where(masked & ~own, -jnp.inf, scores)
+    return -token_logprobs(scores, positives)

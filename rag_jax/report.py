@@ -15,7 +15,16 @@ import jax
 from rag_jax.errors import RagJaxError
 from rag_jax.files import explain_disk_errors, open_atomic, write_json, write_jsonl
 
-THIRDS = ("head", "middle", "tail")
+# Of systems that answer questions.
+COLUMNS = (
+    "n",
+    "accuracy",
+    "head",
+    "middle",
+    "tail",
+    "retrieval_rate",
+    "seconds_per_question",
+)
 _DIGITS = {"n": 0, "seconds_per_question": 3}
 
 
@@ -29,6 +38,7 @@ def write_report(
     methods: Mapping[str, Mapping[str, Any]],
     stages: Sequence[Mapping[str, Any]],
     predictions: Mapping[str, Iterable[Mapping[str, Any]]],
+    columns: Sequence[str] = COLUMNS,
 ) -> dict[str, Any]:
     """Writes `report.json`, `report.html` and `predictions/<method>.jsonl`; prints the tables.
 
@@ -40,9 +50,11 @@ def write_report(
         dataset: what the questions are.
         methods: for each method its numbers, all over the same questions: "n", "accuracy", "ci95"
             (low, high), and where they apply "head", "middle", "tail" (accuracy by popularity
-            third), "retrieval_rate", "seconds_per_question" and others.
+            third), "retrieval_rate", "seconds_per_question" and others; or other numbers than these
+            beside "n".
         stages: what `run_stages` gave: "name", "seconds", "compile_seconds", "reused".
         predictions: for each method one record a question.
+        columns: the numbers that the table shows, where any method has them, in this order.
 
     Returns:
         The report as written.
@@ -70,9 +82,9 @@ def write_report(
                 raise ValueError(f"{name!r} cannot be part of a file name")
             write_jsonl(folder / "predictions" / f"{name}.jsonl", records)
         with open_atomic(folder / "report.html") as file:
-            file.write(format_html(report))
+            file.write(format_html(report, columns))
         write_json(folder / "report.json", report)
-    print(format_text(report))
+    print(format_text(report, columns))
     return report
 
 
@@ -91,30 +103,29 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def format_text(report: Mapping[str, Any]) -> str:
+def format_text(report: Mapping[str, Any], columns: Sequence[str]) -> str:
     """The report's two tables as plain text."""
     return "\n\n".join(
-        format_columns(table) for table in (_method_rows(report), _stage_rows(report))
+        format_columns(table) for table in (_method_rows(report, columns), _stage_rows(report))
     )
 
 
-def format_html(report: Mapping[str, Any]) -> str:
+def format_html(report: Mapping[str, Any], columns: Sequence[str]) -> str:
     """The report as one page that needs no other file."""
     title = f"{report['system']}: {report['model']} on {report['dataset']}"
     environment = [[name, str(value)] for name, value in report["environment"].items()]
     return _PAGE.format(
         title=html.escape(title),
-        methods=_format_html_table(_method_rows(report)),
+        methods=_format_html_table(_method_rows(report, columns)),
         bars=_draw_bars(report["stages"]),
         stages=_format_html_table(_stage_rows(report)),
         environment=_format_html_table([["environment", ""], *environment]),
     )
 
 
-def _method_rows(report: Mapping[str, Any]) -> list[list[str]]:
+def _method_rows(report: Mapping[str, Any], columns: Sequence[str]) -> list[list[str]]:
     methods = report["methods"]
-    known = ("n", "accuracy", *THIRDS, "retrieval_rate", "seconds_per_question")
-    shown = [name for name in known if any(name in numbers for numbers in methods.values())]
+    shown = [name for name in columns if any(name in numbers for numbers in methods.values())]
     rows = [["method", *(name.replace("_", " ") for name in shown)]]
     for method, numbers in methods.items():
         cells = [_format_number(name, numbers.get(name)) for name in shown]

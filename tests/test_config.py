@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag_jax.config import SRRAGConfig, WorldConfig, build, to_config_dict
+from rag_jax.config import WorldConfig, build, to_config_dict
 from rag_jax.errors import RagJaxError
+from rag_jax.systems.srrag.config import SRRAGConfig
 
 
 def test_defaults_survive_the_way_through_a_config_dict():

@@ -37,7 +37,7 @@ def launch(*arguments, workdir):
         ([CONFIG, "--config.stage1=1"], "config.stage1: a group of fields (batch_size, "),
         ([CONFIG, "--config.seed"], "config.seed: has no value"),
         ([CONFIG, "--config.seed=1.5"], "--config.seed=1.5: invalid literal for int()"),
-        ([CONFIG, "--config.system=rag"], "config.system='rag': must be one of srrag"),
+        ([CONFIG, "--config.system=rag"], "config.system='rag': must be one of dpr, srrag"),
         ([CONFIG, "--wrkdir=x"], "Unknown command line flag 'wrkdir'. Did you mean: workdir"),
         ([CONFIG, "runs/x"], "runs/x: not a flag"),
     ],
@@ -58,8 +58,9 @@ def system(tmp_path):
     (tmp_path / "slow.py").write_text(
         textwrap.dedent("""
             import time
-            from rag_jax.config import SRRAGConfig, build
+            from rag_jax.config import build
             from rag_jax.pipeline import Stage, run_stages
+            from rag_jax.systems.srrag.config import SRRAGConfig
 
             def run(config, workdir):
                 settings = build(SRRAGConfig, config)

@@ -8,7 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from rag_jax.losses import dpo_loss, span_cross_entropy, token_logprobs
+from rag_jax.losses import (
+    dpo_loss,
+    in_batch_contrastive,
+    span_cross_entropy,
+    token_logprobs,
+)
 
 FINITE = st.floats(-100, 100, width=32)
 ZERO = jnp.zeros(1)
@@ -124,3 +129,39 @@ def test_dpo_rows_are_apart():
     together = dpo_loss(*values, beta=0.3)
     assert together.shape == (5,)
     close(together, [pair(*(v[i] for v in values), beta=0.3) for i in range(5)])
+
+
+def contrast(queries, passages, positives, masked, scale):
+    """The loss of each question, one passage at a time, in float64."""
+    losses = []
+    for i, positive in enumerate(positives):
+        scores = [scale * np.dot(queries[i], passage) for passage in passages.astype(np.float64)]
+        counted = [s for j, s in enumerate(scores) if j == positive or not masked[i, j]]
+        losses.append(np.log(np.sum(np.exp(counted))) - scores[positive])
+    return losses
+
+
+@pytest.mark.parametrize("scale", [1.0, 20.0])
+def test_in_batch_contrastive(scale):
+    rng = np.random.default_rng(0)
+    queries, passages = rng.normal(size=(3, 4)) / 2, rng.normal(size=(6, 4)) / 2
+    positives, masked = jnp.asarray([0, 2, 4]), rng.random((3, 6)) < 0.4
+    masked[0, 0] = True  # its own positive counts all the same
+    arrays = [jnp.asarray(x, jnp.float32) for x in (queries, passages)]
+    ours = in_batch_contrastive(*arrays, positives, masked=jnp.asarray(masked), scale=scale)
+    close(ours, contrast(queries, passages, positives, masked, scale))
+    plain = in_batch_contrastive(*arrays, positives, scale=scale)
+    close(plain, contrast(queries, passages, positives, np.zeros_like(masked), scale))
+
+
+def test_in_batch_contrastive_closed_forms():
+    same = jnp.ones((2, 3))
+    close(in_batch_contrastive(same, jnp.ones((5, 3)), jnp.asarray([0, 3])), np.log([5, 5]))
+    alone = ~jnp.eye(2, 5, dtype=bool)
+    positives = jnp.asarray([0, 1])
+    close(in_batch_contrastive(same, jnp.ones((5, 3)), positives, masked=alone), [0, 0])
+
+    def loss(queries):
+        return in_batch_contrastive(queries, jnp.ones((5, 3)), positives, masked=alone).sum()
+
+    assert not jax.grad(loss)(same).any()  # and no NaN from what is masked

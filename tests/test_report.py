@@ -5,10 +5,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from rag_jax.config import SRRAGConfig
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_json, read_jsonl
 from rag_jax.report import write_report
+from rag_jax.systems.srrag.config import SRRAGConfig
 
 METHODS = {
     "direct": {"n": 300, "accuracy": 0.5, "ci95": [0.44, 0.56], "seconds_per_question": 0.0123},

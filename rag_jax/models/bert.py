@@ -38,6 +38,11 @@ class BertConfig:
         """Features of a text's embedding."""
         return self.projection_size or self.hidden_size
 
+    def count_flops(self, tokens: int) -> float:
+        """Operations of a forward pass: its matrix products, those within attention left out."""
+        layer = self.hidden_size * (4 * self.hidden_size + 2 * self.ffn_size)
+        return 2.0 * tokens * self.num_layers * layer
+
 
 class Embeddings(nn.Module):
     """Word, position and type vectors, added and normalised."""

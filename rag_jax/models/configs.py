@@ -27,6 +27,7 @@ from rag_jax.models.tensors import StoredTensor
 
 # What the configs of such models call the number of experts.
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+_DPR_CLASSES = {"question": "DPRQuestionEncoder", "context": "DPRContextEncoder"}
 
 
 def read_config(path: Path) -> DecoderConfig | BertConfig | BartConfig:
@@ -66,11 +67,7 @@ def read_config(path: Path) -> DecoderConfig | BertConfig | BartConfig:
 
 
 def describe_config(config: DecoderConfig | BertConfig | BartConfig) -> dict[str, Any]:
-    """The fields of a `config.json` from which transformers, and `read_config`, get the model.
-
-    Raises:
-        RagJaxError: for one of DPR's encoders, whose tensors have other names than BERT's.
-    """
+    """The fields of a `config.json` from which transformers, and `read_config`, get the model."""
     if isinstance(config, BartConfig):
         return describe_bart(config)
     return _describe_bert(config) if isinstance(config, BertConfig) else describe_decoder(config)
@@ -133,23 +130,21 @@ def _read_bert(fields: Fields) -> BertConfig:
 
 def _read_dpr(fields: Fields) -> BertConfig:
     architectures = fields.raw.get("architectures")
-    roles = {"DPRQuestionEncoder": "question", "DPRContextEncoder": "context"}
-    role = next((role for name, role in roles.items() if architectures == [name]), None)
+    role = next((role for role, name in _DPR_CLASSES.items() if architectures == [name]), None)
     if role is None:
         raise RagJaxError(
             f"{fields.source}: architectures {architectures!r} is not supported; of DPR's models "
-            f"{' and '.join(roles)} are"
+            f"{' and '.join(_DPR_CLASSES.values())} are"
         )
     projection = fields.size("projection_dim") if fields.raw.get("projection_dim") else None
     return replace(_read_bert(fields), dpr_role=role, projection_size=projection)
 
 
 def _describe_bert(config: BertConfig) -> dict[str, Any]:
-    if config.dpr_role:
-        raise RagJaxError("one of DPR's encoders: saving them is not supported")
+    dpr = {"model_type": "dpr", "projection_dim": config.projection_size or 0}
     return {
-        "architectures": ["BertModel"],
-        "model_type": "bert",
+        "architectures": [_DPR_CLASSES.get(config.dpr_role, "BertModel")],
+        **(dpr if config.dpr_role else {"model_type": "bert"}),
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.ffn_size,

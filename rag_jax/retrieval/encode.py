@@ -14,6 +14,7 @@ from rag_jax.errors import RagJaxError
 from rag_jax.hosts import fetch
 from rag_jax.models import Pretrained
 from rag_jax.models.bert import Bert
+from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.sharding import count_data_rows, shard_batch
 
 # Compiling a program costs as much time as encoding this many tokens: 0.6 s at 8,000 tokens a
@@ -64,7 +65,7 @@ def encode_texts(
             f"max_length is {max_length}, but the encoder has positions for only "
             f"{encoder.config.max_length} tokens: lower it"
         )
-    rows = _tokenize(encoder.tokenizer, texts, max_length)
+    rows = tokenize_texts(encoder.tokenizer, texts, max_length)
     embeddings = np.empty((len(rows), encoder.config.embedding_size), np.float32)
     done, pending = 0, None
     for batch in [*_plan_batches(rows, max_length, batch_size), None]:
@@ -126,7 +127,10 @@ def embed_batch(
     return embed(model, params, tokens, mask)
 
 
-def _tokenize(tokenizer, texts, max_length: int) -> list[list[int]]:
+def tokenize_texts(
+    tokenizer: Tokenizer, texts: Sequence[str | tuple[str, str]], max_length: int
+) -> list[list[int]]:
+    """Token ids of each text with its special tokens, cut as `encode_texts` says."""
     if isinstance(texts, str):
         raise RagJaxError("texts is one string: pass a list of texts")
     rows, cut = [], 0

@@ -10,13 +10,14 @@ import pytest
 from tiny import make_decoder, make_rows
 
 from rag_jax.compiling import compile_seconds
-from rag_jax.config import MeshConfig, SRRAGConfig, TuningConfig
+from rag_jax.config import ContrastiveConfig, MeshConfig
 from rag_jax.data.batches import pad_rows
 from rag_jax.decoding import Sampling, generate
 from rag_jax.errors import RagJaxError
 from rag_jax.models import load
 from rag_jax.models.bert import Bert
 from rag_jax.retrieval import Index, encode_texts
+from rag_jax.retrieval.contrastive import Encoders, Pair, PairBatches, make_loss
 from rag_jax.retrieval.searchers import find_top
 from rag_jax.sharding import (
     BERT_RULES,
@@ -29,6 +30,7 @@ from rag_jax.sharding import (
     shard_batch,
 )
 from rag_jax.systems.srrag import infer, tune
+from rag_jax.systems.srrag.config import SRRAGConfig, TuningConfig
 from rag_jax.systems.srrag.data import Row, pack_rows
 from rag_jax.training import compute_gradients, init_state, make_optimizer, make_step
 
@@ -143,6 +145,42 @@ def test_training(mesh, mode):
     assert_close(found[:2], wanted[:2])
     # Adam divides by the gradient's size: where that is near zero, its rounding shows.
     assert_close(found[2], wanted[2], tolerance=1e-3)
+
+
+RETRIEVER = ContrastiveConfig(batch_size=16, negatives=1, microbatch_tokens=128)
+
+
+def make_pairs():
+    """Two batches of questions with their passages."""
+    rng = np.random.default_rng(0)
+    tokens = [rng.integers(5, 90, rng.integers(2, 15)).tolist() for _ in range(92)]
+    pairs = [Pair(str(i), i, 2 * i, (2 * i + 1,), frozenset({2 * i})) for i in range(30)]
+    return PairBatches(pairs, tokens[:30], dict(enumerate(tokens[30:])), RETRIEVER, seed=0)
+
+
+def contrast(mesh=None, *, shared):
+    """The first gradients of a retriever, and its losses in two steps, read in chunks."""
+    bert, batches = load(GOLDEN / "bert", mesh=mesh), make_pairs()
+    encoders = Encoders(bert, bert, shared=shared)
+    loss, optimizer = make_loss(encoders, RETRIEVER), make_optimizer(RETRIEVER, 2)
+    parts = [[("pairs", shard_batch(batches.batch_at(number)[0]))] for number in range(2)]
+    start, logs = encoders.params(), []
+    places = list_places(start)
+    grads, _ = compute_gradients(loss, start, None, parts[0][0][1], places=places)
+    assert list_places(grads) == places
+    step, state = make_step({"pairs": loss}, optimizer), init_state(start, optimizer)
+    for number in range(2):
+        state, metrics = step(state, None, parts[number])
+        logs.append(jax.device_get(metrics))
+    return grads, logs
+
+
+@pytest.mark.parametrize(
+    ("mesh", "shared"), [*((sizes, True) for sizes in SIZES), ((4, 2), False)], indirect=["mesh"]
+)
+def test_negatives_of_the_whole_batch(mesh, shared):
+    """Every question sees the passages of all devices, and chunks lie over all of them."""
+    assert_close(contrast(mesh, shared=shared), off_mesh(contrast, shared=shared))
 
 
 # Decoding.

@@ -15,6 +15,7 @@ import pytest
 
 from rag_jax.decoding import append, encode_source, generate, init_cache
 from rag_jax.models import load
+from rag_jax.models import save as save_model
 from rag_jax.retrieval import embed
 
 pytestmark = pytest.mark.parity
@@ -167,6 +168,11 @@ def test_dpr_embeddings(kind, projection, tmp_path):
     assert embeddings.shape == (12, projection or 48)
     print("embeddings", np.abs(np.asarray(embeddings) - expected.numpy()).max())
     np.testing.assert_allclose(embeddings, expected.numpy(), atol=1e-4, rtol=0)
+    save_model(ours, tmp_path / "saved")
+    again = getattr(transformers, kind).from_pretrained(tmp_path / "saved").eval()
+    with torch.no_grad():
+        again = again(torch.tensor(tokens), attention_mask=torch.tensor(mask)).pooler_output
+    np.testing.assert_array_equal(again, expected)
 
 
 def test_bart_tokens(tmp_path):

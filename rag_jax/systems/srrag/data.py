@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from rag_jax.config import SourceConfig
 from rag_jax.data.batches import pad_rows
 from rag_jax.models.tokenizer import Tokenizer
+from rag_jax.systems.srrag.config import SourceConfig
 
 TERMS = ("source", "verbalisation", "answer")
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from rag_jax.config import SRRAGConfig, build
+from rag_jax.config import build
 from rag_jax.data.gazetteer import World
 from rag_jax.data.gazetteer_tfds import load_world
 from rag_jax.decoding import Sampling, generate
@@ -29,6 +29,7 @@ from rag_jax.retrieval.encode import encode_texts
 from rag_jax.retrieval.index import Index
 from rag_jax.sharding import DECODER_RULES, check_batches, make_mesh, place_params
 from rag_jax.systems.srrag import contexts, evaluate, tune
+from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.data import Format, special_tokens
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from rag_jax.config import SRRAGConfig
+
 from rag_jax.data.batches import round_up
 from rag_jax.decoding.cache import Cache, grow, init_cache, write
 from rag_jax.decoding.generate import Sampling, draw_tokens, generate_batch, prefill_batch
@@ -21,6 +21,7 @@ from rag_jax.models.sizes import describe_params, find_sizes
 from rag_jax.planning import Planner
 from rag_jax.retrieval.encode import embed_batch
 from rag_jax.sharding import BERT_RULES, DECODER_RULES, lay_out, list_places
+from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag import infer, tune
 from rag_jax.systems.srrag.contexts import score_batch
 from rag_jax.systems.srrag.data import TERMS, special_tokens

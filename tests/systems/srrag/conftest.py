@@ -14,12 +14,13 @@ import pytest
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from rag_jax.config import SRRAGConfig, build, to_config_dict
+from rag_jax.config import build, to_config_dict
 from rag_jax.models import load
 from rag_jax.models.configs import read_config
 from rag_jax.models.vocabulary import grow_vocabulary
 from rag_jax.models.weights import list_slots
 from rag_jax.systems.srrag import pipeline
+from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.data import Format, special_tokens
 from systems.srrag.tiny_run import describe_run, quick_programs
 

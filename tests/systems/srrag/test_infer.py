@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tiny import continue_row, read_row, softmax
 
-from rag_jax.config import SourceConfig
 from rag_jax.errors import RagJaxError
+from rag_jax.systems.srrag.config import SourceConfig
 from rag_jax.systems.srrag.data import join_passages, make_row
 from rag_jax.systems.srrag.infer import Datastore, Engine, decide, normalize_keys, vote
 from systems.srrag.reference import answer_logprob

@@ -15,12 +15,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from rag_jax import metrics
-from rag_jax.config import SourceConfig, SRRAGConfig, build
+from rag_jax.config import build
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_json, to_json
 from rag_jax.pipeline import run_stages
 from rag_jax.stage import StageContext
 from rag_jax.systems.srrag import pipeline, tune
+from rag_jax.systems.srrag.config import SourceConfig, SRRAGConfig
 from rag_jax.systems.srrag.data import join_passages
 from systems.srrag.tiny_run import (
     BACKEND,

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rag_jax import lora
-from rag_jax.config import SRRAGConfig, StageConfig, TuningConfig
+from rag_jax.config import StageConfig
 from rag_jax.errors import RagJaxError
 from rag_jax.models.vocabulary import grow_vocabulary
 from rag_jax.sharding import make_mesh
+from rag_jax.systems.srrag.config import SRRAGConfig, TuningConfig
 from rag_jax.systems.srrag.data import TERMS, Row, pack_rows, special_tokens
 from rag_jax.systems.srrag.tune import (
     Example,

@@ -8,24 +8,20 @@ import numpy as np
 import pytest
 
 from rag_jax import lora
-from rag_jax.config import (
-    AnswerConfig,
-    DatastoreConfig,
-    EncoderConfig,
-    IndexConfig,
-    LabelConfig,
-    ModelConfig,
-    RouteConfig,
-    SRRAGConfig,
-    Stage2Config,
-    StageConfig,
-    TuningConfig,
-    VerbaliseConfig,
-    WorldConfig,
-)
+from rag_jax.config import EncoderConfig, IndexConfig, ModelConfig, StageConfig, WorldConfig
 from rag_jax.files import read_jsonl
 from rag_jax.stage import StageContext
 from rag_jax.systems.srrag import tune
+from rag_jax.systems.srrag.config import (
+    AnswerConfig,
+    DatastoreConfig,
+    LabelConfig,
+    RouteConfig,
+    SRRAGConfig,
+    Stage2Config,
+    TuningConfig,
+    VerbaliseConfig,
+)
 
 STAGES = [
     "world",

@@ -1,0 +1,299 @@
+"""The stages of dense passage retrieval, from an empty folder to the report."""
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jaxtyping import Float, Int
+
+from rag_jax.config import build
+from rag_jax.data.formats import (
+    Collection,
+    Passage,
+    Question,
+    describe_source,
+    load_collection,
+    read_collection,
+    save_collection,
+)
+from rag_jax.errors import RagJaxError
+from rag_jax.files import read_jsonl, write_jsonl
+from rag_jax.hosts import fetch, is_first
+from rag_jax.models import Pretrained, load, save
+from rag_jax.models.bert import Bert
+from rag_jax.models.hub import fingerprint, resolve
+from rag_jax.pipeline import Stage, StageContext, run_stages
+from rag_jax.report import write_report
+from rag_jax.retrieval import Index, encode_texts
+from rag_jax.retrieval.bm25 import BM25
+from rag_jax.retrieval.contrastive import Encoders, Pair, PairBatches, train_encoders
+from rag_jax.retrieval.encode import tokenize_texts
+from rag_jax.retrieval.negatives import choose_negatives
+from rag_jax.sharding import check_batches, make_mesh
+from rag_jax.systems.dpr.config import DPRConfig
+from rag_jax.systems.dpr.evaluate import COLUMNS, score_ranking, summarize, write_run
+
+METHODS = ("bm25", "untrained", "trained")
+Ranking = tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Runs every stage that isn't made yet and writes the report.
+
+    Raises:
+        RagJaxError: whatever of the settings, the data, the models or the disk the user can mend.
+    """
+    settings = build(DPRConfig, config)
+    session = Session(settings)
+    with jax.set_mesh(session.mesh):
+        records = run_stages(session.stages(), workdir, config=settings)
+    folder = Path(workdir) / "stages" / "evaluate"
+    predictions = {name: read_jsonl(folder / f"{name}.jsonl") for name in METHODS}
+    if not is_first():
+        return {}
+    for name in METHODS:
+        shutil.copy(folder / f"{name}.trec", workdir)
+    return write_report(
+        workdir,
+        system="dpr",
+        config=settings,
+        model=settings.encoder.name,
+        dataset=f"{settings.data.path or 'gazetteer'}, {settings.evaluate_on} questions",
+        methods={name: summarize(rows) for name, rows in predictions.items()},
+        columns=COLUMNS,
+        stages=records,
+        predictions=predictions,
+    )
+
+
+class Session:
+    """The stages of a run, and the encoders that they load."""
+
+    def __init__(self, config: DPRConfig):
+        self.config = config
+        self.mesh = make_mesh(config.mesh)
+        check_batches(self.mesh, {"config.train.batch_size": config.train.batch_size})
+        self.fingerprint = fingerprint(resolve(config.encoder.name))
+
+    def stages(self) -> list[Stage]:
+        """Every stage with what it depends on."""
+        c = self.config
+        source = describe_source(c.data, c.world)
+        encoder = {"weights": self.fingerprint, "encoder": c.encoder}
+        searched = {**encoder, "index": c.index}
+        return [
+            Stage("corpus", self.make_corpus, settings={"source": source, "seed": c.seed}),
+            Stage(
+                "negatives",
+                self.mine_negatives,
+                needs=("corpus",),
+                settings={"negatives": c.negatives},
+            ),
+            Stage("untrained", self.index_untrained, needs=("corpus",), settings=searched),
+            Stage(
+                "train",
+                self.train,
+                needs=("corpus", "negatives"),
+                settings={**encoder, "train": c.train, "seed": c.seed},
+            ),
+            Stage("trained", self.index_trained, needs=("corpus", "train"), settings=searched),
+            Stage(
+                "evaluate",
+                self.evaluate,
+                needs=("corpus", "untrained", "train", "trained"),
+                settings={**encoder, "on": c.evaluate_on, "depth": c.depth},
+            ),
+        ]
+
+    # Encoders.
+
+    @cached_property
+    def untrained(self) -> Encoders:
+        """Both sides before training."""
+        loaded = self._load(self.config.encoder.name)
+        question, passage = loaded, loaded
+        if self.config.encoder.pooling == "cls" and loaded.config.dpr_role is None:
+            question, passage = (
+                dataclasses.replace(loaded, config=config, model=Bert(config))
+                for config in (
+                    dataclasses.replace(loaded.config, dpr_role=role)
+                    for role in ("question", "context")
+                )
+            )
+        return Encoders(question, passage, shared=self.config.encoder.shared)
+
+    def load_trained(self, context: StageContext) -> Encoders:
+        """Both sides after training."""
+        question, passage = (
+            self._load(context.path("train", side)) for side in ("question", "passage")
+        )
+        return Encoders(question, passage, shared=self.config.encoder.shared)
+
+    def _load(self, name: str | Path) -> Pretrained:
+        loaded = load(name, mesh=self.mesh)
+        if not isinstance(loaded.model, Bert):
+            raise RagJaxError(f"config.encoder.name={name}: is no encoder")
+        return loaded
+
+    def _encode(
+        self, encoder: Pretrained, texts: Sequence[str | tuple[str, str]]
+    ) -> Float[np.ndarray, "N E"]:
+        c = self.config.encoder
+        return encode_texts(encoder, texts, max_length=c.max_length, batch_size=c.batch_size)
+
+    # Stages.
+
+    def make_corpus(self, context: StageContext) -> None:
+        """Reads the passages and questions, whatever their format, and writes them in one."""
+        collection = read_collection(self.config.data, self.config.world, seed=self.config.seed)
+        self._check(collection)
+        if is_first():
+            save_collection(context.folder, collection)
+
+    def read_corpus(self, context: StageContext) -> Collection:
+        """Reads them back."""
+        collection = load_collection(context.path("corpus", ""))
+        self._check(collection)
+        return collection
+
+    def _check(self, collection: Collection) -> None:
+        on = self.config.evaluate_on
+        if not collection.questions.get(on):
+            has = ", ".join(split for split, some in collection.questions.items() if some)
+            raise RagJaxError(
+                f"config.evaluate_on={on!r}: the data has no such questions, but {has or 'none'}"
+            )
+
+    def mine_negatives(self, context: StageContext) -> None:
+        """What BM25 takes for answers to the training questions."""
+        c, corpus = self.config.negatives, self.read_corpus(context)
+        train = corpus.questions.get("train", [])
+        bm25 = BM25.build(list_texts(corpus.passages))
+        depth = min(c.depth, len(corpus.passages))
+
+        def mine(questions: Sequence[Question]) -> list[dict[str, Any]]:
+            _, rows = bm25.search([question.question for question in questions], depth)
+            found = [
+                choose_negatives(question, ranked, corpus.passages, count=c.kept)
+                for question, ranked in zip(questions, rows, strict=True)
+            ]
+            return [{"id": q.id, "rows": r} for q, r in zip(questions, found, strict=True)]
+
+        context.map_batches("negatives.jsonl", train, mine, batch_size=1024, unit="questions")
+
+    def index_untrained(self, context: StageContext) -> None:
+        """Indexes the passages with the encoder as it was."""
+        self._index(context, self.untrained.passage)
+
+    def index_trained(self, context: StageContext) -> None:
+        """Indexes them with the trained one."""
+        self._index(context, self.load_trained(context).passage)
+
+    def _index(self, context: StageContext, encoder: Pretrained) -> None:
+        texts = list_texts(self.read_corpus(context).passages)
+        embeddings = context.map_arrays(
+            "embeddings.npy",
+            len(texts),
+            lambda rows: self._encode(encoder, texts[rows]),
+            batch_size=1024,
+            unit="passages",
+        )
+        if is_first():
+            backend = self.config.index.backend
+            index = Index.build(embeddings, backend=backend, encoder=encoder.fingerprint)
+            index.save(context.folder / "index")
+
+    def train(self, context: StageContext) -> None:
+        """Trains the encoders and saves them as models, `question` and `passage`."""
+        c, corpus, encoders = self.config, self.read_corpus(context), self.untrained
+        mined = read_jsonl(context.path("negatives", "negatives.jsonl"))
+        questions = corpus.questions.get("train", [])
+        pairs = list_pairs(questions, [m["rows"] for m in mined], corpus.passages)
+        if c.train.epochs and not pairs:
+            raise RagJaxError("config.data: the data has no training questions with their passages")
+        if c.train.epochs:
+            encoders = train_encoders(
+                encoders,
+                self._make_batches(pairs, questions, corpus.passages),
+                folder=context.folder,
+                progress=context.progress,
+            )
+        for side in ("question", "passage"):
+            encoder = getattr(encoders, side)
+            whole = dataclasses.replace(encoder, params=fetch(encoder.params))
+            if is_first():
+                save(whole, context.folder / side)
+        if is_first():
+            shutil.rmtree(context.folder / "checkpoints", ignore_errors=True)
+
+    def _make_batches(
+        self, pairs: Sequence[Pair], questions: Sequence[Question], passages: Sequence[Passage]
+    ) -> PairBatches:
+        c, encoders = self.config, self.untrained
+        rows = sorted({row for pair in pairs for row in (pair.positive, *pair.negatives)})
+        texts = list_texts([passages[row] for row in rows])
+        cut = partial(tokenize_texts, max_length=c.encoder.max_length)
+        return PairBatches(
+            pairs,
+            cut(encoders.question.tokenizer, [question.question for question in questions]),
+            dict(zip(rows, cut(encoders.passage.tokenizer, texts), strict=True)),
+            c.train,
+            c.seed,
+        )
+
+    def evaluate(self, context: StageContext) -> None:
+        """Ranks passages by BM25 and by both encoders, and scores the rankings."""
+        corpus = self.read_corpus(context)
+        questions = corpus.questions[self.config.evaluate_on]
+        asked = [question.question for question in questions]
+        k = min(self.config.depth, len(corpus.passages))
+
+        def search(encoders: Encoders, stage: str) -> Ranking:
+            encoder = encoders.passage.fingerprint
+            index = Index.load(context.path(stage, "index"), encoder=encoder)
+            return index.search(self._encode(encoders.question, asked), k)
+
+        rankings = {
+            "bm25": BM25.build(list_texts(corpus.passages)).search(asked, k),
+            "untrained": search(self.untrained, "untrained"),
+            "trained": search(self.load_trained(context), "trained"),
+        }
+        for name, (scores, rows) in rankings.items():
+            write_run(
+                context.folder / f"{name}.trec", name, questions, scores, rows, corpus.passages
+            )
+            records = map(partial(score_ranking, passages=corpus.passages), questions, scores, rows)
+            write_jsonl(context.folder / f"{name}.jsonl", records)
+
+
+def list_texts(passages: Sequence[Passage]) -> list[str | tuple[str, str]]:
+    """What encoders read of passages: title and text, or the text where there is no title."""
+    return [(p.title, p.text) if p.title else p.text for p in passages]
+
+
+def list_pairs(
+    questions: Sequence[Question],
+    negatives: Sequence[Sequence[int]],
+    passages: Sequence[Passage],
+) -> list[Pair]:
+    """A training example for each question and each passage relevant to it.
+
+    Args:
+        questions: of the training split.
+        negatives: of each question, as rows of `passages`.
+        passages: the corpus.
+    """
+    rows = {passage.id: row for row, passage in enumerate(passages)}
+    return [
+        Pair(
+            question.id, number, rows[id], tuple(wrong), frozenset(map(rows.get, question.relevant))
+        )
+        for number, (question, wrong) in enumerate(zip(questions, negatives, strict=True))
+        for id in question.relevant
+    ]

@@ -1,0 +1,179 @@
+"""Settings of Self-Routing RAG."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from rag_jax.config import (
+    Count,
+    CountOrZero,
+    EncoderConfig,
+    Fraction,
+    IndexConfig,
+    MeshConfig,
+    ModelConfig,
+    NonNegative,
+    Positive,
+    StageConfig,
+    WorldConfig,
+)
+from rag_jax.errors import RagJaxError
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """A knowledge source: what it is called, its special token, and how it gives passages."""
+
+    name: str
+    token: str
+    kind: Literal["verbalise", "search"]
+
+    def check(self, path: str) -> None:
+        if not re.fullmatch(r"<[^<>\s]+>", self.token):
+            raise RagJaxError(f"{path}.token={self.token!r}: must look like '<{self.name}>'")
+
+
+@dataclass(frozen=True)
+class VerbaliseConfig:
+    """How the model is made to write down what it knows (GenRead's two rounds).
+
+    `pool` first-round documents are clustered, and each of the `contexts` clusters gives
+    `demonstrations` examples for one second-round document of at most `max_tokens` tokens.
+    """
+
+    demonstrations: Count = 5
+    pool: Count = 64
+    max_tokens: Count = 24
+    batch_size: Count = 80
+    temperature: NonNegative = 0.0
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """How many contexts are scored at once; some 1,000 tokens is where a CPU is fastest."""
+
+    batch_size: Count = 16
+
+
+@dataclass(frozen=True)
+class Stage2Config(StageConfig):
+    """Stage 2: `beta` scales the preference loss over verbalisations."""
+
+    learning_rate: Positive = 5e-5
+    beta: Positive = 0.3
+
+
+@dataclass(frozen=True)
+class TuningConfig:
+    """What is trained: every weight, or adapters on the kernels whose path matches `targets`.
+
+    The special tokens' embeddings are trained in both, `new_token_rate` times as fast: they start
+    with logits some 14 nats below the others, too far for the other rate in a dozen steps.
+    `remat` saves memory for time: see `rag_jax.models.decoder.Decoder`.
+    """
+
+    mode: Literal["full", "lora"] = "lora"
+    rank: Count = 16
+    alpha: Positive = 32.0
+    targets: str = r"attention/(query|key|value|output)|ffn/(gate|up|down)"
+    new_token_rate: Positive = 5.0
+    remat: Literal["none", "full", "dots"] = "none"
+
+    def check(self, path: str) -> None:
+        try:
+            re.compile(self.targets)
+        except re.error as error:
+            raise RagJaxError(
+                f"{path}.targets={self.targets!r}: not a regular expression: {error}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class DatastoreConfig:
+    """The policy datastore: hidden states after block `layer`, and `k` neighbours that vote."""
+
+    layer: CountOrZero = 15
+    k: Count = 30
+
+
+@dataclass(frozen=True)
+class RouteConfig:
+    """Search when the source's probability times its share of the vote is above `tau`."""
+
+    tau: Fraction = 0.22
+
+
+@dataclass(frozen=True)
+class AnswerConfig:
+    """Answers at test time: their length in tokens and how many found passages they may read."""
+
+    max_tokens: Count = 12
+    passages: Count = 1
+    batch_size: Count = 80
+
+
+@dataclass(frozen=True)
+class SRRAGConfig:
+    """Self-Routing RAG. `contexts` is n, the contexts each source gives a training question;
+    `extra_mean` is the mean of the Poisson draw of further passages on searched rows: 2 in the
+    paper, less here, where one passage is read at test time. So many `profile_steps` of each
+    training stage are traced."""
+
+    system: Literal["srrag"] = "srrag"
+    seed: CountOrZero = 0
+    contexts: Count = 3
+    extra_mean: NonNegative = 1.0
+    loss_reduction: Literal["sum", "mean"] = "sum"
+    evaluate_on: Literal["test", "dev"] = "test"
+    profile_steps: CountOrZero = 0
+    sources: tuple[SourceConfig, ...] = (
+        SourceConfig(name="Self", token="<Self>", kind="verbalise"),
+        SourceConfig(name="Wiki", token="<Wiki>", kind="search"),
+    )
+    mesh: MeshConfig = MeshConfig()
+    model: ModelConfig = ModelConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    world: WorldConfig = WorldConfig()
+    index: IndexConfig = IndexConfig()
+    verbalise: VerbaliseConfig = VerbaliseConfig()
+    label: LabelConfig = LabelConfig()
+    tuning: TuningConfig = TuningConfig()
+    stage1: StageConfig = StageConfig()
+    stage2: Stage2Config = Stage2Config()
+    datastore: DatastoreConfig = DatastoreConfig()
+    route: RouteConfig = RouteConfig()
+    answer: AnswerConfig = AnswerConfig()
+
+    def check(self, path: str) -> None:
+        if self.contexts % 2 == 0:
+            raise RagJaxError(
+                f"{path}.contexts={self.contexts}: must be odd, or the better half of two "
+                "sources' contexts has no majority"
+            )
+        if self.verbalise.pool < self.contexts:
+            raise RagJaxError(
+                f"{path}.verbalise.pool={self.verbalise.pool} is below {path}.contexts="
+                f"{self.contexts}: each context needs a cluster of its own"
+            )
+        if self.datastore.k > self.world.train:
+            raise RagJaxError(
+                f"{path}.datastore.k={self.datastore.k} is above the datastore's "
+                f"{self.world.train} entries ({path}.world.train)"
+            )
+        if not getattr(self.world, self.evaluate_on):
+            raise RagJaxError(
+                f"{path}.world.{self.evaluate_on}=0: no questions are left to evaluate on "
+                f"({path}.evaluate_on)"
+            )
+        for field in ("name", "token"):
+            values = [getattr(source, field) for source in self.sources]
+            for index, value in enumerate(values):
+                if value in values[:index]:
+                    raise RagJaxError(
+                        f"{path}.sources[{index}].{field}={value!r}: another source has it already"
+                    )
+        if {source.kind for source in self.sources} != {"verbalise", "search"}:
+            raise RagJaxError(
+                f"{path}.sources: routing needs at least two sources, one of kind 'verbalise' and "
+                "one of kind 'search'"
+            )

@@ -1,0 +1,181 @@
+"""Tiny folders in each format, and what is told about one that is not as it should be."""
+
+import json
+
+import pytest
+
+from rag_jax.config import DataConfig, WorldConfig, build
+from rag_jax.data.formats import (
+    Passage,
+    Question,
+    describe_source,
+    load_collection,
+    read_collection,
+    save_collection,
+)
+from rag_jax.data.gazetteer import build_world
+from rag_jax.errors import RagJaxError
+
+WORLD = WorldConfig(cities=5, train=6, dev=3, test=3)
+BEIR = {
+    "corpus.jsonl": '{"_id": "1", "title": "Riga", "text": "City"}\n\n{"_id": "2", "text": "B"}',
+    "queries.jsonl": '{"_id": "q1", "text": "Where?"}\n{"_id": "q2", "text": "What?"}\n',
+    "qrels/test.tsv": "query-id\tcorpus-id\tscore\nq1\t1\t2\nq1\t2\t0\n",
+    "qrels/train.tsv": "query-id\tcorpus-id\tscore\nq2\t2\t1\nq2\t1\t1\n",
+}
+SQUAD = {
+    "train_passages.jsonl": '{"id": "a", "title": "Riga", "text": "Łódź"}\n',
+    "dev_passages.jsonl": '{"id": "b", "title": "", "text": "B"}\n',
+    "train_questions.jsonl": '{"id": "1", "question": "?", "answers": ["x"], "passage_id": "a"}',
+    "questions.jsonl": '{"id": "2", "question": "!", "answers": []}\n',
+}
+
+
+def write(folder, files):
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+    return folder
+
+
+def read(folder, **settings):
+    return read_collection(DataConfig(path=str(folder), **settings), WORLD, seed=0)
+
+
+def test_beir(tmp_path):
+    found = read(write(tmp_path, BEIR))
+    assert found.passages == [Passage("1", "Riga", "City"), Passage("2", "", "B")]
+    assert found.questions == {
+        "test": [Question("q1", "Where?", (), {"1": 2})],
+        "train": [Question("q2", "What?", (), {"2": 1, "1": 1})],
+    }
+    assert found == read(tmp_path, format="beir")
+
+
+def test_squad(tmp_path):
+    found = read(write(tmp_path, SQUAD))
+    assert found.passages == [Passage("b", "", "B"), Passage("a", "Riga", "Łódź")]
+    assert found.questions == {
+        "test": [Question("2", "!", (), {})],
+        "train": [Question("1", "?", ("x",), {"a": 1})],
+    }
+    assert found == read(tmp_path, format="squad")
+
+
+def test_world():
+    found, world = read_collection(DataConfig(), WORLD, seed=0), build_world(**vars(WORLD))
+    assert [vars(p) for p in found.passages] == [vars(p) for p in world.passages]
+    for split, questions in found.questions.items():
+        assert len(questions) == getattr(WORLD, split)
+        for ours, theirs in zip(questions, world.questions[split], strict=True):
+            assert (ours.id, ours.question, ours.answers) == (
+                theirs.id,
+                theirs.question,
+                theirs.answers,
+            )
+            assert ours.relevant == {theirs.passage_id: 1}
+
+
+def test_saved_and_loaded(tmp_path):
+    wanted = read(write(tmp_path / "data", SQUAD))
+    save_collection(tmp_path, wanted)
+    assert load_collection(tmp_path) == wanted
+
+
+def test_held_out_questions(tmp_path):
+    lines = [
+        json.dumps({"id": str(i), "question": "?", "answers": [], "passage_id": "a"})
+        for i in range(9)
+    ]
+    files = {"passages.jsonl": SQUAD["train_passages.jsonl"]}
+    write(tmp_path, files | {"train_questions.jsonl": "\n".join(lines)})
+    found, again = read(tmp_path, held_out=4), read(tmp_path, held_out=4)
+    assert found == again
+    train, dev = ([int(q.id) for q in found.questions[s]] for s in ("train", "dev"))
+    assert len(dev) == 4 and sorted(train + dev) == list(range(9))
+    assert train == sorted(train) and dev == sorted(dev)
+    with pytest.raises(RagJaxError, match="config.data.held_out=9: there are 9 training"):
+        read(tmp_path, held_out=9)
+    write(tmp_path, {"dev_questions.jsonl": lines[0]})
+    with pytest.raises(RagJaxError, match="config.data.held_out=1: the data has a dev split"):
+        read(tmp_path, held_out=1)
+
+
+def test_source_follows_the_contents(tmp_path):
+    data = DataConfig(path=str(write(tmp_path, BEIR)))
+    before = describe_source(data, WORLD)
+    assert describe_source(data, WorldConfig()) == before
+    write(tmp_path, {"qrels/test.tsv": BEIR["qrels/test.tsv"] + "q2\t1\t1\n"})
+    assert describe_source(data, WORLD) != before
+    assert describe_source(DataConfig(), WORLD) != describe_source(DataConfig(), WorldConfig())
+    with pytest.raises(RagJaxError, match="config.data.path=nowhere: no such folder"):
+        describe_source(DataConfig(path="nowhere"), WORLD)
+
+
+@pytest.mark.parametrize(
+    ("files", "changes", "message"),
+    [
+        (
+            BEIR,
+            {"corpus.jsonl": '{"_id": "1", "text": "A"}\n{"text": 1}'},
+            "corpus.jsonl:2: has no",
+        ),
+        (BEIR, {"corpus.jsonl": '{"_id": 1, "text": "A"}'}, "corpus.jsonl:1: _id=1 must be a text"),
+        (BEIR, {"corpus.jsonl": "{\n"}, "corpus.jsonl:1: is not JSON"),
+        (BEIR, {"corpus.jsonl": "[1]"}, "corpus.jsonl:1: must be an object"),
+        (BEIR, {"corpus.jsonl": ""}, "corpus.jsonl: holds no passages"),
+        (
+            BEIR,
+            {"corpus.jsonl": '{"_id": "1", "text": "A"}\n' * 2},
+            "corpus.jsonl:2: another passage has the id '1'",
+        ),
+        (BEIR, {"qrels/test.tsv": "h\nq9\t1\t1\n"}, "test.tsv:2: query 'q9' is not in queries"),
+        (BEIR, {"qrels/test.tsv": "h\nq1\t9\t1\n"}, "test.tsv:2: passage '9' is not in corpus"),
+        (BEIR, {"qrels/test.tsv": "h\nq1 1 1\n"}, "test.tsv:2: must be query, passage and grade"),
+        (SQUAD, {"questions.jsonl": '{"answers": "x"}'}, ":1: answers must be a list of texts"),
+        (SQUAD, {"questions.jsonl": '{"id": "1", "answers": []}'}, ":1: has no 'question'"),
+        (
+            SQUAD,
+            {"questions.jsonl": '{"id": "1", "question": "?", "answers": [], "passage_id": "z"}'},
+            "questions.jsonl:1: passage_id 'z' is the id of no passage",
+        ),
+    ],
+)
+def test_errors_name_file_and_line(tmp_path, files, changes, message):
+    write(tmp_path, files | changes)
+    with pytest.raises(RagJaxError) as caught:
+        read(tmp_path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files(tmp_path):
+    with pytest.raises(RagJaxError, match="holds neither corpus.jsonl"):
+        read(tmp_path)
+    with pytest.raises(RagJaxError, match="corpus.jsonl: missing"):
+        read(tmp_path, format="beir")
+    with pytest.raises(RagJaxError, match="holds no passages.jsonl"):
+        read(tmp_path, format="squad")
+    write(tmp_path, {"passages.jsonl": SQUAD["dev_passages.jsonl"]})
+    with pytest.raises(RagJaxError, match="holds no questions.jsonl"):
+        read(tmp_path)
+    write(tmp_path, {name: BEIR[name] for name in ("corpus.jsonl", "queries.jsonl")})
+    with pytest.raises(RagJaxError, match="qrels: holds no .tsv file"):
+        read(tmp_path)
+    (tmp_path / "queries.jsonl").write_bytes(b"\xff\n")
+    with pytest.raises(RagJaxError, match="queries.jsonl: is not UTF-8"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"format": "beir"}, "data.format='beir': needs data.path, a folder"),
+        ({"format": "world", "path": "x"}, "data.format='world': is built in; leave data.path out"),
+        ({"held_out": 3}, "data.held_out=3: the built-in world has a dev split of its own"),
+    ],
+)
+def test_settings_that_contradict_each_other(values, message):
+    with pytest.raises(RagJaxError, match=message):
+        build(DataConfig, values, path="data")

@@ -1,0 +1,208 @@
+"""Dense retrieval from an empty folder to the report, on the tiny encoder and a tiny world."""
+
+import json
+import runpy
+import shutil
+from pathlib import Path
+
+import ir_measures
+import jax
+import numpy as np
+import pytest
+from ir_measures import RR, R, nDCG
+
+from rag_jax.config import build, to_config_dict
+from rag_jax.data.formats import Passage, Question
+from rag_jax.errors import RagJaxError
+from rag_jax.files import read_json, read_jsonl
+from rag_jax.models import load
+from rag_jax.ranking import has_answer
+from rag_jax.retrieval import Index, encode_texts
+from rag_jax.retrieval.negatives import choose_negatives
+from rag_jax.systems.dpr import pipeline
+from rag_jax.systems.dpr.config import DPRConfig
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+STAGES = ["corpus", "negatives", "untrained", "train", "trained", "evaluate"]
+QUICK = {
+    "world.cities": 5,
+    "world.train": 12,
+    "world.dev": 3,
+    "world.test": 9,
+    "encoder.name": str(GOLDEN / "bert"),
+    "encoder.max_length": 24,
+    "train.batch_size": 4,
+    "train.epochs": 2,
+    "train.learning_rate": 1e-2,
+    "train.microbatch_tokens": 64,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Programs that run a few times only are left unoptimised."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def make_config(**changes):
+    config = to_config_dict(DPRConfig())
+    config.update_from_flattened_dict(QUICK | changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("dpr") / "run"
+    return workdir, pipeline.run(make_config(), workdir)
+
+
+def list_reused(report):
+    return [stage["name"] for stage in report["stages"] if stage["reused"]]
+
+
+def test_report(finished):
+    workdir, returned = finished
+    report = read_json(workdir / "report.json")
+    assert report["methods"] == returned["methods"]
+    assert build(DPRConfig, report["config"]) == build(DPRConfig, make_config())
+    assert [stage["name"] for stage in report["stages"]] == STAGES
+    assert list(report["methods"]) == ["bm25", "untrained", "trained"]
+    for numbers in report["methods"].values():
+        assert list(numbers) == list(pipeline.COLUMNS)
+        assert numbers["n"] == 9
+        assert numbers["passage@1"] <= numbers["mrr"] <= 1
+        assert numbers["answer@1"] <= numbers["answer@5"] <= numbers["answer@20"] <= 1
+        # A gold passage holds its answer.
+        assert numbers["answer@5"] >= numbers["passage@5"]
+    assert report["methods"]["trained"] != report["methods"]["untrained"]
+    page = (workdir / "report.html").read_text("utf-8")
+    assert all(f"<th>{name}</th>" in page for name in ("answer@5", "mrr", "ndcg@10"))
+
+
+def test_rankings_as_others_score_them(finished):
+    """The order in the files, scored by ir_measures, gives the report's numbers."""
+    workdir, report = finished
+    questions = read_json(workdir / "stages" / "corpus" / "questions.json")["test"]
+    qrels = {question["id"]: question["relevant"] for question in questions}
+    names = {RR: "mrr", nDCG @ 10: "ndcg@10", R @ 100: "recall@100", R @ 5: "passage@5"}
+    for method, numbers in report["methods"].items():
+        run = {}
+        for line in (workdir / f"{method}.trec").read_text("utf-8").splitlines():
+            question, _, passage, rank, _, name = line.split()
+            assert name == method
+            run.setdefault(question, {})[passage] = -float(rank)
+        scored = ir_measures.calc_aggregate(list(names), qrels, run)
+        for measure, name in names.items():
+            assert scored[measure] == pytest.approx(numbers[name], abs=1e-9), (method, name)
+
+
+def test_predictions(finished):
+    workdir, report = finished
+    for method, numbers in report["methods"].items():
+        records = read_jsonl(workdir / "predictions" / f"{method}.jsonl")
+        for record in records:
+            hits = [has_answer(p["text"], record["answers"]) for p in record["passages"]]
+            assert (record["answer@1"], record["answer@5"]) == (hits[0], any(hits))
+        assert np.mean([r["answer@1"] for r in records]) == pytest.approx(numbers["answer@1"])
+
+
+def test_negatives_answer_nothing(finished):
+    corpus = finished[0] / "stages" / "corpus"
+    passages = read_jsonl(corpus / "passages.jsonl")
+    questions = read_json(corpus / "questions.json")["train"]
+    mined = read_jsonl(finished[0] / "stages" / "negatives" / "negatives.jsonl")
+    assert [record["id"] for record in mined] == [question["id"] for question in questions]
+    for question, record in zip(questions, mined, strict=True):
+        assert len(record["rows"]) == 10
+        for row in record["rows"]:
+            passage = passages[row]
+            assert passage["id"] not in question["relevant"]
+            assert not has_answer(f"{passage['title']} {passage['text']}", question["answers"])
+
+
+def test_choosing_negatives():
+    texts = ["Gitega.", "gold", "The capital", "Ngozi", "more"]
+    passages = [Passage(str(i), "Gitega" if i == 3 else "", t) for i, t in enumerate(texts)]
+    question = Question("q", "?", ("Gitega",), {"1": 1})
+    ranked = np.asarray([1, 0, 4, 3, 2])
+    assert choose_negatives(question, ranked, passages, count=5) == [4, 2]
+    assert choose_negatives(question, ranked, passages, count=1) == [4]
+
+
+def test_trained_encoders_are_models(finished):
+    """What was indexed is what the saved passage encoder makes of the passages."""
+    stages = finished[0] / "stages"
+    encoder = load(stages / "train" / "passage")
+    passages = read_jsonl(stages / "corpus" / "passages.jsonl")
+    texts = [(p["title"], p["text"]) for p in passages]
+    index = Index.load(stages / "trained" / "index", encoder=encoder.fingerprint)
+    np.testing.assert_allclose(
+        index.embeddings, encode_texts(encoder, texts, max_length=24), atol=1e-5
+    )
+    assert not (stages / "train" / "checkpoints").exists()
+
+
+def test_running_again(finished, tmp_path):
+    workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    assert list_reused(pipeline.run(make_config(), workdir)) == STAGES
+    again = pipeline.run(make_config(evaluate_on="dev"), workdir)
+    assert list_reused(again) == STAGES[:-1]
+    assert again["methods"]["bm25"]["n"] == 3
+    again = pipeline.run(make_config(**{"train.epochs": 0}), workdir)
+    assert list_reused(again) == ["corpus", "negatives", "untrained"]
+    # Not trained at all is not changed at all.
+    assert again["methods"]["trained"] == again["methods"]["untrained"]
+
+
+def test_two_encoders_with_cls_states_on_a_folder(tmp_path):
+    """The paper's kind of encoder, on data without answers in BEIR's format."""
+    data = tmp_path / "data"
+    (data / "qrels").mkdir(parents=True)
+    places = ["Riga", "Lyon", "Gitega", "Oslo", "Paris", "Zürich"]
+    passages = [{"_id": p, "title": "", "text": f"{p} is a town."} for p in places]
+    queries = [{"_id": f"q{i}", "text": f"Where is {p}?"} for i, p in enumerate(places)]
+    for name, records in {"corpus": passages, "queries": queries}.items():
+        (data / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
+    for split, numbers in {"train": range(4), "test": range(4, 6)}.items():
+        lines = ["query-id\tcorpus-id\tscore", *(f"q{i}\t{places[i]}\t1" for i in numbers)]
+        (data / "qrels" / f"{split}.tsv").write_text("\n".join(lines))
+    changes = {
+        "data.path": str(data),
+        "encoder.shared": False,
+        "encoder.pooling": "cls",
+        "train.scale": 1.0,
+    }
+    report = pipeline.run(make_config(**changes), tmp_path / "run")
+    assert report["dataset"] == f"{data}, test questions"
+    for numbers in report["methods"].values():
+        assert numbers["n"] == 2 and "answer@1" not in numbers
+    question, passage = (
+        load(tmp_path / "run" / "stages" / "train" / side) for side in ("question", "passage")
+    )
+    assert (question.config.dpr_role, passage.config.dpr_role) == ("question", "context")
+    kernel = "layers_0", "attention", "query", "kernel"
+    trees = [question.params, passage.params]
+    for name in kernel:
+        trees = [tree[name] for tree in trees]
+    assert np.abs(trees[0] - trees[1]).max() > 1e-3
+    with pytest.raises(RagJaxError, match="evaluate_on='dev': the data has no such questions, but"):
+        pipeline.run(make_config(**changes, evaluate_on="dev"), tmp_path / "run")
+
+
+def test_settings_that_contradict_each_other():
+    with pytest.raises(RagJaxError, match="config.train.negatives=3 is above"):
+        build(DPRConfig, {"train": {"negatives": 3}, "negatives": {"kept": 2}})
+
+
+def test_presets():
+    get_config = runpy.run_path(str(GOLDEN.parents[1] / "configs" / "dpr.py"))["get_config"]
+    small, paper = (build(DPRConfig, get_config(preset)) for preset in ("", "bert-base"))
+    assert small == DPRConfig()
+    assert (paper.encoder.shared, paper.encoder.pooling, paper.train.scale) == (False, "cls", 1.0)
+    # On Natural Questions' 58,880 training questions.
+    assert paper.train.warmup_fraction * paper.train.epochs * 58_880 / 128 == pytest.approx(1237)
+    with pytest.raises(RagJaxError, match="config preset 'large': must be 'bert-base'"):
+        get_config("large")
