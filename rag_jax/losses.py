@@ -92,7 +92,7 @@ def rag_sequence_nll(
 ) -> Float[Array, "B"]:
     """RAG-Sequence: `-log sum_z p(z|x) prod_t p(y_t|x,z,y_<t)`, in nats, one value a question.
 
-    Lewis et al. 2020, section 2.1, with `p(z|x)` the softmax of `doc_scores` over the `K` documents.
+    Lewis et al. 2020, section 2.1; `p(z|x)` is the softmax of `doc_scores` over the `K` documents.
     Smoothing is transformers': `(1 - e) nll + e / V smooth`, where `smooth` is the same sum over
     documents with the product over all tokens of the vocabulary in place of `y_t`, hence with
     `p(z|x)` to the power `V`.

@@ -86,7 +86,9 @@ def test_one_beam_that_stops_early_is_greedy():
 def test_beams_as_wide_as_everything_find_the_likeliest_text(length_penalty):
     """All texts up to three tokens: 6 * 6 * 6 that were cut off, and 1 + 6 + 36 that ended."""
     search = Search(7**3, length_penalty, "never")
-    for prompt, texts in zip(PROMPTS[:2], SEARCH(PROMPTS[:2], max_tokens=3, search=search)):
+    for prompt, texts in zip(
+        PROMPTS[:2], SEARCH(PROMPTS[:2], max_tokens=3, search=search), strict=True
+    ):
         known = {(): next_logprobs([prompt], [1.0], [])}
         every = []
         for text in (t for n in range(3) for t in product([0, 1, 2, 4, 5, 6], repeat=n)):

@@ -27,6 +27,9 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    RagConfig,
+    RagSequenceForGeneration,
+    RagTokenForGeneration,
     StableLmConfig,
 )
 
@@ -317,6 +320,69 @@ def make_bart(name: str) -> None:
     (folder / "golden.json").write_text(json.dumps(golden, indent=1), "utf-8")
 
 
+def make_rag(name: str) -> None:
+    """What transformers' two RAG models compute around the BART of `make_bart`."""
+    folder = FOLDER / name
+    folder.mkdir(exist_ok=True)
+    generator = BartForConditionalGeneration.from_pretrained(FOLDER / "bart").eval()
+    encoder = DPRQuestionEncoder(DPRConfig(hidden_size=8, num_hidden_layers=1, vocab_size=9,
+                                           num_attention_heads=2, intermediate_size=8))  # fmt: skip
+    start, bos, pad, eos = 2, 0, 1, 2
+    docs, limit = 3, 8
+    config = RagConfig.from_question_encoder_generator_configs(
+        encoder.config, generator.config, n_docs=docs, bos_token_id=bos, pad_token_id=pad,
+        eos_token_id=eos, decoder_start_token_id=start, is_encoder_decoder=True,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    mask = (np.arange(12) < rng.integers(4, 13, 2 * docs)[:, None]).astype(np.int64)
+    tokens = np.where(mask, rng.integers(5, generator.config.vocab_size, mask.shape), pad)
+    scores = rng.normal(size=(2, docs)).astype(np.float32)
+    labels = rng.integers(5, generator.config.vocab_size, (2, 7))
+    labels[:, :2] = start, bos
+    labels[0, 6], labels[1, 4], labels[1, 5:] = eos, eos, pad
+    inputs = {
+        "context_input_ids": torch.tensor(tokens), "context_attention_mask": torch.tensor(mask),
+        "n_docs": docs,
+    }  # fmt: skip
+    arrays = {"tokens": tokens, "mask": mask, "scores": scores, "labels": labels}
+    for marginal, kind in (
+        ("sequence", RagSequenceForGeneration),
+        ("token", RagTokenForGeneration),
+    ):
+        model = kind(config=config, question_encoder=encoder, generator=generator).eval()
+        for smoothing in (0.0, 0.1):
+            model.config.label_smoothing = smoothing
+            doc_scores = torch.tensor(scores, requires_grad=True)
+            output = model(**inputs, doc_scores=doc_scores, labels=torch.tensor(labels))
+            output.loss.sum().backward()
+            arrays[f"{marginal}_{smoothing}"] = output.loss.detach().numpy()
+            arrays[f"{marginal}_{smoothing}_gradient"] = doc_scores.grad.numpy()
+        model.config.label_smoothing = 0.0
+        with torch.no_grad():
+            given = {"doc_scores": torch.tensor(scores), "labels": torch.tensor(labels)}
+            if marginal == "sequence":
+                output = model(**inputs, **given, exclude_bos_score=True)
+                arrays["logits"] = output.logits.numpy()
+                arrays["sequence_without_bos"] = output.loss.numpy()
+            settings = {
+                "do_sample": False, "max_length": limit, "forced_bos_token_id": bos,
+                "forced_eos_token_id": eos, "decoder_start_token_id": start, "num_beams": 4,
+                "bos_token_id": bos, "pad_token_id": pad, "eos_token_id": eos,
+            }  # fmt: skip
+            if marginal == "token":
+                written = model.generate(
+                    **inputs, doc_scores=torch.tensor(scores), num_return_sequences=4,
+                    return_dict_in_generate=True, output_scores=True, **settings,
+                )  # fmt: skip
+                arrays["written_token"] = written.sequences.numpy()
+                arrays["scores_token"] = written.sequences_scores.numpy()
+            else:
+                arrays["written_sequence"] = model.generate(
+                    **inputs, doc_scores=torch.tensor(scores), num_return_sequences=4, **settings
+                ).numpy()
+    np.savez(folder / "golden.npz", **arrays)
+
+
 if __name__ == "__main__":
     make_llama(
         "llama_tied", shard="1MB", num_attention_heads=4, num_key_value_heads=2,
@@ -331,6 +397,7 @@ if __name__ == "__main__":
     make_dpr("dpr_question", DPRQuestionEncoder)
     make_dpr("dpr_context", DPRContextEncoder, projection_dim=20)
     make_bart("bart")
+    make_rag("rag")
     sizes = dict(
         vocab_size=40, hidden_size=32, intermediate_size=40, num_hidden_layers=2,
         num_attention_heads=4, max_position_embeddings=32, bos_token_id=1, eos_token_id=2,

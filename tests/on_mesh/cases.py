@@ -12,7 +12,7 @@ from tiny import make_decoder, make_rows
 from rag_jax.compiling import compile_seconds
 from rag_jax.config import ContrastiveConfig, MeshConfig
 from rag_jax.data.batches import pad_rows
-from rag_jax.decoding import Sampling, generate
+from rag_jax.decoding import Sampling, Search, generate
 from rag_jax.errors import RagJaxError
 from rag_jax.models import load
 from rag_jax.models.bert import Bert
@@ -29,6 +29,7 @@ from rag_jax.sharding import (
     place_params,
     shard_batch,
 )
+from rag_jax.systems.rag import infer as rag
 from rag_jax.systems.srrag import infer, tune
 from rag_jax.systems.srrag.config import NewTokensConfig, SRRAGConfig
 from rag_jax.systems.srrag.data import Row, pack_rows
@@ -219,6 +220,33 @@ SAMPLED = {"sampling": Sampling(temperature=0.7, top_k=9), "prefix": ()}
 )
 def test_generation(mesh, settings):
     assert write(mesh, **settings) == off_mesh(write, **settings)
+
+
+@pytest.mark.parametrize("mesh", [(8, 1), (4, 2)], indirect=True)
+def test_beams_under_documents(mesh):
+    """RAG's decoders: beams over a mixture, beams of every document, scores of all their texts."""
+    wanted, found = off_mesh(decode_documents), decode_documents(mesh)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert_close(ours, theirs, tolerance=1e-4)
+
+
+def decode_documents(mesh=None):
+    model, params = make_model(mesh)
+    rng = np.random.default_rng(0)
+    settings = {"max_tokens": 4, "stop_ids": (3,), "search": Search(2)}
+    results = []
+    for seed in range(2):
+        compiled = compile_seconds()
+        rows = make_rows(rng.integers(2, 10, 16), seed=seed)
+        tokens, mask = shard_batch(pad_rows(rows, 12, pad_id=0))
+        scores = shard_batch(rng.normal(size=(8, 2)).astype(np.float32))
+        cache, hidden = rag.read(model, params, tokens, mask)
+        mixed = rag.write_token(model, params, cache, hidden, scores, **settings)
+        found = rag.propose(model, params, cache, hidden, scores, **settings)
+        logprobs = rag.score(model, params, cache, hidden, found.tokens, found.lengths, chunk=2)
+        results += [mixed, found, rag.mix(scores, logprobs)]
+    assert compile_seconds() == compiled
+    return results
 
 
 def test_a_batch_that_does_not_divide(mesh):

@@ -8,9 +8,10 @@ Where transformers is known to be at fault the tests say so, and keep out of its
   target: `test_an_answer_of_one_token`. Decoding asks for longer ones where no BOS is forced.
 - With `exclude_bos_score` its smoothing term still counts the BOS: `test_losses`.
 - Its losses take a token that is written like padding for padding. Here none ever is.
-- Its RAG-Sequence decoding ranks by the smoothed loss if the model was trained with smoothing, reads
-  the passages anew for each candidate, without a mask but for what looks like padding, and, where
-  it has a retriever, retrieves anew without `n_docs`. Here passages are given, and padded as such.
+- Its RAG-Sequence decoding ranks by the smoothed loss if the model was trained with smoothing,
+  reads the passages without a mask but for what looks like padding, tells candidates apart by their
+  padding too, and, where it has a retriever, retrieves anew for every candidate, without `n_docs`.
+  Here there is no smoothing, and passages are given, padded as such, for one question a time.
 """
 
 from dataclasses import replace
@@ -100,6 +101,11 @@ def make_targets(lengths, seed=1):
     return np.where(mask, targets, PAD).astype(np.int32), mask
 
 
+def make_batch(*arrays):
+    names = ("tokens", "mask", "targets", "target_mask")
+    return dict(zip(names, map(jnp.asarray, arrays), strict=True))
+
+
 def ask(model, tokens, mask, scores, **settings):
     import torch
 
@@ -141,7 +147,8 @@ def test_losses(models, marginal, smoothing):
     targets, target_mask = make_targets([7, 4, 3])
     start = np.full((QUESTIONS, 1), EOS)
     labels = np.concatenate([start, targets], axis=1)
-    batch = {"tokens": tokens, "mask": mask, "targets": targets, "target_mask": target_mask}
+    batch = make_batch(tokens, mask, targets, target_mask)
+    target_mask = batch["target_mask"]
     nll = partial(marginal_nll, marginal=marginal, smoothing=smoothing)
 
     def value_and_grad(function):
@@ -160,7 +167,7 @@ def test_losses(models, marginal, smoothing):
     logits = target_logits(ours.model, ours.params, batch)
     every = jnp.broadcast_to(targets[:, None], logits.shape[:-1])
     logprobs = token_logprobs(logits, every)
-    but_bos = target_mask & (np.arange(7) > 0)
+    but_bos = target_mask.at[:, 0].set(False)
     found = value_and_grad(lambda scores: rag_sequence_nll(scores, logprobs, but_bos))
     close(found[0], wanted[0], "loss without BOS")
     close(found[1], wanted[1], "gradient without BOS")
@@ -194,13 +201,14 @@ def test_an_answer_of_one_token(models):
     targets = np.full((QUESTIONS, 1), EOS)
     labels = np.concatenate([targets, targets], axis=1)
     real = np.ones((QUESTIONS, 1), bool)
-    batch = {"tokens": tokens, "mask": mask, "targets": targets, "target_mask": real}
+    batch = make_batch(tokens, mask, targets, real)
     logprobs = jax.nn.log_softmax(target_logits(ours.model, ours.params, batch), axis=-1)
     wanted, _ = compute_loss(theirs["sequence"], inputs, labels, smoothing=0.0)
     close(-jax.nn.logsumexp(logprobs[:, :, 0, EOS], axis=1), wanted, "their loss")
     wanted, gradient = compute_loss(theirs["token"], inputs, labels, smoothing=0.0)
     for marginal in ("sequence", "token"):  # which with one token are the same
         loss = partial(marginal_nll, ours.model, ours.params, batch=batch, marginal=marginal)
+        scores = jnp.asarray(scores)
         close(loss(scores), wanted, marginal)
         close(jax.grad(lambda scores, loss=loss: loss(scores).sum())(scores), gradient, "gradient")
 
@@ -299,7 +307,7 @@ def test_thorough_decoding(models, bos, eos, search, seed):
         rows = [strip(row, len(model.config.start_ids)) for row in wanted.numpy()]
         order = np.argsort(-marginal[b], kind="stable")[:count]
         assert [found.tokens[b, c, : found.lengths[b, c]].tolist() for c in order] == rows
-        again = [np.repeat(part, count, axis=0) for part in (scores[b : b + 1],)][0]
+        again = np.tile(scores[b], (count, 1))
         with torch.no_grad():
             losses = ask(
                 theirs["sequence"], np.tile(tokens[part], (count, 1)),

@@ -458,8 +458,7 @@ def test_filling_is_never_found(k):
 
 
 @backends
-def test_ids_survive_saving(
-tmp_path, backend):
+def test_ids_survive_saving(tmp_path, backend):
     ids = ["", "서울", "a/b", "\ud800", *name_rows(16)]
     index = Index.build(make_vectors(20, 4), backend=backend, encoder="e", ids=ids, corpus="c")
     index.save(tmp_path / "index")

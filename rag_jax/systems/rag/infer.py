@@ -194,7 +194,7 @@ class Engine:
     params: Any
     form: Format
     max_tokens: int
-    search: Search = Search()
+    search: Search
     batch_size: int = 16
 
     def answer(

@@ -90,14 +90,21 @@ def test_arrays():
     passages = [[("a", "b"), ("c", "d e f")], [None, ("g", "h")]]
     examples = make_examples(form, ["x", "y z"], passages, ["one", "two"])
     arrays = pack_examples(examples, width=24, targets=9, batch=3, scale=0.5)
-    assert {name: part.shape for name, part in arrays.items()} == {
-        "tokens": (6, 24), "mask": (6, 24), "targets": (3, 9), "target_mask": (3, 9), "weight": (3,),
-    }  # fmt: skip
-    rows = [tokens[real].tolist() for tokens, real in zip(arrays["tokens"], arrays["mask"])]
+    shapes = [part.shape for part in arrays.values()]
+    assert list(arrays) == ["tokens", "mask", "targets", "target_mask", "weight"]
+    assert shapes == [(6, 24), (6, 24), (3, 9), (3, 9), (3,)]
+
+    def unpad(name, mask):
+        return [row[real].tolist() for row, real in zip(arrays[name], arrays[mask], strict=True)]
+
+    rows = unpad("tokens", "mask")
     assert rows == [*examples[0].inputs, *examples[1].inputs, [], []]
     assert rows[3] == form.encode_input("y z", ("g", "h"))[0]
-    targets = [t[real].tolist() for t, real in zip(arrays["targets"], arrays["target_mask"])]
-    assert targets == [form.encode_answer("one"), form.encode_answer("two"), []]
+    assert unpad("targets", "target_mask") == [
+        form.encode_answer("one"),
+        form.encode_answer("two"),
+        [],
+    ]
     assert arrays["weight"].tolist() == [0.5, 0.5, 0]
     assert examples[0].width == max(map(len, rows[:2]))
     np.testing.assert_array_equal(pack_inputs(examples, width=24, batch=3)[0], arrays["tokens"])

@@ -90,8 +90,8 @@ def test_rows_are_apart_and_padding_changes_nothing(name):
 
 def test_gradients_of_padding_are_finite():
     generator = GENERATORS["bart"]
-    _, batch = make_batch(generator, batch=4)
-    scores = np.zeros((4, 3), np.float32)
+    batch = jax.tree.map(jnp.asarray, make_batch(generator, batch=4)[1])
+    scores = jnp.zeros((4, 3))
     grads = jax.grad(
         lambda params: rag_loss(generator.model, params, scores, batch, marginal="token")[0]
     )(generator.params)
@@ -141,7 +141,7 @@ def test_golden():
     targets = np.concatenate(
         [golden["labels"][:, 1:], np.ones_like(golden["labels"][:, :1])], axis=1
     )
-    mask = targets != 1
+    mask = jnp.asarray(targets != 1)
     logprobs = jax.nn.log_softmax(logits, axis=-1)
     logprobs = logprobs.reshape(len(targets), -1, *logprobs.shape[1:])
     every = jnp.broadcast_to(targets[:, None, :, None], (*logprobs.shape[:3], 1))
@@ -155,8 +155,9 @@ def test_golden():
         (rag_token_nll, "token", mixed.sum(-1)),
     ):
         for smoothing in (0.0, 0.1):
-            settings = {"smoothing": smoothing, "vocab_sums": sums, "vocab_size": size}
-            found, pull = jax.vjp(lambda s: loss(s, chosen, mask, **settings), scores)
+            given = {"smoothing": smoothing, "vocab_sums": sums, "vocab_size": size}
+            smoothed = partial(loss, token_logprobs=chosen, mask=mask, **given)
+            found, pull = jax.vjp(smoothed, scores)
             key = f"{name}_{smoothing}"
             np.testing.assert_allclose(found, golden[key], rtol=1e-5, atol=1e-5)
             gradient = pull(jnp.ones_like(found))[0]

@@ -16,10 +16,10 @@ from rag_jax.systems.srrag.config import (
     AnswerConfig,
     DatastoreConfig,
     LabelConfig,
+    NewTokensConfig,
     RouteConfig,
     SRRAGConfig,
     Stage2Config,
-    NewTokensConfig,
     VerbaliseConfig,
 )
 

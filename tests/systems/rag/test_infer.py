@@ -1,0 +1,203 @@
+"""RAG's decoders against full passes and sums over documents, and against transformers' output."""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rag_jax.decoding import Search, beam_search
+from rag_jax.decoding.beam import Found
+from rag_jax.errors import RagJaxError
+from rag_jax.models import load
+from rag_jax.models.layers import MASKED
+from rag_jax.pipeline import compile_seconds
+from rag_jax.systems.rag import infer
+from rag_jax.systems.rag.data import make_format
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+LLAMA, BART = load(GOLDEN / "llama_tied"), load(GOLDEN / "bart")
+QUESTIONS = ["Where is Paris?", "Lyon?", "Where is Bern?"]
+PASSAGES = [
+    [("Paris", "It is in France."), ("Lyon", "A city."), ("a", "b")],
+    [("Lyon", "In France."), ("Bern", "In Switzerland, it is"), ("c", "d e f")],
+    [("Bern", "A capital."), ("Paris", "2,138,551 inhabitants."), ("g", "h")],
+]
+SCORES = np.asarray([[1.0, 0.2, -1.0], [0.0, 0.5, 0.4], [2.0, -3.0, 0.1]], np.float32)
+MAX_TOKENS, BEAMS = 4, 3
+
+
+def make_engine(generator, **changes):
+    form = make_format(generator, max_length=min(48, generator.config.max_length))
+    settings = {"max_tokens": MAX_TOKENS, "search": Search(BEAMS), "batch_size": 2} | changes
+    return infer.Engine(generator.model, generator.params, form, **settings)
+
+
+@jax.jit
+def read_whole(tokens):
+    return jax.nn.log_softmax(LLAMA.model.apply({"params": LLAMA.params}, tokens), axis=-1)
+
+
+def answer_logprob(question, passage, answer):
+    """`log p(y|x,z)` of an answer's tokens in one full pass."""
+    prompt = make_engine(LLAMA).form.encode_input(question, passage)[0]
+    row = np.zeros((1, 64), np.int32)
+    row[0, : len(prompt) + len(answer)] = [*prompt, *answer]
+    logprobs = np.asarray(read_whole(row))[0, len(prompt) - 1 :]
+    return sum(float(logprobs[t, token]) for t, token in enumerate(answer))
+
+
+def marginal(b, logprobs):
+    prior = SCORES[b] - np.logaddexp.reduce(SCORES[b])
+    return np.logaddexp.reduce(prior + logprobs)
+
+
+def test_sequence_decoding_sums_over_documents():
+    engine = make_engine(LLAMA)
+    form = engine.form
+    found = engine.answer_by_sequence(QUESTIONS, PASSAGES, SCORES)
+    assert engine.answer_by_sequence(QUESTIONS, PASSAGES, SCORES, thorough=False) == {
+        "fast": found["fast"]
+    }
+    for b, question in enumerate(QUESTIONS):
+        # The beams of each document by itself, with the stop token where one came.
+        prompts = [form.encode_input(question, passage)[0] for passage in PASSAGES[b]]
+        searched = beam_search(
+            LLAMA.model, LLAMA.params, prompts, max_tokens=MAX_TOKENS, stop_ids=form.stop_ids,
+            search=engine.search,
+        )  # fmt: skip
+        beams = [[] for _ in prompts]
+        for k, texts in enumerate(searched):
+            for text, score in texts:
+                ends = [(text, len(text)), ([*text, *form.stop_ids], len(text) + 1)]
+                for answer, length in ends:
+                    logprob = answer_logprob(question, PASSAGES[b][k], answer)
+                    if abs(logprob - score * length) < 1e-3:
+                        beams[k].append(tuple(answer))
+        assert [len(texts) for texts in beams] == [BEAMS] * 3
+        every = {answer for texts in beams for answer in texts}
+        wanted = {"fast": [], "thorough": []}
+        for answer in every:
+            logprobs = np.asarray([answer_logprob(question, z, answer) for z in PASSAGES[b]])
+            given = np.asarray([answer in texts for texts in beams])
+            wanted["thorough"].append(marginal(b, logprobs))
+            wanted["fast"].append(marginal(b, np.where(given, logprobs, MASKED)))
+        for name, scores in wanted.items():
+            ours = [score for _, score in found[name][b]]
+            np.testing.assert_allclose(ours, sorted(scores, reverse=True), atol=1e-4)
+        assert all(f <= t + 1e-6 for f, t in zip(wanted["fast"], wanted["thorough"], strict=True))
+        best = max(every, key=lambda answer: wanted["thorough"][list(every).index(answer)])
+        assert found["thorough"][b][0][0] == form.tokenizer.decode(best).strip()
+
+
+def test_labels():
+    engine, labels = make_engine(LLAMA), ["France", "Switzerland", "it"]
+    found = engine.classify(QUESTIONS, PASSAGES, SCORES, labels)
+    for b, question in enumerate(QUESTIONS):
+        scores = []
+        for label in labels:
+            answer = engine.form.encode_answer(label)
+            scores.append(marginal(b, [answer_logprob(question, z, answer) for z in PASSAGES[b]]))
+        np.testing.assert_allclose(
+            found[b], np.exp(scores - np.logaddexp.reduce(scores)), atol=1e-4
+        )
+    for wrong in (["a"], ["a", "b", "a "]):
+        with pytest.raises(RagJaxError, match="^labels=.*: give at least two different ones"):
+            engine.classify(QUESTIONS, PASSAGES, SCORES, wrong)
+
+
+@pytest.mark.parametrize("generator", [LLAMA, BART], ids=["llama", "bart"])
+def test_batches(generator, monkeypatch):
+    """Questions are apart, a second call compiles nothing, and a passage is encoded just once."""
+    engine = make_engine(generator)
+
+    def ask(engine, *questions):
+        picked = list(questions)
+        given = [[part[i] for i in picked] for part in (QUESTIONS, PASSAGES)]
+        answers = engine.answer_by_sequence(*given, SCORES[picked])
+        return [*answers.values(), engine.answer_by_token(*given, SCORES[picked])]
+
+    # No other program is given the passages' tokens.
+    read, whole = [], infer.read
+    monkeypatch.setattr(infer, "read", lambda *rest: (read.append(len(rest[2])), whole(*rest))[1])
+    together = ask(engine, 0, 1, 2)
+    compiled = compile_seconds()
+    again = ask(engine, 2, 1, 0)
+    assert compile_seconds() == compiled
+    assert read == [6] * 8  # two batches of two questions with three passages, four times
+    for ours, theirs in zip(together, again, strict=True):
+        for b in range(3):
+            assert [text for text, _ in ours[b]] == [text for text, _ in theirs[2 - b]]
+            np.testing.assert_allclose(
+                [s for _, s in ours[b]], [s for _, s in theirs[2 - b]], atol=1e-4
+            )
+    assert engine.answer_by_token([], [], SCORES[:0]) == []
+
+
+def test_one_document_is_plain_beam_search():
+    engine = make_engine(LLAMA, search=Search(BEAMS, length_penalty=0.0))
+    passages = [row[:1] for row in PASSAGES]
+    by_sequence = engine.answer_by_sequence(QUESTIONS, passages, SCORES[:, :1])
+    by_token = engine.answer_by_token(QUESTIONS, passages, SCORES[:, :1])
+    for answers in by_sequence.values():
+        for ours, theirs in zip(answers, by_token, strict=True):
+            assert [text for text, _ in ours] == [text for text, _ in theirs]
+            np.testing.assert_allclose([s for _, s in ours], [s for _, s in theirs], atol=1e-4)
+
+
+def test_a_document_that_is_not_there_changes_nothing():
+    engine = make_engine(LLAMA)
+    two = [row[:2] for row in PASSAGES]
+    masked = np.where(np.arange(3)[None] < 2, SCORES, MASKED).astype(np.float32)
+    for ask in (engine.answer_by_token, partial(_sequence, engine)):
+        for ours, theirs in zip(
+            ask(QUESTIONS, PASSAGES, masked), ask(QUESTIONS, two, SCORES[:, :2]), strict=True
+        ):
+            assert [text for text, _ in ours] == [text for text, _ in theirs]
+
+
+def _sequence(engine, *given):
+    answers = engine.answer_by_sequence(*given)
+    return [*answers["fast"], *answers["thorough"]]
+
+
+def test_answers_that_several_documents_give_are_one():
+    tokens = jnp.asarray([[[5, 0], [5, 6]], [[5, 6], [7, 0]], [[0, 0], [5, 0]]])
+    lengths, stops = (
+        jnp.asarray([[1, 2], [2, 0], [0, 2]]),
+        jnp.asarray([[3, -1], [-1, -1], [3, -1]]),
+    )
+    scores = jnp.asarray([[-1.0, -2.0], [-3.0, MASKED], [-4.0, -5.0]])
+    found = infer.unite(Found(tokens, lengths, stops, scores, scores), docs=3)
+    # `5 3`, `5 6`, `3` and `5 0`, which is no padded `5`; the second has two documents.
+    assert found.lengths.tolist() == [[2, 2, 1, 2, 0, 0]]
+    assert found.tokens[0, :4].tolist() == [[5, 3, 0], [5, 6, 0], [3, 0, 0], [5, 0, 0]]
+    m = MASKED
+    wanted = [[-1, -2, m, m, m, m], [m, -3, m, m, m, m], [m, m, -4, -5, m, m]]
+    np.testing.assert_array_equal(found.logprobs[0], np.float32(wanted))
+
+
+@pytest.mark.parametrize("name", ["token", "sequence"])
+def test_golden(name):
+    """What transformers writes around the same BART: four beams, BOS and EOS forced."""
+    golden = dict(np.load(GOLDEN / "rag" / "golden.npz"))
+    search = Search(4)
+    settings = {"max_tokens": 5, "stop_ids": (2,), "search": search}
+    model, params = BART.model, BART.params
+    cache, hidden = infer.read(model, params, golden["tokens"], golden["mask"].astype(bool))
+    given = (model, params, cache, hidden)
+    rows = [row[2:].tolist() for row in golden[f"written_{name}"]]
+    rows = [row[: row.index(2) + 1] for row in rows]
+    if name == "token":
+        found = infer.write_token(*given, golden["scores"], **settings)
+        np.testing.assert_allclose(found.scores.reshape(-1), golden["scores_token"], atol=1e-5)
+        found = infer.unite(found, docs=1)
+        order = np.tile(np.arange(4), (2, 1))
+    else:
+        found = infer.propose(*given, golden["scores"], **settings)
+        logprobs = infer.score(*given, found.tokens, found.lengths, chunk=4)
+        order = np.argsort(-infer.mix(golden["scores"], logprobs), axis=1)[:, :4]
+    texts = [found.tokens[b, c, : found.lengths[b, c]].tolist() for b in range(2) for c in order[b]]
+    assert texts == rows
