@@ -285,7 +285,7 @@ class Engine:
         would be the same, as the paper says of FEVER.
 
         Raises:
-            RagJaxError: as `answer_by_token`, or there are fewer than two labels, or two alike.
+            RagJaxError: as `answer`, or there are fewer than two labels, or two alike.
         """
         rows = [self.form.encode_answer(label) for label in labels]
         if len(labels) < 2 or len({tuple(row) for row in rows}) < len(labels):

@@ -1,6 +1,5 @@
 """RAG's decoders against full passes and sums over documents, and against transformers' output."""
 
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -27,6 +26,9 @@ PASSAGES = [
 ]
 SCORES = np.asarray([[1.0, 0.2, -1.0], [0.0, 0.5, 0.4], [2.0, -3.0, 0.1]], np.float32)
 MAX_TOKENS, BEAMS = 4, 3
+
+
+WAYS = ("token", "fast", "thorough")
 
 
 def make_engine(generator, **changes):
@@ -57,10 +59,9 @@ def marginal(b, logprobs):
 def test_sequence_decoding_sums_over_documents():
     engine = make_engine(LLAMA)
     form = engine.form
-    found = engine.answer_by_sequence(QUESTIONS, PASSAGES, SCORES)
-    assert engine.answer_by_sequence(QUESTIONS, PASSAGES, SCORES, thorough=False) == {
-        "fast": found["fast"]
-    }
+    found = engine.answer(QUESTIONS, PASSAGES, SCORES, ways=["fast", "thorough"])
+    alone = engine.answer(QUESTIONS, PASSAGES, SCORES, ways=["fast"])
+    assert alone == {"fast": found["fast"]}
     for b, question in enumerate(QUESTIONS):
         # The beams of each document by itself, with the stop token where one came.
         prompts = [form.encode_input(question, passage)[0] for passage in PASSAGES[b]]
@@ -116,8 +117,7 @@ def test_batches(generator, monkeypatch):
     def ask(engine, *questions):
         picked = list(questions)
         given = [[part[i] for i in picked] for part in (QUESTIONS, PASSAGES)]
-        answers = engine.answer_by_sequence(*given, SCORES[picked])
-        return [*answers.values(), engine.answer_by_token(*given, SCORES[picked])]
+        return list(engine.answer(*given, SCORES[picked], ways=WAYS).values())
 
     # No other program is given the passages' tokens.
     read, whole = [], infer.read
@@ -126,23 +126,22 @@ def test_batches(generator, monkeypatch):
     compiled = compile_seconds()
     again = ask(engine, 2, 1, 0)
     assert compile_seconds() == compiled
-    assert read == [6] * 8  # two batches of two questions with three passages, four times
+    assert read == [6] * 4  # two batches of two questions with three passages, twice
     for ours, theirs in zip(together, again, strict=True):
         for b in range(3):
             assert [text for text, _ in ours[b]] == [text for text, _ in theirs[2 - b]]
             np.testing.assert_allclose(
                 [s for _, s in ours[b]], [s for _, s in theirs[2 - b]], atol=1e-4
             )
-    assert engine.answer_by_token([], [], SCORES[:0]) == []
+    assert engine.answer([], [], SCORES[:0], ways=WAYS) == {way: [] for way in WAYS}
 
 
 def test_one_document_is_plain_beam_search():
     engine = make_engine(LLAMA, search=Search(BEAMS, length_penalty=0.0))
     passages = [row[:1] for row in PASSAGES]
-    by_sequence = engine.answer_by_sequence(QUESTIONS, passages, SCORES[:, :1])
-    by_token = engine.answer_by_token(QUESTIONS, passages, SCORES[:, :1])
-    for answers in by_sequence.values():
-        for ours, theirs in zip(answers, by_token, strict=True):
+    found = engine.answer(QUESTIONS, passages, SCORES[:, :1], ways=WAYS)
+    for way in ("fast", "thorough"):
+        for ours, theirs in zip(found[way], found["token"], strict=True):
             assert [text for text, _ in ours] == [text for text, _ in theirs]
             np.testing.assert_allclose([s for _, s in ours], [s for _, s in theirs], atol=1e-4)
 
@@ -151,16 +150,11 @@ def test_a_document_that_is_not_there_changes_nothing():
     engine = make_engine(LLAMA)
     two = [row[:2] for row in PASSAGES]
     masked = np.where(np.arange(3)[None] < 2, SCORES, MASKED).astype(np.float32)
-    for ask in (engine.answer_by_token, partial(_sequence, engine)):
-        for ours, theirs in zip(
-            ask(QUESTIONS, PASSAGES, masked), ask(QUESTIONS, two, SCORES[:, :2]), strict=True
-        ):
+    one = engine.answer(QUESTIONS, PASSAGES, masked, ways=WAYS)
+    other = engine.answer(QUESTIONS, two, SCORES[:, :2], ways=WAYS)
+    for way in WAYS:
+        for ours, theirs in zip(one[way], other[way], strict=True):
             assert [text for text, _ in ours] == [text for text, _ in theirs]
-
-
-def _sequence(engine, *given):
-    answers = engine.answer_by_sequence(*given)
-    return [*answers["fast"], *answers["thorough"]]
 
 
 def test_answers_that_several_documents_give_are_one():
