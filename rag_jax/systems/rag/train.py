@@ -119,6 +119,8 @@ class Lookup:
         self._session, self._folder, self._corpus = session, folder, corpus
         self._questions_at, self._queries = questions_at, queries
         self._index, self._refreshed = index, 0
+        limit = session.encoder.config.max_length
+        self.width = min(round_up(max(map(len, queries)), 16), limit)  # that queries are padded to
         self._path = folder / "found.jsonl"
         self._rows = _read_found(self._path)
         wait_for_all(f"{self._path} was read")
@@ -126,9 +128,8 @@ class Lookup:
     def embed(self, step: int, params: Any) -> Float[jax.Array, "B E"]:
         """The embeddings of a step's questions, which need not be waited for."""
         rows = [self._queries[i] for i in self._questions_at(step)]
-        width = round_up(max(map(len, self._queries)), 16)
         count = round_up(self._session.config.train.batch_size, count_data_rows())
-        tokens, lengths = np.zeros((count, width), np.int32), np.ones(count, np.int32)
+        tokens, lengths = np.zeros((count, self.width), np.int32), np.ones(count, np.int32)
         for i, row in enumerate(rows):
             tokens[i, : len(row)], lengths[i] = row, len(row)
         return embed_batch(self._session.encoder.model, params, *shard_batch((tokens, lengths)))
@@ -213,12 +214,18 @@ def _read_found(path: Path) -> dict[int, Any]:
 
 
 def group_examples(
-    examples: Sequence[Example], *, docs: int, budget: int
+    examples: Sequence[Example], *, docs: int, budget: int, limit: int
 ) -> list[tuple[list[int], int, int]]:
-    """Microbatches of a step's questions: which they are, rows for how many, and their width."""
+    """Microbatches of a step's questions: which they are, rows for how many, and their width.
+
+    Args:
+        docs: passages of each question.
+        budget: tokens of a microbatch.
+        limit: the largest width.
+    """
     members: dict[int, list[int]] = collections.defaultdict(list)
     for i, example in enumerate(examples):
-        members[round_up(example.width, 16)].append(i)
+        members[min(round_up(example.width, 16), limit)].append(i)
     parts, groups = count_data_rows(), []
     for width, indices in sorted(members.items()):
         count = max(1, budget // (docs * width) // parts) * parts
@@ -262,7 +269,10 @@ def run_training(session: "Session", context: StageContext, *, joint: bool) -> N
         examples = session.make_examples(corpus, [questions[i] for i in chosen], rows)
         parts = []
         for members, count, width in group_examples(
-            examples, docs=c.passages, budget=settings.microbatch_tokens
+            examples,
+            docs=c.passages,
+            budget=settings.microbatch_tokens,
+            limit=session.generator.config.max_length,
         ):
             arrays = pack_examples(
                 [examples[i] for i in members],
@@ -274,7 +284,7 @@ def run_training(session: "Session", context: StageContext, *, joint: bool) -> N
             arrays |= pack_queries(
                 [queries[chosen[i]] for i in members],
                 embeddings[members],
-                width=round_up(max(map(len, queries)), 16),
+                width=lookup.width,
                 batch=count,
             )
             parts.append(("questions", shard_batch(arrays)))

@@ -1,0 +1,256 @@
+"""RAG from an empty folder to the report, on tiny models and a tiny world."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from rag_jax.config import build, to_config_dict
+from rag_jax.data.gazetteer import list_changes
+from rag_jax.errors import RagJaxError
+from rag_jax.files import read_json, read_jsonl
+from rag_jax.ranking import has_answer
+from rag_jax.systems.rag import pipeline, train
+from rag_jax.systems.rag.config import RAGConfig
+from rag_jax.systems.rag.evaluate import METHODS, load_final_index
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+STAGES = ["corpus", "index", "frozen", "joint", "evaluate", "memory"]
+QUICK = {
+    "passages": 2,
+    "world.cities": 5,
+    "world.train": 8,
+    "world.dev": 3,
+    "world.test": 6,
+    "index.backend": "exact",
+    "retriever.max_length": 24,
+    "tuning.rank": 2,
+    "train.batch_size": 3,
+    "train.learning_rate": 1e-2,
+    "train.retriever_rate": 1.0,
+    "train.checkpoint_every": 1,
+    "train.microbatch_tokens": 200,
+    "decode.max_tokens": 3,
+    "decode.memory_questions": 5,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Programs that run a few times only are left unoptimised."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def make_config(llama_folder, bert_folder):
+    models = {"generator.name": str(llama_folder), "retriever.name": str(bert_folder)}
+
+    def make(**changes):
+        config = to_config_dict(RAGConfig())
+        config.update_from_flattened_dict(QUICK | models | changes)
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def make_session(make_config):
+    return lambda **changes: pipeline.Session(build(RAGConfig, make_config(**changes)))
+
+
+@pytest.fixture(scope="module")
+def finished(make_config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("rag") / "run"
+    return workdir, pipeline.run(make_config(), workdir)
+
+
+def list_reused(report):
+    return [stage["name"] for stage in report["stages"] if stage["reused"]]
+
+
+def load_joint(session, workdir):
+    return train.load_trained(session, workdir / "stages" / "joint" / "params", joint=True)
+
+
+def assert_same(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def test_report(finished, make_config):
+    workdir, returned = finished
+    report = read_json(workdir / "report.json")
+    assert report["methods"] == json.loads(json.dumps(returned["methods"]))
+    assert build(RAGConfig, report["config"]) == build(RAGConfig, make_config())
+    assert [stage["name"] for stage in report["stages"]] == STAGES
+    assert tuple(report["methods"]) == METHODS
+    for name, numbers in report["methods"].items():
+        assert numbers["n"] == 6
+        assert 0 <= numbers["exact_match"] <= numbers["f1"] <= 1
+        if name != "closed_book":
+            assert numbers["answer@1"] <= numbers["answer@2"] <= numbers["answer@5"]
+    # The last three read the same passages.
+    hits = [[report["methods"][m][f"answer@{k}"] for k in (1, 2, 5)] for m in METHODS[3:]]
+    assert hits[0] == hits[1] == hits[2]
+    (table,) = report["tables"].values()
+    assert [row[0] for row in table] == ["index", "old index", "new index"]
+    assert all(0 <= share <= 1 for row in table[1:] for share in row[1:3])
+    assert "old index" in (workdir / "report.html").read_text("utf-8")
+
+
+def test_predictions(finished):
+    workdir, report = finished
+    passages = {p["id"]: p for p in read_jsonl(workdir / "stages" / "corpus" / "passages.jsonl")}
+    for method, numbers in report["methods"].items():
+        records = read_jsonl(workdir / "predictions" / f"{method}.jsonl")
+        scores = [record["exact_match"] for record in records]
+        assert np.mean(scores) == pytest.approx(numbers["exact_match"])
+        for record in records if method != "closed_book" else ():
+            read = [
+                has_answer(passages[p["id"]]["text"], record["answers"]) for p in record["passages"]
+            ]
+            assert len(read) == 2
+            assert (record["answer@1"], record["answer@2"]) == (read[0], any(read))
+
+
+def test_what_is_trained(finished, make_session):
+    workdir, session = finished[0], make_session()
+    frozen = train.load_trained(session, workdir / "stages" / "frozen" / "params", joint=False)
+    joint = load_joint(session, workdir)
+    assert_same(frozen["query"], session.encoder.params)
+    moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), joint["query"], frozen["query"])
+    assert max(jax.tree.leaves(moved)) > 1e-3
+    for name in ("frozen", "joint"):
+        folder = workdir / "stages" / name
+        log = read_jsonl(folder / "log.jsonl")
+        assert [line["step"] for line in log] == [0, 1, 2]
+        assert all(0 < line["retrieved_entropy"] <= 1 and line["nll"] > 0 for line in log)
+        assert [line["step"] for line in read_jsonl(folder / "found.jsonl")] == [0, 1, 2]
+        assert not (folder / "checkpoints").exists()
+    # What the frozen encoder finds is what the index gives for its embeddings.
+    found = read_jsonl(workdir / "stages" / "frozen" / "found.jsonl")
+    assert all(len(row) == 2 for line in found for row in line["rows"])
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+def test_interrupted_training_ends_with_the_same_bits(
+    finished, make_config, make_session, tmp_path, monkeypatch, stop
+):
+    workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    for name in ("joint", "evaluate", "memory"):
+        shutil.rmtree(workdir / "stages" / name)
+    find = train.Lookup.find
+
+    def stopping(self, step):
+        if step == stop and "joint" in str(self._folder):
+            raise KeyboardInterrupt
+        return find(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Lookup, "find", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.run(make_config(), workdir)
+    report = pipeline.run(make_config(), workdir)
+    assert list_reused(report) == STAGES[:3]
+    session = make_session()
+    assert_same(load_joint(session, workdir), load_joint(session, finished[0]))
+    for name in METHODS:
+        ours, theirs = (
+            [{k: v for k, v in r.items() if k != "seconds"} for r in read_jsonl(path)]
+            for path in (
+                folder / "predictions" / f"{name}.jsonl" for folder in (workdir, finished[0])
+            )
+        )
+        assert ours == theirs
+
+
+def test_running_again(finished, make_config, make_session, tmp_path):
+    workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    again = pipeline.run(make_config(**{"decode.beams": 1, "decode.questions": 4}), workdir)
+    assert list_reused(again) == STAGES[:4]
+    assert {numbers["n"] for numbers in again["methods"].values()} == {4}
+    # A refreshed index is another joint training, but the same frozen one.
+    again = pipeline.run(make_config(**{"train.refresh_every": 2}), workdir)
+    assert list_reused(again) == STAGES[:3]
+    session = make_session(**{"train.refresh_every": 2})
+    stages = {stage.name: stage for stage in session.stages()}
+    context = pipeline.StageContext(stages["evaluate"], workdir / "stages")
+    index, encoder = load_final_index(session, context)
+    corpus = session.read_corpus(context)
+    np.testing.assert_allclose(
+        index.embeddings, session.encode_passages(encoder, corpus.passages), atol=1e-6
+    )
+    assert_same(encoder.params, load_joint(session, workdir)["query"])
+    assert sorted(p.name for p in (workdir / "stages" / "joint").glob("passages-*")) == [
+        "passages-2.npy",
+        "passages-3.npy",
+    ]
+
+
+def test_an_encoder_decoder_on_a_folder(make_config, tmp_path):
+    """BART, DPR's kind of encoder twice, RAG-Token, all weights, SQuAD's format."""
+    data = tmp_path / "data"
+    data.mkdir()
+    places = ["Riga", "Lyon", "Gitega", "Oslo", "Paris", "Zürich"]
+    passages = [{"id": p, "title": p, "text": f"{p} is a town."} for p in places]
+    (data / "passages.jsonl").write_text("\n".join(map(json.dumps, passages)))
+    for split, part in {"train": places[:4], "test": places[4:]}.items():
+        questions = [
+            {"id": f"{split}{i}", "question": f"{p}?", "answers": [p]} for i, p in enumerate(part)
+        ]
+        (data / f"{split}_questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    changes = {
+        "data.path": str(data),
+        "marginal": "token",
+        "generator.name": str(GOLDEN / "bart"),
+        "generator.max_length": 24,
+        "retriever.name": str(GOLDEN / "dpr_question"),
+        "retriever.passage_name": str(GOLDEN / "dpr_question"),
+        "retriever.scale": 1.0,
+        "tuning.mode": "full",
+        "train.smoothing": 0.1,
+    }
+    report = pipeline.run(make_config(**changes), tmp_path / "run")
+    assert [stage["name"] for stage in report["stages"]] == STAGES[:-1]
+    assert report["tables"] == {}
+    assert {numbers["n"] for numbers in report["methods"].values()} == {2}
+
+
+def test_a_collapse_is_told_once(capsys):
+    first = []
+    for step in range(train._WINDOW):
+        train._warn_of_collapse(first, 0.9, step)
+    for entropy in (0.8, 0.5, 0.44, 0.3):
+        train._warn_of_collapse(first, entropy, train._WINDOW)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "entropy is 0.44 of its largest value, at first 0.90" in line
+
+
+def test_changes_are_questions_of_both_revisions():
+    changes = list_changes(cities=5, seed=0)
+    assert len(changes) > 20
+    for old, new in changes:
+        assert (old.id, old.question) == (new.id, new.question)
+        assert not set(old.answers) >= set(new.answers)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"generator.name": str(GOLDEN / "bert")}, "generator.name=.*: is no generator but an enc"),
+        ({"retriever.name": str(GOLDEN / "llama_tied")}, "retriever.name=.*: is no encoder"),
+        (
+            {"train.refresh_every": 1, "retriever.passage_name": "x"},
+            "config.train.refresh_every=1: only an encoder of both questions and passages",
+        ),
+        ({"data.path": "x", "evaluate_on": "dev"}, "config.data.path=x: no such folder"),
+    ],
+)
+def test_mistakes_are_told(make_config, tmp_path, changes, message):
+    with pytest.raises(RagJaxError, match=message):
+        pipeline.run(make_config(**changes), tmp_path / "run")
