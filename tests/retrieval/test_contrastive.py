@@ -1,6 +1,5 @@
 """Chunked gradients against gradients of the whole batch, and what goes into a batch."""
 
-import functools
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,9 +99,10 @@ def test_chunks_give_the_gradient_of_the_whole(kind, budgets, bert, two):
         assert abs(value - wanted) <= 1e-5 * abs(wanted)
         gradient, flat = flatten(gradient), flatten(wanted_gradient)
         assert gradient.keys() == flat.keys()
+        # Some gradients are zero but for rounding, as those of the keys' biases.
+        size = max(float(jnp.abs(leaf).max()) for leaf in flat.values())
         for name, leaf in gradient.items():
-            size = max(float(jnp.abs(flat[name]).max()), 1e-3)
-            np.testing.assert_allclose(leaf, flat[name], atol=1e-5 * size, rtol=1e-4, err_msg=name)
+            np.testing.assert_allclose(leaf, flat[name], atol=2e-6 * size, rtol=1e-4, err_msg=name)
 
 
 def test_memory_is_bounded_by_the_chunk(bert):
@@ -192,12 +192,18 @@ def test_training_tells_passages_apart(tmp_path, bert, shared):
     assert losses[1] < 0.8 * losses[0]
 
 
+def share(make):
+    """A function that gives at every call what `make` gave at the first."""
+    made = []
+    return lambda *arguments: made[0] if made else made.append(make(*arguments)) or made[0]
+
+
 def test_interrupted_training_ends_with_the_same_bits(tmp_path, bert, monkeypatch):
     settings = replace(SETTINGS, checkpoint_every=2)
     encoders = Encoders(bert, bert, shared=True)
     # All runs share their programs.
     for name in ("make_loss", "make_optimizer"):
-        monkeypatch.setattr(contrastive, name, functools.cache(getattr(contrastive, name)))
+        monkeypatch.setattr(contrastive, name, share(getattr(contrastive, name)))
     wanted = run_training(tmp_path / "straight", encoders, make_batches(settings))
     batch_at = PairBatches.batch_at
 

@@ -30,8 +30,7 @@ from rag_jax.models.bert import Bert
 from rag_jax.models.hub import fingerprint, resolve
 from rag_jax.pipeline import Stage, StageContext, run_stages
 from rag_jax.report import write_report
-from rag_jax.retrieval import Index, encode_texts
-from rag_jax.retrieval.bm25 import BM25
+from rag_jax.retrieval import BM25, Index, encode_texts, fingerprint_corpus
 from rag_jax.retrieval.contrastive import Encoders, Pair, PairBatches, train_encoders
 from rag_jax.retrieval.encode import tokenize_texts
 from rag_jax.retrieval.negatives import choose_negatives
@@ -196,7 +195,8 @@ class Session:
         self._index(context, self.load_trained(context).passage)
 
     def _index(self, context: StageContext, encoder: Pretrained) -> None:
-        texts = list_texts(self.read_corpus(context).passages)
+        passages = self.read_corpus(context).passages
+        texts, ids = list_texts(passages), [passage.id for passage in passages]
         embeddings = context.map_arrays(
             "embeddings.npy",
             len(texts),
@@ -205,8 +205,13 @@ class Session:
             unit="passages",
         )
         if is_first():
-            backend = self.config.index.backend
-            index = Index.build(embeddings, backend=backend, encoder=encoder.fingerprint)
+            index = Index.build(
+                embeddings,
+                backend=self.config.index.backend,
+                encoder=encoder.fingerprint,
+                ids=ids,
+                corpus=fingerprint_corpus(texts, ids),
+            )
             index.save(context.folder / "index")
 
     def train(self, context: StageContext) -> None:

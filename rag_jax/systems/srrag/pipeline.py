@@ -26,7 +26,7 @@ from rag_jax.models.vocabulary import grow_vocabulary
 from rag_jax.pipeline import Stage, StageContext, run_stages
 from rag_jax.report import write_report
 from rag_jax.retrieval.encode import encode_texts
-from rag_jax.retrieval.index import Index
+from rag_jax.retrieval.index import Index, fingerprint_corpus
 from rag_jax.sharding import DECODER_RULES, check_batches, make_mesh, place_params
 from rag_jax.systems.srrag import contexts, evaluate, tune
 from rag_jax.systems.srrag.config import SRRAGConfig
@@ -241,7 +241,10 @@ class Session:
         )
         if is_first():
             index = Index.build(
-                embeddings, backend=self.config.index.backend, encoder=self.encoder_fingerprint
+                embeddings,
+                backend=self.config.index.backend,
+                encoder=self.encoder_fingerprint,
+                corpus=fingerprint_corpus(texts),
             )
             index.save(context.folder / "index")
 
@@ -249,12 +252,13 @@ class Session:
         self, context: StageContext, world: World, count: int
     ) -> Callable[[Sequence[str]], list[list[tuple[str, str]]]]:
         """The external source: questions to their `count` best passages as (title, text)."""
-        index = Index.load(context.path("index", "index"), encoder=self.encoder_fingerprint)
+        texts = [(passage.title, passage.text) for passage in world.passages]
+        folder, corpus = context.path("index", "index"), fingerprint_corpus(texts)
+        index = Index.load(folder, encoder=self.encoder_fingerprint, corpus=corpus)
 
         def search(questions: Sequence[str]) -> list[list[tuple[str, str]]]:
             _, rows = index.search(self.encode(questions), count)
-            found = [[world.passages[row] for row in ranked] for ranked in rows]
-            return [[(passage.title, passage.text) for passage in ranked] for ranked in found]
+            return [[texts[row] for row in ranked] for ranked in rows.tolist()]
 
         return search
 
