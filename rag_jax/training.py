@@ -190,8 +190,9 @@ def train(
             Ctrl-C stops the run.
         checkpoint_every: in steps.
         progress: such as `StageContext.progress`.
-        log_path: JSON lines, one a step: `{"step", ...metrics, "seconds", "gflops", "of_peak"}`,
-            the last two achieved in the seconds not spent compiling.
+        log_path: JSON lines, one a step: `{"step", ...metrics}`. Beside it, as what differs from
+            run to run, `speed.jsonl` has `{"step", "seconds", "gflops", "of_peak"}`, the last two
+            achieved in the seconds not spent compiling.
         flops_at: operations of step i's matrix products.
         profile_steps: after the second step of this process, which has compiled most of what
             there is, so many are traced by JAX's profiler, into `profile` beside the log.
@@ -203,8 +204,10 @@ def train(
     """
     found = checkpoints.restore_latest(state)
     first, state = found if found else (0, state)
+    speed_path = log_path.with_name("speed.jsonl")
     if is_first():
         _cut_log(log_path, first)
+        _cut_log(speed_path, first)
     pending: tuple[int, Sequence[str], Mapping[str, Array]] | None = None
     saved = first
     clock = _Clock(find_peak(_list_devices(state)))
@@ -212,6 +215,7 @@ def train(
 
     with (
         open(log_path if is_first() else os.devnull, "a", encoding="utf-8") as log,
+        open(speed_path if is_first() else os.devnull, "a", encoding="utf-8") as speed,
         progress(total_steps, unit="steps", initial=first) as bar,
         _note_interrupt() as interrupted,
     ):
@@ -222,8 +226,8 @@ def train(
             if pending is not None:
                 step, ids, metrics = pending
                 pending = None
-                metrics = jax.device_get(metrics)
-                _log_step(log, log_path, step, ids, metrics, clock.read(flops_at(step)))
+                _log_step(log, log_path, step, ids, jax.device_get(metrics))
+                _write_line(speed, {"step": step, **clock.read(flops_at(step))})
                 bar.update(1)
 
         def save(step: int) -> None:
@@ -310,12 +314,7 @@ def _list_devices(state: TrainState) -> list[jax.Device]:
 
 
 def _log_step(
-    log: Any,
-    path: Path,
-    step: int,
-    ids: Sequence[str],
-    metrics: Mapping[str, Any],
-    speed: Mapping[str, float],
+    log: Any, path: Path, step: int, ids: Sequence[str], metrics: Mapping[str, Any]
 ) -> None:
     values = {name: float(value) for name, value in metrics.items()}
     if not math.isfinite(values["loss"]):
@@ -328,7 +327,11 @@ def _log_step(
             f"(saved in {path}); a lower learning rate or clip_norm may help"
         )
     finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-    log.write(to_json({"step": step, **finite, **speed}) + "\n")
+    _write_line(log, {"step": step, **finite})
+
+
+def _write_line(log: Any, record: Mapping[str, Any]) -> None:
+    log.write(to_json(record) + "\n")
     log.flush()
 
 

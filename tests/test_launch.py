@@ -24,7 +24,10 @@ def launch(*arguments, workdir):
     [
         ([], "--config=FILE is missing; there are configs/"),
         (["--config=configs/srag.py"], "config file configs/srag.py: not found; there are configs"),
-        ([CONFIG + ":huge"], "config file configs/srrag.py: TypeError: get_config() takes"),
+        (
+            [CONFIG + ":huge"],
+            "config file configs/srrag.py: ValueError: preset 'huge': must be one of llama2-7b",
+        ),
         (
             [CONFIG, "--config.stage1.lrr=1"],
             "config.stage1.lrr: no such field; did you mean config.stage1.learning_rate?",
@@ -37,7 +40,7 @@ def launch(*arguments, workdir):
         ([CONFIG, "--config.stage1=1"], "config.stage1: a group of fields (batch_size, "),
         ([CONFIG, "--config.seed"], "config.seed: has no value"),
         ([CONFIG, "--config.seed=1.5"], "--config.seed=1.5: invalid literal for int()"),
-        ([CONFIG, "--config.system=rag"], "config.system='rag': must be one of dpr, srrag"),
+        ([CONFIG, "--config.system=prag"], "config.system='prag': must be one of dpr, rag, srrag"),
         ([CONFIG, "--wrkdir=x"], "Unknown command line flag 'wrkdir'. Did you mean: workdir"),
         ([CONFIG, "runs/x"], "runs/x: not a flag"),
     ],

@@ -53,6 +53,7 @@ def test_json(tmp_path):
         "model",
         "dataset",
         "methods",
+        "tables",
         "stages",
         "environment",
     ]

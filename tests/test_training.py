@@ -71,15 +71,6 @@ def run(folder, *, batch_at=batch_at, step_fn=None, checkpoint_every=100, profil
     )
 
 
-SPEED = {"seconds", "gflops", "of_peak"}
-
-
-def read_log(folder):
-    """The log without what differs from run to run."""
-    lines = read_jsonl(folder / "log.jsonl")
-    return [{key: line[key] for key in line.keys() - SPEED} for line in lines]
-
-
 def assert_same(left, right):
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
@@ -87,7 +78,7 @@ def assert_same(left, right):
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     folder = tmp_path_factory.mktemp("straight")
-    return run(folder), read_log(folder)
+    return run(folder), read_jsonl(folder / "log.jsonl")
 
 
 def test_schedule():
@@ -152,7 +143,7 @@ def test_ctrl_c_and_again_ends_with_the_same_bits(tmp_path, straight, at):
     state = run(tmp_path, batch_at=lambda step: seen.append(step) or batch_at(step))
     assert seen == list(range(at + 1, STEPS))
     assert_same(state, straight[0])
-    assert read_log(tmp_path) == straight[1]
+    assert read_jsonl(tmp_path / "log.jsonl") == straight[1]
 
 
 @pytest.mark.parametrize("at", range(1, STEPS))
@@ -173,7 +164,7 @@ def test_a_killed_run_loses_at_most_the_checkpoint_interval(tmp_path, straight, 
     state = run(tmp_path, batch_at=lambda step: seen.append(step) or batch_at(step))
     assert seen == list(range(at // 3 * 3, STEPS))
     assert_same(state, straight[0])
-    assert read_log(tmp_path) == straight[1]
+    assert read_jsonl(tmp_path / "log.jsonl") == straight[1]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -233,7 +224,9 @@ def test_microbatches_add_up_to_the_batch():
 def test_the_log_says_how_fast_the_steps_were(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "find_peak", lambda devices: 5e9)
     run(tmp_path)
-    for line in read_jsonl(tmp_path / "log.jsonl"):
+    lines = read_jsonl(tmp_path / "speed.jsonl")
+    assert [line["step"] for line in lines] == list(range(STEPS))
+    for line in lines:
         assert line["seconds"] > 0
         assert line["of_peak"] == pytest.approx(line["gflops"] / 5)
         # Compiling is no part of it: the seconds without it are what the rate was taken over.

@@ -12,6 +12,7 @@ from rag_jax.config import build, to_config_dict
 from rag_jax.data.gazetteer import list_changes
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_json, read_jsonl
+from rag_jax.pipeline import run_stages
 from rag_jax.ranking import has_answer
 from rag_jax.systems.rag import pipeline, train
 from rag_jax.systems.rag.config import RAGConfig
@@ -129,7 +130,7 @@ def test_what_is_trained(finished, make_session):
         folder = workdir / "stages" / name
         log = read_jsonl(folder / "log.jsonl")
         assert [line["step"] for line in log] == [0, 1, 2]
-        assert all(0 < line["retrieved_entropy"] <= 1 and line["nll"] > 0 for line in log)
+        assert all(0 < line["retrieved_entropy"] < 1 + 1e-9 and line["nll"] > 0 for line in log)
         assert [line["step"] for line in read_jsonl(folder / "found.jsonl")] == [0, 1, 2]
         assert not (folder / "checkpoints").exists()
     # What the frozen encoder finds is what the index gives for its embeddings.
@@ -137,34 +138,29 @@ def test_what_is_trained(finished, make_session):
     assert all(len(row) == 2 for line in found for row in line["rows"])
 
 
-@pytest.mark.parametrize("stop", [1, 2])
 def test_interrupted_training_ends_with_the_same_bits(
-    finished, make_config, make_session, tmp_path, monkeypatch, stop
+    finished, make_config, make_session, tmp_path, monkeypatch
 ):
     workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
-    for name in ("joint", "evaluate", "memory"):
-        shutil.rmtree(workdir / "stages" / name)
+    shutil.rmtree(workdir / "stages" / "joint")
     find = train.Lookup.find
 
     def stopping(self, step):
-        if step == stop and "joint" in str(self._folder):
+        if step == 1 and "joint" in str(self._folder):
             raise KeyboardInterrupt
         return find(self, step)
 
+    session = make_session()
     with monkeypatch.context() as patch:
         patch.setattr(train.Lookup, "find", stopping)
         with pytest.raises(KeyboardInterrupt):
-            pipeline.run(make_config(), workdir)
-    report = pipeline.run(make_config(), workdir)
-    assert list_reused(report) == STAGES[:3]
-    session = make_session()
+            run_stages(session.stages()[:4], workdir)
+    run_stages(session.stages()[:4], workdir)
     assert_same(load_joint(session, workdir), load_joint(session, finished[0]))
-    for name in METHODS:
+    for name in ("log", "found"):
         ours, theirs = (
-            [{k: v for k, v in r.items() if k != "seconds"} for r in read_jsonl(path)]
-            for path in (
-                folder / "predictions" / f"{name}.jsonl" for folder in (workdir, finished[0])
-            )
+            (folder / "stages" / "joint" / f"{name}.jsonl").read_bytes()
+            for folder in (workdir, finished[0])
         )
         assert ours == theirs
 
@@ -175,9 +171,9 @@ def test_running_again(finished, make_config, make_session, tmp_path):
     assert list_reused(again) == STAGES[:4]
     assert {numbers["n"] for numbers in again["methods"].values()} == {4}
     # A refreshed index is another joint training, but the same frozen one.
-    again = pipeline.run(make_config(**{"train.refresh_every": 2}), workdir)
-    assert list_reused(again) == STAGES[:3]
     session = make_session(**{"train.refresh_every": 2})
+    records = run_stages(session.stages()[:4], workdir)
+    assert [record["name"] for record in records if record["reused"]] == STAGES[:3]
     stages = {stage.name: stage for stage in session.stages()}
     context = pipeline.StageContext(stages["evaluate"], workdir / "stages")
     index, encoder = load_final_index(session, context)

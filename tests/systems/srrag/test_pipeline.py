@@ -53,6 +53,7 @@ def test_report(finished, make_config):
         "model",
         "dataset",
         "methods",
+        "tables",
         "stages",
         "environment",
     }
