@@ -325,6 +325,11 @@ def make_rag(name: str) -> None:
     folder = FOLDER / name
     folder.mkdir(exist_ok=True)
     generator = BartForConditionalGeneration.from_pretrained(FOLDER / "bart").eval()
+    # Its RAG-Sequence decoding proposes answers without a mask, as if the padding were read.
+    unmasked = generator.generate
+    generator.generate = lambda tokens, attention_mask=None, **settings: unmasked(
+        tokens, attention_mask=tokens.ne(1).long(), **settings
+    )
     encoder = DPRQuestionEncoder(DPRConfig(hidden_size=8, num_hidden_layers=1, vocab_size=9,
                                            num_attention_heads=2, intermediate_size=8))  # fmt: skip
     start, bos, pad, eos = 2, 0, 1, 2

@@ -8,10 +8,11 @@ Where transformers is known to be at fault the tests say so, and keep out of its
   target: `test_an_answer_of_one_token`. Decoding asks for longer ones where no BOS is forced.
 - With `exclude_bos_score` its smoothing term still counts the BOS: `test_losses`.
 - Its losses take a token that is written like padding for padding. Here none ever is.
-- Its RAG-Sequence decoding ranks by the smoothed loss if the model was trained with smoothing,
-  reads the passages without a mask but for what looks like padding, tells candidates apart by their
-  padding too, and, where it has a retriever, retrieves anew for every candidate, without `n_docs`.
-  Here there is no smoothing, and passages are given, padded as such, for one question a time.
+- Its RAG-Sequence decoding proposes answers without a mask, so that passages are read with their
+  padding, and scores them with one: the fixture gives it the mask. It ranks by the smoothed loss if
+  the model was trained with smoothing, tells candidates apart by their padding too, and, where it
+  has a retriever, retrieves anew for every candidate, without `n_docs`. Here there is no smoothing,
+  and passages are given, for one question at a time.
 """
 
 from dataclasses import replace
@@ -55,6 +56,10 @@ def models(tmp_path_factory):
         generator.final_logits_bias.normal_()
         generator.final_logits_bias[0, EOS] = 2.0  # beams end at different lengths
         generator.final_logits_bias[0, PAD] = -30.0
+    unmasked = generator.generate
+    generator.generate = lambda tokens, attention_mask=None, **settings: unmasked(
+        tokens, attention_mask=tokens.ne(PAD).long(), **settings
+    )
     # Nothing is forced but where a test says so.
     generator.generation_config.forced_eos_token_id = None
     generator.config.forced_eos_token_id = None
