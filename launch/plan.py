@@ -34,14 +34,12 @@ def main(arguments: list[str]) -> None:
         raise RagJaxError("--topology is missing: write CHIP:AxB, such as --topology=v5e:8x8")
     # The slice is only described: nothing may look for a real one.
     os.environ["JAX_PLATFORMS"] = "cpu"
-    from rag_jax import config as settings
     from rag_jax import planning
+    from rag_jax.config import build
 
-    kind, module = SYSTEMS[system]
-    built = settings.build(getattr(settings, kind), config)
-    planning.plan_run(
-        importlib.import_module(module), built, options["topology"], only=options["only"] or ""
-    )
+    plan = importlib.import_module(SYSTEMS[system])
+    built = build(plan.CONFIG, config)
+    planning.plan_run(plan, built, options["topology"], only=options["only"] or "")
 
 
 def run() -> int:

@@ -16,3 +16,6 @@ hypothesis.settings.register_profile(
     "rag_jax", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("rag_jax")
+
+# Tiny programs that run a few times only: what optimising them costs is most of the suite's time.
+jax.config.update("jax_disable_most_optimizations", True)

@@ -58,7 +58,7 @@ class TrainConfig(StageConfig):
     batch_size: Count = 8
     learning_rate: Positive = 1e-3
     microbatch_tokens: Count = 320
-    retriever_rate: Positive = 0.1
+    retriever_rate: Positive = 0.02
     smoothing: Fraction = 0.0
     refresh_every: CountOrZero = 0
 

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import ir_measures
-import jax
 import numpy as np
 import pytest
 from ir_measures import RR, R, nDCG
@@ -36,15 +35,6 @@ QUICK = {
     "train.learning_rate": 1e-2,
     "train.microbatch_tokens": 64,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Programs that run a few times only are left unoptimised."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def make_config(**changes):

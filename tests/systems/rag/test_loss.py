@@ -123,7 +123,8 @@ def test_scores_are_products_and_the_gradient_goes_through_them_alone(name, scal
     # With equal passages the scores say nothing, whatever the question: no gradient is left.
     equal = batch | {"passages": np.repeat(passages[:, :1], 3, axis=1)}
     grads = jax.jit(jax.grad(loss))(params, equal)
-    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads["encoder"])) < 1e-6
+    left = max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads["encoder"]))
+    assert left < 5e-6  # scores of some hundred are equal but for rounding
 
 
 def test_golden():

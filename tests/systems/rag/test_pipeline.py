@@ -27,6 +27,7 @@ QUICK = {
     "world.dev": 3,
     "world.test": 6,
     "index.backend": "exact",
+    "generator.max_length": 64,  # where most passages are cut: one width, few programs
     "retriever.max_length": 24,
     "tuning.rank": 2,
     "train.batch_size": 3,
@@ -37,15 +38,6 @@ QUICK = {
     "decode.max_tokens": 3,
     "decode.memory_questions": 5,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Programs that run a few times only are left unoptimised."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")

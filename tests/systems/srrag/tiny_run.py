@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 
-import jax
 import numpy as np
 import pytest
 
@@ -70,23 +69,15 @@ _shared_losses = {}
 
 @contextlib.contextmanager
 def quick_programs():
-    """Less time for compiling, for programs that run a few times only.
-
-    They are left unoptimised, and all runs share their losses' programs.
-    """
+    """All runs share their losses' programs, which takes less time for compiling."""
     make_losses = tune.make_losses
 
     def share_losses(session):
         return _shared_losses.setdefault(session.config.tuning, make_losses(session))
 
-    before = jax.config.read("jax_disable_most_optimizations")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tune, "make_losses", share_losses)
-        jax.config.update("jax_disable_most_optimizations", True)
-        try:
-            yield
-        finally:
-            jax.config.update("jax_disable_most_optimizations", before)
+        yield
 
 
 def open_stage(session, workdir, name):

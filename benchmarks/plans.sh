@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Plans every preset for the slices named, or for four common ones, and keeps the tables as
+# benchmarks/results/plans/PRESET-SLICE.txt. --only=TEXT passes through: whole plans of 7B models
+# take an hour each on two cores.
+#
+#     benchmarks/plans.sh [--only=TEXT] [v5e:8x8 ...]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+only=()
+if [[ ${1:-} == --only=* ]]; then
+  only=("$1")
+  shift
+fi
+slices=("$@")
+[[ ${#slices[@]} -gt 0 ]] || slices=(v5e:4x4 v5e:8x8 v5p:2x2x2 v6e:4x4)
+mkdir -p benchmarks/results/plans
+for preset in srrag.py:llama2-7b srrag.py:phi3.5-mini srrag.py:qwen2.5-7b; do
+  for slice in "${slices[@]}"; do
+    name=${preset#*:}-${slice//:/-}
+    echo "$name"
+    # What does not fit is a result too.
+    python launch/plan.py --config="configs/$preset" --topology="$slice" "${only[@]}" \
+      >"benchmarks/results/plans/$name.txt" 2> >(tee -a "benchmarks/results/plans/$name.txt" >&2) || true
+  done
+done
