@@ -2,6 +2,19 @@
 
     python launch/train.py --config=configs/dpr.py
 
+Cost: 5.3 minutes of CPU time on two cores that other programs shared, so some 3 minutes of a quiet
+machine; 91 MB of downloads.
+
+Score, 200 development questions (`--config.evaluate_on=dev`), 3,345 passages, one epoch over 1,000
+training questions: share with an answer in the first, and in the first five passages, and mean
+reciprocal rank of the gold passage: BM25 0.890, 0.980, 0.812; encoder off the shelf 0.945, 1.000,
+0.875; trained 1.000, 1.000, 0.990. With 4,000 cities (8,945 passages) BM25 has 0.865, 0.975, 0.783.
+
+Data of one's own, in BEIR's format or as JSON lines like SQuAD's (`rag_jax/data/formats.py`):
+
+    python launch/train.py --config=configs/dpr.py --config.data.path=scifact \
+        --config.encoder.max_length=256
+
 `:bert-base` is the recipe of the paper's table 2 for Natural Questions (Karpukhin et al. 2020) from
 google-bert/bert-base-uncased, without its dropout of 0.1.
 """

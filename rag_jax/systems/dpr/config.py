@@ -50,10 +50,10 @@ class DPRConfig:
     mesh: MeshConfig = MeshConfig()
     encoder: RetrieverConfig = RetrieverConfig()
     data: DataConfig = DataConfig()
-    world: WorldConfig = WorldConfig(train=600)
+    world: WorldConfig = WorldConfig(train=1000)
     index: IndexConfig = IndexConfig(backend="exact")
     negatives: NegativesConfig = NegativesConfig()
-    train: ContrastiveConfig = ContrastiveConfig(epochs=5)
+    train: ContrastiveConfig = ContrastiveConfig()
 
     def check(self, path: str) -> None:
         if self.train.negatives > self.negatives.kept:
