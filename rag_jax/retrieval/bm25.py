@@ -1,6 +1,7 @@
 """BM25: search by the words that questions and passages share."""
 
 import dataclasses
+import logging
 import os
 import re
 import unicodedata
@@ -63,10 +64,7 @@ class BM25:
             RagJaxError: no texts, `texts` is one string, or a text is neither a string nor a pair
                 of them.
         """
-        # Imported where it is used: its import asks JAX for its devices, which must not happen
-        # before `hosts.connect`.
-        import bm25s
-
+        bm25s = _import_bm25s()
         words = [split_words(text) for text in _join_pairs(texts, "texts")]
         if not words:
             raise RagJaxError("texts are empty: the corpus has no passage")
@@ -133,8 +131,7 @@ class BM25:
             RagJaxError: no index there, an index of another kind, or a missing, additional or
                 altered file.
         """
-        import bm25s
-
+        bm25s = _import_bm25s()
         folder = Path(folder)
         manifest = read_manifest(folder, {"size": int}, ["bm25"])
         check_files(folder, manifest["sha256"], _FILES)
@@ -146,6 +143,15 @@ class BM25:
         if searcher.scores["num_docs"] != manifest["size"]:
             raise RagJaxError(f"{folder} has another size than its manifest: build it again")
         return cls(manifest["size"], searcher)
+
+
+def _import_bm25s() -> Any:
+    """Imported where it is used: its import asks JAX for its devices, which must not happen before
+    `hosts.connect`. It also has its logger tell every step."""
+    import bm25s
+
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    return bm25s
 
 
 def split_words(text: str) -> list[str]:
