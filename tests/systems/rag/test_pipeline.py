@@ -1,6 +1,7 @@
 """RAG from an empty folder to the report, on tiny models and a tiny world."""
 
 import json
+import runpy
 import shutil
 from pathlib import Path
 
@@ -242,3 +243,12 @@ def test_changes_are_questions_of_both_revisions():
 def test_mistakes_are_told(make_config, tmp_path, changes, message):
     with pytest.raises(RagJaxError, match=message):
         pipeline.run(make_config(**changes), tmp_path / "run")
+
+
+def test_presets():
+    get_config = runpy.run_path(str(GOLDEN.parents[1] / "configs" / "rag.py"))["get_config"]
+    small, paper = (build(RAGConfig, get_config(preset)) for preset in ("", "bart-large"))
+    assert small == RAGConfig()
+    assert (paper.passages, paper.retriever.scale, paper.train.smoothing) == (5, 1.0, 0.1)
+    with pytest.raises(ValueError, match="preset 'huge': must be 'bart-large'"):
+        get_config("huge")
