@@ -12,7 +12,7 @@ from rag_jax.sharding import count_bytes_per_device
 from rag_jax.systems.srrag import plan as planned
 from rag_jax.systems.srrag import tune
 from rag_jax.systems.srrag.config import SRRAGConfig
-from tests.systems.srrag.tiny_run import quick_programs
+from systems.srrag.tiny_run import quick_programs
 
 CHIP = devices.Chip(flops=1e12, bandwidth=1e11, memory=1e12, links=1e11)
 
