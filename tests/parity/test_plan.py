@@ -49,7 +49,8 @@ def test_every_program_of_a_tiny_run(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config))
         flags.append(f"--config.{name}.name={tmp_path / name}")
-    done = launch(CONFIG, "--topology=v5e:2x2", "--config.mesh.model=2", *flags)
+    flags += ["--config.mesh.model=2", "--config.datastore.layer=1"]
+    done = launch(CONFIG, "--topology=v5e:2x2", *flags)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "4 x TPU v5 lite, mesh 2 data by 2 model, 15.75 GiB a device"
@@ -76,6 +77,10 @@ def test_one_program_of_a_preset_that_does_not_fit():
         (["--topology=v5e:3x3"], "--topology=v5e:3x3: no such slice; write CHIP:AxB such as v5e:8"),
         (["--topology=h200:8"], "--topology=h200:8: no such slice"),
         ([], "--topology is missing"),
+        (
+            ["--topology=v5e:2x2", "--config.datastore.layer=31"],
+            "config.datastore.layer=31: the model has 30 layers",
+        ),
         (["--topology=v5e:2x2", "--only=nothing"], "--only=nothing: no program's name has this"),
         (
             ["--topology=v5e:2x2", "--config.mesh.data=3"],

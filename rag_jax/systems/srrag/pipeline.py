@@ -94,16 +94,18 @@ class Session:
         loaded = load(self.config.model.name, dtype=dtype, mesh=self.mesh)
         if not isinstance(loaded.model, Decoder):
             raise RagJaxError(f"config.model.name={self.config.model.name}: is no language model")
-        if self.config.datastore.layer > loaded.config.num_layers:
-            raise RagJaxError(
-                f"config.datastore.layer={self.config.datastore.layer}: the model has "
-                f"{loaded.config.num_layers} layers"
-            )
+        self.check_layer(loaded.config.num_layers)
         names = special_tokens(self.config.sources)
         grown = grow_vocabulary(loaded, names, multiple=self.config.model.vocab_multiple)
         return dataclasses.replace(
             grown, params=place_params(grown.params, self.mesh, DECODER_RULES)
         )
+
+    def check_layer(self, num_layers: int) -> None:
+        """Raises a RagJaxError if the datastore's layer is none of the model's."""
+        layer = self.config.datastore.layer
+        if layer > num_layers:
+            raise RagJaxError(f"config.datastore.layer={layer}: the model has {num_layers} layers")
 
     @cached_property
     def encoder(self) -> Pretrained:

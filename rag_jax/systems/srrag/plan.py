@@ -46,6 +46,7 @@ class PlannedSession(Session):
         config = find_sizes(c.name)
         if not isinstance(config, DecoderConfig):
             raise RagJaxError(f"config.model.name={c.name}: is no language model")
+        self.check_layer(config.num_layers)
         tokens = config.vocab_size + len(special_tokens(self.config.sources))
         padded = round_up(tokens, c.vocab_multiple)
         config = replace(config, vocab_size=padded, vocab_padding=padded - tokens)
