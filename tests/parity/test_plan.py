@@ -55,7 +55,7 @@ def test_every_program_of_a_tiny_run(tmp_path):
     lines = done.stdout.splitlines()
     assert lines[0] == "4 x TPU v5 lite, mesh 2 data by 2 model, 15.75 GiB a device"
     programs = {line.split("  ")[0]: line for line in lines[4:]}
-    assert len(programs) == 16
+    assert len(programs) == 18
     assert {"write documents", "stage 2, gradients of pairs", "vote"} <= programs.keys()
     assert "all-reduce" in programs["route"]
     assert all(line.split()[-1] in ("compute", "memory", "links") for line in lines[4:])
