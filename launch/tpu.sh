@@ -14,7 +14,7 @@ workers see are yours to make and to take away:
       --version=v2-alpha-tpuv5-lite
   launch/tpu.sh --zone=ZONE NAME git clone REPOSITORY rag_jax
   launch/tpu.sh --zone=ZONE NAME 'pip install -e .[tpu]'
-  launch/tpu.sh --zone=ZONE NAME python launch/train.py --config=configs/srrag.py \
+  launch/tpu.sh --zone=ZONE NAME python launch/train.py --config=configs/srrag.py:llama2-7b \
       --coordinator=auto --workdir=/mnt/shared/runs/srrag
 
 Ctrl-C ends the connection, not what runs on the workers.
