@@ -4,9 +4,9 @@
         [--only=TEXT] [--config.field=value ...]
 
 Needs `pip install -e '.[tpu]'`. --only plans the programs with a text in their names: one of a 7B
-model takes from seconds to six minutes. Memory and FLOPs are those of one device. The last column but one is
-what no run can be faster than, and the last whether computing, memory or links set it. The exit
-status is 1 when a program does not fit; settings with which it does are then looked for.
+model takes from seconds to six minutes. Memory and FLOPs are those of one device. The last column
+but one is what no run can be faster than, and the last whether computing, memory or links set it.
+The exit status is 1 when a program does not fit; settings with which it does are then looked for.
 """
 
 import importlib
