@@ -17,9 +17,7 @@ import importlib.metadata
 import json
 import os
 import platform
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ import faiss
 import jax
 import numpy as np
 from tqdm import tqdm
+from turns import take_turns, time_call
 
 from rag_jax.files import read_jsonl
 from rag_jax.models import load
@@ -149,28 +148,6 @@ def compare_searching(
 def measure_recall(rows: np.ndarray, wanted: np.ndarray) -> float:
     pairs = zip(rows.tolist(), wanted.tolist(), strict=True)
     return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in pairs]))
-
-
-def time_call(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def take_turns(sides: dict[str, Callable[[], Any]], runs: int) -> dict[str, Any]:
-    """Wall and CPU seconds of every side, alternating."""
-    wall: dict[str, list[float]] = {side: [] for side in sides}
-    cpu: dict[str, list[float]] = {side: [] for side in sides}
-    for _ in range(runs):
-        for side, run in sides.items():
-            start = time.process_time()
-            wall[side].append(time_call(run))
-            cpu[side].append(time.process_time() - start)
-    return {
-        "wall_seconds": {side: statistics.median(wall[side]) for side in sides},
-        "cpu_seconds": {side: statistics.median(cpu[side]) for side in sides},
-        "all_wall_seconds": wall,
-    }
 
 
 def describe_building(result: dict[str, Any]) -> str:

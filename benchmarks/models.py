@@ -29,6 +29,7 @@ import peft
 import torch
 import transformers
 from tqdm import tqdm
+from turns import take_turns, time_call
 
 from rag_jax import lora
 from rag_jax.decoding import generate
@@ -71,7 +72,8 @@ def main() -> None:
     results = []
     for name, prepare in tqdm(cases.items(), desc="benchmark", unit="cases"):
         case = prepare()
-        results.append({"name": name, **case.facts, **take_turns(case, arguments.runs)})
+        sides = {"ours": case.ours, "theirs": case.theirs}
+        results.append({"name": name, **case.facts, **take_turns(sides, arguments.runs)})
         tqdm.write(describe(results[-1], peak))
     report = {"environment": describe_machine(peak), "results": results}
     if arguments.out:
@@ -114,7 +116,7 @@ def synchronize() -> None:
 
 def compare_forward(ours: Any, theirs: Any, tokens: np.ndarray) -> Case:
     run = jax.jit(lambda params, tokens: ours.model.apply({"params": params}, tokens))
-    compiling = time_first(lambda: jax.block_until_ready(run(ours.params, tokens)))
+    compiling = time_call(lambda: jax.block_until_ready(run(ours.params, tokens)))
     theirs_in = as_tensor(tokens)
 
     def theirs_run():
@@ -238,7 +240,7 @@ def compare_decoding(ours: Any, theirs: Any, prompts: list[list[int]]) -> Case:
         synchronize()
         return written[:, PROMPT:].tolist()
 
-    compiling = time_first(ours_run)
+    compiling = time_call(ours_run)
     same = float(np.mean(np.asarray(ours_run()) == np.asarray(theirs_run())))
     # Rounding may turn a tie, after which a row goes another way; more than that is an error.
     require(same > 0.9, f"only {same:.1%} of the tokens agree")
@@ -254,31 +256,6 @@ def compare_decoding(ours: Any, theirs: Any, prompts: list[list[int]]) -> Case:
 def require(condition: bool, message: str) -> None:
     if not condition:
         raise SystemExit(f"error: the two sides do not agree: {message}")
-
-
-def time_first(run: Callable[[], Any]) -> float:
-    """Seconds of the first call, which compiles."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def take_turns(case: Case, runs: int) -> dict[str, Any]:
-    """Wall and CPU seconds of both sides, alternating."""
-    sides = {"ours": case.ours, "theirs": case.theirs}
-    wall: dict[str, list[float]] = {side: [] for side in sides}
-    cpu: dict[str, list[float]] = {side: [] for side in sides}
-    for _ in range(runs):
-        for side, run in sides.items():
-            start, start_cpu = time.perf_counter(), time.process_time()
-            run()
-            wall[side].append(time.perf_counter() - start)
-            cpu[side].append(time.process_time() - start_cpu)
-    return {
-        "wall_seconds": {side: statistics.median(wall[side]) for side in sides},
-        "cpu_seconds": {side: statistics.median(cpu[side]) for side in sides},
-        "all_wall_seconds": wall,
-    }
 
 
 def describe(result: dict[str, Any], peak: float) -> str:
@@ -302,7 +279,7 @@ def measure_peak() -> float:
     jax.block_until_ready(multiply(a))
     times = []
     for _ in range(7):
-        times.append(time_first(lambda: jax.block_until_ready(multiply(a))))
+        times.append(time_call(lambda: jax.block_until_ready(multiply(a))))
     return 2 * 4096**3 / statistics.median(times) / 1e9
 
 

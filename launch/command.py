@@ -83,6 +83,21 @@ def _check_field(config, override: str) -> None:
         raise RagJaxError(f"{so_far}: a group of fields ({', '.join(at.keys())}); name one of them")
 
 
+def find_system(config: Any, systems: Mapping[str, str]) -> str:
+    """The module that serves the config's system.
+
+    Args:
+        systems: modules by the systems' names.
+
+    Raises:
+        RagJaxError: the system is none of them.
+    """
+    system = config.get("system")
+    if system not in systems:
+        raise RagJaxError(f"config.system={system!r}: must be one of {', '.join(systems)}")
+    return systems[system]
+
+
 def read_count(options: Mapping[str, str | None], name: str) -> int | None:
     """A flag's value as a number.
 

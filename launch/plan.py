@@ -27,9 +27,7 @@ OPTIONS = {"topology": "the slice, such as v5e:8x8", "only": "part of a program'
 def main(arguments: list[str]) -> None:
     """Plans the command line's run."""
     config, options = command.read_command(arguments, OPTIONS)
-    system = config.get("system")
-    if system not in SYSTEMS:
-        raise RagJaxError(f"config.system={system!r}: must be one of {', '.join(SYSTEMS)}")
+    module = command.find_system(config, SYSTEMS)
     if options["topology"] is None:
         raise RagJaxError("--topology is missing: write CHIP:AxB, such as --topology=v5e:8x8")
     # The slice is only described: nothing may look for a real one.
@@ -37,7 +35,7 @@ def main(arguments: list[str]) -> None:
     from rag_jax import planning
     from rag_jax.config import build
 
-    plan = importlib.import_module(SYSTEMS[system])
+    plan = importlib.import_module(module)
     built = build(plan.CONFIG, config)
     planning.plan_run(plan, built, options["topology"], only=options["only"] or "")
 

@@ -32,9 +32,7 @@ OPTIONS = {
 def main(arguments: list[str]) -> None:
     """Runs the command line's system."""
     config, options = command.read_command(arguments, OPTIONS)
-    system = config.get("system")
-    if system not in SYSTEMS:
-        raise RagJaxError(f"config.system={system!r}: must be one of {', '.join(SYSTEMS)}")
+    module = command.find_system(config, SYSTEMS)
     workdir = Path(options["workdir"] or Path("runs") / command.find_config_file(arguments).stem)
     processes, process = (command.read_count(options, name) for name in ("processes", "process"))
     coordinator = options["coordinator"]
@@ -50,7 +48,7 @@ def main(arguments: list[str]) -> None:
     if coordinator is not None:
         hosts.connect(coordinator, processes, process)
     try:
-        importlib.import_module(SYSTEMS[system]).run(config, workdir)
+        importlib.import_module(module).run(config, workdir)
     finally:
         if coordinator is not None:
             jax.distributed.shutdown()

@@ -32,6 +32,21 @@ def has_answer(text: str, answers: Sequence[str]) -> bool:
     return any(answer.strip() and answer in tokens for answer in map(split_tokens, answers))
 
 
+def answer_hits(
+    texts: Sequence[str], answers: Sequence[str], depths: Sequence[int]
+) -> dict[str, float]:
+    """DPR's accuracy at each depth: whether one of the first texts has an answer.
+
+    Args:
+        texts: of the passages, best first.
+
+    Returns:
+        `{"answer@k": 0.0 or 1.0}` for every depth k.
+    """
+    hits = [has_answer(text, answers) for text in texts[: max(depths)]]
+    return {f"answer@{k}": float(any(hits[:k])) for k in depths}
+
+
 def reciprocal_rank(ranked: Sequence[str], relevant: Mapping[str, int]) -> float:
     """1 over the rank of the first relevant passage, 0 where none is found.
 

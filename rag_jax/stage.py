@@ -76,7 +76,7 @@ class StageContext:
             All records, as read back from JSON.
         """
         path = self.folder / file
-        records, sizes = _read_whole_lines(path, limit=len(items))
+        records, sizes = read_whole_lines(path, limit=len(items))
         wait_for_all(f"{path} was read")
         if len(records) == len(items):
             if is_first():
@@ -84,7 +84,7 @@ class StageContext:
             return records
         records = records[: len(records) // batch_size * batch_size]
         with (
-            _open_to_append(path, sum(sizes[: len(records)])) as out,
+            open_to_append(path, sum(sizes[: len(records)])) as out,
             self.progress(len(items), unit=unit, initial=len(records)) as bar,
         ):
             for start in range(len(records), len(items), batch_size):
@@ -182,7 +182,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
 
 @contextlib.contextmanager
-def _open_to_append(path: Path, size: int) -> Iterator[Callable[[bytes], None]]:
+def open_to_append(path: Path, size: int) -> Iterator[Callable[[bytes], None]]:
     """Cuts a file to `size` bytes and gives a function that appends to it and waits for the disk.
 
     Only the first process writes; what the others append is dropped.
@@ -201,8 +201,14 @@ def _open_to_append(path: Path, size: int) -> Iterator[Callable[[bytes], None]]:
         yield append
 
 
-def _read_whole_lines(path: Path, *, limit: int) -> tuple[list[dict[str, Any]], list[int]]:
-    """The records of a JSON lines file up to the first torn line, and each line's bytes."""
+def read_whole_lines(
+    path: Path, *, limit: int | None = None
+) -> tuple[list[dict[str, Any]], list[int]]:
+    """The records of a JSON lines file up to the first torn line, and each line's bytes.
+
+    Args:
+        limit: so many records at the most; None for all.
+    """
     records: list[dict[str, Any]] = []
     sizes: list[int] = []
     if not path.exists():

@@ -24,7 +24,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from rag_jax.checkpoint import Checkpoints
-from rag_jax.compiling import compile_seconds
+from rag_jax.compiling import Clock
 from rag_jax.config import StageConfig
 from rag_jax.devices import find_peak
 from rag_jax.errors import RagJaxError
@@ -210,7 +210,7 @@ def train(
         _cut_log(speed_path, first)
     pending: tuple[int, Sequence[str], Mapping[str, Array]] | None = None
     saved = first
-    clock = _Clock(find_peak(_list_devices(state)))
+    peak, clock = find_peak(_list_devices(state)), Clock()
     profiled = range(first + 2, min(first + 2 + profile_steps, total_steps))
 
     with (
@@ -222,12 +222,13 @@ def train(
 
         def settle() -> None:
             """Waits for the last dispatched step; logs and checks its metrics."""
-            nonlocal pending
+            nonlocal pending, clock
             if pending is not None:
                 step, ids, metrics = pending
                 pending = None
                 _log_step(log, log_path, step, ids, jax.device_get(metrics))
-                _write_line(speed, {"step": step, **clock.read(flops_at(step))})
+                _write_line(speed, {"step": step, **_measure_speed(clock, flops_at(step), peak)})
+                clock = Clock()
                 bar.update(1)
 
         def save(step: int) -> None:
@@ -286,27 +287,11 @@ def _note_interrupt() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-class _Clock:
-    """How fast the steps are.
-
-    Args:
-        peak: FLOP/s at most.
-    """
-
-    def __init__(self, peak: float):
-        self._peak = peak
-        self._last = time.monotonic(), compile_seconds()
-
-    def read(self, flops: float) -> dict[str, float]:
-        """What the log says of a step, from the last reading until now.
-
-        Args:
-            flops: of the step.
-        """
-        then, self._last = self._last, (time.monotonic(), compile_seconds())
-        seconds, compiling = (now - before for now, before in zip(self._last, then, strict=True))
-        rate = flops / max(seconds - compiling, 1e-9)
-        return {"seconds": seconds, "gflops": rate / 1e9, "of_peak": rate / self._peak}
+def _measure_speed(clock: Clock, flops: float, peak: float) -> dict[str, float]:
+    """What the log says of a step since the clock was started; FLOP/s are those not compiling."""
+    rate = flops / max(clock.read(), 1e-9)
+    seconds = time.perf_counter() - clock.start
+    return {"seconds": seconds, "gflops": rate / 1e9, "of_peak": rate / peak}
 
 
 def _list_devices(state: TrainState) -> list[jax.Device]:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from ir_measures import RR, R, nDCG
 
-from rag_jax.ranking import has_answer, ndcg, recall, reciprocal_rank, split_tokens
+from rag_jax.ranking import answer_hits, has_answer, ndcg, recall, reciprocal_rank, split_tokens
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,14 @@ def test_against_ir_measures():
             recall(ranked, relevant, 20),
         ]
         np.testing.assert_allclose(ours, [theirs[m] for m in measures], atol=1e-12, err_msg=case)
+
+
+def test_answer_hits_by_depth():
+    texts = ["Oslo lies in Norway.", "Gitega is in Burundi.", "Burundi lies in Africa."]
+    assert answer_hits(texts, ["Burundi"], (1, 2, 5)) == {
+        "answer@1": 0.0,
+        "answer@2": 1.0,
+        "answer@5": 1.0,
+    }
+    assert answer_hits(texts, ["Africa"], (1, 2)) == {"answer@1": 0.0, "answer@2": 0.0}
+    assert answer_hits([], ["Africa"], (1,)) == {"answer@1": 0.0}

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from rag_jax.config import DataConfig, WorldConfig
+from rag_jax.data.gazetteer import build_world
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_jsonl, write_json, write_jsonl
 
@@ -109,8 +110,6 @@ def load_collection(folder: Path) -> Collection:
 
 
 def _build_world(settings: WorldConfig) -> Collection:
-    from rag_jax.data.gazetteer import build_world  # its facts are a package of their own
-
     world = build_world(**dataclasses.asdict(settings))
     return Collection(
         [Passage(p.id, p.title, p.text) for p in world.passages],

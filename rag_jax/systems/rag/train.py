@@ -1,8 +1,6 @@
 """Training the generator, and the question's encoder with it, by the marginal likelihood."""
 
 import collections
-import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,18 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jaxtyping import Float, Int
 
 from rag_jax.checkpoint import Checkpoints, load_tree, save_tree
 from rag_jax.data.batches import BatchPlan, round_up
-from rag_jax.data.formats import Collection
-from rag_jax.errors import RagJaxError
-from rag_jax.files import to_json
-from rag_jax.hosts import fetch, is_first, wait_for_all
-from rag_jax.retrieval.encode import embed_batch
-from rag_jax.retrieval.index import Index
 from rag_jax.sharding import (
     BART_RULES,
     BERT_RULES,
@@ -31,22 +21,20 @@ from rag_jax.sharding import (
     place_params,
     shard_batch,
 )
-from rag_jax.stage import StageContext, save_array, say
+from rag_jax.stage import StageContext, say
 from rag_jax.systems.rag.data import (
     Example,
     encode_queries,
     pack_examples,
     pack_queries,
 )
+from rag_jax.systems.rag.lookup import WINDOW, Lookup
 from rag_jax.systems.rag.loss import rag_loss, score_passages
 from rag_jax.training import init_state, make_optimizer, make_step, train
 from rag_jax.tuning import apply_tuned, cast, init_tuned
 
 if TYPE_CHECKING:
     from rag_jax.systems.rag.pipeline import Session
-
-# Steps whose retrieved passages count for the entropy that tells a collapse.
-_WINDOW = 8
 
 
 def init_trainable(session: "Session", params: Any, query: Any, *, joint: bool) -> Any:
@@ -95,124 +83,6 @@ def make_loss(session: "Session", *, joint: bool) -> Callable[..., Any]:
     return loss
 
 
-class Lookup:
-    """Which passages each step reads, as the question's encoder finds them just before.
-
-    A step's passages are searched while the device computes the step before, by the encoder as it
-    was then: they only choose what is read, and `p(z|x)` is computed within the step. They are
-    written down, so that a run that stopped goes on with the very same.
-
-    Args:
-        questions_at: gives the numbers of a step's questions.
-        queries: tokens of every question.
-    """
-
-    def __init__(
-        self,
-        session: "Session",
-        folder: Path,
-        corpus: Collection,
-        index: Index,
-        questions_at: Callable[[int], list[int]],
-        queries: Sequence[Sequence[int]],
-    ):
-        self._session, self._folder, self._corpus = session, folder, corpus
-        self._questions_at, self._queries = questions_at, queries
-        self._index, self._refreshed = index, 0
-        limit = session.encoder.config.max_length
-        self.width = min(round_up(max(map(len, queries)), 16), limit)  # that queries are padded to
-        self._path = folder / "found.jsonl"
-        self._rows = _read_found(self._path)
-        wait_for_all(f"{self._path} was read")
-
-    def embed(self, step: int, params: Any) -> Float[jax.Array, "B E"]:
-        """The embeddings of a step's questions, which need not be waited for."""
-        rows = [self._queries[i] for i in self._questions_at(step)]
-        count = round_up(self._session.config.train.batch_size, count_data_rows())
-        tokens, lengths = np.zeros((count, self.width), np.int32), np.ones(count, np.int32)
-        for i, row in enumerate(rows):
-            tokens[i, : len(row)], lengths[i] = row, len(row)
-        return embed_batch(self._session.encoder.model, params, *shard_batch((tokens, lengths)))
-
-    def search(self, step: int, queries: Float[jax.Array, "B E"]) -> None:
-        """Finds a step's passages and writes them down."""
-        if step in self._rows:
-            return
-        count = len(self._questions_at(step))
-        index = self._find_index(step)
-        _, rows = index.search(fetch(queries)[:count], self._session.config.passages)
-        self._rows[step] = rows
-        if is_first():
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(to_json({"step": step, "rows": rows.tolist()}) + "\n")
-
-    def refresh(self, step: int, params: Any) -> None:
-        """Encodes all passages anew, for this step and those after it."""
-        path = self._folder / f"passages-{step}.npy"
-        if path.exists():
-            return
-        encoder = dataclasses.replace(self._session.encoder, params=params)
-        made = self._session.encode_passages(encoder, self._corpus.passages)
-        if is_first():
-            save_array(path, made)
-        wait_for_all(f"{path} was written")
-
-    def find(self, step: int) -> tuple[Int[np.ndarray, "B K"], Float[np.ndarray, "B K E"]]:
-        """A step's passages: their rows in the corpus and their embeddings.
-
-        Raises:
-            RagJaxError: they were not written down.
-        """
-        if step not in self._rows:
-            raise RagJaxError(
-                f"{self._path} has no line for step {step}: remove {self._folder} to train anew"
-            )
-        rows = np.asarray(self._rows[step], np.int32)
-        return rows, self._find_index(step).embeddings[rows]
-
-    def measure_entropy(self, step: int) -> float:
-        """How spread the passages of the last steps are: entropy over its largest value."""
-        first = max(0, step + 1 - _WINDOW)
-        seen = np.concatenate([np.ravel(self._rows[s]) for s in range(first, step + 1)])
-        shares = np.unique(seen, return_counts=True)[1] / seen.size
-        return float(-(shares * np.log(shares)).sum() / max(np.log(seen.size), 1e-9))
-
-    def _find_index(self, step: int) -> Index:
-        """The index that holds at a step: as it was made, or as last refreshed."""
-        every = self._session.config.train.refresh_every
-        at = step // every * every if every else 0
-        if at != self._refreshed:
-            self._index = load_refreshed(self._session, self._folder, at)
-            self._refreshed = at
-        return self._index
-
-
-def load_refreshed(session: "Session", folder: Path, step: int) -> Index:
-    """The index of the passages as the question's encoder saw them at a step."""
-    embeddings = np.load(folder / f"passages-{step}.npy")
-    return Index.build(embeddings, backend=session.config.index.backend, encoder=f"step {step}")
-
-
-def _read_found(path: Path) -> dict[int, Any]:
-    """The lines of an earlier run, up to a torn one, which is cut off."""
-    if not path.exists():
-        return {}
-    records, whole = {}, 0
-    with open(path, "rb") as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                break
-            if not line.endswith(b"\n"):
-                break
-            records[record["step"]], whole = record["rows"], whole + len(line)
-    if is_first():
-        with open(path, "ab") as file:
-            file.truncate(whole)
-    return records
-
-
 def group_examples(
     examples: Sequence[Example], *, docs: int, budget: int, limit: int
 ) -> list[tuple[list[int], int, int]]:
@@ -257,7 +127,7 @@ def run_training(session: "Session", context: StageContext, *, joint: bool) -> N
         seed=c.seed,
     )
     total = settings.epochs * plan.num_steps_per_epoch
-    index = session.load_index(context)
+    index = session.load_index(context, corpus)
     lookup = Lookup(session, context.folder, corpus, index, plan.examples_at, queries)
     lookup.search(0, lookup.embed(0, session.encoder.params))
     targets = max(len(session.form.encode_answer(q.answers[0])) for q in questions)
@@ -349,7 +219,7 @@ def make_tuner(session: "Session", total_steps: int) -> optax.GradientTransforma
 
 def _warn_of_collapse(first: list[float], entropy: float, step: int) -> None:
     """Says once that the same passages come for every question (Lewis et al. 2020, appendix H)."""
-    if step < _WINDOW:
+    if step < WINDOW:
         first[:] = [entropy]
     elif first and entropy < first[0] / 2:
         say(

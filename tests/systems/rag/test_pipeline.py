@@ -169,7 +169,7 @@ def test_running_again(finished, make_config, make_session, tmp_path):
     assert [record["name"] for record in records if record["reused"]] == STAGES[:3]
     stages = {stage.name: stage for stage in session.stages()}
     context = pipeline.StageContext(stages["evaluate"], workdir / "stages")
-    index, encoder = load_final_index(session, context)
+    index, encoder = load_final_index(session, context, session.read_corpus(context))
     corpus = session.read_corpus(context)
     np.testing.assert_allclose(
         index.embeddings, session.encode_passages(encoder, corpus.passages), atol=1e-6
@@ -212,10 +212,10 @@ def test_an_encoder_decoder_on_a_folder(make_config, tmp_path):
 
 def test_a_collapse_is_told_once(capsys):
     first = []
-    for step in range(train._WINDOW):
+    for step in range(train.WINDOW):
         train._warn_of_collapse(first, 0.9, step)
     for entropy in (0.8, 0.5, 0.44, 0.3):
-        train._warn_of_collapse(first, entropy, train._WINDOW)
+        train._warn_of_collapse(first, entropy, train.WINDOW)
     (line,) = capsys.readouterr().err.splitlines()
     assert "entropy is 0.44 of its largest value, at first 0.90" in line
 
