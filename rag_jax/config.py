@@ -90,7 +90,10 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """The built-in encyclopedia: how many cities, and how many questions in each split."""
+    """The built-in encyclopedia: how many cities, and how many questions in each split.
+
+    `talk_pages` a place ask a question each and answer none: what is nearest does not help.
+    """
 
     cities: Count = 1200
     train: Count = 160
@@ -98,6 +101,7 @@ class WorldConfig:
     test: Count = 300
     seed: CountOrZero = 0
     revision: CountOrZero = 0
+    talk_pages: CountOrZero = 0
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,4 @@
+import collections
 import itertools
 import subprocess
 import sys
@@ -231,6 +232,26 @@ def test_fair_answers():
     text = "Which country borders South Sudan?"
     kept = keep([("Sudan",), ("Kenya",)], text=text, subject="South Sudan")
     assert kept == ("Kenya",)
+
+
+@pytest.mark.parametrize("revision", [0, 1])
+def test_talk_pages_ask_and_do_not_answer(world, revised, revision):
+    plain = (world, revised)[revision]
+    talking = build_world(talk_pages=2, revision=revision)
+    assert talking.questions == plain.questions
+    assert talking.passages[: len(plain.passages)] == plain.passages
+    talk = {p.id: p for p in talking.passages[len(plain.passages) :]}
+    of_place = collections.Counter(id.split("/")[2] for id in talk)
+    assert set(of_place.values()) == {1, 2}
+    asked = 0
+    for question in _all_questions(plain):
+        page = talk.get(f"talk/{question.id}")
+        if page is not None:
+            asked += 1
+            assert question.question in page.text
+            assert question.subject in page.title
+            assert not metrics.match(f"{page.title} {page.text}", question.answers)
+    assert asked > len(_all_questions(plain)) / 2
 
 
 def test_without_the_facts_package(monkeypatch):

@@ -28,6 +28,7 @@ def build_world(
     test: int = 300,
     seed: int = 0,
     revision: int = 0,
+    talk_pages: int = 0,
 ) -> World:
     """Writes the encyclopedia and the questions.
 
@@ -40,16 +41,23 @@ def build_world(
       seed: chooses the cities, the wording and the questions.
       revision: 0, or 1 for a world in which some countries have another capital or currency. It has
         the same questions, and the same sentences but for the changed facts.
+      talk_pages: for every place that can be asked about, up to so many passages that ask one of
+        the questions and answer none. They are the nearest to a question, and no help.
 
     Returns:
-      The world: country passages by country code, then city passages by population; questions in
-      random order.
+      The world: country passages by country code, then city passages by population, then talk
+      pages; questions in random order.
 
     Raises:
       RagJaxError: if a setting is out of range, or too few questions can be asked.
     """
     counts = {"train": train, "dev": dev, "test": test}
-    for field, value in {"cities": cities, **counts, "seed": seed}.items():
+    for field, value in {
+        "cities": cities,
+        **counts,
+        "seed": seed,
+        "talk_pages": talk_pages,
+    }.items():
         if value < 0:
             raise RagJaxError(f"{field}={value}: must not be negative")
     if revision not in (0, 1):
@@ -57,10 +65,10 @@ def build_world(
     if cities > len(places.load_cities()):
         raise RagJaxError(f"cities={cities}: only {len(places.load_cities())} are known")
     chosen = scene.set_scene(cities=cities, seed=seed, revision=revision)
-    return World(
-        passages.write_passages(chosen),
-        questions.choose_questions(chosen, counts),
-    )
+    written = passages.write_passages(chosen)
+    if talk_pages:
+        written += passages.write_talk(chosen, questions.list_questions(chosen), talk_pages)
+    return World(written, questions.choose_questions(chosen, counts))
 
 
 def list_changes(*, cities: int, seed: int) -> list[tuple[Question, Question]]:

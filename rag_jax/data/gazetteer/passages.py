@@ -5,11 +5,12 @@ place in more than one article. With one alone, at most one of a question's retr
 help, whatever the question, and comparing sources by several passages each would say nothing.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from rag_jax.data.gazetteer import places, templates
 from rag_jax.data.gazetteer.places import City, Country
-from rag_jax.data.gazetteer.scene import Passage, Scene
+from rag_jax.data.gazetteer.scene import Passage, Question, Scene, make_rng
 
 # More would make the passage long; a question's answer must be among the listed ones or their kin.
 MAX_LISTED_LANGUAGES = 4
@@ -22,6 +23,25 @@ def write_passages(scene: Scene) -> list[Passage]:
     """Returns the passages of all countries by code, then those of the scene's cities by size."""
     countries = [p for c in scene.countries.values() for p in _write_country(scene, c)]
     return countries + [p for city in scene.cities for p in _write_city(scene, city)]
+
+
+def write_talk(scene: Scene, questions: Sequence[Question], pages: int) -> Iterator[Passage]:
+    """Yields up to so many talk pages for every place: each asks one question and answers none.
+
+    What is most like a question is then no passage that helps, which only training can tell a
+    retriever.
+
+    Args:
+      questions: every one that can be asked.
+    """
+    by_place: dict[str, list[Question]] = defaultdict(list)
+    for question in questions:
+        by_place[question.passage_id.split("/")[1]].append(question)
+    for place, group in by_place.items():
+        rng = make_rng(scene.seed, "talk", place)
+        for question in rng.sample(group, min(pages, len(group))):
+            text = rng.choice(templates.TALK).format(question=question.question)
+            yield Passage(f"talk/{question.id}", f"Talk: {question.subject}", text)
 
 
 def _write_country(scene: Scene, country: Country) -> Iterator[Passage]:

@@ -180,6 +180,13 @@ QUESTIONS = {
     ),
 }
 
+# Of an encyclopedia's talk pages, which ask what the articles answer.
+TALK = (
+    "{question} I looked for it in the article and could not find it.",
+    "{question} Somebody should add this to the article.",
+    "A reader asks: {question} Nobody has answered yet.",
+)
+
 
 def write_number(value: float) -> str:
     """Returns `value` with two or three leading digits: `1.4 billion`, `25 million`, `54,000`."""

@@ -58,7 +58,7 @@ class TrainConfig(StageConfig):
     batch_size: Count = 8
     learning_rate: Positive = 1e-3
     microbatch_tokens: Count = 320
-    retriever_rate: Positive = 0.02
+    retriever_rate: Positive = 0.1
     smoothing: Fraction = 0.0
     refresh_every: CountOrZero = 0
 
@@ -96,7 +96,7 @@ class RAGConfig:
     generator: GeneratorConfig = GeneratorConfig()
     retriever: RetrieverConfig = RetrieverConfig()
     data: DataConfig = DataConfig()
-    world: WorldConfig = WorldConfig(train=96, dev=60, test=100)
+    world: WorldConfig = WorldConfig(train=96, dev=60, test=100, talk_pages=2)
     index: IndexConfig = IndexConfig()
     tuning: TuningConfig = TuningConfig()
     train: TrainConfig = TrainConfig()
