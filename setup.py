@@ -34,6 +34,8 @@ setup(
         "numpy",
         "bm25s>=0.3.16,<0.4",  # search by words, on NumPy
         "scipy",  # confidence intervals
+        "rouge-score",  # ROUGE-L, Google's
+        "sacrebleu",  # BLEU-1
         "regex",  # DPR's tokens, by Unicode category
         "scikit-learn",  # k-means over documents
         "transformers>=5,<6",  # whose formats these are; only the parity suite runs its models

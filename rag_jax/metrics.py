@@ -1,4 +1,4 @@
-"""Metrics of short answers, and how sure one can be of them.
+"""Metrics of answers, and how sure one can be of them.
 
 Predictions are compared with acceptable answers after the normalisation of the SQuAD evaluation
 (Rajpurkar et al. 2016, "SQuAD: 100,000+ Questions for Machine Comprehension of Text",
@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from sacrebleu.metrics import BLEU
 from scipy import stats
 
 from rag_jax.errors import RagJaxError
@@ -80,6 +81,37 @@ def match(prediction: str, answers: Sequence[str]) -> float:
         return float(bool(words) and f" {words} " in predicted)
 
     return _best(score, answers)
+
+
+def rouge_l(prediction: str, answers: Sequence[str]) -> float:
+    """Returns ROUGE-L's F-measure with the closest answer, words stemmed (by `rouge_score`).
+
+    Raises:
+      RagJaxError: if there are no answers.
+    """
+    from rouge_score.rouge_scorer import RougeScorer  # takes a second, and few runs need it
+
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    return _best(lambda answer: scorer.score(answer, prediction)["rougeL"].fmeasure, answers)
+
+
+def bleu_1(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
+    """Returns the corpus's BLEU of single words, from 0 to 1, in lower case (by `sacrebleu`).
+
+    Args:
+      predictions: texts.
+      answers: acceptable ones for each, at least one.
+
+    Raises:
+      RagJaxError: if there are no predictions, or one has no answers.
+    """
+    if not predictions or not all(answers):
+        raise RagJaxError("answers: a question without answers cannot be scored")
+    # sacrebleu takes the first references of all, then the second; None where there is none.
+    most = max(map(len, answers))
+    references = [[a[i] if i < len(a) else None for a in answers] for i in range(most)]
+    scorer = BLEU(lowercase=True, max_ngram_order=1)
+    return min(1.0, scorer.corpus_score(list(predictions), references).score / 100)
 
 
 def _best(score: Callable[[str], float], answers: Sequence[str]) -> float:

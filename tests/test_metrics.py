@@ -79,6 +79,27 @@ def test_scores_agree(prediction, answers):
     assert metrics.exact_match(prediction, [*answers, prediction]) == 1
 
 
+def test_rouge_l_is_of_the_longest_common_subsequence():
+    # Stems in common, in order: the, cat, sit, mat; 4 of 6 words and 4 of 5.
+    score = metrics.rouge_l("The cats sat, on the mat!", ["the cat sat by mats", "dogs"])
+    assert score == pytest.approx(2 * (4 / 6) * (4 / 5) / (4 / 6 + 4 / 5))
+    assert metrics.rouge_l("", ["x"]) == 0
+    with pytest.raises(RagJaxError, match="answers"):
+        metrics.rouge_l("x", [])
+
+
+def test_bleu_1_clips_words_and_punishes_brevity():
+    # Clipped matches: "the" twice of three times, then "a b"; 4 of 5 words; 5 words for 7.
+    predictions, answers = ["the the the", "a b"], [["the cat the dog", "the"], ["a b c"]]
+    precision, brevity = 4 / 5, math.exp(1 - 7 / 5)
+    assert metrics.bleu_1(predictions, answers) == pytest.approx(precision * brevity)
+    assert metrics.bleu_1(["x"], [["x"]]) == 1
+    assert metrics.bleu_1([""], [["x"]]) == 0
+    for predictions, answers in (([], []), (["x"], [[]])):
+        with pytest.raises(RagJaxError, match="answers"):
+            metrics.bleu_1(predictions, answers)
+
+
 @pytest.mark.parametrize(("ones", "n"), [(0, 10), (3, 10), (10, 10), (151, 300)])
 def test_accuracy_is_wilsons(ones, n):
     accuracy, (low, high) = metrics.compute_accuracy([1] * ones + [0] * (n - ones))

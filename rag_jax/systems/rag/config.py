@@ -84,12 +84,17 @@ class DecodeConfig:
 @dataclass(frozen=True)
 class RAGConfig:
     """Retrieval-augmented generation (Lewis et al. 2020). `passages` is K; `marginal` is what is
-    trained, RAG-Sequence or RAG-Token; so many `profile_steps` of each training are traced."""
+    trained, RAG-Sequence or RAG-Token; so many `profile_steps` of each training are traced.
+
+    The `task` says what an answer is: "qa", a few words; "classification", one of the training
+    answers (FEVER's labels); "generation", a text.
+    """
 
     system: Literal["rag"] = "rag"
     seed: CountOrZero = 0
     passages: Count = 3
     marginal: Literal["sequence", "token"] = "sequence"
+    task: Literal["qa", "classification", "generation"] = "qa"
     evaluate_on: Literal["test", "dev"] = "test"
     profile_steps: CountOrZero = 0
     mesh: MeshConfig = MeshConfig()

@@ -25,7 +25,12 @@ from rag_jax.systems.rag.lookup import load_refreshed
 if TYPE_CHECKING:
     from rag_jax.systems.rag.pipeline import Session
 
-METHODS = ("closed_book", "bm25", "frozen", "token", "fast", "thorough")
+# What an answer is scored by; the first decides.
+SCORES = {
+    "qa": ("exact_match", "f1"),
+    "classification": ("accuracy",),
+    "generation": ("rouge_l", "bleu_1"),
+}
 _HITS = (1, 5)  # depths of the hits reported, beside K
 _TOGETHER = 32  # questions between two writes to disk
 
@@ -38,20 +43,44 @@ class Ranking:
     rows: Int[np.ndarray, "N k"]
 
 
-def list_columns(passages: int) -> tuple[str, ...]:
+def list_methods(task: str) -> list[str]:
+    """The rows of the report's table."""
+    return [method for *_, methods in _list_readings(task, "fast") for method in methods.values()]
+
+
+def list_columns(task: str, passages: int) -> tuple[str, ...]:
     """What the report's table shows of a run that reads K passages."""
-    hits = [f"answer@{k}" for k in sorted({*_HITS, passages})]
-    return ("n", "exact_match", "f1", *hits, "seconds_per_question")
+    hits = [f"answer@{k}" for k in sorted({*_HITS, passages})] if task == "qa" else []
+    return ("n", *SCORES[task], *hits, "seconds_per_question")
 
 
-def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summarize(rows: Sequence[dict[str, Any]], task: str) -> dict[str, Any]:
     """A method's numbers over its questions."""
-    score, interval = metrics.compute_accuracy([row["exact_match"] for row in rows])
-    numbers = {"n": len(rows), "exact_match": score, "ci95": interval}
-    names = [name for name in rows[0] if name == "f1" or name.startswith("answer@")]
+    numbers: dict[str, Any] = {"n": len(rows)}
+    if task == "generation":
+        answers = [row["answers"] for row in rows]
+        numbers["bleu_1"] = metrics.bleu_1([row["prediction"] for row in rows], answers)
+    else:
+        main = SCORES[task][0]
+        numbers["ci95"] = metrics.compute_accuracy([row[main] for row in rows])[1]
+    names = [name for name in rows[0] if name in SCORES[task] or name.startswith("answer@")]
     numbers |= {name: float(np.mean([row[name] for row in rows])) for name in names}
     seconds = float(np.mean([row["seconds"] for row in rows]))
     return numbers | {"seconds_per_question": seconds}
+
+
+def _list_readings(task: str, main: Way) -> list[tuple[str, str | None, dict[Way, str]]]:
+    """Whose generator reads whose passages, and the methods that this gives, by way of decoding.
+
+    Labels are the only answers of a classification, so decoding is not searching.
+    """
+    together: dict[Way, str] = {way: way for way in ("token", "fast", "thorough")}
+    return [
+        ("joint", None, {"fast": "closed_book"}),
+        ("joint", "bm25", {main: "bm25"}),
+        ("frozen", "frozen", {main: "frozen"}),
+        ("joint", "joint", {main: "joint"} if task == "classification" else together),
+    ]
 
 
 def make_engine(session: "Session", params: Any) -> Engine:
@@ -114,20 +143,12 @@ def run_evaluation(session: "Session", context: StageContext) -> None:
         "frozen": search(session.load_index(context, corpus), "frozen"),
         "joint": search(load_final_index(session, context, corpus)[0], "joint"),
     }
-    main: Way = "token" if c.marginal == "token" else "thorough"
-    # Of each reading: whose generator, whose passages, and the method that each way is.
-    readings: list[tuple[str, str | None, dict[Way, str]]] = [
-        ("joint", None, {"fast": "closed_book"}),
-        ("joint", "bm25", {main: "bm25"}),
-        ("frozen", "frozen", {main: "frozen"}),
-        ("joint", "joint", {way: way for way in ("token", "fast", "thorough")}),
-    ]
-    for engine, ranking, methods in readings:
+    for engine, ranking, methods in _list_readings(c.task, _choose_way(session)):
         found = rankings.get(ranking)
         records = _answer(session, context, engines[engine], asked, corpus.passages, found, methods)
         for way, method in methods.items():
             graded = [
-                grade(question, record["answers"][way], corpus.passages, found, i, c.passages)
+                grade(session, question, record["answers"][way], corpus.passages, found, i)
                 | {"seconds": record["seconds"]}
                 for i, (question, record) in enumerate(zip(questions, records, strict=True))
             ]
@@ -144,6 +165,8 @@ def _answer(
     methods: dict[Way, str],
 ) -> list[dict[str, Any]]:
     """For each question its answer in every way, and the seconds that all took together."""
+    is_choice = session.config.task == "classification"
+    labels = session.list_labels(session.read_corpus(context)) if is_choice else []
 
     def run(batch: Sequence[int]) -> list[dict[str, Any]]:
         read, scores = [[None]] * len(batch), np.zeros((len(batch), 1), np.float32)
@@ -152,10 +175,16 @@ def _answer(
             read = pick_passages(passages, found.rows[batch, :k])
             scores = found.scores[batch, :k]
         clock = Clock()
-        given = engine.answer([asked[i] for i in batch], read, scores, ways=list(methods))
+        questions = [asked[i] for i in batch]
+        if labels:
+            best = engine.classify(questions, read, scores, labels).argmax(axis=1).tolist()
+            given = {way: [labels[i] for i in best] for way in methods}
+        else:
+            found_by = engine.answer(questions, read, scores, ways=list(methods))
+            given = {way: [answers[0][0] for answers in rows] for way, rows in found_by.items()}
         seconds = clock.read() / len(batch)
         return [
-            {"answers": {way: given[way][b][0][0] for way in methods}, "seconds": seconds}
+            {"answers": {way: given[way][b] for way in methods}, "seconds": seconds}
             for b in range(len(batch))
         ]
 
@@ -169,28 +198,44 @@ def _answer(
     )
 
 
+def _choose_way(session: "Session") -> Way:
+    """How the methods answer that are shown in one way: as they were trained."""
+    return "token" if session.config.marginal == "token" else "thorough"
+
+
 def grade(
+    session: "Session",
     question: Question,
     prediction: str,
     passages: Sequence[Passage],
     found: Ranking | None,
     place: int,
-    k: int,
 ) -> dict[str, Any]:
-    """One question's record; hits are DPR's, whether a passage's text has an answer."""
+    """One question's record; hits are DPR's, whether a passage's text has an answer.
+
+    Args:
+        place: the question's row in what was found.
+    """
+    task, k = session.config.task, session.config.passages
     record = {
         "id": question.id,
         "question": question.question,
         "answers": question.answers,
         "prediction": prediction,
-        "exact_match": metrics.exact_match(prediction, question.answers),
-        "f1": metrics.f1(prediction, question.answers),
     }
+    if task == "generation":
+        record["rouge_l"] = metrics.rouge_l(prediction, question.answers)
+    elif task == "classification":
+        record["accuracy"] = metrics.exact_match(prediction, question.answers)
+    else:
+        record["exact_match"] = metrics.exact_match(prediction, question.answers)
+        record["f1"] = metrics.f1(prediction, question.answers)
     if found is None:
         return record
     ranked = [passages[row] for row in found.rows[place].tolist()]
-    texts = [passage.text for passage in ranked]
-    record |= answer_hits(texts, question.answers, sorted({*_HITS, k}))
+    if task == "qa":
+        texts = [passage.text for passage in ranked]
+        record |= answer_hits(texts, question.answers, sorted({*_HITS, k}))
     scores = found.scores[place, :k].tolist()
     read = zip(ranked[:k], scores, strict=True)
     return record | {"passages": [{"id": p.id, "score": score} for p, score in read]}
@@ -220,7 +265,7 @@ def run_memory(session: "Session", context: StageContext) -> None:
     engine = make_engine(session, trained["generator"])
     queries = session.encode_questions(trained["query"], asked)
     index, encoder = load_final_index(session, context, corpus)
-    main: Way = "token" if c.marginal == "token" else "thorough"
+    main = _choose_way(session)
     table: list[list[str | float]] = [["index", "old facts", "new facts", "n"]]
     for name, world in zip(("old", "new"), worlds, strict=True):
         passages = [Passage(p.id, p.title, p.text) for p in world.passages]

@@ -331,7 +331,7 @@ class Engine:
         order = sorted(range(len(questions)), key=lambda i: examples[i].width)
         for start in range(0, len(order), batch):
             picked = order[start : start + batch]
-            width = min(round_up(examples[picked[-1]].width, 16), self.model.config.max_length)
+            width = min(round_up(examples[picked[-1]].width, 32), self.model.config.max_length)
             arrays = pack_inputs([examples[i] for i in picked], width=width, batch=batch)
             scores = np.full((batch, len(passages[0])), MASKED, np.float32)
             scores[: len(picked)] = doc_scores[picked]

@@ -37,6 +37,8 @@ from rag_jax.sharding import check_batches, make_mesh
 from rag_jax.systems.rag import data, evaluate, train
 from rag_jax.systems.rag.config import RAGConfig
 
+MAX_LABELS = 100  # all are scored under every passage
+
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Runs every stage that isn't made yet and writes the report.
@@ -50,7 +52,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         records = run_stages(session.stages(), workdir, config=settings)
     stages = Path(workdir) / "stages"
     predictions = {
-        name: read_jsonl(stages / "evaluate" / f"{name}.jsonl") for name in evaluate.METHODS
+        name: read_jsonl(stages / "evaluate" / f"{name}.jsonl")
+        for name in evaluate.list_methods(settings.task)
     }
     if not is_first():
         return {}
@@ -64,8 +67,10 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         config=settings,
         model=settings.generator.name,
         dataset=f"{settings.data.path or 'gazetteer'}, {settings.evaluate_on} questions",
-        methods={name: evaluate.summarize(rows) for name, rows in predictions.items()},
-        columns=evaluate.list_columns(settings.passages),
+        methods={
+            name: evaluate.summarize(rows, settings.task) for name, rows in predictions.items()
+        },
+        columns=evaluate.list_columns(settings.task, settings.passages),
         stages=records,
         predictions=predictions,
         tables=tables,
@@ -130,7 +135,7 @@ class Session:
                 "evaluate",
                 partial(evaluate.run_evaluation, self),
                 needs=("corpus", "index", "frozen", "joint"),
-                settings={**tested, "on": c.evaluate_on},
+                settings={**tested, "on": c.evaluate_on, "task": c.task},
             ),
         ]
         if self.has_revisions:
@@ -195,6 +200,8 @@ class Session:
         collection = read_collection(self.config.data, self.config.world, seed=self.config.seed)
         for split in ("train", self.config.evaluate_on):
             self.pick_questions(collection, split, 0)
+        if self.config.task == "classification":
+            self.list_labels(collection)
         if is_first():
             save_collection(context.folder, collection)
 
@@ -215,6 +222,21 @@ class Session:
             return questions
         chosen = np.random.default_rng(self.config.seed).permutation(len(questions))[:count]
         return [questions[i] for i in sorted(chosen.tolist())]
+
+    def list_labels(self, corpus: Collection) -> list[str]:
+        """What questions are answered by where answers are labels: the training questions' first.
+
+        Raises:
+            RagJaxError: there is but one, or so many that they can't be labels.
+        """
+        questions = self.pick_questions(corpus, "train", 0)
+        labels = sorted({question.answers[0] for question in questions})
+        if not 2 <= len(labels) <= MAX_LABELS:
+            raise RagJaxError(
+                f"config.task='classification': the training answers are {len(labels)} different "
+                f"ones, but labels are 2 to {MAX_LABELS}"
+            )
+        return labels
 
     def make_examples(
         self, corpus: Collection, questions: Sequence[Question], rows: Int[np.ndarray, "B K"]

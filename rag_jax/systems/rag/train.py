@@ -95,7 +95,7 @@ def group_examples(
     """
     members: dict[int, list[int]] = collections.defaultdict(list)
     for i, example in enumerate(examples):
-        members[min(round_up(example.width, 16), limit)].append(i)
+        members[min(round_up(example.width, 32), limit)].append(i)
     parts, groups = count_data_rows(), []
     for width, indices in sorted(members.items()):
         count = max(1, budget // (docs * width) // parts) * parts

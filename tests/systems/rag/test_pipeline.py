@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from rag_jax import metrics
 from rag_jax.config import build, to_config_dict
 from rag_jax.data.gazetteer import list_changes
 from rag_jax.errors import RagJaxError
@@ -17,10 +18,11 @@ from rag_jax.pipeline import run_stages
 from rag_jax.ranking import has_answer
 from rag_jax.systems.rag import pipeline, train
 from rag_jax.systems.rag.config import RAGConfig
-from rag_jax.systems.rag.evaluate import METHODS, load_final_index
+from rag_jax.systems.rag.evaluate import load_final_index
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 STAGES = ["corpus", "index", "frozen", "joint", "evaluate", "memory"]
+QA_METHODS = ("closed_book", "bm25", "frozen", "token", "fast", "thorough")
 QUICK = {
     "passages": 2,
     "world.cities": 5,
@@ -82,14 +84,14 @@ def test_report(finished, make_config):
     assert report["methods"] == json.loads(json.dumps(returned["methods"]))
     assert build(RAGConfig, report["config"]) == build(RAGConfig, make_config())
     assert [stage["name"] for stage in report["stages"]] == STAGES
-    assert tuple(report["methods"]) == METHODS
+    assert tuple(report["methods"]) == QA_METHODS
     for name, numbers in report["methods"].items():
         assert numbers["n"] == 6
         assert 0 <= numbers["exact_match"] <= numbers["f1"] <= 1
         if name != "closed_book":
             assert numbers["answer@1"] <= numbers["answer@2"] <= numbers["answer@5"]
     # The last three read the same passages.
-    hits = [[report["methods"][m][f"answer@{k}"] for k in (1, 2, 5)] for m in METHODS[3:]]
+    hits = [[report["methods"][m][f"answer@{k}"] for k in (1, 2, 5)] for m in QA_METHODS[3:]]
     assert hits[0] == hits[1] == hits[2]
     (table,) = report["tables"].values()
     assert [row[0] for row in table] == ["index", "old index", "new index"]
@@ -181,20 +183,25 @@ def test_running_again(finished, make_config, make_session, tmp_path):
     ]
 
 
-def test_an_encoder_decoder_on_a_folder(make_config, tmp_path):
-    """BART, DPR's kind of encoder twice, RAG-Token, all weights, SQuAD's format."""
-    data = tmp_path / "data"
-    data.mkdir()
+def write_folder(folder, answer_to):
+    """A folder in SQuAD's format: four training questions about places and two for the test."""
+    folder.mkdir()
     places = ["Riga", "Lyon", "Gitega", "Oslo", "Paris", "Zürich"]
     passages = [{"id": p, "title": p, "text": f"{p} is a town."} for p in places]
-    (data / "passages.jsonl").write_text("\n".join(map(json.dumps, passages)))
+    (folder / "passages.jsonl").write_text("\n".join(map(json.dumps, passages)))
     for split, part in {"train": places[:4], "test": places[4:]}.items():
         questions = [
-            {"id": f"{split}{i}", "question": f"{p}?", "answers": [p]} for i, p in enumerate(part)
+            {"id": f"{split}{i}", "question": f"{p}?", "answers": answer_to(i, p)}
+            for i, p in enumerate(part)
         ]
-        (data / f"{split}_questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
+        (folder / f"{split}_questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    return {"data.path": str(folder)}
+
+
+def test_an_encoder_decoder_writes_texts_about_a_folder(make_config, tmp_path):
+    """BART, DPR's kind of encoder twice, RAG-Token, all weights, SQuAD's format, ROUGE and BLEU."""
     changes = {
-        "data.path": str(data),
+        "task": "generation",
         "marginal": "token",
         "generator.name": str(GOLDEN / "bart"),
         "generator.max_length": 24,
@@ -203,11 +210,38 @@ def test_an_encoder_decoder_on_a_folder(make_config, tmp_path):
         "retriever.scale": 1.0,
         "tuning.mode": "full",
         "train.smoothing": 0.1,
-    }
+    } | write_folder(tmp_path / "data", lambda i, place: [place, f"the town of {place}"])
     report = pipeline.run(make_config(**changes), tmp_path / "run")
     assert [stage["name"] for stage in report["stages"]] == STAGES[:-1]
     assert report["tables"] == {}
-    assert {numbers["n"] for numbers in report["methods"].values()} == {2}
+    assert tuple(report["methods"]) == QA_METHODS
+    for name, numbers in report["methods"].items():
+        records = read_jsonl(tmp_path / "run" / "predictions" / f"{name}.jsonl")
+        assert numbers["n"] == len(records) == 2
+        written, answers = zip(*((r["prediction"], r["answers"]) for r in records), strict=True)
+        assert numbers["bleu_1"] == metrics.bleu_1(written, answers)
+        rouge = [metrics.rouge_l(*pair) for pair in zip(written, answers, strict=True)]
+        assert numbers["rouge_l"] == pytest.approx(np.mean(rouge))
+        assert "exact_match" not in numbers
+
+
+def test_labels_are_the_answers_of_a_classification(make_config, tmp_path):
+    folder = write_folder(tmp_path / "data", lambda i, place: [["true", "false"][i % 2]])
+    changes = {"task": "classification", **folder}
+    report = pipeline.run(make_config(**changes), tmp_path / "run")
+    assert list(report["methods"]) == ["closed_book", "bm25", "frozen", "joint"]
+    for name, numbers in report["methods"].items():
+        records = read_jsonl(tmp_path / "run" / "predictions" / f"{name}.jsonl")
+        assert {record["prediction"] for record in records} <= {"true", "false"}
+        right = [record["prediction"] == record["answers"][0] for record in records]
+        assert numbers["accuracy"] == np.mean(right) and len(right) == 2
+
+
+def test_too_many_labels(make_session, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "MAX_LABELS", 3)
+    with pytest.raises(RagJaxError, match="classification': the training answers are . different"):
+        run_stages(make_session(task="classification").stages()[:1], tmp_path)
+    assert not list((tmp_path / "stages").rglob("*.jsonl"))
 
 
 def test_a_collapse_is_told_once(capsys):
