@@ -22,8 +22,7 @@ import dataclasses
 
 import ml_collections
 
-from rag_jax.config import ContrastiveConfig, to_config_dict
-from rag_jax.errors import RagJaxError
+from rag_jax.config import ContrastiveConfig, choose_preset, to_config_dict
 from rag_jax.systems.dpr.config import DPRConfig, NegativesConfig, RetrieverConfig
 
 PRESETS = {
@@ -49,6 +48,4 @@ PRESETS = {
 
 def get_config(preset: str = "") -> ml_collections.ConfigDict:
     """The settings of the small run, for two cores and 8 GiB, or of a preset."""
-    if preset not in PRESETS:
-        raise RagJaxError(f"config preset {preset!r}: must be 'bert-base', or none")
-    return to_config_dict(PRESETS[preset])
+    return to_config_dict(choose_preset(PRESETS, preset))

@@ -20,7 +20,7 @@ script, for the paper gives none (K = 5, batches of 64, 3e-5, label smoothing 0.
 
 import ml_collections
 
-from rag_jax.config import TuningConfig, to_config_dict
+from rag_jax.config import TuningConfig, choose_preset, to_config_dict
 from rag_jax.systems.rag.config import (
     DecodeConfig,
     GeneratorConfig,
@@ -59,6 +59,4 @@ PRESETS = {
 
 def get_config(preset: str = "") -> ml_collections.ConfigDict:
     """The settings of the small run, for two cores and 8 GiB, or of a preset."""
-    if preset not in PRESETS:
-        raise ValueError(f"preset {preset!r}: must be 'bart-large', or none")
-    return to_config_dict(PRESETS[preset])
+    return to_config_dict(choose_preset(PRESETS, preset))

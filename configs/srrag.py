@@ -26,6 +26,7 @@ from rag_jax.config import (
     ModelConfig,
     StageConfig,
     WorldConfig,
+    choose_preset,
     to_config_dict,
 )
 from rag_jax.systems.srrag.config import (
@@ -40,35 +41,37 @@ from rag_jax.systems.srrag.config import (
 )
 
 
+def _follow_paper(name: str, *, tau: float, layer: int) -> SRRAGConfig:
+    """The paper's recipe for a model, its threshold and the layer of the datastore's keys.
+
+    Optimiser, schedule and sizes of everything that a mesh splits are ours.
+    """
+    stage = {"batch_size": 64, "microbatch_tokens": 65536, "checkpoint_every": 100}
+    return SRRAGConfig(
+        contexts=5,
+        extra_mean=2.0,
+        model=ModelConfig(name=name, dtype="bfloat16", vocab_multiple=128),
+        encoder=EncoderConfig(max_length=256, batch_size=1024),
+        world=WorldConfig(cities=30000, train=50000, dev=2000, test=4000),
+        verbalise=VerbaliseConfig(max_tokens=150, pool=2048, batch_size=256),
+        label=LabelConfig(batch_size=256),
+        tuning=NewTokensConfig(mode="full", remat="full"),
+        stage1=StageConfig(learning_rate=1e-5, **stage),
+        stage2=Stage2Config(learning_rate=5e-7, beta=0.3, **stage),
+        datastore=DatastoreConfig(layer=layer, k=30),
+        route=RouteConfig(tau=tau),
+        answer=AnswerConfig(max_tokens=64, passages=5, batch_size=256),
+    )
+
+
+PRESETS = {
+    "": SRRAGConfig(),
+    "llama2-7b": _follow_paper("meta-llama/Llama-2-7b-chat-hf", tau=0.1, layer=15),
+    "phi3.5-mini": _follow_paper("microsoft/Phi-3.5-mini-instruct", tau=0.2, layer=15),
+    "qwen2.5-7b": _follow_paper("Qwen/Qwen2.5-7B-Instruct", tau=0.2, layer=11),
+}
+
+
 def get_config(preset: str = "") -> ml_collections.ConfigDict:
     """The settings of the small run, for two cores and 8 GiB, or of a preset."""
-    if not preset:
-        return to_config_dict(SRRAGConfig())
-    # The paper's model, its threshold and the layer whose states are the datastore's keys.
-    presets = {
-        "llama2-7b": ("meta-llama/Llama-2-7b-chat-hf", 0.1, 15),
-        "phi3.5-mini": ("microsoft/Phi-3.5-mini-instruct", 0.2, 15),
-        "qwen2.5-7b": ("Qwen/Qwen2.5-7B-Instruct", 0.2, 11),
-    }
-    if preset not in presets:
-        raise ValueError(f"preset {preset!r}: must be one of {', '.join(presets)}")
-    name, tau, layer = presets[preset]
-    # Optimiser, schedule and sizes of everything that a mesh splits are ours.
-    stage = {"batch_size": 64, "microbatch_tokens": 65536, "checkpoint_every": 100}
-    return to_config_dict(
-        SRRAGConfig(
-            contexts=5,
-            extra_mean=2.0,
-            model=ModelConfig(name=name, dtype="bfloat16", vocab_multiple=128),
-            encoder=EncoderConfig(max_length=256, batch_size=1024),
-            world=WorldConfig(cities=30000, train=50000, dev=2000, test=4000),
-            verbalise=VerbaliseConfig(max_tokens=150, pool=2048, batch_size=256),
-            label=LabelConfig(batch_size=256),
-            tuning=NewTokensConfig(mode="full", remat="full"),
-            stage1=StageConfig(learning_rate=1e-5, **stage),
-            stage2=Stage2Config(learning_rate=5e-7, beta=0.3, **stage),
-            datastore=DatastoreConfig(layer=layer, k=30),
-            route=RouteConfig(tau=tau),
-            answer=AnswerConfig(max_tokens=64, passages=5, batch_size=256),
-        )
-    )
+    return to_config_dict(choose_preset(PRESETS, preset))

@@ -220,6 +220,18 @@ def build(cls: type[T], values: Mapping[str, Any] | Any, *, path: str = "config"
     return built
 
 
+def choose_preset(presets: Mapping[str, T], name: str) -> T:
+    """A config file's settings of that name; `""` are those of the small run.
+
+    Raises:
+        RagJaxError: there are none.
+    """
+    if name not in presets:
+        known = ", ".join(filter(None, presets))
+        raise RagJaxError(f"config preset {name!r}: must be one of {known}, or left out")
+    return presets[name]
+
+
 def describe_unknown(name: str, known: Iterable[str], *, path: str) -> str:
     """The message for a mistyped field: the nearest known name, or else all of them."""
 

@@ -194,5 +194,5 @@ def test_presets():
     assert (paper.encoder.shared, paper.encoder.pooling, paper.train.scale) == (False, "cls", 1.0)
     # On Natural Questions' 58,880 training questions.
     assert paper.train.warmup_fraction * paper.train.epochs * 58_880 / 128 == pytest.approx(1237)
-    with pytest.raises(RagJaxError, match="config preset 'large': must be 'bert-base'"):
+    with pytest.raises(RagJaxError, match="config preset 'large': must be one of bert-base"):
         get_config("large")

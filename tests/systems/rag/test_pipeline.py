@@ -284,5 +284,5 @@ def test_presets():
     small, paper = (build(RAGConfig, get_config(preset)) for preset in ("", "bart-large"))
     assert small == RAGConfig()
     assert (paper.passages, paper.retriever.scale, paper.train.smoothing) == (5, 1.0, 0.1)
-    with pytest.raises(ValueError, match="preset 'huge': must be 'bart-large'"):
+    with pytest.raises(RagJaxError, match="preset 'huge': must be one of bart-large, or left out"):
         get_config("huge")
