@@ -24,6 +24,8 @@ from rag_jax.data.gazetteer import build_world
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_jsonl, write_json, write_jsonl
 
+_IDS = ("id", "_id", "passage_id")
+
 
 @dataclass(frozen=True)
 class Passage:
@@ -88,6 +90,18 @@ def describe_source(data: DataConfig, world: WorldConfig) -> dict[str, Any]:
         with open(path, "rb") as file:
             hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return {"format": data.format, "held_out": data.held_out, "files": hashes}
+
+
+def read_passages(files: Sequence[str | Path]) -> list[Passage]:
+    """The passages of JSON lines files: objects with `id`, `text` and, where there is one, `title`.
+
+    An id may be a whole number.
+
+    Raises:
+        RagJaxError: naming the file, and line, of what cannot be read or is missing, blank or
+            there twice.
+    """
+    return list(_read_passages([Path(name) for name in files], "id").values())
 
 
 def save_collection(folder: Path, collection: Collection) -> None:
@@ -203,6 +217,8 @@ def _read_passages(paths: Sequence[Path], id_name: str) -> dict[str, Passage]:
                 _text(record, name, at, default=default)
                 for name, default in ((id_name, None), ("title", ""), ("text", None))
             )
+            if not text.strip():
+                raise RagJaxError(f"{at}: the text of passage {id!r} is blank")
             if id in found:
                 raise RagJaxError(f"{at}: another passage has the id {id!r}")
             found[id] = Passage(id, title, text)
@@ -238,10 +254,10 @@ def _read_lines(path: Path) -> Iterator[tuple[str, str]]:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield f"{path}:{number}", line.rstrip("\n")
-    except FileNotFoundError:
-        raise RagJaxError(f"{path}: missing") from None
     except UnicodeDecodeError as error:
         raise RagJaxError(f"{path}: is not UTF-8 ({error.reason})") from None
+    except OSError as error:
+        raise RagJaxError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -259,6 +275,10 @@ def _text(record: Mapping[str, Any], name: str, at: str, *, default: str | None 
     value = record.get(name, default)
     if value is None:
         raise RagJaxError(f"{at}: has no {name!r}")
+    if name in _IDS and type(value) is int:
+        value = str(value)
     if not isinstance(value, str):
         raise RagJaxError(f"{at}: {name}={value!r} must be a text")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise RagJaxError(f"{at}: {name} holds half a surrogate pair, which is no text")
     return value

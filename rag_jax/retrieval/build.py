@@ -1,6 +1,5 @@
 """An index from files of passages, made in stages: encode, index, measure."""
 
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -9,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from rag_jax.errors import RagJaxError
+from rag_jax.data.formats import read_passages
 from rag_jax.files import read_json, write_json, write_jsonl
 from rag_jax.models import load
 from rag_jax.models.hub import fingerprint, resolve
 from rag_jax.pipeline import Stage, StageContext, run_stages
-from rag_jax.retrieval.encode import encode_texts
+from rag_jax.retrieval.encode import encode_texts, list_texts
 from rag_jax.retrieval.index import Index, fingerprint_corpus
 
 # Passages that an interrupted run may lose; how many queries recall is measured with, and how deep.
@@ -45,8 +44,7 @@ def build_index(
         RagJaxError: as `read_passages`, `encode_texts`, `Index.build` and `run_stages` do.
     """
     passages = read_passages(files)
-    texts = [(passage["title"], passage["text"]) for passage in passages]
-    ids = [passage["id"] for passage in passages]
+    texts, ids = list_texts(passages), [passage.id for passage in passages]
     corpus, encoder_fingerprint = fingerprint_corpus(texts, ids), fingerprint(resolve(encoder))
 
     def encode(context: StageContext) -> None:
@@ -85,54 +83,6 @@ def build_index(
     folder = Path(workdir) / "stages" / "index"
     facts = {"folder": str(folder / "index"), "encode_seconds": made[0]["seconds"]}
     return facts | read_json(folder / "facts.json")
-
-
-def read_passages(files: Sequence[str]) -> list[dict[str, str]]:
-    """The passages of JSON lines files, each as `{"id", "title", "text"}`.
-
-    A line is an object with `id`, a string or a whole number, `text` and, where there is one,
-    `title`.
-
-    Raises:
-        RagJaxError: naming the file, and line, of what cannot be read or is missing, blank or
-            there twice.
-    """
-    passages: dict[str, dict[str, str]] = {}
-    for name in files:
-        try:
-            with open(name, encoding="utf-8", newline="\n") as file:
-                lines = list(file)
-        except (OSError, UnicodeDecodeError) as error:
-            raise RagJaxError(f"{name}: cannot be read: {error}") from None
-        for number, line in enumerate(lines, 1):
-            passage = _read_passage(line, f"{name}, line {number}")
-            if passage["id"] in passages:
-                raise RagJaxError(f"{name}, line {number}: id {passage['id']!r} comes twice")
-            passages[passage["id"]] = passage
-    if not passages:
-        raise RagJaxError(f"{', '.join(files)}: no passage there")
-    return list(passages.values())
-
-
-def _read_passage(line: str, where: str) -> dict[str, str]:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        record = None
-    if not isinstance(record, dict):
-        raise RagJaxError(f"{where}: not a JSON object")
-    name, title, text = record.get("id"), record.get("title", ""), record.get("text")
-    if not isinstance(name, str | int):
-        raise RagJaxError(f"{where}: 'id' must be a string or a whole number, not {name!r}")
-    if not isinstance(title, str):
-        raise RagJaxError(f"{where}: 'title' must be a string, not {title!r}")
-    if not isinstance(text, str) or not text.strip():
-        raise RagJaxError(f"{where}: 'text' must be a string that is not blank, not {text!r}")
-    try:
-        f"{name}{title}{text}".encode()
-    except UnicodeEncodeError:
-        raise RagJaxError(f"{where}: holds half a surrogate pair, which is no text") from None
-    return {"id": str(name), "title": title, "text": text}
 
 
 def _measure_recall(index: Index) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from rag_jax.data.batches import choose_widths, round_up
+from rag_jax.data.formats import Passage
 from rag_jax.errors import RagJaxError
 from rag_jax.hosts import fetch
 from rag_jax.models import Pretrained
@@ -22,6 +23,14 @@ from rag_jax.sharding import count_data_rows, shard_batch
 _PROGRAM_TOKENS = 5_000
 
 _logger = logging.getLogger(__name__)
+
+
+def list_texts(passages: Sequence[Passage]) -> list[str | tuple[str, str]]:
+    """What encoders and BM25 read of passages: title and text, or the text where there is no title.
+
+    An empty title would put a separator before the text that untitled passages never had.
+    """
+    return [(p.title, p.text) if p.title else p.text for p in passages]
 
 
 def encode_texts(

@@ -11,6 +11,7 @@ from rag_jax.data.formats import (
     describe_source,
     load_collection,
     read_collection,
+    read_passages,
     save_collection,
 )
 from rag_jax.data.gazetteer import build_world
@@ -121,7 +122,7 @@ def test_source_follows_the_contents(tmp_path):
             {"corpus.jsonl": '{"_id": "1", "text": "A"}\n{"text": 1}'},
             "corpus.jsonl:2: has no",
         ),
-        (BEIR, {"corpus.jsonl": '{"_id": 1, "text": "A"}'}, "corpus.jsonl:1: _id=1 must be a text"),
+        (BEIR, {"corpus.jsonl": '{"_id": 1.5, "text": "A"}'}, "jsonl:1: _id=1.5 must be a text"),
         (BEIR, {"corpus.jsonl": "{\n"}, "corpus.jsonl:1: is not JSON"),
         (BEIR, {"corpus.jsonl": "[1]"}, "corpus.jsonl:1: must be an object"),
         (BEIR, {"corpus.jsonl": ""}, "corpus.jsonl: holds no passages"),
@@ -153,7 +154,7 @@ def test_errors_name_file_and_line(tmp_path, files, changes, message):
 def test_missing_files(tmp_path):
     with pytest.raises(RagJaxError, match="holds neither corpus.jsonl"):
         read(tmp_path)
-    with pytest.raises(RagJaxError, match="corpus.jsonl: missing"):
+    with pytest.raises(RagJaxError, match="corpus.jsonl: cannot be read .No such file"):
         read(tmp_path, format="beir")
     with pytest.raises(RagJaxError, match="holds no passages.jsonl"):
         read(tmp_path, format="squad")
@@ -179,3 +180,35 @@ def test_missing_files(tmp_path):
 def test_settings_that_contradict_each_other(values, message):
     with pytest.raises(RagJaxError, match=message):
         build(DataConfig, values, path="data")
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (b"", "bad.jsonl: holds no passages"),
+        (b"{\n", "bad.jsonl:1: is not JSON"),
+        (b"\n[1]\n", "bad.jsonl:2: must be an object"),
+        (b"\xff\n", "bad.jsonl: is not UTF-8"),
+        (b'{"text": "x"}\n', "bad.jsonl:1: has no 'id'"),
+        (b'{"id": true, "text": "x"}\n', "bad.jsonl:1: id=True must be a text"),
+        (b'{"id": 1}\n', "bad.jsonl:1: has no 'text'"),
+        (b'{"id": 1, "text": " \\n"}\n', "bad.jsonl:1: the text of passage '1' is blank"),
+        (b'{"id": 1, "text": "x", "title": 3}\n', "bad.jsonl:1: title=3 must be a text"),
+        (b'{"id": 1, "text": "x"}\n{"id": "1", "text": "y"}\n', "bad.jsonl:2: another passage has"),
+        (b'{"id": 1, "text": "\\ud800"}\n', "bad.jsonl:1: text holds half a surrogate pair"),
+    ],
+)
+def test_bad_passages(tmp_path, lines, message):
+    (tmp_path / "bad.jsonl").write_bytes(lines)
+    with pytest.raises(RagJaxError, match=message) as error:
+        read_passages([tmp_path / "bad.jsonl"])
+    assert "\n" not in str(error.value)
+
+
+def test_passages_of_several_files(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"id": 7, "text": "One.\\u2028Still."}\n\n', "utf-8")
+    (tmp_path / "b.jsonl").write_text('{"id": "서울", "title": "Seoul", "text": "수도"}', "utf-8")
+    assert read_passages([tmp_path / "a.jsonl", str(tmp_path / "b.jsonl")]) == [
+        Passage("7", "", "One.\u2028Still."),
+        Passage("서울", "Seoul", "수도"),
+    ]

@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rag_jax.errors import RagJaxError
 from rag_jax.files import read_jsonl, write_jsonl
 from rag_jax.models import load
 from rag_jax.models.hub import fingerprint
 from rag_jax.retrieval import Index, build, encode_texts, fingerprint_corpus
-from rag_jax.retrieval.build import build_index, read_passages
+from rag_jax.retrieval.build import build_index
 
 ROOT = Path(__file__).parents[2]
 ENCODER = str(ROOT / "tests" / "golden" / "bert")
@@ -38,7 +37,7 @@ def test_the_index_and_its_passages(tmp_path, files, monkeypatch, capsys):
     passages = read_jsonl(tmp_path / "run/stages/index/passages.jsonl")
     assert [p["id"] for p in passages] == ["a", "7", "서울"]
     assert passages[1] == {"id": "7", "title": "", "text": "Second, without a title."}
-    texts = [(p["title"], p["text"]) for p in passages]
+    texts = [(p["title"], p["text"]) if p["title"] else p["text"] for p in passages]
     index = Index.load(
         facts["folder"],
         encoder=fingerprint(Path(ENCODER)),
@@ -79,9 +78,8 @@ def test_going_on_after_a_stop(tmp_path, files, monkeypatch):
     facts = build_index(files, tmp_path / "run", **SETTINGS)
     assert encoded == [2, "stopped", 1]
     index = Index.load(facts["folder"], encoder=fingerprint(Path(ENCODER)))
-    wanted = encode_texts(
-        load(ENCODER), [(p.get("title", ""), p["text"]) for p in PASSAGES], max_length=24
-    )
+    texts = [(p["title"], p["text"]) if "title" in p else p["text"] for p in PASSAGES]
+    wanted = encode_texts(load(ENCODER), texts, max_length=24)
     np.testing.assert_allclose(index.embeddings, wanted, atol=1e-6)
 
 
@@ -104,29 +102,5 @@ def test_the_command(tmp_path, files):
     assert re.fullmatch(pattern, done.stdout)
     missing = launch(str(tmp_path / "no.jsonl"), f"--workdir={tmp_path / 'other'}")
     assert (missing.returncode, missing.stdout) == (1, "")
-    assert re.fullmatch(r"error: \S+no\.jsonl: cannot be read: .*\n", missing.stderr)
+    assert re.fullmatch(r"error: \S+no\.jsonl: cannot be read .*\n", missing.stderr)
     assert not (tmp_path / "other").exists()
-
-
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        (b"", "bad.jsonl: no passage there"),
-        (b"{\n", "bad.jsonl, line 1: not a JSON object"),
-        (b"\n", "bad.jsonl, line 1: not a JSON object"),
-        (b"[1]\n", "line 1: not a JSON object"),
-        (b"\xff\n", "bad.jsonl: cannot be read: 'utf-8' codec"),
-        (b'{"text": "x"}\n', "line 1: 'id' must be a string or a whole number, not None"),
-        (b'{"id": 1.5, "text": "x"}\n', "line 1: 'id' must be a string or a whole number, not 1.5"),
-        (b'{"id": 1}\n', "line 1: 'text' must be a string that is not blank, not None"),
-        (b'{"id": 1, "text": " \\n"}\n', "line 1: 'text' must be a string that is not blank"),
-        (b'{"id": 1, "text": "x", "title": 3}\n', "line 1: 'title' must be a string, not 3"),
-        (b'{"id": 1, "text": "x"}\n{"id": "1", "text": "y"}\n', "line 2: id '1' comes twice"),
-        (b'{"id": 1, "text": "\\ud800"}\n', "line 1: holds half a surrogate pair"),
-    ],
-)
-def test_bad_files(tmp_path, lines, message):
-    (tmp_path / "bad.jsonl").write_bytes(lines)
-    with pytest.raises(RagJaxError, match=message) as error:
-        read_passages([str(tmp_path / "bad.jsonl")])
-    assert "\n" not in str(error.value)

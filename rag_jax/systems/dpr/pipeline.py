@@ -32,7 +32,7 @@ from rag_jax.pipeline import Stage, StageContext, run_stages
 from rag_jax.report import write_report
 from rag_jax.retrieval import BM25, Index, encode_texts, fingerprint_corpus
 from rag_jax.retrieval.contrastive import Encoders, Pair, PairBatches, train_encoders
-from rag_jax.retrieval.encode import tokenize_texts
+from rag_jax.retrieval.encode import list_texts, tokenize_texts
 from rag_jax.retrieval.negatives import choose_negatives
 from rag_jax.sharding import check_batches, make_mesh
 from rag_jax.systems.dpr.config import DPRConfig
@@ -275,11 +275,6 @@ class Session:
             )
             records = map(partial(score_ranking, passages=corpus.passages), questions, scores, rows)
             write_jsonl(context.folder / f"{name}.jsonl", records)
-
-
-def list_texts(passages: Sequence[Passage]) -> list[str | tuple[str, str]]:
-    """What encoders read of passages: title and text, or the text where there is no title."""
-    return [(p.title, p.text) if p.title else p.text for p in passages]
 
 
 def list_pairs(

@@ -172,16 +172,11 @@ def make_examples(
     return examples
 
 
-def list_texts(passages: Sequence[formats.Passage]) -> list[Passage]:
-    """What encoders and the generator read of passages."""
-    return [(passage.title, passage.text) for passage in passages]
-
-
 def pick_passages(
     passages: Sequence[formats.Passage], rows: Int[np.ndarray, "N K"]
 ) -> list[list[Passage]]:
     """What the generator reads of the passages in some rows."""
-    return [list_texts([passages[row] for row in found]) for found in rows.tolist()]
+    return [[(passages[row].title, passages[row].text) for row in found] for found in rows.tolist()]
 
 
 def pack_inputs(

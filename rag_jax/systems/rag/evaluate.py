@@ -15,10 +15,10 @@ from rag_jax.decoding.beam import Search
 from rag_jax.files import write_json, write_jsonl
 from rag_jax.models import Pretrained
 from rag_jax.ranking import answer_hits
-from rag_jax.retrieval import BM25, Index
+from rag_jax.retrieval import BM25, Index, list_texts
 from rag_jax.stage import StageContext
 from rag_jax.systems.rag import train
-from rag_jax.systems.rag.data import list_texts, pick_passages
+from rag_jax.systems.rag.data import pick_passages
 from rag_jax.systems.rag.infer import Engine, Way
 from rag_jax.systems.rag.lookup import load_refreshed
 
@@ -137,9 +137,8 @@ def run_evaluation(session: "Session", context: StageContext) -> None:
         scores, rows = index.search(queries, depth)
         return Ranking(c.retriever.scale * scores, rows)
 
-    texts = list_texts(corpus.passages)
     rankings = {
-        "bm25": Ranking(*BM25.build(texts).search(asked, depth)),
+        "bm25": Ranking(*BM25.build(list_texts(corpus.passages)).search(asked, depth)),
         "frozen": search(session.load_index(context, corpus), "frozen"),
         "joint": search(load_final_index(session, context, corpus)[0], "joint"),
     }

@@ -31,7 +31,7 @@ from rag_jax.models.bert import Bert
 from rag_jax.models.hub import fingerprint, resolve
 from rag_jax.pipeline import Stage, StageContext, run_stages
 from rag_jax.report import write_report
-from rag_jax.retrieval import Index, encode_texts
+from rag_jax.retrieval import Index, encode_texts, list_texts
 from rag_jax.retrieval.index import fingerprint_corpus
 from rag_jax.sharding import check_batches, make_mesh
 from rag_jax.systems.rag import data, evaluate, train
@@ -253,7 +253,7 @@ class Session:
         self, encoder: Pretrained, passages: Sequence[Passage]
     ) -> Float[np.ndarray, "N E"]:
         """Embeddings of passages."""
-        return self._encode(encoder, data.list_texts(passages))
+        return self._encode(encoder, list_texts(passages))
 
     def encode_questions(self, params: Any, questions: Sequence[str]) -> Float[np.ndarray, "N E"]:
         """Embeddings of questions by some parameters of their encoder."""
@@ -298,4 +298,4 @@ class Session:
 
 def fingerprint_passages(passages: Sequence[Passage]) -> str:
     """What an index over them is known by."""
-    return fingerprint_corpus(data.list_texts(passages), [p.id for p in passages])
+    return fingerprint_corpus(list_texts(passages), [p.id for p in passages])
