@@ -1,5 +1,6 @@
-"""What is trained of a language model, and the parameters that it makes with what is not."""
+"""What is trained of a model, the parameters that it makes with what is not, and its stage."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,8 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from rag_jax import lora
+from rag_jax.checkpoint import Checkpoints, save_tree
 from rag_jax.config import TuningConfig
 from rag_jax.errors import RagJaxError
+from rag_jax.stage import StageContext
+from rag_jax.training import TrainState, train
 
 
 def init_tuned(tuning: TuningConfig, params: PyTree, *, seed: int) -> PyTree:
@@ -38,6 +42,39 @@ def apply_tuned(tuning: TuningConfig, trained: PyTree, frozen: PyTree, *, dtype:
     """
     trained = cast(trained, dtype)
     return trained if tuning.scale is None else lora.apply(frozen, trained, scale=tuning.scale)
+
+
+def tune(
+    context: StageContext,
+    state: TrainState,
+    step: Callable[..., Any],
+    batch_at: Callable[[int], tuple[Any, list[str]]],
+    *,
+    total_steps: int,
+    checkpoint_every: int,
+    flops_at: Callable[[int], float],
+    profile_steps: int = 0,
+) -> None:
+    """Trains to the end within a stage, from where an interrupted call stopped.
+
+    The trained tree is then `params` in the stage's folder, the log `log.jsonl`, and checkpoints
+    are dropped. Arguments are those of `rag_jax.training.train`.
+    """
+    checkpoints = Checkpoints(context.folder / "checkpoints")
+    state = train(
+        state,
+        step,
+        batch_at,
+        total_steps=total_steps,
+        checkpoints=checkpoints,
+        checkpoint_every=checkpoint_every,
+        progress=context.progress,
+        log_path=context.folder / "log.jsonl",
+        flops_at=flops_at,
+        profile_steps=profile_steps,
+    )
+    save_tree(context.folder / "params", state.params)
+    checkpoints.remove()
 
 
 def cast(tree: PyTree, dtype: Any) -> PyTree:

@@ -29,10 +29,11 @@ from rag_jax.sharding import (
     place_params,
     shard_batch,
 )
+from rag_jax.spans import Row, pack_rows
 from rag_jax.systems.rag import infer as rag
 from rag_jax.systems.srrag import infer, tune
 from rag_jax.systems.srrag.config import NewTokensConfig, SRRAGConfig
-from rag_jax.systems.srrag.data import Row, pack_rows
+from rag_jax.systems.srrag.data import TERMS
 from rag_jax.training import compute_gradients, init_state, make_optimizer, make_step
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -107,6 +108,7 @@ def make_parts(seed):
         for i, tokens in enumerate(make_rows(lengths, seed=seed))
     ]
     settings = {"width": 16, "targets": 16, "batch": 8, "scale": 1 / 16, "reduction": "mean"}
+    settings["terms"] = TERMS
     first, chosen, rejected = (pack_rows(rows[s : s + 8], **settings) for s in (0, 8, 16))
     pairs = {key: np.concatenate([chosen[key], rejected[key]]) for key in chosen}
     reference = np.random.default_rng(seed).normal(-8, 1, 16).astype(np.float32)

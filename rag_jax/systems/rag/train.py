@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rag_jax.checkpoint import Checkpoints, load_tree, save_tree
+from rag_jax.checkpoint import load_tree
 from rag_jax.data.batches import BatchPlan, round_up
 from rag_jax.sharding import (
     BART_RULES,
@@ -30,8 +30,8 @@ from rag_jax.systems.rag.data import (
 )
 from rag_jax.systems.rag.lookup import WINDOW, Lookup
 from rag_jax.systems.rag.loss import rag_loss, score_passages
-from rag_jax.training import init_state, make_optimizer, make_step, train
-from rag_jax.tuning import apply_tuned, cast, init_tuned
+from rag_jax.training import init_state, make_optimizer, make_step
+from rag_jax.tuning import apply_tuned, cast, init_tuned, tune
 
 if TYPE_CHECKING:
     from rag_jax.systems.rag.pipeline import Session
@@ -177,32 +177,27 @@ def run_training(session: "Session", context: StageContext, *, joint: bool) -> N
         ahead = lookup.embed(following, encoder) if following < total else None
         state, metrics = step(state, frozen, parts)
         # While the device computes the step.
-        if following < total:
-            if joint and settings.refresh_every and following % settings.refresh_every == 0:
-                lookup.refresh(following, state.params["query"])
+        every = settings.refresh_every if joint else 0
+        if every and (following % every == 0 or following == total):
+            lookup.refresh(following, state.params["query"])
+            if following < total:
                 ahead = lookup.embed(following, state.params["query"])
+        if following < total:
             lookup.search(following, ahead)
         entropy = lookup.measure_entropy(number)
         _warn_of_collapse(first_entropy, entropy, number)
         return state, {**metrics, "retrieved_entropy": entropy}
 
-    checkpoints = Checkpoints(context.folder / "checkpoints")
-    state = train(
+    tune(
+        context,
         init_state(start, optimizer),
         take_step,
         batch_at,
         total_steps=total,
-        checkpoints=checkpoints,
         checkpoint_every=settings.checkpoint_every,
-        progress=context.progress,
-        log_path=context.folder / "log.jsonl",
         flops_at=flops.pop,
         profile_steps=c.profile_steps,
     )
-    if joint and settings.refresh_every:
-        lookup.refresh(total, state.params["query"])
-    save_tree(context.folder / "params", state.params)
-    checkpoints.remove()
 
 
 def make_tuner(session: "Session", total_steps: int) -> optax.GradientTransformation:

@@ -1,4 +1,4 @@
-"""Training data: the packed sequence, which source helps a question, rows and their arrays.
+"""Training data: the packed sequence, and which source helps a question.
 
 The sequence (Wu et al. 2025, section 3), every piece encoded on its own so that training and
 inference see the same tokens:
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from rag_jax.data.batches import pad_rows
 from rag_jax.models.tokenizer import Tokenizer
+from rag_jax.spans import Row
 from rag_jax.systems.srrag.config import SourceConfig
 
 TERMS = ("source", "verbalisation", "answer")
@@ -83,20 +83,6 @@ def choose_source(scores: Float[np.ndarray, "S n"]) -> int:
     return int(tied[np.argmax(scores[tied].max(axis=1))])
 
 
-@dataclass(frozen=True)
-class Row:
-    """One training sequence.
-
-    Attributes:
-        tokens: the whole sequence.
-        spans: for each loss term the half-open range of tokens that it is taken over.
-    """
-
-    id: str
-    tokens: list[int]
-    spans: dict[str, tuple[int, int]]
-
-
 def make_row(
     form: Format, id: str, question: str, source: int, knowledge: str, answer: str | None
 ) -> Row:
@@ -122,39 +108,3 @@ def make_row(
     tokens += form.encode_answer(answer)
     spans["answer"] = (start, len(tokens))
     return Row(id, tokens, spans)
-
-
-def pack_rows(
-    rows: Sequence[Row], *, width: int, targets: int, batch: int, scale: float, reduction: str
-) -> dict[str, np.ndarray]:
-    """Arrays of one microbatch; logits are needed at `targets` places a row, not at all of them.
-
-    Args:
-        rows: at most `batch`; the rest is padding without weight.
-        width: tokens a row is padded to.
-        targets: loss positions a row is padded to.
-        scale: weight of a row in the batch's loss.
-        reduction: "mean" over a term's tokens, or "sum".
-
-    Returns:
-        `tokens` `[B, T]`, `mask` `[B, T]`; `at` `[B, P]`, the positions whose next token is
-        predicted; `next` `[B, P]`, those tokens; and for each term its weights `[B, P]`.
-    """
-    tokens, mask = pad_rows([row.tokens for row in rows], width, pad_id=0, batch=batch)
-    at = np.zeros((batch, targets), np.int32)
-    weights = {term: np.zeros((batch, targets), np.float32) for term in TERMS}
-    for r, row in enumerate(rows):
-        place = 0
-        for term, (start, stop) in row.spans.items():
-            size = stop - start
-            at[r, place : place + size] = np.arange(start - 1, stop - 1)
-            per_token = scale / size if reduction == "mean" else scale
-            weights[term][r, place : place + size] = per_token
-            place += size
-    next_tokens = np.take_along_axis(tokens, at + 1, axis=1)
-    return {"tokens": tokens, "mask": mask, "at": at, "next": next_tokens, **weights}
-
-
-def count_targets(row: Row) -> int:
-    """How many tokens of the row are predicted in the loss."""
-    return sum(stop - start for start, stop in row.spans.values())

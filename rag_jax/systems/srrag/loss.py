@@ -1,6 +1,6 @@
 """The losses of both training stages (Wu et al. 2025, section 3.3), over microbatches.
 
-`batch` is what `data.pack_rows` makes; row weights are in its terms, so the losses of a batch's
+`batch` is what `spans.pack_rows` makes; row weights are in its terms, so the losses of a batch's
 microbatches add up to the batch's.
 """
 
@@ -8,19 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rag_jax.losses import dpo_loss, span_cross_entropy, token_logprobs
+from rag_jax.losses import dpo_loss, span_cross_entropy
 from rag_jax.models.decoder import Decoder
+from rag_jax.spans import target_logprobs
 from rag_jax.systems.srrag.data import TERMS
-
-
-def target_logprobs(model: Decoder, params, batch) -> Float[Array, "B P"]:
-    """Log-probabilities of the tokens that the loss asks about, `batch["next"]`."""
-    hidden = model.apply(
-        {"params": params}, batch["tokens"], mask=batch["mask"], method="hidden"
-    ).hidden
-    picked = jnp.take_along_axis(hidden, batch["at"][:, :, None], axis=1)
-    logits = model.apply({"params": params}, picked, method="logits")
-    return token_logprobs(logits, batch["next"])
 
 
 def sequence_logprobs(model: Decoder, params, batch) -> Float[Array, "B"]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rag_jax.checkpoint import Checkpoints, load_tree, save_tree
+from rag_jax.checkpoint import load_tree
 from rag_jax.config import StageConfig, TuningConfig
 from rag_jax.data.batches import BatchPlan, Microbatch, round_up
 from rag_jax.errors import RagJaxError
@@ -20,16 +20,11 @@ from rag_jax.hosts import fetch
 from rag_jax.models.vocabulary import put_tokens, take_tokens
 from rag_jax.pipeline import StageContext
 from rag_jax.sharding import DECODER_RULES, count_data_rows, lay_out, place_params, shard_batch
-from rag_jax.systems.srrag.data import (
-    Row,
-    count_targets,
-    join_passages,
-    make_row,
-    pack_rows,
-)
+from rag_jax.spans import Row, count_targets, pack_rows
+from rag_jax.systems.srrag.data import TERMS, join_passages, make_row
 from rag_jax.systems.srrag.loss import sequence_logprobs, stage1_loss, stage2_loss
-from rag_jax.training import init_state, make_optimizer, make_step, train
-from rag_jax.tuning import apply_tuned, cast, init_tuned
+from rag_jax.training import init_state, make_optimizer, make_step
+from rag_jax.tuning import apply_tuned, cast, init_tuned, tune
 
 if TYPE_CHECKING:
     from rag_jax.systems.srrag.pipeline import Session
@@ -132,6 +127,7 @@ def pack(
     halves = [
         pack_rows(
             rows,
+            terms=TERMS,
             width=micro.width // len(sides),
             targets=round_up(most, 16),
             batch=micro.rows,
@@ -319,18 +315,13 @@ def _train(
         tokens, targets = sum(len(r.tokens) for r in rows), sum(map(count_targets, rows))
         return passes * session.base.config.count_flops(tokens, targets)
 
-    checkpoints = Checkpoints(context.folder / "checkpoints")
-    state = train(
+    tune(
+        context,
         init_state(start, optimizer),
         lambda state, parts: step(state, frozen, parts),
         batch_at,
         total_steps=total,
-        checkpoints=checkpoints,
         checkpoint_every=settings.checkpoint_every,
-        progress=context.progress,
-        log_path=context.folder / "log.jsonl",
         flops_at=flops_at,
         profile_steps=session.config.profile_steps,
     )
-    save_tree(context.folder / "params", state.params)
-    checkpoints.remove()

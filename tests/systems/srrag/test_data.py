@@ -7,14 +7,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rag_jax.errors import RagJaxError
+from rag_jax.spans import Row, count_targets, pack_rows
 from rag_jax.systems.srrag.data import (
     TERMS,
-    Row,
     choose_source,
-    count_targets,
     join_passages,
     make_row,
-    pack_rows,
 )
 
 SELF, WIKI = 0, 1
@@ -180,7 +178,13 @@ def draw_rows(draw):
 def test_packed_rows(rows, reduction, scale):
     width, targets, batch = 32, 16, 5
     arrays = pack_rows(
-        rows, width=width, targets=targets, batch=batch, scale=scale, reduction=reduction
+        rows,
+        terms=TERMS,
+        width=width,
+        targets=targets,
+        batch=batch,
+        scale=scale,
+        reduction=reduction,
     )
     assert set(arrays) == {"tokens", "mask", "at", "next", *TERMS}
     assert arrays["tokens"].shape == arrays["mask"].shape == (batch, width)
@@ -205,6 +209,6 @@ def test_rows_that_do_not_fit():
     row = Row("long", list(range(9)), {"source": (1, 2)})
     settings = {"targets": 4, "scale": 1.0, "reduction": "mean"}
     with pytest.raises(RagJaxError, match="length=8: 1 of 1 rows are longer"):
-        pack_rows([row], width=8, batch=1, **settings)
+        pack_rows([row], terms=TERMS, width=8, batch=1, **settings)
     with pytest.raises(RagJaxError, match="batch=1: there are 2 rows"):
-        pack_rows([row, row], width=9, batch=1, **settings)
+        pack_rows([row, row], terms=TERMS, width=9, batch=1, **settings)

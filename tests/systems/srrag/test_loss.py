@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rag_jax.systems.srrag.data import TERMS, make_row, pack_rows
+from rag_jax.spans import pack_rows
+from rag_jax.systems.srrag.data import TERMS, make_row
 from rag_jax.systems.srrag.loss import sequence_logprobs, stage1_loss, stage2_loss
 from systems.srrag.reference import span_logprobs, sum_terms
 
@@ -55,7 +56,13 @@ def score(base):
 
 def pack(rows, *, batch, scale=0.25, reduction="mean", width=WIDTH):
     return pack_rows(
-        rows, width=width, targets=TARGETS, batch=batch, scale=scale, reduction=reduction
+        rows,
+        terms=TERMS,
+        width=width,
+        targets=TARGETS,
+        batch=batch,
+        scale=scale,
+        reduction=reduction,
     )
 
 

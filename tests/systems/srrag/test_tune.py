@@ -16,8 +16,9 @@ from rag_jax.config import StageConfig, TuningConfig
 from rag_jax.errors import RagJaxError
 from rag_jax.models.vocabulary import grow_vocabulary
 from rag_jax.sharding import make_mesh
+from rag_jax.spans import Row, pack_rows
 from rag_jax.systems.srrag.config import NewTokensConfig, SRRAGConfig
-from rag_jax.systems.srrag.data import TERMS, Row, pack_rows, special_tokens
+from rag_jax.systems.srrag.data import TERMS, special_tokens
 from rag_jax.systems.srrag.tune import (
     Example,
     assemble,
@@ -198,7 +199,8 @@ def test_losses_reach_the_new_tokens_and_the_adapter_alone(base):
     session = make_session(base, mode="lora", rank=2)
     row = make_example("0", 5, 6, None, 2).row
     row.tokens[5] = 422
-    arrays = pack_rows([row], width=24, targets=16, batch=1, scale=1.0, reduction="sum")
+    settings = {"terms": TERMS, "scale": 1.0, "reduction": "sum"}
+    arrays = pack_rows([row], width=24, targets=16, batch=1, **settings)
     loss = make_losses(session)["rows"]
     grads = jax.jit(jax.grad(lambda *a: loss(*a)[0]))(start_trainable(session), base.params, arrays)
     assert jnp.abs(grads["new_tokens"]["embed"]["embedding"]).max() > 1e-4
