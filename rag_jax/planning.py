@@ -5,6 +5,9 @@ arrays. Memory is what it then reserves. FLOPs and bytes are its own count, of o
 the body of a loop counts once: `Planner.compile` is told how often it runs.
 """
 
+import contextlib
+import ctypes
+import gc
 import os
 import re
 import time
@@ -180,6 +183,7 @@ class Planner:
         """
         if self._only not in name:
             return self._guess(function, *args, **kwargs)
+        _release_memory()
         passed = jax.tree.leaves((args, kwargs))
         passed = [leaf for leaf in passed if isinstance(leaf, jax.ShapeDtypeStruct)]
         inside = {id(leaf) for leaf in passed}
@@ -233,6 +237,17 @@ class Planner:
 
         with jax.set_mesh(self.mesh):
             return jax.tree.map(describe, function.eval_shape(*args, **kwargs))
+
+
+def _release_memory() -> None:
+    """Gives back what the last program's compilation freed, which the C library would keep.
+
+    That is a GiB or two of the host's memory for each program of a large model.
+    """
+    gc.collect()
+    jax.clear_caches()
+    with contextlib.suppress(OSError, AttributeError):  # another C library than Linux's
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _read_shortage(message: str, arguments: float) -> float:
