@@ -4,8 +4,11 @@ import functools
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import regex
+
+from rag_jax.files import open_atomic
 
 # DPR's tokens: runs of letters, digits and marks; any other visible character by itself.
 _TOKEN = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
@@ -74,3 +77,21 @@ def ndcg(ranked: Sequence[str], relevant: Mapping[str, int], k: int) -> float:
 
     best = add_up(sorted(relevant.values(), reverse=True))
     return add_up([relevant.get(id, 0) for id in ranked]) / best
+
+
+def write_run(
+    path: Path,
+    name: str,
+    questions: Sequence[str],
+    ranked: Sequence[Sequence[tuple[str, float]]],
+) -> None:
+    """Writes rankings in TREC's format, `question Q0 passage rank score name` a line.
+
+    Args:
+        questions: ids.
+        ranked: for each the passages' ids and scores, best first.
+    """
+    with open_atomic(path) as file:
+        for question, found in zip(questions, ranked, strict=True):
+            for rank, (passage, score) in enumerate(found, 1):
+                file.write(f"{question} Q0 {passage} {rank} {score:.9g} {name}\n")

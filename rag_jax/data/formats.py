@@ -12,6 +12,7 @@
 import dataclasses
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from rag_jax.config import DataConfig, WorldConfig
 from rag_jax.data.gazetteer import build_world
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_jsonl, write_json, write_jsonl
+from rag_jax.ranking import has_answer
 
 _IDS = ("id", "_id", "passage_id")
 
@@ -124,14 +126,30 @@ def load_collection(folder: Path) -> Collection:
 
 
 def _build_world(settings: WorldConfig) -> Collection:
+    """The encyclopedia; every passage about a question's place that has an answer is relevant."""
     world = build_world(**dataclasses.asdict(settings))
-    return Collection(
-        [Passage(p.id, p.title, p.text) for p in world.passages],
-        {
-            split: [Question(q.id, q.question, q.answers, {q.passage_id: 1}) for q in questions]
-            for split, questions in world.questions.items()
-        },
-    )
+    about: dict[str, list[Passage]] = defaultdict(list)
+    passages = [Passage(p.id, p.title, p.text) for p in world.passages]
+    for passage in passages:
+        if not passage.id.startswith("talk/"):
+            about[passage.id.split("/")[1]].append(passage)
+    questions = {
+        split: [
+            Question(
+                q.id,
+                q.question,
+                q.answers,
+                {
+                    p.id: 1
+                    for p in about[q.passage_id.split("/")[1]]
+                    if p.id == q.passage_id or has_answer(p.text, q.answers)
+                },
+            )
+            for q in asked
+        ]
+        for split, asked in world.questions.items()
+    }
+    return Collection(passages, questions)
 
 
 def _find_format(folder: Path) -> str:

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from rag_jax.checkpoint import Checkpoints
 from rag_jax.config import ContrastiveConfig
 from rag_jax.data.batches import BatchPlan, pad_rows, round_up
+from rag_jax.data.formats import Passage, Question
 from rag_jax.losses import in_batch_contrastive
 from rag_jax.models import Pretrained
 from rag_jax.models.bert import Bert
@@ -47,6 +48,28 @@ class Pair:
     positive: int
     negatives: tuple[int, ...]
     relevant: frozenset[int]
+
+
+def list_pairs(
+    questions: Sequence[Question],
+    negatives: Sequence[Sequence[int]],
+    passages: Sequence[Passage],
+) -> list[Pair]:
+    """A training example for each question and each passage relevant to it.
+
+    Args:
+        questions: of the training split.
+        negatives: of each question, as rows of `passages`.
+        passages: the corpus.
+    """
+    rows = {passage.id: row for row, passage in enumerate(passages)}
+    return [
+        Pair(
+            question.id, number, rows[id], tuple(wrong), frozenset(map(rows.get, question.relevant))
+        )
+        for number, (question, wrong) in enumerate(zip(questions, negatives, strict=True))
+        for id in question.relevant
+    ]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from rag_jax.data.formats import (
 )
 from rag_jax.data.gazetteer import build_world
 from rag_jax.errors import RagJaxError
+from rag_jax.ranking import has_answer
 
 WORLD = WorldConfig(cities=5, train=6, dev=3, test=3)
 BEIR = {
@@ -75,7 +76,13 @@ def test_world():
                 theirs.question,
                 theirs.answers,
             )
-            assert ours.relevant == {theirs.passage_id: 1}
+            # The gold passage, and every other one about the place that says so too.
+            assert ours.relevant[theirs.passage_id] == 1
+            place = theirs.passage_id.split("/")[1]
+            texts = {p.id: p.text for p in found.passages if p.id.split("/")[1] == place}
+            assert ours.relevant.keys() <= texts.keys()
+            for id in texts.keys() - {theirs.passage_id}:
+                assert (id in ours.relevant) is has_answer(texts[id], ours.answers)
 
 
 def test_saved_and_loaded(tmp_path):

@@ -50,7 +50,7 @@ class DPRConfig:
     mesh: MeshConfig = MeshConfig()
     encoder: RetrieverConfig = RetrieverConfig()
     data: DataConfig = DataConfig()
-    world: WorldConfig = WorldConfig(train=1000)
+    world: WorldConfig = WorldConfig(train=1000, talk_pages=2)
     index: IndexConfig = IndexConfig(backend="exact")
     negatives: NegativesConfig = NegativesConfig()
     train: ContrastiveConfig = ContrastiveConfig()

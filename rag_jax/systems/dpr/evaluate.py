@@ -1,14 +1,12 @@
 """Rankings of passages and what they are worth."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from rag_jax.data.formats import Passage, Question
-from rag_jax.files import open_atomic
 from rag_jax.ranking import answer_hits, ndcg, recall, reciprocal_rank
 
 DEPTHS = (1, 5, 20)
@@ -66,18 +64,3 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if values:
             numbers[name] = float(np.mean(values))
     return numbers
-
-
-def write_run(
-    path: Path,
-    name: str,
-    questions: Sequence[Question],
-    scores: Float[np.ndarray, "Q k"],
-    rows: Int[np.ndarray, "Q k"],
-    passages: Sequence[Passage],
-) -> None:
-    """Writes rankings in TREC's format, `question Q0 passage rank score name` a line."""
-    with open_atomic(path) as file:
-        for question, values, found in zip(questions, scores, rows, strict=True):
-            for rank, (value, row) in enumerate(zip(values, found, strict=True), 1):
-                file.write(f"{question.id} Q0 {passages[row].id} {rank} {value:.9g} {name}\n")

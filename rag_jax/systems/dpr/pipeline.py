@@ -29,14 +29,15 @@ from rag_jax.models import Pretrained, load, save
 from rag_jax.models.bert import Bert
 from rag_jax.models.hub import fingerprint, resolve
 from rag_jax.pipeline import Stage, StageContext, run_stages
+from rag_jax.ranking import write_run
 from rag_jax.report import write_report
 from rag_jax.retrieval import BM25, Index, encode_texts, fingerprint_corpus
-from rag_jax.retrieval.contrastive import Encoders, Pair, PairBatches, train_encoders
+from rag_jax.retrieval.contrastive import Encoders, Pair, PairBatches, list_pairs, train_encoders
 from rag_jax.retrieval.encode import list_texts, tokenize_texts
 from rag_jax.retrieval.negatives import choose_negatives
 from rag_jax.sharding import check_batches, make_mesh
 from rag_jax.systems.dpr.config import DPRConfig
-from rag_jax.systems.dpr.evaluate import COLUMNS, score_ranking, summarize, write_run
+from rag_jax.systems.dpr.evaluate import COLUMNS, score_ranking, summarize
 
 METHODS = ("bm25", "untrained", "trained")
 Ranking = tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]
@@ -270,30 +271,11 @@ class Session:
             "trained": search(self.load_trained(context), "trained"),
         }
         for name, (scores, rows) in rankings.items():
-            write_run(
-                context.folder / f"{name}.trec", name, questions, scores, rows, corpus.passages
-            )
+            ranked = [
+                [(corpus.passages[row].id, value) for value, row in zip(*found, strict=True)]
+                for found in zip(scores.tolist(), rows.tolist(), strict=True)
+            ]
+            asked_ids = [question.id for question in questions]
+            write_run(context.folder / f"{name}.trec", name, asked_ids, ranked)
             records = map(partial(score_ranking, passages=corpus.passages), questions, scores, rows)
             write_jsonl(context.folder / f"{name}.jsonl", records)
-
-
-def list_pairs(
-    questions: Sequence[Question],
-    negatives: Sequence[Sequence[int]],
-    passages: Sequence[Passage],
-) -> list[Pair]:
-    """A training example for each question and each passage relevant to it.
-
-    Args:
-        questions: of the training split.
-        negatives: of each question, as rows of `passages`.
-        passages: the corpus.
-    """
-    rows = {passage.id: row for row, passage in enumerate(passages)}
-    return [
-        Pair(
-            question.id, number, rows[id], tuple(wrong), frozenset(map(rows.get, question.relevant))
-        )
-        for number, (question, wrong) in enumerate(zip(questions, negatives, strict=True))
-        for id in question.relevant
-    ]

@@ -58,15 +58,16 @@ class TrainConfig(StageConfig):
     batch_size: Count = 8
     learning_rate: Positive = 1e-3
     microbatch_tokens: Count = 320
-    retriever_rate: Positive = 0.1
+    retriever_rate: Positive = 0.05
     smoothing: Fraction = 0.0
     refresh_every: CountOrZero = 0
 
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """Decoding: answers of at most `max_tokens`, `beams` a question, or a passage in RAG-Sequence;
-    `early_stopping` ends with the last beam that is finished, though a live one might win.
+    """Decoding: answers of at most `max_tokens`; `beams` a question, or a passage in RAG-Sequence,
+    one (greedy) as in the paper's question answering; `early_stopping` ends with the last beam that
+    is finished, though a live one might win.
 
     At most `questions` are evaluated, 0 for all, `batch_size` together; and at most
     `memory_questions` of those that the world's other revision answers otherwise.
@@ -74,7 +75,7 @@ class DecodeConfig:
 
     questions: CountOrZero = 0
     max_tokens: Count = 12
-    beams: Count = 2
+    beams: Count = 1
     length_penalty: NonNegative = 1.0
     early_stopping: bool = True
     batch_size: Count = 8

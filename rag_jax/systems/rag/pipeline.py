@@ -108,8 +108,9 @@ class Session:
             "marginal": c.marginal,
             "seed": c.seed,
         }
-        # What does not refresh is the same whatever it would be refreshed by.
-        frozen = {**training, "train": dataclasses.replace(c.train, refresh_every=0)}
+        # Whatever a retriever is trained by, one that is not trained stays the same.
+        untrained = dataclasses.replace(c.train, refresh_every=0, retriever_rate=1.0)
+        frozen = {**training, "train": untrained}
         tested = {**common, "decode": c.decode, "tuning": c.tuning}
         stages = [
             Stage("corpus", self.make_corpus, settings={"source": source, "seed": c.seed}),

@@ -8,7 +8,7 @@ from pathlib import Path
 import ir_measures
 import numpy as np
 import pytest
-from ir_measures import RR, R, nDCG
+from ir_measures import RR, R, Success, nDCG
 
 from rag_jax.config import build, to_config_dict
 from rag_jax.data.formats import Passage, Question
@@ -77,7 +77,7 @@ def test_rankings_as_others_score_them(finished):
     workdir, report = finished
     questions = read_json(workdir / "stages" / "corpus" / "questions.json")["test"]
     qrels = {question["id"]: question["relevant"] for question in questions}
-    names = {RR: "mrr", nDCG @ 10: "ndcg@10", R @ 100: "recall@100", R @ 5: "passage@5"}
+    names = {RR: "mrr", nDCG @ 10: "ndcg@10", R @ 100: "recall@100", Success @ 5: "passage@5"}
     for method, numbers in report["methods"].items():
         run = {}
         for line in (workdir / f"{method}.trec").read_text("utf-8").splitlines():
