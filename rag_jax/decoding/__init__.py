@@ -2,14 +2,20 @@
 
 from rag_jax.decoding.beam import Found, Search, beam_search, search_beams
 from rag_jax.decoding.cache import Cache, append, encode_source, fork, init_cache
+from rag_jax.decoding.constrained import FoundPaths, FoundSequence, search_trie, trie_search
 from rag_jax.decoding.generate import Decoded, Sampling, decode, generate, prefill, read_prompts
+from rag_jax.decoding.trie import Trie, TrieArrays
 
 __all__ = [
     "Cache",
     "Decoded",
     "Found",
+    "FoundPaths",
+    "FoundSequence",
     "Sampling",
     "Search",
+    "Trie",
+    "TrieArrays",
     "append",
     "beam_search",
     "decode",
@@ -20,4 +26,6 @@ __all__ = [
     "prefill",
     "read_prompts",
     "search_beams",
+    "search_trie",
+    "trie_search",
 ]

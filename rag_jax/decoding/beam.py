@@ -79,10 +79,40 @@ def has_probability(logprobs: Array) -> Array:
     return logprobs > MASKED / 2
 
 
-def _pick(tree, beams: Int[Array, "B n"]):
+def pick(tree, beams: Int[Array, "B n"]):
     """Some of each row's beams: arrays `[B, W, ...]` to `[B, n, ...]`."""
-    pick = jax.vmap(lambda leaf, picked: leaf[picked])
-    return jax.tree.map(lambda leaf: pick(leaf, beams), tree)
+    take = jax.vmap(lambda leaf, picked: leaf[picked])
+    return jax.tree.map(lambda leaf: take(leaf, beams), tree)
+
+
+def keep_best(found, new):
+    """As many of each row's finished beams, old and new, as there were, by their `scores`."""
+    both = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), found, new)
+    return pick(both, jax.lax.top_k(both.scores, found.scores.shape[1])[1])
+
+
+def may_improve(
+    search: Search,
+    onward: Float[Array, "B"],
+    scores: Float[Array, "B W"],
+    *,
+    length: Int[Array, ""] | int,
+    last_length: int,
+) -> Bool[Array, "B"]:
+    """Whether a row goes on.
+
+    Args:
+        onward: log-probability of its best live beam.
+        scores: those of its finished beams.
+        length: of the live beams.
+        last_length: the length that the limit lets them reach.
+    """
+    hopes_for_more = search.early_stopping == "never" and search.length_penalty > 0
+    best = onward / (last_length if hopes_for_more else length) ** search.length_penalty
+    going = has_probability(onward) & (best > scores.min(axis=1))
+    if search.early_stopping is True:
+        going &= ~has_probability(scores).all(axis=1)
+    return going
 
 
 def search_beams(
@@ -144,14 +174,14 @@ def search_beams(
 
         stopped = jnp.isin(token, stops)
         ended = stopped | (i == last)
-        texts = _pick(live.tokens, parent)
+        texts = pick(live.tokens, parent)
         texts = jnp.where((places == i) & ~stopped[..., None], token[..., None], texts)
         # Behind these, one that ended is only a reserve: it may not crowd out one that goes on.
         among_best = (jnp.arange(kept) < beams)[None] & has_probability(total)
         scores = total / (i + 1 + counted) ** search.length_penalty
         exact = total
         if forced is not None:
-            to_the_end = _pick(live.logprobs + logprobs[:, :, forced], parent)
+            to_the_end = pick(live.logprobs + logprobs[:, :, forced], parent)
             exact = jnp.where(i == last, to_the_end, total)
         new = Found(
             texts,
@@ -160,18 +190,13 @@ def search_beams(
             jnp.where(ended & among_best & going[:, None], scores, MASKED),
             exact,
         )
-        both = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), found, new)
-        found = _pick(both, jax.lax.top_k(both.scores, beams)[1])
+        found = keep_best(found, new)
 
         onward, picked = jax.lax.top_k(jnp.where(ended, MASKED, total), beams)
-        live = _Live(_pick(texts, picked), onward)
-        hopes_for_more = search.early_stopping == "never" and search.length_penalty > 0
-        length = (last if hopes_for_more else i) + 1 + counted
-        best = onward[:, 0] / length**search.length_penalty
-        going &= has_probability(onward[:, 0]) & (best > found.scores.min(axis=1))
-        if search.early_stopping is True:
-            going &= ~found.real.all(axis=1)
-        return live, found, going, _pick(parent, picked), _pick(token, picked)
+        live = _Live(pick(texts, picked), onward)
+        lengths = {"length": i + 1 + counted, "last_length": last + 1 + counted}
+        going &= may_improve(search, onward[:, 0], found.scores, **lengths)
+        return live, found, going, pick(parent, picked), pick(token, picked)
 
     def more(state):
         i, _, _, going, *_ = state
@@ -179,7 +204,7 @@ def search_beams(
 
     def step(state):
         i, live, found, going, parent, token, cache = state
-        cache = _follow(cache, parent, docs)
+        cache = follow(cache, parent, docs)
         # `[B, W]` to rows: a text's documents in turn, all beams under each.
         token = jnp.repeat(token[:, None], docs, axis=1).reshape(-1, 1)
         slot = base + i - 1
@@ -202,7 +227,7 @@ def search_beams(
     return jax.lax.while_loop(more, step, state)[2]
 
 
-def _follow(cache: Cache, parent: Int[Array, "B W"], docs: int) -> Cache:
+def follow(cache: Cache, parent: Int[Array, "B W"], docs: int) -> Cache:
     """Gives every beam the slots of the beam it goes on from; slots and positions are the same."""
     rows, beams = parent.shape
 

@@ -73,17 +73,12 @@ def grow(cache: Cache, slots: int) -> Cache:
 def fork(model: Decoder | Bart, cache: Cache, times: int) -> Cache:
     """A cache in which `times` consecutive rows go on from each row of `cache`.
 
-    A decoder's rows become the prefix of the new ones and are not copied; so they may stand behind
-    no prefix themselves. The new rows of an encoder-decoder go on from a copy of the few tokens
-    that their row has, and attend to the same source.
-
-    Raises:
-        ValueError: a decoder's rows stand behind a prefix.
+    A decoder's rows become the prefix of the new ones and are not copied. Where they stand behind a
+    prefix themselves, the new rows stand behind it too, each with a copy of what its row has read
+    since; so do those of an encoder-decoder behind their source.
     """
     rows = cache.position.shape[0] * times
-    if isinstance(model, Decoder):
-        if cache.prefix is not None:
-            raise ValueError("rows behind a prefix cannot be one: read it as part of every row")
+    if isinstance(model, Decoder) and cache.prefix is None:
         return init_cache(model, rows, dtype=cache.layers[0][0].dtype, prefix=cache)
     layers, real, position = jax.tree.map(
         lambda leaf: jnp.repeat(leaf, times, axis=0), (cache.layers, cache.real, cache.position)

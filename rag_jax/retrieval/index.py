@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_json
-from rag_jax.retrieval.folder import check_files, read_manifest, write_folder
+from rag_jax.folder import check_files, read_manifest, write_folder
 from rag_jax.retrieval.searchers import (
     build_scann,
     load_scann,

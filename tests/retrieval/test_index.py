@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rag_jax.errors import RagJaxError
+from rag_jax.folder import hash_file
 from rag_jax.retrieval import Index, fingerprint_corpus, searchers
-from rag_jax.retrieval.folder import hash_file
 
 HAS_SCANN = True
 try:

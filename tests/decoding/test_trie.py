@@ -1,0 +1,217 @@
+"""The trie against nested dicts, on disk, and what it refuses."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rag_jax.decoding import Trie
+from rag_jax.decoding.trie import choose_gathers
+from rag_jax.errors import RagJaxError
+from rag_jax.folder import hash_file
+
+END = 5
+TOKENS = st.integers(0, 4)
+CORPUS = st.lists(st.lists(TOKENS, min_size=1, max_size=6), min_size=1, max_size=12)
+
+
+def grow_dicts(sequences):
+    """A dict from each token to what follows it; the list of a sequence's rows once it is alone."""
+    members = {}
+    for row, sequence in enumerate(sequences):
+        members.setdefault((*sequence, END), []).append(row)
+
+    def grow(texts, depth):
+        if len(texts) == 1:
+            return members[texts[0]]
+        tokens = sorted({text[depth] for text in texts})
+        return {t: grow([x for x in texts if x[depth] == t], depth + 1) for t in tokens}
+
+    return grow(sorted(members), 0)
+
+
+def walk(trie, node=0):
+    """The same from a trie's arrays."""
+    children = range(trie.first_child[node], trie.first_child[node + 1])
+    if not children:
+        return trie.rows_at(node)
+    return {int(trie.tokens[child]): walk(trie, child) for child in children}
+
+
+def build(sequences):
+    return Trie.from_sequences(sequences, end_id=END)
+
+
+def check(sequences):
+    trie = build(sequences)
+    assert walk(trie) == grow_dicts(sequences)
+    for leaf in np.flatnonzero(trie.leaves >= 0):
+        for row in trie.rows_at(leaf):
+            assert trie.sequence(leaf) == list(sequences[row])
+            # What was decoded and what is pasted behind it are the whole.
+            path = trie.path(leaf)
+            assert path == list(sequences[row][: len(path)])
+            assert trie.find([path])[0] == leaf or (*path, END) == (*sequences[row], END)
+    return trie
+
+
+@given(CORPUS)
+def test_nested_dicts_say_the_same(sequences):
+    check(sequences)
+
+
+@given(CORPUS, st.lists(st.lists(TOKENS, max_size=7), max_size=5))
+def test_find(sequences, others):
+    trie = build(sequences)
+    prefixes = [text[:n] for text in sequences for n in range(len(text) + 1)]
+    for prefix, node in zip(prefixes, trie.find(prefixes), strict=True):
+        members = {tuple(text) for text in sequences if text[: len(prefix)] == prefix}
+        if len(members) == 1:
+            assert trie.sequence(node) == list(*members)
+        else:
+            assert trie.leaves[node] == -1 and trie.path(node) == prefix
+    for other in others:
+        if other not in prefixes:
+            with pytest.raises(RagJaxError, match="no sequence of the trie begins with prefix 1$"):
+                trie.find([[], other])
+
+
+@pytest.mark.parametrize(
+    ("sequences", "nodes", "depth"),
+    [
+        ([[1, 2, 3]], 1, 0),  # nothing to decode: the root is the leaf
+        ([[1, 2, 3]] * 3, 1, 0),
+        ([[1, 2, 3], [1, 2]], 5, 3),  # the second ends with the end token
+        ([[1], [2, 2], [2, 3], [2, 2]], 5, 2),
+        ([range(5), np.arange(4), [0, 4]], 8, 5),
+    ],
+)
+def test_shapes(sequences, nodes, depth):
+    trie = check(sequences)
+    assert (trie.size, trie.depth) == (nodes, depth)
+    assert trie.find([[]]).tolist() == [0] and trie.find([]).tolist() == []
+
+
+def test_many_shared_tokens_and_many_children():
+    long = np.random.default_rng(0).integers(0, 5, 5000).tolist()
+    trie = build([[*long, 1], [*long, 2], long, [(long[0] + 1) % 5]])
+    assert (trie.size, trie.depth) == (5005, 5001)
+    node = trie.find([[*long, 2]])[0]
+    assert trie.rows_at(node) == [1] and trie.sequence(node) == [*long, 2]
+    wide = Trie.from_sequences([[2 * i, i, 7] for i in range(3000)], end_id=1)
+    assert (wide.size, wide.depth) == (3001, 1)
+    assert wide.tails.reshape(3000, 2)[:, 0].tolist() == list(range(3000))
+    assert wide.place().widths == (8, 64, 512, 4096)
+    assert trie.place().widths == (8,)
+
+
+@given(st.integers(1, 200_000))
+def test_gathers_hold_every_node(most):
+    widths = choose_gathers(most)
+    assert list(widths) == sorted(set(widths)) and most <= widths[-1] < max(16, 2 * most)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "end_id", "message"),
+    [
+        ([], END, "sequences: there are none; the corpus has no passage"),
+        ([[1], [], [2]], END, "sequences: sequence 1 is empty"),
+        ([[1], [2, -3]], END, "sequences: sequence 1 must hold integers from 0 to 2147483647"),
+        ([[1 << 31]], END, "sequences: sequence 0 must hold"),
+        ([[1 << 80]], END, "sequences: sequence 0 must hold"),
+        ([[1.5]], END, "sequences: sequence 0 must hold"),
+        (["one"], END, "sequences: sequence 0 must hold"),
+        ([[[1]]], END, "sequences: sequence 0 must hold"),
+        ([[1, 2], [1, END, 2]], END, "sequences: sequence 1 has end_id=5 in it; choose another"),
+        ([[1]], -1, "end_id=-1: must be from 0"),
+    ],
+)
+def test_what_is_refused(sequences, end_id, message):
+    with pytest.raises(RagJaxError, match=f"^{message}"):
+        Trie.from_sequences(sequences, end_id=end_id)
+
+
+def test_only_leaves_have_sequences():
+    trie = build([[1], [2]])
+    with pytest.raises(ValueError, match="node 0 is no leaf"):
+        trie.rows_at(0)
+
+
+@given(CORPUS)
+def test_save_and_load(tmp_path_factory, sequences):
+    folder = tmp_path_factory.mktemp("trie") / "deep" / "trie"
+    trie = build(sequences)
+    trie.save(folder)
+    again = Trie.load(folder)
+    assert vars(again).keys() == vars(trie).keys() and again.end_id == END
+    for name, array in vars(trie).items():
+        np.testing.assert_array_equal(getattr(again, name), array)
+        assert getattr(again, name).dtype == getattr(trie, name).dtype if name != "end_id" else True
+
+
+def rewrite(folder, **arrays):
+    """Replaces arrays, and their hashes with them."""
+    manifest = json.loads((folder / "index.json").read_text())
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+        manifest["sha256"][f"{name}.npy"] = hash_file(folder / f"{name}.npy")
+    (folder / "index.json").write_text(json.dumps(manifest))
+
+
+SEQUENCES = [[1, 2, 3], [1, 2], [4, 4, 4], [4, 4, 4], [0]]
+NAMES = ["first_child", "tokens", "leaves", "tail_starts", "tails", "row_starts", "rows"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cut_files(tmp_path, name):
+    build(SEQUENCES).save(tmp_path / "trie")
+    path = tmp_path / "trie" / f"{name}.npy"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1])
+    with pytest.raises(RagJaxError, match=f"{name}.npy was altered or cut short"):
+        Trie.load(tmp_path / "trie")
+    path.unlink()
+    with pytest.raises(RagJaxError, match=f"{name}.npy is missing"):
+        Trie.load(tmp_path / "trie")
+
+
+DAMAGES = {
+    "shorter": lambda a: a[:-1],
+    "longer": lambda a: np.append(a, a[-1:]),
+    "empty": lambda a: a[:0],
+    "negative": lambda a: a - 100,
+    "too large": lambda a: a + 100,
+    "reversed": lambda a: a[::-1],
+    "wide": lambda a: a.astype(np.float64),
+    "a matrix": lambda a: a[None],
+    "a pickle": lambda a: np.asarray([{}]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", NAMES)
+def test_arrays_that_do_not_fit(tmp_path, name, damage):
+    """Shifting or reversing all tokens of the tails, or the rows, gives another sound trie."""
+    if (name, damage) in {("tails", "too large"), ("tails", "reversed"), ("rows", "reversed"),
+                          ("tokens", "too large")}:  # fmt: skip
+        return
+    trie = build(SEQUENCES)
+    trie.save(tmp_path / "trie")
+    rewrite(tmp_path / "trie", **{name: DAMAGES[damage](getattr(trie, name))})
+    with pytest.raises(RagJaxError, match="holds no trie that fits together: build it again$"):
+        Trie.load(tmp_path / "trie")
+
+
+def test_a_folder_of_something_else(tmp_path):
+    with pytest.raises(RagJaxError, match="is missing: build the index first"):
+        Trie.load(tmp_path / "none")
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(RagJaxError, match="exists and is no index"):
+        build(SEQUENCES).save(tmp_path)
+    damaged = replace(build(SEQUENCES), end_id=-1)
+    damaged.save(tmp_path / "trie")
+    with pytest.raises(RagJaxError, match="holds no trie that fits together"):
+        Trie.load(tmp_path / "trie")
