@@ -115,7 +115,7 @@ def search_trie(
         search: without `min_tokens`.
         greedy: the released code's way (Tang et al. 2024): beams part at the first token, which is
             another for each, and from there each takes its likeliest child.
-        stops: nodes other than leaves where a beam ends, such as the ends of titles.
+        stops: where a beam ends, beside leaves, such as at the ends of titles; by `Trie.mark`.
         active: False on rows that take no part; they find nothing.
 
     Raises:

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
+from rag_jax.data.batches import round_up
 from rag_jax.errors import RagJaxError
 from rag_jax.folder import check_files, read_manifest, write_folder
 from rag_jax.sharding import place_array
@@ -40,7 +41,7 @@ _LIMIT = 2**31  # of a token id
 class TrieArrays:
     """What a search needs of a trie, on the device; pass it to compiled functions as an argument.
 
-    Closed over, it would be copied into the program.
+    Closed over, it would be copied into the program. Made by `Trie.place`, which says what `N` is.
 
     Attributes:
         first_child: `[N + 1]`, node `n` has children `first_child[n]` to `first_child[n + 1] - 1`;
@@ -190,15 +191,21 @@ class Trie:
         return [token for token in reversed(tokens) if token != self.end_id]
 
     def place(self) -> TrieArrays:
-        """The arrays that a search needs, whole on every device of the mesh in effect."""
-        mesh = jax.sharding.get_mesh()
-        arrays = (self.first_child, self.tokens)
-        if mesh.size <= 1:
-            arrays = [jnp.asarray(array) for array in arrays]
-        else:
-            whole = NamedSharding(mesh, PartitionSpec())
-            arrays = [place_array(array, whole) for array in arrays]
-        return TrieArrays(*arrays, widths=choose_gathers(int(np.diff(self.first_child).max())))
+        """The arrays that a search needs, whole on every device of the mesh in effect.
+
+        Nodes are rounded up, by a sixteenth at most or to a multiple of 64, so that tries of nearly
+        the same size have arrays of the same shape; nothing leads to those that fill up.
+        """
+        more = self._places() - self.size
+        first_child = np.pad(self.first_child, (0, more), constant_values=self.size)
+        widths = choose_gathers(int(np.diff(self.first_child).max()))
+        return TrieArrays(_place(first_child), _place(np.pad(self.tokens, (0, more))), widths)
+
+    def mark(self, nodes: Int[np.ndarray, "n"]) -> Bool[Array, "N"]:
+        """Some nodes, as the `stops` of a search."""
+        marks = np.zeros(self._places(), bool)
+        marks[nodes] = True
+        return _place(marks)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes the trie into a folder of its own, whole or not at all, as `Index.save` does.
@@ -233,6 +240,9 @@ class Trie:
             raise RagJaxError(f"{folder} holds no trie that fits together: build it again")
         return cls(**arrays, end_id=manifest["end_id"])
 
+    def _places(self) -> int:
+        return round_up(self.size, max(64, 1 << max(0, self.size.bit_length() - 5)))
+
     def _edges(self) -> Int[np.ndarray, "N-1"]:
         """Parent and token of nodes 1, 2, ... as one number each; they come sorted."""
         parents = np.repeat(np.arange(self.size), np.diff(self.first_child))
@@ -247,6 +257,13 @@ class Trie:
     def _tail(self, node: int) -> Int[np.ndarray, "n"]:
         leaf = self._leaf(node)
         return self.tails[self.tail_starts[leaf] : self.tail_starts[leaf + 1]]
+
+
+def _place(array: np.ndarray) -> Array:
+    mesh = jax.sharding.get_mesh()
+    if mesh.size <= 1:
+        return jnp.asarray(array)
+    return place_array(array, NamedSharding(mesh, PartitionSpec()))
 
 
 def choose_gathers(most: int) -> tuple[int, ...]:

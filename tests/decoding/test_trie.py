@@ -101,11 +101,17 @@ def test_many_shared_tokens_and_many_children():
     assert (trie.size, trie.depth) == (5005, 5001)
     node = trie.find([[*long, 2]])[0]
     assert trie.rows_at(node) == [1] and trie.sequence(node) == [*long, 2]
-    wide = Trie.from_sequences([[2 * i, i, 7] for i in range(3000)], end_id=1)
+    wide = Trie.from_sequences([[2 * i, i, 7] for i in range(3000)], end_id=6000)
     assert (wide.size, wide.depth) == (3001, 1)
     assert wide.tails.reshape(3000, 2)[:, 0].tolist() == list(range(3000))
     assert wide.place().widths == (8, 64, 512, 4096)
     assert trie.place().widths == (8,)
+    # Nothing leads to what fills the arrays up, and nothing leads on from there.
+    arrays = wide.place()
+    assert arrays.tokens.shape == (3072,) and arrays.first_child.shape == (3073,)
+    assert (arrays.first_child[3000:] == 3001).all()
+    assert np.flatnonzero(wide.mark(wide.find([[4], [8]]))).tolist() == [3, 5]
+    assert wide.mark([0]).shape == (3072,)
 
 
 @given(st.integers(1, 200_000))
