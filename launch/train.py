@@ -20,7 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from launch import command
 from rag_jax.errors import RagJaxError
 
-SYSTEMS = {name: f"rag_jax.systems.{name}.pipeline" for name in ("dpr", "rag", "srrag")}
+SYSTEMS = {
+    name: f"rag_jax.systems.{name}.pipeline" for name in ("dpr", "rag", "self_retrieval", "srrag")
+}
 OPTIONS = {
     "workdir": "the work folder",
     "coordinator": "address of the first of several processes",

@@ -1,0 +1,197 @@
+"""The comparison: the method, its ablations and other retrievers on the same questions."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rag_jax import metrics
+from rag_jax.compiling import Clock
+from rag_jax.data.formats import Collection, Passage, Question
+from rag_jax.files import write_jsonl
+from rag_jax.hosts import is_first
+from rag_jax.ranking import recall, reciprocal_rank, write_run
+from rag_jax.retrieval import BM25, Index, list_texts
+from rag_jax.stage import StageContext
+from rag_jax.systems.self_retrieval.infer import Engine
+from rag_jax.systems.self_retrieval.scores import Candidate, score, score_unassessed
+from rag_jax.systems.self_retrieval.train import load_tuned
+
+if TYPE_CHECKING:
+    from rag_jax.systems.self_retrieval.pipeline import Session
+
+COLUMNS = (
+    "n",
+    "hits@1",
+    "hits@5",
+    "mrr@5",
+    "document_recall@1",
+    "document_recall@10",
+    "document_mrr@100",
+    "exact_match",
+    "f1",
+    "seconds_per_question",
+)
+_DEPTH = 100
+_TOGETHER = 16  # questions between two writes to disk
+Ranked = list[tuple[int, float]]  # rows of the corpus and scores, best first
+
+
+def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A method's numbers over its questions; the interval is that of hits@1."""
+    numbers: dict[str, Any] = {"n": len(rows)}
+    for name in COLUMNS[1:]:
+        values = [row[name] for row in rows if name in row]
+        if values:
+            numbers[name] = float(np.mean(values))
+    numbers["ci95"] = metrics.compute_accuracy([row["hits@1"] for row in rows])[1]
+    return numbers
+
+
+def grade(
+    question: Question, ranked: Ranked, passages: Sequence[Passage], prediction: str
+) -> dict[str, Any]:
+    """One question's record.
+
+    A passage is a hit if it is relevant; a document, which is all passages of one title, ranks by
+    its best passage and is relevant if one of its passages is.
+    """
+    found = [passages[row] for row, _ in ranked]
+    ids = [passage.id for passage in found]
+    titles = list(dict.fromkeys(passage.title for passage in found))
+    title_of = {
+        passage.id: passage.title for passage in passages if passage.id in question.relevant
+    }
+    documents = dict.fromkeys(title_of.values(), 1)
+    return {
+        "id": question.id,
+        "question": question.question,
+        "answers": question.answers,
+        "prediction": prediction,
+        "hits@1": float(bool(ids) and ids[0] in question.relevant),
+        "hits@5": float(any(id in question.relevant for id in ids[:5])),
+        "mrr@5": reciprocal_rank(ids[:5], question.relevant),
+        "document_recall@1": recall(titles, documents, 1),
+        "document_recall@10": recall(titles, documents, 10),
+        "document_mrr@100": reciprocal_rank(titles[:100], documents),
+        "exact_match": metrics.exact_match(prediction, question.answers),
+        "f1": metrics.f1(prediction, question.answers),
+        "passages": [{"id": id, "score": s} for id, (_, s) in zip(ids[:10], ranked, strict=False)],
+    }
+
+
+def rank(groups: Sequence[Sequence[Candidate]], scores: Sequence[Sequence[float]]) -> Ranked:
+    """Passages by score; those that are the same to the letter share one."""
+    pairs = [
+        (row, value)
+        for group, own in zip(groups, scores, strict=True)
+        for candidate, value in zip(group, own, strict=True)
+        for row in candidate.rows
+    ]
+    return sorted(pairs, key=lambda pair: -pair[1])
+
+
+def run_evaluation(session: "Session", context: StageContext) -> None:
+    """Every method on the same questions; the trained model answers from the first passage."""
+    c, corpus = session.config, session.read_corpus(context)
+    questions = session.list_questions(corpus, c.evaluate_on)
+    asked = [question.question for question in questions]
+    engine = make_engine(session, context, corpus, "train", titled=True)
+
+    def save(name: str, ranked: Sequence[Ranked], answers: Sequence[str], seconds) -> None:
+        records = [
+            grade(question, found, corpus.passages, given) | {"seconds_per_question": spent}
+            for question, found, given, spent in zip(
+                questions, ranked, answers, seconds, strict=True
+            )
+        ]
+        write_jsonl(context.folder / f"{name}.jsonl", records)
+        save_run(name, ranked)
+
+    def save_run(name: str, ranked: Sequence[Ranked]) -> None:
+        named = [[(corpus.passages[row].id, value) for row, value in found] for found in ranked]
+        if is_first():
+            path = context.folder / f"{name}.trec"
+            write_run(path, name, [question.id for question in questions], named)
+
+    depth = min(_DEPTH, len(corpus.passages))
+    rankings = {"bm25": BM25.build(list_texts(corpus.passages)).search(asked, depth)}
+    for name, stage in (("dense", "dense"), ("dense_tuned", "dense_tuned")):
+        encoders = session.load_encoders(context, stage)
+        index = Index.build(
+            session.encode(encoders.passage, list_texts(corpus.passages)), backend="exact",
+            encoder=encoders.passage.fingerprint,
+        )  # fmt: skip
+        rankings[name] = index.search(session.encode(encoders.question, asked), depth)
+    for name, (scores, rows) in rankings.items():
+        ranked = [
+            list(zip(*pair, strict=True))
+            for pair in zip(rows.tolist(), scores.tolist(), strict=True)
+        ]
+        records = _answer(context, engine, asked, rows[:, 0].tolist(), name)
+        save(name, ranked, [r["answer"] for r in records], [r["seconds"] for r in records])
+
+    variants = {"self_retrieval": engine}
+    if c.ablations:
+        for name, titled in (("without_indexing", True), ("without_titles", False)):
+            variants[name] = make_engine(session, context, corpus, name, titled=titled)
+    for name, variant in variants.items():
+        records = _retrieve(context, variant, asked, name)
+        groups = [
+            [[Candidate(*candidate) for candidate in group] for group in record["groups"]]
+            for record in records
+        ]
+        ranked = [rank(found, score(found, c.search)) for found in groups]
+        seconds = [record["seconds"] for record in records]
+        save(name, ranked, [record["answer"] for record in records], seconds)
+        if name == "self_retrieval":
+            ranked = [rank(found, score_unassessed(found, c.search)) for found in groups]
+            first = [found[0][0] for found in ranked]
+            read = _answer(context, engine, asked, first, "without_assessment")
+            spent = [a + r["seconds"] for a, r in zip(seconds, read, strict=True)]
+            save("without_assessment", ranked, [r["answer"] for r in read], spent)
+
+
+def make_engine(
+    session: "Session", context: StageContext, corpus: Collection, stage: str, *, titled: bool
+) -> Engine:
+    """A trained model, ready to retrieve from the corpus."""
+    return Engine(
+        model=session.base.model,
+        params=load_tuned(session, context.path(stage, "params")),
+        form=session.make_format(titled=titled),
+        passages=corpus.passages,
+        trie=session.load_trie(context, titled=titled),
+        settings=session.config.search,
+    )
+
+
+def _retrieve(
+    context: StageContext, engine: Engine, asked: Sequence[str], name: str
+) -> list[dict[str, Any]]:
+    def run(batch: Sequence[str]) -> list[dict[str, Any]]:
+        clock = Clock()
+        found = engine.retrieve(batch)
+        seconds = clock.read() / len(batch)
+        return [{"groups": groups, "answer": a, "seconds": seconds} for groups, a in found]
+
+    file = f"found_{name}.jsonl"
+    return context.map_batches(file, asked, run, batch_size=_TOGETHER, unit=f"questions ({name})")
+
+
+def _answer(
+    context: StageContext, engine: Engine, asked: Sequence[str], rows: Sequence[int], name: str
+) -> list[dict[str, Any]]:
+    def run(batch: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
+        clock = Clock()
+        answers = engine.answer(*map(list, zip(*batch, strict=True)))
+        seconds = clock.read() / len(batch)
+        return [{"answer": answer, "seconds": seconds} for answer in answers]
+
+    return context.map_batches(
+        f"answers_{name}.jsonl",
+        list(zip(asked, rows, strict=True)),
+        run,
+        batch_size=_TOGETHER,
+        unit=f"answers ({name})",
+    )

@@ -1,0 +1,388 @@
+"""Retrieval by generation along a trie, self-assessment, and the answer, over one cache.
+
+A question is read once: titles are searched behind it, passages behind each title, and every
+candidate is read and assessed behind it too; the answer goes on from the best candidate's cache
+(Tang et al. 2024, section 3).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from rag_jax.data.batches import pad_rows, round_up
+from rag_jax.data.formats import Passage
+from rag_jax.decoding.beam import Search
+from rag_jax.decoding.cache import Cache, append, fork
+from rag_jax.decoding.constrained import FoundPaths, search_trie
+from rag_jax.decoding.generate import check_prompts, decode, last_hidden, read_prompts
+from rag_jax.decoding.trie import Trie, TrieArrays
+from rag_jax.hosts import fetch
+from rag_jax.losses import token_logprobs
+from rag_jax.models.decoder import Decoder
+from rag_jax.sharding import constrain_rows, shard_batch
+from rag_jax.systems.self_retrieval.config import SearchConfig
+from rag_jax.systems.self_retrieval.data import Format
+from rag_jax.systems.self_retrieval.scores import Candidate, score, to_probability
+
+
+class Title(NamedTuple):
+    """A title found for a question: its probability, its tokens with the heading behind, and the
+    trie's node there."""
+
+    probability: float
+    tokens: list[int]
+    node: int
+
+
+class Judged(NamedTuple):
+    """Candidates that were read, `R / B` rows for each question.
+
+    Attributes:
+        cache: what was read of them, behind their questions.
+        hidden: `[R, D]`, of each one's last token.
+        rejections: for each question the probabilities that its candidates are rejected.
+    """
+
+    cache: Cache
+    hidden: Float[Array, "R D"]
+    rejections: list[list[float]]
+
+
+read = jax.jit(read_prompts, static_argnames="model")
+
+
+@partial(jax.jit, static_argnames=("model", "max_tokens", "search", "greedy"))
+def find(
+    model: Decoder,
+    params,
+    cache: Cache,
+    hidden: Float[Array, "B D"],
+    trie: TrieArrays,
+    starts: Int[Array, "B"],
+    stops: Bool[Array, "N"] | None,
+    active: Bool[Array, "B"],
+    *,
+    max_tokens: int,
+    search: Search,
+    greedy: bool = False,
+) -> FoundPaths:
+    """Titles, which end at `stops`, or passages, behind what the cache has read."""
+    settings = {"max_tokens": max_tokens, "search": search, "greedy": greedy}
+    return search_trie(
+        model, params, cache, hidden, trie, starts, stops=stops, active=active, **settings
+    )
+
+
+@partial(jax.jit, static_argnames="model")
+def go_on(
+    model: Decoder, params, cache: Cache, tokens: Int[Array, "R T"], mask: Bool[Array, "R T"]
+) -> tuple[Cache, Float[Array, "R D"]]:
+    """Reads `R / B` titles behind a copy of each question's cache."""
+    times = len(tokens) // len(cache.position)
+    copies = jax.tree.map(
+        lambda leaf: constrain_rows(jnp.repeat(leaf, times, axis=0), len(tokens)), cache
+    )
+    output, copies = append(model, params, copies, tokens, mask)
+    return copies, last_hidden(output.hidden, mask)
+
+
+@partial(jax.jit, static_argnames="model")
+def assess(
+    model: Decoder,
+    params,
+    cache: Cache,
+    tokens: Int[Array, "R T"],
+    mask: Bool[Array, "R T"],
+    reject: Int[Array, "r"],
+) -> tuple[Cache, Float[Array, "R D"], Float[Array, "R"]]:
+    """Reads `R / B` candidates, up to the cue, behind each question, and judges them.
+
+    Returns:
+        The cache and each one's last hidden state, as before the judgement; and the log-probability
+        of the rejection, in nats.
+    """
+    rows = len(tokens)
+    cache = fork(model, cache, rows // len(cache.position))
+    output, cache = append(model, params, cache, tokens, mask)
+    hidden = last_hidden(output.hidden, mask)
+    said = jnp.tile(reject, (rows, 1))
+    more, _ = append(model, params, cache, said[:, :-1], jnp.ones_like(said[:, :-1], bool))
+    states = jnp.concatenate([hidden[:, None], more.hidden], axis=1)
+    logits = model.apply({"params": params}, states, method="logits")
+    return cache, hidden, token_logprobs(logits, said).sum(axis=-1)
+
+
+@partial(jax.jit, static_argnames=("model", "max_tokens", "stop_ids"))
+def answer(
+    model: Decoder,
+    params,
+    cache: Cache,
+    hidden: Float[Array, "R D"],
+    best: Int[Array, "B"],
+    accept: Int[Array, "a"],
+    active: Bool[Array, "B"],
+    *,
+    max_tokens: int,
+    stop_ids: tuple[int, ...],
+) -> tuple[Int[Array, "B N"], Int[Array, "B"]]:
+    """Greedy answers behind one candidate of each question.
+
+    Args:
+        cache: what `assess` left.
+        best: its row for each question.
+        accept: what is said of a passage before the answer; may be nothing.
+    """
+    picked = jax.tree.map(
+        lambda leaf: constrain_rows(leaf[best], len(best)),
+        (cache.layers, cache.real, cache.position),
+    )
+    cache, hidden = Cache(*picked, cache.prefix), hidden[best]
+    if len(accept):
+        tokens = jnp.tile(accept, (len(best), 1))
+        output, cache = append(model, params, cache, tokens, jnp.ones_like(tokens, bool))
+        hidden = output.hidden[:, -1]
+    decoded = decode(
+        model,
+        params,
+        cache,
+        hidden,
+        max_tokens=max_tokens,
+        stop_ids=stop_ids,
+        active=active,
+    )
+    return decoded.tokens, decoded.lengths
+
+
+@dataclass(frozen=True, eq=False)
+class Engine:
+    """Everything retrieval needs; its methods take and give plain lists.
+
+    Attributes:
+        passages: the corpus, in the order that the trie was built from.
+        trie: of `form.encode_sequence` of each.
+        settings: of the search.
+    """
+
+    model: Decoder
+    params: Any
+    form: Format
+    passages: Sequence[Passage]
+    trie: Trie
+    settings: SearchConfig
+
+    def retrieve(self, questions: Sequence[str]) -> list[tuple[list[list[Candidate]], str]]:
+        """For each question the passages found, assessed, by their titles; and its answer.
+
+        Titles come by probability, and the passages of one too. Without titles all are one group.
+        The answer goes on from the passage with the best score, which is not read again.
+
+        Raises:
+            RagJaxError: as `check_prompts`.
+        """
+        results = []
+        for count, cache, hidden in self._read(questions):
+            if self.form.titled:
+                titles = self._find_titles(cache, hidden, count)
+                paths = self._find_passages(*self._read_titles(cache, titles), count)
+            else:
+                titles = [[Title(1.0, [], 0)]] * count
+                paths = self._find_from_root(cache, hidden, count)
+            rows = [[rows for group in groups for rows, _ in group] for groups in paths]
+            judged, found, best = self._judge(cache, rows), [], []
+            for b in range(count):
+                rejected = iter(judged.rejections[b])
+                groups = [
+                    [Candidate(rows, title.probability, p, next(rejected)) for rows, p in group]
+                    for title, group in zip(titles[b], paths[b], strict=True)
+                ]
+                found.append([group for group in groups if group])
+                best.append(int(np.argmax(np.concatenate(score(found[b], self.settings)))))
+            answers = self._write_answers(judged, best)
+            results += list(zip(found, answers, strict=True))
+        return results
+
+    def answer(self, questions: Sequence[str], rows: Sequence[int]) -> list[str]:
+        """Each question's answer from one passage of the corpus, by its row."""
+        results: list[str] = []
+        for count, cache, _ in self._read(questions):
+            given = rows[len(results) :][:count]
+            judged = self._judge(cache, [[[row]] for row in given])
+            results += self._write_answers(judged, [0] * count)
+        return results
+
+    def _read(self, questions: Sequence[str]) -> Iterator[tuple[int, Cache, Float[Array, "B D"]]]:
+        """Reads questions in batches; yields how many a batch has, its cache and hidden states."""
+        batch = self.settings.batch_size
+        prompts = [self.form.encode_question(question) for question in questions]
+        check_prompts(self.model, prompts, max_tokens=self._depth, batch_size=batch)
+        width = round_up(max(map(len, prompts), default=1), 16)
+        for start in range(0, len(prompts), batch):
+            part = prompts[start : start + batch]
+            arrays = shard_batch(pad_rows(part, width, pad_id=0, batch=batch))
+            yield len(part), *read(self.model, self.params, *arrays)
+
+    def _find(
+        self, cache, hidden, starts, active, *, beams: int, stops=None, power=0.0, **more
+    ) -> FoundPaths:
+        search = Search(beams, length_penalty=power)
+        given = shard_batch((starts.astype(np.int32), active))
+        arrays = self._arrays, given[0], stops, given[1]
+        return fetch(find(self.model, self.params, cache, hidden, *arrays, search=search, **more))
+
+    def _find_titles(self, cache: Cache, hidden, count: int) -> list[list[Title]]:
+        s, batch = self.settings, self.settings.batch_size
+        found = self._find(
+            cache,
+            hidden,
+            np.zeros(batch),
+            np.arange(batch) < count,
+            beams=s.titles,
+            stops=self._title_marks,
+            power=1.0 if s.lengths == "mean" else 0.0,
+            max_tokens=self._title_width,
+        )
+        return [
+            [
+                Title(
+                    to_probability(float(found.logprobs[b, w]), int(found.lengths[b, w]), s),
+                    *self._titles[int(found.nodes[b, w])],
+                )
+                for w in np.flatnonzero(found.real[b])
+            ]
+            for b in range(count)
+        ]
+
+    def _read_titles(
+        self, cache: Cache, titles: Sequence[Sequence[Title]]
+    ) -> tuple[Cache, Float[Array, "R D"], Int[np.ndarray, "R"], Bool[np.ndarray, "R"]]:
+        """Caches behind each title, their hidden states, nodes, and which rows are titles."""
+        batch, times = self.settings.batch_size, self.settings.titles
+        filler = Title(0.0, next(iter(self._titles.values()))[0][-1:], 0)
+        rows = [
+            titles[b][w] if b < len(titles) and w < len(titles[b]) else filler
+            for b in range(batch)
+            for w in range(times)
+        ]
+        arrays = pad_rows([row.tokens for row in rows], self._title_width, pad_id=0)
+        cache, hidden = go_on(self.model, self.params, cache, *shard_batch(arrays))
+        active = np.asarray([row is not filler for row in rows])
+        return cache, hidden, np.asarray([row.node for row in rows]), active
+
+    def _find_passages(
+        self, cache: Cache, hidden, starts, active, count: int
+    ) -> list[list[list[tuple[list[int], float]]]]:
+        """For each question and title its passages: rows of the corpus and log-probability."""
+        s = self.settings
+        found = self._find(
+            cache,
+            hidden,
+            starts,
+            active,
+            beams=s.passages,
+            max_tokens=self._depth,
+            greedy=s.method == "reference",
+        )
+        times = len(active) // s.batch_size
+        groups = [self._list_passages(found, row) for row in range(count * times)]
+        titles = active[: count * times].reshape(count, times).sum(axis=1)
+        return [groups[b * times : b * times + titles[b]] for b in range(count)]
+
+    def _find_from_root(self, cache: Cache, hidden, count: int):
+        """The same without titles: all passages of a question are one group."""
+        s, batch = self.settings, self.settings.batch_size
+        found = self._find(
+            cache,
+            hidden,
+            np.zeros(batch),
+            np.arange(batch) < count,
+            beams=s.titles * s.passages,
+            max_tokens=self._depth,
+            greedy=s.method == "reference",
+        )
+        return [[self._list_passages(found, b)] for b in range(count)]
+
+    def _list_passages(self, found: FoundPaths, row: int) -> list[tuple[list[int], float]]:
+        return [
+            (self.trie.rows_at(int(found.nodes[row, w])), float(found.logprobs[row, w]))
+            for w in np.flatnonzero(found.real[row])
+        ]
+
+    def _judge(self, cache: Cache, found: Sequence[Sequence[Sequence[int]]]) -> Judged:
+        """Reads and judges each question's passages, each given by its rows of the corpus."""
+        batch = self.settings.batch_size
+        times = round_up(max(map(len, found)), 1 if max(map(len, found)) == 1 else 4)
+        readings = [
+            [self.form.encode_reading(self.passages[rows[0]]) for rows in group] for group in found
+        ]
+        # A row that is no candidate reads one token: attention over none has no meaning.
+        blank = readings[0][0][-1:]
+        rows = [
+            readings[b][i] if b < len(readings) and i < len(readings[b]) else blank
+            for b in range(batch)
+            for i in range(times)
+        ]
+        reject = self.form.encode_reject()
+        arrays = shard_batch(pad_rows(rows, round_up(max(map(len, rows)), 32), pad_id=0))
+        cache, hidden, said = assess(
+            self.model, self.params, cache, *arrays, jnp.asarray(reject, jnp.int32)
+        )
+        said = fetch(said).reshape(batch, times)
+        rejections = [
+            [to_probability(float(x), len(reject), self.settings) for x in said[b, : len(group)]]
+            for b, group in enumerate(found)
+        ]
+        return Judged(cache, hidden, rejections)
+
+    def _write_answers(self, judged: Judged, best: Sequence[int]) -> list[str]:
+        """Answers from one candidate of each question, by its number among them."""
+        batch, count = self.settings.batch_size, len(best)
+        times = len(judged.hidden) // batch
+        rows = times * np.arange(batch) + np.pad(np.asarray(best), (0, batch - count))
+        tokens, lengths = fetch(
+            answer(
+                self.model,
+                self.params,
+                judged.cache,
+                judged.hidden,
+                shard_batch(rows.astype(np.int32)),
+                jnp.asarray(self.form.encode_accept(), jnp.int32),
+                shard_batch(np.arange(batch) < count),
+                max_tokens=self.settings.max_answer,
+                stop_ids=(self.form.tokenizer.eos_id,),
+            )
+        )
+        decode_text = self.form.tokenizer.decode
+        return [decode_text(tokens[b, : lengths[b]]).strip() for b in range(count)]
+
+    # What searches share, made when first needed.
+
+    @cached_property
+    def _arrays(self) -> TrieArrays:
+        return self.trie.place()
+
+    @cached_property
+    def _titles(self) -> dict[int, tuple[list[int], int]]:
+        """By the node where a title is known: its tokens and the node behind its heading."""
+        titles = list(dict.fromkeys(passage.title for passage in self.passages))
+        tokens = [self.form.encode_title(title) for title in titles]
+        ends = self.trie.find([self.form.encode_title_end(title) for title in titles])
+        nodes = self.trie.find(tokens)
+        return dict(zip(ends.tolist(), zip(tokens, nodes.tolist(), strict=True), strict=True))
+
+    @cached_property
+    def _title_marks(self) -> Bool[Array, "N"]:
+        return self.trie.mark(np.asarray(list(self._titles), np.int64))
+
+    @cached_property
+    def _title_width(self) -> int:
+        return round_up(max(len(tokens) for tokens, _ in self._titles.values()), 8)
+
+    @cached_property
+    def _depth(self) -> int:
+        return round_up(self.trie.depth, 16)

@@ -1,0 +1,321 @@
+"""The stages of Self-Retrieval, from an empty folder to the report."""
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jaxtyping import Float
+
+from rag_jax.config import build
+from rag_jax.data.formats import (
+    Collection,
+    Passage,
+    Question,
+    describe_source,
+    load_collection,
+    read_collection,
+    save_collection,
+)
+from rag_jax.decoding import generate
+from rag_jax.decoding.trie import Trie
+from rag_jax.errors import RagJaxError
+from rag_jax.files import read_jsonl
+from rag_jax.hosts import fetch, is_first
+from rag_jax.models import Pretrained, load, save
+from rag_jax.models.bert import Bert
+from rag_jax.models.decoder import Decoder
+from rag_jax.models.hub import fingerprint, resolve
+from rag_jax.pipeline import Stage, StageContext, run_stages
+from rag_jax.report import write_report
+from rag_jax.retrieval import BM25, encode_texts, list_texts
+from rag_jax.retrieval.contrastive import Encoders, PairBatches, list_pairs, train_encoders
+from rag_jax.retrieval.encode import tokenize_texts
+from rag_jax.retrieval.negatives import choose_negatives
+from rag_jax.sharding import check_batches, make_mesh
+from rag_jax.systems.self_retrieval.config import SelfRetrievalConfig
+from rag_jax.systems.self_retrieval.data import Format
+from rag_jax.systems.self_retrieval.evaluate import COLUMNS, run_evaluation, summarize
+from rag_jax.systems.self_retrieval.train import run_training
+
+METHODS = ("bm25", "dense", "dense_tuned", "self_retrieval", "without_assessment")
+ABLATIONS = ("without_indexing", "without_titles")
+_DEPTH = 100  # passages in which BM25's negatives are looked for
+_TITLE_TOKENS = 12
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Runs every stage that isn't made yet and writes the report.
+
+    Raises:
+        RagJaxError: whatever of the settings, the data, the models or the disk the user can mend.
+    """
+    settings = build(SelfRetrievalConfig, config)
+    session = Session(settings)
+    with jax.set_mesh(session.mesh):
+        records = run_stages(session.stages(), workdir, config=settings)
+    folder = Path(workdir) / "stages" / "evaluate"
+    methods = [*METHODS, *(ABLATIONS if settings.ablations else ())]
+    predictions = {name: read_jsonl(folder / f"{name}.jsonl") for name in methods}
+    if not is_first():
+        return {}
+    for name in methods:
+        shutil.copy(folder / f"{name}.trec", workdir)
+    return write_report(
+        workdir,
+        system="self_retrieval",
+        config=settings,
+        model=settings.model.name,
+        dataset=f"{settings.data.path or 'gazetteer'}, {settings.evaluate_on} questions",
+        methods={name: summarize(rows) for name, rows in predictions.items()},
+        columns=COLUMNS,
+        stages=records,
+        predictions=predictions,
+    )
+
+
+class Session:
+    """The stages of a run, and its models, loaded when a stage first needs them."""
+
+    def __init__(self, config: SelfRetrievalConfig):
+        self.config = config
+        self.mesh = make_mesh(config.mesh)
+        batches = {
+            "config.search.batch_size": config.search.batch_size,
+            "config.dense.train.batch_size": config.dense.train.batch_size,
+        }
+        check_batches(self.mesh, batches)
+
+    def stages(self) -> list[Stage]:
+        """Every stage with what it depends on."""
+        c = self.config
+        model = {"weights": fingerprint(resolve(c.model.name)), "model": c.model}
+        encoder = {"weights": fingerprint(resolve(c.dense.encoder.name))}
+        source = {"source": describe_source(c.data, c.world), "seed": c.seed}
+        training = {
+            **model,
+            "examples": c.examples,
+            "train": c.train,
+            "tuning": c.tuning,
+            "seed": c.seed,
+        }
+        needs = ("corpus", "negatives")
+        stages = [
+            Stage("corpus", self.make_corpus, settings={**source, **model}),
+            Stage(
+                "negatives",
+                self.mine_negatives,
+                needs=("corpus",),
+                settings={"kept": self._count_negatives()},
+            ),
+            Stage("trie", partial(self.make_trie, titled=True), needs=("corpus",), settings=model),
+            Stage("train", partial(run_training, self), needs=needs, settings=training),
+            Stage(
+                "dense_tuned",
+                self.train_dense,
+                needs=needs,
+                settings={**encoder, "dense": c.dense, "seed": c.seed},
+            ),
+        ]
+        evaluated = ["corpus", "trie", "train", "dense_tuned"]
+        if c.ablations:
+            stages += [
+                Stage(
+                    "trie_untitled",
+                    partial(self.make_trie, titled=False),
+                    needs=("corpus",),
+                    settings=model,
+                ),
+                Stage(
+                    "without_indexing",
+                    partial(run_training, self, indexing=False),
+                    needs=needs,
+                    settings=training,
+                ),
+                Stage(
+                    "without_titles",
+                    partial(run_training, self, titled=False),
+                    needs=needs,
+                    settings=training,
+                ),
+            ]
+            evaluated += ["trie_untitled", *ABLATIONS]
+        return [
+            *stages,
+            Stage(
+                "evaluate",
+                partial(run_evaluation, self),
+                needs=tuple(evaluated),
+                settings={"search": c.search, "on": c.evaluate_on, "examples": c.examples},
+            ),
+        ]
+
+    # The language model.
+
+    @cached_property
+    def base(self) -> Pretrained:
+        """The language model, not yet trained."""
+        loaded = load(self.config.model.name, dtype=self.dtype, mesh=self.mesh)
+        if not isinstance(loaded.model, Decoder):
+            raise RagJaxError(f"config.model.name={self.config.model.name}: is no decoder")
+        return loaded
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of the model's weights and activations."""
+        return jnp.dtype(self.config.model.dtype)
+
+    def make_format(self, *, titled: bool) -> Format:
+        """How questions, passages and judgements become tokens."""
+        c = self.config
+        return Format(self.base.tokenizer, titled, c.examples.assessment, c.model.max_text)
+
+    # Passages and questions.
+
+    def make_corpus(self, context: StageContext) -> None:
+        """Reads the passages and questions; the model gives titles to passages without."""
+        collection = read_collection(self.config.data, self.config.world, seed=self.config.seed)
+        self.list_training(collection)
+        self.list_questions(collection, self.config.evaluate_on)
+        passages = self._give_titles(context, collection.passages)
+        if is_first():
+            save_collection(context.folder, dataclasses.replace(collection, passages=passages))
+
+    def _give_titles(self, context: StageContext, passages: Sequence[Passage]) -> list[Passage]:
+        untitled = [passage for passage in passages if not passage.title.strip()]
+        if not untitled:
+            return list(passages)
+        tokenizer = self.base.tokenizer
+
+        def write(batch: Sequence[Passage]) -> list[dict[str, Any]]:
+            read = [tokenizer.encode(p.text)[: self.config.model.max_text] for p in batch]
+            prompts = [
+                tokenizer.encode(f'{tokenizer.decode(tokens)}\n\nThe title of this article is "')
+                for tokens in read
+            ]
+            written = generate(
+                self.base.model,
+                self.base.params,
+                prompts,
+                max_tokens=_TITLE_TOKENS,
+                stop_ids=[tokenizer.eos_id],
+                batch_size=self.config.search.batch_size,
+            )
+            titles = [tokenizer.decode(tokens).split('"')[0] for tokens in written]
+            return [
+                {"id": p.id, "title": " ".join(title.split()) or p.id}
+                for p, title in zip(batch, titles, strict=True)
+            ]
+
+        records = context.map_batches("titles.jsonl", untitled, write, batch_size=64, unit="titles")
+        given = {record["id"]: record["title"] for record in records}
+        return [
+            dataclasses.replace(passage, title=given.get(passage.id, passage.title))
+            for passage in passages
+        ]
+
+    def read_corpus(self, context: StageContext) -> Collection:
+        """Reads them back."""
+        return load_collection(context.path("corpus", ""))
+
+    def list_training(self, corpus: Collection) -> list[Question]:
+        """The training questions that have an answer and a passage."""
+        return self.list_questions(corpus, "train")
+
+    def list_questions(self, corpus: Collection, split: str) -> list[Question]:
+        """The split's questions that have an answer and a passage.
+
+        Raises:
+            RagJaxError: there is none.
+        """
+        questions = [q for q in corpus.questions.get(split, []) if q.answers and q.relevant]
+        if not questions:
+            raise RagJaxError(
+                f"config.data: there are no {split!r} questions with answers and passages"
+            )
+        return questions
+
+    def _count_negatives(self) -> int:
+        # Some of those found may be of the relevant documents, which are asked for apart.
+        return max(self.config.dense.hard, 4 * self.config.examples.other)
+
+    def mine_negatives(self, context: StageContext) -> None:
+        """What BM25 takes for answers to the training questions."""
+        corpus = self.read_corpus(context)
+        bm25 = BM25.build(list_texts(corpus.passages))
+        depth, kept = min(_DEPTH, len(corpus.passages)), self._count_negatives()
+
+        def mine(questions: Sequence[Question]) -> list[dict[str, Any]]:
+            _, rows = bm25.search([question.question for question in questions], depth)
+            return [
+                {"id": q.id, "rows": choose_negatives(q, ranked, corpus.passages, count=kept)}
+                for q, ranked in zip(questions, rows, strict=True)
+            ]
+
+        train = self.list_training(corpus)
+        context.map_batches("negatives.jsonl", train, mine, batch_size=1024, unit="questions")
+
+    # Tries.
+
+    def make_trie(self, context: StageContext, *, titled: bool) -> None:
+        """Builds the trie of all passages."""
+        form = self.make_format(titled=titled)
+        sequences = [form.encode_sequence(p) for p in self.read_corpus(context).passages]
+        trie = Trie.from_sequences(sequences, end_id=form.tokenizer.eos_id)
+        if is_first():
+            trie.save(context.folder / "trie")
+
+    def load_trie(self, context: StageContext, *, titled: bool) -> Trie:
+        """Reads it back."""
+        return Trie.load(context.path("trie" if titled else "trie_untitled", "trie"))
+
+    # The dense encoder that the method is compared with.
+
+    def load_encoders(self, context: StageContext, name: str) -> Encoders:
+        """One encoder for both sides: "dense" as it is, "dense_tuned" after training."""
+        at = self.config.dense.encoder.name
+        if name == "dense_tuned":
+            at = context.path("dense_tuned", "encoder")
+        loaded = load(at, mesh=self.mesh)
+        if not isinstance(loaded.model, Bert):
+            raise RagJaxError(f"config.dense.encoder.name={at}: is no encoder")
+        return Encoders(loaded, loaded, shared=True)
+
+    def encode(
+        self, encoder: Pretrained, texts: Sequence[str | tuple[str, str]]
+    ) -> Float[np.ndarray, "N E"]:
+        """Embeddings of texts."""
+        c = self.config.dense.encoder
+        return encode_texts(encoder, texts, max_length=c.max_length, batch_size=c.batch_size)
+
+    def train_dense(self, context: StageContext) -> None:
+        """Trains it on the same questions, with hard negatives by BM25."""
+        c, corpus = self.config.dense, self.read_corpus(context)
+        encoders, questions = self.load_encoders(context, "dense"), self.list_training(corpus)
+        mined = read_jsonl(context.path("negatives", "negatives.jsonl"))
+        hard = [record["rows"][: c.hard] for record in mined]
+        pairs = list_pairs(questions, hard, corpus.passages)
+        cut = partial(tokenize_texts, encoders.question.tokenizer, max_length=c.encoder.max_length)
+        rows = sorted({row for pair in pairs for row in (pair.positive, *pair.negatives)})
+        passages = cut(list_texts([corpus.passages[row] for row in rows]))
+        batches = PairBatches(
+            pairs,
+            cut([question.question for question in questions]),
+            dict(zip(rows, passages, strict=True)),
+            c.train,
+            self.config.seed,
+        )
+        if c.train.epochs:
+            encoders = train_encoders(
+                encoders, batches, folder=context.folder, progress=context.progress
+            )
+        whole = dataclasses.replace(encoders.passage, params=fetch(encoders.passage.params))
+        if is_first():
+            save(whole, context.folder / "encoder")
+            shutil.rmtree(context.folder / "checkpoints", ignore_errors=True)

@@ -1,0 +1,174 @@
+"""Training: every task's rows in one mix, by cross-entropy on what is to be generated."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from rag_jax.checkpoint import load_tree
+from rag_jax.data.batches import BatchPlan, round_up
+from rag_jax.data.formats import Collection
+from rag_jax.errors import RagJaxError
+from rag_jax.files import read_jsonl, write_json
+from rag_jax.losses import span_cross_entropy
+from rag_jax.sharding import DECODER_RULES, count_data_rows, lay_out, place_params, shard_batch
+from rag_jax.spans import Row, count_targets, pack_rows, target_logprobs
+from rag_jax.stage import StageContext
+from rag_jax.systems.self_retrieval.data import (
+    TERMS,
+    Format,
+    choose_same,
+    make_index_rows,
+    make_question_rows,
+)
+from rag_jax.training import init_state, make_optimizer, make_step
+from rag_jax.tuning import apply_tuned, init_tuned, tune
+
+if TYPE_CHECKING:
+    from rag_jax.systems.self_retrieval.pipeline import Session
+
+# Tokens that could be trained on while one program compiles, measured on two CPU cores.
+_PROGRAM_TOKENS = 1600
+
+
+def make_rows(
+    session: "Session", context: StageContext, form: Format, *, indexing: bool
+) -> list[Row]:
+    """All rows of a training: the corpus's sentences, if `indexing`, and the questions'.
+
+    Raises:
+        RagJaxError: a row is longer than the model's context.
+    """
+    c, corpus = session.config, session.read_corpus(context)
+    mined = read_jsonl(context.path("negatives", "negatives.jsonl"))
+    rows = []
+    if indexing:
+        rows += make_index_rows(form, corpus.passages, c.examples, seed=c.seed)
+    rows += _list_question_rows(session, form, corpus, [record["rows"] for record in mined])
+    limit = session.base.config.max_length
+    for row in rows:
+        if len(row.tokens) > limit:
+            raise RagJaxError(
+                f"row {row.id}: {len(row.tokens)} tokens, over the model's context of {limit}; "
+                "lower config.model.max_text"
+            )
+    return rows
+
+
+def _list_question_rows(
+    session: "Session", form: Format, corpus: Collection, mined: Sequence[Sequence[int]]
+) -> list[Row]:
+    c = session.config.examples
+    by_id = {passage.id: passage for passage in corpus.passages}
+    by_title = defaultdict(list)
+    for passage in corpus.passages:
+        by_title[passage.title].append(passage)
+    rows = []
+    for question, others in zip(session.list_training(corpus), mined, strict=True):
+        titles = dict.fromkeys(by_id[id].title for id in question.relevant)
+        alike = [passage for title in titles for passage in by_title[title]]
+        found = [corpus.passages[row] for row in others]
+        others = [passage for passage in found if passage.title not in titles]
+        negatives = choose_same(question, alike, count=c.same) + others[: c.other]
+        rows += make_question_rows(form, question, by_id, negatives, c)
+    return rows
+
+
+def make_loss(session: "Session") -> Callable[..., Any]:
+    """The loss by the trained tree: `-log p` of each term's tokens, by the mean over a row's."""
+    tuning = session.config.tuning
+    model = session.base.model.clone(remat=tuning.remat)
+
+    def loss(trained, frozen, batch):
+        params = apply_tuned(tuning, trained, frozen, dtype=session.dtype)
+        logprobs = target_logprobs(model, params, batch)
+        terms = {term: span_cross_entropy(logprobs, batch[term]).sum() for term in TERMS}
+        return sum(terms.values()), terms
+
+    return loss
+
+
+def load_tuned(session: "Session", folder: Path) -> Any:
+    """The model's parameters after a training."""
+    tuning, params = session.config.tuning, session.base.params
+    abstract = jax.eval_shape(partial(init_tuned, tuning, seed=session.config.seed), params)
+    trained = load_tree(folder, lay_out(abstract, session.mesh, DECODER_RULES))
+    return jax.jit(partial(apply_tuned, tuning, dtype=session.dtype))(trained, params)
+
+
+def run_training(
+    session: "Session", context: StageContext, *, indexing: bool = True, titled: bool = True
+) -> None:
+    """Trains to the end and saves the trained tree as `params`."""
+    if (context.folder / "params").exists():
+        return
+    c, settings = session.config, session.config.train
+    rows = make_rows(session, context, session.make_format(titled=titled), indexing=indexing)
+    write_json(context.folder / "rows.json", describe_rows(rows))
+    plan = BatchPlan(
+        [len(row.tokens) for row in rows],
+        kinds=["rows"] * len(rows),
+        # Every batch has its share of the tasks.
+        strata=[2 * ("retrieval" in row.spans) + ("assessment" in row.spans) for row in rows],
+        batch_size=settings.batch_size,
+        budget=settings.microbatch_tokens,
+        program_tokens=_PROGRAM_TOKENS,
+        seed=c.seed,
+        row_multiple=count_data_rows(),
+    )
+    most: dict[tuple[str, int], int] = defaultdict(int)
+    for i, row in enumerate(rows):
+        most[plan.place(i)] = max(most[plan.place(i)], count_targets(row))
+    total = settings.epochs * plan.num_steps_per_epoch
+    optimizer = make_optimizer(settings, max(total, 1))
+    step = make_step({"rows": make_loss(session)}, optimizer)
+    frozen = None if c.tuning.mode == "full" else session.base.params
+    passes = 3 if c.tuning.mode == "full" else 2
+
+    def batch_at(number: int) -> tuple[list[tuple[str, Any]], list[str]]:
+        chosen, parts = plan.examples_at(number), []
+        for micro in plan.group(chosen):
+            arrays = pack_rows(
+                [rows[i] for i in micro.indices],
+                terms=TERMS,
+                width=micro.width,
+                targets=round_up(most[micro.kind, micro.width], 16),
+                batch=micro.rows,
+                scale=1 / len(chosen),
+                reduction="mean",
+            )
+            parts.append((micro.kind, shard_batch(arrays)))
+        return parts, [rows[i].id for i in chosen]
+
+    def flops_at(number: int) -> float:
+        chosen = [rows[i] for i in plan.examples_at(number)]
+        tokens, targets = sum(len(r.tokens) for r in chosen), sum(map(count_targets, chosen))
+        return passes * session.base.config.count_flops(tokens, targets)
+
+    start = init_tuned(c.tuning, session.base.params, seed=c.seed)
+    tune(
+        context,
+        init_state(place_params(start, session.mesh, DECODER_RULES), optimizer),
+        lambda state, parts: step(state, frozen, parts),
+        batch_at,
+        total_steps=total,
+        checkpoint_every=settings.checkpoint_every,
+        flops_at=flops_at,
+        profile_steps=c.profile_steps,
+    )
+
+
+def describe_rows(rows: Sequence[Row]) -> dict[str, int]:
+    """How many rows and tokens each task has."""
+    tasks = {
+        "indexing": [row for row in rows if "assessment" not in row.spans],
+        "positives": [row for row in rows if len(row.spans) == 2],
+        "negatives": [row for row in rows if "retrieval" not in row.spans],
+    }
+    counts = {name: len(some) for name, some in tasks.items()}
+    tokens = {f"{name}_tokens": sum(len(r.tokens) for r in some) for name, some in tasks.items()}
+    return counts | tokens | {"longest": int(np.max([len(row.tokens) for row in rows]))}

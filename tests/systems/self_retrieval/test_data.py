@@ -1,0 +1,147 @@
+"""Self-Retrieval's texts: one set of tokens in training, trie and inference, and their spans."""
+
+import pytest
+
+from rag_jax.data.formats import Passage, Question
+from rag_jax.models import load
+from rag_jax.systems.self_retrieval.config import ExamplesConfig
+from rag_jax.systems.self_retrieval.data import (
+    Format,
+    choose_same,
+    cut_target,
+    make_index_rows,
+    make_question_rows,
+    split_sentences,
+)
+
+TEXT = "Gitega is a city in Burundi. About 100 people live there now, says the last count."
+PASSAGE = Passage("city/1", "Gitega", TEXT)
+QUESTION = Question("q", "Where is Gitega?", ("Burundi", "Republic of Burundi"), {"city/1": 1})
+
+
+@pytest.fixture(scope="module")
+def tokenizer(llama_folder):
+    return load(llama_folder).tokenizer
+
+
+@pytest.fixture
+def form(tokenizer):
+    return Format(tokenizer, titled=True, assessment="phrase", max_text=200)
+
+
+def spell(form, tokens):
+    return form.tokenizer.decode([t for t in tokens if t != form.tokenizer.eos_id])
+
+
+def test_a_whole_text(form):
+    accepted = form.encode_accept() + form.encode_answer("Burundi")
+    tokens = form.encode_question("Where  is\nit?") + form.encode_reading(PASSAGE) + accepted
+    assert spell(form, tokens) == (
+        "Question: Where is it?\n\n Related document title: Gitega\n Related document content: "
+        f"{TEXT}\n\n Assessment: can answer the query\n Final answer: Burundi"
+    )
+    assert tokens[-1] == form.tokenizer.eos_id
+
+
+def test_the_answer_as_assessment(tokenizer):
+    form = Format(tokenizer, titled=False, assessment="answer", max_text=200)
+    tokens = form.encode_question("Where?") + form.encode_reading(PASSAGE) + form.encode_accept()
+    assert spell(form, [*tokens, *form.encode_answer("Burundi")]) == (
+        f"Question: Where?\n\n Related document content: {TEXT}\n\n Final answer: Burundi"
+    )
+    assert spell(form, form.encode_reject()) == " cannot extract answer"
+
+
+def test_pieces_fit_the_trie(form):
+    sequence = form.encode_sequence(PASSAGE)
+    title, end = form.encode_title("Gitega"), form.encode_title_end("Gitega")
+    assert sequence[: len(title)] == title and sequence[len(title) :] == form.encode_text(TEXT)
+    assert title[: len(end)] == end
+    # One token of the heading tells a title from a longer one.
+    assert end[:-1] == form.tokenizer.encode(" Gitega")
+    reading = form.encode_reading(PASSAGE)
+    assert reading[: len(sequence)] == sequence
+
+
+def test_rows_of_a_question(form):
+    negative = Passage("x", "Oslo", "Oslo lies in Norway.")
+    rows = list(
+        make_question_rows(form, QUESTION, {"city/1": PASSAGE}, [negative], ExamplesConfig())
+    )
+    positive, wrong = rows
+    start, stop = positive.spans["retrieval"]
+    assert positive.tokens[start:stop] == form.encode_sequence(PASSAGE)
+    start, stop = positive.spans["assessment"]
+    assert spell(form, positive.tokens[start:stop]) == (
+        " can answer the query\n Final answer: Burundi"
+    )
+    assert (stop, positive.tokens[-1]) == (len(positive.tokens), form.tokenizer.eos_id)
+    assert wrong.spans.keys() == {"assessment"}
+    start, stop = wrong.spans["assessment"]
+    assert spell(form, wrong.tokens[start:stop]) == " cannot answer the query"
+    assert spell(form, wrong.tokens[:start]).endswith("Oslo lies in Norway.\n\n Assessment:")
+
+
+@pytest.mark.parametrize("target", ["passage", "prefix"])
+def test_index_rows(form, target):
+    examples = ExamplesConfig(target=target, prefix_words=4, sentences=0)
+    rows = list(make_index_rows(form, [PASSAGE], examples, seed=0))
+    sentences = split_sentences(TEXT)
+    assert len(rows) == len(sentences) == 2
+    for row, sentence in zip(rows, sentences, strict=True):
+        start, stop = row.spans["retrieval"]
+        assert stop == len(row.tokens)
+        asked = form.encode_question(sentence)
+        assert row.tokens[:start] == asked
+        text = TEXT if target == "passage" else "Gitega is a city"
+        assert spell(form, row.tokens[start:]) == (f" Gitega\n Related document content: {text}")
+        # What is trained is the beginning of what the trie has.
+        assert form.encode_sequence(PASSAGE)[: stop - start] == row.tokens[start:]
+
+
+def test_one_sentence_a_passage(form):
+    examples = ExamplesConfig(sentences=1)
+    (row,) = make_index_rows(form, [PASSAGE], examples, seed=0)
+    assert list(make_index_rows(form, [PASSAGE], examples, seed=0)) == [row]
+
+
+def test_long_texts_are_cut_where_they_are_read(tokenizer):
+    form = Format(tokenizer, titled=True, assessment="phrase", max_text=5)
+    read = form.encode_reading(PASSAGE)
+    text = form.encode_text(TEXT)
+    assert cut_target(form, TEXT, ExamplesConfig()) == 5
+    assert read[len(form.encode_title("Gitega")) :][:5] == text[:5]
+    assert spell(form, read).endswith("\n\n Assessment:")
+    assert len(form.encode_sequence(PASSAGE)) > len(read)  # the trie has all of it
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("One two three four five six. Seven.", ["One two three four five six."]),
+        ("Too short.", ["Too short."]),
+        ("", [""]),
+        (
+            "The U.S. dollar is used in all of these places. 5 of them have others too, though.",
+            [
+                "The U.S. dollar is used in all of these places.",
+                "5 of them have others too, though.",
+            ],
+        ),
+        ("Это первое предложение из шести слов здесь. Вот и второе, тоже из семи слов.", 2),
+    ],
+)
+def test_split_sentences(text, sentences):
+    found = split_sentences(text)
+    assert found == sentences if isinstance(sentences, list) else len(found) == sentences
+
+
+def test_negatives_of_the_same_document():
+    passages = [
+        PASSAGE,
+        Passage("a", "Gitega", "It says Burundi too."),
+        Passage("b", "Gitega", "It says nothing."),
+        Passage("c", "Gitega", "Nor does this."),
+    ]
+    assert [p.id for p in choose_same(QUESTION, passages, count=5)] == ["b", "c"]
+    assert [p.id for p in choose_same(QUESTION, passages, count=1)] == ["b"]

@@ -1,0 +1,247 @@
+"""Self-Retrieval from an empty folder to the report, on tiny models and a tiny world."""
+
+import json
+import runpy
+import shutil
+from pathlib import Path
+
+import ir_measures
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ir_measures import RR, Success
+
+from rag_jax.config import build, to_config_dict
+from rag_jax.errors import RagJaxError
+from rag_jax.files import read_json, read_jsonl
+from rag_jax.losses import token_logprobs
+from rag_jax.pipeline import run_stages
+from rag_jax.stage import StageContext
+from rag_jax.systems.self_retrieval import evaluate, infer, pipeline
+from rag_jax.systems.self_retrieval.config import SelfRetrievalConfig
+from rag_jax.systems.self_retrieval.scores import score
+
+ROOT = Path(__file__).parents[3]
+QUICK = {
+    "model.max_text": 24,
+    "tuning.rank": 2,
+    "train.batch_size": 64,
+    "train.microbatch_tokens": 2048,
+    "train.learning_rate": 1e-2,
+    "train.checkpoint_every": 1,
+    "examples.other": 1,
+    "search.titles": 2,
+    "search.passages": 2,
+    "search.max_answer": 3,
+    "dense.encoder.max_length": 24,
+    "dense.train.batch_size": 4,
+    "dense.hard": 2,
+}
+
+
+PLACES = {
+    "Riga": "Latvia",
+    "Lyon": "France",
+    "Gitega": "Burundi",
+    "Oslo": "Norway",
+    "Quito": "Ecuador",
+    "Lyons": "the United States",  # which another title begins
+}
+
+
+def write_folder(folder, passages):
+    """Passages as a folder in SQuAD's format, with a question about each place in either split."""
+    folder.mkdir(exist_ok=True)
+    lines = {"passages.jsonl": passages}
+    for split, form in {"train": "Where is {}?", "test": "{} is in which country?"}.items():
+        lines[f"{split}_questions.jsonl"] = [
+            {
+                "id": f"{split}/{place}",
+                "question": form.format(place),
+                "answers": [country],
+                "passage_id": f"{place}/1",
+            }
+            for place, country in PLACES.items()
+        ][:5]
+    for name, records in lines.items():
+        (folder / name).write_text("\n".join(map(json.dumps, records)), "utf-8")
+    return {"data.path": str(folder)}
+
+
+def make_passages():
+    """Two passages a place that begin alike, one place with one passage, and one said twice."""
+    passages = []
+    for place, country in PLACES.items():
+        passages.append((f"{place}/1", place, f"{place} is a town that lies in {country}, of old."))
+        passages.append((f"{place}/2", place, f"{place} is a town that has a river and a bridge."))
+    passages[-1] = ("twin", *passages[0][1:])
+    return [{"id": id, "title": title, "text": text} for id, title, text in passages]
+
+
+@pytest.fixture(scope="module")
+def make_config(llama_folder, bert_folder, tmp_path_factory):
+    models = {"model.name": str(llama_folder), "dense.encoder.name": str(bert_folder)}
+    data = write_folder(tmp_path_factory.mktemp("data"), make_passages())
+
+    def make(**changes):
+        config = to_config_dict(SelfRetrievalConfig())
+        config.update_from_flattened_dict(QUICK | models | data | changes)
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def finished(make_config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("self_retrieval") / "run"
+    return workdir, pipeline.run(make_config(ablations=True), workdir)
+
+
+@pytest.fixture(scope="module")
+def engine(finished, make_config):
+    """The trained model's, with the corpus."""
+    session = pipeline.Session(build(SelfRetrievalConfig, make_config(ablations=True)))
+    (stage,) = (stage for stage in session.stages() if stage.name == "evaluate")
+    context = StageContext(stage, finished[0] / "stages")
+    corpus = session.read_corpus(context)
+    return evaluate.make_engine(session, context, corpus, "train", titled=True)
+
+
+def test_report(finished, make_config):
+    workdir, report = finished[0], read_json(finished[0] / "report.json")
+    settings = build(SelfRetrievalConfig, make_config(ablations=True))
+    assert build(SelfRetrievalConfig, report["config"]) == settings
+    assert sorted(report["methods"]) == sorted((*pipeline.METHODS, *pipeline.ABLATIONS))
+    for numbers in report["methods"].values():
+        assert numbers["n"] == 5
+        assert 0 <= numbers["hits@1"] <= numbers["mrr@5"] <= numbers["hits@5"] <= 1
+        assert numbers["document_recall@1"] <= numbers["document_mrr@100"] + 1e-9
+        assert numbers["hits@1"] <= numbers["document_recall@1"] <= 1
+    assert "without_titles" in (workdir / "report.html").read_text("utf-8")
+    rows = read_json(workdir / "stages" / "train" / "rows.json")
+    assert rows["indexing"] == len(make_passages())
+    # The one passage of the same title that does not answer, and one of another.
+    assert (rows["positives"], rows["negatives"]) == (5, 10)
+    assert read_json(workdir / "stages" / "without_indexing" / "rows.json")["indexing"] == 0
+
+
+def test_rankings_as_others_score_them(finished):
+    workdir, report = finished
+    questions = read_json(workdir / "stages" / "corpus" / "questions.json")["test"]
+    qrels = {question["id"]: question["relevant"] for question in questions}
+    names = {Success @ 1: "hits@1", Success @ 5: "hits@5", RR @ 5: "mrr@5"}
+    for method, numbers in report["methods"].items():
+        run = {}
+        for line in (workdir / f"{method}.trec").read_text("utf-8").splitlines():
+            question, _, passage, rank, _, name = line.split()
+            assert name == method
+            run.setdefault(question, {})[passage] = -float(rank)
+        scored = ir_measures.calc_aggregate(list(names), qrels, run)
+        for measure, name in names.items():
+            assert scored[measure] == pytest.approx(numbers[name], abs=1e-9), (method, name)
+
+
+def read_all(engine, tokens):
+    logits = engine.model.apply({"params": engine.params}, jnp.asarray([tokens]))
+    return np.asarray(token_logprobs(logits[0, :-1], jnp.asarray(tokens[1:])))
+
+
+def test_candidates_are_passages_with_the_models_own_probabilities(engine):
+    """Every number of every candidate against the model read from the start, without a cache."""
+    questions = ["Where is Gitega?", "What is to be seen in Lyon, and since when?", "Oslo?"]
+    form, rejected = engine.form, engine.form.encode_reject()
+    for question, (groups, _) in zip(questions, engine.retrieve(questions), strict=True):
+        assert 1 <= len(groups) <= 2
+        titles = [{engine.passages[r].title for c in group for r in c.rows} for group in groups]
+        assert all(len(title) == 1 for title in titles) and titles[0] != titles[-1:]
+        assert [g[0].title for g in groups] == sorted((g[0].title for g in groups), reverse=True)
+        asked = form.encode_question(question)
+        for group in groups:
+            assert len(group) <= 2
+            for candidate in group:
+                passage = engine.passages[candidate.rows[0]]
+                texts = {form.encode_text(engine.passages[r].text)[0] for r in candidate.rows}
+                assert len(texts) == 1
+                end = form.encode_title_end(passage.title)
+                node = engine.trie.find([end])[0]
+                if engine.trie.leaves[node] >= 0:  # known before its title ends
+                    end = engine.trie.path(node)
+                logprobs = read_all(engine, asked + end)[-len(end) :]
+                assert candidate.title == pytest.approx(np.exp(logprobs.sum()), rel=1e-3)
+                whole = form.encode_sequence(passage)
+                leaf = int(engine.trie.find([whole])[0])
+                known = engine.trie.path(leaf)
+                start = len(form.encode_title(passage.title))
+                own = read_all(engine, asked + whole)[len(asked) - 1 :]
+                expected = own[start : len(known)].sum()
+                assert candidate.passage == pytest.approx(expected, abs=2e-3)
+                reading = asked + form.encode_reading(passage)
+                logprobs = read_all(engine, reading + rejected)[-len(rejected) :]
+                assert candidate.reject == pytest.approx(np.exp(logprobs.sum()), rel=1e-3)
+
+
+def test_the_answer_goes_on_from_the_best_passage(engine):
+    questions = ["Where is Gitega?", "Which language is spoken in Peru?"]
+    found = engine.retrieve(questions)
+    best = []
+    for groups, _ in found:
+        flat = [candidate for group in groups for candidate in group]
+        scores = np.concatenate(score(groups, engine.settings))
+        best.append(flat[int(scores.argmax())].rows[0])
+    assert [answer for _, answer in found] == engine.answer(questions, best)
+
+
+def test_a_second_batch_compiles_nothing(engine):
+    programs = (infer.read, infer.find, infer.go_on, infer.assess, infer.answer)
+    engine.retrieve(["Where is Gitega?", "Which language is spoken in Peru?"])
+    before = [program._cache_size() for program in programs]
+    engine.retrieve(["Where is Gitega, then?", "What is spoken in Chile?"])
+    assert [program._cache_size() for program in programs] == before
+
+
+def test_running_again(finished, make_config, tmp_path):
+    workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    changes = {"search.method": "reference", "search.over": "all", "search.lengths": "mean"}
+    again = pipeline.run(make_config(**changes), workdir)
+    redone = [stage["name"] for stage in again["stages"] if not stage["reused"]]
+    assert redone == ["evaluate"]
+    assert set(again["methods"]) == set(pipeline.METHODS)
+
+
+def test_passages_without_titles_get_them(make_config, tmp_path):
+    passages = [{"id": p["id"], "text": p["text"]} for p in make_passages()]
+    data = write_folder(tmp_path / "data", passages)
+    config = make_config(**data, **{"examples.target": "prefix", "examples.assessment": "answer"})
+    report = pipeline.run(config, tmp_path / "run")
+    given = read_jsonl(tmp_path / "run" / "stages" / "corpus" / "passages.jsonl")
+    assert all(passage["title"].strip() for passage in given)
+    assert report["methods"]["self_retrieval"]["n"] == 5
+
+
+def test_presets():
+    get_config = runpy.run_path(str(ROOT / "configs" / "self_retrieval.py"))["get_config"]
+    names = ("", "stablelm-3b", "llama2-7b")
+    _, *paper = (build(SelfRetrievalConfig, get_config(preset)) for preset in names)
+    for settings in paper:
+        assert settings.examples.target == "passage"
+        assert (settings.search.titles, settings.search.passages) == (5, 10)
+        assert (settings.train.learning_rate, settings.train.epochs) == (2e-5, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"search.titles": 0}, "config.search.titles=0: must be at least 1"),
+        ({"data.path": "nowhere"}, "config.data.path=nowhere: no such folder"),
+    ],
+)
+def test_mistakes_are_told(make_config, tmp_path, changes, message):
+    with pytest.raises(RagJaxError, match=message):
+        pipeline.run(make_config(**changes), tmp_path / "run")
+
+
+def test_an_encoder_is_no_language_model(make_config, bert_folder, tmp_path):
+    config = make_config(**{"model.name": str(bert_folder)})
+    session = pipeline.Session(build(SelfRetrievalConfig, config))
+    with pytest.raises(RagJaxError, match="config.model.name=.*: is no decoder"):
+        run_stages(session.stages()[:3], tmp_path / "run")
