@@ -26,7 +26,7 @@ from rag_jax.data.formats import Passage, Question
 from rag_jax.losses import in_batch_contrastive
 from rag_jax.models import Pretrained
 from rag_jax.models.bert import Bert
-from rag_jax.retrieval.encode import embed
+from rag_jax.retrieval.encode import embed, list_texts, tokenize_texts
 from rag_jax.sharding import constrain_rows, count_data_rows, shard_batch
 from rag_jax.training import LossFunction, init_state, make_optimizer, make_step, train
 
@@ -251,6 +251,29 @@ class PairBatches:
             lengths = np.maximum(mask.sum(axis=1, dtype=np.int32), 1)
             arrays |= {side: tokens, f"{side}_lengths": lengths}
         return arrays, [self.pairs[number].id for number in chosen]
+
+
+def make_batches(
+    encoders: Encoders,
+    pairs: Sequence[Pair],
+    questions: Sequence[Question],
+    passages: Sequence[Passage],
+    settings: ContrastiveConfig,
+    *,
+    max_length: int,
+    seed: int,
+) -> PairBatches:
+    """Batches of pairs, their texts tokenized and cut to `max_length` tokens."""
+    rows = sorted({row for pair in pairs for row in (pair.positive, *pair.negatives)})
+    texts = list_texts([passages[row] for row in rows])
+    cut = functools.partial(tokenize_texts, max_length=max_length)
+    return PairBatches(
+        pairs,
+        cut(encoders.question.tokenizer, [question.question for question in questions]),
+        dict(zip(rows, cut(encoders.passage.tokenizer, texts), strict=True)),
+        settings,
+        seed,
+    )
 
 
 def train_encoders(

@@ -1,12 +1,42 @@
 """Hard negatives: passages that look right and are not."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from rag_jax.data.formats import Passage, Question
 from rag_jax.ranking import has_answer
+from rag_jax.retrieval.bm25 import BM25
+from rag_jax.retrieval.encode import list_texts
+from rag_jax.stage import StageContext
+
+
+def mine_negatives(
+    context: StageContext,
+    questions: Sequence[Question],
+    passages: Sequence[Passage],
+    *,
+    depth: int,
+    count: int,
+) -> None:
+    """Writes a stage's `negatives.jsonl`: what BM25 takes for answers to each question.
+
+    A line is `{"id", "rows"}`, with at most `count` rows of `passages` among the first `depth`, as
+    `choose_negatives` has it.
+    """
+    bm25 = BM25.build(list_texts(passages))
+    depth = min(depth, len(passages))
+
+    def mine(batch: Sequence[Question]) -> list[dict[str, Any]]:
+        _, rows = bm25.search([question.question for question in batch], depth)
+        return [
+            {"id": q.id, "rows": choose_negatives(q, ranked, passages, count=count)}
+            for q, ranked in zip(batch, rows, strict=True)
+        ]
+
+    context.map_batches("negatives.jsonl", questions, mine, batch_size=1024, unit="questions")
 
 
 def choose_negatives(

@@ -15,8 +15,6 @@ from jaxtyping import Float, Int
 from rag_jax.config import build
 from rag_jax.data.formats import (
     Collection,
-    Passage,
-    Question,
     describe_source,
     load_collection,
     read_collection,
@@ -32,9 +30,9 @@ from rag_jax.pipeline import Stage, StageContext, run_stages
 from rag_jax.ranking import write_run
 from rag_jax.report import write_report
 from rag_jax.retrieval import BM25, Index, encode_texts, fingerprint_corpus
-from rag_jax.retrieval.contrastive import Encoders, Pair, PairBatches, list_pairs, train_encoders
-from rag_jax.retrieval.encode import list_texts, tokenize_texts
-from rag_jax.retrieval.negatives import choose_negatives
+from rag_jax.retrieval.contrastive import Encoders, list_pairs, make_batches, train_encoders
+from rag_jax.retrieval.encode import list_texts
+from rag_jax.retrieval.negatives import mine_negatives
 from rag_jax.sharding import check_batches, make_mesh
 from rag_jax.systems.dpr.config import DPRConfig
 from rag_jax.systems.dpr.evaluate import COLUMNS, score_ranking, summarize
@@ -174,18 +172,7 @@ class Session:
         """What BM25 takes for answers to the training questions."""
         c, corpus = self.config.negatives, self.read_corpus(context)
         train = corpus.questions.get("train", [])
-        bm25 = BM25.build(list_texts(corpus.passages))
-        depth = min(c.depth, len(corpus.passages))
-
-        def mine(questions: Sequence[Question]) -> list[dict[str, Any]]:
-            _, rows = bm25.search([question.question for question in questions], depth)
-            found = [
-                choose_negatives(question, ranked, corpus.passages, count=c.kept)
-                for question, ranked in zip(questions, rows, strict=True)
-            ]
-            return [{"id": q.id, "rows": r} for q, r in zip(questions, found, strict=True)]
-
-        context.map_batches("negatives.jsonl", train, mine, batch_size=1024, unit="questions")
+        mine_negatives(context, train, corpus.passages, depth=c.depth, count=c.kept)
 
     def index_untrained(self, context: StageContext) -> None:
         """Indexes the passages with the encoder as it was."""
@@ -226,7 +213,15 @@ class Session:
         if c.train.epochs:
             encoders = train_encoders(
                 encoders,
-                self._make_batches(pairs, questions, corpus.passages),
+                make_batches(
+                    encoders,
+                    pairs,
+                    questions,
+                    corpus.passages,
+                    c.train,
+                    max_length=c.encoder.max_length,
+                    seed=c.seed,
+                ),
                 folder=context.folder,
                 progress=context.progress,
             )
@@ -237,21 +232,6 @@ class Session:
                 save(whole, context.folder / side)
         if is_first():
             shutil.rmtree(context.folder / "checkpoints", ignore_errors=True)
-
-    def _make_batches(
-        self, pairs: Sequence[Pair], questions: Sequence[Question], passages: Sequence[Passage]
-    ) -> PairBatches:
-        c, encoders = self.config, self.untrained
-        rows = sorted({row for pair in pairs for row in (pair.positive, *pair.negatives)})
-        texts = list_texts([passages[row] for row in rows])
-        cut = partial(tokenize_texts, max_length=c.encoder.max_length)
-        return PairBatches(
-            pairs,
-            cut(encoders.question.tokenizer, [question.question for question in questions]),
-            dict(zip(rows, cut(encoders.passage.tokenizer, texts), strict=True)),
-            c.train,
-            c.seed,
-        )
 
     def evaluate(self, context: StageContext) -> None:
         """Ranks passages by BM25 and by both encoders, and scores the rankings."""

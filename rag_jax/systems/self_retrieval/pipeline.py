@@ -34,10 +34,9 @@ from rag_jax.models.decoder import Decoder
 from rag_jax.models.hub import fingerprint, resolve
 from rag_jax.pipeline import Stage, StageContext, run_stages
 from rag_jax.report import write_report
-from rag_jax.retrieval import BM25, encode_texts, list_texts
-from rag_jax.retrieval.contrastive import Encoders, PairBatches, list_pairs, train_encoders
-from rag_jax.retrieval.encode import tokenize_texts
-from rag_jax.retrieval.negatives import choose_negatives
+from rag_jax.retrieval import encode_texts
+from rag_jax.retrieval.contrastive import Encoders, list_pairs, make_batches, train_encoders
+from rag_jax.retrieval.negatives import mine_negatives
 from rag_jax.sharding import check_batches, make_mesh
 from rag_jax.systems.self_retrieval.config import SelfRetrievalConfig
 from rag_jax.systems.self_retrieval.data import Format
@@ -248,18 +247,8 @@ class Session:
     def mine_negatives(self, context: StageContext) -> None:
         """What BM25 takes for answers to the training questions."""
         corpus = self.read_corpus(context)
-        bm25 = BM25.build(list_texts(corpus.passages))
-        depth, kept = min(_DEPTH, len(corpus.passages)), self._count_negatives()
-
-        def mine(questions: Sequence[Question]) -> list[dict[str, Any]]:
-            _, rows = bm25.search([question.question for question in questions], depth)
-            return [
-                {"id": q.id, "rows": choose_negatives(q, ranked, corpus.passages, count=kept)}
-                for q, ranked in zip(questions, rows, strict=True)
-            ]
-
-        train = self.list_training(corpus)
-        context.map_batches("negatives.jsonl", train, mine, batch_size=1024, unit="questions")
+        questions, count = self.list_training(corpus), self._count_negatives()
+        mine_negatives(context, questions, corpus.passages, depth=_DEPTH, count=count)
 
     # Tries.
 
@@ -301,15 +290,14 @@ class Session:
         mined = read_jsonl(context.path("negatives", "negatives.jsonl"))
         hard = [record["rows"][: c.hard] for record in mined]
         pairs = list_pairs(questions, hard, corpus.passages)
-        cut = partial(tokenize_texts, encoders.question.tokenizer, max_length=c.encoder.max_length)
-        rows = sorted({row for pair in pairs for row in (pair.positive, *pair.negatives)})
-        passages = cut(list_texts([corpus.passages[row] for row in rows]))
-        batches = PairBatches(
+        batches = make_batches(
+            encoders,
             pairs,
-            cut([question.question for question in questions]),
-            dict(zip(rows, passages, strict=True)),
+            questions,
+            corpus.passages,
             c.train,
-            self.config.seed,
+            max_length=c.encoder.max_length,
+            seed=self.config.seed,
         )
         if c.train.epochs:
             encoders = train_encoders(
