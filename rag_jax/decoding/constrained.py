@@ -77,12 +77,67 @@ class _Live(NamedTuple):
     logprobs: Float[Array, "B W"]
 
 
-class _Candidates(NamedTuple):
-    """Continuations: total log-probability, the beam that each goes on from, and the child."""
+class Continuations(NamedTuple):
+    """The log-probability up to each child, the beam that it goes on from, and its node."""
 
     logprobs: Float[Array, "B W"]
     parents: Int[Array, "B W"]
     nodes: Int[Array, "B W"]
+
+
+def expand(
+    trie: TrieArrays,
+    ends: Bool[Array, "N"],
+    nodes: Int[Array, "B w"],
+    logprobs: Float[Array, "B w"],
+    logits: Float[Array, "B w V"],
+    *,
+    beams: int,
+    part: bool,
+) -> tuple[Continuations, Continuations]:
+    """What beams may go on to: `beams` children a row, `MASKED` where there are fewer.
+
+    Args:
+        ends: where a path ends.
+        nodes: where the beams stand.
+        logprobs: up to there; `MASKED` for beams that take no part.
+        logits: of the next token.
+        part: whether the children of all beams compete. Otherwise each beam has its own best child.
+
+    Returns:
+        The best of all, and the best of those that do not end; without `part` the same.
+    """
+    rows, width = nodes.shape
+    first, behind = trie.first_child[nodes], trie.first_child[nodes + 1]
+    # Beams that take no part need no room.
+    count = jnp.where(has_probability(logprobs), behind - first, 0)
+    before = logprobs - jax.nn.logsumexp(logits, axis=-1)
+
+    def best_of_row(total, child) -> Continuations:
+        best, place = jax.lax.top_k(total.reshape(rows, -1), beams)
+        picked = jnp.take_along_axis(child.reshape(rows, -1), place, axis=1)
+        return Continuations(best, place // total.shape[2], picked)
+
+    def best_of_beam(total, child) -> Continuations:
+        place = total.argmax(axis=2, keepdims=True)
+        best, picked = (jnp.take_along_axis(x, place, axis=2)[..., 0] for x in (total, child))
+        return Continuations(best, jnp.tile(jnp.arange(width)[None], (rows, 1)), picked)
+
+    def gather(room):
+        place = jnp.arange(room)[None, None]
+        is_child = place < count[..., None]
+        child = jnp.where(is_child, first[..., None] + place, 0)
+        more = jnp.take_along_axis(logits, trie.tokens[child], axis=2)
+        total = jnp.where(is_child, before[..., None] + more, MASKED)
+        if not part:
+            return (best_of_beam(total, child),) * 2
+        onward = jnp.where(ends[child], MASKED, total)
+        return best_of_row(total, child), best_of_row(onward, child)
+
+    # The narrowest that holds all children; one beam alone must have room for `beams`.
+    bucket = (count.max() > jnp.asarray(trie.widths[:-1], jnp.int32)).sum()
+    rooms = [max(room, -(-beams // width)) for room in trie.widths]
+    return jax.lax.switch(bucket, [partial(gather, room) for room in rooms])
 
 
 def search_trie(
@@ -129,54 +184,21 @@ def search_trie(
     is_leaf = trie.first_child[1:] == trie.first_child[:-1]
     ends = is_leaf if stops is None else is_leaf | stops
 
-    def best_of_row(total, child) -> _Candidates:
-        logprobs, place = jax.lax.top_k(total.reshape(rows, -1), beams)
-        nodes = jnp.take_along_axis(child.reshape(rows, -1), place, axis=1)
-        return _Candidates(logprobs, place // total.shape[2], nodes)
-
-    def best_of_beam(total, child) -> _Candidates:
-        place = total.argmax(axis=2, keepdims=True)
-        logprobs, nodes = (jnp.take_along_axis(x, place, axis=2)[..., 0] for x in (total, child))
-        return _Candidates(logprobs, jnp.tile(jnp.arange(beams)[None], (rows, 1)), nodes)
-
-    def expand(hidden, live, going, *, part) -> tuple[_Candidates, _Candidates]:
-        """The best continuations, and the best of those that do not end."""
-        logits = model.apply({"params": params}, hidden, method="logits").astype(jnp.float32)
-        logits = logits.reshape(rows, -1, logits.shape[-1])
-        before = live.logprobs - jax.nn.logsumexp(logits, axis=-1)
-        first, behind = trie.first_child[live.nodes], trie.first_child[live.nodes + 1]
-        # Beams that take no part need no room.
-        taking_part = going[:, None] & has_probability(live.logprobs)
-        count = jnp.where(taking_part, behind - first, 0)
-
-        def gather(width):
-            width = max(width, -(-beams // count.shape[1]))  # enough for `beams`
-            place = jnp.arange(width)[None, None]
-            is_child = place < count[..., None]
-            child = jnp.where(is_child, first[..., None] + place, 0)
-            total = before[..., None] + jnp.take_along_axis(logits, trie.tokens[child], axis=2)
-            total = jnp.where(is_child, total, MASKED)
-            if not part:
-                best = best_of_beam(total, child)
-            else:
-                best = best_of_row(total, child)
-            if not greedy:
-                return best, best_of_row(jnp.where(ends[child], MASKED, total), child)
-            onward = jnp.where(ends[best.nodes], MASKED, best.logprobs)
-            return best, best._replace(logprobs=onward)
-
-        bucket = (count.max() > jnp.asarray(trie.widths[:-1], jnp.int32)).sum()
-        return jax.lax.switch(bucket, [partial(gather, width) for width in trie.widths])
-
     def choose(i, hidden, live, found, going, *, part):
         """Token `i` of every beam: what ends there, what goes on, and from which beam."""
-        best, onward = expand(hidden, live, going, part=part)
+        logits = model.apply({"params": params}, hidden, method="logits").astype(jnp.float32)
+        logits = logits.reshape(rows, -1, logits.shape[-1])
+        logprobs = jnp.where(going[:, None], live.logprobs, MASKED)
+        best, onward = expand(trie, ends, live.nodes, logprobs, logits, beams=beams, part=part)
+        if greedy:
+            still = jnp.where(ends[best.nodes], MASKED, best.logprobs)
+            onward = best._replace(logprobs=still)
 
         def extend(candidates):
             token = trie.tokens[candidates.nodes][..., None]
             return jnp.where(places == i, token, pick(live.tokens, candidates.parents))
 
-        ended = ends[best.nodes] & has_probability(best.logprobs) & going[:, None]
+        ended = ends[best.nodes] & has_probability(best.logprobs)
         scores = best.logprobs / (i + 1) ** search.length_penalty
         new = FoundPaths(
             best.nodes,

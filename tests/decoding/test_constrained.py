@@ -134,7 +134,7 @@ def test_a_slow_search_finds_the_same(search, greedy):
 TOKENS = st.integers(0, 5)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     st.lists(st.lists(TOKENS, min_size=1, max_size=6), min_size=1, max_size=14),
     st.lists(st.integers(0, 6), min_size=1, max_size=9),
@@ -155,7 +155,7 @@ def test_only_sequences_of_the_corpus_are_found(sequences, prompt, beams, greedy
     assert [f.score for f in found] == sorted((f.score for f in found), reverse=True)
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(st.lists(st.lists(TOKENS, min_size=1, max_size=6), min_size=2, max_size=14))
 def test_beams_as_wide_as_the_corpus_find_all_of_it(sequences):
     trie = Trie.from_sequences(sequences, end_id=END)
@@ -165,9 +165,7 @@ def test_beams_as_wide_as_the_corpus_find_all_of_it(sequences):
         close([f.score for f in paths], sorted(every, reverse=True))
         assert {tuple(f.tokens) for f in paths} == {tuple(text) for text in sequences}
         for f in paths:
-            close(
-                f.logprob, every[int(trie.find([f.tokens + [END] * (f.length > len(f.tokens))])[0])]
-            )
+            close(f.logprob, score(prompt, (*f.tokens, END)[: f.length]))
 
 
 def test_a_thousand_children_and_fifteen_hundred_shared_tokens():

@@ -12,7 +12,7 @@ from tiny import make_decoder, make_rows
 from rag_jax.compiling import compile_seconds
 from rag_jax.config import ContrastiveConfig, MeshConfig
 from rag_jax.data.batches import pad_rows
-from rag_jax.decoding import Sampling, Search, generate
+from rag_jax.decoding import Sampling, Search, Trie, generate, trie_search
 from rag_jax.errors import RagJaxError
 from rag_jax.models import load
 from rag_jax.models.bert import Bert
@@ -249,6 +249,25 @@ def decode_documents(mesh=None):
         results += [mixed, found, rag.mix(scores, logprobs)]
     assert compile_seconds() == compiled
     return results
+
+
+@pytest.mark.parametrize("mesh", [(8, 1), (4, 2)], indirect=True)
+def test_beams_along_a_trie(mesh):
+    assert_close(search_passages(mesh), off_mesh(search_passages), tolerance=1e-4)
+
+
+def search_passages(mesh=None):
+    model, params = make_model(mesh)
+    corpus = [[token % 6 for token in row] for row in make_rows(range(1, 31), seed=1)]
+    trie, found = Trie.from_sequences(corpus, end_id=6), []
+    for seed in range(2):
+        compiled = compile_seconds()
+        prompts = make_rows([3, 9, 4, 5, 12, 2, 7], seed=seed)
+        for greedy in (False, True):
+            settings = {"search": Search(3), "greedy": greedy, "batch_size": 8}
+            found.append(trie_search(model, params, prompts, trie, **settings))
+    assert compile_seconds() == compiled
+    return found
 
 
 def test_a_batch_that_does_not_divide(mesh):
