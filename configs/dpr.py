@@ -2,17 +2,21 @@
 
     python launch/train.py --config=configs/dpr.py
 
-Cost: 5.3 minutes of CPU time, on two cores that other programs shared; 84 MB of downloads.
+Cost: 11 minutes on two cores that other programs shared; 84 MB of downloads.
 
-Score, 200 development questions (`--config.evaluate_on=dev`), 3,345 passages, one epoch over 1,000
-training questions: share with an answer in the first, and in the first five passages, and mean
-reciprocal rank of the gold passage: BM25 0.890, 0.980, 0.812; encoder off the shelf 0.945, 1.000,
-0.875; trained 1.000, 1.000, 0.990. With 4,000 cities (8,945 passages) BM25 has 0.865, 0.975, 0.783.
+Score, 300 test questions, 5,877 passages, two of them a place talk pages that ask what the articles
+answer; one epoch over 1,000 training questions: share with an answer in the first, and in the first
+five passages, and mean reciprocal rank of passages about the place that state the answer: BM25
+0.043, 0.830, 0.351; encoder off the shelf 0.200, 0.933, 0.524; trained 0.997, 0.997, 0.992.
 
 Data of one's own, in BEIR's format or as JSON lines like SQuAD's (`rag_jax/data/formats.py`):
 
     python launch/train.py --config=configs/dpr.py --config.data.path=scifact \
-        --config.encoder.max_length=256
+        --config.encoder.max_length=256 --config.train.learning_rate=2e-5 --config.train.epochs=2
+
+SciFact, its 300 test questions over 5,183 abstracts: nDCG@10 0.665 by BM25, 0.648 by the encoder
+off the shelf (published: 0.645), 0.692 trained; recall@100 0.886, 0.925, 0.953. 37 minutes on two
+cores that other programs shared.
 
 `:bert-base` is the recipe that DPR's authors (Karpukhin et al. 2020) published for Natural
 Questions, from google-bert/bert-base-uncased, without its dropout of 0.1.
