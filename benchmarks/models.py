@@ -169,14 +169,14 @@ def compare_lora(ours: Any, tokens: np.ndarray) -> Case:
     return _compare_steps(ours, adapted, loss, start, ours.params, tokens, passes=2)
 
 
-def copy_adapter(adapter: Any, adapted: Any) -> None:
-    """Gives PEFT's adapter the values of ours."""
+def copy_adapter(adapter: Any, adapted: Any, adapter_name: str = "default") -> None:
+    """Gives PEFT's adapter of that name the values of ours."""
     stored = dict(adapted.named_parameters())
     for path, leaf in jax.tree_util.tree_leaves_with_path(adapter):
         layer, block, kernel, _, side = (key.key for key in path)
         block = "self_attn" if block == "attention" else "mlp"
         name = f"{layer.replace('layers_', 'layers.')}.{block}.{THEIRS.get(kernel, kernel)}_proj"
-        target = stored[f"base_model.model.model.{name}.lora_{side.upper()}.default.weight"]
+        target = stored[f"base_model.model.model.{name}.lora_{side.upper()}.{adapter_name}.weight"]
         target.data.copy_(torch.asarray(np.array(leaf).T))
 
 

@@ -5,6 +5,8 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -49,6 +51,25 @@ def open_atomic(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """Gives a hidden folder beside `folder` that takes its name once the block ends well.
+
+    What had the name is removed; a process that dies between the two renames leaves it under a
+    hidden name.
+    """
+    temporary, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex}") for _ in "ab")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager

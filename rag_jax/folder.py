@@ -2,14 +2,12 @@
 
 import hashlib
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from rag_jax.errors import RagJaxError
-from rag_jax.files import read_json, write_json
+from rag_jax.files import read_json, replace_folder, write_json
 
 _MANIFEST, _FORMAT = "index.json", 2
 
@@ -19,9 +17,7 @@ def write_folder(
 ) -> None:
     """Writes an index into a folder of its own, whole or not at all.
 
-    The files are written into a hidden folder beside it, which then takes its name. An index
-    already there is replaced; a process that dies between the two renames leaves the old one
-    under a hidden name.
+    An index already there is replaced.
 
     Args:
         manifest: what to know of the index before its files are read, `backend` among it.
@@ -32,18 +28,10 @@ def write_folder(
     """
     folder = Path(folder)
     _check_replaceable(folder)
-    temporary, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex}") for _ in "ab")
-    temporary.mkdir(parents=True)
-    try:
-        write(temporary)
-        files = {path.name: hash_file(path) for path in sorted(temporary.iterdir())}
-        write_json(temporary / _MANIFEST, {"format": _FORMAT, **manifest, "sha256": files})
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+    with replace_folder(folder) as new:
+        write(new)
+        files = {path.name: hash_file(path) for path in sorted(new.iterdir())}
+        write_json(new / _MANIFEST, {"format": _FORMAT, **manifest, "sha256": files})
 
 
 def read_manifest(

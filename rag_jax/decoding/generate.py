@@ -7,8 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from rag_jax import lora
 from rag_jax.data.batches import pad_rows, round_up
 from rag_jax.decoding.cache import Cache, append, encode_source, grow, init_cache, write
 from rag_jax.errors import RagJaxError
@@ -133,6 +134,7 @@ def generate(
     max_tokens: int,
     stop_ids: Sequence[int],
     prefix: Sequence[int] = (),
+    adapters: PyTree | None = None,
     batch_size: int = 64,
     sampling: Sampling = Sampling(),
     seed: int = 0,
@@ -153,6 +155,8 @@ def generate(
         prompts: token ids, at least one each.
         prefix: tokens that stand before every prompt; they are read once, not once a prompt. Not
             for an encoder-decoder, in which what comes first is read in the light of the rest.
+        adapters: an adapter for each prompt, arrays `[len(prompts), ...]` as from `lora.merge`,
+            used with scale 1. Not with a `prefix`, which each of them would read in its own way.
         batch_size: rows of a batch; a multiple of what the mesh in effect splits rows into.
         seed: prompt `i` draws with a key of `seed` and `i`, whatever batch it falls into.
         progress: told the number of prompts that each finished batch held.
@@ -162,21 +166,30 @@ def generate(
 
     Raises:
         RagJaxError: a prompt is empty or longer than an encoder-decoder takes, `max_tokens` is less
-            than 1 or more than it has positions for, it is given a `prefix`, or the mesh doesn't
-            divide `batch_size`.
+            than 1 or more than it has positions for, it or a model with `adapters` is given a
+            `prefix`, there is not one adapter a prompt, or the mesh doesn't divide `batch_size`.
     """
     check_prompts(model, prompts, max_tokens=max_tokens, batch_size=batch_size)
     if prefix and isinstance(model, Bart):
         raise RagJaxError("prefix: an encoder-decoder has none; put its tokens into the prompts")
+    if prefix and adapters is not None:
+        raise RagJaxError("prefix: every adapter reads it anew; put its tokens into the prompts")
+    for leaf in jax.tree.leaves(adapters):
+        if len(leaf) != len(prompts):
+            raise RagJaxError(
+                f"adapters: {len(leaf)} for {len(prompts)} prompts; give one for each"
+            )
     shared = prefill(model, params, prefix) if prefix else None
     written: list[list[int]] = [[] for _ in prompts]
     for rows, arrays in batch_prompts(model, prompts, batch_size=batch_size):
+        numbers = np.resize(np.asarray(rows, np.int32), len(arrays[0]))
         result = generate_batch(
             model,
             params,
             shared,
-            *shard_batch((*arrays, np.resize(np.asarray(rows, np.int32), len(arrays[0])))),
+            *shard_batch((*arrays, numbers)),
             seed,
+            adapters=adapters and _select(adapters, numbers),
             max_tokens=max_tokens,
             stop_ids=tuple(stop_ids),
             sampling=sampling,
@@ -271,10 +284,27 @@ def prefill_batch(model, params, tokens, mask):
     return append(model, params, cache, tokens, mask)[1]
 
 
+# Apart from the loop, which would otherwise be compiled for every number of prompts.
+_select = jax.jit(lora.select)
+
+
 @partial(jax.jit, static_argnames=("model", "max_tokens", "stop_ids", "sampling"))
 def generate_batch(
-    model, params, prefix, tokens, mask, numbers, seed, *, max_tokens, stop_ids, sampling
+    model,
+    params,
+    prefix,
+    tokens,
+    mask,
+    numbers,
+    seed,
+    *,
+    max_tokens,
+    stop_ids,
+    sampling,
+    adapters=None,
 ):
+    if adapters is not None:
+        params = lora.apply(params, adapters, scale=1.0)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
     cache, hidden = read_prompts(model, params, tokens, mask, prefix=prefix)
     decoded = decode(

@@ -9,7 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from rag_jax.models.decoder import LayerCache, Output
-from rag_jax.models.layers import LayerNorm
+from rag_jax.models.layers import LayerNorm, check_adapters
 from rag_jax.models.post_norm import FFN, Attention, EncoderLayer
 
 # The first rows of the position tables belong to no position, as in fairseq, where BART comes from.
@@ -236,6 +236,7 @@ class Bart(nn.Module):
 
     def _embed(self, tokens, positions, table, norm) -> Float[Array, "N D"]:
         c = self.config
+        check_adapters(self.variables.get("params", {}), len(tokens))
         x = self.embed(tokens)
         if c.scale_embedding:
             x = x * jnp.asarray(c.hidden_size**0.5, x.dtype)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from rag_jax.models.layers import LayerNorm, Linear
+from rag_jax.models.layers import LayerNorm, Linear, check_adapters
 from rag_jax.models.post_norm import EncoderLayer
 from rag_jax.sharding import constrain_rows
 
@@ -96,6 +96,7 @@ class Bert(nn.Module):
             raise ValueError(
                 f"{width} tokens in a row, but only {self.config.max_length} positions"
             )
+        check_adapters(self.variables.get("params", {}), rows)
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
         x = self.embed(tokens, jnp.zeros_like(tokens) if types is None else types)
         for layer in self.layers:

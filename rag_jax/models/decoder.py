@@ -9,7 +9,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from rag_jax.models.layers import MASKED, GatedFFN, LayerNorm, Linear, RMSNorm, attend
+from rag_jax.models.layers import (
+    MASKED,
+    GatedFFN,
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    attend,
+    check_adapters,
+)
 from rag_jax.models.rope import LlamaScaling, LongScaling, rotary_angles, rotate
 from rag_jax.sharding import constrain_rows
 
@@ -192,8 +200,10 @@ class Decoder(nn.Module):
 
         Raises:
             RagJaxError: the cache is longer than the model's rotary positions allow.
+            ValueError: the rows don't divide among the adapters in the parameters.
         """
         c, (rows, width) = self.config, tokens.shape
+        check_adapters(self.variables.get("params", {}), rows)
         if cache is None:
             real = jnp.ones(tokens.shape, bool) if mask is None else mask
             mask = real[:, None, :] & jnp.tril(jnp.ones((1, width, width), bool))

@@ -5,6 +5,8 @@ on CPU, while `[B * T, D]` is one large matrix product. The batch axis stays the
 sharding over it is unaffected.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -16,7 +18,8 @@ MASKED = -1e9  # finite: a row of `-inf` would make softmax return NaN
 class Linear(nn.Module):
     """`x @ kernel + bias`, plus `(x @ lora_a) @ lora_b` where the tree carries an adapter.
 
-    `rag_jax.lora.apply` puts `lora_a` and `lora_b` beside a kernel; nothing else needs to know.
+    `rag_jax.lora.apply` puts `lora_a` and `lora_b` beside a kernel, those of one adapter or of `P`,
+    each for its part of the batch; nothing else needs to know.
     """
 
     features: int
@@ -32,8 +35,34 @@ class Linear(nn.Module):
         if self.has_variable("params", "lora_a"):
             lora_a = self.get_variable("params", "lora_a")
             lora_b = self.get_variable("params", "lora_b")
-            y = y + (x @ lora_a) @ lora_b
+            y = y + adapt(x, lora_a, lora_b)
         return y
+
+
+def adapt(
+    x: Float[Array, "N D"],
+    a: Float[Array, "D r"] | Float[Array, "P D r"],
+    b: Float[Array, "r F"] | Float[Array, "P r F"],
+) -> Float[Array, "N F"]:
+    """`(x @ a) @ b`; of `P` adapters, the first for the first `N / P` tokens, and so on."""
+    if a.ndim == 2:
+        return (x @ a) @ b
+    parts = x.reshape(a.shape[0], -1, x.shape[-1])
+    return ((parts @ a) @ b).reshape(x.shape[0], -1)
+
+
+def check_adapters(params: Mapping, rows: int) -> None:
+    """Raises unless the rows of a batch divide evenly among the adapters of every layer.
+
+    Tokens divide more easily than rows do, so without this some rows would get two adapters.
+
+    Raises:
+        ValueError: they don't.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if path[-1].key == "lora_a" and leaf.ndim == 3 and rows % len(leaf):
+            where = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(f"{where}: {len(leaf)} adapters for a batch of {rows} rows")
 
 
 class RMSNorm(nn.Module):

@@ -1,8 +1,6 @@
 """A model written as a folder in Hugging Face's layout."""
 
 import os
-import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from rag_jax.errors import RagJaxError
-from rag_jax.files import write_json
+from rag_jax.files import replace_folder, write_json
 from rag_jax.models.configs import describe_config
 from rag_jax.models.load import Pretrained
 from rag_jax.models.weights import Slot, list_slots
@@ -27,9 +25,8 @@ def save(
 ) -> None:
     """Writes a folder that `load` reads, and transformers' `Auto` classes.
 
-    What `load` reads from it has the same parameters to the bit, in the dtype they have here. The
-    files are written into a hidden folder beside it, which then takes its name: nothing is ever
-    half written. A model already there is replaced.
+    What `load` reads from it has the same parameters to the bit, in the dtype they have here.
+    Nothing is ever half written; a model already there is replaced.
 
     Args:
         path: the folder.
@@ -44,13 +41,11 @@ def save(
     folder = Path(path).expanduser().absolute()
     slots = list_slots(pretrained.config)
     _check_params(pretrained.params, slots)
-    _check_replaceable(folder)
-    temporary, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex}") for _ in "ab")
-    temporary.mkdir(parents=True)
-    try:
+    check_replaceable(folder, _REPLACEABLE, "a model")
+    with replace_folder(folder) as new:
         dtype = _find(pretrained.params, slots[0].path).dtype
         tokenizer = pretrained.tokenizer
-        tokenizer.save(temporary, max_length=pretrained.config.max_length)
+        tokenizer.save(new, max_length=pretrained.config.max_length)
         fields = {
             **describe_config(pretrained.config),
             "bos_token_id": tokenizer.bos_id,
@@ -58,14 +53,29 @@ def save(
             "pad_token_id": tokenizer.pad_id,
             "dtype": dtype.name,
         }
-        write_json(temporary / "config.json", fields)
-        _write_weights(temporary, pretrained.params, slots, shard_bytes)
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+        write_json(new / "config.json", fields)
+        _write_weights(new, pretrained.params, slots, shard_bytes)
+
+
+def check_replaceable(folder: Path, known: Sequence[str], what: str) -> None:
+    """Raises unless a folder may be replaced: it is not there, or all that it holds is known.
+
+    Args:
+        known: patterns of file names.
+        what: such files are, for the error.
+
+    Raises:
+        RagJaxError: there is something else.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise RagJaxError(f"{folder} is a file: save into a folder")
+    files = {file for pattern in known for file in folder.glob(pattern)}
+    if other := sorted(file.name for file in set(folder.iterdir()) - files):
+        raise RagJaxError(
+            f"{folder} holds something else than {what} ({other[0]}): save into another folder"
+        )
 
 
 def _write_weights(folder: Path, params: dict, slots: Sequence[Slot], shard_bytes: int) -> None:
@@ -136,15 +146,3 @@ def _walk(tree: dict, prefix: str) -> Iterator[tuple[str, Any]]:
             yield from _walk(below, f"{prefix}{name}/")
         else:
             yield f"{prefix}{name}", below
-
-
-def _check_replaceable(folder: Path) -> None:
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise RagJaxError(f"{folder} is a file: save into a folder")
-    known = {file for pattern in _REPLACEABLE for file in folder.glob(pattern)}
-    if other := sorted(file.name for file in set(folder.iterdir()) - known):
-        raise RagJaxError(
-            f"{folder} holds something else than a model ({other[0]}): save into another folder"
-        )

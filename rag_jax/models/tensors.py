@@ -62,6 +62,16 @@ def read_safetensors(paths: list[Path]) -> dict[str, StoredTensor]:
     return tensors
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself.
+
+    Raises:
+        RagJaxError: the file is truncated or no safetensors file.
+    """
+    with _open(path) as file:
+        return file.metadata() or {}
+
+
 def _find_shards(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))

@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny import continue_row, make_decoder, make_rows, read_row, softmax
 
+from rag_jax import lora
 from rag_jax.decoding import Sampling, append, decode, generate, init_cache
 from rag_jax.decoding.generate import draw_tokens, last_hidden
 from rag_jax.errors import RagJaxError
@@ -131,6 +132,33 @@ def test_generate_is_the_loop_whatever_the_batch(loop):
     order = np.random.default_rng(0).permutation(len(PROMPTS))
     shuffled = GENERATE([PROMPTS[i] for i in order], stop_ids=STOPS, batch_size=3)
     assert shuffled == [loop[i] for i in order]
+
+
+def make_adapters(count):
+    """An adapter for each of `count` prompts, each of them two of a bank's."""
+    bank = lora.init_bank(jax.random.key(0), PARAMS, targets=".*/kernel", rank=2, size=4)
+    rng = np.random.default_rng(0)
+    bank = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), "f"), bank)
+    return lora.merge(lora.select(bank, rng.integers(0, 4, (count, 2))), scale=0.5)
+
+
+@pytest.mark.parametrize("batch_size", [8, 3])
+def test_generate_with_an_adapter_for_each_prompt(loop, batch_size):
+    """Every row as if its own adapter had been folded into the weights, whatever the batch."""
+    adapters = make_adapters(len(PROMPTS))
+    texts = GENERATE(PROMPTS, stop_ids=STOPS, adapters=adapters, batch_size=batch_size)
+    for i, prompt in enumerate(PROMPTS):
+        own = lora.fold(PARAMS, jax.tree.map(lambda leaf, i=i: leaf[i], adapters), scale=1.0)
+        alone = continue_row(MODEL, own, prompt, max_tokens=MAX_TOKENS, stop_ids=STOPS)[0]
+        assert texts[i] == alone
+    assert texts != loop
+
+
+def test_generate_refuses_adapters_that_do_not_fit():
+    with pytest.raises(RagJaxError, match="^adapters: 2 for 3 prompts; give one for each$"):
+        GENERATE([[1]] * 3, stop_ids=(), adapters=make_adapters(2))
+    with pytest.raises(RagJaxError, match="^prefix: every adapter reads it anew; put its tokens"):
+        GENERATE([[1]] * 2, stop_ids=(), adapters=make_adapters(2), prefix=[1])
 
 
 def test_generate_in_bfloat16():

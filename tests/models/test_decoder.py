@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import make_decoder, make_rows, read_row, softmax, turn
 
+from rag_jax import lora
 from rag_jax.models.layers import Linear, attend
 from rag_jax.models.rope import rotary_angles, rotate
 
@@ -182,3 +183,20 @@ def test_linear_adds_an_adapter_where_it_finds_one():
     adapted = layer.apply({"params": {"kernel": kernel, "lora_a": a, "lora_b": b}}, x)
     close(adapted, x @ (kernel + a @ b))
     assert np.abs(adapted - x @ kernel).max() > 0.1
+
+
+def test_each_part_of_a_batch_has_its_own_adapter():
+    """Forward over 6 rows with 3 adapters: two rows each, as with that adapter folded in."""
+    bank = lora.init_bank(jax.random.key(0), PARAMS, targets=".*/kernel", rank=2, size=3)
+    rng = np.random.default_rng(0)
+    bank = jax.tree.map(lambda leaf: jnp.asarray(draw(rng, *leaf.shape) * 0.2), bank)
+    tokens = jnp.asarray(make_rows([5] * 6))
+    read = jax.jit(lambda params, tokens: MODEL.apply({"params": params}, tokens))
+    logits = read(lora.apply(PARAMS, bank, scale=0.5), tokens)
+    for i in range(3):
+        own = lora.fold(PARAMS, jax.tree.map(lambda leaf, i=i: leaf[i], bank), scale=0.5)
+        rows = slice(2 * i, 2 * i + 2)
+        np.testing.assert_allclose(logits[rows], read(own, tokens[rows]), atol=2e-5)
+    # 5 rows of 3 tokens divide into 3 parts of tokens, but not of rows.
+    with pytest.raises(ValueError, match=r"head/lora_a: 3 adapters for a batch of 5 rows"):
+        read(lora.apply(PARAMS, bank, scale=0.5), tokens[:5, :3])

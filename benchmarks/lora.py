@@ -1,0 +1,315 @@
+"""An adapter for each document of SmolLM2-135M, here and with PEFT: the same weights, one process.
+
+    pip install -e '.[bench]' && python benchmarks/lora.py [--runs=7] [--out=FILE]
+
+Parametric RAG's work (Su et al. 2025, with its settings): training an adapter for each document,
+merging three of them for a question and answering it, and a batch whose rows all have adapters of
+their own. Results are compared before anything is timed; then the sides take turns, and the table
+has the medians. A ratio above one means that this library is faster. Takes half an hour on two CPU
+cores.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# PyTorch's worker threads would otherwise keep spinning while it is JAX's turn.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import jax
+import jax.numpy as jnp
+import models
+import numpy as np
+import optax
+import peft
+import torch
+from models import NAME, as_tensor, copy_adapter, describe_machine, load_theirs, require
+from tqdm import tqdm
+from turns import take_turns, time_call
+
+from rag_jax import lora
+from rag_jax.bank import init_bank_state, make_bank_step
+from rag_jax.decoding import generate
+from rag_jax.models import load
+
+TARGETS, THEIR_TARGETS = r".*ffn/(gate|up|down)/kernel", ["gate_proj", "up_proj", "down_proj"]
+RANK, ALPHA, RATE, DECAY = 2, 32, 3e-4, 0.01
+DOCUMENTS, EXAMPLES, WIDTH = 32, 5, 128  # one example a step, so five steps a document
+TOGETHER = 8  # documents that are trained at once
+QUESTIONS, MERGED, PROMPT, NEW = 16, 3, 32, 12
+ROWS, SHORT = 64, 32  # of the batch with many adapters
+SCALE = lora.compute_scale(ALPHA, RANK)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=7, help="timed turns of each side, at least 7")
+    parser.add_argument("--out", type=Path, help="results file, JSON")
+    arguments = parser.parse_args()
+    if arguments.runs < 7:
+        parser.error(f"--runs={arguments.runs}: must be at least 7")
+
+    ours, theirs, peak = load(NAME), load_theirs(), models.measure_peak()
+    rng = np.random.default_rng(0)
+    cases = {
+        # A turn of all three sides takes minutes.
+        "training": (lambda: compare_training(ours, theirs, rng), 3),
+        "answering": (lambda: compare_answers(ours, rng), arguments.runs),
+    }
+    for count in (4, 16, 64):
+        cases[f"{count} adapters in a batch"] = (
+            lambda count=count: compare_batch(ours, count, rng),
+            arguments.runs,
+        )
+    results = []
+    for name, (prepare, runs) in tqdm(cases.items(), desc="benchmark", unit="cases"):
+        sides, facts = prepare()
+        results.append({"name": name, "runs": runs, **facts, **take_turns(sides, runs)})
+        tqdm.write(describe(results[-1], peak))
+    report = {"environment": describe_machine(peak), "results": results}
+    if arguments.out:
+        arguments.out.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+
+
+def settings() -> peft.LoraConfig:
+    return peft.LoraConfig(
+        task_type="CAUSAL_LM", r=RANK, lora_alpha=ALPHA, target_modules=THEIR_TARGETS
+    )
+
+
+Compared = tuple[dict[str, Callable[[], Any]], dict[str, Any]]
+
+
+def compare_training(ours: Any, theirs: Any, rng: np.random.Generator) -> Compared:
+    """32 documents, five steps of AdamW each, the loss on every token.
+
+    PEFT's side does as Parametric RAG's released code: it wraps the model anew for each document.
+    The lean one keeps its adapter and gives it the first values again.
+    """
+    shape = (DOCUMENTS, EXAMPLES, 1, WIDTH)
+    documents = rng.integers(0, 40_000, shape).astype(np.int32)
+    optimizer = optax.adamw(RATE, weight_decay=DECAY)
+
+    def loss(adapter, params, tokens):
+        adapted = lora.apply(params, adapter, scale=SCALE)
+        return models.next_token_loss(ours.model, adapted, tokens)
+
+    step = make_bank_step(loss, optimizer)
+    start = lora.init_bank(
+        jax.random.key(0), ours.params, targets=TARGETS, rank=RANK, size=TOGETHER
+    )
+
+    def train_ours(documents):
+        banks = []
+        for i in range(0, len(documents), TOGETHER):
+            state = init_bank_state(start, optimizer)
+            for example in range(EXAMPLES):
+                tokens = documents[i : i + TOGETHER, example]
+                state, _ = step(state, ours.params, tokens)
+            banks.append(state.params)
+        return jax.block_until_ready(banks)
+
+    folder = Path(tempfile.mkdtemp())
+    first = jax.tree.map(lambda leaf: leaf[0], start)
+    lora.save_peft(first, folder, ours, alpha=ALPHA)
+
+    def train_document(model, document):
+        optimizer = torch.optim.AdamW(
+            [p for p in model.parameters() if p.requires_grad], lr=RATE, weight_decay=DECAY
+        )
+        for example in document:
+            tokens = as_tensor(example)
+            optimizer.zero_grad()
+            model(tokens, labels=tokens, use_cache=False).loss.backward()
+            optimizer.step()
+        return peft.get_peft_model_state_dict(model)
+
+    def train_theirs(documents):
+        for document in documents:
+            model = peft.PeftModel.from_pretrained(theirs, folder, is_trainable=True)
+            trained = train_document(model, document)
+            model.unload()
+        return trained
+
+    lean = peft.PeftModel.from_pretrained(load_theirs(), folder, is_trainable=True)
+    values = [p for p in lean.parameters() if p.requires_grad]
+    firsts = [p.detach().clone() for p in values]
+
+    def train_lean(documents):
+        for document in documents:
+            for value, other in zip(values, firsts, strict=True):
+                value.data.copy_(other)
+            trained = train_document(lean, document)
+        return trained
+
+    compiling = time_call(lambda: train_ours(documents[:TOGETHER]))
+    banks = train_ours(documents[:TOGETHER])
+    difference = 0.0
+    for i in range(2):
+        kernels = list(lora.list_kernels(jax.tree.map(lambda leaf, i=i: leaf[i], banks[0])))
+        for train in (train_theirs, train_lean):
+            difference = max(difference, compare_deltas(kernels, train(documents[i : i + 1])))
+    # Adam's first steps have nearly one length whatever the gradient's: where that is next to
+    # nothing, rounding turns them round.
+    require(difference < 0.01, f"the trained matrices differ by {difference:.2%}")
+    sides = {
+        "ours": lambda: train_ours(documents),
+        "theirs": lambda: train_theirs(documents),
+        "theirs_lean": lambda: train_lean(documents),
+    }
+    # A pass forward and one for the activations' gradients.
+    tokens = documents.size
+    return sides, {
+        "compile_seconds": compiling,
+        "difference": difference,
+        "documents": DOCUMENTS,
+        "gigaflop": 2 * ours.config.count_flops(tokens, tokens) / 1e9,
+    }
+
+
+def compare_deltas(kernels: Any, trained: dict[str, torch.Tensor]) -> float:
+    """How far two adapters' matrices are apart, relative to the length of all of theirs."""
+    apart, length = 0.0, 0.0
+    for (layer, _, name, _), patch in kernels:
+        module = f"base_model.model.model.layers.{layer.removeprefix('layers_')}.mlp.{name}_proj"
+        a, b = (trained[f"{module}.lora_{side}.weight"].numpy() for side in "AB")
+        expected = (b @ a).T
+        apart += float(np.square(patch["a"] @ patch["b"] - expected).sum())
+        length += float(np.square(expected).sum())
+    return (apart / length) ** 0.5
+
+
+def make_adapters(
+    ours: Any, count: int, rng: np.random.Generator
+) -> tuple[lora.Tree, peft.PeftModel]:
+    """A bank that changes what the model says, and PEFT's model with the same adapters in it."""
+    bank = lora.init_bank(jax.random.key(0), ours.params, targets=TARGETS, rank=RANK, size=count)
+    bank = jax.tree.map(
+        lambda leaf: leaf + jnp.asarray(rng.normal(size=leaf.shape) * 0.005, leaf.dtype), bank
+    )
+    model = peft.get_peft_model(load_theirs(), settings(), adapter_name="d0")
+    for i in range(count):
+        if i:
+            model.add_adapter(f"d{i}", settings())
+        adapter = jax.tree.map(lambda leaf, i=i: leaf[i], bank)
+        copy_adapter(adapter, model, f"d{i}")
+    return bank, model.eval()
+
+
+def compare_answers(ours: Any, rng: np.random.Generator) -> Compared:
+    """Merges three adapters for each of 16 questions and writes twelve tokens.
+
+    PEFT's side does as Parametric RAG's released code, a question after the other, but finds all
+    adapters in memory. The lean one merges for all questions and then answers them in one batch.
+    """
+    bank, model = make_adapters(ours, DOCUMENTS, rng)
+    prompts = rng.integers(0, 40_000, (QUESTIONS, PROMPT))
+    chosen = np.stack([rng.permutation(DOCUMENTS)[:MERGED] for _ in range(QUESTIONS)])
+    merge = jax.jit(lambda bank, rows: lora.merge(lora.select(bank, rows), scale=SCALE))
+
+    def answer_ours():
+        return generate(
+            ours.model,
+            ours.params,
+            prompts.tolist(),
+            max_tokens=NEW,
+            stop_ids=(),
+            adapters=merge(bank, chosen),
+        )
+
+    def merge_theirs(question, name):
+        names = [f"d{i}" for i in chosen[question]]
+        model.add_weighted_adapter(names, [1.0] * MERGED, name, combination_type="cat")
+
+    def write_theirs(tokens, **options):
+        with torch.inference_mode():
+            written = model.generate(
+                input_ids=tokens,
+                attention_mask=torch.ones_like(tokens),
+                do_sample=False,
+                max_new_tokens=NEW,
+                min_new_tokens=NEW,
+                pad_token_id=0,
+                **options,
+            )
+        return written[:, PROMPT:].tolist()
+
+    def answer_theirs():
+        written = []
+        for question in range(QUESTIONS):
+            merge_theirs(question, "merged")
+            model.set_adapter("merged")
+            written += write_theirs(as_tensor(prompts[question][None]))
+            model.delete_adapter("merged")
+        return written
+
+    def answer_lean():
+        names = [f"q{question}" for question in range(QUESTIONS)]
+        for question, name in enumerate(names):
+            merge_theirs(question, name)
+        written = write_theirs(as_tensor(prompts), adapter_names=names)
+        for name in names:
+            model.delete_adapter(name)
+        return written
+
+    compiling = time_call(answer_ours)
+    written = np.asarray(answer_ours())
+    same = min(float(np.mean(written == answer())) for answer in (answer_theirs, answer_lean))
+    # Rounding may turn a tie, after which a row goes another way; more than that is an error.
+    require(same > 0.9, f"only {same:.1%} of the tokens agree")
+    unadapted = generate(ours.model, ours.params, prompts.tolist(), max_tokens=NEW, stop_ids=())
+    require(np.mean(written == unadapted) < 0.5, "the adapters change nothing")
+    sides = {"ours": answer_ours, "theirs": answer_theirs, "theirs_lean": answer_lean}
+    return sides, {"compile_seconds": compiling, "same_tokens": same, "questions": QUESTIONS}
+
+
+def compare_batch(ours: Any, count: int, rng: np.random.Generator) -> Compared:
+    """A forward pass over 64 rows of 32 tokens, each with one of `count` adapters."""
+    bank, model = make_adapters(ours, count, rng)
+    rows = rng.permutation(np.arange(ROWS) % count)
+    tokens = rng.integers(0, 40_000, (ROWS, SHORT)).astype(np.int32)
+
+    @jax.jit
+    def read(params, bank, rows, tokens):
+        adapted = lora.apply(params, lora.select(bank, rows), scale=SCALE)
+        return ours.model.apply({"params": adapted}, tokens)
+
+    def read_ours():
+        return jax.block_until_ready(read(ours.params, bank, rows, tokens))
+
+    their_tokens, names = as_tensor(tokens), [f"d{i}" for i in rows]
+
+    def read_theirs():
+        with torch.inference_mode():
+            return model(their_tokens, adapter_names=names, use_cache=False).logits
+
+    compiling = time_call(read_ours)
+    difference = float(np.abs(np.asarray(read_ours()) - read_theirs().numpy()).max())
+    require(difference < 1e-3, f"logits differ by {difference}")
+    return {"ours": read_ours, "theirs": read_theirs}, {
+        "compile_seconds": compiling,
+        "difference": difference,
+        "adapters": count,
+        "gigaflop": ours.config.count_flops(tokens.size, tokens.size) / 1e9,
+    }
+
+
+def describe(result: dict[str, Any], peak: float) -> str:
+    wall, cpu = result["wall_seconds"], result["cpu_seconds"]
+    line = f"{result['name']:24s}"
+    for side, seconds in wall.items():
+        line += f"  {side} {seconds:7.3f} s (CPU {cpu[side]:7.3f})"
+        if side != "ours":
+            line += f" ratio {seconds / wall['ours']:5.2f}"
+    if "gigaflop" in result:
+        rate = result["gigaflop"] / wall["ours"]
+        line += f"  {rate:4.0f} GFLOP/s, {rate / peak:4.0%} of peak"
+    return f"{line}  first call {result['compile_seconds']:5.1f} s"
+
+
+if __name__ == "__main__":
+    main()
