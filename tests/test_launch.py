@@ -118,7 +118,7 @@ def test_ctrl_c_and_the_same_command_again(tmp_path, system):
     assert "Traceback" not in said
     out = tmp_path / "run" / "stages" / "count" / "out.jsonl"
     done = out.read_text().count("\n")
-    assert done == 6
+    assert done in (4, 6)  # the third batch was computed, and may not have been written
 
     with system(*arguments) as process:
         batches, said = process.communicate()
