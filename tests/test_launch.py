@@ -72,7 +72,7 @@ def system(tmp_path):
                 def count(context):
                     def work(batch):
                         if "HANG" in os.environ and batch[0] == 6:
-                            time.sleep(600)
+                            time.sleep(30)
                         print(batch, flush=True)
                         return [{"seed": settings.seed, "item": item} for item in batch]
 
@@ -83,9 +83,12 @@ def system(tmp_path):
     )
     (tmp_path / "main.py").write_text(
         textwrap.dedent("""
+            import signal
             import sys
             from launch import train
 
+            # A suite that runs in the background was told to ignore it.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             train.SYSTEMS["srrag"] = "slow"
             sys.exit(train.run())
         """)
