@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from launch import command
 from rag_jax.errors import RagJaxError
 
-SYSTEMS = {"srrag": "rag_jax.systems.srrag.plan"}
+SYSTEMS = {name: f"rag_jax.systems.{name}.plan" for name in ("srrag", "rag")}
 OPTIONS = {"topology": "the slice, such as v5e:8x8", "only": "part of a program's name"}
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rag_jax.decoding.cache import Cache, fork, grow, write
+from rag_jax.decoding.cache import Cache, fork, grow, write_branches
 from rag_jax.decoding.generate import batch_prompts, check_prompts, read_prompts
 from rag_jax.errors import RagJaxError
 from rag_jax.hosts import fetch
@@ -22,7 +22,7 @@ from rag_jax.losses import mix_documents
 from rag_jax.models.bart import Bart
 from rag_jax.models.decoder import Decoder
 from rag_jax.models.layers import MASKED
-from rag_jax.sharding import constrain_rows, shard_batch
+from rag_jax.sharding import shard_batch
 
 
 class Search(NamedTuple):
@@ -115,6 +115,18 @@ def may_improve(
     return going
 
 
+def follow(
+    seen: Bool[Array, "B W S"], parents: Int[Array, "B W"], slot: Int[Array, ""]
+) -> Bool[Array, "B W S"]:
+    """Where each beam looks: at the slots of the one that it goes on from, and at its next own.
+
+    Args:
+        slot: of the first beam's next token; the others' are behind it (see `write_branches`).
+    """
+    own = jnp.arange(seen.shape[2])[None] == slot + jnp.arange(seen.shape[1])[:, None]
+    return pick(seen, parents) | own[None]
+
+
 def search_beams(
     model: Decoder | Bart,
     params,
@@ -203,14 +215,22 @@ def search_beams(
         return (i <= last) & going.any()
 
     def step(state):
-        i, live, found, going, parent, token, cache = state
-        cache = follow(cache, parent, docs)
-        # `[B, W]` to rows: a text's documents in turn, all beams under each.
-        token = jnp.repeat(token[:, None], docs, axis=1).reshape(-1, 1)
-        slot = base + i - 1
-        output, cache = write(model, params, cache, token, jnp.ones_like(token, bool), slot=slot)
-        logprobs = next_logprobs(output.hidden[:, 0])
-        return i + 1, *choose(i, logprobs, live, found, going), cache
+        i, live, found, going, parent, token, seen, cache = state
+        slot = base + (i - 1) * beams
+        seen = follow(seen, parent, slot)
+        output, cache = write_branches(
+            model,
+            params,
+            cache,
+            # A text's documents in turn, all beams under each.
+            jnp.repeat(token, docs, axis=0),
+            jnp.repeat(seen, docs, axis=0),
+            slot=slot,
+            depth=i - 1,
+            length=base + max_tokens,
+        )
+        logprobs = next_logprobs(output.hidden)
+        return i + 1, *choose(i, logprobs, live, found, going), seen, cache
 
     # All beams start from one: the others are filled from its continuations.
     live = _Live(
@@ -221,22 +241,12 @@ def search_beams(
     masked = jnp.full((rows, beams), MASKED)
     found = Found(live.tokens, none, none - 1, masked, masked)
     started = choose(jnp.int32(0), next_logprobs(hidden), live, found, active)
-    cache = fork(model, cache, beams)
+    cache = fork(model, cache, 1)
     base = cache.real.shape[1]
-    state = (jnp.int32(1), *started, grow(cache, max_tokens))
+    cache = grow(cache, max_tokens * beams)
+    seen = jnp.zeros((rows, beams, cache.real.shape[1]), bool)
+    state = (jnp.int32(1), *started, seen, cache)
     return jax.lax.while_loop(more, step, state)[2]
-
-
-def follow(cache: Cache, parent: Int[Array, "B W"], docs: int) -> Cache:
-    """Gives every beam the slots of the beam it goes on from; slots and positions are the same."""
-    rows, beams = parent.shape
-
-    def move(leaf):
-        split = leaf.reshape(rows, docs, beams, *leaf.shape[1:])
-        split = jax.vmap(lambda row, picked: row[:, picked])(split, parent)
-        return constrain_rows(split.reshape(leaf.shape), rows)
-
-    return Cache(jax.tree.map(move, cache.layers), cache.real, cache.position, cache.prefix)
 
 
 def beam_search(

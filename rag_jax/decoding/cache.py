@@ -121,20 +121,54 @@ def write(
     own = slot + jnp.arange(tokens.shape[1])
     visible = jnp.arange(real.shape[1])[None, None, :] <= own[None, :, None]
     positions = cache.position[:, None] + jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-    output = model.apply(
-        {"params": params},
-        tokens,
-        mask=real[:, None, :] & visible,
-        positions=positions,
-        cache=cache.layers,
-        slot=slot,
-        prefix=cache.prefix and cache.prefix.layers,
-        prefix_mask=cache.prefix and cache.prefix.real,
-        tap=tap,
-        method="hidden",
-    )
+    seen = real[:, None, :] & visible
+    output = _run(model, params, cache, tokens, seen, positions, slot=slot, tap=tap)
     position = cache.position + mask.sum(axis=1, dtype=jnp.int32)
     return output, Cache(output.cache, real, position, cache.prefix)
+
+
+def write_branches(
+    model: Decoder | Bart,
+    params,
+    cache: Cache,
+    tokens: Int[Array, "B W"],
+    seen: Bool[Array, "B W S"],
+    *,
+    slot: Int[Array, ""] | int,
+    depth: Int[Array, ""] | int,
+    length: int,
+) -> tuple[Output, Cache]:
+    """Writes one more token of each of `W` texts that go on from every row.
+
+    The texts are a tree in the slots behind the row: one that branches off from another is told to
+    look at that one's slots, and nothing is copied.
+
+    Args:
+        cache: rows as they were before they branched, with empty slots behind them; its `real` and
+            `position` stay as they are.
+        seen: where each token looks behind the row: at its text's tokens, itself among them.
+        slot: where the tokens are written, next to each other.
+        depth: how many tokens the texts have already.
+        length: slots of the longest text, the row's own included.
+    """
+    seen = cache.real[:, None] | seen
+    positions = jnp.broadcast_to(cache.position[:, None] + depth, tokens.shape)
+    output = _run(model, params, cache, tokens, seen, positions, slot=slot, length=length)
+    return output, Cache(output.cache, cache.real, cache.position, cache.prefix)
+
+
+def _run(model, params, cache, tokens, seen, positions, **settings) -> Output:
+    return model.apply(
+        {"params": params},
+        tokens,
+        mask=seen,
+        positions=positions,
+        cache=cache.layers,
+        prefix=cache.prefix and cache.prefix.layers,
+        prefix_mask=cache.prefix and cache.prefix.real,
+        method="hidden",
+        **settings,
+    )
 
 
 def append(

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rag_jax.data.batches import round_up
 from rag_jax.decoding.beam import Search, follow, has_probability, keep_best, may_improve, pick
-from rag_jax.decoding.cache import Cache, fork, grow, write
+from rag_jax.decoding.cache import Cache, fork, grow, write_branches
 from rag_jax.decoding.generate import batch_prompts, check_prompts, read_prompts
 from rag_jax.decoding.trie import Trie, TrieArrays
 from rag_jax.errors import RagJaxError
@@ -223,13 +223,21 @@ def search_trie(
         return (i <= last) & going.any()
 
     def step(state):
-        i, live, found, going, parents, cache = state
-        cache = follow(cache, parents, 1)
-        token = trie.tokens[live.nodes].reshape(-1, 1)
-        slot = base + i - 1
-        output, cache = write(model, params, cache, token, jnp.ones_like(token, bool), slot=slot)
-        chosen = choose(i, output.hidden[:, 0], live, found, going, part=not greedy)
-        return i + 1, *chosen, cache
+        i, live, found, going, parents, seen, cache = state
+        slot = base + (i - 1) * beams
+        seen = follow(seen, parents, slot)
+        output, cache = write_branches(
+            model,
+            params,
+            cache,
+            trie.tokens[live.nodes],
+            seen,
+            slot=slot,
+            depth=i - 1,
+            length=base + max_tokens,
+        )
+        chosen = choose(i, output.hidden, live, found, going, part=not greedy)
+        return i + 1, *chosen, seen, cache
 
     masked = jnp.full((rows, beams), MASKED)
     none = jnp.full((rows, beams), -1)
@@ -246,9 +254,11 @@ def search_trie(
     live = _Live(starts[:, None], tokens[:, :1], jnp.zeros((rows, 1)))
     going = active & ~is_leaf[starts]
     started = choose(jnp.int32(0), hidden, live, found, going, part=True)
-    cache = fork(model, cache, beams)
+    cache = fork(model, cache, 1)
     base = cache.real.shape[1]
-    state = (jnp.int32(1), *started, grow(cache, max_tokens))
+    cache = grow(cache, max_tokens * beams)
+    seen = jnp.zeros((rows, beams, cache.real.shape[1]), bool)
+    state = (jnp.int32(1), *started, seen, cache)
     return jax.lax.while_loop(more, step, state)[2]
 
 

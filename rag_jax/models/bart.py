@@ -187,6 +187,7 @@ class Bart(nn.Module):
         positions: Int[Array, "B T"] | None = None,
         cache: Sequence[LayerCache] | None = None,
         slot: Int[Array, ""] | int = 0,
+        length: int | None = None,
         tap: int | None = None,
     ) -> Output:
         """Runs the decoder over a chunk of tokens.
@@ -202,11 +203,13 @@ class Bart(nn.Module):
                 columns, so with one they must be given.
             cache: the layers' keys and values; the chunk is written at `slot` and returned.
             slot: where the chunk starts on the cache's slot axis, the same for every row.
+            length: how many of the slots one text may take, where several lie in them; by default
+                all.
             tap: number of the layer whose output is wanted as well: 0 is the embedding,
                 `decoder_layers` the last layer's output, which `hidden` is too. None for none.
 
         Raises:
-            ValueError: rows of more slots than there are learned positions.
+            ValueError: texts of more slots than there are learned positions.
         """
         c, (rows, width) = self.config, tokens.shape
         if cache is None:
@@ -214,7 +217,7 @@ class Bart(nn.Module):
             mask = real[:, None, :] & jnp.tril(jnp.ones((1, width, width), bool))
             if positions is None:
                 positions = jnp.arange(width)[None]
-        self._check_length(mask.shape[-1])
+        self._check_length(mask.shape[-1] if length is None else length)
         x = self._embed(tokens, positions, self.decoder_position, self.decoder_norm)
         tapped, written = (x if tap == 0 else None), []
         for i, layer in enumerate(self.decoder_layers):

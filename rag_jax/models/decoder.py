@@ -178,6 +178,7 @@ class Decoder(nn.Module):
         positions: Int[Array, "B T"] | None = None,
         cache: Sequence[LayerCache] | None = None,
         slot: Int[Array, ""] | int = 0,
+        length: int | None = None,
         prefix: Sequence[LayerCache] | None = None,
         prefix_mask: Bool[Array, "P L"] | None = None,
         tap: int | None = None,
@@ -191,6 +192,8 @@ class Decoder(nn.Module):
             positions: rotary positions; by default the count of real tokens before each.
             cache: the layers' keys and values; the chunk is written at `slot` and returned.
             slot: where the chunk starts on the cache's slot axis, the same for every row.
+            length: how many of the slots one text may take, where several lie in them; by default
+                all.
             prefix: the layers' keys and values of `P` prefixes, each shared by `B / P`
                 consecutive rows.
             prefix_mask: True on the prefixes' real tokens.
@@ -210,9 +213,8 @@ class Decoder(nn.Module):
             if positions is None:
                 positions = jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0)
         if cache is not None and isinstance(c.rope_scaling, LongScaling):
-            c.rope_scaling.check_cache(
-                sum(part[0][0].shape[-1] for part in (prefix, cache) if part)
-            )
+            own = mask.shape[-1] if length is None else length
+            c.rope_scaling.check_cache(own + (prefix[0][0].shape[-1] if prefix else 0))
         angles = rotary_angles(
             positions, rotary_dim=c.rotary_dim, theta=c.rope_theta, scaling=c.rope_scaling
         )

@@ -1,5 +1,6 @@
 """Sizes of published models, from their `config.json`s: enough to plan with, without weights."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -7,12 +8,24 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from rag_jax.errors import RagJaxError
+from rag_jax.models.bart import Bart, BartConfig
 from rag_jax.models.bert import Bert, BertConfig
 from rag_jax.models.configs import read_config
 from rag_jax.models.decoder import Decoder, DecoderConfig
 
+_DPR = BertConfig(
+    vocab_size=30522,
+    hidden_size=768,
+    ffn_size=3072,
+    num_layers=12,
+    num_heads=12,
+    num_types=2,
+    norm_eps=1e-12,
+    max_length=512,
+)
+
 # Rotary scaling is left out: it takes no memory and next to no time.
-_SIZES: dict[str, DecoderConfig | BertConfig] = {
+_SIZES: dict[str, DecoderConfig | BertConfig | BartConfig] = {
     "smollm2-135m-instruct": DecoderConfig(
         vocab_size=49152,
         hidden_size=576,
@@ -78,10 +91,13 @@ _SIZES: dict[str, DecoderConfig | BertConfig] = {
         norm_eps=1e-12,
         max_length=512,
     ),
+    "facebook/bart-large": BartConfig(forced_bos_id=0),
+    "facebook/dpr-question_encoder-single-nq-base": replace(_DPR, dpr_role="question"),
+    "facebook/dpr-ctx_encoder-single-nq-base": replace(_DPR, dpr_role="context"),
 }
 
 
-def find_sizes(name_or_path: str) -> DecoderConfig | BertConfig:
+def find_sizes(name_or_path: str) -> DecoderConfig | BertConfig | BartConfig:
     """A model's sizes: those of a folder with a `config.json`, or of a name in the table.
 
     Raises:
@@ -97,9 +113,9 @@ def find_sizes(name_or_path: str) -> DecoderConfig | BertConfig:
     )
 
 
-def describe_params(config: DecoderConfig | BertConfig, dtype: jnp.dtype) -> PyTree:
+def describe_params(config: DecoderConfig | BertConfig | BartConfig, dtype: jnp.dtype) -> PyTree:
     """A model's parameters as descriptions of arrays."""
-    model = Bert(config) if isinstance(config, BertConfig) else Decoder(config)
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+    model = {DecoderConfig: Decoder, BertConfig: Bert, BartConfig: Bart}[type(config)](config)
+    tokens = [jnp.zeros((1, 1), jnp.int32)] * (1 + isinstance(config, BartConfig))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *tokens)["params"]
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-CONFIG = "--config=configs/srrag.py"
+CONFIG, RAG = "--config=configs/srrag.py", "--config=configs/rag.py"
 
 pytestmark = pytest.mark.parity
 
@@ -43,22 +43,52 @@ BERT = {
 }
 
 
-def test_every_program_of_a_tiny_run(tmp_path):
-    flags = []
-    for name, config in (("model", LLAMA), ("encoder", BERT)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(json.dumps(config))
-        flags.append(f"--config.{name}.name={tmp_path / name}")
-    flags += ["--config.mesh.model=2", "--config.datastore.layer=1"]
-    done = launch(CONFIG, "--topology=v5e:2x2", *flags)
+BART = {
+    "model_type": "bart",
+    "vocab_size": 1021,
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "activation_function": "gelu",
+    "forced_eos_token_id": 2,
+}
+
+
+def plan_tiny(folder, config, models, *flags):
+    """The lines of a tiny run's programs, by name."""
+    flags = [*flags, "--config.mesh.model=2"]
+    for name, sizes in models.items():
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(json.dumps(sizes))
+        flags.append(f"--config.{name}.name={folder / name}")
+    done = launch(config, "--topology=v5e:2x2", *flags)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "4 x TPU v5 lite, mesh 2 data by 2 model, 15.75 GiB a device"
-    programs = {line.split("  ")[0]: line for line in lines[4:]}
+    assert all(line.split()[-1] in ("compute", "memory", "links") for line in lines[4:])
+    return {line.split("  ")[0]: line for line in lines[4:]}
+
+
+def test_every_program_of_a_tiny_run(tmp_path):
+    models = {"model": LLAMA, "encoder": BERT}
+    programs = plan_tiny(tmp_path, CONFIG, models, "--config.datastore.layer=1")
     assert len(programs) == 18
     assert {"write documents", "stage 2, gradients of pairs", "vote"} <= programs.keys()
     assert "all-reduce" in programs["route"]
-    assert all(line.split()[-1] in ("compute", "memory", "links") for line in lines[4:])
+
+
+@pytest.mark.parametrize("generator", [LLAMA, BART])
+def test_every_program_of_a_tiny_run_of_rag(tmp_path, generator):
+    models = {"generator": generator, "retriever": BERT}
+    programs = plan_tiny(tmp_path, RAG, models, "--config.generator.max_length=100")
+    assert len(programs) == 15
+    assert {"embed passages", "joint, gradients of questions", "score answers"} <= programs.keys()
+    assert "all-reduce" in programs["write with RAG-Token"]
 
 
 def test_one_program_of_a_preset_that_does_not_fit():

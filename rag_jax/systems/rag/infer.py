@@ -141,6 +141,7 @@ def score(
     hidden: Float[Array, "R D"],
     tokens: Int[Array, "B C T"],
     lengths: Int[Array, "B C"],
+    known: Float[Array, "B K C"] | None = None,
     *,
     chunk: int,
 ) -> Float[Array, "B K C"]:
@@ -149,26 +150,32 @@ def score(
     Args:
         cache: the documents', as `read` left it; nothing in it is read again.
         tokens: answers with their stop token, if one ended them.
+        known: what `propose` found of it; `MASKED` where an answer is to be scored.
         chunk: how many answers go through the model together, a divisor of `C`. Chunks behind the
-            last answer of any question cost nothing.
+            last answer that any document has to score cost nothing.
     """
     questions, count, width = tokens.shape
     docs = hidden.shape[0] // questions
+    if known is None:
+        known = jnp.full((questions, docs, count), MASKED)
+    wanted = (lengths > 0)[:, None] & ~has_probability(known)
+    # Each document's own order, those that it has to score first.
+    order = jnp.argsort(~wanted, axis=2, stable=True)
+    tokens, lengths = (jax.vmap(lambda x, i: x[i])(x, order) for x in (tokens, lengths))
     logits = model.apply({"params": params}, hidden, method="logits")
     first = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1).reshape(questions, docs, -1)
-    first = jnp.take_along_axis(first, tokens[:, None, :, 0], axis=2)
+    first = jnp.take_along_axis(first, tokens[..., 0], axis=2)
     behind = fork(model, cache, chunk)
 
     def more(state):
         place, _ = state
-        return place < (lengths > 0).sum(axis=1).max()
+        return place < wanted.sum(axis=2).max()
 
     def step(state):
         place, rest = state
-        part = jax.lax.dynamic_slice_in_dim(tokens, place, chunk, axis=1)
-        size = jax.lax.dynamic_slice_in_dim(lengths, place, chunk, axis=1)
-        real = jnp.arange(width)[None, None] < size[..., None]
-        part, real = (jnp.repeat(x[:, None], docs, axis=1).reshape(-1, width) for x in (part, real))
+        part = jax.lax.dynamic_slice_in_dim(tokens, place, chunk, axis=2).reshape(-1, width)
+        size = jax.lax.dynamic_slice_in_dim(lengths, place, chunk, axis=2).reshape(-1, 1)
+        real = jnp.arange(width)[None] < size
         output, _ = append(model, params, behind, part[:, :-1], real[:, :-1])
         logits = model.apply({"params": params}, output.hidden, method="logits")
         logprobs = (token_logprobs(logits, part[:, 1:]) * real[:, 1:]).sum(axis=-1)
@@ -177,7 +184,8 @@ def score(
 
     rest = jnp.zeros((questions, docs, count), jnp.float32)
     _, rest = jax.lax.while_loop(more, step, (jnp.int32(0), rest))
-    return jnp.where((lengths > 0)[:, None], first + rest, MASKED)
+    found = jnp.take_along_axis(first + rest, jnp.argsort(order, axis=2), axis=2)
+    return jnp.where(wanted, found, known)
 
 
 @dataclass(frozen=True)
@@ -257,6 +265,7 @@ class Engine:
                 hidden,
                 found.tokens[:, :, :width],
                 found.lengths,
+                found.logprobs,
                 chunk=self.search.num_beams,
             )
             marginals["thorough"] = mix(scores, logprobs)

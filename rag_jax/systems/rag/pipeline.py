@@ -78,11 +78,15 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
 
 
 class Session:
-    """The stages of a run, and its models, loaded when a stage first needs them."""
+    """The stages of a run, and its models, loaded when a stage first needs them.
 
-    def __init__(self, config: RAGConfig):
+    Args:
+        devices: to run on; all there are if None.
+    """
+
+    def __init__(self, config: RAGConfig, devices: Sequence[jax.Device] | None = None):
         self.config = config
-        self.mesh = make_mesh(config.mesh)
+        self.mesh = make_mesh(config.mesh, devices)
         check_batches(self.mesh, {"config.decode.batch_size": config.decode.batch_size})
 
     @property
@@ -152,11 +156,15 @@ class Session:
 
     # Models.
 
+    def load_model(self, name: str, *, dtype: Any = None) -> Pretrained:
+        """A model on the mesh."""
+        return load(name, dtype=dtype, mesh=self.mesh)
+
     @cached_property
     def generator(self) -> Pretrained:
         """The generator, not yet trained."""
         c = self.config.generator
-        loaded = load(c.name, dtype=self.dtype, mesh=self.mesh)
+        loaded = self.load_model(c.name, dtype=self.dtype)
         if isinstance(loaded.model, Bert):
             raise RagJaxError(f"config.generator.name={c.name}: is no generator but an encoder")
         return loaded
@@ -183,7 +191,7 @@ class Session:
         return self.encoder if name is None else self._load_encoder("passage_name", name)
 
     def _load_encoder(self, field: str, name: str) -> Pretrained:
-        loaded = load(name, mesh=self.mesh)
+        loaded = self.load_model(name)
         if not isinstance(loaded.model, Bert):
             raise RagJaxError(f"config.retriever.{field}={name}: is no encoder")
         return loaded

@@ -16,6 +16,7 @@ from rag_jax.sharding import (
     BART_RULES,
     BERT_RULES,
     DECODER_RULES,
+    Rules,
     count_data_rows,
     lay_out,
     place_params,
@@ -44,18 +45,28 @@ def init_trainable(session: "Session", params: Any, query: Any, *, joint: bool) 
     return trained | {"query": cast(query, jnp.float32)} if joint else trained
 
 
+def find_rules(session: "Session") -> dict[str, Rules]:
+    """How the parts of a trained tree are split over the mesh."""
+    return {"generator": BART_RULES if session.is_seq2seq else DECODER_RULES, "query": BERT_RULES}
+
+
 def _place(session: "Session", tree: Any, put: Callable[..., Any]) -> Any:
-    """A trained tree, placed or described by its two families' rules."""
-    rules = BART_RULES if session.is_seq2seq else DECODER_RULES
-    rules = {"generator": rules, "query": BERT_RULES}
+    """A trained tree, placed or described by its parts' rules."""
+    rules = find_rules(session)
     return {name: put(part, session.mesh, rules[name]) for name, part in tree.items()}
+
+
+def describe_trainable(session: "Session", *, joint: bool) -> Any:
+    """What `init_trainable` gives, as descriptions of arrays."""
+    params = session.generator.params, session.encoder.params
+    abstract = jax.eval_shape(partial(init_trainable, session, joint=joint), *params)
+    return _place(session, abstract, lay_out)
 
 
 def load_trained(session: "Session", folder: Path, *, joint: bool) -> dict[str, Any]:
     """The generator's parameters and the question encoder's, after a training."""
     generator, query = session.generator.params, session.encoder.params
-    abstract = jax.eval_shape(partial(init_trainable, session, joint=joint), generator, query)
-    trained = load_tree(folder, _place(session, abstract, lay_out))
+    trained = load_tree(folder, describe_trainable(session, joint=joint))
     join = jax.jit(partial(apply_tuned, session.config.tuning, dtype=session.dtype))
     return {
         "generator": join(trained["generator"], generator),

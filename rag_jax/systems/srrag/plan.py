@@ -7,32 +7,38 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 
 from rag_jax.data.batches import round_up
-from rag_jax.decoding.cache import Cache, grow, init_cache, write
-from rag_jax.decoding.generate import Sampling, draw_tokens, generate_batch, prefill_batch
+from rag_jax.decoding.generate import Sampling, generate_batch, prefill_batch
 from rag_jax.errors import RagJaxError
 from rag_jax.models import Pretrained
-from rag_jax.models.bert import Bert, BertConfig
-from rag_jax.models.decoder import Decoder, DecoderConfig
-from rag_jax.models.sizes import describe_params, find_sizes
+from rag_jax.models.bert import BertConfig
+from rag_jax.models.decoder import DecoderConfig
+from rag_jax.models.sizes import find_sizes
+from rag_jax.planned import (
+    QUESTION,
+    change,
+    compile_token,
+    compile_update,
+    copy,
+    describe_cache,
+    describe_model,
+    halve,
+)
 from rag_jax.planning import Planner
 from rag_jax.retrieval.encode import embed_batch
-from rag_jax.sharding import BERT_RULES, DECODER_RULES, lay_out, list_places
+from rag_jax.sharding import list_places
 from rag_jax.systems.srrag import infer, tune
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.contexts import score_batch
 from rag_jax.systems.srrag.data import TERMS, special_tokens
 from rag_jax.systems.srrag.loss import sequence_logprobs
 from rag_jax.systems.srrag.pipeline import Session
-from rag_jax.training import add_gradients, apply_gradients, compute_gradients, describe_state
+from rag_jax.training import compute_gradients, describe_state
 
 CONFIG = SRRAGConfig
 
-# Tokens, rounded up, of the longest question and passage that are planned for: English questions of
-# all the paper's datasets, and its passages of 100 words with their titles.
-QUESTION, PASSAGE = 64, 160
+PASSAGE = 160  # tokens, rounded up, of the longest: 100 words with their title
 _CUE = 4  # `<EOK> Answer:`, and the end of the text behind the answer
 
 
@@ -50,9 +56,7 @@ class PlannedSession(Session):
         tokens = config.vocab_size + len(special_tokens(self.config.sources))
         padded = round_up(tokens, c.vocab_multiple)
         config = replace(config, vocab_size=padded, vocab_padding=padded - tokens)
-        params = describe_params(config, jnp.dtype(c.dtype))
-        params = lay_out(params, self.mesh, DECODER_RULES)
-        return Pretrained(config, Decoder(config), params, None, "")
+        return describe_model(config, self.mesh, dtype=c.dtype)
 
     @cached_property
     def encoder(self) -> Pretrained:
@@ -61,8 +65,7 @@ class PlannedSession(Session):
         config = find_sizes(name)
         if not isinstance(config, BertConfig):
             raise RagJaxError(f"config.encoder.name={name}: is no encoder")
-        params = lay_out(describe_params(config, jnp.float32), self.mesh, BERT_RULES)
-        return Pretrained(config, Bert(config), params, None, "")
+        return describe_model(config, self.mesh)
 
     @property
     def new_ids(self) -> list[int]:
@@ -95,24 +98,18 @@ def list_remedies(config: SRRAGConfig, name: str) -> Iterator[tuple[str, SRRAGCo
         name: of the program that does not fit.
     """
 
-    def change(path: str, value: Any) -> tuple[str, SRRAGConfig]:
-        group, field = path.split(".")
-        changed = replace(getattr(config, group), **{field: value})
-        return f"--config.{path}={value}", replace(config, **{group: changed})
-
     if name.startswith("stage"):
         if config.tuning.remat != "full":
-            yield change("tuning.remat", "full")
+            yield change(config, "tuning.remat", "full")
         stage = "stage1" if name.startswith("stage 1") else "stage2"
-        yield change(f"{stage}.microbatch_tokens", getattr(config, stage).microbatch_tokens // 2)
+        yield halve(config, f"{stage}.microbatch_tokens")
     else:
         batch = next((path for part, path in _BATCHES.items() if part in name), None)
         if batch:
-            group, field = batch.split(".")
-            yield change(batch, max(1, getattr(getattr(config, group), field) // 2))
-    yield change("mesh.model", 2 * max(config.mesh.model, 1))
+            yield halve(config, batch)
+    yield change(config, "mesh.model", 2 * max(config.mesh.model, 1))
     if config.tuning.mode == "full":
-        yield change("tuning.mode", "lora")
+        yield change(config, "tuning.mode", "lora")
 
 
 # Which setting a program's rows come from, by a part of its name.
@@ -151,8 +148,8 @@ def _plan_contexts(session: PlannedSession, planner: Planner) -> None:
     )
     size = c.verbalise.batch_size
     slots = QUESTION + c.verbalise.max_tokens
-    cache = describe_cache(session, size, slots, prefix)
-    one = compile_token(session, planner, "one token of a document", cache, base.params)
+    cache = describe_cache(planner, base, size, slots, prefix)
+    one = compile_token(planner, "one token of a document", base, cache, base.params)
     planner.compile(
         "write documents",
         generate_batch,
@@ -175,7 +172,7 @@ def _plan_contexts(session: PlannedSession, planner: Planner) -> None:
         score_batch,
         base.model,
         base.params,
-        describe_cache(session, 1, 64),
+        describe_cache(planner, base, 1, 64),
         planner.rows((size, width), jnp.int32),
         planner.rows((size, width), bool),
         *(planner.rows((size, places), dtype) for dtype in (jnp.int32, jnp.int32, jnp.float32)),
@@ -236,10 +233,7 @@ def _plan_training(session: PlannedSession, planner: Planner) -> None:
             places=list_places(state.params),
         )
     planner.hold(base.params, session.encoder.params, state)
-    planner.compile("add gradients", add_gradients, total, total)
-    planner.compile(
-        "optimiser step", apply_gradients, optimizer, state, total, places=list_places(state)
-    )
+    compile_update(planner, "", optimizer, state, total)
     planner.hold(base.params, session.encoder.params)
     pairs = batch("pairs", verbalised, wanted, c.stage2.microbatch_tokens)
     inputs = {k: v for k, v in pairs.items() if k not in ("reference", "pair")}
@@ -271,8 +265,8 @@ def _plan_passes(session: PlannedSession, planner: Planner) -> None:
     )
     cache = routed.cache
     slots = QUESTION + 1 + c.verbalise.max_tokens
-    token_cache = describe_cache(session, size, slots)
-    one = compile_token(session, planner, "one token of a verbalisation", token_cache, params)
+    token_cache = describe_cache(planner, base, size, slots)
+    one = compile_token(planner, "one token of a verbalisation", base, token_cache, params)
     learned = planner.compile(
         "verbalise",
         infer.verbalise,
@@ -296,8 +290,8 @@ def _plan_passes(session: PlannedSession, planner: Planner) -> None:
         planner.rows((size, knowledge), bool),
     )
     slots = QUESTION + knowledge + _CUE + c.answer.max_tokens
-    token_cache = describe_cache(session, size, slots)
-    one = compile_token(session, planner, "one token of an answer", token_cache, params)
+    token_cache = describe_cache(planner, base, size, slots)
+    one = compile_token(planner, "one token of an answer", base, token_cache, params)
     planner.compile(
         "answer",
         infer.answer,
@@ -325,51 +319,3 @@ def _plan_passes(session: PlannedSession, planner: Planner) -> None:
         k=c.datastore.k,
         num_sources=len(c.sources),
     )
-
-
-def copy(tree: Any) -> Any:
-    """Descriptions of other arrays of the same kind."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree
-    )
-
-
-def describe_cache(
-    session: PlannedSession, rows: int, slots: int, prefix: Cache | None = None
-) -> Cache:
-    """A cache as the projections leave it: rows over `data`, key heads over `model`."""
-    base = session.base
-
-    def build(prefix: Cache | None) -> Cache:
-        dtype = base.params["embed"]["embedding"].dtype
-        return grow(init_cache(base.model, rows, dtype=dtype, prefix=prefix), slots)
-
-    sizes = session.mesh.shape
-
-    def describe(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        axes = ("data", "model") if leaf.ndim == 4 else ("data",)
-        spec = (a if n % sizes[a] == 0 else None for a, n in zip(axes, leaf.shape, strict=False))
-        sharding = NamedSharding(session.mesh, PartitionSpec(*spec))
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    cache = jax.tree.map(describe, replace(jax.eval_shape(build, prefix), prefix=None))
-    return replace(cache, prefix=prefix)
-
-
-@partial(jax.jit, static_argnames="model", donate_argnames="cache")
-def _decode_token(model: Decoder, params, cache: Cache, token, active):
-    """What `decode` does in one turn."""
-    slot = cache.real.shape[1] - 1
-    output, cache = write(model, params, cache, token, active, slot=slot)
-    logits = model.apply({"params": params}, output.hidden[:, 0], method="logits")
-    return draw_tokens(logits, None), cache
-
-
-def compile_token(
-    session: PlannedSession, planner: Planner, name: str, cache: Cache, params: Any
-) -> str:
-    """Plans one turn of a decoding loop, at its longest, and gives back the name."""
-    rows = cache.real.shape[0]
-    token, active = planner.rows((rows, 1), jnp.int32), planner.rows((rows, 1), bool)
-    planner.compile(name, _decode_token, session.base.model, params, cache, token, active)
-    return name

@@ -173,6 +173,20 @@ def test_answers_that_several_documents_give_are_one():
     np.testing.assert_array_equal(found.logprobs[0], np.float32(wanted))
 
 
+def test_what_is_known_is_not_scored_again():
+    golden = dict(np.load(GOLDEN / "rag" / "golden.npz"))
+    given = BART.model, BART.params
+    given += infer.read(*given, golden["tokens"], golden["mask"].astype(bool))
+    settings = {"max_tokens": 5, "stop_ids": (2,), "search": Search(4)}
+    found = infer.propose(*given, golden["scores"], **settings)
+    whole = infer.score(*given, found.tokens, found.lengths, chunk=4)
+    rest = infer.score(*given, *found, chunk=4)
+    np.testing.assert_allclose(rest, whole, atol=1e-5)
+    known = found.logprobs > MASKED / 2
+    assert known.any() and not known.all()
+    np.testing.assert_array_equal(rest[known], found.logprobs[known])
+
+
 @pytest.mark.parametrize("name", ["token", "sequence"])
 def test_golden(name):
     """What transformers writes around the same BART: four beams, BOS and EOS forced."""
@@ -191,7 +205,7 @@ def test_golden(name):
         order = np.tile(np.arange(4), (2, 1))
     else:
         found = infer.propose(*given, golden["scores"], **settings)
-        logprobs = infer.score(*given, found.tokens, found.lengths, chunk=4)
+        logprobs = infer.score(*given, *found, chunk=4)
         order = np.argsort(-infer.mix(golden["scores"], logprobs), axis=1)[:, :4]
     texts = [found.tokens[b, c, : found.lengths[b, c]].tolist() for b in range(2) for c in order[b]]
     assert texts == rows
