@@ -214,7 +214,7 @@ def test_on_eight_devices():
     """tests/on_mesh, in a process that simulates them."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
         # Programs there run a few times only: compiling them is what takes time.
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }

@@ -75,7 +75,10 @@ def test_peak_memory_beside_the_shards(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, tmp_path / "model", GOLDEN],
         env=os.environ
-        | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
+        },
         capture_output=True,
         text=True,
         check=True,
