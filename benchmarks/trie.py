@@ -60,8 +60,9 @@ def main() -> None:
     }
     results = [building, compare_searching(ours, theirs, trie, guides, prompts, arguments.runs)]
     print(describe(results[-1]))
+    longest = max(prompts, key=len)  # where the pointers start
     for rows in ROWS:
-        results.append(compare_choosing(ours, trie, guides, prompts[0], rows, arguments.runs))
+        results.append(compare_choosing(ours, trie, guides, longest, rows, arguments.runs))
         print(describe(results[-1]))
     report = {"environment": describe_machine(measure_peak()), "results": results}
     if arguments.out:
@@ -232,7 +233,11 @@ def compare_choosing(
     def ours_run():
         return jax.block_until_ready(choose(arrays, ends, *state))
 
-    ids = as_tensor([[*prompt, *trie.path(int(node))] for node in nodes])
+    paths = [tuple(trie.path(int(node))) for node in nodes]
+    ids = as_tensor([[*prompt, *path] for path in paths])
+    for n in range(DEPTH + 1):  # the steps before
+        for path in paths if n else paths[:1]:
+            guides["pointers"].find(path[:n])
     on_their_device = torch.asarray(logits, device=ids.device)
 
     def theirs_run(guide):

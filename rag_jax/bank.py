@@ -2,7 +2,7 @@
 
 A step is one compiled program, the `jax.vmap` of a step of one adapter. The base is the same for
 all, so its products stay those of one large matrix of all N adapters' tokens with each kernel, and
-no gradient of the base is ever made.
+no gradient of the base is ever made. On a mesh a bank is split like a batch: by `shard_batch`.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
+from rag_jax.sharding import Places, follow, keep_places, list_places
 from rag_jax.training import LossFunction, TrainState
 
 BankStep = Callable[[TrainState, PyTree, Any], tuple[TrainState, dict[str, Array]]]
@@ -26,7 +27,8 @@ def init_bank_state(bank: PyTree, optimizer: optax.GradientTransformation) -> Tr
         bank: arrays `[N, ...]`, as from `lora.init_bank`; copied, as a step uses its state up.
         optimizer: which sees one adapter at a time: it clips each one's own norm.
     """
-    return _init(optimizer, bank)
+    described = follow(jax.eval_shape(partial(_build_states, optimizer), bank), bank)
+    return _init(optimizer, bank, places=list_places(described))
 
 
 def make_bank_step(loss_fn: LossFunction, optimizer: optax.GradientTransformation) -> BankStep:
@@ -41,20 +43,36 @@ def make_bank_step(loss_fn: LossFunction, optimizer: optax.GradientTransformatio
             that it does not see, and the metrics come out `[N]`.
         optimizer: as for `init_bank_state`.
     """
-    return partial(_step, loss_fn, optimizer)
+
+    def step(state, frozen, arrays):
+        return _step(loss_fn, optimizer, state, frozen, arrays, places=list_places(state))
+
+    return step
 
 
-@partial(jax.jit, static_argnames="optimizer")
-def _init(optimizer, bank):
-    def init(adapter):
+def _build_states(optimizer: optax.GradientTransformation, bank: PyTree) -> TrainState:
+    def build(adapter):
         adapter = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), adapter)
         return TrainState(jnp.int32(0), adapter, optimizer.init(adapter))
 
-    return jax.vmap(init)(bank)
+    return jax.vmap(build)(bank)
 
 
-@partial(jax.jit, static_argnames=("loss_fn", "optimizer"), donate_argnames="state")
-def _step(loss_fn, optimizer, state, frozen, arrays):
+@partial(jax.jit, static_argnames=("optimizer", "places"))
+def _init(optimizer: optax.GradientTransformation, bank: PyTree, *, places: Places) -> TrainState:
+    return keep_places(_build_states(optimizer, bank), places)
+
+
+@partial(jax.jit, static_argnames=("loss_fn", "optimizer", "places"), donate_argnames="state")
+def _step(
+    loss_fn: LossFunction,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    frozen: PyTree,
+    arrays: Any,
+    *,
+    places: Places,
+) -> tuple[TrainState, dict[str, Array]]:
     def step(state, arrays):
         differentiate = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, metrics), grads = differentiate(state.params, frozen, arrays)
@@ -62,4 +80,5 @@ def _step(loss_fn, optimizer, state, frozen, arrays):
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), {"loss": loss, **metrics}
 
-    return jax.vmap(step)(state, arrays)
+    state, metrics = jax.vmap(step)(state, arrays)
+    return keep_places(state, places), metrics

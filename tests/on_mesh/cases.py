@@ -6,14 +6,18 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from tiny import make_decoder, make_rows
 
+from rag_jax import lora
+from rag_jax.bank import init_bank_state, make_bank_step
 from rag_jax.compiling import compile_seconds
 from rag_jax.config import ContrastiveConfig, MeshConfig
 from rag_jax.data.batches import pad_rows
 from rag_jax.decoding import Sampling, Search, Trie, generate, trie_search
 from rag_jax.errors import RagJaxError
+from rag_jax.losses import token_logprobs
 from rag_jax.models import load
 from rag_jax.models.bert import Bert
 from rag_jax.retrieval import Index, encode_texts
@@ -151,6 +155,44 @@ def test_training(mesh, mode):
     assert_close(found[2], wanted[2], tolerance=1e-3)
 
 
+def make_bank(params, size):
+    """Adapters on every kernel, none like another."""
+    bank = lora.init_bank(jax.random.key(0), params, targets=".*/kernel", rank=2, size=size)
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: 0.2 * rng.normal(size=leaf.shape).astype("f"), bank)
+
+
+def train_bank(mesh=None, steps=3):
+    """Losses and adapters of eight documents after some steps."""
+    model, params = make_model(mesh)
+    optimizer = optax.adamw(0.01)
+
+    def loss(adapter, base, tokens):
+        logits = model.apply({"params": lora.apply(base, adapter, scale=2.0)}, tokens)
+        return -token_logprobs(logits[:, :-1], tokens[:, 1:]).mean(), {}
+
+    step = make_bank_step(loss, optimizer)
+    state = init_bank_state(shard_batch(make_bank(make_model(None)[1], 8)), optimizer)
+    before, losses = list_places(state), []
+    for number in range(steps):
+        tokens = np.asarray(make_rows([9] * 8, seed=number), np.int32)[:, None]
+        state, metrics = step(state, params, shard_batch(tokens))
+        losses.append(jax.device_get(metrics["loss"]))
+        compiled = compile_seconds() if number == 0 else compiled
+    assert list_places(state) == before
+    assert compile_seconds() == compiled
+    return losses, state.params
+
+
+def test_a_bank_is_split_by_documents(mesh):
+    losses, bank = train_bank(mesh)
+    wanted_losses, wanted = off_mesh(train_bank)
+    assert_close(losses, wanted_losses)
+    assert_close(bank, wanted, tolerance=2e-4)  # Adam's first steps magnify rounding
+    if mesh.shape["data"] > 1:
+        assert not any(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(bank))
+
+
 RETRIEVER = ContrastiveConfig(batch_size=16, negatives=1, microbatch_tokens=128)
 
 
@@ -190,9 +232,10 @@ def test_negatives_of_the_whole_batch(mesh, shared):
 # Decoding.
 
 
-def write(mesh=None, *, sampling, prefix):
+def write(mesh=None, *, sampling, prefix, adapted=False):
     """Two lots of texts, the second of which compiles nothing."""
     model, params = make_model(mesh)
+    adapters = make_bank(make_model(None)[1], 7) if adapted else None
     texts = []
     for seed in range(2):
         prompts = make_rows([3, 9, 4, 5, 12, 2, 7], seed=seed)
@@ -202,6 +245,7 @@ def write(mesh=None, *, sampling, prefix):
             params,
             prompts,
             prefix=prefix,
+            adapters=adapters,
             max_tokens=7,
             stop_ids=(3,),
             batch_size=16,
@@ -213,11 +257,12 @@ def write(mesh=None, *, sampling, prefix):
 
 GREEDY = {"sampling": Sampling(), "prefix": (5, 6, 7)}
 SAMPLED = {"sampling": Sampling(temperature=0.7, top_k=9), "prefix": ()}
+ADAPTED = {"sampling": Sampling(), "prefix": (), "adapted": True}
 
 
 @pytest.mark.parametrize(
     ("mesh", "settings"),
-    [*((sizes, GREEDY) for sizes in SIZES), ((4, 2), SAMPLED)],
+    [*((sizes, GREEDY) for sizes in SIZES), ((4, 2), SAMPLED), ((4, 2), ADAPTED)],
     indirect=["mesh"],
 )
 def test_generation(mesh, settings):
