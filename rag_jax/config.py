@@ -90,12 +90,14 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """The built-in encyclopedia: how many cities, and how many questions in each split.
+    """The built-in encyclopedia: how many cities, of how many countries (the most populous, 0 for
+    all), and how many questions in each split.
 
     `talk_pages` a place ask a question each and answer none: what is nearest does not help.
     """
 
     cities: Count = 1200
+    countries: CountOrZero = 0
     train: Count = 160
     dev: CountOrZero = 200
     test: Count = 300

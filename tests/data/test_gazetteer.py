@@ -159,6 +159,8 @@ def test_known_facts(world):
         ({"seed": -1}, "seed=-1"),
         ({"revision": 2}, "revision=2: must be 0 or 1"),
         ({"cities": 10**6}, "cities=1000000: only"),
+        ({"countries": 300}, "countries=300: only 248 are known"),
+        ({"cities": 9000, "countries": 1}, "cities=9000: only"),
         ({"cities": 20, "train": 0, "dev": 0, "test": 5000}, "test=5000: only .* questions"),
     ],
 )
@@ -171,7 +173,12 @@ def test_small_worlds():
     empty = build_world(cities=0, train=0, dev=0, test=0)
     assert empty.questions == {"train": [], "dev": [], "test": []}
     assert all(p.id.startswith("country/") for p in empty.passages)
-    small = build_world(cities=30, train=10, dev=0, test=7)
+    small = build_world(cities=30, countries=20, train=10, dev=0, test=7)
+    of_countries = {p.id.split("/")[1] for p in small.passages if p.id.startswith("country/")}
+    known = places.load_countries().values()
+    assert of_countries == {c.code for c in sorted(known, key=lambda c: -c.population)[:20]}
+    asked = {q.passage_id.split("/")[1] for split in small.questions.values() for q in split}
+    assert asked <= {p.id.split("/")[1] for p in small.passages}
     assert [len(v) for v in small.questions.values()] == [10, 0, 7]
 
 

@@ -13,7 +13,7 @@ on Wikipedia, and a question about such a city names its country, or American st
 `passages` and `questions` write with them.
 """
 
-from rag_jax.data.gazetteer import passages, places, questions, scene
+from rag_jax.data.gazetteer import passages, questions, scene
 from rag_jax.data.gazetteer.scene import Passage, Question, World
 from rag_jax.errors import RagJaxError
 
@@ -23,6 +23,7 @@ __all__ = ["Passage", "Question", "World", "build_world", "list_changes"]
 def build_world(
     *,
     cities: int = 2000,
+    countries: int = 0,
     train: int = 200,
     dev: int = 100,
     test: int = 300,
@@ -34,6 +35,8 @@ def build_world(
 
     Args:
       cities: number of cities, with two passages each, besides the three or four of every country.
+      countries: number of countries that it has articles of, the most populous, and only their
+        cities; 0 for all.
       train: number of questions in the split of that name.
       dev: likewise.
       test: likewise. No country or city is the subject of questions in two splits, and a country
@@ -54,6 +57,7 @@ def build_world(
     counts = {"train": train, "dev": dev, "test": test}
     for field, value in {
         "cities": cities,
+        "countries": countries,
         **counts,
         "seed": seed,
         "talk_pages": talk_pages,
@@ -62,17 +66,17 @@ def build_world(
             raise RagJaxError(f"{field}={value}: must not be negative")
     if revision not in (0, 1):
         raise RagJaxError(f"revision={revision}: must be 0 or 1")
-    if cities > len(places.load_cities()):
-        raise RagJaxError(f"cities={cities}: only {len(places.load_cities())} are known")
-    chosen = scene.set_scene(cities=cities, seed=seed, revision=revision)
+    settings = {"cities": cities, "countries": countries, "seed": seed}
+    chosen = scene.set_scene(**settings, revision=revision)
     written = passages.write_passages(chosen)
     if talk_pages:
         written += passages.write_talk(chosen, questions.list_questions(chosen), talk_pages)
     return World(written, questions.choose_questions(chosen, counts))
 
 
-def list_changes(*, cities: int, seed: int) -> list[tuple[Question, Question]]:
+def list_changes(*, cities: int, countries: int = 0, seed: int) -> list[tuple[Question, Question]]:
     """Every question whose answers differ between the two revisions, as it is in each."""
-    scenes = [scene.set_scene(cities=cities, seed=seed, revision=revision) for revision in (0, 1)]
+    settings = {"cities": cities, "countries": countries, "seed": seed}
+    scenes = [scene.set_scene(**settings, revision=revision) for revision in (0, 1)]
     pairs = zip(*map(questions.list_questions, scenes), strict=True)
     return [pair for pair in pairs if set(pair[0].answers) != set(pair[1].answers)]

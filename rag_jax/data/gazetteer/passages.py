@@ -21,7 +21,7 @@ _MIN_WORDS = 22
 
 def write_passages(scene: Scene) -> list[Passage]:
     """Returns the passages of all countries by code, then those of the scene's cities by size."""
-    countries = [p for c in scene.countries.values() for p in _write_country(scene, c)]
+    countries = [p for c in scene.described for p in _write_country(scene, c)]
     return countries + [p for city in scene.cities for p in _write_city(scene, city)]
 
 

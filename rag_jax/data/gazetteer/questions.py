@@ -108,7 +108,7 @@ def _write_questions(scene: Scene) -> Iterator[_Candidate]:
             city = places.find_city(code, facts.capital[code])
             if city:
                 capital_cities[city.id] = code
-    for country in scene.countries.values():
+    for country in scene.described:
         if country.population:
             yield from _ask_about_country(scene, country)
     unique = _find_unique(scene.cities)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rag_jax.data.gazetteer import places
 from rag_jax.data.gazetteer.places import City, Country
+from rag_jax.errors import RagJaxError
 
 # Lower ends of the head and of the middle, in people: about where a language model of some hundred
 # million parameters stops answering most questions, and where it stops answering nearly any.
@@ -60,10 +61,14 @@ class Facts:
 
 @dataclass(frozen=True)
 class Scene:
-    """The settings and facts of one world; `facts` is one of `revisions`."""
+    """The settings and facts of one world; `facts` is one of `revisions`.
+
+    `countries` are all that there are, `described` those that have articles.
+    """
 
     seed: int
     countries: dict[str, Country]
+    described: list[Country]
     cities: list[City]
     revisions: tuple[Facts, Facts]
     facts: Facts
@@ -73,16 +78,25 @@ class Scene:
         return make_rng(self.seed, *key).choice(options)
 
 
-def set_scene(*, cities: int, seed: int, revision: int) -> Scene:
-    """Chooses the cities and works out the facts; see `build_world` for the settings."""
-    countries = places.load_countries()
+def set_scene(*, cities: int, countries: int, seed: int, revision: int) -> Scene:
+    """Chooses the places and works out the facts; see `build_world` for the settings.
+
+    Raises:
+        RagJaxError: there are not so many.
+    """
+    known = places.load_countries()
+    if countries > len(known):
+        raise RagJaxError(f"countries={countries}: only {len(known)} are known")
+    ranked = sorted(known.values(), key=lambda c: (-c.population, c.code))
+    described = sorted(ranked[: countries or None], key=lambda c: c.code)
     first = Facts(
-        capital={c.code: c.capital for c in countries.values()},
-        capital_aliases={c.code: c.capital_aliases for c in countries.values()},
-        currency={c.code: (c.currency, c.currency_code) for c in countries.values()},
+        capital={c.code: c.capital for c in known.values()},
+        capital_aliases={c.code: c.capital_aliases for c in known.values()},
+        currency={c.code: (c.currency, c.currency_code) for c in known.values()},
     )
-    revisions = (first, _revise_facts(first, countries, seed=seed))
-    return Scene(seed, countries, _choose_cities(cities, seed), revisions, revisions[revision])
+    revisions = (first, _revise_facts(first, known, seed=seed))
+    chosen = _choose_cities(cities, {c.code for c in described}, seed)
+    return Scene(seed, known, described, chosen, revisions, revisions[revision])
 
 
 def make_rng(seed: int, *key: object) -> random.Random:
@@ -107,9 +121,12 @@ def _revise_facts(first: Facts, countries: dict[str, Country], *, seed: int) -> 
     return Facts(capital, aliases, currency)
 
 
-def _choose_cities(number: int, seed: int) -> list[City]:
+def _choose_cities(number: int, countries: set[str], seed: int) -> list[City]:
     """Half are the largest, three eighths a spread over the rest, an eighth their namesakes."""
-    everything = _leave_out_shadowed(places.load_cities())
+    there = tuple(city for city in places.load_cities() if city.country in countries)
+    if number > len(there):
+        raise RagJaxError(f"cities={number}: only {len(there)} are known")
+    everything = _leave_out_shadowed(there)
     largest, rest = everything[: -(-number // 2)], everything[-(-number // 2) :]
     make_rng(seed, "cities").shuffle(rest)
     spread, rest = rest[: number * 3 // 8], rest[number * 3 // 8 :]

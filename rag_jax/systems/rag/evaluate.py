@@ -254,7 +254,9 @@ def run_memory(session: "Session", context: StageContext) -> None:
     seen = {question.subject for question in worlds[0].questions["train"]}
     changes = [
         pair
-        for pair in list_changes(cities=c.world.cities, seed=c.world.seed)
+        for pair in list_changes(
+            cities=c.world.cities, countries=c.world.countries, seed=c.world.seed
+        )
         if pair[0].subject not in seen
     ]
     order = np.random.default_rng(c.seed).permutation(len(changes))

@@ -90,9 +90,11 @@ class SelfRetrievalConfig:
     mesh: MeshConfig = MeshConfig()
     model: ReaderConfig = ReaderConfig()
     data: DataConfig = DataConfig()
-    world: WorldConfig = WorldConfig(cities=40, train=100, dev=60, test=100, talk_pages=1)
+    world: WorldConfig = WorldConfig(
+        cities=40, countries=100, train=100, dev=60, test=100, talk_pages=1
+    )
     examples: ExamplesConfig = ExamplesConfig()
     tuning: TuningConfig = TuningConfig()
-    train: StageConfig = StageConfig(batch_size=16, microbatch_tokens=512)
+    train: StageConfig = StageConfig(batch_size=16)
     search: SearchConfig = SearchConfig()
     dense: DenseConfig = DenseConfig()
