@@ -328,7 +328,7 @@ class Engine:
             for i in range(times)
         ]
         reject = self.form.encode_reject()
-        arrays = shard_batch(pad_rows(rows, round_up(max(map(len, rows)), 32), pad_id=0))
+        arrays = shard_batch(pad_rows(rows, round_up(max(map(len, rows)), 16), pad_id=0))
         cache, hidden, said = assess(
             self.model, self.params, cache, *arrays, jnp.asarray(reject, jnp.int32)
         )
