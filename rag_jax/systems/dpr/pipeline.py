@@ -7,7 +7,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 from jaxtyping import Float, Int
@@ -26,14 +25,14 @@ from rag_jax.hosts import fetch, is_first
 from rag_jax.models import Pretrained, load, save
 from rag_jax.models.bert import Bert
 from rag_jax.models.hub import fingerprint, resolve
-from rag_jax.pipeline import Stage, StageContext, run_stages
 from rag_jax.ranking import write_run
-from rag_jax.report import write_report
 from rag_jax.retrieval import BM25, Index, encode_texts, fingerprint_corpus
 from rag_jax.retrieval.contrastive import Encoders, list_pairs, make_batches, train_encoders
 from rag_jax.retrieval.encode import list_texts
 from rag_jax.retrieval.negatives import mine_negatives
+from rag_jax.run import run_session
 from rag_jax.sharding import check_batches, make_mesh
+from rag_jax.stage import Stage, StageContext
 from rag_jax.systems.dpr.config import DPRConfig
 from rag_jax.systems.dpr.evaluate import COLUMNS, score_ranking, summarize
 
@@ -47,26 +46,14 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     Raises:
         RagJaxError: whatever of the settings, the data, the models or the disk the user can mend.
     """
-    settings = build(DPRConfig, config)
-    session = Session(settings)
-    with jax.set_mesh(session.mesh):
-        records = run_stages(session.stages(), workdir, config=settings)
-    folder = Path(workdir) / "stages" / "evaluate"
-    predictions = {name: read_jsonl(folder / f"{name}.jsonl") for name in METHODS}
-    if not is_first():
-        return {}
-    for name in METHODS:
-        shutil.copy(folder / f"{name}.trec", workdir)
-    return write_report(
+    session = Session(build(DPRConfig, config))
+    return run_session(
+        session,
         workdir,
-        system="dpr",
-        config=settings,
-        model=settings.encoder.name,
-        dataset=f"{settings.data.path or 'gazetteer'}, {settings.evaluate_on} questions",
-        methods={name: summarize(rows) for name, rows in predictions.items()},
+        model=session.config.encoder.name,
+        methods=METHODS,
+        summarize=summarize,
         columns=COLUMNS,
-        stages=records,
-        predictions=predictions,
     )
 
 

@@ -23,17 +23,17 @@ from rag_jax.data.formats import (
     save_collection,
 )
 from rag_jax.errors import RagJaxError
-from rag_jax.files import read_json, read_jsonl
+from rag_jax.files import read_json
 from rag_jax.hosts import is_first
 from rag_jax.models import Pretrained, load
 from rag_jax.models.bart import Bart
 from rag_jax.models.bert import Bert
 from rag_jax.models.hub import fingerprint, resolve
-from rag_jax.pipeline import Stage, StageContext, run_stages
-from rag_jax.report import write_report
 from rag_jax.retrieval import Index, encode_texts, list_texts
 from rag_jax.retrieval.index import fingerprint_corpus
+from rag_jax.run import run_session
 from rag_jax.sharding import check_batches, make_mesh
+from rag_jax.stage import Stage, StageContext
 from rag_jax.systems.rag import data, evaluate, train
 from rag_jax.systems.rag.config import RAGConfig
 
@@ -46,34 +46,23 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     Raises:
         RagJaxError: whatever of the settings, the data, the models or the disk the user can mend.
     """
-    settings = build(RAGConfig, config)
-    session = Session(settings)
-    with jax.set_mesh(session.mesh):
-        records = run_stages(session.stages(), workdir, config=settings)
-    stages = Path(workdir) / "stages"
-    predictions = {
-        name: read_jsonl(stages / "evaluate" / f"{name}.jsonl")
-        for name in evaluate.list_methods(settings.task)
-    }
-    if not is_first():
-        return {}
-    tables = {}
-    if session.has_revisions:
+    session = Session(build(RAGConfig, config))
+    settings = session.config
+
+    def make_tables(stages: Path) -> dict[str, Any]:
+        if not session.has_revisions:
+            return {}
         title = "exact match on the facts that the world's other revision changed"
-        tables[title] = read_json(stages / "memory" / "memory.json")
-    return write_report(
+        return {title: read_json(stages / "memory" / "memory.json")}
+
+    return run_session(
+        session,
         workdir,
-        system="rag",
-        config=settings,
         model=settings.generator.name,
-        dataset=f"{settings.data.path or 'gazetteer'}, {settings.evaluate_on} questions",
-        methods={
-            name: evaluate.summarize(rows, settings.task) for name, rows in predictions.items()
-        },
+        methods=evaluate.list_methods(settings.task),
+        summarize=lambda rows: evaluate.summarize(rows, settings.task),
         columns=evaluate.list_columns(settings.task, settings.passages),
-        stages=records,
-        predictions=predictions,
-        tables=tables,
+        make_tables=make_tables,
     )
 
 

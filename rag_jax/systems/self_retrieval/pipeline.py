@@ -7,7 +7,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -32,12 +31,12 @@ from rag_jax.models import Pretrained, load, save
 from rag_jax.models.bert import Bert
 from rag_jax.models.decoder import Decoder
 from rag_jax.models.hub import fingerprint, resolve
-from rag_jax.pipeline import Stage, StageContext, run_stages
-from rag_jax.report import write_report
 from rag_jax.retrieval import encode_texts
 from rag_jax.retrieval.contrastive import Encoders, list_pairs, make_batches, train_encoders
 from rag_jax.retrieval.negatives import mine_negatives
+from rag_jax.run import run_session
 from rag_jax.sharding import check_batches, make_mesh
+from rag_jax.stage import Stage, StageContext
 from rag_jax.systems.self_retrieval.config import SelfRetrievalConfig
 from rag_jax.systems.self_retrieval.data import Format
 from rag_jax.systems.self_retrieval.evaluate import COLUMNS, run_evaluation, summarize
@@ -55,27 +54,14 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     Raises:
         RagJaxError: whatever of the settings, the data, the models or the disk the user can mend.
     """
-    settings = build(SelfRetrievalConfig, config)
-    session = Session(settings)
-    with jax.set_mesh(session.mesh):
-        records = run_stages(session.stages(), workdir, config=settings)
-    folder = Path(workdir) / "stages" / "evaluate"
-    methods = [*METHODS, *(ABLATIONS if settings.ablations else ())]
-    predictions = {name: read_jsonl(folder / f"{name}.jsonl") for name in methods}
-    if not is_first():
-        return {}
-    for name in methods:
-        shutil.copy(folder / f"{name}.trec", workdir)
-    return write_report(
+    session = Session(build(SelfRetrievalConfig, config))
+    return run_session(
+        session,
         workdir,
-        system="self_retrieval",
-        config=settings,
-        model=settings.model.name,
-        dataset=f"{settings.data.path or 'gazetteer'}, {settings.evaluate_on} questions",
-        methods={name: summarize(rows) for name, rows in predictions.items()},
+        model=session.config.model.name,
+        methods=[*METHODS, *(ABLATIONS if session.config.ablations else ())],
+        summarize=summarize,
         columns=COLUMNS,
-        stages=records,
-        predictions=predictions,
     )
 
 
