@@ -27,6 +27,7 @@ def init_bank_state(bank: PyTree, optimizer: optax.GradientTransformation) -> Tr
         bank: arrays `[N, ...]`, as from `lora.init_bank`; copied, as a step uses its state up.
         optimizer: which sees one adapter at a time: it clips each one's own norm.
     """
+    bank = jax.tree.map(jnp.asarray, bank)
     described = follow(jax.eval_shape(partial(_build_states, optimizer), bank), bank)
     return _init(optimizer, bank, places=list_places(described))
 

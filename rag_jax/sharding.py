@@ -259,7 +259,8 @@ def shard_batch(arrays: PyTree[np.ndarray]) -> PyTree[Array]:
     mesh = jax.sharding.get_mesh()
     if mesh.size <= 1:
         return arrays
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    # An axis of one is not named: XLA leaves it out of results, whose places would then be others.
+    sharding = NamedSharding(mesh, PartitionSpec("data") if mesh.shape["data"] > 1 else _WHOLE)
 
     def split(array: np.ndarray) -> Array:
         check_batches(mesh, {"rows of a batch": len(array)})
