@@ -21,7 +21,8 @@ from launch import command
 from rag_jax.errors import RagJaxError
 
 SYSTEMS = {
-    name: f"rag_jax.systems.{name}.pipeline" for name in ("dpr", "rag", "self_retrieval", "srrag")
+    name: f"rag_jax.systems.{name}.pipeline"
+    for name in ("dpr", "prag", "rag", "self_retrieval", "srrag")
 }
 OPTIONS = {
     "workdir": "the work folder",

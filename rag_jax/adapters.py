@@ -94,16 +94,23 @@ class AdapterStore:
         for passage, vector in zip(passages, np.concatenate(leaves, axis=1), strict=True):
             save_tree(self._place(passage), {"adapter": vector.astype(self._dtype)})
 
-    def load(self, passages: Sequence[str]) -> tuple[PyTree, dict[str, str]]:
+    def load(
+        self, passages: Sequence[str], *, rows: int | None = None
+    ) -> tuple[PyTree, dict[str, str]]:
         """Reads adapters.
+
+        Args:
+            passages: their ids.
+            rows: of the bank, at least one for each; more, so that banks are of one size.
 
         Returns:
             A bank with one row for each passage, and why some are lost, by id. The row of a lost
-            one is of zeros: such an adapter changes nothing.
+            one is of zeros, and so are those that fill it up: such an adapter changes nothing.
         """
         size = sum(map(math.prod, self._shapes.values()))
         described = {"adapter": jax.ShapeDtypeStruct((size,), self._dtype)}
-        vectors = np.zeros((len(passages), size), self._dtype)
+        count = len(passages) if rows is None else rows
+        vectors = np.zeros((count, size), self._dtype)
         lost = {}
         for row, passage in enumerate(passages):
             if passage not in self:
@@ -116,9 +123,14 @@ class AdapterStore:
         leaves, start = [], 0
         for leaf in jax.tree.leaves(self._template):
             end = start + math.prod(leaf.shape)
-            leaves.append(vectors[:, start:end].reshape(len(passages), *leaf.shape))
+            leaves.append(vectors[:, start:end].reshape(count, *leaf.shape))
             start = end
         return jax.device_put(jax.tree.unflatten(jax.tree.structure(self._template), leaves)), lost
+
+    def count_bytes(self, passage: str) -> int:
+        """What a passage's adapter takes on disk."""
+        files = (path for path in self._place(passage).rglob("*") if path.is_file())
+        return sum(path.stat().st_size for path in files)
 
     def _place(self, passage: str) -> Path:
         # A hash: an id may have any characters, those of other folders' paths among them.

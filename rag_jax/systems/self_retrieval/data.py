@@ -15,13 +15,13 @@ or, where the answer is the assessment, `Final answer: {answer}` behind the text
 first heading is that of the content.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from rag_jax.data.formats import Passage, Question
+from rag_jax.data.sentences import list_sentences
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.ranking import has_answer
 from rag_jax.spans import Row
@@ -102,11 +102,9 @@ class Format:
 def split_sentences(text: str) -> list[str]:
     """The sentences of a text that say enough to find it by: of 6 to 49 words.
 
-    They end with `.`, `!` or `?` before white space and a capital letter or a digit. Where none is
-    of that length the text is one.
+    Where none is of that length the text is one.
     """
-    parts = re.split(r"(?<=[.!?])\s+(?=[^\Wa-z_])", " ".join(text.split()))
-    kept = [part for part in parts if len(part.split()) in _SENTENCE_WORDS]
+    kept = [part for part in list_sentences(text) if len(part.split()) in _SENTENCE_WORDS]
     return kept or [" ".join(text.split())]
 
 

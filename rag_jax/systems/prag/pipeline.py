@@ -1,0 +1,253 @@
+"""The stages of Parametric RAG, from an empty folder to the report."""
+
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from rag_jax.config import build
+from rag_jax.data.formats import (
+    Collection,
+    Passage,
+    Question,
+    describe_source,
+    load_collection,
+    read_collection,
+    save_collection,
+)
+from rag_jax.errors import RagJaxError
+from rag_jax.files import read_jsonl, write_jsonl
+from rag_jax.hosts import is_first
+from rag_jax.models import Pretrained, load
+from rag_jax.models.bert import Bert
+from rag_jax.models.decoder import Decoder
+from rag_jax.models.hub import fingerprint, resolve
+from rag_jax.pipeline import Stage, StageContext, run_stages
+from rag_jax.report import write_report
+from rag_jax.retrieval import BM25, Index, encode_texts, list_texts
+from rag_jax.sharding import check_batches, make_mesh
+from rag_jax.systems.prag.augment import run_augmentation
+from rag_jax.systems.prag.config import PRAGConfig
+from rag_jax.systems.prag.data import Format
+from rag_jax.systems.prag.evaluate import COLUMNS, METHODS, read_table, run_evaluation, summarize
+from rag_jax.systems.prag.train import Variant, run_encoding, run_warm_up
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Runs every stage that isn't made yet and writes the report.
+
+    Raises:
+        RagJaxError: whatever of the settings, the data, the models or the disk the user can mend.
+    """
+    settings = build(PRAGConfig, config)
+    session = Session(settings)
+    with jax.set_mesh(session.mesh):
+        records = run_stages(session.stages(), workdir, config=settings)
+    stages = Path(workdir) / "stages"
+    predictions = {
+        name: read_jsonl(stages / "evaluate" / f"{name}.jsonl")
+        for name in (*METHODS, *session.list_ablations())
+    }
+    if not is_first():
+        return {}
+    return write_report(
+        workdir,
+        system="prag",
+        config=settings,
+        model=settings.model.name,
+        dataset=f"{settings.data.path or 'gazetteer'}, {settings.evaluate_on} questions",
+        methods={name: summarize(rows) for name, rows in predictions.items()},
+        columns=COLUMNS,
+        stages=records,
+        predictions=predictions,
+        tables={"the documents' adapters": read_table(stages)},
+    )
+
+
+class Session:
+    """The stages of a run, and its models, loaded when a stage first needs them."""
+
+    def __init__(self, config: PRAGConfig):
+        self.config = config
+        self.mesh = make_mesh(config.mesh)
+        batches = {
+            "config.answer.batch_size": config.answer.batch_size,
+            "config.augment.batch_size": config.augment.batch_size,
+        }
+        check_batches(self.mesh, batches)
+
+    @cached_property
+    def variants(self) -> dict[str, Variant]:
+        """The ways in which documents are encoded, by their stage: the method and its ablations."""
+        start = self.config.encode.start
+        variants = {"encode": Variant(start)}
+        if self.config.ablations:
+            other = {"random": "warm", "warm": "random"}[start]
+            variants["without_rewrites"] = Variant(start, rewrites=False)
+            variants["without_questions"] = Variant(start, questions=False)
+            variants[f"{other}_start"] = Variant(other)
+        return variants
+
+    def list_ablations(self) -> list[str]:
+        """The ablations among them."""
+        return [name for name in self.variants if name != "encode"]
+
+    def stages(self) -> list[Stage]:
+        """Every stage with what it depends on."""
+        c = self.config
+        model = {"weights": fingerprint(resolve(c.model.name)), "model": c.model}
+        encoder = {}
+        if c.retrieve.by == "dense":
+            encoder = {"encoder": fingerprint(resolve(c.retrieve.encoder.name))}
+        source = {"source": describe_source(c.data, c.world), "seed": c.seed}
+        asked = {"on": c.evaluate_on, "questions": c.questions, "seed": c.seed}
+        training = {**model, "tuning": c.tuning, "seed": c.seed}
+        stages = [
+            Stage("corpus", self.make_corpus, settings=source),
+            Stage(
+                "retrieve",
+                self.retrieve,
+                needs=("corpus",),
+                settings={**asked, **encoder, "retrieve": c.retrieve},
+            ),
+            Stage(
+                "augment",
+                partial(run_augmentation, self),
+                needs=("corpus", "retrieve"),
+                settings={**model, "augment": c.augment, "seed": c.seed},
+            ),
+        ]
+        warm = any(variant.start == "warm" for variant in self.variants.values())
+        if warm:
+            stages.append(
+                Stage(
+                    "warm_up",
+                    partial(run_warm_up, self),
+                    needs=("corpus",),
+                    settings={**training, "warm_up": c.warm_up},
+                )
+            )
+        for name, variant in self.variants.items():
+            needs = ("corpus", "retrieve", "augment")
+            stages.append(
+                Stage(
+                    name,
+                    partial(run_encoding, self, name=name),
+                    needs=(*needs, "warm_up") if variant.start == "warm" else needs,
+                    settings={
+                        **training,
+                        "variant": variant,
+                        "encode": c.encode,
+                        "augment": c.augment,
+                    },
+                )
+            )
+        return [
+            *stages,
+            Stage(
+                "evaluate",
+                partial(run_evaluation, self),
+                needs=("corpus", "retrieve", *self.variants),
+                settings={**asked, **model, "answer": c.answer, "passages": c.retrieve.passages},
+            ),
+        ]
+
+    # The language model.
+
+    @cached_property
+    def base(self) -> Pretrained:
+        """The language model, which stays as it is."""
+        loaded = load(self.config.model.name, dtype=self.dtype, mesh=self.mesh)
+        if not isinstance(loaded.model, Decoder):
+            raise RagJaxError(f"config.model.name={self.config.model.name}: is no decoder")
+        return loaded
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of the model's weights and activations."""
+        return jnp.dtype(self.config.model.dtype)
+
+    @cached_property
+    def form(self) -> Format:
+        """How questions, passages and answers become tokens."""
+        c = self.config.model
+        return Format(self.base.tokenizer, c.chat, c.max_text)
+
+    def check_length(self, tokens: int) -> None:
+        """Raises a RagJaxError if a text of so many tokens is longer than the model's context."""
+        limit = self.base.config.max_length
+        if tokens > limit:
+            raise RagJaxError(
+                f"config.model.max_text={self.config.model.max_text}: a text has {tokens} tokens, "
+                f"over the model's context of {limit}; lower it"
+            )
+
+    # Passages and questions.
+
+    def make_corpus(self, context: StageContext) -> None:
+        """Reads the passages and questions, whatever their format, and writes them in one."""
+        collection = read_collection(self.config.data, self.config.world, seed=self.config.seed)
+        self.list_questions(collection, self.config.evaluate_on, 0)
+        if is_first():
+            save_collection(context.folder, collection)
+
+    def read_corpus(self, context: StageContext) -> Collection:
+        """Reads them back."""
+        return load_collection(context.path("corpus", ""))
+
+    def list_questions(self, corpus: Collection, split: str, count: int) -> list[Question]:
+        """The split's questions that have an answer: all, or `count` drawn at random.
+
+        Raises:
+            RagJaxError: there is none.
+        """
+        questions = [q for q in corpus.questions.get(split, []) if q.answers]
+        if not questions:
+            raise RagJaxError(f"config.data: there are no {split!r} questions with answers")
+        if not 0 < count < len(questions):
+            return questions
+        chosen = np.random.default_rng(self.config.seed).permutation(len(questions))[:count]
+        return [questions[i] for i in sorted(chosen.tolist())]
+
+    # Documents.
+
+    def retrieve(self, context: StageContext) -> None:
+        """Finds the documents of every question that is to be answered.
+
+        BM25 finds none for a question that shares no word with any.
+        """
+        c, corpus = self.config, self.read_corpus(context)
+        questions = self.list_questions(corpus, c.evaluate_on, c.questions)
+        asked, texts = [q.question for q in questions], list_texts(corpus.passages)
+        k = min(c.retrieve.passages, len(texts))
+        if c.retrieve.by == "bm25":
+            scores, rows = BM25.build(texts).search(asked, k)
+            kept = scores > 0
+        else:
+            rows = self._search_dense(texts, asked, k)
+            kept = np.ones(rows.shape, bool)
+        records = [
+            {"id": q.id, "passages": [corpus.passages[row].id for row in found[good]]}
+            for q, found, good in zip(questions, rows, kept, strict=True)
+        ]
+        if is_first():
+            write_jsonl(context.folder / "found.jsonl", records)
+
+    def _search_dense(self, texts: Any, asked: Any, k: int) -> np.ndarray:
+        e = self.config.retrieve.encoder
+        encoder = load(e.name, mesh=self.mesh)
+        if not isinstance(encoder.model, Bert):
+            raise RagJaxError(f"config.retrieve.encoder.name={e.name}: is no encoder")
+        embed = partial(encode_texts, encoder, max_length=e.max_length, batch_size=e.batch_size)
+        index = Index.build(embed(texts), backend="exact", encoder=encoder.fingerprint)
+        return index.search(embed(asked), k)[1]
+
+    def list_documents(self, context: StageContext) -> list[Passage]:
+        """The passages found for any question, in the corpus's order: those that are encoded."""
+        records = read_jsonl(context.path("retrieve", "found.jsonl"))
+        found = {id for record in records for id in record["passages"]}
+        return [p for p in self.read_corpus(context).passages if p.id in found]

@@ -1,0 +1,253 @@
+"""Training: the adapter of every document, a bank at a time, and the one that they start from."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import PyTree
+
+from rag_jax.adapters import AdapterStore
+from rag_jax.bank import init_bank_state, make_bank_step
+from rag_jax.checkpoint import load_tree
+from rag_jax.data.batches import BatchPlan, pad_rows, round_up
+from rag_jax.errors import RagJaxError
+from rag_jax.files import write_json
+from rag_jax.hosts import fetch
+from rag_jax.losses import span_cross_entropy, token_logprobs
+from rag_jax.sharding import DECODER_RULES, count_data_rows, lay_out, place_params, shard_batch
+from rag_jax.spans import Row, count_targets, pack_rows, target_logprobs
+from rag_jax.stage import StageContext, say
+from rag_jax.systems.prag.augment import read_augmented
+from rag_jax.systems.prag.data import Augmented, make_examples
+from rag_jax.systems.prag.groups import group_documents
+from rag_jax.training import init_state, make_optimizer, make_step
+from rag_jax.tuning import apply_tuned, init_tuned, tune
+
+if TYPE_CHECKING:
+    from rag_jax.systems.prag.pipeline import Session
+
+# Tokens that could be trained on while one program compiles, measured on two CPU cores.
+_PROGRAM_TOKENS = 1600
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How documents are encoded: from which start, and with what of their augmentation."""
+
+    start: str
+    rewrites: bool = True
+    questions: bool = True
+
+
+def make_document_loss(session: "Session") -> Callable[..., Any]:
+    """The loss of one adapter on one example, `-mean_t log p(x_t | x_<t)` (paper, eq. 5).
+
+    It is over every token but the first: those of the passage and of the question as well.
+    """
+    model = session.base.model.clone(remat=session.config.tuning.remat)
+
+    def loss(adapter, frozen, arrays):
+        params = apply_tuned(session.config.tuning, adapter, frozen, dtype=session.dtype)
+        tokens, mask = arrays["tokens"][None], arrays["mask"][None]
+        logits = model.apply({"params": params}, tokens, mask=mask)
+        logprobs = token_logprobs(logits[:, :-1], tokens[:, 1:])
+        count = jnp.maximum(mask[:, 1:].sum(), 1)  # one that fills a group up has none
+        return span_cross_entropy(logprobs, mask[:, 1:] / count).sum(), {}
+
+    return loss
+
+
+def open_store(session: "Session", context: StageContext, name: str) -> AdapterStore:
+    """The adapters that the stage of that name makes, or made.
+
+    Raises:
+        RagJaxError: those there are of another kind.
+    """
+    c = session.config
+    template = jax.eval_shape(partial(init_tuned, c.tuning, seed=c.seed), session.base.params)
+    settings = {
+        "tuning": c.tuning,
+        "encode": c.encode,
+        "augment": c.augment,
+        "variant": session.variants[name],
+        "seed": c.seed,
+    }
+    folder = context.path(name, "adapters")
+    return AdapterStore(folder, template, base=session.base.fingerprint, settings=settings)
+
+
+def run_encoding(session: "Session", context: StageContext, *, name: str) -> None:
+    """Trains an adapter for every document that was augmented, and stores it under its id.
+
+    A document whose training goes astray is told and left out; the others of its group stay.
+    """
+    c, variant = session.config, session.variants[name]
+    augmented = read_augmented(context)
+    passages = [p for p in session.list_documents(context) if p.id in augmented]
+    if not passages:
+        raise RagJaxError(
+            "no document is left to encode: see what the augmentation said of each, or set "
+            "config.augment.by='rules'"
+        )
+    examples = [
+        make_examples(
+            session.form, p, _reduce(augmented[p.id], variant), questions=c.augment.questions
+        )
+        for p in passages
+    ]
+    session.check_length(max(len(tokens) for rows in examples for tokens in rows))
+    lengths = np.asarray([[len(tokens) for tokens in rows] for rows in examples])
+    groups = group_documents(
+        lengths,
+        together=c.encode.together,
+        program_tokens=_PROGRAM_TOKENS,
+        multiple=count_data_rows(),
+    )
+    write_json(
+        context.folder / "groups.json",
+        {
+            "size": groups.size,
+            "groups": len(groups.widths),
+            "padding": groups.padding,
+            "programs": len({width for row in groups.widths for width in row}),
+            "tokens": int(lengths.sum()) * c.encode.epochs,
+        },
+    )
+    optimizer = optax.adamw(c.encode.learning_rate, weight_decay=c.encode.weight_decay)
+    step = make_bank_step(make_document_loss(session), optimizer)
+    start = load_start(session, context, variant.start)
+    bank = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (groups.size, *leaf.shape)), start)
+    bank = jax.tree.map(jnp.asarray, shard_batch(bank))
+    store = open_store(session, context, name)
+
+    def encode(group: Sequence[int]) -> list[dict[str, Any]]:
+        widths = groups.widths[groups.order.index(group[0]) // groups.size]
+        state, losses = init_bank_state(shard_batch(bank), optimizer), []
+        batches = [
+            pad_rows([examples[i][e] for i in group], width, pad_id=0, batch=groups.size)
+            for e, width in enumerate(widths)
+        ]
+        for _ in range(c.encode.epochs):
+            for tokens, mask in batches:
+                arrays = shard_batch({"tokens": tokens, "mask": mask})
+                state, metrics = step(state, session.base.params, arrays)
+                losses.append(metrics["loss"])
+        trained = fetch(state.params)
+        history = np.stack(fetch(losses))[:, : len(group)]
+        good = np.flatnonzero(np.isfinite(history).all(axis=0) & _find_finite(trained, len(group)))
+        store.save(
+            [passages[group[i]].id for i in good], jax.tree.map(lambda leaf: leaf[good], trained)
+        )
+        records = []
+        for i, document in enumerate(group):
+            error = None if i in good else "its training went astray (not finite)"
+            first, last = (
+                (float(np.mean(part)) if error is None else None)
+                for part in (history[: len(widths), i], history[-len(widths) :, i])
+            )
+            records.append(
+                {"id": passages[document].id, "first_loss": first, "last_loss": last}
+                | {"tokens": int(lengths[document].sum()), "error": error}
+            )
+        return records
+
+    records = context.map_batches(
+        "encoded.jsonl", groups.order, encode, batch_size=groups.size, unit="documents"
+    )
+    for record in records:
+        if record["error"]:
+            say(f"passage {record['id']!r} is left out: {record['error']}")
+
+
+def _reduce(augmented: Augmented, variant: Variant) -> Augmented:
+    rewrites = augmented.rewrites if variant.rewrites else ()
+    return Augmented(rewrites, augmented.pairs if variant.questions else ())
+
+
+def _find_finite(bank: PyTree, count: int) -> np.ndarray:
+    """Which of the first adapters have no NaN and no infinity."""
+    finite = [
+        np.isfinite(leaf[:count]).reshape(count, -1).all(axis=1) for leaf in jax.tree.leaves(bank)
+    ]
+    return np.logical_and.reduce(finite)
+
+
+# Warm-up.
+
+
+def load_start(session: "Session", context: StageContext, start: str) -> PyTree:
+    """The adapter that all documents start from, a fresh one or that of the warm-up."""
+    c = session.config
+    fresh = partial(init_tuned, c.tuning, seed=c.seed)
+    if start == "random":
+        return fetch(fresh(session.base.params))
+    abstract = lay_out(jax.eval_shape(fresh, session.base.params), session.mesh, DECODER_RULES)
+    return fetch(load_tree(context.path("warm_up", "params"), abstract))
+
+
+def run_warm_up(session: "Session", context: StageContext) -> None:
+    """Trains one adapter on training questions and answers without any passage (section 3.2.3)."""
+    if (context.folder / "params").exists():
+        return
+    c, settings, form = session.config, session.config.warm_up, session.form
+    questions = session.list_questions(session.read_corpus(context), "train", settings.questions)
+    rows = []
+    for question in questions:
+        tokens = form.encode_prompt(question.question) + form.encode_answer(question.answers[0])
+        rows.append(Row(question.id, tokens, {"text": (1, len(tokens))}))
+    session.check_length(max(len(row.tokens) for row in rows))
+    plan = BatchPlan(
+        [len(row.tokens) for row in rows],
+        kinds=["rows"] * len(rows),
+        strata=[0] * len(rows),
+        batch_size=settings.batch_size,
+        budget=settings.microbatch_tokens,
+        program_tokens=_PROGRAM_TOKENS,
+        seed=c.seed,
+        row_multiple=count_data_rows(),
+    )
+    total = settings.epochs * plan.num_steps_per_epoch
+    optimizer = make_optimizer(settings, max(total, 1))
+    model = session.base.model.clone(remat=c.tuning.remat)
+
+    def loss(trained, frozen, batch):
+        params = apply_tuned(c.tuning, trained, frozen, dtype=session.dtype)
+        return span_cross_entropy(target_logprobs(model, params, batch), batch["text"]).sum(), {}
+
+    step = make_step({"rows": loss}, optimizer)
+
+    def batch_at(number: int) -> tuple[list[tuple[str, Any]], list[str]]:
+        chosen, parts = plan.examples_at(number), []
+        for micro in plan.group(chosen):
+            arrays = pack_rows(
+                [rows[i] for i in micro.indices],
+                terms=("text",),
+                width=micro.width,
+                targets=round_up(micro.width, 8),
+                batch=micro.rows,
+                scale=1 / len(chosen),
+                reduction="mean",
+            )
+            parts.append((micro.kind, shard_batch(arrays)))
+        return parts, [rows[i].id for i in chosen]
+
+    def flops_at(number: int) -> float:
+        chosen = [rows[i] for i in plan.examples_at(number)]
+        tokens, targets = sum(len(r.tokens) for r in chosen), sum(map(count_targets, chosen))
+        return 2 * session.base.config.count_flops(tokens, targets)
+
+    start = init_tuned(c.tuning, session.base.params, seed=c.seed)
+    tune(
+        context,
+        init_state(place_params(start, session.mesh, DECODER_RULES), optimizer),
+        lambda state, parts: step(state, session.base.params, parts),
+        batch_at,
+        total_steps=total,
+        checkpoint_every=settings.checkpoint_every,
+        flops_at=flops_at,
+    )

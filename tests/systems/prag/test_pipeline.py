@@ -1,0 +1,329 @@
+"""Parametric RAG from an empty folder to the report, on tiny models and a tiny world."""
+
+import json
+import runpy
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from rag_jax import lora
+from rag_jax.config import build, to_config_dict
+from rag_jax.errors import RagJaxError
+from rag_jax.files import read_json, read_jsonl
+from rag_jax.pipeline import run_stages
+from rag_jax.stage import StageContext
+from rag_jax.systems.prag import evaluate, infer, pipeline, train
+from rag_jax.systems.prag.config import PRAGConfig
+from rag_jax.systems.prag.data import make_examples
+from rag_jax.systems.prag.infer import Engine
+
+ROOT = Path(__file__).parents[3]
+QUICK = {
+    "model.max_text": 24,
+    "retrieve.passages": 2,
+    "retrieve.encoder.max_length": 24,
+    "augment.max_tokens": 4,
+    "augment.batch_size": 4,
+    "encode.together": 4,
+    "encode.epochs": 2,
+    "encode.learning_rate": 1e-2,
+    "warm_up.batch_size": 2,
+    "answer.max_tokens": 3,
+    "answer.batch_size": 4,
+}
+PLACES = {
+    "Riga": "Latvia",
+    "Lyon": "France",
+    "Gitega": "Burundi",
+    "Oslo": "Norway",
+    "Quito": "Peru",
+}
+# Ids are any text, and never paths.
+NAMES = dict(zip(PLACES, ["../up", "a/b.c", "Gitéga", "..", "q"], strict=True))
+
+
+def write_folder(folder):
+    """Passages in SQuAD's format, with a question about each place in either split."""
+    folder.mkdir(exist_ok=True)
+    passages = [
+        {"id": NAMES[place], "title": place, "text": f"{place} is a town that lies in {country}."}
+        for place, country in PLACES.items()
+    ]
+    passages.append({"id": "river", "title": "", "text": "There is a river with a bridge."})
+    lines = {"passages.jsonl": passages}
+    for split, form in {"train": "Where is {}?", "test": "{} lies in which country?"}.items():
+        lines[f"{split}_questions.jsonl"] = [
+            {
+                "id": f"{split}/{place}",
+                "question": form.format(place),
+                "answers": [country],
+                "passage_id": NAMES[place],
+            }
+            for place, country in PLACES.items()
+        ]
+    for name, records in lines.items():
+        (folder / name).write_text("\n".join(map(json.dumps, records)), "utf-8")
+    return {"data.path": str(folder)}
+
+
+@pytest.fixture(scope="module")
+def make_config(llama_folder, bert_folder, tmp_path_factory):
+    models = {"model.name": str(llama_folder), "retrieve.encoder.name": str(bert_folder)}
+    data = write_folder(tmp_path_factory.mktemp("data"))
+
+    def make(**changes):
+        config = to_config_dict(PRAGConfig())
+        config.update_from_flattened_dict(QUICK | models | data | changes)
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def finished(make_config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("prag") / "run"
+    return workdir, pipeline.run(make_config(ablations=True), workdir)
+
+
+@pytest.fixture(scope="module")
+def session(finished, make_config):
+    return pipeline.Session(build(PRAGConfig, make_config(ablations=True)))
+
+
+def open_stage(session, workdir, name):
+    (stage,) = (stage for stage in session.stages() if stage.name == name)
+    return StageContext(stage, workdir / "stages")
+
+
+def make_engine(session, **changes):
+    settings = {
+        "model": session.base.model,
+        "params": session.base.params,
+        "form": session.form,
+        "settings": session.config.answer,
+        "scale": session.config.tuning.scale,
+        "documents": 2,
+        "width": 64,
+    }
+    return Engine(**settings | changes)
+
+
+def test_report(finished, make_config):
+    workdir, report = finished[0], read_json(finished[0] / "report.json")
+    assert build(PRAGConfig, report["config"]) == build(PRAGConfig, make_config(ablations=True))
+    ablations = ["without_rewrites", "without_questions", "warm_start"]
+    assert list(report["methods"]) == [*evaluate.METHODS, *ablations]
+    for numbers in report["methods"].values():
+        assert numbers["n"] == 5
+        assert 0 <= numbers["exact_match"] <= numbers["f1"] <= 1
+    tokens = {name: numbers["prompt_tokens"] for name, numbers in report["methods"].items()}
+    assert tokens["direct"] == tokens["parametric"] == tokens["random"]
+    assert tokens["direct"] < tokens["in_context"] == tokens["both"]
+    assert "the documents&#x27; adapters" in (workdir / "report.html").read_text("utf-8")
+    for line in read_jsonl(workdir / "predictions" / "random.jsonl"):
+        own = {r["id"]: r for r in read_jsonl(workdir / "predictions" / "parametric.jsonl")}
+        assert not {*line["adapters"]} & {*own[line["id"]]["adapters"]}
+        assert NAMES[line["id"].split("/")[1]] not in line["adapters"]
+    assert read_json(workdir / "stages" / "evaluate" / "adapters.json")["lost"] == {}
+
+
+def test_documents_are_learnt(finished):
+    for name in ("encode", "without_rewrites", "without_questions", "warm_start"):
+        for record in read_jsonl(finished[0] / "stages" / name / "encoded.jsonl"):
+            assert record["error"] is None and record["last_loss"] < record["first_loss"]
+
+
+def test_an_adapter_is_as_if_trained_alone(finished, session):
+    """A stored adapter against the paper's loop: a document, an example a step, no padding."""
+    import optax
+
+    from rag_jax.systems.prag.augment import read_augmented
+
+    workdir, c = finished[0], session.config
+    context = open_stage(session, workdir, "encode")
+    store = train.open_store(session, context, "encode")
+    passage = session.list_documents(context)[0]
+    augmented = read_augmented(context)[passage.id]
+    examples = make_examples(session.form, passage, augmented, questions=3)
+    assert len(examples) == 5
+    adapter = train.load_start(session, context, "random")
+    optimizer = optax.adamw(c.encode.learning_rate, weight_decay=c.encode.weight_decay)
+    state = optimizer.init(adapter)
+
+    def loss(adapter, tokens):
+        params = lora.fold(session.base.params, adapter, scale=16.0)
+        logits = session.base.model.apply({"params": params}, tokens[None])[0]
+        logprobs = jax.nn.log_softmax(logits[:-1])
+        return -logprobs[np.arange(len(tokens) - 1), tokens[1:]].mean()
+
+    for _ in range(c.encode.epochs):
+        for tokens in examples:
+            grads = jax.grad(loss)(adapter, np.asarray(tokens))
+            updates, state = optimizer.update(grads, state, adapter)
+            adapter = optax.apply_updates(adapter, updates)
+    found, lost = store.load([passage.id])
+    assert not lost
+    for (_, own), (_, other) in zip(
+        lora.list_kernels(adapter), lora.list_kernels(found), strict=True
+    ):
+        expected, got = own["a"] @ own["b"], other["a"][0] @ other["b"][0]
+        # Adam's first steps have one length whatever the gradient's, near zero too.
+        np.testing.assert_allclose(got, expected, atol=0.02 * np.abs(expected).max())
+
+
+def test_answers_are_those_of_a_model_with_the_adapters_folded_in(finished, session):
+    context = open_stage(session, finished[0], "evaluate")
+    store = train.open_store(session, context, "encode")
+    engine = make_engine(session)
+    ids = [p.id for p in session.list_documents(context)]
+    chosen = [ids[:2], ids[1:2], [], [ids[0], ids[0]]]  # two, one, none, the same one twice
+    questions = ["Where is Riga?", "Where is Lyon, then?", "Where?", "What lies in France?"]
+    prompts = [session.form.encode_prompt(question) for question in questions]
+    before = jax.tree.map(np.array, session.base.params)
+    found = engine.answer(prompts, store, chosen)
+    jax.tree.map(np.testing.assert_array_equal, before, session.base.params)
+    assert found.loaded == 2 and not found.lost
+    for prompt, own, text in zip(prompts, chosen, found.texts, strict=True):
+        params = session.base.params
+        for id in dict.fromkeys(own):
+            adapter = jax.tree.map(lambda leaf: leaf[0], store.load([id])[0])
+            params = lora.fold(params, adapter, scale=16.0)
+        alone = make_engine(session, params=params).answer([prompt])
+        assert alone.texts == [text]
+
+
+def test_a_second_batch_compiles_nothing(finished, session):
+    context = open_stage(session, finished[0], "evaluate")
+    store, engine = train.open_store(session, context, "encode"), make_engine(session)
+    ids = [p.id for p in session.list_documents(context)]
+    prompts = [session.form.encode_prompt(q) for q in ("Where is Riga?", "And where is Lyon?")]
+    engine.answer(prompts, store, [ids[:2], ids[:1]])
+    before = infer.answer_batch._cache_size()
+    engine.answer(prompts[:1], store, [[]])
+    engine.answer(prompts, store, [ids[2:4], ids[:2]])
+    assert infer.answer_batch._cache_size() == before
+
+
+def test_lost_adapters_are_named_and_the_rest_still_answers(finished, make_config, tmp_path):
+    workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    session = pipeline.Session(build(PRAGConfig, make_config(ablations=True)))
+    store = train.open_store(session, open_stage(session, workdir, "encode"), "encode")
+    damaged, missing = NAMES["Riga"], NAMES["Lyon"]
+    shutil.rmtree(store._place(missing))
+    (file,) = (p for p in store._place(damaged).rglob("*") if p.name == "checksums.json")
+    file.write_text("{}")
+    shutil.rmtree(workdir / "stages" / "evaluate")
+    report = pipeline.run(make_config(ablations=True), workdir)
+    assert report["methods"]["parametric"]["n"] == 5
+    lost = read_json(workdir / "stages" / "evaluate" / "adapters.json")["lost"]
+    assert set(lost) == {damaged, missing}
+    assert "has no adapter in" in lost[missing] and "is lost" in lost[damaged]
+
+
+def test_adapters_of_another_kind_are_refused(finished, make_config):
+    for changes, what in (({"tuning.rank": 3}, "settings"), ({"encode.epochs": 3}, "settings")):
+        session = pipeline.Session(build(PRAGConfig, make_config(ablations=True, **changes)))
+        context = open_stage(session, finished[0], "encode")
+        with pytest.raises(RagJaxError, match=f"holds adapters of another {what}"):
+            train.open_store(session, context, "encode")
+
+
+def test_running_again_continues_group_by_group(finished, make_config, tmp_path, monkeypatch):
+    workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    folder = workdir / "stages" / "encode"
+    lines = (folder / "encoded.jsonl").read_text("utf-8").splitlines(keepends=True)
+    size = read_json(folder / "groups.json")["size"]
+    (folder / "encoded.jsonl").write_text("".join(lines[:size]), "utf-8")
+    (folder / "stage.json").unlink()
+    saved = []
+    save = train.AdapterStore.save
+    monkeypatch.setattr(
+        train.AdapterStore,
+        "save",
+        lambda self, ids, bank: saved.extend(ids) or save(self, ids, bank),
+    )
+    pipeline.run(make_config(ablations=True), workdir)
+    ids = [json.loads(line)["id"] for line in lines]
+    assert saved == ids[size:]
+    assert (folder / "encoded.jsonl").read_text("utf-8") == "".join(lines)
+
+
+def test_a_document_that_goes_astray_is_left_out(make_config, tmp_path, monkeypatch, capsys):
+    make_loss = train.make_document_loss
+
+    def spoil(session):
+        loss = make_loss(session)
+        marks = session.base.tokenizer.encode(" Burundi")[-1]
+
+        def spoiled(adapter, frozen, arrays):
+            value, metrics = loss(adapter, frozen, arrays)
+            return jax.numpy.where((arrays["tokens"] == marks).any(), jax.numpy.nan, value), metrics
+
+        return spoiled
+
+    monkeypatch.setattr(train, "make_document_loss", spoil)
+    report = pipeline.run(make_config(), tmp_path / "run")
+    errors = {
+        r["id"]: r["error"]
+        for r in read_jsonl(tmp_path / "run" / "stages" / "encode" / "encoded.jsonl")
+    }
+    astray = {id for id, error in errors.items() if error}
+    assert NAMES["Gitega"] in astray and len(astray) < len(errors)
+    assert f"passage {NAMES['Gitega']!r} is left out" in capsys.readouterr().err
+    lost = read_json(tmp_path / "run" / "stages" / "evaluate" / "adapters.json")["lost"]
+    assert set(lost) == astray and report["methods"]["both"]["n"] == 5
+
+
+def test_questions_without_documents_and_documents_without_questions(make_config, tmp_path):
+    """BM25 finds nothing for a question without a known word; the model writes nothing usable."""
+    changes = {"retrieve.by": "bm25", "augment.rewrites": 0}
+    data = write_folder(tmp_path / "data")
+    path = tmp_path / "data" / "test_questions.jsonl"
+    lost = {"id": "lost", "question": "Quo vadis?", "answers": ["Rome"]}
+    path.write_text(path.read_text("utf-8") + "\n" + json.dumps(lost), "utf-8")
+    report = pipeline.run(make_config(**data, **changes), tmp_path / "run")
+    found = {r["id"]: r for r in read_jsonl(tmp_path / "run" / "predictions" / "parametric.jsonl")}
+    direct = {r["id"]: r for r in read_jsonl(tmp_path / "run" / "predictions" / "direct.jsonl")}
+    assert found["lost"]["adapters"] == []
+    assert found["lost"]["prediction"] == direct["lost"]["prediction"]
+    assert report["methods"]["in_context"]["n"] == 6
+    with pytest.raises(RagJaxError, match="no document is left to encode"):
+        pipeline.run(make_config(**data, **changes, **{"augment.by": "model"}), tmp_path / "run")
+    records = read_jsonl(tmp_path / "run" / "stages" / "augment" / "augmented.jsonl")
+    assert {record["error"] for record in records} == {"no usable questions"}
+
+
+def test_presets():
+    get_config = runpy.run_path(str(ROOT / "configs" / "prag.py"))["get_config"]
+    names = ("", "llama3.2-1b", "qwen2.5-1.5b", "llama3-8b")
+    _, *paper = (build(PRAGConfig, get_config(preset)) for preset in names)
+    for settings in paper:
+        assert (settings.tuning.rank, settings.tuning.scale) == (2, 16.0)
+        assert (settings.encode.learning_rate, settings.retrieve.passages) == (3e-4, 3)
+        assert (settings.augment.rewrites, settings.augment.questions) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tuning.mode": "full"}, "config.tuning.mode='full': a document is an adapter"),
+        ({"augment.rewrites": 0, "augment.questions": 0}, "nothing is left of the augmentation"),
+        ({"augment.rewrites": 2}, "config.augment.rewrites=2: rules know one rewrite"),
+        ({"tuning.targets": "nothing"}, "config.tuning.targets='nothing'"),
+        ({"model.max_text": 2000, "data.path": "nowhere"}, "config.data.path=nowhere"),
+        ({"evaluate_on": "dev"}, "config.data: there are no 'dev' questions with answers"),
+    ],
+)
+def test_mistakes_are_told(make_config, tmp_path, changes, message):
+    with pytest.raises(RagJaxError, match=message):
+        pipeline.run(make_config(**changes), tmp_path / "run")
+
+
+def test_an_encoder_is_no_language_model(make_config, bert_folder, tmp_path):
+    config = make_config(**{"model.name": str(bert_folder)})
+    session = pipeline.Session(build(PRAGConfig, config))
+    with pytest.raises(RagJaxError, match="config.model.name=.*: is no decoder"):
+        run_stages(session.stages()[:3], tmp_path / "run")
