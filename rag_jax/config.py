@@ -114,7 +114,7 @@ class DataConfig:
     """
 
     path: str | None = None
-    format: Literal["auto", "world", "beir", "squad"] = "auto"
+    format: Literal["auto", "world", "beir", "squad", "multihop"] = "auto"
     held_out: CountOrZero = 0
 
     def check(self, path: str) -> None:

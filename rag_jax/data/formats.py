@@ -7,6 +7,10 @@
   `question`, `answers` and, where it is known, `passage_id`. Both names may begin with a split and
   an underscore, as in `train_questions.jsonl`; the split is "test" where they don't. The passages
   of all files make one corpus.
+- `multihop` (2WikiMultihopQA, Ho et al. 2020; HotpotQA, Yang et al. 2018): `<split>.jsonl`, or
+  `<split>_<anything>.jsonl`, with `id`, `question`, `answer`, `type` and `paragraphs`, each with
+  `title`, `text` and `is_supporting`. The paragraphs of all files make one corpus, their titles the
+  ids.
 """
 
 import dataclasses
@@ -27,6 +31,7 @@ from rag_jax.files import read_jsonl, write_json, write_jsonl
 from rag_jax.ranking import has_answer
 
 _IDS = ("id", "_id", "passage_id")
+_PARAGRAPH = ("title", "text")
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,14 @@ class Passage:
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its acceptable answers if any are known, and relevant passages' grades by id."""
+    """A question, its acceptable answers if any are known, relevant passages' grades by id, and
+    its type where the data tells of types."""
 
     id: str
     question: str
     answers: tuple[str, ...]
     relevant: Mapping[str, int]
+    type: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ def read_collection(data: DataConfig, world: WorldConfig, *, seed: int) -> Colle
     if data.path is None:
         return _build_world(world)
     folder = Path(data.path)
-    readers = {"beir": _read_beir, "squad": _read_squad}
+    readers = {"beir": _read_beir, "squad": _read_squad, "multihop": _read_multihop}
     collection = readers[_find_format(folder) if data.format == "auto" else data.format](folder)
     return _hold_out(collection, data.held_out, seed=seed)
 
@@ -157,8 +164,12 @@ def _find_format(folder: Path) -> str:
         return "beir"
     if any(folder.glob("*passages.jsonl")):
         return "squad"
+    for path in sorted(folder.glob("*.jsonl")):
+        if "paragraphs" in next(_read_records(path), ("", {}))[1]:
+            return "multihop"
     raise RagJaxError(
-        f"config.data.path={folder}: holds neither corpus.jsonl (BEIR) nor passages.jsonl (SQuAD)"
+        f"config.data.path={folder}: holds neither corpus.jsonl (BEIR) nor passages.jsonl (SQuAD), "
+        "nor a .jsonl file with paragraphs (2WikiMultihopQA, HotpotQA)"
     )
 
 
@@ -209,6 +220,37 @@ def _read_squad(folder: Path) -> Collection:
     if not questions:
         raise RagJaxError(f"{folder}: holds no questions.jsonl")
     return Collection(list(passages.values()), questions)
+
+
+def _read_multihop(folder: Path) -> Collection:
+    passages: dict[str, Passage] = {}
+    questions: dict[str, list[Question]] = defaultdict(list)
+    for path in sorted(folder.glob("*.jsonl")):
+        for at, record in _read_records(path):
+            paragraphs = record.get("paragraphs")
+            if not isinstance(paragraphs, list) or not all(isinstance(p, dict) for p in paragraphs):
+                raise RagJaxError(f"{at}: paragraphs must be a list of objects")
+            relevant = {}
+            for paragraph in paragraphs:
+                passage = _add_paragraph(passages, *(_text(paragraph, n, at) for n in _PARAGRAPH))
+                if paragraph.get("is_supporting"):
+                    relevant[passage] = 1
+            id, asked, answer = (_text(record, name, at) for name in ("id", "question", "answer"))
+            kind = _text(record, "type", at, default="")
+            question = Question(id, asked, (answer,), relevant, kind)
+            questions[path.stem.split("_")[0]].append(question)
+    if not passages:
+        raise RagJaxError(f"{folder}: holds no .jsonl file with paragraphs")
+    return Collection(list(passages.values()), dict(questions))
+
+
+def _add_paragraph(passages: dict[str, Passage], title: str, text: str) -> str:
+    """The id of a paragraph: its title or, where another text has that, the title with a number."""
+    number, id = 1, title
+    while passages.setdefault(id, Passage(id, title, text)).text != text:
+        number += 1
+        id = f"{title} ({number})"
+    return id
 
 
 def _read_question(record: Mapping[str, Any], at: str, known: Container[str]) -> Question:

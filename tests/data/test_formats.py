@@ -55,6 +55,27 @@ def test_beir(tmp_path):
     assert found == read(tmp_path, format="beir")
 
 
+def test_multihop(tmp_path):
+    """Paragraphs of one title and text are one passage; another text takes a number."""
+    paragraphs = [("Riga", "City", True), ("B", "b", False)], [("Riga", "Film", 1), ("B", "b", 0)]
+    names = ("title", "text", "is_supporting")
+    for name, found, type_ in zip(
+        ("dev_2", "train"), paragraphs, ("comparison", None), strict=True
+    ):
+        listed = [dict(zip(names, paragraph, strict=True)) for paragraph in found]
+        record = {"id": name, "question": "?", "answer": "x", "paragraphs": listed}
+        record |= {"type": type_} if type_ else {}
+        write(tmp_path, {f"{name}.jsonl": json.dumps(record)})
+    found = read(tmp_path)
+    passages = [Passage("Riga", "Riga", "City"), Passage("B", "B", "b")]
+    assert found.passages == [*passages, Passage("Riga (2)", "Riga", "Film")]
+    assert found.questions == {
+        "dev": [Question("dev_2", "?", ("x",), {"Riga": 1}, "comparison")],
+        "train": [Question("train", "?", ("x",), {"Riga (2)": 1})],
+    }
+    assert found == read(tmp_path, format="multihop")
+
+
 def test_squad(tmp_path):
     found = read(write(tmp_path, SQUAD))
     assert found.passages == [Passage("b", "", "B"), Passage("a", "Riga", "Łódź")]

@@ -50,7 +50,7 @@ _PAIR = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _KEPT = 0.7  # share of a passage's names and numbers that its rewrite has to have
-# A name, which may be of several words, or a number. Letters that are none of ASCII's small ones may
+# A name, maybe of several words, or a number. Letters that are none of ASCII's small ones may
 # be capitals.
 _WORD = r"[^\W\d_a-z][\w'-]*"
 _VALUE = re.compile(rf"\b{_WORD}(?:\s+(?:(?:of|the|and|de|la)\s+)?{_WORD})*|\b\d[\d,.]*\d\b")

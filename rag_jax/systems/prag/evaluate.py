@@ -137,13 +137,26 @@ def grade(question: Question, prediction: str) -> dict[str, Any]:
         "id": question.id,
         "question": question.question,
         "answers": question.answers,
+        "type": question.type,
         "prediction": prediction,
         "exact_match": metrics.exact_match(prediction, question.answers),
         "f1": metrics.f1(prediction, question.answers),
     }
 
 
-def read_table(stages: Path) -> list[list[str | float]]:
+def tabulate_types(
+    predictions: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> list[list[str | float]]:
+    """F1 by type of question, a row for each method."""
+    types = sorted({row["type"] for rows in predictions.values() for row in rows})
+    table: list[list[str | float]] = [["method", *types]]
+    for name, rows in predictions.items():
+        scores = ([row["f1"] for row in rows if row["type"] == type_] for type_ in types)
+        table.append([name, *(float(np.mean(some)) for some in scores)])
+    return table
+
+
+def tabulate_adapters(stages: Path) -> list[list[str | float]]:
     """What the documents' adapters took to make and take to use, of a finished run."""
     made = read_json(stages / "encode" / "groups.json")
     used = read_json(stages / "evaluate" / "adapters.json")

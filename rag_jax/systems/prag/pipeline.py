@@ -33,7 +33,14 @@ from rag_jax.sharding import check_batches, make_mesh
 from rag_jax.systems.prag.augment import run_augmentation
 from rag_jax.systems.prag.config import PRAGConfig
 from rag_jax.systems.prag.data import Format
-from rag_jax.systems.prag.evaluate import COLUMNS, METHODS, read_table, run_evaluation, summarize
+from rag_jax.systems.prag.evaluate import (
+    COLUMNS,
+    METHODS,
+    run_evaluation,
+    summarize,
+    tabulate_adapters,
+    tabulate_types,
+)
 from rag_jax.systems.prag.train import Variant, run_encoding, run_warm_up
 
 
@@ -54,6 +61,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     }
     if not is_first():
         return {}
+    tables = {"the documents' adapters": tabulate_adapters(stages)}
+    if any(row["type"] for rows in predictions.values() for row in rows):
+        tables["F1 by type of question"] = tabulate_types(predictions)
     return write_report(
         workdir,
         system="prag",
@@ -64,7 +74,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         columns=COLUMNS,
         stages=records,
         predictions=predictions,
-        tables={"the documents' adapters": read_table(stages)},
+        tables=tables,
     )
 
 

@@ -14,25 +14,22 @@ from jaxtyping import PyTree
 from rag_jax.adapters import AdapterStore
 from rag_jax.bank import init_bank_state, make_bank_step
 from rag_jax.checkpoint import load_tree
-from rag_jax.data.batches import BatchPlan, pad_rows, round_up
+from rag_jax.data.batches import pad_rows
 from rag_jax.errors import RagJaxError
 from rag_jax.files import write_json
 from rag_jax.hosts import fetch
 from rag_jax.losses import span_cross_entropy, token_logprobs
-from rag_jax.sharding import DECODER_RULES, count_data_rows, lay_out, place_params, shard_batch
-from rag_jax.spans import Row, count_targets, pack_rows, target_logprobs
+from rag_jax.row_tuning import PROGRAM_TOKENS, tune_rows
+from rag_jax.sharding import DECODER_RULES, count_data_rows, lay_out, shard_batch
+from rag_jax.spans import Row, target_logprobs
 from rag_jax.stage import StageContext, say
 from rag_jax.systems.prag.augment import read_augmented
 from rag_jax.systems.prag.data import Augmented, make_examples
 from rag_jax.systems.prag.groups import group_documents
-from rag_jax.training import init_state, make_optimizer, make_step
-from rag_jax.tuning import apply_tuned, init_tuned, tune
+from rag_jax.tuning import apply_tuned, init_tuned
 
 if TYPE_CHECKING:
     from rag_jax.systems.prag.pipeline import Session
-
-# Tokens that could be trained on while one program compiles, measured on two CPU cores.
-_PROGRAM_TOKENS = 1600
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ def run_encoding(session: "Session", context: StageContext, *, name: str) -> Non
     groups = group_documents(
         lengths,
         together=c.encode.together,
-        program_tokens=_PROGRAM_TOKENS,
+        program_tokens=PROGRAM_TOKENS,
         multiple=count_data_rows(),
     )
     write_json(
@@ -192,8 +189,6 @@ def load_start(session: "Session", context: StageContext, start: str) -> PyTree:
 
 def run_warm_up(session: "Session", context: StageContext) -> None:
     """Trains one adapter on training questions and answers without any passage (section 3.2.3)."""
-    if (context.folder / "params").exists():
-        return
     c, settings, form = session.config, session.config.warm_up, session.form
     questions = session.list_questions(session.read_corpus(context), "train", settings.questions)
     rows = []
@@ -201,53 +196,21 @@ def run_warm_up(session: "Session", context: StageContext) -> None:
         tokens = form.encode_prompt(question.question) + form.encode_answer(question.answers[0])
         rows.append(Row(question.id, tokens, {"text": (1, len(tokens))}))
     session.check_length(max(len(row.tokens) for row in rows))
-    plan = BatchPlan(
-        [len(row.tokens) for row in rows],
-        kinds=["rows"] * len(rows),
-        strata=[0] * len(rows),
-        batch_size=settings.batch_size,
-        budget=settings.microbatch_tokens,
-        program_tokens=_PROGRAM_TOKENS,
-        seed=c.seed,
-        row_multiple=count_data_rows(),
-    )
-    total = settings.epochs * plan.num_steps_per_epoch
-    optimizer = make_optimizer(settings, max(total, 1))
     model = session.base.model.clone(remat=c.tuning.remat)
 
     def loss(trained, frozen, batch):
         params = apply_tuned(c.tuning, trained, frozen, dtype=session.dtype)
         return span_cross_entropy(target_logprobs(model, params, batch), batch["text"]).sum(), {}
 
-    step = make_step({"rows": loss}, optimizer)
-
-    def batch_at(number: int) -> tuple[list[tuple[str, Any]], list[str]]:
-        chosen, parts = plan.examples_at(number), []
-        for micro in plan.group(chosen):
-            arrays = pack_rows(
-                [rows[i] for i in micro.indices],
-                terms=("text",),
-                width=micro.width,
-                targets=round_up(micro.width, 8),
-                batch=micro.rows,
-                scale=1 / len(chosen),
-                reduction="mean",
-            )
-            parts.append((micro.kind, shard_batch(arrays)))
-        return parts, [rows[i].id for i in chosen]
-
-    def flops_at(number: int) -> float:
-        chosen = [rows[i] for i in plan.examples_at(number)]
-        tokens, targets = sum(len(r.tokens) for r in chosen), sum(map(count_targets, chosen))
-        return 2 * session.base.config.count_flops(tokens, targets)
-
-    start = init_tuned(c.tuning, session.base.params, seed=c.seed)
-    tune(
+    tune_rows(
         context,
-        init_state(place_params(start, session.mesh, DECODER_RULES), optimizer),
-        lambda state, parts: step(state, session.base.params, parts),
-        batch_at,
-        total_steps=total,
-        checkpoint_every=settings.checkpoint_every,
-        flops_at=flops_at,
+        rows,
+        loss,
+        base=session.base,
+        mesh=session.mesh,
+        tuning=c.tuning,
+        settings=settings,
+        terms=("text",),
+        strata=[0] * len(rows),
+        seed=c.seed,
     )

@@ -10,13 +10,13 @@ import jax
 import numpy as np
 
 from rag_jax.checkpoint import load_tree
-from rag_jax.data.batches import BatchPlan, round_up
 from rag_jax.data.formats import Collection
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_jsonl, write_json
 from rag_jax.losses import span_cross_entropy
-from rag_jax.sharding import DECODER_RULES, count_data_rows, lay_out, place_params, shard_batch
-from rag_jax.spans import Row, count_targets, pack_rows, target_logprobs
+from rag_jax.row_tuning import tune_rows
+from rag_jax.sharding import DECODER_RULES, lay_out
+from rag_jax.spans import Row, target_logprobs
 from rag_jax.stage import StageContext
 from rag_jax.systems.self_retrieval.data import (
     TERMS,
@@ -25,14 +25,10 @@ from rag_jax.systems.self_retrieval.data import (
     make_index_rows,
     make_question_rows,
 )
-from rag_jax.training import init_state, make_optimizer, make_step
-from rag_jax.tuning import apply_tuned, init_tuned, tune
+from rag_jax.tuning import apply_tuned, init_tuned
 
 if TYPE_CHECKING:
     from rag_jax.systems.self_retrieval.pipeline import Session
-
-# Tokens that could be trained on while one program compiles, measured on two CPU cores.
-_PROGRAM_TOKENS = 1600
 
 
 def make_rows(
@@ -106,58 +102,21 @@ def run_training(
     """Trains to the end and saves the trained tree as `params`."""
     if (context.folder / "params").exists():
         return
-    c, settings = session.config, session.config.train
+    c = session.config
     rows = make_rows(session, context, session.make_format(titled=titled), indexing=indexing)
     write_json(context.folder / "rows.json", describe_rows(rows))
-    plan = BatchPlan(
-        [len(row.tokens) for row in rows],
-        kinds=["rows"] * len(rows),
+    tune_rows(
+        context,
+        rows,
+        make_loss(session),
+        base=session.base,
+        mesh=session.mesh,
+        tuning=c.tuning,
+        settings=c.train,
+        terms=TERMS,
         # Every batch has its share of the tasks.
         strata=[2 * ("retrieval" in row.spans) + ("assessment" in row.spans) for row in rows],
-        batch_size=settings.batch_size,
-        budget=settings.microbatch_tokens,
-        program_tokens=_PROGRAM_TOKENS,
         seed=c.seed,
-        row_multiple=count_data_rows(),
-    )
-    most: dict[tuple[str, int], int] = defaultdict(int)
-    for i, row in enumerate(rows):
-        most[plan.place(i)] = max(most[plan.place(i)], count_targets(row))
-    total = settings.epochs * plan.num_steps_per_epoch
-    optimizer = make_optimizer(settings, max(total, 1))
-    step = make_step({"rows": make_loss(session)}, optimizer)
-    frozen = None if c.tuning.mode == "full" else session.base.params
-    passes = 3 if c.tuning.mode == "full" else 2
-
-    def batch_at(number: int) -> tuple[list[tuple[str, Any]], list[str]]:
-        chosen, parts = plan.examples_at(number), []
-        for micro in plan.group(chosen):
-            arrays = pack_rows(
-                [rows[i] for i in micro.indices],
-                terms=TERMS,
-                width=micro.width,
-                targets=round_up(most[micro.kind, micro.width], 16),
-                batch=micro.rows,
-                scale=1 / len(chosen),
-                reduction="mean",
-            )
-            parts.append((micro.kind, shard_batch(arrays)))
-        return parts, [rows[i].id for i in chosen]
-
-    def flops_at(number: int) -> float:
-        chosen = [rows[i] for i in plan.examples_at(number)]
-        tokens, targets = sum(len(r.tokens) for r in chosen), sum(map(count_targets, chosen))
-        return passes * session.base.config.count_flops(tokens, targets)
-
-    start = init_tuned(c.tuning, session.base.params, seed=c.seed)
-    tune(
-        context,
-        init_state(place_params(start, session.mesh, DECODER_RULES), optimizer),
-        lambda state, parts: step(state, frozen, parts),
-        batch_at,
-        total_steps=total,
-        checkpoint_every=settings.checkpoint_every,
-        flops_at=flops_at,
         profile_steps=c.profile_steps,
     )
 
