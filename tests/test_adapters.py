@@ -62,6 +62,24 @@ def test_what_was_saved_comes_back_to_the_bit(tmp_path):
     assert_same(again.load(["a", "../../b"])[0], take(bank, [5, 1]))
 
 
+def test_banks_are_filled_up_to_a_size(tmp_path):
+    bank = make_bank(2)
+    store = open_store(tmp_path)
+    store.save(IDS[:2], bank)
+    found, lost = store.load(IDS[:2], rows=5)
+    assert_same(take(found, [0, 1]), bank)
+    assert lost == {} and not any(leaf[2:].any() for leaf in jax.tree.leaves(found))
+    assert all(len(leaf) == 5 for leaf in jax.tree.leaves(found))
+
+
+def test_bytes_on_disk(tmp_path):
+    store = open_store(tmp_path)
+    store.save(IDS[:1], make_bank(1))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(make_bank(1)))
+    assert size <= store.count_bytes(IDS[0]) < size + 20_000
+    assert store.count_bytes(IDS[1]) == 0
+
+
 def test_one_is_read_without_the_others(tmp_path):
     bank = make_bank(3)
     store = open_store(tmp_path)

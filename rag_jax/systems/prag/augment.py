@@ -53,11 +53,12 @@ _KEPT = 0.7  # share of a passage's names and numbers that its rewrite has to ha
 # A name, maybe of several words, or a number. Letters that are none of ASCII's small ones may
 # be capitals.
 _WORD = r"[^\W\d_a-z][\w'-]*"
-_VALUE = re.compile(rf"\b{_WORD}(?:\s+(?:(?:of|the|and|de|la)\s+)?{_WORD})*|\b\d[\d,.]*\d\b")
+_VALUE = re.compile(rf"\b{_WORD}(?:\s+(?:(?:of|the|de|la)\s+)?{_WORD})*|\b\d[\d,.]*\d\b")
 # "the capital of ... is ...", "its main languages are ...".
+_NOUN = r"(?:(?!of\b)[a-z]+\s+){0,2}(?!of\b)[a-z]+"
 _NAMED = re.compile(
-    r"\b(?:the|its|their|his|her)\s+((?:[a-z]+\s+){0,2}[a-z]+)(?:\s+of\s+[^,;]+?)?"
-    r"\s+(?:is|are|was|were)\s+(?:the\s+)?([^,;.()]+)",
+    rf"\b(?:the|its|their|his|her)\s+({_NOUN})(?:\s+of\s+([^,;.]+?))?"
+    r"\s+(is|are|was|were)\s+(?:the\s+)?((?:[^\s,;.()]+\s*){1,5})(?=[,;.()]|$)",
     re.IGNORECASE,
 )
 
@@ -102,9 +103,9 @@ def ask_by_rules(passage: Passage, *, count: int) -> list[tuple[str, str]]:
     title = passage.title or "it"
     sentences = list_sentences(passage.text)
     named = [
-        (f"What is the {noun} of {title}?", value.strip())
+        (f"What {verb} the {noun} of {of or title}?", value.strip())
         for sentence in sentences
-        for noun, value in _NAMED.findall(sentence)
+        for noun, of, verb, value in _NAMED.findall(sentence)
     ]
     gaps = []
     for sentence in sentences:
