@@ -137,9 +137,9 @@ def run_encoding(session: "Session", context: StageContext, *, name: str) -> Non
         trained = fetch(state.params)
         history = np.stack(fetch(losses))[:, : len(group)]
         good = np.flatnonzero(np.isfinite(history).all(axis=0) & _find_finite(trained, len(group)))
-        store.save(
-            [passages[group[i]].id for i in good], jax.tree.map(lambda leaf: leaf[good], trained)
-        )
+        if good.size:
+            ids = [passages[group[i]].id for i in good]
+            store.save(ids, jax.tree.map(lambda leaf: leaf[good], trained))
         records = []
         for i, document in enumerate(group):
             error = None if i in good else "its training went astray (not finite)"
