@@ -21,7 +21,7 @@ def run_session(
     methods: Sequence[str],
     summarize: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]],
     columns: Sequence[str],
-    make_tables: Callable[[Path], Mapping[str, Any]] = lambda stages: {},
+    make_tables: Callable[[Path, Mapping[str, Any]], Mapping[str, Any]] = lambda *made: {},
 ) -> dict[str, Any]:
     """Runs every stage that isn't made yet and writes the report.
 
@@ -32,7 +32,7 @@ def run_session(
         model: the name that the report has.
         summarize: gives a method's numbers from its records.
         columns: as for `write_report`.
-        make_tables: gives further tables from the folder of all stages.
+        make_tables: gives further tables from the folder of all stages and the methods' records.
 
     Returns:
         The report as written; on all processes but the first nothing.
@@ -59,5 +59,5 @@ def run_session(
         columns=columns,
         stages=records,
         predictions=predictions,
-        tables=make_tables(stages),
+        tables=make_tables(stages, predictions),
     )

@@ -1,10 +1,10 @@
 """The stages of Parametric RAG, from an empty folder to the report."""
 
+from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -26,10 +26,10 @@ from rag_jax.models import Pretrained, load
 from rag_jax.models.bert import Bert
 from rag_jax.models.decoder import Decoder
 from rag_jax.models.hub import fingerprint, resolve
-from rag_jax.pipeline import Stage, StageContext, run_stages
-from rag_jax.report import write_report
 from rag_jax.retrieval import BM25, Index, encode_texts, list_texts
+from rag_jax.run import run_session
 from rag_jax.sharding import check_batches, make_mesh
+from rag_jax.stage import Stage, StageContext
 from rag_jax.systems.prag.augment import run_augmentation
 from rag_jax.systems.prag.config import PRAGConfig
 from rag_jax.systems.prag.data import Format
@@ -50,31 +50,22 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     Raises:
         RagJaxError: whatever of the settings, the data, the models or the disk the user can mend.
     """
-    settings = build(PRAGConfig, config)
-    session = Session(settings)
-    with jax.set_mesh(session.mesh):
-        records = run_stages(session.stages(), workdir, config=settings)
-    stages = Path(workdir) / "stages"
-    predictions = {
-        name: read_jsonl(stages / "evaluate" / f"{name}.jsonl")
-        for name in (*METHODS, *session.list_ablations())
-    }
-    if not is_first():
-        return {}
-    tables = {"the documents' adapters": tabulate_adapters(stages)}
-    if any(row["type"] for rows in predictions.values() for row in rows):
-        tables["F1 by type of question"] = tabulate_types(predictions)
-    return write_report(
+    session = Session(build(PRAGConfig, config))
+
+    def make_tables(stages: Path, predictions: Mapping[str, Any]) -> dict[str, Any]:
+        tables = {"the documents' adapters": tabulate_adapters(stages)}
+        if any(row["type"] for rows in predictions.values() for row in rows):
+            tables["F1 by type of question"] = tabulate_types(predictions)
+        return tables
+
+    return run_session(
+        session,
         workdir,
-        system="prag",
-        config=settings,
-        model=settings.model.name,
-        dataset=f"{settings.data.path or 'gazetteer'}, {settings.evaluate_on} questions",
-        methods={name: summarize(rows) for name, rows in predictions.items()},
+        model=session.config.model.name,
+        methods=[*METHODS, *session.list_ablations()],
+        summarize=summarize,
         columns=COLUMNS,
-        stages=records,
-        predictions=predictions,
-        tables=tables,
+        make_tables=make_tables,
     )
 
 

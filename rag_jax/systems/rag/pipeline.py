@@ -49,7 +49,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     session = Session(build(RAGConfig, config))
     settings = session.config
 
-    def make_tables(stages: Path) -> dict[str, Any]:
+    def make_tables(stages: Path, _: Any) -> dict[str, Any]:
         if not session.has_revisions:
             return {}
         title = "exact match on the facts that the world's other revision changed"
