@@ -15,7 +15,7 @@ fi
 slices=("$@")
 [[ ${#slices[@]} -gt 0 ]] || slices=(v5e:4x4 v5e:8x8 v5p:2x2x2 v6e:4x4)
 mkdir -p benchmarks/results/plans
-for preset in srrag.py:llama2-7b srrag.py:phi3.5-mini srrag.py:qwen2.5-7b; do
+for preset in srrag.py:llama2-7b srrag.py:phi3.5-mini srrag.py:qwen2.5-7b rag.py:bart-large; do
   for slice in "${slices[@]}"; do
     name=${preset#*:}-${slice//:/-}
     echo "$name"
