@@ -40,7 +40,7 @@ def launch(*arguments, workdir):
         ([CONFIG, "--config.stage1=1"], "config.stage1: a group of fields (batch_size, "),
         ([CONFIG, "--config.seed"], "config.seed: has no value"),
         ([CONFIG, "--config.seed=1.5"], "--config.seed=1.5: invalid literal for int()"),
-        ([CONFIG, "--config.system=x"], "config.system='x': must be one of dpr, rag, "),
+        ([CONFIG, "--config.system=x"], "config.system='x': must be one of dpr, prag, rag, "),
         ([CONFIG, "--wrkdir=x"], "Unknown command line flag 'wrkdir'. Did you mean: workdir"),
         ([CONFIG, "runs/x"], "runs/x: not a flag"),
     ],
