@@ -45,8 +45,8 @@ _SAMPLE_PAIRS = (
     ("When was the Eiffel Tower finished?", "1889"),
 )
 _PAIR = re.compile(
-    r"^\W*question\s*\d*\s*[:.)]\s*(?P<question>\S.*?)\s*$\s*"
-    r"^\W*answer\s*\d*\s*[:.)]\s*(?P<answer>\S.*?)\s*$",
+    r"^[\W\d]*question\s*\d*\s*[:.)]\s*(?P<question>\S.*?)\s*$\s*"
+    r"^[\W\d]*answer\s*\d*\s*[:.)]\s*(?P<answer>\S.*?)\s*$",
     re.IGNORECASE | re.MULTILINE,
 )
 _KEPT = 0.7  # share of a passage's names and numbers that its rewrite has to have

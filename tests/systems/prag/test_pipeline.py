@@ -26,6 +26,7 @@ from rag_jax.systems.prag.infer import Engine
 ROOT = Path(__file__).parents[3]
 QUICK = {
     "model.max_text": 24,
+    "retrieve.by": "bm25",
     "retrieve.passages": 2,
     "retrieve.encoder.max_length": 24,
     "augment.max_tokens": 4,
@@ -280,7 +281,7 @@ def test_a_document_that_goes_astray_is_left_out(make_config, tmp_path, monkeypa
 
 def test_questions_without_documents_and_documents_without_questions(make_config, tmp_path):
     """BM25 finds nothing for a question without a known word; the model writes nothing usable."""
-    changes = {"retrieve.by": "bm25", "augment.rewrites": 0}
+    changes = {"augment.rewrites": 0}
     data = write_folder(tmp_path / "data")
     path = tmp_path / "data" / "test_questions.jsonl"
     lost = {"id": "lost", "question": "Quo vadis?", "answers": ["Rome"]}
@@ -295,6 +296,13 @@ def test_questions_without_documents_and_documents_without_questions(make_config
         pipeline.run(make_config(**data, **changes, **{"augment.by": "model"}), tmp_path / "run")
     records = read_jsonl(tmp_path / "run" / "stages" / "augment" / "augmented.jsonl")
     assert {record["error"] for record in records} == {"no usable questions"}
+
+
+def test_a_dense_retriever(make_config, tmp_path):
+    session = pipeline.Session(build(PRAGConfig, make_config(**{"retrieve.by": "dense"})))
+    run_stages(session.stages()[:2], tmp_path / "run")
+    records = read_jsonl(tmp_path / "run" / "stages" / "retrieve" / "found.jsonl")
+    assert len(records) == 5 and all(len(set(record["passages"])) == 2 for record in records)
 
 
 def test_presets():
