@@ -253,19 +253,22 @@ def test_running_again_continues_group_by_group(finished, make_config, tmp_path,
 
 
 def test_a_document_that_goes_astray_is_left_out(make_config, tmp_path, monkeypatch, capsys):
-    make_loss = train.make_document_loss
+    make_loss, make_examples, marked = train.make_document_loss, train.make_examples, 255
+
+    def mark(form, passage, *arguments, **settings):
+        rows = make_examples(form, passage, *arguments, **settings)
+        return [[*row, marked] for row in rows] if passage.id == NAMES["Gitega"] else rows
 
     def spoil(session):
-        loss, encode = make_loss(session), session.base.tokenizer.encode
-        others = "".join(f" {place} lies in {PLACES[place]}" for place in PLACES if place[0] != "G")
-        marks = jnp.asarray(sorted(set(encode(" Gitega, Burundi")) - set(encode(others))))
+        loss = make_loss(session)
 
         def spoiled(adapter, frozen, arrays):
             value, metrics = loss(adapter, frozen, arrays)
-            return jnp.where(jnp.isin(arrays["tokens"], marks).any(), jnp.nan, value), metrics
+            return jnp.where((arrays["tokens"] == marked).any(), jnp.nan, value), metrics
 
         return spoiled
 
+    monkeypatch.setattr(train, "make_examples", mark)
     monkeypatch.setattr(train, "make_document_loss", spoil)
     report = pipeline.run(make_config(), tmp_path / "run")
     errors = {
@@ -273,7 +276,7 @@ def test_a_document_that_goes_astray_is_left_out(make_config, tmp_path, monkeypa
         for r in read_jsonl(tmp_path / "run" / "stages" / "encode" / "encoded.jsonl")
     }
     astray = {id for id, error in errors.items() if error}
-    assert NAMES["Gitega"] in astray and len(astray) < len(errors)
+    assert astray == {NAMES["Gitega"]} and len(errors) > 1
     assert f"passage {NAMES['Gitega']!r} is left out" in capsys.readouterr().err
     lost = read_json(tmp_path / "run" / "stages" / "evaluate" / "adapters.json")["lost"]
     assert set(lost) == astray and report["methods"]["both"]["n"] == 5
