@@ -135,10 +135,10 @@ def write_branches(
     seen: Bool[Array, "B W S"],
     *,
     slot: Int[Array, ""] | int,
-    depth: Int[Array, ""] | int,
+    depth: Int[Array, "B W"] | Int[Array, ""] | int,
     length: int,
 ) -> tuple[Output, Cache]:
-    """Writes one more token of each of `W` texts that go on from every row.
+    """Writes `W` tokens of texts that go on from every row: the next of each, or several of some.
 
     The texts are a tree in the slots behind the row: one that branches off from another is told to
     look at that one's slots, and nothing is copied.
@@ -148,7 +148,7 @@ def write_branches(
             `position` stay as they are.
         seen: where each token looks behind the row: at its text's tokens, itself among them.
         slot: where the tokens are written, next to each other.
-        depth: how many tokens the texts have already.
+        depth: how many tokens of its text stand before each token, one number where all are alike.
         length: slots of the longest text, the row's own included.
     """
     seen = cache.real[:, None] | seen

@@ -114,23 +114,7 @@ def run_evaluation(session: "Session", context: StageContext) -> None:
             path = context.folder / f"{name}.trec"
             write_run(path, name, [question.id for question in questions], named)
 
-    depth = min(_DEPTH, len(corpus.passages))
-    rankings = {"bm25": BM25.build(list_texts(corpus.passages)).search(asked, depth)}
-    for name, stage in (("dense", "dense"), ("dense_tuned", "dense_tuned")):
-        encoders = session.load_encoders(context, stage)
-        index = Index.build(
-            session.encode(encoders.passage, list_texts(corpus.passages)), backend="exact",
-            encoder=encoders.passage.fingerprint,
-        )  # fmt: skip
-        rankings[name] = index.search(session.encode(encoders.question, asked), depth)
-    for name, (scores, rows) in rankings.items():
-        ranked = [
-            list(zip(*pair, strict=True))
-            for pair in zip(rows.tolist(), scores.tolist(), strict=True)
-        ]
-        records = _answer(context, engine, asked, rows[:, 0].tolist(), name)
-        save(name, ranked, [r["answer"] for r in records], [r["seconds"] for r in records])
-
+    ranked = _rank_by_others(session, context, corpus, asked)
     variants = {"self_retrieval": engine}
     if c.ablations:
         for name, titled in (("without_indexing", True), ("without_titles", False)):
@@ -141,15 +125,44 @@ def run_evaluation(session: "Session", context: StageContext) -> None:
             [[Candidate(*candidate) for candidate in group] for group in record["groups"]]
             for record in records
         ]
-        ranked = [rank(found, score(found, c.search)) for found in groups]
         seconds = [record["seconds"] for record in records]
-        save(name, ranked, [record["answer"] for record in records], seconds)
+        answers = [record["answer"] for record in records]
+        save(name, [rank(found, score(found, c.search)) for found in groups], answers, seconds)
         if name == "self_retrieval":
-            ranked = [rank(found, score_unassessed(found, c.search)) for found in groups]
-            first = [found[0][0] for found in ranked]
-            read = _answer(context, engine, asked, first, "without_assessment")
-            spent = [a + r["seconds"] for a, r in zip(seconds, read, strict=True)]
-            save("without_assessment", ranked, [r["answer"] for r in read], spent)
+            spent = {"without_assessment": seconds}
+            ranked["without_assessment"] = [
+                rank(found, score_unassessed(found, c.search)) for found in groups
+            ]
+    # One answer for all methods with the same first passage.
+    pairs = {(i, found[0][0]) for rows in ranked.values() for i, found in enumerate(rows)}
+    read = _answer(context, engine, asked, sorted(pairs))
+    for name, rows in ranked.items():
+        own = [read[i, found[0][0]] for i, found in enumerate(rows)]
+        before = spent.get(name, [0.0] * len(own))
+        seconds = [a + r["seconds"] for a, r in zip(before, own, strict=True)]
+        save(name, rows, [r["answer"] for r in own], seconds)
+
+
+def _rank_by_others(
+    session: "Session", context: StageContext, corpus: Collection, asked: Sequence[str]
+) -> dict[str, list[Ranked]]:
+    """What BM25 and the dense encoder, as it is and trained, find."""
+    depth, texts = min(_DEPTH, len(corpus.passages)), list_texts(corpus.passages)
+    found = {"bm25": BM25.build(texts).search(asked, depth)}
+    for name in ("dense", "dense_tuned"):
+        encoders = session.load_encoders(context, name)
+        index = Index.build(
+            session.encode(encoders.passage, texts), backend="exact",
+            encoder=encoders.passage.fingerprint,
+        )  # fmt: skip
+        found[name] = index.search(session.encode(encoders.question, asked), depth)
+    return {
+        name: [
+            list(zip(*pair, strict=True))
+            for pair in zip(rows.tolist(), scores.tolist(), strict=True)
+        ]
+        for name, (scores, rows) in found.items()
+    }
 
 
 def make_engine(
@@ -180,18 +193,15 @@ def _retrieve(
 
 
 def _answer(
-    context: StageContext, engine: Engine, asked: Sequence[str], rows: Sequence[int], name: str
-) -> list[dict[str, Any]]:
-    def run(batch: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
+    context: StageContext, engine: Engine, asked: Sequence[str], pairs: Sequence[tuple[int, int]]
+) -> dict[tuple[int, int], dict[str, Any]]:
+    """Answers from one row of the corpus each, by the question's number and the row."""
+
+    def run(batch: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
         clock = Clock()
-        answers = engine.answer(*map(list, zip(*batch, strict=True)))
+        answers = engine.answer([asked[i] for i, _ in batch], [row for _, row in batch])
         seconds = clock.read() / len(batch)
         return [{"answer": answer, "seconds": seconds} for answer in answers]
 
-    return context.map_batches(
-        f"answers_{name}.jsonl",
-        list(zip(asked, rows, strict=True)),
-        run,
-        batch_size=_TOGETHER,
-        unit=f"answers ({name})",
-    )
+    records = context.map_batches("answers.jsonl", pairs, run, batch_size=_TOGETHER, unit="answers")
+    return dict(zip(pairs, records, strict=True))

@@ -5,9 +5,11 @@ candidate is read and assessed behind it too; the answer goes on from the best c
 (Tang et al. 2024, section 3).
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import jax
@@ -18,9 +20,10 @@ from jaxtyping import Array, Bool, Float, Int
 from rag_jax.data.batches import pad_rows, round_up
 from rag_jax.data.formats import Passage
 from rag_jax.decoding.beam import Search
-from rag_jax.decoding.cache import Cache, append, fork
+from rag_jax.decoding.cache import Cache, append, fork, grow, write_branches
 from rag_jax.decoding.constrained import FoundPaths, search_trie
 from rag_jax.decoding.generate import check_prompts, decode, last_hidden, read_prompts
+from rag_jax.decoding.packing import pack_texts
 from rag_jax.decoding.trie import Trie, TrieArrays
 from rag_jax.hosts import fetch
 from rag_jax.losses import token_logprobs
@@ -29,6 +32,9 @@ from rag_jax.sharding import constrain_rows, shard_batch
 from rag_jax.systems.self_retrieval.config import SearchConfig
 from rag_jax.systems.self_retrieval.data import Format
 from rag_jax.systems.self_retrieval.scores import Candidate, score, to_probability
+
+# Of candidates in one row: with more, attention to the others' tokens costs what padding would.
+_ROW_TOKENS = 512
 
 
 class Title(NamedTuple):
@@ -41,16 +47,18 @@ class Title(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """Candidates that were read, `R / B` rows for each question.
+    """Candidates that were read, packed into rows, `R / B` for each question.
 
     Attributes:
         cache: what was read of them, behind their questions.
-        hidden: `[R, D]`, of each one's last token.
+        hidden: `[R, T, D]`, of every token.
+        places: for each question's candidates the row, and the places of the tokens up to the cue.
         rejections: for each question the probabilities that its candidates are rejected.
     """
 
     cache: Cache
-    hidden: Float[Array, "R D"]
+    hidden: Float[Array, "R T D"]
+    places: list[list[tuple[int, list[int]]]]
     rejections: list[list[float]]
 
 
@@ -98,24 +106,41 @@ def assess(
     params,
     cache: Cache,
     tokens: Int[Array, "R T"],
-    mask: Bool[Array, "R T"],
+    seen: Bool[Array, "R T T"],
+    depth: Int[Array, "R T"],
+    places: Int[Array, "R C r"],
     reject: Int[Array, "r"],
-) -> tuple[Cache, Float[Array, "R D"], Float[Array, "R"]]:
-    """Reads `R / B` candidates, up to the cue, behind each question, and judges them.
+) -> tuple[Cache, Float[Array, "R T D"], Float[Array, "R C"]]:
+    """Reads candidates behind each question, and judges them.
+
+    Args:
+        tokens: with `seen` and `depth` as `pack_texts` gives them: each candidate up to the cue,
+            and all of the rejection but its last token behind it.
+        places: of each candidate's tokens that the rejection's are drawn from.
 
     Returns:
-        The cache and each one's last hidden state, as before the judgement; and the log-probability
-        of the rejection, in nats.
+        The cache, the hidden state of every token, and the log-probability of each candidate's
+        rejection, in nats.
     """
-    rows = len(tokens)
+    rows, width = tokens.shape
     cache = fork(model, cache, rows // len(cache.position))
-    output, cache = append(model, params, cache, tokens, mask)
-    hidden = last_hidden(output.hidden, mask)
-    said = jnp.tile(reject, (rows, 1))
-    more, _ = append(model, params, cache, said[:, :-1], jnp.ones_like(said[:, :-1], bool))
-    states = jnp.concatenate([hidden[:, None], more.hidden], axis=1)
+    slot = cache.real.shape[1]
+    output, cache = write_branches(
+        model,
+        params,
+        grow(cache, width),
+        tokens,
+        jnp.pad(seen, ((0, 0), (0, 0), (slot, 0))),
+        slot=slot,
+        depth=depth,
+        length=slot + width,
+    )
+    count = places.shape[1] * places.shape[2]
+    states = jnp.take_along_axis(output.hidden, places.reshape(rows, count, 1), axis=1)
     logits = model.apply({"params": params}, states, method="logits")
-    return cache, hidden, token_logprobs(logits, said).sum(axis=-1)
+    said = jnp.tile(reject, (rows, places.shape[1]))
+    logprobs = token_logprobs(logits, said).reshape(places.shape)
+    return cache, output.hidden, logprobs.sum(axis=-1)
 
 
 @partial(jax.jit, static_argnames=("model", "max_tokens", "stop_ids"))
@@ -123,8 +148,10 @@ def answer(
     model: Decoder,
     params,
     cache: Cache,
-    hidden: Float[Array, "R D"],
-    best: Int[Array, "B"],
+    hidden: Float[Array, "R T D"],
+    rows: Int[Array, "B"],
+    path: Bool[Array, "B T"],
+    ends: Int[Array, "B"],
     accept: Int[Array, "a"],
     active: Bool[Array, "B"],
     *,
@@ -134,24 +161,27 @@ def answer(
     """Greedy answers behind one candidate of each question.
 
     Args:
-        cache: what `assess` left.
-        best: its row for each question.
+        cache: with `hidden` what `assess` left.
+        rows: where each question's candidate was read.
+        path: the places of its tokens up to the cue, of which `ends` is the last.
         accept: what is said of a passage before the answer; may be nothing.
     """
-    picked = jax.tree.map(
-        lambda leaf: constrain_rows(leaf[best], len(best)),
+    layers, real, position = jax.tree.map(
+        lambda leaf: constrain_rows(leaf[rows], len(rows)),
         (cache.layers, cache.real, cache.position),
     )
-    cache, hidden = Cache(*picked, cache.prefix), hidden[best]
+    real |= jnp.pad(path, ((0, 0), (real.shape[1] - path.shape[1], 0)))
+    position += path.sum(axis=1, dtype=position.dtype)
+    cache, last = Cache(layers, real, position, cache.prefix), hidden[rows, ends]
     if len(accept):
-        tokens = jnp.tile(accept, (len(best), 1))
+        tokens = jnp.tile(accept, (len(rows), 1))
         output, cache = append(model, params, cache, tokens, jnp.ones_like(tokens, bool))
-        hidden = output.hidden[:, -1]
+        last = output.hidden[:, -1]
     decoded = decode(
         model,
         params,
         cache,
-        hidden,
+        last,
         max_tokens=max_tokens,
         stop_ids=stop_ids,
         active=active,
@@ -315,50 +345,65 @@ class Engine:
 
     def _judge(self, cache: Cache, found: Sequence[Sequence[Sequence[int]]]) -> Judged:
         """Reads and judges each question's passages, each given by its rows of the corpus."""
-        batch = self.settings.batch_size
-        times = round_up(max(map(len, found)), 1 if max(map(len, found)) == 1 else 4)
-        readings = [
-            [self.form.encode_reading(self.passages[rows[0]]) for rows in group] for group in found
+        batch, reject = self.settings.batch_size, self.form.encode_reject()
+        more = reject[:-1]
+        texts = [
+            [[*self.form.encode_reading(self.passages[rows[0]]), *more] for rows in group]
+            for group in found
         ]
-        # A row that is no candidate reads one token: attention over none has no meaning.
-        blank = readings[0][0][-1:]
-        rows = [
-            readings[b][i] if b < len(readings) and i < len(readings[b]) else blank
-            for b in range(batch)
-            for i in range(times)
-        ]
-        reject = self.form.encode_reject()
-        arrays = shard_batch(pad_rows(rows, round_up(max(map(len, rows)), 16), pad_id=0))
+        packed = pack_texts([*texts, *[[]] * (batch - len(texts))], limit=_ROW_TOKENS)
+        order: dict[int, list[list[int]]] = defaultdict(list)  # each row's candidates
+        numbers = []
+        for row, places in chain.from_iterable(packed.texts):
+            numbers.append((row, len(order[row])))
+            order[row].append(places[len(places) - len(reject) :])
+        most = max(map(len, order.values()))
+        width = 1 if most == 1 else round_up(most, 4)
+        drawn = np.zeros((len(packed.tokens), width, len(reject)), np.int32)
+        for row, some in order.items():
+            drawn[row, : len(some)] = some
+        arrays = shard_batch((packed.tokens, packed.seen, packed.depth, drawn))
         cache, hidden, said = assess(
             self.model, self.params, cache, *arrays, jnp.asarray(reject, jnp.int32)
         )
-        said = fetch(said).reshape(batch, times)
-        rejections = [
-            [to_probability(float(x), len(reject), self.settings) for x in said[b, : len(group)]]
-            for b, group in enumerate(found)
-        ]
-        return Judged(cache, hidden, rejections)
+        said, numbers = fetch(said), iter(numbers)
+        return Judged(
+            cache,
+            hidden,
+            [[(row, p[: len(p) - len(more)]) for row, p in group] for group in packed.texts],
+            [
+                [
+                    to_probability(float(said[next(numbers)]), len(reject), self.settings)
+                    for _ in group
+                ]
+                for group in found
+            ],
+        )
 
     def _write_answers(self, judged: Judged, best: Sequence[int]) -> list[str]:
         """Answers from one candidate of each question, by its number among them."""
-        batch, count = self.settings.batch_size, len(best)
-        times = len(judged.hidden) // batch
-        rows = times * np.arange(batch) + np.pad(np.asarray(best), (0, batch - count))
+        batch, times = self.settings.batch_size, len(judged.hidden) // self.settings.batch_size
+        rows = times * np.arange(batch, dtype=np.int32)
+        path = np.zeros((batch, judged.hidden.shape[1]), bool)
+        ends = np.zeros(batch, np.int32)
+        for b, number in enumerate(best):
+            rows[b], places = judged.places[b][number]
+            path[b, places], ends[b] = True, places[-1]
         tokens, lengths = fetch(
             answer(
                 self.model,
                 self.params,
                 judged.cache,
                 judged.hidden,
-                shard_batch(rows.astype(np.int32)),
+                *shard_batch((rows, path, ends)),
                 jnp.asarray(self.form.encode_accept(), jnp.int32),
-                shard_batch(np.arange(batch) < count),
+                shard_batch(np.arange(batch) < len(best)),
                 max_tokens=self.settings.max_answer,
                 stop_ids=(self.form.tokenizer.eos_id,),
             )
         )
         decode_text = self.form.tokenizer.decode
-        return [decode_text(tokens[b, : lengths[b]]).strip() for b in range(count)]
+        return [decode_text(tokens[b, : lengths[b]]).strip() for b in range(len(best))]
 
     # What searches share, made when first needed.
 
