@@ -34,7 +34,11 @@ def _follow_paper(name: str) -> PRAGConfig:
 
 
 PRESETS = {
-    "": PRAGConfig(),
+    "": PRAGConfig(
+        model=ReaderConfig(chat=True),
+        retrieve=RetrieveConfig(passages=1),
+        encode=EncodeConfig(learning_rate=2.5e-3),
+    ),
     "llama3.2-1b": _follow_paper("meta-llama/Llama-3.2-1B-Instruct"),
     "qwen2.5-1.5b": _follow_paper("Qwen/Qwen2.5-1.5B-Instruct"),
     "llama3-8b": _follow_paper("meta-llama/Meta-Llama-3-8B-Instruct"),

@@ -116,7 +116,7 @@ class PRAGConfig:
     mesh: MeshConfig = MeshConfig()
     model: ReaderConfig = ReaderConfig()
     data: DataConfig = DataConfig()
-    world: WorldConfig = WorldConfig(cities=40, train=100, dev=60, test=60)
+    world: WorldConfig = WorldConfig(cities=40, train=100, dev=60, test=100)
     retrieve: RetrieveConfig = RetrieveConfig()
     augment: AugmentConfig = AugmentConfig()
     tuning: TuningConfig = TuningConfig(rank=2, targets=r"ffn/(gate|up|down)")

@@ -9,7 +9,7 @@ In plain text a prompt is
     The answer is
 
 without the passages where knowledge is to come from the parameters alone. In a chat template this
-is a message, with an instruction before it, and the answer begins behind "The answer is" too.
+is a message behind a system message, and the answer begins behind "The answer is" too.
 
 The released code ends an answer with a full stop and cuts predictions at the first one, or comma,
 which takes "U.S." and "15,140" apart. Here the end-of-text token ends an answer.
@@ -54,8 +54,9 @@ class Format:
         parts = ["\n".join(lines)] * bool(lines) + [f"Question: {_join_words(question)}"]
         if not self.chat:
             return self.tokenizer.encode("\n\n".join(parts) + f"\n{_CUE}")
-        message = "\n\n".join([_INSTRUCTION, *parts])
-        prompt = self.tokenizer.encode_chat([{"role": "user", "content": message}])
+        turns = [("system", _INSTRUCTION), ("user", "\n\n".join(parts))]
+        messages = [{"role": role, "content": content} for role, content in turns]
+        prompt = self.tokenizer.encode_chat(messages)
         return [*prompt, *self.tokenizer.encode(_CUE)]
 
     def encode_answer(self, answer: str) -> list[int]:

@@ -91,7 +91,7 @@ class SelfRetrievalConfig:
     model: ReaderConfig = ReaderConfig()
     data: DataConfig = DataConfig()
     world: WorldConfig = WorldConfig(
-        cities=40, countries=100, train=100, dev=60, test=100, talk_pages=1
+        cities=40, countries=60, train=100, dev=60, test=100, talk_pages=1
     )
     examples: ExamplesConfig = ExamplesConfig()
     tuning: TuningConfig = TuningConfig()
