@@ -150,7 +150,7 @@ def compare_padded(ours: Any, theirs: Any, rng: np.random.Generator) -> Compared
 
 
 def make_training(ours: Any) -> tuple[Callable[[Any], Any], Any]:
-    """A function that trains a bank on documents `[N, steps, 1, T]`, and an adapter to start from."""
+    """A function that trains a bank on documents `[N, steps, 1, T]`, and what they start from."""
     optimizer = optax.adamw(RATE, weight_decay=DECAY)
 
     def loss(adapter, params, tokens):
