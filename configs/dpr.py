@@ -9,7 +9,7 @@ answer; one epoch over 1,000 training questions: share with an answer in the fir
 five passages, and mean reciprocal rank of passages about the place that state the answer: BM25
 0.043, 0.830, 0.351; encoder off the shelf 0.200, 0.933, 0.524; trained 0.997, 0.997, 0.992.
 
-Data of one's own, in BEIR's format or as JSON lines like SQuAD's (`rag_jax/data/formats.py`):
+Data of one's own, in any of the formats of `rag_jax/data/formats`, gzip or not:
 
     python launch/train.py --config=configs/dpr.py --config.data.path=scifact \
         --config.encoder.max_length=256 --config.train.learning_rate=2e-5 --config.train.epochs=2

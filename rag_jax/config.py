@@ -108,14 +108,31 @@ class WorldConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Passages and questions: the built-in world, or the folder `path` in one of the formats.
+    """Passages and questions: the built-in world, or the folder `path` in one of the formats of
+    `rag_jax/data/formats`.
 
-    `held_out` training questions become the "dev" split where the folder has none.
+    `held_out` training questions become the "dev" split where the folder has none. So many
+    `bad_lines` are skipped, each with a warning; one more ends the run.
     """
 
     path: str | None = None
-    format: Literal["auto", "world", "beir", "squad", "multihop"] = "auto"
+    format: Literal[
+        "auto",
+        "world",
+        "arc",
+        "beir",
+        "dpr",
+        "flashrag",
+        "jsonl",
+        "kilt",
+        "multihop",
+        "popqa",
+        "pubhealth",
+        "squad",
+        "triviaqa",
+    ] = "auto"
     held_out: CountOrZero = 0
+    bad_lines: CountOrZero = 0
 
     def check(self, path: str) -> None:
         if self.path is None and self.format not in ("auto", "world"):

@@ -19,13 +19,14 @@ from rag_jax.errors import RagJaxError
 from rag_jax.ranking import has_answer
 
 WORLD = WorldConfig(cities=5, train=6, dev=3, test=3)
+HEADING = "query-id\tcorpus-id\tscore\n"
 BEIR = {
     "corpus.jsonl": '{"_id": "1", "title": "Riga", "text": "City"}\n\n{"_id": "2", "text": "B"}',
     "queries.jsonl": '{"_id": "q1", "text": "Where?"}\n{"_id": "q2", "text": "What?"}\n',
-    "qrels/test.tsv": "query-id\tcorpus-id\tscore\nq1\t1\t2\nq1\t2\t0\n",
-    "qrels/train.tsv": "query-id\tcorpus-id\tscore\nq2\t2\t1\nq2\t1\t1\n",
+    "qrels/test.tsv": f"{HEADING}q1\t1\t2\nq1\t2\t0\n",
+    "qrels/train.tsv": f"{HEADING}q2\t2\t1\nq2\t1\t1\n",
 }
-SQUAD = {
+JSONL = {
     "train_passages.jsonl": '{"id": "a", "title": "Riga", "text": "Łódź"}\n',
     "dev_passages.jsonl": '{"id": "b", "title": "", "text": "B"}\n',
     "train_questions.jsonl": '{"id": "1", "question": "?", "answers": ["x"], "passage_id": "a"}',
@@ -76,14 +77,14 @@ def test_multihop(tmp_path):
     assert found == read(tmp_path, format="multihop")
 
 
-def test_squad(tmp_path):
-    found = read(write(tmp_path, SQUAD))
+def test_jsonl(tmp_path):
+    found = read(write(tmp_path, JSONL))
     assert found.passages == [Passage("b", "", "B"), Passage("a", "Riga", "Łódź")]
     assert found.questions == {
         "test": [Question("2", "!", (), {})],
         "train": [Question("1", "?", ("x",), {"a": 1})],
     }
-    assert found == read(tmp_path, format="squad")
+    assert found == read(tmp_path, format="jsonl")
 
 
 def test_world():
@@ -107,7 +108,7 @@ def test_world():
 
 
 def test_saved_and_loaded(tmp_path):
-    wanted = read(write(tmp_path / "data", SQUAD))
+    wanted = read(write(tmp_path / "data", JSONL))
     save_collection(tmp_path, wanted)
     assert load_collection(tmp_path) == wanted
 
@@ -117,7 +118,7 @@ def test_held_out_questions(tmp_path):
         json.dumps({"id": str(i), "question": "?", "answers": [], "passage_id": "a"})
         for i in range(9)
     ]
-    files = {"passages.jsonl": SQUAD["train_passages.jsonl"]}
+    files = {"passages.jsonl": JSONL["train_passages.jsonl"]}
     write(tmp_path, files | {"train_questions.jsonl": "\n".join(lines)})
     found, again = read(tmp_path, held_out=4), read(tmp_path, held_out=4)
     assert found == again
@@ -148,7 +149,7 @@ def test_source_follows_the_contents(tmp_path):
         (
             BEIR,
             {"corpus.jsonl": '{"_id": "1", "text": "A"}\n{"text": 1}'},
-            "corpus.jsonl:2: has no",
+            "corpus.jsonl:2: has no 'id'",
         ),
         (BEIR, {"corpus.jsonl": '{"_id": 1.5, "text": "A"}'}, "jsonl:1: _id=1.5 must be a text"),
         (BEIR, {"corpus.jsonl": "{\n"}, "corpus.jsonl:1: is not JSON"),
@@ -159,15 +160,31 @@ def test_source_follows_the_contents(tmp_path):
             {"corpus.jsonl": '{"_id": "1", "text": "A"}\n' * 2},
             "corpus.jsonl:2: another passage has the id '1'",
         ),
-        (BEIR, {"qrels/test.tsv": "h\nq9\t1\t1\n"}, "test.tsv:2: query 'q9' is not in queries"),
-        (BEIR, {"qrels/test.tsv": "h\nq1\t9\t1\n"}, "test.tsv:2: passage '9' is not in corpus"),
-        (BEIR, {"qrels/test.tsv": "h\nq1 1 1\n"}, "test.tsv:2: must be query, passage and grade"),
-        (SQUAD, {"questions.jsonl": '{"answers": "x"}'}, ":1: answers must be a list of texts"),
-        (SQUAD, {"questions.jsonl": '{"id": "1", "answers": []}'}, ":1: has no 'question'"),
         (
-            SQUAD,
+            BEIR,
+            {"qrels/test.tsv": f"{HEADING}q9\t1\t1\n"},
+            "test.tsv:2: query 'q9' is not among the queries",
+        ),
+        (
+            BEIR,
+            {"qrels/test.tsv": f"{HEADING}q1\t9\t1\n"},
+            "test.tsv:2: passage '9' is not in the corpus",
+        ),
+        (
+            BEIR,
+            {"qrels/test.tsv": f"{HEADING}q1 1 1\n"},
+            "test.tsv:2: must be query, passage and grade",
+        ),
+        (
+            JSONL,
+            {"questions.jsonl": '{"id": 1, "question": "?", "answers": "x"}'},
+            ":1: answers must be a list of texts",
+        ),
+        (JSONL, {"questions.jsonl": '{"id": "1", "answers": []}'}, ":1: has no 'question'"),
+        (
+            JSONL,
             {"questions.jsonl": '{"id": "1", "question": "?", "answers": [], "passage_id": "z"}'},
-            "questions.jsonl:1: passage_id 'z' is the id of no passage",
+            "questions.jsonl:1: 'z' is the id of no passage",
         ),
     ],
 )
@@ -180,21 +197,43 @@ def test_errors_name_file_and_line(tmp_path, files, changes, message):
 
 
 def test_missing_files(tmp_path):
-    with pytest.raises(RagJaxError, match="holds neither corpus.jsonl"):
+    with pytest.raises(RagJaxError, match="config.data.path=.*nowhere: no such folder"):
+        read(tmp_path / "nowhere")
+    with pytest.raises(RagJaxError, match="holds no questions"):
         read(tmp_path)
-    with pytest.raises(RagJaxError, match="corpus.jsonl: cannot be read .No such file"):
+    with pytest.raises(RagJaxError, match="holds no corpus.jsonl"):
         read(tmp_path, format="beir")
-    with pytest.raises(RagJaxError, match="holds no passages.jsonl"):
-        read(tmp_path, format="squad")
-    write(tmp_path, {"passages.jsonl": SQUAD["dev_passages.jsonl"]})
-    with pytest.raises(RagJaxError, match="holds no questions.jsonl"):
+    with pytest.raises(RagJaxError, match="holds no questions in the format 'dpr'"):
+        read(tmp_path, format="dpr")
+    write(tmp_path, {"passages.jsonl": JSONL["dev_passages.jsonl"]})
+    with pytest.raises(RagJaxError, match="holds no questions"):
         read(tmp_path)
     write(tmp_path, {name: BEIR[name] for name in ("corpus.jsonl", "queries.jsonl")})
     with pytest.raises(RagJaxError, match="qrels: holds no .tsv file"):
         read(tmp_path)
     (tmp_path / "queries.jsonl").write_bytes(b"\xff\n")
-    with pytest.raises(RagJaxError, match="queries.jsonl: is not UTF-8"):
+    with pytest.raises(RagJaxError, match="queries.jsonl:1: is not UTF-8"):
         read(tmp_path)
+
+
+def test_files_that_leave_it_open(tmp_path):
+    write(tmp_path, JSONL)
+    write(tmp_path, {"dev.jsonl": '{"id": 1, "question": "?", "golden_answers": []}'})
+    assert len(read(tmp_path).questions) == 2  # others are not looked at beside *questions
+    for name in ("train_questions.jsonl", "questions.jsonl"):
+        (tmp_path / name).unlink()
+    write(tmp_path, {"test.jsonl": '{"id": 1, "question": "?", "answers": ["x"]}'})
+    several = "several formats .dev.jsonl: flashrag, test.jsonl: jsonl.: set config.data.format"
+    with pytest.raises(RagJaxError, match=several):
+        read(tmp_path)
+    assert [q.id for q in read(tmp_path, format="flashrag").questions["dev"]] == ["1"]
+    write(tmp_path, {"other.json": '{"name": 1}'})
+    with pytest.raises(RagJaxError, match="other.json: is in no format known here: move it away"):
+        read(tmp_path)
+    (tmp_path / "other.json").unlink()
+    write(tmp_path, {"test.jsonl": '{"claim_id": 1, "claim": "x", "label": "unproven"}'})
+    with pytest.raises(RagJaxError, match="holds no questions"):
+        read(tmp_path, format="pubhealth")
 
 
 @pytest.mark.parametrize(
@@ -215,8 +254,8 @@ def test_settings_that_contradict_each_other(values, message):
     [
         (b"", "bad.jsonl: holds no passages"),
         (b"{\n", "bad.jsonl:1: is not JSON"),
-        (b"\n[1]\n", "bad.jsonl:2: must be an object"),
-        (b"\xff\n", "bad.jsonl: is not UTF-8"),
+        (b"\n[1]\n", "bad.jsonl:2 .item 1.: must be an object"),
+        (b"\xff\n", "bad.jsonl:1: is not UTF-8"),
         (b'{"text": "x"}\n', "bad.jsonl:1: has no 'id'"),
         (b'{"id": true, "text": "x"}\n', "bad.jsonl:1: id=True must be a text"),
         (b'{"id": 1}\n', "bad.jsonl:1: has no 'text'"),

@@ -1,0 +1,40 @@
+"""Passages and questions about them, from the built-in world or a folder in a common format.
+
+A folder holds files of JSON lines, JSON arrays or tables, as they are or as gzip. What is in a file
+is found out from its first record, or the format of the questions is set with `config.data.format`;
+each format's module has its fields. `beir` is a folder of its own kind; in all others any files
+hold passages (plain, DPR's, FlashRAG's or KILT's) and any hold questions:
+
+- where names end in `passages` or `questions`, as in `train_questions.jsonl`, they say so, and no
+  other file's questions are read;
+- `train`, `dev`, `valid`, `validation`, `val` or `test`, as a word of the name, is the split of a
+  file's questions, "test" where there is none;
+- the passages of all files make one corpus. Where there are none, those that come with the
+  questions do, their titles the ids.
+
+A bad line is told with its file and number; `config.data.bad_lines` of them are skipped.
+"""
+
+from rag_jax.data.formats.collection import (
+    Collection,
+    Passage,
+    Question,
+    load_collection,
+    save_collection,
+)
+from rag_jax.data.formats.lines import BadLines
+from rag_jax.data.formats.passages import read_passages, stream_passages
+from rag_jax.data.formats.read import describe_source, read_collection
+
+__all__ = [
+    "BadLines",
+    "Collection",
+    "Passage",
+    "Question",
+    "describe_source",
+    "load_collection",
+    "read_collection",
+    "read_passages",
+    "save_collection",
+    "stream_passages",
+]

@@ -1,0 +1,67 @@
+"""ARC's questions (Clark et al. 2018, arXiv 1803.05457), which leave three to five choices.
+
+A question has `id`, `question`, `choices` and `answerKey` (or `answer`), a label. The choices are
+texts by label, or a list of labels and one of texts; as published they are inside `question`, with
+the text as its `stem`. Labels 1 to 5 become A to E, as in Self-RAG (Asai et al. 2023).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rag_jax.data.formats.collection import Question
+from rag_jax.data.formats.contexts import read_contexts
+from rag_jax.data.formats.fields import (
+    Item,
+    check_blank,
+    get_id,
+    get_objects,
+    get_text,
+)
+from rag_jax.data.formats.lines import BadLineError, Place
+
+_LETTERS = dict(zip("12345", "ABCDE", strict=True))
+
+
+def matches(record: Mapping[str, Any]) -> bool:
+    """Whether a record is such a question."""
+    return "question" in record and ("choices" in record or isinstance(record["question"], dict))
+
+
+def parse(record: Mapping[str, Any], place: Place) -> Item:
+    """A question; its text ends with the choices, one a line, as in `B: a text`."""
+    asked = record["question"]
+    if isinstance(asked, dict):
+        listed = get_objects(asked, "choices", place)
+        choices = {get_text(c, "label", place): get_text(c, "text", place) for c in listed}
+        stem = get_text(asked, "stem", place)
+    else:
+        choices = _read_choices(record.get("choices"), place)
+        stem = get_text(record, "question", place)
+    choices = {_LETTERS.get(label, label): text for label, text in choices.items()}
+    if not choices:
+        raise BadLineError(f"{place}: has no choices")
+    key = "answerKey" if "answerKey" in record else "answer"
+    label = get_text(record, key, place, default="")
+    label = _LETTERS.get(label, label)
+    if label and label not in choices:
+        raise BadLineError(f"{place}: {key} {label!r} is none of the choices")
+    lines = [check_blank(stem, "question", place), *(f"{c}: {choices[c]}" for c in choices)]
+    question = Question(
+        get_id(record, ["id"], place),
+        "\n".join(lines),
+        (label,) if label else (),
+        {},
+        choices=choices,
+    )
+    return Item(place, question, read_contexts(record, place))
+
+
+def _read_choices(choices: Any, place: Place) -> dict[str, str]:
+    if not isinstance(choices, dict):
+        raise BadLineError(f"{place}: choices must be an object")
+    if choices.keys() == {"label", "text"}:
+        labels, texts = choices["label"], choices["text"]
+        if not isinstance(texts, list) or not isinstance(labels, list) or len(texts) != len(labels):
+            raise BadLineError(f"{place}: there must be as many labels as texts")
+        choices = dict(zip(map(str, labels), texts, strict=True))
+    return {label: get_text(choices, label, place) for label in choices}

@@ -1,0 +1,66 @@
+"""BEIR's folders (Thakur et al. 2021, arXiv 2104.08663), and TREC's judgements.
+
+`corpus.jsonl` has `_id`, `title` and `text`, `queries.jsonl` has `_id` and `text`, and
+`qrels/<split>.tsv` has a heading, then query, passage and grade a line, with tabs between them.
+TREC's lines, `query 0 passage grade` without a heading, are read there too.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from rag_jax.data.formats.collection import Passage, Question
+from rag_jax.data.formats.fields import check_blank, get_id, get_text
+from rag_jax.data.formats.lines import BadLineError, BadLines, Place, read_lines, read_records
+
+
+def read_queries(path: Path, bad: BadLines) -> dict[str, str]:
+    """The queries' texts by id."""
+    queries: dict[str, str] = {}
+    for place, record in read_records(path, bad):
+        try:
+            id = get_id(record, ["_id", "id"], place)
+            text = check_blank(get_text(record, "text", place), "text", place)
+            if id in queries:
+                raise BadLineError(f"{place}: another query has the id {id!r}")
+        except BadLineError as error:
+            bad.skip(error)
+            continue
+        queries[id] = text
+    return queries
+
+
+def read_questions(
+    path: Path, queries: Mapping[str, str], passages: Mapping[str, Passage], bad: BadLines
+) -> list[Question]:
+    """The queries that a file of judgements is about, with the passages that it finds relevant."""
+    relevant: dict[str, dict[str, int]] = {}
+    for place, (query, passage, grade) in read_qrels(path, bad):
+        if query not in queries:
+            bad.skip(BadLineError(f"{place}: query {query!r} is not among the queries"))
+        elif passage not in passages:
+            bad.skip(BadLineError(f"{place}: passage {passage!r} is not in the corpus"))
+        else:
+            grades = relevant.setdefault(query, {})
+            if grade > 0:
+                grades[passage] = grade
+    return [Question(query, queries[query], (), grades) for query, grades in relevant.items()]
+
+
+def read_qrels(path: Path, bad: BadLines) -> Iterator[tuple[Place, tuple[str, str, int]]]:
+    """Query, passage and grade of each line."""
+    for place, line in read_lines(path, bad):
+        fields = line.split("\t")
+        is_heading = place.line == 1 and len(fields) == 3
+        if len(fields) != 3:
+            fields = line.split()
+            fields = [*fields[:1], *fields[2:]] if len(fields) == 4 else []
+        if len(fields) == 3 and _is_grade(fields[2]):
+            yield place, (fields[0], fields[1], int(fields[2]))
+        elif not is_heading:
+            error = f"{place}: must be query, passage and grade, with tabs between them"
+            bad.skip(BadLineError(error))
+
+
+def _is_grade(text: str) -> bool:
+    digits = text.removeprefix("-")
+    return digits.isascii() and digits.isdecimal() and len(digits) < 10

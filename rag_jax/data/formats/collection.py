@@ -1,0 +1,61 @@
+"""Passages, questions about them, and both together as a run keeps them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rag_jax.files import read_jsonl, write_json, write_jsonl
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A passage; its title is empty where there is none."""
+
+    id: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, its acceptable answers if any are known, relevant passages' grades by id, and
+    where the data tells of them its type, its subject's popularity and the choices it leaves.
+
+    `choices` are texts by label; the answer is then a label, and `question` says what to choose.
+    """
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    relevant: Mapping[str, int]
+    type: str = ""
+    popularity: int | None = None
+    choices: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A corpus, and questions about it by split."""
+
+    passages: list[Passage]
+    questions: dict[str, list[Question]]
+
+
+def save_collection(folder: Path, collection: Collection) -> None:
+    """Writes a collection for `load_collection`."""
+    write_jsonl(folder / "passages.jsonl", collection.passages)
+    write_json(folder / "questions.json", collection.questions)
+
+
+def load_collection(folder: Path) -> Collection:
+    """Reads what `save_collection` wrote."""
+    with open(folder / "questions.json", encoding="utf-8") as file:
+        splits = json.load(file)
+    return Collection(
+        [Passage(**record) for record in read_jsonl(folder / "passages.jsonl")],
+        {
+            split: [Question(**{**r, "answers": tuple(r["answers"])}) for r in records]
+            for split, records in splits.items()
+        },
+    )

@@ -1,0 +1,52 @@
+"""Passages that come with their question, as datasets with retrieved or gold ones have them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rag_jax.data.formats.collection import Passage
+from rag_jax.data.formats.fields import Context, check_blank, get_id, get_objects, get_text
+from rag_jax.data.formats.lines import BadLineError, Place
+
+_IDS = ("id", "passage_id", "psg_id")
+# Of DPR's training files; what is there besides was found and is not known to be relevant.
+_LISTS = {"positive_ctxs": 1, "negative_ctxs": 0, "hard_negative_ctxs": 0, "ctxs": 0}
+
+
+def read_contexts(record: Mapping[str, Any], place: Place) -> tuple[Context, ...]:
+    """The passages in a record, whichever of the usual fields they are in.
+
+    These are DPR's `positive_ctxs`, `negative_ctxs` and `hard_negative_ctxs`; `ctxs`, with a score
+    each where a search wrote them; `paragraphs` with `is_supporting`; `ctx_title` and `ctx_text`
+    for a single one.
+
+    Raises:
+        BadLineError: one has no text, or a field of another kind.
+    """
+    contexts = []
+    for name, grade in _LISTS.items():
+        for found in get_objects(record, name, place):
+            contexts.append(_read_context(found, place, grade))
+    for found in get_objects(record, "paragraphs", place):
+        contexts.append(_read_context(found, place, int(bool(found.get("is_supporting")))))
+    if record.get("ctx_text") is not None:
+        title = get_text(record, "ctx_title", place, default="")
+        text = check_blank(get_text(record, "ctx_text", place), "ctx_text", place)
+        contexts.append(Context(Passage("", title, text)))
+    return tuple(contexts)
+
+
+def _read_context(record: Mapping[str, Any], place: Place, grade: int) -> Context:
+    id = get_id(record, _IDS, place) if any(record.get(name) is not None for name in _IDS) else ""
+    title = get_text(record, "title", place, default="")
+    text = check_blank(get_text(record, "text", place), "text", place)
+    return Context(Passage(id, title, text), grade, _read_score(record, place))
+
+
+def _read_score(record: Mapping[str, Any], place: Place) -> float | None:
+    score = record.get("score")
+    if score is None:
+        return None
+    try:
+        return float(score)  # DPR writes them as text
+    except (TypeError, ValueError, OverflowError):
+        raise BadLineError(f"{place}: score={score!r} must be a number") from None

@@ -1,0 +1,52 @@
+"""DPR's files (Karpukhin et al. 2020, `github.com/facebookresearch/DPR`).
+
+Passages are a table with the heading `id`, `text`, `title` (`psgs_w100.tsv`). Questions are a JSON
+array of `question`, `answers` and passages, gold ones and others for training or those that a
+search found (`ctxs`), or a table without a heading of a question and a list of answers
+(`nq-test.qa.csv`).
+"""
+
+import ast
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rag_jax.data.formats.collection import Question
+from rag_jax.data.formats.contexts import read_contexts
+from rag_jax.data.formats.fields import Item, check_blank, get_id, get_text, get_texts
+from rag_jax.data.formats.lines import BadLineError, Place
+
+_IDS = ("id", "q_id", "question_id")
+
+
+def matches(record: Mapping[str, Any]) -> bool:
+    """Whether a record is a question with passages."""
+    return "question" in record and bool({"ctxs", "positive_ctxs"} & record.keys())
+
+
+def parse(record: Mapping[str, Any], place: Place) -> Item:
+    """A question; without an id it is named by its file and number."""
+    named = any(record.get(name) is not None for name in _IDS)
+    question = Question(
+        get_id(record, _IDS, place) if named else f"{place.path.name}:{place.item}",
+        check_blank(get_text(record, "question", place), "question", place),
+        get_texts(record, "answers", place),
+        {},
+    )
+    return Item(place, question, read_contexts(record, place))
+
+
+def matches_row(row: Sequence[str]) -> bool:
+    """Whether a row is a question and its answers."""
+    return len(row) == 2 and row[1].lstrip().startswith("[")
+
+
+def parse_row(row: Sequence[str], place: Place) -> Item:
+    """A question, named by its file and line. Answers are a list as Python writes it."""
+    if len(row) != 2:
+        raise BadLineError(f"{place}: must be a question and its answers, with a tab between them")
+    try:
+        answers = ast.literal_eval(row[1].strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        raise BadLineError(f"{place}: the answers are no list of texts") from None
+    record = {"question": row[0], "answers": answers}
+    return parse(record, place)

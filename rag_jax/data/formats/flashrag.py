@@ -1,0 +1,80 @@
+"""FlashRAG's lines (Jin et al. 2024, arXiv 2405.13576).
+
+A passage has `id` and `contents`, whose first line is the title in quotes and the rest the text.
+A question has `id`, `question`, `golden_answers` and, where there are some, `metadata`; of these
+`type`, the popularity (`s_pop` in PopQA), `relevant` and `choices` are read.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rag_jax.data.formats.collection import Passage, Question
+from rag_jax.data.formats.fields import (
+    Item,
+    check_blank,
+    get_count,
+    get_id,
+    get_text,
+    get_texts,
+)
+from rag_jax.data.formats.lines import BadLineError, Place
+
+
+def matches(record: Mapping[str, Any]) -> bool:
+    """Whether a record is a question."""
+    return "golden_answers" in record
+
+
+def matches_passage(record: Mapping[str, Any]) -> bool:
+    """Whether a record is a passage."""
+    return "contents" in record
+
+
+def parse(record: Mapping[str, Any], place: Place) -> Item:
+    """A question."""
+    metadata = record.get("metadata")
+    if metadata is None:
+        metadata = {}
+    if not isinstance(metadata, dict):
+        raise BadLineError(f"{place}: metadata must be an object")
+    popularity = "popularity" if metadata.get("popularity") is not None else "s_pop"
+    question = Question(
+        get_id(record, ["id"], place),
+        check_blank(get_text(record, "question", place), "question", place),
+        get_texts(record, "golden_answers", place),
+        _get_grades(metadata, place),
+        get_text(metadata, "type", place, default=""),
+        get_count(metadata, popularity, place),
+        _get_choices(metadata, place),
+    )
+    return Item(place, question)
+
+
+def parse_passage(record: Mapping[str, Any], place: Place) -> list[Passage]:
+    """A passage, alone in its list; `title` and `text` count for more than `contents`."""
+    id, contents = get_id(record, ["id"], place), get_text(record, "contents", place)
+    title, newline, text = contents.partition("\n")
+    if not newline:
+        title, text = "", contents
+    title = title.removesuffix("\r").removeprefix('"').removesuffix('"')
+    title = get_text(record, "title", place, default=title)
+    text = get_text(record, "text", place, default=text)
+    return [Passage(id, title, check_blank(text, f"the text of passage {id!r}", place))]
+
+
+def _get_grades(metadata: Mapping[str, Any], place: Place) -> dict[str, int]:
+    grades = metadata.get("relevant")
+    if grades is None:
+        return {}
+    if not isinstance(grades, dict) or any(
+        type(grade) is not int or grade < 1 for grade in grades.values()
+    ):
+        raise BadLineError(f"{place}: relevant must be an object of grades above 0")
+    return grades
+
+
+def _get_choices(metadata: Mapping[str, Any], place: Place) -> dict[str, str]:
+    choices = metadata.get("choices")
+    if not isinstance(choices, dict):  # a list in some of FlashRAG's datasets, without labels
+        return {}
+    return {label: get_text(choices, label, place) for label in choices}

@@ -1,0 +1,47 @@
+"""Plain JSON lines: passages, and questions with answers.
+
+A passage has `id` (or `_id`), `text` and, where there is one, `title`. A question has `id`,
+`question`, `answers` and, where they are known, `passage_id`, `type` and `popularity`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rag_jax.data.formats.collection import Passage, Question
+from rag_jax.data.formats.fields import (
+    Item,
+    check_blank,
+    get_count,
+    get_id,
+    get_text,
+    get_texts,
+)
+from rag_jax.data.formats.lines import Place
+
+
+def matches(record: Mapping[str, Any]) -> bool:
+    """Whether a record is such a question."""
+    return {"question", "answers"} <= record.keys()
+
+
+def parse(record: Mapping[str, Any], place: Place) -> Item:
+    """A question."""
+    relevant = {}
+    if record.get("passage_id") is not None:
+        relevant[get_id(record, ["passage_id"], place)] = 1
+    question = Question(
+        get_id(record, ["id"], place),
+        check_blank(get_text(record, "question", place), "question", place),
+        get_texts(record, "answers", place),
+        relevant,
+        get_text(record, "type", place, default=""),
+        get_count(record, "popularity", place),
+    )
+    return Item(place, question)
+
+
+def parse_passage(record: Mapping[str, Any], place: Place) -> list[Passage]:
+    """A passage, alone in its list."""
+    id = get_id(record, ["id", "_id"], place)
+    title, text = get_text(record, "title", place, default=""), get_text(record, "text", place)
+    return [Passage(id, title, check_blank(text, f"the text of passage {id!r}", place))]

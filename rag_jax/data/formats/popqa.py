@@ -1,0 +1,41 @@
+"""PopQA (Mallen et al. 2023, arXiv 2212.10511), as a table or as JSON lines.
+
+A question has `id` (or `idx`), `question`, `possible_answers` as a list in JSON (or `answers`),
+`prop`, which becomes its type, and `s_pop`, its subject's popularity, where that is known.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rag_jax.data.formats.collection import Question
+from rag_jax.data.formats.contexts import read_contexts
+from rag_jax.data.formats.fields import (
+    Item,
+    check_blank,
+    get_count,
+    get_id,
+    get_text,
+    get_texts,
+)
+from rag_jax.data.formats.lines import Place, parse_json
+
+
+def matches(record: Mapping[str, Any]) -> bool:
+    """Whether a record is such a question."""
+    return {"question", "prop", "s_pop"} <= record.keys()
+
+
+def parse(record: Mapping[str, Any], place: Place) -> Item:
+    """A question, with its passages where it has some."""
+    answers = record.get("possible_answers", record.get("answers"))
+    if isinstance(answers, str):
+        answers = parse_json(answers, place)
+    question = Question(
+        get_id(record, ["id", "idx"], place),
+        check_blank(get_text(record, "question", place), "question", place),
+        get_texts({"answers": answers}, "answers", place),
+        {},
+        get_text(record, "prop", place, default=""),
+        get_count(record, "s_pop", place),
+    )
+    return Item(place, question, read_contexts(record, place))

@@ -1,0 +1,99 @@
+"""The passages and questions of a folder, or of the built-in world."""
+
+import dataclasses
+import hashlib
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rag_jax.config import DataConfig, WorldConfig
+from rag_jax.data.formats.collection import Collection, Passage, Question
+from rag_jax.data.formats.folder import list_files, read_folder
+from rag_jax.data.formats.lines import BadLines
+from rag_jax.data.gazetteer import build_world
+from rag_jax.errors import RagJaxError
+from rag_jax.ranking import has_answer
+
+
+def read_collection(data: DataConfig, world: WorldConfig, *, seed: int) -> Collection:
+    """The passages and questions that the settings name.
+
+    Args:
+        data: the folder and its format, or neither for the built-in world.
+        world: the settings of that world.
+        seed: decides which training questions are held out.
+
+    Raises:
+        RagJaxError: naming the file, and line, of what is missing or not as the format has it.
+    """
+    if data.path is None:
+        return _build_world(world)
+    collection = read_folder(Path(data.path), data.format, BadLines(data.bad_lines))
+    return _hold_out(collection, data.held_out, seed=seed)
+
+
+def describe_source(data: DataConfig, world: WorldConfig) -> dict[str, Any]:
+    """What the collection depends on: the world's settings, or the folder's files by content.
+
+    Raises:
+        RagJaxError: the folder is not there.
+    """
+    if data.path is None:
+        return {"world": dataclasses.asdict(world)}
+    folder = Path(data.path)
+    hashes = {}
+    for path in list_files(folder):
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        hashes[path.relative_to(folder).as_posix()] = digest
+    settings = {name: getattr(data, name) for name in ("format", "held_out", "bad_lines")}
+    return settings | {"files": hashes}
+
+
+def _build_world(settings: WorldConfig) -> Collection:
+    """The encyclopedia; every passage about a question's place that has an answer is relevant."""
+    world = build_world(**dataclasses.asdict(settings))
+    about: dict[str, list[Passage]] = defaultdict(list)
+    passages = [Passage(p.id, p.title, p.text) for p in world.passages]
+    for passage in passages:
+        if not passage.id.startswith("talk/"):
+            about[passage.id.split("/")[1]].append(passage)
+    questions = {
+        split: [
+            Question(
+                q.id,
+                q.question,
+                q.answers,
+                {
+                    p.id: 1
+                    for p in about[q.passage_id.split("/")[1]]
+                    if p.id == q.passage_id or has_answer(p.text, q.answers)
+                },
+            )
+            for q in asked
+        ]
+        for split, asked in world.questions.items()
+    }
+    return Collection(passages, questions)
+
+
+def _hold_out(collection: Collection, count: int, *, seed: int) -> Collection:
+    """Makes `count` training questions the dev split, drawn at random, in their old order."""
+    if not count:
+        return collection
+    train = collection.questions.get("train", [])
+    if "dev" in collection.questions:
+        raise RagJaxError(f"config.data.held_out={count}: the data has a dev split; set it to 0")
+    if count >= len(train):
+        raise RagJaxError(
+            f"config.data.held_out={count}: there are {len(train)} training questions in all"
+        )
+    held = np.zeros(len(train), bool)
+    held[np.random.default_rng(seed).permutation(len(train))[:count]] = True
+    splits = {
+        "train": [q for q, out in zip(train, held, strict=True) if not out],
+        "dev": [q for q, out in zip(train, held, strict=True) if out],
+    }
+    return Collection(collection.passages, collection.questions | splits)

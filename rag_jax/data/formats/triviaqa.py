@@ -1,0 +1,34 @@
+"""TriviaQA's own files (Joshi et al. 2017, arXiv 1705.03551): questions under `Data`.
+
+Each has `QuestionId`, `Question` and `Answer` with `Value` and `Aliases`, which test files leave
+out. The evidence is in other files; passages have to be beside them.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rag_jax.data.formats.collection import Question
+from rag_jax.data.formats.fields import Item, check_blank, get_id, get_text, get_texts
+from rag_jax.data.formats.lines import BadLineError, BadLines, read_items
+
+
+def read(path: Path, bad: BadLines) -> Iterator[Item]:
+    """The questions."""
+    for place, record in read_items(path, "Data"):
+        try:
+            answer = record.get("Answer")
+            answers: tuple[str, ...] = ()
+            if isinstance(answer, dict):
+                answers = (get_text(answer, "Value", place), *get_texts(answer, "Aliases", place))
+            elif answer is not None:
+                raise BadLineError(f"{place}: Answer must be an object")
+            question = Question(
+                get_id(record, ["QuestionId"], place),
+                check_blank(get_text(record, "Question", place), "Question", place),
+                tuple(dict.fromkeys(answers)),
+                {},
+            )
+        except BadLineError as error:
+            bad.skip(error)
+            continue
+        yield Item(place, question)
