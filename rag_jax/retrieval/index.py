@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -298,7 +298,7 @@ class Index:
 
 
 def fingerprint_corpus(
-    texts: Sequence[str | tuple[str, str]], ids: Sequence[str] | None = None
+    texts: Iterable[str | tuple[str, str]], ids: Iterable[str] | None = None
 ) -> str:
     """SHA-256 over the passages, their order and their ids, in hexadecimal.
 

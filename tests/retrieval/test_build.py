@@ -1,4 +1,4 @@
-"""An index from JSON lines: whole, after a stop, after a change, by the command, from bad files."""
+"""An index from files: whole, after a stop, after a change, by the command, from bad files."""
 
 import os
 import re
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rag_jax.errors import RagJaxError
 from rag_jax.files import read_jsonl, write_jsonl
 from rag_jax.models import load
 from rag_jax.models.hub import fingerprint
@@ -34,7 +35,7 @@ def files(tmp_path):
 
 def test_the_index_and_its_passages(tmp_path, files, monkeypatch, capsys):
     facts = build_index(files, tmp_path / "run", **SETTINGS)
-    passages = read_jsonl(tmp_path / "run/stages/index/passages.jsonl")
+    passages = read_jsonl(tmp_path / "run/stages/passages/passages.jsonl")
     assert [p["id"] for p in passages] == ["a", "7", "서울"]
     assert passages[1] == {"id": "7", "title": "", "text": "Second, without a title."}
     texts = [(p["title"], p["text"]) if p["title"] else p["text"] for p in passages]
@@ -81,6 +82,24 @@ def test_going_on_after_a_stop(tmp_path, files, monkeypatch):
     texts = [(p["title"], p["text"]) if "title" in p else p["text"] for p in PASSAGES]
     wanted = encode_texts(load(ENCODER), texts, max_length=24)
     np.testing.assert_allclose(index.embeddings, wanted, atol=1e-6)
+
+
+def test_bad_lines_and_another_format(tmp_path, files):
+    """Bad lines are skipped as far as allowed, and the corpus is then what is left."""
+    (tmp_path / "psgs.tsv").write_text("id\ttext\ttitle\n8\tEighth.\t\na\tSecond of a name.\t\n")
+    files = [*files, str(tmp_path / "psgs.tsv")]
+    run = tmp_path / "run"
+    with pytest.raises(
+        RagJaxError, match="psgs.tsv:3: another passage has the id 'a'.*--bad_lines"
+    ):
+        build_index(files, run, **SETTINGS)
+    facts = build_index(files, run, **SETTINGS, bad_lines=1)
+    assert Index.load(facts["folder"], encoder=fingerprint(Path(ENCODER))).ids == (
+        "a",
+        "7",
+        "서울",
+        "8",
+    )
 
 
 def launch(*arguments):

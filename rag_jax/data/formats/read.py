@@ -1,7 +1,6 @@
 """The passages and questions of a folder, or of the built-in world."""
 
 import dataclasses
-import hashlib
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from rag_jax.data.formats.folder import list_files, read_folder
 from rag_jax.data.formats.lines import BadLines
 from rag_jax.data.gazetteer import build_world
 from rag_jax.errors import RagJaxError
+from rag_jax.folder import hash_file
 from rag_jax.ranking import has_answer
 
 
@@ -43,11 +43,7 @@ def describe_source(data: DataConfig, world: WorldConfig) -> dict[str, Any]:
     if data.path is None:
         return {"world": dataclasses.asdict(world)}
     folder = Path(data.path)
-    hashes = {}
-    for path in list_files(folder):
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        hashes[path.relative_to(folder).as_posix()] = digest
+    hashes = {p.relative_to(folder).as_posix(): hash_file(p) for p in list_files(folder)}
     settings = {name: getattr(data, name) for name in ("format", "held_out", "bad_lines")}
     return settings | {"files": hashes}
 
