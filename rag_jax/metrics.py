@@ -8,7 +8,7 @@ arXiv:1606.05250): lower case, no punctuation, no English articles, single space
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from sacrebleu.metrics import BLEU
@@ -81,6 +81,77 @@ def match(prediction: str, answers: Sequence[str]) -> float:
         return float(bool(words) and f" {words} " in predicted)
 
     return _best(score, answers)
+
+
+def contains_answer(prediction: str, answers: Sequence[str]) -> float:
+    """Returns 1 if an answer occurs in the prediction, letter for letter, else 0.
+
+    So Self-RAG (Asai et al. 2023, arXiv:2310.11511) scores PopQA and TriviaQA: "Niger" occurs in
+    "Nigeria", and "paris" does not in "Paris". A blank answer occurs nowhere.
+
+    Raises:
+      RagJaxError: if there are no answers.
+    """
+    return _best(lambda answer: float(bool(answer.strip()) and answer in prediction), answers)
+
+
+def choice_match(prediction: str, answers: Sequence[str], choices: Mapping[str, str]) -> float:
+    """Returns 1 if the choice that the prediction names is an answer, else 0.
+
+    The accuracy of ARC and PubHealth, after the post-processing by `pick_choice`.
+
+    Args:
+      prediction: what a model wrote.
+      answers: labels.
+      choices: as for `pick_choice`.
+
+    Raises:
+      RagJaxError: if there are no answers.
+    """
+    picked = pick_choice(prediction, choices)
+    return _best(lambda answer: float(bool(picked) and picked == answer), answers)
+
+
+def pick_choice(prediction: str, choices: Mapping[str, str]) -> str:
+    """Returns the label of the choice that a text names, or `""`.
+
+    In this order: the text is a label and no more; it begins with one, as in "B) Sea", or calls one
+    the answer, option or choice; the words of a choice occur in it, and not within those of another
+    that does; a label stands in it by itself. Of several it is the first, and an "A" before a word
+    is the article. Labels of one letter count in the case they have.
+
+    Args:
+      prediction: what a model wrote.
+      choices: texts by label.
+    """
+    alone = {label.casefold(): label for label in choices}.get(
+        prediction.strip(" \n.:()").casefold()
+    )
+    if alone is not None:
+        return alone
+    by_length = sorted(choices, key=len, reverse=True)
+    spelled = [re.escape(x) if len(x) == 1 else f"(?i:{re.escape(x)})" for x in by_length if x]
+    label = f"(?<!\\w)({'|'.join(spelled) or '(?!)'})(?!\\w)"
+    named = (
+        rf"^[\s(*]*{label}\s*(?:[).:,;*]|$)|(?i:answer|option|choice)(?i:\s+is)?\W{{0,4}}{label}"
+    )
+    found = re.search(named, prediction)
+    if found is None:
+        words = {x: normalize_answer(text) for x, text in choices.items()}
+        inside = [x for x in choices if match(prediction, [choices[x]])]
+        widest = [x for x in inside if not any(_is_within(words[x], words[y]) for y in inside)]
+        if widest:
+            predicted = f" {normalize_answer(prediction)} "
+            return min(widest, key=lambda x: predicted.index(f" {words[x]} "))
+        found = re.search(rf"(?!A\s+\w){label}", prediction)
+    if found is None:
+        return ""
+    spelling = next(group for group in found.groups() if group)
+    return next(x for x in by_length if x == spelling or x.casefold() == spelling.casefold())
+
+
+def _is_within(words: str, others: str) -> bool:
+    return words != others and f" {words} " in f" {others} "
 
 
 def rouge_l(prediction: str, answers: Sequence[str]) -> float:

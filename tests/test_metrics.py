@@ -1,9 +1,10 @@
 import itertools
 import math
+import unicodedata
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rag_jax import metrics
@@ -66,6 +67,80 @@ def test_without_answers(score):
         score("Paris", [])
     with pytest.raises(TypeError):
         score("Paris", "Paris")
+
+
+def test_contains_answer_is_letter_for_letter():
+    assert metrics.contains_answer("It is in Nigeria.", ["Niger"]) == 1
+    assert metrics.contains_answer("in paris", ["Paris"]) == 0
+    assert metrics.contains_answer("anything", ["", " "]) == 0
+    with pytest.raises(RagJaxError, match="without answers"):
+        metrics.contains_answer("x", [])
+
+
+SEAS = {"A": "salt water", "B": "water", "C": "The Sun's heat", "D": ""}
+CLAIM = {"true": "SUPPORTS", "false": "REFUTES"}
+
+
+@pytest.mark.parametrize(
+    ("text", "choices", "label"),
+    [
+        ("B", SEAS, "B"),
+        (" (b).", SEAS, "B"),
+        ("C) The water", SEAS, "C"),
+        ("**C**: it is water", SEAS, "C"),
+        ("The correct answer is A because of water", SEAS, "A"),
+        ("Option: D", SEAS, "D"),
+        ("A plant needs water.", SEAS, "B"),
+        ("A plant needs SALT water!", SEAS, "A"),
+        ("water, by the suns heat", SEAS, "B"),
+        ("I would say C here", SEAS, "C"),
+        ("A plant", SEAS, ""),
+        ("It must be A", SEAS, "A"),
+        ("ABC", SEAS, ""),
+        ("", SEAS, ""),
+        ("E", SEAS, ""),
+        ("True", CLAIM, "true"),
+        ("This is FALSE, not true.", CLAIM, "false"),
+        ("REFUTES", CLAIM, "false"),
+        ("untrue", CLAIM, ""),
+        ("1", {"1": "x", "10": "y"}, "1"),
+        ("10: y", {"1": "x", "10": "y"}, "10"),
+        ("a (b", {"(": "b", "+": "x"}, "("),
+        ("anything", {}, ""),
+    ],
+)
+def test_pick_choice(text, choices, label):
+    assert metrics.pick_choice(text, choices) == label
+    for answer in ("A", "true"):
+        assert metrics.choice_match(text, [answer], choices) == float(label == answer)
+
+
+def test_choice_match_without_answers():
+    with pytest.raises(RagJaxError, match="without answers"):
+        metrics.choice_match("A", [], SEAS)
+    assert metrics.choice_match("nothing of it", [""], SEAS) == 0
+
+
+WILD = st.text(st.sampled_from("aAbB (.):*\n\\[+é\u0301가\U0001f600\0\u202e\ud800"), max_size=12)
+
+
+@settings(max_examples=40)
+@given(WILD, st.dictionaries(WILD, WILD, max_size=4))
+def test_any_choices(prediction, choices):
+    assert metrics.pick_choice(prediction, choices) in {"", *choices}
+    for label in choices:
+        if label.strip(" \n.:()") == label:
+            assert metrics.pick_choice(label, choices).casefold() == label.casefold()
+
+
+@settings(max_examples=40)
+@given(WILD, st.lists(WILD, min_size=1, max_size=3))
+def test_wild_texts_have_scores(prediction, answers):
+    scores = [metrics.exact_match, metrics.f1, metrics.match, metrics.contains_answer]
+    assert all(0 <= score(prediction, answers) <= 1 for score in scores)
+    for form in ("NFC", "NFD"):  # however a character is written, the score is the same
+        spelled = unicodedata.normalize(form, prediction)
+        assert metrics.exact_match(spelled, answers) == metrics.exact_match(prediction, answers)
 
 
 @given(st.text(max_size=30), st.lists(st.text(max_size=30), min_size=1, max_size=4))
