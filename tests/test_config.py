@@ -4,12 +4,18 @@ import dataclasses
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rag_jax.config import WorldConfig, build, to_config_dict
 from rag_jax.errors import RagJaxError
+from rag_jax.systems.dpr.config import DPRConfig
+from rag_jax.systems.prag.config import PRAGConfig
+from rag_jax.systems.rag.config import RAGConfig
+from rag_jax.systems.self_retrieval.config import SelfRetrievalConfig
 from rag_jax.systems.srrag.config import SRRAGConfig
+
+SYSTEMS = (DPRConfig, PRAGConfig, RAGConfig, SelfRetrievalConfig, SRRAGConfig)
 
 
 def test_defaults_survive_the_way_through_a_config_dict():
@@ -122,6 +128,33 @@ def test_wild_values_are_built_or_refused_in_one_line(values):
         assert len(str(error).splitlines()) == 1
     else:
         assert build(SRRAGConfig, to_config_dict(built)) == built
+
+
+def list_leaves(group, path=()):
+    for name, value in group.items():
+        if isinstance(value, dict):
+            yield from list_leaves(value, (*path, name))
+        else:
+            yield (*path, name)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@settings(max_examples=40)
+@given(data=st.data())
+def test_a_wild_leaf_is_taken_or_refused_by_its_name(system, data):
+    """Whatever one setting of any system is set to; others may be named beside it."""
+    path = data.draw(st.sampled_from(list(list_leaves(to_config_dict(system()).to_dict()))))
+    value = data.draw(WILD | st.sampled_from([-1, 2**70, True, 0.0, float("inf"), "", "auto", ()]))
+    values = value
+    for name in reversed(path):
+        values = {name: values}
+    try:
+        built = build(system, values)
+    except RagJaxError as error:
+        assert str(error).startswith("config.")
+        assert len(str(error).splitlines()) == 1 and path[-1] in str(error)
+    else:
+        assert build(system, to_config_dict(built)) == built
 
 
 @given(st.sampled_from([f.name for f in dataclasses.fields(WorldConfig)]), st.data())

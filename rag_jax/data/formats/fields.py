@@ -123,8 +123,12 @@ def check_blank(text: str, name: str, place: Place) -> str:
 def _check_text(value: Any, name: str, place: Place) -> str:
     if not isinstance(value, str):
         raise BadLineError(f"{place}: {name}={_shorten(value)} must be a text")
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise BadLineError(f"{place}: {name} holds half a surrogate pair, which is no text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise BadLineError(
+            f"{place}: {name} holds half a surrogate pair, which is no text"
+        ) from None
     return value
 
 
