@@ -2,6 +2,20 @@
 
     python launch/train.py --config=configs/prag.py
 
+Cost: 503 s on two CPU cores that reached 152 GFLOP/s of float32 matrix product, 89 of them
+compiling; 7.4 GB of memory; 176 MB of downloads. A document takes 1.52 MB and 10 ms to load.
+
+Score, 100 test questions, exact match with 95 % interval, F1 and share of predictions that hold an
+answer: direct 0.090 +- 0.057, 0.151, 0.250; in_context 0.390 +- 0.094, 0.473, 0.590; parametric
+0.640 +- 0.092, 0.673, 0.660; both 0.800 +- 0.078, 0.833, 0.820; random documents' adapters 0.390 +-
+0.094, 0.405, 0.410.
+
+Chosen on 20 to 30 development questions (`--config.evaluate_on=dev`): the learning rate among 1e-3,
+1.5e-3, 2.5e-3, 3e-3, 4e-3 and 6e-3, and one document a question among one, two and three. At 1.5e-3
+and below random documents' adapters do as well as the question's own: what is learnt is the form of
+an answer. Above, the sum of three adapters is more than the model can bear. The paper has 3e-4 and
+three documents, for models eight times the size.
+
 Presets `llama3.2-1b`, `qwen2.5-1.5b` and `llama3-8b` are the paper's recipe: documents augmented by
 the model itself, adapters of rank 2 on the FFN's kernels, five steps of one example at 3e-4, three
 documents a question, found by BM25.

@@ -18,7 +18,7 @@ from rag_jax.systems.prag.train import open_store
 if TYPE_CHECKING:
     from rag_jax.systems.prag.pipeline import Session
 
-COLUMNS = ("n", "exact_match", "f1", "prompt_tokens", "seconds_per_question")
+COLUMNS = ("n", "exact_match", "f1", "match", "prompt_tokens", "seconds_per_question")
 # For each method whether its prompt has the passages, and whose adapters are merged.
 METHODS = {
     "direct": (False, None),
@@ -141,6 +141,7 @@ def grade(question: Question, prediction: str) -> dict[str, Any]:
         "prediction": prediction,
         "exact_match": metrics.exact_match(prediction, question.answers),
         "f1": metrics.f1(prediction, question.answers),
+        "match": metrics.match(prediction, question.answers),
     }
 
 
