@@ -19,6 +19,7 @@ from rag_jax.data.formats.collection import (
     Collection,
     Passage,
     Question,
+    choose_questions,
     load_collection,
     save_collection,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "Collection",
     "Passage",
     "Question",
+    "choose_questions",
     "describe_source",
     "load_collection",
     "read_collection",

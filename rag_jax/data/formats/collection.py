@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
+from rag_jax.errors import RagJaxError
 from rag_jax.files import read_jsonl, write_json, write_jsonl
 
 
@@ -40,6 +43,23 @@ class Collection:
 
     passages: list[Passage]
     questions: dict[str, list[Question]]
+
+
+def choose_questions(
+    collection: Collection, split: str, *, count: int, seed: int
+) -> list[Question]:
+    """The split's questions that have an answer: all, or `count` drawn at random, in their order.
+
+    Raises:
+        RagJaxError: there is none.
+    """
+    questions = [q for q in collection.questions.get(split, []) if q.answers]
+    if not questions:
+        raise RagJaxError(f"config.data: there are no {split!r} questions with answers")
+    if not 0 < count < len(questions):
+        return questions
+    chosen = np.random.default_rng(seed).permutation(len(questions))[:count]
+    return [questions[i] for i in sorted(chosen.tolist())]
 
 
 def save_collection(folder: Path, collection: Collection) -> None:

@@ -14,6 +14,7 @@ from rag_jax.data.formats import (
     Collection,
     Passage,
     Question,
+    choose_questions,
     describe_source,
     load_collection,
     read_collection,
@@ -201,18 +202,8 @@ class Session:
         return load_collection(context.path("corpus", ""))
 
     def list_questions(self, corpus: Collection, split: str, count: int) -> list[Question]:
-        """The split's questions that have an answer: all, or `count` drawn at random.
-
-        Raises:
-            RagJaxError: there is none.
-        """
-        questions = [q for q in corpus.questions.get(split, []) if q.answers]
-        if not questions:
-            raise RagJaxError(f"config.data: there are no {split!r} questions with answers")
-        if not 0 < count < len(questions):
-            return questions
-        chosen = np.random.default_rng(self.config.seed).permutation(len(questions))[:count]
-        return [questions[i] for i in sorted(chosen.tolist())]
+        """The split's questions that have an answer: all, or `count` of them."""
+        return choose_questions(corpus, split, count=count, seed=self.config.seed)
 
     # Documents.
 
