@@ -7,10 +7,11 @@ each of four questions. Both of theirs keep a nested dict: `dicts` walks it from
 on at every step, as the code that Tang et al. (2024) released does; `pointers` remembers the node
 after each path. Their beams end at a leaf, as ours do, by a stopping criterion that walks the same
 way. What is found is compared before anything is timed; then the three take turns, and the tables
-have the medians. A ratio above one means that this library is faster. Then the choice of the next
-tokens alone, from logits that are there already: theirs is the log-softmax, the mask and the top-k.
-Then a whole query of Self-Retrieval (see `query.py`); and our trie and the choice alone at up to a
-million made-up passages. Takes twenty minutes on two CPU cores.
+have the medians. A ratio above one means that this library is faster. Then a step alone,
+without the model. From log-probabilities that are there already: theirs is the mask; ours has no
+mask, but gathers the children's and chooses the best. From logits: theirs is the log-softmax, the
+mask and the top-k. Then a whole query of Self-Retrieval (see `query.py`); and our trie and the
+choice alone at up to a million made-up passages. Takes twenty minutes on two CPU cores.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import json
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -32,6 +33,7 @@ from turns import take_turns, time_call
 from rag_jax.data.gazetteer import build_world
 from rag_jax.decoding import Search, Trie, trie_search
 from rag_jax.decoding.constrained import expand
+from rag_jax.decoding.trie import TrieArrays
 from rag_jax.models import load
 
 NAME, CITIES, BEAMS, QUESTIONS, LIMIT = "smollm2-135m-instruct", 1200, 5, 4, 64
@@ -65,8 +67,10 @@ def main() -> None:
     print(describe(results[-1]))
     longest = max(prompts, key=len)  # where the pointers start
     for rows in ROWS:
-        results.append(compare_choosing(ours, trie, guides, longest, rows, arguments.runs))
-        print(describe(results[-1]))
+        step = make_step(ours, trie, guides, longest, rows)
+        for compare in (compare_masking, compare_choosing):
+            results.append(compare(step, arguments.runs))
+            print(describe(results[-1]))
     results.append(compare_query(ours, theirs, cities=CITIES, runs=arguments.runs))
     print(describe(results[-1]))
     results.append(measure_sizes(ours.config.vocab_size, arguments.runs))
@@ -157,45 +161,95 @@ def compare_searching(
     }
 
 
-def compare_choosing(
-    ours: Any, trie: Trie, guides: dict, prompt: list[int], rows: int, runs: int
-) -> dict[str, Any]:
-    """One step's choice for `rows` beams, `BEAMS` a question, that stand at one depth."""
+class Step(NamedTuple):
+    """A step of `rows` beams, `BEAMS` a question, that stand at one depth."""
+
+    rows: int
+    arrays: TrieArrays
+    ends: jax.Array
+    nodes: jax.Array
+    logits: np.ndarray
+    ids: torch.Tensor
+    guides: dict
+
+
+def make_step(ours: Any, trie: Trie, guides: dict, prompt: list[int], rows: int) -> Step:
     rng, arrays = np.random.default_rng(rows), trie.place()
     nodes = rng.choice(find_level(trie, DEPTH), rows)
     logits = rng.normal(size=(rows, ours.config.vocab_size)).astype(np.float32)
-    ends = arrays.first_child[1:] == arrays.first_child[:-1]
-    shape = (rows // BEAMS, BEAMS)
-    state = (nodes.reshape(shape), np.zeros(shape, np.float32), logits.reshape(*shape, -1))
-    state = jax.device_put(state)
-    choose = jax.jit(partial(expand, beams=BEAMS, part=True))
-
-    def ours_run():
-        return jax.block_until_ready(choose(arrays, ends, *state))
-
     paths = [tuple(trie.path(int(node))) for node in nodes]
-    ids = as_tensor([[*prompt, *path] for path in paths])
     for n in range(DEPTH + 1):  # the steps before
         for path in paths if n else paths[:1]:
             guides["pointers"].find(path[:n])
-    on_their_device = torch.asarray(logits, device=ids.device)
+    ids = as_tensor([[*prompt, *path] for path in paths])
+    nodes = jax.device_put(nodes.reshape(-1, BEAMS))
+    return Step(rows, arrays, find_ends(arrays), nodes, logits, ids, guides)
+
+
+def find_ends(arrays: TrieArrays) -> jax.Array:
+    return arrays.first_child[1:] == arrays.first_child[:-1]
+
+
+def compare_masking(step: Step, runs: int) -> dict[str, Any]:
+    """Log-probabilities to those that the trie allows: our choice of the best is part of ours."""
+    logprobs = np.asarray(jax.nn.log_softmax(step.logits, axis=-1))
+    zeros = jax.device_put(np.zeros(step.nodes.shape, np.float32))
+    given = jax.device_put(logprobs.reshape(*step.nodes.shape, -1))
+    choose = jax.jit(partial(expand, beams=BEAMS, part=True))
+    on_their_device = torch.asarray(logprobs, device=step.ids.device)
+
+    def ours_run():
+        return jax.block_until_ready(
+            choose(step.arrays, step.ends, step.nodes, zeros, given, zeros)
+        )
 
     def theirs_run(guide):
         process = transformers.PrefixConstrainedLogitsProcessor(guide.allow, BEAMS)
-        scores = process(ids, torch.log_softmax(on_their_device, -1)).reshape(shape[0], -1)
-        best = torch.topk(scores, 2 * BEAMS)
+        masked = process(step.ids, on_their_device)
+        synchronize()
+        return masked
+
+    return _compare_steps(f"mask alone, {step.rows} beams", step, ours_run, theirs_run, runs)
+
+
+def compare_choosing(step: Step, runs: int) -> dict[str, Any]:
+    """Logits to the best of what the trie allows."""
+    zeros = jax.device_put(np.zeros(step.nodes.shape, np.float32))
+    given = jax.device_put(step.logits.reshape(*step.nodes.shape, -1))
+    choose = jax.jit(normalize_and_choose)
+    on_their_device = torch.asarray(step.logits, device=step.ids.device)
+
+    def ours_run():
+        return jax.block_until_ready(choose(step.arrays, step.ends, step.nodes, zeros, given))
+
+    def theirs_run(guide):
+        process = transformers.PrefixConstrainedLogitsProcessor(guide.allow, BEAMS)
+        scores = process(step.ids, torch.log_softmax(on_their_device, -1))
+        best = torch.topk(scores.reshape(len(step.nodes), -1), 2 * BEAMS)[0]
         synchronize()
         return best
 
+    return _compare_steps(f"choice alone, {step.rows} beams", step, ours_run, theirs_run, runs)
+
+
+def normalize_and_choose(arrays, ends, nodes, logprobs, logits):
+    norms = jax.nn.logsumexp(logits, axis=-1)
+    return expand(arrays, ends, nodes, logprobs, logits, norms, beams=BEAMS, part=True)
+
+
+def _compare_steps(
+    name: str, step: Step, ours_run: Any, theirs_run: Any, runs: int
+) -> dict[str, Any]:
     compiling = time_call(ours_run)
     (best, _), difference = ours_run(), 0.0
-    for guide in guides.values():
-        wanted = theirs_run(guide)[0][:, :BEAMS].cpu().numpy()
+    for guide in step.guides.values():
+        scores = theirs_run(guide).reshape(len(step.nodes), -1)
+        wanted = torch.topk(scores, BEAMS)[0].cpu().numpy()
         difference = max(difference, float(np.abs(wanted - best.logprobs).max()))
     require(difference < 1e-4, f"the chosen tokens' scores differ by {difference}")
-    sides = {"ours": ours_run, **{n: lambda g=g: theirs_run(g) for n, g in guides.items()}}
+    sides = {"ours": ours_run, **{n: lambda g=g: theirs_run(g) for n, g in step.guides.items()}}
     return {
-        "name": f"choice alone, {rows} beams",
+        "name": name,
         "compile_seconds": compiling,
         "difference": difference,
         **take_turns(sides, runs),
@@ -237,8 +291,7 @@ def make_choice(trie: Trie, vocab_size: int) -> Any:
     nodes = rng.choice(find_level(trie, 2), shape)
     logits = rng.normal(size=(*shape, vocab_size)).astype(np.float32)
     state = jax.device_put((nodes, np.zeros(shape, np.float32), logits))
-    ends = arrays.first_child[1:] == arrays.first_child[:-1]
-    choose = jax.jit(partial(expand, beams=BEAMS, part=True))
+    ends, choose = find_ends(arrays), jax.jit(normalize_and_choose)
     return lambda: jax.block_until_ready(choose(arrays, ends, *state))
 
 

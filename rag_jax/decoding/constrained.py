@@ -91,6 +91,7 @@ def expand(
     nodes: Int[Array, "B w"],
     logprobs: Float[Array, "B w"],
     logits: Float[Array, "B w V"],
+    norms: Float[Array, "B w"],
     *,
     beams: int,
     part: bool,
@@ -102,6 +103,7 @@ def expand(
         nodes: where the beams stand.
         logprobs: up to there; `MASKED` for beams that take no part.
         logits: of the next token.
+        norms: `logsumexp` of each beam's logits, over the whole vocabulary.
         part: whether the children of all beams compete. Otherwise each beam has its own best child.
 
     Returns:
@@ -111,7 +113,7 @@ def expand(
     first, behind = trie.first_child[nodes], trie.first_child[nodes + 1]
     # Beams that take no part need no room.
     count = jnp.where(has_probability(logprobs), behind - first, 0)
-    before = logprobs - jax.nn.logsumexp(logits, axis=-1)
+    before = logprobs - norms
 
     def best_of_row(total, child) -> Continuations:
         best, place = jax.lax.top_k(total.reshape(rows, -1), beams)
@@ -189,7 +191,10 @@ def search_trie(
         logits = model.apply({"params": params}, hidden, method="logits").astype(jnp.float32)
         logits = logits.reshape(rows, -1, logits.shape[-1])
         logprobs = jnp.where(going[:, None], live.logprobs, MASKED)
-        best, onward = expand(trie, ends, live.nodes, logprobs, logits, beams=beams, part=part)
+        norms = jax.nn.logsumexp(logits, axis=-1)
+        best, onward = expand(
+            trie, ends, live.nodes, logprobs, logits, norms, beams=beams, part=part
+        )
         if greedy:
             still = jnp.where(ends[best.nodes], MASKED, best.logprobs)
             onward = best._replace(logprobs=still)
