@@ -5,13 +5,19 @@ import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import regex
 
+from rag_jax.errors import RagJaxError
 from rag_jax.files import open_atomic
 
 # DPR's tokens: runs of letters, digits and marks; any other visible character by itself.
 _TOKEN = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
+
+# In a TREC run what ends a name, or what already looks like something escaped.
+_UNSAFE = regex.compile(r"\s|[\x1c-\x1f]|%(?=[0-9A-Fa-f]{2})")
+_NUMBER = regex.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
 @functools.lru_cache(maxsize=65_536)
@@ -87,11 +93,43 @@ def write_run(
 ) -> None:
     """Writes rankings in TREC's format, `question Q0 passage rank score name` a line.
 
+    White space in a name would end it: it is written as in a URL, `%20` for a space.
+
     Args:
         questions: ids.
-        ranked: for each the passages' ids and scores, best first.
+        ranked: for each the passages' ids and scores (float32), best first.
     """
     with open_atomic(path) as file:
         for question, found in zip(questions, ranked, strict=True):
             for rank, (passage, score) in enumerate(found, 1):
-                file.write(f"{question} Q0 {passage} {rank} {score:.9g} {name}\n")
+                names = _escape(question), _escape(passage), _escape(name)
+                file.write(f"{names[0]} Q0 {names[1]} {rank} {score:.9g} {names[2]}\n")
+
+
+def read_run(path: Path) -> dict[str, list[tuple[str, float]]]:
+    """The rankings in a TREC run: passages' ids and scores by question's id, in the file's order.
+
+    Raises:
+        RagJaxError: naming the file, and line, of what cannot be read.
+    """
+    found: dict[str, list[tuple[str, float]]] = {}
+    try:
+        with open(path, encoding="utf-8", newline="\n") as file:
+            for number, line in enumerate(file, 1):
+                fields = line.split()
+                if len(fields) != 6 or not _NUMBER.fullmatch(fields[4]):
+                    raise RagJaxError(
+                        f"{path}:{number}: must be question, Q0, passage, rank, score and name"
+                    )
+                scored = unquote(fields[2]), float(fields[4])
+                found.setdefault(unquote(fields[0]), []).append(scored)
+    except UnicodeDecodeError as error:
+        raise RagJaxError(f"{path}: is not UTF-8 ({error.reason})") from None
+    except OSError as error:
+        raise RagJaxError(f"{path}: cannot be read ({error.strerror})") from None
+    return found
+
+
+def _escape(name: str) -> str:
+    """A name without white space; `unquote` gives it back."""
+    return _UNSAFE.sub(lambda found: quote(found[0], safe=""), name)

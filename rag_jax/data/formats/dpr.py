@@ -3,17 +3,20 @@
 Passages are a table with the heading `id`, `text`, `title` (`psgs_w100.tsv`). Questions are a JSON
 array of `question`, `answers` and passages, gold ones and others for training or those that a
 search found (`ctxs`), or a table without a heading of a question and a list of answers
-(`nq-test.qa.csv`).
+(`nq-test.qa.csv`). What a search found is written as DPR writes it.
 """
 
 import ast
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from rag_jax.data.formats.collection import Question
+from rag_jax.data.formats.collection import Passage, Question
 from rag_jax.data.formats.contexts import read_contexts
 from rag_jax.data.formats.fields import Item, check_blank, get_id, get_text, get_texts
 from rag_jax.data.formats.lines import BadLineError, Place
+from rag_jax.files import open_atomic, to_json
+from rag_jax.ranking import has_answer
 
 _IDS = ("id", "q_id", "question_id")
 
@@ -50,3 +53,36 @@ def parse_row(row: Sequence[str], place: Place) -> Item:
         raise BadLineError(f"{place}: the answers are no list of texts") from None
     record = {"question": row[0], "answers": answers}
     return parse(record, place)
+
+
+def write_results(
+    path: Path,
+    questions: Sequence[Question],
+    ranked: Sequence[Sequence[tuple[Passage, float]]],
+) -> None:
+    """Writes what a search found, for readers such as FiD's, one question at a time.
+
+    Args:
+        ranked: for each question the passages and their scores, best first.
+    """
+    with open_atomic(path) as file:
+        before = "["
+        for question, found in zip(questions, ranked, strict=True):
+            record = {
+                "id": question.id,
+                "question": question.question,
+                "answers": question.answers,
+                "ctxs": [
+                    {
+                        "id": passage.id,
+                        "title": passage.title,
+                        "text": passage.text,
+                        "score": repr(float(score)),  # as text, which DPR does too
+                        "has_answer": has_answer(passage.text, question.answers),
+                    }
+                    for passage, score in found
+                ],
+            }
+            file.write(before + to_json(record))
+            before = ",\n"
+        file.write("]\n" if before != "[" else "[]\n")

@@ -5,7 +5,8 @@ A question has `id`, `question`, `golden_answers` and, where there are some, `me
 `type`, the popularity (`s_pop` in PopQA), `relevant` and `choices` are read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from rag_jax.data.formats.collection import Passage, Question
@@ -18,6 +19,7 @@ from rag_jax.data.formats.fields import (
     get_texts,
 )
 from rag_jax.data.formats.lines import BadLineError, Place
+from rag_jax.files import write_jsonl
 
 
 def matches(record: Mapping[str, Any]) -> bool:
@@ -78,3 +80,35 @@ def _get_choices(metadata: Mapping[str, Any], place: Place) -> dict[str, str]:
     if not isinstance(choices, dict):  # a list in some of FlashRAG's datasets, without labels
         return {}
     return {label: get_text(choices, label, place) for label in choices}
+
+
+def write_passages(path: Path, passages: Iterable[Passage]) -> None:
+    """Writes a corpus; `title` and `text` go along, for `contents` cannot hold every title."""
+    write_jsonl(
+        path,
+        (
+            {"id": p.id, "contents": f'"{p.title}"\n{p.text}', "title": p.title, "text": p.text}
+            for p in passages
+        ),
+    )
+
+
+def write_questions(path: Path, questions: Iterable[Question]) -> None:
+    """Writes a split, with what FlashRAG has no field for as metadata."""
+    write_jsonl(
+        path,
+        (
+            {
+                "id": question.id,
+                "question": question.question,
+                "golden_answers": question.answers,
+                "metadata": {
+                    "type": question.type,
+                    "popularity": question.popularity,
+                    "relevant": question.relevant,
+                    "choices": question.choices,
+                },
+            }
+            for question in questions
+        ),
+    )

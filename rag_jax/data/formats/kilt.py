@@ -4,10 +4,13 @@ A page of the knowledge source has `wikipedia_id`, `wikipedia_title` and `text`,
 entry is the title; each other one that is neither blank nor a heading is a passage, named
 `<page>#<number of the entry>`. A question has `id`, `input` and `output`, a list of objects with
 `answer` and `provenance`, whose objects name a page and the first and last of its paragraphs.
+Predictions are questions whose output is the answer given and the passages read for it.
 """
 
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rag_jax.data.formats.collection import Passage, Question
@@ -20,9 +23,11 @@ from rag_jax.data.formats.fields import (
     get_text,
 )
 from rag_jax.data.formats.lines import BadLineError, Place
+from rag_jax.files import write_jsonl
 
 _HEADING, _BULLET = "Section::::", "BULLET::::"
 _MOST = 10_000  # paragraphs of one provenance
+_PARAGRAPH = re.compile(r"(.+)#(0|[1-9][0-9]{0,8})", re.DOTALL)
 
 
 def matches(record: Mapping[str, Any]) -> bool:
@@ -95,3 +100,44 @@ def find_passages(names: Iterable[str], pages: Mapping[str, list[str]]) -> list[
         page = pages.get(name.rpartition("#")[0], ())
         found |= dict.fromkeys(pages.get(name, [name] if name in page else []))
     return list(found)
+
+
+def write_predictions(
+    path: Path,
+    questions: Sequence[Question],
+    answers: Sequence[str],
+    ranked: Sequence[Sequence[Passage]],
+) -> None:
+    """Writes answers, and the passages behind them, as KILT's evaluation reads them.
+
+    Args:
+        answers: one to each question.
+        ranked: the passages for each, best first. What is not named as a paragraph of a page is
+            named as a page.
+    """
+    write_jsonl(
+        path,
+        (
+            {
+                "id": question.id,
+                "input": question.question,
+                "output": [
+                    {"answer": answer, "provenance": [_name_passage(passage) for passage in found]}
+                ],
+            }
+            for question, answer, found in zip(questions, answers, ranked, strict=True)
+        ),
+    )
+
+
+def _name_passage(passage: Passage) -> dict[str, Any]:
+    named = _PARAGRAPH.fullmatch(passage.id)
+    if named is None:
+        return {"wikipedia_id": passage.id, "title": passage.title}
+    paragraph = int(named[2])
+    return {
+        "wikipedia_id": named[1],
+        "title": passage.title,
+        "start_paragraph_id": paragraph,
+        "end_paragraph_id": paragraph,
+    }
