@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 
 from rag_jax.errors import RagJaxError
+from rag_jax.models.gguf_header import check_header
 from rag_jax.models.tensors import StoredTensor
 
 _BLOCK = 4096  # rows
@@ -48,6 +49,7 @@ def read_gguf(path: Path) -> GgufFile:
         RagJaxError: the file is truncated or no GGUF file, or of another architecture.
     """
     try:
+        check_header(path)
         reader = gguf.GGUFReader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
     except Exception as error:  # the reader meets damage with whatever NumPy happens to raise

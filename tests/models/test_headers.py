@@ -1,0 +1,96 @@
+"""Headers that claim more than they hold are refused before anything reads on."""
+
+import struct
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rag_jax.errors import RagJaxError
+from rag_jax.models import gguf_header
+from rag_jax.models.gguf_file import read_gguf
+from rag_jax.models.gguf_header import check_header
+from rag_jax.models.tensors import read_safetensors
+
+HUGE = 1 << 60
+
+
+def text(value):
+    return struct.pack("<Q", len(value)) + value
+
+
+def header(*, tensors=0, entries=0, rest=b""):
+    return b"GGUF" + struct.pack("<IQQ", 3, tensors, entries) + rest
+
+
+def entry(kind, value):
+    return text(b"key") + struct.pack("<I", kind) + value
+
+
+GOOD = header(
+    tensors=1,
+    entries=3,
+    rest=entry(4, struct.pack("<I", 7))
+    + entry(8, text(b"value"))
+    + entry(9, struct.pack("<IQ", 8, 2) + text(b"a") + text(b"b"))
+    + text(b"weight")
+    + struct.pack("<IQQIQ", 2, 4, 4, 0, 0),
+)
+
+
+def test_a_good_header(tmp_path):
+    path = tmp_path / "a.gguf"
+    path.write_bytes(GOOD)
+    check_header(path)
+    swapped = b"GGUF" + struct.pack(">IQQ", 3, 0, 1) + struct.pack(">Q", 1) + b"k"
+    path.write_bytes(swapped + struct.pack(">I", 0) + b"\1")
+    check_header(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "does not begin as one"),
+        (b"GGUF", "goes on beyond its end"),
+        (header(tensors=HUGE), "tells of 1152921504606846976 tensors"),
+        (header(entries=HUGE), "tells of 1152921504606846976 metadata entries"),
+        (header(entries=2), "goes on beyond its end"),
+        (header(entries=1, rest=struct.pack("<Q", HUGE)), "more than 256 MiB"),
+        (header(entries=1, rest=entry(9, struct.pack("<IQ", 0, HUGE))), "more than 256 MiB"),
+        (header(entries=1, rest=entry(9, struct.pack("<IQ", 8, HUGE))), "beyond its end"),
+        (header(entries=1, rest=entry(9, struct.pack("<IQ", 9, 1))), "the unknown type 9"),
+        (header(entries=1, rest=entry(13, b"")), "the unknown type 13"),
+        (header(tensors=1, rest=text(b"w") + struct.pack("<I", 5)), "has 5 dimensions"),
+    ],
+)
+def test_headers_out_of_bounds(tmp_path, data, message):
+    path = tmp_path / "a.gguf"
+    path.write_bytes(data)
+    with pytest.raises(RagJaxError, match=f"a.gguf is truncated or no GGUF file .*{message}"):
+        read_gguf(path)
+
+
+@settings(max_examples=30)
+@given(at=st.integers(4, len(GOOD) - 1), data=st.binary(min_size=1, max_size=8))
+def test_any_damage_ends(tmp_path_factory, at, data):
+    """Whatever a header says, walking through it ends, and so does reading it."""
+    path = tmp_path_factory.getbasetemp() / "damaged.gguf"
+    path.write_bytes(GOOD[:at] + data + GOOD[at + len(data) :])
+    with pytest.raises(RagJaxError):  # at least the architecture is missing
+        read_gguf(path)
+
+
+def test_a_header_larger_than_any_models(tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf_header, "_BYTES", len(GOOD) - 1)
+    (tmp_path / "a.gguf").write_bytes(GOOD)
+    with pytest.raises(ValueError, match="its header has more than"):
+        check_header(tmp_path / "a.gguf")
+
+
+@pytest.mark.parametrize("size", [100_000_001, HUGE])
+def test_a_safetensors_header_larger_than_any_models(tmp_path, size):
+    """The library itself has a limit, of a hundred million bytes."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", size) + b"{}")
+    with pytest.raises(RagJaxError, match="model.safetensors is truncated or no .*too large"):
+        read_safetensors([path])
