@@ -50,7 +50,7 @@ def _follow_paper(name: str) -> SelfRetrievalConfig:
 PRESETS = {
     "": SelfRetrievalConfig(
         examples=ExamplesConfig(target="prefix", same=1, other=1),
-        search=SearchConfig(over="all", batch_size=16),
+        search=SearchConfig(over="all"),
     ),
     "stablelm-3b": _follow_paper("stabilityai/stablelm-3b-4e1t"),
     "llama2-7b": _follow_paper("meta-llama/Llama-2-7b-hf"),
