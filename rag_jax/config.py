@@ -129,6 +129,7 @@ class DataConfig:
         "popqa",
         "pubhealth",
         "squad",
+        "tfds",
         "triviaqa",
     ] = "auto"
     held_out: CountOrZero = 0

@@ -3,7 +3,7 @@
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from rag_jax.data.formats import (
     popqa,
     pubhealth,
     squad,
+    tfds,
     triviaqa,
 )
-from rag_jax.data.formats.collection import Collection, Question
+from rag_jax.data.formats.collection import Collection, Passage, Question
 from rag_jax.data.formats.corpus import Corpus, GatheredCorpus
 from rag_jax.data.formats.fields import Item
 from rag_jax.data.formats.lines import (
@@ -33,7 +34,7 @@ from rag_jax.data.formats.lines import (
     read_records,
     read_rows,
 )
-from rag_jax.data.formats.passages import holds_passages, stream_passages
+from rag_jax.data.formats.passages import holds_passages, parse_records, stream_passages
 from rag_jax.errors import RagJaxError
 
 _SUFFIXES = (".jsonl", ".json", ".tsv", ".csv")
@@ -78,7 +79,7 @@ _DOCUMENTS = {
 
 
 def list_files(folder: Path) -> list[Path]:
-    """The files of a folder, and of `qrels` in it, that may hold data.
+    """The files of a folder, of `qrels` in it and of prepared datasets, that may hold data.
 
     Raises:
         RagJaxError: there is no such folder.
@@ -86,7 +87,8 @@ def list_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise RagJaxError(f"config.data.path={folder}: no such folder")
     inside = [path for path in folder.iterdir() if _plain_name(path).endswith(_SUFFIXES)]
-    found = [*inside, *folder.glob("qrels/*")]
+    prepared = [path for dataset in tfds.list_datasets(folder) for path in dataset.iterdir()]
+    found = {*inside, *folder.glob("qrels/*"), *prepared}
     return sorted(path for path in found if path.is_file() and not path.name.startswith("."))
 
 
@@ -102,31 +104,42 @@ def read_folder(folder: Path, format: str, bad: BadLines) -> Collection:
     files = list_files(folder)
     if format == "beir" or (format == "auto" and "queries" in map(_stem, files)):
         return _read_beir(folder, files, bad)
-    corpus, asked = _sort_files(folder, files, format)
-    if corpus:
-        named = {passage.id: passage for passage in stream_passages(corpus, bad)}
-        pool: Corpus | GatheredCorpus = Corpus(named)
-    else:
-        pool = GatheredCorpus()
+    if format == "tfds" or (format == "auto" and tfds.list_datasets(folder)):
+        return _read_prepared(folder, bad)
+    files, asked = _sort_files(folder, files, format)
+    corpus = list(stream_passages(files, bad))
+    items = (
+        (_find_split(path), item)
+        for path, name in asked.items()
+        for item in _read_items(path, name, bad)
+    )
+    return _collect(folder, corpus, items, bad)
+
+
+def _collect(
+    folder: Path, passages: list[Passage], items: Iterable[tuple[str, Item]], bad: BadLines
+) -> Collection:
+    """The collection of some passages, or else those of the questions, and questions by split."""
+    corpus: Corpus | GatheredCorpus = GatheredCorpus()
+    if passages:
+        corpus = Corpus({passage.id: passage for passage in passages})
     questions: dict[str, dict[str, Question]] = defaultdict(dict)
-    for path, name in asked.items():
-        split = _find_split(path)
-        for item in _read_items(path, name, bad):
-            try:
-                id = item.question.id
-                if id in questions[split]:
-                    raise BadLineError(f"{item.place}: another {split} question has the id {id!r}")
-                relevant = pool.find_relevant(item)
-            except BadLineError as error:
-                bad.skip(error)
-                continue
-            questions[split][id] = replace(item.question, relevant=relevant)
-    if not pool.passages:
+    for split, item in items:
+        try:
+            id = item.question.id
+            if id in questions[split]:
+                raise BadLineError(f"{item.place}: another {split} question has the id {id!r}")
+            relevant = corpus.find_relevant(item)
+        except BadLineError as error:
+            bad.skip(error)
+            continue
+        questions[split][id] = replace(item.question, relevant=relevant)
+    if not corpus.passages:
         raise RagJaxError(f"{folder}: holds no passages, in files of their own or with questions")
     found = {split: list(asked.values()) for split, asked in questions.items() if asked}
     if not found:
         raise RagJaxError(f"{folder}: holds no questions")
-    return Collection(list(pool.passages.values()), found)
+    return Collection(list(corpus.passages.values()), found)
 
 
 def _sort_files(
@@ -217,6 +230,24 @@ def _read_beir(folder: Path, files: Sequence[Path], bad: BadLines) -> Collection
     if not questions:
         raise RagJaxError(f"{folder / 'qrels'}: holds no .tsv file")
     return Collection(list(passages.values()), questions)
+
+
+def _read_prepared(folder: Path, bad: BadLines) -> Collection:
+    passages: list[Passage] = []
+    items: list[tuple[str, Item]] = []
+    seen: set[str] = set()
+    for dataset in tfds.list_datasets(folder):
+        for split, place, example in tfds.read_examples(dataset, bad):
+            try:
+                if tfds.is_question(example):
+                    items.append((_SPLITS.get(split, split), tfds.parse(example, place)))
+                elif holds_passages(example):
+                    passages += parse_records([(place, example)], seen, bad)
+                else:
+                    raise BadLineError(f"{place}: is neither a question nor a passage")
+            except BadLineError as error:
+                bad.skip(error)
+    return _collect(folder, passages, items, bad)
 
 
 def _find_split(path: Path) -> str:

@@ -1,6 +1,6 @@
 """Passages from files, one at a time, whichever format each file is in."""
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,30 @@ def stream_passages(files: Sequence[str | Path], bad: BadLines) -> Iterator[Pass
     seen: set[str] = set()
     for path in map(Path, files):
         count = len(seen)
-        for place, record in read_records(path, bad):
-            try:
-                passages = parse_passages(record, place)
-                _check_ids(passages, seen, place)
-            except BadLineError as error:
-                bad.skip(error)
-                continue
-            seen.update(passage.id for passage in passages)
-            yield from passages
+        yield from parse_records(read_records(path, bad), seen, bad)
         if len(seen) == count:
             raise RagJaxError(f"{path}: holds no passages")
+
+
+def parse_records(
+    records: Iterable[tuple[Place, Mapping[str, Any]]], seen: set[str], bad: BadLines
+) -> Iterator[Passage]:
+    """The passages of records, whose ids are added to those seen.
+
+    Raises:
+        RagJaxError: `bad` says so.
+    """
+    for place, record in records:
+        try:
+            passages = _parse_passages(record, place)
+            for passage in passages:
+                if passage.id in seen:
+                    raise BadLineError(f"{place}: another passage has the id {passage.id!r}")
+        except BadLineError as error:
+            bad.skip(error)
+            continue
+        seen.update(passage.id for passage in passages)
+        yield from passages
 
 
 def read_passages(files: Sequence[str | Path], *, bad_lines: int = 0) -> list[Passage]:
@@ -51,20 +64,9 @@ def holds_passages(record: Mapping[str, Any]) -> bool:
     return "text" in record or flashrag.matches_passage(record)
 
 
-def parse_passages(record: Mapping[str, Any], place: Place) -> list[Passage]:
-    """The passages of a record.
-
-    Raises:
-        BadLineError: it is not as its format has it.
-    """
+def _parse_passages(record: Mapping[str, Any], place: Place) -> list[Passage]:
     if kilt.matches_page(record):
         return kilt.parse_passage(record, place)
     if flashrag.matches_passage(record):
         return flashrag.parse_passage(record, place)
     return jsonl.parse_passage(record, place)
-
-
-def _check_ids(passages: Sequence[Passage], seen: Container[str], place: Place) -> None:
-    for passage in passages:
-        if passage.id in seen:
-            raise BadLineError(f"{place}: another passage has the id {passage.id!r}")

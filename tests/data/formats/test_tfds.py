@@ -1,0 +1,94 @@
+"""Datasets that TensorFlow Datasets prepared: our own builder's, and others' features."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rag_jax.config import DataConfig, WorldConfig
+from rag_jax.data import gazetteer_tfds
+from rag_jax.data.formats import Passage, Question, describe_source, read_collection, tfds
+from rag_jax.data.formats.fields import Context
+from rag_jax.data.formats.lines import BadLineError, BadLines, Place
+from rag_jax.errors import RagJaxError
+
+SETTINGS = {"cities": 5, "train": 4, "dev": 2, "test": 2}
+
+
+def test_a_prepared_world(tmp_path):
+    world = gazetteer_tfds.load_world(data_dir=tmp_path, **SETTINGS)
+    data = DataConfig(path=str(tmp_path))
+    found = read_collection(data, WorldConfig(), seed=0)
+    assert [vars(p) for p in found.passages] == [vars(p) for p in world.passages]
+    assert found.questions == {
+        split: [
+            Question(q.id, q.question, q.answers, {q.passage_id: 1}, popularity=q.popularity)
+            for q in asked
+        ]
+        for split, asked in world.questions.items()
+    }
+    files = describe_source(data, WorldConfig())["files"]
+    assert sum("array_record" in name for name in files) == 4
+    (dataset,) = (d for d in tfds.list_datasets(tmp_path) if "passages" in str(d))
+    (dataset / "features.json").write_text("{")
+    with pytest.raises(RagJaxError, match="is no prepared dataset") as caught:
+        read_collection(data, WorldConfig(), seed=0)
+    assert "\n" not in str(caught.value)
+
+
+PLACE = Place(Path("validation"), 1, 1)
+ANSWERS = np.array([b"x", b"x", b"y"], object)
+
+
+@pytest.mark.parametrize(
+    ("example", "id", "answers", "context"),
+    [
+        (
+            {
+                "id": b"s1",
+                "title": b"T",
+                "context": b"U",
+                "question": b"Where?",
+                "answers": {"text": ANSWERS, "answer_start": np.array([0, 0, 5])},
+            },
+            "s1",
+            ("x", "y"),
+            "U",
+        ),
+        (
+            {
+                "question": b"Where?",
+                "question_id": b"tc_1",
+                "answer": {"value": b"x", "aliases": ANSWERS, "type": b""},
+            },
+            "tc_1",
+            ("x", "y"),
+            None,
+        ),
+        ({"question": b"Where?", "answer": np.array([b"x"], object)}, "validation:1", ("x",), None),
+        ({"question": b"Where?", "answer": b"x", "id": b"7"}, "7", ("x",), None),
+    ],
+)
+def test_features_of_others(example, id, answers, context):
+    example = tfds._simplify(example, PLACE)
+    assert tfds.is_question(example)
+    item = tfds.parse(example, PLACE)
+    question = item.question
+    assert (question.id, question.question, question.answers) == (id, "Where?", answers)
+    wanted = () if context is None else (Context(Passage("", "T", "U"), 1),)
+    assert item.contexts == wanted
+
+
+def test_bad_examples():
+    with pytest.raises(BadLineError, match="validation:1: is not UTF-8"):
+        tfds._simplify({"question": b"\xff"}, PLACE)
+    with pytest.raises(BadLineError, match="validation:1: answers must be a list of texts"):
+        tfds.parse({"id": "a", "question": "Where?", "answer": 3}, PLACE)
+
+
+def test_an_empty_folder(tmp_path):
+    with pytest.raises(RagJaxError, match="holds no passages"):
+        read_collection(DataConfig(str(tmp_path), "tfds"), WorldConfig(), seed=0)
+    (tmp_path / "dataset_info.json").write_text("{}")
+    with pytest.raises(RagJaxError, match="is no prepared dataset"):
+        list(tfds.read_examples(tmp_path, BadLines()))
