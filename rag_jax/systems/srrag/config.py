@@ -20,6 +20,10 @@ from rag_jax.config import (
 )
 from rag_jax.errors import RagJaxError
 
+LabelRule = Literal["top_half_majority", "mean", "best_single", "all_rank"]
+Metric = Literal["cosine", "dot"]
+Decision = Literal["threshold", "argmax_product"]
+
 
 @dataclass(frozen=True)
 class SourceConfig:
@@ -39,7 +43,9 @@ class VerbaliseConfig:
     """How the model is made to write down what it knows (GenRead's two rounds).
 
     `pool` first-round documents are clustered, and each of the `contexts` clusters gives
-    `demonstrations` examples for one second-round document of at most `max_tokens` tokens.
+    `demonstrations` examples for one second-round document of at most `max_tokens` tokens. With
+    `only_answered`, as in GenRead's code, examples are documents that hold the answer, if there
+    are enough.
     """
 
     demonstrations: Count = 5
@@ -47,12 +53,15 @@ class VerbaliseConfig:
     max_tokens: Count = 24
     batch_size: Count = 80
     temperature: NonNegative = 0.0
+    only_answered: bool = True
 
 
 @dataclass(frozen=True)
 class LabelConfig:
-    """How many contexts are scored at once; some 1,000 tokens is where a CPU is fastest."""
+    """How contexts become a label, by one of the rules that `labels.choose_source` describes, and
+    how many are scored at once; some 1,000 tokens is where a CPU is fastest."""
 
+    rule: LabelRule = "top_half_majority"
     batch_size: Count = 16
 
 
@@ -75,16 +84,20 @@ class NewTokensConfig(TuningConfig):
 
 @dataclass(frozen=True)
 class DatastoreConfig:
-    """The policy datastore: hidden states after block `layer`, and `k` neighbours that vote."""
+    """The policy datastore: hidden states after block `layer` (0 is the embedding), and the `k`
+    nearest by `metric` that vote."""
 
     layer: CountOrZero = 15
+    metric: Metric = "cosine"
     k: Count = 30
 
 
 @dataclass(frozen=True)
 class RouteConfig:
-    """Search when the source's probability times its share of the vote is above `tau`."""
+    """By the sources' probabilities times their shares of the vote: "threshold" searches when a
+    searched source's product is above `tau`, "argmax_product" takes the largest product."""
 
+    decision: Decision = "threshold"
     tau: Fraction = 0.22
 
 

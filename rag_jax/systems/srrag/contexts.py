@@ -19,18 +19,16 @@ from jaxtyping import Array, Float, Int
 from sklearn.cluster import KMeans
 
 from rag_jax import metrics
-from rag_jax.data.batches import choose_bucket, choose_widths, pad_rows, round_up
+from rag_jax.data.batches import pad_rows, round_up
 from rag_jax.data.gazetteer import Question
-from rag_jax.decoding import prefill
 from rag_jax.decoding.cache import Cache, append, init_cache
-from rag_jax.files import read_json, read_jsonl, write_json, write_jsonl
+from rag_jax.files import read_json, write_json, write_jsonl
 from rag_jax.hosts import fetch
 from rag_jax.losses import token_logprobs
 from rag_jax.models.decoder import Decoder
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.pipeline import StageContext
 from rag_jax.sharding import shard_batch
-from rag_jax.systems.srrag.data import choose_source
 
 if TYPE_CHECKING:
     from rag_jax.systems.srrag.pipeline import Session
@@ -175,11 +173,10 @@ def run_demonstrations(session: "Session", context: StageContext) -> None:
     records = context.map_batches(
         "documents.jsonl", pool, write, batch_size=c.verbalise.batch_size, unit="documents"
     )
-    # A document without the answer is a bad example; GenRead leaves those out too. Where the
-    # model knows too little for a full set, what it wrote is all there is.
+    # Where the model knows too little for a full set, what it wrote is all there is.
     enough = c.contexts * c.verbalise.demonstrations
     good = [record for record in records if record["good"]]
-    used = good if len(good) >= enough else records
+    used = good if c.verbalise.only_answered and len(good) >= enough else records
     embeddings = session.encode([f"{r['question']} {r['document']}" for r in used])
     clusters = pick_demonstrations(
         embeddings, clusters=c.contexts, count=c.verbalise.demonstrations, seed=c.seed
@@ -216,61 +213,6 @@ def run_contexts(session: "Session", context: StageContext) -> None:
         by_kind = {"verbalise": mine, "search": found[i]}
         records.append({"id": question.id, "contexts": [by_kind[s.kind] for s in c.sources]})
     write_jsonl(context.folder / "contexts.jsonl", records)
-
-
-def run_labels(session: "Session", context: StageContext) -> None:
-    """The likelihood of the answer under every context, and the source that helps more."""
-    c, base = session.config, session.base
-    questions = session.read_world(context).questions["train"]
-    gathered = read_jsonl(context.path("contexts", "contexts.jsonl"))
-    texts = [
-        [[render_context(text) for text in source] for source in record["contexts"]]
-        for record in gathered
-    ]
-    # The model often writes the same thing under different demonstrations: scored once.
-    items = sorted({(q, t) for q, by_source in enumerate(texts) for s in by_source for t in s})
-    prompts = [
-        encode_answer_prompt(base.tokenizer, questions[q].question, text) for q, text in items
-    ]
-    prefix, prompts = split_prefix(prompts)
-    answers = [base.tokenizer.encode(f" {q.answers[0]}") for q in questions]
-    sizes = [len(p) + len(answers[item[0]]) for p, item in zip(prompts, items, strict=True)]
-
-    widths = choose_widths(sizes, program_tokens=2500)
-    shared = prefill(base.model, base.params, prefix)
-
-    def score(batch: Sequence[int]) -> list[dict[str, Any]]:
-        longest = max(sizes[i] for i in batch)
-        scores = score_answers(
-            base.model,
-            base.params,
-            [prompts[i] for i in batch],
-            [answers[items[i][0]] for i in batch],
-            prefix=shared,
-            width=choose_bucket(longest, widths),
-            batch_size=c.label.batch_size,
-        )
-        return [{"item": i, "score": value} for i, value in zip(batch, scores, strict=True)]
-
-    scored = context.map_batches(
-        "scores.jsonl",
-        sorted(range(len(items)), key=sizes.__getitem__),
-        score,
-        batch_size=c.label.batch_size,
-        unit="contexts",
-    )
-    found = {items[record["item"]]: record["score"] for record in scored}
-    scores = [
-        np.asarray([[found[q, text] for text in source] for source in by_source])
-        for q, by_source in enumerate(texts)
-    ]
-    write_jsonl(
-        context.folder / "labels.jsonl",
-        (
-            {"id": question.id, "source": choose_source(values), "scores": values}
-            for question, values in zip(questions, scores, strict=True)
-        ),
-    )
 
 
 def render_context(context: str | Sequence[str]) -> str:

@@ -1,7 +1,6 @@
-"""Training data: the packed sequence, and which source helps a question.
+"""The packed sequence (Wu et al. 2025, section 3).
 
-The sequence (Wu et al. 2025, section 3), every piece encoded on its own so that training and
-inference see the same tokens:
+Every piece is encoded on its own, so that training and inference see the same tokens:
 
     Question: {question} Background knowledge:<EOQ><source> {knowledge}<EOK> Answer: {answer}
 
@@ -12,9 +11,6 @@ words that carry their own leading space.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from jaxtyping import Float
 
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.spans import Row
@@ -64,23 +60,6 @@ def special_tokens(sources: Sequence[SourceConfig]) -> list[str]:
 def join_passages(passages: Sequence[tuple[str, str]]) -> str:
     """A knowledge block of (title, text) passages: `[1] title text [2] title text`."""
     return " ".join(f"[{i}] {title}: {text}" for i, (title, text) in enumerate(passages, 1))
-
-
-def choose_source(scores: Float[np.ndarray, "S n"]) -> int:
-    """The source that owns most of the better half of all contexts (paper, section 3.2).
-
-    Args:
-        scores: log-likelihood of the gold answer under each source's `n` contexts.
-
-    Returns:
-        The source's number. A tie, possible with more than two sources, goes to the source with
-        the best single context.
-    """
-    sources, n = scores.shape
-    order = np.argsort(-scores, axis=None, kind="stable")
-    owners = np.bincount(order[: sources * n // 2] // n, minlength=sources)
-    tied = np.flatnonzero(owners == owners.max())
-    return int(tied[np.argmax(scores[tied].max(axis=1))])
 
 
 def make_row(

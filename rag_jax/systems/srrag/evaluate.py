@@ -18,7 +18,8 @@ from rag_jax.pipeline import StageContext
 from rag_jax.sharding import spread
 from rag_jax.systems.srrag import contexts as base_model
 from rag_jax.systems.srrag import tune
-from rag_jax.systems.srrag.infer import Datastore, Engine, decide, normalize_keys, vote
+from rag_jax.systems.srrag.infer import Engine
+from rag_jax.systems.srrag.policy import Datastore, decide, scale_keys, vote
 
 if TYPE_CHECKING:
     from rag_jax.systems.srrag.pipeline import Session
@@ -69,7 +70,7 @@ def run_datastore(session: "Session", context: StageContext) -> None:
         for source in range(len(session.config.sources)):
             cache, _, active = engine.learn(routed, range(len(batch)), source, asked)
             scores.append(engine.score_answers(cache, [q.answers[0] for q in batch], active))
-        keys = fetch(normalize_keys(routed.key))
+        keys = fetch(scale_keys(routed.key, session.config.datastore.metric))
         return [
             {
                 "id": question.id,
@@ -89,12 +90,12 @@ def run_datastore(session: "Session", context: StageContext) -> None:
     )
 
 
-def read_datastore(context: StageContext) -> Datastore:
+def read_datastore(session: "Session", context: StageContext) -> Datastore:
     """The datastore on the devices."""
     records = read_jsonl(context.path("datastore", "datastore.jsonl"))
     keys = np.stack([np.frombuffer(base64.b64decode(r["key"]), np.float32) for r in records])
     labels = np.asarray([r["source"] for r in records], np.int32)
-    return Datastore(spread(keys), jnp.asarray(labels))
+    return Datastore(spread(keys), jnp.asarray(labels), session.config.datastore.metric)
 
 
 def run_evaluation(session: "Session", context: StageContext) -> None:
@@ -107,7 +108,7 @@ def run_evaluation(session: "Session", context: StageContext) -> None:
     world = session.read_world(context)
     questions = world.questions[c.evaluate_on]
     engine = make_engine(session, context, world)
-    datastore = read_datastore(context)
+    datastore = read_datastore(session, context)
     kinds = [source.kind for source in c.sources]
     fixed = {"verbalise": kinds.index("verbalise"), "retrieve": kinds.index("search")}
 
@@ -126,7 +127,13 @@ def run_evaluation(session: "Session", context: StageContext) -> None:
         routed = engine.route(asked)
         nobody = jnp.full(routed.key.shape[0], -1)  # these questions have no entry themselves
         votes = fetch(vote(datastore, routed.key, nobody, k=c.datastore.k, num_sources=len(kinds)))
-        chosen = decide(fetch(routed.probabilities), votes, kinds, tau=c.route.tau)
+        chosen = decide(
+            fetch(routed.probabilities),
+            votes,
+            kinds,
+            tau=c.route.tau,
+            decision=c.route.decision,
+        )
         chosen = chosen[: len(batch)]
         routing = clock.read() / len(batch)
 

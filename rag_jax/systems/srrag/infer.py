@@ -159,67 +159,6 @@ def join_rows(parts: Sequence[Routed]) -> Routed:
     return jax.tree.map(join, *parts)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Datastore:
-    """The policy datastore: hidden states at `<EOQ>` and the source that then worked better.
-
-    Attributes:
-        keys: `[N, D]`, of length one, so that a product with them is a cosine. (The paper leaves
-            the metric open; raw products would be ruled by the few large features such states
-            have.)
-        labels: `[N]`, source numbers.
-    """
-
-    keys: Float[Array, "N D"]
-    labels: Int[Array, "N"]
-
-
-def normalize_keys(keys: Float[Array, "N D"]) -> Float[Array, "N D"]:
-    """Scales hidden states to length one."""
-    keys = keys.astype(jnp.float32)
-    return keys / jnp.maximum(jnp.linalg.norm(keys, axis=-1, keepdims=True), 1e-12)
-
-
-@partial(jax.jit, static_argnames=("k", "num_sources"))
-def vote(
-    datastore: Datastore,
-    queries: Float[Array, "B D"],
-    itself: Int[Array, "B"],
-    *,
-    k: int,
-    num_sources: int,
-) -> Float[Array, "B S"]:
-    """`p_D(s | q)`: the share of each source among a question's `k` nearest entries.
-
-    Args:
-        itself: the row of each query's own entry, which must not vote; -1 where it has none.
-    """
-    scores = normalize_keys(queries) @ datastore.keys.T
-    own = jnp.arange(datastore.keys.shape[0])[None, :] == itself[:, None]
-    _, nearest = jax.lax.top_k(jnp.where(own, -2.0, scores), k)
-    labels = jax.nn.one_hot(datastore.labels[nearest], num_sources)
-    return labels.mean(axis=1)
-
-
-def decide(
-    probabilities: Float[np.ndarray, "B S"],
-    votes: Float[np.ndarray, "B S"],
-    kinds: Sequence[str],
-    *,
-    tau: float,
-) -> Int[np.ndarray, "B"]:
-    """Retrieve if and only if `p_M(s) p_D(s) > tau` for a searched source (paper, section 3.4).
-
-    Among several searched sources above the threshold the one with the largest product is taken.
-    """
-    external = np.asarray([kind == "search" for kind in kinds])
-    product = np.where(external, probabilities * votes, -1.0)
-    best = product.argmax(axis=1)
-    internal = int(np.flatnonzero(~external)[0])
-    return np.where(product.max(axis=1) > tau, best, internal)
-
-
 @dataclass(frozen=True)
 class Engine:
     """Everything a pass needs; its methods take and give plain lists.

@@ -28,7 +28,7 @@ from rag_jax.report import write_report
 from rag_jax.retrieval.encode import encode_texts
 from rag_jax.retrieval.index import Index, fingerprint_corpus
 from rag_jax.sharding import DECODER_RULES, check_batches, make_mesh, place_params
-from rag_jax.systems.srrag import contexts, evaluate, tune
+from rag_jax.systems.srrag import contexts, evaluate, labels, tune
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.data import Format, special_tokens
 
@@ -145,6 +145,7 @@ class Session:
         passes = {
             "answer": c.answer,
             "layer": c.datastore.layer,
+            "metric": c.datastore.metric,
             "max_knowledge": c.verbalise.max_tokens,
         }
         return [
@@ -170,9 +171,10 @@ class Session:
             ),
             Stage(
                 "labels",
-                partial(contexts.run_labels, self),
+                partial(labels.run_labels, self),
                 needs=("world", "contexts"),
                 settings={**common, "label": c.label},
+                version=2,
             ),
             Stage(
                 "stage1",
@@ -209,7 +211,7 @@ class Session:
                     **encoder,
                     **passes,
                     "k": c.datastore.k,
-                    "tau": c.route.tau,
+                    "route": c.route,
                     "on": c.evaluate_on,
                 },
             ),

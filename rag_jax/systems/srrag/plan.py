@@ -28,7 +28,7 @@ from rag_jax.planned import (
 from rag_jax.planning import Planner
 from rag_jax.retrieval.encode import embed_batch
 from rag_jax.sharding import list_places
-from rag_jax.systems.srrag import infer, tune
+from rag_jax.systems.srrag import infer, policy, tune
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.contexts import score_batch
 from rag_jax.systems.srrag.data import TERMS, special_tokens
@@ -306,13 +306,14 @@ def _plan_passes(session: PlannedSession, planner: Planner) -> None:
     )
     entries = c.world.train
     split = planner.whole if entries % session.mesh.shape["data"] else planner.rows
-    datastore = infer.Datastore(
+    datastore = policy.Datastore(
         split((entries, base.config.hidden_size), jnp.float32),
         planner.whole((entries,), jnp.int32),
+        c.datastore.metric,
     )
     planner.compile(
         "vote",
-        infer.vote,
+        policy.vote,
         datastore,
         routed.key,
         planner.rows((size,), jnp.int32),

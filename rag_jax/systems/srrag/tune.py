@@ -22,6 +22,7 @@ from rag_jax.pipeline import StageContext
 from rag_jax.sharding import DECODER_RULES, count_data_rows, lay_out, place_params, shard_batch
 from rag_jax.spans import Row, count_targets, pack_rows
 from rag_jax.systems.srrag.data import TERMS, join_passages, make_row
+from rag_jax.systems.srrag.labels import read_labels
 from rag_jax.systems.srrag.loss import sequence_logprobs, stage1_loss, stage2_loss
 from rag_jax.training import init_state, make_optimizer, make_step
 from rag_jax.tuning import apply_tuned, cast, init_tuned, tune
@@ -64,7 +65,7 @@ def make_examples(session: "Session", context: StageContext) -> list[Example]:
     c = session.config
     questions = session.read_world(context).questions["train"]
     gathered = read_jsonl(context.path("contexts", "contexts.jsonl"))
-    labels = read_jsonl(context.path("labels", "labels.jsonl"))
+    labels = read_labels(session, context)
     rng = np.random.default_rng((c.seed, 1))
     examples = []
     for question, record, label in zip(questions, gathered, labels, strict=True):

@@ -1,16 +1,14 @@
-"""The packed sequence, labels, rows and batches against slow references."""
+"""The packed sequence, rows and batches against slow references."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from rag_jax.errors import RagJaxError
 from rag_jax.spans import Row, count_targets, pack_rows
 from rag_jax.systems.srrag.data import (
     TERMS,
-    choose_source,
     join_passages,
     make_row,
 )
@@ -21,58 +19,6 @@ SPELLED = ["<Self>", "<Wiki>", "<EOQ>", "<EOK>", "<|im_end|>", "<|im_start|>", "
 TEXTS = st.text(max_size=20) | st.lists(
     st.sampled_from([*SPELLED, "<", "EO", "K>", " ", "\n", "Answer:", "Paris"]), max_size=6
 ).map("".join)
-
-
-# Labels.
-
-
-def vote_slowly(scores):
-    """The majority among the better half, one context at a time."""
-    contexts = [(score, source) for source, row in enumerate(scores) for score in row]
-    better = sorted(contexts, key=lambda c: -c[0])[: len(contexts) // 2]
-    owned = [sum(source == s for _, source in better) for s in range(len(scores))]
-    tied = [s for s in range(len(scores)) if owned[s] == max(owned)]
-    return max(tied, key=lambda s: (max(scores[s]), -s))
-
-
-def draw_scores(elements):
-    shapes = st.tuples(st.integers(2, 4), st.integers(1, 5))
-    return hnp.arrays(np.float64, shapes, elements=elements)
-
-
-@given(draw_scores(st.floats(-50, 0)) | draw_scores(st.sampled_from([-3.0, -2.0, -1.0])))
-def test_label_is_the_majority_of_the_better_half(scores):
-    assert choose_source(scores) == vote_slowly(scores.tolist())
-
-
-@given(st.permutations(range(10)))
-def test_label_depends_on_nothing_but_the_ranks(ranks):
-    scores = -np.asarray(ranks, float).reshape(2, 5)
-    label = choose_source(scores)
-    # Five of ten: whoever has three.
-    assert (scores[label] > -5).sum() >= 3
-    assert choose_source(scores[::-1]) == 1 - label
-    assert choose_source(-np.exp(-scores)) == label
-
-
-@pytest.mark.parametrize(
-    ("scores", "label"),
-    [
-        # The best single context is external, the better half is not.
-        ([[-2, -3, -4], [-1, -8, -9]], SELF),
-        # The best sum is external, the better half is not.
-        ([[-2, -3, -90], [-4, -5, -6]], SELF),
-        ([[-7.0], [-6.0]], WIKI),
-        # One each of three: the best single context decides.
-        ([[-5, -9], [-2, -9], [-3, -9]], 1),
-        # Six in the better half, two each.
-        ([[-6, -5, -9, -9], [-4, -3, -9, -9], [-1, -2, -9, -9]], 2),
-        # Nothing differs: the first.
-        ([[-1, -1, -1], [-1, -1, -1]], SELF),
-    ],
-)
-def test_labels_worked_by_hand(scores, label):
-    assert choose_source(np.asarray(scores, float)) == label
 
 
 # The sequence.

@@ -1,4 +1,4 @@
-"""The staged pass against a full pass a token in NumPy; votes and decisions in plain Python."""
+"""The staged pass against a full pass a token in NumPy."""
 
 from dataclasses import replace
 
@@ -6,15 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from tiny import continue_row, read_row, softmax
 
 from rag_jax.errors import RagJaxError
 from rag_jax.systems.srrag.config import SourceConfig
 from rag_jax.systems.srrag.data import join_passages, make_row
-from rag_jax.systems.srrag.infer import Datastore, Engine, decide, normalize_keys, vote
+from rag_jax.systems.srrag.infer import Engine
+from rag_jax.systems.srrag.policy import Datastore, scale_keys, vote
 from systems.srrag.reference import answer_logprob
 
 SELF, WIKI = 0, 1
@@ -166,10 +164,12 @@ def test_a_question_longer_than_the_context(make_engine):
 
 def test_a_second_batch_compiles_nothing(make_engine):
     engine = make_engine()
+    keys = scale_keys(jnp.asarray(np.random.default_rng(0).normal(size=(20, 32))), "cosine")
+    datastore = Datastore(keys, jnp.arange(20) % 2)
 
     def run(questions):
         routed = engine.route(questions)
-        np.asarray(vote(DATASTORE, routed.key, jnp.full(8, -1), k=3, num_sources=2))
+        np.asarray(vote(datastore, routed.key, jnp.full(8, -1), k=3, num_sources=2))
         for source in (SELF, WIKI):
             engine.answer_questions(routed, [1, 4, 5], source, questions)
             cache, _, active = engine.learn(routed, [0, 2], source, questions)
@@ -192,108 +192,7 @@ def test_a_second_batch_compiles_nothing(make_engine):
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-# The policy datastore.
-
-RNG = np.random.default_rng(0)
-KEYS = np.asarray(normalize_keys(jnp.asarray(RNG.normal(size=(20, 32)))))
-LABELS = RNG.integers(0, 2, 20).astype(np.int32)
-DATASTORE = Datastore(jnp.asarray(KEYS), jnp.asarray(LABELS))
-
-
-def vote_slowly(query, *, itself, k, num_sources):
-    """Shares of the labels among the k entries with the largest cosine, one at a time."""
-    cosines = [np.dot(query, key) / np.linalg.norm(query) / np.linalg.norm(key) for key in KEYS]
-    order = sorted((i for i in range(len(KEYS)) if i != itself), key=lambda i: -cosines[i])
-    return [np.mean([LABELS[i] == s for i in order[:k]]) for s in range(num_sources)]
-
-
-@settings(max_examples=30)
-@given(st.integers(0, 10**6), st.sampled_from([1, 7]), st.floats(1e-3, 1e3))
-def test_votes(seed, k, size):
-    rng = np.random.default_rng(seed)
-    itself = rng.integers(-1, 20, 5)
-    # Beside others the entries themselves, which are their own nearest neighbours.
-    queries = np.where(itself[:, None] < 0, rng.normal(size=(5, 32)), KEYS[itself]) * size
-    found = vote(
-        DATASTORE, jnp.asarray(queries, jnp.float32), jnp.asarray(itself), k=k, num_sources=2
-    )
-    expected = [
-        vote_slowly(query, itself=i, k=k, num_sources=2)
-        for query, i in zip(queries, itself, strict=True)
-    ]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-
-
-def test_an_entry_does_not_vote_on_itself():
-    queries = jnp.asarray(KEYS[:4])
-    own, others = (
-        np.asarray(vote(DATASTORE, queries, jnp.asarray(i), k=1, num_sources=2))
-        for i in (np.full(4, -1), np.arange(4))
-    )
-    assert own.argmax(axis=1).tolist() == LABELS[:4].tolist()
-    expected = [vote_slowly(KEYS[i], itself=i, k=1, num_sources=2) for i in range(4)]
-    assert others.tolist() == expected != own.tolist()
-
-
-def test_a_source_nobody_prefers_has_no_votes():
-    found = vote(DATASTORE, jnp.asarray(KEYS[:4]), jnp.full(4, -1), k=20, num_sources=3)
-    shares = np.bincount(LABELS, minlength=3) / 20
-    np.testing.assert_allclose(found, np.tile(shares, (4, 1)), rtol=1e-6)
-
-
-def test_keys_have_length_one():
-    keys = normalize_keys(jnp.asarray([[3.0, 4.0], [0.0, 0.0], [1e-3, 0.0]], jnp.bfloat16))
-    assert keys.dtype == jnp.float32
-    np.testing.assert_allclose(keys, [[0.6, 0.8], [0, 0], [1, 0]], atol=1e-6)
-
-
-# The decision.
-
-
-def decide_slowly(probabilities, votes, kinds, tau):
-    """The best searched source above the threshold, or else the first that verbalises."""
-    best = None
-    for s, kind in enumerate(kinds):
-        product = probabilities[s] * votes[s]
-        better = best is None or product > probabilities[best] * votes[best]
-        if kind == "search" and product > tau and better:
-            best = s
-    return kinds.index("verbalise") if best is None else best
-
-
-@pytest.mark.parametrize(
-    ("wiki", "share", "tau", "source"),
-    [
-        (0.146, 9 / 30, 0.1, SELF),  # the paper's figure 9: 0.0438
-        (0.576, 24 / 30, 0.1, WIKI),  # figure 10 as its text has it
-        (0.576, 6 / 30, 0.1, WIKI),  # with the votes the other way round
-        (0.576, 6 / 30, 0.2, SELF),
-        (0.5, 0.5, 0.25, SELF),  # above, not at, the threshold
-        (1.0, 1.0, 1.0, SELF),
-        (0.01, 0.1, 0.0, WIKI),
-        (1.0, 0.0, 0.0, SELF),
-        (0.0, 1.0, 0.0, SELF),
-    ],
-)
-def test_decisions_worked_by_hand(wiki, share, tau, source):
-    arrays = [np.asarray([[1 - p, p]]) for p in (wiki, share)]
-    assert decide(*arrays, ["verbalise", "search"], tau=tau).tolist() == [source]
-    swapped = [array[:, ::-1] for array in arrays]
-    assert decide(*swapped, ["search", "verbalise"], tau=tau).tolist() == [1 - source]
-
-
-KINDS = st.lists(st.sampled_from(["verbalise", "search"]), min_size=2, max_size=4).filter(
-    lambda kinds: len(set(kinds)) == 2
-)
-
-
-@given(KINDS, st.integers(1, 5), st.floats(0, 1), st.data())
-def test_decisions(kinds, rows, tau, data):
-    shares = hnp.arrays(np.float64, (rows, len(kinds)), elements=st.floats(0, 1))
-    probabilities, votes = data.draw(shares), data.draw(shares)
-    found = decide(probabilities, votes, kinds, tau=tau)
-    expected = [decide_slowly(p, v, kinds, tau) for p, v in zip(probabilities, votes, strict=True)]
-    assert found.tolist() == expected
+# Several sources.
 
 
 def test_three_sources(base, form, make_engine):

@@ -208,6 +208,7 @@ def test_interrupted_everywhere(finished, tmp_path, make_config, interruptions):
         "documents.jsonl",
         "verbalised.jsonl",
         "scores.jsonl",
+        "closed_book.jsonl",
         "Ctrl-C",
         "reference.jsonl",
         "killed",
@@ -270,6 +271,8 @@ SWAPPED = (
         ("seed", 1, EVERYTHING_OF_THE_MODEL),
         ("model.dtype", "bfloat16", EVERYTHING_OF_THE_MODEL),
         ("sources", SWAPPED, EVERYTHING_OF_THE_MODEL),
+        ("verbalise.only_answered", False, {"demonstrations"}),
+        ("label.rule", "mean", {"labels"}),
         ("extra_mean", 0.5, {"stage1", "reference", "stage2"}),
         ("loss_reduction", "mean", {"stage1", "reference", "stage2"}),
         ("tuning.rank", 3, {"stage1", "reference", "stage2"}),
@@ -278,7 +281,9 @@ SWAPPED = (
         ("datastore.layer", 2, {"datastore", "evaluate"}),
         ("answer.passages", 2, {"datastore", "evaluate"}),
         ("datastore.k", 7, {"evaluate"}),
+        ("datastore.metric", "dot", {"datastore", "evaluate"}),
         ("route.tau", 0.9, {"evaluate"}),
+        ("route.decision", "argmax_product", {"evaluate"}),
     ],
 )
 def test_a_setting_is_declared_by_the_stages_that_read_it(

@@ -16,10 +16,10 @@ from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.contexts import encode_answer_prompt
 from rag_jax.systems.srrag.data import (
     TERMS,
-    choose_source,
     join_passages,
     make_row,
 )
+from rag_jax.systems.srrag.labels import choose_source
 from systems.srrag.reference import answer_logprob, sum_terms
 from systems.srrag.tiny_run import METHODS, fold_trained, open_stage, read_predictions
 
