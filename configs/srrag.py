@@ -12,6 +12,13 @@ Chosen on the development split (`--config.evaluate_on=dev`): `route.tau`, the l
 kept retrieval below 80 % of the questions; learning rates; batch sizes; the losses' reduction.
 Where the paper leaves a choice open, `rag_jax/systems/srrag/config.py` names it.
 
+`--config.ablations=True` also trains and evaluates what the method is compared with: the untrained
+model on each source, selective retrieval, and the method without verbalising in its labels and with
+stage 1's loss in stage 2. It trains four times more and keeps what is already made.
+
+Preset `two-indexes` has three sources: the model, and the passages about countries and those about
+cities as two indexes, each with its token; the source with the largest product is asked.
+
 Presets `llama2-7b`, `phi3.5-mini` and `qwen2.5-7b` are the paper's recipe (full tuning, batches of
 64, learning rates 1e-5 and 5e-7, five contexts a source, 150 tokens a verbalisation) on the
 built-in encyclopedia; `launch/plan.py` says which slices hold them.
@@ -35,6 +42,7 @@ from rag_jax.systems.srrag.config import (
     LabelConfig,
     NewTokensConfig,
     RouteConfig,
+    SourceConfig,
     SRRAGConfig,
     Stage2Config,
     VerbaliseConfig,
@@ -66,6 +74,14 @@ def _follow_paper(name: str, *, tau: float, layer: int) -> SRRAGConfig:
 
 PRESETS = {
     "": SRRAGConfig(),
+    "two-indexes": SRRAGConfig(
+        sources=(
+            SourceConfig("Self", "<Self>", "verbalise"),
+            SourceConfig("Countries", "<Countries>", "search", prefix="country/"),
+            SourceConfig("Cities", "<Cities>", "search", prefix="city/"),
+        ),
+        route=RouteConfig(decision="argmax_product"),
+    ),
     "llama2-7b": _follow_paper("meta-llama/Llama-2-7b-chat-hf", tau=0.1, layer=15),
     "phi3.5-mini": _follow_paper("microsoft/Phi-3.5-mini-instruct", tau=0.2, layer=15),
     "qwen2.5-7b": _follow_paper("Qwen/Qwen2.5-7B-Instruct", tau=0.2, layer=11),

@@ -26,7 +26,7 @@ COLUMNS = (
     "seconds_per_question",
 )
 _SCORES = ("hits@1", "accuracy", "exact_match")  # whose interval "ci95" is, whichever a system has
-_DIGITS = {"n": 0, "seconds_per_question": 3}
+_DIGITS = {"n": 0, "prompt_tokens": 1, "generated_tokens": 1}
 
 
 def write_report(

@@ -26,7 +26,7 @@ def launch(*arguments, workdir):
         (["--config=configs/srag.py"], "config file configs/srag.py: not found; there are configs"),
         (
             [CONFIG + ":huge"],
-            "config preset 'huge': must be one of llama2-7b, phi3.5-mini, qwen2.5-7b, or left out",
+            "config preset 'huge': must be one of two-indexes, llama2-7b, phi3.5-mini, qwen2.5-7b",
         ),
         (
             [CONFIG, "--config.stage1.lrr=1"],

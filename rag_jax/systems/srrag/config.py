@@ -27,13 +27,22 @@ Decision = Literal["threshold", "argmax_product"]
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """A knowledge source: what it is called, its special token, and how it gives passages."""
+    """A knowledge source: what it is called, its special token, and how it gives passages.
+
+    The model verbalises; a search has an index of its own, of the passages whose id begins with
+    `prefix`.
+    """
 
     name: str
     token: str
     kind: Literal["verbalise", "search"]
+    prefix: str = ""
 
     def check(self, path: str) -> None:
+        if not re.fullmatch(r"[\w-]+", self.name):
+            raise RagJaxError(f"{path}.name={self.name!r}: must be of letters, digits, - and _")
+        if self.prefix and self.kind == "verbalise":
+            raise RagJaxError(f"{path}.prefix={self.prefix!r}: a model that verbalises has no ids")
         if not re.fullmatch(r"<[^<>\s]+>", self.token):
             raise RagJaxError(f"{path}.token={self.token!r}: must look like '<{self.name}>'")
 
@@ -102,6 +111,14 @@ class RouteConfig:
 
 
 @dataclass(frozen=True)
+class SelectiveConfig:
+    """Selective retrieval, which is compared with: it searches when the source's token is more
+    likely than `tau`."""
+
+    tau: Fraction = 0.2
+
+
+@dataclass(frozen=True)
 class AnswerConfig:
     """Answers at test time: their length in tokens and how many found passages they may read."""
 
@@ -115,7 +132,12 @@ class SRRAGConfig:
     """Self-Routing RAG. `contexts` is n, the contexts each source gives a training question;
     `extra_mean` is the mean of the Poisson draw of further passages on searched rows: 2 in the
     paper, less here, where one passage is read at test time. So many `profile_steps` of each
-    training stage are traced."""
+    training stage are traced.
+
+    `ablations` compares with the untrained model on each source, with selective retrieval, and with
+    the method without verbalising in its labels and without preferences in stage 2, for which it
+    trains four times more.
+    """
 
     system: Literal["srrag"] = "srrag"
     seed: CountOrZero = 0
@@ -123,6 +145,7 @@ class SRRAGConfig:
     extra_mean: NonNegative = 1.0
     loss_reduction: Literal["sum", "mean"] = "sum"
     evaluate_on: Literal["test", "dev"] = "test"
+    ablations: bool = False
     profile_steps: CountOrZero = 0
     sources: tuple[SourceConfig, ...] = (
         SourceConfig(name="Self", token="<Self>", kind="verbalise"),
@@ -140,6 +163,7 @@ class SRRAGConfig:
     stage2: Stage2Config = Stage2Config()
     datastore: DatastoreConfig = DatastoreConfig()
     route: RouteConfig = RouteConfig()
+    selective: SelectiveConfig = SelectiveConfig()
     answer: AnswerConfig = AnswerConfig()
 
     def check(self, path: str) -> None:
@@ -170,8 +194,9 @@ class SRRAGConfig:
                     raise RagJaxError(
                         f"{path}.sources[{index}].{field}={value!r}: another source has it already"
                     )
-        if {source.kind for source in self.sources} != {"verbalise", "search"}:
+        kinds = [source.kind for source in self.sources]
+        if kinds.count("verbalise") != 1 or "search" not in kinds:
             raise RagJaxError(
-                f"{path}.sources: routing needs at least two sources, one of kind 'verbalise' and "
-                "one of kind 'search'"
+                f"{path}.sources: routing needs at least two sources, exactly one of kind "
+                f"'verbalise' and the others of kind 'search'; there are {kinds or 'none'}"
             )

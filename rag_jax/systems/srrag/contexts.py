@@ -29,6 +29,7 @@ from rag_jax.models.decoder import Decoder
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.pipeline import StageContext
 from rag_jax.sharding import shard_batch
+from rag_jax.systems.srrag.sources import make_search
 
 if TYPE_CHECKING:
     from rag_jax.systems.srrag.pipeline import Session
@@ -206,12 +207,21 @@ def run_contexts(session: "Session", context: StageContext) -> None:
     written = context.map_batches(
         "verbalised.jsonl", items, write, batch_size=size, unit="documents"
     )
-    found = session.make_search(context, world, c.contexts)([q.question for q in questions])
-    records = []
-    for i, question in enumerate(questions):
-        mine = [written[k * len(questions) + i]["text"] for k in range(len(clusters))]
-        by_kind = {"verbalise": mine, "search": found[i]}
-        records.append({"id": question.id, "contexts": [by_kind[s.kind] for s in c.sources]})
+    search, asked = (
+        make_search(session, context, world, c.contexts),
+        [q.question for q in questions],
+    )
+    by_source: list[Sequence[Any]] = []
+    for number, source in enumerate(c.sources):
+        if source.kind == "search":
+            by_source.append(search(number, asked))
+        else:
+            texts = [record["text"] for record in written]
+            by_source.append([texts[i :: len(questions)] for i in range(len(questions))])
+    records = [
+        {"id": question.id, "contexts": [gathered[i] for gathered in by_source]}
+        for i, question in enumerate(questions)
+    ]
     write_jsonl(context.folder / "contexts.jsonl", records)
 
 

@@ -31,6 +31,11 @@ class Format:
         return tuple(self.tokenizer.token_id(source.token) for source in self.sources)
 
     @property
+    def internal(self) -> int:
+        """The number of the source that is the model itself."""
+        return [source.kind for source in self.sources].index("verbalise")
+
+    @property
     def end_of_knowledge(self) -> int:
         return self.tokenizer.token_id("<EOK>")
 
@@ -63,7 +68,7 @@ def join_passages(passages: Sequence[tuple[str, str]]) -> str:
 
 
 def make_row(
-    form: Format, id: str, question: str, source: int, knowledge: str, answer: str | None
+    form: Format, id: str, question: str, source: int, knowledge: str | None, answer: str | None
 ) -> Row:
     """Packs one question.
 
@@ -71,14 +76,16 @@ def make_row(
     is there only where the source is the model itself.
 
     Args:
+        knowledge: None leaves it out; the answer follows at once.
         answer: None packs the sequence up to `<EOK>`, for the rejected side of a preference pair.
     """
     tokens = form.encode_question(question)
     spans = {"source": (len(tokens), len(tokens) + 1)}
     tokens.append(form.source_ids[source])
     start = len(tokens)
-    tokens += form.encode_knowledge(knowledge)
-    if form.sources[source].kind == "verbalise":
+    if knowledge is not None:
+        tokens += form.encode_knowledge(knowledge)
+    if form.sources[source].kind == "verbalise" and knowledge is not None:
         spans["verbalisation"] = (start, len(tokens) + 1)
     if answer is None:
         return Row(id, [*tokens, form.end_of_knowledge], spans)

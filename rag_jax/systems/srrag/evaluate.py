@@ -2,27 +2,43 @@
 
 import base64
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from rag_jax import metrics
 from rag_jax.compiling import Clock
 from rag_jax.data.batches import round_up
 from rag_jax.data.gazetteer import Question, World
-from rag_jax.decoding import generate
 from rag_jax.files import read_jsonl, write_json
 from rag_jax.hosts import fetch
 from rag_jax.pipeline import StageContext
 from rag_jax.sharding import spread
-from rag_jax.systems.srrag import contexts as base_model
-from rag_jax.systems.srrag import tune
+from rag_jax.stage import say
+from rag_jax.systems.srrag import tune, untrained
+from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.infer import Engine
 from rag_jax.systems.srrag.policy import Datastore, decide, scale_keys, vote
+from rag_jax.systems.srrag.sources import make_search
 
 if TYPE_CHECKING:
     from rag_jax.systems.srrag.pipeline import Session
+
+
+COLUMNS = (
+    "n",
+    "accuracy",
+    "head",
+    "middle",
+    "tail",
+    "retrieval_rate",
+    "prompt_tokens",
+    "generated_tokens",
+    "seconds_per_question",
+)
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -34,22 +50,30 @@ def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for third in ("head", "middle", "tail"):
         members = [score for score, name in zip(scores, thirds, strict=True) if name == third]
         numbers[third] = float(np.mean(members)) if members else None
-    numbers["exact_match"] = float(np.mean([row["exact_match"] for row in rows])) if rows else None
-    numbers["retrieval_rate"] = float(np.mean([row["retrieved"] for row in rows])) if rows else None
-    seconds = float(np.mean([row["seconds"] for row in rows])) if rows else None
-    return numbers | {"seconds_per_question": seconds}
+    for name, field in {
+        "exact_match": "exact_match",
+        "retrieval_rate": "retrieved",
+        "prompt_tokens": "prompt_tokens",
+        "generated_tokens": "generated_tokens",
+        "seconds_per_question": "seconds",
+    }.items():
+        numbers[name] = float(np.mean([row[field] for row in rows])) if rows else None
+    # Verbalisations that reached the limit, and searches that found nothing.
+    return numbers | {name: sum(row[name] for row in rows) for name in ("cut_off", "fell_back")}
 
 
-def make_engine(session: "Session", context: StageContext, world: World) -> Engine:
-    """The trained model, ready to route, learn and answer."""
+def make_engine(
+    session: "Session", context: StageContext, world: World, *, trained: str = "stage2"
+) -> Engine:
+    """The model that a stage trained, ready to route, learn and answer."""
     c, form = session.config, session.form
     passages = [form.encode_knowledge(f"[1] {p.title}: {p.text}") for p in world.passages]
     longest = max(c.verbalise.max_tokens, c.answer.passages * max(map(len, passages)))
     return Engine(
         model=session.base.model,
-        params=tune.load_tuned(session, context.path("stage2", "params")),
+        params=tune.load_tuned(session, context.path(trained, "params")),
         form=form,
-        search=session.make_search(context, world, c.answer.passages),
+        search=make_search(session, context, world, c.answer.passages),
         layer=c.datastore.layer,
         batch_size=c.answer.batch_size,
         max_knowledge=c.verbalise.max_tokens,
@@ -58,18 +82,21 @@ def make_engine(session: "Session", context: StageContext, world: World) -> Engi
     )
 
 
-def run_datastore(session: "Session", context: StageContext) -> None:
+def run_datastore(session: "Session", context: StageContext, *, trained: str = "stage2") -> None:
     """Which source works better for each training question, now that the model is tuned."""
     world = session.read_world(context)
-    engine = make_engine(session, context, world)
+    engine = make_engine(session, context, world, trained=trained)
+    sources = session.config.sources
 
     def roll_out(batch: Sequence[Question]) -> list[dict[str, Any]]:
         asked = [question.question for question in batch]
         routed = engine.route(asked)
         scores = []
-        for source in range(len(session.config.sources)):
-            cache, _, active = engine.learn(routed, range(len(batch)), source, asked)
-            scores.append(engine.score_answers(cache, [q.answers[0] for q in batch], active))
+        for source in range(len(sources)):
+            learned = engine.learn(routed, range(len(batch)), source, asked)
+            values = engine.score_answers(learned, [q.answers[0] for q in batch])
+            # A source with nothing to say is never the better one.
+            scores.append(np.where(learned.found, values, np.finfo(np.float32).min))
         keys = fetch(scale_keys(routed.key, session.config.datastore.metric))
         return [
             {
@@ -81,124 +108,177 @@ def run_datastore(session: "Session", context: StageContext) -> None:
             for i, question in enumerate(batch)
         ]
 
-    context.map_batches(
+    records = context.map_batches(
         "datastore.jsonl",
         world.questions["train"],
         roll_out,
         batch_size=engine.batch_size,
         unit="questions",
     )
+    shares = np.bincount([r["source"] for r in records], minlength=len(sources)) / len(records)
+    names = [source.name for source in sources]
+    statistics = {"n": len(records), "share": dict(zip(names, shares.tolist(), strict=True))}
+    write_json(context.folder / "statistics.json", statistics)
+    if shares.max() == 1:
+        say(
+            f"stage {context.folder.name}: {names[shares.argmax()]} works better for every "
+            "training question; the vote tells no two questions apart"
+        )
 
 
-def read_datastore(session: "Session", context: StageContext) -> Datastore:
+def read_datastore(
+    session: "Session", context: StageContext, stage: str = "datastore"
+) -> Datastore:
     """The datastore on the devices."""
-    records = read_jsonl(context.path("datastore", "datastore.jsonl"))
+    records = read_jsonl(context.path(stage, "datastore.jsonl"))
     keys = np.stack([np.frombuffer(base64.b64decode(r["key"]), np.float32) for r in records])
     labels = np.asarray([r["source"] for r in records], np.int32)
     return Datastore(spread(keys), jnp.asarray(labels), session.config.datastore.metric)
 
 
 def run_evaluation(session: "Session", context: StageContext) -> None:
-    """Every method on the same questions.
-
-    The SR-RAG pass is run as it is used: route, then the chosen source alone. The two fixed
-    policies then go on from the same cache with whatever source was not chosen.
-    """
+    """Every method on the same questions."""
     c = session.config
     world = session.read_world(context)
     questions = world.questions[c.evaluate_on]
     engine = make_engine(session, context, world)
     datastore = read_datastore(session, context)
-    kinds = [source.kind for source in c.sources]
-    fixed = {"verbalise": kinds.index("verbalise"), "retrieve": kinds.index("search")}
 
-    def answer_directly(batch: Sequence[Question]) -> list[dict[str, Any]]:
-        clock = Clock()
-        predictions = predict_directly(session, [question.question for question in batch])
-        seconds = clock.read() / len(batch)
-        return [
-            grade(q, {"prediction": text, "retrieved": 0.0, "seconds": seconds})
-            for q, text in zip(batch, predictions, strict=True)
-        ]
+    predictions = {
+        "direct": context.map_batches(
+            "direct.jsonl",
+            questions,
+            partial(untrained.answer_directly, session),
+            batch_size=4 * c.answer.batch_size,
+            unit="questions (direct)",
+        )
+    }
+    passes = answer_with_all(context, engine, datastore, questions, c, file="passes.jsonl")
+    for method, (chosen, scores) in list_policies(c, passes).items():
+        predictions[method] = follow(c, questions, passes, chosen, scores)
+    write_json(context.folder / "predictions.json", predictions)
 
-    def answer_all(batch: Sequence[Question]) -> list[dict[str, Any]]:
+
+def answer_with_all(
+    context: StageContext,
+    engine: Engine,
+    datastore: Datastore | None,
+    questions: Sequence[Question],
+    config: SRRAGConfig,
+    *,
+    file: str,
+) -> list[dict[str, Any]]:
+    """Routes every question and answers it from each source.
+
+    The SR-RAG pass is run as it is used: route, then the chosen source alone. The other sources
+    then go on from the same cache.
+
+    Args:
+        datastore: None routes by the model's probabilities alone.
+        file: keeps what was done so far.
+
+    Returns:
+        For each question the `votes` and, in the order of the sources, the `answers`.
+    """
+    count = len(config.sources)
+
+    def run(batch: Sequence[Question]) -> list[dict[str, Any]]:
         asked = [question.question for question in batch]
         clock = Clock()
         routed = engine.route(asked)
-        nobody = jnp.full(routed.key.shape[0], -1)  # these questions have no entry themselves
-        votes = fetch(vote(datastore, routed.key, nobody, k=c.datastore.k, num_sources=len(kinds)))
-        chosen = decide(
-            fetch(routed.probabilities),
-            votes,
-            kinds,
-            tau=c.route.tau,
-            decision=c.route.decision,
-        )
-        chosen = chosen[: len(batch)]
+        probabilities = fetch(routed.probabilities)
+        votes = np.ones_like(probabilities)
+        if datastore:
+            nobody = jnp.full(len(votes), -1)  # these questions have no entry themselves
+            votes = fetch(
+                vote(datastore, routed.key, nobody, k=config.datastore.k, num_sources=count)
+            )
+        chosen = choose(config, probabilities, votes)[: len(batch)]
         routing = clock.read() / len(batch)
-
-        def follow(wanted: np.ndarray, known: dict[int, Any]) -> dict[int, dict[str, Any]]:
-            records = {r: known[r] for r in known if known[r]["number"] == wanted[r]}
-            for source in range(len(kinds)):
-                rows = [r for r in np.flatnonzero(wanted == source) if r not in records]
+        answers: list[dict[int, dict[str, Any]]] = [{} for _ in batch]
+        for follows in (np.equal, np.not_equal):
+            for source in range(count):
+                rows = np.flatnonzero(follows(chosen, source))
                 clock = Clock()
                 answered = engine.answer_questions(routed, rows, source, asked)
                 seconds = routing + clock.read() / max(len(rows), 1)
                 for row, record in answered.items():
-                    facts = {"number": source, "votes": votes[row], "seconds": seconds}
-                    retrieved = float(kinds[source] == "search")
-                    records[row] = {**record, **facts, "retrieved": retrieved}
-            return records
-
-        methods = {"srrag": follow(chosen, {})}
-        for method, source in fixed.items():
-            methods[method] = follow(np.full(len(batch), source), methods["srrag"])
+                    answers[row][source] = record | {"seconds": seconds}
         return [
-            {name: grade(q, rows[i]) for name, rows in methods.items()} for i, q in enumerate(batch)
+            {"votes": votes[i], "answers": [answers[i][source] for source in range(count)]}
+            for i in range(len(batch))
         ]
 
-    size = 4 * c.answer.batch_size
-    records = context.map_batches(
-        "direct.jsonl",
+    return context.map_batches(
+        file,
         questions,
-        answer_directly,
-        batch_size=size,
-        unit="questions (direct)",
+        run,
+        batch_size=4 * config.answer.batch_size,
+        unit="questions (all sources)",
     )
-    passes = context.map_batches(
-        "passes.jsonl", questions, answer_all, batch_size=size, unit="questions (all sources)"
+
+
+def choose(
+    config: SRRAGConfig, probabilities: Float[np.ndarray, "N S"], votes: Float[np.ndarray, "N S"]
+) -> Int[np.ndarray, "N"]:
+    """The sources by the run's decision."""
+    return decide(
+        np.asarray(probabilities, float),
+        np.asarray(votes, float),
+        [source.kind for source in config.sources],
+        tau=config.route.tau,
+        decision=config.route.decision,
     )
-    predictions = {"direct": records}
-    for method in ("verbalise", "retrieve", "srrag"):
-        predictions[method] = [record[method] for record in passes]
-    write_json(context.folder / "predictions.json", predictions)
 
 
-def predict_directly(session: "Session", questions: Sequence[str]) -> list[str]:
-    """Answers of the untrained model without any knowledge: it never learnt the format."""
-    c, tokenizer = session.config, session.base.tokenizer
-    prompts = [base_model.encode_answer_prompt(tokenizer, question) for question in questions]
-    prefix, prompts = base_model.split_prefix(prompts)
-    written = generate(
-        session.base.model,
-        session.base.params,
-        prompts,
-        prefix=prefix,
-        max_tokens=c.answer.max_tokens,
-        stop_ids=(tokenizer.eos_id,),
-        batch_size=c.answer.batch_size,
-    )
-    return [tokenizer.decode(tokens).strip() for tokens in written]
+Policy = tuple[Int[np.ndarray, "N"], Float[np.ndarray, "N S"]]
 
 
-def grade(question: Question, record: dict[str, Any]) -> dict[str, Any]:
-    """A prediction's record with the question and its scores."""
-    return {
-        "id": question.id,
-        "question": question.question,
-        "answers": question.answers,
-        "popularity": question.popularity,
-        "correct": metrics.match(record["prediction"], question.answers),
-        "exact_match": metrics.exact_match(record["prediction"], question.answers),
-        **record,
-    }
+def list_policies(config: SRRAGConfig, passes: Sequence[dict[str, Any]]) -> dict[str, Policy]:
+    """For each method the source that it chooses for every question, and the sources' scores that
+    the choice is by: the policy's products, or without the datastore the probabilities alone.
+
+    Always retrieving is from the source with the largest product, and where there are several
+    searched sources also from each of them.
+    """
+    probabilities = np.asarray([found["answers"][0]["probabilities"] for found in passes])
+    votes = np.asarray([found["votes"] for found in passes])
+    products, alone = probabilities * votes, np.ones_like(votes)
+    kinds = [source.kind for source in config.sources]
+    external = [number for number, kind in enumerate(kinds) if kind == "search"]
+    always = {"verbalise": np.full(len(passes), kinds.index("verbalise"))}
+    always["retrieve"] = np.asarray(external)[products[:, external].argmax(axis=1)]
+    if len(external) > 1:
+        for number in external:
+            name = f"retrieve_{config.sources[number].name}"
+            always[name] = np.full(len(passes), number)
+    policies = {name: (chosen, products) for name, chosen in always.items()}
+    policies["srrag"] = (choose(config, probabilities, votes), products)
+    policies["without_knn"] = (choose(config, probabilities, alone), probabilities)
+    return policies
+
+
+def follow(
+    config: SRRAGConfig,
+    questions: Sequence[Question],
+    passes: Sequence[dict[str, Any]],
+    chosen: Int[np.ndarray, "N"],
+    scores: Float[np.ndarray, "N S"],
+) -> list[dict[str, Any]]:
+    """A method's records: answers from the sources that it chooses, and how the others fared."""
+    rows = []
+    for question, found, number, worth in zip(
+        questions, passes, chosen.tolist(), scores.tolist(), strict=True
+    ):
+        answers = found["answers"]
+        facts = {
+            "number": number,
+            "votes": found["votes"],
+            "scores": worth,
+            "retrieved": float(config.sources[number].kind == "search"),
+            "correct_by_source": [
+                metrics.match(record["prediction"], question.answers) for record in answers
+            ],
+        }
+        rows.append(untrained.grade(question, answers[number] | facts))
+    return rows

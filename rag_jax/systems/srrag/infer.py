@@ -23,7 +23,12 @@ from rag_jax.hosts import fetch
 from rag_jax.losses import token_logprobs
 from rag_jax.models.decoder import Decoder
 from rag_jax.sharding import constrain_rows, shard_batch
+from rag_jax.stage import say
 from rag_jax.systems.srrag.data import Format, join_passages
+
+# A source's number and questions to the passages of each as (title, text), best first; none where
+# the source has nothing to say.
+Search = Callable[[int, Sequence[str]], list[list[tuple[str, str]]]]
 
 
 class Routed(NamedTuple):
@@ -38,6 +43,29 @@ class Routed(NamedTuple):
     cache: Cache
     probabilities: Float[Array, "B S"]
     key: Float[Array, "B D"]
+
+
+class Learned(NamedTuple):
+    """Rows with the knowledge of one source; those of the cache beyond them are padding.
+
+    Attributes:
+        cache: questions and knowledge.
+        texts: the knowledge.
+        written: how many tokens of it the model wrote.
+        ended: False where it was still writing when it reached the limit.
+        found: False where a searched source had nothing to say.
+    """
+
+    cache: Cache
+    texts: list[str]
+    written: list[int]
+    ended: list[bool]
+    found: list[bool]
+
+    @property
+    def active(self) -> Bool[np.ndarray, "B"]:
+        """Which rows of the cache are real."""
+        return np.arange(self.cache.real.shape[0]) < len(self.texts)
 
 
 @partial(jax.jit, static_argnames=("model", "source_ids", "layer"))
@@ -164,24 +192,26 @@ class Engine:
     """Everything a pass needs; its methods take and give plain lists.
 
     Attributes:
-        search: gives each question its passages as (title, text), best first.
+        search: the searched sources.
         layer: whose output is the datastore key.
         batch_size: rows of every program.
         max_knowledge: tokens a verbalisation may have.
         knowledge_width: slots for a source token and its knowledge, the same for every source, so
             that one program answers after all of them.
         max_answer: tokens an answer may have.
+        writes: whether the model as a source verbalises, or answers at once.
     """
 
     model: Decoder
     params: Any
     form: Format
-    search: Callable[[Sequence[str]], list[list[tuple[str, str]]]]
+    search: Search
     layer: int
     batch_size: int
     max_knowledge: int
     knowledge_width: int
     max_answer: int
+    writes: bool = True
 
     def route(self, questions: Sequence[str]) -> Routed:
         """Routes questions batch by batch; rows of the result beyond them are padding."""
@@ -209,81 +239,111 @@ class Engine:
 
     def learn(
         self, routed: Routed, rows: Sequence[int], source: int, questions: Sequence[str]
-    ) -> tuple[Cache, list[str], Bool[np.ndarray, "B"]]:
-        """Gives rows of a routed batch the knowledge of one source, written or found.
-
-        Returns:
-            The cache of those rows, padded to `batch_size`; the knowledge; which rows are real.
-        """
-        active = np.arange(self.batch_size) < len(rows)
+    ) -> Learned:
+        """Gives at most `batch_size` rows of a routed batch what one source writes or finds."""
         cache = pick_rows(routed.cache, np.resize(np.asarray(rows, np.int32), self.batch_size))
-        if self.form.sources[source].kind == "verbalise":
-            cache, tokens, lengths, _ = verbalise(
-                self.model,
-                self.params,
-                cache,
-                self.form.source_ids[source],
-                shard_batch(active),
-                width=self.knowledge_width,
-                max_tokens=self.max_knowledge,
-                stop_ids=self.form.stop_ids,
-            )
-            tokens, lengths = fetch((tokens, lengths))
-            decode_text = self.form.tokenizer.decode
-            texts = [decode_text(tokens[r, : lengths[r]]).strip() for r in range(len(rows))]
-            return cache, texts, active
-        texts = [join_passages(found) for found in self.search([questions[r] for r in rows])]
-        chunks = [
-            [self.form.source_ids[source], *self.form.encode_knowledge(text)] for text in texts
-        ]
+        token, count = self.form.source_ids[source], len(rows)
+        if source != self.form.internal:
+            found = self._find(source, [questions[row] for row in rows])
+            texts = [join_passages(passages) for passages in found]
+            chunks = [[token, *self.form.encode_knowledge(text)] for text in texts]
+        elif self.writes:
+            return self._verbalise(cache, count)
+        else:
+            found, texts, chunks = [True] * count, [""] * count, [[token]] * count
         arrays = pad_rows(chunks, self.knowledge_width, pad_id=0, batch=self.batch_size)
-        return read(self.model, self.params, cache, *shard_batch(arrays)), texts, active
+        cache = read(self.model, self.params, cache, *shard_batch(arrays))
+        return Learned(cache, texts, [0] * count, [True] * count, list(map(bool, found)))
 
-    def write_answers(self, cache: Cache, active: Bool[np.ndarray, "B"]) -> list[str]:
-        """Greedy answers of the real rows."""
-        tokens, lengths = answer(
+    def _verbalise(self, cache: Cache, count: int) -> Learned:
+        """Lets the model write, in the first `count` rows of a cache."""
+        cache, tokens, lengths, ended = verbalise(
             self.model,
             self.params,
             cache,
-            shard_batch(active),
+            self.form.source_ids[self.form.internal],
+            shard_batch(np.arange(self.batch_size) < count),
+            width=self.knowledge_width,
+            max_tokens=self.max_knowledge,
+            stop_ids=self.form.stop_ids,
+        )
+        tokens, lengths, ended = (array[:count] for array in fetch((tokens, lengths, ended)))
+        texts = self._decode(tokens, lengths)
+        return Learned(cache, texts, lengths.tolist(), ended.tolist(), [True] * count)
+
+    def _find(self, source: int, questions: Sequence[str]) -> list[list[tuple[str, str]]]:
+        """Passages of a searched source; none from one that can't be read or reached."""
+        try:
+            return self.search(source, questions)
+        except OSError as error:
+            name = self.form.sources[source].name
+            say(f"source {name}: {error}; {len(questions)} questions go on without it")
+            return [[] for _ in questions]
+
+    def _decode(self, tokens: Int[np.ndarray, "B N"], lengths: Int[np.ndarray, "B"]) -> list[str]:
+        rows = zip(tokens, lengths, strict=True)
+        return [self.form.tokenizer.decode(row[:length]).strip() for row, length in rows]
+
+    def write_answers(self, learned: Learned) -> tuple[list[str], list[int]]:
+        """Greedy answers of the real rows, and how many tokens each has."""
+        tokens, lengths = answer(
+            self.model,
+            self.params,
+            learned.cache,
+            shard_batch(learned.active),
             cue=tuple(self.form.encode_answer_cue()),
             max_tokens=self.max_answer,
             stop_ids=self.form.stop_ids,
         )
-        tokens, lengths = fetch((tokens, lengths))
-        decode_text = self.form.tokenizer.decode
-        return [decode_text(tokens[r, : lengths[r]]).strip() for r in range(int(active.sum()))]
+        tokens, lengths = (array[: len(learned.texts)] for array in fetch((tokens, lengths)))
+        return self._decode(tokens, lengths), lengths.tolist()
 
-    def score_answers(
-        self, cache: Cache, answers: Sequence[str], active: Bool[np.ndarray, "B"]
-    ) -> Float[np.ndarray, "B"]:
+    def score_answers(self, learned: Learned, answers: Sequence[str]) -> Float[np.ndarray, "B"]:
         """Log-likelihoods of given answers, for the real rows."""
         cue = self.form.encode_answer_cue()
         rows = [[*cue, *self.form.encode_answer(text)] for text in answers]
         width = round_up(max(map(len, rows)), 16)
         arrays = shard_batch(pad_rows(rows, width, pad_id=0, batch=self.batch_size))
-        scores = score_answer(self.model, self.params, cache, *arrays, cue_length=len(cue))
-        return fetch(scores)[: int(active.sum())]
+        scores = score_answer(self.model, self.params, learned.cache, *arrays, cue_length=len(cue))
+        return fetch(scores)[: len(rows)]
 
     def answer_questions(
         self, routed: Routed, rows: Sequence[int], source: int, questions: Sequence[str]
     ) -> dict[int, dict[str, Any]]:
         """Knowledge and answers for rows of a routed batch that go to one source.
 
+        Questions for which a searched source has nothing fall back on what the model writes.
+
         Returns:
-            For each row `source`, `probabilities`, `knowledge` and `prediction`.
+            For each row `source`, whose knowledge was read; `probabilities`, `knowledge` and
+            `prediction`; `prompt_tokens` that were given and `generated_tokens` that the model
+            wrote, ends left out; `cut_off`, whether its writing reached the limit; and
+            `fell_back`.
         """
         probabilities = fetch(routed.probabilities)
-        records = {}
+        cue, records, missing = len(self.form.encode_answer_cue()), {}, []
         for start in range(0, len(rows), self.batch_size):
             batch = rows[start : start + self.batch_size]
-            cache, knowledge, active = self.learn(routed, batch, source, questions)
-            predictions = self.write_answers(cache, active)
-            for row, text, prediction in zip(batch, knowledge, predictions, strict=True):
+            learned = self.learn(routed, batch, source, questions)
+            predictions, lengths = self.write_answers(learned)
+            for i, row in enumerate(batch):
+                if not learned.found[i]:
+                    missing.append(row)
+                    continue
+                given = len(self.form.encode_question(questions[row])) + 1 + cue
+                if source != self.form.internal:
+                    given += len(self.form.encode_knowledge(learned.texts[i]))
                 records[row] = {
                     "source": self.form.sources[source].name,
                     "probabilities": probabilities[row].tolist(),
-                    "knowledge": text,
-                    "prediction": prediction,
+                    "knowledge": learned.texts[i],
+                    "prediction": predictions[i],
+                    "prompt_tokens": given,
+                    "generated_tokens": learned.written[i] + lengths[i],
+                    "cut_off": not learned.ended[i],
+                    "fell_back": False,
                 }
+        if missing:
+            written = self.answer_questions(routed, missing, self.form.internal, questions)
+            records |= {row: record | {"fell_back": True} for row, record in written.items()}
         return records

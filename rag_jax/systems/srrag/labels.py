@@ -10,7 +10,7 @@ from scipy import stats
 from rag_jax.data.batches import choose_bucket, choose_widths
 from rag_jax.decoding import prefill
 from rag_jax.errors import RagJaxError
-from rag_jax.files import read_jsonl, write_jsonl
+from rag_jax.files import read_jsonl, write_json, write_jsonl
 from rag_jax.pipeline import StageContext
 from rag_jax.systems.srrag.config import LabelRule, SourceConfig
 from rag_jax.systems.srrag.contexts import (
@@ -97,6 +97,7 @@ def run_labels(session: "Session", context: StageContext) -> None:
             }
         )
     write_jsonl(context.folder / "labels.jsonl", records)
+    write_json(context.folder / "statistics.json", count_labels(records, c.sources))
 
 
 def _make_scorer(

@@ -26,9 +26,8 @@ from rag_jax.models.vocabulary import grow_vocabulary
 from rag_jax.pipeline import Stage, StageContext, run_stages
 from rag_jax.report import write_report
 from rag_jax.retrieval.encode import encode_texts
-from rag_jax.retrieval.index import Index, fingerprint_corpus
 from rag_jax.sharding import DECODER_RULES, check_batches, make_mesh, place_params
-from rag_jax.systems.srrag import contexts, evaluate, labels, tune
+from rag_jax.systems.srrag import compare, contexts, evaluate, labels, sources, tune
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.data import Format, special_tokens
 
@@ -43,9 +42,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     session = Session(settings)
     with jax.set_mesh(session.mesh):
         records = run_stages(session.stages(), workdir, config=settings)
-    predictions = read_json(Path(workdir) / "stages" / "evaluate" / "predictions.json")
     if not is_first():
         return {}
+    made = ("evaluate", "compare") if settings.ablations else ("evaluate",)
+    predictions = {}
+    for stage in made:
+        predictions |= read_json(Path(workdir) / "stages" / stage / "predictions.json")
     return write_report(
         workdir,
         system="srrag",
@@ -55,6 +57,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         methods={method: evaluate.summarize(rows) for method, rows in predictions.items()},
         stages=records,
         predictions=predictions,
+        columns=evaluate.COLUMNS,
     )
 
 
@@ -148,14 +151,25 @@ class Session:
             "metric": c.datastore.metric,
             "max_knowledge": c.verbalise.max_tokens,
         }
-        return [
+        asking = {**common, **encoder, **passes}
+        evaluation = {
+            **asking,
+            "k": c.datastore.k,
+            "route": c.route,
+            "on": c.evaluate_on,
+        }
+        stages = [
             Stage("world", self.make_world, settings={"world": c.world}),
             Stage(
                 "index",
-                self.make_index,
+                partial(sources.run_index, self),
                 needs=("world",),
-                settings={**encoder, "index": c.index},
-                version=2,
+                settings={
+                    **encoder,
+                    "index": c.index,
+                    "sources": [s for s in c.sources if s.kind == "search"],
+                },
+                version=3,
             ),
             Stage(
                 "demonstrations",
@@ -200,22 +214,19 @@ class Session:
                 "datastore",
                 partial(evaluate.run_datastore, self),
                 needs=("world", "index", "stage2"),
-                settings={**common, **encoder, **passes},
+                settings=asking,
             ),
             Stage(
                 "evaluate",
                 partial(evaluate.run_evaluation, self),
+                version=2,
                 needs=("world", "index", "stage2", "datastore"),
-                settings={
-                    **common,
-                    **encoder,
-                    **passes,
-                    "k": c.datastore.k,
-                    "route": c.route,
-                    "on": c.evaluate_on,
-                },
+                settings=evaluation,
             ),
         ]
+        if c.ablations:
+            stages += compare.list_stages(self, tuning=tuning, passes=asking, evaluation=evaluation)
+        return stages
 
     def make_world(self, context: StageContext) -> None:
         """Writes the encyclopedia and its questions as ArrayRecord."""
@@ -232,39 +243,27 @@ class Session:
         c = self.config.encoder
         return encode_texts(self.encoder, texts, max_length=c.max_length, batch_size=c.batch_size)
 
-    def make_index(self, context: StageContext) -> None:
-        """Embeds the passages and indexes them."""
-        passages = self.read_world(context).passages
-        texts = [(passage.title, passage.text) for passage in passages]
-        embeddings = context.map_arrays(
-            "embeddings.npy",
-            len(texts),
-            lambda rows: self.encode(texts[rows]),
-            batch_size=1024,
-            unit="passages",
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        batch_size: int,
+        temperature: float = 0.0,
+    ) -> list[list[int]]:
+        """What the model as it was, before any training, writes after prompts."""
+        prefix, rests = contexts.split_prefix(prompts)
+        return generate(
+            self.base.model,
+            self.base.params,
+            rests,
+            prefix=prefix,
+            max_tokens=max_tokens,
+            stop_ids=(self.base.tokenizer.eos_id,),
+            batch_size=batch_size,
+            seed=self.config.seed,
+            sampling=Sampling(temperature=temperature),
         )
-        if is_first():
-            index = Index.build(
-                embeddings,
-                backend=self.config.index.backend,
-                encoder=self.encoder_fingerprint,
-                corpus=fingerprint_corpus(texts),
-            )
-            index.save(context.folder / "index")
-
-    def make_search(
-        self, context: StageContext, world: World, count: int
-    ) -> Callable[[Sequence[str]], list[list[tuple[str, str]]]]:
-        """The external source: questions to their `count` best passages as (title, text)."""
-        texts = [(passage.title, passage.text) for passage in world.passages]
-        folder, corpus = context.path("index", "index"), fingerprint_corpus(texts)
-        index = Index.load(folder, encoder=self.encoder_fingerprint, corpus=corpus)
-
-        def search(questions: Sequence[str]) -> list[list[tuple[str, str]]]:
-            _, rows = index.search(self.encode(questions), count)
-            return [[texts[row] for row in ranked] for ranked in rows.tolist()]
-
-        return search
 
     def write_documents(
         self, questions: Sequence[str], demonstrations: Sequence[tuple[str, str]]
@@ -275,17 +274,8 @@ class Session:
             contexts.encode_document_prompt(tokenizer, question, demonstrations)
             for question in questions
         ]
-        prefix, prompts = contexts.split_prefix(prompts)
-        written = generate(
-            self.base.model,
-            self.base.params,
-            prompts,
-            prefix=prefix,
-            max_tokens=c.max_tokens,
-            stop_ids=(tokenizer.eos_id,),
-            batch_size=c.batch_size,
-            seed=self.config.seed,
-            sampling=Sampling(temperature=c.temperature),
+        written = self.generate(
+            prompts, max_tokens=c.max_tokens, batch_size=c.batch_size, temperature=c.temperature
         )
         return [
             contexts.clean_document(tokenizer.decode(tokens), finished=len(tokens) < c.max_tokens)

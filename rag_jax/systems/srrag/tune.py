@@ -1,7 +1,7 @@
-"""Both training stages: rows from contexts and labels, microbatches, and what is trained."""
+"""Both training stages, and what is trained."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,132 +13,20 @@ import optax
 
 from rag_jax.checkpoint import load_tree
 from rag_jax.config import StageConfig, TuningConfig
-from rag_jax.data.batches import BatchPlan, Microbatch, round_up
-from rag_jax.errors import RagJaxError
+from rag_jax.data.batches import Microbatch
 from rag_jax.files import read_jsonl, write_json
 from rag_jax.hosts import fetch
 from rag_jax.models.vocabulary import put_tokens, take_tokens
 from rag_jax.pipeline import StageContext
-from rag_jax.sharding import DECODER_RULES, count_data_rows, lay_out, place_params, shard_batch
-from rag_jax.spans import Row, count_targets, pack_rows
-from rag_jax.systems.srrag.data import TERMS, join_passages, make_row
-from rag_jax.systems.srrag.labels import read_labels
+from rag_jax.sharding import DECODER_RULES, lay_out, place_params, shard_batch
+from rag_jax.spans import count_targets
+from rag_jax.systems.srrag.examples import Example, make_examples, make_plan, pack
 from rag_jax.systems.srrag.loss import sequence_logprobs, stage1_loss, stage2_loss
 from rag_jax.training import init_state, make_optimizer, make_step
 from rag_jax.tuning import apply_tuned, cast, init_tuned, tune
 
 if TYPE_CHECKING:
     from rag_jax.systems.srrag.pipeline import Session
-
-# Tokens that could be trained on while one program compiles, measured on two CPU cores.
-_PROGRAM_TOKENS = 1600
-
-
-@dataclass(frozen=True)
-class Example:
-    """A training question's sequences.
-
-    Attributes:
-        row: the question with its source's best context.
-        rejected: with the worst verbalisation, where the source is the model itself and its
-            verbalisations differ; else None.
-    """
-
-    source: int
-    row: Row
-    rejected: Row | None
-
-    @property
-    def length(self) -> int:
-        """Tokens that the example is computed with."""
-        if not self.rejected:
-            return len(self.row.tokens)
-        return 2 * max(len(self.row.tokens), len(self.rejected.tokens))
-
-
-def make_examples(session: "Session", context: StageContext) -> list[Example]:
-    """Packs every training question with the contexts that its label asks for.
-
-    Searched rows get `max(p - 1, 0)` further passages, `p` Poisson, in random order among each
-    other and the best one: the place in the block then says nothing, as at test time.
-    """
-    c = session.config
-    questions = session.read_world(context).questions["train"]
-    gathered = read_jsonl(context.path("contexts", "contexts.jsonl"))
-    labels = read_labels(session, context)
-    rng = np.random.default_rng((c.seed, 1))
-    examples = []
-    for question, record, label in zip(questions, gathered, labels, strict=True):
-        source, scores = label["source"], np.asarray(label["scores"][label["source"]])
-        texts = record["contexts"][source]
-        best, worst = int(scores.argmax()), int(scores.argmin())
-        pack = partial(make_row, session.form, question.id, question.question, source)
-        if c.sources[source].kind == "verbalise":
-            row = pack(texts[best], question.answers[0])
-            differ = texts[best] != texts[worst]
-            examples.append(Example(source, row, pack(texts[worst], None) if differ else None))
-            continue
-        others = [i for i in rng.permutation(len(texts)) if i != best]
-        extra = max(int(rng.poisson(c.extra_mean)) - 1, 0)
-        chosen = rng.permutation([best, *others[:extra]])
-        row = pack(join_passages([texts[i] for i in chosen]), question.answers[0])
-        examples.append(Example(source, row, None))
-    limit = session.base.config.max_length
-    for example in examples:
-        if len(example.row.tokens) > limit:
-            raise RagJaxError(
-                f"question {example.row.id}: {len(example.row.tokens)} tokens with its contexts, "
-                f"over the model's context of {limit}; lower config.verbalise.max_tokens"
-            )
-    return examples
-
-
-def make_plan(session: "Session", examples: Sequence[Example], settings: StageConfig) -> BatchPlan:
-    """Which examples make a step and which of those a microbatch, the same in both stages.
-
-    An example with a rejected side is computed as a pair of rows, so it counts double.
-    """
-    return BatchPlan(
-        [example.length for example in examples],
-        kinds=["pairs" if example.rejected else "rows" for example in examples],
-        strata=[example.source for example in examples],
-        batch_size=settings.batch_size,
-        budget=settings.microbatch_tokens,
-        program_tokens=_PROGRAM_TOKENS,
-        seed=session.config.seed,
-        row_multiple=count_data_rows(),
-    )
-
-
-def pack(
-    session: "Session",
-    examples: Sequence[Example],
-    plan: BatchPlan,
-    micro: Microbatch,
-    *,
-    scale: float,
-) -> dict[str, np.ndarray]:
-    """The arrays of a microbatch; of pairs, the rejected sides are the second half."""
-    chosen = [examples[i] for i in micro.indices]
-    sides = [[e.row for e in chosen]]
-    if micro.kind == "pairs":
-        sides.append([e.rejected for e in chosen])
-    alike = (e for i, e in enumerate(examples) if plan.place(i) == (micro.kind, micro.width))
-    most = max(count_targets(row) for e in alike for row in (e.row, e.rejected) if row)
-    halves = [
-        pack_rows(
-            rows,
-            terms=TERMS,
-            width=micro.width // len(sides),
-            targets=round_up(most, 16),
-            batch=micro.rows,
-            scale=scale,
-            reduction=session.config.loss_reduction,
-        )
-        for rows in sides
-    ]
-    return {key: np.concatenate([half[key] for half in halves]) for key in halves[0]}
-
 
 # What is trained: all weights or an adapter, and the rows of the new tokens.
 
@@ -220,9 +108,15 @@ def load_tuned(session: "Session", folder: Path) -> Any:
     return jax.jit(make_assembler(session))(trained, session.base.params)
 
 
-def run_stage1(session: "Session", context: StageContext) -> None:
-    """Behaviour cloning of the source, the best verbalisation and the answer."""
-    examples = make_examples(session, context)
+def run_stage1(
+    session: "Session", context: StageContext, *, closed_book: bool = False, writes: bool = True
+) -> None:
+    """Behaviour cloning of the source, the best verbalisation and the answer.
+
+    Args:
+        closed_book, writes: as for `make_examples`.
+    """
+    examples = make_examples(session, context, closed_book=closed_book, writes=writes)
     sources = [session.config.sources[e.source].name for e in examples]
     write_json(
         context.folder / "rows.json",
@@ -233,16 +127,27 @@ def run_stage1(session: "Session", context: StageContext) -> None:
             "longest": max(len(e.row.tokens) for e in examples),
         },
     )
-    examples = [replace(e, rejected=None) for e in examples]
     start = start_trainable(session)
-    _train(session, context, session.config.stage1, examples, start, lambda micro, arrays: arrays)
+    _clone(session, context, session.config.stage1, examples, start)
 
 
-def run_reference(session: "Session", context: StageContext) -> None:
+def run_stage1_again(session: "Session", context: StageContext) -> None:
+    """In stage 2's place, with its settings: stage 1's loss goes on."""
+    start = load_trainable(session, context.path("stage1", "params"))
+    _clone(session, context, session.config.stage2, make_examples(session, context), start)
+
+
+def run_reference(
+    session: "Session",
+    context: StageContext,
+    *,
+    stage1: str = "stage1",
+    closed_book: bool = False,
+) -> None:
     """Log-probabilities of both verbalisations under the stage-1 model, computed once."""
-    examples = make_examples(session, context)
+    examples = make_examples(session, context, closed_book=closed_book)
     plan = make_plan(session, examples, session.config.stage2)
-    params = load_tuned(session, context.path("stage1", "params"))
+    params = load_tuned(session, context.path(stage1, "params"))
     score = jax.jit(partial(sequence_logprobs, session.base.model))
     pairs = [i for i, e in enumerate(examples) if e.rejected]
 
@@ -259,18 +164,25 @@ def run_reference(session: "Session", context: StageContext) -> None:
     context.map_batches("reference.jsonl", pairs, run, batch_size=16, unit="pairs")
 
 
-def run_stage2(session: "Session", context: StageContext) -> None:
+def run_stage2(
+    session: "Session",
+    context: StageContext,
+    *,
+    stage1: str = "stage1",
+    reference: str = "reference",
+    closed_book: bool = False,
+) -> None:
     """Preference optimisation of the verbalisation, cloning of source and answer as before."""
-    examples = make_examples(session, context)
-    records = read_jsonl(context.path("reference", "reference.jsonl"))
-    reference = {r["id"]: (r["chosen"], r["rejected"]) for r in records}
+    examples = make_examples(session, context, closed_book=closed_book)
+    records = read_jsonl(context.path(reference, "reference.jsonl"))
+    known = {r["id"]: (r["chosen"], r["rejected"]) for r in records}
 
     def finish(micro: Microbatch, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if micro.kind == "rows":  # the verbalisation is trained by preference alone
             return {**arrays, "verbalisation": np.zeros_like(arrays["verbalisation"])}
         values = np.zeros(2 * micro.rows, np.float32)
         for place, i in enumerate(micro.indices):
-            values[[place, micro.rows + place]] = reference[examples[i].row.id]
+            values[[place, micro.rows + place]] = known[examples[i].row.id]
         # The rejected side takes part in the preference alone: its source token would count the
         # question twice.
         source = arrays["source"].copy()
@@ -278,8 +190,20 @@ def run_stage2(session: "Session", context: StageContext) -> None:
         pair = source[: micro.rows].sum(axis=1)  # the source is one token, with a row's weight
         return {**arrays, "source": source, "reference": values, "pair": pair}
 
-    start = load_trainable(session, context.path("stage1", "params"))
+    start = load_trainable(session, context.path(stage1, "params"))
     _train(session, context, session.config.stage2, examples, start, finish)
+
+
+def _clone(
+    session: "Session",
+    context: StageContext,
+    settings: StageConfig,
+    examples: Sequence[Example],
+    start: Any,
+) -> None:
+    """Trains with stage 1's loss."""
+    examples = [replace(e, rejected=None) for e in examples]
+    _train(session, context, settings, examples, start, lambda micro, arrays: arrays)
 
 
 def _train(

@@ -80,6 +80,14 @@ def test_row_and_its_spans(form, question, knowledge, answer, source):
     assert rejected.spans == {k: v for k, v in row.spans.items() if k != "answer"}
 
 
+def test_an_answer_at_once(form):
+    row = make_row(form, "q", "Where is Lyon?", SELF, None, "France")
+    assert spell(form, row.tokens) == (
+        "Question: Where is Lyon? Background knowledge:<EOQ><Self><EOK> Answer: France<|im_end|>"
+    )
+    assert set(row.spans) == {"source", "answer"}
+
+
 @given(TEXTS, TEXTS, TEXTS)
 def test_text_never_becomes_a_special_token(form, question, knowledge, answer):
     tokens = make_row(form, "q", question, SELF, knowledge, answer).tokens

@@ -30,7 +30,8 @@ PASSAGES = {
 }
 
 
-def search(questions):
+def search(source, questions):
+    assert source == WIKI
     return [PASSAGES[question] for question in questions]
 
 
@@ -64,26 +65,35 @@ def route_slowly(base, form, question, *, layer):
 
 
 def learn_slowly(base, form, tokens, source, question):
-    """The sequence with knowledge in it, before `<EOK>`, and the knowledge as text."""
+    """The sequence with knowledge in it, before `<EOK>`, the knowledge as text, and whether it
+    ended by itself."""
     tokens = [*tokens, form.source_ids[source]]
     if source == WIKI:
         text = join_passages(PASSAGES[question])
-        return [*tokens, *form.encode_knowledge(text)], text
-    written, _ = continue_row(base.model, base.params, tokens, max_tokens=9, stop_ids=form.stop_ids)
-    return [*tokens, *written], form.tokenizer.decode(written).strip()
+        return [*tokens, *form.encode_knowledge(text)], text, True
+    written, ended = continue_row(
+        base.model, base.params, tokens, max_tokens=9, stop_ids=form.stop_ids
+    )
+    return [*tokens, *written], form.tokenizer.decode(written).strip(), ended
 
 
 def answer_slowly(base, form, question, source):
     """What `Engine.answer_questions` should say of one question, and the whole sequence."""
-    tokens, probabilities, _ = route_slowly(base, form, question, layer=1)
-    tokens, knowledge = learn_slowly(base, form, tokens, source, question)
+    asked, probabilities, _ = route_slowly(base, form, question, layer=1)
+    tokens, knowledge, ended = learn_slowly(base, form, asked, source, question)
+    learnt = len(tokens) - len(asked) - 1
     tokens += form.encode_answer_cue()
+    given = len(tokens) - (learnt if source == SELF else 0)
     written, _ = continue_row(base.model, base.params, tokens, max_tokens=5, stop_ids=form.stop_ids)
     record = {
         "source": form.sources[source].name,
         "probabilities": pytest.approx(probabilities.tolist(), rel=1e-4),
         "knowledge": knowledge,
         "prediction": form.tokenizer.decode(written).strip(),
+        "prompt_tokens": given,
+        "generated_tokens": len(tokens) + len(written) - given,
+        "cut_off": not ended,
+        "fell_back": False,
     }
     return record, tokens + written
 
@@ -126,15 +136,15 @@ def test_the_example_has_what_it_should(base, form):
 def test_tokens_are_those_of_training(base, form, make_engine):
     engine = make_engine()
     routed = engine.route(QUESTIONS[:4])
-    cache, texts, _ = engine.learn(routed, range(4), WIKI, QUESTIONS)
+    found = engine.learn(routed, range(4), WIKI, QUESTIONS)
     # The cache has read just what training packs before " Answer:".
     for r in range(4):
-        row = make_row(form, "q", QUESTIONS[r], WIKI, texts[r], None)
-        assert int(cache.position[r]) == len(row.tokens) - 1
-        assert int(cache.real[r].sum()) == len(row.tokens) - 1
+        row = make_row(form, "q", QUESTIONS[r], WIKI, found.texts[r], None)
+        assert int(found.cache.position[r]) == len(row.tokens) - 1
+        assert int(found.cache.real[r].sum()) == len(row.tokens) - 1
     # Of one width with every source's, so one program answers after all of them.
-    written, _, _ = engine.learn(routed, range(4), SELF, QUESTIONS)
-    assert written.real.shape == cache.real.shape
+    written = engine.learn(routed, range(4), SELF, QUESTIONS)
+    assert written.cache.real.shape == found.cache.real.shape
 
 
 @pytest.mark.parametrize("source", [SELF, WIKI])
@@ -142,15 +152,15 @@ def test_answer_scores_are_those_of_a_full_pass(base, form, make_engine, source)
     engine = make_engine()
     answers = ["Latvia", "Paris, the capital", "<EOK> euro"]
     routed = engine.route(QUESTIONS[:4])
-    cache, texts, active = engine.learn(routed, [0, 1, 2], source, QUESTIONS)
-    scores = engine.score_answers(cache, answers, active)
+    learned = engine.learn(routed, [0, 1, 2], source, QUESTIONS)
+    scores = engine.score_answers(learned, answers)
     assert scores.shape == (3,)
     for r, text in enumerate(answers):
         tokens, _, _ = route_slowly(base, form, QUESTIONS[r], layer=1)
-        tokens, _ = learn_slowly(base, form, tokens, source, QUESTIONS[r])
+        tokens = learn_slowly(base, form, tokens, source, QUESTIONS[r])[0]
         tokens += [*form.encode_answer_cue(), *form.encode_answer(text)]
         if source == WIKI:
-            row = make_row(form, "q", QUESTIONS[r], source, texts[r], text)
+            row = make_row(form, "q", QUESTIONS[r], source, learned.texts[r], text)
             assert tokens == row.tokens
         answer = form.encode_answer(text)
         expected = answer_logprob(base.model, base.params, tokens[: -len(answer)], answer)
@@ -172,8 +182,8 @@ def test_a_second_batch_compiles_nothing(make_engine):
         np.asarray(vote(datastore, routed.key, jnp.full(8, -1), k=3, num_sources=2))
         for source in (SELF, WIKI):
             engine.answer_questions(routed, [1, 4, 5], source, questions)
-            cache, _, active = engine.learn(routed, [0, 2], source, questions)
-            engine.score_answers(cache, ["Riga", "Lyon"], active)
+            learned = engine.learn(routed, [0, 2], source, questions)
+            engine.score_answers(learned, ["Riga", "Lyon"])
 
     run(QUESTIONS)
     compiled = []
@@ -192,7 +202,53 @@ def test_a_second_batch_compiles_nothing(make_engine):
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-# Several sources.
+# Sources that have nothing to say, and others.
+
+
+def test_a_source_without_passages_falls_back_on_the_model(base, form, make_engine):
+    """Those questions alone, as if they had been routed there."""
+
+    def search_some(source, questions):
+        return [PASSAGES[q] if "?" in q and "R" not in q else [] for q in questions]
+
+    engine = make_engine(search=search_some)
+    routed, rows = engine.route(QUESTIONS), [3, 0, 1, 5, 2]
+    learned = engine.learn(routed, rows[:4], WIKI, QUESTIONS)
+    assert learned.found == [True, False, True, True]
+    found = engine.answer_questions(routed, rows, WIKI, QUESTIONS)
+    for r in rows:
+        source = SELF if r == 0 else WIKI
+        expected = answer_slowly(base, form, QUESTIONS[r], source)[0]
+        assert found[r] == expected | {"fell_back": r == 0}
+
+
+def test_an_answer_at_once(base, form, make_engine):
+    """Where nothing is verbalised, it follows the source token as in training."""
+    engine = make_engine(writes=False)
+    found = engine.answer_questions(engine.route(QUESTIONS), [2, 0], SELF, QUESTIONS)
+    for r in (2, 0):
+        tokens = make_row(form, "q", QUESTIONS[r], SELF, None, None).tokens[:-1]
+        tokens += form.encode_answer_cue()
+        written, _ = continue_row(
+            base.model, base.params, tokens, max_tokens=5, stop_ids=form.stop_ids
+        )
+        assert found[r]["prediction"] == form.tokenizer.decode(written).strip()
+        assert found[r]["knowledge"] == ""
+        counts = found[r]["prompt_tokens"], found[r]["generated_tokens"]
+        assert counts == (len(tokens), len(written))
+
+
+def test_a_source_that_fails_falls_back_on_the_model(base, form, make_engine, capsys):
+    def fail(source, questions):
+        raise ConnectionError("no route to host")
+
+    engine = make_engine(search=fail)
+    found = engine.answer_questions(engine.route(QUESTIONS), [4, 1], WIKI, QUESTIONS)
+    for r in (4, 1):
+        assert found[r] == answer_slowly(base, form, QUESTIONS[r], SELF)[0] | {"fell_back": True}
+    assert capsys.readouterr().err == (
+        "source Wiki: no route to host; 2 questions go on without it\n"
+    )
 
 
 def test_three_sources(base, form, make_engine):

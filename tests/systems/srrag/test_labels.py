@@ -12,9 +12,10 @@ from hypothesis.extra import numpy as hnp
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_jsonl, write_jsonl
 from rag_jax.pipeline import run_stages
-from rag_jax.systems.srrag import pipeline, tune
+from rag_jax.systems.srrag import pipeline
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.contexts import encode_answer_prompt
+from rag_jax.systems.srrag.examples import make_examples
 from rag_jax.systems.srrag.labels import (
     choose_closed_book,
     choose_source,
@@ -158,7 +159,7 @@ def test_another_model_labelled(finished, copied, session):
     write_jsonl(path, labels)
     message = f"{path}, line 5: labelled by the model 000000000000, but this run's is "
     with pytest.raises(RagJaxError, match=re.escape(message)) as caught:
-        tune.make_examples(session, open_stage(session, copied, "stage1"))
+        make_examples(session, open_stage(session, copied, "stage1"))
     assert "\n" not in str(caught.value)
 
 

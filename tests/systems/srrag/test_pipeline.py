@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from rag_jax import metrics
 from rag_jax.config import build
 from rag_jax.errors import RagJaxError
-from rag_jax.files import read_json, to_json
+from rag_jax.files import read_json, read_jsonl, to_json, write_jsonl
 from rag_jax.pipeline import run_stages
 from rag_jax.stage import StageContext
 from rag_jax.systems.srrag import pipeline, tune
@@ -75,6 +75,7 @@ def test_report(finished, make_config):
         assert isinstance(numbers["seconds_per_question"], float)
     rates = {name: numbers["retrieval_rate"] for name, numbers in report["methods"].items()}
     assert (rates["direct"], rates["verbalise"], rates["retrieve"]) == (0, 0, 1)
+    assert all(numbers["fell_back"] == 0 for numbers in report["methods"].values())
     assert json.loads(to_json(returned["methods"])) == report["methods"]
 
 
@@ -111,6 +112,9 @@ def check_routing(workdir, *, tau):
         assert sum(routed["probabilities"]) == pytest.approx(1)
         assert sum(routed["votes"]) == pytest.approx(1)
         assert routed == (read if searches else written)
+        assert routed["scores"] == pytest.approx(
+            np.multiply(routed["probabilities"], routed["votes"])
+        )
         assert (written["source"], read["source"]) == ("Self", "Wiki")
 
 
@@ -309,6 +313,14 @@ def test_a_setting_is_declared_by_the_stages_that_read_it(
         ({"evaluate_on": "dev"}, "config.world.dev=0: no questions are left to evaluate on"),
         ({"route.tau": 1.5}, "config.route.tau=1.5: must be from 0 to 1"),
         ({"sources": SWAPPED[:1]}, "config.sources: routing needs at least two sources"),
+        (
+            {"sources": ()},
+            "one of kind 'verbalise' and the others of kind 'search'; there are none",
+        ),
+        (
+            {"sources": (*SWAPPED, SourceConfig("Me", "<Me>", "verbalise"))},
+            "there are ['search', 'verbalise', 'verbalise']",
+        ),
         ({"model.name": "no-such-model"}, "no folder no-such-model, and no known model"),
     ],
 )
@@ -339,6 +351,21 @@ def test_a_source_token_that_is_taken(copied, make_config):
     sources = (SWAPPED[0], SourceConfig(name="Self", token="<|im_end|>", kind="verbalise"))
     config = make_config(sources=sources)
     check_refused(config, copied, "demonstrations", "new tokens: '<|im_end|>' is taken")
+
+
+def test_a_datastore_of_one_label(copied, session, capsys):
+    """The run says so and goes on: its votes are all alike."""
+    path = copied / "stages" / "datastore"
+    (path / "stage.json").unlink()
+    records = [record | {"source": 1} for record in read_jsonl(path / "datastore.jsonl")]
+    write_jsonl(path / "datastore.jsonl", records)
+    shutil.rmtree(copied / "stages" / "evaluate")
+    records = run_stages(pipeline.Session(session.config).stages(), copied)
+    assert list_stages({"stages": records}, reused=False) == ["datastore", "evaluate"]
+    assert "stage datastore: Wiki works better for every training" in capsys.readouterr().err
+    assert read_json(path / "statistics.json")["share"] == {"Self": 0, "Wiki": 1}
+    rows = read_json(copied / "stages" / "evaluate" / "predictions.json")["srrag"]
+    assert all(row["votes"] == [0, 1] for row in rows)
 
 
 def test_models_of_the_other_kind(copied, make_config, llama_folder, bert_folder):

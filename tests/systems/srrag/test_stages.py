@@ -19,7 +19,9 @@ from rag_jax.systems.srrag.data import (
     join_passages,
     make_row,
 )
+from rag_jax.systems.srrag.examples import make_examples, make_plan
 from rag_jax.systems.srrag.labels import choose_source
+from rag_jax.systems.srrag.sources import make_search
 from systems.srrag.reference import answer_logprob, sum_terms
 from systems.srrag.tiny_run import METHODS, fold_trained, open_stage, read_predictions
 
@@ -103,7 +105,7 @@ def test_contexts_and_labels(finished, session):
 def test_rows_follow_the_labels(finished, session):
     workdir, _ = finished
     context, form = open_stage(session, workdir, "stage1"), session.form
-    examples = tune.make_examples(session, context)
+    examples = make_examples(session, context)
     questions = session.read_world(context).questions["train"]
     contexts = read_jsonl(context.path("contexts", "contexts.jsonl"))
     labels = read_jsonl(context.path("labels", "labels.jsonl"))
@@ -136,8 +138,8 @@ def test_rows_follow_the_labels(finished, session):
 def test_first_steps(finished, session):
     """The losses that were logged first, from full passes over the rows of the first batch."""
     workdir, _ = finished
-    examples = tune.make_examples(session, open_stage(session, workdir, "stage1"))
-    plan = tune.make_plan(session, examples, session.config.stage1)
+    examples = make_examples(session, open_stage(session, workdir, "stage1"))
+    plan = make_plan(session, examples, session.config.stage1)
     first = [examples[i] for i in plan.examples_at(0)]
     rows, model = [example.row for example in first], session.base.model
     settings = {"scale": 1 / len(first), "reduction": session.config.loss_reduction}
@@ -183,7 +185,7 @@ def test_datastore(finished, session):
     context, form = open_stage(session, workdir, "datastore"), session.form
     model, params = session.base.model, fold_trained(session, workdir, "stage2")
     world = session.read_world(context)
-    search = session.make_search(context, world, 1)
+    search = make_search(session, context, world, 1)
     records = read_jsonl(context.path("datastore", "datastore.jsonl"))
     for question, record in zip(world.questions["train"], records, strict=True):
         assert record["id"] == question.id
@@ -200,7 +202,7 @@ def test_datastore(finished, session):
                 question.id,
                 question.question,
                 1,
-                join_passages(search([question.question])[0]),
+                join_passages(search(1, [question.question])[0]),
                 None,
             ).tokens[:-1],
         ]

@@ -19,14 +19,8 @@ from rag_jax.sharding import make_mesh
 from rag_jax.spans import Row, pack_rows
 from rag_jax.systems.srrag.config import NewTokensConfig, SRRAGConfig
 from rag_jax.systems.srrag.data import TERMS, special_tokens
-from rag_jax.systems.srrag.tune import (
-    Example,
-    assemble,
-    make_losses,
-    make_plan,
-    pack,
-    start_trainable,
-)
+from rag_jax.systems.srrag.examples import Example, make_plan, pack
+from rag_jax.systems.srrag.tune import assemble, make_losses, start_trainable
 
 CUE = 4  # tokens of <EOK> and " Answer:"
 # Of the question, both verbalisations (one at times, or a found passage) and the answer.

@@ -34,7 +34,7 @@ STAGES = [
     "datastore",
     "evaluate",
 ]
-METHODS = ["direct", "verbalise", "retrieve", "srrag"]
+METHODS = ["direct", "verbalise", "retrieve", "srrag", "without_knn"]
 BACKEND = "scann" if importlib.util.find_spec("scann") else "exact"
 
 

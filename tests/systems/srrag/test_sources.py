@@ -1,0 +1,232 @@
+"""A run with three sources, the model and countries and cities as two indexes, and with all that
+the method is compared with."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tiny import continue_row
+
+from configs.srrag import PRESETS
+from rag_jax.config import build, to_config_dict
+from rag_jax.data.gazetteer import Passage
+from rag_jax.errors import RagJaxError
+from rag_jax.files import read_json, read_jsonl
+from rag_jax.systems.srrag import pipeline
+from rag_jax.systems.srrag.config import SourceConfig, SRRAGConfig
+from rag_jax.systems.srrag.contexts import encode_answer_prompt, encode_document_prompt
+from rag_jax.systems.srrag.data import join_passages
+from rag_jax.systems.srrag.examples import make_examples
+from rag_jax.systems.srrag.labels import choose_source
+from rag_jax.systems.srrag.sources import make_search, select_rows
+from systems.srrag.tiny_run import describe_run, open_stage, quick_programs
+
+SOURCES = PRESETS["two-indexes"].sources
+METHODS = ["direct", "verbalise", "retrieve", "retrieve_Countries", "retrieve_Cities"]
+
+COMPARED = [
+    "raw_verbalise",
+    "raw_retrieve_Countries",
+    "raw_retrieve_Cities",
+    "selective",
+    "selective_retrieve",
+    "without_verbalisation",
+    "without_stage2",
+]
+
+
+@pytest.fixture(scope="module")
+def several(llama_folder, bert_folder, tmp_path_factory):
+    """The session, folder and report of a finished run."""
+    settings = replace(
+        describe_run(llama_folder, bert_folder),
+        sources=SOURCES,
+        route=PRESETS["two-indexes"].route,
+        ablations=True,
+    )
+    workdir = tmp_path_factory.mktemp("several") / "run"
+    with quick_programs():
+        report = pipeline.run(to_config_dict(settings), workdir)
+    return pipeline.Session(settings), workdir, report
+
+
+def test_every_source_gives_contexts_and_may_be_the_label(several):
+    session, workdir, _ = several
+    context = open_stage(session, workdir, "stage1")
+    labels = read_jsonl(context.path("labels", "labels.jsonl"))
+    world = session.read_world(context)
+    ids = {(p.title, p.text): p.id for p in world.passages}
+    gathered = read_jsonl(context.path("contexts", "contexts.jsonl"))
+    examples = make_examples(session, context)
+    for record, label, example in zip(gathered, labels, examples, strict=True):
+        mine, countries, cities = record["contexts"]
+        assert all(isinstance(text, str) for text in mine)
+        assert [ids[tuple(p)].split("/")[0] for p in (*countries, *cities)] == (
+            ["country"] * 3 + ["city"] * 3
+        )
+        assert label["source"] == choose_source(np.asarray(label["scores"])) == example.source
+        start = example.row.spans["source"][0]
+        assert example.row.tokens[start] == session.form.source_ids[example.source]
+        assert ("verbalisation" in example.row.spans) == (example.source == 0)
+    shares = read_json(context.path("labels", "statistics.json"))["share"]
+    assert list(shares) == ["Self", "Countries", "Cities"]
+    assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_each_index_is_searched_for_its_own_questions(several):
+    session, workdir, report = several
+    context = open_stage(session, workdir, "evaluate")
+    world = session.read_world(context)
+    search = make_search(session, context, world, 1)
+    assert list(report["methods"]) == [*METHODS, "srrag", "without_knn", *COMPARED]
+    by_method = {
+        name: read_jsonl(workdir / "predictions" / f"{name}.jsonl") for name in report["methods"]
+    }
+    for i, question in enumerate(world.questions["test"]):
+        records = {name: rows[i] for name, rows in by_method.items()}
+        for number, source in ((1, "Countries"), (2, "Cities")):
+            passage = search(number, [question.question])[0]
+            assert records[f"retrieve_{source}"]["knowledge"] == join_passages(passage)
+        # The largest product of all, and of the two indexes.
+        products = np.multiply(records["srrag"]["probabilities"], records["srrag"]["votes"])
+        names = ["verbalise", "retrieve_Countries", "retrieve_Cities"]
+        assert records["srrag"] == records[names[products.argmax()]]
+        assert records["retrieve"] == records[names[1:][products[1:].argmax()]]
+        alone = records["without_knn"]
+        assert alone["number"] == np.argmax(alone["probabilities"])
+        assert alone["scores"] == alone["probabilities"]
+        correct = [records[name]["correct"] for name in names]
+        assert records["srrag"]["correct_by_source"] == correct
+    stored = read_jsonl(context.path("datastore", "datastore.jsonl"))
+    assert all(len(r["scores"]) == 3 and r["source"] == np.argmax(r["scores"]) for r in stored)
+
+
+# What the method is compared with.
+
+
+def test_the_untrained_model_reads_what_each_source_gives(several):
+    session, workdir, report = several
+    found = {
+        name: read_jsonl(workdir / "predictions" / f"{name}.jsonl") for name in report["methods"]
+    }
+    tokenizer, c = session.base.tokenizer, session.config
+    for i in range(9):
+        for name in COMPARED[:3]:
+            record = found[name][i]
+            prompt = encode_answer_prompt(tokenizer, record["question"], record["knowledge"])
+            written, _ = continue_row(
+                session.base.model,
+                session.base.params,
+                prompt,
+                max_tokens=c.answer.max_tokens,
+                stop_ids=(tokenizer.eos_id,),
+            )
+            assert record["prediction"] == tokenizer.decode(written).strip()
+            assert record["retrieved"] == (name != "raw_verbalise")
+            more = 0
+            if name != "raw_verbalise":
+                tuned = found[name.removeprefix("raw_")][i]
+                assert record["knowledge"] == tuned["knowledge"]
+            else:
+                more = len(encode_document_prompt(tokenizer, record["question"]))
+            assert record["prompt_tokens"] == len(prompt) + more
+
+
+def test_selective_retrieval(several):
+    """Trained to answer at once or to search; chooses by the tokens' probabilities alone."""
+    session, workdir, _ = several
+    context = open_stage(session, workdir, "selective")
+    labels = read_jsonl(context.path("labels", "labels.jsonl"))
+    examples = make_examples(session, context, closed_book=True, writes=False)
+    for example, label in zip(examples, labels, strict=True):
+        assert example.source == label["closed_book_source"]
+        assert example.rejected is None and "verbalisation" not in example.row.spans
+        if example.source == 0:
+            start = example.row.spans["source"][0]
+            assert example.row.tokens[start + 1] == session.form.end_of_knowledge
+    rows, always = (
+        read_jsonl(workdir / "predictions" / f"{name}.jsonl")
+        for name in ("selective", "selective_retrieve")
+    )
+    for row, searched in zip(rows, always, strict=True):
+        probabilities = row["probabilities"]
+        assert row["scores"] == probabilities
+        best = 1 + int(np.argmax(probabilities[1:]))
+        assert searched["number"] == best
+        assert row["number"] == (best if probabilities[best] > 0.2 else 0)
+        assert row["number"] > 0 or row["knowledge"] == ""
+
+
+def test_labels_without_verbalising(several):
+    session, workdir, _ = several
+    context = open_stage(session, workdir, "stage1_closed_book")
+    labels = read_jsonl(context.path("labels", "labels.jsonl"))
+    examples = make_examples(session, context, closed_book=True)
+    for example, label in zip(examples, labels, strict=True):
+        assert example.source == label["closed_book_source"]
+        assert ("verbalisation" in example.row.spans) == (example.source == 0)
+    counts = read_json(context.folder / "rows.json")["by_source"]
+    names = [session.config.sources[example.source].name for example in examples]
+    assert counts == {name: names.count(name) for name in set(names)}
+
+
+def test_stage_2_with_the_loss_of_stage_1(several):
+    """It goes on from stage 1 for as many steps, without preferences."""
+    _, workdir, _ = several
+    logs = {
+        stage: read_jsonl(workdir / "stages" / stage / "log.jsonl")
+        for stage in ("stage1", "stage2", "stage1_again")
+    }
+    assert len(logs["stage1_again"]) == len(logs["stage2"])
+    assert set(logs["stage1_again"][0]) == set(logs["stage1"][0])
+    # The first batch is the same, and so is what it starts from.
+    for term in ("source", "answer"):
+        assert logs["stage1_again"][0][term] == pytest.approx(logs["stage2"][0][term], rel=1e-4)
+    assert logs["stage1_again"][0]["answer"] != logs["stage1"][0]["answer"]
+
+
+# Sources.
+
+PASSAGES = [Passage(f"{kind}/1", "Title", "Text.") for kind in ("city", "country", "city", "talk")]
+
+
+def test_a_source_has_the_passages_with_its_prefix():
+    rows = [select_rows(source, PASSAGES) for source in SOURCES[1:]]
+    assert rows == [[1], [0, 2]]
+    assert select_rows(SourceConfig("Wiki", "<Wiki>", "search"), PASSAGES) == [0, 1, 2, 3]
+    message = (
+        "source Rivers: no passage's id begins with its prefix 'river/'; they are like 'city/1'"
+    )
+    with pytest.raises(RagJaxError, match=re.escape(message)):
+        select_rows(SourceConfig("Rivers", "<Rivers>", "search", "river/"), PASSAGES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "a/b"}, "config.name='a/b': must be of letters, digits, - and _"),
+        ({"token": "Other"}, "config.token='Other': must look like '<Other>'"),
+        ({"kind": "verbalise"}, "config.prefix='city/': a model that verbalises has no ids"),
+    ],
+)
+def test_sources_that_cannot_be(changes, message):
+    good = {"name": "Other", "token": "<Other>", "kind": "search", "prefix": "city/"}
+    assert build(SourceConfig, good).prefix == "city/"
+    with pytest.raises(RagJaxError, match=re.escape(message)):
+        build(SourceConfig, good | changes)
+
+
+def test_a_source_of_too_few_passages(several):
+    session, workdir, _ = several
+    context = open_stage(session, workdir, "contexts")
+    message = "config.sources[2]: Cities has 10 passages, fewer than the 11 of config.contexts or"
+    with pytest.raises(RagJaxError, match=re.escape(message)):
+        make_search(session, context, session.read_world(context), 11)
+
+
+def test_the_preset_is_the_small_run_with_other_sources():
+    preset = build(SRRAGConfig, to_config_dict(PRESETS["two-indexes"]))
+    assert replace(preset, sources=SRRAGConfig().sources, route=SRRAGConfig().route) == (
+        SRRAGConfig()
+    )
