@@ -9,8 +9,10 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float
 from sacrebleu.metrics import BLEU
 from scipy import stats
 
@@ -211,6 +213,37 @@ def compute_accuracy(scores: Sequence[float]) -> tuple[float, tuple[float, float
     result = stats.binomtest(int(values.sum()), values.size)
     interval = result.proportion_ci(confidence_level=0.95, method="wilson")
     return float(values.mean()), (float(interval.low), float(interval.high))
+
+
+def calibrate(
+    probabilities: Float[np.ndarray, "N"], outcomes: Bool[np.ndarray, "N"], *, bins: int = 10
+) -> dict[str, Any]:
+    """How well probabilities agree with what came of them, in bins of equal width.
+
+    Args:
+      probabilities: from 0 to 1.
+      outcomes: whether it happened.
+
+    Returns:
+      `bins`, those that are not empty, each with its mean `probability`, the `share` that happened
+      and `n`; and `ece`, the expected calibration error: the mean difference of the two (Naeini et
+      al. 2015, "Obtaining well calibrated probabilities using Bayesian binning").
+    """
+    from sklearn.calibration import calibration_curve  # takes a second, and few runs need it
+
+    shares, means = calibration_curve(outcomes, probabilities, pos_label=True, n_bins=bins)
+    edges = np.linspace(0, 1, bins + 1)[1:-1]
+    counts = np.bincount(np.searchsorted(edges, probabilities), minlength=bins)
+    counts = counts[counts > 0]
+    return {
+        "ece": float(np.abs(shares - means) @ counts / counts.sum()),
+        "bins": [
+            {"probability": mean, "share": share, "n": count}
+            for mean, share, count in zip(
+                means.tolist(), shares.tolist(), counts.tolist(), strict=True
+            )
+        ],
+    }
 
 
 def popularity_thirds(popularities: Sequence[float]) -> list[str]:

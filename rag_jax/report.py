@@ -41,6 +41,8 @@ def write_report(
     predictions: Mapping[str, Iterable[Mapping[str, Any]]],
     columns: Sequence[str] = COLUMNS,
     tables: Mapping[str, Sequence[Sequence[str | float]]] | None = None,
+    analysis: Mapping[str, Any] | None = None,
+    figures: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Writes `report.json`, `report.html` and `predictions/<method>.jsonl`; prints the tables.
 
@@ -58,6 +60,8 @@ def write_report(
         predictions: for each method one record a question.
         columns: the numbers that the table shows, where any method has them, in this order.
         tables: further ones by their titles, rows of texts and numbers with the head first.
+        analysis: further numbers, which `report.json` alone has in full.
+        figures: pictures for the page by their titles, as SVG.
 
     Returns:
         The report as written.
@@ -76,6 +80,7 @@ def write_report(
         "dataset": dataset,
         "methods": methods,
         "tables": tables or {},
+        "analysis": analysis or {},
         "stages": stages,
         "environment": describe_environment(),
     }
@@ -86,7 +91,7 @@ def write_report(
                 raise ValueError(f"{name!r} cannot be part of a file name")
             write_jsonl(folder / "predictions" / f"{name}.jsonl", records)
         with open_atomic(folder / "report.html") as file:
-            file.write(format_html(report, columns))
+            file.write(format_html(report, columns, figures or {}))
         write_json(folder / "report.json", report)
     print(format_text(report, columns))
     return report
@@ -115,7 +120,9 @@ def format_text(report: Mapping[str, Any], columns: Sequence[str]) -> str:
     return "\n\n".join([*parts, format_columns(_stage_rows(report))])
 
 
-def format_html(report: Mapping[str, Any], columns: Sequence[str]) -> str:
+def format_html(
+    report: Mapping[str, Any], columns: Sequence[str], figures: Mapping[str, str]
+) -> str:
     """The report as one page that needs no other file."""
     title = f"{report['system']}: {report['model']} on {report['dataset']}"
     environment = [[name, str(value)] for name, value in report["environment"].items()]
@@ -125,6 +132,9 @@ def format_html(report: Mapping[str, Any], columns: Sequence[str]) -> str:
         tables="\n".join(
             f"<h2>{html.escape(title)}</h2>\n{_format_html_table(_format_cells(rows))}"
             for title, rows in report["tables"].items()
+        ),
+        figures="\n".join(
+            f"<h2>{html.escape(title)}</h2>\n{svg}" for title, svg in figures.items()
         ),
         bars=_draw_bars(report["stages"]),
         stages=_format_html_table(_stage_rows(report)),
@@ -215,6 +225,8 @@ table {{ border-collapse: collapse; margin: 1rem 0 2rem; font-variant-numeric: t
 th, td {{ padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }}
 th:first-child, td:first-child {{ text-align: left; }}
 svg {{ max-width: 42rem; font-size: 13px; }}
+.guide {{ stroke: #777; stroke-width: 1.5; stroke-dasharray: 5 4; fill: none; }}
+.grid {{ stroke: #e4e4e4; }}
 .run {{ fill: #7aa6d6; }}
 .compile {{ fill: #2f5d92; }}
 </style>
@@ -223,6 +235,7 @@ svg {{ max-width: 42rem; font-size: 13px; }}
 <h1>{title}</h1>
 {methods}
 {tables}
+{figures}
 <h2>Where the time went</h2>
 <p>Seconds a stage took when it was made; the dark part is compiling.</p>
 {bars}

@@ -209,3 +209,22 @@ def test_popularity_thirds_are_by_rank(popularities):
     for upper, lower in itertools.pairwise(rank):
         if by_label.get(upper) and by_label.get(lower):
             assert np.min(by_label[upper]) >= np.max(by_label[lower])
+
+
+def test_calibration_worked_by_hand():
+    probabilities = np.asarray([0.05, 0.05, 0.95, 0.85, 1.0])
+    outcomes = np.asarray([False, True, True, False, True])
+    found = metrics.calibrate(probabilities, outcomes)
+    assert [(b["n"], b["share"]) for b in found["bins"]] == [(2, 0.5), (1, 0.0), (2, 1.0)]
+    assert [b["probability"] for b in found["bins"]] == pytest.approx([0.05, 0.85, 0.975])
+    assert found["ece"] == pytest.approx((2 * 0.45 + 0.85 + 2 * 0.025) / 5)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1), st.integers(1, 12))
+def test_calibration(pairs, bins):
+    probabilities, outcomes = map(np.asarray, zip(*pairs, strict=True))
+    found = metrics.calibrate(probabilities, outcomes, bins=bins)
+    assert sum(b["n"] for b in found["bins"]) == len(pairs)
+    happened = sum(b["n"] * b["share"] for b in found["bins"])
+    assert happened == pytest.approx(outcomes.sum())
+    assert 0 <= found["ece"] <= 1

@@ -54,6 +54,7 @@ def test_json(tmp_path):
         "dataset",
         "methods",
         "tables",
+        "analysis",
         "stages",
         "environment",
     ]

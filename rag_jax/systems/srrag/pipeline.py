@@ -27,7 +27,7 @@ from rag_jax.pipeline import Stage, StageContext, run_stages
 from rag_jax.report import write_report
 from rag_jax.retrieval.encode import encode_texts
 from rag_jax.sharding import DECODER_RULES, check_batches, make_mesh, place_params
-from rag_jax.systems.srrag import compare, contexts, evaluate, labels, sources, tune
+from rag_jax.systems.srrag import analysis, compare, contexts, evaluate, labels, sources, tune
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.data import Format, special_tokens
 
@@ -48,16 +48,27 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     predictions = {}
     for stage in made:
         predictions |= read_json(Path(workdir) / "stages" / stage / "predictions.json")
+    stages = Path(workdir) / "stages"
+    methods = {method: evaluate.summarize(rows) for method, rows in predictions.items()}
+    routing = analysis.analyse(predictions, settings.sources)
+    statistics = {
+        stage: read_json(stages / stage / "statistics.json") for stage in ("labels", "datastore")
+    }
     return write_report(
         workdir,
         system="srrag",
         config=settings,
         model=settings.model.name,
         dataset=f"gazetteer, {settings.evaluate_on} questions",
-        methods={method: evaluate.summarize(rows) for method, rows in predictions.items()},
+        methods=methods,
         stages=records,
         predictions=predictions,
         columns=evaluate.COLUMNS,
+        tables=analysis.list_tables(
+            routing, **statistics, predictions=predictions, sources=settings.sources
+        ),
+        analysis={"routing": routing, **statistics},
+        figures=analysis.draw_figures(routing, methods),
     )
 
 

@@ -54,6 +54,7 @@ def test_report(finished, make_config):
         "dataset",
         "methods",
         "tables",
+        "analysis",
         "stages",
         "environment",
     }

@@ -186,6 +186,18 @@ def test_stage_2_with_the_loss_of_stage_1(several):
     assert logs["stage1_again"][0]["answer"] != logs["stage1"][0]["answer"]
 
 
+def test_every_choice_is_analysed(several):
+    report = several[2]
+    routing = report["analysis"]["routing"]
+    assert list(routing) == [
+        "srrag",
+        "without_knn",
+        "without_verbalisation",
+        "without_stage2",
+        "selective",
+    ]
+
+
 # Sources.
 
 PASSAGES = [Passage(f"{kind}/1", "Title", "Text.") for kind in ("city", "country", "city", "talk")]
