@@ -73,7 +73,8 @@ def quick_programs():
     make_losses = tune.make_losses
 
     def share_losses(session):
-        return _shared_losses.setdefault(session.config.tuning, make_losses(session))
+        kind = session.config.tuning, session.config.sources
+        return _shared_losses.setdefault(kind, make_losses(session))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tune, "make_losses", share_losses)
