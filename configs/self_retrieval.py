@@ -12,9 +12,39 @@ BM25 0.160 +- 0.072, 0.700, 0.374, 0.530; the dense encoder as it was 0.530 +- 0
 +- 0.052, 0.990, 0.958, 0.890; without self-assessment 0.230 +- 0.082, 0.990, 0.565, 0.590; without
 indexing 0.770 +- 0.082, 0.990, 0.854, 0.850; without titles 0.350 +- 0.092, 1.000, 0.608, 0.520.
 
-`search.over` was chosen on 60 development questions (`--config.evaluate_on=dev`): with the released
-code's softmax over the passages of one title hits@1 was 0.500 there, in a world of a hundred
-countries, over all passages 0.933, for a title with a single passage, as talk pages have, has no other that its doubt could go to.
+`search.over` was chosen on 60 development questions (`--config.evaluate_on=dev`) of a world of a
+hundred countries: with the released code's softmax over the passages of one title hits@1 was 0.500,
+over all passages 0.933, for a title with a single passage, as talk pages have, has no other that
+its doubt could go to.
+
+Ten articles of SQuAD's development set, 413 passages, 160 questions to train on and 80 to test
+(`FOLDER` has them as the lines below make them, from a folder with `dev_passages.jsonl` and
+`dev_questions.jsonl`):
+
+    python launch/train.py --config=configs/self_retrieval.py --config.data.path=FOLDER
+
+    import json, pathlib, random
+    source, folder = pathlib.Path("squad"), pathlib.Path("FOLDER")
+    read = lambda name: [json.loads(line) for line in open(source / name, encoding="utf-8")]
+    passages, questions = read("dev_passages.jsonl"), read("dev_questions.jsonl")
+    titles = list(dict.fromkeys(p["title"] for p in passages))[:10]
+    asked = random.Random(0).sample([q for q in questions if q["title"] in titles], 300)
+    folder.mkdir()
+    parts = {
+        "passages": [p for p in passages if p["title"] in titles],
+        "train_questions": asked[:160],
+        "dev_questions": asked[160:220],
+        "test_questions": asked[220:],
+    }
+    for name, rows in parts.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
+
+hits@1, hits@5, MRR@5, the right document first, exact match: BM25 0.750 +- 0.093, 0.950, 0.834,
+0.963, 0.163; the dense encoder as it was 0.550 +- 0.107, 0.787, 0.644, 0.963, 0.100; trained 0.588
++- 0.105, 0.812, 0.669, 0.963, 0.125; Self-Retrieval 0.050 +- 0.051, 0.163, 0.100, 0.900, 0.025. So
+a model of 135M that has seen one sentence of each passage, once, finds the article and not the
+paragraph in it, of which there are forty. Training took 1,017 s on a machine shared with other
+programs.
 """
 
 import ml_collections
