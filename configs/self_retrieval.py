@@ -37,7 +37,9 @@ Ten articles of SQuAD's development set, 413 passages, 160 questions to train on
         "test_questions": asked[220:],
     }
     for name, rows in parts.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
+        with open(folder / f"{name}.jsonl", "w", encoding="utf-8") as file:
+            for row in rows:
+                print(json.dumps(row), file=file)
 
 hits@1, hits@5, MRR@5, the right document first, exact match: BM25 0.750 +- 0.093, 0.950, 0.834,
 0.963, 0.163; the dense encoder as it was 0.550 +- 0.107, 0.787, 0.644, 0.963, 0.100; trained 0.588
