@@ -216,7 +216,7 @@ def make_adapters(
     """A bank that changes what the model says, and PEFT's model with the same adapters in it."""
     bank = lora.init_bank(jax.random.key(0), ours.params, targets=TARGETS, rank=RANK, size=count)
     bank = jax.tree.map(
-        lambda leaf: leaf + jnp.asarray(rng.normal(size=leaf.shape) * 0.005, leaf.dtype), bank
+        lambda leaf: leaf + jnp.asarray(rng.normal(size=leaf.shape) * 0.02, leaf.dtype), bank
     )
     model = peft.get_peft_model(load_theirs(), settings(), adapter_name="d0")
     for i in range(count):
