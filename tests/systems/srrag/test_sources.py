@@ -2,13 +2,14 @@
 the method is compared with."""
 
 import re
+import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny import continue_row
 
-from configs.srrag import PRESETS
 from rag_jax.config import build, to_config_dict
 from rag_jax.data.gazetteer import Passage
 from rag_jax.errors import RagJaxError
@@ -22,6 +23,7 @@ from rag_jax.systems.srrag.labels import choose_source
 from rag_jax.systems.srrag.sources import make_search, select_rows
 from systems.srrag.tiny_run import describe_run, open_stage, quick_programs
 
+PRESETS = runpy.run_path(str(Path(__file__).parents[3] / "configs" / "srrag.py"))["PRESETS"]
 SOURCES = PRESETS["two-indexes"].sources
 METHODS = ["direct", "verbalise", "retrieve", "retrieve_Countries", "retrieve_Cities"]
 
