@@ -15,16 +15,6 @@ import jax
 from rag_jax.errors import RagJaxError
 from rag_jax.files import explain_disk_errors, open_atomic, write_json, write_jsonl
 
-# Of systems that answer questions.
-COLUMNS = (
-    "n",
-    "accuracy",
-    "head",
-    "middle",
-    "tail",
-    "retrieval_rate",
-    "seconds_per_question",
-)
 _SCORES = ("hits@1", "accuracy", "exact_match")  # whose interval "ci95" is, whichever a system has
 _DIGITS = {"n": 0, "prompt_tokens": 1, "generated_tokens": 1}
 
@@ -39,7 +29,7 @@ def write_report(
     methods: Mapping[str, Mapping[str, Any]],
     stages: Sequence[Mapping[str, Any]],
     predictions: Mapping[str, Iterable[Mapping[str, Any]]],
-    columns: Sequence[str] = COLUMNS,
+    columns: Sequence[str],
     tables: Mapping[str, Sequence[Sequence[str | float]]] | None = None,
     analysis: Mapping[str, Any] | None = None,
     figures: Mapping[str, str] | None = None,

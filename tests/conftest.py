@@ -15,10 +15,11 @@ install_import_hook(CHECKED, "typechecker.check")
 # Broadcasting between ranks hides mistakes: a [T] mask times [B, T, D] activations.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# How long an example takes says more about the machine than about the code.
-hypothesis.settings.register_profile(
-    "rag_jax", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
+# How long an example takes says more about the machine than about the code. The examples are the
+# same in every run; `pytest --hypothesis-profile=search` draws others.
+SETTINGS = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("rag_jax", derandomize=True, **SETTINGS)
+hypothesis.settings.register_profile("search", **SETTINGS)
 hypothesis.settings.load_profile("rag_jax")
 
 # Tiny programs that run a few times only: compiling them is most of the suite's time. What XLA on

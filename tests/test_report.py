@@ -9,6 +9,7 @@ from rag_jax.errors import RagJaxError
 from rag_jax.files import read_json, read_jsonl
 from rag_jax.report import write_report
 from rag_jax.systems.srrag.config import SRRAGConfig
+from rag_jax.systems.srrag.evaluate import COLUMNS
 
 METHODS = {
     "direct": {"n": 300, "accuracy": 0.5, "ci95": [0.44, 0.56], "seconds_per_question": 0.0123},
@@ -40,6 +41,7 @@ def write(folder, **changes):
         "methods": METHODS,
         "stages": STAGES,
         "predictions": PREDICTIONS,
+        "columns": COLUMNS,
     }
     return write_report(folder, **(arguments | changes))
 

@@ -68,18 +68,19 @@ def _grow_rows(
     known: dict[tuple[int, int], int] = {}  # places in the last row by parent and token
     found = []
     for text in texts:
-        shared, parent = 0, -1
-        while shared < len(text) and (parent, text[shared]) in known:
-            parent = known[parent, text[shared]]
-            shared += 1
-        if rows[-1] and len(rows[-1]) + len(text) - shared > limit:
-            rows.append([])
-            known = {}
-        places, parent = [], -1
+        places: list[int] = []
+        parent = -1
         for token in text:
             if (parent, token) not in known:
-                known[parent, token] = len(rows[-1])
-                rows[-1].append((token, parent))
+                break
+            parent = known[parent, token]
+            places.append(parent)
+        if rows[-1] and len(rows[-1]) + len(text) - len(places) > limit:
+            rows.append([])
+            known, places, parent = {}, [], -1
+        for token in text[len(places) :]:
+            known[parent, token] = len(rows[-1])
+            rows[-1].append((token, parent))
             parent = known[parent, token]
             places.append(parent)
         found.append((len(rows) - 1, places))

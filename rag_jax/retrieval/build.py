@@ -77,9 +77,7 @@ def build_index(
         context.map_arrays(
             "embeddings.npy",
             len(passages),
-            lambda rows: encode_texts(
-                pretrained, list_texts(passages[rows]), max_length=max_length
-            ),
+            run,
             batch_size=_SHARD,
             unit="passages",
         )

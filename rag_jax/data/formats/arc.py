@@ -29,7 +29,7 @@ def matches(record: Mapping[str, Any]) -> bool:
 
 def parse(record: Mapping[str, Any], place: Place) -> Item:
     """A question; its text ends with the choices, one a line, as in `B: a text`."""
-    asked = record["question"]
+    asked = record.get("question")
     if isinstance(asked, dict):
         listed = get_objects(asked, "choices", place)
         choices = {get_text(c, "label", place): get_text(c, "text", place) for c in listed}

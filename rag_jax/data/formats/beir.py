@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rag_jax.data.formats.collection import Passage, Question
-from rag_jax.data.formats.fields import check_blank, get_id, get_text
+from rag_jax.data.formats.fields import get_filled, get_id
 from rag_jax.data.formats.lines import BadLineError, BadLines, Place, read_lines, read_records
 
 
@@ -19,7 +19,7 @@ def read_queries(path: Path, bad: BadLines) -> dict[str, str]:
     for place, record in read_records(path, bad):
         try:
             id = get_id(record, ["_id", "id"], place)
-            text = check_blank(get_text(record, "text", place), "text", place)
+            text = get_filled(record, "text", place)
             if id in queries:
                 raise BadLineError(f"{place}: another query has the id {id!r}")
         except BadLineError as error:

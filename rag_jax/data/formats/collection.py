@@ -7,17 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from rag_jax.data.passage import Passage
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_jsonl, write_json, write_jsonl
-
-
-@dataclass(frozen=True)
-class Passage:
-    """A passage; its title is empty where there is none."""
-
-    id: str
-    title: str
-    text: str
 
 
 @dataclass(frozen=True)

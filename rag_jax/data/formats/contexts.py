@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rag_jax.data.formats.collection import Passage
-from rag_jax.data.formats.fields import Context, check_blank, get_id, get_objects, get_text
+from rag_jax.data.formats.fields import Context, get_filled, get_id, get_objects, get_text
 from rag_jax.data.formats.lines import BadLineError, Place
 
 _IDS = ("id", "passage_id", "psg_id")
@@ -30,15 +30,15 @@ def read_contexts(record: Mapping[str, Any], place: Place) -> tuple[Context, ...
         contexts.append(_read_context(found, place, int(bool(found.get("is_supporting")))))
     if record.get("ctx_text") is not None:
         title = get_text(record, "ctx_title", place, default="")
-        text = check_blank(get_text(record, "ctx_text", place), "ctx_text", place)
+        text = get_filled(record, "ctx_text", place)
         contexts.append(Context(Passage("", title, text)))
     return tuple(contexts)
 
 
 def _read_context(record: Mapping[str, Any], place: Place, grade: int) -> Context:
-    id = get_id(record, _IDS, place) if any(record.get(name) is not None for name in _IDS) else ""
+    id = get_id(record, _IDS, place, default="")
     title = get_text(record, "title", place, default="")
-    text = check_blank(get_text(record, "text", place), "text", place)
+    text = get_filled(record, "text", place)
     return Context(Passage(id, title, text), grade, _read_score(record, place))
 
 

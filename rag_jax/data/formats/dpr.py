@@ -13,7 +13,7 @@ from typing import Any
 
 from rag_jax.data.formats.collection import Passage, Question
 from rag_jax.data.formats.contexts import read_contexts
-from rag_jax.data.formats.fields import Item, check_blank, get_id, get_text, get_texts
+from rag_jax.data.formats.fields import Item, get_filled, get_id, get_texts
 from rag_jax.data.formats.lines import BadLineError, Place
 from rag_jax.files import open_atomic, to_json
 from rag_jax.ranking import has_answer
@@ -28,10 +28,9 @@ def matches(record: Mapping[str, Any]) -> bool:
 
 def parse(record: Mapping[str, Any], place: Place) -> Item:
     """A question; without an id it is named by its file and number."""
-    named = any(record.get(name) is not None for name in _IDS)
     question = Question(
-        get_id(record, _IDS, place) if named else f"{place.path.name}:{place.item}",
-        check_blank(get_text(record, "question", place), "question", place),
+        get_id(record, _IDS, place, default=f"{place.path.name}:{place.item}"),
+        get_filled(record, "question", place),
         get_texts(record, "answers", place),
         {},
     )

@@ -49,13 +49,31 @@ def get_text(
     return _check_text(value, name, place)
 
 
-def get_id(record: Mapping[str, Any], names: Sequence[str], place: Place) -> str:
+def get_filled(record: Mapping[str, Any], name: str, place: Place) -> str:
+    """A text that is not blank.
+
+    Raises:
+        BadLineError: there is none, or it is blank or no text.
+    """
+    return check_blank(get_text(record, name, place), name, place)
+
+
+def get_id(
+    record: Mapping[str, Any], names: Sequence[str], place: Place, *, default: str | None = None
+) -> str:
     """The id, a text or a whole number, under the first of the names that the record has.
+
+    Args:
+        default: the id where it has none of them.
 
     Raises:
         BadLineError: there is none, or it is empty.
     """
-    name = next((name for name in names if record.get(name) is not None), names[0])
+    name = next((name for name in names if record.get(name) is not None), None)
+    if name is None:
+        if default is not None:
+            return default
+        name = names[0]
     value = record.get(name)
     if type(value) is int:
         return str(value)

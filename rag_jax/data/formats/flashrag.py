@@ -14,6 +14,7 @@ from rag_jax.data.formats.fields import (
     Item,
     check_blank,
     get_count,
+    get_filled,
     get_id,
     get_text,
     get_texts,
@@ -42,7 +43,7 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
     popularity = "popularity" if metadata.get("popularity") is not None else "s_pop"
     question = Question(
         get_id(record, ["id"], place),
-        check_blank(get_text(record, "question", place), "question", place),
+        get_filled(record, "question", place),
         get_texts(record, "golden_answers", place),
         _get_grades(metadata, place),
         get_text(metadata, "type", place, default=""),

@@ -12,6 +12,7 @@ from rag_jax.data.formats.fields import (
     Item,
     check_blank,
     get_count,
+    get_filled,
     get_id,
     get_text,
     get_texts,
@@ -31,7 +32,7 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
         relevant[get_id(record, ["passage_id"], place)] = 1
     question = Question(
         get_id(record, ["id"], place),
-        check_blank(get_text(record, "question", place), "question", place),
+        get_filled(record, "question", place),
         get_texts(record, "answers", place),
         relevant,
         get_text(record, "type", place, default=""),

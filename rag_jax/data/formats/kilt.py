@@ -16,8 +16,8 @@ from typing import Any
 from rag_jax.data.formats.collection import Passage, Question
 from rag_jax.data.formats.fields import (
     Item,
-    check_blank,
     get_count,
+    get_filled,
     get_id,
     get_objects,
     get_text,
@@ -66,7 +66,7 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
             pages += _list_passages(span, place)
     question = Question(
         get_id(record, ["id"], place),
-        check_blank(get_text(record, "input", place), "input", place),
+        get_filled(record, "input", place),
         tuple(dict.fromkeys(answer for answer in answers if answer.strip())),
         {},
     )

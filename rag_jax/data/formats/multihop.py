@@ -14,6 +14,7 @@ from rag_jax.data.formats.fields import (
     Context,
     Item,
     check_blank,
+    get_filled,
     get_id,
     get_text,
     get_texts,
@@ -31,7 +32,7 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
     answer = get_text(record, "answer", place, default="")
     question = Question(
         get_id(record, ["id", "_id"], place),
-        check_blank(get_text(record, "question", place), "question", place),
+        get_filled(record, "question", place),
         (answer,) if answer.strip() else (),
         {},
         get_text(record, "type", place, default=""),

@@ -11,8 +11,8 @@ from rag_jax.data.formats.collection import Question
 from rag_jax.data.formats.contexts import read_contexts
 from rag_jax.data.formats.fields import (
     Item,
-    check_blank,
     get_count,
+    get_filled,
     get_id,
     get_text,
     get_texts,
@@ -32,7 +32,7 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
         answers = parse_json(answers, place)
     question = Question(
         get_id(record, ["id", "idx"], place),
-        check_blank(get_text(record, "question", place), "question", place),
+        get_filled(record, "question", place),
         get_texts({"answers": answers}, "answers", place),
         {},
         get_text(record, "prop", place, default=""),

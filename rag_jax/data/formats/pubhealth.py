@@ -9,7 +9,7 @@ from typing import Any
 
 from rag_jax.data.formats.collection import Question
 from rag_jax.data.formats.contexts import read_contexts
-from rag_jax.data.formats.fields import Item, check_blank, get_id, get_text
+from rag_jax.data.formats.fields import Item, get_filled, get_id, get_text
 from rag_jax.data.formats.lines import BadLineError, Place
 
 _CHOICES = {"true": "SUPPORTS", "false": "REFUTES"}  # and what FEVER calls them
@@ -28,7 +28,7 @@ def parse(record: Mapping[str, Any], place: Place) -> Item | None:
         return None
     if label not in _CHOICES:
         raise BadLineError(f"{place}: label {label!r} must be true, false, mixture or unproven")
-    claim = check_blank(get_text(record, "claim", place), "claim", place)
+    claim = get_filled(record, "claim", place)
     question = Question(
         get_id(record, ["claim_id"], place),
         f"True or false? {claim}",

@@ -52,8 +52,7 @@ def _build_world(settings: WorldConfig) -> Collection:
     """The encyclopedia; every passage about a question's place that has an answer is relevant."""
     world = build_world(**dataclasses.asdict(settings))
     about: dict[str, list[Passage]] = defaultdict(list)
-    passages = [Passage(p.id, p.title, p.text) for p in world.passages]
-    for passage in passages:
+    for passage in world.passages:
         if not passage.id.startswith("talk/"):
             about[passage.id.split("/")[1]].append(passage)
     questions = {
@@ -72,7 +71,7 @@ def _build_world(settings: WorldConfig) -> Collection:
         ]
         for split, asked in world.questions.items()
     }
-    return Collection(passages, questions)
+    return Collection(world.passages, questions)
 
 
 def _hold_out(collection: Collection, count: int, *, seed: int) -> Collection:

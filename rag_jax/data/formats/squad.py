@@ -11,7 +11,7 @@ from rag_jax.data.formats.collection import Passage, Question
 from rag_jax.data.formats.fields import (
     Context,
     Item,
-    check_blank,
+    get_filled,
     get_id,
     get_objects,
     get_text,
@@ -30,7 +30,7 @@ def read(path: Path, bad: BadLines) -> Iterator[Item]:
             continue
         for paragraph in paragraphs:
             try:
-                text = check_blank(get_text(paragraph, "context", place), "context", place)
+                text = get_filled(paragraph, "context", place)
                 questions = get_objects(paragraph, "qas", place)
             except BadLineError as error:
                 bad.skip(error)
@@ -40,7 +40,7 @@ def read(path: Path, bad: BadLines) -> Iterator[Item]:
                 try:
                     given = get_objects(record, "answers", place)
                     answers = dict.fromkeys(get_text(answer, "text", place) for answer in given)
-                    question = check_blank(get_text(record, "question", place), "question", place)
+                    question = get_filled(record, "question", place)
                     id = get_id(record, ["id"], place)
                 except BadLineError as error:
                     bad.skip(error)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rag_jax.data.formats.collection import Question
-from rag_jax.data.formats.fields import Item, check_blank, get_id, get_text, get_texts
+from rag_jax.data.formats.fields import Item, get_filled, get_id, get_text, get_texts
 from rag_jax.data.formats.lines import BadLineError, BadLines, read_items
 
 
@@ -24,7 +24,7 @@ def read(path: Path, bad: BadLines) -> Iterator[Item]:
                 raise BadLineError(f"{place}: Answer must be an object")
             question = Question(
                 get_id(record, ["QuestionId"], place),
-                check_blank(get_text(record, "Question", place), "Question", place),
+                get_filled(record, "Question", place),
                 tuple(dict.fromkeys(answers)),
                 {},
             )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rag_jax.data.gazetteer import places
 from rag_jax.data.gazetteer.places import City, Country
+from rag_jax.data.passage import Passage
 from rag_jax.errors import RagJaxError
 
 # Lower ends of the head and of the middle, in people: about where a language model of some hundred
@@ -15,15 +16,6 @@ _FAMOUS = 1_000_000  # people
 # Shares of the countries whose capital (if another large city exists) or currency changes.
 _REVISED_CAPITALS = 0.5
 _REVISED_CURRENCIES = 0.4
-
-
-@dataclass(frozen=True)
-class Passage:
-    """A titled passage. Titles need not be unique; ids are."""
-
-    id: str
-    title: str
-    text: str
 
 
 @dataclass(frozen=True)

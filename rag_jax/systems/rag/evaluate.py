@@ -269,7 +269,7 @@ def run_memory(session: "Session", context: StageContext) -> None:
     main = _choose_way(session)
     table: list[list[str | float]] = [["index", "old facts", "new facts", "n"]]
     for name, world in zip(("old", "new"), worlds, strict=True):
-        passages = [Passage(p.id, p.title, p.text) for p in world.passages]
+        passages = world.passages
         changed = [i for i, p in enumerate(passages) if p != corpus.passages[i]]
         embeddings = index.embeddings.copy()
         if changed:

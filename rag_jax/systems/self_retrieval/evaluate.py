@@ -119,6 +119,7 @@ def run_evaluation(session: "Session", context: StageContext) -> None:
     if c.ablations:
         for name, titled in (("without_indexing", True), ("without_titles", False)):
             variants[name] = make_engine(session, context, corpus, name, titled=titled)
+    spent: dict[str, list[float]] = {}  # seconds before the answer
     for name, variant in variants.items():
         records = _retrieve(context, variant, asked, name)
         groups = [
@@ -129,7 +130,7 @@ def run_evaluation(session: "Session", context: StageContext) -> None:
         answers = [record["answer"] for record in records]
         save(name, [rank(found, score(found, c.search)) for found in groups], answers, seconds)
         if name == "self_retrieval":
-            spent = {"without_assessment": seconds}
+            spent["without_assessment"] = seconds
             ranked["without_assessment"] = [
                 rank(found, score_unassessed(found, c.search)) for found in groups
             ]

@@ -8,11 +8,10 @@ candidate is read and assessed behind it too; the answer goes on from the best c
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import chain
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -20,15 +19,15 @@ from jaxtyping import Array, Bool, Float, Int
 from rag_jax.data.batches import pad_rows, round_up
 from rag_jax.data.formats import Passage
 from rag_jax.decoding.beam import Search
-from rag_jax.decoding.cache import Cache, append, fork, grow, write_branches
-from rag_jax.decoding.constrained import FoundPaths, search_trie
-from rag_jax.decoding.generate import check_prompts, decode, last_hidden, read_prompts
+from rag_jax.decoding.cache import Cache
+from rag_jax.decoding.constrained import FoundPaths
+from rag_jax.decoding.generate import check_prompts
 from rag_jax.decoding.packing import pack_texts
 from rag_jax.decoding.trie import Trie, TrieArrays
 from rag_jax.hosts import fetch
-from rag_jax.losses import token_logprobs
 from rag_jax.models.decoder import Decoder
-from rag_jax.sharding import constrain_rows, shard_batch
+from rag_jax.sharding import shard_batch
+from rag_jax.systems.self_retrieval import steps
 from rag_jax.systems.self_retrieval.config import SearchConfig
 from rag_jax.systems.self_retrieval.data import Format
 from rag_jax.systems.self_retrieval.scores import Candidate, score, to_probability
@@ -60,133 +59,6 @@ class Judged(NamedTuple):
     hidden: Float[Array, "R T D"]
     places: list[list[tuple[int, list[int]]]]
     rejections: list[list[float]]
-
-
-read = jax.jit(read_prompts, static_argnames="model")
-
-
-@partial(jax.jit, static_argnames=("model", "max_tokens", "search", "greedy"))
-def find(
-    model: Decoder,
-    params,
-    cache: Cache,
-    hidden: Float[Array, "B D"],
-    trie: TrieArrays,
-    starts: Int[Array, "B"],
-    stops: Bool[Array, "N"] | None,
-    active: Bool[Array, "B"],
-    *,
-    max_tokens: int,
-    search: Search,
-    greedy: bool = False,
-) -> FoundPaths:
-    """Titles, which end at `stops`, or passages, behind what the cache has read."""
-    settings = {"max_tokens": max_tokens, "search": search, "greedy": greedy}
-    return search_trie(
-        model, params, cache, hidden, trie, starts, stops=stops, active=active, **settings
-    )
-
-
-@partial(jax.jit, static_argnames="model")
-def go_on(
-    model: Decoder, params, cache: Cache, tokens: Int[Array, "R T"], mask: Bool[Array, "R T"]
-) -> tuple[Cache, Float[Array, "R D"]]:
-    """Reads `R / B` titles behind a copy of each question's cache."""
-    times = len(tokens) // len(cache.position)
-    copies = jax.tree.map(
-        lambda leaf: constrain_rows(jnp.repeat(leaf, times, axis=0), len(tokens)), cache
-    )
-    output, copies = append(model, params, copies, tokens, mask)
-    return copies, last_hidden(output.hidden, mask)
-
-
-@partial(jax.jit, static_argnames="model")
-def assess(
-    model: Decoder,
-    params,
-    cache: Cache,
-    tokens: Int[Array, "R T"],
-    seen: Bool[Array, "R T T"],
-    depth: Int[Array, "R T"],
-    places: Int[Array, "R C r"],
-    reject: Int[Array, "r"],
-) -> tuple[Cache, Float[Array, "R T D"], Float[Array, "R C"]]:
-    """Reads candidates behind each question, and judges them.
-
-    Args:
-        tokens: with `seen` and `depth` as `pack_texts` gives them: each candidate up to the cue,
-            and all of the rejection but its last token behind it.
-        places: of each candidate's tokens that the rejection's are drawn from.
-
-    Returns:
-        The cache, the hidden state of every token, and the log-probability of each candidate's
-        rejection, in nats.
-    """
-    rows, width = tokens.shape
-    cache = fork(model, cache, rows // len(cache.position))
-    slot = cache.real.shape[1]
-    output, cache = write_branches(
-        model,
-        params,
-        grow(cache, width),
-        tokens,
-        jnp.pad(seen, ((0, 0), (0, 0), (slot, 0))),
-        slot=slot,
-        depth=depth,
-        length=slot + width,
-    )
-    count = places.shape[1] * places.shape[2]
-    states = jnp.take_along_axis(output.hidden, places.reshape(rows, count, 1), axis=1)
-    logits = model.apply({"params": params}, states, method="logits")
-    said = jnp.tile(reject, (rows, places.shape[1]))
-    logprobs = token_logprobs(logits, said).reshape(places.shape)
-    return cache, output.hidden, logprobs.sum(axis=-1)
-
-
-@partial(jax.jit, static_argnames=("model", "max_tokens", "stop_ids"))
-def answer(
-    model: Decoder,
-    params,
-    cache: Cache,
-    hidden: Float[Array, "R T D"],
-    rows: Int[Array, "B"],
-    path: Bool[Array, "B T"],
-    ends: Int[Array, "B"],
-    accept: Int[Array, "a"],
-    active: Bool[Array, "B"],
-    *,
-    max_tokens: int,
-    stop_ids: tuple[int, ...],
-) -> tuple[Int[Array, "B N"], Int[Array, "B"]]:
-    """Greedy answers behind one candidate of each question.
-
-    Args:
-        cache: with `hidden` what `assess` left.
-        rows: where each question's candidate was read.
-        path: the places of its tokens up to the cue, of which `ends` is the last.
-        accept: what is said of a passage before the answer; may be nothing.
-    """
-    layers, real, position = jax.tree.map(
-        lambda leaf: constrain_rows(leaf[rows], len(rows)),
-        (cache.layers, cache.real, cache.position),
-    )
-    real |= jnp.pad(path, ((0, 0), (real.shape[1] - path.shape[1], 0)))
-    position += path.sum(axis=1, dtype=position.dtype)
-    cache, last = Cache(layers, real, position, cache.prefix), hidden[rows, ends]
-    if len(accept):
-        tokens = jnp.tile(accept, (len(rows), 1))
-        output, cache = append(model, params, cache, tokens, jnp.ones_like(tokens, bool))
-        last = output.hidden[:, -1]
-    decoded = decode(
-        model,
-        params,
-        cache,
-        last,
-        max_tokens=max_tokens,
-        stop_ids=stop_ids,
-        active=active,
-    )
-    return decoded.tokens, decoded.lengths
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,7 +127,7 @@ class Engine:
         for start in range(0, len(prompts), batch):
             part = prompts[start : start + batch]
             arrays = shard_batch(pad_rows(part, width, pad_id=0, batch=batch))
-            yield len(part), *read(self.model, self.params, *arrays)
+            yield len(part), *steps.read(self.model, self.params, *arrays)
 
     def _find(
         self, cache, hidden, starts, active, *, beams: int, stops=None, power=0.0, **more
@@ -263,7 +135,9 @@ class Engine:
         search = Search(beams, length_penalty=power)
         given = shard_batch((starts.astype(np.int32), active))
         arrays = self._arrays, given[0], stops, given[1]
-        return fetch(find(self.model, self.params, cache, hidden, *arrays, search=search, **more))
+        return fetch(
+            steps.find(self.model, self.params, cache, hidden, *arrays, search=search, **more)
+        )
 
     def _find_titles(self, cache: Cache, hidden, count: int) -> list[list[Title]]:
         s, batch = self.settings, self.settings.batch_size
@@ -300,7 +174,7 @@ class Engine:
             for w in range(times)
         ]
         arrays = pad_rows([row.tokens for row in rows], self._title_width, pad_id=0)
-        cache, hidden = go_on(self.model, self.params, cache, *shard_batch(arrays))
+        cache, hidden = steps.go_on(self.model, self.params, cache, *shard_batch(arrays))
         active = np.asarray([row is not filler for row in rows])
         return cache, hidden, np.asarray([row.node for row in rows]), active
 
@@ -363,7 +237,7 @@ class Engine:
         for row, some in order.items():
             drawn[row, : len(some)] = some
         arrays = shard_batch((packed.tokens, packed.seen, packed.depth, drawn))
-        cache, hidden, said = assess(
+        cache, hidden, said = steps.assess(
             self.model, self.params, cache, *arrays, jnp.asarray(reject, jnp.int32)
         )
         said, numbers = fetch(said), iter(numbers)
@@ -390,7 +264,7 @@ class Engine:
             rows[b], places = judged.places[b][number]
             path[b, places], ends[b] = True, places[-1]
         tokens, lengths = fetch(
-            answer(
+            steps.answer(
                 self.model,
                 self.params,
                 judged.cache,

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from rag_jax.data.gazetteer import World
 from rag_jax.files import write_json
 from rag_jax.pipeline import Stage, StageContext
 from rag_jax.systems.srrag import evaluate, tune, untrained
@@ -104,7 +105,7 @@ def run_comparison(session: "Session", context: StageContext) -> None:
     c = session.config
     world = session.read_world(context)
     questions = world.questions[c.evaluate_on]
-    predictions = _answer_untrained(session, context)
+    predictions = _answer_untrained(session, context, world)
 
     engine = evaluate.make_engine(session, context, world, trained="selective")
     engine = replace(engine, writes=False)
@@ -127,10 +128,11 @@ def run_comparison(session: "Session", context: StageContext) -> None:
     write_json(context.folder / "predictions.json", predictions)
 
 
-def _answer_untrained(session: "Session", context: StageContext) -> dict[str, list[dict[str, Any]]]:
+def _answer_untrained(
+    session: "Session", context: StageContext, world: World
+) -> dict[str, list[dict[str, Any]]]:
     """The model as it was, on the documents that it writes and on each source's passages."""
     c = session.config
-    world = session.read_world(context)
     search = make_search(session, context, world, c.answer.passages)
     ways = {"raw_verbalise": partial(untrained.answer_from_documents, session)}
     external = [number for number, source in enumerate(c.sources) if source.kind == "search"]

@@ -12,6 +12,7 @@ from rag_jax.data.batches import BatchPlan, Microbatch, round_up
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_jsonl
 from rag_jax.pipeline import StageContext
+from rag_jax.row_tuning import PROGRAM_TOKENS
 from rag_jax.sharding import count_data_rows
 from rag_jax.spans import Row, count_targets, pack_rows
 from rag_jax.systems.srrag.data import TERMS, join_passages, make_row
@@ -19,9 +20,6 @@ from rag_jax.systems.srrag.labels import read_labels
 
 if TYPE_CHECKING:
     from rag_jax.systems.srrag.pipeline import Session
-
-# Tokens that could be trained on while one program compiles, measured on two CPU cores.
-_PROGRAM_TOKENS = 1600
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def make_plan(session: "Session", examples: Sequence[Example], settings: StageCo
         strata=[example.source for example in examples],
         batch_size=settings.batch_size,
         budget=settings.microbatch_tokens,
-        program_tokens=_PROGRAM_TOKENS,
+        program_tokens=PROGRAM_TOKENS,
         seed=session.config.seed,
         row_multiple=count_data_rows(),
     )

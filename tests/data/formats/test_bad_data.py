@@ -126,14 +126,9 @@ def spoil(record, path, value, *, remove):
     return record
 
 
-@settings(max_examples=30)
-@pytest.mark.parametrize("format", SAMPLES)
-@given(data=st.data())
-def test_a_spoilt_record(folder, format, data):
-    """It is read, or it is named and, with leave, skipped: the good ones are read all the same."""
+def check(folder, format, bad):
+    """A record is read, or named and, with leave, skipped: good ones are read all the same."""
     good, others = SAMPLES[format]
-    path = data.draw(st.sampled_from(list(list_paths(good))))
-    bad = spoil(rename(good, "r"), path, data.draw(VALUES), remove=data.draw(st.booleans()))
     records = [good, bad, rename(good, "s")]
     try:
         read(folder, format, records, others)
@@ -146,6 +141,24 @@ def test_a_spoilt_record(folder, format, data):
         assert question.question.strip()
         for text in (question.id, question.question, *question.answers):
             text.encode()  # which half a surrogate pair cannot be
+
+
+@pytest.mark.parametrize("format", SAMPLES)
+def test_a_record_with_anything_missing(folder, format):
+    good = rename(SAMPLES[format][0], "r")
+    for path in list_paths(good):
+        for value in (None, "", 0, [], {}):
+            check(folder, format, spoil(good, path, value, remove=False))
+        check(folder, format, spoil(good, path, None, remove=True))
+
+
+@settings(max_examples=30)
+@pytest.mark.parametrize("format", SAMPLES)
+@given(data=st.data())
+def test_a_record_with_anything_else(folder, format, data):
+    good = rename(SAMPLES[format][0], "r")
+    path = data.draw(st.sampled_from(list(list_paths(good))))
+    check(folder, format, spoil(good, path, data.draw(VALUES), remove=False))
 
 
 TEXTS = st.text(

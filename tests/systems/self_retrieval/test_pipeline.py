@@ -17,7 +17,7 @@ from rag_jax.files import read_json, read_jsonl
 from rag_jax.losses import token_logprobs
 from rag_jax.pipeline import run_stages
 from rag_jax.stage import StageContext
-from rag_jax.systems.self_retrieval import evaluate, infer, pipeline
+from rag_jax.systems.self_retrieval import evaluate, pipeline, steps
 from rag_jax.systems.self_retrieval.config import SelfRetrievalConfig
 from rag_jax.systems.self_retrieval.scores import score
 
@@ -192,7 +192,7 @@ def test_the_answer_goes_on_from_the_best_passage(engine):
 
 
 def test_a_second_batch_compiles_nothing(engine):
-    programs = (infer.read, infer.find, infer.go_on, infer.assess, infer.answer)
+    programs = (steps.read, steps.find, steps.go_on, steps.assess, steps.answer)
     engine.retrieve(["Where is Gitega?", "Which language is spoken in Peru?"])
     before = [program._cache_size() for program in programs]
     engine.retrieve(["Where is Gitega, then?", "What is spoken in Chile?"])
