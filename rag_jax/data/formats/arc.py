@@ -13,6 +13,7 @@ from rag_jax.data.formats.contexts import read_contexts
 from rag_jax.data.formats.fields import (
     Item,
     check_blank,
+    get_choices,
     get_id,
     get_objects,
     get_text,
@@ -64,4 +65,4 @@ def _read_choices(choices: Any, place: Place) -> dict[str, str]:
         if not isinstance(texts, list) or not isinstance(labels, list) or len(texts) != len(labels):
             raise BadLineError(f"{place}: there must be as many labels as texts")
         choices = dict(zip(map(str, labels), texts, strict=True))
-    return {label: get_text(choices, label, place) for label in choices}
+    return get_choices(choices, place)

@@ -97,6 +97,18 @@ def get_texts(record: Mapping[str, Any], name: str, place: Place) -> tuple[str, 
     return tuple(_check_text(value, name, place) for value in values)
 
 
+def get_choices(choices: Mapping[str, Any], place: Place) -> dict[str, str]:
+    """The texts of choices by label.
+
+    Raises:
+        BadLineError: a label or what is under it is no text.
+    """
+    return {
+        _check_text(label, "label", place): get_text({"choice": text}, "choice", place)
+        for label, text in choices.items()
+    }
+
+
 def get_objects(record: Mapping[str, Any], name: str, place: Place) -> list[dict[str, Any]]:
     """A list of objects, empty where the record has none.
 

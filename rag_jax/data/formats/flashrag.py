@@ -13,6 +13,7 @@ from rag_jax.data.formats.collection import Passage, Question
 from rag_jax.data.formats.fields import (
     Item,
     check_blank,
+    get_choices,
     get_count,
     get_filled,
     get_id,
@@ -80,7 +81,7 @@ def _get_choices(metadata: Mapping[str, Any], place: Place) -> dict[str, str]:
     choices = metadata.get("choices")
     if not isinstance(choices, dict):  # a list in some of FlashRAG's datasets, without labels
         return {}
-    return {label: get_text(choices, label, place) for label in choices}
+    return get_choices(choices, place)
 
 
 def write_passages(path: Path, passages: Iterable[Passage]) -> None:

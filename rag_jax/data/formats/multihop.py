@@ -53,7 +53,7 @@ def _read_published(record: Mapping[str, Any], place: Place) -> tuple[Context, .
     contexts = []
     for title, sentences in _list_pairs(record, "context", place):
         # HotpotQA's sentences begin with the space before them, 2WikiMultihopQA's do not.
-        sentences = get_texts({title: sentences}, title, place)
+        sentences = get_texts({"sentences": sentences}, "sentences", place)
         text = " ".join(sentence.strip() for sentence in sentences)
         text = check_blank(text, f"paragraph {title!r}", place)
         contexts.append(Context(Passage("", title, text), int(title in supporting)))
