@@ -51,10 +51,15 @@ programs.
 
 import ml_collections
 
-from rag_jax.config import StageConfig, TuningConfig, choose_preset, to_config_dict
+from rag_jax.config import (
+    ReaderConfig,
+    StageConfig,
+    TuningConfig,
+    choose_preset,
+    to_config_dict,
+)
 from rag_jax.systems.self_retrieval.config import (
     ExamplesConfig,
-    ReaderConfig,
     SearchConfig,
     SelfRetrievalConfig,
 )

@@ -30,7 +30,7 @@ import ml_collections
 
 from rag_jax.config import (
     EncoderConfig,
-    ModelConfig,
+    ReaderConfig,
     StageConfig,
     WorldConfig,
     choose_preset,
@@ -58,7 +58,7 @@ def _follow_paper(name: str, *, tau: float, layer: int) -> SRRAGConfig:
     return SRRAGConfig(
         contexts=5,
         extra_mean=2.0,
-        model=ModelConfig(name=name, dtype="bfloat16", vocab_multiple=128),
+        model=ReaderConfig(name=name, dtype="bfloat16", vocab_multiple=128),
         encoder=EncoderConfig(max_length=256, batch_size=1024),
         world=WorldConfig(cities=30000, train=50000, dev=2000, test=4000),
         verbalise=VerbaliseConfig(max_tokens=150, pool=2048, batch_size=256),

@@ -62,6 +62,13 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class ReaderConfig(ModelConfig):
+    """The language model; of a passage's text it reads at most `max_text` tokens."""
+
+    max_text: Count = 256
+
+
+@dataclass(frozen=True)
 class MeshConfig:
     """How the devices are arranged: `data` of them split a batch by its rows, `model` each matrix.
 
@@ -111,8 +118,9 @@ class DataConfig:
     """Passages and questions: the built-in world, or the folder `path` in one of the formats of
     `rag_jax/data/formats`.
 
-    `held_out` training questions become the "dev" split where the folder has none. So many
-    `bad_lines` are skipped, each with a warning; one more ends the run.
+    `held_out` training questions become the "dev" split where the folder has none; `longtail`
+    leaves of the dev and test questions those in PopQA's long tail. So many `bad_lines` are
+    skipped, each with a warning; one more ends the run.
     """
 
     path: str | None = None
@@ -133,6 +141,7 @@ class DataConfig:
         "triviaqa",
     ] = "auto"
     held_out: CountOrZero = 0
+    longtail: bool = False
     bad_lines: CountOrZero = 0
 
     def check(self, path: str) -> None:
@@ -144,6 +153,8 @@ class DataConfig:
             raise RagJaxError(
                 f"{path}.held_out={self.held_out}: the built-in world has a dev split of its own"
             )
+        if self.path is None and self.longtail:
+            raise RagJaxError(f"{path}.longtail=True: is PopQA's; needs {path}.path, a folder")
 
 
 @dataclass(frozen=True)

@@ -246,14 +246,15 @@ def calibrate(
     }
 
 
-def popularity_thirds(popularities: Sequence[float]) -> list[str]:
+def popularity_thirds(popularities: Sequence[float | None]) -> list[str]:
     """Returns `"head"`, `"middle"` or `"tail"` for each, by rank: the most popular third is head.
 
-    Equal popularities rank in the order given. Where the number is not a multiple of three, the
-    head and then the middle have one more.
+    Those that are not known, None, are in no third: `""`. Equal popularities rank in the order
+    given. Where the number is not a multiple of three, the head and then the middle have one more.
     """
-    order = np.argsort(-np.asarray(popularities, float), kind="stable")
-    labels = [""] * len(order)
+    labels = [""] * len(popularities)
+    known = [i for i, popularity in enumerate(popularities) if popularity is not None]
+    order = sorted(known, key=lambda i: -popularities[i])
     for name, rows in zip(("head", "middle", "tail"), np.array_split(order, 3), strict=True):
         for row in rows:
             labels[row] = name

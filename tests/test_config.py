@@ -74,10 +74,6 @@ SELF = {"name": "Self", "token": "<Self>", "kind": "verbalise"}
         ({"stage1": {"learning_rate": 0}}, "config.stage1.learning_rate=0.0: must be above 0"),
         ({"seed": True}, "config.seed=True: must be a whole number, not bool"),
         ({"datastore": {"k": 0}}, "config.datastore.k=0: must be at least 1"),
-        (
-            {"datastore": {"k": 500}},
-            "config.datastore.k=500 is above the datastore's 160 entries (config.world.train)",
-        ),
         ({"contexts": 4}, "config.contexts=4: must be odd"),
         ({"verbalise": {"pool": 2}}, "config.verbalise.pool=2 is below config.contexts=3"),
         ({"index": {"backend": "faiss"}}, "must be one of 'scann', 'exact'"),

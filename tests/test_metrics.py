@@ -197,6 +197,7 @@ def test_popularity_thirds():
     assert metrics.popularity_thirds([5, 100, 1]) == ["middle", "head", "tail"]
     assert metrics.popularity_thirds([1, 1, 1, 1]) == ["head", "head", "middle", "tail"]
     assert metrics.popularity_thirds([]) == []
+    assert metrics.popularity_thirds([None, 3, None, 7]) == ["", "middle", "", "head"]
 
 
 @given(st.lists(st.integers(0, 5), max_size=20))

@@ -1,7 +1,7 @@
-"""The built-in world on disk: ArrayRecord files by TensorFlow Datasets, read by random access.
+"""The built-in world as a dataset of TensorFlow Datasets, in ArrayRecord, which has random access.
 
 TensorFlow itself is not needed, nor imported. The settings, the version of the facts and the
-source of the sentences are part of a world's folder name, so two worlds never share files.
+source of the sentences are part of a dataset's folder name, so two worlds never share files.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from rag_jax.data import gazetteer
-from rag_jax.data.gazetteer import Passage, Question, World, places
+from rag_jax.data.gazetteer import Passage, Question, places
 
 _SPLITS = ("train", "dev", "test")
 
@@ -59,7 +59,7 @@ class Gazetteer(tfds.core.GeneratorBasedBuilder):
         world = gazetteer.build_world(**self.builder_config.settings)
         if self.builder_config.table == "passages":
             return {"corpus": self._generate_examples(world.passages)}
-        # A split without examples cannot be stored; reading gives it back as empty.
+        # A split without examples cannot be stored.
         filled = [split for split in _SPLITS if world.questions[split]]
         return {split: self._generate_examples(world.questions[split]) for split in filled}
 
@@ -70,75 +70,34 @@ class Gazetteer(tfds.core.GeneratorBasedBuilder):
             yield key, dataclasses.asdict(row)
 
 
-class StoredPassages(Sequence[Passage]):
-    """Passages by row, each read from disk when asked for."""
+def prepare_world(data_dir: str | Path, **settings: int) -> None:
+    """Writes the world with these settings where it is missing, for `config.data.path` to name.
 
-    def __init__(self, source: Any) -> None:
-        self._source = source
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, row):  # an int gives a passage, a slice a list of them
-        if isinstance(row, slice):
-            return [self[i] for i in range(*row.indices(len(self)))]
-        if not -len(self) <= row < len(self):
-            raise IndexError(f"no row {row} among {len(self)} passages")
-        return Passage(**_decode(self._source[int(row) % len(self)]))
-
-
-def open_passages(*, data_dir: str | Path, **settings: int) -> StoredPassages:
-    """Returns the passages of the world with these settings, prepared first where missing.
+    An interrupted preparation leaves nothing under the final name, and is done again.
 
     Args:
-      data_dir: folder for all worlds.
+      data_dir: the folder.
       **settings: those of `build_world`.
 
     Raises:
       RagJaxError: as `build_world` does.
     """
-    builder = _prepare("passages", settings, Path(data_dir))
-    return StoredPassages(builder.as_data_source(split="corpus"))
+    complete = {**gazetteer.build_world.__kwdefaults__, **settings}
+    _prepare("passages", complete, Path(data_dir))
+    # Of a table without rows there is nothing to store.
+    if any(complete[split] for split in _SPLITS):
+        _prepare("questions", complete, Path(data_dir))
 
 
-def load_world(*, data_dir: str | Path, **settings: int) -> World:
-    """Returns the world with these settings from `data_dir`, prepared first where missing.
-
-    It equals what `build_world` returns. An interrupted preparation leaves nothing under the final
-    name, and is done again.
-
-    Args:
-      data_dir: folder for all worlds.
-      **settings: those of `build_world`.
-
-    Raises:
-      RagJaxError: as `build_world` does.
-    """
-    passages = list(open_passages(data_dir=data_dir, **settings))
-    questions: dict[str, list[Question]] = {split: [] for split in _SPLITS}
-    if any(_complete(settings)[split] for split in _SPLITS):
-        builder = _prepare("questions", settings, Path(data_dir))
-        for split in builder.info.splits:
-            rows = map(_decode, builder.as_data_source(split=split))
-            questions[split] = [Question(**{**r, "answers": tuple(r["answers"])}) for r in rows]
-    return World(passages, questions)
-
-
-def _prepare(table: str, settings: dict[str, int], data_dir: Path) -> Gazetteer:
-    complete = _complete(settings)
-    name = "-".join([table, *(f"{key}{value}" for key, value in complete.items()), _digest()])
+def _prepare(table: str, settings: dict[str, int], data_dir: Path) -> None:
+    name = "-".join([table, *(f"{key}{value}" for key, value in settings.items()), _digest()])
     config = GazetteerConfig(
-        name=name, description=f"The {table} of one world.", table=table, settings=complete
+        name=name, description=f"The {table} of one world.", table=table, settings=settings
     )
     with _quiet():
         builder = Gazetteer(config=config, data_dir=data_dir, file_format="array_record")
         # Does nothing if the folder is there; else it is written under another name and renamed.
         builder.download_and_prepare()
-    return builder
-
-
-def _complete(settings: dict[str, int]) -> dict[str, int]:
-    return {**gazetteer.build_world.__kwdefaults__, **settings}
 
 
 @contextlib.contextmanager
@@ -162,16 +121,3 @@ def _digest() -> str:
     for path in sorted(Path(gazetteer.__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
-
-
-def _decode(row: dict[str, Any]) -> dict[str, Any]:
-    """Returns a stored row with its bytes as strings and its numbers as Python's."""
-    decoded = {}
-    for key, value in row.items():
-        if isinstance(value, bytes):
-            decoded[key] = value.decode()
-        elif key == "popularity":
-            decoded[key] = int(value)
-        else:
-            decoded[key] = [item.decode() for item in value]
-    return decoded

@@ -15,7 +15,8 @@ from rag_jax.files import read_jsonl, write_json, write_jsonl
 @dataclass(frozen=True)
 class Question:
     """A question, its acceptable answers if any are known, relevant passages' grades by id, and
-    where the data tells of them its type, its subject's popularity and the choices it leaves.
+    where the data tells of them its type, its subject's popularity, the choices it leaves, and that
+    its subject is in PopQA's long tail.
 
     `choices` are texts by label; the answer is then a label, and `question` says what to choose.
     """
@@ -27,6 +28,7 @@ class Question:
     type: str = ""
     popularity: int | None = None
     choices: Mapping[str, str] = field(default_factory=dict)
+    longtail: bool = False
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ def read_collection(data: DataConfig, world: WorldConfig, *, seed: int) -> Colle
     if data.path is None:
         return _build_world(world)
     collection = read_folder(Path(data.path), data.format, BadLines(data.bad_lines))
-    return _hold_out(collection, data.held_out, seed=seed)
+    collection = _hold_out(collection, data.held_out, seed=seed)
+    return _leave_long_tail(collection) if data.longtail else collection
 
 
 def describe_source(data: DataConfig, world: WorldConfig) -> dict[str, Any]:
@@ -44,7 +45,9 @@ def describe_source(data: DataConfig, world: WorldConfig) -> dict[str, Any]:
         return {"world": dataclasses.asdict(world)}
     folder = Path(data.path)
     hashes = {p.relative_to(folder).as_posix(): hash_file(p) for p in list_files(folder)}
-    settings = {name: getattr(data, name) for name in ("format", "held_out", "bad_lines")}
+    settings = {
+        name: getattr(data, name) for name in ("format", "held_out", "longtail", "bad_lines")
+    }
     return settings | {"files": hashes}
 
 
@@ -66,6 +69,8 @@ def _build_world(settings: WorldConfig) -> Collection:
                     for p in about[q.passage_id.split("/")[1]]
                     if p.id == q.passage_id or has_answer(p.text, q.answers)
                 },
+                type=q.relation,
+                popularity=q.popularity,
             )
             for q in asked
         ]
@@ -92,3 +97,12 @@ def _hold_out(collection: Collection, count: int, *, seed: int) -> Collection:
         "dev": [q for q, out in zip(train, held, strict=True) if out],
     }
     return Collection(collection.passages, collection.questions | splits)
+
+
+def _leave_long_tail(collection: Collection) -> Collection:
+    """Leaves of the dev and test questions those that are marked."""
+    kept = {
+        split: [q for q in asked if q.longtail or split == "train"]
+        for split, asked in collection.questions.items()
+    }
+    return Collection(collection.passages, kept)

@@ -10,19 +10,12 @@ from rag_jax.config import (
     DataConfig,
     EncoderConfig,
     MeshConfig,
-    ModelConfig,
     Positive,
+    ReaderConfig,
     StageConfig,
     TuningConfig,
     WorldConfig,
 )
-
-
-@dataclass(frozen=True)
-class ReaderConfig(ModelConfig):
-    """The language model; of a passage's text it reads at most `max_text` tokens."""
-
-    max_text: Count = 256
 
 
 @dataclass(frozen=True)

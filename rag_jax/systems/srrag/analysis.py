@@ -216,13 +216,16 @@ def draw_figures(
         lines=curves,
         guides={"calibrated": [(0, 0), (1, 1)]},
     )
-    popularity = Bars(
-        y="accuracy",
-        groups=_THIRDS,
-        bars={name: [numbers[third] for third in _THIRDS] for name, numbers in methods.items()},
-    )
-    return {
+    figures = {
         "Accuracy against retrieval rate, over all thresholds": frontier.draw(),
         "Calibration": calibration.draw(),
-        "Accuracy by the subject's popularity": popularity.draw(),
     }
+    thirds = {
+        name: [numbers[third] for third in _THIRDS]
+        for name, numbers in methods.items()
+        if "head" in numbers
+    }
+    if thirds:
+        bars = Bars(y="accuracy", groups=_THIRDS, bars=thirds)
+        figures["Accuracy by the subject's popularity"] = bars.draw()
+    return figures

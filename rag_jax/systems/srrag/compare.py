@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rag_jax.data.gazetteer import World
+from rag_jax.data.formats import Collection
 from rag_jax.files import write_json
 from rag_jax.pipeline import Stage, StageContext
 from rag_jax.systems.srrag import evaluate, tune, untrained
@@ -41,7 +41,7 @@ def list_stages(
             what evaluates.
     """
     c = session.config
-    rows = ("world", "contexts", "labels")
+    rows = ("corpus", "contexts", "labels")
     closed_book = {"closed_book": True}
     stages = [
         Stage(
@@ -87,7 +87,7 @@ def list_stages(
                 datastore,
                 partial(evaluate.run_datastore, session, trained=trained),
                 settings=passes,
-                needs=("world", "index", trained),
+                needs=("corpus", "index", trained),
             )
         )
     made = [name for pair in _ABLATIONS.values() for name in pair]
@@ -95,7 +95,7 @@ def list_stages(
         "compare",
         partial(run_comparison, session),
         settings={**evaluation, "verbalise": c.verbalise, "selective": c.selective},
-        needs=("world", "index", "selective", *made),
+        needs=("corpus", "index", "selective", *made),
     )
     return [*stages, compare]
 
@@ -103,11 +103,11 @@ def list_stages(
 def run_comparison(session: "Session", context: StageContext) -> None:
     """The untrained model with each source, selective retrieval, and the ablations."""
     c = session.config
-    world = session.read_world(context)
-    questions = world.questions[c.evaluate_on]
-    predictions = _answer_untrained(session, context, world)
+    corpus = session.read_corpus(context)
+    questions = session.list_questions(corpus)
+    predictions = _answer_untrained(session, context, corpus)
 
-    engine = evaluate.make_engine(session, context, world, trained="selective")
+    engine = evaluate.make_engine(session, context, corpus, trained="selective")
     engine = replace(engine, writes=False)
     settings = replace(c, route=RouteConfig(decision="threshold", tau=c.selective.tau))
     passes = evaluate.answer_with_all(
@@ -118,7 +118,7 @@ def run_comparison(session: "Session", context: StageContext) -> None:
         predictions[name] = evaluate.follow(settings, questions, passes, *policies[policy])
 
     for name, (trained, stage) in _ABLATIONS.items():
-        engine = evaluate.make_engine(session, context, world, trained=trained)
+        engine = evaluate.make_engine(session, context, corpus, trained=trained)
         datastore = evaluate.read_datastore(session, context, stage)
         passes = evaluate.answer_with_all(
             context, engine, datastore, questions, c, file=f"{name}.jsonl"
@@ -129,11 +129,11 @@ def run_comparison(session: "Session", context: StageContext) -> None:
 
 
 def _answer_untrained(
-    session: "Session", context: StageContext, world: World
+    session: "Session", context: StageContext, corpus: Collection
 ) -> dict[str, list[dict[str, Any]]]:
     """The model as it was, on the documents that it writes and on each source's passages."""
     c = session.config
-    search = make_search(session, context, world, c.answer.passages)
+    search = make_search(session, context, corpus, c.answer.passages)
     ways = {"raw_verbalise": partial(untrained.answer_from_documents, session)}
     external = [number for number, source in enumerate(c.sources) if source.kind == "search"]
     for number in external:
@@ -144,7 +144,7 @@ def _answer_untrained(
     return {
         name: context.map_batches(
             f"{name}.jsonl",
-            world.questions[c.evaluate_on],
+            session.list_questions(corpus),
             answer,
             batch_size=4 * c.answer.batch_size,
             unit=f"questions ({name})",

@@ -8,7 +8,7 @@ every cluster gives a document of its own manner.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from sklearn.cluster import KMeans
 
 from rag_jax import metrics
 from rag_jax.data.batches import pad_rows, round_up
-from rag_jax.data.gazetteer import Question
+from rag_jax.data.formats import Question
 from rag_jax.decoding.cache import Cache, append, init_cache
 from rag_jax.files import read_json, write_json, write_jsonl
 from rag_jax.hosts import fetch
@@ -53,10 +53,20 @@ def encode_document_prompt(
     return tokenizer.encode_chat([*turns, {"role": "user", "content": question}])
 
 
-def encode_answer_prompt(tokenizer: Tokenizer, question: str, knowledge: str = "") -> list[int]:
-    """The prompt for an answer, with or without knowledge to read, up to "The answer is"."""
+def encode_answer_prompt(
+    tokenizer: Tokenizer, question: str, knowledge: str = "", choices: Iterable[str] = ()
+) -> list[int]:
+    """The prompt for an answer, with or without knowledge to read, up to "The answer is".
+
+    Args:
+        choices: the labels of which the answer is one; none where it is free.
+    """
+    labels = list(choices)
+    task = "Answer the question with a few words."
+    if labels:  # what Self-RAG asks for ARC and for PubHealth, in one sentence for both
+        task = f"Choose the best answer: {', '.join(labels[:-1])} or {labels[-1]}."
     before = f"Background knowledge: {knowledge}\n\n" if knowledge else ""
-    text = f"Answer the question with a few words.\n\n{before}Question: {question}"
+    text = f"{task}\n\n{before}Question: {question}"
     prompt = tokenizer.encode_chat([{"role": "user", "content": text}])
     return [*prompt, *tokenizer.encode(_ANSWER_CUE)]
 
@@ -156,7 +166,7 @@ def score_answers(
 def run_demonstrations(session: "Session", context: StageContext) -> None:
     """GenRead's first round: documents for some training questions, clustered."""
     c = session.config
-    questions = session.read_world(context).questions["train"]
+    questions = session.list_training(session.read_corpus(context))
     rng = np.random.default_rng(c.seed)
     pool = [questions[i] for i in rng.permutation(len(questions))[: c.verbalise.pool]]
 
@@ -166,7 +176,8 @@ def run_demonstrations(session: "Session", context: StageContext) -> None:
             {
                 "question": q.question,
                 "document": d,
-                "good": is_document(d) and bool(metrics.match(d, q.answers)),
+                # A label says nothing of what a document has to hold.
+                "good": is_document(d) and bool(q.choices or metrics.match(d, q.answers)),
             }
             for q, d in zip(batch, documents, strict=True)
         ]
@@ -190,8 +201,8 @@ def run_contexts(session: "Session", context: StageContext) -> None:
     """n contexts of each source for every training question."""
     c = session.config
     clusters = read_json(context.path("demonstrations", "clusters.json"))
-    world = session.read_world(context)
-    questions = world.questions["train"]
+    corpus = session.read_corpus(context)
+    questions = session.list_training(corpus)
     size = c.verbalise.batch_size
     # Cluster by cluster, each filled up to whole batches of its own demonstrations.
     items = [(k, q.question) for k in range(len(clusters)) for q in questions]
@@ -207,10 +218,8 @@ def run_contexts(session: "Session", context: StageContext) -> None:
     written = context.map_batches(
         "verbalised.jsonl", items, write, batch_size=size, unit="documents"
     )
-    search, asked = (
-        make_search(session, context, world, c.contexts),
-        [q.question for q in questions],
-    )
+    search = make_search(session, context, corpus, c.contexts)
+    asked = [q.question for q in questions]
     by_source: list[Sequence[Any]] = []
     for number, source in enumerate(c.sources):
         if source.kind == "search":

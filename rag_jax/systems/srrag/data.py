@@ -21,10 +21,12 @@ TERMS = ("source", "verbalisation", "answer")
 
 @dataclass(frozen=True)
 class Format:
-    """The pieces of the packed sequence as tokens; `tokenizer` already has the special tokens."""
+    """The pieces of the packed sequence as tokens; `tokenizer` already has the special tokens, and
+    of a passage's text `max_text` tokens are read."""
 
     tokenizer: Tokenizer
     sources: tuple[SourceConfig, ...]
+    max_text: int
 
     @property
     def source_ids(self) -> tuple[int, ...]:
@@ -46,6 +48,13 @@ class Format:
     def encode_question(self, question: str) -> list[int]:
         text = f"Question: {question} Background knowledge:"
         return [*self.tokenizer.encode(text), self.tokenizer.token_id("<EOQ>")]
+
+    def shorten(self, text: str) -> str:
+        """A passage's text as far as it is read."""
+        tokens = self.tokenizer.encode(text)
+        if len(tokens) <= self.max_text:
+            return text
+        return self.tokenizer.decode(tokens[: self.max_text]).rstrip("\ufffd")
 
     def encode_knowledge(self, text: str) -> list[int]:
         return self.tokenizer.encode(f" {text}")

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from rag_jax import metrics
 from rag_jax.compiling import Clock
 from rag_jax.data.batches import round_up
-from rag_jax.data.gazetteer import Question, World
+from rag_jax.data.formats import Collection, Question
 from rag_jax.files import read_jsonl, write_json
 from rag_jax.hosts import fetch
 from rag_jax.pipeline import StageContext
@@ -42,14 +42,20 @@ COLUMNS = (
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A method's numbers over its questions; thirds are by the subject's popularity."""
+    """A method's numbers over its questions.
+
+    Thirds are of the questions whose subject's popularity is known. `contains_answer` is the
+    accuracy of Self-RAG, letter for letter, which questions with choices lack.
+    """
     scores = [row["correct"] for row in rows]
     accuracy, interval = metrics.compute_accuracy(scores) if rows else (0.0, (0.0, 1.0))
     thirds = metrics.popularity_thirds([row["popularity"] for row in rows])
     numbers = {"n": len(rows), "accuracy": accuracy, "ci95": interval}
-    for third in ("head", "middle", "tail"):
+    for third in ("head", "middle", "tail") if any(thirds) else ():
         members = [score for score, name in zip(scores, thirds, strict=True) if name == third]
         numbers[third] = float(np.mean(members)) if members else None
+    if contained := [row["contains_answer"] for row in rows if "contains_answer" in row]:
+        numbers["contains_answer"] = float(np.mean(contained))
     for name, field in {
         "exact_match": "exact_match",
         "retrieval_rate": "retrieved",
@@ -63,17 +69,19 @@ def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def make_engine(
-    session: "Session", context: StageContext, world: World, *, trained: str = "stage2"
+    session: "Session", context: StageContext, corpus: Collection, *, trained: str = "stage2"
 ) -> Engine:
     """The model that a stage trained, ready to route, learn and answer."""
     c, form = session.config, session.form
-    passages = [form.encode_knowledge(f"[1] {p.title}: {p.text}") for p in world.passages]
+    passages = [
+        form.encode_knowledge(f"[1] {p.title}: {form.shorten(p.text)}") for p in corpus.passages
+    ]
     longest = max(c.verbalise.max_tokens, c.answer.passages * max(map(len, passages)))
     return Engine(
         model=session.base.model,
         params=tune.load_tuned(session, context.path(trained, "params")),
         form=form,
-        search=make_search(session, context, world, c.answer.passages),
+        search=make_search(session, context, corpus, c.answer.passages),
         layer=c.datastore.layer,
         batch_size=c.answer.batch_size,
         max_knowledge=c.verbalise.max_tokens,
@@ -84,8 +92,8 @@ def make_engine(
 
 def run_datastore(session: "Session", context: StageContext, *, trained: str = "stage2") -> None:
     """Which source works better for each training question, now that the model is tuned."""
-    world = session.read_world(context)
-    engine = make_engine(session, context, world, trained=trained)
+    corpus = session.read_corpus(context)
+    engine = make_engine(session, context, corpus, trained=trained)
     sources = session.config.sources
 
     def roll_out(batch: Sequence[Question]) -> list[dict[str, Any]]:
@@ -110,7 +118,7 @@ def run_datastore(session: "Session", context: StageContext, *, trained: str = "
 
     records = context.map_batches(
         "datastore.jsonl",
-        world.questions["train"],
+        session.list_training(corpus),
         roll_out,
         batch_size=engine.batch_size,
         unit="questions",
@@ -139,9 +147,9 @@ def read_datastore(
 def run_evaluation(session: "Session", context: StageContext) -> None:
     """Every method on the same questions."""
     c = session.config
-    world = session.read_world(context)
-    questions = world.questions[c.evaluate_on]
-    engine = make_engine(session, context, world)
+    corpus = session.read_corpus(context)
+    questions = session.list_questions(corpus)
+    engine = make_engine(session, context, corpus)
     datastore = read_datastore(session, context)
 
     predictions = {
@@ -277,7 +285,7 @@ def follow(
             "scores": worth,
             "retrieved": float(config.sources[number].kind == "search"),
             "correct_by_source": [
-                metrics.match(record["prediction"], question.answers) for record in answers
+                untrained.judge(question, record["prediction"]) for record in answers
             ],
         }
         rows.append(untrained.grade(question, answers[number] | facts))

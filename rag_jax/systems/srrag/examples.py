@@ -57,7 +57,7 @@ def make_examples(
         writes: where the source is the model itself it writes knowledge before the answer.
     """
     c = session.config
-    questions = session.read_world(context).questions["train"]
+    questions = session.list_training(session.read_corpus(context))
     gathered = read_jsonl(context.path("contexts", "contexts.jsonl"))
     labels = read_labels(session, context)
     rng = np.random.default_rng((c.seed, 1))
@@ -86,7 +86,7 @@ def make_examples(
         if len(example.row.tokens) > limit:
             raise RagJaxError(
                 f"question {example.row.id}: {len(example.row.tokens)} tokens with its contexts, "
-                f"over the model's context of {limit}; lower config.verbalise.max_tokens"
+                f"over the model's context of {limit}; lower config.model.max_text"
             )
     return examples
 

@@ -68,7 +68,7 @@ def choose_closed_book(
 def run_labels(session: "Session", context: StageContext) -> None:
     """The likelihood of the answer under every context, and the source that helps more."""
     c = session.config
-    questions = session.read_world(context).questions["train"]
+    questions = session.list_training(session.read_corpus(context))
     gathered = read_jsonl(context.path("contexts", "contexts.jsonl"))
     texts = [
         [[render_context(text) for text in source] for source in record["contexts"]]
@@ -105,12 +105,13 @@ def _make_scorer(
 ) -> Callable[[str, Sequence[tuple[int, str]], str], list[float]]:
     """Gives `log p(answer | question, context)` of (question's number, context) pairs."""
     base, batch_size = session.base, session.config.label.batch_size
-    questions = session.read_world(context).questions["train"]
+    questions = session.list_training(session.read_corpus(context))
     answers = [base.tokenizer.encode(f" {q.answers[0]}") for q in questions]
 
     def score_all(file: str, items: Sequence[tuple[int, str]], unit: str) -> list[float]:
         prompts = [
-            encode_answer_prompt(base.tokenizer, questions[q].question, text) for q, text in items
+            encode_answer_prompt(base.tokenizer, questions[q].question, text, questions[q].choices)
+            for q, text in items
         ]
         prefix, prompts = split_prefix(prompts)
         sizes = [len(p) + len(answers[item[0]]) for p, item in zip(prompts, items, strict=True)]

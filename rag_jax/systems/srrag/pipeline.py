@@ -12,8 +12,15 @@ import ml_collections
 import numpy as np
 
 from rag_jax.config import build
-from rag_jax.data.gazetteer import World
-from rag_jax.data.gazetteer_tfds import load_world
+from rag_jax.data.formats import (
+    Collection,
+    Question,
+    choose_questions,
+    describe_source,
+    load_collection,
+    read_collection,
+    save_collection,
+)
 from rag_jax.decoding import Sampling, generate
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_json
@@ -59,7 +66,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         system="srrag",
         config=settings,
         model=settings.model.name,
-        dataset=f"gazetteer, {settings.evaluate_on} questions",
+        dataset=f"{settings.data.path or 'gazetteer'}, {settings.evaluate_on} questions",
         methods=methods,
         stages=records,
         predictions=predictions,
@@ -142,7 +149,8 @@ class Session:
     @cached_property
     def form(self) -> Format:
         """The packed sequence's pieces."""
-        return Format(self.base.tokenizer, self.config.sources)
+        c = self.config
+        return Format(self.base.tokenizer, c.sources, c.model.max_text)
 
     def stages(self) -> list[Stage]:
         """Every stage with what it depends on."""
@@ -152,15 +160,18 @@ class Session:
             "dtype": c.model.dtype,
             "sources": c.sources,  # their tokens are part of the vocabulary
             "seed": c.seed,
+            "train_questions": c.train_questions,
         }
         encoder = {"encoder": self.encoder_fingerprint, **dataclasses.asdict(c.encoder)}
         rows = {"extra_mean": c.extra_mean, "loss_reduction": c.loss_reduction}
         tuning = {"tuning": c.tuning, **rows, **common}
+        read = {"max_text": c.model.max_text}
         passes = {
             "answer": c.answer,
             "layer": c.datastore.layer,
             "metric": c.datastore.metric,
             "max_knowledge": c.verbalise.max_tokens,
+            **read,
         }
         asking = {**common, **encoder, **passes}
         evaluation = {
@@ -168,13 +179,18 @@ class Session:
             "k": c.datastore.k,
             "route": c.route,
             "on": c.evaluate_on,
+            "questions": c.questions,
         }
         stages = [
-            Stage("world", self.make_world, settings={"world": c.world}),
+            Stage(
+                "corpus",
+                self.make_corpus,
+                settings={"source": describe_source(c.data, c.world), "seed": c.seed},
+            ),
             Stage(
                 "index",
                 partial(sources.run_index, self),
-                needs=("world",),
+                needs=("corpus",),
                 settings={
                     **encoder,
                     "index": c.index,
@@ -185,19 +201,25 @@ class Session:
             Stage(
                 "demonstrations",
                 partial(contexts.run_demonstrations, self),
-                needs=("world",),
+                needs=("corpus",),
                 settings={**common, **encoder, "verbalise": c.verbalise, "contexts": c.contexts},
             ),
             Stage(
                 "contexts",
                 partial(contexts.run_contexts, self),
-                needs=("world", "index", "demonstrations"),
-                settings={**common, **encoder, "verbalise": c.verbalise, "contexts": c.contexts},
+                needs=("corpus", "index", "demonstrations"),
+                settings={
+                    **common,
+                    **encoder,
+                    **read,
+                    "verbalise": c.verbalise,
+                    "contexts": c.contexts,
+                },
             ),
             Stage(
                 "labels",
                 partial(labels.run_labels, self),
-                needs=("world", "contexts"),
+                needs=("corpus", "contexts"),
                 settings={**common, "label": c.label},
                 version=2,
             ),
@@ -206,32 +228,32 @@ class Session:
                 partial(tune.run_stage1, self),
                 version=2,
                 settings={**tuning, "stage1": c.stage1},
-                needs=("world", "contexts", "labels"),
+                needs=("corpus", "contexts", "labels"),
             ),
             Stage(
                 "reference",
                 partial(tune.run_reference, self),
                 settings={**tuning, "microbatch_tokens": c.stage2.microbatch_tokens},
-                needs=("world", "contexts", "labels", "stage1"),
+                needs=("corpus", "contexts", "labels", "stage1"),
             ),
             Stage(
                 "stage2",
                 partial(tune.run_stage2, self),
                 version=2,
                 settings={**tuning, "stage2": c.stage2},
-                needs=("world", "contexts", "labels", "stage1", "reference"),
+                needs=("corpus", "contexts", "labels", "stage1", "reference"),
             ),
             Stage(
                 "datastore",
                 partial(evaluate.run_datastore, self),
-                needs=("world", "index", "stage2"),
+                needs=("corpus", "index", "stage2"),
                 settings=asking,
             ),
             Stage(
                 "evaluate",
                 partial(evaluate.run_evaluation, self),
                 version=2,
-                needs=("world", "index", "stage2", "datastore"),
+                needs=("corpus", "index", "stage2", "datastore"),
                 settings=evaluation,
             ),
         ]
@@ -239,15 +261,41 @@ class Session:
             stages += compare.list_stages(self, tuning=tuning, passes=asking, evaluation=evaluation)
         return stages
 
-    def make_world(self, context: StageContext) -> None:
-        """Writes the encyclopedia and its questions as ArrayRecord."""
+    def make_corpus(self, context: StageContext) -> None:
+        """Reads the passages and questions, whatever their format, and writes them in one."""
+        corpus = read_collection(self.config.data, self.config.world, seed=self.config.seed)
+        self.list_questions(corpus)
+        self._check_size(corpus)
         if is_first():
-            load_world(data_dir=context.folder / "data", **dataclasses.asdict(self.config.world))
+            save_collection(context.folder, corpus)
 
-    def read_world(self, context: StageContext) -> World:
+    def read_corpus(self, context: StageContext) -> Collection:
         """Reads them back."""
-        folder = context.path("world", "data")
-        return load_world(data_dir=folder, **dataclasses.asdict(self.config.world))
+        corpus = load_collection(context.path("corpus", ""))
+        self._check_size(corpus)
+        return corpus
+
+    def list_training(self, corpus: Collection) -> list[Question]:
+        """The questions that are trained on."""
+        c = self.config
+        return choose_questions(corpus, "train", count=c.train_questions, seed=c.seed)
+
+    def list_questions(self, corpus: Collection) -> list[Question]:
+        """The questions that are evaluated."""
+        c = self.config
+        return choose_questions(corpus, c.evaluate_on, count=c.questions, seed=c.seed)
+
+    def _check_size(self, corpus: Collection) -> None:
+        """Raises a RagJaxError if there are too few training questions for neighbours or clusters.
+
+        Other settings may be tried on a corpus that is kept.
+        """
+        c, count = self.config, len(self.list_training(corpus))
+        for name, wanted in (("datastore.k", c.datastore.k), ("contexts", c.contexts)):
+            if wanted > count:
+                raise RagJaxError(
+                    f"config.{name}={wanted}: is above the {count} training questions; lower it"
+                )
 
     def encode(self, texts: Sequence[Any]) -> np.ndarray:
         """Sentence embeddings with the run's settings."""

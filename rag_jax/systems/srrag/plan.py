@@ -304,7 +304,7 @@ def _plan_passes(session: PlannedSession, planner: Planner) -> None:
         stop_ids=(0,),
         loop=(one, c.answer.max_tokens - 1),
     )
-    entries = c.world.train
+    entries = c.train_questions or c.world.train
     split = planner.whole if entries % session.mesh.shape["data"] else planner.rows
     datastore = policy.Datastore(
         split((entries, base.config.hidden_size), jnp.float32),

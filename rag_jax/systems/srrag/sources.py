@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rag_jax.data.gazetteer import Passage, World
+from rag_jax.data.formats import Collection, Passage
 from rag_jax.errors import RagJaxError
 from rag_jax.hosts import is_first
 from rag_jax.pipeline import StageContext
@@ -32,7 +32,7 @@ def select_rows(source: SourceConfig, passages: Sequence[Passage]) -> list[int]:
 
 def run_index(session: "Session", context: StageContext) -> None:
     """Embeds the passages and indexes those of each searched source."""
-    c, passages = session.config, session.read_world(context).passages
+    c, passages = session.config, session.read_corpus(context).passages
     texts = [(passage.title, passage.text) for passage in passages]
     rows = {s.name: select_rows(s, passages) for s in c.sources if s.kind == "search"}
     embeddings = context.map_arrays(
@@ -53,7 +53,9 @@ def run_index(session: "Session", context: StageContext) -> None:
             index.save(context.folder / name)
 
 
-def make_search(session: "Session", context: StageContext, world: World, count: int) -> Search:
+def make_search(
+    session: "Session", context: StageContext, corpus: Collection, count: int
+) -> Search:
     """The searched sources: a source's number and questions to their `count` best passages.
 
     Raises:
@@ -62,13 +64,13 @@ def make_search(session: "Session", context: StageContext, world: World, count: 
     found = {}
     for number, source in enumerate(session.config.sources):
         if source.kind == "search":
-            rows = select_rows(source, world.passages)
+            rows = select_rows(source, corpus.passages)
             if len(rows) < count:
                 raise RagJaxError(
                     f"config.sources[{number}]: {source.name} has {len(rows)} passages, fewer than "
                     f"the {count} of config.contexts or config.answer.passages; lower that"
                 )
-            texts = [(world.passages[row].title, world.passages[row].text) for row in rows]
+            texts = [(corpus.passages[row].title, corpus.passages[row].text) for row in rows]
             folder, corpus = context.path("index", source.name), fingerprint_corpus(texts)
             index = Index.load(folder, encoder=session.encoder_fingerprint, corpus=corpus)
             found[number] = (index, texts)
@@ -76,6 +78,9 @@ def make_search(session: "Session", context: StageContext, world: World, count: 
     def search(source: int, questions: Sequence[str]) -> list[list[tuple[str, str]]]:
         index, texts = found[source]
         _, rows = index.search(session.encode(questions), count)
-        return [[texts[row] for row in ranked] for ranked in rows.tolist()]
+        return [
+            [(texts[row][0], session.form.shorten(texts[row][1])) for row in ranked]
+            for ranked in rows.tolist()
+        ]
 
     return search

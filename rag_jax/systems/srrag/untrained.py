@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from rag_jax import metrics
 from rag_jax.compiling import Clock
-from rag_jax.data.gazetteer import Question
+from rag_jax.data.formats import Question
 from rag_jax.systems.srrag.contexts import (
     clean_document,
     encode_answer_prompt,
@@ -69,7 +69,7 @@ def _predict(
     """Greedy answers given some knowledge, and the tokens that they took."""
     answer, tokenizer = session.config.answer, session.base.tokenizer
     prompts = [
-        encode_answer_prompt(tokenizer, question.question, text)
+        encode_answer_prompt(tokenizer, question.question, text, question.choices)
         for question, text in zip(questions, knowledge, strict=True)
     ]
     written = session.generate(prompts, max_tokens=answer.max_tokens, batch_size=answer.batch_size)
@@ -96,14 +96,28 @@ def _finish(
     ]
 
 
+def judge(question: Question, prediction: str) -> float:
+    """1 if a prediction is right, else 0: if it names the right choice where the question leaves
+    choices, and elsewhere if it holds an answer."""
+    if question.choices:
+        return metrics.choice_match(prediction, question.answers, question.choices)
+    return metrics.match(prediction, question.answers)
+
+
 def grade(question: Question, record: dict[str, Any]) -> dict[str, Any]:
     """A prediction's record with the question and its scores."""
+    prediction = record["prediction"]
+    scores = {
+        "correct": judge(question, prediction),
+        "exact_match": metrics.exact_match(prediction, question.answers),
+    }
+    if not question.choices:
+        scores["contains_answer"] = metrics.contains_answer(prediction, question.answers)
     return {
         "id": question.id,
         "question": question.question,
         "answers": question.answers,
         "popularity": question.popularity,
-        "correct": metrics.match(record["prediction"], question.answers),
-        "exact_match": metrics.exact_match(record["prediction"], question.answers),
+        **scores,
         **record,
     }

@@ -10,13 +10,15 @@ from rag_jax.data import gazetteer_tfds
 from rag_jax.data.formats import Passage, Question, describe_source, read_collection, tfds
 from rag_jax.data.formats.fields import Context
 from rag_jax.data.formats.lines import BadLineError, BadLines, Place
+from rag_jax.data.gazetteer import build_world
 from rag_jax.errors import RagJaxError
 
 SETTINGS = {"cities": 5, "train": 4, "dev": 2, "test": 2}
 
 
 def test_a_prepared_world(tmp_path):
-    world = gazetteer_tfds.load_world(data_dir=tmp_path, **SETTINGS)
+    gazetteer_tfds.prepare_world(tmp_path, **SETTINGS)
+    world = build_world(**SETTINGS)
     data = DataConfig(path=str(tmp_path))
     found = read_collection(data, WorldConfig(), seed=0)
     assert [vars(p) for p in found.passages] == [vars(p) for p in world.passages]

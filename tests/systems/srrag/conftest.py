@@ -32,7 +32,7 @@ def base(llama_folder):
 
 @pytest.fixture(scope="session")
 def form(base):
-    return Format(base.tokenizer, SRRAGConfig().sources)
+    return Format(base.tokenizer, SRRAGConfig().sources, 256)
 
 
 @pytest.fixture(scope="session")

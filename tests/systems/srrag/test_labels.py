@@ -141,7 +141,7 @@ def test_statistics():
 def test_the_question_alone_is_scored(finished, session):
     workdir, _ = finished
     context = open_stage(session, workdir, "labels")
-    questions = session.read_world(context).questions["train"]
+    questions = session.read_corpus(context).questions["train"]
     for question, label in zip(questions, read_labels(session, context), strict=True):
         prompt = encode_answer_prompt(session.base.tokenizer, question.question)
         answer = session.base.tokenizer.encode(f" {question.answers[0]}")

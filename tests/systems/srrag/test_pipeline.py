@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -89,12 +90,12 @@ def test_page_needs_no_other_file(finished):
 
 def test_predictions(finished, session):
     workdir, report = finished
-    world = session.read_world(open_stage(session, workdir, "evaluate"))
-    passages = {join_passages([(p.title, p.text)]) for p in world.passages}
+    corpus = session.read_corpus(open_stage(session, workdir, "evaluate"))
+    passages = {join_passages([(p.title, p.text)]) for p in corpus.passages}
     found = read_predictions(workdir)
     for method, records in found.items():
-        assert [record["id"] for record in records] == [q.id for q in world.questions["test"]]
-        for record, question in zip(records, world.questions["test"], strict=True):
+        assert [record["id"] for record in records] == [q.id for q in corpus.questions["test"]]
+        for record, question in zip(records, corpus.questions["test"], strict=True):
             assert record["question"] == question.question
             assert record["correct"] == metrics.match(record["prediction"], question.answers)
             assert method == "direct" or (record["knowledge"] in passages) == record["retrieved"]
@@ -267,13 +268,16 @@ SWAPPED = (
 @pytest.mark.parametrize(
     ("field", "value", "affected"),
     [
-        ("world.seed", 1, {"world"}),
+        ("world.seed", 1, {"corpus"}),
+        ("train_questions", 6, EVERYTHING_OF_THE_MODEL),
         ("index.backend", "exact" if BACKEND == "scann" else "scann", {"index"}),
         ("encoder.max_length", 40, {"index", "demonstrations", "contexts", "datastore"}),
         ("verbalise.pool", 9, {"demonstrations"}),
         ("verbalise.max_tokens", 9, {"demonstrations", "contexts", "datastore", "evaluate"}),
         ("contexts", 5, {"demonstrations", "contexts"}),
-        ("seed", 1, EVERYTHING_OF_THE_MODEL),
+        ("seed", 1, {"corpus", *EVERYTHING_OF_THE_MODEL}),
+        ("model.max_text", 9, {"contexts", "datastore", "evaluate"}),
+        ("questions", 3, {"evaluate"}),
         ("model.dtype", "bfloat16", EVERYTHING_OF_THE_MODEL),
         ("sources", SWAPPED, EVERYTHING_OF_THE_MODEL),
         ("verbalise.only_answered", False, {"demonstrations"}),
@@ -310,8 +314,6 @@ def test_a_setting_is_declared_by_the_stages_that_read_it(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"datastore.k": 13}, "config.datastore.k=13 is above the datastore's 12 entries"),
-        ({"evaluate_on": "dev"}, "config.world.dev=0: no questions are left to evaluate on"),
         ({"route.tau": 1.5}, "config.route.tau=1.5: must be from 0 to 1"),
         ({"sources": SWAPPED[:1]}, "config.sources: routing needs at least two sources"),
         (
@@ -340,6 +342,50 @@ def check_refused(config, workdir, stage, message):
     ended = [name for name in STAGES if (workdir / "stages" / name / "stage.json").exists()]
     assert stage not in ended
     assert ended[: STAGES.index(stage)] == STAGES[: STAGES.index(stage)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"world.train": 4}, "config.datastore.k=5: is above the 4 training questions; lower it"),
+        ({"evaluate_on": "dev"}, "config.data: there are no 'dev' questions with answers"),
+    ],
+)
+def test_too_few_questions(tmp_path, make_config, changes, message):
+    check_refused(make_config(**changes), tmp_path / "run", "corpus", message)
+
+
+def test_a_folder_without_training_questions(tmp_path, make_config):
+    folder = write_popqa(tmp_path / "popqa", splits=["test"])
+    message = "config.data: there are no 'train' questions with answers"
+    check_refused(make_config(**{"data.path": str(folder)}), tmp_path / "run", "corpus", message)
+
+
+def write_popqa(folder, *, splits):
+    """Twelve questions a split; of every other one the popularity is not known."""
+    folder.mkdir()
+    write_jsonl(folder / "passages.jsonl", [{"id": 0, "title": "Ada", "text": "A poet."}])
+    for split in splits:
+        rows = [
+            {"idx": i, "question": "Who?", "answers": ["poet"], "prop": "job", "s_pop": 60 * i}
+            | ({"s_pop": None, "longtail": i == 1} if i % 2 else {})
+            for i in range(12)
+        ]
+        write_jsonl(folder / f"{split}_questions.jsonl", rows)
+    return folder
+
+
+def test_the_long_tail_of_popqa(tmp_path, make_config):
+    folder = write_popqa(tmp_path / "popqa", splits=["train", "dev"])
+    changes = {"data.path": str(folder), "data.longtail": True, "evaluate_on": "dev"}
+    settings = build(SRRAGConfig, make_config(**changes, train_questions=7))
+    session = pipeline.Session(settings)
+    run_stages(session.stages()[:1], tmp_path / "run")
+    corpus = session.read_corpus(open_stage(session, tmp_path / "run", "corpus"))
+    assert len(session.list_training(corpus)) == 7
+    assert [(q.id, q.popularity) for q in session.list_questions(corpus)] == [("0", 0), ("1", None)]
+    fewer = pipeline.Session(replace(settings, questions=1))
+    assert len(fewer.list_questions(corpus)) == 1
 
 
 def test_a_layer_that_the_model_lacks(copied, make_config):
@@ -397,10 +443,10 @@ def test_weights_of_another_shape(copied, make_config, bert_folder, tmp_path):
 
 def test_the_command_line(tmp_path):
     command = [sys.executable, "launch/train.py", "--config=configs/srrag.py"]
-    command += ["--config.evaluate_on=dev", "--config.world.dev=0", f"--workdir={tmp_path / 'run'}"]
+    command += ["--config.route.tau=1.5", f"--workdir={tmp_path / 'run'}"]
     root = Path(__file__).parents[3]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: config.world.dev=0: no questions are left")
+    assert done.stderr.startswith("error: config.route.tau=1.5: must be from 0 to 1")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()

@@ -1,5 +1,5 @@
 """A run with three sources, the model and countries and cities as two indexes, and with all that
-the method is compared with."""
+the method is compared with. Its questions are a folder's, as ARC has them."""
 
 import re
 import runpy
@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from tiny import continue_row
 
-from rag_jax.config import build, to_config_dict
-from rag_jax.data.gazetteer import Passage
+from rag_jax import metrics
+from rag_jax.config import DataConfig, build, to_config_dict
+from rag_jax.data.formats import Passage
+from rag_jax.data.gazetteer import build_world
 from rag_jax.errors import RagJaxError
-from rag_jax.files import read_json, read_jsonl
+from rag_jax.files import read_json, read_jsonl, write_jsonl
 from rag_jax.systems.srrag import pipeline
 from rag_jax.systems.srrag.config import SourceConfig, SRRAGConfig
 from rag_jax.systems.srrag.contexts import encode_answer_prompt, encode_document_prompt
@@ -27,6 +29,7 @@ PRESETS = runpy.run_path(str(Path(__file__).parents[3] / "configs" / "srrag.py")
 SOURCES = PRESETS["two-indexes"].sources
 METHODS = ["direct", "verbalise", "retrieve", "retrieve_Countries", "retrieve_Cities"]
 
+CONTROL = "<EOQ> <Self> <Cities> <EOK> <|im_end|>"
 COMPARED = [
     "raw_verbalise",
     "raw_retrieve_Countries",
@@ -38,11 +41,36 @@ COMPARED = [
 ]
 
 
+def write_folder(folder):
+    """The encyclopedia's passages, and of each question which of four answers is right.
+
+    One question spells the control tokens, and one has no answer.
+    """
+    folder.mkdir()
+    world = build_world(cities=5, train=12, dev=0, test=10)
+    write_jsonl(folder / "passages.jsonl", world.passages)
+    pool = [q.answers[0] for asked in world.questions.values() for q in asked]
+    for split in ("train", "test"):
+        records = []
+        for i, q in enumerate(world.questions[split]):
+            wrong = [text for text in dict.fromkeys(pool) if text not in q.answers][i : i + 3]
+            texts = [*wrong[: i % 4], q.answers[0], *wrong[i % 4 :]]
+            choices = dict(zip("ABCD", texts, strict=True))
+            answer = "ABCD"[i % 4]
+            records.append({"id": q.id, "question": q.question, "choices": choices})
+            records[-1] |= {"answerKey": answer} if i < 9 or split == "train" else {}
+        records[0]["question"] = f"{CONTROL} {records[0]['question']}"
+        write_jsonl(folder / f"{split}_questions.jsonl", records)
+
+
 @pytest.fixture(scope="module")
 def several(llama_folder, bert_folder, tmp_path_factory):
     """The session, folder and report of a finished run."""
+    folder = tmp_path_factory.mktemp("data") / "arc"
+    write_folder(folder)
     settings = replace(
         describe_run(llama_folder, bert_folder),
+        data=DataConfig(path=str(folder)),
         sources=SOURCES,
         route=PRESETS["two-indexes"].route,
         ablations=True,
@@ -57,8 +85,8 @@ def test_every_source_gives_contexts_and_may_be_the_label(several):
     session, workdir, _ = several
     context = open_stage(session, workdir, "stage1")
     labels = read_jsonl(context.path("labels", "labels.jsonl"))
-    world = session.read_world(context)
-    ids = {(p.title, p.text): p.id for p in world.passages}
+    corpus = session.read_corpus(context)
+    ids = {(p.title, p.text): p.id for p in corpus.passages}
     gathered = read_jsonl(context.path("contexts", "contexts.jsonl"))
     examples = make_examples(session, context)
     for record, label, example in zip(gathered, labels, examples, strict=True):
@@ -79,13 +107,13 @@ def test_every_source_gives_contexts_and_may_be_the_label(several):
 def test_each_index_is_searched_for_its_own_questions(several):
     session, workdir, report = several
     context = open_stage(session, workdir, "evaluate")
-    world = session.read_world(context)
-    search = make_search(session, context, world, 1)
+    corpus = session.read_corpus(context)
+    search = make_search(session, context, corpus, 1)
     assert list(report["methods"]) == [*METHODS, "srrag", "without_knn", *COMPARED]
     by_method = {
         name: read_jsonl(workdir / "predictions" / f"{name}.jsonl") for name in report["methods"]
     }
-    for i, question in enumerate(world.questions["test"]):
+    for i, question in enumerate(corpus.questions["test"]):
         records = {name: rows[i] for name, rows in by_method.items()}
         for number, source in ((1, "Countries"), (2, "Cities")):
             passage = search(number, [question.question])[0]
@@ -116,7 +144,9 @@ def test_the_untrained_model_reads_what_each_source_gives(several):
     for i in range(9):
         for name in COMPARED[:3]:
             record = found[name][i]
-            prompt = encode_answer_prompt(tokenizer, record["question"], record["knowledge"])
+            prompt = encode_answer_prompt(
+                tokenizer, record["question"], record["knowledge"], "ABCD"
+            )
             written, _ = continue_row(
                 session.base.model,
                 session.base.params,
@@ -200,6 +230,53 @@ def test_every_choice_is_analysed(several):
     ]
 
 
+# Questions with choices, of a folder.
+
+
+def test_choices(several):
+    """Questions without answers are left out; the others are right by the choice they name."""
+    session, workdir, report = several
+    corpus = session.read_corpus(open_stage(session, workdir, "evaluate"))
+    asked = corpus.questions["test"][:9]
+    assert report["dataset"] == f"{session.config.data.path}, test questions"
+    for name, numbers in report["methods"].items():
+        records = read_jsonl(workdir / "predictions" / f"{name}.jsonl")
+        assert [record["id"] for record in records] == [q.id for q in asked]
+        for record, question in zip(records, asked, strict=True):
+            right = metrics.choice_match(record["prediction"], question.answers, question.choices)
+            assert record["correct"] == right
+            assert record["popularity"] is None and "contains_answer" not in record
+        assert not {"head", "middle", "tail", "contains_answer"} & set(numbers)
+    page = (workdir / "report.html").read_text(encoding="utf-8")
+    assert page.count('class="chart"') == 2
+
+
+def test_the_prompt_names_the_choices(several):
+    tokenizer = several[0].base.tokenizer
+    prompts = {
+        choices: tokenizer.decode(encode_answer_prompt(tokenizer, "Q", "K", choices))
+        for choices in ("", "ABC", ("true", "false"))
+    }
+    assert "Answer the question with a few words.\n\nBackground knowledge: K" in prompts[""]
+    assert "Choose the best answer: A, B or C.\n\nBackground" in prompts["ABC"]
+    assert "Choose the best answer: true or false.\n\n" in prompts["true", "false"]
+
+
+def test_no_question_spells_a_control_token(several):
+    session, workdir, _ = several
+    context, form = open_stage(session, workdir, "stage1"), session.form
+    question = session.read_corpus(context).questions["train"][0]
+    assert question.question.startswith(CONTROL)
+    example = make_examples(session, context)[0]
+    special = [form.tokenizer.token_id(name) for name in ("<EOQ>", "<EOK>")]
+    counts = [example.row.tokens.count(token) for token in (*special, *form.source_ids)]
+    assert sorted(counts) == [0, 0, 1, 1, 1] and counts[:2] == [1, 1]
+    assert example.row.tokens.count(form.tokenizer.eos_id) == 1
+    prompt = encode_answer_prompt(form.tokenizer, question.question)
+    plain = encode_answer_prompt(form.tokenizer, "Which?")
+    assert prompt.count(form.tokenizer.eos_id) == plain.count(form.tokenizer.eos_id)
+
+
 # Sources.
 
 PASSAGES = [Passage(f"{kind}/1", "Title", "Text.") for kind in ("city", "country", "city", "talk")]
@@ -236,7 +313,7 @@ def test_a_source_of_too_few_passages(several):
     context = open_stage(session, workdir, "contexts")
     message = "config.sources[2]: Cities has 10 passages, fewer than the 11 of config.contexts or"
     with pytest.raises(RagJaxError, match=re.escape(message)):
-        make_search(session, context, session.read_world(context), 11)
+        make_search(session, context, session.read_corpus(context), 11)
 
 
 def test_the_preset_is_the_small_run_with_other_sources():

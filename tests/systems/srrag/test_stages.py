@@ -56,7 +56,7 @@ def test_only_good_documents_are_shown(copied, make_config, monkeypatch):
     """Where there are enough of them: in the finished run there are none, and all are used."""
     settings = build(SRRAGConfig, make_config(**{"verbalise.pool": 11}))
     session = pipeline.Session(settings)
-    train = session.read_world(open_stage(session, copied, "demonstrations")).questions["train"]
+    train = session.read_corpus(open_stage(session, copied, "demonstrations")).questions["train"]
     answers = {question.question: question.answers[0] for question in train}
 
     def write_documents(self, questions, demonstrations):
@@ -75,9 +75,9 @@ def test_only_good_documents_are_shown(copied, make_config, monkeypatch):
 def test_contexts_and_labels(finished, session):
     workdir, _ = finished
     stages, form = workdir / "stages", session.form
-    world = session.read_world(open_stage(session, workdir, "labels"))
-    questions = world.questions["train"]
-    passages = {(p.title, p.text) for p in world.passages}
+    corpus = session.read_corpus(open_stage(session, workdir, "labels"))
+    questions = corpus.questions["train"]
+    passages = {(p.title, p.text) for p in corpus.passages}
     written = read_jsonl(stages / "contexts" / "verbalised.jsonl")
     assert [record["cluster"] for record in written] == [0] * 12 + [1] * 12 + [2] * 12
     contexts = read_jsonl(stages / "contexts" / "contexts.jsonl")
@@ -106,7 +106,7 @@ def test_rows_follow_the_labels(finished, session):
     workdir, _ = finished
     context, form = open_stage(session, workdir, "stage1"), session.form
     examples = make_examples(session, context)
-    questions = session.read_world(context).questions["train"]
+    questions = session.read_corpus(context).questions["train"]
     contexts = read_jsonl(context.path("contexts", "contexts.jsonl"))
     labels = read_jsonl(context.path("labels", "labels.jsonl"))
     for question, record, label, example in zip(questions, contexts, labels, examples, strict=True):
@@ -184,10 +184,10 @@ def test_datastore(finished, session):
     workdir, _ = finished
     context, form = open_stage(session, workdir, "datastore"), session.form
     model, params = session.base.model, fold_trained(session, workdir, "stage2")
-    world = session.read_world(context)
-    search = make_search(session, context, world, 1)
+    corpus = session.read_corpus(context)
+    search = make_search(session, context, corpus, 1)
     records = read_jsonl(context.path("datastore", "datastore.jsonl"))
-    for question, record in zip(world.questions["train"], records, strict=True):
+    for question, record in zip(corpus.questions["train"], records, strict=True):
         assert record["id"] == question.id
         tokens = form.encode_question(question.question)
         # After layer 1, at <EOQ>.

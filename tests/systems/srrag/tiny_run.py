@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rag_jax import lora
-from rag_jax.config import EncoderConfig, IndexConfig, ModelConfig, StageConfig, WorldConfig
+from rag_jax.config import EncoderConfig, IndexConfig, ReaderConfig, StageConfig, WorldConfig
 from rag_jax.files import read_jsonl
 from rag_jax.stage import StageContext
 from rag_jax.systems.srrag import tune
@@ -23,7 +23,7 @@ from rag_jax.systems.srrag.config import (
 )
 
 STAGES = [
-    "world",
+    "corpus",
     "index",
     "demonstrations",
     "contexts",
@@ -44,7 +44,7 @@ def describe_run(llama_folder, bert_folder):
         contexts=3,
         extra_mean=2.0,
         loss_reduction="sum",
-        model=ModelConfig(name=str(llama_folder)),
+        model=ReaderConfig(name=str(llama_folder)),
         encoder=EncoderConfig(name=str(bert_folder), max_length=48),
         world=WorldConfig(cities=5, train=12, dev=0, test=9),
         index=IndexConfig(BACKEND),
