@@ -29,6 +29,7 @@ from rag_jax.models.decoder import Decoder
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.pipeline import StageContext
 from rag_jax.sharding import shard_batch
+from rag_jax.systems.srrag.data import render_passage
 from rag_jax.systems.srrag.sources import make_search
 
 if TYPE_CHECKING:
@@ -236,4 +237,4 @@ def run_contexts(session: "Session", context: StageContext) -> None:
 
 def render_context(context: str | Sequence[str]) -> str:
     """A context as text: a verbalisation as it is, a passage as `title: text`."""
-    return context if isinstance(context, str) else f"{context[0]}: {context[1]}"
+    return context if isinstance(context, str) else render_passage(*context)

@@ -71,9 +71,14 @@ def special_tokens(sources: Sequence[SourceConfig]) -> list[str]:
     return ["<EOQ>", "<EOK>", *(source.token for source in sources)]
 
 
+def render_passage(title: str, text: str) -> str:
+    """A passage as text, with its title where it has one."""
+    return f"{title}: {text}" if title else text
+
+
 def join_passages(passages: Sequence[tuple[str, str]]) -> str:
-    """A knowledge block of (title, text) passages: `[1] title text [2] title text`."""
-    return " ".join(f"[{i}] {title}: {text}" for i, (title, text) in enumerate(passages, 1))
+    """A knowledge block of (title, text) passages: `[1] title: text [2] title: text`."""
+    return " ".join(f"[{i}] {render_passage(*passage)}" for i, passage in enumerate(passages, 1))
 
 
 def make_row(

@@ -20,6 +20,7 @@ from rag_jax.sharding import spread
 from rag_jax.stage import say
 from rag_jax.systems.srrag import tune, untrained
 from rag_jax.systems.srrag.config import SRRAGConfig
+from rag_jax.systems.srrag.data import join_passages
 from rag_jax.systems.srrag.infer import Engine
 from rag_jax.systems.srrag.policy import Datastore, decide, scale_keys, vote
 from rag_jax.systems.srrag.sources import make_search
@@ -74,7 +75,8 @@ def make_engine(
     """The model that a stage trained, ready to route, learn and answer."""
     c, form = session.config, session.form
     passages = [
-        form.encode_knowledge(f"[1] {p.title}: {form.shorten(p.text)}") for p in corpus.passages
+        form.encode_knowledge(join_passages([(p.title, form.shorten(p.text))]))
+        for p in corpus.passages
     ]
     longest = max(c.verbalise.max_tokens, c.answer.passages * max(map(len, passages)))
     return Engine(

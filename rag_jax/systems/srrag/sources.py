@@ -71,8 +71,11 @@ def make_search(
                     f"the {count} of config.contexts or config.answer.passages; lower that"
                 )
             texts = [(corpus.passages[row].title, corpus.passages[row].text) for row in rows]
-            folder, corpus = context.path("index", source.name), fingerprint_corpus(texts)
-            index = Index.load(folder, encoder=session.encoder_fingerprint, corpus=corpus)
+            index = Index.load(
+                context.path("index", source.name),
+                encoder=session.encoder_fingerprint,
+                corpus=fingerprint_corpus(texts),
+            )
             found[number] = (index, texts)
 
     def search(source: int, questions: Sequence[str]) -> list[list[tuple[str, str]]]:
