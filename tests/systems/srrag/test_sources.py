@@ -113,7 +113,7 @@ def test_each_index_is_searched_for_its_own_questions(several):
     by_method = {
         name: read_jsonl(workdir / "predictions" / f"{name}.jsonl") for name in report["methods"]
     }
-    for i, question in enumerate(corpus.questions["test"]):
+    for i, question in enumerate(session.list_questions(corpus)):
         records = {name: rows[i] for name, rows in by_method.items()}
         for number, source in ((1, "Countries"), (2, "Cities")):
             passage = search(number, [question.question])[0]
@@ -237,7 +237,8 @@ def test_choices(several):
     """Questions without answers are left out; the others are right by the choice they name."""
     session, workdir, report = several
     corpus = session.read_corpus(open_stage(session, workdir, "evaluate"))
-    asked = corpus.questions["test"][:9]
+    asked = session.list_questions(corpus)
+    assert len(asked) == 9
     assert report["dataset"] == f"{session.config.data.path}, test questions"
     for name, numbers in report["methods"].items():
         records = read_jsonl(workdir / "predictions" / f"{name}.jsonl")
