@@ -141,6 +141,7 @@ def read_datastore(
 ) -> Datastore:
     """The datastore on the devices."""
     records = read_jsonl(context.path(stage, "datastore.jsonl"))
+    session.check_size(len(records))
     keys = np.stack([np.frombuffer(base64.b64decode(r["key"]), np.float32) for r in records])
     labels = np.asarray([r["source"] for r in records], np.int32)
     return Datastore(spread(keys), jnp.asarray(labels), session.config.datastore.metric)

@@ -264,33 +264,30 @@ class Session:
     def make_corpus(self, context: StageContext) -> None:
         """Reads the passages and questions, whatever their format, and writes them in one."""
         corpus = read_collection(self.config.data, self.config.world, seed=self.config.seed)
+        self.list_training(corpus)
         self.list_questions(corpus)
-        self._check_size(corpus)
         if is_first():
             save_collection(context.folder, corpus)
 
     def read_corpus(self, context: StageContext) -> Collection:
         """Reads them back."""
-        corpus = load_collection(context.path("corpus", ""))
-        self._check_size(corpus)
-        return corpus
+        return load_collection(context.path("corpus", ""))
 
     def list_training(self, corpus: Collection) -> list[Question]:
         """The questions that are trained on."""
         c = self.config
-        return choose_questions(corpus, "train", count=c.train_questions, seed=c.seed)
+        questions = choose_questions(corpus, "train", count=c.train_questions, seed=c.seed)
+        self.check_size(len(questions))
+        return questions
 
     def list_questions(self, corpus: Collection) -> list[Question]:
         """The questions that are evaluated."""
         c = self.config
         return choose_questions(corpus, c.evaluate_on, count=c.questions, seed=c.seed)
 
-    def _check_size(self, corpus: Collection) -> None:
-        """Raises a RagJaxError if there are too few training questions for neighbours or clusters.
-
-        Other settings may be tried on a corpus that is kept.
-        """
-        c, count = self.config, len(self.list_training(corpus))
+    def check_size(self, count: int) -> None:
+        """Raises a RagJaxError if `count` training questions are too few for the settings."""
+        c = self.config
         for name, wanted in (("datastore.k", c.datastore.k), ("contexts", c.contexts)):
             if wanted > count:
                 raise RagJaxError(
