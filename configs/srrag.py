@@ -16,6 +16,35 @@ Where the paper leaves a choice open, `rag_jax/systems/srrag/config.py` names it
 model on each source, selective retrieval, and the method without verbalising in its labels and with
 stage 1's loss in stage 2. It trains four times more and keeps what is already made.
 
+On PopQA (`FOLDER` is made by the lines below, from a folder with its `questions.jsonl` and
+`passages.jsonl`: the questions about subjects that have a passage and a known popularity, split by
+subject, so that none is both trained on and asked about):
+
+    python launch/train.py --config=configs/srrag.py --config.data.path=FOLDER
+        --config.train_questions=100 --config.questions=100 --config.evaluate_on=dev
+        --config.model.max_text=64 --config.encoder.max_length=64
+
+    import json, pathlib, random
+    source, folder = pathlib.Path("popqa"), pathlib.Path("FOLDER")
+    read = lambda name: [json.loads(line) for line in open(source / name, encoding="utf-8")]
+    passages, questions = read("passages.jsonl"), read("questions.jsonl")
+    titles = {p["title"] for p in passages}
+    about = lambda q: q["s_wiki_title"]
+    asked = [q for q in questions if q["s_pop"] is not None and about(q) in titles]
+    subjects = sorted(set(map(about, asked)))
+    random.Random(0).shuffle(subjects)
+    parts = {"train": subjects[:400], "dev": subjects[400:600], "test": subjects[600:]}
+    files = {"passages": passages}
+    for name, part in parts.items():
+        files[f"{name}_questions"] = [q for q in asked if about(q) in part]
+    folder.mkdir()
+    for name, rows in files.items():
+        with open(folder / f"{name}.jsonl", "w", encoding="utf-8") as file:
+            for row in rows:
+                print(json.dumps(row), file=file)
+
+@@POPQA
+
 Preset `two-indexes` has three sources: the model, and the passages about countries and those about
 cities as two indexes, each with its token; the source with the largest product is asked.
 

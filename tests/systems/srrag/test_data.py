@@ -106,8 +106,8 @@ def test_spelled_tokens_stay_in_the_text(form):
 def test_passages_in_one_block():
     assert join_passages([]) == ""
     assert join_passages([("Lyon", "In France.")]) == "[1] Lyon: In France."
-    block = join_passages([("Lyon", "In France."), ("Riga", "In Latvia."), ("", "")])
-    assert block == "[1] Lyon: In France. [2] Riga: In Latvia. [3] : "
+    block = join_passages([("Lyon", "In France."), ("Riga", "In Latvia."), ("", "Far.")])
+    assert block == "[1] Lyon: In France. [2] Riga: In Latvia. [3] Far."
 
 
 # Batches.

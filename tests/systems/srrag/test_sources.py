@@ -252,8 +252,8 @@ def test_choices(several):
     assert page.count('class="chart"') == 2
 
 
-def test_the_prompt_names_the_choices(several):
-    tokenizer = several[0].base.tokenizer
+def test_the_prompt_names_the_choices(base):
+    tokenizer = base.tokenizer
     prompts = {
         choices: tokenizer.decode(encode_answer_prompt(tokenizer, "Q", "K", choices))
         for choices in ("", "ABC", ("true", "false"))
