@@ -1,19 +1,25 @@
 """Pictures for the report: SVG that needs no other file."""
 
 import html
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 Point = tuple[float, float]
 
-# Told apart without hue too (Okabe and Ito's palette, by lightness).
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#444444")
-_WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM, _LEGEND = 360, 260, 56, 12, 44, 210
+# Okabe and Ito's palette, which is told apart without hue too, and four of Tol's for long lists.
+_COLOURS = (
+    *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#444444"),
+    *("#882255", "#117733", "#ddcc77", "#aa4499"),
+)
+_WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 360, 260, 56, 12, 44
+_LETTER = 7.5  # the width of one, at most, in the page's text of 13 pixels
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines and marked points by their names, on axes from 0 to 1.
+    """Lines and marked points by their names, on axes from 0 to 1; a point with a line's name has
+    its colour.
 
     Attributes:
         x, y: what the axes are.
@@ -30,21 +36,22 @@ class Chart:
 
     def draw(self) -> str:
         """The chart as an `svg` element."""
-        parts, entries = [_draw_axes(self.x, self.y)], []
+        parts, entries = [_draw_axes(self.x, self.y)], {}
+        names = dict.fromkeys([*self.lines, *self.points])
+        colours = dict(zip(names, itertools.cycle(_COLOURS), strict=False))
         for name, points in self.guides.items():
             parts.append(f'<polyline points="{_place(points)}" class="guide"/>')
-            entries.append((name, '<line x1="0" y1="8" x2="18" y2="8" class="guide"/>'))
-        for number, (name, points) in enumerate(self.lines.items()):
-            colour = _COLOURS[number % len(_COLOURS)]
-            style = f'fill="none" stroke="{colour}" stroke-width="2"'
+            entries[name] = '<line x1="0" y1="8" x2="18" y2="8" class="guide"/>'
+        for name, points in self.lines.items():
+            style = f'fill="none" stroke="{colours[name]}" stroke-width="2"'
             parts.append(f'<polyline points="{_place(points)}" {style}/>')
-            entries.append((name, f'<line x1="0" y1="8" x2="18" y2="8" {style}/>'))
-        for number, (name, point) in enumerate(self.points.items(), len(self.lines)):
+            entries[name] = f'<line x1="0" y1="8" x2="18" y2="8" {style}/>'
+        for name, point in self.points.items():
             x, y = _scale(point)
-            mark = f'r="4.5" fill="{_COLOURS[number % len(_COLOURS)]}" stroke="#fff"'
+            mark = f'r="4.5" fill="{colours[name]}" stroke="#fff"'
             title = f"<title>{html.escape(name)}: {point[0]:.3f}, {point[1]:.3f}</title>"
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" {mark}>{title}</circle>')
-            entries.append((name, f'<circle cx="9" cy="8" {mark}/>'))
+            entries[name] = entries.get(name, "") + f'<circle cx="9" cy="8" {mark}/>'
         return _finish(parts, entries)
 
 
@@ -66,7 +73,7 @@ class Bars:
         """The bars as an `svg` element."""
         room = _WIDTH / max(len(self.groups), 1)
         width = 0.8 * room / max(len(self.bars), 1)
-        parts, entries = [_draw_axes("", self.y, ticks=False)], []
+        parts, entries = [_draw_axes("", self.y, ticks=False)], {}
         for group, name in enumerate(self.groups):
             x = _LEFT + (group + 0.5) * room
             parts.append(
@@ -82,7 +89,7 @@ class Bars:
                     size = f'width="{width:.1f}" height="{_TOP + _HEIGHT - y:.1f}"'
                     title = f"<title>{html.escape(name)}: {height:.3f}</title>"
                     parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" {size} {colour}>{title}</rect>')
-            entries.append((name, f'<rect x="4" y="2" width="12" height="12" {colour}/>'))
+            entries[name] = f'<rect x="4" y="2" width="12" height="12" {colour}/>'
         return _finish(parts, entries)
 
 
@@ -119,12 +126,14 @@ def _draw_axes(x: str, y: str, *, ticks: bool = True) -> str:
     return "\n".join(parts)
 
 
-def _finish(parts: Sequence[str], entries: Sequence[tuple[str, str]]) -> str:
+def _finish(parts: Sequence[str], entries: Mapping[str, str]) -> str:
+    """The parts with a legend, of a mark for each name."""
     legend = [
         f'<g transform="translate({_LEFT + _WIDTH + 24} {_TOP + 20 * number})">{mark}'
         f'<text x="26" y="12">{html.escape(name)}</text></g>'
-        for number, (name, mark) in enumerate(entries)
+        for number, (name, mark) in enumerate(entries.items())
     ]
     height = max(_TOP + _HEIGHT + _BOTTOM, _TOP + 20 * len(entries))
-    size = f'viewBox="0 0 {_LEFT + _WIDTH + _LEGEND} {height}"'
+    width = _LEFT + _WIDTH + 24 + 26 + _LETTER * max(map(len, entries), default=0)
+    size = f'viewBox="0 0 {width:.0f} {height}" width="{width:.0f}"'
     return f'<svg {size} class="chart" role="img">' + "\n".join([*parts, *legend]) + "</svg>"

@@ -214,6 +214,7 @@ body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem aut
 table {{ border-collapse: collapse; margin: 1rem 0 2rem; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }}
 th:first-child, td:first-child {{ text-align: left; }}
+td {{ white-space: nowrap; }}
 svg {{ max-width: 42rem; font-size: 13px; }}
 .guide {{ stroke: #777; stroke-width: 1.5; stroke-dasharray: 5 4; fill: none; }}
 .grid {{ stroke: #e4e4e4; }}

@@ -21,7 +21,7 @@ def test_lines_points_and_guides():
         x="rate & <b>",
         y="accuracy",
         lines={"first": [(0, 0), (0.5, 1)], "second": [(0, 1), (1, 1)]},
-        points={"here": (1, 0.5)},
+        points={"here": (1, 0.5), "second": (0.5, 1)},
         guides={"random": [(0, 0), (1, 1)]},
     )
     svg = chart.draw()
@@ -35,7 +35,10 @@ def test_lines_points_and_guides():
     point = next(e for e in find(svg, "circle") if e.get("cx") == f"{right:.1f}")
     assert float(point.get("cy")) == pytest.approx((top + bottom) / 2)
     assert point.get("fill") not in (first.get("stroke"), second.get("stroke"))
+    same = next(e for e in find(svg, "circle") if e.get("cy") == f"{top:.1f}")
+    assert same.get("fill") == second.get("stroke")
     texts = [e.text for e in find(svg, "text")]
+    assert texts.count("second") == 1
     assert {"rate & <b>", "accuracy", "first", "second", "here", "random", "0.2"} <= set(texts)
 
 

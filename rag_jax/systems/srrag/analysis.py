@@ -208,7 +208,7 @@ def draw_figures(
             name: (numbers["retrieval_rate"], numbers["accuracy"])
             for name, numbers in methods.items()
         },
-        guides={"srrag's sources at random": [ends[0], ends[-1]]},
+        guides={"sources at random": [ends[0], ends[-1]]},
     )
     calibration = Chart(
         x="share of the searched sources in all scores",
