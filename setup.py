@@ -58,7 +58,8 @@ setup(
         "demo": [FACTS],
         "test": TEST,
         "parity": [*TEST, TORCH, "accelerate", "peft", TPU],  # accelerate for GGUF in transformers
-        "bench": [TORCH, FACTS, "accelerate", "peft", "faiss-cpu"],
+        # TRL's trainer is the other side of preference optimisation; it changes between versions.
+        "bench": [TORCH, FACTS, "accelerate", "peft", "faiss-cpu", "trl>=1.16,<1.17"],
         "tpu": [TPU],
     },
 )
