@@ -216,7 +216,8 @@ class Engine:
     def route(self, questions: Sequence[str]) -> Routed:
         """Routes questions batch by batch; rows of the result beyond them are padding."""
         rows = [self.form.encode_question(question) for question in questions]
-        width = round_up(max(map(len, rows)), 8)
+        # In few widths: every later program is compiled anew for another one.
+        width = round_up(max(map(len, rows)), 32)
         if width > self.model.config.max_length:
             raise RagJaxError(
                 f"a question of {max(map(len, rows))} tokens is longer than the model's context "
