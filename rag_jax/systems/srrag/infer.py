@@ -1,8 +1,8 @@
 """One left-to-right pass: read the question, choose a source, write or fetch knowledge, answer.
 
 Five compiled programs share one cache: `route`, `verbalise`, `read`, `answer` and `score_answer`.
-Questions are routed in batches; the rows of each source then go on together from the cache that
-routing left, so nothing is read twice.
+Questions are routed in batches; their rows then go on together from the cache that routing left,
+whatever their sources, so nothing is read twice.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,7 +46,7 @@ class Routed(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """Rows with the knowledge of one source; those of the cache beyond them are padding.
+    """Rows with the knowledge of their sources; those of the cache beyond them are padding.
 
     Attributes:
         cache: questions and knowledge.
@@ -86,25 +86,26 @@ def route(
     return Routed(cache, jax.nn.softmax(chosen, axis=-1), last_hidden(output.tapped, mask))
 
 
-@partial(jax.jit, static_argnames=("model", "width", "max_tokens", "stop_ids"))
+@partial(jax.jit, static_argnames=("model", "max_tokens", "stop_ids"))
 def verbalise(
     model: Decoder,
     params,
     cache: Cache,
-    source_id: int,
+    source_ids: Int[Array, "B"],
     active: Bool[Array, "B"],
+    writing: Bool[Array, "B"],
     *,
-    width: int,
     max_tokens: int,
     stop_ids: tuple[int, ...],
 ) -> tuple[Cache, Int[Array, "B N"], Int[Array, "B"], Bool[Array, "B"]]:
-    """Writes the source token and, greedily, knowledge up to `<EOK>` (left out) or the limit.
+    """Appends each row's source token; rows that are `writing` then write, greedily, knowledge up
+    to `<EOK>` (left out) or the limit.
 
     Returns:
-        The cache, `width` slots longer; the knowledge, its lengths, and where `<EOK>` came in time.
+        The cache, `1 + max_tokens` slots longer; the knowledge, its lengths, and where `<EOK>` came
+        in time.
     """
-    token = jnp.full((active.shape[0], 1), source_id, jnp.int32)
-    output, cache = append(model, params, cache, token, active[:, None])
+    output, cache = append(model, params, cache, source_ids[:, None], active[:, None])
     decoded = decode(
         model,
         params,
@@ -112,18 +113,22 @@ def verbalise(
         output.hidden[:, 0],
         max_tokens=max_tokens,
         stop_ids=stop_ids,
-        active=active,
+        active=writing,
     )
-    cache = grow(decoded.cache, width - 1 - max_tokens)
-    return cache, decoded.tokens, decoded.lengths, decoded.finished
+    return decoded.cache, decoded.tokens, decoded.lengths, decoded.finished
 
 
 @partial(jax.jit, static_argnames="model")
 def read(
     model: Decoder, params, cache: Cache, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]
 ) -> Cache:
-    """Appends a source token and the knowledge that was found."""
-    return append(model, params, cache, tokens, mask)[1]
+    """Appends the knowledge that was found; empty slots, at no cost, where no row has any."""
+    return jax.lax.cond(
+        mask.any(),
+        lambda cache: append(model, params, cache, tokens, mask)[1],
+        lambda cache: grow(cache, tokens.shape[1]),
+        cache,
+    )
 
 
 @partial(jax.jit, static_argnames=("model", "cue", "max_tokens", "stop_ids"))
@@ -196,8 +201,8 @@ class Engine:
         layer: whose output is the datastore key.
         batch_size: rows of every program.
         max_knowledge: tokens a verbalisation may have.
-        knowledge_width: slots for a source token and its knowledge, the same for every source, so
-            that one program answers after all of them.
+        knowledge_width: slots for the knowledge that a search finds. Rows that write theirs have
+            them too, as the others have slots to write in: one batch holds rows of all sources.
         max_answer: tokens an answer may have.
         writes: whether the model as a source verbalises, or answers at once.
     """
@@ -239,38 +244,64 @@ class Engine:
         return join_rows(parts)
 
     def learn(
-        self, routed: Routed, rows: Sequence[int], source: int, questions: Sequence[str]
+        self,
+        routed: Routed,
+        rows: Sequence[int],
+        source: int | Sequence[int],
+        questions: Sequence[str],
     ) -> Learned:
-        """Gives at most `batch_size` rows of a routed batch what one source writes or finds."""
-        cache = pick_rows(routed.cache, np.resize(np.asarray(rows, np.int32), self.batch_size))
-        token, count = self.form.source_ids[source], len(rows)
-        if source != self.form.internal:
-            found = self._find(source, [questions[row] for row in rows])
-            texts = [join_passages(passages) for passages in found]
-            chunks = [[token, *self.form.encode_knowledge(text)] for text in texts]
-        elif self.writes:
-            return self._verbalise(cache, count)
-        else:
-            found, texts, chunks = [True] * count, [""] * count, [[token]] * count
-        arrays = pad_rows(chunks, self.knowledge_width, pad_id=0, batch=self.batch_size)
-        cache = read(self.model, self.params, cache, *shard_batch(arrays))
-        return Learned(cache, texts, [0] * count, [True] * count, list(map(bool, found)))
+        """Gives at most `batch_size` rows of a routed batch what their sources write or find.
 
-    def _verbalise(self, cache: Cache, count: int) -> Learned:
-        """Lets the model write, in the first `count` rows of a cache."""
-        cache, tokens, lengths, ended = verbalise(
+        Args:
+            source: one for all the rows, or one for each.
+        """
+        form, count = self.form, len(rows)
+        sources = np.broadcast_to(np.asarray(source), count)
+        cache = pick_rows(routed.cache, np.resize(np.asarray(rows, np.int32), self.batch_size))
+        # Rows that only fill the batch have no source.
+        padded = np.pad(sources, (0, self.batch_size - count), constant_values=-1)
+        cache, *written = verbalise(
             self.model,
             self.params,
             cache,
-            self.form.source_ids[self.form.internal],
-            shard_batch(np.arange(self.batch_size) < count),
-            width=self.knowledge_width,
+            *shard_batch(
+                (
+                    np.asarray(form.source_ids, np.int32)[padded],
+                    padded >= 0,
+                    (padded == form.internal) & self.writes,
+                )
+            ),
             max_tokens=self.max_knowledge,
-            stop_ids=self.form.stop_ids,
+            stop_ids=form.stop_ids,
         )
-        tokens, lengths, ended = (array[:count] for array in fetch((tokens, lengths, ended)))
-        texts = self._decode(tokens, lengths)
-        return Learned(cache, texts, lengths.tolist(), ended.tolist(), [True] * count)
+        # Nothing has waited for the device yet: it writes while the other sources are searched.
+        found = self._find_all(sources, [questions[row] for row in rows])
+        texts = [join_passages(passages) for passages in found]
+        chunks = [form.encode_knowledge(text) if text else [] for text in texts]
+        arrays = pad_rows(chunks, self.knowledge_width, pad_id=0, batch=self.batch_size)
+        cache = read(self.model, self.params, cache, *shard_batch(arrays))
+        tokens, lengths, ended = (array[:count] for array in fetch(tuple(written)))
+        own = self._decode(tokens, lengths)
+        return Learned(
+            cache,
+            [text or words for text, words in zip(texts, own, strict=True)],
+            lengths.tolist(),
+            ended.tolist(),
+            [s == form.internal or bool(p) for s, p in zip(sources, found, strict=True)],
+        )
+
+    def _find_all(
+        self, sources: Int[np.ndarray, "B"], questions: Sequence[str]
+    ) -> list[list[tuple[str, str]]]:
+        """Passages for questions with a source each; none from the model itself."""
+        found: list[list[tuple[str, str]]] = [[] for _ in questions]
+        for source in np.unique(sources).tolist():
+            if source != self.form.internal:
+                rows = np.flatnonzero(sources == source)
+                passages = self._find(source, [questions[row] for row in rows])
+                for row, texts in zip(rows, passages, strict=True):
+                    found[row] = texts
+        return found
 
     def _find(self, source: int, questions: Sequence[str]) -> list[list[tuple[str, str]]]:
         """Passages of a searched source; none from one that can't be read or reached."""
@@ -309,11 +340,18 @@ class Engine:
         return fetch(scores)[: len(rows)]
 
     def answer_questions(
-        self, routed: Routed, rows: Sequence[int], source: int, questions: Sequence[str]
+        self,
+        routed: Routed,
+        rows: Sequence[int],
+        source: int | Sequence[int],
+        questions: Sequence[str],
     ) -> dict[int, dict[str, Any]]:
-        """Knowledge and answers for rows of a routed batch that go to one source.
+        """Knowledge and answers for rows of a routed batch.
 
         Questions for which a searched source has nothing fall back on what the model writes.
+
+        Args:
+            source: one for all the rows, or one for each.
 
         Returns:
             For each row `source`, whose knowledge was read; `probabilities`, `knowledge` and
@@ -321,21 +359,25 @@ class Engine:
             wrote, ends left out; `cut_off`, whether its writing reached the limit; and
             `fell_back`.
         """
+        sources = np.broadcast_to(np.asarray(source), len(rows))
+        # By source, for a batch in which no row writes skips that, and so it does with reading.
+        order = np.argsort(sources, kind="stable")
         probabilities = fetch(routed.probabilities)
         cue, records, missing = len(self.form.encode_answer_cue()), {}, []
         for start in range(0, len(rows), self.batch_size):
-            batch = rows[start : start + self.batch_size]
-            learned = self.learn(routed, batch, source, questions)
+            places = order[start : start + self.batch_size]
+            batch, numbers = [int(rows[place]) for place in places], sources[places].tolist()
+            learned = self.learn(routed, batch, numbers, questions)
             predictions, lengths = self.write_answers(learned)
-            for i, row in enumerate(batch):
+            for i, (row, number) in enumerate(zip(batch, numbers, strict=True)):
                 if not learned.found[i]:
                     missing.append(row)
                     continue
                 given = len(self.form.encode_question(questions[row])) + 1 + cue
-                if source != self.form.internal:
+                if number != self.form.internal:
                     given += len(self.form.encode_knowledge(learned.texts[i]))
                 records[row] = {
-                    "source": self.form.sources[source].name,
+                    "source": self.form.sources[number].name,
                     "probabilities": probabilities[row].tolist(),
                     "knowledge": learned.texts[i],
                     "prediction": predictions[i],

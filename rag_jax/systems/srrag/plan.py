@@ -263,33 +263,32 @@ def _plan_passes(session: PlannedSession, planner: Planner) -> None:
         source_ids=tuple(session.new_ids[2:]),
         layer=c.datastore.layer,
     )
-    cache = routed.cache
     slots = QUESTION + 1 + c.verbalise.max_tokens
     token_cache = describe_cache(planner, base, size, slots)
     one = compile_token(planner, "one token of a verbalisation", base, token_cache, params)
-    learned = planner.compile(
+    written = planner.compile(
         "verbalise",
         infer.verbalise,
         base.model,
         params,
-        cache,
-        0,
+        routed.cache,
+        planner.rows((size,), jnp.int32),
         active,
-        width=knowledge,
+        active,
         max_tokens=c.verbalise.max_tokens,
         stop_ids=(0,),
         loop=(one, c.verbalise.max_tokens - 1),
     )[0]
-    planner.compile(
+    learned = planner.compile(
         "read for answers",
         infer.read,
         base.model,
         params,
-        cache,
+        written,
         planner.rows((size, knowledge), jnp.int32),
         planner.rows((size, knowledge), bool),
     )
-    slots = QUESTION + knowledge + _CUE + c.answer.max_tokens
+    slots += knowledge + _CUE + c.answer.max_tokens
     token_cache = describe_cache(planner, base, size, slots)
     one = compile_token(planner, "one token of an answer", base, token_cache, params)
     planner.compile(

@@ -121,6 +121,22 @@ def test_staged_pass_is_the_full_pass(base, form, make_engine, batch_size):
             assert found[source][r] == answer_slowly(base, form, QUESTIONS[r], source)[0]
 
 
+def test_rows_of_all_sources_go_on_together(base, form, make_engine):
+    """Batches of one source and of both; each source is asked once a batch, for its rows alone."""
+    asked = []
+
+    def note(source, questions):
+        asked.append(list(questions))
+        return search(source, questions)
+
+    engine = make_engine(search=note)
+    routed, rows, sources = engine.route(QUESTIONS), [4, 0, 5, 1, 3, 2], [1, 0, 1, 0, 0, 1]
+    found = engine.answer_questions(routed, rows, sources, QUESTIONS)
+    assert asked == [[QUESTIONS[4]], [QUESTIONS[5], QUESTIONS[2]]]
+    for row, source in zip(rows, sources, strict=True):
+        assert found[row] == answer_slowly(base, form, QUESTIONS[row], source)[0]
+
+
 def test_the_example_has_what_it_should(base, form):
     """Verbalisations that end and others that are cut off, answers of several lengths."""
     lengths, texts = set(), set()
