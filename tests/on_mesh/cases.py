@@ -346,7 +346,9 @@ def run_pass(mesh=None):
         routed = infer.join_rows([routed, routed])
         active = shard_batch(np.arange(8) < 5)
         cache = infer.pick_rows(routed.cache, np.asarray([3, 1, 9, 14, 0, 3, 3, 3], np.int32))
-        cache, *written = infer.verbalise(model, params, cache, 5, active, width=8, **stops)
+        cache, *written = infer.verbalise(
+            model, params, cache, jnp.tile(jnp.array([5, 6]), 4), active, active, **stops
+        )
         answered = infer.answer(model, params, cache, active, cue=(7, 8), **stops)
         cache = infer.read(
             model, params, routed.cache, *(jnp.tile(x, (2, 1)) for x in (tokens, mask))
