@@ -43,7 +43,14 @@ subject, so that none is both trained on and asked about):
             for row in rows:
                 print(json.dumps(row), file=file)
 
-@@POPQA
+100 development questions over 7,180 passages, accuracy with 95 % interval, by thirds of popularity
+(head, middle, tail), share of retrievals: direct 0.060 +- 0.048 (0.118, 0.030, 0.030), 0; verbalise
+0.120 +- 0.064 (0.088, 0.121, 0.152), 0; retrieve 0.290 +- 0.088 (0.206, 0.242, 0.424), 1; srrag
+0.290 +- 0.088 (0.206, 0.242, 0.424), 0.960. Self-RAG's metric, letter for letter, gives the same.
+An answer stands in the first passage of 48 questions. The model knows next to nothing of such
+subjects, so nearly everything is retrieved, as in the paper (0.96 to 0.99). `route.tau` is that of
+the encyclopedia. It took 54 minutes on a machine whose two cores were shared with several other
+programs, 9 of them for the index; 7.2 GB of memory.
 
 Preset `two-indexes` has three sources: the model, and the passages about countries and those about
 cities as two indexes, each with its token; the source with the largest product is asked.
