@@ -155,8 +155,8 @@ def open_run(session: Session, workdir: Path) -> Setup:
     """The model of a finished run, its index and its policy."""
     (stage,) = (stage for stage in session.stages() if stage.name == "evaluate")
     context, c = StageContext(stage, workdir / "stages"), session.config
-    world = session.read_world(context)
-    engine = evaluate.make_engine(session, context, world)
+    corpus = session.read_corpus(context)
+    engine = evaluate.make_engine(session, context, corpus)
     datastore = evaluate.read_datastore(session, context)
 
     def choose(probabilities: np.ndarray, key: Any) -> np.ndarray:
@@ -169,7 +169,7 @@ def open_run(session: Session, workdir: Path) -> Setup:
         )
         return evaluate.choose(c, probabilities, fetch(votes))
 
-    questions = [question.question for question in world.questions[c.evaluate_on]]
+    questions = [question.question for question in session.list_questions(corpus)]
     engine = dataclasses.replace(engine, batch_size=TOGETHER)
     return Setup(session, engine, choose, questions[: 2 * TOGETHER])
 
