@@ -67,7 +67,7 @@ class AdapterStore:
         kind = json.loads(to_json(kind))  # as it will be read back
         self._check(kind)
         wait_for_all(f"{self._folder} was looked at")
-        if is_first():
+        if is_first() and not (self._folder / _MANIFEST).exists():
             self._folder.mkdir(parents=True, exist_ok=True)
             write_json(self._folder / _MANIFEST, kind)
 

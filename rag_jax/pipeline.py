@@ -29,7 +29,7 @@ from rag_jax.files import explain_disk_errors, read_json, to_json, write_json
 from rag_jax.hosts import is_first, wait_for_all
 from rag_jax.stage import Stage, StageContext, say
 
-__all__ = ["Stage", "StageContext", "fingerprint", "run_stages"]
+__all__ = ["Stage", "StageContext", "fingerprint", "open_stages", "run_stages"]
 
 STARTED, ENDED = "started.json", "stage.json"
 
@@ -65,13 +65,51 @@ def run_stages(
             return [{key: record[key] for key in keys} for record in made.values()]
 
 
+def open_stages(
+    stages: Sequence[Stage], workdir: str | os.PathLike, needs: Sequence[str]
+) -> StageContext:
+    """What some stages made, to read alone: nothing is run, and nothing written.
+
+    Args:
+        stages: of the run, as for `run_stages`.
+        needs: names of the stages whose artefacts are read.
+
+    Returns:
+        A context that gives the paths of those artefacts.
+
+    Raises:
+        RagJaxError: naming the first stage that is missing, unfinished or not made with these
+            settings, among those needed and all that they need themselves.
+    """
+    folder = Path(workdir) / "stages"
+    advice = "launch/train.py with the same --config and --workdir makes it"
+    if not folder.is_dir():
+        raise RagJaxError(f"{workdir}: there is no finished run; {advice}")
+    by_name = {stage.name: stage for stage in stages}
+    wanted, pending = set(), list(needs)
+    while pending:
+        name = pending.pop()
+        wanted.add(name)
+        pending += by_name[name].needs
+    made: dict[str, dict[str, Any]] = {}
+    for stage in stages:
+        if stage.name in wanted:
+            found, reason = _read_record(folder / stage.name, _describe(stage, made), made)
+            if found is None or not found.pop("ended"):
+                reason = reason or "is not finished"
+                raise RagJaxError(f"{workdir}: stage {stage.name}: {reason}; {advice}")
+            made[stage.name] = found
+    return StageContext(Stage("", lambda context: None, needs=tuple(needs)), folder)
+
+
 def fingerprint(value: Any) -> str:
     """SHA-256 of a value's canonical JSON."""
     text = to_json(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _run_stage(stage: Stage, folder: Path, made: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _describe(stage: Stage, made: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What the record of a stage says if it was made with its settings, on what is there."""
     for need in stage.needs:
         if need not in made:
             raise ValueError(f"stage {stage.name} needs {need}, which is not before it")
@@ -81,13 +119,19 @@ def _run_stage(stage: Stage, folder: Path, made: Mapping[str, Mapping[str, Any]]
         "settings": json.loads(to_json(stage.settings)),
         "needs": {need: made[need]["fingerprint"] for need in stage.needs},
     }
-    wanted = plan | {
+    return plan | {
         "fingerprint": fingerprint(plan),
         "built_on": {need: made[need]["run"] for need in stage.needs},
     }
+
+
+def _run_stage(stage: Stage, folder: Path, made: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    wanted = _describe(stage, made)
     context = StageContext(stage, folder)
-    found = _read_record(context.folder, wanted, made)
+    found, reason = _read_record(context.folder, wanted, made)
     wait_for_all(f"stage {stage.name} was looked for")
+    if reason:
+        say(f"stage {stage.name}: {reason}, redoing")
     if found and found.pop("ended"):
         say(f"stage {stage.name}: kept ({found['seconds']:.1f} s when it was made)")
         return found | {"reused": True}
@@ -118,19 +162,18 @@ def _run_stage(stage: Stage, folder: Path, made: Mapping[str, Mapping[str, Any]]
 
 def _read_record(
     folder: Path, wanted: Mapping[str, Any], made: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """The record of the stage in `folder` if it is the wanted one; else says why it is not."""
+) -> tuple[dict[str, Any] | None, str]:
+    """The record of the stage in `folder` if it is the wanted one; else why it is not."""
     ended = (folder / ENDED).exists()
     try:
         found = read_json(folder / (ENDED if ended else STARTED))
         matches = {key: found[key] == wanted[key] for key in wanted}
     except FileNotFoundError:
-        return None
+        return None, ""
     except (ValueError, KeyError, TypeError):
-        say(f"stage {wanted['name']}: its record cannot be read, redoing")
-        return None
+        return None, "its record cannot be read"
     if all(matches.values()):
-        return found | {"ended": ended}
+        return found | {"ended": ended}, ""
     if not matches["settings"]:
         changes = ", ".join(_list_changes(found["settings"], wanted["settings"]))
         reason = f"settings changed ({changes})"
@@ -139,8 +182,7 @@ def _read_record(
     else:
         again = [n for n in wanted["built_on"] if found["built_on"].get(n) != made[n]["run"]]
         reason = f"{', '.join(again) or 'what it needs'} was made again"
-    say(f"stage {wanted['name']}: {reason}, redoing")
-    return None
+    return None, reason
 
 
 def _list_changes(old: Any, new: Any, path: str = "") -> Iterator[str]:

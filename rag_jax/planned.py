@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from rag_jax.decoding.cache import Cache, grow, init_cache, write
-from rag_jax.decoding.generate import draw_tokens
+from rag_jax.decoding.loop import draw_tokens
 from rag_jax.models import Pretrained
 from rag_jax.models.bart import Bart, BartConfig
 from rag_jax.models.bert import Bert, BertConfig

@@ -32,25 +32,11 @@ class StageContext:
             raise ValueError(f"stage {self._stage.name} does not declare that it needs {stage}")
         return self._stages_folder / stage / file
 
-    @contextlib.contextmanager
-    def progress(self, total: int, *, unit: str, initial: int = 0) -> Iterator[tqdm]:
-        """A progress bar with a time estimate; without a terminal, a line at start and end.
-
-        Args:
-            total: how many `unit`s there are; `initial` of them were done by an earlier run.
-            unit: what is counted, in the plural.
-        """
-        terminal = sys.stderr.isatty() and is_first()
-        name = self._stage.name
-        if not terminal:
-            say(f"stage {name}: {total} {unit}" + (f", {initial} done before" if initial else ""))
-        start = time.monotonic()
-        with tqdm(
-            total=total, initial=initial, desc=name, unit=f" {unit}", disable=not terminal
-        ) as bar:
-            yield bar
-        if not terminal:
-            say(f"stage {name}: {total} {unit} in {time.monotonic() - start:.1f} s")
+    def progress(
+        self, total: int, *, unit: str, initial: int = 0
+    ) -> contextlib.AbstractContextManager[tqdm]:
+        """`show_progress` of this stage."""
+        return show_progress(f"stage {self._stage.name}", total, unit=unit, initial=initial)
 
     def map_batches(
         self,
@@ -164,6 +150,27 @@ class Stage:
     settings: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     version: int = 1
+
+
+@contextlib.contextmanager
+def show_progress(name: str, total: int, *, unit: str, initial: int = 0) -> Iterator[tqdm]:
+    """A progress bar with a time estimate; without a terminal, a line at start and end.
+
+    Args:
+        name: of what goes on.
+        total: how many `unit`s there are; `initial` of them were done by an earlier run.
+        unit: what is counted, in the plural.
+    """
+    terminal = sys.stderr.isatty() and is_first()
+    if not terminal:
+        say(f"{name}: {total} {unit}" + (f", {initial} done before" if initial else ""))
+    start = time.monotonic()
+    with tqdm(
+        total=total, initial=initial, desc=name, unit=f" {unit}", disable=not terminal
+    ) as bar:
+        yield bar
+    if not terminal:
+        say(f"{name}: {total} {unit} in {time.monotonic() - start:.1f} s")
 
 
 def say(line: str) -> None:

@@ -3,7 +3,9 @@
 from rag_jax.decoding.beam import Found, Search, beam_search, search_beams
 from rag_jax.decoding.cache import Cache, append, encode_source, fork, init_cache
 from rag_jax.decoding.constrained import FoundPaths, FoundSequence, search_trie, trie_search
-from rag_jax.decoding.generate import Decoded, Sampling, decode, generate, prefill, read_prompts
+from rag_jax.decoding.generate import generate, prefill, read_prompts
+from rag_jax.decoding.loop import Decoded, Sampling, decode
+from rag_jax.decoding.stream import stream
 from rag_jax.decoding.trie import Trie, TrieArrays
 
 __all__ = [
@@ -27,5 +29,6 @@ __all__ = [
     "read_prompts",
     "search_beams",
     "search_trie",
+    "stream",
     "trie_search",
 ]

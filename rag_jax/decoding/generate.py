@@ -1,123 +1,22 @@
-"""Decoding: greedy and sampled, as one compiled loop over a cache."""
+"""Decoding: prompts in, texts out, as one compiled program a batch."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from rag_jax import lora
 from rag_jax.data.batches import pad_rows, round_up
-from rag_jax.decoding.cache import Cache, append, encode_source, grow, init_cache, write
+from rag_jax.decoding.cache import Cache, append, encode_source, init_cache
+from rag_jax.decoding.loop import Sampling, decode
 from rag_jax.errors import RagJaxError
 from rag_jax.hosts import fetch
 from rag_jax.models.bart import Bart
 from rag_jax.models.decoder import Decoder
-from rag_jax.models.layers import MASKED
 from rag_jax.sharding import count_data_rows, shard_batch
-
-
-class Sampling(NamedTuple):
-    """How the next token is drawn; hashable, so a compiled loop can close over it.
-
-    Attributes:
-        temperature: 0 takes the likeliest token.
-        top_k: draw among so many likeliest tokens; 0 for all.
-        top_p: draw among the fewest likeliest tokens that hold this much probability
-            (Holtzman et al. 2020).
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-
-class Decoded(NamedTuple):
-    """What a loop wrote: `N` is the limit, a stop token is never part of it.
-
-    Attributes:
-        tokens: `[B, N]`, padded with 0 behind `lengths`.
-        lengths: `[B]`.
-        finished: `[B]`, False where the limit cut the row off.
-        cache: every written token is in it, the stop token is not.
-    """
-
-    tokens: Int[Array, "B N"]
-    lengths: Int[Array, "B"]
-    finished: Bool[Array, "B"]
-    cache: Cache
-
-
-def draw_tokens(
-    logits: Float[Array, "B V"], keys: Key[Array, "B"], *, sampling: Sampling = Sampling()
-) -> Int[Array, "B"]:
-    """One token a row; row `i` uses its own key, so a row's text does not depend on its batch."""
-    if sampling.temperature == 0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    logits = logits.astype(jnp.float32) / sampling.temperature
-    if sampling.top_k:
-        least = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]
-        logits = jnp.where(logits < least, MASKED, logits)
-    if sampling.top_p < 1:
-        ordered = jnp.sort(logits, axis=-1, descending=True)
-        before = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
-        before = before - jax.nn.softmax(ordered, axis=-1)  # probability of what ranks above
-        kept = jnp.where(before < sampling.top_p, ordered, jnp.inf)
-        logits = jnp.where(logits < kept.min(axis=-1, keepdims=True), MASKED, logits)
-    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
-
-
-def decode(
-    model: Decoder | Bart,
-    params,
-    cache: Cache,
-    hidden: Float[Array, "B D"],
-    *,
-    max_tokens: int,
-    stop_ids: Sequence[int],
-    keys: Key[Array, "B"] | None = None,
-    sampling: Sampling = Sampling(),
-    active: Bool[Array, "B"] | None = None,
-) -> Decoded:
-    """Writes up to `max_tokens` tokens a row, until a stop token; call it inside `jax.jit`.
-
-    Args:
-        hidden: the last real token's hidden state of each row, as `append` returned it.
-        keys: a random key a row; needed unless `sampling.temperature` is 0.
-        active: False on rows that take no part (padding rows, rows on another route).
-    """
-    rows, base = hidden.shape[0], cache.real.shape[1]
-    stops = jnp.asarray(stop_ids, jnp.int32)
-    keys = jax.random.split(jax.random.key(0), rows) if keys is None else keys
-    active = jnp.ones(rows, bool) if active is None else active
-
-    def choose(hidden, i):
-        logits = model.apply({"params": params}, hidden, method="logits")
-        row_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-        token = draw_tokens(logits, row_keys, sampling=sampling)
-        return token, ~jnp.isin(token, stops)
-
-    def more(state):
-        i, _, active, _, _ = state
-        return (i < max_tokens) & active.any()
-
-    def step(state):
-        i, token, active, tokens, cache = state
-        column = jnp.where(active, token, 0)[:, None]
-        tokens = jax.lax.dynamic_update_slice(tokens, column, (0, i))
-        output, cache = write(model, params, cache, token[:, None], active[:, None], slot=base + i)
-        token, goes_on = choose(output.hidden[:, 0], i + 1)
-        return i + 1, token, active & goes_on, tokens, cache
-
-    token, goes_on = choose(hidden, 0)
-    tokens = jnp.zeros((rows, max_tokens), jnp.int32)
-    state = (jnp.int32(0), token, active & goes_on, tokens, grow(cache, max_tokens))
-    _, _, still, tokens, cache = jax.lax.while_loop(more, step, state)
-    lengths = cache.real[:, base:].sum(axis=1, dtype=jnp.int32)
-    return Decoded(tokens, lengths, ~still, cache)
 
 
 def last_hidden(hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B D"]:

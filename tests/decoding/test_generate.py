@@ -12,7 +12,8 @@ from tiny import continue_row, make_decoder, make_rows, read_row, softmax
 
 from rag_jax import lora
 from rag_jax.decoding import Sampling, append, decode, generate, init_cache
-from rag_jax.decoding.generate import draw_tokens, last_hidden
+from rag_jax.decoding.generate import last_hidden
+from rag_jax.decoding.loop import draw_tokens
 from rag_jax.errors import RagJaxError
 
 MODEL, PARAMS = make_decoder(num_layers=1)

@@ -18,7 +18,8 @@ from jaxtyping import Array, Bool, Int, PyTree
 from rag_jax import lora
 from rag_jax.adapters import AdapterStore
 from rag_jax.data.batches import pad_rows
-from rag_jax.decoding.generate import check_prompts, decode, read_prompts
+from rag_jax.decoding.generate import check_prompts, read_prompts
+from rag_jax.decoding.loop import decode
 from rag_jax.hosts import fetch
 from rag_jax.models.decoder import Decoder
 from rag_jax.sharding import shard_batch

@@ -9,7 +9,8 @@ from jaxtyping import Array, Bool, Float, Int
 from rag_jax.decoding.beam import Search
 from rag_jax.decoding.cache import Cache, append, fork, grow, write_branches
 from rag_jax.decoding.constrained import FoundPaths, search_trie
-from rag_jax.decoding.generate import decode, last_hidden, read_prompts
+from rag_jax.decoding.generate import last_hidden, read_prompts
+from rag_jax.decoding.loop import decode
 from rag_jax.decoding.trie import TrieArrays
 from rag_jax.losses import token_logprobs
 from rag_jax.models.decoder import Decoder

@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rag_jax.data.batches import pad_rows, round_up
 from rag_jax.decoding.cache import Cache, append, grow, init_cache
-from rag_jax.decoding.generate import decode, last_hidden
+from rag_jax.decoding.generate import last_hidden
+from rag_jax.decoding.loop import decode
 from rag_jax.errors import RagJaxError
 from rag_jax.hosts import fetch
 from rag_jax.losses import token_logprobs

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from rag_jax.data.batches import round_up
-from rag_jax.decoding.generate import Sampling, generate_batch, prefill_batch
+from rag_jax.decoding.generate import generate_batch, prefill_batch
+from rag_jax.decoding.loop import Sampling
 from rag_jax.errors import RagJaxError
 from rag_jax.models import Pretrained
 from rag_jax.models.bert import BertConfig

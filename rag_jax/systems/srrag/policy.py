@@ -37,6 +37,20 @@ def scale_keys(keys: Float[Array, "N D"], metric: Metric) -> Float[Array, "N D"]
     return keys / jnp.maximum(jnp.linalg.norm(keys, axis=-1, keepdims=True), 1e-12)
 
 
+@partial(jax.jit, static_argnames="k")
+def find_nearest(
+    datastore: Datastore, queries: Float[Array, "B D"], itself: Int[Array, "B"], *, k: int
+) -> tuple[Float[Array, "B k"], Int[Array, "B k"]]:
+    """The similarities and rows of a question's `k` nearest entries, nearest first.
+
+    Args:
+        itself: the row of each query's own entry, which is left out; -1 where it has none.
+    """
+    scores = scale_keys(queries, datastore.metric) @ datastore.keys.T
+    own = jnp.arange(datastore.keys.shape[0])[None, :] == itself[:, None]
+    return jax.lax.top_k(jnp.where(own, -jnp.inf, scores), k)
+
+
 @partial(jax.jit, static_argnames=("k", "num_sources"))
 def vote(
     datastore: Datastore,
@@ -49,11 +63,9 @@ def vote(
     """`p_D(s | q)`: the share of each source among a question's `k` nearest entries.
 
     Args:
-        itself: the row of each query's own entry, which must not vote; -1 where it has none.
+        itself: as for `find_nearest`; an entry must not vote on itself.
     """
-    scores = scale_keys(queries, datastore.metric) @ datastore.keys.T
-    own = jnp.arange(datastore.keys.shape[0])[None, :] == itself[:, None]
-    _, nearest = jax.lax.top_k(jnp.where(own, -jnp.inf, scores), k)
+    _, nearest = find_nearest(datastore, queries, itself, k=k)
     labels = jax.nn.one_hot(datastore.labels[nearest], num_sources)
     return labels.mean(axis=1)
 
