@@ -35,12 +35,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/index"))
     settings = vars(parser.parse_args(arguments))
     # Imported here because it takes a second: mistakes are told, and Ctrl-C obeyed, before.
-    import jax
-
     from rag_jax.retrieval.build import build_index
 
-    cache = settings["workdir"].absolute().parent / ".jax_cache"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
+    command.keep_programs(settings["workdir"])
     facts = build_index(settings.pop("files"), settings.pop("workdir"), **settings)
     size, seconds = facts["passages"], facts["encode_seconds"]
     recall = f", recall@10 {facts['recall']:.4f}" if "recall" in facts else ""

@@ -110,15 +110,37 @@ def read_count(options: Mapping[str, str | None], name: str) -> int | None:
     return None if value is None else int(value)
 
 
-def run(main: Callable[[list[str]], None], usage: str) -> int:
-    """Runs a command and gives its exit status: what a person can mend takes one line."""
+def find_workdir(arguments: list[str], options: Mapping[str, str | None]) -> Path:
+    """The work folder: what --workdir says, or runs/<config>."""
+    return Path(options["workdir"] or Path("runs") / find_config_file(arguments).stem)
+
+
+def keep_programs(workdir: Path) -> None:
+    """Has JAX keep what it compiles beside a work folder."""
+    import jax
+
+    cache = workdir.absolute().parent / ".jax_cache"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def run(
+    main: Callable[[list[str]], None],
+    usage: str,
+    *,
+    interrupted: str = "interrupted; the same command continues",
+) -> int:
+    """Runs a command and gives its exit status: what a person can mend takes one line.
+
+    Args:
+        interrupted: what is said after Ctrl-C.
+    """
     if "--help" in sys.argv[1:]:
         print(usage)
         return 0
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         return 130
     except RagJaxError as error:
         print(f"error: {error}", file=sys.stderr)

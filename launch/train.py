@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
     """Runs the command line's system."""
     config, options = command.read_command(arguments, OPTIONS)
     module = command.find_system(config, SYSTEMS)
-    workdir = Path(options["workdir"] or Path("runs") / command.find_config_file(arguments).stem)
+    workdir = command.find_workdir(arguments, options)
     processes, process = (command.read_count(options, name) for name in ("processes", "process"))
     coordinator = options["coordinator"]
     if coordinator is None and (processes, process) != (None, None):
@@ -46,8 +46,7 @@ def main(arguments: list[str]) -> None:
 
     from rag_jax import hosts
 
-    cache = workdir.absolute().parent / ".jax_cache"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
+    command.keep_programs(workdir)
     if coordinator is not None:
         hosts.connect(coordinator, processes, process)
     try:

@@ -82,7 +82,7 @@ def open_stages(
             settings, among those needed and all that they need themselves.
     """
     folder = Path(workdir) / "stages"
-    advice = "launch/train.py with the same --config and --workdir makes it"
+    advice = "run launch/train.py with the same --config and --workdir first"
     if not folder.is_dir():
         raise RagJaxError(f"{workdir}: there is no finished run; {advice}")
     by_name = {stage.name: stage for stage in stages}
@@ -96,6 +96,8 @@ def open_stages(
         if stage.name in wanted:
             found, reason = _read_record(folder / stage.name, _describe(stage, made), made)
             if found is None or not found.pop("ended"):
+                if reason:
+                    advice += ", or give the settings that the run was made with"
                 reason = reason or "is not finished"
                 raise RagJaxError(f"{workdir}: stage {stage.name}: {reason}; {advice}")
             made[stage.name] = found

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from rag_jax.config import build
 from rag_jax.data.formats import (
     Collection,
+    Passage,
     describe_source,
     load_collection,
     read_collection,
@@ -126,11 +127,13 @@ class Session:
             raise RagJaxError(f"config.encoder.name={name}: is no encoder")
         return loaded
 
-    def _encode(
-        self, encoder: Pretrained, texts: Sequence[str | tuple[str, str]]
+    def encode(
+        self, encoder: Pretrained, texts: Sequence[str | tuple[str, str]], **options: Any
     ) -> Float[np.ndarray, "N E"]:
+        """Embeddings with the run's settings; further `options` of `encode_texts`."""
         c = self.config.encoder
-        return encode_texts(encoder, texts, max_length=c.max_length, batch_size=c.batch_size)
+        sizes = {"max_length": c.max_length, "batch_size": c.batch_size}
+        return encode_texts(encoder, texts, **sizes, **options)
 
     # Stages.
 
@@ -171,23 +174,29 @@ class Session:
 
     def _index(self, context: StageContext, encoder: Pretrained) -> None:
         passages = self.read_corpus(context).passages
-        texts, ids = list_texts(passages), [passage.id for passage in passages]
+        texts = list_texts(passages)
         embeddings = context.map_arrays(
             "embeddings.npy",
             len(texts),
-            lambda rows: self._encode(encoder, texts[rows]),
+            lambda rows: self.encode(encoder, texts[rows]),
             batch_size=1024,
             unit="passages",
         )
         if is_first():
-            index = Index.build(
-                embeddings,
-                backend=self.config.index.backend,
-                encoder=encoder.fingerprint,
-                ids=ids,
-                corpus=fingerprint_corpus(texts, ids),
-            )
-            index.save(context.folder / "index")
+            self.build_index(encoder, embeddings, passages).save(context.folder / "index")
+
+    def build_index(
+        self, encoder: Pretrained, embeddings: Float[np.ndarray, "N E"], passages: Sequence[Passage]
+    ) -> Index:
+        """An index over passages that an encoder embedded."""
+        ids = [passage.id for passage in passages]
+        return Index.build(
+            embeddings,
+            backend=self.config.index.backend,
+            encoder=encoder.fingerprint,
+            ids=ids,
+            corpus=fingerprint_corpus(list_texts(passages), ids),
+        )
 
     def train(self, context: StageContext) -> None:
         """Trains the encoders and saves them as models, `question` and `passage`."""
@@ -230,7 +239,7 @@ class Session:
         def search(encoders: Encoders, stage: str) -> Ranking:
             encoder = encoders.passage.fingerprint
             index = Index.load(context.path(stage, "index"), encoder=encoder)
-            return index.search(self._encode(encoders.question, asked), k)
+            return index.search(self.encode(encoders.question, asked), k)
 
         rankings = {
             "bm25": BM25.build(list_texts(corpus.passages)).search(asked, k),

@@ -1,6 +1,6 @@
 """The stages of Parametric RAG, from an empty folder to the report."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -214,29 +214,56 @@ class Session:
         """
         c, corpus = self.config, self.read_corpus(context)
         questions = self.list_questions(corpus, c.evaluate_on, c.questions)
-        asked, texts = [q.question for q in questions], list_texts(corpus.passages)
-        k = min(c.retrieve.passages, len(texts))
-        if c.retrieve.by == "bm25":
-            scores, rows = BM25.build(texts).search(asked, k)
-            kept = scores > 0
-        else:
-            rows = self._search_dense(texts, asked, k)
-            kept = np.ones(rows.shape, bool)
+        found = self.make_search(corpus.passages)([question.question for question in questions])
         records = [
-            {"id": q.id, "passages": [corpus.passages[row].id for row in found[good]]}
-            for q, found, good in zip(questions, rows, kept, strict=True)
+            {"id": question.id, "passages": [passage.id for passage in own]}
+            for question, own in zip(questions, found, strict=True)
         ]
         if is_first():
             write_jsonl(context.folder / "found.jsonl", records)
 
-    def _search_dense(self, texts: Any, asked: Any, k: int) -> np.ndarray:
+    def make_search(
+        self, passages: Sequence[Passage], embed: Callable[[Any], np.ndarray] | None = None
+    ) -> Callable[[Sequence[str]], list[list[Passage]]]:
+        """Finds the run's number of passages, best first, for each of some questions.
+
+        Args:
+            embed: gives the embeddings of the passages' texts; None for `encode`. BM25 needs none.
+        """
+        c, texts = self.config.retrieve, list_texts(passages)
+        k = min(c.passages, len(texts))
+        if c.by == "bm25":
+            words = BM25.build(texts)
+        else:
+            embeddings = (embed or self.encode)(texts)
+            index = Index.build(embeddings, backend="exact", encoder=self.encoder.fingerprint)
+
+        def search(asked: Sequence[str]) -> list[list[Passage]]:
+            if c.by == "bm25":
+                scores, rows = words.search(asked, k)
+                kept = scores > 0
+            else:
+                rows = index.search(self.encode(asked), k)[1]
+                kept = np.ones(rows.shape, bool)
+            found = zip(rows, kept, strict=True)
+            return [[passages[row] for row in own[good]] for own, good in found]
+
+        return search
+
+    @cached_property
+    def encoder(self) -> Pretrained:
+        """The encoder of dense retrieval."""
+        name = self.config.retrieve.encoder.name
+        loaded = load(name, mesh=self.mesh)
+        if not isinstance(loaded.model, Bert):
+            raise RagJaxError(f"config.retrieve.encoder.name={name}: is no encoder")
+        return loaded
+
+    def encode(self, texts: Sequence[Any], **options: Any) -> np.ndarray:
+        """Embeddings with the run's settings; further `options` of `encode_texts`."""
         e = self.config.retrieve.encoder
-        encoder = load(e.name, mesh=self.mesh)
-        if not isinstance(encoder.model, Bert):
-            raise RagJaxError(f"config.retrieve.encoder.name={e.name}: is no encoder")
-        embed = partial(encode_texts, encoder, max_length=e.max_length, batch_size=e.batch_size)
-        index = Index.build(embed(texts), backend="exact", encoder=encoder.fingerprint)
-        return index.search(embed(asked), k)[1]
+        sizes = {"max_length": e.max_length, "batch_size": e.batch_size}
+        return encode_texts(self.encoder, texts, **sizes, **options)
 
     def list_documents(self, context: StageContext) -> list[Passage]:
         """The passages found for any question, in the corpus's order: those that are encoded."""

@@ -142,7 +142,7 @@ def run_evaluation(session: "Session", context: StageContext) -> None:
         "frozen": search(session.load_index(context, corpus), "frozen"),
         "joint": search(load_final_index(session, context, corpus)[0], "joint"),
     }
-    for engine, ranking, methods in _list_readings(c.task, _choose_way(session)):
+    for engine, ranking, methods in _list_readings(c.task, choose_way(session)):
         found = rankings.get(ranking)
         records = _answer(session, context, engines[engine], asked, corpus.passages, found, methods)
         for way, method in methods.items():
@@ -197,7 +197,7 @@ def _answer(
     )
 
 
-def _choose_way(session: "Session") -> Way:
+def choose_way(session: "Session") -> Way:
     """How the methods answer that are shown in one way: as they were trained."""
     return "token" if session.config.marginal == "token" else "thorough"
 
@@ -266,7 +266,7 @@ def run_memory(session: "Session", context: StageContext) -> None:
     engine = make_engine(session, trained["generator"])
     queries = session.encode_questions(trained["query"], asked)
     index, encoder = load_final_index(session, context, corpus)
-    main = _choose_way(session)
+    main = choose_way(session)
     table: list[list[str | float]] = [["index", "old facts", "new facts", "n"]]
     for name, world in zip(("old", "new"), worlds, strict=True):
         passages = world.passages

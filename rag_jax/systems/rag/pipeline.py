@@ -242,15 +242,19 @@ class Session:
         self, encoder: Pretrained, passages: Sequence[Passage]
     ) -> Float[np.ndarray, "N E"]:
         """Embeddings of passages."""
-        return self._encode(encoder, list_texts(passages))
+        return self.encode(encoder, list_texts(passages))
 
     def encode_questions(self, params: Any, questions: Sequence[str]) -> Float[np.ndarray, "N E"]:
         """Embeddings of questions by some parameters of their encoder."""
-        return self._encode(dataclasses.replace(self.encoder, params=params), questions)
+        return self.encode(dataclasses.replace(self.encoder, params=params), questions)
 
-    def _encode(self, encoder: Pretrained, texts: Sequence[Any]) -> Float[np.ndarray, "N E"]:
+    def encode(
+        self, encoder: Pretrained, texts: Sequence[Any], **options: Any
+    ) -> Float[np.ndarray, "N E"]:
+        """Embeddings with the run's settings; further `options` of `encode_texts`."""
         c = self.config.retriever
-        return encode_texts(encoder, texts, max_length=c.max_length, batch_size=c.batch_size)
+        sizes = {"max_length": c.max_length, "batch_size": c.batch_size}
+        return encode_texts(encoder, texts, **sizes, **options)
 
     def make_index(self, context: StageContext) -> None:
         """Embeds the passages and indexes them."""

@@ -69,6 +69,7 @@ class Engine:
         passages: the corpus, in the order that the trie was built from.
         trie: of `form.encode_sequence` of each.
         settings: of the search.
+        multiple: of tokens, that questions are padded to.
     """
 
     model: Decoder
@@ -77,6 +78,7 @@ class Engine:
     passages: Sequence[Passage]
     trie: Trie
     settings: SearchConfig
+    multiple: int = 16
 
     def retrieve(self, questions: Sequence[str]) -> list[tuple[list[list[Candidate]], str]]:
         """For each question the passages found, assessed, by their titles; and its answer.
@@ -123,7 +125,7 @@ class Engine:
         batch = self.settings.batch_size
         prompts = [self.form.encode_question(question) for question in questions]
         check_prompts(self.model, prompts, max_tokens=self._depth, batch_size=batch)
-        width = round_up(max(map(len, prompts), default=1), 16)
+        width = round_up(max(map(len, prompts), default=1), self.multiple)
         for start in range(0, len(prompts), batch):
             part = prompts[start : start + batch]
             arrays = shard_batch(pad_rows(part, width, pad_id=0, batch=batch))

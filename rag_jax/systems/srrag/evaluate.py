@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from rag_jax import metrics
 from rag_jax.compiling import Clock
 from rag_jax.data.batches import round_up
-from rag_jax.data.formats import Collection, Question
+from rag_jax.data.formats import Collection, Passage, Question
 from rag_jax.files import read_jsonl, write_json
 from rag_jax.hosts import fetch
 from rag_jax.pipeline import StageContext
@@ -73,23 +73,26 @@ def make_engine(
     session: "Session", context: StageContext, corpus: Collection, *, trained: str = "stage2"
 ) -> Engine:
     """The model that a stage trained, ready to route, learn and answer."""
-    c, form = session.config, session.form
-    passages = [
-        form.encode_knowledge(join_passages([(p.title, form.shorten(p.text))]))
-        for p in corpus.passages
-    ]
-    longest = max(c.verbalise.max_tokens, c.answer.passages * max(map(len, passages)))
+    c = session.config
     return Engine(
         model=session.base.model,
         params=tune.load_tuned(session, context.path(trained, "params")),
-        form=form,
+        form=session.form,
         search=make_search(session, context, corpus, c.answer.passages),
         layer=c.datastore.layer,
         batch_size=c.answer.batch_size,
         max_knowledge=c.verbalise.max_tokens,
-        knowledge_width=round_up(1 + longest, 16),
+        knowledge_width=measure_knowledge(session, corpus.passages),
         max_answer=c.answer.max_tokens,
     )
+
+
+def measure_knowledge(session: "Session", passages: Sequence[Passage]) -> int:
+    """Slots for a source token and whatever knowledge any source can give."""
+    c, form = session.config, session.form
+    texts = (join_passages([(p.title, form.shorten(p.text))]) for p in passages)
+    longest = max(len(form.encode_knowledge(text)) for text in texts)
+    return round_up(1 + max(c.verbalise.max_tokens, c.answer.passages * longest), 16)
 
 
 def run_datastore(session: "Session", context: StageContext, *, trained: str = "stage2") -> None:

@@ -219,16 +219,24 @@ class Engine:
     max_answer: int
     writes: bool = True
 
+    @property
+    def room(self) -> int:
+        """Tokens a question may have: what knowledge and answer leave of the model's context."""
+        knowledge = 1 + max(self.max_knowledge, self.knowledge_width)
+        answer = len(self.form.encode_answer_cue()) + self.max_answer
+        return self.model.config.max_length - knowledge - answer
+
     def route(self, questions: Sequence[str]) -> Routed:
         """Routes questions batch by batch; rows of the result beyond them are padding."""
         rows = [self.form.encode_question(question) for question in questions]
-        # In few widths: every later program is compiled anew for another one.
-        width = round_up(max(map(len, rows)), 32)
-        if width > self.model.config.max_length:
+        longest = max(map(len, rows))
+        if longest > self.room:
             raise RagJaxError(
-                f"a question of {max(map(len, rows))} tokens is longer than the model's context "
-                f"of {self.model.config.max_length}; shorten it"
+                f"a question of {longest} tokens is longer than the {self.room} that the model's "
+                f"context of {self.model.config.max_length} has for it; shorten it"
             )
+        # In few widths: every later program is compiled anew for another one.
+        width = round_up(longest, 32)
         parts = []
         for start in range(0, len(rows), self.batch_size):
             batch = rows[start : start + self.batch_size]

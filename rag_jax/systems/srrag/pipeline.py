@@ -294,10 +294,11 @@ class Session:
                     f"config.{name}={wanted}: is above the {count} training questions; lower it"
                 )
 
-    def encode(self, texts: Sequence[Any]) -> np.ndarray:
-        """Sentence embeddings with the run's settings."""
+    def encode(self, texts: Sequence[Any], **options: Any) -> np.ndarray:
+        """Sentence embeddings with the run's settings; further `options` of `encode_texts`."""
         c = self.config.encoder
-        return encode_texts(self.encoder, texts, max_length=c.max_length, batch_size=c.batch_size)
+        sizes = {"max_length": c.max_length, "batch_size": c.batch_size}
+        return encode_texts(self.encoder, texts, **sizes, **options)
 
     def generate(
         self,

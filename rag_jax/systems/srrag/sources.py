@@ -1,7 +1,10 @@
 """The searched sources: an index of passages each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
 
 from rag_jax.data.formats import Collection, Passage
 from rag_jax.errors import RagJaxError
@@ -32,9 +35,9 @@ def select_rows(source: SourceConfig, passages: Sequence[Passage]) -> list[int]:
 
 def run_index(session: "Session", context: StageContext) -> None:
     """Embeds the passages and indexes those of each searched source."""
-    c, passages = session.config, session.read_corpus(context).passages
+    passages = session.read_corpus(context).passages
     texts = [(passage.title, passage.text) for passage in passages]
-    rows = {s.name: select_rows(s, passages) for s in c.sources if s.kind == "search"}
+    _select_all(session, passages)  # a source without any is told before all are embedded
     embeddings = context.map_arrays(
         "embeddings.npy",
         len(texts),
@@ -43,14 +46,24 @@ def run_index(session: "Session", context: StageContext) -> None:
         unit="passages",
     )
     if is_first():
-        for name, chosen in rows.items():
-            index = Index.build(
-                embeddings[chosen],
-                backend=c.index.backend,
-                encoder=session.encoder_fingerprint,
-                corpus=fingerprint_corpus([texts[row] for row in chosen]),
-            )
-            index.save(context.folder / name)
+        for number, index in build_indices(session, passages, embeddings).items():
+            index.save(context.folder / session.config.sources[number].name)
+
+
+def build_indices(
+    session: "Session", passages: Sequence[Passage], embeddings: Float[np.ndarray, "N E"]
+) -> dict[int, Index]:
+    """The index of each searched source, by the source's number, over embedded passages."""
+    indices = {}
+    for number, rows in _select_all(session, passages).items():
+        texts = [(passages[row].title, passages[row].text) for row in rows]
+        indices[number] = Index.build(
+            embeddings[rows],
+            backend=session.config.index.backend,
+            encoder=session.encoder_fingerprint,
+            corpus=fingerprint_corpus(texts),
+        )
+    return indices
 
 
 def make_search(
@@ -61,29 +74,42 @@ def make_search(
     Raises:
         RagJaxError: a source has fewer passages.
     """
-    found = {}
-    for number, source in enumerate(session.config.sources):
-        if source.kind == "search":
-            rows = select_rows(source, corpus.passages)
-            if len(rows) < count:
-                raise RagJaxError(
-                    f"config.sources[{number}]: {source.name} has {len(rows)} passages, fewer than "
-                    f"the {count} of config.contexts or config.answer.passages; lower that"
-                )
-            texts = [(corpus.passages[row].title, corpus.passages[row].text) for row in rows]
-            index = Index.load(
-                context.path("index", source.name),
-                encoder=session.encoder_fingerprint,
-                corpus=fingerprint_corpus(texts),
+    indices = {}
+    for number, rows in _select_all(session, corpus.passages).items():
+        name = session.config.sources[number].name
+        if len(rows) < count:
+            raise RagJaxError(
+                f"config.sources[{number}]: {name} has {len(rows)} passages, fewer than "
+                f"the {count} of config.contexts or config.answer.passages; lower that"
             )
-            found[number] = (index, texts)
+        texts = [(corpus.passages[row].title, corpus.passages[row].text) for row in rows]
+        indices[number] = Index.load(
+            context.path("index", name),
+            encoder=session.encoder_fingerprint,
+            corpus=fingerprint_corpus(texts),
+        )
+    return search_indices(session, indices, corpus.passages, count)
+
+
+def search_indices(
+    session: "Session", indices: Mapping[int, Index], passages: Sequence[Passage], count: int
+) -> Search:
+    """Searches each source's index for `count` passages, or for all where there are fewer."""
+    selected = _select_all(session, passages)
 
     def search(source: int, questions: Sequence[str]) -> list[list[tuple[str, str]]]:
-        index, texts = found[source]
-        _, rows = index.search(session.encode(questions), count)
-        return [
-            [(texts[row][0], session.form.shorten(texts[row][1])) for row in ranked]
-            for ranked in rows.tolist()
-        ]
+        index, rows = indices[source], selected[source]
+        _, found = index.search(session.encode(questions), min(count, index.size))
+        ranked = [[passages[rows[place]] for place in places] for places in found.tolist()]
+        return [[(p.title, session.form.shorten(p.text)) for p in own] for own in ranked]
 
     return search
+
+
+def _select_all(session: "Session", passages: Sequence[Passage]) -> dict[int, list[int]]:
+    """The passages of each searched source, by the source's number."""
+    return {
+        number: select_rows(source, passages)
+        for number, source in enumerate(session.config.sources)
+        if source.kind == "search"
+    }

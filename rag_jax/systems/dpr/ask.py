@@ -1,0 +1,55 @@
+"""Asks a finished run of dense passage retrieval: the passages that the trained encoder finds."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from rag_jax import asking
+from rag_jax.asking import Ask, Facts
+from rag_jax.data.formats import Passage, read_passages
+from rag_jax.models import Pretrained
+from rag_jax.pipeline import open_stages
+from rag_jax.retrieval import Index, list_texts
+from rag_jax.systems.dpr.config import DPRConfig
+from rag_jax.systems.dpr.pipeline import Session
+
+__all__ = ["CONFIG", "Session", "open_run"]
+
+CONFIG = DPRConfig
+_SHOWN = 5  # passages
+
+
+def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
+    """Reads a run's trained encoders and index.
+
+    Args:
+        corpus: passages to search in place of the run's.
+
+    Raises:
+        RagJaxError: as `open_stages`, or the corpus cannot be read.
+    """
+    context = open_stages(session.stages(), workdir, ("corpus", "train", "trained"))
+    encoders = session.load_trained(context)
+    if corpus is None:
+        passages = session.read_corpus(context).passages
+        index = Index.load(context.path("trained", "index"), encoder=encoders.passage.fingerprint)
+    else:
+        passages = read_passages([corpus])
+        encode = partial(session.encode, encoders.passage)
+        embeddings = asking.embed_texts(list_texts(passages), encode, name=str(corpus))
+        index = session.build_index(encoders.passage, embeddings, passages)
+    return partial(_answer, session, encoders.question, index, passages)
+
+
+def _answer(
+    session: Session,
+    encoder: Pretrained,
+    index: Index,
+    passages: Sequence[Passage],
+    question: str,
+) -> Iterator[Facts]:
+    k = min(_SHOWN, index.size)
+    scores, rows = index.search(session.encode(encoder, [question]), k)
+    found = zip(scores[0].tolist(), rows[0].tolist(), strict=True)
+    shown = [(f"{score:.3f}", asking.name_passage(passages[row])) for score, row in found]
+    yield Facts("passages found", shown)

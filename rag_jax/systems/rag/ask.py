@@ -1,0 +1,81 @@
+"""Asks a finished run of RAG: the passages found, how likely each is, and the answers over all."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rag_jax import asking
+from rag_jax.asking import Ask, Facts, Piece
+from rag_jax.data.formats import Passage, read_passages
+from rag_jax.pipeline import open_stages
+from rag_jax.retrieval import Index, list_texts
+from rag_jax.sharding import count_data_rows
+from rag_jax.systems.rag import evaluate, train
+from rag_jax.systems.rag.config import RAGConfig
+from rag_jax.systems.rag.data import pick_passages
+from rag_jax.systems.rag.infer import Engine
+from rag_jax.systems.rag.pipeline import Session
+
+__all__ = ["CONFIG", "Session", "open_run"]
+
+CONFIG = RAGConfig
+_SHOWN = 3  # answers
+
+
+def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
+    """Reads a run's generator, question encoder and index, as they were trained together.
+
+    Args:
+        corpus: passages to search in place of the run's.
+
+    Raises:
+        RagJaxError: as `open_stages`, or the corpus cannot be read.
+    """
+    context = open_stages(session.stages(), workdir, ("corpus", "index", "joint"))
+    collection = session.read_corpus(context)
+    trained = train.load_trained(session, context.path("joint", "params"), joint=True)
+    engine = evaluate.make_engine(session, trained["generator"])
+    engine = replace(engine, batch_size=count_data_rows())
+    index, encoder = evaluate.load_final_index(session, context, collection)
+    passages = collection.passages
+    if corpus is not None:
+        passages = read_passages([corpus])
+        encode = partial(session.encode, encoder)
+        embeddings = asking.embed_texts(list_texts(passages), encode, name=str(corpus))
+        index = session.build_index(embeddings, passages)
+    labels = session.list_labels(collection) if session.config.task == "classification" else []
+    return partial(_answer, session, engine, trained["query"], index, passages, labels)
+
+
+def _answer(
+    session: Session,
+    engine: Engine,
+    query: Any,
+    index: Index,
+    passages: Sequence[Passage],
+    labels: Sequence[str],
+    question: str,
+) -> Iterator[Facts | Piece]:
+    engine.form.encode_input(question, None)  # refuses one without room before it is searched
+    c, way = session.config, evaluate.choose_way(session)
+    queries = session.encode_questions(query, [question])
+    scores, rows = index.search(queries, min(c.passages, index.size))
+    scores = c.retriever.scale * scores
+    weights = np.exp(scores[0] - np.logaddexp.reduce(scores[0]))
+    found = [asking.name_passage(passages[row]) for row in rows[0].tolist()]
+    shown = [(f"{weight:.3f}", text) for weight, text in zip(weights, found, strict=True)]
+    yield Facts("passages read, and how likely each is", shown)
+    read = pick_passages(passages, rows)
+    if labels:
+        (chances,) = engine.classify([question], read, scores, labels)
+        answers = sorted(zip(chances.tolist(), labels, strict=True), reverse=True)
+    else:
+        (best,) = engine.answer([question], read, scores, ways=[way])[way]
+        answers = [(math.exp(logprob), text) for text, logprob in best]
+    yield Facts("likeliest answers", [(f"{chance:.3f}", text) for chance, text in answers[:_SHOWN]])
+    yield Piece("answer", answers[0][1])

@@ -1,0 +1,167 @@
+"""Asks a finished run of Self-Routing RAG: its choice, what that rests on, knowledge, answer."""
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rag_jax import asking
+from rag_jax.asking import Ask, Facts, Note, Piece
+from rag_jax.data.formats import Question, read_passages
+from rag_jax.decoding.cache import Cache, grow
+from rag_jax.decoding.loop import Decoded
+from rag_jax.decoding.stream import spell, stream
+from rag_jax.errors import RagJaxError
+from rag_jax.hosts import fetch
+from rag_jax.pipeline import open_stages
+from rag_jax.retrieval import list_texts
+from rag_jax.sharding import count_data_rows, shard_batch
+from rag_jax.stage import say
+from rag_jax.systems.srrag import evaluate
+from rag_jax.systems.srrag.config import SRRAGConfig
+from rag_jax.systems.srrag.infer import Engine, Routed, pick_rows
+from rag_jax.systems.srrag.pipeline import Session
+from rag_jax.systems.srrag.policy import Datastore, find_nearest, vote
+from rag_jax.systems.srrag.sources import build_indices, search_indices
+
+__all__ = ["CONFIG", "Session", "open_run"]
+
+CONFIG = SRRAGConfig
+_NEAREST = 5  # questions of the datastore that are shown
+_QUESTION = 32  # tokens that questions are padded to a multiple of: few programs are compiled
+
+_widen = jax.jit(grow, static_argnames="slots")
+
+
+def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
+    """Reads a run's model, datastore and indices.
+
+    Args:
+        corpus: passages that the searched sources have in place of the run's.
+
+    Raises:
+        RagJaxError: as `open_stages`, or the corpus cannot be read, or is too long to be.
+    """
+    context = open_stages(session.stages(), workdir, ("corpus", "index", "stage2", "datastore"))
+    collection = session.read_corpus(context)
+    engine = replace(
+        evaluate.make_engine(session, context, collection),
+        batch_size=count_data_rows(),
+        multiple=_QUESTION,
+    )
+    if corpus is not None:
+        passages = read_passages([corpus])
+        embeddings = asking.embed_texts(list_texts(passages), session.encode, name=str(corpus))
+        indices = build_indices(session, passages, embeddings)
+        cut = sum(session.form.shorten(passage.text) != passage.text for passage in passages)
+        if cut:
+            say(f"{cut} passages are read up to {session.form.max_text} tokens, config.model.max_text")
+        count = session.config.answer.passages
+        engine = replace(
+            engine,
+            search=search_indices(session, indices, passages, count),
+            knowledge_width=evaluate.measure_knowledge(session, passages),
+        )
+        if engine.room < _QUESTION:
+            raise RagJaxError(
+                f"{corpus}: its longest passages leave no room for a question in the model's "
+                f"context of {engine.model.config.max_length} tokens: split them"
+            )
+    datastore = evaluate.read_datastore(session, context)
+    return partial(_answer, session, engine, datastore, session.list_training(collection))
+
+
+def _answer(
+    session: Session,
+    engine: Engine,
+    datastore: Datastore,
+    neighbours: Sequence[Question],
+    question: str,
+) -> Iterator[Facts | Piece | Note]:
+    c, k = session.config, session.config.datastore.k
+    routed = engine.route([question])
+    nobody = jnp.full(engine.batch_size, -1)
+    votes = fetch(vote(datastore, routed.key, nobody, k=k, num_sources=len(c.sources)))[:1]
+    probabilities = fetch(routed.probabilities)[:1]
+    number = int(evaluate.choose(c, probabilities, votes)[0])
+    yield Facts("sources", _tabulate(session, probabilities[0], votes[0], number))
+    similarities, rows = fetch(find_nearest(datastore, routed.key, nobody, k=min(k, _NEAREST)))
+    labels = fetch(datastore.labels)
+    nearest = [
+        (f"{similarity:.3f}", c.sources[labels[row]].name, neighbours[row].question)
+        for similarity, row in zip(similarities[0].tolist(), rows[0].tolist(), strict=True)
+    ]
+    yield Facts("nearest questions, and the source that was better for each", nearest)
+    cache = None
+    if number != engine.form.internal:
+        learned = engine.learn(routed, [0], number, [question])
+        if learned.found[0]:
+            yield Facts(asking.PASSAGES, [(learned.texts[0],)])
+            cache = learned.cache
+        else:
+            yield Note(f"{c.sources[number].name} has nothing: the model goes on by itself")
+    if cache is None:
+        cache = yield from _verbalise(engine, routed)
+    cue = engine.form.encode_answer_cue()
+    decoded = yield from _write(engine, cache, cue, engine.max_answer, "answer")
+    if not fetch(decoded.finished)[0]:
+        yield Note(f"cut off at {engine.max_answer} tokens, config.answer.max_tokens")
+
+
+def _tabulate(
+    session: Session, probabilities: np.ndarray, votes: np.ndarray, chosen: int
+) -> list[tuple[str, ...]]:
+    """A row a source, `p_M`, the vote and their product; and what was chosen, by which rule."""
+    c, k = session.config, session.config.datastore.k
+    if c.route.decision == "argmax_product":
+        rule = "the largest product"
+    elif chosen == session.form.internal:
+        rule = f"no other is above tau={c.route.tau:g}"
+    else:
+        rule = f"above tau={c.route.tau:g}"
+    rows = [("", "model", "votes", "product", "")]
+    for number, source in enumerate(c.sources):
+        p, v = float(probabilities[number]), float(votes[number])
+        mark = f"chosen: {rule}" if number == chosen else ""
+        rows.append((source.name, f"{p:.3f}", f"{v * k:.0f}/{k}", f"{p * v:.3f}", mark))
+    return rows
+
+
+def _verbalise(engine: Engine, routed: Routed) -> Generator[Piece | Note, None, Cache]:
+    """The model as the source writes; the cache is as wide as behind passages."""
+    cache = pick_rows(routed.cache, np.zeros(engine.batch_size, np.int32))
+    token = engine.form.source_ids[engine.form.internal]
+    limit = engine.max_knowledge
+    decoded = yield from _write(engine, cache, [token], limit, "verbalised")
+    if not fetch(decoded.finished)[0]:
+        yield Note(f"cut off at {limit} tokens, config.verbalise.max_tokens")
+    return _widen(decoded.cache, slots=engine.knowledge_width - 1 - limit)
+
+
+def _write(
+    engine: Engine, cache: Cache, tokens: Sequence[int], limit: int, title: str
+) -> Generator[Piece, None, Decoded]:
+    """Reads some tokens behind the first row of a cache, and goes on."""
+    rows, decoded = engine.batch_size, None
+
+    def list_tokens() -> Iterator[list[int]]:
+        nonlocal decoded
+        for decoded in stream(
+            engine.model,
+            engine.params,
+            cache,
+            *shard_batch((np.tile(np.asarray(tokens, np.int32), (rows, 1)), np.arange(rows) < 1)),
+            max_tokens=limit,
+            stop_ids=engine.form.stop_ids,
+        ):
+            ids, lengths = fetch((decoded.tokens, decoded.lengths))
+            yield ids[0, : lengths[0]].tolist()
+
+    yield Piece(title, "")
+    for text in spell(engine.form.tokenizer, list_tokens()):
+        yield Piece(title, text)
+    return decoded
