@@ -47,8 +47,8 @@ class Note(NamedTuple):
 Ask = Callable[[str], Iterator[Facts | Piece | Note]]
 
 
-def answer_question(ask: Ask, question: str, out: IO[str] = sys.stdout) -> None:
-    """Asks, writes down what comes, and how long it took.
+def answer_question(ask: Ask, question: str) -> None:
+    """Asks, prints what comes, and how long it took.
 
     Raises:
         RagJaxError: the question is blank, or the system refuses it.
@@ -57,10 +57,10 @@ def answer_question(ask: Ask, question: str, out: IO[str] = sys.stdout) -> None:
     if not question.strip():
         raise RagJaxError("the question is blank: write one")
     start, compiling = time.perf_counter(), compile_seconds()
-    show(ask(question), out)
+    show(ask(question), sys.stdout)
     seconds, compiling = time.perf_counter() - start, compile_seconds() - compiling
     extra = f", {compiling:.2f} of them compiling" if compiling >= 0.01 else ""
-    print(f"{seconds:.2f} s{extra}", file=out, flush=True)
+    print(f"{seconds:.2f} s{extra}", flush=True)
 
 
 def show(shown: Iterator[Facts | Piece | Note], out: IO[str]) -> None:
