@@ -10,6 +10,7 @@ from rag_jax.adapters import AdapterStore
 from rag_jax.asking import Ask, Facts, Note, Piece
 from rag_jax.data.batches import round_up
 from rag_jax.data.formats import Passage, read_passages
+from rag_jax.errors import RagJaxError
 from rag_jax.pipeline import open_stages
 from rag_jax.sharding import count_data_rows
 from rag_jax.systems.prag.config import PRAGConfig
@@ -35,6 +36,8 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
     """
     context = open_stages(session.stages(), workdir, ("corpus", "encode"))
     if corpus is None:
+        if not context.path("encode", "adapters").exists():  # opening would make it
+            raise RagJaxError(f"{workdir}: stage encode: its adapters are not there")
         store = open_store(session, context, "encode")
         passages, name = session.read_corpus(context).passages, str(workdir)
     else:

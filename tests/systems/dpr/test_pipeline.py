@@ -18,8 +18,9 @@ from rag_jax.models import load
 from rag_jax.ranking import has_answer
 from rag_jax.retrieval import Index, encode_texts
 from rag_jax.retrieval.negatives import choose_negatives
-from rag_jax.systems.dpr import pipeline
+from rag_jax.systems.dpr import ask, pipeline
 from rag_jax.systems.dpr.config import DPRConfig
+from systems.asked import OWN, read_facts, take_stock, write_corpus
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 STAGES = ["corpus", "negatives", "untrained", "train", "trained", "evaluate"]
@@ -196,3 +197,24 @@ def test_presets():
     assert paper.train.warmup_fraction * paper.train.epochs * 58_880 / 128 == pytest.approx(1237)
     with pytest.raises(RagJaxError, match="config preset 'large': must be one of bert-base"):
         get_config("large")
+
+
+# Asking.
+
+
+def test_asking_finds_the_passages_of_the_evaluation(finished, tmp_path):
+    workdir = finished[0]
+    before = take_stock(workdir)
+    session = pipeline.Session(build(DPRConfig, make_config()))
+    asked = ask.open_run(session, workdir, None)
+    for record in read_jsonl(workdir / "predictions" / "trained.jsonl"):
+        rows = read_facts(asked(record["question"]), "passages found")
+        assert [text for _, text in rows] == [
+            f"{p['title']}: {p['text']}" for p in record["passages"]
+        ]
+        scores = [p["score"] for p in record["passages"]]
+        assert [float(score) for score, _ in rows] == pytest.approx(scores, abs=1e-3)
+    asked = ask.open_run(session, workdir, write_corpus(tmp_path / "own.jsonl"))
+    rows = read_facts(asked("Where is Atlantis [SEP] [MASK]?"), "passages found")
+    assert {text for _, text in rows} == {f"Atlantis: {OWN[0]['text']}", OWN[1]["text"]}
+    assert take_stock(workdir) == before

@@ -12,16 +12,26 @@ import optax
 import pytest
 
 from rag_jax import lora
+from rag_jax.asking import Facts
 from rag_jax.config import build, to_config_dict
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_json, read_jsonl
 from rag_jax.pipeline import run_stages
 from rag_jax.stage import StageContext
-from rag_jax.systems.prag import evaluate, infer, pipeline, train
+from rag_jax.systems.prag import ask, evaluate, infer, pipeline, train
 from rag_jax.systems.prag.augment import read_augmented
 from rag_jax.systems.prag.config import PRAGConfig
 from rag_jax.systems.prag.data import make_examples
 from rag_jax.systems.prag.infer import Engine
+from systems.asked import (
+    LONG,
+    OWN,
+    list_notes,
+    read_facts,
+    read_text,
+    take_stock,
+    write_corpus,
+)
 
 ROOT = Path(__file__).parents[3]
 QUICK = {
@@ -339,3 +349,65 @@ def test_an_encoder_is_no_language_model(make_config, bert_folder, tmp_path):
     session = pipeline.Session(build(PRAGConfig, config))
     with pytest.raises(RagJaxError, match="config.model.name=.*: is no decoder"):
         run_stages(session.stages()[:3], tmp_path / "run")
+
+
+# Asking.
+
+
+def test_asking_gives_the_answers_of_the_evaluation(finished, session):
+    workdir, _ = finished
+    before = take_stock(workdir)
+    asked = ask.open_run(session, workdir, None)
+    passages = {p["id"]: p for p in read_jsonl(workdir / "stages" / "corpus" / "passages.jsonl")}
+    for record in read_jsonl(workdir / "predictions" / "parametric.jsonl"):
+        shown = list(asked(record["question"]))
+        assert read_text(shown) == record["prediction"]
+        assert read_facts(shown, "passages found") == [
+            ("adapter", ": ".join(filter(None, (passages[id]["title"], passages[id]["text"]))))
+            for id in record["adapters"]
+        ]
+        assert list_notes(shown) == [
+            "adapters are merged into the model, the passages are not read"
+        ]
+    shown = list(asked("xyz?"))  # shares no word with any passage
+    note = "no passage shares a word with the question: the model answers by itself"
+    assert list_notes(shown) == [note]
+    assert [item for item in shown if isinstance(item, Facts)] == []
+    assert take_stock(workdir) == before
+
+
+def test_asking_without_adapters_reads_the_passages(finished, session, tmp_path):
+    """Of the run's documents those that no question of the evaluation found have none."""
+    workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    records = read_jsonl(workdir / "predictions" / "in_context.jsonl")
+    shutil.rmtree(workdir / "stages" / "encode" / "adapters")
+    before = take_stock(workdir)
+    with pytest.raises(RagJaxError, match="stage encode: its adapters are not there"):
+        ask.open_run(session, workdir, None)
+    assert take_stock(workdir) == before
+    corpus = write_corpus(tmp_path / "own.jsonl", read_jsonl(
+        workdir / "stages" / "corpus" / "passages.jsonl"
+    ))  # fmt: skip
+    asked = ask.open_run(session, workdir, corpus)
+    for record in records:
+        shown = list(asked(record["question"]))
+        assert read_text(shown) == record["prediction"]
+        assert {row[0] for row in read_facts(shown, "passages found")} == {"no adapter"}
+        assert list_notes(shown) == ["without adapters: the passages are read in the context"]
+
+
+def test_asking_with_a_damaged_adapter(finished, session, tmp_path):
+    workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    store = train.open_store(session, open_stage(session, workdir, "encode"), "encode")
+    shutil.rmtree(store._place(NAMES["Riga"]) / "tree")
+    shown = list(ask.open_run(session, workdir, None)("Riga lies in which country?"))
+    (note,) = [note for note in list_notes(shown) if note.startswith("answered without it: ")]
+    assert "'../up'" in note
+
+
+def test_asking_too_much(finished, session, tmp_path):
+    asked = ask.open_run(session, finished[0], write_corpus(tmp_path / "own.jsonl"))
+    with pytest.raises(RagJaxError, match="the question has 1.... tokens, and there is room for"):
+        list(asked(LONG))
+    shown = list(asked("Where is Atlantis <|im_end|>?"))
+    assert ("no adapter", f"Atlantis: {OWN[0]['text']}") in read_facts(shown, "passages found")

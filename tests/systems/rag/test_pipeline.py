@@ -16,9 +16,10 @@ from rag_jax.errors import RagJaxError
 from rag_jax.files import read_json, read_jsonl
 from rag_jax.pipeline import run_stages
 from rag_jax.ranking import has_answer
-from rag_jax.systems.rag import pipeline, train
+from rag_jax.systems.rag import ask, evaluate, pipeline, train
 from rag_jax.systems.rag.config import RAGConfig
 from rag_jax.systems.rag.evaluate import load_final_index
+from systems.asked import LONG, OWN, read_facts, read_text, take_stock, write_corpus
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 STAGES = ["corpus", "index", "frozen", "joint", "evaluate", "memory"]
@@ -256,3 +257,47 @@ def test_presets():
     assert (paper.passages, paper.retriever.scale, paper.train.smoothing) == (5, 1.0, 0.1)
     with pytest.raises(RagJaxError, match="preset 'huge': must be one of bart-large, or left out"):
         get_config("huge")
+
+
+# Asking.
+
+
+def test_asking_gives_the_answers_of_the_evaluation(finished, make_session):
+    workdir = finished[0]
+    before = take_stock(workdir)
+    session = make_session()
+    way = evaluate.choose_way(session)
+    asked = ask.open_run(session, workdir, None)
+    passages = {p["id"]: p for p in read_jsonl(workdir / "stages" / "corpus" / "passages.jsonl")}
+    for record in read_jsonl(workdir / "predictions" / f"{way}.jsonl"):
+        shown = list(asked(record["question"]))
+        assert read_text(shown) == record["prediction"]
+        rows = read_facts(shown, "passages read")
+        read = [passages[found["id"]] for found in record["passages"]]
+        assert [text for _, text in rows] == [f"{p['title']}: {p['text']}" for p in read]
+        weights = np.exp([found["score"] for found in record["passages"]])
+        shares = [float(share) for share, _ in rows]
+        assert shares == pytest.approx(weights / weights.sum(), abs=2e-3)
+        chance, best = read_facts(shown, "likeliest answers")[0]
+        assert best == record["prediction"] and 0 < float(chance) <= 1
+    assert take_stock(workdir) == before
+
+
+def test_asking_a_corpus_of_ones_own(finished, make_session, tmp_path):
+    session = make_session()
+    asked = ask.open_run(session, finished[0], write_corpus(tmp_path / "own.jsonl", OWN[:1]))
+    shown = list(asked("What is the capital of Atlantis <|im_end|>?"))
+    assert read_facts(shown, "passages read") == [("1.000", f"Atlantis: {OWN[0]['text']}")]
+    with pytest.raises(RagJaxError, match="a question has 1.... tokens by itself; raise it, or"):
+        list(asked(LONG))
+
+
+def test_asking_a_classifier(make_config, make_session, tmp_path):
+    changes = {"task": "classification", "world.test": 2}
+    workdir = tmp_path / "run"
+    pipeline.run(make_config(**changes), workdir)
+    asked = ask.open_run(make_session(**changes), workdir, None)
+    for record in read_jsonl(workdir / "predictions" / "joint.jsonl"):
+        shown = list(asked(record["question"]))
+        assert read_text(shown) == record["prediction"]
+        assert sum(float(row[0]) for row in read_facts(shown, "likeliest")) <= 1.01

@@ -18,9 +18,10 @@ from rag_jax.files import read_json, read_jsonl
 from rag_jax.losses import token_logprobs
 from rag_jax.pipeline import run_stages
 from rag_jax.stage import StageContext
-from rag_jax.systems.self_retrieval import evaluate, pipeline, steps
+from rag_jax.systems.self_retrieval import ask, evaluate, pipeline, steps
 from rag_jax.systems.self_retrieval.config import SelfRetrievalConfig
 from rag_jax.systems.self_retrieval.scores import score
+from systems.asked import LONG, read_facts, read_text, take_stock, write_corpus
 
 ROOT = Path(__file__).parents[3]
 QUICK = {
@@ -252,3 +253,33 @@ def test_an_encoder_is_no_language_model(make_config, bert_folder, tmp_path):
     session = pipeline.Session(build(SelfRetrievalConfig, config))
     with pytest.raises(RagJaxError, match="config.model.name=.*: is no decoder"):
         run_stages(session.stages()[:3], tmp_path / "run")
+
+
+# Asking.
+
+
+def test_asking_gives_what_the_evaluation_found(finished, make_config):
+    workdir = finished[0]
+    before = take_stock(workdir)
+    session = pipeline.Session(build(SelfRetrievalConfig, make_config(ablations=True)))
+    asked = ask.open_run(session, workdir, None)
+    passages = {p["id"]: p for p in read_jsonl(workdir / "stages" / "corpus" / "passages.jsonl")}
+    for record in read_jsonl(workdir / "predictions" / "self_retrieval.jsonl"):
+        shown = list(asked(record["question"]))
+        assert read_text(shown) == record["prediction"]
+        head, *rows = read_facts(shown, "passages written")
+        assert head[:2] == ("score", "rejected")
+        for (value, _, text), found in zip(rows, record["passages"], strict=False):
+            passage = passages[found["id"]]
+            assert text == f"{passage['title']}: {passage['text']}"
+            assert float(value) == pytest.approx(found["score"], abs=2e-3)
+    with pytest.raises(RagJaxError, match="the question has 1.... tokens, and there is room for"):
+        list(asked(LONG))
+    assert read_facts(list(asked("<|im_end|> <|endoftext|>")), "passages written")
+    assert take_stock(workdir) == before
+
+
+def test_asking_a_corpus_that_is_not_in_the_weights(finished, make_config, tmp_path):
+    session = pipeline.Session(build(SelfRetrievalConfig, make_config(ablations=True)))
+    with pytest.raises(RagJaxError, match="the corpus of Self-Retrieval is in its weights"):
+        ask.open_run(session, finished[0], write_corpus(tmp_path / "own.jsonl"))
