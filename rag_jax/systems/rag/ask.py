@@ -77,5 +77,5 @@ def _answer(
     else:
         (best,) = engine.answer([question], read, scores, ways=[way])[way]
         answers = [(math.exp(logprob), text) for text, logprob in best]
-    yield Facts("likeliest answers", [(f"{chance:.3f}", text) for chance, text in answers[:_SHOWN]])
+    yield Facts("likeliest answers", [(f"{chance:.3g}", text) for chance, text in answers[:_SHOWN]])
     yield Piece("answer", answers[0][1])
