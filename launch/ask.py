@@ -89,7 +89,7 @@ def converse(answer: Callable[[str], None]) -> None:
         try:
             line = input("question: " if person else "")
         except EOFError:
-            return
+            line = ""
         if not line:
             return
         try:

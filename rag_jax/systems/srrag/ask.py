@@ -15,7 +15,6 @@ from rag_jax.data.formats import Question, read_passages
 from rag_jax.decoding.cache import Cache, grow
 from rag_jax.decoding.loop import Decoded
 from rag_jax.decoding.stream import spell, stream
-from rag_jax.errors import RagJaxError
 from rag_jax.hosts import fetch
 from rag_jax.pipeline import open_stages
 from rag_jax.retrieval import list_texts
@@ -44,7 +43,7 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
         corpus: passages that the searched sources have in place of the run's.
 
     Raises:
-        RagJaxError: as `open_stages`, or the corpus cannot be read, or is too long to be.
+        RagJaxError: as `open_stages`, or the corpus cannot be read.
     """
     context = open_stages(session.stages(), workdir, ("corpus", "index", "stage2", "datastore"))
     collection = session.read_corpus(context)
@@ -59,18 +58,14 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
         indices = build_indices(session, passages, embeddings)
         cut = sum(session.form.shorten(passage.text) != passage.text for passage in passages)
         if cut:
-            say(f"{cut} passages are read up to {session.form.max_text} tokens, config.model.max_text")
+            limit = session.form.max_text
+            say(f"{cut} passages are cut to {limit} tokens (config.model.max_text)")
         count = session.config.answer.passages
         engine = replace(
             engine,
             search=search_indices(session, indices, passages, count),
             knowledge_width=evaluate.measure_knowledge(session, passages),
         )
-        if engine.room < _QUESTION:
-            raise RagJaxError(
-                f"{corpus}: its longest passages leave no room for a question in the model's "
-                f"context of {engine.model.config.max_length} tokens: split them"
-            )
     datastore = evaluate.read_datastore(session, context)
     return partial(_answer, session, engine, datastore, session.list_training(collection))
 

@@ -63,7 +63,7 @@ def test_answers_are_those_of_the_evaluation(opened, session, finished):
 
 def test_nearest_questions(opened, session, finished):
     context = open_stage(session, finished[0], "evaluate")
-    train = session.read_world(context).questions["train"]
+    train = session.list_training(session.read_corpus(context))
     stored = read_jsonl(context.path("datastore", "datastore.jsonl"))
     for question, record in zip(train, stored, strict=True):
         rows = read_facts(list(opened(question.question)), "nearest questions")
@@ -78,13 +78,13 @@ def test_nearest_questions(opened, session, finished):
 
 def make_engine(session, finished, **changes):
     context = open_stage(session, finished[0], "evaluate")
-    engine = ask.evaluate.make_engine(session, context, session.read_world(context))
+    engine = ask.evaluate.make_engine(session, context, session.read_corpus(context))
     return replace(engine, batch_size=1, multiple=32, **changes), context
 
 
 def ask_with(session, engine, context, question):
     datastore = ask.evaluate.read_datastore(session, context)
-    train = session.read_world(context).questions["train"]
+    train = session.list_training(session.read_corpus(context))
     return list(ask._answer(session, engine, datastore, train, question))
 
 
@@ -158,7 +158,6 @@ def test_a_corpus_of_ones_own(session, finished, tmp_path, capsys):
         ("", "own.jsonl: holds no passages"),
         ('{"id": "a", "text": "  "}', "own.jsonl:1: the text of passage 'a' is blank"),
         ("nothing", "own.jsonl:1: is not JSON"),
-        ('{"id": "a", "text": "%s"}' % ("long " * 900), "its longest passages leave no room"),
     ],
 )
 def test_a_corpus_that_cannot_be_asked(session, finished, tmp_path, content, message):
@@ -168,6 +167,18 @@ def test_a_corpus_that_cannot_be_asked(session, finished, tmp_path, content, mes
     with pytest.raises(RagJaxError) as error:
         ask.open_run(session, finished[0], path)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_passage_of_ones_own_that_is_too_long(session, finished, tmp_path, capsys):
+    text = "Riga is the capital of Latvia. " * 300
+    path = write_corpus(tmp_path / "own.jsonl", [{"id": "a", "text": text}])
+    asked = ask.open_run(session, finished[0], path)
+    assert "1 passages are cut to 256 tokens (config.model.max_text)\n" in capsys.readouterr().err
+    records = read_jsonl(finished[0] / "predictions" / "srrag.jsonl")
+    question = next(record["question"] for record in records if record["retrieved"])
+    ((knowledge,),) = read_facts(list(asked(question)), "passages read")
+    assert text.startswith(knowledge.removeprefix("[1] "))
+    assert len(session.form.tokenizer.encode(knowledge.removeprefix("[1] "))) == 256
 
 
 def test_nearest_of_equal_keys_and_of_oneself():
