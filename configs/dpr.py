@@ -1,6 +1,7 @@
 """Dense passage retrieval on the built-in encyclopedia, with all-MiniLM-L6-v2 on both sides.
 
     python launch/train.py --config=configs/dpr.py
+    python launch/ask.py --config=configs/dpr.py "QUESTION"    # once it has ended
 
 Cost: 11 minutes on two cores that other programs shared; 84 MB of downloads.
 

@@ -1,6 +1,7 @@
 """Parametric RAG on the built-in encyclopedia, with SmolLM2-135M-Instruct.
 
     python launch/train.py --config=configs/prag.py
+    python launch/ask.py --config=configs/prag.py "QUESTION"    # once it has ended
 
 Cost: 503 s on two CPU cores that reached 152 GFLOP/s of float32 matrix product, 89 of them
 compiling; 7.4 GB of memory; 176 MB of downloads. A document takes 1.52 MB and 10 ms to load.

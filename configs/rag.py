@@ -1,6 +1,7 @@
 """Retrieval-augmented generation on the built-in encyclopedia: SmolLM2-135M and all-MiniLM-L6-v2.
 
     python launch/train.py --config=configs/rag.py
+    python launch/ask.py --config=configs/rag.py "QUESTION"    # once it has ended
 
 Cost: 544 s on two CPU cores that reached 168 GFLOP/s of float32 matrix product, 108 of them
 compiling; 4.9 GB of memory; 176 MB of downloads.

@@ -1,6 +1,7 @@
 """Self-Retrieval on the built-in encyclopedia, with SmolLM2-135M-Instruct.
 
     python launch/train.py --config=configs/self_retrieval.py
+    python launch/ask.py --config=configs/self_retrieval.py "QUESTION"    # once it has ended
 
 Cost: 753 s on two CPU cores that reached 152 GFLOP/s of float32 matrix product, 178 of them
 compiling; 4.6 GB of memory; 176 MB of downloads. `--config.ablations=True` trains two more models

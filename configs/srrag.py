@@ -1,6 +1,7 @@
 """Self-Routing RAG on the built-in encyclopedia, with SmolLM2-135M-Instruct.
 
     python launch/train.py --config=configs/srrag.py
+    python launch/ask.py --config=configs/srrag.py "QUESTION"    # once it has ended
 
 Cost: 11.5 minutes on two CPU cores that reached 160 GFLOP/s of float32 matrix product, 1.9 of them
 compiling; 6.2 GB of memory; 176 MB of downloads.

@@ -20,7 +20,7 @@ from rag_jax.retrieval import Index, encode_texts
 from rag_jax.retrieval.negatives import choose_negatives
 from rag_jax.systems.dpr import ask, pipeline
 from rag_jax.systems.dpr.config import DPRConfig
-from systems.asked import OWN, read_facts, take_stock, write_corpus
+from systems.asked import LONG, OWN, read_facts, take_stock, write_corpus
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 STAGES = ["corpus", "negatives", "untrained", "train", "trained", "evaluate"]
@@ -202,7 +202,7 @@ def test_presets():
 # Asking.
 
 
-def test_asking_finds_the_passages_of_the_evaluation(finished, tmp_path):
+def test_asking_finds_the_passages_of_the_evaluation(finished, tmp_path, caplog):
     workdir = finished[0]
     before = take_stock(workdir)
     session = pipeline.Session(build(DPRConfig, make_config()))
@@ -217,4 +217,7 @@ def test_asking_finds_the_passages_of_the_evaluation(finished, tmp_path):
     asked = ask.open_run(session, workdir, write_corpus(tmp_path / "own.jsonl"))
     rows = read_facts(asked("Where is Atlantis [SEP] [MASK]?"), "passages found")
     assert {text for _, text in rows} == {f"Atlantis: {OWN[0]['text']}", OWN[1]["text"]}
+    with caplog.at_level("WARNING"):
+        assert len(read_facts(asked(LONG), "passages found")) == 2
+    assert "1 of 1 texts were cut to 24 tokens" in caplog.text
     assert take_stock(workdir) == before
