@@ -31,7 +31,6 @@ __all__ = ["CONFIG", "Session", "open_run"]
 
 CONFIG = SRRAGConfig
 _NEAREST = 5  # questions of the datastore that are shown
-_QUESTION = 32  # tokens that questions are padded to a multiple of: few programs are compiled
 
 _widen = jax.jit(grow, static_argnames="slots")
 
@@ -50,7 +49,6 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
     engine = replace(
         evaluate.make_engine(session, context, collection),
         batch_size=count_data_rows(),
-        multiple=_QUESTION,
     )
     if corpus is not None:
         passages = read_passages([corpus])
@@ -134,7 +132,7 @@ def _verbalise(engine: Engine, routed: Routed) -> Generator[Piece | Note, None, 
     decoded = yield from _write(engine, cache, [token], limit, "verbalised")
     if not fetch(decoded.finished)[0]:
         yield Note(f"cut off at {limit} tokens, config.verbalise.max_tokens")
-    return _widen(decoded.cache, slots=engine.knowledge_width - 1 - limit)
+    return _widen(decoded.cache, slots=engine.knowledge_width)
 
 
 def _write(

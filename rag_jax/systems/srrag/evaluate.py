@@ -88,7 +88,7 @@ def make_engine(
 
 
 def measure_knowledge(session: "Session", passages: Sequence[Passage]) -> int:
-    """Slots for a source token and whatever knowledge any source can give."""
+    """Slots for whatever knowledge any source can give."""
     c, form = session.config, session.form
     texts = (join_passages([(p.title, form.shorten(p.text))]) for p in passages)
     longest = max(len(form.encode_knowledge(text)) for text in texts)

@@ -84,7 +84,7 @@ def test_nearest_questions(opened, session, finished):
 def make_engine(session, finished, **changes):
     context = open_stage(session, finished[0], "evaluate")
     engine = ask.evaluate.make_engine(session, context, session.read_corpus(context))
-    return replace(engine, batch_size=1, multiple=32, **changes), context
+    return replace(engine, batch_size=1, **changes), context
 
 
 def ask_with(session, engine, context, question):
