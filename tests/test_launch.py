@@ -138,9 +138,9 @@ def test_ctrl_c_and_the_same_command_again(tmp_path, system):
 
 
 def test_a_value_out_of_range(tmp_path, system):
-    with system(f"--workdir={tmp_path / 'run'}", "--config.datastore.k=500") as process:
+    with system(f"--workdir={tmp_path / 'run'}", "--config.verbalise.pool=1") as process:
         _, said = process.communicate()
     assert process.returncode == 1
-    wanted = "error: config.datastore.k=500 is above the datastore's 160 entries"
-    assert said == f"{wanted} (config.world.train)\n"
+    wanted = "error: config.verbalise.pool=1 is below config.contexts=3"
+    assert said == f"{wanted}: each context needs a cluster of its own\n"
     assert not (tmp_path / "run").exists()
