@@ -70,13 +70,22 @@ def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def make_engine(
-    session: "Session", context: StageContext, corpus: Collection, *, trained: str = "stage2"
+    session: "Session",
+    context: StageContext,
+    corpus: Collection,
+    *,
+    trained: str = "stage2",
+    made: StageContext | None = None,
 ) -> Engine:
-    """The model that a stage trained, ready to route, learn and answer."""
-    c = session.config
+    """The model that a stage trained, ready to route, learn and answer.
+
+    Args:
+        made: has that stage, where it is of another work folder than the index.
+    """
+    c, made = session.config, made or context
     return Engine(
         model=session.base.model,
-        params=tune.load_tuned(session, context.path(trained, "params")),
+        params=tune.load_tuned(session, made.path(trained, "params")),
         form=session.form,
         search=make_search(session, context, corpus, c.answer.passages),
         layer=c.datastore.layer,
@@ -150,13 +159,19 @@ def read_datastore(
     return Datastore(spread(keys), jnp.asarray(labels), session.config.datastore.metric)
 
 
-def run_evaluation(session: "Session", context: StageContext) -> None:
-    """Every method on the same questions."""
-    c = session.config
+def run_evaluation(
+    session: "Session", context: StageContext, made: StageContext | None = None
+) -> None:
+    """Every method on the same questions.
+
+    Args:
+        made: has the tuned model and the datastore, where they are of another work folder.
+    """
+    c, made = session.config, made or context
     corpus = session.read_corpus(context)
     questions = session.list_questions(corpus)
-    engine = make_engine(session, context, corpus)
-    datastore = read_datastore(session, context)
+    engine = make_engine(session, context, corpus, made=made)
+    datastore = read_datastore(session, made)
 
     predictions = {
         "direct": context.map_batches(

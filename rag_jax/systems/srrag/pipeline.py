@@ -1,7 +1,7 @@
 """The stages of Self-Routing RAG, from an empty folder to the report."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -51,24 +51,41 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         records = run_stages(session.stages(), workdir, config=settings)
     if not is_first():
         return {}
+    stages = Path(workdir) / "stages"
     made = ("evaluate", "compare") if settings.ablations else ("evaluate",)
     predictions = {}
     for stage in made:
-        predictions |= read_json(Path(workdir) / "stages" / stage / "predictions.json")
-    stages = Path(workdir) / "stages"
-    methods = {method: evaluate.summarize(rows) for method, rows in predictions.items()}
-    routing = analysis.analyse(predictions, settings.sources)
+        predictions |= read_json(stages / stage / "predictions.json")
     statistics = {
         stage: read_json(stages / stage / "statistics.json") for stage in ("labels", "datastore")
     }
+    return report_run(settings, workdir, predictions, statistics=statistics, stages=records)
+
+
+def report_run(
+    settings: SRRAGConfig,
+    folder: Path,
+    predictions: Mapping[str, Any],
+    *,
+    statistics: Mapping[str, Any],
+    stages: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Writes the report on every method's predictions.
+
+    Args:
+        statistics: of the labels and the datastore.
+        stages: what `run_stages` gave.
+    """
+    methods = {method: evaluate.summarize(rows) for method, rows in predictions.items()}
+    routing = analysis.analyse(predictions, settings.sources)
     return write_report(
-        workdir,
+        folder,
         system="srrag",
         config=settings,
         model=settings.model.name,
         dataset=f"{settings.data.path or 'gazetteer'}, {settings.evaluate_on} questions",
         methods=methods,
-        stages=records,
+        stages=stages,
         predictions=predictions,
         columns=evaluate.COLUMNS,
         tables=analysis.list_tables(

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -16,14 +17,16 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from rag_jax import metrics
-from rag_jax.config import build
+from rag_jax.config import DataConfig, build
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_json, read_jsonl, to_json, write_jsonl
+from rag_jax.folder import hash_file
 from rag_jax.pipeline import run_stages
 from rag_jax.stage import StageContext
 from rag_jax.systems.srrag import pipeline, tune
 from rag_jax.systems.srrag.config import SourceConfig, SRRAGConfig
 from rag_jax.systems.srrag.data import join_passages
+from rag_jax.systems.srrag.transfer import evaluate_on
 from systems.srrag.tiny_run import (
     BACKEND,
     METHODS,
@@ -386,6 +389,35 @@ def test_the_long_tail_of_popqa(tmp_path, make_config):
     assert [(q.id, q.popularity) for q in session.list_questions(corpus)] == [("0", 0), ("1", None)]
     fewer = pipeline.Session(replace(settings, questions=1))
     assert len(fewer.list_questions(corpus)) == 1
+
+
+# Another dataset.
+
+
+def test_evaluate_on_another_dataset(finished, make_config, tmp_path):
+    workdir, before = finished[0], hash_files(finished[0])
+    data = DataConfig(path=str(write_popqa(tmp_path / "popqa", splits=["test"])))
+    evaluate = partial(evaluate_on, make_config(), workdir, data, "test", tmp_path / "out")
+    report = evaluate()
+    assert list_stages(report, reused=False) == ["corpus", "index", "evaluate"]
+    assert list(report["methods"]) == METHODS
+    assert all(numbers["n"] == 12 for numbers in report["methods"].values())
+    records = read_jsonl(tmp_path / "out" / "predictions" / "retrieve.jsonl")
+    assert {record["knowledge"] for record in records} == {"[1] Ada: A poet."}
+    assert [record["popularity"] for record in records][:3] == [0, None, 120]
+    assert list_stages(evaluate(), reused=False) == []
+    assert hash_files(workdir) == before
+
+
+def hash_files(folder):
+    return {path: hash_file(path) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_evaluate_on_without_a_finished_run(make_config, tmp_path):
+    data = DataConfig(path=str(tmp_path))
+    with pytest.raises(RagJaxError, match="there is no finished run; run launch/train.py"):
+        evaluate_on(make_config(), tmp_path / "none", data, "test", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_layer_that_the_model_lacks(copied, make_config):
