@@ -35,7 +35,7 @@ from rag_jax.sharding import (
 )
 from rag_jax.spans import Row, pack_rows
 from rag_jax.systems.rag import infer as rag
-from rag_jax.systems.srrag import infer, tune
+from rag_jax.systems.srrag import steps, tune
 from rag_jax.systems.srrag.config import NewTokensConfig, SRRAGConfig
 from rag_jax.systems.srrag.data import TERMS
 from rag_jax.training import compute_gradients, init_state, make_optimizer, make_step
@@ -342,19 +342,19 @@ def run_pass(mesh=None):
         tokens, mask = shard_batch(
             pad_rows(make_rows(range(2, 10), seed=seed), 12, pad_id=0, batch=8)
         )
-        routed = infer.route(model, params, tokens, mask, source_ids=(5, 6), layer=1)
-        routed = infer.join_rows([routed, routed])
+        routed = steps.route(model, params, tokens, mask, source_ids=(5, 6), layer=1)
+        routed = steps.join_rows([routed, routed])
         active = shard_batch(np.arange(8) < 5)
-        cache = infer.pick_rows(routed.cache, np.asarray([3, 1, 9, 14, 0, 3, 3, 3], np.int32))
-        cache, *written = infer.verbalise(
+        cache = steps.pick_rows(routed.cache, np.asarray([3, 1, 9, 14, 0, 3, 3, 3], np.int32))
+        cache, *written = steps.verbalise(
             model, params, cache, jnp.tile(jnp.array([5, 6]), 4), active, active, **stops
         )
-        answered = infer.answer(model, params, cache, active, cue=(7, 8), **stops)
-        cache = infer.read(
+        answered = steps.answer(model, params, cache, active, cue=(7, 8), **stops)
+        cache = steps.read(
             model, params, routed.cache, *(jnp.tile(x, (2, 1)) for x in (tokens, mask))
         )
-        cache = infer.pick_rows(cache, np.arange(8, dtype=np.int32))
-        scores = infer.score_answer(model, params, cache, tokens, mask, cue_length=2)
+        cache = steps.pick_rows(cache, np.arange(8, dtype=np.int32))
+        scores = steps.score_answer(model, params, cache, tokens, mask, cue_length=2)
         results += [routed.probabilities, routed.key, written, answered, scores]
     assert compile_seconds() == compiled
     return results

@@ -105,14 +105,6 @@ def write_model(folder, *, config, core, settings, seed):
     return folder
 
 
-def pytest_collection_modifyitems(items):
-    """One worker has all tests of a system, so that none of its runs is made twice."""
-    here = Path(__file__).parent
-    for item in items:
-        if item.path.is_relative_to(here):
-            item.add_marker(pytest.mark.xdist_group(item.path.parent.name))
-
-
 @pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory):
     return write_model(

@@ -22,10 +22,11 @@ from rag_jax.sharding import count_data_rows, shard_batch
 from rag_jax.stage import say
 from rag_jax.systems.srrag import evaluate
 from rag_jax.systems.srrag.config import SRRAGConfig
-from rag_jax.systems.srrag.infer import Engine, Routed, pick_rows
+from rag_jax.systems.srrag.infer import Engine
 from rag_jax.systems.srrag.pipeline import Session
 from rag_jax.systems.srrag.policy import Datastore, find_nearest, vote
 from rag_jax.systems.srrag.sources import build_indices, search_indices
+from rag_jax.systems.srrag.steps import Routed, pick_rows
 
 __all__ = ["CONFIG", "Session", "open_run"]
 

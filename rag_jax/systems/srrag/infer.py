@@ -1,49 +1,30 @@
 """One left-to-right pass: read the question, choose a source, write or fetch knowledge, answer.
 
-Five compiled programs share one cache: `route`, `verbalise`, `read`, `answer` and `score_answer`.
 Questions are routed in batches; their rows then go on together from the cache that routing left,
-whatever their sources, so nothing is read twice.
+whatever their sources, so nothing is read twice. What is compiled is in `steps.py`.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from rag_jax.data.batches import pad_rows, round_up
-from rag_jax.decoding.cache import Cache, append, grow, init_cache
-from rag_jax.decoding.generate import last_hidden
-from rag_jax.decoding.loop import decode
+from rag_jax.decoding.cache import Cache
 from rag_jax.errors import RagJaxError
 from rag_jax.hosts import fetch
-from rag_jax.losses import token_logprobs
 from rag_jax.models.decoder import Decoder
-from rag_jax.sharding import constrain_rows, shard_batch
+from rag_jax.sharding import shard_batch
 from rag_jax.stage import say
+from rag_jax.systems.srrag import steps
 from rag_jax.systems.srrag.data import Format, join_passages
+from rag_jax.systems.srrag.steps import Routed
 
 # A source's number and questions to the passages of each as (title, text), best first; none where
 # the source has nothing to say.
 Search = Callable[[int, Sequence[str]], list[list[tuple[str, str]]]]
-
-
-class Routed(NamedTuple):
-    """What the model says at `<EOQ>`.
-
-    Attributes:
-        cache: the question.
-        probabilities: `[B, S]`, `p_M(s | q)` over the source tokens alone.
-        key: `[B, D]`, the hidden state at `<EOQ>` after the datastore's layer.
-    """
-
-    cache: Cache
-    probabilities: Float[Array, "B S"]
-    key: Float[Array, "B D"]
 
 
 class Learned(NamedTuple):
@@ -67,130 +48,6 @@ class Learned(NamedTuple):
     def active(self) -> Bool[np.ndarray, "B"]:
         """Which rows of the cache are real."""
         return np.arange(self.cache.real.shape[0]) < len(self.texts)
-
-
-@partial(jax.jit, static_argnames=("model", "source_ids", "layer"))
-def route(
-    model: Decoder,
-    params,
-    tokens: Int[Array, "B T"],
-    mask: Bool[Array, "B T"],
-    *,
-    source_ids: tuple[int, ...],
-    layer: int,
-) -> Routed:
-    """Reads the questions up to `<EOQ>`."""
-    cache = init_cache(model, tokens.shape[0], dtype=params["embed"]["embedding"].dtype)
-    output, cache = append(model, params, cache, tokens, mask, tap=layer)
-    logits = model.apply({"params": params}, last_hidden(output.hidden, mask), method="logits")
-    chosen = logits[:, jnp.asarray(source_ids)].astype(jnp.float32)
-    return Routed(cache, jax.nn.softmax(chosen, axis=-1), last_hidden(output.tapped, mask))
-
-
-@partial(jax.jit, static_argnames=("model", "max_tokens", "stop_ids"))
-def verbalise(
-    model: Decoder,
-    params,
-    cache: Cache,
-    source_ids: Int[Array, "B"],
-    active: Bool[Array, "B"],
-    writing: Bool[Array, "B"],
-    *,
-    max_tokens: int,
-    stop_ids: tuple[int, ...],
-) -> tuple[Cache, Int[Array, "B N"], Int[Array, "B"], Bool[Array, "B"]]:
-    """Appends each row's source token; rows that are `writing` then write, greedily, knowledge up
-    to `<EOK>` (left out) or the limit.
-
-    Returns:
-        The cache, `1 + max_tokens` slots longer; the knowledge, its lengths, and where `<EOK>` came
-        in time.
-    """
-    output, cache = append(model, params, cache, source_ids[:, None], active[:, None])
-    decoded = decode(
-        model,
-        params,
-        cache,
-        output.hidden[:, 0],
-        max_tokens=max_tokens,
-        stop_ids=stop_ids,
-        active=writing,
-    )
-    return decoded.cache, decoded.tokens, decoded.lengths, decoded.finished
-
-
-@partial(jax.jit, static_argnames="model")
-def read(
-    model: Decoder, params, cache: Cache, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]
-) -> Cache:
-    """Appends the knowledge that was found; empty slots, at no cost, where no row has any."""
-    return jax.lax.cond(
-        mask.any(),
-        lambda cache: append(model, params, cache, tokens, mask)[1],
-        lambda cache: grow(cache, tokens.shape[1]),
-        cache,
-    )
-
-
-@partial(jax.jit, static_argnames=("model", "cue", "max_tokens", "stop_ids"))
-def answer(
-    model: Decoder,
-    params,
-    cache: Cache,
-    active: Bool[Array, "B"],
-    *,
-    cue: tuple[int, ...],
-    max_tokens: int,
-    stop_ids: tuple[int, ...],
-) -> tuple[Int[Array, "B N"], Int[Array, "B"]]:
-    """Closes the knowledge with `<EOK>`, asks for the answer and writes it greedily."""
-    tokens = jnp.tile(jnp.asarray(cue, jnp.int32), (active.shape[0], 1))
-    output, cache = append(model, params, cache, tokens, jnp.tile(active[:, None], len(cue)))
-    decoded = decode(
-        model,
-        params,
-        cache,
-        output.hidden[:, -1],
-        max_tokens=max_tokens,
-        stop_ids=stop_ids,
-        active=active,
-    )
-    return decoded.tokens, decoded.lengths
-
-
-@partial(jax.jit, static_argnames=("model", "cue_length"))
-def score_answer(
-    model: Decoder,
-    params,
-    cache: Cache,
-    tokens: Int[Array, "B T"],
-    mask: Bool[Array, "B T"],
-    *,
-    cue_length: int,
-) -> Float[Array, "B"]:
-    """`log p(answer | question, knowledge)` of given answers, which follow the cue in `tokens`."""
-    output, _ = append(model, params, cache, tokens, mask)
-    hidden = output.hidden[:, cue_length - 1 : -1]
-    logits = model.apply({"params": params}, hidden, method="logits")
-    logprobs = token_logprobs(logits, tokens[:, cue_length:])
-    return (logprobs * mask[:, cue_length:]).sum(axis=-1)
-
-
-@jax.jit
-def pick_rows(cache: Cache, rows: Int[Array, "B"]) -> Cache:
-    """The caches of some rows, in the order given."""
-    return jax.tree.map(lambda leaf: constrain_rows(leaf[rows], len(rows), free=True), cache)
-
-
-@jax.jit
-def join_rows(parts: Sequence[Routed]) -> Routed:
-    """The rows of several batches as one."""
-
-    def join(*leaves):
-        joined = jnp.concatenate(leaves)
-        return constrain_rows(joined, len(joined), free=True)
-
-    return jax.tree.map(join, *parts)
 
 
 @dataclass(frozen=True)
@@ -242,7 +99,7 @@ class Engine:
             batch = rows[start : start + self.batch_size]
             arrays = pad_rows(batch, width, pad_id=0, batch=self.batch_size)
             parts.append(
-                route(
+                steps.route(
                     self.model,
                     self.params,
                     *shard_batch(arrays),
@@ -250,7 +107,7 @@ class Engine:
                     layer=self.layer,
                 )
             )
-        return join_rows(parts)
+        return steps.join_rows(parts)
 
     def learn(
         self,
@@ -266,10 +123,12 @@ class Engine:
         """
         form, count = self.form, len(rows)
         sources = np.broadcast_to(np.asarray(source), count)
-        cache = pick_rows(routed.cache, np.resize(np.asarray(rows, np.int32), self.batch_size))
+        cache = steps.pick_rows(
+            routed.cache, np.resize(np.asarray(rows, np.int32), self.batch_size)
+        )
         # Rows that only fill the batch have no source.
         padded = np.pad(sources, (0, self.batch_size - count), constant_values=-1)
-        cache, *written = verbalise(
+        cache, *written = steps.verbalise(
             self.model,
             self.params,
             cache,
@@ -288,7 +147,7 @@ class Engine:
         texts = [join_passages(passages) for passages in found]
         chunks = [form.encode_knowledge(text) if text else [] for text in texts]
         arrays = pad_rows(chunks, self.knowledge_width, pad_id=0, batch=self.batch_size)
-        cache = read(self.model, self.params, cache, *shard_batch(arrays))
+        cache = steps.read(self.model, self.params, cache, *shard_batch(arrays))
         tokens, lengths, ended = (array[:count] for array in fetch(tuple(written)))
         own = self._decode(tokens, lengths)
         return Learned(
@@ -327,7 +186,7 @@ class Engine:
 
     def write_answers(self, learned: Learned) -> tuple[list[str], list[int]]:
         """Greedy answers of the real rows, and how many tokens each has."""
-        tokens, lengths = answer(
+        tokens, lengths = steps.answer(
             self.model,
             self.params,
             learned.cache,
@@ -345,7 +204,9 @@ class Engine:
         rows = [[*cue, *self.form.encode_answer(text)] for text in answers]
         width = round_up(max(map(len, rows)), 16)
         arrays = shard_batch(pad_rows(rows, width, pad_id=0, batch=self.batch_size))
-        scores = score_answer(self.model, self.params, learned.cache, *arrays, cue_length=len(cue))
+        scores = steps.score_answer(
+            self.model, self.params, learned.cache, *arrays, cue_length=len(cue)
+        )
         return fetch(scores)[: len(rows)]
 
     def answer_questions(

@@ -29,7 +29,7 @@ from rag_jax.planned import (
 from rag_jax.planning import Planner
 from rag_jax.retrieval.encode import embed_batch
 from rag_jax.sharding import list_places
-from rag_jax.systems.srrag import infer, policy, tune
+from rag_jax.systems.srrag import policy, steps, tune
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.contexts import score_batch
 from rag_jax.systems.srrag.data import TERMS, special_tokens
@@ -256,7 +256,7 @@ def _plan_passes(session: PlannedSession, planner: Planner) -> None:
     active = planner.rows((size,), bool)
     routed = planner.compile(
         "route",
-        infer.route,
+        steps.route,
         base.model,
         params,
         planner.rows((size, QUESTION), jnp.int32),
@@ -269,7 +269,7 @@ def _plan_passes(session: PlannedSession, planner: Planner) -> None:
     one = compile_token(planner, "one token of a verbalisation", base, token_cache, params)
     written = planner.compile(
         "verbalise",
-        infer.verbalise,
+        steps.verbalise,
         base.model,
         params,
         routed.cache,
@@ -282,7 +282,7 @@ def _plan_passes(session: PlannedSession, planner: Planner) -> None:
     )[0]
     learned = planner.compile(
         "read for answers",
-        infer.read,
+        steps.read,
         base.model,
         params,
         written,
@@ -294,7 +294,7 @@ def _plan_passes(session: PlannedSession, planner: Planner) -> None:
     one = compile_token(planner, "one token of an answer", base, token_cache, params)
     planner.compile(
         "answer",
-        infer.answer,
+        steps.answer,
         base.model,
         params,
         learned,
