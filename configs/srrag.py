@@ -16,6 +16,10 @@ Where the paper leaves a choice open, `rag_jax/systems/srrag/config.py` names it
 `--config.ablations=True` also trains and evaluates what the method is compared with: the untrained
 model on each source, selective retrieval, and the method without verbalising in its labels and with
 stage 1's loss in stage 2. It trains four times more and keeps what is already made.
+Accuracy and share of retrievals on the test questions: untrained model verbalising 0.353, 0, and
+retrieving 0.667, 1; selective retrieval 0.927 +- 0.030, 0.927; SR-RAG 0.937 +- 0.028, 0.757;
+without kNN 0.950, 0.880; without verbalising 0.947, 0.897; without stage 2's preferences 0.933,
+0.780. It took 110 minutes on a machine whose two cores were shared with several other programs.
 
 On PopQA (`FOLDER` is made by the lines below, from a folder with its `questions.jsonl` and
 `passages.jsonl`: the questions about subjects that have a passage and a known popularity, split by

@@ -188,7 +188,8 @@ def _format_html_table(rows: Sequence[Sequence[str]]) -> str:
 def _draw_bars(stages: Sequence[Mapping[str, Any]]) -> str:
     """An SVG with one bar a stage, its length the seconds, the compiling part darker."""
     longest = max((stage["seconds"] for stage in stages), default=0.0) or 1.0
-    width, left, line = 420, 150, 22
+    width, line = 420, 22
+    left = 8 + 8 * max((len(stage["name"]) for stage in stages), default=0)  # room for any name
     parts = []
     for row, stage in enumerate(stages):
         y = row * line
