@@ -46,9 +46,9 @@ from rag_jax.config import choose_preset, to_config_dict
 from rag_jax.systems.prag.config import (
     AnswerConfig,
     AugmentConfig,
+    ChatReaderConfig,
     EncodeConfig,
     PRAGConfig,
-    ReaderConfig,
     RetrieveConfig,
 )
 
@@ -56,7 +56,7 @@ from rag_jax.systems.prag.config import (
 def _follow_paper(name: str) -> PRAGConfig:
     """The paper's recipe for a model. What is trained and answered together is ours."""
     return PRAGConfig(
-        model=ReaderConfig(name=name, chat=True),
+        model=ChatReaderConfig(name=name, chat=True),
         retrieve=RetrieveConfig(by="bm25", passages=3),
         augment=AugmentConfig(by="model", batch_size=64),
         encode=EncodeConfig(epochs=1, learning_rate=3e-4, together=64),
@@ -66,7 +66,7 @@ def _follow_paper(name: str) -> PRAGConfig:
 
 PRESETS = {
     "": PRAGConfig(
-        model=ReaderConfig(chat=True),
+        model=ChatReaderConfig(chat=True),
         retrieve=RetrieveConfig(passages=1),
         encode=EncodeConfig(learning_rate=2.5e-3),
     ),

@@ -8,14 +8,16 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from rag_jax.compiling import compile_seconds
-from rag_jax.data.formats import Passage
+from rag_jax.data.formats import Passage, read_passages
 from rag_jax.errors import RagJaxError
+from rag_jax.retrieval import list_texts
 from rag_jax.stage import show_progress
 
 PASSAGES = "passages read"
@@ -96,6 +98,21 @@ def clean(text: str) -> str:
 def name_passage(passage: Passage) -> str:
     """A passage as it is shown."""
     return ": ".join(filter(None, (passage.title, passage.text)))
+
+
+def read_corpus(
+    path: Path, encode: Callable[..., Float[np.ndarray, "N E"]]
+) -> tuple[list[Passage], Float[np.ndarray, "N E"]]:
+    """A file's passages and their embeddings.
+
+    Args:
+        encode: as for `embed_texts`.
+
+    Raises:
+        RagJaxError: as `read_passages`.
+    """
+    passages = read_passages([path])
+    return passages, embed_texts(list_texts(passages), encode, name=str(path))
 
 
 def embed_texts(

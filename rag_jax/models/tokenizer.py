@@ -187,6 +187,11 @@ class Tokenizer:
         """The text of some ids, special tokens left out."""
         return self._core.decode([int(i) for i in ids], skip_special_tokens=True)
 
+    def shorten(self, text: str, limit: int) -> str:
+        """A text up to the last character that its first `limit` tokens spell whole."""
+        tokens = self.encode(text)
+        return text if len(tokens) <= limit else self.decode(tokens[:limit]).rstrip("\ufffd")
+
     def token_id(self, name: str) -> int:
         """The id of a special token.
 

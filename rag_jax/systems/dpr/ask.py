@@ -6,10 +6,10 @@ from pathlib import Path
 
 from rag_jax import asking
 from rag_jax.asking import Ask, Facts
-from rag_jax.data.formats import Passage, read_passages
+from rag_jax.data.formats import Passage
 from rag_jax.models import Pretrained
 from rag_jax.pipeline import open_stages
-from rag_jax.retrieval import Index, list_texts
+from rag_jax.retrieval import Index
 from rag_jax.systems.dpr.config import DPRConfig
 from rag_jax.systems.dpr.pipeline import Session
 
@@ -34,9 +34,7 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
         passages = session.read_corpus(context).passages
         index = Index.load(context.path("trained", "index"), encoder=encoders.passage.fingerprint)
     else:
-        passages = read_passages([corpus])
-        encode = partial(session.encode, encoders.passage)
-        embeddings = asking.embed_texts(list_texts(passages), encode, name=str(corpus))
+        passages, embeddings = asking.read_corpus(corpus, partial(session.encode, encoders.passage))
         index = session.build_index(encoders.passage, embeddings, passages)
     return partial(_answer, session, encoders.question, index, passages)
 

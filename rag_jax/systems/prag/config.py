@@ -10,9 +10,9 @@ from rag_jax.config import (
     EncoderConfig,
     Fraction,
     MeshConfig,
-    ModelConfig,
     NonNegative,
     Positive,
+    ReaderConfig,
     StageConfig,
     TuningConfig,
     WorldConfig,
@@ -21,12 +21,10 @@ from rag_jax.errors import RagJaxError
 
 
 @dataclass(frozen=True)
-class ReaderConfig(ModelConfig):
-    """The language model, asked in its chat template if `chat`, else in plain text; of a passage's
-    text it reads at most `max_text` tokens."""
+class ChatReaderConfig(ReaderConfig):
+    """A reader that is asked in its chat template if `chat`, else in plain text."""
 
     chat: bool = False
-    max_text: Count = 256
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ class PRAGConfig:
     evaluate_on: Literal["test", "dev"] = "test"
     ablations: bool = False
     mesh: MeshConfig = MeshConfig()
-    model: ReaderConfig = ReaderConfig()
+    model: ChatReaderConfig = ChatReaderConfig()
     data: DataConfig = DataConfig()
     world: WorldConfig = WorldConfig(cities=40, train=100, dev=60, test=100)
     retrieve: RetrieveConfig = RetrieveConfig()

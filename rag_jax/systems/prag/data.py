@@ -69,11 +69,7 @@ class Format:
 
     def cut_text(self, text: str) -> str:
         """A text in one line, up to the last of the tokens that are read of it."""
-        text = _join_words(text)
-        tokens = self.tokenizer.encode(text)
-        if len(tokens) <= self.max_text:
-            return text
-        return self.tokenizer.decode(tokens[: self.max_text]).rstrip("\ufffd")  # half a character
+        return self.tokenizer.shorten(_join_words(text), self.max_text)
 
     def is_cut(self, text: str) -> bool:
         """Whether a text has more tokens than are read of it."""

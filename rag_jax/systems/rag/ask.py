@@ -11,9 +11,9 @@ import numpy as np
 
 from rag_jax import asking
 from rag_jax.asking import Ask, Facts, Piece
-from rag_jax.data.formats import Passage, read_passages
+from rag_jax.data.formats import Passage
 from rag_jax.pipeline import open_stages
-from rag_jax.retrieval import Index, list_texts
+from rag_jax.retrieval import Index
 from rag_jax.sharding import count_data_rows
 from rag_jax.systems.rag import evaluate, train
 from rag_jax.systems.rag.config import RAGConfig
@@ -44,9 +44,7 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
     index, encoder = evaluate.load_final_index(session, context, collection)
     passages = collection.passages
     if corpus is not None:
-        passages = read_passages([corpus])
-        encode = partial(session.encode, encoder)
-        embeddings = asking.embed_texts(list_texts(passages), encode, name=str(corpus))
+        passages, embeddings = asking.read_corpus(corpus, partial(session.encode, encoder))
         index = session.build_index(embeddings, passages)
     labels = session.list_labels(collection) if session.config.task == "classification" else []
     return partial(_answer, session, engine, trained["query"], index, passages, labels)

@@ -11,13 +11,12 @@ import numpy as np
 
 from rag_jax import asking
 from rag_jax.asking import Ask, Facts, Note, Piece
-from rag_jax.data.formats import Question, read_passages
+from rag_jax.data.formats import Question
 from rag_jax.decoding.cache import Cache, grow
 from rag_jax.decoding.loop import Decoded
 from rag_jax.decoding.stream import spell, stream
 from rag_jax.hosts import fetch
 from rag_jax.pipeline import open_stages
-from rag_jax.retrieval import list_texts
 from rag_jax.sharding import count_data_rows, shard_batch
 from rag_jax.stage import say
 from rag_jax.systems.srrag import evaluate
@@ -52,8 +51,7 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
         batch_size=count_data_rows(),
     )
     if corpus is not None:
-        passages = read_passages([corpus])
-        embeddings = asking.embed_texts(list_texts(passages), session.encode, name=str(corpus))
+        passages, embeddings = asking.read_corpus(corpus, session.encode)
         indices = build_indices(session, passages, embeddings)
         cut = sum(session.form.shorten(passage.text) != passage.text for passage in passages)
         if cut:

@@ -51,10 +51,7 @@ class Format:
 
     def shorten(self, text: str) -> str:
         """A passage's text as far as it is read."""
-        tokens = self.tokenizer.encode(text)
-        if len(tokens) <= self.max_text:
-            return text
-        return self.tokenizer.decode(tokens[: self.max_text]).rstrip("\ufffd")
+        return self.tokenizer.shorten(text, self.max_text)
 
     def encode_knowledge(self, text: str) -> list[int]:
         return self.tokenizer.encode(f" {text}")
