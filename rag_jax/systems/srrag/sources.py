@@ -10,6 +10,7 @@ from rag_jax.data.formats import Collection, Passage
 from rag_jax.errors import RagJaxError
 from rag_jax.hosts import is_first
 from rag_jax.pipeline import StageContext
+from rag_jax.retrieval.encode import list_texts
 from rag_jax.retrieval.index import Index, fingerprint_corpus
 from rag_jax.systems.srrag.config import SourceConfig
 from rag_jax.systems.srrag.infer import Search
@@ -36,7 +37,7 @@ def select_rows(source: SourceConfig, passages: Sequence[Passage]) -> list[int]:
 def run_index(session: "Session", context: StageContext) -> None:
     """Embeds the passages and indexes those of each searched source."""
     passages = session.read_corpus(context).passages
-    texts = [(passage.title, passage.text) for passage in passages]
+    texts = list_texts(passages)
     _select_all(session, passages)  # a source without any is told before all are embedded
     embeddings = context.map_arrays(
         "embeddings.npy",
@@ -56,7 +57,7 @@ def build_indices(
     """The index of each searched source, by the source's number, over embedded passages."""
     indices = {}
     for number, rows in _select_all(session, passages).items():
-        texts = [(passages[row].title, passages[row].text) for row in rows]
+        texts = list_texts([passages[row] for row in rows])
         indices[number] = Index.build(
             embeddings[rows],
             backend=session.config.index.backend,
@@ -82,7 +83,7 @@ def make_search(
                 f"config.sources[{number}]: {name} has {len(rows)} passages, fewer than "
                 f"the {count} of config.contexts or config.answer.passages; lower that"
             )
-        texts = [(corpus.passages[row].title, corpus.passages[row].text) for row in rows]
+        texts = list_texts([corpus.passages[row] for row in rows])
         indices[number] = Index.load(
             context.path("index", name),
             encoder=session.encoder_fingerprint,
