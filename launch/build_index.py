@@ -1,14 +1,15 @@
 """Encodes the passages of files and builds an index over them.
 
     python launch/build_index.py FILE... [--encoder=all-minilm-l6-v2] [--backend=scann|exact]
-        [--max_length=256] [--bad_lines=0] [--workdir=DIR]
+        [--max_length=256] [--bad_lines=0] [--workdir=DIR] [--shard=I/N]
 
 The files are JSON lines with `id`, `text` and, where there is one, `title`, or BEIR's, DPR's,
 FlashRAG's or KILT's; as gzip or not. A bad line is told with its number; --bad_lines of them are
 skipped. The index ends up in DIR/stages/index/index, and the passages in the order of its rows in
 DIR/stages/passages/passages.jsonl; DIR is runs/index unless --workdir names another. The same
 command again continues where the last one stopped; with other files or settings it redoes just what
-they affect.
+they affect. With --shard=I/N, once the passages are copied, a process makes the I-th of N shards of
+their embeddings, which the command without it puts together.
 
 Ends with the size, the time, the bytes and, for ScaNN, which share of the exact ten best it finds
 when 256 of the passages are asked for.
@@ -33,11 +34,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--max_length", type=int, default=256)
     parser.add_argument("--bad_lines", type=int, default=0)
     parser.add_argument("--workdir", type=Path, default=Path("runs/index"))
+    parser.add_argument("--shard")
     settings = vars(parser.parse_args(arguments))
     # Imported here because it takes a second: mistakes are told, and Ctrl-C obeyed, before.
     from rag_jax.retrieval.build import build_index
 
     command.keep_programs(settings["workdir"])
+    settings["shard"] = command.read_shard(settings["shard"])
     facts = build_index(settings.pop("files"), settings.pop("workdir"), **settings)
     size, seconds = facts["passages"], facts["encode_seconds"]
     recall = f", recall@10 {facts['recall']:.4f}" if "recall" in facts else ""

@@ -1,12 +1,13 @@
 """What the commands share: reading a command line, and exit statuses."""
 
 import re
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rag_jax.errors import RagJaxError
+from rag_jax.errors import RagJaxError, Stopped
 
 
 def read_command(arguments: list[str], options: Mapping[str, str]) -> tuple[Any, dict[str, Any]]:
@@ -110,6 +111,22 @@ def read_count(options: Mapping[str, str | None], name: str) -> int | None:
     return None if value is None else int(value)
 
 
+def read_shard(value: str | None) -> Any:
+    """The shard that --shard=I/N names, or None.
+
+    Raises:
+        RagJaxError: it names none.
+    """
+    if value is None:
+        return None
+    numbers = re.fullmatch(r"(\d+)/(\d+)", value)
+    if not numbers or not int(numbers[1]) < int(numbers[2]):
+        raise RagJaxError(f"--shard={value}: must be I/N, with I from 0 to N - 1, such as 0/4")
+    from rag_jax.stage import Shard
+
+    return Shard(int(numbers[1]), int(numbers[2]))
+
+
 def find_workdir(arguments: list[str], options: Mapping[str, str | None]) -> Path:
     """The work folder: what --workdir says, or runs/<config>."""
     return Path(options["workdir"] or Path("runs") / find_config_file(arguments).stem)
@@ -132,17 +149,25 @@ def run(
     """Runs a command and gives its exit status: what a person can mend takes one line.
 
     Args:
-        interrupted: what is said after Ctrl-C.
+        interrupted: what is said after Ctrl-C and SIGTERM.
     """
     if "--help" in sys.argv[1:]:
         print(usage)
         return 0
+    signal.signal(signal.SIGTERM, _stop)
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130
+    except Stopped as stopped:
+        print(str(stopped) or interrupted, file=sys.stderr)
+        return 0
     except RagJaxError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _stop(*_: Any) -> None:
+    raise Stopped

@@ -2,12 +2,17 @@
 
     python launch/train.py --config=configs/srrag.py[:preset] [--config.field=value ...]
         [--workdir=DIR] [--coordinator=HOST:PORT --processes=N --process=I | --coordinator=auto]
+        [--shard=I/N]
 
 The work folder is runs/<config> unless --workdir names another. The same command again continues
 where the last one stopped; with another setting it redoes just what that setting affects.
 
 On several hosts the same command runs on each, with the same work folder, which all of them must
 see: --coordinator is then the address of process 0, or `auto` on Cloud TPU.
+
+Encoding a corpus, labelling, encoding documents and the like can be divided over processes that
+know nothing of each other: --shard=I/N makes the I-th of N shards of the first stage that is not
+made, and says what to run next. The command without it then puts the shards together.
 """
 
 import importlib
@@ -29,6 +34,7 @@ OPTIONS = {
     "coordinator": "address of the first of several processes",
     "processes": "how many there are",
     "process": "number of this one",
+    "shard": "I/N: make one of N shards of a stage",
 }
 
 
@@ -38,19 +44,23 @@ def main(arguments: list[str]) -> None:
     module = command.find_system(config, SYSTEMS)
     workdir = command.find_workdir(arguments, options)
     processes, process = (command.read_count(options, name) for name in ("processes", "process"))
-    coordinator = options["coordinator"]
+    coordinator, shard = options["coordinator"], options["shard"]
     if coordinator is None and (processes, process) != (None, None):
         raise RagJaxError("--processes and --process need --coordinator=HOST:PORT")
+    if coordinator is not None and shard is not None:
+        raise RagJaxError("--shard: its processes need no --coordinator; leave one of them out")
     # Imported here because it takes a second: mistakes are told, and Ctrl-C obeyed, before.
     import jax
 
     from rag_jax import hosts
 
+    shard = command.read_shard(shard)
+
     command.keep_programs(workdir)
     if coordinator is not None:
         hosts.connect(coordinator, processes, process)
     try:
-        importlib.import_module(module).run(config, workdir)
+        importlib.import_module(module).run(config, workdir, shard=shard)
     finally:
         if coordinator is not None:
             jax.distributed.shutdown()

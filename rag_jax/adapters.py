@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from rag_jax.checkpoint import load_tree, save_tree
+from rag_jax.checkpoint import is_whole, load_tree, save_tree
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_json, to_json, write_json
 from rag_jax.hosts import is_first, wait_for_all
@@ -74,6 +74,10 @@ class AdapterStore:
     def __contains__(self, passage: str) -> bool:
         """Whether there is an adapter of that passage, whole or not."""
         return self._place(passage).exists()
+
+    def is_whole(self, passage: str) -> bool:
+        """Whether a passage's adapter is there as it was saved."""
+        return is_whole(self._place(passage))
 
     def save(self, passages: Sequence[str], bank: PyTree) -> None:
         """Keeps adapters, each in place of what the store had for its passage.

@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend."""
+"""The exceptions that the commands turn into one line."""
 
 
 class RagJaxError(Exception):
@@ -6,4 +6,12 @@ class RagJaxError(Exception):
 
     The commands in `launch/` print it as `error: ...` and exit with status 1. Any other exception
     is a fault of the library and keeps its traceback.
+    """
+
+
+class Stopped(BaseException):
+    """The run ends here because it was asked to, with everything that it made on disk.
+
+    The commands in `launch/` print its text, which says how the run goes on, and exit with
+    status 0. No Exception, so that nothing that handles errors takes it for one.
     """

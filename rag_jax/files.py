@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -115,6 +116,18 @@ def read_jsonl(path: str | os.PathLike) -> list[Any]:
     """Reads what `write_jsonl` wrote."""
     with open(path, encoding="utf-8") as file:
         return [json.loads(line) for line in file]
+
+
+def sum_files(folder: Path) -> dict[str, int]:
+    """CRC-32 of every file in a folder and below, by its path there."""
+    sums = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        total = 0
+        with open(path, "rb") as file:
+            while block := file.read(1 << 24):
+                total = zlib.crc32(block, total)
+        sums[str(path.relative_to(folder))] = total
+    return sums
 
 
 def _to_plain(value: Any) -> Any:

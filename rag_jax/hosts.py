@@ -58,6 +58,17 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
+def was_told_to_stop(step: int) -> bool:
+    """Whether one of several processes got SIGTERM, as machines do that are about to be taken away.
+
+    JAX listens for it there, and has all of them answer the same at the same step.
+
+    Args:
+        step: of the training, which all processes ask about, each after the one before.
+    """
+    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
+
+
 def fetch(tree: PyTree[Array]) -> PyTree[np.ndarray]:
     """Arrays as the host's, whole in every process."""
 

@@ -7,8 +7,12 @@ runs of the needed stages that it read. So a stage is
 
 - kept, when it ended with this fingerprint, on those runs;
 - continued in its folder, when it began so but did not end;
-- redone from an empty folder otherwise: a setting of its own or upstream changed, or a stage that
-  it needs was made again (its artefacts are then not the ones this stage was made from).
+- redone from an empty folder otherwise: a setting of its own or upstream changed, a stage that
+  it needs was made again (its artefacts are then not the ones this stage was made from), or a file
+  of its folder is not as it was when the stage ended (`stage.json` has their checksums).
+
+Several processes can divide the work of one stage, each making a shard of it; a process without one
+then puts them together and goes on.
 """
 
 import contextlib
@@ -21,21 +25,32 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rag_jax.compiling import compile_seconds
-from rag_jax.errors import RagJaxError
-from rag_jax.files import explain_disk_errors, read_json, to_json, write_json
+from rag_jax.errors import RagJaxError, Stopped
+from rag_jax.files import explain_disk_errors, read_json, sum_files, to_json, write_json
 from rag_jax.hosts import is_first, wait_for_all
-from rag_jax.stage import Stage, StageContext, say
+from rag_jax.stage import Shard, Stage, StageContext, say
 
-__all__ = ["Stage", "StageContext", "fingerprint", "open_stages", "run_stages"]
+__all__ = [
+    "Shard",
+    "Stage",
+    "StageContext",
+    "fingerprint",
+    "open_stages",
+    "run_stages",
+]
 
 STARTED, ENDED = "started.json", "stage.json"
 
 
 def run_stages(
-    stages: Sequence[Stage], workdir: str | os.PathLike, *, config: Any = None
+    stages: Sequence[Stage],
+    workdir: str | os.PathLike,
+    *,
+    config: Any = None,
+    shard: Shard | None = None,
 ) -> list[dict[str, Any]]:
     """Runs what is not yet made, in order.
 
@@ -43,6 +58,9 @@ def run_stages(
         stages: every stage after those that it needs.
         workdir: the work folder; made if it is not there.
         config: written to `config.json` in it, for the reader; no stage depends on that file.
+        shard: of the first stage that is not made; nothing else is done then. Processes with other
+            shards may work in the folder at the same time, and each goes on where it was
+            interrupted, whatever became of the others.
 
     Returns:
         For each stage `{"name", "seconds", "compile_seconds", "fingerprint", "reused"}`: seconds
@@ -50,12 +68,16 @@ def run_stages(
         and compiling.
 
     Raises:
-        RagJaxError: if another process works in the folder or it cannot be written.
+        RagJaxError: if another process works in the folder or it cannot be written, or the stage
+            that a shard is asked of is not divided.
+        Stopped: the shard is made; the text says what to run next.
     """
     workdir = Path(workdir)
     with explain_disk_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        with _lock(workdir) if is_first() else contextlib.nullcontext():
+        if shard is not None:
+            _run_shard(stages, workdir, shard)
+        with _lock(workdir / ".lock") if is_first() else contextlib.nullcontext():
             wait_for_all(f"{workdir} is there")
             write_json(workdir / "config.json", config)
             made: dict[str, dict[str, Any]] = {}
@@ -94,7 +116,7 @@ def open_stages(
     made: dict[str, dict[str, Any]] = {}
     for stage in stages:
         if stage.name in wanted:
-            found, reason = _read_record(folder / stage.name, _describe(stage, made), made)
+            found, reason = _read_record(folder / stage.name, _describe(stage, made), made, stage)
             if found is None or not found.pop("ended"):
                 if reason:
                     advice += ", or give the settings that the run was made with"
@@ -130,42 +152,102 @@ def _describe(stage: Stage, made: Mapping[str, Mapping[str, Any]]) -> dict[str, 
 def _run_stage(stage: Stage, folder: Path, made: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     wanted = _describe(stage, made)
     context = StageContext(stage, folder)
-    found, reason = _read_record(context.folder, wanted, made)
+    found, reason = _read_record(context.folder, wanted, made, stage)
     wait_for_all(f"stage {stage.name} was looked for")
-    if reason:
-        say(f"stage {stage.name}: {reason}, redoing")
     if found and found.pop("ended"):
         say(f"stage {stage.name}: kept ({found['seconds']:.1f} s when it was made)")
         return found | {"reused": True}
+    _begin(context, wanted, found, reason)
     if is_first():
-        if found is None:
-            _empty(context.folder)
-            fresh = {"run": uuid.uuid4().hex, "seconds": 0.0, "compile_seconds": 0.0}
-            write_json(context.folder / STARTED, wanted | fresh)
-        else:
-            say(f"stage {stage.name}: continuing")
-            for left in context.folder.glob(".*.tmp"):
-                left.unlink()
+        for left in context.folder.glob(".*.tmp"):
+            left.unlink()
     wait_for_all(f"stage {stage.name} is to begin")
-    found = read_json(context.folder / STARTED)
+    with _count_seconds(context.folder):
+        stage.run(context)
+    if is_first():
+        made_files = sum_files(context.folder)
+        record = read_json(context.folder / STARTED)
+        files = {name: made_files[name] for name in made_files if name not in (STARTED, ENDED)}
+        write_json(context.folder / ENDED, record | {"files": files})
+    wait_for_all(f"stage {stage.name} has ended")
+    return read_json(context.folder / ENDED) | {"reused": False}
+
+
+def _run_shard(stages: Sequence[Stage], workdir: Path, shard: Shard) -> NoReturn:
+    made: dict[str, dict[str, Any]] = {}
+    with (
+        _lock(workdir / ".lock", shared=True),
+        _lock(workdir / f".lock.{shard.number}-of-{shard.count}"),
+    ):
+        for stage in stages:
+            context = StageContext(stage, workdir / "stages", shard)
+            wanted = _describe(stage, made)
+            # The record of a stage is for one process at a time to look at and change.
+            with _lock(workdir / ".lock.record", wait=True):
+                found, reason = _read_record(context.folder, wanted, made, stage)
+                if found and found.pop("ended"):
+                    made[stage.name] = found
+                    continue
+                if not stage.divides:
+                    raise RagJaxError(
+                        f"--shard: stage {stage.name} is not made, and its work is not divided; "
+                        "run this command without --shard first"
+                    )
+                _begin(context, wanted, found, reason)
+            with _count_seconds(context.folder, workdir / ".lock.record"):
+                stage.run(context)
+            raise ValueError(f"stage {stage.name} did not map {stage.divides[-1]}")
+    raise Stopped("every stage is made; run this command without --shard for the report")
+
+
+def _begin(
+    context: StageContext, wanted: Mapping[str, Any], found: Mapping[str, Any] | None, reason: str
+) -> None:
+    """Says why a stage is made, and leaves its folder with the record that it began."""
+    name = context.folder.name
+    if found is None and reason:
+        say(f"stage {name}: {reason}, redoing")
+    elif found is not None:
+        say(f"stage {name}: {reason}, mending" if reason else f"stage {name}: continuing")
+    if not is_first():
+        return
+    if found is None:
+        _empty(context.folder)
+        fresh = {"run": uuid.uuid4().hex, "seconds": 0.0, "compile_seconds": 0.0}
+        write_json(context.folder / STARTED, {**wanted, **fresh})
+    else:
+        (context.folder / ENDED).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _count_seconds(folder: Path, lock: Path | None = None) -> Iterator[None]:
+    """Adds the block's seconds to the record of the stage that began, however the block ends.
+
+    Args:
+        lock: held while the record is changed, where other processes do so too.
+    """
     start, compiling = time.monotonic(), compile_seconds()
     try:
-        stage.run(context)
+        yield
     finally:
-        found["seconds"] += time.monotonic() - start
-        found["compile_seconds"] += compile_seconds() - compiling
         # A disk that filled up must not hide the error that says so.
-        with contextlib.suppress(OSError):
-            write_json(context.folder / STARTED, found)
-    write_json(context.folder / ENDED, found)
-    wait_for_all(f"stage {stage.name} has ended")
-    return found | {"reused": False}
+        with (
+            contextlib.suppress(OSError),
+            _lock(lock, wait=True) if lock else contextlib.nullcontext(),
+        ):
+            found = read_json(folder / STARTED)
+            found["seconds"] += time.monotonic() - start
+            found["compile_seconds"] += compile_seconds() - compiling
+            write_json(folder / STARTED, found)
 
 
 def _read_record(
-    folder: Path, wanted: Mapping[str, Any], made: Mapping[str, Any]
+    folder: Path, wanted: Mapping[str, Any], made: Mapping[str, Any], stage: Stage
 ) -> tuple[dict[str, Any] | None, str]:
-    """The record of the stage in `folder` if it is the wanted one; else why it is not."""
+    """The record of the stage in `folder` if it is the wanted one, with `ended`; else why not.
+
+    Of one that ended and mends its files, and has to, `ended` is False, with the reason.
+    """
     ended = (folder / ENDED).exists()
     try:
         found = read_json(folder / (ENDED if ended else STARTED))
@@ -175,7 +257,11 @@ def _read_record(
     except (ValueError, KeyError, TypeError):
         return None, "its record cannot be read"
     if all(matches.values()):
-        return found | {"ended": ended}, ""
+        # Runs made before there were checksums have none.
+        damaged = _find_damaged(folder, found.pop("files", {})) if ended else ""
+        if damaged and not stage.mends:
+            return None, damaged
+        return found | {"ended": ended and not damaged}, damaged
     if not matches["settings"]:
         changes = ", ".join(_list_changes(found["settings"], wanted["settings"]))
         reason = f"settings changed ({changes})"
@@ -185,6 +271,16 @@ def _read_record(
         again = [n for n in wanted["built_on"] if found["built_on"].get(n) != made[n]["run"]]
         reason = f"{', '.join(again) or 'what it needs'} was made again"
     return None, reason
+
+
+def _find_damaged(folder: Path, files: Mapping[str, int]) -> str:
+    """Says which of a folder's files are not as their checksums say; nothing if all are."""
+    found = sum_files(folder)
+    damaged = [name for name in files if found.get(name) != files[name]]
+    if not damaged:
+        return ""
+    more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+    return f"{folder / damaged[0]}{more} removed, cut short or altered"
 
 
 def _list_changes(old: Any, new: Any, path: str = "") -> Iterator[str]:
@@ -208,16 +304,22 @@ def _empty(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _lock(workdir: Path) -> Iterator[None]:
-    """Holds the work folder for this process; the system lets go of it when the process ends."""
-    with open(workdir / ".lock", "a+") as file:
+def _lock(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[None]:
+    """Holds a file for this process; the system lets go of it when the process ends.
+
+    Args:
+        shared: with others that hold it so.
+        wait: until it is free, instead of raising.
+    """
+    with open(path, "a+") as file:
+        how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, how if wait else how | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             owner = file.read().strip() or "unknown"
             raise RagJaxError(
-                f"{workdir}: in use by another run (process {owner}); wait for it or choose "
+                f"{path.parent}: in use by another run (process {owner}); wait for it or choose "
                 "another folder with --workdir"
             ) from None
         file.truncate(0)

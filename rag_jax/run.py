@@ -9,7 +9,7 @@ import jax
 
 from rag_jax.files import read_jsonl
 from rag_jax.hosts import is_first
-from rag_jax.pipeline import run_stages
+from rag_jax.pipeline import Shard, run_stages
 from rag_jax.report import write_report
 
 
@@ -17,18 +17,20 @@ def run_session(
     session: Any,
     workdir: Path,
     *,
+    shard: Shard | None,
     model: str,
     methods: Sequence[str],
     summarize: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]],
     columns: Sequence[str],
     make_tables: Callable[[Path, Mapping[str, Any]], Mapping[str, Any]] = lambda *made: {},
 ) -> dict[str, Any]:
-    """Runs every stage that isn't made yet and writes the report.
+    """Runs every stage that isn't made yet, or a shard of the first, and writes the report.
 
     Args:
         session: with `config`, `mesh` and `stages()`, of which the stage "evaluate" writes for
             each method `<method>.jsonl`, a record a question; TREC runs there are copied into the
             work folder.
+        shard: as for `run_stages`.
         model: the name that the report has.
         summarize: gives a method's numbers from its records.
         columns: as for `write_report`.
@@ -42,7 +44,7 @@ def run_session(
     """
     config = session.config
     with jax.set_mesh(session.mesh):
-        records = run_stages(session.stages(), workdir, config=config)
+        records = run_stages(session.stages(), workdir, config=config, shard=shard)
     if not is_first():
         return {}
     stages = Path(workdir) / "stages"

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,31 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from rag_jax.files import open_atomic, to_json
+from rag_jax.errors import Stopped
+from rag_jax.files import open_atomic, read_jsonl, to_json, write_jsonl
 from rag_jax.hosts import is_first, wait_for_all
 
 
-class StageContext:
-    """What a stage's function gets: its folder, other stages' artefacts, and resumable maps."""
+@dataclass(frozen=True)
+class Shard:
+    """One process's share of a divided stage: every `count`-th batch, from batch `number` on."""
 
-    def __init__(self, stage: "Stage", stages_folder: Path):
+    number: int
+    count: int
+
+
+class StageContext:
+    """What a stage's function gets: its folder, other stages' artefacts, and resumable maps.
+
+    With a shard the maps make that share of their batches, each in a file of its own, which a
+    context without one then takes instead of making the batch.
+    """
+
+    def __init__(self, stage: "Stage", stages_folder: Path, shard: Shard | None = None):
         self.folder = stages_folder / stage.name
         self._stage = stage
         self._stages_folder = stages_folder
+        self._shard = shard
 
     def path(self, stage: str, file: str) -> Path:
         """An artefact of this stage, or of one that it declares in `needs`."""
@@ -60,28 +74,50 @@ class StageContext:
 
         Returns:
             All records, as read back from JSON.
+
+        Raises:
+            Stopped: this process's shard is made, and others or no map of the stage are missing.
         """
         path = self.folder / file
         records, sizes = read_whole_lines(path, limit=len(items))
+        if len(records) < len(items):
+            records = records[: len(records) // batch_size * batch_size]
+        starts = range(len(records), len(items), batch_size)
+        pieces = {start: path.with_name(f"{file}.{start}") for start in starts}
+        ready = {start for start, piece in pieces.items() if piece.exists()}
         wait_for_all(f"{path} was read")
-        if len(records) == len(items):
+
+        def make(start: int) -> list[Mapping[str, Any]]:
+            batch = items[start : start + batch_size]
+            made = run(batch)
+            if len(made) != len(batch):
+                raise ValueError(f"{file}: {len(made)} records for {len(batch)} items")
+            return list(made)
+
+        if self._shard is not None:
+            self._make_shard(
+                file,
+                pieces,
+                lambda start: write_jsonl(pieces[start], make(start)),
+                batch_size=batch_size,
+                unit=unit,
+            )
+            return records + [record for piece in pieces.values() for record in read_jsonl(piece)]
+        if not pieces:
             if is_first():
                 path.touch()
             return records
-        records = records[: len(records) // batch_size * batch_size]
         with (
             open_to_append(path, sum(sizes[: len(records)])) as out,
             self.progress(len(items), unit=unit, initial=len(records)) as bar,
         ):
-            for start in range(len(records), len(items), batch_size):
-                batch = items[start : start + batch_size]
-                made = run(batch)
-                if len(made) != len(batch):
-                    raise ValueError(f"{file}: {len(made)} records for {len(batch)} items")
+            for start, piece in pieces.items():
+                made = read_jsonl(piece) if start in ready else make(start)
                 lines = [to_json(record) for record in made]
                 out("".join(line + "\n" for line in lines).encode())
                 records += [json.loads(line) for line in lines]
-                bar.update(len(batch))
+                bar.update(len(lines))
+        _remove(pieces.values())
         return records
 
     def map_arrays(
@@ -107,29 +143,76 @@ class StageContext:
 
         Returns:
             All rows, `[count, ...]` float32.
+
+        Raises:
+            Stopped: as for `map_batches`.
         """
         path = self.folder / file
-        slices = [slice(s, min(s + batch_size, count)) for s in range(0, count, batch_size)]
-        shards = [self.folder / f"{path.stem}.{s.start}-{s.stop}.npy" for s in slices]
         complete = path.exists()
-        missing = [(s, f) for s, f in zip(slices, shards, strict=True) if not f.exists()]
+        starts = () if complete else range(0, count, batch_size)
+        pieces = {start: self.folder / f"{path.stem}.{start}.npy" for start in starts}
+        missing = [start for start, piece in pieces.items() if not piece.exists()]
         wait_for_all(f"{path} was looked for")
+
+        def make(start: int) -> None:
+            rows = slice(start, min(start + batch_size, count))
+            made = np.asarray(run(rows), np.float32)
+            if len(made) != rows.stop - rows.start:
+                raise ValueError(f"{file}: {len(made)} rows for {rows}")
+            save_array(pieces[start], made)
+
+        def join() -> np.ndarray:
+            return np.concatenate([np.load(piece) for piece in pieces.values()])
+
+        if self._shard is not None:
+            self._make_shard(file, pieces, make, batch_size=batch_size, unit=unit)
+            return np.load(path) if complete else join()
         if not complete:
-            done = count - sum(rows.stop - rows.start for rows, _ in missing)
-            with self.progress(count, unit=unit, initial=done) as bar:
-                for rows, shard in missing:
-                    made = np.asarray(run(rows), np.float32)
-                    if len(made) != rows.stop - rows.start:
-                        raise ValueError(f"{file}: {len(made)} rows for {rows}")
-                    save_array(shard, made)
-                    bar.update(len(made))
+            done = batch_size * (len(pieces) - len(missing))
+            with self.progress(count, unit=unit, initial=min(done, count)) as bar:
+                for start in missing:
+                    make(start)
+                    bar.update(min(batch_size, count - bar.n))
             if is_first():
-                save_array(path, np.concatenate([np.load(shard) for shard in shards]))
+                save_array(path, join())
         wait_for_all(f"{path} was written")
-        if is_first():
-            for shard in shards:
-                shard.unlink(missing_ok=True)
+        _remove(pieces.values())
         return np.load(path)
+
+    def _make_shard(
+        self,
+        file: str,
+        pieces: Mapping[int, Path],
+        make: Callable[[int], None],
+        *,
+        batch_size: int,
+        unit: str,
+    ) -> None:
+        """Makes the pieces of a map that fall to this process.
+
+        Args:
+            pieces: files by the number of their first item.
+            make: writes one.
+
+        Raises:
+            Stopped: unless every piece is there, the other processes' too, and a map follows.
+        """
+        shard, last = self._shard, file == self._stage.divides[-1]
+        own = [start for start in pieces if start // batch_size % shard.count == shard.number]
+        missing = [start for start in own if not pieces[start].exists()]
+        with self.progress(
+            len(own), unit=f"batches of {unit}", initial=len(own) - len(missing)
+        ) as bar:
+            for start in missing:
+                make(start)
+                bar.update(1)
+        others = sum(not piece.exists() for piece in pieces.values())
+        if others or last:
+            raise Stopped(
+                f"stage {self._stage.name}: shard {shard.number} of {shard.count} of {file} is made"
+                + (f", {others} batches of others are not yet; then" if others else ";")
+                + (" run this command " + ("without --shard" if last else "again"))
+            )
 
 
 @dataclass(frozen=True)
@@ -143,6 +226,9 @@ class Stage:
         settings: everything it reads from the config, and the weights' fingerprints; JSON-able.
         needs: earlier stages whose artefacts it reads.
         version: raise it when the code makes something else from the same settings.
+        divides: the files that it maps items to, in order, where processes may share its work.
+        mends: when files of its folder are damaged, it is called again on what is there, which it
+            looks after itself; other stages are made again from an empty folder.
     """
 
     name: str
@@ -150,6 +236,8 @@ class Stage:
     settings: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     version: int = 1
+    divides: tuple[str, ...] = ()
+    mends: bool = False
 
 
 @contextlib.contextmanager
@@ -206,6 +294,12 @@ def open_to_append(path: Path, size: int) -> Iterator[Callable[[bytes], None]]:
 
         out.truncate(size)
         yield append
+
+
+def _remove(pieces: Iterable[Path]) -> None:
+    if is_first():
+        for piece in pieces:
+            piece.unlink(missing_ok=True)
 
 
 def read_whole_lines(

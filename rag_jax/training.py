@@ -27,9 +27,9 @@ from rag_jax.checkpoint import Checkpoints
 from rag_jax.compiling import Clock
 from rag_jax.config import StageConfig
 from rag_jax.devices import find_peak
-from rag_jax.errors import RagJaxError
+from rag_jax.errors import RagJaxError, Stopped
 from rag_jax.files import open_atomic, to_json, write_json
-from rag_jax.hosts import is_first
+from rag_jax.hosts import is_first, was_told_to_stop
 from rag_jax.sharding import Places, follow, keep_places, list_places
 
 LossFunction = Callable[[PyTree, PyTree, Any], tuple[Float[Array, ""], Mapping[str, Array]]]
@@ -186,13 +186,14 @@ def train(
         step_fn: `(state, batch) -> (state, metrics)`, with a scalar `"loss"` among the metrics.
         batch_at: gives step i's batch and its examples' ids; a pure function of i, from 0.
         total_steps: how many steps make the whole run.
-        checkpoints: where it goes on from. Saved to every `checkpoint_every` steps, and when
-            Ctrl-C stops the run.
+        checkpoints: where it goes on from. Saved to every `checkpoint_every` steps, while the
+            next ones are taken, and when Ctrl-C or SIGTERM stops the run.
         checkpoint_every: in steps.
         progress: such as `StageContext.progress`.
         log_path: JSON lines, one a step: `{"step", ...metrics}`. Beside it, as what differs from
-            run to run, `speed.jsonl` has `{"step", "seconds", "gflops", "of_peak"}`, the last two
-            achieved in the seconds not spent compiling.
+            run to run, `speed.jsonl` has `{"step", "seconds", "gflops", "of_peak",
+            "save_seconds"}`: the two in the middle achieved in the seconds not spent compiling, the
+            last what the loop waited for a checkpoint before the step, which is no part of them.
         flops_at: operations of step i's matrix products.
         profile_steps: after the second step of this process, which has compiled most of what
             there is, so many are traced by JAX's profiler, into `profile` beside the log.
@@ -201,6 +202,7 @@ def train(
         RagJaxError: when the loss is not finite. The step, ids and metrics are written to
             `nonfinite.json` beside the log, and nothing after that step is saved.
         KeyboardInterrupt: on Ctrl-C, after the step under way and a checkpoint.
+        Stopped: on SIGTERM, likewise.
     """
     found = checkpoints.restore_latest(state)
     first, state = found if found else (0, state)
@@ -209,7 +211,7 @@ def train(
         _cut_log(log_path, first)
         _cut_log(speed_path, first)
     pending: tuple[int, Sequence[str], Mapping[str, Array]] | None = None
-    saved = first
+    saved, waited = first, 0.0
     peak, clock = find_peak(_list_devices(state)), Clock()
     profiled = range(first + 2, min(first + 2 + profile_steps, total_steps))
 
@@ -217,31 +219,38 @@ def train(
         open(log_path if is_first() else os.devnull, "a", encoding="utf-8") as log,
         open(speed_path if is_first() else os.devnull, "a", encoding="utf-8") as speed,
         progress(total_steps, unit="steps", initial=first) as bar,
-        _note_interrupt() as interrupted,
+        checkpoints,
+        _note_signals() as signals,
     ):
 
         def settle() -> None:
             """Waits for the last dispatched step; logs and checks its metrics."""
-            nonlocal pending, clock
+            nonlocal pending, clock, waited
             if pending is not None:
                 step, ids, metrics = pending
                 pending = None
                 _log_step(log, log_path, step, ids, jax.device_get(metrics))
-                _write_line(speed, {"step": step, **_measure_speed(clock, flops_at(step), peak)})
-                clock = Clock()
+                measured = _measure_speed(clock, flops_at(step), peak)
+                _write_line(speed, {"step": step, **measured, "save_seconds": waited})
+                clock, waited = Clock(), 0.0
                 bar.update(1)
 
         def save(step: int) -> None:
-            nonlocal saved
+            nonlocal saved, clock, waited
             settle()
             if step > saved:
                 checkpoints.save(step, state)
-                saved = step
+                waited, clock, saved = time.perf_counter() - clock.start, Clock(), step
+
+        def stop(step: int, reason: BaseException) -> None:
+            save(step)
+            raise reason
 
         for step in range(first, total_steps):
-            if interrupted.is_set():
-                save(step)
-                raise KeyboardInterrupt
+            if was_told_to_stop(step):
+                signals.append(Stopped())
+            if signals:
+                stop(step, signals[0])
             if profiled and step == profiled[0]:
                 settle()
                 jax.profiler.start_trace(log_path.parent / "profile")
@@ -255,36 +264,41 @@ def train(
             if (step + 1) % checkpoint_every == 0 and step + 1 < total_steps:
                 save(step + 1)
         settle()
-        if interrupted.is_set():
-            save(total_steps)
-            raise KeyboardInterrupt
+        if signals:
+            stop(total_steps, signals[0])
     return state
 
 
 @contextlib.contextmanager
-def _note_interrupt() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets, in place of an exception in the middle of a step.
+def _note_signals() -> Iterator[list[BaseException]]:
+    """A list in which Ctrl-C and SIGTERM leave what to raise, not in the middle of a step.
 
     A step donates its state's buffers, so between two steps is the only place where there is a
-    state to save. A second Ctrl-C raises at once, for when a step hangs.
+    state to save. A second signal acts at once, for when a step hangs.
     """
-    event = threading.Event()
+    noted: list[BaseException] = []
     # Among several processes one that stopped by itself would leave the others waiting.
     if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
-        yield event
+        yield noted
         return
-    before = signal.getsignal(signal.SIGINT)
+    reasons = {signal.SIGINT: KeyboardInterrupt(), signal.SIGTERM: Stopped()}
+    before = {number: signal.getsignal(number) for number in reasons}
 
-    def note(*_: Any) -> None:
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number: int, _: Any) -> None:
         print("\nstopping after this step and a checkpoint", file=sys.stderr)
-        event.set()
-        signal.signal(signal.SIGINT, before)
+        noted.append(reasons[signal.Signals(number)])
+        restore()
 
-    signal.signal(signal.SIGINT, note)
+    for number in reasons:
+        signal.signal(number, note)
     try:
-        yield event
+        yield noted
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
 
 
 def _measure_speed(clock: Clock, flops: float, peak: float) -> dict[str, float]:

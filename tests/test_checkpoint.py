@@ -1,6 +1,8 @@
 """Checkpoints: what comes back, and what happens to damaged ones."""
 
 import errno
+import os
+import threading
 from collections import namedtuple
 
 import jax
@@ -9,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from rag_jax import checkpoint
 from rag_jax.checkpoint import Checkpoints, load_tree, save_tree
 from rag_jax.errors import RagJaxError
 from rag_jax.training import TrainState
@@ -42,8 +45,9 @@ def test_a_tree_comes_back_to_the_bit(tmp_path):
 def test_the_newest_two_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path / "steps")
     assert checkpoints.restore_latest(make_state(0)) is None
-    for step in (1, 2, 10):
-        checkpoints.save(step, make_state(step))
+    with checkpoints:
+        for step in (1, 2, 10):
+            checkpoints.save(step, make_state(step))
     assert checkpoints.steps() == [2, 10]
     step, state = checkpoints.restore_latest(make_state(0))
     assert step == 10
@@ -54,9 +58,9 @@ def test_the_newest_two_are_kept(tmp_path):
 
 @pytest.mark.parametrize("how", ["truncated", "altered", "emptied", "removed"])
 def test_a_damaged_newest_falls_back_with_a_warning(tmp_path, capsys, how):
-    checkpoints = Checkpoints(tmp_path)
-    for step in (3, 4):
-        checkpoints.save(step, make_state(step))
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (3, 4):
+            checkpoints.save(step, make_state(step))
     files = [path for path in (tmp_path / "4" / "tree").rglob("*") if path.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
     data = largest.read_bytes()
@@ -78,12 +82,50 @@ def test_a_damaged_newest_falls_back_with_a_warning(tmp_path, capsys, how):
 
 
 def test_a_half_written_one_is_not_taken(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(3, make_state(3))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, make_state(3))
     (tmp_path / "3").rename(tmp_path / ".4.partial")
     assert checkpoints.restore_latest(make_state(0)) is None
-    checkpoints.save(4, make_state(4))
+    assert list(tmp_path.iterdir()) == []
+    with checkpoints:
+        checkpoints.save(4, make_state(4))
     assert [path.name for path in tmp_path.iterdir()] == ["4"]
+
+
+def test_what_is_written_is_what_was_saved(tmp_path, monkeypatch):
+    """Not what became of the arrays by steps that were given their memory in the meantime."""
+    wrote, go_on = threading.Event(), threading.Event()
+    write = checkpoint.write_json
+
+    def hesitate(path, value):
+        wrote.set()
+        assert go_on.wait(60)
+        write(path, value)
+
+    monkeypatch.setattr("rag_jax.checkpoint.write_json", hesitate)
+    state = jax.tree.map(jnp.asarray, make_state(1))
+    step = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state)
+        for _ in range(3):
+            state = jax.block_until_ready(step(state))
+        assert wrote.wait(60)
+        assert checkpoints.steps() == []
+        go_on.set()
+    assert_same(checkpoints.restore_latest(make_state(0))[1], make_state(1))
+
+
+def test_an_error_in_the_background_comes_with_the_next_save(tmp_path, monkeypatch):
+    def fail(path, value):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("rag_jax.checkpoint.write_json", fail)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, make_state(1))
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save(2, make_state(2))
+    checkpoints.wait()  # told once
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):

@@ -10,9 +10,10 @@ import jax
 import numpy as np
 import pytest
 from on_mesh import worker
+from on_mesh.stopped import STEPS
 
 from rag_jax import hosts
-from rag_jax.checkpoint import load_tree
+from rag_jax.checkpoint import Checkpoints, load_tree
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_json, read_jsonl
 from rag_jax.sharding import DECODER_RULES, lay_out
@@ -27,18 +28,19 @@ def find_port():
         return taken.getsockname()[1]
 
 
-def test_two_processes(tmp_path):
+def start_two(program, folder, *, devices):
+    """Two processes that run a module of tests/on_mesh and meet."""
     address = f"localhost:{find_port()}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": flags,
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
     }
-    command = [sys.executable, "-m", "on_mesh.worker", address]
-    both = [
+    return [
         subprocess.Popen(
-            [*command, str(number), tmp_path / "two"],
+            [sys.executable, "-m", f"on_mesh.{program}", address, str(number), folder],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -46,6 +48,21 @@ def test_two_processes(tmp_path):
         )
         for number in range(2)
     ]
+
+
+def test_one_is_told_to_stop_and_all_save_at_the_same_step(tmp_path):
+    for word in ("stopped", "went"):
+        both = start_two("stopped", tmp_path, devices=1)
+        said = [process.communicate(timeout=300)[0] for process in both]
+        assert [process.returncode for process in both] == [0, 0], "\n".join(said)
+        ours, theirs = ([x for x in text.splitlines() if x.startswith(word)] for text in said)
+        assert len(ours) == 1 and ours == theirs
+    (saved,) = Checkpoints(tmp_path / "stopped" / "checkpoints").steps()
+    assert 5 < saved < STEPS
+
+
+def test_two_processes(tmp_path):
+    both = start_two("worker", tmp_path / "two", devices=2)
     worker.run(tmp_path / "one")
     said = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], "\n".join(said)

@@ -66,7 +66,7 @@ def system(tmp_path):
             from rag_jax.pipeline import Stage, run_stages
             from rag_jax.systems.srrag.config import SRRAGConfig
 
-            def run(config, workdir):
+            def run(config, workdir, *, shard):
                 settings = build(SRRAGConfig, config)
 
                 def count(context):
@@ -78,7 +78,9 @@ def system(tmp_path):
 
                     context.map_batches("out.jsonl", range(60), work, batch_size=2, unit="items")
 
-                run_stages([Stage("count", count, {"seed": settings.seed})], workdir)
+                read = {"seed": settings.seed}
+                stage = Stage("count", count, read, divides=("out.jsonl",))
+                run_stages([stage], workdir, shard=shard)
         """)
     )
     (tmp_path / "main.py").write_text(
@@ -135,6 +137,42 @@ def test_ctrl_c_and_the_same_command_again(tmp_path, system):
     assert process.returncode == 0
     assert batches == ""
     assert "stage count: kept" in said
+
+
+def test_terminated_and_the_same_command_again(tmp_path, system):
+    arguments = [f"--workdir={tmp_path / 'run'}", "--config.seed=7"]
+    with system(*arguments, hang=True) as process:
+        for _ in range(3):
+            process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate()
+    assert process.returncode == 0
+    assert said.endswith("interrupted; the same command continues\n")
+    assert "Traceback" not in said
+    out = tmp_path / "run" / "stages" / "count" / "out.jsonl"
+    done = out.read_text().count("\n")
+    with system(*arguments) as process:
+        _, said = process.communicate()
+    assert f"60 items, {done} done before" in said
+
+
+def test_shards(tmp_path, system):
+    arguments = [f"--workdir={tmp_path / 'run'}", "--config.seed=7"]
+    for value in ("2/2", "1", "-1/2", "a/b"):
+        with system(*arguments, f"--shard={value}") as process:
+            _, said = process.communicate()
+        assert process.returncode == 1
+        assert said.startswith(f"error: --shard={value}: must be I/N")
+    with system(*arguments, "--shard=0/2") as one, system(*arguments, "--shard=1/2") as other:
+        made = [process.communicate() for process in (one, other)]
+    assert [one.returncode, other.returncode] == [0, 0]
+    assert [batches.count("\n") for batches, _ in made] == [15, 15]
+    assert all("of out.jsonl is made" in said for _, said in made)
+    with system(*arguments) as process:
+        batches, _ = process.communicate()
+    assert process.returncode == 0 and batches == ""
+    out = tmp_path / "run" / "stages" / "count" / "out.jsonl"
+    assert out.read_text() == "".join(f'{{"seed": 7, "item": {i}}}\n' for i in range(60))
 
 
 def test_a_value_out_of_range(tmp_path, system):

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag_jax.errors import RagJaxError
+from rag_jax.errors import RagJaxError, Stopped
 from rag_jax.files import open_atomic, read_json, read_jsonl, write_json
-from rag_jax.pipeline import Stage, run_stages
+from rag_jax.pipeline import Shard, Stage, open_stages, run_stages
 
 
 class Chain:
@@ -260,7 +260,7 @@ def test_other_faults_keep_their_traceback(tmp_path):
 def test_two_processes_do_not_share_a_work_folder(tmp_path):
     program = """
         import sys
-        from rag_jax.pipeline import Stage, run_stages
+        from rag_jax.pipeline import Shard, Stage, open_stages, run_stages
 
         def run(context):
             print("running", flush=True)
@@ -293,3 +293,217 @@ def test_not_a_number_is_refused_in_json(tmp_path):
         write_json(tmp_path / "file", float("nan"))
     write_json(tmp_path / "file", {"a": np.float32(0.1), "b": jnp.arange(2)})
     assert read_json(tmp_path / "file") == {"a": float(np.float32(0.1)), "b": [0, 1]}
+
+
+# Damage.
+
+
+def damage(path, how):
+    data = path.read_bytes()
+    middle = len(data) // 2
+    changed = {
+        "removed": None,
+        "cut": data[:middle],
+        "altered": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
+    }[how]
+    path.unlink()
+    if changed is not None:
+        path.write_bytes(changed)
+
+
+@pytest.mark.parametrize("how", ["removed", "cut", "altered"])
+def test_a_stage_with_a_damaged_file_is_named_and_made_again(tmp_path, capsys, how):
+    ran = []
+
+    def run(context):
+        ran.append(context.folder.name)
+        (context.folder / "below").mkdir()
+        write_json(context.folder / "below" / "out", list(range(9)))
+
+    stages = [
+        Stage("one", run),
+        Stage("two", run, needs=("one",)),
+        Stage("other", run),
+    ]
+    run_stages(stages, tmp_path)
+    path = tmp_path / "stages" / "one" / "below" / "out"
+    whole = path.read_bytes()
+    damage(path, how)
+    message = f"{path} removed, cut short or altered"
+    with pytest.raises(RagJaxError, match=f"stage one: {message}; run launch/train.py"):
+        open_stages(stages, tmp_path, ["two"])
+    open_stages(stages, tmp_path, ["other"])
+    ran.clear()
+    capsys.readouterr()
+    run_stages(stages, tmp_path)
+    assert ran == ["one", "two"]
+    assert f"stage one: {message}, redoing" in capsys.readouterr().err
+    assert path.read_bytes() == whole
+
+
+def test_a_stage_that_mends_is_called_on_what_is_there(tmp_path, capsys):
+    made = []
+
+    def run(context):
+        for name in "abc":
+            if not (context.folder / name).exists():
+                made.append(name)
+                write_json(context.folder / name, name)
+
+    stages = [Stage("one", run, mends=True), Stage("two", lambda context: None, needs=("one",))]
+    run_stages(stages, tmp_path)
+    for name in "bc":
+        (tmp_path / "stages" / "one" / name).unlink()
+    made.clear()
+    records = run_stages(stages, tmp_path)
+    assert made == ["b", "c"]
+    assert "one/b and 1 more removed, cut short or altered, mending" in capsys.readouterr().err
+    assert [record["reused"] for record in records] == [False, True]
+    assert [record["reused"] for record in run_stages(stages, tmp_path)] == [True, True]
+
+
+# Stages divided over processes.
+
+
+class Divided:
+    """A stage of two maps, whose work is counted, and one after it."""
+
+    def __init__(self):
+        self.calls, self.stop_at = [], None
+
+    def work(self, made):
+        def run(batch):
+            if len(self.calls) == self.stop_at:
+                raise KeyboardInterrupt
+            self.calls.append(batch)
+            return made(batch)
+
+        return run
+
+    def map(self, context):
+        sizes = {"batch_size": 4, "unit": "items"}
+        records = context.map_batches("out.jsonl", ITEMS, self.work(make_records), **sizes)
+        rows = context.map_arrays("out.npy", len(ITEMS), self.work(make_rows), **sizes)
+        write_json(context.folder / "sum", sum(r["score"] for r in records) + float(rows.sum()))
+
+    def run(self, workdir, *shard):
+        stages = [
+            Stage("before", lambda context: None),
+            Stage("map", self.map, needs=("before",), divides=("out.jsonl", "out.npy")),
+            Stage("after", lambda context: None, needs=("map",)),
+        ]
+        return run_stages(stages, workdir, shard=Shard(*shard) if shard else None)
+
+    def shard(self, workdir, *shard):
+        self.calls.clear()
+        with pytest.raises(Stopped) as stopped:
+            self.run(workdir, *shard)
+        return str(stopped.value)
+
+
+def read_files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.stem != "started"}
+
+
+@pytest.fixture
+def divided(tmp_path):
+    """What one process makes of it, and a work folder where its turn has come."""
+    one, divided = Divided(), Divided()
+    one.run(tmp_path / "one")
+    with pytest.raises(RagJaxError, match="--shard: stage before is not made, and its work is not"):
+        divided.run(tmp_path / "two", 0, 2)
+    run_stages([Stage("before", lambda context: None)], tmp_path / "two")
+    wanted = read_files(tmp_path / "one" / "stages" / "map")
+    wanted.pop("stage.json")
+    return divided, tmp_path / "two", wanted
+
+
+def finish(divided, workdir, wanted):
+    """Runs all stages; gives how many batches were left for that."""
+    divided.calls.clear()
+    records = divided.run(workdir)
+    assert [record["name"] for record in records] == ["before", "map", "after"]
+    found = read_files(workdir / "stages" / "map")
+    found.pop("stage.json")
+    assert found == wanted
+    return len(divided.calls)
+
+
+def test_two_shards_make_what_one_process_makes(divided):
+    divided, workdir, wanted = divided
+    said = divided.shard(workdir, 0, 2)
+    assert said == (
+        "stage map: shard 0 of 2 of out.jsonl is made, 3 batches of others are not yet; then run "
+        "this command again"
+    )
+    assert divided.calls == [ITEMS[0:4], ITEMS[8:12], ITEMS[16:20]]
+    said = divided.shard(workdir, 1, 2)  # the other's are there: on to the second map
+    assert "shard 1 of 2 of out.npy is made, 3 batches of others are not yet; then run this" in said
+    assert said.endswith("without --shard") and len(divided.calls) == 6
+    assert divided.shard(workdir, 1, 2) == said and not divided.calls
+    said = divided.shard(workdir, 0, 2)
+    assert said == "stage map: shard 0 of 2 of out.npy is made; run this command without --shard"
+    assert len(divided.calls) == 3
+    seconds = read_json(workdir / "stages" / "map" / "started.json")["seconds"]
+    assert finish(divided, workdir, wanted) == 0
+    assert read_json(workdir / "stages" / "map" / "stage.json")["seconds"] > seconds
+    assert "every stage is made" in divided.shard(workdir, 0, 2)
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_an_interrupted_shard_goes_on_alone(divided, at):
+    divided, workdir, wanted = divided
+    divided.stop_at = at
+    if at < 3:
+        with pytest.raises(KeyboardInterrupt):
+            divided.run(workdir, 0, 2)
+    divided.stop_at = None
+    divided.shard(workdir, 0, 2)
+    assert len(divided.calls) == (3 - at if at < 3 else 3)
+    # The rest is nobody's: a process without a shard makes it.
+    assert finish(divided, workdir, wanted) == 3 + 6
+
+
+def test_shards_of_another_count_and_a_run_that_had_begun(divided):
+    divided, workdir, wanted = divided
+    divided.stop_at = 1
+    with pytest.raises(KeyboardInterrupt):
+        divided.run(workdir)  # makes the first batch itself
+    divided.stop_at = None
+    for number, made in ((2, 2), (0, 1)):
+        divided.shard(workdir, number, 3)
+        assert len(divided.calls) == made
+    assert finish(divided, workdir, wanted) == 2 + 6
+
+
+def test_a_shard_and_a_whole_run_keep_out_of_each_others_way(tmp_path):
+    program = """
+        import sys
+        from rag_jax.pipeline import Shard, Stage, run_stages
+
+        def run(context):
+            def work(batch):
+                print("running", flush=True)
+                sys.stdin.read()
+
+            context.map_batches("out.jsonl", range(4), work, batch_size=1, unit="items")
+
+        run_stages([Stage("one", run, divides=("out.jsonl",))], sys.argv[1], shard=Shard(0, 2))
+    """
+
+    def run(context):
+        work = [{"item": 0}]
+        context.map_batches("out.jsonl", range(4), lambda b: work, batch_size=1, unit="items")
+
+    stages = [Stage("one", run, divides=("out.jsonl",))]
+    arguments = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"running\n"
+        for shard in (None, Shard(0, 2)):
+            with pytest.raises(RagJaxError, match=f"in use by another run .process {other.pid}."):
+                run_stages(stages, tmp_path, shard=shard)
+        with pytest.raises(Stopped, match="shard 1 of 2"):
+            run_stages(stages, tmp_path, shard=Shard(1, 2))
+        other.kill()
+    run_stages(stages, tmp_path)
+    assert len(read_jsonl(tmp_path / "stages" / "one" / "out.jsonl")) == 4

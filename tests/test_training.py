@@ -13,7 +13,7 @@ from rag_jax import training
 from rag_jax.checkpoint import Checkpoints
 from rag_jax.compiling import compile_seconds
 from rag_jax.config import StageConfig
-from rag_jax.errors import RagJaxError
+from rag_jax.errors import RagJaxError, Stopped
 from rag_jax.files import read_json, read_jsonl
 from rag_jax.training import init_state, make_optimizer, make_schedule, make_step, train
 
@@ -128,17 +128,19 @@ def test_a_second_batch_compiles_nothing(straight):
     assert compile_seconds() == before
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("at", [0, 1, 4, STEPS - 1])
-def test_ctrl_c_and_again_ends_with_the_same_bits(tmp_path, straight, at):
+def test_a_signal_and_again_ends_with_the_same_bits(tmp_path, straight, at, number):
     def interrupting(step):
         if step == at:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return batch_at(step)
 
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else Stopped):
         run(tmp_path, batch_at=interrupting)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [at + 1]
     seen = []
     state = run(tmp_path, batch_at=lambda step: seen.append(step) or batch_at(step))
     assert seen == list(range(at + 1, STEPS))
@@ -223,9 +225,10 @@ def test_microbatches_add_up_to_the_batch():
 
 def test_the_log_says_how_fast_the_steps_were(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "find_peak", lambda devices: 5e9)
-    run(tmp_path)
+    run(tmp_path, checkpoint_every=4)
     lines = read_jsonl(tmp_path / "speed.jsonl")
     assert [line["step"] for line in lines] == list(range(STEPS))
+    assert [line["step"] for line in lines if line["save_seconds"]] == [4, 8]
     for line in lines:
         assert line["seconds"] > 0
         assert line["of_peak"] == pytest.approx(line["gflops"] / 5)

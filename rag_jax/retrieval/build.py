@@ -17,7 +17,7 @@ from rag_jax.folder import hash_file
 from rag_jax.hosts import is_first
 from rag_jax.models import load
 from rag_jax.models.hub import fingerprint, resolve
-from rag_jax.pipeline import Stage, StageContext, run_stages
+from rag_jax.pipeline import Shard, Stage, StageContext, run_stages
 from rag_jax.retrieval.encode import encode_texts, list_texts
 from rag_jax.retrieval.index import Index, fingerprint_corpus
 
@@ -33,6 +33,7 @@ def build_index(
     backend: str,
     max_length: int,
     bad_lines: int = 0,
+    shard: Shard | None = None,
 ) -> dict[str, Any]:
     """Encodes passages and writes an index over them, continuing what an earlier call began.
 
@@ -47,6 +48,7 @@ def build_index(
         backend: "scann" or "exact".
         max_length: tokens of a passage, the rest of which is cut off.
         bad_lines: so many lines of the files may be skipped, each with a warning.
+        shard: of the encoding alone, as for `run_stages`.
 
     Returns:
         `{"folder", "backend", "passages", "width", "bytes", "encode_seconds", "build_seconds"}`
@@ -110,6 +112,7 @@ def build_index(
             encode,
             settings={**settings, "max_length": max_length},
             needs=("passages",),
+            divides=("embeddings.npy",),
         ),
         Stage(
             "index",
@@ -119,9 +122,8 @@ def build_index(
         ),
     ]
     config = {"files": files, "encoder": encoder, "backend": backend, "max_length": max_length}
-    made = {
-        s["name"]: s for s in run_stages(stages, workdir, config=config | {"bad_lines": bad_lines})
-    }
+    config |= {"bad_lines": bad_lines}
+    made = {s["name"]: s for s in run_stages(stages, workdir, config=config, shard=shard)}
     folder = Path(workdir) / "stages" / "index"
     seconds = made["embeddings"]["seconds"]
     facts = {"folder": str(folder / "index"), "encode_seconds": seconds}

@@ -1,5 +1,6 @@
 """On meshes of eight simulated devices everything is as on one; run by tests/test_sharding.py."""
 
+import contextlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,13 +11,15 @@ import optax
 import pytest
 from tiny import make_decoder, make_rows
 
-from rag_jax import lora
+from rag_jax import lora, training
 from rag_jax.bank import init_bank_state, make_bank_step
+from rag_jax.checkpoint import Checkpoints
 from rag_jax.compiling import compile_seconds
 from rag_jax.config import ContrastiveConfig, MeshConfig
 from rag_jax.data.batches import pad_rows
 from rag_jax.decoding import Sampling, Search, Trie, generate, trie_search
 from rag_jax.errors import RagJaxError
+from rag_jax.files import read_jsonl
 from rag_jax.losses import token_logprobs
 from rag_jax.models import load
 from rag_jax.models.bert import Bert
@@ -153,6 +156,46 @@ def test_training(mesh, mode):
     assert_close(found[:2], wanted[:2])
     # Adam divides by the gradient's size: where that is near zero, its rounding shows.
     assert_close(found[2], wanted[2], tolerance=1e-3)
+
+
+def go_on(folder, devices, stop):
+    """Trains from the newest checkpoint until step `stop`, where the run dies."""
+    mesh = make_mesh(MeshConfig(devices, 1), devices=jax.devices()[:devices])
+    with jax.set_mesh(mesh):
+        session = make_session(mesh, "lora")
+        optimizer = make_optimizer(session.config.stage1, 6)
+        step = make_step(tune.make_losses(session), optimizer)
+
+        def batch_at(number):
+            if number == stop:
+                raise KeyboardInterrupt
+            return [(name, shard_batch(x)) for name, x in make_parts(number)], [str(number)]
+
+        return training.train(
+            init_state(tune.start_trainable(session), optimizer),
+            lambda state, parts: step(state, session.base.params, parts),
+            batch_at,
+            total_steps=6,
+            checkpoints=Checkpoints(folder / "checkpoints"),
+            checkpoint_every=2,
+            progress=lambda *_, **__: contextlib.nullcontext(SimpleNamespace(update=lambda _: 0)),
+            log_path=folder / "log.jsonl",
+            flops_at=lambda number: 0.0,
+        )
+
+
+def test_a_run_goes_on_with_other_devices(tmp_path):
+    for name in ("one", "changing"):
+        (tmp_path / name).mkdir()
+    wanted = go_on(tmp_path / "one", 1, None)
+    for devices, stop in ((1, 2), (4, 4)):
+        with pytest.raises(KeyboardInterrupt):
+            go_on(tmp_path / "changing", devices, stop)
+    found = go_on(tmp_path / "changing", 2, None)
+    logs = [read_jsonl(tmp_path / name / "log.jsonl") for name in ("changing", "one")]
+    assert [line["step"] for line in logs[0]] == list(range(6))
+    assert_close(*logs)
+    assert_close(found.params, wanted.params, tolerance=1e-3)  # as in `test_training`
 
 
 def make_bank(params, size):

@@ -33,7 +33,7 @@ from rag_jax.retrieval.encode import list_texts
 from rag_jax.retrieval.negatives import mine_negatives
 from rag_jax.run import run_session
 from rag_jax.sharding import check_batches, make_mesh
-from rag_jax.stage import Stage, StageContext
+from rag_jax.stage import Shard, Stage, StageContext
 from rag_jax.systems.dpr.config import DPRConfig
 from rag_jax.systems.dpr.evaluate import COLUMNS, score_ranking, summarize
 
@@ -41,8 +41,10 @@ METHODS = ("bm25", "untrained", "trained")
 Ranking = tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Runs every stage that isn't made yet and writes the report.
+def run(
+    config: ml_collections.ConfigDict, workdir: Path, *, shard: Shard | None = None
+) -> dict[str, Any]:
+    """Runs every stage that isn't made yet, or a shard of the first, and writes the report.
 
     Raises:
         RagJaxError: whatever of the settings, the data, the models or the disk the user can mend.
@@ -51,6 +53,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     return run_session(
         session,
         workdir,
+        shard=shard,
         model=session.config.encoder.name,
         methods=METHODS,
         summarize=summarize,
@@ -81,14 +84,26 @@ class Session:
                 needs=("corpus",),
                 settings={"negatives": c.negatives},
             ),
-            Stage("untrained", self.index_untrained, needs=("corpus",), settings=searched),
+            Stage(
+                "untrained",
+                self.index_untrained,
+                needs=("corpus",),
+                settings=searched,
+                divides=("embeddings.npy",),
+            ),
             Stage(
                 "train",
                 self.train,
                 needs=("corpus", "negatives"),
                 settings={**encoder, "train": c.train, "seed": c.seed},
             ),
-            Stage("trained", self.index_trained, needs=("corpus", "train"), settings=searched),
+            Stage(
+                "trained",
+                self.index_trained,
+                needs=("corpus", "train"),
+                settings=searched,
+                divides=("embeddings.npy",),
+            ),
             Stage(
                 "evaluate",
                 self.evaluate,

@@ -30,7 +30,7 @@ from rag_jax.models.hub import fingerprint, resolve
 from rag_jax.retrieval import BM25, Index, encode_texts, list_texts
 from rag_jax.run import run_session
 from rag_jax.sharding import check_batches, make_mesh
-from rag_jax.stage import Stage, StageContext
+from rag_jax.stage import Shard, Stage, StageContext
 from rag_jax.systems.prag.augment import run_augmentation
 from rag_jax.systems.prag.config import PRAGConfig
 from rag_jax.systems.prag.data import Format
@@ -45,8 +45,10 @@ from rag_jax.systems.prag.evaluate import (
 from rag_jax.systems.prag.train import Variant, run_encoding, run_warm_up
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Runs every stage that isn't made yet and writes the report.
+def run(
+    config: ml_collections.ConfigDict, workdir: Path, *, shard: Shard | None = None
+) -> dict[str, Any]:
+    """Runs every stage that isn't made yet, or a shard of the first, and writes the report.
 
     Raises:
         RagJaxError: whatever of the settings, the data, the models or the disk the user can mend.
@@ -62,6 +64,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     return run_session(
         session,
         workdir,
+        shard=shard,
         model=session.config.model.name,
         methods=[*METHODS, *session.list_ablations()],
         summarize=summarize,
@@ -121,6 +124,7 @@ class Session:
                 partial(run_augmentation, self),
                 needs=("corpus", "retrieve"),
                 settings={**model, "augment": c.augment, "seed": c.seed},
+                divides=("augmented.jsonl",),
             ),
         ]
         warm = any(variant.start == "warm" for variant in self.variants.values())
@@ -146,6 +150,8 @@ class Session:
                         "encode": c.encode,
                         "augment": c.augment,
                     },
+                    divides=("encoded.jsonl",),
+                    mends=True,
                 )
             )
         return [

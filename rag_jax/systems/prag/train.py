@@ -81,7 +81,8 @@ def open_store(session: "Session", context: StageContext, name: str) -> AdapterS
 def run_encoding(session: "Session", context: StageContext, *, name: str) -> None:
     """Trains an adapter for every document that was augmented, and stores it under its id.
 
-    A document whose training goes astray is told and left out; the others of its group stay.
+    A document whose training goes astray is told and left out; the others of its group stay. The
+    group of an adapter that was lost since is trained again.
     """
     c, variant = session.config, session.variants[name]
     augmented = read_augmented(context)
@@ -156,6 +157,13 @@ def run_encoding(session: "Session", context: StageContext, *, name: str) -> Non
     records = context.map_batches(
         "encoded.jsonl", groups.order, encode, batch_size=groups.size, unit="documents"
     )
+    lost = {r["id"] for r in records if not r["error"] and not store.is_whole(r["id"])}
+    for start in range(0, len(groups.order), groups.size):
+        group = groups.order[start : start + groups.size]
+        again = [passages[i].id for i in group if passages[i].id in lost]
+        if again:
+            say(f"training again: {', '.join(map(repr, again))}, whose adapters are damaged")
+            encode(group)
     for record in records:
         if record["error"]:
             say(f"passage {record['id']!r} is left out: {record['error']}")

@@ -34,15 +34,17 @@ from rag_jax.retrieval import Index, encode_texts, list_texts
 from rag_jax.retrieval.index import fingerprint_corpus
 from rag_jax.run import run_session
 from rag_jax.sharding import check_batches, make_mesh
-from rag_jax.stage import Stage, StageContext
+from rag_jax.stage import Shard, Stage, StageContext
 from rag_jax.systems.rag import data, evaluate, train
 from rag_jax.systems.rag.config import RAGConfig
 
 MAX_LABELS = 100  # all are scored under every passage
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Runs every stage that isn't made yet and writes the report.
+def run(
+    config: ml_collections.ConfigDict, workdir: Path, *, shard: Shard | None = None
+) -> dict[str, Any]:
+    """Runs every stage that isn't made yet, or a shard of the first, and writes the report.
 
     Raises:
         RagJaxError: whatever of the settings, the data, the models or the disk the user can mend.
@@ -59,6 +61,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     return run_session(
         session,
         workdir,
+        shard=shard,
         model=settings.generator.name,
         methods=evaluate.list_methods(settings.task),
         summarize=lambda rows: evaluate.summarize(rows, settings.task),
@@ -113,6 +116,7 @@ class Session:
                 self.make_index,
                 needs=("corpus",),
                 settings={"encoder": passages, "index": c.index},
+                divides=("embeddings.npy",),
             ),
             Stage(
                 "frozen",

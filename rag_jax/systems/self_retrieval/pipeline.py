@@ -36,7 +36,7 @@ from rag_jax.retrieval.contrastive import Encoders, list_pairs, make_batches, tr
 from rag_jax.retrieval.negatives import mine_negatives
 from rag_jax.run import run_session
 from rag_jax.sharding import check_batches, make_mesh
-from rag_jax.stage import Stage, StageContext
+from rag_jax.stage import Shard, Stage, StageContext
 from rag_jax.systems.self_retrieval.config import SelfRetrievalConfig
 from rag_jax.systems.self_retrieval.data import Format
 from rag_jax.systems.self_retrieval.evaluate import COLUMNS, run_evaluation, summarize
@@ -48,8 +48,10 @@ _DEPTH = 100  # passages in which BM25's negatives are looked for
 _TITLE_TOKENS = 12
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Runs every stage that isn't made yet and writes the report.
+def run(
+    config: ml_collections.ConfigDict, workdir: Path, *, shard: Shard | None = None
+) -> dict[str, Any]:
+    """Runs every stage that isn't made yet, or a shard of the first, and writes the report.
 
     Raises:
         RagJaxError: whatever of the settings, the data, the models or the disk the user can mend.
@@ -58,6 +60,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     return run_session(
         session,
         workdir,
+        shard=shard,
         model=session.config.model.name,
         methods=[*METHODS, *(ABLATIONS if session.config.ablations else ())],
         summarize=summarize,

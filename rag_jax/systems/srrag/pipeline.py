@@ -30,7 +30,7 @@ from rag_jax.models.bert import Bert
 from rag_jax.models.decoder import Decoder
 from rag_jax.models.hub import fingerprint, resolve
 from rag_jax.models.vocabulary import grow_vocabulary
-from rag_jax.pipeline import Stage, StageContext, run_stages
+from rag_jax.pipeline import Shard, Stage, StageContext, run_stages
 from rag_jax.report import write_report
 from rag_jax.retrieval.encode import encode_texts
 from rag_jax.sharding import DECODER_RULES, check_batches, make_mesh, place_params
@@ -39,8 +39,10 @@ from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.data import Format, special_tokens
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Runs every stage that isn't made yet and writes the report.
+def run(
+    config: ml_collections.ConfigDict, workdir: Path, *, shard: Shard | None = None
+) -> dict[str, Any]:
+    """Runs every stage that isn't made yet, or a shard of the first, and writes the report.
 
     Raises:
         RagJaxError: whatever of the settings, the models or the disk the user can mend.
@@ -48,7 +50,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     settings = build(SRRAGConfig, config)
     session = Session(settings)
     with jax.set_mesh(session.mesh):
-        records = run_stages(session.stages(), workdir, config=settings)
+        records = run_stages(session.stages(), workdir, config=settings, shard=shard)
     if not is_first():
         return {}
     stages = Path(workdir) / "stages"
@@ -214,12 +216,14 @@ class Session:
                     "sources": [s for s in c.sources if s.kind == "search"],
                 },
                 version=3,
+                divides=("embeddings.npy",),
             ),
             Stage(
                 "demonstrations",
                 partial(contexts.run_demonstrations, self),
                 needs=("corpus",),
                 settings={**common, **encoder, "verbalise": c.verbalise, "contexts": c.contexts},
+                divides=("documents.jsonl",),
             ),
             Stage(
                 "contexts",
@@ -232,6 +236,7 @@ class Session:
                     "verbalise": c.verbalise,
                     "contexts": c.contexts,
                 },
+                divides=("verbalised.jsonl",),
             ),
             Stage(
                 "labels",
@@ -239,6 +244,7 @@ class Session:
                 needs=("corpus", "contexts"),
                 settings={**common, "label": c.label},
                 version=2,
+                divides=("scores.jsonl", "closed_book.jsonl"),
             ),
             Stage(
                 "stage1",
@@ -252,6 +258,7 @@ class Session:
                 partial(tune.run_reference, self),
                 settings={**tuning, "microbatch_tokens": c.stage2.microbatch_tokens},
                 needs=("corpus", "contexts", "labels", "stage1"),
+                divides=("reference.jsonl",),
             ),
             Stage(
                 "stage2",
@@ -265,6 +272,7 @@ class Session:
                 partial(evaluate.run_datastore, self),
                 needs=("corpus", "index", "stage2"),
                 settings=asking,
+                divides=("datastore.jsonl",),
             ),
             Stage(
                 "evaluate",
@@ -272,6 +280,7 @@ class Session:
                 version=2,
                 needs=("corpus", "index", "stage2", "datastore"),
                 settings=evaluation,
+                divides=("direct.jsonl", "passes.jsonl"),
             ),
         ]
         if c.ablations:

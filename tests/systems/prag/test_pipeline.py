@@ -1,6 +1,7 @@
 """Parametric RAG from an empty folder to the report, on tiny models and a tiny world."""
 
 import json
+import re
 import runpy
 import shutil
 from pathlib import Path
@@ -218,20 +219,47 @@ def test_a_second_batch_compiles_nothing(finished, session):
     assert infer.answer_batch._cache_size() == before
 
 
-def test_lost_adapters_are_named_and_the_rest_still_answers(finished, make_config, tmp_path):
-    workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
-    session = pipeline.Session(build(PRAGConfig, make_config(ablations=True)))
+def lose_adapters(session, workdir):
+    """Damages one adapter and removes another; gives their passages."""
     store = train.open_store(session, open_stage(session, workdir, "encode"), "encode")
     damaged, missing = NAMES["Riga"], NAMES["Lyon"]
     shutil.rmtree(store._place(missing))
     (file,) = (p for p in store._place(damaged).rglob("*") if p.name == "checksums.json")
     file.write_text("{}")
+    return damaged, missing
+
+
+def test_lost_adapters_are_named_and_the_rest_still_answers(finished, make_config, tmp_path):
+    workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    session = pipeline.Session(build(PRAGConfig, make_config(ablations=True)))
+    damaged, missing = lose_adapters(session, workdir)
     shutil.rmtree(workdir / "stages" / "evaluate")
-    report = pipeline.run(make_config(ablations=True), workdir)
-    assert report["methods"]["parametric"]["n"] == 5
+    context = open_stage(session, workdir, "evaluate")
+    context.folder.mkdir()
+    evaluate.run_evaluation(session, context)
+    assert len(read_jsonl(context.folder / "parametric.jsonl")) == 5
     lost = read_json(workdir / "stages" / "evaluate" / "adapters.json")["lost"]
     assert set(lost) == {damaged, missing}
     assert "has no adapter in" in lost[missing] and "is lost" in lost[damaged]
+
+
+def test_lost_adapters_are_trained_again(finished, make_config, tmp_path, capsys):
+    """Theirs alone, with those of their groups, and to the bit; what was made of them is kept."""
+    workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    session = pipeline.Session(build(PRAGConfig, make_config(ablations=True)))
+    lost = lose_adapters(session, workdir)
+    report = pipeline.run(make_config(ablations=True), workdir)
+    said = capsys.readouterr().err
+    assert "removed, cut short or altered, mending" in said
+    for passage in lost:
+        assert re.search(f"training again: .*{re.escape(repr(passage))}", said)
+    assert [s["name"] for s in report["stages"] if not s["reused"]] == ["encode"]
+    mended, wanted = (
+        train.open_store(session, open_stage(session, folder, "encode"), "encode").load(lost)
+        for folder in (workdir, finished[0])
+    )
+    assert mended[1] == {}
+    jax.tree.map(np.testing.assert_array_equal, mended[0], wanted[0])
 
 
 def test_adapters_of_another_kind_are_refused(finished, make_config):
