@@ -3,7 +3,7 @@
     python launch/train.py --config=configs/self_retrieval.py
     python launch/ask.py --config=configs/self_retrieval.py "QUESTION"    # once it has ended
 
-Cost: 753 s on two CPU cores that reached 152 GFLOP/s of float32 matrix product, 178 of them
+Cost: 643 s on two CPU cores that reached 160 GFLOP/s of float32 matrix product, 129 of them
 compiling; 4.6 GB of memory; 176 MB of downloads. `--config.ablations=True` trains two more models
 and takes twice as long.
 

@@ -117,8 +117,9 @@ def open_stages(
     for stage in stages:
         if stage.name in wanted:
             found, reason = _read_record(folder / stage.name, _describe(stage, made), made, stage)
-            if found is None or not found.pop("ended"):
-                if reason:
+            # One that mends its files does without the damaged ones as well.
+            if found is None or not (found.pop("ended") or reason):
+                if reason.startswith("settings"):
                     advice += ", or give the settings that the run was made with"
                 reason = reason or "is not finished"
                 raise RagJaxError(f"{workdir}: stage {stage.name}: {reason}; {advice}")
@@ -280,7 +281,7 @@ def _find_damaged(folder: Path, files: Mapping[str, int]) -> str:
     if not damaged:
         return ""
     more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-    return f"{folder / damaged[0]}{more} removed, cut short or altered"
+    return f"{damaged[0]}{more} removed, cut short or altered"
 
 
 def _list_changes(old: Any, new: Any, path: str = "") -> Iterator[str]:
