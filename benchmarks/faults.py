@@ -32,16 +32,20 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {
     "srrag": [
-        "--config.world.cities=60", "--config.train_questions=24", "--config.questions=8",
-        "--config.contexts=2", "--config.verbalise.pool=8", "--config.verbalise.max_tokens=16",
-        "--config.datastore.k=8", "--config.stage1.checkpoint_every=2",
-        "--config.stage2.checkpoint_every=2",
+        "--config.contexts=1", "--config.verbalise.pool=4", "--config.verbalise.max_tokens=8",
+        "--config.verbalise.demonstrations=1", "--config.datastore.k=4",
+        "--config.answer.max_tokens=8", "--config.stage1.batch_size=4",
+        "--config.stage2.batch_size=4", "--config.stage1.checkpoint_every=1",
+        "--config.stage2.checkpoint_every=1",
     ],
-    "prag": ["--config.world.cities=60", "--config.questions=8", "--config.warm_up.questions=16"],
-    "self_retrieval": [
-        "--config.world.cities=40", "--config.world.train=12", "--config.world.test=6",
-        "--config.world.dev=4", "--config.train.checkpoint_every=2",
-    ],
+    "prag": ["--config.warm_up.epochs=1", "--config.encode.epochs=1", "--config.retrieve.passages=1"],
+    "self_retrieval": ["--config.train.epochs=1", "--config.train.checkpoint_every=2"],
+}  # fmt: skip
+# Towns that are not, so that there is something to look up.
+TOWNS = {
+    "Aldermoor": "Brennia", "Bexhaven": "Corland", "Cawdale": "Brennia", "Dunmarrow": "Eskeria",
+    "Elverholt": "Corland", "Farrowmere": "Eskeria", "Greywick": "Brennia", "Hollinbeck": "Corland",
+    "Ivorstow": "Eskeria", "Jarrowfen": "Brennia", "Kestrelby": "Corland", "Larchford": "Eskeria",
 }  # fmt: skip
 # One file of every kind that a stage makes, by the stage that makes it.
 DAMAGED = {
@@ -71,6 +75,7 @@ class System:
 
     def __init__(self, name: str, folder: Path):
         self.name, self.folder = name, folder
+        self.data = write_data(folder / "data")
         self.straight = folder / "straight"
         start = time.monotonic()
         code, said = self.run(self.straight)
@@ -82,9 +87,9 @@ class System:
     def start(self, workdir: Path, *more: str) -> subprocess.Popen:
         """Starts the command; its standard error can be read from the process."""
         config = f"--config=configs/{self.name}.py"
-        flags = [config, *SETTINGS[self.name], *more, f"--workdir={workdir}"]
+        flags = [config, f"--config.data.path={self.data}", *SETTINGS[self.name], *more]
         return subprocess.Popen(
-            [sys.executable, "launch/train.py", *flags],
+            [sys.executable, "launch/train.py", *flags, f"--workdir={workdir}"],
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -240,6 +245,31 @@ def damage_file(system: System, rng: random.Random, file: str) -> Fault:
         named = f"stage {stage}: {'/'.join(below)} removed, cut short or altered" in said
         fault.survived += int(code == 0 and named and system.check(workdir))
     return fault
+
+
+def write_data(folder: Path) -> Path:
+    """A passage on every town, and questions on all of them in every split."""
+    folder.mkdir(parents=True)
+    files = {
+        "passages": [
+            {"id": town, "title": town, "text": f"{town} is a town on the coast of {country}."}
+            for town, country in TOWNS.items()
+        ]
+    }
+    forms = {"train": "In which country is {}?", "dev": "Where is {}?", "test": "{} lies where?"}
+    for split, form in forms.items():
+        files[f"{split}_questions"] = [
+            {
+                "id": f"{split}-{town}",
+                "question": form.format(town),
+                "answers": [country],
+                "passage_id": town,
+            }
+            for town, country in TOWNS.items()
+        ]
+    for name, records in files.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    return folder
 
 
 # What runs leave behind.
