@@ -38,7 +38,10 @@ SETTINGS = {
         "--config.stage2.batch_size=4", "--config.stage1.checkpoint_every=1",
         "--config.stage2.checkpoint_every=1",
     ],
-    "prag": ["--config.warm_up.epochs=1", "--config.encode.epochs=1", "--config.retrieve.passages=1"],
+    "prag": [
+        "--config.warm_up.epochs=1", "--config.encode.epochs=1", "--config.retrieve.passages=1",
+        "--config.answer.max_tokens=8",
+    ],
     "self_retrieval": ["--config.train.epochs=1", "--config.train.checkpoint_every=2"],
 }  # fmt: skip
 # Towns that are not, so that there is something to look up.
