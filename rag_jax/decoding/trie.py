@@ -34,6 +34,8 @@ _KINDS = {
     "rows": np.int32,
 }
 _LIMIT = 2**31  # of a token id
+# Of a trie: what `Trie.place` rounds up to has to be numbered in int32 too.
+_MOST_NODES = 2**31 - 2**26
 
 
 @jax.tree_util.register_dataclass
@@ -94,8 +96,9 @@ class Trie:
                 a leaf of its own. It may come in none of them.
 
         Raises:
-            RagJaxError: no sequences, an empty one, one with `end_id` in it, or token ids that are
-                no integers, negative or not below 2**31.
+            RagJaxError: no sequences, an empty one, one with `end_id` in it, token ids that are no
+                integers, negative or not below 2**31, or more nodes or sequences than int32 can
+                number.
         """
         flat, starts = _join(sequences, end_id)
         # As bytes, most significant first, sequences compare as their tokens do.
@@ -106,6 +109,11 @@ class Trie:
         firsts = np.flatnonzero(~np.asarray([False, *same]))
         begins, ends = starts[order[firsts]], starts[order[firsts] + 1]
         first_child, tokens, leaves, depths = _grow(flat, begins)
+        if max(len(tokens), len(order)) > _MOST_NODES:
+            raise RagJaxError(
+                f"sequences: {len(order)} of them make {len(tokens)} nodes, and a trie numbers "
+                f"{_MOST_NODES} of either at most; split the corpus"
+            )
         # What is behind the leaf, up to the end token; the leaf may be the end token's.
         lengths = np.maximum(ends - 1 - begins - depths, 0)
         tail_starts = np.concatenate([[0], np.cumsum(lengths)])

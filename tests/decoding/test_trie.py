@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rag_jax.decoding import Trie
+from rag_jax.decoding import trie as trie_module
 from rag_jax.decoding.trie import choose_gathers
 from rag_jax.errors import RagJaxError
 from rag_jax.folder import hash_file
@@ -138,6 +139,20 @@ def test_gathers_hold_every_node(most):
 def test_what_is_refused(sequences, end_id, message):
     with pytest.raises(RagJaxError, match=f"^{message}"):
         Trie.from_sequences(sequences, end_id=end_id)
+
+
+@pytest.mark.parametrize("sequences", [[[1], [2], [3]], [[1], [1], [1], [1]]])
+def test_more_than_int32_can_number(monkeypatch, sequences):
+    monkeypatch.setattr(trie_module, "_MOST_NODES", 3)
+    build([[1], [2], [2]])
+    with pytest.raises(RagJaxError, match="^sequences: . of them make . nodes, .* 3 of either"):
+        build(sequences)
+
+
+def test_the_limit_leaves_room_for_filling():
+    """Nodes are numbered in int32 after rounding up, and so is the place behind the last one."""
+    full = replace(build([[1], [2]]), tokens=np.broadcast_to(np.int32(0), trie_module._MOST_NODES))
+    assert full._places() == trie_module._MOST_NODES < 2**31 - 1
 
 
 def test_only_leaves_have_sequences():

@@ -1,0 +1,63 @@
+"""What searching a large exact index takes of a TPU slice, compiled without having one.
+
+    pip install -e '.[tpu]' && python benchmarks/index_plan.py [--passages=21000000] v5e:2x4 ...
+
+Embeddings of DPR's width, 64 questions together, for the hundred best of each.
+"""
+
+import argparse
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # the slice is only described: nothing may look for a real one
+
+import jax
+import jax.numpy as jnp
+from jax import ShapeDtypeStruct
+from jax.sharding import NamedSharding, PartitionSpec
+
+from rag_jax.config import MeshConfig
+from rag_jax.data.batches import round_up
+from rag_jax.planning import Planner, find_devices
+from rag_jax.retrieval.searchers import find_top
+from rag_jax.sharding import make_mesh
+
+WIDTH, QUESTIONS, K = 768, 64, 128
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--passages", type=int, default=21_000_000)
+    parser.add_argument("slices", nargs="+")
+    arguments = parser.parse_args()
+    print("| slice | GiB a device | of its memory | at least | set by |")
+    print("| --- | --- | --- | --- | --- |")
+    for topology in arguments.slices:
+        devices = find_devices(topology)
+        mesh = make_mesh(MeshConfig(), devices)
+        planner = Planner(mesh)
+        rows = count_rows(arguments.passages, mesh.size)
+        split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        shape = (mesh.size, rows, WIDTH)
+        planner.compile(
+            "search",
+            jax.jit(find_top, static_argnames="k"),
+            ShapeDtypeStruct(shape, jnp.float32, sharding=split),
+            planner.whole((QUESTIONS, WIDTH), jnp.float32),
+            k=K,
+            size=planner.whole((), jnp.int32),
+        )
+        (program,) = planner.programs
+        share = program.needed / planner.chip.memory
+        seconds, bound = program.estimate(planner.chip)
+        time = f"{1000 * seconds:.1f} ms | {bound}" if share <= 1 else "- | does not fit"
+        print(f"| {topology} | {program.needed / 2**30:.2f} | {share:.0%} | {time} |", flush=True)
+
+
+def count_rows(size: int, parts: int) -> int:
+    """Rows of a device's shard, as `place_exact` rounds them up."""
+    rows = -(-size // parts)
+    return round_up(rows, 1 << max(0, rows.bit_length() - 5))
+
+
+if __name__ == "__main__":
+    main()
