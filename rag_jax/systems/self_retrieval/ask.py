@@ -21,7 +21,6 @@ __all__ = ["CONFIG", "Session", "open_run"]
 
 CONFIG = SelfRetrievalConfig
 _SHOWN = 5  # passages
-_QUESTION = 32  # tokens that questions are padded to a multiple of: few programs are compiled
 
 
 def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
@@ -39,7 +38,7 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
     collection = session.read_corpus(context)
     engine = make_engine(session, context, collection, "train", titled=True)
     settings = replace(engine.settings, batch_size=count_data_rows())
-    return partial(_answer, replace(engine, settings=settings, multiple=_QUESTION))
+    return partial(_answer, replace(engine, settings=settings))
 
 
 def _answer(engine: Engine, question: str) -> Iterator[Facts | Piece | Note]:

@@ -1,5 +1,6 @@
 """The comparison: the method, its ablations and other retrievers on the same questions."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +98,8 @@ def run_evaluation(session: "Session", context: StageContext) -> None:
     questions = session.list_questions(corpus, c.evaluate_on)
     asked = [question.question for question in questions]
     engine = make_engine(session, context, corpus, "train", titled=True)
+    width = max(len(engine.form.encode_question(question)) for question in asked)
+    engine = dataclasses.replace(engine, width=width)
 
     def save(name: str, ranked: Sequence[Ranked], answers: Sequence[str], seconds) -> None:
         records = [
@@ -118,7 +121,8 @@ def run_evaluation(session: "Session", context: StageContext) -> None:
     variants = {"self_retrieval": engine}
     if c.ablations:
         for name, titled in (("without_indexing", True), ("without_titles", False)):
-            variants[name] = make_engine(session, context, corpus, name, titled=titled)
+            variant = make_engine(session, context, corpus, name, titled=titled)
+            variants[name] = dataclasses.replace(variant, width=width)
     spent: dict[str, list[float]] = {}  # seconds before the answer
     for name, variant in variants.items():
         records = _retrieve(context, variant, asked, name)

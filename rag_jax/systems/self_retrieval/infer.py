@@ -35,6 +35,9 @@ from rag_jax.systems.self_retrieval.scores import Candidate, score, to_probabili
 # Of candidates in one row: with more, attention to the others' tokens costs what padding would.
 _ROW_TOKENS = 512
 
+# Of tokens, that the one candidate is padded to whose answer is written.
+_READ_MULTIPLE = 64
+
 
 class Title(NamedTuple):
     """A title found for a question: its probability, its tokens with the heading behind, and the
@@ -69,7 +72,8 @@ class Engine:
         passages: the corpus, in the order that the trie was built from.
         trie: of `form.encode_sequence` of each.
         settings: of the search.
-        multiple: of tokens, that questions are padded to.
+        width: tokens that questions are padded to at the least: all that reads behind them is
+            compiled for it.
     """
 
     model: Decoder
@@ -78,7 +82,7 @@ class Engine:
     passages: Sequence[Passage]
     trie: Trie
     settings: SearchConfig
-    multiple: int = 16
+    width: int = 32
 
     def retrieve(self, questions: Sequence[str]) -> list[tuple[list[list[Candidate]], str]]:
         """For each question the passages found, assessed, by their titles; and its answer.
@@ -125,7 +129,7 @@ class Engine:
         batch = self.settings.batch_size
         prompts = [self.form.encode_question(question) for question in questions]
         check_prompts(self.model, prompts, max_tokens=self._depth, batch_size=batch)
-        width = round_up(max(map(len, prompts), default=1), self.multiple)
+        width = round_up(max(self.width, *map(len, prompts), 1), 16)
         for start in range(0, len(prompts), batch):
             part = prompts[start : start + batch]
             arrays = shard_batch(pad_rows(part, width, pad_id=0, batch=batch))
@@ -259,19 +263,19 @@ class Engine:
     def _write_answers(self, judged: Judged, best: Sequence[int]) -> list[str]:
         """Answers from one candidate of each question, by its number among them."""
         batch, times = self.settings.batch_size, len(judged.hidden) // self.settings.batch_size
-        rows = times * np.arange(batch, dtype=np.int32)
-        path = np.zeros((batch, judged.hidden.shape[1]), bool)
-        ends = np.zeros(batch, np.int32)
-        for b, number in enumerate(best):
-            rows[b], places = judged.places[b][number]
-            path[b, places], ends[b] = True, places[-1]
+        rows, lengths = times * np.arange(batch, dtype=np.int32), np.ones(batch, np.int32)
+        chosen = [judged.places[b][number] for b, number in enumerate(best)]
+        longest = round_up(max(len(path) for _, path in chosen), _READ_MULTIPLE)
+        places = np.zeros((batch, longest), np.int32)
+        for b, (row, path) in enumerate(chosen):
+            rows[b], lengths[b] = row, len(path)
+            places[b, : len(path)] = path
+        picked = steps.pick(judged.cache, judged.hidden, *shard_batch((rows, places, lengths)))
         tokens, lengths = fetch(
             steps.answer(
                 self.model,
                 self.params,
-                judged.cache,
-                judged.hidden,
-                *shard_batch((rows, path, ends)),
+                *picked,
                 jnp.asarray(self.form.encode_accept(), jnp.int32),
                 shard_batch(np.arange(batch) < len(best)),
                 max_tokens=self.settings.max_answer,

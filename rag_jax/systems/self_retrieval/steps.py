@@ -1,4 +1,4 @@
-"""The compiled steps of a query: its prompt, titles, passages, their assessment, and the answer."""
+"""The compiled steps of a query: prompt, titles, passages, their assessment, and the answer."""
 
 from functools import partial
 
@@ -97,15 +97,48 @@ def assess(
     return cache, output.hidden, logprobs.sum(axis=-1)
 
 
+@jax.jit
+def pick(
+    cache: Cache,
+    hidden: Float[Array, "R T D"],
+    rows: Int[Array, "B"],
+    places: Int[Array, "B L"],
+    lengths: Int[Array, "B"],
+) -> tuple[Cache, Float[Array, "B D"]]:
+    """One candidate of each question, without those that were read beside it.
+
+    What goes on from it is then compiled once, however they were packed.
+
+    Args:
+        cache: with `hidden` what `assess` left: slots of candidates alone, the questions before.
+        rows: where each question's candidate was read.
+        places: of its tokens up to the cue, in their order; `lengths` of them count.
+
+    Returns:
+        The questions' caches with the candidates behind, and the cues' hidden states.
+    """
+    mask = jnp.arange(places.shape[1])[None] < lengths[:, None]
+    at = places[:, None, None]
+    layers, position = jax.tree.map(
+        lambda leaf: constrain_rows(leaf[rows], len(rows)), (cache.layers, cache.position)
+    )
+    layers = tuple(
+        (
+            jnp.take_along_axis(keys, at, axis=3),
+            jnp.take_along_axis(values, at.swapaxes(2, 3), axis=2),
+        )
+        for keys, values in layers
+    )
+    last = jnp.take_along_axis(places, lengths[:, None] - 1, axis=1)[:, 0]
+    return Cache(layers, mask, position + lengths, cache.prefix), hidden[rows, last]
+
+
 @partial(jax.jit, static_argnames=("model", "max_tokens", "stop_ids"))
 def answer(
     model: Decoder,
     params,
     cache: Cache,
-    hidden: Float[Array, "R T D"],
-    rows: Int[Array, "B"],
-    path: Bool[Array, "B T"],
-    ends: Int[Array, "B"],
+    hidden: Float[Array, "B D"],
     accept: Int[Array, "a"],
     active: Bool[Array, "B"],
     *,
@@ -115,27 +148,18 @@ def answer(
     """Greedy answers behind one candidate of each question.
 
     Args:
-        cache: with `hidden` what `assess` left.
-        rows: where each question's candidate was read.
-        path: the places of its tokens up to the cue, of which `ends` is the last.
+        cache: with `hidden` what `pick` gave.
         accept: what is said of a passage before the answer; may be nothing.
     """
-    layers, real, position = jax.tree.map(
-        lambda leaf: constrain_rows(leaf[rows], len(rows)),
-        (cache.layers, cache.real, cache.position),
-    )
-    real |= jnp.pad(path, ((0, 0), (real.shape[1] - path.shape[1], 0)))
-    position += path.sum(axis=1, dtype=position.dtype)
-    cache, last = Cache(layers, real, position, cache.prefix), hidden[rows, ends]
     if len(accept):
-        tokens = jnp.tile(accept, (len(rows), 1))
+        tokens = jnp.tile(accept, (len(hidden), 1))
         output, cache = append(model, params, cache, tokens, jnp.ones_like(tokens, bool))
-        last = output.hidden[:, -1]
+        hidden = output.hidden[:, -1]
     decoded = decode(
         model,
         params,
         cache,
-        last,
+        hidden,
         max_tokens=max_tokens,
         stop_ids=stop_ids,
         active=active,

@@ -200,7 +200,7 @@ def test_the_answer_goes_on_from_the_best_passage(engine):
 
 
 def test_a_second_batch_compiles_nothing(engine):
-    programs = (steps.read, steps.find, steps.go_on, steps.assess, steps.answer)
+    programs = (steps.read, steps.find, steps.go_on, steps.assess, steps.pick, steps.answer)
     engine.retrieve(["Where is Gitega?", "Which language is spoken in Peru?"])
     before = [program._cache_size() for program in programs]
     engine.retrieve(["Where is Gitega, then?", "What is spoken in Chile?"])
