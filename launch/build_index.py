@@ -8,8 +8,7 @@ FlashRAG's or KILT's; as gzip or not. A bad line is told with its number; --bad_
 skipped. The index ends up in DIR/stages/index/index, and the passages in the order of its rows in
 DIR/stages/passages/passages.jsonl; DIR is runs/index unless --workdir names another. The same
 command again continues where the last one stopped; with other files or settings it redoes just what
-they affect. With --shard=I/N, once the passages are copied, a process makes the I-th of N shards of
-their embeddings, which the command without it puts together.
+they affect. --shard=I/N divides the encoding over N processes, as in launch/train.py.
 
 Ends with the size, the time, the bytes and, for ScaNN, which share of the exact ten best it finds
 when 256 of the passages are asked for.

@@ -10,9 +10,9 @@ where the last one stopped; with another setting it redoes just what that settin
 On several hosts the same command runs on each, with the same work folder, which all of them must
 see: --coordinator is then the address of process 0, or `auto` on Cloud TPU.
 
-Encoding a corpus, labelling, encoding documents and the like can be divided over processes that
-know nothing of each other: --shard=I/N makes the I-th of N shards of the first stage that is not
-made, and says what to run next. The command without it then puts the shards together.
+Encoding a corpus, labelling, encoding documents and the like can be divided over N processes that
+share nothing but the work folder: --shard=I/N, with I from 0 to N - 1, makes every N-th batch, and
+shard 0 all else too, while the others wait. Each can be stopped and started again by itself.
 """
 
 import importlib
@@ -34,7 +34,7 @@ OPTIONS = {
     "coordinator": "address of the first of several processes",
     "processes": "how many there are",
     "process": "number of this one",
-    "shard": "I/N: make one of N shards of a stage",
+    "shard": "I/N: make the I-th of N shards of every stage that is divided",
 }
 
 

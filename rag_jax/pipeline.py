@@ -11,8 +11,8 @@ runs of the needed stages that it read. So a stage is
   it needs was made again (its artefacts are then not the ones this stage was made from), or a file
   of its folder is not as it was when the stage ended (`stage.json` has their checksums).
 
-Several processes can divide the work of one stage, each making a shard of it; a process without one
-then puts them together and goes on.
+Several processes can divide the work of stages, each making a shard of it, and the first all the
+rest; they meet in the work folder alone.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rag_jax.compiling import compile_seconds
 from rag_jax.errors import RagJaxError, Stopped
 from rag_jax.files import explain_disk_errors, read_json, sum_files, to_json, write_json
 from rag_jax.hosts import is_first, wait_for_all
-from rag_jax.stage import Shard, Stage, StageContext, say
+from rag_jax.stage import POLL, Shard, ShardMade, Stage, StageContext, say
 
 __all__ = [
     "Shard",
@@ -58,9 +58,8 @@ def run_stages(
         stages: every stage after those that it needs.
         workdir: the work folder; made if it is not there.
         config: written to `config.json` in it, for the reader; no stage depends on that file.
-        shard: of the first stage that is not made; nothing else is done then. Processes with other
-            shards may work in the folder at the same time, and each goes on where it was
-            interrupted, whatever became of the others.
+        shard: what this process makes of the stages that are divided. Each of the processes can be
+            interrupted and started again by itself, while the others wait.
 
     Returns:
         For each stage `{"name", "seconds", "compile_seconds", "fingerprint", "reused"}`: seconds
@@ -68,21 +67,24 @@ def run_stages(
         and compiling.
 
     Raises:
-        RagJaxError: if another process works in the folder or it cannot be written, or the stage
-            that a shard is asked of is not divided.
-        Stopped: the shard is made; the text says what to run next.
+        RagJaxError: if another process works in the folder or it cannot be written.
+        Stopped: every stage is made, and this is not the process that reports on them.
     """
     workdir = Path(workdir)
     with explain_disk_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        if shard is not None:
-            _run_shard(stages, workdir, shard)
-        with _lock(workdir / ".lock") if is_first() else contextlib.nullcontext():
+        follows = shard is not None and shard.number > 0
+        lock = workdir / (f".lock.{shard.number}-of-{shard.count}" if follows else ".lock")
+        with _lock(lock) if is_first() else contextlib.nullcontext():
             wait_for_all(f"{workdir} is there")
-            write_json(workdir / "config.json", config)
             made: dict[str, dict[str, Any]] = {}
+            if follows:
+                for stage in stages:
+                    made[stage.name] = _follow_stage(stage, workdir / "stages", made, shard)
+                raise Stopped("every stage is made; shard 0 writes the report")
+            write_json(workdir / "config.json", config)
             for stage in stages:
-                made[stage.name] = _run_stage(stage, workdir / "stages", made)
+                made[stage.name] = _run_stage(stage, workdir / "stages", made, shard)
             keys = ("name", "seconds", "compile_seconds", "fingerprint", "reused")
             return [{key: record[key] for key in keys} for record in made.values()]
 
@@ -150,16 +152,17 @@ def _describe(stage: Stage, made: Mapping[str, Mapping[str, Any]]) -> dict[str, 
     }
 
 
-def _run_stage(stage: Stage, folder: Path, made: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    wanted = _describe(stage, made)
-    context = StageContext(stage, folder)
+def _run_stage(
+    stage: Stage, folder: Path, made: Mapping[str, Mapping[str, Any]], shard: Shard | None
+) -> dict[str, Any]:
+    wanted, context = _describe(stage, made), StageContext(stage, folder, shard)
     found, reason = _read_record(context.folder, wanted, made, stage)
     wait_for_all(f"stage {stage.name} was looked for")
     if found and found.pop("ended"):
         say(f"stage {stage.name}: kept ({found['seconds']:.1f} s when it was made)")
         return found | {"reused": True}
     _begin(context, wanted, found, reason)
-    if is_first():
+    if is_first() and shard is None:  # or they may be other processes'
         for left in context.folder.glob(".*.tmp"):
             left.unlink()
     wait_for_all(f"stage {stage.name} is to begin")
@@ -174,31 +177,26 @@ def _run_stage(stage: Stage, folder: Path, made: Mapping[str, Mapping[str, Any]]
     return read_json(context.folder / ENDED) | {"reused": False}
 
 
-def _run_shard(stages: Sequence[Stage], workdir: Path, shard: Shard) -> NoReturn:
-    made: dict[str, dict[str, Any]] = {}
-    with (
-        _lock(workdir / ".lock", shared=True),
-        _lock(workdir / f".lock.{shard.number}-of-{shard.count}"),
-    ):
-        for stage in stages:
-            context = StageContext(stage, workdir / "stages", shard)
-            wanted = _describe(stage, made)
-            # The record of a stage is for one process at a time to look at and change.
-            with _lock(workdir / ".lock.record", wait=True):
-                found, reason = _read_record(context.folder, wanted, made, stage)
-                if found and found.pop("ended"):
-                    made[stage.name] = found
-                    continue
-                if not stage.divides:
-                    raise RagJaxError(
-                        f"--shard: stage {stage.name} is not made, and its work is not divided; "
-                        "run this command without --shard first"
-                    )
-                _begin(context, wanted, found, reason)
-            with _count_seconds(context.folder, workdir / ".lock.record"):
+def _follow_stage(
+    stage: Stage, folder: Path, made: Mapping[str, Mapping[str, Any]], shard: Shard
+) -> dict[str, Any]:
+    """Makes a shard of a stage that the first process has begun, and waits until it has ended."""
+    wanted, context = _describe(stage, made), StageContext(stage, folder, shard)
+    is_made, said = not stage.divides, False
+    while True:
+        found, _ = _read_record(context.folder, wanted, made, stage)
+        if found and found.pop("ended"):
+            return found
+        if found and not is_made:
+            with contextlib.suppress(ShardMade):
                 stage.run(context)
-            raise ValueError(f"stage {stage.name} did not map {stage.divides[-1]}")
-    raise Stopped("every stage is made; run this command without --shard for the report")
+                raise ValueError(f"stage {stage.name} did not map {stage.divides[-1]}")
+            is_made = True
+            continue
+        if not said:
+            say(f"stage {stage.name}: waiting for shard 0")
+            said = True
+        time.sleep(POLL)
 
 
 def _begin(
@@ -221,21 +219,14 @@ def _begin(
 
 
 @contextlib.contextmanager
-def _count_seconds(folder: Path, lock: Path | None = None) -> Iterator[None]:
-    """Adds the block's seconds to the record of the stage that began, however the block ends.
-
-    Args:
-        lock: held while the record is changed, where other processes do so too.
-    """
+def _count_seconds(folder: Path) -> Iterator[None]:
+    """Adds the block's seconds to the record of the stage that began, however the block ends."""
     start, compiling = time.monotonic(), compile_seconds()
     try:
         yield
     finally:
         # A disk that filled up must not hide the error that says so.
-        with (
-            contextlib.suppress(OSError),
-            _lock(lock, wait=True) if lock else contextlib.nullcontext(),
-        ):
+        with contextlib.suppress(OSError):
             found = read_json(folder / STARTED)
             found["seconds"] += time.monotonic() - start
             found["compile_seconds"] += compile_seconds() - compiling
@@ -305,17 +296,11 @@ def _empty(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _lock(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[None]:
-    """Holds a file for this process; the system lets go of it when the process ends.
-
-    Args:
-        shared: with others that hold it so.
-        wait: until it is free, instead of raising.
-    """
+def _lock(path: Path) -> Iterator[None]:
+    """Holds a file for this process; the system lets go of it when the process ends."""
     with open(path, "a+") as file:
-        how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         try:
-            fcntl.flock(file, how if wait else how | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             owner = file.read().strip() or "unknown"

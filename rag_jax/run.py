@@ -24,7 +24,7 @@ def run_session(
     columns: Sequence[str],
     make_tables: Callable[[Path, Mapping[str, Any]], Mapping[str, Any]] = lambda *made: {},
 ) -> dict[str, Any]:
-    """Runs every stage that isn't made yet, or a shard of the first, and writes the report.
+    """Runs every stage that isn't made yet, or a shard of them, and writes the report.
 
     Args:
         session: with `config`, `mesh` and `stages()`, of which the stage "evaluate" writes for

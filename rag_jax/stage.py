@@ -14,24 +14,33 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from rag_jax.errors import Stopped
 from rag_jax.files import open_atomic, read_jsonl, to_json, write_jsonl
 from rag_jax.hosts import is_first, wait_for_all
+
+# Seconds between two looks at what other processes have made.
+POLL = 1.0
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One process's share of a divided stage: every `count`-th batch, from batch `number` on."""
+    """One process's share of divided stages: every `count`-th batch, from batch `number` on.
+
+    The first, number 0, makes what is not divided, too, and puts the others' batches together.
+    """
 
     number: int
     count: int
 
 
+class ShardMade(Exception):
+    """Ends a stage's function where the first process goes on alone."""
+
+
 class StageContext:
     """What a stage's function gets: its folder, other stages' artefacts, and resumable maps.
 
-    With a shard the maps make that share of their batches, each in a file of its own, which a
-    context without one then takes instead of making the batch.
+    With a shard the maps make that share of their batches, each in a file of its own, and wait for
+    the other processes' before they return.
     """
 
     def __init__(self, stage: "Stage", stages_folder: Path, shard: Shard | None = None):
@@ -74,18 +83,8 @@ class StageContext:
 
         Returns:
             All records, as read back from JSON.
-
-        Raises:
-            Stopped: this process's shard is made, and others or no map of the stage are missing.
         """
         path = self.folder / file
-        records, sizes = read_whole_lines(path, limit=len(items))
-        if len(records) < len(items):
-            records = records[: len(records) // batch_size * batch_size]
-        starts = range(len(records), len(items), batch_size)
-        pieces = {start: path.with_name(f"{file}.{start}") for start in starts}
-        ready = {start for start, piece in pieces.items() if piece.exists()}
-        wait_for_all(f"{path} was read")
 
         def make(start: int) -> list[Mapping[str, Any]]:
             batch = items[start : start + batch_size]
@@ -94,15 +93,27 @@ class StageContext:
                 raise ValueError(f"{file}: {len(made)} records for {len(batch)} items")
             return list(made)
 
+        records, sizes = read_whole_lines(path, limit=len(items))
+        if len(records) < len(items):
+            records = records[: len(records) // batch_size * batch_size]
+        starts = range(len(records), len(items), batch_size)
+        pieces = {start: path.with_name(f"{file}.{start}") for start in starts}
         if self._shard is not None:
-            self._make_shard(
+            self._share(
                 file,
                 pieces,
                 lambda start: write_jsonl(pieces[start], make(start)),
+                lambda: len(read_whole_lines(path)[0]) >= len(items),
                 batch_size=batch_size,
                 unit=unit,
             )
-            return records + [record for piece in pieces.values() for record in read_jsonl(piece)]
+            if self._shard.number:
+                try:
+                    return records + [r for piece in pieces.values() for r in read_jsonl(piece)]
+                except FileNotFoundError:  # the first process has put them together
+                    return read_jsonl(path)
+        ready = {start for start, piece in pieces.items() if piece.exists()}
+        wait_for_all(f"{path} was read")
         if not pieces:
             if is_first():
                 path.touch()
@@ -143,16 +154,11 @@ class StageContext:
 
         Returns:
             All rows, `[count, ...]` float32.
-
-        Raises:
-            Stopped: as for `map_batches`.
         """
         path = self.folder / file
         complete = path.exists()
         starts = () if complete else range(0, count, batch_size)
         pieces = {start: self.folder / f"{path.stem}.{start}.npy" for start in starts}
-        missing = [start for start, piece in pieces.items() if not piece.exists()]
-        wait_for_all(f"{path} was looked for")
 
         def make(start: int) -> None:
             rows = slice(start, min(start + batch_size, count))
@@ -165,8 +171,14 @@ class StageContext:
             return np.concatenate([np.load(piece) for piece in pieces.values()])
 
         if self._shard is not None:
-            self._make_shard(file, pieces, make, batch_size=batch_size, unit=unit)
-            return np.load(path) if complete else join()
+            self._share(file, pieces, make, path.exists, batch_size=batch_size, unit=unit)
+            if self._shard.number:
+                try:
+                    return join() if pieces else np.load(path)
+                except FileNotFoundError:  # the first process has put them together
+                    return np.load(path)
+        missing = [start for start, piece in pieces.items() if not piece.exists()]
+        wait_for_all(f"{path} was looked for")
         if not complete:
             done = batch_size * (len(pieces) - len(missing))
             with self.progress(count, unit=unit, initial=min(done, count)) as bar:
@@ -179,40 +191,42 @@ class StageContext:
         _remove(pieces.values())
         return np.load(path)
 
-    def _make_shard(
+    def _share(
         self,
         file: str,
         pieces: Mapping[int, Path],
         make: Callable[[int], None],
+        is_complete: Callable[[], bool],
         *,
         batch_size: int,
         unit: str,
     ) -> None:
-        """Makes the pieces of a map that fall to this process.
+        """Makes the pieces of a map that fall to this process, and waits for the others.
 
         Args:
             pieces: files by the number of their first item.
             make: writes one.
+            is_complete: whether the first process has put them together.
 
         Raises:
-            Stopped: unless every piece is there, the other processes' too, and a map follows.
+            ShardMade: instead of waiting, if the first process alone has to do with the others.
         """
-        shard, last = self._shard, file == self._stage.divides[-1]
+        shard, name = self._shard, f"stage {self._stage.name}"
         own = [start for start in pieces if start // batch_size % shard.count == shard.number]
         missing = [start for start in own if not pieces[start].exists()]
-        with self.progress(
-            len(own), unit=f"batches of {unit}", initial=len(own) - len(missing)
-        ) as bar:
+        done = len(own) - len(missing)
+        with self.progress(len(own), unit=f"batches of {unit}", initial=done) as bar:
             for start in missing:
                 make(start)
                 bar.update(1)
-        others = sum(not piece.exists() for piece in pieces.values())
-        if others or last:
-            raise Stopped(
-                f"stage {self._stage.name}: shard {shard.number} of {shard.count} of {file} is made"
-                + (f", {others} batches of others are not yet; then" if others else ";")
-                + (" run this command " + ("without --shard" if last else "again"))
-            )
+        if shard.number and file == self._stage.divides[-1]:
+            raise ShardMade
+        said = False
+        while any(not piece.exists() for piece in pieces.values()) and not is_complete():
+            if not said:
+                say(f"{name}: waiting for the other shards of {file}")
+                said = True
+            time.sleep(POLL)
 
 
 @dataclass(frozen=True)

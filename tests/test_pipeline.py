@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -368,10 +370,11 @@ def test_a_stage_that_mends_is_called_on_what_is_there(tmp_path, capsys):
 
 
 class Divided:
-    """A stage of two maps, whose work is counted, and one after it."""
+    """A run with a stage of two maps, whose batches are counted, and stages around it."""
 
-    def __init__(self):
-        self.calls, self.stop_at = [], None
+    def __init__(self, workdir, *shard, stop_at=None):
+        self.workdir, self.shard = workdir, Shard(*shard) if shard else None
+        self.calls, self.stop_at = [], stop_at
 
     def work(self, made):
         def run(batch):
@@ -386,126 +389,88 @@ class Divided:
         sizes = {"batch_size": 4, "unit": "items"}
         records = context.map_batches("out.jsonl", ITEMS, self.work(make_records), **sizes)
         rows = context.map_arrays("out.npy", len(ITEMS), self.work(make_rows), **sizes)
-        write_json(context.folder / "sum", sum(r["score"] for r in records) + float(rows.sum()))
+        assert records == make_records(ITEMS)
+        np.testing.assert_array_equal(rows, make_rows(slice(0, len(ITEMS))))
+        assert self.shard is None or self.shard.number == 0
+        write_json(context.folder / "sum", float(rows.sum()))
 
-    def run(self, workdir, *shard):
+    def run(self):
         stages = [
             Stage("before", lambda context: None),
             Stage("map", self.map, needs=("before",), divides=("out.jsonl", "out.npy")),
             Stage("after", lambda context: None, needs=("map",)),
         ]
-        return run_stages(stages, workdir, shard=Shard(*shard) if shard else None)
+        return run_stages(stages, self.workdir, shard=self.shard)
 
-    def shard(self, workdir, *shard):
-        self.calls.clear()
-        with pytest.raises(Stopped) as stopped:
-            self.run(workdir, *shard)
-        return str(stopped.value)
+    def start(self):
+        """Runs beside the test; gives what it ended with."""
+        return self._threads.submit(self._end)
+
+    def _end(self):
+        try:
+            return self.run()
+        except BaseException as error:
+            return error
+
+    _threads = ThreadPoolExecutor(max_workers=9)
 
 
-def read_files(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.stem != "started"}
+def read_files(workdir):
+    folder = workdir / "stages" / "map"
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.stem[:3] != "sta"}
 
 
 @pytest.fixture
-def divided(tmp_path):
-    """What one process makes of it, and a work folder where its turn has come."""
-    one, divided = Divided(), Divided()
-    one.run(tmp_path / "one")
-    with pytest.raises(RagJaxError, match="--shard: stage before is not made, and its work is not"):
-        divided.run(tmp_path / "two", 0, 2)
-    run_stages([Stage("before", lambda context: None)], tmp_path / "two")
-    wanted = read_files(tmp_path / "one" / "stages" / "map")
-    wanted.pop("stage.json")
-    return divided, tmp_path / "two", wanted
+def whole(tmp_path, monkeypatch):
+    """The files that one process makes."""
+    monkeypatch.setattr("rag_jax.stage.POLL", 0.01)
+    monkeypatch.setattr("rag_jax.pipeline.POLL", 0.01)
+    Divided(tmp_path / "one").run()
+    return read_files(tmp_path / "one")
 
 
-def finish(divided, workdir, wanted):
-    """Runs all stages; gives how many batches were left for that."""
-    divided.calls.clear()
-    records = divided.run(workdir)
-    assert [record["name"] for record in records] == ["before", "map", "after"]
-    found = read_files(workdir / "stages" / "map")
-    found.pop("stage.json")
-    assert found == wanted
-    return len(divided.calls)
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_shards_make_what_one_process_makes(tmp_path, whole, count):
+    runs = [Divided(tmp_path / "run", number, count) for number in range(count)]
+    first, *others = [future.result(60) for future in [run.start() for run in reversed(runs)]][::-1]
+    assert [record["name"] for record in first] == ["before", "map", "after"]
+    for error in others:
+        assert isinstance(error, Stopped) and str(error).startswith("every stage is made; shard 0")
+    assert read_files(tmp_path / "run") == whole
+    assert [len(run.calls) for run in runs] == [2 * len(range(i, 6, count)) for i in range(count)]
+    assert Divided(tmp_path / "run").run() == [record | {"reused": True} for record in first]
 
 
-def test_two_shards_make_what_one_process_makes(divided):
-    divided, workdir, wanted = divided
-    said = divided.shard(workdir, 0, 2)
-    assert said == (
-        "stage map: shard 0 of 2 of out.jsonl is made, 3 batches of others are not yet; then run "
-        "this command again"
-    )
-    assert divided.calls == [ITEMS[0:4], ITEMS[8:12], ITEMS[16:20]]
-    said = divided.shard(workdir, 1, 2)  # the other's are there: on to the second map
-    assert "shard 1 of 2 of out.npy is made, 3 batches of others are not yet; then run this" in said
-    assert said.endswith("without --shard") and len(divided.calls) == 6
-    assert divided.shard(workdir, 1, 2) == said and not divided.calls
-    said = divided.shard(workdir, 0, 2)
-    assert said == "stage map: shard 0 of 2 of out.npy is made; run this command without --shard"
-    assert len(divided.calls) == 3
-    seconds = read_json(workdir / "stages" / "map" / "started.json")["seconds"]
-    assert finish(divided, workdir, wanted) == 0
-    assert read_json(workdir / "stages" / "map" / "stage.json")["seconds"] > seconds
-    assert "every stage is made" in divided.shard(workdir, 0, 2)
-
-
-@pytest.mark.parametrize("at", range(4))
-def test_an_interrupted_shard_goes_on_alone(divided, at):
-    divided, workdir, wanted = divided
-    divided.stop_at = at
-    if at < 3:
-        with pytest.raises(KeyboardInterrupt):
-            divided.run(workdir, 0, 2)
-    divided.stop_at = None
-    divided.shard(workdir, 0, 2)
-    assert len(divided.calls) == (3 - at if at < 3 else 3)
-    # The rest is nobody's: a process without a shard makes it.
-    assert finish(divided, workdir, wanted) == 3 + 6
-
-
-def test_shards_of_another_count_and_a_run_that_had_begun(divided):
-    divided, workdir, wanted = divided
-    divided.stop_at = 1
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("at", range(6))
+def test_an_interrupted_shard_is_started_again_by_itself(tmp_path, whole, number, at):
+    other = Divided(tmp_path / "run", 1 - number, 2)
+    waiting = other.start()
+    stopped = Divided(tmp_path / "run", number, 2, stop_at=at)
     with pytest.raises(KeyboardInterrupt):
-        divided.run(workdir)  # makes the first batch itself
-    divided.stop_at = None
-    for number, made in ((2, 2), (0, 1)):
-        divided.shard(workdir, number, 3)
-        assert len(divided.calls) == made
-    assert finish(divided, workdir, wanted) == 2 + 6
+        stopped.run()
+    again = Divided(tmp_path / "run", number, 2)
+    ended = {number: again.start().result(60), 1 - number: waiting.result(60)}
+    assert isinstance(ended[1], Stopped) and len(ended[0]) == 3
+    assert len(stopped.calls) == at and len(again.calls) == 6 - at and len(other.calls) == 6
+    assert read_files(tmp_path / "run") == whole
 
 
-def test_a_shard_and_a_whole_run_keep_out_of_each_others_way(tmp_path):
-    program = """
-        import sys
-        from rag_jax.pipeline import Shard, Stage, run_stages
+def test_one_process_ends_what_shards_began(tmp_path, whole):
+    for number, stop_at in ((0, 1), (1, 1)):
+        with pytest.raises(KeyboardInterrupt):
+            Divided(tmp_path / "run", number, 3, stop_at=stop_at).run()
+    alone = Divided(tmp_path / "run")
+    alone.run()
+    assert len(alone.calls) == 12 - 1 - 1
+    assert read_files(tmp_path / "run") == whole
 
-        def run(context):
-            def work(batch):
-                print("running", flush=True)
-                sys.stdin.read()
 
-            context.map_batches("out.jsonl", range(4), work, batch_size=1, unit="items")
-
-        run_stages([Stage("one", run, divides=("out.jsonl",))], sys.argv[1], shard=Shard(0, 2))
-    """
-
-    def run(context):
-        work = [{"item": 0}]
-        context.map_batches("out.jsonl", range(4), lambda b: work, batch_size=1, unit="items")
-
-    stages = [Stage("one", run, divides=("out.jsonl",))]
-    arguments = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]
-    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout.readline() == b"running\n"
-        for shard in (None, Shard(0, 2)):
-            with pytest.raises(RagJaxError, match=f"in use by another run .process {other.pid}."):
-                run_stages(stages, tmp_path, shard=shard)
-        with pytest.raises(Stopped, match="shard 1 of 2"):
-            run_stages(stages, tmp_path, shard=Shard(1, 2))
-        other.kill()
-    run_stages(stages, tmp_path)
-    assert len(read_jsonl(tmp_path / "stages" / "one" / "out.jsonl")) == 4
+def test_a_shard_runs_once(tmp_path, whole):
+    waiting = Divided(tmp_path / "run", 1, 2).start()
+    while not (tmp_path / "run" / ".lock.1-of-2").exists():
+        time.sleep(0.01)
+    with pytest.raises(RagJaxError, match="in use by another run"):
+        Divided(tmp_path / "run", 1, 2).run()
+    Divided(tmp_path / "run", 0, 2).run()
+    assert isinstance(waiting.result(60), Stopped)

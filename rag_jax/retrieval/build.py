@@ -48,7 +48,7 @@ def build_index(
         backend: "scann" or "exact".
         max_length: tokens of a passage, the rest of which is cut off.
         bad_lines: so many lines of the files may be skipped, each with a warning.
-        shard: of the encoding alone, as for `run_stages`.
+        shard: of the encoding, as for `run_stages`.
 
     Returns:
         `{"folder", "backend", "passages", "width", "bytes", "encode_seconds", "build_seconds"}`

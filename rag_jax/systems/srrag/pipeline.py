@@ -42,7 +42,7 @@ from rag_jax.systems.srrag.data import Format, special_tokens
 def run(
     config: ml_collections.ConfigDict, workdir: Path, *, shard: Shard | None = None
 ) -> dict[str, Any]:
-    """Runs every stage that isn't made yet, or a shard of the first, and writes the report.
+    """Runs every stage that isn't made yet, or a shard of them, and writes the report.
 
     Raises:
         RagJaxError: whatever of the settings, the models or the disk the user can mend.
