@@ -23,10 +23,11 @@ hypothesis.settings.register_profile("search", **SETTINGS)
 hypothesis.settings.load_profile("rag_jax")
 
 # Tiny programs that run a few times only: compiling them is most of the suite's time. What XLA on
-# CPUs fuses with by default takes half as long again as what it had before.
+# CPUs fuses with by default takes half as long again as what it had before, and a program cut into
+# parts for as many threads half as long again as in one piece.
 jax.config.update("jax_disable_most_optimizations", True)
-_FLAGS = (os.environ.get("XLA_FLAGS", ""), "--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join(_FLAGS).strip()
+_FLAGS = "--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS]).strip()
 
 # A program that several tests, workers or launched commands have is compiled once.
 _COMPILED = "JAX_COMPILATION_CACHE_DIR"
