@@ -1,5 +1,6 @@
 """Settings of every test."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -35,6 +36,10 @@ _SETTINGS = {
 for _name, _value in _SETTINGS.items():
     jax.config.update(_name, _value)
     os.environ[_name.upper()] = str(_value)  # for launched commands
+
+# Tracing makes many objects and drops few: looking for cycles at every 700th took a twentieth of
+# the time.
+gc.set_threshold(50_000, 20, 100)
 
 # A program that several tests, workers or launched commands have is compiled once.
 _COMPILED = "JAX_COMPILATION_CACHE_DIR"
