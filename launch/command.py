@@ -133,11 +133,12 @@ def find_workdir(arguments: list[str], options: Mapping[str, str | None]) -> Pat
 
 
 def keep_programs(workdir: Path) -> None:
-    """Has JAX keep what it compiles beside a work folder."""
+    """Has JAX keep what it compiles beside a work folder, unless it has a place for that."""
     import jax
 
-    cache = workdir.absolute().parent / ".jax_cache"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = workdir.absolute().parent / ".jax_cache"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
 
 
 def run(

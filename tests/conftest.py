@@ -1,5 +1,6 @@
 """Settings of every test."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -23,10 +24,22 @@ hypothesis.settings.register_profile("search", **SETTINGS)
 hypothesis.settings.load_profile("rag_jax")
 
 # Tiny programs that run a few times only: compiling them is most of the suite's time. What XLA on
-# CPUs fuses with by default takes half as long again as what it had before.
-jax.config.update("jax_disable_most_optimizations", True)
-_FLAGS = (os.environ.get("XLA_FLAGS", ""), "--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join(_FLAGS).strip()
+# CPUs fuses with by default takes half as long again as what it had before, and a program cut into
+# parts for as many threads half as long again as in one piece.
+_FLAGS = "--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS]).strip()
+_SETTINGS = {
+    "jax_disable_most_optimizations": True,
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+for _name, _value in _SETTINGS.items():
+    jax.config.update(_name, _value)
+    os.environ[_name.upper()] = str(_value)  # for launched commands
+
+# Tracing makes many objects and drops few: looking for cycles at every 700th took a twentieth of
+# the time.
+gc.set_threshold(50_000, 20, 100)
 
 # A program that several tests, workers or launched commands have is compiled once.
 _COMPILED = "JAX_COMPILATION_CACHE_DIR"
@@ -37,5 +50,3 @@ def pytest_configure(config):
         os.environ[_COMPILED] = tempfile.mkdtemp(prefix="rag_jax-compiled-")
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(_COMPILED)))
     jax.config.update("jax_compilation_cache_dir", os.environ[_COMPILED])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

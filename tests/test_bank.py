@@ -34,8 +34,8 @@ def make_arrays(step):
     weights = np.arange(WIDTH) < lengths[:, None]
     shape = (SIZE, ROWS, WIDTH)
     return {
-        "tokens": jnp.asarray(rows, jnp.int32).reshape(shape),
-        "weights": jnp.asarray(weights, jnp.float32).reshape(shape),
+        "tokens": np.asarray(rows, np.int32).reshape(shape),
+        "weights": weights.astype(np.float32).reshape(shape),
     }
 
 
@@ -82,7 +82,8 @@ def test_what_is_not_finite_stays_with_its_adapter():
     step = make_bank_step(loss_fn, optimizer)
 
     def spoil(arrays):
-        return {**arrays, "weights": arrays["weights"].at[1].set(jnp.nan)}
+        arrays["weights"][1] = np.nan
+        return arrays
 
     good, good_losses = train(step, optimizer)
     state, losses = train(step, optimizer, spoil)

@@ -215,8 +215,6 @@ def test_on_eight_devices():
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
-        # Programs there run a few times only: compiling them is what takes time.
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "tests/on_mesh/cases.py"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

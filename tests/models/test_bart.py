@@ -23,6 +23,7 @@ MODEL, PARAMS, CONFIG = BART.model, BART.params, BART.config
 APPLY = jax.jit(lambda params, *inputs: MODEL.apply({"params": params}, *inputs))
 APPEND = jax.jit(partial(append, MODEL), static_argnames="tap")
 ENCODE = jax.jit(partial(encode_source, MODEL))
+LOGITS = jax.jit(lambda params, hidden: MODEL.apply({"params": params}, hidden, method="logits"))
 GENERATE = partial(generate, MODEL, PARAMS, stop_ids=[CONFIG.eos_id])
 
 
@@ -50,17 +51,17 @@ def test_padding_changes_nothing():
     for filler in (1, 77):
         tokens, mask = pad(SOURCES, 12, filler)
         decoder_tokens, decoder_mask = pad(ROWS[:2], 8, filler)
-        logits = APPLY(PARAMS, tokens, decoder_tokens, mask, decoder_mask)
+        logits = np.asarray(APPLY(PARAMS, tokens, decoder_tokens, mask, decoder_mask))
         for b in range(2):
-            alone = APPLY(PARAMS, np.asarray([SOURCES[b]]), np.asarray([ROWS[b]]))
-            close(logits[b][decoder_mask[b]], alone[0])
+            (alone,) = np.asarray(APPLY(PARAMS, np.asarray([SOURCES[b]]), np.asarray([ROWS[b]])))
+            close(logits[b][decoder_mask[b]], alone)
 
 
 def read_rows(rows):
     """Logits `[4, 8, V]` of four rows, the first two of the first source, in one full pass."""
     tokens, mask = pad([SOURCES[b // 2] for b in range(4)], 12)
     decoder_tokens, decoder_mask = pad(rows, 8)
-    return APPLY(PARAMS, tokens, decoder_tokens, mask, decoder_mask)
+    return np.asarray(APPLY(PARAMS, tokens, decoder_tokens, mask, decoder_mask))
 
 
 def test_cached_decoding_is_the_full_pass_under_shared_sources():
@@ -71,7 +72,7 @@ def test_cached_decoding_is_the_full_pass_under_shared_sources():
     for chunk in (slice(0, 1), slice(1, 4), slice(4, 6)):
         output, cache = APPEND(PARAMS, cache, tokens[:, chunk], mask[:, chunk])
         hidden.append(output.hidden)
-    logits = MODEL.apply({"params": PARAMS}, jnp.concatenate(hidden, axis=1), method="logits")
+    logits = np.asarray(LOGITS(PARAMS, np.concatenate(hidden, axis=1)))
     for ours, whole, row in zip(logits, read_rows(ROWS), ROWS, strict=True):
         close(ours[: len(row)], whole[: len(row)])
     assert cache.position.tolist() == [len(row) for row in ROWS]
@@ -79,7 +80,7 @@ def test_cached_decoding_is_the_full_pass_under_shared_sources():
     # A row goes on after its padding, where its own last token was.
     more = np.asarray(make_rows([2] * 4, seed=2))
     output, _ = APPEND(PARAMS, cache, more, np.ones((4, 2), bool))
-    logits = MODEL.apply({"params": PARAMS}, output.hidden, method="logits")
+    logits = np.asarray(LOGITS(PARAMS, output.hidden))
     longer = read_rows([[*row, *new] for row, new in zip(ROWS, more, strict=True)])
     for ours, whole, row in zip(logits, longer, ROWS, strict=True):
         close(ours, whole[len(row) : len(row) + 2])
@@ -153,7 +154,7 @@ def test_every_parameter_but_the_bias_is_trained():
         logits = APPLY(params, tokens, decoder_tokens, mask, decoder_mask)
         return jnp.where(decoder_mask[..., None], jax.nn.log_softmax(logits), 0)[..., 7].sum()
 
-    gradients = jax.tree_util.tree_leaves_with_path(jax.grad(loss)(PARAMS))
+    gradients = jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(PARAMS))
     # A bias on all keys alike changes no softmax.
     still = {
         jax.tree_util.keystr(path, simple=True, separator="/")

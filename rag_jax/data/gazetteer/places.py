@@ -7,6 +7,7 @@ get names, and what the source lacks or mistakes is mended. Nothing is random in
 
 import functools
 import math
+import re
 import unicodedata
 from dataclasses import dataclass
 from types import ModuleType
@@ -17,6 +18,8 @@ from rag_jax.data.gazetteer import names
 from rag_jax.errors import RagJaxError
 
 _APOSTROPHES = "'`\u2018\u2019\u02bb"
+_DROPPED = str.maketrans("", "", _APOSTROPHES + ".")
+_GAPS = re.compile(r"[\W_]+")
 _BIG = 100_000  # people
 _COMPASS = (
     "north",
@@ -67,10 +70,10 @@ class City:
 
 def fold_name(text: str) -> str:
     """Returns `text` in lower case without accents, and with punctuation as single spaces."""
-    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-    for mark in _APOSTROPHES + ".":
-        plain = plain.replace(mark, "")
-    return " ".join("".join(c if c.isalnum() else " " for c in plain.lower()).split())
+    if not text.isascii():
+        marked = unicodedata.normalize("NFKD", text)
+        text = "".join(c for c in marked if not unicodedata.combining(c))
+    return _GAPS.sub(" ", text.translate(_DROPPED).lower()).strip()
 
 
 def _clean(text: str) -> str:
@@ -151,8 +154,9 @@ def load_cities() -> tuple[City, ...]:
     cities = []
     for row in cache.get_cities().values():
         code, name = row["countrycode"], _clean(row["name"])
-        capital = code in countries and fold_name(countries[code].capital) == fold_name(name)
-        if code in countries and row["population"] > 0 and (capital or _is_plain(name)):
+        if code not in countries or row["population"] <= 0:
+            continue
+        if _is_plain(name) or fold_name(countries[code].capital) == fold_name(name):
             state = states.get(row["admin1code"], "") if code == "US" else ""
             where = float(row["latitude"]), float(row["longitude"])
             cities.append(City(row["geonameid"], name, code, state, row["population"], *where))

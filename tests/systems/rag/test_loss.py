@@ -35,18 +35,20 @@ def make_batch(generator, *, batch=2, targets=10, questions=slice(None)):
     return examples, pack_examples(examples, width=width, targets=targets, batch=batch, scale=0.5)
 
 
+@partial(jax.jit, static_argnums=0)
+def read_whole(model, params, *tokens):
+    return jax.nn.log_softmax(model.apply({"params": params}, *tokens), axis=-1)
+
+
 def row_logprobs(generator, source, target):
     """Log-probabilities of a target's tokens behind one input, in a full pass by themselves."""
-    variables = {"params": generator.params}
+    given = generator.model, generator.params
     if hasattr(generator.config, "start_ids"):
         start = generator.config.start_ids
-        decoder = jnp.asarray([[*start, *target[:-1]]])
-        logits = generator.model.apply(variables, jnp.asarray([source]), decoder)
-        logits = logits[0, len(start) - 1 :]
-    else:
-        row = jnp.asarray([[*source, *target[:-1]]])
-        logits = generator.model.apply(variables, row)[0, len(source) - 1 :]
-    return np.asarray(jax.nn.log_softmax(logits, axis=-1))
+        decoder = np.asarray([[*start, *target[:-1]]])
+        return np.asarray(read_whole(*given, np.asarray([source]), decoder))[0, len(start) - 1 :]
+    row = np.asarray([[*source, *target[:-1]]])
+    return np.asarray(read_whole(*given, row))[0, len(source) - 1 :]
 
 
 @pytest.mark.parametrize("name", GENERATORS)
@@ -54,21 +56,22 @@ def test_marginals_are_those_of_rows_by_themselves(name):
     generator = GENERATORS[name]
     examples, batch = make_batch(generator, batch=3, targets=12)
     scores = np.concatenate([SCORES, np.zeros((1, 3), np.float32)])
+    tables = [
+        np.asarray([row_logprobs(generator, tokens, example.target) for tokens in example.inputs])
+        for example in examples
+    ]
     for marginal, smoothing in (("sequence", 0.0), ("token", 0.0), ("token", 0.1)):
         loss = jax.jit(partial(rag_loss, generator.model, marginal=marginal, smoothing=smoothing))
         total, metrics = loss(generator.params, scores, batch)
         wanted = 0
         for b, example in enumerate(examples):
-            tables = np.asarray(
-                [row_logprobs(generator, tokens, example.target) for tokens in example.inputs]
-            )
             prior = SCORES[b] - np.logaddexp.reduce(SCORES[b])
             place = np.arange(len(example.target))
             if marginal == "sequence":
-                joint = prior + tables[:, place, example.target].sum(axis=1)
+                joint = prior + tables[b][:, place, example.target].sum(axis=1)
                 wanted -= np.logaddexp.reduce(joint)
             else:
-                mixed = np.logaddexp.reduce(prior[:, None, None] + tables, axis=0)
+                mixed = np.logaddexp.reduce(prior[:, None, None] + tables[b], axis=0)
                 wanted -= (1 - smoothing) * mixed[place, example.target].sum()
                 wanted -= smoothing * mixed.mean(axis=-1).sum()
         np.testing.assert_allclose(total, 0.5 * wanted, rtol=2e-5)
@@ -91,11 +94,13 @@ def test_rows_are_apart_and_padding_changes_nothing(name):
 
 def test_gradients_of_padding_are_finite():
     generator = GENERATORS["bart"]
-    batch = jax.tree.map(jnp.asarray, make_batch(generator, batch=4)[1])
+    batch = make_batch(generator, batch=4)[1]
     scores = jnp.zeros((4, 3))
-    grads = jax.grad(
-        lambda params: rag_loss(generator.model, params, scores, batch, marginal="token")[0]
-    )(generator.params)
+
+    def loss(params, batch):
+        return rag_loss(generator.model, params, scores, batch, marginal="token")[0]
+
+    grads = jax.jit(jax.grad(loss))(generator.params, batch)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 

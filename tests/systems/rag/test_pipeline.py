@@ -196,14 +196,24 @@ def test_an_encoder_decoder_writes_texts_about_a_folder(make_config, tmp_path):
         assert "exact_match" not in numbers
 
 
-def test_labels_are_the_answers_of_a_classification(make_config, tmp_path):
-    folder = write_folder(tmp_path / "data", lambda i, place: [["true", "false"][i % 2]])
-    changes = {"task": "classification", **folder}
-    report = pipeline.run(make_config(**changes), tmp_path / "run")
+LABELS = ["true", "false", "both", "neither"]
+
+
+@pytest.fixture(scope="module")
+def classified(make_config, tmp_path_factory):
+    """A run of a classification of a folder's questions: its settings, folder and report."""
+    folder = tmp_path_factory.mktemp("labels")
+    data = write_folder(folder / "data", lambda i, place: [LABELS[i]])
+    changes = {"task": "classification", **data}
+    return changes, folder / "run", pipeline.run(make_config(**changes), folder / "run")
+
+
+def test_labels_are_the_answers_of_a_classification(classified):
+    _, workdir, report = classified
     assert list(report["methods"]) == ["closed_book", "bm25", "frozen", "joint"]
     for name, numbers in report["methods"].items():
-        records = read_jsonl(tmp_path / "run" / "predictions" / f"{name}.jsonl")
-        assert {record["prediction"] for record in records} <= {"true", "false"}
+        records = read_jsonl(workdir / "predictions" / f"{name}.jsonl")
+        assert {record["prediction"] for record in records} <= set(LABELS)
         right = [record["prediction"] == record["answers"][0] for record in records]
         assert numbers["accuracy"] == np.mean(right) and len(right) == 2
 
@@ -292,12 +302,12 @@ def test_asking_a_corpus_of_ones_own(finished, make_session, tmp_path):
         list(asked(LONG))
 
 
-def test_asking_a_classifier(make_config, make_session, tmp_path):
-    changes = {"task": "classification", "world.test": 2}
-    workdir = tmp_path / "run"
-    pipeline.run(make_config(**changes), workdir)
+def test_asking_a_classifier(classified, make_session):
+    changes, workdir, _ = classified
     asked = ask.open_run(make_session(**changes), workdir, None)
     for record in read_jsonl(workdir / "predictions" / "joint.jsonl"):
         shown = list(asked(record["question"]))
         assert read_text(shown) == record["prediction"]
-        assert sum(float(row[0]) for row in read_facts(shown, "likeliest")) <= 1.01
+        rows = read_facts(shown, "likeliest answers")
+        assert len({answer for _, answer in rows} & set(LABELS)) == 3  # the likeliest
+        assert sum(float(chance) for chance, _ in rows) <= 1.01

@@ -231,9 +231,7 @@ def flags(config_file, finished):
 
 @pytest.fixture(autouse=True)
 def pipe(monkeypatch):
-    """What is piped in: nothing, or the bytes it is called with. The tests' own cache of programs
-    stays in use."""
-    monkeypatch.setattr(command.command, "keep_programs", lambda workdir: None)
+    """What is piped in: nothing, or the bytes it is called with."""
 
     def give(data):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), "utf-8"))
