@@ -4,8 +4,8 @@
 
 A small run of SR-RAG, Parametric RAG and Self-Retrieval each is left alone first. Then runs of the
 same command are stopped at random moments, by SIGKILL, SIGTERM and Ctrl-C, killed while they write
-a checkpoint, and finished ones have files cut short or a bit flipped; the command is given again
-until it ends. What it made must then be what the run that was left alone made: every training's
+a checkpoint, and finished ones have a file cut short or a bit of it flipped; the command is given
+again until it ends. What it made must then be what the run that was left alone made: every training's
 log, every label, key and ranking, every answer, to the last digit, the seconds alone left out. The
 work lost by a stop is the time since something was last added to the work folder; by a damaged
 file, the seconds of the stages that were made again. Takes an hour and a half on two CPU cores.
@@ -60,7 +60,7 @@ DAMAGED = {
     "prag": ["augment/augmented.jsonl", "warm_up/params", "encode/adapters"],
     "self_retrieval": ["trie/trie", "dense_tuned/encoder", "train/params"],
 }  # fmt: skip
-KILLS, STOPS, SAVES = 20, 5, 5
+KILLS, STOPS, SAVES = 20, 4, 4
 
 
 @dataclass
@@ -144,8 +144,8 @@ def inject(system: System, rng: random.Random) -> Iterator[Fault]:
         yield kill_saves(system, rng)
         yield damage_checkpoint(system, rng)
         yield spoil_loss(system)
-    for file in DAMAGED[system.name]:
-        yield damage_file(system, rng, file)
+    for number, file in enumerate(DAMAGED[system.name]):
+        yield damage_file(system, rng, file, (cut_short, flip_bit)[number % 2])
 
 
 def stop_often(
@@ -231,22 +231,20 @@ def spoil_loss(system: System) -> Fault:
     return fault
 
 
-def damage_file(system: System, rng: random.Random, file: str) -> Fault:
-    """Cuts a finished run's file short, then flips a bit of it, and runs the command again."""
-    fault, workdir = Fault(f"{file} cut short, a bit of it flipped"), system.folder / "damaged"
-    for how in (cut_short, flip_bit):
-        shutil.rmtree(workdir, ignore_errors=True)
-        shutil.copytree(system.straight, workdir)
-        path = workdir / "stages" / file
-        path = find_largest(path) if path.is_dir() else path
-        how(path, rng)
-        before = time.time()
-        code, said = system.run(workdir)
-        fault.injected += 1
-        fault.lost.append(count_seconds_again(workdir, before))
-        stage, *below = path.relative_to(workdir / "stages").parts
-        named = f"stage {stage}: {'/'.join(below)} removed, cut short or altered" in said
-        fault.survived += int(code == 0 and named and system.check(workdir))
+def damage_file(system: System, rng: random.Random, file: str, how: Callable[..., str]) -> Fault:
+    """Damages a file of a finished run, and runs the command again."""
+    workdir = system.folder / "damaged"
+    shutil.rmtree(workdir, ignore_errors=True)
+    shutil.copytree(system.straight, workdir)
+    path = workdir / "stages" / file
+    path = find_largest(path) if path.is_dir() else path
+    fault = Fault(f"{file}: {how(path, rng)}", injected=1)
+    before = time.time()
+    code, said = system.run(workdir)
+    fault.lost.append(count_seconds_again(workdir, before))
+    stage, *below = path.relative_to(workdir / "stages").parts
+    named = f"stage {stage}: {'/'.join(below)} removed, cut short or altered" in said
+    fault.survived = int(code == 0 and named and system.check(workdir))
     return fault
 
 
@@ -326,14 +324,16 @@ def find_largest(folder: Path) -> Path:
     return max(files, key=lambda path: (path.stat().st_size, str(path)))
 
 
-def cut_short(path: Path, rng: random.Random) -> None:
+def cut_short(path: Path, rng: random.Random) -> str:
     os.truncate(path, rng.randrange(path.stat().st_size))
+    return "cut short"
 
 
-def flip_bit(path: Path, rng: random.Random) -> None:
+def flip_bit(path: Path, rng: random.Random) -> str:
     data = bytearray(path.read_bytes())
     data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     path.write_bytes(data)
+    return "a bit flipped"
 
 
 # Processes.
