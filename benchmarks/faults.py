@@ -5,10 +5,10 @@
 A small run of SR-RAG, Parametric RAG and Self-Retrieval each is left alone first. Then runs of the
 same command are stopped at random moments, by SIGKILL, SIGTERM and Ctrl-C, killed while they write
 a checkpoint, and finished ones have a file cut short or a bit of it flipped; the command is given
-again until it ends. What it made must then be what the run that was left alone made: every training's
-log, every label, key and ranking, every answer, to the last digit, the seconds alone left out. The
-work lost by a stop is the time since something was last added to the work folder; by a damaged
-file, the seconds of the stages that were made again. Takes an hour and a half on two CPU cores.
+again until it ends. What it made must then be what the run that was left alone made: every log of a
+training, every label, key and ranking, every answer, to the last digit, the seconds alone left out.
+The work lost by a stop is the time since something was last added to the work folder; by a damaged
+file, the seconds of the stages that were made again. Takes about an hour on two CPU cores.
 """
 
 import argparse
@@ -97,6 +97,8 @@ class System:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            # What runs in the background is often told to ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def run(self, workdir: Path, *more: str) -> tuple[int, str]:
