@@ -59,7 +59,10 @@ subject, so that none is both trained on and asked about):
 An answer stands in the first passage of 48 questions. The model knows next to nothing of such
 subjects, so nearly everything is retrieved, as in the paper (0.96 to 0.99). `route.tau` is that of
 the encyclopedia. It took 54 minutes on a machine whose two cores were shared with several other
-programs, 9 of them for the index; 7.2 GB of memory.
+programs, 9 of them for the index; 7.2 GB of memory. `launch/evaluate.py` asks that run 60 questions
+of TriviaQA over 3,460 passages of its own, which it was never trained on, in 200 s: direct 0.050 +-
+0.060, verbalise 0.100 +- 0.077, retrieve and srrag 0.233 +- 0.105 (0.183 letter for letter), for it
+retrieves for every question.
 
 Preset `two-indexes` has three sources: the model, and the passages about countries and those about
 cities as two indexes, each with its token; the source with the largest product is asked.
