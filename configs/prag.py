@@ -4,7 +4,8 @@
     python launch/ask.py --config=configs/prag.py "QUESTION"    # once it has ended
 
 Cost: 503 s on two CPU cores that reached 152 GFLOP/s of float32 matrix product, 89 of them
-compiling (557 s, 90 of them, beside other programs); 7.4 GB of memory; 176 MB of downloads. A document takes 1.52 MB and 10 ms to load.
+compiling (557 s, 90 of them, beside other programs); 7.4 GB of memory; 176 MB of downloads. A
+document takes 1.52 MB and 10 ms to load.
 
 Score, 100 test questions, exact match with 95 % interval, F1 and share of predictions that hold an
 answer: direct 0.090 +- 0.057, 0.151, 0.250; in_context 0.390 +- 0.094, 0.473, 0.590; parametric

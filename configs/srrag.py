@@ -67,9 +67,9 @@ retrieves for every question.
 PubHealth's first 507 true or false claims, of which 60 are trained on and 60 others asked, with the
 passages that come with them (`--config.data.path=FOLDER --config.train_questions=60
 --config.questions=60 --config.verbalise.pool=32 --config.model.max_text=128
---config.encoder.max_length=128`, 19 minutes beside other programs): direct 0.667 +- 0.116, and 0.600
-+- 0.120 for verbalise, retrieve and srrag, at 0.050 retrievals: after so little training a model of
-this size says "true" of every claim, whatever it reads.
+--config.encoder.max_length=128`, 19 minutes beside other programs): direct 0.667 +- 0.116, and
+0.600 +- 0.120 for verbalise, retrieve and srrag, at 0.050 retrievals: after so little training a
+model of this size says "true" of every claim, whatever it reads.
 
 Preset `two-indexes` has three sources: the model, and the passages about countries and those about
 cities as two indexes, each with its token; the source with the largest product is asked.
