@@ -132,14 +132,14 @@ def main() -> None:
         print(f"{name}: {system.seconds:.0f} s when it is left alone", flush=True)
         for fault in inject(system, rng):
             faults.append({"system": name, **vars(fault)})
+            record = {"seconds_left_alone": times, "faults": faults}
+            settings.out.write_text(json.dumps(record, indent=1) + "\n")
             lost = [f"{x:.1f}" for x in (statistics.median(fault.lost), max(fault.lost))]
             print(
                 f"| {name} | {fault.name} | {fault.injected} | {fault.survived} | "
                 f"{lost[0]} / {lost[1]} |",
                 flush=True,
             )
-    record = {"seconds_left_alone": times, "faults": faults}
-    settings.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def inject(system: System, rng: random.Random) -> Iterator[Fault]:
