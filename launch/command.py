@@ -1,12 +1,12 @@
 """What the commands share: reading a command line, and exit statuses."""
 
 import re
-import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rag_jax import signals
 from rag_jax.errors import RagJaxError, Stopped
 
 
@@ -155,7 +155,7 @@ def run(
     if "--help" in sys.argv[1:]:
         print(usage)
         return 0
-    signal.signal(signal.SIGTERM, _stop)
+    signals.listen()
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:
@@ -168,7 +168,3 @@ def run(
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _stop(*_: Any) -> None:
-    raise Stopped

@@ -27,6 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rag_jax import signals
 from rag_jax.compiling import compile_seconds
 from rag_jax.errors import RagJaxError, Stopped
 from rag_jax.files import explain_disk_errors, read_json, sum_files, to_json, write_json
@@ -155,6 +156,7 @@ def _describe(stage: Stage, made: Mapping[str, Mapping[str, Any]]) -> dict[str, 
 def _run_stage(
     stage: Stage, folder: Path, made: Mapping[str, Mapping[str, Any]], shard: Shard | None
 ) -> dict[str, Any]:
+    signals.check()
     wanted, context = _describe(stage, made), StageContext(stage, folder, shard)
     found, reason = _read_record(context.folder, wanted, made, stage)
     wait_for_all(f"stage {stage.name} was looked for")

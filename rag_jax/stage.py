@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from rag_jax import signals
 from rag_jax.files import open_atomic, read_jsonl, to_json, write_jsonl
 from rag_jax.hosts import is_first, wait_for_all
 
@@ -123,6 +124,7 @@ class StageContext:
             self.progress(len(items), unit=unit, initial=len(records)) as bar,
         ):
             for start, piece in pieces.items():
+                signals.check()
                 made = read_jsonl(piece) if start in ready else make(start)
                 lines = [to_json(record) for record in made]
                 out("".join(line + "\n" for line in lines).encode())
@@ -183,6 +185,7 @@ class StageContext:
             done = batch_size * (len(pieces) - len(missing))
             with self.progress(count, unit=unit, initial=min(done, count)) as bar:
                 for start in missing:
+                    signals.check()
                     make(start)
                     bar.update(min(batch_size, count - bar.n))
             if is_first():
@@ -217,6 +220,7 @@ class StageContext:
         done = len(own) - len(missing)
         with self.progress(len(own), unit=f"batches of {unit}", initial=done) as bar:
             for start in missing:
+                signals.check()
                 make(start)
                 bar.update(1)
         if shard.number and file == self._stage.divides[-1]:

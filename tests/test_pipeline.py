@@ -3,10 +3,12 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -16,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rag_jax import signals
 from rag_jax.errors import RagJaxError, Stopped
 from rag_jax.files import open_atomic, read_json, read_jsonl, write_json
 from rag_jax.pipeline import Shard, Stage, open_stages, run_stages
@@ -474,3 +477,38 @@ def test_a_shard_runs_once(tmp_path, whole):
         Divided(tmp_path / "run", 1, 2).run()
     Divided(tmp_path / "run", 0, 2).run()
     assert isinstance(waiting.result(60), Stopped)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("number", "reason"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stopped)]
+)
+def test_a_signal_that_python_lost_stops_before_the_next_batch(tmp_path, number, reason):
+    class Thing:
+        pass
+
+    made = []
+
+    def work(batch):
+        made.append(batch)
+        if len(made) == 2:
+            thing = Thing()
+            weakref.finalize(thing, signal.raise_signal, number)
+            del thing  # what is raised here is ignored
+        return make_records(batch)
+
+    def run(context):
+        context.map_batches("out.jsonl", ITEMS, work, batch_size=4, unit="items")
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signals.listen()
+    try:
+        with pytest.raises(reason):
+            run_stages([Stage("map", run)], tmp_path)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        signals._noted.clear()
+    assert len(made) == 2
+    assert len(read_jsonl(tmp_path / "stages" / "map" / "out.jsonl")) == 8
