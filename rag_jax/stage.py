@@ -99,7 +99,7 @@ class StageContext:
             records = records[: len(records) // batch_size * batch_size]
         starts = range(len(records), len(items), batch_size)
         pieces = {start: path.with_name(f"{file}.{start}") for start in starts}
-        if self._shard is not None:
+        if self._shard is not None and file in self._stage.divides:
             self._share(
                 file,
                 pieces,
@@ -172,7 +172,7 @@ class StageContext:
         def join() -> np.ndarray:
             return np.concatenate([np.load(piece) for piece in pieces.values()])
 
-        if self._shard is not None:
+        if self._shard is not None and file in self._stage.divides:
             self._share(file, pieces, make, path.exists, batch_size=batch_size, unit=unit)
             if self._shard.number:
                 try:

@@ -401,9 +401,15 @@ class Divided:
         stages = [
             Stage("before", lambda context: None),
             Stage("map", self.map, needs=("before",), divides=("out.jsonl", "out.npy")),
-            Stage("after", lambda context: None, needs=("map",)),
+            Stage("after", self.map_alone, needs=("map",)),
         ]
         return run_stages(stages, self.workdir, shard=self.shard)
+
+    def map_alone(self, context):
+        """Maps batches that are not divided."""
+        sizes = {"batch_size": 4, "unit": "items"}
+        context.map_batches("alone.jsonl", ITEMS, make_records, **sizes)
+        context.map_arrays("alone.npy", len(ITEMS), make_rows, **sizes)
 
     def start(self):
         """Runs beside the test; gives what it ended with."""
