@@ -12,7 +12,6 @@ file, the seconds of the stages that were made again. Takes about an hour on two
 """
 
 import argparse
-import json
 import os
 import random
 import re
@@ -28,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from rag_jax.files import read_json, read_jsonl, write_json, write_jsonl
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {
@@ -132,8 +133,7 @@ def main() -> None:
         print(f"{name}: {system.seconds:.0f} s when it is left alone", flush=True)
         for fault in inject(system, rng):
             faults.append({"system": name, **vars(fault)})
-            record = {"seconds_left_alone": times, "faults": faults}
-            settings.out.write_text(json.dumps(record, indent=1) + "\n")
+            write_json(settings.out, {"seconds_left_alone": times, "faults": faults})
             lost = [f"{x:.1f}" for x in (statistics.median(fault.lost), max(fault.lost))]
             print(
                 f"| {name} | {fault.name} | {fault.injected} | {fault.survived} | "
@@ -172,18 +172,16 @@ def stop_often(
                     wait = rng.uniform(0.0, system.seconds / 2) if more else None
                     ended = wait_for(process, wait)
                     if not ended:
-                        lost = time.time() - find_last_change(workdir)
                         process.send_signal(number)
                         fault.injected, here = fault.injected + 1, here + 1
-                        fault.lost.append(lost if number == signal.SIGKILL else 0.0)
                         bar.update(1)
                     said = process.communicate()[1]
+                if not ended:
+                    fault.lost.append(max(0.0, time.time() - find_last_change(workdir)))
                 good &= process.returncode == (0 if ended else status)
                 if not good:
                     print(said, file=sys.stderr)
                     break
-                if not ended and number != signal.SIGKILL:
-                    fault.lost[-1] = max(0.0, time.time() - find_last_change(workdir))
             fault.survived += here if good and system.check(workdir) else 0
     return fault
 
@@ -233,7 +231,7 @@ def spoil_loss(system: System) -> Fault:
     shutil.copytree(system.straight, workdir)
     code, said = system.run(workdir, "--config.stage1.learning_rate=1e30")
     saved = workdir / "stages" / "stage1" / "nonfinite.json"
-    ids = json.loads(saved.read_text())["ids"] if saved.exists() else []
+    ids = read_json(saved)["ids"] if saved.exists() else []
     fault.injected = 1
     fault.survived = int(code == 1 and bool(ids) and said.splitlines()[-1].startswith("error: "))
     fault.lost.append(0.0)
@@ -278,7 +276,7 @@ def write_data(folder: Path) -> Path:
             for town, country in TOWNS.items()
         ]
     for name, records in files.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+        write_jsonl(folder / f"{name}.jsonl", records)
     return folder
 
 
@@ -290,10 +288,7 @@ def read_results(workdir: Path) -> dict[str, Any]:
     results = {}
     for path in sorted((workdir / "stages").rglob("*.jsonl")):
         if path.name != "speed.jsonl":
-            lines = path.read_text(encoding="utf-8").split("\n")
-            results[str(path.relative_to(workdir))] = [
-                drop_seconds(json.loads(line)) for line in lines if line
-            ]
+            results[str(path.relative_to(workdir))] = drop_seconds(read_jsonl(path))
     return results
 
 
@@ -319,7 +314,7 @@ def find_last_change(workdir: Path) -> float:
 def count_seconds_again(workdir: Path, since: float) -> float:
     """Seconds that the stages took which were made since a moment."""
     records = (path for path in workdir.glob("stages/*/stage.json"))
-    made = (json.loads(p.read_text()) for p in records if p.stat().st_mtime >= since)
+    made = (read_json(path) for path in records if path.stat().st_mtime >= since)
     return sum(record["seconds"] for record in made)
 
 

@@ -16,9 +16,8 @@ from jax import ShapeDtypeStruct
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rag_jax.config import MeshConfig
-from rag_jax.data.batches import round_up
 from rag_jax.planning import Planner, find_devices
-from rag_jax.retrieval.searchers import find_top
+from rag_jax.retrieval.searchers import count_shard_rows, find_top
 from rag_jax.sharding import make_mesh
 
 WIDTH, QUESTIONS, K = 768, 64, 128
@@ -35,7 +34,7 @@ def main() -> None:
         devices = find_devices(topology)
         mesh = make_mesh(MeshConfig(), devices)
         planner = Planner(mesh)
-        rows = count_rows(arguments.passages, mesh.size)
+        rows = count_shard_rows(arguments.passages, mesh.size)
         split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         shape = (mesh.size, rows, WIDTH)
         planner.compile(
@@ -51,12 +50,6 @@ def main() -> None:
         seconds, bound = program.estimate(planner.chip)
         time = f"{1000 * seconds:.1f} ms | {bound}" if share <= 1 else "- | does not fit"
         print(f"| {topology} | {program.needed / 2**30:.2f} | {share:.0%} | {time} |", flush=True)
-
-
-def count_rows(size: int, parts: int) -> int:
-    """Rows of a device's shard, as `place_exact` rounds them up."""
-    rows = -(-size // parts)
-    return round_up(rows, 1 << max(0, rows.bit_length() - 5))
 
 
 if __name__ == "__main__":

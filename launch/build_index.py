@@ -35,11 +35,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/index"))
     parser.add_argument("--shard")
     settings = vars(parser.parse_args(arguments))
+    settings["shard"] = command.read_shard(settings["shard"])
     # Imported here because it takes a second: mistakes are told, and Ctrl-C obeyed, before.
     from rag_jax.retrieval.build import build_index
 
     command.keep_programs(settings["workdir"])
-    settings["shard"] = command.read_shard(settings["shard"])
     facts = build_index(settings.pop("files"), settings.pop("workdir"), **settings)
     size, seconds = facts["passages"], facts["encode_seconds"]
     recall = f", recall@10 {facts['recall']:.4f}" if "recall" in facts else ""

@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
     module = command.find_system(config, SYSTEMS)
     workdir = command.find_workdir(arguments, options)
     processes, process = (command.read_count(options, name) for name in ("processes", "process"))
-    coordinator, shard = options["coordinator"], options["shard"]
+    coordinator, shard = options["coordinator"], command.read_shard(options["shard"])
     if coordinator is None and (processes, process) != (None, None):
         raise RagJaxError("--processes and --process need --coordinator=HOST:PORT")
     if coordinator is not None and shard is not None:
@@ -53,8 +53,6 @@ def main(arguments: list[str]) -> None:
     import jax
 
     from rag_jax import hosts
-
-    shard = command.read_shard(shard)
 
     command.keep_programs(workdir)
     if coordinator is not None:

@@ -119,9 +119,10 @@ def open_stages(
     made: dict[str, dict[str, Any]] = {}
     for stage in stages:
         if stage.name in wanted:
-            found, reason = _read_record(folder / stage.name, _describe(stage, made), made, stage)
-            # One that mends its files does without the damaged ones as well.
-            if found is None or not (found.pop("ended") or reason):
+            found, reason = _read_record(folder / stage.name, _describe(stage, made), made)
+            if found and not stage.mends:  # one that mends its files does without the damaged ones
+                reason = _find_damaged(folder / stage.name, found)
+            if found is None or not found.pop("ended") or reason:
                 if reason.startswith("settings"):
                     advice += ", or give the settings that the run was made with"
                 reason = reason or "is not finished"
@@ -158,7 +159,7 @@ def _run_stage(
 ) -> dict[str, Any]:
     signals.check()
     wanted, context = _describe(stage, made), StageContext(stage, folder, shard)
-    found, reason = _read_record(context.folder, wanted, made, stage)
+    found, reason = _check_record(context.folder, wanted, made, stage)
     wait_for_all(f"stage {stage.name} was looked for")
     if found and found.pop("ended"):
         say(f"stage {stage.name}: kept ({found['seconds']:.1f} s when it was made)")
@@ -186,7 +187,7 @@ def _follow_stage(
     wanted, context = _describe(stage, made), StageContext(stage, folder, shard)
     is_made, said = not stage.divides, False
     while True:
-        found, _ = _read_record(context.folder, wanted, made, stage)
+        found, _ = _check_record(context.folder, wanted, made, stage)
         if found and found.pop("ended"):
             return found
         if found and not is_made:
@@ -235,13 +236,24 @@ def _count_seconds(folder: Path) -> Iterator[None]:
             write_json(folder / STARTED, found)
 
 
-def _read_record(
+def _check_record(
     folder: Path, wanted: Mapping[str, Any], made: Mapping[str, Any], stage: Stage
 ) -> tuple[dict[str, Any] | None, str]:
-    """The record of the stage in `folder` if it is the wanted one, with `ended`; else why not.
+    """As `_read_record`; a stage with damaged files is none, or has not ended where it mends them.
 
-    Of one that ended and mends its files, and has to, `ended` is False, with the reason.
+    Why that is so comes with it.
     """
+    found, reason = _read_record(folder, wanted, made)
+    damaged = _find_damaged(folder, found) if found else ""
+    if not damaged:
+        return found, reason
+    return found | {"ended": False} if stage.mends else None, damaged
+
+
+def _read_record(
+    folder: Path, wanted: Mapping[str, Any], made: Mapping[str, Any]
+) -> tuple[dict[str, Any] | None, str]:
+    """The record of the stage in `folder` if it is the wanted one, with `ended`; else why not."""
     ended = (folder / ENDED).exists()
     try:
         found = read_json(folder / (ENDED if ended else STARTED))
@@ -251,11 +263,7 @@ def _read_record(
     except (ValueError, KeyError, TypeError):
         return None, "its record cannot be read"
     if all(matches.values()):
-        # Runs made before there were checksums have none.
-        damaged = _find_damaged(folder, found.pop("files", {})) if ended else ""
-        if damaged and not stage.mends:
-            return None, damaged
-        return found | {"ended": ended and not damaged}, damaged
+        return found | {"ended": ended}, ""
     if not matches["settings"]:
         changes = ", ".join(_list_changes(found["settings"], wanted["settings"]))
         reason = f"settings changed ({changes})"
@@ -267,8 +275,11 @@ def _read_record(
     return None, reason
 
 
-def _find_damaged(folder: Path, files: Mapping[str, int]) -> str:
-    """Says which of a folder's files are not as their checksums say; nothing if all are."""
+def _find_damaged(folder: Path, record: Mapping[str, Any]) -> str:
+    """Says which of a stage's files are not as its record has them; nothing if all are."""
+    # One that has not ended has no checksums, as have runs made before there were any.
+    if not (files := record.get("files")):
+        return ""
     found = sum_files(folder)
     damaged = [name for name in files if found.get(name) != files[name]]
     if not damaged:

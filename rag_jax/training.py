@@ -8,11 +8,8 @@ import contextlib
 import json
 import math
 import os
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -23,6 +20,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
+from rag_jax import signals
 from rag_jax.checkpoint import Checkpoints
 from rag_jax.compiling import Clock
 from rag_jax.config import StageConfig
@@ -220,7 +218,8 @@ def train(
         open(speed_path if is_first() else os.devnull, "a", encoding="utf-8") as speed,
         progress(total_steps, unit="steps", initial=first) as bar,
         checkpoints,
-        _note_signals() as signals,
+        # Among several processes one that stopped by itself would leave the others waiting.
+        signals.hold() if jax.process_count() == 1 else contextlib.nullcontext([]) as held,
     ):
 
         def settle() -> None:
@@ -242,15 +241,15 @@ def train(
                 checkpoints.save(step, state)
                 waited, clock, saved = time.perf_counter() - clock.start, Clock(), step
 
-        def stop(step: int, reason: BaseException) -> None:
+        def stop(step: int, reason: type[BaseException]) -> None:
             save(step)
             raise reason
 
         for step in range(first, total_steps):
             if was_told_to_stop(step):
-                signals.append(Stopped())
-            if signals:
-                stop(step, signals[0])
+                held.append(Stopped)
+            if held:
+                stop(step, held[0])
             if profiled and step == profiled[0]:
                 settle()
                 jax.profiler.start_trace(log_path.parent / "profile")
@@ -264,41 +263,9 @@ def train(
             if (step + 1) % checkpoint_every == 0 and step + 1 < total_steps:
                 save(step + 1)
         settle()
-        if signals:
-            stop(total_steps, signals[0])
+        if held:
+            stop(total_steps, held[0])
     return state
-
-
-@contextlib.contextmanager
-def _note_signals() -> Iterator[list[BaseException]]:
-    """A list in which Ctrl-C and SIGTERM leave what to raise, not in the middle of a step.
-
-    A step donates its state's buffers, so between two steps is the only place where there is a
-    state to save. A second signal acts at once, for when a step hangs.
-    """
-    noted: list[BaseException] = []
-    # Among several processes one that stopped by itself would leave the others waiting.
-    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
-        yield noted
-        return
-    reasons = {signal.SIGINT: KeyboardInterrupt(), signal.SIGTERM: Stopped()}
-    before = {number: signal.getsignal(number) for number in reasons}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def note(number: int, _: Any) -> None:
-        print("\nstopping after this step and a checkpoint", file=sys.stderr)
-        noted.append(reasons[signal.Signals(number)])
-        restore()
-
-    for number in reasons:
-        signal.signal(number, note)
-    try:
-        yield noted
-    finally:
-        restore()
 
 
 def _measure_speed(clock: Clock, flops: float, peak: float) -> dict[str, float]:

@@ -111,14 +111,15 @@ def system(tmp_path):
     return start
 
 
-def test_ctrl_c_and_the_same_command_again(tmp_path, system):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_stopped_and_the_same_command_again(tmp_path, system, number, status):
     arguments = [f"--workdir={tmp_path / 'run'}", "--config.seed=7"]
     with system(*arguments, hang=True) as process:
         for _ in range(3):
             process.stdout.readline()
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, said = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == status
     assert said.endswith("interrupted; the same command continues\n")
     assert "Traceback" not in said
     out = tmp_path / "run" / "stages" / "count" / "out.jsonl"
@@ -137,23 +138,6 @@ def test_ctrl_c_and_the_same_command_again(tmp_path, system):
     assert process.returncode == 0
     assert batches == ""
     assert "stage count: kept" in said
-
-
-def test_terminated_and_the_same_command_again(tmp_path, system):
-    arguments = [f"--workdir={tmp_path / 'run'}", "--config.seed=7"]
-    with system(*arguments, hang=True) as process:
-        for _ in range(3):
-            process.stdout.readline()
-        process.send_signal(signal.SIGTERM)
-        _, said = process.communicate()
-    assert process.returncode == 0
-    assert said.endswith("interrupted; the same command continues\n")
-    assert "Traceback" not in said
-    out = tmp_path / "run" / "stages" / "count" / "out.jsonl"
-    done = out.read_text().count("\n")
-    with system(*arguments) as process:
-        _, said = process.communicate()
-    assert f"60 items, {done} done before" in said
 
 
 def test_shards(tmp_path, system):

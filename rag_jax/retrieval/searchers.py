@@ -31,15 +31,12 @@ _HASH_FROM, _PARTITION_FROM = 20_000, 100_000
 def place_exact(embeddings: Float[np.ndarray, "N D"]) -> Float[Array, "S n D"]:
     """The embeddings in equal shards, one on each device of the mesh in effect.
 
-    A shard's rows are rounded up, by a sixteenth at most and less than 32 not at all, so that
-    indices of nearly the same size have shards of the same shape. Zeros fill the last shards;
-    `find_top` is told where they begin.
+    Zeros fill the last shards; `find_top` is told where they begin.
     """
     mesh = jax.sharding.get_mesh()
     parts = max(mesh.size, 1)
     size, width = embeddings.shape
-    rows = -(-size // parts)
-    rows = round_up(rows, 1 << max(0, rows.bit_length() - 5))
+    rows = count_shard_rows(size, parts)
     if parts == 1:
         return jnp.asarray(np.pad(embeddings, ((0, rows - size), (0, 0)))[None])
 
@@ -49,6 +46,16 @@ def place_exact(embeddings: Float[np.ndarray, "N D"]) -> Float[Array, "S n D"]:
 
     sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     return jax.make_array_from_callback((parts, rows, width), sharding, read)
+
+
+def count_shard_rows(size: int, parts: int) -> int:
+    """Rows of each of `parts` shards that `size` embeddings are split into.
+
+    They are rounded up, by a sixteenth at most and less than 32 not at all, so that indices of
+    nearly the same size have shards of the same shape.
+    """
+    rows = -(-size // parts)
+    return round_up(rows, 1 << max(0, rows.bit_length() - 5))
 
 
 def find_top(
