@@ -103,8 +103,6 @@ class System:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            # What runs in the background is often told to ignore Ctrl-C.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def run(self, workdir: Path, *more: str) -> tuple[int, str]:
@@ -125,6 +123,8 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/faults"))
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/faults_cpu.json")
     settings = parser.parse_args()
+    # What runs in the background is often told to ignore Ctrl-C, and then so is what it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     shutil.rmtree(settings.workdir, ignore_errors=True)
     rng, faults, times = random.Random(settings.seed), [], {}
     for name in SETTINGS:
