@@ -79,7 +79,8 @@ def list_bytes(items: dict[str, Any], size: int, asked: int) -> Iterable[list[st
     trie, found = corpus["trie"], min(size, 3 * asked)
     contexts = 10 * (corpus["text_bytes"] + 20)  # a context's text and its score's digits
     for what, each, count in (
-        ("passages as Python objects", corpus["bytes_in_memory"], size),
+        ("passages: ids while they are copied", corpus["bytes_to_copy"], size),
+        ("Self-Retrieval: passages as Python objects", corpus["bytes_in_memory"], size),
         ("DPR: embeddings, 768 of float32", 4 * DPR.embedding_size, size),
         ("DPR: ScaNN's files, embeddings included", index["bytes_a_passage"], size),
         (

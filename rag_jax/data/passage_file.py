@@ -7,16 +7,19 @@ from pathlib import Path
 
 import numpy as np
 
-from rag_jax.data.formats import Passage
+from rag_jax.data.passage import Passage
 from rag_jax.files import open_atomic, to_json
 
 _OFFSETS = "offsets.npy"
 
 
-def write_passages(path: Path, passages: Iterable[Passage]) -> None:
+def write_passages(path: Path, passages: Iterable[Passage]) -> "PassageFile":
     """Writes passages as JSON lines, one at a time, with the lines' ends in a file beside it.
 
     They are in the order given, so that a row of an index over them is a row of the file.
+
+    Returns:
+        the file, opened; to be called by the first process alone.
     """
     ends = array("q", [0])
     with open_atomic(path, "wb") as file:
@@ -26,6 +29,7 @@ def write_passages(path: Path, passages: Iterable[Passage]) -> None:
             ends.append(ends[-1] + len(line))
     with open_atomic(_offsets(path), "wb") as file:
         np.save(file, np.asarray(ends, np.int64), allow_pickle=False)
+    return PassageFile(path)
 
 
 class PassageFile(Sequence[Passage]):

@@ -1,7 +1,7 @@
 """Texts to embeddings, and questions to the passages nearest to them or sharing their words."""
 
 from rag_jax.retrieval.bm25 import BM25
-from rag_jax.retrieval.encode import embed, encode_texts, list_texts, pool_mean
+from rag_jax.retrieval.encode import embed, encode_texts, list_texts, make_text, pool_mean
 from rag_jax.retrieval.index import Index, fingerprint_corpus
 
 __all__ = [
@@ -11,5 +11,6 @@ __all__ = [
     "encode_texts",
     "fingerprint_corpus",
     "list_texts",
+    "make_text",
     "pool_mean",
 ]

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,26 +53,26 @@ class BM25:
     searcher: Any = dataclasses.field(repr=False)
 
     @classmethod
-    def build(cls, texts: Sequence[str | tuple[str, str]]) -> "BM25":
+    def build(cls, texts: Iterable[str | tuple[str, str]]) -> "BM25":
         """Counts words.
 
         Args:
             texts: strings, or (title, text) pairs, whose words count alike. One without any word
-                keeps its row and is found last, with score 0.
+                keeps its row and is found last, with score 0. None is kept in memory.
 
         Raises:
             RagJaxError: no texts, `texts` is one string, or a text is neither a string nor a pair
                 of them.
         """
         bm25s = _import_bm25s()
-        words = [split_words(text) for text in _join_pairs(texts, "texts")]
-        if not words:
+        # Words in the order of their first use, so that the same texts give the same files.
+        vocabulary: dict[str, int] = {}
+        rows = [
+            [vocabulary.setdefault(word, len(vocabulary)) for word in split_words(text)]
+            for text in _join_pairs(texts, "texts")
+        ]
+        if not rows:
             raise RagJaxError("texts are empty: the corpus has no passage")
-        # In the order of their first use, so that the same texts give the same files.
-        vocabulary = {
-            word: i for i, word in enumerate(dict.fromkeys(w for ws in words for w in ws))
-        }
-        rows = [[vocabulary[word] for word in row] for row in words]
         searcher = bm25s.BM25(method=_METHOD, k1=_K1, b=_B)
         # Texts without words have length zero, which their mean may be too.
         with np.errstate(invalid="ignore"):
@@ -100,7 +100,7 @@ class BM25:
         """
         if not 1 <= k <= self.size:
             raise RagJaxError(f"k is {k}: it must be from 1 to {self.size}, the index's size")
-        questions = _join_pairs(questions, "questions")
+        questions = list(_join_pairs(questions, "questions"))
         best_scores = np.zeros((len(questions), k), np.float32)
         best_rows = np.zeros((len(questions), k), np.int32)
         for i, question in enumerate(questions):
@@ -168,16 +168,14 @@ def split_words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def _join_pairs(texts: Sequence[str | tuple[str, str]], name: str) -> list[str]:
+def _join_pairs(texts: Iterable[str | tuple[str, str]], name: str) -> Iterator[str]:
     if isinstance(texts, str):
         raise RagJaxError(f"{name} is one string: pass a list of them")
-    joined = []
     for i, text in enumerate(texts):
         parts = text if isinstance(text, tuple | list) else (text,)
         if len(parts) > 2 or not all(isinstance(part, str) for part in parts):
             raise RagJaxError(f"{name}: entry {i} is neither a string nor a pair of strings")
-        joined.append(" ".join(parts))
-    return joined
+        yield " ".join(parts)
 
 
 def _find_best(scores: Float[np.ndarray, "N"], k: int) -> Int[np.ndarray, "k"]:

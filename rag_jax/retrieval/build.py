@@ -1,6 +1,5 @@
 """An index from files of passages, made in stages: copy, encode, index, measure."""
 
-import itertools
 import os
 import time
 from collections.abc import Sequence
@@ -18,11 +17,11 @@ from rag_jax.hosts import is_first
 from rag_jax.models import load
 from rag_jax.models.hub import fingerprint, resolve
 from rag_jax.pipeline import Shard, Stage, StageContext, run_stages
-from rag_jax.retrieval.encode import encode_texts, list_texts
+from rag_jax.retrieval.encode import SHARD, encode_texts, list_texts
 from rag_jax.retrieval.index import Index, fingerprint_corpus
 
-# Passages that an interrupted run may lose; how many queries recall is measured with, and how deep.
-_SHARD, _QUERIES, _DEPTH = 1024, 256, 10
+# How many queries recall is measured with, and how deep.
+_QUERIES, _DEPTH = 256, 10
 
 
 def build_index(
@@ -64,11 +63,8 @@ def build_index(
         if not is_first():
             return
         path = context.folder / "passages.jsonl"
-        write_passages(path, stream_passages(files, BadLines(bad_lines, "--bad_lines")))
-        passages, again = itertools.tee(PassageFile(path))
-        texts = (list_texts([passage])[0] for passage in passages)
-        corpus = fingerprint_corpus(texts, (passage.id for passage in again))
-        write_json(context.folder / "corpus.json", corpus)
+        passages = write_passages(path, stream_passages(files, BadLines(bad_lines, "--bad_lines")))
+        write_json(context.folder / "corpus.json", fingerprint_corpus(passages))
 
     def encode(context: StageContext) -> None:
         pretrained, passages = load(encoder), _open_passages(context)
@@ -80,7 +76,7 @@ def build_index(
             "embeddings.npy",
             len(passages),
             run,
-            batch_size=_SHARD,
+            batch_size=SHARD,
             unit="passages",
         )
 
@@ -106,7 +102,7 @@ def build_index(
     source = {"files": _hash_files(files), "bad_lines": bad_lines}
     settings = {"encoder": encoder_fingerprint}
     stages = [
-        Stage("passages", copy, settings=source),
+        Stage("passages", copy, settings=source, version=2),
         Stage(
             "embeddings",
             encode,

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ from rag_jax.models.bert import Bert
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.sharding import count_data_rows, shard_batch
 
+# Passages of a corpus whose texts are in memory together, and that an interrupted run may lose.
+SHARD = 1024
 # Compiling a program costs as much time as encoding this many tokens: 0.6 s at 8,000 tokens a
 # second, measured with all-MiniLM-L6-v2 on two CPU cores.
 _PROGRAM_TOKENS = 5_000
@@ -25,12 +27,17 @@ _PROGRAM_TOKENS = 5_000
 _logger = logging.getLogger(__name__)
 
 
-def list_texts(passages: Sequence[Passage]) -> list[str | tuple[str, str]]:
-    """What encoders and BM25 read of passages: title and text, or the text where there is no title.
+def list_texts(passages: Iterable[Passage]) -> list[str | tuple[str, str]]:
+    """What encoders read of passages, by `make_text`."""
+    return list(map(make_text, passages))
+
+
+def make_text(passage: Passage) -> str | tuple[str, str]:
+    """What encoders and BM25 read of a passage: title and text, or the text where it has no title.
 
     An empty title would put a separator before the text that untitled passages never had.
     """
-    return [(p.title, p.text) if p.title else p.text for p in passages]
+    return (passage.title, passage.text) if passage.title else passage.text
 
 
 def encode_texts(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from rag_jax.data.passage import Passage
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_json
 from rag_jax.folder import check_files, read_manifest, write_folder
@@ -297,17 +298,11 @@ class Index:
         return cls(embeddings, backend, encoder, searcher, ids, manifest["corpus"])
 
 
-def fingerprint_corpus(
-    texts: Iterable[str | tuple[str, str]], ids: Iterable[str] | None = None
-) -> str:
-    """SHA-256 over the passages, their order and their ids, in hexadecimal.
-
-    Args:
-        texts: strings, or (title, text) pairs.
-        ids: as many as texts.
-    """
+def fingerprint_corpus(passages: Iterable[Passage]) -> str:
+    """SHA-256 over the passages, their order and their ids, in hexadecimal."""
     digest = hashlib.sha256()
-    for entry in texts if ids is None else zip(texts, ids, strict=True):
+    for passage in passages:
+        entry = passage.id, passage.title, passage.text
         digest.update(json.dumps(entry).encode() + b"\n")
     return digest.hexdigest()
 

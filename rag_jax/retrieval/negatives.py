@@ -9,7 +9,7 @@ from jaxtyping import Int
 from rag_jax.data.formats import Passage, Question
 from rag_jax.ranking import has_answer
 from rag_jax.retrieval.bm25 import BM25
-from rag_jax.retrieval.encode import list_texts
+from rag_jax.retrieval.encode import make_text
 from rag_jax.stage import StageContext
 
 
@@ -26,7 +26,7 @@ def mine_negatives(
     A line is `{"id", "rows"}`, with at most `count` rows of `passages` among the first `depth`, as
     `choose_negatives` has it.
     """
-    bm25 = BM25.build(list_texts(passages))
+    bm25 = BM25.build(map(make_text, passages))
     depth = min(depth, len(passages))
 
     def mine(batch: Sequence[Question]) -> list[dict[str, Any]]:

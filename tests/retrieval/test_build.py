@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rag_jax.data.passage import Passage
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_jsonl, write_jsonl
 from rag_jax.models import load
@@ -35,14 +36,15 @@ def files(tmp_path):
 
 def test_the_index_and_its_passages(tmp_path, files, monkeypatch, capsys):
     facts = build_index(files, tmp_path / "run", **SETTINGS)
-    passages = read_jsonl(tmp_path / "run/stages/passages/passages.jsonl")
-    assert [p["id"] for p in passages] == ["a", "7", "서울"]
-    assert passages[1] == {"id": "7", "title": "", "text": "Second, without a title."}
-    texts = [(p["title"], p["text"]) if p["title"] else p["text"] for p in passages]
+    records = read_jsonl(tmp_path / "run/stages/passages/passages.jsonl")
+    passages = [Passage(**record) for record in records]
+    assert [passage.id for passage in passages] == ["a", "7", "서울"]
+    assert passages[1] == Passage("7", "", "Second, without a title.")
+    texts = [(p.title, p.text) if p.title else p.text for p in passages]
     index = Index.load(
         facts["folder"],
         encoder=fingerprint(Path(ENCODER)),
-        corpus=fingerprint_corpus(texts, ["a", "7", "서울"]),
+        corpus=fingerprint_corpus(passages),
     )
     assert index.ids == ("a", "7", "서울")
     wanted = encode_texts(load(ENCODER), texts, max_length=24)
@@ -62,7 +64,7 @@ def test_the_index_and_its_passages(tmp_path, files, monkeypatch, capsys):
 
 
 def test_going_on_after_a_stop(tmp_path, files, monkeypatch):
-    monkeypatch.setattr(build, "_SHARD", 2)
+    monkeypatch.setattr(build, "SHARD", 2)
     encoded = []
 
     def encode(pretrained, texts, **settings):

@@ -3,6 +3,7 @@
 import json
 import pickle
 import sys
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rag_jax.data.passage import Passage
 from rag_jax.errors import RagJaxError
 from rag_jax.folder import hash_file
 from rag_jax.retrieval import Index, fingerprint_corpus, searchers
@@ -470,16 +472,19 @@ def test_ids_survive_saving(tmp_path, backend):
 
 
 def test_another_corpus_is_refused(tmp_path):
-    texts = [("Seoul", "A city."), "no title"]
-    corpus = fingerprint_corpus(texts, ["1", "2"])
+    passages = [Passage("1", "Seoul", "A city."), Passage("2", "", "no title")]
+    corpus = fingerprint_corpus(passages)
     others = [
-        fingerprint_corpus(texts),
-        fingerprint_corpus(texts, ["2", "1"]),
-        fingerprint_corpus(texts[::-1], ["1", "2"]),
-        fingerprint_corpus([("Seoul A", "city."), "no title"], ["1", "2"]),
+        fingerprint_corpus(other)
+        for other in (
+            passages[:1],
+            passages[::-1],
+            [replace(p, id=id) for p, id in zip(passages, "21", strict=True)],
+            [Passage("1", "Seoul A", "city."), passages[1]],
+        )
     ]
     assert len({corpus, *others}) == 5
-    assert corpus == fingerprint_corpus([list(texts[0]), texts[1]], ["1", "2"])
+    assert corpus == fingerprint_corpus(iter(passages))
     Index.build(np.eye(2), backend="exact", encoder="e", corpus=corpus).save(tmp_path / "index")
     assert Index.load(tmp_path / "index", encoder="e").corpus == corpus
     for other in others:

@@ -24,11 +24,10 @@ from rag_jax.data.formats.collection import (
     Question,
     choose_questions,
     load_collection,
-    save_collection,
 )
 from rag_jax.data.formats.lines import BadLines
 from rag_jax.data.formats.passages import read_passages, stream_passages
-from rag_jax.data.formats.read import describe_source, read_collection
+from rag_jax.data.formats.read import copy_collection, describe_source, read_collection
 
 __all__ = [
     "BadLines",
@@ -36,10 +35,10 @@ __all__ = [
     "Passage",
     "Question",
     "choose_questions",
+    "copy_collection",
     "describe_source",
     "load_collection",
     "read_collection",
     "read_passages",
-    "save_collection",
     "stream_passages",
 ]

@@ -5,10 +5,10 @@
 TREC's lines, `query 0 passage grade` without a heading, are read there too.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 
-from rag_jax.data.formats.collection import Passage, Question
+from rag_jax.data.formats.collection import Question
 from rag_jax.data.formats.fields import get_filled, get_id
 from rag_jax.data.formats.lines import BadLineError, BadLines, Place, read_lines, read_records
 
@@ -30,9 +30,13 @@ def read_queries(path: Path, bad: BadLines) -> dict[str, str]:
 
 
 def read_questions(
-    path: Path, queries: Mapping[str, str], passages: Mapping[str, Passage], bad: BadLines
+    path: Path, queries: Mapping[str, str], passages: Set[str], bad: BadLines
 ) -> list[Question]:
-    """The queries that a file of judgements is about, with the passages that it finds relevant."""
+    """The queries that a file of judgements is about, with the passages that it finds relevant.
+
+    Args:
+        passages: the ids of the corpus.
+    """
     relevant: dict[str, dict[str, int]] = {}
     for place, (query, passage, grade) in read_qrels(path, bad):
         if query not in queries:

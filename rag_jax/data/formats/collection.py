@@ -1,15 +1,20 @@
 """Passages, questions about them, and both together as a run keeps them."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from rag_jax.data.passage import Passage
+from rag_jax.data.passage_file import PassageFile
 from rag_jax.errors import RagJaxError
-from rag_jax.files import read_jsonl, write_json, write_jsonl
+from rag_jax.files import read_json
+
+# What `copy_collection` writes.
+PASSAGES, QUESTIONS = "passages.jsonl", "questions.json"
+# Keeps passages that come one at a time, in memory (`list`) or in a file (`write_passages`).
+Keep = Callable[[Iterable[Passage]], Sequence[Passage]]
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,9 @@ class Question:
 
 @dataclass(frozen=True)
 class Collection:
-    """A corpus, and questions about it by split."""
+    """A corpus, in memory or in a file, and questions about it by split."""
 
-    passages: list[Passage]
+    passages: Sequence[Passage]
     questions: dict[str, list[Question]]
 
 
@@ -56,18 +61,11 @@ def choose_questions(
     return [questions[i] for i in sorted(chosen.tolist())]
 
 
-def save_collection(folder: Path, collection: Collection) -> None:
-    """Writes a collection for `load_collection`."""
-    write_jsonl(folder / "passages.jsonl", collection.passages)
-    write_json(folder / "questions.json", collection.questions)
-
-
 def load_collection(folder: Path) -> Collection:
-    """Reads what `save_collection` wrote."""
-    with open(folder / "questions.json", encoding="utf-8") as file:
-        splits = json.load(file)
+    """Reads what `copy_collection` wrote; a passage whenever it is asked for."""
+    splits = read_json(folder / QUESTIONS)
     return Collection(
-        [Passage(**record) for record in read_jsonl(folder / "passages.jsonl")],
+        PassageFile(folder / PASSAGES),
         {
             split: [Question(**{**r, "answers": tuple(r["answers"])}) for r in records]
             for split, records in splits.items()

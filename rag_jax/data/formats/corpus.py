@@ -1,6 +1,9 @@
 """The passages of a folder, and which of them a question's data calls relevant."""
 
 import functools
+import hashlib
+import json
+from collections.abc import Sequence, Set
 
 from rag_jax.data.formats import kilt
 from rag_jax.data.formats.collection import Passage
@@ -9,18 +12,21 @@ from rag_jax.data.formats.lines import BadLineError
 
 
 class Corpus:
-    """The passages of files of their own, which alone are the corpus."""
+    """The passages of files of their own, which alone are the corpus, and their ids."""
 
-    def __init__(self, passages: dict[str, Passage]):
-        self.passages = passages
+    def __init__(self, passages: Sequence[Passage], ids: Set[str]):
+        self.passages, self._known = passages, ids
 
     @functools.cached_property
-    def _ids(self) -> dict[tuple[str, str], str]:
-        return {(p.title, p.text): p.id for p in reversed(self.passages.values())}
+    def _ids(self) -> dict[bytes, str]:
+        ids: dict[bytes, str] = {}
+        for passage in self.passages:
+            ids.setdefault(_digest(passage), passage.id)
+        return ids
 
     @functools.cached_property
     def _pages(self) -> dict[str, list[str]]:
-        return kilt.group_pages(self.passages)
+        return kilt.group_pages(passage.id for passage in self.passages)
 
     def find_relevant(self, item: Item) -> dict[str, int]:
         """The grades, by id, of the passages that a question names or brings along.
@@ -30,7 +36,7 @@ class Corpus:
         """
         relevant = {}
         for name, grade in item.question.relevant.items():
-            if name not in self.passages:
+            if name not in self._known:
                 raise BadLineError(f"{item.place}: {name!r} is the id of no passage")
             relevant[name] = grade
         if item.pages:
@@ -41,8 +47,8 @@ class Corpus:
         for context in item.contexts:
             if context.grade:
                 passage = context.passage
-                id = passage.id if passage.id in self.passages else None
-                id = id or self._ids.get((passage.title, passage.text))
+                id = passage.id if passage.id in self._known else None
+                id = id or self._ids.get(_digest(passage))
                 if id is None:
                     what = passage.id or passage.title or passage.text[:40]
                     raise BadLineError(f"{item.place}: the gold passage {what!r} is not there")
@@ -96,3 +102,9 @@ class GatheredCorpus:
             id = title if number == 1 else f"{title} ({number})"
             if id not in self.passages:
                 return id
+
+
+def _digest(passage: Passage) -> bytes:
+    """What stands for a passage's title and text, which are too much to be held of all."""
+    text = json.dumps([passage.title, passage.text])
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()

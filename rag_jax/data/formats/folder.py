@@ -22,7 +22,7 @@ from rag_jax.data.formats import (
     tfds,
     triviaqa,
 )
-from rag_jax.data.formats.collection import Collection, Passage, Question
+from rag_jax.data.formats.collection import Collection, Keep, Passage, Question
 from rag_jax.data.formats.corpus import Corpus, GatheredCorpus
 from rag_jax.data.formats.fields import Item
 from rag_jax.data.formats.lines import (
@@ -92,54 +92,61 @@ def list_files(folder: Path) -> list[Path]:
     return sorted(path for path in found if path.is_file() and not path.name.startswith("."))
 
 
-def read_folder(folder: Path, format: str, bad: BadLines) -> Collection:
+def read_folder(folder: Path, format: str, bad: BadLines, keep: Keep) -> Collection:
     """The passages and questions of a folder.
 
     Args:
         format: of the questions, or "auto" to find it out.
+        keep: as for `read_collection`.
 
     Raises:
         RagJaxError: naming the file, and line, of what is missing or not as the format has it.
     """
     files = list_files(folder)
     if format == "beir" or (format == "auto" and "queries" in map(_stem, files)):
-        return _read_beir(folder, files, bad)
+        return _read_beir(folder, files, bad, keep)
     if format == "tfds" or (format == "auto" and tfds.list_datasets(folder)):
-        return _read_prepared(folder, bad)
+        return _read_prepared(folder, bad, keep)
     files, asked = _sort_files(folder, files, format)
-    corpus = list(stream_passages(files, bad))
+    ids: set[str] = set()
+    corpus = Corpus(keep(stream_passages(files, bad, ids)), ids)
     items = (
         (_find_split(path), item)
         for path, name in asked.items()
         for item in _read_items(path, name, bad)
     )
-    return _collect(folder, corpus, items, bad)
+    return _collect(folder, corpus, items, bad, keep)
 
 
 def _collect(
-    folder: Path, passages: list[Passage], items: Iterable[tuple[str, Item]], bad: BadLines
+    folder: Path,
+    corpus: Corpus,
+    items: Iterable[tuple[str, Item]],
+    bad: BadLines,
+    keep: Keep,
 ) -> Collection:
-    """The collection of some passages, or else those of the questions, and questions by split."""
-    corpus: Corpus | GatheredCorpus = GatheredCorpus()
-    if passages:
-        corpus = Corpus({passage.id: passage for passage in passages})
+    """The collection of a corpus, or else the questions' passages, and questions by split."""
+    found = corpus if corpus.passages else GatheredCorpus()
     questions: dict[str, dict[str, Question]] = defaultdict(dict)
     for split, item in items:
         try:
             id = item.question.id
             if id in questions[split]:
                 raise BadLineError(f"{item.place}: another {split} question has the id {id!r}")
-            relevant = corpus.find_relevant(item)
+            relevant = found.find_relevant(item)
         except BadLineError as error:
             bad.skip(error)
             continue
         questions[split][id] = replace(item.question, relevant=relevant)
-    if not corpus.passages:
+    passages = found.passages
+    if isinstance(found, GatheredCorpus):
+        passages = keep(found.passages.values())
+    if not passages:
         raise RagJaxError(f"{folder}: holds no passages, in files of their own or with questions")
-    found = {split: list(asked.values()) for split, asked in questions.items() if asked}
-    if not found:
+    splits = {split: list(asked.values()) for split, asked in questions.items() if asked}
+    if not splits:
         raise RagJaxError(f"{folder}: holds no questions")
-    return Collection(list(corpus.passages.values()), found)
+    return Collection(passages, splits)
 
 
 def _sort_files(
@@ -215,39 +222,43 @@ def _read_items(path: Path, name: str, bad: BadLines) -> Iterator[Item]:
             yield item
 
 
-def _read_beir(folder: Path, files: Sequence[Path], bad: BadLines) -> Collection:
+def _read_beir(folder: Path, files: Sequence[Path], bad: BadLines, keep: Keep) -> Collection:
     found = {_stem(path): path for path in files if path.parent == folder}
     for name in ("corpus", "queries"):
         if name not in found:
             raise RagJaxError(f"{folder}: holds no {name}.jsonl")
-    passages = {p.id: p for p in stream_passages([found["corpus"]], bad)}
+    ids: set[str] = set()
+    passages = keep(stream_passages([found["corpus"]], bad, ids))
     queries = beir.read_queries(found["queries"], bad)
     questions = {
-        _stem(path): beir.read_questions(path, queries, passages, bad)
+        _stem(path): beir.read_questions(path, queries, ids, bad)
         for path in files
         if path.parent != folder
     }
     if not questions:
         raise RagJaxError(f"{folder / 'qrels'}: holds no .tsv file")
-    return Collection(list(passages.values()), questions)
+    return Collection(passages, questions)
 
 
-def _read_prepared(folder: Path, bad: BadLines) -> Collection:
-    passages: list[Passage] = []
+def _read_prepared(folder: Path, bad: BadLines, keep: Keep) -> Collection:
     items: list[tuple[str, Item]] = []
-    seen: set[str] = set()
-    for dataset in tfds.list_datasets(folder):
-        for split, place, example in tfds.read_examples(dataset, bad):
-            try:
-                if tfds.is_question(example):
-                    items.append((_SPLITS.get(split, split), tfds.parse(example, place)))
-                elif holds_passages(example):
-                    passages += parse_records([(place, example)], seen, bad)
-                else:
-                    raise BadLineError(f"{place}: is neither a question nor a passage")
-            except BadLineError as error:
-                bad.skip(error)
-    return _collect(folder, passages, items, bad)
+    ids: set[str] = set()
+
+    def stream() -> Iterator[Passage]:
+        for dataset in tfds.list_datasets(folder):
+            for split, place, example in tfds.read_examples(dataset, bad):
+                try:
+                    if tfds.is_question(example):
+                        items.append((_SPLITS.get(split, split), tfds.parse(example, place)))
+                        continue
+                    if not holds_passages(example):
+                        raise BadLineError(f"{place}: is neither a question nor a passage")
+                except BadLineError as error:
+                    bad.skip(error)
+                    continue
+                yield from parse_records([(place, example)], ids, bad)
+
+    return _collect(folder, Corpus(keep(stream()), ids), items, bad, keep)
 
 
 def _find_split(path: Path) -> str:

@@ -10,18 +10,23 @@ from rag_jax.data.formats.lines import BadLineError, BadLines, Place, read_recor
 from rag_jax.errors import RagJaxError
 
 
-def stream_passages(files: Sequence[str | Path], bad: BadLines) -> Iterator[Passage]:
+def stream_passages(
+    files: Sequence[str | Path], bad: BadLines, seen: set[str] | None = None
+) -> Iterator[Passage]:
     """The passages of files: JSON lines, a JSON array or a table, any of them as gzip or not.
 
     Each record has `id` (or `_id`), `text` and, where there is one, `title`, as in BEIR's and DPR's
     files; or is as in FlashRAG's or KILT's. An id may be a whole number. The ids are held in
     memory, for no two may be equal, the texts are not.
 
+    Args:
+        seen: takes the ids.
+
     Raises:
         RagJaxError: naming the file, and line, of what cannot be read, or of one bad line too many:
             one without an id or text, with a blank text, or with the id of another passage.
     """
-    seen: set[str] = set()
+    seen = set() if seen is None else seen
     for path in map(Path, files):
         count = len(seen)
         yield from parse_records(read_records(path, bad), seen, bad)

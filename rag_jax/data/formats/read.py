@@ -2,37 +2,62 @@
 
 import dataclasses
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rag_jax.config import DataConfig, WorldConfig
-from rag_jax.data.formats.collection import Collection, Passage, Question
+from rag_jax.data.formats.collection import (
+    PASSAGES,
+    QUESTIONS,
+    Collection,
+    Keep,
+    Passage,
+    Question,
+)
 from rag_jax.data.formats.folder import list_files, read_folder
 from rag_jax.data.formats.lines import BadLines
 from rag_jax.data.gazetteer import build_world
+from rag_jax.data.passage_file import write_passages
 from rag_jax.errors import RagJaxError
+from rag_jax.files import write_json
 from rag_jax.folder import hash_file
 from rag_jax.ranking import has_answer
 
 
-def read_collection(data: DataConfig, world: WorldConfig, *, seed: int) -> Collection:
+def read_collection(
+    data: DataConfig, world: WorldConfig, *, seed: int, keep: Keep = list
+) -> Collection:
     """The passages and questions that the settings name.
 
     Args:
         data: the folder and its format, or neither for the built-in world.
         world: the settings of that world.
         seed: decides which training questions are held out.
+        keep: takes the passages, one at a time, and gives what the collection has of them.
 
     Raises:
         RagJaxError: naming the file, and line, of what is missing or not as the format has it.
     """
     if data.path is None:
-        return _build_world(world)
-    collection = read_folder(Path(data.path), data.format, BadLines(data.bad_lines))
+        built = _build_world(world)
+        return Collection(keep(built.passages), built.questions)
+    collection = read_folder(Path(data.path), data.format, BadLines(data.bad_lines), keep)
     collection = _hold_out(collection, data.held_out, seed=seed)
     return _leave_long_tail(collection) if data.longtail else collection
+
+
+def copy_collection(folder: Path, data: DataConfig, world: WorldConfig, *, seed: int) -> Collection:
+    """As `read_collection`, with a copy in a folder, for `load_collection`.
+
+    Passages are copied as they are read, and never all in memory.
+    """
+    keep = partial(write_passages, folder / PASSAGES)
+    collection = read_collection(data, world, seed=seed, keep=keep)
+    write_json(folder / QUESTIONS, collection.questions)
+    return collection
 
 
 def describe_source(data: DataConfig, world: WorldConfig) -> dict[str, Any]:

@@ -15,10 +15,9 @@ from rag_jax.config import build
 from rag_jax.data.formats import (
     Collection,
     Passage,
+    copy_collection,
     describe_source,
     load_collection,
-    read_collection,
-    save_collection,
 )
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_jsonl, write_jsonl
@@ -27,9 +26,16 @@ from rag_jax.models import Pretrained, load, save
 from rag_jax.models.bert import Bert
 from rag_jax.models.hub import fingerprint, resolve
 from rag_jax.ranking import write_run
-from rag_jax.retrieval import BM25, Index, encode_texts, fingerprint_corpus
+from rag_jax.retrieval import (
+    BM25,
+    Index,
+    encode_texts,
+    fingerprint_corpus,
+    list_texts,
+    make_text,
+)
 from rag_jax.retrieval.contrastive import Encoders, list_pairs, make_batches, train_encoders
-from rag_jax.retrieval.encode import list_texts
+from rag_jax.retrieval.encode import SHARD
 from rag_jax.retrieval.negatives import mine_negatives
 from rag_jax.run import run_session
 from rag_jax.sharding import check_batches, make_mesh
@@ -77,7 +83,9 @@ class Session:
         encoder = {"weights": self.fingerprint, "encoder": c.encoder}
         searched = {**encoder, "index": c.index}
         return [
-            Stage("corpus", self.make_corpus, settings={"source": source, "seed": c.seed}),
+            Stage(
+                "corpus", self.make_corpus, settings={"source": source, "seed": c.seed}, version=2
+            ),
             Stage(
                 "negatives",
                 self.mine_negatives,
@@ -153,11 +161,10 @@ class Session:
     # Stages.
 
     def make_corpus(self, context: StageContext) -> None:
-        """Reads the passages and questions, whatever their format, and writes them in one."""
-        collection = read_collection(self.config.data, self.config.world, seed=self.config.seed)
-        self._check(collection)
+        """Copies the passages and questions, whatever their format, into one."""
         if is_first():
-            save_collection(context.folder, collection)
+            c = self.config
+            self._check(copy_collection(context.folder, c.data, c.world, seed=c.seed))
 
     def read_corpus(self, context: StageContext) -> Collection:
         """Reads them back."""
@@ -189,12 +196,11 @@ class Session:
 
     def _index(self, context: StageContext, encoder: Pretrained) -> None:
         passages = self.read_corpus(context).passages
-        texts = list_texts(passages)
         embeddings = context.map_arrays(
             "embeddings.npy",
-            len(texts),
-            lambda rows: self.encode(encoder, texts[rows]),
-            batch_size=1024,
+            len(passages),
+            lambda rows: self.encode(encoder, list_texts(passages[rows])),
+            batch_size=SHARD,
             unit="passages",
         )
         if is_first():
@@ -204,13 +210,12 @@ class Session:
         self, encoder: Pretrained, embeddings: Float[np.ndarray, "N E"], passages: Sequence[Passage]
     ) -> Index:
         """An index over passages that an encoder embedded."""
-        ids = [passage.id for passage in passages]
         return Index.build(
             embeddings,
             backend=self.config.index.backend,
             encoder=encoder.fingerprint,
-            ids=ids,
-            corpus=fingerprint_corpus(list_texts(passages), ids),
+            ids=[passage.id for passage in passages],
+            corpus=fingerprint_corpus(passages),
         )
 
     def train(self, context: StageContext) -> None:
@@ -257,7 +262,7 @@ class Session:
             return index.search(self.encode(encoders.question, asked), k)
 
         rankings = {
-            "bm25": BM25.build(list_texts(corpus.passages)).search(asked, k),
+            "bm25": BM25.build(map(make_text, corpus.passages)).search(asked, k),
             "untrained": search(self.untrained, "untrained"),
             "trained": search(self.load_trained(context), "trained"),
         }

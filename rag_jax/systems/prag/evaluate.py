@@ -59,16 +59,16 @@ def run_evaluation(session: "Session", context: StageContext) -> None:
     """Answers all questions in every way; what an adapter costs is in `adapters.json`."""
     c, corpus = session.config, session.read_corpus(context)
     questions = session.list_questions(corpus, c.evaluate_on, c.questions)
-    by_id = {passage.id: passage for passage in corpus.passages}
+    documents = {passage.id: passage for passage in session.list_documents(context)}
     records = read_jsonl(context.path("retrieve", "found.jsonl"))
     found = [record["passages"] for record in records]
     stores = {name: open_store(session, context, name) for name in session.variants}
-    encoded = [p.id for p in session.list_documents(context) if p.id in stores["encode"]]
+    encoded = [id for id in documents if id in stores["encode"]]
     choices = {None: [[]] * len(found), "own": found}
     choices["random"] = draw_others(questions, found, encoded, seed=c.seed)
     prompts = {
         given: [
-            session.form.encode_prompt(q.question, [by_id[id] for id in ids] if given else ())
+            session.form.encode_prompt(q.question, [documents[id] for id in ids] if given else ())
             for q, ids in zip(questions, found, strict=True)
         ]
         for given in (False, True)

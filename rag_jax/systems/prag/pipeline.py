@@ -15,10 +15,9 @@ from rag_jax.data.formats import (
     Passage,
     Question,
     choose_questions,
+    copy_collection,
     describe_source,
     load_collection,
-    read_collection,
-    save_collection,
 )
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_jsonl, write_jsonl
@@ -27,7 +26,7 @@ from rag_jax.models import Pretrained, load
 from rag_jax.models.bert import Bert
 from rag_jax.models.decoder import Decoder
 from rag_jax.models.hub import fingerprint, resolve
-from rag_jax.retrieval import BM25, Index, encode_texts, list_texts
+from rag_jax.retrieval import BM25, Index, encode_texts, list_texts, make_text
 from rag_jax.run import run_session
 from rag_jax.sharding import check_batches, make_mesh
 from rag_jax.stage import Shard, Stage, StageContext
@@ -112,7 +111,7 @@ class Session:
         asked = {"on": c.evaluate_on, "questions": c.questions, "seed": c.seed}
         training = {**model, "tuning": c.tuning, "seed": c.seed}
         stages = [
-            Stage("corpus", self.make_corpus, settings=source),
+            Stage("corpus", self.make_corpus, settings=source, version=2),
             Stage(
                 "retrieve",
                 self.retrieve,
@@ -197,11 +196,11 @@ class Session:
     # Passages and questions.
 
     def make_corpus(self, context: StageContext) -> None:
-        """Reads the passages and questions, whatever their format, and writes them in one."""
-        collection = read_collection(self.config.data, self.config.world, seed=self.config.seed)
-        self.list_questions(collection, self.config.evaluate_on, 0)
+        """Copies the passages and questions, whatever their format, into one."""
         if is_first():
-            save_collection(context.folder, collection)
+            c = self.config
+            collection = copy_collection(context.folder, c.data, c.world, seed=c.seed)
+            self.list_questions(collection, c.evaluate_on, 0)
 
     def read_corpus(self, context: StageContext) -> Collection:
         """Reads them back."""
@@ -236,12 +235,12 @@ class Session:
         Args:
             embed: gives the embeddings of the passages' texts; None for `encode`. BM25 needs none.
         """
-        c, texts = self.config.retrieve, list_texts(passages)
-        k = min(c.passages, len(texts))
+        c = self.config.retrieve
+        k = min(c.passages, len(passages))
         if c.by == "bm25":
-            words = BM25.build(texts)
+            words = BM25.build(map(make_text, passages))
         else:
-            embeddings = (embed or self.encode)(texts)
+            embeddings = (embed or self.encode)(list_texts(passages))
             index = Index.build(embeddings, backend="exact", encoder=self.encoder.fingerprint)
 
         def search(asked: Sequence[str]) -> list[list[Passage]]:

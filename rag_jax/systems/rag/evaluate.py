@@ -15,7 +15,7 @@ from rag_jax.decoding.beam import Search
 from rag_jax.files import write_json, write_jsonl
 from rag_jax.models import Pretrained
 from rag_jax.ranking import answer_hits
-from rag_jax.retrieval import BM25, Index, list_texts
+from rag_jax.retrieval import BM25, Index, make_text
 from rag_jax.stage import StageContext
 from rag_jax.systems.rag import train
 from rag_jax.systems.rag.data import pick_passages
@@ -138,7 +138,7 @@ def run_evaluation(session: "Session", context: StageContext) -> None:
         return Ranking(c.retriever.scale * scores, rows)
 
     rankings = {
-        "bm25": Ranking(*BM25.build(list_texts(corpus.passages)).search(asked, depth)),
+        "bm25": Ranking(*BM25.build(map(make_text, corpus.passages)).search(asked, depth)),
         "frozen": search(session.load_index(context, corpus), "frozen"),
         "joint": search(load_final_index(session, context, corpus)[0], "joint"),
     }

@@ -14,7 +14,7 @@ from rag_jax.data.formats import Collection
 from rag_jax.errors import RagJaxError
 from rag_jax.files import to_json
 from rag_jax.hosts import fetch, is_first, wait_for_all
-from rag_jax.retrieval.encode import embed_batch
+from rag_jax.retrieval.encode import SHARD, embed_batch
 from rag_jax.retrieval.index import Index
 from rag_jax.sharding import count_data_rows, shard_batch
 from rag_jax.stage import open_to_append, read_whole_lines, save_array
@@ -85,7 +85,13 @@ class Lookup:
         if path.exists():
             return
         encoder = dataclasses.replace(self._session.encoder, params=params)
-        made = self._session.encode_passages(encoder, self._corpus.passages)
+        passages = self._corpus.passages
+        made = np.concatenate(
+            [
+                self._session.encode_passages(encoder, passages[start : start + SHARD])
+                for start in range(0, len(passages), SHARD)
+            ]
+        )
         if is_first():
             save_array(path, made)
         wait_for_all(f"{path} was written")

@@ -18,10 +18,9 @@ from rag_jax.data.formats import (
     Passage,
     Question,
     choose_questions,
+    copy_collection,
     describe_source,
     load_collection,
-    read_collection,
-    save_collection,
 )
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_json
@@ -31,6 +30,7 @@ from rag_jax.models.bart import Bart
 from rag_jax.models.bert import Bert
 from rag_jax.models.hub import fingerprint, resolve
 from rag_jax.retrieval import Index, encode_texts, list_texts
+from rag_jax.retrieval.encode import SHARD
 from rag_jax.retrieval.index import fingerprint_corpus
 from rag_jax.run import run_session
 from rag_jax.sharding import check_batches, make_mesh
@@ -110,7 +110,9 @@ class Session:
         frozen = {**training, "train": untrained}
         tested = {**common, "decode": c.decode, "tuning": c.tuning}
         stages = [
-            Stage("corpus", self.make_corpus, settings={"source": source, "seed": c.seed}),
+            Stage(
+                "corpus", self.make_corpus, settings={"source": source, "seed": c.seed}, version=2
+            ),
             Stage(
                 "index",
                 self.make_index,
@@ -199,14 +201,15 @@ class Session:
     # Passages and questions.
 
     def make_corpus(self, context: StageContext) -> None:
-        """Reads the passages and questions, whatever their format, and writes them in one."""
-        collection = read_collection(self.config.data, self.config.world, seed=self.config.seed)
-        for split in ("train", self.config.evaluate_on):
+        """Copies the passages and questions, whatever their format, into one."""
+        if not is_first():
+            return
+        c = self.config
+        collection = copy_collection(context.folder, c.data, c.world, seed=c.seed)
+        for split in ("train", c.evaluate_on):
             self.pick_questions(collection, split, 0)
-        if self.config.task == "classification":
+        if c.task == "classification":
             self.list_labels(collection)
-        if is_first():
-            save_collection(context.folder, collection)
 
     def read_corpus(self, context: StageContext) -> Collection:
         """Reads them back."""
@@ -267,7 +270,7 @@ class Session:
             "embeddings.npy",
             len(corpus.passages),
             lambda rows: self.encode_passages(self.passage_encoder, corpus.passages[rows]),
-            batch_size=1024,
+            batch_size=SHARD,
             unit="passages",
         )
         if is_first():
@@ -281,7 +284,7 @@ class Session:
             embeddings,
             backend=self.config.index.backend,
             encoder=self.passage_encoder.fingerprint,
-            corpus=fingerprint_passages(passages),
+            corpus=fingerprint_corpus(passages),
         )
 
     def load_index(self, context: StageContext, corpus: Collection) -> Index:
@@ -289,10 +292,5 @@ class Session:
         return Index.load(
             context.path("index", "index"),
             encoder=self.passage_encoder.fingerprint,
-            corpus=fingerprint_passages(corpus.passages),
+            corpus=fingerprint_corpus(corpus.passages),
         )
-
-
-def fingerprint_passages(passages: Sequence[Passage]) -> str:
-    """What an index over them is known by."""
-    return fingerprint_corpus(list_texts(passages), [p.id for p in passages])

@@ -1,8 +1,8 @@
 """The stages of Self-Retrieval, from an empty folder to the report."""
 
-import dataclasses
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,17 @@ from rag_jax.data.formats import (
     Collection,
     Passage,
     Question,
+    copy_collection,
     describe_source,
     load_collection,
-    read_collection,
-    save_collection,
 )
+from rag_jax.data.formats.collection import PASSAGES
+from rag_jax.data.passage_file import write_passages
 from rag_jax.decoding import generate
 from rag_jax.decoding.trie import Trie
 from rag_jax.errors import RagJaxError
 from rag_jax.files import read_jsonl
-from rag_jax.hosts import fetch, is_first
+from rag_jax.hosts import fetch, is_first, wait_for_all
 from rag_jax.models import Pretrained, load, save
 from rag_jax.models.bert import Bert
 from rag_jax.models.decoder import Decoder
@@ -95,7 +96,7 @@ class Session:
         }
         needs = ("corpus", "negatives")
         stages = [
-            Stage("corpus", self.make_corpus, settings={**source, **model}),
+            Stage("corpus", self.make_corpus, settings={**source, **model}, version=2),
             Stage(
                 "negatives",
                 self.mine_negatives,
@@ -167,21 +168,23 @@ class Session:
     # Passages and questions.
 
     def make_corpus(self, context: StageContext) -> None:
-        """Reads the passages and questions; the model gives titles to passages without."""
-        collection = read_collection(self.config.data, self.config.world, seed=self.config.seed)
-        self.list_training(collection)
-        self.list_questions(collection, self.config.evaluate_on)
-        passages = self._give_titles(context, collection.passages)
+        """Copies the passages and questions; the model gives titles to passages without."""
         if is_first():
-            save_collection(context.folder, dataclasses.replace(collection, passages=passages))
+            c = self.config
+            collection = copy_collection(context.folder, c.data, c.world, seed=c.seed)
+            self.list_training(collection)
+            self.list_questions(collection, c.evaluate_on)
+        wait_for_all("the corpus was copied")
+        self._give_titles(context, load_collection(context.folder).passages)
 
-    def _give_titles(self, context: StageContext, passages: Sequence[Passage]) -> list[Passage]:
-        untitled = [passage for passage in passages if not passage.title.strip()]
+    def _give_titles(self, context: StageContext, passages: Sequence[Passage]) -> None:
+        untitled = [row for row, passage in enumerate(passages) if not passage.title.strip()]
         if not untitled:
-            return list(passages)
+            return
         tokenizer = self.base.tokenizer
 
-        def write(batch: Sequence[Passage]) -> list[dict[str, Any]]:
+        def write(rows: Sequence[int]) -> list[dict[str, Any]]:
+            batch = [passages[row] for row in rows]
             read = [tokenizer.encode(p.text)[: self.config.model.max_text] for p in batch]
             prompts = [
                 tokenizer.encode(f'{tokenizer.decode(tokens)}\n\nThe title of this article is "')
@@ -203,10 +206,9 @@ class Session:
 
         records = context.map_batches("titles.jsonl", untitled, write, batch_size=64, unit="titles")
         given = {record["id"]: record["title"] for record in records}
-        return [
-            dataclasses.replace(passage, title=given.get(passage.id, passage.title))
-            for passage in passages
-        ]
+        if is_first():
+            titled = (replace(p, title=given.get(p.id, p.title)) for p in passages)
+            write_passages(context.folder / PASSAGES, titled)
 
     def read_corpus(self, context: StageContext) -> Collection:
         """Reads them back."""
@@ -292,7 +294,7 @@ class Session:
             encoders = train_encoders(
                 encoders, batches, folder=context.folder, progress=context.progress
             )
-        whole = dataclasses.replace(encoders.passage, params=fetch(encoders.passage.params))
+        whole = replace(encoders.passage, params=fetch(encoders.passage.params))
         if is_first():
             save(whole, context.folder / "encoder")
             shutil.rmtree(context.folder / "checkpoints", ignore_errors=True)

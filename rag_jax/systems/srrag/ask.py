@@ -52,7 +52,6 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
     )
     if corpus is not None:
         passages, embeddings = asking.read_corpus(corpus, session.encode)
-        indices = build_indices(session, passages, embeddings)
         cut = sum(session.form.shorten(passage.text) != passage.text for passage in passages)
         if cut:
             limit = session.form.max_text
@@ -60,7 +59,9 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
         count = session.config.answer.passages
         engine = replace(
             engine,
-            search=search_indices(session, indices, passages, count),
+            search=search_indices(
+                session, build_indices(session, passages, embeddings), passages, count
+            ),
             knowledge_width=evaluate.measure_knowledge(session, passages),
         )
     datastore = evaluate.read_datastore(session, context)

@@ -16,10 +16,9 @@ from rag_jax.data.formats import (
     Collection,
     Question,
     choose_questions,
+    copy_collection,
     describe_source,
     load_collection,
-    read_collection,
-    save_collection,
 )
 from rag_jax.decoding import Sampling, generate
 from rag_jax.errors import RagJaxError
@@ -205,6 +204,7 @@ class Session:
                 "corpus",
                 self.make_corpus,
                 settings={"source": describe_source(c.data, c.world), "seed": c.seed},
+                version=2,
             ),
             Stage(
                 "index",
@@ -288,12 +288,12 @@ class Session:
         return stages
 
     def make_corpus(self, context: StageContext) -> None:
-        """Reads the passages and questions, whatever their format, and writes them in one."""
-        corpus = read_collection(self.config.data, self.config.world, seed=self.config.seed)
-        self.list_training(corpus)
-        self.list_questions(corpus)
+        """Copies the passages and questions, whatever their format, into one."""
         if is_first():
-            save_collection(context.folder, corpus)
+            c = self.config
+            corpus = copy_collection(context.folder, c.data, c.world, seed=c.seed)
+            self.list_training(corpus)
+            self.list_questions(corpus)
 
     def read_corpus(self, context: StageContext) -> Collection:
         """Reads them back."""

@@ -1,16 +1,16 @@
 """The searched sources: an index of passages each."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from rag_jax.data.formats import Collection, Passage
 from rag_jax.errors import RagJaxError
 from rag_jax.hosts import is_first
 from rag_jax.pipeline import StageContext
-from rag_jax.retrieval.encode import list_texts
+from rag_jax.retrieval.encode import SHARD, list_texts
 from rag_jax.retrieval.index import Index, fingerprint_corpus
 from rag_jax.systems.srrag.config import SourceConfig
 from rag_jax.systems.srrag.infer import Search
@@ -19,14 +19,21 @@ if TYPE_CHECKING:
     from rag_jax.systems.srrag.pipeline import Session
 
 
-def select_rows(source: SourceConfig, passages: Sequence[Passage]) -> list[int]:
-    """The passages that a source searches.
+class Searched(NamedTuple):
+    """A searched source: the index of its passages, and their rows in the corpus."""
+
+    index: Index
+    rows: Int[np.ndarray, "n"]
+
+
+def select_rows(source: SourceConfig, passages: Sequence[Passage]) -> Int[np.ndarray, "n"]:
+    """The rows of the passages that a source searches.
 
     Raises:
         RagJaxError: there are none.
     """
-    rows = [row for row, passage in enumerate(passages) if passage.id.startswith(source.prefix)]
-    if not rows:
+    rows = np.flatnonzero([passage.id.startswith(source.prefix) for passage in passages])
+    if not rows.size:
         raise RagJaxError(
             f"source {source.name}: no passage's id begins with its prefix {source.prefix!r}; they "
             f"are like {passages[0].id!r}"
@@ -37,34 +44,33 @@ def select_rows(source: SourceConfig, passages: Sequence[Passage]) -> list[int]:
 def run_index(session: "Session", context: StageContext) -> None:
     """Embeds the passages and indexes those of each searched source."""
     passages = session.read_corpus(context).passages
-    texts = list_texts(passages)
     _select_all(session, passages)  # a source without any is told before all are embedded
     embeddings = context.map_arrays(
         "embeddings.npy",
-        len(texts),
-        lambda part: session.encode(texts[part]),
-        batch_size=1024,
+        len(passages),
+        lambda part: session.encode(list_texts(passages[part])),
+        batch_size=SHARD,
         unit="passages",
     )
     if is_first():
-        for number, index in build_indices(session, passages, embeddings).items():
-            index.save(context.folder / session.config.sources[number].name)
+        for number, source in build_indices(session, passages, embeddings).items():
+            source.index.save(context.folder / session.config.sources[number].name)
 
 
 def build_indices(
     session: "Session", passages: Sequence[Passage], embeddings: Float[np.ndarray, "N E"]
-) -> dict[int, Index]:
-    """The index of each searched source, by the source's number, over embedded passages."""
-    indices = {}
+) -> dict[int, Searched]:
+    """The searched sources, by number, over embedded passages."""
+    searched = {}
     for number, rows in _select_all(session, passages).items():
-        texts = list_texts([passages[row] for row in rows])
-        indices[number] = Index.build(
-            embeddings[rows],
+        index = Index.build(
+            embeddings if len(rows) == len(embeddings) else embeddings[rows],
             backend=session.config.index.backend,
             encoder=session.encoder_fingerprint,
-            corpus=fingerprint_corpus(texts),
+            corpus=fingerprint_corpus(passages[row] for row in rows),
         )
-    return indices
+        searched[number] = Searched(index, rows)
+    return searched
 
 
 def make_search(
@@ -75,7 +81,7 @@ def make_search(
     Raises:
         RagJaxError: a source has fewer passages.
     """
-    indices = {}
+    searched = {}
     for number, rows in _select_all(session, corpus.passages).items():
         name = session.config.sources[number].name
         if len(rows) < count:
@@ -83,23 +89,22 @@ def make_search(
                 f"config.sources[{number}]: {name} has {len(rows)} passages, fewer than "
                 f"the {count} of config.contexts or config.answer.passages; lower that"
             )
-        texts = list_texts([corpus.passages[row] for row in rows])
-        indices[number] = Index.load(
+        index = Index.load(
             context.path("index", name),
             encoder=session.encoder_fingerprint,
-            corpus=fingerprint_corpus(texts),
+            corpus=fingerprint_corpus(corpus.passages[row] for row in rows),
         )
-    return search_indices(session, indices, corpus.passages, count)
+        searched[number] = Searched(index, rows)
+    return search_indices(session, searched, corpus.passages, count)
 
 
 def search_indices(
-    session: "Session", indices: Mapping[int, Index], passages: Sequence[Passage], count: int
+    session: "Session", searched: Mapping[int, Searched], passages: Sequence[Passage], count: int
 ) -> Search:
     """Searches each source's index for `count` passages, or for all where there are fewer."""
-    selected = _select_all(session, passages)
 
     def search(source: int, questions: Sequence[str]) -> list[list[tuple[str, str]]]:
-        index, rows = indices[source], selected[source]
+        index, rows = searched[source]
         _, found = index.search(session.encode(questions), min(count, index.size))
         ranked = [[passages[rows[place]] for place in places] for places in found.tolist()]
         return [[(p.title, session.form.shorten(p.text)) for p in own] for own in ranked]
@@ -107,8 +112,8 @@ def search_indices(
     return search
 
 
-def _select_all(session: "Session", passages: Sequence[Passage]) -> dict[int, list[int]]:
-    """The passages of each searched source, by the source's number."""
+def _select_all(session: "Session", passages: Sequence[Passage]) -> dict[int, Int[np.ndarray, "n"]]:
+    """The passages' rows of each searched source, by the source's number."""
     return {
         number: select_rows(source, passages)
         for number, source in enumerate(session.config.sources)

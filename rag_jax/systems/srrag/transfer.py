@@ -9,7 +9,7 @@ import jax
 import ml_collections
 
 from rag_jax.config import DataConfig, build
-from rag_jax.data.formats import read_collection, save_collection
+from rag_jax.data.formats import copy_collection
 from rag_jax.files import read_json
 from rag_jax.hosts import is_first
 from rag_jax.pipeline import StageContext, open_stages, run_stages
@@ -64,9 +64,7 @@ def evaluate_on(
 
 
 def _make_corpus(session: Session, context: StageContext) -> None:
-    """Reads the passages and questions; none of these are trained on."""
-    c = session.config
-    corpus = read_collection(c.data, c.world, seed=c.seed)
-    session.list_questions(corpus)
+    """Copies the passages and questions; none of these are trained on."""
     if is_first():
-        save_collection(context.folder, corpus)
+        c = session.config
+        session.list_questions(copy_collection(context.folder, c.data, c.world, seed=c.seed))

@@ -1,6 +1,7 @@
 """Tiny folders in each format, and what is told about one that is not as it should be."""
 
 import json
+import tracemalloc
 
 import pytest
 
@@ -8,11 +9,11 @@ from rag_jax.config import DataConfig, WorldConfig, build
 from rag_jax.data.formats import (
     Passage,
     Question,
+    copy_collection,
     describe_source,
     load_collection,
     read_collection,
     read_passages,
-    save_collection,
 )
 from rag_jax.data.gazetteer import build_world
 from rag_jax.errors import RagJaxError
@@ -107,10 +108,47 @@ def test_world():
                 assert (id in ours.relevant) is has_answer(texts[id], ours.answers)
 
 
-def test_saved_and_loaded(tmp_path):
-    wanted = read(write(tmp_path / "data", JSONL))
-    save_collection(tmp_path, wanted)
-    assert load_collection(tmp_path) == wanted
+def test_a_copy_is_what_was_read(tmp_path):
+    gathered = {
+        "dev.json": json.dumps(
+            [{"question": "?", "answers": [], "positive_ctxs": [{"title": "Riga", "text": "A"}]}]
+        )
+    }
+    for number, files in enumerate((JSONL, BEIR, gathered, None)):
+        data = DataConfig(str(write(tmp_path / f"{number}", files))) if files else DataConfig()
+        wanted = read_collection(data, WORLD, seed=0)
+        (copy := tmp_path / f"copy{number}").mkdir()
+        for found in (copy_collection(copy, data, WORLD, seed=0), load_collection(copy)):
+            assert list(found.passages) == wanted.passages and len(wanted.passages) > 0
+            assert found.questions == wanted.questions
+
+
+def test_a_corpus_is_copied_without_being_held(tmp_path):
+    """Ten megabytes of passages, one found by its text and one by its page, within two."""
+    with open(tmp_path / "passages.jsonl", "w") as file:
+        for i in range(2_000):
+            record = {"id": f"{i}#1", "title": "T", "text": f"{i} " + "x" * 5_000}
+            file.write(json.dumps(record) + "\n")
+    positive = {"title": "T", "text": "1500 " + "x" * 5_000}
+    dpr = [{"question": "?", "answers": ["x"], "positive_ctxs": [positive]}]
+    output = [{"answer": "x", "provenance": [{"wikipedia_id": "7"}]}]
+    kilt = json.dumps({"id": "a", "input": "?", "output": output})
+    for format, file, text, id in (
+        ("dpr", "dev.json", json.dumps(dpr), "1500#1"),
+        ("kilt", "dev.jsonl", kilt, "7#1"),
+    ):
+        (tmp_path / file).write_text(text)
+        data = DataConfig(str(tmp_path), format)
+        tracemalloc.start()
+        try:
+            (copy := tmp_path / format).mkdir()
+            found = copy_collection(copy, data, WORLD, seed=0)
+            assert len(found.passages) == 2_000
+            assert found.questions["dev"][0].relevant == {id: 1}
+            assert tracemalloc.get_traced_memory()[1] < 2_000_000
+        finally:
+            tracemalloc.stop()
+        (tmp_path / file).unlink()
 
 
 def test_held_out_questions(tmp_path):

@@ -284,9 +284,9 @@ PASSAGES = [Passage(f"{kind}/1", "Title", "Text.") for kind in ("city", "country
 
 
 def test_a_source_has_the_passages_with_its_prefix():
-    rows = [select_rows(source, PASSAGES) for source in SOURCES[1:]]
+    rows = [select_rows(source, PASSAGES).tolist() for source in SOURCES[1:]]
     assert rows == [[1], [0, 2]]
-    assert select_rows(SourceConfig("Wiki", "<Wiki>", "search"), PASSAGES) == [0, 1, 2, 3]
+    assert select_rows(SourceConfig("Wiki", "<Wiki>", "search"), PASSAGES).tolist() == [0, 1, 2, 3]
     message = (
         "source Rivers: no passage's id begins with its prefix 'river/'; they are like 'city/1'"
     )
