@@ -33,7 +33,7 @@ from rag_jax.files import read_json, read_jsonl, write_json, write_jsonl
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {
     "srrag": [
-        "--config.contexts=1", "--config.verbalise.pool=4", "--config.verbalise.max_tokens=8",
+        "--config.contexts=3", "--config.verbalise.pool=4", "--config.verbalise.max_tokens=8",
         "--config.verbalise.demonstrations=1", "--config.datastore.k=4",
         "--config.answer.max_tokens=8", "--config.stage1.batch_size=4",
         "--config.stage2.batch_size=4", "--config.stage1.checkpoint_every=1",
@@ -45,12 +45,12 @@ SETTINGS = {
     ],
     "self_retrieval": ["--config.train.epochs=1", "--config.train.checkpoint_every=2"],
 }  # fmt: skip
-# Towns that are not, so that there is something to look up.
+# Towns that are not, so that there is something to look up, and cities that any model knows.
 TOWNS = {
     "Aldermoor": "Brennia", "Bexhaven": "Corland", "Cawdale": "Brennia", "Dunmarrow": "Eskeria",
     "Elverholt": "Corland", "Farrowmere": "Eskeria", "Greywick": "Brennia", "Hollinbeck": "Corland",
-    "Ivorstow": "Eskeria", "Jarrowfen": "Brennia", "Kestrelby": "Corland", "Larchford": "Eskeria",
 }  # fmt: skip
+CITIES = {"Paris": "France", "Rome": "Italy", "Tokyo": "Japan", "Madrid": "Spain"}
 # One file of every kind that a stage makes, by the stage that makes it.
 DAMAGED = {
     "srrag": [
@@ -256,27 +256,29 @@ def damage_file(system: System, rng: random.Random, file: str, how: Callable[...
 
 
 def write_data(folder: Path) -> Path:
-    """A passage on every town, and questions on all of them in every split."""
+    """A passage on every town and city, and questions on all of them in every split.
+
+    What is asked is in the towns' passages alone: cities are better answered without.
+    """
     folder.mkdir(parents=True)
-    files = {
-        "passages": [
-            {"id": town, "title": town, "text": f"{town} is a town on the coast of {country}."}
-            for town, country in TOWNS.items()
-        ]
+    texts = {
+        town: f"{town} is a town on the coast of {country}." for town, country in TOWNS.items()
     }
+    texts |= {city: f"{city} has a museum of clocks, which is closed." for city in CITIES}
+    passages = [{"id": name, "title": name, "text": text} for name, text in texts.items()]
+    write_jsonl(folder / "passages.jsonl", passages)
     forms = {"train": "In which country is {}?", "dev": "Where is {}?", "test": "{} lies where?"}
     for split, form in forms.items():
-        files[f"{split}_questions"] = [
+        questions = [
             {
-                "id": f"{split}-{town}",
-                "question": form.format(town),
+                "id": f"{split}-{name}",
+                "question": form.format(name),
                 "answers": [country],
-                "passage_id": town,
+                "passage_id": name,
             }
-            for town, country in TOWNS.items()
+            for name, country in (TOWNS | CITIES).items()
         ]
-    for name, records in files.items():
-        write_jsonl(folder / f"{name}.jsonl", records)
+        write_jsonl(folder / f"{split}_questions.jsonl", questions)
     return folder
 
 

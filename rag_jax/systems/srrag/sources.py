@@ -61,13 +61,13 @@ def build_indices(
     session: "Session", passages: Sequence[Passage], embeddings: Float[np.ndarray, "N E"]
 ) -> dict[int, Searched]:
     """The searched sources, by number, over embedded passages."""
-    searched = {}
+    searched, corpus = {}, fingerprint_corpus(passages)  # of all: rows are told by it too
     for number, rows in _select_all(session, passages).items():
         index = Index.build(
             embeddings if len(rows) == len(embeddings) else embeddings[rows],
             backend=session.config.index.backend,
             encoder=session.encoder_fingerprint,
-            corpus=fingerprint_corpus(passages[row] for row in rows),
+            corpus=corpus,
         )
         searched[number] = Searched(index, rows)
     return searched
@@ -81,7 +81,7 @@ def make_search(
     Raises:
         RagJaxError: a source has fewer passages.
     """
-    searched = {}
+    searched, fingerprint = {}, fingerprint_corpus(corpus.passages)
     for number, rows in _select_all(session, corpus.passages).items():
         name = session.config.sources[number].name
         if len(rows) < count:
@@ -92,7 +92,7 @@ def make_search(
         index = Index.load(
             context.path("index", name),
             encoder=session.encoder_fingerprint,
-            corpus=fingerprint_corpus(corpus.passages[row] for row in rows),
+            corpus=fingerprint,
         )
         searched[number] = Searched(index, rows)
     return search_indices(session, searched, corpus.passages, count)
