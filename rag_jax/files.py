@@ -1,4 +1,4 @@
-"""Small files, written whole or not at all."""
+"""Files, written whole or not at all."""
 
 import contextlib
 import dataclasses
@@ -11,6 +11,8 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
 
 from rag_jax.errors import RagJaxError
 from rag_jax.hosts import is_first
@@ -116,6 +118,23 @@ def read_jsonl(path: str | os.PathLike) -> list[Any]:
     """Reads what `write_jsonl` wrote."""
     with open(path, encoding="utf-8") as file:
         return [json.loads(line) for line in file]
+
+
+def save_rows(path: Path, pieces: Iterable[np.ndarray], count: int) -> None:
+    """Writes `count` rows, which come in pieces, as one `.npy` file, whole or not at all."""
+    with open_atomic(path, "wb") as out:
+        for number, piece in enumerate(pieces):
+            if number == 0:
+                header = np.lib.format.header_data_from_array_1_0(piece)
+                shape = (count, *piece.shape[1:])
+                np.lib.format.write_array_header_1_0(out, header | {"shape": shape})
+            # NumPy's own writes report a full disk without an errno.
+            out.write(np.ascontiguousarray(piece).data)
+
+
+def map_array(path: Path) -> np.ndarray:
+    """The array of a `.npy` file, read from the disk where it is looked at."""
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
 def sum_files(folder: Path) -> dict[str, int]:

@@ -1,7 +1,6 @@
 """A stage of a run: what it is, and what its function is given to work with."""
 
 import contextlib
-import io
 import json
 import os
 import sys
@@ -15,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rag_jax import signals
-from rag_jax.files import open_atomic, read_jsonl, to_json, write_jsonl
+from rag_jax.files import map_array, read_jsonl, save_rows, to_json, write_jsonl
 from rag_jax.hosts import is_first, wait_for_all
 
 # Seconds between two looks at what other processes have made.
@@ -155,7 +154,7 @@ class StageContext:
             unit: what the progress bar counts, in the plural.
 
         Returns:
-            All rows, `[count, ...]` float32.
+            All rows, `[count, ...]` float32, by `map_array`.
         """
         path = self.folder / file
         complete = path.exists()
@@ -167,18 +166,16 @@ class StageContext:
             made = np.asarray(run(rows), np.float32)
             if len(made) != rows.stop - rows.start:
                 raise ValueError(f"{file}: {len(made)} rows for {rows}")
-            save_array(pieces[start], made)
-
-        def join() -> np.ndarray:
-            return np.concatenate([np.load(piece) for piece in pieces.values()])
+            save_rows(pieces[start], [made], len(made))
 
         if self._shard is not None and file in self._stage.divides:
             self._share(file, pieces, make, path.exists, batch_size=batch_size, unit=unit)
             if self._shard.number:
-                try:
-                    return join() if pieces else np.load(path)
-                except FileNotFoundError:  # the first process has put them together
-                    return np.load(path)
+                # Unless the first process has put them together.
+                with contextlib.suppress(FileNotFoundError):
+                    if pieces:
+                        return np.concatenate([np.load(piece) for piece in pieces.values()])
+                return map_array(path)
         missing = [start for start, piece in pieces.items() if not piece.exists()]
         wait_for_all(f"{path} was looked for")
         if not complete:
@@ -189,10 +186,10 @@ class StageContext:
                     make(start)
                     bar.update(min(batch_size, count - bar.n))
             if is_first():
-                save_array(path, join())
+                save_rows(path, map(np.load, pieces.values()), count)
         wait_for_all(f"{path} was written")
         _remove(pieces.values())
-        return np.load(path)
+        return map_array(path)
 
     def _share(
         self,
@@ -283,15 +280,6 @@ def say(line: str) -> None:
     """One line for whoever watches the run."""
     if is_first():
         print(line, file=sys.stderr, flush=True)
-
-
-def save_array(path: Path, array: np.ndarray) -> None:
-    """Writes a `.npy` file, whole or not at all."""
-    # Through memory: NumPy's own writes to a real file report a full disk without an errno.
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    with open_atomic(path, "wb") as out:
-        out.write(buffer.getbuffer())
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import tracemalloc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -180,6 +181,28 @@ def test_interrupted_map_arrays_loses_at_most_a_batch(tmp_path, at):
     folder = tmp_path / "stages" / "map"
     assert np.load(folder / "out.npy").dtype == np.float32
     assert {path.name for path in folder.iterdir()} == {"out.npy", "started.json", "stage.json"}
+
+
+def test_rows_are_put_together_without_being_held(tmp_path):
+    """Sixteen megabytes, in batches of one, within six."""
+
+    def body(context):
+        tracemalloc.start()
+        try:
+            rows = context.map_arrays("out.npy", 4096, make, batch_size=256, unit="rows")
+            assert tracemalloc.get_traced_memory()[1] < 6 << 20
+        finally:
+            tracemalloc.stop()
+        np.testing.assert_array_equal(rows[:, 0], np.arange(4096))
+        assert rows.shape == (4096, 1024) and rows.dtype == np.float32
+
+    def make(rows):
+        return np.repeat(np.arange(rows.start, rows.stop, dtype=np.float32)[:, None], 1024, axis=1)
+
+    run_stages([Stage("map", body)], tmp_path)
+    file = tmp_path / "stages" / "map" / "out.npy"
+    np.save(tmp_path / "whole.npy", np.load(file))
+    assert file.read_bytes() == (tmp_path / "whole.npy").read_bytes()
 
 
 def test_no_items_make_an_empty_file(tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 from rag_jax.data.formats import BadLines, stream_passages
 from rag_jax.data.passage_file import PassageFile, write_passages
 from rag_jax.errors import RagJaxError
-from rag_jax.files import read_json, write_json
+from rag_jax.files import map_array, read_json, write_json
 from rag_jax.folder import hash_file
 from rag_jax.hosts import is_first
 from rag_jax.models import load
@@ -81,7 +81,7 @@ def build_index(
         )
 
     def index(context: StageContext) -> None:
-        embeddings = np.load(context.path("embeddings", "embeddings.npy"), allow_pickle=False)
+        embeddings = map_array(context.path("embeddings", "embeddings.npy"))
         start = time.monotonic()
         built = Index.build(
             embeddings,

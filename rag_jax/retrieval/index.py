@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from rag_jax.data.passage import Passage
 from rag_jax.errors import RagJaxError
-from rag_jax.files import read_json
+from rag_jax.files import map_array, read_json
 from rag_jax.folder import check_files, read_manifest, write_folder
 from rag_jax.retrieval.searchers import (
     build_scann,
@@ -23,8 +23,9 @@ from rag_jax.retrieval.searchers import (
     search_scann,
 )
 
-# Queries whose rows are gathered together when scores are computed: bounds the memory.
-_SCORED_TOGETHER = 64
+# Queries whose rows are gathered together when scores are computed, and rows that are looked at
+# together for a NaN: both bound the memory.
+_SCORED_TOGETHER, _CHECKED_TOGETHER = 64, 1 << 16
 
 _EMBEDDINGS, _IDS = "dataset.npy", "ids.json"
 _FILES = {
@@ -282,7 +283,7 @@ class Index:
         _check_backend(backend, f"build the index in {folder} again with the backend 'exact'")
         check_files(folder, manifest["sha256"], _FILES[backend])
         try:
-            embeddings = np.load(folder / _EMBEDDINGS, allow_pickle=False)
+            embeddings = map_array(folder / _EMBEDDINGS)
         except ValueError as error:
             raise RagJaxError(f"{folder / _EMBEDDINGS} cannot be read: {error}") from None
         embeddings = _check_matrix(embeddings, str(folder / _EMBEDDINGS))
@@ -325,9 +326,11 @@ def _check_matrix(values: Any, name: str) -> Float[np.ndarray, "N D"]:
         matrix = np.ascontiguousarray(values, np.float32)
     if np.ndim(values) != 2:
         raise RagJaxError(f"{name} have shape {np.shape(values)}: expected [rows, dimensions]")
-    finite = np.isfinite(matrix).all(axis=1)
-    if not finite.all():
-        raise RagJaxError(f"{name}: row {int(np.argmin(finite))} has a NaN or an infinity")
+    for start in range(0, len(matrix), _CHECKED_TOGETHER):
+        finite = np.isfinite(matrix[start : start + _CHECKED_TOGETHER]).all(axis=1)
+        if not finite.all():
+            row = start + int(np.argmin(finite))
+            raise RagJaxError(f"{name}: row {row} has a NaN or an infinity")
     return matrix
 
 

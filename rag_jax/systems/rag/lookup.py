@@ -12,12 +12,12 @@ from jaxtyping import Float, Int
 from rag_jax.data.batches import round_up
 from rag_jax.data.formats import Collection
 from rag_jax.errors import RagJaxError
-from rag_jax.files import to_json
-from rag_jax.hosts import fetch, is_first, wait_for_all
+from rag_jax.files import map_array, save_rows, to_json
+from rag_jax.hosts import fetch, wait_for_all
 from rag_jax.retrieval.encode import SHARD, embed_batch
 from rag_jax.retrieval.index import Index
 from rag_jax.sharding import count_data_rows, shard_batch
-from rag_jax.stage import open_to_append, read_whole_lines, save_array
+from rag_jax.stage import open_to_append, read_whole_lines
 
 if TYPE_CHECKING:
     from rag_jax.systems.rag.pipeline import Session
@@ -86,14 +86,9 @@ class Lookup:
             return
         encoder = dataclasses.replace(self._session.encoder, params=params)
         passages = self._corpus.passages
-        made = np.concatenate(
-            [
-                self._session.encode_passages(encoder, passages[start : start + SHARD])
-                for start in range(0, len(passages), SHARD)
-            ]
-        )
-        if is_first():
-            save_array(path, made)
+        shards = (passages[start : start + SHARD] for start in range(0, len(passages), SHARD))
+        made = (self._session.encode_passages(encoder, shard) for shard in shards)
+        save_rows(path, made, len(passages))
         wait_for_all(f"{path} was written")
 
     def find(self, step: int) -> tuple[Int[np.ndarray, "B K"], Float[np.ndarray, "B K E"]]:
@@ -128,5 +123,5 @@ class Lookup:
 
 def load_refreshed(session: "Session", folder: Path, step: int) -> Index:
     """The index of the passages as the question's encoder saw them at a step."""
-    embeddings = np.load(folder / f"passages-{step}.npy")
+    embeddings = map_array(folder / f"passages-{step}.npy")
     return Index.build(embeddings, backend=session.config.index.backend, encoder=f"step {step}")
