@@ -1,6 +1,7 @@
 """What a run survives, and what it costs: faults injected into runs of real models, one at a time.
 
-    pip install -e '.[demo]' && python benchmarks/faults.py [--seed=0] [--workdir=DIR] [--out=FILE]
+    pip install -e '.[demo]' && python benchmarks/faults.py [--only SYSTEM ...] [--seed=0]
+        [--workdir=DIR] [--out=FILE]
 
 A small run of SR-RAG, Parametric RAG and Self-Retrieval each is left alone first. Then runs of the
 same command are stopped at random moments, by SIGKILL, SIGTERM and Ctrl-C, killed while they write
@@ -8,7 +9,8 @@ a checkpoint, and finished ones have a file cut short or a bit of it flipped; th
 again until it ends. What it made must then be what the run that was left alone made: every log of a
 training, every label, key and ranking, every answer, to the last digit, the seconds alone left out.
 The work lost by a stop is the time since something was last added to the work folder; by a damaged
-file, the seconds of the stages that were made again. Takes about an hour on two CPU cores.
+file, the seconds of the stages that were made again. Takes about an hour on two CPU cores; with
+`--only` the results of the other systems stay as they are in the file.
 """
 
 import argparse
@@ -40,8 +42,8 @@ SETTINGS = {
         "--config.stage2.checkpoint_every=1",
     ],
     "prag": [
-        "--config.warm_up.epochs=1", "--config.encode.epochs=1", "--config.retrieve.passages=1",
-        "--config.answer.max_tokens=8",
+        "--config.encode.start=warm", "--config.warm_up.epochs=1", "--config.encode.epochs=1",
+        "--config.retrieve.passages=1", "--config.answer.max_tokens=8",
     ],
     "self_retrieval": ["--config.train.epochs=1", "--config.train.checkpoint_every=2"],
 }  # fmt: skip
@@ -82,6 +84,9 @@ class System:
         self.data = write_data(folder / "data")
         self.straight = folder / "straight"
         self.run_whole(self.straight)  # compiles, which later runs need not
+        for file in DAMAGED[name]:
+            if not (self.straight / "stages" / file).exists():
+                raise SystemExit(f"the run of {name} has not made {file}")
         self.wanted = read_results(self.straight)
         self.seconds = self.run_whole(folder / "again")
 
@@ -119,6 +124,7 @@ class System:
 def main() -> None:
     """Injects every fault and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workdir", type=Path, default=Path("runs/faults"))
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/faults_cpu.json")
@@ -126,14 +132,16 @@ def main() -> None:
     # What runs in the background is often told to ignore Ctrl-C, and then so is what it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     shutil.rmtree(settings.workdir, ignore_errors=True)
-    rng, faults, times = random.Random(settings.seed), [], {}
-    for name in SETTINGS:
+    record = read_json(settings.out) if settings.out.exists() else {}
+    for name in settings.only:
+        rng = random.Random(settings.seed)
         system = System(name, settings.workdir.absolute() / name)
-        times[name] = system.seconds
+        faults: list[dict[str, Any]] = []
+        record[name] = {"seconds_left_alone": system.seconds, "faults": faults}
         print(f"{name}: {system.seconds:.0f} s when it is left alone", flush=True)
         for fault in inject(system, rng):
-            faults.append({"system": name, **vars(fault)})
-            write_json(settings.out, {"seconds_left_alone": times, "faults": faults})
+            faults.append(vars(fault))
+            write_json(settings.out, record)
             lost = [f"{x:.1f}" for x in (statistics.median(fault.lost), max(fault.lost))]
             print(
                 f"| {name} | {fault.name} | {fault.injected} | {fault.survived} | "
