@@ -9,8 +9,8 @@ a checkpoint, and finished ones have a file cut short or a bit of it flipped; th
 again until it ends. What it made must then be what the run that was left alone made: every log of a
 training, every label, key and ranking, every answer, to the last digit, the seconds alone left out.
 The work lost by a stop is the time since something was last added to the work folder; by a damaged
-file, the seconds of the stages that were made again. Takes about an hour on two CPU cores; with
-`--only` the results of the other systems stay as they are in the file.
+file, the seconds that stages took again; by a damaged checkpoint, those since the one before. Takes
+about an hour on two CPU cores; with `--only` other systems' results stay as they are in the file.
 """
 
 import argparse
@@ -221,12 +221,11 @@ def damage_checkpoint(system: System, rng: random.Random) -> Fault:
         process.kill()
         process.communicate()
     if found:
-        newest = max(list_checkpoints(workdir), key=lambda path: int(path.name))
+        before, newest = sorted(list_checkpoints(workdir), key=lambda path: int(path.name))[-2:]
         fault.injected = 1
+        fault.lost.append(newest.stat().st_mtime - before.stat().st_mtime)
         flip_bit(find_largest(newest), rng)
-        before = time.time()
         code, said = system.run(workdir)
-        fault.lost.append(count_seconds_again(workdir, before))
         named = f"checkpoint {newest}: missing, cut short or altered; going back" in said
         fault.survived = int(code == 0 and named and system.check(workdir))
     return fault
@@ -254,9 +253,11 @@ def damage_file(system: System, rng: random.Random, file: str, how: Callable[...
     path = workdir / "stages" / file
     path = find_largest(path) if path.is_dir() else path
     fault = Fault(f"{file}: {how(path, rng)}", injected=1)
-    before = time.time()
+    before = read_seconds(workdir)
     code, said = system.run(workdir)
-    fault.lost.append(count_seconds_again(workdir, before))
+    # A stage that was mended goes on counting.
+    after = read_seconds(workdir)
+    fault.lost.append(sum(after[run] - before.get(run, 0.0) for run in after))
     stage, *below = path.relative_to(workdir / "stages").parts
     named = f"stage {stage}: {'/'.join(below)} removed, cut short or altered" in said
     fault.survived = int(code == 0 and named and system.check(workdir))
@@ -321,11 +322,10 @@ def find_last_change(workdir: Path) -> float:
     return max(times, default=time.time())
 
 
-def count_seconds_again(workdir: Path, since: float) -> float:
-    """Seconds that the stages took which were made since a moment."""
-    records = (path for path in workdir.glob("stages/*/stage.json"))
-    made = (read_json(path) for path in records if path.stat().st_mtime >= since)
-    return sum(record["seconds"] for record in made)
+def read_seconds(workdir: Path) -> dict[str, float]:
+    """The seconds that each finished stage took, by what tells one making of it from another."""
+    records = map(read_json, workdir.glob("stages/*/stage.json"))
+    return {record["run"]: record["seconds"] for record in records}
 
 
 def list_checkpoints(workdir: Path) -> list[Path]:
