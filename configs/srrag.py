@@ -3,8 +3,7 @@
     python launch/train.py --config=configs/srrag.py
     python launch/ask.py --config=configs/srrag.py "QUESTION"    # once it has ended
 
-Cost: 11.5 minutes on two CPU cores that reached 160 GFLOP/s of float32 matrix product, 1.9 of them
-compiling; 6.2 GB of memory; 176 MB of downloads.
+Cost: 12.5 minutes on two CPU cores, 2.1 of them compiling; 6.6 GB of memory; 176 MB of downloads.
 
 Score, 300 test questions, accuracy with 95 % interval (share of retrievals): direct 0.210 +- 0.046,
 verbalise 0.520 +- 0.056 (0), retrieve 0.957 +- 0.024 (1), srrag 0.937 +- 0.028 (0.757).
