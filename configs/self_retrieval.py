@@ -3,9 +3,8 @@
     python launch/train.py --config=configs/self_retrieval.py
     python launch/ask.py --config=configs/self_retrieval.py "QUESTION"    # once it has ended
 
-Cost: 643 s on two CPU cores that reached 160 GFLOP/s of float32 matrix product, 129 of them
-compiling; 4.6 GB of memory; 176 MB of downloads. `--config.ablations=True` trains two more models
-and takes twice as long.
+Cost: 643 and 700 s in two runs on two CPU cores, 129 and 111 of them compiling; 4.6 GB of memory;
+176 MB of downloads. `--config.ablations=True` trains two more models and takes twice as long.
 
 Score, 100 test questions, hits@1 with 95 % interval, hits@5, MRR@5 and exact match of the answer:
 BM25 0.160 +- 0.072, 0.700, 0.374, 0.530; the dense encoder as it was 0.530 +- 0.096, 1.000, 0.746,
