@@ -171,11 +171,11 @@ class StageContext:
         if self._shard is not None and file in self._stage.divides:
             self._share(file, pieces, make, path.exists, batch_size=batch_size, unit=unit)
             if self._shard.number:
-                # Unless the first process has put them together.
-                with contextlib.suppress(FileNotFoundError):
-                    if pieces:
-                        return np.concatenate([np.load(piece) for piece in pieces.values()])
-                return map_array(path)
+                try:
+                    made = [np.load(piece) for piece in pieces.values()]
+                    return np.concatenate(made) if made else map_array(path)
+                except FileNotFoundError:  # the first process has put them together
+                    return map_array(path)
         missing = [start for start, piece in pieces.items() if not piece.exists()]
         wait_for_all(f"{path} was looked for")
         if not complete:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import defaultdict
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from rag_jax.data.passage_file import write_passages
 from rag_jax.errors import RagJaxError
 from rag_jax.files import write_json
 from rag_jax.folder import hash_file
+from rag_jax.hosts import is_first
 from rag_jax.ranking import has_answer
 
 
@@ -49,15 +51,36 @@ def read_collection(
     return _leave_long_tail(collection) if data.longtail else collection
 
 
-def copy_collection(folder: Path, data: DataConfig, world: WorldConfig, *, seed: int) -> Collection:
-    """As `read_collection`, with a copy in a folder, for `load_collection`.
+def copy_collection(
+    folder: Path,
+    data: DataConfig,
+    world: WorldConfig,
+    *,
+    seed: int,
+    check: Callable[[Collection], Any],
+) -> None:
+    """Copies what `read_collection` reads into a folder, for `load_collection`.
 
-    Passages are copied as they are read, and never all in memory.
+    Passages are copied as they are read, and never all in memory. The first of several processes
+    does it, and where it fails nothing is left.
+
+    Args:
+        check: raises a RagJaxError if it is no collection to work with.
+
+    Raises:
+        RagJaxError: as `read_collection` and `check`.
     """
-    keep = partial(write_passages, folder / PASSAGES)
-    collection = read_collection(data, world, seed=seed, keep=keep)
-    write_json(folder / QUESTIONS, collection.questions)
-    return collection
+    if not is_first():
+        return
+    try:
+        keep = partial(write_passages, folder / PASSAGES)
+        collection = read_collection(data, world, seed=seed, keep=keep)
+        check(collection)
+        write_json(folder / QUESTIONS, collection.questions)
+    except BaseException:
+        for left in folder.glob(f"{Path(PASSAGES).stem}.*"):
+            left.unlink()
+        raise
 
 
 def describe_source(data: DataConfig, world: WorldConfig) -> dict[str, Any]:

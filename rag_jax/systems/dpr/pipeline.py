@@ -162,9 +162,8 @@ class Session:
 
     def make_corpus(self, context: StageContext) -> None:
         """Copies the passages and questions, whatever their format, into one."""
-        if is_first():
-            c = self.config
-            self._check(copy_collection(context.folder, c.data, c.world, seed=c.seed))
+        c = self.config
+        copy_collection(context.folder, c.data, c.world, seed=c.seed, check=self._check)
 
     def read_corpus(self, context: StageContext) -> Collection:
         """Reads them back."""

@@ -197,10 +197,11 @@ class Session:
 
     def make_corpus(self, context: StageContext) -> None:
         """Copies the passages and questions, whatever their format, into one."""
-        if is_first():
-            c = self.config
-            collection = copy_collection(context.folder, c.data, c.world, seed=c.seed)
-            self.list_questions(collection, c.evaluate_on, 0)
+        c = self.config
+        copy_collection(context.folder, c.data, c.world, seed=c.seed, check=self._check)
+
+    def _check(self, corpus: Collection) -> None:
+        self.list_questions(corpus, self.config.evaluate_on, 0)
 
     def read_corpus(self, context: StageContext) -> Collection:
         """Reads them back."""

@@ -202,14 +202,14 @@ class Session:
 
     def make_corpus(self, context: StageContext) -> None:
         """Copies the passages and questions, whatever their format, into one."""
-        if not is_first():
-            return
         c = self.config
-        collection = copy_collection(context.folder, c.data, c.world, seed=c.seed)
-        for split in ("train", c.evaluate_on):
-            self.pick_questions(collection, split, 0)
-        if c.task == "classification":
-            self.list_labels(collection)
+        copy_collection(context.folder, c.data, c.world, seed=c.seed, check=self._check)
+
+    def _check(self, corpus: Collection) -> None:
+        for split in ("train", self.config.evaluate_on):
+            self.pick_questions(corpus, split, 0)
+        if self.config.task == "classification":
+            self.list_labels(corpus)
 
     def read_corpus(self, context: StageContext) -> Collection:
         """Reads them back."""

@@ -169,13 +169,14 @@ class Session:
 
     def make_corpus(self, context: StageContext) -> None:
         """Copies the passages and questions; the model gives titles to passages without."""
-        if is_first():
-            c = self.config
-            collection = copy_collection(context.folder, c.data, c.world, seed=c.seed)
-            self.list_training(collection)
-            self.list_questions(collection, c.evaluate_on)
+        c = self.config
+        copy_collection(context.folder, c.data, c.world, seed=c.seed, check=self._check)
         wait_for_all("the corpus was copied")
         self._give_titles(context, load_collection(context.folder).passages)
+
+    def _check(self, corpus: Collection) -> None:
+        self.list_training(corpus)
+        self.list_questions(corpus, self.config.evaluate_on)
 
     def _give_titles(self, context: StageContext, passages: Sequence[Passage]) -> None:
         untitled = [row for row, passage in enumerate(passages) if not passage.title.strip()]

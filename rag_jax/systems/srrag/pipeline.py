@@ -289,11 +289,12 @@ class Session:
 
     def make_corpus(self, context: StageContext) -> None:
         """Copies the passages and questions, whatever their format, into one."""
-        if is_first():
-            c = self.config
-            corpus = copy_collection(context.folder, c.data, c.world, seed=c.seed)
-            self.list_training(corpus)
-            self.list_questions(corpus)
+        c = self.config
+        copy_collection(context.folder, c.data, c.world, seed=c.seed, check=self._check)
+
+    def _check(self, corpus: Collection) -> None:
+        self.list_training(corpus)
+        self.list_questions(corpus)
 
     def read_corpus(self, context: StageContext) -> Collection:
         """Reads them back."""

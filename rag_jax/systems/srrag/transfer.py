@@ -65,6 +65,5 @@ def evaluate_on(
 
 def _make_corpus(session: Session, context: StageContext) -> None:
     """Copies the passages and questions; none of these are trained on."""
-    if is_first():
-        c = session.config
-        session.list_questions(copy_collection(context.folder, c.data, c.world, seed=c.seed))
+    c = session.config
+    copy_collection(context.folder, c.data, c.world, seed=c.seed, check=session.list_questions)

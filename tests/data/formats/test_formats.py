@@ -118,7 +118,9 @@ def test_a_copy_is_what_was_read(tmp_path):
         data = DataConfig(str(write(tmp_path / f"{number}", files))) if files else DataConfig()
         wanted = read_collection(data, WORLD, seed=0)
         (copy := tmp_path / f"copy{number}").mkdir()
-        for found in (copy_collection(copy, data, WORLD, seed=0), load_collection(copy)):
+        seen = []
+        copy_collection(copy, data, WORLD, seed=0, check=seen.append)
+        for found in (*seen, load_collection(copy)):
             assert list(found.passages) == wanted.passages and len(wanted.passages) > 0
             assert found.questions == wanted.questions
 
@@ -142,7 +144,8 @@ def test_a_corpus_is_copied_without_being_held(tmp_path):
         tracemalloc.start()
         try:
             (copy := tmp_path / format).mkdir()
-            found = copy_collection(copy, data, WORLD, seed=0)
+            copy_collection(copy, data, WORLD, seed=0, check=lambda found: None)
+            found = load_collection(copy)
             assert len(found.passages) == 2_000
             assert found.questions["dev"][0].relevant == {id: 1}
             assert tracemalloc.get_traced_memory()[1] < 2_000_000

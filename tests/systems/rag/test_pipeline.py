@@ -222,7 +222,8 @@ def test_too_many_labels(make_session, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "MAX_LABELS", 3)
     with pytest.raises(RagJaxError, match="classification': the training answers are . different"):
         run_stages(make_session(task="classification").stages()[:1], tmp_path)
-    assert not (tmp_path / "stages" / "corpus" / "stage.json").exists()
+    assert not list((tmp_path / "stages").rglob("*.jsonl"))
+    assert not list((tmp_path / "stages").rglob("*.npy"))
 
 
 def test_a_collapse_is_told_once(capsys):
