@@ -40,10 +40,10 @@ from rag_jax.config import StageConfig
 from rag_jax.data.batches import round_up
 from rag_jax.data.gazetteer import build_world
 from rag_jax.models import load, save
-from rag_jax.spans import Row, pack_rows
 from rag_jax.systems.srrag.data import TERMS
 from rag_jax.systems.srrag.loss import sequence_logprobs, stage2_loss
-from rag_jax.training import init_state, make_optimizer, make_step
+from rag_jax.training.loop import init_state, make_optimizer, make_step
+from rag_jax.training.rows import Row, pack_rows
 
 BETA, RATE = 0.3, 1e-6
 # Pairs, and tokens of a verbalisation: of the small run, and of the paper.

@@ -30,7 +30,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rag_jax.files import read_json, read_jsonl, write_json, write_jsonl
+from rag_jax.runtime.files import read_json, read_jsonl, write_json, write_jsonl
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {

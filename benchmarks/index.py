@@ -31,10 +31,10 @@ import numpy as np
 from tqdm import tqdm
 from turns import take_turns, time_call
 
-from rag_jax.files import read_jsonl
 from rag_jax.models import load
-from rag_jax.models.hub import fingerprint, resolve
+from rag_jax.models.io.hub import fingerprint, resolve
 from rag_jax.retrieval import Index, encode_texts
+from rag_jax.runtime.files import read_jsonl
 
 ENCODER = "all-minilm-l6-v2"
 COUNTS, K = (1, 64, 1024), 10

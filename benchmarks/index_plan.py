@@ -16,9 +16,9 @@ from jax import ShapeDtypeStruct
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rag_jax.config import MeshConfig
-from rag_jax.planning import Planner, find_devices
+from rag_jax.planning.planner import Planner, find_devices
 from rag_jax.retrieval.searchers import count_shard_rows, find_top
-from rag_jax.sharding import make_mesh
+from rag_jax.runtime.sharding import make_mesh
 
 WIDTH, QUESTIONS, K = 768, 64, 128
 

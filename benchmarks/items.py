@@ -24,10 +24,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from rag_jax.adapters import AdapterStore
-from rag_jax.data.formats import BadLines, Passage, stream_passages
-from rag_jax.data.passage_file import write_passages
+from rag_jax.data.formats import BadLines, stream_passages
+from rag_jax.data.passages import Passage, write_passages
 from rag_jax.decoding import Trie
+from rag_jax.lora.store import AdapterStore
 from rag_jax.models import load
 from rag_jax.retrieval import BM25, Index
 from rag_jax.retrieval.encode import tokenize_texts

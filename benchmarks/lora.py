@@ -35,9 +35,9 @@ from tqdm import tqdm
 from turns import take_turns, time_call
 
 from rag_jax import lora
-from rag_jax.bank import init_bank_state, make_bank_step
 from rag_jax.decoding import generate
 from rag_jax.models import load
+from rag_jax.training.bank import init_bank_state, make_bank_step
 
 TARGETS, THEIR_TARGETS = r".*ffn/(gate|up|down)/kernel", ["gate_proj", "up_proj", "down_proj"]
 RANK, ALPHA, RATE, DECAY = 2, 32, 3e-4, 0.01

@@ -35,8 +35,8 @@ from rag_jax import lora
 from rag_jax.decoding import generate
 from rag_jax.losses import token_logprobs
 from rag_jax.models import load
-from rag_jax.models.hub import resolve
-from rag_jax.training import init_state, make_step
+from rag_jax.models.io.hub import resolve
+from rag_jax.training.loop import init_state, make_step
 
 NAME = "smollm2-135m-instruct"
 ROWS, WIDTH = 8, 128  # of the forward pass and the training steps

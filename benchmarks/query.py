@@ -21,8 +21,8 @@ from guides import Walker, grow_dicts, pad_left
 from models import as_tensor, require, synchronize
 from turns import take_turns, time_call
 
-from rag_jax.data.formats import Passage
 from rag_jax.data.gazetteer import build_world
+from rag_jax.data.passages import Passage
 from rag_jax.decoding import Trie
 from rag_jax.systems.self_retrieval.config import SearchConfig
 from rag_jax.systems.self_retrieval.data import Format

@@ -33,11 +33,11 @@ from tqdm import tqdm
 from turns import take_turns, time_call
 
 from rag_jax.decoding import Search
-from rag_jax.hosts import fetch
-from rag_jax.models.bart import Bart, BartConfig
-from rag_jax.models.bart_configs import describe_bart
-from rag_jax.models.tensors import StoredTensor
-from rag_jax.models.weights import build_params
+from rag_jax.models.io.bart_configs import describe_bart
+from rag_jax.models.io.tensors import StoredTensor
+from rag_jax.models.io.weights import build_params
+from rag_jax.models.nn.bart import Bart, BartConfig
+from rag_jax.runtime.hosts import fetch
 from rag_jax.systems.rag import infer
 
 CONFIG = BartConfig(

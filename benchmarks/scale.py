@@ -21,11 +21,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rag_jax.devices import find_chip
-from rag_jax.models.sizes import describe_params, find_sizes
-from rag_jax.planned import QUESTION
+from rag_jax.models.io.sizes import describe_params, find_sizes
+from rag_jax.planning.abstract import QUESTION
+from rag_jax.runtime.chips import find_chip
 from rag_jax.systems.prag.config import PRAGConfig
-from rag_jax.tuning import init_tuned
+from rag_jax.training.trainable import init_tuned
 
 RESULTS = Path(__file__).parent / "results"
 CHIPS = {"v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}

@@ -47,12 +47,12 @@ from rag_jax.config import build
 from rag_jax.data.batches import round_up
 from rag_jax.data.gazetteer import build_world
 from rag_jax.decoding import generate
-from rag_jax.files import read_json
-from rag_jax.hosts import fetch
 from rag_jax.models import save
 from rag_jax.models.vocabulary import put_tokens, take_tokens
+from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval.bm25 import BM25
-from rag_jax.stage import StageContext
+from rag_jax.runtime.files import read_json
+from rag_jax.runtime.hosts import fetch
 from rag_jax.systems.srrag import evaluate, policy, tune
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.data import join_passages

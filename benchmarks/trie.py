@@ -32,8 +32,8 @@ from turns import take_turns, time_call
 
 from rag_jax.data.gazetteer import build_world
 from rag_jax.decoding import Search, Trie, trie_search
-from rag_jax.decoding.constrained import expand
 from rag_jax.decoding.trie import TrieArrays
+from rag_jax.decoding.trie_beams import expand
 from rag_jax.models import load
 
 NAME, CITIES, BEAMS, QUESTIONS, LIMIT = "smollm2-135m-instruct", 1200, 5, 4, 64

@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from launch import command
-from rag_jax.errors import RagJaxError
+from rag_jax.runtime.errors import RagJaxError
 
 SYSTEMS = {
     name: f"rag_jax.systems.{name}.ask"
@@ -45,8 +45,8 @@ def main(arguments: list[str]) -> None:
     # Imported here because it takes a second: mistakes are told, and Ctrl-C obeyed, before.
     import jax
 
-    from rag_jax.asking import answer_question
     from rag_jax.config import build
+    from rag_jax.pipeline.ask import answer_question
 
     command.keep_programs(workdir)
     system = importlib.import_module(name)

@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
     settings = vars(parser.parse_args(arguments))
     settings["shard"] = command.read_shard(settings["shard"])
     # Imported here because it takes a second: mistakes are told, and Ctrl-C obeyed, before.
-    from rag_jax.retrieval.build import build_index
+    from rag_jax.systems.index.pipeline import build_index
 
     command.keep_programs(settings["workdir"])
     facts = build_index(settings.pop("files"), settings.pop("workdir"), **settings)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rag_jax import signals
-from rag_jax.errors import RagJaxError, Stopped
+from rag_jax.runtime import signals
+from rag_jax.runtime.errors import RagJaxError, Stopped
 
 
 def read_command(arguments: list[str], options: Mapping[str, str]) -> tuple[Any, dict[str, Any]]:
@@ -122,7 +122,7 @@ def read_shard(value: str | None) -> Any:
     numbers = re.fullmatch(r"(\d+)/(\d+)", value)
     if not numbers or not int(numbers[1]) < int(numbers[2]):
         raise RagJaxError(f"--shard={value}: must be I/N, with I from 0 to N - 1, such as 0/4")
-    from rag_jax.stage import Shard
+    from rag_jax.pipeline.stage import Shard
 
     return Shard(int(numbers[1]), int(numbers[2]))
 

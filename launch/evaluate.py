@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from launch import command
-from rag_jax.errors import RagJaxError
+from rag_jax.runtime.errors import RagJaxError
 
 SYSTEMS = {"srrag": "rag_jax.systems.srrag.transfer"}
 OPTIONS = {

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from launch import command
-from rag_jax.errors import RagJaxError
+from rag_jax.runtime.errors import RagJaxError
 
 SYSTEMS = {name: f"rag_jax.systems.{name}.plan" for name in ("srrag", "rag")}
 OPTIONS = {"topology": "the slice, such as v5e:8x8", "only": "part of a program's name"}

@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from launch import command
-from rag_jax.errors import RagJaxError
+from rag_jax.runtime.errors import RagJaxError
 
 SYSTEMS = {
     name: f"rag_jax.systems.{name}.pipeline"

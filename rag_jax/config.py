@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import ml_collections
 
-from rag_jax.errors import RagJaxError
+from rag_jax.runtime.errors import RagJaxError
 
 T = TypeVar("T")
 
@@ -184,7 +184,7 @@ class StageConfig:
 @dataclass(frozen=True)
 class TuningConfig:
     """What of a language model is trained: every weight, or adapters on the kernels whose path
-    matches `targets`. `remat` saves memory for time: see `rag_jax.models.decoder.Decoder`."""
+    matches `targets`. `remat` saves memory for time: see `rag_jax.models.nn.decoder.Decoder`."""
 
     mode: Literal["full", "lora"] = "lora"
     rank: Count = 16

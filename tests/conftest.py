@@ -10,7 +10,12 @@ import jax
 from jaxtyping import install_import_hook
 
 # Before the first import of any of them: their arguments' shapes are checked at every call.
-CHECKED = ("rag_jax.losses", "rag_jax.lora", "rag_jax.metrics", "rag_jax.training")
+CHECKED = (
+    "rag_jax.losses",
+    "rag_jax.lora.core",
+    "rag_jax.evaluation.answers",
+    "rag_jax.training.loop",
+)
 install_import_hook(CHECKED, "typechecker.check")
 
 # Broadcasting between ranks hides mistakes: a [T] mask times [B, T, D] activations.

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rag_jax.config import WorldConfig, build, to_config_dict
-from rag_jax.errors import RagJaxError
+from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems.dpr.config import DPRConfig
 from rag_jax.systems.prag.config import PRAGConfig
 from rag_jax.systems.rag.config import RAGConfig

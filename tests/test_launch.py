@@ -63,7 +63,7 @@ def system(tmp_path):
             import os
             import time
             from rag_jax.config import build
-            from rag_jax.pipeline import Stage, run_stages
+            from rag_jax.pipeline.runner import Stage, run_stages
             from rag_jax.systems.srrag.config import SRRAGConfig
 
             def run(config, workdir, *, shard):

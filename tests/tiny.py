@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rag_jax.models.decoder import Decoder, DecoderConfig
+from rag_jax.models.nn.decoder import Decoder, DecoderConfig
 
 CONFIG = DecoderConfig(
     vocab_size=31,

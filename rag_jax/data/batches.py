@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
-from rag_jax.errors import RagJaxError
+from rag_jax.runtime.errors import RagJaxError
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """Prefill and decode over an explicit key/value cache."""
 
-from rag_jax.decoding.beam import Found, Search, beam_search, search_beams
+from rag_jax.decoding.beams import Found, Search, beam_search, search_beams
 from rag_jax.decoding.cache import Cache, append, encode_source, fork, init_cache
-from rag_jax.decoding.constrained import FoundPaths, FoundSequence, search_trie, trie_search
 from rag_jax.decoding.generate import generate, prefill, read_prompts
-from rag_jax.decoding.loop import Decoded, Sampling, decode
+from rag_jax.decoding.sample import Decoded, Sampling, decode
 from rag_jax.decoding.stream import stream
 from rag_jax.decoding.trie import Trie, TrieArrays
+from rag_jax.decoding.trie_beams import FoundPaths, FoundSequence, search_trie, trie_search
 
 __all__ = [
     "Cache",

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from rag_jax.models.bart import Bart
-from rag_jax.models.decoder import Decoder, LayerCache, Output
+from rag_jax.models.nn.bart import Bart
+from rag_jax.models.nn.decoder import Decoder, LayerCache, Output
 
 
 @jax.tree_util.register_dataclass

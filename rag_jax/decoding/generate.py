@@ -11,12 +11,12 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from rag_jax import lora
 from rag_jax.data.batches import pad_rows, round_up
 from rag_jax.decoding.cache import Cache, append, encode_source, init_cache
-from rag_jax.decoding.loop import Sampling, decode
-from rag_jax.errors import RagJaxError
-from rag_jax.hosts import fetch
-from rag_jax.models.bart import Bart
-from rag_jax.models.decoder import Decoder
-from rag_jax.sharding import count_data_rows, shard_batch
+from rag_jax.decoding.sample import Sampling, decode
+from rag_jax.models.nn.bart import Bart
+from rag_jax.models.nn.decoder import Decoder
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.hosts import fetch
+from rag_jax.runtime.sharding import count_data_rows, shard_batch
 
 
 def last_hidden(hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B D"]:

@@ -8,16 +8,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from rag_jax.decoding.cache import Cache, append
-from rag_jax.decoding.loop import (
+from rag_jax.decoding.sample import (
     Decoded,
     Writing,
     go_on_writing,
     make_draw,
     start_writing,
 )
-from rag_jax.hosts import fetch
-from rag_jax.models.decoder import Decoder
+from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.tokenizer import Tokenizer
+from rag_jax.runtime.hosts import fetch
 
 
 def stream(

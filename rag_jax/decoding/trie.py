@@ -20,9 +20,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int
 
 from rag_jax.data.batches import round_up
-from rag_jax.errors import RagJaxError
-from rag_jax.folder import check_files, read_manifest, write_folder
-from rag_jax.sharding import place_array
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.manifest import check_files, read_manifest, write_folder
+from rag_jax.runtime.sharding import place_array
 
 _KINDS = {
     "first_child": np.int32,

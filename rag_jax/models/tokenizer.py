@@ -11,8 +11,8 @@ import tokenizers
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from rag_jax.errors import RagJaxError
-from rag_jax.files import write_json
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import write_json
 
 _ROLES = ("system", "user", "assistant")
 _NAMED_TOKENS = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")

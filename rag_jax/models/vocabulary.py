@@ -6,9 +6,9 @@ from dataclasses import replace
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rag_jax.errors import RagJaxError
-from rag_jax.models.decoder import DecoderConfig
-from rag_jax.models.load import Pretrained
+from rag_jax.models.io.load import Pretrained
+from rag_jax.models.nn.decoder import DecoderConfig
+from rag_jax.runtime.errors import RagJaxError
 
 
 def grow_vocabulary(

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from rag_jax.errors import RagJaxError
-from rag_jax.folder import check_files, read_manifest, write_folder
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.manifest import check_files, read_manifest, write_folder
 
 # The defaults of bm25s (Lù 2024, arXiv 2407.03618): BM25 as Lucene has it but for the rounding of
 # lengths (Kamphuis et al. 2020, table 1), and these two constants.

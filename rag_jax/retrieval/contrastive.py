@@ -19,16 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from rag_jax.checkpoint import Checkpoints
 from rag_jax.config import ContrastiveConfig
 from rag_jax.data.batches import BatchPlan, pad_rows, round_up
-from rag_jax.data.formats import Passage, Question
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Question
 from rag_jax.losses import in_batch_contrastive
 from rag_jax.models import Pretrained
-from rag_jax.models.bert import Bert
+from rag_jax.models.nn.bert import Bert
 from rag_jax.retrieval.encode import embed, list_texts, tokenize_texts
-from rag_jax.sharding import constrain_rows, count_data_rows, shard_batch
-from rag_jax.training import LossFunction, init_state, make_optimizer, make_step, train
+from rag_jax.runtime.checkpoint import Checkpoints
+from rag_jax.runtime.sharding import constrain_rows, count_data_rows, shard_batch
+from rag_jax.training.loop import LossFunction, init_state, make_optimizer, make_step, train
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from rag_jax.data.batches import choose_widths, round_up
-from rag_jax.data.formats import Passage
-from rag_jax.errors import RagJaxError
-from rag_jax.hosts import fetch
+from rag_jax.data.passages import Passage
 from rag_jax.models import Pretrained
-from rag_jax.models.bert import Bert
+from rag_jax.models.nn.bert import Bert
 from rag_jax.models.tokenizer import Tokenizer
-from rag_jax.sharding import count_data_rows, shard_batch
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.hosts import fetch
+from rag_jax.runtime.sharding import count_data_rows, shard_batch
 
 # Passages of a corpus whose texts are in memory together, and that an interrupted run may lose.
 SHARD = 1024

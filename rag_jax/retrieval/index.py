@@ -11,10 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from rag_jax.data.passage import Passage
-from rag_jax.errors import RagJaxError
-from rag_jax.files import map_array, read_json
-from rag_jax.folder import check_files, read_manifest, write_folder
+from rag_jax.data.passages import Passage
 from rag_jax.retrieval.searchers import (
     build_scann,
     load_scann,
@@ -22,6 +19,9 @@ from rag_jax.retrieval.searchers import (
     search_exact,
     search_scann,
 )
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import map_array, read_json
+from rag_jax.runtime.manifest import check_files, read_manifest, write_folder
 
 # Queries whose rows are gathered together when scores are computed, and rows that are looked at
 # together for a NaN: both bound the memory.

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from rag_jax.data.formats import Passage, Question
-from rag_jax.ranking import has_answer
+from rag_jax.data.matching import has_answer
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Question
+from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval.bm25 import BM25
 from rag_jax.retrieval.encode import make_text
-from rag_jax.stage import StageContext
 
 
 def mine_negatives(

@@ -15,8 +15,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from rag_jax.data.batches import round_up
-from rag_jax.errors import RagJaxError
-from rag_jax.hosts import fetch
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.hosts import fetch
 
 # Queries are padded to one of these counts, and `k` to a power of two, so that few programs are
 # compiled.

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from rag_jax.data import batches
 from rag_jax.data.batches import BatchPlan, choose_bucket, pad_rows
-from rag_jax.errors import RagJaxError
+from rag_jax.runtime.errors import RagJaxError
 
 BUCKETS = (4, 8, 16, 32)
 EXAMPLES = st.lists(

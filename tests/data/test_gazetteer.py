@@ -6,9 +6,9 @@ import unicodedata
 
 import pytest
 
-from rag_jax import metrics
 from rag_jax.data.gazetteer import build_world, names, places, questions, scene, templates
-from rag_jax.errors import RagJaxError
+from rag_jax.evaluation.answers import match
+from rag_jax.runtime.errors import RagJaxError
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +75,9 @@ def test_gold_passage_holds_an_answer_and_the_question_none(fixture, request):
     world = request.getfixturevalue(fixture)
     text_of = {p.id: p.text for p in world.passages}
     for question in _all_questions(world):
-        assert metrics.match(text_of[question.passage_id], question.answers) == 1, question
-        assert metrics.match(text_of[question.passage_id], question.answers[:1]) == 1, question
-        assert metrics.match(question.question, question.answers) == 0, question
+        assert match(text_of[question.passage_id], question.answers) == 1, question
+        assert match(text_of[question.passage_id], question.answers[:1]) == 1, question
+        assert match(question.question, question.answers) == 0, question
         assert question.popularity > 0
 
 
@@ -87,7 +87,7 @@ def test_a_second_passage_holds_the_answer(world):
         texts.setdefault("/".join(passage.id.split("/")[:2]), []).append(passage.text)
     for question in _all_questions(world):
         about = texts["/".join(question.passage_id.split("/")[:2])]
-        assert sum(metrics.match(text, question.answers) for text in about) >= 2, question
+        assert sum(match(text, question.answers) for text in about) >= 2, question
 
 
 def test_splits_share_no_entity(world):
@@ -257,7 +257,7 @@ def test_talk_pages_ask_and_do_not_answer(world, revised, revision):
             asked += 1
             assert question.question in page.text
             assert question.subject in page.title
-            assert not metrics.match(f"{page.title} {page.text}", question.answers)
+            assert not match(f"{page.title} {page.text}", question.answers)
     assert asked > len(_all_questions(plain)) / 2
 
 

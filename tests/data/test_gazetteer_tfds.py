@@ -6,7 +6,7 @@ import pytest
 from rag_jax.config import DataConfig, WorldConfig
 from rag_jax.data import gazetteer, gazetteer_tfds
 from rag_jax.data.formats import read_collection
-from rag_jax.errors import RagJaxError
+from rag_jax.runtime.errors import RagJaxError
 
 SETTINGS = {"cities": 40, "train": 12, "dev": 0, "test": 9, "seed": 3}
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from rag_jax.decoding import Trie
 from rag_jax.decoding import trie as trie_module
 from rag_jax.decoding.trie import choose_gathers
-from rag_jax.errors import RagJaxError
-from rag_jax.folder import hash_file
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.manifest import hash_file
 
 END = 5
 TOKENS = st.integers(0, 4)

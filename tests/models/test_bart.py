@@ -14,9 +14,9 @@ import pytest
 
 from rag_jax import lora
 from rag_jax.decoding import append, encode_source, generate, init_cache
-from rag_jax.errors import RagJaxError
 from rag_jax.models import load
-from rag_jax.models.bart import Bart, BartConfig
+from rag_jax.models.nn.bart import Bart, BartConfig
+from rag_jax.runtime.errors import RagJaxError
 
 BART = load(Path(__file__).parents[1] / "golden" / "bart")
 MODEL, PARAMS, CONFIG = BART.model, BART.params, BART.config

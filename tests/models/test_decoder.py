@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tiny import make_decoder, make_rows, read_row, softmax, turn
 
 from rag_jax import lora
-from rag_jax.models.layers import Linear, attend
-from rag_jax.models.rope import rotary_angles, rotate
+from rag_jax.models.nn.layers import Linear, attend
+from rag_jax.models.nn.rope import rotary_angles, rotate
 
 MODEL, PARAMS = make_decoder()
 WIDTH = 9

@@ -12,12 +12,12 @@ import pytest
 
 from rag_jax import lora
 from rag_jax.decoding.cache import append, grow, init_cache, write
-from rag_jax.errors import RagJaxError
 from rag_jax.models import load
-from rag_jax.models.configs import describe_config, read_config
-from rag_jax.models.decoder import Decoder
-from rag_jax.models.layers import Linear
-from rag_jax.models.rope import LlamaScaling, LongScaling, rotary_angles, rotate
+from rag_jax.models.io.configs import describe_config, read_config
+from rag_jax.models.nn.decoder import Decoder
+from rag_jax.models.nn.layers import Linear
+from rag_jax.models.nn.rope import LlamaScaling, LongScaling, rotary_angles, rotate
+from rag_jax.runtime.errors import RagJaxError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FAMILIES = ("llama_tied", "llama_untied_sharded", "llama3", "phi3", "qwen2", "stablelm")

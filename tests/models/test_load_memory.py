@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rag_jax.models.configs import read_config
-from rag_jax.models.weights import list_slots
+from rag_jax.models.io.configs import read_config
+from rag_jax.models.io.weights import list_slots
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llama_untied_sharded"
 SIZES = {
@@ -32,7 +32,7 @@ import sys
 import jax
 from rag_jax.config import MeshConfig
 from rag_jax.models import load
-from rag_jax.sharding import count_bytes_per_device, make_mesh
+from rag_jax.runtime.sharding import count_bytes_per_device, make_mesh
 
 def read(field):
     line = next(l for l in open("/proc/self/status") if l.startswith(field))

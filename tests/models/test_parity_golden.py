@@ -15,8 +15,8 @@ import pytest
 
 from rag_jax.decoding import generate
 from rag_jax.models import load
-from rag_jax.models.bart import Bart
-from rag_jax.models.weights import list_slots
+from rag_jax.models.io.weights import list_slots
+from rag_jax.models.nn.bart import Bart
 from rag_jax.retrieval import embed, encode_texts
 
 GOLDEN = Path(__file__).parents[1] / "golden"

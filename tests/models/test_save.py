@@ -14,10 +14,10 @@ from safetensors.numpy import load_file
 from test_weights import write_gguf
 
 from rag_jax import lora
-from rag_jax.errors import RagJaxError
 from rag_jax.models import load, save
 from rag_jax.models import save as save_function
 from rag_jax.models.vocabulary import grow_vocabulary
+from rag_jax.runtime.errors import RagJaxError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DECODERS = ("llama_tied", "llama_untied_sharded", "llama3", "phi3", "qwen2", "stablelm")

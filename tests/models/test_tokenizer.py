@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
-from rag_jax.errors import RagJaxError
 from rag_jax.models.tokenizer import Tokenizer
+from rag_jax.runtime.errors import RagJaxError
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (

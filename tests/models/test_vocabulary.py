@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from rag_jax.decoding import Sampling, generate
-from rag_jax.errors import RagJaxError
 from rag_jax.models import load
 from rag_jax.models.vocabulary import grow_vocabulary, put_tokens, take_tokens
+from rag_jax.runtime.errors import RagJaxError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = ["<EOQ>", "<Self>", "<Wiki>"]

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from rag_jax.errors import RagJaxError
 from rag_jax.models import load
-from rag_jax.models.bart import BartConfig
-from rag_jax.models.configs import read_config
-from rag_jax.models.gguf_file import read_gguf, unpermute
+from rag_jax.models.io.configs import read_config
+from rag_jax.models.io.gguf_file import read_gguf, unpermute
+from rag_jax.models.nn.bart import BartConfig
+from rag_jax.runtime.errors import RagJaxError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

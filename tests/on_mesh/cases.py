@@ -13,22 +13,21 @@ import optax
 import pytest
 from tiny import make_decoder, make_rows
 
-from rag_jax import lora, training
-from rag_jax.bank import init_bank_state, make_bank_step
-from rag_jax.checkpoint import Checkpoints
-from rag_jax.compiling import compile_seconds
+from rag_jax import lora
 from rag_jax.config import ContrastiveConfig, MeshConfig
 from rag_jax.data.batches import pad_rows
 from rag_jax.decoding import Sampling, Search, Trie, generate, trie_search
-from rag_jax.errors import RagJaxError
-from rag_jax.files import read_jsonl
 from rag_jax.losses import token_logprobs
 from rag_jax.models import load
-from rag_jax.models.bert import Bert
+from rag_jax.models.nn.bert import Bert
 from rag_jax.retrieval import Index, encode_texts
 from rag_jax.retrieval.contrastive import Encoders, Pair, PairBatches, make_loss
 from rag_jax.retrieval.searchers import find_top
-from rag_jax.sharding import (
+from rag_jax.runtime.checkpoint import Checkpoints
+from rag_jax.runtime.clock import compile_seconds
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_jsonl
+from rag_jax.runtime.sharding import (
     BERT_RULES,
     DECODER_RULES,
     count_data_rows,
@@ -38,12 +37,14 @@ from rag_jax.sharding import (
     place_params,
     shard_batch,
 )
-from rag_jax.spans import Row, pack_rows
 from rag_jax.systems.rag import infer as rag
 from rag_jax.systems.srrag import steps, tune
 from rag_jax.systems.srrag.config import NewTokensConfig, SRRAGConfig
 from rag_jax.systems.srrag.data import TERMS
-from rag_jax.training import compute_gradients, init_state, make_optimizer, make_step
+from rag_jax.training import loop
+from rag_jax.training.bank import init_bank_state, make_bank_step
+from rag_jax.training.loop import compute_gradients, init_state, make_optimizer, make_step
+from rag_jax.training.rows import Row, pack_rows
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SIZES = [(8, 1), (4, 2), (1, 8)]
@@ -173,7 +174,7 @@ def go_on(folder, devices, stop):
                 raise KeyboardInterrupt
             return [(name, shard_batch(x)) for name, x in make_parts(number)], [str(number)]
 
-        return training.train(
+        return loop.train(
             init_state(tune.start_trainable(session), optimizer),
             lambda state, parts: step(state, session.base.params, parts),
             batch_at,

@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rag_jax import hosts
-from rag_jax.checkpoint import Checkpoints
 from rag_jax.config import MeshConfig, StageConfig
-from rag_jax.errors import Stopped
-from rag_jax.sharding import make_mesh, shard_batch
-from rag_jax.training import init_state, make_optimizer, make_step, train
+from rag_jax.runtime import hosts
+from rag_jax.runtime.checkpoint import Checkpoints
+from rag_jax.runtime.errors import Stopped
+from rag_jax.runtime.sharding import make_mesh, shard_batch
+from rag_jax.training.loop import init_state, make_optimizer, make_step, train
 
 STEPS = 60
 

@@ -6,14 +6,14 @@ import jax
 import numpy as np
 from on_mesh.cases import GREEDY, make_parts, make_session, write
 
-from rag_jax import hosts
-from rag_jax.checkpoint import Checkpoints, load_tree, save_tree
 from rag_jax.config import MeshConfig
-from rag_jax.files import write_json
-from rag_jax.pipeline import Stage, run_stages
-from rag_jax.sharding import list_places, make_mesh, shard_batch, spread
+from rag_jax.pipeline.runner import Stage, run_stages
+from rag_jax.runtime import hosts
+from rag_jax.runtime.checkpoint import Checkpoints, load_tree, save_tree
+from rag_jax.runtime.files import write_json
+from rag_jax.runtime.sharding import list_places, make_mesh, shard_batch, spread
 from rag_jax.systems.srrag import tune
-from rag_jax.training import init_state, make_optimizer, make_step, train
+from rag_jax.training.loop import init_state, make_optimizer, make_step, train
 
 STEPS = 3
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rag_jax.models import load
-from rag_jax.models.hub import resolve
+from rag_jax.models.io.hub import resolve
 
 pytestmark = pytest.mark.parity
 

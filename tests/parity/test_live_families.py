@@ -14,7 +14,7 @@ import pytest
 from rag_jax import lora
 from rag_jax.decoding import generate
 from rag_jax.models import load, save
-from rag_jax.models.decoder import Decoder
+from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.vocabulary import grow_vocabulary
 
 sys.path.append(str(Path(__file__).parents[1] / "golden"))

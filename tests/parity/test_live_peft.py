@@ -199,7 +199,7 @@ def test_each_row_its_own_adapter(base, tmp_path):
     ],
 )
 def test_what_is_refused(tmp_path, options, base):
-    from rag_jax.errors import RagJaxError
+    from rag_jax.runtime.errors import RagJaxError
 
     folder, ours = base
     if ours.config.family == "phi3":

@@ -26,7 +26,7 @@ import pytest
 from rag_jax.decoding import Search
 from rag_jax.losses import rag_sequence_nll, token_logprobs
 from rag_jax.models import load
-from rag_jax.models.bart import Bart
+from rag_jax.models.nn.bart import Bart
 from rag_jax.systems.rag import infer
 from rag_jax.systems.rag.loss import marginal_nll, target_logits
 

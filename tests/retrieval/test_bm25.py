@@ -13,9 +13,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rag_jax.errors import RagJaxError
 from rag_jax.retrieval import BM25, Index
 from rag_jax.retrieval.bm25 import split_words
+from rag_jax.runtime.errors import RagJaxError
 
 TEXTS = [
     ("Oil crisis", "The 1973 oil crisis began in October 1973."),

@@ -11,6 +11,7 @@ import pytest
 from rag_jax.config import ContrastiveConfig
 from rag_jax.losses import in_batch_contrastive
 from rag_jax.models import load
+from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.retrieval import contrastive, embed
 from rag_jax.retrieval.contrastive import (
     Encoders,
@@ -21,7 +22,6 @@ from rag_jax.retrieval.contrastive import (
     make_loss,
     train_encoders,
 )
-from rag_jax.stage import Stage, StageContext
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SETTINGS = ContrastiveConfig(batch_size=4, negatives=2, epochs=3, microbatch_tokens=32)

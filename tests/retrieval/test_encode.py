@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag_jax.errors import RagJaxError
 from rag_jax.retrieval import encode, encode_texts, pool_mean
+from rag_jax.runtime.errors import RagJaxError
 
 CLS, SEP, VOCABULARY = 1, 2, 50
 
@@ -209,7 +209,7 @@ def test_bad_input(encoder, texts, options, message):
 
 
 def test_real_module_gives_the_same_alone_and_in_a_batch():
-    from rag_jax.models.bert import Bert, BertConfig
+    from rag_jax.models.nn.bert import Bert, BertConfig
 
     config = BertConfig(VOCABULARY, 16, 32, 2, 2, 2, 1e-12, 64)
     model = Bert(config)

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag_jax.data.passage import Passage
-from rag_jax.errors import RagJaxError
-from rag_jax.folder import hash_file
+from rag_jax.data.passages import Passage
 from rag_jax.retrieval import Index, fingerprint_corpus, searchers
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.manifest import hash_file
 
 HAS_SCANN = True
 try:

@@ -2,7 +2,7 @@
 
 import json
 
-from rag_jax.asking import Facts, Note, Piece
+from rag_jax.pipeline.ask import Facts, Note, Piece
 
 OWN = [
     {"id": "a", "title": "Atlantis", "text": "Poseidonis is the capital of Atlantis."},

@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from rag_jax.models.configs import read_config
-from rag_jax.models.weights import list_slots
+from rag_jax.models.io.configs import read_config
+from rag_jax.models.io.weights import list_slots
 
 SENTENCES = [
     "Write a Wikipedia-style background document of one or two sentences that helps to answer the "

@@ -13,31 +13,20 @@ any files hold passages (plain, DPR's, FlashRAG's or KILT's) and any hold questi
   questions do, their titles the ids.
 
 `dpr.write_results`, `kilt.write_predictions`, `flashrag.write_questions` and
-`flashrag.write_passages` write what the same modules read; TREC's runs are in `rag_jax.ranking`.
+`flashrag.write_passages` write what the same modules read; TREC's runs are in
+`rag_jax.evaluation.rankings`.
 
 A bad line is told with its file and number; `config.data.bad_lines` of them are skipped.
 """
 
-from rag_jax.data.formats.collection import (
-    Collection,
-    Passage,
-    Question,
-    choose_questions,
-    load_collection,
-)
 from rag_jax.data.formats.lines import BadLines
 from rag_jax.data.formats.passages import read_passages, stream_passages
 from rag_jax.data.formats.read import copy_collection, describe_source, read_collection
 
 __all__ = [
     "BadLines",
-    "Collection",
-    "Passage",
-    "Question",
-    "choose_questions",
     "copy_collection",
     "describe_source",
-    "load_collection",
     "read_collection",
     "read_passages",
     "stream_passages",

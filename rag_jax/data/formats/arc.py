@@ -8,7 +8,6 @@ the text as its `stem`. Labels 1 to 5 become A to E, as in Self-RAG (Asai et al.
 from collections.abc import Mapping
 from typing import Any
 
-from rag_jax.data.formats.collection import Question
 from rag_jax.data.formats.contexts import read_contexts
 from rag_jax.data.formats.fields import (
     Item,
@@ -19,6 +18,7 @@ from rag_jax.data.formats.fields import (
     get_text,
 )
 from rag_jax.data.formats.lines import BadLineError, Place
+from rag_jax.data.questions import Question
 
 _LETTERS = dict(zip("12345", "ABCDE", strict=True))
 

@@ -8,9 +8,9 @@ TREC's lines, `query 0 passage grade` without a heading, are read there too.
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 
-from rag_jax.data.formats.collection import Question
 from rag_jax.data.formats.fields import get_filled, get_id
 from rag_jax.data.formats.lines import BadLineError, BadLines, Place, read_lines, read_records
+from rag_jax.data.questions import Question
 
 
 def read_queries(path: Path, bad: BadLines) -> dict[str, str]:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rag_jax.data.formats.collection import Passage
 from rag_jax.data.formats.fields import Context, get_filled, get_id, get_objects, get_text
 from rag_jax.data.formats.lines import BadLineError, Place
+from rag_jax.data.passages import Passage
 
 _IDS = ("id", "passage_id", "psg_id")
 # Of DPR's training files; what is there besides was found and is not known to be relevant.

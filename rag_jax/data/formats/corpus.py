@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence, Set
 
 from rag_jax.data.formats import kilt
-from rag_jax.data.formats.collection import Passage
 from rag_jax.data.formats.fields import Item
 from rag_jax.data.formats.lines import BadLineError
+from rag_jax.data.passages import Passage
 
 
 class Corpus:

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rag_jax.data.formats.collection import Passage, Question
 from rag_jax.data.formats.contexts import read_contexts
 from rag_jax.data.formats.fields import Item, get_filled, get_id, get_texts
 from rag_jax.data.formats.lines import BadLineError, Place
-from rag_jax.files import open_atomic, to_json
-from rag_jax.ranking import has_answer
+from rag_jax.data.matching import has_answer
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Question
+from rag_jax.runtime.files import open_atomic, to_json
 
 _IDS = ("id", "q_id", "question_id")
 

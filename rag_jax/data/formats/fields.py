@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rag_jax.data.formats.collection import Passage, Question
 from rag_jax.data.formats.lines import BadLineError, Place
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Question
 
 
 @dataclass(frozen=True)

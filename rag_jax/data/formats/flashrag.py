@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rag_jax.data.formats.collection import Passage, Question
 from rag_jax.data.formats.fields import (
     Item,
     check_blank,
@@ -21,7 +20,9 @@ from rag_jax.data.formats.fields import (
     get_texts,
 )
 from rag_jax.data.formats.lines import BadLineError, Place
-from rag_jax.files import write_jsonl
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Question
+from rag_jax.runtime.files import write_jsonl
 
 
 def matches(record: Mapping[str, Any]) -> bool:

@@ -22,7 +22,6 @@ from rag_jax.data.formats import (
     tfds,
     triviaqa,
 )
-from rag_jax.data.formats.collection import Collection, Keep, Passage, Question
 from rag_jax.data.formats.corpus import Corpus, GatheredCorpus
 from rag_jax.data.formats.fields import Item
 from rag_jax.data.formats.lines import (
@@ -35,7 +34,9 @@ from rag_jax.data.formats.lines import (
     read_rows,
 )
 from rag_jax.data.formats.passages import holds_passages, parse_records, stream_passages
-from rag_jax.errors import RagJaxError
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Collection, Keep, Question
+from rag_jax.runtime.errors import RagJaxError
 
 _SUFFIXES = (".jsonl", ".json", ".tsv", ".csv")
 _SPLITS = {

@@ -7,7 +7,6 @@ A passage has `id` (or `_id`), `text` and, where there is one, `title`. A questi
 from collections.abc import Mapping
 from typing import Any
 
-from rag_jax.data.formats.collection import Passage, Question
 from rag_jax.data.formats.fields import (
     Item,
     check_blank,
@@ -18,6 +17,8 @@ from rag_jax.data.formats.fields import (
     get_texts,
 )
 from rag_jax.data.formats.lines import Place
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Question
 
 
 def matches(record: Mapping[str, Any]) -> bool:

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rag_jax.data.formats.collection import Passage, Question
 from rag_jax.data.formats.fields import (
     Item,
     get_count,
@@ -23,7 +22,9 @@ from rag_jax.data.formats.fields import (
     get_text,
 )
 from rag_jax.data.formats.lines import BadLineError, Place
-from rag_jax.files import write_jsonl
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Question
+from rag_jax.runtime.files import write_jsonl
 
 _HEADING, _BULLET = "Section::::", "BULLET::::"
 _MOST = 10_000  # paragraphs of one provenance

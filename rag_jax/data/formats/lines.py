@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rag_jax.errors import RagJaxError
+from rag_jax.runtime.errors import RagJaxError
 
 LONGEST = 1 << 26  # bytes of a line, or characters of an item
 _CHUNK = 1 << 16

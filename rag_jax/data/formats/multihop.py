@@ -8,7 +8,6 @@ number of a sentence each; or `paragraphs`, with `title`, `text` and `is_support
 from collections.abc import Mapping
 from typing import Any
 
-from rag_jax.data.formats.collection import Passage, Question
 from rag_jax.data.formats.contexts import read_contexts
 from rag_jax.data.formats.fields import (
     Context,
@@ -20,6 +19,8 @@ from rag_jax.data.formats.fields import (
     get_texts,
 )
 from rag_jax.data.formats.lines import BadLineError, Place
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Question
 
 
 def matches(record: Mapping[str, Any]) -> bool:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from rag_jax.data.formats import flashrag, jsonl, kilt
-from rag_jax.data.formats.collection import Passage
 from rag_jax.data.formats.lines import BadLineError, BadLines, Place, read_records
-from rag_jax.errors import RagJaxError
+from rag_jax.data.passages import Passage
+from rag_jax.runtime.errors import RagJaxError
 
 
 def stream_passages(

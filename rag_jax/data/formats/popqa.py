@@ -10,7 +10,6 @@ of subjects whose popularity is not known. `config.data.longtail` evaluates on i
 from collections.abc import Mapping
 from typing import Any
 
-from rag_jax.data.formats.collection import Question
 from rag_jax.data.formats.contexts import read_contexts
 from rag_jax.data.formats.fields import (
     Item,
@@ -21,6 +20,7 @@ from rag_jax.data.formats.fields import (
     get_texts,
 )
 from rag_jax.data.formats.lines import Place, parse_json
+from rag_jax.data.questions import Question
 
 _LONG_TAIL = 100  # page views a month
 

@@ -7,10 +7,10 @@ A claim has `claim_id`, `claim` and `label`. As in Self-RAG (Asai et al. 2023), 
 from collections.abc import Mapping
 from typing import Any
 
-from rag_jax.data.formats.collection import Question
 from rag_jax.data.formats.contexts import read_contexts
 from rag_jax.data.formats.fields import Item, get_filled, get_id, get_text
 from rag_jax.data.formats.lines import BadLineError, Place
+from rag_jax.data.questions import Question
 
 _CHOICES = {"true": "SUPPORTS", "false": "REFUTES"}  # and what FEVER calls them
 _LEFT_OUT = ("mixture", "unproven")

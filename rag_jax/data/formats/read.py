@@ -10,23 +10,16 @@ from typing import Any
 import numpy as np
 
 from rag_jax.config import DataConfig, WorldConfig
-from rag_jax.data.formats.collection import (
-    PASSAGES,
-    QUESTIONS,
-    Collection,
-    Keep,
-    Passage,
-    Question,
-)
 from rag_jax.data.formats.folder import list_files, read_folder
 from rag_jax.data.formats.lines import BadLines
 from rag_jax.data.gazetteer import build_world
-from rag_jax.data.passage_file import write_passages
-from rag_jax.errors import RagJaxError
-from rag_jax.files import write_json
-from rag_jax.folder import hash_file
-from rag_jax.hosts import is_first
-from rag_jax.ranking import has_answer
+from rag_jax.data.matching import has_answer
+from rag_jax.data.passages import Passage, write_passages
+from rag_jax.data.questions import PASSAGES, QUESTIONS, Collection, Keep, Question
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import write_json
+from rag_jax.runtime.hosts import is_first
+from rag_jax.runtime.manifest import hash_file
 
 
 def read_collection(

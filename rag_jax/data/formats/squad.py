@@ -7,7 +7,6 @@ gold passage of its questions. A question that is impossible to answer (SQuAD 2)
 from collections.abc import Iterator
 from pathlib import Path
 
-from rag_jax.data.formats.collection import Passage, Question
 from rag_jax.data.formats.fields import (
     Context,
     Item,
@@ -17,6 +16,8 @@ from rag_jax.data.formats.fields import (
     get_text,
 )
 from rag_jax.data.formats.lines import BadLineError, BadLines, read_items
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Question
 
 
 def read(path: Path, bad: BadLines) -> Iterator[Item]:

@@ -13,7 +13,7 @@ from typing import Any
 from rag_jax.data.formats import dpr, jsonl
 from rag_jax.data.formats.fields import Item
 from rag_jax.data.formats.lines import BadLineError, BadLines, Place
-from rag_jax.errors import RagJaxError
+from rag_jax.runtime.errors import RagJaxError
 
 _INFO = "dataset_info.json"
 

@@ -7,9 +7,9 @@ out. The evidence is in other files; passages have to be beside them.
 from collections.abc import Iterator
 from pathlib import Path
 
-from rag_jax.data.formats.collection import Question
 from rag_jax.data.formats.fields import Item, get_filled, get_id, get_text, get_texts
 from rag_jax.data.formats.lines import BadLineError, BadLines, read_items
+from rag_jax.data.questions import Question
 
 
 def read(path: Path, bad: BadLines) -> Iterator[Item]:

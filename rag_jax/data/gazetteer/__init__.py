@@ -15,7 +15,7 @@ on Wikipedia, and a question about such a city names its country, or American st
 
 from rag_jax.data.gazetteer import passages, questions, scene
 from rag_jax.data.gazetteer.scene import Passage, Question, World
-from rag_jax.errors import RagJaxError
+from rag_jax.runtime.errors import RagJaxError
 
 __all__ = ["Passage", "Question", "World", "build_world", "list_changes"]
 

@@ -15,7 +15,7 @@ from types import ModuleType
 import numpy as np
 
 from rag_jax.data.gazetteer import names
-from rag_jax.errors import RagJaxError
+from rag_jax.runtime.errors import RagJaxError
 
 _APOSTROPHES = "'`\u2018\u2019\u02bb"
 _DROPPED = str.maketrans("", "", _APOSTROPHES + ".")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rag_jax.data.gazetteer import names, places, templates
 from rag_jax.data.gazetteer.places import City, Country
 from rag_jax.data.gazetteer.scene import BANDS, Facts, Question, Scene, make_rng
-from rag_jax.errors import RagJaxError
+from rag_jax.runtime.errors import RagJaxError
 
 # When a relation comes up for an entity, against the others: the smaller, the earlier. Common
 # knowledge comes first, so that a small model has something to know; then what is known of popular

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from rag_jax.data.gazetteer import places
 from rag_jax.data.gazetteer.places import City, Country
-from rag_jax.data.passage import Passage
-from rag_jax.errors import RagJaxError
+from rag_jax.data.passages import Passage
+from rag_jax.runtime.errors import RagJaxError
 
 # Lower ends of the head and of the middle, in people: about where a language model of some hundred
 # million parameters stops answering most questions, and where it stops answering nearly any.

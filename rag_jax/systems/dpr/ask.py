@@ -4,11 +4,10 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from rag_jax import asking
-from rag_jax.asking import Ask, Facts
-from rag_jax.data.formats import Passage
+from rag_jax.data.passages import Passage
 from rag_jax.models import Pretrained
-from rag_jax.pipeline import open_stages
+from rag_jax.pipeline.ask import Ask, Facts, name_passage, read_corpus
+from rag_jax.pipeline.runner import open_stages
 from rag_jax.retrieval import Index
 from rag_jax.systems.dpr.config import DPRConfig
 from rag_jax.systems.dpr.pipeline import Session
@@ -34,7 +33,7 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
         passages = session.read_corpus(context).passages
         index = Index.load(context.path("trained", "index"), encoder=encoders.passage.fingerprint)
     else:
-        passages, embeddings = asking.read_corpus(corpus, partial(session.encode, encoders.passage))
+        passages, embeddings = read_corpus(corpus, partial(session.encode, encoders.passage))
         index = session.build_index(encoders.passage, embeddings, passages)
     return partial(_answer, session, encoders.question, index, passages)
 
@@ -49,5 +48,5 @@ def _answer(
     k = min(_SHOWN, index.size)
     scores, rows = index.search(session.encode(encoder, [question]), k)
     found = zip(scores[0].tolist(), rows[0].tolist(), strict=True)
-    shown = [(f"{score:.3f}", asking.name_passage(passages[row])) for score, row in found]
+    shown = [(f"{score:.3f}", name_passage(passages[row])) for score, row in found]
     yield Facts("passages found", shown)

@@ -13,7 +13,7 @@ from rag_jax.config import (
     MeshConfig,
     WorldConfig,
 )
-from rag_jax.errors import RagJaxError
+from rag_jax.runtime.errors import RagJaxError
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from rag_jax.data.formats import Passage, Question
-from rag_jax.ranking import answer_hits, ndcg, recall, reciprocal_rank
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Question
+from rag_jax.evaluation.rankings import answer_hits, ndcg, recall, reciprocal_rank
 
 DEPTHS = (1, 5, 20)
 RECALL_DEPTH, NDCG_DEPTH = 100, 10

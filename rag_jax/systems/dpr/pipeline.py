@@ -12,20 +12,15 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rag_jax.config import build
-from rag_jax.data.formats import (
-    Collection,
-    Passage,
-    copy_collection,
-    describe_source,
-    load_collection,
-)
-from rag_jax.errors import RagJaxError
-from rag_jax.files import read_jsonl, write_jsonl
-from rag_jax.hosts import fetch, is_first
+from rag_jax.data.formats import copy_collection, describe_source
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Collection, load_collection
+from rag_jax.evaluation.rankings import write_run
 from rag_jax.models import Pretrained, load, save
-from rag_jax.models.bert import Bert
-from rag_jax.models.hub import fingerprint, resolve
-from rag_jax.ranking import write_run
+from rag_jax.models.io.hub import fingerprint, resolve
+from rag_jax.models.nn.bert import Bert
+from rag_jax.pipeline.run import run_session
+from rag_jax.pipeline.stage import Shard, Stage, StageContext
 from rag_jax.retrieval import (
     BM25,
     Index,
@@ -37,9 +32,10 @@ from rag_jax.retrieval import (
 from rag_jax.retrieval.contrastive import Encoders, list_pairs, make_batches, train_encoders
 from rag_jax.retrieval.encode import SHARD
 from rag_jax.retrieval.negatives import mine_negatives
-from rag_jax.run import run_session
-from rag_jax.sharding import check_batches, make_mesh
-from rag_jax.stage import Shard, Stage, StageContext
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_jsonl, write_jsonl
+from rag_jax.runtime.hosts import fetch, is_first
+from rag_jax.runtime.sharding import check_batches, make_mesh
 from rag_jax.systems.dpr.config import DPRConfig
 from rag_jax.systems.dpr.evaluate import COLUMNS, score_ranking, summarize
 

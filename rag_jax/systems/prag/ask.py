@@ -5,14 +5,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from rag_jax import asking
-from rag_jax.adapters import AdapterStore
-from rag_jax.asking import Ask, Facts, Note, Piece
 from rag_jax.data.batches import round_up
-from rag_jax.data.formats import Passage, read_passages
-from rag_jax.errors import RagJaxError
-from rag_jax.pipeline import open_stages
-from rag_jax.sharding import count_data_rows
+from rag_jax.data.formats import read_passages
+from rag_jax.data.passages import Passage
+from rag_jax.lora.store import AdapterStore
+from rag_jax.pipeline.ask import Ask, Facts, Note, Piece, check_length, embed_texts, name_passage
+from rag_jax.pipeline.runner import open_stages
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.sharding import count_data_rows
 from rag_jax.systems.prag.config import PRAGConfig
 from rag_jax.systems.prag.infer import Engine
 from rag_jax.systems.prag.pipeline import Session
@@ -42,7 +42,7 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
         passages, name = session.read_corpus(context).passages, str(workdir)
     else:
         store, passages, name = None, read_passages([corpus]), str(corpus)
-    embed = partial(asking.embed_texts, encode=session.encode, name=name)
+    embed = partial(embed_texts, encode=session.encode, name=name)
     return partial(_answer, session, store, session.make_search(passages, embed))
 
 
@@ -51,11 +51,11 @@ def _answer(
 ) -> Iterator[Facts | Piece | Note]:
     c, model = session.config, session.base.model
     limit = model.config.max_length - c.answer.max_tokens
-    asking.check_length(len(session.form.encode_prompt(question)), limit)
+    check_length(len(session.form.encode_prompt(question)), limit)
     (found,) = search([question])
     encoded = [p.id for p in found if store is not None and p.id in store]
     marks = ["adapter" if passage.id in encoded else "no adapter" for passage in found]
-    shown = [asking.name_passage(passage) for passage in found]
+    shown = [name_passage(passage) for passage in found]
     if found:
         yield Facts("passages found", list(zip(marks, shown, strict=True)))
     if not found:
@@ -65,7 +65,7 @@ def _answer(
     else:
         yield Note("without adapters: the passages are read in the context")
     prompt = session.form.encode_prompt(question, () if encoded else found)
-    asking.check_length(len(prompt), limit)
+    check_length(len(prompt), limit)
     engine = Engine(
         model=model,
         params=session.base.params,

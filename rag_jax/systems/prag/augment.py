@@ -9,12 +9,12 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rag_jax import metrics
-from rag_jax.data.formats import Passage
+from rag_jax.data.passages import Passage
 from rag_jax.data.sentences import list_sentences
 from rag_jax.decoding import Sampling, generate
-from rag_jax.files import read_jsonl
-from rag_jax.stage import StageContext, say
+from rag_jax.evaluation.answers import match, normalize_answer
+from rag_jax.pipeline.stage import StageContext, say
+from rag_jax.runtime.files import read_jsonl
 from rag_jax.systems.prag.data import Augmented
 
 if TYPE_CHECKING:
@@ -72,16 +72,16 @@ def parse_pairs(text: str, passage: Passage) -> list[tuple[str, str]]:
     source = f"{passage.title}: {passage.text}"
     for found in _PAIR.finditer(text):
         question, answer = found["question"], found["answer"].rstrip(".")
-        if metrics.match(source, [answer]) and not metrics.match(question, [answer]):
-            pairs.setdefault(metrics.normalize_answer(question), (question, answer))
+        if match(source, [answer]) and not match(question, [answer]):
+            pairs.setdefault(normalize_answer(question), (question, answer))
     return list(pairs.values())
 
 
 def is_rewrite(text: str, passage: Passage) -> bool:
     """Whether a text says the same in other words, as far as names and numbers tell."""
     values = {found[0] for found in _VALUE.finditer(passage.text)}
-    kept = sum(bool(metrics.match(text, [value])) for value in values)
-    same = metrics.normalize_answer(text) == metrics.normalize_answer(passage.text)
+    kept = sum(bool(match(text, [value])) for value in values)
+    same = normalize_answer(text) == normalize_answer(passage.text)
     return bool(text.strip()) and not same and kept >= _KEPT * len(values)
 
 
@@ -117,7 +117,7 @@ def ask_by_rules(passage: Passage, *, count: int) -> list[tuple[str, str]]:
             gaps.append((f"Which words are missing about {title}? {gap}", value[0]))
     pairs: dict[str, tuple[str, str]] = {}
     for question, answer in named + gaps:
-        if metrics.normalize_answer(answer) and not metrics.match(question, [answer]):
+        if normalize_answer(answer) and not match(question, [answer]):
             pairs.setdefault(answer, (question, answer))
     return list(pairs.values())[:count]
 

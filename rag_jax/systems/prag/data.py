@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from rag_jax.data.formats import Passage
+from rag_jax.data.passages import Passage
 from rag_jax.models.tokenizer import Tokenizer
 
 _INSTRUCTION = (

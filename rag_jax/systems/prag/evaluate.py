@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rag_jax import metrics
-from rag_jax.compiling import Clock
 from rag_jax.data.batches import round_up
-from rag_jax.data.formats import Question
-from rag_jax.files import read_json, read_jsonl, write_json
-from rag_jax.stage import StageContext, say
+from rag_jax.data.questions import Question
+from rag_jax.evaluation.answers import compute_accuracy, exact_match, f1, match
+from rag_jax.pipeline.stage import StageContext, say
+from rag_jax.runtime.clock import Clock
+from rag_jax.runtime.files import read_json, read_jsonl, write_json
 from rag_jax.systems.prag.infer import Engine
 from rag_jax.systems.prag.train import open_store
 
@@ -35,7 +35,7 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     numbers: dict[str, Any] = {"n": len(rows)}
     for name in COLUMNS[1:]:
         numbers[name] = float(np.mean([row[name] for row in rows])) if rows else None
-    numbers["ci95"] = metrics.compute_accuracy(matches)[1] if rows else (0.0, 1.0)
+    numbers["ci95"] = compute_accuracy(matches)[1] if rows else (0.0, 1.0)
     return numbers
 
 
@@ -139,9 +139,9 @@ def grade(question: Question, prediction: str) -> dict[str, Any]:
         "answers": question.answers,
         "type": question.type,
         "prediction": prediction,
-        "exact_match": metrics.exact_match(prediction, question.answers),
-        "f1": metrics.f1(prediction, question.answers),
-        "match": metrics.match(prediction, question.answers),
+        "exact_match": exact_match(prediction, question.answers),
+        "f1": f1(prediction, question.answers),
+        "match": match(prediction, question.answers),
     }
 
 

@@ -16,16 +16,16 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, PyTree
 
 from rag_jax import lora
-from rag_jax.adapters import AdapterStore
 from rag_jax.data.batches import pad_rows
 from rag_jax.decoding.generate import check_prompts, read_prompts
-from rag_jax.decoding.loop import decode
-from rag_jax.hosts import fetch
-from rag_jax.models.decoder import Decoder
-from rag_jax.sharding import shard_batch
+from rag_jax.decoding.sample import decode
+from rag_jax.lora.store import AdapterStore
+from rag_jax.models.nn.decoder import Decoder
+from rag_jax.runtime.hosts import fetch
+from rag_jax.runtime.sharding import shard_batch
 from rag_jax.systems.prag.config import AnswerConfig
 from rag_jax.systems.prag.data import Format
-from rag_jax.tuning import cast
+from rag_jax.training.trainable import cast
 
 
 class Answers(NamedTuple):

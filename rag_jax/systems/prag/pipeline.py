@@ -10,26 +10,20 @@ import ml_collections
 import numpy as np
 
 from rag_jax.config import build
-from rag_jax.data.formats import (
-    Collection,
-    Passage,
-    Question,
-    choose_questions,
-    copy_collection,
-    describe_source,
-    load_collection,
-)
-from rag_jax.errors import RagJaxError
-from rag_jax.files import read_jsonl, write_jsonl
-from rag_jax.hosts import is_first
+from rag_jax.data.formats import copy_collection, describe_source
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Collection, Question, choose_questions, load_collection
 from rag_jax.models import Pretrained, load
-from rag_jax.models.bert import Bert
-from rag_jax.models.decoder import Decoder
-from rag_jax.models.hub import fingerprint, resolve
+from rag_jax.models.io.hub import fingerprint, resolve
+from rag_jax.models.nn.bert import Bert
+from rag_jax.models.nn.decoder import Decoder
+from rag_jax.pipeline.run import run_session
+from rag_jax.pipeline.stage import Shard, Stage, StageContext
 from rag_jax.retrieval import BM25, Index, encode_texts, list_texts, make_text
-from rag_jax.run import run_session
-from rag_jax.sharding import check_batches, make_mesh
-from rag_jax.stage import Shard, Stage, StageContext
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_jsonl, write_jsonl
+from rag_jax.runtime.hosts import is_first
+from rag_jax.runtime.sharding import check_batches, make_mesh
 from rag_jax.systems.prag.augment import run_augmentation
 from rag_jax.systems.prag.config import PRAGConfig
 from rag_jax.systems.prag.data import Format

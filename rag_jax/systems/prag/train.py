@@ -11,22 +11,22 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from rag_jax.adapters import AdapterStore
-from rag_jax.bank import init_bank_state, make_bank_step
-from rag_jax.checkpoint import load_tree
 from rag_jax.data.batches import pad_rows
-from rag_jax.errors import RagJaxError
-from rag_jax.files import write_json
-from rag_jax.hosts import fetch
+from rag_jax.lora.store import AdapterStore
 from rag_jax.losses import span_cross_entropy, token_logprobs
-from rag_jax.row_tuning import PROGRAM_TOKENS, tune_rows
-from rag_jax.sharding import DECODER_RULES, count_data_rows, lay_out, shard_batch
-from rag_jax.spans import Row, target_logprobs
-from rag_jax.stage import StageContext, say
+from rag_jax.pipeline.stage import StageContext, say
+from rag_jax.runtime.checkpoint import load_tree
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import write_json
+from rag_jax.runtime.hosts import fetch
+from rag_jax.runtime.sharding import DECODER_RULES, count_data_rows, lay_out, shard_batch
 from rag_jax.systems.prag.augment import read_augmented
 from rag_jax.systems.prag.data import Augmented, make_examples
 from rag_jax.systems.prag.groups import group_documents
-from rag_jax.tuning import apply_tuned, init_tuned
+from rag_jax.training.bank import init_bank_state, make_bank_step
+from rag_jax.training.fit import PROGRAM_TOKENS, tune_rows
+from rag_jax.training.rows import Row, target_logprobs
+from rag_jax.training.trainable import apply_tuned, init_tuned
 
 if TYPE_CHECKING:
     from rag_jax.systems.prag.pipeline import Session

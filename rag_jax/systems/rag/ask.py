@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from rag_jax import asking
-from rag_jax.asking import Ask, Facts, Piece
-from rag_jax.data.formats import Passage
-from rag_jax.pipeline import open_stages
+from rag_jax.data.passages import Passage
+from rag_jax.pipeline.ask import Ask, Facts, Piece, name_passage, read_corpus
+from rag_jax.pipeline.runner import open_stages
 from rag_jax.retrieval import Index
-from rag_jax.sharding import count_data_rows
+from rag_jax.runtime.sharding import count_data_rows
 from rag_jax.systems.rag import evaluate, train
 from rag_jax.systems.rag.config import RAGConfig
 from rag_jax.systems.rag.data import pick_passages
@@ -44,7 +43,7 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
     index, encoder = evaluate.load_final_index(session, context, collection)
     passages = collection.passages
     if corpus is not None:
-        passages, embeddings = asking.read_corpus(corpus, partial(session.encode, encoder))
+        passages, embeddings = read_corpus(corpus, partial(session.encode, encoder))
         index = session.build_index(embeddings, passages)
     labels = session.list_labels(collection) if session.config.task == "classification" else []
     return partial(_answer, session, engine, trained["query"], index, passages, labels)
@@ -65,7 +64,7 @@ def _answer(
     scores, rows = index.search(queries, min(c.passages, index.size))
     scores = c.retriever.scale * scores
     weights = np.exp(scores[0] - np.logaddexp.reduce(scores[0]))
-    found = [asking.name_passage(passages[row]) for row in rows[0].tolist()]
+    found = [name_passage(passages[row]) for row in rows[0].tolist()]
     shown = [(f"{weight:.3f}", text) for weight, text in zip(weights, found, strict=True)]
     yield Facts("passages read, and how likely each is", shown)
     read = pick_passages(passages, rows)

@@ -18,7 +18,7 @@ from rag_jax.config import (
     TuningConfig,
     WorldConfig,
 )
-from rag_jax.errors import RagJaxError
+from rag_jax.runtime.errors import RagJaxError
 
 
 @dataclass(frozen=True)

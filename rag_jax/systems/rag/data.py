@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from rag_jax.data import formats
+from rag_jax.data import passages as formats
 from rag_jax.data.batches import pad_rows
-from rag_jax.errors import RagJaxError
 from rag_jax.models import Pretrained
-from rag_jax.models.bart import BartConfig
+from rag_jax.models.nn.bart import BartConfig
 from rag_jax.models.tokenizer import Tokenizer
+from rag_jax.runtime.errors import RagJaxError
 
 Passage = tuple[str, str]  # title and text
 

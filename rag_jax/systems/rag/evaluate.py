@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from rag_jax import metrics
-from rag_jax.compiling import Clock
-from rag_jax.data.formats import Collection, Passage, Question
 from rag_jax.data.gazetteer import build_world, list_changes
-from rag_jax.decoding.beam import Search
-from rag_jax.files import write_json, write_jsonl
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Collection, Question
+from rag_jax.decoding.beams import Search
+from rag_jax.evaluation.answers import bleu_1, compute_accuracy, exact_match, f1, rouge_l
+from rag_jax.evaluation.rankings import answer_hits
 from rag_jax.models import Pretrained
-from rag_jax.ranking import answer_hits
+from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval import BM25, Index, make_text
-from rag_jax.stage import StageContext
+from rag_jax.runtime.clock import Clock
+from rag_jax.runtime.files import write_json, write_jsonl
 from rag_jax.systems.rag import train
 from rag_jax.systems.rag.data import pick_passages
 from rag_jax.systems.rag.infer import Engine, Way
@@ -59,10 +60,10 @@ def summarize(rows: Sequence[dict[str, Any]], task: str) -> dict[str, Any]:
     numbers: dict[str, Any] = {"n": len(rows)}
     if task == "generation":
         answers = [row["answers"] for row in rows]
-        numbers["bleu_1"] = metrics.bleu_1([row["prediction"] for row in rows], answers)
+        numbers["bleu_1"] = bleu_1([row["prediction"] for row in rows], answers)
     else:
         main = SCORES[task][0]
-        numbers["ci95"] = metrics.compute_accuracy([row[main] for row in rows])[1]
+        numbers["ci95"] = compute_accuracy([row[main] for row in rows])[1]
     names = [name for name in rows[0] if name in SCORES[task] or name.startswith("answer@")]
     numbers |= {name: float(np.mean([row[name] for row in rows])) for name in names}
     seconds = float(np.mean([row["seconds"] for row in rows]))
@@ -223,12 +224,12 @@ def grade(
         "prediction": prediction,
     }
     if task == "generation":
-        record["rouge_l"] = metrics.rouge_l(prediction, question.answers)
+        record["rouge_l"] = rouge_l(prediction, question.answers)
     elif task == "classification":
-        record["accuracy"] = metrics.exact_match(prediction, question.answers)
+        record["accuracy"] = exact_match(prediction, question.answers)
     else:
-        record["exact_match"] = metrics.exact_match(prediction, question.answers)
-        record["f1"] = metrics.f1(prediction, question.answers)
+        record["exact_match"] = exact_match(prediction, question.answers)
+        record["f1"] = f1(prediction, question.answers)
     if found is None:
         return record
     ranked = [passages[row] for row in found.rows[place].tolist()]
@@ -281,7 +282,7 @@ def run_memory(session: "Session", context: StageContext) -> None:
         right = [
             np.mean(
                 [
-                    metrics.exact_match(record["answers"][main], pair[facts].answers)
+                    exact_match(record["answers"][main], pair[facts].answers)
                     for record, pair in zip(records, changes, strict=True)
                 ]
             )

@@ -16,16 +16,16 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from rag_jax.data.batches import pad_rows, round_up
-from rag_jax.decoding.beam import Found, Search, has_probability, search_beams
+from rag_jax.decoding.beams import Found, Search, has_probability, search_beams
 from rag_jax.decoding.cache import Cache, append, fork
 from rag_jax.decoding.generate import check_prompts, read_prompts
-from rag_jax.errors import RagJaxError
-from rag_jax.hosts import fetch
 from rag_jax.losses import mix_documents, token_logprobs
-from rag_jax.models.bart import Bart
-from rag_jax.models.decoder import Decoder
-from rag_jax.models.layers import MASKED
-from rag_jax.sharding import count_data_rows, shard_batch
+from rag_jax.models.nn.bart import Bart
+from rag_jax.models.nn.decoder import Decoder
+from rag_jax.models.nn.layers import MASKED
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.hosts import fetch
+from rag_jax.runtime.sharding import count_data_rows, shard_batch
 from rag_jax.systems.rag.data import Example, Format, Passage, make_examples, pack_inputs
 
 Answer = tuple[str, float]  # a text and its log-probability in nats

@@ -10,14 +10,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rag_jax.data.batches import round_up
-from rag_jax.data.formats import Collection
-from rag_jax.errors import RagJaxError
-from rag_jax.files import map_array, save_rows, to_json
-from rag_jax.hosts import fetch, wait_for_all
+from rag_jax.data.questions import Collection
+from rag_jax.pipeline.stage import open_to_append, read_whole_lines
 from rag_jax.retrieval.encode import SHARD, embed_batch
 from rag_jax.retrieval.index import Index
-from rag_jax.sharding import count_data_rows, shard_batch
-from rag_jax.stage import open_to_append, read_whole_lines
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import map_array, save_rows, to_json
+from rag_jax.runtime.hosts import fetch, wait_for_all
+from rag_jax.runtime.sharding import count_data_rows, shard_batch
 
 if TYPE_CHECKING:
     from rag_jax.systems.rag.pipeline import Session

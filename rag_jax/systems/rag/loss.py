@@ -12,9 +12,9 @@ from jaxtyping import Array, Float
 
 from rag_jax.decoding.generate import last_hidden
 from rag_jax.losses import mix_documents, rag_sequence_nll, rag_token_nll, token_logprobs
-from rag_jax.models.bart import Bart
-from rag_jax.models.bert import Bert
-from rag_jax.models.decoder import Decoder
+from rag_jax.models.nn.bart import Bart
+from rag_jax.models.nn.bert import Bert
+from rag_jax.models.nn.decoder import Decoder
 from rag_jax.retrieval.encode import embed
 
 Marginal = Literal["sequence", "token"]

@@ -13,28 +13,22 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rag_jax.config import build
-from rag_jax.data.formats import (
-    Collection,
-    Passage,
-    Question,
-    choose_questions,
-    copy_collection,
-    describe_source,
-    load_collection,
-)
-from rag_jax.errors import RagJaxError
-from rag_jax.files import read_json
-from rag_jax.hosts import is_first
+from rag_jax.data.formats import copy_collection, describe_source
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Collection, Question, choose_questions, load_collection
 from rag_jax.models import Pretrained, load
-from rag_jax.models.bart import Bart
-from rag_jax.models.bert import Bert
-from rag_jax.models.hub import fingerprint, resolve
+from rag_jax.models.io.hub import fingerprint, resolve
+from rag_jax.models.nn.bart import Bart
+from rag_jax.models.nn.bert import Bert
+from rag_jax.pipeline.run import run_session
+from rag_jax.pipeline.stage import Shard, Stage, StageContext
 from rag_jax.retrieval import Index, encode_texts, list_texts
 from rag_jax.retrieval.encode import SHARD
 from rag_jax.retrieval.index import fingerprint_corpus
-from rag_jax.run import run_session
-from rag_jax.sharding import check_batches, make_mesh
-from rag_jax.stage import Shard, Stage, StageContext
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_json
+from rag_jax.runtime.hosts import is_first
+from rag_jax.runtime.sharding import check_batches, make_mesh
 from rag_jax.systems.rag import data, evaluate, train
 from rag_jax.systems.rag.config import RAGConfig
 

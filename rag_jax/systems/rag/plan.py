@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from rag_jax.data.batches import round_up
-from rag_jax.decoding.beam import Search
+from rag_jax.decoding.beams import Search
 from rag_jax.decoding.cache import Cache, write_branches
 from rag_jax.losses import mix_documents
 from rag_jax.models import Pretrained
-from rag_jax.models.bart import BartConfig
-from rag_jax.models.sizes import find_sizes
-from rag_jax.planned import (
+from rag_jax.models.io.sizes import find_sizes
+from rag_jax.models.nn.bart import BartConfig
+from rag_jax.planning.abstract import (
     QUESTION,
     change,
     compile_update,
@@ -23,15 +23,15 @@ from rag_jax.planned import (
     describe_model,
     halve,
 )
-from rag_jax.planning import Planner
+from rag_jax.planning.planner import Planner
 from rag_jax.retrieval.encode import embed_batch
-from rag_jax.sharding import lay_out, list_places
+from rag_jax.runtime.sharding import lay_out, list_places
 from rag_jax.systems.rag import infer, train
 from rag_jax.systems.rag.config import RAGConfig
 from rag_jax.systems.rag.data import Example
 from rag_jax.systems.rag.pipeline import Session
-from rag_jax.training import compute_gradients, describe_state
-from rag_jax.tuning import apply_tuned
+from rag_jax.training.loop import compute_gradients, describe_state
+from rag_jax.training.trainable import apply_tuned
 
 CONFIG = RAGConfig
 

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rag_jax.checkpoint import load_tree
 from rag_jax.data.batches import BatchPlan, round_up
-from rag_jax.sharding import (
+from rag_jax.pipeline.stage import StageContext, say
+from rag_jax.runtime.checkpoint import load_tree
+from rag_jax.runtime.sharding import (
     BART_RULES,
     BERT_RULES,
     DECODER_RULES,
@@ -22,7 +23,6 @@ from rag_jax.sharding import (
     place_params,
     shard_batch,
 )
-from rag_jax.stage import StageContext, say
 from rag_jax.systems.rag.data import (
     Example,
     encode_queries,
@@ -31,8 +31,8 @@ from rag_jax.systems.rag.data import (
 )
 from rag_jax.systems.rag.lookup import WINDOW, Lookup
 from rag_jax.systems.rag.loss import rag_loss, score_passages
-from rag_jax.training import init_state, make_optimizer, make_step
-from rag_jax.tuning import apply_tuned, cast, init_tuned, tune
+from rag_jax.training.loop import init_state, make_optimizer, make_step
+from rag_jax.training.trainable import apply_tuned, cast, init_tuned, tune
 
 if TYPE_CHECKING:
     from rag_jax.systems.rag.pipeline import Session

@@ -5,12 +5,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from rag_jax import asking
-from rag_jax.asking import Ask, Facts, Note, Piece
-from rag_jax.data.formats import Passage
-from rag_jax.errors import RagJaxError
-from rag_jax.pipeline import open_stages
-from rag_jax.sharding import count_data_rows
+from rag_jax.data.passages import Passage
+from rag_jax.pipeline.ask import Ask, Facts, Note, Piece, check_length, name_passage
+from rag_jax.pipeline.runner import open_stages
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.sharding import count_data_rows
 from rag_jax.systems.self_retrieval.config import SelfRetrievalConfig
 from rag_jax.systems.self_retrieval.evaluate import make_engine, rank
 from rag_jax.systems.self_retrieval.infer import Engine
@@ -46,13 +45,13 @@ def _answer(engine: Engine, question: str) -> Iterator[Facts | Piece | Note]:
     cues = len(form.encode_reading(Passage("", "", ""))) + len(form.encode_accept())
     behind = engine.trie.depth + cues + settings.max_answer
     limit = engine.model.config.max_length - behind
-    asking.check_length(len(form.encode_question(question)), limit)
+    check_length(len(form.encode_question(question)), limit)
     ((groups, answer),) = engine.retrieve([question])
     rejected = {row: c.reject for group in groups for c in group for row in c.rows}
     ranked = rank(groups, score(groups, settings))[:_SHOWN]
     rows = [("score", "rejected", "")]
     for row, value in ranked:
-        passage = asking.name_passage(engine.passages[row])
+        passage = name_passage(engine.passages[row])
         rows.append((f"{value:.3f}", f"{rejected[row]:.3f}", passage))
     yield Facts("passages written", rows)
     yield Piece("answer", answer)

@@ -20,12 +20,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rag_jax.data.formats import Passage, Question
+from rag_jax.data.matching import has_answer
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Question
 from rag_jax.data.sentences import list_sentences
 from rag_jax.models.tokenizer import Tokenizer
-from rag_jax.ranking import has_answer
-from rag_jax.spans import Row
 from rag_jax.systems.self_retrieval.config import ExamplesConfig
+from rag_jax.training.rows import Row
 
 TERMS = ("retrieval", "assessment")
 _SENTENCE_WORDS = range(6, 50)  # of a sentence that indexes a passage, as in the released code

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rag_jax import metrics
-from rag_jax.compiling import Clock
-from rag_jax.data.formats import Collection, Passage, Question
-from rag_jax.files import write_jsonl
-from rag_jax.hosts import is_first
-from rag_jax.ranking import recall, reciprocal_rank, write_run
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Collection, Question
+from rag_jax.evaluation.answers import compute_accuracy, exact_match, f1
+from rag_jax.evaluation.rankings import recall, reciprocal_rank, write_run
+from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval import BM25, Index, list_texts
-from rag_jax.stage import StageContext
+from rag_jax.runtime.clock import Clock
+from rag_jax.runtime.files import write_jsonl
+from rag_jax.runtime.hosts import is_first
 from rag_jax.systems.self_retrieval.infer import Engine
 from rag_jax.systems.self_retrieval.scores import Candidate, score, score_unassessed
 from rag_jax.systems.self_retrieval.train import load_tuned
@@ -45,7 +46,7 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         values = [row[name] for row in rows if name in row]
         if values:
             numbers[name] = float(np.mean(values))
-    numbers["ci95"] = metrics.compute_accuracy([row["hits@1"] for row in rows])[1]
+    numbers["ci95"] = compute_accuracy([row["hits@1"] for row in rows])[1]
     return numbers
 
 
@@ -75,8 +76,8 @@ def grade(
         "document_recall@1": recall(titles, documents, 1),
         "document_recall@10": recall(titles, documents, 10),
         "document_mrr@100": reciprocal_rank(titles[:100], documents),
-        "exact_match": metrics.exact_match(prediction, question.answers),
-        "f1": metrics.f1(prediction, question.answers),
+        "exact_match": exact_match(prediction, question.answers),
+        "f1": f1(prediction, question.answers),
         "passages": [{"id": id, "score": s} for id, (_, s) in zip(ids[:10], ranked, strict=False)],
     }
 

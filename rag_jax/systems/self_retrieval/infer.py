@@ -17,16 +17,16 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from rag_jax.data.batches import pad_rows, round_up
-from rag_jax.data.formats import Passage
-from rag_jax.decoding.beam import Search
+from rag_jax.data.passages import Passage
+from rag_jax.decoding.beams import Search
 from rag_jax.decoding.cache import Cache
-from rag_jax.decoding.constrained import FoundPaths
 from rag_jax.decoding.generate import check_prompts
 from rag_jax.decoding.packing import pack_texts
 from rag_jax.decoding.trie import Trie, TrieArrays
-from rag_jax.hosts import fetch
-from rag_jax.models.decoder import Decoder
-from rag_jax.sharding import shard_batch
+from rag_jax.decoding.trie_beams import FoundPaths
+from rag_jax.models.nn.decoder import Decoder
+from rag_jax.runtime.hosts import fetch
+from rag_jax.runtime.sharding import shard_batch
 from rag_jax.systems.self_retrieval import steps
 from rag_jax.systems.self_retrieval.config import SearchConfig
 from rag_jax.systems.self_retrieval.data import Format

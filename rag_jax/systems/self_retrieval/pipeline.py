@@ -13,31 +13,24 @@ import numpy as np
 from jaxtyping import Float
 
 from rag_jax.config import build
-from rag_jax.data.formats import (
-    Collection,
-    Passage,
-    Question,
-    copy_collection,
-    describe_source,
-    load_collection,
-)
-from rag_jax.data.formats.collection import PASSAGES
-from rag_jax.data.passage_file import write_passages
+from rag_jax.data.formats import copy_collection, describe_source
+from rag_jax.data.passages import Passage, write_passages
+from rag_jax.data.questions import PASSAGES, Collection, Question, load_collection
 from rag_jax.decoding import generate
 from rag_jax.decoding.trie import Trie
-from rag_jax.errors import RagJaxError
-from rag_jax.files import read_jsonl
-from rag_jax.hosts import fetch, is_first, wait_for_all
 from rag_jax.models import Pretrained, load, save
-from rag_jax.models.bert import Bert
-from rag_jax.models.decoder import Decoder
-from rag_jax.models.hub import fingerprint, resolve
+from rag_jax.models.io.hub import fingerprint, resolve
+from rag_jax.models.nn.bert import Bert
+from rag_jax.models.nn.decoder import Decoder
+from rag_jax.pipeline.run import run_session
+from rag_jax.pipeline.stage import Shard, Stage, StageContext
 from rag_jax.retrieval import encode_texts
 from rag_jax.retrieval.contrastive import Encoders, list_pairs, make_batches, train_encoders
 from rag_jax.retrieval.negatives import mine_negatives
-from rag_jax.run import run_session
-from rag_jax.sharding import check_batches, make_mesh
-from rag_jax.stage import Shard, Stage, StageContext
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_jsonl
+from rag_jax.runtime.hosts import fetch, is_first, wait_for_all
+from rag_jax.runtime.sharding import check_batches, make_mesh
 from rag_jax.systems.self_retrieval.config import SelfRetrievalConfig
 from rag_jax.systems.self_retrieval.data import Format
 from rag_jax.systems.self_retrieval.evaluate import COLUMNS, run_evaluation, summarize

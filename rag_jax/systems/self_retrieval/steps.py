@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rag_jax.decoding.beam import Search
+from rag_jax.decoding.beams import Search
 from rag_jax.decoding.cache import Cache, append, fork, grow, write_branches
-from rag_jax.decoding.constrained import FoundPaths, search_trie
 from rag_jax.decoding.generate import last_hidden, read_prompts
-from rag_jax.decoding.loop import decode
+from rag_jax.decoding.sample import decode
 from rag_jax.decoding.trie import TrieArrays
+from rag_jax.decoding.trie_beams import FoundPaths, search_trie
 from rag_jax.losses import token_logprobs
-from rag_jax.models.decoder import Decoder
-from rag_jax.sharding import constrain_rows
+from rag_jax.models.nn.decoder import Decoder
+from rag_jax.runtime.sharding import constrain_rows
 
 read = jax.jit(read_prompts, static_argnames="model")
 

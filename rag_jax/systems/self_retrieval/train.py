@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from rag_jax.checkpoint import load_tree
-from rag_jax.data.formats import Collection
-from rag_jax.errors import RagJaxError
-from rag_jax.files import read_jsonl, write_json
+from rag_jax.data.questions import Collection
 from rag_jax.losses import span_cross_entropy
-from rag_jax.row_tuning import tune_rows
-from rag_jax.sharding import DECODER_RULES, lay_out
-from rag_jax.spans import Row, target_logprobs
-from rag_jax.stage import StageContext
+from rag_jax.pipeline.stage import StageContext
+from rag_jax.runtime.checkpoint import load_tree
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_jsonl, write_json
+from rag_jax.runtime.sharding import DECODER_RULES, lay_out
 from rag_jax.systems.self_retrieval.data import (
     TERMS,
     Format,
@@ -25,7 +23,9 @@ from rag_jax.systems.self_retrieval.data import (
     make_index_rows,
     make_question_rows,
 )
-from rag_jax.tuning import apply_tuned, init_tuned
+from rag_jax.training.fit import tune_rows
+from rag_jax.training.rows import Row, target_logprobs
+from rag_jax.training.trainable import apply_tuned, init_tuned
 
 if TYPE_CHECKING:
     from rag_jax.systems.self_retrieval.pipeline import Session

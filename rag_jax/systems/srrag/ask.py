@@ -9,16 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rag_jax import asking
-from rag_jax.asking import Ask, Facts, Note, Piece
-from rag_jax.data.formats import Question
+from rag_jax.data.questions import Question
 from rag_jax.decoding.cache import Cache, grow
-from rag_jax.decoding.loop import Decoded
+from rag_jax.decoding.sample import Decoded
 from rag_jax.decoding.stream import spell, stream
-from rag_jax.hosts import fetch
-from rag_jax.pipeline import open_stages
-from rag_jax.sharding import count_data_rows, shard_batch
-from rag_jax.stage import say
+from rag_jax.pipeline.ask import PASSAGES, Ask, Facts, Note, Piece, read_corpus
+from rag_jax.pipeline.runner import open_stages
+from rag_jax.pipeline.stage import say
+from rag_jax.runtime.hosts import fetch
+from rag_jax.runtime.sharding import count_data_rows, shard_batch
 from rag_jax.systems.srrag import evaluate
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.infer import Engine
@@ -51,7 +50,7 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
         batch_size=count_data_rows(),
     )
     if corpus is not None:
-        passages, embeddings = asking.read_corpus(corpus, session.encode)
+        passages, embeddings = read_corpus(corpus, session.encode)
         cut = sum(session.form.shorten(passage.text) != passage.text for passage in passages)
         if cut:
             limit = session.form.max_text
@@ -93,7 +92,7 @@ def _answer(
     if number != engine.form.internal:
         learned = engine.learn(routed, [0], number, [question])
         if learned.found[0]:
-            yield Facts(asking.PASSAGES, [(learned.texts[0],)])
+            yield Facts(PASSAGES, [(learned.texts[0],)])
             cache = learned.cache
         else:
             yield Note(f"{c.sources[number].name} has nothing: the model goes on by itself")

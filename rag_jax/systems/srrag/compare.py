@@ -10,9 +10,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rag_jax.data.formats import Collection
-from rag_jax.files import write_json
-from rag_jax.pipeline import Stage, StageContext
+from rag_jax.data.questions import Collection
+from rag_jax.pipeline.runner import Stage, StageContext
+from rag_jax.runtime.files import write_json
 from rag_jax.systems.srrag import evaluate, tune, untrained
 from rag_jax.systems.srrag.config import RouteConfig
 from rag_jax.systems.srrag.sources import make_search

@@ -19,7 +19,7 @@ from rag_jax.config import (
     TuningConfig,
     WorldConfig,
 )
-from rag_jax.errors import RagJaxError
+from rag_jax.runtime.errors import RagJaxError
 
 LabelRule = Literal["top_half_majority", "mean", "best_single", "all_rank"]
 Metric = Literal["cosine", "dot"]

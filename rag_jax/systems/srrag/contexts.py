@@ -18,17 +18,17 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from sklearn.cluster import KMeans
 
-from rag_jax import metrics
 from rag_jax.data.batches import pad_rows, round_up
-from rag_jax.data.formats import Question
+from rag_jax.data.questions import Question
 from rag_jax.decoding.cache import Cache, append, init_cache
-from rag_jax.files import read_json, write_json, write_jsonl
-from rag_jax.hosts import fetch
+from rag_jax.evaluation.answers import match
 from rag_jax.losses import token_logprobs
-from rag_jax.models.decoder import Decoder
+from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.tokenizer import Tokenizer
-from rag_jax.pipeline import StageContext
-from rag_jax.sharding import shard_batch
+from rag_jax.pipeline.runner import StageContext
+from rag_jax.runtime.files import read_json, write_json, write_jsonl
+from rag_jax.runtime.hosts import fetch
+from rag_jax.runtime.sharding import shard_batch
 from rag_jax.systems.srrag.data import render_passage
 from rag_jax.systems.srrag.sources import make_search
 
@@ -178,7 +178,7 @@ def run_demonstrations(session: "Session", context: StageContext) -> None:
                 "question": q.question,
                 "document": d,
                 # A label says nothing of what a document has to hold.
-                "good": is_document(d) and bool(q.choices or metrics.match(d, q.answers)),
+                "good": is_document(d) and bool(q.choices or match(d, q.answers)),
             }
             for q, d in zip(batch, documents, strict=True)
         ]

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rag_jax.models.tokenizer import Tokenizer
-from rag_jax.spans import Row
 from rag_jax.systems.srrag.config import SourceConfig
+from rag_jax.training.rows import Row
 
 TERMS = ("source", "verbalisation", "answer")
 

@@ -9,15 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from rag_jax import metrics
-from rag_jax.compiling import Clock
 from rag_jax.data.batches import round_up
-from rag_jax.data.formats import Collection, Passage, Question
-from rag_jax.files import read_jsonl, write_json
-from rag_jax.hosts import fetch
-from rag_jax.pipeline import StageContext
-from rag_jax.sharding import spread
-from rag_jax.stage import say
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Collection, Question
+from rag_jax.evaluation.answers import compute_accuracy, popularity_thirds
+from rag_jax.pipeline.runner import StageContext
+from rag_jax.pipeline.stage import say
+from rag_jax.runtime.clock import Clock
+from rag_jax.runtime.files import read_jsonl, write_json
+from rag_jax.runtime.hosts import fetch
+from rag_jax.runtime.sharding import spread
 from rag_jax.systems.srrag import tune, untrained
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.data import join_passages
@@ -49,8 +50,8 @@ def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     accuracy of Self-RAG, letter for letter, which questions with choices lack.
     """
     scores = [row["correct"] for row in rows]
-    accuracy, interval = metrics.compute_accuracy(scores) if rows else (0.0, (0.0, 1.0))
-    thirds = metrics.popularity_thirds([row["popularity"] for row in rows])
+    accuracy, interval = compute_accuracy(scores) if rows else (0.0, (0.0, 1.0))
+    thirds = popularity_thirds([row["popularity"] for row in rows])
     numbers = {"n": len(rows), "accuracy": accuracy, "ci95": interval}
     for third in ("head", "middle", "tail") if any(thirds) else ():
         members = [score for score, name in zip(scores, thirds, strict=True) if name == third]

@@ -9,14 +9,14 @@ import numpy as np
 
 from rag_jax.config import StageConfig
 from rag_jax.data.batches import BatchPlan, Microbatch, round_up
-from rag_jax.errors import RagJaxError
-from rag_jax.files import read_jsonl
-from rag_jax.pipeline import StageContext
-from rag_jax.row_tuning import PROGRAM_TOKENS
-from rag_jax.sharding import count_data_rows
-from rag_jax.spans import Row, count_targets, pack_rows
+from rag_jax.pipeline.runner import StageContext
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_jsonl
+from rag_jax.runtime.sharding import count_data_rows
 from rag_jax.systems.srrag.data import TERMS, join_passages, make_row
 from rag_jax.systems.srrag.labels import read_labels
+from rag_jax.training.fit import PROGRAM_TOKENS
+from rag_jax.training.rows import Row, count_targets, pack_rows
 
 if TYPE_CHECKING:
     from rag_jax.systems.srrag.pipeline import Session

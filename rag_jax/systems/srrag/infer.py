@@ -13,11 +13,11 @@ from jaxtyping import Bool, Float, Int
 
 from rag_jax.data.batches import pad_rows, round_up
 from rag_jax.decoding.cache import Cache
-from rag_jax.errors import RagJaxError
-from rag_jax.hosts import fetch
-from rag_jax.models.decoder import Decoder
-from rag_jax.sharding import shard_batch
-from rag_jax.stage import say
+from rag_jax.models.nn.decoder import Decoder
+from rag_jax.pipeline.stage import say
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.hosts import fetch
+from rag_jax.runtime.sharding import shard_batch
 from rag_jax.systems.srrag import steps
 from rag_jax.systems.srrag.data import Format, join_passages
 from rag_jax.systems.srrag.steps import Routed

@@ -9,9 +9,9 @@ from scipy import stats
 
 from rag_jax.data.batches import choose_bucket, choose_widths
 from rag_jax.decoding import prefill
-from rag_jax.errors import RagJaxError
-from rag_jax.files import read_jsonl, write_json, write_jsonl
-from rag_jax.pipeline import StageContext
+from rag_jax.pipeline.runner import StageContext
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_jsonl, write_json, write_jsonl
 from rag_jax.systems.srrag.config import LabelRule, SourceConfig
 from rag_jax.systems.srrag.contexts import (
     encode_answer_prompt,

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rag_jax.losses import dpo_loss, span_cross_entropy
-from rag_jax.models.decoder import Decoder
-from rag_jax.spans import target_logprobs
+from rag_jax.models.nn.decoder import Decoder
 from rag_jax.systems.srrag.data import TERMS
+from rag_jax.training.rows import target_logprobs
 
 
 def sequence_logprobs(model: Decoder, params, batch) -> Float[Array, "B"]:

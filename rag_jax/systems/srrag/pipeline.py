@@ -12,28 +12,23 @@ import ml_collections
 import numpy as np
 
 from rag_jax.config import build
-from rag_jax.data.formats import (
-    Collection,
-    Question,
-    choose_questions,
-    copy_collection,
-    describe_source,
-    load_collection,
-)
+from rag_jax.data.formats import copy_collection, describe_source
+from rag_jax.data.questions import Collection, Question, choose_questions, load_collection
 from rag_jax.decoding import Sampling, generate
-from rag_jax.errors import RagJaxError
-from rag_jax.files import read_json
-from rag_jax.hosts import is_first
+from rag_jax.evaluation import routing as analysis
+from rag_jax.evaluation.report import write_report
 from rag_jax.models import Pretrained, load
-from rag_jax.models.bert import Bert
-from rag_jax.models.decoder import Decoder
-from rag_jax.models.hub import fingerprint, resolve
+from rag_jax.models.io.hub import fingerprint, resolve
+from rag_jax.models.nn.bert import Bert
+from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.vocabulary import grow_vocabulary
-from rag_jax.pipeline import Shard, Stage, StageContext, run_stages
-from rag_jax.report import write_report
+from rag_jax.pipeline.runner import Shard, Stage, StageContext, run_stages
 from rag_jax.retrieval.encode import encode_texts
-from rag_jax.sharding import DECODER_RULES, check_batches, make_mesh, place_params
-from rag_jax.systems.srrag import analysis, compare, contexts, evaluate, labels, sources, tune
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_json
+from rag_jax.runtime.hosts import is_first
+from rag_jax.runtime.sharding import DECODER_RULES, check_batches, make_mesh, place_params
+from rag_jax.systems.srrag import compare, contexts, evaluate, labels, sources, tune
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.data import Format, special_tokens
 

@@ -10,13 +10,12 @@ import jax.numpy as jnp
 
 from rag_jax.data.batches import round_up
 from rag_jax.decoding.generate import generate_batch, prefill_batch
-from rag_jax.decoding.loop import Sampling
-from rag_jax.errors import RagJaxError
+from rag_jax.decoding.sample import Sampling
 from rag_jax.models import Pretrained
-from rag_jax.models.bert import BertConfig
-from rag_jax.models.decoder import DecoderConfig
-from rag_jax.models.sizes import find_sizes
-from rag_jax.planned import (
+from rag_jax.models.io.sizes import find_sizes
+from rag_jax.models.nn.bert import BertConfig
+from rag_jax.models.nn.decoder import DecoderConfig
+from rag_jax.planning.abstract import (
     QUESTION,
     change,
     compile_token,
@@ -26,16 +25,17 @@ from rag_jax.planned import (
     describe_model,
     halve,
 )
-from rag_jax.planning import Planner
+from rag_jax.planning.planner import Planner
 from rag_jax.retrieval.encode import embed_batch
-from rag_jax.sharding import list_places
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.sharding import list_places
 from rag_jax.systems.srrag import policy, steps, tune
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.contexts import score_batch
 from rag_jax.systems.srrag.data import TERMS, special_tokens
 from rag_jax.systems.srrag.loss import sequence_logprobs
 from rag_jax.systems.srrag.pipeline import Session
-from rag_jax.training import compute_gradients, describe_state
+from rag_jax.training.loop import compute_gradients, describe_state
 
 CONFIG = SRRAGConfig
 

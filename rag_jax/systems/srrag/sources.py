@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from rag_jax.data.formats import Collection, Passage
-from rag_jax.errors import RagJaxError
-from rag_jax.hosts import is_first
-from rag_jax.pipeline import StageContext
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Collection
+from rag_jax.pipeline.runner import StageContext
 from rag_jax.retrieval.encode import SHARD, list_texts
 from rag_jax.retrieval.index import Index, fingerprint_corpus
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.hosts import is_first
 from rag_jax.systems.srrag.config import SourceConfig
 from rag_jax.systems.srrag.infer import Search
 

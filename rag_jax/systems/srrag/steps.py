@@ -10,10 +10,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rag_jax.decoding.cache import Cache, append, grow, init_cache
 from rag_jax.decoding.generate import last_hidden
-from rag_jax.decoding.loop import decode
+from rag_jax.decoding.sample import decode
 from rag_jax.losses import token_logprobs
-from rag_jax.models.decoder import Decoder
-from rag_jax.sharding import constrain_rows
+from rag_jax.models.nn.decoder import Decoder
+from rag_jax.runtime.sharding import constrain_rows
 
 
 class Routed(NamedTuple):

@@ -10,9 +10,9 @@ import ml_collections
 
 from rag_jax.config import DataConfig, build
 from rag_jax.data.formats import copy_collection
-from rag_jax.files import read_json
-from rag_jax.hosts import is_first
-from rag_jax.pipeline import StageContext, open_stages, run_stages
+from rag_jax.pipeline.runner import StageContext, open_stages, run_stages
+from rag_jax.runtime.files import read_json
+from rag_jax.runtime.hosts import is_first
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.evaluate import run_evaluation
 from rag_jax.systems.srrag.pipeline import Session, report_run

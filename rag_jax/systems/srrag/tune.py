@@ -11,19 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rag_jax.checkpoint import load_tree
 from rag_jax.config import StageConfig, TuningConfig
 from rag_jax.data.batches import Microbatch
-from rag_jax.files import read_jsonl, write_json
-from rag_jax.hosts import fetch
 from rag_jax.models.vocabulary import put_tokens, take_tokens
-from rag_jax.pipeline import StageContext
-from rag_jax.sharding import DECODER_RULES, lay_out, place_params, shard_batch
-from rag_jax.spans import count_targets
+from rag_jax.pipeline.runner import StageContext
+from rag_jax.runtime.checkpoint import load_tree
+from rag_jax.runtime.files import read_jsonl, write_json
+from rag_jax.runtime.hosts import fetch
+from rag_jax.runtime.sharding import DECODER_RULES, lay_out, place_params, shard_batch
 from rag_jax.systems.srrag.examples import Example, make_examples, make_plan, pack
 from rag_jax.systems.srrag.loss import sequence_logprobs, stage1_loss, stage2_loss
-from rag_jax.training import init_state, make_optimizer, make_step
-from rag_jax.tuning import apply_tuned, cast, init_tuned, tune
+from rag_jax.training.loop import init_state, make_optimizer, make_step
+from rag_jax.training.rows import count_targets
+from rag_jax.training.trainable import apply_tuned, cast, init_tuned, tune
 
 if TYPE_CHECKING:
     from rag_jax.systems.srrag.pipeline import Session

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rag_jax import metrics
-from rag_jax.compiling import Clock
-from rag_jax.data.formats import Question
+from rag_jax.data.questions import Question
+from rag_jax.evaluation.answers import choice_match, contains_answer, exact_match, match
+from rag_jax.runtime.clock import Clock
 from rag_jax.systems.srrag.contexts import (
     clean_document,
     encode_answer_prompt,
@@ -100,8 +100,8 @@ def judge(question: Question, prediction: str) -> float:
     """1 if a prediction is right, else 0: if it names the right choice where the question leaves
     choices, and elsewhere if it holds an answer."""
     if question.choices:
-        return metrics.choice_match(prediction, question.answers, question.choices)
-    return metrics.match(prediction, question.answers)
+        return choice_match(prediction, question.answers, question.choices)
+    return match(prediction, question.answers)
 
 
 def grade(question: Question, record: dict[str, Any]) -> dict[str, Any]:
@@ -109,10 +109,10 @@ def grade(question: Question, record: dict[str, Any]) -> dict[str, Any]:
     prediction = record["prediction"]
     scores = {
         "correct": judge(question, prediction),
-        "exact_match": metrics.exact_match(prediction, question.answers),
+        "exact_match": exact_match(prediction, question.answers),
     }
     if not question.choices:
-        scores["contains_answer"] = metrics.contains_answer(prediction, question.answers)
+        scores["contains_answer"] = contains_answer(prediction, question.answers)
     return {
         "id": question.id,
         "question": question.question,

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rag_jax.config import DataConfig, WorldConfig
-from rag_jax.data.formats import Passage, read_collection, read_passages
-from rag_jax.errors import RagJaxError
+from rag_jax.data.formats import read_collection, read_passages
+from rag_jax.data.passages import Passage
+from rag_jax.runtime.errors import RagJaxError
 
 PASSAGES = {"passages.jsonl": [{"id": 1, "title": "Riga", "text": "City"}]}
 QUESTION = {"id": "q", "question": "Where?"}

@@ -6,18 +6,12 @@ import tracemalloc
 import pytest
 
 from rag_jax.config import DataConfig, WorldConfig, build
-from rag_jax.data.formats import (
-    Passage,
-    Question,
-    copy_collection,
-    describe_source,
-    load_collection,
-    read_collection,
-    read_passages,
-)
+from rag_jax.data.formats import copy_collection, describe_source, read_collection, read_passages
 from rag_jax.data.gazetteer import build_world
-from rag_jax.errors import RagJaxError
-from rag_jax.ranking import has_answer
+from rag_jax.data.matching import has_answer
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Question, load_collection
+from rag_jax.runtime.errors import RagJaxError
 
 WORLD = WorldConfig(cities=5, train=6, dev=3, test=3)
 HEADING = "query-id\tcorpus-id\tscore\n"

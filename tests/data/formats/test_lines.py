@@ -17,7 +17,7 @@ from rag_jax.data.formats.lines import (
     read_records,
     read_rows,
 )
-from rag_jax.errors import RagJaxError
+from rag_jax.runtime.errors import RagJaxError
 
 # Every character that a file can hold, and of each odd kind some more often than by chance.
 ODD = '\0\r\n\t"\\,[]{}\u2028\x85\ufeffé\u0301가각\u05d0\u202e\U0001f600\u3000'

@@ -6,8 +6,10 @@ import json
 import pytest
 
 from rag_jax.config import DataConfig, WorldConfig
-from rag_jax.data.formats import Passage, Question, read_collection
-from rag_jax.errors import RagJaxError
+from rag_jax.data.formats import read_collection
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Question
+from rag_jax.runtime.errors import RagJaxError
 
 PSGS = 'id\ttext\ttitle\n1\tRiga is a city.\tRiga\n2\t"The ""B""."\tB\n'
 RIGA, B = Passage("1", "Riga", "Riga is a city."), Passage("2", "B", 'The "B".')

@@ -7,11 +7,13 @@ import pytest
 
 from rag_jax.config import DataConfig, WorldConfig
 from rag_jax.data import gazetteer_tfds
-from rag_jax.data.formats import Passage, Question, describe_source, read_collection, tfds
+from rag_jax.data.formats import describe_source, read_collection, tfds
 from rag_jax.data.formats.fields import Context
 from rag_jax.data.formats.lines import BadLineError, BadLines, Place
 from rag_jax.data.gazetteer import build_world
-from rag_jax.errors import RagJaxError
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Question
+from rag_jax.runtime.errors import RagJaxError
 
 SETTINGS = {"cities": 5, "train": 4, "dev": 2, "test": 2}
 

@@ -8,19 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rag_jax.config import DataConfig, WorldConfig
-from rag_jax.data.formats import (
-    BadLines,
-    Passage,
-    Question,
-    dpr,
-    flashrag,
-    kilt,
-    read_collection,
-    read_passages,
-)
+from rag_jax.data.formats import BadLines, dpr, flashrag, kilt, read_collection, read_passages
 from rag_jax.data.formats.lines import read_records
-from rag_jax.errors import RagJaxError
-from rag_jax.ranking import read_run, write_run
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Question
+from rag_jax.evaluation.rankings import read_run, write_run
+from rag_jax.runtime.errors import RagJaxError
 
 ODD = ' \0\r\n\t"\\,[]{}#%20\x1c\u2028\x85\ufeffé\u0301가\u05d0\U0001f600\u3000'
 CHARACTERS = st.one_of(st.sampled_from(ODD), st.characters(exclude_categories=["Cs"]))

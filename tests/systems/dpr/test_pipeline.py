@@ -11,13 +11,14 @@ import pytest
 from ir_measures import RR, R, Success, nDCG
 
 from rag_jax.config import build, to_config_dict
-from rag_jax.data.formats import Passage, Question
-from rag_jax.errors import RagJaxError
-from rag_jax.files import read_json, read_jsonl
+from rag_jax.data.matching import has_answer
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Question
 from rag_jax.models import load
-from rag_jax.ranking import has_answer
 from rag_jax.retrieval import Index, encode_texts
 from rag_jax.retrieval.negatives import choose_negatives
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_json, read_jsonl
 from rag_jax.systems.dpr import ask, pipeline
 from rag_jax.systems.dpr.config import DPRConfig
 from systems.asked import LONG, OWN, read_facts, take_stock, write_corpus

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rag_jax.data.formats import Passage
+from rag_jax.data.passages import Passage
 from rag_jax.models import load
 from rag_jax.systems.prag.data import Augmented, Format, make_examples
 

@@ -13,12 +13,12 @@ import optax
 import pytest
 
 from rag_jax import lora
-from rag_jax.asking import Facts
 from rag_jax.config import build, to_config_dict
-from rag_jax.errors import RagJaxError
-from rag_jax.files import read_json, read_jsonl
-from rag_jax.pipeline import run_stages
-from rag_jax.stage import StageContext
+from rag_jax.pipeline.ask import Facts
+from rag_jax.pipeline.runner import run_stages
+from rag_jax.pipeline.stage import StageContext
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_json, read_jsonl
 from rag_jax.systems.prag import ask, evaluate, infer, pipeline, train
 from rag_jax.systems.prag.augment import read_augmented
 from rag_jax.systems.prag.config import PRAGConfig

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rag_jax.errors import RagJaxError
 from rag_jax.models import load
+from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems.rag.data import (
     encode_queries,
     make_examples,

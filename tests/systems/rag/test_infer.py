@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from rag_jax.decoding import Search, beam_search
-from rag_jax.decoding.beam import Found
-from rag_jax.errors import RagJaxError
+from rag_jax.decoding.beams import Found
 from rag_jax.models import load
-from rag_jax.models.layers import MASKED
-from rag_jax.pipeline import compile_seconds
+from rag_jax.models.nn.layers import MASKED
+from rag_jax.pipeline.runner import compile_seconds
+from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems.rag import infer
 from rag_jax.systems.rag.data import make_format
 

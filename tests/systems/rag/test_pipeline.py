@@ -9,13 +9,13 @@ import jax
 import numpy as np
 import pytest
 
-from rag_jax import metrics
 from rag_jax.config import build
 from rag_jax.data.gazetteer import list_changes
-from rag_jax.errors import RagJaxError
-from rag_jax.files import read_json, read_jsonl
-from rag_jax.pipeline import run_stages
-from rag_jax.ranking import has_answer
+from rag_jax.data.matching import has_answer
+from rag_jax.evaluation.answers import bleu_1, rouge_l
+from rag_jax.pipeline.runner import run_stages
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_json, read_jsonl
 from rag_jax.systems.rag import ask, evaluate, pipeline, train
 from rag_jax.systems.rag.config import RAGConfig
 from rag_jax.systems.rag.evaluate import load_final_index
@@ -190,8 +190,8 @@ def test_an_encoder_decoder_writes_texts_about_a_folder(make_config, tmp_path):
         records = read_jsonl(tmp_path / "run" / "predictions" / f"{name}.jsonl")
         assert numbers["n"] == len(records) == 2
         written, answers = zip(*((r["prediction"], r["answers"]) for r in records), strict=True)
-        assert numbers["bleu_1"] == metrics.bleu_1(written, answers)
-        rouge = [metrics.rouge_l(*pair) for pair in zip(written, answers, strict=True)]
+        assert numbers["bleu_1"] == bleu_1(written, answers)
+        rouge = [rouge_l(*pair) for pair in zip(written, answers, strict=True)]
         assert numbers["rouge_l"] == pytest.approx(np.mean(rouge))
         assert "exact_match" not in numbers
 

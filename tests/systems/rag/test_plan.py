@@ -5,15 +5,15 @@ from pathlib import Path
 import jax
 import pytest
 
-from rag_jax import devices
 from rag_jax.config import build
-from rag_jax.errors import RagJaxError
-from rag_jax.sharding import count_bytes_per_device
+from rag_jax.runtime import chips
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.sharding import count_bytes_per_device
 from rag_jax.systems.rag import pipeline, train
 from rag_jax.systems.rag import plan as planned
 from rag_jax.systems.rag.config import RAGConfig
 
-CHIP = devices.Chip(flops=1e12, bandwidth=1e11, memory=1e12, links=1e11)
+CHIP = chips.Chip(flops=1e12, bandwidth=1e11, memory=1e12, links=1e11)
 GOLDEN = Path(__file__).parents[2] / "golden"
 TRAINING = ["gradients of questions", "add gradients", "optimiser step"]
 ANSWERING = [
@@ -36,7 +36,7 @@ BART = {
 
 @pytest.fixture
 def settings(make_config, monkeypatch):
-    monkeypatch.setitem(devices._CHIPS, jax.devices()[0].device_kind, CHIP)
+    monkeypatch.setitem(chips._CHIPS, jax.devices()[0].device_kind, CHIP)
     return lambda **changes: build(RAGConfig, make_config(**changes))
 
 

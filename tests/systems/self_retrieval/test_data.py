@@ -2,7 +2,8 @@
 
 import pytest
 
-from rag_jax.data.formats import Passage, Question
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Question
 from rag_jax.models import load
 from rag_jax.systems.self_retrieval.config import ExamplesConfig
 from rag_jax.systems.self_retrieval.data import (

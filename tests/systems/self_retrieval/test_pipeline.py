@@ -13,11 +13,11 @@ import pytest
 from ir_measures import RR, Success
 
 from rag_jax.config import build, to_config_dict
-from rag_jax.errors import RagJaxError
-from rag_jax.files import read_json, read_jsonl
 from rag_jax.losses import token_logprobs
-from rag_jax.pipeline import run_stages
-from rag_jax.stage import StageContext
+from rag_jax.pipeline.runner import run_stages
+from rag_jax.pipeline.stage import StageContext
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_json, read_jsonl
 from rag_jax.systems.self_retrieval import ask, evaluate, pipeline, steps
 from rag_jax.systems.self_retrieval.config import SelfRetrievalConfig
 from rag_jax.systems.self_retrieval.scores import score

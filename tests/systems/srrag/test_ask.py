@@ -15,11 +15,10 @@ import pytest
 from tiny import continue_row
 
 from launch import ask as command
-from rag_jax import asking
-from rag_jax.asking import Facts, Piece
 from rag_jax.config import build
-from rag_jax.errors import RagJaxError
-from rag_jax.files import read_jsonl
+from rag_jax.pipeline.ask import Facts, Piece, clean
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_jsonl
 from rag_jax.systems.srrag import ask, pipeline
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.policy import find_nearest, scale_keys
@@ -247,7 +246,7 @@ def test_one_question(flags, finished, capsys):
     said = capsys.readouterr().out
     lines = said.splitlines()
     assert lines[0] == "sources"
-    answer = f"answer: {asking.clean(record['prediction']) or '(nothing)'}"
+    answer = f"answer: {clean(record['prediction']) or '(nothing)'}"
     assert answer in lines
     assert f"  {record['knowledge']}" in lines
     assert lines[-1].split()[1].startswith("s")

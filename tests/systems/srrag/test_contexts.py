@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rag_jax.decoding import prefill
-from rag_jax.errors import RagJaxError
+from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems.srrag.contexts import (
     clean_document,
     encode_answer_prompt,

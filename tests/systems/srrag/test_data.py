@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag_jax.errors import RagJaxError
-from rag_jax.spans import Row, count_targets, pack_rows
+from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems.srrag.data import (
     TERMS,
     join_passages,
     make_row,
 )
+from rag_jax.training.rows import Row, count_targets, pack_rows
 
 SELF, WIKI = 0, 1
 SPELLED = ["<Self>", "<Wiki>", "<EOQ>", "<EOK>", "<|im_end|>", "<|im_start|>", "<|endoftext|>"]

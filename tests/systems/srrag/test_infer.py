@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import continue_row, read_row, softmax
 
-from rag_jax.errors import RagJaxError
+from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems.srrag.config import SourceConfig
 from rag_jax.systems.srrag.data import join_passages, make_row
 from rag_jax.systems.srrag.infer import Engine

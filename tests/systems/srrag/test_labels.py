@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rag_jax.errors import RagJaxError
-from rag_jax.files import read_jsonl, write_jsonl
-from rag_jax.pipeline import run_stages
+from rag_jax.pipeline.runner import run_stages
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_jsonl, write_jsonl
 from rag_jax.systems.srrag import pipeline
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.contexts import encode_answer_prompt

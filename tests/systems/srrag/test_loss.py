@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rag_jax.spans import pack_rows
 from rag_jax.systems.srrag.data import TERMS, make_row
 from rag_jax.systems.srrag.loss import sequence_logprobs, stage1_loss, stage2_loss
+from rag_jax.training.rows import pack_rows
 from systems.srrag.reference import span_logprobs, sum_terms
 
 SELF, WIKI = 0, 1

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from rag_jax import metrics
 from rag_jax.config import DataConfig, build
-from rag_jax.errors import RagJaxError
-from rag_jax.files import read_json, read_jsonl, to_json, write_jsonl
-from rag_jax.folder import hash_file
-from rag_jax.pipeline import run_stages
-from rag_jax.stage import StageContext
+from rag_jax.evaluation.answers import match
+from rag_jax.pipeline.runner import run_stages
+from rag_jax.pipeline.stage import StageContext
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_json, read_jsonl, to_json, write_jsonl
+from rag_jax.runtime.manifest import hash_file
 from rag_jax.systems.srrag import pipeline, tune
 from rag_jax.systems.srrag.config import SourceConfig, SRRAGConfig
 from rag_jax.systems.srrag.data import join_passages
@@ -100,7 +100,7 @@ def test_predictions(finished, session):
         assert [record["id"] for record in records] == [q.id for q in corpus.questions["test"]]
         for record, question in zip(records, corpus.questions["test"], strict=True):
             assert record["question"] == question.question
-            assert record["correct"] == metrics.match(record["prediction"], question.answers)
+            assert record["correct"] == match(record["prediction"], question.answers)
             assert method == "direct" or (record["knowledge"] in passages) == record["retrieved"]
         shares = {key: np.mean([r[key] for r in records]) for key in ("correct", "retrieved")}
         assert shares["correct"] == report["methods"][method]["accuracy"]

@@ -5,21 +5,21 @@ from dataclasses import replace
 import jax
 import pytest
 
-from rag_jax import devices
 from rag_jax.config import build
-from rag_jax.errors import RagJaxError
-from rag_jax.sharding import count_bytes_per_device
+from rag_jax.runtime import chips
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.sharding import count_bytes_per_device
 from rag_jax.systems.srrag import plan as planned
 from rag_jax.systems.srrag import tune
 from rag_jax.systems.srrag.config import SRRAGConfig
 from systems.srrag.tiny_run import quick_programs
 
-CHIP = devices.Chip(flops=1e12, bandwidth=1e11, memory=1e12, links=1e11)
+CHIP = chips.Chip(flops=1e12, bandwidth=1e11, memory=1e12, links=1e11)
 
 
 @pytest.fixture
 def settings(make_config, monkeypatch):
-    monkeypatch.setitem(devices._CHIPS, jax.devices()[0].device_kind, CHIP)
+    monkeypatch.setitem(chips._CHIPS, jax.devices()[0].device_kind, CHIP)
     return build(SRRAGConfig, make_config(**{"verbalise.max_tokens": 6}))
 
 

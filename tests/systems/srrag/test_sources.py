@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from tiny import continue_row
 
-from rag_jax import metrics
 from rag_jax.config import DataConfig, build, to_config_dict
-from rag_jax.data.formats import Passage
 from rag_jax.data.gazetteer import build_world
-from rag_jax.errors import RagJaxError
-from rag_jax.files import read_json, read_jsonl, write_jsonl
+from rag_jax.data.passages import Passage
+from rag_jax.evaluation.answers import choice_match
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_json, read_jsonl, write_jsonl
 from rag_jax.systems.srrag import pipeline
 from rag_jax.systems.srrag.config import SourceConfig, SRRAGConfig
 from rag_jax.systems.srrag.contexts import encode_answer_prompt, encode_document_prompt
@@ -244,7 +244,7 @@ def test_choices(several):
         records = read_jsonl(workdir / "predictions" / f"{name}.jsonl")
         assert [record["id"] for record in records] == [q.id for q in asked]
         for record, question in zip(records, asked, strict=True):
-            right = metrics.choice_match(record["prediction"], question.answers, question.choices)
+            right = choice_match(record["prediction"], question.answers, question.choices)
             assert record["correct"] == right
             assert record["popularity"] is None and "contains_answer" not in record
         assert not {"head", "middle", "tail", "contains_answer"} & set(numbers)

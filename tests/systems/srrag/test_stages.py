@@ -9,8 +9,8 @@ import pytest
 from tiny import continue_row, read_row, softmax
 
 from rag_jax.config import build
-from rag_jax.files import read_json, read_jsonl
-from rag_jax.pipeline import run_stages
+from rag_jax.pipeline.runner import run_stages
+from rag_jax.runtime.files import read_json, read_jsonl
 from rag_jax.systems.srrag import pipeline, tune
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.contexts import encode_answer_prompt

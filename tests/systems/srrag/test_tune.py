@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from rag_jax import lora
 from rag_jax.config import StageConfig, TuningConfig
-from rag_jax.errors import RagJaxError
 from rag_jax.models.vocabulary import grow_vocabulary
-from rag_jax.sharding import make_mesh
-from rag_jax.spans import Row, pack_rows
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.sharding import make_mesh
 from rag_jax.systems.srrag.config import NewTokensConfig, SRRAGConfig
 from rag_jax.systems.srrag.data import TERMS, special_tokens
 from rag_jax.systems.srrag.examples import Example, make_plan, pack
 from rag_jax.systems.srrag.tune import assemble, make_losses, start_trainable
+from rag_jax.training.rows import Row, pack_rows
 
 CUE = 4  # tokens of <EOK> and " Answer:"
 # Of the question, both verbalisations (one at times, or a found passage) and the answer.

@@ -8,8 +8,8 @@ import pytest
 
 from rag_jax import lora
 from rag_jax.config import EncoderConfig, IndexConfig, ReaderConfig, StageConfig, WorldConfig
-from rag_jax.files import read_jsonl
-from rag_jax.stage import StageContext
+from rag_jax.pipeline.stage import StageContext
+from rag_jax.runtime.files import read_jsonl
 from rag_jax.systems.srrag import tune
 from rag_jax.systems.srrag.config import (
     AnswerConfig,

@@ -1,0 +1,1 @@
+"""What answers, rankings and choices are worth, and the report on them."""

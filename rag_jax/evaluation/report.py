@@ -1,0 +1,238 @@
+"""The end of a run: report.json, report.html and a table, with one row a method."""
+
+import html
+import os
+import platform
+import re
+import resource
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import explain_disk_errors, open_atomic, write_json, write_jsonl
+
+_SCORES = ("hits@1", "accuracy", "exact_match")  # whose interval "ci95" is, whichever a system has
+_DIGITS = {"n": 0, "prompt_tokens": 1, "generated_tokens": 1}
+
+
+def write_report(
+    folder: str | os.PathLike,
+    *,
+    system: str,
+    config: Any,
+    model: str,
+    dataset: str,
+    methods: Mapping[str, Mapping[str, Any]],
+    stages: Sequence[Mapping[str, Any]],
+    predictions: Mapping[str, Iterable[Mapping[str, Any]]],
+    columns: Sequence[str],
+    tables: Mapping[str, Sequence[Sequence[str | float]]] | None = None,
+    analysis: Mapping[str, Any] | None = None,
+    figures: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Writes `report.json`, `report.html` and `predictions/<method>.jsonl`; prints the tables.
+
+    Args:
+        folder: the work folder.
+        system: such as "srrag".
+        config: the run's settings; a dataclass or JSON-able.
+        model: the language model's name.
+        dataset: what the questions are.
+        methods: for each method its numbers, all over the same questions: "n", "accuracy", "ci95"
+            (low, high), and where they apply "head", "middle", "tail" (accuracy by popularity
+            third), "retrieval_rate", "seconds_per_question" and others; or other numbers than these
+            beside "n".
+        stages: what `run_stages` gave: "name", "seconds", "compile_seconds", "reused".
+        predictions: for each method one record a question.
+        columns: the numbers that the table shows, where any method has them, in this order.
+        tables: further ones by their titles, rows of texts and numbers with the head first.
+        analysis: further numbers, which `report.json` alone has in full.
+        figures: pictures for the page by their titles, as SVG.
+
+    Returns:
+        The report as written.
+
+    Raises:
+        RagJaxError: if a method has no questions, or the folder cannot be written.
+    """
+    folder = Path(folder)
+    for name, numbers in methods.items():
+        if not numbers["n"]:
+            raise RagJaxError(f"method {name}: no questions were left to evaluate it on")
+    report = {
+        "system": system,
+        "config": config,
+        "model": model,
+        "dataset": dataset,
+        "methods": methods,
+        "tables": tables or {},
+        "analysis": analysis or {},
+        "stages": stages,
+        "environment": describe_environment(),
+    }
+    with explain_disk_errors(folder):
+        (folder / "predictions").mkdir(exist_ok=True)
+        for name, records in predictions.items():
+            if not re.fullmatch(r"[\w.-]+", name):
+                raise ValueError(f"{name!r} cannot be part of a file name")
+            write_jsonl(folder / "predictions" / f"{name}.jsonl", records)
+        with open_atomic(folder / "report.html") as file:
+            file.write(format_html(report, columns, figures or {}))
+        write_json(folder / "report.json", report)
+    print(format_text(report, columns))
+    return report
+
+
+def describe_environment() -> dict[str, Any]:
+    """What the run ran on. `peak_memory_bytes` is this process's largest resident size."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "cpus": os.cpu_count(),
+        "platform": platform.platform(),
+        # Linux counts in KiB, macOS in bytes.
+        "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,
+    }
+
+
+def format_text(report: Mapping[str, Any], columns: Sequence[str]) -> str:
+    """The report's tables as plain text."""
+    parts = [format_columns(_method_rows(report, columns))]
+    for title, rows in report["tables"].items():
+        parts.append(f"{title}\n\n{format_columns(_format_cells(rows))}")
+    return "\n\n".join([*parts, format_columns(_stage_rows(report))])
+
+
+def format_html(
+    report: Mapping[str, Any], columns: Sequence[str], figures: Mapping[str, str]
+) -> str:
+    """The report as one page that needs no other file."""
+    title = f"{report['system']}: {report['model']} on {report['dataset']}"
+    environment = [[name, str(value)] for name, value in report["environment"].items()]
+    return _PAGE.format(
+        title=html.escape(title),
+        methods=_format_html_table(_method_rows(report, columns)),
+        tables="\n".join(
+            f"<h2>{html.escape(title)}</h2>\n{_format_html_table(_format_cells(rows))}"
+            for title, rows in report["tables"].items()
+        ),
+        figures="\n".join(
+            f"<h2>{html.escape(title)}</h2>\n{svg}" for title, svg in figures.items()
+        ),
+        bars=_draw_bars(report["stages"]),
+        stages=_format_html_table(_stage_rows(report)),
+        environment=_format_html_table([["environment", ""], *environment]),
+    )
+
+
+def _method_rows(report: Mapping[str, Any], columns: Sequence[str]) -> list[list[str]]:
+    methods = report["methods"]
+    shown = [name for name in columns if any(name in numbers for numbers in methods.values())]
+    rows = [["method", *(name.replace("_", " ") for name in shown)]]
+    for method, numbers in methods.items():
+        cells = [_format_number(name, numbers.get(name)) for name in shown]
+        score = next((shown.index(name) for name in _SCORES if name in shown), None)
+        if score is not None and "ci95" in numbers:
+            low, high = numbers["ci95"]
+            cells[score] += f" ± {(high - low) / 2:.3f}"
+        rows.append([method, *cells])
+    return rows
+
+
+def _format_cells(rows: Sequence[Sequence[str | float]]) -> list[list[str]]:
+    return [[cell if isinstance(cell, str) else f"{cell:.3f}" for cell in row] for row in rows]
+
+
+def _stage_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    rows = [["stage", "seconds", "compiling", ""]]
+    for stage in report["stages"]:
+        seconds = [f"{stage['seconds']:.1f}", f"{stage['compile_seconds']:.1f}"]
+        rows.append([stage["name"], *seconds, "kept" if stage["reused"] else ""])
+    totals = [sum(s[key] for s in report["stages"]) for key in ("seconds", "compile_seconds")]
+    return [*rows, ["total", *(f"{total:.1f}" for total in totals), ""]]
+
+
+def _format_number(name: str, value: float | None) -> str:
+    return "-" if value is None else f"{value:.{_DIGITS.get(name, 3)}f}"
+
+
+def format_columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as text: first column to the left, the others to the right, a rule below the head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    def format_row(row: Sequence[str]) -> str:
+        first, *others = zip(row, widths, strict=True)
+        cells = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
+        return "  ".join(cells).rstrip()
+
+    head, *body = [format_row(row) for row in rows]
+    return "\n".join([head, "-" * (sum(widths) + 2 * len(widths) - 2), *body])
+
+
+def _format_html_table(rows: Sequence[Sequence[str]]) -> str:
+    def format_row(row: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
+
+    head, *body = rows
+    lines = [format_row(head, "th"), *(format_row(row, "td") for row in body)]
+    return "<table>\n" + "\n".join(lines) + "\n</table>"
+
+
+def _draw_bars(stages: Sequence[Mapping[str, Any]]) -> str:
+    """An SVG with one bar a stage, its length the seconds, the compiling part darker."""
+    longest = max((stage["seconds"] for stage in stages), default=0.0) or 1.0
+    width, line = 420, 22
+    left = 8 + 8 * max((len(stage["name"]) for stage in stages), default=0)  # room for any name
+    parts = []
+    for row, stage in enumerate(stages):
+        y = row * line
+        bar = stage["seconds"] / longest * width
+        dark = min(stage["compile_seconds"], stage["seconds"]) / longest * width
+        parts.append(
+            f'<text x="{left - 8}" y="{y + 15}" text-anchor="end">{html.escape(stage["name"])}'
+            f'</text><rect x="{left}" y="{y + 4}" width="{bar:.1f}" height="14" class="run"/>'
+            f'<rect x="{left}" y="{y + 4}" width="{dark:.1f}" height="14" class="compile"/>'
+            f'<text x="{left + bar + 6:.1f}" y="{y + 15}">{stage["seconds"]:.1f} s</text>'
+        )
+    size = f'viewBox="0 0 {left + width + 80} {len(stages) * line}"'
+    return f'<svg {size} role="img">' + "\n".join(parts) + "</svg>"
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; }}
+table {{ border-collapse: collapse; margin: 1rem 0 2rem; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }}
+th:first-child, td:first-child {{ text-align: left; }}
+td {{ white-space: nowrap; }}
+svg {{ max-width: 42rem; font-size: 13px; }}
+.guide {{ stroke: #777; stroke-width: 1.5; stroke-dasharray: 5 4; fill: none; }}
+.grid {{ stroke: #e4e4e4; }}
+.run {{ fill: #7aa6d6; }}
+.compile {{ fill: #2f5d92; }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+{methods}
+{tables}
+{figures}
+<h2>Where the time went</h2>
+<p>Seconds a stage took when it was made; the dark part is compiling.</p>
+{bars}
+{stages}
+{environment}
+</body>
+</html>
+"""

@@ -1,0 +1,31 @@
+"""Low-rank adapters as plain trees: their algebra, and PEFT's files.
+
+`core` imports JAX alone and may be copied alone into another project.
+"""
+
+from rag_jax.lora.core import (
+    apply,
+    compute_scale,
+    fold,
+    init,
+    init_bank,
+    list_kernels,
+    merge,
+    select,
+    stack,
+)
+from rag_jax.lora.peft import load_peft, save_peft
+
+__all__ = [
+    "apply",
+    "compute_scale",
+    "fold",
+    "init",
+    "init_bank",
+    "list_kernels",
+    "load_peft",
+    "merge",
+    "save_peft",
+    "select",
+    "stack",
+]

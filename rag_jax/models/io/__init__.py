@@ -1,0 +1,1 @@
+"""Weights, configs and tokenizers, in and out."""

@@ -1,0 +1,158 @@
+"""Model configs from a Hugging Face `config.json` or from GGUF metadata, and back to the former.
+
+Values that may be left out have the defaults of the models' configs in transformers.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rag_jax.models.io.bart_configs import describe_bart, read_bart
+from rag_jax.models.io.decoder_configs import (
+    DECODER_FAMILIES,
+    check_sizes,
+    describe_decoder,
+    read_decoder,
+)
+from rag_jax.models.io.fields import Fields
+from rag_jax.models.io.tensors import StoredTensor
+from rag_jax.models.nn.bart import BartConfig
+from rag_jax.models.nn.bert import BertConfig
+from rag_jax.models.nn.decoder import DecoderConfig
+from rag_jax.runtime.errors import RagJaxError
+
+# What the configs of such models call the number of experts.
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+_DPR_CLASSES = {"question": "DPRQuestionEncoder", "context": "DPRContextEncoder"}
+
+
+def read_config(path: Path) -> DecoderConfig | BertConfig | BartConfig:
+    """The config in a `config.json`.
+
+    Raises:
+        RagJaxError: the file is missing or damaged, describes another architecture, or asks for
+            something these models do not do.
+    """
+    try:
+        raw = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise RagJaxError(f"{path} is missing: copy the model's config.json there") from None
+    except ValueError as error:
+        raise RagJaxError(f"{path} is not valid JSON: {error}") from None
+    fields = Fields(raw if isinstance(raw, dict) else {}, str(path))
+    readers = {
+        **dict.fromkeys(DECODER_FAMILIES, read_decoder),
+        "bert": _read_bert,
+        "dpr": _read_dpr,
+        "bart": read_bart,
+    }
+    if experts := next((name for name in _EXPERTS if fields.raw.get(name)), None):
+        raise RagJaxError(
+            f"{path}: {experts} {fields.raw[experts]!r}: mixtures of experts are not supported"
+        )
+    model_type = fields.raw.get("model_type")
+    if model_type not in readers:
+        known = ", ".join(sorted(readers))
+        raise RagJaxError(f"{path}: model_type {model_type!r} is not supported; known are {known}")
+    if quantised := fields.section("quantization_config"):
+        raise RagJaxError(
+            f"{path}: quantization_config {quantised.get('quant_method')!r} is not supported: of "
+            "quantised weights only GGUF is read"
+        )
+    return readers[model_type](fields)
+
+
+def describe_config(config: DecoderConfig | BertConfig | BartConfig) -> dict[str, Any]:
+    """The fields of a `config.json` from which transformers, and `read_config`, get the model."""
+    if isinstance(config, BartConfig):
+        return describe_bart(config)
+    return _describe_bert(config) if isinstance(config, BertConfig) else describe_decoder(config)
+
+
+def read_gguf_config(
+    metadata: Mapping[str, Any], tensors: Mapping[str, StoredTensor], *, path: Path
+) -> DecoderConfig:
+    """The decoder config in a GGUF file's metadata; the head is tied where none is stored.
+
+    Raises:
+        RagJaxError: a size is missing, or the rotary positions are scaled or partial.
+    """
+    # GGUF keeps float32: 9.999999747378752e-06 is its 1e-05.
+    metadata = {
+        name: float(str(np.float32(value))) if isinstance(value, float) else value
+        for name, value in metadata.items()
+    }
+    fields = Fields(metadata, str(path))
+    fields.refuse_unless("llama.rope.scaling.type", "none")
+    embedding = tensors.get("model.embed_tokens.weight")
+    hidden, heads = fields.size("llama.embedding_length"), fields.size("llama.attention.head_count")
+    head_dim = fields.size("llama.attention.key_length", hidden // heads)
+    fields.refuse_unless("llama.rope.dimension_count", head_dim)
+    fields.refuse_unless("llama.attention.value_length", head_dim)
+    config = DecoderConfig(
+        vocab_size=fields.size("llama.vocab_size", embedding and embedding.shape[0]),
+        hidden_size=hidden,
+        ffn_size=fields.size("llama.feed_forward_length"),
+        num_layers=fields.size("llama.block_count"),
+        num_heads=heads,
+        num_kv_heads=fields.size("llama.attention.head_count_kv", heads),
+        head_dim=head_dim,
+        rope_theta=fields.number("llama.rope.freq_base", 10000.0),
+        norm_eps=fields.number("llama.attention.layer_norm_rms_epsilon"),
+        tie_embeddings="lm_head.weight" not in tensors,
+        max_length=fields.size("llama.context_length"),
+    )
+    return check_sizes(config, str(path))
+
+
+def _read_bert(fields: Fields) -> BertConfig:
+    fields.refuse_unless("hidden_act", "gelu")
+    fields.refuse_unless("position_embedding_type", "absolute")
+    fields.refuse_unless("is_decoder", False)
+    hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+    if hidden % heads:
+        raise RagJaxError(f"{fields.source}: hidden_size {hidden} is no multiple of {heads} heads")
+    return BertConfig(
+        vocab_size=fields.size("vocab_size"),
+        hidden_size=hidden,
+        ffn_size=fields.size("intermediate_size"),
+        num_layers=fields.size("num_hidden_layers"),
+        num_heads=heads,
+        num_types=fields.size("type_vocab_size", 2),
+        norm_eps=fields.number("layer_norm_eps", 1e-12),
+        max_length=fields.size("max_position_embeddings", 512),
+    )
+
+
+def _read_dpr(fields: Fields) -> BertConfig:
+    architectures = fields.raw.get("architectures")
+    role = next((role for role, name in _DPR_CLASSES.items() if architectures == [name]), None)
+    if role is None:
+        raise RagJaxError(
+            f"{fields.source}: architectures {architectures!r} is not supported; of DPR's models "
+            f"{' and '.join(_DPR_CLASSES.values())} are"
+        )
+    projection = fields.size("projection_dim") if fields.raw.get("projection_dim") else None
+    return replace(_read_bert(fields), dpr_role=role, projection_size=projection)
+
+
+def _describe_bert(config: BertConfig) -> dict[str, Any]:
+    dpr = {"model_type": "dpr", "projection_dim": config.projection_size or 0}
+    return {
+        "architectures": [_DPR_CLASSES.get(config.dpr_role, "BertModel")],
+        **(dpr if config.dpr_role else {"model_type": "bert"}),
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.ffn_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "type_vocab_size": config.num_types,
+        "layer_norm_eps": config.norm_eps,
+        "max_position_embeddings": config.max_length,
+        "hidden_act": "gelu",
+        "position_embedding_type": "absolute",
+    }

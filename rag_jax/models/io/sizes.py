@@ -1,0 +1,121 @@
+"""Sizes of published models, from their `config.json`s: enough to plan with, without weights."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from rag_jax.models.io.configs import read_config
+from rag_jax.models.nn.bart import Bart, BartConfig
+from rag_jax.models.nn.bert import Bert, BertConfig
+from rag_jax.models.nn.decoder import Decoder, DecoderConfig
+from rag_jax.runtime.errors import RagJaxError
+
+_DPR = BertConfig(
+    vocab_size=30522,
+    hidden_size=768,
+    ffn_size=3072,
+    num_layers=12,
+    num_heads=12,
+    num_types=2,
+    norm_eps=1e-12,
+    max_length=512,
+)
+
+# Rotary scaling is left out: it takes no memory and next to no time.
+_SIZES: dict[str, DecoderConfig | BertConfig | BartConfig] = {
+    "smollm2-135m-instruct": DecoderConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        ffn_size=1536,
+        num_layers=30,
+        num_heads=9,
+        num_kv_heads=3,
+        head_dim=64,
+        rope_theta=1e5,
+        norm_eps=1e-5,
+        tie_embeddings=True,
+        max_length=8192,
+    ),
+    "meta-llama/Llama-2-7b-chat-hf": DecoderConfig(
+        vocab_size=32000,
+        hidden_size=4096,
+        ffn_size=11008,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=32,
+        head_dim=128,
+        rope_theta=1e4,
+        norm_eps=1e-5,
+        tie_embeddings=False,
+        max_length=4096,
+    ),
+    "microsoft/Phi-3.5-mini-instruct": DecoderConfig(
+        vocab_size=32064,
+        hidden_size=3072,
+        ffn_size=8192,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=32,
+        head_dim=96,
+        rope_theta=1e4,
+        norm_eps=1e-5,
+        tie_embeddings=False,
+        max_length=131072,
+        family="phi3",
+    ),
+    "Qwen/Qwen2.5-7B-Instruct": DecoderConfig(
+        vocab_size=152064,
+        hidden_size=3584,
+        ffn_size=18944,
+        num_layers=28,
+        num_heads=28,
+        num_kv_heads=4,
+        head_dim=128,
+        rope_theta=1e6,
+        norm_eps=1e-6,
+        tie_embeddings=False,
+        max_length=32768,
+        family="qwen2",
+        qkv_bias=True,
+    ),
+    "all-minilm-l6-v2": BertConfig(
+        vocab_size=30522,
+        hidden_size=384,
+        ffn_size=1536,
+        num_layers=6,
+        num_heads=12,
+        num_types=2,
+        norm_eps=1e-12,
+        max_length=512,
+    ),
+    "facebook/bart-large": BartConfig(forced_bos_id=0),
+    "facebook/dpr-question_encoder-single-nq-base": replace(_DPR, dpr_role="question"),
+    "facebook/dpr-ctx_encoder-single-nq-base": replace(_DPR, dpr_role="context"),
+}
+
+
+def find_sizes(name_or_path: str) -> DecoderConfig | BertConfig | BartConfig:
+    """A model's sizes: those of a folder with a `config.json`, or of a name in the table.
+
+    Raises:
+        RagJaxError: it is neither.
+    """
+    if name_or_path in _SIZES:
+        return _SIZES[name_or_path]
+    if (Path(name_or_path) / "config.json").is_file():
+        return read_config(Path(name_or_path) / "config.json")
+    raise RagJaxError(
+        f"the sizes of {name_or_path!r} are not known: name a folder with its config.json, or one "
+        f"of {', '.join(_SIZES)}"
+    )
+
+
+def describe_params(config: DecoderConfig | BertConfig | BartConfig, dtype: jnp.dtype) -> PyTree:
+    """A model's parameters as descriptions of arrays."""
+    model = {DecoderConfig: Decoder, BertConfig: Bert, BartConfig: Bart}[type(config)](config)
+    tokens = [jnp.zeros((1, 1), jnp.int32)] * (1 + isinstance(config, BartConfig))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *tokens)["params"]
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)

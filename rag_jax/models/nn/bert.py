@@ -1,0 +1,110 @@
+"""A BERT encoder: post-norm, learned positions, bidirectional attention (Devlin et al. 2019)."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from rag_jax.models.nn.layers import LayerNorm, Linear, check_adapters
+from rag_jax.models.nn.post_norm import EncoderLayer
+from rag_jax.runtime.sharding import constrain_rows
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """Sizes of an encoder; `max_length` is its number of learned positions, in tokens.
+
+    Attributes:
+        dpr_role: "question" or "context" for one of DPR's two encoders, which embed a text as its
+            [CLS] state (Karpukhin et al. 2020, section 3.1); None for a plain BERT, whose
+            embedding is the mean of its states, of length one.
+        projection_size: features of DPR's layer over the [CLS] state; None where there is none.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    ffn_size: int
+    num_layers: int
+    num_heads: int
+    num_types: int
+    norm_eps: float
+    max_length: int
+    dpr_role: str | None = None
+    projection_size: int | None = None
+
+    @property
+    def embedding_size(self) -> int:
+        """Features of a text's embedding."""
+        return self.projection_size or self.hidden_size
+
+    def count_flops(self, tokens: int) -> float:
+        """Operations of a forward pass: its matrix products, those within attention left out."""
+        layer = self.hidden_size * (4 * self.hidden_size + 2 * self.ffn_size)
+        return 2.0 * tokens * self.num_layers * layer
+
+
+class Embeddings(nn.Module):
+    """Word, position and type vectors, added and normalised."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, tokens: Int[Array, "B T"], types: Int[Array, "B T"]) -> Float[Array, "N D"]:
+        c = self.config
+        x = nn.Embed(c.vocab_size, c.hidden_size, name="word")(tokens)
+        positions = jnp.arange(tokens.shape[1])[None]
+        x = x + nn.Embed(c.max_length, c.hidden_size, name="position")(positions)
+        x = x + nn.Embed(c.num_types, c.hidden_size, name="type")(types)
+        return LayerNorm(c.norm_eps, name="norm")(x.reshape(-1, c.hidden_size))
+
+
+class Bert(nn.Module):
+    """The encoder; `apply({"params": params}, tokens, mask)` gives hidden states `[B, T, D]`."""
+
+    config: BertConfig
+
+    def setup(self):
+        c = self.config
+        self.embed = Embeddings(c)
+        self.layers = [
+            EncoderLayer(c.num_heads, c.ffn_size, c.norm_eps) for _ in range(c.num_layers)
+        ]
+        if c.projection_size:
+            self.projection = Linear(c.projection_size, use_bias=True)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        mask: Bool[Array, "B T"] | Int[Array, "B T"] | None = None,
+        types: Int[Array, "B T"] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Hidden states after the last layer.
+
+        Positions count the columns from 0 whatever the mask, as in BERT itself: pad on the right.
+
+        Args:
+            tokens: at most `max_length` columns.
+            mask: True (or non-zero) on real tokens; None where nothing is padding.
+            types: 0 for the first text of a pair and 1 for the second; None for all 0.
+
+        Raises:
+            ValueError: more columns than there are learned positions.
+        """
+        rows, width = tokens.shape
+        if width > self.config.max_length:
+            raise ValueError(
+                f"{width} tokens in a row, but only {self.config.max_length} positions"
+            )
+        check_adapters(self.variables.get("params", {}), rows)
+        mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
+        x = self.embed(tokens, jnp.zeros_like(tokens) if types is None else types)
+        for layer in self.layers:
+            x = layer(constrain_rows(x, rows), mask)
+        if self.is_initializing():
+            self.project(x)  # its parameters belong to the tree as well
+        return x.reshape(rows, width, self.config.hidden_size)
+
+    def project(self, states: Float[Array, "B D"]) -> Float[Array, "B E"]:
+        """DPR's layer over the [CLS] states, which most of its encoders do without."""
+        return self.projection(states) if self.config.projection_size else states

@@ -1,0 +1,1 @@
+"""A run as a list of stages, continued where it stopped."""

@@ -1,0 +1,152 @@
+"""Asking a finished run: what a system shows of its answer, and how it is written down.
+
+A system's `ask.py` opens a work folder and gives a function from a question to what there is to
+see, in the order in which it becomes known.
+"""
+
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from rag_jax.data.formats import read_passages
+from rag_jax.data.passages import Passage
+from rag_jax.pipeline.stage import show_progress
+from rag_jax.retrieval import list_texts
+from rag_jax.runtime.clock import compile_seconds
+from rag_jax.runtime.errors import RagJaxError
+
+PASSAGES = "passages read"
+_BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
+# What a terminal would obey, and halves of surrogate pairs, which no encoding can write.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+class Facts(NamedTuple):
+    """Rows of cells under a title; all columns but the last are aligned."""
+
+    title: str
+    rows: Sequence[Sequence[str]]
+
+
+class Piece(NamedTuple):
+    """The next piece of a text; the first one of a title begins a new text, and may be empty."""
+
+    title: str
+    text: str
+
+
+class Note(NamedTuple):
+    """A line about what happened on the way."""
+
+    text: str
+
+
+Ask = Callable[[str], Iterator[Facts | Piece | Note]]
+
+
+def answer_question(ask: Ask, question: str) -> None:
+    """Asks, prints what comes, and how long it took.
+
+    Raises:
+        RagJaxError: the question is blank, or the system refuses it.
+    """
+    question = clean(question)
+    if not question.strip():
+        raise RagJaxError("the question is blank: write one")
+    start, compiling = time.perf_counter(), compile_seconds()
+    show(ask(question), sys.stdout)
+    seconds, compiling = time.perf_counter() - start, compile_seconds() - compiling
+    extra = f", {compiling:.2f} of them compiling" if compiling >= 0.01 else ""
+    print(f"{seconds:.2f} s{extra}", flush=True)
+
+
+def show(shown: Iterator[Facts | Piece | Note], out: IO[str]) -> None:
+    """Writes what comes as soon as it comes; titles stand out where `out` is a terminal."""
+    before, after = (_BOLD, _PLAIN) if out.isatty() else ("", "")
+    writing, empty = None, True
+    for item in shown:
+        is_piece = isinstance(item, Piece)
+        if writing is not None and not (is_piece and item.title == writing):
+            _end_text(out, empty)
+            writing = None
+        if is_piece:
+            if writing is None:
+                writing, empty = item.title, True
+                out.write(f"{before}{item.title}:{after} ")
+            out.write(clean(item.text))
+            empty = empty and not item.text
+            out.flush()
+        elif isinstance(item, Facts):
+            print(f"{before}{item.title}{after}", file=out)
+            print("\n".join(_align(item.rows)), file=out, flush=True)
+        else:
+            print(f"({clean(item.text)})", file=out, flush=True)
+    if writing is not None:
+        _end_text(out, empty)
+
+
+def clean(text: str) -> str:
+    """A text in one line that any terminal can be given: what is no character becomes U+FFFD."""
+    return _CONTROL.sub(lambda match: " " if match[0].isspace() else "\ufffd", text)
+
+
+def name_passage(passage: Passage) -> str:
+    """A passage as it is shown."""
+    return ": ".join(filter(None, (passage.title, passage.text)))
+
+
+def read_corpus(
+    path: Path, encode: Callable[..., Float[np.ndarray, "N E"]]
+) -> tuple[list[Passage], Float[np.ndarray, "N E"]]:
+    """A file's passages and their embeddings.
+
+    Args:
+        encode: as for `embed_texts`.
+
+    Raises:
+        RagJaxError: as `read_passages`.
+    """
+    passages = read_passages([path])
+    return passages, embed_texts(list_texts(passages), encode, name=str(path))
+
+
+def embed_texts(
+    texts: Sequence[str | tuple[str, str]],
+    encode: Callable[..., Float[np.ndarray, "N E"]],
+    *,
+    name: str,
+) -> Float[np.ndarray, "N E"]:
+    """Embeddings of passages' texts, with a progress bar.
+
+    Args:
+        encode: takes texts and the `progress` that `encode_texts` takes.
+        name: where the passages are from.
+    """
+    with show_progress(name, len(texts), unit="passages") as bar:
+        return encode(texts, progress=lambda done, total: bar.update(done - bar.n))
+
+
+def check_length(tokens: int, limit: int) -> None:
+    """Raises a RagJaxError if a question has more tokens than its model has room for."""
+    if tokens > limit:
+        raise RagJaxError(
+            f"the question has {tokens} tokens, and there is room for {limit}: shorten it"
+        )
+
+
+def _end_text(out: IO[str], empty: bool) -> None:
+    print("(nothing)" if empty else "", file=out, flush=True)
+
+
+def _align(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    cleaned = [[clean(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cleaned, strict=True)]
+    for row in cleaned:
+        *cells, last = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        yield "  ".join(["", *cells, last]).rstrip()

@@ -1,0 +1,1 @@
+"""What a run costs on a slice of TPUs that need not be there."""

@@ -1,0 +1,1 @@
+"""The machine below everything: files, checkpoints, hosts, signals, devices."""

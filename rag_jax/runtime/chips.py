@@ -1,0 +1,82 @@
+"""What a device can do at most: known for accelerators, measured elsewhere."""
+
+import functools
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from rag_jax.runtime.errors import RagJaxError
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """An accelerator's limits, from its maker's pages.
+
+    Attributes:
+        flops: bfloat16 operations a second, a multiplication and an addition counted as two.
+        bandwidth: bytes a second between memory and chip.
+        memory: bytes a program may use, as a TPU's compiler reports them.
+        links: bytes a second between a TPU and its neighbours, all links together.
+    """
+
+    flops: float
+    bandwidth: float
+    memory: float
+    links: float
+
+
+# By JAX's name of the device. A v4 or v5p counts its two cores as one.
+_CHIPS = {
+    "TPU v4": Chip(275e12, 1.228e12, 31.25 * _GIB, 300e9),
+    "TPU v5": Chip(459e12, 2.765e12, 95.74 * _GIB, 600e9),
+    "TPU v5 lite": Chip(197e12, 0.819e12, 15.75 * _GIB, 200e9),
+    "TPU v6 lite": Chip(918e12, 1.640e12, 31.25 * _GIB, 448e9),
+}
+# Dense products with bfloat16 inputs.
+_GPU_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
+
+
+def find_chip(device: jax.Device) -> Chip:
+    """A TPU's limits.
+
+    Raises:
+        RagJaxError: they are not known.
+    """
+    if device.device_kind not in _CHIPS:
+        raise RagJaxError(
+            f"the limits of a {device.device_kind} are not known; there are {', '.join(_CHIPS)}"
+        )
+    return _CHIPS[device.device_kind]
+
+
+def find_peak(devices: Sequence[jax.Device]) -> float:
+    """FLOP/s of matrix products that devices of one kind reach together at most."""
+    kind = devices[0].device_kind
+    if kind in _CHIPS:
+        return len(devices) * _CHIPS[kind].flops
+    for name, flops in _GPU_FLOPS.items():
+        if name in kind:
+            return len(devices) * flops
+    # Several devices that JAX simulates on one CPU share its cores.
+    return _measure_peak()
+
+
+@functools.cache
+def _measure_peak() -> float:
+    """FLOP/s of a float32 matrix product of 2048 by 2048: the median of five, half a second."""
+    size = 2048
+    matrix = jnp.ones((size, size), jnp.float32)
+    multiply = jax.jit(jnp.matmul)
+    jax.block_until_ready(multiply(matrix, matrix))
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        jax.block_until_ready(multiply(matrix, matrix))
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / statistics.median(times)

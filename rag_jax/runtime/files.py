@@ -1,0 +1,157 @@
+"""Files, written whole or not at all."""
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import shutil
+import uuid
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.hosts import is_first
+
+# What a person can mend about a disk; any other OSError is a fault of the code.
+_DISK_ERRORS = {
+    errno.ENOSPC: "free some space, then run the same command again",
+    errno.EDQUOT: "free some space, then run the same command again",
+    errno.EROFS: "choose a folder that can be written with --workdir",
+    errno.EACCES: "choose a folder that can be written with --workdir",
+    errno.EPERM: "choose a folder that can be written with --workdir",
+    errno.ENOTDIR: "choose a folder with --workdir",
+    errno.EEXIST: "choose a folder with --workdir",
+}
+
+
+@contextlib.contextmanager
+def open_atomic(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
+    """Opens a temporary file beside `path` that takes its name once the block ends well.
+
+    Only the first process writes; what the others write is dropped.
+
+    Args:
+        path: where the file is to be; its folder must exist.
+        mode: "w" for UTF-8 text or "wb".
+    """
+    path, encoding = Path(path), None if "b" in mode else "utf-8"
+    if not is_first():
+        with open(os.devnull, mode, encoding=encoding) as file:
+            yield file
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, mode, encoding=encoding) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """Gives a hidden folder beside `folder` that takes its name once the block ends well.
+
+    What had the name is removed; a process that dies between the two renames leaves it under a
+    hidden name.
+    """
+    temporary, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex}") for _ in "ab")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def explain_disk_errors(folder: Path) -> Iterator[None]:
+    """Turns a full, read-only or otherwise unusable folder into a RagJaxError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        where = error.filename or folder
+        advice = _DISK_ERRORS[error.errno]
+        raise RagJaxError(f"cannot write {where}: {error.strerror.lower()}; {advice}") from error
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """JSON text; dataclasses become objects, arrays lists and NumPy or JAX scalars numbers.
+
+    Raises:
+        ValueError: for NaN or an infinity, which JSON does not have.
+    """
+    return json.dumps(value, default=_to_plain, ensure_ascii=False, allow_nan=False, **options)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes one JSON document."""
+    with open_atomic(path) as file:
+        file.write(to_json(value, indent=2) + "\n")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Reads one JSON document."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def write_jsonl(path: str | os.PathLike, records: Iterable[Any]) -> None:
+    """Writes one JSON document a line."""
+    with open_atomic(path) as file:
+        file.writelines(to_json(record) + "\n" for record in records)
+
+
+def read_jsonl(path: str | os.PathLike) -> list[Any]:
+    """Reads what `write_jsonl` wrote."""
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def save_rows(path: Path, pieces: Iterable[np.ndarray], count: int) -> None:
+    """Writes `count` rows, which come in pieces, as one `.npy` file, whole or not at all."""
+    with open_atomic(path, "wb") as out:
+        for number, piece in enumerate(pieces):
+            if number == 0:
+                header = np.lib.format.header_data_from_array_1_0(piece)
+                shape = (count, *piece.shape[1:])
+                np.lib.format.write_array_header_1_0(out, header | {"shape": shape})
+            # NumPy's own writes report a full disk without an errno.
+            out.write(np.ascontiguousarray(piece).data)
+
+
+def map_array(path: Path) -> np.ndarray:
+    """The array of a `.npy` file, read from the disk where it is looked at."""
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def sum_files(folder: Path) -> dict[str, int]:
+    """CRC-32 of every file in a folder and below, by its path there."""
+    sums = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        total = 0
+        with open(path, "rb") as file:
+            while block := file.read(1 << 24):
+                total = zlib.crc32(block, total)
+        sums[str(path.relative_to(folder))] = total
+    return sums
+
+
+def _to_plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} has no JSON form")

@@ -1,0 +1,1 @@
+"""An index from files of passages."""

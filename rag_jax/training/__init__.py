@@ -1,0 +1,1 @@
+"""Training: the loop, what is trained, rows of text, banks of adapters."""

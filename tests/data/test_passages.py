@@ -1,0 +1,54 @@
+"""Passages on disk are those that were written, and never all in memory."""
+
+import json
+import tracemalloc
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rag_jax.data.formats import BadLines, stream_passages
+from rag_jax.data.passages import Passage, PassageFile, write_passages
+from rag_jax.runtime.errors import RagJaxError
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+
+
+@settings(max_examples=30)
+@given(passages=st.lists(st.builds(Passage, TEXTS, TEXTS, TEXTS), max_size=5))
+def test_any_passages(tmp_path_factory, passages):
+    path = tmp_path_factory.mktemp("passages") / "passages.jsonl"
+    write_passages(path, passages)
+    found = PassageFile(path)
+    assert len(found) == len(passages) and list(found) == passages
+    rows = range(-len(passages), len(passages))
+    assert [found[row] for row in rows] == [passages[row] for row in rows]
+    for part in (slice(None), slice(1, 3), slice(3, 1), slice(None, None, -2)):
+        assert found[part] == passages[part]
+    with pytest.raises(IndexError, match="no row"):
+        found[len(passages)]
+
+
+def test_memory_is_for_a_shard(tmp_path):
+    """Ten megabytes are read, written and read again within one."""
+    with open(tmp_path / "a.jsonl", "w") as file:
+        for i in range(2_000):
+            file.write(json.dumps({"id": i, "text": f"{i} " + "x" * 5_000}) + "\n")
+    path = tmp_path / "passages.jsonl"
+    tracemalloc.start()
+    try:
+        write_passages(path, stream_passages([tmp_path / "a.jsonl"], BadLines()))
+        found = PassageFile(path)
+        assert sum(len(passage.text) for passage in found) > 10_000_000
+        assert [passage.id for passage in found[1_000:1_050]] == list(map(str, range(1_000, 1_050)))
+        assert tracemalloc.get_traced_memory()[1] < 1_500_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_nothing_is_read_ahead(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"id": 1, "text": "One."}\n{"id": 2}\n')
+    passages = stream_passages([tmp_path / "a.jsonl"], BadLines())
+    assert next(passages) == Passage("1", "", "One.")
+    with pytest.raises(RagJaxError, match="a.jsonl:2: has no 'text'"):
+        next(passages)

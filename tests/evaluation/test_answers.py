@@ -1,0 +1,242 @@
+import itertools
+import math
+import unicodedata
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rag_jax.evaluation.answers import (
+    bleu_1,
+    calibrate,
+    choice_match,
+    compute_accuracy,
+    contains_answer,
+    exact_match,
+    f1,
+    match,
+    normalize_answer,
+    pick_choice,
+    popularity_thirds,
+    rouge_l,
+)
+from rag_jax.runtime.errors import RagJaxError
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("The  Cat, sat!", "cat sat"),
+        ("A an the", ""),
+        ("Washington, D.C.", "washington dc"),
+        ("theatre", "theatre"),
+        ("Cote d\u2019Ivoire", "cote divoire"),
+        ("Cafe\u0301", "caf\u00e9"),
+        ("\u6771\u4eac\u3002", "\u6771\u4eac"),
+        ("\uff34\uff4f\uff4b\uff59\uff4f", "tokyo"),
+        ("5\u00a0$ + 3", "5 3"),
+        ("", ""),
+    ],
+)
+def test_normalize_answer(text, normal):
+    assert normalize_answer(text) == normal
+
+
+def test_exact_match():
+    assert exact_match("the Paris.", ["London", "Paris"]) == 1
+    assert exact_match("Paris, France", ["Paris"]) == 0
+    assert exact_match("", ["Paris"]) == 0
+
+
+def test_f1_by_hand():
+    # Two of three predicted words, two of two in the answer: 2 * 2 / (3 + 2).
+    assert f1("big New York", ["New York"]) == pytest.approx(0.8)
+    assert f1("big New York", ["Boston", "New York"]) == pytest.approx(0.8)
+    # A word counts as often as both have it.
+    assert f1("b b b", ["b c"]) == pytest.approx(2 / 5)
+    assert f1("", ["Paris"]) == 0
+    assert f1("the", ["a"]) == 1
+
+
+def test_match_is_of_whole_words():
+    assert match("It is in Nigeria.", ["Niger"]) == 0
+    assert match("It is in Niger.", ["Niger"]) == 1
+    assert match("New  York City", ["york new", "new york"]) == 1
+    assert (
+        match("\u041c\u043e\u0441\u043a\u0432\u0430!", ["\u043c\u043e\u0441\u043a\u0432\u0430"])
+        == 1
+    )
+    assert match("", ["Paris"]) == 0
+    assert match("anything", ["?"]) == 0
+    assert match("", ["?"]) == 0
+
+
+@pytest.mark.parametrize("score", [exact_match, f1, match])
+def test_without_answers(score):
+    with pytest.raises(RagJaxError, match="without answers"):
+        score("Paris", [])
+    with pytest.raises(TypeError):
+        score("Paris", "Paris")
+
+
+def test_contains_answer_is_letter_for_letter():
+    assert contains_answer("It is in Nigeria.", ["Niger"]) == 1
+    assert contains_answer("in paris", ["Paris"]) == 0
+    assert contains_answer("anything", ["", " "]) == 0
+    with pytest.raises(RagJaxError, match="without answers"):
+        contains_answer("x", [])
+
+
+SEAS = {"A": "salt water", "B": "water", "C": "The Sun's heat", "D": ""}
+CLAIM = {"true": "SUPPORTS", "false": "REFUTES"}
+
+
+@pytest.mark.parametrize(
+    ("text", "choices", "label"),
+    [
+        ("B", SEAS, "B"),
+        (" (b).", SEAS, "B"),
+        ("C) The water", SEAS, "C"),
+        ("**C**: it is water", SEAS, "C"),
+        ("The correct answer is A because of water", SEAS, "A"),
+        ("Option: D", SEAS, "D"),
+        ("A plant needs water.", SEAS, "B"),
+        ("A plant needs SALT water!", SEAS, "A"),
+        ("water, by the suns heat", SEAS, "B"),
+        ("I would say C here", SEAS, "C"),
+        ("A plant", SEAS, ""),
+        ("It must be A", SEAS, "A"),
+        ("ABC", SEAS, ""),
+        ("", SEAS, ""),
+        ("E", SEAS, ""),
+        ("True", CLAIM, "true"),
+        ("This is FALSE, not true.", CLAIM, "false"),
+        ("REFUTES", CLAIM, "false"),
+        ("untrue", CLAIM, ""),
+        ("1", {"1": "x", "10": "y"}, "1"),
+        ("10: y", {"1": "x", "10": "y"}, "10"),
+        ("a (b", {"(": "b", "+": "x"}, "("),
+        ("anything", {}, ""),
+    ],
+)
+def test_pick_choice(text, choices, label):
+    assert pick_choice(text, choices) == label
+    for answer in ("A", "true"):
+        assert choice_match(text, [answer], choices) == float(label == answer)
+
+
+def test_choice_match_without_answers():
+    with pytest.raises(RagJaxError, match="without answers"):
+        choice_match("A", [], SEAS)
+    assert choice_match("nothing of it", [""], SEAS) == 0
+
+
+WILD = st.text(st.sampled_from("aAbB (.):*\n\\[+é\u0301가\U0001f600\0\u202e\ud800"), max_size=12)
+
+
+@settings(max_examples=40)
+@given(WILD, st.dictionaries(WILD, WILD, max_size=4))
+def test_any_choices(prediction, choices):
+    assert pick_choice(prediction, choices) in {"", *choices}
+    for label in choices:
+        if label.strip(" \n.:()") == label:
+            assert pick_choice(label, choices).casefold() == label.casefold()
+
+
+@settings(max_examples=40)
+@given(WILD, st.lists(WILD, min_size=1, max_size=3))
+def test_wild_texts_have_scores(prediction, answers):
+    scores = [exact_match, f1, match, contains_answer]
+    assert all(0 <= score(prediction, answers) <= 1 for score in scores)
+    for form in ("NFC", "NFD"):  # however a character is written, the score is the same
+        spelled = unicodedata.normalize(form, prediction)
+        assert exact_match(spelled, answers) == exact_match(prediction, answers)
+
+
+@given(st.text(max_size=30), st.lists(st.text(max_size=30), min_size=1, max_size=4))
+def test_scores_agree(prediction, answers):
+    em, overlap = exact_match(prediction, answers), f1(prediction, answers)
+    held = match(prediction, answers)
+    assert em in (0, 1) and held in (0, 1) and 0 <= overlap <= 1
+    assert overlap >= em
+    if em and normalize_answer(prediction):
+        assert held == 1
+    assert exact_match(prediction, [*answers, prediction]) == 1
+
+
+def test_rouge_l_is_of_the_longest_common_subsequence():
+    # Stems in common, in order: the, cat, sit, mat; 4 of 6 words and 4 of 5.
+    score = rouge_l("The cats sat, on the mat!", ["the cat sat by mats", "dogs"])
+    assert score == pytest.approx(2 * (4 / 6) * (4 / 5) / (4 / 6 + 4 / 5))
+    assert rouge_l("", ["x"]) == 0
+    with pytest.raises(RagJaxError, match="answers"):
+        rouge_l("x", [])
+
+
+def test_bleu_1_clips_words_and_punishes_brevity():
+    # Clipped matches: "the" twice of three times, then "a b"; 4 of 5 words; 5 words for 7.
+    predictions, answers = ["the the the", "a b"], [["the cat the dog", "the"], ["a b c"]]
+    precision, brevity = 4 / 5, math.exp(1 - 7 / 5)
+    assert bleu_1(predictions, answers) == pytest.approx(precision * brevity)
+    assert bleu_1(["x"], [["x"]]) == 1
+    assert bleu_1([""], [["x"]]) == 0
+    for predictions, answers in (([], []), (["x"], [[]])):
+        with pytest.raises(RagJaxError, match="answers"):
+            bleu_1(predictions, answers)
+
+
+@pytest.mark.parametrize(("ones", "n"), [(0, 10), (3, 10), (10, 10), (151, 300)])
+def test_accuracy_is_wilsons(ones, n):
+    accuracy, (low, high) = compute_accuracy([1] * ones + [0] * (n - ones))
+    p, z = ones / n, 1.959963984540054
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    assert accuracy == pytest.approx(p)
+    assert low == pytest.approx(max(centre - half, 0), abs=1e-9)
+    assert high == pytest.approx(min(centre + half, 1), abs=1e-9)
+
+
+def test_accuracy_of_nothing():
+    with pytest.raises(RagJaxError, match="scores"):
+        compute_accuracy([])
+    with pytest.raises(ValueError, match="zeros and ones"):
+        compute_accuracy([0.5])
+
+
+def test_popularity_thirds():
+    assert popularity_thirds([5, 100, 1]) == ["middle", "head", "tail"]
+    assert popularity_thirds([1, 1, 1, 1]) == ["head", "head", "middle", "tail"]
+    assert popularity_thirds([]) == []
+    assert popularity_thirds([None, 3, None, 7]) == ["", "middle", "", "head"]
+
+
+@given(st.lists(st.integers(0, 5), max_size=20))
+def test_popularity_thirds_are_by_rank(popularities):
+    labels = popularity_thirds(popularities)
+    counts = [labels.count(x) for x in ("head", "middle", "tail")]
+    assert sum(counts) == len(popularities) and max(counts) - min(counts) <= 1
+    by_label = {x: [p for p, y in zip(popularities, labels, strict=True) if x == y] for x in labels}
+    rank = ["head", "middle", "tail"]
+    for upper, lower in itertools.pairwise(rank):
+        if by_label.get(upper) and by_label.get(lower):
+            assert np.min(by_label[upper]) >= np.max(by_label[lower])
+
+
+def test_calibration_worked_by_hand():
+    probabilities = np.asarray([0.05, 0.05, 0.95, 0.85, 1.0])
+    outcomes = np.asarray([False, True, True, False, True])
+    found = calibrate(probabilities, outcomes)
+    assert [(b["n"], b["share"]) for b in found["bins"]] == [(2, 0.5), (1, 0.0), (2, 1.0)]
+    assert [b["probability"] for b in found["bins"]] == pytest.approx([0.05, 0.85, 0.975])
+    assert found["ece"] == pytest.approx((2 * 0.45 + 0.85 + 2 * 0.025) / 5)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1), st.integers(1, 12))
+def test_calibration(pairs, bins):
+    probabilities, outcomes = map(np.asarray, zip(*pairs, strict=True))
+    found = calibrate(probabilities, outcomes, bins=bins)
+    assert sum(b["n"] for b in found["bins"]) == len(pairs)
+    happened = sum(b["n"] * b["share"] for b in found["bins"])
+    assert happened == pytest.approx(outcomes.sum())
+    assert 0 <= found["ece"] <= 1

@@ -1,0 +1,120 @@
+"""The report: its files, its tables, and what must not get into the page."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from rag_jax.evaluation.report import write_report
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_json, read_jsonl
+from rag_jax.systems.srrag.config import SRRAGConfig
+from rag_jax.systems.srrag.evaluate import COLUMNS
+
+METHODS = {
+    "direct": {"n": 300, "accuracy": 0.5, "ci95": [0.44, 0.56], "seconds_per_question": 0.0123},
+    "srrag": {
+        "n": 300,
+        "accuracy": 0.75,
+        "ci95": [0.7, 0.8],
+        "head": 0.9,
+        "middle": 0.7,
+        "tail": 0.65,
+        "retrieval_rate": 0.4,
+        "seconds_per_question": 0.1,
+        "auroc": 0.6,
+    },
+}
+STAGES = [
+    {"name": "label", "seconds": 61.23, "compile_seconds": 9.5, "reused": True},
+    {"name": "<b>&", "seconds": 0.0, "compile_seconds": 0.0, "reused": False},
+]
+PREDICTIONS = {"srrag": [{"id": "q1", "prediction": "Łódź"}], "direct": []}
+
+
+def write(folder, **changes):
+    arguments = {
+        "system": "srrag",
+        "config": SRRAGConfig(),
+        "model": "smol<script>",
+        "dataset": "gazetteer",
+        "methods": METHODS,
+        "stages": STAGES,
+        "predictions": PREDICTIONS,
+        "columns": COLUMNS,
+    }
+    return write_report(folder, **(arguments | changes))
+
+
+def test_json(tmp_path):
+    write(tmp_path)
+    report = read_json(tmp_path / "report.json")
+    assert list(report) == [
+        "system",
+        "config",
+        "model",
+        "dataset",
+        "methods",
+        "tables",
+        "analysis",
+        "stages",
+        "environment",
+    ]
+    assert report["methods"] == METHODS
+    assert report["stages"] == STAGES
+    assert report["config"]["route"]["tau"] == SRRAGConfig().route.tau
+    assert report["environment"]["peak_memory_bytes"] > 1e7
+    assert read_jsonl(tmp_path / "predictions" / "srrag.jsonl") == PREDICTIONS["srrag"]
+
+
+def test_table(tmp_path, capsys):
+    write(tmp_path)
+    assert capsys.readouterr().out == (
+        "method    n       accuracy   head  middle   tail  retrieval rate  seconds per question\n"
+        "--------------------------------------------------------------------------------------\n"
+        "direct  300  0.500 ± 0.060      -       -      -               -                 0.012\n"
+        "srrag   300  0.750 ± 0.050  0.900   0.700  0.650           0.400                 0.100\n"
+        "\n"
+        "stage  seconds  compiling\n"
+        "-------------------------------\n"
+        "label     61.2        9.5  kept\n"
+        "<b>&       0.0        0.0\n"
+        "total     61.2        9.5\n"
+    )
+
+
+def test_page_is_whole_and_escaped(tmp_path):
+    write(tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "smol&lt;script&gt;" in page
+    assert "<b>" not in page
+    assert "&lt;b&gt;&amp;" in page
+    assert not re.search(r"https?://|src=|@import|<link", page)
+
+    opened = []
+
+    class Checker(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            if tag != "meta":
+                opened.append(tag)
+
+        def handle_endtag(self, tag):
+            assert opened.pop() == tag
+
+    Checker().feed(page)
+    assert opened == []
+    # The longest stage's bar is the longest, and none is negative.
+    widths = [float(width) for width in re.findall(r'<rect [^>]*width="([^"]+)"', page)]
+    assert widths == [420.0, pytest.approx(420 * 9.5 / 61.23, abs=0.1), 0.0, 0.0]
+
+
+def test_no_questions(tmp_path):
+    with pytest.raises(RagJaxError, match="method direct: no questions were left"):
+        write(tmp_path, methods={"direct": {"n": 0}})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_number_that_is_none_writes_no_report(tmp_path):
+    with pytest.raises(ValueError):
+        write(tmp_path, methods={"direct": {"n": 1, "accuracy": float("nan")}})
+    assert not (tmp_path / "report.json").exists()

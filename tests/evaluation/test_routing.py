@@ -1,0 +1,128 @@
+"""What a choice of sources is worth, against slow references."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rag_jax.runtime.files import read_jsonl
+from rag_jax.systems.srrag import analysis
+from rag_jax.systems.srrag.config import SourceConfig, SRRAGConfig
+
+TWO = SRRAGConfig().sources
+THREE = (*TWO, SourceConfig("Other", "<Other>", "search"))
+SHARES = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9])
+
+
+@st.composite
+def draw_rows(draw, sources=TWO):
+    rows = []
+    for number in range(draw(st.integers(1, 12))):
+        correct = [draw(st.sampled_from([0.0, 1.0])) for _ in sources]
+        chosen = draw(st.integers(0, len(sources) - 1))
+        rows.append(
+            {
+                "scores": [draw(SHARES) for _ in sources],
+                "correct_by_source": correct,
+                "number": chosen,
+                "correct": correct[chosen],
+                "retrieved": float(chosen > 0),
+                "popularity": draw(st.sampled_from([number, None])),
+            }
+        )
+    return rows
+
+
+@given(draw_rows())
+def test_frontier(rows):
+    found = analysis.analyse_choices(rows, TWO)["frontier"]
+    rates = [point["retrieval_rate"] for point in found["points"]]
+    assert rates == sorted(set(rates)) and (rates[0], rates[-1]) == (0, 1)
+    for point in found["points"]:
+        searched = [point["tau"] is None or row["scores"][1] > point["tau"] for row in rows]
+        right = [row["correct_by_source"][s] for row, s in zip(rows, searched, strict=True)]
+        assert point["accuracy"] == pytest.approx(np.mean(right))
+        assert point["retrieval_rate"] == pytest.approx(np.mean(searched))
+    area = 0.0
+    for a, b in zip(found["points"], found["points"][1:], strict=False):
+        width = b["retrieval_rate"] - a["retrieval_rate"]
+        area += width * (a["accuracy"] + b["accuracy"]) / 2
+    assert found["area"] == pytest.approx(area)
+    assert found["area"] <= found["area_oracle"] + 1e-9
+    assert found["area_random"] <= found["area_oracle"] + 1e-9
+
+
+def judge_slowly(row):
+    """Whether a source was rightly chosen, and whether searching was."""
+    internal, *external = row["correct_by_source"]
+    better = max(external) > internal
+    if not better:
+        return row["number"] == 0, better
+    return row["number"] > 0 and row["correct_by_source"][row["number"]] == max(external), better
+
+
+@given(draw_rows() | draw_rows(THREE))
+def test_choices(rows):
+    sources = TWO if len(rows[0]["scores"]) == 2 else THREE
+    found = analysis.analyse_choices(rows, sources)
+    judged = [judge_slowly(row) for row in rows]
+    assert found["choice_accuracy"] == pytest.approx(np.mean([right for right, _ in judged]))
+    assert found["retrieval_better"] == pytest.approx(np.mean([better for _, better in judged]))
+    # The chance that a question that search helps scores above one that it does not.
+    scores = {side: [] for side in (True, False)}
+    for row, (_, better) in zip(rows, judged, strict=True):
+        scores[better].append(max(row["scores"][1:]))
+    pairs = [(a > b) + (a == b) / 2 for a in scores[True] for b in scores[False]]
+    if pairs:
+        assert found["auroc"] == pytest.approx(np.mean(pairs))
+    else:
+        assert found["auroc"] is None
+    shares = [sum(r["scores"][1:]) / sum(r["scores"]) if sum(r["scores"]) else 0.5 for r in rows]
+    brier = np.mean([(s - better) ** 2 for s, (_, better) in zip(shares, judged, strict=True)])
+    assert found["calibration"]["brier"] == pytest.approx(brier)
+    assert sum(b["n"] for b in found["calibration"]["bins"]) == len(rows)
+    thirds = found["by_popularity"].values()
+    total = sum(third["n"] * third["accuracy"] for third in thirds)
+    known = [row for row in rows if row["popularity"] is not None]
+    assert total == pytest.approx(sum(row["correct"] for row in known))
+
+
+def test_several_indexes_are_searched_by_their_scores():
+    """At the threshold's other side a question goes to the index with the larger score."""
+    row = {"number": 0, "correct": 0.0, "retrieved": 0.0, "popularity": 1}
+    rows = [
+        row | {"scores": [0.1, 0.2, 0.7], "correct_by_source": [0.0, 0.0, 1.0]},
+        row | {"scores": [0.1, 0.6, 0.3], "correct_by_source": [0.0, 0.0, 1.0]},
+    ]
+    points = analysis.analyse_choices(rows, THREE)["frontier"]["points"]
+    assert [(p["tau"], p["retrieval_rate"], p["accuracy"]) for p in points] == [
+        (0.7, 0, 0),
+        (0.6, 0.5, 0.5),
+        (None, 1, 0.5),
+    ]
+
+
+def test_the_report_has_it(finished):
+    workdir, report = finished
+    routing = report["analysis"]["routing"]
+    assert list(routing) == ["srrag", "without_knn"]
+    for name, found in routing.items():
+        methods = report["methods"]
+        ends = found["frontier"]["points"][0], found["frontier"]["points"][-1]
+        assert [p["accuracy"] for p in ends] == [
+            methods["verbalise"]["accuracy"],
+            methods["retrieve"]["accuracy"],
+        ]
+        rates = [third["retrieval_rate"] for third in found["by_popularity"].values()]
+        assert np.mean(rates) == pytest.approx(methods[name]["retrieval_rate"])
+    for stage in ("labels", "datastore"):
+        statistics = report["analysis"][stage]
+        assert statistics["n"] == 12 and sum(statistics["share"].values()) == pytest.approx(1)
+    written = read_jsonl(workdir / "predictions" / "verbalise.jsonl")
+    cut_off = sum(record["cut_off"] for record in written)
+    assert report["methods"]["verbalise"]["cut_off"] == cut_off
+    (table,) = [rows for rows in report["tables"].values() if rows[0][0] == "source"]
+    assert [row[-2:] for row in table[1:]] == [[str(cut_off), "-"], ["-", "0"]]
+    page = (workdir / "report.html").read_text(encoding="utf-8")
+    assert page.count('class="chart"') == 3
+    assert "verbalising changes" in page and "AUROC" in page

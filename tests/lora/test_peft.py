@@ -1,0 +1,325 @@
+"""Adapters in PEFT's folders: what stands in them, what is read from them, what is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from rag_jax import lora
+from rag_jax.models import load
+from rag_jax.runtime.errors import RagJaxError
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+DECODERS = ("llama_tied", "llama_untied_sharded", "llama3", "phi3", "qwen2", "stablelm")
+FFN = ".*ffn/(gate|up|down)/kernel"
+MODELS = {}
+
+
+def load_model(name):
+    """A model of `tests/golden`, read once."""
+    return MODELS.setdefault(name, load(GOLDEN / name))
+
+
+def make_adapter(model, targets=".*/kernel", rank=2, seed=0):
+    adapter = lora.init(jax.random.key(0), model.params, targets=targets, rank=rank)
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), "f"), adapter)
+
+
+def assert_same(tree, other, atol=0.0):
+    def compare(one, two):
+        assert one.dtype == two.dtype
+        np.testing.assert_allclose(one, two, atol=atol)
+
+    jax.tree.map(compare, tree, other)
+
+
+def assert_same_effect(model, one, other):
+    """Two adapters, each with its scale, change the weights alike."""
+    folded = (lora.fold(model.params, adapter, scale=scale) for adapter, scale in (one, other))
+    assert_same(*folded, atol=1e-5)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """An adapter on the FFN of a llama, as saved."""
+    model = load_model("llama_tied")
+    lora.save_peft(make_adapter(model, FFN), tmp_path / "adapter", model, alpha=32)
+    return tmp_path / "adapter"
+
+
+def edit_config(folder, **changes):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def edit_tensors(folder, change, metadata=None):
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata=metadata)
+
+
+@pytest.mark.parametrize("name", [*DECODERS, "bart", "bert"])
+@pytest.mark.parametrize("targets", [".*/kernel", FFN, ".*layers_1/ffn/(up|down)/kernel"])
+@pytest.mark.parametrize("rank_stabilized", [False, True])
+def test_round_trip(name, targets, rank_stabilized, tmp_path):
+    model = load_model(name)
+    adapter = make_adapter(model, targets, rank=3)
+    options = {"alpha": 12, "rank_stabilized": rank_stabilized}
+    lora.save_peft(adapter, tmp_path / "adapter", model, **options)
+    again, scale = lora.load_peft(tmp_path / "adapter", model)
+    expected = lora.compute_scale(12, 3, rank_stabilized=rank_stabilized)
+    assert_same_effect(model, (again, scale), (adapter, expected))
+    if name != "phi3":
+        assert_same(again, adapter)
+        assert scale == expected
+    # What was read is what the next one reads, where ranks had to stand beside each other too.
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    options["alpha"] = config["lora_alpha"]
+    lora.save_peft(again, tmp_path / "adapter", model, **options)
+    assert_same(lora.load_peft(tmp_path / "adapter", model)[0], again)
+
+
+def test_what_stands_in_the_files(saved):
+    model = load_model("llama_tied")
+    adapter = make_adapter(model, FFN)
+    assert {path.name for path in saved.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    config = json.loads((saved / "adapter_config.json").read_text())
+    assert config["peft_type"] == "LORA" and config["task_type"] == "CAUSAL_LM"
+    assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (2, 32, False)
+    assert config["target_modules"] == ["down_proj", "gate_proj", "up_proj"]
+    tensors = load_file(saved / "adapter_model.safetensors")
+    assert len(tensors) == 2 * 3 * model.config.num_layers
+    own = adapter["layers_1"]["ffn"]["down"]["kernel"]
+    name = "base_model.model.model.layers.1.mlp.down_proj"
+    np.testing.assert_array_equal(tensors[f"{name}.lora_A.weight"], own["a"].T)
+    np.testing.assert_array_equal(tensors[f"{name}.lora_B.weight"], own["b"].T)
+
+
+def test_targets_have_short_names_only_if_those_mean_the_same(tmp_path):
+    model = load_model("qwen2")
+
+    def targets(regex):
+        lora.save_peft(make_adapter(model, regex), tmp_path / "adapter", model, alpha=1)
+        config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+        return config["target_modules"]
+
+    assert targets(".*attention/(query|value)/kernel|head/kernel") == [
+        "lm_head",
+        "q_proj",
+        "v_proj",
+    ]
+    assert targets("layers_1/ffn/up/kernel") == ["model.layers.1.mlp.up_proj"]
+
+
+def test_fused_projections(tmp_path):
+    """Phi-3's `gate_up_proj`: two ranks beside each other; only `up`, on its half alone."""
+    model = load_model("phi3")
+    size, folder = model.config.ffn_size, tmp_path / "adapter"
+    adapter = make_adapter(model, FFN, rank=2)
+    lora.save_peft(adapter, folder, model, alpha=8)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (4, 16)
+    assert config["target_modules"] == ["down_proj", "gate_up_proj"]
+    tensors = load_file(folder / "adapter_model.safetensors")
+    name = "base_model.model.model.layers.0.mlp.gate_up_proj"
+    a, b = (tensors[f"{name}.lora_{side}.weight"] for side in "AB")
+    assert a.shape == (4, model.config.hidden_size) and b.shape == (2 * size, 4)
+    for part, rows in (("gate", slice(0, size)), ("up", slice(size, None))):
+        own = adapter["layers_0"]["ffn"][part]["kernel"]
+        np.testing.assert_allclose((b @ a)[rows], (own["a"] @ own["b"]).T, atol=1e-5)
+    only = make_adapter(model, ".*ffn/up/kernel", rank=2)
+    lora.save_peft(only, folder, model, alpha=8)
+    assert json.loads((folder / "adapter_config.json").read_text())["r"] == 2
+    assert not load_file(folder / "adapter_model.safetensors")[f"{name}.lora_B.weight"][:size].any()
+    assert_same_effect(model, lora.load_peft(folder, model), (only, 4.0))
+
+
+def test_merged_adapters(tmp_path):
+    model = load_model("llama_tied")
+    bank = lora.stack([make_adapter(model, FFN, seed=seed) for seed in range(3)])
+    merged = lora.merge(bank, scale=16.0)
+    lora.save_peft(merged, tmp_path / "merged", model, alpha=6)
+    again, scale = lora.load_peft(tmp_path / "merged", model)
+    assert scale == 1.0
+    assert_same(again, merged)
+
+
+@pytest.mark.parametrize(
+    ("options", "layers"),
+    [
+        ({"target_modules": r"model\.layers\.0\.mlp\.(up|gate|down)_proj"}, {0}),
+        ({"layers_to_transform": 1}, {1}),
+        ({"layers_to_transform": [0, 1]}, {0, 1}),
+        ({"exclude_modules": r"model\.layers\.1\..*"}, {0}),
+        ({"lora_dropout": 0.1, "init_lora_weights": "gaussian", "revision": "main"}, {0, 1}),
+        ({"an_option_to_come": False, "bias": "none", "rank_pattern": {}}, {0, 1}),
+    ],
+)
+def test_ways_in_which_peft_names_targets(saved, options, layers):
+    model = load_model("llama_tied")
+    edit_config(saved, **options)
+
+    def keep(tensors):
+        for name in list(tensors):
+            if int(name.split(".")[4]) not in layers:
+                del tensors[name]
+
+    edit_tensors(saved, keep)
+    adapter, scale = lora.load_peft(saved, model)
+    expected = make_adapter(model, FFN)
+    assert_same(adapter, {f"layers_{i}": expected[f"layers_{i}"] for i in layers})
+    assert scale == 16.0
+
+
+def test_a_copy_of_a_weight_of_the_base_model(saved):
+    """As PEFT stores one beside an adapter of the head; any other weight has no place."""
+    model = load_model("llama_tied")
+    name, own = "base_model.model.model.embed_tokens.weight", model.params["embed"]["embedding"]
+    edit_tensors(saved, lambda tensors: tensors.update({name: np.asarray(own)}))
+    assert_same(lora.load_peft(saved, model)[0], make_adapter(model, FFN))
+    edit_tensors(saved, lambda tensors: tensors.update({name: np.asarray(own) + 1}))
+    with pytest.raises(RagJaxError, match=f"no place for {name}"):
+        lora.load_peft(saved, model)
+
+
+def test_types(saved):
+    adapter, _ = lora.load_peft(saved, load_model("llama_tied"), dtype=jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(adapter)} == {jnp.dtype(jnp.bfloat16)}
+    lora.save_peft(adapter, saved, load_model("llama_tied"), alpha=1)
+    again, _ = lora.load_peft(saved, load_model("llama_tied"), dtype=jnp.bfloat16)
+    assert_same(again, adapter)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"use_dora": True}, "use_dora True is not supported"),
+        ({"bias": "all"}, "bias 'all' is not supported"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save .* is not supported"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out True is not supported"),
+        ({"rank_pattern": {"up_proj": 4}}, "rank_pattern .* is not supported"),
+        ({"an_option_to_come": 3}, "an_option_to_come 3 is not supported"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa' is not supported"),
+        ({"use_rslora": "yes"}, "use_rslora 'yes' is not supported"),
+        ({"peft_type": "IA3"}, "peft_type 'IA3' is not supported; LORA is"),
+        ({"r": 0}, "r must be a positive integer, not 0"),
+        ({"lora_alpha": "x"}, "lora_alpha must be a positive number"),
+        ({"target_modules": 3}, "target_modules must be a list of strs, not 3"),
+        ({"target_modules": "("}, r"target_modules '\(': "),
+        ({"layers_to_transform": ["a"]}, "layers_to_transform must be a list of ints"),
+    ],
+)
+def test_options_that_are_refused(saved, options, message):
+    edit_config(saved, **options)
+    with pytest.raises(RagJaxError, match=f"adapter_config.json: {message}"):
+        lora.load_peft(saved, load_model("llama_tied"))
+
+
+GATE = "base_model.model.model.layers.0.mlp.gate_proj"
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "message"),
+    [
+        ({"r": 4}, None, rf"{GATE}.lora_A.weight has shape \[2, 32\], not \[4, 32\]"),
+        ({}, lambda t: t.pop(f"{GATE}.lora_B.weight"), rf"missing {GATE}.lora_B.weight"),
+        (
+            {},
+            lambda t: t.update({f"{GATE}.lora_magnitude_vector": np.zeros(3, "f")}),
+            rf"no place for {GATE}.lora_magnitude_vector \[3\]",
+        ),
+        ({"target_modules": ["gate_proj"]}, None, "no place for .*down_proj.lora_A.weight"),
+        (
+            {"target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj"]},
+            None,
+            "missing .*q_pr",
+        ),
+        ({"target_modules": ["c_attn"]}, None, r"no linear layer is one of \['c_attn'\]"),
+        (
+            {},
+            lambda t: t.update({f"{GATE}.lora_A.weight": np.zeros((2, 32), np.int32)}),
+            f"{GATE}.lora_A.weight is I32; only float weights are read",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit(saved, options, change, message):
+    edit_config(saved, **options)
+    if change:
+        edit_tensors(saved, change)
+    with pytest.raises(
+        RagJaxError, match=f"does not fit its tensors and the base model: .*{message}"
+    ):
+        lora.load_peft(saved, load_model("llama_tied"))
+
+
+def test_another_base_model(saved):
+    with pytest.raises(RagJaxError, match="is an adapter for another base model"):
+        lora.load_peft(saved, load_model("llama3"))
+    edit_tensors(saved, lambda tensors: None)  # as PEFT writes it, without our fingerprint
+    with pytest.raises(RagJaxError, match="does not fit its tensors and the base model"):
+        lora.load_peft(saved, load_model("llama3"))
+    lora.load_peft(saved, load_model("llama_tied"))
+    other = replace(load_model("llama_tied"), fingerprint="")
+    lora.load_peft(saved, other)
+
+
+def test_missing_and_damaged_files(saved, tmp_path):
+    model = load_model("llama_tied")
+    with pytest.raises(RagJaxError, match="adapter_config.json is missing: name a folder"):
+        lora.load_peft(tmp_path / "nothing", model)
+    weights, config = saved / "adapter_model.safetensors", saved / "adapter_config.json"
+    data = weights.read_bytes()
+    weights.write_bytes(data[: len(data) // 2])
+    with pytest.raises(RagJaxError, match="truncated or no safetensors file"):
+        lora.load_peft(saved, model)
+    weights.unlink()
+    with pytest.raises(RagJaxError, match="adapter_model.safetensors is missing$"):
+        lora.load_peft(saved, model)
+    (saved / "adapter_model.bin").write_bytes(b"pickle")
+    with pytest.raises(RagJaxError, match="is missing; pickled .bin weights are not read"):
+        lora.load_peft(saved, model)
+    for text in ("{", "\xff"):
+        config.write_text(text, "latin-1")
+        with pytest.raises(RagJaxError, match="adapter_config.json is not valid JSON"):
+            lora.load_peft(saved, model)
+    config.write_text("[]")
+    with pytest.raises(RagJaxError, match="peft_type None is not supported"):
+        lora.load_peft(saved, model)
+
+
+def test_what_is_not_saved(saved, tmp_path):
+    model = load_model("llama_tied")
+
+    def save(adapter, folder=saved):
+        lora.save_peft(adapter, folder, model, alpha=1)
+
+    with pytest.raises(RagJaxError, match="embed/embedding is no kernel of a linear layer"):
+        save(make_adapter(model, "embed/.*"))
+    with pytest.raises(RagJaxError, match=r"layers_0/ffn/up/kernel has .* \(of a bank, save one"):
+        save(lora.stack([make_adapter(model, ".*/up/kernel")] * 2))
+    two = make_adapter(model, ".*/up/kernel"), make_adapter(model, ".*/down/kernel", rank=4)
+    both = {
+        layer: {"ffn": two[0][layer]["ffn"] | two[1][layer]["ffn"]}
+        for layer in ("layers_0", "layers_1")
+    }
+    with pytest.raises(RagJaxError, match=r"its ranks \[2, 4\] differ"):
+        save(both)
+    with pytest.raises(RagJaxError, match="it has no kernels"):
+        save({})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("keep me")
+    with pytest.raises(RagJaxError, match="holds something else than an adapter"):
+        save(make_adapter(model), tmp_path / "other")
+    # Nothing of all that touched what had been saved before.
+    adapter, _ = lora.load_peft(saved, model)
+    assert_same(adapter, make_adapter(model, FFN))

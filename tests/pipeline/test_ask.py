@@ -1,0 +1,169 @@
+"""What is written down of an answer, for a person and for a file, and the prompt for many."""
+
+import io
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from launch import ask as command
+from rag_jax.data.passages import Passage
+from rag_jax.pipeline.ask import (
+    Facts,
+    Note,
+    Piece,
+    answer_question,
+    clean,
+    embed_texts,
+    name_passage,
+    show,
+)
+from rag_jax.runtime.errors import RagJaxError
+
+SHOWN = [
+    Facts("sources", [("", "model", ""), ("Self", "0.25", "chosen"), ("Wikipedia", "1", "")]),
+    Piece("verbalised", ""),
+    Piece("verbalised", "Riga lies"),
+    Piece("verbalised", " in\nLatvia."),
+    Note("cut off at 8 tokens"),
+    Piece("answer", ""),
+]
+WRITTEN = """sources
+             model
+  Self       0.25   chosen
+  Wikipedia  1
+verbalised: Riga lies in Latvia.
+(cut off at 8 tokens)
+answer: (nothing)
+"""
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_what_is_written_down():
+    out = io.StringIO()
+    show(iter(SHOWN), out)
+    assert out.getvalue() == WRITTEN
+    person = Terminal()
+    show(iter(SHOWN), person)
+    assert person.getvalue().count("\x1b[1m") == person.getvalue().count("\x1b[0m") == 3
+    assert re.sub("\x1b\\[[01]m", "", person.getvalue()) == WRITTEN
+
+
+def test_a_text_is_seen_while_it_is_written():
+    out, seen = io.StringIO(), []
+
+    def write():
+        for word in ("Riga", " is", " it"):
+            yield Piece("answer", word)
+            seen.append(out.getvalue())
+
+    show(write(), out)
+    assert seen == ["answer: Riga", "answer: Riga is", "answer: Riga is it"]
+    assert out.getvalue() == "answer: Riga is it\n"
+
+
+def test_what_a_terminal_would_obey_is_no_text():
+    assert clean("a\nb\tc") == "a b c"
+    assert clean("\x1b[2J\x07 \udcff \x9b 東京") == "\ufffd[2J\ufffd \ufffd \ufffd 東京"
+    assert name_passage(Passage("a", "", "Text.")) == "Text."
+    out = io.StringIO()
+    show(iter([Note("\x1b"), Facts("t", [("\x1b", "a")]), Piece("p", "\r")]), out)
+    assert out.getvalue() == "(\ufffd)\nt\n  \ufffd  a\np:  \n"
+
+
+def test_a_question_and_its_seconds(capsys):
+    asked = []
+
+    def ask(question):
+        asked.append(question)
+        yield Piece("answer", "Riga")
+
+    answer_question(ask, "Where\udcff?\n")
+    said = capsys.readouterr().out
+    assert asked == ["Where\ufffd? "]
+    assert re.fullmatch(r"answer: Riga\n0\.\d\d s\n", said)
+    for blank in ("", " \n", "\t"):
+        with pytest.raises(RagJaxError, match="the question is blank: write one"):
+            answer_question(ask, blank)
+    assert len(asked) == 1
+
+
+def test_embeddings_come_with_a_count(capsys):
+    def encode(texts, progress):
+        progress(2, len(texts))
+        progress(len(texts), len(texts))
+        return np.ones((len(texts), 2), np.float32)
+
+    made = embed_texts(["a", "b", ("c", "d")], encode, name="own.jsonl")
+    assert made.shape == (3, 2)
+    assert re.fullmatch(
+        r"own.jsonl: 3 passages\nown.jsonl: 3 passages in 0\.\d s\n", capsys.readouterr().err
+    )
+
+
+# The prompt.
+
+
+@pytest.fixture
+def prompt(monkeypatch):
+    """Lines that a person types; gives the prompts that they saw."""
+
+    def type_in(*lines):
+        for file in (sys.stdin, sys.stdout):
+            monkeypatch.setattr(file, "isatty", lambda: True)
+        typed, prompts = iter(lines), []
+
+        def read(text):
+            prompts.append(text)
+            line = next(typed, EOFError)
+            if isinstance(line, type):
+                raise line
+            return line
+
+        monkeypatch.setattr("builtins.input", read)
+        return prompts
+
+    return type_in
+
+
+@pytest.mark.parametrize("end", ["", EOFError])
+def test_a_prompt_until_the_end(prompt, end):
+    prompts, answered = prompt("Where?", "Why?", end, "never"), []
+    command.converse(answered.append)
+    assert answered == ["Where?", "Why?"]
+    assert prompts == ["question: "] * 3
+
+
+def test_an_answer_that_is_interrupted_or_refused(prompt, capsys):
+    prompts, answered = prompt("slow", "bad", "good", ""), []
+
+    def answer(line):
+        if line == "slow":
+            raise KeyboardInterrupt
+        if line == "bad":
+            raise RagJaxError("the question is blank: write one")
+        answered.append(line)
+
+    command.converse(answer)
+    assert answered == ["good"] and len(prompts) == 4
+    assert capsys.readouterr().err == "\ninterrupted\nerror: the question is blank: write one\n"
+
+
+def test_ctrl_c_at_the_prompt_or_without_a_person(prompt, monkeypatch, capsys):
+    prompt("Where?", KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        command.converse(lambda line: None)
+    # Where nobody sits the whole command ends, in one line.
+    monkeypatch.setattr(sys, "argv", ["ask.py"])
+
+    def interrupt(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "main", interrupt)
+    assert command.run() == 130
+    assert capsys.readouterr().err == "interrupted\n"

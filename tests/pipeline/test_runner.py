@@ -1,0 +1,543 @@
+"""Stages: what is kept, continued and redone, and what an interruption costs."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import tracemalloc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rag_jax.pipeline.runner import Shard, Stage, open_stages, run_stages
+from rag_jax.runtime import signals
+from rag_jax.runtime.errors import RagJaxError, Stopped
+from rag_jax.runtime.files import open_atomic, read_json, read_jsonl, write_json
+
+
+class Chain:
+    """Stages one, two (needs one) and other (needs nothing), and a list of those that ran."""
+
+    def __init__(self):
+        self.ran = []
+
+    def stages(self, one=0, two=0, other=0, version=1):
+        def run(context):
+            self.ran.append(context.folder.name)
+            inputs = read_json(context.path("one", "out")) if context.folder.name == "two" else 0
+            write_json(context.folder / "out", inputs + 1)
+
+        return [
+            Stage("one", run, {"a": {"x": one, "y": 2}}, version=version),
+            Stage("two", run, {"x": two}, needs=("one",)),
+            Stage("other", run, {"x": other}),
+        ]
+
+
+def test_a_finished_stage_is_kept(tmp_path):
+    chain = Chain()
+    first = run_stages(chain.stages(), tmp_path, config={"seed": 1})
+    assert chain.ran == ["one", "two", "other"]
+    assert [record["reused"] for record in first] == [False] * 3
+    second = run_stages(chain.stages(), tmp_path, config={"seed": 1})
+    assert chain.ran == ["one", "two", "other"]
+    assert second == [record | {"reused": True} for record in first]
+    assert read_json(tmp_path / "config.json") == {"seed": 1}
+    assert read_json(tmp_path / "stages" / "two" / "out") == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "redone"),
+    [
+        ({"one": 1}, ["one", "two"]),
+        ({"two": 1}, ["two"]),
+        ({"other": 1}, ["other"]),
+        ({"version": 2}, ["one", "two"]),
+    ],
+)
+def test_a_change_redoes_what_it_affects(tmp_path, capsys, change, redone):
+    run_stages(Chain().stages(), tmp_path)
+    stale = tmp_path / "stages" / redone[0] / "stale"
+    stale.touch()
+    capsys.readouterr()
+    chain = Chain()
+    run_stages(chain.stages(**change), tmp_path)
+    assert chain.ran == redone
+    assert not stale.exists()
+    said = capsys.readouterr().err
+    if "one" in change:
+        assert "stage one: settings changed (a.x: 0 -> 1), redoing" in said
+        assert "stage two: one was made again, redoing" in said
+    chain = Chain()
+    run_stages(chain.stages(**change), tmp_path)
+    assert chain.ran == []
+
+
+def test_a_stage_made_again_takes_its_dependants_along(tmp_path):
+    run_stages(Chain().stages(), tmp_path)
+    (tmp_path / "stages" / "one" / "stage.json").unlink()
+    chain = Chain()
+    run_stages(chain.stages(), tmp_path)
+    # Continued, not made anew: what "two" was made from is still there.
+    assert chain.ran == ["one"]
+    for file in (tmp_path / "stages" / "one").iterdir():
+        file.unlink()
+    chain = Chain()
+    run_stages(chain.stages(), tmp_path)
+    assert chain.ran == ["one", "two"]
+
+
+def test_an_unreadable_record_means_redoing(tmp_path):
+    run_stages(Chain().stages(), tmp_path)
+    (tmp_path / "stages" / "other" / "stage.json").write_text('{"name": "oth')
+    chain = Chain()
+    run_stages(chain.stages(), tmp_path)
+    assert chain.ran == ["other"]
+
+
+def test_an_undeclared_artefact_is_refused(tmp_path):
+    stages = [
+        Stage("one", lambda context: None),
+        Stage("two", lambda context: context.path("one", "out")),
+    ]
+    with pytest.raises(ValueError, match="does not declare that it needs one"):
+        run_stages(stages, tmp_path)
+    with pytest.raises(ValueError, match="needs one, which is not before it"):
+        run_stages([Stage("two", lambda context: None, needs=("one",))], tmp_path)
+
+
+ITEMS = list(range(23))
+
+
+def make_records(batch):
+    return [{"item": item, "text": "é\n" * item, "score": item / 3} for item in batch]
+
+
+def make_rows(rows):
+    return np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] * np.float32([1.0, 0.3])
+
+
+def run_twice(workdir, body, work, *, at, damage):
+    """Interrupts `body(context, work)` before call `at` of `work`, damages what it left, and runs
+    it again; gives the number of calls that the second run made."""
+    calls = 0
+
+    def run(context, stop_at):
+        def counted(batch):
+            nonlocal calls
+            calls += 1
+            if calls - 1 == stop_at:
+                raise KeyboardInterrupt
+            return work(batch)
+
+        body(context, counted)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stages([Stage("map", lambda context: run(context, at))], workdir)
+    damage(workdir / "stages" / "map")
+    calls = 0
+    (record,) = run_stages([Stage("map", lambda context: run(context, -1))], workdir)
+    assert not record["reused"]
+    return calls
+
+
+@given(at=st.integers(0, 5), torn=st.integers(0, 200))
+def test_interrupted_map_batches_loses_at_most_a_batch(tmp_path_factory, at, torn):
+    def body(context, work):
+        records = context.map_batches("out.jsonl", ITEMS, work, batch_size=4, unit="items")
+        assert records == make_records(ITEMS)
+
+    def tear(folder):
+        # A batch that was being appended when the power went.
+        lines = "".join(json.dumps(r) + "\n" for r in make_records(ITEMS[4 * at :][:4]))
+        with open(folder / "out.jsonl", "ab") as file:
+            file.write(lines.encode()[:torn])
+
+    workdir = tmp_path_factory.mktemp("run")
+    assert 5 - at <= run_twice(workdir, body, make_records, at=at, damage=tear) <= 6 - at
+    assert read_jsonl(workdir / "stages" / "map" / "out.jsonl") == make_records(ITEMS)
+
+
+@pytest.mark.parametrize("at", range(6))
+def test_interrupted_map_arrays_loses_at_most_a_batch(tmp_path, at):
+    def body(context, work):
+        array = context.map_arrays("out.npy", len(ITEMS), work, batch_size=4, unit="rows")
+        np.testing.assert_array_equal(array, make_rows(slice(0, len(ITEMS))))
+
+    def tear(folder):
+        (folder / ".out.0-4.npy.123.tmp").write_bytes(b"half")
+
+    assert run_twice(tmp_path, body, make_rows, at=at, damage=tear) == 6 - at
+    folder = tmp_path / "stages" / "map"
+    assert np.load(folder / "out.npy").dtype == np.float32
+    assert {path.name for path in folder.iterdir()} == {"out.npy", "started.json", "stage.json"}
+
+
+def test_rows_are_put_together_without_being_held(tmp_path):
+    """Sixteen megabytes, in batches of one, within six."""
+
+    def body(context):
+        tracemalloc.start()
+        try:
+            rows = context.map_arrays("out.npy", 4096, make, batch_size=256, unit="rows")
+            assert tracemalloc.get_traced_memory()[1] < 6 << 20
+        finally:
+            tracemalloc.stop()
+        np.testing.assert_array_equal(rows[:, 0], np.arange(4096))
+        assert rows.shape == (4096, 1024) and rows.dtype == np.float32
+
+    def make(rows):
+        return np.repeat(np.arange(rows.start, rows.stop, dtype=np.float32)[:, None], 1024, axis=1)
+
+    run_stages([Stage("map", body)], tmp_path)
+    file = tmp_path / "stages" / "map" / "out.npy"
+    np.save(tmp_path / "whole.npy", np.load(file))
+    assert file.read_bytes() == (tmp_path / "whole.npy").read_bytes()
+
+
+def test_no_items_make_an_empty_file(tmp_path):
+    def body(context):
+        assert context.map_batches("out.jsonl", [], make_records, batch_size=4, unit="items") == []
+
+    run_stages([Stage("map", body)], tmp_path)
+    assert read_jsonl(tmp_path / "stages" / "map" / "out.jsonl") == []
+
+
+def test_seconds_add_up_over_interruptions(tmp_path, monkeypatch):
+    clock = iter([0.0, 5.0, 100.0, 107.0])
+    monkeypatch.setattr("rag_jax.pipeline.runner.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("rag_jax.pipeline.runner.compile_seconds", lambda: 0.0)
+
+    def interrupt(context):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stages([Stage("one", interrupt)], tmp_path)
+    (record,) = run_stages([Stage("one", lambda context: None)], tmp_path)
+    assert record["seconds"] == 12.0
+
+
+def test_compiling_is_counted_once(tmp_path):
+    def run(context):
+        inner = jax.jit(lambda x: jnp.tanh(x) @ x)
+        jax.jit(lambda x: inner(x) + inner(2 * x))(jnp.eye(4)).block_until_ready()
+
+    (record,) = run_stages([Stage("compile", run)], tmp_path)
+    assert 0 < record["compile_seconds"] <= record["seconds"]
+
+
+def test_a_missing_record_of_a_batch_is_a_fault(tmp_path):
+    def body(context):
+        context.map_batches("out.jsonl", ITEMS, lambda b: [{}], batch_size=4, unit="items")
+
+    with pytest.raises(ValueError, match=r"out\.jsonl: 1 records for 4 items"):
+        run_stages([Stage("map", body)], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (errno.ENOSPC, "no space left on device; free some space"),
+        (errno.EROFS, "read-only file system; choose a folder that can be written with --workdir"),
+        (errno.EACCES, "permission denied; choose a folder"),
+    ],
+)
+@pytest.mark.parametrize("during", ["replace", "fsync"])
+def test_an_unusable_disk_is_one_line(tmp_path, monkeypatch, code, message, during):
+    def run(context):
+        def fail(*_, **__):
+            raise OSError(code, os.strerror(code), "the file")
+
+        monkeypatch.setattr(f"rag_jax.runtime.files.os.{during}", fail)
+        write_json(context.folder / "out", 1)
+
+    with pytest.raises(RagJaxError) as caught:
+        run_stages([Stage("one", run)], tmp_path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    left = {path.name for path in (tmp_path / "stages" / "one").iterdir()}
+    assert left == {"started.json"}
+
+
+def test_a_work_folder_that_is_a_file(tmp_path):
+    (tmp_path / "run").write_text("")
+    for workdir in (tmp_path / "run", tmp_path / "run" / "below"):
+        with pytest.raises(RagJaxError, match="choose a folder with --workdir"):
+            run_stages([], workdir)
+
+
+def test_other_faults_keep_their_traceback(tmp_path):
+    def run(context):
+        open(context.folder / "absent").close()
+
+    with pytest.raises(FileNotFoundError):
+        run_stages([Stage("one", run)], tmp_path)
+
+
+def test_two_processes_do_not_share_a_work_folder(tmp_path):
+    program = """
+        import sys
+        from rag_jax.pipeline.runner import Shard, Stage, open_stages, run_stages
+
+        def run(context):
+            print("running", flush=True)
+            sys.stdin.read()
+
+        run_stages([Stage("one", run)], sys.argv[1])
+    """
+    arguments = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"running\n"
+        with pytest.raises(RagJaxError, match=f"in use by another run .process {other.pid}."):
+            run_stages([], tmp_path)
+        other.kill()
+    # Its lock file is still there, and no longer in the way.
+    (record,) = run_stages([Stage("one", lambda context: None)], tmp_path)
+    assert not record["reused"]
+
+
+def test_open_atomic_keeps_the_old_file_when_writing_fails(tmp_path):
+    write_json(tmp_path / "file", "old")
+    with pytest.raises(RuntimeError), open_atomic(tmp_path / "file") as file:
+        file.write("new")
+        raise RuntimeError
+    assert read_json(tmp_path / "file") == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_not_a_number_is_refused_in_json(tmp_path):
+    with pytest.raises(ValueError, match="Out of range"):
+        write_json(tmp_path / "file", float("nan"))
+    write_json(tmp_path / "file", {"a": np.float32(0.1), "b": jnp.arange(2)})
+    assert read_json(tmp_path / "file") == {"a": float(np.float32(0.1)), "b": [0, 1]}
+
+
+# Damage.
+
+
+def damage(path, how):
+    data = path.read_bytes()
+    middle = len(data) // 2
+    changed = {
+        "removed": None,
+        "cut": data[:middle],
+        "altered": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
+    }[how]
+    path.unlink()
+    if changed is not None:
+        path.write_bytes(changed)
+
+
+@pytest.mark.parametrize("how", ["removed", "cut", "altered"])
+def test_a_stage_with_a_damaged_file_is_named_and_made_again(tmp_path, capsys, how):
+    ran = []
+
+    def run(context):
+        ran.append(context.folder.name)
+        (context.folder / "below").mkdir()
+        write_json(context.folder / "below" / "out", list(range(9)))
+
+    stages = [
+        Stage("one", run),
+        Stage("two", run, needs=("one",)),
+        Stage("other", run),
+    ]
+    run_stages(stages, tmp_path)
+    path = tmp_path / "stages" / "one" / "below" / "out"
+    whole = path.read_bytes()
+    damage(path, how)
+    message = "below/out removed, cut short or altered"
+    with pytest.raises(RagJaxError, match=f"stage one: {message}; run launch/train.py"):
+        open_stages(stages, tmp_path, ["two"])
+    open_stages(stages, tmp_path, ["other"])
+    ran.clear()
+    capsys.readouterr()
+    run_stages(stages, tmp_path)
+    assert ran == ["one", "two"]
+    assert f"stage one: {message}, redoing" in capsys.readouterr().err
+    assert path.read_bytes() == whole
+
+
+def test_a_stage_that_mends_is_called_on_what_is_there(tmp_path, capsys):
+    made = []
+
+    def run(context):
+        for name in "abc":
+            if not (context.folder / name).exists():
+                made.append(name)
+                write_json(context.folder / name, name)
+
+    stages = [Stage("one", run, mends=True), Stage("two", lambda context: None, needs=("one",))]
+    run_stages(stages, tmp_path)
+    for name in "bc":
+        (tmp_path / "stages" / "one" / name).unlink()
+    made.clear()
+    records = run_stages(stages, tmp_path)
+    assert made == ["b", "c"]
+    assert (
+        "stage one: b and 1 more removed, cut short or altered, mending" in capsys.readouterr().err
+    )
+    assert [record["reused"] for record in records] == [False, True]
+    assert [record["reused"] for record in run_stages(stages, tmp_path)] == [True, True]
+
+
+# Stages divided over processes.
+
+
+class Divided:
+    """A run with a stage of two maps, whose batches are counted, and stages around it."""
+
+    def __init__(self, workdir, *shard, stop_at=None):
+        self.workdir, self.shard = workdir, Shard(*shard) if shard else None
+        self.calls, self.stop_at = [], stop_at
+
+    def work(self, made):
+        def run(batch):
+            if len(self.calls) == self.stop_at:
+                raise KeyboardInterrupt
+            self.calls.append(batch)
+            return made(batch)
+
+        return run
+
+    def map(self, context):
+        sizes = {"batch_size": 4, "unit": "items"}
+        records = context.map_batches("out.jsonl", ITEMS, self.work(make_records), **sizes)
+        rows = context.map_arrays("out.npy", len(ITEMS), self.work(make_rows), **sizes)
+        assert records == make_records(ITEMS)
+        np.testing.assert_array_equal(rows, make_rows(slice(0, len(ITEMS))))
+        assert self.shard is None or self.shard.number == 0
+        write_json(context.folder / "sum", float(rows.sum()))
+
+    def run(self):
+        stages = [
+            Stage("before", lambda context: None),
+            Stage("map", self.map, needs=("before",), divides=("out.jsonl", "out.npy")),
+            Stage("after", self.map_alone, needs=("map",)),
+        ]
+        return run_stages(stages, self.workdir, shard=self.shard)
+
+    def map_alone(self, context):
+        """Maps batches that are not divided."""
+        sizes = {"batch_size": 4, "unit": "items"}
+        context.map_batches("alone.jsonl", ITEMS, make_records, **sizes)
+        context.map_arrays("alone.npy", len(ITEMS), make_rows, **sizes)
+
+    def start(self):
+        """Runs beside the test; gives what it ended with."""
+        return self._threads.submit(self._end)
+
+    def _end(self):
+        try:
+            return self.run()
+        except BaseException as error:
+            return error
+
+    _threads = ThreadPoolExecutor(max_workers=9)
+
+
+def read_files(workdir):
+    folder = workdir / "stages" / "map"
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.stem[:3] != "sta"}
+
+
+@pytest.fixture
+def whole(tmp_path, monkeypatch):
+    """The files that one process makes."""
+    monkeypatch.setattr("rag_jax.pipeline.stage.POLL", 0.01)
+    monkeypatch.setattr("rag_jax.pipeline.runner.POLL", 0.01)
+    Divided(tmp_path / "one").run()
+    return read_files(tmp_path / "one")
+
+
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_shards_make_what_one_process_makes(tmp_path, whole, count):
+    runs = [Divided(tmp_path / "run", number, count) for number in range(count)]
+    first, *others = [future.result(60) for future in [run.start() for run in reversed(runs)]][::-1]
+    assert [record["name"] for record in first] == ["before", "map", "after"]
+    for error in others:
+        assert isinstance(error, Stopped) and str(error).startswith("every stage is made; shard 0")
+    assert read_files(tmp_path / "run") == whole
+    assert [len(run.calls) for run in runs] == [2 * len(range(i, 6, count)) for i in range(count)]
+    assert Divided(tmp_path / "run").run() == [record | {"reused": True} for record in first]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("at", range(6))
+def test_an_interrupted_shard_is_started_again_by_itself(tmp_path, whole, number, at):
+    other = Divided(tmp_path / "run", 1 - number, 2)
+    waiting = other.start()
+    stopped = Divided(tmp_path / "run", number, 2, stop_at=at)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    again = Divided(tmp_path / "run", number, 2)
+    ended = {number: again.start().result(60), 1 - number: waiting.result(60)}
+    assert isinstance(ended[1], Stopped) and len(ended[0]) == 3
+    assert len(stopped.calls) == at and len(again.calls) == 6 - at and len(other.calls) == 6
+    assert read_files(tmp_path / "run") == whole
+
+
+def test_one_process_ends_what_shards_began(tmp_path, whole):
+    for number, stop_at in ((0, 1), (1, 1)):
+        with pytest.raises(KeyboardInterrupt):
+            Divided(tmp_path / "run", number, 3, stop_at=stop_at).run()
+    alone = Divided(tmp_path / "run")
+    alone.run()
+    assert len(alone.calls) == 12 - 1 - 1
+    assert read_files(tmp_path / "run") == whole
+
+
+def test_a_shard_runs_once(tmp_path, whole):
+    waiting = Divided(tmp_path / "run", 1, 2).start()
+    while not (tmp_path / "run" / ".lock.1-of-2").exists():
+        time.sleep(0.01)
+    with pytest.raises(RagJaxError, match="in use by another run"):
+        Divided(tmp_path / "run", 1, 2).run()
+    Divided(tmp_path / "run", 0, 2).run()
+    assert isinstance(waiting.result(60), Stopped)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("number", "reason"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stopped)]
+)
+def test_a_signal_that_python_lost_stops_before_the_next_batch(tmp_path, number, reason):
+    class Thing:
+        pass
+
+    made = []
+
+    def work(batch):
+        made.append(batch)
+        if len(made) == 2:
+            thing = Thing()
+            weakref.finalize(thing, signal.raise_signal, number)
+            del thing  # what is raised here is ignored
+        return make_records(batch)
+
+    def run(context):
+        context.map_batches("out.jsonl", ITEMS, work, batch_size=4, unit="items")
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signals.listen()
+    try:
+        with pytest.raises(reason):
+            run_stages([Stage("map", run)], tmp_path)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        signals._noted.clear()
+    assert len(made) == 2
+    assert len(read_jsonl(tmp_path / "stages" / "map" / "out.jsonl")) == 8

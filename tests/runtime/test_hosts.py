@@ -1,0 +1,97 @@
+"""Two processes on this machine do what one does, and only the first writes."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from on_mesh import worker
+from on_mesh.stopped import STEPS
+
+from rag_jax.runtime import hosts
+from rag_jax.runtime.checkpoint import Checkpoints, load_tree
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_json, read_jsonl
+from rag_jax.runtime.sharding import DECODER_RULES, lay_out
+from rag_jax.systems.srrag import tune
+
+TESTS = Path(__file__).parent
+
+
+def find_port():
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        return taken.getsockname()[1]
+
+
+def start_two(program, folder, *, devices):
+    """Two processes that run a module of tests/on_mesh and meet."""
+    address = f"localhost:{find_port()}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": flags,
+        "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", f"on_mesh.{program}", address, str(number), folder],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+
+
+def test_one_is_told_to_stop_and_all_save_at_the_same_step(tmp_path):
+    for word in ("stopped", "went"):
+        both = start_two("stopped", tmp_path, devices=1)
+        said = [process.communicate(timeout=300)[0] for process in both]
+        assert [process.returncode for process in both] == [0, 0], "\n".join(said)
+        ours, theirs = ([x for x in text.splitlines() if x.startswith(word)] for text in said)
+        assert len(ours) == 1 and ours == theirs
+    (saved,) = Checkpoints(tmp_path / "stopped" / "checkpoints").steps()
+    assert 5 < saved < STEPS
+
+
+def test_two_processes(tmp_path):
+    both = start_two("worker", tmp_path / "two", devices=2)
+    worker.run(tmp_path / "one")
+    said = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], "\n".join(said)
+    assert "stage train: kept" in said[0] and "stage" not in said[1]
+    assert read_json(tmp_path / "two" / "process0.json") == {"first": True}
+    assert not (tmp_path / "two" / "process1.json").exists()
+
+    one, two = (tmp_path / name / "stages" for name in ("one", "two"))
+    logs = [read_jsonl(folder / "train" / "log.jsonl") for folder in (one, two)]
+    assert len(logs[0]) == worker.STEPS
+    for ours, theirs in zip(*logs, strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-5)
+    session = worker.make_session(None, "lora")
+    abstract = lay_out(tune.start_trainable(session), session.mesh, DECODER_RULES)
+    trained = [load_tree(folder / "train" / "params", abstract) for folder in (one, two)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), *trained)
+    texts = [(folder / "texts" / "texts.jsonl").read_text() for folder in (one, two)]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("localhost:1", None, None), "--coordinator=localhost:1: needs --processes=N and"),
+        (("localhost:1", 2, 2), "--process=I, from 0 to N - 1, not 2 and 2"),
+        (("auto", 2, 0), "--coordinator=auto: leave out --processes and --process"),
+        (("auto", None, None), "--coordinator=auto: cannot join the others: "),
+    ],
+)
+def test_processes_that_cannot_meet(arguments, message):
+    with pytest.raises(RagJaxError, match=message) as caught:
+        hosts.connect(*arguments)
+    assert "\n" not in str(caught.value)
