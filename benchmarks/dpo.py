@@ -36,7 +36,7 @@ from models import NAME, describe_machine, find_device, measure_peak, require, s
 from tqdm import tqdm
 from turns import take_turns, time_call
 
-from rag_jax.config import StageConfig
+from rag_jax.config import TrainConfig
 from rag_jax.data.batches import round_up
 from rag_jax.data.gazetteer import build_world
 from rag_jax.models import load, save
@@ -207,7 +207,7 @@ def make_our_step(ours: Any, arrays: dict[str, np.ndarray]) -> Callable[[], floa
         return stage2_loss(ours.model, params, arrays, beta=BETA)
 
     # As good as constant: the schedule ends in a million steps.
-    optimizer = make_optimizer(StageConfig(learning_rate=RATE, warmup_fraction=0.0), 10**6)
+    optimizer = make_optimizer(TrainConfig(learning_rate=RATE, warmup_fraction=0.0), 10**6)
     step = make_step({"pairs": loss}, optimizer)
     kept = [init_state(ours.params, optimizer)]
 

@@ -40,7 +40,7 @@ ENCODER = "all-minilm-l6-v2"
 COUNTS, K = (1, 64, 1024), 10
 SIDES = ("exact", "scann", "faiss")
 
-Search = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+BeamConfig = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def main() -> None:
@@ -96,7 +96,7 @@ def make_builders(embeddings: np.ndarray) -> dict[str, Callable[[], Any]]:
     }
 
 
-def make_searches(embeddings: np.ndarray) -> dict[str, Search]:
+def make_searches(embeddings: np.ndarray) -> dict[str, BeamConfig]:
     indices = {side: build() for side, build in make_builders(embeddings).items()}
     return {
         "exact": lambda queries: indices["exact"].search(queries, K),
@@ -124,7 +124,7 @@ def count_bytes(index: Any) -> int:
 
 
 def compare_searching(
-    searches: dict[str, Search], queries: np.ndarray, runs: int
+    searches: dict[str, BeamConfig], queries: np.ndarray, runs: int
 ) -> dict[str, Any]:
     first = {side: time_call(lambda s=search: s(queries)) for side, search in searches.items()}
     found = {side: search(queries) for side, search in searches.items()}

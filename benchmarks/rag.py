@@ -32,7 +32,7 @@ import transformers
 from tqdm import tqdm
 from turns import take_turns, time_call
 
-from rag_jax.decoding import Search
+from rag_jax.decoding import BeamConfig
 from rag_jax.models.io.bart_configs import describe_bart
 from rag_jax.models.io.tensors import StoredTensor
 from rag_jax.models.io.weights import build_params
@@ -51,7 +51,7 @@ BEAMS, TOKENS = 4, 16
 SETTINGS = {
     "max_tokens": TOKENS,
     "stop_ids": (CONFIG.eos_id,),
-    "search": Search(num_beams=BEAMS, min_tokens=TOKENS),
+    "search": BeamConfig(num_beams=BEAMS, min_tokens=TOKENS),
 }
 THEIR_SETTINGS = {
     "n_docs": DOCS, "num_beams": BEAMS, "num_return_sequences": BEAMS, "do_sample": False,

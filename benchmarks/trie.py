@@ -1,4 +1,4 @@
-"""Search along a trie against Hugging Face's `prefix_allowed_tokens_fn`: same model, one process.
+"""BeamConfig along a trie against Hugging Face's `prefix_allowed_tokens_fn`: same model, one process.
 
     pip install -e '.[bench]' && python benchmarks/trie.py [--runs=7] [--out=FILE]
 
@@ -31,7 +31,7 @@ from query import compare_query
 from turns import take_turns, time_call
 
 from rag_jax.data.gazetteer import build_world
-from rag_jax.decoding import Search, Trie, trie_search
+from rag_jax.decoding import BeamConfig, Trie, trie_search
 from rag_jax.decoding.trie import TrieArrays
 from rag_jax.decoding.trie_beams import expand
 from rag_jax.models import load
@@ -114,7 +114,7 @@ def compare_building(corpus: list[list[int]], end: int) -> tuple[Trie, dict, dic
 def compare_searching(
     ours: Any, theirs: Any, trie: Trie, guides: dict, prompts: list[list[int]], runs: int
 ) -> dict[str, Any]:
-    search = Search(BEAMS)
+    search = BeamConfig(BEAMS)
     arrays = pad_left(prompts)
     start = arrays["input_ids"].shape[1]
 

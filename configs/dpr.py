@@ -28,13 +28,13 @@ import dataclasses
 import ml_collections
 
 from rag_jax.config import ContrastiveConfig, choose_preset, to_config_dict
-from rag_jax.systems.dpr.config import DPRConfig, NegativesConfig, RetrieverConfig
+from rag_jax.systems.dpr.config import DPRConfig, DPREncoderConfig, NegativesConfig
 
 PRESETS = {
     "": DPRConfig(),
     "bert-base": dataclasses.replace(
         DPRConfig(),
-        encoder=RetrieverConfig(
+        encoder=DPREncoderConfig(
             name="google-bert/bert-base-uncased", max_length=256, shared=False, pooling="cls"
         ),
         negatives=NegativesConfig(kept=1),

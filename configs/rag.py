@@ -46,9 +46,9 @@ from rag_jax.config import TuningConfig, choose_preset, to_config_dict
 from rag_jax.systems.rag.config import (
     DecodeConfig,
     GeneratorConfig,
+    JointTrainConfig,
     RAGConfig,
     RetrieverConfig,
-    TrainConfig,
 )
 
 PRESETS = {
@@ -63,7 +63,7 @@ PRESETS = {
             scale=1.0,
         ),
         tuning=TuningConfig(mode="full"),
-        train=TrainConfig(
+        train=JointTrainConfig(
             epochs=100,
             batch_size=64,
             learning_rate=3e-5,

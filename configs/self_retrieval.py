@@ -53,7 +53,7 @@ import ml_collections
 
 from rag_jax.config import (
     ReaderConfig,
-    StageConfig,
+    TrainConfig,
     TuningConfig,
     choose_preset,
     to_config_dict,
@@ -72,7 +72,7 @@ def _follow_paper(name: str) -> SelfRetrievalConfig:
         model=ReaderConfig(name=name, dtype="bfloat16", vocab_multiple=128, max_text=512),
         examples=ExamplesConfig(sentences=3, same=5, other=5),
         tuning=TuningConfig(mode="full", remat="full"),
-        train=StageConfig(
+        train=TrainConfig(
             epochs=3,
             batch_size=128,
             learning_rate=2e-5,

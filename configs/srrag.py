@@ -85,7 +85,7 @@ import ml_collections
 from rag_jax.config import (
     EncoderConfig,
     ReaderConfig,
-    StageConfig,
+    TrainConfig,
     WorldConfig,
     choose_preset,
     to_config_dict,
@@ -118,7 +118,7 @@ def _follow_paper(name: str, *, tau: float, layer: int) -> SRRAGConfig:
         verbalise=VerbaliseConfig(max_tokens=150, pool=2048, batch_size=256),
         label=LabelConfig(batch_size=256),
         tuning=NewTokensConfig(mode="full", remat="full"),
-        stage1=StageConfig(learning_rate=1e-5, **stage),
+        stage1=TrainConfig(learning_rate=1e-5, **stage),
         stage2=Stage2Config(learning_rate=5e-7, beta=0.3, **stage),
         datastore=DatastoreConfig(layer=layer, k=30),
         route=RouteConfig(tau=tau),

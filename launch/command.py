@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rag_jax.runtime import signals
-from rag_jax.runtime.errors import RagJaxError, Stopped
+from rag_jax.runtime.errors import Preempted, RagJaxError
 
 
 def read_command(arguments: list[str], options: Mapping[str, str]) -> tuple[Any, dict[str, Any]]:
@@ -161,7 +161,7 @@ def run(
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130
-    except Stopped as stopped:
+    except Preempted as stopped:
         print(str(stopped) or interrupted, file=sys.stderr)
         return 0
     except RagJaxError as error:

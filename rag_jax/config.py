@@ -165,7 +165,7 @@ class IndexConfig:
 
 
 @dataclass(frozen=True)
-class StageConfig:
+class TrainConfig:
     """One training stage: AdamW, a linear warm-up, then a linear decay to zero.
 
     Gradients are summed over microbatches of at most `microbatch_tokens`, which bounds the memory.
@@ -207,7 +207,7 @@ class TuningConfig:
 
 
 @dataclass(frozen=True)
-class ContrastiveConfig(StageConfig):
+class ContrastiveConfig(TrainConfig):
     """Training of a retriever: `batch_size` questions a step, each with its gold passage and
     `negatives` mined ones, all of which are negatives to the other questions.
 

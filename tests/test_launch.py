@@ -79,7 +79,7 @@ def system(tmp_path):
                     context.map_batches("out.jsonl", range(60), work, batch_size=2, unit="items")
 
                 read = {"seed": settings.seed}
-                stage = Stage("count", count, read, divides=("out.jsonl",))
+                stage = Stage("count", count, read, shardable=("out.jsonl",))
                 run_stages([stage], workdir, shard=shard)
         """)
     )

@@ -1,23 +1,23 @@
 """Prefill and decode over an explicit key/value cache."""
 
-from rag_jax.decoding.beams import Found, Search, beam_search, search_beams
+from rag_jax.decoding.beams import BeamConfig, Beams, beam_search, search_beams
 from rag_jax.decoding.cache import Cache, append, encode_source, fork, init_cache
 from rag_jax.decoding.generate import generate, prefill, read_prompts
 from rag_jax.decoding.sample import Decoded, Sampling, decode
 from rag_jax.decoding.stream import stream
 from rag_jax.decoding.trie import Trie, TrieArrays
-from rag_jax.decoding.trie_beams import FoundPaths, FoundSequence, search_trie, trie_search
+from rag_jax.decoding.trie_beams import FoundSequence, TrieBeams, search_trie, trie_search
 
 __all__ = [
+    "BeamConfig",
+    "Beams",
     "Cache",
     "Decoded",
-    "Found",
-    "FoundPaths",
     "FoundSequence",
     "Sampling",
-    "Search",
     "Trie",
     "TrieArrays",
+    "TrieBeams",
     "append",
     "beam_search",
     "decode",

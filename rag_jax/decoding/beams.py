@@ -25,7 +25,7 @@ from rag_jax.runtime.hosts import fetch
 from rag_jax.runtime.sharding import shard_batch
 
 
-class Search(NamedTuple):
+class BeamConfig(NamedTuple):
     """How beams are kept; hashable, so a compiled loop can close over it.
 
     Attributes:
@@ -44,7 +44,7 @@ class Search(NamedTuple):
     min_tokens: int = 0
 
 
-class Found(NamedTuple):
+class Beams(NamedTuple):
     """Each row's finished beams, best first; `N` is the limit, the stop token is not among them.
 
     Attributes:
@@ -92,7 +92,7 @@ def keep_best(found, new):
 
 
 def may_improve(
-    search: Search,
+    search: BeamConfig,
     onward: Float[Array, "B"],
     scores: Float[Array, "B W"],
     *,
@@ -115,7 +115,7 @@ def may_improve(
     return going
 
 
-def follow(
+def branch_mask(
     seen: Bool[Array, "B W S"], parents: Int[Array, "B W"], slot: Int[Array, ""]
 ) -> Bool[Array, "B W S"]:
     """Where each beam looks: at the slots of the one that it goes on from, and at its next own.
@@ -135,10 +135,10 @@ def search_beams(
     *,
     max_tokens: int,
     stop_ids: Sequence[int],
-    search: Search = Search(),
+    search: BeamConfig = BeamConfig(),
     doc_scores: Float[Array, "B K"] | None = None,
     active: Bool[Array, "B"] | None = None,
-) -> Found:
+) -> Beams:
     """Writes each row's likeliest texts of up to `max_tokens` tokens; call it inside `jax.jit`.
 
     With `doc_scores` the `R = B * K` rows of the cache are `K` documents for each of `B` texts and
@@ -195,7 +195,7 @@ def search_beams(
         if forced is not None:
             to_the_end = pick(live.logprobs + logprobs[:, :, forced], parent)
             exact = jnp.where(i == last, to_the_end, total)
-        new = Found(
+        new = Beams(
             texts,
             i + (~stopped).astype(jnp.int32),
             jnp.where(stopped, token, -1),
@@ -217,7 +217,7 @@ def search_beams(
     def step(state):
         i, live, found, going, parent, token, seen, cache = state
         slot = base + (i - 1) * beams
-        seen = follow(seen, parent, slot)
+        seen = branch_mask(seen, parent, slot)
         output, cache = write_branches(
             model,
             params,
@@ -239,7 +239,7 @@ def search_beams(
     )
     none = jnp.zeros((rows, beams), jnp.int32)
     masked = jnp.full((rows, beams), MASKED)
-    found = Found(live.tokens, none, none - 1, masked, masked)
+    found = Beams(live.tokens, none, none - 1, masked, masked)
     started = choose(jnp.int32(0), next_logprobs(hidden), live, found, active)
     cache = fork(model, cache, 1)
     base = cache.real.shape[1]
@@ -256,12 +256,12 @@ def beam_search(
     *,
     max_tokens: int,
     stop_ids: Sequence[int],
-    search: Search = Search(),
+    search: BeamConfig = BeamConfig(),
     batch_size: int = 16,
 ) -> list[list[tuple[list[int], float]]]:
     """Each prompt's likeliest continuations; the list-in, list-out way to use `search_beams`.
 
-    Prompts, batches and what is forced are as in `generate`, which `Search(1, early_stopping=True)`
+    Prompts, batches and what is forced are as in `generate`, which `BeamConfig(1, early_stopping=True)`
     agrees with.
 
     Returns:

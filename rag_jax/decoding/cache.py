@@ -110,7 +110,7 @@ def write(
     mask: Bool[Array, "B T"],
     *,
     slot: Int[Array, ""] | int,
-    tap: int | None = None,
+    return_layer: int | None = None,
 ) -> tuple[Output, Cache]:
     """Runs a chunk through the model and writes it at `slot`, into slots that exist.
 
@@ -122,7 +122,9 @@ def write(
     visible = jnp.arange(real.shape[1])[None, None, :] <= own[None, :, None]
     positions = cache.position[:, None] + jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     seen = real[:, None, :] & visible
-    output = _run(model, params, cache, tokens, seen, positions, slot=slot, tap=tap)
+    output = _run(
+        model, params, cache, tokens, seen, positions, slot=slot, return_layer=return_layer
+    )
     position = cache.position + mask.sum(axis=1, dtype=jnp.int32)
     return output, Cache(output.cache, real, position, cache.prefix)
 
@@ -178,8 +180,16 @@ def append(
     tokens: Int[Array, "B T"],
     mask: Bool[Array, "B T"],
     *,
-    tap: int | None = None,
+    return_layer: int | None = None,
 ) -> tuple[Output, Cache]:
     """Appends one chunk to every row; `mask` is False on padding, which may stand anywhere."""
     slot = cache.real.shape[1]
-    return write(model, params, grow(cache, tokens.shape[1]), tokens, mask, slot=slot, tap=tap)
+    return write(
+        model,
+        params,
+        grow(cache, tokens.shape[1]),
+        tokens,
+        mask,
+        slot=slot,
+        return_layer=return_layer,
+    )

@@ -44,7 +44,7 @@ class Decoded(NamedTuple):
     cache: Cache
 
 
-class Writing(NamedTuple):
+class DecodeState(NamedTuple):
     """A loop under way.
 
     Attributes:
@@ -68,7 +68,7 @@ class Writing(NamedTuple):
         return Decoded(self.tokens, lengths, ~self.active, self.cache)
 
 
-def draw_tokens(
+def sample_tokens(
     logits: Float[Array, "B V"], keys: Key[Array, "B"] | None, *, sampling: Sampling = Sampling()
 ) -> Int[Array, "B"]:
     """One token a row; row `i` uses its own key, so a row's text does not depend on its batch.
@@ -111,8 +111,8 @@ def decode(
     """
     active = jnp.ones(hidden.shape[0], bool) if active is None else active
     draw = make_draw(model, params, stop_ids=stop_ids, keys=keys, sampling=sampling)
-    writing = start_writing(cache, hidden, draw, max_tokens=max_tokens, active=active)
-    return go_on_writing(model, params, writing, draw, limit=max_tokens).decoded
+    writing = init_decode(cache, hidden, draw, max_tokens=max_tokens, active=active)
+    return decode_until(model, params, writing, draw, limit=max_tokens).decoded
 
 
 # The next token of each row from its hidden state `[B, D]` and number, and where it is no stop.
@@ -134,29 +134,29 @@ def make_draw(
         row_keys = keys
         if keys is not None:
             row_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-        token = draw_tokens(logits, row_keys, sampling=sampling)
+        token = sample_tokens(logits, row_keys, sampling=sampling)
         return token, ~jnp.isin(token, jnp.asarray(stop_ids, jnp.int32))
 
     return draw
 
 
-def start_writing(
+def init_decode(
     cache: Cache,
     hidden: Float[Array, "B D"],
     draw: Draw,
     *,
     max_tokens: int,
     active: Bool[Array, "B"],
-) -> Writing:
+) -> DecodeState:
     """Draws the first token of each row that is `active` and makes room for `max_tokens`."""
     token, goes_on = draw(hidden, 0)
     tokens = jnp.zeros((len(token), max_tokens), jnp.int32)
-    return Writing(jnp.int32(0), token, active & goes_on, tokens, grow(cache, max_tokens))
+    return DecodeState(jnp.int32(0), token, active & goes_on, tokens, grow(cache, max_tokens))
 
 
-def go_on_writing(
-    model: Decoder | Bart, params, writing: Writing, draw: Draw, *, limit: Int[Array, ""] | int
-) -> Writing:
+def decode_until(
+    model: Decoder | Bart, params, writing: DecodeState, draw: Draw, *, limit: Int[Array, ""] | int
+) -> DecodeState:
     """Writes until every row has ended or the longest has `limit` tokens."""
     base = writing.cache.real.shape[1] - writing.tokens.shape[1]
 
@@ -170,6 +170,6 @@ def go_on_writing(
         slot = base + count
         output, cache = write(model, params, cache, token[:, None], active[:, None], slot=slot)
         token, goes_on = draw(output.hidden[:, 0], count + 1)
-        return Writing(count + 1, token, active & goes_on, tokens, cache)
+        return DecodeState(count + 1, token, active & goes_on, tokens, cache)
 
     return jax.lax.while_loop(more, step, writing)

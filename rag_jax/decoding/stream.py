@@ -10,10 +10,10 @@ from jaxtyping import Array, Bool, Int
 from rag_jax.decoding.cache import Cache, append
 from rag_jax.decoding.sample import (
     Decoded,
-    Writing,
-    go_on_writing,
+    DecodeState,
+    decode_until,
+    init_decode,
     make_draw,
-    start_writing,
 )
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.tokenizer import Tokenizer
@@ -54,17 +54,17 @@ def stream(
 
 
 @partial(jax.jit, static_argnames=("model", "max_tokens", "stop_ids"))
-def _start(model, params, cache, tokens, active, *, max_tokens, stop_ids) -> Writing:
+def _start(model, params, cache, tokens, active, *, max_tokens, stop_ids) -> DecodeState:
     mask = jnp.tile(active[:, None], tokens.shape[1])
     output, cache = append(model, params, cache, tokens, mask)
     draw = make_draw(model, params, stop_ids=stop_ids)
-    return start_writing(cache, output.hidden[:, -1], draw, max_tokens=max_tokens, active=active)
+    return init_decode(cache, output.hidden[:, -1], draw, max_tokens=max_tokens, active=active)
 
 
 @partial(jax.jit, static_argnames=("model", "stop_ids"))
-def _go_on(model, params, writing, limit, *, stop_ids) -> Writing:
+def _go_on(model, params, writing, limit, *, stop_ids) -> DecodeState:
     draw = make_draw(model, params, stop_ids=stop_ids)
-    return go_on_writing(model, params, writing, draw, limit=limit)
+    return decode_until(model, params, writing, draw, limit=limit)
 
 
 def spell(tokenizer: Tokenizer, written: Iterable[Sequence[int]]) -> Iterator[str]:

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Int
 from rag_jax.data.batches import round_up
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.manifest import check_files, read_manifest, write_folder
-from rag_jax.runtime.sharding import place_array
+from rag_jax.runtime.sharding import shard_array
 
 _KINDS = {
     "first_child": np.int32,
@@ -271,7 +271,7 @@ def _place(array: np.ndarray) -> Array:
     mesh = jax.sharding.get_mesh()
     if mesh.size <= 1:
         return jnp.asarray(array)
-    return place_array(array, NamedSharding(mesh, PartitionSpec()))
+    return shard_array(array, NamedSharding(mesh, PartitionSpec()))
 
 
 def choose_gathers(most: int) -> tuple[int, ...]:

@@ -15,7 +15,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rag_jax.data.batches import round_up
-from rag_jax.decoding.beams import Search, follow, has_probability, keep_best, may_improve, pick
+from rag_jax.decoding.beams import (
+    BeamConfig,
+    branch_mask,
+    has_probability,
+    keep_best,
+    may_improve,
+    pick,
+)
 from rag_jax.decoding.cache import Cache, fork, grow, write_branches
 from rag_jax.decoding.generate import batch_prompts, check_prompts, read_prompts
 from rag_jax.decoding.trie import Trie, TrieArrays
@@ -27,7 +34,7 @@ from rag_jax.runtime.hosts import fetch
 from rag_jax.runtime.sharding import shard_batch
 
 
-class FoundPaths(NamedTuple):
+class TrieBeams(NamedTuple):
     """Where each row's beams ended, best first; `N` is the limit.
 
     Attributes:
@@ -151,11 +158,11 @@ def search_trie(
     starts: Int[Array, "B"],
     *,
     max_tokens: int,
-    search: Search = Search(),
+    search: BeamConfig = BeamConfig(),
     greedy: bool = False,
     stops: Bool[Array, "N"] | None = None,
     active: Bool[Array, "B"] | None = None,
-) -> FoundPaths:
+) -> TrieBeams:
     """Finds the likeliest paths from each row's start node to leaves; call it inside `jax.jit`.
 
     The live beams of a row are the `num_beams` likeliest paths that go on, whatever ends beside
@@ -205,7 +212,7 @@ def search_trie(
 
         ended = ends[best.nodes] & has_probability(best.logprobs)
         scores = best.logprobs / (i + 1) ** search.length_penalty
-        new = FoundPaths(
+        new = TrieBeams(
             best.nodes,
             extend(best),
             jnp.full_like(best.nodes, i + 1),
@@ -230,7 +237,7 @@ def search_trie(
     def step(state):
         i, live, found, going, parents, seen, cache = state
         slot = base + (i - 1) * beams
-        seen = follow(seen, parents, slot)
+        seen = branch_mask(seen, parents, slot)
         output, cache = write_branches(
             model,
             params,
@@ -247,7 +254,7 @@ def search_trie(
     masked = jnp.full((rows, beams), MASKED)
     none = jnp.full((rows, beams), -1)
     tokens = jnp.zeros((rows, beams, max_tokens), jnp.int32)
-    found = FoundPaths(none, tokens, none + 1, masked, masked)
+    found = TrieBeams(none, tokens, none + 1, masked, masked)
     # A start that is a leaf is a result already.
     known = (active & is_leaf[starts])[:, None] & (jnp.arange(beams) == 0)[None]
     found = found._replace(
@@ -273,7 +280,7 @@ def trie_search(
     prompts: Sequence[Sequence[int]],
     trie: Trie,
     *,
-    search: Search = Search(),
+    search: BeamConfig = BeamConfig(),
     greedy: bool = False,
     batch_size: int = 16,
 ) -> list[list[FoundSequence]]:

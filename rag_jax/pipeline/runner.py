@@ -27,10 +27,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rag_jax.pipeline.stage import POLL, Shard, ShardMade, Stage, StageContext, say
+from rag_jax.pipeline.stage import POLL, Shard, ShardMade, Stage, StageContext, log
 from rag_jax.runtime import signals
 from rag_jax.runtime.clock import compile_seconds
-from rag_jax.runtime.errors import RagJaxError, Stopped
+from rag_jax.runtime.errors import Preempted, RagJaxError
 from rag_jax.runtime.files import explain_disk_errors, read_json, sum_files, to_json, write_json
 from rag_jax.runtime.hosts import is_first, wait_for_all
 
@@ -69,7 +69,7 @@ def run_stages(
 
     Raises:
         RagJaxError: if another process works in the folder or it cannot be written.
-        Stopped: every stage is made, and this is not the process that reports on them.
+        Preempted: every stage is made, and this is not the process that reports on them.
     """
     workdir = Path(workdir)
     with explain_disk_errors(workdir):
@@ -82,7 +82,7 @@ def run_stages(
             if follows:
                 for stage in stages:
                     made[stage.name] = _follow_stage(stage, workdir / "stages", made, shard)
-                raise Stopped("every stage is made; shard 0 writes the report")
+                raise Preempted("every stage is made; shard 0 writes the report")
             write_json(workdir / "config.json", config)
             for stage in stages:
                 made[stage.name] = _run_stage(stage, workdir / "stages", made, shard)
@@ -120,7 +120,9 @@ def open_stages(
     for stage in stages:
         if stage.name in wanted:
             found, reason = _read_record(folder / stage.name, _describe(stage, made), made)
-            if found and not stage.mends:  # one that mends its files does without the damaged ones
+            if (
+                found and not stage.repairs
+            ):  # one that mends its files does without the damaged ones
                 reason = _find_damaged(folder / stage.name, found)
             if found is None or not found.pop("ended") or reason:
                 if reason.startswith("settings"):
@@ -162,7 +164,7 @@ def _run_stage(
     found, reason = _check_record(context.folder, wanted, made, stage)
     wait_for_all(f"stage {stage.name} was looked for")
     if found and found.pop("ended"):
-        say(f"stage {stage.name}: kept ({found['seconds']:.1f} s when it was made)")
+        log(f"stage {stage.name}: kept ({found['seconds']:.1f} s when it was made)")
         return found | {"reused": True}
     _begin(context, wanted, found, reason)
     if is_first() and shard is None:  # or they may be other processes'
@@ -185,7 +187,7 @@ def _follow_stage(
 ) -> dict[str, Any]:
     """Makes a shard of a stage that the first process has begun, and waits until it has ended."""
     wanted, context = _describe(stage, made), StageContext(stage, folder, shard)
-    is_made, said = not stage.divides, False
+    is_made, said = not stage.shardable, False
     while True:
         found, _ = _check_record(context.folder, wanted, made, stage)
         if found and found.pop("ended"):
@@ -193,11 +195,11 @@ def _follow_stage(
         if found and not is_made:
             with contextlib.suppress(ShardMade):
                 stage.run(context)
-                raise ValueError(f"stage {stage.name} did not map {stage.divides[-1]}")
+                raise ValueError(f"stage {stage.name} did not map {stage.shardable[-1]}")
             is_made = True
             continue
         if not said:
-            say(f"stage {stage.name}: waiting for shard 0")
+            log(f"stage {stage.name}: waiting for shard 0")
             said = True
         time.sleep(POLL)
 
@@ -208,9 +210,9 @@ def _begin(
     """Says why a stage is made, and leaves its folder with the record that it began."""
     name = context.folder.name
     if found is None and reason:
-        say(f"stage {name}: {reason}, redoing")
+        log(f"stage {name}: {reason}, redoing")
     elif found is not None:
-        say(f"stage {name}: {reason}, mending" if reason else f"stage {name}: continuing")
+        log(f"stage {name}: {reason}, mending" if reason else f"stage {name}: continuing")
     if not is_first():
         return
     if found is None:
@@ -247,7 +249,7 @@ def _check_record(
     damaged = _find_damaged(folder, found) if found else ""
     if not damaged:
         return found, reason
-    return found | {"ended": False} if stage.mends else None, damaged
+    return found | {"ended": False} if stage.repairs else None, damaged
 
 
 def _read_record(

@@ -98,7 +98,7 @@ class StageContext:
             records = records[: len(records) // batch_size * batch_size]
         starts = range(len(records), len(items), batch_size)
         pieces = {start: path.with_name(f"{file}.{start}") for start in starts}
-        if self._shard is not None and file in self._stage.divides:
+        if self._shard is not None and file in self._stage.shardable:
             self._share(
                 file,
                 pieces,
@@ -168,7 +168,7 @@ class StageContext:
                 raise ValueError(f"{file}: {len(made)} rows for {rows}")
             save_rows(pieces[start], [made], len(made))
 
-        if self._shard is not None and file in self._stage.divides:
+        if self._shard is not None and file in self._stage.shardable:
             self._share(file, pieces, make, path.exists, batch_size=batch_size, unit=unit)
             if self._shard.number:
                 try:
@@ -220,12 +220,12 @@ class StageContext:
                 signals.check()
                 make(start)
                 bar.update(1)
-        if shard.number and file == self._stage.divides[-1]:
+        if shard.number and file == self._stage.shardable[-1]:
             raise ShardMade
         said = False
         while any(not piece.exists() for piece in pieces.values()) and not is_complete():
             if not said:
-                say(f"{name}: waiting for the other shards of {file}")
+                log(f"{name}: waiting for the other shards of {file}")
                 said = True
             time.sleep(POLL)
 
@@ -266,17 +266,17 @@ def show_progress(name: str, total: int, *, unit: str, initial: int = 0) -> Iter
     """
     terminal = sys.stderr.isatty() and is_first()
     if not terminal:
-        say(f"{name}: {total} {unit}" + (f", {initial} done before" if initial else ""))
+        log(f"{name}: {total} {unit}" + (f", {initial} done before" if initial else ""))
     start = time.monotonic()
     with tqdm(
         total=total, initial=initial, desc=name, unit=f" {unit}", disable=not terminal
     ) as bar:
         yield bar
     if not terminal:
-        say(f"{name}: {total} {unit} in {time.monotonic() - start:.1f} s")
+        log(f"{name}: {total} {unit} in {time.monotonic() - start:.1f} s")
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     """One line for whoever watches the run."""
     if is_first():
         print(line, file=sys.stderr, flush=True)

@@ -10,14 +10,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from rag_jax.decoding.cache import Cache, grow, init_cache, write
-from rag_jax.decoding.sample import draw_tokens
+from rag_jax.decoding.sample import sample_tokens
 from rag_jax.models import Pretrained
 from rag_jax.models.io.sizes import describe_params
 from rag_jax.models.nn.bart import Bart, BartConfig
 from rag_jax.models.nn.bert import Bert, BertConfig
 from rag_jax.models.nn.decoder import Decoder, DecoderConfig
 from rag_jax.planning.planner import Planner
-from rag_jax.runtime.sharding import BART_RULES, BERT_RULES, DECODER_RULES, lay_out, list_places
+from rag_jax.runtime.sharding import (
+    BART_RULES,
+    BERT_RULES,
+    DECODER_RULES,
+    abstract_params,
+    shardings_of,
+)
 from rag_jax.training.loop import TrainState, add_gradients, apply_gradients
 
 QUESTION = 64  # tokens, rounded up, of the longest question: those of all the papers' datasets
@@ -32,7 +38,7 @@ def describe_model(
         BertConfig: (Bert, BERT_RULES),
         BartConfig: (Bart, BART_RULES),
     }[type(config)]
-    params = lay_out(describe_params(config, jnp.dtype(dtype)), mesh, rules)
+    params = abstract_params(describe_params(config, jnp.dtype(dtype)), mesh, rules)
     return Pretrained(config, model(config), params, None, "")
 
 
@@ -70,7 +76,7 @@ def _decode_token(model: Decoder, params, cache: Cache, token, active):
     slot = cache.real.shape[1] - 1
     output, cache = write(model, params, cache, token, active, slot=slot)
     logits = model.apply({"params": params}, output.hidden[:, 0], method="logits")
-    return draw_tokens(logits, None), cache
+    return sample_tokens(logits, None), cache
 
 
 def compile_token(planner: Planner, name: str, lm: Pretrained, cache: Cache, params: PyTree) -> str:
@@ -86,7 +92,7 @@ def compile_update(
 ) -> None:
     """Plans what a training step does with its microbatches' gradients, `total` in all."""
     planner.compile(f"{stage}add gradients", add_gradients, total, total)
-    places = list_places(state)
+    places = shardings_of(state)
     planner.compile(
         f"{stage}optimiser step", apply_gradients, optimizer, state, total, places=places
     )

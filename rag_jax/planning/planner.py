@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from rag_jax.evaluation.report import format_columns
-from rag_jax.pipeline.stage import say
+from rag_jax.pipeline.stage import log
 from rag_jax.planning.collectives import count_collectives
 from rag_jax.runtime.chips import Chip, find_chip
 from rag_jax.runtime.errors import RagJaxError
@@ -304,14 +304,14 @@ def plan_run(system: Any, config: Any, topology: str, *, only: str = "") -> list
 
 def _say_compiled(program: Program) -> None:
     needed = program.needed / _GIB
-    say(f"{program.name}: {needed:.2f} GiB a device, compiled in {program.seconds:.0f} s")
+    log(f"{program.name}: {needed:.2f} GiB a device, compiled in {program.seconds:.0f} s")
 
 
 def _advise(system: Any, config: Any, devices: Sequence[jax.Device], program: Program) -> str:
     """What makes a program fit, by compiling it with one changed setting after the other."""
     tried = []
     for flag, changed in system.list_remedies(config, program.name):
-        say(f"trying {flag}")
+        log(f"trying {flag}")
         try:
             planner = system.plan(changed, devices, only=program.name)
         except RagJaxError as error:  # a mesh that does not divide, a batch that is too small

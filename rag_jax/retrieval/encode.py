@@ -19,7 +19,7 @@ from rag_jax.runtime.hosts import fetch
 from rag_jax.runtime.sharding import count_data_rows, shard_batch
 
 # Passages of a corpus whose texts are in memory together, and that an interrupted run may lose.
-SHARD = 1024
+PIECE = 1024
 # Compiling a program costs as much time as encoding this many tokens: 0.6 s at 8,000 tokens a
 # second, measured with all-MiniLM-L6-v2 on two CPU cores.
 _PROGRAM_TOKENS = 5_000

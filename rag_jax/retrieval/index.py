@@ -1,4 +1,4 @@
-"""Search for the embeddings with the largest dot products, exact on the device or by ScaNN."""
+"""BeamConfig for the embeddings with the largest dot products, exact on the device or by ScaNN."""
 
 import dataclasses
 import hashlib

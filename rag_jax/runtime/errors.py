@@ -9,7 +9,7 @@ class RagJaxError(Exception):
     """
 
 
-class Stopped(BaseException):
+class Preempted(BaseException):
     """The run ends here because it was asked to, with everything that it made on disk.
 
     The commands in `launch/` print its text, which says how the run goes on, and exit with

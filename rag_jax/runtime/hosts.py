@@ -58,7 +58,7 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def was_told_to_stop(step: int) -> bool:
+def preempted(step: int) -> bool:
     """Whether one of several processes got SIGTERM, as machines do that are about to be taken away.
 
     JAX listens for it there, and has all of them answer the same at the same step.

@@ -22,7 +22,7 @@ from rag_jax.config import MeshConfig
 from rag_jax.runtime.errors import RagJaxError
 
 Rules = Sequence[tuple[str, PartitionSpec]]
-Places = tuple[jax.sharding.Sharding, ...]
+Shardings = tuple[jax.sharding.Sharding, ...]
 
 _SPLIT_IN, _SPLIT_OUT = PartitionSpec("model", "data"), PartitionSpec("data", "model")
 _WHOLE = PartitionSpec()
@@ -150,7 +150,7 @@ def _fit(spec: Iterable[Any], shape: Sequence[int], mesh: Mesh) -> PartitionSpec
     return PartitionSpec(*entries)
 
 
-def lay_out(tree: PyTree, mesh: Mesh, rules: Rules) -> PyTree[jax.ShapeDtypeStruct]:
+def abstract_params(tree: PyTree, mesh: Mesh, rules: Rules) -> PyTree[jax.ShapeDtypeStruct]:
     """Describes a tree's arrays with the shardings that the rules give them.
 
     Args:
@@ -168,7 +168,7 @@ def lay_out(tree: PyTree, mesh: Mesh, rules: Rules) -> PyTree[jax.ShapeDtypeStru
     return jax.tree_util.tree_map_with_path(describe, tree)
 
 
-def follow(tree: PyTree, params: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
+def shardings_like(tree: PyTree, params: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
     """Describes a tree's arrays with the shardings of the parameters whose paths theirs end in.
 
     So Adam's moments lie where their parameters do. What belongs to no parameter, such as a count
@@ -188,13 +188,13 @@ def follow(tree: PyTree, params: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
     return jax.tree_util.tree_map_with_path(describe, tree)
 
 
-def list_places(tree: PyTree) -> Places:
+def shardings_of(tree: PyTree) -> Shardings:
     """Where a tree's arrays, or those described, lie: hashable, so that `jax.jit` can be told."""
     return tuple(leaf.sharding for leaf in jax.tree.leaves(tree))
 
 
-def keep_places(tree: PyTree[Array], places: Places) -> PyTree[Array]:
-    """Within `jax.jit`: has arrays lie where `list_places` found those of a tree alike."""
+def constrain(tree: PyTree[Array], places: Shardings) -> PyTree[Array]:
+    """Within `jax.jit`: has arrays lie where `shardings_of` found those of a tree alike."""
     if all(place.num_devices == 1 for place in places):
         return tree
     return jax.lax.with_sharding_constraint(
@@ -202,13 +202,13 @@ def keep_places(tree: PyTree[Array], places: Places) -> PyTree[Array]:
     )
 
 
-def place_params(tree: PyTree, mesh: Mesh, rules: Rules) -> PyTree[Array]:
+def shard_params(tree: PyTree, mesh: Mesh, rules: Rules) -> PyTree[Array]:
     """Moves a tree's arrays to where the rules want them."""
-    described = lay_out(tree, mesh, rules)
+    described = abstract_params(tree, mesh, rules)
     return jax.tree.map(lambda leaf, to: jax.device_put(leaf, to.sharding), tree, described)
 
 
-def place_array(array: np.ndarray, sharding: NamedSharding, dtype: Any = None) -> Array:
+def shard_array(array: np.ndarray, sharding: NamedSharding, dtype: Any = None) -> Array:
     """An array of the host in its shards; no device ever holds more than its own.
 
     Every process has the whole of it and hands over the part that its devices hold.
@@ -220,12 +220,12 @@ def place_array(array: np.ndarray, sharding: NamedSharding, dtype: Any = None) -
     return jax.make_array_from_callback(array.shape, sharding, read)
 
 
-def spread(array: np.ndarray) -> Array:
+def shard_over_devices(array: np.ndarray) -> Array:
     """Splits an array of the host over all devices of the mesh in effect, as far as they divide."""
     mesh = jax.sharding.get_mesh()
     if mesh.size <= 1:
         return jax.numpy.asarray(array)
-    return place_array(array, NamedSharding(mesh, _fit([mesh.axis_names], array.shape, mesh)))
+    return shard_array(array, NamedSharding(mesh, _fit([mesh.axis_names], array.shape, mesh)))
 
 
 def count_replicated(tree: PyTree) -> int:
@@ -264,7 +264,7 @@ def shard_batch(arrays: PyTree[np.ndarray]) -> PyTree[Array]:
 
     def split(array: np.ndarray) -> Array:
         check_batches(mesh, {"rows of a batch": len(array)})
-        return place_array(np.asarray(array), sharding)
+        return shard_array(np.asarray(array), sharding)
 
     return jax.tree.map(split, arrays)
 

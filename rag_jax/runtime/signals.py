@@ -11,9 +11,9 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from rag_jax.runtime.errors import Stopped
+from rag_jax.runtime.errors import Preempted
 
-_REASONS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Stopped}
+_REASONS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Preempted}
 _noted: list[type[BaseException]] = []
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from rag_jax.runtime.sharding import Places, follow, keep_places, list_places
+from rag_jax.runtime.sharding import Shardings, constrain, shardings_like, shardings_of
 from rag_jax.training.loop import LossFunction, TrainState
 
 BankStep = Callable[[TrainState, PyTree, Any], tuple[TrainState, dict[str, Array]]]
@@ -28,8 +28,8 @@ def init_bank_state(bank: PyTree, optimizer: optax.GradientTransformation) -> Tr
         optimizer: which sees one adapter at a time: it clips each one's own norm.
     """
     bank = jax.tree.map(jnp.asarray, bank)
-    described = follow(jax.eval_shape(partial(_build_states, optimizer), bank), bank)
-    return _init(optimizer, bank, places=list_places(described))
+    described = shardings_like(jax.eval_shape(partial(_build_states, optimizer), bank), bank)
+    return _init(optimizer, bank, places=shardings_of(described))
 
 
 def make_bank_step(loss_fn: LossFunction, optimizer: optax.GradientTransformation) -> BankStep:
@@ -46,7 +46,7 @@ def make_bank_step(loss_fn: LossFunction, optimizer: optax.GradientTransformatio
     """
 
     def step(state, frozen, arrays):
-        return _step(loss_fn, optimizer, state, frozen, arrays, places=list_places(state))
+        return _step(loss_fn, optimizer, state, frozen, arrays, places=shardings_of(state))
 
     return step
 
@@ -60,8 +60,10 @@ def _build_states(optimizer: optax.GradientTransformation, bank: PyTree) -> Trai
 
 
 @partial(jax.jit, static_argnames=("optimizer", "places"))
-def _init(optimizer: optax.GradientTransformation, bank: PyTree, *, places: Places) -> TrainState:
-    return keep_places(_build_states(optimizer, bank), places)
+def _init(
+    optimizer: optax.GradientTransformation, bank: PyTree, *, places: Shardings
+) -> TrainState:
+    return constrain(_build_states(optimizer, bank), places)
 
 
 @partial(jax.jit, static_argnames=("loss_fn", "optimizer", "places"), donate_argnames="state")
@@ -72,7 +74,7 @@ def _step(
     frozen: PyTree,
     arrays: Any,
     *,
-    places: Places,
+    places: Shardings,
 ) -> tuple[TrainState, dict[str, Array]]:
     def step(state, arrays):
         differentiate = jax.value_and_grad(loss_fn, has_aux=True)
@@ -82,4 +84,4 @@ def _step(
         return TrainState(state.step + 1, params, opt_state), {"loss": loss, **metrics}
 
     state, metrics = jax.vmap(step)(state, arrays)
-    return keep_places(state, places), metrics
+    return constrain(state, places), metrics

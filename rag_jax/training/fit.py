@@ -6,11 +6,11 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from rag_jax.config import StageConfig, TuningConfig
+from rag_jax.config import TrainConfig, TuningConfig
 from rag_jax.data.batches import BatchPlan, round_up
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.stage import StageContext
-from rag_jax.runtime.sharding import DECODER_RULES, count_data_rows, place_params, shard_batch
+from rag_jax.runtime.sharding import DECODER_RULES, count_data_rows, shard_batch, shard_params
 from rag_jax.training.loop import LossFunction, init_state, make_optimizer, make_step
 from rag_jax.training.rows import Row, count_targets, pack_rows
 from rag_jax.training.trainable import init_tuned, tune
@@ -27,7 +27,7 @@ def tune_rows(
     base: Pretrained,
     mesh: Mesh,
     tuning: TuningConfig,
-    settings: StageConfig,
+    settings: TrainConfig,
     terms: Sequence[str],
     strata: Sequence[int],
     seed: int,
@@ -87,7 +87,7 @@ def tune_rows(
     start = init_tuned(tuning, base.params, seed=seed)
     tune(
         context,
-        init_state(place_params(start, mesh, DECODER_RULES), optimizer),
+        init_state(shard_params(start, mesh, DECODER_RULES), optimizer),
         lambda state, parts: step(state, frozen, parts),
         batch_at,
         total_steps=total,

@@ -20,15 +20,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from rag_jax.config import StageConfig
+from rag_jax.config import TrainConfig
 from rag_jax.runtime import signals
 from rag_jax.runtime.checkpoint import Checkpoints
 from rag_jax.runtime.chips import find_peak
 from rag_jax.runtime.clock import Clock
-from rag_jax.runtime.errors import RagJaxError, Stopped
+from rag_jax.runtime.errors import Preempted, RagJaxError
 from rag_jax.runtime.files import open_atomic, to_json, write_json
-from rag_jax.runtime.hosts import is_first, was_told_to_stop
-from rag_jax.runtime.sharding import Places, follow, keep_places, list_places
+from rag_jax.runtime.hosts import is_first, preempted
+from rag_jax.runtime.sharding import Shardings, constrain, shardings_like, shardings_of
 
 LossFunction = Callable[[PyTree, PyTree, Any], tuple[Float[Array, ""], Mapping[str, Array]]]
 
@@ -41,7 +41,7 @@ class TrainState(NamedTuple):
     opt_state: PyTree
 
 
-def make_schedule(settings: StageConfig, total_steps: int) -> optax.Schedule:
+def make_schedule(settings: TrainConfig, total_steps: int) -> optax.Schedule:
     """The learning rate at each step: a linear warm-up, then a linear decay to 0 after the last.
 
     The first step's rate is already above 0, so that no step is wasted.
@@ -57,7 +57,7 @@ def make_schedule(settings: StageConfig, total_steps: int) -> optax.Schedule:
     return schedule
 
 
-def make_optimizer(settings: StageConfig, total_steps: int) -> optax.GradientTransformation:
+def make_optimizer(settings: TrainConfig, total_steps: int) -> optax.GradientTransformation:
     """AdamW (Loshchilov and Hutter 2019) with gradients clipped by their global norm.
 
     Weight decay leaves vectors (norm scales, biases) alone, as is usual.
@@ -91,7 +91,7 @@ def init_state(params: PyTree, optimizer: optax.GradientTransformation) -> Train
 
 def describe_state(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
     """What `init_state` gives, as descriptions of arrays."""
-    return follow(jax.eval_shape(partial(_build_state, optimizer), params), params)
+    return shardings_like(jax.eval_shape(partial(_build_state, optimizer), params), params)
 
 
 def _build_state(optimizer: optax.GradientTransformation, params: PyTree) -> TrainState:
@@ -101,7 +101,7 @@ def _build_state(optimizer: optax.GradientTransformation, params: PyTree) -> Tra
 
 @partial(jax.jit, static_argnames=("loss_fn", "places"))
 def compute_gradients(
-    loss_fn: LossFunction, params: PyTree, frozen: PyTree, arrays: Any, *, places: Places
+    loss_fn: LossFunction, params: PyTree, frozen: PyTree, arrays: Any, *, places: Shardings
 ) -> tuple[PyTree, dict[str, Array]]:
     """Gradients by `params`, and the loss among the metrics; two runs may share one program.
 
@@ -109,7 +109,7 @@ def compute_gradients(
         places: of `params`; the gradients come to lie there too.
     """
     (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, frozen, arrays)
-    return keep_places(grads, places), {"loss": loss, **metrics}
+    return constrain(grads, places), {"loss": loss, **metrics}
 
 
 @partial(jax.jit, donate_argnames="total")
@@ -120,13 +120,13 @@ def add_gradients(total: PyTree, part: PyTree) -> PyTree:
 
 @partial(jax.jit, static_argnames=("optimizer", "places"), donate_argnames="state")
 def apply_gradients(
-    optimizer: optax.GradientTransformation, state: TrainState, grads: PyTree, *, places: Places
+    optimizer: optax.GradientTransformation, state: TrainState, grads: PyTree, *, places: Shardings
 ) -> tuple[TrainState, Float[Array, ""]]:
     """The state after a step, lying at the same `places`, and the gradients' norm."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     state = TrainState(state.step + 1, params, opt_state)
-    return keep_places(state, places), optax.tree.norm(grads)
+    return constrain(state, places), optax.tree.norm(grads)
 
 
 def make_step(
@@ -148,7 +148,7 @@ def make_step(
 
     def step(state, frozen, parts):
         total, logged = None, {}
-        places = list_places(state.params)
+        places = shardings_of(state.params)
         for name, arrays in parts:
             grads, metrics = compute_gradients(
                 losses[name], state.params, frozen, arrays, places=places
@@ -156,7 +156,7 @@ def make_step(
             total = grads if total is None else add_gradients(total, grads)
             for key, value in metrics.items():
                 logged[key] = logged[key] + value if key in logged else value
-        state, norm = apply_gradients(optimizer, state, total, places=list_places(state))
+        state, norm = apply_gradients(optimizer, state, total, places=shardings_of(state))
         return state, {**logged, "grad_norm": norm}
 
     return step
@@ -200,7 +200,7 @@ def train(
         RagJaxError: when the loss is not finite. The step, ids and metrics are written to
             `nonfinite.json` beside the log, and nothing after that step is saved.
         KeyboardInterrupt: on Ctrl-C, after the step under way and a checkpoint.
-        Stopped: on SIGTERM, likewise.
+        Preempted: on SIGTERM, likewise.
     """
     found = checkpoints.restore_latest(state)
     first, state = found if found else (0, state)
@@ -246,8 +246,8 @@ def train(
             raise reason
 
         for step in range(first, total_steps):
-            if was_told_to_stop(step):
-                held.append(Stopped)
+            if preempted(step):
+                held.append(Preempted)
             if held:
                 stop(step, held[0])
             if profiled and step == profiled[0]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny import make_decoder, make_rows, read_row
 
-from rag_jax.decoding import Search, beam_search, generate, read_prompts, search_beams
+from rag_jax.decoding import BeamConfig, beam_search, generate, read_prompts, search_beams
 from rag_jax.models import load
 from rag_jax.pipeline.runner import compile_seconds
 from rag_jax.runtime.errors import RagJaxError
@@ -62,11 +62,11 @@ def check(found, wanted):
 @pytest.mark.parametrize(
     "search",
     [
-        Search(1),
-        Search(3),
-        Search(4, length_penalty=0.0, early_stopping=True),
-        Search(2, length_penalty=2.0, early_stopping="never"),
-        Search(3, length_penalty=-1.0, min_tokens=2),
+        BeamConfig(1),
+        BeamConfig(3),
+        BeamConfig(4, length_penalty=0.0, early_stopping=True),
+        BeamConfig(2, length_penalty=2.0, early_stopping="never"),
+        BeamConfig(3, length_penalty=-1.0, min_tokens=2),
     ],
 )
 def test_a_slow_search_finds_the_same(search):
@@ -76,7 +76,7 @@ def test_a_slow_search_finds_the_same(search):
 
 
 def test_one_beam_that_stops_early_is_greedy():
-    search = Search(1, early_stopping=True)
+    search = BeamConfig(1, early_stopping=True)
     found = SEARCH(PROMPTS, max_tokens=6, search=search)
     greedy = generate(MODEL, PARAMS, PROMPTS, max_tokens=6, stop_ids=(3,))
     assert [texts[0][0] for texts in found] == greedy
@@ -85,7 +85,7 @@ def test_one_beam_that_stops_early_is_greedy():
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
 def test_beams_as_wide_as_everything_find_the_likeliest_text(length_penalty):
     """All texts up to three tokens: 6 * 6 * 6 that were cut off, and 1 + 6 + 36 that ended."""
-    search = Search(7**3, length_penalty, "never")
+    search = BeamConfig(7**3, length_penalty, "never")
     for prompt, texts in zip(
         PROMPTS[:2], SEARCH(PROMPTS[:2], max_tokens=3, search=search), strict=True
     ):
@@ -130,7 +130,7 @@ def pad(rows, width):
     return tokens, np.arange(width) < np.asarray([len(row) for row in rows])[:, None]
 
 
-@pytest.mark.parametrize("search", [Search(1, early_stopping=True), Search(3)])
+@pytest.mark.parametrize("search", [BeamConfig(1, early_stopping=True), BeamConfig(3)])
 def test_documents_are_mixed_token_by_token(search):
     docs = [[PROMPTS[0], PROMPTS[1], PROMPTS[2]], [PROMPTS[3], PROMPTS[2], PROMPTS[1]]]
     tokens, mask = pad([row for rows in docs for row in rows], 8)
@@ -163,7 +163,7 @@ def test_documents_are_mixed_token_by_token(search):
 
 def test_same_document_twice_is_one():
     tokens, mask = pad([PROMPTS[0]] * 2, 8)
-    search, active = Search(3), np.ones(1, bool)
+    search, active = BeamConfig(3), np.ones(1, bool)
     found = mixed(tokens, mask, np.asarray([[0.3, -0.7]], np.float32), active,
                   max_tokens=4, search=search)  # fmt: skip
     (wanted,) = SEARCH(PROMPTS[:1], max_tokens=4, search=search)
@@ -176,7 +176,7 @@ def test_a_second_batch_compiles_nothing_and_no_row_depends_on_its_batch():
     prompts = [[token % BART.config.vocab_size for token in row] for row in prompts]
     for model, params in ((MODEL, PARAMS), (BART.model, BART.params)):
         rows = [[token % model.config.vocab_size for token in row] for row in prompts]
-        settings = {"max_tokens": 4, "stop_ids": (2,), "search": Search(3)}
+        settings = {"max_tokens": 4, "stop_ids": (2,), "search": BeamConfig(3)}
         beam_search(model, params, rows[::-1], batch_size=4, **settings)
         compiled = compile_seconds()
         found = beam_search(model, params, rows, batch_size=4, **settings)
@@ -187,7 +187,7 @@ def test_a_second_batch_compiles_nothing_and_no_row_depends_on_its_batch():
 
 def test_what_is_refused():
     with pytest.raises(RagJaxError, match="^num_beams=0: must be at least 1$"):
-        SEARCH([[1]], max_tokens=2, search=Search(0))
+        SEARCH([[1]], max_tokens=2, search=BeamConfig(0))
     with pytest.raises(RagJaxError, match="^max_tokens=0: must be at least 1$"):
         SEARCH([[1]], max_tokens=0)
     assert SEARCH([], max_tokens=2) == []

@@ -13,7 +13,7 @@ from tiny import make_decoder, make_rows, read_row
 from rag_jax.decoding.cache import append, grow, init_cache, write
 
 MODEL, PARAMS = make_decoder()
-APPEND = jax.jit(partial(append, MODEL), static_argnames="tap")
+APPEND = jax.jit(partial(append, MODEL), static_argnames="return_layer")
 WRITE = jax.jit(partial(write, MODEL))
 SLOTS = 8
 
@@ -146,9 +146,9 @@ def test_tap_through_the_cache():
     tokens = np.asarray(make_rows([6] * 4))
     first, second = split(tokens, np.ones((4, 6), bool), (4, 2))
     output, cache = APPEND(PARAMS, init_cache(MODEL, 4), *first)
-    assert output.tapped is None
-    output, _ = APPEND(PARAMS, cache, *second, tap=1)
-    close(output.tapped, [read_row(MODEL, PARAMS, row)[0][1][4:] for row in tokens])
+    assert output.layer_output is None
+    output, _ = APPEND(PARAMS, cache, *second, return_layer=1)
+    close(output.layer_output, [read_row(MODEL, PARAMS, row)[0][1][4:] for row in tokens])
 
 
 def test_bfloat16_cache():

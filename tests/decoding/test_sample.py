@@ -13,7 +13,7 @@ from tiny import continue_row, make_decoder, make_rows, read_row, softmax
 from rag_jax import lora
 from rag_jax.decoding import Sampling, append, decode, generate, init_cache
 from rag_jax.decoding.generate import last_hidden
-from rag_jax.decoding.sample import draw_tokens
+from rag_jax.decoding.sample import sample_tokens
 from rag_jax.runtime.errors import RagJaxError
 
 MODEL, PARAMS = make_decoder(num_layers=1)
@@ -228,7 +228,7 @@ def expected_probabilities(logits, sampling):
 def count_draws(logits, sampling, draws, seed=0):
     keys = jax.random.split(jax.random.key(seed), draws)
     rows = jnp.tile(jnp.asarray(logits, jnp.float32), (draws, 1))
-    return np.bincount(draw_tokens(rows, keys, sampling=sampling), minlength=len(logits))
+    return np.bincount(sample_tokens(rows, keys, sampling=sampling), minlength=len(logits))
 
 
 @pytest.mark.parametrize(
@@ -278,14 +278,14 @@ def test_each_row_draws_with_its_own_key():
     keys = jax.random.split(jax.random.key(1), 500)
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(500, 6)), jnp.float32)
     sampling = Sampling(temperature=1.0, top_p=0.9)
-    tokens = draw_tokens(logits, keys, sampling=sampling)
+    tokens = sample_tokens(logits, keys, sampling=sampling)
     order = np.random.default_rng(0).integers(0, 500, 500)
-    moved = draw_tokens(logits[order], keys[order], sampling=sampling)
+    moved = sample_tokens(logits[order], keys[order], sampling=sampling)
     np.testing.assert_array_equal(moved, tokens[order])
 
 
 def test_no_temperature_takes_the_likeliest():
     logits = jnp.asarray([[0.0, 3.0, 1.0], [2.0, 1.0, 1.9]])
     keys = jax.random.split(jax.random.key(0), 2)
-    assert draw_tokens(logits, keys).tolist() == [1, 0]
-    assert draw_tokens(logits, keys, sampling=Sampling(temperature=1e-4)).tolist() == [1, 0]
+    assert sample_tokens(logits, keys).tolist() == [1, 0]
+    assert sample_tokens(logits, keys, sampling=Sampling(temperature=1e-4)).tolist() == [1, 0]

@@ -1,4 +1,4 @@
-"""Search along a trie against a slow one in NumPy, full passes and lists, and against everything.
+"""BeamConfig along a trie against a slow one in NumPy, full passes and lists, and against everything.
 
 Against transformers: tests/parity/test_live_trie.py.
 """
@@ -16,7 +16,7 @@ from tiny import make_decoder, make_rows, read_row
 
 from rag_jax.data.batches import pad_rows
 from rag_jax.decoding import (
-    Search,
+    BeamConfig,
     Trie,
     append,
     fork,
@@ -111,11 +111,11 @@ def check(found, wanted, trie):
 
 
 SEARCHES = [
-    Search(1),
-    Search(3),
-    Search(4, length_penalty=0.0, early_stopping=True),
-    Search(2, length_penalty=2.0, early_stopping="never"),
-    Search(30),
+    BeamConfig(1),
+    BeamConfig(3),
+    BeamConfig(4, length_penalty=0.0, early_stopping=True),
+    BeamConfig(2, length_penalty=2.0, early_stopping="never"),
+    BeamConfig(30),
 ]
 
 
@@ -143,7 +143,7 @@ TOKENS = st.integers(0, 5)
 )
 def test_only_sequences_of_the_corpus_are_found(sequences, prompt, beams, greedy):
     trie = Trie.from_sequences(sequences, end_id=END)
-    (found,) = trie_search(MODEL, PARAMS, [prompt], trie, search=Search(beams), greedy=greedy)
+    (found,) = trie_search(MODEL, PARAMS, [prompt], trie, search=BeamConfig(beams), greedy=greedy)
     distinct = {tuple(text) for text in sequences}
     every = len({text[0] for text in distinct} if greedy and len(distinct) > 1 else distinct)
     assert len(found) == min(beams, every)
@@ -159,7 +159,7 @@ def test_only_sequences_of_the_corpus_are_found(sequences, prompt, beams, greedy
 @given(st.lists(st.lists(TOKENS, min_size=1, max_size=6), min_size=2, max_size=14))
 def test_beams_as_wide_as_the_corpus_find_all_of_it(sequences):
     trie = Trie.from_sequences(sequences, end_id=END)
-    found = trie_search(MODEL, PARAMS, PROMPTS[:2], trie, search=Search(14))
+    found = trie_search(MODEL, PARAMS, PROMPTS[:2], trie, search=BeamConfig(14))
     for prompt, paths in zip(PROMPTS, found, strict=False):
         every = [score(prompt, path) / max(len(path), 1) for path in list_paths(trie)]
         close([f.score for f in paths], sorted(every, reverse=True))
@@ -176,14 +176,14 @@ def test_a_thousand_children_and_fifteen_hundred_shared_tokens():
     assert trie.place().widths == (8, 64, 512, 1024)
     logits = read_row(model, params, [5, 6])[2][-1]
     best = np.argsort(-np.where(np.arange(600) == 3, -np.inf, logits)[:599])[:2]
-    (found,) = trie_search(model, params, [[5, 6]], trie, search=Search(3, 0.0))
+    (found,) = trie_search(model, params, [[5, 6]], trie, search=BeamConfig(3, 0.0))
     assert [f.tokens for f in found if f.tokens[0] != 3][:2] == [[t, 1, 2] for t in best.tolist()]
 
     shared = make_rows([1500], seed=3)[0]
     shared = [token % 7 for token in shared]
     trie = Trie.from_sequences([[*shared, 9], [*shared, 8], shared], end_id=10)
     model, params = make_decoder(num_layers=1, vocab_size=11)
-    (found,) = trie_search(model, params, [[1, 2]], trie, search=Search(3))
+    (found,) = trie_search(model, params, [[1, 2]], trie, search=BeamConfig(3))
     logits = np.asarray(
         jax.jit(lambda p, t: model.apply({"params": p}, t))(params, jnp.asarray([[1, 2, *shared]]))
     )[0, 1:]
@@ -199,7 +199,7 @@ def test_a_thousand_children_and_fifteen_hundred_shared_tokens():
 def test_a_single_sequence_needs_no_decoding():
     trie = Trie.from_sequences([[1, 2, 3]] * 2, end_id=END)
     for greedy in (False, True):
-        found = trie_search(MODEL, PARAMS, PROMPTS, trie, search=Search(3), greedy=greedy)
+        found = trie_search(MODEL, PARAMS, PROMPTS, trie, search=BeamConfig(3), greedy=greedy)
         assert found == [[([0, 1], [1, 2, 3], 0.0, 0.0, 0)]] * len(PROMPTS)
 
 
@@ -223,7 +223,7 @@ def find_passages(params, tokens, mask, trie, stops, *, titles, passages, greedy
     root = jnp.zeros(len(tokens), jnp.int32)
     outer = search_trie(
         MODEL, params, cache, hidden, trie, root,
-        max_tokens=8, search=Search(titles), stops=stops, active=active,
+        max_tokens=8, search=BeamConfig(titles), stops=stops, active=active,
     )  # fmt: skip
     rows = len(tokens) * titles
     path, lengths = outer.tokens.reshape(rows, -1), outer.lengths.reshape(rows)
@@ -231,7 +231,7 @@ def find_passages(params, tokens, mask, trie, stops, *, titles, passages, greedy
     output, cache = append(MODEL, params, fork(MODEL, cache, titles), path, mask)
     inner = search_trie(
         MODEL, params, cache, last_hidden(output.hidden, mask), trie, outer.nodes.reshape(rows),
-        max_tokens=8, search=Search(passages), greedy=greedy, active=outer.real.reshape(rows),
+        max_tokens=8, search=BeamConfig(passages), greedy=greedy, active=outer.real.reshape(rows),
     )  # fmt: skip
     return outer, inner
 
@@ -249,13 +249,15 @@ def test_titles_and_the_passages_under_them(greedy):
         outer, inner = jax.device_get(found)
         assert outer.real[: len(prompts)].all() and not outer.real[len(prompts) :].any()
         for b, prompt in enumerate(prompts):
-            titles = slow_search(trie, prompt, Search(3), stops=set(ends.tolist()), max_tokens=8)
+            titles = slow_search(
+                trie, prompt, BeamConfig(3), stops=set(ends.tolist()), max_tokens=8
+            )
             assert outer.nodes[b].tolist() == [node for node, *_ in titles]
             close(outer.logprobs[b], [logprob for *_, logprob, _ in titles])
             close(outer.scores[b], [score for *_, score in titles])
             for w, (node, path, *_) in enumerate(titles):
                 wanted = slow_search(
-                    trie, [*prompt, *path], Search(2), greedy=greedy, start=node, max_tokens=8
+                    trie, [*prompt, *path], BeamConfig(2), greedy=greedy, start=node, max_tokens=8
                 )
                 r = b * 3 + w
                 count = len(wanted)
@@ -278,7 +280,7 @@ def test_what_is_too_long_is_not_found():
     def search(params, tokens, mask, trie):
         state = read_prompts(MODEL, params, tokens, mask)
         starts = jnp.zeros(4, jnp.int32)
-        return search_trie(MODEL, params, *state, trie, starts, max_tokens=3, search=Search(2))
+        return search_trie(MODEL, params, *state, trie, starts, max_tokens=3, search=BeamConfig(2))
 
     found = search(PARAMS, tokens, mask, trie.place())
     assert found.real.tolist() == [[True, False]] * 4
@@ -291,7 +293,7 @@ def test_a_second_batch_compiles_nothing_and_no_row_depends_on_its_batch():
     for model, params in ((MODEL, PARAMS), (BART.model, BART.params)):
         rows = [[token % model.config.vocab_size for token in row] for row in prompts]
         trie = Trie.from_sequences(CORPUS, end_id=END)
-        search = partial(trie_search, model, params, trie=trie, search=Search(3))
+        search = partial(trie_search, model, params, trie=trie, search=BeamConfig(3))
         search(rows[::-1], batch_size=4)
         compiled = compile_seconds()
         found = search(rows, batch_size=4)
@@ -310,7 +312,7 @@ def test_an_encoder_decoder_writes_what_it_would_write_freely():
     used = {token for path in (text, *others) for token in path}
     end = next(token for token in range(BART.config.vocab_size) if token not in used)
     trie = Trie.from_sequences([*others, text], end_id=end)
-    (found,) = trie_search(BART.model, BART.params, [prompt], trie, search=Search(1))
+    (found,) = trie_search(BART.model, BART.params, [prompt], trie, search=BeamConfig(1))
     assert [f.rows for f in found] == [[6]]
 
 
@@ -318,8 +320,11 @@ def test_what_is_refused():
     trie = Trie.from_sequences(CORPUS, end_id=END)
     search = partial(trie_search, MODEL, PARAMS, [[1]])
     for changes, message in [
-        ({"search": Search(0)}, "num_beams=0: must be at least 1"),
-        ({"search": Search(2, min_tokens=1)}, "min_tokens=1: a path ends at its leaf; leave it 0"),
+        ({"search": BeamConfig(0)}, "num_beams=0: must be at least 1"),
+        (
+            {"search": BeamConfig(2, min_tokens=1)},
+            "min_tokens=1: a path ends at its leaf; leave it 0",
+        ),
         ({"batch_size": 0}, "batch_size=0: must be a multiple of the mesh's 1 rows"),
     ]:
         with pytest.raises(RagJaxError, match=f"^{message}$"):

@@ -21,7 +21,7 @@ from rag_jax.runtime.errors import RagJaxError
 BART = load(Path(__file__).parents[1] / "golden" / "bart")
 MODEL, PARAMS, CONFIG = BART.model, BART.params, BART.config
 APPLY = jax.jit(lambda params, *inputs: MODEL.apply({"params": params}, *inputs))
-APPEND = jax.jit(partial(append, MODEL), static_argnames="tap")
+APPEND = jax.jit(partial(append, MODEL), static_argnames="return_layer")
 ENCODE = jax.jit(partial(encode_source, MODEL))
 LOGITS = jax.jit(lambda params, hidden: MODEL.apply({"params": params}, hidden, method="logits"))
 GENERATE = partial(generate, MODEL, PARAMS, stop_ids=[CONFIG.eos_id])

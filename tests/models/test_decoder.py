@@ -17,7 +17,7 @@ WIDTH = 9
 FORWARD = jax.jit(lambda params, tokens, mask: MODEL.apply({"params": params}, tokens, mask))
 HIDDEN = jax.jit(
     lambda params, tokens, **rest: MODEL.apply({"params": params}, tokens, method="hidden", **rest),
-    static_argnames="tap",
+    static_argnames="return_layer",
 )
 
 
@@ -88,13 +88,13 @@ def test_tap_is_the_residual_stream():
     rows = make_rows([WIDTH, WIDTH])
     streams = [read_row(MODEL, PARAMS, row)[0] for row in rows]
     hidden = [read_row(MODEL, PARAMS, row)[1] for row in rows]
-    for tap in range(MODEL.config.num_layers + 1):
-        output = HIDDEN(PARAMS, jnp.asarray(rows), tap=tap)
-        close(output.tapped, [s[tap] for s in streams])
+    for return_layer in range(MODEL.config.num_layers + 1):
+        output = HIDDEN(PARAMS, jnp.asarray(rows), return_layer=return_layer)
+        close(output.layer_output, [s[return_layer] for s in streams])
         close(output.hidden, hidden)
         assert output.cache is None
     embedding = PARAMS["embed"]["embedding"]
-    first = HIDDEN(PARAMS, jnp.asarray(rows), tap=0).tapped
+    first = HIDDEN(PARAMS, jnp.asarray(rows), return_layer=0).layer_output
     np.testing.assert_array_equal(first, embedding[jnp.asarray(rows)])
 
 

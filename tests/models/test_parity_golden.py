@@ -110,12 +110,16 @@ def test_bart_states_and_logits():
             "prefix_mask": mask,
         }
         return [
-            read(arrays["decoder_tokens"], **given, tap=tap, method="hidden").tapped
-            for tap in range(len(arrays["decoded"]))
+            read(
+                arrays["decoder_tokens"], **given, return_layer=return_layer, method="hidden"
+            ).layer_output
+            for return_layer in range(len(arrays["decoded"]))
         ]
 
-    for tapped, expected in zip(tap_layers(bart.params, encoded), arrays["decoded"], strict=True):
-        compare(tapped, expected, decoder_mask)
+    for layer_output, expected in zip(
+        tap_layers(bart.params, encoded), arrays["decoded"], strict=True
+    ):
+        compare(layer_output, expected, decoder_mask)
 
 
 def test_bart_generates_what_transformers_does():

@@ -16,7 +16,7 @@ from tiny import make_decoder, make_rows
 from rag_jax import lora
 from rag_jax.config import ContrastiveConfig, MeshConfig
 from rag_jax.data.batches import pad_rows
-from rag_jax.decoding import Sampling, Search, Trie, generate, trie_search
+from rag_jax.decoding import BeamConfig, Sampling, Trie, generate, trie_search
 from rag_jax.losses import token_logprobs
 from rag_jax.models import load
 from rag_jax.models.nn.bert import Bert
@@ -30,12 +30,12 @@ from rag_jax.runtime.files import read_jsonl
 from rag_jax.runtime.sharding import (
     BERT_RULES,
     DECODER_RULES,
+    abstract_params,
     count_data_rows,
-    lay_out,
-    list_places,
     make_mesh,
-    place_params,
     shard_batch,
+    shard_params,
+    shardings_of,
 )
 from rag_jax.systems.rag import infer as rag
 from rag_jax.systems.srrag import steps, tune
@@ -81,7 +81,7 @@ _known = {}
 def test_load(mesh, name):
     wanted, found = load(GOLDEN / name), load(GOLDEN / name, mesh=mesh)
     rules = BERT_RULES if isinstance(found.model, Bert) else DECODER_RULES
-    assert list_places(found.params) == list_places(lay_out(wanted.params, mesh, rules))
+    assert shardings_of(found.params) == shardings_of(abstract_params(wanted.params, mesh, rules))
     jax.tree.map(np.testing.assert_array_equal, found.params, wanted.params)
     half = load(GOLDEN / name, mesh=mesh, dtype="bfloat16").params
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(half))
@@ -93,7 +93,7 @@ def test_load(mesh, name):
 def make_model(mesh, **changes):
     """The tiny decoder, on one device where `mesh` is None."""
     model, params = make_decoder(num_layers=1, **changes)
-    return model, params if mesh is None else place_params(params, mesh, DECODER_RULES)
+    return model, params if mesh is None else shard_params(params, mesh, DECODER_RULES)
 
 
 def make_session(mesh, mode):
@@ -134,19 +134,19 @@ def train(mode, mesh=None, steps=3):
     losses = tune.make_losses(session)
     optimizer = make_optimizer(session.config.stage1, steps)
     parts = [[(name, shard_batch(x)) for name, x in make_parts(i)] for i in range(steps)]
-    places = list_places(start)
+    places = shardings_of(start)
     grads = [
         compute_gradients(losses[name], start, frozen, arrays, places=places)[0]
         for name, arrays in parts[0]
     ]
-    assert all(list_places(part) == places for part in grads)
+    assert all(shardings_of(part) == places for part in grads)
     step, state, logs = make_step(losses, optimizer), init_state(start, optimizer), []
-    before = list_places(state)
+    before = shardings_of(state)
     for number in range(steps):
         state, metrics = step(state, frozen, parts[number])
         logs.append(jax.device_get(metrics))
         compiled = compile_seconds() if number == 0 else compiled
-    assert list_places(state) == before
+    assert shardings_of(state) == before
     assert compile_seconds() == compiled
     return grads, logs, state.params
 
@@ -220,13 +220,13 @@ def train_bank(mesh=None, steps=3):
 
     step = make_bank_step(loss, optimizer)
     state = init_bank_state(shard_batch(make_bank(make_model(None)[1], 8)), optimizer)
-    before, losses = list_places(state), []
+    before, losses = shardings_of(state), []
     for number in range(steps):
         tokens = np.asarray(make_rows([9] * 8, seed=number), np.int32)[:, None]
         state, metrics = step(state, params, shard_batch(tokens))
         losses.append(jax.device_get(metrics["loss"]))
         compiled = compile_seconds() if number == 0 else compiled
-    assert list_places(state) == before
+    assert shardings_of(state) == before
     assert compile_seconds() == compiled
     return losses, state.params
 
@@ -266,9 +266,9 @@ def contrast(mesh=None, *, shared):
     loss, optimizer = make_loss(encoders, RETRIEVER), make_optimizer(RETRIEVER, 2)
     parts = [[("pairs", shard_batch(batches.batch_at(number)[0]))] for number in range(2)]
     start, logs = encoders.params(), []
-    places = list_places(start)
+    places = shardings_of(start)
     grads, _ = compute_gradients(loss, start, None, parts[0][0][1], places=places)
-    assert list_places(grads) == places
+    assert shardings_of(grads) == places
     step, state = make_step({"pairs": loss}, optimizer), init_state(start, optimizer)
     for number in range(2):
         state, metrics = step(state, None, parts[number])
@@ -335,7 +335,7 @@ def test_beams_under_documents(mesh):
 def decode_documents(mesh=None):
     model, params = make_model(mesh)
     rng = np.random.default_rng(0)
-    settings = {"max_tokens": 4, "stop_ids": (3,), "search": Search(2)}
+    settings = {"max_tokens": 4, "stop_ids": (3,), "search": BeamConfig(2)}
     results = []
     for seed in range(2):
         compiled = compile_seconds()
@@ -364,7 +364,7 @@ def search_passages(mesh=None):
         compiled = compile_seconds()
         prompts = make_rows([3, 9, 4, 5, 12, 2, 7], seed=seed)
         for greedy in (False, True):
-            settings = {"search": Search(3), "greedy": greedy, "batch_size": 8}
+            settings = {"search": BeamConfig(3), "greedy": greedy, "batch_size": 8}
             found.append(trie_search(model, params, prompts, trie, **settings))
     assert compile_seconds() == compiled
     return found

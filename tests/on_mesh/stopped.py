@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rag_jax.config import MeshConfig, StageConfig
+from rag_jax.config import MeshConfig, TrainConfig
 from rag_jax.runtime import hosts
 from rag_jax.runtime.checkpoint import Checkpoints
-from rag_jax.runtime.errors import Stopped
+from rag_jax.runtime.errors import Preempted
 from rag_jax.runtime.sharding import make_mesh, shard_batch
 from rag_jax.training.loop import init_state, make_optimizer, make_step, train
 
@@ -25,7 +25,7 @@ STEPS = 60
 def run(folder, *, stop_at=None):
     """Trains; at step `stop_at` this process gets SIGTERM."""
     folder.mkdir(parents=True, exist_ok=True)
-    optimizer = make_optimizer(StageConfig(learning_rate=0.05), STEPS)
+    optimizer = make_optimizer(TrainConfig(learning_rate=0.05), STEPS)
 
     def loss(params, frozen, x):
         return ((x @ params["w"]) ** 2).mean(), {}
@@ -66,6 +66,6 @@ if __name__ == "__main__":
         else:
             try:
                 run(folder / "stopped", stop_at=5 if number == 1 else None)
-            except Stopped:
+            except Preempted:
                 print(f"stopped after {checkpoints.steps()}")
     jax.distributed.shutdown()

@@ -11,7 +11,7 @@ from rag_jax.pipeline.runner import Stage, run_stages
 from rag_jax.runtime import hosts
 from rag_jax.runtime.checkpoint import Checkpoints, load_tree, save_tree
 from rag_jax.runtime.files import write_json
-from rag_jax.runtime.sharding import list_places, make_mesh, shard_batch, spread
+from rag_jax.runtime.sharding import make_mesh, shard_batch, shard_over_devices, shardings_of
 from rag_jax.systems.srrag import tune
 from rag_jax.training.loop import init_state, make_optimizer, make_step, train
 
@@ -49,7 +49,7 @@ def run_training(context, mesh):
     )
     # The checkpoint goes back to where its arrays lay.
     found, saved = Checkpoints(context.folder / "checkpoints").restore_latest(state)
-    assert found == 2 and list_places(saved) == list_places(state)
+    assert found == 2 and shardings_of(saved) == shardings_of(state)
     save_tree(context.folder / "params", state.params)
     read = load_tree(context.folder / "params", state.params)
     jax.tree.map(np.testing.assert_array_equal, hosts.fetch(read), hosts.fetch(state.params))
@@ -62,7 +62,11 @@ def write_texts(context, mesh):
     )
     rows = np.arange(14, dtype=np.float32).reshape(7, 2)
     made = context.map_arrays(
-        "rows.npy", 7, lambda some: hosts.fetch(spread(rows[some])), batch_size=4, unit="rows"
+        "rows.npy",
+        7,
+        lambda some: hosts.fetch(shard_over_devices(rows[some])),
+        batch_size=4,
+        unit="rows",
     )
     np.testing.assert_array_equal(made, rows)
 

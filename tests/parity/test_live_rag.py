@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rag_jax.decoding import Search
+from rag_jax.decoding import BeamConfig
 from rag_jax.losses import rag_sequence_nll, token_logprobs
 from rag_jax.models import load
 from rag_jax.models.nn.bart import Bart
@@ -220,12 +220,12 @@ def test_an_answer_of_one_token(models):
 
 # What is forced, the beams, and how they are ranked.
 DECODING = [
-    (None, None, Search(1, early_stopping=True, min_tokens=1)),
-    (BOS, EOS, Search(1, early_stopping=True)),
-    (None, None, Search(4, min_tokens=1)),
-    (BOS, None, Search(4, length_penalty=0.0, early_stopping=True)),
-    (None, EOS, Search(3, length_penalty=2.0, early_stopping="never", min_tokens=1)),
-    (BOS, EOS, Search(4, min_tokens=2)),
+    (None, None, BeamConfig(1, early_stopping=True, min_tokens=1)),
+    (BOS, EOS, BeamConfig(1, early_stopping=True)),
+    (None, None, BeamConfig(4, min_tokens=1)),
+    (BOS, None, BeamConfig(4, length_penalty=0.0, early_stopping=True)),
+    (None, EOS, BeamConfig(3, length_penalty=2.0, early_stopping="never", min_tokens=1)),
+    (BOS, EOS, BeamConfig(4, min_tokens=2)),
 ]
 LIMIT = 8  # new tokens, everything that is forced among them
 

@@ -1,4 +1,4 @@
-"""Search along a trie against transformers' `prefix_allowed_tokens_fn`, a tiny random Llama.
+"""BeamConfig along a trie against transformers' `prefix_allowed_tokens_fn`, a tiny random Llama.
 
     pip install -e .[parity] && pytest -m parity tests/parity
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rag_jax.decoding import Search, Trie, trie_search
+from rag_jax.decoding import BeamConfig, Trie, trie_search
 from rag_jax.models import load
 
 pytestmark = pytest.mark.parity
@@ -89,10 +89,10 @@ def ask(model, prompts, guide, **settings):
 @pytest.mark.parametrize(
     "search",
     [
-        Search(2, length_penalty=0.0),
-        Search(5),
-        Search(4, length_penalty=2.0, early_stopping="never"),
-        Search(40),
+        BeamConfig(2, length_penalty=0.0),
+        BeamConfig(5),
+        BeamConfig(4, length_penalty=2.0, early_stopping="never"),
+        BeamConfig(40),
     ],
 )
 def test_same_sequences_and_scores(models, search, seed):
@@ -128,7 +128,7 @@ def test_the_released_codes_passages(models, seed):
     corpus = make_corpus(rng, ours.config.vocab_size)
     prompt = rng.integers(11, ours.config.vocab_size, 9).tolist()
     trie = Trie.from_sequences(corpus, end_id=UNUSED[0])
-    search = Search(4, length_penalty=0.0)
+    search = BeamConfig(4, length_penalty=0.0)
     (found,) = trie_search(ours.model, ours.params, [prompt], trie, search=search, greedy=True)
     guide = Guide(corpus, UNUSED[0], start=9)
     first = ask(theirs, [prompt], guide, num_beams=4, num_return_sequences=4, max_new_tokens=1)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from rag_jax.pipeline.runner import Shard, Stage, open_stages, run_stages
 from rag_jax.runtime import signals
-from rag_jax.runtime.errors import RagJaxError, Stopped
+from rag_jax.runtime.errors import Preempted, RagJaxError
 from rag_jax.runtime.files import open_atomic, read_json, read_jsonl, write_json
 
 
@@ -378,7 +378,7 @@ def test_a_stage_that_mends_is_called_on_what_is_there(tmp_path, capsys):
                 made.append(name)
                 write_json(context.folder / name, name)
 
-    stages = [Stage("one", run, mends=True), Stage("two", lambda context: None, needs=("one",))]
+    stages = [Stage("one", run, repairs=True), Stage("two", lambda context: None, needs=("one",))]
     run_stages(stages, tmp_path)
     for name in "bc":
         (tmp_path / "stages" / "one" / name).unlink()
@@ -423,7 +423,7 @@ class Divided:
     def run(self):
         stages = [
             Stage("before", lambda context: None),
-            Stage("map", self.map, needs=("before",), divides=("out.jsonl", "out.npy")),
+            Stage("map", self.map, needs=("before",), shardable=("out.jsonl", "out.npy")),
             Stage("after", self.map_alone, needs=("map",)),
         ]
         return run_stages(stages, self.workdir, shard=self.shard)
@@ -467,7 +467,9 @@ def test_shards_make_what_one_process_makes(tmp_path, whole, count):
     first, *others = [future.result(60) for future in [run.start() for run in reversed(runs)]][::-1]
     assert [record["name"] for record in first] == ["before", "map", "after"]
     for error in others:
-        assert isinstance(error, Stopped) and str(error).startswith("every stage is made; shard 0")
+        assert isinstance(error, Preempted) and str(error).startswith(
+            "every stage is made; shard 0"
+        )
     assert read_files(tmp_path / "run") == whole
     assert [len(run.calls) for run in runs] == [2 * len(range(i, 6, count)) for i in range(count)]
     assert Divided(tmp_path / "run").run() == [record | {"reused": True} for record in first]
@@ -483,7 +485,7 @@ def test_an_interrupted_shard_is_started_again_by_itself(tmp_path, whole, number
         stopped.run()
     again = Divided(tmp_path / "run", number, 2)
     ended = {number: again.start().result(60), 1 - number: waiting.result(60)}
-    assert isinstance(ended[1], Stopped) and len(ended[0]) == 3
+    assert isinstance(ended[1], Preempted) and len(ended[0]) == 3
     assert len(stopped.calls) == at and len(again.calls) == 6 - at and len(other.calls) == 6
     assert read_files(tmp_path / "run") == whole
 
@@ -505,12 +507,12 @@ def test_a_shard_runs_once(tmp_path, whole):
     with pytest.raises(RagJaxError, match="in use by another run"):
         Divided(tmp_path / "run", 1, 2).run()
     Divided(tmp_path / "run", 0, 2).run()
-    assert isinstance(waiting.result(60), Stopped)
+    assert isinstance(waiting.result(60), Preempted)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
-    ("number", "reason"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stopped)]
+    ("number", "reason"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Preempted)]
 )
 def test_a_signal_that_python_lost_stops_before_the_next_batch(tmp_path, number, reason):
     class Thing:

@@ -16,7 +16,7 @@ from rag_jax.runtime import hosts
 from rag_jax.runtime.checkpoint import Checkpoints, load_tree
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
-from rag_jax.runtime.sharding import DECODER_RULES, lay_out
+from rag_jax.runtime.sharding import DECODER_RULES, abstract_params
 from rag_jax.systems.srrag import tune
 
 TESTS = Path(__file__).parent
@@ -75,7 +75,7 @@ def test_two_processes(tmp_path):
     for ours, theirs in zip(*logs, strict=True):
         assert ours == pytest.approx(theirs, rel=2e-5)
     session = worker.make_session(None, "lora")
-    abstract = lay_out(tune.start_trainable(session), session.mesh, DECODER_RULES)
+    abstract = abstract_params(tune.start_trainable(session), session.mesh, DECODER_RULES)
     trained = [load_tree(folder / "train" / "params", abstract) for folder in (one, two)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), *trained)
     texts = [(folder / "texts" / "texts.jsonl").read_text() for folder in (one, two)]

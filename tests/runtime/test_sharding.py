@@ -27,13 +27,12 @@ from rag_jax.runtime.sharding import (
     BART_RULES,
     BERT_RULES,
     DECODER_RULES,
+    abstract_params,
     check_batches,
     choose_spec,
     count_bytes_per_device,
     count_data_rows,
     count_replicated,
-    follow,
-    lay_out,
     make_mesh,
     shard_batch,
 )
@@ -91,7 +90,7 @@ def describe(config):
 def test_every_parameter_has_one_rule_and_little_is_on_every_device(family, sizes):
     config, rules = FAMILIES[family]
     mesh = mesh_of(*sizes)
-    laid = lay_out(describe(config), mesh, rules)
+    laid = abstract_params(describe(config), mesh, rules)
     total = sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(laid))
     assert count_replicated(laid) < 0.02 * total
     assert count_bytes_per_device(laid) < total * (1 / mesh.size + 0.02)
@@ -162,14 +161,14 @@ def test_the_optimizer_follows_the_trained_tree():
     rules = (*DECODER_RULES, ("new_tokens", P()))
     new_tokens = jax.ShapeDtypeStruct((4, 16), jnp.float32)
     trained = {"weights": weights, "adapter": adapter, "new_tokens": new_tokens}
-    trained = lay_out(trained, mesh_of(4, 2), rules)
+    trained = abstract_params(trained, mesh_of(4, 2), rules)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
-    state = follow(jax.eval_shape(optimizer.init, trained), trained)
+    state = shardings_like(jax.eval_shape(optimizer.init, trained), trained)
     moments = state[1][0]
     for moment in (moments.mu, moments.nu):
         jax.tree.map(lambda m, p: _assert_equal(m.sharding, p.sharding), moment, trained)
     assert moments.count.sharding.spec == P()
-    assert state == lay_out(jax.eval_shape(optimizer.init, trained), mesh_of(4, 2), rules)
+    assert state == abstract_params(jax.eval_shape(optimizer.init, trained), mesh_of(4, 2), rules)
 
 
 def _assert_equal(left, right):

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rag_jax.config import StageConfig
+from rag_jax.config import TrainConfig
 from rag_jax.runtime.checkpoint import Checkpoints
 from rag_jax.runtime.clock import compile_seconds
-from rag_jax.runtime.errors import RagJaxError, Stopped
+from rag_jax.runtime.errors import Preempted, RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
 from rag_jax.training.loop import init_state, make_optimizer, make_schedule, make_step, train
 
 STEPS = 9
-SETTINGS = StageConfig(learning_rate=0.05, weight_decay=0.1, warmup_fraction=0.3)
+SETTINGS = TrainConfig(learning_rate=0.05, weight_decay=0.1, warmup_fraction=0.3)
 
 
 def loss_fn(params, frozen, batch):
@@ -81,16 +81,16 @@ def straight(tmp_path_factory):
 
 
 def test_schedule():
-    schedule = make_schedule(StageConfig(learning_rate=1.0, warmup_fraction=0.2), 10)
+    schedule = make_schedule(TrainConfig(learning_rate=1.0, warmup_fraction=0.2), 10)
     rates = [float(schedule(jnp.int32(step))) for step in range(11)]
     wanted = [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.0]
     np.testing.assert_allclose(rates, wanted, atol=1e-6)
-    assert float(make_schedule(StageConfig(), 1)(jnp.int32(0))) == pytest.approx(1e-3)
+    assert float(make_schedule(TrainConfig(), 1)(jnp.int32(0))) == pytest.approx(1e-3)
 
 
 def test_first_update_is_adamw_in_closed_form():
     # With bias correction, Adam's first update is the gradient's sign.
-    settings = StageConfig(learning_rate=0.1, warmup_fraction=0.0, weight_decay=0.5, clip_norm=1.0)
+    settings = TrainConfig(learning_rate=0.1, warmup_fraction=0.0, weight_decay=0.5, clip_norm=1.0)
     optimizer = make_optimizer(settings, 10)
 
     def loss(p, frozen, batch):
@@ -136,7 +136,7 @@ def test_a_signal_and_again_ends_with_the_same_bits(tmp_path, straight, at, numb
         return batch_at(step)
 
     before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else Stopped):
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else Preempted):
         run(tmp_path, batch_at=interrupting)
     assert signal.getsignal(number) is before
     assert Checkpoints(tmp_path / "checkpoints").steps() == [at + 1]

@@ -20,7 +20,7 @@ from rag_jax.runtime.sharding import (
     DECODER_RULES,
     Rules,
     choose_spec,
-    place_array,
+    shard_array,
 )
 
 # Stored by some versions of transformers, but no parameters of these models: rotary tables and
@@ -124,7 +124,7 @@ def build_params(
             node[leaf] = jnp.asarray(array, dtype)
         else:
             # Waited for: the host would otherwise hold every tensor that is still under way.
-            node[leaf] = place_array(array, shardings[slot.path], dtype).block_until_ready()
+            node[leaf] = shard_array(array, shardings[slot.path], dtype).block_until_ready()
     return params
 
 

@@ -188,7 +188,7 @@ class Bart(nn.Module):
         cache: Sequence[LayerCache] | None = None,
         slot: Int[Array, ""] | int = 0,
         length: int | None = None,
-        tap: int | None = None,
+        return_layer: int | None = None,
     ) -> Output:
         """Runs the decoder over a chunk of tokens.
 
@@ -205,7 +205,7 @@ class Bart(nn.Module):
             slot: where the chunk starts on the cache's slot axis, the same for every row.
             length: how many of the slots one text may take, where several lie in them; by default
                 all.
-            tap: number of the layer whose output is wanted as well: 0 is the embedding,
+            return_layer: number of the layer whose output is wanted as well: 0 is the embedding,
                 `decoder_layers` the last layer's output, which `hidden` is too. None for none.
 
         Raises:
@@ -219,16 +219,16 @@ class Bart(nn.Module):
                 positions = jnp.arange(width)[None]
         self._check_length(mask.shape[-1] if length is None else length)
         x = self._embed(tokens, positions, self.decoder_position, self.decoder_norm)
-        tapped, written = (x if tap == 0 else None), []
+        layer_output, written = (x if return_layer == 0 else None), []
         for i, layer in enumerate(self.decoder_layers):
             x, layer_cache = layer(x, mask, cache and cache[i], slot, prefix[i], prefix_mask)
             written.append(layer_cache)
-            if tap == i + 1:
-                tapped = x
+            if return_layer == i + 1:
+                layer_output = x
         x = x.reshape(rows, width, c.hidden_size)
-        if tapped is not None:
-            tapped = tapped.reshape(rows, width, c.hidden_size)
-        return Output(x, tuple(written) if cache is not None else None, tapped)
+        if layer_output is not None:
+            layer_output = layer_output.reshape(rows, width, c.hidden_size)
+        return Output(x, tuple(written) if cache is not None else None, layer_output)
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Scores over the vocabulary, only for the hidden states given."""

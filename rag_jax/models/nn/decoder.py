@@ -82,12 +82,12 @@ class Output(NamedTuple):
     Attributes:
         hidden: `[B, T, D]`, after the final norm; `Decoder.logits` takes it from there.
         cache: the layers' keys and values with this chunk written in, or None.
-        tapped: `[B, T, D]`, the residual stream after the layer asked for, or None.
+        layer_output: `[B, T, D]`, the residual stream after the layer asked for, or None.
     """
 
     hidden: Float[Array, "B T D"]
     cache: tuple[LayerCache, ...] | None
-    tapped: Float[Array, "B T D"] | None
+    layer_output: Float[Array, "B T D"] | None
 
 
 def _norm(config: DecoderConfig, **options) -> nn.Module:
@@ -181,7 +181,7 @@ class Decoder(nn.Module):
         length: int | None = None,
         prefix: Sequence[LayerCache] | None = None,
         prefix_mask: Bool[Array, "P L"] | None = None,
-        tap: int | None = None,
+        return_layer: int | None = None,
     ) -> Output:
         """Runs the layers over a chunk of tokens.
 
@@ -197,7 +197,7 @@ class Decoder(nn.Module):
             prefix: the layers' keys and values of `P` prefixes, each shared by `B / P`
                 consecutive rows.
             prefix_mask: True on the prefixes' real tokens.
-            tap: number of the layer whose output is wanted as well, counted as Hugging Face's
+            return_layer: number of the layer whose output is wanted as well, counted as Hugging Face's
                 `hidden_states` are: 0 is the embedding, `num_layers` the last layer's output
                 before the final norm. None for none.
 
@@ -219,7 +219,7 @@ class Decoder(nn.Module):
             positions, rotary_dim=c.rotary_dim, theta=c.rope_theta, scaling=c.rope_scaling
         )
         x = constrain_rows(self.embed(tokens).reshape(rows * width, c.hidden_size), rows)
-        tapped, written = (x if tap == 0 else None), []
+        layer_output, written = (x if return_layer == 0 else None), []
         for i, layer in enumerate(self.layers):
             rest = (
                 (rows, width),
@@ -237,12 +237,12 @@ class Decoder(nn.Module):
 
             x, layer_cache = self._rematerialize(run)(x)
             written.append(layer_cache)
-            if tap == i + 1:
-                tapped = x
+            if return_layer == i + 1:
+                layer_output = x
         x = self.final_norm(x).reshape(rows, width, c.hidden_size)
-        if tapped is not None:
-            tapped = tapped.reshape(rows, width, c.hidden_size)
-        return Output(x, tuple(written) if cache is not None else None, tapped)
+        if layer_output is not None:
+            layer_output = layer_output.reshape(rows, width, c.hidden_size)
+        return Output(x, tuple(written) if cache is not None else None, layer_output)
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Scores over the vocabulary, only for the hidden states given."""

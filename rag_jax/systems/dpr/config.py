@@ -17,7 +17,7 @@ from rag_jax.runtime.errors import RagJaxError
 
 
 @dataclass(frozen=True)
-class RetrieverConfig(EncoderConfig):
+class DPREncoderConfig(EncoderConfig):
     """The encoder that both sides start from, and whether they stay one.
 
     `pooling` is what an embedding is made of: "mean" of the states, then of length one, or "cls",
@@ -48,7 +48,7 @@ class DPRConfig:
     evaluate_on: Literal["test", "dev"] = "test"
     depth: Count = 100
     mesh: MeshConfig = MeshConfig()
-    encoder: RetrieverConfig = RetrieverConfig()
+    encoder: DPREncoderConfig = DPREncoderConfig()
     data: DataConfig = DataConfig()
     world: WorldConfig = WorldConfig(train=1000, talk_pages=2)
     index: IndexConfig = IndexConfig(backend="exact")

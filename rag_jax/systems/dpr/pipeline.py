@@ -30,7 +30,7 @@ from rag_jax.retrieval import (
     make_text,
 )
 from rag_jax.retrieval.contrastive import Encoders, list_pairs, make_batches, train_encoders
-from rag_jax.retrieval.encode import SHARD
+from rag_jax.retrieval.encode import PIECE
 from rag_jax.retrieval.negatives import mine_negatives
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_jsonl, write_jsonl
@@ -93,7 +93,7 @@ class Session:
                 self.index_untrained,
                 needs=("corpus",),
                 settings=searched,
-                divides=("embeddings.npy",),
+                shardable=("embeddings.npy",),
             ),
             Stage(
                 "train",
@@ -106,7 +106,7 @@ class Session:
                 self.index_trained,
                 needs=("corpus", "train"),
                 settings=searched,
-                divides=("embeddings.npy",),
+                shardable=("embeddings.npy",),
             ),
             Stage(
                 "evaluate",
@@ -195,7 +195,7 @@ class Session:
             "embeddings.npy",
             len(passages),
             lambda rows: self.encode(encoder, list_texts(passages[rows])),
-            batch_size=SHARD,
+            batch_size=PIECE,
             unit="passages",
         )
         if is_first():

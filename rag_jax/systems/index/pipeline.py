@@ -13,7 +13,7 @@ from rag_jax.data.passages import PassageFile, write_passages
 from rag_jax.models import load
 from rag_jax.models.io.hub import fingerprint, resolve
 from rag_jax.pipeline.runner import Shard, Stage, StageContext, run_stages
-from rag_jax.retrieval.encode import SHARD, encode_texts, list_texts
+from rag_jax.retrieval.encode import PIECE, encode_texts, list_texts
 from rag_jax.retrieval.index import Index, fingerprint_corpus
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import map_array, read_json, write_json
@@ -76,7 +76,7 @@ def build_index(
             "embeddings.npy",
             len(passages),
             run,
-            batch_size=SHARD,
+            batch_size=PIECE,
             unit="passages",
         )
 
@@ -108,7 +108,7 @@ def build_index(
             encode,
             settings={**settings, "max_length": max_length},
             needs=("passages",),
-            divides=("embeddings.npy",),
+            shardable=("embeddings.npy",),
         ),
         Stage(
             "index",

@@ -13,7 +13,7 @@ from rag_jax.data.passages import Passage
 from rag_jax.data.sentences import list_sentences
 from rag_jax.decoding import Sampling, generate
 from rag_jax.evaluation.answers import match, normalize_answer
-from rag_jax.pipeline.stage import StageContext, say
+from rag_jax.pipeline.stage import StageContext, log
 from rag_jax.runtime.files import read_jsonl
 from rag_jax.systems.prag.data import Augmented
 
@@ -154,10 +154,10 @@ def run_augmentation(session: "Session", context: StageContext) -> None:
     )
     for record in records:
         if record["error"]:
-            say(f"passage {record['id']!r} is left out: {record['error']}")
+            log(f"passage {record['id']!r} is left out: {record['error']}")
     cut = sum(record["cut"] for record in records)
     if cut:
-        say(f"{cut} passages were cut to {form.max_text} tokens (config.model.max_text)")
+        log(f"{cut} passages were cut to {form.max_text} tokens (config.model.max_text)")
 
 
 def read_augmented(context: StageContext) -> dict[str, Augmented]:

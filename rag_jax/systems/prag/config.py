@@ -13,7 +13,7 @@ from rag_jax.config import (
     NonNegative,
     Positive,
     ReaderConfig,
-    StageConfig,
+    TrainConfig,
     TuningConfig,
     WorldConfig,
 )
@@ -81,7 +81,7 @@ class EncodeConfig:
 
 
 @dataclass(frozen=True)
-class WarmUpConfig(StageConfig):
+class WarmUpConfig(TrainConfig):
     """Warm-up of the adapter that documents start from, on at most `questions` of the training
     questions with their answers (paper, section 3.2.3)."""
 

@@ -9,7 +9,7 @@ import numpy as np
 from rag_jax.data.batches import round_up
 from rag_jax.data.questions import Question
 from rag_jax.evaluation.answers import compute_accuracy, exact_match, f1, match
-from rag_jax.pipeline.stage import StageContext, say
+from rag_jax.pipeline.stage import StageContext, log
 from rag_jax.runtime.clock import Clock
 from rag_jax.runtime.files import read_json, read_jsonl, write_json
 from rag_jax.systems.prag.infer import Engine
@@ -118,7 +118,7 @@ def run_evaluation(session: "Session", context: StageContext) -> None:
     for name in session.list_ablations():
         answer(name, False, found, stores[name])
     for reason in lost.values():
-        say(f"answered without it: {reason}")
+        log(f"answered without it: {reason}")
     sizes = [stores["encode"].count_bytes(id) for id in encoded]
     write_json(
         context.folder / "adapters.json",

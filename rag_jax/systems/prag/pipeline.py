@@ -117,7 +117,7 @@ class Session:
                 partial(run_augmentation, self),
                 needs=("corpus", "retrieve"),
                 settings={**model, "augment": c.augment, "seed": c.seed},
-                divides=("augmented.jsonl",),
+                shardable=("augmented.jsonl",),
             ),
         ]
         warm = any(variant.start == "warm" for variant in self.variants.values())
@@ -143,8 +143,8 @@ class Session:
                         "encode": c.encode,
                         "augment": c.augment,
                     },
-                    divides=("encoded.jsonl",),
-                    mends=True,
+                    shardable=("encoded.jsonl",),
+                    repairs=True,
                 )
             )
         return [

@@ -14,12 +14,12 @@ from jaxtyping import PyTree
 from rag_jax.data.batches import pad_rows
 from rag_jax.lora.store import AdapterStore
 from rag_jax.losses import span_cross_entropy, token_logprobs
-from rag_jax.pipeline.stage import StageContext, say
+from rag_jax.pipeline.stage import StageContext, log
 from rag_jax.runtime.checkpoint import load_tree
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import write_json
 from rag_jax.runtime.hosts import fetch
-from rag_jax.runtime.sharding import DECODER_RULES, count_data_rows, lay_out, shard_batch
+from rag_jax.runtime.sharding import DECODER_RULES, abstract_params, count_data_rows, shard_batch
 from rag_jax.systems.prag.augment import read_augmented
 from rag_jax.systems.prag.data import Augmented, make_examples
 from rag_jax.systems.prag.groups import group_documents
@@ -162,11 +162,11 @@ def run_encoding(session: "Session", context: StageContext, *, name: str) -> Non
         group = groups.order[start : start + groups.size]
         again = [passages[i].id for i in group if passages[i].id in lost]
         if again:
-            say(f"training again: {', '.join(map(repr, again))}, whose adapters are damaged")
+            log(f"training again: {', '.join(map(repr, again))}, whose adapters are damaged")
             encode(group)
     for record in records:
         if record["error"]:
-            say(f"passage {record['id']!r} is left out: {record['error']}")
+            log(f"passage {record['id']!r} is left out: {record['error']}")
 
 
 def _reduce(augmented: Augmented, variant: Variant) -> Augmented:
@@ -191,7 +191,9 @@ def load_start(session: "Session", context: StageContext, start: str) -> PyTree:
     fresh = partial(init_tuned, c.tuning, seed=c.seed)
     if start == "random":
         return fetch(fresh(session.base.params))
-    abstract = lay_out(jax.eval_shape(fresh, session.base.params), session.mesh, DECODER_RULES)
+    abstract = abstract_params(
+        jax.eval_shape(fresh, session.base.params), session.mesh, DECODER_RULES
+    )
     return fetch(load_tree(context.path("warm_up", "params"), abstract))
 
 

@@ -14,7 +14,7 @@ from rag_jax.config import (
     ModelConfig,
     NonNegative,
     Positive,
-    StageConfig,
+    TrainConfig,
     TuningConfig,
     WorldConfig,
 )
@@ -45,7 +45,7 @@ class GeneratorConfig(ModelConfig):
 
 
 @dataclass(frozen=True)
-class TrainConfig(StageConfig):
+class JointTrainConfig(TrainConfig):
     """Training by the marginal likelihood of the answer.
 
     `retriever_rate` times as fast for the question's encoder as for the generator; `smoothing` of
@@ -105,7 +105,7 @@ class RAGConfig:
     world: WorldConfig = WorldConfig(train=96, dev=60, test=100, talk_pages=2)
     index: IndexConfig = IndexConfig()
     tuning: TuningConfig = TuningConfig()
-    train: TrainConfig = TrainConfig()
+    train: JointTrainConfig = JointTrainConfig()
     decode: DecodeConfig = DecodeConfig()
 
     def check(self, path: str) -> None:

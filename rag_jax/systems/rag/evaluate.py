@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from rag_jax.data.gazetteer import build_world, list_changes
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection, Question
-from rag_jax.decoding.beams import Search
+from rag_jax.decoding.beams import BeamConfig
 from rag_jax.evaluation.answers import bleu_1, compute_accuracy, exact_match, f1, rouge_l
 from rag_jax.evaluation.rankings import answer_hits
 from rag_jax.models import Pretrained
@@ -87,7 +87,7 @@ def _list_readings(task: str, main: Way) -> list[tuple[str, str | None, dict[Way
 def make_engine(session: "Session", params: Any) -> Engine:
     """Some parameters of the generator, ready to answer."""
     c = session.config.decode
-    search = Search(c.beams, c.length_penalty, c.early_stopping)
+    search = BeamConfig(c.beams, c.length_penalty, c.early_stopping)
     return Engine(
         model=session.generator.model,
         params=params,

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from rag_jax.data.batches import pad_rows, round_up
-from rag_jax.decoding.beams import Found, Search, has_probability, search_beams
+from rag_jax.decoding.beams import BeamConfig, Beams, has_probability, search_beams
 from rag_jax.decoding.cache import Cache, append, fork
 from rag_jax.decoding.generate import check_prompts, read_prompts
 from rag_jax.losses import mix_documents, token_logprobs
@@ -60,8 +60,8 @@ def write_token(
     *,
     max_tokens: int,
     stop_ids: tuple[int, ...],
-    search: Search,
-) -> Found:
+    search: BeamConfig,
+) -> Beams:
     """RAG-Token: beams over the mixture of all documents' next-token distributions.
 
     Args:
@@ -90,7 +90,7 @@ def propose(
     *,
     max_tokens: int,
     stop_ids: tuple[int, ...],
-    search: Search,
+    search: BeamConfig,
 ) -> Candidates:
     """RAG-Sequence's candidates: the beams of every document by itself, each answer once."""
     found = search_beams(
@@ -106,7 +106,7 @@ def propose(
     return unite(found, docs=doc_scores.shape[1])
 
 
-def unite(found: Found, *, docs: int) -> Candidates:
+def unite(found: Beams, *, docs: int) -> Candidates:
     """The distinct answers among the beams of a question's documents."""
     rows, beams, width = found.tokens.shape
     stopped = found.stops >= 0
@@ -202,7 +202,7 @@ class Engine:
     params: Any
     form: Format
     max_tokens: int
-    search: Search
+    search: BeamConfig
     batch_size: int = 16
 
     def answer(

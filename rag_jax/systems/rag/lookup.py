@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from rag_jax.data.batches import round_up
 from rag_jax.data.questions import Collection
 from rag_jax.pipeline.stage import open_to_append, read_whole_lines
-from rag_jax.retrieval.encode import SHARD, embed_batch
+from rag_jax.retrieval.encode import PIECE, embed_batch
 from rag_jax.retrieval.index import Index
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import map_array, save_rows, to_json
@@ -86,7 +86,7 @@ class Lookup:
             return
         encoder = dataclasses.replace(self._session.encoder, params=params)
         passages = self._corpus.passages
-        shards = (passages[start : start + SHARD] for start in range(0, len(passages), SHARD))
+        shards = (passages[start : start + PIECE] for start in range(0, len(passages), PIECE))
         made = (self._session.encode_passages(encoder, shard) for shard in shards)
         save_rows(path, made, len(passages))
         wait_for_all(f"{path} was written")

@@ -23,7 +23,7 @@ from rag_jax.models.nn.bert import Bert
 from rag_jax.pipeline.run import run_session
 from rag_jax.pipeline.stage import Shard, Stage, StageContext
 from rag_jax.retrieval import Index, encode_texts, list_texts
-from rag_jax.retrieval.encode import SHARD
+from rag_jax.retrieval.encode import PIECE
 from rag_jax.retrieval.index import fingerprint_corpus
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json
@@ -112,7 +112,7 @@ class Session:
                 self.make_index,
                 needs=("corpus",),
                 settings={"encoder": passages, "index": c.index},
-                divides=("embeddings.npy",),
+                shardable=("embeddings.npy",),
             ),
             Stage(
                 "frozen",
@@ -264,7 +264,7 @@ class Session:
             "embeddings.npy",
             len(corpus.passages),
             lambda rows: self.encode_passages(self.passage_encoder, corpus.passages[rows]),
-            batch_size=SHARD,
+            batch_size=PIECE,
             unit="passages",
         )
         if is_first():

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from rag_jax.data.batches import round_up
-from rag_jax.decoding.beams import Search
+from rag_jax.decoding.beams import BeamConfig
 from rag_jax.decoding.cache import Cache, write_branches
 from rag_jax.losses import mix_documents
 from rag_jax.models import Pretrained
@@ -25,7 +25,7 @@ from rag_jax.planning.abstract import (
 )
 from rag_jax.planning.planner import Planner
 from rag_jax.retrieval.encode import embed_batch
-from rag_jax.runtime.sharding import lay_out, list_places
+from rag_jax.runtime.sharding import abstract_params, shardings_of
 from rag_jax.systems.rag import infer, train
 from rag_jax.systems.rag.config import RAGConfig
 from rag_jax.systems.rag.data import Example
@@ -145,7 +145,7 @@ def _plan_training(session: PlannedSession, planner: Planner, *, joint: bool) ->
         state.params,
         frozen,
         batch,
-        places=list_places(state.params),
+        places=shardings_of(state.params),
     )
     planner.hold(session.models, state)
     compile_update(planner, f"{name}, ", optimizer, state, total)
@@ -158,7 +158,7 @@ def _plan_answers(session: PlannedSession, planner: Planner) -> None:
     trained = train.describe_trainable(session, joint=True)
     join = partial(apply_tuned, c.tuning, dtype=session.dtype)
     params = jax.eval_shape(join, trained["generator"], session.generator.params)
-    params = lay_out(params, session.mesh, train.find_rules(session)["generator"])
+    params = abstract_params(params, session.mesh, train.find_rules(session)["generator"])
     planner.hold(session.models, copy(params), params, trained["query"])
 
     rows, width = decode.batch_size * docs, min(round_up(c.generator.max_length, 16), limit)
@@ -174,7 +174,7 @@ def _plan_answers(session: PlannedSession, planner: Planner) -> None:
     settings = {
         "max_tokens": decode.max_tokens,
         "stop_ids": (0,),
-        "search": Search(decode.beams, decode.length_penalty, decode.early_stopping),
+        "search": BeamConfig(decode.beams, decode.length_penalty, decode.early_stopping),
     }
     # A forced end comes after the last token.
     turns = decode.max_tokens - (getattr(model.config, "forced_eos_id", None) is None)

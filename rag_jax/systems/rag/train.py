@@ -11,17 +11,17 @@ import jax.numpy as jnp
 import optax
 
 from rag_jax.data.batches import BatchPlan, round_up
-from rag_jax.pipeline.stage import StageContext, say
+from rag_jax.pipeline.stage import StageContext, log
 from rag_jax.runtime.checkpoint import load_tree
 from rag_jax.runtime.sharding import (
     BART_RULES,
     BERT_RULES,
     DECODER_RULES,
     Rules,
+    abstract_params,
     count_data_rows,
-    lay_out,
-    place_params,
     shard_batch,
+    shard_params,
 )
 from rag_jax.systems.rag.data import (
     Example,
@@ -60,7 +60,7 @@ def describe_trainable(session: "Session", *, joint: bool) -> Any:
     """What `init_trainable` gives, as descriptions of arrays."""
     params = session.generator.params, session.encoder.params
     abstract = jax.eval_shape(partial(init_trainable, session, joint=joint), *params)
-    return _place(session, abstract, lay_out)
+    return _place(session, abstract, abstract_params)
 
 
 def load_trained(session: "Session", folder: Path, *, joint: bool) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def run_training(session: "Session", context: StageContext, *, joint: bool) -> N
         return (number, parts), [questions[i].id for i in chosen]
 
     start = init_trainable(session, session.generator.params, session.encoder.params, joint=joint)
-    start = _place(session, start, place_params)
+    start = _place(session, start, shard_params)
     optimizer = make_tuner(session, total)
     step = make_step({"questions": make_loss(session, joint=joint)}, optimizer)
     frozen = {"generator": None if c.tuning.mode == "full" else session.generator.params}
@@ -228,7 +228,7 @@ def _warn_of_collapse(first: list[float], entropy: float, step: int) -> None:
     if step < WINDOW:
         first[:] = [entropy]
     elif first and entropy < first[0] / 2:
-        say(
+        log(
             f"warning: at step {step} the retrieved passages' entropy is {entropy:.2f} of its "
             f"largest value, at first {first[0]:.2f}: the retriever may be collapsing; a lower "
             "train.retriever_rate may help"

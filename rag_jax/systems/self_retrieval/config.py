@@ -12,7 +12,7 @@ from rag_jax.config import (
     MeshConfig,
     Positive,
     ReaderConfig,
-    StageConfig,
+    TrainConfig,
     TuningConfig,
     WorldConfig,
 )
@@ -88,6 +88,6 @@ class SelfRetrievalConfig:
     )
     examples: ExamplesConfig = ExamplesConfig()
     tuning: TuningConfig = TuningConfig()
-    train: StageConfig = StageConfig(batch_size=16)
+    train: TrainConfig = TrainConfig(batch_size=16)
     search: SearchConfig = SearchConfig()
     dense: DenseConfig = DenseConfig()

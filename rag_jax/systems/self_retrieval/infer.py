@@ -18,12 +18,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rag_jax.data.batches import pad_rows, round_up
 from rag_jax.data.passages import Passage
-from rag_jax.decoding.beams import Search
+from rag_jax.decoding.beams import BeamConfig
 from rag_jax.decoding.cache import Cache
 from rag_jax.decoding.generate import check_prompts
 from rag_jax.decoding.packing import pack_texts
 from rag_jax.decoding.trie import Trie, TrieArrays
-from rag_jax.decoding.trie_beams import FoundPaths
+from rag_jax.decoding.trie_beams import TrieBeams
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.runtime.hosts import fetch
 from rag_jax.runtime.sharding import shard_batch
@@ -137,8 +137,8 @@ class Engine:
 
     def _find(
         self, cache, hidden, starts, active, *, beams: int, stops=None, power=0.0, **more
-    ) -> FoundPaths:
-        search = Search(beams, length_penalty=power)
+    ) -> TrieBeams:
+        search = BeamConfig(beams, length_penalty=power)
         given = shard_batch((starts.astype(np.int32), active))
         arrays = self._arrays, given[0], stops, given[1]
         return fetch(
@@ -217,7 +217,7 @@ class Engine:
         )
         return [[self._list_passages(found, b)] for b in range(count)]
 
-    def _list_passages(self, found: FoundPaths, row: int) -> list[tuple[list[int], float]]:
+    def _list_passages(self, found: TrieBeams, row: int) -> list[tuple[list[int], float]]:
         return [
             (self.trie.rows_at(int(found.nodes[row, w])), float(found.logprobs[row, w]))
             for w in np.flatnonzero(found.real[row])

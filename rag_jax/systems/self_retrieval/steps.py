@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rag_jax.decoding.beams import Search
+from rag_jax.decoding.beams import BeamConfig
 from rag_jax.decoding.cache import Cache, append, fork, grow, write_branches
 from rag_jax.decoding.generate import last_hidden, read_prompts
 from rag_jax.decoding.sample import decode
 from rag_jax.decoding.trie import TrieArrays
-from rag_jax.decoding.trie_beams import FoundPaths, search_trie
+from rag_jax.decoding.trie_beams import TrieBeams, search_trie
 from rag_jax.losses import token_logprobs
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.runtime.sharding import constrain_rows
@@ -31,9 +31,9 @@ def find(
     active: Bool[Array, "B"],
     *,
     max_tokens: int,
-    search: Search,
+    search: BeamConfig,
     greedy: bool = False,
-) -> FoundPaths:
+) -> TrieBeams:
     """Titles, which end at `stops`, or passages, behind what the cache has read."""
     settings = {"max_tokens": max_tokens, "search": search, "greedy": greedy}
     return search_trie(

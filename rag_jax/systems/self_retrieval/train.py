@@ -15,7 +15,7 @@ from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.checkpoint import load_tree
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_jsonl, write_json
-from rag_jax.runtime.sharding import DECODER_RULES, lay_out
+from rag_jax.runtime.sharding import DECODER_RULES, abstract_params
 from rag_jax.systems.self_retrieval.data import (
     TERMS,
     Format,
@@ -92,7 +92,7 @@ def load_tuned(session: "Session", folder: Path) -> Any:
     """The model's parameters after a training."""
     tuning, params = session.config.tuning, session.base.params
     abstract = jax.eval_shape(partial(init_tuned, tuning, seed=session.config.seed), params)
-    trained = load_tree(folder, lay_out(abstract, session.mesh, DECODER_RULES))
+    trained = load_tree(folder, abstract_params(abstract, session.mesh, DECODER_RULES))
     return jax.jit(partial(apply_tuned, tuning, dtype=session.dtype))(trained, params)
 
 

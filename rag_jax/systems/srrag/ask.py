@@ -15,7 +15,7 @@ from rag_jax.decoding.sample import Decoded
 from rag_jax.decoding.stream import spell, stream
 from rag_jax.pipeline.ask import PASSAGES, Ask, Facts, Note, Piece, read_corpus
 from rag_jax.pipeline.runner import open_stages
-from rag_jax.pipeline.stage import say
+from rag_jax.pipeline.stage import log
 from rag_jax.runtime.hosts import fetch
 from rag_jax.runtime.sharding import count_data_rows, shard_batch
 from rag_jax.systems.srrag import evaluate
@@ -54,7 +54,7 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
         cut = sum(session.form.shorten(passage.text) != passage.text for passage in passages)
         if cut:
             limit = session.form.max_text
-            say(f"{cut} passages are cut to {limit} tokens (config.model.max_text)")
+            log(f"{cut} passages are cut to {limit} tokens (config.model.max_text)")
         count = session.config.answer.passages
         engine = replace(
             engine,

@@ -15,7 +15,7 @@ from rag_jax.config import (
     NonNegative,
     Positive,
     ReaderConfig,
-    StageConfig,
+    TrainConfig,
     TuningConfig,
     WorldConfig,
 )
@@ -76,7 +76,7 @@ class LabelConfig:
 
 
 @dataclass(frozen=True)
-class Stage2Config(StageConfig):
+class Stage2Config(TrainConfig):
     """Stage 2: `beta` scales the preference loss over verbalisations."""
 
     learning_rate: Positive = 5e-5
@@ -164,7 +164,7 @@ class SRRAGConfig:
     verbalise: VerbaliseConfig = VerbaliseConfig()
     label: LabelConfig = LabelConfig()
     tuning: NewTokensConfig = NewTokensConfig()
-    stage1: StageConfig = StageConfig()
+    stage1: TrainConfig = TrainConfig()
     stage2: Stage2Config = Stage2Config()
     datastore: DatastoreConfig = DatastoreConfig()
     route: RouteConfig = RouteConfig()

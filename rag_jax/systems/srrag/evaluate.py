@@ -14,11 +14,11 @@ from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection, Question
 from rag_jax.evaluation.answers import compute_accuracy, popularity_thirds
 from rag_jax.pipeline.runner import StageContext
-from rag_jax.pipeline.stage import say
+from rag_jax.pipeline.stage import log
 from rag_jax.runtime.clock import Clock
 from rag_jax.runtime.files import read_jsonl, write_json
 from rag_jax.runtime.hosts import fetch
-from rag_jax.runtime.sharding import spread
+from rag_jax.runtime.sharding import shard_over_devices
 from rag_jax.systems.srrag import tune, untrained
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.data import join_passages
@@ -143,7 +143,7 @@ def run_datastore(session: "Session", context: StageContext, *, trained: str = "
     statistics = {"n": len(records), "share": dict(zip(names, shares.tolist(), strict=True))}
     write_json(context.folder / "statistics.json", statistics)
     if shares.max() == 1:
-        say(
+        log(
             f"stage {context.folder.name}: {names[shares.argmax()]} works better for every "
             "training question; the vote tells no two questions apart"
         )
@@ -157,7 +157,7 @@ def read_datastore(
     session.check_size(len(records))
     keys = np.stack([np.frombuffer(base64.b64decode(r["key"]), np.float32) for r in records])
     labels = np.asarray([r["source"] for r in records], np.int32)
-    return Datastore(spread(keys), jnp.asarray(labels), session.config.datastore.metric)
+    return Datastore(shard_over_devices(keys), jnp.asarray(labels), session.config.datastore.metric)
 
 
 def run_evaluation(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rag_jax.config import StageConfig
+from rag_jax.config import TrainConfig
 from rag_jax.data.batches import BatchPlan, Microbatch, round_up
 from rag_jax.pipeline.runner import StageContext
 from rag_jax.runtime.errors import RagJaxError
@@ -91,7 +91,7 @@ def make_examples(
     return examples
 
 
-def make_plan(session: "Session", examples: Sequence[Example], settings: StageConfig) -> BatchPlan:
+def make_plan(session: "Session", examples: Sequence[Example], settings: TrainConfig) -> BatchPlan:
     """Which examples make a step and which of those a microbatch, the same in both stages.
 
     An example with a rejected side is computed as a pair of rows, so it counts double.

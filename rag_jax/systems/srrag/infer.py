@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from rag_jax.data.batches import pad_rows, round_up
 from rag_jax.decoding.cache import Cache
 from rag_jax.models.nn.decoder import Decoder
-from rag_jax.pipeline.stage import say
+from rag_jax.pipeline.stage import log
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.hosts import fetch
 from rag_jax.runtime.sharding import shard_batch
@@ -177,7 +177,7 @@ class Engine:
             return self.search(source, questions)
         except OSError as error:
             name = self.form.sources[source].name
-            say(f"source {name}: {error}; {len(questions)} questions go on without it")
+            log(f"source {name}: {error}; {len(questions)} questions go on without it")
             return [[] for _ in questions]
 
     def _decode(self, tokens: Int[np.ndarray, "B N"], lengths: Int[np.ndarray, "B"]) -> list[str]:

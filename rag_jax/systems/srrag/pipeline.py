@@ -27,7 +27,7 @@ from rag_jax.retrieval.encode import encode_texts
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json
 from rag_jax.runtime.hosts import is_first
-from rag_jax.runtime.sharding import DECODER_RULES, check_batches, make_mesh, place_params
+from rag_jax.runtime.sharding import DECODER_RULES, check_batches, make_mesh, shard_params
 from rag_jax.systems.srrag import compare, contexts, evaluate, labels, sources, tune
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.data import Format, special_tokens
@@ -132,7 +132,7 @@ class Session:
         names = special_tokens(self.config.sources)
         grown = grow_vocabulary(loaded, names, multiple=self.config.model.vocab_multiple)
         return dataclasses.replace(
-            grown, params=place_params(grown.params, self.mesh, DECODER_RULES)
+            grown, params=shard_params(grown.params, self.mesh, DECODER_RULES)
         )
 
     def check_layer(self, num_layers: int) -> None:
@@ -211,14 +211,14 @@ class Session:
                     "sources": [s for s in c.sources if s.kind == "search"],
                 },
                 version=3,
-                divides=("embeddings.npy",),
+                shardable=("embeddings.npy",),
             ),
             Stage(
                 "demonstrations",
                 partial(contexts.run_demonstrations, self),
                 needs=("corpus",),
                 settings={**common, **encoder, "verbalise": c.verbalise, "contexts": c.contexts},
-                divides=("documents.jsonl",),
+                shardable=("documents.jsonl",),
             ),
             Stage(
                 "contexts",
@@ -231,7 +231,7 @@ class Session:
                     "verbalise": c.verbalise,
                     "contexts": c.contexts,
                 },
-                divides=("verbalised.jsonl",),
+                shardable=("verbalised.jsonl",),
             ),
             Stage(
                 "labels",
@@ -239,7 +239,7 @@ class Session:
                 needs=("corpus", "contexts"),
                 settings={**common, "label": c.label},
                 version=2,
-                divides=("scores.jsonl", "closed_book.jsonl"),
+                shardable=("scores.jsonl", "closed_book.jsonl"),
             ),
             Stage(
                 "stage1",
@@ -253,7 +253,7 @@ class Session:
                 partial(tune.run_reference, self),
                 settings={**tuning, "microbatch_tokens": c.stage2.microbatch_tokens},
                 needs=("corpus", "contexts", "labels", "stage1"),
-                divides=("reference.jsonl",),
+                shardable=("reference.jsonl",),
             ),
             Stage(
                 "stage2",
@@ -267,7 +267,7 @@ class Session:
                 partial(evaluate.run_datastore, self),
                 needs=("corpus", "index", "stage2"),
                 settings=asking,
-                divides=("datastore.jsonl",),
+                shardable=("datastore.jsonl",),
             ),
             Stage(
                 "evaluate",
@@ -275,7 +275,7 @@ class Session:
                 version=2,
                 needs=("corpus", "index", "stage2", "datastore"),
                 settings=evaluation,
-                divides=("direct.jsonl", "passes.jsonl"),
+                shardable=("direct.jsonl", "passes.jsonl"),
             ),
         ]
         if c.ablations:

@@ -28,7 +28,7 @@ from rag_jax.planning.abstract import (
 from rag_jax.planning.planner import Planner
 from rag_jax.retrieval.encode import embed_batch
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.sharding import list_places
+from rag_jax.runtime.sharding import shardings_of
 from rag_jax.systems.srrag import policy, steps, tune
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.contexts import score_batch
@@ -231,7 +231,7 @@ def _plan_training(session: PlannedSession, planner: Planner) -> None:
             state.params,
             frozen,
             arrays,
-            places=list_places(state.params),
+            places=shardings_of(state.params),
         )
     planner.hold(base.params, session.encoder.params, state)
     compile_update(planner, "", optimizer, state, total)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection
 from rag_jax.pipeline.runner import StageContext
-from rag_jax.retrieval.encode import SHARD, list_texts
+from rag_jax.retrieval.encode import PIECE, list_texts
 from rag_jax.retrieval.index import Index, fingerprint_corpus
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.hosts import is_first
@@ -50,7 +50,7 @@ def run_index(session: "Session", context: StageContext) -> None:
         "embeddings.npy",
         len(passages),
         lambda part: session.encode(list_texts(passages[part])),
-        batch_size=SHARD,
+        batch_size=PIECE,
         unit="passages",
     )
     if is_first():

@@ -42,10 +42,10 @@ def route(
 ) -> Routed:
     """Reads the questions up to `<EOQ>`."""
     cache = init_cache(model, tokens.shape[0], dtype=params["embed"]["embedding"].dtype)
-    output, cache = append(model, params, cache, tokens, mask, tap=layer)
+    output, cache = append(model, params, cache, tokens, mask, return_layer=layer)
     logits = model.apply({"params": params}, last_hidden(output.hidden, mask), method="logits")
     chosen = logits[:, jnp.asarray(source_ids)].astype(jnp.float32)
-    return Routed(cache, jax.nn.softmax(chosen, axis=-1), last_hidden(output.tapped, mask))
+    return Routed(cache, jax.nn.softmax(chosen, axis=-1), last_hidden(output.layer_output, mask))
 
 
 @partial(jax.jit, static_argnames=("model", "max_tokens", "stop_ids"))

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rag_jax.config import StageConfig, TuningConfig
+from rag_jax.config import TrainConfig, TuningConfig
 from rag_jax.data.batches import Microbatch
 from rag_jax.models.vocabulary import put_tokens, take_tokens
 from rag_jax.pipeline.runner import StageContext
 from rag_jax.runtime.checkpoint import load_tree
 from rag_jax.runtime.files import read_jsonl, write_json
 from rag_jax.runtime.hosts import fetch
-from rag_jax.runtime.sharding import DECODER_RULES, lay_out, place_params, shard_batch
+from rag_jax.runtime.sharding import DECODER_RULES, abstract_params, shard_batch, shard_params
 from rag_jax.systems.srrag.examples import Example, make_examples, make_plan, pack
 from rag_jax.systems.srrag.loss import sequence_logprobs, stage1_loss, stage2_loss
 from rag_jax.training.loop import init_state, make_optimizer, make_step
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
 def start_trainable(session: "Session") -> Any:
     """The trained tree before the first step, in float32: small updates vanish in bfloat16."""
-    return place_params(_init_trainable(session, session.base.params), session.mesh, DECODER_RULES)
+    return shard_params(_init_trainable(session, session.base.params), session.mesh, DECODER_RULES)
 
 
 def describe_trainable(session: "Session") -> Any:
     """What `start_trainable` gives, as descriptions of arrays."""
     abstract = jax.eval_shape(partial(_init_trainable, session), session.base.params)
-    return lay_out(abstract, session.mesh, DECODER_RULES)
+    return abstract_params(abstract, session.mesh, DECODER_RULES)
 
 
 def _init_trainable(session: "Session", params: Any) -> Any:
@@ -85,7 +85,7 @@ def make_losses(session: "Session") -> dict[str, Callable[..., Any]]:
 
 
 def make_tuner(
-    session: "Session", settings: StageConfig, total_steps: int
+    session: "Session", settings: TrainConfig, total_steps: int
 ) -> optax.GradientTransformation:
     """The optimiser of a stage; new tokens learn faster."""
     return optax.chain(
@@ -197,7 +197,7 @@ def run_stage2(
 def _clone(
     session: "Session",
     context: StageContext,
-    settings: StageConfig,
+    settings: TrainConfig,
     examples: Sequence[Example],
     start: Any,
 ) -> None:
@@ -209,7 +209,7 @@ def _clone(
 def _train(
     session: "Session",
     context: StageContext,
-    settings: StageConfig,
+    settings: TrainConfig,
     examples: Sequence[Example],
     start: Any,
     finish: Callable[[Microbatch, dict[str, np.ndarray]], dict[str, np.ndarray]],

@@ -64,7 +64,7 @@ def test_the_index_and_its_passages(tmp_path, files, monkeypatch, capsys):
 
 
 def test_going_on_after_a_stop(tmp_path, files, monkeypatch):
-    monkeypatch.setattr(build, "SHARD", 2)
+    monkeypatch.setattr(build, "PIECE", 2)
     encoded = []
 
     def encode(pretrained, texts, **settings):

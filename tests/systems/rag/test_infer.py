@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rag_jax.decoding import Search, beam_search
-from rag_jax.decoding.beams import Found
+from rag_jax.decoding import BeamConfig, beam_search
 from rag_jax.models import load
 from rag_jax.models.nn.layers import MASKED
 from rag_jax.pipeline.runner import compile_seconds
@@ -33,7 +32,7 @@ WAYS = ("token", "fast", "thorough")
 
 def make_engine(generator, **changes):
     form = make_format(generator, max_length=min(48, generator.config.max_length))
-    settings = {"max_tokens": MAX_TOKENS, "search": Search(BEAMS), "batch_size": 2} | changes
+    settings = {"max_tokens": MAX_TOKENS, "search": BeamConfig(BEAMS), "batch_size": 2} | changes
     return infer.Engine(generator.model, generator.params, form, **settings)
 
 
@@ -137,7 +136,7 @@ def test_batches(generator, monkeypatch):
 
 
 def test_one_document_is_plain_beam_search():
-    engine = make_engine(LLAMA, search=Search(BEAMS, length_penalty=0.0))
+    engine = make_engine(LLAMA, search=BeamConfig(BEAMS, length_penalty=0.0))
     passages = [row[:1] for row in PASSAGES]
     found = engine.answer(QUESTIONS, passages, SCORES[:, :1], ways=WAYS)
     for way in ("fast", "thorough"):
@@ -177,7 +176,7 @@ def test_what_is_known_is_not_scored_again():
     golden = dict(np.load(GOLDEN / "rag" / "golden.npz"))
     given = BART.model, BART.params
     given += infer.read(*given, golden["tokens"], golden["mask"].astype(bool))
-    settings = {"max_tokens": 5, "stop_ids": (2,), "search": Search(4)}
+    settings = {"max_tokens": 5, "stop_ids": (2,), "search": BeamConfig(4)}
     found = infer.propose(*given, golden["scores"], **settings)
     whole = infer.score(*given, found.tokens, found.lengths, chunk=4)
     rest = infer.score(*given, *found, chunk=4)
@@ -191,7 +190,7 @@ def test_what_is_known_is_not_scored_again():
 def test_golden(name):
     """What transformers writes around the same BART: four beams, BOS and EOS forced."""
     golden = dict(np.load(GOLDEN / "rag" / "golden.npz"))
-    search = Search(4)
+    search = BeamConfig(4)
     settings = {"max_tokens": 5, "stop_ids": (2,), "search": search}
     model, params = BART.model, BART.params
     cache, hidden = infer.read(model, params, golden["tokens"], golden["mask"].astype(bool))

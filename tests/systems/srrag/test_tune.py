@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rag_jax import lora
-from rag_jax.config import StageConfig, TuningConfig
+from rag_jax.config import TrainConfig, TuningConfig
 from rag_jax.models.vocabulary import grow_vocabulary
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import make_mesh
@@ -58,7 +58,7 @@ def test_packed_microbatches(lengths, batch_size, budget, reduction):
     """Every example of a step once, with its partner beside it, in shapes of a kind and width."""
     examples = [make_example(str(i), *one) for i, one in enumerate(lengths)]
     session = SimpleNamespace(config=SRRAGConfig(loss_reduction=reduction))
-    settings = StageConfig(batch_size=batch_size, microbatch_tokens=budget)
+    settings = TrainConfig(batch_size=batch_size, microbatch_tokens=budget)
     plan = make_plan(session, examples, settings)
     shapes, dealt = {}, []
     for step in range(plan.num_steps_per_epoch):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rag_jax import lora
-from rag_jax.config import EncoderConfig, IndexConfig, ReaderConfig, StageConfig, WorldConfig
+from rag_jax.config import EncoderConfig, IndexConfig, ReaderConfig, TrainConfig, WorldConfig
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.files import read_jsonl
 from rag_jax.systems.srrag import tune
@@ -52,7 +52,7 @@ def describe_run(llama_folder, bert_folder):
         verbalise=VerbaliseConfig(demonstrations=1, pool=12, max_tokens=8, batch_size=18),
         label=LabelConfig(batch_size=48),
         tuning=NewTokensConfig(mode="lora", rank=2),
-        stage1=StageConfig(
+        stage1=TrainConfig(
             batch_size=4, learning_rate=0.03, microbatch_tokens=900, checkpoint_every=1
         ),
         stage2=Stage2Config(
