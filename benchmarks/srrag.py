@@ -375,7 +375,7 @@ def compare_latency(setup: Setup, size: int) -> tuple[Sides, dict[str, Any]]:
         time.sleep(waits[-1])
         return setup.engine.search(source, questions)
 
-    engine = dataclasses.replace(engine, search=search)
+    engine = dataclasses.replace(engine, config=search)
 
     def ask(latency: float, retrieving: bool) -> list[Answered]:
         waits.append(latency)

@@ -119,7 +119,7 @@ def compare_searching(
     start = arrays["input_ids"].shape[1]
 
     def ours_run():
-        return trie_search(ours.model, ours.params, prompts, trie, search=search)
+        return trie_search(ours.model, ours.params, prompts, trie, config=search)
 
     def theirs_run(guide):
         with torch.inference_mode():

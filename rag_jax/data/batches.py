@@ -1,7 +1,7 @@
-"""Batches of fixed shapes whose order is a pure function of the seed and the step.
+"""Batches of fixed shapes, in an order that is a pure function of the seed and the step.
 
-Examples are grouped by length into buckets, so a program is compiled once for each bucket and not
-for each length. Nothing is remembered between steps: to resume, ask for the next step.
+Examples are grouped by length into buckets, so a program is compiled once per bucket instead of
+once per length. The batches keep no state between steps: resuming only needs the step number.
 """
 
 import dataclasses
@@ -17,10 +17,14 @@ from rag_jax.runtime.errors import RagJaxError
 
 @dataclass(frozen=True)
 class Microbatch:
-    """Examples that are computed together, all of one kind.
+    """Examples of one kind that are computed in one call.
 
-    `indices` point into the lengths the plan was made from; there are at most `rows` of them, and
-    what is missing is padding that must not count. `width` is what each example is padded to.
+    Attributes:
+        kind: the kind of all examples.
+        indices: positions of the examples in `BatchPlan.lengths`; at most `rows`.
+        rows: number of rows of the arrays. Rows past the last index are padding and must not count
+            in the loss.
+        width: number of tokens that each row is padded to.
     """
 
     kind: str
@@ -31,24 +35,30 @@ class Microbatch:
 
 @dataclass(frozen=True, eq=False)
 class BatchPlan:
-    """Deals examples into batches, each example once an epoch, and batches into microbatches.
+    """Assignment of examples to batches, each example once per epoch, and to microbatches.
 
-    A batch's examples are spread over microbatches by length, so nothing is padded to the longest
-    of its batch; a microbatch's shape depends on its kind and width alone.
+    The examples of a batch are spread over microbatches by length, so a short example is not padded
+    to the longest example of the batch. The shape of a microbatch depends only on its kind and its
+    width.
 
     Args:
-      lengths: length of every example, in tokens.
-      kinds: examples of different kinds never share a microbatch.
-      strata: every batch gets its even share of each stratum. With a dozen steps an epoch, a batch
-        of one class alone would pull that class's probability far to one side.
-      batch_size: examples of a batch, which the last batches may miss by one.
-      budget: tokens of a microbatch, except where `row_multiple` examples have more.
-      program_tokens: see `choose_widths`.
-      seed: decides the order; every epoch has its own.
-      row_multiple: what the rows of a microbatch are a multiple of, so that a mesh divides them.
+        lengths: length of every example, in tokens.
+        kinds: kind of every example. Examples of different kinds never share a microbatch.
+        strata: stratum of every example. Every batch gets an even share of each stratum: with a
+            dozen steps per epoch, a batch of a single class would pull the probability of that
+            class far to one side.
+        batch_size: maximum number of examples per batch. Batches differ by at most one example.
+        budget: maximum number of tokens of a microbatch, unless `row_multiple` rows alone exceed
+            the maximum.
+        program_tokens: number of tokens that could be computed while one program compiles; see
+            `choose_widths`.
+        seed: seed of the order, which differs between epochs.
+        row_multiple: divisor of the number of rows of every microbatch, so that a mesh divides the
+            rows evenly.
 
     Raises:
-      RagJaxError: if a setting is out of range, or there are no examples.
+        RagJaxError: if a setting is out of range, or there are no examples.
+        ValueError: if `lengths`, `kinds` and `strata` differ in length.
     """
 
     lengths: Sequence[int]
@@ -67,12 +77,14 @@ class BatchPlan:
         if not len(self.lengths) == len(self.kinds) == len(self.strata):
             raise ValueError("every example has a length, a kind and a stratum")
         for name in ("batch_size", "budget", "program_tokens", "seed", "row_multiple"):
-            if getattr(self, name) < (name not in ("program_tokens", "seed")):
-                raise RagJaxError(f"{name}={getattr(self, name)}: is too small")
+            value = getattr(self, name)
+            minimum = 0 if name in ("program_tokens", "seed") else 1
+            if value < minimum:
+                raise RagJaxError(f"{name}={value}: must be at least {minimum}")
 
     @functools.cached_property
     def widths(self) -> dict[str, list[int]]:
-        """The widths of each kind."""
+        """Widths of the microbatches of each kind, in ascending order."""
         members = {kind: [] for kind in self.kinds}
         for kind, length in zip(self.kinds, self.lengths, strict=True):
             members[kind].append(length)
@@ -83,53 +95,69 @@ class BatchPlan:
 
     @property
     def num_steps_per_epoch(self) -> int:
-        """Number of batches that hold every example once."""
+        """Number of batches that contain every example once."""
         return -(-len(self.lengths) // self.batch_size)
 
     def examples_at(self, step: int) -> list[int]:
-        """The examples of `step`, which counts from 0 through all epochs.
+        """Returns the indices of the examples of one step.
 
-        The same in every process: microbatches differ in shape, and all processes of a run have
-        to run the same programs. Each then feeds its own rows of every microbatch to its devices.
+        The result is the same in every process: microbatches differ in shape, and all processes of
+        a run must run the same programs. Each process then feeds only its own rows of every
+        microbatch to its devices.
+
+        Args:
+            step: number of the step, counted from 0 through all epochs.
+
+        Raises:
+            ValueError: if `step` is negative.
         """
         if step < 0:
-            raise ValueError(f"no step {step}")
-        epoch, place = divmod(step, self.num_steps_per_epoch)
+            raise ValueError(f"step={step}: must not be negative")
+        epoch, step_in_epoch = divmod(step, self.num_steps_per_epoch)
         rng = np.random.default_rng((self.seed, epoch))
         strata = np.asarray(self.strata)
+        # The members of a stratum get evenly spaced positions in [0, 1), in random order and with a
+        # random offset, so that any range of positions holds an even share of the stratum.
         position = np.empty(len(strata))
         for stratum in np.unique(strata):
             members = rng.permutation(np.flatnonzero(strata == stratum))
             position[members] = (np.arange(len(members)) + rng.random()) / len(members)
         batches = np.array_split(np.argsort(position, kind="stable"), self.num_steps_per_epoch)
-        batch = batches[rng.permutation(len(batches))[place]]
+        batch = batches[rng.permutation(len(batches))[step_in_epoch]]
         return batch.tolist()
 
     def place(self, example: int) -> tuple[str, int]:
-        """The kind and width of the microbatches that an example goes into."""
+        """Returns the kind and the width of the microbatches that an example belongs to."""
         kind = self.kinds[example]
         return kind, choose_bucket(self.lengths[example], self.widths[kind])
 
     def group(self, examples: Sequence[int]) -> list[Microbatch]:
-        """Microbatches of some examples."""
+        """Groups examples into microbatches.
+
+        Args:
+            examples: indices of examples, such as those of `examples_at`.
+
+        Returns:
+            Microbatches, sorted by kind and width, that contain each example once.
+        """
         members: dict[tuple[str, int], list[int]] = {}
         for i in examples:
             members.setdefault(self.place(i), []).append(i)
-        groups = []
+        microbatches = []
         for (kind, width), indices in sorted(members.items()):
             rows = max(1, self.budget // width // self.row_multiple) * self.row_multiple
-            groups += [
+            microbatches += [
                 Microbatch(kind, indices[start : start + rows], rows, width)
                 for start in range(0, len(indices), rows)
             ]
-        return groups
+        return microbatches
 
 
 def choose_bucket(length: int, buckets: Sequence[int]) -> int:
-    """Returns the smallest bucket that holds `length`.
+    """Returns the smallest bucket that holds `length` tokens.
 
     Raises:
-      RagJaxError: if none does.
+        RagJaxError: if `length` exceeds every bucket.
     """
     fitting = [bucket for bucket in buckets if bucket >= length]
     if not fitting:
@@ -138,27 +166,30 @@ def choose_bucket(length: int, buckets: Sequence[int]) -> int:
 
 
 def choose_widths(lengths: Sequence[int], *, program_tokens: int) -> list[int]:
-    """Returns the widths, multiples of 8, at which padding and compiling together cost least.
+    """Returns the widths that minimise the cost of padding plus the cost of compiling.
 
-    Dynamic programming: the best choice for the rows that fit into one width ends with that width
-    and begins with the best choice for the rows that fit into some narrower one.
+    Solved by dynamic programming: the best choice for the rows that fit into one width consists of
+    this width and the best choice for the rows that fit into some narrower width.
 
     Args:
-      lengths: length of every row.
-      program_tokens: how many tokens could be computed while one program compiles.
+        lengths: length of every row, in tokens.
+        program_tokens: number of tokens that could be computed while one program compiles.
+
+    Returns:
+        Multiples of 8, in ascending order; empty if there are no rows.
     """
     if not len(lengths):
         return []
     best = [(0, 0, [])]  # number of rows that fit, cost in tokens, widths
     for width in range(8, round_up(max(lengths), 8) + 8, 8):
-        fit = sum(length <= width for length in lengths)
-        cost, widths = min((cost - width * fits, widths) for fits, cost, widths in best)
-        best.append((fit, cost + width * fit + program_tokens, [*widths, width]))
+        num_fitting = sum(length <= width for length in lengths)
+        cost, widths = min((cost - width * fitting, widths) for fitting, cost, widths in best)
+        best.append((num_fitting, cost + width * num_fitting + program_tokens, [*widths, width]))
     return best[-1][2]
 
 
 def round_up(length: int, multiple: int) -> int:
-    """The smallest positive multiple that holds `length`: a bucket where there is no list."""
+    """Returns the smallest positive multiple of `multiple` that is at least `length`."""
     return max(1, -(-length // multiple)) * multiple
 
 
@@ -168,29 +199,30 @@ def pad_rows(
     """Pads rows of token ids on the right.
 
     Args:
-      rows: token ids of each row.
-      length: T, to which each row is padded.
-      pad_id: fills what is left.
-      batch: B, filled up with empty rows; the number of rows if None.
+        rows: token ids of each row.
+        length: T, the length that each row is padded to.
+        pad_id: token id of the padding.
+        batch: B, the number of rows to return. Missing rows are added as rows of padding. None
+            adds no rows.
 
     Returns:
-      Tokens (int32) and a mask that is true where a token is a row's own.
+        Token ids (int32) and `token_mask`, True on tokens that are not padding.
 
     Raises:
-      RagJaxError: if a row is longer than `length`, or there are more rows than `batch`.
+        RagJaxError: if a row is longer than `length`, or there are more rows than `batch`.
     """
     size = len(rows) if batch is None else batch
     if len(rows) > size:
         raise RagJaxError(f"batch={size}: there are {len(rows)} rows")
-    long = [i for i, row in enumerate(rows) if len(row) > length]
-    if long:
+    too_long = [i for i, row in enumerate(rows) if len(row) > length]
+    if too_long:
         raise RagJaxError(
-            f"length={length}: {len(long)} of {len(rows)} rows are longer, first row {long[0]} of "
-            f"{len(rows[long[0]])} tokens"
+            f"length={length}: {len(too_long)} of {len(rows)} rows are longer, first row "
+            f"{too_long[0]} of {len(rows[too_long[0]])} tokens"
         )
     tokens = np.full((size, length), pad_id, np.int32)
-    mask = np.zeros((size, length), bool)
+    token_mask = np.zeros((size, length), bool)
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = row
-        mask[i, : len(row)] = True
-    return tokens, mask
+        token_mask[i, : len(row)] = True
+    return tokens, token_mask

@@ -1,7 +1,7 @@
-"""The built-in world as a dataset of TensorFlow Datasets, in ArrayRecord, which has random access.
+"""The built-in world as a TensorFlow Datasets dataset, in ArrayRecord for random access.
 
-TensorFlow itself is not needed, nor imported. The settings, the version of the facts and the
-source of the sentences are part of a dataset's folder name, so two worlds never share files.
+TensorFlow itself is neither needed nor imported. The folder name of a dataset contains the settings
+and a digest of the facts and of the sentences, so two worlds never share files.
 """
 
 import contextlib
@@ -26,14 +26,21 @@ _SPLITS = ("train", "dev", "test")
 
 @dataclass
 class GazetteerConfig(tfds.core.BuilderConfig):
-    """The settings of `build_world`, and which of its two tables this is."""
+    """Configuration of one table of one world.
 
-    table: str = "passages"  # or "questions"
+    Attributes:
+        table: `"passages"` or `"questions"`.
+        settings: all keyword arguments of `build_world`.
+    """
+
+    table: str = "passages"
     settings: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 class Gazetteer(tfds.core.GeneratorBasedBuilder):
-    """One world's passages (split `"corpus"`) or questions (`"train"`, `"dev"`, `"test"`)."""
+    """Builder of the passages (split `"corpus"`) or the questions (`"train"`, `"dev"`, `"test"`)
+    of one world.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -51,7 +58,7 @@ class Gazetteer(tfds.core.GeneratorBasedBuilder):
             description="Places of the world and questions about them.",
             homepage="https://www.geonames.org",
             license="Facts: GeoNames, CC BY 4.0",
-            disable_shuffling=True,  # rows keep their order, so a row number means the same passage
+            disable_shuffling=True,  # keeps row numbers equal to positions in the corpus
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
@@ -60,8 +67,8 @@ class Gazetteer(tfds.core.GeneratorBasedBuilder):
         if self.builder_config.table == "passages":
             return {"corpus": self._generate_examples(world.passages)}
         # A split without examples cannot be stored.
-        filled = [split for split in _SPLITS if world.questions[split]]
-        return {split: self._generate_examples(world.questions[split]) for split in filled}
+        splits = [split for split in _SPLITS if world.questions[split]]
+        return {split: self._generate_examples(world.questions[split]) for split in splits}
 
     def _generate_examples(
         self, rows: Sequence[Passage | Question]
@@ -71,20 +78,21 @@ class Gazetteer(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare_world(data_dir: str | Path, **settings: int) -> None:
-    """Writes the world with these settings where it is missing, for `config.data.path` to name.
+    """Writes the datasets of a world to a folder that `config.data.path` can name.
 
-    An interrupted preparation leaves nothing under the final name, and is done again.
+    Datasets that exist are kept. An interrupted preparation leaves nothing under the final name, so
+    the next call starts the preparation over.
 
     Args:
-      data_dir: the folder.
-      **settings: those of `build_world`.
+        data_dir: folder of the datasets.
+        **settings: keyword arguments of `build_world`; missing ones have their defaults.
 
     Raises:
-      RagJaxError: as `build_world` does.
+        RagJaxError: if a setting is out of range, or the world has too few questions.
     """
     complete = {**gazetteer.build_world.__kwdefaults__, **settings}
     _prepare("passages", complete, Path(data_dir))
-    # Of a table without rows there is nothing to store.
+    # A table without rows cannot be stored.
     if any(complete[split] for split in _SPLITS):
         _prepare("questions", complete, Path(data_dir))
 
@@ -96,13 +104,13 @@ def _prepare(table: str, settings: dict[str, int], data_dir: Path) -> None:
     )
     with _quiet():
         builder = Gazetteer(config=config, data_dir=data_dir, file_format="array_record")
-        # Does nothing if the folder is there; else it is written under another name and renamed.
+        # Does nothing if the folder exists; otherwise writes a temporary folder and renames it.
         builder.download_and_prepare()
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps progress bars, and remarks on an unregistered configuration, off the terminal."""
+    """Hides progress bars and the warning about an unregistered configuration."""
     tfds.disable_progress_bar()
     logger = logging.getLogger("absl")
     level = logger.level
@@ -116,7 +124,7 @@ def _quiet() -> Iterator[None]:
 
 @functools.cache
 def _digest() -> str:
-    """Returns a short digest of everything besides the settings that decides a world."""
+    """Returns a short digest of everything that determines a world except the settings."""
     digest = hashlib.sha256(places.import_source().__version__.encode())
     for path in sorted(Path(gazetteer.__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Whether a text has an answer, by DPR's tokens."""
+"""Answer matching: whether a text contains an answer, compared token by token as in DPR."""
 
 import functools
 import unicodedata
@@ -6,26 +6,31 @@ from collections.abc import Sequence
 
 import regex
 
-# DPR's tokens: runs of letters, digits and marks; any other visible character by itself.
+# DPR's tokens: runs of letters, digits and marks, or any single other visible character.
 _TOKEN = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
 
 
 @functools.lru_cache(maxsize=65_536)
 def split_tokens(text: str) -> str:
-    """DPR's tokens of a text, a space before, between and after them.
+    """Returns DPR's tokens of a text in lower case, with one space before and after each token.
 
-    They are of the text's canonical decomposition (NFD), in lower case.
+    The spaces make token matching a substring search. The text is put into canonical decomposition
+    (NFD) first.
     """
     tokens = _TOKEN.findall(unicodedata.normalize("NFD", text))
     return f" {' '.join(tokens).lower()} "
 
 
 def has_answer(text: str, answers: Sequence[str]) -> bool:
-    """Whether an answer's tokens occur in the text one after the other.
+    """Returns whether the tokens of any answer occur in the text as a contiguous run.
 
-    The criterion of DPR's retrieval accuracy (Karpukhin et al. 2020, section 5) and of its hard
+    The criterion of DPR's retrieval accuracy (Karpukhin et al. 2020, section 5) and of DPR's hard
     negatives, after Chen et al. (2017, "Reading Wikipedia to answer open-domain questions"). An
-    answer without tokens occurs nowhere.
+    answer without tokens never occurs.
+
+    Args:
+        text: text of a passage.
+        answers: acceptable answers.
     """
     tokens = split_tokens(text)
     return any(answer.strip() and answer in tokens for answer in map(split_tokens, answers))

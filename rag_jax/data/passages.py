@@ -1,10 +1,11 @@
-"""Passages of a corpus, and the file that holds them, read row by row."""
+"""Passages of a corpus, and the file format that stores passages for access by row."""
 
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
@@ -15,7 +16,13 @@ _OFFSETS = "offsets.npy"
 
 @dataclass(frozen=True)
 class Passage:
-    """A passage; its title is empty where there is none. Titles need not be unique; ids are."""
+    """Passage of a corpus.
+
+    Attributes:
+        id: unique within the corpus.
+        title: title of the article, not necessarily unique; empty if there is none.
+        text: text without the title.
+    """
 
     id: str
     title: str
@@ -23,35 +30,50 @@ class Passage:
 
 
 def write_passages(path: Path, passages: Iterable[Passage]) -> "PassageFile":
-    """Writes passages as JSON lines, one at a time, with the lines' ends in a file beside it.
+    """Writes passages as JSON lines, one passage at a time, and an array of byte offsets.
 
-    They are in the order given, so that a row of an index over them is a row of the file.
+    The order is kept, so a row of an index over the passages is a row of the file. Only the first
+    process may call this function.
+
+    Args:
+        path: file to write. The offsets go into the same folder, under the same stem.
+        passages: consumed once, so the corpus never has to fit into memory.
 
     Returns:
-        the file, opened; to be called by the first process alone.
+        The written file, opened for reading.
     """
-    ends = array("q", [0])
+    offsets = array("q", [0])
     with open_atomic(path, "wb") as file:
         for passage in passages:
             line = (to_json(passage) + "\n").encode()
             file.write(line)
-            ends.append(ends[-1] + len(line))
-    with open_atomic(_offsets(path), "wb") as file:
-        np.save(file, np.asarray(ends, np.int64), allow_pickle=False)
+            offsets.append(offsets[-1] + len(line))
+    with open_atomic(_offsets_path(path), "wb") as file:
+        np.save(file, np.asarray(offsets, np.int64), allow_pickle=False)
     return PassageFile(path)
 
 
 class PassageFile(Sequence[Passage]):
-    """What `write_passages` wrote, by row; a slice gives a list."""
+    """Sequence of the passages in a file of `write_passages`, read from disk on access.
+
+    Args:
+        path: the file of passages.
+    """
 
     def __init__(self, path: Path):
         self._path = path
-        self._ends = np.load(_offsets(path), allow_pickle=False)
+        self._offsets = np.load(_offsets_path(path), allow_pickle=False)
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return len(self._offsets) - 1
 
-    def __getitem__(self, row):
+    @overload
+    def __getitem__(self, row: int) -> Passage: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> list[Passage]: ...
+
+    def __getitem__(self, row: int | slice) -> Passage | list[Passage]:
         if isinstance(row, slice):
             start, stop, step = row.indices(len(self))
             if step != 1:
@@ -68,12 +90,13 @@ class PassageFile(Sequence[Passage]):
                 yield Passage(**json.loads(line))
 
     def _read(self, start: int, stop: int) -> list[Passage]:
-        first, last = self._ends[start], self._ends[stop]
+        first, last = self._offsets[start], self._offsets[stop]
         with open(self._path, "rb") as file:
             file.seek(first)
-            lines = file.read(last - first).splitlines()  # of bytes: at line ends only
+            # Splitting bytes, unlike splitting text, breaks at line ends only.
+            lines = file.read(last - first).splitlines()
         return [Passage(**json.loads(line)) for line in lines]
 
 
-def _offsets(path: Path) -> Path:
+def _offsets_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.{_OFFSETS}")

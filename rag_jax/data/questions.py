@@ -1,4 +1,4 @@
-"""Passages, questions about them, and both together as a run keeps them."""
+"""Questions, and collections of passages and questions as a run stores them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,19 +10,25 @@ from rag_jax.data.passages import Passage, PassageFile
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json
 
-# What `copy_collection` writes.
+# Names of the files that `copy_collection` writes.
 PASSAGES, QUESTIONS = "passages.jsonl", "questions.json"
-# Keeps passages that come one at a time, in memory (`list`) or in a file (`write_passages`).
+# Stores a stream of passages, in memory (`list`) or in a file (`write_passages`).
 Keep = Callable[[Iterable[Passage]], Sequence[Passage]]
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its acceptable answers if any are known, relevant passages' grades by id, and
-    where the data tells of them its type, its subject's popularity, the choices it leaves, and that
-    its subject is in PopQA's long tail.
+    """Question with its acceptable answers and relevant passages.
 
-    `choices` are texts by label; the answer is then a label, and `question` says what to choose.
+    Attributes:
+        id: unique within the split.
+        question: text of the question. With choices, the text ends with the list of choices.
+        answers: acceptable answers; empty if none are known. With choices, labels of choices.
+        relevant: grades of the relevant passages, by passage id.
+        type: type of the question; empty if the data has none.
+        popularity: popularity of the question's subject; None if the data has none.
+        choices: texts of the choices by label; empty if the answer is free text.
+        longtail: True if the subject is in PopQA's long tail.
     """
 
     id: str
@@ -37,7 +43,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Collection:
-    """A corpus, in memory or in a file, and questions about it by split."""
+    """Corpus and the questions about the corpus.
+
+    Attributes:
+        passages: the corpus, in memory or in a file.
+        questions: questions by split.
+    """
 
     passages: Sequence[Passage]
     questions: dict[str, list[Question]]
@@ -46,10 +57,17 @@ class Collection:
 def choose_questions(
     collection: Collection, split: str, *, count: int, seed: int
 ) -> list[Question]:
-    """The split's questions that have an answer: all, or `count` drawn at random, in their order.
+    """Returns questions of a split that have an answer, in their order in the split.
+
+    Args:
+        collection: passages and questions.
+        split: name of the split.
+        count: number of questions to draw at random. 0, or the number of questions or more,
+            returns all questions.
+        seed: seed of the draw.
 
     Raises:
-        RagJaxError: there is none.
+        RagJaxError: if the split has no questions with answers.
     """
     questions = [q for q in collection.questions.get(split, []) if q.answers]
     if not questions:
@@ -61,7 +79,10 @@ def choose_questions(
 
 
 def load_collection(folder: Path) -> Collection:
-    """Reads what `copy_collection` wrote; a passage whenever it is asked for."""
+    """Loads the collection that `copy_collection` wrote to a folder.
+
+    Questions are loaded into memory; passages are read from disk on access.
+    """
     splits = read_json(folder / QUESTIONS)
     return Collection(
         PassageFile(folder / PASSAGES),

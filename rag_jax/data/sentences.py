@@ -1,11 +1,14 @@
-"""Sentences of a text."""
+"""Splitting of texts into sentences."""
 
 import re
 
 
 def list_sentences(text: str) -> list[str]:
-    """All sentences of a text, with single spaces; of a blank text the empty one.
+    """Splits a text into sentences.
 
-    They end with `.`, `!` or `?` before white space and a capital letter or a digit.
+    A sentence ends with `.`, `!` or `?` before white space and a capital letter or a digit.
+
+    Returns:
+        The sentences, with runs of white space replaced by single spaces; `[""]` for a blank text.
     """
     return re.split(r"(?<=[.!?])\s+(?=[^\Wa-z_])", " ".join(text.split()))

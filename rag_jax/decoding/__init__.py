@@ -1,12 +1,14 @@
-"""Prefill and decode over an explicit key/value cache."""
+"""Reading and writing text over an explicit key/value cache."""
 
-from rag_jax.decoding.beams import BeamConfig, Beams, beam_search, search_beams
+from rag_jax.decoding.beams import BeamConfig, Beams
 from rag_jax.decoding.cache import Cache, append, encode_source, fork, init_cache
-from rag_jax.decoding.generate import generate, prefill, read_prompts
-from rag_jax.decoding.sample import Decoded, Sampling, decode
+from rag_jax.decoding.prompts import prefill, read_prompts
+from rag_jax.decoding.sample import Decoded, Sampling, decode, generate
+from rag_jax.decoding.score import score_continuation, score_text
 from rag_jax.decoding.stream import stream
 from rag_jax.decoding.trie import Trie, TrieArrays
 from rag_jax.decoding.trie_beams import FoundSequence, TrieBeams, search_trie, trie_search
+from rag_jax.decoding.vocabulary_beams import beam_search, search_beams
 
 __all__ = [
     "BeamConfig",
@@ -27,6 +29,8 @@ __all__ = [
     "init_cache",
     "prefill",
     "read_prompts",
+    "score_continuation",
+    "score_text",
     "search_beams",
     "search_trie",
     "stream",

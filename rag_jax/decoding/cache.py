@@ -1,20 +1,20 @@
 """The key/value cache: what a batch of rows has read so far.
 
-Slots and positions are two things. Every row writes its next chunk at the same slots, so a write is
-one slice; a row with a shorter chunk leaves slots that are marked unreal and never looked at, and
-positions count real tokens only. Rows of different lengths, and chunks appended in the
+Slots and positions are separate. Every row writes its next chunk at the same slots, so a write is
+one slice. A row whose chunk is shorter leaves padding slots, which `token_mask` hides from
+attention; positions count tokens, not slots. Rows of different lengths, and chunks appended in the
 middle of a sequence, therefore need no shuffling. A cache holds just the slots written: appending
-grows it, so it can't overflow.
+grows the cache, so it cannot overflow.
 
-Every function takes a decoder or an encoder-decoder. The rows of the latter stand behind no other
-rows; what they share and attend to is a source, which takes the prefix's place.
+Every function takes a decoder or an encoder-decoder. The rows of an encoder-decoder have no prefix
+of earlier tokens; the source that they share and attend to takes the prefix's place.
 """
 
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, PyTree
 
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.decoder import Decoder, LayerCache, Output
@@ -27,22 +27,28 @@ class Cache:
 
     Attributes:
         layers: per layer, keys `[B, K, d, S]` and values `[B, K, S, d]`.
-        real: `[B, S]`, True where a slot holds a token.
+        token_mask: `[B, S]`, True where a slot holds a token.
         position: `[B]`, the position of each row's next token.
-        prefix: a cache of `P` rows that stand before these, each under `B / P` consecutive rows;
-            None for none. For an encoder-decoder, the `P` sources that `encode_source` read.
+        prefix: a cache of `P` rows that were read before these rows, each shared by `B / P`
+            consecutive rows; None without a prefix. For an encoder-decoder, the `P` sources that
+            `encode_source` read.
     """
 
     layers: tuple[LayerCache, ...]
-    real: Bool[Array, "B S"]
+    token_mask: Bool[Array, "B S"]
     position: Int[Array, "B"]
     prefix: "Cache | None" = None
+
+    @property
+    def num_slots(self) -> int:
+        """Number of slots S, without the prefix's."""
+        return self.token_mask.shape[1]
 
 
 def init_cache(
     model: Decoder | Bart, rows: int, *, dtype=jnp.float32, prefix: Cache | None = None
 ) -> Cache:
-    """A cache with no slots yet, after `prefix` if one is given (`rows` a multiple of its rows).
+    """A cache without slots, after `prefix` if one is given (`rows` a multiple of its rows).
 
     Raises:
         ValueError: an encoder-decoder is given no source as its prefix.
@@ -67,35 +73,38 @@ def grow(cache: Cache, slots: int) -> Cache:
         )
         for keys, values in cache.layers
     )
-    return Cache(layers, jnp.pad(cache.real, ((0, 0), (0, slots))), cache.position, cache.prefix)
+    token_mask = jnp.pad(cache.token_mask, ((0, 0), (0, slots)))
+    return Cache(layers, token_mask, cache.position, cache.prefix)
 
 
 def fork(model: Decoder | Bart, cache: Cache, times: int) -> Cache:
-    """A cache in which `times` consecutive rows go on from each row of `cache`.
+    """A cache in which `times` consecutive rows continue each row of `cache`.
 
-    A decoder's rows become the prefix of the new ones and are not copied. Where they stand behind a
-    prefix themselves, the new rows stand behind it too, each with a copy of what its row has read
-    since; so do those of an encoder-decoder behind their source.
+    A decoder's rows become the prefix of the new rows and are not copied. Rows that have a prefix
+    already keep it, and each new row gets a copy of what its row has read since; so do the rows of
+    an encoder-decoder, after their source.
     """
     rows = cache.position.shape[0] * times
     if isinstance(model, Decoder) and cache.prefix is None:
         return init_cache(model, rows, dtype=cache.layers[0][0].dtype, prefix=cache)
-    layers, real, position = jax.tree.map(
-        lambda leaf: jnp.repeat(leaf, times, axis=0), (cache.layers, cache.real, cache.position)
+    layers, token_mask, position = jax.tree.map(
+        lambda leaf: jnp.repeat(leaf, times, axis=0),
+        (cache.layers, cache.token_mask, cache.position),
     )
-    return Cache(layers, real, position, cache.prefix)
+    return Cache(layers, token_mask, position, cache.prefix)
 
 
 def encode_source(
-    model: Bart, params, tokens: Int[Array, "P L"], mask: Bool[Array, "P L"]
+    model: Bart, params: PyTree, tokens: Int[Array, "P L"], mask: Bool[Array, "P L"]
 ) -> Cache:
-    """Reads sources once, as the prefix of the caches of all the rows that attend to them.
+    """Encodes sources, as the prefix of the caches of all rows that attend to them.
 
-    The keys and values that each layer's cross-attention needs are computed here: a source costs
-    nothing more, however many rows (beams, candidates) read it and however long they get.
+    The keys and values of each layer's cross-attention are computed here once, however many rows
+    (beams, candidates) attend to a source and however long these rows get.
 
     Args:
-        mask: False on padding, on the right.
+        tokens: of the sources, padded on the right.
+        mask: False on padding.
     """
     encoded = model.apply({"params": params}, tokens, mask, method="encode")
     layers = model.apply({"params": params}, encoded, method="read_source")
@@ -104,7 +113,7 @@ def encode_source(
 
 def write(
     model: Decoder | Bart,
-    params,
+    params: PyTree,
     cache: Cache,
     tokens: Int[Array, "B T"],
     mask: Bool[Array, "B T"],
@@ -112,62 +121,76 @@ def write(
     slot: Int[Array, ""] | int,
     return_layer: int | None = None,
 ) -> tuple[Output, Cache]:
-    """Runs a chunk through the model and writes it at `slot`, into slots that exist.
+    """Runs a chunk through the model and writes the chunk at `slot`, into existing slots.
+
+    Args:
+        tokens: the chunk.
+        mask: False on padding, which may be anywhere in the chunk.
+        slot: of the chunk's first token.
+        return_layer: as for `Decoder.hidden`.
 
     Returns:
         The model's output for the chunk, and the cache with the chunk in it.
     """
-    real = jax.lax.dynamic_update_slice(cache.real, mask, (0, slot))
-    own = slot + jnp.arange(tokens.shape[1])
-    visible = jnp.arange(real.shape[1])[None, None, :] <= own[None, :, None]
+    token_mask = jax.lax.dynamic_update_slice(cache.token_mask, mask, (0, slot))
+    query_slots = slot + jnp.arange(tokens.shape[1])
+    # Causality, slot by slot: [1, T, S].
+    causal = jnp.arange(token_mask.shape[1])[None, None, :] <= query_slots[None, :, None]
     positions = cache.position[:, None] + jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-    seen = real[:, None, :] & visible
     output = _run(
-        model, params, cache, tokens, seen, positions, slot=slot, return_layer=return_layer
+        model,
+        params,
+        cache,
+        tokens,
+        token_mask[:, None, :] & causal,
+        positions,
+        slot=slot,
+        return_layer=return_layer,
     )
     position = cache.position + mask.sum(axis=1, dtype=jnp.int32)
-    return output, Cache(output.cache, real, position, cache.prefix)
+    return output, Cache(output.cache, token_mask, position, cache.prefix)
 
 
 def write_branches(
     model: Decoder | Bart,
-    params,
+    params: PyTree,
     cache: Cache,
     tokens: Int[Array, "B W"],
-    seen: Bool[Array, "B W S"],
+    attention_mask: Bool[Array, "B W S"],
     *,
     slot: Int[Array, ""] | int,
     depth: Int[Array, "B W"] | Int[Array, ""] | int,
     length: int,
 ) -> tuple[Output, Cache]:
-    """Writes `W` tokens of texts that go on from every row: the next of each, or several of some.
+    """Writes `W` tokens of texts that branch off from every row, such as one of each beam.
 
-    The texts are a tree in the slots behind the row: one that branches off from another is told to
-    look at that one's slots, and nothing is copied.
+    The texts are a tree in the slots after the row: a text that branches off from another one
+    attends to that text's slots, and nothing is copied.
 
     Args:
-        cache: rows as they were before they branched, with empty slots behind them; its `real` and
-            `position` stay as they are.
-        seen: where each token looks behind the row: at its text's tokens, itself among them.
-        slot: where the tokens are written, next to each other.
-        depth: how many tokens of its text stand before each token, one number where all are alike.
-        length: slots of the longest text, the row's own included.
+        cache: the rows before they branched, with empty slots after them. `token_mask` and
+            `position` stay unchanged.
+        tokens: the next tokens, of different texts or several of one.
+        attention_mask: for each token the slots of its text after the row, its own among them.
+        slot: of the first token; the others follow.
+        depth: number of tokens of its text before each token; one number where all are equal.
+        length: number of slots of the longest text, the row's own slots included.
     """
-    seen = cache.real[:, None] | seen
+    attention_mask = cache.token_mask[:, None] | attention_mask
     positions = jnp.broadcast_to(cache.position[:, None] + depth, tokens.shape)
-    output = _run(model, params, cache, tokens, seen, positions, slot=slot, length=length)
-    return output, Cache(output.cache, cache.real, cache.position, cache.prefix)
+    output = _run(model, params, cache, tokens, attention_mask, positions, slot=slot, length=length)
+    return output, Cache(output.cache, cache.token_mask, cache.position, cache.prefix)
 
 
-def _run(model, params, cache, tokens, seen, positions, **settings) -> Output:
+def _run(model, params, cache, tokens, attention_mask, positions, **settings) -> Output:
     return model.apply(
         {"params": params},
         tokens,
-        mask=seen,
+        mask=attention_mask,
         positions=positions,
         cache=cache.layers,
         prefix=cache.prefix and cache.prefix.layers,
-        prefix_mask=cache.prefix and cache.prefix.real,
+        prefix_mask=cache.prefix and cache.prefix.token_mask,
         method="hidden",
         **settings,
     )
@@ -175,21 +198,14 @@ def _run(model, params, cache, tokens, seen, positions, **settings) -> Output:
 
 def append(
     model: Decoder | Bart,
-    params,
+    params: PyTree,
     cache: Cache,
     tokens: Int[Array, "B T"],
     mask: Bool[Array, "B T"],
     *,
     return_layer: int | None = None,
 ) -> tuple[Output, Cache]:
-    """Appends one chunk to every row; `mask` is False on padding, which may stand anywhere."""
-    slot = cache.real.shape[1]
-    return write(
-        model,
-        params,
-        grow(cache, tokens.shape[1]),
-        tokens,
-        mask,
-        slot=slot,
-        return_layer=return_layer,
-    )
+    """Appends one chunk to every row; `mask` is False on padding, which may be anywhere."""
+    slot = cache.num_slots
+    cache = grow(cache, tokens.shape[1])
+    return write(model, params, cache, tokens, mask, slot=slot, return_layer=return_layer)

@@ -1,25 +1,35 @@
-"""The loop that writes one token after the other, greedily or drawn at random, over a cache."""
+"""Sampling: one token a row at a time, the likeliest or a random one, over a cache.
+
+`decode` is the compiled loop, and `generate` the list-in, list-out way to use the loop.
+"""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from rag_jax import lora
 from rag_jax.decoding.cache import Cache, grow, write
+from rag_jax.decoding.prompts import batch_prompts, check_prompts, prefill, read_prompts
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.nn.layers import MASKED
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.hosts import fetch
+from rag_jax.runtime.sharding import shard_batch
 
 
 class Sampling(NamedTuple):
-    """How the next token is drawn; hashable, so a compiled loop can close over it.
+    """How the next token is sampled; hashable, so a compiled loop can close over it.
 
     Attributes:
         temperature: 0 takes the likeliest token.
-        top_k: draw among so many likeliest tokens; 0 for all.
-        top_p: draw among the fewest likeliest tokens that hold this much probability
+        top_k: sample among this number of likeliest tokens; 0 for all.
+        top_p: sample among the fewest likeliest tokens that hold this much probability
             (Holtzman et al. 2020).
     """
 
@@ -29,13 +39,13 @@ class Sampling(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """What a loop wrote: `N` is the limit, a stop token is never part of it.
+    """The tokens that a loop wrote, at most `N` a row; a stop token is never among them.
 
     Attributes:
-        tokens: `[B, N]`, padded with 0 behind `lengths`.
+        tokens: `[B, N]`, padded with 0 after `lengths`.
         lengths: `[B]`.
         finished: `[B]`, False where the limit cut the row off.
-        cache: every written token is in it, the stop token is not.
+        cache: with every written token, without the stop token.
     """
 
     tokens: Int[Array, "B N"]
@@ -45,35 +55,45 @@ class Decoded(NamedTuple):
 
 
 class DecodeState(NamedTuple):
-    """A loop under way.
+    """The state of a decoding loop.
 
     Attributes:
-        count: how many tokens the longest row has.
-        token: `[B]`, the next of each row.
-        active: `[B]`, False where that is a stop token, or the row takes no part.
-        tokens: `[B, N]`, those written, padded with 0.
-        cache: with the `N` tokens' slots at its end.
+        step: number of tokens of the longest row.
+        last_token: `[B]`, sampled but not yet written.
+        active: `[B]`, False where the last token is a stop token or the row takes no part.
+        tokens: `[B, N]`, the tokens written, padded with 0.
+        cache: with slots for `N` tokens at its end.
     """
 
-    count: Int[Array, ""]
-    token: Int[Array, "B"]
+    step: Int[Array, ""]
+    last_token: Int[Array, "B"]
     active: Bool[Array, "B"]
     tokens: Int[Array, "B N"]
     cache: Cache
 
     @property
     def decoded(self) -> Decoded:
-        """What is written so far."""
-        lengths = self.cache.real[:, -self.tokens.shape[1] :].sum(axis=1, dtype=jnp.int32)
+        """The tokens written so far."""
+        written = self.cache.token_mask[:, -self.tokens.shape[1] :]
+        lengths = written.sum(axis=1, dtype=jnp.int32)
         return Decoded(self.tokens, lengths, ~self.active, self.cache)
+
+
+# A row's next token from the row's hidden state `[B, D]` and the token's number, and whether the
+# row continues after it.
+NextToken = Callable[[Array, Any], tuple[Int[Array, "B"], Bool[Array, "B"]]]
 
 
 def sample_tokens(
     logits: Float[Array, "B V"], keys: Key[Array, "B"] | None, *, sampling: Sampling = Sampling()
 ) -> Int[Array, "B"]:
-    """One token a row; row `i` uses its own key, so a row's text does not depend on its batch.
+    """Samples one token a row.
 
-    The likeliest tokens need no keys.
+    Args:
+        logits: of the next token.
+        keys: one a row, so that a row's text does not depend on its batch; not needed for the
+            likeliest tokens.
+        sampling: temperature, top-k, top-p.
     """
     if sampling.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -84,15 +104,81 @@ def sample_tokens(
     if sampling.top_p < 1:
         ordered = jnp.sort(logits, axis=-1, descending=True)
         before = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
-        before = before - jax.nn.softmax(ordered, axis=-1)  # probability of what ranks above
+        before = before - jax.nn.softmax(ordered, axis=-1)  # probability of all likelier tokens
         kept = jnp.where(before < sampling.top_p, ordered, jnp.inf)
         logits = jnp.where(logits < kept.min(axis=-1, keepdims=True), MASKED, logits)
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 
+def make_next_token(
+    model: Decoder | Bart,
+    params: PyTree,
+    *,
+    stop_ids: Sequence[int],
+    keys: Key[Array, "B"] | None = None,
+    sampling: Sampling = Sampling(),
+) -> NextToken:
+    """The function that samples a loop's tokens; arguments are `decode`'s."""
+
+    def next_token(hidden, number):
+        logits = model.apply({"params": params}, hidden, method="logits")
+        row_keys = keys
+        if keys is not None:
+            row_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+        token = sample_tokens(logits, row_keys, sampling=sampling)
+        return token, ~jnp.isin(token, jnp.asarray(stop_ids, jnp.int32))
+
+    return next_token
+
+
+def init_decode(
+    cache: Cache,
+    hidden: Float[Array, "B D"],
+    next_token: NextToken,
+    *,
+    max_tokens: int,
+    active: Bool[Array, "B"],
+) -> DecodeState:
+    """The state before the first write: the first token of each active row, and empty slots."""
+    token, continues = next_token(hidden, 0)
+    tokens = jnp.zeros((len(token), max_tokens), jnp.int32)
+    return DecodeState(jnp.int32(0), token, active & continues, tokens, grow(cache, max_tokens))
+
+
+def decode_step(
+    model: Decoder | Bart, params: PyTree, state: DecodeState, next_token: NextToken
+) -> DecodeState:
+    """Writes each active row's last token and samples the next one; the body of the loop."""
+    step, token, active, tokens, cache = state
+    column = jnp.where(active, token, 0)[:, None]
+    tokens = jax.lax.dynamic_update_slice(tokens, column, (0, step))
+    slot = cache.num_slots - tokens.shape[1] + step
+    output, cache = write(model, params, cache, token[:, None], active[:, None], slot=slot)
+    token, continues = next_token(output.hidden[:, 0], step + 1)
+    return DecodeState(step + 1, token, active & continues, tokens, cache)
+
+
+def decode_until(
+    model: Decoder | Bart,
+    params: PyTree,
+    state: DecodeState,
+    next_token: NextToken,
+    *,
+    limit: Int[Array, ""] | int,
+) -> DecodeState:
+    """Writes until every row has ended or the longest row has `limit` tokens."""
+
+    def unfinished(state):
+        return (state.step < limit) & state.active.any()
+
+    return jax.lax.while_loop(
+        unfinished, lambda state: decode_step(model, params, state, next_token), state
+    )
+
+
 def decode(
     model: Decoder | Bart,
-    params,
+    params: PyTree,
     cache: Cache,
     hidden: Float[Array, "B D"],
     *,
@@ -102,74 +188,137 @@ def decode(
     sampling: Sampling = Sampling(),
     active: Bool[Array, "B"] | None = None,
 ) -> Decoded:
-    """Writes up to `max_tokens` tokens a row, until a stop token; call it inside `jax.jit`.
+    """Writes up to `max_tokens` tokens a row, until a stop token; for use inside `jax.jit`.
 
     Args:
-        hidden: the last real token's hidden state of each row, as `append` returned it.
+        cache: what the rows have read.
+        hidden: the hidden state of each row's last token, as `append` returned it.
+        max_tokens: limit N of a row.
+        stop_ids: tokens that end a row.
         keys: a random key a row; needed unless `sampling.temperature` is 0.
+        sampling: temperature, top-k, top-p.
         active: False on rows that take no part (padding rows, rows on another route).
     """
     active = jnp.ones(hidden.shape[0], bool) if active is None else active
-    draw = make_draw(model, params, stop_ids=stop_ids, keys=keys, sampling=sampling)
-    writing = init_decode(cache, hidden, draw, max_tokens=max_tokens, active=active)
-    return decode_until(model, params, writing, draw, limit=max_tokens).decoded
+    next_token = make_next_token(model, params, stop_ids=stop_ids, keys=keys, sampling=sampling)
+    state = init_decode(cache, hidden, next_token, max_tokens=max_tokens, active=active)
+    return decode_until(model, params, state, next_token, limit=max_tokens).decoded
 
 
-# The next token of each row from its hidden state `[B, D]` and number, and where it is no stop.
-Draw = Callable[[Array, Any], tuple[Int[Array, "B"], Bool[Array, "B"]]]
-
-
-def make_draw(
+def generate(
     model: Decoder | Bart,
-    params,
-    *,
-    stop_ids: Sequence[int],
-    keys: Key[Array, "B"] | None = None,
-    sampling: Sampling = Sampling(),
-) -> Draw:
-    """How a loop draws its tokens; its arguments are `decode`'s."""
-
-    def draw(hidden, number):
-        logits = model.apply({"params": params}, hidden, method="logits")
-        row_keys = keys
-        if keys is not None:
-            row_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-        token = sample_tokens(logits, row_keys, sampling=sampling)
-        return token, ~jnp.isin(token, jnp.asarray(stop_ids, jnp.int32))
-
-    return draw
-
-
-def init_decode(
-    cache: Cache,
-    hidden: Float[Array, "B D"],
-    draw: Draw,
+    params: PyTree,
+    prompts: Sequence[Sequence[int]],
     *,
     max_tokens: int,
-    active: Bool[Array, "B"],
-) -> DecodeState:
-    """Draws the first token of each row that is `active` and makes room for `max_tokens`."""
-    token, goes_on = draw(hidden, 0)
-    tokens = jnp.zeros((len(token), max_tokens), jnp.int32)
-    return DecodeState(jnp.int32(0), token, active & goes_on, tokens, grow(cache, max_tokens))
+    stop_ids: Sequence[int],
+    prefix: Sequence[int] = (),
+    adapters: PyTree | None = None,
+    batch_size: int = 64,
+    sampling: Sampling = Sampling(),
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[list[int]]:
+    """Continues each prompt; the list-in, list-out way to use `decode`.
+
+    Prompts are batched by length and padded to a multiple of 32 tokens, so few programs are
+    compiled, and a second call of the same sizes compiles none.
+
+    An encoder-decoder encodes each prompt, special tokens included, and writes after
+    `config.start_ids`. A forced BOS is therefore part of where a row starts and never of the
+    result. A forced EOS, which in transformers takes the last place before the limit, is the limit
+    itself. `generate(num_beams=1, max_new_tokens=n)` in transformers writes, apart from these two
+    tokens, what `max_tokens = n - 2` writes here (`n - 1` if only one of the two is forced).
+
+    Args:
+        prompts: token ids, at least one each.
+        prefix: tokens before every prompt, which are read once, not once a prompt. Not for an
+            encoder-decoder, which reads its first tokens in the light of all others.
+        adapters: an adapter for each prompt, arrays `[len(prompts), ...]` as from `lora.merge`,
+            used with scale 1. Not with a `prefix`, which each adapter would read in its own way.
+        batch_size: number of rows of a batch; a multiple of the mesh's data rows.
+        seed: prompt `i` is sampled with a key of `seed` and `i`, whatever its batch.
+        progress: called with the number of prompts of each finished batch.
+
+    Returns:
+        For each prompt the new tokens, without the stop token.
+
+    Raises:
+        RagJaxError: a prompt is empty or longer than an encoder-decoder takes; `max_tokens` is less
+            than 1 or more than the model has positions for; an encoder-decoder, or a model with
+            `adapters`, is given a `prefix`; the number of adapters is not that of the prompts; or
+            the mesh does not divide `batch_size`.
+    """
+    check_prompts(model, prompts, max_tokens=max_tokens, batch_size=batch_size)
+    if prefix and isinstance(model, Bart):
+        raise RagJaxError("prefix: an encoder-decoder has none; put its tokens into the prompts")
+    if prefix and adapters is not None:
+        raise RagJaxError("prefix: every adapter reads it anew; put its tokens into the prompts")
+    for leaf in jax.tree.leaves(adapters):
+        if len(leaf) != len(prompts):
+            raise RagJaxError(
+                f"adapters: {len(leaf)} for {len(prompts)} prompts; give one for each"
+            )
+    shared = prefill(model, params, prefix) if prefix else None
+    written: list[list[int]] = [[] for _ in prompts]
+    for rows, arrays in batch_prompts(model, prompts, batch_size=batch_size):
+        numbers = np.resize(np.asarray(rows, np.int32), len(arrays[0]))
+        result = generate_batch(
+            model,
+            params,
+            shared,
+            *shard_batch((*arrays, numbers)),
+            seed,
+            adapters=adapters and _select(adapters, numbers),
+            max_tokens=max_tokens,
+            stop_ids=tuple(stop_ids),
+            sampling=sampling,
+        )
+        tokens, lengths = fetch(result)
+        for row, i in enumerate(rows):
+            written[i] = tokens[row, : lengths[row]].tolist()
+        progress(len(rows))
+    return written
 
 
-def decode_until(
-    model: Decoder | Bart, params, writing: DecodeState, draw: Draw, *, limit: Int[Array, ""] | int
-) -> DecodeState:
-    """Writes until every row has ended or the longest has `limit` tokens."""
-    base = writing.cache.real.shape[1] - writing.tokens.shape[1]
+# A program of its own: within the loop's it would be compiled for every number of prompts.
+_select = jax.jit(lora.select)
 
-    def more(state):
-        return (state.count < limit) & state.active.any()
 
-    def step(state):
-        count, token, active, tokens, cache = state
-        column = jnp.where(active, token, 0)[:, None]
-        tokens = jax.lax.dynamic_update_slice(tokens, column, (0, count))
-        slot = base + count
-        output, cache = write(model, params, cache, token[:, None], active[:, None], slot=slot)
-        token, goes_on = draw(output.hidden[:, 0], count + 1)
-        return DecodeState(count + 1, token, active & goes_on, tokens, cache)
+@partial(jax.jit, static_argnames=("model", "max_tokens", "stop_ids", "sampling"))
+def generate_batch(
+    model: Decoder | Bart,
+    params: PyTree,
+    prefix: Cache | None,
+    tokens: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    numbers: Int[Array, "B"],
+    seed: Int[Array, ""] | int,
+    *,
+    max_tokens: int,
+    stop_ids: tuple[int, ...],
+    sampling: Sampling,
+    adapters: PyTree | None = None,
+) -> tuple[Int[Array, "B N"], Int[Array, "B"]]:
+    """Reads one batch of prompts and continues them: the tokens written, and their lengths.
 
-    return jax.lax.while_loop(more, step, writing)
+    Args:
+        prefix: the cache of what comes before every prompt.
+        numbers: of the prompts, for their random keys.
+    """
+    if adapters is not None:
+        params = lora.apply(params, adapters, scale=1.0)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
+    cache, hidden = read_prompts(model, params, tokens, mask, prefix=prefix)
+    decoded = decode(
+        model,
+        params,
+        cache,
+        hidden,
+        max_tokens=max_tokens,
+        stop_ids=stop_ids,
+        keys=keys,
+        sampling=sampling,
+        active=mask.any(axis=1),
+    )
+    return decoded.tokens, decoded.lengths

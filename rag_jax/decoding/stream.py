@@ -1,11 +1,11 @@
-"""Texts while they are written: a few tokens at a time, and what they spell so far."""
+"""Streaming: the decoding loop a few tokens at a time, and the text that these tokens add."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, PyTree
 
 from rag_jax.decoding.cache import Cache, append
 from rag_jax.decoding.sample import (
@@ -13,7 +13,7 @@ from rag_jax.decoding.sample import (
     DecodeState,
     decode_until,
     init_decode,
-    make_draw,
+    make_next_token,
 )
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.tokenizer import Tokenizer
@@ -22,7 +22,7 @@ from rag_jax.runtime.hosts import fetch
 
 def stream(
     model: Decoder,
-    params,
+    params: PyTree,
     cache: Cache,
     tokens: Int[Array, "B T"],
     active: Bool[Array, "B"],
@@ -31,25 +31,25 @@ def stream(
     stop_ids: tuple[int, ...],
     every: int = 4,
 ) -> Iterator[Decoded]:
-    """Reads `tokens` behind a cache and goes on greedily, as `decode` does, to the token.
+    """Reads `tokens` after a cache and continues greedily; writes the same tokens as `decode`.
 
-    Two programs are compiled, whatever `every` is: one reads, the other goes on to a limit that it
-    is given.
+    Two programs are compiled, whatever `every` is: one that reads, and one that writes up to a
+    limit, which is an argument.
 
     Args:
         active: rows that read and write.
-        max_tokens: as `decode`'s, as is `stop_ids`.
-        every: how many tokens are written between two results.
+        max_tokens: as for `decode`, as is `stop_ids`.
+        every: number of tokens written between two results.
 
     Yields:
-        What is written so far; the last one has all of it.
+        The tokens written so far; the last result has all of them.
     """
-    writing = _start(model, params, cache, tokens, active, max_tokens=max_tokens, stop_ids=stop_ids)
+    state = _start(model, params, cache, tokens, active, max_tokens=max_tokens, stop_ids=stop_ids)
     for limit in range(every, max_tokens + every, every):
         limit = min(limit, max_tokens)
-        writing = _go_on(model, params, writing, limit, stop_ids=stop_ids)
-        yield writing.decoded
-        if not fetch(writing.active).any():
+        state = _continue(model, params, state, limit, stop_ids=stop_ids)
+        yield state.decoded
+        if not fetch(state.active).any():
             return
 
 
@@ -57,21 +57,22 @@ def stream(
 def _start(model, params, cache, tokens, active, *, max_tokens, stop_ids) -> DecodeState:
     mask = jnp.tile(active[:, None], tokens.shape[1])
     output, cache = append(model, params, cache, tokens, mask)
-    draw = make_draw(model, params, stop_ids=stop_ids)
-    return init_decode(cache, output.hidden[:, -1], draw, max_tokens=max_tokens, active=active)
+    next_token = make_next_token(model, params, stop_ids=stop_ids)
+    hidden = output.hidden[:, -1]
+    return init_decode(cache, hidden, next_token, max_tokens=max_tokens, active=active)
 
 
 @partial(jax.jit, static_argnames=("model", "stop_ids"))
-def _go_on(model, params, writing, limit, *, stop_ids) -> DecodeState:
-    draw = make_draw(model, params, stop_ids=stop_ids)
-    return decode_until(model, params, writing, draw, limit=limit)
+def _continue(model, params, state, limit, *, stop_ids) -> DecodeState:
+    next_token = make_next_token(model, params, stop_ids=stop_ids)
+    return decode_until(model, params, state, next_token, limit=limit)
 
 
 def spell(tokenizer: Tokenizer, written: Iterable[Sequence[int]]) -> Iterator[str]:
-    """What a text grows by, as more and more of its tokens come in.
+    """The text that is added as more and more of a text's tokens become known.
 
-    Together the pieces are `tokenizer.decode` of the last tokens, stripped. White space waits for
-    what follows it, and the bytes of a character for the last of them.
+    The pieces joined are `tokenizer.decode` of all tokens, stripped. White space is held back until
+    the next word, and the bytes of a character until the last of them.
 
     Args:
         written: all tokens so far, each time more than before.

@@ -1,30 +1,33 @@
-"""Beam search along a trie, as one compiled loop: what it finds are sequences of the corpus.
+"""Beam search along a trie: every text that is found is a sequence of the corpus.
 
-A beam carries the node it stands at, and only that node's children compete, with their
-log-probabilities over the whole vocabulary: the mask of transformers' `prefix_allowed_tokens_fn`
-(De Cao et al. 2021), without a mask. A beam ends where its sequence is known, and its place goes to
-another. Beams are kept and ranked as in `search_beams`, with transformers' scores.
+A beam is at a node of the trie, and only the node's children compete, with their log-probabilities
+over the whole vocabulary. That is the mask of transformers' `prefix_allowed_tokens_fn` (De Cao et
+al. 2021), without a mask. A beam ends where one sequence remains, and another beam takes its place.
+Beams are kept and ranked as in `search_beams`, with transformers' scores.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from rag_jax.data.batches import round_up
 from rag_jax.decoding.beams import (
     BeamConfig,
-    branch_mask,
+    Beams,
+    Continuations,
+    Live,
+    check_beams,
     has_probability,
-    keep_best,
-    may_improve,
     pick,
+    search,
 )
-from rag_jax.decoding.cache import Cache, fork, grow, write_branches
-from rag_jax.decoding.generate import batch_prompts, check_prompts, read_prompts
+from rag_jax.decoding.cache import Cache
+from rag_jax.decoding.prompts import batch_prompts, check_prompts, read_prompts
 from rag_jax.decoding.trie import Trie, TrieArrays
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.decoder import Decoder
@@ -35,15 +38,15 @@ from rag_jax.runtime.sharding import shard_batch
 
 
 class TrieBeams(NamedTuple):
-    """Where each row's beams ended, best first; `N` is the limit.
+    """Where each row's beams ended, best first; `N` is the limit of their length.
 
     Attributes:
-        nodes: `[B, W]`, a leaf or a stop, all of a row different; -1 where a row has fewer.
-        tokens: `[B, W, N]`, from the start node to there, padded with 0 behind `lengths`.
+        nodes: `[B, W]`, a leaf or a stop node, all of a row different; -1 where a row has fewer.
+        tokens: `[B, W, N]`, from the start node to the node, padded with 0 after `lengths`.
         lengths: `[B, W]`.
-        scores: `[B, W]`, what they are ranked by; `MASKED` where a row has fewer.
-        logprobs: `[B, W]`, of the tokens, in nats. One without an alternative counts like any
-            other, as in transformers; those behind a leaf are not decoded and count nothing.
+        scores: `[B, W]`, by which beams are ranked; `MASKED` where a row has fewer.
+        logprobs: `[B, W]` in nats, of the tokens. A token without an alternative counts like any
+            other, as in transformers; tokens after the leaf are not decoded and count nothing.
     """
 
     nodes: Int[Array, "B W"]
@@ -53,20 +56,20 @@ class TrieBeams(NamedTuple):
     logprobs: Float[Array, "B W"]
 
     @property
-    def real(self) -> Bool[Array, "B W"]:
-        """True where something was found."""
+    def exists(self) -> Bool[Array, "B W"]:
+        """True where a beam ended."""
         return has_probability(self.scores)
 
 
 class FoundSequence(NamedTuple):
-    """What one beam found.
+    """A sequence of the corpus that a beam found.
 
     Attributes:
-        rows: where it stood in what the trie was built from; several where equal ones did.
-        tokens: all of it, those behind its leaf included.
+        rows: positions of the sequence in what the trie was built from; several if it came twice.
+        tokens: the whole sequence, tokens after the leaf included.
         score: in nats over `length ** length_penalty`.
-        logprob: of the tokens up to its leaf, in nats.
-        length: their number.
+        logprob: of the tokens up to the leaf, in nats.
+        length: number of tokens up to the leaf.
     """
 
     rows: list[int]
@@ -76,23 +79,21 @@ class FoundSequence(NamedTuple):
     length: int
 
 
-class _Live(NamedTuple):
-    """The beams that go on: nodes and log-probabilities `[B, W]`, tokens `[B, W, N]`."""
+class Children(NamedTuple):
+    """Children that beams may continue with.
 
-    nodes: Int[Array, "B W"]
-    tokens: Int[Array, "B W N"]
-    logprobs: Float[Array, "B W"]
-
-
-class Continuations(NamedTuple):
-    """The log-probability up to each child, the beam that it goes on from, and its node."""
+    Attributes:
+        logprobs: `[B, W]` in nats, up to the child; `MASKED` where there are fewer.
+        parents: `[B, W]`, the beam that each child extends.
+        nodes: `[B, W]`.
+    """
 
     logprobs: Float[Array, "B W"]
     parents: Int[Array, "B W"]
     nodes: Int[Array, "B W"]
 
 
-def expand(
+def expand_nodes(
     trie: TrieArrays,
     ends: Bool[Array, "N"],
     nodes: Int[Array, "B w"],
@@ -101,204 +102,208 @@ def expand(
     norms: Float[Array, "B w"],
     *,
     beams: int,
-    part: bool,
-) -> tuple[Continuations, Continuations]:
-    """What beams may go on to: `beams` children a row, `MASKED` where there are fewer.
+    compete: bool,
+) -> tuple[Children, Children]:
+    """The best children of the nodes that beams are at: `beams` of a row.
 
     Args:
-        ends: where a path ends.
-        nodes: where the beams stand.
-        logprobs: up to there; `MASKED` for beams that take no part.
+        ends: True on nodes where a path ends.
+        nodes: of the beams.
+        logprobs: up to the nodes; `MASKED` for beams that take no part.
         logits: of the next token.
         norms: `logsumexp` of each beam's logits, over the whole vocabulary.
-        part: whether the children of all beams compete. Otherwise each beam has its own best child.
+        beams: number of children of a row.
+        compete: whether the children of all beams of a row compete. Otherwise each beam has its own
+            best child.
 
     Returns:
-        The best of all, and the best of those that do not end; without `part` the same.
+        The best of all children, and the best of those where no path ends. The two are the same
+        unless children compete.
     """
     rows, width = nodes.shape
-    first, behind = trie.first_child[nodes], trie.first_child[nodes + 1]
+    first, after = trie.first_child[nodes], trie.first_child[nodes + 1]
     # Beams that take no part need no room.
-    count = jnp.where(has_probability(logprobs), behind - first, 0)
+    count = jnp.where(has_probability(logprobs), after - first, 0)
     before = logprobs - norms
 
-    def best_of_row(total, child) -> Continuations:
+    def best_of_row(total, child) -> Children:
+        # [B, w, room] -> [B, w * room]
         best, place = jax.lax.top_k(total.reshape(rows, -1), beams)
         picked = jnp.take_along_axis(child.reshape(rows, -1), place, axis=1)
-        return Continuations(best, place // total.shape[2], picked)
+        return Children(best, place // total.shape[2], picked)
 
-    def best_of_beam(total, child) -> Continuations:
+    def best_of_beam(total, child) -> Children:
         place = total.argmax(axis=2, keepdims=True)
         best, picked = (jnp.take_along_axis(x, place, axis=2)[..., 0] for x in (total, child))
-        return Continuations(best, jnp.tile(jnp.arange(width)[None], (rows, 1)), picked)
+        return Children(best, jnp.tile(jnp.arange(width)[None], (rows, 1)), picked)
 
     def gather(room):
         place = jnp.arange(room)[None, None]
         is_child = place < count[..., None]
-        child = jnp.where(is_child, first[..., None] + place, 0)
-        more = jnp.take_along_axis(logits, trie.tokens[child], axis=2)
-        total = jnp.where(is_child, before[..., None] + more, MASKED)
-        if not part:
+        child = jnp.where(is_child, first[..., None] + place, 0)  # [B, w, room]
+        logit = jnp.take_along_axis(logits, trie.tokens[child], axis=2)
+        total = jnp.where(is_child, before[..., None] + logit, MASKED)
+        if not compete:
             return (best_of_beam(total, child),) * 2
         onward = jnp.where(ends[child], MASKED, total)
         return best_of_row(total, child), best_of_row(onward, child)
 
-    # The narrowest that holds all children; one beam alone must have room for `beams`.
+    # The narrowest width that holds all children; a single beam must have room for `beams`.
     bucket = (count.max() > jnp.asarray(trie.widths[:-1], jnp.int32)).sum()
     rooms = [max(room, -(-beams // width)) for room in trie.widths]
     return jax.lax.switch(bucket, [partial(gather, room) for room in rooms])
 
 
+@dataclass(frozen=True)
+class TriePaths:
+    """Beams continue with the children of a trie's node; a leaf or a stop node ends them.
+
+    Attributes:
+        starts: the node that each row starts from. A row whose start is a leaf finds the leaf, with
+            no token and score 0.
+        ends: True on nodes where a path ends.
+        is_leaf: True on leaves.
+        max_tokens: limit of a path.
+        greedy: whether each beam takes its likeliest child, once the first token has parted them.
+    """
+
+    model: Decoder | Bart
+    params: PyTree
+    trie: TrieArrays
+    starts: Int[Array, "B"]
+    ends: Bool[Array, "N"]
+    is_leaf: Bool[Array, "N"]
+    max_tokens: int
+    greedy: bool
+
+    docs = 1
+    extra_length = 0
+
+    @property
+    def last(self) -> int:
+        """The step that ends every beam."""
+        return self.max_tokens - 1
+
+    def start(
+        self, active: Bool[Array, "B"], max_tokens: int, beams: int
+    ) -> tuple[Live, Beams, Bool[Array, "B"]]:
+        """One live beam a row, at the row's start; the others are filled from its children."""
+        rows, starts = len(active), self.starts[:, None]
+        tokens = jnp.zeros((rows, beams, max_tokens), jnp.int32)
+        masked, none = jnp.full((rows, beams), MASKED), jnp.full((rows, beams), -1)
+        # A start that is a leaf is a finished beam.
+        known = (active & self.is_leaf[self.starts])[:, None] & (jnp.arange(beams) == 0)[None]
+        scores = jnp.where(known, 0.0, masked)
+        finished = Beams(tokens, none + 1, jnp.where(known, starts, none), scores, scores)
+        live = Live(tokens[:, :1], jnp.zeros_like(starts), jnp.zeros((rows, 1)), starts)
+        return live, finished, active & ~self.is_leaf[self.starts]
+
+    def expand(
+        self, step: Int[Array, ""], hidden: Array, live: Live, config: BeamConfig
+    ) -> tuple[Beams, Continuations]:
+        """The best children of the beams' nodes."""
+        logits = self.model.apply({"params": self.params}, hidden, method="logits")
+        logits = logits.astype(jnp.float32)
+        logits = logits.reshape(len(live.state), -1, logits.shape[-1])  # [B, w, V]
+        norms = jax.nn.logsumexp(logits, axis=-1)
+        is_first = hidden.ndim == 2
+        best, onward = expand_nodes(
+            self.trie,
+            self.ends,
+            live.state,
+            live.logprobs,
+            logits,
+            norms,
+            beams=config.num_beams,
+            compete=is_first or not self.greedy,
+        )
+        if self.greedy:
+            onward = best._replace(logprobs=jnp.where(self.ends[best.nodes], MASKED, best.logprobs))
+        tokens = self.trie.tokens[best.nodes]
+        place = jnp.arange(self.max_tokens)[None, None] == step
+        ended = Beams(
+            jnp.where(place, tokens[..., None], pick(live.tokens, best.parents)),
+            jnp.full_like(best.nodes, step + 1),
+            best.nodes,
+            jnp.where(self.ends[best.nodes], best.logprobs, MASKED),
+            best.logprobs,
+        )
+        tokens = self.trie.tokens[onward.nodes]
+        return ended, Continuations(onward.parents, tokens, onward.logprobs, onward.nodes)
+
+
 def search_trie(
     model: Decoder | Bart,
-    params,
+    params: PyTree,
     cache: Cache,
     hidden: Float[Array, "B D"],
     trie: TrieArrays,
     starts: Int[Array, "B"],
     *,
     max_tokens: int,
-    search: BeamConfig = BeamConfig(),
+    config: BeamConfig = BeamConfig(),
     greedy: bool = False,
     stops: Bool[Array, "N"] | None = None,
     active: Bool[Array, "B"] | None = None,
 ) -> TrieBeams:
-    """Finds the likeliest paths from each row's start node to leaves; call it inside `jax.jit`.
+    """The likeliest paths from each row's start node to leaves; for use inside `jax.jit`.
 
-    The live beams of a row are the `num_beams` likeliest paths that go on, whatever ends beside
-    them; so a row finds as many leaves as it has beams, or all there are. A path that is longer
-    than the limit is not found.
+    A row's live beams are the `num_beams` likeliest paths that continue, whatever else ends. So a
+    row finds `num_beams` leaves, or all leaves that there are. A path longer than the limit is not
+    found.
 
     Args:
-        cache: what was read; all beams share it (see `fork`).
-        hidden: the hidden state of each of its rows' last token.
+        cache: what was read, shared by all beams (see `fork`).
+        hidden: the state of each cache row's last token.
         trie: made by `Trie.place`.
-        starts: the node that each row starts from. One that is a leaf is what the row finds, with
-            no token and score 0.
-        max_tokens: the limit; `Trie.depth` lets all be found.
-        search: without `min_tokens`.
-        greedy: the released code's way (Tang et al. 2024): beams part at the first token, which is
-            another for each, and from there each takes its likeliest child.
-        stops: where a beam ends, beside leaves, such as at the ends of titles; by `Trie.mark`.
+        starts: the node that each row starts from. If it is a leaf, the row finds the leaf, with no
+            token and score 0.
+        max_tokens: limit of a path; with `Trie.depth` every path can be found.
+        config: without `min_tokens`.
+        greedy: the released code's search (Tang et al. 2024): beams part at the first token, which
+            differs for each, and then each beam takes its likeliest child.
+        stops: nodes where a beam ends, besides leaves, such as the ends of titles; by `Trie.mark`.
         active: False on rows that take no part; they find nothing.
 
     Raises:
-        ValueError: `search.min_tokens` is set; it is the trie that says where a text may end.
+        ValueError: `config.min_tokens` is set; the trie alone says where a text may end.
     """
-    if search.min_tokens:
-        raise ValueError(f"min_tokens={search.min_tokens}: a path ends at its leaf")
-    rows, beams, last = hidden.shape[0], search.num_beams, max_tokens - 1
-    active = jnp.ones(rows, bool) if active is None else active
-    places = jnp.arange(max_tokens)[None, None]
+    if config.min_tokens:
+        raise ValueError(f"min_tokens={config.min_tokens}: a path ends at its leaf")
+    active = jnp.ones(hidden.shape[0], bool) if active is None else active
     is_leaf = trie.first_child[1:] == trie.first_child[:-1]
     ends = is_leaf if stops is None else is_leaf | stops
-
-    def choose(i, hidden, live, found, going, *, part):
-        """Token `i` of every beam: what ends there, what goes on, and from which beam."""
-        logits = model.apply({"params": params}, hidden, method="logits").astype(jnp.float32)
-        logits = logits.reshape(rows, -1, logits.shape[-1])
-        logprobs = jnp.where(going[:, None], live.logprobs, MASKED)
-        norms = jax.nn.logsumexp(logits, axis=-1)
-        best, onward = expand(
-            trie, ends, live.nodes, logprobs, logits, norms, beams=beams, part=part
-        )
-        if greedy:
-            still = jnp.where(ends[best.nodes], MASKED, best.logprobs)
-            onward = best._replace(logprobs=still)
-
-        def extend(candidates):
-            token = trie.tokens[candidates.nodes][..., None]
-            return jnp.where(places == i, token, pick(live.tokens, candidates.parents))
-
-        ended = ends[best.nodes] & has_probability(best.logprobs)
-        scores = best.logprobs / (i + 1) ** search.length_penalty
-        new = TrieBeams(
-            best.nodes,
-            extend(best),
-            jnp.full_like(best.nodes, i + 1),
-            jnp.where(ended, scores, MASKED),
-            best.logprobs,
-        )
-        found = keep_best(found, new)
-        live = _Live(onward.nodes, extend(onward), onward.logprobs)
-        going &= may_improve(
-            search,
-            onward.logprobs.max(axis=1),
-            found.scores,
-            length=i + 1,
-            last_length=last + 1,
-        )
-        return live, found, going, onward.parents
-
-    def more(state):
-        i, _, _, going, *_ = state
-        return (i <= last) & going.any()
-
-    def step(state):
-        i, live, found, going, parents, seen, cache = state
-        slot = base + (i - 1) * beams
-        seen = branch_mask(seen, parents, slot)
-        output, cache = write_branches(
-            model,
-            params,
-            cache,
-            trie.tokens[live.nodes],
-            seen,
-            slot=slot,
-            depth=i - 1,
-            length=base + max_tokens,
-        )
-        chosen = choose(i, output.hidden, live, found, going, part=not greedy)
-        return i + 1, *chosen, seen, cache
-
-    masked = jnp.full((rows, beams), MASKED)
-    none = jnp.full((rows, beams), -1)
-    tokens = jnp.zeros((rows, beams, max_tokens), jnp.int32)
-    found = TrieBeams(none, tokens, none + 1, masked, masked)
-    # A start that is a leaf is a result already.
-    known = (active & is_leaf[starts])[:, None] & (jnp.arange(beams) == 0)[None]
-    found = found._replace(
-        nodes=jnp.where(known, starts[:, None], none),
-        scores=jnp.where(known, 0.0, masked),
-        logprobs=jnp.where(known, 0.0, masked),
+    paths = TriePaths(model, params, trie, starts, ends, is_leaf, max_tokens, greedy)
+    beams = search(
+        model, params, cache, hidden, paths, config, max_tokens=max_tokens, active=active
     )
-    # One beam a row, from whose children the others are filled.
-    live = _Live(starts[:, None], tokens[:, :1], jnp.zeros((rows, 1)))
-    going = active & ~is_leaf[starts]
-    started = choose(jnp.int32(0), hidden, live, found, going, part=True)
-    cache = fork(model, cache, 1)
-    base = cache.real.shape[1]
-    cache = grow(cache, max_tokens * beams)
-    seen = jnp.zeros((rows, beams, cache.real.shape[1]), bool)
-    state = (jnp.int32(1), *started, seen, cache)
-    return jax.lax.while_loop(more, step, state)[2]
+    return TrieBeams(beams.ends, beams.tokens, beams.lengths, beams.scores, beams.logprobs)
 
 
 def trie_search(
     model: Decoder | Bart,
-    params,
+    params: PyTree,
     prompts: Sequence[Sequence[int]],
     trie: Trie,
     *,
-    search: BeamConfig = BeamConfig(),
+    config: BeamConfig = BeamConfig(),
     greedy: bool = False,
     batch_size: int = 16,
 ) -> list[list[FoundSequence]]:
-    """The corpus's likeliest sequences behind each prompt; the list-in, list-out `search_trie`.
+    """The corpus's likeliest sequences after each prompt; the list-in, list-out `search_trie`.
 
     Prompts and batches are as in `generate`.
 
     Returns:
-        For each prompt `search.num_beams` of them, or all there are, best first.
+        For each prompt `config.num_beams` sequences, or all there are, best first.
 
     Raises:
-        RagJaxError: as `generate` does, there is no beam, `min_tokens` is set, or the trie has
-            tokens that the model does not.
+        RagJaxError: as `generate` does, the number of beams is below 1, `min_tokens` is set, or the
+            trie has tokens that the model does not have.
     """
-    if search.num_beams < 1:
-        raise RagJaxError(f"num_beams={search.num_beams}: must be at least 1")
-    if search.min_tokens:
-        raise RagJaxError(f"min_tokens={search.min_tokens}: a path ends at its leaf; leave it 0")
+    check_beams(config)
+    if config.min_tokens:
+        raise RagJaxError(f"min_tokens={config.min_tokens}: a path ends at its leaf; leave it 0")
     if max(trie.tokens.max(), trie.tails.max(initial=0)) >= model.config.vocab_size:
         raise RagJaxError(
             f"trie: it has tokens beyond the model's {model.config.vocab_size}; build it with the "
@@ -307,24 +312,24 @@ def trie_search(
     max_tokens = round_up(trie.depth, 16)
     check_prompts(model, prompts, max_tokens=max_tokens, batch_size=batch_size)
     results: list[list[FoundSequence]] = [[] for _ in prompts]
-    settings = {"max_tokens": max_tokens, "search": search, "greedy": greedy}
+    settings = {"max_tokens": max_tokens, "config": config, "greedy": greedy}
     arrays = trie.place()
     for rows, batch in batch_prompts(model, prompts, batch_size=batch_size):
-        found = fetch(_search_batch(model, params, arrays, *shard_batch(batch), **settings))
+        beams = fetch(_search_batch(model, params, arrays, *shard_batch(batch), **settings))
         for b, i in enumerate(rows):
             results[i] = [
                 FoundSequence(
-                    trie.rows_at(found.nodes[b, w]),
-                    trie.sequence(found.nodes[b, w]),
-                    *(float(x[b, w]) for x in (found.scores, found.logprobs)),
-                    int(found.lengths[b, w]),
+                    trie.rows_at(beams.nodes[b, w]),
+                    trie.sequence(beams.nodes[b, w]),
+                    *(float(x[b, w]) for x in (beams.scores, beams.logprobs)),
+                    int(beams.lengths[b, w]),
                 )
-                for w in found.real[b].nonzero()[0]
+                for w in beams.exists[b].nonzero()[0]
             ]
     return results
 
 
-@partial(jax.jit, static_argnames=("model", "max_tokens", "search", "greedy"))
+@partial(jax.jit, static_argnames=("model", "max_tokens", "config", "greedy"))
 def _search_batch(model, params, trie, tokens, mask, **settings):
     cache, hidden = read_prompts(model, params, tokens, mask)
     starts = jnp.zeros(len(tokens), jnp.int32)

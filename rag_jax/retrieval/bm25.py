@@ -1,4 +1,4 @@
-"""BM25: search by the words that questions and passages share."""
+"""BM25: lexical search, by the words that questions and passages share."""
 
 import dataclasses
 import logging
@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.manifest import check_files, read_manifest, write_folder
 
-# The defaults of bm25s (Lù 2024, arXiv 2407.03618): BM25 as Lucene has it but for the rounding of
-# lengths (Kamphuis et al. 2020, table 1), and these two constants.
+# The defaults of bm25s (Lù 2024, arXiv 2407.03618): Lucene's BM25 without the rounding of lengths
+# (Kamphuis et al. 2020, table 1), k1 and b.
 _METHOD, _K1, _B = "lucene", 1.5, 0.75
 
 _FILES = {
@@ -31,18 +31,19 @@ _WORD = re.compile(r"\w+")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BM25:
-    """Word counts of a corpus, searchable by questions.
+    """BM25 index of a corpus.
 
-    A question's score with a passage is, over the question's words (one that comes twice counts
-    twice) that are in the passage,
+    The score of a passage for a question is the sum over the words of the question that occur in
+    the passage (repeated words count repeatedly) of
 
-        sum of log(1 + (N - n + 0.5) / (n + 0.5)) * f / (f + k1 * (1 - b + b * L / mean L))
+        log(1 + (N - n + 0.5) / (n + 0.5)) * f / (f + k1 * (1 - b + b * L / mean L))
 
-    with N passages, n of them with the word, f times in this one, which has L words; k1 = 1.5 and
-    b = 0.75. Words are what `split_words` gives; none is left out as a stop word or stemmed: the
-    logarithm makes little of frequent words in any language.
+    N is the number of passages, n the number of passages with the word, f the frequency of the word
+    in this passage, L the number of words of this passage; k1 = 1.5 and b = 0.75. Words are split
+    by `split_words`, without stop words or stemming, so that all languages are treated the same:
+    the logarithm gives frequent words little weight.
 
-    Made by `build` or `load`.
+    Indices are made by `build` or `load`.
 
     Attributes:
         size: number of passages, N.
@@ -54,18 +55,18 @@ class BM25:
 
     @classmethod
     def build(cls, texts: Iterable[str | tuple[str, str]]) -> "BM25":
-        """Counts words.
+        """Builds an index.
 
         Args:
-            texts: strings, or (title, text) pairs, whose words count alike. One without any word
-                keeps its row and is found last, with score 0. None is kept in memory.
+            texts: strings, or (title, text) pairs. Words of titles and texts have the same weight.
+                A text without words has a row and always scores 0. Texts are not kept in memory.
 
         Raises:
-            RagJaxError: no texts, `texts` is one string, or a text is neither a string nor a pair
-                of them.
+            RagJaxError: there are no texts, `texts` is a string, or a text is neither a string nor
+                a pair of strings.
         """
         bm25s = _import_bm25s()
-        # Words in the order of their first use, so that the same texts give the same files.
+        # Words are numbered in the order of first use, so that equal texts give equal files.
         vocabulary: dict[str, int] = {}
         rows = [
             [vocabulary.setdefault(word, len(vocabulary)) for word in split_words(text)]
@@ -74,7 +75,7 @@ class BM25:
         if not rows:
             raise RagJaxError("texts are empty: the corpus has no passage")
         searcher = bm25s.BM25(method=_METHOD, k1=_K1, b=_B)
-        # Texts without words have length zero, which their mean may be too.
+        # bm25s divides by the mean length, which is 0 if no text has words.
         with np.errstate(invalid="ignore"):
             searcher.index((rows, vocabulary), create_empty_token=False, show_progress=False)
         return cls(len(rows), searcher)
@@ -82,21 +83,22 @@ class BM25:
     def search(
         self, questions: Sequence[str], k: int
     ) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
-        """The `k` passages with the largest score for each question, largest first.
+        """The `k` passages with the largest scores for each question, largest first.
 
-        Equal scores come in the order of their rows, so where fewer than `k` passages share a
-        word with the question, the first of the others follow with score 0; so do the first `k`
-        passages for a question without any word of the corpus.
+        Equal scores are in the order of the rows. If fewer than `k` passages share a word with the
+        question, the first of the other passages follow with score 0.
 
         Args:
-            k: from 1 to the number of passages.
+            questions: texts of the questions.
+            k: number of passages per question, from 1 to the size of the index.
 
         Returns:
             scores: float32.
-            rows: int32, positions in the texts.
+            rows: int32 positions in the texts.
 
         Raises:
-            RagJaxError: `k` is out of range, `questions` is one string, or a question is none.
+            RagJaxError: `k` is out of range, `questions` is a string, or a question is not a
+                string.
         """
         if not 1 <= k <= self.size:
             raise RagJaxError(f"k is {k}: it must be from 1 to {self.size}, the index's size")
@@ -113,23 +115,23 @@ class BM25:
         return best_scores, best_rows
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes the index into a folder of its own, whole or not at all, as `Index.save` does.
+        """Writes the index as a folder, completely or not at all, and replaces an older index.
 
         The files are those of `bm25s`: arrays without pickles, and JSON.
 
         Raises:
-            RagJaxError: there is something else in the folder.
+            RagJaxError: the folder holds something other than an index.
         """
         manifest = {"backend": "bm25", "size": self.size}
         write_folder(folder, manifest, lambda f: self.searcher.save(f, show_progress=False))
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "BM25":
-        """Reads what `save` wrote; every file is compared with its SHA-256 first.
+        """Reads an index that `save` wrote. Every file is compared with its SHA-256 first.
 
         Raises:
-            RagJaxError: no index there, an index of another kind, or a missing, additional or
-                altered file.
+            RagJaxError: the folder holds no index or one of another kind, or a file is missing,
+                unexpected or altered.
         """
         bm25s = _import_bm25s()
         folder = Path(folder)
@@ -139,15 +141,23 @@ class BM25:
             searcher = bm25s.BM25.load(folder, show_progress=False)
         except (OSError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise RagJaxError(f"bm25s cannot read {folder}: {reason}: build it again") from None
+            raise RagJaxError(
+                f"bm25s cannot read {folder}: {reason}: build the index again"
+            ) from None
         if searcher.scores["num_docs"] != manifest["size"]:
-            raise RagJaxError(f"{folder} has another size than its manifest: build it again")
+            raise RagJaxError(
+                f"{folder} has {searcher.scores['num_docs']} passages, not the {manifest['size']} "
+                "in its manifest: build the index again"
+            )
         return cls(manifest["size"], searcher)
 
 
 def _import_bm25s() -> Any:
-    """Imported where it is used: its import asks JAX for its devices, which must not happen before
-    `hosts.connect`. It also has its logger tell every step."""
+    """Imports `bm25s` and silences its log of every step.
+
+    A module-level import would initialise JAX's devices, which must not happen before
+    `hosts.connect`.
+    """
     import bm25s
 
     logging.getLogger("bm25s").setLevel(logging.WARNING)
@@ -155,12 +165,12 @@ def _import_bm25s() -> Any:
 
 
 def split_words(text: str) -> list[str]:
-    r"""A text's words: runs of `\w` (letters, digits, underscores), without case and marks.
+    r"""Words of a text: runs of `\w` (letters, digits, underscores), without case and marks.
 
-    Marks are accents and the vowel points of Hebrew, Arabic or Hindi, which questions often leave
-    out; compatible forms (full-width letters, ligatures, Korean in parts) are taken for the same.
-    Emoji and punctuation are no words. Scripts written without spaces (Chinese, Japanese, Thai)
-    give one word for each run between punctuation marks.
+    Marks are accents and the vowel points of Hebrew, Arabic or Hindi, which questions often omit.
+    Compatible forms (full-width letters, ligatures, decomposed Korean) are equal. Emoji and
+    punctuation are not words. In scripts without spaces (Chinese, Japanese, Thai), each run between
+    punctuation marks is one word.
     """
     if not text.isascii():
         text = unicodedata.normalize("NFKD", text).casefold()
@@ -179,7 +189,10 @@ def _join_pairs(texts: Iterable[str | tuple[str, str]], name: str) -> Iterator[s
 
 
 def _find_best(scores: Float[np.ndarray, "N"], k: int) -> Int[np.ndarray, "k"]:
-    """Rows of the `k` largest scores, largest first, equal ones in order; without sorting all."""
-    least = np.partition(scores, len(scores) - k)[len(scores) - k]
-    rows = np.flatnonzero(scores >= least)
+    """Rows of the `k` largest scores, largest first, without sorting all scores.
+
+    Equal scores are in the order of the rows.
+    """
+    threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
+    rows = np.flatnonzero(scores >= threshold)
     return rows[np.argsort(-scores[rows], kind="stable")[:k]].astype(np.int32)

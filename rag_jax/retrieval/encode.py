@@ -1,13 +1,14 @@
-"""Texts to embeddings: the mean of the token states, of length one, or DPR's [CLS] state."""
+"""Text encoding: embeddings by the normalised mean of the token states, or by DPR's [CLS] state."""
 
 import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from rag_jax.data.batches import choose_widths, round_up
 from rag_jax.data.passages import Passage
@@ -18,9 +19,9 @@ from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.hosts import fetch
 from rag_jax.runtime.sharding import count_data_rows, shard_batch
 
-# Passages of a corpus whose texts are in memory together, and that an interrupted run may lose.
+# Number of passages whose texts are in memory together, and which an interrupted run may lose.
 PIECE = 1024
-# Compiling a program costs as much time as encoding this many tokens: 0.6 s at 8,000 tokens a
+# Number of tokens that could be encoded while one program compiles: 0.6 s at 8,000 tokens per
 # second, measured with all-MiniLM-L6-v2 on two CPU cores.
 _PROGRAM_TOKENS = 5_000
 
@@ -28,14 +29,15 @@ _logger = logging.getLogger(__name__)
 
 
 def list_texts(passages: Iterable[Passage]) -> list[str | tuple[str, str]]:
-    """What encoders read of passages, by `make_text`."""
+    """Texts of passages as encoders read them, by `make_text`."""
     return list(map(make_text, passages))
 
 
 def make_text(passage: Passage) -> str | tuple[str, str]:
-    """What encoders and BM25 read of a passage: title and text, or the text where it has no title.
+    """Text of a passage as encoders and BM25 read it: (title, text), or the text if untitled.
 
-    An empty title would put a separator before the text that untitled passages never had.
+    With an empty title, encoders would read a separator before the text that they never saw before
+    untitled passages in training.
     """
     return (passage.title, passage.text) if passage.title else passage.text
 
@@ -48,32 +50,45 @@ def encode_texts(
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> Float[np.ndarray, "N E"]:
-    """Embeddings of texts, in their order, pooled as `embed` says.
+    """Embeddings of texts, in the order of the texts, pooled by `embed`.
 
-    Texts are sorted by length and padded to a few widths, chosen so that compiling and padding
-    together take least time. One program is compiled for each width and kept: a later call with
-    the same widths, model and `batch_size` compiles nothing. Which texts come together changes an
-    embedding by rounding only.
+    Texts are sorted by length and padded to a few widths, which minimise the time for compilation
+    and padding together. One program is compiled per width and kept: a later call with the same
+    widths, model and `batch_size` compiles nothing. The composition of the batches changes
+    embeddings by rounding only.
 
     Args:
-        encoder: a BERT encoder, or one of DPR's two.
-        texts: strings, or (title, text) pairs, encoded as `[CLS] title [SEP] text [SEP]` with one
-            token type throughout, as MiniLM saw single texts only and DPR saw pairs this way.
-        max_length: tokens a text may have, special tokens included; the rest of it is cut off
-            and the number of texts cut is logged as a warning.
-        batch_size: rows of 16 tokens in a batch. Wider rows come in proportionally smaller
-            numbers, so that every batch costs the same; 1,024 tokens is where a CPU is fastest.
-            Rows are rounded up to what the mesh in effect divides.
-        progress: called after each batch with the number of texts done and their total.
+        encoder: a BERT encoder, or one of DPR's two encoders.
+        texts: strings, or (title, text) pairs. A pair is encoded as `[CLS] title [SEP] text [SEP]`
+            with a single token type, as in the training of DPR; MiniLM saw single texts only.
+        max_length: maximum number of tokens of a text, special tokens included. Longer texts are
+            cut, and their number is logged as a warning.
+        batch_size: number of rows of 16 tokens in a batch. Batches of wider rows have fewer rows,
+            so that all batches cost the same; 1,024 tokens is where a CPU is fastest. The number of
+            rows is rounded up to a multiple that the mesh in effect divides.
+        progress: called after each batch with the number of encoded texts and of all texts.
 
     Returns:
-        float32, one row a text; `[0, E]` for no texts.
+        float32, one row per text.
 
     Raises:
-        RagJaxError: `texts` is one string, a text is neither a string nor a pair of them,
-            `batch_size` is less than 1, or `max_length` leaves no room or exceeds the encoder's
-            positions.
+        RagJaxError: `texts` is a string, a text is neither a string nor a pair of strings,
+            `batch_size` is less than 1, or `max_length` is too small for the special tokens or
+            exceeds the encoder's positions.
     """
+    _check_settings(encoder, max_length, batch_size)
+    token_rows = tokenize_texts(encoder.tokenizer, texts, max_length)
+    embeddings = np.empty((len(token_rows), encoder.config.embedding_size), np.float32)
+    num_encoded = 0
+    for indices, values in _embed_batches(encoder, token_rows, batch_size):
+        embeddings[indices] = values
+        num_encoded += len(indices)
+        if progress is not None:
+            progress(num_encoded, len(token_rows))
+    return embeddings
+
+
+def _check_settings(encoder: Pretrained, max_length: int, batch_size: int) -> None:
     if batch_size < 1:
         raise RagJaxError(f"batch_size is {batch_size}: it must be at least 1")
     if max_length > encoder.config.max_length:
@@ -81,39 +96,42 @@ def encode_texts(
             f"max_length is {max_length}, but the encoder has positions for only "
             f"{encoder.config.max_length} tokens: lower it"
         )
-    rows = tokenize_texts(encoder.tokenizer, texts, max_length)
-    embeddings = np.empty((len(rows), encoder.config.embedding_size), np.float32)
-    done, pending = 0, None
-    for batch in [*_plan_batches(rows, max_length, batch_size), None]:
-        # The next batch is handed to the device before the last one is waited for.
+
+
+def _embed_batches(
+    encoder: Pretrained, token_rows: list[list[int]], batch_size: int
+) -> Iterator[tuple[list[int], Float[np.ndarray, "B E"]]]:
+    """Yields batches as indices of texts and their embeddings, longest texts first."""
+    pending = None
+    for batch in [*_plan_batches(token_rows, batch_size), None]:
+        # The next batch is dispatched to the device before the previous one is waited for.
         running = None
         if batch is not None:
-            picked, shape = batch
-            arrays = _pad_rows([rows[i] for i in picked], shape)
-            running = picked, embed_batch(encoder.model, encoder.params, *shard_batch(arrays))
+            indices, shape = batch
+            arrays = _pad_rows([token_rows[i] for i in indices], shape)
+            running = indices, embed_batch(encoder.model, encoder.params, *shard_batch(arrays))
         if pending is not None:
-            picked, values = pending
-            embeddings[picked] = fetch(values)[: len(picked)]
-            done += len(picked)
-            if progress is not None:
-                progress(done, len(rows))
+            indices, values = pending
+            yield indices, fetch(values)[: len(indices)]
         pending = running
-    return embeddings
 
 
 def embed(
-    model: Bert, params, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]
+    model: Bert, params: PyTree, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]
 ) -> Float[Array, "B E"]:
-    """The embeddings of texts, pooled as their encoder was trained, in float32.
+    """Embeddings of tokenised texts in float32, pooled as in the training of the encoder.
 
-    Of a plain BERT the mean of the last layer's states over a text's tokens, [CLS] and [SEP]
-    included, then normalised: the pooling of all-MiniLM-L6-v2 (Reimers and Gurevych 2019, section
-    3), whose dot products are cosines. Of one of DPR's encoders the state at the first token,
-    which is [CLS], as it is (Karpukhin et al. 2020, section 3.1): their lengths count.
+    For a plain BERT, the embedding is the mean of the last layer's states over all tokens of the
+    text, [CLS] and [SEP] included, scaled to length 1. This is the pooling of all-MiniLM-L6-v2
+    (Reimers and Gurevych 2019, section 3); dot products are cosines. For one of DPR's encoders, the
+    embedding is the state at the first token, [CLS], without a scaling (Karpukhin et al. 2020,
+    section 3.1).
 
     Args:
-        tokens: with their special tokens, padded on the right.
-        mask: True on real tokens.
+        model: the encoder.
+        params: parameters of the encoder.
+        tokens: token ids with special tokens, padded on the right.
+        mask: True on tokens that are not padding.
     """
     hidden = model.apply({"params": params}, tokens, mask)
     if model.config.dpr_role is None:
@@ -123,13 +141,17 @@ def embed(
 
 
 def pool_mean(hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B D"]:
-    """Mean over each row's real tokens, then scaled to length one, in float32.
+    """Mean of the states of each row's tokens, scaled to length 1, in float32.
 
-    A row without any real token gives zeros.
+    A row with only padding gives zeros.
+
+    Args:
+        hidden: states of the last layer.
+        mask: True on tokens that are not padding.
     """
     weights = mask.astype(jnp.float32)[..., None]
     total = jnp.sum(hidden.astype(jnp.float32) * weights, axis=1)
-    # The mean's divisor cancels in the normalisation, but keeps the square within range.
+    # The divisor cancels in the normalisation, but keeps the squares within the range of float32.
     mean = total / jnp.maximum(jnp.sum(weights, axis=1), 1)
     squared = jnp.sum(mean * mean, axis=-1, keepdims=True)
     return mean * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))
@@ -137,8 +159,16 @@ def pool_mean(hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[
 
 @functools.partial(jax.jit, static_argnames="model")
 def embed_batch(
-    model, params, tokens: Int[Array, "B T"], lengths: Int[Array, "B"]
+    model: Bert, params: PyTree, tokens: Int[Array, "B T"], lengths: Int[Array, "B"]
 ) -> Float[Array, "B E"]:
+    """Embeddings of a batch by `embed`, compiled once per shape.
+
+    Args:
+        model: the encoder.
+        params: parameters of the encoder.
+        tokens: token ids with special tokens, padded on the right.
+        lengths: number of tokens of each row, padding excluded; at least 1.
+    """
     mask = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
     return embed(model, params, tokens, mask)
 
@@ -146,46 +176,58 @@ def embed_batch(
 def tokenize_texts(
     tokenizer: Tokenizer, texts: Sequence[str | tuple[str, str]], max_length: int
 ) -> list[list[int]]:
-    """Token ids of each text with its special tokens, cut as `encode_texts` says."""
+    """Token ids of each text, with special tokens.
+
+    Args:
+        tokenizer: the tokenizer of the encoder.
+        texts: strings, or (title, text) pairs.
+        max_length: maximum number of tokens of a text, special tokens included. Longer texts are
+            cut, and their number is logged as a warning.
+
+    Raises:
+        RagJaxError: `texts` is a string, a text is neither a string nor a pair of strings, or
+            `max_length` is too small for the special tokens.
+    """
     if isinstance(texts, str):
         raise RagJaxError("texts is one string: pass a list of texts")
-    rows, cut = [], 0
+    rows, num_cut = [], 0
     for i, text in enumerate(texts):
         parts = (text,) if isinstance(text, str) else tuple(text) if _is_pair(text) else None
         if parts is None:
             raise RagJaxError(f"text {i} is neither a string nor a (title, text) pair of strings")
         pair = parts[1] if len(parts) == 2 else None
-        # One token more than allowed tells a text that was cut from one that just fits.
+        # A limit of one more token distinguishes a text that is too long from one that just fits.
         row = tokenizer.encode_with_specials(parts[0], max_length=max_length + 1, pair=pair)
         if len(row) > max_length:
-            cut += 1
+            num_cut += 1
             row = tokenizer.encode_with_specials(parts[0], max_length=max_length, pair=pair)
         rows.append(row)
-    if cut:
-        _logger.warning("%d of %d texts were cut to %d tokens", cut, len(rows), max_length)
+    if num_cut:
+        _logger.warning("%d of %d texts were cut to %d tokens", num_cut, len(rows), max_length)
     return rows
 
 
-def _is_pair(text) -> bool:
+def _is_pair(text: Any) -> bool:
     is_sequence = isinstance(text, (tuple, list)) and len(text) == 2
     return is_sequence and all(isinstance(part, str) for part in text)
 
 
 def _plan_batches(
-    rows: list[list[int]], max_length: int, batch_size: int
+    token_rows: list[list[int]], batch_size: int
 ) -> Iterator[tuple[list[int], tuple[int, int]]]:
-    """Yields which rows go together and the shape `[B, T]` they are padded to, longest first.
+    """Yields the indices of the rows of each batch and its padded shape `[B, T]`, longest first.
 
-    A batch that the rows of its width do not fill takes shorter ones, so only the last batch has
+    If too few rows have the width of a batch, shorter rows fill it up, so only the last batch has
     empty rows.
     """
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    widths = choose_widths([len(row) for row in rows], program_tokens=_PROGRAM_TOKENS)
+    order = sorted(range(len(token_rows)), key=lambda i: -len(token_rows[i]))
+    widths = choose_widths([len(row) for row in token_rows], program_tokens=_PROGRAM_TOKENS)
     start = 0
     while start < len(order):
-        width = next(w for w in widths if w >= len(rows[order[start]]))
-        # A single text is a question asked by someone waiting: no more empty rows than needed.
-        count = round_up(1 if len(rows) == 1 else batch_size * 16 // width, count_data_rows())
+        width = next(w for w in widths if w >= len(token_rows[order[start]]))
+        # A single text is usually the question of a waiting user, so it is not padded to a batch.
+        count = 1 if len(token_rows) == 1 else batch_size * 16 // width
+        count = round_up(count, count_data_rows())
         yield order[start : start + count], (count, width)
         start += count
 
@@ -193,7 +235,7 @@ def _plan_batches(
 def _pad_rows(
     rows: list[list[int]], shape: tuple[int, int]
 ) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B"]]:
-    # Empty rows count as one token long: attention over no token at all has no meaning.
+    # Empty rows have length 1, because attention over no tokens is undefined.
     tokens, lengths = np.zeros(shape, np.int32), np.ones(shape[0], np.int32)
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = row

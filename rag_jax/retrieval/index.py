@@ -1,4 +1,4 @@
-"""BeamConfig for the embeddings with the largest dot products, exact on the device or by ScaNN."""
+"""Index of a corpus: search by dot product of embeddings, exactly on the devices or by ScaNN."""
 
 import dataclasses
 import hashlib
@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rag_jax.data.passages import Passage
+from rag_jax.retrieval.matrices import check_matrix, score_rows
 from rag_jax.retrieval.searchers import (
     build_scann,
     load_scann,
@@ -22,10 +23,6 @@ from rag_jax.retrieval.searchers import (
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import map_array, read_json
 from rag_jax.runtime.manifest import check_files, read_manifest, write_folder
-
-# Queries whose rows are gathered together when scores are computed, and rows that are looked at
-# together for a NaN: both bound the memory.
-_SCORED_TOGETHER, _CHECKED_TOGETHER = 64, 1 << 16
 
 _EMBEDDINGS, _IDS = "dataset.npy", "ids.json"
 _FILES = {
@@ -47,28 +44,29 @@ _FILES = {
 class Index:
     """Embeddings of a corpus, searchable by dot product.
 
-    Two backends give the same results up to the approximation of the second:
+    There are two backends:
 
-    - `exact`: a matrix product and a top-k on the devices, over which the mesh in effect when the
-      index is made or loaded splits it (`searchers.find_top`, to be called within `jax.jit` too).
-      Programs are compiled for the size rounded up (`searchers.place_exact`), so that most
-      indices a little smaller or larger share them.
-    - `scann` (Guo et al. 2020), set up by size after the rules of thumb in ScaNN's own guide:
-      brute force below 20,000 rows (exact too); below 100,000 asymmetric hashing over blocks of
-      two dimensions, then rescoring; from there on about sqrt(N) partitions before that. The
-      guide leaves the shares open: a tenth of the partitions is searched, and 10 times `k`
-      candidates, at least 100, are rescored. Training it is not repeatable to the bit.
+    - `exact`: a matrix product and a top-k on the devices (`searchers.find_top`, which may also be
+      called within `jax.jit`). The embeddings are split over the mesh in effect when the index is
+      built or loaded. Programs are compiled for the rounded-up size (`searchers.place_exact`), so
+      most indices of a similar size share a program.
+    - `scann` (Guo et al. 2020): approximate search, set up by size according to the rules of thumb
+      in ScaNN's guide. Below 20,000 rows: brute force, which is exact. Below 100,000 rows:
+      asymmetric hashing over blocks of two dimensions, then rescoring. For more rows: the same
+      within about sqrt(N) partitions. The guide does not fix the shares: a tenth of the partitions
+      is searched, and 10 times `k` candidates, at least 100, are rescored. The training of
+      partitions and codes is not reproducible to the bit.
 
-    Made by `build` or `load`, and never changed: `add` and `remove` make another.
+    Indices are made by `build` or `load` and are immutable: `add` and `remove` return a new index.
 
     Attributes:
         embeddings: float32 `[N, D]`.
         backend: "scann" or "exact".
         encoder: fingerprint of the encoder that made the embeddings.
-        searcher: what the backend searches in: an array on the device, or a ScaNN searcher.
-        ids: the passages' names by row, or None. A row is a position and moves when a row before
-            it is removed; an id stays.
-        corpus: `fingerprint_corpus` of the passages, or "" where nobody gave it.
+        searcher: data structure of the backend: an array on the devices, or a ScaNN searcher.
+        ids: id of the passage of each row, or None. Rows are positions, which move when an earlier
+            row is removed; ids do not change.
+        corpus: `fingerprint_corpus` of the passages, or "" if unknown.
     """
 
     embeddings: Float[np.ndarray, "N D"]
@@ -98,26 +96,26 @@ class Index:
         ids: Sequence[str] | None = None,
         corpus: str = "",
     ) -> "Index":
-        """Makes an index.
+        """Builds an index.
 
         Args:
-            embeddings: one row a passage; kept, not copied, where they are float32 already.
+            embeddings: one row per passage. Not copied if contiguous and float32.
             backend: "scann" or "exact".
-            encoder: fingerprint of the encoder that made them.
-            ids: the passages' names, all different.
-            corpus: `fingerprint_corpus` of the passages.
+            encoder: fingerprint of the encoder that made the embeddings.
+            ids: ids of the passages, all different; None for an index without ids.
+            corpus: `fingerprint_corpus` of the passages; "" if unknown.
 
         Raises:
-            RagJaxError: no rows, not two dimensions, a NaN or infinity, an unknown or missing
-                backend, or ids that are too many, too few, no strings or not all different.
+            RagJaxError: the embeddings are empty, not two-dimensional or not finite, the backend is
+                unknown or not installed, or the ids are not distinct strings, one per passage.
         """
-        embeddings = _check_matrix(embeddings, "embeddings")
+        embeddings = check_matrix(embeddings, "embeddings")
         if embeddings.size == 0:
             raise RagJaxError(f"embeddings have shape {embeddings.shape}: the corpus is empty")
         ids = None if ids is None else _check_ids(ids, len(embeddings))
         _check_backend(backend, "use the backend 'exact'")
-        make = place_exact if backend == "exact" else build_scann
-        return cls(embeddings, backend, encoder, make(embeddings), ids, corpus)
+        make_searcher = place_exact if backend == "exact" else build_scann
+        return cls(embeddings, backend, encoder, make_searcher(embeddings), ids, corpus)
 
     def add(
         self,
@@ -126,38 +124,38 @@ class Index:
         ids: Sequence[str] | None = None,
         corpus: str = "",
     ) -> "Index":
-        """An index with further rows behind this one's: the one `build` makes of all of them.
+        """A new index with further rows after the rows of this index, as `build` would make it.
 
-        It costs what building costs: ScaNN could take rows in only if it kept the ids itself,
-        which it pickles, and would keep the settings of its old size.
+        The cost is that of building the whole index. ScaNN can add rows to a searcher only if the
+        searcher stores the ids, which it pickles, and it would keep the settings of the old size.
 
         Args:
-            embeddings: by the same encoder.
-            ids: their names, if this index has ids; none of them its own.
+            embeddings: embeddings of the new passages, by the same encoder.
+            ids: ids of the new passages; required if this index has ids, else not allowed.
             corpus: `fingerprint_corpus` of all passages, old and new.
 
         Raises:
-            RagJaxError: embeddings of another width, or not finite; ids missing, not wanted or
-                taken.
+            RagJaxError: the embeddings have another width or are not finite, or the ids are
+                missing, not allowed or not distinct from each other and the old ids.
         """
-        more = _check_matrix(embeddings, "embeddings")
-        self._check_width(more, "embeddings")
+        embeddings = check_matrix(embeddings, "embeddings")
+        self._check_width(embeddings, "embeddings")
         if (ids is None) != (self.ids is None):
-            state = "has no ids: leave them out" if self.ids is None else "has ids: give some"
-            raise RagJaxError(f"the index {state}")
+            advice = "no ids: leave ids out" if self.ids is None else "ids: pass ids for all rows"
+            raise RagJaxError(f"the index has {advice}")
         if ids is not None:
-            ids = (*self.ids, *_check_ids(ids, len(more)))
-        return self._rebuild(np.concatenate([self.embeddings, more]), ids, corpus)
+            ids = (*self.ids, *_check_ids(ids, len(embeddings)))
+        return self._rebuild(np.concatenate([self.embeddings, embeddings]), ids, corpus)
 
     def remove(self, which: Sequence[str] | Sequence[int], *, corpus: str = "") -> "Index":
-        """An index without some rows: the one `build` makes of the others, in their order.
+        """A new index without the given rows, as `build` would make it. The order does not change.
 
         Args:
-            which: ids if the index has ids, otherwise rows.
-            corpus: `fingerprint_corpus` of the passages that stay.
+            which: ids to remove if the index has ids, else rows to remove.
+            corpus: `fingerprint_corpus` of the remaining passages.
 
         Raises:
-            RagJaxError: one that is not there, or none would stay.
+            RagJaxError: an id or row is not in the index, or no row would remain.
         """
         keep = np.ones(self.size, bool)
         keep[self._find_rows(which)] = False
@@ -177,13 +175,13 @@ class Index:
         if isinstance(which, str):
             raise RagJaxError(f"{which!r} is one string: pass a list of ids")
         if self.ids is None:
-            known, kind = range(self.size), "row"
+            rows, kind = range(self.size), "row"
         else:
-            known, kind = {name: row for row, name in enumerate(self.ids)}, "id"
-        for name in which:
-            if name not in known:
-                raise RagJaxError(f"{kind} {name!r} is not in the index")
-        return [known[name] for name in which]
+            rows, kind = {id: row for row, id in enumerate(self.ids)}, "id"
+        for key in which:
+            if key not in rows:
+                raise RagJaxError(f"{kind} {key!r} is not in the index")
+        return [rows[key] for key in which]
 
     def _check_width(self, matrix: Float[np.ndarray, "M D"], name: str) -> None:
         if matrix.shape[1] != self.width:
@@ -195,41 +193,40 @@ class Index:
     def search(
         self, queries: Float[np.ndarray, "Q D"], k: int
     ) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
-        """The `k` rows with the largest dot product with each query, largest first.
+        """The `k` rows with the largest dot products with each query, largest first.
 
-        ScaNN may miss some of them; the scores of those it finds are computed afresh from the
-        embeddings, so they are float32 dot products whatever the backend. Equal scores come in
-        the order of their rows.
+        ScaNN may miss some of these rows. The scores are float32 dot products for both backends,
+        because they are computed from the embeddings after the search. Equal scores are in the
+        order of the rows.
 
         Args:
-            queries: embeddings by the same encoder.
-            k: from 1 to the index's size.
+            queries: embeddings of the queries, by the same encoder.
+            k: number of rows per query, from 1 to the size of the index.
 
         Returns:
             scores: float32.
-            rows: int32, positions in the embeddings and in `ids`.
+            rows: int32 positions in `embeddings` and in `ids`.
 
         Raises:
             RagJaxError: `k` is out of range, or the queries are not `[Q, D]` or not finite.
         """
-        queries = _check_matrix(queries, "queries")
+        queries = check_matrix(queries, "queries")
         self._check_width(queries, "queries")
         if not 1 <= k <= self.size:
             raise RagJaxError(f"k is {k}: it must be from 1 to {self.size}, the index's size")
         if len(queries) == 0:
             return np.zeros((0, k), np.float32), np.zeros((0, k), np.int32)
         search = search_exact if self.backend == "exact" else search_scann
-        return _score_rows(self.embeddings, queries, search(self.searcher, queries, k, self.size))
+        return score_rows(self.embeddings, queries, search(self.searcher, queries, k, self.size))
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes the index into a folder of its own, whole or not at all.
+        """Writes the index as a folder, completely or not at all, and replaces an older index.
 
-        The files are written into a hidden folder beside it, which then takes its name. An index
-        already there is replaced; a process that dies between the two renames leaves the old one
-        under a hidden name. No pickle is written: ScaNN keeps no ids.
+        See `rag_jax.runtime.files.replace_folder`. No pickle is written, because the ScaNN searcher
+        stores no ids.
 
         Raises:
-            RagJaxError: there is something else in the folder.
+            RagJaxError: the folder holds something other than an index.
         """
         manifest = {
             "backend": self.backend,
@@ -246,25 +243,24 @@ class Index:
         else:
             self.searcher.serialize(str(folder), relative_path=True)
         if self.ids is not None:
-            # In ASCII: a JSON corpus may hold half a surrogate pair, which UTF-8 cannot.
+            # ASCII, because ids may hold half a surrogate pair, which UTF-8 cannot encode.
             (folder / _IDS).write_text(json.dumps(self.ids), "ascii")
 
     @classmethod
     def load(cls, folder: str | os.PathLike, *, encoder: str, corpus: str | None = None) -> "Index":
-        """Reads what `save` wrote.
+        """Reads an index that `save` wrote.
 
-        Every file is compared with its SHA-256 before anything reads it, and a file that `save`
-        does not write, such as the pickle ScaNN's own loader would look for, is refused.
+        Every file is compared with its SHA-256 before it is parsed. A file that `save` does not
+        write, such as the pickle that ScaNN's loader looks for, is refused.
 
         Args:
-            folder: the index's folder.
-            encoder: fingerprint of the encoder that the queries will come from.
-            corpus: `fingerprint_corpus` of the passages that its rows will be taken for; None
-                takes any.
+            folder: the folder of the index.
+            encoder: fingerprint of the encoder of the queries.
+            corpus: `fingerprint_corpus` of the passages that rows refer to; None to accept any.
 
         Raises:
-            RagJaxError: no index there, a missing, additional or altered file, another encoder's
-                or another corpus's index, or a backend that is not installed here.
+            RagJaxError: the folder holds no index, a file is missing, unexpected or altered, the
+                encoder or corpus differs, or the backend is not installed.
         """
         folder = Path(folder)
         kinds = {"encoder": str, "corpus": str, "size": int, "width": int}
@@ -286,7 +282,7 @@ class Index:
             embeddings = map_array(folder / _EMBEDDINGS)
         except ValueError as error:
             raise RagJaxError(f"{folder / _EMBEDDINGS} cannot be read: {error}") from None
-        embeddings = _check_matrix(embeddings, str(folder / _EMBEDDINGS))
+        embeddings = check_matrix(embeddings, str(folder / _EMBEDDINGS))
         if embeddings.shape != (manifest["size"], manifest["width"]):
             raise RagJaxError(
                 f"{folder / _EMBEDDINGS} has shape {embeddings.shape}, not the size and width in "
@@ -300,38 +296,12 @@ class Index:
 
 
 def fingerprint_corpus(passages: Iterable[Passage]) -> str:
-    """SHA-256 over the passages, their order and their ids, in hexadecimal."""
+    """SHA-256 of the passages (ids, titles and texts, in order), in hexadecimal."""
     digest = hashlib.sha256()
     for passage in passages:
         entry = passage.id, passage.title, passage.text
         digest.update(json.dumps(entry).encode() + b"\n")
     return digest.hexdigest()
-
-
-def _score_rows(
-    embeddings: Float[np.ndarray, "N D"],
-    queries: Float[np.ndarray, "Q D"],
-    rows: Int[np.ndarray, "Q k"],
-) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
-    scores = np.empty(rows.shape, np.float32)
-    for start in range(0, len(rows), _SCORED_TOGETHER):
-        part = slice(start, start + _SCORED_TOGETHER)
-        scores[part] = np.einsum("qd,qkd->qk", queries[part], embeddings[rows[part]])
-    order = np.lexsort((rows, -scores))
-    return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
-
-
-def _check_matrix(values: Any, name: str) -> Float[np.ndarray, "N D"]:
-    with np.errstate(over="ignore"):
-        matrix = np.ascontiguousarray(values, np.float32)
-    if np.ndim(values) != 2:
-        raise RagJaxError(f"{name} have shape {np.shape(values)}: expected [rows, dimensions]")
-    for start in range(0, len(matrix), _CHECKED_TOGETHER):
-        finite = np.isfinite(matrix[start : start + _CHECKED_TOGETHER]).all(axis=1)
-        if not finite.all():
-            row = start + int(np.argmin(finite))
-            raise RagJaxError(f"{name}: row {row} has a NaN or an infinity")
-    return matrix
 
 
 def _check_backend(backend: str, remedy: str) -> None:
@@ -350,12 +320,12 @@ def _check_ids(ids: Sequence[str], size: int) -> tuple[str, ...]:
     if isinstance(ids, str):
         raise RagJaxError("ids are one string: pass a list of them")
     if len(ids) != size:
-        raise RagJaxError(f"ids are {len(ids)} for {size} embeddings: give one for each")
-    seen: set[str] = set()
-    for i, name in enumerate(ids):
-        if not isinstance(name, str):
-            raise RagJaxError(f"ids: entry {i} is {name!r}, no string")
-        if name in seen:
-            raise RagJaxError(f"ids: {name!r} comes twice")
-        seen.add(name)
+        raise RagJaxError(f"ids are {len(ids)} for {size} embeddings: pass one id per embedding")
+    known: set[str] = set()
+    for i, id in enumerate(ids):
+        if not isinstance(id, str):
+            raise RagJaxError(f"ids: entry {i} is {id!r}, not a string")
+        if id in known:
+            raise RagJaxError(f"ids: {id!r} is not unique")
+        known.add(id)
     return tuple(ids)

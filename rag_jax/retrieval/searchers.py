@@ -1,6 +1,6 @@
-"""The two ways an index finds rows: among all of them on the devices, or by ScaNN.
+"""Backends of an index: exhaustive search on the devices, and approximate search by ScaNN.
 
-Both give rows without scores, in any order: `Index` computes the scores.
+Both backends return rows without scores, in any order. `Index` computes the scores.
 """
 
 import functools
@@ -18,20 +18,21 @@ from rag_jax.data.batches import round_up
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.hosts import fetch
 
-# Queries are padded to one of these counts, and `k` to a power of two, so that few programs are
-# compiled.
+# The number of queries is padded to one of these counts, and `k` to a power of two, so that few
+# programs are compiled.
 _QUERY_COUNTS = (1, 8, 64)
-# Expected share of the largest that a TPU finds in a shard.
+# Expected share of a shard's largest dot products that a TPU finds.
 _RECALL = 0.99
-# ScaNN's guide ("ScaNN Algorithms and Configuration", rules of thumb) scores below the first
-# size by brute force, below the second by asymmetric hashing, above it within partitions.
+# ScaNN's guide ("ScaNN Algorithms and Configuration", rules of thumb) recommends brute force below
+# the first size, asymmetric hashing below the second, and partitions for larger sizes.
 _HASH_FROM, _PARTITION_FROM = 20_000, 100_000
 
 
 def place_exact(embeddings: Float[np.ndarray, "N D"]) -> Float[Array, "S n D"]:
-    """The embeddings in equal shards, one on each device of the mesh in effect.
+    """Moves the embeddings to the mesh in effect, in shards of equal size, one per device.
 
-    Zeros fill the last shards; `find_top` is told where they begin.
+    The last shards are padded with zero rows. `find_top` ignores the padding by its argument
+    `size`.
     """
     mesh = jax.sharding.get_mesh()
     parts = max(mesh.size, 1)
@@ -49,10 +50,14 @@ def place_exact(embeddings: Float[np.ndarray, "N D"]) -> Float[Array, "S n D"]:
 
 
 def count_shard_rows(size: int, parts: int) -> int:
-    """Rows of each of `parts` shards that `size` embeddings are split into.
+    """Number of rows of each shard, padding included.
 
-    They are rounded up, by a sixteenth at most and less than 32 not at all, so that indices of
-    nearly the same size have shards of the same shape.
+    The number is rounded up by at most a sixteenth, so that indices of a similar size have shards
+    of the same shape. Numbers below 32 are not rounded.
+
+    Args:
+        size: number of embeddings, N.
+        parts: number of shards, S.
     """
     rows = -(-size // parts)
     return round_up(rows, 1 << max(0, rows.bit_length() - 5))
@@ -65,21 +70,25 @@ def find_top(
     k: int,
     size: int | Int[Array, ""],
 ) -> Int[Array, "Q k"]:
-    """Rows of the `k` largest dot products, largest first; made to be called within `jax.jit`.
+    """Rows of the `k` largest dot products, largest first. To be called within `jax.jit`.
 
-    Each device searches its own shard, and only each shard's best meet. On TPU a shard's best are
-    found by `jax.lax.approx_max_k` (Chern et al. 2022), which misses one in a hundred; elsewhere
-    they are exact, and equal ones come in the order of their rows.
+    Each device searches its own shard, and only the best rows of each shard are gathered. On TPUs
+    the best rows of a shard are found by `jax.lax.approx_max_k` (Chern et al. 2022), which misses
+    one in a hundred. On other devices the search is exact, and equal dot products are in the order
+    of the rows.
 
     Args:
-        shards: by `place_exact`. Passed to the jitted function as an argument, another index's
-            with the same shape can take their place without compiling.
-        k: at most the shards' rows. Beyond `size`, the rows that come are filling.
-        size: number of rows that are no filling, N; an array, so that it may change too.
+        shards: embeddings by `place_exact`. As an argument of the jitted function, the shards can
+            be replaced by those of another index with the same shape without a compilation.
+        queries: embeddings of the queries.
+        k: number of rows per query, at most the number of rows of all shards. If `k` exceeds
+            `size`, the last rows are padding.
+        size: number of embeddings without padding, N. As an array, the size can also change without
+            a compilation.
     """
-    parts, rows, _ = shards.shape
-    search = functools.partial(_search_shards, k=min(k, rows))
-    first = jnp.arange(parts, dtype=jnp.int32) * rows
+    parts, shard_rows, _ = shards.shape
+    search = functools.partial(_search_shards, k=min(k, shard_rows))
+    first = jnp.arange(parts, dtype=jnp.int32) * shard_rows
     end = jnp.asarray(size, jnp.int32)
     mesh = jax.sharding.get_abstract_mesh()
     if parts > 1 and parts == mesh.size:
@@ -90,10 +99,11 @@ def find_top(
             out_specs=PartitionSpec(None, mesh.axis_names),
         )
     best = search(shards, queries, first, end)
-    scores, found = (array.reshape(len(queries), -1) for array in best)
+    # [Q, S, k] -> [Q, S * k]
+    scores, rows = (array.reshape(len(queries), -1) for array in best)
     if parts == 1:
-        return found
-    return jnp.take_along_axis(found, jax.lax.top_k(scores, k)[1], axis=1)
+        return rows
+    return jnp.take_along_axis(rows, jax.lax.top_k(scores, k)[1], axis=1)
 
 
 def _search_shards(
@@ -104,23 +114,26 @@ def _search_shards(
     *,
     k: int,
 ) -> tuple[Float[Array, "Q s k"], Int[Array, "Q s k"]]:
-    """The best `k` of every shard, as scores and rows.
+    """Scores and rows of the `k` largest dot products in every shard.
 
-    `first` are the shards' first rows; from row `end` on they are filling.
+    Args:
+        first: row of each shard's first embedding in the index.
+        end: first row of padding in the index.
     """
-    count, rows, width = shards.shape
-    # Full precision: TPUs would round both factors to bfloat16.
+    parts, shard_rows, width = shards.shape
+    # [s, n, D] -> [D, s * n]
     flat = shards.reshape(-1, width).T
+    # Highest precision, because TPUs would round both factors to bfloat16.
     scores = jnp.matmul(queries, flat, precision=jax.lax.Precision.HIGHEST)
-    scores = scores.reshape(len(queries), count, rows)
-    real = first[:, None] + jnp.arange(rows, dtype=jnp.int32)[None] < end
-    scores = jnp.where(real[None], scores, -jnp.inf)
-    best, found = jax.lax.platform_dependent(
+    scores = scores.reshape(len(queries), parts, shard_rows)
+    row_mask = first[:, None] + jnp.arange(shard_rows, dtype=jnp.int32)[None] < end
+    scores = jnp.where(row_mask[None], scores, -jnp.inf)
+    best_scores, positions = jax.lax.platform_dependent(
         scores,
         tpu=lambda x: tuple(jax.lax.approx_max_k(x, k, recall_target=_RECALL)),
         default=lambda x: tuple(jax.lax.top_k(x, k)),
     )
-    return best, found + first[None, :, None]
+    return best_scores, positions + first[None, :, None]
 
 
 _find_top = jax.jit(find_top, static_argnames="k")
@@ -129,74 +142,80 @@ _find_top = jax.jit(find_top, static_argnames="k")
 def search_exact(
     shards: Float[Array, "S n D"], queries: Float[np.ndarray, "Q D"], k: int, size: int
 ) -> Int[np.ndarray, "Q k"]:
-    """Rows of the `k` largest dot products, largest first; equal ones in the order of their rows.
+    """Rows of the `k` largest dot products, largest first. Equal ones are in the order of the rows.
+
+    One program is compiled for each of three numbers of queries and each power of two that `k` is
+    rounded up to.
 
     Args:
-        shards: by `place_exact`.
-        queries: any number of them; a program is compiled for each of three counts and each power
-            of two that `k` is rounded up to.
-        k: at most `size`.
+        shards: embeddings by `place_exact`.
+        queries: embeddings of the queries, float32.
+        k: number of rows per query, at most `size`.
         size: number of embeddings, N.
     """
     capacity = shards.shape[0] * shards.shape[1]
-    found, start = [], 0
+    results, start = [], 0
     while start < len(queries):
         count = next((c for c in _QUERY_COUNTS if c >= len(queries) - start), _QUERY_COUNTS[-1])
-        part = queries[start : start + count]
+        batch = queries[start : start + count]
         padded = np.zeros((count, queries.shape[1]), np.float32)
-        padded[: len(part)] = part
+        padded[: len(batch)] = batch
         rows = _find_top(shards, padded, k=min(capacity, 1 << (k - 1).bit_length()), size=size)
-        found.append(fetch(rows)[: len(part), :k])
+        results.append(fetch(rows)[: len(batch), :k])
         start += count
-    return np.concatenate(found)
+    return np.concatenate(results)
 
 
 def build_scann(embeddings: Float[np.ndarray, "N D"]) -> Any:
-    """A ScaNN searcher over float32 embeddings, set up by their number; it keeps no ids."""
+    """Builds a ScaNN searcher without ids, with settings by the number of embeddings.
+
+    Args:
+        embeddings: float32.
+    """
     from scann import scann_ops_pybind
 
     size = len(embeddings)
-    # The number of neighbours is given anew at every search.
+    # 10 is the default number of neighbours, which every search overrides.
     builder = scann_ops_pybind.builder(embeddings, 10, "dot_product")
     if size < _HASH_FROM:
         return builder.score_brute_force().build()
     if size >= _PARTITION_FROM:
         leaves = math.isqrt(size)
         builder = builder.tree(leaves, max(1, leaves // 10))
-    # 0.2 is the threshold that Guo et al. (2020) use for vectors of length one.
+    # 0.2 is the threshold that Guo et al. (2020) use for vectors of length 1.
     return builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(100).build()
 
 
 def search_scann(
     searcher: Any, queries: Float[np.ndarray, "Q D"], k: int, size: int
 ) -> Int[np.ndarray, "Q k"]:
-    """Rows of nearly the `k` largest dot products: always `k` different rows.
+    """Rows of approximately the `k` largest dot products. Always `k` different rows.
 
     Args:
-        searcher: by `build_scann` or `load_scann`.
-        queries: float32.
-        k: at most `size`.
-        size: number of embeddings the searcher was built over.
+        searcher: from `build_scann` or `load_scann`.
+        queries: embeddings of the queries, float32.
+        k: number of rows per query, at most `size`.
+        size: number of embeddings of the searcher, N.
     """
     if size < _HASH_FROM:
         return searcher.search_batched_parallel(queries, k)[0].astype(np.int32)
     rows, scores = searcher.search_batched_parallel(queries, k, min(size, max(100, 10 * k)))
-    # Where the partitions searched hold fewer than k rows, ScaNN fills up with row 0 and NaN.
-    short = np.isnan(scores).any(axis=1)
-    if short.any():
-        again = searcher.search_batched_parallel(queries[short], k, size, math.isqrt(size))
-        rows[short] = again[0]
+    # If the searched partitions hold fewer than k rows, ScaNN pads with row 0 and a score of NaN.
+    # These queries are searched again in all partitions.
+    is_short = np.isnan(scores).any(axis=1)
+    if is_short.any():
+        leaves = math.isqrt(size)
+        rows[is_short] = searcher.search_batched_parallel(queries[is_short], k, size, leaves)[0]
     return rows.astype(np.int32)
 
 
 def load_scann(folder: Path) -> Any:
-    """Reads the files that a searcher's `serialize` wrote.
+    """Reads the files that the `serialize` method of a ScaNN searcher wrote.
 
-    ScaNN's loader would unpickle a file of ids if there were one: the caller makes sure that there
-    is none.
+    ScaNN's loader would unpickle a file of ids. The caller must make sure that the folder has none.
 
     Raises:
-        RagJaxError: another version of ScaNN wrote them.
+        RagJaxError: ScaNN cannot read the files, such as those of another version.
     """
     from scann import scann_ops_pybind
 
@@ -204,4 +223,4 @@ def load_scann(folder: Path) -> Any:
         return scann_ops_pybind.load_searcher(str(folder), assets_backcompat_shim=False)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise RagJaxError(f"ScaNN cannot read {folder}: {reason}: build it again") from None
+        raise RagJaxError(f"ScaNN cannot read {folder}: {reason}: build the index again") from None

@@ -1,4 +1,7 @@
-"""Trees of arrays on disk, written whole or not at all. The only file that imports Orbax."""
+"""Checkpoints: trees of arrays on disk, written completely or not at all.
+
+This is the only module that imports Orbax.
+"""
 
 import contextlib
 import errno
@@ -26,13 +29,17 @@ _SUMS = "checksums.json"
 class Checkpoints:
     """The newest `KEEP` checkpoints of a training run, each in `folder/<step>`.
 
-    They are written while training goes on. As a context it ends once the last one is written.
+    A checkpoint is written in the background while training continues. As a context manager,
+    `Checkpoints` waits at its end until the last checkpoint is written.
+
+    Args:
+        folder: the folder of the checkpoints; created by the first `save`.
     """
 
     def __init__(self, folder: str | os.PathLike):
         self._folder = Path(folder)
         self._writer = ThreadPoolExecutor(max_workers=1)
-        self._writing: Future | None = None
+        self._pending: Future | None = None
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -41,30 +48,39 @@ class Checkpoints:
         self.wait()
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, oldest first."""
+        """Steps with a checkpoint, oldest first."""
         if not self._folder.exists():
             return []
         return sorted(int(p.name) for p in self._folder.iterdir() if p.name.isdigit())
 
     def save(self, step: int, tree: Any) -> None:
-        """Begins to write a checkpoint, and returns once it has read the arrays.
+        """Starts to write a checkpoint, and returns as soon as the arrays have been read.
 
-        After it is written, all but the newest `KEEP` are removed. While it is, its arrays stay in
-        memory: a step to which they are donated takes new memory instead.
+        Waits for the previous checkpoint first. Once the new checkpoint is written, all but the
+        newest `KEEP` are removed. Until then its arrays stay in memory: a training step to which
+        the arrays are donated allocates new memory instead.
+
+        Args:
+            step: number of steps taken so far.
+            tree: the arrays.
 
         Raises:
-            OSError: with its errno, if the disk is full or cannot be written; perhaps because of
-                the checkpoint before, which is waited for.
+            OSError: with its errno, if the disk is full or not writable for this checkpoint or the
+                previous one.
         """
         self.wait()
         finish = _begin_saving(self._folder / str(step), tree, ocp.AsyncCheckpointer)
-        self._writing = self._writer.submit(self._finish, finish)
+        self._pending = self._writer.submit(self._finish, finish)
 
     def wait(self) -> None:
-        """Waits for the checkpoint that is being written; raises what `save` does."""
-        if self._writing is not None:
-            writing, self._writing = self._writing, None
-            writing.result()
+        """Waits for the checkpoint that is being written.
+
+        Raises:
+            OSError: as `save`.
+        """
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
             wait_for_all(f"a checkpoint in {self._folder} was written")
 
     def _finish(self, finish: Callable[[], None]) -> None:
@@ -74,41 +90,46 @@ class Checkpoints:
                 shutil.rmtree(self._folder / str(old))
 
     def restore_latest(self, abstract: Any) -> tuple[int, Any] | None:
-        """The newest undamaged checkpoint as `(step, tree)`, or None.
+        """The newest undamaged checkpoint as `(step, tree)`, or None if there is no checkpoint.
 
-        A damaged one is removed with a warning, a half-written one without.
+        Removes damaged checkpoints with a warning, and half-written checkpoints silently.
 
         Args:
             abstract: as for `load_tree`.
         """
         self.wait()
         if is_first():
-            for left in self._folder.glob(_name_partial("*") + "*"):
-                shutil.rmtree(left)
+            for partial in self._folder.glob(_name_partial("*") + "*"):
+                shutil.rmtree(partial)
         for step in reversed(self.steps()):
             try:
                 return step, load_tree(self._folder / str(step), abstract)
             except RagJaxError as error:
                 wait_for_all(f"checkpoint {step} was found damaged")
                 if is_first():
-                    print(f"warning: {error}; going back to the one before it", file=sys.stderr)
+                    warning = f"warning: {error}; going back to the checkpoint before it"
+                    print(warning, file=sys.stderr)
                     shutil.rmtree(self._folder / str(step))
         return None
 
     def remove(self) -> None:
-        """Removes every checkpoint, for when what was trained is saved elsewhere."""
+        """Removes every checkpoint, once the trained parameters are saved elsewhere."""
         self.wait()
         if is_first():
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def save_tree(folder: str | os.PathLike, tree: Any) -> None:
-    """Writes a tree of arrays as `folder`, in place of what was there.
+    """Writes a tree of arrays as a folder, and replaces an older tree there.
 
-    Each process writes its own shards, the first one everything else.
+    Each process writes its own shards. The first process also writes everything else.
+
+    Args:
+        folder: the folder.
+        tree: nested containers of arrays.
 
     Raises:
-        OSError: with its errno, if the disk is full or cannot be written.
+        OSError: with its errno, if the disk is full or not writable.
     """
     _begin_saving(Path(folder), tree, ocp.Checkpointer)()
     wait_for_all(f"{folder} was written")
@@ -117,11 +138,18 @@ def save_tree(folder: str | os.PathLike, tree: Any) -> None:
 def _begin_saving(
     folder: Path, tree: Any, kind: Callable[..., ocp.Checkpointer]
 ) -> Callable[[], None]:
-    """Begins to write `folder`; the function that it gives waits for the rest and names it so.
+    """Starts to write a tree into a partial folder beside `folder`.
 
     Args:
-        kind: `ocp.Checkpointer`, with which all is written before this returns, or
-            `ocp.AsyncCheckpointer`, with which the arrays have been read by then.
+        kind: `ocp.Checkpointer` to return after all arrays are written, or `ocp.AsyncCheckpointer`
+            to return after all arrays are read.
+
+    Returns:
+        A function that waits for the writer, adds checksums and renames the partial folder to
+        `folder`.
+
+    Raises:
+        OSError: with its errno, if the disk is full or not writable.
     """
     folder = folder.absolute()
     partial = folder.with_name(_name_partial(folder.name))
@@ -155,21 +183,21 @@ def _name_partial(name: str) -> str:
 
 @contextlib.contextmanager
 def _whole_or_not_at_all(folder: Path, partial: Path) -> Iterator[None]:
-    """Removes what was written of a folder if the block fails, and says what of the disk did."""
+    """Removes the partial folder if the block fails, and turns errors of the disk into OSErrors."""
     try:
         yield
     except BaseException as error:
-        for left in folder.parent.glob(f"{partial.name}*"):
-            shutil.rmtree(left, ignore_errors=True)
-        # TensorStore reports what went wrong with the disk in the text of a ValueError.
-        if found := re.search(r"os_error_code='(\d+)'", str(error)):
-            code = int(found[1])
+        for leftover in folder.parent.glob(f"{partial.name}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        # TensorStore reports the errno of a disk error only in the text of a ValueError.
+        if match := re.search(r"os_error_code='(\d+)'", str(error)):
+            code = int(match[1])
             raise OSError(code, os.strerror(code), str(folder)) from error
         raise
 
 
 def is_whole(folder: str | os.PathLike) -> bool:
-    """Whether a tree is there as `save_tree` wrote it."""
+    """Whether a folder holds a tree exactly as `save_tree` wrote it, by its checksums."""
     try:
         return read_json(Path(folder) / _SUMS) == sum_files(Path(folder) / "tree")
     except (OSError, ValueError):
@@ -177,32 +205,33 @@ def is_whole(folder: str | os.PathLike) -> bool:
 
 
 def load_tree(folder: str | os.PathLike, abstract: Any) -> Any:
-    """Reads what `save_tree` wrote.
+    """Reads a tree that `save_tree` wrote.
 
     Args:
-        folder: the checkpoint.
-        abstract: a tree of the same structure, with arrays or `jax.ShapeDtypeStruct`s for leaves.
-            Each array goes to its leaf's sharding, or else to the first device.
+        folder: the folder of the tree.
+        abstract: a tree of the same structure, with arrays or `jax.ShapeDtypeStruct`s as leaves.
+            Each array is placed by the sharding of its leaf, or on the first device if the leaf has
+            no sharding.
 
     Raises:
-        RagJaxError: if the checkpoint is not there, or not as it was written.
+        RagJaxError: the folder is missing or damaged.
     """
     folder = Path(folder).absolute()
-    # Orbax itself does not notice a changed bit in an array.
+    # Orbax does not detect a changed bit in an array.
     if not is_whole(folder):
         raise RagJaxError(f"checkpoint {folder}: missing, cut short or altered")
-    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    first_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
     def describe(leaf: Any) -> jax.ShapeDtypeStruct:
-        sharding = getattr(leaf, "sharding", None) or first
+        sharding = getattr(leaf, "sharding", None) or first_device
         return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
 
-    wanted = jax.tree.map(describe, abstract)
-    arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
-    restore = ocp.args.PyTreeRestore(item=wanted, restore_args=arguments)
+    target = jax.tree.map(describe, abstract)
+    arguments = ocp.checkpoint_utils.construct_restore_args(target)
+    restore = ocp.args.PyTreeRestore(item=target, restore_args=arguments)
     return ocp.Checkpointer(_handler()).restore(folder / "tree", args=restore)
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:
-    # Weights hardly compress, and trying to makes saving several times slower.
+    # Weights hardly compress, and compression makes saving several times slower.
     return ocp.PyTreeCheckpointHandler(use_compression=False)

@@ -1,4 +1,4 @@
-"""What a device can do at most: known for accelerators, measured elsewhere."""
+"""Peak performance of devices: known constants for accelerators, a measurement for CPUs."""
 
 import functools
 import statistics
@@ -16,13 +16,13 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """An accelerator's limits, from its maker's pages.
+    """Limits of a TPU chip, from the vendor's documentation.
 
     Attributes:
-        flops: bfloat16 operations a second, a multiplication and an addition counted as two.
-        bandwidth: bytes a second between memory and chip.
-        memory: bytes a program may use, as a TPU's compiler reports them.
-        links: bytes a second between a TPU and its neighbours, all links together.
+        flops: peak bfloat16 FLOP/s. A multiply-add counts as two.
+        bandwidth: memory bandwidth, in bytes per second.
+        memory: memory that a program may use, in bytes, as the TPU compiler reports the limit.
+        links: bandwidth to neighbouring chips, summed over all links, in bytes per second.
     """
 
     flops: float
@@ -31,45 +31,48 @@ class Chip:
     links: float
 
 
-# By JAX's name of the device. A v4 or v5p counts its two cores as one.
+# By `jax.Device.device_kind`. JAX shows the two cores of a v4 or v5p as one device.
 _CHIPS = {
     "TPU v4": Chip(275e12, 1.228e12, 31.25 * _GIB, 300e9),
     "TPU v5": Chip(459e12, 2.765e12, 95.74 * _GIB, 600e9),
     "TPU v5 lite": Chip(197e12, 0.819e12, 15.75 * _GIB, 200e9),
     "TPU v6 lite": Chip(918e12, 1.640e12, 31.25 * _GIB, 448e9),
 }
-# Dense products with bfloat16 inputs.
+# Peak FLOP/s of dense matrix products with bfloat16 inputs.
 _GPU_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
 
 
 def find_chip(device: jax.Device) -> Chip:
-    """A TPU's limits.
+    """The limits of a TPU.
 
     Raises:
-        RagJaxError: they are not known.
+        RagJaxError: the device is not in the table of TPUs.
     """
     if device.device_kind not in _CHIPS:
         raise RagJaxError(
-            f"the limits of a {device.device_kind} are not known; there are {', '.join(_CHIPS)}"
+            f"the limits of a {device.device_kind} are not known, only those of {', '.join(_CHIPS)}"
         )
     return _CHIPS[device.device_kind]
 
 
 def find_peak(devices: Sequence[jax.Device]) -> float:
-    """FLOP/s of matrix products that devices of one kind reach together at most."""
+    """Peak FLOP/s of matrix products of several devices of the same kind, summed."""
     kind = devices[0].device_kind
     if kind in _CHIPS:
         return len(devices) * _CHIPS[kind].flops
     for name, flops in _GPU_FLOPS.items():
         if name in kind:
             return len(devices) * flops
-    # Several devices that JAX simulates on one CPU share its cores.
+    # Not multiplied, because devices that JAX simulates on one CPU share the cores.
     return _measure_peak()
 
 
 @functools.cache
 def _measure_peak() -> float:
-    """FLOP/s of a float32 matrix product of 2048 by 2048: the median of five, half a second."""
+    """FLOP/s of a float32 matrix product of 2048 by 2048, the median of five runs.
+
+    Takes half a second on a CPU.
+    """
     size = 2048
     matrix = jnp.ones((size, size), jnp.float32)
     multiply = jax.jit(jnp.matmul)

@@ -1,4 +1,4 @@
-"""How long JAX has been compiling, and everything else took."""
+"""Time spent on compilation, and time spent on everything else."""
 
 import time
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 
 
 class _CompileClock:
-    """Seconds that JAX spent on tracing, lowering and compiling, nested calls counted once."""
+    """Seconds that JAX spent on tracing, lowering and compiling. Nested calls count once."""
 
     EVENTS = (
         "/jax/core/compile/jaxpr_trace_duration",
@@ -24,7 +24,7 @@ class _CompileClock:
         if event not in self.EVENTS:
             return
         start = time.monotonic() - seconds
-        # Tracing a function reports the functions within it first: those seconds are its own too.
+        # Tracing a function reports its inner functions first, and then a span that includes them.
         while self._spans and self._spans[-1][0] >= start:
             self.total -= self._spans.pop()[1]
         self._spans.append((start, seconds))
@@ -35,15 +35,16 @@ _clock = _CompileClock()
 
 
 def compile_seconds() -> float:
-    """Seconds this process has spent so far on tracing and compiling for JAX."""
+    """Seconds that this process has spent on tracing, lowering and compiling so far."""
     return _clock.total
 
 
 class Clock:
-    """Seconds since it was made, those spent on compiling left out."""
+    """A stopwatch that starts when created and excludes the time spent on compilation."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.start, self.compiling = time.perf_counter(), compile_seconds()
 
     def read(self) -> float:
+        """Seconds since the start, compilation excluded."""
         return time.perf_counter() - self.start - (compile_seconds() - self.compiling)

@@ -1,17 +1,17 @@
-"""The exceptions that the commands turn into one line."""
+"""The exceptions that the commands print as one line."""
 
 
 class RagJaxError(Exception):
-    """A mistake in a setting, file or input: one line that names it and says what to do.
+    """An error in a setting, file or input. The message is one line that says what to do about it.
 
-    The commands in `launch/` print it as `error: ...` and exit with status 1. Any other exception
-    is a fault of the library and keeps its traceback.
+    The commands in `launch/` print the message as `error: ...` and exit with status 1. Any other
+    exception is a bug in the library and keeps its traceback.
     """
 
 
 class Preempted(BaseException):
-    """The run ends here because it was asked to, with everything that it made on disk.
+    """The end of a run that was asked to stop, with its finished work saved on disk.
 
-    The commands in `launch/` print its text, which says how the run goes on, and exit with
-    status 0. No Exception, so that nothing that handles errors takes it for one.
+    The commands in `launch/` print the message, which says how to continue the run, and exit with
+    status 0. Derives from BaseException, so that no handler of errors catches a stop.
     """

@@ -1,4 +1,4 @@
-"""Files, written whole or not at all."""
+"""Reading files, and writing them atomically: a file is written completely or not at all."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,7 @@ import numpy as np
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.hosts import is_first
 
-# What a person can mend about a disk; any other OSError is a fault of the code.
+# Advice for the errors that a user can fix. Any other OSError is a bug in the code.
 _DISK_ERRORS = {
     errno.ENOSPC: "free some space, then run the same command again",
     errno.EDQUOT: "free some space, then run the same command again",
@@ -31,13 +31,13 @@ _DISK_ERRORS = {
 
 @contextlib.contextmanager
 def open_atomic(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
-    """Opens a temporary file beside `path` that takes its name once the block ends well.
+    """Opens a temporary file that replaces `path` when the block ends without an error.
 
-    Only the first process writes; what the others write is dropped.
+    Only the first process writes to the disk. The other processes write to the null device.
 
     Args:
-        path: where the file is to be; its folder must exist.
-        mode: "w" for UTF-8 text or "wb".
+        path: the final path. Its folder must exist.
+        mode: "w" for UTF-8 text, or "wb".
     """
     path, encoding = Path(path), None if "b" in mode else "utf-8"
     if not is_first():
@@ -58,10 +58,10 @@ def open_atomic(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
 
 @contextlib.contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """Gives a hidden folder beside `folder` that takes its name once the block ends well.
+    """Yields a hidden folder that replaces `folder` when the block ends without an error.
 
-    What had the name is removed; a process that dies between the two renames leaves it under a
-    hidden name.
+    The old folder is removed. If the process dies between the two renames, the old folder is left
+    under a hidden name.
     """
     temporary, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex}") for _ in "ab")
     temporary.mkdir(parents=True)
@@ -77,75 +77,99 @@ def replace_folder(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def explain_disk_errors(folder: Path) -> Iterator[None]:
-    """Turns a full, read-only or otherwise unusable folder into a RagJaxError."""
+    """Turns the OSError of a full, read-only or otherwise unusable disk into a RagJaxError.
+
+    Args:
+        folder: named in the message if the OSError has no path.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        where = error.filename or folder
+        path = error.filename or folder
         advice = _DISK_ERRORS[error.errno]
-        raise RagJaxError(f"cannot write {where}: {error.strerror.lower()}; {advice}") from error
+        raise RagJaxError(f"cannot write {path}: {error.strerror.lower()}; {advice}") from error
 
 
 def to_json(value: Any, **options: Any) -> str:
-    """JSON text; dataclasses become objects, arrays lists and NumPy or JAX scalars numbers.
+    """JSON text of a value. Dataclasses become objects, arrays lists, and array scalars numbers.
+
+    Args:
+        value: the value.
+        options: keyword arguments of `json.dumps`.
 
     Raises:
-        ValueError: for NaN or an infinity, which JSON does not have.
+        ValueError: the value contains NaN or an infinity, which JSON does not have.
+        TypeError: the value contains an object without a JSON form.
     """
     return json.dumps(value, default=_to_plain, ensure_ascii=False, allow_nan=False, **options)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes one JSON document."""
+    """Writes a value as a JSON file."""
     with open_atomic(path) as file:
         file.write(to_json(value, indent=2) + "\n")
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """Reads one JSON document."""
+    """Reads a JSON file.
+
+    Raises:
+        ValueError: the file is not JSON.
+    """
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def write_jsonl(path: str | os.PathLike, records: Iterable[Any]) -> None:
-    """Writes one JSON document a line."""
+    """Writes JSON lines, one record per line."""
     with open_atomic(path) as file:
         file.writelines(to_json(record) + "\n" for record in records)
 
 
 def read_jsonl(path: str | os.PathLike) -> list[Any]:
-    """Reads what `write_jsonl` wrote."""
+    """Reads JSON lines, one record per line.
+
+    Raises:
+        ValueError: a line is not JSON.
+    """
     with open(path, encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 
 def save_rows(path: Path, pieces: Iterable[np.ndarray], count: int) -> None:
-    """Writes `count` rows, which come in pieces, as one `.npy` file, whole or not at all."""
+    """Writes the rows of several arrays as one `.npy` file, completely or not at all.
+
+    Args:
+        path: the file.
+        pieces: arrays that follow each other along the first axis, equal in dtype and in the other
+            axes. Only one piece is in memory at a time.
+        count: total number of rows.
+    """
     with open_atomic(path, "wb") as out:
         for number, piece in enumerate(pieces):
             if number == 0:
                 header = np.lib.format.header_data_from_array_1_0(piece)
                 shape = (count, *piece.shape[1:])
                 np.lib.format.write_array_header_1_0(out, header | {"shape": shape})
-            # NumPy's own writes report a full disk without an errno.
+            # np.save would report a full disk without an errno.
             out.write(np.ascontiguousarray(piece).data)
 
 
 def map_array(path: Path) -> np.ndarray:
-    """The array of a `.npy` file, read from the disk where it is looked at."""
+    """Memory-maps the array of a `.npy` file; only the parts that are used are read."""
     return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
 def sum_files(folder: Path) -> dict[str, int]:
-    """CRC-32 of every file in a folder and below, by its path there."""
+    """CRC-32 of every file in a folder and its subfolders, by path relative to the folder."""
     sums = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        total = 0
+        checksum = 0
         with open(path, "rb") as file:
             while block := file.read(1 << 24):
-                total = zlib.crc32(block, total)
-        sums[str(path.relative_to(folder))] = total
+                checksum = zlib.crc32(block, checksum)
+        sums[str(path.relative_to(folder))] = checksum
     return sums
 
 

@@ -1,8 +1,8 @@
-"""Several hosts: every process runs the same program on the same values, and the first writes.
+"""Multi-process runs: every process runs the same program, and only the first process writes.
 
-Each process reads the whole work folder, which all of them must see, and feeds its own devices.
-Whatever decides what comes next (what is on disk, what a computation gave) is the same in all, for
-they wait for each other before and after the first of them writes.
+All processes must see the same work folder. Each process reads the whole folder and feeds its own
+devices. Every decision (by files on disk, or by the result of a computation) is the same in all
+processes, because all processes wait for each other before and after the first process writes.
 """
 
 from typing import Any
@@ -16,16 +16,18 @@ from rag_jax.runtime.errors import RagJaxError
 
 
 def connect(coordinator: str, processes: int | None, process: int | None) -> None:
-    """Joins the other processes; to be called before anything else asks JAX for its devices.
+    """Connects this process with the other processes of the run.
+
+    Must be called before any other use of JAX's devices.
 
     Args:
-        coordinator: `host:port` of the first process; "auto" where the machines know of each other
-            themselves, as on Cloud TPU.
-        processes: how many there are; None with "auto".
-        process: the number of this one, from 0; None with "auto".
+        coordinator: `host:port` of the first process, or "auto" if the cluster is detected
+            automatically, as on Cloud TPU.
+        processes: number of processes; None with "auto".
+        process: index of this process, from 0; None with "auto".
 
     Raises:
-        RagJaxError: a number is missing or out of range, or the others cannot be reached.
+        RagJaxError: a number is missing or out of range, or the other processes cannot be reached.
     """
     if coordinator == "auto":
         if processes is not None or process is not None:
@@ -43,34 +45,40 @@ def connect(coordinator: str, processes: int | None, process: int | None) -> Non
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise RagJaxError(
-            f"--coordinator={coordinator}: cannot join the others: {reason}"
+            f"--coordinator={coordinator}: cannot join the other processes: {reason}"
         ) from None
 
 
 def is_first() -> bool:
-    """Whether this process writes."""
+    """Whether this process is the first process, which alone writes files and messages."""
     return jax.process_index() == 0
 
 
 def wait_for_all(what: str) -> None:
-    """Waits until every process has come to the same place; `what` names it in errors."""
+    """Waits until every process has made the same call.
+
+    Args:
+        what: name of the point in the program, for error messages. Must be the same in every
+            process.
+    """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
 
 def preempted(step: int) -> bool:
-    """Whether one of several processes got SIGTERM, as machines do that are about to be taken away.
+    """Whether one of several processes has received SIGTERM, as preemptible machines do.
 
-    JAX listens for it there, and has all of them answer the same at the same step.
+    JAX listens for the signal, and gives the same answer for the same step in all processes. Always
+    False in a run of a single process.
 
     Args:
-        step: of the training, which all processes ask about, each after the one before.
+        step: the training step. All processes must call this function for every step, in order.
     """
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
 
 
 def fetch(tree: PyTree[Array]) -> PyTree[np.ndarray]:
-    """Arrays as the host's, whole in every process."""
+    """Copies arrays to the host. Every process gets the whole arrays, not only its own shards."""
 
     def gather(array: Any) -> np.ndarray:
         if not isinstance(array, jax.Array) or array.is_fully_addressable:

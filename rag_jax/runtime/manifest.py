@@ -1,4 +1,4 @@
-"""The folder an index is kept in: a manifest with the SHA-256 of every other file, no pickle."""
+"""The folder of a saved index: its files, and a manifest with the SHA-256 of every other file."""
 
 import hashlib
 import os
@@ -15,36 +15,38 @@ _MANIFEST, _FORMAT = "index.json", 2
 def write_folder(
     folder: str | os.PathLike, manifest: Mapping[str, Any], write: Callable[[Path], None]
 ) -> None:
-    """Writes an index into a folder of its own, whole or not at all.
-
-    An index already there is replaced.
+    """Writes an index as a folder, completely or not at all, and replaces an older index.
 
     Args:
-        manifest: what to know of the index before its files are read, `backend` among it.
-        write: writes the files into the folder it is given.
+        folder: the folder.
+        manifest: description of the index that is needed before its files are read. Must have the
+            key `backend`.
+        write: writes the files of the index into the folder that is its argument.
 
     Raises:
-        RagJaxError: there is something else in the folder.
+        RagJaxError: the folder holds something other than an index.
     """
     folder = Path(folder)
     _check_replaceable(folder)
-    with replace_folder(folder) as new:
-        write(new)
-        files = {path.name: hash_file(path) for path in sorted(new.iterdir())}
-        write_json(new / _MANIFEST, {"format": _FORMAT, **manifest, "sha256": files})
+    with replace_folder(folder) as temporary:
+        write(temporary)
+        files = {path.name: hash_file(path) for path in sorted(temporary.iterdir())}
+        write_json(temporary / _MANIFEST, {"format": _FORMAT, **manifest, "sha256": files})
 
 
 def read_manifest(
     folder: Path, kinds: Mapping[str, type], backends: Collection[str]
 ) -> dict[str, Any]:
-    """The manifest of an index that `write_folder` wrote.
+    """Reads the manifest of an index that `write_folder` wrote.
 
     Args:
-        kinds: its fields beside `backend`, with their types.
-        backends: those the caller reads.
+        folder: the folder of the index.
+        kinds: types of the manifest's fields, `backend` excluded.
+        backends: the backends that the caller can read.
 
     Raises:
-        RagJaxError: no index there, a damaged manifest, or another format or backend.
+        RagJaxError: the folder holds no index, the manifest is damaged, or the format or backend
+            is not one that the caller can read.
     """
     path = folder / _MANIFEST
     try:
@@ -66,18 +68,21 @@ def read_manifest(
 
 
 def check_files(folder: Path, listed: Mapping[str, str], known: Collection[str]) -> None:
-    """Compares a folder with its manifest, and both with what its backend writes.
+    """Compares the files of an index with the manifest and with the files its backend may write.
 
     Args:
-        listed: the manifest's `sha256`.
+        folder: the folder of the index.
+        listed: SHA-256 by file name, from the manifest's `sha256`.
         known: names of the files that the backend may write.
 
     Raises:
-        RagJaxError: a missing, additional or altered file.
+        RagJaxError: a file is missing, unexpected or altered.
     """
     present = {path.name for path in folder.iterdir()} - {_MANIFEST}
     for name in sorted((present | set(listed)) - (set(known) & set(listed))):
-        raise RagJaxError(f"{folder / name} is no part of an index: remove it or build it again")
+        raise RagJaxError(
+            f"{folder / name} is not part of an index: delete it or build the index again"
+        )
     for name, expected in sorted(listed.items()):
         if name not in present:
             raise RagJaxError(f"{folder / name} is missing: build the index again")
@@ -86,7 +91,7 @@ def check_files(folder: Path, listed: Mapping[str, str], known: Collection[str])
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """SHA-256 of a file's content, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -97,8 +102,8 @@ def _has_kinds(manifest: Mapping[str, Any], kinds: Mapping[str, type]) -> bool:
 
 def _check_replaceable(folder: Path) -> None:
     if folder.is_dir():
-        taken = any(folder.iterdir()) and not (folder / _MANIFEST).is_file()
+        is_foreign = any(folder.iterdir()) and not (folder / _MANIFEST).is_file()
     else:
-        taken = folder.exists()
-    if taken:
-        raise RagJaxError(f"{folder} exists and is no index: save into another folder")
+        is_foreign = folder.exists()
+    if is_foreign:
+        raise RagJaxError(f"{folder} exists and is not an index: save into another folder")

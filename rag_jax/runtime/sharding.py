@@ -1,11 +1,12 @@
-"""How arrays lie over the devices of a mesh: `data` splits batches, `model` splits matrices.
+"""Sharding of arrays over a mesh: the axis `data` splits batches, `model` splits matrices.
 
-Weights are split over both axes. What an axis does to a parameter is told by ordered rules, pairs
-of a regular expression and a `PartitionSpec`, of which exactly one must match the parameter's path.
-Adapters and optimiser moments follow their parameter, whose path is part of theirs.
+Weights are split over both axes. The sharding of a parameter follows from rules, which are pairs of
+a regular expression and a `PartitionSpec`. Exactly one rule must match the parameter's path.
+Adapters and optimiser moments are sharded like their parameter, because their paths contain the
+path of the parameter.
 
-Programs run on the mesh in effect (`with jax.set_mesh(mesh)`); with none, or one of a single
-device, every function here that moves or constrains arrays leaves them as they are.
+Programs run on the mesh in effect (`with jax.set_mesh(mesh)`). Without a mesh, or on a mesh of a
+single device, the functions of this module that move or constrain arrays change nothing.
 """
 
 import math
@@ -27,8 +28,8 @@ Shardings = tuple[jax.sharding.Sharding, ...]
 _SPLIT_IN, _SPLIT_OUT = PartitionSpec("model", "data"), PartitionSpec("data", "model")
 _WHOLE = PartitionSpec()
 
-# A product that splits its output over `model` is followed by one that splits its input so: the
-# activations between the two never leave their device (Shoeybi et al. 2019, section 3).
+# A product whose output is split over `model` is followed by a product whose input is split over
+# `model`: the activations between the two stay on their device (Shoeybi et al. 2019, section 3).
 DECODER_RULES: Rules = (
     (r"embed/embedding", _SPLIT_IN),
     (r"layers_\d+/attention/(query|key|value)/kernel", _SPLIT_OUT),
@@ -63,55 +64,71 @@ BART_RULES: Rules = (
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over all devices, or over those given.
+    """Makes the mesh with the axes `data` and `model`.
+
+    Args:
+        config: sizes of the axes.
+        devices: devices of the mesh; None for all devices.
 
     Raises:
-        RagJaxError: the sizes don't multiply to the number of devices.
+        RagJaxError: the product of the sizes is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {"data": config.data, "model": config.model}
-    given = math.prod(size for size in sizes.values() if size > 0)
+    fixed = math.prod(size for size in sizes.values() if size > 0)
     for axis, size in sizes.items():
         if size == -1:
-            sizes[axis] = len(devices) // given
+            sizes[axis] = len(devices) // fixed
     if math.prod(sizes.values()) != len(devices):
         raise RagJaxError(
-            f"config.mesh.data={config.data} by config.mesh.model={config.model} does not divide "
-            f"{len(devices)} device(s): the two must multiply to their number (-1 for the rest)"
+            f"config.mesh.data={config.data} by config.mesh.model={config.model} does not fit "
+            f"{len(devices)} device(s): the product must be their number (-1 takes what is left)"
         )
     types = (jax.sharding.AxisType.Auto,) * len(sizes)
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types, devices=devices)
 
 
 def check_batches(mesh: Mesh, sizes: dict[str, int]) -> None:
-    """Raises a RagJaxError for the first setting whose batches the mesh can't split by rows."""
-    rows = dict(mesh.shape).get("data", 1)
+    """Checks that the mesh can split batches of the given sizes by rows.
+
+    Args:
+        mesh: the mesh.
+        sizes: number of rows of a batch, by the name of the setting.
+
+    Raises:
+        RagJaxError: naming the first setting that is not a multiple of the mesh's `data` axis.
+    """
+    parts = dict(mesh.shape).get("data", 1)
     for name, size in sizes.items():
-        if size % rows:
+        if size % parts:
             raise RagJaxError(
-                f"{name}={size} does not divide the mesh: make it a multiple of its {rows} data "
-                "rows (config.mesh.data)"
+                f"{name}={size} does not fit the mesh: make it a multiple of {parts}, the size of "
+                "the data axis (config.mesh.data)"
             )
 
 
-# Where parameters lie.
+# Parameters.
 
 
 def choose_spec(path: str, shape: Sequence[int], mesh: Mesh, rules: Rules) -> PartitionSpec:
-    """The spec of one parameter, or of an array that follows one.
+    """The spec of a parameter, or of an adapter or optimiser moment that belongs to a parameter.
 
-    An adapter's `a` is split as its kernel's input and `b` as its output. An axis that doesn't
-    divide the dimension it is meant for goes to the largest one that it does divide, if any.
+    An adapter's `a` is split like the input of its kernel, and `b` like the output. If an axis
+    does not divide the dimension in the rule, the axis splits the largest dimension that it does
+    divide, if any.
 
     Args:
-        path: names joined by `/`; what stands before the parameter's own path is ignored.
+        path: names joined by `/`. Names before the path of the parameter are ignored.
+        shape: shape of the array.
+        mesh: the mesh.
+        rules: sharding rules, of which exactly one must match.
 
     Raises:
         RagJaxError: no rule matches, or several do.
     """
     if not len(shape):
         return _WHOLE
-    # Both `kernel/a`, in an adapter's own tree, and `lora_a`, where it lies beside its kernel.
+    # A factor is `kernel/a` in a tree of adapters, and `lora_a` in a tree with the kernels.
     factor = re.fullmatch(r"(.*/)(?:kernel/|lora_)([ab])", path)
     kernel = f"{factor[1]}kernel" if factor else path
     matching = [spec for regex, spec in rules if re.search(rf"(?:^|/)(?:{regex})$", kernel)]
@@ -124,10 +141,10 @@ def choose_spec(path: str, shape: Sequence[int], mesh: Mesh, rules: Rules) -> Pa
 
 
 def _fit(spec: Iterable[Any], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
-    """The spec with every axis on a dimension that it divides; axes of size one left out."""
+    """The spec with every axis moved to a dimension that it divides. Axes of size 1 are dropped."""
     sizes, placed = dict(mesh.shape), [[] for _ in shape]
 
-    def put(axis: str, dimensions: Iterable[int]) -> bool:
+    def place(axis: str, dimensions: Iterable[int]) -> bool:
         for i in dimensions:
             if shape[i] % math.prod(sizes[a] for a in (*placed[i], axis)) == 0:
                 placed[i].append(axis)
@@ -135,15 +152,15 @@ def _fit(spec: Iterable[Any], shape: Sequence[int], mesh: Mesh) -> PartitionSpec
         return False
 
     by_size = sorted(range(len(shape)), key=lambda i: -shape[i])
-    wanted = [
+    requested = [
         (axis, i)
         for i, axes in enumerate(spec)
         for axis in ((axes,) if isinstance(axes, str) else axes or ())
         if sizes.get(axis, 1) > 1
     ]
-    for axis in [axis for axis, i in wanted if not put(axis, [i])]:
-        put(axis, by_size)
-    # As JAX itself writes a spec: two ways of writing one would compile everything twice.
+    for axis in [axis for axis, i in requested if not place(axis, [i])]:
+        place(axis, by_size)
+    # JAX's canonical form: with two forms of the same spec every program would be compiled twice.
     entries = [None if not axes else axes[0] if len(axes) == 1 else tuple(axes) for axes in placed]
     while entries and entries[-1] is None:
         entries.pop()
@@ -151,16 +168,18 @@ def _fit(spec: Iterable[Any], shape: Sequence[int], mesh: Mesh) -> PartitionSpec
 
 
 def abstract_params(tree: PyTree, mesh: Mesh, rules: Rules) -> PyTree[jax.ShapeDtypeStruct]:
-    """Describes a tree's arrays with the shardings that the rules give them.
+    """Shapes, dtypes and shardings of the arrays of a tree, with shardings by the rules.
 
     Args:
-        tree: nested dicts of arrays, or what `jax.eval_shape` made of a function.
+        tree: nested dicts of arrays or of `jax.ShapeDtypeStruct`s.
+        mesh: the mesh.
+        rules: sharding rules, of which exactly one must match each path.
 
     Raises:
-        RagJaxError: not exactly one rule matches some parameter.
+        RagJaxError: no rule matches a path, or several do.
     """
 
-    def describe(path, leaf):
+    def describe(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         spec = choose_spec(name, leaf.shape, mesh, rules)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
@@ -169,32 +188,42 @@ def abstract_params(tree: PyTree, mesh: Mesh, rules: Rules) -> PyTree[jax.ShapeD
 
 
 def shardings_like(tree: PyTree, params: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
-    """Describes a tree's arrays with the shardings of the parameters whose paths theirs end in.
+    """Shapes, dtypes and shardings of the arrays of a tree, with the shardings of the parameters.
 
-    So Adam's moments lie where their parameters do. What belongs to no parameter, such as a count
-    of steps, lies whole on every device.
+    An array has the sharding of the parameter of the same shape whose path is the end of the
+    array's path, so Adam's moments are sharded like their parameters. An array without such a
+    parameter, such as a count of steps, is replicated on every device.
+
+    Args:
+        tree: arrays or `jax.ShapeDtypeStruct`s, such as the state of an optimiser.
+        params: parameters, or their descriptions with shardings.
     """
     name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")  # noqa: E731
-    known = {name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
-    some = next(iter(known.values())).sharding
-    whole = NamedSharding(some.mesh, _WHOLE) if isinstance(some, NamedSharding) else some
+    by_name = {name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
+    first = next(iter(by_name.values())).sharding
+    replicated = NamedSharding(first.mesh, _WHOLE) if isinstance(first, NamedSharding) else first
 
-    def describe(path, leaf):
-        ends = (known.get(name(path[start:])) for start in range(len(path)))
-        leader = next((end for end in ends if end is not None and end.shape == leaf.shape), None)
-        sharding = whole if leader is None else leader.sharding
+    def describe(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
+        candidates = (by_name.get(name(path[start:])) for start in range(len(path)))
+        parameter = next((p for p in candidates if p is not None and p.shape == leaf.shape), None)
+        sharding = replicated if parameter is None else parameter.sharding
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree_util.tree_map_with_path(describe, tree)
 
 
 def shardings_of(tree: PyTree) -> Shardings:
-    """Where a tree's arrays, or those described, lie: hashable, so that `jax.jit` can be told."""
+    """Shardings of a tree's leaves, as a hashable tuple for a static argument of `jax.jit`."""
     return tuple(leaf.sharding for leaf in jax.tree.leaves(tree))
 
 
 def constrain(tree: PyTree[Array], places: Shardings) -> PyTree[Array]:
-    """Within `jax.jit`: has arrays lie where `shardings_of` found those of a tree alike."""
+    """Constrains the arrays of a tree to given shardings, within `jax.jit`.
+
+    Args:
+        tree: the arrays.
+        places: shardings by `shardings_of`, of a tree with the same structure.
+    """
     if all(place.num_devices == 1 for place in places):
         return tree
     return jax.lax.with_sharding_constraint(
@@ -203,15 +232,22 @@ def constrain(tree: PyTree[Array], places: Shardings) -> PyTree[Array]:
 
 
 def shard_params(tree: PyTree, mesh: Mesh, rules: Rules) -> PyTree[Array]:
-    """Moves a tree's arrays to where the rules want them."""
-    described = abstract_params(tree, mesh, rules)
-    return jax.tree.map(lambda leaf, to: jax.device_put(leaf, to.sharding), tree, described)
+    """Moves the arrays of a tree to their shardings by the rules.
+
+    Raises:
+        RagJaxError: as `abstract_params`.
+    """
+    abstract = abstract_params(tree, mesh, rules)
+    return jax.tree.map(lambda leaf, to: jax.device_put(leaf, to.sharding), tree, abstract)
 
 
 def shard_array(array: np.ndarray, sharding: NamedSharding, dtype: Any = None) -> Array:
-    """An array of the host in its shards; no device ever holds more than its own.
+    """Moves an array from the host to the devices. No device ever holds more than its shard.
 
-    Every process has the whole of it and hands over the part that its devices hold.
+    Args:
+        array: the whole array, the same in every process.
+        sharding: the sharding.
+        dtype: dtype on the devices; None keeps the dtype of `array`.
     """
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
@@ -221,7 +257,10 @@ def shard_array(array: np.ndarray, sharding: NamedSharding, dtype: Any = None) -
 
 
 def shard_over_devices(array: np.ndarray) -> Array:
-    """Splits an array of the host over all devices of the mesh in effect, as far as they divide."""
+    """Moves an array from the host to the mesh in effect, split over all devices if they divide it.
+
+    Axes of the mesh that divide no dimension are not used.
+    """
     mesh = jax.sharding.get_mesh()
     if mesh.size <= 1:
         return jax.numpy.asarray(array)
@@ -229,37 +268,42 @@ def shard_over_devices(array: np.ndarray) -> Array:
 
 
 def count_replicated(tree: PyTree) -> int:
-    """Bytes of the arrays, or descriptions of arrays, that lie whole on every device."""
-    whole = (leaf for leaf in jax.tree.leaves(tree) if leaf.sharding.is_fully_replicated)
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in whole)
+    """Bytes of the arrays, or descriptions of arrays, that are replicated on every device."""
+    replicated = (leaf for leaf in jax.tree.leaves(tree) if leaf.sharding.is_fully_replicated)
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in replicated)
 
 
 def count_bytes_per_device(tree: PyTree) -> int:
-    """Bytes that the arrays, or descriptions of arrays, take on one device."""
+    """Bytes of the arrays, or descriptions of arrays, on one device."""
     leaves = jax.tree.leaves(tree)
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
-# Batches, on the mesh in effect.
+# Batches and activations, on the mesh in effect.
 
 
 def count_data_rows() -> int:
-    """Into how many parts the mesh in effect splits a batch; its rows must be a multiple."""
+    """Number of parts that the mesh in effect splits a batch into.
+
+    The number of rows of a batch must be a multiple of the number of parts.
+    """
     return dict(jax.sharding.get_abstract_mesh().shape).get("data", 1)
 
 
 def shard_batch(arrays: PyTree[np.ndarray]) -> PyTree[Array]:
-    """Splits arrays of the host by rows over the mesh in effect.
+    """Moves arrays from the host to the mesh in effect, split by rows.
 
-    Every process passes the same arrays and feeds its own devices' rows.
+    Args:
+        arrays: the whole arrays, the same in every process. The first axis has the rows.
 
     Raises:
-        RagJaxError: the rows don't divide.
+        RagJaxError: the number of rows is not a multiple of the mesh's `data` axis.
     """
     mesh = jax.sharding.get_mesh()
     if mesh.size <= 1:
         return arrays
-    # An axis of one is not named: XLA leaves it out of results, whose places would then be others.
+    # XLA drops an axis of size 1 from the shardings of results. Naming the axis here would make
+    # equal shardings compare as different.
     sharding = NamedSharding(mesh, PartitionSpec("data") if mesh.shape["data"] > 1 else _WHOLE)
 
     def split(array: np.ndarray) -> Array:
@@ -270,17 +314,18 @@ def shard_batch(arrays: PyTree[np.ndarray]) -> PyTree[Array]:
 
 
 def constrain_rows(x: Array, rows: int, *, free: bool = False) -> Array:
-    """Within `jax.jit`: keeps activations split by the rows of their batch.
+    """Keeps activations split by the rows of their batch, within `jax.jit`.
 
-    Left alone, the compiler may split them by feature instead, as the weights are split.
+    Without the constraint the compiler may split the activations by features, like the weights.
 
     Args:
-        x: its first axis has the rows as its major part: `[rows, ...]` or `[rows * T, ...]`.
-        rows: where the mesh doesn't divide them, as a single prefix, nothing is asked for.
-        free: whether the other axes may be split too, as those of logits.
+        x: activations `[rows, ...]` or `[rows * T, ...]`.
+        rows: number of rows of the batch. If the mesh does not divide this number, as for a single
+            prefix, `x` is returned without a constraint.
+        free: whether the compiler may split the other axes too, as for logits.
     """
     parts = count_data_rows()
     if parts == 1 or rows % parts:
         return x
-    rest = [PartitionSpec.UNCONSTRAINED if free else None] * (x.ndim - 1)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec("data", *rest))
+    other_axes = [PartitionSpec.UNCONSTRAINED if free else None] * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec("data", *other_axes))

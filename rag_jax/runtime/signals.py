@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM: raised where they come, and again if that was lost.
+"""Ctrl-C and SIGTERM: raised as exceptions on arrival, and again if the exception was lost.
 
-Python ignores what is raised in a finaliser or a weak reference's callback, and JAX has many: of
-eight signals that runs of SR-RAG were sent at random moments one was lost there.
+Python ignores exceptions in finalisers and in callbacks of weak references, and JAX has many of
+both: of eight signals sent to SR-RAG runs at random moments, one was lost this way.
 """
 
 import contextlib
@@ -18,7 +18,10 @@ _noted: list[type[BaseException]] = []
 
 
 def listen() -> None:
-    """Has both signals raise from now on; one that the process was told to ignore stays ignored."""
+    """Installs handlers that raise KeyboardInterrupt on SIGINT and Preempted on SIGTERM.
+
+    A signal that the process ignores stays ignored.
+    """
     _noted.clear()
     for number in _REASONS:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -26,26 +29,30 @@ def listen() -> None:
 
 
 def check() -> None:
-    """Raises what came since `listen` and was lost, or else would have ended the run."""
+    """Raises the exception of the first signal since `listen`, if any.
+
+    A signal whose exception was not lost has already ended the run.
+    """
     if _noted:
         raise _noted[0]
 
 
 @contextlib.contextmanager
 def hold() -> Iterator[list[type[BaseException]]]:
-    """A list in which both signals leave what to raise, for whoever must not be interrupted.
+    """Defers both signals: yields a list that gets the exception to raise, in place of raising.
 
-    A training step donates its state's buffers, so between two steps is the only place where there
-    is a state to save. A second signal acts at once, for when a step hangs.
+    A training step donates its state's buffers, so a state can be saved only between two steps. A
+    second signal raises at once, in case a step hangs.
     """
     held: list[type[BaseException]] = []
-    if threading.current_thread() is not threading.main_thread():  # signals come to that one
+    # Python delivers signals to the main thread only.
+    if threading.current_thread() is not threading.main_thread():
         yield held
         return
-    before = {number: signal.getsignal(number) for number in _REASONS}
+    handlers = {number: signal.getsignal(number) for number in _REASONS}
 
     def restore() -> None:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
     def note(number: int, _: Any) -> None:

@@ -1,8 +1,8 @@
-"""Training a bank: N adapters at once, each on data of its own, over one frozen base.
+"""Training a bank: N adapters at once, each on its own data, over one frozen base.
 
-A step is one compiled program, the `jax.vmap` of a step of one adapter. The base is the same for
-all, so its products stay those of one large matrix of all N adapters' tokens with each kernel, and
-no gradient of the base is ever made. On a mesh a bank is split like a batch: by `shard_batch`.
+A step is one compiled program, the `jax.vmap` of a step of one adapter. All adapters share the
+base: the base's matrix products take the tokens of all N adapters together, and the base gets no
+gradient. On a mesh a bank is split like a batch, by `shard_batch`.
 """
 
 from collections.abc import Callable
@@ -21,32 +21,32 @@ BankStep = Callable[[TrainState, PyTree, Any], tuple[TrainState, dict[str, Array
 
 
 def init_bank_state(bank: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step: that of each adapter, every array with a leading axis `[N]`.
+    """The state of N adapters before the first step; every array has a leading axis `[N]`.
 
     Args:
-        bank: arrays `[N, ...]`, as from `lora.init_bank`; copied, as a step uses its state up.
-        optimizer: which sees one adapter at a time: it clips each one's own norm.
+        bank: arrays `[N, ...]`, as from `lora.init_bank`; copied, because a step donates its state.
+        optimizer: updates one adapter at a time, so clipping is by each adapter's own norm.
     """
     bank = jax.tree.map(jnp.asarray, bank)
     described = shardings_like(jax.eval_shape(partial(_build_states, optimizer), bank), bank)
-    return _init(optimizer, bank, places=shardings_of(described))
+    return _init(optimizer, bank, shardings=shardings_of(described))
 
 
 def make_bank_step(loss_fn: LossFunction, optimizer: optax.GradientTransformation) -> BankStep:
     """The step `step(state, frozen, arrays) -> (state, metrics)`, compiled once for each shape.
 
-    Adapter i ends as if it had been trained alone. A loss that is not finite spoils its own adapter
-    only; look for it in the metrics. The state passed in is used up (its buffers are donated).
+    Adapter i ends as if it had been trained alone. A loss that is not finite spoils only its own
+    adapter, and shows in the metrics. The state's buffers are donated.
 
     Args:
-        loss_fn: of one adapter, as for `training.make_step`: `loss_fn(params, frozen, arrays) ->
-            (loss, metrics)`. Here `frozen` is shared by all, `arrays` have a leading axis `[N]`
-            that it does not see, and the metrics come out `[N]`.
+        loss_fn: the loss of one adapter, `loss_fn(params, frozen, arrays) -> (loss, metrics)`, as
+            for `loop.make_step`. All adapters share `frozen`. `arrays` passed to the step have a
+            leading axis `[N]`, over which `loss_fn` is mapped; the metrics are `[N]`.
         optimizer: as for `init_bank_state`.
     """
 
     def step(state, frozen, arrays):
-        return _step(loss_fn, optimizer, state, frozen, arrays, places=shardings_of(state))
+        return _step(loss_fn, optimizer, state, frozen, arrays, shardings=shardings_of(state))
 
     return step
 
@@ -59,14 +59,14 @@ def _build_states(optimizer: optax.GradientTransformation, bank: PyTree) -> Trai
     return jax.vmap(build)(bank)
 
 
-@partial(jax.jit, static_argnames=("optimizer", "places"))
+@partial(jax.jit, static_argnames=("optimizer", "shardings"))
 def _init(
-    optimizer: optax.GradientTransformation, bank: PyTree, *, places: Shardings
+    optimizer: optax.GradientTransformation, bank: PyTree, *, shardings: Shardings
 ) -> TrainState:
-    return constrain(_build_states(optimizer, bank), places)
+    return constrain(_build_states(optimizer, bank), shardings)
 
 
-@partial(jax.jit, static_argnames=("loss_fn", "optimizer", "places"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("loss_fn", "optimizer", "shardings"), donate_argnames="state")
 def _step(
     loss_fn: LossFunction,
     optimizer: optax.GradientTransformation,
@@ -74,7 +74,7 @@ def _step(
     frozen: PyTree,
     arrays: Any,
     *,
-    places: Shardings,
+    shardings: Shardings,
 ) -> tuple[TrainState, dict[str, Array]]:
     def step(state, arrays):
         differentiate = jax.value_and_grad(loss_fn, has_aux=True)
@@ -84,4 +84,4 @@ def _step(
         return TrainState(state.step + 1, params, opt_state), {"loss": loss, **metrics}
 
     state, metrics = jax.vmap(step)(state, arrays)
-    return constrain(state, places), metrics
+    return constrain(state, shardings), metrics

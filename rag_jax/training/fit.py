@@ -1,97 +1,119 @@
-"""Training of a language model on rows of text, by the spans that it is to say."""
+"""The training driver: plans batches, packs microbatches, resumes, trains to the end, saves."""
 
-from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
-from jax.sharding import Mesh
+import numpy as np
+from jaxtyping import Array, PyTree
 
-from rag_jax.config import TrainConfig, TuningConfig
-from rag_jax.data.batches import BatchPlan, round_up
-from rag_jax.models import Pretrained
-from rag_jax.pipeline.stage import StageContext
-from rag_jax.runtime.sharding import DECODER_RULES, count_data_rows, shard_batch, shard_params
-from rag_jax.training.loop import LossFunction, init_state, make_optimizer, make_step
-from rag_jax.training.rows import Row, count_targets, pack_rows
-from rag_jax.training.trainable import init_tuned, tune
+from rag_jax.config import TrainConfig
+from rag_jax.data.batches import BatchPlan
+from rag_jax.runtime.checkpoint import Checkpoints, save_tree
+from rag_jax.runtime.progress import Progress
+from rag_jax.runtime.sharding import shard_batch
+from rag_jax.training.loop import LossFunction, init_state, make_optimizer, make_step, train
+from rag_jax.training.trainable import Trainable
 
-# Tokens that could be trained on while one program compiles, measured on two CPU cores.
-PROGRAM_TOKENS = 1600
+PARAMS = "params"  # the folder of the trained tree that `fit` saves
 
 
-def tune_rows(
-    context: StageContext,
-    rows: Sequence[Row],
-    loss: LossFunction,
-    *,
-    base: Pretrained,
-    mesh: Mesh,
-    tuning: TuningConfig,
+class Batch(NamedTuple):
+    """One step's batch.
+
+    Attributes:
+        microbatches: pairs of a loss's name and the arrays that the loss takes.
+        flops: number of operations of the step's matrix products, for the speed log.
+    """
+
+    microbatches: list[tuple[str, dict[str, np.ndarray]]]
+    flops: float
+
+
+class Hook(Protocol):
+    """What else happens around each step, such as retrieval for the next one."""
+
+    def before(self, step: int, params: PyTree[Array]) -> None:
+        """Called with the trained tree just before a step is dispatched."""
+
+    def after(self, step: int, params: PyTree[Array]) -> Mapping[str, Any]:
+        """Called with the new trained tree once the step is dispatched; gives further metrics."""
+
+
+def fit(
+    plan: BatchPlan,
+    pack: Callable[[int, list[int]], Batch],
+    losses: Mapping[str, LossFunction],
+    trainable: Trainable,
     settings: TrainConfig,
-    terms: Sequence[str],
-    strata: Sequence[int],
-    seed: int,
+    folder: Path,
+    progress: Progress,
+    *,
+    ids: Sequence[str],
+    start: PyTree[Array] | None = None,
+    hook: Hook | None = None,
+    save: Callable[[PyTree[Array]], None] | None = None,
     profile_steps: int = 0,
 ) -> None:
-    """Trains on rows to the end within a stage, from where an interrupted call stopped.
+    """Trains to the end, from where an interrupted call stopped.
 
-    The trained tree is then `params` in the stage's folder; where it is there, nothing is done.
+    The trained tree is then `folder/params` and checkpoints are removed. Where `folder/params`
+    exists already, nothing is done. Logs are as `rag_jax.training.loop.train` writes them.
 
     Args:
-        loss: by the trained tree, on the arrays that `pack_rows` gives with these `terms`: each
-            row's terms are means over their tokens, weighted so that a batch's rows make a mean.
-        base: the model before; its parameters are what an adapter lies over.
-        strata: for each row its stratum, of which every batch has its share.
+        plan: which examples make each step's batch.
+        pack: `(step, examples) -> Batch`; a pure function of its arguments.
+        losses: by the names that `pack` gives; see `make_step`.
+        trainable: what is optimised.
+        settings: optimiser, schedule, number of epochs, checkpoints.
+        folder: for checkpoints, logs and the result.
+        progress: opens the progress bar.
+        ids: for each example its name in messages.
+        start: the trained tree to start from; `trainable.start()` if None.
+        hook: called around each step.
+        save: keeps the trained tree in another way than as `folder/params`.
+        profile_steps: as for `train`.
+
+    Raises:
+        RagJaxError: the loss is not finite; see `train`.
     """
-    if (context.folder / "params").exists():
+    if (folder / PARAMS).exists():
         return
-    plan = BatchPlan(
-        [len(row.tokens) for row in rows],
-        kinds=["rows"] * len(rows),
-        strata=strata,
-        batch_size=settings.batch_size,
-        budget=settings.microbatch_tokens,
-        program_tokens=PROGRAM_TOKENS,
-        seed=seed,
-        row_multiple=count_data_rows(),
-    )
-    most: dict[tuple[str, int], int] = defaultdict(int)
-    for i, row in enumerate(rows):
-        most[plan.place(i)] = max(most[plan.place(i)], count_targets(row))
     total = settings.epochs * plan.num_steps_per_epoch
-    optimizer = make_optimizer(settings, max(total, 1))
-    step = make_step({"rows": loss}, optimizer)
-    frozen = None if tuning.mode == "full" else base.params
-    passes = 3 if tuning.mode == "full" else 2
+    optimizer = make_optimizer(settings, max(total, 1), rates=trainable.rates)
+    take_step = make_step(losses, optimizer)
+    flops: dict[int, float] = {}  # of the steps that are dispatched
 
-    def batch_at(number: int) -> tuple[list[tuple[str, Any]], list[str]]:
-        chosen, parts = plan.examples_at(number), []
-        for micro in plan.group(chosen):
-            arrays = pack_rows(
-                [rows[i] for i in micro.indices],
-                terms=terms,
-                width=micro.width,
-                targets=round_up(most[micro.kind, micro.width], 16),
-                batch=micro.rows,
-                scale=1 / len(chosen),
-                reduction="mean",
-            )
-            parts.append((micro.kind, shard_batch(arrays)))
-        return parts, [rows[i].id for i in chosen]
+    def batch_at(step: int) -> tuple[tuple[int, Any], list[str]]:
+        chosen = plan.examples_at(step)
+        batch = pack(step, chosen)
+        flops[step] = batch.flops
+        parts = [(name, shard_batch(arrays)) for name, arrays in batch.microbatches]
+        return (step, parts), [ids[i] for i in chosen]
 
-    def flops_at(number: int) -> float:
-        chosen = [rows[i] for i in plan.examples_at(number)]
-        tokens, targets = sum(len(r.tokens) for r in chosen), sum(map(count_targets, chosen))
-        return passes * base.config.count_flops(tokens, targets)
+    def step_with_hook(state, batch):
+        step, parts = batch
+        if hook is None:
+            return take_step(state, trainable.frozen, parts)
+        hook.before(step, state.params)
+        state, metrics = take_step(state, trainable.frozen, parts)
+        return state, {**metrics, **hook.after(step, state.params)}
 
-    start = init_tuned(tuning, base.params, seed=seed)
-    tune(
-        context,
-        init_state(shard_params(start, mesh, DECODER_RULES), optimizer),
-        lambda state, parts: step(state, frozen, parts),
+    checkpoints = Checkpoints(folder / "checkpoints")
+    state = train(
+        init_state(trainable.start() if start is None else start, optimizer),
+        step_with_hook,
         batch_at,
         total_steps=total,
+        checkpoints=checkpoints,
         checkpoint_every=settings.checkpoint_every,
-        flops_at=flops_at,
+        progress=progress,
+        log_path=folder / "log.jsonl",
+        flops_at=flops.pop,
         profile_steps=profile_steps,
     )
+    if save is None:
+        save_tree(folder / PARAMS, state.params)
+    else:
+        save(state.params)
+    checkpoints.remove()

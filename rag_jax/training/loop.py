@@ -1,7 +1,7 @@
-"""Training: the state, one jit-compiled step, and a loop that can stop anywhere and go on.
+"""The training loop: a state, jit-compiled steps, checkpoints, logs.
 
-Training is a pure function of the first state and of `batch_at`, so a run that stopped and went on
-from a checkpoint ends with the same bits as one that never stopped.
+Training is a pure function of the first state and of `batch_at`. A run that continues from a
+checkpoint therefore ends with the same bits as a run that was never interrupted.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import json
 import math
 import os
 import time
+import types
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -34,7 +35,13 @@ LossFunction = Callable[[PyTree, PyTree, Any], tuple[Float[Array, ""], Mapping[s
 
 
 class TrainState(NamedTuple):
-    """What a step changes: the count of steps taken, the trained arrays, the optimiser's own."""
+    """What a training step updates.
+
+    Attributes:
+        step: number of steps taken.
+        params: the trained tree.
+        opt_state: of the optimiser.
+    """
 
     step: Int[Array, ""]
     params: PyTree
@@ -57,12 +64,22 @@ def make_schedule(settings: TrainConfig, total_steps: int) -> optax.Schedule:
     return schedule
 
 
-def make_optimizer(settings: TrainConfig, total_steps: int) -> optax.GradientTransformation:
+def make_optimizer(
+    settings: TrainConfig,
+    total_steps: int,
+    *,
+    rates: Mapping[str, float] = types.MappingProxyType({}),
+) -> optax.GradientTransformation:
     """AdamW (Loshchilov and Hutter 2019) with gradients clipped by their global norm.
 
     Weight decay leaves vectors (norm scales, biases) alone, as is usual.
+
+    Args:
+        settings: learning rate, warm-up, weight decay, clipping.
+        total_steps: of the whole training, for the schedule.
+        rates: factors on the learning rate, by the name of a part of the trained tree.
     """
-    return optax.chain(
+    optimizer = optax.chain(
         optax.clip_by_global_norm(settings.clip_norm),
         optax.adamw(
             make_schedule(settings, total_steps),
@@ -70,27 +87,30 @@ def make_optimizer(settings: TrainConfig, total_steps: int) -> optax.GradientTra
             mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
         ),
     )
+    for part, rate in rates.items():
+        is_part = lambda params, part=part: {name: name == part for name in params}  # noqa: E731
+        optimizer = optax.chain(optimizer, optax.masked(optax.scale(rate), is_part))
+    return optimizer
 
 
 def init_state(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step; the optimiser's arrays lie where their parameters do.
+    """The state before the first step; optimiser arrays are sharded as their parameters are.
 
-    `params` are copied: a step gives its state's memory to the next state, which would otherwise
-    take the caller's arrays away.
+    `params` are copied, because a step donates its state's buffers to the next state.
     """
 
-    # Bound to their devices, as arrays from a checkpoint are: a run that had both kinds would
-    # compile every program twice.
-    described = describe_state(params, optimizer)
+    # Committed to their devices, as arrays from a checkpoint are: with both kinds of arrays every
+    # program would be compiled twice.
+    abstract = abstract_state(params, optimizer)
     build = jax.jit(
         partial(_build_state, optimizer),
-        out_shardings=jax.tree.map(lambda x: x.sharding, described),
+        out_shardings=jax.tree.map(lambda x: x.sharding, abstract),
     )
     return build(params)
 
 
-def describe_state(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
-    """What `init_state` gives, as descriptions of arrays."""
+def abstract_state(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
+    """Shapes, dtypes and shardings of the state that `init_state` gives."""
     return shardings_like(jax.eval_shape(partial(_build_state, optimizer), params), params)
 
 
@@ -99,64 +119,67 @@ def _build_state(optimizer: optax.GradientTransformation, params: PyTree) -> Tra
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
-@partial(jax.jit, static_argnames=("loss_fn", "places"))
+@partial(jax.jit, static_argnames=("loss_fn", "shardings"))
 def compute_gradients(
-    loss_fn: LossFunction, params: PyTree, frozen: PyTree, arrays: Any, *, places: Shardings
+    loss_fn: LossFunction, params: PyTree, frozen: PyTree, arrays: Any, *, shardings: Shardings
 ) -> tuple[PyTree, dict[str, Array]]:
-    """Gradients by `params`, and the loss among the metrics; two runs may share one program.
+    """Gradients of one microbatch with respect to `params`, and metrics with the loss among them.
 
     Args:
-        places: of `params`; the gradients come to lie there too.
+        shardings: of `params`, and of the gradients.
     """
     (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, frozen, arrays)
-    return constrain(grads, places), {"loss": loss, **metrics}
+    return constrain(grads, shardings), {"loss": loss, **metrics}
 
 
 @partial(jax.jit, donate_argnames="total")
 def add_gradients(total: PyTree, part: PyTree) -> PyTree:
-    """The gradients of two microbatches together."""
+    """The sum of two microbatches' gradients."""
     return jax.tree.map(jnp.add, total, part)
 
 
-@partial(jax.jit, static_argnames=("optimizer", "places"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("optimizer", "shardings"), donate_argnames="state")
 def apply_gradients(
-    optimizer: optax.GradientTransformation, state: TrainState, grads: PyTree, *, places: Shardings
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    grads: PyTree,
+    *,
+    shardings: Shardings,
 ) -> tuple[TrainState, Float[Array, ""]]:
-    """The state after a step, lying at the same `places`, and the gradients' norm."""
+    """The state after a step, with the same `shardings`, and the gradients' norm."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     state = TrainState(state.step + 1, params, opt_state)
-    return constrain(state, places), optax.tree.norm(grads)
+    return constrain(state, shardings), optax.tree.norm(grads)
 
 
 def make_step(
     losses: Mapping[str, LossFunction], optimizer: optax.GradientTransformation
 ) -> Callable[[TrainState, PyTree, Sequence[tuple[str, Any]]], tuple[TrainState, dict[str, Array]]]:
-    """The step `step(state, frozen, parts) -> (state, metrics)`, compiled once for a part's shape.
+    """The step `step(state, frozen, microbatches) -> (state, metrics)`, compiled once a shape.
 
-    A batch is a list of microbatches `(name of its loss, arrays)`, taken one after the other, so
-    that the memory for activations is bounded and no row is padded to the longest of its batch.
-    Losses, metrics and gradients of the parts add up. The state passed in is used up (its buffers
-    are donated).
+    A batch is a list of microbatches `(name of its loss, arrays)`, computed one after the other.
+    That bounds the memory for activations, and no row is padded to the longest of its batch.
+    Losses, metrics and gradients of the microbatches add up. The state's buffers are donated.
 
     Args:
-        losses: for each kind of microbatch `loss_fn(params, frozen, arrays) -> (loss, metrics)`:
-            the scalar to minimise by `params`, the trained tree (all weights, or an adapter);
-            `frozen` holds whatever else it needs; `metrics` are scalars for the log.
+        losses: for each kind of microbatch `loss_fn(params, frozen, arrays) -> (loss, metrics)`.
+            The loss is a scalar to minimise with respect to `params`, the trained tree; `frozen`
+            holds the other parameters; `metrics` are scalars for the log.
         optimizer: as from `make_optimizer`.
     """
 
-    def step(state, frozen, parts):
+    def step(state, frozen, microbatches):
         total, logged = None, {}
-        places = shardings_of(state.params)
-        for name, arrays in parts:
+        shardings = shardings_of(state.params)
+        for name, arrays in microbatches:
             grads, metrics = compute_gradients(
-                losses[name], state.params, frozen, arrays, places=places
+                losses[name], state.params, frozen, arrays, shardings=shardings
             )
             total = grads if total is None else add_gradients(total, grads)
             for key, value in metrics.items():
                 logged[key] = logged[key] + value if key in logged else value
-        state, norm = apply_gradients(optimizer, state, total, places=shardings_of(state))
+        state, norm = apply_gradients(optimizer, state, total, shardings=shardings_of(state))
         return state, {**logged, "grad_norm": norm}
 
     return step
@@ -177,33 +200,35 @@ def train(
 ) -> TrainState:
     """Trains from the newest checkpoint, or else from `state`, to `total_steps`.
 
-    A step's metrics are read once the next step has been dispatched, so the device never waits.
+    A step's metrics are read once the next step is dispatched, so the device never waits.
 
     Args:
-        state: used up.
+        state: the first state; its buffers are donated.
         step_fn: `(state, batch) -> (state, metrics)`, with a scalar `"loss"` among the metrics.
-        batch_at: gives step i's batch and its examples' ids; a pure function of i, from 0.
-        total_steps: how many steps make the whole run.
-        checkpoints: where it goes on from. Saved to every `checkpoint_every` steps, while the
-            next ones are taken, and when Ctrl-C or SIGTERM stops the run.
-        checkpoint_every: in steps.
-        progress: such as `StageContext.progress`.
-        log_path: JSON lines, one a step: `{"step", ...metrics}`. Beside it, as what differs from
-            run to run, `speed.jsonl` has `{"step", "seconds", "gflops", "of_peak",
-            "save_seconds"}`: the two in the middle achieved in the seconds not spent compiling, the
-            last what the loop waited for a checkpoint before the step, which is no part of them.
-        flops_at: operations of step i's matrix products.
-        profile_steps: after the second step of this process, which has compiled most of what
-            there is, so many are traced by JAX's profiler, into `profile` beside the log.
+        batch_at: gives a step's batch and its examples' ids; a pure function of the step, from 0.
+        total_steps: number of steps of the whole training.
+        checkpoints: read at the start; written every `checkpoint_every` steps, while the next
+            steps run, and when Ctrl-C or SIGTERM stops the training.
+        checkpoint_every: number of steps between two checkpoints.
+        progress: opens the progress bar.
+        log_path: JSON lines, one a step: `{"step", ...metrics}`. `speed.jsonl` in the same folder
+            holds what differs from run to run: `{"step", "seconds", "gflops", "of_peak",
+            "save_seconds"}`. `gflops` (1e9 operations a second) and `of_peak` are for the seconds
+            without compiling; `save_seconds` is the wait for a checkpoint before the step and not
+            part of `seconds`.
+        flops_at: number of operations of a step's matrix products.
+        profile_steps: number of steps to trace with `jax.profiler`, starting at the third step of
+            this process, after compilation; written to `profile` in the log's folder. 0 disables
+            profiling.
 
     Raises:
-        RagJaxError: when the loss is not finite. The step, ids and metrics are written to
-            `nonfinite.json` beside the log, and nothing after that step is saved.
-        KeyboardInterrupt: on Ctrl-C, after the step under way and a checkpoint.
-        Preempted: on SIGTERM, likewise.
+        RagJaxError: the loss is not finite. The step, the ids and the metrics are written to
+            `nonfinite.json` in the log's folder; no later state is saved.
+        KeyboardInterrupt: on Ctrl-C, after the present step and a checkpoint.
+        Preempted: on SIGTERM, after the present step and a checkpoint.
     """
-    found = checkpoints.restore_latest(state)
-    first, state = found if found else (0, state)
+    restored = checkpoints.restore_latest(state)
+    first, state = restored if restored else (0, state)
     speed_path = log_path.with_name("speed.jsonl")
     if is_first():
         _cut_log(log_path, first)
@@ -218,7 +243,7 @@ def train(
         open(speed_path if is_first() else os.devnull, "a", encoding="utf-8") as speed,
         progress(total_steps, unit="steps", initial=first) as bar,
         checkpoints,
-        # Among several processes one that stopped by itself would leave the others waiting.
+        # One of several processes that stopped alone would leave the others waiting.
         signals.hold() if jax.process_count() == 1 else contextlib.nullcontext([]) as held,
     ):
 
@@ -269,7 +294,7 @@ def train(
 
 
 def _measure_speed(clock: Clock, flops: float, peak: float) -> dict[str, float]:
-    """What the log says of a step since the clock was started; FLOP/s are those not compiling."""
+    """The speed of a step since the clock was started; FLOP/s are without compiling."""
     rate = flops / max(clock.read(), 1e-9)
     seconds = time.perf_counter() - clock.start
     return {"seconds": seconds, "gflops": rate / 1e9, "of_peak": rate / peak}
@@ -302,7 +327,7 @@ def _write_line(log: Any, record: Mapping[str, Any]) -> None:
 
 
 def _cut_log(path: Path, first: int) -> None:
-    """Drops the lines that steps from `first` on will write again, and a torn last line."""
+    """Drops the lines of steps from `first` on, which will be written again, and a torn line."""
     if not os.path.exists(path):
         return
     kept = []

@@ -1,15 +1,31 @@
-"""Token sequences of which a loss is taken over some spans: rows, arrays, log-probabilities."""
+"""Training rows: token sequences whose loss is taken over spans of them.
 
-from collections.abc import Sequence
+`pack_rows` makes a microbatch's arrays, `target_logprobs` the log-probabilities that a loss weighs,
+and `fit_rows` trains on rows from first to last.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
-from rag_jax.data.batches import pad_rows
+from rag_jax.config import TrainConfig
+from rag_jax.data.batches import BatchPlan, pad_rows, round_up
 from rag_jax.losses import token_logprobs
-from rag_jax.models.nn.decoder import Decoder
+from rag_jax.models.nn.decoder import Decoder, DecoderConfig
+from rag_jax.runtime.progress import Progress
+from rag_jax.runtime.sharding import count_data_rows
+from rag_jax.training.fit import Batch, fit
+from rag_jax.training.loop import LossFunction
+from rag_jax.training.trainable import Trainable
+
+# How many tokens could be trained on while one program compiles, measured on two CPU cores.
+PROGRAM_TOKENS = 1600
 
 
 @dataclass(frozen=True)
@@ -17,13 +33,19 @@ class Row:
     """One training sequence.
 
     Attributes:
+        id: for messages.
         tokens: the whole sequence.
-        spans: for each loss term the half-open range of tokens that it is taken over.
+        spans: for each term of the loss the half-open range of the term's target tokens.
     """
 
     id: str
     tokens: list[int]
     spans: dict[str, tuple[int, int]]
+
+    @property
+    def num_targets(self) -> int:
+        """Number of tokens that the loss is taken over."""
+        return sum(stop - start for start, stop in self.spans.values())
 
 
 def pack_rows(
@@ -36,19 +58,20 @@ def pack_rows(
     scale: float,
     reduction: str,
 ) -> dict[str, np.ndarray]:
-    """Arrays of one microbatch; logits are needed at `targets` places a row, not at all of them.
+    """The arrays of one microbatch; logits are computed at `targets` positions of a row alone.
 
     Args:
-        rows: at most `batch`; the rest is padding without weight.
+        rows: at most `batch`; missing rows are padding with weight 0.
         terms: of the loss; a row may have a span for each.
-        width: tokens a row is padded to.
-        targets: loss positions a row is padded to.
+        width: number of tokens T that a row is padded to.
+        targets: number of target positions P that a row is padded to.
+        batch: number of rows B.
         scale: weight of a row in the batch's loss.
         reduction: "mean" over a term's tokens, or "sum".
 
     Returns:
         `tokens` `[B, T]`, `mask` `[B, T]`; `at` `[B, P]`, the positions whose next token is
-        predicted; `next` `[B, P]`, those tokens; and for each term its weights `[B, P]`.
+        predicted; `next` `[B, P]`, those next tokens; and for each term its weights `[B, P]`.
     """
     tokens, mask = pad_rows([row.tokens for row in rows], width, pad_id=0, batch=batch)
     at = np.zeros((batch, targets), np.int32)
@@ -65,16 +88,124 @@ def pack_rows(
     return {"tokens": tokens, "mask": mask, "at": at, "next": next_tokens, **weights}
 
 
-def count_targets(row: Row) -> int:
-    """How many tokens of the row are predicted in the loss."""
-    return sum(stop - start for start, stop in row.spans.values())
+def target_logprobs(
+    model: Decoder, params: PyTree, batch: Mapping[str, Array]
+) -> Float[Array, "B P"]:
+    """Log-probabilities in nats of a microbatch's target tokens, `batch["next"]`.
 
-
-def target_logprobs(model: Decoder, params, batch) -> Float[Array, "B P"]:
-    """Log-probabilities of the tokens that the loss asks about, `batch["next"]`."""
+    Args:
+        batch: from `pack_rows`.
+    """
     hidden = model.apply(
         {"params": params}, batch["tokens"], mask=batch["mask"], method="hidden"
     ).hidden
-    picked = jnp.take_along_axis(hidden, batch["at"][:, :, None], axis=1)
+    picked = jnp.take_along_axis(hidden, batch["at"][:, :, None], axis=1)  # [B, T, D] -> [B, P, D]
     logits = model.apply({"params": params}, picked, method="logits")
     return token_logprobs(logits, batch["next"])
+
+
+def count_step_flops(config: DecoderConfig, rows: Iterable[Row], *, full: bool) -> float:
+    """Number of operations of a training step's matrix products.
+
+    Args:
+        config: of the model.
+        rows: of the step's batch.
+        full: whether all weights are trained: one pass forward, one for the gradients of
+            activations, and only then one for the gradients of weights.
+    """
+    rows = list(rows)
+    tokens, targets = sum(len(r.tokens) for r in rows), sum(r.num_targets for r in rows)
+    return (3 if full else 2) * config.count_flops(tokens, targets)
+
+
+def plan_rows(
+    rows: Sequence[Row], settings: TrainConfig, *, strata: Sequence[int], seed: int
+) -> BatchPlan:
+    """Which rows make a step's batch and which of those a microbatch.
+
+    Args:
+        rows: one example each.
+        settings: batch size and tokens of a microbatch.
+        strata: for each row its stratum; every batch has its share of each.
+        seed: of the order.
+    """
+    return BatchPlan(
+        [len(row.tokens) for row in rows],
+        kinds=["rows"] * len(rows),
+        strata=strata,
+        batch_size=settings.batch_size,
+        budget=settings.microbatch_tokens,
+        program_tokens=PROGRAM_TOKENS,
+        seed=seed,
+        row_multiple=count_data_rows(),
+    )
+
+
+def widest_targets(plan: BatchPlan, rows: Mapping[int, Sequence[Row]]) -> dict[Any, int]:
+    """The number of target positions that microbatches are padded to, by their kind and width.
+
+    Args:
+        plan: of the examples.
+        rows: for each example its rows.
+    """
+    most: dict[tuple[str, int], int] = defaultdict(int)
+    for i, own in rows.items():
+        most[plan.place(i)] = max(most[plan.place(i)], *(row.num_targets for row in own))
+    return {place: round_up(count, 16) for place, count in most.items()}
+
+
+def fit_rows(
+    rows: Sequence[Row],
+    loss: LossFunction,
+    trainable: Trainable,
+    settings: TrainConfig,
+    folder: Path,
+    progress: Progress,
+    *,
+    config: DecoderConfig,
+    terms: Sequence[str],
+    strata: Sequence[int],
+    seed: int,
+    profile_steps: int = 0,
+) -> None:
+    """Trains on rows to the end; see `fit`.
+
+    Args:
+        loss: by the trained tree, on the arrays that `pack_rows` makes with these `terms`. A row's
+            term is the mean over the term's tokens, and a batch's loss the mean over its rows.
+        config: of the model, for counting operations.
+        terms: of the loss.
+        strata: as for `plan_rows`, as is `seed`.
+        profile_steps: as for `fit`.
+    """
+    plan = plan_rows(rows, settings, strata=strata, seed=seed)
+    targets = widest_targets(plan, {i: [row] for i, row in enumerate(rows)})
+
+    def pack(step: int, chosen: list[int]) -> Batch:
+        del step
+        microbatches = []
+        for micro in plan.group(chosen):
+            arrays = pack_rows(
+                [rows[i] for i in micro.indices],
+                terms=terms,
+                width=micro.width,
+                targets=targets[micro.kind, micro.width],
+                batch=micro.rows,
+                scale=1 / len(chosen),
+                reduction="mean",
+            )
+            microbatches.append((micro.kind, arrays))
+        full = trainable.frozen is None
+        return Batch(microbatches, count_step_flops(config, (rows[i] for i in chosen), full=full))
+
+    fit(
+        plan,
+        pack,
+        {"rows": loss},
+        trainable,
+        settings,
+        folder,
+        progress,
+        ids=[row.id for row in rows],
+        profile_steps=profile_steps,
+    )

@@ -1,24 +1,97 @@
-"""What is trained of a model, the parameters that it makes with what is not, and its stage."""
+"""Trainable parameters: full weights or a LoRA adapter, and how to merge them with frozen ones."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jax.sharding import Mesh
+from jaxtyping import Array, PyTree
 
 from rag_jax import lora
 from rag_jax.config import TuningConfig
-from rag_jax.pipeline.stage import StageContext
-from rag_jax.runtime.checkpoint import Checkpoints, save_tree
+from rag_jax.runtime.checkpoint import load_tree
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.training.loop import TrainState, train
+from rag_jax.runtime.sharding import Rules, abstract_params, shard_params
 
 
-def init_tuned(tuning: TuningConfig, params: PyTree, *, seed: int) -> PyTree:
-    """What is trained before the first step: the weights, or an adapter that changes nothing yet.
+@dataclass(frozen=True, eq=False)
+class Trainable:
+    """What a training run optimises, and the model's parameters that come out of it.
 
-    In float32 whatever the model's type: small updates vanish in bfloat16.
+    Attributes:
+        base: the model's parameters before training.
+        frozen: what the loss reads of them; None where all weights are trained.
+        init: `base -> trained`, the tree to optimise before the first step.
+        merge: `(trained, base) -> params`, the model's parameters; called inside `jax.jit`.
+        rules: how the trained tree is split over the mesh.
+        mesh: the devices.
+        rates: factors on the learning rate, by the name of a part of the trained tree.
+    """
+
+    base: PyTree
+    frozen: PyTree
+    init: Callable[[PyTree], PyTree]
+    merge: Callable[[PyTree, PyTree], PyTree]
+    rules: Rules
+    mesh: Mesh
+    rates: Mapping[str, float] = field(default_factory=dict)
+
+    def start(self) -> PyTree[Array]:
+        """The trained tree before the first step, on the mesh."""
+        return shard_params(self.init(self.base), self.mesh, self.rules)
+
+    def abstract(self) -> PyTree[jax.ShapeDtypeStruct]:
+        """Shapes, dtypes and shardings of the trained tree."""
+        return abstract_params(jax.eval_shape(self.init, self.base), self.mesh, self.rules)
+
+    def load(self, folder: Path) -> PyTree[Array]:
+        """Reads the trained tree that `fit` saved.
+
+        Raises:
+            RagJaxError: as `load_tree`.
+        """
+        return load_tree(folder, self.abstract())
+
+    def load_merged(self, folder: Path) -> PyTree[Array]:
+        """Reads the trained tree that `fit` saved and gives the model's parameters.
+
+        Raises:
+            RagJaxError: as `load_tree`.
+        """
+        return jax.jit(self.merge)(self.load(folder), self.base)
+
+
+def make_trainable(
+    tuning: TuningConfig, params: PyTree, *, rules: Rules, mesh: Mesh, seed: int, dtype: Any
+) -> Trainable:
+    """The trainable parameters of one model, by the run's tuning settings.
+
+    Args:
+        tuning: all weights, or an adapter on which kernels.
+        params: of the model, in `dtype`.
+        rules: how the model's parameters are split over the mesh.
+        mesh: the devices.
+        seed: of an adapter's random start.
+        dtype: of the merged parameters.
+    """
+    return Trainable(
+        base=params,
+        frozen=None if tuning.mode == "full" else params,
+        init=partial(init_trained, tuning, seed=seed),
+        merge=partial(merge_trained, tuning, dtype=dtype),
+        rules=rules,
+        mesh=mesh,
+    )
+
+
+def init_trained(tuning: TuningConfig, params: PyTree, *, seed: int) -> PyTree[Array]:
+    """The trained tree before the first step: the weights, or an adapter that changes nothing yet.
+
+    The tree is float32 whatever the model's dtype: small updates vanish in bfloat16.
 
     Raises:
         RagJaxError: no kernel's path matches `tuning.targets`.
@@ -34,49 +107,18 @@ def init_tuned(tuning: TuningConfig, params: PyTree, *, seed: int) -> PyTree:
     return cast(adapter, jnp.float32)
 
 
-def apply_tuned(tuning: TuningConfig, trained: PyTree, frozen: PyTree, *, dtype: Any) -> PyTree:
-    """The model's parameters, in `dtype`, from what `init_tuned` gave or what became of it.
+def merge_trained(
+    tuning: TuningConfig, trained: PyTree, base: PyTree, *, dtype: Any
+) -> PyTree[Array]:
+    """The model's parameters in `dtype`, from a tree that `init_trained` started.
 
     Args:
-        frozen: the parameters under an adapter; not looked at where all weights are trained.
+        base: the parameters that an adapter is applied to; unused where all weights are trained.
     """
     trained = cast(trained, dtype)
-    return trained if tuning.scale is None else lora.apply(frozen, trained, scale=tuning.scale)
+    return trained if tuning.scale is None else lora.apply(base, trained, scale=tuning.scale)
 
 
-def tune(
-    context: StageContext,
-    state: TrainState,
-    step: Callable[..., Any],
-    batch_at: Callable[[int], tuple[Any, list[str]]],
-    *,
-    total_steps: int,
-    checkpoint_every: int,
-    flops_at: Callable[[int], float],
-    profile_steps: int = 0,
-) -> None:
-    """Trains to the end within a stage, from where an interrupted call stopped.
-
-    The trained tree is then `params` in the stage's folder, the log `log.jsonl`, and checkpoints
-    are dropped. Arguments are those of `rag_jax.training.loop.train`.
-    """
-    checkpoints = Checkpoints(context.folder / "checkpoints")
-    state = train(
-        state,
-        step,
-        batch_at,
-        total_steps=total_steps,
-        checkpoints=checkpoints,
-        checkpoint_every=checkpoint_every,
-        progress=context.progress,
-        log_path=context.folder / "log.jsonl",
-        flops_at=flops_at,
-        profile_steps=profile_steps,
-    )
-    save_tree(context.folder / "params", state.params)
-    checkpoints.remove()
-
-
-def cast(tree: PyTree, dtype: Any) -> PyTree:
-    """A tree's arrays in another type; those that have it already are not copied."""
+def cast(tree: PyTree[Array], dtype: Any) -> PyTree[Array]:
+    """A tree's arrays in another dtype; arrays that have the dtype already are not copied."""
     return jax.tree.map(lambda x: x if x.dtype == dtype else x.astype(dtype), tree)

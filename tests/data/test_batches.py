@@ -112,7 +112,7 @@ def test_no_examples():
 
 
 def test_steps_out_of_range():
-    with pytest.raises(ValueError, match="no step"):
+    with pytest.raises(ValueError, match="step=-1: must not be negative"):
         make_plan([(1, "a", 0)]).examples_at(-1)
 
 

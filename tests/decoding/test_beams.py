@@ -14,7 +14,7 @@ from tiny import make_decoder, make_rows, read_row
 
 from rag_jax.decoding import BeamConfig, beam_search, generate, read_prompts, search_beams
 from rag_jax.models import load
-from rag_jax.pipeline.runner import compile_seconds
+from rag_jax.runtime.clock import compile_seconds
 from rag_jax.runtime.errors import RagJaxError
 
 MODEL, PARAMS = make_decoder(num_layers=1, vocab_size=7)
@@ -70,14 +70,14 @@ def check(found, wanted):
     ],
 )
 def test_a_slow_search_finds_the_same(search):
-    found = SEARCH(PROMPTS, max_tokens=5, search=search)
+    found = SEARCH(PROMPTS, max_tokens=5, config=search)
     for prompt, texts in zip(PROMPTS, found, strict=True):
-        check(texts, slow_search([prompt], [1.0], max_tokens=5, stop=3, search=search))
+        check(texts, slow_search([prompt], [1.0], max_tokens=5, stop=3, config=search))
 
 
 def test_one_beam_that_stops_early_is_greedy():
     search = BeamConfig(1, early_stopping=True)
-    found = SEARCH(PROMPTS, max_tokens=6, search=search)
+    found = SEARCH(PROMPTS, max_tokens=6, config=search)
     greedy = generate(MODEL, PARAMS, PROMPTS, max_tokens=6, stop_ids=(3,))
     assert [texts[0][0] for texts in found] == greedy
 
@@ -87,7 +87,7 @@ def test_beams_as_wide_as_everything_find_the_likeliest_text(length_penalty):
     """All texts up to three tokens: 6 * 6 * 6 that were cut off, and 1 + 6 + 36 that ended."""
     search = BeamConfig(7**3, length_penalty, "never")
     for prompt, texts in zip(
-        PROMPTS[:2], SEARCH(PROMPTS[:2], max_tokens=3, search=search), strict=True
+        PROMPTS[:2], SEARCH(PROMPTS[:2], max_tokens=3, config=search), strict=True
     ):
         known = {(): next_logprobs([prompt], [1.0], [])}
         every = []
@@ -117,7 +117,7 @@ def _mixed(params, tokens, mask, doc_scores, active, *, max_tokens, search):
         hidden,
         max_tokens=max_tokens,
         stop_ids=(3,),
-        search=search,
+        config=search,
         doc_scores=doc_scores,
         active=active,
     )
@@ -137,27 +137,27 @@ def test_documents_are_mixed_token_by_token(search):
     scores = np.asarray([[0.3, -0.2, 1.0], [2.0, 0.1, -1e9]], np.float32)  # the last has no part
     active = np.ones(2, bool)
     compiled = compile_seconds()
-    found = mixed(tokens, mask, scores, active, max_tokens=4, search=search)
+    found = mixed(tokens, mask, scores, active, max_tokens=4, config=search)
     assert compile_seconds() > compiled
     compiled = compile_seconds()
     for b in range(2):
         weights = np.exp(scores[b] - np.logaddexp.reduce(scores[b]))[: 3 - b]
-        wanted = slow_search(docs[b][: 3 - b], weights, max_tokens=4, stop=3, search=search)
+        wanted = slow_search(docs[b][: 3 - b], weights, max_tokens=4, stop=3, config=search)
         texts = [found.tokens[b, w, :n].tolist() for w, n in enumerate(found.lengths[b])]
         check(list(zip(texts, found.scores[b].tolist(), strict=True)), wanted)
-        length = found.lengths[b] + (found.stops[b] == 3)
+        length = found.lengths[b] + (found.ends[b] == 3)
         np.testing.assert_allclose(found.logprobs[b], found.scores[b] * length, rtol=1e-5)
     # A text does not depend on the others', nor does a row that takes no part find any.
     alone = mixed(tokens[::-1], mask[::-1], scores[::-1, ::-1], active, max_tokens=4,
-                  search=search)  # fmt: skip
+                  config=search)  # fmt: skip
     for ours, theirs in zip(alone, found, strict=True):
         np.testing.assert_allclose(ours[::-1], theirs, atol=2e-5)
     other = np.where(np.arange(6)[:, None] < 3, tokens, 5)
     active = np.asarray([True, False])
-    half = mixed(other, mask, scores, active, max_tokens=4, search=search)
+    half = mixed(other, mask, scores, active, max_tokens=4, config=search)
     np.testing.assert_array_equal(half.tokens[0], found.tokens[0])
-    assert half.real.tolist() == [found.real[0].tolist(), [False] * search.num_beams]
-    assert not half.tokens[1].any() and (half.stops[1] == -1).all()
+    assert half.exists.tolist() == [found.exists[0].tolist(), [False] * search.num_beams]
+    assert not half.tokens[1].any() and (half.ends[1] == -1).all()
     assert compile_seconds() == compiled
 
 
@@ -165,8 +165,8 @@ def test_same_document_twice_is_one():
     tokens, mask = pad([PROMPTS[0]] * 2, 8)
     search, active = BeamConfig(3), np.ones(1, bool)
     found = mixed(tokens, mask, np.asarray([[0.3, -0.7]], np.float32), active,
-                  max_tokens=4, search=search)  # fmt: skip
-    (wanted,) = SEARCH(PROMPTS[:1], max_tokens=4, search=search)
+                  max_tokens=4, config=search)  # fmt: skip
+    (wanted,) = SEARCH(PROMPTS[:1], max_tokens=4, config=search)
     texts = [found.tokens[0, w, :n].tolist() for w, n in enumerate(found.lengths[0])]
     check(list(zip(texts, found.scores[0].tolist(), strict=True)), wanted)
 
@@ -187,7 +187,7 @@ def test_a_second_batch_compiles_nothing_and_no_row_depends_on_its_batch():
 
 def test_what_is_refused():
     with pytest.raises(RagJaxError, match="^num_beams=0: must be at least 1$"):
-        SEARCH([[1]], max_tokens=2, search=BeamConfig(0))
+        SEARCH([[1]], max_tokens=2, config=BeamConfig(0))
     with pytest.raises(RagJaxError, match="^max_tokens=0: must be at least 1$"):
         SEARCH([[1]], max_tokens=0)
     assert SEARCH([], max_tokens=2) == []

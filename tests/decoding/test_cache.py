@@ -58,7 +58,7 @@ def test_chunks_are_the_full_pass(widths):
     hidden, cache = fill_cache(init_cache(MODEL, 4), split(tokens, mask, widths))
     check_rows(hidden, tokens, mask)
     assert cache.position.tolist() == [6] * 4
-    assert cache.real.all() and cache.real.shape == (4, 6)
+    assert cache.token_mask.all() and cache.token_mask.shape == (4, 6)
     assert [(k.shape, v.shape) for k, v in cache.layers] == [((4, 2, 4, 6), (4, 2, 6, 4))] * 2
 
 
@@ -72,7 +72,7 @@ def test_rows_of_different_lengths_go_on_after_their_padding():
         check_rows(hidden, tokens, mask)
         assert np.isfinite(hidden).all()
         assert cache.position.tolist() == mask.sum(1).tolist() == [3, 3, 2, 2]
-        np.testing.assert_array_equal(cache.real, mask)
+        np.testing.assert_array_equal(cache.token_mask, mask)
 
 
 def test_rows_do_not_see_each_other():
@@ -106,8 +106,8 @@ def test_any_split_and_any_padding(widths, bits, seed):
         slot += width
     check_rows(np.concatenate(hidden, axis=1), tokens[:, :slot], mask[:, :slot])
     assert cache.position.tolist() == mask[:, :slot].sum(1).tolist()
-    np.testing.assert_array_equal(cache.real[:, :slot], mask[:, :slot])
-    assert not cache.real[:, slot:].any()
+    np.testing.assert_array_equal(cache.token_mask[:, :slot], mask[:, :slot])
+    assert not cache.token_mask[:, slot:].any()
 
 
 @pytest.mark.parametrize(("prefixes", "widths"), [(1, (4,)), (2, (3, 1))])
@@ -127,7 +127,7 @@ def test_a_shared_prefix_is_read_before_every_row(prefixes, widths):
     check_rows(hidden, tokens, mask, own)
     lengths = [len(row) for row in own] + mask.sum(1)
     assert cache.position.tolist() == lengths.tolist()
-    assert cache.real.shape == (4, 4)
+    assert cache.token_mask.shape == (4, 4)
 
 
 def test_empty_slots_and_rows_picked_again_change_nothing():
@@ -139,7 +139,7 @@ def test_empty_slots_and_rows_picked_again_change_nothing():
     output, after = APPEND(PARAMS, grown, tokens[picked][:, 4:], mask[:, 4:])
     for place, b in enumerate(picked):
         close(output.hidden[place], read_row(MODEL, PARAMS, tokens[b])[1][4:])
-    assert after.real[0].tolist() == [True] * 4 + [False] * 3 + [True] * 2
+    assert after.token_mask[0].tolist() == [True] * 4 + [False] * 3 + [True] * 2
 
 
 def test_tap_through_the_cache():

@@ -12,7 +12,7 @@ from tiny import continue_row, make_decoder, make_rows, read_row, softmax
 
 from rag_jax import lora
 from rag_jax.decoding import Sampling, append, decode, generate, init_cache
-from rag_jax.decoding.generate import last_hidden
+from rag_jax.decoding.prompts import last_hidden
 from rag_jax.decoding.sample import sample_tokens
 from rag_jax.runtime.errors import RagJaxError
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny import CONFIG, continue_row, make_decoder, make_rows
 
 from rag_jax.decoding import append, init_cache, stream
-from rag_jax.decoding.stream import _go_on, spell
+from rag_jax.decoding.stream import _continue, spell
 from rag_jax.models.tokenizer import Tokenizer
 
 MODEL, PARAMS = make_decoder(num_layers=1)
@@ -56,7 +56,7 @@ def test_a_stream_ends_as_the_slow_loop(every, stops):
 
 def test_rows_that_take_no_part_and_programs():
     cache, tokens = read_prompts(PROMPTS)
-    before = _go_on._cache_size()
+    before = _continue._cache_size()
     for every in (2, 3, 5):
         *_, last = stream(
             MODEL, PARAMS, cache, tokens, jnp.asarray([True, False]),
@@ -64,7 +64,7 @@ def test_rows_that_take_no_part_and_programs():
         )  # fmt: skip
         assert last.lengths.tolist() == [6, 0]
         assert not np.asarray(last.tokens[1]).any()
-    assert _go_on._cache_size() == before + 1
+    assert _continue._cache_size() == before + 1
     nobody = list(
         stream(
             MODEL, PARAMS, cache, tokens, jnp.zeros(2, bool), max_tokens=6, stop_ids=(-1,)

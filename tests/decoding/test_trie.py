@@ -230,7 +230,7 @@ def test_a_folder_of_something_else(tmp_path):
     with pytest.raises(RagJaxError, match="is missing: build the index first"):
         Trie.load(tmp_path / "none")
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(RagJaxError, match="exists and is no index"):
+    with pytest.raises(RagJaxError, match="exists and is not an index"):
         build(SEQUENCES).save(tmp_path)
     damaged = replace(build(SEQUENCES), end_id=-1)
     damaged.save(tmp_path / "trie")

@@ -25,7 +25,7 @@ from rag_jax.decoding import (
     search_trie,
     trie_search,
 )
-from rag_jax.decoding.generate import last_hidden
+from rag_jax.decoding.prompts import last_hidden
 from rag_jax.models import load
 from rag_jax.runtime.clock import compile_seconds
 from rag_jax.runtime.errors import RagJaxError
@@ -123,7 +123,7 @@ SEARCHES = [
 @pytest.mark.parametrize("search", SEARCHES)
 def test_a_slow_search_finds_the_same(search, greedy):
     trie = Trie.from_sequences(CORPUS, end_id=END)
-    found = trie_search(MODEL, PARAMS, PROMPTS, trie, search=search, greedy=greedy)
+    found = trie_search(MODEL, PARAMS, PROMPTS, trie, config=search, greedy=greedy)
     settings = {"greedy": greedy, "max_tokens": 16}
     for prompt, paths in zip(PROMPTS, found, strict=True):
         check(paths, slow_search(trie, prompt, search, **settings), trie)
@@ -143,7 +143,7 @@ TOKENS = st.integers(0, 5)
 )
 def test_only_sequences_of_the_corpus_are_found(sequences, prompt, beams, greedy):
     trie = Trie.from_sequences(sequences, end_id=END)
-    (found,) = trie_search(MODEL, PARAMS, [prompt], trie, search=BeamConfig(beams), greedy=greedy)
+    (found,) = trie_search(MODEL, PARAMS, [prompt], trie, config=BeamConfig(beams), greedy=greedy)
     distinct = {tuple(text) for text in sequences}
     every = len({text[0] for text in distinct} if greedy and len(distinct) > 1 else distinct)
     assert len(found) == min(beams, every)
@@ -159,7 +159,7 @@ def test_only_sequences_of_the_corpus_are_found(sequences, prompt, beams, greedy
 @given(st.lists(st.lists(TOKENS, min_size=1, max_size=6), min_size=2, max_size=14))
 def test_beams_as_wide_as_the_corpus_find_all_of_it(sequences):
     trie = Trie.from_sequences(sequences, end_id=END)
-    found = trie_search(MODEL, PARAMS, PROMPTS[:2], trie, search=BeamConfig(14))
+    found = trie_search(MODEL, PARAMS, PROMPTS[:2], trie, config=BeamConfig(14))
     for prompt, paths in zip(PROMPTS, found, strict=False):
         every = [score(prompt, path) / max(len(path), 1) for path in list_paths(trie)]
         close([f.score for f in paths], sorted(every, reverse=True))
@@ -176,14 +176,14 @@ def test_a_thousand_children_and_fifteen_hundred_shared_tokens():
     assert trie.place().widths == (8, 64, 512, 1024)
     logits = read_row(model, params, [5, 6])[2][-1]
     best = np.argsort(-np.where(np.arange(600) == 3, -np.inf, logits)[:599])[:2]
-    (found,) = trie_search(model, params, [[5, 6]], trie, search=BeamConfig(3, 0.0))
+    (found,) = trie_search(model, params, [[5, 6]], trie, config=BeamConfig(3, 0.0))
     assert [f.tokens for f in found if f.tokens[0] != 3][:2] == [[t, 1, 2] for t in best.tolist()]
 
     shared = make_rows([1500], seed=3)[0]
     shared = [token % 7 for token in shared]
     trie = Trie.from_sequences([[*shared, 9], [*shared, 8], shared], end_id=10)
     model, params = make_decoder(num_layers=1, vocab_size=11)
-    (found,) = trie_search(model, params, [[1, 2]], trie, search=BeamConfig(3))
+    (found,) = trie_search(model, params, [[1, 2]], trie, config=BeamConfig(3))
     logits = np.asarray(
         jax.jit(lambda p, t: model.apply({"params": p}, t))(params, jnp.asarray([[1, 2, *shared]]))
     )[0, 1:]
@@ -199,7 +199,7 @@ def test_a_thousand_children_and_fifteen_hundred_shared_tokens():
 def test_a_single_sequence_needs_no_decoding():
     trie = Trie.from_sequences([[1, 2, 3]] * 2, end_id=END)
     for greedy in (False, True):
-        found = trie_search(MODEL, PARAMS, PROMPTS, trie, search=BeamConfig(3), greedy=greedy)
+        found = trie_search(MODEL, PARAMS, PROMPTS, trie, config=BeamConfig(3), greedy=greedy)
         assert found == [[([0, 1], [1, 2, 3], 0.0, 0.0, 0)]] * len(PROMPTS)
 
 
@@ -223,7 +223,7 @@ def find_passages(params, tokens, mask, trie, stops, *, titles, passages, greedy
     root = jnp.zeros(len(tokens), jnp.int32)
     outer = search_trie(
         MODEL, params, cache, hidden, trie, root,
-        max_tokens=8, search=BeamConfig(titles), stops=stops, active=active,
+        max_tokens=8, config=BeamConfig(titles), stops=stops, active=active,
     )  # fmt: skip
     rows = len(tokens) * titles
     path, lengths = outer.tokens.reshape(rows, -1), outer.lengths.reshape(rows)
@@ -231,7 +231,7 @@ def find_passages(params, tokens, mask, trie, stops, *, titles, passages, greedy
     output, cache = append(MODEL, params, fork(MODEL, cache, titles), path, mask)
     inner = search_trie(
         MODEL, params, cache, last_hidden(output.hidden, mask), trie, outer.nodes.reshape(rows),
-        max_tokens=8, search=BeamConfig(passages), greedy=greedy, active=outer.real.reshape(rows),
+        max_tokens=8, config=BeamConfig(passages), greedy=greedy, active=outer.exists.reshape(rows),
     )  # fmt: skip
     return outer, inner
 
@@ -247,7 +247,7 @@ def test_titles_and_the_passages_under_them(greedy):
         compiled = compiled or compile_seconds()
         assert compile_seconds() == compiled
         outer, inner = jax.device_get(found)
-        assert outer.real[: len(prompts)].all() and not outer.real[len(prompts) :].any()
+        assert outer.exists[: len(prompts)].all() and not outer.exists[len(prompts) :].any()
         for b, prompt in enumerate(prompts):
             titles = slow_search(
                 trie, prompt, BeamConfig(3), stops=set(ends.tolist()), max_tokens=8
@@ -261,7 +261,7 @@ def test_titles_and_the_passages_under_them(greedy):
                 )
                 r = b * 3 + w
                 count = len(wanted)
-                assert inner.real[r].tolist() == [n < count for n in range(2)]
+                assert inner.exists[r].tolist() == [n < count for n in range(2)]
                 assert inner.nodes[r].tolist() == [n for n, *_ in wanted] + [-1] * (2 - count)
                 for n, (_, path, logprob, score) in enumerate(wanted):
                     assert inner.tokens[r, n, : len(path)].tolist() == list(path)
@@ -269,7 +269,7 @@ def test_titles_and_the_passages_under_them(greedy):
                     assert not inner.tokens[r, n, len(path) :].any()
                     close(inner.logprobs[r, n], logprob)
                     close(inner.scores[r, n], score)
-    assert not inner.real[9:].any() and (inner.nodes[9:] == -1).all()
+    assert not inner.exists[9:].any() and (inner.nodes[9:] == -1).all()
 
 
 def test_what_is_too_long_is_not_found():
@@ -280,10 +280,10 @@ def test_what_is_too_long_is_not_found():
     def search(params, tokens, mask, trie):
         state = read_prompts(MODEL, params, tokens, mask)
         starts = jnp.zeros(4, jnp.int32)
-        return search_trie(MODEL, params, *state, trie, starts, max_tokens=3, search=BeamConfig(2))
+        return search_trie(MODEL, params, *state, trie, starts, max_tokens=3, config=BeamConfig(2))
 
     found = search(PARAMS, tokens, mask, trie.place())
-    assert found.real.tolist() == [[True, False]] * 4
+    assert found.exists.tolist() == [[True, False]] * 4
     assert found.nodes.tolist() == [[trie.find([[0, 2]])[0], -1]] * 4
     assert found.lengths.tolist() == [[2, 0]] * 4
 
@@ -293,7 +293,7 @@ def test_a_second_batch_compiles_nothing_and_no_row_depends_on_its_batch():
     for model, params in ((MODEL, PARAMS), (BART.model, BART.params)):
         rows = [[token % model.config.vocab_size for token in row] for row in prompts]
         trie = Trie.from_sequences(CORPUS, end_id=END)
-        search = partial(trie_search, model, params, trie=trie, search=BeamConfig(3))
+        search = partial(trie_search, model, params, trie=trie, config=BeamConfig(3))
         search(rows[::-1], batch_size=4)
         compiled = compile_seconds()
         found = search(rows, batch_size=4)
@@ -312,7 +312,7 @@ def test_an_encoder_decoder_writes_what_it_would_write_freely():
     used = {token for path in (text, *others) for token in path}
     end = next(token for token in range(BART.config.vocab_size) if token not in used)
     trie = Trie.from_sequences([*others, text], end_id=end)
-    (found,) = trie_search(BART.model, BART.params, [prompt], trie, search=BeamConfig(1))
+    (found,) = trie_search(BART.model, BART.params, [prompt], trie, config=BeamConfig(1))
     assert [f.rows for f in found] == [[6]]
 
 
@@ -320,9 +320,9 @@ def test_what_is_refused():
     trie = Trie.from_sequences(CORPUS, end_id=END)
     search = partial(trie_search, MODEL, PARAMS, [[1]])
     for changes, message in [
-        ({"search": BeamConfig(0)}, "num_beams=0: must be at least 1"),
+        ({"config": BeamConfig(0)}, "num_beams=0: must be at least 1"),
         (
-            {"search": BeamConfig(2, min_tokens=1)},
+            {"config": BeamConfig(2, min_tokens=1)},
             "min_tokens=1: a path ends at its leaf; leave it 0",
         ),
         ({"batch_size": 0}, "batch_size=0: must be a multiple of the mesh's 1 rows"),

@@ -318,7 +318,7 @@ def test_what_is_not_saved(saved, tmp_path):
         save({})
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("keep me")
-    with pytest.raises(RagJaxError, match="holds something else than an adapter"):
+    with pytest.raises(RagJaxError, match="contains notes.txt, which is not part of an adapter"):
         save(make_adapter(model), tmp_path / "other")
     # Nothing of all that touched what had been saved before.
     adapter, _ = lora.load_peft(saved, model)

@@ -66,7 +66,7 @@ def read_rows(rows):
 
 def test_cached_decoding_is_the_full_pass_under_shared_sources():
     source = ENCODE(PARAMS, *pad(SOURCES, 12))
-    assert source.real.shape == (2, 12) and source.position.tolist() == [0, 0]
+    assert source.token_mask.shape == (2, 12) and source.position.tolist() == [0, 0]
     tokens, mask = pad(ROWS, 6)
     cache, hidden = init_cache(MODEL, 4, prefix=source), []
     for chunk in (slice(0, 1), slice(1, 4), slice(4, 6)):

@@ -198,7 +198,7 @@ LONGROPE = {"short_factor": [1.0, 1.1, 1.3], "long_factor": [1.5, 4.0, 9.0]}
     [
         ("qwen2", {"use_sliding_window": True}, "use_sliding_window True is not supported"),
         ("qwen2", {"num_experts": 60}, "num_experts 60: mixtures of experts are not supported"),
-        ("phi3", {"sliding_window": 31}, "sliding_window 31 is not supported, for it is shorter"),
+        ("phi3", {"sliding_window": 31}, "sliding_window 31 is not supported: it is shorter"),
         ("phi3", {"sliding_window": "x"}, "sliding_window must be a positive integer, not 'x'"),
         ("stablelm", {"use_parallel_residual": True}, "use_parallel_residual True is not supp"),
         ("stablelm", {"qk_layernorm": True}, "qk_layernorm True is not supported"),
@@ -206,12 +206,12 @@ LONGROPE = {"short_factor": [1.0, 1.1, 1.3], "long_factor": [1.5, 4.0, 9.0]}
         (
             "stablelm",
             {"rope_parameters": {"partial_rotary_factor": 0.4}},
-            "of 8 features in a head 3 turn with the position; it must be an even number",
+            "the rotary dimension 3 must be an even number from 2 to the head dimension 8",
         ),
         (
             "stablelm",
             {"rope_parameters": {"partial_rotary_factor": 1.5}},
-            "of 8 features in a head 12 turn with the position",
+            "the rotary dimension 12 must be an even number",
         ),
         (
             "phi3",
@@ -229,7 +229,7 @@ LONGROPE = {"short_factor": [1.0, 1.1, 1.3], "long_factor": [1.5, 4.0, 9.0]}
             },
             "short_factor must be a list of 3 positive numbers",
         ),
-        ("phi3", {"original_max_position_embeddings": 1}, "must be an integer from 2, not 1"),
+        ("phi3", {"original_max_position_embeddings": 1}, "must be an integer of 2 or more, not 1"),
         ("llama3", {"rope_parameters": {"rope_type": "dynamic"}}, "rope scaling 'dynamic' is not"),
         (
             "llama3",
@@ -243,16 +243,16 @@ LONGROPE = {"short_factor": [1.0, 1.1, 1.3], "long_factor": [1.5, 4.0, 9.0]}
             },
             "high_freq_factor must be above low_freq_factor",
         ),
-        ("llama3", {"vocab_padding": -1}, "vocab_padding must be an integer from 0, not -1"),
-        ("llama3", {"vocab_padding": 40}, "vocab_padding 40 leaves no token"),
+        ("llama3", {"vocab_padding": -1}, "vocab_padding must be an integer of 0 or more, not -1"),
+        ("llama3", {"vocab_padding": 40}, "vocab_padding 40 must be below vocab_size 40"),
         ("llama3", {"model_type": "mistral"}, None),
         (
             "llama3",
             {"model_type": "mistral", "max_position_embeddings": 32768},
-            "sliding_window 4096 is not supported, for it is shorter than the context of 32768",
+            "sliding_window 4096 is not supported: it is shorter than the context of 32768",
         ),
         ("llama3", {"model_type": "mixtral", "num_local_experts": 8}, "num_local_experts 8: mix"),
-        ("llama3", {"model_type": "gemma2"}, "model_type 'gemma2' is not supported; known are"),
+        ("llama3", {"model_type": "gemma2"}, "model_type 'gemma2' is not supported; supported are"),
     ],
 )
 def test_configs_read_or_refused(name, fields, message, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag_jax.models import gguf_header
+from rag_jax.models.io import gguf_header
 from rag_jax.models.io.gguf_file import read_gguf
 from rag_jax.models.io.gguf_header import check_header
 from rag_jax.models.io.tensors import read_safetensors
@@ -50,14 +50,14 @@ def test_a_good_header(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "does not begin as one"),
-        (b"GGUF", "goes on beyond its end"),
-        (header(tensors=HUGE), "tells of 1152921504606846976 tensors"),
-        (header(entries=HUGE), "tells of 1152921504606846976 metadata entries"),
-        (header(entries=2), "goes on beyond its end"),
-        (header(entries=1, rest=struct.pack("<Q", HUGE)), "more than 256 MiB"),
-        (header(entries=1, rest=entry(9, struct.pack("<IQ", 0, HUGE))), "more than 256 MiB"),
-        (header(entries=1, rest=entry(9, struct.pack("<IQ", 8, HUGE))), "beyond its end"),
+        (b"", "does not start with GGUF"),
+        (b"GGUF", "runs past the end of the file"),
+        (header(tensors=HUGE), "declares 1152921504606846976 tensors"),
+        (header(entries=HUGE), "declares 1152921504606846976 metadata entries"),
+        (header(entries=2), "runs past the end of the file"),
+        (header(entries=1, rest=struct.pack("<Q", HUGE)), "larger than 256 MiB"),
+        (header(entries=1, rest=entry(9, struct.pack("<IQ", 0, HUGE))), "larger than 256 MiB"),
+        (header(entries=1, rest=entry(9, struct.pack("<IQ", 8, HUGE))), "past the end"),
         (header(entries=1, rest=entry(9, struct.pack("<IQ", 9, 1))), "the unknown type 9"),
         (header(entries=1, rest=entry(13, b"")), "the unknown type 13"),
         (header(tensors=1, rest=text(b"w") + struct.pack("<I", 5)), "has 5 dimensions"),
@@ -66,7 +66,7 @@ def test_a_good_header(tmp_path):
 def test_headers_out_of_bounds(tmp_path, data, message):
     path = tmp_path / "a.gguf"
     path.write_bytes(data)
-    with pytest.raises(RagJaxError, match=f"a.gguf is truncated or no GGUF file .*{message}"):
+    with pytest.raises(RagJaxError, match=f"a.gguf is truncated or not a GGUF file .*{message}"):
         read_gguf(path)
 
 
@@ -83,7 +83,7 @@ def test_any_damage_ends(tmp_path_factory, at, data):
 def test_a_header_larger_than_any_models(tmp_path, monkeypatch):
     monkeypatch.setattr(gguf_header, "_BYTES", len(GOOD) - 1)
     (tmp_path / "a.gguf").write_bytes(GOOD)
-    with pytest.raises(ValueError, match="its header has more than"):
+    with pytest.raises(ValueError, match="the header is larger than"):
         check_header(tmp_path / "a.gguf")
 
 
@@ -92,5 +92,5 @@ def test_a_safetensors_header_larger_than_any_models(tmp_path, size):
     """The library itself has a limit, of a hundred million bytes."""
     path = tmp_path / "model.safetensors"
     path.write_bytes(struct.pack("<Q", size) + b"{}")
-    with pytest.raises(RagJaxError, match="model.safetensors is truncated or no .*too large"):
+    with pytest.raises(RagJaxError, match="model.safetensors is truncated or not a .*too large"):
         read_safetensors([path])

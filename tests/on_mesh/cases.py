@@ -377,7 +377,7 @@ def test_a_batch_that_does_not_divide(mesh):
         return
     with pytest.raises(RagJaxError, match=f"batch_size=9: must be a multiple of the mesh's {rows}"):
         generate(model, params, [[1]], max_tokens=1, stop_ids=(), batch_size=9)
-    with pytest.raises(RagJaxError, match="rows of a batch=9 does not divide the mesh"):
+    with pytest.raises(RagJaxError, match="rows of a batch=9 does not fit the mesh"):
         shard_batch(np.zeros((9, 2)))
 
 

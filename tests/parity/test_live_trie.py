@@ -101,7 +101,7 @@ def test_same_sequences_and_scores(models, search, seed):
     corpus = make_corpus(rng, ours.config.vocab_size)
     prompts = [rng.integers(11, ours.config.vocab_size, n).tolist() for n in (7, 3, 12)]
     trie = Trie.from_sequences(corpus, end_id=UNUSED[0])
-    found = trie_search(ours.model, ours.params, prompts, trie, search=search)
+    found = trie_search(ours.model, ours.params, prompts, trie, config=search)
 
     guide, beams = Guide(corpus, UNUSED[0], start=12), search.num_beams
     wanted = ask(
@@ -129,7 +129,7 @@ def test_the_released_codes_passages(models, seed):
     prompt = rng.integers(11, ours.config.vocab_size, 9).tolist()
     trie = Trie.from_sequences(corpus, end_id=UNUSED[0])
     search = BeamConfig(4, length_penalty=0.0)
-    (found,) = trie_search(ours.model, ours.params, [prompt], trie, search=search, greedy=True)
+    (found,) = trie_search(ours.model, ours.params, [prompt], trie, config=search, greedy=True)
     guide = Guide(corpus, UNUSED[0], start=9)
     first = ask(theirs, [prompt], guide, num_beams=4, num_return_sequences=4, max_new_tokens=1)
     wanted = []

@@ -114,11 +114,11 @@ def test_one_program_of_a_preset_that_does_not_fit():
         (["--topology=v5e:2x2", "--only=nothing"], "--only=nothing: no program's name has this"),
         (
             ["--topology=v5e:2x2", "--config.mesh.data=3"],
-            "config.mesh.data=3 by config.mesh.model=1 does not divide 4 device(s)",
+            "config.mesh.data=3 by config.mesh.model=1 does not fit 4 device(s)",
         ),
         (
             ["--topology=v5e:2x2", "--config.answer.batch_size=6"],
-            "config.answer.batch_size=6 does not divide the mesh",
+            "config.answer.batch_size=6 does not fit the mesh",
         ),
     ],
 )

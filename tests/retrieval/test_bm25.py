@@ -193,7 +193,7 @@ DAMAGE = {
     "no manifest": (lambda f: (f / "index.json").unlink(), "index.json is missing: build"),
     "altered": (swap_data, "data.csc.index.npy was altered or cut short"),
     "missing": (lambda f: (f / "vocab.index.json").unlink(), "vocab.index.json is missing"),
-    "foreign": (lambda f: (f / "corpus.pkl").write_text(""), "corpus.pkl is no part of an index"),
+    "foreign": (lambda f: (f / "corpus.pkl").write_text(""), "corpus.pkl is not part of an index"),
 }
 
 

@@ -203,9 +203,9 @@ def test_saving_into_an_empty_folder(tmp_path):
 
 def test_saving_spares_other_files(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(RagJaxError, match="exists and is no index: save into another folder"):
+    with pytest.raises(RagJaxError, match="exists and is not an index: save into another folder"):
         index_exactly(make_vectors(20, 4)).save(tmp_path)
-    with pytest.raises(RagJaxError, match="exists and is no index"):
+    with pytest.raises(RagJaxError, match="exists and is not an index"):
         index_exactly(make_vectors(20, 4)).save(tmp_path / "thesis.tex")
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
@@ -313,14 +313,14 @@ DAMAGE = {
     "backend": (lambda f: rewrite_manifest(f, backend="x"), "format 2 and backend 'x', which this"),
     "size": (lambda f: rewrite_manifest(f, size=3), r"dataset.npy has shape \(20, 4\), not"),
     "missing": (lambda f: (f / "dataset.npy").unlink(), "dataset.npy is missing: build"),
-    "unlisted": (lambda f: rewrite_manifest(f, sha256={}), "dataset.npy is no part of an index"),
+    "unlisted": (lambda f: rewrite_manifest(f, sha256={}), "dataset.npy is not part of an index"),
     "cut": (cut_embeddings, "dataset.npy was altered or cut short"),
     "altered": (alter_embeddings, "dataset.npy was altered or cut short"),
     "pickle": (
         lambda f: (f / "scann_docids.pkl").write_bytes(pickle.dumps([1])),
-        "scann_docids.pkl is no part of an index",
+        "scann_docids.pkl is not part of an index",
     ),
-    "listed pickle": (list_pickle, "scann_docids.pkl is no part of an index"),
+    "listed pickle": (list_pickle, "scann_docids.pkl is not part of an index"),
 }
 
 
@@ -499,13 +499,13 @@ def test_another_corpus_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda i, _: i.add(np.eye(4), ids=name_rows(4)), "id.* 'p0' comes twice"),
-        (lambda i, _: i.add(np.eye(4), ids=["x", "y", "x", "z"]), "'x' comes twice"),
+        (lambda i, _: i.add(np.eye(4), ids=name_rows(4)), "id.* 'p0' is not unique"),
+        (lambda i, _: i.add(np.eye(4), ids=["x", "y", "x", "z"]), "'x' is not unique"),
         (lambda i, _: i.add(np.eye(4), ids=["x"]), "ids are 1 for 4 embeddings"),
         (lambda i, _: i.add(np.eye(4), ids="wxyz"), "ids are one string: pass a list"),
-        (lambda i, _: i.add(np.eye(4), ids=[1, 2, 3, 4]), "ids: entry 0 is 1, no string"),
-        (lambda i, _: i.add(np.eye(4)), "the index has ids: give some"),
-        (lambda _, j: j.add(np.eye(4), ids=name_rows(4)), "the index has no ids: leave them out"),
+        (lambda i, _: i.add(np.eye(4), ids=[1, 2, 3, 4]), "ids: entry 0 is 1, not a string"),
+        (lambda i, _: i.add(np.eye(4)), "the index has ids: pass ids"),
+        (lambda _, j: j.add(np.eye(4), ids=name_rows(4)), "the index has no ids: leave ids out"),
         (lambda i, _: i.add(np.eye(3), ids=["x", "y", "z"]), "embeddings have 3 dimensions, but"),
         (lambda _, j: j.add(np.full((1, 4), np.nan)), "embeddings: row 0 has a NaN"),
         (lambda i, _: i.remove(["p3", "q"]), "id 'q' is not in the index"),

@@ -76,7 +76,7 @@ def test_a_damaged_newest_falls_back_with_a_warning(tmp_path, capsys, how):
     assert step == 3
     assert_same(state, make_state(3))
     warning = capsys.readouterr().err
-    assert "missing, cut short or altered; going back to the one before it" in warning
+    assert "missing, cut short or altered; going back to the checkpoint before it" in warning
     assert warning.count("\n") == 1
     assert checkpoints.steps() == [3]
 

@@ -25,5 +25,5 @@ def test_what_is_not_known_is_measured_once(monkeypatch):
 
 
 def test_a_chip_without_known_limits_is_named():
-    with pytest.raises(RagJaxError, match="limits of a TPU v99 are not known; there are TPU v4"):
+    with pytest.raises(RagJaxError, match="limits of a TPU v99 are not known, only those of TPU"):
         chips.find_chip(describe("TPU v99")[0])

@@ -88,7 +88,7 @@ def test_two_processes(tmp_path):
         (("localhost:1", None, None), "--coordinator=localhost:1: needs --processes=N and"),
         (("localhost:1", 2, 2), "--process=I, from 0 to N - 1, not 2 and 2"),
         (("auto", 2, 0), "--coordinator=auto: leave out --processes and --process"),
-        (("auto", None, None), "--coordinator=auto: cannot join the others: "),
+        (("auto", None, None), "--coordinator=auto: cannot join the other processes: "),
     ],
 )
 def test_processes_that_cannot_meet(arguments, message):

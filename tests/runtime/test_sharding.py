@@ -197,7 +197,7 @@ def test_mesh_sizes_refused(values):
 
 def test_batches_that_the_mesh_does_not_divide():
     check_batches(mesh_of(4, 2), {"config.a": 8, "config.b": 4})
-    with pytest.raises(RagJaxError, match="config.b=6 does not divide the mesh: make it a multipl"):
+    with pytest.raises(RagJaxError, match="config.b=6 does not fit the mesh: make it a multipl"):
         check_batches(mesh_of(4, 2), {"config.a": 8, "config.b": 6})
 
 

@@ -1,22 +1,24 @@
-"""Passages and questions about them, from the built-in world or a folder in a common format.
+"""Readers of passages and questions, from the built-in world or a folder in a common format.
 
-A folder holds files of JSON lines, JSON arrays or tables, as they are or as gzip. What is in a file
-is found out from its first record, or the format of the questions is set with `config.data.format`;
-each format's module has its fields. `beir` and `tfds` are folders of their own kind; in all others
-any files hold passages (plain, DPR's, FlashRAG's or KILT's) and any hold questions:
+A folder contains files of JSON lines, JSON arrays or tables, plain or compressed with gzip. The
+format of a file is detected from the first record, or `config.data.format` sets the format of the
+questions; the docstring of each format's module lists the fields. `beir` and `tfds` are formats of
+a whole folder. In all other folders, any file may contain passages (plain, DPR's, FlashRAG's or
+KILT's) and any file may contain questions:
 
-- where names end in `passages` or `questions`, as in `train_questions.jsonl`, they say so, and no
-  other file's questions are read;
-- `train`, `dev`, `valid`, `validation`, `val` or `test`, as a word of the name, is the split of a
-  file's questions, "test" where there is none;
-- the passages of all files make one corpus. Where there are none, those that come with the
-  questions do, their titles the ids.
+- A name that ends in `passages` or `questions`, such as `train_questions.jsonl`, determines the
+  content. If a name ends in `questions`, questions are read only from files with such names.
+- `train`, `dev`, `valid`, `validation`, `val` or `test`, as a word of the file name, is the split
+  of the questions; "test" if the name contains none of these words.
+- The passages of all files form one corpus. Without passage files, the corpus consists of the
+  passages that come with the questions, with their titles as ids.
 
 `dpr.write_results`, `kilt.write_predictions`, `flashrag.write_questions` and
-`flashrag.write_passages` write what the same modules read; TREC's runs are in
+`flashrag.write_passages` write the formats that the same modules read. TREC runs are in
 `rag_jax.evaluation.rankings`.
 
-A bad line is told with its file and number; `config.data.bad_lines` of them are skipped.
+Bad lines are reported with file and line number; up to `config.data.bad_lines` bad lines are
+skipped.
 """
 
 from rag_jax.data.formats.lines import BadLines

@@ -1,8 +1,9 @@
-"""ARC's questions (Clark et al. 2018, arXiv 1803.05457), which leave three to five choices.
+"""ARC (Clark et al. 2018, arXiv 1803.05457): questions with three to five choices.
 
 A question has `id`, `question`, `choices` and `answerKey` (or `answer`), a label. The choices are
-texts by label, or a list of labels and one of texts; as published they are inside `question`, with
-the text as its `stem`. Labels 1 to 5 become A to E, as in Self-RAG (Asai et al. 2023).
+an object of texts by label, or of a list `label` and a list `text`. In the published files,
+`question` is an object with the choices and with the text as `stem`. Labels 1 to 5 become A to E,
+as in Self-RAG (Asai et al. 2023).
 """
 
 from collections.abc import Mapping
@@ -24,17 +25,26 @@ _LETTERS = dict(zip("12345", "ABCDE", strict=True))
 
 
 def matches(record: Mapping[str, Any]) -> bool:
-    """Whether a record is such a question."""
+    """Returns whether a record is a question of ARC."""
     return "question" in record and ("choices" in record or isinstance(record["question"], dict))
 
 
 def parse(record: Mapping[str, Any], place: Place) -> Item:
-    """A question; its text ends with the choices, one a line, as in `B: a text`."""
-    asked = record.get("question")
-    if isinstance(asked, dict):
-        listed = get_objects(asked, "choices", place)
+    """Parses a question. The text ends with one line per choice, such as `B: text of the choice`.
+
+    Args:
+        record: fields of the question.
+        place: place of the record, for error messages.
+
+    Raises:
+        BadLineError: if a required field is missing or blank, a field has the wrong type, or the
+            answer is not the label of a choice.
+    """
+    published = record.get("question")
+    if isinstance(published, dict):
+        listed = get_objects(published, "choices", place)
         choices = {get_text(c, "label", place): get_text(c, "text", place) for c in listed}
-        stem = get_text(asked, "stem", place)
+        stem = get_text(published, "stem", place)
     else:
         choices = _read_choices(record.get("choices"), place)
         stem = get_text(record, "question", place)
@@ -45,7 +55,7 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
     label = get_text(record, key, place, default="")
     label = _LETTERS.get(label, label)
     if label and label not in choices:
-        raise BadLineError(f"{place}: {key} {label!r} is none of the choices")
+        raise BadLineError(f"{place}: {key} {label!r} is not the label of a choice")
     lines = [check_blank(stem, "question", place), *(f"{c}: {choices[c]}" for c in choices)]
     question = Question(
         get_id(record, ["id"], place),
@@ -63,6 +73,6 @@ def _read_choices(choices: Any, place: Place) -> dict[str, str]:
     if choices.keys() == {"label", "text"}:
         labels, texts = choices["label"], choices["text"]
         if not isinstance(texts, list) or not isinstance(labels, list) or len(texts) != len(labels):
-            raise BadLineError(f"{place}: there must be as many labels as texts")
+            raise BadLineError(f"{place}: choices must have as many labels as texts")
         choices = dict(zip(map(str, labels), texts, strict=True))
     return get_choices(choices, place)

@@ -1,8 +1,8 @@
-"""BEIR's folders (Thakur et al. 2021, arXiv 2104.08663), and TREC's judgements.
+"""BEIR's folders (Thakur et al. 2021, arXiv 2104.08663), and TREC's relevance judgements.
 
 `corpus.jsonl` has `_id`, `title` and `text`, `queries.jsonl` has `_id` and `text`, and
-`qrels/<split>.tsv` has a heading, then query, passage and grade a line, with tabs between them.
-TREC's lines, `query 0 passage grade` without a heading, are read there too.
+`qrels/<split>.tsv` has a heading and then one line per judgement: query, passage and grade,
+separated by tabs. TREC's format, `query 0 passage grade` without a heading, is accepted too.
 """
 
 from collections.abc import Iterator, Mapping, Set
@@ -14,7 +14,15 @@ from rag_jax.data.questions import Question
 
 
 def read_queries(path: Path, bad: BadLines) -> dict[str, str]:
-    """The queries' texts by id."""
+    """Reads the texts of queries by id.
+
+    Args:
+        path: file of queries.
+        bad: counter of bad lines.
+
+    Raises:
+        RagJaxError: if the file cannot be read, or has too many bad lines.
+    """
     queries: dict[str, str] = {}
     for place, record in read_records(path, bad):
         try:
@@ -32,10 +40,19 @@ def read_queries(path: Path, bad: BadLines) -> dict[str, str]:
 def read_questions(
     path: Path, queries: Mapping[str, str], passages: Set[str], bad: BadLines
 ) -> list[Question]:
-    """The queries that a file of judgements is about, with the passages that it finds relevant.
+    """Reads the judged queries of a split as questions without answers.
 
     Args:
-        passages: the ids of the corpus.
+        path: file of judgements.
+        queries: texts of the queries by id.
+        passages: ids of the passages of the corpus.
+        bad: counter of bad lines.
+
+    Returns:
+        Questions in the order of the file. Passages with a grade above 0 are relevant.
+
+    Raises:
+        RagJaxError: if the file cannot be read, or has too many bad lines.
     """
     relevant: dict[str, dict[str, int]] = {}
     for place, (query, passage, grade) in read_qrels(path, bad):
@@ -51,7 +68,18 @@ def read_questions(
 
 
 def read_qrels(path: Path, bad: BadLines) -> Iterator[tuple[Place, tuple[str, str, int]]]:
-    """Query, passage and grade of each line."""
+    """Yields the judgements of a file in BEIR's or TREC's format.
+
+    Args:
+        path: file of judgements.
+        bad: counter of bad lines.
+
+    Yields:
+        The place of each judgement, and a tuple of query id, passage id and grade.
+
+    Raises:
+        RagJaxError: if the file cannot be read, or has too many bad lines.
+    """
     for place, line in read_lines(path, bad):
         fields = line.split("\t")
         is_heading = place.line == 1 and len(fields) == 3
@@ -61,7 +89,7 @@ def read_qrels(path: Path, bad: BadLines) -> Iterator[tuple[Place, tuple[str, st
         if len(fields) == 3 and _is_grade(fields[2]):
             yield place, (fields[0], fields[1], int(fields[2]))
         elif not is_heading:
-            error = f"{place}: must be query, passage and grade, with tabs between them"
+            error = f"{place}: must be query, passage and grade, separated by tabs"
             bad.skip(BadLineError(error))
 
 

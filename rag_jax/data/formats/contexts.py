@@ -1,4 +1,4 @@
-"""Passages that come with their question, as datasets with retrieved or gold ones have them."""
+"""Passages that come with a question, in datasets with retrieved or gold passages."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,26 +8,30 @@ from rag_jax.data.formats.lines import BadLineError, Place
 from rag_jax.data.passages import Passage
 
 _IDS = ("id", "passage_id", "psg_id")
-# Of DPR's training files; what is there besides was found and is not known to be relevant.
+# Grades by field. Passages from a search (`ctxs`) and negatives are not known to be relevant.
 _LISTS = {"positive_ctxs": 1, "negative_ctxs": 0, "hard_negative_ctxs": 0, "ctxs": 0}
 
 
 def read_contexts(record: Mapping[str, Any], place: Place) -> tuple[Context, ...]:
-    """The passages in a record, whichever of the usual fields they are in.
+    """Returns the passages of a question from all common fields.
 
-    These are DPR's `positive_ctxs`, `negative_ctxs` and `hard_negative_ctxs`; `ctxs`, with a score
-    each where a search wrote them; `paragraphs` with `is_supporting`; `ctx_title` and `ctx_text`
-    for a single one.
+    The fields are DPR's `positive_ctxs`, `negative_ctxs` and `hard_negative_ctxs`; `ctxs`, with
+    scores if a search wrote the list; `paragraphs`, with `is_supporting`; and `ctx_title` and
+    `ctx_text`, for a single passage.
+
+    Args:
+        record: fields of the question.
+        place: place of the question, for error messages.
 
     Raises:
-        BadLineError: one has no text, or a field of another kind.
+        BadLineError: if a passage has no text, or a field has the wrong type.
     """
     contexts = []
     for name, grade in _LISTS.items():
-        for found in get_objects(record, name, place):
-            contexts.append(_read_context(found, place, grade))
-    for found in get_objects(record, "paragraphs", place):
-        contexts.append(_read_context(found, place, int(bool(found.get("is_supporting")))))
+        for fields in get_objects(record, name, place):
+            contexts.append(_read_context(fields, place, grade))
+    for fields in get_objects(record, "paragraphs", place):
+        contexts.append(_read_context(fields, place, int(bool(fields.get("is_supporting")))))
     if record.get("ctx_text") is not None:
         title = get_text(record, "ctx_title", place, default="")
         text = get_filled(record, "ctx_text", place)
@@ -47,6 +51,6 @@ def _read_score(record: Mapping[str, Any], place: Place) -> float | None:
     if score is None:
         return None
     try:
-        return float(score)  # DPR writes them as text
+        return float(score)  # DPR writes scores as strings
     except (TypeError, ValueError, OverflowError):
         raise BadLineError(f"{place}: score={score!r} must be a number") from None

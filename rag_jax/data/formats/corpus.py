@@ -1,4 +1,4 @@
-"""The passages of a folder, and which of them a question's data calls relevant."""
+"""Corpora that resolve the relevant passages of a question to passage ids."""
 
 import functools
 import hashlib
@@ -12,13 +12,18 @@ from rag_jax.data.passages import Passage
 
 
 class Corpus:
-    """The passages of files of their own, which alone are the corpus, and their ids."""
+    """Corpus from passage files. Passages that come with questions are only looked up.
+
+    Args:
+        passages: the corpus, in memory or in a file.
+        ids: ids of all passages.
+    """
 
     def __init__(self, passages: Sequence[Passage], ids: Set[str]):
-        self.passages, self._known = passages, ids
+        self.passages, self._ids = passages, ids
 
     @functools.cached_property
-    def _ids(self) -> dict[bytes, str]:
+    def _ids_by_digest(self) -> dict[bytes, str]:
         ids: dict[bytes, str] = {}
         for passage in self.passages:
             ids.setdefault(_digest(passage), passage.id)
@@ -29,35 +34,47 @@ class Corpus:
         return kilt.group_pages(passage.id for passage in self.passages)
 
     def find_relevant(self, item: Item) -> dict[str, int]:
-        """The grades, by id, of the passages that a question names or brings along.
+        """Returns the relevant passages of a question.
+
+        A gold passage that comes with the question is found by id, or else by title and text.
+
+        Args:
+            item: question with the ids, pages or contexts of the relevant passages.
+
+        Returns:
+            Grades by passage id.
 
         Raises:
-            BadLineError: one is not in the corpus.
+            BadLineError: if a relevant passage is not in the corpus.
         """
         relevant = {}
         for name, grade in item.question.relevant.items():
-            if name not in self._known:
-                raise BadLineError(f"{item.place}: {name!r} is the id of no passage")
+            if name not in self._ids:
+                raise BadLineError(f"{item.place}: no passage has the id {name!r}")
             relevant[name] = grade
         if item.pages:
-            found = kilt.find_passages(item.pages, self._pages)
-            if not found:
-                raise BadLineError(f"{item.place}: {item.pages[0]!r} is in no passage")
-            relevant |= dict.fromkeys(found, 1)
+            ids = kilt.find_passages(item.pages, self._pages)
+            if not ids:
+                raise BadLineError(
+                    f"{item.place}: no passage is part of page or paragraph {item.pages[0]!r}"
+                )
+            relevant |= dict.fromkeys(ids, 1)
         for context in item.contexts:
             if context.grade:
                 passage = context.passage
-                id = passage.id if passage.id in self._known else None
-                id = id or self._ids.get(_digest(passage))
+                id = passage.id if passage.id in self._ids else None
+                id = id or self._ids_by_digest.get(_digest(passage))
                 if id is None:
-                    what = passage.id or passage.title or passage.text[:40]
-                    raise BadLineError(f"{item.place}: the gold passage {what!r} is not there")
+                    label = passage.id or passage.title or passage.text[:40]
+                    raise BadLineError(
+                        f"{item.place}: the gold passage {label!r} is not in the corpus"
+                    )
                 relevant[id] = context.grade
         return relevant
 
 
 class GatheredCorpus:
-    """The passages that come with questions, where there are no others."""
+    """Corpus gathered from the passages that come with questions, for folders without others."""
 
     def __init__(self):
         self.passages: dict[str, Passage] = {}
@@ -65,22 +82,28 @@ class GatheredCorpus:
         self._numbers: dict[str, int] = {}
 
     def find_relevant(self, item: Item) -> dict[str, int]:
-        """The grades, by id, of a question's passages, which become part of the corpus.
+        """Adds the passages of a question to the corpus and returns the relevant passages.
 
-        A passage without an id has its title for one or, where another has that, the title with a
-        number.
+        A passage without an id gets the title as id, with a number if the title is taken.
+
+        Args:
+            item: question with passages.
+
+        Returns:
+            Grades by passage id.
 
         Raises:
-            BadLineError: the question names another passage, or one's id is that of another.
+            BadLineError: if a relevant passage is not among the passages of the question, or two
+                different passages have the same id.
         """
-        own = {context.passage.id for context in item.contexts}
+        context_ids = {context.passage.id for context in item.contexts}
         for name in (*item.question.relevant, *item.pages):
-            if name not in own:
-                raise BadLineError(f"{item.place}: {name!r} is the id of no passage")
-        named: dict[str, Passage] = {}
+            if name not in context_ids:
+                raise BadLineError(f"{item.place}: no passage has the id {name!r}")
+        new_passages: dict[str, Passage] = {}
         for passage in (context.passage for context in item.contexts if context.passage.id):
-            known = self.passages.get(passage.id) or named.setdefault(passage.id, passage)
-            if known != passage:
+            first = self.passages.get(passage.id) or new_passages.setdefault(passage.id, passage)
+            if first != passage:
                 raise BadLineError(f"{item.place}: another passage has the id {passage.id!r}")
         relevant = dict(item.question.relevant)
         for context in item.contexts:
@@ -105,6 +128,6 @@ class GatheredCorpus:
 
 
 def _digest(passage: Passage) -> bytes:
-    """What stands for a passage's title and text, which are too much to be held of all."""
+    """Returns a digest of a passage's title and text, small enough to keep for a whole corpus."""
     text = json.dumps([passage.title, passage.text])
     return hashlib.blake2b(text.encode(), digest_size=16).digest()

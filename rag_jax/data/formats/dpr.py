@@ -1,9 +1,10 @@
 """DPR's files (Karpukhin et al. 2020, `github.com/facebookresearch/DPR`).
 
-Passages are a table with the heading `id`, `text`, `title` (`psgs_w100.tsv`). Questions are a JSON
-array of `question`, `answers` and passages, gold ones and others for training or those that a
-search found (`ctxs`), or a table without a heading of a question and a list of answers
-(`nq-test.qa.csv`). What a search found is written as DPR writes it.
+Passages are a table with the heading `id`, `text`, `title` (`psgs_w100.tsv`). Questions are either
+a JSON array or a table. A record of the array has `question`, `answers` and passages: positive and
+negative ones for training, or the results of a search (`ctxs`). The table has no heading; a row
+consists of a question and a list of answers (`nq-test.qa.csv`). `write_results` writes the results
+of a search.
 """
 
 import ast
@@ -23,12 +24,20 @@ _IDS = ("id", "q_id", "question_id")
 
 
 def matches(record: Mapping[str, Any]) -> bool:
-    """Whether a record is a question with passages."""
+    """Returns whether a record is a question with passages, as in DPR's JSON arrays."""
     return "question" in record and bool({"ctxs", "positive_ctxs"} & record.keys())
 
 
 def parse(record: Mapping[str, Any], place: Place) -> Item:
-    """A question; without an id it is named by its file and number."""
+    """Parses a question with its passages. A missing id becomes `<file name>:<record number>`.
+
+    Args:
+        record: fields of the question.
+        place: place of the record.
+
+    Raises:
+        BadLineError: if a required field is missing or blank, or a field has the wrong type.
+    """
     question = Question(
         get_id(record, _IDS, place, default=f"{place.path.name}:{place.item}"),
         get_filled(record, "question", place),
@@ -39,18 +48,26 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
 
 
 def matches_row(row: Sequence[str]) -> bool:
-    """Whether a row is a question and its answers."""
+    """Returns whether a row of a table consists of a question and a list of answers."""
     return len(row) == 2 and row[1].lstrip().startswith("[")
 
 
 def parse_row(row: Sequence[str], place: Place) -> Item:
-    """A question, named by its file and line. Answers are a list as Python writes it."""
+    """Parses a row of a question and a Python list of answers. The id is `<file name>:<line>`.
+
+    Args:
+        row: fields of the row.
+        place: place of the row.
+
+    Raises:
+        BadLineError: if the row is not a question and a list of answers.
+    """
     if len(row) != 2:
-        raise BadLineError(f"{place}: must be a question and its answers, with a tab between them")
+        raise BadLineError(f"{place}: must be a question and its answers, separated by a tab")
     try:
         answers = ast.literal_eval(row[1].strip())
     except (ValueError, SyntaxError, RecursionError, MemoryError):
-        raise BadLineError(f"{place}: the answers are no list of texts") from None
+        raise BadLineError(f"{place}: the answers must be a list of strings") from None
     record = {"question": row[0], "answers": answers}
     return parse(record, place)
 
@@ -60,14 +77,16 @@ def write_results(
     questions: Sequence[Question],
     ranked: Sequence[Sequence[tuple[Passage, float]]],
 ) -> None:
-    """Writes what a search found, for readers such as FiD's, one question at a time.
+    """Writes the results of a search as DPR does, for readers such as FiD.
 
     Args:
-        ranked: for each question the passages and their scores, best first.
+        path: file to write.
+        questions: N questions.
+        ranked: for each of the N questions, the passages and their scores, best first.
     """
     with open_atomic(path) as file:
-        before = "["
-        for question, found in zip(questions, ranked, strict=True):
+        separator = "["
+        for question, passages in zip(questions, ranked, strict=True):
             record = {
                 "id": question.id,
                 "question": question.question,
@@ -77,12 +96,12 @@ def write_results(
                         "id": passage.id,
                         "title": passage.title,
                         "text": passage.text,
-                        "score": repr(float(score)),  # as text, which DPR does too
+                        "score": repr(float(score)),  # a string, as in DPR
                         "has_answer": has_answer(passage.text, question.answers),
                     }
-                    for passage, score in found
+                    for passage, score in passages
                 ],
             }
-            file.write(before + to_json(record))
-            before = ",\n"
-        file.write("]\n" if before != "[" else "[]\n")
+            file.write(separator + to_json(record))
+            separator = ",\n"
+        file.write("]\n" if separator != "[" else "[]\n")

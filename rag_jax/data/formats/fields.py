@@ -1,4 +1,4 @@
-"""Fields of records, and what is told of one that is missing or of another kind."""
+"""Checked access to the fields of records, with errors that name the place and the field."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +11,12 @@ from rag_jax.data.questions import Question
 
 @dataclass(frozen=True)
 class Context:
-    """A passage that comes with a question; its id is empty where the data has none.
+    """Passage that comes with a question.
 
-    `grade` is above 0 where it is known to be relevant; `score` is what a search gave it.
+    Attributes:
+        passage: the passage, with an empty id if the data has none.
+        grade: grade of relevance; 0 if the passage is not known to be relevant.
+        score: score from a search; None if the data has none.
     """
 
     passage: Passage
@@ -23,9 +26,13 @@ class Context:
 
 @dataclass(frozen=True)
 class Item:
-    """A question as a file has it, with its passages where it has some.
+    """Question from a file, before the relevant passages are looked up in the corpus.
 
-    `pages` are what KILT names as relevant, pages or paragraphs of them.
+    Attributes:
+        place: place of the question, for error messages.
+        question: the question.
+        contexts: passages that come with the question.
+        pages: names of relevant pages, or of paragraphs as `<page>#<number>`, in KILT.
     """
 
     place: Place
@@ -37,10 +44,16 @@ class Item:
 def get_text(
     record: Mapping[str, Any], name: str, place: Place, *, default: str | None = None
 ) -> str:
-    """A text; `default`, if there is one, where the record has none.
+    """Returns the string in a field.
+
+    Args:
+        record: fields of the record.
+        name: name of the field.
+        place: place of the record, for error messages.
+        default: value if the field is missing or null; None means that the field is required.
 
     Raises:
-        BadLineError: there is none, or it is no text.
+        BadLineError: if a required field is missing, or the value is not a string.
     """
     value = record.get(name)
     if value is None:
@@ -51,10 +64,10 @@ def get_text(
 
 
 def get_filled(record: Mapping[str, Any], name: str, place: Place) -> str:
-    """A text that is not blank.
+    """Returns the string in a required field that must not be blank.
 
     Raises:
-        BadLineError: there is none, or it is blank or no text.
+        BadLineError: if the field is missing, blank or not a string.
     """
     return check_blank(get_text(record, name, place), name, place)
 
@@ -62,13 +75,17 @@ def get_filled(record: Mapping[str, Any], name: str, place: Place) -> str:
 def get_id(
     record: Mapping[str, Any], names: Sequence[str], place: Place, *, default: str | None = None
 ) -> str:
-    """The id, a text or a whole number, under the first of the names that the record has.
+    """Returns the id of a record, a string or an integer, as a string.
 
     Args:
-        default: the id where it has none of them.
+        record: fields of the record.
+        names: names of id fields, in order of preference.
+        place: place of the record, for error messages.
+        default: id if the record has none of the fields; None means that an id is required.
 
     Raises:
-        BadLineError: there is none, or it is empty.
+        BadLineError: if a required id is missing, or the id is empty, or neither a string nor an
+            integer.
     """
     name = next((name for name in names if record.get(name) is not None), None)
     if name is None:
@@ -85,24 +102,24 @@ def get_id(
 
 
 def get_texts(record: Mapping[str, Any], name: str, place: Place) -> tuple[str, ...]:
-    """A list of texts.
+    """Returns the list of strings in a required field.
 
     Raises:
-        BadLineError: there is none, or not all are texts.
+        BadLineError: if the field is missing or not a list of strings.
     """
     values = record.get(name)
     if values is None:
         raise BadLineError(f"{place}: has no {name!r}")
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise BadLineError(f"{place}: {name} must be a list of texts")
+        raise BadLineError(f"{place}: {name} must be a list of strings")
     return tuple(_check_text(value, name, place) for value in values)
 
 
 def get_choices(choices: Mapping[str, Any], place: Place) -> dict[str, str]:
-    """The texts of choices by label.
+    """Returns the texts of choices by label.
 
     Raises:
-        BadLineError: a label or what is under it is no text.
+        BadLineError: if a label or a text is not a string.
     """
     return {
         _check_text(label, "label", place): get_text({"choice": text}, "choice", place)
@@ -111,10 +128,10 @@ def get_choices(choices: Mapping[str, Any], place: Place) -> dict[str, str]:
 
 
 def get_objects(record: Mapping[str, Any], name: str, place: Place) -> list[dict[str, Any]]:
-    """A list of objects, empty where the record has none.
+    """Returns the list of objects in a field; empty if the field is missing or null.
 
     Raises:
-        BadLineError: it is something else.
+        BadLineError: if the value is not a list of objects.
     """
     values = record.get(name)
     if values is None:
@@ -125,10 +142,12 @@ def get_objects(record: Mapping[str, Any], name: str, place: Place) -> list[dict
 
 
 def get_count(record: Mapping[str, Any], name: str, place: Place) -> int | None:
-    """A whole number, which tables have as text; None where the record has none.
+    """Returns the non-negative integer in a field; None if the field is missing, null or empty.
+
+    Decimal digits are accepted too, because the values of tables are strings.
 
     Raises:
-        BadLineError: it is something else, or below 0.
+        BadLineError: if the value is not an integer, or negative.
     """
     value = record.get(name)
     if value is None or value == "":
@@ -136,15 +155,20 @@ def get_count(record: Mapping[str, Any], name: str, place: Place) -> int | None:
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 20:
         value = int(value)
     if type(value) is not int or value < 0:
-        raise BadLineError(f"{place}: {name}={value!r} must be a whole number, and not below 0")
+        raise BadLineError(f"{place}: {name}={value!r} must be a non-negative integer")
     return value
 
 
 def check_blank(text: str, name: str, place: Place) -> str:
-    """The text.
+    """Returns a text unchanged, after checking that the text is not blank.
+
+    Args:
+        text: the text.
+        name: name of the field or of the text, for the error message.
+        place: place of the record, for the error message.
 
     Raises:
-        BadLineError: it is blank.
+        BadLineError: if the text is blank.
     """
     if not text.strip():
         raise BadLineError(f"{place}: {name} is blank")
@@ -153,16 +177,16 @@ def check_blank(text: str, name: str, place: Place) -> str:
 
 def _check_text(value: Any, name: str, place: Place) -> str:
     if not isinstance(value, str):
-        raise BadLineError(f"{place}: {name}={_shorten(value)} must be a text")
+        raise BadLineError(f"{place}: {name}={_shorten(value)} must be a string")
     try:
         value.encode()
     except UnicodeEncodeError:
         raise BadLineError(
-            f"{place}: {name} holds half a surrogate pair, which is no text"
+            f"{place}: {name} holds half a surrogate pair, which UTF-8 cannot encode"
         ) from None
     return value
 
 
 def _shorten(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

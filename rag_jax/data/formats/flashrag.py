@@ -1,8 +1,8 @@
 """FlashRAG's lines (Jin et al. 2024, arXiv 2405.13576).
 
-A passage has `id` and `contents`, whose first line is the title in quotes and the rest the text.
-A question has `id`, `question`, `golden_answers` and, where there are some, `metadata`; of these
-`type`, the popularity (`s_pop` in PopQA), `relevant` and `choices` are read.
+A passage has `id` and `contents`: the title in quotes on the first line, and the text on the
+following lines. A question has `id`, `question`, `golden_answers` and optionally `metadata`. The
+metadata fields `type`, `popularity` (or `s_pop`, as in PopQA), `relevant` and `choices` are read.
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,17 +26,25 @@ from rag_jax.runtime.files import write_jsonl
 
 
 def matches(record: Mapping[str, Any]) -> bool:
-    """Whether a record is a question."""
+    """Returns whether a record is a question of FlashRAG."""
     return "golden_answers" in record
 
 
 def matches_passage(record: Mapping[str, Any]) -> bool:
-    """Whether a record is a passage."""
+    """Returns whether a record is a passage of FlashRAG."""
     return "contents" in record
 
 
 def parse(record: Mapping[str, Any], place: Place) -> Item:
-    """A question."""
+    """Parses a question.
+
+    Args:
+        record: fields of the question.
+        place: place of the record, for error messages.
+
+    Raises:
+        BadLineError: if a required field is missing or blank, or a field has the wrong type.
+    """
     metadata = record.get("metadata")
     if metadata is None:
         metadata = {}
@@ -56,7 +64,19 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
 
 
 def parse_passage(record: Mapping[str, Any], place: Place) -> list[Passage]:
-    """A passage, alone in its list; `title` and `text` count for more than `contents`."""
+    """Parses a passage. The fields `title` and `text`, if present, override `contents`.
+
+    Args:
+        record: fields of the passage.
+        place: place of the record, for error messages.
+
+    Returns:
+        A list of one passage.
+
+    Raises:
+        BadLineError: if a required field is missing, a field has the wrong type, or the text is
+            blank.
+    """
     id, contents = get_id(record, ["id"], place), get_text(record, "contents", place)
     title, newline, text = contents.partition("\n")
     if not newline:
@@ -80,13 +100,21 @@ def _get_grades(metadata: Mapping[str, Any], place: Place) -> dict[str, int]:
 
 def _get_choices(metadata: Mapping[str, Any], place: Place) -> dict[str, str]:
     choices = metadata.get("choices")
-    if not isinstance(choices, dict):  # a list in some of FlashRAG's datasets, without labels
+    if not isinstance(choices, dict):  # some of FlashRAG's datasets have a list without labels
         return {}
     return get_choices(choices, place)
 
 
 def write_passages(path: Path, passages: Iterable[Passage]) -> None:
-    """Writes a corpus; `title` and `text` go along, for `contents` cannot hold every title."""
+    """Writes a corpus.
+
+    The extra fields `title` and `text` preserve titles with line ends, which `contents` cannot
+    represent.
+
+    Args:
+        path: file to write.
+        passages: passages of the corpus.
+    """
     write_jsonl(
         path,
         (
@@ -97,7 +125,12 @@ def write_passages(path: Path, passages: Iterable[Passage]) -> None:
 
 
 def write_questions(path: Path, questions: Iterable[Question]) -> None:
-    """Writes a split, with what FlashRAG has no field for as metadata."""
+    """Writes the questions of a split. Fields that FlashRAG does not define go into `metadata`.
+
+    Args:
+        path: file to write.
+        questions: questions of the split.
+    """
     write_jsonl(
         path,
         (

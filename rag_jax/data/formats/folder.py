@@ -1,4 +1,4 @@
-"""Which files of a folder hold passages and which hold questions, and what they say together."""
+"""Folder reader: detects which files contain passages or questions, and joins their content."""
 
 import re
 import sys
@@ -47,18 +47,23 @@ _SPLITS = {
     "val": "dev",
     "test": "test",
 }
-_PASSAGES = "passages"  # the format of a file that holds no questions
+_PASSAGES = "passages"  # the format of files without questions
 
 
 @dataclass(frozen=True)
 class Format:
-    """How questions are told by their fields, and read."""
+    """Format of question records.
+
+    Attributes:
+        matches: returns whether a record has the fields of the format.
+        parse: parses a record; returns None for a record that the format leaves out.
+    """
 
     matches: Callable[[Mapping[str, Any]], bool]
     parse: Callable[[Mapping[str, Any], Place], Item | None]
 
 
-# In the order in which they are tried: the first ones have fields of their own, the last has few.
+# In the order of detection: formats with distinctive fields first, the most general format last.
 _RECORDS = {
     name: Format(module.matches, module.parse)
     for name, module in {
@@ -72,7 +77,7 @@ _RECORDS = {
         "jsonl": jsonl,
     }.items()
 }
-# Documents, by how they begin.
+# Formats of whole documents, detected by how the document begins.
 _DOCUMENTS = {
     "squad": (re.compile(r'\{\s*"(data|version)"\s*:'), squad.read),
     "triviaqa": (re.compile(r'\{\s*"Data"\s*:'), triviaqa.read),
@@ -80,40 +85,49 @@ _DOCUMENTS = {
 
 
 def list_files(folder: Path) -> list[Path]:
-    """The files of a folder, of `qrels` in it and of prepared datasets, that may hold data.
+    """Returns the data files of a folder, of the subfolder `qrels` and of prepared datasets.
+
+    Args:
+        folder: folder of `config.data.path`.
+
+    Returns:
+        Sorted paths, without hidden files.
 
     Raises:
-        RagJaxError: there is no such folder.
+        RagJaxError: if the folder does not exist.
     """
     if not folder.is_dir():
         raise RagJaxError(f"config.data.path={folder}: no such folder")
-    inside = [path for path in folder.iterdir() if _plain_name(path).endswith(_SUFFIXES)]
+    direct = [path for path in folder.iterdir() if _plain_name(path).endswith(_SUFFIXES)]
     prepared = [path for dataset in tfds.list_datasets(folder) for path in dataset.iterdir()]
-    found = {*inside, *folder.glob("qrels/*"), *prepared}
-    return sorted(path for path in found if path.is_file() and not path.name.startswith("."))
+    paths = {*direct, *folder.glob("qrels/*"), *prepared}
+    return sorted(path for path in paths if path.is_file() and not path.name.startswith("."))
 
 
 def read_folder(folder: Path, format: str, bad: BadLines, keep: Keep) -> Collection:
-    """The passages and questions of a folder.
+    """Reads the passages and questions of a folder.
 
     Args:
-        format: of the questions, or "auto" to find it out.
-        keep: as for `read_collection`.
+        folder: folder of `config.data.path`.
+        format: format of the questions, or "auto" to detect the format.
+        bad: counter of bad lines.
+        keep: stores a stream of passages; see `read_collection`.
 
     Raises:
-        RagJaxError: naming the file, and line, of what is missing or not as the format has it.
+        RagJaxError: if data is missing or violates the format. The message names the file and, if
+            there is one, the line.
     """
     files = list_files(folder)
     if format == "beir" or (format == "auto" and "queries" in map(_stem, files)):
         return _read_beir(folder, files, bad, keep)
     if format == "tfds" or (format == "auto" and tfds.list_datasets(folder)):
         return _read_prepared(folder, bad, keep)
-    files, asked = _sort_files(folder, files, format)
+    passage_files, question_files = _sort_files(folder, files, format)
     ids: set[str] = set()
-    corpus = Corpus(keep(stream_passages(files, bad, ids)), ids)
+    corpus = Corpus(keep(stream_passages(passage_files, bad, ids)), ids)
     items = (
         (_find_split(path), item)
-        for path, name in asked.items()
+        for path, name in question_files.items()
         for item in _read_items(path, name, bad)
     )
     return _collect(folder, corpus, items, bad, keep)
@@ -126,25 +140,28 @@ def _collect(
     bad: BadLines,
     keep: Keep,
 ) -> Collection:
-    """The collection of a corpus, or else the questions' passages, and questions by split."""
-    found = corpus if corpus.passages else GatheredCorpus()
+    """Joins a corpus and questions with their splits into a collection.
+
+    If the corpus is empty, the passages that come with the questions become the corpus.
+    """
+    source = corpus if corpus.passages else GatheredCorpus()
     questions: dict[str, dict[str, Question]] = defaultdict(dict)
     for split, item in items:
         try:
             id = item.question.id
             if id in questions[split]:
                 raise BadLineError(f"{item.place}: another {split} question has the id {id!r}")
-            relevant = found.find_relevant(item)
+            relevant = source.find_relevant(item)
         except BadLineError as error:
             bad.skip(error)
             continue
         questions[split][id] = replace(item.question, relevant=relevant)
-    passages = found.passages
-    if isinstance(found, GatheredCorpus):
-        passages = keep(found.passages.values())
+    passages = source.passages
+    if isinstance(source, GatheredCorpus):
+        passages = keep(source.passages.values())
     if not passages:
-        raise RagJaxError(f"{folder}: holds no passages, in files of their own or with questions")
-    splits = {split: list(asked.values()) for split, asked in questions.items() if asked}
+        raise RagJaxError(f"{folder}: holds no passages, neither in passage files nor in questions")
+    splits = {split: list(by_id.values()) for split, by_id in questions.items() if by_id}
     if not splits:
         raise RagJaxError(f"{folder}: holds no questions")
     return Collection(passages, splits)
@@ -153,41 +170,42 @@ def _collect(
 def _sort_files(
     folder: Path, files: Sequence[Path], format: str
 ) -> tuple[list[Path], dict[Path, str]]:
-    """The files of passages, and those of questions with their formats."""
+    """Returns the files of passages, and the files of questions with their formats."""
     formats = {path: _find_format(path) for path in files}
     for path in files:
         if _stem(path).endswith(("passages", "corpus")):
             formats[path] = _PASSAGES
         elif formats[path] is None and _stem(path).endswith("questions"):
             formats[path] = "jsonl"
-    corpus = [path for path, found in formats.items() if found == _PASSAGES]
-    asked = {path: found for path, found in formats.items() if found != _PASSAGES}
-    asked = {p: found for p, found in asked.items() if _stem(p).endswith("questions")} or asked
+    corpus = [path for path, name in formats.items() if name == _PASSAGES]
+    others = {path: name for path, name in formats.items() if name != _PASSAGES}
+    named = {path: name for path, name in others.items() if _stem(path).endswith("questions")}
+    questions = named or others
     if format != "auto":
-        asked = {path: format for path, found in asked.items() if found in (format, None)}
-        if not asked:
+        matching = {path: format for path, name in questions.items() if name in (format, None)}
+        if not matching:
             raise RagJaxError(f"{folder}: holds no questions in the format {format!r}")
-        return corpus, asked
-    unknown = [path for path, found in asked.items() if found is None]
+        return corpus, matching
+    unknown = [path for path, name in questions.items() if name is None]
     if unknown:
         known = ", ".join([*_RECORDS, *_DOCUMENTS])
         raise RagJaxError(
-            f"{unknown[0]}: is in no format known here: move it away, or set config.data.format to "
-            f"one of {known}"
+            f"{unknown[0]}: has an unknown format: move the file away, or set config.data.format "
+            f"to one of {known}"
         )
-    if len({*asked.values()}) > 1:
+    if len({*questions.values()}) > 1:
         raise RagJaxError(
             f"{folder}: holds questions in several formats ("
-            f"{', '.join(f'{path.name}: {found}' for path, found in asked.items())}): set "
+            f"{', '.join(f'{path.name}: {name}' for path, name in questions.items())}): set "
             "config.data.format to one of them"
         )
-    if not asked:
+    if not questions:
         raise RagJaxError(f"{folder}: holds no questions")
-    return corpus, asked
+    return corpus, questions
 
 
 def _find_format(path: Path) -> str | None:
-    """The format of a file's first good record."""
+    """Returns the format of a file's first valid record; None if the format is unknown."""
     bad = BadLines(sys.maxsize, quiet=True)
     if is_table(path):
         _, heading = next(read_rows(path, bad), (None, []))
@@ -201,8 +219,8 @@ def _find_format(path: Path) -> str | None:
         record = next((record for _, record in read_records(path, bad)), None)
     if record is None:
         return None
-    for name, known in _RECORDS.items():
-        if known.matches(record):
+    for name, record_format in _RECORDS.items():
+        if record_format.matches(record):
             return name
     return _PASSAGES if holds_passages(record) else None
 
@@ -224,13 +242,13 @@ def _read_items(path: Path, name: str, bad: BadLines) -> Iterator[Item]:
 
 
 def _read_beir(folder: Path, files: Sequence[Path], bad: BadLines, keep: Keep) -> Collection:
-    found = {_stem(path): path for path in files if path.parent == folder}
+    paths = {_stem(path): path for path in files if path.parent == folder}
     for name in ("corpus", "queries"):
-        if name not in found:
+        if name not in paths:
             raise RagJaxError(f"{folder}: holds no {name}.jsonl")
     ids: set[str] = set()
-    passages = keep(stream_passages([found["corpus"]], bad, ids))
-    queries = beir.read_queries(found["queries"], bad)
+    passages = keep(stream_passages([paths["corpus"]], bad, ids))
+    queries = beir.read_queries(paths["queries"], bad)
     questions = {
         _stem(path): beir.read_questions(path, queries, ids, bad)
         for path in files
@@ -245,6 +263,7 @@ def _read_prepared(folder: Path, bad: BadLines, keep: Keep) -> Collection:
     items: list[tuple[str, Item]] = []
     ids: set[str] = set()
 
+    # One pass over the datasets: passages are streamed, questions are collected on the way.
     def stream() -> Iterator[Passage]:
         for dataset in tfds.list_datasets(folder):
             for split, place, example in tfds.read_examples(dataset, bad):
@@ -263,7 +282,7 @@ def _read_prepared(folder: Path, bad: BadLines, keep: Keep) -> Collection:
 
 
 def _find_split(path: Path) -> str:
-    """The split that a file's name tells of, in any of its words; "test" where none does."""
+    """Returns the split named by a word of a file's name; "test" if no word names a split."""
     words = re.split(r"[^a-z]+", _stem(path).lower())
     return next((_SPLITS[word] for word in words if word in _SPLITS), "test")
 

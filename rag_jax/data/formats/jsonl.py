@@ -1,7 +1,7 @@
 """Plain JSON lines: passages, and questions with answers.
 
-A passage has `id` (or `_id`), `text` and, where there is one, `title`. A question has `id`,
-`question`, `answers` and, where they are known, `passage_id`, `type` and `popularity`.
+A passage has `id` (or `_id`), `text` and optionally `title`. A question has `id`, `question`,
+`answers` and optionally `passage_id` (the gold passage), `type` and `popularity`.
 """
 
 from collections.abc import Mapping
@@ -22,12 +22,20 @@ from rag_jax.data.questions import Question
 
 
 def matches(record: Mapping[str, Any]) -> bool:
-    """Whether a record is such a question."""
+    """Returns whether a record is a question."""
     return {"question", "answers"} <= record.keys()
 
 
 def parse(record: Mapping[str, Any], place: Place) -> Item:
-    """A question."""
+    """Parses a question.
+
+    Args:
+        record: fields of the question.
+        place: place of the record, for error messages.
+
+    Raises:
+        BadLineError: if a required field is missing or blank, or a field has the wrong type.
+    """
     relevant = {}
     if record.get("passage_id") is not None:
         relevant[get_id(record, ["passage_id"], place)] = 1
@@ -43,7 +51,19 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
 
 
 def parse_passage(record: Mapping[str, Any], place: Place) -> list[Passage]:
-    """A passage, alone in its list."""
+    """Parses a passage.
+
+    Args:
+        record: fields of the passage.
+        place: place of the record, for error messages.
+
+    Returns:
+        A list of one passage.
+
+    Raises:
+        BadLineError: if a required field is missing, a field has the wrong type, or the text is
+            blank.
+    """
     id = get_id(record, ["id", "_id"], place)
     title, text = get_text(record, "title", place, default=""), get_text(record, "text", place)
     return [Passage(id, title, check_blank(text, f"the text of passage {id!r}", place))]

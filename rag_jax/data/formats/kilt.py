@@ -1,10 +1,11 @@
 """KILT's files (Petroni et al. 2021, arXiv 2009.02252).
 
-A page of the knowledge source has `wikipedia_id`, `wikipedia_title` and `text`, a list whose first
-entry is the title; each other one that is neither blank nor a heading is a passage, named
-`<page>#<number of the entry>`. A question has `id`, `input` and `output`, a list of objects with
-`answer` and `provenance`, whose objects name a page and the first and last of its paragraphs.
-Predictions are questions whose output is the answer given and the passages read for it.
+A page of the knowledge source has `wikipedia_id`, `wikipedia_title` and `text`, a list of entries.
+The first entry is the title. Every other entry that is neither blank nor a heading is a passage
+with the id `<page>#<number of the entry>`. A question has `id`, `input` and `output`, a list of
+objects with `answer` and `provenance`. An object of the provenance names a page and optionally the
+first and the last paragraph. A prediction is a question with the predicted answer and the retrieved
+passages as `output`.
 """
 
 import re
@@ -27,27 +28,35 @@ from rag_jax.data.questions import Question
 from rag_jax.runtime.files import write_jsonl
 
 _HEADING, _BULLET = "Section::::", "BULLET::::"
-_MOST = 10_000  # paragraphs of one provenance
+_MAX_PARAGRAPHS = 10_000  # per provenance, to bound the memory for a bad line
 _PARAGRAPH = re.compile(r"(.+)#(0|[1-9][0-9]{0,8})", re.DOTALL)
 
 
 def matches(record: Mapping[str, Any]) -> bool:
-    """Whether a record is a question."""
+    """Returns whether a record is a question of KILT."""
     return {"id", "input"} <= record.keys()
 
 
 def matches_page(record: Mapping[str, Any]) -> bool:
-    """Whether a record is a page."""
+    """Returns whether a record is a page of KILT's knowledge source."""
     return "wikipedia_title" in record and isinstance(record.get("text"), list)
 
 
 def parse_passage(record: Mapping[str, Any], place: Place) -> list[Passage]:
-    """The passages of a page."""
+    """Parses the passages of a page.
+
+    Args:
+        record: fields of the page.
+        place: place of the record, for error messages.
+
+    Raises:
+        BadLineError: if a required field is missing, or a field has the wrong type.
+    """
     page = get_id(record, ["wikipedia_id", "_id"], place)
     title = get_text(record, "wikipedia_title", place)
     entries = record["text"]
     if not all(isinstance(entry, str) for entry in entries):
-        raise BadLineError(f"{place}: text must be a list of texts")
+        raise BadLineError(f"{place}: text must be a list of strings")
     passages = []
     for number, entry in enumerate(entries):
         text = get_text({"text": entry}, "text", place).strip()
@@ -58,7 +67,16 @@ def parse_passage(record: Mapping[str, Any], place: Place) -> list[Passage]:
 
 
 def parse(record: Mapping[str, Any], place: Place) -> Item:
-    """A question, with what all its outputs give as their provenance."""
+    """Parses a question, with the answers and the provenance of all outputs.
+
+    Args:
+        record: fields of the question.
+        place: place of the record, for error messages.
+
+    Raises:
+        BadLineError: if a required field is missing or blank, a field has the wrong type, or a
+            provenance is not a valid range of paragraphs.
+    """
     answers, pages = [], []
     for output in get_objects(record, "output", place):
         if output.get("answer") is not None:
@@ -81,13 +99,15 @@ def _list_passages(span: Mapping[str, Any], place: Place) -> list[str]:
         return [page]
     last = get_count(span, "end_paragraph_id", place)
     last = first if last is None else last
-    if not first <= last < first + _MOST:
-        raise BadLineError(f"{place}: paragraphs {first} to {last} are no span")
+    if not first <= last < first + _MAX_PARAGRAPHS:
+        raise BadLineError(
+            f"{place}: paragraphs {first} to {last} must be a range of 1 to {_MAX_PARAGRAPHS}"
+        )
     return [f"{page}#{number}" for number in range(first, last + 1)]
 
 
 def group_pages(ids: Iterable[str]) -> dict[str, list[str]]:
-    """The ids of passages by their page."""
+    """Groups ids of passages by page, which is the part of an id before the last `#`."""
     pages = defaultdict(list)
     for id in ids:
         pages[id.rpartition("#")[0]].append(id)
@@ -95,12 +115,21 @@ def group_pages(ids: Iterable[str]) -> dict[str, list[str]]:
 
 
 def find_passages(names: Iterable[str], pages: Mapping[str, list[str]]) -> list[str]:
-    """The passages that a provenance names: of a page all, of paragraphs those that are there."""
-    found = {}
+    """Returns the ids of the passages that a provenance names.
+
+    Args:
+        names: names of pages, or of paragraphs as `<page>#<number>`. A page stands for all its
+            passages; a paragraph that is not in the corpus is ignored.
+        pages: ids of the passages in the corpus by page; see `group_pages`.
+
+    Returns:
+        Ids without duplicates, in the order of the names.
+    """
+    ids = {}
     for name in names:
         page = pages.get(name.rpartition("#")[0], ())
-        found |= dict.fromkeys(pages.get(name, [name] if name in page else []))
-    return list(found)
+        ids |= dict.fromkeys(pages.get(name, [name] if name in page else []))
+    return list(ids)
 
 
 def write_predictions(
@@ -109,12 +138,14 @@ def write_predictions(
     answers: Sequence[str],
     ranked: Sequence[Sequence[Passage]],
 ) -> None:
-    """Writes answers, and the passages behind them, as KILT's evaluation reads them.
+    """Writes predicted answers and retrieved passages for KILT's evaluation.
 
     Args:
-        answers: one to each question.
-        ranked: the passages for each, best first. What is not named as a paragraph of a page is
-            named as a page.
+        path: file to write.
+        questions: N questions.
+        answers: N predicted answers.
+        ranked: for each of the N questions, the retrieved passages, best first. A passage with an
+            id of the form `<page>#<number>` is written as a paragraph, any other as a page.
     """
     write_jsonl(
         path,
@@ -122,22 +153,21 @@ def write_predictions(
             {
                 "id": question.id,
                 "input": question.question,
-                "output": [
-                    {"answer": answer, "provenance": [_name_passage(passage) for passage in found]}
-                ],
+                "output": [{"answer": answer, "provenance": [_name_passage(p) for p in passages]}],
             }
-            for question, answer, found in zip(questions, answers, ranked, strict=True)
+            for question, answer, passages in zip(questions, answers, ranked, strict=True)
         ),
     )
 
 
 def _name_passage(passage: Passage) -> dict[str, Any]:
-    named = _PARAGRAPH.fullmatch(passage.id)
-    if named is None:
+    """Returns a provenance object for a passage."""
+    match = _PARAGRAPH.fullmatch(passage.id)
+    if match is None:
         return {"wikipedia_id": passage.id, "title": passage.title}
-    paragraph = int(named[2])
+    paragraph = int(match[2])
     return {
-        "wikipedia_id": named[1],
+        "wikipedia_id": match[1],
         "title": passage.title,
         "start_paragraph_id": paragraph,
         "end_paragraph_id": paragraph,

@@ -1,6 +1,6 @@
-"""Lines of files, plain or gzip, and the records in them, each with its place.
+"""Lines and records of plain and gzip files, each with its place in the file.
 
-A line or an item of an array is in memory at a time, so a file may be larger than the memory.
+Only one line or one array item is in memory at a time, so a file may be larger than the memory.
 """
 
 import codecs
@@ -18,16 +18,23 @@ from typing import Any, NamedTuple
 
 from rag_jax.runtime.errors import RagJaxError
 
-LONGEST = 1 << 26  # bytes of a line, or characters of an item
-_CHUNK = 1 << 16
-_CUT = 16  # characters: no word, number or escape of JSON that a chunk cuts is longer
+LONGEST = 1 << 26  # maximum length of a line in bytes, or of an array item in characters
+_CHUNK = 1 << 16  # characters read at a time
+_CUT = 16  # characters; the keywords, numbers and escapes of JSON that a chunk may cut are shorter
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 _logger = logging.getLogger(__name__)
 
 
 class Place(NamedTuple):
-    """Where a record is: the line it begins on, and its number in the file; both from 1."""
+    """Place of a record in a file, for error messages.
+
+    Attributes:
+        path: the file.
+        line: number of the first line of the record, counted from 1.
+        item: number of the record in the file, counted from 1; equal to `line` for files with one
+            record per line.
+    """
 
     path: Path
     line: int
@@ -39,16 +46,16 @@ class Place(NamedTuple):
 
 
 class BadLineError(RagJaxError):
-    """A line, or an item of an array, that is not as its format has it."""
+    """Error for a line, or an item of an array, that violates the format."""
 
 
 class BadLines:
-    """Counts the bad lines that are skipped, and stops at one too many.
+    """Counter of skipped bad lines, with a limit.
 
     Args:
-        limit: so many may be skipped.
-        setting: what sets the limit, for the message.
-        quiet: whether they are not named, as where a file is only looked at.
+        limit: maximum number of bad lines to skip.
+        setting: name of the setting of the limit, for the error message.
+        quiet: if True, no warning is logged, for reads that only detect a format.
     """
 
     def __init__(
@@ -57,16 +64,19 @@ class BadLines:
         self._limit, self._setting, self._count, self._quiet = limit, setting, 0, quiet
 
     def skip(self, error: BadLineError) -> None:
-        """Names a bad line in a warning.
+        """Counts a bad line and logs a warning.
+
+        Args:
+            error: error of the bad line.
 
         Raises:
-            RagJaxError: there are more than the limit.
+            RagJaxError: if the number of bad lines exceeds the limit.
         """
         self._count += 1
         if self._count > self._limit:
             raise RagJaxError(
-                f"{error}; mend it, or raise {self._setting}={self._limit}, which lets so many bad "
-                "lines pass"
+                f"{error}; fix the line, or raise {self._setting}={self._limit}, the maximum "
+                "number of bad lines to skip"
             ) from None
         if not self._quiet:
             _logger.warning(
@@ -75,10 +85,17 @@ class BadLines:
 
 
 def read_lines(path: Path, bad: BadLines) -> Iterator[tuple[Place, str]]:
-    """Every line that is not blank, without its end; those that are not UTF-8 are bad.
+    """Yields the lines that are not blank, without line ends. Lines must be UTF-8.
+
+    Args:
+        path: text file, plain or gzip.
+        bad: counter of bad lines.
+
+    Yields:
+        The place and the text of each line.
 
     Raises:
-        RagJaxError: the file cannot be read, or `bad` says so.
+        RagJaxError: if the file cannot be read, or has too many bad lines.
     """
     for number, line in _decode_lines(path, bad):
         if line.strip():
@@ -86,12 +103,20 @@ def read_lines(path: Path, bad: BadLines) -> Iterator[tuple[Place, str]]:
 
 
 def read_rows(path: Path, bad: BadLines) -> Iterator[tuple[Place, list[str]]]:
-    """Every row of a table, its fields set apart by tabs (or, where it has none, commas).
+    """Yields the rows of a table, including the heading.
 
-    Fields may be quoted as in CSV, and then hold tabs and line ends.
+    Fields are separated by tabs, or by commas if the first line has no tab. Fields may be quoted as
+    in CSV; a quoted field may contain separators and line ends.
+
+    Args:
+        path: table, plain or gzip.
+        bad: counter of bad lines.
+
+    Yields:
+        The place and the fields of each row that is not blank.
 
     Raises:
-        RagJaxError: as `read_lines` does.
+        RagJaxError: if the file cannot be read, or has too many bad lines.
     """
     csv.field_size_limit(LONGEST)
     has_tabs = "\t" in peek_text(path).split("\n")[0]
@@ -104,20 +129,28 @@ def read_rows(path: Path, bad: BadLines) -> Iterator[tuple[Place, list[str]]]:
         except StopIteration:
             return
         except csv.Error as error:
-            bad.skip(BadLineError(f"{path}:{lines.first}: is no row of a table ({error})"))
+            bad.skip(BadLineError(f"{path}:{lines.first}: is not a row of a table ({error})"))
             continue
         if any(field.strip() for field in row):
             yield Place(path, lines.first, lines.first), row
 
 
 def read_records(path: Path, bad: BadLines) -> Iterator[tuple[Place, dict[str, Any]]]:
-    """Every object of JSON lines or of one JSON array; of a table, one a row by the heading.
+    """Yields the records of a file of JSON lines, a JSON array, or a table.
 
-    What ends in `.tsv` or `.csv`, with or without `.gz` behind it, is a table. In an array whatever
-    is not JSON ends the reading, for the rest of it cannot be told from it.
+    Files with a name that ends in `.tsv`, `.csv`, `.tsv.gz` or `.csv.gz` are tables. A record of a
+    table is a row, with the fields of the heading as keys.
+
+    Args:
+        path: file of records, plain or gzip.
+        bad: counter of bad lines. Invalid JSON inside an array is an error regardless of the limit,
+            because the start of the next item is unknown.
+
+    Yields:
+        The place and the fields of each record.
 
     Raises:
-        RagJaxError: as `read_lines` does.
+        RagJaxError: if the file cannot be read, or has too many bad lines.
     """
     if is_table(path):
         yield from _read_table(path, bad)
@@ -136,19 +169,30 @@ def read_records(path: Path, bad: BadLines) -> Iterator[tuple[Place, dict[str, A
 
 
 def read_items(path: Path, key: str) -> Iterator[tuple[Place, dict[str, Any]]]:
-    """Every object of the array under `key`, the first such key of a JSON document.
+    """Yields the objects of an array inside a JSON document.
+
+    Args:
+        path: JSON document, plain or gzip.
+        key: key of the array, which must be near the beginning of the document.
+
+    Yields:
+        The place and the fields of each object.
 
     Raises:
-        RagJaxError: the file cannot be read, or the array is not there or not JSON.
+        RagJaxError: if the file cannot be read, or the array is missing or not JSON.
     """
     return _read_array(path, key)
 
 
 def parse_json(text: str, place: Place) -> Any:
-    """The value that a text is in JSON; NaN and infinities are none.
+    """Parses JSON, without the extensions NaN and Infinity.
+
+    Args:
+        text: JSON text.
+        place: place of the text, for the error message.
 
     Raises:
-        BadLineError: it is not JSON.
+        BadLineError: if the text is not JSON.
     """
     try:
         return json.loads(text, parse_constant=_refuse)
@@ -157,17 +201,25 @@ def parse_json(text: str, place: Place) -> Any:
 
 
 def is_table(path: Path) -> bool:
-    """Whether a file's name says that it is a table."""
+    """Returns whether the name of a file is the name of a table."""
     return Path(path.name.removesuffix(".gz")).suffix in (".tsv", ".csv")
 
 
 def peek_text(path: Path) -> str:
-    """The beginning of a file that is not white space, as far as it is UTF-8."""
+    """Returns the first characters of a file, without leading white space and invalid UTF-8.
+
+    Raises:
+        RagJaxError: if the file cannot be read.
+    """
     return _peek(path).decode(errors="ignore")
 
 
 class _NumberedLines:
-    """The texts of numbered lines; `first` is the number of the first one since it was set to 0."""
+    """Iterator over the texts of numbered lines.
+
+    `first` is the number of the first line read since `first` was set to 0: the line on which a row
+    begins, because a row may span several lines.
+    """
 
     def __init__(self, lines: Iterator[tuple[int, str]]):
         self._lines, self.first = lines, 0
@@ -183,14 +235,14 @@ def _read_table(path: Path, bad: BadLines) -> Iterator[tuple[Place, dict[str, An
     _, names = next(rows, (None, []))
     for place, row in rows:
         if len(row) != len(names):
-            error = f"{place}: has {len(row)} fields, and the heading {len(names)}"
+            error = f"{place}: has {len(row)} fields, but the heading has {len(names)}"
             bad.skip(BadLineError(error))
         else:
             yield place, dict(zip(names, row, strict=True))
 
 
 def _read_array(path: Path, key: str) -> Iterator[tuple[Place, dict[str, Any]]]:
-    """The objects of an array that is the document or is under its key."""
+    """Yields the objects of an array: the whole document if `key` is empty."""
     decoder = json.JSONDecoder(parse_constant=_refuse)
     with _open(path) as raw, io.TextIOWrapper(raw, "utf-8-sig") as file:
         text, line, item = file.read(_CHUNK), 1, 0
@@ -206,7 +258,9 @@ def _read_array(path: Path, key: str) -> Iterator[tuple[Place, dict[str, Any]]]:
             if at == len(text):
                 text, at = file.read(_CHUNK), 0
                 if not text:
-                    raise RagJaxError(f"{path}:{line}: the array has no end: fetch the file again")
+                    raise RagJaxError(
+                        f"{path}:{line}: the array has no end: download the file again"
+                    )
             elif text[at] == "]" and (item == 0 or not has_comma):
                 return
             elif text[at] == "," and not has_comma:
@@ -220,14 +274,15 @@ def _read_array(path: Path, key: str) -> Iterator[tuple[Place, dict[str, Any]]]:
                 try:
                     record, end = decoder.raw_decode(text, at)
                 except (ValueError, RecursionError) as error:
+                    # An error near the end of the text may only mean that the chunk cuts the item.
                     is_cut = isinstance(error, json.JSONDecodeError) and (
                         error.msg.startswith("Unterminated") or error.pos > len(text) - _CUT
                     )
-                    held = len(text) - at
-                    more = file.read(max(_CHUNK, held)) if is_cut and held < LONGEST else ""
-                    if not more:
+                    length = len(text) - at
+                    chunk = file.read(max(_CHUNK, length)) if is_cut and length < LONGEST else ""
+                    if not chunk:
                         raise RagJaxError(f"{place}: is not JSON ({error})") from None
-                    text, at = text[at:] + more, 0
+                    text, at = text[at:] + chunk, 0
                     continue
                 yield place, record
                 line += text.count("\n", at, end)
@@ -255,16 +310,18 @@ def _decode_lines(path: Path, bad: BadLines) -> Iterator[tuple[int, str]]:
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[io.BufferedReader]:
-    """The bytes of a file, unpacked where it begins as gzip does."""
+    """Opens a file for reading bytes, decompressed if the content starts with the gzip magic."""
     try:
         with open(path, "rb") as file:
             if file.peek(2)[:2] == b"\x1f\x8b":
-                with io.BufferedReader(gzip.GzipFile(fileobj=file), _CHUNK) as unpacked:
-                    yield unpacked
+                with io.BufferedReader(gzip.GzipFile(fileobj=file), _CHUNK) as decompressed:
+                    yield decompressed
             else:
                 yield file
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise RagJaxError(f"{path}: is damaged or cut short ({error}): fetch it again") from None
+        raise RagJaxError(
+            f"{path}: is damaged or cut short ({error}): download the file again"
+        ) from None
     except UnicodeDecodeError as error:
         raise RagJaxError(f"{path}: is not UTF-8 ({error.reason})") from None
     except OSError as error:
@@ -277,4 +334,4 @@ def _peek(path: Path) -> bytes:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")
+    raise ValueError(f"{constant} is not a JSON number")

@@ -1,8 +1,9 @@
 """2WikiMultihopQA (Ho et al. 2020, arXiv 2011.01060) and HotpotQA (Yang et al. 2018, 1809.09600).
 
-A question has `id` (or `_id`), `question`, `answer`, `type` and its paragraphs: as published,
-`context`, a list of a title and sentences each, with `supporting_facts`, a list of a title and the
-number of a sentence each; or `paragraphs`, with `title`, `text` and `is_supporting`.
+A question has `id` (or `_id`), `question`, `answer`, `type` and paragraphs. In the published files,
+the paragraphs are `context`, a list of pairs of a title and a list of sentences, and
+`supporting_facts` is a list of pairs of a title and the number of a sentence. Otherwise, the
+paragraphs are `paragraphs`, a list of objects with `title`, `text` and `is_supporting`.
 """
 
 from collections.abc import Mapping
@@ -24,12 +25,20 @@ from rag_jax.data.questions import Question
 
 
 def matches(record: Mapping[str, Any]) -> bool:
-    """Whether a record is such a question."""
+    """Returns whether a record is a question of 2WikiMultihopQA or HotpotQA."""
     return "question" in record and ("paragraphs" in record or _is_published(record))
 
 
 def parse(record: Mapping[str, Any], place: Place) -> Item:
-    """A question with its paragraphs; test questions have no answer."""
+    """Parses a question with its paragraphs. The answer is optional, as in test files.
+
+    Args:
+        record: fields of the question.
+        place: place of the record, for error messages.
+
+    Raises:
+        BadLineError: if a required field is missing or blank, or a field has the wrong type.
+    """
     answer = get_text(record, "answer", place, default="")
     question = Question(
         get_id(record, ["id", "_id"], place),
@@ -53,7 +62,7 @@ def _read_published(record: Mapping[str, Any], place: Place) -> tuple[Context, .
     supporting = {title for title, _ in _list_pairs(record, "supporting_facts", place)}
     contexts = []
     for title, sentences in _list_pairs(record, "context", place):
-        # HotpotQA's sentences begin with the space before them, 2WikiMultihopQA's do not.
+        # The sentences of HotpotQA start with a space, those of 2WikiMultihopQA do not.
         sentences = get_texts({"sentences": sentences}, "sentences", place)
         text = " ".join(sentence.strip() for sentence in sentences)
         text = check_blank(text, f"paragraph {title!r}", place)

@@ -1,4 +1,4 @@
-"""Passages from files, one at a time, whichever format each file is in."""
+"""Streams of passages from files in any of the formats for passages."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,18 +13,22 @@ from rag_jax.runtime.errors import RagJaxError
 def stream_passages(
     files: Sequence[str | Path], bad: BadLines, seen: set[str] | None = None
 ) -> Iterator[Passage]:
-    """The passages of files: JSON lines, a JSON array or a table, any of them as gzip or not.
+    """Yields the passages of files.
 
-    Each record has `id` (or `_id`), `text` and, where there is one, `title`, as in BEIR's and DPR's
-    files; or is as in FlashRAG's or KILT's. An id may be a whole number. The ids are held in
-    memory, for no two may be equal, the texts are not.
+    A file contains JSON lines, a JSON array or a table, plain or gzip. A record has `id` (or `_id`),
+    `text` and optionally `title`, as in the files of BEIR and DPR, or the fields of FlashRAG or
+    KILT. An id may be an integer. Only the ids are kept in memory, to find duplicates; the texts
+    are not.
 
     Args:
-        seen: takes the ids.
+        files: files of passages.
+        bad: counter of bad lines. A line is bad without an id or a text, with a blank text, or with
+            the id of an earlier passage.
+        seen: set that collects the ids; None creates a new set.
 
     Raises:
-        RagJaxError: naming the file, and line, of what cannot be read, or of one bad line too many:
-            one without an id or text, with a blank text, or with the id of another passage.
+        RagJaxError: if a file cannot be read or has no passages, or there are too many bad lines.
+            The message names the file and, if there is one, the line.
     """
     seen = set() if seen is None else seen
     for path in map(Path, files):
@@ -37,10 +41,15 @@ def stream_passages(
 def parse_records(
     records: Iterable[tuple[Place, Mapping[str, Any]]], seen: set[str], bad: BadLines
 ) -> Iterator[Passage]:
-    """The passages of records, whose ids are added to those seen.
+    """Yields the passages of records.
+
+    Args:
+        records: places and fields of the records.
+        seen: ids of earlier passages; the ids of the yielded passages are added.
+        bad: counter of bad lines.
 
     Raises:
-        RagJaxError: `bad` says so.
+        RagJaxError: if there are too many bad lines.
     """
     for place, record in records:
         try:
@@ -56,16 +65,20 @@ def parse_records(
 
 
 def read_passages(files: Sequence[str | Path], *, bad_lines: int = 0) -> list[Passage]:
-    """All passages that `stream_passages` gives, of which so many lines may be bad.
+    """Reads the passages of files into memory; see `stream_passages`.
+
+    Args:
+        files: files of passages.
+        bad_lines: maximum number of bad lines to skip.
 
     Raises:
-        RagJaxError: as it does.
+        RagJaxError: if a file cannot be read or has no passages, or there are too many bad lines.
     """
     return list(stream_passages(files, BadLines(bad_lines, "bad_lines")))
 
 
 def holds_passages(record: Mapping[str, Any]) -> bool:
-    """Whether a record is a passage, or a page of them, rather than a question."""
+    """Returns whether a record is a passage or a page of passages, not a question."""
     return "text" in record or flashrag.matches_passage(record)
 
 

@@ -1,10 +1,11 @@
 """PopQA (Mallen et al. 2023, arXiv 2212.10511), as a table or as JSON lines.
 
-A question has `id` (or `idx`), `question`, `possible_answers` as a list in JSON (or `answers`),
-`prop`, which becomes its type, and `s_pop`, its subject's popularity, where that is known.
+A question has `id` (or `idx`), `question`, `possible_answers` as a JSON list (or `answers`), `prop`,
+which becomes the type of the question, and `s_pop`, the popularity of the subject, if known.
 
-The long tail, of 1,399 questions, is of subjects whose popularity is below 100; `longtail` tells it
-of subjects whose popularity is not known. `config.data.longtail` evaluates on it alone.
+The long tail consists of the 1,399 questions about subjects with a popularity below 100. For
+subjects of unknown popularity, the field `longtail` decides. `config.data.longtail` restricts the
+evaluation to the long tail.
 """
 
 from collections.abc import Mapping
@@ -26,17 +27,25 @@ _LONG_TAIL = 100  # page views a month
 
 
 def matches(record: Mapping[str, Any]) -> bool:
-    """Whether a record is such a question."""
+    """Returns whether a record is a question of PopQA."""
     return {"question", "prop", "s_pop"} <= record.keys()
 
 
 def parse(record: Mapping[str, Any], place: Place) -> Item:
-    """A question, with its passages where it has some."""
+    """Parses a question, with the passages that come with the question.
+
+    Args:
+        record: fields of the question.
+        place: place of the record, for error messages.
+
+    Raises:
+        BadLineError: if a required field is missing or blank, or a field has the wrong type.
+    """
     answers = record.get("possible_answers", record.get("answers"))
     if isinstance(answers, str):
         answers = parse_json(answers, place)
     popularity = get_count(record, "s_pop", place)
-    known = popularity is not None
+    is_known = popularity is not None
     question = Question(
         get_id(record, ["id", "idx"], place),
         get_filled(record, "question", place),
@@ -44,6 +53,6 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
         {},
         get_text(record, "prop", place, default=""),
         popularity,
-        longtail=popularity < _LONG_TAIL if known else record.get("longtail") is True,
+        longtail=popularity < _LONG_TAIL if is_known else record.get("longtail") is True,
     )
     return Item(place, question, read_contexts(record, place))

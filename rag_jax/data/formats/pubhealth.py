@@ -1,7 +1,7 @@
 """PubHealth's claims (Kotonya and Toni 2020, arXiv 2010.09926), as a table or as JSON lines.
 
-A claim has `claim_id`, `claim` and `label`. As in Self-RAG (Asai et al. 2023), whose split is of
-987 claims, those labelled as a mixture or unproven are left out: true and false are the choices.
+A claim has `claim_id`, `claim` and `label`. The choices are true and false: claims labelled
+`mixture` or `unproven` are left out, as in the split of 987 claims of Self-RAG (Asai et al. 2023).
 """
 
 from collections.abc import Mapping
@@ -12,17 +12,29 @@ from rag_jax.data.formats.fields import Item, get_filled, get_id, get_text
 from rag_jax.data.formats.lines import BadLineError, Place
 from rag_jax.data.questions import Question
 
-_CHOICES = {"true": "SUPPORTS", "false": "REFUTES"}  # and what FEVER calls them
+_CHOICES = {"true": "SUPPORTS", "false": "REFUTES"}  # texts: FEVER's names of the labels
 _LEFT_OUT = ("mixture", "unproven")
 
 
 def matches(record: Mapping[str, Any]) -> bool:
-    """Whether a record is a claim."""
+    """Returns whether a record is a claim of PubHealth."""
     return {"claim_id", "claim", "label"} <= record.keys()
 
 
 def parse(record: Mapping[str, Any], place: Place) -> Item | None:
-    """A claim that is true or false, as a question which of them it is; None for others."""
+    """Parses a claim as a question with the choices true and false.
+
+    Args:
+        record: fields of the claim.
+        place: place of the record, for error messages.
+
+    Returns:
+        The question, or None if the label is `mixture` or `unproven`.
+
+    Raises:
+        BadLineError: if a required field is missing or blank, a field has the wrong type, or the
+            label is unknown.
+    """
     label = get_text(record, "label", place).strip().lower()
     if label in _LEFT_OUT:
         return None

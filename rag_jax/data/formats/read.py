@@ -1,4 +1,4 @@
-"""The passages and questions of a folder, or of the built-in world."""
+"""Collections of passages and questions, read from a folder or from the built-in world."""
 
 import dataclasses
 from collections import defaultdict
@@ -25,23 +25,25 @@ from rag_jax.runtime.manifest import hash_file
 def read_collection(
     data: DataConfig, world: WorldConfig, *, seed: int, keep: Keep = list
 ) -> Collection:
-    """The passages and questions that the settings name.
+    """Reads the passages and questions of a folder or of the built-in world.
 
     Args:
-        data: the folder and its format, or neither for the built-in world.
-        world: the settings of that world.
-        seed: decides which training questions are held out.
-        keep: takes the passages, one at a time, and gives what the collection has of them.
+        data: folder and format; the built-in world if the path is None.
+        world: settings of the built-in world.
+        seed: seed of the choice of held-out training questions.
+        keep: stores a stream of passages and returns the passages of the collection. The default
+            keeps all passages in memory.
 
     Raises:
-        RagJaxError: naming the file, and line, of what is missing or not as the format has it.
+        RagJaxError: if data is missing or violates the format. The message names the file and, if
+            there is one, the line.
     """
     if data.path is None:
-        built = _build_world(world)
-        return Collection(keep(built.passages), built.questions)
+        collection = _build_world(world)
+        return Collection(keep(collection.passages), collection.questions)
     collection = read_folder(Path(data.path), data.format, BadLines(data.bad_lines), keep)
     collection = _hold_out(collection, data.held_out, seed=seed)
-    return _leave_long_tail(collection) if data.longtail else collection
+    return _select_long_tail(collection) if data.longtail else collection
 
 
 def copy_collection(
@@ -52,16 +54,20 @@ def copy_collection(
     seed: int,
     check: Callable[[Collection], Any],
 ) -> None:
-    """Copies what `read_collection` reads into a folder, for `load_collection`.
+    """Copies the collection of `read_collection` into a folder, for `load_collection`.
 
-    Passages are copied as they are read, and never all in memory. The first of several processes
-    does it, and where it fails nothing is left.
+    Passages are streamed, so the corpus may be larger than the memory. Only the first process
+    copies. If the copy fails, the passages copied so far are deleted.
 
     Args:
-        check: raises a RagJaxError if it is no collection to work with.
+        folder: existing folder for the copy.
+        data: folder and format; the built-in world if the path is None.
+        world: settings of the built-in world.
+        seed: seed of the choice of held-out training questions.
+        check: raises a RagJaxError if the collection is not suitable.
 
     Raises:
-        RagJaxError: as `read_collection` and `check`.
+        RagJaxError: from `read_collection` or `check`.
     """
     if not is_first():
         return
@@ -71,16 +77,23 @@ def copy_collection(
         check(collection)
         write_json(folder / QUESTIONS, collection.questions)
     except BaseException:
-        for left in folder.glob(f"{Path(PASSAGES).stem}.*"):
-            left.unlink()
+        for path in folder.glob(f"{Path(PASSAGES).stem}.*"):
+            path.unlink()
         raise
 
 
 def describe_source(data: DataConfig, world: WorldConfig) -> dict[str, Any]:
-    """What the collection depends on: the world's settings, or the folder's files by content.
+    """Returns everything that determines a collection, for detecting changes between runs.
+
+    Args:
+        data: folder and format; the built-in world if the path is None.
+        world: settings of the built-in world.
+
+    Returns:
+        The settings of the world, or the settings of the data and a hash of every file.
 
     Raises:
-        RagJaxError: the folder is not there.
+        RagJaxError: if the folder does not exist.
     """
     if data.path is None:
         return {"world": dataclasses.asdict(world)}
@@ -93,12 +106,12 @@ def describe_source(data: DataConfig, world: WorldConfig) -> dict[str, Any]:
 
 
 def _build_world(settings: WorldConfig) -> Collection:
-    """The encyclopedia; every passage about a question's place that has an answer is relevant."""
+    """Builds the encyclopedia. Relevant are all passages about a place that contain an answer."""
     world = build_world(**dataclasses.asdict(settings))
-    about: dict[str, list[Passage]] = defaultdict(list)
+    by_place: dict[str, list[Passage]] = defaultdict(list)
     for passage in world.passages:
         if not passage.id.startswith("talk/"):
-            about[passage.id.split("/")[1]].append(passage)
+            by_place[passage.id.split("/")[1]].append(passage)
     questions = {
         split: [
             Question(
@@ -107,43 +120,46 @@ def _build_world(settings: WorldConfig) -> Collection:
                 q.answers,
                 {
                     p.id: 1
-                    for p in about[q.passage_id.split("/")[1]]
+                    for p in by_place[q.passage_id.split("/")[1]]
                     if p.id == q.passage_id or has_answer(p.text, q.answers)
                 },
                 type=q.relation,
                 popularity=q.popularity,
             )
-            for q in asked
+            for q in split_questions
         ]
-        for split, asked in world.questions.items()
+        for split, split_questions in world.questions.items()
     }
     return Collection(world.passages, questions)
 
 
 def _hold_out(collection: Collection, count: int, *, seed: int) -> Collection:
-    """Makes `count` training questions the dev split, drawn at random, in their old order."""
+    """Moves `count` random training questions to the dev split, in their order in the data."""
     if not count:
         return collection
     train = collection.questions.get("train", [])
     if "dev" in collection.questions:
-        raise RagJaxError(f"config.data.held_out={count}: the data has a dev split; set it to 0")
+        raise RagJaxError(
+            f"config.data.held_out={count}: the data has a dev split; set held_out to 0"
+        )
     if count >= len(train):
         raise RagJaxError(
-            f"config.data.held_out={count}: there are {len(train)} training questions in all"
+            f"config.data.held_out={count}: there are {len(train)} training questions; hold out "
+            "fewer"
         )
-    held = np.zeros(len(train), bool)
-    held[np.random.default_rng(seed).permutation(len(train))[:count]] = True
+    held_out = np.zeros(len(train), bool)
+    held_out[np.random.default_rng(seed).permutation(len(train))[:count]] = True
     splits = {
-        "train": [q for q, out in zip(train, held, strict=True) if not out],
-        "dev": [q for q, out in zip(train, held, strict=True) if out],
+        "train": [q for q, is_dev in zip(train, held_out, strict=True) if not is_dev],
+        "dev": [q for q, is_dev in zip(train, held_out, strict=True) if is_dev],
     }
     return Collection(collection.passages, collection.questions | splits)
 
 
-def _leave_long_tail(collection: Collection) -> Collection:
-    """Leaves of the dev and test questions those that are marked."""
-    kept = {
-        split: [q for q in asked if q.longtail or split == "train"]
-        for split, asked in collection.questions.items()
+def _select_long_tail(collection: Collection) -> Collection:
+    """Returns the collection with only long-tail questions in all splits except train."""
+    selected = {
+        split: [q for q in questions if q.longtail or split == "train"]
+        for split, questions in collection.questions.items()
     }
-    return Collection(collection.passages, kept)
+    return Collection(collection.passages, selected)

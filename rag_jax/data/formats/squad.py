@@ -1,7 +1,8 @@
-"""SQuAD's own files (Rajpurkar et al. 2016, arXiv 1606.05250): articles under `data`.
+"""SQuAD's JSON documents (Rajpurkar et al. 2016, arXiv 1606.05250): articles under `data`.
 
-Each paragraph is a passage with its article's title, in which underscores stand for spaces, and the
-gold passage of its questions. A question that is impossible to answer (SQuAD 2) has no answers.
+Each paragraph is a passage and the gold passage of the questions about the paragraph. The title is
+the title of the article, with spaces for underscores. A question that cannot be answered (SQuAD 2)
+has no answers.
 """
 
 from collections.abc import Iterator
@@ -21,7 +22,17 @@ from rag_jax.data.questions import Question
 
 
 def read(path: Path, bad: BadLines) -> Iterator[Item]:
-    """The questions, each with its paragraph; the place of all of an article is where it begins."""
+    """Yields the questions of a file, each with the paragraph as the gold passage.
+
+    The place of a question is the place of the article.
+
+    Args:
+        path: JSON document, plain or gzip.
+        bad: counter of bad lines.
+
+    Raises:
+        RagJaxError: if the file cannot be read, or has too many bad lines.
+    """
     for place, article in read_items(path, "data"):
         try:
             title = get_text(article, "title", place, default="").replace("_", " ")
@@ -39,8 +50,8 @@ def read(path: Path, bad: BadLines) -> Iterator[Item]:
             context = Context(Passage("", title, text), 1)
             for record in questions:
                 try:
-                    given = get_objects(record, "answers", place)
-                    answers = dict.fromkeys(get_text(answer, "text", place) for answer in given)
+                    listed = get_objects(record, "answers", place)
+                    answers = dict.fromkeys(get_text(answer, "text", place) for answer in listed)
                     question = get_filled(record, "question", place)
                     id = get_id(record, ["id"], place)
                 except BadLineError as error:

@@ -1,9 +1,9 @@
-"""Datasets that TensorFlow Datasets has prepared as ArrayRecord, read without TensorFlow.
+"""Datasets prepared by TensorFlow Datasets as ArrayRecord, read without TensorFlow.
 
-Each is a folder with `dataset_info.json`. Questions are told by the features `question` and
-`answers` or `answer`: a text, several, or as in its SQuAD and TriviaQA. `id` (or `question_id`),
-`title` and `context`, the gold passage, are read where there are any; everything else is as in
-plain JSON lines.
+A dataset is a folder with `dataset_info.json`. An example is a question if the example has the
+feature `question` and either `answers` or `answer`: a string, a list of strings, or the structure
+of SQuAD or TriviaQA in TensorFlow Datasets. `id` (or `question_id`), `title` and `context`, the gold
+passage, are optional. All other features are as in plain JSON lines.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,28 +19,37 @@ _INFO = "dataset_info.json"
 
 
 def list_datasets(folder: Path) -> list[Path]:
-    """The datasets in a folder and those below it."""
+    """Returns the folders of all datasets in a folder, at any depth, in sorted order."""
     return sorted(path.parent for path in folder.rglob(_INFO))
 
 
 def read_examples(dataset: Path, bad: BadLines) -> Iterator[tuple[str, Place, dict[str, Any]]]:
-    """Every example of a dataset with its split and place, the split's name and its row.
+    """Yields the examples of a dataset.
+
+    Args:
+        dataset: folder of the dataset.
+        bad: counter of bad lines; a bad line is an example with a string that is not UTF-8.
+
+    Yields:
+        The split, the place (path of the dataset and the split, and row counted from 1) and the
+        features of each example.
 
     Raises:
-        RagJaxError: the dataset is damaged or in another file format, or `bad` says so.
+        RagJaxError: if the dataset is damaged or in another file format, or has too many bad lines.
     """
-    import tensorflow_datasets as tfds  # takes a second, and few runs need it
+    import tensorflow_datasets as tfds  # the import takes a second, and few runs need the package
 
     try:
         builder = tfds.builder_from_directory(dataset)
         sources = {split: builder.as_data_source(split=split) for split in builder.info.splits}
     except NotImplementedError:
         raise RagJaxError(
-            f"{dataset}: prepare it again with download_and_prepare(file_format='array_record')"
+            f"{dataset}: is not in ArrayRecord; prepare the dataset again with "
+            "download_and_prepare(file_format='array_record')"
         ) from None
-    except Exception as error:  # whatever the library met in the files
+    except Exception as error:  # the library raises errors of many types for damaged files
         reason = " ".join(str(error).split())[:200]
-        raise RagJaxError(f"{dataset}: is no prepared dataset ({reason})") from None
+        raise RagJaxError(f"{dataset}: is not a prepared dataset ({reason})") from None
     for split, source in sources.items():
         for row in range(len(source)):
             place = Place(dataset / split, row + 1, row + 1)
@@ -51,15 +60,19 @@ def read_examples(dataset: Path, bad: BadLines) -> Iterator[tuple[str, Place, di
 
 
 def is_question(example: Mapping[str, Any]) -> bool:
-    """Whether an example has a question's features."""
+    """Returns whether an example has the features of a question."""
     return "question" in example and bool({"answers", "answer"} & example.keys())
 
 
 def parse(example: Mapping[str, Any], place: Place) -> Item:
-    """A question, with its context as the gold passage.
+    """Parses a question. The context, if there is one, becomes the gold passage.
+
+    Args:
+        example: features of the example.
+        place: place of the example, for error messages.
 
     Raises:
-        BadLineError: it is not as described.
+        BadLineError: if a required feature is missing, or a feature has the wrong type.
     """
     record = dict(example)
     record["answers"] = _list_answers(record.get("answers", record.get("answer")))
@@ -80,7 +93,7 @@ def _list_answers(answers: Any) -> Any:
 
 
 def _simplify(value: Any, place: Place) -> Any:
-    """An example with bytes as text, and arrays and their numbers as Python's."""
+    """Returns a feature with bytes decoded to strings, and NumPy values as Python values."""
     if isinstance(value, bytes):
         try:
             return value.decode()

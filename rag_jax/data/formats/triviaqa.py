@@ -1,7 +1,7 @@
-"""TriviaQA's own files (Joshi et al. 2017, arXiv 1705.03551): questions under `Data`.
+"""TriviaQA's JSON documents (Joshi et al. 2017, arXiv 1705.03551): questions under `Data`.
 
-Each has `QuestionId`, `Question` and `Answer` with `Value` and `Aliases`, which test files leave
-out. The evidence is in other files; passages have to be beside them.
+A question has `QuestionId`, `Question` and `Answer`, with `Value` and `Aliases`; test files have no
+`Answer`. The evidence documents are not read, so the folder must contain a file of passages.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,15 @@ from rag_jax.data.questions import Question
 
 
 def read(path: Path, bad: BadLines) -> Iterator[Item]:
-    """The questions."""
+    """Yields the questions of a file.
+
+    Args:
+        path: JSON document, plain or gzip.
+        bad: counter of bad lines.
+
+    Raises:
+        RagJaxError: if the file cannot be read, or has too many bad lines.
+    """
     for place, record in read_items(path, "Data"):
         try:
             answer = record.get("Answer")

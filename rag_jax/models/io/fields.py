@@ -7,23 +7,48 @@ from rag_jax.runtime.errors import RagJaxError
 
 
 class Fields:
-    """Named values; what is missing or no such value is an error that names file and field."""
+    """Named values of a config file, read with type checks.
+
+    A field that is null counts as missing. Every error names the file and the field.
+
+    Attributes:
+        raw: the unchecked values by field name.
+        source: the file's name in error messages.
+    """
 
     def __init__(self, raw: Mapping[str, Any], source: str):
-        """Wraps `raw`; `source` is what errors call the file."""
+        """Wraps the values `raw` of the file `source`."""
         self.raw, self.source = raw, source
 
     def size(self, name: str, default: int | None = None, *, least: int = 1) -> int:
-        """A whole number, `least` or more."""
+        """An integer field.
+
+        Args:
+            name: the field.
+            default: value of a missing field; None makes the field required.
+            least: smallest allowed value.
+
+        Raises:
+            RagJaxError: the value is not an integer, is below `least`, or a required field is
+                missing.
+        """
         value = self.raw.get(name)
         value = default if value is None else value
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            kind = "a positive integer" if least == 1 else f"an integer from {least}"
+            kind = "a positive integer" if least == 1 else f"an integer of {least} or more"
             raise RagJaxError(f"{self.source}: {name} must be {kind}, not {value!r}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A number above 0."""
+        """A number field above 0.
+
+        Args:
+            name: the field.
+            default: value of a missing field; None makes the field required.
+
+        Raises:
+            RagJaxError: the value is not a number above 0, or a required field is missing.
+        """
         value = self.raw.get(name)
         value = default if value is None else value
         if not _is_positive(value):
@@ -31,21 +56,33 @@ class Fields:
         return float(value)
 
     def numbers(self, name: str, count: int) -> tuple[float, ...]:
-        """So many numbers above 0."""
+        """A required field with a list of `count` numbers above 0.
+
+        Raises:
+            RagJaxError: the value is not a list of `count` numbers above 0.
+        """
         value = self.raw.get(name)
         if not isinstance(value, list) or len(value) != count or not all(map(_is_positive, value)):
             raise RagJaxError(f"{self.source}: {name} must be a list of {count} positive numbers")
         return tuple(map(float, value))
 
     def section(self, name: str) -> Mapping[str, Any]:
-        """The fields under another one, none if it is left out."""
+        """The nested fields under `name`; empty if `name` is missing.
+
+        Raises:
+            RagJaxError: the value is not a JSON object.
+        """
         value = self.raw.get(name)
         if value is not None and not isinstance(value, Mapping):
             raise RagJaxError(f"{self.source}: {name} must be a JSON object, not {value!r}")
         return value or {}
 
     def refuse_unless(self, name: str, *allowed: Any) -> None:
-        """An error unless the field is left out or has one of these values."""
+        """Checks that a field is missing or has one of the values `allowed`.
+
+        Raises:
+            RagJaxError: the field has any other value.
+        """
         value = self.raw.get(name)
         if value is not None and value not in allowed:
             raise RagJaxError(f"{self.source}: {name} {value!r} is not supported")

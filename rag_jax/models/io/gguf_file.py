@@ -1,20 +1,23 @@
-"""GGUF files: their metadata and tensors, under the names and in the layout of Hugging Face."""
+"""GGUF files: metadata, and tensors under Hugging Face's names and in its layout."""
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
+from jaxtyping import Float
 
 from rag_jax.models.io.gguf_header import check_header
 from rag_jax.models.io.tensors import StoredTensor
 from rag_jax.runtime.errors import RagJaxError
 
-_BLOCK = 4096  # rows
+_BLOCK = 4096  # rows to dequantise at a time
 
+# From GGUF names to Hugging Face names.
 _NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -35,7 +38,13 @@ _LAYER_NAMES = {
 
 @dataclass(frozen=True)
 class GgufFile:
-    """What a GGUF file of the Llama architecture holds; `metadata` by its keys in the file."""
+    """Contents of a GGUF file of the Llama architecture.
+
+    Attributes:
+        path: the file.
+        metadata: values by their GGUF keys.
+        tensors: tensors by Hugging Face name, in Hugging Face's layout.
+    """
 
     path: Path
     metadata: dict[str, Any]
@@ -43,49 +52,58 @@ class GgufFile:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Reads the metadata, and the tensors' shapes; their data follows one tensor at a time.
+    """Reads the metadata and the tensors' shapes. The data is read later, one tensor at a time.
 
     Raises:
-        RagJaxError: the file is truncated or no GGUF file, or of another architecture.
+        RagJaxError: the file is truncated, is not a GGUF file, or holds a model of an architecture
+            other than Llama.
     """
     try:
         check_header(path)
         reader = gguf.GGUFReader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
-    except Exception as error:  # the reader meets damage with whatever NumPy happens to raise
+    except Exception as error:  # on damaged files the reader raises many kinds of NumPy errors
         raise RagJaxError(
-            f"{path} is truncated or no GGUF file ({error}): fetch it again"
+            f"{path} is truncated or not a GGUF file ({error}): download it again"
         ) from None
     architecture = metadata.get("general.architecture")
     if architecture != "llama":
         raise RagJaxError(f"{path}: architecture {architecture!r} is not supported; only llama is")
-    heads = metadata.get("llama.attention.head_count")
-    rotated = {
-        "self_attn.q_proj.weight": heads,
-        "self_attn.k_proj.weight": metadata.get("llama.attention.head_count_kv", heads),
+    num_heads = metadata.get("llama.attention.head_count")
+    rotary_heads = {
+        "self_attn.q_proj.weight": num_heads,
+        "self_attn.k_proj.weight": metadata.get("llama.attention.head_count_kv", num_heads),
     }
     tensors = {}
     for tensor in reader.tensors:
         name = _translate_name(tensor.name)
-        rotary = next((n for end, n in rotated.items() if name.endswith(end)), None)
-        shape = tuple(int(n) for n in reversed(tensor.shape))
-        tensors[name] = StoredTensor(shape, _reader(path, tensor, rotary))
+        heads = next((n for suffix, n in rotary_heads.items() if name.endswith(suffix)), None)
+        tensors[name] = StoredTensor(_shape(tensor), _make_reader(path, tensor, heads))
     return GgufFile(path, metadata, tensors)
 
 
 def _translate_name(name: str) -> str:
-    """The Hugging Face name; a tensor not known here keeps its own and is reported later."""
+    """The Hugging Face name of a tensor; an unknown name is returned unchanged.
+
+    `build_params` later reports the unknown tensors together with the missing ones.
+    """
     match = re.fullmatch(r"blk\.(\d+)\.(.+)", name)
     if match and match[2] in _LAYER_NAMES:
         return f"model.layers.{match[1]}.{_LAYER_NAMES[match[2]]}"
     return _NAMES.get(name, name)
 
 
-def _reader(path: Path, tensor: gguf.ReaderTensor, heads: int | None):
-    def read():
-        # In blocks of rows, for dequantising makes arrays several times the size of its result;
-        # and from the file, for what is read of the reader's memory map stays in memory.
-        array = np.empty(tuple(int(n) for n in reversed(tensor.shape)), np.float32)
+def _shape(tensor: gguf.ReaderTensor) -> tuple[int, ...]:
+    return tuple(int(size) for size in reversed(tensor.shape))  # GGUF lists the last axis first
+
+
+def _make_reader(
+    path: Path, tensor: gguf.ReaderTensor, heads: int | None
+) -> Callable[[], np.ndarray]:
+    def read() -> np.ndarray:
+        # In blocks of rows, because dequantising needs several times the memory of its result.
+        # From the file, because pages that are read through the memory map stay in memory.
+        array = np.empty(_shape(tensor), np.float32)
         stored, start = tensor.data, 0
         try:
             with open(path, "rb") as file:
@@ -98,18 +116,28 @@ def _reader(path: Path, tensor: gguf.ReaderTensor, heads: int | None):
                     start += len(block)
         except NotImplementedError:
             kind = tensor.tensor_type.name
-            raise RagJaxError(f"{path}: quantisation {kind} of {tensor.name} is not read") from None
+            raise RagJaxError(
+                f"{path}: quantisation {kind} of {tensor.name} is not supported"
+            ) from None
         return array if heads is None else unpermute(array, heads=heads)
 
     return read
 
 
-def unpermute(kernel: np.ndarray, *, heads: int) -> np.ndarray:
-    """Rows of a query or key projection `[heads * d, D]`, from interleaved to half-split rotary.
+def unpermute(kernel: Float[np.ndarray, "R D"], *, heads: int) -> Float[np.ndarray, "R D"]:
+    """Converts a query or key projection from interleaved to half-split rotary features.
 
-    llama.cpp stores the two halves of each head's features in turn (its `convert_hf_to_gguf.py`,
-    `permute`); Hugging Face keeps one half after the other.
+    GGUF files interleave the two halves of each head's features (`permute` in llama.cpp's
+    `convert_hf_to_gguf.py`). Hugging Face stores one half after the other.
+
+    Args:
+        kernel: projection with `R = heads * d` output features in rows.
+        heads: number of heads.
+
+    Returns:
+        The same rows in Hugging Face's order.
     """
     rows, width = kernel.shape
+    # [H * d, D] -> [H, d / 2, 2, D] -> [H, 2, d / 2, D] -> [H * d, D]
     pairs = kernel.reshape(heads, rows // heads // 2, 2, width)
     return pairs.swapaxes(1, 2).reshape(rows, width)

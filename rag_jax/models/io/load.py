@@ -1,4 +1,4 @@
-"""A pretrained model from a folder or a name: config, module, parameters and tokenizer."""
+"""Loading of a pretrained model: config, module, parameters and tokenizer."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +21,18 @@ from rag_jax.runtime.sharding import Rules
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model with its weights.
+    """A model with its weights and its tokenizer.
 
     Attributes:
-        config: its sizes.
-        model: the Flax module; `model.apply({"params": params}, tokens)` gives logits `[B, T, V]`
-            for a decoder, `apply({"params": params}, tokens, mask)` hidden states `[B, T, D]` for
-            an encoder, and `apply({"params": params}, input_tokens, decoder_tokens)` logits
-            `[B, T, V]` for an encoder-decoder.
-        params: plain nested dict of arrays.
-        tokenizer: the one the model was trained with.
-        fingerprint: SHA-256 over the files it came from.
+        config: the model's sizes.
+        model: the Flax module. For a decoder, `model.apply({"params": params}, tokens)` returns
+            logits `[B, T, V]`. For an encoder, `model.apply({"params": params}, tokens, mask)`
+            returns hidden states `[B, T, D]`. For an encoder-decoder,
+            `model.apply({"params": params}, input_tokens, decoder_tokens)` returns logits
+            `[B, T, V]`.
+        params: parameters as a nested dict of arrays.
+        tokenizer: the tokenizer of the model's training.
+        fingerprint: SHA-256 over the model's files.
     """
 
     config: DecoderConfig | BertConfig | BartConfig
@@ -48,33 +49,39 @@ def load(
     mesh: Mesh | None = None,
     rules: Rules | None = None,
 ) -> Pretrained:
-    """Loads a model.
+    """Loads a pretrained model, and downloads the files first if needed.
 
     Args:
-        name_or_path: a folder in Hugging Face's layout (safetensors, sharded or not) or with one
-            GGUF file, the name of a known model, or a name on the hub; see `hub.resolve`.
+        name_or_path: a folder in Hugging Face's layout (one or several safetensors files) or with
+            one GGUF file, the name of a known model, or a name on the Hugging Face hub; see
+            `hub.resolve`.
         dtype: NumPy or JAX dtype of the parameters, float32 by default.
-        mesh: splits every tensor over its devices as it is read, so that no device and no host
-            ever holds the whole model; None for one device.
-        rules: how; by default the family's own, in `rag_jax.runtime.sharding`.
+        mesh: devices to shard the parameters over. Each tensor is sharded right after it is read,
+            so no device and no host holds the whole model. None for one device.
+        rules: sharding rules; by default those of the model's family in
+            `rag_jax.runtime.sharding`.
+
+    Returns:
+        The model, ready to apply.
 
     Raises:
-        RagJaxError: the model cannot be found or fetched, a file is damaged, the architecture is
-            not supported, or the tensors do not fit the config (all of them listed).
+        RagJaxError: the model is not found or cannot be fetched, a file is damaged, the
+            architecture is not supported, the tokenizer has more ids than the config allows, or
+            the tensors contradict the config (one message lists all of them).
     """
     folder = resolve(name_or_path)
     files = find_weights(folder)
     if files[0].suffix == ".gguf":
-        stored = read_gguf(files[0])
-        tensors = stored.tensors
-        config = read_gguf_config(stored.metadata, tensors, path=files[0])
-        tokenizer = Tokenizer.from_gguf(stored.metadata, source=str(files[0]))
+        gguf_file = read_gguf(files[0])
+        tensors = gguf_file.tensors
+        config = read_gguf_config(gguf_file.metadata, tensors, path=files[0])
+        tokenizer = Tokenizer.from_gguf(gguf_file.metadata, source=str(files[0]))
     else:
         config = read_config(folder / "config.json")
         tensors = read_safetensors(files)
         tokenizer = Tokenizer.from_folder(folder)
     if tokenizer.vocab_size > config.vocab_size:
-        # JAX clamps an index that is out of range: the model would read another token's vector.
+        # JAX clamps indices that are out of range: the model would read another token's vector.
         raise RagJaxError(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} ids, but the config's "
             f"vocab_size is {config.vocab_size}"

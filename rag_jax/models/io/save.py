@@ -1,4 +1,4 @@
-"""A model written as a folder in Hugging Face's layout."""
+"""Saving of a model as a folder in Hugging Face's layout."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -16,34 +16,35 @@ from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import replace_folder, write_json
 
 _INDEX = "model.safetensors.index.json"
-# What a folder may hold that is replaced: what is written here, and what a model comes with.
+# Files that `save` may delete: those of a folder with a model.
 _REPLACEABLE = ("*.safetensors", "*.json", "*.jinja")
 
 
 def save(
     pretrained: Pretrained, path: str | os.PathLike, *, shard_bytes: int = 5_000_000_000
 ) -> None:
-    """Writes a folder that `load` reads, and transformers' `Auto` classes.
+    """Saves a model as a folder for `load` and for transformers' `Auto` classes.
 
-    What `load` reads from it has the same parameters to the bit, in the dtype they have here.
-    Nothing is ever half written; a model already there is replaced.
+    Loading the folder gives the same parameters bit for bit, in the same dtype. The folder appears
+    only when it is complete, and replaces a model that is already at `path`.
 
     Args:
+        pretrained: the model. Adapters must be folded into the weights first.
         path: the folder.
-        shard_bytes: weights beyond so many bytes are split into several files, as transformers
-            does; a larger tensor has a file of its own.
+        shard_bytes: maximum size of a weight file in bytes; larger models are split into several
+            files, as in transformers. A tensor above this size gets a separate file.
 
     Raises:
-        RagJaxError: the parameters are not those of the model (an adapter is folded into them
-            first), or there is something else in the folder.
-        OSError: the disk is full or cannot be written.
+        RagJaxError: the parameters contradict the config, or `path` is a file or a folder with
+            files that are not part of a model.
+        OSError: the disk is full or not writable.
     """
     folder = Path(path).expanduser().absolute()
     slots = list_slots(pretrained.config)
     _check_params(pretrained.params, slots)
     check_replaceable(folder, _REPLACEABLE, "a model")
     with replace_folder(folder) as new:
-        dtype = _find(pretrained.params, slots[0].path).dtype
+        dtype = _get(pretrained.params, slots[0].path).dtype
         tokenizer = pretrained.tokenizer
         tokenizer.save(new, max_length=pretrained.config.max_length)
         fields = {
@@ -58,78 +59,82 @@ def save(
 
 
 def check_replaceable(folder: Path, known: Sequence[str], what: str) -> None:
-    """Raises unless a folder may be replaced: it is not there, or all that it holds is known.
+    """Checks that a folder may be replaced: it does not exist, or contains only known files.
 
     Args:
-        known: patterns of file names.
-        what: such files are, for the error.
+        folder: the folder to replace.
+        known: glob patterns of the files that may be deleted.
+        what: noun with article for the folder's usual contents, for the error message.
 
     Raises:
-        RagJaxError: there is something else.
+        RagJaxError: the path is a file, or the folder contains other files.
     """
     if not folder.exists():
         return
     if not folder.is_dir():
         raise RagJaxError(f"{folder} is a file: save into a folder")
-    files = {file for pattern in known for file in folder.glob(pattern)}
-    if other := sorted(file.name for file in set(folder.iterdir()) - files):
+    known_files = {file for pattern in known for file in folder.glob(pattern)}
+    if other := sorted(file.name for file in set(folder.iterdir()) - known_files):
         raise RagJaxError(
-            f"{folder} holds something else than {what} ({other[0]}): save into another folder"
+            f"{folder} contains {other[0]}, which is not part of {what}: save into another folder"
         )
 
 
 def _write_weights(folder: Path, params: dict, slots: Sequence[Slot], shard_bytes: int) -> None:
     groups = _group_by_name(slots)
-    shards: list[list[str]] = [[]]
-    size, total = 0, 0
-    for name, parts in groups.items():
-        bytes_ = sum(_find(params, part.path).nbytes for part in parts)
-        if shards[-1] and size + bytes_ > shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size, total = size + bytes_, total + bytes_
-    places = {}
-    for i, names in enumerate(shards):
-        number = f"-{i + 1:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
+    files: list[list[str]] = [[]]  # names of the tensors in each file
+    file_bytes, total_bytes = 0, 0
+    for name, group in groups.items():
+        tensor_bytes = sum(_get(params, slot.path).nbytes for slot in group)
+        if files[-1] and file_bytes + tensor_bytes > shard_bytes:
+            files.append([])
+            file_bytes = 0
+        files[-1].append(name)
+        file_bytes, total_bytes = file_bytes + tensor_bytes, total_bytes + tensor_bytes
+    weight_map = {}
+    for i, names in enumerate(files):
+        number = f"-{i + 1:05d}-of-{len(files):05d}" if len(files) > 1 else ""
         file = f"model{number}.safetensors"
-        tensors = {name: _read_tensor(params, groups[name]) for name in names}
-        # transformers wants to be told which library's layout it is.
+        tensors = {name: _build_tensor(params, groups[name]) for name in names}
+        # transformers refuses files whose metadata does not name the library of the layout.
         save_file(tensors, folder / file, metadata={"format": "pt"})
-        places |= dict.fromkeys(names, file)
-    if len(shards) > 1:
-        write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+        weight_map |= dict.fromkeys(names, file)
+    if len(files) > 1:
+        index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+        write_json(folder / _INDEX, index)
 
 
-def _read_tensor(params: dict, parts: Sequence[Slot]) -> np.ndarray:
-    """One tensor as Hugging Face stores it, from the parameters that are its parts."""
+def _build_tensor(params: dict, group: Sequence[Slot]) -> np.ndarray:
+    """The tensor in Hugging Face's layout that holds the parameters of `group`, in this order."""
     arrays = []
-    for part in sorted(parts, key=lambda part: part.rows or (0, 0)):
-        array = np.asarray(jax.device_get(_find(params, part.path)))
-        arrays.append(array.T if part.transposed else array)
+    for slot in group:
+        array = np.asarray(jax.device_get(_get(params, slot.path)))
+        arrays.append(array.T if slot.transposed else array)
     return np.ascontiguousarray(np.concatenate(arrays) if len(arrays) > 1 else arrays[0])
 
 
 def _group_by_name(slots: Sequence[Slot]) -> dict[str, list[Slot]]:
+    """The parameters in each stored tensor, in the order of their rows."""
     groups: dict[str, list[Slot]] = {}
     for slot in slots:
         groups.setdefault(slot.name, []).append(slot)
     return {
-        name: sorted(parts, key=lambda part: part.rows or (0, 0)) for name, parts in groups.items()
+        name: sorted(group, key=lambda slot: slot.rows or (0, 0)) for name, group in groups.items()
     }
 
 
-def _find(params: dict, path: str) -> Any:
+def _get(params: dict, path: str) -> Any:
     for name in path.split("/"):
         params = params[name]
     return params
 
 
 def _check_params(params: dict, slots: Sequence[Slot]) -> None:
-    found = dict(_walk(params, ""))
+    leaves = dict(_flatten(params, ""))
     expected = {slot.path: slot.shape for slot in slots}
-    problems = [f"missing {path} {list(expected[path])}" for path in expected.keys() - found.keys()]
-    for path, leaf in found.items():
+    missing = expected.keys() - leaves.keys()
+    problems = [f"missing {path} {list(expected[path])}" for path in missing]
+    for path, leaf in leaves.items():
         shape = list(leaf.shape)
         if path not in expected:
             hint = " (fold the adapter into the weights first)" if "/lora_" in path else ""
@@ -140,9 +145,9 @@ def _check_params(params: dict, slots: Sequence[Slot]) -> None:
         raise RagJaxError(f"the parameters do not fit the config: {'; '.join(sorted(problems))}")
 
 
-def _walk(tree: dict, prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, below in tree.items():
-        if isinstance(below, dict):
-            yield from _walk(below, f"{prefix}{name}/")
+def _flatten(tree: dict, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, child in tree.items():
+        if isinstance(child, dict):
+            yield from _flatten(child, f"{prefix}{name}/")
         else:
-            yield f"{prefix}{name}", below
+            yield f"{prefix}{name}", child

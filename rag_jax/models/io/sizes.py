@@ -1,4 +1,4 @@
-"""Sizes of published models, from their `config.json`s: enough to plan with, without weights."""
+"""Sizes of published models, copied from each `config.json`, for planning without weights."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ _DPR = BertConfig(
     max_length=512,
 )
 
-# Rotary scaling is left out: it takes no memory and next to no time.
+# Without rotary scaling, which takes no memory and almost no time.
 _SIZES: dict[str, DecoderConfig | BertConfig | BartConfig] = {
     "smollm2-135m-instruct": DecoderConfig(
         vocab_size=49152,
@@ -98,24 +98,39 @@ _SIZES: dict[str, DecoderConfig | BertConfig | BartConfig] = {
 
 
 def find_sizes(name_or_path: str) -> DecoderConfig | BertConfig | BartConfig:
-    """A model's sizes: those of a folder with a `config.json`, or of a name in the table.
+    """The sizes of a model.
+
+    Args:
+        name_or_path: the name of a published model in this module's table, or a folder with a
+            `config.json`.
 
     Raises:
-        RagJaxError: it is neither.
+        RagJaxError: `name_or_path` is neither, or the `config.json` cannot be read.
     """
     if name_or_path in _SIZES:
         return _SIZES[name_or_path]
     if (Path(name_or_path) / "config.json").is_file():
         return read_config(Path(name_or_path) / "config.json")
     raise RagJaxError(
-        f"the sizes of {name_or_path!r} are not known: name a folder with its config.json, or one "
+        f"the sizes of {name_or_path!r} are not known: give a folder with its config.json, or one "
         f"of {', '.join(_SIZES)}"
     )
 
 
-def describe_params(config: DecoderConfig | BertConfig | BartConfig, dtype: jnp.dtype) -> PyTree:
-    """A model's parameters as descriptions of arrays."""
+def describe_params(
+    config: DecoderConfig | BertConfig | BartConfig, dtype: jnp.dtype
+) -> PyTree[jax.ShapeDtypeStruct]:
+    """The shapes and dtypes of a model's parameters, without their values.
+
+    Args:
+        config: the model's sizes.
+        dtype: dtype of every parameter.
+
+    Returns:
+        The parameter tree with a `jax.ShapeDtypeStruct` for every array.
+    """
     model = {DecoderConfig: Decoder, BertConfig: Bert, BartConfig: Bart}[type(config)](config)
+    # BART takes the encoder's and the decoder's tokens.
     tokens = [jnp.zeros((1, 1), jnp.int32)] * (1 + isinstance(config, BartConfig))
     shapes = jax.eval_shape(model.init, jax.random.key(0), *tokens)["params"]
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)

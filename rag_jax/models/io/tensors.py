@@ -1,4 +1,4 @@
-"""Weight files on disk: safetensors, one file or several shards, read one tensor at a time."""
+"""Weight files on disk: safetensors, in one file or several, read one tensor at a time."""
 
 import json
 from collections.abc import Callable
@@ -10,12 +10,19 @@ from safetensors import SafetensorError, safe_open
 
 from rag_jax.runtime.errors import RagJaxError
 
-_FLOATS = {"F64", "F32", "F16", "BF16"}
+_FLOAT_TYPES = {"F64", "F32", "F16", "BF16"}
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor still on disk: its shape, a function that reads it, and why that would fail."""
+    """A tensor on disk, read on demand.
+
+    Attributes:
+        shape: the tensor's shape.
+        read: reads the tensor's data.
+        fault: why the tensor cannot be a weight, as the end of a sentence that starts with the
+            tensor's name; None if it can.
+    """
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
@@ -23,81 +30,90 @@ class StoredTensor:
 
 
 def find_weights(folder: Path) -> list[Path]:
-    """The weight files of a model folder: safetensors, all its shards, or one GGUF file.
+    """The weight files of a model folder.
+
+    Returns:
+        One safetensors file, all files of an index of safetensors files, or one GGUF file.
 
     Raises:
-        RagJaxError: there are none, a shard is missing, or several leave the choice open.
+        RagJaxError: the folder has no weight files, several candidates, or an index that is damaged
+            or names a missing file.
     """
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        return _find_shards(index)
+        return _find_indexed_files(index)
     for pattern in ("model.safetensors", "*.safetensors", "*.gguf"):
-        found = sorted(folder.glob(pattern))
-        if len(found) > 1:
-            names = ", ".join(path.name for path in found)
-            raise RagJaxError(f"{folder} holds several weight files ({names}): keep one")
-        if found:
-            return found
+        files = sorted(folder.glob(pattern))
+        if len(files) > 1:
+            names = ", ".join(path.name for path in files)
+            raise RagJaxError(f"{folder} contains several weight files ({names}): keep one")
+        if files:
+            return files
     hint = ""
     if any(folder.glob("*.bin")):
-        hint = "; pickled .bin weights are not read: save the model again as safetensors"
+        hint = "; pickled .bin weights are not supported: save the model as safetensors"
     raise RagJaxError(f"no .safetensors or .gguf weights in {folder}{hint}")
 
 
 def read_safetensors(paths: list[Path]) -> dict[str, StoredTensor]:
-    """The tensors of all the files by name, without reading their data yet.
+    """The tensors of several safetensors files by name, without their data.
+
+    Tensors that are not float have a `fault`.
 
     Raises:
-        RagJaxError: a file is truncated or no safetensors file.
+        RagJaxError: a file is truncated or not a safetensors file.
     """
     tensors = {}
     for path in paths:
         with _open(path) as file:
-            for name in file.keys():  # noqa: SIM118 (the handle is no dict)
-                part = file.get_slice(name)
-                kind = part.get_dtype()
-                fault = None if kind in _FLOATS else f"is {kind}; only float weights are read"
-                shape = tuple(part.get_shape())
-                tensors[name] = StoredTensor(shape, _reader(path, name), fault)
+            for name in file.keys():  # noqa: SIM118 (the handle is not a dict)
+                header = file.get_slice(name)
+                dtype = header.get_dtype()
+                fault = (
+                    None if dtype in _FLOAT_TYPES else f"is {dtype}; only float weights are read"
+                )
+                shape = tuple(header.get_shape())
+                tensors[name] = StoredTensor(shape, _make_reader(path, name), fault)
     return tensors
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says of itself.
+    """The metadata in the header of a safetensors file; empty if there is none.
 
     Raises:
-        RagJaxError: the file is truncated or no safetensors file.
+        RagJaxError: the file is truncated or not a safetensors file.
     """
     with _open(path) as file:
         return file.metadata() or {}
 
 
-def _find_shards(index: Path) -> list[Path]:
+def _find_indexed_files(index: Path) -> list[Path]:
+    """The weight files that a `model.safetensors.index.json` names."""
     try:
         names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RagJaxError(f"{index} is no index of weight shards: {error}") from None
+        raise RagJaxError(f"{index} is not an index of weight files: {error}") from None
     if any(Path(name).name != name for name in names):
-        raise RagJaxError(f"{index} names shards outside its folder")
+        raise RagJaxError(f"{index} names weight files outside its folder")
     missing = [name for name in names if not (index.parent / name).exists()]
     if missing:
         raise RagJaxError(
-            f"{index.parent} lacks {', '.join(missing)}: copy the missing shards there"
+            f"{index.parent} lacks {', '.join(missing)}: copy the missing weight files there"
         )
     return [index.parent / name for name in names]
 
 
-def _open(path: Path):
+def _open(path: Path) -> safe_open:
     try:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:
         raise RagJaxError(
-            f"{path} is truncated or no safetensors file ({error}): fetch it again"
+            f"{path} is truncated or not a safetensors file ({error}): download it again"
         ) from None
 
 
-def _reader(path: Path, name: str) -> Callable[[], np.ndarray]:
-    def read():
+def _make_reader(path: Path, name: str) -> Callable[[], np.ndarray]:
+    def read() -> np.ndarray:
         with _open(path) as file:
             return file.get_tensor(name)
 

@@ -1,4 +1,4 @@
-"""Where each Hugging Face tensor goes in our parameter trees, and the filling of those trees."""
+"""Conversion of Hugging Face tensors to the parameter trees of this package's models."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -23,14 +23,14 @@ from rag_jax.runtime.sharding import (
     shard_array,
 )
 
-# Stored by some versions of transformers, but no parameters of these models: rotary tables and
-# position numbers, the pooling layer over [CLS], the heads of BERT's pre-training and the format
-# numbers of BART's first files.
+# Tensors in some checkpoints that are not parameters of these models: rotary tables, position ids,
+# the pooling layer over [CLS], BERT's pre-training heads, and the format version in early BART
+# checkpoints.
 _NOT_PARAMETERS = re.compile(
     r".*rotary_emb\.inv_freq|(.*\.)?embeddings\.position_ids|(.*\.)?pooler\..*|cls\..*"
     r"|(.*\.)?(en|de)coder\.version"
 )
-# The embedding of the vocabulary, then the names of what is tied to it and may be stored as well.
+# The vocabulary embedding, then the tensors tied to the embedding, which a file may repeat.
 _TIED = {
     DecoderConfig: ("model.embed_tokens.weight", "lm_head.weight"),
     BartConfig: (
@@ -44,11 +44,16 @@ _TIED = {
 
 @dataclass(frozen=True)
 class Slot:
-    """One parameter: its Hugging Face name and its place and shape in our tree.
+    """One parameter of a model, and the stored tensor that holds the parameter.
 
-    `transposed` marks linear layers: Hugging Face stores `[out, in]`, our kernels are `[in, out]`.
-    `rows` are those of the stored tensor that are this parameter, where several share a tensor, one
-    after the other.
+    Attributes:
+        name: Hugging Face name of the stored tensor.
+        path: path of the parameter in the tree, joined by `/`.
+        shape: shape of the parameter in the tree.
+        transposed: True for kernels of linear layers, which Hugging Face stores as `[out, in]` and
+            the tree as `[in, out]`.
+        rows: first and last (exclusive) row of the stored tensor, if several parameters are stored
+            as one tensor; None if the parameter is the whole tensor.
     """
 
     name: str
@@ -59,14 +64,14 @@ class Slot:
 
 
 def list_slots(config: DecoderConfig | BertConfig | BartConfig) -> list[Slot]:
-    """Every parameter of a model, in the order of its layers."""
+    """The slots of all parameters of a model, in layer order."""
     if isinstance(config, BartConfig):
         return _bart_slots(config)
     return _bert_slots(config) if isinstance(config, BertConfig) else _decoder_slots(config)
 
 
 def stored_shapes(slots: Sequence[Slot]) -> dict[str, tuple[int, ...]]:
-    """The shape of every stored tensor by name, in the order of the slots."""
+    """The shape of every stored tensor by Hugging Face name, in the order of `slots`."""
     shapes: dict[str, tuple[int, ...]] = {}
     for slot in slots:
         shape = slot.shape[::-1] if slot.transposed else slot.shape
@@ -83,39 +88,35 @@ def build_params(
     rules: Rules | None = None,
     source: str = "the weights",
 ) -> dict:
-    """Reads the tensors into a parameter tree, one at a time.
+    """Reads the stored tensors into a parameter tree, one tensor at a time.
+
+    Names, shapes and dtypes are checked before the first parameter is created.
 
     Args:
-        config: the sizes the tree must have.
-        tensors: by Hugging Face name; a leading `bert.`, the old names `gamma` and `beta` of layer
-            norms and the names of a BART without its head are understood.
-        dtype: of the parameters, float32 by default.
-        mesh: over which each tensor is split as it is read; None for one device.
-        rules: how; by default the family's own.
-        source: what an error message calls the weights.
+        config: the model's sizes.
+        tensors: stored tensors by Hugging Face name. Older names are accepted too: the prefix
+            `bert.`, `gamma` and `beta` for the parameters of a layer norm, and the names of a BART
+            without its language-model head.
+        dtype: dtype of the parameters, float32 by default.
+        mesh: devices to shard each tensor over, right after it is read; None for one device.
+        rules: sharding rules; by default those of the model's family.
+        source: name of the weights in error messages.
+
+    Returns:
+        Parameters as a nested dict of arrays.
 
     Raises:
-        RagJaxError: one message with every tensor that is missing, has the wrong shape, is not made
-            of floats or has no place in the model; not exactly one rule for some parameter.
+        RagJaxError: tensors are missing, unexpected, not float or of the wrong shape (one message
+            lists all of them), or a parameter does not match exactly one sharding rule.
     """
     tensors = _rename(config, tensors)
     slots = list_slots(config)
     _check(config, slots, tensors, source)
     dtype = dtype or jnp.float32
-    if rules is None:
-        family = {DecoderConfig: DECODER_RULES, BertConfig: BERT_RULES, BartConfig: BART_RULES}
-        rules = family[type(config)]
-    shardings = {}
-    if mesh is not None:  # all of them before anything is read
-        for slot in slots:
-            spec = choose_spec(slot.path, slot.shape, mesh, rules)
-            shardings[slot.path] = NamedSharding(mesh, spec)
+    shardings = _make_shardings(config, slots, mesh, rules)
     params: dict = {}
     for slot in slots:
-        array = tensors[slot.name].read()
-        if slot.rows:
-            array = array[slice(*slot.rows)]
-        array = array.T if slot.transposed else array
+        array = _read_parameter(slot, tensors[slot.name])
         *parents, leaf = slot.path.split("/")
         node = params
         for parent in parents:
@@ -123,13 +124,40 @@ def build_params(
         if mesh is None:
             node[leaf] = jnp.asarray(array, dtype)
         else:
-            # Waited for: the host would otherwise hold every tensor that is still under way.
+            # Without the wait, the host would hold every tensor whose transfer is pending.
             node[leaf] = shard_array(array, shardings[slot.path], dtype).block_until_ready()
     return params
 
 
-def _rename(config, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Names as today's transformers saves the bare model, without what are no parameters."""
+def _make_shardings(
+    config: DecoderConfig | BertConfig | BartConfig,
+    slots: list[Slot],
+    mesh: Mesh | None,
+    rules: Rules | None,
+) -> dict[str, NamedSharding]:
+    """The sharding of every parameter by path; empty without a mesh."""
+    if mesh is None:
+        return {}
+    if rules is None:
+        family = {DecoderConfig: DECODER_RULES, BertConfig: BERT_RULES, BartConfig: BART_RULES}
+        rules = family[type(config)]
+    return {
+        slot.path: NamedSharding(mesh, choose_spec(slot.path, slot.shape, mesh, rules))
+        for slot in slots
+    }
+
+
+def _read_parameter(slot: Slot, tensor: StoredTensor) -> np.ndarray:
+    array = tensor.read()
+    if slot.rows:
+        array = array[slice(*slot.rows)]
+    return array.T if slot.transposed else array
+
+
+def _rename(
+    config: DecoderConfig | BertConfig | BartConfig, tensors: Mapping[str, StoredTensor]
+) -> dict[str, StoredTensor]:
+    """The tensors that are parameters, under the names that current transformers versions use."""
     renamed = {}
     for name, tensor in tensors.items():
         if isinstance(config, BertConfig):
@@ -142,13 +170,13 @@ def _rename(config, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTens
 
 
 def _complete_bart(config: BartConfig, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """BART's tensors as the model with its head has them, whichever were stored.
+    """BART's tensors under the names of the model with its language-model head.
 
-    The bare model has other names and no bias, and of the embedding, which one copy stands for,
-    any copy may be the one that was kept.
+    A checkpoint of the model without the head lacks the prefix `model.` and the bias of the logits.
+    A checkpoint may store the shared embedding under the name of any of the tied copies.
     """
-    bare = re.compile(r"(shared|encoder|decoder)\.")
-    tensors = {f"model.{n}" if bare.match(n) else n: tensor for n, tensor in tensors.items()}
+    headless = re.compile(r"(shared|encoder|decoder)\.")
+    tensors = {f"model.{n}" if headless.match(n) else n: tensor for n, tensor in tensors.items()}
     embedding, *copies = _TIED[BartConfig]
     for name in copies:
         if name in tensors:
@@ -158,22 +186,28 @@ def _complete_bart(config: BartConfig, tensors: dict[str, StoredTensor]) -> dict
     return {"final_logits_bias": zeros, **tensors}
 
 
-def _check(config, slots: list[Slot], tensors: dict[str, StoredTensor], source: str) -> None:
+def _check(
+    config: DecoderConfig | BertConfig | BartConfig,
+    slots: list[Slot],
+    tensors: dict[str, StoredTensor],
+    source: str,
+) -> None:
+    """Compares the stored tensors with a model's slots, and reports all differences at once."""
     problems = []
     expected = stored_shapes(slots)
     for name, shape in expected.items():
         if name not in tensors:
             problems.append(f"missing {name} {list(shape)}")
         elif tensors[name].shape != shape:
-            found = list(tensors[name].shape)
-            problems.append(f"{name} has shape {found}, the config wants {list(shape)}")
+            stored_shape = list(tensors[name].shape)
+            problems.append(f"{name} has shape {stored_shape}, the config wants {list(shape)}")
         elif tensors[name].fault:
             problems.append(f"{name} {tensors[name].fault}")
     embedding, *copies = _TIED.get(type(config), ("",))
     embedding = tensors.get(embedding)
     for name in tensors.keys() - expected.keys():
         if name in copies:
-            # Tied, but stored all the same: fine as long as it is indeed the embedding.
+            # A stored copy of a tied tensor is accepted if it equals the embedding.
             if embedding and not np.array_equal(tensors[name].read(), embedding.read()):
                 problems.append(f"{name} differs from the embedding, the config says it is tied")
         else:
@@ -195,7 +229,7 @@ def _decoder_slots(c: DecoderConfig) -> list[Slot]:
     }
     biased = ("attention/query", "attention/key", "attention/value") if c.qkv_bias else ()
     fused = {}
-    if c.family == "phi3":  # stores as one those that read the same input
+    if c.family == "phi3":  # projections of the same input are stored as one tensor
         qkv, gate_up = "self_attn.qkv_proj", "mlp.gate_up_proj"
         fused = {
             "attention/query": (qkv, (0, query)),
@@ -209,15 +243,15 @@ def _decoder_slots(c: DecoderConfig) -> list[Slot]:
     embedding = (c.vocab_size, c.hidden_size)
     slots = [Slot("model.embed_tokens.weight", "embed/embedding", embedding)]
     for i in range(c.num_layers):
-        theirs, ours = f"model.layers.{i}", f"layers_{i}"
+        hf_layer, layer = f"model.layers.{i}", f"layers_{i}"
         for path, name in norms.items():
-            slots += norm_slots(f"{theirs}.{name}", f"{ours}/{path}", c.hidden_size)
+            slots += norm_slots(f"{hf_layer}.{name}", f"{layer}/{path}", c.hidden_size)
         for path, (name, *shape) in linears.items():
             name, rows = fused.get(path, (name, None))
-            kernel = f"{ours}/{path}/kernel"
-            slots.append(Slot(f"{theirs}.{name}.weight", kernel, tuple(shape), True, rows))
+            kernel = f"{layer}/{path}/kernel"
+            slots.append(Slot(f"{hf_layer}.{name}.weight", kernel, tuple(shape), True, rows))
             if path in biased:
-                slots.append(Slot(f"{theirs}.{name}.bias", f"{ours}/{path}/bias", (shape[1],)))
+                slots.append(Slot(f"{hf_layer}.{name}.bias", f"{layer}/{path}/bias", (shape[1],)))
     slots += norm_slots("model.norm", "final_norm", c.hidden_size)
     if not c.tie_embeddings:
         slots.append(Slot("lm_head.weight", "head/kernel", embedding[::-1], True))
@@ -247,11 +281,11 @@ def _bert_slots(c: BertConfig) -> list[Slot]:
     ]
     slots += _norm_slots(f"{bert}embeddings.LayerNorm", "embed/norm", c.hidden_size)
     for i in range(c.num_layers):
-        theirs, ours = f"{bert}encoder.layer.{i}", f"layers_{i}"
+        hf_layer, layer = f"{bert}encoder.layer.{i}", f"layers_{i}"
         for path, (name, *shape) in linears.items():
-            slots += _linear_slots(f"{theirs}.{name}", f"{ours}/{path}", *shape)
+            slots += _linear_slots(f"{hf_layer}.{name}", f"{layer}/{path}", *shape)
         for path, name in norms.items():
-            slots += _norm_slots(f"{theirs}.{name}", f"{ours}/{path}", c.hidden_size)
+            slots += _norm_slots(f"{hf_layer}.{name}", f"{layer}/{path}", c.hidden_size)
     if c.projection_size:
         slots += _linear_slots(f"{side}encode_proj", "projection", c.hidden_size, c.projection_size)
     return slots
@@ -259,7 +293,7 @@ def _bert_slots(c: BertConfig) -> list[Slot]:
 
 def _bart_slots(c: BartConfig) -> list[Slot]:
     width = c.hidden_size
-    parts = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "out_proj"}
+    projections = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "out_proj"}
     attention, cross = {"attention": "self_attn"}, {"cross_attention": "encoder_attn"}
     sides = {
         "encoder": (c.encoder_layers, c.encoder_ffn_size, attention),
@@ -272,15 +306,16 @@ def _bart_slots(c: BartConfig) -> list[Slot]:
         slots.append(Slot(f"model.{side}.embed_positions.weight", table, positions))
         slots += _norm_slots(f"model.{side}.layernorm_embedding", f"{side}_norm", width)
         for i in range(num_layers):
-            theirs, ours = f"model.{side}.layers.{i}", f"{side}_layers_{i}"
+            hf_layer, layer = f"model.{side}.layers.{i}", f"{side}_layers_{i}"
             for path, name in attentions.items():
-                for our_part, part in parts.items():
-                    place = f"{ours}/{path}/{our_part}"
-                    slots += _linear_slots(f"{theirs}.{name}.{part}", place, width, width)
-                slots += _norm_slots(f"{theirs}.{name}_layer_norm", f"{ours}/{path}_norm", width)
-            slots += _linear_slots(f"{theirs}.fc1", f"{ours}/ffn/up", width, ffn_size)
-            slots += _linear_slots(f"{theirs}.fc2", f"{ours}/ffn/down", ffn_size, width)
-            slots += _norm_slots(f"{theirs}.final_layer_norm", f"{ours}/ffn_norm", width)
+                for projection, hf_projection in projections.items():
+                    hf_linear = f"{hf_layer}.{name}.{hf_projection}"
+                    linear = f"{layer}/{path}/{projection}"
+                    slots += _linear_slots(hf_linear, linear, width, width)
+                slots += _norm_slots(f"{hf_layer}.{name}_layer_norm", f"{layer}/{path}_norm", width)
+            slots += _linear_slots(f"{hf_layer}.fc1", f"{layer}/ffn/up", width, ffn_size)
+            slots += _linear_slots(f"{hf_layer}.fc2", f"{layer}/ffn/down", ffn_size, width)
+            slots += _norm_slots(f"{hf_layer}.final_layer_norm", f"{layer}/ffn_norm", width)
     slots.append(Slot("final_logits_bias", "logits_bias", (1, c.vocab_size)))
     return slots
 

@@ -1,1 +1,1 @@
-"""The models in Flax, which nothing else imports."""
+"""The models as Flax modules. No other part of the package imports Flax."""

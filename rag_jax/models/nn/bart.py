@@ -12,9 +12,9 @@ from rag_jax.models.nn.decoder import LayerCache, Output
 from rag_jax.models.nn.layers import LayerNorm, check_adapters
 from rag_jax.models.nn.post_norm import FFN, Attention, EncoderLayer
 
-# The first rows of the position tables belong to no position, as in fairseq, where BART comes from.
+# The first rows of the position tables belong to no position, as in fairseq, BART's origin.
 POSITION_OFFSET = 2
-_NORM_EPS = 1e-5  # PyTorch's own; BART's config.json does not state it
+_NORM_EPS = 1e-5  # PyTorch's default; BART's config.json has no such field
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,22 @@ class BartConfig:
     """Sizes and token ids of an encoder-decoder; the defaults are those of BART-large.
 
     Attributes:
-        max_length: learned positions of either side, in tokens.
-        scale_embedding: word vectors are read `sqrt(hidden_size)` times as large as stored.
-        start_id: what every decoder row starts with.
-        forced_bos_id: the token that transformers' `generate` forces behind `start_id`, or None.
-        forced_eos_id: the token that it forces at the length limit, or None.
+        vocab_size: number of token ids.
+        hidden_size: features of a hidden state (`D`).
+        encoder_layers: number of encoder layers.
+        decoder_layers: number of decoder layers.
+        encoder_heads: attention heads of an encoder layer.
+        decoder_heads: attention heads of a decoder layer.
+        encoder_ffn_size: features of the hidden layer of an encoder layer's FFN.
+        decoder_ffn_size: features of the hidden layer of a decoder layer's FFN.
+        max_length: number of learned positions of encoder and decoder each, in tokens.
+        scale_embedding: whether word vectors are multiplied by `sqrt(hidden_size)`.
+        bos_id: token that starts a text.
+        pad_id: padding token.
+        eos_id: token that ends a text.
+        start_id: first token of every decoder row.
+        forced_bos_id: token that transformers' `generate` forces after `start_id`, or None.
+        forced_eos_id: token that transformers' `generate` forces at the length limit, or None.
     """
 
     vocab_size: int = 50265
@@ -48,42 +59,44 @@ class BartConfig:
 
     @property
     def start_ids(self) -> tuple[int, ...]:
-        """What a decoder row holds before its first free token."""
+        """Fixed tokens at the start of every decoder row."""
         return tuple(i for i in (self.start_id, self.forced_bos_id) if i is not None)
 
     def count_flops(self, tokens: int, targets: int) -> float:
-        """Operations of a forward pass: its matrix products, those within attention left out.
+        """Floating-point operations of a forward pass: the matrix products with the weights.
+
+        The products of attention (queries with keys, weights with values) are not counted.
 
         Args:
-            tokens: that the encoder reads.
-            targets: that the decoder reads, each of which gets logits.
+            tokens: number of encoder tokens.
+            targets: number of decoder tokens, all with logits.
         """
         d, square = self.hidden_size, self.hidden_size**2
         encoder = self.encoder_layers * (4 * square + 2 * d * self.encoder_ffn_size)
-        read = self.decoder_layers * 2 * square  # the sources' keys and values
+        read = self.decoder_layers * 2 * square  # keys and values of the sources
         decoder = self.decoder_layers * (6 * square + 2 * d * self.decoder_ffn_size)
         return 2.0 * (tokens * (encoder + read) + targets * (decoder + d * self.vocab_size))
 
-    # What a cache is made of: the decoder's self-attention, under the names `DecoderConfig` has.
+    # Sizes of the cache of the decoder's self-attention, under the names of `DecoderConfig`.
 
     @property
     def num_layers(self) -> int:
-        """Layers with a cache."""
+        """Number of layers with a cache, the decoder's."""
         return self.decoder_layers
 
     @property
     def num_kv_heads(self) -> int:
-        """Key heads of such a layer."""
+        """Number of key heads of a decoder layer."""
         return self.decoder_heads
 
     @property
     def head_dim(self) -> int:
-        """Features of such a head."""
+        """Number of features of a decoder layer's head."""
         return self.hidden_size // self.decoder_heads
 
 
 class DecoderLayer(nn.Module):
-    """Attention to the row, attention to its source, FFN: each added to its input, then normed."""
+    """Post-norm Transformer layer: self-attention, cross-attention to the source, FFN."""
 
     config: BartConfig
 
@@ -96,24 +109,52 @@ class DecoderLayer(nn.Module):
         self.ffn = FFN(c.decoder_ffn_size)
         self.ffn_norm = LayerNorm(_NORM_EPS)
 
-    def __call__(self, x, mask, cache, slot, source, source_mask):
-        keys, values = self.attention.read(x, mask.shape[0])
+    def __call__(
+        self,
+        x: Float[Array, "N D"],
+        *,
+        attention_mask: Bool[Array, "B T S"],
+        cache: LayerCache | None,
+        slot: Int[Array, ""] | int,
+        source: LayerCache,
+        source_mask: Bool[Array, "P L"],
+    ) -> tuple[Float[Array, "N D"], LayerCache]:
+        """Runs the layer over a chunk of `N = B * T` tokens.
+
+        Args:
+            x: hidden states of the chunk.
+            attention_mask: True where a query may look among the row's own keys.
+            cache: keys and values of the row's earlier tokens; None if the chunk is the whole row.
+            slot: first slot of the chunk in the cache.
+            source: keys and values of `P` sources, each read by `B / P` consecutive rows.
+            source_mask: token mask of the sources.
+
+        Returns:
+            The output, and the keys and values of the row, this chunk included.
+        """
+        keys, values = self.attention.read(x, attention_mask.shape[0])
         if cache is not None:
             keys = jax.lax.dynamic_update_slice(cache[0], keys, (0, 0, 0, slot))
             values = jax.lax.dynamic_update_slice(cache[1], values, (0, 0, slot, 0))
-        x = self.attention_norm(x + self.attention(x, keys, values, mask[:, None]))
+        y = self.attention(x, keys=keys, values=values, attention_mask=attention_mask[:, None])
+        x = self.attention_norm(x + y)
         sources, length = source_mask.shape
-        seen = source_mask[:, None, None, :]
-        seen = jnp.broadcast_to(seen, (sources, 1, x.shape[0] // sources, length))
-        x = self.cross_attention_norm(x + self.cross_attention(x, *source, seen))
+        # [P, L] -> [P, 1, (B / P) * T, L]: the rows of one source are one matrix of queries.
+        cross_mask = source_mask[:, None, None, :]
+        cross_mask = jnp.broadcast_to(cross_mask, (sources, 1, x.shape[0] // sources, length))
+        source_keys, source_values = source
+        y = self.cross_attention(
+            x, keys=source_keys, values=source_values, attention_mask=cross_mask
+        )
+        x = self.cross_attention_norm(x + y)
         return self.ffn_norm(x + self.ffn(x)), (keys, values)
 
 
 class Bart(nn.Module):
-    """The model; `apply({"params": params}, input_tokens, decoder_tokens)` gives logits.
+    """Encoder-decoder; `apply({"params": params}, input_tokens, decoder_tokens)` gives logits.
 
-    `hidden` and `logits` are those of `Decoder`, so all of `rag_jax.decoding` runs on either: where
-    a decoder's row stands behind a prefix, a row here attends to a source.
+    `hidden` and `logits` have the interface of `Decoder`, so that `rag_jax.decoding` runs on both
+    models. The encoded source takes the place of a decoder's prefix.
     """
 
     config: BartConfig
@@ -141,38 +182,58 @@ class Bart(nn.Module):
     ) -> Float[Array, "B T V"]:
         """Logits of every decoder position.
 
-        Positions count the columns from 0 whatever the masks, as in BART itself.
+        A token's position is its column, whatever the masks, as in the original BART.
 
         Args:
-            input_tokens: what the encoder reads.
-            decoder_tokens: what the decoder has so far, `start_id` first.
-            mask: True (or non-zero) on the input's real tokens; None where nothing is padding.
-            decoder_mask: the same for the decoder's.
+            input_tokens: token ids for the encoder.
+            decoder_tokens: token ids for the decoder, `start_id` first.
+            mask: token mask of the input, boolean or 0 and 1; None if there is no padding.
+            decoder_mask: token mask of the decoder's tokens; None if there is no padding.
+
+        Raises:
+            ValueError: `S` or `T` is greater than `max_length`, or the adapters in the parameters
+                do not divide the rows.
         """
-        mask = jnp.ones(input_tokens.shape, bool) if mask is None else mask.astype(bool)
-        source = self.read_source(self.encode(input_tokens, mask))
-        hidden = self.hidden(decoder_tokens, mask=decoder_mask, prefix=source, prefix_mask=mask)
-        return self.logits(hidden.hidden)
+        source_mask = jnp.ones(input_tokens.shape, bool) if mask is None else mask.astype(bool)
+        output = self.hidden(
+            decoder_tokens,
+            mask=decoder_mask,
+            prefix=self.read_source(self.encode(input_tokens, source_mask)),
+            prefix_mask=source_mask,
+        )
+        return self.logits(output.hidden)
 
     def encode(
         self, tokens: Int[Array, "B S"], mask: Bool[Array, "B S"] | Int[Array, "B S"] | None = None
     ) -> Float[Array, "B S D"]:
-        """The encoder's hidden states after its last layer.
+        """Hidden states after the encoder's last layer.
+
+        Args:
+            tokens: token ids, at most `max_length` per row.
+            mask: token mask, boolean or 0 and 1; None if there is no padding.
 
         Raises:
-            ValueError: more columns than there are learned positions.
+            ValueError: `S` is greater than `max_length`, or the adapters in the parameters do not
+                divide the rows.
         """
         rows, width = tokens.shape
         self._check_length(width)
-        mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
+        token_mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
         x = self._embed(tokens, jnp.arange(width)[None], self.encoder_position, self.encoder_norm)
         for layer in self.encoder_layers:
-            x = layer(x, mask)
+            x = layer(x, token_mask=token_mask)
         return x.reshape(rows, width, self.config.hidden_size)
 
     def read_source(self, encoded: Float[Array, "P L D"]) -> tuple[LayerCache, ...]:
-        """What `hidden` takes as its prefix: each layer's keys and values of encoded sources."""
-        flat = encoded.reshape(-1, self.config.hidden_size)
+        """Keys and values of encoded sources for every layer's cross-attention.
+
+        Args:
+            encoded: hidden states from `encode`.
+
+        Returns:
+            The `prefix` argument of `hidden`.
+        """
+        flat = encoded.reshape(-1, self.config.hidden_size)  # [P, L, D] -> [P * L, D]
         return tuple(
             layer.cross_attention.read(flat, encoded.shape[0]) for layer in self.decoder_layers
         )
@@ -190,54 +251,72 @@ class Bart(nn.Module):
         length: int | None = None,
         return_layer: int | None = None,
     ) -> Output:
-        """Runs the decoder over a chunk of tokens.
+        """The decoder's hidden states of a chunk of tokens.
 
         Args:
-            tokens: one chunk for each row.
-            prefix: the layers' keys and values of `P` sources, each read by `B / P` consecutive
-                rows: what `read_source` returned.
-            prefix_mask: True on the sources' real tokens.
-            mask: without a cache, `[B, T]`, True (or non-zero) on real tokens (causality is added
-                here). With one, `[B, T, S]`, True where a token may look among the cache's slots.
-            positions: which learned position each token has; by default its column. A cache has no
-                columns, so with one they must be given.
-            cache: the layers' keys and values; the chunk is written at `slot` and returned.
-            slot: where the chunk starts on the cache's slot axis, the same for every row.
-            length: how many of the slots one text may take, where several lie in them; by default
-                all.
-            return_layer: number of the layer whose output is wanted as well: 0 is the embedding,
-                `decoder_layers` the last layer's output, which `hidden` is too. None for none.
+            tokens: one chunk per row.
+            prefix: result of `read_source` for `P` sources, each read by `B / P` consecutive rows.
+            prefix_mask: token mask of the sources.
+            mask: without a cache, the token mask `[B, T]`, to which causality is added. With a
+                cache, the attention mask `[B, T, S]` over the cache's slots.
+            positions: learned positions; by default the columns. Required with a cache.
+            cache: keys and values of every layer, into which the chunk is written at `slot`.
+            slot: first slot of the chunk in the cache, the same for every row.
+            length: longest text in the cache, in slots, if several share them; by default `S`.
+            return_layer: index of a layer whose output is returned too: 0 is the embedding,
+                `decoder_layers` the last layer, equal to `hidden`. None for no layer.
 
         Raises:
-            ValueError: texts of more slots than there are learned positions.
+            ValueError: a text has more slots than there are learned positions, or the adapters in
+                the parameters do not divide the rows.
         """
         c, (rows, width) = self.config, tokens.shape
         if cache is None:
-            real = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
-            mask = real[:, None, :] & jnp.tril(jnp.ones((1, width, width), bool))
+            token_mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
+            # [B, 1, T] & [1, T, T] -> [B, T, T]
+            attention_mask = token_mask[:, None, :] & jnp.tril(jnp.ones((1, width, width), bool))
             if positions is None:
                 positions = jnp.arange(width)[None]
-        self._check_length(mask.shape[-1] if length is None else length)
+        else:
+            attention_mask = mask
+        self._check_length(attention_mask.shape[-1] if length is None else length)
         x = self._embed(tokens, positions, self.decoder_position, self.decoder_norm)
-        layer_output, written = (x if return_layer == 0 else None), []
+        layer_output, layer_caches = (x if return_layer == 0 else None), []
         for i, layer in enumerate(self.decoder_layers):
-            x, layer_cache = layer(x, mask, cache and cache[i], slot, prefix[i], prefix_mask)
-            written.append(layer_cache)
+            x, layer_cache = layer(
+                x,
+                attention_mask=attention_mask,
+                cache=cache and cache[i],
+                slot=slot,
+                source=prefix[i],
+                source_mask=prefix_mask,
+            )
+            layer_caches.append(layer_cache)
             if return_layer == i + 1:
                 layer_output = x
         x = x.reshape(rows, width, c.hidden_size)
         if layer_output is not None:
             layer_output = layer_output.reshape(rows, width, c.hidden_size)
-        return Output(x, tuple(written) if cache is not None else None, layer_output)
+        return Output(x, tuple(layer_caches) if cache is not None else None, layer_output)
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
-        """Scores over the vocabulary, only for the hidden states given."""
+        """Logits over the vocabulary.
+
+        Args:
+            hidden: the decoder's hidden states, of the positions that need logits only.
+        """
         scores = hidden.reshape(-1, self.config.hidden_size) @ self.embed.embedding.T
-        # transformers keeps this bias as a buffer: it is read and never trained.
+        # In transformers, this bias is a buffer, not a trainable parameter.
         scores = scores + jax.lax.stop_gradient(self.logits_bias)
         return scores.reshape(*hidden.shape[:-1], -1)
 
-    def _embed(self, tokens, positions, table, norm) -> Float[Array, "N D"]:
+    def _embed(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        table: nn.Embed,
+        norm: LayerNorm,
+    ) -> Float[Array, "N D"]:
         c = self.config
         check_adapters(self.variables.get("params", {}), len(tokens))
         x = self.embed(tokens)
@@ -247,8 +326,9 @@ class Bart(nn.Module):
         return norm(x.reshape(-1, c.hidden_size))
 
     def _check_length(self, width: int) -> None:
-        # JAX would clamp a position that is out of range: the token would get another one's vector.
+        # JAX would clamp a position out of range: the token would get the vector of the last one.
         if width > self.config.max_length:
             raise ValueError(
-                f"{width} tokens in a row, but only {self.config.max_length} positions"
+                f"{width} tokens in a row, but only {self.config.max_length} positions; "
+                "shorten the texts"
             )

@@ -13,13 +13,21 @@ from rag_jax.runtime.sharding import constrain_rows
 
 @dataclass(frozen=True)
 class BertConfig:
-    """Sizes of an encoder; `max_length` is its number of learned positions, in tokens.
+    """Sizes of an encoder and the way in which it embeds a text.
 
     Attributes:
+        vocab_size: number of token ids.
+        hidden_size: features of a hidden state (`D`).
+        ffn_size: features of the FFN's hidden layer.
+        num_layers: number of layers.
+        num_heads: attention heads of a layer.
+        num_types: number of token types: text 0 and text 1 of a pair.
+        norm_eps: constant under the root of every norm.
+        max_length: number of learned positions, in tokens.
         dpr_role: "question" or "context" for one of DPR's two encoders, which embed a text as its
-            [CLS] state (Karpukhin et al. 2020, section 3.1); None for a plain BERT, whose
-            embedding is the mean of its states, of length one.
-        projection_size: features of DPR's layer over the [CLS] state; None where there is none.
+            [CLS] state (Karpukhin et al. 2020, section 3.1); None for a plain BERT, which embeds
+            a text as the mean of its hidden states, scaled to length one.
+        projection_size: features of DPR's projection of the [CLS] state; None without projection.
     """
 
     vocab_size: int
@@ -35,17 +43,23 @@ class BertConfig:
 
     @property
     def embedding_size(self) -> int:
-        """Features of a text's embedding."""
+        """Number of features of a text's embedding (`E`)."""
         return self.projection_size or self.hidden_size
 
     def count_flops(self, tokens: int) -> float:
-        """Operations of a forward pass: its matrix products, those within attention left out."""
+        """Floating-point operations of a forward pass: the matrix products with the weights.
+
+        The products of attention (queries with keys, weights with values) are not counted.
+
+        Args:
+            tokens: number of tokens that pass through the layers.
+        """
         layer = self.hidden_size * (4 * self.hidden_size + 2 * self.ffn_size)
         return 2.0 * tokens * self.num_layers * layer
 
 
 class Embeddings(nn.Module):
-    """Word, position and type vectors, added and normalised."""
+    """Embedding layer: the sum of word, position and type vectors, normalised."""
 
     config: BertConfig
 
@@ -53,14 +67,14 @@ class Embeddings(nn.Module):
     def __call__(self, tokens: Int[Array, "B T"], types: Int[Array, "B T"]) -> Float[Array, "N D"]:
         c = self.config
         x = nn.Embed(c.vocab_size, c.hidden_size, name="word")(tokens)
-        positions = jnp.arange(tokens.shape[1])[None]
+        positions = jnp.arange(tokens.shape[1])[None]  # [1, T]
         x = x + nn.Embed(c.max_length, c.hidden_size, name="position")(positions)
         x = x + nn.Embed(c.num_types, c.hidden_size, name="type")(types)
-        return LayerNorm(c.norm_eps, name="norm")(x.reshape(-1, c.hidden_size))
+        return LayerNorm(c.norm_eps, name="norm")(x.reshape(-1, c.hidden_size))  # [B * T, D]
 
 
 class Bert(nn.Module):
-    """The encoder; `apply({"params": params}, tokens, mask)` gives hidden states `[B, T, D]`."""
+    """BERT encoder; `apply({"params": params}, tokens, mask)` gives hidden states `[B, T, D]`."""
 
     config: BertConfig
 
@@ -81,30 +95,33 @@ class Bert(nn.Module):
     ) -> Float[Array, "B T D"]:
         """Hidden states after the last layer.
 
-        Positions count the columns from 0 whatever the mask, as in BERT itself: pad on the right.
+        A token's position is its column, whatever the mask, as in the original BERT. Padding
+        therefore belongs on the right.
 
         Args:
-            tokens: at most `max_length` columns.
-            mask: True (or non-zero) on real tokens; None where nothing is padding.
+            tokens: token ids, at most `max_length` per row.
+            mask: token mask, boolean or 0 and 1; None if there is no padding.
             types: 0 for the first text of a pair and 1 for the second; None for all 0.
 
         Raises:
-            ValueError: more columns than there are learned positions.
+            ValueError: `T` is greater than `max_length`, or the adapters in the parameters do not
+                divide the rows.
         """
         rows, width = tokens.shape
         if width > self.config.max_length:
             raise ValueError(
-                f"{width} tokens in a row, but only {self.config.max_length} positions"
+                f"{width} tokens in a row, but only {self.config.max_length} positions; "
+                "shorten the texts"
             )
         check_adapters(self.variables.get("params", {}), rows)
-        mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
+        token_mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
         x = self.embed(tokens, jnp.zeros_like(tokens) if types is None else types)
         for layer in self.layers:
-            x = layer(constrain_rows(x, rows), mask)
+            x = layer(constrain_rows(x, rows), token_mask=token_mask)
         if self.is_initializing():
-            self.project(x)  # its parameters belong to the tree as well
+            self.project(x)  # `init` must create the projection's parameters too
         return x.reshape(rows, width, self.config.hidden_size)
 
     def project(self, states: Float[Array, "B D"]) -> Float[Array, "B E"]:
-        """DPR's layer over the [CLS] states, which most of its encoders do without."""
+        """Embeddings of texts from their [CLS] states: DPR's projection, or the states unchanged."""
         return self.projection(states) if self.config.projection_size else states

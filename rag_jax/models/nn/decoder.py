@@ -1,7 +1,12 @@
-"""The decoder of every family: pre-norm, rotary positions, grouped-query attention, gated FFN."""
+"""The decoder of all families: pre-norm, rotary positions, grouped-query attention, gated FFN.
 
-from collections.abc import Sequence
+The letters in shapes are those of `rag_jax.models.nn.layers`. `S` is the number of keys of a row:
+the cache's slots, or the row's `T` tokens if there is no cache.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -18,26 +23,36 @@ from rag_jax.models.nn.layers import (
     attend,
     check_adapters,
 )
-from rag_jax.models.nn.rope import LlamaScaling, LongScaling, rotary_angles, rotate
+from rag_jax.models.nn.rope import Angles, LlamaScaling, LongScaling, rotary_angles, rotate
 from rag_jax.runtime.sharding import constrain_rows
 
-# One layer's keys `[B, K, d, S]` and values `[B, K, S, d]`.
+# Keys and values of one layer.
 LayerCache = tuple[Float[Array, "B K d S"], Float[Array, "B K S d"]]
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes of a decoder, and what sets the families apart.
+    """Sizes of a decoder and the options in which the model families differ.
 
     Attributes:
-        vocab_size: rows of the embedding, padding among them.
-        max_length: the longest context it was trained for, in tokens.
-        family: Hugging Face's `model_type`, which says how the weights are named on disk.
-        layer_norm: whether the norms are layer norms with a bias, in place of RMS norms.
-        qkv_bias: whether queries, keys and values have a bias.
-        rotary_fraction: the part of each head's features that positions turn.
-        rope_scaling: how the rotary positions were stretched for a longer context.
-        vocab_padding: how many of the last rows belong to no token; they are never generated.
+        vocab_size: number of rows of the embedding, padding rows included.
+        hidden_size: features of the residual stream (`D`).
+        ffn_size: features of the FFN's hidden layer.
+        num_layers: number of layers.
+        num_heads: query heads (`H`).
+        num_kv_heads: key heads (`K`), a divisor of `num_heads`.
+        head_dim: features of a head (`d`).
+        rope_theta: base of the rotary frequencies.
+        norm_eps: constant under the root of every norm.
+        tie_embeddings: whether the output layer is the transposed embedding.
+        max_length: longest context in training, in tokens.
+        family: Hugging Face's `model_type`, which determines the names of the stored weights.
+        layer_norm: True for layer norms with a bias, False for RMS norms.
+        qkv_bias: whether the projections to queries, keys and values have a bias.
+        rotary_fraction: fraction of each head's features that is rotated.
+        rope_scaling: context extension of the rotary positions; None for none.
+        vocab_padding: number of rows at the end of the embedding that belong to no token. Padding
+            rows are never generated.
     """
 
     vocab_size: int
@@ -60,15 +75,17 @@ class DecoderConfig:
 
     @property
     def rotary_dim(self) -> int:
-        """How many features of a head positions turn."""
+        """Number of features of a head that are rotated."""
         return int(self.head_dim * self.rotary_fraction)
 
     def count_flops(self, tokens: int, targets: int) -> float:
-        """Operations of a forward pass: its matrix products, those within attention left out.
+        """Floating-point operations of a forward pass: the matrix products with the weights.
+
+        The products of attention (queries with keys, weights with values) are not counted.
 
         Args:
-            tokens: that run through the layers.
-            targets: positions that get logits.
+            tokens: number of tokens that pass through the layers.
+            targets: number of positions with logits.
         """
         heads = 2 * (self.num_heads + self.num_kv_heads) * self.head_dim
         layer = self.hidden_size * (heads + 3 * self.ffn_size)
@@ -77,12 +94,12 @@ class DecoderConfig:
 
 
 class Output(NamedTuple):
-    """What a pass over some tokens returns.
+    """Result of a pass over a chunk of tokens.
 
     Attributes:
-        hidden: `[B, T, D]`, after the final norm; `Decoder.logits` takes it from there.
-        cache: the layers' keys and values with this chunk written in, or None.
-        layer_output: `[B, T, D]`, the residual stream after the layer asked for, or None.
+        hidden: hidden states after the final norm, the input of `Decoder.logits`.
+        cache: keys and values of every layer, this chunk included; None without a cache.
+        layer_output: residual stream after the layer named by `return_layer`, or None.
     """
 
     hidden: Float[Array, "B T D"]
@@ -95,62 +112,107 @@ def _norm(config: DecoderConfig, **options) -> nn.Module:
 
 
 class Attention(nn.Module):
-    """Self-attention of one layer, with or without a cache."""
+    """Grouped-query self-attention with rotary positions (Ainslie et al. 2023)."""
 
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x, shape, angles, mask, cache, slot, prefix, prefix_mask):
-        c, (rows, width) = self.config, shape
+    def __call__(
+        self,
+        x: Float[Array, "N D"],
+        *,
+        batch_shape: tuple[int, int],
+        angles: Angles,
+        attention_mask: Bool[Array, "B 1 T S"],
+        cache: LayerCache | None,
+        slot: Int[Array, ""] | int,
+        prefix: LayerCache | None,
+        prefix_mask: Bool[Array, "P L"] | None,
+    ) -> tuple[Float[Array, "N D"], LayerCache]:
+        """Attends from every token of the chunk to the row's keys and to those of its prefix.
+
+        Args:
+            x: normalised residual stream of the chunk.
+            batch_shape: `(B, T)`, for the unflattening of `N = B * T`.
+            angles: cosines and sines of the tokens' positions.
+            attention_mask: True where a query may look.
+            cache: keys and values of the row's earlier tokens; None if the chunk is the whole row.
+            slot: first slot of the chunk in the cache.
+            prefix: keys and values of `P` prefixes, each shared by `B / P` consecutive rows.
+            prefix_mask: token mask of the prefixes.
+
+        Returns:
+            The output, and the keys and values of the row, this chunk included.
+        """
+        c, (rows, width) = self.config, batch_shape
         groups = c.num_heads // c.num_kv_heads
 
-        def project(name, heads):
+        def project(name: str, heads: int) -> Float[Array, "B heads T d"]:
             y = Linear(heads * c.head_dim, use_bias=c.qkv_bias, name=name)(x)
+            # [B * T, heads * d] -> [B, heads, T, d]
             return y.reshape(rows, width, heads, c.head_dim).swapaxes(1, 2)
 
         query = rotate(project("query", c.num_heads), angles)
+        # [B, H, T, d] -> [B, K, (H / K) * T, d]: the query heads of a key head are one matrix.
         query = query.reshape(rows, c.num_kv_heads, groups * width, c.head_dim)
-        keys = rotate(project("key", c.num_kv_heads), angles).swapaxes(2, 3)
-        values = project("value", c.num_kv_heads)
+        keys = rotate(project("key", c.num_kv_heads), angles).swapaxes(2, 3)  # [B, K, d, T]
+        values = project("value", c.num_kv_heads)  # [B, K, T, d]
         if cache is not None:
             keys = jax.lax.dynamic_update_slice(cache[0], keys, (0, 0, 0, slot))
             values = jax.lax.dynamic_update_slice(cache[1], values, (0, 0, slot, 0))
-        y = attend(
-            query,
-            keys,
-            values,
-            jnp.tile(mask, (1, 1, groups, 1)),
-            prefix=prefix,
-            prefix_mask=prefix_mask,
-        )
+        mask = jnp.tile(attention_mask, (1, 1, groups, 1))  # [B, 1, (H / K) * T, S]
+        y = attend(query, keys, values, mask, prefix=prefix, prefix_mask=prefix_mask)
+        # [B, K, (H / K) * T, d] -> [B, T, H, d] -> [B * T, H * d]
         y = y.reshape(rows, c.num_heads, width, c.head_dim).swapaxes(1, 2)
         y = Linear(c.hidden_size, name="output")(y.reshape(rows * width, -1))
         return y, (keys, values)
 
 
 class Layer(nn.Module):
-    """Attention and FFN, each behind its norm and added to the residual stream."""
+    """Pre-norm Transformer layer: `x + attention(norm(x))`, then `x + ffn(norm(x))`."""
 
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x, *rest):
+    def __call__(
+        self,
+        x: Float[Array, "N D"],
+        *,
+        batch_shape: tuple[int, int],
+        angles: Angles,
+        attention_mask: Bool[Array, "B 1 T S"],
+        cache: LayerCache | None,
+        slot: Int[Array, ""] | int,
+        prefix: LayerCache | None,
+        prefix_mask: Bool[Array, "P L"] | None,
+    ) -> tuple[Float[Array, "N D"], LayerCache]:
+        """Runs the layer; arguments and results are those of `Attention`."""
         c = self.config
-        y, cache = Attention(c, name="attention")(_norm(c, name="attention_norm")(x), *rest)
+        y, cache = Attention(c, name="attention")(
+            _norm(c, name="attention_norm")(x),
+            batch_shape=batch_shape,
+            angles=angles,
+            attention_mask=attention_mask,
+            cache=cache,
+            slot=slot,
+            prefix=prefix,
+            prefix_mask=prefix_mask,
+        )
         x = x + y
-        return x + GatedFFN(c.ffn_size, name="ffn")(_norm(c, name="ffn_norm")(x)), cache
+        x = x + GatedFFN(c.ffn_size, name="ffn")(_norm(c, name="ffn_norm")(x))
+        return constrain_rows(x, batch_shape[0]), cache
 
 
 class Decoder(nn.Module):
-    """The decoder; `apply({"params": params}, tokens)` gives logits `[B, T, V]`.
+    """Decoder-only language model; `apply({"params": params}, tokens)` gives logits `[B, T, V]`.
 
     Layers are a plain list: scanning over stacked layers copies each layer's weights at every
     step, which makes decoding on CPU twice as slow.
 
     Attributes:
-        config: its sizes.
-        remat: what a gradient computes twice in place of keeping it: "none" of the activations,
-            "full" all within a layer, "dots" all but the results of its projections.
+        config: sizes and options.
+        remat: activations that the backward pass recomputes to save memory: "none"; "full", all
+            within a layer; or "dots", all within a layer except the results of its projections.
     """
 
     config: DecoderConfig
@@ -167,7 +229,12 @@ class Decoder(nn.Module):
     def __call__(
         self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None
     ) -> Float[Array, "B T V"]:
-        """Logits of every position; `mask` is False on padding, which may stand anywhere."""
+        """Logits of every position.
+
+        Args:
+            tokens: one row of token ids per text.
+            mask: token mask; padding may be anywhere in a row. None if there is no padding.
+        """
         return self.logits(self.hidden(tokens, mask=mask).hidden)
 
     def hidden(
@@ -183,69 +250,73 @@ class Decoder(nn.Module):
         prefix_mask: Bool[Array, "P L"] | None = None,
         return_layer: int | None = None,
     ) -> Output:
-        """Runs the layers over a chunk of tokens.
+        """Hidden states of a chunk of tokens.
 
         Args:
-            tokens: one chunk for each row.
-            mask: without a cache, `[B, T]`, True on real tokens (causality is added here). With
-                one, `[B, T, S]`, True where a token may look among the cache's slots.
-            positions: rotary positions; by default the count of real tokens before each.
-            cache: the layers' keys and values; the chunk is written at `slot` and returned.
-            slot: where the chunk starts on the cache's slot axis, the same for every row.
-            length: how many of the slots one text may take, where several lie in them; by default
-                all.
-            prefix: the layers' keys and values of `P` prefixes, each shared by `B / P`
+            tokens: one chunk per row.
+            mask: without a cache, the token mask `[B, T]`, to which causality is added. With a
+                cache, the attention mask `[B, T, S]` over the cache's slots.
+            positions: rotary positions; by default the number of tokens before each token, without
+                padding. Required with a cache.
+            cache: keys and values of every layer, into which the chunk is written at `slot`.
+            slot: first slot of the chunk in the cache, the same for every row.
+            length: longest text in the cache, in slots, if several texts share the slots; by
+                default `S`.
+            prefix: keys and values of every layer for `P` prefixes, each shared by `B / P`
                 consecutive rows.
-            prefix_mask: True on the prefixes' real tokens.
-            return_layer: number of the layer whose output is wanted as well, counted as Hugging Face's
-                `hidden_states` are: 0 is the embedding, `num_layers` the last layer's output
-                before the final norm. None for none.
+            prefix_mask: token mask of the prefixes.
+            return_layer: index of a layer whose output is returned too, numbered as in Hugging
+                Face's `hidden_states`: 0 is the embedding, `num_layers` the last layer's output
+                before the final norm. None for no layer.
 
         Raises:
             RagJaxError: the cache is longer than the model's rotary positions allow.
-            ValueError: the rows don't divide among the adapters in the parameters.
+            ValueError: the adapters in the parameters do not divide the rows.
         """
         c, (rows, width) = self.config, tokens.shape
         check_adapters(self.variables.get("params", {}), rows)
         if cache is None:
-            real = jnp.ones(tokens.shape, bool) if mask is None else mask
-            mask = real[:, None, :] & jnp.tril(jnp.ones((1, width, width), bool))
+            token_mask = jnp.ones(tokens.shape, bool) if mask is None else mask
+            # [B, 1, T] & [1, T, T] -> [B, T, T]
+            attention_mask = token_mask[:, None, :] & jnp.tril(jnp.ones((1, width, width), bool))
             if positions is None:
-                positions = jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0)
-        if cache is not None and isinstance(c.rope_scaling, LongScaling):
-            own = mask.shape[-1] if length is None else length
-            c.rope_scaling.check_cache(own + (prefix[0][0].shape[-1] if prefix else 0))
+                positions = jnp.maximum(jnp.cumsum(token_mask, axis=1) - 1, 0)
+        else:
+            attention_mask = mask
+            if isinstance(c.rope_scaling, LongScaling):
+                slots = attention_mask.shape[-1] if length is None else length
+                c.rope_scaling.check_cache(slots + (prefix[0][0].shape[-1] if prefix else 0))
         angles = rotary_angles(
             positions, rotary_dim=c.rotary_dim, theta=c.rope_theta, scaling=c.rope_scaling
         )
         x = constrain_rows(self.embed(tokens).reshape(rows * width, c.hidden_size), rows)
-        layer_output, written = (x if return_layer == 0 else None), []
+        layer_output, layer_caches = (x if return_layer == 0 else None), []
         for i, layer in enumerate(self.layers):
-            rest = (
-                (rows, width),
-                angles,
-                mask[:, None],
-                cache and cache[i],
-                slot,
-                prefix and prefix[i],
-                prefix_mask,
+            run_layer = partial(
+                layer,
+                batch_shape=(rows, width),
+                angles=angles,
+                attention_mask=attention_mask[:, None],  # [B, 1, T, S]
+                cache=cache and cache[i],
+                slot=slot,
+                prefix=prefix and prefix[i],
+                prefix_mask=prefix_mask,
             )
-
-            def run(x, layer=layer, rest=rest):
-                y, layer_cache = layer(x, *rest)
-                return constrain_rows(y, rows), layer_cache
-
-            x, layer_cache = self._rematerialize(run)(x)
-            written.append(layer_cache)
+            x, layer_cache = self._rematerialize(run_layer)(x)
+            layer_caches.append(layer_cache)
             if return_layer == i + 1:
                 layer_output = x
         x = self.final_norm(x).reshape(rows, width, c.hidden_size)
         if layer_output is not None:
             layer_output = layer_output.reshape(rows, width, c.hidden_size)
-        return Output(x, tuple(written) if cache is not None else None, layer_output)
+        return Output(x, tuple(layer_caches) if cache is not None else None, layer_output)
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
-        """Scores over the vocabulary, only for the hidden states given."""
+        """Logits over the vocabulary, about -1e9 for the padding rows of the embedding.
+
+        Args:
+            hidden: hidden states after the final norm, of the positions that need logits only.
+        """
         c, rows = self.config, hidden.shape[0]
         flat = constrain_rows(hidden.reshape(-1, c.hidden_size), rows)
         if c.tie_embeddings:
@@ -254,15 +325,15 @@ class Decoder(nn.Module):
             scores = self.head(flat)
         if c.vocab_padding:
             is_token = jnp.arange(c.vocab_size) < c.vocab_size - c.vocab_padding
-            # float16 ends before MASKED does.
+            # float16 cannot hold MASKED.
             masked = max(MASKED, float(jnp.finfo(scores.dtype).min))
             scores = jnp.where(is_token[None], scores, jnp.asarray(masked, scores.dtype))
         scores = constrain_rows(scores, rows, free=True)
         return scores.reshape(*hidden.shape[:-1], -1)
 
-    def _rematerialize(self, run):
+    def _rematerialize(self, run_layer: Callable) -> Callable:
         if self.remat == "none":
-            return run
-        # `jax.checkpoint` rather than Flax's: there is nothing but parameters to be read within.
+            return run_layer
+        # `jax.checkpoint` suffices: a layer reads parameters and writes no Flax variables.
         policies = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
-        return jax.checkpoint(run, policy=policies[self.remat])
+        return jax.checkpoint(run_layer, policy=policies[self.remat])

@@ -1,8 +1,12 @@
-"""The layers the models are made of. Activations travel as one flat `[N, D]` axis of tokens.
+"""Layers shared by all models: linear with optional LoRA, norms, gated FFN, attention.
 
-Why flat: a weight gradient of `[B, T, D]` activations contracts two axes, which runs at half speed
-on CPU, while `[B * T, D]` is one large matrix product. The batch axis stays the major one, so
-sharding over it is unaffected.
+Activations are flat, `[N, D]` with `N = B * T` tokens. Why flat: a weight gradient of `[B, T, D]`
+activations contracts two axes, which runs at half speed on CPU, while `[B * T, D]` is one large
+matrix product. The batch axis stays the major one, so sharding over it is unaffected.
+
+Letters in shapes, here and in the models: `B` rows, `T` tokens of a row, `N = B * T`, `D` hidden
+features, `H` query heads, `K` key heads, `d` features of a head, `S` cache slots, `P` prefixes (or
+encoded sources, or adapters), each for `B / P` consecutive rows, and `L` tokens of a prefix.
 """
 
 from collections.abc import Mapping
@@ -16,10 +20,11 @@ MASKED = -1e9  # finite: a row of `-inf` would make softmax return NaN
 
 
 class Linear(nn.Module):
-    """`x @ kernel + bias`, plus `(x @ lora_a) @ lora_b` where the tree carries an adapter.
+    """Linear layer: `x @ kernel + bias`, plus `(x @ lora_a) @ lora_b` if an adapter is applied.
 
-    `rag_jax.lora.apply` puts `lora_a` and `lora_b` beside a kernel, those of one adapter or of `P`,
-    each for its part of the batch; nothing else needs to know.
+    `rag_jax.lora.apply` adds `lora_a` and `lora_b` next to a kernel: one adapter for the whole
+    batch, or `P` adapters, each for `N / P` consecutive tokens. The models need no other code for
+    LoRA.
     """
 
     features: int
@@ -44,29 +49,44 @@ def adapt(
     a: Float[Array, "D r"] | Float[Array, "P D r"],
     b: Float[Array, "r F"] | Float[Array, "P r F"],
 ) -> Float[Array, "N F"]:
-    """`(x @ a) @ b`; of `P` adapters, the first for the first `N / P` tokens, and so on."""
+    """The low-rank update `(x @ a) @ b`.
+
+    Args:
+        x: input of the linear layer.
+        a: down-projection of one adapter, or of `P` adapters: the first for the first `N / P`
+            tokens, and so on.
+        b: up-projection, scale included.
+    """
     if a.ndim == 2:
         return (x @ a) @ b
-    parts = x.reshape(a.shape[0], -1, x.shape[-1])
-    return ((parts @ a) @ b).reshape(x.shape[0], -1)
+    parts = x.reshape(a.shape[0], -1, x.shape[-1])  # [N, D] -> [P, N / P, D]
+    return ((parts @ a) @ b).reshape(x.shape[0], -1)  # [P, N / P, F] -> [N, F]
 
 
 def check_adapters(params: Mapping, rows: int) -> None:
-    """Raises unless the rows of a batch divide evenly among the adapters of every layer.
+    """Checks that the rows of a batch divide evenly among the adapters of every layer.
 
-    Tokens divide more easily than rows do, so without this some rows would get two adapters.
+    The layers see tokens, not rows. If the tokens divided and the rows did not, one row would get
+    two adapters.
+
+    Args:
+        params: nested dicts of parameters, with or without adapters.
+        rows: number of rows in the batch.
 
     Raises:
-        ValueError: they don't.
+        ValueError: a layer's number of adapters does not divide `rows`.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if path[-1].key == "lora_a" and leaf.ndim == 3 and rows % len(leaf):
             where = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise ValueError(f"{where}: {len(leaf)} adapters for a batch of {rows} rows")
+            raise ValueError(
+                f"{where}: {len(leaf)} adapters for a batch of {rows} rows; "
+                f"make the number of rows a multiple of {len(leaf)}"
+            )
 
 
 class RMSNorm(nn.Module):
-    """`x / rms(x) * scale`, the mean square taken in float32 (Zhang and Sennrich 2019)."""
+    """RMS norm, `x / rms(x) * scale`, with float32 statistics (Zhang and Sennrich 2019)."""
 
     eps: float
 
@@ -79,7 +99,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """`(x - mean) / std * scale + bias`, the moments taken in float32 (Ba et al. 2016)."""
+    """Layer norm, `(x - mean) / std * scale + bias`, with float32 statistics (Ba et al. 2016)."""
 
     eps: float
 
@@ -94,7 +114,7 @@ class LayerNorm(nn.Module):
 
 
 class GatedFFN(nn.Module):
-    """`down(silu(gate(x)) * up(x))` (Shazeer 2020, SwiGLU)."""
+    """SwiGLU feed-forward network, `down(silu(gate(x)) * up(x))` (Shazeer 2020)."""
 
     size: int
 
@@ -114,19 +134,20 @@ def attend(
     prefix: tuple[Float[Array, "P K d L"], Float[Array, "P K L d"]] | None = None,
     prefix_mask: Bool[Array, "P L"] | None = None,
 ) -> Float[Array, "B K M d"]:
-    """Grouped-query attention over a row's own keys and, optionally, a shared prefix before them.
+    """Grouped-query attention to each row's keys and, optionally, to a shared prefix before them.
 
-    `K` key heads; `M = groups * T` holds the query heads of one key head under each other, so
-    that both products are plain batched matrix products. Keys lie with their slots last: at one
-    query a row, XLA on CPU is eight times faster that way than with slots before heads.
+    The axis `M = (H / K) * T` stacks the query heads that share a key head, so that both products
+    are plain batched matrix products. Keys have their slots on the last axis: with one query per
+    row, XLA on CPU is eight times faster in this layout than with slots before heads.
 
     Args:
-        query: already rotated; scaled here by `1 / sqrt(d)`.
-        keys: already rotated, `[B, K, d, S]`.
-        values: `[B, K, S, d]`.
-        mask: True where a query may look.
-        prefix: keys and values stored once and read by `B / P` consecutive rows each.
-        prefix_mask: True on the prefix's real tokens.
+        query: rotated queries; scaled here by `1 / sqrt(d)`.
+        keys: rotated keys.
+        values: one value per key.
+        mask: attention mask, True where a query may look.
+        prefix: keys and values of `P` prefixes. Each prefix is stored once and read by `B / P`
+            consecutive rows.
+        prefix_mask: token mask of the prefixes.
     """
     rows, heads, width, depth = query.shape
     query = query * jnp.asarray(depth**-0.5, query.dtype)
@@ -134,20 +155,22 @@ def attend(
     if prefix is None:
         return jax.nn.softmax(scores, axis=-1).astype(values.dtype) @ values
     prefix_keys, prefix_values = prefix
-    shared = prefix_keys.shape[0]
+    prefixes = prefix_keys.shape[0]
 
-    def fold(x):  # [B, K, M, n] -> [P, K, (B / P) * M, n]: rows under one prefix become one matrix
-        x = x.reshape(shared, rows // shared, heads, width, x.shape[-1])
-        return x.swapaxes(1, 2).reshape(shared, heads, -1, x.shape[-1])
+    # The rows after one prefix become one matrix: [B, K, M, n] <-> [P, K, (B / P) * M, n].
+    def fold(x):
+        x = x.reshape(prefixes, rows // prefixes, heads, width, x.shape[-1])
+        return x.swapaxes(1, 2).reshape(prefixes, heads, -1, x.shape[-1])
 
     def unfold(x):
-        x = x.reshape(shared, heads, rows // shared, width, x.shape[-1])
+        x = x.reshape(prefixes, heads, rows // prefixes, width, x.shape[-1])
         return x.swapaxes(1, 2).reshape(rows, heads, width, x.shape[-1])
 
-    before = (fold(query) @ prefix_keys).astype(jnp.float32)
-    before = unfold(jnp.where(prefix_mask[:, None, None, :], before, MASKED))
-    weights = jax.nn.softmax(jnp.concatenate([before, scores], axis=-1), axis=-1)
+    prefix_scores = (fold(query) @ prefix_keys).astype(jnp.float32)
+    prefix_scores = unfold(jnp.where(prefix_mask[:, None, None, :], prefix_scores, MASKED))
+    # One softmax over prefix and row: [B, K, M, L + S].
+    weights = jax.nn.softmax(jnp.concatenate([prefix_scores, scores], axis=-1), axis=-1)
     weights = weights.astype(values.dtype)
     length = prefix_keys.shape[-1]
-    shared_part = unfold(fold(weights[..., :length]) @ prefix_values)
-    return shared_part + weights[..., length:] @ values
+    from_prefix = unfold(fold(weights[..., :length]) @ prefix_values)
+    return from_prefix + weights[..., length:] @ values

@@ -1,4 +1,4 @@
-"""What BERT and BART share: attention with biases, the GELU FFN, the post-norm encoder layer."""
+"""Layers of BERT and BART: attention with biases, GELU FFN, post-norm encoder layer."""
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,9 @@ from rag_jax.models.nn.layers import LayerNorm, Linear, attend
 class Attention(nn.Module):
     """Multi-head attention with biases (Vaswani et al. 2017, section 3.2.2).
 
-    Keys and values are made apart from queries: they may be the row's own, come out of a cache, or
-    belong to a source that several rows read.
+    Keys and values are computed separately, by `read`: from the same tokens as the queries
+    (self-attention, with or without a cache), or from a source that several rows attend to
+    (cross-attention).
     """
 
     size: int
@@ -27,27 +28,38 @@ class Attention(nn.Module):
     def read(
         self, x: Float[Array, "N D"], rows: int
     ) -> tuple[Float[Array, "P H d S"], Float[Array, "P H S d"]]:
-        """Keys and values of `P = rows` rows of tokens, laid out as `attend` wants them."""
+        """Keys and values of `P = rows` rows of `S` tokens, in the layout of `attend`."""
         return self._split(self.key(x), rows).swapaxes(2, 3), self._split(self.value(x), rows)
 
     def __call__(
         self,
         x: Float[Array, "N D"],
+        *,
         keys: Float[Array, "P H d S"],
         values: Float[Array, "P H S d"],
-        mask: Bool[Array, "P 1 M S"],
+        attention_mask: Bool[Array, "P 1 M S"],
     ) -> Float[Array, "N D"]:
-        """Attends from `N = P * M` tokens; consecutive rows that read the same keys are one row."""
+        """Attends from `N = P * M` tokens.
+
+        Args:
+            x: inputs of the queries. Consecutive rows that attend to the same keys are one row of
+                `M` queries.
+            keys: keys from `read`.
+            values: values from `read`.
+            attention_mask: True where a query may look.
+        """
         query = self._split(self.query(x), keys.shape[0])
-        return self.output(attend(query, keys, values, mask).swapaxes(1, 2).reshape(x.shape))
+        y = attend(query, keys, values, attention_mask)
+        return self.output(y.swapaxes(1, 2).reshape(x.shape))  # [P, H, M, d] -> [P * M, H * d]
 
     def _split(self, y: Float[Array, "N D"], rows: int) -> Float[Array, "P H T d"]:
         width = y.shape[0] // rows
+        # [P * T, H * d] -> [P, H, T, d]
         return y.reshape(rows, width, self.num_heads, -1).swapaxes(1, 2)
 
 
 class FFN(nn.Module):
-    """`down(gelu(up(x)))` with the exact, erf-based GELU (Hendrycks and Gimpel 2016)."""
+    """FFN `down(gelu(up(x)))` with the exact, erf-based GELU (Hendrycks and Gimpel 2016)."""
 
     size: int
 
@@ -58,9 +70,9 @@ class FFN(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Attention and FFN, each added to its input and then normalised.
+    """Post-norm Transformer layer: `x = norm(x + attention(x))`, then `norm(x + ffn(x))`.
 
-    Every token looks at every real token of its row.
+    Attention is bidirectional: every token attends to all tokens of its row except padding.
     """
 
     num_heads: int
@@ -68,11 +80,15 @@ class EncoderLayer(nn.Module):
     norm_eps: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N D"], mask: Bool[Array, "B T"]) -> Float[Array, "N D"]:
-        rows, width = mask.shape
-        seen = jnp.broadcast_to(mask[:, None, None, :], (rows, 1, width, width))
+    def __call__(
+        self, x: Float[Array, "N D"], *, token_mask: Bool[Array, "B T"]
+    ) -> Float[Array, "N D"]:
+        rows, width = token_mask.shape
+        # [B, T] -> [B, 1, T, T]
+        attention_mask = jnp.broadcast_to(token_mask[:, None, None, :], (rows, 1, width, width))
         attention = Attention(x.shape[-1], self.num_heads, name="attention")
-        y = attention(x, *attention.read(x, rows), seen)
+        keys, values = attention.read(x, rows)
+        y = attention(x, keys=keys, values=values, attention_mask=attention_mask)
         x = LayerNorm(self.norm_eps, name="attention_norm")(x + y)
         y = FFN(self.ffn_size, name="ffn")(x)
         return LayerNorm(self.norm_eps, name="ffn_norm")(x + y)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Int, PyTree
 
 from rag_jax import lora
 from rag_jax.data.batches import pad_rows
-from rag_jax.decoding.generate import check_prompts, read_prompts
+from rag_jax.decoding.prompts import check_prompts, read_prompts
 from rag_jax.decoding.sample import decode
 from rag_jax.lora.store import AdapterStore
 from rag_jax.models.nn.decoder import Decoder

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from rag_jax.data.batches import pad_rows, round_up
 from rag_jax.decoding.beams import BeamConfig, Beams, has_probability, search_beams
 from rag_jax.decoding.cache import Cache, append, fork
-from rag_jax.decoding.generate import check_prompts, read_prompts
+from rag_jax.decoding.prompts import check_prompts, read_prompts
 from rag_jax.losses import mix_documents, token_logprobs
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.decoder import Decoder

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rag_jax.decoding.generate import last_hidden
+from rag_jax.decoding.prompts import last_hidden
 from rag_jax.losses import mix_documents, rag_sequence_nll, rag_token_nll, token_logprobs
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.bert import Bert

@@ -20,7 +20,7 @@ from rag_jax.data.batches import pad_rows, round_up
 from rag_jax.data.passages import Passage
 from rag_jax.decoding.beams import BeamConfig
 from rag_jax.decoding.cache import Cache
-from rag_jax.decoding.generate import check_prompts
+from rag_jax.decoding.prompts import check_prompts
 from rag_jax.decoding.packing import pack_texts
 from rag_jax.decoding.trie import Trie, TrieArrays
 from rag_jax.decoding.trie_beams import TrieBeams
@@ -142,7 +142,7 @@ class Engine:
         given = shard_batch((starts.astype(np.int32), active))
         arrays = self._arrays, given[0], stops, given[1]
         return fetch(
-            steps.find(self.model, self.params, cache, hidden, *arrays, search=search, **more)
+            steps.find(self.model, self.params, cache, hidden, *arrays, config=search, **more)
         )
 
     def _find_titles(self, cache: Cache, hidden, count: int) -> list[list[Title]]:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rag_jax.decoding.beams import BeamConfig
 from rag_jax.decoding.cache import Cache, append, fork, grow, write_branches
-from rag_jax.decoding.generate import last_hidden, read_prompts
+from rag_jax.decoding.prompts import last_hidden, read_prompts
 from rag_jax.decoding.sample import decode
 from rag_jax.decoding.trie import TrieArrays
 from rag_jax.decoding.trie_beams import TrieBeams, search_trie

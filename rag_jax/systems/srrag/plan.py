@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rag_jax.data.batches import round_up
-from rag_jax.decoding.generate import generate_batch, prefill_batch
+from rag_jax.decoding.prompts import generate_batch, prefill_batch
 from rag_jax.decoding.sample import Sampling
 from rag_jax.models import Pretrained
 from rag_jax.models.io.sizes import find_sizes

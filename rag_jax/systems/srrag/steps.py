@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rag_jax.decoding.cache import Cache, append, grow, init_cache
-from rag_jax.decoding.generate import last_hidden
+from rag_jax.decoding.prompts import last_hidden
 from rag_jax.decoding.sample import decode
 from rag_jax.losses import token_logprobs
 from rag_jax.models.nn.decoder import Decoder

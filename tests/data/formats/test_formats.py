@@ -186,7 +186,7 @@ def test_source_follows_the_contents(tmp_path):
             {"corpus.jsonl": '{"_id": "1", "text": "A"}\n{"text": 1}'},
             "corpus.jsonl:2: has no 'id'",
         ),
-        (BEIR, {"corpus.jsonl": '{"_id": 1.5, "text": "A"}'}, "jsonl:1: _id=1.5 must be a text"),
+        (BEIR, {"corpus.jsonl": '{"_id": 1.5, "text": "A"}'}, "jsonl:1: _id=1.5 must be a string"),
         (BEIR, {"corpus.jsonl": "{\n"}, "corpus.jsonl:1: is not JSON"),
         (BEIR, {"corpus.jsonl": "[1]"}, "corpus.jsonl:1: must be an object"),
         (BEIR, {"corpus.jsonl": ""}, "corpus.jsonl: holds no passages"),
@@ -213,13 +213,13 @@ def test_source_follows_the_contents(tmp_path):
         (
             JSONL,
             {"questions.jsonl": '{"id": 1, "question": "?", "answers": "x"}'},
-            ":1: answers must be a list of texts",
+            ":1: answers must be a list of strings",
         ),
         (JSONL, {"questions.jsonl": '{"id": "1", "answers": []}'}, ":1: has no 'question'"),
         (
             JSONL,
             {"questions.jsonl": '{"id": "1", "question": "?", "answers": [], "passage_id": "z"}'},
-            "questions.jsonl:1: 'z' is the id of no passage",
+            "questions.jsonl:1: no passage has the id 'z'",
         ),
     ],
 )
@@ -263,7 +263,7 @@ def test_files_that_leave_it_open(tmp_path):
         read(tmp_path)
     assert [q.id for q in read(tmp_path, format="flashrag").questions["dev"]] == ["1"]
     write(tmp_path, {"other.json": '{"name": 1}'})
-    with pytest.raises(RagJaxError, match="other.json: is in no format known here: move it away"):
+    with pytest.raises(RagJaxError, match="other.json: has an unknown format: move the file away"):
         read(tmp_path)
     (tmp_path / "other.json").unlink()
     write(tmp_path, {"test.jsonl": '{"claim_id": 1, "claim": "x", "label": "unproven"}'})
@@ -274,9 +274,9 @@ def test_files_that_leave_it_open(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"format": "beir"}, "data.format='beir': needs data.path, a folder"),
-        ({"format": "world", "path": "x"}, "data.format='world': is built in; leave data.path out"),
-        ({"held_out": 3}, "data.held_out=3: the built-in world has a dev split of its own"),
+        ({"format": "beir"}, "data.format='beir': set data.path to the data folder"),
+        ({"format": "world", "path": "x"}, "data.format='world': the world is built in"),
+        ({"held_out": 3}, "data.held_out=3: the built-in world has a dev split; set it to 0"),
     ],
 )
 def test_settings_that_contradict_each_other(values, message):
@@ -292,10 +292,10 @@ def test_settings_that_contradict_each_other(values, message):
         (b"\n[1]\n", "bad.jsonl:2 .item 1.: must be an object"),
         (b"\xff\n", "bad.jsonl:1: is not UTF-8"),
         (b'{"text": "x"}\n', "bad.jsonl:1: has no 'id'"),
-        (b'{"id": true, "text": "x"}\n', "bad.jsonl:1: id=True must be a text"),
+        (b'{"id": true, "text": "x"}\n', "bad.jsonl:1: id=True must be a string"),
         (b'{"id": 1}\n', "bad.jsonl:1: has no 'text'"),
         (b'{"id": 1, "text": " \\n"}\n', "bad.jsonl:1: the text of passage '1' is blank"),
-        (b'{"id": 1, "text": "x", "title": 3}\n', "bad.jsonl:1: title=3 must be a text"),
+        (b'{"id": 1, "text": "x", "title": 3}\n', "bad.jsonl:1: title=3 must be a string"),
         (b'{"id": 1, "text": "x"}\n{"id": "1", "text": "y"}\n', "bad.jsonl:2: another passage has"),
         (b'{"id": 1, "text": "\\ud800"}\n', "bad.jsonl:1: text holds half a surrogate pair"),
     ],

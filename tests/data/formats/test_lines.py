@@ -93,7 +93,7 @@ def test_tables(tmp_path):
         (5, {"id": "2", "text": "d"}),
         (7, {"id": "4", "text": "e"}),
     ]
-    with pytest.raises(RagJaxError, match="a.tsv:6: has 1 fields, and the heading 2"):
+    with pytest.raises(RagJaxError, match="a.tsv:6: has 1 fields, but the heading has 2"):
         texts(path, data, read=read_records)
     assert texts(tmp_path / "b.csv.gz", gzip.compress(b'a,b\n"1,2",3'), read=read_records) == [
         (2, {"a": "1,2", "b": "3"})
@@ -115,7 +115,7 @@ def test_a_long_field(tmp_path):
         (b'[{"a": 1},\n]', "a.json:2: must be an object"),
         (b'[{"a": 1}\n{"a": 2}]', "a.json:2: is not JSON .a comma must follow item 1"),
         (b'[{"a": 1},\n\n{"a" 2}]', "a.json:3 .item 2.: is not JSON"),
-        (b'[{"a": NaN}]', "a.json:1: is not JSON .NaN is no number"),
+        (b'[{"a": NaN}]', "a.json:1: is not JSON .NaN is not a JSON number"),
         (b'[{"a": "' + b"x" * 100_000, "a.json:1: is not JSON .Unterminated string"),
         (b'[{"a": ' + b"[" * 100_000, "a.json:1: is not JSON"),
         (b'[{"a": "\xff"}]', "a.json: is not UTF-8"),

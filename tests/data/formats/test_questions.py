@@ -135,11 +135,11 @@ def test_kilt(tmp_path):
         ]
     }
     for span, message in (
-        ({"wikipedia_id": "291"}, "'291' is in no passage"),
-        ({"wikipedia_id": "290", "start_paragraph_id": 2}, "'290#2' is in no passage"),
+        ({"wikipedia_id": "291"}, "no passage is part of page or paragraph '291'"),
+        ({"wikipedia_id": "290", "start_paragraph_id": 2}, "no passage is part of page or paragraph '290#2'"),
         (
             {"wikipedia_id": "290", "start_paragraph_id": 2, "end_paragraph_id": 1},
-            "paragraphs 2 to 1 are no span",
+            "paragraphs 2 to 1 must be a range",
         ),
     ):
         wrong = {"id": "k", "input": "?", "output": [{"provenance": [span]}]}

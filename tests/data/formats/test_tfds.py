@@ -35,7 +35,7 @@ def test_a_prepared_world(tmp_path):
     assert sum("array_record" in name for name in files) == 4
     (dataset,) = (d for d in tfds.list_datasets(tmp_path) if "passages" in str(d))
     (dataset / "features.json").write_text("{")
-    with pytest.raises(RagJaxError, match="is no prepared dataset") as caught:
+    with pytest.raises(RagJaxError, match="is not a prepared dataset") as caught:
         read_collection(data, WorldConfig(), seed=0)
     assert "\n" not in str(caught.value)
 
@@ -86,7 +86,7 @@ def test_features_of_others(example, id, answers, context):
 def test_bad_examples():
     with pytest.raises(BadLineError, match="validation:1: is not UTF-8"):
         tfds._simplify({"question": b"\xff"}, PLACE)
-    with pytest.raises(BadLineError, match="validation:1: answers must be a list of texts"):
+    with pytest.raises(BadLineError, match="validation:1: answers must be a list of strings"):
         tfds.parse({"id": "a", "question": "Where?", "answer": 3}, PLACE)
 
 
@@ -94,5 +94,5 @@ def test_an_empty_folder(tmp_path):
     with pytest.raises(RagJaxError, match="holds no passages"):
         read_collection(DataConfig(str(tmp_path), "tfds"), WorldConfig(), seed=0)
     (tmp_path / "dataset_info.json").write_text("{}")
-    with pytest.raises(RagJaxError, match="is no prepared dataset"):
+    with pytest.raises(RagJaxError, match="is not a prepared dataset"):
         list(tfds.read_examples(tmp_path, BadLines()))

@@ -10,7 +10,7 @@ import pytest
 from rag_jax.decoding import BeamConfig, beam_search
 from rag_jax.models import load
 from rag_jax.models.nn.layers import MASKED
-from rag_jax.pipeline.runner import compile_seconds
+from rag_jax.runtime.clock import compile_seconds
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems.rag import infer
 from rag_jax.systems.rag.data import make_format
@@ -136,7 +136,7 @@ def test_batches(generator, monkeypatch):
 
 
 def test_one_document_is_plain_beam_search():
-    engine = make_engine(LLAMA, search=BeamConfig(BEAMS, length_penalty=0.0))
+    engine = make_engine(LLAMA, config=BeamConfig(BEAMS, length_penalty=0.0))
     passages = [row[:1] for row in PASSAGES]
     found = engine.answer(QUESTIONS, passages, SCORES[:, :1], ways=WAYS)
     for way in ("fast", "thorough"):

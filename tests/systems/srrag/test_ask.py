@@ -99,7 +99,7 @@ def fail(source, questions):
 @pytest.mark.parametrize("search", [fail, lambda source, questions: [[] for _ in questions]])
 def test_a_source_without_anything(session, finished, search, capsys):
     """The model itself goes on, and both are said."""
-    engine, context = make_engine(session, finished, search=search)
+    engine, context = make_engine(session, finished, config=search)
     records = read_jsonl(finished[0] / "predictions" / "srrag.jsonl")
     searched = next(record for record in records if record["retrieved"])
     shown = ask_with(session, engine, context, searched["question"])

@@ -327,7 +327,7 @@ def test_a_setting_is_declared_by_the_stages_that_read_it(
             {"sources": (*SWAPPED, SourceConfig("Me", "<Me>", "verbalise"))},
             "there are ['search', 'verbalise', 'verbalise']",
         ),
-        ({"model.name": "no-such-model"}, "no folder no-such-model, and no known model"),
+        ({"model.name": "no-such-model"}, "no-such-model is neither a folder nor a known model"),
     ],
 )
 def test_refused_before_anything_is_made(tmp_path, make_config, changes, message):

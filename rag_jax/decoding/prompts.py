@@ -1,0 +1,129 @@
+"""Prompts: checked, batched by length, padded, and read into a cache."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from rag_jax.data.batches import pad_rows, round_up
+from rag_jax.decoding.cache import Cache, append, encode_source, init_cache
+from rag_jax.models.nn.bart import Bart
+from rag_jax.models.nn.decoder import Decoder
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.sharding import count_data_rows
+
+
+def last_hidden(hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B D"]:
+    """The hidden state at each row's last token that is not padding."""
+    last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+
+
+def check_prompts(
+    model: Decoder | Bart, prompts: Sequence[Sequence[int]], *, max_tokens: int, batch_size: int
+) -> None:
+    """Checks prompts before anything is compiled.
+
+    Raises:
+        RagJaxError: `max_tokens` or `batch_size` is out of range, a prompt is empty, or an
+            encoder-decoder has too few positions.
+    """
+    if max_tokens < 1:
+        raise RagJaxError(f"max_tokens={max_tokens}: must be at least 1")
+    empty = [i for i, prompt in enumerate(prompts) if not len(prompt)]
+    if empty:
+        raise RagJaxError(f"prompts: prompt {empty[0]} is empty; give at least one token")
+    parts = count_data_rows()
+    if batch_size < 1 or batch_size % parts:
+        raise RagJaxError(f"batch_size={batch_size}: must be a multiple of the mesh's {parts} rows")
+    if not isinstance(model, Bart):
+        return
+    # An encoder-decoder's positions are learned: there are none beyond its `max_length`.
+    limit, start = model.config.max_length, len(model.config.start_ids)
+    if max_tokens > limit - start:
+        raise RagJaxError(
+            f"max_tokens={max_tokens}: the decoder has positions for only {limit - start}; lower it"
+        )
+    long = [i for i, prompt in enumerate(prompts) if len(prompt) > limit]
+    if long:
+        raise RagJaxError(
+            f"prompts: prompt {long[0]} has {len(prompts[long[0]])} tokens, but the encoder has "
+            f"positions for only {limit}; shorten it"
+        )
+
+
+def batch_prompts(
+    model: Decoder | Bart, prompts: Sequence[Sequence[int]], *, batch_size: int
+) -> Iterator[tuple[list[int], tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]]]:
+    """Batches prompts by length, shortest first.
+
+    Yields:
+        The prompts' numbers, and their padded tokens and token mask, `[B, T]` each. T is a multiple
+        of 32, and B the same for all batches.
+    """
+    if not len(prompts):
+        return
+    batch_size = min(batch_size, round_up(1 << (len(prompts) - 1).bit_length(), count_data_rows()))
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        width = round_up(len(prompts[rows[-1]]), 32)
+        if isinstance(model, Bart):
+            width = min(width, model.config.max_length)
+        yield rows, pad_rows([prompts[i] for i in rows], width, pad_id=0, batch=batch_size)
+
+
+def read_prompts(
+    model: Decoder | Bart,
+    params: PyTree,
+    tokens: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    *,
+    prefix: Cache | None = None,
+) -> tuple[Cache, Float[Array, "B D"]]:
+    """Reads prompts, which an encoder-decoder encodes, up to where the new text starts.
+
+    Args:
+        mask: False on padding, on the right; a row may be padding from its first token.
+        prefix: the cache of what comes before every prompt of a decoder.
+
+    Returns:
+        The cache, and the hidden state that the first token is sampled from.
+    """
+    dtype = params["embed"]["embedding"].dtype
+    if isinstance(model, Bart):
+        prefix, active = encode_source(model, params, tokens, mask), mask.any(axis=1)
+        start = jnp.asarray(model.config.start_ids, jnp.int32)
+        tokens = jnp.tile(start, (tokens.shape[0], 1))
+        mask = jnp.tile(active[:, None], len(start))
+    cache = init_cache(model, tokens.shape[0], dtype=dtype, prefix=prefix)
+    output, cache = append(model, params, cache, tokens, mask)
+    return cache, last_hidden(output.hidden, mask)
+
+
+def split_prefix(prompts: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
+    """The tokens that all prompts begin with, and the rest of each prompt (at least one token)."""
+    first, last = min(prompts), max(prompts)
+    shared = min(map(len, prompts)) - 1
+    for place, (a, b) in enumerate(zip(first, last, strict=False)):
+        if a != b or place == shared:
+            shared = place
+            break
+    return list(first[:shared]), [list(prompt[shared:]) for prompt in prompts]
+
+
+def prefill(model: Decoder, params: PyTree, tokens: Sequence[int]) -> Cache:
+    """The cache of one row, for use as a prefix; padded so that few programs are compiled."""
+    return prefill_batch(model, params, *pad_rows([tokens], round_up(len(tokens), 64), pad_id=0))
+
+
+@partial(jax.jit, static_argnames="model")
+def prefill_batch(
+    model: Decoder, params: PyTree, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]
+) -> Cache:
+    """Reads rows into a new cache."""
+    cache = init_cache(model, tokens.shape[0], dtype=params["embed"]["embedding"].dtype)
+    return append(model, params, cache, tokens, mask)[1]

@@ -1,0 +1,77 @@
+"""The likelihood of given texts after a cache; for use inside `jax.jit`."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from rag_jax.decoding.cache import Cache, append
+from rag_jax.losses import token_logprobs
+from rag_jax.models.nn.bart import Bart
+from rag_jax.models.nn.decoder import Decoder
+
+
+def score_text(
+    model: Decoder | Bart,
+    params: PyTree,
+    cache: Cache,
+    tokens: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    at: Int[Array, "B P"],
+    targets: Int[Array, "B P"],
+    weights: Float[Array, "B P"] | Bool[Array, "B P"],
+) -> Float[Array, "B"]:
+    """`log p(targets | cache, tokens)` in nats, the weighted sum over a row's targets.
+
+    Args:
+        cache: what the rows have read; the cache itself stays unchanged.
+        tokens: read after the cache.
+        mask: False on padding.
+        at: positions in `tokens`; the state at `at[b, p]` predicts `targets[b, p]`.
+        targets: the tokens that are scored.
+        weights: 0 on padding of the targets.
+    """
+    output, _ = append(model, params, cache, tokens, mask)
+    return (score_at(model, params, output.hidden, at, targets) * weights).sum(axis=-1)
+
+
+def score_continuation(
+    model: Decoder | Bart,
+    params: PyTree,
+    cache: Cache,
+    tokens: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    *,
+    given: int = 1,
+) -> Float[Array, "B"]:
+    """`log p(tokens[given:] | cache, tokens[:given])` in nats, the sum over a row's tokens.
+
+    Args:
+        cache: what the rows have read; the cache itself stays unchanged.
+        tokens: padded on the right.
+        mask: False on padding.
+        given: number of leading tokens that are read but not scored, such as a cue. At least 1: the
+            cache does not hold the logits of the first token.
+    """
+    rows, width = tokens.shape
+    at = jnp.tile(jnp.arange(given - 1, width - 1)[None], (rows, 1))
+    return score_text(model, params, cache, tokens, mask, at, tokens[:, given:], mask[:, given:])
+
+
+def score_at(
+    model: Decoder | Bart,
+    params: PyTree,
+    hidden: Float[Array, "B T D"],
+    at: Int[Array, "B P"],
+    targets: Int[Array, "B P"],
+) -> Float[Array, "B P"]:
+    """Log-probabilities in nats of target tokens, each after one position of its row.
+
+    Logits are computed at the `P` positions alone.
+
+    Args:
+        hidden: the states of tokens that were read.
+        at: positions; the state there predicts the target.
+        targets: the tokens that are scored.
+    """
+    picked = jnp.take_along_axis(hidden, at[:, :, None], axis=1)  # [B, T, D] -> [B, P, D]
+    logits = model.apply({"params": params}, picked, method="logits")
+    return token_logprobs(logits, targets)

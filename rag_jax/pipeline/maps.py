@@ -1,0 +1,190 @@
+"""The resumable map: batches of items to records or arrays, each batch a file until all are there.
+
+Every batch's result is a *piece* on disk before the next batch begins, so an interrupted map loses
+at most one batch. Once all pieces exist, the first process joins them into the map's file. The
+format of pieces and file is a codec, chosen by the file's suffix: `.jsonl` for a JSON record an
+item, `.npy` for a float32 row an item, `.npz` for several arrays with a row an item.
+
+Several workers that share nothing but the folder can divide a map: each makes every N-th piece.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rag_jax.runtime import signals
+from rag_jax.runtime.files import map_array, open_atomic, read_jsonl, save_rows, write_jsonl
+from rag_jax.runtime.hosts import is_first, wait_for_all
+from rag_jax.runtime.progress import Progress, log
+
+# Seconds between two looks at what other workers have made.
+POLL = 1.0
+
+
+@dataclass(frozen=True)
+class Worker:
+    """The part of a divided map that one worker makes: every `count`-th batch from `index` on.
+
+    Worker 0 also joins the pieces, and makes whatever is not divided.
+    """
+
+    index: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How the result of a map is kept on disk.
+
+    Attributes:
+        count: number of items that a batch's result is for.
+        write: writes one batch's result as a file.
+        join: writes the map's file from its pieces; also takes the number of items.
+        read: reads the map's file.
+    """
+
+    count: Callable[[Any], int]
+    write: Callable[[Path, Any], None]
+    join: Callable[[Path, Sequence[Path], int], None]
+    read: Callable[[Path], Any]
+
+
+def _join_lines(path: Path, pieces: Sequence[Path], count: int) -> None:
+    with open_atomic(path, "wb") as out:
+        for piece in pieces:
+            with open(piece, "rb") as part:
+                shutil.copyfileobj(part, out)
+
+
+def _write_rows(path: Path, rows: Any) -> None:
+    save_rows(path, [np.asarray(rows, np.float32)], len(rows))
+
+
+def _join_rows(path: Path, pieces: Sequence[Path], count: int) -> None:
+    save_rows(path, map(np.load, pieces), count)
+
+
+def _count_arrays(arrays: dict[str, np.ndarray]) -> int:
+    (count,) = {len(array) for array in arrays.values()}
+    return count
+
+
+def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with open_atomic(path, "wb") as out:
+        np.savez(out, **arrays)
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _join_arrays(path: Path, pieces: Sequence[Path], count: int) -> None:
+    parts = [_read_arrays(piece) for piece in pieces]
+    _write_arrays(path, {name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
+
+
+CODECS = {
+    ".jsonl": Codec(len, write_jsonl, _join_lines, read_jsonl),
+    ".npy": Codec(len, _write_rows, _join_rows, map_array),
+    ".npz": Codec(_count_arrays, _write_arrays, _join_arrays, _read_arrays),
+}
+
+
+@dataclass(frozen=True)
+class ResumableMap:
+    """A map from items to `path`, which continues where it was interrupted.
+
+    Attributes:
+        path: the file that holds the results; its suffix chooses the codec.
+        items: in the same order at every call. Slices of `items` are the batches.
+        batch_size: number of items of a batch; the last one may have fewer.
+        worker: the worker that this process is, if several divide the map.
+    """
+
+    path: Path
+    items: Sequence[Any]
+    batch_size: int
+    worker: Worker | None = None
+
+    @property
+    def codec(self) -> Codec:
+        """How results are kept."""
+        return CODECS[self.path.suffix]
+
+    @cached_property
+    def pieces(self) -> dict[range, Path]:
+        """The file of every batch, by the numbers of the batch's items."""
+        count, size = len(self.items), self.batch_size
+        batches = [range(i, min(i + size, count)) for i in range(0, count, size)]
+        name = self.path.stem, self.path.suffix
+        return {b: self.path.with_name(f"{name[0]}.{b.start}-{b.stop}{name[1]}") for b in batches}
+
+    def make_pieces(
+        self, run: Callable[[Sequence[Any]], Any], *, unit: str, progress: Progress
+    ) -> None:
+        """Makes the pieces of this worker that are not on disk yet.
+
+        Args:
+            run: gives a batch's result: JSON records, rows `[batch, ...]`, or a dict of arrays
+                `[batch, ...]`.
+            unit: what the progress bar counts, in the plural.
+            progress: opens the bar.
+
+        Raises:
+            ValueError: `run` gave a result for another number of items than it was given.
+        """
+        own = [] if self.path.exists() else list(self.pieces)
+        if self.worker is not None:
+            own = own[self.worker.index :: self.worker.count]
+        missing = [batch for batch in own if not self.pieces[batch].exists()]
+        wait_for_all(f"{self.path} was looked for")
+        if not own:
+            return
+        done = sum(map(len, own)) - sum(map(len, missing))
+        with progress(sum(map(len, own)), unit=unit, initial=done) as bar:
+            for batch in missing:
+                signals.check()
+                if self.worker is not None and self.path.exists():  # joined in the meantime
+                    return
+                result = run(self.items[batch.start : batch.stop])
+                if self.codec.count(result) != len(batch):
+                    name = self.path.name
+                    raise ValueError(f"{name}: {self.codec.count(result)} results for {batch}")
+                self.codec.write(self.pieces[batch], result)
+                bar.update(len(batch))
+
+    def collect(self) -> Any:
+        """The results of all items, once every worker has made its pieces.
+
+        Returns:
+            All records, the rows as a memory map, or the arrays.
+        """
+        if self.worker is not None and self.worker.index:
+            self._wait_for([self.path])
+            return self.codec.read(self.path)
+        complete = self.path.exists()
+        wait_for_all(f"{self.path} is to be joined")
+        if not complete:
+            self._wait_for(self.pieces.values())
+            if is_first():
+                self.codec.join(self.path, list(self.pieces.values()), len(self.items))
+        wait_for_all(f"{self.path} was written")
+        if is_first():
+            for piece in self.pieces.values():
+                piece.unlink(missing_ok=True)
+        return self.codec.read(self.path)
+
+    def _wait_for(self, files: Iterable[Path]) -> None:
+        said = False
+        while self.worker is not None and not all(file.exists() for file in files):
+            if not said:
+                log(f"{self.path.name}: waiting for the other workers")
+                said = True
+            time.sleep(POLL)

@@ -1,0 +1,198 @@
+"""The record that a stage keeps of itself, by which a later run decides what to reuse.
+
+A stage's fingerprint is a hash of its name, version, settings and the fingerprints of the stages
+that it needs. `started.json` is written when a stage begins and `stage.json`, last of all, when the
+stage ends. Each holds the fingerprint, the identifier of this making of the stage (`run`) and the
+identifiers of the makings that the stage was built on. `stage.json` also holds the checksums of
+the stage's files.
+"""
+
+import contextlib
+import hashlib
+import json
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rag_jax.pipeline.stage import Stage
+from rag_jax.runtime.clock import compile_seconds
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_json, sum_files, to_json, write_json
+
+STARTED, ENDED = "started.json", "stage.json"
+# The way in which a work folder is laid out. Raise it when an older folder cannot be continued.
+LAYOUT = 2
+_LAYOUT_FILE = "layout.json"
+
+Record = dict[str, Any]
+
+
+def check_layout(workdir: Path) -> None:
+    """Refuses a work folder that another version of the library laid out differently.
+
+    Raises:
+        RagJaxError: the folder has stages of another layout.
+    """
+    try:
+        found = read_json(workdir / _LAYOUT_FILE)["layout"]
+    except FileNotFoundError:
+        found = 1
+    except (ValueError, KeyError, TypeError):
+        found = "unreadable"
+    if (workdir / "stages").is_dir() and found != LAYOUT:
+        raise RagJaxError(
+            f"{workdir}: the folder was made by another version of rag_jax (layout {found}, this "
+            f"version's is {LAYOUT}): choose another folder with --workdir, or delete {workdir} "
+            "and rerun from the beginning"
+        )
+
+
+def write_layout(workdir: Path) -> None:
+    """Marks a work folder as laid out by this version."""
+    write_json(workdir / _LAYOUT_FILE, {"layout": LAYOUT})
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON, in hexadecimal."""
+    text = to_json(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def describe(stage: Stage, made: Mapping[str, Record]) -> Record:
+    """The record of a stage that was made with its present settings from the present artefacts.
+
+    Args:
+        stage: the stage.
+        made: the records of earlier stages, by name.
+
+    Raises:
+        ValueError: the stage needs a stage that is not among them.
+    """
+    for need in stage.needs:
+        if need not in made:
+            raise ValueError(f"stage {stage.name} needs {need}, which is not before it")
+    plan = {
+        "name": stage.name,
+        "version": stage.version,
+        "settings": json.loads(to_json(stage.settings)),
+        "needs": {need: made[need]["fingerprint"] for need in stage.needs},
+    }
+    return plan | {
+        "fingerprint": fingerprint(plan),
+        "built_on": {need: made[need]["run"] for need in stage.needs},
+    }
+
+
+def begin(folder: Path, wanted: Record) -> None:
+    """Empties a stage's folder and records that the stage began."""
+    _empty(folder)
+    fresh = {"run": uuid.uuid4().hex, "seconds": 0.0, "compile_seconds": 0.0}
+    write_json(folder / STARTED, {**wanted, **fresh})
+
+
+def resume(folder: Path) -> None:
+    """Records that a stage, which may have ended before, is being made again in its folder."""
+    (folder / ENDED).unlink(missing_ok=True)
+
+
+def end(folder: Path) -> None:
+    """Records that a stage ended, with the checksums of its files."""
+    sums = sum_files(folder)
+    files = {name: sums[name] for name in sums if name not in (STARTED, ENDED)}
+    write_json(folder / ENDED, read_json(folder / STARTED) | {"files": files})
+
+
+@contextlib.contextmanager
+def count_seconds(folder: Path) -> Iterator[None]:
+    """Adds the block's seconds to the record of a stage that began, however the block ends."""
+    start, compiling = time.monotonic(), compile_seconds()
+    try:
+        yield
+    finally:
+        # A disk that filled up must not hide the error that says so.
+        with contextlib.suppress(OSError):
+            record = read_json(folder / STARTED)
+            record["seconds"] += time.monotonic() - start
+            record["compile_seconds"] += compile_seconds() - compiling
+            write_json(folder / STARTED, record)
+
+
+def find_record(
+    folder: Path, wanted: Record, made: Mapping[str, Record], *, repairs: bool
+) -> tuple[Record | None, str]:
+    """The record of the stage in `folder` if the stage can be kept or continued, and a reason.
+
+    Args:
+        folder: of the stage.
+        wanted: from `describe`.
+        made: the records of earlier stages, by name.
+        repairs: whether the stage repairs its own damaged files.
+
+    Returns:
+        The record with `"ended"`, or None if the stage has to be made from an empty folder; and
+        why that is so. A stage that repairs its damaged files has not ended.
+    """
+    record, reason = read_record(folder, wanted, made)
+    damage = find_damage(folder, record) if record else ""
+    if not damage:
+        return record, reason
+    return (record | {"ended": False} if repairs else None), damage
+
+
+def read_record(
+    folder: Path, wanted: Record, made: Mapping[str, Record]
+) -> tuple[Record | None, str]:
+    """As `find_record`, without a look at the stage's files."""
+    ended = (folder / ENDED).exists()
+    try:
+        found = read_json(folder / (ENDED if ended else STARTED))
+        matches = {key: found[key] == wanted[key] for key in wanted}
+    except FileNotFoundError:
+        return None, ""
+    except (ValueError, KeyError, TypeError):
+        return None, "its record cannot be read"
+    if all(matches.values()):
+        return found | {"ended": ended}, ""
+    if not matches["settings"]:
+        changes = ", ".join(_list_changes(found["settings"], wanted["settings"]))
+        return None, f"settings changed ({changes})"
+    if not matches["version"]:
+        return None, "the code that makes it changed"
+    remade = [n for n in wanted["built_on"] if found["built_on"].get(n) != made[n]["run"]]
+    return None, f"{', '.join(remade) or 'what it needs'} was made again"
+
+
+def find_damage(folder: Path, record: Record) -> str:
+    """Says which of a stage's files differ from the stage's record; empty if none does."""
+    # A stage that has not ended has no checksums.
+    if not (files := record.get("files")):
+        return ""
+    sums = sum_files(folder)
+    damaged = [name for name in files if sums.get(name) != files[name]]
+    if not damaged:
+        return ""
+    others = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+    return f"{damaged[0]}{others} removed, cut short or altered"
+
+
+def _list_changes(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    """`field: old -> new` for every leaf in which two JSON values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            below = f"{path}.{key}" if path else key
+            yield from _list_changes(old.get(key), new.get(key), below)
+    elif old != new:
+        yield f"{path}: {to_json(old)} -> {to_json(new)}"
+
+
+def _empty(folder: Path) -> None:
+    """Leaves an empty folder. The old one is renamed first, so never half of it remains."""
+    doomed = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(doomed, ignore_errors=True)
+    if folder.exists():
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+    folder.mkdir(parents=True)

@@ -1,0 +1,59 @@
+"""Matrices of embeddings: their checks and their dot products, computed in blocks."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from rag_jax.runtime.errors import RagJaxError
+
+# Number of queries whose passages are gathered together, and of rows that are checked together.
+# Both bound the memory.
+_SCORED_TOGETHER, _CHECKED_TOGETHER = 64, 1 << 16
+
+
+def check_matrix(values: Any, name: str) -> Float[np.ndarray, "N D"]:
+    """Converts values to a contiguous float32 matrix; a matrix of this kind is not copied.
+
+    Args:
+        values: the matrix, as an array or nested lists.
+        name: name of the matrix in error messages.
+
+    Raises:
+        RagJaxError: the values do not have two dimensions, or not all are finite.
+    """
+    with np.errstate(over="ignore"):
+        matrix = np.ascontiguousarray(values, np.float32)
+    if np.ndim(values) != 2:
+        raise RagJaxError(f"{name} have shape {np.shape(values)}: expected [rows, dimensions]")
+    for start in range(0, len(matrix), _CHECKED_TOGETHER):
+        is_finite = np.isfinite(matrix[start : start + _CHECKED_TOGETHER]).all(axis=1)
+        if not is_finite.all():
+            row = start + int(np.argmin(is_finite))
+            raise RagJaxError(f"{name}: row {row} has a NaN or an infinity")
+    return matrix
+
+
+def score_rows(
+    embeddings: Float[np.ndarray, "N D"],
+    queries: Float[np.ndarray, "Q D"],
+    rows: Int[np.ndarray, "Q k"],
+) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
+    """Dot products of each query with its rows, sorted.
+
+    Args:
+        embeddings: embeddings of the corpus.
+        queries: embeddings of the queries.
+        rows: for each query, rows of `embeddings` in any order.
+
+    Returns:
+        scores: dot products in float32, largest first.
+        rows: the rows in the order of the scores. Equal scores are in the order of the rows.
+    """
+    scores = np.empty(rows.shape, np.float32)
+    for start in range(0, len(rows), _SCORED_TOGETHER):
+        block = slice(start, start + _SCORED_TOGETHER)
+        # [Q, D] x [Q, k, D] -> [Q, k]
+        scores[block] = np.einsum("qd,qkd->qk", queries[block], embeddings[rows[block]])
+    order = np.lexsort((rows, -scores))
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
