@@ -1,40 +1,35 @@
-"""Answers questions from a finished work folder, and shows what the answers rest on.
+"""Answers questions from a finished work folder, and shows what each answer rests on.
 
     python launch/ask.py --config=configs/srrag.py[:preset] [--config.field=value ...]
         [--workdir=DIR] [--corpus=FILE] ["QUESTION"]
 
-The config and its changes are those that launch/train.py made the work folder with; nothing is
-trained, and nothing written into it. Without a question there is a prompt for many, or each line of
-what is piped in is one; an empty line ends it. A question that begins with a dash comes behind --.
+The config and its changes are those that launch/train.py made the work folder with. Nothing is
+trained, and nothing is written into the folder. Without a question there is a prompt, or each line
+of standard input is a question; an empty line ends either. A question that begins with a dash is
+written after --.
 
---corpus searches one's own passages in place of the run's: JSON lines with `id`, `text` and, where
-there is one, `title`, or BEIR's, DPR's, FlashRAG's or KILT's. They are embedded at the start.
+--corpus searches your own passages in place of the run's: JSON lines with `id`, `text` and
+optionally `title`, or passages in BEIR's, DPR's, FlashRAG's or KILT's format. They are embedded at
+the start.
 """
 
 import contextlib
-import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-# The package of this checkout, installed or not.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from launch import command
+from rag_jax.pipeline import command
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.systems import list_systems, open_room
 
-SYSTEMS = {
-    name: f"rag_jax.systems.{name}.ask"
-    for name in ("dpr", "prag", "rag", "self_retrieval", "srrag")
-}
-OPTIONS = {"workdir": "the work folder", "corpus": "passages of one's own"}
+OPTIONS = {"workdir": "the work folder", "corpus": "a file of your own passages"}
 
 
 def main(arguments: list[str]) -> None:
-    """Answers the command line's question, or those of a prompt."""
+    """Answers the command line's question, or questions at a prompt."""
     flags, question = split_question(arguments)
     config, options = command.read_command(flags, OPTIONS)
-    name = command.find_system(config, SYSTEMS)
+    name = command.find_system(config, list_systems("ask"))
     workdir = command.find_workdir(flags, options)
     corpus = None if options["corpus"] is None else Path(options["corpus"])
     if question is not None and not question.strip():
@@ -42,17 +37,17 @@ def main(arguments: list[str]) -> None:
         sys.exit(2)
     for file in (sys.stdin, sys.stdout, sys.stderr):
         file.reconfigure(errors="replace")
-    # Imported here because it takes a second: mistakes are told, and Ctrl-C obeyed, before.
+    # Imported here because it takes a second; see `command`.
     import jax
 
     from rag_jax.config import build
     from rag_jax.pipeline.ask import answer_question
 
     command.keep_programs(workdir)
-    system = importlib.import_module(name)
-    session = system.Session(build(system.CONFIG, config))
+    pipeline = open_room(name, "pipeline")
+    session = pipeline.Session(build(pipeline.CONFIG, config))
     with jax.set_mesh(session.mesh):
-        ask = system.open_run(session, workdir, corpus)
+        ask = open_room(name, "ask").open_run(session, workdir, corpus)
         if question is not None:
             answer_question(ask, question)
         else:
@@ -63,7 +58,7 @@ def split_question(arguments: list[str]) -> tuple[list[str], str | None]:
     """The flags, and the question if there is one.
 
     Raises:
-        RagJaxError: there are several.
+        RagJaxError: there are several questions.
     """
     if "--" in arguments:
         at = arguments.index("--")
@@ -77,9 +72,10 @@ def split_question(arguments: list[str]) -> tuple[list[str], str | None]:
 
 
 def converse(answer: Callable[[str], None]) -> None:
-    """Answers line after line until one is empty or there are no more.
+    """Answers line after line until a line is empty or there is none left.
 
-    Where there is a person, Ctrl-C ends an answer only, and a question that is refused is no end.
+    At a terminal, Ctrl-C ends the present answer only, and a refused question does not end the
+    prompt.
     """
     person = sys.stdin.isatty() and sys.stdout.isatty()
     if person:
@@ -103,7 +99,7 @@ def converse(answer: Callable[[str], None]) -> None:
 
 
 def run() -> int:
-    """Runs `main` and gives the exit status."""
+    """Runs `main` and returns the exit status."""
     return command.run(main, __doc__, interrupted="interrupted")
 
 

@@ -3,25 +3,23 @@
     python launch/build_index.py FILE... [--encoder=all-minilm-l6-v2] [--backend=scann|exact]
         [--max_length=256] [--bad_lines=0] [--workdir=DIR] [--shard=I/N]
 
-The files are JSON lines with `id`, `text` and, where there is one, `title`, or BEIR's, DPR's,
-FlashRAG's or KILT's; as gzip or not. A bad line is told with its number; --bad_lines of them are
-skipped. The index ends up in DIR/stages/index/index, and the passages in the order of its rows in
-DIR/stages/passages/passages.jsonl; DIR is runs/index unless --workdir names another. The same
-command again continues where the last one stopped; with other files or settings it redoes just what
-they affect. --shard=I/N divides the encoding over N processes, as in launch/train.py.
+The files are JSON lines with `id`, `text` and optionally `title`, or passages in BEIR's, DPR's,
+FlashRAG's or KILT's format, as gzip or not. A bad line is reported with its number, and --bad_lines
+of them are skipped. The index is written to DIR/stages/index/index, and the passages, in the order
+of the index's rows, to DIR/stages/passages/passages.jsonl; DIR is runs/index unless --workdir names
+another folder. The same command again continues where the last one stopped; with other files or
+settings it redoes only what depends on them. --shard=I/N divides the encoding over N workers, as in
+launch/train.py.
 
-Ends with the size, the time, the bytes and, for ScaNN, which share of the exact ten best it finds
-when 256 of the passages are asked for.
+Ends with the size, the time, the bytes and, for ScaNN, the share of the exact ten best passages
+that the index finds for 256 of the passages.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-# The package of this checkout, installed or not.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from launch import command
+from rag_jax.pipeline import command
 
 
 def main(arguments: list[str]) -> None:
@@ -35,12 +33,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/index"))
     parser.add_argument("--shard")
     settings = vars(parser.parse_args(arguments))
-    settings["shard"] = command.read_shard(settings["shard"])
-    # Imported here because it takes a second: mistakes are told, and Ctrl-C obeyed, before.
+    worker = command.read_worker(settings.pop("shard"))
+    # Imported here because it takes a second; see `command`.
     from rag_jax.systems.index.pipeline import build_index
 
     command.keep_programs(settings["workdir"])
-    facts = build_index(settings.pop("files"), settings.pop("workdir"), **settings)
+    facts = build_index(settings.pop("files"), settings.pop("workdir"), worker=worker, **settings)
     size, seconds = facts["passages"], facts["encode_seconds"]
     recall = f", recall@10 {facts['recall']:.4f}" if "recall" in facts else ""
     print(
@@ -52,7 +50,7 @@ def main(arguments: list[str]) -> None:
 
 
 def run() -> int:
-    """Runs `main` and gives the exit status."""
+    """Runs `main` and returns the exit status."""
     return command.run(main, __doc__)
 
 

@@ -1,7 +1,8 @@
-"""Texts that are read behind one row, side by side, as trees: what several begin with is read once.
+"""Packing: several texts that continue the same row, as one tree of tokens with shared prefixes.
 
-Beside each other in a batch texts would be padded to the longest, and every one would read its
-beginning for itself. Here a row of tokens holds several; each token sees its own text alone.
+As rows of a batch, the texts would be padded to the longest, and each text would read its prefix
+again. Packed, several texts share a row, a shared prefix is read once, and `attention_mask` limits
+each token to its text.
 """
 
 from collections.abc import Sequence
@@ -14,74 +15,85 @@ from rag_jax.data.batches import round_up
 
 
 class PackedTexts(NamedTuple):
-    """Trees of `T` tokens, `R / G` rows for each of `G` groups of texts, as `write_branches` wants.
+    """Texts of `G` groups in `R` rows of `T` tokens, `R / G` rows per group, for `write_branches`.
 
     Attributes:
-        tokens: `[R, T]`, a token behind all that it follows; padded with 0.
-        seen: `[R, T, T]`, True where a token looks at one of its text, itself among them.
-        depth: `[R, T]`, how many tokens of its text a token follows.
-        texts: for each group and text its row, and the places of its tokens there.
+        tokens: `[R, T]`, each token after the earlier tokens of its text; padded with 0.
+        attention_mask: `[R, T, T]`, True from a token to the earlier tokens of its text and to the
+            token itself. Padding attends to itself.
+        depth: `[R, T]`, number of tokens of its text before each token.
+        texts: for each group and each of its texts, the row of the text and the columns of its
+            tokens.
     """
 
     tokens: Int[np.ndarray, "R T"]
-    seen: Bool[np.ndarray, "R T T"]
+    attention_mask: Bool[np.ndarray, "R T T"]
     depth: Int[np.ndarray, "R T"]
     texts: list[list[tuple[int, list[int]]]]
 
 
 def pack_texts(groups: Sequence[Sequence[Sequence[int]]], *, limit: int) -> PackedTexts:
-    """Packs each group's texts into rows of its own, one behind the other.
+    """Packs the texts of each group into the group's rows, in order.
 
-    All groups get as many rows as the one that needs most, and all rows one width, rounded up so
-    that few programs are compiled.
+    Every group gets the same number of rows, and every row the same width, rounded up so that few
+    programs are compiled.
 
     Args:
-        groups: texts as tokens. Those that begin alike share what stands next to each other.
-        limit: tokens of a row, except where one text has more.
+        groups: for each group its texts, as token ids. Consecutive texts share a common prefix if
+            they fit into the same row.
+        limit: number of tokens of a row. A longer text takes a row that exceeds the limit.
+
+    Returns:
+        The packed texts, `R` a multiple of the number of groups.
     """
-    grown = [_grow_rows(texts, limit) for texts in groups]
-    times = max((len(rows) for rows, _ in grown), default=1)
-    longest = max((len(row) for rows, _ in grown for row in rows), default=1)
+    packed = [_pack_group(texts, limit) for texts in groups]
+    times = max((len(rows) for rows, _ in packed), default=1)
+    longest = max((len(row) for rows, _ in packed for row in rows), default=1)
     width = round_up(longest, max(32, 1 << longest.bit_length() >> 3))
     shape = (times * len(groups), width)
     tokens, depth = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    seen = np.broadcast_to(np.eye(width, dtype=bool), (*shape, width)).copy()
-    for group, (rows, _) in enumerate(grown):
-        for number, row in enumerate(rows, group * times):
-            for place, (token, parent) in enumerate(row):
-                tokens[number, place] = token
+    attention_mask = np.broadcast_to(np.eye(width, dtype=bool), (*shape, width)).copy()
+    for group, (rows, _) in enumerate(packed):
+        for row, nodes in enumerate(rows, group * times):
+            for column, (token, parent) in enumerate(nodes):
+                tokens[row, column] = token
                 if parent >= 0:
-                    depth[number, place] = depth[number, parent] + 1
-                    seen[number, place] |= seen[number, parent]
+                    depth[row, column] = depth[row, parent] + 1
+                    attention_mask[row, column] |= attention_mask[row, parent]
     texts = [
-        [(group * times + row, places) for row, places in own]
-        for group, (_, own) in enumerate(grown)
+        [(group * times + row, columns) for row, columns in group_texts]
+        for group, (_, group_texts) in enumerate(packed)
     ]
-    return PackedTexts(tokens, seen, depth, texts)
+    return PackedTexts(tokens, attention_mask, depth, texts)
 
 
-def _grow_rows(
+def _pack_group(
     texts: Sequence[Sequence[int]], limit: int
 ) -> tuple[list[list[tuple[int, int]]], list[tuple[int, list[int]]]]:
-    """Rows of tokens, each with its parent's place or -1; and for each text its row and places."""
+    """Packs the texts of one group into rows, in order.
+
+    Returns:
+        For each row its tokens, each with the column of its parent or -1; and for each text its row
+        and the columns of its tokens.
+    """
     rows: list[list[tuple[int, int]]] = [[]]
-    known: dict[tuple[int, int], int] = {}  # places in the last row by parent and token
-    found = []
+    children: dict[tuple[int, int], int] = {}  # column in the last row by parent and token
+    packed = []
     for text in texts:
-        places: list[int] = []
+        columns: list[int] = []
         parent = -1
         for token in text:
-            if (parent, token) not in known:
+            if (parent, token) not in children:
                 break
-            parent = known[parent, token]
-            places.append(parent)
-        if rows[-1] and len(rows[-1]) + len(text) - len(places) > limit:
+            parent = children[parent, token]
+            columns.append(parent)
+        if rows[-1] and len(rows[-1]) + len(text) - len(columns) > limit:
             rows.append([])
-            known, places, parent = {}, [], -1
-        for token in text[len(places) :]:
-            known[parent, token] = len(rows[-1])
+            children, columns, parent = {}, [], -1
+        for token in text[len(columns) :]:
+            children[parent, token] = len(rows[-1])
             rows[-1].append((token, parent))
-            parent = known[parent, token]
-            places.append(parent)
-        found.append((len(rows) - 1, places))
-    return rows, found
+            parent = children[parent, token]
+            columns.append(parent)
+        packed.append((len(rows) - 1, columns))
+    return rows, packed

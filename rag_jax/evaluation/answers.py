@@ -1,4 +1,4 @@
-"""Metrics of answers, and how sure one can be of them.
+"""Metrics of answers, with confidence intervals and calibration.
 
 Predictions are compared with acceptable answers after the normalisation of the SQuAD evaluation
 (Rajpurkar et al. 2016, "SQuAD: 100,000+ Questions for Machine Comprehension of Text",
@@ -20,14 +20,14 @@ from rag_jax.runtime.errors import RagJaxError
 
 
 def normalize_answer(text: str) -> str:
-    """Returns `text` as SQuAD's evaluation compares it.
+    """Normalises a text as SQuAD's evaluation does.
 
-    Punctuation is what Unicode calls so (and ASCII symbols, as in SQuAD), and equal characters
-    written differently are made the same (NFKC), so that text in any script can be compared.
+    Punctuation is defined by Unicode (plus ASCII symbols, as in SQuAD), and equivalent characters
+    are unified (NFKC), so that texts in any script can be compared.
     """
     text = unicodedata.normalize("NFKC", text).lower()
     text = "".join(c for c in text if not _is_punctuation(c))
-    # Lower case may have taken the composed form apart again, as in the Turkish dotted capital I.
+    # lower() may decompose characters again, such as the Turkish dotted capital I.
     text = unicodedata.normalize("NFC", re.sub(r"\b(a|an|the)\b", " ", text))
     return " ".join(text.split())
 
@@ -38,22 +38,30 @@ def _is_punctuation(character: str) -> bool:
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """Returns 1 if the normalised prediction equals a normalised answer, else 0 (SQuAD's EM).
+    """SQuAD's exact match: 1 if the normalised prediction equals a normalised answer, else 0.
+
+    Args:
+        prediction: the text of the model.
+        answers: acceptable answers.
 
     Raises:
-      RagJaxError: if there are no answers.
+        RagJaxError: there are no answers.
     """
     predicted = normalize_answer(prediction)
     return _best(lambda answer: float(predicted == normalize_answer(answer)), answers)
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:
-    """Returns SQuAD's F1 with the closest answer: the overlap of their normalised words as bags.
+    """SQuAD's F1 score with the closest answer, by the overlap of the normalised bags of words.
 
-    Two texts without words are equal, and a text without words has nothing in common with others.
+    The score is 1 if prediction and answer both have no words, and 0 if only one has no words.
+
+    Args:
+        prediction: the text of the model.
+        answers: acceptable answers.
 
     Raises:
-      RagJaxError: if there are no answers.
+        RagJaxError: there are no answers.
     """
     predicted = normalize_answer(prediction).split()
 
@@ -61,20 +69,24 @@ def f1(prediction: str, answers: Sequence[str]) -> float:
         words = normalize_answer(answer).split()
         if not predicted or not words:
             return float(predicted == words)
-        common = sum((Counter(predicted) & Counter(words)).values())
-        return 2 * common / (len(predicted) + len(words))
+        overlap = sum((Counter(predicted) & Counter(words)).values())
+        return 2 * overlap / (len(predicted) + len(words))
 
     return _best(score, answers)
 
 
 def match(prediction: str, answers: Sequence[str]) -> float:
-    """Returns 1 if a normalised answer occurs in the normalised prediction, else 0.
+    """Match accuracy: 1 if a normalised answer occurs in the normalised prediction, else 0.
 
-    It must occur as a run of whole words: "Niger" does not occur in "Nigeria". An answer without
-    words occurs nowhere.
+    The answer must occur as a run of whole words: "Niger" does not occur in "Nigeria". An answer
+    without words never occurs.
+
+    Args:
+        prediction: the text of the model.
+        answers: acceptable answers.
 
     Raises:
-      RagJaxError: if there are no answers.
+        RagJaxError: there are no answers.
     """
     predicted = f" {normalize_answer(prediction)} "
 
@@ -86,69 +98,80 @@ def match(prediction: str, answers: Sequence[str]) -> float:
 
 
 def contains_answer(prediction: str, answers: Sequence[str]) -> float:
-    """Returns 1 if an answer occurs in the prediction, letter for letter, else 0.
+    """Substring accuracy: 1 if an answer occurs in the prediction, without normalisation, else 0.
 
-    So Self-RAG (Asai et al. 2023, arXiv:2310.11511) scores PopQA and TriviaQA: "Niger" occurs in
-    "Nigeria", and "paris" does not in "Paris". A blank answer occurs nowhere.
+    This is the metric of Self-RAG (Asai et al. 2023, arXiv:2310.11511) for PopQA and TriviaQA:
+    "Niger" occurs in "Nigeria", but "paris" does not occur in "Paris". A blank answer never occurs.
+
+    Args:
+        prediction: the text of the model.
+        answers: acceptable answers.
 
     Raises:
-      RagJaxError: if there are no answers.
+        RagJaxError: there are no answers.
     """
     return _best(lambda answer: float(bool(answer.strip()) and answer in prediction), answers)
 
 
 def choice_match(prediction: str, answers: Sequence[str], choices: Mapping[str, str]) -> float:
-    """Returns 1 if the choice that the prediction names is an answer, else 0.
+    """Multiple-choice accuracy: 1 if the label by `pick_choice` is an answer, else 0.
 
-    The accuracy of ARC and PubHealth, after the post-processing by `pick_choice`.
+    This is the metric of ARC and PubHealth.
 
     Args:
-      prediction: what a model wrote.
-      answers: labels.
-      choices: as for `pick_choice`.
+        prediction: the text of the model.
+        answers: labels of the correct choices.
+        choices: texts of the choices by label.
 
     Raises:
-      RagJaxError: if there are no answers.
+        RagJaxError: there are no answers.
     """
     picked = pick_choice(prediction, choices)
     return _best(lambda answer: float(bool(picked) and picked == answer), answers)
 
 
 def pick_choice(prediction: str, choices: Mapping[str, str]) -> str:
-    """Returns the label of the choice that a text names, or `""`.
+    """The label of the choice that a prediction names, or `""`.
 
-    In this order: the text is a label and no more; it begins with one, as in "B) Sea", or calls one
-    the answer, option or choice; the words of a choice occur in it, and not within those of another
-    that does; a label stands in it by itself. Of several it is the first, and an "A" before a word
-    is the article. Labels of one letter count in the case they have.
+    The first rule that applies decides:
+
+    1. The prediction consists of a label.
+    2. The prediction begins with a label, as in "B) Sea", or calls a label the answer, option or
+       choice.
+    3. The words of a choice occur in the prediction, and not as a part of a longer choice that
+       occurs too.
+    4. A label occurs as a separate word. "A" before a word is the article, not a label.
+
+    If a rule applies to several choices, the first in the prediction wins. Labels of one letter are
+    case-sensitive in rules 2 and 4.
 
     Args:
-      prediction: what a model wrote.
-      choices: texts by label.
+        prediction: the text of the model.
+        choices: texts of the choices by label.
     """
-    alone = {label.casefold(): label for label in choices}.get(
+    only_label = {label.casefold(): label for label in choices}.get(
         prediction.strip(" \n.:()").casefold()
     )
-    if alone is not None:
-        return alone
+    if only_label is not None:
+        return only_label
     by_length = sorted(choices, key=len, reverse=True)
     spelled = [re.escape(x) if len(x) == 1 else f"(?i:{re.escape(x)})" for x in by_length if x]
     label = f"(?<!\\w)({'|'.join(spelled) or '(?!)'})(?!\\w)"
     named = (
         rf"^[\s(*]*{label}\s*(?:[).:,;*]|$)|(?i:answer|option|choice)(?i:\s+is)?\W{{0,4}}{label}"
     )
-    found = re.search(named, prediction)
-    if found is None:
+    label_match = re.search(named, prediction)
+    if label_match is None:
         words = {x: normalize_answer(text) for x, text in choices.items()}
-        inside = [x for x in choices if match(prediction, [choices[x]])]
-        widest = [x for x in inside if not any(_is_within(words[x], words[y]) for y in inside)]
-        if widest:
+        present = [x for x in choices if match(prediction, [choices[x]])]
+        longest = [x for x in present if not any(_is_within(words[x], words[y]) for y in present)]
+        if longest:
             predicted = f" {normalize_answer(prediction)} "
-            return min(widest, key=lambda x: predicted.index(f" {words[x]} "))
-        found = re.search(rf"(?!A\s+\w){label}", prediction)
-    if found is None:
+            return min(longest, key=lambda x: predicted.index(f" {words[x]} "))
+        label_match = re.search(rf"(?!A\s+\w){label}", prediction)
+    if label_match is None:
         return ""
-    spelling = next(group for group in found.groups() if group)
+    spelling = next(group for group in label_match.groups() if group)
     return next(x for x in by_length if x == spelling or x.casefold() == spelling.casefold())
 
 
@@ -157,32 +180,37 @@ def _is_within(words: str, others: str) -> bool:
 
 
 def rouge_l(prediction: str, answers: Sequence[str]) -> float:
-    """Returns ROUGE-L's F-measure with the closest answer, words stemmed (by `rouge_score`).
+    """ROUGE-L F-measure with the closest answer, with stemming, by `rouge_score`.
+
+    Args:
+        prediction: the text of the model.
+        answers: acceptable answers.
 
     Raises:
-      RagJaxError: if there are no answers.
+        RagJaxError: there are no answers.
     """
-    from rouge_score.rouge_scorer import RougeScorer  # takes a second, and few runs need it
+    from rouge_score.rouge_scorer import RougeScorer  # imported here: slow, and rarely needed
 
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     return _best(lambda answer: scorer.score(answer, prediction)["rougeL"].fmeasure, answers)
 
 
 def bleu_1(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
-    """Returns the corpus's BLEU of single words, from 0 to 1, in lower case (by `sacrebleu`).
+    """Corpus-level BLEU-1 in lower case, from 0 to 1, by `sacrebleu`.
 
     Args:
-      predictions: texts.
-      answers: acceptable ones for each, at least one.
+        predictions: texts of the model.
+        answers: acceptable answers of each prediction, at least one.
 
     Raises:
-      RagJaxError: if there are no predictions, or one has no answers.
+        RagJaxError: there are no predictions, or a prediction has no answers.
     """
     if not predictions or not all(answers):
         raise RagJaxError("answers: a question without answers cannot be scored")
-    # sacrebleu takes the first references of all, then the second; None where there is none.
-    most = max(map(len, answers))
-    references = [[a[i] if i < len(a) else None for a in answers] for i in range(most)]
+    # sacrebleu takes the first references of all predictions, then the second references, and so
+    # on, with None for a missing reference.
+    width = max(map(len, answers))
+    references = [[a[i] if i < len(a) else None for a in answers] for i in range(width)]
     scorer = BLEU(lowercase=True, max_ngram_order=1)
     return min(1.0, scorer.corpus_score(list(predictions), references).score / 100)
 
@@ -196,20 +224,24 @@ def _best(score: Callable[[str], float], answers: Sequence[str]) -> float:
 
 
 def compute_accuracy(scores: Sequence[float]) -> tuple[float, tuple[float, float]]:
-    """Returns the share of ones in `scores` (each 0 or 1), and its 95 % confidence interval.
+    """Accuracy and its 95 % confidence interval `(low, high)`.
 
     The interval is Wilson's (1927, "Probable inference, the law of succession, and statistical
-    inference", Journal of the American Statistical Association 22), which holds for few scores and
-    for shares near 0 and 1 too.
+    inference", Journal of the American Statistical Association 22), which also holds for few scores
+    and for accuracies near 0 and 1.
+
+    Args:
+        scores: 0 or 1 for each question.
 
     Raises:
-      RagJaxError: if there are no scores.
+        RagJaxError: there are no scores.
+        ValueError: a score is neither 0 nor 1.
     """
     values = np.asarray(scores, float)
     if not values.size:
-        raise RagJaxError("scores: there is nothing to take the accuracy of")
+        raise RagJaxError("scores are empty: there is no accuracy")
     if not np.isin(values, (0, 1)).all():
-        raise ValueError("an accuracy is of zeros and ones")
+        raise ValueError("scores must be zeros and ones")
     result = stats.binomtest(int(values.sum()), values.size)
     interval = result.proportion_ci(confidence_level=0.95, method="wilson")
     return float(values.mean()), (float(interval.low), float(interval.high))
@@ -218,18 +250,20 @@ def compute_accuracy(scores: Sequence[float]) -> tuple[float, tuple[float, float
 def calibrate(
     probabilities: Float[np.ndarray, "N"], outcomes: Bool[np.ndarray, "N"], *, bins: int = 10
 ) -> dict[str, Any]:
-    """How well probabilities agree with what came of them, in bins of equal width.
+    """Calibration of probabilities, in bins of equal width.
 
     Args:
-      probabilities: from 0 to 1.
-      outcomes: whether it happened.
+        probabilities: predicted probabilities, from 0 to 1.
+        outcomes: True if the predicted event happened.
+        bins: number of bins.
 
     Returns:
-      `bins`, those that are not empty, each with its mean `probability`, the `share` that happened
-      and `n`; and `ece`, the expected calibration error: the mean difference of the two (Naeini et
-      al. 2015, "Obtaining well calibrated probabilities using Bayesian binning").
+        `bins`, the bins that are not empty, each with the mean `probability`, the `share` of events
+        that happened and the number of events `n`; and `ece`, the expected calibration error, which
+        is the mean absolute difference of probability and share (Naeini et al. 2015, "Obtaining
+        well calibrated probabilities using Bayesian binning").
     """
-    from sklearn.calibration import calibration_curve  # takes a second, and few runs need it
+    from sklearn.calibration import calibration_curve  # imported here: slow, and rarely needed
 
     shares, means = calibration_curve(outcomes, probabilities, pos_label=True, n_bins=bins)
     edges = np.linspace(0, 1, bins + 1)[1:-1]
@@ -247,10 +281,14 @@ def calibrate(
 
 
 def popularity_thirds(popularities: Sequence[float | None]) -> list[str]:
-    """Returns `"head"`, `"middle"` or `"tail"` for each, by rank: the most popular third is head.
+    """Thirds by popularity rank: `"head"`, `"middle"` or `"tail"` for each popularity.
 
-    Those that are not known, None, are in no third: `""`. Equal popularities rank in the order
-    given. Where the number is not a multiple of three, the head and then the middle have one more.
+    The most popular third is the head. The label of an unknown popularity is `""`. Equal
+    popularities rank in their order. If the number of known popularities is not a multiple of
+    three, the head and then the middle have one more.
+
+    Args:
+        popularities: popularity of each question's subject, or None if unknown.
     """
     labels = [""] * len(popularities)
     known = [i for i, popularity in enumerate(popularities) if popularity is not None]

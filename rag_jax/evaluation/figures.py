@@ -1,4 +1,4 @@
-"""Pictures for the report: SVG that needs no other file."""
+"""Figures of the report, as self-contained SVG."""
 
 import html
 import itertools
@@ -7,25 +7,27 @@ from dataclasses import dataclass, field
 
 Point = tuple[float, float]
 
-# Okabe and Ito's palette, which is told apart without hue too, and four of Tol's for long lists.
+# Okabe and Ito's palette, which is safe for colour-blind readers, and four of Tol's colours.
 _COLOURS = (
     *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#444444"),
     *("#882255", "#117733", "#ddcc77", "#aa4499"),
 )
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 360, 260, 56, 12, 44
-_LETTER = 7.5  # the width of one, at most, in the page's text of 13 pixels
+_LETTER = 7.5  # maximum width of a letter in the page's text of 13 pixels
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines and marked points by their names, on axes from 0 to 1; a point with a line's name has
-    its colour.
+    """A chart of lines and points on axes from 0 to 1.
+
+    A point and a line with the same name have the same colour and one entry in the legend.
 
     Attributes:
-        x, y: what the axes are.
-        lines: drawn through their points in the order given.
-        points: marked and named each.
-        guides: lines to compare with, dashed and grey.
+        x: label of the x axis.
+        y: label of the y axis.
+        lines: points of each line by name, in the order in which they are connected.
+        points: marked points by name.
+        guides: points of each reference line by name; dashed and grey.
     """
 
     x: str
@@ -36,33 +38,33 @@ class Chart:
 
     def draw(self) -> str:
         """The chart as an `svg` element."""
-        parts, entries = [_draw_axes(self.x, self.y)], {}
+        parts, legend = [_draw_axes(self.x, self.y)], {}
         names = dict.fromkeys([*self.lines, *self.points])
         colours = dict(zip(names, itertools.cycle(_COLOURS), strict=False))
         for name, points in self.guides.items():
             parts.append(f'<polyline points="{_place(points)}" class="guide"/>')
-            entries[name] = '<line x1="0" y1="8" x2="18" y2="8" class="guide"/>'
+            legend[name] = '<line x1="0" y1="8" x2="18" y2="8" class="guide"/>'
         for name, points in self.lines.items():
             style = f'fill="none" stroke="{colours[name]}" stroke-width="2"'
             parts.append(f'<polyline points="{_place(points)}" {style}/>')
-            entries[name] = f'<line x1="0" y1="8" x2="18" y2="8" {style}/>'
+            legend[name] = f'<line x1="0" y1="8" x2="18" y2="8" {style}/>'
         for name, point in self.points.items():
             x, y = _scale(point)
             mark = f'r="4.5" fill="{colours[name]}" stroke="#fff"'
             title = f"<title>{html.escape(name)}: {point[0]:.3f}, {point[1]:.3f}</title>"
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" {mark}>{title}</circle>')
-            entries[name] = entries.get(name, "") + f'<circle cx="9" cy="8" {mark}/>'
-        return _finish(parts, entries)
+            legend[name] = legend.get(name, "") + f'<circle cx="9" cy="8" {mark}/>'
+        return _finish(parts, legend)
 
 
 @dataclass(frozen=True)
 class Bars:
-    """Groups of bars from 0 to 1, a bar of each group for each name.
+    """A grouped bar chart on an axis from 0 to 1.
 
     Attributes:
-        y: what the bars' height is.
-        groups: their names, along the axis.
-        bars: for each name its heights, one a group; None where there is none.
+        y: label of the y axis.
+        groups: names of the groups, along the x axis.
+        bars: heights by name, one per group; None for a group without the bar.
     """
 
     y: str
@@ -70,12 +72,12 @@ class Bars:
     bars: Mapping[str, Sequence[float | None]]
 
     def draw(self) -> str:
-        """The bars as an `svg` element."""
-        room = _WIDTH / max(len(self.groups), 1)
-        width = 0.8 * room / max(len(self.bars), 1)
-        parts, entries = [_draw_axes("", self.y, ticks=False)], {}
+        """The bar chart as an `svg` element."""
+        group_width = _WIDTH / max(len(self.groups), 1)
+        width = 0.8 * group_width / max(len(self.bars), 1)
+        parts, legend = [_draw_axes("", self.y, ticks=False)], {}
         for group, name in enumerate(self.groups):
-            x = _LEFT + (group + 0.5) * room
+            x = _LEFT + (group + 0.5) * group_width
             parts.append(
                 f'<text x="{x:.1f}" y="{_TOP + _HEIGHT + 18}" text-anchor="middle">'
                 f"{html.escape(name)}</text>"
@@ -84,13 +86,13 @@ class Bars:
             colour = f'fill="{_COLOURS[number % len(_COLOURS)]}"'
             for group, height in enumerate(heights):
                 if height is not None:
-                    x = _LEFT + group * room + 0.1 * room + number * width
+                    x = _LEFT + group * group_width + 0.1 * group_width + number * width
                     _, y = _scale((0, height))
                     size = f'width="{width:.1f}" height="{_TOP + _HEIGHT - y:.1f}"'
                     title = f"<title>{html.escape(name)}: {height:.3f}</title>"
                     parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" {size} {colour}>{title}</rect>')
-            entries[name] = f'<rect x="4" y="2" width="12" height="12" {colour}/>'
-        return _finish(parts, entries)
+            legend[name] = f'<rect x="4" y="2" width="12" height="12" {colour}/>'
+        return _finish(parts, legend)
 
 
 def _scale(point: Point) -> Point:
@@ -102,7 +104,7 @@ def _place(points: Sequence[Point]) -> str:
 
 
 def _draw_axes(x: str, y: str, *, ticks: bool = True) -> str:
-    """A frame with lines at every fifth, and the axes' names."""
+    """Grid lines and tick labels at every fifth, and the labels of the axes."""
     parts = []
     for fifth in range(6):
         value = fifth / 5
@@ -126,14 +128,14 @@ def _draw_axes(x: str, y: str, *, ticks: bool = True) -> str:
     return "\n".join(parts)
 
 
-def _finish(parts: Sequence[str], entries: Mapping[str, str]) -> str:
-    """The parts with a legend, of a mark for each name."""
-    legend = [
+def _finish(parts: Sequence[str], legend: Mapping[str, str]) -> str:
+    """The `svg` element with all parts and a legend, which maps names to their marks."""
+    entries = [
         f'<g transform="translate({_LEFT + _WIDTH + 24} {_TOP + 20 * number})">{mark}'
         f'<text x="26" y="12">{html.escape(name)}</text></g>'
-        for number, (name, mark) in enumerate(entries.items())
+        for number, (name, mark) in enumerate(legend.items())
     ]
-    height = max(_TOP + _HEIGHT + _BOTTOM, _TOP + 20 * len(entries))
-    width = _LEFT + _WIDTH + 24 + 26 + _LETTER * max(map(len, entries), default=0)
+    height = max(_TOP + _HEIGHT + _BOTTOM, _TOP + 20 * len(legend))
+    width = _LEFT + _WIDTH + 24 + 26 + _LETTER * max(map(len, legend), default=0)
     size = f'viewBox="0 0 {width:.0f} {height}" width="{width:.0f}"'
-    return f'<svg {size} class="chart" role="img">' + "\n".join([*parts, *legend]) + "</svg>"
+    return f'<svg {size} class="chart" role="img">' + "\n".join([*parts, *entries]) + "</svg>"

@@ -1,4 +1,4 @@
-"""How good a ranking of passages is: whether the relevant ones, or an answer, are at its top."""
+"""Metrics of rankings of passages, and TREC run files."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from rag_jax.data.matching import has_answer
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import open_atomic
 
-# In a TREC run what ends a name, or what already looks like something escaped.
+# Characters that would end a name in a TREC run, and percent signs that would be unescaped.
 _UNSAFE = regex.compile(r"\s|[\x1c-\x1f]|%(?=[0-9A-Fa-f]{2})")
 _NUMBER = regex.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
@@ -19,45 +19,58 @@ _NUMBER = regex.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 def answer_hits(
     texts: Sequence[str], answers: Sequence[str], depths: Sequence[int]
 ) -> dict[str, float]:
-    """DPR's accuracy at each depth: whether one of the first texts has an answer.
+    """DPR's top-k accuracy: whether one of the first k passages contains an answer.
 
     Args:
-        texts: of the passages, best first.
+        texts: texts of the passages, best first.
+        answers: acceptable answers.
+        depths: values of k.
 
     Returns:
-        `{"answer@k": 0.0 or 1.0}` for every depth k.
+        `{"answer@k": 0.0 or 1.0}` for every k.
     """
     hits = [has_answer(text, answers) for text in texts[: max(depths)]]
     return {f"answer@{k}": float(any(hits[:k])) for k in depths}
 
 
 def reciprocal_rank(ranked: Sequence[str], relevant: Mapping[str, int]) -> float:
-    """1 over the rank of the first relevant passage, 0 where none is found.
+    """Reciprocal rank of the first relevant passage, or 0 if no relevant passage is ranked.
 
     Args:
-        ranked: ids of passages, best first.
-        relevant: grades of the relevant ones, above 0.
+        ranked: ids of the passages, best first.
+        relevant: grades of the relevant passages by id, above 0.
     """
     return next((1 / rank for rank, id in enumerate(ranked, 1) if id in relevant), 0.0)
 
 
 def recall(ranked: Sequence[str], relevant: Mapping[str, int], k: int) -> float:
-    """Share of the relevant passages, of which there must be one, among the first `k`."""
+    """Share of the relevant passages that are among the first `k` passages.
+
+    Args:
+        ranked: ids of the passages, best first.
+        relevant: grades of the relevant passages by id, at least one.
+        k: number of passages.
+    """
     return sum(id in relevant for id in ranked[:k]) / len(relevant)
 
 
 def ndcg(ranked: Sequence[str], relevant: Mapping[str, int], k: int) -> float:
-    """Normalised discounted cumulative gain of the first `k` (Järvelin and Kekäläinen 2002).
+    """Normalised discounted cumulative gain at `k` (Järvelin and Kekäläinen 2002).
 
-    A passage at rank r gains `grade / log2(r + 1)`, as trec_eval has it, and the sum is divided by
-    that of the best ranking possible.
+    The gain of a passage at rank r is `grade / log2(r + 1)`, as in trec_eval. The sum of the gains
+    is divided by the sum for an ideal ranking.
+
+    Args:
+        ranked: ids of the passages, best first.
+        relevant: grades of the relevant passages by id, at least one, above 0.
+        k: number of passages.
     """
 
-    def add_up(grades: Sequence[int]) -> float:
+    def sum_gains(grades: Sequence[int]) -> float:
         return sum(grade / math.log2(rank + 1) for rank, grade in enumerate(grades[:k], 1))
 
-    best = add_up(sorted(relevant.values(), reverse=True))
-    return add_up([relevant.get(id, 0) for id in ranked]) / best
+    ideal = sum_gains(sorted(relevant.values(), reverse=True))
+    return sum_gains([relevant.get(id, 0) for id in ranked]) / ideal
 
 
 def write_run(
@@ -66,28 +79,31 @@ def write_run(
     questions: Sequence[str],
     ranked: Sequence[Sequence[tuple[str, float]]],
 ) -> None:
-    """Writes rankings in TREC's format, `question Q0 passage rank score name` a line.
+    """Writes rankings as a TREC run, with `question Q0 passage rank score name` on each line.
 
-    White space in a name would end it: it is written as in a URL, `%20` for a space.
+    White space in ids is percent-encoded as in URLs, because white space separates the fields.
 
     Args:
-        questions: ids.
-        ranked: for each the passages' ids and scores (float32), best first.
+        path: the file.
+        name: name of the run.
+        questions: ids of the questions.
+        ranked: for each question, ids and scores (float32) of the passages, best first.
     """
     with open_atomic(path) as file:
-        for question, found in zip(questions, ranked, strict=True):
-            for rank, (passage, score) in enumerate(found, 1):
+        for question, ranking in zip(questions, ranked, strict=True):
+            for rank, (passage, score) in enumerate(ranking, 1):
                 names = _escape(question), _escape(passage), _escape(name)
                 file.write(f"{names[0]} Q0 {names[1]} {rank} {score:.9g} {names[2]}\n")
 
 
 def read_run(path: Path) -> dict[str, list[tuple[str, float]]]:
-    """The rankings in a TREC run: passages' ids and scores by question's id, in the file's order.
+    """Reads a TREC run: ids and scores of the passages by id of the question, in the file's order.
 
     Raises:
-        RagJaxError: naming the file, and line, of what cannot be read.
+        RagJaxError: the file cannot be read, is not UTF-8 or has a malformed line. The message
+            names the file and the line.
     """
-    found: dict[str, list[tuple[str, float]]] = {}
+    rankings: dict[str, list[tuple[str, float]]] = {}
     try:
         with open(path, encoding="utf-8", newline="\n") as file:
             for number, line in enumerate(file, 1):
@@ -96,15 +112,15 @@ def read_run(path: Path) -> dict[str, list[tuple[str, float]]]:
                     raise RagJaxError(
                         f"{path}:{number}: must be question, Q0, passage, rank, score and name"
                     )
-                scored = unquote(fields[2]), float(fields[4])
-                found.setdefault(unquote(fields[0]), []).append(scored)
+                passage = unquote(fields[2]), float(fields[4])
+                rankings.setdefault(unquote(fields[0]), []).append(passage)
     except UnicodeDecodeError as error:
         raise RagJaxError(f"{path}: is not UTF-8 ({error.reason})") from None
     except OSError as error:
         raise RagJaxError(f"{path}: cannot be read ({error.strerror})") from None
-    return found
+    return rankings
 
 
 def _escape(name: str) -> str:
-    """A name without white space; `unquote` gives it back."""
-    return _UNSAFE.sub(lambda found: quote(found[0], safe=""), name)
+    """Percent-encodes white space; the inverse of `unquote`."""
+    return _UNSAFE.sub(lambda match: quote(match[0], safe=""), name)

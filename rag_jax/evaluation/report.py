@@ -1,4 +1,4 @@
-"""The end of a run: report.json, report.html and a table, with one row a method."""
+"""The report of a run: report.json, report.html and text tables, with one row per method."""
 
 import html
 import os
@@ -15,7 +15,9 @@ import jax
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import explain_disk_errors, open_atomic, write_json, write_jsonl
 
-_SCORES = ("hits@1", "accuracy", "exact_match")  # whose interval "ci95" is, whichever a system has
+# The columns that "ci95" may be the interval of; the first column that the report has.
+_SCORES = ("hits@1", "accuracy", "exact_match")
+# Number of digits after the point, by column; 3 for all other columns.
 _DIGITS = {"n": 0, "prompt_tokens": 1, "generated_tokens": 1}
 
 
@@ -34,46 +36,48 @@ def write_report(
     analysis: Mapping[str, Any] | None = None,
     figures: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Writes `report.json`, `report.html` and `predictions/<method>.jsonl`; prints the tables.
+    """Writes `report.json`, `report.html` and `predictions/<method>.jsonl`, and prints the tables.
 
     Args:
         folder: the work folder.
-        system: such as "srrag".
-        config: the run's settings; a dataclass or JSON-able.
-        model: the language model's name.
-        dataset: what the questions are.
-        methods: for each method its numbers, all over the same questions: "n", "accuracy", "ci95"
-            (low, high), and where they apply "head", "middle", "tail" (accuracy by popularity
-            third), "retrieval_rate", "seconds_per_question" and others; or other numbers than these
-            beside "n".
-        stages: what `run_stages` gave: "name", "seconds", "compile_seconds", "reused".
-        predictions: for each method one record a question.
-        columns: the numbers that the table shows, where any method has them, in this order.
-        tables: further ones by their titles, rows of texts and numbers with the head first.
-        analysis: further numbers, which `report.json` alone has in full.
-        figures: pictures for the page by their titles, as SVG.
+        system: name of the system, such as "srrag".
+        config: settings of the run, as a dataclass or JSON value.
+        model: name of the language model.
+        dataset: name of the questions.
+        methods: metrics by method, all over the same questions. Required: the number of questions
+            "n". Usual: "accuracy", its interval "ci95", "retrieval_rate", "seconds_per_question".
+        stages: records of the stages, with "name", "seconds", "compile_seconds" and "reused".
+        predictions: records by method, one per question.
+        columns: metrics in the table, in order. A metric that no method has is left out.
+        tables: further tables by title, as rows of texts and numbers with the heading first.
+        analysis: further numbers for `report.json` only.
+        figures: SVG figures for the page, by title.
 
     Returns:
-        The report as written.
+        The content of `report.json`.
 
     Raises:
-        RagJaxError: if a method has no questions, or the folder cannot be written.
+        RagJaxError: a method has no questions, or the folder cannot be written.
     """
     folder = Path(folder)
     for name, numbers in methods.items():
         if not numbers["n"]:
             raise RagJaxError(f"method {name}: no questions were left to evaluate it on")
-    report = {
-        "system": system,
-        "config": config,
-        "model": model,
-        "dataset": dataset,
-        "methods": methods,
-        "tables": tables or {},
-        "analysis": analysis or {},
-        "stages": stages,
-        "environment": describe_environment(),
-    }
+    run = {"system": system, "config": config, "model": model, "dataset": dataset}
+    results = {"methods": methods, "tables": tables or {}, "analysis": analysis or {}}
+    report = {**run, **results, "stages": stages, "environment": describe_environment()}
+    _write_files(folder, report, predictions, columns, figures or {})
+    print(format_text(report, columns))
+    return report
+
+
+def _write_files(
+    folder: Path,
+    report: Mapping[str, Any],
+    predictions: Mapping[str, Iterable[Mapping[str, Any]]],
+    columns: Sequence[str],
+    figures: Mapping[str, str],
+) -> None:
     with explain_disk_errors(folder):
         (folder / "predictions").mkdir(exist_ok=True)
         for name, records in predictions.items():
@@ -81,14 +85,12 @@ def write_report(
                 raise ValueError(f"{name!r} cannot be part of a file name")
             write_jsonl(folder / "predictions" / f"{name}.jsonl", records)
         with open_atomic(folder / "report.html") as file:
-            file.write(format_html(report, columns, figures or {}))
+            file.write(format_html(report, columns, figures))
         write_json(folder / "report.json", report)
-    print(format_text(report, columns))
-    return report
 
 
 def describe_environment() -> dict[str, Any]:
-    """What the run ran on. `peak_memory_bytes` is this process's largest resident size."""
+    """Versions and hardware of the run, and the peak resident memory of this process in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "python": platform.python_version(),
@@ -97,13 +99,18 @@ def describe_environment() -> dict[str, Any]:
         "devices": jax.device_count(),
         "cpus": os.cpu_count(),
         "platform": platform.platform(),
-        # Linux counts in KiB, macOS in bytes.
+        # ru_maxrss is in KiB on Linux and in bytes on macOS.
         "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,
     }
 
 
 def format_text(report: Mapping[str, Any], columns: Sequence[str]) -> str:
-    """The report's tables as plain text."""
+    """The tables of a report as plain text.
+
+    Args:
+        report: the content of `report.json`.
+        columns: metrics in the table, in order.
+    """
     parts = [format_columns(_method_rows(report, columns))]
     for title, rows in report["tables"].items():
         parts.append(f"{title}\n\n{format_columns(_format_cells(rows))}")
@@ -113,7 +120,13 @@ def format_text(report: Mapping[str, Any], columns: Sequence[str]) -> str:
 def format_html(
     report: Mapping[str, Any], columns: Sequence[str], figures: Mapping[str, str]
 ) -> str:
-    """The report as one page that needs no other file."""
+    """A report as a self-contained HTML page.
+
+    Args:
+        report: the content of `report.json`.
+        columns: metrics in the table, in order.
+        figures: SVG figures, by title.
+    """
     title = f"{report['system']}: {report['model']} on {report['dataset']}"
     environment = [[name, str(value)] for name, value in report["environment"].items()]
     return _PAGE.format(
@@ -164,12 +177,18 @@ def _format_number(name: str, value: float | None) -> str:
 
 
 def format_columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as text: first column to the left, the others to the right, a rule below the head."""
+    """Formats a table as text, with a rule below the heading.
+
+    The first column is aligned to the left, the others to the right.
+
+    Args:
+        rows: cells of each row, with the heading first. All rows have the same number of cells.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
 
     def format_row(row: Sequence[str]) -> str:
-        first, *others = zip(row, widths, strict=True)
-        cells = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
+        (name, name_width), *others = zip(row, widths, strict=True)
+        cells = [name.ljust(name_width), *(cell.rjust(width) for cell, width in others)]
         return "  ".join(cells).rstrip()
 
     head, *body = [format_row(row) for row in rows]
@@ -186,10 +205,11 @@ def _format_html_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _draw_bars(stages: Sequence[Mapping[str, Any]]) -> str:
-    """An SVG with one bar a stage, its length the seconds, the compiling part darker."""
+    """An SVG with one bar per stage: its seconds, with a darker part for compilation."""
     longest = max((stage["seconds"] for stage in stages), default=0.0) or 1.0
     width, line = 420, 22
-    left = 8 + 8 * max((len(stage["name"]) for stage in stages), default=0)  # room for any name
+    # 8 pixels per letter of the longest name.
+    left = 8 + 8 * max((len(stage["name"]) for stage in stages), default=0)
     parts = []
     for row, stage in enumerate(stages):
         y = row * line
@@ -229,7 +249,7 @@ svg {{ max-width: 42rem; font-size: 13px; }}
 {tables}
 {figures}
 <h2>Where the time went</h2>
-<p>Seconds a stage took when it was made; the dark part is compiling.</p>
+<p>Seconds of each stage when it was computed; the dark part is compilation.</p>
 {bars}
 {stages}
 {environment}

@@ -1,6 +1,6 @@
-"""Low-rank adapters as plain trees: their algebra, and PEFT's files.
+"""LoRA adapters as plain trees: initialisation, merging, application, and files in PEFT's format.
 
-`core` imports JAX alone and may be copied alone into another project.
+`core` imports only JAX and jaxtyping, so the file can be copied into another project.
 """
 
 from rag_jax.lora.core import (

@@ -1,11 +1,11 @@
-"""Low-rank adapters as plain trees (Hu et al. 2021): `W + scale * A B`, for any parameter tree.
+"""LoRA for any parameter tree: `W + scale * A B` (Hu et al. 2021).
 
-An adapter is a nested dict along the paths of the tree it belongs to, with `{"a": [in, r],
-"b": [r, *out]}` where that tree has a targeted `[in, *out]` kernel. A bank is N adapters as one
-such tree, whose arrays have a leading axis: `jax.vmap` over it is N adapters at once. What is
-merged, `[..., k, in, r]` to `[..., in, k * r]`, is an adapter again.
+An adapter is a nested dict along the paths of the parameter tree. In place of each targeted
+`[in, *out]` kernel, the dict holds the factors `{"a": [in, r], "b": [r, *out]}`. A bank is a tree
+of `N` adapters stacked along a leading axis, ready for `jax.vmap`. Merging `k` adapters
+concatenates their ranks, `[..., k, in, r]` to `[..., in, k * r]`, and gives an adapter again.
 
-This file imports JAX alone and may be copied alone into another project.
+This file imports only JAX and jaxtyping, so the file can be copied into another project.
 """
 
 import re
@@ -21,22 +21,28 @@ Tree = PyTree[Float[Array, "..."]]
 
 
 def compute_scale(alpha: float, rank: int, *, rank_stabilized: bool = False) -> float:
-    """The usual `alpha / rank`, or rsLoRA's `alpha / sqrt(rank)` (Kalajdzievski 2023)."""
+    """Scale of an adapter: `alpha / rank`, or rsLoRA's `alpha / sqrt(rank)`.
+
+    Args:
+        alpha: LoRA's `alpha`.
+        rank: rank of the adapter.
+        rank_stabilized: whether to use the scale of rsLoRA (Kalajdzievski 2023).
+    """
     return alpha / (rank**0.5 if rank_stabilized else rank)
 
 
 def init(key: Key[Array, ""], params: PyTree, *, targets: str, rank: int) -> Tree:
-    """A fresh adapter: `a` uniform in `+-1 / sqrt(in)`, `b` zero, so that it changes nothing yet.
+    """A new adapter: `a` uniform in `+-1 / sqrt(in)`, `b` zero, so that `A B` is zero.
 
     The bound is that of PEFT's Kaiming-uniform initialisation with slope sqrt(5).
 
     Args:
-        params: nested dicts of parameters, or whatever else JAX knows as a tree. Of a kernel with
-            more than two axes, such as a fused `[D, H, d]` projection, the first is the input:
-            `a` is `[D, r]` and `b` is `[r, H, d]`. Where the first axis numbers stacked layers,
-            map this over it with `jax.vmap`.
-        targets: regular expression, matched in full against a kernel's path (`a/b/kernel`).
-        rank: the adapter's inner size.
+        key: random key. Each kernel's `a` is drawn with a different key derived from this key.
+        params: nested dicts of parameters, or any other JAX tree. The first axis of a kernel is
+            the input: for a fused projection `[D, H, d]`, `a` is `[D, r]` and `b` is `[r, H, d]`.
+            If the first axis numbers stacked layers, map `init` over the axis with `jax.vmap`.
+        targets: regular expression that must match a kernel's whole path (`a/b/kernel`).
+        rank: rank of the adapter (`r`).
 
     Raises:
         ValueError: no matrix matches `targets`.
@@ -44,7 +50,7 @@ def init(key: Key[Array, ""], params: PyTree, *, targets: str, rank: int) -> Tre
     adapter: dict = {}
     count = 0
     for path, leaf in _list_leaves(params):
-        # A leaf may be anything: some libraries keep functions in their trees.
+        # Some libraries keep functions in their trees, which have no `ndim`.
         if getattr(leaf, "ndim", 0) < 2 or not re.fullmatch(targets, _join(path)):
             continue
         draw = jax.random.fold_in(key, count)
@@ -61,12 +67,16 @@ def init(key: Key[Array, ""], params: PyTree, *, targets: str, rank: int) -> Tre
 
 
 def init_bank(key: Key[Array, ""], params: PyTree, *, targets: str, rank: int, size: int) -> Tree:
-    """A bank of `size` fresh adapters, arrays `[size, ...]`, all from one starting point.
+    """A bank of `size` equal new adapters, arrays `[size, ...]`.
 
-    In Parametric RAG every document starts from the same `a` (Su et al. 2025, section 3.2.2).
+    In Parametric RAG, every document starts from the same `a` (Su et al. 2025, section 3.2.2).
 
     Args:
-        key: as for `init`, and so are `params`, `targets` and `rank`.
+        key: as in `init`.
+        params: as in `init`.
+        targets: as in `init`.
+        rank: as in `init`.
+        size: number of adapters.
 
     Raises:
         ValueError: no matrix matches `targets`.
@@ -76,10 +86,10 @@ def init_bank(key: Key[Array, ""], params: PyTree, *, targets: str, rank: int, s
 
 
 def stack(adapters: Sequence[Tree]) -> Tree:
-    """The bank of some adapters, in their order; of none, the adapter `{}`, without any kernel.
+    """The bank of `N` adapters, arrays `[N, ...]`, in order; `{}` for an empty list.
 
     Raises:
-        ValueError: two of them differ in targets, rank or sizes.
+        ValueError: two adapters differ in targets, rank or sizes.
     """
     if not adapters:
         return {}
@@ -88,31 +98,34 @@ def stack(adapters: Sequence[Tree]) -> Tree:
         for path in sorted(first.keys() ^ other.keys(), key=_join):
             lacking = 0 if path in other else i
             raise ValueError(f"{_join(path)}: adapter {lacking} has no such kernel, another has")
-        for path, kernel in first.items():
-            shapes = [{side: patch[side].shape for side in "ab"} for patch in (kernel, other[path])]
+        for path, factors in first.items():
+            pair = (factors, other[path])
+            shapes = [{name: kernel[name].shape for name in "ab"} for kernel in pair]
             if shapes[0] != shapes[1]:
                 raise ValueError(
                     f"{_join(path)}: adapter 0 has {shapes[0]}, adapter {i} has {shapes[1]}: "
-                    "only adapters of one rank and one base model go together"
+                    "stacked adapters must have the same rank and base model"
                 )
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *adapters)
 
 
 def select(bank: Tree, indices: Int[ArrayLike, "..."]) -> Tree:
-    """Rows of a bank, arrays `[N, ...]` to `[*indices.shape, ...]`; for use inside `jax.jit` too.
+    """Adapters of a bank by index, arrays `[N, ...]` to `[*indices.shape, ...]`, also under jit.
 
     Args:
-        indices: which, of any shape, such as `[B, k]` for `k` documents of each of `B` questions.
-            An index that is none, such as the -1 of a document that was not found, gives an
-            adapter of zeros, which changes nothing.
+        bank: `N` adapters.
+        indices: indices of any shape, such as `[B, k]` for `k` documents for each of `B`
+            questions. An index out of range, such as -1 for a missing document, gives an adapter
+            of zeros, which leaves the model unchanged.
     """
     indices = jnp.asarray(indices)
 
-    def pick(leaf):
-        known = jnp.where(indices < 0, len(leaf), indices)  # JAX would count from the end
-        return jnp.take(leaf, known, axis=0, mode="fill", fill_value=0)
+    def take_or_zero(leaf):
+        # JAX counts negative indices from the end, so they become an index beyond the end.
+        checked = jnp.where(indices < 0, len(leaf), indices)
+        return jnp.take(leaf, checked, axis=0, mode="fill", fill_value=0)
 
-    return jax.tree.map(pick, bank)
+    return jax.tree.map(take_or_zero, bank)
 
 
 def merge(
@@ -121,99 +134,108 @@ def merge(
     scale: float,
     weights: Float[ArrayLike, "... k"] | None = None,
 ) -> Tree:
-    """One adapter that does what `k` do together, `scale * sum_j w_j A_j B_j`, with scale 1.
+    """One adapter equal to the weighted sum of `k` adapters, `scale * sum_j w_j A_j B_j`.
 
-    Parametric RAG's merging (Su et al. 2025, eq. 6, where all weights are 1): the ranks stand
-    beside each other, `a` is `[A_1 ... A_k]` and `b` is `scale * [w_1 B_1; ...; w_k B_k]`. Use it
-    with `apply` or `fold` and `scale=1.0`. The same adapter twice counts twice. None at all gives
-    an adapter that changes nothing: of rank 0 from rows of a bank, `{}` from an empty list.
+    Parametric RAG's merging (Su et al. 2025, eq. 6, with all weights 1). The ranks are
+    concatenated: `a` is `[A_1 ... A_k]` and `b` is `scale * [w_1 B_1; ...; w_k B_k]`. The result
+    includes the scale, so pass `scale=1.0` to `apply` or `fold`. An adapter that occurs twice
+    counts twice. With `k = 0`, the result leaves the model unchanged: an adapter of rank 0 from a
+    bank, `{}` from an empty list.
 
     Args:
-        adapters: a list; or rows of a bank, arrays `[..., k, in, r]`, as `select` gives them with
-            indices `[..., k]`. Every axis before the last index's is kept: `[B, k]` gives an
-            adapter for each of `B` rows.
-        scale: of each adapter, as from `compute_scale`.
-        weights: `[..., k]`, all 1 by default; 0 leaves an adapter out.
+        adapters: a list of adapters; or arrays `[..., k, in, r]`, the result of `select` with
+            indices `[..., k]`. The axes before `k` are kept: `[B, k]` gives `B` adapters.
+        scale: scale of each adapter, see `compute_scale`.
+        weights: weights of the adapters, by default 1.
 
     Raises:
-        ValueError: adapters of a list differ in targets, rank or sizes, or weights in number.
+        ValueError: adapters of a list differ in targets, rank or sizes, the number of weights is
+            not `k`, or `adapters` is a single adapter.
     """
     bank = stack(adapters) if isinstance(adapters, list | tuple) else adapters
 
-    def join(node, path):
+    def concatenate_ranks(node, path):
         if not _is_kernel(node):
-            return {name: join(below, (*path, name)) for name, below in node.items()}
+            return {name: concatenate_ranks(node[name], (*path, name)) for name in node}
         a, b = node["a"], node["b"]
-        rows = a.shape[:-2]  # [..., k]
-        if not rows or b.shape[: len(rows)] != rows:
-            raise ValueError(f"{_join(path)}: a list of adapters or rows of a bank are merged")
-        factors = jnp.asarray(1.0 if weights is None else weights)
-        if factors.ndim > len(rows) or factors.shape != rows[len(rows) - factors.ndim :]:
-            raise ValueError(f"weights of shape {factors.shape} for adapters {rows}")
-        factors = jnp.broadcast_to(scale * factors, rows).astype(b.dtype)
-        b = b * factors.reshape(*rows, *[1] * (b.ndim - len(rows)))
-        *lead, k = rows
+        batch = a.shape[:-2]  # [..., k]
+        if not batch or b.shape[: len(batch)] != batch:
+            raise ValueError(
+                f"{_join(path)}: a single adapter cannot be merged; pass a list of adapters or "
+                "adapters selected from a bank"
+            )
+        w = jnp.asarray(1.0 if weights is None else weights)
+        if w.ndim > len(batch) or w.shape != batch[len(batch) - w.ndim :]:
+            raise ValueError(f"weights of shape {w.shape} for adapters {batch}")
+        w = jnp.broadcast_to(scale * w, batch).astype(b.dtype)
+        b = b * w.reshape(*batch, *[1] * (b.ndim - len(batch)))
+        *lead, k = batch
         rank = k * a.shape[-1]
         return {
+            # [..., k, in, r] -> [..., in, k * r]
             "a": jnp.swapaxes(a, -3, -2).reshape(*lead, a.shape[-2], rank),
-            "b": b.reshape(*lead, rank, *b.shape[len(rows) + 1 :]),
+            # [..., k, r, *out] -> [..., k * r, *out]
+            "b": b.reshape(*lead, rank, *b.shape[len(batch) + 1 :]),
         }
 
-    return join(bank, ())
+    return concatenate_ranks(bank, ())
 
 
 def apply(params: PyTree, adapter: Tree, *, scale: float) -> PyTree:
-    """The parameters with the adapter beside its kernels, unfused: `lora_a` and `scale * lora_b`.
+    """The parameters with an unfused adapter: `lora_a` and `scale * lora_b` next to each kernel.
 
-    The layers of `rag_jax.models` add `(x @ lora_a) @ lora_b` where they find the two; the base
-    kernels are shared, not copied. An adapter `[P, ...]`, such as the merged one of each of `P`
-    rows, is applied to `P` equal parts of a batch: the first to the first `B / P` rows, and so on.
+    The linear layers of `rag_jax.models` add `(x @ lora_a) @ lora_b` to their outputs. The base
+    kernels are shared, not copied. `P` adapters, arrays `[P, ...]`, are applied to `P` equal parts
+    of a batch: the first adapter to the first `B / P` rows, and so on.
 
     Args:
-        scale: the published `alpha / rank`, see `compute_scale`; 1 for what `merge` gave.
+        params: nested dicts of parameters; not changed.
+        adapter: an adapter or a bank.
+        scale: the scale from `compute_scale`; 1 for the result of `merge`.
 
     Raises:
-        ValueError: the adapter has a matrix that is no layer's kernel, such as an embedding, or
-            does not fit the parameters.
+        ValueError: the adapter targets a matrix that is not the kernel of a linear layer, such as
+            an embedding, or does not fit the parameters.
     """
     _check_fit(params, adapter, lead=1)
     for path, _ in list_kernels(adapter):
         if path[-1] != "kernel":
-            raise ValueError(f"no layer would find an adapter beside {path[-1]!r}: use fold")
+            raise ValueError(f"no layer reads an adapter next to {path[-1]!r}: use fold")
 
-    def place(tree, patch):
-        placed = dict(tree)
-        for name, below in patch.items():
+    def insert(tree, factors):
+        tree = dict(tree)
+        for name, node in factors.items():
             if isinstance(tree[name], Mapping):
-                placed[name] = place(tree[name], below)
+                tree[name] = insert(tree[name], node)
             else:
-                placed["lora_a"], placed["lora_b"] = below["a"], scale * below["b"]
-        return placed
+                tree["lora_a"], tree["lora_b"] = node["a"], scale * node["b"]
+        return tree
 
-    return place(params, adapter)
+    return insert(params, adapter)
 
 
 def fold(params: PyTree, adapter: Tree, *, scale: float) -> PyTree:
-    """The parameters with `scale * a @ b` added to the targeted kernels; works in any library.
+    """The parameters with `scale * a @ b` added to the targeted kernels, for models of any library.
 
     Args:
-        adapter: a single one; for a bank's, map this over it with `jax.vmap`.
-        scale: as for `apply`.
+        params: nested dicts of parameters, or any other JAX tree; not changed.
+        adapter: a single adapter; for a bank, map `fold` over the bank with `jax.vmap`.
+        scale: as in `apply`.
 
     Raises:
         ValueError: the adapter does not fit the parameters.
     """
     _check_fit(params, adapter, lead=0)
 
-    def add(tree, patch):
+    def add(tree, factors):
         if isinstance(tree, Mapping):
-            return {**tree, **{name: add(tree[name], below) for name, below in patch.items()}}
+            return {**tree, **{name: add(tree[name], node) for name, node in factors.items()}}
 
         def add_leaf(keys, leaf):
-            found = patch
+            node = factors
             for key in keys:
-                found = found.get(_name(key), {})
-            return leaf + scale * jnp.tensordot(found["a"], found["b"], 1) if found else leaf
+                node = node.get(_name(key), {})
+            return leaf + scale * jnp.tensordot(node["a"], node["b"], 1) if node else leaf
 
         return jax.tree_util.tree_map_with_path(add_leaf, tree)
 
@@ -221,12 +243,17 @@ def fold(params: PyTree, adapter: Tree, *, scale: float) -> PyTree:
 
 
 def list_kernels(adapter: Tree, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:
-    """Every `{"a": ..., "b": ...}` of an adapter, or of a bank, after its kernel's path."""
-    for name, below in adapter.items():
-        if _is_kernel(below):
-            yield (*path, name), below
+    """Yields the path and the factors `{"a": ..., "b": ...}` of every kernel of an adapter or bank.
+
+    Args:
+        adapter: an adapter or a bank.
+        path: path of `adapter` within a larger tree, prepended to all paths.
+    """
+    for name, node in adapter.items():
+        if _is_kernel(node):
+            yield (*path, name), node
         else:
-            yield from list_kernels(below, (*path, name))
+            yield from list_kernels(node, (*path, name))
 
 
 def _name(key: Any) -> str:
@@ -238,10 +265,10 @@ def _join(path: Sequence[Any]) -> str:
 
 
 def _list_leaves(tree: PyTree, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:
-    """Every leaf after its path; dicts in their own order, of which JAX would make another."""
+    """Yields the path and value of every leaf; dicts in insertion order, which JAX would sort."""
     if isinstance(tree, Mapping):
-        for name, below in tree.items():
-            yield from _list_leaves(below, (*path, name))
+        for name, node in tree.items():
+            yield from _list_leaves(node, (*path, name))
     else:
         for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
             yield (*path, *map(_name, keys)), leaf
@@ -252,15 +279,15 @@ def _is_kernel(node: Mapping) -> bool:
 
 
 def _check_fit(params: PyTree, adapter: Tree, *, lead: int) -> None:
-    """Raises unless every `a` and `b` fits its kernel, behind up to `lead` axes of their own."""
+    """Raises a ValueError unless every `a` and `b` fits its kernel, after up to `lead` axes."""
     kernels = dict(_list_leaves(params))
-    for path, patch in list_kernels(adapter):
+    for path, factors in list_kernels(adapter):
         if path not in kernels:
             raise ValueError(f"{_join(path)}: the parameters have no such kernel")
-        a, b, kernel = patch["a"].shape, patch["b"].shape, kernels[path].shape
-        own = len(a) - 2
-        fits = 0 <= own <= lead and a[:own] == b[:own]
-        if not fits or a[own] != kernel[0] or b[own:] != (a[-1], *kernel[1:]):
+        a, b, kernel = factors["a"].shape, factors["b"].shape, kernels[path].shape
+        axes = len(a) - 2  # number of bank axes
+        fits = 0 <= axes <= lead and a[:axes] == b[:axes]
+        if not fits or a[axes] != kernel[0] or b[axes:] != (a[-1], *kernel[1:]):
             raise ValueError(
                 f"{_join(path)}: an adapter of {a} and {b} does not fit a kernel of {kernel}"
             )

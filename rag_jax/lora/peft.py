@@ -1,7 +1,7 @@
-"""Adapters as PEFT's folders, which PEFT and vLLM load: `rag_jax.lora.save_peft`, `load_peft`.
+"""Adapters in PEFT's format, which PEFT and vLLM load: `rag_jax.lora.save_peft`, `load_peft`.
 
-Kernels have the names that `weights.list_slots` gives them, so what holds for a family's weights
-holds for its adapters. PEFT's `lora_A` is our `a` transposed, its `lora_B` our `b`.
+`weights.list_slots` maps kernels to Hugging Face names, for adapters as for weights. PEFT's
+`lora_A` is our `a` transposed, and PEFT's `lora_B` is our `b` transposed.
 """
 
 import os
@@ -27,14 +27,14 @@ from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, replace_folder, write_json
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_BASE = "base_fingerprint"  # in the weights' metadata, where PEFT minds no field of ours
+_BASE = "base_fingerprint"  # field of the weights' metadata, which PEFT ignores
 _TASKS = {
     DecoderConfig: "CAUSAL_LM",
     BartConfig: "SEQ_2_SEQ_LM",
     BertConfig: "FEATURE_EXTRACTION",
 }
-# The options of a config that say nothing of what the adapter computes, or that are minded here.
-# Any other one, whatever PEFT may add, has to be off.
+# Options that do not change what the adapter computes, or that this module implements. All other
+# options, including future ones of PEFT, must be off.
 _KNOWN = {
     "auto_mapping",
     "base_model_name_or_path",
@@ -56,7 +56,7 @@ _KNOWN = {
     "use_rslora",
 }
 _OFF = (None, False, "none", [], {})
-# Others (PiSSA, OLoRA, CorDA, LoftQ) change the base weights, and are not what the files say.
+# Other initialisations (PiSSA, OLoRA, CorDA, LoftQ) change the base weights, which the files lack.
 _PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 
 
@@ -71,54 +71,40 @@ def save_peft(
 ) -> None:
     """Writes an adapter as a folder that PEFT's `PeftModel.from_pretrained` and vLLM load.
 
-    It computes there what `apply` and `fold` do with `compute_scale(alpha, rank)`; what `merge`
-    gave has `alpha` equal to its rank. Kernels that the base model stores as one tensor, as Phi-3
-    does, share an adapter there: their ranks then stand beside each other, all others are filled
-    up with zeros to the same rank, and `alpha` grows with it. An adapter already there is replaced.
+    The saved adapter computes the same as `apply` and `fold` with `compute_scale(alpha, rank)`;
+    for the result of `merge`, `alpha` equals the rank. An adapter in the folder is replaced.
+
+    Some base models, such as Phi-3, store several kernels as one tensor, which has one adapter in
+    PEFT. The ranks of such kernels are concatenated, all other kernels are padded with zeros to
+    the same rank, and `alpha` is scaled accordingly.
 
     Args:
+        adapter: the adapter.
         path: the folder.
         pretrained: the base model.
-        alpha: of which the scale is `alpha / rank`, or `alpha / sqrt(rank)` if `rank_stabilized`.
-        base_model: the base model's name or folder, for PEFT to load it from by itself.
+        alpha: LoRA's `alpha`, for a scale of `alpha / rank`.
+        rank_stabilized: whether the scale is `alpha / sqrt(rank)`.
+        base_model: name or folder from which PEFT can load the base model.
 
     Raises:
-        RagJaxError: the adapter is not one of this model's, its ranks differ, or there is something
-            else in the folder.
-        OSError: the disk is full or cannot be written.
+        RagJaxError: the adapter does not fit the base model, its ranks differ, or the folder
+            contains other files.
+        OSError: the disk is full or not writable.
     """
     folder = Path(path).expanduser().absolute()
     check_replaceable(folder, (_CONFIG, _WEIGHTS, "README.md"), "an adapter")
-    kernels = {"/".join(path): patch for path, patch in list_kernels(adapter)}
+    kernels = {"/".join(keys): factors for keys, factors in list_kernels(adapter)}
     modules = _list_modules(pretrained)
-    parts = {slot.path: slot for slots in modules.values() for slot in slots}
-    if not kernels:
-        raise RagJaxError("adapter: it has no kernels, so there is nothing to save")
-    ranks = set()
-    for place, patch in kernels.items():
-        a, b = patch["a"].shape, patch["b"].shape
-        if place not in parts:
-            raise RagJaxError(f"adapter: {place} is no kernel of a linear layer of the base model")
-        inputs, outputs = parts[place].shape
-        if len(a) != 2 or len(b) != 2 or a[0] != inputs or b[1] != outputs or a[1] != b[0]:
-            raise RagJaxError(
-                f"adapter: {place} has {list(a)} and {list(b)}, the base model's kernel is "
-                f"[{inputs}, {outputs}] (of a bank, save one adapter at a time)"
-            )
-        ranks.add(a[1])
-    if len(ranks) > 1:
-        raise RagJaxError(f"adapter: its ranks {sorted(ranks)} differ, PEFT's files have one")
-
-    targeted = {}
+    rank = _check_kernels(kernels, modules)
+    targeted = {}  # kernels and distinct `a` of every module with an adapter
     for module, slots in modules.items():
-        found = [slot for slot in slots if slot.path in kernels]
-        if found:
-            targeted[module] = slots, _share(kernels[slot.path]["a"] for slot in found)
-    (rank,) = ranks
-    times = max(len(factors) for _, factors in targeted.values())
+        adapted = [kernels[slot.path]["a"] for slot in slots if slot.path in kernels]
+        if adapted:
+            targeted[module] = slots, _list_distinct(adapted)
+    times = max(len(distinct) for _, distinct in targeted.values())
     tensors = {}
-    for module, (slots, factors) in targeted.items():
-        a, b = _join_parts(kernels, slots, factors, rank * times)
+    for module, (slots, distinct) in targeted.items():
+        a, b = _join_kernels(kernels, slots, distinct, rank * times)
         tensors[f"base_model.model.{module}.lora_A.weight"] = a
         tensors[f"base_model.model.{module}.lora_B.weight"] = b
     alpha = alpha * (times**0.5 if rank_stabilized else times)
@@ -149,16 +135,17 @@ def load_peft(
 
     Args:
         path: the folder.
-        pretrained: the base model. PEFT's files only name theirs, so any with the same kernels is
-            taken; one that was written here must be for the very same files.
+        pretrained: the base model. An adapter from PEFT must fit the kernels; an adapter from
+            `save_peft` must belong to a model with the same fingerprint.
+        dtype: dtype of the adapter's arrays.
 
     Returns:
-        The adapter, and the scale to use it with.
+        The adapter, and its scale for `apply` or `fold`.
 
     Raises:
-        RagJaxError: a file is missing or damaged, the adapter is for another model, its tensors are
-            not those that its config tells of (all of them listed), or the config asks for what a
-            plain adapter does not have (DoRA, biases, whole modules, a rank for each layer, ...).
+        RagJaxError: a file is missing or damaged, the adapter belongs to another model, the tensors
+            do not match the config (the message lists all of them), or the config uses an option
+            beyond plain LoRA (DoRA, biases, whole modules, one rank per layer, ...).
     """
     folder = Path(path).expanduser()
     fields = _read_config(folder)
@@ -179,14 +166,14 @@ def load_peft(
             node = adapter
             for parent in parents:
                 node = node.setdefault(parent, {})
-            own = b[:, slice(*slot.rows)] if slot.rows else b
-            node[leaf] = {"a": jnp.asarray(a, dtype), "b": jnp.asarray(own, dtype)}
+            outputs = b[:, slice(*slot.rows)] if slot.rows else b
+            node[leaf] = {"a": jnp.asarray(a, dtype), "b": jnp.asarray(outputs, dtype)}
     stabilized = fields.raw.get("use_rslora") is True
     return adapter, compute_scale(alpha, rank, rank_stabilized=stabilized)
 
 
 def _list_modules(pretrained: Pretrained) -> dict[str, list[Slot]]:
-    """The linear layers by Hugging Face's names, each with our kernels that it is made of."""
+    """The slots of all kernels, grouped by the Hugging Face name of their linear layer."""
     modules: dict[str, list[Slot]] = {}
     for slot in list_slots(pretrained.config):
         if slot.transposed:
@@ -194,38 +181,60 @@ def _list_modules(pretrained: Pretrained) -> dict[str, list[Slot]]:
     return modules
 
 
-def _share(factors: Iterable[Any]) -> list[np.ndarray]:
-    """The `a` of one module's kernels, each only once."""
+def _check_kernels(kernels: Mapping[str, Any], modules: Mapping[str, Sequence[Slot]]) -> int:
+    """The common rank of the kernels; a RagJaxError if the kernels do not fit the base model."""
+    if not kernels:
+        raise RagJaxError("adapter: it has no kernels, so there is nothing to save")
+    shapes = {slot.path: slot.shape for slots in modules.values() for slot in slots}
+    ranks = set()
+    for path, factors in kernels.items():
+        a, b = factors["a"].shape, factors["b"].shape
+        if path not in shapes:
+            raise RagJaxError(f"adapter: {path} is no kernel of a linear layer of the base model")
+        inputs, outputs = shapes[path]
+        if len(a) != 2 or len(b) != 2 or a[0] != inputs or b[1] != outputs or a[1] != b[0]:
+            raise RagJaxError(
+                f"adapter: {path} has {list(a)} and {list(b)}, the base model's kernel is "
+                f"[{inputs}, {outputs}] (of a bank, save one adapter at a time)"
+            )
+        ranks.add(a[1])
+    if len(ranks) > 1:
+        raise RagJaxError(f"adapter: its ranks {sorted(ranks)} differ; PEFT needs a single rank")
+    return ranks.pop()
+
+
+def _list_distinct(arrays: Iterable[Any]) -> list[np.ndarray]:
+    """The arrays without duplicates, in order."""
     distinct: list[np.ndarray] = []
-    for factor in map(np.asarray, factors):
-        if not any(np.array_equal(factor, other) for other in distinct):
-            distinct.append(factor)
+    for array in map(np.asarray, arrays):
+        if not any(np.array_equal(array, other) for other in distinct):
+            distinct.append(array)
     return distinct
 
 
-def _join_parts(
-    kernels: Mapping[str, Any], slots: Sequence[Slot], factors: Sequence[np.ndarray], rank: int
+def _join_kernels(
+    kernels: Mapping[str, Any], slots: Sequence[Slot], distinct: Sequence[np.ndarray], rank: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """PEFT's `lora_A` `[rank, in]` and `lora_B` `[out, rank]` of a module, from its kernels'."""
-    inputs, own = factors[0].shape
-    a = np.zeros((rank, inputs), factors[0].dtype)
-    a[: own * len(factors)] = np.concatenate(factors, axis=1).T
+    """PEFT's `lora_A` `[rank, in]` and `lora_B` `[out, rank]` of the module with these slots."""
+    inputs, r = distinct[0].shape
+    a = np.zeros((rank, inputs), distinct[0].dtype)
+    a[: r * len(distinct)] = np.concatenate(distinct, axis=1).T  # [in, n * r] -> [n * r, in]
     b = np.zeros((sum(slot.shape[1] for slot in slots), rank), a.dtype)
     for slot in slots:
         if slot.path in kernels:
-            patch = kernels[slot.path]
-            i = next(i for i, f in enumerate(factors) if np.array_equal(f, patch["a"]))
+            factors = kernels[slot.path]
+            i = next(i for i, other in enumerate(distinct) if np.array_equal(other, factors["a"]))
             rows = slice(*slot.rows) if slot.rows else slice(None)
-            b[rows, i * own : (i + 1) * own] = np.asarray(patch["b"]).T
+            b[rows, i * r : (i + 1) * r] = np.asarray(factors["b"]).T  # [r, out] -> [out, r]
     return a, b
 
 
 def _name_targets(targeted: Iterable[str], modules: Iterable[str]) -> list[str]:
-    """Short names such as `gate_proj`, if just the targeted modules have them; else full ones."""
+    """Short names such as `gate_proj` if no other module has such a name, else full names."""
     targeted = set(targeted)
     short = sorted({module.rpartition(".")[2] for module in targeted})
-    meant = {module for module in modules if module.rpartition(".")[2] in short}
-    return short if meant == targeted else sorted(targeted)
+    matched = {module for module in modules if module.rpartition(".")[2] in short}
+    return short if matched == targeted else sorted(targeted)
 
 
 def _read_config(folder: Path) -> Fields:
@@ -252,30 +261,30 @@ def _read_weights(folder: Path, pretrained: Pretrained) -> dict[str, StoredTenso
     if not path.is_file():
         hint = ""
         if (folder / "adapter_model.bin").exists():
-            hint = "; pickled .bin weights are not read: save it again as safetensors"
+            hint = "; pickled .bin weights are not read: save the adapter as safetensors"
         raise RagJaxError(f"{path} is missing{hint}")
     base = read_metadata(path).get(_BASE)
     if base and pretrained.fingerprint and base != pretrained.fingerprint:
         raise RagJaxError(
-            f"{path} is an adapter for another base model: its files' fingerprint is {base[:12]}, "
-            f"this one's is {pretrained.fingerprint[:12]}"
+            f"{path} is an adapter for another base model: the adapter's base has fingerprint "
+            f"{base[:12]}, the loaded model {pretrained.fingerprint[:12]}"
         )
     return read_safetensors([path])
 
 
 def _find_copies(tensors: Mapping[str, StoredTensor], pretrained: Pretrained) -> list[str]:
-    """Tensors that are the base model's own: beside an adapter of the head PEFT stores the head."""
+    """Names of tensors equal to base weights: PEFT stores a head together with its adapter."""
     slots = {slot.name: slot for slot in list_slots(pretrained.config)}
     copies = []
     for name, tensor in tensors.items():
         slot = slots.get(name.removeprefix("base_model.model.").replace(".base_layer.", "."))
         if slot is None or tensor.fault:
             continue
-        own = pretrained.params
+        param = pretrained.params
         for part in slot.path.split("/"):
-            own = own[part]
-        own = np.asarray(own.T if slot.transposed else own)
-        if np.array_equal(tensor.read().astype(own.dtype), own):
+            param = param[part]
+        param = np.asarray(param.T if slot.transposed else param)
+        if np.array_equal(tensor.read().astype(param.dtype), param):
             copies.append(name)
     return copies
 
@@ -286,7 +295,7 @@ def _check_tensors(
     tensors: Mapping[str, StoredTensor],
     modules: Mapping[str, Sequence[Slot]],
 ) -> None:
-    """Compares the tensors with those that the config and the base model ask for."""
+    """Raises a RagJaxError unless the tensors are those of the config and the base model."""
     expected = {}
     for module, slots in modules.items():
         if _is_target(module, fields):
@@ -298,8 +307,8 @@ def _check_tensors(
         if name not in tensors:
             problems.append(f"missing {name} {list(shape)}")
         elif tensors[name].shape != shape:
-            found = list(tensors[name].shape)
-            problems.append(f"{name} has shape {found}, not {list(shape)}")
+            stored = list(tensors[name].shape)
+            problems.append(f"{name} has shape {stored}, not {list(shape)}")
         elif tensors[name].fault:
             problems.append(f"{name} {tensors[name].fault}")
     for name in tensors.keys() - expected.keys():
@@ -308,7 +317,7 @@ def _check_tensors(
         problems.append(f"no linear layer is one of {fields.raw.get('target_modules')!r}")
     if problems:
         raise RagJaxError(
-            f"the adapter that {fields.source} tells of does not fit its tensors and the base "
+            f"the adapter described in {fields.source} does not fit its tensors and the base "
             f"model: {'; '.join(sorted(problems))}"
         )
 
@@ -320,24 +329,24 @@ def _is_target(module: str, fields: Fields) -> bool:
         number = re.search(r"\.(\d+)\.", module)
         if number is None or int(number[1]) not in layers:
             return False
-    named = (_matches(module, fields, name) for name in ("target_modules", "exclude_modules"))
-    return tuple(named) == (True, False)
+    names = ("target_modules", "exclude_modules")
+    return tuple(_matches(module, fields, name) for name in names) == (True, False)
 
 
 def _matches(module: str, fields: Fields, name: str) -> bool:
-    """PEFT's rule: a pattern for the whole name, or a list of names or of their last parts."""
-    wanted = fields.raw.get(name)
-    if isinstance(wanted, str):
+    """PEFT's rule: a regular expression for the whole name, or a list of names or last parts."""
+    pattern = fields.raw.get(name)
+    if isinstance(pattern, str):
         try:
-            return re.fullmatch(wanted, module) is not None
+            return re.fullmatch(pattern, module) is not None
         except re.error as error:
-            raise RagJaxError(f"{fields.source}: {name} {wanted!r}: {error}") from None
-    return any(module == one or module.endswith(f".{one}") for one in _list(fields, name, str))
+            raise RagJaxError(f"{fields.source}: {name} {pattern!r}: {error}") from None
+    return any(module == item or module.endswith(f".{item}") for item in _list(fields, name, str))
 
 
 def _list(fields: Fields, name: str, kind: type) -> list:
     value = fields.raw.get(name) or []
-    if not isinstance(value, list) or not all(isinstance(one, kind) for one in value):
+    if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
         raise RagJaxError(
             f"{fields.source}: {name} must be a list of {kind.__name__}s, not {value!r}"
         )

@@ -1,9 +1,9 @@
-"""Adapters on disk, one for each passage, in Orbax's checkpoints.
+"""Adapters on disk, one Orbax checkpoint per passage.
 
-All of a store's adapters are of one kind, which its manifest tells: base model, settings, sizes.
-Each has a checkpoint of its own, so one is read without the others, a damaged one spoils no other,
-and the store grows by saving. There an adapter is one array: as the many that it is made of, Orbax
-takes ten times as long to read or write it.
+All adapters of a store are of one kind, described in a manifest: base model, settings, shapes.
+Separate checkpoints let a reader load any subset, confine damage to one adapter, and let the store
+grow. A checkpoint holds the adapter flattened to one array, because Orbax takes ten times as long
+to read or write the many small arrays of an adapter.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ _MANIFEST, _FORMAT = "adapters.json", 1
 
 
 class AdapterStore:
-    """The adapters of a folder, by passage id."""
+    """Folder of adapters, indexed by passage id."""
 
     def __init__(
         self,
@@ -37,17 +37,18 @@ class AdapterStore:
         base: str,
         settings: Mapping[str, Any],
     ):
-        """Opens a store, or makes one.
+        """Opens a store, or creates one.
 
         Args:
-            folder: where it is, or will be.
-            template: one adapter of its kind, or what `jax.eval_shape` tells of one.
-            base: fingerprint of the base model, as in `Pretrained.fingerprint`.
-            settings: what else an adapter depends on, such as rank, targets and training; JSON
-                values under names.
+            folder: folder of the store; created if missing.
+            template: one adapter, or its `jax.ShapeDtypeStruct`s, with a single dtype.
+            base: fingerprint of the base model, see `Pretrained.fingerprint`.
+            settings: all other settings that determine an adapter, such as rank, targets and
+                training; JSON values by name.
 
         Raises:
-            RagJaxError: the folder holds adapters of another kind, or something else.
+            RagJaxError: the folder holds adapters of another kind or other files, or its manifest
+                is damaged.
         """
         self._folder = Path(folder).absolute()
         self._template = template
@@ -64,36 +65,37 @@ class AdapterStore:
             "dtype": self._dtype.name,
             "shapes": self._shapes,
         }
-        kind = json.loads(to_json(kind))  # as it will be read back
+        kind = json.loads(to_json(kind))  # comparable with a manifest: JSON has no tuples
         self._check(kind)
-        wait_for_all(f"{self._folder} was looked at")
+        wait_for_all(f"{self._folder} was checked")
         if is_first() and not (self._folder / _MANIFEST).exists():
             self._folder.mkdir(parents=True, exist_ok=True)
             write_json(self._folder / _MANIFEST, kind)
 
     def __contains__(self, passage: str) -> bool:
-        """Whether there is an adapter of that passage, whole or not."""
+        """Whether the store has an adapter of the passage, intact or damaged."""
         return self._place(passage).exists()
 
     def is_whole(self, passage: str) -> bool:
-        """Whether a passage's adapter is there as it was saved."""
+        """Whether the store has an intact adapter of the passage, by its checksums."""
         return is_whole(self._place(passage))
 
     def save(self, passages: Sequence[str], bank: PyTree) -> None:
-        """Keeps adapters, each in place of what the store had for its passage.
+        """Saves adapters; an existing adapter of a passage is replaced.
 
         Args:
-            passages: their ids, any text.
-            bank: their adapters, arrays `[len(passages), ...]`.
+            passages: passage ids, arbitrary text.
+            bank: one adapter per passage, arrays `[len(passages), ...]`.
 
         Raises:
-            ValueError: the bank has another number of adapters or another kind of them.
-            OSError: with its errno, if the disk is full or cannot be written.
+            ValueError: the bank does not hold `len(passages)` adapters of the store's shapes.
+            OSError: with its errno, if the disk is full or not writable.
         """
         count = len(passages)
-        wanted = jax.tree.map(lambda leaf: (count, *leaf.shape), self._template)
-        if jax.tree.map(np.shape, bank) != wanted:
+        expected = jax.tree.map(lambda leaf: (count, *leaf.shape), self._template)
+        if jax.tree.map(np.shape, bank) != expected:
             raise ValueError(f"bank: not {count} adapters of the store's kind")
+        # Each leaf [count, ...] -> [count, size of the leaf], then one vector per adapter.
         leaves = [np.asarray(leaf).reshape(count, -1) for leaf in jax.tree.leaves(bank)]
         for passage, vector in zip(passages, np.concatenate(leaves, axis=1), strict=True):
             save_tree(self._place(passage), {"adapter": vector.astype(self._dtype)})
@@ -104,15 +106,17 @@ class AdapterStore:
         """Reads adapters.
 
         Args:
-            passages: their ids.
-            rows: of the bank, at least one for each; more, so that banks are of one size.
+            passages: passage ids.
+            rows: size of the bank, at least `len(passages)`, by default equal. A fixed size avoids
+                recompilation.
 
         Returns:
-            A bank with one row for each passage, and why some are lost, by id. The row of a lost
-            one is of zeros, and so are those that fill it up: such an adapter changes nothing.
+            A bank with the passages' adapters in order, and the reasons for missing or damaged
+            adapters by passage id. Rows of missing adapters and padding rows are zeros, which
+            leave the model unchanged.
         """
         size = sum(map(math.prod, self._shapes.values()))
-        described = {"adapter": jax.ShapeDtypeStruct((size,), self._dtype)}
+        abstract = {"adapter": jax.ShapeDtypeStruct((size,), self._dtype)}
         count = len(passages) if rows is None else rows
         vectors = np.zeros((count, size), self._dtype)
         lost = {}
@@ -121,7 +125,7 @@ class AdapterStore:
                 lost[passage] = f"passage {passage!r} has no adapter in {self._folder}"
                 continue
             try:
-                vectors[row] = load_tree(self._place(passage), described)["adapter"]
+                vectors[row] = load_tree(self._place(passage), abstract)["adapter"]
             except RagJaxError as error:
                 lost[passage] = f"passage {passage!r}: its adapter is lost: {error}"
         leaves, start = [], 0
@@ -132,35 +136,36 @@ class AdapterStore:
         return jax.device_put(jax.tree.unflatten(jax.tree.structure(self._template), leaves)), lost
 
     def count_bytes(self, passage: str) -> int:
-        """What a passage's adapter takes on disk."""
+        """Size of a passage's adapter on disk in bytes, 0 for a missing adapter."""
         files = (path for path in self._place(passage).rglob("*") if path.is_file())
         return sum(path.stat().st_size for path in files)
 
     def _place(self, passage: str) -> Path:
-        # A hash: an id may have any characters, those of other folders' paths among them.
+        # Hashed, because an id may contain any character, for instance "/".
         name = hashlib.sha256(passage.encode("utf-8", "surrogatepass")).hexdigest()
         return self._folder / name[:2] / name[2:]
 
     def _check(self, kind: Mapping[str, Any]) -> None:
-        """Raises unless the folder is empty or has a manifest that tells of this kind."""
+        """Raises a RagJaxError unless the folder is empty or has a manifest of this kind."""
         path = self._folder / _MANIFEST
         if not path.exists():
             if self._folder.exists() and any(self._folder.iterdir()):
                 raise RagJaxError(f"{self._folder} is no store of adapters: choose another folder")
             return
         try:
-            found = dict(read_json(path))
+            manifest = dict(read_json(path))
         except (OSError, ValueError, TypeError):
-            raise RagJaxError(f"{path} is damaged: train the adapters again") from None
+            raise RagJaxError(
+                f"{path} is damaged: delete {self._folder} and train the adapters again"
+            ) from None
         for field, value in kind.items():
-            if found.get(field) != value:
+            stored = manifest.get(field)
+            if stored != value:
                 detail = ""
-                if field == "settings" and isinstance(found.get(field), dict):
-                    names = (found[field].keys() | value.keys()) - {
-                        name for name in value if found[field].get(name) == value[name]
-                    }
-                    detail = f" ({', '.join(sorted(names))})"
+                if field == "settings" and isinstance(stored, dict):
+                    equal = {name for name in value if stored.get(name) == value[name]}
+                    detail = f" ({', '.join(sorted((stored.keys() | value.keys()) - equal))})"
                 raise RagJaxError(
                     f"{self._folder} holds adapters of another {field}{detail}: choose another "
-                    "folder, or train them again"
+                    "folder, or delete this one and train the adapters again"
                 )

@@ -1,4 +1,4 @@
-"""Models, their weights and their tokenizers."""
+"""Pretrained models: configs, weights and tokenizers, loaded from disk and saved."""
 
 from rag_jax.models.io.load import Pretrained, load
 from rag_jax.models.io.save import save

@@ -1,4 +1,4 @@
-"""Text to token ids and back, with text kept apart from the tokens that steer a model."""
+"""Tokenizer: text to token ids and back. Text never encodes to special tokens."""
 
 import json
 import re
@@ -17,20 +17,20 @@ from rag_jax.runtime.files import write_json
 _ROLES = ("system", "user", "assistant")
 _NAMED_TOKENS = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# What a folder of `vocab.json` and `merges.txt` does not say: RoBERTa's names, which BART has too.
+# RoBERTa's and BART's special tokens, for folders with `vocab.json` and `merges.txt` alone.
 _BPE_SPECIALS = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
-# Kinds of token in GGUF metadata (llama.cpp, `llama_token_type`).
+# Token types in GGUF metadata (llama.cpp, `llama_token_type`).
 _CONTROL, _USER_DEFINED = 3, 4
 
 
 class Tokenizer:
-    """A tokenizer whose text never becomes a special token, whatever it spells.
+    """Tokenizer that never encodes text to special tokens, even if the text spells their names.
 
     Attributes:
         vocab_size: number of ids, added tokens included.
-        bos_id: id that starts a text, or None.
-        eos_id: id that ends a text, or None.
-        pad_id: id that fills rows up, or None.
+        bos_id: id of the token that starts a text, or None.
+        eos_id: id of the token that ends a text, or None.
+        pad_id: id of the padding token, or None.
     """
 
     def __init__(
@@ -43,9 +43,16 @@ class Tokenizer:
         chat_template: str | None = None,
         **others: str | None,
     ):
-        """Wraps a tokenizer; `bos`, `eos` and `pad` are names of its special tokens.
+        """Wraps a tokenizer of the `tokenizers` library, whose settings are changed in place.
 
-        `others` (`unk`, `sep`, `cls`, `mask`) are kept for `save` and for chat templates.
+        Args:
+            core: the tokenizer.
+            bos, eos, pad: names of special tokens.
+            chat_template: Jinja source of the chat template.
+            others: names of `unk`, `sep`, `cls` and `mask`, for `save` and the chat template.
+
+        Raises:
+            RagJaxError: `bos`, `eos` or `pad` is not a special token of `core`.
         """
         self._core = core
         core.encode_special_tokens = True
@@ -53,7 +60,7 @@ class Tokenizer:
         core.no_truncation()
         added = core.get_added_tokens_decoder()
         self._special = {token.content: i for i, token in added.items() if token.special}
-        # What text cannot express may come out as the unknown token: that is text's own token.
+        # The unknown token is no control token: text outside the vocabulary encodes to it.
         unknown = getattr(core.model, "unk_token", None)
         self._control = set(self._special.values()) - {self._special.get(unknown)}
         self._names = {"bos": bos, "eos": eos, "pad": pad, **others}
@@ -65,10 +72,11 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Tokenizer":
-        """Reads `tokenizer.json`, `tokenizer_config.json` and, where there is one, the template.
+        """Reads a tokenizer in Hugging Face's format, with its chat template if there is one.
 
-        Where only `vocab.json` and `merges.txt` are there, as in BART's first folders, they are
-        read as byte-level BPE with RoBERTa's special tokens.
+        The main file is `tokenizer.json`. If the folder has `vocab.json` and `merges.txt` instead,
+        as BART's first releases have, these files are read as byte-level BPE with RoBERTa's
+        special tokens.
 
         Raises:
             RagJaxError: `tokenizer.json` is missing, or a file is damaged.
@@ -78,7 +86,7 @@ class Tokenizer:
             core = _read_bpe(folder)
             settings = {f"{short}_token": name for short, name in _BPE_SPECIALS.items()}
         elif not path.exists():
-            raise RagJaxError(f"{path} is missing: save the tokenizer in its fast form there")
+            raise RagJaxError(f"{path} is missing: save the fast version of the tokenizer there")
         else:
             core = _read_core(path)
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
@@ -95,52 +103,50 @@ class Tokenizer:
     def from_gguf(cls, metadata: Mapping[str, Any], *, source: str = "GGUF") -> "Tokenizer":
         """Builds the tokenizer described in a GGUF file's metadata.
 
+        Args:
+            metadata: key-value pairs of the file header.
+            source: name of the file, for error messages.
+
         Raises:
-            RagJaxError: it is of another kind than byte-level BPE split as SmolLM's.
+            RagJaxError: the tokenizer is not byte-level BPE with SmolLM's pre-tokenizer.
         """
         kind = (metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre"))
         if kind != ("gpt2", "smollm"):
             raise RagJaxError(
-                f"{source}: tokenizer {kind[0]!r} with pre-tokenizer {kind[1]!r} is not read from "
-                "GGUF: use the model's Hugging Face folder"
+                f"{source}: tokenizer {kind[0]!r} with pre-tokenizer {kind[1]!r} cannot be read "
+                "from GGUF: use the model's Hugging Face folder"
             )
         tokens = metadata["tokenizer.ggml.tokens"]
         merges = [tuple(pair.split(" ")) for pair in metadata["tokenizer.ggml.merges"]]
         core = tokenizers.Tokenizer(
             models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges)
         )
-        core.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-            ]
-        )
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        core.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
         core.decoder = decoders.ByteLevel()
-        kinds = list(zip(tokens, metadata["tokenizer.ggml.token_type"], strict=True))
+        typed = list(zip(tokens, metadata["tokenizer.ggml.token_type"], strict=True))
         core.add_special_tokens(
-            [AddedToken(t, special=True, normalized=False) for t, k in kinds if k == _CONTROL]
+            [AddedToken(t, special=True, normalized=False) for t, k in typed if k == _CONTROL]
         )
-        core.add_tokens([AddedToken(t, normalized=False) for t, k in kinds if k == _USER_DEFINED])
-        ids = {
-            name: metadata.get(f"tokenizer.ggml.{name}_token_id")
-            for name in ("bos", "eos", "padding")
-        }
-        bos, eos, pad = (None if i is None else tokens[i] for i in ids.values())
+        core.add_tokens([AddedToken(t, normalized=False) for t, k in typed if k == _USER_DEFINED])
+        ids = [metadata.get(f"tokenizer.ggml.{n}_token_id") for n in ("bos", "eos", "padding")]
+        bos, eos, pad = (None if i is None else tokens[i] for i in ids)
         template = metadata.get("tokenizer.chat_template")
         return cls(core, bos=bos, eos=eos, pad=pad, chat_template=template)
 
     def save(self, folder: Path, *, max_length: int) -> None:
-        """Writes the files that `from_folder` reads, and transformers' `AutoTokenizer`.
+        """Writes the files that `from_folder` and transformers' `AutoTokenizer` read.
 
         Args:
-            folder: it must exist.
-            max_length: of the model, in tokens, at which transformers truncates if asked to.
+            folder: an existing folder.
+            max_length: context length of the model in tokens, transformers' truncation length.
         """
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": max_length,
             "clean_up_tokenization_spaces": False,
-            # None as well: transformers would give some families a token of its own choice.
+            # Names that are None too: transformers would replace a missing name by its default.
             **{f"{short}_token": self._names.get(short) for short in _NAMED_TOKENS},
         }
         (folder / "tokenizer.json").write_text(self._core.to_str(pretty=True), "utf-8")
@@ -149,10 +155,9 @@ class Tokenizer:
             (folder / "chat_template.jinja").write_text(self._template, "utf-8")
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without BOS, EOS or the like.
+        """Token ids of a text, without BOS, EOS or any other special token.
 
-        No special token's id comes out, whatever the text spells. Half a surrogate pair, which is
-        no character, becomes U+FFFD.
+        The unknown token is the exception. A lone surrogate is encoded as U+FFFD.
         """
         ids = self._core.encode(_SURROGATE.sub("\ufffd", text), add_special_tokens=False).ids
         return [i for i in ids if i not in self._control]
@@ -160,18 +165,21 @@ class Tokenizer:
     def encode_with_specials(
         self, text: str, *, max_length: int, pair: str | None = None
     ) -> list[int]:
-        """`[CLS] text [SEP]`, or `[CLS] text [SEP] pair [SEP]`, for a BERT encoder.
+        """Token ids of `[CLS] text [SEP]`, or `[CLS] text [SEP] pair [SEP]`, for a BERT encoder.
 
-        What is longer than `max_length` tokens loses the end of its text, the longer text of a
-        pair first; the special tokens stay.
+        Args:
+            text: the only text, or the first text of a pair.
+            max_length: maximum number of ids, special tokens included. Texts are truncated at the
+                end, the longer text of a pair first.
+            pair: the second text of a pair.
 
         Raises:
-            RagJaxError: the tokenizer has no [CLS] and [SEP], or `max_length` leaves no room.
+            RagJaxError: there is no [CLS] or [SEP], or `max_length` has no room for both.
         """
         texts = [self.encode(part) for part in (text, pair) if part is not None]
         room = max_length - 1 - len(texts)
         if room < 0:
-            raise RagJaxError(f"max_length {max_length} has no room for [CLS] and [SEP]")
+            raise RagJaxError(f"max_length {max_length} has no room for [CLS] and [SEP]; raise it")
         if pair is not None:
             shorter = min(len(texts[0]), len(texts[1]), room // 2)
             kept = shorter if len(texts[0]) <= len(texts[1]) else room - shorter
@@ -184,19 +192,19 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids, special tokens left out."""
+        """Text of token ids; special tokens are skipped."""
         return self._core.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def shorten(self, text: str, limit: int) -> str:
-        """A text up to the last character that its first `limit` tokens spell whole."""
+        """A text truncated to `limit` tokens; a character cut in the middle is dropped."""
         tokens = self.encode(text)
         return text if len(tokens) <= limit else self.decode(tokens[:limit]).rstrip("\ufffd")
 
     def token_id(self, name: str) -> int:
-        """The id of a special token.
+        """Id of a special token.
 
         Raises:
-            RagJaxError: no special token has this name.
+            RagJaxError: `name` is not the name of a special token.
         """
         if name not in self._special:
             known = ", ".join(sorted(self._special)) or "none"
@@ -204,12 +212,12 @@ class Tokenizer:
         return self._special[name]
 
     def add_special_tokens(self, names: Sequence[str]) -> "Tokenizer":
-        """A new tokenizer with these special tokens as well; ids follow on from `vocab_size`.
+        """A copy of the tokenizer with additional special tokens, numbered from `vocab_size`.
 
         A name that is a special token already keeps its id.
 
         Raises:
-            RagJaxError: a name is empty or an ordinary token of the vocabulary.
+            RagJaxError: a name is empty or an ordinary token, or the vocabulary has unused ids.
         """
         vocabulary = self._core.get_vocab(with_added_tokens=True)
         new = [name for name in dict.fromkeys(names) if name not in self._special]
@@ -227,17 +235,17 @@ class Tokenizer:
     def encode_chat(
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
     ) -> list[int]:
-        """Ids of a conversation laid out by the model's chat template.
+        """Token ids of a conversation in the format of the model's chat template.
 
-        The template's markers become special tokens; what the messages contain never does.
+        The template's markers encode to special tokens; the messages' contents never do.
 
         Args:
-            messages: each with `role` (system, user or assistant) and `content`.
-            add_generation_prompt: end with the start of the assistant's answer.
+            messages: dicts with `role` (system, user or assistant) and `content`.
+            add_generation_prompt: whether to append the header of an assistant message.
 
         Raises:
-            RagJaxError: there is no chat template, it refuses the messages, or a message is not
-                as described.
+            RagJaxError: there is no chat template, the template refuses the messages, or a message
+                has another role or no text.
         """
         if self._template is None:
             raise RagJaxError("this tokenizer has no chat template: use a model tuned for chat")
@@ -250,22 +258,22 @@ class Tokenizer:
         ]
         rendered = self._render(guarded, add_generation_prompt)
         ids = []
-        for piece in re.split(f"({self._special_pattern()})", rendered):
-            if piece in self._special:
-                ids.append(self._special[piece])
-            elif piece:
-                ids += self.encode(piece.replace(guard, ""))
+        for part in re.split(f"({self._special_pattern()})", rendered):
+            if part in self._special:
+                ids.append(self._special[part])
+            elif part:
+                ids += self.encode(part.replace(guard, ""))
         return ids
 
     def _special_pattern(self) -> str:
         longest_first = sorted(self._special, key=len, reverse=True)
-        return "|".join(map(re.escape, longest_first)) or "(?!)"  # nothing matches the latter
+        return "|".join(map(re.escape, longest_first)) or "(?!)"  # `(?!)` matches nothing
 
     def _guard_text(self, text: str, guard: str) -> str:
-        """Breaks what would read as a special token with a character that is taken out later.
+        """Inserts the guard into every name of a special token, and around the text.
 
-        The guards at both ends, inside any white space that a template may strip, keep a special
-        token from forming across the text's edge.
+        The guards around the text keep a name from forming across its edges. White space at the
+        edges stays outside of the guards, because a template may strip it.
         """
         broken = re.sub(self._special_pattern(), lambda m: m[0][0] + guard + m[0][1:], text)
         stripped = broken.strip()
@@ -274,24 +282,18 @@ class Tokenizer:
         return f"{broken[:start]}{guard}{stripped}{guard}{broken[end:]}"
 
     def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        variables = {f"{short}_token": name or "" for short, name in self._names.items()}
+        variables |= {"messages": messages, "add_generation_prompt": add_generation_prompt}
         try:
-            return (
-                _environment()
-                .from_string(self._template)
-                .render(
-                    messages=messages,
-                    add_generation_prompt=add_generation_prompt,
-                    **{f"{short}_token": name or "" for short, name in self._names.items()},
-                )
-            )
+            return _environment().from_string(self._template).render(**variables)
         except jinja2.TemplateError as error:
             raise RagJaxError(f"the chat template refuses these messages: {error}") from None
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """Where templates run: settings and helpers are those every Hugging Face template expects."""
+    """Jinja sandbox with the settings and helpers that Hugging Face's chat templates expect."""
 
-    def raise_exception(message):
+    def raise_exception(message: str):
         raise jinja2.TemplateError(message)
 
     environment = ImmutableSandboxedEnvironment(
@@ -302,7 +304,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 def _pick_guard(texts: Iterable[str]) -> str:
-    """A private-use character that none of the texts contains."""
+    """A private-use character that occurs in none of the texts."""
     used = set().union(*texts)
     return next(chr(code) for code in range(0xE000, 0x110000) if chr(code) not in used)
 
@@ -311,7 +313,7 @@ def _read_core(path: Path) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
     except Exception as error:  # tokenizers raises no narrower class
-        raise RagJaxError(f"{path} is no tokenizer: {error}") from None
+        raise RagJaxError(f"{path} is no tokenizer: {error}; download the file again") from None
 
 
 def _read_bpe(folder: Path) -> tokenizers.Tokenizer:
@@ -341,5 +343,5 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 def _token_name(value: Any) -> str | None:
-    """A token's text, whether stored as such or as an object with its flags."""
+    """Name of a token, stored either as a string or as an object with flags."""
     return value.get("content") if isinstance(value, dict) else value

@@ -1,4 +1,4 @@
-"""New tokens for a model that is already trained, and room in its tables for a mesh."""
+"""Vocabulary growth of a trained decoder: new special tokens, and padding rows for a mesh."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,52 +14,60 @@ from rag_jax.runtime.errors import RagJaxError
 def grow_vocabulary(
     pretrained: Pretrained, names: Sequence[str], *, multiple: int = 1
 ) -> Pretrained:
-    """Adds special tokens to a decoder; their ids follow the tokenizer's last.
+    """Adds special tokens to a decoder, with ids after the tokenizer's last id.
 
-    A new token starts from the mean of all embeddings: near no word in particular, and its logit
-    starts near the average one (Hewitt 2021, "Initializing new word embeddings"). A head of its
-    own grows in the same way. Rows that no token had are dropped, for they would come between old
-    and new ids.
+    A new token's embedding is the mean of all embeddings, so that its first logits are near the
+    average logit (Hewitt 2021, "Initializing new word embeddings"). An untied output layer grows
+    in the same way. Existing rows that belong to no token are dropped, because they would lie
+    between the old and the new ids.
 
     Args:
-        names: of the new tokens; none to pad only.
-        multiple: rows of padding are added up to a multiple of this, so that a mesh divides the
-            table. They are the mean as well, and `DecoderConfig.vocab_padding` keeps them from
-            ever being generated.
+        pretrained: the decoder; not changed.
+        names: names of the new tokens; empty to add padding rows only.
+        multiple: the table is padded with mean rows to a multiple of this number, so that a mesh
+            divides it. `DecoderConfig.vocab_padding` keeps padding rows from being generated.
+
+    Returns:
+        The decoder with its grown config, module, parameters and tokenizer.
 
     Raises:
-        RagJaxError: a name is taken, or the model is no decoder.
+        RagJaxError: a name is taken or given twice, or the model is not a decoder.
     """
     config = pretrained.config
     if not isinstance(config, DecoderConfig):
-        raise RagJaxError("only a decoder gets new tokens")
+        raise RagJaxError("new tokens: the model must be a decoder; choose another base model")
     first = pretrained.tokenizer.vocab_size
     tokenizer = pretrained.tokenizer.add_special_tokens(names)
     for i, name in enumerate(names):
         if tokenizer.token_id(name) != first + i:
             raise RagJaxError(f"new tokens: {name!r} is taken or named twice; choose another name")
-    tokens = first + len(names)
-    padding = -tokens % multiple
-    config = replace(config, vocab_size=tokens + padding, vocab_padding=padding)
+    num_tokens = first + len(names)
+    padding = -num_tokens % multiple
+    config = replace(config, vocab_size=num_tokens + padding, vocab_padding=padding)
 
-    def grow(rows: Float[Array, "V D"]) -> Float[Array, "W D"]:
-        rows = rows[:first]
-        mean = rows.mean(axis=0, keepdims=True, dtype=jnp.float32).astype(rows.dtype)
-        return jnp.concatenate([rows, jnp.repeat(mean, config.vocab_size - first, axis=0)])
+    def grow(table: Float[Array, "V D"]) -> Float[Array, "W D"]:
+        table = table[:first]
+        mean = table.mean(axis=0, keepdims=True, dtype=jnp.float32).astype(table.dtype)
+        return jnp.concatenate([table, jnp.repeat(mean, config.vocab_size - first, axis=0)])
 
     params = {**pretrained.params}
     params["embed"] = {"embedding": grow(params["embed"]["embedding"])}
     if not config.tie_embeddings:
-        params["head"] = {"kernel": grow(params["head"]["kernel"].T).T}
+        params["head"] = {"kernel": grow(params["head"]["kernel"].T).T}  # [D, V] -> [D, W]
     model = pretrained.model.clone(config=config)
     return replace(pretrained, config=config, model=model, params=params, tokenizer=tokenizer)
 
 
 def take_tokens(params: dict, ids: Sequence[int]) -> dict:
-    """What belongs to some tokens alone: their embeddings `[n, D]`, and columns `[D, n]` of a head.
+    """Parameters of the given tokens alone, for instance to train or to store them separately.
+
+    Args:
+        params: parameters of a decoder.
+        ids: `n` token ids.
 
     Returns:
-        A tree with the paths of `params`, for `put_tokens`.
+        A tree along the paths of `params`: embeddings `[n, D]` and, for an untied output layer,
+        its columns `[D, n]`. `put_tokens` writes such a tree back.
     """
     ids = jnp.asarray(ids)
     taken = {"embed": {"embedding": params["embed"]["embedding"][ids]}}
@@ -69,7 +77,13 @@ def take_tokens(params: dict, ids: Sequence[int]) -> dict:
 
 
 def put_tokens(params: dict, taken: dict, ids: Sequence[int]) -> dict:
-    """The parameters with what `take_tokens` took, or what became of it, in place."""
+    """A copy of the parameters with the given tokens' parameters replaced.
+
+    Args:
+        params: parameters of a decoder.
+        taken: new values, a tree as returned by `take_tokens`.
+        ids: the token ids of `taken`.
+    """
     ids = jnp.asarray(ids)
     table = params["embed"]["embedding"].at[ids].set(taken["embed"]["embedding"])
     params = {**params, "embed": {"embedding": table}}

@@ -1,7 +1,7 @@
-"""Asking a finished run: what a system shows of its answer, and how it is written down.
+"""Asking a finished run: the items that a system shows for a question, and how they are printed.
 
-A system's `ask.py` opens a work folder and gives a function from a question to what there is to
-see, in the order in which it becomes known.
+A system's `ask.py` opens a work folder and gives a function from a question to the items to show,
+in the order in which they become known.
 """
 
 import re
@@ -16,33 +16,33 @@ from jaxtyping import Float
 
 from rag_jax.data.formats import read_passages
 from rag_jax.data.passages import Passage
-from rag_jax.pipeline.stage import show_progress
 from rag_jax.retrieval import list_texts
 from rag_jax.runtime.clock import compile_seconds
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.progress import show_progress
 
 PASSAGES = "passages read"
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
-# What a terminal would obey, and halves of surrogate pairs, which no encoding can write.
+# Control characters, which a terminal would obey, and halves of surrogate pairs.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class Facts(NamedTuple):
-    """Rows of cells under a title; all columns but the last are aligned."""
+    """A table under a title; all columns but the last are aligned."""
 
     title: str
     rows: Sequence[Sequence[str]]
 
 
 class Piece(NamedTuple):
-    """The next piece of a text; the first one of a title begins a new text, and may be empty."""
+    """The next piece of a text. The first piece of a title begins a new text, and may be empty."""
 
     title: str
     text: str
 
 
 class Note(NamedTuple):
-    """A line about what happened on the way."""
+    """A remark in a line of its own."""
 
     text: str
 
@@ -51,7 +51,7 @@ Ask = Callable[[str], Iterator[Facts | Piece | Note]]
 
 
 def answer_question(ask: Ask, question: str) -> None:
-    """Asks, prints what comes, and how long it took.
+    """Asks a question, prints each item as it comes, and prints the seconds that it took.
 
     Raises:
         RagJaxError: the question is blank, or the system refuses it.
@@ -67,7 +67,7 @@ def answer_question(ask: Ask, question: str) -> None:
 
 
 def show(shown: Iterator[Facts | Piece | Note], out: IO[str]) -> None:
-    """Writes what comes as soon as it comes; titles stand out where `out` is a terminal."""
+    """Writes each item as soon as it comes; titles are bold if `out` is a terminal."""
     before, after = (_BOLD, _PLAIN) if out.isatty() else ("", "")
     writing, empty = None, True
     for item in shown:
@@ -92,21 +92,22 @@ def show(shown: Iterator[Facts | Piece | Note], out: IO[str]) -> None:
 
 
 def clean(text: str) -> str:
-    """A text in one line that any terminal can be given: what is no character becomes U+FFFD."""
+    """A text in one line that is safe for any terminal: control characters become U+FFFD."""
     return _CONTROL.sub(lambda match: " " if match[0].isspace() else "\ufffd", text)
 
 
 def name_passage(passage: Passage) -> str:
-    """A passage as it is shown."""
+    """A passage in one line: its title, if it has one, and its text."""
     return ": ".join(filter(None, (passage.title, passage.text)))
 
 
 def read_corpus(
     path: Path, encode: Callable[..., Float[np.ndarray, "N E"]]
 ) -> tuple[list[Passage], Float[np.ndarray, "N E"]]:
-    """A file's passages and their embeddings.
+    """The passages of a file and their embeddings.
 
     Args:
+        path: JSON lines, or another format of `read_passages`.
         encode: as for `embed_texts`.
 
     Raises:
@@ -125,15 +126,15 @@ def embed_texts(
     """Embeddings of passages' texts, with a progress bar.
 
     Args:
-        encode: takes texts and the `progress` that `encode_texts` takes.
-        name: where the passages are from.
+        encode: takes texts and a `progress`, as `encode_texts` does.
+        name: of the passages' source, for the progress bar.
     """
     with show_progress(name, len(texts), unit="passages") as bar:
         return encode(texts, progress=lambda done, total: bar.update(done - bar.n))
 
 
 def check_length(tokens: int, limit: int) -> None:
-    """Raises a RagJaxError if a question has more tokens than its model has room for."""
+    """Raises a RagJaxError if a question has more tokens than the model's context leaves for it."""
     if tokens > limit:
         raise RagJaxError(
             f"the question has {tokens} tokens, and there is room for {limit}: shorten it"

@@ -231,9 +231,7 @@ def _run_stage(
     return read_json(context.folder / ENDED) | {"reused": False}
 
 
-def _follow_stage(
-    stage: Stage, folder: Path, made: Mapping[str, Record], worker: Worker
-) -> Record:
+def _follow_stage(stage: Stage, folder: Path, made: Mapping[str, Record], worker: Worker) -> Record:
     """Makes a worker's part of a stage that worker 0 has begun; waits until the stage has ended."""
     wanted, context = records.describe(stage, made), StageContext(stage, folder, worker)
     done, said = not stage.shardable, False

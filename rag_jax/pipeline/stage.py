@@ -42,9 +42,7 @@ class StageContext:
         """Whether this stage declares that it needs the artefacts of `stage`."""
         return stage in self._stage.needs
 
-    def progress(
-        self, total: int, *, unit: str, initial: int = 0
-    ) -> AbstractContextManager[tqdm]:
+    def progress(self, total: int, *, unit: str, initial: int = 0) -> AbstractContextManager[tqdm]:
         """A progress bar with the stage's name; arguments as for `show_progress`."""
         return show_progress(f"stage {self._stage.name}", total, unit=unit, initial=initial)
 

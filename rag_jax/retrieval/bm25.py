@@ -40,8 +40,8 @@ class BM25:
 
     N is the number of passages, n the number of passages with the word, f the frequency of the word
     in this passage, L the number of words of this passage; k1 = 1.5 and b = 0.75. Words are split
-    by `split_words`, without stop words or stemming, so that all languages are treated the same:
-    the logarithm gives frequent words little weight.
+    by `split_words`. There are no stop words and there is no stemming: the logarithm gives frequent
+    words little weight in any language.
 
     Indices are made by `build` or `load`.
 
@@ -115,7 +115,7 @@ class BM25:
         return best_scores, best_rows
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes the index as a folder, completely or not at all, and replaces an older index.
+        """Writes the index as a folder, atomically, and replaces an older index.
 
         The files are those of `bm25s`: arrays without pickles, and JSON.
 

@@ -1,22 +1,21 @@
-"""Training two encoders, or one for both sides, with the batch's other passages as negatives.
+"""Contrastive training of encoders: each question against all passages of its batch.
 
-The more passages a batch has, the better its negatives, and a loss over the whole batch can't be
-summed over microbatches. So the encoders read the batch in chunks, of which nothing but the
-embeddings is kept; the loss's gradient by those is computed, and each chunk is then read again for
-the gradient by the weights (GradCache, Gao et al. 2021, arXiv 2101.06983, section 3.2). In JAX that
-is what rematerialising each chunk's embeddings means, and gives the same gradient.
+The more passages a batch has, the better its negatives, and a loss over the whole batch cannot be
+summed over microbatches. So the encoders read the batch in chunks and keep only the embeddings; the
+loss's gradient with respect to the embeddings is computed, and each chunk is read again for the
+gradient with respect to the weights (GradCache, Gao et al. 2021, arXiv 2101.06983, section 3.2). In
+JAX that is rematerialisation of each chunk's embeddings, and gives the same gradient.
 """
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
 from rag_jax.config import ContrastiveConfig
@@ -27,21 +26,23 @@ from rag_jax.losses import in_batch_contrastive
 from rag_jax.models import Pretrained
 from rag_jax.models.nn.bert import Bert
 from rag_jax.retrieval.encode import embed, list_texts, tokenize_texts
-from rag_jax.runtime.checkpoint import Checkpoints
-from rag_jax.runtime.sharding import constrain_rows, count_data_rows, shard_batch
-from rag_jax.training.loop import LossFunction, init_state, make_optimizer, make_step, train
+from rag_jax.runtime.progress import Progress
+from rag_jax.runtime.sharding import BERT_RULES, constrain_rows, count_data_rows
+from rag_jax.training.fit import Batch, fit
+from rag_jax.training.loop import LossFunction
+from rag_jax.training.trainable import Trainable
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A training example: a question and a passage that answers it; passages are rows of a corpus.
+    """A training example: a question and a passage that answers it.
 
     Attributes:
         id: for messages.
-        question: a row among the questions' tokens.
-        positive: the passage.
-        negatives: hard negatives to choose from.
-        relevant: every passage known to answer the question; none of them is a negative to it.
+        question: number of the question.
+        positive: row of the passage in the corpus.
+        negatives: rows of hard negatives to choose from.
+        relevant: rows of all passages known to answer the question, which are no negatives to it.
     """
 
     id: str
@@ -56,11 +57,11 @@ def list_pairs(
     negatives: Sequence[Sequence[int]],
     passages: Sequence[Passage],
 ) -> list[Pair]:
-    """A training example for each question and each passage relevant to it.
+    """A training example for each question and each passage relevant to the question.
 
     Args:
         questions: of the training split.
-        negatives: of each question, as rows of `passages`.
+        negatives: for each question rows of `passages`.
         passages: the corpus.
     """
     rows = {passage.id: row for row, passage in enumerate(passages)}
@@ -75,20 +76,20 @@ def list_pairs(
 
 @dataclass(frozen=True)
 class Encoders:
-    """A question encoder and a passage encoder; one and the same where `shared`."""
+    """A question encoder and a passage encoder, which are one model if `shared`."""
 
     question: Pretrained
     passage: Pretrained
     shared: bool
 
     def params(self) -> PyTree:
-        """The tree to train: `{"shared": ...}`, or `{"question": ..., "passage": ...}`."""
+        """The trained tree: `{"shared": ...}`, or `{"question": ..., "passage": ...}`."""
         if self.shared:
             return {"shared": self.question.params}
         return {"question": self.question.params, "passage": self.passage.params}
 
     def with_params(self, params: PyTree) -> "Encoders":
-        """The encoders with a tree like that of `params`."""
+        """The encoders with other parameters, in a tree like that of `params`."""
         return replace(
             self,
             question=replace(self.question, params=_pick_side(params, "question")),
@@ -104,12 +105,12 @@ def embed_in_chunks(
     *,
     rows: int,
 ) -> Float[Array, "B E"]:
-    """Embeddings as by `embed`, for `jax.grad`: only one chunk's activations exist at a time.
+    """Embeddings as from `embed`, for `jax.grad`: only one chunk's activations exist at a time.
 
     Args:
         tokens: padded on the right.
-        lengths: real tokens of each row, at least 1.
-        rows: of a chunk; must divide B.
+        lengths: number of tokens of each row without padding, at least 1.
+        rows: number of rows of a chunk; must divide B.
     """
 
     def read(part):
@@ -117,15 +118,15 @@ def embed_in_chunks(
         mask = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
         return embed(model, params, tokens, mask)
 
-    if rows == len(tokens):  # nothing to save by reading it twice
+    if rows == len(tokens):  # a single chunk: reading it twice would save no memory
         return read((tokens, lengths))
 
     def split(x):
-        # Every chunk takes rows from all over the batch: each device of a mesh, which has
-        # consecutive rows, then has its share of every chunk.
+        # [B, ...] -> [B / rows, rows, ...], each chunk with rows from all over the batch: a device
+        # of a mesh, which has consecutive rows, then has its share of every chunk.
         return x.reshape(rows, -1, *x.shape[1:]).swapaxes(0, 1)
 
-    # Within a loop nothing can be merged with the first reading, so nothing need prevent it.
+    # Inside a loop XLA cannot merge the second reading with the first, so no barrier is needed.
     read = jax.checkpoint(read, prevent_cse=False)
     embeddings = jax.lax.map(read, (split(tokens), split(lengths)))
     return constrain_rows(embeddings.swapaxes(0, 1).reshape(len(tokens), -1), len(tokens))
@@ -134,8 +135,15 @@ def embed_in_chunks(
 def make_loss(encoders: Encoders, settings: ContrastiveConfig) -> LossFunction:
     """The loss `loss(params, frozen, arrays) -> (mean over the questions, {})`.
 
-    `params` is a tree like `Encoders.params`, nothing is frozen, and `arrays` are by `PairBatches`.
-    Where a mesh splits those by rows, negatives are the whole batch's all the same.
+    DPR's loss (Karpukhin et al. 2020, eq. 2) over the whole batch, on a mesh too.
+
+    Args:
+        encoders: whose models embed the two sides.
+        settings: scale of the scores, tokens of a chunk.
+
+    Returns:
+        A loss of `params`, a tree like `Encoders.params`; nothing is frozen; `arrays` are from
+        `PairBatches.pack`.
     """
     models = {"question": encoders.question.model, "passage": encoders.passage.model}
 
@@ -161,7 +169,13 @@ def make_loss(encoders: Encoders, settings: ContrastiveConfig) -> LossFunction:
 
 
 def choose_chunk(batch: int, width: int, *, budget: int) -> int:
-    """Rows of a chunk: at most `budget` tokens, a divisor of the batch that the mesh divides."""
+    """Number of rows of a chunk of at most `budget` tokens: a divisor of the batch.
+
+    Args:
+        batch: number of rows of the batch.
+        width: number of tokens of a row.
+        budget: number of tokens of a chunk, unless the mesh's data rows need more.
+    """
     parts = count_data_rows()
     fitting = [
         rows
@@ -173,14 +187,14 @@ def choose_chunk(batch: int, width: int, *, budget: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class PairBatches:
-    """Batches of pairs as arrays, all of one shape; which they are depends on seed and step alone.
+    """Batches of pairs as arrays of one shape, which depend on the seed and the step alone.
 
-    Args:
+    Attributes:
         pairs: at least one.
         questions: token ids of each question.
         passages: token ids by row, of every passage that a pair names.
         settings: of the training.
-        seed: decides the order, and every epoch's hard negatives among those mined.
+        seed: of the order, and of every epoch's choice among the mined hard negatives.
     """
 
     pairs: Sequence[Pair]
@@ -190,13 +204,14 @@ class PairBatches:
     seed: int
 
     @functools.cached_property
-    def _plan(self) -> BatchPlan:
-        # Lengths don't matter: all batches are padded to one width.
-        alike = [0] * len(self.pairs)
+    def plan(self) -> BatchPlan:
+        """Which pairs make each step's batch."""
+        # Lengths do not matter: all batches are padded to one width.
+        equal = [0] * len(self.pairs)
         return BatchPlan(
-            alike,
+            equal,
             kinds=["pair"] * len(self.pairs),
-            strata=alike,
+            strata=equal,
             batch_size=self.settings.batch_size,
             budget=1,
             program_tokens=0,
@@ -208,50 +223,52 @@ class PairBatches:
         longest = (max(map(len, rows)) for rows in (self.questions, self.passages.values()))
         return tuple(round_up(length, 8) for length in longest)
 
-    @property
-    def total_steps(self) -> int:
-        """Number of steps of the whole training."""
-        return self.settings.epochs * self._plan.num_steps_per_epoch
+    def pack(self, step: int, chosen: Sequence[int]) -> dict[str, np.ndarray]:
+        """The arrays of a step's batch.
 
-    def batch_at(self, step: int) -> tuple[dict[str, np.ndarray], list[str]]:
-        """The arrays of a step, counted from 0, and its pairs' ids.
+        Args:
+            step: from 0; decides the epoch, and with it the hard negatives.
+            chosen: the pairs.
 
         Returns:
             `question` `[B, T]` and `question_lengths` `[B]`; `passage` `[P, U]` and
             `passage_lengths` `[P]`, each question's positive and then its negatives; `positives`
-            `[B]`; `masked` `[B, P]`, as `in_batch_contrastive` takes it; `weights` `[B]`, which
-            add up to 1. What a batch lacks is padding: questions without weight, and passages
-            masked for all.
+            `[B]`; `masked` `[B, P]`, as for `in_batch_contrastive`; `weights` `[B]`, which add up
+            to 1. A batch is filled up with questions of weight 0 and with passages that are masked
+            for all questions.
         """
-        chosen, batch = self._plan.examples_at(step), self.settings.batch_size
-        epoch, each = step // self._plan.num_steps_per_epoch, 1 + self.settings.negatives
-        columns = np.full((batch, each), -1)
+        batch, each = self.settings.batch_size, 1 + self.settings.negatives
+        columns = self._choose_passages(step // self.plan.num_steps_per_epoch, chosen)
+        masked = np.tile(columns < 0, (batch, 1))
+        for i, number in enumerate(chosen):
+            masked[i] |= np.isin(columns, list(self.pairs[number].relevant))
+        weights = np.zeros(batch, np.float32)
+        weights[: len(chosen)] = 1 / len(chosen)
+        arrays = {
+            "positives": np.arange(batch, dtype=np.int32) * each,
+            "masked": masked,
+            "weights": weights,
+        }
+        questions = [self.questions[self.pairs[number].question] for number in chosen]
+        passages = [self.passages[row] if row >= 0 else () for row in columns.tolist()]
+        sides = {"question": (questions, batch), "passage": (passages, len(columns))}
+        for (side, (rows, count)), width in zip(sides.items(), self._widths, strict=True):
+            tokens, mask = pad_rows(rows, width, pad_id=0, batch=count)
+            # Attention needs at least one token.
+            lengths = np.maximum(mask.sum(axis=1, dtype=np.int32), 1)
+            arrays |= {side: tokens, f"{side}_lengths": lengths}
+        return arrays
+
+    def _choose_passages(self, epoch: int, chosen: Sequence[int]) -> Int[np.ndarray, "P"]:
+        """Rows of each pair's positive and its hard negatives of an epoch; -1 fills up."""
+        columns = np.full((self.settings.batch_size, 1 + self.settings.negatives), -1)
         for i, number in enumerate(chosen):
             pair = self.pairs[number]
             rng = np.random.default_rng((self.seed, epoch, number))
             count = min(self.settings.negatives, len(pair.negatives))
             negatives = rng.choice(pair.negatives, count, replace=False) if count else ()
             columns[i, : 1 + count] = [pair.positive, *negatives]
-        columns = columns.reshape(-1)
-        masked = np.tile(columns < 0, (batch, 1))
-        for i, number in enumerate(chosen):
-            masked[i] |= np.isin(columns, list(self.pairs[number].relevant))
-        weights = np.zeros(batch, np.float32)
-        weights[: len(chosen)] = 1 / len(chosen)
-        questions = [self.questions[self.pairs[number].question] for number in chosen]
-        arrays = {
-            "positives": np.arange(batch, dtype=np.int32) * each,
-            "masked": masked,
-            "weights": weights,
-        }
-        found = [self.passages[row] if row >= 0 else () for row in columns.tolist()]
-        sides = {"question": (questions, batch), "passage": (found, len(columns))}
-        for (side, (rows, count)), width in zip(sides.items(), self._widths, strict=True):
-            tokens, mask = pad_rows(rows, width, pad_id=0, batch=count)
-            # Attention over no token at all has no meaning.
-            lengths = np.maximum(mask.sum(axis=1, dtype=np.int32), 1)
-            arrays |= {side: tokens, f"{side}_lengths": lengths}
-        return arrays, [self.pairs[number].id for number in chosen]
+        return columns.reshape(-1)
 
 
 def make_batches(
@@ -264,7 +281,7 @@ def make_batches(
     max_length: int,
     seed: int,
 ) -> PairBatches:
-    """Batches of pairs, their texts tokenized and cut to `max_length` tokens."""
+    """Batches of pairs, with their texts tokenized and cut to `max_length` tokens."""
     rows = sorted({row for pair in pairs for row in (pair.positive, *pair.negatives)})
     texts = list_texts([passages[row] for row in rows])
     cut = functools.partial(tokenize_texts, max_length=max_length)
@@ -277,48 +294,55 @@ def make_batches(
     )
 
 
-def train_encoders(
+def fit_encoders(
     encoders: Encoders,
     batches: PairBatches,
-    *,
+    mesh: Mesh,
     folder: Path,
-    progress: Callable[..., AbstractContextManager],
-) -> Encoders:
-    """Trains all weights of the encoders, from where an interrupted training in `folder` stopped.
+    progress: Progress,
+    *,
+    save: Callable[[Encoders], None],
+) -> None:
+    """Trains all weights of the encoders; see `fit`.
 
     Args:
-        encoders: what it starts from.
-        batches: whose settings are those of the training.
-        folder: for checkpoints, which the caller removes once the result is saved, and `log.jsonl`.
-        progress: such as `StageContext.progress`.
+        encoders: the start.
+        batches: with the settings of the training.
+        mesh: the devices.
+        folder: for checkpoints and logs.
+        progress: opens the progress bar.
+        save: keeps the trained encoders.
     """
-    settings, total = batches.settings, batches.total_steps
-    optimizer = make_optimizer(settings, max(total, 1))
-    step = make_step({"pairs": make_loss(encoders, settings)}, optimizer)
+    settings = batches.settings
 
-    flops: dict[int, float] = {}  # of the steps under way
-
-    def batch_at(number: int) -> tuple[list[tuple[str, Any]], list[str]]:
-        arrays, ids = batches.batch_at(number)
-        # A pass forward, one for the activations' gradients, one for the weights'.
-        flops[number] = 3 * sum(
+    def pack(step: int, chosen: list[int]) -> Batch:
+        arrays = batches.pack(step, chosen)
+        # A pass forward, one for the gradients of activations, one for those of weights.
+        flops = 3 * sum(
             getattr(encoders, side).config.count_flops(int(arrays[f"{side}_lengths"].sum()))
             for side in ("question", "passage")
         )
-        return [("pairs", shard_batch(arrays))], ids
+        return Batch([("pairs", arrays)], flops)
 
-    state = train(
-        init_state(encoders.params(), optimizer),
-        lambda state, parts: step(state, None, parts),
-        batch_at,
-        total_steps=total,
-        checkpoints=Checkpoints(folder / "checkpoints"),
-        checkpoint_every=settings.checkpoint_every,
-        progress=progress,
-        log_path=folder / "log.jsonl",
-        flops_at=flops.pop,
+    trainable = Trainable(
+        base=encoders.params(),
+        frozen=None,
+        init=lambda params: params,
+        merge=lambda trained, base: trained,
+        rules=BERT_RULES,
+        mesh=mesh,
     )
-    return encoders.with_params(state.params)
+    fit(
+        batches.plan,
+        pack,
+        {"pairs": make_loss(encoders, settings)},
+        trainable,
+        settings,
+        folder,
+        progress,
+        ids=[pair.id for pair in batches.pairs],
+        save=lambda params: save(encoders.with_params(params)),
+    )
 
 
 def _pick_side(params: PyTree, side: str) -> PyTree:

@@ -36,8 +36,8 @@ def list_texts(passages: Iterable[Passage]) -> list[str | tuple[str, str]]:
 def make_text(passage: Passage) -> str | tuple[str, str]:
     """Text of a passage as encoders and BM25 read it: (title, text), or the text if untitled.
 
-    With an empty title, encoders would read a separator before the text that they never saw before
-    untitled passages in training.
+    An empty title would add a separator, which encoders did not see before untitled passages in
+    training.
     """
     return (passage.title, passage.text) if passage.title else passage.text
 
@@ -52,8 +52,8 @@ def encode_texts(
 ) -> Float[np.ndarray, "N E"]:
     """Embeddings of texts, in the order of the texts, pooled by `embed`.
 
-    Texts are sorted by length and padded to a few widths, which minimise the time for compilation
-    and padding together. One program is compiled per width and kept: a later call with the same
+    Texts are sorted by length and padded to a few widths, chosen to minimise the total time of
+    compilation and padding. One program is compiled per width and kept: a later call with the same
     widths, model and `batch_size` compiles nothing. The composition of the batches changes
     embeddings by rounding only.
 
@@ -65,8 +65,8 @@ def encode_texts(
             cut, and their number is logged as a warning.
         batch_size: number of rows of 16 tokens in a batch. Batches of wider rows have fewer rows,
             so that all batches cost the same; 1,024 tokens is where a CPU is fastest. The number of
-            rows is rounded up to a multiple that the mesh in effect divides.
-        progress: called after each batch with the number of encoded texts and of all texts.
+            rows is rounded up to a multiple of `count_data_rows`.
+        progress: called after each batch with the number of encoded texts and the total number.
 
     Returns:
         float32, one row per text.

@@ -220,7 +220,7 @@ class Index:
         return score_rows(self.embeddings, queries, search(self.searcher, queries, k, self.size))
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes the index as a folder, completely or not at all, and replaces an older index.
+        """Writes the index as a folder, atomically, and replaces an older index.
 
         See `rag_jax.runtime.files.replace_folder`. No pickle is written, because the ScaNN searcher
         stores no ids.

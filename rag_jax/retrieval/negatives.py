@@ -1,6 +1,6 @@
-"""Hard negatives: passages that look right and are not."""
+"""Hard negatives: passages that BM25 ranks high for a question and that do not answer it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,23 +9,19 @@ from jaxtyping import Int
 from rag_jax.data.matching import has_answer
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
-from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval.bm25 import BM25
 from rag_jax.retrieval.encode import make_text
 
 
-def mine_negatives(
-    context: StageContext,
-    questions: Sequence[Question],
-    passages: Sequence[Passage],
-    *,
-    depth: int,
-    count: int,
-) -> None:
-    """Writes a stage's `negatives.jsonl`: what BM25 takes for answers to each question.
+def make_miner(
+    passages: Sequence[Passage], *, depth: int, count: int
+) -> Callable[[Sequence[Question]], list[dict[str, Any]]]:
+    """A function from a batch of questions to records `{"id", "rows"}` of hard negatives.
 
-    A line is `{"id", "rows"}`, with at most `count` rows of `passages` among the first `depth`, as
-    `choose_negatives` has it.
+    Args:
+        passages: the corpus, of which `rows` are positions.
+        depth: number of passages that BM25 ranks for each question.
+        count: largest number of negatives of a question; see `choose_negatives`.
     """
     bm25 = BM25.build(map(make_text, passages))
     depth = min(depth, len(passages))
@@ -37,7 +33,7 @@ def mine_negatives(
             for q, ranked in zip(batch, rows, strict=True)
         ]
 
-    context.map_batches("negatives.jsonl", questions, mine, batch_size=1024, unit="questions")
+    return mine
 
 
 def choose_negatives(
@@ -47,11 +43,15 @@ def choose_negatives(
     *,
     count: int,
 ) -> list[int]:
-    """The first `count` passages of a ranking that answer nothing, as rows of `passages`.
+    """The first `count` passages of a ranking that do not answer a question, as rows of `passages`.
 
-    Left out are those known to be relevant and, as in DPR (Karpukhin et al. 2020, section 3.2),
-    those that hold an answer; a title counts too, for the encoder reads it. Fewer where the
+    Left out are passages known to be relevant and, as in DPR (Karpukhin et al. 2020, section 3.2),
+    passages that hold an answer; a title counts too, because the encoder reads it. Fewer where the
     ranking has no more.
+
+    Args:
+        question: with its answers and relevant passages.
+        ranked: rows of `passages`, best first.
     """
     chosen = []
     for row in ranked.tolist():

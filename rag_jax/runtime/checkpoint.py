@@ -1,4 +1,4 @@
-"""Checkpoints: trees of arrays on disk, written completely or not at all.
+"""Checkpoints: trees of arrays on disk, written atomically.
 
 This is the only module that imports Orbax.
 """
@@ -105,7 +105,7 @@ class Checkpoints:
             try:
                 return step, load_tree(self._folder / str(step), abstract)
             except RagJaxError as error:
-                wait_for_all(f"checkpoint {step} was found damaged")
+                wait_for_all(f"checkpoint {step} is damaged")
                 if is_first():
                     warning = f"warning: {error}; going back to the checkpoint before it"
                     print(warning, file=sys.stderr)
@@ -138,7 +138,7 @@ def save_tree(folder: str | os.PathLike, tree: Any) -> None:
 def _begin_saving(
     folder: Path, tree: Any, kind: Callable[..., ocp.Checkpointer]
 ) -> Callable[[], None]:
-    """Starts to write a tree into a partial folder beside `folder`.
+    """Starts to write a tree into a partial folder next to `folder`.
 
     Args:
         kind: `ocp.Checkpointer` to return after all arrays are written, or `ocp.AsyncCheckpointer`

@@ -2,7 +2,7 @@
 
 
 class RagJaxError(Exception):
-    """An error in a setting, file or input. The message is one line that says what to do about it.
+    """An error in a setting, file or input. The message is one line with a remedy.
 
     The commands in `launch/` print the message as `error: ...` and exit with status 1. Any other
     exception is a bug in the library and keeps its traceback.

@@ -1,4 +1,4 @@
-"""Reading files, and writing them atomically: a file is written completely or not at all."""
+"""Reading and atomic writing of files: an interrupted write leaves the old file."""
 
 import contextlib
 import dataclasses
@@ -138,7 +138,7 @@ def read_jsonl(path: str | os.PathLike) -> list[Any]:
 
 
 def save_rows(path: Path, pieces: Iterable[np.ndarray], count: int) -> None:
-    """Writes the rows of several arrays as one `.npy` file, completely or not at all.
+    """Writes the rows of several arrays as one `.npy` file, atomically.
 
     Args:
         path: the file.

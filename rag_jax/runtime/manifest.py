@@ -15,7 +15,7 @@ _MANIFEST, _FORMAT = "index.json", 2
 def write_folder(
     folder: str | os.PathLike, manifest: Mapping[str, Any], write: Callable[[Path], None]
 ) -> None:
-    """Writes an index as a folder, completely or not at all, and replaces an older index.
+    """Writes an index as a folder, atomically, and replaces an older index.
 
     Args:
         folder: the folder.

@@ -28,7 +28,7 @@ Shardings = tuple[jax.sharding.Sharding, ...]
 _SPLIT_IN, _SPLIT_OUT = PartitionSpec("model", "data"), PartitionSpec("data", "model")
 _WHOLE = PartitionSpec()
 
-# A product whose output is split over `model` is followed by a product whose input is split over
+# A product with its output split over `model` is followed by a product with its input split over
 # `model`: the activations between the two stay on their device (Shoeybi et al. 2019, section 3).
 DECODER_RULES: Rules = (
     (r"embed/embedding", _SPLIT_IN),
@@ -82,7 +82,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if math.prod(sizes.values()) != len(devices):
         raise RagJaxError(
             f"config.mesh.data={config.data} by config.mesh.model={config.model} does not fit "
-            f"{len(devices)} device(s): the product must be their number (-1 takes what is left)"
+            f"{len(devices)} device(s): the product must be their number (-1 takes the remaining devices)"
         )
     types = (jax.sharding.AxisType.Auto,) * len(sizes)
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types, devices=devices)
@@ -190,9 +190,9 @@ def abstract_params(tree: PyTree, mesh: Mesh, rules: Rules) -> PyTree[jax.ShapeD
 def shardings_like(tree: PyTree, params: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
     """Shapes, dtypes and shardings of the arrays of a tree, with the shardings of the parameters.
 
-    An array has the sharding of the parameter of the same shape whose path is the end of the
-    array's path, so Adam's moments are sharded like their parameters. An array without such a
-    parameter, such as a count of steps, is replicated on every device.
+    If the path of an array ends in the path of a parameter of the same shape, the array has the
+    sharding of the parameter, so Adam's moments are sharded like their parameters. Other arrays,
+    such as a count of steps, are replicated on every device.
 
     Args:
         tree: arrays or `jax.ShapeDtypeStruct`s, such as the state of an optimiser.

@@ -31,7 +31,7 @@ def listen() -> None:
 def check() -> None:
     """Raises the exception of the first signal since `listen`, if any.
 
-    A signal whose exception was not lost has already ended the run.
+    If the exception was not lost, the run has already ended.
     """
     if _noted:
         raise _noted[0]

@@ -30,26 +30,26 @@ def next_logprobs(prompts, weights, text):
     return np.logaddexp.reduce(logprobs + np.log(weights)[:, None], axis=0)
 
 
-def slow_search(prompts, weights, *, max_tokens, stop, search):
+def slow_search(prompts, weights, *, max_tokens, stop, config):
     """One row's beams, as transformers defines them: `(tokens, score)`, best first."""
     live, finished = [([], 0.0)], []
     for i in range(max_tokens):
         candidates = []
         for text, logprob in live:
             for token, more in enumerate(next_logprobs(prompts, weights, text)):
-                if token != stop or i >= search.min_tokens:
+                if token != stop or i >= config.min_tokens:
                     candidates.append(([*text, token], logprob + more))
         candidates.sort(key=lambda candidate: -candidate[1])
-        length = (i + 1) ** search.length_penalty
-        for text, logprob in candidates[: search.num_beams]:
+        length = (i + 1) ** config.length_penalty
+        for text, logprob in candidates[: config.num_beams]:
             if text[-1] == stop or i == max_tokens - 1:
                 finished.append((text[:-1] if text[-1] == stop else text, logprob / length))
-        finished = sorted(finished, key=lambda text: -text[1])[: search.num_beams]
-        live = [c for c in candidates if c[0][-1] != stop][: search.num_beams]
-        if len(finished) == search.num_beams:
-            if search.early_stopping == "never" and search.length_penalty > 0:
-                length = max_tokens**search.length_penalty
-            if search.early_stopping is True or live[0][1] / length <= finished[-1][1]:
+        finished = sorted(finished, key=lambda text: -text[1])[: config.num_beams]
+        live = [c for c in candidates if c[0][-1] != stop][: config.num_beams]
+        if len(finished) == config.num_beams:
+            if config.early_stopping == "never" and config.length_penalty > 0:
+                length = max_tokens**config.length_penalty
+            if config.early_stopping is True or live[0][1] / length <= finished[-1][1]:
                 break
     return finished
 
@@ -60,7 +60,7 @@ def check(found, wanted):
 
 
 @pytest.mark.parametrize(
-    "search",
+    "config",
     [
         BeamConfig(1),
         BeamConfig(3),
@@ -69,15 +69,15 @@ def check(found, wanted):
         BeamConfig(3, length_penalty=-1.0, min_tokens=2),
     ],
 )
-def test_a_slow_search_finds_the_same(search):
-    found = SEARCH(PROMPTS, max_tokens=5, config=search)
+def test_a_slow_search_finds_the_same(config):
+    found = SEARCH(PROMPTS, max_tokens=5, config=config)
     for prompt, texts in zip(PROMPTS, found, strict=True):
-        check(texts, slow_search([prompt], [1.0], max_tokens=5, stop=3, config=search))
+        check(texts, slow_search([prompt], [1.0], max_tokens=5, stop=3, config=config))
 
 
 def test_one_beam_that_stops_early_is_greedy():
-    search = BeamConfig(1, early_stopping=True)
-    found = SEARCH(PROMPTS, max_tokens=6, config=search)
+    config = BeamConfig(1, early_stopping=True)
+    found = SEARCH(PROMPTS, max_tokens=6, config=config)
     greedy = generate(MODEL, PARAMS, PROMPTS, max_tokens=6, stop_ids=(3,))
     assert [texts[0][0] for texts in found] == greedy
 
@@ -85,9 +85,9 @@ def test_one_beam_that_stops_early_is_greedy():
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
 def test_beams_as_wide_as_everything_find_the_likeliest_text(length_penalty):
     """All texts up to three tokens: 6 * 6 * 6 that were cut off, and 1 + 6 + 36 that ended."""
-    search = BeamConfig(7**3, length_penalty, "never")
+    config = BeamConfig(7**3, length_penalty, "never")
     for prompt, texts in zip(
-        PROMPTS[:2], SEARCH(PROMPTS[:2], max_tokens=3, config=search), strict=True
+        PROMPTS[:2], SEARCH(PROMPTS[:2], max_tokens=3, config=config), strict=True
     ):
         known = {(): next_logprobs([prompt], [1.0], [])}
         every = []
@@ -107,8 +107,8 @@ def mixed(*arrays, **settings):
     return jax.device_get(_mixed(PARAMS, *arrays, **settings))
 
 
-@partial(jax.jit, static_argnames=("max_tokens", "search"))
-def _mixed(params, tokens, mask, doc_scores, active, *, max_tokens, search):
+@partial(jax.jit, static_argnames=("max_tokens", "config"))
+def _mixed(params, tokens, mask, doc_scores, active, *, max_tokens, config):
     cache, hidden = read_prompts(MODEL, params, tokens, mask)
     return search_beams(
         MODEL,
@@ -117,7 +117,7 @@ def _mixed(params, tokens, mask, doc_scores, active, *, max_tokens, search):
         hidden,
         max_tokens=max_tokens,
         stop_ids=(3,),
-        config=search,
+        config=config,
         doc_scores=doc_scores,
         active=active,
     )
@@ -130,43 +130,43 @@ def pad(rows, width):
     return tokens, np.arange(width) < np.asarray([len(row) for row in rows])[:, None]
 
 
-@pytest.mark.parametrize("search", [BeamConfig(1, early_stopping=True), BeamConfig(3)])
-def test_documents_are_mixed_token_by_token(search):
+@pytest.mark.parametrize("config", [BeamConfig(1, early_stopping=True), BeamConfig(3)])
+def test_documents_are_mixed_token_by_token(config):
     docs = [[PROMPTS[0], PROMPTS[1], PROMPTS[2]], [PROMPTS[3], PROMPTS[2], PROMPTS[1]]]
     tokens, mask = pad([row for rows in docs for row in rows], 8)
     scores = np.asarray([[0.3, -0.2, 1.0], [2.0, 0.1, -1e9]], np.float32)  # the last has no part
     active = np.ones(2, bool)
     compiled = compile_seconds()
-    found = mixed(tokens, mask, scores, active, max_tokens=4, config=search)
+    found = mixed(tokens, mask, scores, active, max_tokens=4, config=config)
     assert compile_seconds() > compiled
     compiled = compile_seconds()
     for b in range(2):
         weights = np.exp(scores[b] - np.logaddexp.reduce(scores[b]))[: 3 - b]
-        wanted = slow_search(docs[b][: 3 - b], weights, max_tokens=4, stop=3, config=search)
+        wanted = slow_search(docs[b][: 3 - b], weights, max_tokens=4, stop=3, config=config)
         texts = [found.tokens[b, w, :n].tolist() for w, n in enumerate(found.lengths[b])]
         check(list(zip(texts, found.scores[b].tolist(), strict=True)), wanted)
         length = found.lengths[b] + (found.ends[b] == 3)
         np.testing.assert_allclose(found.logprobs[b], found.scores[b] * length, rtol=1e-5)
     # A text does not depend on the others', nor does a row that takes no part find any.
     alone = mixed(tokens[::-1], mask[::-1], scores[::-1, ::-1], active, max_tokens=4,
-                  config=search)  # fmt: skip
+                  config=config)  # fmt: skip
     for ours, theirs in zip(alone, found, strict=True):
         np.testing.assert_allclose(ours[::-1], theirs, atol=2e-5)
     other = np.where(np.arange(6)[:, None] < 3, tokens, 5)
     active = np.asarray([True, False])
-    half = mixed(other, mask, scores, active, max_tokens=4, config=search)
+    half = mixed(other, mask, scores, active, max_tokens=4, config=config)
     np.testing.assert_array_equal(half.tokens[0], found.tokens[0])
-    assert half.exists.tolist() == [found.exists[0].tolist(), [False] * search.num_beams]
+    assert half.exists.tolist() == [found.exists[0].tolist(), [False] * config.num_beams]
     assert not half.tokens[1].any() and (half.ends[1] == -1).all()
     assert compile_seconds() == compiled
 
 
 def test_same_document_twice_is_one():
     tokens, mask = pad([PROMPTS[0]] * 2, 8)
-    search, active = BeamConfig(3), np.ones(1, bool)
+    config, active = BeamConfig(3), np.ones(1, bool)
     found = mixed(tokens, mask, np.asarray([[0.3, -0.7]], np.float32), active,
-                  max_tokens=4, config=search)  # fmt: skip
-    (wanted,) = SEARCH(PROMPTS[:1], max_tokens=4, config=search)
+                  max_tokens=4, config=config)  # fmt: skip
+    (wanted,) = SEARCH(PROMPTS[:1], max_tokens=4, config=config)
     texts = [found.tokens[0, w, :n].tolist() for w, n in enumerate(found.lengths[0])]
     check(list(zip(texts, found.scores[0].tolist(), strict=True)), wanted)
 
@@ -176,7 +176,7 @@ def test_a_second_batch_compiles_nothing_and_no_row_depends_on_its_batch():
     prompts = [[token % BART.config.vocab_size for token in row] for row in prompts]
     for model, params in ((MODEL, PARAMS), (BART.model, BART.params)):
         rows = [[token % model.config.vocab_size for token in row] for row in prompts]
-        settings = {"max_tokens": 4, "stop_ids": (2,), "search": BeamConfig(3)}
+        settings = {"max_tokens": 4, "stop_ids": (2,), "config": BeamConfig(3)}
         beam_search(model, params, rows[::-1], batch_size=4, **settings)
         compiled = compile_seconds()
         found = beam_search(model, params, rows, batch_size=4, **settings)

@@ -22,12 +22,12 @@ def test_every_text_sees_itself_alone(groups, limit):
             assert packed.tokens[row, places].tolist() == text
             assert packed.depth[row, places].tolist() == list(range(len(text)))
             for i, place in enumerate(places):
-                assert np.flatnonzero(packed.seen[row, place]).tolist() == places[: i + 1]
+                assert np.flatnonzero(packed.attention_mask[row, place]).tolist() == places[: i + 1]
             used[row, places] = True
     longest = max((len(text) for texts in groups for text in texts), default=0)
     assert used.sum(axis=1).max(initial=0) <= max(limit, longest)
     # Padding looks at itself: attention over nothing has no meaning.
-    assert packed.seen[~used].sum() == (~used).sum()
+    assert packed.attention_mask[~used].sum() == (~used).sum()
 
 
 def test_what_texts_begin_with_is_there_once():

@@ -124,15 +124,15 @@ def test_gathers_hold_every_node(most):
 @pytest.mark.parametrize(
     ("sequences", "end_id", "message"),
     [
-        ([], END, "sequences: there are none; the corpus has no passage"),
-        ([[1], [], [2]], END, "sequences: sequence 1 is empty"),
+        ([], END, "sequences: the corpus is empty; give at least one sequence"),
+        ([[1], [], [2]], END, "sequences: sequence 1 is empty; give at least one token"),
         ([[1], [2, -3]], END, "sequences: sequence 1 must hold integers from 0 to 2147483647"),
         ([[1 << 31]], END, "sequences: sequence 0 must hold"),
         ([[1 << 80]], END, "sequences: sequence 0 must hold"),
         ([[1.5]], END, "sequences: sequence 0 must hold"),
         (["one"], END, "sequences: sequence 0 must hold"),
         ([[[1]]], END, "sequences: sequence 0 must hold"),
-        ([[1, 2], [1, END, 2]], END, "sequences: sequence 1 has end_id=5 in it; choose another"),
+        ([[1, 2], [1, END, 2]], END, "sequences: sequence 1 contains end_id=5; choose an end_id"),
         ([[1]], -1, "end_id=-1: must be from 0"),
     ],
 )
@@ -145,7 +145,7 @@ def test_what_is_refused(sequences, end_id, message):
 def test_more_than_int32_can_number(monkeypatch, sequences):
     monkeypatch.setattr(trie_module, "_MOST_NODES", 3)
     build([[1], [2], [2]])
-    with pytest.raises(RagJaxError, match="^sequences: . of them make . nodes, .* 3 of either"):
+    with pytest.raises(RagJaxError, match="^sequences: . sequences need . nodes, .* 3 of either"):
         build(sequences)
 
 
@@ -157,7 +157,7 @@ def test_the_limit_leaves_room_for_filling():
 
 def test_only_leaves_have_sequences():
     trie = build([[1], [2]])
-    with pytest.raises(ValueError, match="node 0 is no leaf"):
+    with pytest.raises(ValueError, match="node 0 is not a leaf"):
         trie.rows_at(0)
 
 
@@ -222,7 +222,7 @@ def test_arrays_that_do_not_fit(tmp_path, name, damage):
     trie = build(SEQUENCES)
     trie.save(tmp_path / "trie")
     rewrite(tmp_path / "trie", **{name: DAMAGES[damage](getattr(trie, name))})
-    with pytest.raises(RagJaxError, match="holds no trie that fits together: build it again$"):
+    with pytest.raises(RagJaxError, match="holds arrays that do not form a trie: build it again$"):
         Trie.load(tmp_path / "trie")
 
 
@@ -234,5 +234,5 @@ def test_a_folder_of_something_else(tmp_path):
         build(SEQUENCES).save(tmp_path)
     damaged = replace(build(SEQUENCES), end_id=-1)
     damaged.save(tmp_path / "trie")
-    with pytest.raises(RagJaxError, match="holds no trie that fits together"):
+    with pytest.raises(RagJaxError, match="holds arrays that do not form a trie"):
         Trie.load(tmp_path / "trie")

@@ -280,7 +280,7 @@ def test_missing_and_damaged_files(saved, tmp_path):
     weights, config = saved / "adapter_model.safetensors", saved / "adapter_config.json"
     data = weights.read_bytes()
     weights.write_bytes(data[: len(data) // 2])
-    with pytest.raises(RagJaxError, match="truncated or no safetensors file"):
+    with pytest.raises(RagJaxError, match="truncated or not a safetensors file"):
         lora.load_peft(saved, model)
     weights.unlink()
     with pytest.raises(RagJaxError, match="adapter_model.safetensors is missing$"):

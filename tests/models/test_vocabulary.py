@@ -91,7 +91,7 @@ def test_a_head_of_its_own_grows_as_well():
 
 
 def test_an_encoder_is_refused():
-    with pytest.raises(RagJaxError, match="only a decoder gets new tokens"):
+    with pytest.raises(RagJaxError, match="new tokens: the model must be a decoder"):
         grow_vocabulary(load(GOLDEN / "bert"), NAMES)
 
 

@@ -15,10 +15,9 @@ def stream_passages(
 ) -> Iterator[Passage]:
     """Yields the passages of files.
 
-    A file contains JSON lines, a JSON array or a table, plain or gzip. A record has `id` (or `_id`),
-    `text` and optionally `title`, as in the files of BEIR and DPR, or the fields of FlashRAG or
-    KILT. An id may be an integer. Only the ids are kept in memory, to find duplicates; the texts
-    are not.
+    A file contains JSON lines, a JSON array or a table, plain or gzip. A record has `id` (or
+    `_id`), `text` and optionally `title`, as in the files of BEIR and DPR, or the fields of
+    FlashRAG or KILT. An id may be an integer. Only the ids are kept in memory, to find duplicates.
 
     Args:
         files: files of passages.

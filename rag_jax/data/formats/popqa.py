@@ -1,7 +1,8 @@
 """PopQA (Mallen et al. 2023, arXiv 2212.10511), as a table or as JSON lines.
 
-A question has `id` (or `idx`), `question`, `possible_answers` as a JSON list (or `answers`), `prop`,
-which becomes the type of the question, and `s_pop`, the popularity of the subject, if known.
+A question has `id` (or `idx`), `question`, `possible_answers` as a JSON list (or `answers`),
+`prop`, which becomes the type of the question, and `s_pop`, the popularity of the subject, which
+may be empty.
 
 The long tail consists of the 1,399 questions about subjects with a popularity below 100. For
 subjects of unknown popularity, the field `longtail` decides. `config.data.longtail` restricts the

@@ -2,8 +2,8 @@
 
 A dataset is a folder with `dataset_info.json`. An example is a question if the example has the
 feature `question` and either `answers` or `answer`: a string, a list of strings, or the structure
-of SQuAD or TriviaQA in TensorFlow Datasets. `id` (or `question_id`), `title` and `context`, the gold
-passage, are optional. All other features are as in plain JSON lines.
+of SQuAD or TriviaQA in TensorFlow Datasets. `id` (or `question_id`), `title` and `context`, the
+gold passage, are optional. All other features are as in plain JSON lines.
 """
 
 from collections.abc import Iterator, Mapping

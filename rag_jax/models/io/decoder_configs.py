@@ -26,9 +26,9 @@ class _Family:
         window: default of `sliding_window`, in tokens; None for full attention.
         rotary_fraction: default of `partial_rotary_factor`; None for families without this field,
             which rotate every feature of a head.
-        original_length: default of `original_max_position_embeddings`, in tokens, for families
-            that store this field outside the rotary parameters; None for families that store the
-            field among the rotary parameters, with `max_length` as the default.
+        original_length: default of `original_max_position_embeddings`, in tokens, for families with
+            this field at the top level; None for families with this field among the rotary
+            parameters, where the default is `max_length`.
     """
 
     architecture: str

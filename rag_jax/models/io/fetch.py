@@ -25,7 +25,7 @@ _TIMEOUT = 60  # seconds without a byte
 # pip has no public command that prints a file's URL without downloading the file (`--dry-run` does
 # download, unless both pip and the registry are recent). This script therefore calls pip's internal
 # finder, which knows the user's indexes, find-links, certificates and credentials. The finder is
-# not a stable interface: if it fails, `pip download` replaces it, which cannot resume.
+# not a stable interface: on failure, `pip download` is used, which cannot resume.
 _FINDER_SCRIPT = """
 import json, sys
 from pip._internal.commands import create_command
@@ -49,8 +49,8 @@ class _Refused(Exception):
 def fetch_wheel(package: str, version: str, sha256: str, *, folder: Path) -> Path:
     """The path of a wheel in `folder`, downloaded first if the file is missing.
 
-    An interrupted download leaves a `.part` file, from which the next call continues. A wheel that
-    the user put into `folder` is used without a download. The hash is checked in every case.
+    An interrupted download leaves a `.part` file, from which the next call continues. A wheel
+    already in `folder` is used without a download. The hash is checked in every case.
 
     Args:
         package: name in the registry.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 _MAGIC = b"GGUF"
 _ENTRIES = 1 << 16  # largest number of metadata entries, and of tensors
-_BYTES = 1 << 28  # largest header; most of a header is the vocabulary
+_BYTES = 1 << 28  # largest header, in bytes; most of a header is the vocabulary
 _DIMENSIONS = 4  # largest rank of a GGML tensor
 _STRING, _ARRAY = 8, 9  # value types of variable size
 # Sizes in bytes of the scalar value types.

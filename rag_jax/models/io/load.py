@@ -58,7 +58,7 @@ def load(
         dtype: NumPy or JAX dtype of the parameters, float32 by default.
         mesh: devices to shard the parameters over. Each tensor is sharded right after it is read,
             so no device and no host holds the whole model. None for one device.
-        rules: sharding rules; by default those of the model's family in
+        rules: sharding rules; by default the rules of the model's family in
             `rag_jax.runtime.sharding`.
 
     Returns:

@@ -16,7 +16,7 @@ from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import replace_folder, write_json
 
 _INDEX = "model.safetensors.index.json"
-# Files that `save` may delete: those of a folder with a model.
+# The files of a model folder, which `save` may delete.
 _REPLACEABLE = ("*.safetensors", "*.json", "*.jinja")
 
 
@@ -25,8 +25,8 @@ def save(
 ) -> None:
     """Saves a model as a folder for `load` and for transformers' `Auto` classes.
 
-    Loading the folder gives the same parameters bit for bit, in the same dtype. The folder appears
-    only when it is complete, and replaces a model that is already at `path`.
+    The parameters are stored bit for bit, in their current dtype. The folder appears only when it
+    is complete, and replaces a model that is already at `path`.
 
     Args:
         pretrained: the model. Adapters must be folded into the weights first.
@@ -96,7 +96,7 @@ def _write_weights(folder: Path, params: dict, slots: Sequence[Slot], shard_byte
         number = f"-{i + 1:05d}-of-{len(files):05d}" if len(files) > 1 else ""
         file = f"model{number}.safetensors"
         tensors = {name: _build_tensor(params, groups[name]) for name in names}
-        # transformers refuses files whose metadata does not name the library of the layout.
+        # transformers refuses files without a library name in the metadata.
         save_file(tensors, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     if len(files) > 1:

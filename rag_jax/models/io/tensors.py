@@ -69,9 +69,8 @@ def read_safetensors(paths: list[Path]) -> dict[str, StoredTensor]:
             for name in file.keys():  # noqa: SIM118 (the handle is not a dict)
                 header = file.get_slice(name)
                 dtype = header.get_dtype()
-                fault = (
-                    None if dtype in _FLOAT_TYPES else f"is {dtype}; only float weights are read"
-                )
+                is_float = dtype in _FLOAT_TYPES
+                fault = None if is_float else f"is {dtype}; only float weights are read"
                 shape = tuple(header.get_shape())
                 tensors[name] = StoredTensor(shape, _make_reader(path, name), fault)
     return tensors

@@ -99,7 +99,7 @@ def build_params(
             without its language-model head.
         dtype: dtype of the parameters, float32 by default.
         mesh: devices to shard each tensor over, right after it is read; None for one device.
-        rules: sharding rules; by default those of the model's family.
+        rules: sharding rules; by default the rules of the model's family.
         source: name of the weights in error messages.
 
     Returns:
@@ -124,7 +124,7 @@ def build_params(
         if mesh is None:
             node[leaf] = jnp.asarray(array, dtype)
         else:
-            # Without the wait, the host would hold every tensor whose transfer is pending.
+            # Without the wait, the host would hold every tensor with a pending transfer.
             node[leaf] = shard_array(array, shardings[slot.path], dtype).block_until_ready()
     return params
 

@@ -257,8 +257,8 @@ class Bart(nn.Module):
             tokens: one chunk per row.
             prefix: result of `read_source` for `P` sources, each read by `B / P` consecutive rows.
             prefix_mask: token mask of the sources.
-            mask: without a cache, the token mask `[B, T]`, to which causality is added. With a
-                cache, the attention mask `[B, T, S]` over the cache's slots.
+            mask: without a cache, the token mask `[B, T]`, boolean or 0 and 1, to which causality
+                is added. With a cache, the attention mask `[B, T, S]` over the cache's slots.
             positions: learned positions; by default the columns. Required with a cache.
             cache: keys and values of every layer, into which the chunk is written at `slot`.
             slot: first slot of the chunk in the cache, the same for every row.

@@ -123,5 +123,9 @@ class Bert(nn.Module):
         return x.reshape(rows, width, self.config.hidden_size)
 
     def project(self, states: Float[Array, "B D"]) -> Float[Array, "B E"]:
-        """Embeddings of texts from their [CLS] states: DPR's projection, or the states unchanged."""
+        """Text embeddings from [CLS] states: DPR's projection of the states, if there is one.
+
+        Args:
+            states: hidden states of the first token of each row.
+        """
         return self.projection(states) if self.config.projection_size else states

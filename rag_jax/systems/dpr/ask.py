@@ -1,4 +1,4 @@
-"""Asks a finished run of dense passage retrieval: the passages that the trained encoder finds."""
+"""Asks a finished run of dense passage retrieval: the passages that the trained encoders find."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -9,17 +9,14 @@ from rag_jax.models import Pretrained
 from rag_jax.pipeline.ask import Ask, Facts, name_passage, read_corpus
 from rag_jax.pipeline.runner import open_stages
 from rag_jax.retrieval import Index
-from rag_jax.systems.dpr.config import DPRConfig
-from rag_jax.systems.dpr.pipeline import Session
+from rag_jax.systems.dpr.pipeline import list_stages
+from rag_jax.systems.dpr.session import Session
 
-__all__ = ["CONFIG", "Session", "open_run"]
-
-CONFIG = DPRConfig
 _SHOWN = 5  # passages
 
 
 def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
-    """Reads a run's trained encoders and index.
+    """Opens a run's trained encoders and index.
 
     Args:
         corpus: passages to search in place of the run's.
@@ -27,14 +24,15 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
     Raises:
         RagJaxError: as `open_stages`, or the corpus cannot be read.
     """
-    context = open_stages(session.stages(), workdir, ("corpus", "train", "trained"))
-    encoders = session.load_trained(context)
+    context = open_stages(list_stages(session), workdir, ("corpus", "train", "trained"))
+    encoders = session.load_trained(context.path("train", ""))
     if corpus is None:
-        passages = session.read_corpus(context).passages
+        session.open_corpus(context.path("corpus", ""))
+        passages = session.passages
         index = Index.load(context.path("trained", "index"), encoder=encoders.passage.fingerprint)
     else:
         passages, embeddings = read_corpus(corpus, partial(session.encode, encoders.passage))
-        index = session.build_index(encoders.passage, embeddings, passages)
+        index = session.build_index(encoders.passage, embeddings, passages, ids=True)
     return partial(_answer, session, encoders.question, index, passages)
 
 

@@ -1,15 +1,23 @@
-"""Rankings of passages and what they are worth."""
+"""The comparison of rankings: by BM25, by the encoders before training and by the trained ones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
+from rag_jax.evaluation.compare import Method, Record, compare, mean_numbers
 from rag_jax.evaluation.rankings import answer_hits, ndcg, recall, reciprocal_rank
+from rag_jax.pipeline.runner import ReportSpec
+from rag_jax.pipeline.stage import StageContext
+from rag_jax.retrieval import BM25, Index, make_text
+from rag_jax.retrieval.contrastive import Encoders
+from rag_jax.systems.dpr.config import DPRConfig
+from rag_jax.systems.dpr.infer import Ranking, rank_passages
 
+METHODS = ("bm25", "untrained", "trained")
 DEPTHS = (1, 5, 20)
 RECALL_DEPTH, NDCG_DEPTH = 100, 10
 COLUMNS = (
@@ -20,34 +28,84 @@ COLUMNS = (
     f"ndcg@{NDCG_DEPTH}",
     f"recall@{RECALL_DEPTH}",
 )
-_SHOWN = 5  # passages of a ranking that a record of it names
+_SHOWN = 5  # passages of a ranking that a record names
 
 
-def score_ranking(
-    question: Question,
-    scores: Float[np.ndarray, "k"],
-    rows: Int[np.ndarray, "k"],
+def describe_report(config: DPRConfig) -> ReportSpec:
+    """What the report shows: a row for each ranking."""
+    return ReportSpec(
+        model=config.encoder.name,
+        methods=dict.fromkeys(METHODS, "evaluate"),
+        columns=COLUMNS,
+        summarize=summarize,
+    )
+
+
+def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The number of questions, and each metric's mean over the questions that have it."""
+    return {"n": len(records), **mean_numbers(records, COLUMNS[1:])}
+
+
+def run_evaluation(
+    context: StageContext,
+    *,
+    questions: Sequence[Question],
     passages: Sequence[Passage],
-) -> dict[str, Any]:
-    """One question's record: the first passages, and every metric that its data allow.
+    untrained: Encoders,
+    load_trained: Callable[..., Encoders],
+    encode: Callable[..., Float[np.ndarray, "N E"]],
+    depth: int,
+) -> None:
+    """Ranks passages for every question by BM25 and by both pairs of encoders."""
+    depth = min(depth, len(passages))
+    asked = [question.question for question in questions]
+
+    def rank(encoders: Encoders, stage: str) -> Ranking:
+        encoder = encoders.passage.fingerprint
+        index = Index.load(context.path(stage, "index"), encoder=encoder)
+        return rank_passages(encoders, index, questions, encode, depth=depth)
+
+    rankings = {
+        "bm25": BM25.build(map(make_text, passages)).search(asked, depth),
+        "untrained": rank(untrained, "untrained"),
+        "trained": rank(load_trained(context.path("train", "")), "trained"),
+    }
+    methods = []
+    for name, (scores, rows) in rankings.items():
+        found = [
+            [(passages[row], score) for row, score in zip(*pair, strict=True)]
+            for pair in zip(rows.tolist(), scores.tolist(), strict=True)
+        ]
+        ranked = [[(passage.id, score) for passage, score in pairs] for pairs in found]
+        records = [{"found": pairs} for pairs in found]
+        methods.append(Method(name, lambda r=records: r, lambda r=ranked: r))
+    compare(methods, questions, score_ranking, context.folder)
+
+
+def score_ranking(question: Question, record: Record) -> Record:
+    """One question's record: the first passages, and every metric that the question's data allow.
 
     `answer@k` is DPR's accuracy, whether the text of one of the first k passages has an answer;
-    `passage@k` whether one of them is relevant.
+    `passage@k` is whether one of them is relevant.
+
+    Args:
+        record: "found", the passages and their scores, best first.
     """
-    found = [passages[row] for row in rows.tolist()]
-    ids = [passage.id for passage in found]
+    found = record["found"]
+    ids = [passage.id for passage, _ in found]
     record = {
         "id": question.id,
         "question": question.question,
         "answers": question.answers,
         "relevant": question.relevant,
         "passages": [
-            {"id": p.id, "title": p.title, "text": p.text, "score": float(score)}
-            for p, score in zip(found[:_SHOWN], scores, strict=False)
+            {"id": p.id, "title": p.title, "text": p.text, "score": score}
+            for p, score in found[:_SHOWN]
         ],
     }
     if question.answers:
-        record |= answer_hits([passage.text for passage in found], question.answers, DEPTHS)
+        texts = [passage.text for passage, _ in found]
+        record |= answer_hits(texts, question.answers, DEPTHS)
     if question.relevant:
         hits = [id in question.relevant for id in ids]
         record |= {f"passage@{k}": float(any(hits[:k])) for k in DEPTHS}
@@ -55,13 +113,3 @@ def score_ranking(
         record[f"ndcg@{NDCG_DEPTH}"] = ndcg(ids, question.relevant, NDCG_DEPTH)
         record[f"recall@{RECALL_DEPTH}"] = recall(ids, question.relevant, RECALL_DEPTH)
     return record
-
-
-def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The number of questions, and each metric's mean over those that have it."""
-    numbers: dict[str, Any] = {"n": len(records)}
-    for name in COLUMNS[1:]:
-        values = [record[name] for record in records if name in record]
-        if values:
-            numbers[name] = float(np.mean(values))
-    return numbers

@@ -242,7 +242,7 @@ class Engine:
         drawn = np.zeros((len(packed.tokens), width, len(reject)), np.int32)
         for row, some in order.items():
             drawn[row, : len(some)] = some
-        arrays = shard_batch((packed.tokens, packed.seen, packed.depth, drawn))
+        arrays = shard_batch((packed.tokens, packed.attention_mask, packed.depth, drawn))
         cache, hidden, said = steps.assess(
             self.model, self.params, cache, *arrays, jnp.asarray(reject, jnp.int32)
         )

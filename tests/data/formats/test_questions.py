@@ -136,7 +136,10 @@ def test_kilt(tmp_path):
     }
     for span, message in (
         ({"wikipedia_id": "291"}, "no passage is part of page or paragraph '291'"),
-        ({"wikipedia_id": "290", "start_paragraph_id": 2}, "no passage is part of page or paragraph '290#2'"),
+        (
+            {"wikipedia_id": "290", "start_paragraph_id": 2},
+            "no passage is part of page or paragraph '290#2'",
+        ),
         (
             {"wikipedia_id": "290", "start_paragraph_id": 2, "end_paragraph_id": 1},
             "paragraphs 2 to 1 must be a range",

@@ -19,7 +19,7 @@ from rag_jax.retrieval import Index, encode_texts
 from rag_jax.retrieval.negatives import choose_negatives
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
-from rag_jax.systems.dpr import ask, pipeline
+from rag_jax.systems.dpr import ask, evaluate, pipeline
 from rag_jax.systems.dpr.config import DPRConfig
 from systems.asked import LONG, OWN, read_facts, take_stock, write_corpus
 
@@ -63,7 +63,7 @@ def test_report(finished):
     assert [stage["name"] for stage in report["stages"]] == STAGES
     assert list(report["methods"]) == ["bm25", "untrained", "trained"]
     for numbers in report["methods"].values():
-        assert list(numbers) == list(pipeline.COLUMNS)
+        assert list(numbers) == list(evaluate.COLUMNS)
         assert numbers["n"] == 9
         assert numbers["passage@1"] <= numbers["mrr"] <= 1
         assert numbers["answer@1"] <= numbers["answer@5"] <= numbers["answer@20"] <= 1

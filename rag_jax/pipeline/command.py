@@ -1,8 +1,12 @@
-"""What the commands share: reading a command line, and exit statuses."""
+"""Command lines: a config file with its changes, other flags, and exit statuses.
+
+JAX is imported inside functions, because that takes a second: mistakes in a command line are
+reported, and Ctrl-C is obeyed, before.
+"""
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +15,17 @@ from rag_jax.runtime.errors import Preempted, RagJaxError
 
 
 def read_command(arguments: list[str], options: Mapping[str, str]) -> tuple[Any, dict[str, Any]]:
-    """The config with the command line's changes, and the other flags' values by name.
+    """Reads `--config=FILE[:preset]`, `--config.field=value` and other flags.
 
     Args:
-        options: what each flag beside `--config` is for; a flag left out is None.
+        arguments: of the command line, without the program's name.
+        options: the other flags and their purpose.
+
+    Returns:
+        The config with its changes, and the other flags' values by name; None for an omitted flag.
 
     Raises:
-        RagJaxError: for a missing config file, an unknown flag or field, or a value of another
-            type.
+        RagJaxError: a missing config file, an unknown flag or field, or a value of another type.
     """
     from absl import flags
     from ml_collections import config_flags
@@ -43,7 +50,7 @@ def read_command(arguments: list[str], options: Mapping[str, str]) -> tuple[Any,
             _check_field(values["config"].value, override)
         values = parse([*others, *overrides])
     except flags.Error as error:
-        # An error within the config file comes as the text of its traceback.
+        # An error inside the config file comes as the text of its traceback.
         lines = str(error).strip().splitlines()
         where = f"config file {file}: " if "Traceback" in str(error) else ""
         raise RagJaxError(where + lines[-1]) from error
@@ -51,7 +58,11 @@ def read_command(arguments: list[str], options: Mapping[str, str]) -> tuple[Any,
 
 
 def find_config_file(arguments: list[str]) -> Path:
-    """The file named by --config, which may end in `:preset`."""
+    """The file that `--config` names, without a `:preset` at its end.
+
+    Raises:
+        RagJaxError: the flag or the file is missing.
+    """
     named = [a.split("=", 1)[1] for a in arguments if re.match(r"--?config=", a)]
     known = sorted(str(path) for path in Path("configs").glob("*.py"))
     if not named or not named[-1]:
@@ -62,48 +73,49 @@ def find_config_file(arguments: list[str]) -> Path:
     return file
 
 
-def _check_field(config, override: str) -> None:
-    """Raises a RagJaxError if `--config.a.b[0].c=value` names a field that is not there."""
+def _check_field(config: Any, override: str) -> None:
+    """Raises a RagJaxError if `--config.a.b[0].c=value` names a field that does not exist."""
     from rag_jax.config import describe_unknown
 
     path = re.sub(r"^--?(no)?config\.", "", override.split("=", 1)[0])
     if "=" not in override:
         raise RagJaxError(f"config.{path}: has no value; write --config.{path}=VALUE")
-    at, so_far = config, "config"
+    value, so_far = config, "config"
     for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
         if index:
-            if not isinstance(at, tuple | list) or int(index) >= len(at):
+            if not isinstance(value, tuple | list) or int(index) >= len(value):
                 raise RagJaxError(f"{so_far}[{index}]: no such entry")
-            at, so_far = at[int(index)], f"{so_far}[{index}]"
+            value, so_far = value[int(index)], f"{so_far}[{index}]"
         else:
-            fields = list(at.keys()) if hasattr(at, "keys") else []
+            fields = list(value.keys()) if hasattr(value, "keys") else []
             if name not in fields:
                 raise RagJaxError(describe_unknown(name, fields, path=so_far))
-            at, so_far = at[name], f"{so_far}.{name}"
-    if hasattr(at, "keys"):
-        raise RagJaxError(f"{so_far}: a group of fields ({', '.join(at.keys())}); name one of them")
+            value, so_far = value[name], f"{so_far}.{name}"
+    if hasattr(value, "keys"):
+        fields = ", ".join(value.keys())
+        raise RagJaxError(f"{so_far}: a group of fields ({fields}); name one of them")
 
 
-def find_system(config: Any, systems: Mapping[str, str]) -> str:
-    """The module that serves the config's system.
+def find_system(config: Any, systems: Sequence[str]) -> str:
+    """The config's system.
 
     Args:
-        systems: modules by the systems' names.
+        systems: those that the command serves.
 
     Raises:
-        RagJaxError: the system is none of them.
+        RagJaxError: the config's system is not among them.
     """
     system = config.get("system")
     if system not in systems:
         raise RagJaxError(f"config.system={system!r}: must be one of {', '.join(systems)}")
-    return systems[system]
+    return system
 
 
 def read_count(options: Mapping[str, str | None], name: str) -> int | None:
-    """A flag's value as a number.
+    """A flag's value as a whole number.
 
     Raises:
-        RagJaxError: it is none.
+        RagJaxError: the value is no whole number.
     """
     value = options[name]
     if value is not None and not value.isdecimal():
@@ -111,29 +123,29 @@ def read_count(options: Mapping[str, str | None], name: str) -> int | None:
     return None if value is None else int(value)
 
 
-def read_shard(value: str | None) -> Any:
-    """The shard that --shard=I/N names, or None.
+def read_worker(value: str | None) -> Any:
+    """The worker that `--shard=I/N` names, or None without the flag.
 
     Raises:
-        RagJaxError: it names none.
+        RagJaxError: the value does not name a worker.
     """
     if value is None:
         return None
     numbers = re.fullmatch(r"(\d+)/(\d+)", value)
     if not numbers or not int(numbers[1]) < int(numbers[2]):
         raise RagJaxError(f"--shard={value}: must be I/N, with I from 0 to N - 1, such as 0/4")
-    from rag_jax.pipeline.stage import Shard
+    from rag_jax.pipeline.maps import Worker
 
-    return Shard(int(numbers[1]), int(numbers[2]))
+    return Worker(int(numbers[1]), int(numbers[2]))
 
 
 def find_workdir(arguments: list[str], options: Mapping[str, str | None]) -> Path:
-    """The work folder: what --workdir says, or runs/<config>."""
+    """The work folder: the value of --workdir, or runs/<config>."""
     return Path(options["workdir"] or Path("runs") / find_config_file(arguments).stem)
 
 
 def keep_programs(workdir: Path) -> None:
-    """Has JAX keep what it compiles beside a work folder, unless it has a place for that."""
+    """Keeps JAX's compilation cache next to a work folder, unless JAX has one already."""
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:
@@ -147,10 +159,12 @@ def run(
     *,
     interrupted: str = "interrupted; the same command continues",
 ) -> int:
-    """Runs a command and gives its exit status: what a person can mend takes one line.
+    """Runs a command and returns its exit status; a fault that the user can mend takes one line.
 
     Args:
-        interrupted: what is said after Ctrl-C and SIGTERM.
+        main: takes the command line's arguments.
+        usage: the text for --help.
+        interrupted: the line after Ctrl-C and SIGTERM.
     """
     if "--help" in sys.argv[1:]:
         print(usage)
@@ -161,8 +175,8 @@ def run(
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130
-    except Preempted as stopped:
-        print(str(stopped) or interrupted, file=sys.stderr)
+    except Preempted as preempted:
+        print(str(preempted) or interrupted, file=sys.stderr)
         return 0
     except RagJaxError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,0 +1,84 @@
+"""The comparison of methods on the same questions: answered, timed, graded, one file a method."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rag_jax.data.questions import Question
+from rag_jax.evaluation.rankings import write_run
+from rag_jax.runtime.clock import Clock
+from rag_jax.runtime.files import write_jsonl
+from rag_jax.runtime.hosts import is_first
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the comparison: the method itself, a baseline or an ablation.
+
+    Attributes:
+        name: of the row, and of the method's files.
+        answer: gives a record for each question, in their order, with at least `"seconds"` where
+            answers are timed. Methods may share one pass over the questions.
+        rank: gives for each question the ids and scores of the passages found, best first; None for
+            a method that does not rank.
+    """
+
+    name: str
+    answer: Callable[[], Sequence[Record]]
+    rank: Callable[[], Sequence[Sequence[tuple[str, float]]]] | None = None
+
+
+def compare(
+    methods: Sequence[Method],
+    questions: Sequence[Question],
+    grade: Callable[[Question, Record], Record],
+    folder: Path,
+) -> None:
+    """Answers and grades all questions by every method.
+
+    Writes `<method>.jsonl`, a graded record a question, and for rankings `<method>.trec`.
+
+    Args:
+        grade: adds the question and its scores to a record.
+        folder: for the files.
+    """
+    ids = [question.id for question in questions]
+    for method in methods:
+        records = zip(questions, method.answer(), strict=True)
+        write_jsonl(
+            folder / f"{method.name}.jsonl", [grade(question, r) for question, r in records]
+        )
+        if method.rank is not None and is_first():
+            write_run(folder / f"{method.name}.trec", method.name, ids, method.rank())
+
+
+def timed(
+    run: Callable[[Sequence[Any]], Sequence[Record]],
+) -> Callable[[Sequence[Any]], list[Record]]:
+    """The same function of a batch, with each record's share of the time as `"seconds"`.
+
+    Seconds of compiling are left out.
+    """
+
+    def run_timed(batch: Sequence[Any]) -> list[Record]:
+        clock = Clock()
+        records = run(batch)
+        seconds = clock.read() / len(batch)
+        return [record | {"seconds": seconds} for record in records]
+
+    return run_timed
+
+
+def mean_numbers(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, float]:
+    """The mean of each named number over the rows that have the number."""
+    means = {}
+    for name in names:
+        values = [row[name] for row in rows if name in row]
+        if values:
+            means[name] = float(np.mean(values))
+    return means

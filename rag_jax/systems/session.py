@@ -1,0 +1,209 @@
+"""What a run has open: mesh, models, corpus; and stage functions bound to what they need of it."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from rag_jax.config import EncoderConfig
+from rag_jax.data.formats import describe_source
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Collection, Question, choose_questions, load_collection
+from rag_jax.models import Pretrained, load
+from rag_jax.models.io.hub import fingerprint, resolve
+from rag_jax.models.nn.bert import Bert
+from rag_jax.models.nn.decoder import Decoder
+from rag_jax.pipeline.stage import StageContext
+from rag_jax.retrieval import Index, encode_texts, fingerprint_corpus, list_texts
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.sharding import check_batches, make_mesh
+
+
+class Session:
+    """The mesh, models and corpus of a run, each opened when it is first needed.
+
+    A session knows no stage: `bind` gives stage functions the attributes that they name.
+
+    Args:
+        config: the system's settings.
+        devices: to run on; all devices if None.
+    """
+
+    # Paths of the settings that the mesh's data rows must divide.
+    batch_sizes: tuple[str, ...] = ()
+
+    def __init__(self, config: Any, devices: Sequence[jax.Device] | None = None):
+        self.config = config
+        self.mesh = make_mesh(config.mesh, devices)
+        sizes = {f"config.{path}": self._get_setting(path) for path in self.batch_sizes}
+        check_batches(self.mesh, sizes)
+        self._corpus: tuple[Path, Collection] | None = None
+
+    def _get_setting(self, path: str) -> Any:
+        value = self.config
+        for name in path.split("."):
+            value = getattr(value, name)
+        return value
+
+    # Models.
+
+    def load_model(self, name: str | Path, *, dtype: Any = None) -> Pretrained:
+        """A model on the mesh."""
+        return load(name, dtype=dtype, mesh=self.mesh)
+
+    def load_language_model(self, field: str, *, dtype: Any = None) -> Pretrained:
+        """The decoder that a setting names.
+
+        Args:
+            field: path of the setting, such as "model.name".
+
+        Raises:
+            RagJaxError: the model is no decoder, or as `load`.
+        """
+        name = self._get_setting(field)
+        loaded = self.load_model(name, dtype=dtype)
+        if not isinstance(loaded.model, Decoder):
+            raise RagJaxError(f"config.{field}={name}: is no language model")
+        return loaded
+
+    def load_encoder(self, field: str, name: str | Path | None = None) -> Pretrained:
+        """The encoder that a setting names.
+
+        Args:
+            field: path of the setting, such as "encoder.name".
+            name: of another encoder in its place, such as the trained one.
+
+        Raises:
+            RagJaxError: the model is no encoder, or as `load`.
+        """
+        name = self._get_setting(field) if name is None else name
+        loaded = self.load_model(name)
+        if not isinstance(loaded.model, Bert):
+            raise RagJaxError(f"config.{field}={name}: is no encoder")
+        return loaded
+
+    def fingerprint(self, field: str) -> str:
+        """SHA-256 of the files of the model that a setting names."""
+        return fingerprint(resolve(self._get_setting(field)))
+
+    @property
+    def encoding(self) -> EncoderConfig:
+        """The settings by which texts are encoded."""
+        raise NotImplementedError
+
+    def encode(
+        self, encoder: Pretrained, texts: Sequence[str | tuple[str, str]], **options: Any
+    ) -> Float[np.ndarray, "N E"]:
+        """Embeddings by the run's settings; further `options` of `encode_texts`."""
+        c = self.encoding
+        sizes = {"max_length": c.max_length, "batch_size": c.batch_size}
+        return encode_texts(encoder, texts, **sizes, **options)
+
+    def encode_passages(
+        self, encoder: Pretrained, passages: Sequence[Passage]
+    ) -> Float[np.ndarray, "N E"]:
+        """Embeddings of passages."""
+        return self.encode(encoder, list_texts(passages))
+
+    def build_index(
+        self,
+        encoder: Pretrained,
+        embeddings: Float[np.ndarray, "N E"],
+        passages: Sequence[Passage],
+        *,
+        ids: bool = False,
+    ) -> Index:
+        """An index over passages that an encoder embedded.
+
+        Args:
+            ids: whether the index keeps the passages' ids.
+        """
+        return Index.build(
+            embeddings,
+            backend=self.config.index.backend,
+            encoder=encoder.fingerprint,
+            ids=[passage.id for passage in passages] if ids else None,
+            corpus=fingerprint_corpus(passages),
+        )
+
+    # Passages and questions.
+
+    @cached_property
+    def source(self) -> dict[str, Any]:
+        """What the corpus depends on, for the settings of the stage that copies it."""
+        c = self.config
+        return {"source": describe_source(c.data, c.world), "seed": c.seed}
+
+    def check_corpus(self, corpus: Collection) -> None:
+        """Raises a RagJaxError if the system cannot work with a corpus and its questions."""
+        raise NotImplementedError
+
+    def open_corpus(self, folder: Path) -> None:
+        """Opens the corpus that `copy_collection` wrote; a second call with the folder does nothing."""
+        if self._corpus is None or self._corpus[0] != folder:
+            self._corpus = folder, load_collection(folder)
+
+    @property
+    def corpus(self) -> Collection:
+        """The passages and questions of the run.
+
+        Raises:
+            ValueError: the corpus is not open.
+        """
+        if self._corpus is None:
+            raise ValueError("the corpus is not open: the stage does not declare that it needs it")
+        return self._corpus[1]
+
+    @property
+    def passages(self) -> Sequence[Passage]:
+        """The passages of the run."""
+        return self.corpus.passages
+
+    def choose_questions(self, corpus: Collection, split: str, count: int = 0) -> list[Question]:
+        """The split's questions that have an answer: all, or `count` of them.
+
+        Raises:
+            RagJaxError: there is none.
+        """
+        return choose_questions(corpus, split, count=count, seed=self.config.seed)
+
+
+def bind(
+    session: Session, function: Callable[..., None], **given: Any
+) -> Callable[[StageContext], None]:
+    """A stage function with its keyword arguments taken from the session when the stage runs.
+
+    Args:
+        session: each keyword-only argument without a default is the session's attribute of that
+            name or, failing that, the setting of that name. The corpus is opened for a stage that
+            needs it.
+        function: `function(context, *, ...)`.
+        given: arguments with other values, and optional ones.
+
+    Raises:
+        TypeError: an argument is neither given nor an attribute nor a setting.
+    """
+    wanted = [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+        and parameter.default is parameter.empty
+        and name not in given
+    ]
+    attributes = {*dir(type(session)), *vars(session)}
+    unknown = [n for n in wanted if n not in attributes and not hasattr(session.config, n)]
+    if unknown:
+        raise TypeError(f"{function.__name__}: the session has no {', '.join(unknown)}")
+
+    def run(context: StageContext) -> None:
+        if context.needs("corpus"):
+            session.open_corpus(context.path("corpus", ""))
+        found = {n: getattr(session if n in attributes else session.config, n) for n in wanted}
+        function(context, **found, **given)
+
+    return run
