@@ -138,9 +138,8 @@ def merge(
 
     Parametric RAG's merging (Su et al. 2025, eq. 6, with all weights 1). The ranks are
     concatenated: `a` is `[A_1 ... A_k]` and `b` is `scale * [w_1 B_1; ...; w_k B_k]`. The result
-    includes the scale, so pass `scale=1.0` to `apply` or `fold`. An adapter that occurs twice
-    counts twice. With `k = 0`, the result leaves the model unchanged: an adapter of rank 0 from a
-    bank, `{}` from an empty list.
+    includes the scale: pass `scale=1.0` to `apply` or `fold`. An adapter that occurs twice counts
+    twice. Without adapters, the result changes nothing: rank 0 from a bank, `{}` from a list.
 
     Args:
         adapters: a list of adapters; or arrays `[..., k, in, r]`, the result of `select` with

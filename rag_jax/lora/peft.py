@@ -74,12 +74,10 @@ def save_peft(
     The saved adapter computes the same as `apply` and `fold` with `compute_scale(alpha, rank)`;
     for the result of `merge`, `alpha` equals the rank. An adapter in the folder is replaced.
 
-    Some base models, such as Phi-3, store several kernels as one tensor, which has one adapter in
-    PEFT. The ranks of such kernels are concatenated, all other kernels are padded with zeros to
-    the same rank, and `alpha` is scaled accordingly.
+    Kernels that the base model stores as one tensor, as in Phi-3, share one adapter in PEFT: their
+    ranks are concatenated, all other kernels are padded to that rank, and `alpha` grows with it.
 
     Args:
-        adapter: the adapter.
         path: the folder.
         pretrained: the base model.
         alpha: LoRA's `alpha`, for a scale of `alpha / rank`.
@@ -87,7 +85,7 @@ def save_peft(
         base_model: name or folder from which PEFT can load the base model.
 
     Raises:
-        RagJaxError: the adapter does not fit the base model, its ranks differ, or the folder
+        RagJaxError: the adapter does not fit the base model or has several ranks, or the folder
             contains other files.
         OSError: the disk is full or not writable.
     """
@@ -96,7 +94,7 @@ def save_peft(
     kernels = {"/".join(keys): factors for keys, factors in list_kernels(adapter)}
     modules = _list_modules(pretrained)
     rank = _check_kernels(kernels, modules)
-    targeted = {}  # kernels and distinct `a` of every module with an adapter
+    targeted = {}  # slots and distinct `a` of every module with an adapter
     for module, slots in modules.items():
         adapted = [kernels[slot.path]["a"] for slot in slots if slot.path in kernels]
         if adapted:
@@ -122,9 +120,9 @@ def save_peft(
         "modules_to_save": None,
         "inference_mode": True,
     }
+    metadata = {"format": "pt", _BASE: pretrained.fingerprint}
     with replace_folder(folder) as new:
         write_json(new / _CONFIG, fields)
-        metadata = {"format": "pt", _BASE: pretrained.fingerprint}
         save_file(tensors, new / _WEIGHTS, metadata=metadata)
 
 
@@ -143,9 +141,9 @@ def load_peft(
         The adapter, and its scale for `apply` or `fold`.
 
     Raises:
-        RagJaxError: a file is missing or damaged, the adapter belongs to another model, the tensors
-            do not match the config (the message lists all of them), or the config uses an option
-            beyond plain LoRA (DoRA, biases, whole modules, one rank per layer, ...).
+        RagJaxError: a file is missing or damaged, the adapter belongs to another model, tensors do
+            not match the config (all are listed), or an option is beyond plain LoRA (DoRA, biases,
+            whole modules, one rank per layer, ...).
     """
     folder = Path(path).expanduser()
     fields = _read_config(folder)
@@ -246,8 +244,8 @@ def _read_config(folder: Path) -> Fields:
     except ValueError as error:
         raise RagJaxError(f"{path} is not valid JSON: {error}") from None
     fields = Fields(raw if isinstance(raw, dict) else {}, str(path))
-    if fields.raw.get("peft_type") != "LORA":
-        kind = fields.raw.get("peft_type")
+    kind = fields.raw.get("peft_type")
+    if kind != "LORA":
         raise RagJaxError(f"{path}: peft_type {kind!r} is not supported; LORA is")
     fields.refuse_unless("init_lora_weights", *_PLAIN_STARTS)
     fields.refuse_unless("use_rslora", True, False)
@@ -259,10 +257,9 @@ def _read_config(folder: Path) -> Fields:
 def _read_weights(folder: Path, pretrained: Pretrained) -> dict[str, StoredTensor]:
     path = folder / _WEIGHTS
     if not path.is_file():
-        hint = ""
-        if (folder / "adapter_model.bin").exists():
-            hint = "; pickled .bin weights are not read: save the adapter as safetensors"
-        raise RagJaxError(f"{path} is missing{hint}")
+        hint = "; pickled .bin weights are not read: save the adapter as safetensors"
+        pickled = (folder / "adapter_model.bin").exists()
+        raise RagJaxError(f"{path} is missing{hint if pickled else ''}")
     base = read_metadata(path).get(_BASE)
     if base and pretrained.fingerprint and base != pretrained.fingerprint:
         raise RagJaxError(

@@ -43,7 +43,7 @@ class Tokenizer:
         chat_template: str | None = None,
         **others: str | None,
     ):
-        """Wraps a tokenizer of the `tokenizers` library, whose settings are changed in place.
+        """Wraps a tokenizer of the `tokenizers` library and changes its settings in place.
 
         Args:
             core: the tokenizer.

@@ -82,7 +82,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if math.prod(sizes.values()) != len(devices):
         raise RagJaxError(
             f"config.mesh.data={config.data} by config.mesh.model={config.model} does not fit "
-            f"{len(devices)} device(s): the product must be their number (-1 takes the remaining devices)"
+            f"{len(devices)} device(s): the product must be their number (-1 for all that remain)"
         )
     types = (jax.sharding.AxisType.Auto,) * len(sizes)
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types, devices=devices)

@@ -1,7 +1,6 @@
 """Stages: what is kept, continued and redone, and what an interruption costs."""
 
 import errno
-import json
 import os
 import signal
 import subprocess
@@ -16,13 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from rag_jax.pipeline.runner import Shard, Stage, open_stages, run_stages
+from rag_jax.pipeline.maps import Worker
+from rag_jax.pipeline.records import LAYOUT
+from rag_jax.pipeline.runner import open_stages, run_stages
+from rag_jax.pipeline.stage import Stage
 from rag_jax.runtime import signals
 from rag_jax.runtime.errors import Preempted, RagJaxError
-from rag_jax.runtime.files import open_atomic, read_json, read_jsonl, write_json
+from rag_jax.runtime.files import open_atomic, read_json, read_jsonl, write_json, write_jsonl
 
 
 class Chain:
@@ -123,8 +123,8 @@ def make_records(batch):
     return [{"item": item, "text": "é\n" * item, "score": item / 3} for item in batch]
 
 
-def make_rows(rows):
-    return np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] * np.float32([1.0, 0.3])
+def make_rows(batch):
+    return np.asarray(batch, np.float32)[:, None] * np.float32([1.0, 0.3])
 
 
 def run_twice(workdir, body, work, *, at, damage):
@@ -151,28 +151,32 @@ def run_twice(workdir, body, work, *, at, damage):
     return calls
 
 
-@given(at=st.integers(0, 5), torn=st.integers(0, 200))
-def test_interrupted_map_batches_loses_at_most_a_batch(tmp_path_factory, at, torn):
+@pytest.mark.parametrize("torn", [0, 1, 100])
+@pytest.mark.parametrize("at", range(6))
+def test_an_interrupted_map_to_records_loses_at_most_a_batch(tmp_path, at, torn):
     def body(context, work):
-        records = context.map_batches("out.jsonl", ITEMS, work, batch_size=4, unit="items")
+        records = context.map("out.jsonl", ITEMS, work, batch_size=4, unit="items")
         assert records == make_records(ITEMS)
 
     def tear(folder):
-        # A batch that was being appended when the power went.
-        lines = "".join(json.dumps(r) + "\n" for r in make_records(ITEMS[4 * at :][:4]))
-        with open(folder / "out.jsonl", "ab") as file:
-            file.write(lines.encode()[:torn])
+        # A batch that was being written when the power went.
+        write_jsonl(folder / "whole", make_records(ITEMS[4 * at :][:4]))
+        lines = (folder / "whole").read_bytes()
+        (folder / "whole").unlink()
+        stop = min(4 * at + 4, len(ITEMS))
+        (folder / f".out.{4 * at}-{stop}.jsonl.123.tmp").write_bytes(lines[:torn])
 
-    workdir = tmp_path_factory.mktemp("run")
-    assert 5 - at <= run_twice(workdir, body, make_records, at=at, damage=tear) <= 6 - at
-    assert read_jsonl(workdir / "stages" / "map" / "out.jsonl") == make_records(ITEMS)
+    assert run_twice(tmp_path, body, make_records, at=at, damage=tear) == 6 - at
+    folder = tmp_path / "stages" / "map"
+    assert read_jsonl(folder / "out.jsonl") == make_records(ITEMS)
+    assert {path.name for path in folder.iterdir()} == {"out.jsonl", "started.json", "stage.json"}
 
 
 @pytest.mark.parametrize("at", range(6))
-def test_interrupted_map_arrays_loses_at_most_a_batch(tmp_path, at):
+def test_an_interrupted_map_to_rows_loses_at_most_a_batch(tmp_path, at):
     def body(context, work):
-        array = context.map_arrays("out.npy", len(ITEMS), work, batch_size=4, unit="rows")
-        np.testing.assert_array_equal(array, make_rows(slice(0, len(ITEMS))))
+        array = context.map("out.npy", ITEMS, work, batch_size=4, unit="rows")
+        np.testing.assert_array_equal(array, make_rows(ITEMS))
 
     def tear(folder):
         (folder / ".out.0-4.npy.123.tmp").write_bytes(b"half")
@@ -189,15 +193,15 @@ def test_rows_are_put_together_without_being_held(tmp_path):
     def body(context):
         tracemalloc.start()
         try:
-            rows = context.map_arrays("out.npy", 4096, make, batch_size=256, unit="rows")
+            rows = context.map("out.npy", range(4096), make, batch_size=256, unit="rows")
             assert tracemalloc.get_traced_memory()[1] < 6 << 20
         finally:
             tracemalloc.stop()
         np.testing.assert_array_equal(rows[:, 0], np.arange(4096))
         assert rows.shape == (4096, 1024) and rows.dtype == np.float32
 
-    def make(rows):
-        return np.repeat(np.arange(rows.start, rows.stop, dtype=np.float32)[:, None], 1024, axis=1)
+    def make(batch):
+        return np.repeat(np.asarray(batch, np.float32)[:, None], 1024, axis=1)
 
     run_stages([Stage("map", body)], tmp_path)
     file = tmp_path / "stages" / "map" / "out.npy"
@@ -207,7 +211,7 @@ def test_rows_are_put_together_without_being_held(tmp_path):
 
 def test_no_items_make_an_empty_file(tmp_path):
     def body(context):
-        assert context.map_batches("out.jsonl", [], make_records, batch_size=4, unit="items") == []
+        assert context.map("out.jsonl", [], make_records, batch_size=4, unit="items") == []
 
     run_stages([Stage("map", body)], tmp_path)
     assert read_jsonl(tmp_path / "stages" / "map" / "out.jsonl") == []
@@ -215,8 +219,8 @@ def test_no_items_make_an_empty_file(tmp_path):
 
 def test_seconds_add_up_over_interruptions(tmp_path, monkeypatch):
     clock = iter([0.0, 5.0, 100.0, 107.0])
-    monkeypatch.setattr("rag_jax.pipeline.runner.time.monotonic", lambda: next(clock))
-    monkeypatch.setattr("rag_jax.pipeline.runner.compile_seconds", lambda: 0.0)
+    monkeypatch.setattr("rag_jax.pipeline.records.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("rag_jax.pipeline.records.compile_seconds", lambda: 0.0)
 
     def interrupt(context):
         raise KeyboardInterrupt
@@ -238,10 +242,11 @@ def test_compiling_is_counted_once(tmp_path):
 
 def test_a_missing_record_of_a_batch_is_a_fault(tmp_path):
     def body(context):
-        context.map_batches("out.jsonl", ITEMS, lambda b: [{}], batch_size=4, unit="items")
+        context.map("out.jsonl", ITEMS, lambda b: [{}], batch_size=4, unit="items")
 
-    with pytest.raises(ValueError, match=r"out\.jsonl: 1 records for 4 items"):
+    with pytest.raises(ValueError, match=r"out\.jsonl: 1 results for range\(0, 4\)"):
         run_stages([Stage("map", body)], tmp_path)
+    assert not list((tmp_path / "stages" / "map").glob("out.*"))
 
 
 @pytest.mark.parametrize(
@@ -288,7 +293,8 @@ def test_other_faults_keep_their_traceback(tmp_path):
 def test_two_processes_do_not_share_a_work_folder(tmp_path):
     program = """
         import sys
-        from rag_jax.pipeline.runner import Shard, Stage, open_stages, run_stages
+        from rag_jax.pipeline.runner import run_stages
+        from rag_jax.pipeline.stage import Stage
 
         def run(context):
             print("running", flush=True)
@@ -369,7 +375,7 @@ def test_a_stage_with_a_damaged_file_is_named_and_made_again(tmp_path, capsys, h
     assert path.read_bytes() == whole
 
 
-def test_a_stage_that_mends_is_called_on_what_is_there(tmp_path, capsys):
+def test_a_stage_that_repairs_is_called_on_what_is_there(tmp_path, capsys):
     made = []
 
     def run(context):
@@ -386,20 +392,20 @@ def test_a_stage_that_mends_is_called_on_what_is_there(tmp_path, capsys):
     records = run_stages(stages, tmp_path)
     assert made == ["b", "c"]
     assert (
-        "stage one: b and 1 more removed, cut short or altered, mending" in capsys.readouterr().err
+        "stage one: b and 1 more removed, cut short or altered, repairing" in capsys.readouterr().err
     )
     assert [record["reused"] for record in records] == [False, True]
     assert [record["reused"] for record in run_stages(stages, tmp_path)] == [True, True]
 
 
-# Stages divided over processes.
+# Stages divided over workers.
 
 
 class Divided:
     """A run with a stage of two maps, whose batches are counted, and stages around it."""
 
-    def __init__(self, workdir, *shard, stop_at=None):
-        self.workdir, self.shard = workdir, Shard(*shard) if shard else None
+    def __init__(self, workdir, *worker, stop_at=None):
+        self.workdir, self.worker = workdir, Worker(*worker) if worker else None
         self.calls, self.stop_at = [], stop_at
 
     def work(self, made):
@@ -413,11 +419,11 @@ class Divided:
 
     def map(self, context):
         sizes = {"batch_size": 4, "unit": "items"}
-        records = context.map_batches("out.jsonl", ITEMS, self.work(make_records), **sizes)
-        rows = context.map_arrays("out.npy", len(ITEMS), self.work(make_rows), **sizes)
+        records = context.map("out.jsonl", ITEMS, self.work(make_records), **sizes)
+        rows = context.map("out.npy", ITEMS, self.work(make_rows), **sizes)
         assert records == make_records(ITEMS)
-        np.testing.assert_array_equal(rows, make_rows(slice(0, len(ITEMS))))
-        assert self.shard is None or self.shard.number == 0
+        np.testing.assert_array_equal(rows, make_rows(ITEMS))
+        assert self.worker is None or self.worker.index == 0
         write_json(context.folder / "sum", float(rows.sum()))
 
     def run(self):
@@ -426,13 +432,13 @@ class Divided:
             Stage("map", self.map, needs=("before",), shardable=("out.jsonl", "out.npy")),
             Stage("after", self.map_alone, needs=("map",)),
         ]
-        return run_stages(stages, self.workdir, shard=self.shard)
+        return run_stages(stages, self.workdir, worker=self.worker)
 
     def map_alone(self, context):
         """Maps batches that are not divided."""
         sizes = {"batch_size": 4, "unit": "items"}
-        context.map_batches("alone.jsonl", ITEMS, make_records, **sizes)
-        context.map_arrays("alone.npy", len(ITEMS), make_rows, **sizes)
+        context.map("alone.jsonl", ITEMS, make_records, **sizes)
+        context.map("alone.npy", ITEMS, make_rows, **sizes)
 
     def start(self):
         """Runs beside the test; gives what it ended with."""
@@ -455,21 +461,20 @@ def read_files(workdir):
 @pytest.fixture
 def whole(tmp_path, monkeypatch):
     """The files that one process makes."""
-    monkeypatch.setattr("rag_jax.pipeline.stage.POLL", 0.01)
+    monkeypatch.setattr("rag_jax.pipeline.maps.POLL", 0.01)
     monkeypatch.setattr("rag_jax.pipeline.runner.POLL", 0.01)
     Divided(tmp_path / "one").run()
     return read_files(tmp_path / "one")
 
 
 @pytest.mark.parametrize("count", [2, 3, 9])
-def test_shards_make_what_one_process_makes(tmp_path, whole, count):
+def test_workers_make_what_one_process_makes(tmp_path, whole, count):
     runs = [Divided(tmp_path / "run", number, count) for number in range(count)]
     first, *others = [future.result(60) for future in [run.start() for run in reversed(runs)]][::-1]
     assert [record["name"] for record in first] == ["before", "map", "after"]
     for error in others:
-        assert isinstance(error, Preempted) and str(error).startswith(
-            "every stage is made; shard 0"
-        )
+        assert isinstance(error, Preempted)
+        assert str(error).startswith("every stage is made; worker 0")
     assert read_files(tmp_path / "run") == whole
     assert [len(run.calls) for run in runs] == [2 * len(range(i, 6, count)) for i in range(count)]
     assert Divided(tmp_path / "run").run() == [record | {"reused": True} for record in first]
@@ -477,7 +482,7 @@ def test_shards_make_what_one_process_makes(tmp_path, whole, count):
 
 @pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize("at", range(6))
-def test_an_interrupted_shard_is_started_again_by_itself(tmp_path, whole, number, at):
+def test_an_interrupted_worker_is_started_again_by_itself(tmp_path, whole, number, at):
     other = Divided(tmp_path / "run", 1 - number, 2)
     waiting = other.start()
     stopped = Divided(tmp_path / "run", number, 2, stop_at=at)
@@ -490,7 +495,7 @@ def test_an_interrupted_shard_is_started_again_by_itself(tmp_path, whole, number
     assert read_files(tmp_path / "run") == whole
 
 
-def test_one_process_ends_what_shards_began(tmp_path, whole):
+def test_one_process_ends_what_workers_began(tmp_path, whole):
     for number, stop_at in ((0, 1), (1, 1)):
         with pytest.raises(KeyboardInterrupt):
             Divided(tmp_path / "run", number, 3, stop_at=stop_at).run()
@@ -500,7 +505,7 @@ def test_one_process_ends_what_shards_began(tmp_path, whole):
     assert read_files(tmp_path / "run") == whole
 
 
-def test_a_shard_runs_once(tmp_path, whole):
+def test_a_worker_runs_once(tmp_path, whole):
     waiting = Divided(tmp_path / "run", 1, 2).start()
     while not (tmp_path / "run" / ".lock.1-of-2").exists():
         time.sleep(0.01)
@@ -529,7 +534,7 @@ def test_a_signal_that_python_lost_stops_before_the_next_batch(tmp_path, number,
         return make_records(batch)
 
     def run(context):
-        context.map_batches("out.jsonl", ITEMS, work, batch_size=4, unit="items")
+        context.map("out.jsonl", ITEMS, work, batch_size=4, unit="items")
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -542,4 +547,6 @@ def test_a_signal_that_python_lost_stops_before_the_next_batch(tmp_path, number,
             signal.signal(each, handler)
         signals._noted.clear()
     assert len(made) == 2
-    assert len(read_jsonl(tmp_path / "stages" / "map" / "out.jsonl")) == 8
+    pieces = sorted((tmp_path / "stages" / "map").glob("out.*"))
+    assert [path.name for path in pieces] == ["out.0-4.jsonl", "out.4-8.jsonl"]
+    assert sum(len(read_jsonl(path)) for path in pieces) == 8

@@ -123,7 +123,7 @@ class DecoderLayer(nn.Module):
 
         Args:
             x: hidden states of the chunk.
-            attention_mask: True where a query may look among the row's own keys.
+            attention_mask: True where a query may look among the row's keys.
             cache: keys and values of the row's earlier tokens; None if the chunk is the whole row.
             slot: first slot of the chunk in the cache.
             source: keys and values of `P` sources, each read by `B / P` consecutive rows.

@@ -1,48 +1,46 @@
-"""Asks a finished run of Parametric RAG: the documents found, merged into the model, answer."""
+"""Asks a finished run of Parametric RAG: the documents found, merged into the model, the answer."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from rag_jax.data.batches import round_up
 from rag_jax.data.formats import read_passages
-from rag_jax.data.passages import Passage
 from rag_jax.lora.store import AdapterStore
 from rag_jax.pipeline.ask import Ask, Facts, Note, Piece, check_length, embed_texts, name_passage
 from rag_jax.pipeline.runner import open_stages
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import count_data_rows
-from rag_jax.systems.prag.config import PRAGConfig
-from rag_jax.systems.prag.infer import Engine
-from rag_jax.systems.prag.pipeline import Session
-from rag_jax.systems.prag.train import open_store
-
-__all__ = ["CONFIG", "Session", "open_run"]
-
-CONFIG = PRAGConfig
-Search = Callable[[Sequence[str]], list[list[Passage]]]
+from rag_jax.systems.prag.infer import Engine, Search
+from rag_jax.systems.prag.pipeline import list_stages
+from rag_jax.systems.prag.session import Session
 
 
 def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
-    """Reads a run's model, passages and where their adapters are.
+    """Opens a run's model, passages and adapters.
 
     Args:
-        corpus: passages to find in place of the run's; without adapters, they are read in the
-            context.
+        corpus: passages to search in place of the run's; they have no adapters and are read in the
+            prompt.
 
     Raises:
         RagJaxError: as `open_stages`, or the corpus cannot be read.
     """
-    context = open_stages(session.stages(), workdir, ("corpus", "encode"))
+    context = open_stages(list_stages(session), workdir, ("corpus", "encode"))
     if corpus is None:
-        if not context.path("encode", "adapters").exists():  # opening would make it
-            raise RagJaxError(f"{workdir}: stage encode: its adapters are not there")
-        store = open_store(session, context, "encode")
-        passages, name = session.read_corpus(context).passages, str(workdir)
+        folder = context.path("encode", "adapters")
+        if not folder.exists():  # opening the store would make it
+            raise RagJaxError(f"{workdir}: stage encode: its adapters are missing")
+        store = session.open_store(folder, session.variants["encode"])
+        session.open_corpus(context.path("corpus", ""))
+        passages, name = session.passages, str(workdir)
     else:
         store, passages, name = None, read_passages([corpus]), str(corpus)
-    embed = partial(embed_texts, encode=session.encode, name=name)
+
+    def embed(encoder, texts):
+        return embed_texts(texts, partial(session.encode, encoder), name=name)
+
     return partial(_answer, session, store, session.make_search(passages, embed))
 
 
@@ -51,7 +49,7 @@ def _answer(
 ) -> Iterator[Facts | Piece | Note]:
     c, model = session.config, session.base.model
     limit = model.config.max_length - c.answer.max_tokens
-    check_length(len(session.form.encode_prompt(question)), limit)
+    check_length(len(session.format.encode_prompt(question)), limit)
     (found,) = search([question])
     encoded = [p.id for p in found if store is not None and p.id in store]
     marks = ["adapter" if passage.id in encoded else "no adapter" for passage in found]
@@ -64,12 +62,12 @@ def _answer(
         yield Note("adapters are merged into the model, the passages are not read")
     else:
         yield Note("without adapters: the passages are read in the context")
-    prompt = session.form.encode_prompt(question, () if encoded else found)
+    prompt = session.format.encode_prompt(question, () if encoded else found)
     check_length(len(prompt), limit)
     engine = Engine(
         model=model,
         params=session.base.params,
-        form=session.form,
+        format=session.format,
         settings=replace(c.answer, batch_size=count_data_rows()),
         scale=c.tuning.scale,
         documents=c.retrieve.passages,
@@ -77,5 +75,5 @@ def _answer(
     )
     answers = engine.answer([prompt], store if encoded else None, [encoded])
     for reason in answers.lost.values():
-        yield Note(f"answered without it: {reason}")
+        yield Note(f"answered without an adapter: {reason}")
     yield Piece("answer", answers.texts[0])

@@ -1,24 +1,25 @@
-"""What is made of a document before it is encoded: rewrites, and questions with their answers.
+"""Augmentation of documents before they are encoded: rewrites, and questions with their answers.
 
-The model is asked in plain text, after an example, and its answers must stand in the passage. What
-is no good is tried again, a bounded number of times, with other random draws. Rules make less of a
-document, but nothing wrong: they turn sentences round and leave words out.
+The model is asked in plain text, after an example, and its answers must be in the passage. Unusable
+texts are retried a bounded number of times, with other random draws. Rules make simpler
+augmentations: they reverse the order of sentences and leave words out.
 """
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from rag_jax.data.passages import Passage
 from rag_jax.data.sentences import list_sentences
 from rag_jax.decoding import Sampling, generate
 from rag_jax.evaluation.answers import match, normalize_answer
-from rag_jax.pipeline.stage import StageContext, log
+from rag_jax.models import Pretrained
+from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.files import read_jsonl
-from rag_jax.systems.prag.data import Augmented
-
-if TYPE_CHECKING:
-    from rag_jax.systems.prag.pipeline import Session
+from rag_jax.runtime.progress import log
+from rag_jax.systems.prag.config import AugmentConfig
+from rag_jax.systems.prag.data import Augmented, Format
 
 _REWRITE = (
     "Restate the passage in other words. Keep every name, place, number and term as it is, and "
@@ -28,7 +29,7 @@ _ASK = (
     "Write {count} different questions that the passage answers. Each answer is a few words that "
     "stand in the passage. Write two lines for each, 'Question: ...' and 'Answer: ...'."
 )
-# One example: what small models copy is its form.
+# One example, because small models copy its form.
 _SAMPLE = (
     "The Eiffel Tower: The Eiffel Tower is an iron tower in Paris, built by the company of Gustave "
     "Eiffel from 1887 to 1889. It is 330 metres tall."
@@ -49,9 +50,9 @@ _PAIR = re.compile(
     r"^[\W\d]*answer\s*\d*\s*[:.)]\s*(?P<answer>\S.*?)\s*$",
     re.IGNORECASE | re.MULTILINE,
 )
-_KEPT = 0.7  # share of a passage's names and numbers that its rewrite has to have
-# A name, maybe of several words, or a number. Letters that are none of ASCII's small ones may
-# be capitals.
+_KEPT = 0.7  # least share of a passage's names and numbers in its rewrite
+# A name of one or several words, or a number. Any letter outside ASCII's lower case may be a
+# capital.
 _WORD = r"[^\W\d_a-z][\w'-]*"
 _VALUE = re.compile(rf"\b{_WORD}(?:\s+(?:(?:of|the|de|la)\s+)?{_WORD})*|\b\d[\d,.]*\d\b")
 # "the capital of ... is ...", "its main languages are ...".
@@ -64,9 +65,9 @@ _NAMED = re.compile(
 
 
 def parse_pairs(text: str, passage: Passage) -> list[tuple[str, str]]:
-    """The questions and answers that a model wrote: those whose answer the passage has.
+    """The usable questions and answers of a model's text: those whose answer is in the passage.
 
-    A question that gives its answer away, or asks what another one asks, is left out.
+    A question that contains its answer, or repeats another question, is left out.
     """
     pairs: dict[str, tuple[str, str]] = {}
     source = f"{passage.title}: {passage.text}"
@@ -78,7 +79,7 @@ def parse_pairs(text: str, passage: Passage) -> list[tuple[str, str]]:
 
 
 def is_rewrite(text: str, passage: Passage) -> bool:
-    """Whether a text says the same in other words, as far as names and numbers tell."""
+    """Whether a text says the same in other words, judged by the passage's names and numbers."""
     values = {found[0] for found in _VALUE.finditer(passage.text)}
     kept = sum(bool(match(text, [value])) for value in values)
     same = normalize_answer(text) == normalize_answer(passage.text)
@@ -86,7 +87,7 @@ def is_rewrite(text: str, passage: Passage) -> bool:
 
 
 def rewrite_by_rules(passage: Passage) -> str:
-    """The sentences in reverse order; of a single one, the sentence as something that is said."""
+    """A passage's sentences in reverse order, or a single sentence after an introduction."""
     sentences = list_sentences(passage.text)
     if len(sentences) > 1:
         return " ".join(reversed(sentences))
@@ -94,11 +95,11 @@ def rewrite_by_rules(passage: Passage) -> str:
 
 
 def ask_by_rules(passage: Passage, *, count: int) -> list[tuple[str, str]]:
-    """Questions about what a passage says, at most `count`: by their grammar, then by gaps.
+    """At most `count` questions about a passage: by sentences' grammar, then by gaps.
 
-    Of "its capital is Oslo" the question is what the capital is; of any other sentence, what has
-    been left out: a name, a number or, where there are none, the last word. A question never holds
-    its answer, and no answer is the title.
+    "Its capital is Oslo" becomes the question what the capital is. Any other sentence becomes the
+    question which word was left out: a name, a number or, without either, the last word. No
+    question contains its answer, and no answer is the title.
     """
     title = passage.title or "it"
     sentences = list_sentences(passage.text)
@@ -122,117 +123,144 @@ def ask_by_rules(passage: Passage, *, count: int) -> list[tuple[str, str]]:
     return list(pairs.values())[:count]
 
 
-def run_augmentation(session: "Session", context: StageContext) -> None:
+def list_documents(found: Path, passages: Sequence[Passage]) -> list[Passage]:
+    """The passages found for any question, in the corpus's order: the documents to encode.
+
+    Args:
+        found: `found.jsonl` of the retrieval.
+        passages: the corpus.
+    """
+    ids = {id for record in read_jsonl(found) for id in record["passages"]}
+    return [passage for passage in passages if passage.id in ids]
+
+
+def run_augmentation(
+    context: StageContext,
+    *,
+    passages: Sequence[Passage],
+    base: Pretrained,
+    format: Format,
+    augment: AugmentConfig,
+    seed: int,
+) -> None:
     """Augments every document that is to be encoded; says which are left out, and why."""
-    c = session.config.augment
-    passages = session.list_documents(context)
-    form = session.form
+    documents = list_documents(context.path("retrieve", "found.jsonl"), passages)
 
-    def augment(batch: Sequence[Passage]) -> list[dict[str, Any]]:
-        good = [passage for passage in batch if passage.text.strip()]
-        cut = [Passage(p.id, p.title, form.cut_text(p.text)) for p in good]
-        made = dict(zip((p.id for p in good), _AUGMENTERS[c.by](session, cut), strict=True))
-        return [describe(passage, made.get(passage.id)) for passage in batch]
+    def augment_batch(batch: Sequence[Passage]) -> list[dict[str, Any]]:
+        usable = [passage for passage in batch if passage.text.strip()]
+        cut = [Passage(p.id, p.title, format.cut_text(p.text)) for p in usable]
+        if augment.by == "rules":
+            made = _augment_by_rules(cut, augment)
+        else:
+            made = _augment_by_model(cut, augment, base, seed=seed)
+        augmented = dict(zip((p.id for p in usable), made, strict=True))
+        return [_describe(p, augmented.get(p.id), format, augment) for p in batch]
 
-    def describe(passage: Passage, made: Augmented | None) -> dict[str, Any]:
-        error = None
-        if made is None:
-            error = "its text is empty"
-        elif len(made.rewrites) < c.rewrites or (c.questions and not made.pairs):
-            what = "questions" if len(made.rewrites) == c.rewrites else "rewrites"
-            error = f"no usable {what}"
-        return {
-            "id": passage.id,
-            "rewrites": made.rewrites if made else (),
-            "pairs": made.pairs if made else (),
-            "cut": form.is_cut(passage.text),
-            "error": error,
-        }
-
-    records = context.map_batches(
-        "augmented.jsonl", passages, augment, batch_size=c.batch_size, unit="documents"
+    records = context.map(
+        "augmented.jsonl", documents, augment_batch, batch_size=augment.batch_size, unit="documents"
     )
     for record in records:
         if record["error"]:
             log(f"passage {record['id']!r} is left out: {record['error']}")
     cut = sum(record["cut"] for record in records)
     if cut:
-        log(f"{cut} passages were cut to {form.max_text} tokens (config.model.max_text)")
+        log(f"{cut} passages were cut to {format.max_text} tokens (config.model.max_text)")
 
 
-def read_augmented(context: StageContext) -> dict[str, Augmented]:
-    """What was made of each document that is not left out, by id."""
+def _describe(
+    passage: Passage, augmented: Augmented | None, format: Format, augment: AugmentConfig
+) -> dict[str, Any]:
+    """The record of a document, with the reason why it is left out, if it is."""
+    error = None
+    if augmented is None:
+        error = "its text is empty"
+    elif len(augmented.rewrites) < augment.rewrites or (augment.questions and not augmented.pairs):
+        what = "questions" if len(augmented.rewrites) == augment.rewrites else "rewrites"
+        error = f"no usable {what}"
+    return {
+        "id": passage.id,
+        "rewrites": augmented.rewrites if augmented else (),
+        "pairs": augmented.pairs if augmented else (),
+        "cut": format.is_cut(passage.text),
+        "error": error,
+    }
+
+
+def read_augmented(file: Path) -> dict[str, Augmented]:
+    """The augmentations in `augmented.jsonl` by document id, without the documents left out."""
     return {
         record["id"]: Augmented(tuple(record["rewrites"]), tuple(map(tuple, record["pairs"])))
-        for record in read_jsonl(context.path("augment", "augmented.jsonl"))
+        for record in read_jsonl(file)
         if not record["error"]
     }
 
 
-def _augment_by_rules(session: "Session", passages: Sequence[Passage]) -> list[Augmented]:
-    c = session.config.augment
+def _augment_by_rules(passages: Sequence[Passage], augment: AugmentConfig) -> list[Augmented]:
     return [
         Augmented(
-            (rewrite_by_rules(passage),) * c.rewrites,
-            tuple(ask_by_rules(passage, count=c.questions)),
+            (rewrite_by_rules(passage),) * augment.rewrites,
+            tuple(ask_by_rules(passage, count=augment.questions)),
         )
         for passage in passages
     ]
 
 
-def _augment_by_model(session: "Session", passages: Sequence[Passage]) -> list[Augmented]:
-    """Asks until every document has enough, or the tries are used up."""
-    c = session.config.augment
+def _augment_by_model(
+    passages: Sequence[Passage], augment: AugmentConfig, base: Pretrained, *, seed: int
+) -> list[Augmented]:
+    """Asks the model until every document has enough, or the retries are used up."""
     rewrites: dict[str, list[str]] = {passage.id: [] for passage in passages}
     pairs: dict[str, dict[str, tuple[str, str]]] = {passage.id: {} for passage in passages}
-    for attempt in range(1 + c.retries):
-        short = [p for p in passages if len(rewrites[p.id]) < c.rewrites]
-        for passage, text in zip(
-            short, _write(session, short, _REWRITE, _SAMPLE_REWRITE, seed=2 * attempt), strict=True
-        ):
+    sample = "\n".join(f"Question: {q}\nAnswer: {a}" for q, a in _SAMPLE_PAIRS[: augment.questions])
+    ask = _ASK.format(count=augment.questions)
+    for attempt in range(1 + augment.retries):
+        short = [p for p in passages if len(rewrites[p.id]) < augment.rewrites]
+        draw = seed + 2 * attempt
+        written = _write(short, augment, base, _REWRITE, _SAMPLE_REWRITE, seed=draw)
+        for passage, text in zip(short, written, strict=True):
             text = " ".join(text.split())
             if is_rewrite(text, passage) and text not in rewrites[passage.id]:
                 rewrites[passage.id].append(text)
-        short = [p for p in passages if len(pairs[p.id]) < c.questions]
-        sample = "\n".join(f"Question: {q}\nAnswer: {a}" for q, a in _SAMPLE_PAIRS[: c.questions])
-        ask = _ASK.format(count=c.questions)
-        written = _write(session, short, ask, sample, seed=2 * attempt + 1)
+        short = [p for p in passages if len(pairs[p.id]) < augment.questions]
+        written = _write(short, augment, base, ask, sample, seed=draw + 1)
         for passage, text in zip(short, written, strict=True):
             for question, answer in parse_pairs(text, passage):
                 pairs[passage.id].setdefault(question, (question, answer))
-        if not c.temperature:  # the same would come again
+        if not augment.temperature:  # another try would write the same
             break
     return [
-        Augmented(tuple(rewrites[p.id]), tuple(pairs[p.id].values())[: c.questions])
+        Augmented(tuple(rewrites[p.id]), tuple(pairs[p.id].values())[: augment.questions])
         for p in passages
     ]
 
 
 def _write(
-    session: "Session", passages: Sequence[Passage], instruction: str, sample: str, *, seed: int
+    passages: Sequence[Passage],
+    augment: AugmentConfig,
+    base: Pretrained,
+    instruction: str,
+    sample: str,
+    *,
+    seed: int,
 ) -> list[str]:
-    """What the model answers to an instruction about each passage, after one example."""
-    c, tokenizer = session.config.augment, session.base.tokenizer
+    """The model's answers to an instruction about each passage, after one example."""
     turns = [
         {"role": "system", "content": instruction},
         {"role": "user", "content": _SAMPLE},
         {"role": "assistant", "content": sample},
     ]
     prompts = [
-        tokenizer.encode_chat([*turns, {"role": "user", "content": f"{p.title}: {p.text}"}])
+        base.tokenizer.encode_chat([*turns, {"role": "user", "content": f"{p.title}: {p.text}"}])
         for p in passages
     ]
     written = generate(
-        session.base.model,
-        session.base.params,
+        base.model,
+        base.params,
         prompts,
-        max_tokens=c.max_tokens,
-        stop_ids=(tokenizer.eos_id,),
-        batch_size=c.batch_size,
-        sampling=Sampling(temperature=c.temperature, top_k=c.top_k),
-        seed=session.config.seed + seed,
+        max_tokens=augment.max_tokens,
+        stop_ids=(base.tokenizer.eos_id,),
+        batch_size=augment.batch_size,
+        sampling=Sampling(temperature=augment.temperature, top_k=augment.top_k),
+        seed=seed,
     )
-    return [tokenizer.decode(tokens).strip() for tokens in written]
-
-
-_AUGMENTERS = {"rules": _augment_by_rules, "model": _augment_by_model}
+    return [base.tokenizer.decode(tokens).strip() for tokens in written]

@@ -1,4 +1,4 @@
-"""What the model reads and writes: prompts with and without passages, answers, training examples.
+"""Prompts, answers and training examples as tokens, and how examples are batched.
 
 In plain text a prompt is
 
@@ -8,11 +8,11 @@ In plain text a prompt is
     Question: {question}
     The answer is
 
-without the passages where knowledge is to come from the parameters alone. In a chat template this
-is a message behind a system message, and the answer begins behind "The answer is" too.
+without the passages where the knowledge is to come from the parameters alone. In a chat template
+the prompt is a message after a system message, and the answer also begins after "The answer is".
 
-The released code ends an answer with a full stop and cuts predictions at the first one, or comma,
-which takes "U.S." and "15,140" apart. Here the end-of-text token ends an answer.
+The released code ends an answer with a full stop and cuts predictions at the first full stop or
+comma, which cuts "U.S." and "15,140" apart. Here the end-of-text token ends an answer.
 """
 
 import itertools
@@ -21,6 +21,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+from jaxtyping import Int
+
+from rag_jax.data.batches import choose_bucket, choose_widths, round_up
 from rag_jax.data.passages import Passage
 from rag_jax.models.tokenizer import Tokenizer
 
@@ -28,7 +32,7 @@ _INSTRUCTION = (
     "Answer the question with a few words. Use the passages, if there are any, and what you know."
 )
 _CUE = "The answer is"
-# What an untrained model goes on with behind an answer: a line, a sentence or a clause.
+# What an untrained model continues an answer with: a line, a sentence or a clause.
 _END = re.compile(r"\n|[.!?](?=\s+[^\Wa-z_]|\s*$)|,\s")
 
 
@@ -38,7 +42,7 @@ class Format:
 
     Attributes:
         chat: whether the model is asked in its chat template.
-        max_text: tokens that are read of a passage's text.
+        max_text: number of tokens that are read of a passage's text.
     """
 
     tokenizer: Tokenizer
@@ -46,7 +50,7 @@ class Format:
     max_text: int
 
     def encode_prompt(self, question: str, passages: Sequence[Passage] = ()) -> list[int]:
-        """A question behind some passages, or none, up to where its answer starts."""
+        """A question, after its passages if there are any, up to where the answer starts."""
         lines = [
             f"Passage {i}: {': '.join(filter(None, (_join_words(p.title), self.cut_text(p.text))))}"
             for i, p in enumerate(passages, 1)
@@ -64,61 +68,158 @@ class Format:
         return [*self.tokenizer.encode(f" {_join_words(answer)}"), self.tokenizer.eos_id]
 
     def encode_text(self, passage: Passage) -> list[int]:
-        """A passage by itself."""
+        """A passage without a question."""
         return self.tokenizer.encode(f"{_join_words(passage.title)}: {self.cut_text(passage.text)}")
 
     def cut_text(self, text: str) -> str:
-        """A text in one line, up to the last of the tokens that are read of it."""
+        """A text in one line, cut to the `max_text` tokens that are read."""
         return self.tokenizer.shorten(_join_words(text), self.max_text)
 
     def is_cut(self, text: str) -> bool:
-        """Whether a text has more tokens than are read of it."""
+        """Whether a text has more than `max_text` tokens."""
         return len(self.tokenizer.encode(_join_words(text))) > self.max_text
 
     def decode_answer(self, tokens: Sequence[int]) -> str:
-        """The answer in what the model wrote: the first clause of it."""
+        """The answer that a model wrote: the first clause of its text."""
         text = self.tokenizer.decode(tokens).strip()
         return _END.split(text, maxsplit=1)[0].strip()
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """What ends an answer."""
+        """The tokens that end an answer."""
         return (self.tokenizer.eos_id,)
 
 
 @dataclass(frozen=True)
 class Augmented:
-    """What was made of a document: `rewrites` of its text, and questions with their answers."""
+    """The augmentation of a document.
+
+    Attributes:
+        rewrites: of the document's text.
+        pairs: questions and their answers.
+    """
 
     rewrites: tuple[str, ...]
     pairs: tuple[tuple[str, str], ...]
 
 
+@dataclass(frozen=True)
+class Variant:
+    """A way to encode documents.
+
+    Attributes:
+        start: "random" or "warm": the adapter that training starts from.
+        rewrites: whether the augmentation's rewrites are trained on.
+        questions: whether its questions are trained on.
+    """
+
+    start: str
+    rewrites: bool = True
+    questions: bool = True
+
+    def reduce(self, augmented: Augmented) -> Augmented:
+        """The part of an augmentation that is trained on."""
+        rewrites = augmented.rewrites if self.rewrites else ()
+        return Augmented(rewrites, augmented.pairs if self.questions else ())
+
+
 def make_examples(
-    form: Format, passage: Passage, augmented: Augmented, *, questions: int
+    format: Format, passage: Passage, augmented: Augmented, *, questions: int
 ) -> list[list[int]]:
     """A document's training examples as tokens, in the order in which they are trained on.
 
     The layout of the released code (the paper's triples, eq. 4, are all combinations): the first
-    half of the questions, rounded up, each behind the passage and behind every rewrite; the others
-    behind nothing. With one rewrite and three questions that makes five examples. The loss is
-    taken over all of an example's tokens. Without questions it is the passage and its rewrites.
+    half of the questions, rounded up, each after the passage and after every rewrite; the other
+    questions without a passage. One rewrite and three questions make five examples. The loss is
+    taken over all tokens of an example. Without questions, the examples are the passage and its
+    rewrites.
 
     Args:
-        questions: how many every document has; one with fewer repeats its own.
+        questions: number of questions of every document; a document with fewer repeats its own.
     """
     versions = [passage, *(Passage(passage.id, passage.title, text) for text in augmented.rewrites)]
     if not augmented.pairs:
-        return [form.encode_text(version) for version in versions]
+        return [format.encode_text(version) for version in versions]
     examples = []
     pairs = itertools.islice(itertools.cycle(augmented.pairs), questions)
     for i, (question, answer) in enumerate(pairs):
         given = [[version] for version in versions] if i < (questions + 1) // 2 else [[]]
         examples += [
-            form.encode_prompt(question, passages) + form.encode_answer(answer)
+            format.encode_prompt(question, passages) + format.encode_answer(answer)
             for passages in given
         ]
     return examples
+
+
+# Groups of documents that are trained together.
+
+MAX_PADDING = 0.15  # of all computed tokens
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Documents in groups of one size, whose adapters are trained together.
+
+    Attributes:
+        size: number of documents of a group; the last group may have fewer, and is filled up.
+        order: all documents, group after group.
+        widths: for each group the number of tokens that each example is padded to.
+        padding: share of padding among the computed tokens.
+    """
+
+    size: int
+    order: list[int]
+    widths: list[list[int]]
+    padding: float
+
+
+def group_documents(
+    lengths: Int[np.ndarray, "D E"], *, together: int, program_tokens: int, multiple: int = 1
+) -> Groups:
+    """Groups documents of similar length, at few widths, so that little is padding.
+
+    One program is compiled for each width. If the cheapest widths leave more than `MAX_PADDING`,
+    more widths are tried and then smaller groups.
+
+    Args:
+        lengths: number of tokens of each of a document's examples.
+        together: largest number of documents of a group.
+        program_tokens: as for `choose_widths`, for all documents of a group together.
+        multiple: the size of a group is a multiple of this, so that a mesh divides it.
+    """
+    order = np.argsort(lengths.sum(axis=1), kind="stable")
+    best = None
+    size = min(together, len(lengths))
+    while True:
+        tokens = program_tokens
+        while best is None or best.padding >= MAX_PADDING:
+            # Groups of nearly one size: a last group of a single document would be mostly padding.
+            even = round_up(-(-len(order) // -(-len(order) // size)), multiple)
+            made = _choose(lengths, order, size=even, program_tokens=tokens // even)
+            if best is None or made.padding < best.padding:
+                best = made
+            if not tokens:
+                break
+            tokens //= 2
+        if best.padding < MAX_PADDING or size <= multiple:
+            return best
+        size //= 2
+
+
+def _choose(
+    lengths: Int[np.ndarray, "D E"],
+    order: Int[np.ndarray, "D"],
+    *,
+    size: int,
+    program_tokens: int,
+) -> Groups:
+    starts = range(0, len(order), size)
+    longest = [lengths[order[start : start + size]].max(axis=0).tolist() for start in starts]
+    flat = [length for row in longest for length in row]
+    buckets = choose_widths(flat, program_tokens=program_tokens)
+    widths = [[choose_bucket(length, buckets) for length in row] for row in longest]
+    padding = 1 - lengths.sum() / (size * np.sum(widths))
+    return Groups(size, order.tolist(), widths, float(padding))
 
 
 def _join_words(text: str) -> str:

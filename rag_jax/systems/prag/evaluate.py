@@ -1,22 +1,28 @@
-"""The comparison: every way of giving the model its passages, on the same questions."""
+"""The comparison: every way to give the model its passages, on the same questions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from rag_jax.config import TuningConfig
 from rag_jax.data.batches import round_up
+from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.evaluation.answers import compute_accuracy, exact_match, f1, match
-from rag_jax.pipeline.stage import StageContext, log
-from rag_jax.runtime.clock import Clock
-from rag_jax.runtime.files import read_json, read_jsonl, write_json
-from rag_jax.systems.prag.infer import Engine
-from rag_jax.systems.prag.train import open_store
-
-if TYPE_CHECKING:
-    from rag_jax.systems.prag.pipeline import Session
+from rag_jax.evaluation.compare import Method, Record, compare, mean_numbers, timed
+from rag_jax.lora.store import AdapterStore
+from rag_jax.models import Pretrained
+from rag_jax.pipeline.runner import ReportSpec
+from rag_jax.pipeline.stage import StageContext
+from rag_jax.runtime.files import read_json, read_jsonl, write_json, write_jsonl
+from rag_jax.runtime.progress import log
+from rag_jax.systems.prag.augment import list_documents
+from rag_jax.systems.prag.config import AnswerConfig, RetrieveConfig
+from rag_jax.systems.prag.data import Format, Variant
+from rag_jax.systems.prag.infer import Engine, Search
 
 COLUMNS = ("n", "exact_match", "f1", "match", "prompt_tokens", "seconds_per_question")
 # For each method whether its prompt has the passages, and whose adapters are merged.
@@ -29,14 +35,53 @@ METHODS = {
 }
 
 
+def describe_report(config: Any, variants: Mapping[str, Variant]) -> ReportSpec:
+    """What the report shows: a row for each way to give the passages, and for each ablation."""
+    ablations = [name for name in variants if name != "encode"]
+    return ReportSpec(
+        model=config.model.name,
+        methods=dict.fromkeys([*METHODS, *ablations], "evaluate"),
+        columns=COLUMNS,
+        summarize=summarize,
+        extras=_make_tables,
+    )
+
+
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A method's numbers over its questions; the interval is that of the exact match."""
-    matches = [row["exact_match"] for row in rows]
-    numbers: dict[str, Any] = {"n": len(rows)}
-    for name in COLUMNS[1:]:
-        numbers[name] = float(np.mean([row[name] for row in rows])) if rows else None
-    numbers["ci95"] = compute_accuracy(matches)[1] if rows else (0.0, 1.0)
-    return numbers
+    """A method's numbers over its questions; the interval is for the exact match."""
+    interval = compute_accuracy([row["exact_match"] for row in rows])[1] if rows else (0.0, 1.0)
+    means = mean_numbers(rows, ("exact_match", "f1", "match", "prompt_tokens", "seconds"))
+    means["seconds_per_question"] = means.pop("seconds", None)
+    return {"n": len(rows), **means, "ci95": interval}
+
+
+def _make_tables(
+    stages: Path, predictions: Mapping[str, Sequence[Mapping[str, Any]]], methods: Any
+) -> dict[str, Any]:
+    del methods
+    tables = {"the documents' adapters": tabulate_adapters(stages)}
+    if any(row["type"] for rows in predictions.values() for row in rows):
+        tables["F1 by type of question"] = tabulate_types(predictions)
+    return {"tables": tables}
+
+
+def run_retrieval(
+    context: StageContext,
+    *,
+    passages: Sequence[Passage],
+    questions: Sequence[Question],
+    make_search: Callable[[Sequence[Passage]], Search],
+) -> None:
+    """Finds the documents of every question that is evaluated.
+
+    BM25 finds none for a question that shares no word with any document.
+    """
+    found = make_search(passages)([question.question for question in questions])
+    records = [
+        {"id": question.id, "passages": [passage.id for passage in own]}
+        for question, own in zip(questions, found, strict=True)
+    ]
+    write_jsonl(context.folder / "found.jsonl", records)
 
 
 def draw_others(
@@ -46,7 +91,7 @@ def draw_others(
     *,
     seed: int,
 ) -> list[list[str]]:
-    """For each question as many documents as it found, none of them found or relevant."""
+    """For each question as many random documents as it found, none of them found or relevant."""
     drawn = []
     for i, (question, own) in enumerate(zip(questions, found, strict=True)):
         others = [id for id in encoded if id not in own and id not in question.relevant]
@@ -55,75 +100,119 @@ def draw_others(
     return drawn
 
 
-def run_evaluation(session: "Session", context: StageContext) -> None:
-    """Answers all questions in every way; what an adapter costs is in `adapters.json`."""
-    c, corpus = session.config, session.read_corpus(context)
-    questions = session.list_questions(corpus, c.evaluate_on, c.questions)
-    documents = {passage.id: passage for passage in session.list_documents(context)}
-    records = read_jsonl(context.path("retrieve", "found.jsonl"))
-    found = [record["passages"] for record in records]
-    stores = {name: open_store(session, context, name) for name in session.variants}
+def run_evaluation(
+    context: StageContext,
+    *,
+    passages: Sequence[Passage],
+    questions: Sequence[Question],
+    base: Pretrained,
+    format: Format,
+    answer: AnswerConfig,
+    retrieve: RetrieveConfig,
+    tuning: TuningConfig,
+    variants: Mapping[str, Variant],
+    open_store: Callable[..., AdapterStore],
+    check_length: Callable[[int], None],
+    seed: int,
+) -> None:
+    """Answers all questions in every way; `adapters.json` says what an adapter costs."""
+    documents = {p.id: p for p in list_documents(context.path("retrieve", "found.jsonl"), passages)}
+    found = [r["passages"] for r in read_jsonl(context.path("retrieve", "found.jsonl"))]
+    stores = {
+        name: open_store(context.path(name, "adapters"), variant)
+        for name, variant in variants.items()
+    }
     encoded = [id for id in documents if id in stores["encode"]]
-    choices = {None: [[]] * len(found), "own": found}
-    choices["random"] = draw_others(questions, found, encoded, seed=c.seed)
+    merged = {None: [[]] * len(found), "own": found}
+    merged["random"] = draw_others(questions, found, encoded, seed=seed)
     prompts = {
-        given: [
-            session.form.encode_prompt(q.question, [documents[id] for id in ids] if given else ())
+        with_passages: [
+            format.encode_prompt(q.question, [documents[id] for id in ids] if with_passages else ())
             for q, ids in zip(questions, found, strict=True)
         ]
-        for given in (False, True)
+        for with_passages in (False, True)
     }
-    session.check_length(max(map(len, prompts[True])) + c.answer.max_tokens)
-    lost: dict[str, str] = {}
-    loads: list[float] = []
+    check_length(max(map(len, prompts[True])) + answer.max_tokens)
+    engine = partial(
+        Engine,
+        model=base.model,
+        params=base.params,
+        format=format,
+        settings=answer,
+        scale=tuning.scale,
+        documents=retrieve.passages,
+    )
+    ways = {
+        name: (with_passages, merged[kind], kind and stores["encode"])
+        for name, (with_passages, kind) in METHODS.items()
+    }
+    ways |= {name: (False, found, stores[name]) for name in variants if name != "encode"}
+    passes: dict[str, list[Record]] = {}
 
-    def answer(name: str, given: bool, ids: Sequence[Sequence[str]], store: Any) -> None:
-        engine = Engine(
-            model=session.base.model,
-            params=session.base.params,
-            form=session.form,
-            settings=c.answer,
-            scale=c.tuning.scale,
-            documents=c.retrieve.passages,
-            width=round_up(max(map(len, prompts[given])), 32),
-        )
+    def answer_all(name: str) -> list[Record]:
+        with_passages, ids, store = ways[name]
+        read = found if with_passages else [[]] * len(found)
+        passes[name] = _answer_all(context, name, engine, prompts[with_passages], read, ids, store)
+        return passes[name]
 
-        def run(batch: Sequence[int]) -> list[dict[str, Any]]:
-            clock = Clock()
-            read = [prompts[given][i] for i in batch]
-            answers = engine.answer(read, store, [ids[i] for i in batch])
-            seconds = clock.read() / len(batch)
-            load = 1000 * answers.load_seconds / answers.loaded if answers.loaded else None
-            return [
-                grade(questions[i], text)
-                | {"prompt_tokens": len(prompts[given][i]), "seconds_per_question": seconds}
-                | {"passages": found[i] if given else [], "adapters": ids[i], "load_ms": load}
-                | {"lost": {id: answers.lost[id] for id in ids[i] if id in answers.lost}}
-                for i, text in zip(batch, answers.texts, strict=True)
-            ]
+    compare([Method(n, partial(answer_all, n)) for n in ways], questions, grade, context.folder)
+    _write_costs(context, passes, [stores["encode"].count_bytes(id) for id in encoded])
 
-        records = context.map_batches(
-            f"{name}.jsonl",
-            range(len(questions)),
-            run,
-            batch_size=c.answer.batch_size,
-            unit=f"questions ({name})",
-        )
-        for record in records:
-            lost.update(record["lost"])
-        loads.extend(record["load_ms"] for record in records if record["load_ms"] is not None)
 
-    for name, (given, kind) in METHODS.items():
-        answer(name, given, choices[kind], kind and stores["encode"])
-    for name in session.list_ablations():
-        answer(name, False, found, stores[name])
+def _answer_all(
+    context: StageContext,
+    name: str,
+    make_engine: Callable[..., Engine],
+    prompts: Sequence[Sequence[int]],
+    read: Sequence[Sequence[str]],
+    merged: Sequence[Sequence[str]],
+    store: AdapterStore | None,
+) -> list[Record]:
+    """Answers every prompt in one way.
+
+    Args:
+        read: for each prompt the ids of the documents in it.
+        merged: for each prompt the ids of the documents whose adapters are merged.
+    """
+    engine = make_engine(width=round_up(max(map(len, prompts)), 32))
+
+    def run(batch: Sequence[int]) -> list[Record]:
+        answers = engine.answer([prompts[i] for i in batch], store, [merged[i] for i in batch])
+        load = 1000 * answers.load_seconds / answers.loaded if answers.loaded else None
+        return [
+            {
+                "prediction": text,
+                "prompt_tokens": len(prompts[i]),
+                "passages": read[i],
+                "adapters": merged[i],
+                "load_ms": load,
+                "lost": {id: answers.lost[id] for id in merged[i] if id in answers.lost},
+            }
+            for i, text in zip(batch, answers.texts, strict=True)
+        ]
+
+    return context.map(
+        f"answers_{name}.jsonl",
+        range(len(prompts)),
+        timed(run),
+        batch_size=engine.settings.batch_size,
+        unit=f"questions ({name})",
+    )
+
+
+def _write_costs(
+    context: StageContext, passes: Mapping[str, Sequence[Record]], sizes: Sequence[int]
+) -> None:
+    """Writes `adapters.json`: bytes and milliseconds of an adapter, and the adapters lost."""
+    records = [record for answered in passes.values() for record in answered]
+    lost = {id: reason for record in records for id, reason in record["lost"].items()}
     for reason in lost.values():
-        log(f"answered without it: {reason}")
-    sizes = [stores["encode"].count_bytes(id) for id in encoded]
+        log(f"answered without an adapter: {reason}")
+    loads = [record["load_ms"] for record in records if record["load_ms"] is not None]
     write_json(
         context.folder / "adapters.json",
         {
-            "documents": len(encoded),
+            "documents": len(sizes),
             "bytes_per_document": float(np.mean(sizes)) if sizes else 0.0,
             "load_ms_per_document": float(np.mean(loads)) if loads else 0.0,
             "lost": lost,
@@ -131,17 +220,18 @@ def run_evaluation(session: "Session", context: StageContext) -> None:
     )
 
 
-def grade(question: Question, prediction: str) -> dict[str, Any]:
-    """A prediction with its question and scores."""
+def grade(question: Question, record: Record) -> Record:
+    """An answer's record with its question and scores."""
+    prediction = record["prediction"]
     return {
         "id": question.id,
         "question": question.question,
         "answers": question.answers,
         "type": question.type,
-        "prediction": prediction,
         "exact_match": exact_match(prediction, question.answers),
         "f1": f1(prediction, question.answers),
         "match": match(prediction, question.answers),
+        **record,
     }
 
 
@@ -158,7 +248,7 @@ def tabulate_types(
 
 
 def tabulate_adapters(stages: Path) -> list[list[str | float]]:
-    """What the documents' adapters took to make and take to use, of a finished run."""
+    """What the documents' adapters of a finished run cost to train and to use."""
     made = read_json(stages / "encode" / "groups.json")
     used = read_json(stages / "evaluate" / "adapters.json")
     return [

@@ -1,41 +1,78 @@
-"""Answers: with passages in the prompt, in the parameters, in both or in neither.
+"""Answers with passages in the prompt, in the parameters, in both or in neither.
 
-In the parameters means that the adapters of a question's documents are read from the store, put
-side by side and applied while that question is answered (Su et al. 2025, section 3.3). Every
-question of a batch has its own; the base parameters are shared and never change.
+In the parameters means that the adapters of a question's documents are read from the store, merged
+and applied while that question is answered (Su et al. 2025, section 3.3). Every question of a batch
+has its own merged adapter; the base parameters are shared and never change.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from jaxtyping import Array, Bool, Int, PyTree
 
-from rag_jax import lora
 from rag_jax.data.batches import pad_rows
-from rag_jax.decoding.prompts import check_prompts, read_prompts
-from rag_jax.decoding.sample import decode
+from rag_jax.data.passages import Passage
+from rag_jax.decoding.prompts import check_prompts
 from rag_jax.lora.store import AdapterStore
+from rag_jax.models import Pretrained
 from rag_jax.models.nn.decoder import Decoder
+from rag_jax.retrieval import BM25, Index, list_texts, make_text
 from rag_jax.runtime.hosts import fetch
 from rag_jax.runtime.sharding import shard_batch
-from rag_jax.systems.prag.config import AnswerConfig
+from rag_jax.systems.prag import steps
+from rag_jax.systems.prag.config import AnswerConfig, RetrieveConfig
 from rag_jax.systems.prag.data import Format
-from rag_jax.training.trainable import cast
+
+# Questions to the passages found for each, best first.
+Search = Callable[[Sequence[str]], list[list[Passage]]]
+
+
+def make_search(
+    passages: Sequence[Passage],
+    retrieve: RetrieveConfig,
+    *,
+    load_encoder: Callable[[], Pretrained],
+    encode: Callable[[Pretrained, Sequence[Any]], np.ndarray],
+    embed: Callable[[Pretrained, Sequence[Any]], np.ndarray] | None = None,
+) -> Search:
+    """A search for the run's number of passages, best first.
+
+    Args:
+        load_encoder: opens the encoder of dense retrieval; BM25 needs none.
+        encode: embeds questions.
+        embed: embeds passages' texts; `encode` if None.
+    """
+    k = min(retrieve.passages, len(passages))
+    if retrieve.by == "bm25":
+        words = BM25.build(map(make_text, passages))
+    else:
+        encoder = load_encoder()
+        embeddings = (embed or encode)(encoder, list_texts(passages))
+        index = Index.build(embeddings, backend="exact", encoder=encoder.fingerprint)
+
+    def search(questions: Sequence[str]) -> list[list[Passage]]:
+        if retrieve.by == "bm25":
+            scores, rows = words.search(questions, k)
+            kept = scores > 0
+        else:
+            rows = index.search(encode(encoder, questions), k)[1]
+            kept = np.ones(rows.shape, bool)
+        found = zip(rows, kept, strict=True)
+        return [[passages[row] for row in some[mask]] for some, mask in found]
+
+    return search
 
 
 class Answers(NamedTuple):
-    """What a batch of questions gave.
+    """The answers of a batch of questions.
 
     Attributes:
-        texts: an answer each.
-        lost: why some adapters could not be used, by document; answers went on without them.
-        load_seconds: that reading the adapters took.
-        loaded: how many were read.
+        texts: one a question.
+        lost: for each adapter that could not be used, by document id, the reason.
+        load_seconds: spent on reading adapters.
+        loaded: number of adapters that were read.
     """
 
     texts: list[str]
@@ -44,57 +81,19 @@ class Answers(NamedTuple):
     loaded: int
 
 
-@partial(jax.jit, static_argnames=("model", "scale", "max_tokens", "stop_ids"))
-def answer_batch(
-    model: Decoder,
-    params: PyTree,
-    bank: PyTree | None,
-    chosen: Int[Array, "B k"],
-    tokens: Int[Array, "B T"],
-    mask: Bool[Array, "B T"],
-    *,
-    scale: float,
-    max_tokens: int,
-    stop_ids: tuple[int, ...],
-) -> tuple[Int[Array, "B N"], Int[Array, "B"]]:
-    """Selects, merges and answers: greedy tokens and their lengths.
-
-    `W' = W + scale * sum_j A_j B_j` over the documents that row b has chosen (paper, eq. 6).
-
-    Args:
-        bank: adapters `[N, ...]`, or None for the parameters as they are.
-        chosen: rows of the bank; -1 for none.
-    """
-    if bank is not None:
-        dtype = params["embed"]["embedding"].dtype
-        merged = lora.merge(lora.select(cast(bank, dtype), chosen), scale=scale)
-        params = lora.apply(params, merged, scale=1.0)
-    cache, hidden = read_prompts(model, params, tokens, mask)
-    decoded = decode(
-        model,
-        params,
-        cache,
-        hidden,
-        max_tokens=max_tokens,
-        stop_ids=stop_ids,
-        active=mask.any(axis=1),
-    )
-    return decoded.tokens, decoded.lengths
-
-
 @dataclass(frozen=True)
 class Engine:
     """A model that answers batches of at most `settings.batch_size` questions.
 
     Attributes:
         scale: of every document's adapter.
-        documents: that a question may have at the most.
-        width: tokens that a prompt is padded to.
+        documents: largest number of documents of a question.
+        width: number of tokens that a prompt is padded to.
     """
 
     model: Decoder
     params: Any
-    form: Format
+    format: Format
     settings: AnswerConfig
     scale: float
     documents: int
@@ -109,10 +108,10 @@ class Engine:
         """Answers prompts.
 
         Args:
-            prompts: by `Format.encode_prompt`.
-            store: where the adapters are; None to answer without any.
-            documents: for each prompt the ids of those whose adapters are merged, maybe none; one
-                that is named twice counts once.
+            prompts: from `Format.encode_prompt`.
+            store: of the adapters; None to answer without adapters.
+            documents: for each prompt the ids of the documents whose adapters are merged; a
+                document that is named twice counts once.
 
         Raises:
             RagJaxError: a prompt is empty.
@@ -120,25 +119,25 @@ class Engine:
         s, bank, lost, start = self.settings, None, {}, time.perf_counter()
         check_prompts(self.model, prompts, max_tokens=s.max_tokens, batch_size=s.batch_size)
         chosen = np.full((s.batch_size, self.documents), -1, np.int32)
-        known: dict[str, int] = {}
+        rows: dict[str, int] = {}  # of the bank, by document
         if store is not None:
-            for row, ids in enumerate(documents):
+            for prompt, ids in enumerate(documents):
                 for place, id in enumerate(dict.fromkeys(ids)):
-                    chosen[row, place] = known.setdefault(id, len(known))
-            # One size, whatever the questions share: a bank of another would compile again.
-            bank, lost = store.load(list(known), rows=chosen.size)
+                    chosen[prompt, place] = rows.setdefault(id, len(rows))
+            # One size, whatever documents the questions share: another size would compile again.
+            bank, lost = store.load(list(rows), rows=chosen.size)
         seconds = time.perf_counter() - start
         arrays = pad_rows(prompts, self.width, pad_id=0, batch=s.batch_size)
         tokens, lengths = fetch(
-            answer_batch(
+            steps.answer_batch(
                 self.model,
                 self.params,
                 bank,
                 *shard_batch((chosen, *arrays)),
                 scale=self.scale,
                 max_tokens=s.max_tokens,
-                stop_ids=self.form.stop_ids,
+                stop_ids=self.format.stop_ids,
             )
         )
-        texts = [self.form.decode_answer(tokens[b, : lengths[b]]) for b in range(len(prompts))]
-        return Answers(texts, lost, seconds, len(known) - len(lost))
+        texts = [self.format.decode_answer(tokens[b, : lengths[b]]) for b in range(len(prompts))]
+        return Answers(texts, lost, seconds, len(rows) - len(lost))
