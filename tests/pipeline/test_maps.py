@@ -91,10 +91,17 @@ def list_names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def name_pieces(suffix, count=len(BATCHES)):
+def name_pieces(suffix, count):
     """The names of the first `count` pieces of `out`, sorted as names are."""
-    bounds = [(3 * i, min(3 * i + 3, len(ITEMS))) for i in range(count)]
+    bounds = [(0, 3), (3, 6), (6, 9), (9, 11)][:count]
     return sorted(f"out.{start}-{stop}{suffix}" for start, stop in bounds)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Workers look for each other's files often."""
+    monkeypatch.setattr("rag_jax.pipeline.maps.POLL", 0.01)
+    monkeypatch.setattr("rag_jax.pipeline.runner.POLL", 0.01)
 
 
 @pytest.fixture
@@ -149,11 +156,11 @@ def test_a_removed_piece_alone_is_made_again(tmp_path, whole, suffix):
 def test_interrupted_before_and_after_joining(tmp_path, whole, suffix):
     path = tmp_path / f"out{suffix}"
     run_map(path, collect=False)
-    assert list_names(tmp_path) == sorted(["whole", *name_pieces(suffix)])
+    assert list_names(tmp_path) == sorted(["whole", *name_pieces(suffix, 4)])
     batches, _, result = run_map(path)
     assert batches == [] and path.read_bytes() == whole
     # Joined, and not all pieces removed: they are removed now.
-    for name in name_pieces(suffix)[1:]:
+    for name in name_pieces(suffix, 4)[1:]:
         (tmp_path / name).write_bytes(b"")
     batches, _, result = run_map(path)
     assert batches == [] and path.read_bytes() == whole
@@ -297,10 +304,8 @@ class Run:
             return error
 
 
-@pytest.mark.parametrize("order", itertools.permutations(FILES))
-def test_workers_divide_files_in_any_order(tmp_path, monkeypatch, order):
-    monkeypatch.setattr("rag_jax.pipeline.maps.POLL", 0.01)
-    monkeypatch.setattr("rag_jax.pipeline.runner.POLL", 0.01)
+@pytest.mark.parametrize("order", list(itertools.permutations(FILES)))
+def test_workers_divide_files_in_any_order(tmp_path, order):
     alone = Run(tmp_path / "one", None, FILES)
     alone.run()
     runs = [Run(tmp_path / "run", Worker(index, 2), order) for index in range(2)]

@@ -313,6 +313,59 @@ def test_two_processes_do_not_share_a_work_folder(tmp_path):
     assert not record["reused"]
 
 
+@pytest.mark.parametrize(
+    ("layout", "shown"),
+    [
+        (None, "1"),
+        ('{"layout": 1}', "1"),
+        ('{"layout": 99}', "99"),
+        ('{"lay', "unreadable"),
+        ("{}", "unreadable"),
+        ("[]", "unreadable"),
+    ],
+)
+def test_a_folder_of_another_layout_is_refused(tmp_path, layout, shown):
+    chain = Chain()
+    run_stages(chain.stages(), tmp_path)
+    file = tmp_path / "layout.json"
+    assert read_json(file) == {"layout": LAYOUT} == {"layout": 2}
+    file.unlink() if layout is None else file.write_text(layout)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    message = (
+        f"{tmp_path}: the folder was made by another version of rag_jax (layout {shown}, this "
+        f"version's is 2): choose another folder with --workdir, or delete {tmp_path} and rerun "
+        "from the beginning"
+    )
+    calls = (
+        lambda: run_stages(chain.stages(one=1), tmp_path, config={"seed": 1}),
+        lambda: run_stages(chain.stages(), tmp_path, worker=Worker(0, 2)),
+        lambda: run_stages(chain.stages(), tmp_path, worker=Worker(1, 2)),
+        lambda: open_stages(chain.stages(), tmp_path, ["two"]),
+    )
+    for call in calls:
+        with pytest.raises(RagJaxError) as caught:
+            call()
+        assert str(caught.value) == message
+    # Nothing was touched but the lock of the second worker, which is there now.
+    (tmp_path / ".lock.1-of-2").unlink()
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert chain.ran == ["one", "two", "other"]
+
+
+@pytest.mark.parametrize("layout", [None, '{"layout": 1}', '{"lay'])
+def test_a_folder_without_stages_has_no_layout_yet(tmp_path, layout):
+    """It gets this version's, whatever an interrupted start left; other files are spared."""
+    (tmp_path / "notes.txt").write_text("precious")
+    if layout is not None:
+        (tmp_path / "layout.json").write_text(layout)
+    with pytest.raises(RagJaxError, match="there is no finished run; run launch/train.py with"):
+        open_stages(Chain().stages(), tmp_path, ["two"])
+    run_stages(Chain().stages(), tmp_path)
+    assert read_json(tmp_path / "layout.json") == {"layout": LAYOUT}
+    assert (tmp_path / "notes.txt").read_text() == "precious"
+    open_stages(Chain().stages(), tmp_path, ["two"])
+
+
 def test_open_atomic_keeps_the_old_file_when_writing_fails(tmp_path):
     write_json(tmp_path / "file", "old")
     with pytest.raises(RuntimeError), open_atomic(tmp_path / "file") as file:
@@ -392,7 +445,8 @@ def test_a_stage_that_repairs_is_called_on_what_is_there(tmp_path, capsys):
     records = run_stages(stages, tmp_path)
     assert made == ["b", "c"]
     assert (
-        "stage one: b and 1 more removed, cut short or altered, repairing" in capsys.readouterr().err
+        "stage one: b and 1 more removed, cut short or altered, repairing"
+        in capsys.readouterr().err
     )
     assert [record["reused"] for record in records] == [False, True]
     assert [record["reused"] for record in run_stages(stages, tmp_path)] == [True, True]

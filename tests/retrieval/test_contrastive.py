@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rag_jax.config import ContrastiveConfig
+from rag_jax.config import ContrastiveConfig, MeshConfig
 from rag_jax.losses import in_batch_contrastive
 from rag_jax.models import load
 from rag_jax.pipeline.stage import Stage, StageContext
@@ -19,9 +19,12 @@ from rag_jax.retrieval.contrastive import (
     PairBatches,
     choose_chunk,
     embed_in_chunks,
+    fit_encoders,
     make_loss,
-    train_encoders,
 )
+from rag_jax.runtime.files import read_jsonl
+from rag_jax.runtime.sharding import make_mesh
+from rag_jax.training import fit
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SETTINGS = ContrastiveConfig(batch_size=4, negatives=2, epochs=3, microbatch_tokens=32)
@@ -64,6 +67,12 @@ def two():
     return Encoders(load(GOLDEN / "dpr_question"), load(GOLDEN / "dpr_context"), shared=False)
 
 
+def batch_at(batches, step):
+    """The arrays of a step, and its pairs' ids."""
+    chosen = batches.plan.examples_at(step)
+    return batches.pack(step, chosen), [batches.pairs[number].id for number in chosen]
+
+
 def flatten(tree):
     return {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(tree)}
 
@@ -74,7 +83,7 @@ def test_chunks_give_the_gradient_of_the_whole(kind, budgets, bert, two):
     encoders = Encoders(bert, bert, shared=True) if kind == "shared" else two
     if kind == "two":  # embeddings of one size
         encoders = replace(two, passage=replace(two.question))
-    arrays, _ = make_batches().batch_at(0)
+    arrays, _ = batch_at(make_batches(), 0)
     params = encoders.params()
 
     def of_whole(params):
@@ -131,15 +140,15 @@ def test_chunks_divide_the_batch(batch, width, budget, rows):
 
 def test_batches():
     batches = make_batches()
-    assert batches.total_steps == 9  # ten pairs in batches of four, three times
+    assert batches.plan.num_steps_per_epoch == 3  # ten pairs in batches of four
     seen, shapes, drawn = [], set(), set()
     for step in range(9):
-        arrays, ids = batches.batch_at(step)
+        arrays, ids = batch_at(batches, step)
         shapes.add(tuple((name, array.shape, str(array.dtype)) for name, array in arrays.items()))
         seen += ids
         assert arrays["weights"].sum() == pytest.approx(1)
         assert (arrays["weights"] > 0).sum() == len(ids)
-        again, _ = batches.batch_at(step)
+        again, _ = batch_at(batches, step)
         jax.tree.map(np.testing.assert_array_equal, arrays, again)
         read = [
             tuple(row[:length])
@@ -164,7 +173,7 @@ def test_batches():
 
 def test_a_question_without_enough_negatives():
     pairs = [Pair("a", 0, 4, (7,), frozenset({4})), Pair("b", 1, 5, (), frozenset({5}))]
-    arrays, ids = make_batches(pairs=pairs).batch_at(0)
+    arrays, ids = batch_at(make_batches(pairs=pairs), 0)
     masked = arrays["masked"][ids.index("a")]
     a, b = 3 * ids.index("a"), 3 * ids.index("b")
     assert sorted(np.flatnonzero(~masked)) == sorted([a + 1, b])
@@ -174,7 +183,10 @@ def test_a_question_without_enough_negatives():
 def run_training(folder, encoders, batches):
     stage = StageContext(Stage("train", lambda context: None), folder)
     stage.folder.mkdir(parents=True, exist_ok=True)
-    return train_encoders(encoders, batches, folder=stage.folder, progress=stage.progress)
+    mesh, trained = make_mesh(MeshConfig()), []
+    fit_encoders(encoders, batches, mesh, stage.folder, stage.progress, save=trained.append)
+    (encoders,) = trained
+    return encoders
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -187,7 +199,7 @@ def test_training_tells_passages_apart(tmp_path, bert, shared):
     losses = []
     for encoders in (before, after):
         loss = jax.jit(make_loss(encoders, settings))
-        arrays = (batches.batch_at(step)[0] for step in range(3))
+        arrays = (batch_at(batches, step)[0] for step in range(3))
         losses.append(np.mean([loss(encoders.params(), None, a)[0] for a in arrays]))
     assert losses[1] < 0.8 * losses[0]
 
@@ -195,25 +207,29 @@ def test_training_tells_passages_apart(tmp_path, bert, shared):
 def share(make):
     """A function that gives at every call what `make` gave at the first."""
     made = []
-    return lambda *arguments: made[0] if made else made.append(make(*arguments)) or made[0]
+    return lambda *arguments, **options: (
+        made[0] if made else made.append(make(*arguments, **options)) or made[0]
+    )
 
 
 def test_interrupted_training_ends_with_the_same_bits(tmp_path, bert, monkeypatch):
     settings = replace(SETTINGS, checkpoint_every=2)
     encoders = Encoders(bert, bert, shared=True)
     # All runs share their programs.
-    for name in ("make_loss", "make_optimizer"):
-        monkeypatch.setattr(contrastive, name, share(getattr(contrastive, name)))
+    for module, name in ((contrastive, "make_loss"), (fit, "make_optimizer")):
+        monkeypatch.setattr(module, name, share(getattr(module, name)))
     wanted = run_training(tmp_path / "straight", encoders, make_batches(settings))
-    batch_at = PairBatches.batch_at
+    steps = [line["step"] for line in read_jsonl(tmp_path / "straight" / "train" / "log.jsonl")]
+    assert steps == list(range(9))  # ten pairs in batches of four, three times
+    pack = PairBatches.pack
 
-    def stop(self, step):
+    def stop(self, step, chosen):
         if step == 5:
             raise KeyboardInterrupt
-        return batch_at(self, step)
+        return pack(self, step, chosen)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PairBatches, "batch_at", stop)
+        patch.setattr(PairBatches, "pack", stop)
         with pytest.raises(KeyboardInterrupt):
             run_training(tmp_path / "stopped", encoders, make_batches(settings))
     found = run_training(tmp_path / "stopped", encoders, make_batches(settings))

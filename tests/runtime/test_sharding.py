@@ -35,9 +35,10 @@ from rag_jax.runtime.sharding import (
     count_replicated,
     make_mesh,
     shard_batch,
+    shardings_like,
 )
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 P = PartitionSpec
 BERT = BertConfig(
     vocab_size=1000,

@@ -14,6 +14,7 @@ from rag_jax.runtime.checkpoint import Checkpoints
 from rag_jax.runtime.clock import compile_seconds
 from rag_jax.runtime.errors import Preempted, RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
+from rag_jax.training import loop
 from rag_jax.training.loop import init_state, make_optimizer, make_schedule, make_step, train
 
 STEPS = 9
@@ -223,7 +224,7 @@ def test_microbatches_add_up_to_the_batch():
 
 
 def test_the_log_says_how_fast_the_steps_were(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "find_peak", lambda devices: 5e9)
+    monkeypatch.setattr(loop, "find_peak", lambda devices: 5e9)
     run(tmp_path, checkpoint_every=4)
     lines = read_jsonl(tmp_path / "speed.jsonl")
     assert [line["step"] for line in lines] == list(range(STEPS))

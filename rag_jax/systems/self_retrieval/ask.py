@@ -1,4 +1,4 @@
-"""Asks a finished run of Self-Retrieval: the passages it writes, how it judges them, its answer."""
+"""Asks a finished run of Self-Retrieval: passages generated, their assessment, the answer."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,20 +10,17 @@ from rag_jax.pipeline.ask import Ask, Facts, Note, Piece, check_length, name_pas
 from rag_jax.pipeline.runner import open_stages
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import count_data_rows
-from rag_jax.systems.self_retrieval.config import SelfRetrievalConfig
-from rag_jax.systems.self_retrieval.evaluate import make_engine, rank
+from rag_jax.systems.self_retrieval.evaluate import open_engine, rank
 from rag_jax.systems.self_retrieval.infer import Engine
-from rag_jax.systems.self_retrieval.pipeline import Session
+from rag_jax.systems.self_retrieval.pipeline import list_stages
 from rag_jax.systems.self_retrieval.scores import score
+from rag_jax.systems.self_retrieval.session import Session
 
-__all__ = ["CONFIG", "Session", "open_run"]
-
-CONFIG = SelfRetrievalConfig
 _SHOWN = 5  # passages
 
 
 def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
-    """Reads a run's model, passages and trie.
+    """Opens a run's model, passages and trie.
 
     Raises:
         RagJaxError: as `open_stages`, or another corpus is given.
@@ -33,19 +30,26 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
             f"--corpus={corpus}: the corpus of Self-Retrieval is in its weights; train on the "
             "passages with --config.data.path instead"
         )
-    context = open_stages(session.stages(), workdir, ("corpus", "trie", "train"))
-    collection = session.read_corpus(context)
-    engine = make_engine(session, context, collection, "train", titled=True)
-    settings = replace(engine.settings, batch_size=count_data_rows())
-    return partial(_answer, replace(engine, settings=settings))
+    context = open_stages(list_stages(session), workdir, ("corpus", "trie", "train"))
+    session.open_corpus(context.path("corpus", ""))
+    engine = open_engine(
+        context,
+        "train",
+        titled=True,
+        base=session.base,
+        trainable=session.trainable,
+        make_format=session.make_format,
+        passages=session.passages,
+        search=replace(session.config.search, batch_size=count_data_rows()),
+    )
+    return partial(_answer, engine)
 
 
 def _answer(engine: Engine, question: str) -> Iterator[Facts | Piece | Note]:
-    form, settings = engine.form, engine.settings
-    cues = len(form.encode_reading(Passage("", "", ""))) + len(form.encode_accept())
-    behind = engine.trie.depth + cues + settings.max_answer
-    limit = engine.model.config.max_length - behind
-    check_length(len(form.encode_question(question)), limit)
+    format, settings = engine.format, engine.settings
+    cues = len(format.encode_reading(Passage("", "", ""))) + len(format.encode_accept())
+    after = engine.trie.depth + cues + settings.max_answer
+    check_length(len(format.encode_question(question)), engine.model.config.max_length - after)
     ((groups, answer),) = engine.retrieve([question])
     rejected = {row: c.reject for group in groups for c in group for row in c.rows}
     ranked = rank(groups, score(groups, settings))[:_SHOWN]

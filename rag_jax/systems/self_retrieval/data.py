@@ -1,7 +1,7 @@
-"""What the model reads and writes: prompts, titles, passages, assessments; rows to train on.
+"""Prompts, titles, passages and assessments as tokens, and the rows to train on.
 
-A text is laid out as in the released code, in plain words without new tokens, and every piece is
-encoded on its own, so that training, trie and inference see the same tokens:
+A text is laid out as in the released code, in plain words without new tokens. Every piece is
+encoded separately, so that training, trie and inference have the same tokens:
 
     Question: {question}
 
@@ -11,10 +11,11 @@ encoded on its own, so that training, trie and inference see the same tokens:
      Assessment: can answer the query
      Final answer: {answer}
 
-or, where the answer is the assessment, `Final answer: {answer}` behind the text. Without titles the
+or, where the answer is the assessment, `Final answer: {answer}` after the text. Without titles the
 first heading is that of the content.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -37,9 +38,9 @@ class Format:
     """The pieces of a text as tokens.
 
     Attributes:
-        titled: whether a passage's title comes before it.
+        titled: whether a passage's title is generated before the passage.
         assessment: as in `ExamplesConfig`.
-        max_text: tokens that are read of a passage.
+        max_text: number of tokens that are read of a passage.
     """
 
     tokenizer: Tokenizer
@@ -48,7 +49,7 @@ class Format:
     max_text: int
 
     def encode_question(self, question: str) -> list[int]:
-        """A question and the heading of what is to be found for it."""
+        """A question and the heading after it: that of the title, or of the content."""
         heading = "title" if self.titled else "content"
         text = " ".join(question.split())
         return self.tokenizer.encode(f"Question: {text}\n\n Related document {heading}:")
@@ -68,28 +69,28 @@ class Format:
         return self.tokenizer.encode("\n Related document content:")
 
     def encode_sequence(self, passage: Passage) -> list[int]:
-        """A passage as the trie has it: title, heading and text."""
+        """A passage as a sequence of the trie: title, heading and text."""
         return self.encode_title(passage.title) + self.encode_text(passage.text)
 
     def encode_title_end(self, title: str) -> list[int]:
-        """A title up to the first token of the heading, which no longer title shares."""
+        """A title up to the first token of the heading: no longer title begins so."""
         tokens = self.encode_title(title)
         return tokens[: len(tokens) - len(self._heading) + 1]
 
     def encode_reading(self, passage: Passage) -> list[int]:
-        """A passage to be assessed, and the cue to do so."""
+        """A passage to be assessed, and the cue for the assessment."""
         cue = "Assessment" if self.assessment == "phrase" else "Final answer"
         read = self.encode_text(passage.text)[: self.max_text]
         return self.encode_title(passage.title) + read + self.tokenizer.encode(f"\n\n {cue}:")
 
     def encode_accept(self) -> list[int]:
-        """What comes between a passage that answers and its answer."""
+        """The acceptance between a passage that answers a question and the answer."""
         if self.assessment == "answer":
             return []
         return self.tokenizer.encode(" can answer the query\n Final answer:")
 
     def encode_reject(self) -> list[int]:
-        """What is said of a passage that does not answer."""
+        """The rejection of a passage that does not answer a question."""
         phrase = "cannot answer the query"
         if self.assessment == "answer":
             phrase = "cannot extract answer"
@@ -101,35 +102,35 @@ class Format:
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of a text that say enough to find it by: of 6 to 49 words.
+    """The sentences of a text that are long enough to find it by: of 6 to 49 words.
 
-    Where none is of that length the text is one.
+    A text without such a sentence counts as one sentence.
     """
     kept = [part for part in list_sentences(text) if len(part.split()) in _SENTENCE_WORDS]
     return kept or [" ".join(text.split())]
 
 
-def cut_target(form: Format, text: str, examples: ExamplesConfig) -> int:
-    """How many tokens of a passage's text are trained to be generated."""
+def cut_target(format: Format, text: str, examples: ExamplesConfig) -> int:
+    """Number of tokens of a passage's text that the model is trained to generate."""
     if examples.target == "passage":
-        return len(form.encode_text(text)[: form.max_text])
-    return len(form.encode_text(" ".join(text.split()[: examples.prefix_words])))
+        return len(format.encode_text(text)[: format.max_text])
+    return len(format.encode_text(" ".join(text.split()[: examples.prefix_words])))
 
 
 def make_index_rows(
-    form: Format, passages: Sequence[Passage], examples: ExamplesConfig, *, seed: int
+    format: Format, passages: Sequence[Passage], examples: ExamplesConfig, *, seed: int
 ) -> Iterator[Row]:
-    """Yields rows in which a sentence calls for its passage (paper, section 3.1)."""
+    """Yields indexing rows: the model generates a sentence's passage (paper, section 3.1)."""
     for passage in passages:
         sentences = split_sentences(passage.text)
         rng = np.random.default_rng((seed, *passage.id.encode()))
         count = min(examples.sentences or len(sentences), len(sentences))
         for i in sorted(rng.permutation(len(sentences))[:count].tolist()):
-            yield make_row(form, f"{passage.id}#{i}", sentences[i], passage, examples)
+            yield make_row(format, f"{passage.id}#{i}", sentences[i], passage, examples)
 
 
 def make_row(
-    form: Format,
+    format: Format,
     id: str,
     question: str,
     passage: Passage,
@@ -137,50 +138,50 @@ def make_row(
     *,
     assessed: list[int] | None = None,
 ) -> Row:
-    """One text: a question, a passage that is generated for it and, if `assessed`, a judgement.
+    """One training text: a question, a passage that is generated and, optionally, an assessment.
 
     Args:
-        assessed: tokens behind the cue: the acceptance and the answer. Behind a negative, see
-            `make_negative_row`.
+        assessed: tokens after the cue: the acceptance and the answer. For a passage that does not
+            answer, see `make_negative_row`.
     """
-    tokens = form.encode_question(question)
-    title = form.encode_title(passage.title)
-    stop = len(tokens) + len(title) + cut_target(form, passage.text, examples)
+    tokens = format.encode_question(question)
+    title = format.encode_title(passage.title)
+    stop = len(tokens) + len(title) + cut_target(format, passage.text, examples)
     spans = {"retrieval": (len(tokens), stop)}
     if assessed is None:
-        tokens += title + form.encode_text(passage.text)[: stop - len(tokens) - len(title)]
+        tokens += title + format.encode_text(passage.text)[: stop - len(tokens) - len(title)]
         return Row(id, tokens, spans)
-    tokens += form.encode_reading(passage)
+    tokens += format.encode_reading(passage)
     spans["assessment"] = (len(tokens), len(tokens) + len(assessed))
     return Row(id, tokens + assessed, spans)
 
 
-def make_negative_row(form: Format, id: str, question: str, passage: Passage) -> Row:
-    """A question with a passage that does not answer it: the rejection alone is trained."""
-    tokens = form.encode_question(question) + form.encode_reading(passage)
-    rejection = [*form.encode_reject(), form.tokenizer.eos_id]
+def make_negative_row(format: Format, id: str, question: str, passage: Passage) -> Row:
+    """A question with a passage that does not answer it; only the rejection is trained."""
+    tokens = format.encode_question(question) + format.encode_reading(passage)
+    rejection = [*format.encode_reject(), format.tokenizer.eos_id]
     return Row(id, tokens + rejection, {"assessment": (len(tokens), len(tokens) + len(rejection))})
 
 
 def make_question_rows(
-    form: Format,
+    format: Format,
     question: Question,
     passages: dict[str, Passage],
     negatives: Sequence[Passage],
     examples: ExamplesConfig,
 ) -> Iterator[Row]:
-    """Yields a question's rows: with each relevant passage and its answer, and with negatives.
+    """Yields a question's rows: one for each relevant passage, and one for each negative.
 
     Retrieval and assessment of a relevant passage are one text, read once.
 
     Args:
         passages: by id.
-        negatives: passages that do not answer.
+        negatives: passages that do not answer the question.
     """
-    accepted = form.encode_accept() + form.encode_answer(question.answers[0])
+    accepted = format.encode_accept() + format.encode_answer(question.answers[0])
     for id in question.relevant:
         yield make_row(
-            form,
+            format,
             f"{question.id}+{id}",
             question.question,
             passages[id],
@@ -188,14 +189,14 @@ def make_question_rows(
             assessed=accepted,
         )
     for passage in negatives:
-        yield make_negative_row(form, f"{question.id}-{passage.id}", question.question, passage)
+        yield make_negative_row(format, f"{question.id}-{passage.id}", question.question, passage)
 
 
 def choose_same(question: Question, passages: Sequence[Passage], *, count: int) -> list[Passage]:
-    """Negatives of the relevant passages' documents: passages of these titles without an answer.
+    """Negatives from the relevant passages' documents: passages without an answer.
 
     Args:
-        passages: those of the relevant titles.
+        passages: all passages of the relevant titles.
     """
     wrong = [
         p
@@ -203,3 +204,41 @@ def choose_same(question: Question, passages: Sequence[Passage], *, count: int) 
         if p.id not in question.relevant and not has_answer(p.text, question.answers)
     ]
     return wrong[:count]
+
+
+def list_question_rows(
+    format: Format,
+    questions: Sequence[Question],
+    passages: Sequence[Passage],
+    mined: Sequence[Sequence[int]],
+    examples: ExamplesConfig,
+) -> Iterator[Row]:
+    """Yields all questions' rows, with negatives of the same documents and of other documents.
+
+    Args:
+        passages: the corpus.
+        mined: for each question rows of `passages` that BM25 ranks high and that do not answer it.
+    """
+    by_id = {passage.id: passage for passage in passages}
+    by_title = defaultdict(list)
+    for passage in passages:
+        by_title[passage.title].append(passage)
+    for question, rows in zip(questions, mined, strict=True):
+        titles = dict.fromkeys(by_id[id].title for id in question.relevant)
+        documents = [passage for title in titles for passage in by_title[title]]
+        others = [p for p in (passages[row] for row in rows) if p.title not in titles]
+        negatives = choose_same(question, documents, count=examples.same)
+        negatives += others[: examples.other]
+        yield from make_question_rows(format, question, by_id, negatives, examples)
+
+
+def describe_rows(rows: Sequence[Row]) -> dict[str, int]:
+    """The number of rows and tokens of each task, and the longest row."""
+    tasks = {
+        "indexing": [row for row in rows if "assessment" not in row.spans],
+        "positives": [row for row in rows if len(row.spans) == 2],
+        "negatives": [row for row in rows if "retrieval" not in row.spans],
+    }
+    counts = {name: len(some) for name, some in tasks.items()}
+    tokens = {f"{name}_tokens": sum(len(r.tokens) for r in some) for name, some in tasks.items()}
+    return counts | tokens | {"longest": int(np.max([len(row.tokens) for row in rows]))}

@@ -1,27 +1,31 @@
 """The comparison: the method, its ablations and other retrievers on the same questions."""
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from rag_jax.data.passages import Passage
-from rag_jax.data.questions import Collection, Question
+from rag_jax.data.questions import Question
+from rag_jax.decoding import Trie
 from rag_jax.evaluation.answers import compute_accuracy, exact_match, f1
-from rag_jax.evaluation.rankings import recall, reciprocal_rank, write_run
+from rag_jax.evaluation.compare import Method, Record, compare, mean_numbers, timed
+from rag_jax.evaluation.rankings import recall, reciprocal_rank
+from rag_jax.models import Pretrained
+from rag_jax.pipeline.runner import ReportSpec
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval import BM25, Index, list_texts
-from rag_jax.runtime.clock import Clock
-from rag_jax.runtime.files import write_jsonl
-from rag_jax.runtime.hosts import is_first
+from rag_jax.retrieval.contrastive import Encoders
+from rag_jax.systems.self_retrieval.config import SearchConfig, SelfRetrievalConfig
+from rag_jax.systems.self_retrieval.data import Format
 from rag_jax.systems.self_retrieval.infer import Engine
 from rag_jax.systems.self_retrieval.scores import Candidate, score, score_unassessed
-from rag_jax.systems.self_retrieval.train import load_tuned
+from rag_jax.training.trainable import Trainable
 
-if TYPE_CHECKING:
-    from rag_jax.systems.self_retrieval.pipeline import Session
-
+METHODS = ("bm25", "dense", "dense_tuned", "self_retrieval", "without_assessment")
+ABLATIONS = ("without_indexing", "without_titles")
 COLUMNS = (
     "n",
     "hits@1",
@@ -35,29 +39,128 @@ COLUMNS = (
     "seconds_per_question",
 )
 _DEPTH = 100
-_TOGETHER = 16  # questions between two writes to disk
+_TOGETHER = 16  # questions of a piece on disk
 Ranked = list[tuple[int, float]]  # rows of the corpus and scores, best first
 
 
+def describe_report(config: SelfRetrievalConfig) -> ReportSpec:
+    """What the report shows: a row for each retriever and each ablation."""
+    methods = (*METHODS, *ABLATIONS) if config.ablations else METHODS
+    return ReportSpec(
+        model=config.model.name,
+        methods=dict.fromkeys(methods, "evaluate"),
+        columns=COLUMNS,
+        summarize=summarize,
+    )
+
+
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A method's numbers over its questions; the interval is that of hits@1."""
-    numbers: dict[str, Any] = {"n": len(rows)}
-    for name in COLUMNS[1:]:
-        values = [row[name] for row in rows if name in row]
-        if values:
-            numbers[name] = float(np.mean(values))
-    numbers["ci95"] = compute_accuracy([row["hits@1"] for row in rows])[1]
-    return numbers
+    """A method's numbers over its questions; the interval is for hits@1."""
+    means = mean_numbers(rows, COLUMNS[1:-1])
+    means["seconds_per_question"] = mean_numbers(rows, ["seconds"])["seconds"]
+    interval = compute_accuracy([row["hits@1"] for row in rows])[1]
+    return {"n": len(rows), **means, "ci95": interval}
 
 
-def grade(
-    question: Question, ranked: Ranked, passages: Sequence[Passage], prediction: str
-) -> dict[str, Any]:
+def rank(groups: Sequence[Sequence[Candidate]], scores: Sequence[Sequence[float]]) -> Ranked:
+    """Passages by score; passages with equal texts share one."""
+    pairs = [
+        (row, value)
+        for group, values in zip(groups, scores, strict=True)
+        for candidate, value in zip(group, values, strict=True)
+        for row in candidate.rows
+    ]
+    return sorted(pairs, key=lambda pair: -pair[1])
+
+
+def open_engine(
+    context: StageContext,
+    stage: str,
+    *,
+    titled: bool,
+    base: Pretrained,
+    trainable: Trainable,
+    make_format: Callable[..., Format],
+    passages: Sequence[Passage],
+    search: SearchConfig,
+) -> Engine:
+    """The model that a stage trained, ready to retrieve from the corpus."""
+    return Engine(
+        model=base.model,
+        params=trainable.load_merged(context.path(stage, "params")),
+        format=make_format(titled=titled),
+        passages=passages,
+        trie=Trie.load(context.path("trie" if titled else "trie_untitled", "trie")),
+        settings=search,
+    )
+
+
+def run_evaluation(
+    context: StageContext,
+    *,
+    questions: Sequence[Question],
+    passages: Sequence[Passage],
+    base: Pretrained,
+    trainable: Trainable,
+    make_format: Callable[..., Format],
+    search: SearchConfig,
+    load_encoders: Callable[..., Encoders],
+    encode: Callable[..., np.ndarray],
+    ablations: bool,
+) -> None:
+    """Ranks and answers by every method; the trained model answers from the first passage."""
+    asked = [question.question for question in questions]
+    opened = {"base": base, "trainable": trainable, "make_format": make_format}
+    opened |= {"passages": passages, "search": search}
+    engine = open_engine(context, "train", titled=True, **opened)
+    # Questions of all engines have one width, so that every program is compiled once.
+    width = max(len(engine.format.encode_question(question)) for question in asked)
+    engine = replace(engine, width=width)
+    rankings = _rank_by_others(context, passages, asked, load_encoders, encode)
+    found = _retrieve(context, engine, asked, "self_retrieval")
+    candidates = [_read_groups(record) for record in found]
+    seconds = [record["seconds"] for record in found]
+    rankings["without_assessment"] = [rank(g, score_unassessed(g, search)) for g in candidates]
+    answers = _answer_first(context, engine, asked, rankings)
+
+    def list_answers(name: str) -> list[Record]:
+        before = seconds if name == "without_assessment" else [0.0] * len(asked)
+        return [
+            {
+                "ranked": ranked,
+                "prediction": answers[i, ranked[0][0]]["answer"],
+                "seconds": before[i] + answers[i, ranked[0][0]]["seconds"],
+            }
+            for i, ranked in enumerate(rankings[name])
+        ]
+
+    methods = {"self_retrieval": _score_found(found, search)}
+    for name, titled in zip(ABLATIONS, (True, False), strict=True) if ablations else ():
+        variant = replace(open_engine(context, name, titled=titled, **opened), width=width)
+        methods[name] = _score_found(_retrieve(context, variant, asked, name), search)
+    methods |= {name: list_answers(name) for name in rankings}
+    compare(
+        [
+            Method(name, lambda r=records: r, partial(_name_passages, records, passages))
+            for name, records in methods.items()
+        ],
+        questions,
+        partial(grade, passages=passages),
+        context.folder,
+    )
+
+
+def grade(question: Question, record: Record, *, passages: Sequence[Passage]) -> Record:
     """One question's record.
 
-    A passage is a hit if it is relevant; a document, which is all passages of one title, ranks by
+    A passage is a hit if it is relevant. A document, which is all passages of one title, ranks by
     its best passage and is relevant if one of its passages is.
+
+    Args:
+        record: "ranked", rows and scores; "prediction" and "seconds".
+        passages: the corpus.
     """
+    ranked, prediction = record["ranked"], record["prediction"]
     found = [passages[row] for row, _ in ranked]
     ids = [passage.id for passage in found]
     titles = list(dict.fromkeys(passage.title for passage in found))
@@ -79,89 +182,32 @@ def grade(
         "exact_match": exact_match(prediction, question.answers),
         "f1": f1(prediction, question.answers),
         "passages": [{"id": id, "score": s} for id, (_, s) in zip(ids[:10], ranked, strict=False)],
+        "seconds": record["seconds"],
     }
 
 
-def rank(groups: Sequence[Sequence[Candidate]], scores: Sequence[Sequence[float]]) -> Ranked:
-    """Passages by score; those that are the same to the letter share one."""
-    pairs = [
-        (row, value)
-        for group, own in zip(groups, scores, strict=True)
-        for candidate, value in zip(group, own, strict=True)
-        for row in candidate.rows
-    ]
-    return sorted(pairs, key=lambda pair: -pair[1])
-
-
-def run_evaluation(session: "Session", context: StageContext) -> None:
-    """Every method on the same questions; the trained model answers from the first passage."""
-    c, corpus = session.config, session.read_corpus(context)
-    questions = session.list_questions(corpus, c.evaluate_on)
-    asked = [question.question for question in questions]
-    engine = make_engine(session, context, corpus, "train", titled=True)
-    width = max(len(engine.form.encode_question(question)) for question in asked)
-    engine = dataclasses.replace(engine, width=width)
-
-    def save(name: str, ranked: Sequence[Ranked], answers: Sequence[str], seconds) -> None:
-        records = [
-            grade(question, found, corpus.passages, given) | {"seconds_per_question": spent}
-            for question, found, given, spent in zip(
-                questions, ranked, answers, seconds, strict=True
-            )
-        ]
-        write_jsonl(context.folder / f"{name}.jsonl", records)
-        save_run(name, ranked)
-
-    def save_run(name: str, ranked: Sequence[Ranked]) -> None:
-        named = [[(corpus.passages[row].id, value) for row, value in found] for found in ranked]
-        if is_first():
-            path = context.folder / f"{name}.trec"
-            write_run(path, name, [question.id for question in questions], named)
-
-    ranked = _rank_by_others(session, context, corpus, asked)
-    variants = {"self_retrieval": engine}
-    if c.ablations:
-        for name, titled in (("without_indexing", True), ("without_titles", False)):
-            variant = make_engine(session, context, corpus, name, titled=titled)
-            variants[name] = dataclasses.replace(variant, width=width)
-    spent: dict[str, list[float]] = {}  # seconds before the answer
-    for name, variant in variants.items():
-        records = _retrieve(context, variant, asked, name)
-        groups = [
-            [[Candidate(*candidate) for candidate in group] for group in record["groups"]]
-            for record in records
-        ]
-        seconds = [record["seconds"] for record in records]
-        answers = [record["answer"] for record in records]
-        save(name, [rank(found, score(found, c.search)) for found in groups], answers, seconds)
-        if name == "self_retrieval":
-            spent["without_assessment"] = seconds
-            ranked["without_assessment"] = [
-                rank(found, score_unassessed(found, c.search)) for found in groups
-            ]
-    # One answer for all methods with the same first passage.
-    pairs = {(i, found[0][0]) for rows in ranked.values() for i, found in enumerate(rows)}
-    read = _answer(context, engine, asked, sorted(pairs))
-    for name, rows in ranked.items():
-        own = [read[i, found[0][0]] for i, found in enumerate(rows)]
-        before = spent.get(name, [0.0] * len(own))
-        seconds = [a + r["seconds"] for a, r in zip(before, own, strict=True)]
-        save(name, rows, [r["answer"] for r in own], seconds)
+def _name_passages(
+    records: Sequence[Record], passages: Sequence[Passage]
+) -> list[list[tuple[str, float]]]:
+    return [[(passages[row].id, value) for row, value in r["ranked"]] for r in records]
 
 
 def _rank_by_others(
-    session: "Session", context: StageContext, corpus: Collection, asked: Sequence[str]
+    context: StageContext,
+    passages: Sequence[Passage],
+    asked: Sequence[str],
+    load_encoders: Callable[..., Encoders],
+    encode: Callable[..., np.ndarray],
 ) -> dict[str, list[Ranked]]:
-    """What BM25 and the dense encoder, as it is and trained, find."""
-    depth, texts = min(_DEPTH, len(corpus.passages)), list_texts(corpus.passages)
+    """The rankings by BM25 and by the dense encoder, before and after training."""
+    depth, texts = min(_DEPTH, len(passages)), list_texts(passages)
     found = {"bm25": BM25.build(texts).search(asked, depth)}
-    for name in ("dense", "dense_tuned"):
-        encoders = session.load_encoders(context, name)
-        index = Index.build(
-            session.encode(encoders.passage, texts), backend="exact",
-            encoder=encoders.passage.fingerprint,
-        )  # fmt: skip
-        found[name] = index.search(session.encode(encoders.question, asked), depth)
+    folders = {"dense": None, "dense_tuned": context.path("dense_tuned", "encoder")}
+    for name, folder in folders.items():
+        encoder = load_encoders(folder).passage
+        embeddings = encode(encoder, texts)
+        index = Index.build(embeddings, backend="exact", encoder=encoder.fingerprint)
+        found[name] = index.search(encode(encoder, asked), depth)
     return {
         name: [
             list(zip(*pair, strict=True))
@@ -171,43 +217,50 @@ def _rank_by_others(
     }
 
 
-def make_engine(
-    session: "Session", context: StageContext, corpus: Collection, stage: str, *, titled: bool
-) -> Engine:
-    """A trained model, ready to retrieve from the corpus."""
-    return Engine(
-        model=session.base.model,
-        params=load_tuned(session, context.path(stage, "params")),
-        form=session.make_format(titled=titled),
-        passages=corpus.passages,
-        trie=session.load_trie(context, titled=titled),
-        settings=session.config.search,
-    )
-
-
 def _retrieve(
     context: StageContext, engine: Engine, asked: Sequence[str], name: str
-) -> list[dict[str, Any]]:
-    def run(batch: Sequence[str]) -> list[dict[str, Any]]:
-        clock = Clock()
-        found = engine.retrieve(batch)
-        seconds = clock.read() / len(batch)
-        return [{"groups": groups, "answer": a, "seconds": seconds} for groups, a in found]
+) -> list[Record]:
+    """For each question the candidates in groups by title, the answer and the seconds."""
 
-    file = f"found_{name}.jsonl"
-    return context.map_batches(file, asked, run, batch_size=_TOGETHER, unit=f"questions ({name})")
+    def run(batch: Sequence[str]) -> list[Record]:
+        return [{"groups": groups, "answer": answer} for groups, answer in engine.retrieve(batch)]
+
+    file, unit = f"found_{name}.jsonl", f"questions ({name})"
+    return context.map(file, asked, timed(run), batch_size=_TOGETHER, unit=unit)
 
 
-def _answer(
-    context: StageContext, engine: Engine, asked: Sequence[str], pairs: Sequence[tuple[int, int]]
-) -> dict[tuple[int, int], dict[str, Any]]:
-    """Answers from one row of the corpus each, by the question's number and the row."""
+def _read_groups(record: Record) -> list[list[Candidate]]:
+    return [[Candidate(*candidate) for candidate in group] for group in record["groups"]]
 
-    def run(batch: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-        clock = Clock()
+
+def _score_found(found: Sequence[Record], search: SearchConfig) -> list[Record]:
+    """The records of a method that retrieves, assesses and answers."""
+    groups = [_read_groups(record) for record in found]
+    return [
+        {
+            "ranked": rank(candidates, score(candidates, search)),
+            "prediction": record["answer"],
+            "seconds": record["seconds"],
+        }
+        for candidates, record in zip(groups, found, strict=True)
+    ]
+
+
+def _answer_first(
+    context: StageContext,
+    engine: Engine,
+    asked: Sequence[str],
+    rankings: Mapping[str, Sequence[Ranked]],
+) -> dict[tuple[int, int], Record]:
+    """Answers from each first passage, by the question's number and the passage's row.
+
+    Methods with the same first passage share an answer.
+    """
+    pairs = sorted({(i, found[0][0]) for rows in rankings.values() for i, found in enumerate(rows)})
+
+    def run(batch: Sequence[tuple[int, int]]) -> list[Record]:
         answers = engine.answer([asked[i] for i, _ in batch], [row for _, row in batch])
-        seconds = clock.read() / len(batch)
-        return [{"answer": answer, "seconds": seconds} for answer in answers]
+        return [{"answer": answer} for answer in answers]
 
-    records = context.map_batches("answers.jsonl", pairs, run, batch_size=_TOGETHER, unit="answers")
+    records = context.map("answers.jsonl", pairs, timed(run), batch_size=_TOGETHER, unit="answers")
     return dict(zip(pairs, records, strict=True))

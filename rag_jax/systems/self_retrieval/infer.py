@@ -1,8 +1,8 @@
 """Retrieval by generation along a trie, self-assessment, and the answer, over one cache.
 
-A question is read once: titles are searched behind it, passages behind each title, and every
-candidate is read and assessed behind it too; the answer goes on from the best candidate's cache
-(Tang et al. 2024, section 3).
+A question is read once. Titles are searched after the question, and passages after each title;
+every candidate is read and assessed after the question; the answer continues from the best
+candidate's cache (Tang et al. 2024, section 3).
 """
 
 from collections import defaultdict
@@ -20,8 +20,8 @@ from rag_jax.data.batches import pad_rows, round_up
 from rag_jax.data.passages import Passage
 from rag_jax.decoding.beams import BeamConfig
 from rag_jax.decoding.cache import Cache
-from rag_jax.decoding.prompts import check_prompts
 from rag_jax.decoding.packing import pack_texts
+from rag_jax.decoding.prompts import check_prompts
 from rag_jax.decoding.trie import Trie, TrieArrays
 from rag_jax.decoding.trie_beams import TrieBeams
 from rag_jax.models.nn.decoder import Decoder
@@ -32,16 +32,22 @@ from rag_jax.systems.self_retrieval.config import SearchConfig
 from rag_jax.systems.self_retrieval.data import Format
 from rag_jax.systems.self_retrieval.scores import Candidate, score, to_probability
 
-# Of candidates in one row: with more, attention to the others' tokens costs what padding would.
+# Largest number of candidates' tokens in one row: with more, attention to other candidates' tokens
+# would cost as much as padding.
 _ROW_TOKENS = 512
 
-# Of tokens, that the one candidate is padded to whose answer is written.
+# The candidate that the answer continues from is padded to a multiple of this number of tokens.
 _READ_MULTIPLE = 64
 
 
 class Title(NamedTuple):
-    """A title found for a question: its probability, its tokens with the heading behind, and the
-    trie's node there."""
+    """A title that was generated for a question.
+
+    Attributes:
+        probability: of the title.
+        tokens: of the title and the heading after it.
+        node: of the trie, after the heading.
+    """
 
     probability: float
     tokens: list[int]
@@ -49,13 +55,14 @@ class Title(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """Candidates that were read, packed into rows, `R / B` for each question.
+    """Candidates that were read and assessed, packed into `R / B` rows for each question.
 
     Attributes:
-        cache: what was read of them, behind their questions.
+        cache: of the candidates, after their questions.
         hidden: `[R, T, D]`, of every token.
-        places: for each question's candidates the row, and the places of the tokens up to the cue.
-        rejections: for each question the probabilities that its candidates are rejected.
+        places: for each question's candidates the row, and the positions of the tokens up to the
+            cue.
+        rejections: for each question the probabilities of its candidates' rejection.
     """
 
     cache: Cache
@@ -66,36 +73,36 @@ class Judged(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Engine:
-    """Everything retrieval needs; its methods take and give plain lists.
+    """The model, trie and settings of retrieval; the methods take and give plain lists.
 
     Attributes:
         passages: the corpus, in the order that the trie was built from.
-        trie: of `form.encode_sequence` of each.
+        trie: of each passage's `format.encode_sequence`.
         settings: of the search.
-        width: tokens that questions are padded to at the least: all that reads behind them is
-            compiled for it.
+        width: smallest number of tokens that questions are padded to; the programs that continue
+            after a question are compiled for this width.
     """
 
     model: Decoder
     params: Any
-    form: Format
+    format: Format
     passages: Sequence[Passage]
     trie: Trie
     settings: SearchConfig
     width: int = 32
 
     def retrieve(self, questions: Sequence[str]) -> list[tuple[list[list[Candidate]], str]]:
-        """For each question the passages found, assessed, by their titles; and its answer.
+        """For each question its candidates in groups by title, and its answer.
 
-        Titles come by probability, and the passages of one too. Without titles all are one group.
-        The answer goes on from the passage with the best score, which is not read again.
+        Titles are ordered by probability, and so are the passages of a title. Without titles there
+        is one group. The answer continues from the cache of the passage with the best score.
 
         Raises:
             RagJaxError: as `check_prompts`.
         """
         results = []
         for count, cache, hidden in self._read(questions):
-            if self.form.titled:
+            if self.format.titled:
                 titles = self._find_titles(cache, hidden, count)
                 paths = self._find_passages(*self._read_titles(cache, titles), count)
             else:
@@ -125,9 +132,9 @@ class Engine:
         return results
 
     def _read(self, questions: Sequence[str]) -> Iterator[tuple[int, Cache, Float[Array, "B D"]]]:
-        """Reads questions in batches; yields how many a batch has, its cache and hidden states."""
+        """Reads questions in batches; yields their number, the cache and the hidden states."""
         batch = self.settings.batch_size
-        prompts = [self.form.encode_question(question) for question in questions]
+        prompts = [self.format.encode_question(question) for question in questions]
         check_prompts(self.model, prompts, max_tokens=self._depth, batch_size=batch)
         width = round_up(max(self.width, *map(len, prompts), 1), 16)
         for start in range(0, len(prompts), batch):
@@ -135,19 +142,19 @@ class Engine:
             arrays = shard_batch(pad_rows(part, width, pad_id=0, batch=batch))
             yield len(part), *steps.read(self.model, self.params, *arrays)
 
-    def _find(
-        self, cache, hidden, starts, active, *, beams: int, stops=None, power=0.0, **more
+    def _search(
+        self, cache, hidden, starts, active, *, beams: int, stops=None, power=0.0, **options
     ) -> TrieBeams:
-        search = BeamConfig(beams, length_penalty=power)
-        given = shard_batch((starts.astype(np.int32), active))
-        arrays = self._arrays, given[0], stops, given[1]
+        config = BeamConfig(beams, length_penalty=power)
+        starts, active = shard_batch((starts.astype(np.int32), active))
+        arrays = self._arrays, starts, stops, active
         return fetch(
-            steps.find(self.model, self.params, cache, hidden, *arrays, config=search, **more)
+            steps.search(self.model, self.params, cache, hidden, *arrays, config=config, **options)
         )
 
     def _find_titles(self, cache: Cache, hidden, count: int) -> list[list[Title]]:
         s, batch = self.settings, self.settings.batch_size
-        found = self._find(
+        found = self._search(
             cache,
             hidden,
             np.zeros(batch),
@@ -163,7 +170,7 @@ class Engine:
                     to_probability(float(found.logprobs[b, w]), int(found.lengths[b, w]), s),
                     *self._titles[int(found.nodes[b, w])],
                 )
-                for w in np.flatnonzero(found.real[b])
+                for w in np.flatnonzero(found.exists[b])
             ]
             for b in range(count)
         ]
@@ -171,7 +178,7 @@ class Engine:
     def _read_titles(
         self, cache: Cache, titles: Sequence[Sequence[Title]]
     ) -> tuple[Cache, Float[Array, "R D"], Int[np.ndarray, "R"], Bool[np.ndarray, "R"]]:
-        """Caches behind each title, their hidden states, nodes, and which rows are titles."""
+        """A cache after each title, the hidden states, the nodes, and which rows are titles."""
         batch, times = self.settings.batch_size, self.settings.titles
         filler = Title(0.0, next(iter(self._titles.values()))[0][-1:], 0)
         rows = [
@@ -180,16 +187,16 @@ class Engine:
             for w in range(times)
         ]
         arrays = pad_rows([row.tokens for row in rows], self._title_width, pad_id=0)
-        cache, hidden = steps.go_on(self.model, self.params, cache, *shard_batch(arrays))
+        cache, hidden = steps.read_titles(self.model, self.params, cache, *shard_batch(arrays))
         active = np.asarray([row is not filler for row in rows])
         return cache, hidden, np.asarray([row.node for row in rows]), active
 
     def _find_passages(
         self, cache: Cache, hidden, starts, active, count: int
     ) -> list[list[list[tuple[list[int], float]]]]:
-        """For each question and title its passages: rows of the corpus and log-probability."""
+        """For each question and title the passages found: rows of the corpus, log-probability."""
         s = self.settings
-        found = self._find(
+        found = self._search(
             cache,
             hidden,
             starts,
@@ -204,9 +211,9 @@ class Engine:
         return [groups[b * times : b * times + titles[b]] for b in range(count)]
 
     def _find_from_root(self, cache: Cache, hidden, count: int):
-        """The same without titles: all passages of a question are one group."""
+        """Passages found without titles: all passages of a question are one group."""
         s, batch = self.settings, self.settings.batch_size
-        found = self._find(
+        found = self._search(
             cache,
             hidden,
             np.zeros(batch),
@@ -220,19 +227,19 @@ class Engine:
     def _list_passages(self, found: TrieBeams, row: int) -> list[tuple[list[int], float]]:
         return [
             (self.trie.rows_at(int(found.nodes[row, w])), float(found.logprobs[row, w]))
-            for w in np.flatnonzero(found.real[row])
+            for w in np.flatnonzero(found.exists[row])
         ]
 
     def _judge(self, cache: Cache, found: Sequence[Sequence[Sequence[int]]]) -> Judged:
-        """Reads and judges each question's passages, each given by its rows of the corpus."""
-        batch, reject = self.settings.batch_size, self.form.encode_reject()
-        more = reject[:-1]
+        """Reads and assesses each question's passages, each given by its rows of the corpus."""
+        batch, reject = self.settings.batch_size, self.format.encode_reject()
+        predicting = reject[:-1]  # the rejection's tokens that predict its next ones
         texts = [
-            [[*self.form.encode_reading(self.passages[rows[0]]), *more] for rows in group]
+            [[*self.format.encode_reading(self.passages[rows[0]]), *predicting] for rows in group]
             for group in found
         ]
         packed = pack_texts([*texts, *[[]] * (batch - len(texts))], limit=_ROW_TOKENS)
-        order: dict[int, list[list[int]]] = defaultdict(list)  # each row's candidates
+        order: dict[int, list[list[int]]] = defaultdict(list)  # candidates of each row
         numbers = []
         for row, places in chain.from_iterable(packed.texts):
             numbers.append((row, len(order[row])))
@@ -250,7 +257,7 @@ class Engine:
         return Judged(
             cache,
             hidden,
-            [[(row, p[: len(p) - len(more)]) for row, p in group] for group in packed.texts],
+            [[(row, p[: len(p) - len(predicting)]) for row, p in group] for group in packed.texts],
             [
                 [
                     to_probability(float(said[next(numbers)]), len(reject), self.settings)
@@ -270,22 +277,24 @@ class Engine:
         for b, (row, path) in enumerate(chosen):
             rows[b], lengths[b] = row, len(path)
             places[b, : len(path)] = path
-        picked = steps.pick(judged.cache, judged.hidden, *shard_batch((rows, places, lengths)))
+        picked = steps.pick_candidates(
+            judged.cache, judged.hidden, *shard_batch((rows, places, lengths))
+        )
         tokens, lengths = fetch(
             steps.answer(
                 self.model,
                 self.params,
                 *picked,
-                jnp.asarray(self.form.encode_accept(), jnp.int32),
+                jnp.asarray(self.format.encode_accept(), jnp.int32),
                 shard_batch(np.arange(batch) < len(best)),
                 max_tokens=self.settings.max_answer,
-                stop_ids=(self.form.tokenizer.eos_id,),
+                stop_ids=(self.format.tokenizer.eos_id,),
             )
         )
-        decode_text = self.form.tokenizer.decode
+        decode_text = self.format.tokenizer.decode
         return [decode_text(tokens[b, : lengths[b]]).strip() for b in range(len(best))]
 
-    # What searches share, made when first needed.
+    # Shared by all searches, made when first needed.
 
     @cached_property
     def _arrays(self) -> TrieArrays:
@@ -293,10 +302,10 @@ class Engine:
 
     @cached_property
     def _titles(self) -> dict[int, tuple[list[int], int]]:
-        """By the node where a title is known: its tokens and the node behind its heading."""
+        """By the node where a title is known: its tokens, and the node after its heading."""
         titles = list(dict.fromkeys(passage.title for passage in self.passages))
-        tokens = [self.form.encode_title(title) for title in titles]
-        ends = self.trie.find([self.form.encode_title_end(title) for title in titles])
+        tokens = [self.format.encode_title(title) for title in titles]
+        ends = self.trie.find([self.format.encode_title_end(title) for title in titles])
         nodes = self.trie.find(tokens)
         return dict(zip(ends.tolist(), zip(tokens, nodes.tolist(), strict=True), strict=True))
 

@@ -1,4 +1,4 @@
-"""How candidates are ranked (Tang et al. 2024, section 3.4)."""
+"""The scores by which candidates are ranked (Tang et al. 2024, section 3.4)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,13 +10,13 @@ from rag_jax.systems.self_retrieval.config import SearchConfig
 
 
 class Candidate(NamedTuple):
-    """A passage found for a question.
+    """A passage that was generated for a question.
 
     Attributes:
-        rows: of the corpus; several where passages are the same to the letter.
-        title: probability of its title, 1 without titles.
-        passage: log-probability of its text up to where it was known, in nats.
-        reject: probability that it is rejected.
+        rows: of the corpus; several if passages have equal texts.
+        title: probability of the passage's title, 1 without titles.
+        passage: log-probability in nats of the passage's text, up to the trie's leaf.
+        reject: probability of the rejection.
     """
 
     rows: list[int]
@@ -26,7 +26,12 @@ class Candidate(NamedTuple):
 
 
 def to_probability(logprob: float, length: int, settings: SearchConfig) -> float:
-    """Of a text from the sum of its tokens' log-probabilities, or its tokens' geometric mean."""
+    """The probability of a text, or the geometric mean of its tokens' probabilities.
+
+    Args:
+        logprob: the sum of the tokens' log-probabilities, in nats.
+        length: number of tokens.
+    """
     return float(np.exp(logprob / max(length, 1) if settings.lengths == "mean" else logprob))
 
 
@@ -43,7 +48,7 @@ def score(groups: Sequence[Sequence[Candidate]], settings: SearchConfig) -> list
 def score_unassessed(
     groups: Sequence[Sequence[Candidate]], settings: SearchConfig
 ) -> list[list[float]]:
-    """The same without self-assessment: passages of a title by their own probabilities."""
+    """Scores without self-assessment: passages of a title by their own probabilities."""
     own = [np.asarray([c.passage for c in group]) for group in groups]
     return _weigh(groups, own, 1.0, settings)
 

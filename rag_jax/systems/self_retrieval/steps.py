@@ -1,28 +1,28 @@
-"""The compiled steps of a query: prompt, titles, passages, their assessment, and the answer."""
+"""The compiled steps of a query: read the question, search titles and passages, assess, answer."""
 
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from rag_jax.decoding.beams import BeamConfig
 from rag_jax.decoding.cache import Cache, append, fork, grow, write_branches
 from rag_jax.decoding.prompts import last_hidden, read_prompts
 from rag_jax.decoding.sample import decode
+from rag_jax.decoding.score import score_at
 from rag_jax.decoding.trie import TrieArrays
 from rag_jax.decoding.trie_beams import TrieBeams, search_trie
-from rag_jax.losses import token_logprobs
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.runtime.sharding import constrain_rows
 
 read = jax.jit(read_prompts, static_argnames="model")
 
 
-@partial(jax.jit, static_argnames=("model", "max_tokens", "search", "greedy"))
-def find(
+@partial(jax.jit, static_argnames=("model", "max_tokens", "config", "greedy"))
+def search(
     model: Decoder,
-    params,
+    params: PyTree,
     cache: Cache,
     hidden: Float[Array, "B D"],
     trie: TrieArrays,
@@ -31,23 +31,36 @@ def find(
     active: Bool[Array, "B"],
     *,
     max_tokens: int,
-    search: BeamConfig,
+    config: BeamConfig,
     greedy: bool = False,
 ) -> TrieBeams:
-    """Titles, which end at `stops`, or passages, behind what the cache has read."""
-    settings = {"max_tokens": max_tokens, "search": search, "greedy": greedy}
+    """The likeliest titles, which end at `stops`, or passages, after what the cache has read."""
     return search_trie(
-        model, params, cache, hidden, trie, starts, stops=stops, active=active, **settings
+        model,
+        params,
+        cache,
+        hidden,
+        trie,
+        starts,
+        max_tokens=max_tokens,
+        config=config,
+        greedy=greedy,
+        stops=stops,
+        active=active,
     )
 
 
 @partial(jax.jit, static_argnames="model")
-def go_on(
-    model: Decoder, params, cache: Cache, tokens: Int[Array, "R T"], mask: Bool[Array, "R T"]
+def read_titles(
+    model: Decoder,
+    params: PyTree,
+    cache: Cache,
+    tokens: Int[Array, "R T"],
+    mask: Bool[Array, "R T"],
 ) -> tuple[Cache, Float[Array, "R D"]]:
-    """Reads `R / B` titles behind a copy of each question's cache."""
+    """Reads `R / B` titles, each after a copy of its question's cache."""
     times = len(tokens) // len(cache.position)
-    copies = jax.tree.map(
+    copies = jax.tree.map(  # [B, ...] -> [R, ...]
         lambda leaf: constrain_rows(jnp.repeat(leaf, times, axis=0), len(tokens)), cache
     )
     output, copies = append(model, params, copies, tokens, mask)
@@ -57,20 +70,21 @@ def go_on(
 @partial(jax.jit, static_argnames="model")
 def assess(
     model: Decoder,
-    params,
+    params: PyTree,
     cache: Cache,
     tokens: Int[Array, "R T"],
-    seen: Bool[Array, "R T T"],
+    attention_mask: Bool[Array, "R T T"],
     depth: Int[Array, "R T"],
     places: Int[Array, "R C r"],
     reject: Int[Array, "r"],
 ) -> tuple[Cache, Float[Array, "R T D"], Float[Array, "R C"]]:
-    """Reads candidates behind each question, and judges them.
+    """Reads candidates after each question, and scores their rejection.
 
     Args:
-        tokens: with `seen` and `depth` as `pack_texts` gives them: each candidate up to the cue,
-            and all of the rejection but its last token behind it.
-        places: of each candidate's tokens that the rejection's are drawn from.
+        tokens: each candidate up to the cue, and after it the rejection without its last token;
+            packed, with `attention_mask` and `depth`, by `pack_texts`.
+        places: for each candidate the positions of the tokens that predict the rejection's tokens.
+        reject: the rejection's tokens.
 
     Returns:
         The cache, the hidden state of every token, and the log-probability of each candidate's
@@ -78,44 +92,43 @@ def assess(
     """
     rows, width = tokens.shape
     cache = fork(model, cache, rows // len(cache.position))
-    slot = cache.real.shape[1]
+    slot = cache.num_slots
     output, cache = write_branches(
         model,
         params,
         grow(cache, width),
         tokens,
-        jnp.pad(seen, ((0, 0), (0, 0), (slot, 0))),
+        jnp.pad(attention_mask, ((0, 0), (0, 0), (slot, 0))),
         slot=slot,
         depth=depth,
         length=slot + width,
     )
-    count = places.shape[1] * places.shape[2]
-    states = jnp.take_along_axis(output.hidden, places.reshape(rows, count, 1), axis=1)
-    logits = model.apply({"params": params}, states, method="logits")
-    said = jnp.tile(reject, (rows, places.shape[1]))
-    logprobs = token_logprobs(logits, said).reshape(places.shape)
+    at = places.reshape(rows, -1)  # [R, C, r] -> [R, C * r]
+    targets = jnp.tile(reject, (rows, places.shape[1]))
+    logprobs = score_at(model, params, output.hidden, at, targets).reshape(places.shape)
     return cache, output.hidden, logprobs.sum(axis=-1)
 
 
 @jax.jit
-def pick(
+def pick_candidates(
     cache: Cache,
     hidden: Float[Array, "R T D"],
     rows: Int[Array, "B"],
     places: Int[Array, "B L"],
     lengths: Int[Array, "B"],
 ) -> tuple[Cache, Float[Array, "B D"]]:
-    """One candidate of each question, without those that were read beside it.
+    """One candidate of each question, without the candidates packed into the same row.
 
-    What goes on from it is then compiled once, however they were packed.
+    The step that answers is then compiled once, however candidates were packed.
 
     Args:
-        cache: with `hidden` what `assess` left: slots of candidates alone, the questions before.
-        rows: where each question's candidate was read.
-        places: of its tokens up to the cue, in their order; `lengths` of them count.
+        cache: from `assess`, as is `hidden`: slots of candidates, with the questions as prefix.
+        rows: the row of each question's candidate.
+        places: of the candidate's tokens up to the cue, in their order, padded.
+        lengths: number of these tokens.
 
     Returns:
-        The questions' caches with the candidates behind, and the cues' hidden states.
+        A cache of the candidates, with the questions as prefix, and the cues' hidden states.
     """
     mask = jnp.arange(places.shape[1])[None] < lengths[:, None]
     at = places[:, None, None]
@@ -136,7 +149,7 @@ def pick(
 @partial(jax.jit, static_argnames=("model", "max_tokens", "stop_ids"))
 def answer(
     model: Decoder,
-    params,
+    params: PyTree,
     cache: Cache,
     hidden: Float[Array, "B D"],
     accept: Int[Array, "a"],
@@ -145,11 +158,12 @@ def answer(
     max_tokens: int,
     stop_ids: tuple[int, ...],
 ) -> tuple[Int[Array, "B N"], Int[Array, "B"]]:
-    """Greedy answers behind one candidate of each question.
+    """Greedy answers after one candidate of each question, and their lengths.
 
     Args:
-        cache: with `hidden` what `pick` gave.
-        accept: what is said of a passage before the answer; may be nothing.
+        cache: from `pick_candidates`, as is `hidden`.
+        accept: tokens of the acceptance before the answer; may be empty.
+        active: False on padding rows.
     """
     if len(accept):
         tokens = jnp.tile(accept, (len(hidden), 1))

@@ -19,7 +19,7 @@ from rag_jax.systems import stages
 from rag_jax.systems.index import pipeline as build
 from rag_jax.systems.index.pipeline import build_index
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ENCODER = str(ROOT / "tests" / "golden" / "bert")
 PASSAGES = [
     {"id": "a", "title": "One", "text": "The first of them.\u2028Still the first."},
