@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from launch import evaluate, plan
+from rag_jax.runtime.errors import RagJaxError
+
 ROOT = Path(__file__).parent.parent
 CONFIG = "--config=configs/srrag.py"
 
@@ -63,10 +66,11 @@ def system(tmp_path):
             import os
             import time
             from rag_jax.config import build
-            from rag_jax.pipeline.runner import Stage, run_stages
+            from rag_jax.pipeline.runner import run_stages
+            from rag_jax.pipeline.stage import Stage
             from rag_jax.systems.srrag.config import SRRAGConfig
 
-            def run(config, workdir, *, shard):
+            def run(config, workdir, *, worker):
                 settings = build(SRRAGConfig, config)
 
                 def count(context):
@@ -76,26 +80,29 @@ def system(tmp_path):
                         print(batch, flush=True)
                         return [{"seed": settings.seed, "item": item} for item in batch]
 
-                    context.map_batches("out.jsonl", range(60), work, batch_size=2, unit="items")
+                    context.map("out.jsonl", range(60), work, batch_size=2, unit="items")
 
                 read = {"seed": settings.seed}
                 stage = Stage("count", count, read, shardable=("out.jsonl",))
-                run_stages([stage], workdir, shard=shard)
+                run_stages([stage], workdir, worker=worker)
         """)
     )
     (tmp_path / "main.py").write_text(
         textwrap.dedent("""
+            import importlib
             import signal
             import sys
             from launch import train
 
             # A suite that runs in the background was told to ignore it.
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            train.SYSTEMS["srrag"] = "slow"
+            rooms = {("srrag", "pipeline"): "slow"}
+            train.open_room = lambda *room: importlib.import_module(rooms[room])
             sys.exit(train.run())
         """)
     )
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    path = f"{ROOT}{os.pathsep}{tmp_path}"
+    environment = os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
 
     def start(*arguments, hang=False):
         """Runs it; `hang` in its fourth batch, until it is interrupted."""
@@ -123,8 +130,9 @@ def test_stopped_and_the_same_command_again(tmp_path, system, number, status):
     assert said.endswith("interrupted; the same command continues\n")
     assert "Traceback" not in said
     out = tmp_path / "run" / "stages" / "count" / "out.jsonl"
-    done = out.read_text().count("\n")
+    done = sum(piece.read_text().count("\n") for piece in out.parent.glob("out.*-*.jsonl"))
     assert done in (4, 6)  # the third batch was computed, and may not have been written
+    assert not out.exists()
 
     with system(*arguments) as process:
         batches, said = process.communicate()
@@ -140,7 +148,7 @@ def test_stopped_and_the_same_command_again(tmp_path, system, number, status):
     assert "stage count: kept" in said
 
 
-def test_shards(tmp_path, system):
+def test_workers(tmp_path, system):
     arguments = [f"--workdir={tmp_path / 'run'}", "--config.seed=7"]
     for value in ("2/2", "1", "-1/2", "a/b"):
         with system(*arguments, f"--shard={value}") as process:
@@ -151,9 +159,29 @@ def test_shards(tmp_path, system):
         made = [process.communicate() for process in (one, other)]
     assert [one.returncode, other.returncode] == [0, 0]
     assert [batches.count("\n") for batches, _ in made] == [15, 15]
-    assert made[1][1].endswith("every stage is made; shard 0 writes the report\n")
+    assert made[1][1].endswith("every stage is made; worker 0 writes the report\n")
     out = tmp_path / "run" / "stages" / "count" / "out.jsonl"
     assert out.read_text() == "".join(f'{{"seed": 7, "item": {i}}}\n' for i in range(60))
+
+
+def test_a_folder_of_another_version(tmp_path, system):
+    (tmp_path / "run" / "stages").mkdir(parents=True)
+    with system(f"--workdir={tmp_path / 'run'}") as process:
+        _, said = process.communicate()
+    assert process.returncode == 1
+    assert said.startswith(f"error: {tmp_path / 'run'}: the folder was made by another version of")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")
+@pytest.mark.parametrize(
+    ("command", "systems"), [(plan, "rag, srrag"), (evaluate, "srrag")], ids=["plan", "evaluate"]
+)
+def test_a_command_serves_the_systems_that_have_its_room(monkeypatch, command, systems):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(RagJaxError) as caught:
+        command.main(["--config=configs/dpr.py"])
+    assert str(caught.value) == f"config.system='dpr': must be one of {systems}"
 
 
 def test_a_value_out_of_range(tmp_path, system):

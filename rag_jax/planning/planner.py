@@ -20,10 +20,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from rag_jax.evaluation.report import format_columns
-from rag_jax.pipeline.stage import log
 from rag_jax.planning.collectives import count_collectives
 from rag_jax.runtime.chips import Chip, find_chip
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.progress import log
 from rag_jax.runtime.sharding import count_bytes_per_device
 
 _GIB = 2**30

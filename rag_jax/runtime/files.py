@@ -137,6 +137,42 @@ def read_jsonl(path: str | os.PathLike) -> list[Any]:
         return [json.loads(line) for line in file]
 
 
+def read_lines(path: Path) -> tuple[list[Any], int]:
+    """Reads JSON lines that `append_line` wrote, up to the first torn line.
+
+    Returns:
+        The records, and the number of their bytes; none of a missing file.
+    """
+    records: list[Any] = []
+    size = 0
+    if path.exists():
+        with open(path, "rb") as file:
+            for line in file:
+                with contextlib.suppress(ValueError):
+                    if line.endswith(b"\n"):
+                        records.append(json.loads(line))
+                        size += len(line)
+                        continue
+                break
+    return records, size
+
+
+def append_line(path: Path, size: int, line: str) -> int:
+    """Cuts a file to `size` bytes, appends a line and waits for the disk; the first process alone.
+
+    Returns:
+        The new size.
+    """
+    data = line.encode()
+    if is_first():
+        with open(path, "ab") as out:
+            out.truncate(size)
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+    return size + len(data)
+
+
 def save_rows(path: Path, pieces: Iterable[np.ndarray], count: int) -> None:
     """Writes the rows of several arrays as one `.npy` file, atomically.
 

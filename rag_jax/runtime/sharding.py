@@ -110,6 +110,11 @@ def check_batches(mesh: Mesh, sizes: dict[str, int]) -> None:
 # Parameters.
 
 
+def prefix_rules(prefix: str, rules: Rules) -> Rules:
+    """Rules for parameters that are under a name of a larger tree, such as `generator/...`."""
+    return tuple((f"{prefix}/(?:{regex})", spec) for regex, spec in rules)
+
+
 def choose_spec(path: str, shape: Sequence[int], mesh: Mesh, rules: Rules) -> PartitionSpec:
     """The spec of a parameter, or of an adapter or optimiser moment that belongs to a parameter.
 

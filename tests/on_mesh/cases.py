@@ -1,29 +1,42 @@
-"""On meshes of eight simulated devices everything is as on one; run by tests/test_sharding.py."""
+"""On meshes of eight simulated devices everything is as on one; run by tests/runtime.
 
-import contextlib
+The systems' cases are in `system_cases.py`.
+"""
+
+import tempfile
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from on_mesh.common import (
+    ADAPTED,
+    FIT_STEPS,
+    GREEDY,
+    SAMPLED,
+    SIZES,
+    assert_close,
+    fit_rows,
+    make_bank,
+    make_model,
+    no_bar,
+    off_mesh,
+    write,
+)
 from tiny import make_decoder, make_rows
 
 from rag_jax import lora
 from rag_jax.config import ContrastiveConfig, MeshConfig
-from rag_jax.data.batches import pad_rows
-from rag_jax.decoding import BeamConfig, Sampling, Trie, generate, trie_search
+from rag_jax.decoding import BeamConfig, Trie, generate, trie_search
 from rag_jax.losses import token_logprobs
 from rag_jax.models import load
 from rag_jax.models.nn.bert import Bert
 from rag_jax.retrieval import Index, encode_texts
-from rag_jax.retrieval.contrastive import Encoders, Pair, PairBatches, make_loss
+from rag_jax.retrieval.contrastive import Encoders, Pair, PairBatches, fit_encoders, make_loss
 from rag_jax.retrieval.searchers import find_top
-from rag_jax.runtime.checkpoint import Checkpoints
 from rag_jax.runtime.clock import compile_seconds
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_jsonl
@@ -34,47 +47,12 @@ from rag_jax.runtime.sharding import (
     count_data_rows,
     make_mesh,
     shard_batch,
-    shard_params,
     shardings_of,
 )
-from rag_jax.systems.rag import infer as rag
-from rag_jax.systems.srrag import steps, tune
-from rag_jax.systems.srrag.config import NewTokensConfig, SRRAGConfig
-from rag_jax.systems.srrag.data import TERMS
-from rag_jax.training import loop
 from rag_jax.training.bank import init_bank_state, make_bank_step
 from rag_jax.training.loop import compute_gradients, init_state, make_optimizer, make_step
-from rag_jax.training.rows import Row, pack_rows
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-SIZES = [(8, 1), (4, 2), (1, 8)]
-
-
-@pytest.fixture(params=SIZES, ids=lambda sizes: "x".join(map(str, sizes)))
-def mesh(request):
-    mesh = make_mesh(MeshConfig(*request.param))
-    with jax.set_mesh(mesh):
-        yield mesh
-
-
-def assert_close(found, wanted, tolerance=2e-5):
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(np.asarray(a), b, rtol=tolerance, atol=tolerance),
-        found,
-        jax.tree.map(np.asarray, wanted),
-    )
-
-
-def off_mesh(function, *arguments, **settings):
-    """What a function gives on the first device alone, computed once."""
-    key = (function, repr((arguments, settings)))
-    if key not in _known:
-        with jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ())):
-            _known[key] = jax.tree.map(np.asarray, function(*arguments, **settings))
-    return _known[key]
-
-
-_known = {}
 
 
 @pytest.mark.parametrize("name", ["llama_tied", "llama_untied_sharded", "bert"])
@@ -90,123 +68,36 @@ def test_load(mesh, name):
 # Training.
 
 
-def make_model(mesh, **changes):
-    """The tiny decoder, on one device where `mesh` is None."""
-    model, params = make_decoder(num_layers=1, **changes)
-    return model, params if mesh is None else shard_params(params, mesh, DECODER_RULES)
-
-
-def make_session(mesh, mode):
-    """SR-RAG's training on it."""
-    model, params = make_model(mesh, vocab_size=36, tie_embeddings=True)
-    # The last four tokens are the new ones.
-    ids = {"<EOQ>": 32, "<EOK>": 33, "<Self>": 34, "<Wiki>": 35}
-    tokenizer = SimpleNamespace(token_id=ids.__getitem__)
-    return SimpleNamespace(
-        config=SRRAGConfig(tuning=NewTokensConfig(mode=mode, rank=2)),
-        base=SimpleNamespace(model=model, params=params, tokenizer=tokenizer),
-        mesh=mesh or make_mesh(MeshConfig(1, 1), devices=jax.devices()[:1]),
-        new_ids=list(ids.values()),
-    )
-
-
-def make_parts(seed):
-    """One microbatch of rows and one of pairs."""
-    lengths = np.random.default_rng(seed).integers(9, 17, 24)
-    rows = [
-        Row(str(i), tokens, {"source": (4, 5), "verbalisation": (5, 7), "answer": (7, 9)})
-        for i, tokens in enumerate(make_rows(lengths, seed=seed))
-    ]
-    settings = {"width": 16, "targets": 16, "batch": 8, "scale": 1 / 16, "reduction": "mean"}
-    settings["terms"] = TERMS
-    first, chosen, rejected = (pack_rows(rows[s : s + 8], **settings) for s in (0, 8, 16))
-    pairs = {key: np.concatenate([chosen[key], rejected[key]]) for key in chosen}
-    reference = np.random.default_rng(seed).normal(-8, 1, 16).astype(np.float32)
-    pairs |= {"reference": reference, "pair": np.full(8, 1 / 16, np.float32)}
-    return [("rows", first), ("pairs", pairs)]
-
-
-def train(mode, mesh=None, steps=3):
-    """The first gradients, and the logged metrics and trained arrays after some steps."""
-    session = make_session(mesh, mode)
-    start = tune.start_trainable(session)
-    frozen = None if session.config.tuning.mode == "full" else session.base.params
-    losses = tune.make_losses(session)
-    optimizer = make_optimizer(session.config.stage1, steps)
-    parts = [[(name, shard_batch(x)) for name, x in make_parts(i)] for i in range(steps)]
-    places = shardings_of(start)
-    grads = [
-        compute_gradients(losses[name], start, frozen, arrays, places=places)[0]
-        for name, arrays in parts[0]
-    ]
-    assert all(shardings_of(part) == places for part in grads)
-    step, state, logs = make_step(losses, optimizer), init_state(start, optimizer), []
-    before = shardings_of(state)
-    for number in range(steps):
-        state, metrics = step(state, frozen, parts[number])
-        logs.append(jax.device_get(metrics))
-        compiled = compile_seconds() if number == 0 else compiled
-    assert shardings_of(state) == before
-    assert compile_seconds() == compiled
-    return grads, logs, state.params
-
-
 @pytest.mark.parametrize(
     ("mesh", "mode"), [*((sizes, "full") for sizes in SIZES), ((4, 2), "lora")], indirect=["mesh"]
 )
-def test_training(mesh, mode):
-    wanted, found = off_mesh(train, mode), train(mode, mesh)
-    assert_close(found[:2], wanted[:2])
-    # Adam divides by the gradient's size: where that is near zero, its rounding shows.
-    assert_close(found[2], wanted[2], tolerance=1e-3)
+def test_fit(mesh, mode, tmp_path):
+    wanted_log, wanted = off_mesh(fit_alone, mode=mode)
+    log, trained = fit_rows(tmp_path, mesh, mode=mode)
+    assert [line["step"] for line in log] == list(range(FIT_STEPS))
+    assert_close(log, wanted_log)
+    assert_close(trained, wanted, tolerance=1e-3)  # Adam magnifies rounding
 
 
-def go_on(folder, devices, stop):
-    """Trains from the newest checkpoint until step `stop`, where the run dies."""
-    mesh = make_mesh(MeshConfig(devices, 1), devices=jax.devices()[:devices])
-    with jax.set_mesh(mesh):
-        session = make_session(mesh, "lora")
-        optimizer = make_optimizer(session.config.stage1, 6)
-        step = make_step(tune.make_losses(session), optimizer)
-
-        def batch_at(number):
-            if number == stop:
-                raise KeyboardInterrupt
-            return [(name, shard_batch(x)) for name, x in make_parts(number)], [str(number)]
-
-        return loop.train(
-            init_state(tune.start_trainable(session), optimizer),
-            lambda state, parts: step(state, session.base.params, parts),
-            batch_at,
-            total_steps=6,
-            checkpoints=Checkpoints(folder / "checkpoints"),
-            checkpoint_every=2,
-            progress=lambda *_, **__: contextlib.nullcontext(SimpleNamespace(update=lambda _: 0)),
-            log_path=folder / "log.jsonl",
-            flops_at=lambda number: 0.0,
-        )
+def fit_alone(*, mode):
+    with tempfile.TemporaryDirectory() as folder:
+        return fit_rows(Path(folder), mode=mode)
 
 
-def test_a_run_goes_on_with_other_devices(tmp_path):
-    for name in ("one", "changing"):
-        (tmp_path / name).mkdir()
-    wanted = go_on(tmp_path / "one", 1, None)
+def test_fit_continues_with_other_devices(tmp_path):
+    def run(name, devices, stop):
+        mesh = make_mesh(MeshConfig(devices, 1), devices=jax.devices()[:devices])
+        with jax.set_mesh(mesh):
+            return fit_rows(tmp_path / name, mesh, stop=stop)
+
+    wanted_log, wanted = run("one", 1, None)
     for devices, stop in ((1, 2), (4, 4)):
         with pytest.raises(KeyboardInterrupt):
-            go_on(tmp_path / "changing", devices, stop)
-    found = go_on(tmp_path / "changing", 2, None)
-    logs = [read_jsonl(tmp_path / name / "log.jsonl") for name in ("changing", "one")]
-    assert [line["step"] for line in logs[0]] == list(range(6))
-    assert_close(*logs)
-    assert_close(found.params, wanted.params, tolerance=1e-3)  # as in `test_training`
-
-
-def make_bank(params, size):
-    """Adapters on every kernel, none like another."""
-    draw = partial(lora.init_bank, jax.random.key(0), targets=".*/kernel", rank=2, size=size)
-    bank = jax.eval_shape(draw, params)
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: 0.2 * rng.normal(size=leaf.shape).astype("f"), bank)
+            run("changing", devices, stop)
+    log, trained = run("changing", 2, None)
+    assert [line["step"] for line in log] == list(range(FIT_STEPS))
+    assert_close(log, wanted_log)
+    assert_close(trained, wanted, tolerance=1e-3)
 
 
 def train_bank(mesh=None, steps=3):
@@ -259,16 +150,20 @@ def load_encoder(mesh):
     return replace(bert, config=config, model=Bert(config), params=params)
 
 
+def take_batch(batches, step):
+    return batches.pack(step, batches.plan.examples_at(step))
+
+
 def contrast(mesh=None, *, shared):
     """The first gradients of a retriever, and its losses in two steps, read in chunks."""
     bert, batches = load_encoder(mesh), make_pairs()
     encoders = Encoders(bert, bert, shared=shared)
     loss, optimizer = make_loss(encoders, RETRIEVER), make_optimizer(RETRIEVER, 2)
-    parts = [[("pairs", shard_batch(batches.batch_at(number)[0]))] for number in range(2)]
+    parts = [[("pairs", shard_batch(take_batch(batches, number)))] for number in range(2)]
     start, logs = encoders.params(), []
-    places = shardings_of(start)
-    grads, _ = compute_gradients(loss, start, None, parts[0][0][1], places=places)
-    assert shardings_of(grads) == places
+    shardings = shardings_of(start)
+    grads, _ = compute_gradients(loss, start, None, parts[0][0][1], shardings=shardings)
+    assert shardings_of(grads) == shardings
     step, state = make_step({"pairs": loss}, optimizer), init_state(start, optimizer)
     for number in range(2):
         state, metrics = step(state, None, parts[number])
@@ -284,35 +179,27 @@ def test_negatives_of_the_whole_batch(mesh, shared):
     assert_close(contrast(mesh, shared=shared), off_mesh(contrast, shared=shared))
 
 
+def fit_retriever(folder, mesh=None, *, shared):
+    """The losses of a retriever that the driver trains, and its question encoder."""
+    folder.mkdir()
+    bert, trained = load_encoder(mesh), []
+    encoders = Encoders(bert, bert, shared=shared)
+    mesh = mesh or make_mesh(MeshConfig(1, 1), devices=jax.devices()[:1])
+    fit_encoders(encoders, make_pairs(), mesh, folder, no_bar, save=trained.append)
+    log = read_jsonl(folder / "log.jsonl")
+    return [line["loss"] for line in log], trained[0].question.params
+
+
+@pytest.mark.parametrize(("mesh", "shared"), [((8, 1), True), ((4, 2), False)], indirect=["mesh"])
+def test_encoders_are_fitted(mesh, shared, tmp_path):
+    losses, encoder = fit_retriever(tmp_path / "many", mesh, shared=shared)
+    wanted_losses, wanted = off_mesh(fit_retriever, tmp_path / "one", shared=shared)
+    assert len(losses) == 2
+    assert_close(losses, wanted_losses)
+    assert_close(encoder, wanted, tolerance=1e-4)
+
+
 # Decoding.
-
-
-def write(mesh=None, *, sampling, prefix, adapted=False):
-    """Two lots of texts, the second of which compiles nothing."""
-    model, params = make_model(mesh)
-    adapters = make_bank(make_model(None)[1], 7) if adapted else None
-    texts = []
-    for seed in range(2):
-        prompts = make_rows([3, 9, 4, 5, 12, 2, 7], seed=seed)
-        before = compile_seconds()
-        texts += generate(
-            model,
-            params,
-            prompts,
-            prefix=prefix,
-            adapters=adapters,
-            max_tokens=7,
-            stop_ids=(3,),
-            batch_size=16,
-            sampling=sampling,
-        )
-    assert compile_seconds() == before
-    return texts
-
-
-GREEDY = {"sampling": Sampling(), "prefix": (5, 6, 7)}
-SAMPLED = {"sampling": Sampling(temperature=0.7, top_k=9), "prefix": ()}
-ADAPTED = {"sampling": Sampling(), "prefix": (), "adapted": True}
 
 
 @pytest.mark.parametrize(
@@ -322,33 +209,6 @@ ADAPTED = {"sampling": Sampling(), "prefix": (), "adapted": True}
 )
 def test_generation(mesh, settings):
     assert write(mesh, **settings) == off_mesh(write, **settings)
-
-
-@pytest.mark.parametrize("mesh", [(8, 1), (4, 2)], indirect=True)
-def test_beams_under_documents(mesh):
-    """RAG's decoders: beams over a mixture, beams of every document, scores of all their texts."""
-    wanted, found = off_mesh(decode_documents), decode_documents(mesh)
-    for ours, theirs in zip(found, wanted, strict=True):
-        assert_close(ours, theirs, tolerance=1e-4)
-
-
-def decode_documents(mesh=None):
-    model, params = make_model(mesh)
-    rng = np.random.default_rng(0)
-    settings = {"max_tokens": 4, "stop_ids": (3,), "search": BeamConfig(2)}
-    results = []
-    for seed in range(2):
-        compiled = compile_seconds()
-        rows = make_rows(rng.integers(2, 10, 16), seed=seed)
-        tokens, mask = shard_batch(pad_rows(rows, 12, pad_id=0))
-        scores = shard_batch(rng.normal(size=(8, 2)).astype(np.float32))
-        cache, hidden = rag.read(model, params, tokens, mask)
-        mixed = rag.write_token(model, params, cache, hidden, scores, **settings)
-        found = rag.propose(model, params, cache, hidden, scores, **settings)
-        logprobs = rag.score(model, params, cache, hidden, found.tokens, found.lengths, chunk=2)
-        results += [mixed, found, rag.mix(scores, logprobs)]
-    assert compile_seconds() == compiled
-    return results
 
 
 @pytest.mark.parametrize("mesh", [(8, 1), (4, 2)], indirect=True)
@@ -364,7 +224,7 @@ def search_passages(mesh=None):
         compiled = compile_seconds()
         prompts = make_rows([3, 9, 4, 5, 12, 2, 7], seed=seed)
         for greedy in (False, True):
-            settings = {"search": BeamConfig(3), "greedy": greedy, "batch_size": 8}
+            settings = {"config": BeamConfig(3), "greedy": greedy, "batch_size": 8}
             found.append(trie_search(model, params, prompts, trie, **settings))
     assert compile_seconds() == compiled
     return found
@@ -379,40 +239,6 @@ def test_a_batch_that_does_not_divide(mesh):
         generate(model, params, [[1]], max_tokens=1, stop_ids=(), batch_size=9)
     with pytest.raises(RagJaxError, match="rows of a batch=9 does not fit the mesh"):
         shard_batch(np.zeros((9, 2)))
-
-
-@pytest.mark.parametrize("mesh", [(4, 2), (1, 8)], indirect=True)
-def test_a_pass(mesh):
-    """Route, write or read, answer: SR-RAG's programs, on all rows and on some of them again."""
-    wanted, found = off_mesh(run_pass), run_pass(mesh)
-    assert_close(found, wanted, tolerance=1e-4)
-
-
-def run_pass(mesh=None):
-    model, params = make_model(mesh)
-    stops = {"stop_ids": (3,), "max_tokens": 4}
-    results = []
-    for seed in range(2):
-        compiled = compile_seconds()
-        tokens, mask = shard_batch(
-            pad_rows(make_rows(range(2, 10), seed=seed), 12, pad_id=0, batch=8)
-        )
-        routed = steps.route(model, params, tokens, mask, source_ids=(5, 6), layer=1)
-        routed = steps.join_rows([routed, routed])
-        active = shard_batch(np.arange(8) < 5)
-        cache = steps.pick_rows(routed.cache, np.asarray([3, 1, 9, 14, 0, 3, 3, 3], np.int32))
-        cache, *written = steps.verbalise(
-            model, params, cache, jnp.tile(jnp.array([5, 6]), 4), active, active, **stops
-        )
-        answered = steps.answer(model, params, cache, active, cue=(7, 8), **stops)
-        cache = steps.read(
-            model, params, routed.cache, *(jnp.tile(x, (2, 1)) for x in (tokens, mask))
-        )
-        cache = steps.pick_rows(cache, np.arange(8, dtype=np.int32))
-        scores = steps.score_answer(model, params, cache, tokens, mask, cue_length=2)
-        results += [routed.probabilities, routed.key, written, answered, scores]
-    assert compile_seconds() == compiled
-    return results
 
 
 # Retrieval.

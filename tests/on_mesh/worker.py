@@ -1,18 +1,19 @@
-"""One of several processes that train the tiny decoder together; run by tests/test_hosts.py."""
+"""One of several processes that train the tiny decoder together; run by tests/runtime/test_hosts.py."""
 
 import sys
 
 import jax
 import numpy as np
-from on_mesh.cases import GREEDY, make_parts, make_session, write
+import pytest
+from on_mesh.common import GREEDY, fit_rows, write
 
 from rag_jax.config import MeshConfig
-from rag_jax.pipeline.runner import Stage, run_stages
+from rag_jax.pipeline.runner import run_stages
+from rag_jax.pipeline.stage import Stage
 from rag_jax.runtime import hosts
 from rag_jax.runtime.checkpoint import Checkpoints, load_tree, save_tree
 from rag_jax.runtime.files import write_json
 from rag_jax.runtime.sharding import make_mesh, shard_batch, shard_over_devices, shardings_of
-from rag_jax.systems.srrag import tune
 from rag_jax.training.loop import init_state, make_optimizer, make_step, train
 
 STEPS = 3
@@ -22,12 +23,18 @@ def run(workdir, mesh=None):
     """Trains and writes texts as stages of a run; gives the stages' records."""
     stages = [
         Stage("train", lambda context: run_training(context, mesh)),
+        Stage("fit", lambda context: run_fit(context, mesh)),
         Stage("texts", lambda context: write_texts(context, mesh), needs=("train",)),
     ]
     return run_stages(stages, workdir)
 
 
 def run_training(context, mesh):
+    """SR-RAG's training."""
+    from on_mesh.system_cases import make_parts, make_session
+
+    from rag_jax.systems.srrag import tune
+
     session = make_session(mesh, "lora")
     start = tune.start_trainable(session)
     optimizer = make_optimizer(session.config.stage1, STEPS)
@@ -55,20 +62,31 @@ def run_training(context, mesh):
     jax.tree.map(np.testing.assert_array_equal, hosts.fetch(read), hosts.fetch(state.params))
 
 
+def run_fit(context, mesh):
+    """The driver's training, from a checkpoint that an interrupted call left."""
+    with pytest.raises(KeyboardInterrupt):
+        fit_rows(context.folder, mesh, stop=3, progress=context.progress)
+    fit_rows(context.folder, mesh, progress=context.progress)
+    assert not (context.folder / "checkpoints").exists()
+
+
 def write_texts(context, mesh):
     texts = write(mesh, **GREEDY)
-    context.map_batches(
-        "texts.jsonl", texts, lambda some: [{"text": t} for t in some], batch_size=4, unit="texts"
-    )
+    sizes = {"batch_size": 4, "unit": "texts"}
+    records = [{"text": text} for text in texts]
+    made = context.map("texts.jsonl", texts, lambda part: [{"text": t} for t in part], **sizes)
+    assert made == records
     rows = np.arange(14, dtype=np.float32).reshape(7, 2)
-    made = context.map_arrays(
-        "rows.npy",
-        7,
-        lambda some: hosts.fetch(shard_over_devices(rows[some])),
-        batch_size=4,
-        unit="rows",
-    )
+    made = context.map("rows.npy", rows, spread, **sizes)
     np.testing.assert_array_equal(made, rows)
+    made = context.map("arrays.npz", rows, lambda part: {"a": spread(part), "b": part > 5}, **sizes)
+    np.testing.assert_array_equal(made["a"], rows)
+    np.testing.assert_array_equal(made["b"], rows > 5)
+
+
+def spread(rows):
+    """Rows that have been on the devices of all processes."""
+    return hosts.fetch(shard_over_devices(rows))
 
 
 if __name__ == "__main__":

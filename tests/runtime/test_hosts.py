@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from on_mesh import worker
+from on_mesh.common import FIT_STEPS, fit_rows
 from on_mesh.stopped import STEPS
 
 from rag_jax.runtime import hosts
@@ -17,9 +18,8 @@ from rag_jax.runtime.checkpoint import Checkpoints, load_tree
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
 from rag_jax.runtime.sharding import DECODER_RULES, abstract_params
-from rag_jax.systems.srrag import tune
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 
 def find_port():
@@ -74,12 +74,22 @@ def test_two_processes(tmp_path):
     assert len(logs[0]) == worker.STEPS
     for ours, theirs in zip(*logs, strict=True):
         assert ours == pytest.approx(theirs, rel=2e-5)
-    session = worker.make_session(None, "lora")
+    from on_mesh.system_cases import make_session
+
+    from rag_jax.systems.srrag import tune
+
+    session = make_session(None, "lora")
     abstract = abstract_params(tune.start_trainable(session), session.mesh, DECODER_RULES)
     trained = [load_tree(folder / "train" / "params", abstract) for folder in (one, two)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), *trained)
-    texts = [(folder / "texts" / "texts.jsonl").read_text() for folder in (one, two)]
-    assert texts[0] == texts[1]
+    fitted = [fit_rows(folder / "fit") for folder in (one, two)]
+    assert [line["step"] for line in fitted[1][0]] == list(range(FIT_STEPS))
+    for ours, theirs in zip(fitted[0][0], fitted[1][0], strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), *(f[1] for f in fitted))
+    for name in ("texts.jsonl", "rows.npy", "arrays.npz"):
+        files = [(folder / "texts" / name).read_bytes() for folder in (one, two)]
+        assert files[0] == files[1]
 
 
 @pytest.mark.parametrize(

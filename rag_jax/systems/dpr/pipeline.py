@@ -6,16 +6,16 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rag_jax.config import build
+from rag_jax.models import Pretrained
 from rag_jax.pipeline.maps import Worker
 from rag_jax.pipeline.runner import run_session
-from rag_jax.pipeline.stage import Stage
+from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.systems.dpr.config import DPRConfig
 from rag_jax.systems.dpr.evaluate import describe_report, run_evaluation
-from rag_jax.systems.dpr.infer import run_index
 from rag_jax.systems.dpr.session import Session
 from rag_jax.systems.dpr.train import run_training
 from rag_jax.systems.session import bind
-from rag_jax.systems.stages import corpus_stage, run_negatives
+from rag_jax.systems.stages import corpus_stage, run_index, run_negatives
 
 CONFIG = DPRConfig
 
@@ -32,6 +32,10 @@ def list_stages(session: Session) -> list[Stage]:
     c = session.config
     encoder = {"weights": session.fingerprint("encoder.name"), "encoder": c.encoder}
     index = {"settings": {**encoder, "index": c.index}, "shardable": ("embeddings.npy",)}
+
+    def load_trained(context: StageContext) -> Pretrained:
+        return session.load_trained(context.path("train", "")).passage
+
     return [
         corpus_stage(session),
         Stage(
@@ -42,7 +46,7 @@ def list_stages(session: Session) -> list[Stage]:
         ),
         Stage(
             "untrained",
-            bind(session, run_index, load=lambda context: session.untrained),
+            bind(session, run_index, load=lambda context: session.untrained.passage, ids=True),
             needs=("corpus",),
             **index,
         ),
@@ -54,11 +58,7 @@ def list_stages(session: Session) -> list[Stage]:
         ),
         Stage(
             "trained",
-            bind(
-                session,
-                run_index,
-                load=lambda context: session.load_trained(context.path("train", "")),
-            ),
+            bind(session, run_index, load=load_trained, ids=True),
             needs=("corpus", "train"),
             **index,
         ),

@@ -14,20 +14,17 @@ from rag_jax.pipeline.ask import Ask, Facts, Piece, name_passage, read_corpus
 from rag_jax.pipeline.runner import open_stages
 from rag_jax.retrieval import Index
 from rag_jax.runtime.sharding import count_data_rows
-from rag_jax.systems.rag import evaluate, train
-from rag_jax.systems.rag.config import RAGConfig
 from rag_jax.systems.rag.data import pick_passages
+from rag_jax.systems.rag.evaluate import choose_way, make_engine, open_final_index
 from rag_jax.systems.rag.infer import Engine
-from rag_jax.systems.rag.pipeline import Session
+from rag_jax.systems.rag.pipeline import list_stages
+from rag_jax.systems.rag.session import Session
 
-__all__ = ["CONFIG", "Session", "open_run"]
-
-CONFIG = RAGConfig
 _SHOWN = 3  # answers
 
 
 def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
-    """Reads a run's generator, question encoder and index, as they were trained together.
+    """Opens a run's generator, question encoder and index, as they were trained together.
 
     Args:
         corpus: passages to search in place of the run's.
@@ -35,18 +32,23 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
     Raises:
         RagJaxError: as `open_stages`, or the corpus cannot be read.
     """
-    context = open_stages(session.stages(), workdir, ("corpus", "index", "joint"))
-    collection = session.read_corpus(context)
-    trained = train.load_trained(session, context.path("joint", "params"), joint=True)
-    engine = evaluate.make_engine(session, trained["generator"])
-    engine = replace(engine, batch_size=count_data_rows())
-    index, encoder = evaluate.load_final_index(session, context, collection)
-    passages = collection.passages
+    context = open_stages(list_stages(session), workdir, ("corpus", "index", "joint"))
+    session.open_corpus(context.path("corpus", ""))
+    trained = session.make_trainable(joint=True).load_merged(context.path("joint", "params"))
+    decode = replace(session.config.decode, batch_size=count_data_rows())
+    engine = make_engine(session.generator, trained["generator"], session.format, decode)
+    index, encoder = open_final_index(
+        context,
+        trained,
+        encoder=session.encoder,
+        passage_encoder=session.passage_encoder,
+        load_index=session.load_index,
+    )
+    passages = session.passages
     if corpus is not None:
         passages, embeddings = read_corpus(corpus, partial(session.encode, encoder))
-        index = session.build_index(embeddings, passages)
-    labels = session.list_labels(collection) if session.config.task == "classification" else []
-    return partial(_answer, session, engine, trained["query"], index, passages, labels)
+        index = session.build_corpus_index(embeddings, passages)
+    return partial(_answer, session, engine, trained["query"], index, passages, session.labels)
 
 
 def _answer(
@@ -58,8 +60,8 @@ def _answer(
     labels: Sequence[str],
     question: str,
 ) -> Iterator[Facts | Piece]:
-    engine.form.encode_input(question, None)  # refuses one without room before it is searched
-    c, way = session.config, evaluate.choose_way(session)
+    engine.format.encode_input(question, None)  # refuses a question that is too long
+    c, way = session.config, choose_way(session.config)
     queries = session.encode_questions(query, [question])
     scores, rows = index.search(queries, min(c.passages, index.size))
     scores = c.retriever.scale * scores

@@ -1,8 +1,8 @@
-"""What the generator reads and writes: a question behind each of its passages, and an answer.
+"""What the generator reads and writes: a question after each of its passages, and an answer.
 
 An encoder-decoder reads `title / text // question`, as in transformers' retriever; a decoder reads
-a prompt, of the chat template where it has one. The question is never cut: a passage that leaves no
-room for it loses its end.
+a prompt, in its chat template if it has one. The question is never cut: a passage that leaves no
+room for the question is cut at its end.
 """
 
 import logging
@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from rag_jax.data import passages as formats
 from rag_jax.data.batches import pad_rows
+from rag_jax.data.passages import Passage
 from rag_jax.models import Pretrained
 from rag_jax.models.nn.bart import BartConfig
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.runtime.errors import RagJaxError
 
-Passage = tuple[str, str]  # title and text
+PassageText = tuple[str, str]  # title and text
 
 _logger = logging.getLogger(__name__)
 
@@ -29,10 +29,10 @@ class Format:
     """How questions, passages and answers become tokens.
 
     Attributes:
-        kind: "source" for an encoder-decoder, "prompt" for a decoder that goes on after plain
-            text, "chat" for one that answers a message.
-        max_length: tokens that a question and its passage may have together.
-        prefix: what an encoder-decoder's input starts with; BART's is empty.
+        kind: "source" for an encoder-decoder, "prompt" for a decoder that continues plain text,
+            "chat" for a decoder that answers a message.
+        max_length: largest number of tokens of a question and its passage together.
+        prefix: start of an encoder-decoder's input; BART's is empty.
     """
 
     tokenizer: Tokenizer
@@ -40,8 +40,8 @@ class Format:
     max_length: int
     prefix: str = ""
 
-    def encode_input(self, question: str, passage: Passage | None) -> tuple[list[int], bool]:
-        """A question's tokens behind one passage, or behind none.
+    def encode_input(self, question: str, passage: PassageText | None) -> tuple[list[int], bool]:
+        """The tokens of a question after one passage, or without a passage.
 
         Returns:
             The tokens, and whether the passage was cut.
@@ -49,18 +49,18 @@ class Format:
         Raises:
             RagJaxError: the question has no room, even without the passage.
         """
-        tokens = self._lay_out(question, passage)
+        tokens = self._encode(question, passage)
         if len(tokens) <= self.max_length:
             return tokens, False
         title, text = passage or ("", "")
         kept = self.tokenizer.encode(text)
-        # Several times, as what is left takes another token or two where a word was cut in half.
+        # Repeatedly, because a word that is cut in half may take one or two tokens more.
         while kept and len(tokens) > self.max_length:
             kept = kept[: max(0, len(kept) + self.max_length - len(tokens))]
             text = self.tokenizer.decode(kept).rstrip("\ufffd")  # half a character
-            tokens = self._lay_out(question, (title, text))
+            tokens = self._encode(question, (title, text))
         if len(tokens) > self.max_length:
-            tokens = self._lay_out(question, None)
+            tokens = self._encode(question, None)
         if len(tokens) > self.max_length:
             raise RagJaxError(
                 f"max_length={self.max_length}: a question has {len(tokens)} tokens by itself; "
@@ -69,10 +69,10 @@ class Format:
         return tokens, True
 
     def encode_answer(self, answer: str) -> list[int]:
-        """An answer's tokens and the one that ends it.
+        """An answer's tokens and the token that ends it.
 
         Raises:
-            RagJaxError: the answer has none of its own.
+            RagJaxError: the answer has no token.
         """
         text = answer.strip()
         tokens = self.tokenizer.encode(f" {text}" if self.kind == "prompt" else text)
@@ -82,10 +82,10 @@ class Format:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """What ends an answer."""
+        """The tokens that end an answer."""
         return (self.tokenizer.eos_id,)
 
-    def _lay_out(self, question: str, passage: Passage | None) -> list[int]:
+    def _encode(self, question: str, passage: PassageText | None) -> list[int]:
         question = " ".join(question.split())
         title, text = (" ".join(part.split()) for part in passage or ("", ""))
         if self.kind == "source":
@@ -104,7 +104,7 @@ def make_format(generator: Pretrained, *, max_length: int, chat: bool = False) -
     """The format that suits a generator.
 
     Args:
-        chat: whether a decoder is asked in its chat template.
+        chat: whether a decoder's prompt uses its chat template.
 
     Raises:
         RagJaxError: `max_length` is more than the generator takes, or its tokenizer lacks a token
@@ -123,11 +123,11 @@ def make_format(generator: Pretrained, *, max_length: int, chat: bool = False) -
 
 @dataclass(frozen=True)
 class Example:
-    """A question as the generator sees it.
+    """A question as the generator reads it.
 
     Attributes:
-        inputs: tokens of the question behind each of its `K` passages.
-        target: tokens of the answer; empty where there is none to learn from.
+        inputs: for each of the `K` passages the tokens of the passage and the question.
+        target: tokens of the answer; empty at test time.
     """
 
     inputs: list[list[int]]
@@ -135,20 +135,20 @@ class Example:
 
     @property
     def width(self) -> int:
-        """Tokens of the longest input."""
+        """Number of tokens of the longest input."""
         return max(map(len, self.inputs))
 
 
 def make_examples(
-    form: Format,
+    format: Format,
     questions: Sequence[str],
-    passages: Sequence[Sequence[Passage | None]],
+    passages: Sequence[Sequence[PassageText | None]],
     answers: Sequence[str] | None = None,
 ) -> list[Example]:
     """Encodes questions with their passages; logs how many passages were cut.
 
     Args:
-        passages: `K` for each question; None in the place of one for no passage.
+        passages: `K` for each question; None for no passage.
         answers: one for each question.
 
     Raises:
@@ -162,20 +162,20 @@ def make_examples(
                 f"passages: question {i} has {len(passages[i])}, the first {len(passages[0])}; "
                 "give every question the same number, at least 1"
             )
-        encoded = [form.encode_input(question, passage) for passage in passages[i]]
+        encoded = [format.encode_input(question, passage) for passage in passages[i]]
         cut += sum(was_cut for _, was_cut in encoded)
-        target = [] if answers is None else form.encode_answer(answers[i])
+        target = [] if answers is None else format.encode_answer(answers[i])
         examples.append(Example([tokens for tokens, _ in encoded], target))
     if cut:
         total = sum(map(len, passages))
-        _logger.warning("%d of %d passages were cut to %d tokens", cut, total, form.max_length)
+        _logger.warning("%d of %d passages were cut to %d tokens", cut, total, format.max_length)
     return examples
 
 
 def pick_passages(
-    passages: Sequence[formats.Passage], rows: Int[np.ndarray, "N K"]
-) -> list[list[Passage]]:
-    """What the generator reads of the passages in some rows."""
+    passages: Sequence[Passage], rows: Int[np.ndarray, "N K"]
+) -> list[list[PassageText]]:
+    """Titles and texts of the passages in some rows of a corpus."""
     return [[(passages[row].title, passages[row].text) for row in found] for found in rows.tolist()]
 
 
@@ -191,12 +191,13 @@ def pack_inputs(
 def pack_examples(
     examples: Sequence[Example], *, width: int, targets: int, batch: int, scale: float
 ) -> dict[str, np.ndarray]:
-    """Arrays of one microbatch; its shapes depend on the settings and `K` alone.
+    """The generator's arrays of one microbatch; their shapes depend on the settings and `K` alone.
 
     Args:
-        examples: at most `batch`; the rest is padding without weight.
-        width: tokens an input is padded to.
-        targets: tokens an answer is padded to.
+        examples: at most `batch`; missing questions are padding with weight 0.
+        width: number of tokens L that an input is padded to.
+        targets: number of tokens T that an answer is padded to.
+        batch: number of questions B.
         scale: weight of a question in the batch's loss.
 
     Returns:
@@ -214,7 +215,7 @@ def pack_examples(
 def encode_queries(
     tokenizer: Tokenizer, questions: Sequence[str], *, max_length: int
 ) -> list[list[int]]:
-    """Questions as the query encoder reads them; logs how many are cut, which keeps their start."""
+    """Questions as the query encoder reads them; warns of questions that are cut at their end."""
     rows = [tokenizer.encode_with_specials(q, max_length=max_length + 1) for q in questions]
     long = [i for i, row in enumerate(rows) if len(row) > max_length]
     for i in long:
@@ -233,12 +234,12 @@ def pack_queries(
     width: int,
     batch: int,
 ) -> dict[str, np.ndarray]:
-    """Arrays of one microbatch's retrieval: questions, and the passages found for them.
+    """The retriever's arrays of one microbatch: questions, and embeddings of their passages.
 
     Returns:
         `query` and `query_mask` `[B, Q]`, and `passages` `[B, K, E]`.
     """
-    # An empty row is one token long: attention over no token at all has no meaning.
+    # A padding row has one token: attention needs at least one.
     filled = [*queries, *[[0]] * (batch - len(queries))]
     query, mask = pad_rows(filled, width, pad_id=0, batch=batch)
     passages = np.zeros((batch, *embeddings.shape[1:]), np.float32)

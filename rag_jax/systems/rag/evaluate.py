@@ -1,61 +1,71 @@
-"""The comparison: every way of answering on the same questions; and the index swapped."""
+"""The comparison: every way of answering, and every retriever, on the same questions."""
 
-import dataclasses
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from rag_jax.data.gazetteer import build_world, list_changes
 from rag_jax.data.passages import Passage
-from rag_jax.data.questions import Collection, Question
+from rag_jax.data.questions import Question
 from rag_jax.decoding.beams import BeamConfig
 from rag_jax.evaluation.answers import bleu_1, compute_accuracy, exact_match, f1, rouge_l
+from rag_jax.evaluation.compare import Method, Record, compare, mean_numbers, timed
 from rag_jax.evaluation.rankings import answer_hits
 from rag_jax.models import Pretrained
+from rag_jax.pipeline.runner import ReportSpec
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval import BM25, Index, make_text
-from rag_jax.runtime.clock import Clock
-from rag_jax.runtime.files import write_json, write_jsonl
-from rag_jax.systems.rag import train
-from rag_jax.systems.rag.data import pick_passages
+from rag_jax.runtime.files import read_json
+from rag_jax.systems.rag.config import DecodeConfig, RAGConfig, RetrieverConfig
+from rag_jax.systems.rag.data import Format, pick_passages
 from rag_jax.systems.rag.infer import Engine, Way
 from rag_jax.systems.rag.lookup import load_refreshed
+from rag_jax.training.trainable import Trainable
 
-if TYPE_CHECKING:
-    from rag_jax.systems.rag.pipeline import Session
-
-# What an answer is scored by; the first decides.
+# The scores of answers by task; the first one has the interval.
 SCORES = {
     "qa": ("exact_match", "f1"),
     "classification": ("accuracy",),
     "generation": ("rouge_l", "bleu_1"),
 }
-_HITS = (1, 5)  # depths of the hits reported, beside K
-_TOGETHER = 32  # questions between two writes to disk
+_HITS = (1, 5)  # depths of the hits in the report, besides K
+_TOGETHER = 32  # questions of a piece on disk
 
 
-@dataclasses.dataclass(frozen=True)
-class Ranking:
-    """What a search found for every question, best first, and the logits of `p(z|x)`."""
+class Ranking(NamedTuple):
+    """The passages found for every question, best first, and their logits of `p(z|x)`."""
 
     scores: Float[np.ndarray, "N k"]
     rows: Int[np.ndarray, "N k"]
 
 
-def list_methods(task: str) -> list[str]:
-    """The rows of the report's table."""
-    return [method for *_, methods in _list_readings(task, "fast") for method in methods.values()]
+def describe_report(config: RAGConfig) -> ReportSpec:
+    """What the report shows: a row for each way of answering and each retriever."""
+    task, k = config.task, config.passages
+    methods = [m for *_, ways in _list_readings(task, "fast") for m in ways.values()]
+    hits = [f"answer@{k}" for k in sorted({*_HITS, k})] if task == "qa" else []
+
+    def make_tables(stages: Path, *_: Any) -> dict[str, Any]:
+        path = stages / "memory" / "memory.json"
+        if config.data.path is not None:
+            return {}
+        title = "exact match on the facts that the world's other revision changed"
+        return {"tables": {title: read_json(path)}}
+
+    return ReportSpec(
+        model=config.generator.name,
+        methods=dict.fromkeys(methods, "evaluate"),
+        columns=("n", *SCORES[task], *hits, "seconds_per_question"),
+        summarize=partial(summarize, task=task),
+        extras=make_tables,
+    )
 
 
-def list_columns(task: str, passages: int) -> tuple[str, ...]:
-    """What the report's table shows of a run that reads K passages."""
-    hits = [f"answer@{k}" for k in sorted({*_HITS, passages})] if task == "qa" else []
-    return ("n", *SCORES[task], *hits, "seconds_per_question")
-
-
-def summarize(rows: Sequence[dict[str, Any]], task: str) -> dict[str, Any]:
+def summarize(rows: Sequence[Record], task: str) -> dict[str, Any]:
     """A method's numbers over its questions."""
     numbers: dict[str, Any] = {"n": len(rows)}
     if task == "generation":
@@ -65,228 +75,201 @@ def summarize(rows: Sequence[dict[str, Any]], task: str) -> dict[str, Any]:
         main = SCORES[task][0]
         numbers["ci95"] = compute_accuracy([row[main] for row in rows])[1]
     names = [name for name in rows[0] if name in SCORES[task] or name.startswith("answer@")]
-    numbers |= {name: float(np.mean([row[name] for row in rows])) for name in names}
-    seconds = float(np.mean([row["seconds"] for row in rows]))
-    return numbers | {"seconds_per_question": seconds}
+    seconds = mean_numbers(rows, ["seconds"])["seconds"]
+    return numbers | mean_numbers(rows, names) | {"seconds_per_question": seconds}
+
+
+def choose_way(config: RAGConfig) -> Way:
+    """The way of answering of methods that answer in one way: as the generator was trained."""
+    return "token" if config.marginal == "token" else "thorough"
 
 
 def _list_readings(task: str, main: Way) -> list[tuple[str, str | None, dict[Way, str]]]:
-    """Whose generator reads whose passages, and the methods that this gives, by way of decoding.
+    """Whose generator reads whose passages, and the names of the methods by way of decoding.
 
-    Labels are the only answers of a classification, so decoding is not searching.
+    In a classification the labels are scored, so the ways of decoding do not differ.
     """
-    together: dict[Way, str] = {way: way for way in ("token", "fast", "thorough")}
+    every: dict[Way, str] = {way: way for way in ("token", "fast", "thorough")}
     return [
         ("joint", None, {"fast": "closed_book"}),
         ("joint", "bm25", {main: "bm25"}),
         ("frozen", "frozen", {main: "frozen"}),
-        ("joint", "joint", {main: "joint"} if task == "classification" else together),
+        ("joint", "joint", {main: "joint"} if task == "classification" else every),
     ]
 
 
-def make_engine(session: "Session", params: Any) -> Engine:
-    """Some parameters of the generator, ready to answer."""
-    c = session.config.decode
-    search = BeamConfig(c.beams, c.length_penalty, c.early_stopping)
+def make_engine(generator: Pretrained, params: Any, format: Format, decode: DecodeConfig) -> Engine:
+    """A generator with some parameters, ready to answer."""
     return Engine(
-        model=session.generator.model,
+        model=generator.model,
         params=params,
-        form=session.form,
-        max_tokens=c.max_tokens,
-        search=search,
-        batch_size=c.batch_size,
+        format=format,
+        max_tokens=decode.max_tokens,
+        beams=BeamConfig(decode.beams, decode.length_penalty, decode.early_stopping),
+        batch_size=decode.batch_size,
     )
 
 
-def load_final_index(
-    session: "Session", context: StageContext, corpus: Collection
+def open_final_index(
+    context: StageContext,
+    trained: Any,
+    *,
+    encoder: Pretrained,
+    passage_encoder: Pretrained,
+    load_index: Callable[..., Index],
 ) -> tuple[Index, Pretrained]:
-    """The index that goes with the trained encoder, and the passages' encoder that made it.
+    """The index of the trained question encoder, and the encoder that embedded its passages.
 
-    It is as it was before training, unless training refreshed it.
+    The index is as it was before training, unless training refreshed it.
+
+    Args:
+        context: of a stage that needs the stages "index" and "joint".
+        trained: the parameters after the joint training.
     """
+    index = load_index(context.path("index", "index"))
     folder = context.path("joint", "")
-    refreshed = list(folder.glob("passages-*.npy"))
+    refreshed = [int(p.stem.removeprefix("passages-")) for p in folder.glob("passages-*.npy")]
     if not refreshed:
-        return session.load_index(context, corpus), session.passage_encoder
-    last = max(int(path.stem.removeprefix("passages-")) for path in refreshed)
-    trained = train.load_trained(session, folder / "params", joint=True)
-    encoder = dataclasses.replace(session.encoder, params=trained["query"])
-    return load_refreshed(session, folder, last), encoder
+        return index, passage_encoder
+    last = load_refreshed(folder, max(refreshed), index.backend)
+    return last, replace(encoder, params=trained["query"])
 
 
-def run_evaluation(session: "Session", context: StageContext) -> None:
-    """Every method on the same questions.
+def run_evaluation(
+    context: StageContext,
+    *,
+    questions: Sequence[Question],
+    passages: Sequence[Passage],
+    labels: Sequence[str],
+    generator: Pretrained,
+    encoder: Pretrained,
+    passage_encoder: Pretrained,
+    format: Format,
+    make_trainable: Callable[..., Trainable],
+    load_index: Callable[..., Index],
+    encode_questions: Callable[..., Float[np.ndarray, "N E"]],
+    retriever: RetrieverConfig,
+    config: RAGConfig,
+) -> None:
+    """Answers every question in every way.
 
-    `frozen` has the generator trained with the retriever as it was; all others have the one that
-    was trained together with the question's encoder: `closed_book` without passages, `bm25` with
-    BM25's and its scores as the logits of `p(z|x)` (Lewis et al. 2020, section 4.5), the last three
-    with the trained encoder's.
+    `frozen` is the generator trained with the retriever as it was. All other methods use the
+    generator trained together with the question's encoder: `closed_book` without passages, `bm25`
+    with BM25's passages and scores as the logits of `p(z|x)` (Lewis et al. 2020, section 4.5), and
+    the last three with the trained encoder's passages.
     """
-    c, corpus = session.config, session.read_corpus(context)
-    questions = session.pick_questions(corpus, c.evaluate_on, c.decode.questions)
-    asked = [question.question for question in questions]
-    depth = min(max(*_HITS, c.passages), len(corpus.passages))
+    asked, k = [question.question for question in questions], config.passages
+    depth = min(max(*_HITS, k), len(passages))
     trained = {
-        name: train.load_trained(session, context.path(name, "params"), joint=name == "joint")
+        name: make_trainable(joint=name == "joint").load_merged(context.path(name, "params"))
         for name in ("frozen", "joint")
     }
-    engines = {name: make_engine(session, tree["generator"]) for name, tree in trained.items()}
 
     def search(index: Index, name: str) -> Ranking:
-        queries = session.encode_questions(trained[name]["query"], asked)
-        scores, rows = index.search(queries, depth)
-        return Ranking(c.retriever.scale * scores, rows)
+        scores, rows = index.search(encode_questions(trained[name]["query"], asked), depth)
+        return Ranking(retriever.scale * scores, rows)
 
+    encoders = {"encoder": encoder, "passage_encoder": passage_encoder, "load_index": load_index}
+    final, _ = open_final_index(context, trained["joint"], **encoders)
     rankings = {
-        "bm25": Ranking(*BM25.build(map(make_text, corpus.passages)).search(asked, depth)),
-        "frozen": search(session.load_index(context, corpus), "frozen"),
-        "joint": search(load_final_index(session, context, corpus)[0], "joint"),
+        None: None,
+        "bm25": Ranking(*BM25.build(map(make_text, passages)).search(asked, depth)),
+        "frozen": search(load_index(context.path("index", "index")), "frozen"),
+        "joint": search(final, "joint"),
     }
-    for engine, ranking, methods in _list_readings(c.task, choose_way(session)):
-        found = rankings.get(ranking)
-        records = _answer(session, context, engines[engine], asked, corpus.passages, found, methods)
-        for way, method in methods.items():
-            graded = [
-                grade(session, question, record["answers"][way], corpus.passages, found, i)
-                | {"seconds": record["seconds"]}
-                for i, (question, record) in enumerate(zip(questions, records, strict=True))
+    methods = []
+    for name, ranking, ways in _list_readings(config.task, choose_way(config)):
+        engine = make_engine(generator, trained[name]["generator"], format, config.decode)
+        found = rankings[ranking]
+        answers = answer_all(context, engine, asked, passages, found, ways, k=k, labels=labels)
+        for way, method in ways.items():
+            records = [
+                {
+                    "prediction": answer["answers"][way],
+                    "seconds": answer["seconds"],
+                    "found": found and _list_found(found, i, passages),
+                }
+                for i, answer in enumerate(answers)
             ]
-            write_jsonl(context.folder / f"{method}.jsonl", graded)
+            methods.append(Method(method, lambda r=records: r))
+    compare(methods, questions, partial(grade, task=config.task, k=k), context.folder)
 
 
-def _answer(
-    session: "Session",
+def answer_all(
     context: StageContext,
     engine: Engine,
     asked: Sequence[str],
     passages: Sequence[Passage],
     found: Ranking | None,
-    methods: dict[Way, str],
-) -> list[dict[str, Any]]:
-    """For each question its answer in every way, and the seconds that all took together."""
-    is_choice = session.config.task == "classification"
-    labels = session.list_labels(session.read_corpus(context)) if is_choice else []
+    ways: dict[Way, str],
+    *,
+    k: int,
+    labels: Sequence[str] = (),
+) -> list[Record]:
+    """For each question its answer in every way, and the seconds of all ways together.
 
-    def run(batch: Sequence[int]) -> list[dict[str, Any]]:
+    Args:
+        found: the passages of each question; None to read none.
+        ways: names of methods by way of decoding.
+        k: number of passages that are read.
+        labels: of a classification.
+    """
+
+    def run(batch: Sequence[int]) -> list[Record]:
         read, scores = [[None]] * len(batch), np.zeros((len(batch), 1), np.float32)
         if found is not None:
-            k = session.config.passages
-            read = pick_passages(passages, found.rows[batch, :k])
-            scores = found.scores[batch, :k]
-        clock = Clock()
+            read, scores = pick_passages(passages, found.rows[batch, :k]), found.scores[batch, :k]
         questions = [asked[i] for i in batch]
         if labels:
             best = engine.classify(questions, read, scores, labels).argmax(axis=1).tolist()
-            given = {way: [labels[i] for i in best] for way in methods}
+            given = {way: [labels[i] for i in best] for way in ways}
         else:
-            found_by = engine.answer(questions, read, scores, ways=list(methods))
-            given = {way: [answers[0][0] for answers in rows] for way, rows in found_by.items()}
-        seconds = clock.read() / len(batch)
-        return [
-            {"answers": {way: given[way][b] for way in methods}, "seconds": seconds}
-            for b in range(len(batch))
-        ]
+            answers = engine.answer(questions, read, scores, ways=list(ways))
+            given = {way: [best[0][0] for best in rows] for way, rows in answers.items()}
+        return [{"answers": {way: given[way][b] for way in ways}} for b in range(len(batch))]
 
-    names = "-".join(methods.values())
-    return context.map_batches(
+    names = "-".join(ways.values())
+    return context.map(
         f"answers_{names}.jsonl",
         range(len(asked)),
-        run,
+        timed(run),
         batch_size=_TOGETHER,
         unit=f"questions ({names})",
     )
 
 
-def choose_way(session: "Session") -> Way:
-    """How the methods answer that are shown in one way: as they were trained."""
-    return "token" if session.config.marginal == "token" else "thorough"
+def _list_found(
+    found: Ranking, question: int, passages: Sequence[Passage]
+) -> list[tuple[Passage, float]]:
+    rows, scores = found.rows[question].tolist(), found.scores[question].tolist()
+    return [(passages[row], score) for row, score in zip(rows, scores, strict=True)]
 
 
-def grade(
-    session: "Session",
-    question: Question,
-    prediction: str,
-    passages: Sequence[Passage],
-    found: Ranking | None,
-    place: int,
-) -> dict[str, Any]:
+def grade(question: Question, record: Record, *, task: str, k: int) -> Record:
     """One question's record; hits are DPR's, whether a passage's text has an answer.
 
     Args:
-        place: the question's row in what was found.
+        record: "prediction", "seconds", and "found": the passages found with their scores, or None.
+        k: number of passages that were read.
     """
-    task, k = session.config.task, session.config.passages
-    record = {
+    prediction, found = record["prediction"], record["found"]
+    graded = {
         "id": question.id,
         "question": question.question,
         "answers": question.answers,
         "prediction": prediction,
+        "seconds": record["seconds"],
     }
     if task == "generation":
-        record["rouge_l"] = rouge_l(prediction, question.answers)
+        graded["rouge_l"] = rouge_l(prediction, question.answers)
     elif task == "classification":
-        record["accuracy"] = exact_match(prediction, question.answers)
+        graded["accuracy"] = exact_match(prediction, question.answers)
     else:
-        record["exact_match"] = exact_match(prediction, question.answers)
-        record["f1"] = f1(prediction, question.answers)
+        graded["exact_match"] = exact_match(prediction, question.answers)
+        graded["f1"] = f1(prediction, question.answers)
     if found is None:
-        return record
-    ranked = [passages[row] for row in found.rows[place].tolist()]
+        return graded
     if task == "qa":
-        texts = [passage.text for passage in ranked]
-        record |= answer_hits(texts, question.answers, sorted({*_HITS, k}))
-    scores = found.scores[place, :k].tolist()
-    read = zip(ranked[:k], scores, strict=True)
-    return record | {"passages": [{"id": p.id, "score": score} for p, score in read]}
-
-
-def run_memory(session: "Session", context: StageContext) -> None:
-    """Asks about what the world's other revision changed, with the index of either.
-
-    The knowledge is in the index: a model that was trained once gives the answers of whichever
-    index it has (Lewis et al. 2020, section 4.5, "index hot-swapping"). No country is asked about
-    that the training questions are about.
-    """
-    c, corpus = session.config, session.read_corpus(context)
-    worlds = [
-        build_world(**dataclasses.asdict(c.world) | {"revision": revision}) for revision in (0, 1)
-    ]
-    seen = {question.subject for question in worlds[0].questions["train"]}
-    changes = [
-        pair
-        for pair in list_changes(
-            cities=c.world.cities, countries=c.world.countries, seed=c.world.seed
-        )
-        if pair[0].subject not in seen
-    ]
-    order = np.random.default_rng(c.seed).permutation(len(changes))
-    changes = [changes[i] for i in order[: c.decode.memory_questions]]
-    asked = [old.question for old, _ in changes]
-    trained = train.load_trained(session, context.path("joint", "params"), joint=True)
-    engine = make_engine(session, trained["generator"])
-    queries = session.encode_questions(trained["query"], asked)
-    index, encoder = load_final_index(session, context, corpus)
-    main = choose_way(session)
-    table: list[list[str | float]] = [["index", "old facts", "new facts", "n"]]
-    for name, world in zip(("old", "new"), worlds, strict=True):
-        passages = world.passages
-        changed = [i for i, p in enumerate(passages) if p != corpus.passages[i]]
-        embeddings = index.embeddings.copy()
-        if changed:
-            embeddings[changed] = session.encode_passages(encoder, [passages[i] for i in changed])
-        swapped = session.build_index(embeddings, passages)
-        scores, rows = swapped.search(queries, c.passages)
-        found = Ranking(c.retriever.scale * scores, rows)
-        records = _answer(session, context, engine, asked, passages, found, {main: name})
-        right = [
-            np.mean(
-                [
-                    exact_match(record["answers"][main], pair[facts].answers)
-                    for record, pair in zip(records, changes, strict=True)
-                ]
-            )
-            for facts in (0, 1)
-        ]
-        table.append([f"{name} index", *map(float, right), str(len(changes))])
-    write_json(context.folder / "memory.json", table)
+        texts = [passage.text for passage, _ in found]
+        graded |= answer_hits(texts, question.answers, sorted({*_HITS, k}))
+    return graded | {"passages": [{"id": p.id, "score": score} for p, score in found[:k]]}

@@ -1,127 +1,177 @@
-"""Which passages each training step reads, found as the question's encoder is trained."""
+"""Which passages each training step reads, retrieved while the question's encoder is trained."""
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
-from rag_jax.data.batches import round_up
-from rag_jax.data.questions import Collection
-from rag_jax.pipeline.stage import open_to_append, read_whole_lines
+from rag_jax.data.batches import BatchPlan, round_up
+from rag_jax.data.passages import Passage
+from rag_jax.models import Pretrained
 from rag_jax.retrieval.encode import PIECE, embed_batch
 from rag_jax.retrieval.index import Index
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.files import map_array, save_rows, to_json
+from rag_jax.runtime.files import append_line, map_array, read_lines, save_rows, to_json
 from rag_jax.runtime.hosts import fetch, wait_for_all
+from rag_jax.runtime.progress import log
 from rag_jax.runtime.sharding import count_data_rows, shard_batch
 
-if TYPE_CHECKING:
-    from rag_jax.systems.rag.pipeline import Session
-
-# Steps whose retrieved passages count for the entropy that tells a collapse.
+# Number of steps whose retrieved passages count for the entropy that shows a collapse.
 WINDOW = 8
 
 
+def load_refreshed(folder: Path, step: int, backend: str) -> Index:
+    """The index of the passages as the question's encoder of a step embedded them."""
+    embeddings = map_array(folder / f"passages-{step}.npy")
+    return Index.build(embeddings, backend=backend, encoder=f"step {step}")
+
+
+@dataclass
 class Lookup:
-    """Which passages each step reads, as the question's encoder finds them just before.
+    """Retrieval as a hook of the training loop (see `fit`).
 
     A step's passages are searched while the device computes the step before, by the encoder as it
-    was then: they only choose what is read, and `p(z|x)` is computed within the step. They are
-    written down, so that a run that stopped goes on with the very same.
+    was then. They only choose what is read: `p(z|x)` is computed within the step. The passages are
+    written to `found.jsonl`, so a continued run reads the same ones.
 
-    Args:
-        questions_at: gives the numbers of a step's questions.
-        queries: tokens of every question.
+    Attributes:
+        folder: of the training stage.
+        encoder: of questions, before training.
+        passages: the corpus.
+        index: over the passages, before training.
+        plan: of the training's batches.
+        queries: tokens of every training question.
+        count: number of passages K of a question.
+        total_steps: of the training.
+        joint: whether the question's encoder is trained.
+        refresh_every: number of steps between two encodings of the corpus by the question's
+            encoder; 0 for none.
+        encode_passages: embeds passages by an encoder.
     """
 
-    def __init__(
-        self,
-        session: "Session",
-        folder: Path,
-        corpus: Collection,
-        index: Index,
-        questions_at: Callable[[int], list[int]],
-        queries: Sequence[Sequence[int]],
-    ):
-        self._session, self._folder, self._corpus = session, folder, corpus
-        self._questions_at, self._queries = questions_at, queries
-        self._index, self._refreshed = index, 0
-        limit = session.encoder.config.max_length
-        self.width = min(round_up(max(map(len, queries)), 16), limit)  # that queries are padded to
-        self._path = folder / "found.jsonl"
-        records, sizes = read_whole_lines(self._path)
-        self._rows, self._size = {r["step"]: r["rows"] for r in records}, sum(sizes)
-        wait_for_all(f"{self._path} was read")
+    folder: Path
+    encoder: Pretrained
+    passages: Sequence[Passage]
+    index: Index
+    plan: BatchPlan
+    queries: Sequence[Sequence[int]]
+    count: int
+    total_steps: int
+    joint: bool
+    refresh_every: int
+    encode_passages: Callable[..., Float[np.ndarray, "N E"]]
 
-    def embed(self, step: int, params: Any) -> Float[jax.Array, "B E"]:
-        """The embeddings of a step's questions, which need not be waited for."""
-        rows = [self._queries[i] for i in self._questions_at(step)]
-        count = round_up(self._session.config.train.batch_size, count_data_rows())
+    def __post_init__(self) -> None:
+        self._refreshed, self._ahead, self._first_entropy = 0, None, None
+        self._path = self.folder / "found.jsonl"
+        records, self._size = read_lines(self._path)
+        self._rows = {record["step"]: record["rows"] for record in records}
+        wait_for_all(f"{self._path} was read")
+        self.search(0, self.embed(0, self.encoder.params))
+
+    @cached_property
+    def width(self) -> int:
+        """Number of tokens that questions are padded to."""
+        longest = round_up(max(map(len, self.queries)), 16)
+        return min(longest, self.encoder.config.max_length)
+
+    # The hook.
+
+    def before(self, step: int, params: PyTree[Array]) -> None:
+        """Dispatches the embedding of the next step's questions."""
+        self._ahead = self._embed_next(step, params)
+
+    def after(self, step: int, params: PyTree[Array]) -> Mapping[str, Any]:
+        """Refreshes the index if it is due, and searches the next step's passages."""
+        following = step + 1
+        every = self.refresh_every
+        if every and (following % every == 0 or following == self.total_steps):
+            self.refresh(following, params["query"])
+            self._ahead = self._embed_next(step, params)
+        if self._ahead is not None:
+            self.search(following, self._ahead)
+        entropy = self.measure_entropy(step)
+        self._warn_of_collapse(entropy, step)
+        return {"retrieved_entropy": entropy}
+
+    def _embed_next(self, step: int, params: PyTree[Array]) -> Float[Array, "B E"] | None:
+        if step + 1 >= self.total_steps:
+            return None
+        return self.embed(step + 1, params["query"] if self.joint else self.encoder.params)
+
+    # Its parts.
+
+    def embed(self, step: int, params: PyTree[Array]) -> Float[Array, "B E"]:
+        """The embeddings of a step's questions; dispatched, not waited for."""
+        rows = [self.queries[i] for i in self.plan.examples_at(step)]
+        count = round_up(self.plan.batch_size, count_data_rows())
         tokens, lengths = np.zeros((count, self.width), np.int32), np.ones(count, np.int32)
         for i, row in enumerate(rows):
             tokens[i, : len(row)], lengths[i] = row, len(row)
-        return embed_batch(self._session.encoder.model, params, *shard_batch((tokens, lengths)))
+        return embed_batch(self.encoder.model, params, *shard_batch((tokens, lengths)))
 
-    def search(self, step: int, queries: Float[jax.Array, "B E"]) -> None:
-        """Finds a step's passages and writes them down."""
+    def search(self, step: int, queries: Float[Array, "B E"]) -> None:
+        """Searches a step's passages and writes them down."""
         if step in self._rows:
             return
-        count = len(self._questions_at(step))
-        index = self._find_index(step)
-        _, rows = index.search(fetch(queries)[:count], self._session.config.passages)
+        count = len(self.plan.examples_at(step))
+        _, rows = self._find_index(step).search(fetch(queries)[:count], self.count)
         self._rows[step] = rows
-        line = (to_json({"step": step, "rows": rows.tolist()}) + "\n").encode()
-        with open_to_append(self._path, self._size) as append:
-            append(line)
-        self._size += len(line)
+        line = to_json({"step": step, "rows": rows.tolist()}) + "\n"
+        self._size = append_line(self._path, self._size, line)
 
-    def refresh(self, step: int, params: Any) -> None:
-        """Encodes all passages anew, for this step and those after it."""
-        path = self._folder / f"passages-{step}.npy"
+    def refresh(self, step: int, params: PyTree[Array]) -> None:
+        """Embeds all passages by the question's encoder, for this step and those after it."""
+        path = self.folder / f"passages-{step}.npy"
         if path.exists():
             return
-        encoder = dataclasses.replace(self._session.encoder, params=params)
-        passages = self._corpus.passages
-        shards = (passages[start : start + PIECE] for start in range(0, len(passages), PIECE))
-        made = (self._session.encode_passages(encoder, shard) for shard in shards)
-        save_rows(path, made, len(passages))
+        encoder, passages = replace(self.encoder, params=params), self.passages
+        pieces = (passages[start : start + PIECE] for start in range(0, len(passages), PIECE))
+        embedded = (self.encode_passages(encoder, piece) for piece in pieces)
+        save_rows(path, embedded, len(passages))
         wait_for_all(f"{path} was written")
 
     def find(self, step: int) -> tuple[Int[np.ndarray, "B K"], Float[np.ndarray, "B K E"]]:
         """A step's passages: their rows in the corpus and their embeddings.
 
         Raises:
-            RagJaxError: they were not written down.
+            RagJaxError: the step's passages were not written down.
         """
         if step not in self._rows:
             raise RagJaxError(
-                f"{self._path} has no line for step {step}: remove {self._folder} to train anew"
+                f"{self._path} has no line for step {step}: delete {self.folder} to train anew"
             )
         rows = np.asarray(self._rows[step], np.int32)
         return rows, self._find_index(step).embeddings[rows]
 
     def measure_entropy(self, step: int) -> float:
-        """How spread the passages of the last steps are: entropy over its largest value."""
+        """The entropy of the passages of the last steps, as a share of its largest value."""
         first = max(0, step + 1 - WINDOW)
-        seen = np.concatenate([np.ravel(self._rows[s]) for s in range(first, step + 1)])
-        shares = np.unique(seen, return_counts=True)[1] / seen.size
-        return float(-(shares * np.log(shares)).sum() / max(np.log(seen.size), 1e-9))
+        rows = np.concatenate([np.ravel(self._rows[s]) for s in range(first, step + 1)])
+        shares = np.unique(rows, return_counts=True)[1] / rows.size
+        return float(-(shares * np.log(shares)).sum() / max(np.log(rows.size), 1e-9))
 
     def _find_index(self, step: int) -> Index:
-        """The index that holds at a step: as it was made, or as last refreshed."""
-        every = self._session.config.train.refresh_every
+        """The index at a step: as before training, or as last refreshed."""
+        every = self.refresh_every
         at = step // every * every if every else 0
         if at != self._refreshed:
-            self._index = load_refreshed(self._session, self._folder, at)
+            self.index = load_refreshed(self.folder, at, self.index.backend)
             self._refreshed = at
-        return self._index
+        return self.index
 
-
-def load_refreshed(session: "Session", folder: Path, step: int) -> Index:
-    """The index of the passages as the question's encoder saw them at a step."""
-    embeddings = map_array(folder / f"passages-{step}.npy")
-    return Index.build(embeddings, backend=session.config.index.backend, encoder=f"step {step}")
+    def _warn_of_collapse(self, entropy: float, step: int) -> None:
+        """Warns once if all questions get the same passages (Lewis et al. 2020, appendix H)."""
+        if step < WINDOW:
+            self._first_entropy = entropy
+        elif self._first_entropy is not None and entropy < self._first_entropy / 2:
+            log(
+                f"warning: at step {step} the retrieved passages' entropy is {entropy:.2f} of its "
+                f"largest value, at first {self._first_entropy:.2f}: the retriever may be "
+                "collapsing; a lower train.retriever_rate may help"
+            )
+            self._first_entropy = None

@@ -1,14 +1,15 @@
 """The marginal likelihood of answers (Lewis et al. 2020, section 2.1), over microbatches.
 
-`batch` is what `data.pack_examples` and `data.pack_queries` make; question weights are in it, so
-the losses of a batch's microbatches add up to the batch's.
+A batch is from `data.pack_examples` and `data.pack_queries`. It holds the questions' weights, so
+the losses of a step's microbatches add up to the step's loss.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from rag_jax.decoding.prompts import last_hidden
 from rag_jax.losses import mix_documents, rag_sequence_nll, rag_token_nll, token_logprobs
@@ -21,22 +22,28 @@ Marginal = Literal["sequence", "token"]
 
 
 def score_passages(
-    encoder: Bert, params, batch, *, scale: float | Float[Array, ""] = 1.0
+    encoder: Bert,
+    params: PyTree,
+    batch: Mapping[str, Array],
+    *,
+    scale: float | Float[Array, ""] = 1.0,
 ) -> Float[Array, "B K"]:
-    """Logits of `p(z|x)`: products of the questions' embeddings with their passages'.
+    """Logits of `p(z|x)`: dot products of the questions' and their passages' embeddings.
 
-    Passages are constants: the gradient reaches the query encoder, and nothing else.
+    Passages are constants: the gradient reaches only the query encoder.
 
     Args:
-        scale: what the products are multiplied by. 1 for DPR, whose embeddings have any length;
-            cosines, as MiniLM's, need some 20, for a softmax of numbers within [-1, 1] is flat.
+        scale: factor on the dot products. 1 for DPR, whose embeddings are not normalised; about 20
+            for cosines, as MiniLM's, because a softmax of numbers within [-1, 1] is flat.
     """
     queries = embed(encoder, params, batch["query"], batch["query_mask"])
     return scale * jnp.einsum("be,bke->bk", queries, batch["passages"])
 
 
-def target_logits(model: Decoder | Bart, params, batch) -> Float[Array, "B K T V"]:
-    """The scores from which each target token is predicted, under each document."""
+def target_logits(
+    model: Decoder | Bart, params: PyTree, batch: Mapping[str, Array]
+) -> Float[Array, "B K T V"]:
+    """The logits of each target token under each document."""
     rows, (questions, width) = batch["tokens"].shape[0], batch["targets"].shape
     docs = rows // questions
 
@@ -56,6 +63,7 @@ def target_logits(model: Decoder | Bart, params, batch) -> Float[Array, "B K T V
             method="hidden",
         ).hidden[:, start.shape[1] - 1 :]
     else:
+        # One sequence of prompt and answer. The prompt's last token predicts the answer's first.
         read = batch["tokens"].shape[1]
         hidden = model.apply(
             {"params": params},
@@ -66,14 +74,14 @@ def target_logits(model: Decoder | Bart, params, batch) -> Float[Array, "B K T V
         first = last_hidden(hidden[:, :read], batch["mask"])[:, None]
         hidden = jnp.concatenate([first, hidden[:, read:]], axis=1)
     logits = model.apply({"params": params}, hidden, method="logits")
-    return logits.reshape(questions, docs, width, -1)
+    return logits.reshape(questions, docs, width, -1)  # [B * K, T, V] -> [B, K, T, V]
 
 
 def marginal_nll(
     model: Decoder | Bart,
-    params,
+    params: PyTree,
     doc_scores: Float[Array, "B K"],
-    batch,
+    batch: Mapping[str, Array],
     *,
     marginal: Marginal,
     smoothing: float = 0.0,
@@ -100,9 +108,9 @@ def marginal_nll(
 
 def rag_loss(
     model: Decoder | Bart,
-    params,
+    params: PyTree,
     doc_scores: Float[Array, "B K"],
-    batch,
+    batch: Mapping[str, Array],
     *,
     marginal: Marginal,
     smoothing: float = 0.0,
@@ -110,8 +118,8 @@ def rag_loss(
     """The loss of a microbatch.
 
     Returns:
-        The weighted sum over questions; and, of the same weights, `nll` and `doc_entropy`, that of
-        `p(z|x)` in nats, which falls to 0 as one passage takes it all.
+        The weighted sum over questions, and as metrics the weighted sums `nll` and `doc_entropy`:
+        the entropy of `p(z|x)` in nats, which is 0 if one passage has all probability.
     """
     nll = marginal_nll(model, params, doc_scores, batch, marginal=marginal, smoothing=smoothing)
     loss = (nll * batch["weight"]).sum()

@@ -1,110 +1,46 @@
 """Training the generator, and the question's encoder with it, by the marginal likelihood."""
 
-import collections
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-import optax
+import numpy as np
 
 from rag_jax.data.batches import BatchPlan, round_up
-from rag_jax.pipeline.stage import StageContext, log
-from rag_jax.runtime.checkpoint import load_tree
-from rag_jax.runtime.sharding import (
-    BART_RULES,
-    BERT_RULES,
-    DECODER_RULES,
-    Rules,
-    abstract_params,
-    count_data_rows,
-    shard_batch,
-    shard_params,
-)
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Question
+from rag_jax.models import Pretrained
+from rag_jax.models.nn.bart import Bart
+from rag_jax.pipeline.stage import StageContext
+from rag_jax.retrieval import Index
+from rag_jax.runtime.sharding import count_data_rows
+from rag_jax.systems.rag.config import JointTrainConfig, RetrieverConfig
 from rag_jax.systems.rag.data import (
     Example,
+    Format,
     encode_queries,
+    make_examples,
     pack_examples,
     pack_queries,
+    pick_passages,
 )
-from rag_jax.systems.rag.lookup import WINDOW, Lookup
-from rag_jax.systems.rag.loss import rag_loss, score_passages
-from rag_jax.training.loop import init_state, make_optimizer, make_step
-from rag_jax.training.trainable import apply_tuned, cast, init_tuned, tune
-
-if TYPE_CHECKING:
-    from rag_jax.systems.rag.pipeline import Session
-
-
-def init_trainable(session: "Session", params: Any, query: Any, *, joint: bool) -> Any:
-    """What is trained before the first step: of the generator, and the question's encoder."""
-    tuned = init_tuned(session.config.tuning, params, seed=session.config.seed)
-    trained = {"generator": tuned}
-    return trained | {"query": cast(query, jnp.float32)} if joint else trained
-
-
-def find_rules(session: "Session") -> dict[str, Rules]:
-    """How the parts of a trained tree are split over the mesh."""
-    return {"generator": BART_RULES if session.is_seq2seq else DECODER_RULES, "query": BERT_RULES}
-
-
-def _place(session: "Session", tree: Any, put: Callable[..., Any]) -> Any:
-    """A trained tree, placed or described by its parts' rules."""
-    rules = find_rules(session)
-    return {name: put(part, session.mesh, rules[name]) for name, part in tree.items()}
-
-
-def describe_trainable(session: "Session", *, joint: bool) -> Any:
-    """What `init_trainable` gives, as descriptions of arrays."""
-    params = session.generator.params, session.encoder.params
-    abstract = jax.eval_shape(partial(init_trainable, session, joint=joint), *params)
-    return _place(session, abstract, abstract_params)
-
-
-def load_trained(session: "Session", folder: Path, *, joint: bool) -> dict[str, Any]:
-    """The generator's parameters and the question encoder's, after a training."""
-    generator, query = session.generator.params, session.encoder.params
-    trained = load_tree(folder, describe_trainable(session, joint=joint))
-    join = jax.jit(partial(apply_tuned, session.config.tuning, dtype=session.dtype))
-    return {
-        "generator": join(trained["generator"], generator),
-        "query": trained.get("query", query),
-    }
-
-
-def make_loss(session: "Session", *, joint: bool) -> Callable[..., Any]:
-    """The loss by the trained tree; passages are constants, as their encoder is not trained."""
-    c = session.config
-    model = session.generator.model
-    if not session.is_seq2seq:
-        model = model.clone(remat=c.tuning.remat)
-
-    def loss(trained, frozen, batch):
-        query = trained["query"] if joint else frozen["query"]
-        scores = score_passages(session.encoder.model, query, batch, scale=c.retriever.scale)
-        params = apply_tuned(
-            c.tuning, trained["generator"], frozen["generator"], dtype=session.dtype
-        )
-        return rag_loss(
-            model, params, scores, batch, marginal=c.marginal, smoothing=c.train.smoothing
-        )
-
-    return loss
+from rag_jax.systems.rag.lookup import Lookup
+from rag_jax.training.fit import Batch, fit
+from rag_jax.training.loop import LossFunction
+from rag_jax.training.trainable import Trainable
 
 
 def group_examples(
     examples: Sequence[Example], *, docs: int, budget: int, limit: int
 ) -> list[tuple[list[int], int, int]]:
-    """Microbatches of a step's questions: which they are, rows for how many, and their width.
+    """The microbatches of a step's questions: their numbers, number of rows, and width.
 
     Args:
-        docs: passages of each question.
-        budget: tokens of a microbatch.
+        docs: number of passages K of each question.
+        budget: number of tokens of a microbatch.
         limit: the largest width.
     """
-    members: dict[int, list[int]] = collections.defaultdict(list)
+    members: dict[int, list[int]] = defaultdict(list)
     for i, example in enumerate(examples):
         members[min(round_up(example.width, 32), limit)].append(i)
     parts, groups = count_data_rows(), []
@@ -117,137 +53,163 @@ def group_examples(
     return groups
 
 
-def run_training(session: "Session", context: StageContext, *, joint: bool) -> None:
-    """Trains to the end, saves the trained tree as `params` and drops the checkpoints."""
-    if (context.folder / "params").exists():
-        return
-    c, corpus, settings = session.config, session.read_corpus(context), session.config.train
-    questions = session.pick_questions(corpus, "train", settings.questions)
+def run_training(
+    context: StageContext,
+    *,
+    joint: bool,
+    passages: Sequence[Passage],
+    train_questions: Sequence[Question],
+    generator: Pretrained,
+    encoder: Pretrained,
+    format: Format,
+    make_trainable: Callable[..., Trainable],
+    make_loss: Callable[..., LossFunction],
+    load_index: Callable[..., Index],
+    encode_passages: Callable[..., Any],
+    k: int,
+    train: JointTrainConfig,
+    retriever: RetrieverConfig,
+    seed: int,
+    profile_steps: int,
+) -> None:
+    """Trains by the marginal likelihood of each question's first answer.
+
+    Args:
+        joint: whether the question's encoder is trained with the generator.
+        k: number of passages of a question.
+    """
+    trainable = make_trainable(joint=joint)
     queries = encode_queries(
-        session.encoder.tokenizer,
-        [question.question for question in questions],
-        max_length=c.retriever.max_length,
+        encoder.tokenizer, [q.question for q in train_questions], max_length=retriever.max_length
     )
-    plan = BatchPlan(
-        [1] * len(questions),
-        kinds=[""] * len(questions),
-        strata=[0] * len(questions),
-        batch_size=settings.batch_size,
+    plan = plan_questions(len(train_questions), batch_size=train.batch_size, seed=seed)
+    lookup = Lookup(
+        folder=context.folder,
+        encoder=encoder,
+        passages=passages,
+        index=load_index(context.path("index", "index")),
+        plan=plan,
+        queries=queries,
+        count=k,
+        total_steps=train.epochs * plan.num_steps_per_epoch,
+        joint=joint,
+        refresh_every=train.refresh_every if joint else 0,
+        encode_passages=encode_passages,
+    )
+    targets = max(len(format.encode_answer(q.answers[0])) for q in train_questions)
+
+    def pack(step: int, chosen: list[int]) -> Batch:
+        rows, embeddings = lookup.find(step)
+        questions = [train_questions[i] for i in chosen]
+        examples = make_examples(
+            format,
+            [question.question for question in questions],
+            pick_passages(passages, rows),
+            [question.answers[0] for question in questions],
+        )
+        asked = [queries[i] for i in chosen]
+        return Batch(
+            pack_microbatches(
+                examples,
+                asked,
+                embeddings,
+                budget=train.microbatch_tokens,
+                limit=generator.config.max_length,
+                targets=round_up(targets, 8),
+                query_width=lookup.width,
+            ),
+            count_flops(
+                generator,
+                encoder,
+                examples,
+                asked,
+                full=trainable.frozen["generator"] is None,
+                joint=joint,
+            ),
+        )
+
+    fit(
+        plan,
+        pack,
+        {"questions": make_loss(joint=joint)},
+        trainable,
+        train,
+        context.folder,
+        context.progress,
+        ids=[question.id for question in train_questions],
+        hook=lookup,
+        profile_steps=profile_steps,
+    )
+
+
+def plan_questions(count: int, *, batch_size: int, seed: int) -> BatchPlan:
+    """Which questions make each step's batch; microbatches are by `group_examples`."""
+    return BatchPlan(
+        [1] * count,
+        kinds=[""] * count,
+        strata=[0] * count,
+        batch_size=batch_size,
         budget=1,
         program_tokens=0,
-        seed=c.seed,
-    )
-    total = settings.epochs * plan.num_steps_per_epoch
-    index = session.load_index(context, corpus)
-    lookup = Lookup(session, context.folder, corpus, index, plan.examples_at, queries)
-    lookup.search(0, lookup.embed(0, session.encoder.params))
-    targets = max(len(session.form.encode_answer(q.answers[0])) for q in questions)
-    flops: dict[int, float] = {}  # of the steps under way
-
-    def batch_at(number: int) -> tuple[tuple[int, list[tuple[str, Any]]], list[str]]:
-        chosen = plan.examples_at(number)
-        rows, embeddings = lookup.find(number)
-        examples = session.make_examples(corpus, [questions[i] for i in chosen], rows)
-        parts = []
-        for members, count, width in group_examples(
-            examples,
-            docs=c.passages,
-            budget=settings.microbatch_tokens,
-            limit=session.generator.config.max_length,
-        ):
-            arrays = pack_examples(
-                [examples[i] for i in members],
-                width=width,
-                targets=round_up(targets, 8),
-                batch=count,
-                scale=1 / len(chosen),
-            )
-            arrays |= pack_queries(
-                [queries[chosen[i]] for i in members],
-                embeddings[members],
-                width=lookup.width,
-                batch=count,
-            )
-            parts.append(("questions", shard_batch(arrays)))
-        flops[number] = _count_flops(session, examples, [queries[i] for i in chosen], joint=joint)
-        return (number, parts), [questions[i].id for i in chosen]
-
-    start = init_trainable(session, session.generator.params, session.encoder.params, joint=joint)
-    start = _place(session, start, shard_params)
-    optimizer = make_tuner(session, total)
-    step = make_step({"questions": make_loss(session, joint=joint)}, optimizer)
-    frozen = {"generator": None if c.tuning.mode == "full" else session.generator.params}
-    if not joint:
-        frozen["query"] = session.encoder.params
-    first_entropy: list[float] = []
-
-    def take_step(state, batch):
-        number, parts = batch
-        following = number + 1
-        encoder = state.params["query"] if joint else session.encoder.params
-        ahead = lookup.embed(following, encoder) if following < total else None
-        state, metrics = step(state, frozen, parts)
-        # While the device computes the step.
-        every = settings.refresh_every if joint else 0
-        if every and (following % every == 0 or following == total):
-            lookup.refresh(following, state.params["query"])
-            if following < total:
-                ahead = lookup.embed(following, state.params["query"])
-        if following < total:
-            lookup.search(following, ahead)
-        entropy = lookup.measure_entropy(number)
-        _warn_of_collapse(first_entropy, entropy, number)
-        return state, {**metrics, "retrieved_entropy": entropy}
-
-    tune(
-        context,
-        init_state(start, optimizer),
-        take_step,
-        batch_at,
-        total_steps=total,
-        checkpoint_every=settings.checkpoint_every,
-        flops_at=flops.pop,
-        profile_steps=c.profile_steps,
+        seed=seed,
     )
 
 
-def make_tuner(session: "Session", total_steps: int) -> optax.GradientTransformation:
-    """The optimiser; the question's encoder has a rate of its own."""
-    settings = session.config.train
-    return optax.chain(
-        make_optimizer(settings, max(total_steps, 1)),
-        optax.masked(
-            optax.scale(settings.retriever_rate),
-            lambda trained: {name: name == "query" for name in trained},
-        ),
-    )
+def pack_microbatches(
+    examples: Sequence[Example],
+    queries: Sequence[Sequence[int]],
+    embeddings: Any,
+    *,
+    budget: int,
+    limit: int,
+    targets: int,
+    query_width: int,
+) -> list[tuple[str, dict[str, np.ndarray]]]:
+    """The microbatches of one step.
 
-
-def _warn_of_collapse(first: list[float], entropy: float, step: int) -> None:
-    """Says once that the same passages come for every question (Lewis et al. 2020, appendix H)."""
-    if step < WINDOW:
-        first[:] = [entropy]
-    elif first and entropy < first[0] / 2:
-        log(
-            f"warning: at step {step} the retrieved passages' entropy is {entropy:.2f} of its "
-            f"largest value, at first {first[0]:.2f}: the retriever may be collapsing; a lower "
-            "train.retriever_rate may help"
+    Args:
+        examples: the step's questions.
+        queries: tokens of the questions for the query encoder.
+        embeddings: `[N, K, E]`, of each question's passages.
+        budget: number of tokens of a microbatch.
+        limit: largest width of an input.
+        targets: number of tokens that an answer is padded to.
+        query_width: number of tokens that a query is padded to.
+    """
+    microbatches, docs = [], len(examples[0].inputs)
+    for members, count, width in group_examples(examples, docs=docs, budget=budget, limit=limit):
+        arrays = pack_examples(
+            [examples[i] for i in members],
+            width=width,
+            targets=targets,
+            batch=count,
+            scale=1 / len(examples),
         )
-        first.clear()
+        arrays |= pack_queries(
+            [queries[i] for i in members], embeddings[members], width=query_width, batch=count
+        )
+        microbatches.append(("questions", arrays))
+    return microbatches
 
 
-def _count_flops(
-    session: "Session",
+def count_flops(
+    generator: Pretrained,
+    encoder: Pretrained,
     examples: Sequence[Example],
     queries: Sequence[Sequence[int]],
     *,
+    full: bool,
     joint: bool,
 ) -> float:
-    """Operations of a step: through the layers there and back, and for gradients of weights."""
-    passes = 3 if session.config.tuning.mode == "full" else 2
+    """Number of operations of a step's matrix products.
+
+    Args:
+        full: whether all weights of the generator are trained: three passes, else two.
+        joint: whether the question's encoder is trained: three passes, else one.
+    """
     read = sum(len(tokens) for example in examples for tokens in example.inputs)
     targets = sum(len(example.target) * len(example.inputs) for example in examples)
-    tokens = read if session.is_seq2seq else read + targets
-    generator = passes * session.generator.config.count_flops(tokens, targets)
-    asked = sum(map(len, queries))
-    return generator + (3 if joint else 1) * session.encoder.config.count_flops(asked)
+    is_seq2seq = isinstance(generator.model, Bart)
+    tokens = read if is_seq2seq else read + targets
+    flops = (3 if full else 2) * generator.config.count_flops(tokens, targets)
+    return flops + (3 if joint else 1) * encoder.config.count_flops(sum(map(len, queries)))
