@@ -91,7 +91,7 @@ from rag_jax.config import (
     to_config_dict,
 )
 from rag_jax.systems.srrag.config import (
-    AnswerConfig,
+    GroundedAnswerConfig,
     DatastoreConfig,
     LabelConfig,
     NewTokensConfig,
@@ -122,7 +122,7 @@ def _follow_paper(name: str, *, tau: float, layer: int) -> SRRAGConfig:
         stage2=Stage2Config(learning_rate=5e-7, beta=0.3, **stage),
         datastore=DatastoreConfig(layer=layer, k=30),
         route=RouteConfig(tau=tau),
-        answer=AnswerConfig(max_tokens=64, passages=5, batch_size=256),
+        answer=GroundedAnswerConfig(max_tokens=64, passages=5, batch_size=256),
     )
 
 

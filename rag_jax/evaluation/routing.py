@@ -1,7 +1,7 @@
 """How good the choice of sources is: the frontier, the choice itself, its calibration."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -9,7 +9,19 @@ from sklearn.metrics import auc, brier_score_loss, roc_auc_score
 
 from rag_jax.evaluation.answers import calibrate, compute_accuracy, popularity_thirds
 from rag_jax.evaluation.figures import Bars, Chart
-from rag_jax.systems.srrag.config import SourceConfig
+
+
+class Source(Protocol):
+    """A knowledge source.
+
+    Attributes:
+        name: of the source.
+        kind: "verbalise" for the model itself, "search" for an index.
+    """
+
+    name: str
+    kind: str
+
 
 # Methods that choose, in the order of the report.
 ROUTED = ("srrag", "without_knn", "without_verbalisation", "without_stage2", "selective")
@@ -17,7 +29,7 @@ _THIRDS = ("head", "middle", "tail")
 
 
 def analyse(
-    predictions: Mapping[str, Sequence[Mapping[str, Any]]], sources: Sequence[SourceConfig]
+    predictions: Mapping[str, Sequence[Mapping[str, Any]]], sources: Sequence[Source]
 ) -> dict[str, Any]:
     """For every method that chooses its source: what the choice is worth.
 
@@ -29,9 +41,7 @@ def analyse(
     }
 
 
-def analyse_choices(
-    rows: Sequence[Mapping[str, Any]], sources: Sequence[SourceConfig]
-) -> dict[str, Any]:
+def analyse_choices(rows: Sequence[Mapping[str, Any]], sources: Sequence[Source]) -> dict[str, Any]:
     """One method's choices (paper, section 4.1).
 
     Verbalising is right where it answers no worse than any searched source; else searching one of
@@ -136,7 +146,7 @@ def list_tables(
     labels: Mapping[str, Any],
     datastore: Mapping[str, Any],
     predictions: Mapping[str, Sequence[Mapping[str, Any]]],
-    sources: Sequence[SourceConfig],
+    sources: Sequence[Source],
 ) -> dict[str, list[list[str | float]]]:
     """The report's tables besides that of the methods.
 

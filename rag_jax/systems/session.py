@@ -144,7 +144,7 @@ class Session:
         raise NotImplementedError
 
     def open_corpus(self, folder: Path) -> None:
-        """Opens the corpus that `copy_collection` wrote; a second call with the folder does nothing."""
+        """Opens the corpus that `copy_collection` wrote, unless it is open."""
         if self._corpus is None or self._corpus[0] != folder:
             self._corpus = folder, load_collection(folder)
 

@@ -1,4 +1,4 @@
-"""One of several processes that train together when one is told to stop; run by test_hosts.py."""
+"""One of several processes that train together when one is told to stop; run by tests/runtime."""
 
 import contextlib
 import os

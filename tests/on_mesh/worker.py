@@ -1,4 +1,4 @@
-"""One of several processes that train the tiny decoder together; run by tests/runtime/test_hosts.py."""
+"""One of several processes that train the tiny decoder together; run by tests/runtime."""
 
 import sys
 

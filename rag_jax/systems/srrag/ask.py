@@ -1,4 +1,4 @@
-"""Asks a finished run of Self-Routing RAG: its choice, what that rests on, knowledge, answer."""
+"""Asks a finished run of SR-RAG: the choice of a source, its reasons, the knowledge, the answer."""
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
@@ -15,27 +15,23 @@ from rag_jax.decoding.sample import Decoded
 from rag_jax.decoding.stream import spell, stream
 from rag_jax.pipeline.ask import PASSAGES, Ask, Facts, Note, Piece, read_corpus
 from rag_jax.pipeline.runner import open_stages
-from rag_jax.pipeline.stage import log
 from rag_jax.runtime.hosts import fetch
+from rag_jax.runtime.progress import log
 from rag_jax.runtime.sharding import count_data_rows, shard_batch
 from rag_jax.systems.srrag import evaluate
-from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.infer import Engine
-from rag_jax.systems.srrag.pipeline import Session
-from rag_jax.systems.srrag.policy import Datastore, find_nearest, vote
-from rag_jax.systems.srrag.sources import build_indices, search_indices
+from rag_jax.systems.srrag.pipeline import list_stages
+from rag_jax.systems.srrag.policy import Datastore, find_nearest, read_datastore, vote
+from rag_jax.systems.srrag.session import Session
 from rag_jax.systems.srrag.steps import Routed, pick_rows
 
-__all__ = ["CONFIG", "Session", "open_run"]
-
-CONFIG = SRRAGConfig
 _NEAREST = 5  # questions of the datastore that are shown
 
 _widen = jax.jit(grow, static_argnames="slots")
 
 
 def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
-    """Reads a run's model, datastore and indices.
+    """Opens a run's model, datastore and indices.
 
     Args:
         corpus: passages that the searched sources have in place of the run's.
@@ -43,28 +39,21 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
     Raises:
         RagJaxError: as `open_stages`, or the corpus cannot be read.
     """
-    context = open_stages(session.stages(), workdir, ("corpus", "index", "stage2", "datastore"))
-    collection = session.read_corpus(context)
-    engine = replace(
-        evaluate.make_engine(session, context, collection),
-        batch_size=count_data_rows(),
-    )
+    needs = ("corpus", "index", "lengths", "stage2", "datastore")
+    context = open_stages(list_stages(session), workdir, needs)
+    session.open_corpus(context.path("corpus", ""))
+    engine = session.open_engine(context, context.path("stage2", "params"))
+    engine = replace(engine, batch_size=count_data_rows())
     if corpus is not None:
-        passages, embeddings = read_corpus(corpus, session.encode)
-        cut = sum(session.form.shorten(passage.text) != passage.text for passage in passages)
+        passages, embeddings = read_corpus(corpus, session.embed)
+        cut = sum(session.format.shorten(passage.text) != passage.text for passage in passages)
         if cut:
-            limit = session.form.max_text
+            limit = session.format.max_text
             log(f"{cut} passages are cut to {limit} tokens (config.model.max_text)")
-        count = session.config.answer.passages
-        engine = replace(
-            engine,
-            search=search_indices(
-                session, build_indices(session, passages, embeddings), passages, count
-            ),
-            knowledge_width=evaluate.measure_knowledge(session, passages),
-        )
-    datastore = evaluate.read_datastore(session, context)
-    return partial(_answer, session, engine, datastore, session.list_training(collection))
+        engine = session.replace_corpus(engine, passages, embeddings)
+    path = context.path("datastore", "datastore.npz")
+    datastore = read_datastore(path, session.config.datastore, session.check_size)
+    return partial(_answer, session, engine, datastore, session.train_questions)
 
 
 def _answer(
@@ -89,16 +78,16 @@ def _answer(
     ]
     yield Facts("nearest questions, and the source that was better for each", nearest)
     cache = None
-    if number != engine.form.internal:
-        learned = engine.learn(routed, [0], number, [question])
-        if learned.found[0]:
-            yield Facts(PASSAGES, [(learned.texts[0],)])
-            cache = learned.cache
+    if number != engine.format.internal:
+        knowledge = engine.gather_knowledge(routed, [0], number, [question])
+        if knowledge.found[0]:
+            yield Facts(PASSAGES, [(knowledge.texts[0],)])
+            cache = knowledge.cache
         else:
             yield Note(f"{c.sources[number].name} has nothing: the model goes on by itself")
     if cache is None:
         cache = yield from _verbalise(engine, routed)
-    cue = engine.form.encode_answer_cue()
+    cue = engine.format.encode_answer_cue()
     decoded = yield from _write(engine, cache, cue, engine.max_answer, "answer")
     if not fetch(decoded.finished)[0]:
         yield Note(f"cut off at {engine.max_answer} tokens, config.answer.max_tokens")
@@ -107,11 +96,11 @@ def _answer(
 def _tabulate(
     session: Session, probabilities: np.ndarray, votes: np.ndarray, chosen: int
 ) -> list[tuple[str, ...]]:
-    """A row a source, `p_M`, the vote and their product; and what was chosen, by which rule."""
+    """A line a source: `p_M`, the vote, their product, and the rule by which it was chosen."""
     c, k = session.config, session.config.datastore.k
     if c.route.decision == "argmax_product":
         rule = "the largest product"
-    elif chosen == session.form.internal:
+    elif chosen == session.format.internal:
         rule = f"no other is above tau={c.route.tau:g}"
     else:
         rule = f"above tau={c.route.tau:g}"
@@ -124,9 +113,9 @@ def _tabulate(
 
 
 def _verbalise(engine: Engine, routed: Routed) -> Generator[Piece | Note, None, Cache]:
-    """The model as the source writes; the cache is as wide as behind passages."""
+    """The model writes knowledge; the cache gets as many slots as after retrieved knowledge."""
     cache = pick_rows(routed.cache, np.zeros(engine.batch_size, np.int32))
-    token = engine.form.source_ids[engine.form.internal]
+    token = engine.format.source_ids[engine.format.internal]
     limit = engine.max_knowledge
     decoded = yield from _write(engine, cache, [token], limit, "verbalised")
     if not fetch(decoded.finished)[0]:
@@ -137,7 +126,7 @@ def _verbalise(engine: Engine, routed: Routed) -> Generator[Piece | Note, None, 
 def _write(
     engine: Engine, cache: Cache, tokens: Sequence[int], limit: int, title: str
 ) -> Generator[Piece, None, Decoded]:
-    """Reads some tokens behind the first row of a cache, and goes on."""
+    """Reads tokens after the first row of a cache, and writes greedily."""
     rows, decoded = engine.batch_size, None
 
     def list_tokens() -> Iterator[list[int]]:
@@ -148,12 +137,12 @@ def _write(
             cache,
             *shard_batch((np.tile(np.asarray(tokens, np.int32), (rows, 1)), np.arange(rows) < 1)),
             max_tokens=limit,
-            stop_ids=engine.form.stop_ids,
+            stop_ids=engine.format.stop_ids,
         ):
             ids, lengths = fetch((decoded.tokens, decoded.lengths))
             yield ids[0, : lengths[0]].tolist()
 
     yield Piece(title, "")
-    for text in spell(engine.form.tokenizer, list_tokens()):
+    for text in spell(engine.format.tokenizer, list_tokens()):
         yield Piece(title, text)
     return decoded

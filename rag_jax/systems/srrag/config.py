@@ -68,7 +68,7 @@ class VerbaliseConfig:
 
 @dataclass(frozen=True)
 class LabelConfig:
-    """How contexts become a label, by one of the rules that `labels.choose_source` describes, and
+    """How contexts become a label, by one of the rules that `label.choose_source` describes, and
     how many are scored at once; some 1,000 tokens is where a CPU is fastest."""
 
     rule: LabelRule = "top_half_majority"
@@ -120,7 +120,7 @@ class SelectiveConfig:
 
 
 @dataclass(frozen=True)
-class AnswerConfig:
+class GroundedAnswerConfig:
     """Answers at test time: their length in tokens and how many found passages they may read."""
 
     max_tokens: Count = 12
@@ -169,7 +169,7 @@ class SRRAGConfig:
     datastore: DatastoreConfig = DatastoreConfig()
     route: RouteConfig = RouteConfig()
     selective: SelectiveConfig = SelectiveConfig()
-    answer: AnswerConfig = AnswerConfig()
+    answer: GroundedAnswerConfig = GroundedAnswerConfig()
 
     def check(self, path: str) -> None:
         if self.contexts % 2 == 0:

@@ -1,28 +1,45 @@
-"""The packed sequence (Wu et al. 2025, section 3).
+"""Prompts, the packed sequence (Wu et al. 2025, section 3), and training examples.
 
-Every piece is encoded on its own, so that training and inference see the same tokens:
+Every piece of the packed sequence is encoded separately, so that training and inference have the
+same tokens:
 
     Question: {question} Background knowledge:<EOQ><source> {knowledge}<EOK> Answer: {answer}
 
-with one source token a source, `<Self>` and `<Wiki>` by default, and the tokenizer's end-of-text
-behind the answer. The paper prints no exact spacing; this one keeps every special token between
-words that carry their own leading space.
+There is one source token for each source, by default `<Self>` and `<Wiki>`, and the tokenizer's
+end-of-text token after the answer. The paper prints no exact spacing; here every special token is
+between words that carry their own leading space.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from rag_jax.config import TrainConfig
+from rag_jax.data.batches import BatchPlan, Microbatch
+from rag_jax.data.questions import Question
 from rag_jax.models.tokenizer import Tokenizer
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_jsonl
+from rag_jax.runtime.sharding import count_data_rows
 from rag_jax.systems.srrag.config import SourceConfig
-from rag_jax.training.rows import Row
+from rag_jax.training.rows import PROGRAM_TOKENS, Row, pack_rows
 
 TERMS = ("source", "verbalisation", "answer")
 
 
 @dataclass(frozen=True)
 class Format:
-    """The pieces of the packed sequence as tokens; `tokenizer` already has the special tokens, and
-    of a passage's text `max_text` tokens are read."""
+    """The pieces of the packed sequence as tokens.
+
+    Attributes:
+        tokenizer: with the special tokens.
+        sources: the knowledge sources, in the order of their numbers.
+        max_text: number of tokens that are read of a passage's text.
+    """
 
     tokenizer: Tokenizer
     sources: tuple[SourceConfig, ...]
@@ -30,46 +47,53 @@ class Format:
 
     @property
     def source_ids(self) -> tuple[int, ...]:
+        """The source tokens."""
         return tuple(self.tokenizer.token_id(source.token) for source in self.sources)
 
     @property
     def internal(self) -> int:
-        """The number of the source that is the model itself."""
+        """The number of the internal source, the model itself."""
         return [source.kind for source in self.sources].index("verbalise")
 
     @property
     def end_of_knowledge(self) -> int:
+        """The token `<EOK>`."""
         return self.tokenizer.token_id("<EOK>")
 
     @property
     def stop_ids(self) -> tuple[int, int]:
+        """The tokens that end knowledge and answers."""
         return (self.end_of_knowledge, self.tokenizer.eos_id)
 
     def encode_question(self, question: str) -> list[int]:
+        """A question up to `<EOQ>`, where the source is chosen."""
         text = f"Question: {question} Background knowledge:"
         return [*self.tokenizer.encode(text), self.tokenizer.token_id("<EOQ>")]
 
     def shorten(self, text: str) -> str:
-        """A passage's text as far as it is read."""
+        """A passage's text, cut to `max_text` tokens."""
         return self.tokenizer.shorten(text, self.max_text)
 
     def encode_knowledge(self, text: str) -> list[int]:
+        """A knowledge block, without `<EOK>`."""
         return self.tokenizer.encode(f" {text}")
 
     def encode_answer_cue(self) -> list[int]:
+        """`<EOK> Answer:`."""
         return [self.end_of_knowledge, *self.tokenizer.encode(" Answer:")]
 
     def encode_answer(self, answer: str) -> list[int]:
+        """An answer and the token that ends it."""
         return [*self.tokenizer.encode(f" {answer}"), self.tokenizer.eos_id]
 
 
 def special_tokens(sources: Sequence[SourceConfig]) -> list[str]:
-    """The names of the tokens that the vocabulary needs."""
+    """The special tokens, by name, that are added to the vocabulary."""
     return ["<EOQ>", "<EOK>", *(source.token for source in sources)]
 
 
 def render_passage(title: str, text: str) -> str:
-    """A passage as text, with its title where it has one."""
+    """A passage as text, after its title if it has one."""
     return f"{title}: {text}" if title else text
 
 
@@ -79,29 +103,218 @@ def join_passages(passages: Sequence[tuple[str, str]]) -> str:
 
 
 def make_row(
-    form: Format, id: str, question: str, source: int, knowledge: str | None, answer: str | None
+    format: Format, id: str, question: str, source: int, knowledge: str | None, answer: str | None
 ) -> Row:
     """Packs one question.
 
-    The verbalisation term covers `<EOK>` too, or the model would never learn to stop writing. It
-    is there only where the source is the model itself.
+    The row has the term "verbalisation" only if the source is the model itself. The term covers
+    `<EOK>` too, so that the model learns to stop writing.
 
     Args:
-        knowledge: None leaves it out; the answer follows at once.
+        source: number of the source.
+        knowledge: None for a sequence without knowledge, in which the answer follows at once.
         answer: None packs the sequence up to `<EOK>`, for the rejected side of a preference pair.
     """
-    tokens = form.encode_question(question)
+    tokens = format.encode_question(question)
     spans = {"source": (len(tokens), len(tokens) + 1)}
-    tokens.append(form.source_ids[source])
+    tokens.append(format.source_ids[source])
     start = len(tokens)
     if knowledge is not None:
-        tokens += form.encode_knowledge(knowledge)
-    if form.sources[source].kind == "verbalise" and knowledge is not None:
+        tokens += format.encode_knowledge(knowledge)
+    if format.sources[source].kind == "verbalise" and knowledge is not None:
         spans["verbalisation"] = (start, len(tokens) + 1)
     if answer is None:
-        return Row(id, [*tokens, form.end_of_knowledge], spans)
-    tokens += form.encode_answer_cue()
+        return Row(id, [*tokens, format.end_of_knowledge], spans)
+    tokens += format.encode_answer_cue()
     start = len(tokens)
-    tokens += form.encode_answer(answer)
+    tokens += format.encode_answer(answer)
     spans["answer"] = (start, len(tokens))
     return Row(id, tokens, spans)
+
+
+# Prompts of the untrained model.
+
+# The paper's request (appendix B.1): a Wikipedia-style background document, without introduction.
+# Demonstrations are earlier turns of the chat: a small model copies their style better that way.
+_INSTRUCTION = (
+    "You write a short Wikipedia-style background document that helps to answer the question. "
+    "Begin with the document itself and leave out links."
+)
+_ANSWER_CUE = "The answer is"
+
+
+def encode_document_prompt(
+    tokenizer: Tokenizer, question: str, demonstrations: Sequence[tuple[str, str]] = ()
+) -> list[int]:
+    """The untrained model's prompt for a background document, after demonstrations.
+
+    Args:
+        demonstrations: pairs of a question and a document.
+    """
+    turns = [{"role": "system", "content": _INSTRUCTION}]
+    for asked, document in demonstrations:
+        turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": document}]
+    return tokenizer.encode_chat([*turns, {"role": "user", "content": question}])
+
+
+def encode_answer_prompt(
+    tokenizer: Tokenizer, question: str, knowledge: str = "", choices: Iterable[str] = ()
+) -> list[int]:
+    """The untrained model's prompt for an answer, with or without knowledge, up to its cue.
+
+    Args:
+        choices: the labels to choose from; none for a free answer.
+    """
+    labels = list(choices)
+    task = "Answer the question with a few words."
+    if labels:  # Self-RAG's instructions for ARC and for PubHealth, in one sentence for both
+        task = f"Choose the best answer: {', '.join(labels[:-1])} or {labels[-1]}."
+    before = f"Background knowledge: {knowledge}\n\n" if knowledge else ""
+    text = f"{task}\n\n{before}Question: {question}"
+    prompt = tokenizer.encode_chat([{"role": "user", "content": text}])
+    return [*prompt, *tokenizer.encode(_ANSWER_CUE)]
+
+
+def render_context(context: str | Sequence[str]) -> str:
+    """A context as text: a verbalisation unchanged, a passage as `title: text`."""
+    return context if isinstance(context, str) else render_passage(*context)
+
+
+# Training examples.
+
+
+@dataclass(frozen=True)
+class Example:
+    """A training question's sequences.
+
+    Attributes:
+        source: number of the question's source.
+        row: the question with the source's best context.
+        rejected: the question with the worst verbalisation; None unless the source is the model
+            itself and its best and worst verbalisations differ.
+    """
+
+    source: int
+    row: Row
+    rejected: Row | None
+
+    @property
+    def rows(self) -> list[Row]:
+        """The example's row, or its pair of rows."""
+        return [self.row] if self.rejected is None else [self.row, self.rejected]
+
+    @property
+    def length(self) -> int:
+        """Number of tokens that the example is computed with."""
+        return len(self.rows) * max(len(row.tokens) for row in self.rows)
+
+
+def make_examples(
+    format: Format,
+    questions: Sequence[Question],
+    contexts: Path,
+    labels: Sequence[dict[str, Any]],
+    *,
+    extra_mean: float,
+    limit: int,
+    seed: int,
+    closed_book: bool = False,
+    writes: bool = True,
+) -> list[Example]:
+    """Packs every training question with the contexts that its label asks for.
+
+    A searched row has `max(p - 1, 0)` further passages, `p` Poisson. The best passage is in random
+    order among them: its place then says nothing, as at test time.
+
+    Args:
+        questions: to train on.
+        contexts: `contexts.jsonl`, each question's contexts by source.
+        labels: of the questions.
+        extra_mean: mean of `p`.
+        limit: the model's context, in tokens.
+        seed: of the random draws.
+        closed_book: whether to use the labels without verbalising.
+        writes: whether the model writes knowledge before the answer if it is the source itself.
+
+    Raises:
+        RagJaxError: a row is longer than the model's context.
+    """
+    rng = np.random.default_rng((seed, 1))
+    examples = []
+    for question, record, label in zip(questions, read_jsonl(contexts), labels, strict=True):
+        source = label["closed_book_source" if closed_book else "source"]
+        scores = np.asarray(label["scores"][source])
+        texts = record["contexts"][source]
+        best, worst = int(scores.argmax()), int(scores.argmin())
+        pack = partial(make_row, format, question.id, question.question, source)
+        if source == format.internal and not writes:
+            examples.append(Example(source, pack(None, question.answers[0]), None))
+        elif source == format.internal:
+            row = pack(texts[best], question.answers[0])
+            differ = texts[best] != texts[worst]
+            examples.append(Example(source, row, pack(texts[worst], None) if differ else None))
+        else:
+            others = [i for i in rng.permutation(len(texts)) if i != best]
+            extra = max(int(rng.poisson(extra_mean)) - 1, 0)
+            chosen = rng.permutation([best, *others[:extra]])
+            row = pack(join_passages([texts[i] for i in chosen]), question.answers[0])
+            examples.append(Example(source, row, None))
+    for example in examples:
+        if len(example.row.tokens) > limit:
+            raise RagJaxError(
+                f"question {example.row.id}: {len(example.row.tokens)} tokens with its contexts, "
+                f"over the model's context of {limit}; lower config.model.max_text"
+            )
+    return examples
+
+
+def plan_examples(examples: Sequence[Example], settings: TrainConfig, *, seed: int) -> BatchPlan:
+    """Which examples make a step's batch, and which of those a microbatch.
+
+    An example with a rejected side is computed as a pair of rows, so its length is that of both.
+    """
+    return BatchPlan(
+        [example.length for example in examples],
+        kinds=["pairs" if example.rejected else "rows" for example in examples],
+        strata=[example.source for example in examples],
+        batch_size=settings.batch_size,
+        budget=settings.microbatch_tokens,
+        program_tokens=PROGRAM_TOKENS,
+        seed=seed,
+        row_multiple=count_data_rows(),
+    )
+
+
+def pack_examples(
+    examples: Sequence[Example],
+    micro: Microbatch,
+    *,
+    targets: int,
+    scale: float,
+    reduction: str,
+) -> dict[str, np.ndarray]:
+    """The arrays of a microbatch; the rejected sides of pairs are the second half of the rows.
+
+    Args:
+        examples: all that the plan was made from.
+        targets: number of target positions that a row is padded to.
+        scale: weight of an example in the batch's loss.
+        reduction: "mean" over a term's tokens, or "sum".
+    """
+    chosen = [examples[i] for i in micro.indices]
+    sides = [[e.row for e in chosen]]
+    if micro.kind == "pairs":
+        sides.append([e.rejected for e in chosen])
+    halves = [
+        pack_rows(
+            rows,
+            terms=TERMS,
+            width=micro.width // len(sides),
+            targets=targets,
+            batch=micro.rows,
+            scale=scale,
+            reduction=reduction,
+        )
+        for rows in sides
+    ]
+    return {key: np.concatenate([half[key] for half in halves]) for key in halves[0]}

@@ -1,7 +1,7 @@
-"""One left-to-right pass: read the question, choose a source, write or fetch knowledge, answer.
+"""One left-to-right pass: read the question, choose a source, write or retrieve knowledge, answer.
 
-Questions are routed in batches; their rows then go on together from the cache that routing left,
-whatever their sources, so nothing is read twice. What is compiled is in `steps.py`.
+Questions are routed in batches. Their rows then continue together from the cache of routing,
+whatever their sources, so nothing is read twice. The compiled steps are in `steps.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,28 +14,28 @@ from jaxtyping import Bool, Float, Int
 from rag_jax.data.batches import pad_rows, round_up
 from rag_jax.decoding.cache import Cache
 from rag_jax.models.nn.decoder import Decoder
-from rag_jax.pipeline.stage import log
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.hosts import fetch
+from rag_jax.runtime.progress import log
 from rag_jax.runtime.sharding import shard_batch
 from rag_jax.systems.srrag import steps
 from rag_jax.systems.srrag.data import Format, join_passages
 from rag_jax.systems.srrag.steps import Routed
 
-# A source's number and questions to the passages of each as (title, text), best first; none where
-# the source has nothing to say.
+# A source's number and questions to the passages of each question as (title, text), best first; no
+# passage where the source has none.
 Search = Callable[[int, Sequence[str]], list[list[tuple[str, str]]]]
 
 
-class Learned(NamedTuple):
-    """Rows with the knowledge of their sources; those of the cache beyond them are padding.
+class KnowledgeBatch(NamedTuple):
+    """Rows with the knowledge of their sources; further rows of the cache are padding.
 
     Attributes:
-        cache: questions and knowledge.
+        cache: of questions and knowledge.
         texts: the knowledge.
-        written: how many tokens of it the model wrote.
-        ended: False where it was still writing when it reached the limit.
-        found: False where a searched source had nothing to say.
+        written: number of tokens of the knowledge that the model wrote.
+        ended: False where the limit cut the model's knowledge off.
+        found: False where a searched source had no passage.
     """
 
     cache: Cache
@@ -46,28 +46,28 @@ class Learned(NamedTuple):
 
     @property
     def active(self) -> Bool[np.ndarray, "B"]:
-        """Which rows of the cache are real."""
-        return np.arange(self.cache.real.shape[0]) < len(self.texts)
+        """False on padding rows of the cache."""
+        return np.arange(self.cache.token_mask.shape[0]) < len(self.texts)
 
 
 @dataclass(frozen=True)
 class Engine:
-    """Everything a pass needs; its methods take and give plain lists.
+    """The model and settings of a pass; the methods take and give plain lists.
 
     Attributes:
         search: the searched sources.
-        layer: whose output is the datastore key.
-        batch_size: rows of every program.
-        max_knowledge: tokens a verbalisation may have.
-        knowledge_width: slots for the knowledge that a search finds. Rows that write theirs have
-            them too, as the others have slots to write in: one batch holds rows of all sources.
-        max_answer: tokens an answer may have.
+        layer: number of the layer whose output is the datastore key.
+        batch_size: number of rows of every program.
+        max_knowledge: largest number of tokens of a verbalisation.
+        knowledge_width: cache slots reserved for retrieved knowledge. Allocated for every row,
+            because one batch mixes sources.
+        max_answer: largest number of tokens of an answer.
         writes: whether the model as a source verbalises, or answers at once.
     """
 
     model: Decoder
     params: Any
-    form: Format
+    format: Format
     search: Search
     layer: int
     batch_size: int
@@ -78,21 +78,25 @@ class Engine:
 
     @property
     def room(self) -> int:
-        """Tokens a question may have: what knowledge and answer leave of the model's context."""
+        """Largest number of tokens of a question: the context without knowledge and answer."""
         knowledge = 1 + max(self.max_knowledge, self.knowledge_width)
-        answer = len(self.form.encode_answer_cue()) + self.max_answer
+        answer = len(self.format.encode_answer_cue()) + self.max_answer
         return self.model.config.max_length - knowledge - answer
 
     def route(self, questions: Sequence[str]) -> Routed:
-        """Routes questions batch by batch; rows of the result beyond them are padding."""
-        rows = [self.form.encode_question(question) for question in questions]
+        """Routes questions batch by batch; further rows of the result are padding.
+
+        Raises:
+            RagJaxError: a question is too long for the model's context.
+        """
+        rows = [self.format.encode_question(question) for question in questions]
         longest = max(map(len, rows))
         if longest > self.room:
             raise RagJaxError(
                 f"a question of {longest} tokens is longer than the {self.room} that the model's "
                 f"context of {self.model.config.max_length} has for it; shorten it"
             )
-        # In few widths: every later program is compiled anew for another one.
+        # Few widths: every later program is compiled for each.
         width = round_up(longest, 32)
         parts = []
         for start in range(0, len(rows), self.batch_size):
@@ -103,30 +107,33 @@ class Engine:
                     self.model,
                     self.params,
                     *shard_batch(arrays),
-                    source_ids=self.form.source_ids,
+                    source_ids=self.format.source_ids,
                     layer=self.layer,
                 )
             )
         return steps.join_rows(parts)
 
-    def learn(
+    def gather_knowledge(
         self,
         routed: Routed,
         rows: Sequence[int],
         source: int | Sequence[int],
         questions: Sequence[str],
-    ) -> Learned:
-        """Gives at most `batch_size` rows of a routed batch what their sources write or find.
+    ) -> KnowledgeBatch:
+        """The knowledge that sources write or find for at most `batch_size` routed questions.
 
         Args:
-            source: one for all the rows, or one for each.
+            routed: of all questions.
+            rows: the questions, by their rows in `routed`.
+            source: one number for all rows, or one for each.
+            questions: all questions, in the order of `routed`.
         """
-        form, count = self.form, len(rows)
+        format, count = self.format, len(rows)
         sources = np.broadcast_to(np.asarray(source), count)
         cache = steps.pick_rows(
             routed.cache, np.resize(np.asarray(rows, np.int32), self.batch_size)
         )
-        # Rows that only fill the batch have no source.
+        # Padding rows have no source.
         padded = np.pad(sources, (0, self.batch_size - count), constant_values=-1)
         cache, *written = steps.verbalise(
             self.model,
@@ -134,37 +141,37 @@ class Engine:
             cache,
             *shard_batch(
                 (
-                    np.asarray(form.source_ids, np.int32)[padded],
+                    np.asarray(format.source_ids, np.int32)[padded],
                     padded >= 0,
-                    (padded == form.internal) & self.writes,
+                    (padded == format.internal) & self.writes,
                 )
             ),
             max_tokens=self.max_knowledge,
-            stop_ids=form.stop_ids,
+            stop_ids=format.stop_ids,
         )
-        # Nothing has waited for the device yet: it writes while the other sources are searched.
+        # Nothing has waited for the device yet: it writes while the searched sources are searched.
         found = self._find_all(sources, [questions[row] for row in rows])
         texts = [join_passages(passages) for passages in found]
-        chunks = [form.encode_knowledge(text) if text else [] for text in texts]
+        chunks = [format.encode_knowledge(text) if text else [] for text in texts]
         arrays = pad_rows(chunks, self.knowledge_width, pad_id=0, batch=self.batch_size)
         cache = steps.read(self.model, self.params, cache, *shard_batch(arrays))
         tokens, lengths, ended = (array[:count] for array in fetch(tuple(written)))
-        own = self._decode(tokens, lengths)
-        return Learned(
+        verbalised = self._decode(tokens, lengths)
+        return KnowledgeBatch(
             cache,
-            [text or words for text, words in zip(texts, own, strict=True)],
+            [text or words for text, words in zip(texts, verbalised, strict=True)],
             lengths.tolist(),
             ended.tolist(),
-            [s == form.internal or bool(p) for s, p in zip(sources, found, strict=True)],
+            [s == format.internal or bool(p) for s, p in zip(sources, found, strict=True)],
         )
 
     def _find_all(
         self, sources: Int[np.ndarray, "B"], questions: Sequence[str]
     ) -> list[list[tuple[str, str]]]:
-        """Passages for questions with a source each; none from the model itself."""
+        """Passages for questions that have a source each; none for the model itself."""
         found: list[list[tuple[str, str]]] = [[] for _ in questions]
         for source in np.unique(sources).tolist():
-            if source != self.form.internal:
+            if source != self.format.internal:
                 rows = np.flatnonzero(sources == source)
                 passages = self._find(source, [questions[row] for row in rows])
                 for row, texts in zip(rows, passages, strict=True):
@@ -172,40 +179,42 @@ class Engine:
         return found
 
     def _find(self, source: int, questions: Sequence[str]) -> list[list[tuple[str, str]]]:
-        """Passages of a searched source; none from one that can't be read or reached."""
+        """Passages of a searched source; none if the source cannot be read or reached."""
         try:
             return self.search(source, questions)
         except OSError as error:
-            name = self.form.sources[source].name
+            name = self.format.sources[source].name
             log(f"source {name}: {error}; {len(questions)} questions go on without it")
             return [[] for _ in questions]
 
     def _decode(self, tokens: Int[np.ndarray, "B N"], lengths: Int[np.ndarray, "B"]) -> list[str]:
         rows = zip(tokens, lengths, strict=True)
-        return [self.form.tokenizer.decode(row[:length]).strip() for row, length in rows]
+        return [self.format.tokenizer.decode(row[:length]).strip() for row, length in rows]
 
-    def write_answers(self, learned: Learned) -> tuple[list[str], list[int]]:
-        """Greedy answers of the real rows, and how many tokens each has."""
+    def write_answers(self, knowledge: KnowledgeBatch) -> tuple[list[str], list[int]]:
+        """Greedy answers, and the number of tokens of each."""
         tokens, lengths = steps.answer(
             self.model,
             self.params,
-            learned.cache,
-            shard_batch(learned.active),
-            cue=tuple(self.form.encode_answer_cue()),
+            knowledge.cache,
+            shard_batch(knowledge.active),
+            cue=tuple(self.format.encode_answer_cue()),
             max_tokens=self.max_answer,
-            stop_ids=self.form.stop_ids,
+            stop_ids=self.format.stop_ids,
         )
-        tokens, lengths = (array[: len(learned.texts)] for array in fetch((tokens, lengths)))
+        tokens, lengths = (array[: len(knowledge.texts)] for array in fetch((tokens, lengths)))
         return self._decode(tokens, lengths), lengths.tolist()
 
-    def score_answers(self, learned: Learned, answers: Sequence[str]) -> Float[np.ndarray, "B"]:
-        """Log-likelihoods of given answers, for the real rows."""
-        cue = self.form.encode_answer_cue()
-        rows = [[*cue, *self.form.encode_answer(text)] for text in answers]
+    def score_answers(
+        self, knowledge: KnowledgeBatch, answers: Sequence[str]
+    ) -> Float[np.ndarray, "B"]:
+        """Log-likelihoods in nats of given answers."""
+        cue = self.format.encode_answer_cue()
+        rows = [[*cue, *self.format.encode_answer(text)] for text in answers]
         width = round_up(max(map(len, rows)), 16)
         arrays = shard_batch(pad_rows(rows, width, pad_id=0, batch=self.batch_size))
         scores = steps.score_answer(
-            self.model, self.params, learned.cache, *arrays, cue_length=len(cue)
+            self.model, self.params, knowledge.cache, *arrays, cue_length=len(cue)
         )
         return fetch(scores)[: len(rows)]
 
@@ -216,47 +225,47 @@ class Engine:
         source: int | Sequence[int],
         questions: Sequence[str],
     ) -> dict[int, dict[str, Any]]:
-        """Knowledge and answers for rows of a routed batch.
+        """Knowledge and answers for routed questions.
 
-        Questions for which a searched source has nothing fall back on what the model writes.
+        A question for which a searched source has no passage falls back on the model itself.
 
         Args:
-            source: one for all the rows, or one for each.
+            routed: as for `gather_knowledge`, as are `rows`, `source` and `questions`.
 
         Returns:
-            For each row `source`, whose knowledge was read; `probabilities`, `knowledge` and
-            `prediction`; `prompt_tokens` that were given and `generated_tokens` that the model
-            wrote, ends left out; `cut_off`, whether its writing reached the limit; and
+            For each row `source`, the name of the source that was read; `probabilities` of all
+            sources, `knowledge` and `prediction`; `prompt_tokens` read and `generated_tokens`
+            written, without stop tokens; `cut_off`, whether the limit cut the knowledge off; and
             `fell_back`.
         """
         sources = np.broadcast_to(np.asarray(source), len(rows))
-        # By source, for a batch in which no row writes skips that, and so it does with reading.
+        # Ordered by source: a batch in which no row writes, or none reads, skips that step.
         order = np.argsort(sources, kind="stable")
         probabilities = fetch(routed.probabilities)
-        cue, records, missing = len(self.form.encode_answer_cue()), {}, []
+        cue, records, missing = len(self.format.encode_answer_cue()), {}, []
         for start in range(0, len(rows), self.batch_size):
             places = order[start : start + self.batch_size]
             batch, numbers = [int(rows[place]) for place in places], sources[places].tolist()
-            learned = self.learn(routed, batch, numbers, questions)
-            predictions, lengths = self.write_answers(learned)
+            knowledge = self.gather_knowledge(routed, batch, numbers, questions)
+            predictions, lengths = self.write_answers(knowledge)
             for i, (row, number) in enumerate(zip(batch, numbers, strict=True)):
-                if not learned.found[i]:
+                if not knowledge.found[i]:
                     missing.append(row)
                     continue
-                given = len(self.form.encode_question(questions[row])) + 1 + cue
-                if number != self.form.internal:
-                    given += len(self.form.encode_knowledge(learned.texts[i]))
+                read = len(self.format.encode_question(questions[row])) + 1 + cue
+                if number != self.format.internal:
+                    read += len(self.format.encode_knowledge(knowledge.texts[i]))
                 records[row] = {
-                    "source": self.form.sources[number].name,
+                    "source": self.format.sources[number].name,
                     "probabilities": probabilities[row].tolist(),
-                    "knowledge": learned.texts[i],
+                    "knowledge": knowledge.texts[i],
                     "prediction": predictions[i],
-                    "prompt_tokens": given,
-                    "generated_tokens": learned.written[i] + lengths[i],
-                    "cut_off": not learned.ended[i],
+                    "prompt_tokens": read,
+                    "generated_tokens": knowledge.written[i] + lengths[i],
+                    "cut_off": not knowledge.ended[i],
                     "fell_back": False,
                 }
         if missing:
-            written = self.answer_questions(routed, missing, self.form.internal, questions)
+            written = self.answer_questions(routed, missing, self.format.internal, questions)
             records |= {row: record | {"fell_back": True} for row, record in written.items()}
         return records

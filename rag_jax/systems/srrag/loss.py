@@ -1,26 +1,52 @@
 """The losses of both training stages (Wu et al. 2025, section 3.3), over microbatches.
 
-`batch` is what `spans.pack_rows` makes; row weights are in its terms, so the losses of a batch's
-microbatches add up to the batch's.
+A batch is from `rows.pack_rows`. Its terms hold the rows' weights, so the losses of a step's
+microbatches add up to the step's loss.
 """
+
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from rag_jax.losses import dpo_loss, span_cross_entropy
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.systems.srrag.data import TERMS
+from rag_jax.training.loop import LossFunction
 from rag_jax.training.rows import target_logprobs
+from rag_jax.training.trainable import Trainable
+
+Batch = Mapping[str, Array]
 
 
-def sequence_logprobs(model: Decoder, params, batch) -> Float[Array, "B"]:
-    """`log p(verbalisation | question)` of each row, summed over the span's tokens."""
+def make_losses(model: Decoder, trainable: Trainable, *, beta: float) -> dict[str, LossFunction]:
+    """The losses of both kinds of microbatches by the trained tree.
+
+    "rows" serves both stages, so it is compiled once.
+
+    Args:
+        beta: of the preference loss.
+    """
+
+    def of_rows(trained, frozen, batch):
+        return stage1_loss(model, trainable.merge(trained, frozen), batch)
+
+    def of_pairs(trained, frozen, batch):
+        return stage2_loss(model, trainable.merge(trained, frozen), batch, beta=beta)
+
+    return {"rows": of_rows, "pairs": of_pairs}
+
+
+def sequence_logprobs(model: Decoder, params: PyTree, batch: Batch) -> Float[Array, "B"]:
+    """`log p(verbalisation | question)` of each row, summed over the span's tokens, in nats."""
     inside = (batch["verbalisation"] > 0).astype(jnp.float32)
     return (target_logprobs(model, params, batch) * inside).sum(axis=-1)
 
 
-def stage1_loss(model: Decoder, params, batch) -> tuple[Float[Array, ""], dict[str, Array]]:
+def stage1_loss(
+    model: Decoder, params: PyTree, batch: Batch
+) -> tuple[Float[Array, ""], dict[str, Array]]:
     """`L_src + L_verb + L_ans`: behaviour cloning (paper, eq. for stage 1)."""
     logprobs = target_logprobs(model, params, batch)
     terms = {term: span_cross_entropy(logprobs, batch[term]).sum() for term in TERMS}
@@ -28,13 +54,15 @@ def stage1_loss(model: Decoder, params, batch) -> tuple[Float[Array, ""], dict[s
 
 
 def stage2_loss(
-    model: Decoder, params, batch, *, beta: float
+    model: Decoder, params: PyTree, batch: Batch, *, beta: float
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """`L_src + L_DPO + L_ans` for rows whose source is the model itself.
 
-    `batch` holds the rows with the better verbalisation in its first half and, in the same order,
-    those with the worse one in its second; `reference` `[B]` their log-probabilities under the
-    stage-1 model, and `pair` `[B / 2]` the pairs' weights.
+    Args:
+        batch: the first half of its rows has the better verbalisations; the second half, in the
+            same order, the worse ones. `reference` `[B]` holds the log-probabilities of the
+            verbalisations under the stage-1 model, and `pair` `[B / 2]` the weights of the pairs.
+        beta: of the preference loss.
     """
     logprobs = target_logprobs(model, params, batch)
     terms = {term: span_cross_entropy(logprobs, batch[term]).sum() for term in ("source", "answer")}

@@ -1,27 +1,35 @@
-"""Which source to ask: the vote of a datastore of earlier questions, and the decision."""
+"""The policy: the datastore of training questions, its vote, and the choice of a source."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from rag_jax.systems.srrag.config import Decision, Metric
+from rag_jax.data.questions import Question
+from rag_jax.pipeline.stage import StageContext
+from rag_jax.runtime.files import write_json
+from rag_jax.runtime.hosts import fetch
+from rag_jax.runtime.progress import log
+from rag_jax.runtime.sharding import shard_over_devices
+from rag_jax.systems.srrag.config import DatastoreConfig, Decision, Metric, SourceConfig
+from rag_jax.systems.srrag.infer import Engine
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Datastore:
-    """The policy datastore: hidden states at `<EOQ>` and the source that then worked better.
+    """The policy datastore: hidden states at `<EOQ>`, and the source that worked better.
 
     Attributes:
-        keys: `[N, D]`, as `scale_keys` gives them.
-        labels: `[N]`, source numbers.
-        metric: how near a key is. The paper leaves it open; dot products are ruled by the few
-            large features that such states have.
+        keys: `[N, D]`, from `scale_keys`.
+        labels: `[N]`, numbers of sources.
+        metric: of the similarity to a key. The paper leaves it open; dot products are dominated by
+            the few large features of such states.
     """
 
     keys: Float[Array, "N D"]
@@ -30,7 +38,7 @@ class Datastore:
 
 
 def scale_keys(keys: Float[Array, "N D"], metric: Metric) -> Float[Array, "N D"]:
-    """Hidden states whose product is the metric: of length one for a cosine."""
+    """Hidden states whose dot product is the metric: normalised for the cosine."""
     keys = keys.astype(jnp.float32)
     if metric == "dot":
         return keys
@@ -41,10 +49,11 @@ def scale_keys(keys: Float[Array, "N D"], metric: Metric) -> Float[Array, "N D"]
 def find_nearest(
     datastore: Datastore, queries: Float[Array, "B D"], itself: Int[Array, "B"], *, k: int
 ) -> tuple[Float[Array, "B k"], Int[Array, "B k"]]:
-    """The similarities and rows of a question's `k` nearest entries, nearest first.
+    """The similarities and rows of each question's `k` nearest entries, nearest first.
 
     Args:
-        itself: the row of each query's own entry, which is left out; -1 where it has none.
+        queries: hidden states.
+        itself: the row of each query's own entry, which is left out; -1 for none.
     """
     scores = scale_keys(queries, datastore.metric) @ datastore.keys.T
     own = jnp.arange(datastore.keys.shape[0])[None, :] == itself[:, None]
@@ -63,7 +72,8 @@ def vote(
     """`p_D(s | q)`: the share of each source among a question's `k` nearest entries.
 
     Args:
-        itself: as for `find_nearest`; an entry must not vote on itself.
+        queries: hidden states.
+        itself: as for `find_nearest`: an entry must not vote for its own question.
     """
     _, nearest = find_nearest(datastore, queries, itself, k=k)
     labels = jax.nn.one_hot(datastore.labels[nearest], num_sources)
@@ -81,9 +91,13 @@ def decide(
     """The source of each question, by the products `p_M(s) p_D(s)` (paper, section 3.4).
 
     Args:
+        probabilities: `p_M`, of the sources' tokens.
+        votes: `p_D`.
+        kinds: of the sources.
+        tau: the threshold.
         decision: "threshold" searches if and only if a searched source's product is above `tau`
-            (the paper's text); of several such sources it takes the one with the largest.
-            "argmax_product" takes the largest product of all (the paper's figures).
+            (the paper's text), and takes the searched source with the largest product.
+            "argmax_product" takes the source with the largest product (the paper's figures).
     """
     external = np.asarray([kind == "search" for kind in kinds])
     products = probabilities * votes
@@ -92,3 +106,73 @@ def decide(
     products = np.where(external, products, -1.0)
     internal = int(np.flatnonzero(~external)[0])
     return np.where(products.max(axis=1) > tau, products.argmax(axis=1), internal)
+
+
+def run_datastore(
+    context: StageContext,
+    *,
+    train_questions: Sequence[Question],
+    sources: Sequence[SourceConfig],
+    open_engine: Callable[[StageContext, Path], Engine],
+    datastore: DatastoreConfig,
+    after: str = "stage2",
+) -> None:
+    """Finds the source that works better for each training question, now that the model is tuned.
+
+    Writes `datastore.npz`: the questions' `id`, `source`, `scores` `[N, S]` in nats and `key`
+    `[N, D]`.
+
+    Args:
+        after: the stage that trained the model.
+    """
+    engine = open_engine(context, context.path(after, "params"))
+
+    def roll_out(batch: Sequence[Question]) -> dict[str, np.ndarray]:
+        asked = [question.question for question in batch]
+        routed = engine.route(asked)
+        scores = []
+        for source in range(len(sources)):
+            knowledge = engine.gather_knowledge(routed, range(len(batch)), source, asked)
+            values = engine.score_answers(knowledge, [q.answers[0] for q in batch])
+            # A source without a passage is never the better one.
+            scores.append(np.where(knowledge.found, values, np.finfo(np.float32).min))
+        keys = fetch(scale_keys(routed.key, datastore.metric))
+        scores = np.stack(scores, axis=1)
+        return {
+            "id": np.asarray([question.id for question in batch]),
+            "source": scores.argmax(axis=1).astype(np.int32),
+            "scores": scores,
+            "key": keys[: len(batch)],
+        }
+
+    arrays = context.map(
+        "datastore.npz",
+        train_questions,
+        roll_out,
+        batch_size=engine.batch_size,
+        unit="questions",
+    )
+    count, names = len(train_questions), [source.name for source in sources]
+    shares = np.bincount(arrays["source"], minlength=len(sources)) / count
+    statistics = {"n": count, "share": dict(zip(names, shares.tolist(), strict=True))}
+    write_json(context.folder / "statistics.json", statistics)
+    if shares.max() == 1:
+        log(
+            f"stage {context.folder.name}: {names[shares.argmax()]} works better for every "
+            "training question; the vote does not distinguish any two questions"
+        )
+
+
+def read_datastore(
+    path: Path, settings: DatastoreConfig, check_size: Callable[[int], None]
+) -> Datastore:
+    """Reads a datastore and puts it on the devices.
+
+    Args:
+        path: of `datastore.npz`.
+        check_size: refuses too small a datastore.
+    """
+    with np.load(path, allow_pickle=False) as arrays:
+        keys, labels = arrays["key"], arrays["source"]
+    check_size(len(labels))
+    return Datastore(shard_over_devices(keys), jnp.asarray(labels), settings.metric)

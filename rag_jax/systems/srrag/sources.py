@@ -1,27 +1,30 @@
-"""The searched sources: an index of passages each."""
+"""The searched sources: an index of passages each, and the room that their knowledge needs."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from rag_jax.config import IndexConfig
+from rag_jax.data.batches import round_up
 from rag_jax.data.passages import Passage
-from rag_jax.data.questions import Collection
-from rag_jax.pipeline.runner import StageContext
+from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval.encode import PIECE, list_texts
 from rag_jax.retrieval.index import Index, fingerprint_corpus
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_json, write_json
 from rag_jax.runtime.hosts import is_first
 from rag_jax.systems.srrag.config import SourceConfig
+from rag_jax.systems.srrag.data import Format, join_passages
 from rag_jax.systems.srrag.infer import Search
+from rag_jax.systems.stages import embed_corpus
 
-if TYPE_CHECKING:
-    from rag_jax.systems.srrag.pipeline import Session
+Embed = Callable[..., Float[np.ndarray, "N E"]]  # embeds texts
 
 
 class Searched(NamedTuple):
-    """A searched source: the index of its passages, and their rows in the corpus."""
+    """A searched source: the index of its passages, and the passages' rows in the corpus."""
 
     index: Index
     rows: Int[np.ndarray, "n"]
@@ -33,7 +36,10 @@ def select_rows(source: SourceConfig, passages: Sequence[Passage]) -> Int[np.nda
     Raises:
         RagJaxError: there are none.
     """
-    rows = np.flatnonzero([passage.id.startswith(source.prefix) for passage in passages])
+    if not source.prefix:
+        rows = np.arange(len(passages))
+    else:
+        rows = np.flatnonzero([p.id.startswith(source.prefix) for p in passages])
     if not rows.size:
         raise RagJaxError(
             f"source {source.name}: no passage's id begins with its prefix {source.prefix!r}; they "
@@ -42,81 +48,161 @@ def select_rows(source: SourceConfig, passages: Sequence[Passage]) -> Int[np.nda
     return rows
 
 
-def run_index(session: "Session", context: StageContext) -> None:
-    """Embeds the passages and indexes those of each searched source."""
-    passages = session.read_corpus(context).passages
-    _select_all(session, passages)  # a source without any is told before all are embedded
-    embeddings = context.map_arrays(
-        "embeddings.npy",
-        len(passages),
-        lambda part: session.encode(list_texts(passages[part])),
-        batch_size=PIECE,
-        unit="passages",
-    )
-    if is_first():
-        for number, source in build_indices(session, passages, embeddings).items():
-            source.index.save(context.folder / session.config.sources[number].name)
+def select_all(
+    sources: Sequence[SourceConfig], passages: Sequence[Passage]
+) -> dict[int, Int[np.ndarray, "n"]]:
+    """The rows of each searched source's passages, by the source's number."""
+    return {
+        number: select_rows(source, passages)
+        for number, source in enumerate(sources)
+        if source.kind == "search"
+    }
 
 
-def build_indices(
-    session: "Session", passages: Sequence[Passage], embeddings: Float[np.ndarray, "N E"]
-) -> dict[int, Searched]:
-    """The searched sources, by number, over embedded passages."""
-    searched, corpus = {}, fingerprint_corpus(passages)  # of all: rows are told by it too
-    for number, rows in _select_all(session, passages).items():
-        index = Index.build(
-            embeddings if len(rows) == len(embeddings) else embeddings[rows],
-            backend=session.config.index.backend,
-            encoder=session.encoder_fingerprint,
-            corpus=corpus,
-        )
-        searched[number] = Searched(index, rows)
-    return searched
+def check_sources(
+    passages: Sequence[Passage], sources: Sequence[SourceConfig], *, count: int, setting: str
+) -> None:
+    """Checks that every searched source has enough passages.
 
-
-def make_search(
-    session: "Session", context: StageContext, corpus: Collection, count: int
-) -> Search:
-    """The searched sources: a source's number and questions to their `count` best passages.
+    Args:
+        count: number of passages that a source has to give a question.
+        setting: the setting that asks for them.
 
     Raises:
         RagJaxError: a source has fewer passages.
     """
-    searched, fingerprint = {}, fingerprint_corpus(corpus.passages)
-    for number, rows in _select_all(session, corpus.passages).items():
-        name = session.config.sources[number].name
+    for number, rows in select_all(sources, passages).items():
         if len(rows) < count:
             raise RagJaxError(
-                f"config.sources[{number}]: {name} has {len(rows)} passages, fewer than "
-                f"the {count} of config.contexts or config.answer.passages; lower that"
+                f"config.sources[{number}]: {sources[number].name} has {len(rows)} passages, fewer "
+                f"than {setting}={count}; lower {setting} or give the source more passages"
             )
+
+
+def run_source_indices(
+    context: StageContext,
+    *,
+    passages: Sequence[Passage],
+    sources: Sequence[SourceConfig],
+    embed: Embed,
+    index: IndexConfig,
+    fingerprint: Callable[[str], str],
+) -> None:
+    """Embeds the passages and indexes the passages of each searched source."""
+    embeddings = embed_corpus(context, passages, lambda part: embed(list_texts(part)))
+    if is_first():
+        encoder = fingerprint("encoder.name")
+        built = build_indices(passages, sources, embeddings, index, encoder=encoder)
+        for number, source in built.items():
+            source.index.save(context.folder / sources[number].name)
+
+
+def build_indices(
+    passages: Sequence[Passage],
+    sources: Sequence[SourceConfig],
+    embeddings: Float[np.ndarray, "N E"],
+    index: IndexConfig,
+    *,
+    encoder: str,
+) -> dict[int, Searched]:
+    """The searched sources, by number, over embedded passages.
+
+    Args:
+        encoder: fingerprint of the encoder.
+    """
+    searched = {}
+    corpus = fingerprint_corpus(passages)  # of all passages: rows depend on all of them
+    for number, rows in select_all(sources, passages).items():
+        built = Index.build(
+            embeddings if len(rows) == len(embeddings) else embeddings[rows],
+            backend=index.backend,
+            encoder=encoder,
+            corpus=corpus,
+        )
+        searched[number] = Searched(built, rows)
+    return searched
+
+
+def open_search(
+    context: StageContext,
+    passages: Sequence[Passage],
+    sources: Sequence[SourceConfig],
+    embed: Embed,
+    shorten: Callable[[str], str],
+    *,
+    encoder: str,
+    count: int,
+) -> Search:
+    """The searched sources: a source's number and questions to the `count` best passages of each.
+
+    Args:
+        context: of a stage that needs the stage "index".
+        shorten: cuts a passage's text to the tokens that are read.
+        encoder: fingerprint of the encoder.
+    """
+    searched, fingerprint = {}, fingerprint_corpus(passages)
+    for number, rows in select_all(sources, passages).items():
         index = Index.load(
-            context.path("index", name),
-            encoder=session.encoder_fingerprint,
-            corpus=fingerprint,
+            context.path("index", sources[number].name), encoder=encoder, corpus=fingerprint
         )
         searched[number] = Searched(index, rows)
-    return search_indices(session, searched, corpus.passages, count)
+    return search_indices(searched, passages, embed, shorten, count=count)
 
 
 def search_indices(
-    session: "Session", searched: Mapping[int, Searched], passages: Sequence[Passage], count: int
+    searched: Mapping[int, Searched],
+    passages: Sequence[Passage],
+    embed: Embed,
+    shorten: Callable[[str], str],
+    *,
+    count: int,
 ) -> Search:
-    """Searches each source's index for `count` passages, or for all where there are fewer."""
+    """Searches each source's index for `count` passages, or all if the source has fewer."""
 
     def search(source: int, questions: Sequence[str]) -> list[list[tuple[str, str]]]:
         index, rows = searched[source]
-        _, found = index.search(session.encode(questions), min(count, index.size))
+        _, found = index.search(embed(questions), min(count, index.size))
         ranked = [[passages[rows[place]] for place in places] for places in found.tolist()]
-        return [[(p.title, session.form.shorten(p.text)) for p in own] for own in ranked]
+        return [[(p.title, shorten(p.text)) for p in some] for some in ranked]
 
     return search
 
 
-def _select_all(session: "Session", passages: Sequence[Passage]) -> dict[int, Int[np.ndarray, "n"]]:
-    """The passages' rows of each searched source, by the source's number."""
-    return {
-        number: select_rows(source, passages)
-        for number, source in enumerate(session.config.sources)
-        if source.kind == "search"
-    }
+# The room for knowledge.
+
+
+def run_lengths(context: StageContext, *, passages: Sequence[Passage], format: Format) -> None:
+    """Measures the longest passage as knowledge, so that no engine tokenizes the corpus.
+
+    A stage of its own: in the index's, another language model would embed the corpus again.
+    """
+
+    def measure(part: Sequence[Passage]) -> Float[np.ndarray, "n"]:
+        return np.asarray(list(measure_passages(part, format)), np.float32)
+
+    lengths = context.map("lengths.npy", passages, measure, batch_size=PIECE, unit="passages")
+    if is_first():
+        write_json(context.folder / "longest.json", {"longest_passage": int(lengths.max())})
+
+
+def read_longest(context: StageContext) -> int:
+    """Number of tokens of the longest passage as knowledge, from the stage "lengths"."""
+    return read_json(context.path("lengths", "longest.json"))["longest_passage"]
+
+
+def measure_passages(passages: Sequence[Passage], format: Format) -> Iterator[int]:
+    """Yields the number of tokens of each passage as a knowledge block of its own."""
+    for passage in passages:
+        block = join_passages([(passage.title, format.shorten(passage.text))])
+        yield len(format.encode_knowledge(block))
+
+
+def count_slots(longest: int, passages: int, max_verbalised: int) -> int:
+    """Number of cache slots for the knowledge of any source.
+
+    Args:
+        longest: number of tokens of the longest passage.
+        passages: number of passages of a knowledge block.
+        max_verbalised: largest number of tokens of a verbalisation.
+    """
+    return round_up(1 + max(max_verbalised, passages * longest), 16)

@@ -1,4 +1,7 @@
-"""The compiled steps of one pass, which share a cache: route, write or read knowledge, answer."""
+"""The compiled steps: scoring before training, and the pass: route, write or read, answer.
+
+The steps of a pass share one cache, so nothing is read twice.
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -6,21 +9,47 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from rag_jax.decoding.cache import Cache, append, grow, init_cache
 from rag_jax.decoding.prompts import last_hidden
 from rag_jax.decoding.sample import decode
-from rag_jax.losses import token_logprobs
+from rag_jax.decoding.score import score_continuation, score_text
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.runtime.sharding import constrain_rows
+from rag_jax.systems.srrag.loss import sequence_logprobs
+
+# `log p(verbalisation | question)` of a batch's rows, for the reference of stage 2.
+score_verbalisations = jax.jit(sequence_logprobs, static_argnames="model")
+
+
+@partial(jax.jit, static_argnames="model")
+def score_contexts(
+    model: Decoder,
+    params: PyTree,
+    prefix: Cache,
+    tokens: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    at: Int[Array, "B P"],
+    targets: Int[Array, "B P"],
+    weights: Float[Array, "B P"],
+) -> Float[Array, "B"]:
+    """`log p(answer | prompt)` in nats of the untrained model, for prompts after a shared prefix.
+
+    Args:
+        prefix: what comes before every prompt.
+        tokens: prompt and answer; `at`, `targets` and `weights` as for `score_text`.
+    """
+    dtype = params["embed"]["embedding"].dtype
+    cache = init_cache(model, tokens.shape[0], dtype=dtype, prefix=prefix)
+    return score_text(model, params, cache, tokens, mask, at, targets, weights)
 
 
 class Routed(NamedTuple):
-    """What the model says at `<EOQ>`.
+    """The model's state at `<EOQ>`.
 
     Attributes:
-        cache: the question.
+        cache: of the questions.
         probabilities: `[B, S]`, `p_M(s | q)` over the source tokens alone.
         key: `[B, D]`, the hidden state at `<EOQ>` after the datastore's layer.
     """
@@ -33,7 +62,7 @@ class Routed(NamedTuple):
 @partial(jax.jit, static_argnames=("model", "source_ids", "layer"))
 def route(
     model: Decoder,
-    params,
+    params: PyTree,
     tokens: Int[Array, "B T"],
     mask: Bool[Array, "B T"],
     *,
@@ -51,7 +80,7 @@ def route(
 @partial(jax.jit, static_argnames=("model", "max_tokens", "stop_ids"))
 def verbalise(
     model: Decoder,
-    params,
+    params: PyTree,
     cache: Cache,
     source_ids: Int[Array, "B"],
     active: Bool[Array, "B"],
@@ -60,12 +89,18 @@ def verbalise(
     max_tokens: int,
     stop_ids: tuple[int, ...],
 ) -> tuple[Cache, Int[Array, "B N"], Int[Array, "B"], Bool[Array, "B"]]:
-    """Appends each row's source token; rows that are `writing` then write, greedily, knowledge up
-    to `<EOK>` (left out) or the limit.
+    """Appends each row's source token; rows that are `writing` then write knowledge, greedily.
+
+    Args:
+        source_ids: the token of each row's source.
+        active: False on padding rows.
+        writing: rows that write, up to `<EOK>` or the limit.
+        max_tokens: limit of the knowledge.
+        stop_ids: tokens that end the knowledge.
 
     Returns:
-        The cache, `1 + max_tokens` slots longer; the knowledge, its lengths, and where `<EOK>` came
-        in time.
+        The cache, `1 + max_tokens` slots longer; the knowledge without `<EOK>`; its lengths; and
+        False where the limit cut the knowledge off.
     """
     output, cache = append(model, params, cache, source_ids[:, None], active[:, None])
     decoded = decode(
@@ -82,9 +117,13 @@ def verbalise(
 
 @partial(jax.jit, static_argnames="model")
 def read(
-    model: Decoder, params, cache: Cache, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]
+    model: Decoder,
+    params: PyTree,
+    cache: Cache,
+    tokens: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
 ) -> Cache:
-    """Appends the knowledge that was found; empty slots, at no cost, where no row has any."""
+    """Appends retrieved knowledge; only empty slots, at no cost, if no row has any."""
     return jax.lax.cond(
         mask.any(),
         lambda cache: append(model, params, cache, tokens, mask)[1],
@@ -96,7 +135,7 @@ def read(
 @partial(jax.jit, static_argnames=("model", "cue", "max_tokens", "stop_ids"))
 def answer(
     model: Decoder,
-    params,
+    params: PyTree,
     cache: Cache,
     active: Bool[Array, "B"],
     *,
@@ -104,7 +143,17 @@ def answer(
     max_tokens: int,
     stop_ids: tuple[int, ...],
 ) -> tuple[Int[Array, "B N"], Int[Array, "B"]]:
-    """Closes the knowledge with `<EOK>`, asks for the answer and writes it greedily."""
+    """Closes the knowledge, reads the cue and writes the answers greedily.
+
+    Args:
+        active: False on padding rows.
+        cue: tokens from `<EOK>` to the answer.
+        max_tokens: limit of an answer.
+        stop_ids: tokens that end an answer.
+
+    Returns:
+        The answers and their lengths.
+    """
     tokens = jnp.tile(jnp.asarray(cue, jnp.int32), (active.shape[0], 1))
     output, cache = append(model, params, cache, tokens, jnp.tile(active[:, None], len(cue)))
     decoded = decode(
@@ -122,30 +171,32 @@ def answer(
 @partial(jax.jit, static_argnames=("model", "cue_length"))
 def score_answer(
     model: Decoder,
-    params,
+    params: PyTree,
     cache: Cache,
     tokens: Int[Array, "B T"],
     mask: Bool[Array, "B T"],
     *,
     cue_length: int,
 ) -> Float[Array, "B"]:
-    """`log p(answer | question, knowledge)` of given answers, which follow the cue in `tokens`."""
-    output, _ = append(model, params, cache, tokens, mask)
-    hidden = output.hidden[:, cue_length - 1 : -1]
-    logits = model.apply({"params": params}, hidden, method="logits")
-    logprobs = token_logprobs(logits, tokens[:, cue_length:])
-    return (logprobs * mask[:, cue_length:]).sum(axis=-1)
+    """`log p(answer | question, knowledge)` in nats of given answers, which follow the cue.
+
+    Args:
+        tokens: cue and answer, padded.
+        mask: False on padding.
+        cue_length: number of the cue's tokens.
+    """
+    return score_continuation(model, params, cache, tokens, mask, given=cue_length)
 
 
 @jax.jit
 def pick_rows(cache: Cache, rows: Int[Array, "B"]) -> Cache:
-    """The caches of some rows, in the order given."""
+    """The caches of some rows, in the order of `rows`."""
     return jax.tree.map(lambda leaf: constrain_rows(leaf[rows], len(rows), free=True), cache)
 
 
 @jax.jit
 def join_rows(parts: Sequence[Routed]) -> Routed:
-    """The rows of several batches as one."""
+    """The rows of several batches as one batch."""
 
     def join(*leaves):
         joined = jnp.concatenate(leaves)

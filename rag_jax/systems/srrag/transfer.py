@@ -1,69 +1,62 @@
-"""Evaluates a finished run of Self-Routing RAG on another dataset."""
+"""The evaluation of a finished run on another dataset, over the dataset's passages."""
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import ml_collections
+from ml_collections import ConfigDict
 
 from rag_jax.config import DataConfig, build
-from rag_jax.data.formats import copy_collection
-from rag_jax.pipeline.runner import StageContext, open_stages, run_stages
+from rag_jax.pipeline.runner import open_stages, run_session
 from rag_jax.runtime.files import read_json
-from rag_jax.runtime.hosts import is_first
+from rag_jax.systems.session import bind
 from rag_jax.systems.srrag.config import SRRAGConfig
-from rag_jax.systems.srrag.evaluate import run_evaluation
-from rag_jax.systems.srrag.pipeline import Session, report_run
+from rag_jax.systems.srrag.evaluate import describe_report, run_evaluation
+from rag_jax.systems.srrag.pipeline import list_stages
+from rag_jax.systems.srrag.session import Session
+from rag_jax.systems.stages import run_corpus
 
 
 def evaluate_on(
-    config: ml_collections.ConfigDict, workdir: Path, data: DataConfig, split: str, out: Path
+    config: ConfigDict, workdir: Path, data: DataConfig, split: str, out: Path
 ) -> dict[str, Any]:
-    """Answers another dataset's questions, with its passages as the corpus, and reports on it.
+    """Answers another dataset's questions with a run's model and datastore, and reports on it.
 
-    The tuned model and its datastore are the run's; nothing is written into its folder.
+    Nothing is written into the run's folder.
 
     Args:
         config: the settings that the run was made with.
         workdir: the run's folder.
-        data: the dataset; `split` those of its questions that are evaluated, "test" or "dev".
-        out: the folder for what is made; the same call again continues there.
+        data: the dataset.
+        split: of its questions: "test" or "dev".
+        out: the folder for the results; the same call again continues there.
 
     Raises:
-        RagJaxError: as `open_stages` and `pipeline.run`.
+        RagJaxError: as `open_stages` and `run_session`.
     """
     settings = build(SRRAGConfig, config)
     finished = ("labels", "stage2", "datastore")
-    made = open_stages(Session(settings).stages(), workdir, finished)
-    statistics = {
-        stage: read_json(made.path(stage, "statistics.json")) for stage in ("labels", "datastore")
-    }
+    trained = open_stages(list_stages(Session(settings)), workdir, finished)
     settings = replace(settings, data=data, evaluate_on=split, ablations=False)
     session = Session(settings)
-    by_name = {stage.name: stage for stage in session.stages()}
-    evaluation = by_name["evaluate"]
-    stages = [
-        replace(by_name["corpus"], run=partial(_make_corpus, session)),
-        by_name["index"],
-        replace(
-            evaluation,
-            run=partial(run_evaluation, session, made=made),
-            needs=("corpus", "index"),
-            settings=evaluation.settings
-            | {"trained": read_json(made.path("datastore", "stage.json"))["run"]},
-        ),
-    ]
-    with jax.set_mesh(session.mesh):
-        records = run_stages(stages, out, config=settings)
-    if not is_first():
-        return {}
-    predictions = read_json(Path(out) / "stages" / "evaluate" / "predictions.json")
-    return report_run(settings, out, predictions, statistics=statistics, stages=records)
-
-
-def _make_corpus(session: Session, context: StageContext) -> None:
-    """Copies the passages and questions; none of these are trained on."""
-    c = session.config
-    copy_collection(context.folder, c.data, c.world, seed=c.seed, check=session.list_questions)
+    stages = {stage.name: stage for stage in list_stages(session)}
+    # No question of this dataset is trained on.
+    corpus = bind(session, run_corpus, check_corpus=session.check_evaluation)
+    evaluate = stages["evaluate"]
+    made = read_json(trained.path("datastore", "stage.json"))["run"]
+    return run_session(
+        session,
+        [
+            replace(stages["corpus"], run=corpus),
+            stages["index"],
+            stages["lengths"],
+            replace(
+                evaluate,
+                run=bind(session, run_evaluation, trained=trained),
+                needs=("corpus", "index", "lengths"),
+                settings={**evaluate.settings, "trained": made},
+            ),
+        ],
+        out,
+        describe_report(settings, finished=Path(workdir) / "stages"),
+    )

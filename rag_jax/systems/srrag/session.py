@@ -1,0 +1,253 @@
+"""What a run of SR-RAG has open: the language model with special tokens, encoder, losses."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from rag_jax.config import EncoderConfig
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Collection, Question
+from rag_jax.models import Pretrained
+from rag_jax.models.vocabulary import grow_vocabulary, put_tokens, take_tokens
+from rag_jax.pipeline.stage import StageContext
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.sharding import DECODER_RULES, shard_params
+from rag_jax.systems import session
+from rag_jax.systems.srrag.config import SRRAGConfig
+from rag_jax.systems.srrag.data import Example, Format, make_examples, special_tokens
+from rag_jax.systems.srrag.infer import Engine, Search
+from rag_jax.systems.srrag.label import read_labels
+from rag_jax.systems.srrag.loss import make_losses
+from rag_jax.systems.srrag.sources import (
+    build_indices,
+    check_sources,
+    count_slots,
+    measure_passages,
+    open_search,
+    read_longest,
+    search_indices,
+)
+from rag_jax.systems.srrag.train import fit_examples
+from rag_jax.training.loop import LossFunction
+from rag_jax.training.trainable import Trainable, cast, init_trained, merge_trained
+
+
+class Session(session.Session):
+    """The models, corpus and mesh of a run."""
+
+    config: SRRAGConfig
+    batch_sizes = ("verbalise.batch_size", "label.batch_size", "answer.batch_size")
+
+    @property
+    def encoding(self) -> EncoderConfig:
+        """The settings by which texts are encoded."""
+        return self.config.encoder
+
+    # Models.
+
+    @cached_property
+    def model_fingerprint(self) -> str:
+        """Of the files of the language model."""
+        return self.fingerprint("model.name")
+
+    @cached_property
+    def base(self) -> Pretrained:
+        """The language model with the special tokens added, before training."""
+        c = self.config
+        loaded = self.load_language_model("model.name", dtype=jnp.dtype(c.model.dtype))
+        self.check_layer(loaded.config.num_layers)
+        names = special_tokens(c.sources)
+        grown = grow_vocabulary(loaded, names, multiple=c.model.vocab_multiple)
+        return replace(grown, params=shard_params(grown.params, self.mesh, DECODER_RULES))
+
+    def check_layer(self, num_layers: int) -> None:
+        """Raises a RagJaxError if the model does not have the datastore's layer."""
+        layer = self.config.datastore.layer
+        if layer > num_layers:
+            raise RagJaxError(f"config.datastore.layer={layer}: the model has {num_layers} layers")
+
+    @cached_property
+    def encoder(self) -> Pretrained:
+        """The sentence encoder of the index and of the clusters."""
+        return self.load_encoder("encoder.name")
+
+    @property
+    def new_ids(self) -> list[int]:
+        """The ids of the special tokens."""
+        return [self.base.tokenizer.token_id(name) for name in special_tokens(self.config.sources)]
+
+    @cached_property
+    def format(self) -> Format:
+        """The pieces of the packed sequence."""
+        c = self.config
+        return Format(self.base.tokenizer, c.sources, c.model.max_text)
+
+    def embed(self, texts: Sequence[Any], **options: Any) -> Float[np.ndarray, "N E"]:
+        """Embeddings by the sentence encoder; further `options` of `encode_texts`."""
+        return self.encode(self.encoder, texts, **options)
+
+    # Training.
+
+    @property
+    def trainable(self) -> Trainable:
+        """All weights or an adapter, and the embeddings of the special tokens.
+
+        The rows of the special tokens are trained in both modes, apart from the table, because they
+        learn faster.
+        """
+        c, ids = self.config, self.new_ids
+        dtype = jnp.dtype(c.model.dtype)
+
+        def init(params: PyTree) -> PyTree[Array]:
+            tokens = cast(take_tokens(params, ids), jnp.float32)
+            return {"model": init_trained(c.tuning, params, seed=c.seed), "new_tokens": tokens}
+
+        def merge(trained: PyTree, base: PyTree) -> PyTree[Array]:
+            params = merge_trained(c.tuning, trained["model"], base, dtype=dtype)
+            return put_tokens(params, cast(trained["new_tokens"], dtype), ids)
+
+        params = self.base.params
+        return Trainable(
+            base=params,
+            frozen=None if c.tuning.mode == "full" else params,
+            init=init,
+            merge=merge,
+            rules=DECODER_RULES,
+            mesh=self.mesh,
+            rates={"new_tokens": c.tuning.new_token_rate},
+        )
+
+    @cached_property
+    def losses(self) -> dict[str, LossFunction]:
+        """Both stages' losses, made once, so that both stages share compiled programs."""
+        c = self.config
+        model = self.base.model.clone(remat=c.tuning.remat)
+        return make_losses(model, self.trainable, beta=c.stage2.beta)
+
+    def make_examples(
+        self, context: StageContext, *, closed_book: bool = False, writes: bool = True
+    ) -> list[Example]:
+        """The training questions as rows of tokens; see `data.make_examples`."""
+        c = self.config
+        return make_examples(
+            self.format,
+            self.train_questions,
+            context.path("contexts", "contexts.jsonl"),
+            read_labels(context.path("labels", "labels.jsonl"), self.model_fingerprint),
+            extra_mean=c.extra_mean,
+            limit=self.base.config.max_length,
+            seed=c.seed,
+            closed_book=closed_book,
+            writes=writes,
+        )
+
+    @property
+    def fit_examples(self) -> Callable[..., None]:
+        """`train.fit_examples` with the run's model, losses and settings."""
+        c = self.config
+        return partial(
+            fit_examples,
+            base=self.base,
+            trainable=self.trainable,
+            losses=self.losses,
+            reduction=c.loss_reduction,
+            seed=c.seed,
+            profile_steps=c.profile_steps,
+        )
+
+    # Inference.
+
+    def open_search(self, context: StageContext, count: int) -> Search:
+        """The searched sources over the run's passages; see `sources.open_search`."""
+        return open_search(
+            context,
+            self.passages,
+            self.config.sources,
+            self.embed,
+            self.format.shorten,
+            encoder=self.fingerprint("encoder.name"),
+            count=count,
+        )
+
+    def open_engine(self, context: StageContext, params: Path) -> Engine:
+        """A trained model over the run's passages.
+
+        Args:
+            context: of a stage that needs the stages "index" and "lengths".
+            params: the folder of the trained tree.
+        """
+        c = self.config
+        longest = read_longest(context)
+        return Engine(
+            model=self.base.model,
+            params=self.trainable.load_merged(params),
+            format=self.format,
+            search=self.open_search(context, c.answer.passages),
+            layer=c.datastore.layer,
+            batch_size=c.answer.batch_size,
+            max_knowledge=c.verbalise.max_tokens,
+            knowledge_width=count_slots(longest, c.answer.passages, c.verbalise.max_tokens),
+            max_answer=c.answer.max_tokens,
+        )
+
+    def replace_corpus(
+        self, engine: Engine, passages: Sequence[Passage], embeddings: Float[np.ndarray, "N E"]
+    ) -> Engine:
+        """An engine that searches other passages."""
+        c = self.config
+        searched = build_indices(
+            passages, c.sources, embeddings, c.index, encoder=self.fingerprint("encoder.name")
+        )
+        longest = max(measure_passages(passages, self.format))
+        return replace(
+            engine,
+            search=search_indices(
+                searched, passages, self.embed, self.format.shorten, count=c.answer.passages
+            ),
+            knowledge_width=count_slots(longest, c.answer.passages, c.verbalise.max_tokens),
+        )
+
+    # Questions.
+
+    def check_corpus(self, corpus: Collection) -> None:
+        """Raises a RagJaxError if the corpus cannot be trained on and evaluated.
+
+        A source needs as many passages as a training question gets contexts.
+        """
+        c = self.config
+        self.check_size(len(self.choose_questions(corpus, "train", c.train_questions)))
+        self.check_evaluation(corpus)
+        check_sources(corpus.passages, c.sources, count=c.contexts, setting="config.contexts")
+
+    def check_evaluation(self, corpus: Collection) -> None:
+        """Raises a RagJaxError if the corpus cannot be evaluated."""
+        c = self.config
+        self.choose_questions(corpus, c.evaluate_on, c.questions)
+        setting = "config.answer.passages"
+        check_sources(corpus.passages, c.sources, count=c.answer.passages, setting=setting)
+
+    def check_size(self, count: int) -> None:
+        """Raises a RagJaxError if `count` training questions are too few for the settings."""
+        c = self.config
+        for name, wanted in (("datastore.k", c.datastore.k), ("contexts", c.contexts)):
+            if wanted > count:
+                raise RagJaxError(
+                    f"config.{name}={wanted}: is above the {count} training questions; lower it"
+                )
+
+    @property
+    def train_questions(self) -> list[Question]:
+        """The questions to train on."""
+        return self.choose_questions(self.corpus, "train", self.config.train_questions)
+
+    @property
+    def questions(self) -> list[Question]:
+        """The questions to evaluate."""
+        c = self.config
+        return self.choose_questions(self.corpus, c.evaluate_on, c.questions)

@@ -1,0 +1,215 @@
+"""Both training stages, and the reference's log-probabilities between them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from rag_jax.config import TrainConfig
+from rag_jax.data.batches import Microbatch
+from rag_jax.models import Pretrained
+from rag_jax.pipeline.stage import StageContext
+from rag_jax.runtime.files import read_jsonl, write_json
+from rag_jax.runtime.hosts import fetch
+from rag_jax.runtime.sharding import shard_batch
+from rag_jax.systems.srrag import steps
+from rag_jax.systems.srrag.config import SourceConfig
+from rag_jax.systems.srrag.data import Example, pack_examples, plan_examples
+from rag_jax.training.fit import Batch, fit
+from rag_jax.training.loop import LossFunction
+from rag_jax.training.rows import count_step_flops, widest_targets
+from rag_jax.training.trainable import Trainable
+
+MakeExamples = Callable[..., list[Example]]  # `data.make_examples` of a run
+FitExamples = Callable[..., None]  # `fit_examples` of a run
+Arrays = dict[str, np.ndarray]
+
+
+def fit_examples(
+    context: StageContext,
+    examples: Sequence[Example],
+    settings: TrainConfig,
+    *,
+    base: Pretrained,
+    trainable: Trainable,
+    losses: Mapping[str, LossFunction],
+    reduction: str,
+    seed: int,
+    profile_steps: int,
+    start: PyTree[Array] | None = None,
+    finish: Callable[[Microbatch, Arrays], Arrays] = lambda micro, arrays: arrays,
+) -> None:
+    """Trains on examples to the end; see `fit`.
+
+    Args:
+        losses: of rows and of pairs.
+        reduction: of a term over its tokens, "sum" or "mean".
+        start: the trained tree to start from; a fresh one if None.
+        finish: changes a microbatch's arrays.
+    """
+    plan = plan_examples(examples, settings, seed=seed)
+    targets = widest_targets(plan, {i: e.rows for i, e in enumerate(examples)})
+    full = trainable.frozen is None
+
+    def pack(step: int, chosen: list[int]) -> Batch:
+        del step
+        microbatches = []
+        for micro in plan.group(chosen):
+            arrays = pack_examples(
+                examples,
+                micro,
+                targets=targets[micro.kind, micro.width],
+                scale=1 / len(chosen),
+                reduction=reduction,
+            )
+            microbatches.append((micro.kind, finish(micro, arrays)))
+        rows = [row for i in chosen for row in examples[i].rows]
+        return Batch(microbatches, count_step_flops(base.config, rows, full=full))
+
+    fit(
+        plan,
+        pack,
+        losses,
+        trainable,
+        settings,
+        context.folder,
+        context.progress,
+        ids=[example.row.id for example in examples],
+        start=start,
+        profile_steps=profile_steps,
+    )
+
+
+def run_stage1(
+    context: StageContext,
+    *,
+    make_examples: MakeExamples,
+    sources: Sequence[SourceConfig],
+    stage1: TrainConfig,
+    fit_examples: FitExamples,
+    closed_book: bool = False,
+    writes: bool = True,
+) -> None:
+    """Behaviour cloning of the source, the best verbalisation and the answer.
+
+    Args:
+        closed_book: as for `data.make_examples`, as is `writes`.
+    """
+    examples = make_examples(context, closed_book=closed_book, writes=writes)
+    names = [sources[example.source].name for example in examples]
+    write_json(
+        context.folder / "rows.json",
+        {
+            "questions": len(examples),
+            "by_source": {name: names.count(name) for name in sorted(set(names))},
+            "preference_pairs": sum(e.rejected is not None for e in examples),
+            "longest": max(len(e.row.tokens) for e in examples),
+        },
+    )
+    fit_examples(context, [replace(e, rejected=None) for e in examples], stage1)
+
+
+def run_stage1_again(
+    context: StageContext,
+    *,
+    make_examples: MakeExamples,
+    stage2: TrainConfig,
+    fit_examples: FitExamples,
+    trainable: Trainable,
+) -> None:
+    """Continues with stage 1's loss in the place of stage 2, with stage 2's settings."""
+    fit_examples(
+        context,
+        [replace(e, rejected=None) for e in make_examples(context)],
+        stage2,
+        start=trainable.load(context.path("stage1", "params")),
+    )
+
+
+def run_reference(
+    context: StageContext,
+    *,
+    make_examples: MakeExamples,
+    stage2: TrainConfig,
+    base: Pretrained,
+    trainable: Trainable,
+    loss_reduction: str,
+    seed: int,
+    after: str = "stage1",
+    closed_book: bool = False,
+) -> None:
+    """Log-probabilities of both verbalisations under the stage-1 model, computed once.
+
+    Args:
+        after: the stage that trained the model.
+        closed_book: as for `data.make_examples`.
+    """
+    examples = make_examples(context, closed_book=closed_book)
+    plan = plan_examples(examples, stage2, seed=seed)
+    targets = widest_targets(plan, {i: e.rows for i, e in enumerate(examples)})
+    params = trainable.load_merged(context.path(after, "params"))
+    pairs = [i for i, e in enumerate(examples) if e.rejected]
+
+    def score(batch: Sequence[int]) -> list[dict[str, Any]]:
+        records = {}
+        for micro in plan.group(batch):
+            arrays = pack_examples(
+                examples,
+                micro,
+                targets=targets[micro.kind, micro.width],
+                scale=1.0,
+                reduction=loss_reduction,
+            )
+            values = fetch(steps.score_verbalisations(base.model, params, shard_batch(arrays)))
+            for place, i in enumerate(micro.indices):
+                both = {"chosen": values[place], "rejected": values[micro.rows + place]}
+                records[i] = {"id": examples[i].row.id, **both}
+        return [records[i] for i in batch]
+
+    context.map("reference.jsonl", pairs, score, batch_size=16, unit="pairs")
+
+
+def run_stage2(
+    context: StageContext,
+    *,
+    make_examples: MakeExamples,
+    stage2: TrainConfig,
+    fit_examples: FitExamples,
+    trainable: Trainable,
+    after: str = "stage1",
+    reference: str = "reference",
+    closed_book: bool = False,
+) -> None:
+    """Preference optimisation of the verbalisation; source and answer are cloned as before.
+
+    Args:
+        after: the stage that trained the model to start from.
+        reference: the stage with the model's log-probabilities.
+        closed_book: as for `data.make_examples`.
+    """
+    examples = make_examples(context, closed_book=closed_book)
+    records = read_jsonl(context.path(reference, "reference.jsonl"))
+    known = {r["id"]: (r["chosen"], r["rejected"]) for r in records}
+
+    def add_reference(micro: Microbatch, arrays: Arrays) -> Arrays:
+        if micro.kind == "rows":  # the verbalisation is trained by preference alone
+            return {**arrays, "verbalisation": np.zeros_like(arrays["verbalisation"])}
+        values = np.zeros(2 * micro.rows, np.float32)
+        for place, i in enumerate(micro.indices):
+            values[[place, micro.rows + place]] = known[examples[i].row.id]
+        # The rejected side takes part in the preference alone: its source token would count the
+        # question twice.
+        source = arrays["source"].copy()
+        source[micro.rows :] = 0
+        pair = source[: micro.rows].sum(axis=1)  # the source is one token, with a row's weight
+        return {**arrays, "source": source, "reference": values, "pair": pair}
+
+    fit_examples(
+        context,
+        examples,
+        stage2,
+        start=trainable.load(context.path(after, "params")),
+        finish=add_reference,
+    )
