@@ -1,4 +1,4 @@
-"""BeamConfig along a trie against Hugging Face's `prefix_allowed_tokens_fn`: same model, one process.
+"""Beams along a trie against Hugging Face's `prefix_allowed_tokens_fn`: same model, one process.
 
     pip install -e '.[bench]' && python benchmarks/trie.py [--runs=7] [--out=FILE]
 

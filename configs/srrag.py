@@ -91,8 +91,8 @@ from rag_jax.config import (
     to_config_dict,
 )
 from rag_jax.systems.srrag.config import (
-    GroundedAnswerConfig,
     DatastoreConfig,
+    GroundedAnswerConfig,
     LabelConfig,
     NewTokensConfig,
     RouteConfig,

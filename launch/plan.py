@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> None:
     # The slice is only described: JAX must not look for a real one.
     os.environ["JAX_PLATFORMS"] = "cpu"
     from rag_jax.config import build
-    from rag_jax.planning.planner import plan_run
+    from rag_jax.planning.run import plan_run
 
     settings = build(open_room(system, "pipeline").CONFIG, config)
     plan_run(open_room(system, "plan"), settings, options["topology"], only=options["only"] or "")

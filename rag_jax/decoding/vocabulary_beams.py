@@ -143,6 +143,19 @@ class Mixture(Vocabulary):
         return mix_documents(self.doc_scores, logprobs)
 
 
+def make_expansion(
+    model: Decoder | Bart,
+    params: PyTree,
+    stop_ids: Sequence[int],
+    max_tokens: int,
+    doc_scores: Float[Array, "B K"] | None = None,
+) -> Vocabulary:
+    """`Mixture` if there are scores of documents, else `Vocabulary`."""
+    if doc_scores is None:
+        return Vocabulary(model, params, stop_ids, max_tokens)
+    return Mixture(model, params, stop_ids, max_tokens, doc_scores)
+
+
 def search_beams(
     model: Decoder | Bart,
     params: PyTree,
@@ -172,10 +185,7 @@ def search_beams(
     """
     rows = hidden.shape[0] if doc_scores is None else len(doc_scores)
     active = jnp.ones(rows, bool) if active is None else active
-    if doc_scores is None:
-        expansion = Vocabulary(model, params, stop_ids, max_tokens)
-    else:
-        expansion = Mixture(model, params, stop_ids, max_tokens, doc_scores)
+    expansion = make_expansion(model, params, stop_ids, max_tokens, doc_scores)
     return search(
         model, params, cache, hidden, expansion, config, max_tokens=max_tokens, active=active
     )

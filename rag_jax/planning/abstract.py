@@ -1,7 +1,8 @@
-"""What the plans of several systems are made of: models without weights, caches, turns of loops."""
+"""Descriptions of a run's arrays: models without weights, inputs of steps, caches, loop states."""
 
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -9,24 +10,25 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from rag_jax.decoding.cache import Cache, grow, init_cache, write
-from rag_jax.decoding.sample import sample_tokens
+from rag_jax.decoding.cache import Cache, grow, init_cache
 from rag_jax.models import Pretrained
-from rag_jax.models.io.sizes import describe_params
+from rag_jax.models.io.sizes import describe_params, find_sizes
 from rag_jax.models.nn.bart import Bart, BartConfig
 from rag_jax.models.nn.bert import Bert, BertConfig
 from rag_jax.models.nn.decoder import Decoder, DecoderConfig
-from rag_jax.planning.planner import Planner
-from rag_jax.runtime.sharding import (
-    BART_RULES,
-    BERT_RULES,
-    DECODER_RULES,
-    abstract_params,
-    shardings_of,
-)
-from rag_jax.training.loop import TrainState, add_gradients, apply_gradients
+from rag_jax.runtime.sharding import BART_RULES, BERT_RULES, DECODER_RULES, abstract_params
 
 QUESTION = 64  # tokens, rounded up, of the longest question: those of all the papers' datasets
+
+
+class AbstractModels:
+    """What a session that plans takes in the place of weights."""
+
+    mesh: Mesh
+
+    def load_model(self, name: str, *, dtype: Any = None) -> Pretrained:
+        """A published model's sizes, or those of a folder, without its weights and tokenizer."""
+        return describe_model(find_sizes(name), self.mesh, dtype=dtype or jnp.float32)
 
 
 def describe_model(
@@ -49,53 +51,93 @@ def copy(tree: PyTree) -> PyTree:
     )
 
 
+def split_rows(tree: PyTree, mesh: Mesh, *, heads: bool = False) -> PyTree[jax.ShapeDtypeStruct]:
+    """Arrays as `shard_batch` splits them: by rows over `data` where that divides the rows.
+
+    Args:
+        tree: arrays, or descriptions without a sharding.
+        heads: whether arrays of four axes, a cache's keys and values, are also split by their
+            heads over `model`, as the projections leave them.
+    """
+
+    def describe(leaf: Any) -> jax.ShapeDtypeStruct:
+        axes = ("data", "model") if heads and leaf.ndim == 4 else ("data",)
+        sizes = zip(axes, leaf.shape, strict=False)
+        spec = (axis if size % mesh.shape[axis] == 0 else None for axis, size in sizes)
+        sharding = NamedSharding(mesh, PartitionSpec(*spec))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(describe, tree)
+
+
+def describe_inputs(
+    function: Callable[..., Any], mesh: Mesh, sizes: Mapping[str, int], *args: Any, **kwargs: Any
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arrays that a jitted step still needs, by its annotations, such as `Int[Array, "B T"]`.
+
+    Args:
+        sizes: of the axes that the annotations name.
+        args: given already, as are `kwargs`.
+
+    Raises:
+        KeyError: an axis has no size.
+    """
+    signature = inspect.signature(function)
+    given = signature.bind_partial(*args, **kwargs).arguments
+    wanted = {
+        name: parameter.annotation
+        for name, parameter in signature.parameters.items()
+        if name not in given and parameter.default is parameter.empty
+    }
+    return split_rows(
+        {
+            name: jax.ShapeDtypeStruct(
+                tuple(sizes[axis] for axis in array.dim_str.split()), _find_dtype(array)
+            )
+            for name, array in wanted.items()
+        },
+        mesh,
+    )
+
+
+def _find_dtype(array: Any) -> Any:
+    """The dtype that the project uses for an annotation's kind."""
+    kinds = {"bool": jnp.bool_, "int": jnp.int32, "float": jnp.float32}
+    return next(dtype for kind, dtype in kinds.items() if any(kind in d for d in array.dtypes))
+
+
 def describe_cache(
-    planner: Planner, lm: Pretrained, rows: int, slots: int, prefix: Cache | None = None
+    lm: Pretrained, mesh: Mesh, rows: int, slots: int, prefix: Cache | None = None
 ) -> Cache:
-    """A cache as the projections leave it: rows over `data`, key heads over `model`."""
+    """The cache of rows that have read `slots` tokens."""
 
     def build(prefix: Cache | None) -> Cache:
         dtype = lm.params["embed"]["embedding"].dtype
         return grow(init_cache(lm.model, rows, dtype=dtype, prefix=prefix), slots)
 
-    sizes = planner.mesh.shape
-
-    def describe(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        axes = ("data", "model") if leaf.ndim == 4 else ("data",)
-        spec = (a if n % sizes[a] == 0 else None for a, n in zip(axes, leaf.shape, strict=False))
-        sharding = NamedSharding(planner.mesh, PartitionSpec(*spec))
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    cache = jax.tree.map(describe, replace(jax.eval_shape(build, prefix), prefix=None))
-    return replace(cache, prefix=prefix)
+    return describe_state(build, mesh, prefix, prefix=prefix)
 
 
-@partial(jax.jit, static_argnames="model", donate_argnames="cache")
-def _decode_token(model: Decoder, params, cache: Cache, token, active):
-    """What `decode` does in one turn."""
-    slot = cache.real.shape[1] - 1
-    output, cache = write(model, params, cache, token, active, slot=slot)
-    logits = model.apply({"params": params}, output.hidden[:, 0], method="logits")
-    return sample_tokens(logits, None), cache
+def describe_state(
+    build: Callable[..., Any], mesh: Mesh, *args: Any, prefix: Cache | None = None
+) -> Any:
+    """What a loop, or a cache, starts with.
 
+    Args:
+        build: the function that makes it, called with `args`.
+        prefix: the cache that the state's own cache has as a prefix and shares.
+    """
+    state = jax.eval_shape(build, *args)
 
-def compile_token(planner: Planner, name: str, lm: Pretrained, cache: Cache, params: PyTree) -> str:
-    """Plans one turn of a decoding loop, at its longest, and gives back the name."""
-    rows = cache.real.shape[0]
-    token, active = planner.rows((rows, 1), jnp.int32), planner.rows((rows, 1), bool)
-    planner.compile(name, _decode_token, lm.model, params, cache, token, active)
-    return name
+    def is_cache(node: Any) -> bool:
+        return isinstance(node, Cache)
 
+    def split(node: Any) -> Any:
+        if not is_cache(node):
+            return split_rows(node, mesh)
+        return replace(split_rows(replace(node, prefix=None), mesh, heads=True), prefix=prefix)
 
-def compile_update(
-    planner: Planner, stage: str, optimizer: Any, state: TrainState, total: PyTree
-) -> None:
-    """Plans what a training step does with its microbatches' gradients, `total` in all."""
-    planner.compile(f"{stage}add gradients", add_gradients, total, total)
-    places = shardings_of(state)
-    planner.compile(
-        f"{stage}optimiser step", apply_gradients, optimizer, state, total, places=places
-    )
+    return jax.tree.map(split, state, is_leaf=is_cache)
 
 
 def change(config: Any, path: str, value: Any) -> tuple[str, Any]:
@@ -109,3 +151,10 @@ def halve(config: Any, path: str) -> tuple[str, Any]:
     """The flag, and the config, with which a setting is half as large."""
     group, field = path.split(".")
     return change(config, path, max(1, getattr(getattr(config, group), field) // 2))
+
+
+def list_wider(config: Any) -> Iterator[tuple[str, Any]]:
+    """The changes that let any program need less: a wider `model` axis, and adapters."""
+    yield change(config, "mesh.model", 2 * max(config.mesh.model, 1))
+    if config.tuning.mode == "full":
+        yield change(config, "tuning.mode", "lora")

@@ -8,25 +8,22 @@ the body of a loop counts once: `Planner.compile` is told how often it runs.
 import contextlib
 import ctypes
 import gc
-import os
 import re
 import time
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from rag_jax.evaluation.report import format_columns
+from rag_jax.planning.abstract import describe_inputs, split_rows
 from rag_jax.planning.collectives import count_collectives
 from rag_jax.runtime.chips import Chip, find_chip
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.progress import log
 from rag_jax.runtime.sharding import count_bytes_per_device
-
-_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -94,39 +91,6 @@ class Program:
         return times[bound], bound
 
 
-def find_devices(topology: str) -> Sequence[jax.Device]:
-    """Descriptions of a slice's devices, such as those of `v5e:8x8`.
-
-    Raises:
-        RagJaxError: there is no such slice, its limits are not known, or no compiler is there.
-    """
-    # Neither asks a cloud machine what it is nor complains that there is none, nor takes the TPU.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", topology.replace(":", "-"))
-    from jax.experimental import topologies
-
-    try:
-        import libtpu  # noqa: F401
-    except ImportError:
-        raise RagJaxError(
-            "planning needs the TPU compiler: pip install -e '.[tpu]' (Linux on x86-64 only)"
-        ) from None
-    try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise RagJaxError(
-            f"--topology={topology}: no such slice; write CHIP:AxB such as v5e:8x8 or, for v4 and "
-            f"v5p, CHIP:AxBxC ({reason})"
-        ) from error
-    find_chip(devices[0])
-    return devices
-
-
 class Planner:
     """Compiles the programs of a run for its mesh and keeps what they cost.
 
@@ -150,16 +114,6 @@ class Planner:
         self._note = note
         self._held: PyTree = []
 
-    def rows(self, shape: Sequence[int], dtype: Any) -> jax.ShapeDtypeStruct:
-        """An array that is split by its rows, as `sharding.shard_batch` splits it."""
-        sharding = NamedSharding(self.mesh, PartitionSpec("data"))
-        return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=sharding)
-
-    def whole(self, shape: Sequence[int], dtype: Any) -> jax.ShapeDtypeStruct:
-        """An array that lies whole on every device."""
-        sharding = NamedSharding(self.mesh, PartitionSpec())
-        return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=sharding)
-
     def hold(self, *trees: PyTree) -> None:
         """Has only these arrays stay in memory while the next programs run."""
         self._held = trees
@@ -169,18 +123,22 @@ class Planner:
         name: str,
         function: Callable[..., Any],
         *args: Any,
+        sizes: Mapping[str, int] = types.MappingProxyType({}),
         loop: tuple[str, int] | None = None,
         **kwargs: Any,
     ) -> PyTree[jax.ShapeDtypeStruct]:
         """Compiles a jitted function for descriptions of its arguments.
 
         Args:
+            args: arguments, as are `kwargs`; `describe_inputs` makes those that are missing.
+            sizes: of the missing arguments' axes.
             loop: the name of a program that costs what one turn of the function's loop costs, and
                 how many turns are not counted in the function itself.
 
         Returns:
             Descriptions of its results, where the compiler placed them.
         """
+        kwargs |= describe_inputs(function, self.mesh, sizes, *args, **kwargs)
         if self._only not in name:
             return self._guess(function, *args, **kwargs)
         _release_memory()
@@ -228,15 +186,9 @@ class Planner:
         self._note(program)
 
     def _guess(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> PyTree:
-        """Descriptions of what a function that is not compiled returns: rows split, if they can."""
-        parts = self.mesh.shape["data"]
-
-        def describe(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            split = leaf.ndim and leaf.shape[0] % parts == 0
-            return (self.rows if split else self.whole)(leaf.shape, leaf.dtype)
-
+        """Descriptions of what a function that is not compiled returns."""
         with jax.set_mesh(self.mesh):
-            return jax.tree.map(describe, function.eval_shape(*args, **kwargs))
+            return split_rows(function.eval_shape(*args, **kwargs), self.mesh)
 
 
 def _release_memory() -> None:
@@ -266,99 +218,3 @@ def _count(compiled: Any, devices: int) -> Cost:
     analysis = compiled.cost_analysis()
     sent, counts = count_collectives(compiled.as_text(), devices)
     return Cost(analysis.get("flops", 0.0), analysis.get("bytes accessed", 0.0), sent, counts)
-
-
-def plan_run(system: Any, config: Any, topology: str, *, only: str = "") -> list[Program]:
-    """Plans a run and prints its table.
-
-    Args:
-        system: a system's `plan` module, with the class of its settings as `CONFIG`,
-            `plan(config, devices, ...) -> Planner`, and `list_remedies(config, name)`, which
-            yields flags and the configs that they make.
-        topology: the slice.
-        only: as for `Planner`.
-
-    Raises:
-        RagJaxError: no program's name has `only` in it, or a program does not fit; the message
-            says what would make it fit.
-    """
-    devices = find_devices(topology)
-    planner = system.plan(config, devices, only=only, note=_say_compiled)
-    if not planner.programs:
-        raise RagJaxError(f"--only={only}: no program's name has this in it")
-    chip, mesh = planner.chip, dict(planner.mesh.shape)
-    print(
-        f"{len(devices)} x {devices[0].device_kind}, mesh {mesh['data']} data by {mesh['model']} "
-        f"model, {chip.memory / _GIB:.2f} GiB a device\n"
-    )
-    print(format_columns(_list_rows(planner)))
-    large = [program for program in planner.programs if program.needed > chip.memory]
-    if large:
-        worst = max(large, key=lambda program: program.needed)
-        raise RagJaxError(
-            f"{worst.name} needs {worst.needed / _GIB:.2f} GiB of {chip.memory / _GIB:.2f} GiB a "
-            f"device on {topology}; {_advise(system, config, devices, worst)}"
-        )
-    return planner.programs
-
-
-def _say_compiled(program: Program) -> None:
-    needed = program.needed / _GIB
-    log(f"{program.name}: {needed:.2f} GiB a device, compiled in {program.seconds:.0f} s")
-
-
-def _advise(system: Any, config: Any, devices: Sequence[jax.Device], program: Program) -> str:
-    """What makes a program fit, by compiling it with one changed setting after the other."""
-    tried = []
-    for flag, changed in system.list_remedies(config, program.name):
-        log(f"trying {flag}")
-        try:
-            planner = system.plan(changed, devices, only=program.name)
-        except RagJaxError as error:  # a mesh that does not divide, a batch that is too small
-            tried.append(f"{flag} ({error})")
-            continue
-        (again,) = planner.programs
-        if again.needed <= planner.chip.memory:
-            return f"with {flag} it needs {again.needed / _GIB:.2f} GiB and fits"
-        tried.append(f"{flag} ({again.needed / _GIB:.2f} GiB)")
-    return f"no single change is enough, tried {', '.join(tried)}: take a larger slice"
-
-
-_HEAD = [
-    "program",
-    "arguments GiB",
-    "temporary GiB",
-    "resident GiB",
-    "of memory",
-    "TFLOP",
-    "GB moved",
-    "GB sent",
-    "collectives",
-    "compiling s",
-    "at least",
-    "set by",
-]
-
-
-def _list_rows(planner: Planner) -> list[list[str]]:
-    rows = [_HEAD]
-    for p in planner.programs:
-        fits = p.needed <= planner.chip.memory
-        seconds, bound = p.estimate(planner.chip)
-        rows.append(
-            [
-                p.name,
-                f"{p.arguments / _GIB:.2f}",
-                f"{p.temporaries / _GIB:.2f}",
-                f"{p.resident / _GIB:.2f}",
-                f"{p.needed / planner.chip.memory:.0%}",
-                f"{p.cost.flops / 1e12:.3f}",
-                f"{p.cost.moved / 1e9:.2f}",
-                f"{sum(p.cost.sent.values()) / 1e9:.2f}",
-                " ".join(f"{n} {kind}" for kind, n in sorted(p.cost.counts.items())) or "none",
-                f"{p.seconds:.1f}",
-                f"{1000 * seconds:.1f} ms" if fits else "-",
-                bound if fits else "does not fit",
-            ]
-        )
-    return rows

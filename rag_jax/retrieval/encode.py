@@ -103,7 +103,7 @@ def _embed_batches(
 ) -> Iterator[tuple[list[int], Float[np.ndarray, "B E"]]]:
     """Yields batches as indices of texts and their embeddings, longest texts first."""
     pending = None
-    for batch in [*_plan_batches(token_rows, batch_size), None]:
+    for batch in [*plan_batches(token_rows, batch_size), None]:
         # The next batch is dispatched to the device before the previous one is waited for.
         running = None
         if batch is not None:
@@ -212,7 +212,7 @@ def _is_pair(text: Any) -> bool:
     return is_sequence and all(isinstance(part, str) for part in text)
 
 
-def _plan_batches(
+def plan_batches(
     token_rows: list[list[int]], batch_size: int
 ) -> Iterator[tuple[list[int], tuple[int, int]]]:
     """Yields the indices of the rows of each batch and its padded shape `[B, T]`, longest first.

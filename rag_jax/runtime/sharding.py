@@ -222,17 +222,17 @@ def shardings_of(tree: PyTree) -> Shardings:
     return tuple(leaf.sharding for leaf in jax.tree.leaves(tree))
 
 
-def constrain(tree: PyTree[Array], places: Shardings) -> PyTree[Array]:
+def constrain(tree: PyTree[Array], shardings: Shardings) -> PyTree[Array]:
     """Constrains the arrays of a tree to given shardings, within `jax.jit`.
 
     Args:
         tree: the arrays.
-        places: shardings by `shardings_of`, of a tree with the same structure.
+        shardings: by `shardings_of`, of a tree with the same structure.
     """
-    if all(place.num_devices == 1 for place in places):
+    if all(sharding.num_devices == 1 for sharding in shardings):
         return tree
     return jax.lax.with_sharding_constraint(
-        tree, jax.tree.unflatten(jax.tree.structure(tree), places)
+        tree, jax.tree.unflatten(jax.tree.structure(tree), shardings)
     )
 
 

@@ -1,4 +1,4 @@
-"""BeamConfig along a trie against a slow one in NumPy, full passes and lists, and against everything.
+"""Beams along a trie against a slow search in NumPy, full passes and lists, and everything.
 
 Against transformers: tests/parity/test_live_trie.py.
 """

@@ -1,4 +1,4 @@
-"""BeamConfig along a trie against transformers' `prefix_allowed_tokens_fn`, a tiny random Llama.
+"""Beam search along a trie against transformers' `prefix_allowed_tokens_fn`, a tiny random Llama.
 
     pip install -e .[parity] && pytest -m parity tests/parity
 

@@ -1,53 +1,45 @@
 """Every compiled program of a run, for a slice of TPUs that need not be there."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rag_jax.data.batches import round_up
 from rag_jax.decoding.beams import BeamConfig
-from rag_jax.decoding.cache import Cache, write_branches
-from rag_jax.losses import mix_documents
-from rag_jax.models import Pretrained
 from rag_jax.models.io.sizes import find_sizes
 from rag_jax.models.nn.bart import BartConfig
 from rag_jax.planning.abstract import (
     QUESTION,
+    AbstractModels,
     change,
-    compile_update,
     copy,
-    describe_cache,
-    describe_model,
     halve,
+    list_wider,
+    split_rows,
 )
 from rag_jax.planning.planner import Planner
-from rag_jax.retrieval.encode import embed_batch
-from rag_jax.runtime.sharding import abstract_params, shardings_of
-from rag_jax.systems.rag import infer, train
+from rag_jax.planning.training import compile_training
+from rag_jax.planning.turns import compile_beams
+from rag_jax.retrieval.encode import embed_batch, plan_batches
+from rag_jax.runtime.sharding import abstract_params
+from rag_jax.systems.rag import session, steps
 from rag_jax.systems.rag.config import RAGConfig
 from rag_jax.systems.rag.data import Example
-from rag_jax.systems.rag.pipeline import Session
-from rag_jax.training.loop import compute_gradients, describe_state
-from rag_jax.training.trainable import apply_tuned
+from rag_jax.systems.rag.train import pack_microbatches
 
 CONFIG = RAGConfig
 
 
-class PlannedSession(Session):
+class PlannedSession(AbstractModels, session.Session):
     """A session whose models are descriptions of arrays."""
-
-    def load_model(self, name: str, *, dtype: Any = None) -> Pretrained:
-        """A model without its weights and tokenizer."""
-        return describe_model(find_sizes(name), self.mesh, dtype=dtype or jnp.float32)
 
     @property
     def models(self) -> list[Any]:
         """The parameters that a run has in memory whatever it does."""
-        models = (self.generator, self.encoder, self.passage_encoder)
-        return [model.params for model in models]
+        return [m.params for m in (self.generator, self.encoder, self.passage_encoder)]
 
 
 def plan(config: RAGConfig, devices: Sequence[jax.Device], **options: Any) -> Planner:
@@ -81,156 +73,99 @@ def list_remedies(config: RAGConfig, name: str) -> Iterator[tuple[str, RAGConfig
         yield halve(config, "retriever.batch_size")
     elif not name.startswith(("frozen", "joint", "embed")):
         yield halve(config, "decode.batch_size")
-    yield change(config, "mesh.model", 2 * max(config.mesh.model, 1))
-    if config.tuning.mode == "full":
-        yield change(config, "tuning.mode", "lora")
+    yield from list_wider(config)
 
 
 def _plan_encoding(session: PlannedSession, planner: Planner) -> None:
     """The index, and the questions that a training step asks it."""
-    c, parts = session.config, session.mesh.shape["data"]
-    width = round_up(c.retriever.max_length, 16)
-    kinds = {
-        "embed passages": (session.passage_encoder, c.retriever.batch_size * 16 // width, width),
-        "embed questions": (session.encoder, c.train.batch_size, QUESTION),
-    }
-    for name, (encoder, rows, width) in kinds.items():
-        rows = round_up(rows, parts)
-        planner.compile(
-            name,
-            embed_batch,
-            encoder.model,
-            encoder.params,
-            planner.rows((rows, min(width, encoder.config.max_length)), jnp.int32),
-            planner.rows((rows,), jnp.int32),
-        )
+    c, encoder, parts = session.config, session.passage_encoder, session.mesh.shape["data"]
+    width = min(c.retriever.max_length, encoder.config.max_length)
+    texts = [[0] * width] * c.retriever.batch_size
+    with jax.set_mesh(session.mesh):
+        _, (rows, width) = next(plan_batches(texts, c.retriever.batch_size))
+    passage = {"B": rows, "T": width}
+    planner.compile("embed passages", embed_batch, encoder.model, encoder.params, sizes=passage)
+    encoder = session.encoder
+    width = min(QUESTION, encoder.config.max_length)
+    question = {"B": round_up(c.train.batch_size, parts), "T": width}
+    planner.compile("embed questions", embed_batch, encoder.model, encoder.params, sizes=question)
 
 
 def _plan_training(session: PlannedSession, planner: Planner, *, joint: bool) -> None:
     """A training step, in microbatches of the longest questions."""
-    c, generator, encoder = session.config, session.generator, session.encoder
-    name, docs = "joint" if joint else "frozen", c.passages
-    trained = train.describe_trainable(session, joint=joint)
-    optimizer = train.make_tuner(session, 1)
-    state = describe_state(trained, optimizer)
-    total = copy(trained)  # gradients lie where their parameters do
-    frozen = {"generator": None if c.tuning.mode == "full" else generator.params}
-    if not joint:
-        frozen["query"] = encoder.params
-    examples = [Example([[0] * c.generator.max_length] * docs)] * c.train.batch_size
+    c, encoder = session.config, session.encoder.config
+    stage = "joint, " if joint else "frozen, "
+    count, docs = c.train.batch_size, c.passages
+    example = Example([[0] * c.generator.max_length] * docs, [0] * (c.decode.max_tokens + 1))
+    width = min(QUESTION, encoder.max_length)
     with jax.set_mesh(session.mesh):
-        _, rows, width = train.group_examples(
-            examples,
-            docs=docs,
+        _, arrays = pack_microbatches(
+            [example] * count,
+            [[0] * width] * count,
+            np.zeros((count, docs, encoder.embedding_size), np.float32),
             budget=c.train.microbatch_tokens,
-            limit=generator.config.max_length,
+            limit=session.generator.config.max_length,
+            targets=round_up(c.decode.max_tokens + 1, 8),
+            query_width=width,
         )[0]
-    answer = round_up(c.decode.max_tokens + 1, 8)
-    query = min(QUESTION, encoder.config.max_length)
-    batch = {
-        "tokens": planner.rows((rows * docs, width), jnp.int32),
-        "mask": planner.rows((rows * docs, width), bool),
-        "targets": planner.rows((rows, answer), jnp.int32),
-        "target_mask": planner.rows((rows, answer), bool),
-        "weight": planner.rows((rows,), jnp.float32),
-        "query": planner.rows((rows, query), jnp.int32),
-        "query_mask": planner.rows((rows, query), bool),
-        "passages": planner.rows((rows, docs, encoder.config.embedding_size), jnp.float32),
-    }
-    planner.hold(session.models, state, total)
-    planner.compile(
-        f"{name}, gradients of questions",
-        compute_gradients,
-        train.make_loss(session, joint=joint),
-        state.params,
-        frozen,
-        batch,
-        places=shardings_of(state.params),
+    compile_training(
+        planner,
+        stage,
+        session.make_trainable(joint=joint),
+        c.train,
+        {f"{stage}gradients of questions": (session.make_loss(joint=joint), arrays)},
+        session.models,
     )
-    planner.hold(session.models, state)
-    compile_update(planner, f"{name}, ", optimizer, state, total)
 
 
 def _plan_answers(session: PlannedSession, planner: Planner) -> None:
     """Every way of answering, with the trained models; both trainings' are kept."""
-    c, model, docs = session.config, session.generator.model, session.config.passages
-    decode, limit = c.decode, session.generator.config.max_length
-    trained = train.describe_trainable(session, joint=True)
-    join = partial(apply_tuned, c.tuning, dtype=session.dtype)
-    params = jax.eval_shape(join, trained["generator"], session.generator.params)
-    params = abstract_params(params, session.mesh, train.find_rules(session)["generator"])
-    planner.hold(session.models, copy(params), params, trained["query"])
-
-    rows, width = decode.batch_size * docs, min(round_up(c.generator.max_length, 16), limit)
-    scores = planner.rows((decode.batch_size, docs), jnp.float32)
-    cache, hidden = planner.compile(
-        "read passages",
-        infer.read,
-        model,
-        params,
-        planner.rows((rows, width), jnp.int32),
-        planner.rows((rows, width), bool),
+    c, generator, docs = session.config, session.generator, session.config.passages
+    decode, limit = c.decode, generator.config.max_length
+    trainable = session.make_trainable(joint=True)
+    merged = jax.eval_shape(trainable.merge, trainable.abstract(), trainable.base)
+    params, query = (
+        abstract_params({name: merged[name]}, session.mesh, trainable.rules)[name]
+        for name in ("generator", "query")
     )
+    planner.hold(session.models, copy(params), params, query)
+
+    width = min(round_up(c.generator.max_length, 32), limit)
+    inputs = {"B": decode.batch_size * docs, "T": width}
+    lm = generator.model, params
+    cache, hidden = planner.compile("read passages", steps.read, *lm, prefix=None, sizes=inputs)
     settings = {
         "max_tokens": decode.max_tokens,
         "stop_ids": (0,),
-        "search": BeamConfig(decode.beams, decode.length_penalty, decode.early_stopping),
+        "config": BeamConfig(decode.beams, decode.length_penalty, decode.early_stopping),
     }
     # A forced end comes after the last token.
-    turns = decode.max_tokens - (getattr(model.config, "forced_eos_id", None) is None)
-    read = model, params, cache, hidden
-    one = "one token of a question's beams"
-    _compile_turn(session, planner, one, params, cache, scores)
+    turns = decode.max_tokens - (getattr(generator.config, "forced_eos_id", None) is None)
+    scores = jax.ShapeDtypeStruct((decode.batch_size, docs), jnp.float32)
+    scores, read = split_rows(scores, session.mesh), (cache, hidden)
+    name = "one token of a question's beams"
+    one = compile_beams(planner, name, generator, params, *read, scores, **settings)
+    loop = one, turns - 1
     planner.compile(
-        "write with RAG-Token", infer.write_token, *read, scores, **settings, loop=(one, turns - 1)
+        "write with RAG-Token", steps.write_token, *lm, *read, scores, loop=loop, **settings
     )
-    one = "one token of a passage's beams"
-    _compile_turn(session, planner, one, params, cache, None)
+    name = "one token of a passage's beams"
+    one = compile_beams(planner, name, generator, params, *read, None, **settings)
+    loop = one, turns - 1
     found = planner.compile(
-        "propose answers", infer.propose, *read, scores, **settings, loop=(one, turns - 1)
+        "propose answers", steps.propose, *lm, *read, scores, loop=loop, **settings
     )
     width = min(round_up(found.tokens.shape[2], 8), found.tokens.shape[2])
 
     def score(name: str, count: int, **loop: Any) -> None:
-        answers = (
-            planner.rows((decode.batch_size, count, width), jnp.int32),
-            planner.rows((decode.batch_size, count), jnp.int32),
-            planner.rows((decode.batch_size, docs, count), jnp.float32),
+        sizes = {"B": decode.batch_size, "K": docs, "C": count, "T": width}
+        known = jax.ShapeDtypeStruct((decode.batch_size, docs, count), jnp.float32)
+        known = split_rows(known, session.mesh)
+        planner.compile(
+            name, steps.score, *lm, *read, known=known, chunk=decode.beams, sizes=sizes, **loop
         )
-        planner.compile(name, infer.score, *read, *answers, chunk=decode.beams, **loop)
 
     # Every passage has its own beams' already, and scores as many of each other passage's.
     one = "score answers of one passage"
     score(one, decode.beams)
     score("score answers", docs * decode.beams, loop=(one, max(0, docs - 2)))
-
-
-@partial(jax.jit, static_argnames="model", donate_argnames="cache")
-def _write_beams(model, params, cache: Cache, tokens, doc_scores):
-    """What `search_beams` does in one turn, but for its keeping of beams."""
-    (rows, beams), slots = tokens.shape, cache.real.shape[1]
-    seen = jnp.ones((rows, beams, slots), bool)
-    slot = slots - beams
-    output, cache = write_branches(model, params, cache, tokens, seen, slot=slot, depth=0, length=1)
-    logits = model.apply({"params": params}, output.hidden, method="logits")
-    logprobs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    if doc_scores is not None:
-        logprobs = mix_documents(doc_scores, logprobs.reshape(*doc_scores.shape, beams, -1))
-    return jax.lax.top_k(logprobs.reshape(len(logprobs), -1), 2 * beams), cache
-
-
-def _compile_turn(
-    session: PlannedSession, planner: Planner, name: str, params: Any, read: Cache, doc_scores: Any
-) -> None:
-    """Plans one turn of a beam search, at its longest.
-
-    Args:
-        read: the cache of what the beams go on from.
-    """
-    c, start = session.config.decode, 0
-    if session.is_seq2seq:
-        read, start = read.prefix, read.real.shape[1]
-    rows = session.config.passages * c.batch_size
-    cache = describe_cache(planner, session.generator, rows, start + c.beams * c.max_tokens, read)
-    tokens = planner.rows((rows, c.beams), jnp.int32)
-    planner.compile(name, _write_beams, session.generator.model, params, cache, tokens, doc_scores)

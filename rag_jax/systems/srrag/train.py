@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from rag_jax.config import TrainConfig
 from rag_jax.data.batches import Microbatch
@@ -199,12 +199,7 @@ def run_stage2(
         values = np.zeros(2 * micro.rows, np.float32)
         for place, i in enumerate(micro.indices):
             values[[place, micro.rows + place]] = known[examples[i].row.id]
-        # The rejected side takes part in the preference alone: its source token would count the
-        # question twice.
-        source = arrays["source"].copy()
-        source[micro.rows :] = 0
-        pair = source[: micro.rows].sum(axis=1)  # the source is one token, with a row's weight
-        return {**arrays, "source": source, "reference": values, "pair": pair}
+        return make_pairs(arrays, values)
 
     fit_examples(
         context,
@@ -213,3 +208,19 @@ def run_stage2(
         start=trainable.load(context.path(after, "params")),
         finish=add_reference,
     )
+
+
+def make_pairs(arrays: Arrays, reference: Float[np.ndarray, "B"]) -> Arrays:
+    """A microbatch's arrays for the preference loss; see `loss.stage2_loss`.
+
+    Args:
+        arrays: from `data.pack_examples`, of `B / 2` pairs.
+        reference: log-probabilities of the verbalisations under the stage-1 model.
+    """
+    half = len(reference) // 2
+    # The rejected side takes part in the preference alone: its source token would count the
+    # question twice.
+    source = arrays["source"].copy()
+    source[half:] = 0
+    pair = source[:half].sum(axis=1)  # the source is one token, with a row's weight
+    return {**arrays, "source": source, "reference": reference, "pair": pair}

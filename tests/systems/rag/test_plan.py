@@ -9,8 +9,8 @@ from rag_jax.config import build
 from rag_jax.runtime import chips
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import count_bytes_per_device
-from rag_jax.systems.rag import pipeline, train
 from rag_jax.systems.rag import plan as planned
+from rag_jax.systems.rag import session as sessions
 from rag_jax.systems.rag.config import RAGConfig
 
 CHIP = chips.Chip(flops=1e12, bandwidth=1e11, memory=1e12, links=1e11)
@@ -48,15 +48,14 @@ def describe(tree):
 def test_the_planned_session_is_the_real_one(settings, changes):
     """The same trees and shapes as the run itself trains."""
     config = settings(**changes)
-    real, abstract = pipeline.Session(config), planned.PlannedSession(config, jax.devices()[:1])
+    real, abstract = sessions.Session(config), planned.PlannedSession(config, jax.devices()[:1])
     for name in ("generator", "encoder", "passage_encoder"):
         ours, theirs = getattr(abstract, name), getattr(real, name)
         assert ours.config == theirs.config
         assert describe(ours.params) == describe(theirs.params)
     for joint in (False, True):
-        params = real.generator.params, real.encoder.params
-        trained = train.init_trainable(real, *params, joint=joint)
-        assert describe(train.describe_trainable(abstract, joint=joint)) == describe(trained)
+        trained = real.make_trainable(joint=joint).start()
+        assert describe(abstract.make_trainable(joint=joint).abstract()) == describe(trained)
 
 
 def test_every_program_is_planned(settings):
@@ -81,7 +80,7 @@ def test_every_program_is_planned(settings):
         ("score answers of one passage", "score answers", 2),
     ):
         assert by_name[whole].cost.flops > turns * by_name[one].cost.flops
-    trained = train.describe_trainable(session, joint=True)
+    trained = session.make_trainable(joint=True).abstract()
     # Adam's two moments beside what is trained and its gradients.
     step = by_name["joint, optimiser step"]
     assert step.arguments >= 4 * count_bytes_per_device(trained)

@@ -10,7 +10,6 @@ from rag_jax.runtime import chips
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import count_bytes_per_device
 from rag_jax.systems.srrag import plan as planned
-from rag_jax.systems.srrag import tune
 from rag_jax.systems.srrag.config import SRRAGConfig
 from systems.srrag.tiny_run import quick_programs
 
@@ -33,8 +32,8 @@ def test_the_planned_session_is_the_real_one(settings, session, mode):
     assert abstract.base.config == session.base.config
     assert describe(abstract.base.params) == describe(session.base.params)
     assert describe(abstract.encoder.params) == describe(session.encoder.params)
-    real = tune.start_trainable(type(session)(changed))
-    assert describe(tune.describe_trainable(abstract)) == describe(real)
+    real = type(session)(changed).trainable.start()
+    assert describe(abstract.trainable.abstract()) == describe(real)
 
 
 def test_programs_are_planned(settings):
@@ -61,7 +60,7 @@ def test_programs_are_planned(settings):
     one, whole = by_name["one token of a verbalisation"], by_name["verbalise"]
     assert whole.cost.flops > 5 * one.cost.flops
     # Adam's two moments and the adapter.
-    trained = tune.describe_trainable(planned.PlannedSession(settings, jax.devices()[:1]))
+    trained = planned.PlannedSession(settings, jax.devices()[:1]).trainable.abstract()
     step = by_name["optimiser step"]
     assert step.arguments >= 4 * count_bytes_per_device(trained)
 

@@ -1,0 +1,144 @@
+"""Planning a whole run: the slice's devices, the table of its programs, what makes them fit."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from rag_jax.evaluation.report import format_columns
+from rag_jax.planning.planner import Planner, Program
+from rag_jax.runtime.chips import find_chip
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.progress import log
+
+_GIB = 2**30
+
+
+def find_devices(topology: str) -> Sequence[jax.Device]:
+    """Descriptions of a slice's devices, such as those of `v5e:8x8`.
+
+    Raises:
+        RagJaxError: there is no such slice, its limits are not known, or no compiler is there.
+    """
+    # Neither asks a cloud machine what it is nor complains that there is none, nor takes the TPU.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", topology.replace(":", "-"))
+    from jax.experimental import topologies
+
+    try:
+        import libtpu  # noqa: F401
+    except ImportError:
+        raise RagJaxError(
+            "planning needs the TPU compiler: pip install -e '.[tpu]' (Linux on x86-64 only)"
+        ) from None
+    try:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise RagJaxError(
+            f"--topology={topology}: no such slice; write CHIP:AxB such as v5e:8x8 or, for v4 and "
+            f"v5p, CHIP:AxBxC ({reason})"
+        ) from error
+    find_chip(devices[0])
+    return devices
+
+
+def plan_run(system: Any, config: Any, topology: str, *, only: str = "") -> list[Program]:
+    """Plans a run and prints its table.
+
+    Args:
+        system: a system's `plan` module, with the class of its settings as `CONFIG`,
+            `plan(config, devices, ...) -> Planner`, and `list_remedies(config, name)`, which
+            yields flags and the configs that they make.
+        topology: the slice.
+        only: as for `Planner`.
+
+    Raises:
+        RagJaxError: no program's name has `only` in it, or a program does not fit; the message
+            says what would make it fit.
+    """
+    devices = find_devices(topology)
+    planner = system.plan(config, devices, only=only, note=_say_compiled)
+    if not planner.programs:
+        raise RagJaxError(f"--only={only}: no program's name has this in it")
+    chip, mesh = planner.chip, dict(planner.mesh.shape)
+    print(
+        f"{len(devices)} x {devices[0].device_kind}, mesh {mesh['data']} data by {mesh['model']} "
+        f"model, {chip.memory / _GIB:.2f} GiB a device\n"
+    )
+    print(format_columns(_list_rows(planner)))
+    large = [program for program in planner.programs if program.needed > chip.memory]
+    if large:
+        worst = max(large, key=lambda program: program.needed)
+        raise RagJaxError(
+            f"{worst.name} needs {worst.needed / _GIB:.2f} GiB of {chip.memory / _GIB:.2f} GiB a "
+            f"device on {topology}; {_advise(system, config, devices, worst)}"
+        )
+    return planner.programs
+
+
+def _say_compiled(program: Program) -> None:
+    needed = program.needed / _GIB
+    log(f"{program.name}: {needed:.2f} GiB a device, compiled in {program.seconds:.0f} s")
+
+
+def _advise(system: Any, config: Any, devices: Sequence[jax.Device], program: Program) -> str:
+    """What makes a program fit, by compiling it with one changed setting after the other."""
+    tried = []
+    for flag, changed in system.list_remedies(config, program.name):
+        log(f"trying {flag}")
+        try:
+            planner = system.plan(changed, devices, only=program.name)
+        except RagJaxError as error:  # a mesh that does not divide, a batch that is too small
+            tried.append(f"{flag} ({error})")
+            continue
+        (again,) = planner.programs
+        if again.needed <= planner.chip.memory:
+            return f"with {flag} it needs {again.needed / _GIB:.2f} GiB and fits"
+        tried.append(f"{flag} ({again.needed / _GIB:.2f} GiB)")
+    return f"no single change is enough, tried {', '.join(tried)}: take a larger slice"
+
+
+_HEAD = [
+    "program",
+    "arguments GiB",
+    "temporary GiB",
+    "resident GiB",
+    "of memory",
+    "TFLOP",
+    "GB moved",
+    "GB sent",
+    "collectives",
+    "compiling s",
+    "at least",
+    "set by",
+]
+
+
+def _list_rows(planner: Planner) -> list[list[str]]:
+    rows = [_HEAD]
+    for p in planner.programs:
+        fits = p.needed <= planner.chip.memory
+        seconds, bound = p.estimate(planner.chip)
+        rows.append(
+            [
+                p.name,
+                f"{p.arguments / _GIB:.2f}",
+                f"{p.temporaries / _GIB:.2f}",
+                f"{p.resident / _GIB:.2f}",
+                f"{p.needed / planner.chip.memory:.0%}",
+                f"{p.cost.flops / 1e12:.3f}",
+                f"{p.cost.moved / 1e9:.2f}",
+                f"{sum(p.cost.sent.values()) / 1e9:.2f}",
+                " ".join(f"{n} {kind}" for kind, n in sorted(p.cost.counts.items())) or "none",
+                f"{p.seconds:.1f}",
+                f"{1000 * seconds:.1f} ms" if fits else "-",
+                bound if fits else "does not fit",
+            ]
+        )
+    return rows

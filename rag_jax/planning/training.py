@@ -1,0 +1,62 @@
+"""The programs of training: gradients of a microbatch, their sum, the optimiser's step."""
+
+from typing import Any
+
+from jaxtyping import PyTree
+
+from rag_jax.config import TrainConfig
+from rag_jax.planning.abstract import copy, split_rows
+from rag_jax.planning.planner import Planner
+from rag_jax.runtime.sharding import shardings_of
+from rag_jax.training.loop import (
+    LossFunction,
+    abstract_state,
+    add_gradients,
+    apply_gradients,
+    compute_gradients,
+    make_optimizer,
+)
+from rag_jax.training.trainable import Trainable
+
+
+def compile_training(
+    planner: Planner,
+    stage: str,
+    trainable: Trainable,
+    settings: TrainConfig,
+    microbatches: dict[str, tuple[LossFunction, dict[str, Any]]],
+    *held: PyTree,
+) -> None:
+    """Plans a training step.
+
+    Args:
+        stage: what the names of the step's own programs begin with.
+        settings: of the optimiser.
+        microbatches: by the name of their program, the loss and the arrays that it takes.
+        held: what stays in memory beside the training's own arrays.
+    """
+    params = trainable.abstract()
+    optimizer = make_optimizer(settings, 1, rates=trainable.rates)
+    state = abstract_state(params, optimizer)
+    total = copy(params)  # gradients lie where their parameters do
+    for name, (loss, arrays) in microbatches.items():
+        planner.hold(*held, state, total)
+        planner.compile(
+            name,
+            compute_gradients,
+            loss,
+            state.params,
+            trainable.frozen,
+            split_rows(arrays, planner.mesh),
+            shardings=shardings_of(state.params),
+        )
+    planner.hold(*held, state)
+    planner.compile(f"{stage}add gradients", add_gradients, total, copy(total))
+    planner.compile(
+        f"{stage}optimiser step",
+        apply_gradients,
+        optimizer,
+        state,
+        total,
+        shardings=shardings_of(state),
+    )
