@@ -144,9 +144,17 @@ class Session:
         raise NotImplementedError
 
     def open_corpus(self, folder: Path) -> None:
-        """Opens the corpus that `copy_collection` wrote, unless it is open."""
+        """Opens the corpus that `copy_collection` wrote, unless it is open.
+
+        The corpus is checked again: the settings may have changed since it was copied.
+
+        Raises:
+            RagJaxError: as `check_corpus`.
+        """
         if self._corpus is None or self._corpus[0] != folder:
-            self._corpus = folder, load_collection(folder)
+            corpus = load_collection(folder)
+            self.check_corpus(corpus)
+            self._corpus = folder, corpus
 
     @property
     def corpus(self) -> Collection:

@@ -1,16 +1,22 @@
 """What a choice of sources is worth, against slow references."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag_jax.runtime.files import read_jsonl
-from rag_jax.systems.srrag import analysis
-from rag_jax.systems.srrag.config import SourceConfig, SRRAGConfig
+from rag_jax.evaluation.routing import analyse_choices
 
-TWO = SRRAGConfig().sources
-THREE = (*TWO, SourceConfig("Other", "<Other>", "search"))
+
+class Source(NamedTuple):
+    name: str
+    kind: str
+
+
+TWO = (Source("Self", "verbalise"), Source("Wiki", "search"))
+THREE = (*TWO, Source("Other", "search"))
 SHARES = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9])
 
 
@@ -35,7 +41,7 @@ def draw_rows(draw, sources=TWO):
 
 @given(draw_rows())
 def test_frontier(rows):
-    found = analysis.analyse_choices(rows, TWO)["frontier"]
+    found = analyse_choices(rows, TWO)["frontier"]
     rates = [point["retrieval_rate"] for point in found["points"]]
     assert rates == sorted(set(rates)) and (rates[0], rates[-1]) == (0, 1)
     for point in found["points"]:
@@ -64,7 +70,7 @@ def judge_slowly(row):
 @given(draw_rows() | draw_rows(THREE))
 def test_choices(rows):
     sources = TWO if len(rows[0]["scores"]) == 2 else THREE
-    found = analysis.analyse_choices(rows, sources)
+    found = analyse_choices(rows, sources)
     judged = [judge_slowly(row) for row in rows]
     assert found["choice_accuracy"] == pytest.approx(np.mean([right for right, _ in judged]))
     assert found["retrieval_better"] == pytest.approx(np.mean([better for _, better in judged]))
@@ -94,35 +100,9 @@ def test_several_indexes_are_searched_by_their_scores():
         row | {"scores": [0.1, 0.2, 0.7], "correct_by_source": [0.0, 0.0, 1.0]},
         row | {"scores": [0.1, 0.6, 0.3], "correct_by_source": [0.0, 0.0, 1.0]},
     ]
-    points = analysis.analyse_choices(rows, THREE)["frontier"]["points"]
+    points = analyse_choices(rows, THREE)["frontier"]["points"]
     assert [(p["tau"], p["retrieval_rate"], p["accuracy"]) for p in points] == [
         (0.7, 0, 0),
         (0.6, 0.5, 0.5),
         (None, 1, 0.5),
     ]
-
-
-def test_the_report_has_it(finished):
-    workdir, report = finished
-    routing = report["analysis"]["routing"]
-    assert list(routing) == ["srrag", "without_knn"]
-    for name, found in routing.items():
-        methods = report["methods"]
-        ends = found["frontier"]["points"][0], found["frontier"]["points"][-1]
-        assert [p["accuracy"] for p in ends] == [
-            methods["verbalise"]["accuracy"],
-            methods["retrieve"]["accuracy"],
-        ]
-        rates = [third["retrieval_rate"] for third in found["by_popularity"].values()]
-        assert np.mean(rates) == pytest.approx(methods[name]["retrieval_rate"])
-    for stage in ("labels", "datastore"):
-        statistics = report["analysis"][stage]
-        assert statistics["n"] == 12 and sum(statistics["share"].values()) == pytest.approx(1)
-    written = read_jsonl(workdir / "predictions" / "verbalise.jsonl")
-    cut_off = sum(record["cut_off"] for record in written)
-    assert report["methods"]["verbalise"]["cut_off"] == cut_off
-    (table,) = [rows for rows in report["tables"].values() if rows[0][0] == "source"]
-    assert [row[-2:] for row in table[1:]] == [[str(cut_off), "-"], ["-", "0"]]
-    page = (workdir / "report.html").read_text(encoding="utf-8")
-    assert page.count('class="chart"') == 3
-    assert "verbalising changes" in page and "AUROC" in page

@@ -16,10 +16,11 @@ from rag_jax.runtime.checkpoint import Checkpoints
 from rag_jax.runtime.clock import compile_seconds
 from rag_jax.runtime.files import read_jsonl
 from rag_jax.runtime.sharding import make_mesh, shard_batch, shardings_of
-from rag_jax.systems.rag import infer as rag
-from rag_jax.systems.srrag import steps, tune
+from rag_jax.systems.rag import steps as rag
+from rag_jax.systems.srrag import steps
 from rag_jax.systems.srrag.config import NewTokensConfig, SRRAGConfig
 from rag_jax.systems.srrag.data import TERMS
+from rag_jax.systems.srrag.session import Session
 from rag_jax.training import loop
 from rag_jax.training.loop import compute_gradients, init_state, make_optimizer, make_step
 from rag_jax.training.rows import Row, pack_rows
@@ -31,12 +32,14 @@ def make_session(mesh, mode):
     # The last four tokens are the new ones.
     ids = {"<EOQ>": 32, "<EOK>": 33, "<Self>": 34, "<Wiki>": 35}
     tokenizer = SimpleNamespace(token_id=ids.__getitem__)
-    return SimpleNamespace(
-        config=SRRAGConfig(tuning=NewTokensConfig(mode=mode, rank=2)),
-        base=SimpleNamespace(model=model, params=params, tokenizer=tokenizer),
-        mesh=mesh or make_mesh(MeshConfig(1, 1), devices=jax.devices()[:1]),
-        new_ids=list(ids.values()),
-    )
+    mesh = mesh or make_mesh(MeshConfig(1, 1), devices=jax.devices()[:1])
+    sizes = MeshConfig(*mesh.shape.values())
+    config = SRRAGConfig(mesh=sizes, tuning=NewTokensConfig(mode=mode, rank=2))
+    session = Session(config, mesh.devices.flatten().tolist())
+    assert session.mesh == mesh
+    session.base = SimpleNamespace(model=model, params=params, tokenizer=tokenizer)
+    assert sorted(session.new_ids) == [32, 33, 34, 35]
+    return session
 
 
 def make_parts(seed):
@@ -58,9 +61,9 @@ def make_parts(seed):
 def train(mode, mesh=None, steps=3):
     """The first gradients, and the logged metrics and trained arrays after some steps."""
     session = make_session(mesh, mode)
-    start = tune.start_trainable(session)
-    frozen = None if session.config.tuning.mode == "full" else session.base.params
-    losses = tune.make_losses(session)
+    trainable, losses = session.trainable, session.losses
+    start, frozen = trainable.start(), trainable.frozen
+    assert frozen is (None if mode == "full" else session.base.params)
     optimizer = make_optimizer(session.config.stage1, steps)
     parts = [[(name, shard_batch(x)) for name, x in make_parts(i)] for i in range(steps)]
     shardings = shardings_of(start)
@@ -96,7 +99,7 @@ def go_on(folder, devices, stop):
     with jax.set_mesh(mesh):
         session = make_session(mesh, "lora")
         optimizer = make_optimizer(session.config.stage1, 6)
-        step = make_step(tune.make_losses(session), optimizer)
+        step = make_step(session.losses, optimizer)
 
         def batch_at(number):
             if number == stop:
@@ -104,7 +107,7 @@ def go_on(folder, devices, stop):
             return [(name, shard_batch(x)) for name, x in make_parts(number)], [str(number)]
 
         return loop.train(
-            init_state(tune.start_trainable(session), optimizer),
+            init_state(session.trainable.start(), optimizer),
             lambda state, parts: step(state, session.base.params, parts),
             batch_at,
             total_steps=6,
@@ -141,7 +144,7 @@ def test_beams_under_documents(mesh):
 def decode_documents(mesh=None):
     model, params = make_model(mesh)
     rng = np.random.default_rng(0)
-    settings = {"max_tokens": 4, "stop_ids": (3,), "search": BeamConfig(2)}
+    settings = {"max_tokens": 4, "stop_ids": (3,), "config": BeamConfig(2)}
     results = []
     for seed in range(2):
         compiled = compile_seconds()

@@ -1,11 +1,14 @@
 """One of several processes that train the tiny decoder together; run by tests/runtime."""
 
+import os
 import sys
+import traceback
 
 import jax
 import numpy as np
 import pytest
 from on_mesh.common import GREEDY, fit_rows, write
+from on_mesh.system_cases import make_parts, make_session
 
 from rag_jax.config import MeshConfig
 from rag_jax.pipeline.runner import run_stages
@@ -31,14 +34,10 @@ def run(workdir, mesh=None):
 
 def run_training(context, mesh):
     """SR-RAG's training."""
-    from on_mesh.system_cases import make_parts, make_session
-
-    from rag_jax.systems.srrag import tune
-
     session = make_session(mesh, "lora")
-    start = tune.start_trainable(session)
+    start = session.trainable.start()
     optimizer = make_optimizer(session.config.stage1, STEPS)
-    step = make_step(tune.make_losses(session), optimizer)
+    step = make_step(session.losses, optimizer)
 
     def batch_at(number):
         return [(name, shard_batch(x)) for name, x in make_parts(number)], [f"q{number}"]
@@ -93,9 +92,13 @@ if __name__ == "__main__":
     address, number, folder = sys.argv[1:]
     hosts.connect(address, 2, int(number))
     mesh = make_mesh(MeshConfig(data=2, model=2))
-    with jax.set_mesh(mesh):
-        for again in (False, True):
-            records = run(folder, mesh)
-            assert [record["reused"] for record in records] == [again, again]
-    write_json(f"{folder}/process{number}.json", {"first": hosts.is_first()})
+    try:
+        with jax.set_mesh(mesh):
+            for again in (False, True):
+                records = run(folder, mesh)
+                assert [record["reused"] for record in records] == [again] * 3
+        write_json(f"{folder}/process{number}.json", {"first": hosts.is_first()})
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)  # at its end it would wait for the other process, which may wait for this one
     jax.distributed.shutdown()

@@ -232,6 +232,13 @@ def test_a_worker_stops_when_the_map_is_joined_in_the_meantime(tmp_path, whole, 
 
 
 @codecs
+def test_processes_other_than_the_first_write_nothing(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr("rag_jax.runtime.files.is_first", lambda: False)
+    CODECS[suffix].write(tmp_path / f"out{suffix}", RESULTS[suffix](ITEMS))
+    assert list_names(tmp_path) == []
+
+
+@codecs
 @pytest.mark.parametrize("count", [0, 2, 4])
 def test_another_number_of_results_is_a_fault(tmp_path, suffix, count):
     def run(batch):

@@ -132,7 +132,7 @@ def test_single_text_is_not_padded_to_a_batch(encoder):
 
 def test_batches_hold_about_as_many_tokens_each(encoder):
     rows = [[0] * length for length in [*range(2, 65)] * 40]
-    batches = list(encode._plan_batches(rows, 64))
+    batches = list(encode.plan_batches(rows, 64))
     assert sorted(i for picked, _ in batches for i in picked) == list(range(len(rows)))
     assert all(len(picked) == count for picked, (count, _) in batches[:-1])
     assert all(64 * 16 - width < count * width <= 64 * 16 for _, (count, width) in batches)

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import jax
@@ -12,6 +13,7 @@ import pytest
 from on_mesh import worker
 from on_mesh.common import FIT_STEPS, fit_rows
 from on_mesh.stopped import STEPS
+from on_mesh.system_cases import make_session
 
 from rag_jax.runtime import hosts
 from rag_jax.runtime.checkpoint import Checkpoints, load_tree
@@ -49,10 +51,22 @@ def start_two(program, folder, *, devices):
     ]
 
 
+def finish(both):
+    """What two processes said. If one fails, the other would wait for it, and is ended."""
+    with ThreadPoolExecutor() as threads:
+        said = [threads.submit(process.communicate) for process in both]
+        wait(said, timeout=300, return_when=FIRST_COMPLETED)
+        if not any(process.returncode for process in both):
+            wait(said, timeout=300)
+        for process in both:
+            process.kill()
+        return [future.result()[0] for future in said]
+
+
 def test_one_is_told_to_stop_and_all_save_at_the_same_step(tmp_path):
     for word in ("stopped", "went"):
         both = start_two("stopped", tmp_path, devices=1)
-        said = [process.communicate(timeout=300)[0] for process in both]
+        said = finish(both)
         assert [process.returncode for process in both] == [0, 0], "\n".join(said)
         ours, theirs = ([x for x in text.splitlines() if x.startswith(word)] for text in said)
         assert len(ours) == 1 and ours == theirs
@@ -63,7 +77,7 @@ def test_one_is_told_to_stop_and_all_save_at_the_same_step(tmp_path):
 def test_two_processes(tmp_path):
     both = start_two("worker", tmp_path / "two", devices=2)
     worker.run(tmp_path / "one")
-    said = [process.communicate(timeout=300)[0] for process in both]
+    said = finish(both)
     assert [process.returncode for process in both] == [0, 0], "\n".join(said)
     assert "stage train: kept" in said[0] and "stage" not in said[1]
     assert read_json(tmp_path / "two" / "process0.json") == {"first": True}
@@ -74,12 +88,8 @@ def test_two_processes(tmp_path):
     assert len(logs[0]) == worker.STEPS
     for ours, theirs in zip(*logs, strict=True):
         assert ours == pytest.approx(theirs, rel=2e-5)
-    from on_mesh.system_cases import make_session
-
-    from rag_jax.systems.srrag import tune
-
     session = make_session(None, "lora")
-    abstract = abstract_params(tune.start_trainable(session), session.mesh, DECODER_RULES)
+    abstract = abstract_params(session.trainable.start(), session.mesh, DECODER_RULES)
     trained = [load_tree(folder / "train" / "params", abstract) for folder in (one, two)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), *trained)
     fitted = [fit_rows(folder / "fit") for folder in (one, two)]

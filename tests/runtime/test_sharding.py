@@ -210,13 +210,13 @@ def test_one_device_is_left_alone():
             assert shard_batch(rows) is rows
 
 
-@pytest.mark.parametrize("cases", ["cases.py", "system_cases.py"])
-def test_on_eight_devices(cases):
+def test_on_eight_devices():
     """tests/on_mesh, in a process that simulates them."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", f"tests/on_mesh/{cases}"]
+    files = ["tests/on_mesh/cases.py", "tests/on_mesh/system_cases.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", *files]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]

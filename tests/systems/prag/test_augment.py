@@ -1,4 +1,4 @@
-"""What is made of documents, by rules and from a model's text."""
+"""Augmentations of documents, by rules and from a model's text."""
 
 import pytest
 

@@ -1,10 +1,17 @@
-"""Parametric RAG's texts: prompts, answers, and a document's training examples."""
+"""Parametric RAG's texts: prompts, answers, a document's training examples, and their groups."""
 
+import numpy as np
 import pytest
 
 from rag_jax.data.passages import Passage
 from rag_jax.models import load
-from rag_jax.systems.prag.data import Augmented, Format, make_examples
+from rag_jax.systems.prag.data import (
+    MAX_PADDING,
+    Augmented,
+    Format,
+    group_documents,
+    make_examples,
+)
 
 PASSAGE = Passage("city/1", "Gitega", "Gitega is a city in\nBurundi.")
 PAIRS = (("Where is it?", "Burundi"), ("What is it?", "a city"), ("Its name?", "Gitega"))
@@ -16,36 +23,39 @@ def tokenizer(llama_folder):
 
 
 @pytest.fixture
-def form(tokenizer):
+def format(tokenizer):
     return Format(tokenizer, chat=False, max_text=200)
 
 
-def spell(form, tokens):
-    return form.tokenizer.decode(tokens)
+def spell(format, tokens):
+    return format.tokenizer.decode(tokens)
 
 
-def test_prompts(form):
+def test_prompts(format):
     other = Passage("2", "", "No title.")
-    assert spell(form, form.encode_prompt("Where  is it?", [PASSAGE, other])) == (
+    assert spell(format, format.encode_prompt("Where  is it?", [PASSAGE, other])) == (
         "Passage 1: Gitega: Gitega is a city in Burundi.\nPassage 2: No title.\n\n"
         "Question: Where is it?\nThe answer is"
     )
     assert (
-        spell(form, form.encode_prompt("Where is it?")) == "Question: Where is it?\nThe answer is"
+        spell(format, format.encode_prompt("Where is it?"))
+        == "Question: Where is it?\nThe answer is"
     )
 
 
 def test_chat_prompts_keep_the_instruction_without_passages(tokenizer):
-    form = Format(tokenizer, chat=True, max_text=200)
-    texts = [spell(form, form.encode_prompt("Where?", given)) for given in ([], [PASSAGE])]
+    format = Format(tokenizer, chat=True, max_text=200)
+    texts = [spell(format, format.encode_prompt("Where?", given)) for given in ([], [PASSAGE])]
     for text in texts:
         assert "Answer the question with a few words." in text and text.endswith("The answer is")
     assert "Passage 1: Gitega" in texts[1] and "Passage" not in texts[0]
 
 
-def test_the_papers_five_examples(form):
+def test_the_papers_five_examples(format):
     augmented = Augmented(("In Burundi lies Gitega.",), PAIRS)
-    found = [spell(form, tokens) for tokens in make_examples(form, PASSAGE, augmented, questions=3)]
+    found = [
+        spell(format, tokens) for tokens in make_examples(format, PASSAGE, augmented, questions=3)
+    ]
     original = "Passage 1: Gitega: Gitega is a city in Burundi.\n\n"
     rewrite = "Passage 1: Gitega: In Burundi lies Gitega.\n\n"
     assert found == [
@@ -57,30 +67,30 @@ def test_the_papers_five_examples(form):
     ]
 
 
-def test_other_numbers_of_rewrites_and_questions(form):
+def test_other_numbers_of_rewrites_and_questions(format):
     for rewrites in (0, 1, 2):
         for questions in (1, 2, 5):
             augmented = Augmented(("x",) * rewrites, PAIRS[:1])  # which repeats its own
-            found = make_examples(form, PASSAGE, augmented, questions=questions)
+            found = make_examples(format, PASSAGE, augmented, questions=questions)
             given = (questions + 1) // 2
             assert len(found) == given * (1 + rewrites) + questions - given
-            assert all(tokens[-1] == form.tokenizer.eos_id for tokens in found)
+            assert all(tokens[-1] == format.tokenizer.eos_id for tokens in found)
 
 
-def test_without_questions_the_texts_alone(form):
-    found = make_examples(form, PASSAGE, Augmented(("x y",), ()), questions=3)
-    assert [spell(form, tokens) for tokens in found] == [
+def test_without_questions_the_texts_alone(format):
+    found = make_examples(format, PASSAGE, Augmented(("x y",), ()), questions=3)
+    assert [spell(format, tokens) for tokens in found] == [
         "Gitega: Gitega is a city in Burundi.",
         "Gitega: x y",
     ]
 
 
 def test_long_texts_are_cut(tokenizer):
-    form = Format(tokenizer, chat=False, max_text=3)
-    assert form.is_cut(PASSAGE.text) and not form.is_cut("Gi")
-    cut = form.cut_text(PASSAGE.text)
+    format = Format(tokenizer, chat=False, max_text=3)
+    assert format.is_cut(PASSAGE.text) and not format.is_cut("Gi")
+    cut = format.cut_text(PASSAGE.text)
     assert "Gitega is a city in Burundi.".startswith(cut) and len(tokenizer.encode(cut)) <= 3
-    assert form.cut_text("日本語の文章です") in "日本語の文章です"
+    assert format.cut_text("日本語の文章です") in "日本語の文章です"
 
 
 @pytest.mark.parametrize(
@@ -94,5 +104,32 @@ def test_long_texts_are_cut(tokenizer):
         ("", ""),
     ],
 )
-def test_answers_end_with_their_clause(form, written, answer):
-    assert form.decode_answer(form.tokenizer.encode(written)) == answer
+def test_answers_end_with_their_clause(format, written, answer):
+    assert format.decode_answer(format.tokenizer.encode(written)) == answer
+
+
+# Groups.
+
+
+@pytest.mark.parametrize("count", [1, 7, 45, 200])
+@pytest.mark.parametrize("multiple", [1, 4])
+def test_every_document_is_in_one_group_with_little_padding(count, multiple):
+    rng = np.random.default_rng(count)
+    passages = rng.integers(60, 140, (count, 1)) + rng.integers(0, 12, (count, 4))
+    lengths = np.concatenate([passages, rng.integers(20, 32, (count, 1))], axis=1)
+    groups = group_documents(lengths, together=16, program_tokens=1600, multiple=multiple)
+    assert sorted(groups.order) == list(range(count))
+    assert groups.size % multiple == 0 and groups.size <= 16
+    computed = 0
+    for number, widths in enumerate(groups.widths):
+        members = groups.order[number * groups.size :][: groups.size]
+        assert members and (lengths[members] <= np.asarray(widths)).all()
+        computed += groups.size * sum(widths)
+    assert groups.padding == pytest.approx(1 - lengths.sum() / computed)
+    if count > 7:
+        assert groups.padding < MAX_PADDING
+
+
+def test_documents_of_one_length_share_a_program():
+    groups = group_documents(np.full((64, 5), 96), together=16, program_tokens=1600)
+    assert groups.size == 16 and groups.widths == [[96] * 5] * 4 and groups.padding == 0

@@ -14,16 +14,21 @@ import pytest
 
 from rag_jax import lora
 from rag_jax.config import build, to_config_dict
+from rag_jax.evaluation.answers import exact_match, f1
+from rag_jax.lora.store import AdapterStore
 from rag_jax.pipeline.ask import Facts
 from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
-from rag_jax.systems.prag import ask, evaluate, infer, pipeline, train
-from rag_jax.systems.prag.augment import read_augmented
+from rag_jax.systems.prag import ask, evaluate, pipeline, steps, train
+from rag_jax.systems.prag.augment import list_documents, read_augmented
 from rag_jax.systems.prag.config import PRAGConfig
 from rag_jax.systems.prag.data import make_examples
 from rag_jax.systems.prag.infer import Engine
+from rag_jax.systems.prag.pipeline import list_stages
+from rag_jax.systems.prag.session import Session
+from rag_jax.systems.session import bind
 from systems.asked import (
     LONG,
     OWN,
@@ -69,11 +74,11 @@ def write_folder(folder):
     ]
     passages.append({"id": "river", "title": "", "text": "There is a river with a bridge."})
     lines = {"passages.jsonl": passages}
-    for split, form in {"train": "Where is {}?", "test": "{} lies in which country?"}.items():
+    for split, template in {"train": "Where is {}?", "test": "{} lies in which country?"}.items():
         lines[f"{split}_questions.jsonl"] = [
             {
                 "id": f"{split}/{place}",
-                "question": form.format(place),
+                "question": template.format(place),
                 "answers": [country],
                 "passage_id": NAMES[place],
             }
@@ -105,19 +110,29 @@ def finished(make_config, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def session(finished, make_config):
-    return pipeline.Session(build(PRAGConfig, make_config(ablations=True)))
+    return Session(build(PRAGConfig, make_config(ablations=True)))
 
 
 def open_stage(session, workdir, name):
-    (stage,) = (stage for stage in session.stages() if stage.name == name)
-    return StageContext(stage, workdir / "stages")
+    (stage,) = (stage for stage in list_stages(session) if stage.name == name)
+    context = StageContext(stage, workdir / "stages")
+    session.open_corpus(context.path("corpus", ""))
+    return context
+
+
+def open_store(session, workdir, name="encode"):
+    return session.open_store(workdir / "stages" / name / "adapters", session.variants[name])
+
+
+def open_documents(session, context):
+    return list_documents(context.path("retrieve", "found.jsonl"), session.passages)
 
 
 def make_engine(session, **changes):
     settings = {
         "model": session.base.model,
         "params": session.base.params,
-        "form": session.form,
+        "format": session.format,
         "settings": session.config.answer,
         "scale": session.config.tuning.scale,
         "documents": 2,
@@ -145,6 +160,23 @@ def test_report(finished, make_config):
     assert read_json(workdir / "stages" / "evaluate" / "adapters.json")["lost"] == {}
 
 
+def test_answers_are_kept_raw_and_graded(finished):
+    """A graded record is the raw one with the question and its scores."""
+    workdir, report = finished
+    questions = read_json(workdir / "stages" / "corpus" / "questions.json")["test"]
+    folder = workdir / "stages" / "evaluate"
+    for name, numbers in report["methods"].items():
+        raw, graded = (read_jsonl(folder / f"{kind}{name}.jsonl") for kind in ("answers_", ""))
+        assert graded == read_jsonl(workdir / "predictions" / f"{name}.jsonl")
+        for question, answer, record in zip(questions, raw, graded, strict=True):
+            assert "exact_match" not in answer and answer.items() <= record.items()
+            assert record["id"] == question["id"] and record["answers"] == question["answers"]
+            assert record["exact_match"] == exact_match(answer["prediction"], question["answers"])
+            assert record["f1"] == f1(answer["prediction"], question["answers"])
+        seconds = [record["seconds"] for record in raw]
+        assert np.mean(seconds) == pytest.approx(numbers["seconds_per_question"])
+
+
 def test_documents_are_learnt(finished):
     for name in ("encode", "without_rewrites", "without_questions", "warm_start"):
         for record in read_jsonl(finished[0] / "stages" / name / "encoded.jsonl"):
@@ -155,12 +187,12 @@ def test_an_adapter_is_as_if_trained_alone(finished, session):
     """A stored adapter against the paper's loop: a document, an example a step, no padding."""
     workdir, c = finished[0], session.config
     context = open_stage(session, workdir, "encode")
-    store = train.open_store(session, context, "encode")
-    passage = session.list_documents(context)[0]
-    augmented = read_augmented(context)[passage.id]
-    examples = make_examples(session.form, passage, augmented, questions=3)
+    store = open_store(session, workdir)
+    passage = open_documents(session, context)[0]
+    augmented = read_augmented(context.path("augment", "augmented.jsonl"))[passage.id]
+    examples = make_examples(session.format, passage, augmented, questions=3)
     assert len(examples) == 5
-    adapter = train.load_start(session, context, "random")
+    adapter = train.load_start(context, session.trainable, "random")
     optimizer = optax.adamw(c.encode.learning_rate, weight_decay=c.encode.weight_decay)
     state = optimizer.init(adapter)
 
@@ -188,12 +220,12 @@ def test_an_adapter_is_as_if_trained_alone(finished, session):
 
 def test_answers_are_those_of_a_model_with_the_adapters_folded_in(finished, session):
     context = open_stage(session, finished[0], "evaluate")
-    store = train.open_store(session, context, "encode")
+    store = open_store(session, finished[0])
     engine = make_engine(session)
-    ids = [p.id for p in session.list_documents(context)]
+    ids = [p.id for p in open_documents(session, context)]
     chosen = [ids[:2], ids[1:2], [], [ids[0], ids[0]]]  # two, one, none, the same one twice
     questions = ["Where is Riga?", "Where is Lyon, then?", "Where?", "What lies in France?"]
-    prompts = [session.form.encode_prompt(question) for question in questions]
+    prompts = [session.format.encode_prompt(question) for question in questions]
     before = jax.tree.map(np.array, session.base.params)
     found = engine.answer(prompts, store, chosen)
     jax.tree.map(np.testing.assert_array_equal, before, session.base.params)
@@ -209,19 +241,19 @@ def test_answers_are_those_of_a_model_with_the_adapters_folded_in(finished, sess
 
 def test_a_second_batch_compiles_nothing(finished, session):
     context = open_stage(session, finished[0], "evaluate")
-    store, engine = train.open_store(session, context, "encode"), make_engine(session)
-    ids = [p.id for p in session.list_documents(context)]
-    prompts = [session.form.encode_prompt(q) for q in ("Where is Riga?", "And where is Lyon?")]
+    store, engine = open_store(session, finished[0]), make_engine(session)
+    ids = [p.id for p in open_documents(session, context)]
+    prompts = [session.format.encode_prompt(q) for q in ("Where is Riga?", "And where is Lyon?")]
     engine.answer(prompts, store, [ids[:2], ids[:1]])
-    before = infer.answer_batch._cache_size()
+    before = steps.answer_batch._cache_size()
     engine.answer(prompts[:1], store, [[]])
     engine.answer(prompts, store, [ids[2:4], ids[:2]])
-    assert infer.answer_batch._cache_size() == before
+    assert steps.answer_batch._cache_size() == before
 
 
 def lose_adapters(session, workdir):
     """Damages one adapter and removes another; gives their passages."""
-    store = train.open_store(session, open_stage(session, workdir, "encode"), "encode")
+    store = open_store(session, workdir)
     damaged, missing = NAMES["Riga"], NAMES["Lyon"]
     shutil.rmtree(store._place(missing))
     (file,) = (p for p in store._place(damaged).rglob("*") if p.name == "checksums.json")
@@ -231,12 +263,12 @@ def lose_adapters(session, workdir):
 
 def test_lost_adapters_are_named_and_the_rest_still_answers(finished, make_config, tmp_path):
     workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
-    session = pipeline.Session(build(PRAGConfig, make_config(ablations=True)))
+    session = Session(build(PRAGConfig, make_config(ablations=True)))
     damaged, missing = lose_adapters(session, workdir)
     shutil.rmtree(workdir / "stages" / "evaluate")
     context = open_stage(session, workdir, "evaluate")
     context.folder.mkdir()
-    evaluate.run_evaluation(session, context)
+    bind(session, evaluate.run_evaluation)(context)
     assert len(read_jsonl(context.folder / "parametric.jsonl")) == 5
     lost = read_json(workdir / "stages" / "evaluate" / "adapters.json")["lost"]
     assert set(lost) == {damaged, missing}
@@ -244,30 +276,26 @@ def test_lost_adapters_are_named_and_the_rest_still_answers(finished, make_confi
 
 
 def test_lost_adapters_are_trained_again(finished, make_config, tmp_path, capsys):
-    """Theirs alone, with those of their groups, and to the bit; what was made of them is kept."""
+    """Only the lost ones, with their groups, and to the bit; later stages are kept."""
     workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
-    session = pipeline.Session(build(PRAGConfig, make_config(ablations=True)))
+    session = Session(build(PRAGConfig, make_config(ablations=True)))
     lost = lose_adapters(session, workdir)
     report = pipeline.run(make_config(ablations=True), workdir)
     said = capsys.readouterr().err
-    assert "removed, cut short or altered, mending" in said
+    assert "removed, cut short or altered, repairing" in said
     for passage in lost:
         assert re.search(f"training again: .*{re.escape(repr(passage))}", said)
     assert [s["name"] for s in report["stages"] if not s["reused"]] == ["encode"]
-    mended, wanted = (
-        train.open_store(session, open_stage(session, folder, "encode"), "encode").load(lost)
-        for folder in (workdir, finished[0])
-    )
-    assert mended[1] == {}
-    jax.tree.map(np.testing.assert_array_equal, mended[0], wanted[0])
+    repaired, wanted = (open_store(session, folder).load(lost) for folder in (workdir, finished[0]))
+    assert repaired[1] == {}
+    jax.tree.map(np.testing.assert_array_equal, repaired[0], wanted[0])
 
 
 def test_adapters_of_another_kind_are_refused(finished, make_config):
     for changes, what in (({"tuning.rank": 3}, "settings"), ({"encode.epochs": 3}, "settings")):
-        session = pipeline.Session(build(PRAGConfig, make_config(ablations=True, **changes)))
-        context = open_stage(session, finished[0], "encode")
+        session = Session(build(PRAGConfig, make_config(ablations=True, **changes)))
         with pytest.raises(RagJaxError, match=f"holds adapters of another {what}"):
-            train.open_store(session, context, "encode")
+            open_store(session, finished[0])
 
 
 def test_running_again_continues_group_by_group(finished, make_config, tmp_path, monkeypatch):
@@ -275,12 +303,14 @@ def test_running_again_continues_group_by_group(finished, make_config, tmp_path,
     folder = workdir / "stages" / "encode"
     lines = (folder / "encoded.jsonl").read_text("utf-8").splitlines(keepends=True)
     size = read_json(folder / "groups.json")["size"]
-    (folder / "encoded.jsonl").write_text("".join(lines[:size]), "utf-8")
+    # Interrupted after its first group, which is the first piece of the records.
+    (folder / f"encoded.0-{size}.jsonl").write_text("".join(lines[:size]), "utf-8")
+    (folder / "encoded.jsonl").unlink()
     (folder / "stage.json").unlink()
     saved = []
-    save = train.AdapterStore.save
+    save = AdapterStore.save
     monkeypatch.setattr(
-        train.AdapterStore,
+        AdapterStore,
         "save",
         lambda self, ids, bank: saved.extend(ids) or save(self, ids, bank),
     )
@@ -293,12 +323,12 @@ def test_running_again_continues_group_by_group(finished, make_config, tmp_path,
 def test_a_document_that_goes_astray_is_left_out(make_config, tmp_path, monkeypatch, capsys):
     make_loss, make_examples, marked = train.make_document_loss, train.make_examples, 255
 
-    def mark(form, passage, *arguments, **settings):
-        rows = make_examples(form, passage, *arguments, **settings)
+    def mark(format, passage, *arguments, **settings):
+        rows = make_examples(format, passage, *arguments, **settings)
         return [[*row, marked] for row in rows] if passage.id == NAMES["Gitega"] else rows
 
-    def spoil(session):
-        loss = make_loss(session)
+    def spoil(model, trainable):
+        loss = make_loss(model, trainable)
 
         def spoiled(adapter, frozen, arrays):
             value, metrics = loss(adapter, frozen, arrays)
@@ -340,8 +370,8 @@ def test_questions_without_documents_and_documents_without_questions(make_config
 
 
 def test_a_dense_retriever(make_config, tmp_path):
-    session = pipeline.Session(build(PRAGConfig, make_config(**{"retrieve.by": "dense"})))
-    run_stages(session.stages()[:2], tmp_path / "run")
+    session = Session(build(PRAGConfig, make_config(**{"retrieve.by": "dense"})))
+    run_stages(list_stages(session)[:2], tmp_path / "run")
     records = read_jsonl(tmp_path / "run" / "stages" / "retrieve" / "found.jsonl")
     assert len(records) == 5 and all(len(set(record["passages"])) == 2 for record in records)
 
@@ -374,9 +404,9 @@ def test_mistakes_are_told(make_config, tmp_path, changes, message):
 
 def test_an_encoder_is_no_language_model(make_config, bert_folder, tmp_path):
     config = make_config(**{"model.name": str(bert_folder)})
-    session = pipeline.Session(build(PRAGConfig, config))
-    with pytest.raises(RagJaxError, match="config.model.name=.*: is no decoder"):
-        run_stages(session.stages()[:3], tmp_path / "run")
+    session = Session(build(PRAGConfig, config))
+    with pytest.raises(RagJaxError, match="config.model.name=.*: is no language model"):
+        run_stages(list_stages(session)[:3], tmp_path / "run")
 
 
 # Asking.
@@ -410,7 +440,7 @@ def test_asking_without_adapters_reads_the_passages(finished, session, tmp_path)
     records = read_jsonl(workdir / "predictions" / "in_context.jsonl")
     shutil.rmtree(workdir / "stages" / "encode" / "adapters")
     before = take_stock(workdir)
-    with pytest.raises(RagJaxError, match="stage encode: its adapters are not there"):
+    with pytest.raises(RagJaxError, match="stage encode: its adapters are missing"):
         ask.open_run(session, workdir, None)
     assert take_stock(workdir) == before
     corpus = write_corpus(tmp_path / "own.jsonl", read_jsonl(
@@ -426,10 +456,11 @@ def test_asking_without_adapters_reads_the_passages(finished, session, tmp_path)
 
 def test_asking_with_a_damaged_adapter(finished, session, tmp_path):
     workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
-    store = train.open_store(session, open_stage(session, workdir, "encode"), "encode")
+    store = open_store(session, workdir)
     shutil.rmtree(store._place(NAMES["Riga"]) / "tree")
     shown = list(ask.open_run(session, workdir, None)("Riga lies in which country?"))
-    (note,) = [note for note in list_notes(shown) if note.startswith("answered without it: ")]
+    start = "answered without an adapter: "
+    (note,) = [note for note in list_notes(shown) if note.startswith(start)]
     assert "'../up'" in note
 
 

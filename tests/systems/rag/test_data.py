@@ -23,18 +23,18 @@ PASSAGE = ('"Paris"', "Paris is the capital  of France.")
 QUESTION = "What is the capital?"
 
 
-def text_of(form, question, passage):
-    tokens, cut = form.encode_input(question, passage)
-    return form.tokenizer.decode(tokens), cut
+def text_of(format, question, passage):
+    tokens, cut = format.encode_input(question, passage)
+    return format.tokenizer.decode(tokens), cut
 
 
 def test_an_encoder_decoder_reads_what_transformers_retriever_writes():
-    form = make_format(BART, max_length=24)
-    tokens, cut = form.encode_input(QUESTION, ("Lyon", "It is."))
-    whole = form.tokenizer.encode("Lyon / It is. // What is the capital?")
+    format = make_format(BART, max_length=24)
+    tokens, cut = format.encode_input(QUESTION, ("Lyon", "It is."))
+    whole = format.tokenizer.encode("Lyon / It is. // What is the capital?")
     assert tokens == [BART.config.bos_id, *whole, BART.config.eos_id] and not cut
-    assert text_of(form, "Q  x", ('"Ly"', "a  b"))[0] == "Ly / a b // Q x"
-    assert text_of(form, "Q", None)[0] == "Q"
+    assert text_of(format, "Q  x", ('"Ly"', "a  b"))[0] == "Ly / a b // Q x"
+    assert text_of(format, "Q", None)[0] == "Q"
 
 
 def test_a_decoder_goes_on_after_text_or_in_its_template():
@@ -59,36 +59,36 @@ def test_the_passage_is_cut_and_never_the_question(generator, chat, least, caplo
     roomy = make_format(generator, max_length=generator.config.max_length, chat=chat)
     bare = len(roomy.encode_input(question, None)[0])
     for limit in range(bare, min(bare + 20, generator.config.max_length + 1)):
-        form = make_format(generator, max_length=limit, chat=chat)
+        format = make_format(generator, max_length=limit, chat=chat)
         passage = ("Zürich", "In der Schweiz, \u6771\u4eac ist in Japan. " * 3)
-        tokens, cut = form.encode_input(question, passage)
-        text = form.tokenizer.decode(tokens)
+        tokens, cut = format.encode_input(question, passage)
+        text = format.tokenizer.decode(tokens)
         assert len(tokens) <= limit and cut and question in text and "\ufffd" not in text
-    form = make_format(generator, max_length=bare - 1, chat=chat)
+    format = make_format(generator, max_length=bare - 1, chat=chat)
     with pytest.raises(RagJaxError, match=f"^max_length={bare - 1}: a question has {bare} tokens"):
-        form.encode_input(question, None)
-    form = make_format(generator, max_length=bare + 4, chat=chat)
+        format.encode_input(question, None)
+    format = make_format(generator, max_length=bare + 4, chat=chat)
     with caplog.at_level(logging.WARNING):
-        make_examples(form, [question] * 2, [[("a", "b " * 90), None]] * 2)
+        make_examples(format, [question] * 2, [[("a", "b " * 90), None]] * 2)
     assert f"2 of 4 passages were cut to {bare + 4} tokens" in caplog.text
 
 
 def test_what_is_refused():
     with pytest.raises(RagJaxError, match="^max_length=25: must be from 1 to the generator's 24$"):
         make_format(BART, max_length=25)
-    form = make_format(BART, max_length=24)
+    format = make_format(BART, max_length=24)
     with pytest.raises(RagJaxError, match="^answer '  ' has no tokens"):
-        form.encode_answer("  ")
+        format.encode_answer("  ")
     with pytest.raises(RagJaxError, match="^passages: question 1 has 1, the first 2; "):
-        make_examples(form, ["a", "b"], [[None, None], [None]])
+        make_examples(format, ["a", "b"], [[None, None], [None]])
     with pytest.raises(RagJaxError, match="^passages: question 0 has 0, "):
-        make_examples(form, ["a"], [[]])
+        make_examples(format, ["a"], [[]])
 
 
 def test_arrays():
-    form = make_format(BART, max_length=24)
+    format = make_format(BART, max_length=24)
     passages = [[("a", "b"), ("c", "d e f")], [None, ("g", "h")]]
-    examples = make_examples(form, ["x", "y z"], passages, ["one", "two"])
+    examples = make_examples(format, ["x", "y z"], passages, ["one", "two"])
     arrays = pack_examples(examples, width=24, targets=9, batch=3, scale=0.5)
     shapes = [part.shape for part in arrays.values()]
     assert list(arrays) == ["tokens", "mask", "targets", "target_mask", "weight"]
@@ -99,10 +99,10 @@ def test_arrays():
 
     rows = unpad("tokens", "mask")
     assert rows == [*examples[0].inputs, *examples[1].inputs, [], []]
-    assert rows[3] == form.encode_input("y z", ("g", "h"))[0]
+    assert rows[3] == format.encode_input("y z", ("g", "h"))[0]
     assert unpad("targets", "target_mask") == [
-        form.encode_answer("one"),
-        form.encode_answer("two"),
+        format.encode_answer("one"),
+        format.encode_answer("two"),
         [],
     ]
     assert arrays["weight"].tolist() == [0.5, 0.5, 0]

@@ -1,9 +1,8 @@
-"""RAG's decoders against full passes and sums over documents, and against transformers' output."""
+"""RAG's engine against full passes and sums over documents."""
 
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,8 +11,9 @@ from rag_jax.models import load
 from rag_jax.models.nn.layers import MASKED
 from rag_jax.runtime.clock import compile_seconds
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.systems.rag import infer
+from rag_jax.systems.rag import steps
 from rag_jax.systems.rag.data import make_format
+from rag_jax.systems.rag.infer import Engine
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 LLAMA, BART = load(GOLDEN / "llama_tied"), load(GOLDEN / "bart")
@@ -31,9 +31,9 @@ WAYS = ("token", "fast", "thorough")
 
 
 def make_engine(generator, **changes):
-    form = make_format(generator, max_length=min(48, generator.config.max_length))
-    settings = {"max_tokens": MAX_TOKENS, "search": BeamConfig(BEAMS), "batch_size": 2} | changes
-    return infer.Engine(generator.model, generator.params, form, **settings)
+    format = make_format(generator, max_length=min(48, generator.config.max_length))
+    settings = {"max_tokens": MAX_TOKENS, "beams": BeamConfig(BEAMS), "batch_size": 2} | changes
+    return Engine(generator.model, generator.params, format, **settings)
 
 
 @jax.jit
@@ -43,7 +43,7 @@ def read_whole(tokens):
 
 def answer_logprob(question, passage, answer):
     """`log p(y|x,z)` of an answer's tokens in one full pass."""
-    prompt = make_engine(LLAMA).form.encode_input(question, passage)[0]
+    prompt = make_engine(LLAMA).format.encode_input(question, passage)[0]
     row = np.zeros((1, 64), np.int32)
     row[0, : len(prompt) + len(answer)] = [*prompt, *answer]
     logprobs = np.asarray(read_whole(row))[0, len(prompt) - 1 :]
@@ -57,21 +57,21 @@ def marginal(b, logprobs):
 
 def test_sequence_decoding_sums_over_documents():
     engine = make_engine(LLAMA)
-    form = engine.form
+    format = engine.format
     found = engine.answer(QUESTIONS, PASSAGES, SCORES, ways=["fast", "thorough"])
     alone = engine.answer(QUESTIONS, PASSAGES, SCORES, ways=["fast"])
     assert alone == {"fast": found["fast"]}
     for b, question in enumerate(QUESTIONS):
         # The beams of each document by itself, with the stop token where one came.
-        prompts = [form.encode_input(question, passage)[0] for passage in PASSAGES[b]]
+        prompts = [format.encode_input(question, passage)[0] for passage in PASSAGES[b]]
         searched = beam_search(
-            LLAMA.model, LLAMA.params, prompts, max_tokens=MAX_TOKENS, stop_ids=form.stop_ids,
-            search=engine.search,
+            LLAMA.model, LLAMA.params, prompts, max_tokens=MAX_TOKENS, stop_ids=format.stop_ids,
+            config=engine.beams,
         )  # fmt: skip
         beams = [[] for _ in prompts]
         for k, texts in enumerate(searched):
             for text, score in texts:
-                ends = [(text, len(text)), ([*text, *form.stop_ids], len(text) + 1)]
+                ends = [(text, len(text)), ([*text, *format.stop_ids], len(text) + 1)]
                 for answer, length in ends:
                     logprob = answer_logprob(question, PASSAGES[b][k], answer)
                     if abs(logprob - score * length) < 1e-3:
@@ -89,7 +89,7 @@ def test_sequence_decoding_sums_over_documents():
             np.testing.assert_allclose(ours, sorted(scores, reverse=True), atol=1e-4)
         assert all(f <= t + 1e-6 for f, t in zip(wanted["fast"], wanted["thorough"], strict=True))
         best = max(every, key=lambda answer: wanted["thorough"][list(every).index(answer)])
-        assert found["thorough"][b][0][0] == form.tokenizer.decode(best).strip()
+        assert found["thorough"][b][0][0] == format.tokenizer.decode(best).strip()
 
 
 def test_labels():
@@ -98,7 +98,7 @@ def test_labels():
     for b, question in enumerate(QUESTIONS):
         scores = []
         for label in labels:
-            answer = engine.form.encode_answer(label)
+            answer = engine.format.encode_answer(label)
             scores.append(marginal(b, [answer_logprob(question, z, answer) for z in PASSAGES[b]]))
         np.testing.assert_allclose(
             found[b], np.exp(scores - np.logaddexp.reduce(scores)), atol=1e-4
@@ -119,8 +119,8 @@ def test_batches(generator, monkeypatch):
         return list(engine.answer(*given, SCORES[picked], ways=WAYS).values())
 
     # No other program is given the passages' tokens.
-    read, whole = [], infer.read
-    monkeypatch.setattr(infer, "read", lambda *rest: (read.append(len(rest[2])), whole(*rest))[1])
+    read, whole = [], steps.read
+    monkeypatch.setattr(steps, "read", lambda *rest: (read.append(len(rest[2])), whole(*rest))[1])
     together = ask(engine, 0, 1, 2)
     compiled = compile_seconds()
     again = ask(engine, 2, 1, 0)
@@ -136,7 +136,7 @@ def test_batches(generator, monkeypatch):
 
 
 def test_one_document_is_plain_beam_search():
-    engine = make_engine(LLAMA, config=BeamConfig(BEAMS, length_penalty=0.0))
+    engine = make_engine(LLAMA, beams=BeamConfig(BEAMS, length_penalty=0.0))
     passages = [row[:1] for row in PASSAGES]
     found = engine.answer(QUESTIONS, passages, SCORES[:, :1], ways=WAYS)
     for way in ("fast", "thorough"):
@@ -154,57 +154,3 @@ def test_a_document_that_is_not_there_changes_nothing():
     for way in WAYS:
         for ours, theirs in zip(one[way], other[way], strict=True):
             assert [text for text, _ in ours] == [text for text, _ in theirs]
-
-
-def test_answers_that_several_documents_give_are_one():
-    tokens = jnp.asarray([[[5, 0], [5, 6]], [[5, 6], [7, 0]], [[0, 0], [5, 0]]])
-    lengths, stops = (
-        jnp.asarray([[1, 2], [2, 0], [0, 2]]),
-        jnp.asarray([[3, -1], [-1, -1], [3, -1]]),
-    )
-    scores = jnp.asarray([[-1.0, -2.0], [-3.0, MASKED], [-4.0, -5.0]])
-    found = infer.unite(Found(tokens, lengths, stops, scores, scores), docs=3)
-    # `5 3`, `5 6`, `3` and `5 0`, which is no padded `5`; the second has two documents.
-    assert found.lengths.tolist() == [[2, 2, 1, 2, 0, 0]]
-    assert found.tokens[0, :4].tolist() == [[5, 3, 0], [5, 6, 0], [3, 0, 0], [5, 0, 0]]
-    m = MASKED
-    wanted = [[-1, -2, m, m, m, m], [m, -3, m, m, m, m], [m, m, -4, -5, m, m]]
-    np.testing.assert_array_equal(found.logprobs[0], np.float32(wanted))
-
-
-def test_what_is_known_is_not_scored_again():
-    golden = dict(np.load(GOLDEN / "rag" / "golden.npz"))
-    given = BART.model, BART.params
-    given += infer.read(*given, golden["tokens"], golden["mask"].astype(bool))
-    settings = {"max_tokens": 5, "stop_ids": (2,), "search": BeamConfig(4)}
-    found = infer.propose(*given, golden["scores"], **settings)
-    whole = infer.score(*given, found.tokens, found.lengths, chunk=4)
-    rest = infer.score(*given, *found, chunk=4)
-    np.testing.assert_allclose(rest, whole, atol=1e-5)
-    known = found.logprobs > MASKED / 2
-    assert known.any() and not known.all()
-    np.testing.assert_array_equal(rest[known], found.logprobs[known])
-
-
-@pytest.mark.parametrize("name", ["token", "sequence"])
-def test_golden(name):
-    """What transformers writes around the same BART: four beams, BOS and EOS forced."""
-    golden = dict(np.load(GOLDEN / "rag" / "golden.npz"))
-    search = BeamConfig(4)
-    settings = {"max_tokens": 5, "stop_ids": (2,), "search": search}
-    model, params = BART.model, BART.params
-    cache, hidden = infer.read(model, params, golden["tokens"], golden["mask"].astype(bool))
-    given = (model, params, cache, hidden)
-    rows = [row[2:].tolist() for row in golden[f"written_{name}"]]
-    rows = [row[: row.index(2) + 1] for row in rows]
-    if name == "token":
-        found = infer.write_token(*given, golden["scores"], **settings)
-        np.testing.assert_allclose(found.scores.reshape(-1), golden["scores_token"], atol=1e-5)
-        found = infer.unite(found, docs=1)
-        order = np.tile(np.arange(4), (2, 1))
-    else:
-        found = infer.propose(*given, golden["scores"], **settings)
-        logprobs = infer.score(*given, *found, chunk=4)
-        order = np.argsort(-infer.mix(golden["scores"], logprobs), axis=1)[:, :4]
-    texts = [found.tokens[b, c, : found.lengths[b, c]].tolist() for b in range(2) for c in order[b]]
-    assert texts == rows

@@ -30,8 +30,8 @@ SCORES = np.asarray([[0.5, -1.0, 2.0], [1.0, 0.0, 0.3]], np.float32)
 
 def make_batch(generator, *, batch=2, targets=10, questions=slice(None)):
     width = min(generator.config.max_length, 40)
-    form = make_format(generator, max_length=width)
-    examples = make_examples(form, QUESTIONS, PASSAGES, ["it", "a city"])[questions]
+    format = make_format(generator, max_length=width)
+    examples = make_examples(format, QUESTIONS, PASSAGES, ["it", "a city"])[questions]
     return examples, pack_examples(examples, width=width, targets=targets, batch=batch, scale=0.5)
 
 
@@ -41,7 +41,7 @@ def read_whole(model, params, *tokens):
 
 
 def row_logprobs(generator, source, target):
-    """Log-probabilities of a target's tokens behind one input, in a full pass by themselves."""
+    """Log-probabilities of a target's tokens after one input, in a full pass by themselves."""
     given = generator.model, generator.params
     if hasattr(generator.config, "start_ids"):
         start = generator.config.start_ids

@@ -10,25 +10,29 @@ import numpy as np
 import pytest
 
 from rag_jax.config import build
-from rag_jax.data.gazetteer import list_changes
 from rag_jax.data.matching import has_answer
 from rag_jax.evaluation.answers import bleu_1, rouge_l
 from rag_jax.pipeline.runner import run_stages
+from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
-from rag_jax.systems.rag import ask, evaluate, pipeline, train
+from rag_jax.systems.rag import ask, evaluate, pipeline
+from rag_jax.systems.rag import session as sessions
 from rag_jax.systems.rag.config import RAGConfig
-from rag_jax.systems.rag.evaluate import load_final_index
+from rag_jax.systems.rag.lookup import Lookup
+from rag_jax.systems.rag.pipeline import list_stages
+from rag_jax.systems.rag.session import Session
 from systems.asked import LONG, OWN, read_facts, read_text, take_stock, write_corpus
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 STAGES = ["corpus", "index", "frozen", "joint", "evaluate", "memory"]
+REFRESH = {"train.refresh_every": 2}
 QA_METHODS = ("closed_book", "bm25", "frozen", "token", "fast", "thorough")
 
 
 @pytest.fixture(scope="module")
 def make_session(make_config):
-    return lambda **changes: pipeline.Session(build(RAGConfig, make_config(**changes)))
+    return lambda **changes: Session(build(RAGConfig, make_config(**changes)))
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +41,22 @@ def finished(make_config, tmp_path_factory):
     return workdir, pipeline.run(make_config(), workdir)
 
 
+@pytest.fixture(scope="module")
+def refreshed(make_session, tmp_path_factory):
+    """Both trainings from an empty folder; the index is due for a refresh before the last step."""
+    workdir = tmp_path_factory.mktemp("refreshed") / "run"
+    run_stages(list_stages(make_session(**REFRESH))[:4], workdir)
+    return workdir
+
+
 def list_reused(report):
     return [stage["name"] for stage in report["stages"] if stage["reused"]]
 
 
-def load_joint(session, workdir):
-    return train.load_trained(session, workdir / "stages" / "joint" / "params", joint=True)
+def load_trained(session, workdir, stage):
+    """The generator's parameters and the question encoder's, after a training."""
+    folder = workdir / "stages" / stage / "params"
+    return session.make_trainable(joint=stage == "joint").load_merged(folder)
 
 
 def assert_same(left, right):
@@ -77,6 +91,8 @@ def test_predictions(finished):
         records = read_jsonl(workdir / "predictions" / f"{method}.jsonl")
         scores = [record["exact_match"] for record in records]
         assert np.mean(scores) == pytest.approx(numbers["exact_match"])
+        seconds = [record["seconds"] for record in records]
+        assert np.mean(seconds) == pytest.approx(numbers["seconds_per_question"])
         for record in records if method != "closed_book" else ():
             read = [
                 has_answer(passages[p["id"]]["text"], record["answers"]) for p in record["passages"]
@@ -87,8 +103,7 @@ def test_predictions(finished):
 
 def test_what_is_trained(finished, make_session):
     workdir, session = finished[0], make_session()
-    frozen = train.load_trained(session, workdir / "stages" / "frozen" / "params", joint=False)
-    joint = load_joint(session, workdir)
+    frozen, joint = (load_trained(session, workdir, stage) for stage in ("frozen", "joint"))
     assert_same(frozen["query"], session.encoder.params)
     moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), joint["query"], frozen["query"])
     assert max(jax.tree.leaves(moved)) > 1e-3
@@ -104,31 +119,58 @@ def test_what_is_trained(finished, make_session):
     assert all(len(row) == 2 for line in found for row in line["rows"])
 
 
+@pytest.mark.parametrize(("changes", "stop"), [({}, 1), (REFRESH, 2)], ids=["", "refreshed"])
 def test_interrupted_training_ends_with_the_same_bits(
-    finished, make_config, make_session, tmp_path, monkeypatch
+    finished, refreshed, make_session, tmp_path, monkeypatch, changes, stop
 ):
-    workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    whole = refreshed if changes else finished[0]
+    workdir = Path(shutil.copytree(whole, tmp_path / "run"))
     shutil.rmtree(workdir / "stages" / "joint")
-    find = train.Lookup.find
+    find = Lookup.find
 
     def stopping(self, step):
-        if step == 1 and "joint" in str(self._folder):
+        if step == stop and self.folder.name == "joint":
             raise KeyboardInterrupt
         return find(self, step)
 
-    session = make_session()
+    session = make_session(**changes)
+    stages = list_stages(session)[:4]
     with monkeypatch.context() as patch:
-        patch.setattr(train.Lookup, "find", stopping)
+        patch.setattr(Lookup, "find", stopping)
         with pytest.raises(KeyboardInterrupt):
-            run_stages(session.stages()[:4], workdir)
-    run_stages(session.stages()[:4], workdir)
-    assert_same(load_joint(session, workdir), load_joint(session, finished[0]))
+            run_stages(stages, workdir)
+    records = run_stages(stages, workdir)
+    assert [record["name"] for record in records if record["reused"]] == STAGES[:3]
+    ours, theirs = (load_trained(session, folder, "joint") for folder in (workdir, whole))
+    assert_same(ours, theirs)
     for name in ("log", "found"):
         ours, theirs = (
             (folder / "stages" / "joint" / f"{name}.jsonl").read_bytes()
-            for folder in (workdir, finished[0])
+            for folder in (workdir, whole)
         )
         assert ours == theirs
+
+
+def test_a_refreshed_index_is_of_the_joint_training_alone(finished, refreshed, make_session):
+    """More steps than `refresh_every`: the frozen encoder keeps the index as it was."""
+    session = make_session(**REFRESH)
+    frozen, joint = (refreshed / "stages" / name for name in ("frozen", "joint"))
+    for folder in (frozen, joint):
+        assert [line["step"] for line in read_jsonl(folder / "log.jsonl")] == [0, 1, 2]
+        assert [line["step"] for line in read_jsonl(folder / "found.jsonl")] == [0, 1, 2]
+    assert not list(frozen.glob("passages-*"))
+    names = sorted(path.name for path in joint.glob("passages-*"))
+    assert names == ["passages-2.npy", "passages-3.npy"]
+    # As without any refreshing.
+    ours, theirs = (load_trained(session, folder, "frozen") for folder in (refreshed, finished[0]))
+    assert_same(ours, theirs)
+    found = (finished[0] / "stages" / "frozen" / "found.jsonl").read_bytes()
+    assert (frozen / "found.jsonl").read_bytes() == found
+    # The last step reads the refreshed index, and what it trains differs.
+    before, after = (
+        read_jsonl(folder / "stages" / "joint" / "log.jsonl") for folder in (finished[0], refreshed)
+    )
+    assert before[:2] == after[:2] and before[2] != after[2]
 
 
 def test_running_again(finished, make_config, make_session, tmp_path):
@@ -137,17 +179,24 @@ def test_running_again(finished, make_config, make_session, tmp_path):
     assert list_reused(again) == STAGES[:4]
     assert {numbers["n"] for numbers in again["methods"].values()} == {4}
     # A refreshed index is another joint training, but the same frozen one.
-    session = make_session(**{"train.refresh_every": 2})
-    records = run_stages(session.stages()[:4], workdir)
+    session = make_session(**REFRESH)
+    records = run_stages(list_stages(session)[:4], workdir)
     assert [record["name"] for record in records if record["reused"]] == STAGES[:3]
-    stages = {stage.name: stage for stage in session.stages()}
-    context = pipeline.StageContext(stages["evaluate"], workdir / "stages")
-    index, encoder = load_final_index(session, context, session.read_corpus(context))
-    corpus = session.read_corpus(context)
-    np.testing.assert_allclose(
-        index.embeddings, session.encode_passages(encoder, corpus.passages), atol=1e-6
+    (stage,) = (stage for stage in list_stages(session) if stage.name == "evaluate")
+    context = StageContext(stage, workdir / "stages")
+    session.open_corpus(context.path("corpus", ""))
+    joint = load_trained(session, workdir, "joint")
+    index, encoder = evaluate.open_final_index(
+        context,
+        joint,
+        encoder=session.encoder,
+        passage_encoder=session.passage_encoder,
+        load_index=session.load_index,
     )
-    assert_same(encoder.params, load_joint(session, workdir)["query"])
+    np.testing.assert_allclose(
+        index.embeddings, session.encode_passages(encoder, session.passages), atol=1e-6
+    )
+    assert_same(encoder.params, joint["query"])
     assert sorted(p.name for p in (workdir / "stages" / "joint").glob("passages-*")) == [
         "passages-2.npy",
         "passages-3.npy",
@@ -219,29 +268,11 @@ def test_labels_are_the_answers_of_a_classification(classified):
 
 
 def test_too_many_labels(make_session, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "MAX_LABELS", 3)
+    monkeypatch.setattr(sessions, "MAX_LABELS", 3)
     with pytest.raises(RagJaxError, match="classification': the training answers are . different"):
-        run_stages(make_session(task="classification").stages()[:1], tmp_path)
+        run_stages(list_stages(make_session(task="classification"))[:1], tmp_path)
     assert not list((tmp_path / "stages").rglob("*.jsonl"))
     assert not list((tmp_path / "stages").rglob("*.npy"))
-
-
-def test_a_collapse_is_told_once(capsys):
-    first = []
-    for step in range(train.WINDOW):
-        train._warn_of_collapse(first, 0.9, step)
-    for entropy in (0.8, 0.5, 0.44, 0.3):
-        train._warn_of_collapse(first, entropy, train.WINDOW)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "entropy is 0.44 of its largest value, at first 0.90" in line
-
-
-def test_changes_are_questions_of_both_revisions():
-    changes = list_changes(cities=5, seed=0)
-    assert len(changes) > 20
-    for old, new in changes:
-        assert (old.id, old.question) == (new.id, new.question)
-        assert not set(old.answers) >= set(new.answers)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +308,7 @@ def test_asking_gives_the_answers_of_the_evaluation(finished, make_session):
     workdir = finished[0]
     before = take_stock(workdir)
     session = make_session()
-    way = evaluate.choose_way(session)
+    way = evaluate.choose_way(session.config)
     asked = ask.open_run(session, workdir, None)
     passages = {p["id"]: p for p in read_jsonl(workdir / "stages" / "corpus" / "passages.jsonl")}
     for record in read_jsonl(workdir / "predictions" / f"{way}.jsonl"):

@@ -26,94 +26,96 @@ def tokenizer(llama_folder):
 
 
 @pytest.fixture
-def form(tokenizer):
+def format(tokenizer):
     return Format(tokenizer, titled=True, assessment="phrase", max_text=200)
 
 
-def spell(form, tokens):
-    return form.tokenizer.decode([t for t in tokens if t != form.tokenizer.eos_id])
+def spell(format, tokens):
+    return format.tokenizer.decode([t for t in tokens if t != format.tokenizer.eos_id])
 
 
-def test_a_whole_text(form):
-    accepted = form.encode_accept() + form.encode_answer("Burundi")
-    tokens = form.encode_question("Where  is\nit?") + form.encode_reading(PASSAGE) + accepted
-    assert spell(form, tokens) == (
+def test_a_whole_text(format):
+    accepted = format.encode_accept() + format.encode_answer("Burundi")
+    tokens = format.encode_question("Where  is\nit?") + format.encode_reading(PASSAGE) + accepted
+    assert spell(format, tokens) == (
         "Question: Where is it?\n\n Related document title: Gitega\n Related document content: "
         f"{TEXT}\n\n Assessment: can answer the query\n Final answer: Burundi"
     )
-    assert tokens[-1] == form.tokenizer.eos_id
+    assert tokens[-1] == format.tokenizer.eos_id
 
 
 def test_the_answer_as_assessment(tokenizer):
-    form = Format(tokenizer, titled=False, assessment="answer", max_text=200)
-    tokens = form.encode_question("Where?") + form.encode_reading(PASSAGE) + form.encode_accept()
-    assert spell(form, [*tokens, *form.encode_answer("Burundi")]) == (
+    format = Format(tokenizer, titled=False, assessment="answer", max_text=200)
+    tokens = (
+        format.encode_question("Where?") + format.encode_reading(PASSAGE) + format.encode_accept()
+    )
+    assert spell(format, [*tokens, *format.encode_answer("Burundi")]) == (
         f"Question: Where?\n\n Related document content: {TEXT}\n\n Final answer: Burundi"
     )
-    assert spell(form, form.encode_reject()) == " cannot extract answer"
+    assert spell(format, format.encode_reject()) == " cannot extract answer"
 
 
-def test_pieces_fit_the_trie(form):
-    sequence = form.encode_sequence(PASSAGE)
-    title, end = form.encode_title("Gitega"), form.encode_title_end("Gitega")
-    assert sequence[: len(title)] == title and sequence[len(title) :] == form.encode_text(TEXT)
+def test_pieces_fit_the_trie(format):
+    sequence = format.encode_sequence(PASSAGE)
+    title, end = format.encode_title("Gitega"), format.encode_title_end("Gitega")
+    assert sequence[: len(title)] == title and sequence[len(title) :] == format.encode_text(TEXT)
     assert title[: len(end)] == end
     # One token of the heading tells a title from a longer one.
-    assert end[:-1] == form.tokenizer.encode(" Gitega")
-    reading = form.encode_reading(PASSAGE)
+    assert end[:-1] == format.tokenizer.encode(" Gitega")
+    reading = format.encode_reading(PASSAGE)
     assert reading[: len(sequence)] == sequence
 
 
-def test_rows_of_a_question(form):
+def test_rows_of_a_question(format):
     negative = Passage("x", "Oslo", "Oslo lies in Norway.")
     rows = list(
-        make_question_rows(form, QUESTION, {"city/1": PASSAGE}, [negative], ExamplesConfig())
+        make_question_rows(format, QUESTION, {"city/1": PASSAGE}, [negative], ExamplesConfig())
     )
     positive, wrong = rows
     start, stop = positive.spans["retrieval"]
-    assert positive.tokens[start:stop] == form.encode_sequence(PASSAGE)
+    assert positive.tokens[start:stop] == format.encode_sequence(PASSAGE)
     start, stop = positive.spans["assessment"]
-    assert spell(form, positive.tokens[start:stop]) == (
+    assert spell(format, positive.tokens[start:stop]) == (
         " can answer the query\n Final answer: Burundi"
     )
-    assert (stop, positive.tokens[-1]) == (len(positive.tokens), form.tokenizer.eos_id)
+    assert (stop, positive.tokens[-1]) == (len(positive.tokens), format.tokenizer.eos_id)
     assert wrong.spans.keys() == {"assessment"}
     start, stop = wrong.spans["assessment"]
-    assert spell(form, wrong.tokens[start:stop]) == " cannot answer the query"
-    assert spell(form, wrong.tokens[:start]).endswith("Oslo lies in Norway.\n\n Assessment:")
+    assert spell(format, wrong.tokens[start:stop]) == " cannot answer the query"
+    assert spell(format, wrong.tokens[:start]).endswith("Oslo lies in Norway.\n\n Assessment:")
 
 
 @pytest.mark.parametrize("target", ["passage", "prefix"])
-def test_index_rows(form, target):
+def test_index_rows(format, target):
     examples = ExamplesConfig(target=target, prefix_words=4, sentences=0)
-    rows = list(make_index_rows(form, [PASSAGE], examples, seed=0))
+    rows = list(make_index_rows(format, [PASSAGE], examples, seed=0))
     sentences = split_sentences(TEXT)
     assert len(rows) == len(sentences) == 2
     for row, sentence in zip(rows, sentences, strict=True):
         start, stop = row.spans["retrieval"]
         assert stop == len(row.tokens)
-        asked = form.encode_question(sentence)
+        asked = format.encode_question(sentence)
         assert row.tokens[:start] == asked
         text = TEXT if target == "passage" else "Gitega is a city"
-        assert spell(form, row.tokens[start:]) == (f" Gitega\n Related document content: {text}")
+        assert spell(format, row.tokens[start:]) == (f" Gitega\n Related document content: {text}")
         # What is trained is the beginning of what the trie has.
-        assert form.encode_sequence(PASSAGE)[: stop - start] == row.tokens[start:]
+        assert format.encode_sequence(PASSAGE)[: stop - start] == row.tokens[start:]
 
 
-def test_one_sentence_a_passage(form):
+def test_one_sentence_a_passage(format):
     examples = ExamplesConfig(sentences=1)
-    (row,) = make_index_rows(form, [PASSAGE], examples, seed=0)
-    assert list(make_index_rows(form, [PASSAGE], examples, seed=0)) == [row]
+    (row,) = make_index_rows(format, [PASSAGE], examples, seed=0)
+    assert list(make_index_rows(format, [PASSAGE], examples, seed=0)) == [row]
 
 
 def test_long_texts_are_cut_where_they_are_read(tokenizer):
-    form = Format(tokenizer, titled=True, assessment="phrase", max_text=5)
-    read = form.encode_reading(PASSAGE)
-    text = form.encode_text(TEXT)
-    assert cut_target(form, TEXT, ExamplesConfig()) == 5
-    assert read[len(form.encode_title("Gitega")) :][:5] == text[:5]
-    assert spell(form, read).endswith("\n\n Assessment:")
-    assert len(form.encode_sequence(PASSAGE)) > len(read)  # the trie has all of it
+    format = Format(tokenizer, titled=True, assessment="phrase", max_text=5)
+    read = format.encode_reading(PASSAGE)
+    text = format.encode_text(TEXT)
+    assert cut_target(format, TEXT, ExamplesConfig()) == 5
+    assert read[len(format.encode_title("Gitega")) :][:5] == text[:5]
+    assert spell(format, read).endswith("\n\n Assessment:")
+    assert len(format.encode_sequence(PASSAGE)) > len(read)  # the trie has all of it
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,9 @@ from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
 from rag_jax.systems.self_retrieval import ask, evaluate, pipeline, steps
 from rag_jax.systems.self_retrieval.config import SelfRetrievalConfig
+from rag_jax.systems.self_retrieval.pipeline import list_stages
 from rag_jax.systems.self_retrieval.scores import score
+from rag_jax.systems.self_retrieval.session import Session
 from systems.asked import LONG, read_facts, read_text, take_stock, write_corpus
 
 ROOT = Path(__file__).parents[3]
@@ -55,11 +57,11 @@ def write_folder(folder, passages):
     """Passages as a folder in SQuAD's format, with a question about each place in either split."""
     folder.mkdir(exist_ok=True)
     lines = {"passages.jsonl": passages}
-    for split, form in {"train": "Where is {}?", "test": "{} is in which country?"}.items():
+    for split, template in {"train": "Where is {}?", "test": "{} is in which country?"}.items():
         lines[f"{split}_questions.jsonl"] = [
             {
                 "id": f"{split}/{place}",
-                "question": form.format(place),
+                "question": template.format(place),
                 "answers": [country],
                 "passage_id": f"{place}/1",
             }
@@ -102,18 +104,27 @@ def finished(make_config, tmp_path_factory):
 @pytest.fixture(scope="module")
 def engine(finished, make_config):
     """The trained model's, with the corpus."""
-    session = pipeline.Session(build(SelfRetrievalConfig, make_config(ablations=True)))
-    (stage,) = (stage for stage in session.stages() if stage.name == "evaluate")
+    session = Session(build(SelfRetrievalConfig, make_config(ablations=True)))
+    (stage,) = (stage for stage in list_stages(session) if stage.name == "evaluate")
     context = StageContext(stage, finished[0] / "stages")
-    corpus = session.read_corpus(context)
-    return evaluate.make_engine(session, context, corpus, "train", titled=True)
+    session.open_corpus(context.path("corpus", ""))
+    return evaluate.open_engine(
+        context,
+        "train",
+        titled=True,
+        base=session.base,
+        trainable=session.trainable,
+        make_format=session.make_format,
+        passages=session.passages,
+        search=session.config.search,
+    )
 
 
 def test_report(finished, make_config):
     workdir, report = finished[0], read_json(finished[0] / "report.json")
     settings = build(SelfRetrievalConfig, make_config(ablations=True))
     assert build(SelfRetrievalConfig, report["config"]) == settings
-    assert sorted(report["methods"]) == sorted((*pipeline.METHODS, *pipeline.ABLATIONS))
+    assert sorted(report["methods"]) == sorted((*evaluate.METHODS, *evaluate.ABLATIONS))
     for numbers in report["methods"].values():
         assert numbers["n"] == 5
         assert 0 <= numbers["hits@1"] <= numbers["mrr@5"] <= numbers["hits@5"] <= 1
@@ -125,6 +136,20 @@ def test_report(finished, make_config):
     # The one passage of the same title that does not answer, and one of another.
     assert (rows["positives"], rows["negatives"]) == (5, 10)
     assert read_json(workdir / "stages" / "without_indexing" / "rows.json")["indexing"] == 0
+
+
+def test_seconds(finished):
+    """Of the search and of the answer; the report's column is the mean."""
+    workdir, report = finished
+    seconds = {}
+    for name, numbers in report["methods"].items():
+        records = read_jsonl(workdir / "predictions" / f"{name}.jsonl")
+        seconds[name] = np.asarray([record["seconds"] for record in records])
+        assert seconds[name].mean() == pytest.approx(numbers["seconds_per_question"])
+    # The same search, and then an answer that is timed separately.
+    answers = read_jsonl(workdir / "stages" / "evaluate" / "answers.jsonl")
+    for spent in seconds["without_assessment"] - seconds["self_retrieval"]:
+        assert any(spent == pytest.approx(answer["seconds"]) for answer in answers)
 
 
 def test_rankings_as_others_score_them(finished):
@@ -157,38 +182,38 @@ def read_all(engine, tokens):
 def test_candidates_are_passages_with_the_models_own_probabilities(engine):
     """Every number of every candidate against the model read from the start, without a cache."""
     questions = ["Where is Gitega?", "What is to be seen in Lyon, and since when?", "Oslo?"]
-    form, rejected = engine.form, engine.form.encode_reject()
+    format, rejected = engine.format, engine.format.encode_reject()
     for question, (groups, _) in zip(questions, engine.retrieve(questions), strict=True):
         assert 1 <= len(groups) <= 2
         titles = [{engine.passages[r].title for c in group for r in c.rows} for group in groups]
         assert all(len(title) == 1 for title in titles) and titles[0] != titles[-1:]
         assert [g[0].title for g in groups] == sorted((g[0].title for g in groups), reverse=True)
-        asked = form.encode_question(question)
+        asked = format.encode_question(question)
         for group in groups:
             assert len(group) <= 2
             for candidate in group:
                 passage = engine.passages[candidate.rows[0]]
-                texts = {form.encode_text(engine.passages[r].text)[0] for r in candidate.rows}
+                texts = {format.encode_text(engine.passages[r].text)[0] for r in candidate.rows}
                 assert len(texts) == 1
-                end = form.encode_title_end(passage.title)
+                end = format.encode_title_end(passage.title)
                 node = engine.trie.find([end])[0]
                 if engine.trie.leaves[node] >= 0:  # known before its title ends
                     end = engine.trie.path(node)
                 logprobs = read_all(engine, asked + end)[-len(end) :]
                 assert candidate.title == pytest.approx(np.exp(logprobs.sum()), rel=1e-3)
-                whole = form.encode_sequence(passage)
+                whole = format.encode_sequence(passage)
                 leaf = int(engine.trie.find([whole])[0])
                 known = engine.trie.path(leaf)
-                start = len(form.encode_title(passage.title))
+                start = len(format.encode_title(passage.title))
                 own = read_all(engine, asked + whole)[len(asked) - 1 :]
                 expected = own[start : len(known)].sum()
                 assert candidate.passage == pytest.approx(expected, abs=2e-3)
-                reading = asked + form.encode_reading(passage)
+                reading = asked + format.encode_reading(passage)
                 logprobs = read_all(engine, reading + rejected)[-len(rejected) :]
                 assert candidate.reject == pytest.approx(np.exp(logprobs.sum()), rel=1e-3)
 
 
-def test_the_answer_goes_on_from_the_best_passage(engine):
+def test_the_answer_continues_from_the_best_passage(engine):
     questions = ["Where is Gitega?", "Which language is spoken in Peru?"]
     found = engine.retrieve(questions)
     best = []
@@ -200,7 +225,14 @@ def test_the_answer_goes_on_from_the_best_passage(engine):
 
 
 def test_a_second_batch_compiles_nothing(engine):
-    programs = (steps.read, steps.find, steps.go_on, steps.assess, steps.pick, steps.answer)
+    programs = (
+        steps.read,
+        steps.search,
+        steps.read_titles,
+        steps.assess,
+        steps.pick_candidates,
+        steps.answer,
+    )
     engine.retrieve(["Where is Gitega?", "Which language is spoken in Peru?"])
     before = [program._cache_size() for program in programs]
     engine.retrieve(["Where is Gitega, then?", "What is spoken in Chile?"])
@@ -213,7 +245,7 @@ def test_running_again(finished, make_config, tmp_path):
     again = pipeline.run(make_config(**changes), workdir)
     redone = [stage["name"] for stage in again["stages"] if not stage["reused"]]
     assert redone == ["evaluate"]
-    assert set(again["methods"]) == set(pipeline.METHODS)
+    assert set(again["methods"]) == set(evaluate.METHODS)
 
 
 def test_passages_without_titles_get_them(make_config, tmp_path):
@@ -250,9 +282,9 @@ def test_mistakes_are_told(make_config, tmp_path, changes, message):
 
 def test_an_encoder_is_no_language_model(make_config, bert_folder, tmp_path):
     config = make_config(**{"model.name": str(bert_folder)})
-    session = pipeline.Session(build(SelfRetrievalConfig, config))
-    with pytest.raises(RagJaxError, match="config.model.name=.*: is no decoder"):
-        run_stages(session.stages()[:3], tmp_path / "run")
+    session = Session(build(SelfRetrievalConfig, config))
+    with pytest.raises(RagJaxError, match="config.model.name=.*: is no language model"):
+        run_stages(list_stages(session)[:3], tmp_path / "run")
 
 
 # Asking.
@@ -261,7 +293,7 @@ def test_an_encoder_is_no_language_model(make_config, bert_folder, tmp_path):
 def test_asking_gives_what_the_evaluation_found(finished, make_config):
     workdir = finished[0]
     before = take_stock(workdir)
-    session = pipeline.Session(build(SelfRetrievalConfig, make_config(ablations=True)))
+    session = Session(build(SelfRetrievalConfig, make_config(ablations=True)))
     asked = ask.open_run(session, workdir, None)
     passages = {p["id"]: p for p in read_jsonl(workdir / "stages" / "corpus" / "passages.jsonl")}
     for record in read_jsonl(workdir / "predictions" / "self_retrieval.jsonl"):
@@ -280,6 +312,6 @@ def test_asking_gives_what_the_evaluation_found(finished, make_config):
 
 
 def test_asking_a_corpus_that_is_not_in_the_weights(finished, make_config, tmp_path):
-    session = pipeline.Session(build(SelfRetrievalConfig, make_config(ablations=True)))
+    session = Session(build(SelfRetrievalConfig, make_config(ablations=True)))
     with pytest.raises(RagJaxError, match="the corpus of Self-Retrieval is in its weights"):
         ask.open_run(session, finished[0], write_corpus(tmp_path / "own.jsonl"))

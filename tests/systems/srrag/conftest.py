@@ -14,6 +14,7 @@ from rag_jax.models.vocabulary import grow_vocabulary
 from rag_jax.systems.srrag import pipeline
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.data import Format, special_tokens
+from rag_jax.systems.srrag.session import Session
 from systems.srrag.tiny_run import describe_run, quick_programs
 
 
@@ -31,7 +32,7 @@ def base(llama_folder):
 
 
 @pytest.fixture(scope="session")
-def form(base):
+def format(base):
     return Format(base.tokenizer, SRRAGConfig().sources, 256)
 
 
@@ -57,8 +58,8 @@ def finished(make_config, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def session(make_config):
-    """The models and stages of that run."""
-    return pipeline.Session(build(SRRAGConfig, make_config()))
+    """The models and corpus of that run."""
+    return Session(build(SRRAGConfig, make_config()))
 
 
 @pytest.fixture

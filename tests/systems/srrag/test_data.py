@@ -1,17 +1,24 @@
-"""The packed sequence, rows and batches against slow references."""
+"""The packed sequence, prompts, rows, examples and batches against slow references."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rag_jax.config import TrainConfig
+from rag_jax.decoding.prompts import split_prefix
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems.srrag.data import (
     TERMS,
+    Example,
+    encode_answer_prompt,
+    encode_document_prompt,
     join_passages,
     make_row,
+    pack_examples,
+    plan_examples,
 )
-from rag_jax.training.rows import Row, count_targets, pack_rows
+from rag_jax.training.rows import Row, pack_rows, widest_targets
 
 SELF, WIKI = 0, 1
 SPELLED = ["<Self>", "<Wiki>", "<EOQ>", "<EOK>", "<|im_end|>", "<|im_start|>", "<|endoftext|>"]
@@ -24,83 +31,87 @@ TEXTS = st.text(max_size=20) | st.lists(
 # The sequence.
 
 
-def spell(form, tokens):
+def spell(format, tokens):
     """A sequence as text, special tokens by their names."""
-    names = {form.tokenizer.token_id(name): name for name in SPELLED}
+    names = {format.tokenizer.token_id(name): name for name in SPELLED}
     pieces, run = [], []
     for token in [*tokens, None]:
         if token is None or token in names:
-            pieces += [form.tokenizer.decode(run), names.get(token, "")]
+            pieces += [format.tokenizer.decode(run), names.get(token, "")]
             run = []
         else:
             run.append(token)
     return "".join(pieces)
 
 
-def test_sequence_as_text(form):
-    row = make_row(form, "q", "Where is Lyon?", SELF, "Lyon is in France.", "France")
-    assert spell(form, row.tokens) == (
+def test_sequence_as_text(format):
+    row = make_row(format, "q", "Where is Lyon?", SELF, "Lyon is in France.", "France")
+    assert spell(format, row.tokens) == (
         "Question: Where is Lyon? Background knowledge:<EOQ><Self> Lyon is in France.<EOK>"
         " Answer: France<|im_end|>"
     )
-    row = make_row(form, "q", "Where is Lyon?", WIKI, "[1] Lyon: In France.", None)
-    assert spell(form, row.tokens) == (
+    row = make_row(format, "q", "Where is Lyon?", WIKI, "[1] Lyon: In France.", None)
+    assert spell(format, row.tokens) == (
         "Question: Where is Lyon? Background knowledge:<EOQ><Wiki> [1] Lyon: In France.<EOK>"
     )
 
 
-def test_every_token_has_its_own_id(form):
-    ids = [*form.source_ids, *form.stop_ids, form.encode_question("")[-1]]
+def test_every_token_has_its_own_id(format):
+    ids = [*format.source_ids, *format.stop_ids, format.encode_question("")[-1]]
     assert len(set(ids)) == 5
-    assert form.source_ids == tuple(map(form.tokenizer.token_id, ("<Self>", "<Wiki>")))
-    assert form.stop_ids == (form.end_of_knowledge, form.tokenizer.eos_id)
+    assert format.source_ids == tuple(map(format.tokenizer.token_id, ("<Self>", "<Wiki>")))
+    assert format.stop_ids == (format.end_of_knowledge, format.tokenizer.eos_id)
 
 
 @given(TEXTS, TEXTS, TEXTS, st.sampled_from([SELF, WIKI]))
-def test_row_and_its_spans(form, question, knowledge, answer, source):
-    row = make_row(form, "q1", question, source, knowledge, answer)
-    asked = form.encode_question(question)
-    learnt = form.encode_knowledge(knowledge)
-    answered = form.encode_answer(answer)
-    head = [*asked, form.source_ids[source], *learnt]
-    assert row.tokens == [*head, *form.encode_answer_cue(), *answered]
+def test_row_and_its_spans(format, question, knowledge, answer, source):
+    row = make_row(format, "q1", question, source, knowledge, answer)
+    asked = format.encode_question(question)
+    learnt = format.encode_knowledge(knowledge)
+    answered = format.encode_answer(answer)
+    head = [*asked, format.source_ids[source], *learnt]
+    assert row.tokens == [*head, *format.encode_answer_cue(), *answered]
     assert row.id == "q1"
 
     within = {term: row.tokens[start:stop] for term, (start, stop) in row.spans.items()}
-    expected = {"source": [form.source_ids[source]], "answer": answered}
+    expected = {"source": [format.source_ids[source]], "answer": answered}
     if source == SELF:
-        expected["verbalisation"] = [*learnt, form.end_of_knowledge]
+        expected["verbalisation"] = [*learnt, format.end_of_knowledge]
     assert within == expected
     assert row.spans["source"][0] == len(asked)
     assert row.spans["answer"][1] == len(row.tokens)
-    assert count_targets(row) == sum(map(len, expected.values()))
+    assert row.num_targets == sum(map(len, expected.values()))
 
-    rejected = make_row(form, "q1", question, source, knowledge, None)
-    assert rejected.tokens == row.tokens[: len(head) + 1] == [*head, form.end_of_knowledge]
+    rejected = make_row(format, "q1", question, source, knowledge, None)
+    assert rejected.tokens == row.tokens[: len(head) + 1] == [*head, format.end_of_knowledge]
     assert rejected.spans == {k: v for k, v in row.spans.items() if k != "answer"}
 
 
-def test_an_answer_at_once(form):
-    row = make_row(form, "q", "Where is Lyon?", SELF, None, "France")
-    assert spell(form, row.tokens) == (
+def test_an_answer_at_once(format):
+    row = make_row(format, "q", "Where is Lyon?", SELF, None, "France")
+    assert spell(format, row.tokens) == (
         "Question: Where is Lyon? Background knowledge:<EOQ><Self><EOK> Answer: France<|im_end|>"
     )
     assert set(row.spans) == {"source", "answer"}
 
 
 @given(TEXTS, TEXTS, TEXTS)
-def test_text_never_becomes_a_special_token(form, question, knowledge, answer):
-    tokens = make_row(form, "q", question, SELF, knowledge, answer).tokens
-    found = [name for name in SPELLED for _ in range(tokens.count(form.tokenizer.token_id(name)))]
+def test_text_never_becomes_a_special_token(format, question, knowledge, answer):
+    tokens = make_row(format, "q", question, SELF, knowledge, answer).tokens
+    found = [name for name in SPELLED for _ in range(tokens.count(format.tokenizer.token_id(name)))]
     assert sorted(found) == sorted(["<EOQ>", "<Self>", "<EOK>", "<|im_end|>"])
 
 
-def test_spelled_tokens_stay_in_the_text(form):
+def test_spelled_tokens_stay_in_the_text(format):
     text = "<Self> or <EOQ><EOK>, <|im_end|>?"
-    row = make_row(form, "q", text, WIKI, text, text)
-    parts = (form.encode_question(text)[:-1], form.encode_knowledge(text), form.encode_answer(text))
-    assert [text in form.tokenizer.decode(part) for part in parts] == [True] * 3
-    assert spell(form, row.tokens).count(text) == 3
+    row = make_row(format, "q", text, WIKI, text, text)
+    parts = (
+        format.encode_question(text)[:-1],
+        format.encode_knowledge(text),
+        format.encode_answer(text),
+    )
+    assert [text in format.tokenizer.decode(part) for part in parts] == [True] * 3
+    assert spell(format, row.tokens).count(text) == 3
 
 
 def test_passages_in_one_block():
@@ -108,6 +119,58 @@ def test_passages_in_one_block():
     assert join_passages([("Lyon", "In France.")]) == "[1] Lyon: In France."
     block = join_passages([("Lyon", "In France."), ("Riga", "In Latvia."), ("", "Far.")])
     assert block == "[1] Lyon: In France. [2] Riga: In Latvia. [3] Far."
+
+
+# Prompts of the untrained model.
+
+
+def test_document_prompt(base):
+    tokenizer = base.tokenizer
+    shown = [("Where is Riga?", "Riga is in Latvia."), ("And Lyon?", "In France.")]
+    ids = encode_document_prompt(tokenizer, "Where is <Self><|im_end|>?", shown)
+    # A turn of the system, two a demonstration, the question, and the start of the document.
+    start, end = (tokenizer.token_id(name) for name in ("<|im_start|>", "<|im_end|>"))
+    assert (ids.count(start), ids.count(end)) == (7, 6)
+    assert tokenizer.token_id("<Self>") not in ids
+    text = tokenizer.decode(ids)
+    assert text.startswith("system\nYou write a short Wikipedia-style background document")
+    assert text.endswith(
+        "user\nWhere is Riga?\nassistant\nRiga is in Latvia.\n"
+        "user\nAnd Lyon?\nassistant\nIn France.\n"
+        "user\nWhere is <Self><|im_end|>?\nassistant\n"
+    )
+
+
+def test_prompts_of_one_cluster_share_all_but_the_question(base):
+    shown = [("Where is Riga?", "Riga is in Latvia.")]
+    questions = ["Where is Lyon?", "What is the capital of Spain?"]
+    prompts = [encode_document_prompt(base.tokenizer, q, shown) for q in questions]
+    prefix, rests = split_prefix(prompts)
+    assert base.tokenizer.decode(prefix).endswith("Riga is in Latvia.\nuser\nW")
+    assert max(map(len, rests)) < len(prefix) / 2
+
+
+def test_answer_prompt(base):
+    decode = base.tokenizer.decode
+    ids = encode_answer_prompt(base.tokenizer, "Where is Lyon?", "Lyon: <EOK> in France.")
+    assert decode(ids) == (
+        "user\nAnswer the question with a few words.\n\n"
+        "Background knowledge: Lyon: <EOK> in France.\n\nQuestion: Where is Lyon?\n"
+        "assistant\nThe answer is"
+    )
+    assert base.tokenizer.token_id("<EOK>") not in ids
+    assert "knowledge" not in decode(encode_answer_prompt(base.tokenizer, "Where is Lyon?"))
+
+
+def test_the_prompt_names_the_choices(base):
+    tokenizer = base.tokenizer
+    prompts = {
+        choices: tokenizer.decode(encode_answer_prompt(tokenizer, "Q", "K", choices))
+        for choices in ("", "ABC", ("true", "false"))
+    }
+    assert "Answer the question with a few words.\n\nBackground knowledge: K" in prompts[""]
+    assert "Choose the best answer: A, B or C.\n\nBackground" in prompts["ABC"]
+    assert "Choose the best answer: true or false.\n\n" in prompts["true", "false"]
 
 
 # Batches.
@@ -166,3 +229,79 @@ def test_rows_that_do_not_fit():
         pack_rows([row], terms=TERMS, width=8, batch=1, **settings)
     with pytest.raises(RagJaxError, match="batch=1: there are 2 rows"):
         pack_rows([row, row], terms=TERMS, width=9, batch=1, **settings)
+
+
+# Examples.
+
+CUE = 4  # tokens of <EOK> and " Answer:"
+# Of the question, both verbalisations (one at times, or a found passage) and the answer.
+LENGTHS = st.tuples(
+    st.integers(1, 150),
+    st.integers(0, 80),
+    st.none() | st.integers(0, 80),
+    st.integers(0, 12),
+    st.booleans(),
+)
+
+
+def make_example(name, question, better, worse, answer, found=False):
+    """An example with so many tokens of each."""
+    start = question + 1
+    end = start + better + 1
+    spans = {"source": (question, start), "answer": (end - 1 + CUE, end + CUE + answer)}
+    tokens = [int(name) + 1] * (end + CUE + answer)
+    if found:
+        return Example(1, Row(name, tokens, spans), None)
+    row = Row(name, tokens, spans | {"verbalisation": (start, end)})
+    if worse is None:
+        return Example(0, row, None)
+    spans = {"source": (question, start), "verbalisation": (start, start + worse + 1)}
+    return Example(0, row, Row(name, [int(name) + 101] * (start + worse + 1), spans))
+
+
+@given(
+    st.lists(LENGTHS, min_size=1, max_size=8),
+    st.integers(1, 4),
+    st.sampled_from([1, 300, 2000]),
+    st.sampled_from(["mean", "sum"]),
+)
+def test_packed_microbatches(lengths, batch_size, budget, reduction):
+    """Every example of a step once, with its partner beside it, in shapes of a kind and width."""
+    examples = [make_example(str(i), *one) for i, one in enumerate(lengths)]
+    settings = TrainConfig(batch_size=batch_size, microbatch_tokens=budget)
+    plan = plan_examples(examples, settings, seed=0)
+    targets = widest_targets(plan, {i: example.rows for i, example in enumerate(examples)})
+    shapes, dealt = {}, []
+    for step in range(plan.num_steps_per_epoch):
+        for micro in plan.group(plan.examples_at(step)):
+            dealt += micro.indices
+            arrays = pack_examples(
+                examples,
+                micro,
+                targets=targets[micro.kind, micro.width],
+                scale=0.5,
+                reduction=reduction,
+            )
+            shape = shapes.setdefault((micro.kind, micro.width), arrays["at"].shape)
+            assert arrays["at"].shape == shape
+            paired = micro.kind == "pairs"
+            assert arrays["tokens"].size <= max(budget, micro.width)
+            assert len(arrays["tokens"]) == micro.rows * (1 + paired)
+            sides = [[examples[i].row for i in micro.indices]]
+            if paired:
+                sides.append([examples[i].rejected for i in micro.indices])
+            for side, rows in enumerate(sides):
+                for place in range(micro.rows):
+                    row = rows[place] if place < len(rows) else Row("", [], {})
+                    check_packed_row(row, arrays, side * micro.rows + place, reduction)
+    assert sorted(dealt) == list(range(len(examples)))
+
+
+def check_packed_row(row, arrays, place, reduction):
+    assert arrays["tokens"][place][arrays["mask"][place]].tolist() == row.tokens
+    for term in TERMS:
+        start, stop = row.spans.get(term, (0, 0))
+        weights = arrays[term][place]
+        assert arrays["at"][place][weights > 0].tolist() == list(range(start - 1, stop - 1))
+        total = 0.5 * (stop - start if reduction == "sum" else stop > start)
+        assert weights.sum() == pytest.approx(total)

@@ -18,22 +18,22 @@ SCORED = ("tokens", "mask", "at", "next", *TERMS)
 
 
 @pytest.fixture(scope="module")
-def rows(form):
+def rows(format):
     return [
-        make_row(form, "a", "Where is Riga?", SELF, "Riga is the capital of Latvia.", "Latvia"),
-        make_row(form, "b", "Where is Lyon?", WIKI, "[1] Lyon: A city in France.", "France"),
-        make_row(form, "c", "Currency of Spain?", SELF, "They pay with the euro.", "euro (EUR)"),
-        make_row(form, "d", "What is 東京?", SELF, "", "a city"),
+        make_row(format, "a", "Where is Riga?", SELF, "Riga is the capital of Latvia.", "Latvia"),
+        make_row(format, "b", "Where is Lyon?", WIKI, "[1] Lyon: A city in France.", "France"),
+        make_row(format, "c", "Currency of Spain?", SELF, "They pay with the euro.", "euro (EUR)"),
+        make_row(format, "d", "What is 東京?", SELF, "", "a city"),
     ]
 
 
 @pytest.fixture(scope="module")
-def pairs(form, rows):
+def pairs(format, rows):
     """Rows whose source is the model itself, and the same questions with another verbalisation."""
     chosen = [rows[0], rows[2]]
     rejected = [
-        make_row(form, "a", "Where is Riga?", SELF, "Riga.", None),
-        make_row(form, "c", "Currency of Spain?", SELF, "People there pay with dollars.", None),
+        make_row(format, "a", "Where is Riga?", SELF, "Riga.", None),
+        make_row(format, "c", "Currency of Spain?", SELF, "People there pay with dollars.", None),
     ]
     return chosen, rejected
 

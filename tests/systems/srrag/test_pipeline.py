@@ -23,15 +23,17 @@ from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl, to_json, write_jsonl
 from rag_jax.runtime.manifest import hash_file
-from rag_jax.systems.srrag import pipeline, tune
+from rag_jax.systems.srrag import pipeline
 from rag_jax.systems.srrag.config import SourceConfig, SRRAGConfig
 from rag_jax.systems.srrag.data import join_passages
+from rag_jax.systems.srrag.session import Session
 from rag_jax.systems.srrag.transfer import evaluate_on
+from rag_jax.training import fit as training
 from systems.srrag.tiny_run import (
     BACKEND,
     METHODS,
     STAGES,
-    list_stages,
+    list_names,
     open_stage,
     quick_programs,
     read_predictions,
@@ -66,7 +68,7 @@ def test_report(finished, make_config):
     assert report["model"] == make_config().model.name
     assert report["dataset"] == "gazetteer, test questions"
     assert build(SRRAGConfig, report["config"]) == build(SRRAGConfig, make_config())
-    assert list_stages(report, reused=False) == STAGES
+    assert list_names(report, reused=False) == STAGES
     for stage in report["stages"]:
         assert stage["seconds"] >= stage["compile_seconds"] >= 0
     assert list(report["methods"]) == METHODS
@@ -93,7 +95,8 @@ def test_page_needs_no_other_file(finished):
 
 def test_predictions(finished, session):
     workdir, report = finished
-    corpus = session.read_corpus(open_stage(session, workdir, "evaluate"))
+    open_stage(session, workdir, "evaluate")
+    corpus = session.corpus
     passages = {join_passages([(p.title, p.text)]) for p in corpus.passages}
     found = read_predictions(workdir)
     for method, records in found.items():
@@ -132,7 +135,7 @@ def test_routing(finished, make_config):
 
 def test_a_second_run_reuses_every_stage(finished, copied, make_config):
     report = pipeline.run(make_config(), copied)
-    assert list_stages(report, reused=True) == STAGES
+    assert list_names(report, reused=True) == STAGES
     assert report["methods"] == finished[1]["methods"]
     for ours, theirs in zip(report["stages"], finished[1]["stages"], strict=True):
         assert ours == theirs | {"reused": True}
@@ -147,7 +150,7 @@ def test_another_tau_redoes_the_evaluation_alone(finished, copied, make_config):
     cut = int(np.argmax(gaps))
     tau = (products[cut] + products[cut + 1]) / 2
     report = pipeline.run(make_config(**{"route.tau": float(tau)}), copied)
-    assert list_stages(report, reused=False) == ["evaluate"]
+    assert list_names(report, reused=False) == ["evaluate"]
     assert report["methods"]["srrag"]["retrieval_rate"] == pytest.approx((8 - cut) / 9)
     check_routing(copied, tau=tau)
     after = read_predictions(copied)
@@ -159,8 +162,7 @@ def test_another_tau_redoes_the_evaluation_alone(finished, copied, make_config):
 def interruptions(monkeypatch):
     """Interrupts everything that takes long, once, in its middle; what was interrupted so far."""
     stopped = []
-    map_batches, map_arrays = StageContext.map_batches, StageContext.map_arrays
-    make_step = tune.make_step
+    run_map, make_step = StageContext.map, training.make_step
 
     def stop_in(run, file, batches):
         calls = itertools.count(1)
@@ -173,13 +175,9 @@ def interruptions(monkeypatch):
 
         return work
 
-    def stopping_map_batches(self, file, items, run, *, batch_size, unit):
+    def stopping_map(self, file, items, run, *, batch_size, unit):
         run = stop_in(run, file, -(-len(items) // batch_size))
-        return map_batches(self, file, items, run, batch_size=batch_size, unit=unit)
-
-    def stopping_map_arrays(self, file, count, run, *, batch_size, unit):
-        run = stop_in(run, file, -(-count // batch_size))
-        return map_arrays(self, file, count, run, batch_size=batch_size, unit=unit)
+        return run_map(self, file, items, run, batch_size=batch_size, unit=unit)
 
     def stopping_make_step(losses, optimizer):
         step, calls = make_step(losses, optimizer), itertools.count(1)
@@ -195,9 +193,8 @@ def interruptions(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(StageContext, "map_batches", stopping_map_batches)
-    monkeypatch.setattr(StageContext, "map_arrays", stopping_map_arrays)
-    monkeypatch.setattr(tune, "make_step", stopping_make_step)
+    monkeypatch.setattr(StageContext, "map", stopping_map)
+    monkeypatch.setattr(training, "make_step", stopping_make_step)
     return stopped
 
 
@@ -214,6 +211,7 @@ def test_interrupted_everywhere(finished, tmp_path, make_config, interruptions):
             assert not (workdir / "report.json").exists()
     assert interruptions == [
         "embeddings.npy",
+        "lengths.npy",
         "documents.jsonl",
         "verbalised.jsonl",
         "scores.jsonl",
@@ -221,20 +219,25 @@ def test_interrupted_everywhere(finished, tmp_path, make_config, interruptions):
         "Ctrl-C",
         "reference.jsonl",
         "killed",
-        "datastore.jsonl",
-        "direct.jsonl",
+        "datastore.npz",
+        "answers_direct.jsonl",
         "passes.jsonl",
     ]
+    # Every map of the evaluated method can be divided among workers.
+    stages = pipeline.list_stages(Session(build(SRRAGConfig, make_config())))
+    maps = [name for name in interruptions if "." in name]
+    assert maps == [file for stage in stages for file in stage.shardable]
     straight, expected = finished
     assert without_times(report["methods"]) == without_times(expected["methods"])
     assert read_predictions(workdir) == read_predictions(straight)
     for file in (
+        "lengths/longest.json",
         "contexts/contexts.jsonl",
         "labels/labels.jsonl",
         "stage1/log.jsonl",
         "reference/reference.jsonl",
         "stage2/log.jsonl",
-        "datastore/datastore.jsonl",
+        "datastore/datastore.npz",
     ):
         ours, theirs = ((folder / "stages" / file).read_bytes() for folder in (workdir, straight))
         assert ours == theirs, file
@@ -242,14 +245,14 @@ def test_interrupted_everywhere(finished, tmp_path, make_config, interruptions):
 
 
 def test_all_weights(copied, make_config):
-    session = pipeline.Session(
+    session = Session(
         build(SRRAGConfig, make_config(**{"tuning.mode": "full", "stage1.learning_rate": 1e-3}))
     )
-    records = run_stages(session.stages()[:8], copied)
-    assert list_stages({"stages": records}, reused=False) == ["stage1", "reference", "stage2"]
+    records = run_stages(pipeline.list_stages(session)[:9], copied)
+    assert list_names({"stages": records}, reused=False) == ["stage1", "reference", "stage2"]
     before = jax.tree.map(np.asarray, session.base.params)
     first, second = (
-        tune.load_tuned(session, copied / "stages" / stage / "params")
+        session.trainable.load_merged(copied / "stages" / stage / "params")
         for stage in ("stage1", "stage2")
     )
     for one, other in ((before, first), (first, second)):
@@ -257,11 +260,12 @@ def test_all_weights(copied, make_config):
         assert min(jax.tree.leaves(changes)) > 1e-5
         new = np.abs(one["embed"]["embedding"] - other["embed"]["embedding"])[-4:]
         assert (new.max(axis=1) > 1e-5).all()
-    fresh = pipeline.Session(session.config).base.params
+    fresh = Session(session.config).base.params
     jax.tree.map(np.testing.assert_array_equal, before, fresh)
 
 
 EVERYTHING_OF_THE_MODEL = set(STAGES[2:])
+EVERYTHING_OF_THE_QUESTIONS = set(STAGES[3:])
 SWAPPED = (
     SourceConfig(name="Wiki", token="<Wiki>", kind="search"),
     SourceConfig(name="Self", token="<Self>", kind="verbalise"),
@@ -272,14 +276,14 @@ SWAPPED = (
     ("field", "value", "affected"),
     [
         ("world.seed", 1, {"corpus"}),
-        ("train_questions", 6, EVERYTHING_OF_THE_MODEL),
+        ("train_questions", 6, EVERYTHING_OF_THE_QUESTIONS),
         ("index.backend", "exact" if BACKEND == "scann" else "scann", {"index"}),
         ("encoder.max_length", 40, {"index", "demonstrations", "contexts", "datastore"}),
         ("verbalise.pool", 9, {"demonstrations"}),
         ("verbalise.max_tokens", 9, {"demonstrations", "contexts", "datastore", "evaluate"}),
         ("contexts", 5, {"demonstrations", "contexts"}),
-        ("seed", 1, {"corpus", *EVERYTHING_OF_THE_MODEL}),
-        ("model.max_text", 9, {"contexts", "datastore", "evaluate"}),
+        ("seed", 1, {"corpus", *EVERYTHING_OF_THE_QUESTIONS}),
+        ("model.max_text", 9, {"lengths", "contexts", "datastore", "evaluate"}),
         ("questions", 3, {"evaluate"}),
         ("model.dtype", "bfloat16", EVERYTHING_OF_THE_MODEL),
         ("sources", SWAPPED, EVERYTHING_OF_THE_MODEL),
@@ -302,7 +306,7 @@ def test_a_setting_is_declared_by_the_stages_that_read_it(
     session, make_config, field, value, affected
 ):
     changed = build(SRRAGConfig, make_config(**{field: value}))
-    pairs = zip(session.stages(), pipeline.Session(changed).stages(), strict=True)
+    pairs = zip(*map(pipeline.list_stages, (session, Session(changed))), strict=True)
     found = {
         ours.name for ours, theirs in pairs if to_json(ours.settings) != to_json(theirs.settings)
     }
@@ -351,6 +355,10 @@ def check_refused(config, workdir, stage, message):
     ("changes", "message"),
     [
         ({"world.train": 4}, "config.datastore.k=5: is above the 4 training questions; lower it"),
+        (
+            {"world.train": 6, "contexts": 7},
+            "config.contexts=7: is above the 6 training questions; lower it",
+        ),
         ({"evaluate_on": "dev"}, "config.data: there are no 'dev' questions with answers"),
     ],
 )
@@ -364,10 +372,11 @@ def test_a_folder_without_training_questions(tmp_path, make_config):
     check_refused(make_config(**{"data.path": str(folder)}), tmp_path / "run", "corpus", message)
 
 
-def write_popqa(folder, *, splits):
+def write_popqa(folder, *, splits, passages=1):
     """Twelve questions a split; of every other one the popularity is not known."""
     folder.mkdir()
-    write_jsonl(folder / "passages.jsonl", [{"id": 0, "title": "Ada", "text": "A poet."}])
+    records = [{"id": i, "title": "Ada", "text": "A poet."} for i in range(passages)]
+    write_jsonl(folder / "passages.jsonl", records)
     for split in splits:
         rows = [
             {"idx": i, "question": "Who?", "answers": ["poet"], "prop": "job", "s_pop": 60 * i}
@@ -379,16 +388,17 @@ def write_popqa(folder, *, splits):
 
 
 def test_the_long_tail_of_popqa(tmp_path, make_config):
-    folder = write_popqa(tmp_path / "popqa", splits=["train", "dev"])
+    folder = write_popqa(tmp_path / "popqa", splits=["train", "dev"], passages=3)
     changes = {"data.path": str(folder), "data.longtail": True, "evaluate_on": "dev"}
     settings = build(SRRAGConfig, make_config(**changes, train_questions=7))
-    session = pipeline.Session(settings)
-    run_stages(session.stages()[:1], tmp_path / "run")
-    corpus = session.read_corpus(open_stage(session, tmp_path / "run", "corpus"))
-    assert len(session.list_training(corpus)) == 7
-    assert [(q.id, q.popularity) for q in session.list_questions(corpus)] == [("0", 0), ("1", None)]
-    fewer = pipeline.Session(replace(settings, questions=1))
-    assert len(fewer.list_questions(corpus)) == 1
+    session = Session(settings)
+    run_stages(pipeline.list_stages(session)[:1], tmp_path / "run")
+    open_stage(session, tmp_path / "run", "corpus")
+    assert len(session.train_questions) == 7
+    assert [(q.id, q.popularity) for q in session.questions] == [("0", 0), ("1", None)]
+    fewer = Session(replace(settings, questions=1))
+    open_stage(fewer, tmp_path / "run", "corpus")
+    assert len(fewer.questions) == 1
 
 
 # Another dataset.
@@ -399,13 +409,13 @@ def test_evaluate_on_another_dataset(finished, make_config, tmp_path):
     data = DataConfig(path=str(write_popqa(tmp_path / "popqa", splits=["test"])))
     evaluate = partial(evaluate_on, make_config(), workdir, data, "test", tmp_path / "out")
     report = evaluate()
-    assert list_stages(report, reused=False) == ["corpus", "index", "evaluate"]
+    assert list_names(report, reused=False) == ["corpus", "index", "lengths", "evaluate"]
     assert list(report["methods"]) == METHODS
     assert all(numbers["n"] == 12 for numbers in report["methods"].values())
     records = read_jsonl(tmp_path / "out" / "predictions" / "retrieve.jsonl")
     assert {record["knowledge"] for record in records} == {"[1] Ada: A poet."}
     assert [record["popularity"] for record in records][:3] == [0, None, 120]
-    assert list_stages(evaluate(), reused=False) == []
+    assert list_names(evaluate(), reused=False) == []
     assert hash_files(workdir) == before
 
 
@@ -429,28 +439,29 @@ def test_a_layer_that_the_model_lacks(copied, make_config):
 def test_a_source_token_that_is_taken(copied, make_config):
     sources = (SWAPPED[0], SourceConfig(name="Self", token="<|im_end|>", kind="verbalise"))
     config = make_config(sources=sources)
-    check_refused(config, copied, "demonstrations", "new tokens: '<|im_end|>' is taken")
+    check_refused(config, copied, "lengths", "new tokens: '<|im_end|>' is taken")
 
 
 def test_a_datastore_of_one_label(copied, session, capsys):
     """The run says so and goes on: its votes are all alike."""
     path = copied / "stages" / "datastore"
     (path / "stage.json").unlink()
-    records = [record | {"source": 1} for record in read_jsonl(path / "datastore.jsonl")]
-    write_jsonl(path / "datastore.jsonl", records)
+    with np.load(path / "datastore.npz", allow_pickle=False) as stored:
+        arrays = {**stored, "source": np.ones(12, np.int32)}
+    np.savez(path / "datastore.npz", **arrays)
     shutil.rmtree(copied / "stages" / "evaluate")
-    records = run_stages(pipeline.Session(session.config).stages(), copied)
-    assert list_stages({"stages": records}, reused=False) == ["datastore", "evaluate"]
+    records = run_stages(pipeline.list_stages(Session(session.config)), copied)
+    assert list_names({"stages": records}, reused=False) == ["datastore", "evaluate"]
     assert "stage datastore: Wiki works better for every training" in capsys.readouterr().err
     assert read_json(path / "statistics.json")["share"] == {"Self": 0, "Wiki": 1}
-    rows = read_json(copied / "stages" / "evaluate" / "predictions.json")["srrag"]
+    rows = read_jsonl(copied / "stages" / "evaluate" / "srrag.jsonl")
     assert all(row["votes"] == [0, 1] for row in rows)
 
 
 def test_models_of_the_other_kind(copied, make_config, llama_folder, bert_folder):
     config = make_config(**{"model.name": str(bert_folder)})
     message = f"config.model.name={bert_folder}: is no language model"
-    check_refused(config, copied, "demonstrations", message)
+    check_refused(config, copied, "lengths", message)
     config = make_config(**{"encoder.name": str(llama_folder)})
     check_refused(config, copied, "index", f"config.encoder.name={llama_folder}: is no encoder")
 
@@ -460,7 +471,7 @@ def test_weights_cut_short(copied, make_config, llama_folder, tmp_path):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     config = make_config(**{"model.name": str(folder)})
-    check_refused(config, copied, "demonstrations", "model.safetensors is truncated")
+    check_refused(config, copied, "lengths", "model.safetensors is truncated")
 
 
 def test_weights_of_another_shape(copied, make_config, bert_folder, tmp_path):

@@ -1,4 +1,6 @@
-"""Votes and decisions in plain Python."""
+"""Votes and decisions in plain Python, and the datastore's stage on an engine of fixed scores."""
+
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rag_jax.systems.srrag.policy import Datastore, decide, scale_keys, vote
+from rag_jax.data.questions import Question
+from rag_jax.pipeline.stage import Stage, StageContext
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_json
+from rag_jax.systems.srrag.config import DatastoreConfig, SRRAGConfig
+from rag_jax.systems.srrag.policy import (
+    Datastore,
+    decide,
+    read_datastore,
+    run_datastore,
+    scale_keys,
+    vote,
+)
 
 SELF, WIKI = 0, 1
 
@@ -88,6 +102,95 @@ def test_a_datastore_of_one_label():
         assert decide(probabilities, votes, kinds, tau=0.2, decision=decision).tolist() == [0] * 3
         swapped = decide(probabilities, votes, kinds[::-1], tau=0.2, decision=decision)
         assert swapped.tolist() == ([1, 0, 0] if decision == "threshold" else [0] * 3)
+
+
+# The datastore's stage.
+
+QUESTIONS = [Question(f"q{i}", f"Question {i}?", (f"answer {i}",), {}) for i in range(5)]
+SCORES = np.asarray([[-1, -2], [-3, -2], [-9, -1], [-4, -4], [-5, -6]], np.float32)
+STATES = RNG.normal(size=(5, 8)).astype(np.float32)
+
+
+class FixedEngine:
+    """An engine that gives `SCORES` and `STATES`; the index has no passage for question 2."""
+
+    batch_size = 2
+
+    def route(self, questions):
+        rows = [int(question.split()[1][:-1]) for question in questions]
+        padded = np.resize(rows, self.batch_size)  # a batch has rows that are padding
+        return SimpleNamespace(key=jnp.asarray(STATES[padded]), rows=rows)
+
+    def gather_knowledge(self, routed, rows, source, questions):
+        numbers = [routed.rows[row] for row in rows]
+        found = [not (source == WIKI and number == 2) for number in numbers]
+        return SimpleNamespace(source=source, numbers=numbers, found=found)
+
+    def score_answers(self, knowledge, answers):
+        assert answers == [f"answer {number}" for number in knowledge.numbers]
+        return SCORES[knowledge.numbers, knowledge.source]
+
+
+def fill_datastore(folder, *, questions=QUESTIONS, metric="dot"):
+    """Runs the stage without a session; gives the path of the datastore."""
+    stage = Stage("datastore", lambda context: None, needs=("stage2",))
+    context, opened = StageContext(stage, folder), []
+    context.folder.mkdir()
+
+    def open_engine(context, params):
+        opened.append(params)
+        return FixedEngine()
+
+    run_datastore(
+        context,
+        train_questions=questions,
+        sources=SRRAGConfig().sources,
+        open_engine=open_engine,
+        datastore=DatastoreConfig(metric=metric),
+    )
+    assert opened == [folder / "stage2" / "params"]
+    return context.folder / "datastore.npz"
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot"])
+def test_the_datastore_of_a_run(tmp_path, metric):
+    path = fill_datastore(tmp_path, metric=metric)
+    with np.load(path, allow_pickle=False) as stored:
+        assert stored["id"].tolist() == [question.id for question in QUESTIONS]
+        # Without a passage a source is never the better one; of two equal ones it is the first.
+        assert stored["source"].tolist() == [SELF, WIKI, SELF, SELF, SELF]
+        expected = SCORES.copy()
+        expected[2, WIKI] = np.finfo(np.float32).min
+        np.testing.assert_array_equal(stored["scores"], expected)
+        lengths = np.linalg.norm(STATES, axis=1, keepdims=True) if metric == "cosine" else 1
+        np.testing.assert_allclose(stored["key"], STATES / lengths, rtol=1e-6)
+        keys = stored["key"]
+    statistics = read_json(tmp_path / "datastore" / "statistics.json")
+    assert statistics == {"n": 5, "share": {"Self": 0.8, "Wiki": 0.2}}
+
+    sizes = []
+    datastore = read_datastore(path, DatastoreConfig(metric=metric), sizes.append)
+    assert sizes == [5] and datastore.metric == metric
+    np.testing.assert_array_equal(datastore.keys, keys)
+    assert datastore.labels.tolist() == [SELF, WIKI, SELF, SELF, SELF]
+
+
+def test_one_label_is_told(tmp_path, capsys):
+    fill_datastore(tmp_path)
+    assert "works better" not in capsys.readouterr().err
+    folder = tmp_path / "one"
+    folder.mkdir()
+    fill_datastore(folder, questions=QUESTIONS[2:])
+    message = "stage datastore: Self works better for every training question; the vote does not"
+    assert message in capsys.readouterr().err
+
+
+def test_too_small_a_datastore(tmp_path):
+    def refuse(count):
+        raise RagJaxError(f"{count} are too few")
+
+    with pytest.raises(RagJaxError, match="5 are too few"):
+        read_datastore(fill_datastore(tmp_path), DatastoreConfig(), refuse)
 
 
 # The decision.

@@ -4,6 +4,7 @@ the method is compared with. Its questions are a folder's, as ARC has them."""
 import re
 import runpy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,26 @@ from rag_jax.config import DataConfig, build, to_config_dict
 from rag_jax.data.gazetteer import build_world
 from rag_jax.data.passages import Passage
 from rag_jax.evaluation.answers import choice_match
+from rag_jax.pipeline.runner import run_stages
+from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl, write_jsonl
 from rag_jax.systems.srrag import pipeline
 from rag_jax.systems.srrag.config import SourceConfig, SRRAGConfig
-from rag_jax.systems.srrag.contexts import encode_answer_prompt, encode_document_prompt
-from rag_jax.systems.srrag.data import join_passages
-from rag_jax.systems.srrag.examples import make_examples
-from rag_jax.systems.srrag.labels import choose_source
-from rag_jax.systems.srrag.sources import make_search, select_rows
+from rag_jax.systems.srrag.data import (
+    encode_answer_prompt,
+    encode_document_prompt,
+    join_passages,
+)
+from rag_jax.systems.srrag.label import choose_source
+from rag_jax.systems.srrag.session import Session
+from rag_jax.systems.srrag.sources import (
+    check_sources,
+    count_slots,
+    read_longest,
+    run_lengths,
+    select_rows,
+)
 from systems.srrag.tiny_run import describe_run, open_stage, quick_programs
 
 PRESETS = runpy.run_path(str(Path(__file__).parents[3] / "configs" / "srrag.py"))["PRESETS"]
@@ -78,17 +90,16 @@ def several(llama_folder, bert_folder, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("several") / "run"
     with quick_programs():
         report = pipeline.run(to_config_dict(settings), workdir)
-    return pipeline.Session(settings), workdir, report
+    return Session(settings), workdir, report
 
 
 def test_every_source_gives_contexts_and_may_be_the_label(several):
     session, workdir, _ = several
     context = open_stage(session, workdir, "stage1")
     labels = read_jsonl(context.path("labels", "labels.jsonl"))
-    corpus = session.read_corpus(context)
-    ids = {(p.title, p.text): p.id for p in corpus.passages}
+    ids = {(p.title, p.text): p.id for p in session.passages}
     gathered = read_jsonl(context.path("contexts", "contexts.jsonl"))
-    examples = make_examples(session, context)
+    examples = session.make_examples(context)
     for record, label, example in zip(gathered, labels, examples, strict=True):
         mine, countries, cities = record["contexts"]
         assert all(isinstance(text, str) for text in mine)
@@ -97,7 +108,7 @@ def test_every_source_gives_contexts_and_may_be_the_label(several):
         )
         assert label["source"] == choose_source(np.asarray(label["scores"])) == example.source
         start = example.row.spans["source"][0]
-        assert example.row.tokens[start] == session.form.source_ids[example.source]
+        assert example.row.tokens[start] == session.format.source_ids[example.source]
         assert ("verbalisation" in example.row.spans) == (example.source == 0)
     shares = read_json(context.path("labels", "statistics.json"))["share"]
     assert list(shares) == ["Self", "Countries", "Cities"]
@@ -107,13 +118,12 @@ def test_every_source_gives_contexts_and_may_be_the_label(several):
 def test_each_index_is_searched_for_its_own_questions(several):
     session, workdir, report = several
     context = open_stage(session, workdir, "evaluate")
-    corpus = session.read_corpus(context)
-    search = make_search(session, context, corpus, 1)
+    search = session.open_search(context, 1)
     assert list(report["methods"]) == [*METHODS, "srrag", "without_knn", *COMPARED]
     by_method = {
         name: read_jsonl(workdir / "predictions" / f"{name}.jsonl") for name in report["methods"]
     }
-    for i, question in enumerate(session.list_questions(corpus)):
+    for i, question in enumerate(session.questions):
         records = {name: rows[i] for name, rows in by_method.items()}
         for number, source in ((1, "Countries"), (2, "Cities")):
             passage = search(number, [question.question])[0]
@@ -128,8 +138,9 @@ def test_each_index_is_searched_for_its_own_questions(several):
         assert alone["scores"] == alone["probabilities"]
         correct = [records[name]["correct"] for name in names]
         assert records["srrag"]["correct_by_source"] == correct
-    stored = read_jsonl(context.path("datastore", "datastore.jsonl"))
-    assert all(len(r["scores"]) == 3 and r["source"] == np.argmax(r["scores"]) for r in stored)
+    with np.load(context.path("datastore", "datastore.npz"), allow_pickle=False) as stored:
+        assert stored["scores"].shape == (12, 3)
+        assert stored["source"].tolist() == stored["scores"].argmax(axis=1).tolist()
 
 
 # What the method is compared with.
@@ -170,13 +181,13 @@ def test_selective_retrieval(several):
     session, workdir, _ = several
     context = open_stage(session, workdir, "selective")
     labels = read_jsonl(context.path("labels", "labels.jsonl"))
-    examples = make_examples(session, context, closed_book=True, writes=False)
+    examples = session.make_examples(context, closed_book=True, writes=False)
     for example, label in zip(examples, labels, strict=True):
         assert example.source == label["closed_book_source"]
         assert example.rejected is None and "verbalisation" not in example.row.spans
         if example.source == 0:
             start = example.row.spans["source"][0]
-            assert example.row.tokens[start + 1] == session.form.end_of_knowledge
+            assert example.row.tokens[start + 1] == session.format.end_of_knowledge
     rows, always = (
         read_jsonl(workdir / "predictions" / f"{name}.jsonl")
         for name in ("selective", "selective_retrieve")
@@ -194,7 +205,7 @@ def test_labels_without_verbalising(several):
     session, workdir, _ = several
     context = open_stage(session, workdir, "stage1_closed_book")
     labels = read_jsonl(context.path("labels", "labels.jsonl"))
-    examples = make_examples(session, context, closed_book=True)
+    examples = session.make_examples(context, closed_book=True)
     for example, label in zip(examples, labels, strict=True):
         assert example.source == label["closed_book_source"]
         assert ("verbalisation" in example.row.spans) == (example.source == 0)
@@ -236,8 +247,8 @@ def test_every_choice_is_analysed(several):
 def test_choices(several):
     """Questions without answers are left out; the others are right by the choice they name."""
     session, workdir, report = several
-    corpus = session.read_corpus(open_stage(session, workdir, "evaluate"))
-    asked = session.list_questions(corpus)
+    open_stage(session, workdir, "evaluate")
+    asked = session.questions
     assert len(asked) == 9
     assert report["dataset"] == f"{session.config.data.path}, test questions"
     for name, numbers in report["methods"].items():
@@ -252,30 +263,32 @@ def test_choices(several):
     assert page.count('class="chart"') == 2
 
 
-def test_the_prompt_names_the_choices(base):
-    tokenizer = base.tokenizer
-    prompts = {
-        choices: tokenizer.decode(encode_answer_prompt(tokenizer, "Q", "K", choices))
-        for choices in ("", "ABC", ("true", "false"))
-    }
-    assert "Answer the question with a few words.\n\nBackground knowledge: K" in prompts[""]
-    assert "Choose the best answer: A, B or C.\n\nBackground" in prompts["ABC"]
-    assert "Choose the best answer: true or false.\n\n" in prompts["true", "false"]
+def test_each_method_has_a_file_in_the_stage_that_answered(several):
+    _, workdir, report = several
+    stages = workdir / "stages"
+    compared = [
+        name for name in report["methods"] if (stages / "compare" / f"{name}.jsonl").exists()
+    ]
+    assert compared == COMPARED
+    for name in report["methods"]:
+        stage = stages / ("compare" if name in COMPARED else "evaluate")
+        written = read_jsonl(stage / f"{name}.jsonl")
+        assert written == read_jsonl(workdir / "predictions" / f"{name}.jsonl")
 
 
 def test_no_question_spells_a_control_token(several):
     session, workdir, _ = several
-    context, form = open_stage(session, workdir, "stage1"), session.form
-    question = session.read_corpus(context).questions["train"][0]
+    context, format = open_stage(session, workdir, "stage1"), session.format
+    question = session.corpus.questions["train"][0]
     assert question.question.startswith(CONTROL)
-    example = make_examples(session, context)[0]
-    special = [form.tokenizer.token_id(name) for name in ("<EOQ>", "<EOK>")]
-    counts = [example.row.tokens.count(token) for token in (*special, *form.source_ids)]
+    example = session.make_examples(context)[0]
+    special = [format.tokenizer.token_id(name) for name in ("<EOQ>", "<EOK>")]
+    counts = [example.row.tokens.count(token) for token in (*special, *format.source_ids)]
     assert sorted(counts) == [0, 0, 1, 1, 1] and counts[:2] == [1, 1]
-    assert example.row.tokens.count(form.tokenizer.eos_id) == 1
-    prompt = encode_answer_prompt(form.tokenizer, question.question)
-    plain = encode_answer_prompt(form.tokenizer, "Which?")
-    assert prompt.count(form.tokenizer.eos_id) == plain.count(form.tokenizer.eos_id)
+    assert example.row.tokens.count(format.tokenizer.eos_id) == 1
+    prompt = encode_answer_prompt(format.tokenizer, question.question)
+    plain = encode_answer_prompt(format.tokenizer, "Which?")
+    assert prompt.count(format.tokenizer.eos_id) == plain.count(format.tokenizer.eos_id)
 
 
 # Sources.
@@ -311,10 +324,94 @@ def test_sources_that_cannot_be(changes, message):
 
 def test_a_source_of_too_few_passages(several):
     session, workdir, _ = several
-    context = open_stage(session, workdir, "contexts")
-    message = "config.sources[2]: Cities has 10 passages, fewer than the 11 of config.contexts or"
+    open_stage(session, workdir, "contexts")
+    message = (
+        "config.sources[2]: Cities has 10 passages, fewer than config.contexts=11; lower "
+        "config.contexts or give the source more passages"
+    )
+    check = partial(check_sources, session.passages, SOURCES, setting="config.contexts")
+    check(count=10)
     with pytest.raises(RagJaxError, match=re.escape(message)):
-        make_search(session, context, session.read_corpus(context), 11)
+        check(count=11)
+
+
+TOO_FEW = (
+    "config.sources[2]: Cities has 10 passages, fewer than {0}=11; lower {0} or give the source "
+    "more passages"
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"contexts": 11}, TOO_FEW.format("config.contexts")),
+        ({"answer.passages": 11}, TOO_FEW.format("config.answer.passages")),
+        (
+            {"sources": (*SOURCES, SourceConfig("Rivers", "<Rivers>", "search", "river/"))},
+            "source Rivers: no passage's id begins with its prefix 'river/'; they are like ",
+        ),
+    ],
+)
+def test_too_small_a_source_is_refused_before_anything_is_kept(several, tmp_path, changes, message):
+    settings, workdir = several[0].config, tmp_path / "run"
+    config = to_config_dict(settings)
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(RagJaxError, match=re.escape(message)) as caught:
+        pipeline.run(config, workdir)
+    assert "\n" not in str(caught.value)
+    stages = workdir / "stages"
+    assert [path.name for path in stages.iterdir()] == ["corpus"]
+    assert [path.name for path in (stages / "corpus").iterdir()] == ["started.json"]
+    # The same folder does for settings that ask for less.
+    session = Session(replace(settings, contexts=9, answer=replace(settings.answer, passages=10)))
+    (made,) = run_stages(pipeline.list_stages(session)[:1], workdir)
+    assert (made["name"], made["reused"]) == ("corpus", False)
+    open_stage(session, workdir, "corpus")
+    assert len(session.passages) == len(read_jsonl(stages / "corpus" / "passages.jsonl")) > 10
+
+
+# The room for knowledge.
+
+
+def test_the_longest_passage_is_measured(finished, session):
+    context, format = open_stage(session, finished[0], "lengths"), session.format
+    blocks = [join_passages([(p.title, p.text)]) for p in session.passages]
+    lengths = [len(format.encode_knowledge(block)) for block in blocks]
+    assert np.load(context.path("lengths", "lengths.npy")).tolist() == lengths
+    assert read_json(context.path("lengths", "longest.json")) == {"longest_passage": max(lengths)}
+    assert read_longest(context) == max(lengths)
+
+
+def test_lengths_are_of_what_is_read_of_a_passage(format, tmp_path):
+    """The text is cut, title and number are not; and nothing but passages and format is needed."""
+    context = StageContext(Stage("lengths", lambda context: None), tmp_path)
+    context.folder.mkdir()
+    passages = [
+        Passage("a", "The Republic of Latvia", "Its capital is Riga. " * 9),
+        Passage("b", "", "Riga."),
+        Passage("c", "", "Riga is the capital of Latvia."),
+    ]
+    cut = replace(format, max_text=3)
+    run_lengths(context, passages=passages, format=cut)
+    texts = [format.tokenizer.decode(format.tokenizer.encode(p.text)[:3]) for p in passages]
+    assert texts[0] != passages[0].text and texts[2] != passages[2].text
+    titles = ["[1] The Republic of Latvia: ", "[1] ", "[1] "]
+    lengths = [
+        len(format.encode_knowledge(title + text))
+        for title, text in zip(titles, texts, strict=True)
+    ]
+    assert lengths[0] > lengths[2]
+    assert np.load(context.folder / "lengths.npy").tolist() == lengths
+    assert read_longest(context) == lengths[0]
+
+
+@pytest.mark.parametrize(
+    ("longest", "passages", "verbalised", "slots"),
+    [(10, 1, 9, 16), (15, 1, 9, 16), (16, 1, 9, 32), (8, 2, 9, 32), (3, 2, 40, 48), (3, 1, 15, 16)],
+)
+def test_slots_for_the_knowledge_of_any_source(longest, passages, verbalised, slots):
+    """Passages or a verbalisation, and the token that ends them, in multiples of 16."""
+    assert count_slots(longest, passages, verbalised) == slots
 
 
 def test_the_preset_is_the_small_run_with_other_sources():

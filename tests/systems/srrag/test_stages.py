@@ -1,6 +1,5 @@
 """What each stage made of the tiny run, against slow references from the files before it."""
 
-import base64
 import itertools
 
 import jax
@@ -11,60 +10,61 @@ from tiny import continue_row, read_row, softmax
 from rag_jax.config import build
 from rag_jax.pipeline.runner import run_stages
 from rag_jax.runtime.files import read_json, read_jsonl
-from rag_jax.systems.srrag import pipeline, tune
+from rag_jax.systems.srrag import pipeline, verbalise
 from rag_jax.systems.srrag.config import SRRAGConfig
-from rag_jax.systems.srrag.contexts import encode_answer_prompt
 from rag_jax.systems.srrag.data import (
     TERMS,
+    encode_answer_prompt,
     join_passages,
     make_row,
+    plan_examples,
 )
-from rag_jax.systems.srrag.examples import make_examples, make_plan
-from rag_jax.systems.srrag.labels import choose_source
-from rag_jax.systems.srrag.sources import make_search
+from rag_jax.systems.srrag.label import choose_source
+from rag_jax.systems.srrag.session import Session
 from systems.srrag.reference import answer_logprob, sum_terms
 from systems.srrag.tiny_run import METHODS, fold_trained, open_stage, read_predictions
 
 
 def write_knowledge(session, params, question):
     """The sequence with a greedy verbalisation, without `<EOK>`."""
-    form = session.form
-    tokens = [*question, form.source_ids[0]]
+    format = session.format
+    tokens = [*question, format.source_ids[0]]
     written, _ = continue_row(
         session.base.model,
         params,
         tokens,
         max_tokens=session.config.verbalise.max_tokens,
-        stop_ids=form.stop_ids,
+        stop_ids=format.stop_ids,
     )
     return tokens + written
 
 
 def check_answer(session, params, tokens, record):
-    form = session.form
+    format = session.format
     written, _ = continue_row(
         session.base.model,
         params,
-        [*tokens, *form.encode_answer_cue()],
+        [*tokens, *format.encode_answer_cue()],
         max_tokens=session.config.answer.max_tokens,
-        stop_ids=form.stop_ids,
+        stop_ids=format.stop_ids,
     )
-    assert record["prediction"] == form.tokenizer.decode(written).strip()
+    assert record["prediction"] == format.tokenizer.decode(written).strip()
 
 
 def test_only_good_documents_are_shown(copied, make_config, monkeypatch):
     """Where there are enough of them: in the finished run there are none, and all are used."""
     settings = build(SRRAGConfig, make_config(**{"verbalise.pool": 11}))
-    session = pipeline.Session(settings)
-    train = session.read_corpus(open_stage(session, copied, "demonstrations")).questions["train"]
+    session = Session(settings)
+    open_stage(session, copied, "demonstrations")
+    train = session.corpus.questions["train"]
     answers = {question.question: question.answers[0] for question in train}
 
-    def write_documents(self, questions, demonstrations):
+    def write_documents(base, questions, demonstrations, settings, *, seed):
         patterns = ["It is {}.", "It is elsewhere.", "The answer is {}."]
         return [patterns[i % 3].format(answers[q]) for i, q in enumerate(questions)]
 
-    monkeypatch.setattr(pipeline.Session, "write_documents", write_documents)
-    run_stages(session.stages()[:3], copied)
+    monkeypatch.setattr(verbalise, "write_documents", write_documents)
+    run_stages(pipeline.list_stages(session)[:4], copied)
     clusters = read_json(copied / "stages" / "demonstrations" / "clusters.json")
     assert [len(cluster) for cluster in clusters] == [1, 1, 1]
     for ((question, document),) in clusters:
@@ -74,10 +74,10 @@ def test_only_good_documents_are_shown(copied, make_config, monkeypatch):
 
 def test_contexts_and_labels(finished, session):
     workdir, _ = finished
-    stages, form = workdir / "stages", session.form
-    corpus = session.read_corpus(open_stage(session, workdir, "labels"))
-    questions = corpus.questions["train"]
-    passages = {(p.title, p.text) for p in corpus.passages}
+    stages, format = workdir / "stages", session.format
+    open_stage(session, workdir, "labels")
+    questions = session.corpus.questions["train"]
+    passages = {(p.title, p.text) for p in session.passages}
     written = read_jsonl(stages / "contexts" / "verbalised.jsonl")
     assert [record["cluster"] for record in written] == [0] * 12 + [1] * 12 + [2] * 12
     contexts = read_jsonl(stages / "contexts" / "contexts.jsonl")
@@ -88,13 +88,13 @@ def test_contexts_and_labels(finished, session):
         assert mine == [written[cluster * 12 + i]["text"] for cluster in range(3)]
         assert len({tuple(p) for p in found} & passages) == 3
         assert label["source"] == choose_source(np.asarray(label["scores"]))
-    answer = form.tokenizer.encode(f" {questions[0].answers[0]}")
+    answer = format.tokenizer.encode(f" {questions[0].answers[0]}")
     texts = [*contexts[0]["contexts"][0], *map(": ".join, contexts[0]["contexts"][1])]
     expected = [
         answer_logprob(
             session.base.model,
             session.base.params,
-            encode_answer_prompt(form.tokenizer, questions[0].question, text),
+            encode_answer_prompt(format.tokenizer, questions[0].question, text),
             answer,
         )
         for text in texts
@@ -104,9 +104,9 @@ def test_contexts_and_labels(finished, session):
 
 def test_rows_follow_the_labels(finished, session):
     workdir, _ = finished
-    context, form = open_stage(session, workdir, "stage1"), session.form
-    examples = make_examples(session, context)
-    questions = session.read_corpus(context).questions["train"]
+    context, format = open_stage(session, workdir, "stage1"), session.format
+    examples = session.make_examples(context)
+    questions = session.corpus.questions["train"]
     contexts = read_jsonl(context.path("contexts", "contexts.jsonl"))
     labels = read_jsonl(context.path("labels", "labels.jsonl"))
     for question, record, label, example in zip(questions, contexts, labels, examples, strict=True):
@@ -116,7 +116,7 @@ def test_rows_follow_the_labels(finished, session):
         assert example.source == source
         if source == 0:
             fits = {best}
-            rejected = make_row(form, question.id, question.question, source, worst, None)
+            rejected = make_row(format, question.id, question.question, source, worst, None)
             assert example.rejected == (rejected if worst != best else None)
         else:
             # The best one and any others, in any order.
@@ -124,7 +124,7 @@ def test_rows_follow_the_labels(finished, session):
             fits = {join_passages(block) for block in blocks}
             assert example.rejected is None
         rows = [
-            make_row(form, question.id, question.question, source, text, question.answers[0])
+            make_row(format, question.id, question.question, source, text, question.answers[0])
             for text in fits
         ]
         assert example.row in rows
@@ -138,8 +138,8 @@ def test_rows_follow_the_labels(finished, session):
 def test_first_steps(finished, session):
     """The losses that were logged first, from full passes over the rows of the first batch."""
     workdir, _ = finished
-    examples = make_examples(session, open_stage(session, workdir, "stage1"))
-    plan = make_plan(session, examples, session.config.stage1)
+    examples = session.make_examples(open_stage(session, workdir, "stage1"))
+    plan = plan_examples(examples, session.config.stage1, seed=session.config.seed)
     first = [examples[i] for i in plan.examples_at(0)]
     rows, model = [example.row for example in first], session.base.model
     settings = {"scale": 1 / len(first), "reduction": session.config.loss_reduction}
@@ -164,11 +164,11 @@ def test_first_steps(finished, session):
 
 def test_an_adapter_leaves_the_base_as_it_was(finished, session, make_config):
     workdir, _ = finished
-    fresh = pipeline.Session(build(SRRAGConfig, make_config())).base.params
+    fresh = Session(build(SRRAGConfig, make_config())).base.params
     jax.tree.map(np.testing.assert_array_equal, session.base.params, fresh)
     tables = [np.asarray(fresh["embed"]["embedding"])]
     for stage in ("stage1", "stage2"):
-        tuned = tune.load_tuned(session, workdir / "stages" / stage / "params")
+        tuned = session.trainable.load_merged(workdir / "stages" / stage / "params")
         tables.append(np.asarray(tuned["embed"]["embedding"]))
         np.testing.assert_array_equal(tables[-1][:-4], tables[0][:-4])
         assert (np.abs(tables[-1] - tables[-2])[-4:].max(axis=1) > 1e-4).all()
@@ -182,23 +182,25 @@ def test_an_adapter_leaves_the_base_as_it_was(finished, session, make_config):
 
 def test_datastore(finished, session):
     workdir, _ = finished
-    context, form = open_stage(session, workdir, "datastore"), session.form
+    context, format = open_stage(session, workdir, "datastore"), session.format
     model, params = session.base.model, fold_trained(session, workdir, "stage2")
-    corpus = session.read_corpus(context)
-    search = make_search(session, context, corpus, 1)
-    records = read_jsonl(context.path("datastore", "datastore.jsonl"))
-    for question, record in zip(corpus.questions["train"], records, strict=True):
+    search = session.open_search(context, 1)
+    with np.load(context.path("datastore", "datastore.npz"), allow_pickle=False) as stored:
+        arrays = dict(stored)
+    assert set(arrays) == {"id", "source", "scores", "key"}
+    assert (arrays["key"].dtype, arrays["scores"].dtype) == (np.float32, np.float32)
+    records = [dict(zip(arrays, row, strict=True)) for row in zip(*arrays.values(), strict=True)]
+    for question, record in zip(session.corpus.questions["train"], records, strict=True):
         assert record["id"] == question.id
-        tokens = form.encode_question(question.question)
+        tokens = format.encode_question(question.question)
         # After layer 1, at <EOQ>.
         state = read_row(model, params, tokens)[0][1][-1]
-        key = np.frombuffer(base64.b64decode(record["key"]), np.float32)
-        np.testing.assert_allclose(key, state / np.linalg.norm(state), atol=1e-4)
+        np.testing.assert_allclose(record["key"], state / np.linalg.norm(state), atol=1e-4)
 
         learnt = [
             write_knowledge(session, params, tokens),
             make_row(
-                form,
+                format,
                 question.id,
                 question.question,
                 1,
@@ -206,9 +208,9 @@ def test_datastore(finished, session):
                 None,
             ).tokens[:-1],
         ]
-        answer = form.encode_answer(question.answers[0])
+        answer = format.encode_answer(question.answers[0])
         scores = [
-            answer_logprob(model, params, [*known, *form.encode_answer_cue()], answer)
+            answer_logprob(model, params, [*known, *format.encode_answer_cue()], answer)
             for known in learnt
         ]
         np.testing.assert_allclose(record["scores"], scores, rtol=1e-4)
@@ -218,28 +220,28 @@ def test_datastore(finished, session):
 def test_answers_are_those_of_full_passes(finished, session):
     """Routing, knowledge and answers of the tuned model; direct answers of the untrained one."""
     workdir, _ = finished
-    found, form, c = read_predictions(workdir), session.form, session.config
+    found, format, c = read_predictions(workdir), session.format, session.config
     model, params = session.base.model, fold_trained(session, workdir, "stage2")
     for i in range(9):
         records = {method: found[method][i] for method in METHODS}
-        question = form.encode_question(records["srrag"]["question"])
-        logits = read_row(model, params, question)[2][-1, list(form.source_ids)]
+        question = format.encode_question(records["srrag"]["question"])
+        logits = read_row(model, params, question)[2][-1, list(format.source_ids)]
         assert records["srrag"]["probabilities"] == pytest.approx(softmax(logits), rel=1e-3)
 
         tokens = write_knowledge(session, params, question)
-        knowledge = form.tokenizer.decode(tokens[len(question) + 1 :]).strip()
+        knowledge = format.tokenizer.decode(tokens[len(question) + 1 :]).strip()
         assert records["verbalise"]["knowledge"] == knowledge
         check_answer(session, params, tokens, records["verbalise"])
-        tokens = [*question, form.source_ids[1]]
-        tokens += form.encode_knowledge(records["retrieve"]["knowledge"])
+        tokens = [*question, format.source_ids[1]]
+        tokens += format.encode_knowledge(records["retrieve"]["knowledge"])
         check_answer(session, params, tokens, records["retrieve"])
 
-        prompt = encode_answer_prompt(form.tokenizer, records["direct"]["question"])
+        prompt = encode_answer_prompt(format.tokenizer, records["direct"]["question"])
         written, _ = continue_row(
             model,
             session.base.params,
             prompt,
             max_tokens=c.answer.max_tokens,
-            stop_ids=(form.tokenizer.eos_id,),
+            stop_ids=(format.tokenizer.eos_id,),
         )
-        assert records["direct"]["prediction"] == form.tokenizer.decode(written).strip()
+        assert records["direct"]["prediction"] == format.tokenizer.decode(written).strip()

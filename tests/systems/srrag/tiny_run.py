@@ -10,10 +10,10 @@ from rag_jax import lora
 from rag_jax.config import EncoderConfig, IndexConfig, ReaderConfig, TrainConfig, WorldConfig
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.files import read_jsonl
-from rag_jax.systems.srrag import tune
+from rag_jax.systems.srrag import pipeline
 from rag_jax.systems.srrag.config import (
-    AnswerConfig,
     DatastoreConfig,
+    GroundedAnswerConfig,
     LabelConfig,
     NewTokensConfig,
     RouteConfig,
@@ -21,10 +21,12 @@ from rag_jax.systems.srrag.config import (
     Stage2Config,
     VerbaliseConfig,
 )
+from rag_jax.systems.srrag.session import Session
 
 STAGES = [
     "corpus",
     "index",
+    "lengths",
     "demonstrations",
     "contexts",
     "labels",
@@ -60,30 +62,33 @@ def describe_run(llama_folder, bert_folder):
         ),
         datastore=DatastoreConfig(layer=1, k=5),
         route=RouteConfig(tau=0.2),
-        answer=AnswerConfig(max_tokens=4, batch_size=4),
+        answer=GroundedAnswerConfig(max_tokens=4, batch_size=4),
     )
 
 
+_make_losses = Session.losses.func
 _shared_losses = {}
 
 
 @contextlib.contextmanager
 def quick_programs():
     """All runs share their losses' programs, which takes less time for compiling."""
-    make_losses = tune.make_losses
 
     def share_losses(session):
         kind = session.config.tuning, session.config.sources
-        return _shared_losses.setdefault(kind, make_losses(session))
+        if kind not in _shared_losses:
+            _shared_losses[kind] = _make_losses(session)
+        return _shared_losses[kind]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tune, "make_losses", share_losses)
+        patch.setattr(Session, "losses", property(share_losses))
         yield
 
 
 def open_stage(session, workdir, name):
-    """A stage's context on a finished run."""
-    stages = {stage.name: stage for stage in session.stages()}
+    """A stage's context on a finished run, whose corpus the session has open from now on."""
+    stages = {stage.name: stage for stage in pipeline.list_stages(session)}
+    session.open_corpus(workdir / "stages" / "corpus")
     return StageContext(stages[name], workdir / "stages")
 
 
@@ -105,14 +110,14 @@ def read_predictions(workdir):
     }
 
 
-def list_stages(report, *, reused):
+def list_names(report, *, reused):
     return [stage["name"] for stage in report["stages"] if stage["reused"] == reused]
 
 
 def fold_trained(session, workdir, stage):
     """The parameters after a stage, the adapter folded into the kernels."""
     base, tuning = session.base.params, session.config.tuning
-    trained = tune.load_trainable(session, workdir / "stages" / stage / "params")
+    trained = session.trainable.load(workdir / "stages" / stage / "params")
     table = np.array(base["embed"]["embedding"])
     table[-4:] = trained["new_tokens"]["embed"]["embedding"]
     folded = lora.fold(base, trained["model"], scale=tuning.scale)

@@ -1,7 +1,8 @@
-"""Labels against slow references, their statistics, and labels of another model."""
+"""Labels and likelihoods against slow references, statistics, and labels of another model."""
 
 import re
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,19 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from rag_jax.decoding import prefill
+from rag_jax.decoding.prompts import split_prefix
 from rag_jax.pipeline.runner import run_stages
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_jsonl, write_jsonl
 from rag_jax.systems.srrag import pipeline
 from rag_jax.systems.srrag.config import SRRAGConfig
-from rag_jax.systems.srrag.contexts import encode_answer_prompt
-from rag_jax.systems.srrag.examples import make_examples
-from rag_jax.systems.srrag.labels import (
+from rag_jax.systems.srrag.data import encode_answer_prompt
+from rag_jax.systems.srrag.label import (
     choose_closed_book,
     choose_source,
     count_labels,
     read_labels,
+    score_answers,
 )
+from rag_jax.systems.srrag.session import Session
 from systems.srrag.reference import answer_logprob
 from systems.srrag.tiny_run import open_stage, quick_programs
 
@@ -135,14 +139,61 @@ def test_statistics():
     }
 
 
+# Likelihoods.
+
+
+@pytest.fixture
+def read(base):
+    """The cache of the tokens before every prompt."""
+    return partial(prefill, base.model, base.params)
+
+
+@pytest.mark.parametrize("knowledge", [("", "Riga.", "Lyon is in France."), ("Riga.",)])
+def test_scores_are_those_of_a_full_pass(base, read, knowledge):
+    texts = [" Lyon", " France, in Europe", " Latvia"][: len(knowledge)]
+    answers = [base.tokenizer.encode(text) for text in texts]
+    prompts = [encode_answer_prompt(base.tokenizer, "Where is Lyon?", k) for k in knowledge]
+    expected = [
+        answer_logprob(base.model, base.params, p, a) for p, a in zip(prompts, answers, strict=True)
+    ]
+    prefix, rests = split_prefix(prompts)
+    scores = score_answers(base, rests, answers, prefix=read(prefix), width=96, batch_size=4)
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+    # Nothing hangs on where the prefix ends.
+    shorter, longer = prefix[:-3], [[*prefix[-3:], *rest] for rest in rests]
+    again = score_answers(base, longer, answers, prefix=read(shorter), width=96, batch_size=4)
+    np.testing.assert_allclose(again, expected, rtol=1e-5)
+
+
+def test_scores_without_a_prefix_and_of_one_token(base, read):
+    scores = score_answers(
+        base,
+        [[7], [9, 300]],
+        [[5], [6]],
+        prefix=read([]),
+        width=96,
+        batch_size=4,
+    )
+    expected = [
+        answer_logprob(base.model, base.params, [7], [5]),
+        answer_logprob(base.model, base.params, [9, 300], [6]),
+    ]
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+
+
+def test_rows_that_do_not_fit(base, read):
+    with pytest.raises(RagJaxError, match="length=2: 1 of 1 rows are longer"):
+        score_answers(base, [[7, 8]], [[5]], prefix=read([]), width=2, batch_size=1)
+
+
 # In a run.
 
 
 def test_the_question_alone_is_scored(finished, session):
     workdir, _ = finished
     context = open_stage(session, workdir, "labels")
-    questions = session.read_corpus(context).questions["train"]
-    for question, label in zip(questions, read_labels(session, context), strict=True):
+    labels = read_labels(context.path("labels", "labels.jsonl"), session.model_fingerprint)
+    for question, label in zip(session.corpus.questions["train"], labels, strict=True):
         prompt = encode_answer_prompt(session.base.tokenizer, question.question)
         answer = session.base.tokenizer.encode(f" {question.answers[0]}")
         expected = answer_logprob(session.base.model, session.base.params, prompt, answer)
@@ -159,7 +210,7 @@ def test_another_model_labelled(finished, copied, session):
     write_jsonl(path, labels)
     message = f"{path}, line 5: labelled by the model 000000000000, but this run's is "
     with pytest.raises(RagJaxError, match=re.escape(message)) as caught:
-        make_examples(session, open_stage(session, copied, "stage1"))
+        session.make_examples(open_stage(session, copied, "stage1"))
     assert "\n" not in str(caught.value)
 
 
@@ -170,9 +221,9 @@ def test_the_labels_folder_of_another_model_is_redone(copied, tmp_path, session,
     record.write_text(record.read_text().replace(session.model_fingerprint, "0" * 64))
     shutil.rmtree(copied / "stages" / "labels")
     shutil.copytree(record.parent, copied / "stages" / "labels")
-    stages = pipeline.Session(session.config).stages()
+    stages = pipeline.list_stages(Session(session.config))
     with quick_programs():
-        made = run_stages(stages[:5], copied)
-    assert [stage["reused"] for stage in made] == [True] * 4 + [False]
+        made = run_stages(stages[:6], copied)
+    assert [stage["reused"] for stage in made] == [True] * 5 + [False]
     said = capsys.readouterr().err
     assert "stage labels: settings changed (model: " in said

@@ -1,0 +1,191 @@
+"""The runs of the documentation: all systems, on the built-in encyclopedia and on real data.
+
+    pip install -e '.[demo]' && python benchmarks/systems.py [--data=FOLDER] [--runs=runs] [NAME ...]
+
+Runs the named ones, or all, through `launch/train.py`, each in a work folder of its own, and writes
+`benchmarks/results/systems/NAME.json`: the command, every method's numbers, the seconds. The same
+command again continues. Real data is read from FOLDER (default `data`), which has, as their authors
+publish them: `squad` (dev and train, passages and questions as JSON lines), `popqa`
+(`questions.jsonl`, `passages.jsonl`), `2wikimultihopqa`, `scifact` (BEIR).
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "systems"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A documented run.
+
+    Attributes:
+        config: the config file, maybe with a preset.
+        flags: further flags.
+        data: the folder of the dataset; the built-in encyclopedia if empty.
+        prepare: writes the folder that is trained on from the dataset's folder.
+    """
+
+    config: str
+    flags: tuple[str, ...] = ()
+    data: str = ""
+    prepare: Callable[[Path, Path], None] | None = None
+
+
+def split_popqa(source: Path, folder: Path) -> None:
+    """PopQA's questions on subjects with a passage and a known popularity, split by subject.
+
+    No subject is both trained on and asked about.
+    """
+    passages, questions = read(source / "passages.jsonl"), read(source / "questions.jsonl")
+    titles = {passage["title"] for passage in passages}
+    asked = [q for q in questions if q["s_pop"] is not None and q["s_wiki_title"] in titles]
+    subjects = sorted({q["s_wiki_title"] for q in asked})
+    random.Random(0).shuffle(subjects)
+    parts = {"train": subjects[:400], "dev": subjects[400:600], "test": subjects[600:]}
+    write(folder / "passages.jsonl", passages)
+    for name, part in parts.items():
+        chosen = [q for q in asked if q["s_wiki_title"] in part]
+        write(folder / f"{name}_questions.jsonl", chosen)
+
+
+def cut_squad(source: Path, folder: Path) -> None:
+    """Ten articles of SQuAD's development set, with 160, 60 and 80 of their questions."""
+    passages, questions = read(source / "dev_passages.jsonl"), read(source / "dev_questions.jsonl")
+    titles = list(dict.fromkeys(passage["title"] for passage in passages))[:10]
+    asked = random.Random(0).sample([q for q in questions if q["title"] in titles], 300)
+    write(folder / "passages.jsonl", [p for p in passages if p["title"] in titles])
+    write(folder / "train_questions.jsonl", asked[:160])
+    write(folder / "dev_questions.jsonl", asked[160:220])
+    write(folder / "test_questions.jsonl", asked[220:])
+
+
+RUNS = {
+    "srrag": Run("configs/srrag.py", ("--config.ablations=True",)),
+    "srrag_two_indexes": Run(
+        "configs/srrag.py:two-indexes", ("--config.train_questions=150", "--config.questions=100")
+    ),
+    "srrag_popqa": Run(
+        "configs/srrag.py",
+        (
+            "--config.train_questions=100",
+            "--config.questions=100",
+            "--config.evaluate_on=dev",
+            "--config.model.max_text=64",
+            "--config.encoder.max_length=64",
+        ),
+        "popqa",
+        split_popqa,
+    ),
+    "rag": Run("configs/rag.py"),
+    "rag_squad": Run(
+        "configs/rag.py",
+        (
+            "--config.evaluate_on=dev",
+            "--config.train.questions=96",
+            "--config.decode.questions=100",
+            "--config.generator.max_length=256",
+        ),
+        "squad",
+    ),
+    "self_retrieval": Run("configs/self_retrieval.py", ("--config.ablations=True",)),
+    "self_retrieval_squad": Run("configs/self_retrieval.py", (), "squad", cut_squad),
+    "prag": Run("configs/prag.py"),
+    "prag_ablations": Run(
+        "configs/prag.py",
+        ("--config.ablations=True", "--config.evaluate_on=dev", "--config.questions=30"),
+    ),
+    "prag_2wiki": Run(
+        "configs/prag.py",
+        (
+            "--config.evaluate_on=dev",
+            "--config.questions=40",
+            "--config.retrieve.by=bm25",
+            "--config.retrieve.passages=3",
+            "--config.encode.learning_rate=1e-3",
+        ),
+        "2wikimultihopqa",
+    ),
+    "dpr": Run("configs/dpr.py"),
+    "dpr_scifact": Run(
+        "configs/dpr.py",
+        (
+            "--config.encoder.max_length=256",
+            "--config.train.learning_rate=2e-5",
+            "--config.train.epochs=2",
+        ),
+        "scifact",
+    ),
+}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The records of a file of JSON lines."""
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def write(path: Path, records: Sequence[Any]) -> None:
+    """Writes JSON lines, and the folder that they are in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
+
+
+def find_command(name: str, run: Run, data: Path, runs: Path) -> list[str]:
+    """The arguments of `launch/train.py`; prepares the run's data."""
+    flags = [*run.flags]
+    if run.data:
+        folder = data / run.data
+        if run.prepare is not None:
+            folder = runs / "data" / name
+            run.prepare(data / run.data, folder)
+        flags = [f"--config.data.path={folder}", *flags]
+    return [f"--config={run.config}", *flags, f"--workdir={runs / name}"]
+
+
+def summarise(report: dict[str, Any], command: Sequence[str]) -> dict[str, Any]:
+    """What the documentation has of a run's report."""
+    stages, environment = report["stages"], report["environment"]
+    shown = [flag for flag in command if not flag.startswith("--workdir")]
+    return {
+        "command": " ".join(["python launch/train.py", *shown]),
+        "dataset": report["dataset"],
+        "methods": report["methods"],
+        "tables": report["tables"],
+        "seconds": {stage["name"]: stage["seconds"] for stage in stages},
+        "compile_seconds": sum(stage["compile_seconds"] for stage in stages),
+        "peak_memory_bytes": environment["peak_memory_bytes"],
+        "environment": {key: environment[key] for key in ("device", "cpus", "python", "jax")},
+    }
+
+
+def main() -> None:
+    """Runs what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(RUNS))
+    arguments = parser.parse_args()
+    for name in arguments.names or RUNS:
+        command = find_command(name, RUNS[name], arguments.data, arguments.runs)
+        subprocess.run([sys.executable, "launch/train.py", *command], check=True)
+        report = json.loads((arguments.runs / name / "report.json").read_text())
+        shown = [
+            flag.replace(f"{arguments.data}/", "").replace(f"{arguments.runs / 'data'}/", "")
+            for flag in command
+        ]
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(summarise(report, shown), indent=1, ensure_ascii=False)
+        (RESULTS / f"{name}.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""What a run of SR-RAG has open: its engine, over the run's passages and over others."""
+
+import numpy as np
+import pytest
+
+from rag_jax.data.passages import Passage
+from rag_jax.models.tokenizer import Tokenizer
+from rag_jax.retrieval import list_texts
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.systems.srrag import ask, pipeline
+from rag_jax.systems.srrag.data import join_passages
+from rag_jax.systems.srrag.sources import count_slots, read_longest
+from systems.srrag.tiny_run import open_stage
+
+WIKI = 1
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """The texts that any tokenizer encoded."""
+    texts = []
+    for name in ("encode", "encode_with_specials", "encode_chat", "shorten"):
+        method = getattr(Tokenizer, name)
+
+        def note(self, text, *rest, method=method, **options):
+            texts.append(text)
+            return method(self, text, *rest, **options)
+
+        monkeypatch.setattr(Tokenizer, name, note)
+    return texts
+
+
+def open_engine(session, workdir, **changes):
+    context = open_stage(session, workdir, "evaluate")
+    return session.open_engine(context, context.path("stage2", "params")), context
+
+
+def test_an_engine_that_opens_does_not_tokenize_the_corpus(session, finished, encoded):
+    engine, context = open_engine(session, finished[0])
+    opened = ask.open_run(session, finished[0], None)
+    assert encoded == []
+    assert engine.knowledge_width == count_slots(read_longest(context), 1, 8)
+    # Questions are, and a passage that is found.
+    passages = {passage.text for passage in session.passages}
+    next(opened("Where is Riga?"))
+    assert encoded and not passages & set(encoded)
+    engine.search(WIKI, ["Where is Riga?"])
+    assert len(passages & set(encoded)) == 1
+
+
+def test_every_passage_of_the_run_has_room(session, finished):
+    engine, _ = open_engine(session, finished[0])
+    format = session.format
+    for passage in session.passages:
+        text = join_passages([(passage.title, format.shorten(passage.text))])
+        assert len(format.encode_knowledge(text)) < engine.knowledge_width
+
+
+def test_an_engine_over_other_passages(session, finished):
+    engine, _ = open_engine(session, finished[0])
+    width = engine.knowledge_width
+    passages = [
+        Passage("a", "Riga", "Riga is the capital of Latvia. " * 30),
+        Passage("b", "Lyon", "Lyon is a city in France."),
+    ]
+    embeddings = session.embed(list_texts(passages))
+    other = session.replace_corpus(engine, passages, embeddings)
+    found = other.search(WIKI, ["Riga: Riga is the capital of Latvia.", "Lyon"])
+    shown = {(p.title, session.format.shorten(p.text)) for p in passages}
+    assert all(len(texts) == 1 and set(texts) <= shown for texts in found)
+    longest = max(
+        len(session.format.encode_knowledge(f"[1] {title}: {text}")) for title, text in shown
+    )
+    assert other.knowledge_width == count_slots(longest, 1, 8) > width
+    # The engine over the run's passages is as it was.
+    assert engine.knowledge_width == width
+    (texts,) = engine.search(WIKI, ["Lyon"])
+    assert len(texts) == 1 and not set(texts) & shown
+
+
+def test_embeddings_are_those_of_the_index(session, finished):
+    context = open_stage(session, finished[0], "contexts")
+    kept = np.load(context.path("index", "embeddings.npy"))
+    some = session.passages[:3]
+    np.testing.assert_allclose(session.embed(list_texts(some)), kept[:3], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"contexts": 13, "verbalise.pool": 13}, "config.contexts=13: is above the 12 training"),
+        ({"train_questions": 4}, "config.datastore.k=5: is above the 4 training"),
+        ({"answer.passages": 1000}, "lower config.answer.passages or give the source more"),
+    ],
+)
+def test_a_kept_corpus_is_checked_against_changed_settings(make_config, copied, changes, message):
+    """Before any other stage is made."""
+    before = {path: path.stat().st_mtime_ns for path in (copied / "stages").rglob("*.json*")}
+    with pytest.raises(RagJaxError, match=message):
+        pipeline.run(make_config(**changes), copied)
+    made = {path for path in (copied / "stages").rglob("*.json*") if path not in before}
+    assert {path.name for path in made} <= {"started.json"}
