@@ -16,7 +16,8 @@ from jax import ShapeDtypeStruct
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rag_jax.config import MeshConfig
-from rag_jax.planning.planner import Planner, find_devices
+from rag_jax.planning.planner import Planner
+from rag_jax.planning.run import find_devices
 from rag_jax.retrieval.searchers import count_shard_rows, find_top
 from rag_jax.runtime.sharding import make_mesh
 
@@ -36,14 +37,15 @@ def main() -> None:
         planner = Planner(mesh)
         rows = count_shard_rows(arguments.passages, mesh.size)
         split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        whole = NamedSharding(mesh, PartitionSpec())
         shape = (mesh.size, rows, WIDTH)
         planner.compile(
             "search",
             jax.jit(find_top, static_argnames="k"),
             ShapeDtypeStruct(shape, jnp.float32, sharding=split),
-            planner.whole((QUESTIONS, WIDTH), jnp.float32),
+            ShapeDtypeStruct((QUESTIONS, WIDTH), jnp.float32, sharding=whole),
             k=K,
-            size=planner.whole((), jnp.int32),
+            size=ShapeDtypeStruct((), jnp.int32, sharding=whole),
         )
         (program,) = planner.programs
         share = program.needed / planner.chip.memory

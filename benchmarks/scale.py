@@ -1,4 +1,4 @@
-"""What a large corpus costs in every system: the tables of `docs/scale.md`.
+"""What a large corpus costs in every system: the tables of `docs/results/scale.md`.
 
     python benchmarks/scale.py [--passages=21000000] [--questions=50000] [--share=0.4]
 
@@ -11,6 +11,7 @@ and seconds a batch of SR-RAG those that `launch/plan.py` says no run can stay b
 import argparse
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,7 +26,7 @@ from rag_jax.models.io.sizes import describe_params, find_sizes
 from rag_jax.planning.abstract import QUESTION
 from rag_jax.runtime.chips import find_chip
 from rag_jax.systems.prag.config import PRAGConfig
-from rag_jax.training.trainable import init_tuned
+from rag_jax.training.trainable import init_trained
 
 RESULTS = Path(__file__).parent / "results"
 CHIPS = {"v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}
@@ -35,38 +36,53 @@ BART = find_sizes("facebook/bart-large")
 LLAMA_2 = find_sizes("meta-llama/Llama-2-7b-chat-hf")
 LLAMA_3 = replace(LLAMA_2, vocab_size=128_256, ffn_size=14_336, num_kv_heads=8)
 STEPS = 12  # of a trie search, as in `trie_cpu.json`
-# Seconds of a batch of 256, or of a microbatch, at least: the README's plan of `configs/srrag.py:
-# llama2-7b` for v5e:8x8, 64 data by 1 model.
-PLAN = {
-    "write documents": 29.5,
-    "score contexts": 0.253,
-    "a step of stage 1": 0.682 + 0.695 + 2 * 0.0051 + 0.0085,
-    "score pairs under the reference": 0.228,
-    "a step of stage 2": 0.682 + 0.699 + 2 * 0.0051 + 0.0085,
-    "route and verbalise": 0.230 + 27.3,
-    "read and answer": 0.217 + 11.8,
-}
+
+
+def read_plan() -> dict[str, float]:
+    """Least seconds of a batch of 256 or of a microbatch, as Llama-2-7B is planned for v5e:8x8."""
+    lines = (RESULTS / "plans" / "llama2-7b-v5e-8x8.txt").read_text("utf-8").splitlines()[4:]
+    cells = [re.split(r" {2,}", line) for line in lines]
+    seconds = {row[0]: float(row[-2].removesuffix(" ms")) / 1000 for row in cells}
+    update = 2 * seconds["add gradients"] + seconds["optimiser step"]
+    searched = seconds["stage 1, gradients of searched rows"]
+    return {
+        "write documents": seconds["write documents"],
+        "score contexts": seconds["score contexts"],
+        "a step of stage 1": searched + seconds["stage 1, gradients of verbalised rows"] + update,
+        "score pairs under the reference": seconds["score pairs under the reference"],
+        "a step of stage 2": searched + seconds["stage 2, gradients of pairs"] + update,
+        "route and verbalise": seconds["route"] + seconds["verbalise"],
+        "read and answer": seconds["read for answers"] + seconds["answer"],
+    }
 
 
 def main() -> None:
+    """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--passages", type=int, default=21_000_000)
     parser.add_argument("--questions", type=int, default=50_000)
     parser.add_argument("--share", type=float, default=0.4, help="of a chip's peak that is reached")
     arguments = parser.parse_args()
-    size, asked = arguments.passages, arguments.questions
+    for head, rows in list_tables(arguments.passages, arguments.questions, arguments.share):
+        print(format_table(head, rows), end="\n\n")
+
+
+def list_tables(
+    size: int, asked: int, share: float
+) -> Iterable[tuple[list[str], Iterable[Sequence[str]]]]:
+    """The tables, as headings and rows, for a corpus of `size` passages and `asked` questions."""
     items = read_results("items")
     chips = "".join(f", {chip} hours" for chip in CHIPS)
     for head, rows in (
         ("kept, bytes an item, items, total", list_bytes(items, size, asked)),
         (
             f"computed, GFLOP an item, items, EFLOP{chips}, hours on v5e:8x8",
-            list_work(items, size, asked, arguments.share),
+            list_work(items, size, asked, share),
         ),
         ("on a CPU core, seconds an item, items, hours", list_cpu(items, size, asked)),
         ("planned for v5e:8x8, s a batch, batches, hours", list_planned(asked)),
     ):
-        print(format_table(head.split(", "), rows), end="\n\n")
+        yield head.split(", "), rows
 
 
 def read_results(name: str) -> Any:
@@ -156,6 +172,7 @@ def list_cpu(items: dict[str, Any], size: int, asked: int) -> Iterable[list[str]
 
 def list_planned(asked: int) -> Iterable[list[str]]:
     """SR-RAG with Llama-2-7B: five documents, eleven scores, two stages and the passes."""
+    plan = read_plan()
     for what, program, count, batch in (
         ("documents", "write documents", 5 * asked + 2048, 256),
         ("labels", "score contexts", 11 * asked, 256),
@@ -167,14 +184,14 @@ def list_planned(asked: int) -> Iterable[list[str]]:
         ("evaluation", "read and answer", asked, 256),
     ):
         batches = math.ceil(count / batch)
-        hours = PLAN[program] * batches / 3600
-        yield [f"{what}: {program}", f"{PLAN[program]:.3g}", f"{batches:,}", f"{hours:.2g}"]
+        hours = plan[program] * batches / 3600
+        yield [f"{what}: {program}", f"{plan[program]:.3g}", f"{batches:,}", f"{hours:.2g}"]
 
 
 def count_adapter() -> int:
     """Numbers in a document's adapter, tuned as in all presets of Parametric RAG."""
     params = describe_params(LLAMA_3, jnp.float32)
-    adapter = jax.eval_shape(partial(init_tuned, PRAGConfig().tuning, seed=0), params)
+    adapter = jax.eval_shape(partial(init_trained, PRAGConfig().tuning, seed=0), params)
     return sum(leaf.size for leaf in jax.tree.leaves(adapter))
 
 

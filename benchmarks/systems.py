@@ -1,12 +1,12 @@
 """The runs of the documentation: all systems, on the built-in encyclopedia and on real data.
 
-    pip install -e '.[demo]' && python benchmarks/systems.py [--data=FOLDER] [--runs=runs] [NAME ...]
+    python benchmarks/systems.py [--data=FOLDER] [--runs=runs] [NAME ...]
 
-Runs the named ones, or all, through `launch/train.py`, each in a work folder of its own, and writes
-`benchmarks/results/systems/NAME.json`: the command, every method's numbers, the seconds. The same
-command again continues. Real data is read from FOLDER (default `data`), which has, as their authors
-publish them: `squad` (dev and train, passages and questions as JSON lines), `popqa`
-(`questions.jsonl`, `passages.jsonl`), `2wikimultihopqa`, `scifact` (BEIR).
+Needs the extra `demo`. Runs the named ones, or all, through `launch/train.py`, each in a work folder
+of its own, and writes `benchmarks/results/systems/NAME.json`: the command, every method's numbers,
+the seconds. The same command again continues. Real data is read from FOLDER (default `data`), which
+has, as their authors publish them: `squad` (dev and train, passages and questions as JSON lines),
+`popqa` (`questions.jsonl`, `passages.jsonl`), `2wikimultihopqa`, `scifact` (BEIR).
 """
 
 import argparse

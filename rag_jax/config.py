@@ -13,6 +13,7 @@ from rag_jax.runtime.settings import (
     Count,
     CountOrZero,
     Fraction,
+    MeshConfig,
     NonNegative,
     Positive,
     Range,
@@ -73,31 +74,6 @@ class ReaderConfig(ModelConfig):
     """
 
     max_text: Count = 256
-
-
-@dataclass(frozen=True)
-class MeshConfig:
-    """The mesh of devices. The product of both sizes is the number of devices.
-
-    Weights are split over both axes. The default gives every device its part of the batch.
-
-    Attributes:
-        data: number of parts that the rows of a batch are split into, or -1 for all devices that
-            `model` leaves.
-        model: number of parts that each matrix product is split into, or -1 for all devices that
-            `data` leaves.
-    """
-
-    data: Annotated[int, Range(-1)] = -1
-    model: Annotated[int, Range(-1)] = 1
-
-    def check(self, path: str) -> None:
-        """Raises a RagJaxError if the two sizes leave the mesh undetermined."""
-        if self.data == self.model == -1 or 0 in (self.data, self.model):
-            raise RagJaxError(
-                f"{path}.data={self.data} and {path}.model={self.model}: set at least one of them "
-                "to 1 or more and none to 0; -1 takes the devices that the other leaves"
-            )
 
 
 @dataclass(frozen=True)

@@ -136,9 +136,9 @@ def test_a_library_is_imported_in_one_place(library, home):
     assert users and [name for name in users if not name.startswith(home)] == []
 
 
-def test_the_top_folder_is_small():
-    entries = {path.name for path in ROOT.iterdir()} - {"__pycache__", "__init__.py"}
-    assert len(entries) <= 12, sorted(entries)
+def test_the_top_folder_has_the_floors_alone():
+    entries = {path.stem for path in ROOT.iterdir()} - {"__pycache__", "__init__"}
+    assert entries == {package for floor in FLOORS for package in floor}
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

@@ -53,8 +53,10 @@ def compare(
         write_jsonl(
             folder / f"{method.name}.jsonl", [grade(question, r) for question, r in records]
         )
-        if method.rank is not None and is_first():
-            write_run(folder / f"{method.name}.trec", method.name, ids, method.rank())
+        if method.rank is not None:
+            ranked = method.rank()  # in every process: a search may span them
+            if is_first():
+                write_run(folder / f"{method.name}.trec", method.name, ids, ranked)
 
 
 def timed(

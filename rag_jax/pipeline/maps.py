@@ -8,6 +8,7 @@ item, `.npy` for a float32 row an item, `.npz` for several arrays with a row an 
 Several workers that share nothing but the folder can divide a map: each makes every N-th piece.
 """
 
+import io
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -76,8 +77,12 @@ def _count_arrays(arrays: dict[str, np.ndarray]) -> int:
 
 
 def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    # Not straight into the file, which is the null device in all processes but the first: a zip
+    # archive seeks.
+    data = io.BytesIO()
+    np.savez(data, **arrays)
     with open_atomic(path, "wb") as out:
-        np.savez(out, **arrays)
+        out.write(data.getbuffer())
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -36,13 +36,16 @@ def check_layout(workdir: Path) -> None:
     Raises:
         RagJaxError: the folder has stages of another layout.
     """
+    # In this order: another worker may lay out the folder at this moment.
+    if not (workdir / "stages").is_dir():
+        return
     try:
         found = read_json(workdir / _LAYOUT_FILE)["layout"]
     except FileNotFoundError:
         found = 1
     except (ValueError, KeyError, TypeError):
         found = "unreadable"
-    if (workdir / "stages").is_dir() and found != LAYOUT:
+    if found != LAYOUT:
         raise RagJaxError(
             f"{workdir}: the folder was made by another version of rag_jax (layout {found}, this "
             f"version's is {LAYOUT}): choose another folder with --workdir, or delete {workdir} "

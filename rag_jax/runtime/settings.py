@@ -52,6 +52,31 @@ Positive = Annotated[float, Range(0, open_low=True)]
 NonNegative = Annotated[float, Range(0)]
 
 
+@dataclass(frozen=True)
+class MeshConfig:
+    """The mesh of devices. The product of both sizes is the number of devices.
+
+    Weights are split over both axes. The default gives every device its part of the batch.
+
+    Attributes:
+        data: number of parts that the rows of a batch are split into, or -1 for all devices that
+            `model` leaves.
+        model: number of parts that each matrix product is split into, or -1 for all devices that
+            `data` leaves.
+    """
+
+    data: Annotated[int, Range(-1)] = -1
+    model: Annotated[int, Range(-1)] = 1
+
+    def check(self, path: str) -> None:
+        """Raises a RagJaxError if the two sizes leave the mesh undetermined."""
+        if self.data == self.model == -1 or 0 in (self.data, self.model):
+            raise RagJaxError(
+                f"{path}.data={self.data} and {path}.model={self.model}: set at least one of them "
+                "to 1 or more and none to 0; -1 takes the devices that the other leaves"
+            )
+
+
 def build(cls: type[T], values: Mapping[str, Any] | Any, *, path: str = "config") -> T:
     """Builds a dataclass and its nested dataclasses from a `ConfigDict` or nested mappings.
 

@@ -19,8 +19,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
-from rag_jax.config import MeshConfig
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.settings import MeshConfig
 
 Rules = Sequence[tuple[str, PartitionSpec]]
 Shardings = tuple[jax.sharding.Sharding, ...]

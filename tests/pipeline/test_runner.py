@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rag_jax.pipeline import records
 from rag_jax.pipeline.maps import Worker
 from rag_jax.pipeline.records import LAYOUT
 from rag_jax.pipeline.runner import open_stages, run_stages
@@ -364,6 +365,18 @@ def test_a_folder_without_stages_has_no_layout_yet(tmp_path, layout):
     assert read_json(tmp_path / "layout.json") == {"layout": LAYOUT}
     assert (tmp_path / "notes.txt").read_text() == "precious"
     open_stages(Chain().stages(), tmp_path, ["two"])
+
+
+def test_a_folder_that_another_worker_lays_out_at_the_moment(tmp_path, monkeypatch):
+    def read(path):
+        try:
+            return read_json(path)
+        finally:  # here worker 0 gets its turn
+            records.write_layout(tmp_path)
+            (tmp_path / "stages").mkdir(exist_ok=True)
+
+    monkeypatch.setattr(records, "read_json", read)
+    records.check_layout(tmp_path)
 
 
 def test_open_atomic_keeps_the_old_file_when_writing_fails(tmp_path):

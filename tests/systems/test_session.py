@@ -184,6 +184,21 @@ def test_a_corpus_that_will_not_do_leaves_nothing(tmp_path):
     assert left == {"started.json"}
 
 
+def test_a_kept_corpus_is_checked_against_the_settings_of_today(tmp_path):
+    class Strict(TinySession):
+        def check_corpus(self, corpus):
+            raise RagJaxError(f"config.depth: above {len(corpus.passages)} passages")
+
+    run_stages([corpus_stage(TinySession())], tmp_path)
+    session = Strict()
+    stages = [
+        corpus_stage(session),
+        Stage("one", bind(session, lambda context, *, depth: None), needs=("corpus",)),
+    ]
+    with pytest.raises(RagJaxError, match=r"config.depth: above \d+ passages"):
+        run_stages(stages, tmp_path)
+
+
 # Sessions.
 
 
