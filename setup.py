@@ -26,9 +26,9 @@ setup(
     packages=find_packages(include=["rag_jax", "rag_jax.*"]),
     install_requires=[
         "jax>=0.10.2,<0.12",  # 0.10.2 is the last for Python 3.11
-        "flax>=0.12,<0.13",  # layers, in models/ only
+        "flax>=0.12,<0.13",  # layers, in models/nn only
         "optax>=0.2.8,<0.3",  # optimisers
-        "orbax-checkpoint>=0.12,<0.13",  # checkpoints, in checkpoint.py only
+        "orbax-checkpoint>=0.12,<0.13",  # checkpoints, in runtime/checkpoint.py only
         "ml-collections>=1.1",  # configs and their command-line flags
         "absl-py",  # the flags beneath them
         "jaxtyping",  # shapes in signatures
@@ -61,5 +61,9 @@ setup(
         # TRL's trainer is the other side of preference optimisation; it changes between versions.
         "bench": [TORCH, FACTS, "accelerate", "peft", "faiss-cpu", "trl>=1.16,<1.17"],
         "tpu": [TPU],
+        "docs": [
+            "mkdocs-material>=9.6,<10",
+            "mkdocstrings[python]>=0.30",
+        ],  # the site, the reference
     },
 )

@@ -3,23 +3,22 @@
     pip install -e '.[bench]' && python benchmarks/dpo.py [--only=CASE] [--runs=7] [--out=FILE]
 
 Direct preference optimisation of all weights of SmolLM2-135M in float32 (Rafailov et al. 2023), as
-SR-RAG's second stage does it: the log-probabilities under the reference are computed once and
-stored. TRL's trainer is run with its cache of them (`precompute_ref_log_probs`) and without, when
-every step reads the pairs with the reference too. The loss is the preference alone, the source's
-and the answer's being none of TRL's, and both sides clip gradients and use AdamW. The pairs' tokens
-and their padding are TRL's. Reference log-probabilities and the losses of two steps, the first of
-which is the logarithm of 2 whatever the pairs, are compared before anything is timed; then the
-sides take turns, and the table has the medians. A ratio above one means that this library is
-faster. Takes six minutes and 11 GB of memory on two CPU cores.
+in SR-RAG's second stage: the log-probabilities under the reference are computed once and stored.
+TRL's trainer is run with its cache of them (`precompute_ref_log_probs`), and without, so that every
+step reads the pairs with the reference too. The loss is the preference alone, because TRL has no
+loss on the source and the answer. Both sides clip gradients, use AdamW, and have TRL's tokens and
+padding.
+
+The reference's log-probabilities and the losses of two steps are compared before anything is timed;
+the first loss is log 2 whatever the pairs are. The sides then take turns, and the table has the
+medians. A ratio above one means that this library is faster. Takes six minutes and 11 GB of memory
+on two CPU cores.
 """
 
-import argparse
-import gc
-import importlib.metadata
-import json
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +31,18 @@ import numpy as np
 import torch
 import transformers
 import trl
-from models import NAME, describe_machine, find_device, measure_peak, require, synchronize
-from tqdm import tqdm
-from turns import take_turns, time_call
+from models import NAME, PACKAGES, find_device, measure_peak, synchronize
+from turns import (
+    Compared,
+    Sides,
+    describe_machine,
+    describe_sides,
+    make_parser,
+    require,
+    run_cases,
+    time_call,
+    write_report,
+)
 
 from rag_jax.config import TrainConfig
 from rag_jax.data.batches import round_up
@@ -46,57 +54,46 @@ from rag_jax.training.loop import init_state, make_optimizer, make_step
 from rag_jax.training.rows import Row, pack_rows
 
 BETA, RATE = 0.3, 1e-6
-# Pairs, and tokens of a verbalisation: of the small run, and of the paper.
+# The number of pairs and the tokens of a verbalisation: as in the small run, and as in the paper.
 CASES = {"24 tokens a side": (4, 24), "150 tokens a side": (2, 150)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Runs every case, or one, and writes the report."""
+    parser = make_parser(__doc__)
     parser.add_argument("--only", choices=CASES, help="one case")
-    parser.add_argument("--runs", type=int, default=7, help="timed turns of each side, at least 7")
-    parser.add_argument("--out", type=Path, help="results file, JSON")
     arguments = parser.parse_args()
-    if arguments.runs < 7:
-        parser.error(f"--runs={arguments.runs}: must be at least 7")
-
     torch.set_num_threads(os.cpu_count())
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
-    ours, peak, results = load(NAME), measure_peak(), []
+    ours, peak = load(NAME), measure_peak()
     with tempfile.TemporaryDirectory() as folder:
         save(ours, Path(folder) / "model")
-        chosen = [arguments.only] if arguments.only else CASES
-        for name in tqdm(chosen, desc="benchmark", unit="cases"):
-            results.append({"name": name, **measure(ours, Path(folder), name, arguments.runs)})
-            tqdm.write(describe(results[-1], peak))
-            gc.collect()  # trainers refer to themselves, and hold three models and their moments
-    report = {
-        "environment": describe_machine(peak) | {"trl": importlib.metadata.version("trl")},
-        "results": results,
-    }
-    if arguments.out:
-        arguments.out.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+        names = [arguments.only] if arguments.only else CASES
+        cases = {name: partial(compare, ours, Path(folder), *CASES[name]) for name in names}
+        results = run_cases(cases, arguments.runs, partial(describe_sides, peak=peak))
+    machine = describe_machine(*PACKAGES, "trl", peak_gflops=peak)
+    write_report(arguments.out, environment=machine, results=results)
 
 
-def measure(ours: Any, folder: Path, name: str, runs: int) -> dict[str, Any]:
-    sides, facts = compare(ours, folder, *CASES[name])
-    return {**facts, **take_turns(sides, runs)}
+def compare(ours: Any, folder: Path, count: int, length: int) -> Compared:
+    """A step on the same pairs on every side.
 
-
-def compare(
-    ours: Any, folder: Path, count: int, length: int
-) -> tuple[dict[str, Callable[[], float]], dict[str, Any]]:
-    """A step on the same pairs on every side, once all have given the same losses."""
+    Args:
+        folder: has our model as transformers reads it, in `model`.
+        count: number of pairs.
+        length: number of tokens of a verbalisation.
+    """
     pairs = make_pairs(ours.tokenizer, count, length)
     cached, uncached = (make_trainer(folder, pairs, cached=cached) for cached in (True, False))
     arrays = pack_pairs(list(cached.train_dataset), width=collate(cached)["input_ids"].shape[1])
     score = jax.jit(lambda params, arrays: sequence_logprobs(ours.model, params, arrays))
     arrays["reference"] = np.asarray(score(ours.params, arrays))
     stored = [cached.train_dataset[f"ref_{side}_logps"] for side in ("chosen", "rejected")]
-    apart = compare_numbers(arrays["reference"], np.concatenate(stored))
-    require(apart < 1e-4, f"the reference's log-probabilities differ by {apart:.1e} of theirs")
+    difference = measure_difference(arrays["reference"], np.concatenate(stored))
+    require(difference < 1e-4, f"the reference's log-probabilities differ by {difference:.1e}")
 
-    sides = {
+    sides: Sides = {
         "ours": make_our_step(ours, arrays),
         "trl": make_their_step(cached),
         "trl_uncached": make_their_step(uncached),
@@ -106,23 +103,25 @@ def compare(
     for side, run in sides.items():
         while len(losses[side]) < 2:
             losses[side].append(run())
-    apart = max(compare_numbers(losses["ours"], losses[side]) for side in ("trl", "trl_uncached"))
-    require(apart < 1e-4, f"losses differ: {losses}")
+    difference = max(
+        measure_difference(losses["ours"], losses[side]) for side in ("trl", "trl_uncached")
+    )
+    require(difference < 1e-4, f"losses differ: {losses}")
     require(losses["ours"][1] < losses["ours"][0] - 1e-3, f"a step changes nothing: {losses}")
     tokens, targets = arrays["tokens"].size, int((arrays["verbalisation"] > 0).sum())
     return sides, {
         "compile_seconds": compiling,
-        "difference": apart,
+        "difference": difference,
         "losses": losses,
         "pairs": count,
         "tokens": tokens,
-        # A pass forward, one for the activations' gradients, one for the weights'.
+        # One pass forward, one for the gradients of activations, one for those of weights.
         "gigaflop": 3 * ours.config.count_flops(tokens, targets) / 1e9,
     }
 
 
 def make_pairs(tokenizer: Any, count: int, length: int) -> list[dict[str, str]]:
-    """Questions of the built-in encyclopedia with some of its text, cut to `length` tokens."""
+    """Questions of the built-in encyclopedia, each with two texts from it of `length` tokens."""
     world = build_world(cities=200)
     texts = [passage.text for passage in world.passages]
 
@@ -140,7 +139,11 @@ def make_pairs(tokenizer: Any, count: int, length: int) -> list[dict[str, str]]:
 
 
 def make_trainer(folder: Path, pairs: list[dict[str, str]], *, cached: bool) -> trl.DPOTrainer:
-    """TRL's trainer with a model of its own, and a second one as the reference if not `cached`."""
+    """TRL's trainer with its own copy of the model, and another as the reference if not `cached`.
+
+    Args:
+        cached: whether the reference's log-probabilities are computed once.
+    """
     settings = trl.DPOConfig(
         output_dir=str(folder / "trl"),
         beta=BETA,
@@ -175,7 +178,8 @@ def collate(trainer: trl.DPOTrainer) -> dict[str, torch.Tensor]:
 
 
 def pack_pairs(pairs: list[dict[str, list[int]]], *, width: int) -> dict[str, np.ndarray]:
-    """The same tokens as stage 2 has them: the preferred sides, then the others."""
+    """The same tokens as stage 2 has them: the preferred sides, then the rejected ones."""
+    longest = max(len(pair[side]) for pair in pairs for side in ("chosen_ids", "rejected_ids"))
 
     def pack(side: str) -> dict[str, np.ndarray]:
         rows = []
@@ -187,9 +191,7 @@ def pack_pairs(pairs: list[dict[str, list[int]]], *, width: int) -> dict[str, np
             rows,
             terms=TERMS,
             width=width,
-            targets=round_up(
-                max(len(p[s]) for p in pairs for s in ("chosen_ids", "rejected_ids")), 16
-            ),
+            targets=round_up(longest, 16),
             batch=len(rows),
             scale=1 / len(rows),
             reduction="sum",
@@ -201,26 +203,26 @@ def pack_pairs(pairs: list[dict[str, list[int]]], *, width: int) -> dict[str, np
 
 
 def make_our_step(ours: Any, arrays: dict[str, np.ndarray]) -> Callable[[], float]:
-    """Stage 2's step; every call takes one and gives the loss before it."""
+    """Stage 2's step; every call takes one step and gives the loss before it."""
 
     def loss(params, frozen, arrays):
         return stage2_loss(ours.model, params, arrays, beta=BETA)
 
-    # As good as constant: the schedule ends in a million steps.
+    # The rate is as good as constant: the schedule ends after a million steps.
     optimizer = make_optimizer(TrainConfig(learning_rate=RATE, warmup_fraction=0.0), 10**6)
-    step = make_step({"pairs": loss}, optimizer)
-    kept = [init_state(ours.params, optimizer)]
+    step, state = make_step({"pairs": loss}, optimizer), init_state(ours.params, optimizer)
 
     def run() -> float:
-        kept[0], metrics = step(kept[0], None, [("pairs", arrays)])
-        jax.block_until_ready(kept[0])
+        nonlocal state
+        state, metrics = step(state, None, [("pairs", arrays)])
+        jax.block_until_ready(state)
         return float(metrics["loss"])
 
     return run
 
 
 def make_their_step(trainer: trl.DPOTrainer) -> Callable[[], float]:
-    """The trainer's loss, and what its loop does with it."""
+    """The trainer's loss, and its update as in the trainer's own loop."""
     model, optimizer = trainer.model.train(), trainer.create_optimizer()
     batch = {key: value.to(find_device()) for key, value in collate(trainer).items()}
 
@@ -236,24 +238,10 @@ def make_their_step(trainer: trl.DPOTrainer) -> Callable[[], float]:
     return run
 
 
-def compare_numbers(ours: Any, theirs: Any) -> float:
+def measure_difference(ours: Any, theirs: Any) -> float:
     """The largest difference, relative to theirs."""
     ours, theirs = np.asarray(ours, float), np.asarray(theirs, float)
     return float((np.abs(ours - theirs) / np.abs(theirs)).max())
-
-
-def describe(result: dict[str, Any], peak: float) -> str:
-    wall, cpu = result["wall_seconds"], result["cpu_seconds"]
-    line = f"{result['name']:18s}"
-    for side, seconds in wall.items():
-        line += f"  {side} {seconds:6.3f} s (CPU {cpu[side]:6.3f})"
-        if side != "ours":
-            line += f" ratio {seconds / wall['ours']:5.2f}"
-    rate = result["gigaflop"] / wall["ours"]
-    return (
-        f"{line}  {result['tokens'] / wall['ours']:4.0f} tokens/s, {rate:4.0f} GFLOP/s, "
-        f"{rate / peak:4.0%} of peak  first call {result['compile_seconds']:5.1f} s"
-    )
 
 
 if __name__ == "__main__":

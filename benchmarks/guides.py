@@ -1,4 +1,4 @@
-"""Tries as the PyTorch sides have them: nested dicts behind `prefix_allowed_tokens_fn`."""
+"""Tries on PyTorch's side: nested dicts with a `prefix_allowed_tokens_fn`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,24 +7,33 @@ import torch
 from models import as_tensor
 
 
-def grow_dicts(texts: Sequence[tuple[int, ...]], depth: int = 0) -> dict[str, Any] | None:
-    """Tokens, as strings, to what follows; None where one text remains. Recursive, as released."""
-    if len(texts) == 1:
+def grow_dicts(sequences: Sequence[tuple[int, ...]], depth: int = 0) -> dict[str, Any] | None:
+    """Nested dicts from tokens, as strings, to subtrees; None where one sequence remains.
+
+    Recursive, as in the released code.
+    """
+    if len(sequences) == 1:
         return None
     groups: dict[int, list[tuple[int, ...]]] = {}
-    for text in texts:
-        groups.setdefault(text[depth], []).append(text)
+    for sequence in sequences:
+        groups.setdefault(sequence[depth], []).append(sequence)
     return {str(token): grow_dicts(group, depth + 1) for token, group in groups.items()}
 
 
 class Walker:
-    """Finds the header in a row and walks the dicts from there, at every step anew."""
+    """Finds the header in a row and walks the dicts from there, again at every step.
+
+    Args:
+        dicts: from `grow_dicts`.
+        end: the end token.
+        header: tokens after which a row's path begins.
+    """
 
     def __init__(self, dicts: dict[str, Any], end: int, header: list[int]):
         self.dicts, self.end, self.header = dicts, end, header
 
     def find(self, row: list[int]) -> dict[str, Any] | None:
-        """The node that a row stands at; None at a leaf or where there is nothing."""
+        """The node that a row has reached; None at a leaf or where there is no node."""
         size = len(self.header)
         start = next(i for i in range(len(row)) if row[i : i + size] == self.header) + size
         node = self.dicts
@@ -33,38 +42,50 @@ class Walker:
         return node
 
     def allow(self, _: int, row: torch.Tensor) -> list[int]:
+        """The tokens that may follow a row: a `prefix_allowed_tokens_fn`."""
         node = self.find(row.tolist())
         return [int(token) for token in node] if node else [self.end]
 
     def is_done(self, rows: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
+        """Whether each row has reached a leaf: a stopping criterion."""
         return torch.tensor([self.find(row) is None for row in rows.tolist()], device=rows.device)
 
 
 class Pointers:
-    """Remembers the node behind every path, so that a step looks up where its parent stood."""
+    """Remembers the node of every path, so that a step looks up the node of the path's parent.
+
+    Args:
+        dicts: from `grow_dicts`.
+        end: the end token.
+        start: number of tokens before a row's path.
+    """
 
     def __init__(self, dicts: dict[str, Any], end: int, start: int):
         self.root, self.end, self.start = dicts, end, start
-        self.known: dict[tuple[int, ...], dict[str, Any] | None] = {}
+        self.nodes: dict[tuple[int, ...], dict[str, Any] | None] = {}
 
     def find(self, path: tuple[int, ...]) -> dict[str, Any] | None:
+        """The node at the end of a path; None at a leaf or where there is no node."""
         if not path:
-            self.known = {(): self.root}  # a call's first step
-        elif path not in self.known:
-            parent = self.known[path[:-1]]
-            self.known[path] = parent and parent.get(str(path[-1]))
-        return self.known[path]
+            self.nodes = {(): self.root}  # the first step of a call
+        elif path not in self.nodes:
+            parent = self.nodes[path[:-1]]
+            self.nodes[path] = parent and parent.get(str(path[-1]))
+        return self.nodes[path]
 
     def allow(self, _: int, row: torch.Tensor) -> list[int]:
+        """The tokens that may follow a row: a `prefix_allowed_tokens_fn`."""
         node = self.find(tuple(row[self.start :].tolist()))
         return [int(token) for token in node] if node else [self.end]
 
     def is_done(self, rows: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
+        """Whether each row has reached a leaf: a stopping criterion."""
         paths = map(tuple, rows[:, self.start :].tolist())
         return torch.tensor([self.find(path) is None for path in paths], device=rows.device)
 
 
 def pad_left(prompts: list[list[int]]) -> dict[str, torch.Tensor]:
+    """Prompts as PyTorch's arrays `[B, T]`, padded on the left."""
     width = max(map(len, prompts))
     rows = [[0] * (width - len(p)) + p for p in prompts]
     mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]

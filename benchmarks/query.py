@@ -1,25 +1,27 @@
 """A whole query of Self-Retrieval in this library against the released procedure on PyTorch.
 
-`benchmarks/trie.py` runs it. The released code (Tang et al. 2024) searches five titles with beams,
-the first tokens of ten passages under each, goes on greedily until each passage is known, and reads
-every candidate behind its question once more to ask whether it is rejected; the next tokens come
-from a nested dict that is walked from the header on. Here it is written anew on `generate`, with
-the steps of all titles and all candidates in batches. This library does the same in its
-`reference` mode, whose candidates and probabilities are compared first, and searches properly in
-its `trie` mode, which is timed beside it. Ours also writes the first token of an answer.
+`benchmarks/trie.py` runs this comparison. The released code (Tang et al. 2024) searches five titles
+with beams, then the first tokens of ten passages under each title. It continues greedily until each
+passage is known, and reads every candidate after its question again to get the probability of the
+rejection. The next tokens come from a nested dict that is walked from the header on. Here the
+procedure is written anew on `generate`, with the steps of all titles and all candidates in batches.
+This library does the same in its `reference` mode, whose candidates and probabilities are compared
+first. Its `trie` mode, a full beam search, is timed too. Ours also writes the first token of an
+answer.
 
-The passages are the built-in encyclopedia's, twenty under a title, so that ten can be found.
+The passages are the built-in encyclopedia's, twenty under a title, so that every title has ten.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from guides import Walker, grow_dicts, pad_left
-from models import as_tensor, require, synchronize
-from turns import take_turns, time_call
+from models import as_tensor, synchronize
+from turns import require, take_turns, time_call
 
 from rag_jax.data.gazetteer import build_world
 from rag_jax.data.passages import Passage
@@ -35,34 +37,38 @@ REFERENCE = SearchConfig(
 
 
 def compare_query(ours: Any, theirs: Any, *, cities: int, runs: int) -> dict[str, Any]:
-    """Median seconds of a query on each side, after the candidates were compared."""
+    """Median seconds of a query on each side, after the candidates were compared.
+
+    Args:
+        cities: of the encyclopedia.
+        runs: number of timed turns of each side.
+    """
     world = build_world(cities=cities)
     passages = [
         Passage(p.id, f"Volume {i // SHARED + 1}", p.text) for i, p in enumerate(world.passages)
     ]
-    form = Format(ours.tokenizer, titled=True, assessment="answer", max_text=256)
-    corpus = [form.encode_sequence(passage) for passage in passages]
-    trie = Trie.from_sequences(corpus, end_id=ours.tokenizer.eos_id)
-    reference = Engine(ours.model, ours.params, form, passages, trie, REFERENCE)
-    proper = dataclasses.replace(reference, settings=dataclasses.replace(REFERENCE, method="trie"))
-    released = Released(theirs, form, passages, trie)
+    format = Format(ours.tokenizer, titled=True, assessment="answer", max_text=256)
+    sequences = [format.encode_sequence(passage) for passage in passages]
+    trie = Trie.from_sequences(sequences, end_id=ours.tokenizer.eos_id)
+    reference = Engine(ours.model, ours.params, format, passages, trie, REFERENCE)
+    full = dataclasses.replace(reference, settings=dataclasses.replace(REFERENCE, method="trie"))
+    released = Released(theirs, format, passages, trie)
     question = world.questions["test"][0].question
-
-    compiling = {"ours": time_call(lambda: proper.retrieve([question]))}
-    compiling["reference"] = time_call(lambda: reference.retrieve([question]))
-    ((groups, _),) = reference.retrieve([question])
-    found = {
-        (row, round(c.title, 3)): c.reject for group in groups for c in group for row in c.rows
-    }
-    wanted = {(row, round(title, 3)): reject for row, title, reject in released.retrieve(question)}
-    require(found.keys() == wanted.keys(), f"other candidates: {found.keys() ^ wanted.keys()}")
-    difference = max(abs(found[key] - wanted[key]) for key in found)
-    require(difference < 1e-3, f"probabilities of rejection differ by {difference}")
     sides = {
-        "ours": lambda: proper.retrieve([question]),
+        "ours": lambda: full.retrieve([question]),
         "reference": lambda: reference.retrieve([question]),
         "dicts": lambda: released.retrieve(question),
     }
+    compiling = {side: time_call(sides[side]) for side in ("ours", "reference")}
+    # By a candidate's row and title probability, the probability of the rejection.
+    ((groups, _),) = sides["reference"]()
+    found = {
+        (row, round(c.title, 3)): c.reject for group in groups for c in group for row in c.rows
+    }
+    expected = {(row, round(title, 3)): reject for row, title, reject in sides["dicts"]()}
+    require(found.keys() == expected.keys(), f"other candidates: {found.keys() ^ expected.keys()}")
+    difference = max(abs(found[key] - expected[key]) for key in found)
+    require(difference < 1e-3, f"probabilities of rejection differ by {difference}")
     return {
         "name": f"a query, {TITLES} titles, {len(found)} candidates",
         "compile_seconds": compiling,
@@ -72,49 +78,66 @@ def compare_query(ours: Any, theirs: Any, *, cities: int, runs: int) -> dict[str
 
 
 class Released:
-    """The released procedure."""
+    """The released procedure.
 
-    def __init__(self, model: Any, form: Format, passages: list[Passage], trie: Trie):
-        self.model, self.form, self.passages = model, form, passages
-        self.end = form.tokenizer.eos_id
-        self.header = form.tokenizer.encode(" Related document title:")
-        texts = sorted({(*trie.sequence(n), self.end) for n in np.flatnonzero(trie.leaves >= 0)})
-        self.guide = Walker(grow_dicts(texts), self.end, self.header)
-        self.title_end = form.encode_title_end("Volume 1")[-1]
-        self.content = form.encode_title("Volume 1")[len(form.encode_title_end("Volume 1")) - 1 :]
-        # By the tokens up to the leaf, without the end: rows of the corpus.
-        self.rows = {tuple(trie.path(n)): trie.rows_at(n) for n in np.flatnonzero(trie.leaves >= 0)}
+    Args:
+        model: of transformers.
+        passages: the corpus.
+        trie: of all passages.
+    """
+
+    def __init__(self, model: Any, format: Format, passages: list[Passage], trie: Trie):
+        self.model, self.format, self.passages = model, format, passages
+        self.end = format.tokenizer.eos_id
+        leaves = np.flatnonzero(trie.leaves >= 0)
+        sequences = sorted({(*trie.sequence(leaf), self.end) for leaf in leaves})
+        header = format.tokenizer.encode(" Related document title:")
+        self.guide = Walker(grow_dicts(sequences), self.end, header)
+        title, title_end = format.encode_title("Volume 1"), format.encode_title_end("Volume 1")
+        self.title_end, self.content = title_end[-1], title[len(title_end) - 1 :]
+        # Rows of the corpus by the tokens up to the leaf, without the end token.
+        self.rows = {tuple(trie.path(leaf)): trie.rows_at(leaf) for leaf in leaves}
 
     @torch.inference_mode()
     def retrieve(self, question: str) -> list[tuple[int, float, float]]:
-        """Rows of the corpus, the probability of their title and that of being rejected."""
-        prompt = self.form.encode_question(question)
+        """Rows of the corpus, with the probabilities of their title and of their rejection."""
+        prompt = self.format.encode_question(question)
         titles = self.generate(
             [prompt], beams=TITLES, is_done=lambda row: row[-1] == self.title_end
         )
-        read = [prompt + title[:-1] + self.content for title, _ in titles]
-        first = self.generate(read, beams=PASSAGES, limit=1)
+        prompts = [prompt + title[:-1] + self.content for title, _ in titles]
+        first = self.generate(prompts, beams=PASSAGES, limit=1)
         starts = [
-            (i, read[i] + tokens)
-            for i, group in enumerate(np.array_split(np.arange(len(first)), len(read)))
+            (i, prompts[i] + tokens)
+            for i, group in enumerate(np.array_split(np.arange(len(first)), len(prompts)))
             for tokens, score in (first[j] for j in group)
-            if score > -1e6  # no filler
+            if score > -1e6  # a lower score is that of a filler
         ]
-        rest = self.generate(
+        continuations = self.generate(
             [tokens for _, tokens in starts], beams=1, is_done=lambda row: not self.guide.find(row)
         )
-        results = []
-        for (i, tokens), (more, _) in zip(starts, rest, strict=True):
-            path = tuple(tokens[len(prompt) :] + more)
-            results += [(row, float(np.exp(titles[i][1]))) for row in self.rows[path]]
-        rejections = self.assess(prompt, [self.passages[row] for row, _ in results])
+        candidates = []
+        for (i, tokens), (continuation, _) in zip(starts, continuations, strict=True):
+            path = tuple(tokens[len(prompt) :] + continuation)
+            candidates += [(row, float(np.exp(titles[i][1]))) for row in self.rows[path]]
+        rejections = self.assess(prompt, [self.passages[row] for row, _ in candidates])
         synchronize()
-        return [(*pair, reject) for pair, reject in zip(results, rejections, strict=True)]
+        return [(*pair, reject) for pair, reject in zip(candidates, rejections, strict=True)]
 
     def generate(
-        self, prompts: list[list[int]], *, beams: int, is_done: Any = None, limit: int = LIMIT
+        self,
+        prompts: list[list[int]],
+        *,
+        beams: int,
+        is_done: Callable[[list[int]], bool] | None = None,
+        limit: int = LIMIT,
     ) -> list[tuple[list[int], float]]:
-        """Each prompt's texts, `beams` a prompt, without padding, and their scores."""
+        """The `beams` texts after each prompt, without padding, and their scores.
+
+        Args:
+            is_done: whether a row has ended.
+            limit: largest number of tokens of a text.
+        """
         arrays = pad_left(prompts)
         start = arrays["input_ids"].shape[1]
         stop = lambda rows, _, **__: torch.tensor([is_done(row) for row in rows.tolist()])  # noqa: E731
@@ -136,16 +159,16 @@ class Released:
         scores = found.sequences_scores.tolist() if beams > 1 else [0.0] * len(rows)
         return list(zip(rows, scores, strict=True))
 
-    def assess(self, prompt: list[int], found: list[Passage]) -> list[float]:
-        """`exp(-cross-entropy)` of the rejection behind the question and each passage."""
-        reject, values = self.form.encode_reject(), []
-        for start in range(0, len(found), TOGETHER):
+    def assess(self, prompt: list[int], passages: list[Passage]) -> list[float]:
+        """`exp(-cross-entropy)` of the rejection after the question and each passage."""
+        reject, values = self.format.encode_reject(), []
+        for start in range(0, len(passages), TOGETHER):
             rows = [
-                prompt + self.form.encode_reading(passage) + reject
-                for passage in found[start : start + TOGETHER]
+                prompt + self.format.encode_reading(passage) + reject
+                for passage in passages[start : start + TOGETHER]
             ]
             logits = self.model(**pad_left(rows)).logits[:, -len(reject) - 1 : -1]
             logprobs = torch.log_softmax(logits.float(), -1)
-            said = as_tensor([reject] * len(rows))
-            values += logprobs.gather(-1, said[..., None])[..., 0].mean(-1).exp().tolist()
+            targets = as_tensor([reject] * len(rows))
+            values += logprobs.gather(-1, targets[..., None])[..., 0].mean(-1).exp().tolist()
         return values

@@ -2,9 +2,9 @@
 
     python benchmarks/systems.py [--data=FOLDER] [--runs=runs] [NAME ...]
 
-Needs the extra `demo`. Runs the named ones, or all, through `launch/train.py`, each in a work folder
-of its own, and writes `benchmarks/results/systems/NAME.json`: the command, every method's numbers,
-the seconds. The same command again continues. Real data is read from FOLDER (default `data`), which
+Needs the extra `demo`. Runs the named ones, or all, through `launch/train.py`, each in a work
+folder, and writes `benchmarks/results/systems/NAME.json`: the command, every method's numbers, the
+seconds. The same command again continues. Real data is read from FOLDER (default `data`), which
 has, as their authors publish them: `squad` (dev and train, passages and questions as JSON lines),
 `popqa` (`questions.jsonl`, `passages.jsonl`), `2wikimultihopqa`, `scifact` (BEIR).
 """
@@ -31,12 +31,14 @@ class Run:
         flags: further flags.
         data: the folder of the dataset; the built-in encyclopedia if empty.
         prepare: writes the folder that is trained on from the dataset's folder.
+        folder: the work folder, if it is another run's, whose stages are kept.
     """
 
     config: str
     flags: tuple[str, ...] = ()
     data: str = ""
     prepare: Callable[[Path, Path], None] | None = None
+    folder: str = ""
 
 
 def split_popqa(source: Path, folder: Path) -> None:
@@ -68,7 +70,8 @@ def cut_squad(source: Path, folder: Path) -> None:
 
 
 RUNS = {
-    "srrag": Run("configs/srrag.py", ("--config.ablations=True",)),
+    "srrag": Run("configs/srrag.py"),
+    "srrag_ablations": Run("configs/srrag.py", ("--config.ablations=True",), folder="srrag"),
     "srrag_two_indexes": Run(
         "configs/srrag.py:two-indexes", ("--config.train_questions=150", "--config.questions=100")
     ),
@@ -148,7 +151,7 @@ def find_command(name: str, run: Run, data: Path, runs: Path) -> list[str]:
             folder = runs / "data" / name
             run.prepare(data / run.data, folder)
         flags = [f"--config.data.path={folder}", *flags]
-    return [f"--config={run.config}", *flags, f"--workdir={runs / name}"]
+    return [f"--config={run.config}", *flags, f"--workdir={runs / (run.folder or name)}"]
 
 
 def summarise(report: dict[str, Any], command: Sequence[str]) -> dict[str, Any]:
@@ -177,7 +180,8 @@ def main() -> None:
     for name in arguments.names or RUNS:
         command = find_command(name, RUNS[name], arguments.data, arguments.runs)
         subprocess.run([sys.executable, "launch/train.py", *command], check=True)
-        report = json.loads((arguments.runs / name / "report.json").read_text())
+        folder = arguments.runs / (RUNS[name].folder or name)
+        report = json.loads((folder / "report.json").read_text())
         shown = [
             flag.replace(f"{arguments.data}/", "").replace(f"{arguments.runs / 'data'}/", "")
             for flag in command

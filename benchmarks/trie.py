@@ -2,23 +2,24 @@
 
     pip install -e '.[bench]' && python benchmarks/trie.py [--runs=7] [--out=FILE]
 
-SmolLM2-135M searches the built-in encyclopedia's passages (title, then text), five beams behind
-each of four questions. Both of theirs keep a nested dict: `dicts` walks it from the prompt's header
-on at every step, as the code that Tang et al. (2024) released does; `pointers` remembers the node
-after each path. Their beams end at a leaf, as ours do, by a stopping criterion that walks the same
-way. What is found is compared before anything is timed; then the three take turns, and the tables
-have the medians. A ratio above one means that this library is faster. Then a step alone,
-without the model. From log-probabilities that are there already: theirs is the mask; ours has no
-mask, but gathers the children's and chooses the best. From logits: theirs is the log-softmax, the
-mask and the top-k. Then a whole query of Self-Retrieval (see `query.py`); and our trie and the
-choice alone at up to a million made-up passages. Takes twenty minutes on two CPU cores.
+SmolLM2-135M searches the built-in encyclopedia's passages (title, then text) with five beams after
+each of four questions. Both of theirs keep a nested dict: `dicts` walks the dict from the prompt's
+header on at every step, as in the released code of Tang et al. (2024); `pointers` remembers the
+node of each path. Their beams end at a leaf, as ours do, by a stopping criterion that walks the
+same way. The sequences are compared before anything is timed. The three then take turns, and the
+tables have the medians. A ratio above one means that this library is faster.
+
+Further cases: a step alone, without the model, from log-probabilities (theirs is the mask; ours has
+no mask, but gathers the children's log-probabilities and chooses the best) and from logits (theirs
+is the log-softmax, the mask and the top-k); a whole query of Self-Retrieval (see `query.py`); and
+our trie and the choice alone at up to a million made-up passages. Takes twenty minutes on two CPU
+cores.
 """
 
-import argparse
 import json
 import time
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -26,102 +27,104 @@ import numpy as np
 import torch
 import transformers
 from guides import Pointers, Walker, grow_dicts, pad_left
-from models import as_tensor, describe_machine, load_theirs, measure_peak, require, synchronize
+from models import PACKAGES, as_tensor, load_theirs, measure_peak, synchronize
 from query import compare_query
-from turns import take_turns, time_call
+from turns import describe_machine, make_parser, require, take_turns, time_call, write_report
 
 from rag_jax.data.gazetteer import build_world
-from rag_jax.decoding import BeamConfig, Trie, trie_search
-from rag_jax.decoding.trie import TrieArrays
-from rag_jax.decoding.trie_beams import expand
+from rag_jax.decoding import BeamConfig, Trie, TrieArrays, trie_search
+from rag_jax.decoding.trie_beams import expand_nodes
 from rag_jax.models import load
 
 NAME, CITIES, BEAMS, QUESTIONS, LIMIT = "smollm2-135m-instruct", 1200, 5, 4, 64
 HEADER = " Related document title:"
-ROWS, DEPTH = (20, 60, 600), 6  # of the choice alone: beams, and how far from the root
-SIZES, STEP_ROWS = (1000, 100_000, 1_000_000), 60  # made-up passages, and beams that choose
+ROWS, DEPTH = (20, 60, 600), 6  # of a step alone: numbers of beams, and tokens from the root
+SIZES, STEP_ROWS = (1000, 100_000, 1_000_000), 60  # numbers of made-up passages, and of beams
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=7, help="timed turns of each side, at least 7")
-    parser.add_argument("--out", type=Path, help="results file, JSON")
-    arguments = parser.parse_args()
-    if arguments.runs < 7:
-        parser.error(f"--runs={arguments.runs}: must be at least 7")
+    """Runs every comparison and writes the report."""
+    arguments = make_parser(__doc__).parse_args()
+    runs, results = arguments.runs, []
+
+    def add(result: dict[str, Any], describe: Callable[[dict[str, Any]], str]) -> None:
+        results.append(result)
+        print(describe(result), flush=True)
 
     ours, theirs = load(NAME), load_theirs()
     world = build_world(cities=CITIES)
     encode, end = ours.tokenizer.encode, ours.tokenizer.eos_id
-    corpus = [encode(f" {p.title}\n {p.text}") for p in world.passages]
-    prompts = [
-        encode(f"Question: {q.question}\n\n{HEADER}") for q in world.questions["test"][:QUESTIONS]
-    ]
-    trie, dicts, building = compare_building(corpus, end)
-    print(describe_building(building))
+    sequences = [encode(f" {p.title}\n {p.text}") for p in world.passages]
+    questions = world.questions["test"][:QUESTIONS]
+    prompts = [encode(f"Question: {q.question}\n\n{HEADER}") for q in questions]
+    trie, dicts, building = compare_building(sequences, end)
+    add(building, describe_building)
     guides = {
         "dicts": Walker(dicts, end, encode(HEADER)),
         "pointers": Pointers(dicts, end, max(map(len, prompts))),
     }
-    results = [building, compare_searching(ours, theirs, trie, guides, prompts, arguments.runs)]
-    print(describe(results[-1]))
-    longest = max(prompts, key=len)  # where the pointers start
+    add(compare_searching(ours, theirs, trie, guides, prompts, runs), describe)
+    longest = max(prompts, key=len)  # the pointers expect paths after as many tokens
     for rows in ROWS:
         step = make_step(ours, trie, guides, longest, rows)
-        for compare in (compare_masking, compare_choosing):
-            results.append(compare(step, arguments.runs))
-            print(describe(results[-1]))
-    results.append(compare_query(ours, theirs, cities=CITIES, runs=arguments.runs))
-    print(describe(results[-1]))
-    results.append(measure_sizes(ours.config.vocab_size, arguments.runs))
-    print(describe_sizes(results[-1]))
-    report = {"environment": describe_machine(measure_peak()), "results": results}
-    if arguments.out:
-        arguments.out.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+        add(compare_masking(step, runs), describe)
+        add(compare_choosing(step, runs), describe)
+    add(compare_query(ours, theirs, cities=CITIES, runs=runs), describe)
+    add(measure_sizes(ours.config.vocab_size, runs), describe_sizes)
+    machine = describe_machine(*PACKAGES, peak_gflops=measure_peak())
+    write_report(arguments.out, environment=machine, results=results)
 
 
-# The comparisons.
+def compare_building(sequences: list[list[int]], end: int) -> tuple[Trie, dict, dict[str, Any]]:
+    """Both tries, with their sizes and the CPU seconds to build them.
 
-
-def compare_building(corpus: list[list[int]], end: int) -> tuple[Trie, dict, dict[str, Any]]:
-    """Both tries, and what they took."""
-    texts = sorted({(*text, end) for text in corpus})
-    times = {side: time.process_time() for side in ("ours", "dicts")}
-    trie = Trie.from_sequences(corpus, end_id=end)
-    times["dicts"] = time.process_time()
-    times["ours"] = times["dicts"] - times["ours"]
-    dicts = grow_dicts(texts)
-    times["dicts"] = time.process_time() - times["dicts"]
+    Args:
+        sequences: of the passages.
+        end: the end token.
+    """
+    their_sequences = sorted({(*sequence, end) for sequence in sequences})
+    start = time.process_time()
+    trie = Trie.from_sequences(sequences, end_id=end)
+    middle = time.process_time()
+    dicts = grow_dicts(their_sequences)
+    seconds = {"ours": middle - start, "dicts": time.process_time() - middle}
     children = np.diff(trie.first_child)
-    facts = {
-        "name": "building",
-        "sequences": len(corpus),
-        "tokens": sum(map(len, corpus)),
-        "nodes": trie.size,
-        "depth": trie.depth,
-        "most_children": int(children.max()),
-        "forced": float((children == 1).sum() / (children > 0).sum()),  # of the nodes that go on
-        "bytes": {
-            "on the device": trie.first_child.nbytes + trie.tokens.nbytes,
-            "all": trie.nbytes,
-            "dicts as JSON, without passages": len(json.dumps(dicts)),
+    return (
+        trie,
+        dicts,
+        {
+            "name": "building",
+            "sequences": len(sequences),
+            "tokens": sum(map(len, sequences)),
+            "nodes": trie.size,
+            "depth": trie.depth,
+            "most_children": int(children.max()),
+            "forced": float((children == 1).sum() / (children > 0).sum()),  # of the inner nodes
+            "bytes": {
+                "on the device": trie.first_child.nbytes + trie.tokens.nbytes,
+                "all": trie.nbytes,
+                "dicts as JSON, without passages": len(json.dumps(dicts)),
+            },
+            "cpu_seconds": seconds,
         },
-        "cpu_seconds": times,
-    }
-    return trie, dicts, facts
+    )
 
 
 def compare_searching(
     ours: Any, theirs: Any, trie: Trie, guides: dict, prompts: list[list[int]], runs: int
 ) -> dict[str, Any]:
-    search = BeamConfig(BEAMS)
+    """A whole search on all sides.
+
+    Args:
+        guides: theirs by name, a `Walker` and a `Pointers`.
+    """
     arrays = pad_left(prompts)
     start = arrays["input_ids"].shape[1]
 
-    def ours_run():
-        return trie_search(ours.model, ours.params, prompts, trie, config=search)
+    def run_ours():
+        return trie_search(ours.model, ours.params, prompts, trie, config=BeamConfig(BEAMS))
 
-    def theirs_run(guide):
+    def run_theirs(guide):
         with torch.inference_mode():
             found = theirs.generate(
                 **arrays,
@@ -140,29 +143,42 @@ def compare_searching(
         return found
 
     require(trie.depth <= LIMIT, f"the trie is {trie.depth} tokens deep")
-    compiling = time_call(ours_run)
-    found = [path for paths in ours_run() for path in paths]
+    compiling = time_call(run_ours)
+    paths = [path for of_prompt in run_ours() for path in of_prompt]
     difference = 0.0
     for name, guide in guides.items():
-        wanted = theirs_run(guide)
-        rows = wanted.sequences[:, start:].tolist()
-        same = [p.tokens[: p.length] == row[: p.length] for p, row in zip(found, rows, strict=True)]
+        found = run_theirs(guide)
+        rows = found.sequences[:, start:].tolist()
+        same = [p.tokens[: p.length] == row[: p.length] for p, row in zip(paths, rows, strict=True)]
         require(all(same), f"{same.count(False)} of {len(same)} sequences differ from {name}'")
-        scores = wanted.sequences_scores.cpu().numpy()
-        difference = max(difference, float(np.abs(scores - [p.score for p in found]).max()))
+        scores = found.sequences_scores.cpu().numpy()
+        difference = max(difference, float(np.abs(scores - [p.score for p in paths]).max()))
     require(difference < 1e-3, f"scores differ by {difference}")
-    sides = {"ours": ours_run, **{n: lambda g=g: theirs_run(g) for n, g in guides.items()}}
+    sides = {"ours": run_ours, **{n: partial(run_theirs, g) for n, g in guides.items()}}
     return {
         "name": f"search, {len(prompts)} questions, {BEAMS} beams",
-        "steps": wanted.sequences.shape[1] - start,
+        "steps": found.sequences.shape[1] - start,
         "compile_seconds": compiling,
         "difference": difference,
         **take_turns(sides, runs),
     }
 
 
+# A step alone.
+
+
 class Step(NamedTuple):
-    """A step of `rows` beams, `BEAMS` a question, that stand at one depth."""
+    """A step of beams, `BEAMS` a question, at one depth.
+
+    Attributes:
+        rows: number of beams.
+        arrays: of the trie.
+        ends: True on leaves.
+        nodes: of the beams, `[B, w]`.
+        logits: of the next token, `[B * w, V]`.
+        ids: tokens of the prompt and of each beam's path, as PyTorch's array.
+        guides: theirs, after all steps before this one.
+    """
 
     rows: int
     arrays: TrieArrays
@@ -174,11 +190,12 @@ class Step(NamedTuple):
 
 
 def make_step(ours: Any, trie: Trie, guides: dict, prompt: list[int], rows: int) -> Step:
+    """A step of random beams and logits."""
     rng, arrays = np.random.default_rng(rows), trie.place()
     nodes = rng.choice(find_level(trie, DEPTH), rows)
     logits = rng.normal(size=(rows, ours.config.vocab_size)).astype(np.float32)
     paths = [tuple(trie.path(int(node))) for node in nodes]
-    for n in range(DEPTH + 1):  # the steps before
+    for n in range(DEPTH + 1):  # the pointers of the steps before
         for path in paths if n else paths[:1]:
             guides["pointers"].find(path[:n])
     ids = as_tensor([[*prompt, *path] for path in paths])
@@ -187,67 +204,69 @@ def make_step(ours: Any, trie: Trie, guides: dict, prompt: list[int], rows: int)
 
 
 def find_ends(arrays: TrieArrays) -> jax.Array:
+    """True on nodes without children."""
     return arrays.first_child[1:] == arrays.first_child[:-1]
 
 
 def compare_masking(step: Step, runs: int) -> dict[str, Any]:
-    """Log-probabilities to those that the trie allows: our choice of the best is part of ours."""
+    """From log-probabilities to those that the trie allows; ours also chooses the best."""
     logprobs = np.asarray(jax.nn.log_softmax(step.logits, axis=-1))
     zeros = jax.device_put(np.zeros(step.nodes.shape, np.float32))
-    given = jax.device_put(logprobs.reshape(*step.nodes.shape, -1))
-    choose = jax.jit(partial(expand, beams=BEAMS, part=True))
-    on_their_device = torch.asarray(logprobs, device=step.ids.device)
+    our_logprobs = jax.device_put(logprobs.reshape(*step.nodes.shape, -1))
+    their_logprobs = torch.asarray(logprobs, device=step.ids.device)
+    choose = jax.jit(partial(expand_nodes, beams=BEAMS, compete=True))
 
-    def ours_run():
+    def run_ours():
         return jax.block_until_ready(
-            choose(step.arrays, step.ends, step.nodes, zeros, given, zeros)
+            choose(step.arrays, step.ends, step.nodes, zeros, our_logprobs, zeros)
         )
 
-    def theirs_run(guide):
+    def run_theirs(guide):
         process = transformers.PrefixConstrainedLogitsProcessor(guide.allow, BEAMS)
-        masked = process(step.ids, on_their_device)
+        masked = process(step.ids, their_logprobs)
         synchronize()
         return masked
 
-    return _compare_steps(f"mask alone, {step.rows} beams", step, ours_run, theirs_run, runs)
+    return _compare_steps(f"mask alone, {step.rows} beams", step, run_ours, run_theirs, runs)
 
 
 def compare_choosing(step: Step, runs: int) -> dict[str, Any]:
-    """Logits to the best of what the trie allows."""
+    """From logits to the best tokens that the trie allows."""
     zeros = jax.device_put(np.zeros(step.nodes.shape, np.float32))
-    given = jax.device_put(step.logits.reshape(*step.nodes.shape, -1))
+    our_logits = jax.device_put(step.logits.reshape(*step.nodes.shape, -1))
+    their_logits = torch.asarray(step.logits, device=step.ids.device)
     choose = jax.jit(normalize_and_choose)
-    on_their_device = torch.asarray(step.logits, device=step.ids.device)
 
-    def ours_run():
-        return jax.block_until_ready(choose(step.arrays, step.ends, step.nodes, zeros, given))
+    def run_ours():
+        return jax.block_until_ready(choose(step.arrays, step.ends, step.nodes, zeros, our_logits))
 
-    def theirs_run(guide):
+    def run_theirs(guide):
         process = transformers.PrefixConstrainedLogitsProcessor(guide.allow, BEAMS)
-        scores = process(step.ids, torch.log_softmax(on_their_device, -1))
+        scores = process(step.ids, torch.log_softmax(their_logits, -1))
         best = torch.topk(scores.reshape(len(step.nodes), -1), 2 * BEAMS)[0]
         synchronize()
         return best
 
-    return _compare_steps(f"choice alone, {step.rows} beams", step, ours_run, theirs_run, runs)
+    return _compare_steps(f"choice alone, {step.rows} beams", step, run_ours, run_theirs, runs)
 
 
 def normalize_and_choose(arrays, ends, nodes, logprobs, logits):
+    """The best children of the beams' nodes, from logits."""
     norms = jax.nn.logsumexp(logits, axis=-1)
-    return expand(arrays, ends, nodes, logprobs, logits, norms, beams=BEAMS, part=True)
+    return expand_nodes(arrays, ends, nodes, logprobs, logits, norms, beams=BEAMS, compete=True)
 
 
 def _compare_steps(
-    name: str, step: Step, ours_run: Any, theirs_run: Any, runs: int
+    name: str, step: Step, run_ours: Callable, run_theirs: Callable, runs: int
 ) -> dict[str, Any]:
-    compiling = time_call(ours_run)
-    (best, _), difference = ours_run(), 0.0
+    compiling = time_call(run_ours)
+    (best, _), difference = run_ours(), 0.0
     for guide in step.guides.values():
-        scores = theirs_run(guide).reshape(len(step.nodes), -1)
-        wanted = torch.topk(scores, BEAMS)[0].cpu().numpy()
-        difference = max(difference, float(np.abs(wanted - best.logprobs).max()))
+        scores = run_theirs(guide).reshape(len(step.nodes), -1)
+        expected = torch.topk(scores, BEAMS)[0].cpu().numpy()
+        difference = max(difference, float(np.abs(expected - best.logprobs).max()))
     require(difference < 1e-4, f"the chosen tokens' scores differ by {difference}")
-    sides = {"ours": ours_run, **{n: lambda g=g: theirs_run(g) for n, g in step.guides.items()}}
+    sides = {"ours": run_ours, **{n: partial(run_theirs, g) for n, g in step.guides.items()}}
     return {
         "name": name,
         "compile_seconds": compiling,
@@ -256,13 +275,16 @@ def _compare_steps(
     }
 
 
+# Large tries.
+
+
 def measure_sizes(vocab_size: int, runs: int) -> dict[str, Any]:
-    """Our trie of ever more passages: what it takes to build and to keep, and a step's choice."""
+    """Our trie of more and more passages: CPU seconds to build, bytes, and a step's choice."""
     sizes, sides = {}, {}
     for count in SIZES:
-        corpus = make_up_corpus(count, vocab_size)
+        sequences = make_up_sequences(count, vocab_size)
         start = time.process_time()
-        trie = Trie.from_sequences(corpus, end_id=0)
+        trie = Trie.from_sequences(sequences, end_id=0)
         sizes[str(count)] = {
             "cpu_seconds": time.process_time() - start,
             "nodes_per_passage": trie.size / count,
@@ -275,8 +297,8 @@ def measure_sizes(vocab_size: int, runs: int) -> dict[str, Any]:
     return {"name": "sizes", "sizes": sizes, **take_turns(sides, max(runs, 101))}
 
 
-def make_up_corpus(count: int, vocab_size: int) -> list[np.ndarray]:
-    """Passages of 100 tokens, as frequent as words are, ten behind each title of four."""
+def make_up_sequences(count: int, vocab_size: int) -> list[np.ndarray]:
+    """Passages of 100 tokens, as frequent as words are, ten after each title of four tokens."""
     rng = np.random.default_rng(count)
     # Zipf's law over the vocabulary, but for token 0, which ends every passage.
     draw = lambda *shape: 1 + np.minimum(rng.zipf(1.2, shape), vocab_size - 1) % (vocab_size - 1)  # noqa: E731
@@ -284,7 +306,7 @@ def make_up_corpus(count: int, vocab_size: int) -> list[np.ndarray]:
     return list(np.concatenate([titles, draw(count, 100).astype(np.int32)], axis=1))
 
 
-def make_choice(trie: Trie, vocab_size: int) -> Any:
+def make_choice(trie: Trie, vocab_size: int) -> Callable[[], Any]:
     """A step's choice of `STEP_ROWS` beams, `BEAMS` a question, two tokens from the root."""
     rng, arrays = np.random.default_rng(0), trie.place()
     shape = (STEP_ROWS // BEAMS, BEAMS)
@@ -296,25 +318,30 @@ def make_choice(trie: Trie, vocab_size: int) -> Any:
 
 
 def find_level(trie: Trie, depth: int) -> np.ndarray:
-    """The nodes so many tokens from the root that are no leaves."""
-    first, behind = 0, 1
+    """The inner nodes that are `depth` tokens from the root."""
+    first, last = 0, 1
     for _ in range(depth):
-        first, behind = trie.first_child[first], trie.first_child[behind]
-    return first + np.flatnonzero(trie.leaves[first:behind] < 0)
+        first, last = trie.first_child[first], trie.first_child[last]
+    return first + np.flatnonzero(trie.leaves[first:last] < 0)
+
+
+# The tables.
 
 
 def describe_building(facts: dict[str, Any]) -> str:
+    """Sizes and CPU seconds of both tries."""
     sizes = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in facts["bytes"].items())
     return (
         f"building: {facts['sequences']} sequences of {facts['tokens']} tokens, {facts['nodes']} "
         f"nodes, {facts['depth']} deep, at most {facts['most_children']} children, "
-        f"{facts['forced']:.0%} of the nodes that go on have one; CPU "
+        f"{facts['forced']:.0%} of the inner nodes have one; CPU "
         f"ours {facts['cpu_seconds']['ours']:.2f} s, dicts {facts['cpu_seconds']['dicts']:.2f} s; "
         f"{sizes}"
     )
 
 
 def describe_sizes(facts: dict[str, Any]) -> str:
+    """A line for each number of passages."""
     return "\n".join(
         f"{int(count):9,d} passages: built in {size['cpu_seconds']:.2f} s of CPU, "
         f"{size['nodes_per_passage']:.1f} nodes a passage; bytes a passage "
@@ -328,6 +355,7 @@ def describe_sizes(facts: dict[str, Any]) -> str:
 
 
 def describe(result: dict[str, Any]) -> str:
+    """A line for each side of a comparison."""
     lines = []
     for side, wall in result["wall_seconds"].items():
         ratio = wall / result["wall_seconds"]["ours"]

@@ -1,20 +1,50 @@
-"""How the benchmarks take their times: all sides in one process, in turns."""
+"""What the benchmarks share: the command line, timing in turns, and the report."""
 
+import argparse
+import gc
+import importlib.metadata
+import json
+import os
+import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
+
+import jax
+from tqdm import tqdm
+
+Sides = dict[str, Callable[[], Any]]
+# The functions to time, and what was measured while their results were compared.
+Compared = tuple[Sides, dict[str, Any]]
+
+
+def make_parser(usage: str) -> argparse.ArgumentParser:
+    """A command line with `--runs` and `--out`."""
+    parser = argparse.ArgumentParser(description=usage.splitlines()[0])
+    parser.add_argument(
+        "--runs", type=_read_runs, default=7, help="timed turns of each side, at least 7"
+    )
+    parser.add_argument("--out", type=Path, help="results file, JSON")
+    return parser
+
+
+def _read_runs(text: str) -> int:
+    if (runs := int(text)) < 7:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 7")
+    return runs
 
 
 def time_call(run: Callable[[], Any]) -> float:
-    """Wall seconds of a call; the first one of a program compiles it."""
+    """Wall seconds of a call; the first call of a program compiles it."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
-def take_turns(sides: dict[str, Callable[[], Any]], runs: int) -> dict[str, Any]:
-    """Median wall and CPU seconds of every side, alternating."""
+def take_turns(sides: Sides, runs: int) -> dict[str, Any]:
+    """Median wall and CPU seconds of every side; the sides alternate in one process."""
     wall: dict[str, list[float]] = {side: [] for side in sides}
     cpu: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(runs):
@@ -27,3 +57,71 @@ def take_turns(sides: dict[str, Callable[[], Any]], runs: int) -> dict[str, Any]
         "cpu_seconds": {side: statistics.median(cpu[side]) for side in sides},
         "all_wall_seconds": wall,
     }
+
+
+def run_cases(
+    cases: Mapping[str, Callable[[], Compared]],
+    runs: int,
+    describe: Callable[[dict[str, Any]], str],
+) -> list[dict[str, Any]]:
+    """The result of every case: its name, its facts and, if it has sides, their seconds.
+
+    Args:
+        describe: the text that is printed of a result.
+    """
+
+    def run_case(name: str) -> dict[str, Any]:
+        sides, facts = cases[name]()
+        return {"name": name, **facts, **(take_turns(sides, runs) if sides else {})}
+
+    results = []
+    for name in tqdm(cases, desc="benchmark", unit="cases"):
+        results.append(run_case(name))
+        tqdm.write(describe(results[-1]))
+        gc.collect()  # a trainer is part of a reference cycle, and holds models and their moments
+    return results
+
+
+def describe_sides(result: Mapping[str, Any], peak: float = 0.0) -> str:
+    """A line with the seconds of every side, the ratios to ours, and the speed of ours.
+
+    Args:
+        peak: GFLOP/s of the machine, for results with a number of operations.
+    """
+    wall, cpu = result["wall_seconds"], result["cpu_seconds"]
+    parts = [f"{result['name']:28s}"]
+    for side, seconds in wall.items():
+        ratio = "" if side == "ours" else f" ratio {seconds / wall['ours']:5.2f}"
+        parts.append(f"{side} {seconds:7.3f} s (CPU {cpu[side]:7.3f}){ratio}")
+    parts.append(f"first call {result['compile_seconds']:5.1f} s")
+    if "gigaflop" in result:
+        rate = result["gigaflop"] / wall["ours"]
+        parts.append(f"{rate:4.0f} GFLOP/s, {rate / peak:4.0%} of peak")
+    if "tokens" in result:
+        parts.append(f"{result['tokens'] / wall['ours']:6.0f} tokens/s")
+    if "same_tokens" in result:
+        parts.append(f"{result['same_tokens']:.1%} the same")
+    return "  ".join(parts)
+
+
+def describe_machine(*packages: str, **measured: float) -> dict[str, Any]:
+    """The device, what was measured of it, and the versions of packages."""
+    return {
+        "device": jax.devices()[0].device_kind,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **measured,
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def write_report(path: Path | None, **report: Any) -> None:
+    """Writes the environment, the results and further fields as JSON, if there is a path."""
+    if path:
+        path.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+
+
+def require(condition: bool, message: str) -> None:
+    """Ends the benchmark if the sides do not agree."""
+    if not condition:
+        raise SystemExit(f"error: the two sides do not agree: {message}")

@@ -1,0 +1,155 @@
+"""The tables of speed, faults and plans, from `results`; see `tables.py`."""
+
+import json
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import scale
+from tables_systems import drop_empty
+
+RESULTS = Path(__file__).parent / "results"
+
+Rows = list[list[str]]
+
+
+def read_bench(name: str) -> list[dict[str, Any]]:
+    """A benchmark's results."""
+    return json.loads((RESULTS / f"{name}_cpu.json").read_text("utf-8"))["results"]
+
+
+def format_seconds(value: float) -> str:
+    """Seconds with three significant digits, in ms below a tenth."""
+    return f"{1000 * value:.3g} ms" if value < 0.1 else f"{value:.3g} s"
+
+
+def list_speed(bench: str, others: Mapping[str, str], *, skip: Sequence[str] = ()) -> Rows:
+    """Our time, the others', the ratios of wall time and of CPU time, and our first call.
+
+    Args:
+        others: headings by the side's name in the results.
+        skip: beginnings of results' names that are left out.
+    """
+    ratios = [f"{side}, ratio (CPU)" for side in others.values()]
+    rows = [["", "ours", *others.values(), *ratios, "first call"]]
+    for result in read_bench(bench):
+        wall, cpu = result.get("wall_seconds", {}), result.get("cpu_seconds", {})
+        if "ours" not in wall or result["name"].startswith(tuple(skip)):
+            continue
+        first = result["compile_seconds"]
+        first = first["ours"] if isinstance(first, dict) else first
+        rows.append(
+            [
+                result["name"],
+                format_seconds(wall["ours"]),
+                *(format_seconds(wall[side]) if side in wall else "" for side in others),
+                *(
+                    f"{wall[side] / wall['ours']:.2f} ({cpu[side] / cpu['ours']:.2f})"
+                    if side in wall
+                    else ""
+                    for side in others
+                ),
+                format_seconds(first),
+            ]
+        )
+    return drop_empty(rows)
+
+
+def list_srrag_speed() -> Rows:
+    """Seconds a question of the one pass, of separate calls, and of always retrieving."""
+    rows = [["", "one pass", "other", "s a question", "s a question", "ratio"]]
+    for result in read_bench("srrag"):
+        wall, count = result.get("wall_seconds", {}), result.get("questions", 1)
+        kind = "16 questions together" if "together" in result["name"] else "one at a time"
+        if "ours" in wall:
+            pairs = [("separate calls", "ours", "separate"), ("transformers", "ours", "pytorch")]
+        else:
+            waits = [name.removeprefix("srrag, ") for name in wall if name.startswith("srrag")]
+            pairs = [
+                (f"always retrieving, a search of {w}", f"srrag, {w}", f"always, {w}")
+                for w in waits
+            ]
+        for other, ours, theirs in pairs:
+            times = [wall[ours] / count, wall[theirs] / count]
+            ratio = f"{wall[theirs] / wall[ours]:.2f}"
+            rows.append([kind, "SR-RAG", other, *(f"{t:.3f}" for t in times), ratio])
+    return rows
+
+
+def list_index_speed() -> Rows:
+    """ScaNN, the exact index and FAISS."""
+    rows = [["", "ScaNN", "exact", "FAISS", "FAISS / ScaNN", "FAISS / exact"]]
+    for result in read_bench("index"):
+        wall = result["wall_seconds"]
+        times = [format_seconds(wall[side]) for side in ("scann", "exact", "faiss")]
+        ratios = [f"{wall['faiss'] / wall[side]:.2f}" for side in ("scann", "exact")]
+        rows.append([result["name"], *times, *(["", ""] if "build" in result["name"] else ratios)])
+        if "bytes_a_passage" in result:
+            sizes = result["bytes_a_passage"]
+            cells = [f"{sizes[side]:,.0f}" for side in ("scann", "exact", "faiss")]
+            rows.append(["bytes a passage", *cells, "", ""])
+    return rows
+
+
+def list_faults() -> Rows:
+    """The injected faults of all systems."""
+    titles = {"srrag": "SR-RAG", "prag": "Parametric RAG", "self_retrieval": "Self-Retrieval"}
+    rows = [["system", "fault", "injected", "survived", "seconds lost, median", "most"]]
+    found = json.loads((RESULTS / "faults_cpu.json").read_text("utf-8"))
+    for system, title in titles.items():
+        for fault in found[system]["faults"]:
+            lost = fault["lost"]
+            rows.append(
+                [
+                    title,
+                    fault["name"].replace("|", "\\|"),
+                    str(fault["injected"]),
+                    str(fault["survived"]),
+                    f"{statistics.median(lost):.1f}",
+                    f"{max(lost):.1f}",
+                ]
+            )
+    return rows
+
+
+def list_plan() -> Rows:
+    """The planned programs of SR-RAG with Llama-2-7B on a v5e 8x8."""
+    text = (RESULTS / "plans" / "llama2-7b-v5e-8x8.txt").read_text("utf-8")
+    head, _, *lines = text.split("\n\n", 1)[1].splitlines()
+    records = [
+        dict(zip(re.split(r" {2,}", head), re.split(r" {2,}", line), strict=True)) for line in lines
+    ]
+    rows = [["program", "GiB a device", "TFLOP", "GB moved", "GB sent", "at least", "set by"]]
+    for record in records:
+        parts = ("arguments GiB", "temporary GiB", "resident GiB")
+        needed = sum(float(record[part]) for part in parts)
+        rest = (record[name] for name in rows[0][2:])
+        rows.append([record["program"], f"{needed:.2f}", *rest])
+    return rows
+
+
+def list_scale(number: int) -> Rows:
+    """A table of `scale.py`, for 21 million passages and 50,000 questions."""
+    head, rows = list(scale.list_tables(21_000_000, 50_000, 0.4))[number]
+    return [head, *map(list, rows)]
+
+
+TABLES: dict[str, Callable[[], Rows]] = {
+    "speed_models": lambda: list_speed("models", {"theirs": "PyTorch"}),
+    "speed_rag": lambda: list_speed("rag", {"theirs": "transformers"}),
+    "speed_trie": lambda: list_speed("trie", {"dicts": "transformers"}),
+    "speed_lora": lambda: list_speed(
+        "lora", {"theirs_lean": "PEFT in one batch", "theirs": "PEFT"}
+    ),
+    "speed_srrag": list_srrag_speed,
+    "speed_dpo": lambda: list_speed("dpo", {"trl": "TRL, cached", "trl_uncached": "TRL"}),
+    "speed_index": list_index_speed,
+    "faults": list_faults,
+    "plan": list_plan,
+    "scale_kept": lambda: list_scale(0),
+    "scale_computed": lambda: list_scale(1),
+    "scale_host": lambda: list_scale(2),
+    "scale_planned": lambda: list_scale(3),
+}

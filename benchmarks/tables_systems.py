@@ -1,0 +1,291 @@
+"""The tables of what the systems reach, from `results/systems`; see `tables.py`."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "systems"
+
+Rows = list[list[str]]
+
+ENCYCLOPEDIA = "encyclopedia"
+RUNS = {
+    "srrag": {ENCYCLOPEDIA: "srrag", "PopQA": "srrag_popqa"},
+    "rag": {ENCYCLOPEDIA: "rag", "SQuAD": "rag_squad"},
+    "self_retrieval": {ENCYCLOPEDIA: "self_retrieval", "SQuAD": "self_retrieval_squad"},
+    "prag": {ENCYCLOPEDIA: "prag", "2WikiMultihopQA": "prag_2wiki"},
+    "dpr": {ENCYCLOPEDIA: "dpr", "SciFact": "dpr_scifact"},
+}
+
+
+def read_run(name: str) -> dict[str, Any]:
+    """A run's results, as `systems.py` wrote them."""
+    return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+
+
+def format_cell(name: str, numbers: Mapping[str, Any], score: str) -> str:
+    """One number of a method; the score with the half of its interval's width."""
+    value = numbers.get(name)
+    if value is None:
+        return ""
+    text = f"{value:.1f}" if "tokens" in name else f"{value:.3f}"
+    if name == score and "ci95" in numbers:
+        low, high = numbers["ci95"]
+        text += f" ± {(high - low) / 2:.3f}"
+    return text
+
+
+def list_methods(
+    runs: Mapping[str, str],
+    columns: Mapping[str, str],
+    names: Mapping[str, str],
+    *,
+    score: str,
+) -> Rows:
+    """The methods of several runs, as rows of one table.
+
+    Args:
+        runs: names of results by what their questions are called.
+        columns: headings by the number's name in the report.
+        names: what methods are called, by their name in the report; others are left out.
+        score: the number that the interval belongs to.
+    """
+    rows = [[*["data"] * (len(runs) > 1), "method", *columns.values()]]
+    for data, run in runs.items():
+        methods = read_run(run)["methods"]
+        for name, shown in names.items():
+            if name in methods:
+                cells = [format_cell(column, methods[name], score) for column in columns]
+                rows.append([*[data] * (len(runs) > 1), shown, *cells])
+    return drop_empty(rows)
+
+
+def drop_empty(rows: Rows) -> Rows:
+    """The table without columns that have a heading alone."""
+    kept = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
+    return [[row[i] for i in kept] for row in rows]
+
+
+SRRAG = {
+    "accuracy": "accuracy",
+    "head": "head",
+    "middle": "middle",
+    "tail": "tail",
+    "retrieval_rate": "retrieval rate",
+    "prompt_tokens": "prompt tokens",
+    "generated_tokens": "generated",
+}
+SRRAG_METHODS = {
+    "direct": "direct",
+    "verbalise": "verbalise",
+    "retrieve": "retrieve",
+    "srrag": "**SR-RAG**",
+    "without_knn": "without the datastore",
+}
+RAG_NAMES = {
+    "closed_book": "no passages",
+    "bm25": "BM25",
+    "frozen": "retriever as it was",
+    "token": "**trained together, RAG-Token**",
+    "fast": "**RAG-Sequence Fast**",
+    "thorough": "**RAG-Sequence Thorough**",
+}
+RAG = {
+    "exact_match": "exact match",
+    "f1": "F1",
+    "answer@1": "answer in first",
+    "answer@3": "first three",
+    "answer@5": "first five",
+}
+SELF_RETRIEVAL = {
+    "hits@1": "hits@1",
+    "hits@5": "hits@5",
+    "mrr@5": "MRR@5",
+    "document_recall@1": "right document first",
+    "exact_match": "exact match of the answer",
+}
+SELF_RETRIEVAL_NAMES = {
+    "bm25": "BM25",
+    "dense": "all-MiniLM-L6-v2 off the shelf",
+    "dense_tuned": "all-MiniLM-L6-v2 trained on the same questions",
+    "self_retrieval": "**Self-Retrieval**",
+    "without_assessment": "without self-assessment",
+    "without_indexing": "without indexing",
+    "without_titles": "without titles",
+}
+PRAG = {
+    "exact_match": "exact match",
+    "f1": "F1",
+    "match": "holds an answer",
+    "prompt_tokens": "prompt tokens",
+}
+PRAG_NAMES = {
+    "direct": "direct",
+    "in_context": "in the context",
+    "parametric": "**in the parameters**",
+    "both": "**both**",
+    "random": "random documents' parameters",
+}
+DPR = {
+    "answer@1": "answer in first",
+    "answer@5": "in first five",
+    "mrr": "MRR",
+    "ndcg@10": "nDCG@10",
+    "recall@100": "recall@100",
+}
+DPR_NAMES = {
+    "bm25": "BM25",
+    "untrained": "all-MiniLM-L6-v2 off the shelf",
+    "trained": "**trained**",
+}
+
+
+def list_headlines() -> Rows:
+    """Each system's method against the strongest baseline, on both kinds of data."""
+    rows = [["system", "paper", "idea", "data", "score", "method", "strongest baseline"]]
+    for page, title, paper, idea, score, method, baselines in (
+        (
+            "srrag",
+            "Self-Routing RAG",
+            "Wu 2025",
+            "the model writes down what it knows, or searches",
+            "accuracy",
+            "srrag",
+            {"direct": "direct", "verbalise": "verbalise", "retrieve": "always retrieving"},
+        ),
+        (
+            "rag",
+            "RAG",
+            "Lewis 2020",
+            "marginalise over passages, train both",
+            "exact_match",
+            "thorough",
+            {"closed_book": "no passages", "bm25": "BM25", "frozen": "frozen retriever"},
+        ),
+        (
+            "self_retrieval",
+            "Self-Retrieval",
+            "Tang 2024",
+            "one model is index, retriever, reranker",
+            "hits@1",
+            "self_retrieval",
+            {"bm25": "BM25", "dense": "MiniLM", "dense_tuned": "trained MiniLM"},
+        ),
+        (
+            "prag",
+            "Parametric RAG",
+            "Su 2025",
+            "documents are LoRAs, merged for a question",
+            "exact_match",
+            "parametric",
+            {"direct": "direct", "in_context": "in the context", "random": "random LoRAs"},
+        ),
+        (
+            "dpr",
+            "Dense retrievers",
+            "Karpukhin 2020",
+            "encoders trained with hard negatives",
+            "ndcg@10",
+            "trained",
+            {"bm25": "BM25", "untrained": "MiniLM off the shelf"},
+        ),
+    ):
+        for data, run in RUNS[page].items():
+            methods = read_run(run)["methods"]
+            best = max(baselines, key=lambda name: methods[name][score])
+            first = [f"[{title}](PAGES/systems/{page}.md)", paper, idea]
+            rows.append(
+                [
+                    *(first if data == ENCYCLOPEDIA else ["", "", ""]),
+                    data,
+                    score.replace("_", " ").replace("ndcg", "nDCG"),
+                    format_cell(score, methods[method], score),
+                    f"{format_cell(score, methods[best], score)} ({baselines[best]})",
+                ]
+            )
+    return rows
+
+
+def list_srrag_ablations() -> Rows:
+    """What SR-RAG is compared with."""
+    names = {
+        "raw_verbalise": "untrained model, verbalising",
+        "raw_retrieve": "untrained model, retrieving",
+        "selective": "selective retrieval (threshold 0.2)",
+        "selective_retrieve": "selective retrieval's model, always retrieving",
+        "srrag": "**SR-RAG**",
+        "without_knn": "without the datastore",
+        "without_verbalisation": "without verbalising in the labels",
+        "without_stage2": "without stage 2's preferences",
+    }
+    columns = {name: SRRAG[name] for name in SRRAG if name not in ("head", "middle", "tail")}
+    return list_methods({"": "srrag_ablations"}, columns, names, score="accuracy")
+
+
+def list_srrag_two_indexes() -> Rows:
+    """SR-RAG with three sources."""
+    names = {
+        "verbalise": "verbalise",
+        "retrieve_Countries": "countries alone",
+        "retrieve_Cities": "cities alone",
+        "retrieve": "the likelier of the two",
+        "srrag": "**SR-RAG**",
+        "without_knn": "without the datastore",
+    }
+    columns = {name: SRRAG[name] for name in ("accuracy", "retrieval_rate")}
+    return list_methods({"": "srrag_two_indexes"}, columns, names, score="accuracy")
+
+
+def list_stages(run: str) -> Rows:
+    """The seconds of a run's stages."""
+    found = read_run(run)
+    seconds = {name: value for name, value in found["seconds"].items()}
+    rows = [["stage", "seconds"], *([name, f"{value:.1f}"] for name, value in seconds.items())]
+    total, compiling = sum(seconds.values()), found["compile_seconds"]
+    memory = found["peak_memory_bytes"] / 1e9
+    return [
+        *rows,
+        ["**total**", f"**{total:.0f}**, {compiling:.0f} of them compiling; {memory:.1f} GB"],
+    ]
+
+
+def list_rag_memory() -> Rows:
+    """Answers with the index of another revision of the facts."""
+    (table,) = (t for title, t in read_run("rag")["tables"].items() if "revision" in title)
+    head, *rows = table
+    return [
+        list(map(str, head)),
+        *([str(c) if isinstance(c, str) else f"{c:.3f}" for c in r] for r in rows),
+    ]
+
+
+def list_prag_ablations() -> Rows:
+    """What Parametric RAG's adapters are trained on and start from."""
+    names = {
+        "parametric": "rewrite and questions, random start",
+        "without_rewrites": "without the rewrite",
+        "without_questions": "without the questions",
+        "warm": "from a start warmed up on other questions",
+        "random": "random documents' parameters",
+    }
+    columns = {name: PRAG[name] for name in ("exact_match", "f1")}
+    return list_methods({"": "prag_ablations"}, columns, names, score="exact_match")
+
+
+TABLES: dict[str, Callable[[], Rows]] = {
+    "headlines": list_headlines,
+    "srrag": lambda: list_methods(RUNS["srrag"], SRRAG, SRRAG_METHODS, score="accuracy"),
+    "srrag_methods": lambda: list_methods({"": "srrag"}, SRRAG, SRRAG_METHODS, score="accuracy"),
+    "srrag_stages": lambda: list_stages("srrag"),
+    "srrag_ablations": list_srrag_ablations,
+    "srrag_two_indexes": list_srrag_two_indexes,
+    "rag": lambda: list_methods(RUNS["rag"], RAG, RAG_NAMES, score="exact_match"),
+    "rag_memory": list_rag_memory,
+    "self_retrieval": lambda: list_methods(
+        RUNS["self_retrieval"], SELF_RETRIEVAL, SELF_RETRIEVAL_NAMES, score="hits@1"
+    ),
+    "prag": lambda: list_methods(RUNS["prag"], PRAG, PRAG_NAMES, score="exact_match"),
+    "prag_ablations": list_prag_ablations,
+    "dpr": lambda: list_methods(RUNS["dpr"], DPR, DPR_NAMES, score="answer@1"),
+}

@@ -1,0 +1,63 @@
+"""README and documentation: their code runs, their tables are their results', their links lead on.
+
+Blocks that load real weights run in the parity suite.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def find_blocks():
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        for found in BLOCK.finditer(text):
+            line = text.count("\n", 0, found.start()) + 2
+            name = f"{page.relative_to(ROOT)}:{line}"
+            marks = [pytest.mark.parity] if re.search(r'\bload\("', found[1]) else []
+            yield pytest.param(found[1], page, line, id=name, marks=marks)
+
+
+@pytest.mark.parametrize(("code", "page", "line"), list(find_blocks()))
+def test_a_block_of_code_runs(code, page, line, tmp_path, monkeypatch):
+    """As a program of its own, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    program = compile("\n" * (line - 1) + code, str(page), "exec")
+    with jax.numpy_rank_promotion("allow"):  # as a user has it
+        exec(program, {"__name__": "__main__"})
+
+
+def test_tables_are_what_the_results_say():
+    command = [sys.executable, "benchmarks/tables.py", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_readme_is_one_screen():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert len(text.splitlines()) <= 120
+    assert len(text.encode()) <= 6 * 1024
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_paths_lead_somewhere(page):
+    text = page.read_text("utf-8")
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    paths = re.findall(r"\b(?:rag_jax|configs|launch|tests|benchmarks)/[a-z_\d/]+\.(?:py|sh)", text)
+    missing = [link for link in links if not (page.parent / link).exists()]
+    missing += [path for path in paths if not (ROOT / path).exists()]
+    assert missing == []
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text("utf-8")
+    pages = [str(page.relative_to(ROOT / "docs")) for page in PAGES[1:]]
+    assert [page for page in pages if f": {page}\n" not in navigation] == []
