@@ -82,11 +82,9 @@ class EncoderConfig:
 
     Attributes:
         name: an encoder that `rag_jax.models.load` knows by name, or a folder with its files.
-        max_length: maximum number of tokens of a text, special tokens included; longer texts are
-            cut.
-        batch_size: number of texts of 16 tokens in a batch. Batches of longer texts have fewer
-            rows, so that every batch has about as many tokens. 64 texts are 1,024 tokens, where a
-            CPU is fastest.
+        max_length: maximum number of tokens of a text, special tokens included; the rest is cut.
+        batch_size: number of texts of 16 tokens in a batch. Longer texts have fewer rows, so every
+            batch has about as many tokens. 64 texts are 1,024 tokens, where a CPU is fastest.
     """
 
     name: str = "all-minilm-l6-v2"
@@ -99,13 +97,8 @@ class WorldConfig:
     """The built-in encyclopedia: passages about countries and cities, and questions about them.
 
     Attributes:
-        cities: number of cities with articles.
-        countries: number of countries with articles, the most populous first; 0 for all. Cities
-            are in these countries.
-        train: number of training questions.
-        dev: number of development questions.
-        test: number of test questions.
-        seed: seed of the choice of cities, of the wording and of the questions.
+        cities: number of cities with articles, all in the countries with articles.
+        countries: number of countries with articles, the most populous first; 0 for all.
         revision: 0, or 1 for the same world after some countries changed their capital or currency.
         talk_pages: maximum number of talk pages per place. A talk page asks a question and answers
             none, so the passage nearest to a question is of no help.
@@ -128,8 +121,7 @@ class DataConfig:
     Attributes:
         path: folder in one of the formats of `rag_jax/data/formats`; None for the built-in world.
         format: format of the questions. "auto" infers the format from the first record of a file.
-        held_out: number of training questions that become the "dev" split, for a folder that has
-            no such split.
+        held_out: number of training questions that become the "dev" split of a folder without one.
         longtail: whether to keep only the dev and test questions in PopQA's long tail.
         bad_lines: maximum number of malformed lines that are skipped, each with a warning. One more
             ends the run.
@@ -191,8 +183,8 @@ class TrainConfig:
 
     Attributes:
         epochs: number of passes over the examples; 0 skips the training.
-        batch_size: maximum number of examples per optimiser step.
-        learning_rate: peak learning rate, after the warm-up.
+        batch_size: maximum number of examples per step.
+        learning_rate: peak, after the warm-up.
         warmup_fraction: share of the steps that warm up. At least one step does.
         weight_decay: AdamW's weight decay. Vectors (norm scales, biases) are not decayed.
         clip_norm: gradients with a larger global norm are scaled down to this norm.
@@ -219,7 +211,6 @@ class TuningConfig:
     Attributes:
         mode: "full" trains all weights, "lora" adapters only (Hu et al. 2021). Adapters need far
             less memory for gradients and optimiser moments.
-        rank: rank of an adapter. Unused with "full".
         alpha: an adapter's product is multiplied by `alpha / rank`. Unused with "full".
         targets: regular expression for the paths of the adapted kernels. The default matches all
             projections of a layer. Unused with "full".
@@ -243,9 +234,8 @@ class TuningConfig:
         try:
             re.compile(self.targets)
         except re.error as error:
-            raise RagJaxError(
-                f"{path}.targets={self.targets!r}: not a regular expression: {error}"
-            ) from error
+            message = f"{path}.targets={self.targets!r}: not a regular expression: {error}"
+            raise RagJaxError(message) from error
 
 
 @dataclass(frozen=True)
@@ -256,7 +246,6 @@ class ContrastiveConfig(TrainConfig):
     are negatives of the other questions, so larger batches have better negatives.
 
     Attributes:
-        batch_size: number of questions per step.
         microbatch_tokens: maximum number of tokens that an encoder reads at once. Unlike in
             `TrainConfig`, the loss still spans the whole batch.
         negatives: number of mined negatives per question.

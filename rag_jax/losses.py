@@ -20,7 +20,6 @@ def span_cross_entropy(
     """Negative log-likelihood of one span per row, `-sum_t w_t log p_t`, in nats.
 
     Args:
-        logprobs: log-probabilities of the target tokens, from `token_logprobs`.
         weights: 0 outside the span. Inside the span, 1 gives the sum over the tokens and
             `1 / length` their mean. A row without a span has only zeros, and its loss is 0.
     """
@@ -37,12 +36,8 @@ def dpo_loss(
 ) -> Float[Array, "B"]:
     """Direct preference optimisation (Rafailov et al. 2023, eq. 7), one value per pair, in nats.
 
-    Args:
-        policy_chosen: log-probability of the preferred sequence under the trained model, in nats.
-        policy_rejected: log-probability of the rejected sequence under the trained model.
-        reference_chosen: log-probability of the preferred sequence under the frozen reference.
-        reference_rejected: log-probability of the rejected sequence under the frozen reference.
-        beta: strength of the constraint that keeps the policy close to the reference.
+    The inputs are log-probabilities, in nats, of the preferred and the rejected sequence under the
+    trained policy and under the frozen reference. `beta` keeps the policy close to the reference.
     """
     margin = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)
     return -jax.nn.log_sigmoid(beta * margin)
@@ -63,7 +58,6 @@ def in_batch_contrastive(
     and negatives of the other questions.
 
     Args:
-        queries: embeddings of the questions.
         passages: embeddings of the positives and negatives of all questions.
         positives: row of each question's positive in `passages`.
         masked: True if a passage is not a negative of a question, because the passage is another
@@ -72,11 +66,8 @@ def in_batch_contrastive(
         scale: factor on the dot products. 1 in DPR; cosines, between -1 and 1, need a larger one.
     """
     # Highest precision, because TPUs would round both factors to bfloat16.
-    scores = scale * jnp.matmul(
-        queries.astype(jnp.float32),
-        passages.astype(jnp.float32).T,
-        precision=jax.lax.Precision.HIGHEST,
-    )
+    queries, passages = queries.astype(jnp.float32), passages.astype(jnp.float32)
+    scores = scale * jnp.matmul(queries, passages.T, precision=jax.lax.Precision.HIGHEST)
     if masked is not None:
         is_positive = jnp.arange(len(passages))[None] == positives[:, None]
         scores = jnp.where(masked & ~is_positive, -jnp.inf, scores)
@@ -152,9 +143,7 @@ def mix_documents(
 ) -> Float[Array, "B *rest"]:
     """Log-probabilities of the mixture of documents, `log sum_z p(z|x) p(.|z)`, in nats.
 
-    Args:
-        doc_scores: logits of `p(z|x)`.
-        logprobs: log-probabilities given each document, in nats.
+    `doc_scores` are logits of `p(z|x)`.
     """
     prior = jax.nn.log_softmax(doc_scores, axis=-1)
     # [B, K] -> [B, K, 1, ...]

@@ -20,7 +20,6 @@ class Microbatch:
     """Examples of one kind that are computed in one call.
 
     Attributes:
-        kind: the kind of all examples.
         indices: positions of the examples in `BatchPlan.lengths`; at most `rows`.
         rows: number of rows of the arrays. Rows past the last index are padding and must not count
             in the loss.
@@ -88,10 +87,8 @@ class BatchPlan:
         members = {kind: [] for kind in self.kinds}
         for kind, length in zip(self.kinds, self.lengths, strict=True):
             members[kind].append(length)
-        return {
-            kind: choose_widths(lengths, program_tokens=self.program_tokens)
-            for kind, lengths in members.items()
-        }
+        choose = functools.partial(choose_widths, program_tokens=self.program_tokens)
+        return {kind: choose(lengths) for kind, lengths in members.items()}
 
     @property
     def num_steps_per_epoch(self) -> int:
@@ -99,14 +96,11 @@ class BatchPlan:
         return -(-len(self.lengths) // self.batch_size)
 
     def examples_at(self, step: int) -> list[int]:
-        """Returns the indices of the examples of one step.
+        """Returns the indices of the examples of one step, counted from 0 through all epochs.
 
         The result is the same in every process: microbatches differ in shape, and all processes of
         a run must run the same programs. Each process then feeds only its own rows of every
         microbatch to its devices.
-
-        Args:
-            step: number of the step, counted from 0 through all epochs.
 
         Raises:
             ValueError: if `step` is negative.
@@ -123,8 +117,7 @@ class BatchPlan:
             members = rng.permutation(np.flatnonzero(strata == stratum))
             position[members] = (np.arange(len(members)) + rng.random()) / len(members)
         batches = np.array_split(np.argsort(position, kind="stable"), self.num_steps_per_epoch)
-        batch = batches[rng.permutation(len(batches))[step_in_epoch]]
-        return batch.tolist()
+        return batches[rng.permutation(len(batches))[step_in_epoch]].tolist()
 
     def place(self, example: int) -> tuple[str, int]:
         """Returns the kind and the width of the microbatches that an example belongs to."""
@@ -132,14 +125,7 @@ class BatchPlan:
         return kind, choose_bucket(self.lengths[example], self.widths[kind])
 
     def group(self, examples: Sequence[int]) -> list[Microbatch]:
-        """Groups examples into microbatches.
-
-        Args:
-            examples: indices of examples, such as those of `examples_at`.
-
-        Returns:
-            Microbatches, sorted by kind and width, that contain each example once.
-        """
+        """Groups examples, each once, into microbatches, sorted by kind and width."""
         members: dict[tuple[str, int], list[int]] = {}
         for i in examples:
             members.setdefault(self.place(i), []).append(i)
@@ -154,11 +140,7 @@ class BatchPlan:
 
 
 def choose_bucket(length: int, buckets: Sequence[int]) -> int:
-    """Returns the smallest bucket that holds `length` tokens.
-
-    Raises:
-        RagJaxError: if `length` exceeds every bucket.
-    """
+    """Returns the smallest bucket that holds `length` tokens; a RagJaxError if there is none."""
     fitting = [bucket for bucket in buckets if bucket >= length]
     if not fitting:
         raise RagJaxError(f"buckets={list(buckets)}: none holds {length} tokens; add a bucket")
@@ -166,7 +148,7 @@ def choose_bucket(length: int, buckets: Sequence[int]) -> int:
 
 
 def choose_widths(lengths: Sequence[int], *, program_tokens: int) -> list[int]:
-    """Returns the widths that minimise the cost of padding plus the cost of compiling.
+    """Returns the widths, ascending multiples of 8, with the least cost of padding and compiling.
 
     Solved by dynamic programming: the best choice for the rows that fit into one width consists of
     this width and the best choice for the rows that fit into some narrower width.
@@ -174,9 +156,6 @@ def choose_widths(lengths: Sequence[int], *, program_tokens: int) -> list[int]:
     Args:
         lengths: length of every row, in tokens.
         program_tokens: number of tokens that could be computed while one program compiles.
-
-    Returns:
-        Multiples of 8, in ascending order; empty if there are no rows.
     """
     if not len(lengths):
         return []
@@ -196,14 +175,10 @@ def round_up(length: int, multiple: int) -> int:
 def pad_rows(
     rows: Sequence[Sequence[int]], length: int, *, pad_id: int, batch: int | None = None
 ) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
-    """Pads rows of token ids on the right.
+    """Pads rows of token ids on the right, to `length` (T) each, and adds rows of padding.
 
     Args:
-        rows: token ids of each row.
-        length: T, the length that each row is padded to.
-        pad_id: token id of the padding.
-        batch: B, the number of rows to return. Missing rows are added as rows of padding. None
-            adds no rows.
+        batch: B, the number of rows to return. None adds no rows.
 
     Returns:
         Token ids (int32) and `token_mask`, True on tokens that are not padding.
@@ -214,8 +189,7 @@ def pad_rows(
     size = len(rows) if batch is None else batch
     if len(rows) > size:
         raise RagJaxError(f"batch={size}: there are {len(rows)} rows")
-    too_long = [i for i, row in enumerate(rows) if len(row) > length]
-    if too_long:
+    if too_long := [i for i, row in enumerate(rows) if len(row) > length]:
         raise RagJaxError(
             f"length={length}: {len(too_long)} of {len(rows)} rows are longer, first row "
             f"{too_long[0]} of {len(rows[too_long[0]])} tokens"

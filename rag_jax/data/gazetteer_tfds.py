@@ -38,9 +38,7 @@ class GazetteerConfig(tfds.core.BuilderConfig):
 
 
 class Gazetteer(tfds.core.GeneratorBasedBuilder):
-    """Builder of the passages (split `"corpus"`) or the questions (`"train"`, `"dev"`, `"test"`)
-    of one world.
-    """
+    """Builder of the passages (split `"corpus"`) or of the questions of one world."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -50,7 +48,7 @@ class Gazetteer(tfds.core.GeneratorBasedBuilder):
             features = {"id": text, "title": text, "text": text}
         else:
             names = ("id", "question", "subject", "relation", "passage_id")
-            features = {name: text for name in names}
+            features = dict.fromkeys(names, text)
             features["answers"] = tfds.features.Sequence(text)
             features["popularity"] = tfds.features.Scalar(dtype=np.int64)
         return self.dataset_info_from_configs(
@@ -83,9 +81,7 @@ def prepare_world(data_dir: str | Path, **settings: int) -> None:
     Datasets that exist are kept. An interrupted preparation leaves nothing under the final name, so
     the next call starts the preparation over.
 
-    Args:
-        data_dir: folder of the datasets.
-        **settings: keyword arguments of `build_world`; missing ones have their defaults.
+    The settings are those of `build_world`; missing ones have their defaults.
 
     Raises:
         RagJaxError: if a setting is out of range, or the world has too few questions.
@@ -99,9 +95,8 @@ def prepare_world(data_dir: str | Path, **settings: int) -> None:
 
 def _prepare(table: str, settings: dict[str, int], data_dir: Path) -> None:
     name = "-".join([table, *(f"{key}{value}" for key, value in settings.items()), _digest()])
-    config = GazetteerConfig(
-        name=name, description=f"The {table} of one world.", table=table, settings=settings
-    )
+    about = f"The {table} of one world."
+    config = GazetteerConfig(name=name, description=about, table=table, settings=settings)
     with _quiet():
         builder = Gazetteer(config=config, data_dir=data_dir, file_format="array_record")
         # Does nothing if the folder exists; otherwise writes a temporary folder and renames it.

@@ -27,10 +27,6 @@ def has_answer(text: str, answers: Sequence[str]) -> bool:
     The criterion of DPR's retrieval accuracy (Karpukhin et al. 2020, section 5) and of DPR's hard
     negatives, after Chen et al. (2017, "Reading Wikipedia to answer open-domain questions"). An
     answer without tokens never occurs.
-
-    Args:
-        text: text of a passage.
-        answers: acceptable answers.
     """
     tokens = split_tokens(text)
     return any(answer.strip() and answer in tokens for answer in map(split_tokens, answers))

@@ -11,8 +11,6 @@ import numpy as np
 
 from rag_jax.runtime.files import open_atomic, to_json
 
-_OFFSETS = "offsets.npy"
-
 
 @dataclass(frozen=True)
 class Passage:
@@ -20,8 +18,7 @@ class Passage:
 
     Attributes:
         id: unique within the corpus.
-        title: title of the article, not necessarily unique; empty if there is none.
-        text: text without the title.
+        title: of the article, not necessarily unique; empty if there is none.
     """
 
     id: str
@@ -30,17 +27,10 @@ class Passage:
 
 
 def write_passages(path: Path, passages: Iterable[Passage]) -> "PassageFile":
-    """Writes passages as JSON lines, one passage at a time, and an array of byte offsets.
+    """Writes passages as JSON lines, one at a time, with byte offsets in a file of the same stem.
 
     The order is kept, so a row of an index over the passages is a row of the file. Only the first
     process may call this function.
-
-    Args:
-        path: file to write. The offsets go into the same folder, under the same stem.
-        passages: consumed once, so the corpus never has to fit into memory.
-
-    Returns:
-        The written file, opened for reading.
     """
     offsets = array("q", [0])
     with open_atomic(path, "wb") as file:
@@ -54,11 +44,7 @@ def write_passages(path: Path, passages: Iterable[Passage]) -> "PassageFile":
 
 
 class PassageFile(Sequence[Passage]):
-    """Sequence of the passages in a file of `write_passages`, read from disk on access.
-
-    Args:
-        path: the file of passages.
-    """
+    """Sequence of the passages in a file of `write_passages`, read from disk on access."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -99,4 +85,4 @@ class PassageFile(Sequence[Passage]):
 
 
 def _offsets_path(path: Path) -> Path:
-    return path.with_name(f"{path.stem}.{_OFFSETS}")
+    return path.with_name(f"{path.stem}.offsets.npy")

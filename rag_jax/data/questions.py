@@ -25,8 +25,8 @@ class Question:
         question: text of the question. With choices, the text ends with the list of choices.
         answers: acceptable answers; empty if none are known. With choices, labels of choices.
         relevant: grades of the relevant passages, by passage id.
-        type: type of the question; empty if the data has none.
-        popularity: popularity of the question's subject; None if the data has none.
+        type: empty if the data has none.
+        popularity: of the question's subject; None if the data has none.
         choices: texts of the choices by label; empty if the answer is free text.
         longtail: True if the subject is in PopQA's long tail.
     """
@@ -43,12 +43,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Collection:
-    """Corpus and the questions about the corpus.
-
-    Attributes:
-        passages: the corpus, in memory or in a file.
-        questions: questions by split.
-    """
+    """Corpus, in memory or in a file, and the questions about the corpus by split."""
 
     passages: Sequence[Passage]
     questions: dict[str, list[Question]]
@@ -57,14 +52,9 @@ class Collection:
 def choose_questions(
     collection: Collection, split: str, *, count: int, seed: int
 ) -> list[Question]:
-    """Returns questions of a split that have an answer, in their order in the split.
+    """Draws `count` questions with an answer from a split; all if 0 or if there are fewer.
 
-    Args:
-        collection: passages and questions.
-        split: name of the split.
-        count: number of questions to draw at random. 0, or the number of questions or more,
-            returns all questions.
-        seed: seed of the draw.
+    The draw is random, but the order of the split is kept.
 
     Raises:
         RagJaxError: if the split has no questions with answers.
@@ -83,11 +73,8 @@ def load_collection(folder: Path) -> Collection:
 
     Questions are loaded into memory; passages are read from disk on access.
     """
-    splits = read_json(folder / QUESTIONS)
-    return Collection(
-        PassageFile(folder / PASSAGES),
-        {
-            split: [Question(**{**r, "answers": tuple(r["answers"])}) for r in records]
-            for split, records in splits.items()
-        },
-    )
+    questions = {
+        split: [Question(**{**r, "answers": tuple(r["answers"])}) for r in records]
+        for split, records in read_json(folder / QUESTIONS).items()
+    }
+    return Collection(PassageFile(folder / PASSAGES), questions)

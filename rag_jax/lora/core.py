@@ -21,13 +21,7 @@ Tree = PyTree[Float[Array, "..."]]
 
 
 def compute_scale(alpha: float, rank: int, *, rank_stabilized: bool = False) -> float:
-    """Scale of an adapter: `alpha / rank`, or rsLoRA's `alpha / sqrt(rank)`.
-
-    Args:
-        alpha: LoRA's `alpha`.
-        rank: rank of the adapter.
-        rank_stabilized: whether to use the scale of rsLoRA (Kalajdzievski 2023).
-    """
+    """Scale of an adapter: `alpha / rank`, or rsLoRA's `alpha / sqrt(rank)`, Kalajdzievski 2023."""
     return alpha / (rank**0.5 if rank_stabilized else rank)
 
 
@@ -42,7 +36,6 @@ def init(key: Key[Array, ""], params: PyTree, *, targets: str, rank: int) -> Tre
             the input: for a fused projection `[D, H, d]`, `a` is `[D, r]` and `b` is `[r, H, d]`.
             If the first axis numbers stacked layers, map `init` over the axis with `jax.vmap`.
         targets: regular expression that must match a kernel's whole path (`a/b/kernel`).
-        rank: rank of the adapter (`r`).
 
     Raises:
         ValueError: no matrix matches `targets`.
@@ -67,16 +60,9 @@ def init(key: Key[Array, ""], params: PyTree, *, targets: str, rank: int) -> Tre
 
 
 def init_bank(key: Key[Array, ""], params: PyTree, *, targets: str, rank: int, size: int) -> Tree:
-    """A bank of `size` equal new adapters, arrays `[size, ...]`.
+    """A bank of `size` equal new adapters of `init`, arrays `[size, ...]`.
 
     In Parametric RAG, every document starts from the same `a` (Su et al. 2025, section 3.2.2).
-
-    Args:
-        key: as in `init`.
-        params: as in `init`.
-        targets: as in `init`.
-        rank: as in `init`.
-        size: number of adapters.
 
     Raises:
         ValueError: no matrix matches `targets`.
@@ -113,7 +99,6 @@ def select(bank: Tree, indices: Int[ArrayLike, "..."]) -> Tree:
     """Adapters of a bank by index, arrays `[N, ...]` to `[*indices.shape, ...]`, also under jit.
 
     Args:
-        bank: `N` adapters.
         indices: indices of any shape, such as `[B, k]` for `k` documents for each of `B`
             questions. An index out of range, such as -1 for a missing document, gives an adapter
             of zeros, which leaves the model unchanged.
@@ -148,8 +133,7 @@ def merge(
         weights: weights of the adapters, by default 1.
 
     Raises:
-        ValueError: adapters of a list differ in targets, rank or sizes, the number of weights is
-            not `k`, or `adapters` is a single adapter.
+        ValueError: the adapters differ in kind, are a single adapter, or do not have `k` weights.
     """
     bank = stack(adapters) if isinstance(adapters, list | tuple) else adapters
 
@@ -188,13 +172,11 @@ def apply(params: PyTree, adapter: Tree, *, scale: float) -> PyTree:
     of a batch: the first adapter to the first `B / P` rows, and so on.
 
     Args:
-        params: nested dicts of parameters; not changed.
         adapter: an adapter or a bank.
         scale: the scale from `compute_scale`; 1 for the result of `merge`.
 
     Raises:
-        ValueError: the adapter targets a matrix that is not the kernel of a linear layer, such as
-            an embedding, or does not fit the parameters.
+        ValueError: the adapter does not fit, or targets no linear layer (such as an embedding).
     """
     _check_fit(params, adapter, lead=1)
     for path, _ in list_kernels(adapter):
@@ -219,7 +201,6 @@ def fold(params: PyTree, adapter: Tree, *, scale: float) -> PyTree:
     Args:
         params: nested dicts of parameters, or any other JAX tree; not changed.
         adapter: a single adapter; for a bank, map `fold` over the bank with `jax.vmap`.
-        scale: as in `apply`.
 
     Raises:
         ValueError: the adapter does not fit the parameters.
@@ -242,12 +223,7 @@ def fold(params: PyTree, adapter: Tree, *, scale: float) -> PyTree:
 
 
 def list_kernels(adapter: Tree, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:
-    """Yields the path and the factors `{"a": ..., "b": ...}` of every kernel of an adapter or bank.
-
-    Args:
-        adapter: an adapter or a bank.
-        path: path of `adapter` within a larger tree, prepended to all paths.
-    """
+    """Yields the path, after `path`, and the factors of every kernel of an adapter or bank."""
     for name, node in adapter.items():
         if _is_kernel(node):
             yield (*path, name), node

@@ -15,24 +15,20 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from rag_jax.lora.core import Tree, compute_scale, list_kernels
-from rag_jax.models.io.fields import Fields
+from rag_jax.models.io.fields import Fields, read_fields
 from rag_jax.models.io.load import Pretrained
 from rag_jax.models.io.save import check_replaceable
 from rag_jax.models.io.tensors import StoredTensor, read_metadata, read_safetensors
-from rag_jax.models.io.weights import Slot, list_slots
+from rag_jax.models.io.weights import Slot, get_leaf, list_differences, list_slots, set_leaf
 from rag_jax.models.nn.bart import BartConfig
 from rag_jax.models.nn.bert import BertConfig
 from rag_jax.models.nn.decoder import DecoderConfig
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.files import read_json, replace_folder, write_json
+from rag_jax.runtime.files import replace_folder, write_json
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _BASE = "base_fingerprint"  # field of the weights' metadata, which PEFT ignores
-_TASKS = {
-    DecoderConfig: "CAUSAL_LM",
-    BartConfig: "SEQ_2_SEQ_LM",
-    BertConfig: "FEATURE_EXTRACTION",
-}
+_TASKS = {DecoderConfig: "CAUSAL_LM", BartConfig: "SEQ_2_SEQ_LM", BertConfig: "FEATURE_EXTRACTION"}
 # Options that do not change what the adapter computes, or that this module implements. All other
 # options, including future ones of PEFT, must be off.
 _KNOWN = {
@@ -78,15 +74,13 @@ def save_peft(
     ranks are concatenated, all other kernels are padded to that rank, and `alpha` grows with it.
 
     Args:
-        path: the folder.
-        pretrained: the base model.
         alpha: LoRA's `alpha`, for a scale of `alpha / rank`.
         rank_stabilized: whether the scale is `alpha / sqrt(rank)`.
         base_model: name or folder from which PEFT can load the base model.
 
     Raises:
         RagJaxError: the adapter does not fit the base model or has several ranks, or the folder
-            contains other files.
+            holds other files.
         OSError: the disk is full or not writable.
     """
     folder = Path(path).expanduser().absolute()
@@ -120,9 +114,9 @@ def save_peft(
         "modules_to_save": None,
         "inference_mode": True,
     }
-    metadata = {"format": "pt", _BASE: pretrained.fingerprint}
     with replace_folder(folder) as new:
         write_json(new / _CONFIG, fields)
+        metadata = {"format": "pt", _BASE: pretrained.fingerprint}
         save_file(tensors, new / _WEIGHTS, metadata=metadata)
 
 
@@ -132,18 +126,15 @@ def load_peft(
     """Reads a LoRA adapter that PEFT or `save_peft` wrote.
 
     Args:
-        path: the folder.
         pretrained: the base model. An adapter from PEFT must fit the kernels; an adapter from
             `save_peft` must belong to a model with the same fingerprint.
-        dtype: dtype of the adapter's arrays.
 
     Returns:
         The adapter, and its scale for `apply` or `fold`.
 
     Raises:
         RagJaxError: a file is missing or damaged, the adapter belongs to another model, tensors do
-            not match the config (all are listed), or an option is beyond plain LoRA (DoRA, biases,
-            whole modules, one rank per layer, ...).
+            not match the config (all are listed), or an option is beyond plain LoRA (DoRA, ...).
     """
     folder = Path(path).expanduser()
     fields = _read_config(folder)
@@ -160,12 +151,9 @@ def load_peft(
             continue
         a, b = (tensors[name.replace("lora_A", f"lora_{side}")].read().T for side in "AB")
         for slot in slots:
-            *parents, leaf = slot.path.split("/")
-            node = adapter
-            for parent in parents:
-                node = node.setdefault(parent, {})
             outputs = b[:, slice(*slot.rows)] if slot.rows else b
-            node[leaf] = {"a": jnp.asarray(a, dtype), "b": jnp.asarray(outputs, dtype)}
+            factors = {"a": jnp.asarray(a, dtype), "b": jnp.asarray(outputs, dtype)}
+            set_leaf(adapter, slot.path, factors)
     stabilized = fields.raw.get("use_rslora") is True
     return adapter, compute_scale(alpha, rank, rank_stabilized=stabilized)
 
@@ -238,12 +226,9 @@ def _name_targets(targeted: Iterable[str], modules: Iterable[str]) -> list[str]:
 def _read_config(folder: Path) -> Fields:
     path = folder / _CONFIG
     try:
-        raw = read_json(path)
+        fields = read_fields(path)
     except OSError:
         raise RagJaxError(f"{path} is missing: name a folder that PEFT saved") from None
-    except ValueError as error:
-        raise RagJaxError(f"{path} is not valid JSON: {error}") from None
-    fields = Fields(raw if isinstance(raw, dict) else {}, str(path))
     kind = fields.raw.get("peft_type")
     if kind != "LORA":
         raise RagJaxError(f"{path}: peft_type {kind!r} is not supported; LORA is")
@@ -277,9 +262,7 @@ def _find_copies(tensors: Mapping[str, StoredTensor], pretrained: Pretrained) ->
         slot = slots.get(name.removeprefix("base_model.model.").replace(".base_layer.", "."))
         if slot is None or tensor.fault:
             continue
-        param = pretrained.params
-        for part in slot.path.split("/"):
-            param = param[part]
+        param = get_leaf(pretrained.params, slot.path)
         param = np.asarray(param.T if slot.transposed else param)
         if np.array_equal(tensor.read().astype(param.dtype), param):
             copies.append(name)
@@ -287,10 +270,7 @@ def _find_copies(tensors: Mapping[str, StoredTensor], pretrained: Pretrained) ->
 
 
 def _check_tensors(
-    fields: Fields,
-    rank: int,
-    tensors: Mapping[str, StoredTensor],
-    modules: Mapping[str, Sequence[Slot]],
+    fields: Fields, rank: int, tensors: Mapping[str, StoredTensor], modules: dict[str, list[Slot]]
 ) -> None:
     """Raises a RagJaxError unless the tensors are those of the config and the base model."""
     expected = {}
@@ -299,17 +279,7 @@ def _check_tensors(
             outputs = sum(slot.shape[1] for slot in slots)
             expected[f"base_model.model.{module}.lora_A.weight"] = (rank, slots[0].shape[0])
             expected[f"base_model.model.{module}.lora_B.weight"] = (outputs, rank)
-    problems = []
-    for name, shape in expected.items():
-        if name not in tensors:
-            problems.append(f"missing {name} {list(shape)}")
-        elif tensors[name].shape != shape:
-            stored = list(tensors[name].shape)
-            problems.append(f"{name} has shape {stored}, not {list(shape)}")
-        elif tensors[name].fault:
-            problems.append(f"{name} {tensors[name].fault}")
-    for name in tensors.keys() - expected.keys():
-        problems.append(f"no place for {name} {list(tensors[name].shape)}")
+    problems = list_differences(tensors, expected, "not")
     if not expected:
         problems.append(f"no linear layer is one of {fields.raw.get('target_modules')!r}")
     if problems:

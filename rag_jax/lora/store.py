@@ -30,25 +30,18 @@ class AdapterStore:
     """Folder of adapters, indexed by passage id."""
 
     def __init__(
-        self,
-        folder: str | os.PathLike,
-        template: PyTree,
-        *,
-        base: str,
-        settings: Mapping[str, Any],
+        self, folder: str | os.PathLike, template: PyTree, *, base: str, settings: Mapping[str, Any]
     ):
         """Opens a store, or creates one.
 
         Args:
-            folder: folder of the store; created if missing.
             template: one adapter, or its `jax.ShapeDtypeStruct`s, with a single dtype.
             base: fingerprint of the base model, see `Pretrained.fingerprint`.
             settings: all other settings that determine an adapter, such as rank, targets and
                 training; JSON values by name.
 
         Raises:
-            RagJaxError: the folder holds adapters of another kind or other files, or its manifest
-                is damaged.
+            RagJaxError: the folder holds other adapters or files, or its manifest is damaged.
         """
         self._folder = Path(folder).absolute()
         self._template = template
@@ -81,11 +74,7 @@ class AdapterStore:
         return is_whole(self._place(passage))
 
     def save(self, passages: Sequence[str], bank: PyTree) -> None:
-        """Saves adapters; an existing adapter of a passage is replaced.
-
-        Args:
-            passages: passage ids, arbitrary text.
-            bank: one adapter per passage, arrays `[len(passages), ...]`.
+        """Saves the adapters `[len(passages), ...]` of passage ids; replaces those that exist.
 
         Raises:
             ValueError: the bank does not hold `len(passages)` adapters of the store's shapes.
@@ -103,10 +92,9 @@ class AdapterStore:
     def load(
         self, passages: Sequence[str], *, rows: int | None = None
     ) -> tuple[PyTree, dict[str, str]]:
-        """Reads adapters.
+        """Reads the adapters of passage ids.
 
         Args:
-            passages: passage ids.
             rows: size of the bank, at least `len(passages)`, by default equal. A fixed size avoids
                 recompilation.
 

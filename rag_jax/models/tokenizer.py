@@ -1,6 +1,5 @@
 """Tokenizer: text to token ids and back. Text never encodes to special tokens."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.files import write_json
+from rag_jax.runtime.files import read_json, write_json
 
 _ROLES = ("system", "user", "assistant")
 _NAMED_TOKENS = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
@@ -45,10 +44,10 @@ class Tokenizer:
     ):
         """Wraps a tokenizer of the `tokenizers` library and changes its settings in place.
 
+        `bos`, `eos` and `pad` are names of special tokens.
+
         Args:
-            core: the tokenizer.
-            bos, eos, pad: names of special tokens.
-            chat_template: Jinja source of the chat template.
+            chat_template: Jinja source.
             others: names of `unk`, `sep`, `cls` and `mask`, for `save` and the chat template.
 
         Raises:
@@ -91,7 +90,9 @@ class Tokenizer:
             core = _read_core(path)
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
             settings.update(_read_settings(folder / name))
-        names = {short: _token_name(settings.get(f"{short}_token")) for short in _NAMED_TOKENS}
+        names = {short: settings.get(f"{short}_token") for short in _NAMED_TOKENS}
+        # A name is stored either as a string or as an object with flags.
+        names = {key: v.get("content") if isinstance(v, dict) else v for key, v in names.items()}
         template = settings.get("chat_template")
         if isinstance(template, list):
             template = {entry["name"]: entry["template"] for entry in template}.get("default")
@@ -102,10 +103,6 @@ class Tokenizer:
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], *, source: str = "GGUF") -> "Tokenizer":
         """Builds the tokenizer described in a GGUF file's metadata.
-
-        Args:
-            metadata: key-value pairs of the file header.
-            source: name of the file, for error messages.
 
         Raises:
             RagJaxError: the tokenizer is not byte-level BPE with SmolLM's pre-tokenizer.
@@ -126,9 +123,7 @@ class Tokenizer:
         core.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
         core.decoder = decoders.ByteLevel()
         typed = list(zip(tokens, metadata["tokenizer.ggml.token_type"], strict=True))
-        core.add_special_tokens(
-            [AddedToken(t, special=True, normalized=False) for t, k in typed if k == _CONTROL]
-        )
+        core.add_special_tokens(_special_tokens(t for t, k in typed if k == _CONTROL))
         core.add_tokens([AddedToken(t, normalized=False) for t, k in typed if k == _USER_DEFINED])
         ids = [metadata.get(f"tokenizer.ggml.{n}_token_id") for n in ("bos", "eos", "padding")]
         bos, eos, pad = (None if i is None else tokens[i] for i in ids)
@@ -138,9 +133,7 @@ class Tokenizer:
     def save(self, folder: Path, *, max_length: int) -> None:
         """Writes the files that `from_folder` and transformers' `AutoTokenizer` read.
 
-        Args:
-            folder: an existing folder.
-            max_length: context length of the model in tokens, transformers' truncation length.
+        `max_length` is the context length in tokens, at which transformers truncates texts.
         """
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -168,10 +161,8 @@ class Tokenizer:
         """Token ids of `[CLS] text [SEP]`, or `[CLS] text [SEP] pair [SEP]`, for a BERT encoder.
 
         Args:
-            text: the only text, or the first text of a pair.
             max_length: maximum number of ids, special tokens included. Texts are truncated at the
                 end, the longer text of a pair first.
-            pair: the second text of a pair.
 
         Raises:
             RagJaxError: there is no [CLS] or [SEP], or `max_length` has no room for both.
@@ -201,11 +192,7 @@ class Tokenizer:
         return text if len(tokens) <= limit else self.decode(tokens[:limit]).rstrip("\ufffd")
 
     def token_id(self, name: str) -> int:
-        """Id of a special token.
-
-        Raises:
-            RagJaxError: `name` is not the name of a special token.
-        """
+        """Id of a special token; a RagJaxError if `name` is no special token."""
         if name not in self._special:
             known = ", ".join(sorted(self._special)) or "none"
             raise RagJaxError(f"{name!r} is no special token of this tokenizer; it has: {known}")
@@ -225,10 +212,8 @@ class Tokenizer:
             if not name or name in vocabulary:
                 raise RagJaxError(f"{name!r} cannot become a special token: it is ordinary text")
         core = tokenizers.Tokenizer.from_str(self._core.to_str())
-        core.add_special_tokens([AddedToken(n, special=True, normalized=False) for n in new])
-        if [core.token_to_id(n) for n in new] != list(
-            range(self.vocab_size, self.vocab_size + len(new))
-        ):
+        core.add_special_tokens(_special_tokens(new))
+        if any(core.token_to_id(name) != self.vocab_size + i for i, name in enumerate(new)):
             raise RagJaxError("the vocabulary has unused ids: special tokens cannot be added to it")
         return Tokenizer(core, **self._names, chat_template=self._template)
 
@@ -324,24 +309,21 @@ def _read_bpe(folder: Path) -> tokenizers.Tokenizer:
     core = tokenizers.Tokenizer(model)
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    core.add_special_tokens(
-        [AddedToken(name, special=True, normalized=False) for name in _BPE_SPECIALS.values()]
-    )
+    core.add_special_tokens(_special_tokens(_BPE_SPECIALS.values()))
     return core
+
+
+def _special_tokens(names: Iterable[str]) -> list[AddedToken]:
+    return [AddedToken(name, special=True, normalized=False) for name in names]
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        settings = json.loads(path.read_text("utf-8"))
+        settings = read_json(path)
     except ValueError as error:
         raise RagJaxError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(settings, dict):
         raise RagJaxError(f"{path} must hold a JSON object")
     return settings
-
-
-def _token_name(value: Any) -> str | None:
-    """Name of a token, stored either as a string or as an object with flags."""
-    return value.get("content") if isinstance(value, dict) else value

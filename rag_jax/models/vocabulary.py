@@ -14,7 +14,7 @@ from rag_jax.runtime.errors import RagJaxError
 def grow_vocabulary(
     pretrained: Pretrained, names: Sequence[str], *, multiple: int = 1
 ) -> Pretrained:
-    """Adds special tokens to a decoder, with ids after the tokenizer's last id.
+    """A copy of a decoder with more special tokens, with ids after the tokenizer's last id.
 
     A new token's embedding is the mean of all embeddings, so that its first logits are near the
     average logit (Hewitt 2021, "Initializing new word embeddings"). An untied output layer grows
@@ -22,13 +22,9 @@ def grow_vocabulary(
     between the old and the new ids.
 
     Args:
-        pretrained: the decoder; not changed.
         names: names of the new tokens; empty to add padding rows only.
         multiple: the table is padded with mean rows to a multiple of this number, so that a mesh
             divides it. `DecoderConfig.vocab_padding` keeps padding rows from being generated.
-
-    Returns:
-        The decoder with its grown config, module, parameters and tokenizer.
 
     Raises:
         RagJaxError: a name is taken or given twice, or the model is not a decoder.
@@ -59,11 +55,7 @@ def grow_vocabulary(
 
 
 def take_tokens(params: dict, ids: Sequence[int]) -> dict:
-    """Parameters of the given tokens alone, for instance to train or to store them separately.
-
-    Args:
-        params: parameters of a decoder.
-        ids: `n` token ids.
+    """Parameters of `n` tokens of a decoder, for instance to train or to store them separately.
 
     Returns:
         A tree along the paths of `params`: embeddings `[n, D]` and, for an untied output layer,
@@ -77,13 +69,7 @@ def take_tokens(params: dict, ids: Sequence[int]) -> dict:
 
 
 def put_tokens(params: dict, taken: dict, ids: Sequence[int]) -> dict:
-    """A copy of the parameters with the given tokens' parameters replaced.
-
-    Args:
-        params: parameters of a decoder.
-        taken: new values, a tree as returned by `take_tokens`.
-        ids: the token ids of `taken`.
-    """
+    """A copy of a decoder's parameters with the result `taken` of `take_tokens` put back."""
     ids = jnp.asarray(ids)
     table = params["embed"]["embedding"].at[ids].set(taken["embed"]["embedding"])
     params = {**params, "embed": {"embedding": table}}

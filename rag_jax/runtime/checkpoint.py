@@ -8,7 +8,6 @@ import errno
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +20,7 @@ import orbax.checkpoint as ocp
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, sum_files, write_json
 from rag_jax.runtime.hosts import is_first, wait_for_all
+from rag_jax.runtime.progress import log
 
 KEEP = 2
 _SUMS = "checksums.json"
@@ -30,10 +30,8 @@ class Checkpoints:
     """The newest `KEEP` checkpoints of a training run, each in `folder/<step>`.
 
     A checkpoint is written in the background while training continues. As a context manager,
-    `Checkpoints` waits at its end until the last checkpoint is written.
-
-    Args:
-        folder: the folder of the checkpoints; created by the first `save`.
+    `Checkpoints` waits at its end until the last checkpoint is written. The first `save` creates
+    the folder.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -54,30 +52,21 @@ class Checkpoints:
         return sorted(int(p.name) for p in self._folder.iterdir() if p.name.isdigit())
 
     def save(self, step: int, tree: Any) -> None:
-        """Starts to write a checkpoint, and returns as soon as the arrays have been read.
+        """Starts to write the checkpoint after `step` steps; returns once the arrays are read.
 
         Waits for the previous checkpoint first. Once the new checkpoint is written, all but the
         newest `KEEP` are removed. Until then its arrays stay in memory: a training step to which
         the arrays are donated allocates new memory instead.
 
-        Args:
-            step: number of steps taken so far.
-            tree: the arrays.
-
         Raises:
-            OSError: with its errno, if the disk is full or not writable for this checkpoint or the
-                previous one.
+            OSError: with its errno, if this or the previous checkpoint cannot be written.
         """
         self.wait()
         finish = _begin_saving(self._folder / str(step), tree, ocp.AsyncCheckpointer)
         self._pending = self._writer.submit(self._finish, finish)
 
     def wait(self) -> None:
-        """Waits for the checkpoint that is being written.
-
-        Raises:
-            OSError: as `save`.
-        """
+        """Waits for the checkpoint that is being written; the OSError of `save` if that failed."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
@@ -93,9 +82,6 @@ class Checkpoints:
         """The newest undamaged checkpoint as `(step, tree)`, or None if there is no checkpoint.
 
         Removes damaged checkpoints with a warning, and half-written checkpoints silently.
-
-        Args:
-            abstract: as for `load_tree`.
         """
         self.wait()
         if is_first():
@@ -106,9 +92,8 @@ class Checkpoints:
                 return step, load_tree(self._folder / str(step), abstract)
             except RagJaxError as error:
                 wait_for_all(f"checkpoint {step} is damaged")
+                log(f"warning: {error}; going back to the checkpoint before it")
                 if is_first():
-                    warning = f"warning: {error}; going back to the checkpoint before it"
-                    print(warning, file=sys.stderr)
                     shutil.rmtree(self._folder / str(step))
         return None
 
@@ -124,10 +109,6 @@ def save_tree(folder: str | os.PathLike, tree: Any) -> None:
 
     Each process writes its own shards. The first process also writes everything else.
 
-    Args:
-        folder: the folder.
-        tree: nested containers of arrays.
-
     Raises:
         OSError: with its errno, if the disk is full or not writable.
     """
@@ -138,18 +119,10 @@ def save_tree(folder: str | os.PathLike, tree: Any) -> None:
 def _begin_saving(
     folder: Path, tree: Any, kind: Callable[..., ocp.Checkpointer]
 ) -> Callable[[], None]:
-    """Starts to write a tree into a partial folder next to `folder`.
+    """Starts to write a tree into a partial folder; returns the function that completes `folder`.
 
-    Args:
-        kind: `ocp.Checkpointer` to return after all arrays are written, or `ocp.AsyncCheckpointer`
-            to return after all arrays are read.
-
-    Returns:
-        A function that waits for the writer, adds checksums and renames the partial folder to
-        `folder`.
-
-    Raises:
-        OSError: with its errno, if the disk is full or not writable.
+    `ocp.Checkpointer` returns after all arrays are written, `ocp.AsyncCheckpointer` once all are
+    read.
     """
     folder = folder.absolute()
     partial = folder.with_name(_name_partial(folder.name))
@@ -208,7 +181,6 @@ def load_tree(folder: str | os.PathLike, abstract: Any) -> Any:
     """Reads a tree that `save_tree` wrote.
 
     Args:
-        folder: the folder of the tree.
         abstract: a tree of the same structure, with arrays or `jax.ShapeDtypeStruct`s as leaves.
             Each array is placed by the sharding of its leaf, or on the first device if the leaf has
             no sharding.

@@ -43,16 +43,12 @@ _GPU_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
 
 
 def find_chip(device: jax.Device) -> Chip:
-    """The limits of a TPU.
-
-    Raises:
-        RagJaxError: the device is not in the table of TPUs.
-    """
-    if device.device_kind not in _CHIPS:
-        raise RagJaxError(
-            f"the limits of a {device.device_kind} are not known, only those of {', '.join(_CHIPS)}"
-        )
-    return _CHIPS[device.device_kind]
+    """The limits of a TPU; a RagJaxError for other devices."""
+    kind = device.device_kind
+    if kind not in _CHIPS:
+        known = ", ".join(_CHIPS)
+        raise RagJaxError(f"the limits of a {kind} are not known, only those of {known}")
+    return _CHIPS[kind]
 
 
 def find_peak(devices: Sequence[jax.Device]) -> float:
@@ -69,10 +65,7 @@ def find_peak(devices: Sequence[jax.Device]) -> float:
 
 @functools.cache
 def _measure_peak() -> float:
-    """FLOP/s of a float32 matrix product of 2048 by 2048, the median of five runs.
-
-    Takes half a second on a CPU.
-    """
+    """FLOP/s of a float32 product of 2048 by 2048, median of five runs: half a second on a CPU."""
     size = 2048
     matrix = jnp.ones((size, size), jnp.float32)
     multiply = jax.jit(jnp.matmul)

@@ -18,14 +18,11 @@ from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.hosts import is_first
 
 # Advice for the errors that a user can fix. Any other OSError is a bug in the code.
+_FULL, _READ_ONLY = (errno.ENOSPC, errno.EDQUOT), (errno.EROFS, errno.EACCES, errno.EPERM)
 _DISK_ERRORS = {
-    errno.ENOSPC: "free some space, then run the same command again",
-    errno.EDQUOT: "free some space, then run the same command again",
-    errno.EROFS: "choose a folder that can be written with --workdir",
-    errno.EACCES: "choose a folder that can be written with --workdir",
-    errno.EPERM: "choose a folder that can be written with --workdir",
-    errno.ENOTDIR: "choose a folder with --workdir",
-    errno.EEXIST: "choose a folder with --workdir",
+    **dict.fromkeys(_FULL, "free some space, then run the same command again"),
+    **dict.fromkeys(_READ_ONLY, "choose a folder that can be written with --workdir"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "choose a folder with --workdir"),
 }
 
 
@@ -33,11 +30,8 @@ _DISK_ERRORS = {
 def open_atomic(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     """Opens a temporary file that replaces `path` when the block ends without an error.
 
-    Only the first process writes to the disk. The other processes write to the null device.
-
-    Args:
-        path: the final path. Its folder must exist.
-        mode: "w" for UTF-8 text, or "wb".
+    Only the first process writes to the disk. The other processes write to the null device. The
+    folder of `path` must exist. `mode` is "w", for UTF-8 text, or "wb".
     """
     path, encoding = Path(path), None if "b" in mode else "utf-8"
     if not is_first():
@@ -77,10 +71,9 @@ def replace_folder(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def explain_disk_errors(folder: Path) -> Iterator[None]:
-    """Turns the OSError of a full, read-only or otherwise unusable disk into a RagJaxError.
+    """Turns the OSError of a full or otherwise unusable disk into a RagJaxError.
 
-    Args:
-        folder: named in the message if the OSError has no path.
+    The message names `folder` if the OSError has no path.
     """
     try:
         yield
@@ -94,10 +87,6 @@ def explain_disk_errors(folder: Path) -> Iterator[None]:
 
 def to_json(value: Any, **options: Any) -> str:
     """JSON text of a value. Dataclasses become objects, arrays lists, and array scalars numbers.
-
-    Args:
-        value: the value.
-        options: keyword arguments of `json.dumps`.
 
     Raises:
         ValueError: the value contains NaN or an infinity, which JSON does not have.
@@ -113,11 +102,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-        ValueError: the file is not JSON.
-    """
+    """Reads a JSON file; a ValueError if the file is not JSON."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
@@ -128,40 +113,29 @@ def write_jsonl(path: str | os.PathLike, records: Iterable[Any]) -> None:
 
 
 def read_jsonl(path: str | os.PathLike) -> list[Any]:
-    """Reads JSON lines, one record per line.
-
-    Raises:
-        ValueError: a line is not JSON.
-    """
+    """Reads JSON lines, one record per line; a ValueError if a line is not JSON."""
     with open(path, encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 
 def read_lines(path: Path) -> tuple[list[Any], int]:
-    """Reads JSON lines that `append_line` wrote, up to the first torn line.
-
-    Returns:
-        The records, and the number of their bytes; none of a missing file.
-    """
+    """The records that `append_line` wrote, up to the first torn line, and their size in bytes."""
     records: list[Any] = []
     size = 0
     if path.exists():
-        with open(path, "rb") as file:
+        with open(path, "rb") as file, contextlib.suppress(ValueError):
             for line in file:
-                with contextlib.suppress(ValueError):
-                    if line.endswith(b"\n"):
-                        records.append(json.loads(line))
-                        size += len(line)
-                        continue
-                break
+                if not line.endswith(b"\n"):
+                    break
+                records.append(json.loads(line))
+                size += len(line)
     return records, size
 
 
 def append_line(path: Path, size: int, line: str) -> int:
-    """Cuts a file to `size` bytes, appends a line and waits for the disk; the first process alone.
+    """Cuts a file to `size` bytes, appends a line and waits for the disk; returns the new size.
 
-    Returns:
-        The new size.
+    Only the first process writes.
     """
     data = line.encode()
     if is_first():
@@ -177,7 +151,6 @@ def save_rows(path: Path, pieces: Iterable[np.ndarray], count: int) -> None:
     """Writes the rows of several arrays as one `.npy` file, atomically.
 
     Args:
-        path: the file.
         pieces: arrays that follow each other along the first axis, equal in dtype and in the other
             axes. Only one piece is in memory at a time.
         count: total number of rows.

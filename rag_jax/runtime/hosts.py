@@ -21,8 +21,7 @@ def connect(coordinator: str, processes: int | None, process: int | None) -> Non
     Must be called before any other use of JAX's devices.
 
     Args:
-        coordinator: `host:port` of the first process, or "auto" if the cluster is detected
-            automatically, as on Cloud TPU.
+        coordinator: `host:port` of the first process, or "auto" to detect the cluster, as on TPU.
         processes: number of processes; None with "auto".
         process: index of this process, from 0; None with "auto".
 
@@ -55,12 +54,7 @@ def is_first() -> bool:
 
 
 def wait_for_all(what: str) -> None:
-    """Waits until every process has made the same call.
-
-    Args:
-        what: name of the point in the program, for error messages. Must be the same in every
-            process.
-    """
+    """Waits until every process has made the same call, with the same name `what` for errors."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
@@ -68,11 +62,8 @@ def wait_for_all(what: str) -> None:
 def preempted(step: int) -> bool:
     """Whether one of several processes has received SIGTERM, as preemptible machines do.
 
-    JAX listens for the signal, and gives the same answer for the same step in all processes. Always
-    False in a run of a single process.
-
-    Args:
-        step: the training step. All processes must call this function for every step, in order.
+    JAX listens for the signal, and gives the same answer for the same training step in all
+    processes, which must call this function for every step, in order. A single process gets False.
     """
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
 

@@ -18,16 +18,17 @@ def write_folder(
     """Writes an index as a folder, atomically, and replaces an older index.
 
     Args:
-        folder: the folder.
-        manifest: description of the index that is needed before its files are read. Must have the
-            key `backend`.
+        manifest: description of the index that is needed before its files are read, with a key
+            `backend`.
         write: writes the files of the index into the folder that is its argument.
 
     Raises:
         RagJaxError: the folder holds something other than an index.
     """
     folder = Path(folder)
-    _check_replaceable(folder)
+    is_empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not is_empty and not (folder / _MANIFEST).is_file():
+        raise RagJaxError(f"{folder} exists and is not an index: save into another folder")
     with replace_folder(folder) as temporary:
         write(temporary)
         files = {path.name: hash_file(path) for path in sorted(temporary.iterdir())}
@@ -40,13 +41,11 @@ def read_manifest(
     """Reads the manifest of an index that `write_folder` wrote.
 
     Args:
-        folder: the folder of the index.
         kinds: types of the manifest's fields, `backend` excluded.
         backends: the backends that the caller can read.
 
     Raises:
-        RagJaxError: the folder holds no index, the manifest is damaged, or the format or backend
-            is not one that the caller can read.
+        RagJaxError: the folder holds no index, a damaged index or an index of another kind.
     """
     path = folder / _MANIFEST
     try:
@@ -71,7 +70,6 @@ def check_files(folder: Path, listed: Mapping[str, str], known: Collection[str])
     """Compares the files of an index with the manifest and with the files its backend may write.
 
     Args:
-        folder: the folder of the index.
         listed: SHA-256 by file name, from the manifest's `sha256`.
         known: names of the files that the backend may write.
 
@@ -98,12 +96,3 @@ def hash_file(path: Path) -> str:
 
 def _has_kinds(manifest: Mapping[str, Any], kinds: Mapping[str, type]) -> bool:
     return all(isinstance(manifest.get(key), kind) for key, kind in kinds.items())
-
-
-def _check_replaceable(folder: Path) -> None:
-    if folder.is_dir():
-        is_foreign = any(folder.iterdir()) and not (folder / _MANIFEST).is_file()
-    else:
-        is_foreign = folder.exists()
-    if is_foreign:
-        raise RagJaxError(f"{folder} exists and is not an index: save into another folder")

@@ -18,10 +18,7 @@ Progress = Callable[..., AbstractContextManager[tqdm]]
 def show_progress(name: str, total: int, *, unit: str, initial: int = 0) -> Iterator[tqdm]:
     """A progress bar with the time left; without a terminal, one line at the start and the end.
 
-    Args:
-        name: what the bar is called.
-        total: number of `unit`s, of which an earlier run did the first `initial`.
-        unit: what the bar counts, in the plural.
+    Of `total` units, named in the plural, an earlier run did the first `initial`.
     """
     terminal = sys.stderr.isatty() and is_first()
     if not terminal:

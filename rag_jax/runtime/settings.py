@@ -25,10 +25,7 @@ T = TypeVar("T")
 class Range:
     """The interval of values that a number may take. NaN and infinities are never in the interval.
 
-    Attributes:
-        low: smallest value.
-        high: largest value, included.
-        open_low: whether `low` itself is excluded.
+    `high` is included, and so is `low` unless `open_low`.
     """
 
     low: float = -math.inf
@@ -59,10 +56,8 @@ class MeshConfig:
     Weights are split over both axes. The default gives every device its part of the batch.
 
     Attributes:
-        data: number of parts that the rows of a batch are split into, or -1 for all devices that
-            `model` leaves.
-        model: number of parts that each matrix product is split into, or -1 for all devices that
-            `data` leaves.
+        data: number of parts of a batch's rows, or -1 for all devices that `model` leaves.
+        model: number of parts of a matrix product, or -1 for all devices that `data` leaves.
     """
 
     data: Annotated[int, Range(-1)] = -1
@@ -86,8 +81,7 @@ def build(cls: type[T], values: Mapping[str, Any] | Any, *, path: str = "config"
         path: name of the dataclass in error messages, such as "config.mesh".
 
     Raises:
-        RagJaxError: naming the field, if a field is unknown, has no value, has a value of the wrong
-            type or out of its range, or fails `check`.
+        RagJaxError: naming the field that is unknown, missing, of a wrong type or value.
     """
     if not isinstance(values, Mapping | ml_collections.ConfigDict):
         raise RagJaxError(f"{path}={values!r}: must be a group of fields ({cls.__name__})")
@@ -109,11 +103,7 @@ def build(cls: type[T], values: Mapping[str, Any] | Any, *, path: str = "config"
 
 
 def choose_preset(presets: Mapping[str, T], name: str) -> T:
-    """The preset of a config file that has the given name; `""` is the small run.
-
-    Raises:
-        RagJaxError: the config file has no such preset.
-    """
+    """The named preset of a config file; `""` is the small run, an unknown name a RagJaxError."""
     if name not in presets:
         known = ", ".join(filter(None, presets))
         raise RagJaxError(f"config preset {name!r}: must be one of {known}, or left out")
@@ -130,11 +120,9 @@ def describe_unknown(name: str, known: Iterable[str], *, path: str) -> str:
 
     known = list(known)
     nearest = max(known, key=similarity, default="")
-    hint = (
-        f"did you mean {path}.{nearest}?"
-        if similarity(nearest) >= 0.5
-        else f"the fields are {', '.join(known)}"
-    )
+    hint = f"did you mean {path}.{nearest}?"
+    if similarity(nearest) < 0.5:
+        hint = f"the fields are {', '.join(known)}"
     shown = name if name.isprintable() else repr(name)
     return f"{path}.{shown}: no such field; {hint}"
 
@@ -173,7 +161,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None:
             return None
-        (inner,) = (argument for argument in arguments if argument is not types.NoneType)
+        (inner,) = set(arguments) - {types.NoneType}
         return _convert(inner, value, path)
     if origin is tuple:
         if not isinstance(value, tuple | list):

@@ -64,11 +64,7 @@ BART_RULES: Rules = (
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Makes the mesh with the axes `data` and `model`.
-
-    Args:
-        config: sizes of the axes.
-        devices: devices of the mesh; None for all devices.
+    """Makes the mesh with the axes `data` and `model`, by default of all devices.
 
     Raises:
         RagJaxError: the product of the sizes is not the number of devices.
@@ -89,11 +85,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def check_batches(mesh: Mesh, sizes: dict[str, int]) -> None:
-    """Checks that the mesh can split batches of the given sizes by rows.
-
-    Args:
-        mesh: the mesh.
-        sizes: number of rows of a batch, by the name of the setting.
+    """Checks that the mesh divides the rows of batches, numbers by the names of their settings.
 
     Raises:
         RagJaxError: naming the first setting that is not a multiple of the mesh's `data` axis.
@@ -124,9 +116,6 @@ def choose_spec(path: str, shape: Sequence[int], mesh: Mesh, rules: Rules) -> Pa
 
     Args:
         path: names joined by `/`. Names before the path of the parameter are ignored.
-        shape: shape of the array.
-        mesh: the mesh.
-        rules: sharding rules, of which exactly one must match.
 
     Raises:
         RagJaxError: no rule matches, or several do.
@@ -173,12 +162,7 @@ def _fit(spec: Iterable[Any], shape: Sequence[int], mesh: Mesh) -> PartitionSpec
 
 
 def abstract_params(tree: PyTree, mesh: Mesh, rules: Rules) -> PyTree[jax.ShapeDtypeStruct]:
-    """Shapes, dtypes and shardings of the arrays of a tree, with shardings by the rules.
-
-    Args:
-        tree: nested dicts of arrays or of `jax.ShapeDtypeStruct`s.
-        mesh: the mesh.
-        rules: sharding rules, of which exactly one must match each path.
+    """Shapes, dtypes and shardings by the rules of the arrays or descriptions of a tree.
 
     Raises:
         RagJaxError: no rule matches a path, or several do.
@@ -197,11 +181,7 @@ def shardings_like(tree: PyTree, params: PyTree) -> PyTree[jax.ShapeDtypeStruct]
 
     If the path of an array ends in the path of a parameter of the same shape, the array has the
     sharding of the parameter, so Adam's moments are sharded like their parameters. Other arrays,
-    such as a count of steps, are replicated on every device.
-
-    Args:
-        tree: arrays or `jax.ShapeDtypeStruct`s, such as the state of an optimiser.
-        params: parameters, or their descriptions with shardings.
+    such as a count of steps, are replicated on every device. Both trees may be descriptions.
     """
     name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")  # noqa: E731
     by_name = {name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
@@ -223,25 +203,15 @@ def shardings_of(tree: PyTree) -> Shardings:
 
 
 def constrain(tree: PyTree[Array], shardings: Shardings) -> PyTree[Array]:
-    """Constrains the arrays of a tree to given shardings, within `jax.jit`.
-
-    Args:
-        tree: the arrays.
-        shardings: by `shardings_of`, of a tree with the same structure.
-    """
+    """Constrains the arrays of a tree, within `jax.jit`, to the `shardings_of` a similar tree."""
     if all(sharding.num_devices == 1 for sharding in shardings):
         return tree
-    return jax.lax.with_sharding_constraint(
-        tree, jax.tree.unflatten(jax.tree.structure(tree), shardings)
-    )
+    shardings = jax.tree.unflatten(jax.tree.structure(tree), shardings)
+    return jax.lax.with_sharding_constraint(tree, shardings)
 
 
 def shard_params(tree: PyTree, mesh: Mesh, rules: Rules) -> PyTree[Array]:
-    """Moves the arrays of a tree to their shardings by the rules.
-
-    Raises:
-        RagJaxError: as `abstract_params`.
-    """
+    """Moves the arrays of a tree to their shardings by the rules, see `abstract_params`."""
     abstract = abstract_params(tree, mesh, rules)
     return jax.tree.map(lambda leaf, to: jax.device_put(leaf, to.sharding), tree, abstract)
 
@@ -249,10 +219,7 @@ def shard_params(tree: PyTree, mesh: Mesh, rules: Rules) -> PyTree[Array]:
 def shard_array(array: np.ndarray, sharding: NamedSharding, dtype: Any = None) -> Array:
     """Moves an array from the host to the devices. No device ever holds more than its shard.
 
-    Args:
-        array: the whole array, the same in every process.
-        sharding: the sharding.
-        dtype: dtype on the devices; None keeps the dtype of `array`.
+    The array is whole, and the same in every process. `dtype` None keeps the dtype.
     """
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
@@ -288,18 +255,12 @@ def count_bytes_per_device(tree: PyTree) -> int:
 
 
 def count_data_rows() -> int:
-    """Number of parts that the mesh in effect splits a batch into.
-
-    The number of rows of a batch must be a multiple of the number of parts.
-    """
+    """Number of parts that the mesh in effect splits a batch into, a divisor of its rows."""
     return dict(jax.sharding.get_abstract_mesh().shape).get("data", 1)
 
 
 def shard_batch(arrays: PyTree[np.ndarray]) -> PyTree[Array]:
-    """Moves arrays from the host to the mesh in effect, split by rows.
-
-    Args:
-        arrays: the whole arrays, the same in every process. The first axis has the rows.
+    """Moves arrays, whole in every process, to the mesh in effect, split by their first axis.
 
     Raises:
         RagJaxError: the number of rows is not a multiple of the mesh's `data` axis.

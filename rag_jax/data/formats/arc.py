@@ -32,13 +32,8 @@ def matches(record: Mapping[str, Any]) -> bool:
 def parse(record: Mapping[str, Any], place: Place) -> Item:
     """Parses a question. The text ends with one line per choice, such as `B: text of the choice`.
 
-    Args:
-        record: fields of the question.
-        place: place of the record, for error messages.
-
     Raises:
-        BadLineError: if a required field is missing or blank, a field has the wrong type, or the
-            answer is not the label of a choice.
+        BadLineError: if a field is missing, blank, of the wrong type, or the answer no choice.
     """
     published = record.get("question")
     if isinstance(published, dict):
@@ -57,13 +52,8 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
     if label and label not in choices:
         raise BadLineError(f"{place}: {key} {label!r} is not the label of a choice")
     lines = [check_blank(stem, "question", place), *(f"{c}: {choices[c]}" for c in choices)]
-    question = Question(
-        get_id(record, ["id"], place),
-        "\n".join(lines),
-        (label,) if label else (),
-        {},
-        choices=choices,
-    )
+    id, answers = get_id(record, ["id"], place), (label,) if label else ()
+    question = Question(id, "\n".join(lines), answers, {}, choices=choices)
     return Item(place, question, read_contexts(record, place))
 
 

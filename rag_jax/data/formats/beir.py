@@ -5,6 +5,7 @@
 separated by tabs. TREC's format, `query 0 passage grade` without a heading, is accepted too.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 
@@ -16,40 +17,26 @@ from rag_jax.data.questions import Question
 def read_queries(path: Path, bad: BadLines) -> dict[str, str]:
     """Reads the texts of queries by id.
 
-    Args:
-        path: file of queries.
-        bad: counter of bad lines.
-
     Raises:
         RagJaxError: if the file cannot be read, or has too many bad lines.
     """
     queries: dict[str, str] = {}
     for place, record in read_records(path, bad):
-        try:
+        with bad:
             id = get_id(record, ["_id", "id"], place)
             text = get_filled(record, "text", place)
             if id in queries:
                 raise BadLineError(f"{place}: another query has the id {id!r}")
-        except BadLineError as error:
-            bad.skip(error)
-            continue
-        queries[id] = text
+            queries[id] = text
     return queries
 
 
 def read_questions(
     path: Path, queries: Mapping[str, str], passages: Set[str], bad: BadLines
 ) -> list[Question]:
-    """Reads the judged queries of a split as questions without answers.
+    """Reads the judged queries of a split as questions without answers, in the file's order.
 
-    Args:
-        path: file of judgements.
-        queries: texts of the queries by id.
-        passages: ids of the passages of the corpus.
-        bad: counter of bad lines.
-
-    Returns:
-        Questions in the order of the file. Passages with a grade above 0 are relevant.
+    Passages, given as the ids of the corpus, are relevant with a grade above 0.
 
     Raises:
         RagJaxError: if the file cannot be read, or has too many bad lines.
@@ -68,14 +55,7 @@ def read_questions(
 
 
 def read_qrels(path: Path, bad: BadLines) -> Iterator[tuple[Place, tuple[str, str, int]]]:
-    """Yields the judgements of a file in BEIR's or TREC's format.
-
-    Args:
-        path: file of judgements.
-        bad: counter of bad lines.
-
-    Yields:
-        The place of each judgement, and a tuple of query id, passage id and grade.
+    """Yields the place, and query id, passage id and grade, of each judgement of a file.
 
     Raises:
         RagJaxError: if the file cannot be read, or has too many bad lines.
@@ -86,13 +66,8 @@ def read_qrels(path: Path, bad: BadLines) -> Iterator[tuple[Place, tuple[str, st
         if len(fields) != 3:
             fields = line.split()
             fields = [*fields[:1], *fields[2:]] if len(fields) == 4 else []
-        if len(fields) == 3 and _is_grade(fields[2]):
+        if len(fields) == 3 and re.fullmatch("-?[0-9]{1,9}", fields[2]):
             yield place, (fields[0], fields[1], int(fields[2]))
         elif not is_heading:
             error = f"{place}: must be query, passage and grade, separated by tabs"
             bad.skip(BadLineError(error))
-
-
-def _is_grade(text: str) -> bool:
-    digits = text.removeprefix("-")
-    return digits.isascii() and digits.isdecimal() and len(digits) < 10

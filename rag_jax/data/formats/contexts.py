@@ -19,17 +19,14 @@ def read_contexts(record: Mapping[str, Any], place: Place) -> tuple[Context, ...
     scores if a search wrote the list; `paragraphs`, with `is_supporting`; and `ctx_title` and
     `ctx_text`, for a single passage.
 
-    Args:
-        record: fields of the question.
-        place: place of the question, for error messages.
-
     Raises:
         BadLineError: if a passage has no text, or a field has the wrong type.
     """
-    contexts = []
-    for name, grade in _LISTS.items():
-        for fields in get_objects(record, name, place):
-            contexts.append(_read_context(fields, place, grade))
+    contexts = [
+        _read_context(fields, place, grade)
+        for name, grade in _LISTS.items()
+        for fields in get_objects(record, name, place)
+    ]
     for fields in get_objects(record, "paragraphs", place):
         contexts.append(_read_context(fields, place, int(bool(fields.get("is_supporting")))))
     if record.get("ctx_text") is not None:
@@ -43,14 +40,9 @@ def _read_context(record: Mapping[str, Any], place: Place, grade: int) -> Contex
     id = get_id(record, _IDS, place, default="")
     title = get_text(record, "title", place, default="")
     text = get_filled(record, "text", place)
-    return Context(Passage(id, title, text), grade, _read_score(record, place))
-
-
-def _read_score(record: Mapping[str, Any], place: Place) -> float | None:
     score = record.get("score")
-    if score is None:
-        return None
     try:
-        return float(score)  # DPR writes scores as strings
+        value = None if score is None else float(score)  # DPR writes scores as strings
     except (TypeError, ValueError, OverflowError):
         raise BadLineError(f"{place}: score={score!r} must be a number") from None
+    return Context(Passage(id, title, text), grade, value)

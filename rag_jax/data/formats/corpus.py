@@ -12,12 +12,7 @@ from rag_jax.data.passages import Passage
 
 
 class Corpus:
-    """Corpus from passage files. Passages that come with questions are only looked up.
-
-    Args:
-        passages: the corpus, in memory or in a file.
-        ids: ids of all passages.
-    """
+    """Corpus from passage files, with their ids. Passages with questions are only looked up."""
 
     def __init__(self, passages: Sequence[Passage], ids: Set[str]):
         self.passages, self._ids = passages, ids
@@ -34,15 +29,9 @@ class Corpus:
         return kilt.group_pages(passage.id for passage in self.passages)
 
     def find_relevant(self, item: Item) -> dict[str, int]:
-        """Returns the relevant passages of a question.
+        """Returns the grades of the relevant passages of a question, by passage id.
 
         A gold passage that comes with the question is found by id, or else by title and text.
-
-        Args:
-            item: question with the ids, pages or contexts of the relevant passages.
-
-        Returns:
-            Grades by passage id.
 
         Raises:
             BadLineError: if a relevant passage is not in the corpus.
@@ -59,17 +48,14 @@ class Corpus:
                     f"{item.place}: no passage is part of page or paragraph {item.pages[0]!r}"
                 )
             relevant |= dict.fromkeys(ids, 1)
-        for context in item.contexts:
-            if context.grade:
-                passage = context.passage
-                id = passage.id if passage.id in self._ids else None
-                id = id or self._ids_by_digest.get(_digest(passage))
-                if id is None:
-                    label = passage.id or passage.title or passage.text[:40]
-                    raise BadLineError(
-                        f"{item.place}: the gold passage {label!r} is not in the corpus"
-                    )
-                relevant[id] = context.grade
+        for context in (context for context in item.contexts if context.grade):
+            passage = context.passage
+            id = passage.id if passage.id in self._ids else None
+            id = id or self._ids_by_digest.get(_digest(passage))
+            if id is None:
+                label = passage.id or passage.title or passage.text[:40]
+                raise BadLineError(f"{item.place}: the gold passage {label!r} is not in the corpus")
+            relevant[id] = context.grade
         return relevant
 
 
@@ -82,19 +68,12 @@ class GatheredCorpus:
         self._numbers: dict[str, int] = {}
 
     def find_relevant(self, item: Item) -> dict[str, int]:
-        """Adds the passages of a question to the corpus and returns the relevant passages.
+        """Adds the passages of a question; returns the grades of the relevant ones by id.
 
         A passage without an id gets the title as id, with a number if the title is taken.
 
-        Args:
-            item: question with passages.
-
-        Returns:
-            Grades by passage id.
-
         Raises:
-            BadLineError: if a relevant passage is not among the passages of the question, or two
-                different passages have the same id.
+            BadLineError: if a relevant passage is missing, or two passages have the same id.
         """
         context_ids = {context.passage.id for context in item.contexts}
         for name in (*item.question.relevant, *item.pages):

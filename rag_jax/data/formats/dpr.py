@@ -31,10 +31,6 @@ def matches(record: Mapping[str, Any]) -> bool:
 def parse(record: Mapping[str, Any], place: Place) -> Item:
     """Parses a question with its passages. A missing id becomes `<file name>:<record number>`.
 
-    Args:
-        record: fields of the question.
-        place: place of the record.
-
     Raises:
         BadLineError: if a required field is missing or blank, or a field has the wrong type.
     """
@@ -55,10 +51,6 @@ def matches_row(row: Sequence[str]) -> bool:
 def parse_row(row: Sequence[str], place: Place) -> Item:
     """Parses a row of a question and a Python list of answers. The id is `<file name>:<line>`.
 
-    Args:
-        row: fields of the row.
-        place: place of the row.
-
     Raises:
         BadLineError: if the row is not a question and a list of answers.
     """
@@ -68,21 +60,15 @@ def parse_row(row: Sequence[str], place: Place) -> Item:
         answers = ast.literal_eval(row[1].strip())
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         raise BadLineError(f"{place}: the answers must be a list of strings") from None
-    record = {"question": row[0], "answers": answers}
-    return parse(record, place)
+    return parse({"question": row[0], "answers": answers}, place)
 
 
 def write_results(
-    path: Path,
-    questions: Sequence[Question],
-    ranked: Sequence[Sequence[tuple[Passage, float]]],
+    path: Path, questions: Sequence[Question], ranked: Sequence[Sequence[tuple[Passage, float]]]
 ) -> None:
     """Writes the results of a search as DPR does, for readers such as FiD.
 
-    Args:
-        path: file to write.
-        questions: N questions.
-        ranked: for each of the N questions, the passages and their scores, best first.
+    Every question has passages with their scores, best first.
     """
     with open_atomic(path) as file:
         separator = "["

@@ -14,9 +14,9 @@ class Context:
     """Passage that comes with a question.
 
     Attributes:
-        passage: the passage, with an empty id if the data has none.
-        grade: grade of relevance; 0 if the passage is not known to be relevant.
-        score: score from a search; None if the data has none.
+        passage: with an empty id if the data has none.
+        grade: relevance; 0 if the passage is not known to be relevant.
+        score: from a search; None if the data has none.
     """
 
     passage: Passage
@@ -29,8 +29,6 @@ class Item:
     """Question from a file, before the relevant passages are looked up in the corpus.
 
     Attributes:
-        place: place of the question, for error messages.
-        question: the question.
         contexts: passages that come with the question.
         pages: names of relevant pages, or of paragraphs as `<page>#<number>`, in KILT.
     """
@@ -44,57 +42,38 @@ class Item:
 def get_text(
     record: Mapping[str, Any], name: str, place: Place, *, default: str | None = None
 ) -> str:
-    """Returns the string in a field.
-
-    Args:
-        record: fields of the record.
-        name: name of the field.
-        place: place of the record, for error messages.
-        default: value if the field is missing or null; None means that the field is required.
+    """Returns the string in a field, or the default if missing or null; None makes it required.
 
     Raises:
         BadLineError: if a required field is missing, or the value is not a string.
     """
-    value = record.get(name)
-    if value is None:
-        value = default
+    value = default if record.get(name) is None else record[name]
     if value is None:
         raise BadLineError(f"{place}: has no {name!r}")
     return _check_text(value, name, place)
 
 
 def get_filled(record: Mapping[str, Any], name: str, place: Place) -> str:
-    """Returns the string in a required field that must not be blank.
-
-    Raises:
-        BadLineError: if the field is missing, blank or not a string.
-    """
+    """Returns the string in a required field; a BadLineError if missing, blank or no string."""
     return check_blank(get_text(record, name, place), name, place)
 
 
 def get_id(
     record: Mapping[str, Any], names: Sequence[str], place: Place, *, default: str | None = None
 ) -> str:
-    """Returns the id of a record, a string or an integer, as a string.
+    """Returns the id in the first of several fields, a string or an integer, as a string.
 
-    Args:
-        record: fields of the record.
-        names: names of id fields, in order of preference.
-        place: place of the record, for error messages.
-        default: id if the record has none of the fields; None means that an id is required.
+    Without any of the fields, returns the default; None makes an id required.
 
     Raises:
-        BadLineError: if a required id is missing, or the id is empty, or neither a string nor an
-            integer.
+        BadLineError: if a required id is missing, or an id is empty or neither string nor integer.
     """
     name = next((name for name in names if record.get(name) is not None), None)
-    if name is None:
-        if default is not None:
-            return default
-        name = names[0]
-    value = record.get(name)
-    if type(value) is int:
-        return str(value)
+    if name is None and default is not None:
+        return default
+    name = name or names[0]
+    if type(record.get(name)) is int:
+        return str(record[name])
     id = get_text(record, name, place)
     if not id:
         raise BadLineError(f"{place}: {name} is empty")
@@ -102,11 +81,7 @@ def get_id(
 
 
 def get_texts(record: Mapping[str, Any], name: str, place: Place) -> tuple[str, ...]:
-    """Returns the list of strings in a required field.
-
-    Raises:
-        BadLineError: if the field is missing or not a list of strings.
-    """
+    """Returns the list in a required field; a BadLineError if missing or not a list of strings."""
     values = record.get(name)
     if values is None:
         raise BadLineError(f"{place}: has no {name!r}")
@@ -116,11 +91,7 @@ def get_texts(record: Mapping[str, Any], name: str, place: Place) -> tuple[str, 
 
 
 def get_choices(choices: Mapping[str, Any], place: Place) -> dict[str, str]:
-    """Returns the texts of choices by label.
-
-    Raises:
-        BadLineError: if a label or a text is not a string.
-    """
+    """Returns the texts of choices by label; a BadLineError if a label or a text is no string."""
     return {
         _check_text(label, "label", place): get_text({"choice": text}, "choice", place)
         for label, text in choices.items()
@@ -128,11 +99,7 @@ def get_choices(choices: Mapping[str, Any], place: Place) -> dict[str, str]:
 
 
 def get_objects(record: Mapping[str, Any], name: str, place: Place) -> list[dict[str, Any]]:
-    """Returns the list of objects in a field; empty if the field is missing or null.
-
-    Raises:
-        BadLineError: if the value is not a list of objects.
-    """
+    """Returns the objects in a field, none if missing or null; a BadLineError if not a list."""
     values = record.get(name)
     if values is None:
         return []
@@ -160,16 +127,7 @@ def get_count(record: Mapping[str, Any], name: str, place: Place) -> int | None:
 
 
 def check_blank(text: str, name: str, place: Place) -> str:
-    """Returns a text unchanged, after checking that the text is not blank.
-
-    Args:
-        text: the text.
-        name: name of the field or of the text, for the error message.
-        place: place of the record, for the error message.
-
-    Raises:
-        BadLineError: if the text is blank.
-    """
+    """Returns a text unchanged; a BadLineError with the text's name if the text is blank."""
     if not text.strip():
         raise BadLineError(f"{place}: {name} is blank")
     return text

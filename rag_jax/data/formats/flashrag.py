@@ -38,18 +38,13 @@ def matches_passage(record: Mapping[str, Any]) -> bool:
 def parse(record: Mapping[str, Any], place: Place) -> Item:
     """Parses a question.
 
-    Args:
-        record: fields of the question.
-        place: place of the record, for error messages.
-
     Raises:
         BadLineError: if a required field is missing or blank, or a field has the wrong type.
     """
-    metadata = record.get("metadata")
-    if metadata is None:
-        metadata = {}
+    metadata = {} if record.get("metadata") is None else record["metadata"]
     if not isinstance(metadata, dict):
         raise BadLineError(f"{place}: metadata must be an object")
+    choices = metadata.get("choices")
     popularity = "popularity" if metadata.get("popularity") is not None else "s_pop"
     question = Question(
         get_id(record, ["id"], place),
@@ -58,7 +53,8 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
         _get_grades(metadata, place),
         get_text(metadata, "type", place, default=""),
         get_count(metadata, popularity, place),
-        _get_choices(metadata, place),
+        # Some of FlashRAG's datasets have a list of choices without labels.
+        get_choices(choices, place) if isinstance(choices, dict) else {},
     )
     return Item(place, question)
 
@@ -66,16 +62,8 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
 def parse_passage(record: Mapping[str, Any], place: Place) -> list[Passage]:
     """Parses a passage. The fields `title` and `text`, if present, override `contents`.
 
-    Args:
-        record: fields of the passage.
-        place: place of the record, for error messages.
-
-    Returns:
-        A list of one passage.
-
     Raises:
-        BadLineError: if a required field is missing, a field has the wrong type, or the text is
-            blank.
+        BadLineError: if a required field is missing, of the wrong type, or the text is blank.
     """
     id, contents = get_id(record, ["id"], place), get_text(record, "contents", place)
     title, newline, text = contents.partition("\n")
@@ -88,9 +76,7 @@ def parse_passage(record: Mapping[str, Any], place: Place) -> list[Passage]:
 
 
 def _get_grades(metadata: Mapping[str, Any], place: Place) -> dict[str, int]:
-    grades = metadata.get("relevant")
-    if grades is None:
-        return {}
+    grades = {} if metadata.get("relevant") is None else metadata["relevant"]
     if not isinstance(grades, dict) or any(
         type(grade) is not int or grade < 1 for grade in grades.values()
     ):
@@ -98,53 +84,29 @@ def _get_grades(metadata: Mapping[str, Any], place: Place) -> dict[str, int]:
     return grades
 
 
-def _get_choices(metadata: Mapping[str, Any], place: Place) -> dict[str, str]:
-    choices = metadata.get("choices")
-    if not isinstance(choices, dict):  # some of FlashRAG's datasets have a list without labels
-        return {}
-    return get_choices(choices, place)
-
-
 def write_passages(path: Path, passages: Iterable[Passage]) -> None:
     """Writes a corpus.
 
     The extra fields `title` and `text` preserve titles with line ends, which `contents` cannot
     represent.
-
-    Args:
-        path: file to write.
-        passages: passages of the corpus.
     """
-    write_jsonl(
-        path,
-        (
-            {"id": p.id, "contents": f'"{p.title}"\n{p.text}', "title": p.title, "text": p.text}
-            for p in passages
-        ),
+    records = (
+        {"id": p.id, "contents": f'"{p.title}"\n{p.text}', "title": p.title, "text": p.text}
+        for p in passages
     )
+    write_jsonl(path, records)
 
 
 def write_questions(path: Path, questions: Iterable[Question]) -> None:
-    """Writes the questions of a split. Fields that FlashRAG does not define go into `metadata`.
-
-    Args:
-        path: file to write.
-        questions: questions of the split.
-    """
-    write_jsonl(
-        path,
-        (
-            {
-                "id": question.id,
-                "question": question.question,
-                "golden_answers": question.answers,
-                "metadata": {
-                    "type": question.type,
-                    "popularity": question.popularity,
-                    "relevant": question.relevant,
-                    "choices": question.choices,
-                },
-            }
-            for question in questions
-        ),
+    """Writes the questions of a split. Fields that FlashRAG does not define go into `metadata`."""
+    extra = ("type", "popularity", "relevant", "choices")
+    records = (
+        {
+            "id": question.id,
+            "question": question.question,
+            "golden_answers": question.answers,
+            "metadata": {name: getattr(question, name) for name in extra},
+        }
+        for question in questions
     )
+    write_jsonl(path, records)

@@ -4,7 +4,7 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,43 +39,23 @@ from rag_jax.data.questions import Collection, Keep, Question
 from rag_jax.runtime.errors import RagJaxError
 
 _SUFFIXES = (".jsonl", ".json", ".tsv", ".csv")
-_SPLITS = {
-    "train": "train",
-    "dev": "dev",
-    "valid": "dev",
-    "validation": "dev",
-    "val": "dev",
-    "test": "test",
-}
+_DEV = ("dev", "valid", "validation", "val")
+_SPLITS = {"train": "train", **dict.fromkeys(_DEV, "dev"), "test": "test"}
 _PASSAGES = "passages"  # the format of files without questions
 
 
-@dataclass(frozen=True)
-class Format:
-    """Format of question records.
-
-    Attributes:
-        matches: returns whether a record has the fields of the format.
-        parse: parses a record; returns None for a record that the format leaves out.
-    """
-
-    matches: Callable[[Mapping[str, Any]], bool]
-    parse: Callable[[Mapping[str, Any], Place], Item | None]
-
-
 # In the order of detection: formats with distinctive fields first, the most general format last.
+# `matches(record)` tells whether a record has the fields of a format. `parse(record, place)` gives
+# an `Item`, or None for a record that the format leaves out.
 _RECORDS = {
-    name: Format(module.matches, module.parse)
-    for name, module in {
-        "kilt": kilt,
-        "flashrag": flashrag,
-        "pubhealth": pubhealth,
-        "popqa": popqa,
-        "arc": arc,
-        "multihop": multihop,
-        "dpr": dpr,
-        "jsonl": jsonl,
-    }.items()
+    "kilt": kilt,
+    "flashrag": flashrag,
+    "pubhealth": pubhealth,
+    "popqa": popqa,
+    "arc": arc,
+    "multihop": multihop,
+    "dpr": dpr,
+    "jsonl": jsonl,
 }
 # Formats of whole documents, detected by how the document begins.
 _DOCUMENTS = {
@@ -85,13 +65,7 @@ _DOCUMENTS = {
 
 
 def list_files(folder: Path) -> list[Path]:
-    """Returns the data files of a folder, of the subfolder `qrels` and of prepared datasets.
-
-    Args:
-        folder: folder of `config.data.path`.
-
-    Returns:
-        Sorted paths, without hidden files.
+    """Returns the data files of a folder, its `qrels` and prepared datasets: sorted, not hidden.
 
     Raises:
         RagJaxError: if the folder does not exist.
@@ -105,17 +79,10 @@ def list_files(folder: Path) -> list[Path]:
 
 
 def read_folder(folder: Path, format: str, bad: BadLines, keep: Keep) -> Collection:
-    """Reads the passages and questions of a folder.
-
-    Args:
-        folder: folder of `config.data.path`.
-        format: format of the questions, or "auto" to detect the format.
-        bad: counter of bad lines.
-        keep: stores a stream of passages; see `read_collection`.
+    """Reads the passages and questions of a folder; `format` "auto" detects the questions' format.
 
     Raises:
-        RagJaxError: if data is missing or violates the format. The message names the file and, if
-            there is one, the line.
+        RagJaxError: if data is missing or violates the format, naming the file and the line.
     """
     files = list_files(folder)
     if format == "beir" or (format == "auto" and "queries" in map(_stem, files)):
@@ -134,28 +101,18 @@ def read_folder(folder: Path, format: str, bad: BadLines, keep: Keep) -> Collect
 
 
 def _collect(
-    folder: Path,
-    corpus: Corpus,
-    items: Iterable[tuple[str, Item]],
-    bad: BadLines,
-    keep: Keep,
+    folder: Path, corpus: Corpus, items: Iterable[tuple[str, Item]], bad: BadLines, keep: Keep
 ) -> Collection:
-    """Joins a corpus and questions with their splits into a collection.
-
-    If the corpus is empty, the passages that come with the questions become the corpus.
-    """
+    """Joins questions with a corpus, or with the passages that come with the questions."""
     source = corpus if corpus.passages else GatheredCorpus()
     questions: dict[str, dict[str, Question]] = defaultdict(dict)
     for split, item in items:
-        try:
+        with bad:
             id = item.question.id
             if id in questions[split]:
                 raise BadLineError(f"{item.place}: another {split} question has the id {id!r}")
             relevant = source.find_relevant(item)
-        except BadLineError as error:
-            bad.skip(error)
-            continue
-        questions[split][id] = replace(item.question, relevant=relevant)
+            questions[split][id] = replace(item.question, relevant=relevant)
     passages = source.passages
     if isinstance(source, GatheredCorpus):
         passages = keep(source.passages.values())
@@ -186,18 +143,16 @@ def _sort_files(
         if not matching:
             raise RagJaxError(f"{folder}: holds no questions in the format {format!r}")
         return corpus, matching
-    unknown = [path for path, name in questions.items() if name is None]
-    if unknown:
-        known = ", ".join([*_RECORDS, *_DOCUMENTS])
+    if unknown := [path for path, name in questions.items() if name is None]:
         raise RagJaxError(
             f"{unknown[0]}: has an unknown format: move the file away, or set config.data.format "
-            f"to one of {known}"
+            f"to one of {', '.join([*_RECORDS, *_DOCUMENTS])}"
         )
     if len({*questions.values()}) > 1:
+        listed = ", ".join(f"{path.name}: {name}" for path, name in questions.items())
         raise RagJaxError(
-            f"{folder}: holds questions in several formats ("
-            f"{', '.join(f'{path.name}: {name}' for path, name in questions.items())}): set "
-            "config.data.format to one of them"
+            f"{folder}: holds questions in several formats ({listed}): set config.data.format to "
+            "one of them"
         )
     if not questions:
         raise RagJaxError(f"{folder}: holds no questions")
@@ -219,8 +174,8 @@ def _find_format(path: Path) -> str | None:
         record = next((record for _, record in read_records(path, bad)), None)
     if record is None:
         return None
-    for name, record_format in _RECORDS.items():
-        if record_format.matches(record):
+    for name, module in _RECORDS.items():
+        if module.matches(record):
             return name
     return _PASSAGES if holds_passages(record) else None
 
@@ -232,13 +187,10 @@ def _read_items(path: Path, name: str, bad: BadLines) -> Iterator[Item]:
     has_rows = name == "dpr" and is_table(path)
     parse: Callable[[Any, Place], Item | None] = dpr.parse_row if has_rows else _RECORDS[name].parse
     for place, record in (read_rows if has_rows else read_records)(path, bad):
-        try:
+        with bad:
             item = parse(record, place)
-        except BadLineError as error:
-            bad.skip(error)
-            continue
-        if item is not None:
-            yield item
+            if item is not None:
+                yield item
 
 
 def _read_beir(folder: Path, files: Sequence[Path], bad: BadLines, keep: Keep) -> Collection:
@@ -249,11 +201,8 @@ def _read_beir(folder: Path, files: Sequence[Path], bad: BadLines, keep: Keep) -
     ids: set[str] = set()
     passages = keep(stream_passages([paths["corpus"]], bad, ids))
     queries = beir.read_queries(paths["queries"], bad)
-    questions = {
-        _stem(path): beir.read_questions(path, queries, ids, bad)
-        for path in files
-        if path.parent != folder
-    }
+    judged = [path for path in files if path.parent != folder]
+    questions = {_stem(path): beir.read_questions(path, queries, ids, bad) for path in judged}
     if not questions:
         raise RagJaxError(f"{folder / 'qrels'}: holds no .tsv file")
     return Collection(passages, questions)
@@ -267,16 +216,13 @@ def _read_prepared(folder: Path, bad: BadLines, keep: Keep) -> Collection:
     def stream() -> Iterator[Passage]:
         for dataset in tfds.list_datasets(folder):
             for split, place, example in tfds.read_examples(dataset, bad):
-                try:
+                with bad:
                     if tfds.is_question(example):
                         items.append((_SPLITS.get(split, split), tfds.parse(example, place)))
-                        continue
-                    if not holds_passages(example):
+                    elif holds_passages(example):
+                        yield from parse_records([(place, example)], ids, bad)
+                    else:
                         raise BadLineError(f"{place}: is neither a question nor a passage")
-                except BadLineError as error:
-                    bad.skip(error)
-                    continue
-                yield from parse_records([(place, example)], ids, bad)
 
     return _collect(folder, Corpus(keep(stream()), ids), items, bad, keep)
 

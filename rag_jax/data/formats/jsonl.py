@@ -29,10 +29,6 @@ def matches(record: Mapping[str, Any]) -> bool:
 def parse(record: Mapping[str, Any], place: Place) -> Item:
     """Parses a question.
 
-    Args:
-        record: fields of the question.
-        place: place of the record, for error messages.
-
     Raises:
         BadLineError: if a required field is missing or blank, or a field has the wrong type.
     """
@@ -53,16 +49,8 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
 def parse_passage(record: Mapping[str, Any], place: Place) -> list[Passage]:
     """Parses a passage.
 
-    Args:
-        record: fields of the passage.
-        place: place of the record, for error messages.
-
-    Returns:
-        A list of one passage.
-
     Raises:
-        BadLineError: if a required field is missing, a field has the wrong type, or the text is
-            blank.
+        BadLineError: if a required field is missing, of the wrong type, or the text is blank.
     """
     id = get_id(record, ["id", "_id"], place)
     title, text = get_text(record, "title", place, default=""), get_text(record, "text", place)

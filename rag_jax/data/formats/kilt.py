@@ -14,14 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rag_jax.data.formats.fields import (
-    Item,
-    get_count,
-    get_filled,
-    get_id,
-    get_objects,
-    get_text,
-)
+from rag_jax.data.formats.fields import Item, get_count, get_filled, get_id, get_objects, get_text
 from rag_jax.data.formats.lines import BadLineError, Place
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
@@ -45,10 +38,6 @@ def matches_page(record: Mapping[str, Any]) -> bool:
 def parse_passage(record: Mapping[str, Any], place: Place) -> list[Passage]:
     """Parses the passages of a page.
 
-    Args:
-        record: fields of the page.
-        place: place of the record, for error messages.
-
     Raises:
         BadLineError: if a required field is missing, or a field has the wrong type.
     """
@@ -69,13 +58,8 @@ def parse_passage(record: Mapping[str, Any], place: Place) -> list[Passage]:
 def parse(record: Mapping[str, Any], place: Place) -> Item:
     """Parses a question, with the answers and the provenance of all outputs.
 
-    Args:
-        record: fields of the question.
-        place: place of the record, for error messages.
-
     Raises:
-        BadLineError: if a required field is missing or blank, a field has the wrong type, or a
-            provenance is not a valid range of paragraphs.
+        BadLineError: if a field is missing, blank, of the wrong type or no range of paragraphs.
     """
     answers, pages = [], []
     for output in get_objects(record, "output", place):
@@ -115,15 +99,12 @@ def group_pages(ids: Iterable[str]) -> dict[str, list[str]]:
 
 
 def find_passages(names: Iterable[str], pages: Mapping[str, list[str]]) -> list[str]:
-    """Returns the ids of the passages that a provenance names.
+    """Returns the ids of the passages that a provenance names, in order, without duplicates.
 
     Args:
         names: names of pages, or of paragraphs as `<page>#<number>`. A page stands for all its
             passages; a paragraph that is not in the corpus is ignored.
         pages: ids of the passages in the corpus by page; see `group_pages`.
-
-    Returns:
-        Ids without duplicates, in the order of the names.
     """
     ids = {}
     for name in names:
@@ -140,24 +121,18 @@ def write_predictions(
 ) -> None:
     """Writes predicted answers and retrieved passages for KILT's evaluation.
 
-    Args:
-        path: file to write.
-        questions: N questions.
-        answers: N predicted answers.
-        ranked: for each of the N questions, the retrieved passages, best first. A passage with an
-            id of the form `<page>#<number>` is written as a paragraph, any other as a page.
+    Every question has one answer and passages, best first. A passage with an id of the form
+    `<page>#<number>` is written as a paragraph, any other as a page.
     """
-    write_jsonl(
-        path,
-        (
-            {
-                "id": question.id,
-                "input": question.question,
-                "output": [{"answer": answer, "provenance": [_name_passage(p) for p in passages]}],
-            }
-            for question, answer, passages in zip(questions, answers, ranked, strict=True)
-        ),
+    records = (
+        {
+            "id": question.id,
+            "input": question.question,
+            "output": [{"answer": answer, "provenance": [_name_passage(p) for p in passages]}],
+        }
+        for question, answer, passages in zip(questions, answers, ranked, strict=True)
     )
+    write_jsonl(path, records)
 
 
 def _name_passage(passage: Passage) -> dict[str, Any]:
@@ -165,10 +140,5 @@ def _name_passage(passage: Passage) -> dict[str, Any]:
     match = _PARAGRAPH.fullmatch(passage.id)
     if match is None:
         return {"wikipedia_id": passage.id, "title": passage.title}
-    paragraph = int(match[2])
-    return {
-        "wikipedia_id": match[1],
-        "title": passage.title,
-        "start_paragraph_id": paragraph,
-        "end_paragraph_id": paragraph,
-    }
+    ends = dict.fromkeys(("start_paragraph_id", "end_paragraph_id"), int(match[2]))
+    return {"wikipedia_id": match[1], "title": passage.title, **ends}

@@ -30,10 +30,8 @@ class Place(NamedTuple):
     """Place of a record in a file, for error messages.
 
     Attributes:
-        path: the file.
         line: number of the first line of the record, counted from 1.
-        item: number of the record in the file, counted from 1; equal to `line` for files with one
-            record per line.
+        item: number of the record, counted from 1; equal to `line` with one record per line.
     """
 
     path: Path
@@ -52,8 +50,9 @@ class BadLineError(RagJaxError):
 class BadLines:
     """Counter of skipped bad lines, with a limit.
 
+    As a context manager, a counter skips the rest of a block at a BadLineError.
+
     Args:
-        limit: maximum number of bad lines to skip.
         setting: name of the setting of the limit, for the error message.
         quiet: if True, no warning is logged, for reads that only detect a format.
     """
@@ -66,9 +65,6 @@ class BadLines:
     def skip(self, error: BadLineError) -> None:
         """Counts a bad line and logs a warning.
 
-        Args:
-            error: error of the bad line.
-
         Raises:
             RagJaxError: if the number of bad lines exceeds the limit.
         """
@@ -79,20 +75,20 @@ class BadLines:
                 "number of bad lines to skip"
             ) from None
         if not self._quiet:
-            _logger.warning(
-                "%s: skipped, bad line %d of at most %d", error, self._count, self._limit
-            )
+            counts = self._count, self._limit
+            _logger.warning("%s: skipped, bad line %d of at most %d", error, *counts)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> bool:
+        if is_bad := isinstance(error, BadLineError):
+            self.skip(error)
+        return is_bad
 
 
 def read_lines(path: Path, bad: BadLines) -> Iterator[tuple[Place, str]]:
     """Yields the lines that are not blank, without line ends. Lines must be UTF-8.
-
-    Args:
-        path: text file, plain or gzip.
-        bad: counter of bad lines.
-
-    Yields:
-        The place and the text of each line.
 
     Raises:
         RagJaxError: if the file cannot be read, or has too many bad lines.
@@ -106,14 +102,7 @@ def read_rows(path: Path, bad: BadLines) -> Iterator[tuple[Place, list[str]]]:
     """Yields the rows of a table, including the heading.
 
     Fields are separated by tabs, or by commas if the first line has no tab. Fields may be quoted as
-    in CSV; a quoted field may contain separators and line ends.
-
-    Args:
-        path: table, plain or gzip.
-        bad: counter of bad lines.
-
-    Yields:
-        The place and the fields of each row that is not blank.
+    in CSV; a quoted field may contain separators and line ends. Blank rows are left out.
 
     Raises:
         RagJaxError: if the file cannot be read, or has too many bad lines.
@@ -139,15 +128,8 @@ def read_records(path: Path, bad: BadLines) -> Iterator[tuple[Place, dict[str, A
     """Yields the records of a file of JSON lines, a JSON array, or a table.
 
     Files with a name that ends in `.tsv`, `.csv`, `.tsv.gz` or `.csv.gz` are tables. A record of a
-    table is a row, with the fields of the heading as keys.
-
-    Args:
-        path: file of records, plain or gzip.
-        bad: counter of bad lines. Invalid JSON inside an array is an error regardless of the limit,
-            because the start of the next item is unknown.
-
-    Yields:
-        The place and the fields of each record.
+    table is a row, with the fields of the heading as keys. Invalid JSON inside an array is an error
+    regardless of the limit of bad lines, because the start of the next item is unknown.
 
     Raises:
         RagJaxError: if the file cannot be read, or has too many bad lines.
@@ -155,94 +137,24 @@ def read_records(path: Path, bad: BadLines) -> Iterator[tuple[Place, dict[str, A
     if is_table(path):
         yield from _read_table(path, bad)
     elif _peek(path)[:1] == b"[":
-        yield from _read_array(path, "")
+        yield from read_items(path, "")
     else:
         for place, line in read_lines(path, bad):
-            try:
+            with bad:
                 record = parse_json(line, place)
                 if not isinstance(record, dict):
                     raise BadLineError(f"{place}: must be an object")
-            except BadLineError as error:
-                bad.skip(error)
-                continue
-            yield place, record
+                yield place, record
 
 
 def read_items(path: Path, key: str) -> Iterator[tuple[Place, dict[str, Any]]]:
-    """Yields the objects of an array inside a JSON document.
+    """Yields the objects of an array of a JSON document, the whole document if `key` is empty.
 
-    Args:
-        path: JSON document, plain or gzip.
-        key: key of the array, which must be near the beginning of the document.
-
-    Yields:
-        The place and the fields of each object.
+    The key must be near the beginning of the document.
 
     Raises:
         RagJaxError: if the file cannot be read, or the array is missing or not JSON.
     """
-    return _read_array(path, key)
-
-
-def parse_json(text: str, place: Place) -> Any:
-    """Parses JSON, without the extensions NaN and Infinity.
-
-    Args:
-        text: JSON text.
-        place: place of the text, for the error message.
-
-    Raises:
-        BadLineError: if the text is not JSON.
-    """
-    try:
-        return json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
-        raise BadLineError(f"{place}: is not JSON ({error})") from None
-
-
-def is_table(path: Path) -> bool:
-    """Returns whether the name of a file is the name of a table."""
-    return Path(path.name.removesuffix(".gz")).suffix in (".tsv", ".csv")
-
-
-def peek_text(path: Path) -> str:
-    """Returns the first characters of a file, without leading white space and invalid UTF-8.
-
-    Raises:
-        RagJaxError: if the file cannot be read.
-    """
-    return _peek(path).decode(errors="ignore")
-
-
-class _NumberedLines:
-    """Iterator over the texts of numbered lines.
-
-    `first` is the number of the first line read since `first` was set to 0: the line on which a row
-    begins, because a row may span several lines.
-    """
-
-    def __init__(self, lines: Iterator[tuple[int, str]]):
-        self._lines, self.first = lines, 0
-
-    def __iter__(self) -> Iterator[str]:
-        for number, text in self._lines:
-            self.first = self.first or number
-            yield text
-
-
-def _read_table(path: Path, bad: BadLines) -> Iterator[tuple[Place, dict[str, Any]]]:
-    rows = read_rows(path, bad)
-    _, names = next(rows, (None, []))
-    for place, row in rows:
-        if len(row) != len(names):
-            error = f"{place}: has {len(row)} fields, but the heading has {len(names)}"
-            bad.skip(BadLineError(error))
-        else:
-            yield place, dict(zip(names, row, strict=True))
-
-
-def _read_array(path: Path, key: str) -> Iterator[tuple[Place, dict[str, Any]]]:
-    """Yields the objects of an array: the whole document if `key` is empty."""
     decoder = json.JSONDecoder(parse_constant=_refuse)
     with _open(path) as raw, io.TextIOWrapper(raw, "utf-8-sig") as file:
         text, line, item = file.read(_CHUNK), 1, 0
@@ -287,6 +199,55 @@ def _read_array(path: Path, key: str) -> Iterator[tuple[Place, dict[str, Any]]]:
                 yield place, record
                 line += text.count("\n", at, end)
                 at, item, has_comma = end, item + 1, False
+
+
+def parse_json(text: str, place: Place) -> Any:
+    """Parses JSON, without the extensions NaN and Infinity.
+
+    Raises:
+        BadLineError: if the text is not JSON.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise BadLineError(f"{place}: is not JSON ({error})") from None
+
+
+def is_table(path: Path) -> bool:
+    """Returns whether the name of a file is the name of a table."""
+    return Path(path.name.removesuffix(".gz")).suffix in (".tsv", ".csv")
+
+
+def peek_text(path: Path) -> str:
+    """Returns the first characters of a file, without leading white space and invalid UTF-8."""
+    return _peek(path).decode(errors="ignore")
+
+
+class _NumberedLines:
+    """Iterator over the texts of numbered lines.
+
+    `first` is the number of the first line read since `first` was set to 0: the line on which a row
+    begins, because a row may span several lines.
+    """
+
+    def __init__(self, lines: Iterator[tuple[int, str]]):
+        self._lines, self.first = lines, 0
+
+    def __iter__(self) -> Iterator[str]:
+        for number, text in self._lines:
+            self.first = self.first or number
+            yield text
+
+
+def _read_table(path: Path, bad: BadLines) -> Iterator[tuple[Place, dict[str, Any]]]:
+    rows = read_rows(path, bad)
+    _, names = next(rows, (None, []))
+    for place, row in rows:
+        if len(row) != len(names):
+            counts = f"has {len(row)} fields, but the heading has {len(names)}"
+            bad.skip(BadLineError(f"{place}: {counts}"))
+        else:
+            yield place, dict(zip(names, row, strict=True))
 
 
 def _decode_lines(path: Path, bad: BadLines) -> Iterator[tuple[int, str]]:

@@ -32,10 +32,6 @@ def matches(record: Mapping[str, Any]) -> bool:
 def parse(record: Mapping[str, Any], place: Place) -> Item:
     """Parses a question with its paragraphs. The answer is optional, as in test files.
 
-    Args:
-        record: fields of the question.
-        place: place of the record, for error messages.
-
     Raises:
         BadLineError: if a required field is missing or blank, or a field has the wrong type.
     """

@@ -20,14 +20,12 @@ def stream_passages(
     FlashRAG or KILT. An id may be an integer. Only the ids are kept in memory, to find duplicates.
 
     Args:
-        files: files of passages.
         bad: counter of bad lines. A line is bad without an id or a text, with a blank text, or with
             the id of an earlier passage.
         seen: set that collects the ids; None creates a new set.
 
     Raises:
         RagJaxError: if a file cannot be read or has no passages, or there are too many bad lines.
-            The message names the file and, if there is one, the line.
     """
     seen = set() if seen is None else seen
     for path in map(Path, files):
@@ -40,35 +38,23 @@ def stream_passages(
 def parse_records(
     records: Iterable[tuple[Place, Mapping[str, Any]]], seen: set[str], bad: BadLines
 ) -> Iterator[Passage]:
-    """Yields the passages of records.
-
-    Args:
-        records: places and fields of the records.
-        seen: ids of earlier passages; the ids of the yielded passages are added.
-        bad: counter of bad lines.
+    """Yields the passages of records; their ids are added to those of earlier passages (`seen`).
 
     Raises:
         RagJaxError: if there are too many bad lines.
     """
     for place, record in records:
-        try:
+        with bad:
             passages = _parse_passages(record, place)
             for passage in passages:
                 if passage.id in seen:
                     raise BadLineError(f"{place}: another passage has the id {passage.id!r}")
-        except BadLineError as error:
-            bad.skip(error)
-            continue
-        seen.update(passage.id for passage in passages)
-        yield from passages
+            seen.update(passage.id for passage in passages)
+            yield from passages
 
 
 def read_passages(files: Sequence[str | Path], *, bad_lines: int = 0) -> list[Passage]:
-    """Reads the passages of files into memory; see `stream_passages`.
-
-    Args:
-        files: files of passages.
-        bad_lines: maximum number of bad lines to skip.
+    """Reads the passages of files into memory, and skips at most `bad_lines` bad lines.
 
     Raises:
         RagJaxError: if a file cannot be read or has no passages, or there are too many bad lines.

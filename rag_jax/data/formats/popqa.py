@@ -13,14 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rag_jax.data.formats.contexts import read_contexts
-from rag_jax.data.formats.fields import (
-    Item,
-    get_count,
-    get_filled,
-    get_id,
-    get_text,
-    get_texts,
-)
+from rag_jax.data.formats.fields import Item, get_count, get_filled, get_id, get_text, get_texts
 from rag_jax.data.formats.lines import Place, parse_json
 from rag_jax.data.questions import Question
 
@@ -34,10 +27,6 @@ def matches(record: Mapping[str, Any]) -> bool:
 
 def parse(record: Mapping[str, Any], place: Place) -> Item:
     """Parses a question, with the passages that come with the question.
-
-    Args:
-        record: fields of the question.
-        place: place of the record, for error messages.
 
     Raises:
         BadLineError: if a required field is missing or blank, or a field has the wrong type.

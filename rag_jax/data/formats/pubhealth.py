@@ -22,30 +22,17 @@ def matches(record: Mapping[str, Any]) -> bool:
 
 
 def parse(record: Mapping[str, Any], place: Place) -> Item | None:
-    """Parses a claim as a question with the choices true and false.
-
-    Args:
-        record: fields of the claim.
-        place: place of the record, for error messages.
-
-    Returns:
-        The question, or None if the label is `mixture` or `unproven`.
+    """Parses a claim as a question; returns None if the label is `mixture` or `unproven`.
 
     Raises:
-        BadLineError: if a required field is missing or blank, a field has the wrong type, or the
-            label is unknown.
+        BadLineError: if a field is missing, blank or of the wrong type, or the label is unknown.
     """
     label = get_text(record, "label", place).strip().lower()
     if label in _LEFT_OUT:
         return None
     if label not in _CHOICES:
         raise BadLineError(f"{place}: label {label!r} must be true, false, mixture or unproven")
-    claim = get_filled(record, "claim", place)
-    question = Question(
-        get_id(record, ["claim_id"], place),
-        f"True or false? {claim}",
-        (label,),
-        {},
-        choices=_CHOICES,
-    )
+    text = f"True or false? {get_filled(record, 'claim', place)}"
+    id = get_id(record, ["claim_id"], place)
+    question = Question(id, text, (label,), {}, choices=_CHOICES)
     return Item(place, question, read_contexts(record, place))

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from rag_jax.config import DataConfig, WorldConfig
+from rag_jax.data import gazetteer
 from rag_jax.data.formats.folder import list_files, read_folder
 from rag_jax.data.formats.lines import BadLines
-from rag_jax.data.gazetteer import build_world
 from rag_jax.data.matching import has_answer
 from rag_jax.data.passages import Passage, write_passages
 from rag_jax.data.questions import PASSAGES, QUESTIONS, Collection, Keep, Question
@@ -29,14 +29,11 @@ def read_collection(
 
     Args:
         data: folder and format; the built-in world if the path is None.
-        world: settings of the built-in world.
         seed: seed of the choice of held-out training questions.
-        keep: stores a stream of passages and returns the passages of the collection. The default
-            keeps all passages in memory.
+        keep: stores a stream of passages and returns them, by default in memory.
 
     Raises:
-        RagJaxError: if data is missing or violates the format. The message names the file and, if
-            there is one, the line.
+        RagJaxError: if data is missing or violates the format, naming the file and the line.
     """
     if data.path is None:
         collection = _build_world(world)
@@ -60,10 +57,6 @@ def copy_collection(
     copies. If the copy fails, the passages copied so far are deleted.
 
     Args:
-        folder: existing folder for the copy.
-        data: folder and format; the built-in world if the path is None.
-        world: settings of the built-in world.
-        seed: seed of the choice of held-out training questions.
         check: raises a RagJaxError if the collection is not suitable.
 
     Raises:
@@ -85,12 +78,7 @@ def copy_collection(
 def describe_source(data: DataConfig, world: WorldConfig) -> dict[str, Any]:
     """Returns everything that determines a collection, for detecting changes between runs.
 
-    Args:
-        data: folder and format; the built-in world if the path is None.
-        world: settings of the built-in world.
-
-    Returns:
-        The settings of the world, or the settings of the data and a hash of every file.
+    These are the settings of the world, or the settings of the data and a hash of every file.
 
     Raises:
         RagJaxError: if the folder does not exist.
@@ -99,37 +87,25 @@ def describe_source(data: DataConfig, world: WorldConfig) -> dict[str, Any]:
         return {"world": dataclasses.asdict(world)}
     folder = Path(data.path)
     hashes = {p.relative_to(folder).as_posix(): hash_file(p) for p in list_files(folder)}
-    settings = {
-        name: getattr(data, name) for name in ("format", "held_out", "longtail", "bad_lines")
-    }
-    return settings | {"files": hashes}
+    names = ("format", "held_out", "longtail", "bad_lines")
+    return {**{name: getattr(data, name) for name in names}, "files": hashes}
 
 
 def _build_world(settings: WorldConfig) -> Collection:
     """Builds the encyclopedia. Relevant are all passages about a place that contain an answer."""
-    world = build_world(**dataclasses.asdict(settings))
+    world = gazetteer.build_world(**dataclasses.asdict(settings))
     by_place: dict[str, list[Passage]] = defaultdict(list)
     for passage in world.passages:
         if not passage.id.startswith("talk/"):
             by_place[passage.id.split("/")[1]].append(passage)
-    questions = {
-        split: [
-            Question(
-                q.id,
-                q.question,
-                q.answers,
-                {
-                    p.id: 1
-                    for p in by_place[q.passage_id.split("/")[1]]
-                    if p.id == q.passage_id or has_answer(p.text, q.answers)
-                },
-                type=q.relation,
-                popularity=q.popularity,
-            )
-            for q in split_questions
-        ]
-        for split, split_questions in world.questions.items()
-    }
+
+    def convert(q: gazetteer.Question) -> Question:
+        passages = by_place[q.passage_id.split("/")[1]]
+        ids = [p.id for p in passages if p.id == q.passage_id or has_answer(p.text, q.answers)]
+        relevant = dict.fromkeys(ids, 1)
+        return Question(q.id, q.question, q.answers, relevant, q.relation, q.popularity)
+
+    questions = {split: list(map(convert, listed)) for split, listed in world.questions.items()}
     return Collection(world.passages, questions)
 
 
@@ -138,20 +114,17 @@ def _hold_out(collection: Collection, count: int, *, seed: int) -> Collection:
     if not count:
         return collection
     train = collection.questions.get("train", [])
+    problem = ""
     if "dev" in collection.questions:
-        raise RagJaxError(
-            f"config.data.held_out={count}: the data has a dev split; set held_out to 0"
-        )
-    if count >= len(train):
-        raise RagJaxError(
-            f"config.data.held_out={count}: there are {len(train)} training questions; hold out "
-            "fewer"
-        )
-    held_out = np.zeros(len(train), bool)
-    held_out[np.random.default_rng(seed).permutation(len(train))[:count]] = True
+        problem = "the data has a dev split; set held_out to 0"
+    elif count >= len(train):
+        problem = f"there are {len(train)} training questions; hold out fewer"
+    if problem:
+        raise RagJaxError(f"config.data.held_out={count}: {problem}")
+    held_out = set(np.random.default_rng(seed).permutation(len(train))[:count].tolist())
     splits = {
-        "train": [q for q, is_dev in zip(train, held_out, strict=True) if not is_dev],
-        "dev": [q for q, is_dev in zip(train, held_out, strict=True) if is_dev],
+        "train": [q for i, q in enumerate(train) if i not in held_out],
+        "dev": [q for i, q in enumerate(train) if i in held_out],
     }
     return Collection(collection.passages, collection.questions | splits)
 

@@ -24,15 +24,10 @@ def list_datasets(folder: Path) -> list[Path]:
 
 
 def read_examples(dataset: Path, bad: BadLines) -> Iterator[tuple[str, Place, dict[str, Any]]]:
-    """Yields the examples of a dataset.
+    """Yields the split, the place and the features of the examples of a dataset's folder.
 
-    Args:
-        dataset: folder of the dataset.
-        bad: counter of bad lines; a bad line is an example with a string that is not UTF-8.
-
-    Yields:
-        The split, the place (path of the dataset and the split, and row counted from 1) and the
-        features of each example.
+    A place is the path of the dataset and the split, and the row, counted from 1. An example with a
+    string that is not UTF-8 is a bad line.
 
     Raises:
         RagJaxError: if the dataset is damaged or in another file format, or has too many bad lines.
@@ -53,10 +48,8 @@ def read_examples(dataset: Path, bad: BadLines) -> Iterator[tuple[str, Place, di
     for split, source in sources.items():
         for row in range(len(source)):
             place = Place(dataset / split, row + 1, row + 1)
-            try:
+            with bad:
                 yield split, place, _simplify(source[row], place)
-            except BadLineError as error:
-                bad.skip(error)
 
 
 def is_question(example: Mapping[str, Any]) -> bool:
@@ -66,10 +59,6 @@ def is_question(example: Mapping[str, Any]) -> bool:
 
 def parse(example: Mapping[str, Any], place: Place) -> Item:
     """Parses a question. The context, if there is one, becomes the gold passage.
-
-    Args:
-        example: features of the example.
-        place: place of the example, for error messages.
 
     Raises:
         BadLineError: if a required feature is missing, or a feature has the wrong type.

@@ -15,15 +15,11 @@ from rag_jax.data.questions import Question
 def read(path: Path, bad: BadLines) -> Iterator[Item]:
     """Yields the questions of a file.
 
-    Args:
-        path: JSON document, plain or gzip.
-        bad: counter of bad lines.
-
     Raises:
         RagJaxError: if the file cannot be read, or has too many bad lines.
     """
     for place, record in read_items(path, "Data"):
-        try:
+        with bad:
             answer = record.get("Answer")
             answers: tuple[str, ...] = ()
             if isinstance(answer, dict):
@@ -36,7 +32,4 @@ def read(path: Path, bad: BadLines) -> Iterator[Item]:
                 tuple(dict.fromkeys(answers)),
                 {},
             )
-        except BadLineError as error:
-            bad.skip(error)
-            continue
-        yield Item(place, question)
+            yield Item(place, question)

@@ -38,11 +38,8 @@ def build_world(
         cities: number of cities, with two passages each. Every country adds three or four passages.
         countries: number of countries with articles, the most populous first; cities come from
             these countries only. 0 means all countries.
-        train: number of training questions. No country or city is the subject of questions in two
-            splits; a country and the country's capital count as one subject.
-        dev: number of development questions.
-        test: number of test questions.
-        seed: seed of the choice of cities, wordings and questions.
+        train: number of questions, as `dev` and `test`. No country or city is the subject of
+            questions in two splits; a country and the country's capital count as one subject.
         revision: 0, or 1 for a world in which some countries have another capital or currency. The
             questions are the same, and so are the sentences except for the changed facts.
         talk_pages: maximum number of talk pages for every place with questions. A talk page repeats
@@ -57,27 +54,22 @@ def build_world(
     """
     counts = {"train": train, "dev": dev, "test": test}
     sizes = {"cities": cities, "countries": countries, **counts}
-    _check_settings({**sizes, "seed": seed, "talk_pages": talk_pages}, revision)
+    for field, value in {**sizes, "seed": seed, "talk_pages": talk_pages}.items():
+        if value < 0:
+            raise RagJaxError(f"{field}={value}: must not be negative")
+    if revision not in (0, 1):
+        raise RagJaxError(f"revision={revision}: must be 0 or 1")
     settings = {"cities": cities, "countries": countries, "seed": seed}
     world_scene = scene.set_scene(**settings, revision=revision)
     corpus = passages.write_passages(world_scene)
     if talk_pages:
-        corpus += passages.write_talk(
-            world_scene, questions.list_questions(world_scene), talk_pages
-        )
+        every_question = questions.list_questions(world_scene)
+        corpus += passages.write_talk(world_scene, every_question, talk_pages)
     return World(corpus, questions.choose_questions(world_scene, counts))
 
 
 def list_changes(*, cities: int, countries: int = 0, seed: int) -> list[tuple[Question, Question]]:
-    """Returns the questions with answers that differ between the two revisions.
-
-    Args:
-        cities: as in `build_world`.
-        countries: as in `build_world`.
-        seed: as in `build_world`.
-
-    Returns:
-        Pairs of the question in revision 0 and the question in revision 1.
+    """Returns the pairs of questions with answers that differ between revisions 0 and 1.
 
     Raises:
         RagJaxError: if there are fewer cities or countries than requested.
@@ -86,11 +78,3 @@ def list_changes(*, cities: int, countries: int = 0, seed: int) -> list[tuple[Qu
     scenes = [scene.set_scene(**settings, revision=revision) for revision in (0, 1)]
     pairs = zip(*map(questions.list_questions, scenes), strict=True)
     return [pair for pair in pairs if set(pair[0].answers) != set(pair[1].answers)]
-
-
-def _check_settings(counts: dict[str, int], revision: int) -> None:
-    for field, value in counts.items():
-        if value < 0:
-            raise RagJaxError(f"{field}={value}: must not be negative")
-    if revision not in (0, 1):
-        raise RagJaxError(f"revision={revision}: must be 0 or 1")

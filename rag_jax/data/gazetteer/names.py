@@ -14,63 +14,35 @@ def _table(text: str) -> dict[str, str]:
     return {code: name for code, name in pairs}
 
 
+def _lists(text: str) -> dict[str, tuple[str, ...]]:
+    """Parses `code=Name | Name; code=Name; ...`."""
+    return {code: tuple(names.split(" | ")) for code, names in _table(text).items()}
+
+
 # Two countries dissolved in 2006 and 2010, and two territories without a permanent population.
 LEFT_OUT = ("CS", "AN", "AQ", "UM")
 
-RENAMED = {
-    "AX": "Åland Islands",
-    "BL": "Saint Barthélemy",
-    "BQ": "Caribbean Netherlands",
-    "CW": "Curaçao",
-    "FM": "Federated States of Micronesia",
-    "MO": "Macau",
-    "NL": "Netherlands",
-    "PN": "Pitcairn Islands",
-    "RE": "Réunion",
-    "ST": "São Tomé and Príncipe",
-    "TL": "Timor-Leste",
-    "VA": "Vatican City",
-}
+RENAMED = _table("""
+AX=Åland Islands; BL=Saint Barthélemy; BQ=Caribbean Netherlands; CW=Curaçao;
+FM=Federated States of Micronesia; MO=Macau; NL=Netherlands; PN=Pitcairn Islands; RE=Réunion;
+ST=São Tomé and Príncipe; TL=Timor-Leste; VA=Vatican City
+""")
 CAPITALS = {"KZ": "Astana", "PW": "Ngerulmud"}
 CALLING_CODES = {"GS": "500", "TF": "262", "XK": "383"}
 # Governments disagree on these capitals, so the gazetteer names none.
 NO_CAPITAL = ("EH", "IL", "PS")
-CAPITAL_ALIASES = {
-    "AG": ("Saint John's",),
-    "BO": ("La Paz",),
-    "GQ": ("Oyala", "Malabo"),
-    "KZ": ("Nur-Sultan",),
-    "LK": ("Sri Jayawardenepura Kotte", "Kotte"),
-    "MM": ("Naypyidaw", "Naypyitaw"),
-    "MN": ("Ulan Bator",),
-    "UA": ("Kiev",),
-    "US": ("Washington, D.C.", "Washington DC"),
-    "ZA": ("Cape Town", "Bloemfontein"),
-    "YE": ("Sana'a",),
-}
-ALIASES = {
-    "AE": ("UAE",),
-    "BA": ("Bosnia",),
-    "BQ": ("Bonaire, Saint Eustatius and Saba",),
-    "CD": ("DR Congo", "Congo-Kinshasa", "Congo"),
-    "CG": ("Congo-Brazzaville", "Congo"),
-    "CI": ("Côte d'Ivoire",),
-    "CV": ("Cape Verde",),
-    "CZ": ("Czech Republic",),
-    "EH": ("Sahrawi Republic",),
-    "FM": ("Micronesia",),
-    "GB": ("UK", "Great Britain", "Britain"),
-    "MK": ("Macedonia",),
-    "MM": ("Burma",),
-    "MO": ("Macao",),
-    "NL": ("Holland",),
-    "PS": ("Palestine",),
-    "SZ": ("Swaziland",),
-    "TL": ("East Timor",),
-    "TR": ("Türkiye",),
-    "US": ("USA", "United States of America"),
-    "VA": ("Vatican", "Holy See"),
-}
+CAPITAL_ALIASES = _lists("""
+AG=Saint John's; BO=La Paz; GQ=Oyala | Malabo; KZ=Nur-Sultan; LK=Sri Jayawardenepura Kotte | Kotte;
+MM=Naypyidaw | Naypyitaw; MN=Ulan Bator; UA=Kiev; US=Washington, D.C. | Washington DC;
+ZA=Cape Town | Bloemfontein; YE=Sana'a
+""")
+ALIASES = _lists("""
+AE=UAE; BA=Bosnia; BQ=Bonaire, Saint Eustatius and Saba; CD=DR Congo | Congo-Kinshasa | Congo;
+CG=Congo-Brazzaville | Congo; CI=Côte d'Ivoire; CV=Cape Verde; CZ=Czech Republic;
+EH=Sahrawi Republic; FM=Micronesia; GB=UK | Great Britain | Britain; MK=Macedonia; MM=Burma;
+MO=Macao; NL=Holland; PS=Palestine; SZ=Swaziland; TL=East Timor; TR=Türkiye;
+US=USA | United States of America; VA=Vatican | Holy See
+""")
 WITH_ARTICLE = _codes("""
     AE AX BQ BS CC CD CF CG CK DO FK FM FO GB GM IM IO KM KY MH MP MV NL PH PN PS SB SC TC TF 
     US VG VI
@@ -84,15 +56,9 @@ TWO_CONTINENTS = _codes("AM AZ CY EG GE ID KZ RU TR")
 # GeoNames counts the naval base at Guantanamo Bay as a border; other sources do not.
 NOT_NEIGHBOURS = frozenset([("US", "CU"), ("CU", "US")])
 
-CONTINENTS = {
-    "AF": "Africa",
-    "AN": "Antarctica",
-    "AS": "Asia",
-    "EU": "Europe",
-    "NA": "North America",
-    "OC": "Oceania",
-    "SA": "South America",
-}
+CONTINENTS = _table("""
+AF=Africa; AN=Antarctica; AS=Asia; EU=Europe; NA=North America; OC=Oceania; SA=South America
+""")
 
 
 # Names of languages by GeoNames' ISO 639 codes: every language among a country's first four.
@@ -122,16 +88,10 @@ th=Thai; tg=Tajik; tkl=Tokelauan; tet=Tetum; tvl=Tuvaluan; nan=Taiwanese Hokkien
 uk=Ukrainian; lg=Luganda; haw=Hawaiian; la=Latin; vi=Vietnamese; bi=Bislama; wls=Wallisian;
 fud=Futunan; nso=Northern Sotho; bem=Bemba; loz=Lozi; lun=Lunda; sn=Shona; nd=Northern Ndebele
 """)
-LANGUAGE_ALIASES = {
-    "Persian": ("Farsi", "Dari"),
-    "Chinese": ("Mandarin",),
-    "Mandarin Chinese": ("Mandarin",),
-    "Haitian Creole": ("Creole",),
-    "Chichewa": ("Chewa",),
-    "Slovene": ("Slovenian",),
-    "Filipino": ("Tagalog",),
-    "Tagalog": ("Filipino",),
-}
+LANGUAGE_ALIASES = _lists("""
+Persian=Farsi | Dari; Chinese=Mandarin; Mandarin Chinese=Mandarin; Haitian Creole=Creole;
+Chichewa=Chewa; Slovene=Slovenian; Filipino=Tagalog; Tagalog=Filipino
+""")
 
 # Everyday English names of currencies by ISO 4217 code.
 CURRENCIES = _table("""
@@ -171,13 +131,8 @@ TWD=New Taiwan dollar; TZS=Tanzanian shilling; UAH=Ukrainian hryvnia; UGX=Uganda
 UYU=Uruguayan peso; UZS=Uzbek som; VES=Venezuelan bolivar; VND=Vietnamese dong; VUV=Vanuatu vatu;
 WST=Samoan tala; YER=Yemeni rial; ZAR=South African rand; ZMW=Zambian kwacha; ZWG=Zimbabwe gold
 """)
-CURRENCY_ALIASES = {
-    "United States dollar": ("US dollar", "U.S. dollar", "American dollar"),
-    "Aruban florin": ("Aruban guilder",),
-    "Chinese yuan": ("renminbi",),
-    "Belarusian ruble": ("Belarusian rouble",),
-    "Russian ruble": ("Russian rouble",),
-    "pound sterling": ("British pound", "sterling"),
-    "Israeli shekel": ("new shekel",),
-    "Polish zloty": ("złoty",),
-}
+CURRENCY_ALIASES = _lists("""
+United States dollar=US dollar | U.S. dollar | American dollar; Aruban florin=Aruban guilder;
+Chinese yuan=renminbi; Belarusian ruble=Belarusian rouble; Russian ruble=Russian rouble;
+pound sterling=British pound | sterling; Israeli shekel=new shekel; Polish zloty=złoty
+""")

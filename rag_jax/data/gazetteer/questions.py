@@ -30,9 +30,7 @@ class _Subject:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """Question, and the group of entities that must stay in one split, such as a country and its
-    capital.
-    """
+    """Question, and the group of entities of one split, such as a country and its capital."""
 
     question: Question
     component: str
@@ -41,16 +39,9 @@ class _Candidate:
 def choose_questions(scene: Scene, counts: dict[str, int]) -> dict[str, list[Question]]:
     """Chooses the questions of every split.
 
-    Splits share no entities. A third of the questions of a split comes from each band of
-    popularity, as far as a band has enough questions, and an entity gets a second question only
-    after every entity has a first one.
-
-    Args:
-        scene: settings and facts of the world.
-        counts: number of questions by split.
-
-    Returns:
-        Questions by split, in random order.
+    Splits share no entities. A third of the questions of a split, in random order, comes from each
+    band of popularity, as far as a band has enough questions, and an entity gets a second question
+    only after every entity has a first one.
 
     Raises:
         RagJaxError: if too few questions are left for a split.
@@ -257,27 +248,15 @@ def _ask(
     passage_id: str,
     options: list[list[_Names]],
 ) -> Iterator[_Candidate]:
-    """Yields a question, unless a revision has no fair answer.
-
-    Args:
-        scene: settings and facts of the world.
-        relation: key of `templates.QUESTIONS`.
-        subject: place that the question is about.
-        component: see `_Candidate`.
-        passage_id: id of the gold passage.
-        options: names of the correct answers in each revision.
-    """
+    """Yields a question, unless a revision has no fair answer among its `options`."""
     entity = passage_id.split("/")[1]
     template = scene.choose(templates.QUESTIONS[relation], "question", relation, entity)
     text = templates.begin_sentence(template.format(subject=subject.phrase))
     fair = [_keep_fair(option, text=text, subject=subject.name) for option in options]
     if all(fair):
-        answers = fair[scene.revisions.index(scene.facts)]
-        id_ = f"{relation}/{entity}"
-        question = Question(
-            id_, text, answers, subject.name, relation, subject.popularity, passage_id
-        )
-        yield _Candidate(question, component)
+        answers, id = fair[scene.revisions.index(scene.facts)], f"{relation}/{entity}"
+        about = subject.name, relation, subject.popularity
+        yield _Candidate(Question(id, text, answers, *about, passage_id), component)
 
 
 def _keep_fair(options: list[_Names], *, text: str, subject: str) -> tuple[str, ...]:

@@ -25,7 +25,6 @@ class Question:
 
     Attributes:
         id: unique within the world.
-        question: text of the question.
         answers: acceptable answers, the usual one first.
         subject: name of the place, unique within the world.
         relation: what the question asks for; a key of `templates.QUESTIONS`.
@@ -56,7 +55,6 @@ class Facts:
 
     Attributes:
         capital: name of the capital; empty if there is none.
-        capital_aliases: other names of the capital.
         currency: name and code of the currency; both empty if there is none.
     """
 
@@ -70,7 +68,6 @@ class Scene:
     """Settings and facts of one world.
 
     Attributes:
-        seed: seed of all random choices.
         countries: all countries, by code.
         described: countries with articles, by code.
         cities: cities with articles, the most populous first.
@@ -89,22 +86,12 @@ class Scene:
         """Chooses an option at random, as a pure function of the seed, the options and the key.
 
         The choice for one entity is thus independent of the other entities of the world.
-
-        Args:
-            options: options to choose from.
-            *key: parts of the name of the random stream.
         """
         return make_rng(self.seed, *key).choice(options)
 
 
 def set_scene(*, cities: int, countries: int, seed: int, revision: int) -> Scene:
-    """Chooses the places of a world and the facts of both revisions.
-
-    Args:
-        cities: number of cities.
-        countries: number of countries with articles; 0 means all.
-        seed: seed of all random choices.
-        revision: 0 or 1.
+    """Chooses the places of a world and the facts of both revisions; see `build_world`.
 
     Raises:
         RagJaxError: if there are fewer cities or countries than requested.
@@ -148,13 +135,14 @@ def _revise_facts(original: Facts, countries: dict[str, Country], *, seed: int) 
 
 
 def _choose_cities(count: int, countries: set[str], seed: int) -> list[City]:
-    """Chooses cities of some countries: half are the largest, three eighths a random spread over
-    the remaining ones, and one eighth cities that share a name with the chosen ones.
-    """
+    """Chooses cities: half are the largest, 3/8 a random spread, 1/8 namesakes of the others."""
     available = tuple(city for city in places.load_cities() if city.country in countries)
     if count > len(available):
         raise RagJaxError(f"cities={count}: only {len(available)} are known")
-    cities = _drop_famous_namesakes(available)
+    # "London" means the famous city, so a question about London need not name the country. The most
+    # populous cities come first, so the reversed order keeps the most populous namesake.
+    famous = {c.name: c.id for c in reversed(available) if c.population >= _FAMOUS}
+    cities = [c for c in available if famous.get(c.name, c.id) == c.id]
     half = -(-count // 2)
     largest, remaining = cities[:half], cities[half:]
     make_rng(seed, "cities").shuffle(remaining)
@@ -165,13 +153,3 @@ def _choose_cities(count: int, countries: set[str], seed: int) -> list[City]:
     remaining.sort(key=lambda c: c.name not in names)
     chosen = (largest + spread + remaining)[:count]
     return sorted(chosen, key=lambda c: (-c.population, c.id))
-
-
-def _drop_famous_namesakes(cities: tuple[City, ...]) -> list[City]:
-    """Returns the cities without those that share the name of a more populous, famous city.
-
-    "London" means the famous city, so a question about London need not name the country.
-    """
-    # The most populous cities come first, so the reversed order keeps the most populous namesake.
-    famous = {c.name: c.id for c in reversed(cities) if c.population >= _FAMOUS}
-    return [c for c in cities if famous.get(c.name, c.id) == c.id]

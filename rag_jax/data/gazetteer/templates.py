@@ -60,10 +60,7 @@ FILLERS = (
         "{name} is counted as part of {continent}, and its country code is {code}.",
         "Maps show {running}, country code {code}, as a part of {continent}.",
     ),
-    (
-        "The {kind} covers an area of about {area}.",
-        "The area of the {kind} is about {area}.",
-    ),
+    ("The {kind} covers an area of about {area}.", "The area of the {kind} is about {area}."),
 )
 CITIES = (
     "Its largest cities and towns include {cities}.",
@@ -214,12 +211,7 @@ def write_list(items: list[str] | tuple[str, ...]) -> str:
 
 
 def write_degrees(value: float, *, poles: str) -> str:
-    """Returns degrees with the letter of the hemisphere, such as `12.5°N`.
-
-    Args:
-        value: latitude or longitude in degrees.
-        poles: letters of the positive and the negative hemisphere, `"NS"` or `"EW"`.
-    """
+    """Returns degrees with the letter of the hemisphere, of `"NS"` or `"EW"`: `12.5°N`."""
     return f"{abs(value):.1f}°{poles[value < 0]}"
 
 

@@ -3,11 +3,10 @@
 Missing fields have the defaults of transformers' `BartConfig`.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
-from rag_jax.models.io.fields import Fields
+from rag_jax.models.io.fields import Fields, read_fields
 from rag_jax.models.nn.bart import BartConfig
 from rag_jax.runtime.errors import RagJaxError
 
@@ -33,18 +32,14 @@ _FORCED_IDS = {"forced_bos_id": "forced_bos_token_id", "forced_eos_id": "forced_
 
 
 def read_bart(fields: Fields) -> BartConfig:
-    """The config of a BART model.
+    """The config of a BART model, from the fields of a `config.json`.
 
     The forced tokens come, as in transformers, from `generation_config.json` if that file exists
     and from `config.json` otherwise. A missing field forces no token. The other fields of
     `generation_config.json`, such as the number of beams, are left to the caller of the decoder.
 
-    Args:
-        fields: the contents of a `config.json`; `fields.source` is the path of the file.
-
     Raises:
-        RagJaxError: a field is not a valid size or token id, the sizes contradict each other, or
-            the architecture differs from BART's.
+        RagJaxError: a size or a token id is not valid, or the architecture differs from BART's.
     """
     fields.refuse_unless("activation_function", "gelu")
     fields.refuse_unless("tie_word_embeddings", True)
@@ -58,7 +53,8 @@ def read_bart(fields: Fields) -> BartConfig:
                 f"{fields.source}: d_model {hidden} is not a multiple of {side}_attention_heads "
                 f"{heads}"
             )
-    generation = _read_generation_config(fields)
+    path = Path(fields.source).with_name("generation_config.json")
+    generation = read_fields(path) if path.exists() else fields
     vocab_size = sizes["vocab_size"]
     ids = {
         name: _read_id(fields, hf_name, vocab_size, default=getattr(BartConfig, name))
@@ -81,18 +77,6 @@ def describe_bart(config: BartConfig) -> dict[str, Any]:
         "scale_embedding": config.scale_embedding,
         **{hf_name: getattr(config, name) for name, hf_name in names.items()},
     }
-
-
-def _read_generation_config(fields: Fields) -> Fields:
-    """The fields of the `generation_config.json` next to a `config.json`, or of the latter."""
-    path = Path(fields.source).with_name("generation_config.json")
-    if not path.exists():
-        return fields
-    try:
-        raw = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise RagJaxError(f"{path} is not valid JSON: {error}") from None
-    return Fields(raw if isinstance(raw, dict) else {}, str(path))
 
 
 def _read_id(

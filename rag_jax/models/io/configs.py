@@ -3,7 +3,6 @@
 Missing fields have the defaults of the models' configs in transformers.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from rag_jax.models.io.decoder_configs import (
     describe_decoder,
     read_decoder,
 )
-from rag_jax.models.io.fields import Fields
+from rag_jax.models.io.fields import Fields, read_fields
 from rag_jax.models.io.tensors import StoredTensor
 from rag_jax.models.nn.bart import BartConfig
 from rag_jax.models.nn.bert import BertConfig
@@ -34,16 +33,12 @@ def read_config(path: Path) -> DecoderConfig | BertConfig | BartConfig:
     """The config of the model that a `config.json` describes.
 
     Raises:
-        RagJaxError: the file is missing or damaged, or describes an architecture or an option that
-            is not supported.
+        RagJaxError: the file is missing or damaged, or the architecture or an option unsupported.
     """
     try:
-        raw = json.loads(path.read_text("utf-8"))
+        fields = read_fields(path)
     except FileNotFoundError:
         raise RagJaxError(f"{path} is missing: copy the model's config.json there") from None
-    except ValueError as error:
-        raise RagJaxError(f"{path} is not valid JSON: {error}") from None
-    fields = Fields(raw if isinstance(raw, dict) else {}, str(path))
     readers = {
         **dict.fromkeys(DECODER_FAMILIES, read_decoder),
         "bert": _read_bert,
@@ -80,11 +75,7 @@ def read_gguf_config(
 ) -> DecoderConfig:
     """The config of the decoder that a GGUF file's metadata describes.
 
-    Args:
-        metadata: values by their GGUF keys.
-        tensors: the file's tensors by Hugging Face name. A file without `lm_head.weight` has an
-            output head that is tied to the embedding.
-        path: the file, for error messages.
+    Without `lm_head.weight` among the tensors, the output head is tied to the embedding.
 
     Raises:
         RagJaxError: a size is missing, or the rotary positions are scaled or partial.

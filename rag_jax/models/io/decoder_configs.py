@@ -20,8 +20,7 @@ class _Family:
     Attributes:
         architecture: the model class in transformers.
         max_length: default of `max_position_embeddings`, in tokens.
-        norm_eps: default epsilon of the norms.
-        eps_name: name of the field with the epsilon.
+        eps_name: name of the field with the epsilon of the norms.
         kv_heads: default number of key/value heads; None for the number of query heads.
         window: default of `sliding_window`, in tokens; None for full attention.
         rotary_fraction: default of `partial_rotary_factor`; None for families without this field,
@@ -61,10 +60,7 @@ DECODER_FAMILIES = tuple(_FAMILIES)
 
 
 def read_decoder(fields: Fields) -> DecoderConfig:
-    """The config of a decoder of one of `DECODER_FAMILIES`.
-
-    Args:
-        fields: the contents of a `config.json`; `model_type` must be in `DECODER_FAMILIES`.
+    """The config of a decoder from the fields of a `config.json`, by one of `DECODER_FAMILIES`.
 
     Raises:
         RagJaxError: a field is missing or has a value that the decoder does not support.
@@ -110,8 +106,7 @@ def describe_decoder(config: DecoderConfig) -> dict[str, Any]:
 
     The field `vocab_padding` is present only if there is padding; transformers ignores the field.
     """
-    c, family = config, _FAMILIES[config.family]
-    rope = _describe_rope(c)
+    c, family, rope = config, _FAMILIES[config.family], _describe_rope(config)
     fields = {
         "architectures": [family.architecture],
         "model_type": c.family,
@@ -142,15 +137,10 @@ def describe_decoder(config: DecoderConfig) -> dict[str, Any]:
 
 
 def check_sizes(config: DecoderConfig, source: str) -> DecoderConfig:
-    """Returns `config` unchanged after a check that its sizes are consistent.
-
-    Args:
-        config: the decoder's sizes.
-        source: the file that holds the sizes, for error messages.
+    """Returns `config`, read from the file `source`, after a check that its sizes are consistent.
 
     Raises:
-        RagJaxError: the query heads cannot be grouped by the key/value heads, the rotary dimension
-            is odd or out of range, or the padding fills the whole vocabulary.
+        RagJaxError: the sizes contradict each other.
     """
     heads, kv_heads = config.num_heads, config.num_kv_heads
     if heads % kv_heads:
@@ -188,10 +178,8 @@ def _read_rope(
     # transformers 5 keeps every rotary field in `rope_parameters`. Earlier versions keep the
     # scaling in `rope_scaling` and these two at the top level.
     top_level = {name: fields.raw.get(name) for name in ("rope_theta", "partial_rotary_factor")}
-    rope = Fields(
-        {**top_level, **fields.section("rope_scaling"), **fields.section("rope_parameters")},
-        fields.source,
-    )
+    nested = {**fields.section("rope_scaling"), **fields.section("rope_parameters")}
+    rope = Fields({**top_level, **nested}, fields.source)
     theta = rope.number("rope_theta", 10000.0)
     fraction = rope.number("partial_rotary_factor", family.rotary_fraction or 1.0)
     if family.rotary_fraction is None:
@@ -206,40 +194,30 @@ def _read_rope(
     original = family.original_length or rope.size(name, max_length)
     original = fields.size(name, original, least=2)
     if kind == "llama3":
-        return fraction, theta, _read_llama_scaling(rope, original)
+        scaling = LlamaScaling(
+            factor=rope.number("factor"),
+            low_turns=rope.number("low_freq_factor"),
+            high_turns=rope.number("high_freq_factor"),
+            original_length=original,
+        )
+        if scaling.low_turns >= scaling.high_turns:
+            raise RagJaxError(f"{rope.source}: high_freq_factor must be above low_freq_factor")
+        return fraction, theta, scaling
     if kind == "longrope":
         pairs = int(fields.size("head_dim", head_dim) * fraction) // 2
-        return fraction, theta, _read_long_scaling(rope, original, pairs, max_length)
+        factor = rope.number("factor", max_length / original)
+        # Ding et al. 2024, in Phi-3's form: longer contexts need sharper attention.
+        sharpening = math.sqrt(1 + math.log(max(factor, 1)) / math.log(original))
+        scaling = LongScaling(
+            short_factors=rope.numbers("short_factor", pairs),
+            long_factors=rope.numbers("long_factor", pairs),
+            attention_factor=rope.number("attention_factor", sharpening),
+            original_length=original,
+        )
+        return fraction, theta, scaling
     raise RagJaxError(
         f"{fields.source}: rope scaling {kind!r} is not supported; supported are llama3 and "
         "longrope"
-    )
-
-
-def _read_llama_scaling(rope: Fields, original_length: int) -> LlamaScaling:
-    scaling = LlamaScaling(
-        factor=rope.number("factor"),
-        low_turns=rope.number("low_freq_factor"),
-        high_turns=rope.number("high_freq_factor"),
-        original_length=original_length,
-    )
-    if scaling.low_turns >= scaling.high_turns:
-        raise RagJaxError(f"{rope.source}: high_freq_factor must be above low_freq_factor")
-    return scaling
-
-
-def _read_long_scaling(
-    rope: Fields, original_length: int, pairs: int, max_length: int
-) -> LongScaling:
-    """LongRoPE scaling of heads with `pairs` pairs of rotary features."""
-    factor = rope.number("factor", max_length / original_length)
-    # Ding et al. 2024, in Phi-3's form: longer contexts need sharper attention.
-    sharpening = math.sqrt(1 + math.log(max(factor, 1)) / math.log(original_length))
-    return LongScaling(
-        short_factors=rope.numbers("short_factor", pairs),
-        long_factors=rope.numbers("long_factor", pairs),
-        attention_factor=rope.number("attention_factor", sharpening),
-        original_length=original_length,
     )
 
 

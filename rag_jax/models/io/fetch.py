@@ -50,16 +50,7 @@ def fetch_wheel(package: str, version: str, sha256: str, *, folder: Path) -> Pat
     """The path of a wheel in `folder`, downloaded first if the file is missing.
 
     An interrupted download leaves a `.part` file, from which the next call continues. A wheel
-    already in `folder` is used without a download. The hash is checked in every case.
-
-    Args:
-        package: name in the registry.
-        version: exact version.
-        sha256: expected hash of the wheel, in hexadecimal.
-        folder: folder for the wheel; created if missing.
-
-    Returns:
-        The wheel's path.
+    already in `folder` is used without a download. The SHA-256 (hexadecimal) is always checked.
 
     Raises:
         RagJaxError: the wheel cannot be downloaded, or its hash differs from `sha256`.
@@ -100,7 +91,9 @@ def _download(package: str, version: str, folder: Path) -> Path:
 
 def _ask_pip(package: str, version: str, folder: Path) -> dict[str, Any]:
     """The wheel's `url`, with pip's `verify` and `proxies` settings for `requests`."""
-    _require_pip(package, version, folder)
+    if importlib.util.find_spec("pip") is None:
+        reason = f"{sys.executable} has no pip: `python -m ensurepip` adds it"
+        raise RagJaxError(_explain(package, version, folder, reason))
     command = [sys.executable, "-c", _FINDER_SCRIPT, package, version]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -136,14 +129,8 @@ def _stream(location: dict[str, Any], part: Path, label: str) -> None:
 def _stream_from(offset: int, location: dict[str, Any], part: Path, label: str) -> None:
     # Without compression: ranges count the bytes of the uncompressed file.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
-    with requests.get(
-        location["url"],
-        headers=headers,
-        stream=True,
-        timeout=_TIMEOUT,
-        verify=location["verify"],
-        proxies=location["proxies"],
-    ) as response:
+    options = {"verify": location["verify"], "proxies": location["proxies"], "timeout": _TIMEOUT}
+    with requests.get(location["url"], headers=headers, stream=True, **options) as response:
         if response.status_code == 416:  # no bytes after `offset`; the hash is checked later
             return
         if 400 <= response.status_code < 500:
@@ -152,16 +139,10 @@ def _stream_from(offset: int, location: dict[str, Any], part: Path, label: str) 
         resumed = response.status_code == 206 and _range_start(response) == offset
         start = offset if resumed else 0
         total = start + int(response.headers.get("Content-Length", 0))
+        units = {"unit": "B", "unit_scale": True, "mininterval": 0.5}
         with (
             open(part, "ab" if resumed else "wb") as file,
-            tqdm(
-                desc=f"downloading {label}",
-                total=total or None,
-                initial=start,
-                unit="B",
-                unit_scale=True,
-                mininterval=0.5,
-            ) as bar,
+            tqdm(desc=f"downloading {label}", total=total or None, initial=start, **units) as bar,
         ):
             for chunk in response.iter_content(_CHUNK):
                 file.write(chunk)
@@ -181,12 +162,6 @@ def _run_pip_download(package: str, version: str, folder: Path) -> None:
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         raise RagJaxError(_explain(package, version, folder, lines[-1] if lines else "pip failed"))
-
-
-def _require_pip(package: str, version: str, folder: Path) -> None:
-    if importlib.util.find_spec("pip") is None:
-        reason = f"{sys.executable} has no pip: `python -m ensurepip` adds it"
-        raise RagJaxError(_explain(package, version, folder, reason))
 
 
 def _explain(package: str, version: str, folder: Path, reason: str) -> str:

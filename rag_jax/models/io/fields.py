@@ -1,36 +1,27 @@
 """Typed access to the fields of a `config.json` or of GGUF metadata."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_json
 
 
 class Fields:
     """Named values of a config file, read with type checks.
 
-    A field that is null counts as missing. Every error names the file and the field.
-
-    Attributes:
-        raw: the unchecked values by field name.
-        source: the file's name in error messages.
+    A field that is null counts as missing. Every error names the file (`source`) and the field.
     """
 
     def __init__(self, raw: Mapping[str, Any], source: str):
-        """Wraps the values `raw` of the file `source`."""
         self.raw, self.source = raw, source
 
     def size(self, name: str, default: int | None = None, *, least: int = 1) -> int:
-        """An integer field.
-
-        Args:
-            name: the field.
-            default: value of a missing field; None makes the field required.
-            least: smallest allowed value.
+        """An integer field; None as `default` makes the field required.
 
         Raises:
-            RagJaxError: the value is not an integer, is below `least`, or a required field is
-                missing.
+            RagJaxError: a required field is missing, or the value is no integer of `least` or more.
         """
         value = self.raw.get(name)
         value = default if value is None else value
@@ -40,14 +31,10 @@ class Fields:
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A number field above 0.
-
-        Args:
-            name: the field.
-            default: value of a missing field; None makes the field required.
+        """A number field above 0; None as `default` makes the field required.
 
         Raises:
-            RagJaxError: the value is not a number above 0, or a required field is missing.
+            RagJaxError: a required field is missing, or the value is not a number above 0.
         """
         value = self.raw.get(name)
         value = default if value is None else value
@@ -86,6 +73,19 @@ class Fields:
         value = self.raw.get(name)
         if value is not None and value not in allowed:
             raise RagJaxError(f"{self.source}: {name} {value!r} is not supported")
+
+
+def read_fields(path: Path) -> Fields:
+    """The fields of a JSON file; none if the file holds no object.
+
+    Raises:
+        RagJaxError: the file is not valid JSON.
+    """
+    try:
+        raw = read_json(path)
+    except ValueError as error:
+        raise RagJaxError(f"{path} is not valid JSON: {error}") from None
+    return Fields(raw if isinstance(raw, dict) else {}, str(path))
 
 
 def _is_positive(value: Any) -> bool:

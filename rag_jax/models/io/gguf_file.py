@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,6 @@ class GgufFile:
     """Contents of a GGUF file of the Llama architecture.
 
     Attributes:
-        path: the file.
         metadata: values by their GGUF keys.
         tensors: tensors by Hugging Face name, in Hugging Face's layout.
     """
@@ -55,8 +54,7 @@ def read_gguf(path: Path) -> GgufFile:
     """Reads the metadata and the tensors' shapes. The data is read later, one tensor at a time.
 
     Raises:
-        RagJaxError: the file is truncated, is not a GGUF file, or holds a model of an architecture
-            other than Llama.
+        RagJaxError: the file is truncated or no GGUF file, or the architecture is not Llama.
     """
     try:
         check_header(path)
@@ -78,15 +76,12 @@ def read_gguf(path: Path) -> GgufFile:
     for tensor in reader.tensors:
         name = _translate_name(tensor.name)
         heads = next((n for suffix, n in rotary_heads.items() if name.endswith(suffix)), None)
-        tensors[name] = StoredTensor(_shape(tensor), _make_reader(path, tensor, heads))
+        tensors[name] = StoredTensor(_shape(tensor), partial(_read, path, tensor, heads))
     return GgufFile(path, metadata, tensors)
 
 
 def _translate_name(name: str) -> str:
-    """The Hugging Face name of a tensor; an unknown name is returned unchanged.
-
-    `build_params` later reports the unknown tensors together with the missing ones.
-    """
+    """The Hugging Face name; an unknown name stays, for `build_params` to report."""
     match = re.fullmatch(r"blk\.(\d+)\.(.+)", name)
     if match and match[2] in _LAYER_NAMES:
         return f"model.layers.{match[1]}.{_LAYER_NAMES[match[2]]}"
@@ -97,45 +92,33 @@ def _shape(tensor: gguf.ReaderTensor) -> tuple[int, ...]:
     return tuple(int(size) for size in reversed(tensor.shape))  # GGUF lists the last axis first
 
 
-def _make_reader(
-    path: Path, tensor: gguf.ReaderTensor, heads: int | None
-) -> Callable[[], np.ndarray]:
-    def read() -> np.ndarray:
-        # In blocks of rows, because dequantising needs several times the memory of its result.
-        # From the file, because pages that are read through the memory map stay in memory.
-        array = np.empty(_shape(tensor), np.float32)
-        stored, start = tensor.data, 0
-        try:
-            with open(path, "rb") as file:
-                file.seek(tensor.data_offset)
-                while start < len(array):
-                    shape = (min(_BLOCK, len(array) - start), *stored.shape[1:])
-                    block = np.fromfile(file, stored.dtype, math.prod(shape)).reshape(shape)
-                    block = gguf.quants.dequantize(block, tensor.tensor_type)
-                    array[start : start + len(block)] = block
-                    start += len(block)
-        except NotImplementedError:
-            kind = tensor.tensor_type.name
-            raise RagJaxError(
-                f"{path}: quantisation {kind} of {tensor.name} is not supported"
-            ) from None
-        return array if heads is None else unpermute(array, heads=heads)
-
-    return read
+def _read(path: Path, tensor: gguf.ReaderTensor, heads: int | None) -> np.ndarray:
+    # In blocks of rows, because dequantising needs several times the memory of its result.
+    # From the file, because pages that are read through the memory map stay in memory.
+    array = np.empty(_shape(tensor), np.float32)
+    stored, start = tensor.data, 0
+    try:
+        with open(path, "rb") as file:
+            file.seek(tensor.data_offset)
+            while start < len(array):
+                shape = (min(_BLOCK, len(array) - start), *stored.shape[1:])
+                block = np.fromfile(file, stored.dtype, math.prod(shape)).reshape(shape)
+                block = gguf.quants.dequantize(block, tensor.tensor_type)
+                array[start : start + len(block)] = block
+                start += len(block)
+    except NotImplementedError:
+        kind = tensor.tensor_type.name
+        raise RagJaxError(
+            f"{path}: quantisation {kind} of {tensor.name} is not supported"
+        ) from None
+    return array if heads is None else unpermute(array, heads=heads)
 
 
 def unpermute(kernel: Float[np.ndarray, "R D"], *, heads: int) -> Float[np.ndarray, "R D"]:
-    """Converts a query or key projection from interleaved to half-split rotary features.
+    """The `R = heads * d` output features of a query or key projection in Hugging Face's order.
 
     GGUF files interleave the two halves of each head's features (`permute` in llama.cpp's
     `convert_hf_to_gguf.py`). Hugging Face stores one half after the other.
-
-    Args:
-        kernel: projection with `R = heads * d` output features in rows.
-        heads: number of heads.
-
-    Returns:
-        The same rows in Hugging Face's order.
     """
     rows, width = kernel.shape
     # [H * d, D] -> [H, d / 2, 2, D] -> [H, 2, d / 2, D] -> [H * d, D]

@@ -21,8 +21,7 @@ def check_header(path: Path) -> None:
     """Scans the header of a GGUF file from start to end, in constant memory.
 
     Raises:
-        ValueError: the file has no GGUF header, or the header runs past the end of the file or
-            exceeds the limits of this module.
+        ValueError: there is no GGUF header, or the header exceeds the file or this module's limits.
         OSError: the file cannot be read.
     """
     with open(path, "rb") as file:
@@ -60,22 +59,16 @@ class _HeaderScanner:
             self._skip(8 * dimensions + 4 + 8)  # shape, type, offset of the data
 
     def _skip_value(self, kind: int) -> None:
+        count = 1
+        if kind == _ARRAY:
+            kind, count = self._read("I"), self._read("Q")
         if kind == _STRING:
-            self._skip_text()
-        elif kind == _ARRAY:
-            item_kind, count = self._read("I"), self._read("Q")
-            if item_kind == _STRING:
-                for _ in range(count):
-                    self._skip_text()
-            else:
-                self._skip(count * self._size(item_kind))
+            for _ in range(count):
+                self._skip_text()
+        elif kind in _SIZES:
+            self._skip(count * _SIZES[kind])
         else:
-            self._skip(self._size(kind))
-
-    def _size(self, kind: int) -> int:
-        if kind not in _SIZES:
             raise ValueError(f"a metadata value has the unknown type {kind}")
-        return _SIZES[kind]
 
     def _skip_text(self) -> None:
         self._skip(self._read("Q"))

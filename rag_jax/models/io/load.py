@@ -24,14 +24,12 @@ class Pretrained:
     """A model with its weights and its tokenizer.
 
     Attributes:
-        config: the model's sizes.
         model: the Flax module. For a decoder, `model.apply({"params": params}, tokens)` returns
             logits `[B, T, V]`. For an encoder, `model.apply({"params": params}, tokens, mask)`
             returns hidden states `[B, T, D]`. For an encoder-decoder,
             `model.apply({"params": params}, input_tokens, decoder_tokens)` returns logits
             `[B, T, V]`.
         params: parameters as a nested dict of arrays.
-        tokenizer: the tokenizer of the model's training.
         fingerprint: SHA-256 over the model's files.
     """
 
@@ -61,9 +59,6 @@ def load(
         rules: sharding rules; by default the rules of the model's family in
             `rag_jax.runtime.sharding`.
 
-    Returns:
-        The model, ready to apply.
-
     Raises:
         RagJaxError: the model is not found or cannot be fetched, a file is damaged, the
             architecture is not supported, the tokenizer has more ids than the config allows, or
@@ -72,10 +67,10 @@ def load(
     folder = resolve(name_or_path)
     files = find_weights(folder)
     if files[0].suffix == ".gguf":
-        gguf_file = read_gguf(files[0])
-        tensors = gguf_file.tensors
-        config = read_gguf_config(gguf_file.metadata, tensors, path=files[0])
-        tokenizer = Tokenizer.from_gguf(gguf_file.metadata, source=str(files[0]))
+        gguf = read_gguf(files[0])
+        tensors = gguf.tensors
+        config = read_gguf_config(gguf.metadata, tensors, path=files[0])
+        tokenizer = Tokenizer.from_gguf(gguf.metadata, source=str(files[0]))
     else:
         config = read_config(folder / "config.json")
         tensors = read_safetensors(files)
@@ -86,9 +81,7 @@ def load(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} ids, but the config's "
             f"vocab_size is {config.vocab_size}"
         )
-    modules = {DecoderConfig: Decoder, BertConfig: Bert, BartConfig: Bart}
-    model = modules[type(config)](config)
-    params = build_params(
-        config, tensors, dtype=dtype, mesh=mesh, rules=rules, source=f"the weights in {folder}"
-    )
+    model = {DecoderConfig: Decoder, BertConfig: Bert, BartConfig: Bart}[type(config)](config)
+    source = f"the weights in {folder}"
+    params = build_params(config, tensors, dtype=dtype, mesh=mesh, rules=rules, source=source)
     return Pretrained(config, model, params, tokenizer, fingerprint(folder))

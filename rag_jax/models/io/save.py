@@ -1,9 +1,8 @@
 """Saving of a model as a folder in Hugging Face's layout."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -11,11 +10,10 @@ from safetensors.numpy import save_file
 
 from rag_jax.models.io.configs import describe_config
 from rag_jax.models.io.load import Pretrained
-from rag_jax.models.io.weights import Slot, list_slots
+from rag_jax.models.io.weights import Slot, get_leaf, list_slots
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import replace_folder, write_json
 
-_INDEX = "model.safetensors.index.json"
 # The files of a model folder, which `save` may delete.
 _REPLACEABLE = ("*.safetensors", "*.json", "*.jinja")
 
@@ -30,13 +28,11 @@ def save(
 
     Args:
         pretrained: the model. Adapters must be folded into the weights first.
-        path: the folder.
         shard_bytes: maximum size of a weight file in bytes; larger models are split into several
             files, as in transformers. A tensor above this size gets a separate file.
 
     Raises:
-        RagJaxError: the parameters contradict the config, or `path` is a file or a folder with
-            files that are not part of a model.
+        RagJaxError: the parameters contradict the config, or `path` holds other files.
         OSError: the disk is full or not writable.
     """
     folder = Path(path).expanduser().absolute()
@@ -44,7 +40,6 @@ def save(
     _check_params(pretrained.params, slots)
     check_replaceable(folder, _REPLACEABLE, "a model")
     with replace_folder(folder) as new:
-        dtype = _get(pretrained.params, slots[0].path).dtype
         tokenizer = pretrained.tokenizer
         tokenizer.save(new, max_length=pretrained.config.max_length)
         fields = {
@@ -52,7 +47,7 @@ def save(
             "bos_token_id": tokenizer.bos_id,
             "eos_token_id": tokenizer.eos_id,
             "pad_token_id": tokenizer.pad_id,
-            "dtype": dtype.name,
+            "dtype": get_leaf(pretrained.params, slots[0].path).dtype.name,
         }
         write_json(new / "config.json", fields)
         _write_weights(new, pretrained.params, slots, shard_bytes)
@@ -62,7 +57,6 @@ def check_replaceable(folder: Path, known: Sequence[str], what: str) -> None:
     """Checks that a folder may be replaced: it does not exist, or contains only known files.
 
     Args:
-        folder: the folder to replace.
         known: glob patterns of the files that may be deleted.
         what: noun with article for the folder's usual contents, for the error message.
 
@@ -85,7 +79,7 @@ def _write_weights(folder: Path, params: dict, slots: Sequence[Slot], shard_byte
     files: list[list[str]] = [[]]  # names of the tensors in each file
     file_bytes, total_bytes = 0, 0
     for name, group in groups.items():
-        tensor_bytes = sum(_get(params, slot.path).nbytes for slot in group)
+        tensor_bytes = sum(get_leaf(params, slot.path).nbytes for slot in group)
         if files[-1] and file_bytes + tensor_bytes > shard_bytes:
             files.append([])
             file_bytes = 0
@@ -101,14 +95,14 @@ def _write_weights(folder: Path, params: dict, slots: Sequence[Slot], shard_byte
         weight_map |= dict.fromkeys(names, file)
     if len(files) > 1:
         index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-        write_json(folder / _INDEX, index)
+        write_json(folder / "model.safetensors.index.json", index)
 
 
 def _build_tensor(params: dict, group: Sequence[Slot]) -> np.ndarray:
     """The tensor in Hugging Face's layout that holds the parameters of `group`, in this order."""
     arrays = []
     for slot in group:
-        array = np.asarray(jax.device_get(_get(params, slot.path)))
+        array = np.asarray(jax.device_get(get_leaf(params, slot.path)))
         arrays.append(array.T if slot.transposed else array)
     return np.ascontiguousarray(np.concatenate(arrays) if len(arrays) > 1 else arrays[0])
 
@@ -123,14 +117,11 @@ def _group_by_name(slots: Sequence[Slot]) -> dict[str, list[Slot]]:
     }
 
 
-def _get(params: dict, path: str) -> Any:
-    for name in path.split("/"):
-        params = params[name]
-    return params
-
-
 def _check_params(params: dict, slots: Sequence[Slot]) -> None:
-    leaves = dict(_flatten(params, ""))
+    leaves = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
     expected = {slot.path: slot.shape for slot in slots}
     missing = expected.keys() - leaves.keys()
     problems = [f"missing {path} {list(expected[path])}" for path in missing]
@@ -143,11 +134,3 @@ def _check_params(params: dict, slots: Sequence[Slot]) -> None:
             problems.append(f"{path} has shape {shape}, the config wants {list(expected[path])}")
     if problems:
         raise RagJaxError(f"the parameters do not fit the config: {'; '.join(sorted(problems))}")
-
-
-def _flatten(tree: dict, prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, child in tree.items():
-        if isinstance(child, dict):
-            yield from _flatten(child, f"{prefix}{name}/")
-        else:
-            yield f"{prefix}{name}", child

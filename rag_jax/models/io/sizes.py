@@ -13,7 +13,7 @@ from rag_jax.models.nn.bert import Bert, BertConfig
 from rag_jax.models.nn.decoder import Decoder, DecoderConfig
 from rag_jax.runtime.errors import RagJaxError
 
-_DPR = BertConfig(
+_BERT_BASE = BertConfig(
     vocab_size=30522,
     hidden_size=768,
     ffn_size=3072,
@@ -81,36 +81,23 @@ _SIZES: dict[str, DecoderConfig | BertConfig | BartConfig] = {
         family="qwen2",
         qkv_bias=True,
     ),
-    "all-minilm-l6-v2": BertConfig(
-        vocab_size=30522,
-        hidden_size=384,
-        ffn_size=1536,
-        num_layers=6,
-        num_heads=12,
-        num_types=2,
-        norm_eps=1e-12,
-        max_length=512,
-    ),
+    "all-minilm-l6-v2": replace(_BERT_BASE, hidden_size=384, ffn_size=1536, num_layers=6),
     "facebook/bart-large": BartConfig(forced_bos_id=0),
-    "facebook/dpr-question_encoder-single-nq-base": replace(_DPR, dpr_role="question"),
-    "facebook/dpr-ctx_encoder-single-nq-base": replace(_DPR, dpr_role="context"),
+    "facebook/dpr-question_encoder-single-nq-base": replace(_BERT_BASE, dpr_role="question"),
+    "facebook/dpr-ctx_encoder-single-nq-base": replace(_BERT_BASE, dpr_role="context"),
 }
 
 
 def find_sizes(name_or_path: str) -> DecoderConfig | BertConfig | BartConfig:
-    """The sizes of a model.
-
-    Args:
-        name_or_path: the name of a published model in this module's table, or a folder with a
-            `config.json`.
+    """The sizes of a published model in this module's table, or of a folder with a `config.json`.
 
     Raises:
         RagJaxError: `name_or_path` is neither, or the `config.json` cannot be read.
     """
     if name_or_path in _SIZES:
         return _SIZES[name_or_path]
-    if (Path(name_or_path) / "config.json").is_file():
-        return read_config(Path(name_or_path) / "config.json")
+    if (path := Path(name_or_path) / "config.json").is_file():
+        return read_config(path)
     raise RagJaxError(
         f"the sizes of {name_or_path!r} are not known: give a folder with its config.json, or one "
         f"of {', '.join(_SIZES)}"
@@ -120,15 +107,7 @@ def find_sizes(name_or_path: str) -> DecoderConfig | BertConfig | BartConfig:
 def describe_params(
     config: DecoderConfig | BertConfig | BartConfig, dtype: jnp.dtype
 ) -> PyTree[jax.ShapeDtypeStruct]:
-    """The shapes and dtypes of a model's parameters, without their values.
-
-    Args:
-        config: the model's sizes.
-        dtype: dtype of every parameter.
-
-    Returns:
-        The parameter tree with a `jax.ShapeDtypeStruct` for every array.
-    """
+    """The tree of a model's parameters, all of the given dtype, without their values."""
     model = {DecoderConfig: Decoder, BertConfig: Bert, BartConfig: Bart}[type(config)](config)
     # BART takes the encoder's and the decoder's tokens.
     tokens = [jnp.zeros((1, 1), jnp.int32)] * (1 + isinstance(config, BartConfig))

@@ -1,14 +1,15 @@
 """Weight files on disk: safetensors, in one file or several, read one tensor at a time."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_json
 
 _FLOAT_TYPES = {"F64", "F32", "F16", "BF16"}
 
@@ -18,8 +19,6 @@ class StoredTensor:
     """A tensor on disk, read on demand.
 
     Attributes:
-        shape: the tensor's shape.
-        read: reads the tensor's data.
         fault: why the tensor cannot be a weight, as the end of a sentence that starts with the
             tensor's name; None if it can.
     """
@@ -30,14 +29,10 @@ class StoredTensor:
 
 
 def find_weights(folder: Path) -> list[Path]:
-    """The weight files of a model folder.
-
-    Returns:
-        One safetensors file, all files of an index of safetensors files, or one GGUF file.
+    """The weights of a folder: a safetensors file, all files of an index, or a GGUF file.
 
     Raises:
-        RagJaxError: the folder has no weight files, several candidates, or an index that is damaged
-            or names a missing file.
+        RagJaxError: there are no weights, several candidates, or a file of the index is missing.
     """
     index = folder / "model.safetensors.index.json"
     if index.exists():
@@ -68,20 +63,15 @@ def read_safetensors(paths: list[Path]) -> dict[str, StoredTensor]:
         with _open(path) as file:
             for name in file.keys():  # noqa: SIM118 (the handle is not a dict)
                 header = file.get_slice(name)
-                dtype = header.get_dtype()
-                is_float = dtype in _FLOAT_TYPES
-                fault = None if is_float else f"is {dtype}; only float weights are read"
-                shape = tuple(header.get_shape())
-                tensors[name] = StoredTensor(shape, _make_reader(path, name), fault)
+                dtype, shape = header.get_dtype(), tuple(header.get_shape())
+                fault = f"is {dtype}; only float weights are read"
+                fault = None if dtype in _FLOAT_TYPES else fault
+                tensors[name] = StoredTensor(shape, partial(_read, path, name), fault)
     return tensors
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata in the header of a safetensors file; empty if there is none.
-
-    Raises:
-        RagJaxError: the file is truncated or not a safetensors file.
-    """
+    """The metadata in the header of a safetensors file; a RagJaxError if the file is damaged."""
     with _open(path) as file:
         return file.metadata() or {}
 
@@ -89,7 +79,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 def _find_indexed_files(index: Path) -> list[Path]:
     """The weight files that a `model.safetensors.index.json` names."""
     try:
-        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        names = sorted(set(read_json(index)["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RagJaxError(f"{index} is not an index of weight files: {error}") from None
     if any(Path(name).name != name for name in names):
@@ -111,9 +101,6 @@ def _open(path: Path) -> safe_open:
         ) from None
 
 
-def _make_reader(path: Path, name: str) -> Callable[[], np.ndarray]:
-    def read() -> np.ndarray:
-        with _open(path) as file:
-            return file.get_tensor(name)
-
-    return read
+def _read(path: Path, name: str) -> np.ndarray:
+    with _open(path) as file:
+        return file.get_tensor(name)

@@ -30,6 +30,7 @@ _NOT_PARAMETERS = re.compile(
     r".*rotary_emb\.inv_freq|(.*\.)?embeddings\.position_ids|(.*\.)?pooler\..*|cls\..*"
     r"|(.*\.)?(en|de)coder\.version"
 )
+_RULES = {DecoderConfig: DECODER_RULES, BertConfig: BERT_RULES, BartConfig: BART_RULES}
 # The vocabulary embedding, then the tensors tied to the embedding, which a file may repeat.
 _TIED = {
     DecoderConfig: ("model.embed_tokens.weight", "lm_head.weight"),
@@ -93,7 +94,6 @@ def build_params(
     Names, shapes and dtypes are checked before the first parameter is created.
 
     Args:
-        config: the model's sizes.
         tensors: stored tensors by Hugging Face name. Older names are accepted too: the prefix
             `bert.`, `gamma` and `beta` for the parameters of a layer norm, and the names of a BART
             without its language-model head.
@@ -102,56 +102,47 @@ def build_params(
         rules: sharding rules; by default the rules of the model's family.
         source: name of the weights in error messages.
 
-    Returns:
-        Parameters as a nested dict of arrays.
-
     Raises:
         RagJaxError: tensors are missing, unexpected, not float or of the wrong shape (one message
             lists all of them), or a parameter does not match exactly one sharding rule.
     """
     tensors = _rename(config, tensors)
     slots = list_slots(config)
-    _check(config, slots, tensors, source)
+    _check(slots, tensors, _TIED.get(type(config), ("",)), source)
     dtype = dtype or jnp.float32
-    shardings = _make_shardings(config, slots, mesh, rules)
+    shardings = {}
+    if mesh is not None:
+        rules = _RULES[type(config)] if rules is None else rules
+        for slot in slots:
+            spec = choose_spec(slot.path, slot.shape, mesh, rules)
+            shardings[slot.path] = NamedSharding(mesh, spec)
     params: dict = {}
     for slot in slots:
-        array = _read_parameter(slot, tensors[slot.name])
-        *parents, leaf = slot.path.split("/")
-        node = params
-        for parent in parents:
-            node = node.setdefault(parent, {})
+        array = tensors[slot.name].read()
+        array = array[slice(*slot.rows)] if slot.rows else array
+        array = array.T if slot.transposed else array
         if mesh is None:
-            node[leaf] = jnp.asarray(array, dtype)
+            leaf = jnp.asarray(array, dtype)
         else:
             # Without the wait, the host would hold every tensor with a pending transfer.
-            node[leaf] = shard_array(array, shardings[slot.path], dtype).block_until_ready()
+            leaf = shard_array(array, shardings[slot.path], dtype).block_until_ready()
+        set_leaf(params, slot.path, leaf)
     return params
 
 
-def _make_shardings(
-    config: DecoderConfig | BertConfig | BartConfig,
-    slots: list[Slot],
-    mesh: Mesh | None,
-    rules: Rules | None,
-) -> dict[str, NamedSharding]:
-    """The sharding of every parameter by path; empty without a mesh."""
-    if mesh is None:
-        return {}
-    if rules is None:
-        family = {DecoderConfig: DECODER_RULES, BertConfig: BERT_RULES, BartConfig: BART_RULES}
-        rules = family[type(config)]
-    return {
-        slot.path: NamedSharding(mesh, choose_spec(slot.path, slot.shape, mesh, rules))
-        for slot in slots
-    }
+def get_leaf(tree: Mapping, path: str) -> Any:
+    """The leaf of nested dicts at a path joined by `/`."""
+    for name in path.split("/"):
+        tree = tree[name]
+    return tree
 
 
-def _read_parameter(slot: Slot, tensor: StoredTensor) -> np.ndarray:
-    array = tensor.read()
-    if slot.rows:
-        array = array[slice(*slot.rows)]
-    return array.T if slot.transposed else array
+def set_leaf(tree: dict, path: str, leaf: Any) -> None:
+    """Puts a leaf into nested dicts at a path joined by `/`; missing dicts are created."""
+    *parents, name = path.split("/")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+    tree[name] = leaf
 
 
 def _rename(
@@ -187,33 +178,42 @@ def _complete_bart(config: BartConfig, tensors: dict[str, StoredTensor]) -> dict
 
 
 def _check(
-    config: DecoderConfig | BertConfig | BartConfig,
-    slots: list[Slot],
-    tensors: dict[str, StoredTensor],
-    source: str,
+    slots: list[Slot], tensors: dict[str, StoredTensor], tied: Sequence[str], source: str
 ) -> None:
     """Compares the stored tensors with a model's slots, and reports all differences at once."""
-    problems = []
     expected = stored_shapes(slots)
+    # A stored copy of a tied tensor is accepted if it equals the embedding.
+    copies = (tensors.keys() & tied[1:]) - expected.keys()
+    others = {name: tensor for name, tensor in tensors.items() if name not in copies}
+    problems = list_differences(others, expected, "the config wants")
+    embedding = tensors.get(tied[0])
+    for name in copies:
+        if embedding and not np.array_equal(tensors[name].read(), embedding.read()):
+            problems.append(f"{name} differs from the embedding, the config says it is tied")
+    if problems:
+        raise RagJaxError(f"{source} do not fit the config: {'; '.join(sorted(problems))}")
+
+
+def list_differences(
+    tensors: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]], contrast: str
+) -> list[str]:
+    """Texts about the tensors that are missing, not expected, of another shape, or at fault.
+
+    Args:
+        expected: shapes by name.
+        contrast: words between the shape of a stored tensor and the expected shape.
+    """
+    problems = []
     for name, shape in expected.items():
         if name not in tensors:
             problems.append(f"missing {name} {list(shape)}")
         elif tensors[name].shape != shape:
-            stored_shape = list(tensors[name].shape)
-            problems.append(f"{name} has shape {stored_shape}, the config wants {list(shape)}")
+            stored = list(tensors[name].shape)
+            problems.append(f"{name} has shape {stored}, {contrast} {list(shape)}")
         elif tensors[name].fault:
             problems.append(f"{name} {tensors[name].fault}")
-    embedding, *copies = _TIED.get(type(config), ("",))
-    embedding = tensors.get(embedding)
-    for name in tensors.keys() - expected.keys():
-        if name in copies:
-            # A stored copy of a tied tensor is accepted if it equals the embedding.
-            if embedding and not np.array_equal(tensors[name].read(), embedding.read()):
-                problems.append(f"{name} differs from the embedding, the config says it is tied")
-        else:
-            problems.append(f"no place for {name} {list(tensors[name].shape)}")
-    if problems:
-        raise RagJaxError(f"{source} do not fit the config: {'; '.join(sorted(problems))}")
+    others = tensors.keys() - expected.keys()
+    return problems + [f"no place for {name} {list(tensors[name].shape)}" for name in others]
 
 
 def _decoder_slots(c: DecoderConfig) -> list[Slot]:

@@ -24,17 +24,9 @@ class BartConfig:
     Attributes:
         vocab_size: number of token ids.
         hidden_size: features of a hidden state (`D`).
-        encoder_layers: number of encoder layers.
-        decoder_layers: number of decoder layers.
-        encoder_heads: attention heads of an encoder layer.
-        decoder_heads: attention heads of a decoder layer.
-        encoder_ffn_size: features of the hidden layer of an encoder layer's FFN.
-        decoder_ffn_size: features of the hidden layer of a decoder layer's FFN.
+        encoder_ffn_size: features of the hidden layer of the encoder's FFNs.
         max_length: number of learned positions of encoder and decoder each, in tokens.
         scale_embedding: whether word vectors are multiplied by `sqrt(hidden_size)`.
-        bos_id: token that starts a text.
-        pad_id: padding token.
-        eos_id: token that ends a text.
         start_id: first token of every decoder row.
         forced_bos_id: token that transformers' `generate` forces after `start_id`, or None.
         forced_eos_id: token that transformers' `generate` forces at the length limit, or None.
@@ -66,10 +58,7 @@ class BartConfig:
         """Floating-point operations of a forward pass: the matrix products with the weights.
 
         The products of attention (queries with keys, weights with values) are not counted.
-
-        Args:
-            tokens: number of encoder tokens.
-            targets: number of decoder tokens, all with logits.
+        `tokens` are the encoder's, `targets` the decoder's, all with logits.
         """
         d, square = self.hidden_size, self.hidden_size**2
         encoder = self.encoder_layers * (4 * square + 2 * d * self.encoder_ffn_size)
@@ -122,8 +111,6 @@ class DecoderLayer(nn.Module):
         """Runs the layer over a chunk of `N = B * T` tokens.
 
         Args:
-            x: hidden states of the chunk.
-            attention_mask: True where a query may look among the row's keys.
             cache: keys and values of the row's earlier tokens; None if the chunk is the whole row.
             slot: first slot of the chunk in the cache.
             source: keys and values of `P` sources, each read by `B / P` consecutive rows.
@@ -142,10 +129,7 @@ class DecoderLayer(nn.Module):
         # [P, L] -> [P, 1, (B / P) * T, L]: the rows of one source are one matrix of queries.
         cross_mask = source_mask[:, None, None, :]
         cross_mask = jnp.broadcast_to(cross_mask, (sources, 1, x.shape[0] // sources, length))
-        source_keys, source_values = source
-        y = self.cross_attention(
-            x, keys=source_keys, values=source_values, attention_mask=cross_mask
-        )
+        y = self.cross_attention(x, keys=source[0], values=source[1], attention_mask=cross_mask)
         x = self.cross_attention_norm(x + y)
         return self.ffn_norm(x + self.ffn(x)), (keys, values)
 
@@ -185,21 +169,17 @@ class Bart(nn.Module):
         A token's position is its column, whatever the masks, as in the original BART.
 
         Args:
-            input_tokens: token ids for the encoder.
             decoder_tokens: token ids for the decoder, `start_id` first.
             mask: token mask of the input, boolean or 0 and 1; None if there is no padding.
             decoder_mask: token mask of the decoder's tokens; None if there is no padding.
 
         Raises:
-            ValueError: `S` or `T` is greater than `max_length`, or the adapters in the parameters
-                do not divide the rows.
+            ValueError: `S` or `T` exceeds `max_length`, or the adapters do not divide the rows.
         """
         source_mask = jnp.ones(input_tokens.shape, bool) if mask is None else mask.astype(bool)
+        prefix = self.read_source(self.encode(input_tokens, source_mask))
         output = self.hidden(
-            decoder_tokens,
-            mask=decoder_mask,
-            prefix=self.read_source(self.encode(input_tokens, source_mask)),
-            prefix_mask=source_mask,
+            decoder_tokens, mask=decoder_mask, prefix=prefix, prefix_mask=source_mask
         )
         return self.logits(output.hidden)
 
@@ -209,12 +189,10 @@ class Bart(nn.Module):
         """Hidden states after the encoder's last layer.
 
         Args:
-            tokens: token ids, at most `max_length` per row.
             mask: token mask, boolean or 0 and 1; None if there is no padding.
 
         Raises:
-            ValueError: `S` is greater than `max_length`, or the adapters in the parameters do not
-                divide the rows.
+            ValueError: `S` exceeds `max_length`, or the adapters do not divide the rows.
         """
         rows, width = tokens.shape
         self._check_length(width)
@@ -225,18 +203,10 @@ class Bart(nn.Module):
         return x.reshape(rows, width, self.config.hidden_size)
 
     def read_source(self, encoded: Float[Array, "P L D"]) -> tuple[LayerCache, ...]:
-        """Keys and values of encoded sources for every layer's cross-attention.
-
-        Args:
-            encoded: hidden states from `encode`.
-
-        Returns:
-            The `prefix` argument of `hidden`.
-        """
+        """Keys and values of encoded sources for every layer, the `prefix` of `hidden`."""
         flat = encoded.reshape(-1, self.config.hidden_size)  # [P, L, D] -> [P * L, D]
-        return tuple(
-            layer.cross_attention.read(flat, encoded.shape[0]) for layer in self.decoder_layers
-        )
+        rows, layers = encoded.shape[0], self.decoder_layers
+        return tuple(layer.cross_attention.read(flat, rows) for layer in layers)
 
     def hidden(
         self,
@@ -254,7 +224,6 @@ class Bart(nn.Module):
         """The decoder's hidden states of a chunk of tokens.
 
         Args:
-            tokens: one chunk per row.
             prefix: result of `read_source` for `P` sources, each read by `B / P` consecutive rows.
             prefix_mask: token mask of the sources.
             mask: without a cache, the token mask `[B, T]`, boolean or 0 and 1, to which causality
@@ -267,8 +236,8 @@ class Bart(nn.Module):
                 `decoder_layers` the last layer, equal to `hidden`. None for no layer.
 
         Raises:
-            ValueError: a text has more slots than there are learned positions, or the adapters in
-                the parameters do not divide the rows.
+            ValueError: a text has more slots than there are positions, or the adapters do not
+                divide the rows.
         """
         c, (rows, width) = self.config, tokens.shape
         if cache is None:
@@ -300,11 +269,7 @@ class Bart(nn.Module):
         return Output(x, tuple(layer_caches) if cache is not None else None, layer_output)
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
-        """Logits over the vocabulary.
-
-        Args:
-            hidden: the decoder's hidden states, of the positions that need logits only.
-        """
+        """Logits over the vocabulary."""
         scores = hidden.reshape(-1, self.config.hidden_size) @ self.embed.embedding.T
         # In transformers, this bias is a buffer, not a trainable parameter.
         scores = scores + jax.lax.stop_gradient(self.logits_bias)

@@ -19,8 +19,6 @@ class BertConfig:
         vocab_size: number of token ids.
         hidden_size: features of a hidden state (`D`).
         ffn_size: features of the FFN's hidden layer.
-        num_layers: number of layers.
-        num_heads: attention heads of a layer.
         num_types: number of token types: text 0 and text 1 of a pair.
         norm_eps: constant under the root of every norm.
         max_length: number of learned positions, in tokens.
@@ -50,9 +48,6 @@ class BertConfig:
         """Floating-point operations of a forward pass: the matrix products with the weights.
 
         The products of attention (queries with keys, weights with values) are not counted.
-
-        Args:
-            tokens: number of tokens that pass through the layers.
         """
         layer = self.hidden_size * (4 * self.hidden_size + 2 * self.ffn_size)
         return 2.0 * tokens * self.num_layers * layer
@@ -99,13 +94,11 @@ class Bert(nn.Module):
         therefore belongs on the right.
 
         Args:
-            tokens: token ids, at most `max_length` per row.
             mask: token mask, boolean or 0 and 1; None if there is no padding.
             types: 0 for the first text of a pair and 1 for the second; None for all 0.
 
         Raises:
-            ValueError: `T` is greater than `max_length`, or the adapters in the parameters do not
-                divide the rows.
+            ValueError: `T` exceeds `max_length`, or the adapters do not divide the rows.
         """
         rows, width = tokens.shape
         if width > self.config.max_length:
@@ -123,9 +116,5 @@ class Bert(nn.Module):
         return x.reshape(rows, width, self.config.hidden_size)
 
     def project(self, states: Float[Array, "B D"]) -> Float[Array, "B E"]:
-        """Text embeddings from [CLS] states: DPR's projection of the states, if there is one.
-
-        Args:
-            states: hidden states of the first token of each row.
-        """
+        """Text embeddings from [CLS] states: DPR's projection of the states, if there is one."""
         return self.projection(states) if self.config.projection_size else states

@@ -38,7 +38,6 @@ class DecoderConfig:
         vocab_size: number of rows of the embedding, padding rows included.
         hidden_size: features of the residual stream (`D`).
         ffn_size: features of the FFN's hidden layer.
-        num_layers: number of layers.
         num_heads: query heads (`H`).
         num_kv_heads: key heads (`K`), a divisor of `num_heads`.
         head_dim: features of a head (`d`).
@@ -82,10 +81,7 @@ class DecoderConfig:
         """Floating-point operations of a forward pass: the matrix products with the weights.
 
         The products of attention (queries with keys, weights with values) are not counted.
-
-        Args:
-            tokens: number of tokens that pass through the layers.
-            targets: number of positions with logits.
+        `targets` is the number of positions with logits.
         """
         heads = 2 * (self.num_heads + self.num_kv_heads) * self.head_dim
         layer = self.hidden_size * (heads + 3 * self.ffn_size)
@@ -107,6 +103,28 @@ class Output(NamedTuple):
     layer_output: Float[Array, "B T D"] | None
 
 
+class Chunk(NamedTuple):
+    """Inputs of a layer besides the residual stream of a chunk of tokens.
+
+    Attributes:
+        batch_shape: `(B, T)`, for the unflattening of `N = B * T`.
+        angles: cosines and sines of the tokens' positions.
+        attention_mask: True where a query may look.
+        cache: keys and values of the row's earlier tokens; None if the chunk is the whole row.
+        slot: first slot of the chunk in the cache.
+        prefix: keys and values of `P` prefixes, each shared by `B / P` consecutive rows.
+        prefix_mask: token mask of the prefixes.
+    """
+
+    batch_shape: tuple[int, int]
+    angles: Angles
+    attention_mask: Bool[Array, "B 1 T S"]
+    cache: LayerCache | None
+    slot: Int[Array, ""] | int
+    prefix: LayerCache | None
+    prefix_mask: Bool[Array, "P L"] | None
+
+
 def _norm(config: DecoderConfig, **options) -> nn.Module:
     return (LayerNorm if config.layer_norm else RMSNorm)(config.norm_eps, **options)
 
@@ -118,33 +136,14 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: Float[Array, "N D"],
-        *,
-        batch_shape: tuple[int, int],
-        angles: Angles,
-        attention_mask: Bool[Array, "B 1 T S"],
-        cache: LayerCache | None,
-        slot: Int[Array, ""] | int,
-        prefix: LayerCache | None,
-        prefix_mask: Bool[Array, "P L"] | None,
+        self, x: Float[Array, "N D"], chunk: Chunk
     ) -> tuple[Float[Array, "N D"], LayerCache]:
         """Attends from every token of the chunk to the row's keys and to those of its prefix.
-
-        Args:
-            x: normalised residual stream of the chunk.
-            batch_shape: `(B, T)`, for the unflattening of `N = B * T`.
-            angles: cosines and sines of the tokens' positions.
-            attention_mask: True where a query may look.
-            cache: keys and values of the row's earlier tokens; None if the chunk is the whole row.
-            slot: first slot of the chunk in the cache.
-            prefix: keys and values of `P` prefixes, each shared by `B / P` consecutive rows.
-            prefix_mask: token mask of the prefixes.
 
         Returns:
             The output, and the keys and values of the row, this chunk included.
         """
-        c, (rows, width) = self.config, batch_shape
+        c, (rows, width), slot = self.config, chunk.batch_shape, chunk.slot
         groups = c.num_heads // c.num_kv_heads
 
         def project(name: str, heads: int) -> Float[Array, "B heads T d"]:
@@ -152,16 +151,16 @@ class Attention(nn.Module):
             # [B * T, heads * d] -> [B, heads, T, d]
             return y.reshape(rows, width, heads, c.head_dim).swapaxes(1, 2)
 
-        query = rotate(project("query", c.num_heads), angles)
+        query = rotate(project("query", c.num_heads), chunk.angles)
         # [B, H, T, d] -> [B, K, (H / K) * T, d]: the query heads of a key head are one matrix.
         query = query.reshape(rows, c.num_kv_heads, groups * width, c.head_dim)
-        keys = rotate(project("key", c.num_kv_heads), angles).swapaxes(2, 3)  # [B, K, d, T]
+        keys = rotate(project("key", c.num_kv_heads), chunk.angles).swapaxes(2, 3)  # [B, K, d, T]
         values = project("value", c.num_kv_heads)  # [B, K, T, d]
-        if cache is not None:
-            keys = jax.lax.dynamic_update_slice(cache[0], keys, (0, 0, 0, slot))
-            values = jax.lax.dynamic_update_slice(cache[1], values, (0, 0, slot, 0))
-        mask = jnp.tile(attention_mask, (1, 1, groups, 1))  # [B, 1, (H / K) * T, S]
-        y = attend(query, keys, values, mask, prefix=prefix, prefix_mask=prefix_mask)
+        if chunk.cache is not None:
+            keys = jax.lax.dynamic_update_slice(chunk.cache[0], keys, (0, 0, 0, slot))
+            values = jax.lax.dynamic_update_slice(chunk.cache[1], values, (0, 0, slot, 0))
+        mask = jnp.tile(chunk.attention_mask, (1, 1, groups, 1))  # [B, 1, (H / K) * T, S]
+        y = attend(query, keys, values, mask, prefix=chunk.prefix, prefix_mask=chunk.prefix_mask)
         # [B, K, (H / K) * T, d] -> [B, T, H, d] -> [B * T, H * d]
         y = y.reshape(rows, c.num_heads, width, c.head_dim).swapaxes(1, 2)
         y = Linear(c.hidden_size, name="output")(y.reshape(rows * width, -1))
@@ -175,32 +174,14 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: Float[Array, "N D"],
-        *,
-        batch_shape: tuple[int, int],
-        angles: Angles,
-        attention_mask: Bool[Array, "B 1 T S"],
-        cache: LayerCache | None,
-        slot: Int[Array, ""] | int,
-        prefix: LayerCache | None,
-        prefix_mask: Bool[Array, "P L"] | None,
+        self, x: Float[Array, "N D"], chunk: Chunk
     ) -> tuple[Float[Array, "N D"], LayerCache]:
         """Runs the layer; arguments and results are those of `Attention`."""
         c = self.config
-        y, cache = Attention(c, name="attention")(
-            _norm(c, name="attention_norm")(x),
-            batch_shape=batch_shape,
-            angles=angles,
-            attention_mask=attention_mask,
-            cache=cache,
-            slot=slot,
-            prefix=prefix,
-            prefix_mask=prefix_mask,
-        )
+        y, cache = Attention(c, name="attention")(_norm(c, name="attention_norm")(x), chunk)
         x = x + y
         x = x + GatedFFN(c.ffn_size, name="ffn")(_norm(c, name="ffn_norm")(x))
-        return constrain_rows(x, batch_shape[0]), cache
+        return constrain_rows(x, chunk.batch_shape[0]), cache
 
 
 class Decoder(nn.Module):
@@ -210,7 +191,6 @@ class Decoder(nn.Module):
     step, which makes decoding on CPU twice as slow.
 
     Attributes:
-        config: sizes and options.
         remat: activations that the backward pass recomputes to save memory: "none"; "full", all
             within a layer; or "dots", all within a layer except the results of its projections.
     """
@@ -232,7 +212,6 @@ class Decoder(nn.Module):
         """Logits of every position.
 
         Args:
-            tokens: one row of token ids per text.
             mask: token mask; padding may be anywhere in a row. None if there is no padding.
         """
         return self.logits(self.hidden(tokens, mask=mask).hidden)
@@ -253,7 +232,6 @@ class Decoder(nn.Module):
         """Hidden states of a chunk of tokens.
 
         Args:
-            tokens: one chunk per row.
             mask: without a cache, the token mask `[B, T]`, to which causality is added. With a
                 cache, the attention mask `[B, T, S]` over the cache's slots.
             positions: rotary positions; by default the number of tokens before each token, without
@@ -292,8 +270,7 @@ class Decoder(nn.Module):
         x = constrain_rows(self.embed(tokens).reshape(rows * width, c.hidden_size), rows)
         layer_output, layer_caches = (x if return_layer == 0 else None), []
         for i, layer in enumerate(self.layers):
-            run_layer = partial(
-                layer,
+            chunk = Chunk(
                 batch_shape=(rows, width),
                 angles=angles,
                 attention_mask=attention_mask[:, None],  # [B, 1, T, S]
@@ -302,7 +279,7 @@ class Decoder(nn.Module):
                 prefix=prefix and prefix[i],
                 prefix_mask=prefix_mask,
             )
-            x, layer_cache = self._rematerialize(run_layer)(x)
+            x, layer_cache = self._rematerialize(partial(layer, chunk=chunk))(x)
             layer_caches.append(layer_cache)
             if return_layer == i + 1:
                 layer_output = x
@@ -312,24 +289,16 @@ class Decoder(nn.Module):
         return Output(x, tuple(layer_caches) if cache is not None else None, layer_output)
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
-        """Logits over the vocabulary, about -1e9 for the padding rows of the embedding.
-
-        Args:
-            hidden: hidden states after the final norm, of the positions that need logits only.
-        """
+        """Logits over the vocabulary, about -1e9 for the padding rows of the embedding."""
         c, rows = self.config, hidden.shape[0]
         flat = constrain_rows(hidden.reshape(-1, c.hidden_size), rows)
-        if c.tie_embeddings:
-            scores = flat @ self.embed.embedding.T
-        else:
-            scores = self.head(flat)
+        scores = flat @ self.embed.embedding.T if c.tie_embeddings else self.head(flat)
         if c.vocab_padding:
             is_token = jnp.arange(c.vocab_size) < c.vocab_size - c.vocab_padding
             # float16 cannot hold MASKED.
             masked = max(MASKED, float(jnp.finfo(scores.dtype).min))
             scores = jnp.where(is_token[None], scores, jnp.asarray(masked, scores.dtype))
-        scores = constrain_rows(scores, rows, free=True)
-        return scores.reshape(*hidden.shape[:-1], -1)
+        return constrain_rows(scores, rows, free=True).reshape(*hidden.shape[:-1], -1)
 
     def _rematerialize(self, run_layer: Callable) -> Callable:
         if self.remat == "none":

@@ -38,9 +38,8 @@ class Linear(nn.Module):
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,))[None]
         if self.has_variable("params", "lora_a"):
-            lora_a = self.get_variable("params", "lora_a")
-            lora_b = self.get_variable("params", "lora_b")
-            y = y + adapt(x, lora_a, lora_b)
+            a, b = (self.get_variable("params", name) for name in ("lora_a", "lora_b"))
+            y = y + adapt(x, a, b)
         return y
 
 
@@ -52,7 +51,6 @@ def adapt(
     """The low-rank update `(x @ a) @ b`.
 
     Args:
-        x: input of the linear layer.
         a: down-projection of one adapter, or of `P` adapters: the first for the first `N / P`
             tokens, and so on.
         b: up-projection, scale included.
@@ -68,10 +66,6 @@ def check_adapters(params: Mapping, rows: int) -> None:
 
     The layers see tokens, not rows. If the tokens divided and the rows did not, one row would get
     two adapters.
-
-    Args:
-        params: nested dicts of parameters, with or without adapters.
-        rows: number of rows in the batch.
 
     Raises:
         ValueError: a layer's number of adapters does not divide `rows`.
@@ -142,8 +136,6 @@ def attend(
 
     Args:
         query: rotated queries; scaled here by `1 / sqrt(d)`.
-        keys: rotated keys.
-        values: one value per key.
         mask: attention mask, True where a query may look.
         prefix: keys and values of `P` prefixes. Each prefix is stored once and read by `B / P`
             consecutive rows.

@@ -44,18 +44,14 @@ class Attention(nn.Module):
         Args:
             x: inputs of the queries. Consecutive rows that attend to the same keys are one row of
                 `M` queries.
-            keys: keys from `read`.
-            values: values from `read`.
-            attention_mask: True where a query may look.
         """
         query = self._split(self.query(x), keys.shape[0])
         y = attend(query, keys, values, attention_mask)
         return self.output(y.swapaxes(1, 2).reshape(x.shape))  # [P, H, M, d] -> [P * M, H * d]
 
     def _split(self, y: Float[Array, "N D"], rows: int) -> Float[Array, "P H T d"]:
-        width = y.shape[0] // rows
         # [P * T, H * d] -> [P, H, T, d]
-        return y.reshape(rows, width, self.num_heads, -1).swapaxes(1, 2)
+        return y.reshape(rows, y.shape[0] // rows, self.num_heads, -1).swapaxes(1, 2)
 
 
 class FFN(nn.Module):

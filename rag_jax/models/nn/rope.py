@@ -22,9 +22,7 @@ class LlamaScaling:
     `rope_type` llama3).
 
     Attributes:
-        factor: divisor of the low frequencies.
-        low_turns: `low_freq_factor` in a `config.json`.
-        high_turns: `high_freq_factor` in a `config.json`.
+        low_turns: `low_freq_factor` in a `config.json`; `high_turns` is `high_freq_factor`.
         original_length: context length before the extension, in tokens.
     """
 
@@ -66,10 +64,7 @@ class LongScaling:
         return replace(self, short_factors=self.long_factors)
 
     def check_cache(self, slots: int) -> None:
-        """Checks that a cache cannot hold keys rotated with both sets of divisors.
-
-        Args:
-            slots: number of cache slots of one text, prefix included.
+        """Checks that a cache of `slots` per text cannot hold keys rotated with both sets.
 
         Raises:
             RagJaxError: there are more than `original_length` slots.
@@ -94,7 +89,6 @@ def rotary_angles(
     The angles are float32: in bfloat16, position 257 would round to 256.
 
     Args:
-        positions: position of each token.
         rotary_dim: number of features of a head that are rotated.
         theta: base of the frequencies; the slowest pair turns about `1 / theta` radians per token.
         scaling: context extension; None for the plain frequencies.
