@@ -46,10 +46,5 @@ def main(arguments: list[str]) -> None:
     transfer.evaluate_on(config, workdir, DataConfig(path=str(data)), split, out)
 
 
-def run() -> int:
-    """Runs `main` and returns the exit status."""
-    return command.run(main, __doc__)
-
-
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(command.run(main, __doc__))

@@ -35,10 +35,5 @@ def main(arguments: list[str]) -> None:
     plan_run(open_room(system, "plan"), settings, options["topology"], only=options["only"] or "")
 
 
-def run() -> int:
-    """Runs `main` and returns the exit status."""
-    return command.run(main, __doc__)
-
-
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(command.run(main, __doc__))

@@ -47,12 +47,11 @@ class Beams(NamedTuple):
     """Each row's finished beams, best first; `N` is the limit of their length.
 
     Attributes:
-        tokens: `[B, W, N]`, without the stop token, padded with 0 after `lengths`.
-        lengths: `[B, W]`.
-        ends: `[B, W]`, what ended the beam: the stop token, or -1 if the limit cut the beam off.
-            Along a trie, the node.
-        scores: `[B, W]`, by which beams are ranked; `MASKED` where a row has fewer beams.
-        logprobs: `[B, W]` in nats, of the tokens and the stop token, a forced one included.
+        tokens: without the stop token, padded with 0 after `lengths`.
+        ends: what ended the beam: the stop token, or -1 if the limit cut the beam off. Along a
+            trie, the node.
+        scores: by which beams are ranked; `MASKED` where a row has fewer beams.
+        logprobs: in nats, of the tokens and the stop token, a forced one included.
     """
 
     tokens: Int[Array, "B W N"]
@@ -71,9 +70,9 @@ class Live(NamedTuple):
     """The beams that may continue.
 
     Attributes:
-        tokens: `[B, w, N]`, those before `last_token` and `last_token` itself.
-        last_token: `[B, w]`, chosen but not yet read.
-        logprobs: `[B, w]` in nats, up to the last token; `MASKED` where there is no beam.
+        tokens: those before `last_token` and `last_token` itself.
+        last_token: chosen but not yet read.
+        logprobs: in nats, up to the last token; `MASKED` where there is no beam.
         state: of the strategy, arrays `[B, w, ...]`, such as a trie's nodes.
     """
 
@@ -87,9 +86,8 @@ class Continuations(NamedTuple):
     """Ways to extend a row's beams by one token.
 
     Attributes:
-        parents: `[B, n]`, the beam that is extended.
-        tokens: `[B, n]`, the token.
-        logprobs: `[B, n]` in nats, up to the token; `MASKED` where there is no continuation.
+        parents: the beam that is extended.
+        logprobs: in nats, up to the token; `MASKED` where there is no continuation.
         state: of the strategy, arrays `[B, n, ...]`.
     """
 
@@ -103,18 +101,20 @@ class Expansion(Protocol):
     """What beams may continue with.
 
     Attributes:
+        max_tokens: limit of a beam's tokens.
         docs: number of cache rows of a beam; their predictions are mixed.
         last: the step that ends every beam, from 0.
         extra_length: what a score's length counts beside the tokens and the stop token.
     """
 
+    model: Decoder | Bart
+    params: PyTree
+    max_tokens: int
     docs: int
     last: int
     extra_length: int
 
-    def start(
-        self, active: Bool[Array, "B"], max_tokens: int, beams: int
-    ) -> tuple[Live, Beams, Bool[Array, "B"]]:
+    def start(self, active: Bool[Array, "B"], beams: int) -> tuple[Live, Beams, Bool[Array, "B"]]:
         """The state before the first token: live beams, finished beams, and the active rows."""
 
     def expand(
@@ -124,7 +124,7 @@ class Expansion(Protocol):
 
         Args:
             step: number of the token, from 0.
-            hidden: the states that predict it, `[R, D]` at step 0, then `[R, w, D]`.
+            hidden: the states that predict the token, `[R, D]` at step 0, then `[R, w, D]`.
             live: the beams; those of finished rows are `MASKED`.
 
         Returns:
@@ -137,12 +137,9 @@ class LoopState(NamedTuple):
 
     Attributes:
         step: number of the next token, from 1.
-        live: the beams that continue.
-        finished: the best finished beams.
-        active: `[B]`, False for finished rows.
-        parents: `[B, w]`, the beam of the step before that each live beam extends.
-        attention_mask: `[B, w, S]`, the slots after the row that each beam attends to.
-        cache: of all rows, with slots for every beam's tokens.
+        active: False for finished rows.
+        parents: the beam of the step before that each live beam extends.
+        attention_mask: the slots after the row that each beam attends to.
     """
 
     step: Int[Array, ""]
@@ -179,13 +176,10 @@ def may_improve(
     length: Int[Array, ""] | int,
     last_length: int,
 ) -> Bool[Array, "B"]:
-    """Whether a row's search continues.
+    """Whether a row's search continues, by the best live beam and the scores of finished beams.
 
-    Args:
-        onward: log-probability of the row's best live beam.
-        scores: of the row's finished beams.
-        length: of the live beams.
-        last_length: the length that the limit lets live beams reach.
+    `onward` is the log-probability of the best live beam, `length` the present length of live beams
+    and `last_length` their length at the limit.
     """
     to_the_limit = config.early_stopping == "never" and config.length_penalty > 0
     best = onward / (last_length if to_the_limit else length) ** config.length_penalty
@@ -198,10 +192,9 @@ def may_improve(
 def branch_mask(
     attention_mask: Bool[Array, "B W S"], parents: Int[Array, "B W"], slot: Int[Array, ""]
 ) -> Bool[Array, "B W S"]:
-    """The slots that each beam attends to: those of the beam it extends, and its own next slot.
+    """The slots that each beam attends to: those of its parent beam, and its own next slot.
 
-    Args:
-        slot: of the first beam's next token; the other beams' slots follow (see `write_branches`).
+    `slot` is that of the first beam's next token; the other beams' slots follow.
     """
     size = attention_mask.shape
     own = jnp.arange(size[2])[None] == slot + jnp.arange(size[1])[:, None]
@@ -226,74 +219,53 @@ def advance(
     finished = keep_best(finished, ended._replace(scores=jnp.where(kept, scores, MASKED)))
     place = jnp.arange(live.tokens.shape[2])[None, None] == step
     tokens = jnp.where(place, onward.tokens[..., None], pick(live.tokens, onward.parents))
-    active &= may_improve(
-        config,
-        onward.logprobs.max(axis=1),
-        finished.scores,
-        length=length,
-        last_length=expansion.last + 1 + expansion.extra_length,
-    )
+    lengths = {"length": length, "last_length": expansion.last + 1 + expansion.extra_length}
+    active &= may_improve(config, onward.logprobs.max(axis=1), finished.scores, **lengths)
     live = Live(tokens, onward.tokens, onward.logprobs, onward.state)
     return live, finished, active, onward.parents
 
 
 def init_beams(
-    model: Decoder | Bart,
     cache: Cache,
     hidden: Float[Array, "R D"],
     expansion: Expansion,
     config: BeamConfig,
-    *,
-    max_tokens: int,
     active: Bool[Array, "B"],
 ) -> LoopState:
     """The loop's state after the first token, which the prompt's last state predicts."""
     beams = config.num_beams
-    start = expansion.start(active, max_tokens, beams)
-    chosen = advance(expansion, jnp.int32(0), hidden, *start, config)
-    cache = grow(fork(model, cache, 1), max_tokens * beams)
+    chosen = advance(expansion, jnp.int32(0), hidden, *expansion.start(active, beams), config)
+    cache = grow(fork(expansion.model, cache, 1), expansion.max_tokens * beams)
     nothing = jnp.zeros((len(active), beams, cache.num_slots), bool)
     return LoopState(jnp.int32(1), *chosen, nothing, cache)
 
 
-def beam_step(
-    model: Decoder | Bart,
-    params: PyTree,
-    state: LoopState,
-    expansion: Expansion,
-    config: BeamConfig,
-    *,
-    max_tokens: int,
-) -> LoopState:
+def beam_step(state: LoopState, expansion: Expansion, config: BeamConfig) -> LoopState:
     """Reads every beam's last token and chooses the next one; the body of the loop."""
     step, live, finished, active, parents, attention_mask, cache = state
-    base = cache.num_slots - max_tokens * config.num_beams
+    base = cache.num_slots - expansion.max_tokens * config.num_beams
     slot = base + (step - 1) * config.num_beams
     attention_mask = branch_mask(attention_mask, parents, slot)
     output, cache = write_branches(
-        model,
-        params,
+        expansion.model,
+        expansion.params,
         cache,
         # A row's documents in turn, all beams of the row under each: [B, w] -> [B * docs, w].
         jnp.repeat(live.last_token, expansion.docs, axis=0),
         jnp.repeat(attention_mask, expansion.docs, axis=0),
         slot=slot,
         depth=step - 1,
-        length=base + max_tokens,
+        length=base + expansion.max_tokens,
     )
     chosen = advance(expansion, step, output.hidden, live, finished, active, config)
     return LoopState(step + 1, *chosen, attention_mask, cache)
 
 
 def search(
-    model: Decoder | Bart,
-    params: PyTree,
     cache: Cache,
     hidden: Float[Array, "R D"],
     expansion: Expansion,
     config: BeamConfig,
-    *,
-    max_tokens: int,
     active: Bool[Array, "B"],
 ) -> Beams:
     """Runs the loop until no row is active; for use inside `jax.jit`.
@@ -301,18 +273,16 @@ def search(
     Args:
         cache: what was read, shared by all beams of a row and not copied.
         hidden: the state of each cache row's last token.
-        active: False on rows that take no part.
+        active: False on rows that take no part; they find nothing.
     """
-    state = init_beams(
-        model, cache, hidden, expansion, config, max_tokens=max_tokens, active=active
-    )
 
-    def unfinished(state):
+    def unfinished(state: LoopState) -> Bool[Array, ""]:
         return (state.step <= expansion.last) & state.active.any()
 
-    def body(state):
-        return beam_step(model, params, state, expansion, config, max_tokens=max_tokens)
+    def body(state: LoopState) -> LoopState:
+        return beam_step(state, expansion, config)
 
+    state = init_beams(cache, hidden, expansion, config, active)
     return jax.lax.while_loop(unfinished, body, state).finished
 
 

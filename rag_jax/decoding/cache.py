@@ -27,8 +27,8 @@ class Cache:
 
     Attributes:
         layers: per layer, keys `[B, K, d, S]` and values `[B, K, S, d]`.
-        token_mask: `[B, S]`, True where a slot holds a token.
-        position: `[B]`, the position of each row's next token.
+        token_mask: True where a slot holds a token.
+        position: the position of each row's next token.
         prefix: a cache of `P` rows that were read before these rows, each shared by `B / P`
             consecutive rows; None without a prefix. For an encoder-decoder, the `P` sources that
             `encode_source` read.
@@ -66,15 +66,12 @@ def init_cache(
 
 def grow(cache: Cache, slots: int) -> Cache:
     """Adds `slots` empty slots at the end."""
-    layers = tuple(
-        (
-            jnp.pad(keys, ((0, 0), (0, 0), (0, 0), (0, slots))),
-            jnp.pad(values, ((0, 0), (0, 0), (0, slots), (0, 0))),
-        )
-        for keys, values in cache.layers
-    )
-    token_mask = jnp.pad(cache.token_mask, ((0, 0), (0, slots)))
-    return Cache(layers, token_mask, cache.position, cache.prefix)
+
+    def pad(x: Array, axis: int) -> Array:
+        return jnp.pad(x, [(0, slots if i == axis else 0) for i in range(x.ndim)])
+
+    layers = tuple((pad(keys, 3), pad(values, 2)) for keys, values in cache.layers)
+    return Cache(layers, pad(cache.token_mask, 1), cache.position, cache.prefix)
 
 
 def fork(model: Decoder | Bart, cache: Cache, times: int) -> Cache:
@@ -101,10 +98,6 @@ def encode_source(
 
     The keys and values of each layer's cross-attention are computed here once, however many rows
     (beams, candidates) attend to a source and however long these rows get.
-
-    Args:
-        tokens: of the sources, padded on the right.
-        mask: False on padding.
     """
     encoded = model.apply({"params": params}, tokens, mask, method="encode")
     layers = model.apply({"params": params}, encoded, method="read_source")
@@ -121,32 +114,19 @@ def write(
     slot: Int[Array, ""] | int,
     return_layer: int | None = None,
 ) -> tuple[Output, Cache]:
-    """Runs a chunk through the model and writes the chunk at `slot`, into existing slots.
+    """Runs a chunk through the model and writes the chunk from `slot` on, into existing slots.
 
-    Args:
-        tokens: the chunk.
-        mask: False on padding, which may be anywhere in the chunk.
-        slot: of the chunk's first token.
-        return_layer: as for `Decoder.hidden`.
-
-    Returns:
-        The model's output for the chunk, and the cache with the chunk in it.
+    `mask` is False on padding, which may be anywhere in the chunk. `return_layer` is as for
+    `Decoder.hidden`.
     """
     token_mask = jax.lax.dynamic_update_slice(cache.token_mask, mask, (0, slot))
     query_slots = slot + jnp.arange(tokens.shape[1])
     # Causality, slot by slot: [1, T, S].
     causal = jnp.arange(token_mask.shape[1])[None, None, :] <= query_slots[None, :, None]
     positions = cache.position[:, None] + jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-    output = _run(
-        model,
-        params,
-        cache,
-        tokens,
-        token_mask[:, None, :] & causal,
-        positions,
-        slot=slot,
-        return_layer=return_layer,
-    )
+    settings = {"slot": slot, "return_layer": return_layer}
+    attention_mask = token_mask[:, None, :] & causal
+    output = _run(model, params, cache, tokens, attention_mask, positions, **settings)
     position = cache.position + mask.sum(axis=1, dtype=jnp.int32)
     return output, Cache(output.cache, token_mask, position, cache.prefix)
 
@@ -172,7 +152,7 @@ def write_branches(
             `position` stay unchanged.
         tokens: the next tokens, of different texts or several of one.
         attention_mask: for each token the slots of its text after the row, its own among them.
-        slot: of the first token; the others follow.
+        slot: of the first token; the other tokens follow.
         depth: number of tokens of its text before each token; one number where all are equal.
         length: number of slots of the longest text, the row's own slots included.
     """

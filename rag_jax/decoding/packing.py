@@ -18,10 +18,10 @@ class PackedTexts(NamedTuple):
     """Texts of `G` groups in `R` rows of `T` tokens, `R / G` rows per group, for `write_branches`.
 
     Attributes:
-        tokens: `[R, T]`, each token after the earlier tokens of its text; padded with 0.
-        attention_mask: `[R, T, T]`, True from a token to the earlier tokens of its text and to the
-            token itself. Padding attends to itself.
-        depth: `[R, T]`, number of tokens of its text before each token.
+        tokens: each token after the earlier tokens of its text; padded with 0.
+        attention_mask: True from a token to the earlier tokens of its text and to the token itself.
+            Padding attends to itself.
+        depth: number of tokens of its text before each token.
         texts: for each group and each of its texts, the row of the text and the columns of its
             tokens.
     """
@@ -42,9 +42,6 @@ def pack_texts(groups: Sequence[Sequence[Sequence[int]]], *, limit: int) -> Pack
         groups: for each group its texts, as token ids. Consecutive texts share a common prefix if
             they fit into the same row.
         limit: number of tokens of a row. A longer text takes a row that exceeds the limit.
-
-    Returns:
-        The packed texts, `R` a multiple of the number of groups.
     """
     packed = [_pack_group(texts, limit) for texts in groups]
     times = max((len(rows) for rows, _ in packed), default=1)
@@ -70,12 +67,7 @@ def pack_texts(groups: Sequence[Sequence[Sequence[int]]], *, limit: int) -> Pack
 def _pack_group(
     texts: Sequence[Sequence[int]], limit: int
 ) -> tuple[list[list[tuple[int, int]]], list[tuple[int, list[int]]]]:
-    """Packs the texts of one group into rows, in order.
-
-    Returns:
-        For each row its tokens, each with the column of its parent or -1; and for each text its row
-        and the columns of its tokens.
-    """
+    """Each row's tokens with their parents' columns or -1; each text's row and tokens' columns."""
     rows: list[list[tuple[int, int]]] = [[]]
     children: dict[tuple[int, int], int] = {}  # column in the last row by parent and token
     packed = []

@@ -1,5 +1,6 @@
 """Prompts: checked, batched by length, padded, and read into a cache."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -88,7 +89,7 @@ def read_prompts(
 
     Args:
         mask: False on padding, on the right; a row may be padding from its first token.
-        prefix: the cache of what comes before every prompt of a decoder.
+        prefix: the cache that comes before every prompt of a decoder.
 
     Returns:
         The cache, and the hidden state that the first token is sampled from.
@@ -106,13 +107,10 @@ def read_prompts(
 
 def split_prefix(prompts: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
     """The tokens that all prompts begin with, and the rest of each prompt (at least one token)."""
-    first, last = min(prompts), max(prompts)
-    shared = min(map(len, prompts)) - 1
-    for place, (a, b) in enumerate(zip(first, last, strict=False)):
-        if a != b or place == shared:
-            shared = place
-            break
-    return list(first[:shared]), [list(prompt[shared:]) for prompt in prompts]
+    # All prompts begin with what the first and the last in sort order begin with.
+    matches = (a == b for a, b in zip(min(prompts), max(prompts), strict=False))
+    shared = min(sum(itertools.takewhile(bool, matches)), min(map(len, prompts)) - 1)
+    return list(prompts[0][:shared]), [list(prompt[shared:]) for prompt in prompts]
 
 
 def prefill(model: Decoder, params: PyTree, tokens: Sequence[int]) -> Cache:

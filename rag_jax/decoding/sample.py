@@ -42,9 +42,8 @@ class Decoded(NamedTuple):
     """The tokens that a loop wrote, at most `N` a row; a stop token is never among them.
 
     Attributes:
-        tokens: `[B, N]`, padded with 0 after `lengths`.
-        lengths: `[B]`.
-        finished: `[B]`, False where the limit cut the row off.
+        tokens: padded with 0 after `lengths`.
+        finished: False where the limit cut the row off.
         cache: with every written token, without the stop token.
     """
 
@@ -59,9 +58,9 @@ class DecodeState(NamedTuple):
 
     Attributes:
         step: number of tokens of the longest row.
-        last_token: `[B]`, sampled but not yet written.
-        active: `[B]`, False where the last token is a stop token or the row takes no part.
-        tokens: `[B, N]`, the tokens written, padded with 0.
+        last_token: sampled but not yet written.
+        active: False where the last token is a stop token or the row takes no part.
+        tokens: the tokens written, padded with 0.
         cache: with slots for `N` tokens at its end.
     """
 
@@ -89,11 +88,8 @@ def sample_tokens(
 ) -> Int[Array, "B"]:
     """Samples one token a row.
 
-    Args:
-        logits: of the next token.
-        keys: one a row, so that a row's text does not depend on its batch; not needed for the
-            likeliest tokens.
-        sampling: temperature, top-k, top-p.
+    `keys` are one a row, so that a row's text does not depend on its batch; the likeliest tokens
+    need none.
     """
     if sampling.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -122,9 +118,7 @@ def make_next_token(
 
     def next_token(hidden, number):
         logits = model.apply({"params": params}, hidden, method="logits")
-        row_keys = keys
-        if keys is not None:
-            row_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+        row_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, number)
         token = sample_tokens(logits, row_keys, sampling=sampling)
         return token, ~jnp.isin(token, jnp.asarray(stop_ids, jnp.int32))
 
@@ -193,10 +187,7 @@ def decode(
     Args:
         cache: what the rows have read.
         hidden: the hidden state of each row's last token, as `append` returned it.
-        max_tokens: limit N of a row.
-        stop_ids: tokens that end a row.
         keys: a random key a row; needed unless `sampling.temperature` is 0.
-        sampling: temperature, top-k, top-p.
         active: False on rows that take no part (padding rows, rows on another route).
     """
     active = jnp.ones(hidden.shape[0], bool) if active is None else active
@@ -219,7 +210,7 @@ def generate(
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[list[int]]:
-    """Continues each prompt; the list-in, list-out way to use `decode`.
+    """The new tokens after each prompt, without stop token; the list-in, list-out `decode`.
 
     Prompts are batched by length and padded to a multiple of 32 tokens, so few programs are
     compiled, and a second call of the same sizes compiles none.
@@ -240,41 +231,28 @@ def generate(
         seed: prompt `i` is sampled with a key of `seed` and `i`, whatever its batch.
         progress: called with the number of prompts of each finished batch.
 
-    Returns:
-        For each prompt the new tokens, without the stop token.
-
     Raises:
-        RagJaxError: a prompt is empty or longer than an encoder-decoder takes; `max_tokens` is less
-            than 1 or more than the model has positions for; an encoder-decoder, or a model with
-            `adapters`, is given a `prefix`; the number of adapters is not that of the prompts; or
-            the mesh does not divide `batch_size`.
+        RagJaxError: as `check_prompts`; a `prefix` with an encoder-decoder or with `adapters`; or
+            the number of adapters is not that of the prompts.
     """
     check_prompts(model, prompts, max_tokens=max_tokens, batch_size=batch_size)
     if prefix and isinstance(model, Bart):
         raise RagJaxError("prefix: an encoder-decoder has none; put its tokens into the prompts")
     if prefix and adapters is not None:
         raise RagJaxError("prefix: every adapter reads it anew; put its tokens into the prompts")
-    for leaf in jax.tree.leaves(adapters):
-        if len(leaf) != len(prompts):
-            raise RagJaxError(
-                f"adapters: {len(leaf)} for {len(prompts)} prompts; give one for each"
-            )
+    for count in map(len, jax.tree.leaves(adapters)):
+        if count != len(prompts):
+            raise RagJaxError(f"adapters: {count} for {len(prompts)} prompts; give one for each")
     shared = prefill(model, params, prefix) if prefix else None
+    settings = {"max_tokens": max_tokens, "stop_ids": tuple(stop_ids), "sampling": sampling}
     written: list[list[int]] = [[] for _ in prompts]
     for rows, arrays in batch_prompts(model, prompts, batch_size=batch_size):
         numbers = np.resize(np.asarray(rows, np.int32), len(arrays[0]))
-        result = generate_batch(
-            model,
-            params,
-            shared,
-            *shard_batch((*arrays, numbers)),
-            seed,
-            adapters=adapters and _select(adapters, numbers),
-            max_tokens=max_tokens,
-            stop_ids=tuple(stop_ids),
-            sampling=sampling,
+        sharded = shard_batch((*arrays, numbers))
+        chosen = adapters and _select(adapters, numbers)
+        tokens, lengths = fetch(
+            generate_batch(model, params, shared, *sharded, seed, adapters=chosen, **settings)
         )
-        tokens, lengths = fetch(result)
         for row, i in enumerate(rows):
             written[i] = tokens[row, : lengths[row]].tolist()
         progress(len(rows))
@@ -300,25 +278,14 @@ def generate_batch(
     sampling: Sampling,
     adapters: PyTree | None = None,
 ) -> tuple[Int[Array, "B N"], Int[Array, "B"]]:
-    """Reads one batch of prompts and continues them: the tokens written, and their lengths.
+    """Reads one batch of prompts after a prefix and continues them: the new tokens, their lengths.
 
-    Args:
-        prefix: the cache of what comes before every prompt.
-        numbers: of the prompts, for their random keys.
+    `numbers` are those of the prompts, for their random keys.
     """
     if adapters is not None:
         params = lora.apply(params, adapters, scale=1.0)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
     cache, hidden = read_prompts(model, params, tokens, mask, prefix=prefix)
-    decoded = decode(
-        model,
-        params,
-        cache,
-        hidden,
-        max_tokens=max_tokens,
-        stop_ids=stop_ids,
-        keys=keys,
-        sampling=sampling,
-        active=mask.any(axis=1),
-    )
+    settings = {"max_tokens": max_tokens, "stop_ids": stop_ids, "keys": keys, "sampling": sampling}
+    decoded = decode(model, params, cache, hidden, active=mask.any(axis=1), **settings)
     return decoded.tokens, decoded.lengths

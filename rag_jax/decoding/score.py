@@ -23,10 +23,8 @@ def score_text(
 
     Args:
         cache: what the rows have read; the cache itself stays unchanged.
-        tokens: read after the cache.
-        mask: False on padding.
+        tokens: read after the cache; `mask` is False on their padding.
         at: positions in `tokens`; the state at `at[b, p]` predicts `targets[b, p]`.
-        targets: the tokens that are scored.
         weights: 0 on padding of the targets.
     """
     output, _ = append(model, params, cache, tokens, mask)
@@ -45,9 +43,7 @@ def score_continuation(
     """`log p(tokens[given:] | cache, tokens[:given])` in nats, the sum over a row's tokens.
 
     Args:
-        cache: what the rows have read; the cache itself stays unchanged.
-        tokens: padded on the right.
-        mask: False on padding.
+        tokens: padded on the right, where `mask` is False.
         given: number of leading tokens that are read but not scored, such as a cue. At least 1: the
             cache does not hold the logits of the first token.
     """
@@ -63,14 +59,9 @@ def score_at(
     at: Int[Array, "B P"],
     targets: Int[Array, "B P"],
 ) -> Float[Array, "B P"]:
-    """Log-probabilities in nats of target tokens, each after one position of its row.
+    """Log-probabilities in nats of target tokens; the state at `at[b, p]` predicts `targets[b, p]`.
 
     Logits are computed at the `P` positions alone.
-
-    Args:
-        hidden: the states of tokens that were read.
-        at: positions; the state there predicts the target.
-        targets: the tokens that are scored.
     """
     picked = jnp.take_along_axis(hidden, at[:, :, None], axis=1)  # [B, T, D] -> [B, P, D]
     logits = model.apply({"params": params}, picked, method="logits")

@@ -8,13 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
 from rag_jax.decoding.cache import Cache, append
-from rag_jax.decoding.sample import (
-    Decoded,
-    DecodeState,
-    decode_until,
-    init_decode,
-    make_next_token,
-)
+from rag_jax.decoding.sample import Decoded, DecodeState, decode_until, init_decode, make_next_token
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.runtime.hosts import fetch
@@ -36,13 +30,10 @@ def stream(
     Two programs are compiled, whatever `every` is: one that reads, and one that writes up to a
     limit, which is an argument.
 
-    Args:
-        active: rows that read and write.
-        max_tokens: as for `decode`, as is `stop_ids`.
-        every: number of tokens written between two results.
+    Only `active` rows read and write.
 
     Yields:
-        The tokens written so far; the last result has all of them.
+        The tokens written so far, after every `every` tokens and at the end.
     """
     state = _start(model, params, cache, tokens, active, max_tokens=max_tokens, stop_ids=stop_ids)
     for limit in range(every, max_tokens + every, every):
@@ -72,10 +63,8 @@ def spell(tokenizer: Tokenizer, written: Iterable[Sequence[int]]) -> Iterator[st
     """The text that is added as more and more of a text's tokens become known.
 
     The pieces joined are `tokenizer.decode` of all tokens, stripped. White space is held back until
-    the next word, and the bytes of a character until the last of them.
-
-    Args:
-        written: all tokens so far, each time more than before.
+    the next word, and the bytes of a character until the last of them. Each item of `written` is
+    all tokens so far.
     """
     said, whole = "", ""
     for tokens in written:

@@ -39,9 +39,9 @@ class TrieArrays:
     nodes up to `N`.
 
     Attributes:
-        first_child: `[N + 1]`, node `n` has children `first_child[n]` to `first_child[n + 1] - 1`;
-            a leaf has none.
-        tokens: `[N]`, the token on the edge to each node; 0 for the root.
+        first_child: node `n` has children `first_child[n]` to `first_child[n + 1] - 1`; a leaf has
+            none.
+        tokens: the token on the edge to each node; 0 for the root.
         widths: numbers of children that a program may gather at once, ascending; the last is enough
             for every node.
     """
@@ -58,16 +58,12 @@ class Trie:
     Made by `from_sequences` or `load`. With a single distinct sequence the root is the leaf.
 
     Attributes:
-        first_child: `[N + 1]`, node `n` has children `first_child[n]` to `first_child[n + 1] - 1`;
-            a leaf has none.
-        tokens: `[N]`, the token on the edge to each node; 0 for the root.
-        leaves: `[N]`, the number of a leaf's sequence in sort order; -1 for inner nodes.
-        tail_starts: `[L + 1]`, after its leaf, sequence `l` has the tokens
+        first_child: as in `TrieArrays`, as are `tokens`.
+        leaves: the number of a leaf's sequence in sort order; -1 for inner nodes.
+        tail_starts: after its leaf, sequence `l` has the tokens
             `tails[tail_starts[l] : tail_starts[l + 1]]`, which have no alternative.
-        tails: `[M]`, the tails of all sequences.
-        row_starts: `[L + 1]`, sequence `l` was at the positions
-            `rows[row_starts[l] : row_starts[l + 1]]` of the input.
-        rows: `[S]`, all positions of the input, ascending for each sequence.
+        row_starts: sequence `l` was at the positions `rows[row_starts[l] : row_starts[l + 1]]` of
+            the input, ascending.
         end_id: the end token, which follows every sequence and which no sequence contains.
     """
 
@@ -114,17 +110,11 @@ class Trie:
         lengths = np.maximum(ends - 1 - starts - depths, 0)
         tail_starts = np.concatenate([[0], np.cumsum(lengths)])
         offsets = np.repeat(starts + depths - tail_starts[:-1], lengths)
-        arrays = {
-            "first_child": first_child,
-            "tokens": tokens,
-            "leaves": leaves,
-            "tail_starts": tail_starts,
-            "tails": flat[np.arange(tail_starts[-1]) + offsets],
-            "row_starts": np.append(firsts, len(order)),
-            "rows": order,
-        }
-        arrays = {name: arrays[name].astype(dtype) for name, dtype in DTYPES.items()}
-        return cls(**arrays, end_id=int(end_id))
+        tails = flat[np.arange(tail_starts[-1]) + offsets]
+        row_starts = np.append(firsts, len(order))
+        arrays = first_child, tokens, leaves, tail_starts, tails, row_starts, order
+        arrays = [a.astype(dtype) for a, dtype in zip(arrays, DTYPES.values(), strict=True)]
+        return cls(*arrays, end_id=int(end_id))
 
     @property
     def size(self) -> int:
@@ -146,13 +136,7 @@ class Trie:
         return sum(getattr(self, name).nbytes for name in DTYPES)
 
     def find(self, prefixes: Sequence[Sequence[int]]) -> Int[np.ndarray, "P"]:
-        """The node where each prefix ends.
-
-        Args:
-            prefixes: token ids, without end tokens.
-
-        Returns:
-            `[P]`. For a prefix of a single distinct sequence, the leaf of that sequence.
+        """The node where each prefix ends; the leaf for a prefix of a single distinct sequence.
 
         Raises:
             RagJaxError: a prefix begins no sequence of the trie.
@@ -161,7 +145,8 @@ class Trie:
         flat = np.fromiter((token for prefix in prefixes for token in prefix), np.int64)
         flat[flat >= TOKEN_LIMIT] = -1  # matches no edge, and leaves the parent's bits free
         starts = np.cumsum(lengths) - lengths
-        edges = self._edges()
+        # Parent and token of nodes 1, 2, ... as one number per node, ascending.
+        edges = (np.repeat(np.arange(self.size), np.diff(self.first_child)) << 32) | self.tokens[1:]
         nodes, exists = np.zeros(len(lengths), np.int64), np.ones(len(lengths), bool)
         pending, depth = np.flatnonzero(lengths), 0
         while True:
@@ -184,19 +169,11 @@ class Trie:
         return nodes.astype(np.int32)
 
     def sequence(self, node: int) -> list[int]:
-        """All tokens of a leaf's sequence, without the end token.
-
-        Raises:
-            ValueError: the node is not a leaf.
-        """
+        """All tokens of a leaf's sequence, without the end token; a ValueError for other nodes."""
         return self.path(node) + self._tail(node).tolist()
 
     def rows_at(self, node: int) -> list[int]:
-        """The positions of a leaf's sequence in the input of `from_sequences`.
-
-        Raises:
-            ValueError: the node is not a leaf.
-        """
+        """The positions of a leaf's sequence in the input; a ValueError for other nodes."""
         leaf = self._leaf(node)
         return self.rows[self.row_starts[leaf] : self.row_starts[leaf + 1]].tolist()
 
@@ -224,11 +201,7 @@ class Trie:
     def mark(self, nodes: Int[np.ndarray, "n"]) -> Bool[Array, "N"]:
         """A mask that is True on `nodes`, for example the `stops` of a search.
 
-        Args:
-            nodes: numbers of nodes, as `find` returns them.
-
-        Returns:
-            `[N]`, of the length of `TrieArrays.tokens`, replicated over the current mesh.
+        The mask has the length of `TrieArrays.tokens` and is replicated over the current mesh.
         """
         mask = np.zeros(self._places(), bool)
         mask[nodes] = True
@@ -252,8 +225,7 @@ class Trie:
         """Reads a trie that `save` wrote. Every file is compared with its SHA-256 first.
 
         Raises:
-            RagJaxError: the folder holds no trie, a file is missing, unexpected or altered, or the
-                arrays do not form a trie.
+            RagJaxError: the folder holds no trie, or one that is incomplete or altered.
         """
         folder = Path(folder)
         manifest = read_manifest(folder, {"end_id": int}, ["trie"])
@@ -270,11 +242,6 @@ class Trie:
     def _places(self) -> int:
         """Number of nodes in the arrays on the device, padding included."""
         return round_up(self.size, max(64, 1 << max(0, self.size.bit_length() - 5)))
-
-    def _edges(self) -> Int[np.ndarray, "N-1"]:
-        """Parent and token of nodes 1, 2, ... as one number per node, ascending."""
-        parents = np.repeat(np.arange(self.size), np.diff(self.first_child))
-        return (parents << 32) | self.tokens[1:]
 
     def _leaf(self, node: int) -> int:
         leaf = int(self.leaves[node])
@@ -297,13 +264,8 @@ def _replicate(array: np.ndarray) -> Array:
 def choose_gathers(most: int) -> tuple[int, ...]:
     """The widths at which a search gathers children.
 
-    The widths are few and equal for tries of similar shapes, so that few programs are compiled.
-
-    Args:
-        most: the largest number of children of a node.
-
-    Returns:
-        Widths in ascending order; the last is at least `most`.
+    The widths ascend to at least `most`, the largest number of children of a node. They are few and
+    equal for tries of similar shapes, so that few programs are compiled.
     """
     last = 1 << max(3, (most - 1).bit_length())
     return (*(width for width in (8, 64, 512, 4096) if width < last), last)

@@ -41,12 +41,11 @@ class TrieBeams(NamedTuple):
     """Where each row's beams ended, best first; `N` is the limit of their length.
 
     Attributes:
-        nodes: `[B, W]`, a leaf or a stop node, all of a row different; -1 where a row has fewer.
-        tokens: `[B, W, N]`, from the start node to the node, padded with 0 after `lengths`.
-        lengths: `[B, W]`.
-        scores: `[B, W]`, by which beams are ranked; `MASKED` where a row has fewer.
-        logprobs: `[B, W]` in nats, of the tokens. A token without an alternative counts like any
-            other, as in transformers; tokens after the leaf are not decoded and count nothing.
+        nodes: a leaf or a stop node, all of a row different; -1 where a row has fewer.
+        tokens: from the start node to the node, padded with 0 after `lengths`.
+        scores: by which beams are ranked; `MASKED` where a row has fewer.
+        logprobs: in nats, of the tokens. A token without an alternative counts like any other, as
+            in transformers; tokens after the leaf are not decoded and count nothing.
     """
 
     nodes: Int[Array, "B W"]
@@ -80,12 +79,9 @@ class FoundSequence(NamedTuple):
 
 
 class Children(NamedTuple):
-    """Children that beams may continue with.
+    """Children that beams (`parents`) may continue with.
 
-    Attributes:
-        logprobs: `[B, W]` in nats, up to the child; `MASKED` where there are fewer.
-        parents: `[B, W]`, the beam that each child extends.
-        nodes: `[B, W]`.
+    Log-probabilities are in nats, up to the child; `MASKED` where there are fewer children.
     """
 
     logprobs: Float[Array, "B W"]
@@ -99,7 +95,6 @@ def expand_nodes(
     nodes: Int[Array, "B w"],
     logprobs: Float[Array, "B w"],
     logits: Float[Array, "B w V"],
-    norms: Float[Array, "B w"],
     *,
     beams: int,
     compete: bool,
@@ -108,11 +103,7 @@ def expand_nodes(
 
     Args:
         ends: True on nodes where a path ends.
-        nodes: of the beams.
         logprobs: up to the nodes; `MASKED` for beams that take no part.
-        logits: of the next token.
-        norms: `logsumexp` of each beam's logits, over the whole vocabulary.
-        beams: number of children of a row.
         compete: whether the children of all beams of a row compete. Otherwise each beam has its own
             best child.
 
@@ -121,6 +112,7 @@ def expand_nodes(
         unless children compete.
     """
     rows, width = nodes.shape
+    norms = jax.nn.logsumexp(logits, axis=-1)  # over the whole vocabulary
     first, after = trie.first_child[nodes], trie.first_child[nodes + 1]
     # Beams that take no part need no room.
     count = jnp.where(has_probability(logprobs), after - first, 0)
@@ -159,11 +151,8 @@ class TriePaths:
     """Beams continue with the children of a trie's node; a leaf or a stop node ends them.
 
     Attributes:
-        starts: the node that each row starts from. A row whose start is a leaf finds the leaf, with
-            no token and score 0.
+        starts: the node that each row starts from.
         ends: True on nodes where a path ends.
-        is_leaf: True on leaves.
-        max_tokens: limit of a path.
         greedy: whether each beam takes its likeliest child, once the first token has parted them.
     """
 
@@ -184,12 +173,10 @@ class TriePaths:
         """The step that ends every beam."""
         return self.max_tokens - 1
 
-    def start(
-        self, active: Bool[Array, "B"], max_tokens: int, beams: int
-    ) -> tuple[Live, Beams, Bool[Array, "B"]]:
+    def start(self, active: Bool[Array, "B"], beams: int) -> tuple[Live, Beams, Bool[Array, "B"]]:
         """One live beam a row, at the row's start; the others are filled from its children."""
         rows, starts = len(active), self.starts[:, None]
-        tokens = jnp.zeros((rows, beams, max_tokens), jnp.int32)
+        tokens = jnp.zeros((rows, beams, self.max_tokens), jnp.int32)
         masked, none = jnp.full((rows, beams), MASKED), jnp.full((rows, beams), -1)
         # A start that is a leaf is a finished beam.
         known = (active & self.is_leaf[self.starts])[:, None] & (jnp.arange(beams) == 0)[None]
@@ -205,18 +192,9 @@ class TriePaths:
         logits = self.model.apply({"params": self.params}, hidden, method="logits")
         logits = logits.astype(jnp.float32)
         logits = logits.reshape(len(live.state), -1, logits.shape[-1])  # [B, w, V]
-        norms = jax.nn.logsumexp(logits, axis=-1)
-        is_first = hidden.ndim == 2
-        best, onward = expand_nodes(
-            self.trie,
-            self.ends,
-            live.state,
-            live.logprobs,
-            logits,
-            norms,
-            beams=config.num_beams,
-            compete=is_first or not self.greedy,
-        )
+        beams = self.trie, self.ends, live.state, live.logprobs, logits
+        compete = hidden.ndim == 2 or not self.greedy  # the first token parts greedy beams
+        best, onward = expand_nodes(*beams, beams=config.num_beams, compete=compete)
         if self.greedy:
             onward = best._replace(logprobs=jnp.where(self.ends[best.nodes], MASKED, best.logprobs))
         tokens = self.trie.tokens[best.nodes]
@@ -253,17 +231,13 @@ def search_trie(
     found.
 
     Args:
-        cache: what was read, shared by all beams (see `fork`).
-        hidden: the state of each cache row's last token.
-        trie: made by `Trie.place`.
+        cache: as for `beams.search`, as are `hidden` and `active`.
         starts: the node that each row starts from. If it is a leaf, the row finds the leaf, with no
             token and score 0.
         max_tokens: limit of a path; with `Trie.depth` every path can be found.
-        config: without `min_tokens`.
         greedy: the released code's search (Tang et al. 2024): beams part at the first token, which
             differs for each, and then each beam takes its likeliest child.
         stops: nodes where a beam ends, besides leaves, such as the ends of titles; by `Trie.mark`.
-        active: False on rows that take no part; they find nothing.
 
     Raises:
         ValueError: `config.min_tokens` is set; the trie alone says where a text may end.
@@ -274,9 +248,7 @@ def search_trie(
     is_leaf = trie.first_child[1:] == trie.first_child[:-1]
     ends = is_leaf if stops is None else is_leaf | stops
     paths = TriePaths(model, params, trie, starts, ends, is_leaf, max_tokens, greedy)
-    beams = search(
-        model, params, cache, hidden, paths, config, max_tokens=max_tokens, active=active
-    )
+    beams = search(cache, hidden, paths, config, active)
     return TrieBeams(beams.ends, beams.tokens, beams.lengths, beams.scores, beams.logprobs)
 
 

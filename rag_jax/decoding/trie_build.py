@@ -29,16 +29,11 @@ def join_sequences(
 ) -> tuple[Int[np.ndarray, "M"], Int[np.ndarray, "S+1"]]:
     """The tokens of all sequences in one array, with an end token after each sequence.
 
-    Args:
-        sequences: token ids, at least one per sequence.
-        end_id: the end token, which no sequence may contain.
-
     Returns:
         The array of `M` tokens, and the start of each sequence in the array, followed by `M`.
 
     Raises:
-        RagJaxError: there are no sequences, a sequence is empty or contains `end_id`, or a token id
-            is not an integer from 0 to `TOKEN_LIMIT - 1`.
+        RagJaxError: as `Trie.from_sequences`.
     """
     if not len(sequences):
         raise RagJaxError("sequences: the corpus is empty; give at least one sequence")
@@ -46,9 +41,8 @@ def join_sequences(
         raise RagJaxError(f"end_id={end_id}: must be from 0 to {TOKEN_LIMIT - 1}")
     lengths = np.asarray([len(sequence) for sequence in sequences], np.int64)
     if not lengths.all():
-        raise RagJaxError(
-            f"sequences: sequence {int(lengths.argmin())} is empty; give at least one token"
-        )
+        i = int(lengths.argmin())
+        raise RagJaxError(f"sequences: sequence {i} is empty; give at least one token")
     arrays = [np.asarray(sequence) for sequence in sequences]
     invalid = [i for i, array in enumerate(arrays) if not _holds_token_ids(array)]
     if invalid:
@@ -84,15 +78,13 @@ def grow_nodes(
 
     Args:
         flat: the tokens of all sequences, as `join_sequences` returns them.
-        starts: the start of each sequence in `flat`. The sequences are sorted and distinct, and no
-            sequence is a prefix of another.
+        starts: of the sequences, which are sorted and distinct, none a prefix of another.
 
     Returns:
         `first_child`, `tokens` and `leaves` of `N` nodes, and the depth of each sequence's leaf.
     """
     # Sequences without a leaf so far, and the index of each one's node within the last level.
-    pending = np.arange(len(starts))
-    nodes = np.zeros(len(starts), np.int64)
+    pending, nodes = np.arange(len(starts)), np.zeros(len(starts), np.int64)
     depths = np.zeros(len(starts), np.int64)
     tokens, leaves, degrees = [np.zeros(1, np.int64)], [np.full(1, -1)], []
     if len(starts) == 1:
@@ -117,12 +109,7 @@ def grow_nodes(
 
 
 def is_trie(arrays: Mapping[str, np.ndarray], end_id: int) -> bool:
-    """Whether arrays that were read from files form a trie.
-
-    Args:
-        arrays: by the names in `DTYPES`, of any dtype and shape.
-        end_id: the end token.
-    """
+    """Whether arrays that were read from files, by the names in `DTYPES`, form a trie."""
     if any(a.dtype != DTYPES[name] or a.ndim != 1 for name, a in arrays.items()):
         return False
     first_child, tokens, leaves, tail_starts, tails, row_starts, rows = (arrays[n] for n in DTYPES)

@@ -59,12 +59,10 @@ class Vocabulary:
         """A forced BOS counts in the length."""
         return len(self.model.config.start_ids) - 1 if isinstance(self.model, Bart) else 0
 
-    def start(
-        self, active: Bool[Array, "B"], max_tokens: int, beams: int
-    ) -> tuple[Live, Beams, Bool[Array, "B"]]:
+    def start(self, active: Bool[Array, "B"], beams: int) -> tuple[Live, Beams, Bool[Array, "B"]]:
         """One live beam a row; the others are filled from its continuations."""
         rows = len(active)
-        tokens = jnp.zeros((rows, beams, max_tokens), jnp.int32)
+        tokens = jnp.zeros((rows, beams, self.max_tokens), jnp.int32)
         logprobs = jnp.tile(jnp.where(jnp.arange(beams) == 0, 0.0, MASKED)[None], (rows, 1))
         zeros, masked = jnp.zeros((rows, beams), jnp.int32), jnp.full((rows, beams), MASKED)
         finished = Beams(tokens, zeros, zeros - 1, masked, masked)
@@ -125,10 +123,8 @@ class Vocabulary:
 class Mixture(Vocabulary):
     """Beams continue by the mixture of `K` documents, `p(y_i) = sum_z p(z) p(y_i | z, y_<i)`.
 
-    RAG-Token's decoding (Lewis et al. 2020, section 2.5). A beam is `K` cache rows.
-
-    Attributes:
-        doc_scores: logits of `p(z)`.
+    RAG-Token's decoding (Lewis et al. 2020, section 2.5). A beam is `K` cache rows, and
+    `doc_scores` are logits of `p(z)`.
     """
 
     doc_scores: Float[Array, "B K"]
@@ -174,21 +170,15 @@ def search_beams(
     next token comes from their mixture (see `Mixture`).
 
     Args:
-        cache: what was read, from `read_prompts`; shared by all beams and not copied.
-        hidden: the state of each cache row's last token.
-        max_tokens: limit of a text.
+        cache: from `read_prompts`; as for `beams.search`, as are `hidden` and `active`.
         stop_ids: tokens that end a text. An encoder-decoder's forced EOS always does, and takes a
             further place after the limit.
-        config: how beams are kept.
         doc_scores: logits of `p(z)`; None if each cache row is a text.
-        active: False on rows that take no part; they find nothing.
     """
     rows = hidden.shape[0] if doc_scores is None else len(doc_scores)
     active = jnp.ones(rows, bool) if active is None else active
     expansion = make_expansion(model, params, stop_ids, max_tokens, doc_scores)
-    return search(
-        model, params, cache, hidden, expansion, config, max_tokens=max_tokens, active=active
-    )
+    return search(cache, hidden, expansion, config, active)
 
 
 def beam_search(
@@ -228,15 +218,6 @@ def beam_search(
 
 
 @partial(jax.jit, static_argnames=("model", "max_tokens", "stop_ids", "config"))
-def _search_batch(model, params, tokens, mask, *, max_tokens, stop_ids, config):
+def _search_batch(model, params, tokens, mask, **settings) -> Beams:
     cache, hidden = read_prompts(model, params, tokens, mask)
-    return search_beams(
-        model,
-        params,
-        cache,
-        hidden,
-        max_tokens=max_tokens,
-        stop_ids=stop_ids,
-        config=config,
-        active=mask.any(axis=1),
-    )
+    return search_beams(model, params, cache, hidden, active=mask.any(axis=1), **settings)

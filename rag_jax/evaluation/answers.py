@@ -40,10 +40,6 @@ def _is_punctuation(character: str) -> bool:
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
     """SQuAD's exact match: 1 if the normalised prediction equals a normalised answer, else 0.
 
-    Args:
-        prediction: the text of the model.
-        answers: acceptable answers.
-
     Raises:
         RagJaxError: there are no answers.
     """
@@ -55,10 +51,6 @@ def f1(prediction: str, answers: Sequence[str]) -> float:
     """SQuAD's F1 score with the closest answer, by the overlap of the normalised bags of words.
 
     The score is 1 if prediction and answer both have no words, and 0 if only one has no words.
-
-    Args:
-        prediction: the text of the model.
-        answers: acceptable answers.
 
     Raises:
         RagJaxError: there are no answers.
@@ -81,10 +73,6 @@ def match(prediction: str, answers: Sequence[str]) -> float:
     The answer must occur as a run of whole words: "Niger" does not occur in "Nigeria". An answer
     without words never occurs.
 
-    Args:
-        prediction: the text of the model.
-        answers: acceptable answers.
-
     Raises:
         RagJaxError: there are no answers.
     """
@@ -103,10 +91,6 @@ def contains_answer(prediction: str, answers: Sequence[str]) -> float:
     This is the metric of Self-RAG (Asai et al. 2023, arXiv:2310.11511) for PopQA and TriviaQA:
     "Niger" occurs in "Nigeria", but "paris" does not occur in "Paris". A blank answer never occurs.
 
-    Args:
-        prediction: the text of the model.
-        answers: acceptable answers.
-
     Raises:
         RagJaxError: there are no answers.
     """
@@ -116,12 +100,7 @@ def contains_answer(prediction: str, answers: Sequence[str]) -> float:
 def choice_match(prediction: str, answers: Sequence[str], choices: Mapping[str, str]) -> float:
     """Multiple-choice accuracy: 1 if the label by `pick_choice` is an answer, else 0.
 
-    This is the metric of ARC and PubHealth.
-
-    Args:
-        prediction: the text of the model.
-        answers: labels of the correct choices.
-        choices: texts of the choices by label.
+    This is the metric of ARC and PubHealth. Answers are labels.
 
     Raises:
         RagJaxError: there are no answers.
@@ -131,7 +110,7 @@ def choice_match(prediction: str, answers: Sequence[str], choices: Mapping[str, 
 
 
 def pick_choice(prediction: str, choices: Mapping[str, str]) -> str:
-    """The label of the choice that a prediction names, or `""`.
+    """The label of the choice that a prediction names, or `""`; `choices` are texts by label.
 
     The first rule that applies decides:
 
@@ -144,23 +123,16 @@ def pick_choice(prediction: str, choices: Mapping[str, str]) -> str:
 
     If a rule applies to several choices, the first in the prediction wins. Labels of one letter are
     case-sensitive in rules 2 and 4.
-
-    Args:
-        prediction: the text of the model.
-        choices: texts of the choices by label.
     """
-    only_label = {label.casefold(): label for label in choices}.get(
-        prediction.strip(" \n.:()").casefold()
-    )
-    if only_label is not None:
-        return only_label
+    labels, stripped = {label.casefold(): label for label in choices}, prediction.strip(" \n.:()")
+    if stripped.casefold() in labels:
+        return labels[stripped.casefold()]
     by_length = sorted(choices, key=len, reverse=True)
     spelled = [re.escape(x) if len(x) == 1 else f"(?i:{re.escape(x)})" for x in by_length if x]
     label = f"(?<!\\w)({'|'.join(spelled) or '(?!)'})(?!\\w)"
-    named = (
-        rf"^[\s(*]*{label}\s*(?:[).:,;*]|$)|(?i:answer|option|choice)(?i:\s+is)?\W{{0,4}}{label}"
-    )
-    label_match = re.search(named, prediction)
+    first = rf"^[\s(*]*{label}\s*(?:[).:,;*]|$)"
+    called = rf"(?i:answer|option|choice)(?i:\s+is)?\W{{0,4}}{label}"
+    label_match = re.search(f"{first}|{called}", prediction)
     if label_match is None:
         words = {x: normalize_answer(text) for x, text in choices.items()}
         present = [x for x in choices if match(prediction, [choices[x]])]
@@ -182,10 +154,6 @@ def _is_within(words: str, others: str) -> bool:
 def rouge_l(prediction: str, answers: Sequence[str]) -> float:
     """ROUGE-L F-measure with the closest answer, with stemming, by `rouge_score`.
 
-    Args:
-        prediction: the text of the model.
-        answers: acceptable answers.
-
     Raises:
         RagJaxError: there are no answers.
     """
@@ -197,10 +165,6 @@ def rouge_l(prediction: str, answers: Sequence[str]) -> float:
 
 def bleu_1(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
     """Corpus-level BLEU-1 in lower case, from 0 to 1, by `sacrebleu`.
-
-    Args:
-        predictions: texts of the model.
-        answers: acceptable answers of each prediction, at least one.
 
     Raises:
         RagJaxError: there are no predictions, or a prediction has no answers.
@@ -224,14 +188,11 @@ def _best(score: Callable[[str], float], answers: Sequence[str]) -> float:
 
 
 def compute_accuracy(scores: Sequence[float]) -> tuple[float, tuple[float, float]]:
-    """Accuracy and its 95 % confidence interval `(low, high)`.
+    """Accuracy, the mean of scores of 0 or 1, and its 95 % confidence interval `(low, high)`.
 
     The interval is Wilson's (1927, "Probable inference, the law of succession, and statistical
     inference", Journal of the American Statistical Association 22), which also holds for few scores
     and for accuracies near 0 and 1.
-
-    Args:
-        scores: 0 or 1 for each question.
 
     Raises:
         RagJaxError: there are no scores.
@@ -250,12 +211,7 @@ def compute_accuracy(scores: Sequence[float]) -> tuple[float, tuple[float, float
 def calibrate(
     probabilities: Float[np.ndarray, "N"], outcomes: Bool[np.ndarray, "N"], *, bins: int = 10
 ) -> dict[str, Any]:
-    """Calibration of probabilities, in bins of equal width.
-
-    Args:
-        probabilities: predicted probabilities, from 0 to 1.
-        outcomes: True if the predicted event happened.
-        bins: number of bins.
+    """Calibration of the predicted probabilities of events, in bins of equal width.
 
     Returns:
         `bins`, the bins that are not empty, each with the mean `probability`, the `share` of events
@@ -269,14 +225,10 @@ def calibrate(
     edges = np.linspace(0, 1, bins + 1)[1:-1]
     counts = np.bincount(np.searchsorted(edges, probabilities), minlength=bins)
     counts = counts[counts > 0]
+    columns = zip(means.tolist(), shares.tolist(), counts.tolist(), strict=True)
     return {
         "ece": float(np.abs(shares - means) @ counts / counts.sum()),
-        "bins": [
-            {"probability": mean, "share": share, "n": count}
-            for mean, share, count in zip(
-                means.tolist(), shares.tolist(), counts.tolist(), strict=True
-            )
-        ],
+        "bins": [{"probability": mean, "share": share, "n": n} for mean, share, n in columns],
     }
 
 
@@ -286,9 +238,6 @@ def popularity_thirds(popularities: Sequence[float | None]) -> list[str]:
     The most popular third is the head. The label of an unknown popularity is `""`. Equal
     popularities rank in their order. If the number of known popularities is not a multiple of
     three, the head and then the middle have one more.
-
-    Args:
-        popularities: popularity of each question's subject, or None if unknown.
     """
     labels = [""] * len(popularities)
     known = [i for i, popularity in enumerate(popularities) if popularity is not None]

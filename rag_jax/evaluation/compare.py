@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rag_jax.data.questions import Question
+from rag_jax.evaluation.answers import compute_accuracy
 from rag_jax.evaluation.rankings import write_run
 from rag_jax.runtime.clock import Clock
 from rag_jax.runtime.files import write_jsonl
@@ -74,6 +75,28 @@ def timed(
         return [record | {"seconds": seconds} for record in records]
 
     return run_timed
+
+
+def describe_question(question: Question) -> Record:
+    """The part of a graded record that names the question and its answers."""
+    return {"id": question.id, "question": question.question, "answers": question.answers}
+
+
+def summarize_answers(
+    rows: Sequence[Mapping[str, Any]], names: Sequence[str], *, main: str | None
+) -> dict[str, Any]:
+    """A method's numbers: `n`, means, `seconds_per_question`, and a 95 % interval as `ci95`.
+
+    Args:
+        names: of the numbers whose means are taken.
+        main: the score, 0 or 1, that the interval is for; None for no interval.
+    """
+    seconds = mean_numbers(rows, ["seconds"]).get("seconds")
+    numbers = {"n": len(rows), **mean_numbers(rows, names), "seconds_per_question": seconds}
+    if main is not None:
+        scores = [row[main] for row in rows]
+        numbers["ci95"] = compute_accuracy(scores)[1] if rows else (0.0, 1.0)
+    return numbers
 
 
 def mean_numbers(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, float]:

@@ -20,14 +20,8 @@ _LETTER = 7.5  # maximum width of a letter in the page's text of 13 pixels
 class Chart:
     """A chart of lines and points on axes from 0 to 1.
 
-    A point and a line with the same name have the same colour and one entry in the legend.
-
-    Attributes:
-        x: label of the x axis.
-        y: label of the y axis.
-        lines: points of each line by name, in the order in which they are connected.
-        points: marked points by name.
-        guides: points of each reference line by name; dashed and grey.
+    A point and a line with the same name have the same colour and one entry in the legend. `x` and
+    `y` are labels, and `guides` reference lines, dashed and grey.
     """
 
     x: str
@@ -59,13 +53,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Bars:
-    """A grouped bar chart on an axis from 0 to 1.
-
-    Attributes:
-        y: label of the y axis.
-        groups: names of the groups, along the x axis.
-        bars: heights by name, one per group; None for a group without the bar.
-    """
+    """A bar chart on an axis from 0 to 1; `bars` are heights by name, one or None per group."""
 
     y: str
     groups: Sequence[str]

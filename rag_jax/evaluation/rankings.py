@@ -21,13 +21,7 @@ def answer_hits(
 ) -> dict[str, float]:
     """DPR's top-k accuracy: whether one of the first k passages contains an answer.
 
-    Args:
-        texts: texts of the passages, best first.
-        answers: acceptable answers.
-        depths: values of k.
-
-    Returns:
-        `{"answer@k": 0.0 or 1.0}` for every k.
+    The result is `{"answer@k": 0.0 or 1.0}` for every k of `depths`.
     """
     hits = [has_answer(text, answers) for text in texts[: max(depths)]]
     return {f"answer@{k}": float(any(hits[:k])) for k in depths}
@@ -36,21 +30,13 @@ def answer_hits(
 def reciprocal_rank(ranked: Sequence[str], relevant: Mapping[str, int]) -> float:
     """Reciprocal rank of the first relevant passage, or 0 if no relevant passage is ranked.
 
-    Args:
-        ranked: ids of the passages, best first.
-        relevant: grades of the relevant passages by id, above 0.
+    In all metrics `ranked` are ids, best first, and `relevant` grades above 0 by id.
     """
     return next((1 / rank for rank, id in enumerate(ranked, 1) if id in relevant), 0.0)
 
 
 def recall(ranked: Sequence[str], relevant: Mapping[str, int], k: int) -> float:
-    """Share of the relevant passages that are among the first `k` passages.
-
-    Args:
-        ranked: ids of the passages, best first.
-        relevant: grades of the relevant passages by id, at least one.
-        k: number of passages.
-    """
+    """Share of the relevant passages (at least one) that are among the first `k`."""
     return sum(id in relevant for id in ranked[:k]) / len(relevant)
 
 
@@ -58,12 +44,7 @@ def ndcg(ranked: Sequence[str], relevant: Mapping[str, int], k: int) -> float:
     """Normalised discounted cumulative gain at `k` (Järvelin and Kekäläinen 2002).
 
     The gain of a passage at rank r is `grade / log2(r + 1)`, as in trec_eval. The sum of the gains
-    is divided by the sum for an ideal ranking.
-
-    Args:
-        ranked: ids of the passages, best first.
-        relevant: grades of the relevant passages by id, at least one, above 0.
-        k: number of passages.
+    is divided by the sum for an ideal ranking. At least one passage is relevant.
     """
 
     def sum_gains(grades: Sequence[int]) -> float:
@@ -74,20 +55,12 @@ def ndcg(ranked: Sequence[str], relevant: Mapping[str, int], k: int) -> float:
 
 
 def write_run(
-    path: Path,
-    name: str,
-    questions: Sequence[str],
-    ranked: Sequence[Sequence[tuple[str, float]]],
+    path: Path, name: str, questions: Sequence[str], ranked: Sequence[Sequence[tuple[str, float]]]
 ) -> None:
     """Writes rankings as a TREC run, with `question Q0 passage rank score name` on each line.
 
     White space in ids is percent-encoded as in URLs, because white space separates the fields.
-
-    Args:
-        path: the file.
-        name: name of the run.
-        questions: ids of the questions.
-        ranked: for each question, ids and scores (float32) of the passages, best first.
+    `questions` are ids, and `ranked` the ids and float32 scores of their passages, best first.
     """
     with open_atomic(path) as file:
         for question, ranking in zip(questions, ranked, strict=True):
@@ -100,8 +73,7 @@ def read_run(path: Path) -> dict[str, list[tuple[str, float]]]:
     """Reads a TREC run: ids and scores of the passages by id of the question, in the file's order.
 
     Raises:
-        RagJaxError: the file cannot be read, is not UTF-8 or has a malformed line. The message
-            names the file and the line.
+        RagJaxError: the file cannot be read, is not UTF-8 or has a malformed line, which is named.
     """
     rankings: dict[str, list[tuple[str, float]]] = {}
     try:

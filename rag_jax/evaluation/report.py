@@ -38,23 +38,18 @@ def write_report(
 ) -> dict[str, Any]:
     """Writes `report.json`, `report.html` and `predictions/<method>.jsonl`, and prints the tables.
 
+    Returns the content of `report.json`.
+
     Args:
-        folder: the work folder.
-        system: name of the system, such as "srrag".
         config: settings of the run, as a dataclass or JSON value.
-        model: name of the language model.
         dataset: name of the questions.
         methods: metrics by method, all over the same questions. Required: the number of questions
             "n". Usual: "accuracy", its interval "ci95", "retrieval_rate", "seconds_per_question".
         stages: records of the stages, with "name", "seconds", "compile_seconds" and "reused".
-        predictions: records by method, one per question.
         columns: metrics in the table, in order. A metric that no method has is left out.
         tables: further tables by title, as rows of texts and numbers with the heading first.
         analysis: further numbers for `report.json` only.
-        figures: SVG figures for the page, by title.
-
-    Returns:
-        The content of `report.json`.
+        figures: SVG by title.
 
     Raises:
         RagJaxError: a method has no questions, or the folder cannot be written.
@@ -66,18 +61,6 @@ def write_report(
     run = {"system": system, "config": config, "model": model, "dataset": dataset}
     results = {"methods": methods, "tables": tables or {}, "analysis": analysis or {}}
     report = {**run, **results, "stages": stages, "environment": describe_environment()}
-    _write_files(folder, report, predictions, columns, figures or {})
-    print(format_text(report, columns))
-    return report
-
-
-def _write_files(
-    folder: Path,
-    report: Mapping[str, Any],
-    predictions: Mapping[str, Iterable[Mapping[str, Any]]],
-    columns: Sequence[str],
-    figures: Mapping[str, str],
-) -> None:
     with explain_disk_errors(folder):
         (folder / "predictions").mkdir(exist_ok=True)
         for name, records in predictions.items():
@@ -85,8 +68,10 @@ def _write_files(
                 raise ValueError(f"{name!r} cannot be part of a file name")
             write_jsonl(folder / "predictions" / f"{name}.jsonl", records)
         with open_atomic(folder / "report.html") as file:
-            file.write(format_html(report, columns, figures))
+            file.write(format_html(report, columns, figures or {}))
         write_json(folder / "report.json", report)
+    print(format_text(report, columns))
+    return report
 
 
 def describe_environment() -> dict[str, Any]:
@@ -105,12 +90,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def format_text(report: Mapping[str, Any], columns: Sequence[str]) -> str:
-    """The tables of a report as plain text.
-
-    Args:
-        report: the content of `report.json`.
-        columns: metrics in the table, in order.
-    """
+    """The tables of a report, the content of `report.json`, as plain text."""
     parts = [format_columns(_method_rows(report, columns))]
     for title, rows in report["tables"].items():
         parts.append(f"{title}\n\n{format_columns(_format_cells(rows))}")
@@ -120,25 +100,19 @@ def format_text(report: Mapping[str, Any], columns: Sequence[str]) -> str:
 def format_html(
     report: Mapping[str, Any], columns: Sequence[str], figures: Mapping[str, str]
 ) -> str:
-    """A report as a self-contained HTML page.
+    """A report as a self-contained HTML page; `figures` are SVG by title."""
 
-    Args:
-        report: the content of `report.json`.
-        columns: metrics in the table, in order.
-        figures: SVG figures, by title.
-    """
+    def join(parts: Iterable[tuple[str, str]]) -> str:
+        return "\n".join(f"<h2>{html.escape(title)}</h2>\n{part}" for title, part in parts)
+
     title = f"{report['system']}: {report['model']} on {report['dataset']}"
     environment = [[name, str(value)] for name, value in report["environment"].items()]
+    tables = report["tables"].items()
     return _PAGE.format(
         title=html.escape(title),
         methods=_format_html_table(_method_rows(report, columns)),
-        tables="\n".join(
-            f"<h2>{html.escape(title)}</h2>\n{_format_html_table(_format_cells(rows))}"
-            for title, rows in report["tables"].items()
-        ),
-        figures="\n".join(
-            f"<h2>{html.escape(title)}</h2>\n{svg}" for title, svg in figures.items()
-        ),
+        tables=join((title, _format_html_table(_format_cells(rows))) for title, rows in tables),
+        figures=join(figures.items()),
         bars=_draw_bars(report["stages"]),
         stages=_format_html_table(_stage_rows(report)),
         environment=_format_html_table([["environment", ""], *environment]),
@@ -179,10 +153,8 @@ def _format_number(name: str, value: float | None) -> str:
 def format_columns(rows: Sequence[Sequence[str]]) -> str:
     """Formats a table as text, with a rule below the heading.
 
-    The first column is aligned to the left, the others to the right.
-
-    Args:
-        rows: cells of each row, with the heading first. All rows have the same number of cells.
+    The first column is aligned to the left, the others to the right. The heading comes first, and
+    all rows have the same number of cells.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
 

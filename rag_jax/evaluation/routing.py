@@ -1,4 +1,4 @@
-"""How good the choice of sources is: the frontier, the choice itself, its calibration."""
+"""Quality of routing: accuracy and calibration of the choice of a source, and its frontier."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -12,12 +12,7 @@ from rag_jax.evaluation.figures import Bars, Chart
 
 
 class Source(Protocol):
-    """A knowledge source.
-
-    Attributes:
-        name: of the source.
-        kind: "verbalise" for the model itself, "search" for an index.
-    """
+    """A knowledge source, of kind "verbalise" for the model itself or "search" for an index."""
 
     name: str
     kind: str
@@ -31,10 +26,9 @@ _THIRDS = ("head", "middle", "tail")
 def analyse(
     predictions: Mapping[str, Sequence[Mapping[str, Any]]], sources: Sequence[Source]
 ) -> dict[str, Any]:
-    """For every method that chooses its source: what the choice is worth.
+    """The analysis of every method that chooses its source; see `analyse_choices`.
 
-    Args:
-        predictions: each method's records, with the sources' "scores" and "correct_by_source".
+    `predictions` are each method's records, with the sources' "scores" and "correct_by_source".
     """
     return {
         name: analyse_choices(predictions[name], sources) for name in ROUTED if name in predictions
@@ -42,40 +36,37 @@ def analyse(
 
 
 def analyse_choices(rows: Sequence[Mapping[str, Any]], sources: Sequence[Source]) -> dict[str, Any]:
-    """One method's choices (paper, section 4.1).
+    """The quality of one method's choices (paper, section 4.1).
 
-    Verbalising is right where it answers no worse than any searched source; else searching one of
-    the sources that answer is. The AUROC is of the searched sources' largest score as a predictor
-    of that; it is None where all questions are alike. Calibration is of their share of all scores.
+    Verbalising is right where its answer is no worse than that of any searched source. Elsewhere a
+    searched source is right if its answer is the best. The AUROC is that of the largest score of a
+    searched source as a predictor of whether retrieval is better; None where all questions agree.
+    The calibration is that of the searched sources' share of all scores.
     """
     external = np.asarray([source.kind == "search" for source in sources])
     scores = np.asarray([row["scores"] for row in rows], float)
     correct = np.asarray([row["correct_by_source"] for row in rows], float)
     chosen = np.asarray([row["number"] for row in rows])
-    best = correct[:, external].max(axis=1)
-    better = best > correct[:, ~external][:, 0]
-    fits = np.take_along_axis(correct, chosen[:, None], axis=1)[:, 0] == best
-    right = np.where(better, external[chosen] & fits, ~external[chosen])
+    searched, internal = scores[:, external], correct[:, ~external][:, 0]
+    best, strongest = correct[:, external].max(axis=1), searched.max(axis=1)
+    better = best > internal
+    is_best = np.take_along_axis(correct, chosen[:, None], axis=1)[:, 0] == best
+    right = np.where(better, external[chosen] & is_best, ~external[chosen])
     accuracy, interval = compute_accuracy(right.astype(float).tolist())
-    searched = scores[:, external]
     varied = better.any() and not better.all()
     total = scores.sum(axis=1)
     # Scores that vanish say nothing of either side.
     share = np.where(total > 0, searched.sum(axis=1) / np.where(total > 0, total, 1), 0.5)
+    # The answer of each question's strongest searched source.
+    found = np.take_along_axis(correct[:, external], searched.argmax(axis=1)[:, None], 1)[:, 0]
+    brier = float(brier_score_loss(better, share, labels=[False, True]))
     return {
         "retrieval_better": float(better.mean()),
         "choice_accuracy": accuracy,
         "choice_ci95": interval,
-        "auroc": float(roc_auc_score(better, searched.max(axis=1))) if varied else None,
-        "calibration": {
-            "brier": float(brier_score_loss(better, share, labels=[False, True])),
-            **calibrate(share, better),
-        },
-        "frontier": trace_frontier(
-            searched.max(axis=1),
-            correct[:, ~external][:, 0],
-            np.take_along_axis(correct[:, external], searched.argmax(axis=1)[:, None], 1)[:, 0],
-        ),
+        "auroc": float(roc_auc_score(better, strongest)) if varied else None,
+        "calibration": {"brier": brier, **calibrate(share, better)},
+        "frontier": trace_frontier(strongest, internal, found),
         "by_popularity": _split_by_popularity(rows),
     }
 
@@ -90,55 +81,41 @@ def trace_frontier(
     Args:
         scores: questions with a score above the threshold are searched.
         internal: whether the model's own knowledge answers a question, 1 or 0.
-        external: whether what is found does.
+        external: whether the searched knowledge does.
 
     Returns:
-        `points` from never to always searching, each with the `tau` that it needs (None: any below
-        all scores); the `area` below them; and that of choosing at random, `area_random`, and of
-        searching first where it helps and last where it harms, `area_oracle`.
+        `points` from never to always searching, each with its threshold `tau` (None: any below all
+        scores); the `area` below the points; `area_random`, the area of a random choice; and
+        `area_oracle`, that of searching first where search helps and last where it harms.
     """
-    taus = [*np.unique(scores)[::-1].tolist(), None]
     points = []
-    for tau in taus:
+    for tau in [*np.unique(scores)[::-1].tolist(), None]:
         searched = np.ones(len(scores), bool) if tau is None else scores > tau
-        accuracy = np.where(searched, external, internal).mean()
-        points.append(
-            {
-                "tau": tau,
-                "retrieval_rate": float(searched.mean()),
-                "accuracy": float(accuracy),
-            }
-        )
+        accuracy = float(np.where(searched, external, internal).mean())
+        points.append({"tau": tau, "retrieval_rate": float(searched.mean()), "accuracy": accuracy})
     order = np.argsort(internal - external, kind="stable")
     gains = np.cumsum((external - internal)[order]) / len(scores)
     rates = np.arange(len(scores) + 1) / len(scores)
+    area = auc([p["retrieval_rate"] for p in points], [p["accuracy"] for p in points])
     return {
-        "area": _area([p["retrieval_rate"] for p in points], [p["accuracy"] for p in points]),
+        "area": float(area),
         "area_random": float((internal.mean() + external.mean()) / 2),
-        "area_oracle": _area(rates, internal.mean() + np.concatenate([[0], gains])),
+        "area_oracle": float(auc(rates, internal.mean() + np.concatenate([[0], gains]))),
         "points": points,
     }
 
 
-def _area(rates: Sequence[float], accuracies: Sequence[float]) -> float:
-    return float(auc(rates, accuracies))
-
-
 def _split_by_popularity(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     thirds = np.asarray(popularity_thirds([row["popularity"] for row in rows]))
-    found = {}
+    fields = {"accuracy": "correct", "retrieval_rate": "retrieved"}
+    columns = {name: np.asarray([row[field] for row in rows]) for name, field in fields.items()}
+    split = {}
     for third in _THIRDS:
         members: Bool[np.ndarray, N] = thirds == third
         if members.any():
-            values = {
-                name: np.asarray([row[field] for row in rows])[members]
-                for name, field in (("accuracy", "correct"), ("retrieval_rate", "retrieved"))
-            }
-            found[third] = {
-                "n": int(members.sum()),
-                **{name: float(value.mean()) for name, value in values.items()},
-            }
-    return found
+            means = {name: float(column[members].mean()) for name, column in columns.items()}
+            split[third] = {"n": int(members.sum()), **means}
+    return split
 
 
 def list_tables(
@@ -148,37 +125,26 @@ def list_tables(
     predictions: Mapping[str, Sequence[Mapping[str, Any]]],
     sources: Sequence[Source],
 ) -> dict[str, list[list[str | float]]]:
-    """The report's tables besides that of the methods.
+    """The report's tables of the choice and of the sources' shares.
 
-    Args:
-        routing: what `analyse` gave.
-        labels: what `count_labels` gave; `datastore` the shares in it.
-        predictions: each method's records.
+    `routing` is from `analyse`, `labels` from `count_labels`, and `datastore` has the shares of the
+    sources in the datastore.
     """
     choice: list[list[str | float]] = [
         ["method", "right source", "AUROC", "area", "of an oracle", "at random", "ECE", "Brier"]
     ]
-    for name, found in routing.items():
-        frontier, calibration = found["frontier"], found["calibration"]
-        choice.append(
-            [
-                name,
-                found["choice_accuracy"],
-                "-" if found["auroc"] is None else found["auroc"],
-                frontier["area"],
-                frontier["area_oracle"],
-                frontier["area_random"],
-                calibration["ece"],
-                calibration["brier"],
-            ]
-        )
+    for name, quality in routing.items():
+        auroc = "-" if quality["auroc"] is None else quality["auroc"]
+        areas = [quality["frontier"][area] for area in ("area", "area_oracle", "area_random")]
+        errors = [quality["calibration"][error] for error in ("ece", "brier")]
+        choice.append([name, quality["choice_accuracy"], auroc, *areas, *errors])
     chosen = [row["number"] for row in predictions["srrag"]]
     head = ("source", "labels", "labels without verbalising", "datastore", "chosen")
     share: list[list[str | float]] = [[*head, "cut off", "found nothing"]]
     for number, source in enumerate(sources):
         name = source.name
-        shares = (labels["share"], labels["share_closed_book"], datastore["share"])
-        values = [each[name] for each in shares]
+        shares = labels["share"], labels["share_closed_book"], datastore["share"]
+        values = [share_of[name] for share_of in shares]
         if source.kind == "verbalise":
             counts = [str(sum(row["cut_off"] for row in predictions["verbalise"])), "-"]
         else:
@@ -195,46 +161,26 @@ def list_tables(
 def draw_figures(
     routing: Mapping[str, Any], methods: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, str]:
-    """The report's pictures as SVG by their titles.
-
-    Args:
-        routing: what `analyse` gave.
-        methods: what the report has of every method.
-    """
+    """The report's figures as SVG by title, from `analyse` and from every method's numbers."""
     lines = {
-        name: [(p["retrieval_rate"], p["accuracy"]) for p in found["frontier"]["points"]]
-        for name, found in routing.items()
+        name: [(p["retrieval_rate"], p["accuracy"]) for p in quality["frontier"]["points"]]
+        for name, quality in routing.items()
     }
-    ends = next(iter(lines.values()))
     curves = {
-        name: [(b["probability"], b["share"]) for b in found["calibration"]["bins"]]
-        for name, found in routing.items()
+        name: [(b["probability"], b["share"]) for b in quality["calibration"]["bins"]]
+        for name, quality in routing.items()
     }
-    frontier = Chart(
-        x="retrieval rate",
-        y="accuracy",
-        lines=lines,
-        points={
-            name: (numbers["retrieval_rate"], numbers["accuracy"])
-            for name, numbers in methods.items()
-        },
-        guides={"sources at random": [ends[0], ends[-1]]},
-    )
-    calibration = Chart(
-        x="share of the searched sources in all scores",
-        y="retrieval is better",
-        lines=curves,
-        guides={"calibrated": [(0, 0), (1, 1)]},
-    )
+    points = {name: (m["retrieval_rate"], m["accuracy"]) for name, m in methods.items()}
+    ends = next(iter(lines.values()))
+    random = {"sources at random": [ends[0], ends[-1]]}
+    frontier = Chart("retrieval rate", "accuracy", lines, points, random)
+    x = "share of the searched sources in all scores"
+    calibration = Chart(x, "retrieval is better", curves, guides={"calibrated": [(0, 0), (1, 1)]})
     figures = {
         "Accuracy against retrieval rate, over all thresholds": frontier.draw(),
         "Calibration": calibration.draw(),
     }
-    thirds = {
-        name: [numbers[third] for third in _THIRDS]
-        for name, numbers in methods.items()
-        if "head" in numbers
-    }
+    thirds = {name: [m[t] for t in _THIRDS] for name, m in methods.items() if "head" in m}
     if thirds:
         bars = Bars(y="accuracy", groups=_THIRDS, bars=thirds)
         figures["Accuracy by the subject's popularity"] = bars.draw()

@@ -4,6 +4,7 @@ A system's `ask.py` opens a work folder and gives a function from a question to 
 in the order in which they become known.
 """
 
+import itertools
 import re
 import sys
 import time
@@ -69,26 +70,26 @@ def answer_question(ask: Ask, question: str) -> None:
 def show(shown: Iterator[Facts | Piece | Note], out: IO[str]) -> None:
     """Writes each item as soon as it comes; titles are bold if `out` is a terminal."""
     before, after = (_BOLD, _PLAIN) if out.isatty() else ("", "")
-    writing, empty = None, True
-    for item in shown:
-        is_piece = isinstance(item, Piece)
-        if writing is not None and not (is_piece and item.title == writing):
-            _end_text(out, empty)
-            writing = None
-        if is_piece:
-            if writing is None:
-                writing, empty = item.title, True
-                out.write(f"{before}{item.title}:{after} ")
-            out.write(clean(item.text))
-            empty = empty and not item.text
-            out.flush()
-        elif isinstance(item, Facts):
-            print(f"{before}{item.title}{after}", file=out)
-            print("\n".join(_align(item.rows)), file=out, flush=True)
+
+    def text_title(item: Facts | Piece | Note) -> str | None:
+        return item.title if isinstance(item, Piece) else None
+
+    for title, items in itertools.groupby(shown, text_title):
+        if title is None:
+            for item in items:
+                if isinstance(item, Facts):
+                    print(f"{before}{item.title}{after}", file=out)
+                    print("\n".join(_align(item.rows)), file=out, flush=True)
+                else:
+                    print(f"({clean(item.text)})", file=out, flush=True)
         else:
-            print(f"({clean(item.text)})", file=out, flush=True)
-    if writing is not None:
-        _end_text(out, empty)
+            out.write(f"{before}{title}:{after} ")
+            empty = True
+            for piece in items:
+                out.write(clean(piece.text))
+                out.flush()
+                empty = empty and not piece.text
+            print("(nothing)" if empty else "", file=out, flush=True)
 
 
 def clean(text: str) -> str:
@@ -104,15 +105,7 @@ def name_passage(passage: Passage) -> str:
 def read_corpus(
     path: Path, encode: Callable[..., Float[np.ndarray, "N E"]]
 ) -> tuple[list[Passage], Float[np.ndarray, "N E"]]:
-    """The passages of a file and their embeddings.
-
-    Args:
-        path: JSON lines, or another format of `read_passages`.
-        encode: as for `embed_texts`.
-
-    Raises:
-        RagJaxError: as `read_passages`.
-    """
+    """The passages of a file, read by `read_passages`, and their embeddings by `embed_texts`."""
     passages = read_passages([path])
     return passages, embed_texts(list_texts(passages), encode, name=str(path))
 
@@ -123,11 +116,9 @@ def embed_texts(
     *,
     name: str,
 ) -> Float[np.ndarray, "N E"]:
-    """Embeddings of passages' texts, with a progress bar.
+    """Embeddings of passages' texts, with a progress bar called `name`.
 
-    Args:
-        encode: takes texts and a `progress`, as `encode_texts` does.
-        name: of the passages' source, for the progress bar.
+    `encode` takes texts and a `progress`, as `encode_texts` does.
     """
     with show_progress(name, len(texts), unit="passages") as bar:
         return encode(texts, progress=lambda done, total: bar.update(done - bar.n))
@@ -139,10 +130,6 @@ def check_length(tokens: int, limit: int) -> None:
         raise RagJaxError(
             f"the question has {tokens} tokens, and there is room for {limit}: shorten it"
         )
-
-
-def _end_text(out: IO[str], empty: bool) -> None:
-    print("(nothing)" if empty else "", file=out, flush=True)
 
 
 def _align(rows: Sequence[Sequence[str]]) -> Iterator[str]:

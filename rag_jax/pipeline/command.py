@@ -15,11 +15,7 @@ from rag_jax.runtime.errors import Preempted, RagJaxError
 
 
 def read_command(arguments: list[str], options: Mapping[str, str]) -> tuple[Any, dict[str, Any]]:
-    """Reads `--config=FILE[:preset]`, `--config.field=value` and other flags.
-
-    Args:
-        arguments: of the command line, without the program's name.
-        options: the other flags and their purpose.
+    """Reads `--config=FILE[:preset]`, `--config.field=value` and the flags in `options`.
 
     Returns:
         The config with its changes, and the other flags' values by name; None for an omitted flag.
@@ -97,14 +93,7 @@ def _check_field(config: Any, override: str) -> None:
 
 
 def find_system(config: Any, systems: Sequence[str]) -> str:
-    """The config's system.
-
-    Args:
-        systems: those that the command serves.
-
-    Raises:
-        RagJaxError: the config's system is not among them.
-    """
+    """The config's system; raises a RagJaxError if the system is not one of `systems`."""
     system = config.get("system")
     if system not in systems:
         raise RagJaxError(f"config.system={system!r}: must be one of {', '.join(systems)}")
@@ -112,11 +101,7 @@ def find_system(config: Any, systems: Sequence[str]) -> str:
 
 
 def read_count(options: Mapping[str, str | None], name: str) -> int | None:
-    """A flag's value as a whole number.
-
-    Raises:
-        RagJaxError: the value is no whole number.
-    """
+    """A flag's value as a whole number; raises a RagJaxError if the value is none."""
     value = options[name]
     if value is not None and not value.isdecimal():
         raise RagJaxError(f"--{name}={value}: must be a whole number")
@@ -161,10 +146,7 @@ def run(
 ) -> int:
     """Runs a command and returns its exit status; a fault that the user can mend takes one line.
 
-    Args:
-        main: takes the command line's arguments.
-        usage: the text for --help.
-        interrupted: the line after Ctrl-C and SIGTERM.
+    `usage` is the text for --help, and `interrupted` the line after Ctrl-C and SIGTERM.
     """
     if "--help" in sys.argv[1:]:
         print(usage)

@@ -41,13 +41,9 @@ class Worker:
 
 @dataclass(frozen=True)
 class Codec:
-    """How the result of a map is kept on disk.
+    """How a map's results are kept on disk: counted, written as pieces, joined into a file, read.
 
-    Attributes:
-        count: number of items that a batch's result is for.
-        write: writes one batch's result as a file.
-        join: writes the map's file from its pieces; also takes the number of items.
-        read: reads the map's file.
+    `join` also takes the number of items.
     """
 
     count: Callable[[Any], int]
@@ -109,7 +105,6 @@ class ResumableMap:
     Attributes:
         path: the file that holds the results; its suffix chooses the codec.
         items: in the same order at every call. Slices of `items` are the batches.
-        batch_size: number of items of a batch; the last one may have fewer.
         worker: the worker that this process is, if several divide the map.
     """
 
@@ -128,8 +123,8 @@ class ResumableMap:
         """The file of every batch, by the numbers of the batch's items."""
         count, size = len(self.items), self.batch_size
         batches = [range(i, min(i + size, count)) for i in range(0, count, size)]
-        name = self.path.stem, self.path.suffix
-        return {b: self.path.with_name(f"{name[0]}.{b.start}-{b.stop}{name[1]}") for b in batches}
+        stem, suffix = self.path.stem, self.path.suffix
+        return {b: self.path.with_name(f"{stem}.{b.start}-{b.stop}{suffix}") for b in batches}
 
     def make_pieces(
         self, run: Callable[[Sequence[Any]], Any], *, unit: str, progress: Progress
@@ -140,36 +135,33 @@ class ResumableMap:
             run: gives a batch's result: JSON records, rows `[batch, ...]`, or a dict of arrays
                 `[batch, ...]`.
             unit: what the progress bar counts, in the plural.
-            progress: opens the bar.
 
         Raises:
             ValueError: `run` gave a result for another number of items than it was given.
         """
-        own = [] if self.path.exists() else list(self.pieces)
+        batches = [] if self.path.exists() else list(self.pieces)
         if self.worker is not None:
-            own = own[self.worker.index :: self.worker.count]
-        missing = [batch for batch in own if not self.pieces[batch].exists()]
+            batches = batches[self.worker.index :: self.worker.count]
+        missing = [batch for batch in batches if not self.pieces[batch].exists()]
         wait_for_all(f"{self.path} was looked for")
-        if not own:
+        if not batches:
             return
-        done = sum(map(len, own)) - sum(map(len, missing))
-        with progress(sum(map(len, own)), unit=unit, initial=done) as bar:
+        total = sum(map(len, batches))
+        with progress(total, unit=unit, initial=total - sum(map(len, missing))) as bar:
             for batch in missing:
                 signals.check()
                 if self.worker is not None and self.path.exists():  # joined in the meantime
                     return
                 result = run(self.items[batch.start : batch.stop])
-                if self.codec.count(result) != len(batch):
-                    name = self.path.name
-                    raise ValueError(f"{name}: {self.codec.count(result)} results for {batch}")
+                if (count := self.codec.count(result)) != len(batch):
+                    raise ValueError(f"{self.path.name}: {count} results for {batch}")
                 self.codec.write(self.pieces[batch], result)
                 bar.update(len(batch))
 
     def collect(self) -> Any:
-        """The results of all items, once every worker has made its pieces.
+        """The results of all items: the records, the rows as a memory map, or the arrays.
 
-        Returns:
-            All records, the rows as a memory map, or the arrays.
+        Waits until every worker has made its pieces.
         """
         if self.worker is not None and self.worker.index:
             self._wait_for([self.path])

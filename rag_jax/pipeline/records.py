@@ -31,11 +31,7 @@ Record = dict[str, Any]
 
 
 def check_layout(workdir: Path) -> None:
-    """Refuses a work folder that another version of the library laid out differently.
-
-    Raises:
-        RagJaxError: the folder has stages of another layout.
-    """
+    """Raises a RagJaxError if another version of the library laid the work folder out otherwise."""
     # In this order: another worker may lay out the folder at this moment.
     if not (workdir / "stages").is_dir():
         return
@@ -67,12 +63,8 @@ def fingerprint(value: Any) -> str:
 def describe(stage: Stage, made: Mapping[str, Record]) -> Record:
     """The record of a stage that was made with its present settings from the present artefacts.
 
-    Args:
-        stage: the stage.
-        made: the records of earlier stages, by name.
-
     Raises:
-        ValueError: the stage needs a stage that is not among them.
+        ValueError: the stage needs a stage that is not among the earlier ones, `made`.
     """
     for need in stage.needs:
         if need not in made:
@@ -129,7 +121,6 @@ def find_record(
     """The record of the stage in `folder` if the stage can be kept or continued, and a reason.
 
     Args:
-        folder: of the stage.
         wanted: from `describe`.
         made: the records of earlier stages, by name.
         repairs: whether the stage repairs its own damaged files.

@@ -46,7 +46,6 @@ def run_stages(
 
     Args:
         stages: every stage after the stages that it needs.
-        workdir: the work folder; made if it is missing.
         config: written to `config.json` in the work folder for the reader; no stage depends on it.
         worker: the worker that this process is, if several divide the run. Each worker can be
             interrupted and started again by itself while the others wait.
@@ -57,8 +56,7 @@ def run_stages(
         of them that was tracing and compiling.
 
     Raises:
-        RagJaxError: another process works in the folder, another version of the library made it,
-            or it cannot be written.
+        RagJaxError: the folder is in use, was made by another version or cannot be written.
         Preempted: every stage is made, and this worker is not the one that reports on them.
     """
     workdir = Path(workdir)
@@ -85,15 +83,7 @@ def run_stages(
 def open_stages(
     stages: Sequence[Stage], workdir: str | os.PathLike, needs: Sequence[str]
 ) -> StageContext:
-    """Opens the artefacts of finished stages for reading; runs and writes nothing.
-
-    Args:
-        stages: of the run, as for `run_stages`.
-        workdir: the work folder.
-        needs: names of the stages whose artefacts are read.
-
-    Returns:
-        A context that gives the paths of those artefacts.
+    """A context that gives the paths of the artefacts of finished stages; runs and writes nothing.
 
     Raises:
         RagJaxError: naming the first stage that is missing, unfinished or made with other
@@ -132,10 +122,9 @@ class ReportSpec:
     """What the report of a run shows.
 
     Attributes:
-        model: the language model's name.
         methods: for each method the stage that wrote the method's `<method>.jsonl`, a record a
             question.
-        columns: the numbers that the main table shows; see `write_report`.
+        columns: the numbers that the main table shows.
         summarize: a method's numbers from the method's records.
         extras: further arguments of `write_report` ("tables", "analysis", "figures"), from the
             folder of all stages, every method's records and every method's numbers.
@@ -156,19 +145,10 @@ def run_session(
     *,
     worker: Worker | None = None,
 ) -> dict[str, Any]:
-    """Runs the stages that are not made yet and writes the report.
+    """Runs the stages of a session that are not made yet; writes and returns the report.
 
-    TREC runs that a stage wrote are copied into the work folder.
-
-    Args:
-        session: has the run's `config` and `mesh`.
-        stages: as for `run_stages`.
-        workdir: the work folder.
-        report: what the report shows.
-        worker: as for `run_stages`.
-
-    Returns:
-        The report; an empty dict in all processes but the first.
+    TREC runs that a stage wrote are copied into the work folder. All processes but the first return
+    an empty dict.
 
     Raises:
         RagJaxError: a fault of the settings, the data, the models or the disk.
@@ -265,6 +245,5 @@ def _lock(path: Path) -> Iterator[None]:
                 "another folder with --workdir"
             ) from None
         file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+        print(os.getpid(), file=file, flush=True)
         yield

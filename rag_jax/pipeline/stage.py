@@ -19,17 +19,12 @@ class WorkerDone(Exception):
 class StageContext:
     """What a stage's function works with: its folder, the artefacts it needs, resumable maps.
 
-    Args:
-        stage: the stage.
-        stages_folder: the folder that holds one folder a stage.
-        worker: the worker that this process is, if several divide the stage's maps.
+    `stages_folder` holds a folder for each stage. Several workers may divide the stage's maps.
     """
 
     def __init__(self, stage: "Stage", stages_folder: Path, worker: Worker | None = None):
         self.folder = stages_folder / stage.name
-        self._stage = stage
-        self._stages_folder = stages_folder
-        self._worker = worker
+        self._stage, self._stages_folder, self._worker = stage, stages_folder, worker
         self._shared: set[str] = set()
 
     def path(self, stage: str, file: str) -> Path:
@@ -60,11 +55,10 @@ class StageContext:
         Raises:
             WorkerDone: in a worker other than the first, after the stage's last shardable file.
         """
-        shared = self._worker is not None and file in self._stage.shardable
-        worker = self._worker if shared else None
+        worker = self._worker if file in self._stage.shardable else None
         mapped = ResumableMap(self.folder / file, items, batch_size, worker)
         mapped.make_pieces(run, unit=unit, progress=self.progress)
-        if shared and worker.index:
+        if worker and worker.index:
             self._shared.add(file)
             if self._shared.issuperset(self._stage.shardable):
                 raise WorkerDone
@@ -76,7 +70,6 @@ class Stage:
     """One step of a run.
 
     Attributes:
-        name: of the stage and its folder.
         run: makes the stage's artefacts in `context.folder`. After an interruption `run` is called
             again on the same folder. `run` reads no settings and artefacts but the declared ones.
         settings: every setting that `run` reads, and the fingerprints of weights; JSON-able.

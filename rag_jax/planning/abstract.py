@@ -22,7 +22,7 @@ QUESTION = 64  # tokens, rounded up, of the longest question: those of all the p
 
 
 class AbstractModels:
-    """What a session that plans takes in the place of weights."""
+    """Models of a planning session, without weights."""
 
     mesh: Mesh
 
@@ -54,10 +54,8 @@ def copy(tree: PyTree) -> PyTree:
 def split_rows(tree: PyTree, mesh: Mesh, *, heads: bool = False) -> PyTree[jax.ShapeDtypeStruct]:
     """Arrays as `shard_batch` splits them: by rows over `data` where that divides the rows.
 
-    Args:
-        tree: arrays, or descriptions without a sharding.
-        heads: whether arrays of four axes, a cache's keys and values, are also split by their
-            heads over `model`, as the projections leave them.
+    With `heads`, arrays of four axes, a cache's keys and values, are also split by their heads over
+    `model`, as the projections leave them.
     """
 
     def describe(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -75,12 +73,8 @@ def describe_inputs(
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """The arrays that a jitted step still needs, by its annotations, such as `Int[Array, "B T"]`.
 
-    Args:
-        sizes: of the axes that the annotations name.
-        args: given already, as are `kwargs`.
-
-    Raises:
-        KeyError: an axis has no size.
+    `args` and `kwargs` are there already. `sizes` are those of the axes that annotations name; an
+    axis without a size raises a KeyError.
     """
     signature = inspect.signature(function)
     given = signature.bind_partial(*args, **kwargs).arguments
@@ -89,21 +83,14 @@ def describe_inputs(
         for name, parameter in signature.parameters.items()
         if name not in given and parameter.default is parameter.empty
     }
-    return split_rows(
-        {
-            name: jax.ShapeDtypeStruct(
-                tuple(sizes[axis] for axis in array.dim_str.split()), _find_dtype(array)
-            )
-            for name, array in wanted.items()
-        },
-        mesh,
-    )
+    return split_rows({name: _describe(array, sizes) for name, array in wanted.items()}, mesh)
 
 
-def _find_dtype(array: Any) -> Any:
-    """The dtype that the project uses for an annotation's kind."""
+def _describe(array: Any, sizes: Mapping[str, int]) -> jax.ShapeDtypeStruct:
+    """An annotated array, in the dtype that the project uses for the annotation's kind."""
     kinds = {"bool": jnp.bool_, "int": jnp.int32, "float": jnp.float32}
-    return next(dtype for kind, dtype in kinds.items() if any(kind in d for d in array.dtypes))
+    dtype = next(dtype for kind, dtype in kinds.items() if any(kind in d for d in array.dtypes))
+    return jax.ShapeDtypeStruct([sizes[axis] for axis in array.dim_str.split()], dtype)
 
 
 def describe_cache(
@@ -121,23 +108,18 @@ def describe_cache(
 def describe_state(
     build: Callable[..., Any], mesh: Mesh, *args: Any, prefix: Cache | None = None
 ) -> Any:
-    """What a loop, or a cache, starts with.
+    """The first state of a loop, or a cache, that `build` makes of `args`.
 
-    Args:
-        build: the function that makes it, called with `args`.
-        prefix: the cache that the state's own cache has as a prefix and shares.
+    The state's own cache shares `prefix` as its prefix.
     """
-    state = jax.eval_shape(build, *args)
-
-    def is_cache(node: Any) -> bool:
-        return isinstance(node, Cache)
 
     def split(node: Any) -> Any:
-        if not is_cache(node):
+        if not isinstance(node, Cache):
             return split_rows(node, mesh)
         return replace(split_rows(replace(node, prefix=None), mesh, heads=True), prefix=prefix)
 
-    return jax.tree.map(split, state, is_leaf=is_cache)
+    state = jax.eval_shape(build, *args)
+    return jax.tree.map(split, state, is_leaf=lambda node: isinstance(node, Cache))
 
 
 def change(config: Any, path: str, value: Any) -> tuple[str, Any]:

@@ -13,11 +13,8 @@ def count_collectives(text: str, devices: int) -> tuple[dict[str, float], dict[s
     """Bytes that each device sends, and the number of collectives, by kind.
 
     The bytes are those of ring algorithms over a group of n devices: (n - 1) / n of the whole
-    array for a gather, a scatter and an exchange, twice that for a reduction to all.
-
-    Args:
-        text: a compiled program's HLO.
-        devices: that it was compiled for.
+    array for a gather, a scatter and an exchange, twice that for a reduction to all. `text` is the
+    HLO of a program compiled for `devices` devices.
     """
     sent: dict[str, float] = {}
     counts: dict[str, int] = {}

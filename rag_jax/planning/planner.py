@@ -31,7 +31,6 @@ class Cost:
     """What one device does in one run of a program.
 
     Attributes:
-        flops: operations.
         moved: bytes read from and written to its memory.
         sent: bytes over its links, by kind of collective.
         counts: number of collectives, by kind.
@@ -58,11 +57,9 @@ class Program:
     """A compiled program; bytes are those of one device.
 
     Attributes:
-        arguments: arrays passed in.
-        temporaries: what the program needs besides, its results not among the arguments' memory
-            included.
-        resident: arrays that stay in memory while it runs and are no arguments of it.
-        seconds: that compiling took, here.
+        temporaries: bytes beyond the arguments, with the results that take no argument's memory.
+        resident: bytes that stay in memory while the program runs and are no arguments of it.
+        seconds: of compiling, here.
     """
 
     name: str
@@ -94,24 +91,16 @@ class Program:
 class Planner:
     """Compiles the programs of a run for its mesh and keeps what they cost.
 
-    Args:
-        only: compile programs with this text in their names; the others are passed over, and
-            their results taken to be split by rows.
-        note: told of each program once it is compiled.
+    Programs without the text `only` in their names are passed over, and their results taken to be
+    split by rows. `note` is called with each compiled program.
     """
 
     def __init__(
-        self,
-        mesh: Mesh,
-        *,
-        only: str = "",
-        note: Callable[[Program], None] = lambda program: None,
+        self, mesh: Mesh, *, only: str = "", note: Callable[[Program], None] = lambda program: None
     ):
-        self.mesh = mesh
-        self.chip = find_chip(mesh.devices.flat[0])
+        self.mesh, self.chip = mesh, find_chip(mesh.devices.flat[0])
         self.programs: list[Program] = []
-        self._only = only
-        self._note = note
+        self._only, self._note = only, note
         self._held: PyTree = []
 
     def hold(self, *trees: PyTree) -> None:
@@ -127,16 +116,13 @@ class Planner:
         loop: tuple[str, int] | None = None,
         **kwargs: Any,
     ) -> PyTree[jax.ShapeDtypeStruct]:
-        """Compiles a jitted function for descriptions of its arguments.
+        """Compiles a jitted function; describes its results, where the compiler placed them.
 
         Args:
-            args: arguments, as are `kwargs`; `describe_inputs` makes those that are missing.
+            args: descriptions of the arguments, as are `kwargs`; `describe_inputs` makes the rest.
             sizes: of the missing arguments' axes.
             loop: the name of a program that costs what one turn of the function's loop costs, and
-                how many turns are not counted in the function itself.
-
-        Returns:
-            Descriptions of its results, where the compiler placed them.
+                the number of turns that are not counted in the function itself.
         """
         kwargs |= describe_inputs(function, self.mesh, sizes, *args, **kwargs)
         if self._only not in name:
@@ -165,16 +151,8 @@ class Planner:
         if loop is not None:
             step = next((p for p in self.programs if p.name == loop[0]), None)
             cost = cost.add(step.cost, loop[1]) if step else cost
-        self._add(
-            Program(
-                name,
-                memory.argument_size_in_bytes,
-                memory.temp_size_in_bytes + results,
-                resident,
-                cost,
-                seconds,
-            )
-        )
+        arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes + results
+        self._add(Program(name, arguments, temporaries, resident, cost, seconds))
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             compiled.out_info,

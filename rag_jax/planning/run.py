@@ -21,7 +21,7 @@ def find_devices(topology: str) -> Sequence[jax.Device]:
     Raises:
         RagJaxError: there is no such slice, its limits are not known, or no compiler is there.
     """
-    # Neither asks a cloud machine what it is nor complains that there is none, nor takes the TPU.
+    # No query of a cloud machine's metadata, no complaint without one, and the TPU stays free.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
@@ -55,7 +55,6 @@ def plan_run(system: Any, config: Any, topology: str, *, only: str = "") -> list
         system: a system's `plan` module, with the class of its settings as `CONFIG`,
             `plan(config, devices, ...) -> Planner`, and `list_remedies(config, name)`, which
             yields flags and the configs that they make.
-        topology: the slice.
         only: as for `Planner`.
 
     Raises:
@@ -105,18 +104,8 @@ def _advise(system: Any, config: Any, devices: Sequence[jax.Device], program: Pr
 
 
 _HEAD = [
-    "program",
-    "arguments GiB",
-    "temporary GiB",
-    "resident GiB",
-    "of memory",
-    "TFLOP",
-    "GB moved",
-    "GB sent",
-    "collectives",
-    "compiling s",
-    "at least",
-    "set by",
+    *("program", "arguments GiB", "temporary GiB", "resident GiB", "of memory", "TFLOP"),
+    *("GB moved", "GB sent", "collectives", "compiling s", "at least", "set by"),
 ]
 
 
@@ -128,9 +117,7 @@ def _list_rows(planner: Planner) -> list[list[str]]:
         rows.append(
             [
                 p.name,
-                f"{p.arguments / _GIB:.2f}",
-                f"{p.temporaries / _GIB:.2f}",
-                f"{p.resident / _GIB:.2f}",
+                *(f"{size / _GIB:.2f}" for size in (p.arguments, p.temporaries, p.resident)),
                 f"{p.needed / planner.chip.memory:.0%}",
                 f"{p.cost.flops / 1e12:.3f}",
                 f"{p.cost.moved / 1e9:.2f}",

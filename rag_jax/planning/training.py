@@ -30,10 +30,9 @@ def compile_training(
     """Plans a training step.
 
     Args:
-        stage: what the names of the step's own programs begin with.
-        settings: of the optimiser.
-        microbatches: by the name of their program, the loss and the arrays that it takes.
-        held: what stays in memory beside the training's own arrays.
+        stage: the start of the names of the step's programs.
+        microbatches: by the name of their program, the loss and the arrays that the loss takes.
+        held: arrays that stay in memory besides the training's.
     """
     params = trainable.abstract()
     optimizer = make_optimizer(settings, 1, rates=trainable.rates)
@@ -41,22 +40,10 @@ def compile_training(
     total = copy(params)  # gradients lie where their parameters do
     for name, (loss, arrays) in microbatches.items():
         planner.hold(*held, state, total)
-        planner.compile(
-            name,
-            compute_gradients,
-            loss,
-            state.params,
-            trainable.frozen,
-            split_rows(arrays, planner.mesh),
-            shardings=shardings_of(state.params),
-        )
+        inputs = loss, state.params, trainable.frozen, split_rows(arrays, planner.mesh)
+        shardings = shardings_of(state.params)
+        planner.compile(name, compute_gradients, *inputs, shardings=shardings)
     planner.hold(*held, state)
     planner.compile(f"{stage}add gradients", add_gradients, total, copy(total))
-    planner.compile(
-        f"{stage}optimiser step",
-        apply_gradients,
-        optimizer,
-        state,
-        total,
-        shardings=shardings_of(state),
-    )
+    inputs, shardings = (optimizer, state, total), shardings_of(state)
+    planner.compile(f"{stage}optimiser step", apply_gradients, *inputs, shardings=shardings)

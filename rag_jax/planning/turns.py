@@ -39,15 +39,10 @@ def compile_token(
         return init_decode(cache, hidden, next_token, max_tokens=max_tokens, active=active)
 
     rows = len(cache.position)
-    state = describe_state(
-        start,
-        planner.mesh,
-        params,
-        cache,
-        jax.ShapeDtypeStruct((rows, lm.config.hidden_size), jnp.float32),
-        jax.ShapeDtypeStruct((rows,), bool),
-        prefix=cache.prefix,
-    )
+    hidden = jax.ShapeDtypeStruct((rows, lm.config.hidden_size), jnp.float32)
+    active = jax.ShapeDtypeStruct((rows,), bool)
+    inputs = params, cache, hidden, active
+    state = describe_state(start, planner.mesh, *inputs, prefix=cache.prefix)
     planner.compile(name, _decode_turn, lm.model, params, state)
     return name
 
@@ -66,7 +61,7 @@ def _beam_turn(
     max_tokens: int,
 ) -> LoopState:
     expansion = make_expansion(model, params, stop_ids, max_tokens, doc_scores)
-    return beam_step(model, params, state, expansion, config, max_tokens=max_tokens)
+    return beam_step(state, expansion, config)
 
 
 def compile_beams(
@@ -86,16 +81,14 @@ def compile_beams(
 
     def start(params, cache, hidden, doc_scores, active) -> LoopState:
         expansion = make_expansion(lm.model, params, stop_ids, max_tokens, doc_scores)
-        return init_beams(
-            lm.model, cache, hidden, expansion, config, max_tokens=max_tokens, active=active
-        )
+        return init_beams(cache, hidden, expansion, config, active)
 
     rows = len(hidden) if doc_scores is None else len(doc_scores)
     active = split_rows(jax.ShapeDtypeStruct((rows,), bool), planner.mesh)
-    given = params, cache, hidden, doc_scores, active
-    # What a decoder has read becomes the prefix of the beams.
+    inputs = params, cache, hidden, doc_scores, active
+    # The cache of a decoder becomes the prefix of the beams.
     prefix = cache if isinstance(lm.model, Decoder) else cache.prefix
-    state = describe_state(start, planner.mesh, *given, prefix=prefix)
+    state = describe_state(start, planner.mesh, *inputs, prefix=prefix)
     settings = {"stop_ids": stop_ids, "config": config, "max_tokens": max_tokens}
     planner.compile(name, _beam_turn, lm.model, params, state, doc_scores, **settings)
     return name

@@ -1,4 +1,4 @@
-"""Texts to embeddings, and questions to the passages nearest to them or sharing their words."""
+"""Retrieval: text encoders, dense and BM25 indices, hard negatives, contrastive training."""
 
 from rag_jax.retrieval.bm25 import BM25
 from rag_jax.retrieval.encode import embed, encode_texts, list_texts, make_text, pool_mean

@@ -43,11 +43,8 @@ class BM25:
     by `split_words`. There are no stop words and there is no stemming: the logarithm gives frequent
     words little weight in any language.
 
-    Indices are made by `build` or `load`.
-
-    Attributes:
-        size: number of passages, N.
-        searcher: the `bm25s` index, with the score of every word in every passage.
+    Indices are made by `build` or `load`. `searcher` is the `bm25s` index, with the score of every
+    word in every passage.
     """
 
     size: int
@@ -62,8 +59,7 @@ class BM25:
                 A text without words has a row and always scores 0. Texts are not kept in memory.
 
         Raises:
-            RagJaxError: there are no texts, `texts` is a string, or a text is neither a string nor
-                a pair of strings.
+            RagJaxError: there are no texts, or a text is neither a string nor a pair of strings.
         """
         bm25s = _import_bm25s()
         # Words are numbered in the order of first use, so that equal texts give equal files.
@@ -88,17 +84,11 @@ class BM25:
         Equal scores are in the order of the rows. If fewer than `k` passages share a word with the
         question, the first of the other passages follow with score 0.
 
-        Args:
-            questions: texts of the questions.
-            k: number of passages per question, from 1 to the size of the index.
-
         Returns:
-            scores: float32.
-            rows: int32 positions in the texts.
+            Scores, and rows as positions in the texts.
 
         Raises:
-            RagJaxError: `k` is out of range, `questions` is a string, or a question is not a
-                string.
+            RagJaxError: `k` is not from 1 to `size`, or a question is not a string.
         """
         if not 1 <= k <= self.size:
             raise RagJaxError(f"k is {k}: it must be from 1 to {self.size}, the index's size")
@@ -107,9 +97,8 @@ class BM25:
         best_rows = np.zeros((len(questions), k), np.int32)
         for i, question in enumerate(questions):
             words = self.searcher.get_tokens_ids(split_words(question))
-            scores = np.zeros(self.size, np.float32)
-            if words:
-                scores = self.searcher.get_scores_from_ids(words)
+            no_score = np.zeros(self.size, np.float32)
+            scores = self.searcher.get_scores_from_ids(words) if words else no_score
             best_rows[i] = _find_best(scores, k)
             best_scores[i] = scores[best_rows[i]]
         return best_scores, best_rows
@@ -130,8 +119,7 @@ class BM25:
         """Reads an index that `save` wrote. Every file is compared with its SHA-256 first.
 
         Raises:
-            RagJaxError: the folder holds no index or one of another kind, or a file is missing,
-                unexpected or altered.
+            RagJaxError: the folder holds no BM25 index, or one that is incomplete or altered.
         """
         bm25s = _import_bm25s()
         folder = Path(folder)
@@ -141,23 +129,20 @@ class BM25:
             searcher = bm25s.BM25.load(folder, show_progress=False)
         except (OSError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
+            message = f"bm25s cannot read {folder}: {reason}: build the index again"
+            raise RagJaxError(message) from None
+        size, counted = manifest["size"], searcher.scores["num_docs"]
+        if counted != size:
             raise RagJaxError(
-                f"bm25s cannot read {folder}: {reason}: build the index again"
-            ) from None
-        if searcher.scores["num_docs"] != manifest["size"]:
-            raise RagJaxError(
-                f"{folder} has {searcher.scores['num_docs']} passages, not the {manifest['size']} "
-                "in its manifest: build the index again"
+                f"{folder} has {counted} passages, not the {size} in its manifest: build the index "
+                "again"
             )
-        return cls(manifest["size"], searcher)
+        return cls(size, searcher)
 
 
 def _import_bm25s() -> Any:
-    """Imports `bm25s` and silences its log of every step.
-
-    A module-level import would initialise JAX's devices, which must not happen before
-    `hosts.connect`.
-    """
+    """Imports `bm25s` and silences its log of every step."""
+    # A module-level import would initialise JAX's devices, too early for `hosts.connect`.
     import bm25s
 
     logging.getLogger("bm25s").setLevel(logging.WARNING)
@@ -189,10 +174,7 @@ def _join_pairs(texts: Iterable[str | tuple[str, str]], name: str) -> Iterator[s
 
 
 def _find_best(scores: Float[np.ndarray, "N"], k: int) -> Int[np.ndarray, "k"]:
-    """Rows of the `k` largest scores, largest first, without sorting all scores.
-
-    Equal scores are in the order of the rows.
-    """
+    """Rows of the `k` largest scores, largest first, equal scores in the order of the rows."""
     threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
     rows = np.flatnonzero(scores >= threshold)
     return rows[np.argsort(-scores[rows], kind="stable")[:k]].astype(np.int32)

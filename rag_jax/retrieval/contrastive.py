@@ -19,18 +19,20 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
 from rag_jax.config import ContrastiveConfig
-from rag_jax.data.batches import BatchPlan, pad_rows, round_up
+from rag_jax.data.batches import BatchPlan, round_up
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.losses import in_batch_contrastive
 from rag_jax.models import Pretrained
 from rag_jax.models.nn.bert import Bert
-from rag_jax.retrieval.encode import embed, list_texts, tokenize_texts
+from rag_jax.retrieval.encode import embed, list_texts, pad_texts, tokenize_texts
 from rag_jax.runtime.progress import Progress
 from rag_jax.runtime.sharding import BERT_RULES, constrain_rows, count_data_rows
 from rag_jax.training.fit import Batch, fit
 from rag_jax.training.loop import LossFunction
 from rag_jax.training.trainable import Trainable
+
+_SIDES = ("question", "passage")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,6 @@ class Pair:
     """A training example: a question and a passage that answers it.
 
     Attributes:
-        id: for messages.
         question: number of the question.
         positive: row of the passage in the corpus.
         negatives: rows of hard negatives to choose from.
@@ -53,24 +54,17 @@ class Pair:
 
 
 def list_pairs(
-    questions: Sequence[Question],
-    negatives: Sequence[Sequence[int]],
-    passages: Sequence[Passage],
+    questions: Sequence[Question], negatives: Sequence[Sequence[int]], passages: Sequence[Passage]
 ) -> list[Pair]:
     """A training example for each question and each passage relevant to the question.
 
-    Args:
-        questions: of the training split.
-        negatives: for each question rows of `passages`.
-        passages: the corpus.
+    `negatives` are, for each question, rows of `passages`.
     """
     rows = {passage.id: row for row, passage in enumerate(passages)}
     return [
-        Pair(
-            question.id, number, rows[id], tuple(wrong), frozenset(map(rows.get, question.relevant))
-        )
-        for number, (question, wrong) in enumerate(zip(questions, negatives, strict=True))
-        for id in question.relevant
+        Pair(q.id, number, rows[id], tuple(wrong), frozenset(map(rows.get, q.relevant)))
+        for number, (q, wrong) in enumerate(zip(questions, negatives, strict=True))
+        for id in q.relevant
     ]
 
 
@@ -90,27 +84,17 @@ class Encoders:
 
     def with_params(self, params: PyTree) -> "Encoders":
         """The encoders with other parameters, in a tree like that of `params`."""
-        return replace(
-            self,
-            question=replace(self.question, params=_pick_side(params, "question")),
-            passage=replace(self.passage, params=_pick_side(params, "passage")),
-        )
+        sides = {s: replace(getattr(self, s), params=_pick_side(params, s)) for s in _SIDES}
+        return replace(self, **sides)
 
 
 def embed_in_chunks(
-    model: Bert,
-    params: PyTree,
-    tokens: Int[Array, "B T"],
-    lengths: Int[Array, "B"],
-    *,
-    rows: int,
+    model: Bert, params: PyTree, tokens: Int[Array, "B T"], lengths: Int[Array, "B"], *, rows: int
 ) -> Float[Array, "B E"]:
     """Embeddings as from `embed`, for `jax.grad`: only one chunk's activations exist at a time.
 
-    Args:
-        tokens: padded on the right.
-        lengths: number of tokens of each row without padding, at least 1.
-        rows: number of rows of a chunk; must divide B.
+    The rows of `tokens` are padded on the right after `lengths` tokens, at least 1. A chunk has
+    `rows` rows, which must divide B.
     """
 
     def read(part):
@@ -135,33 +119,22 @@ def embed_in_chunks(
 def make_loss(encoders: Encoders, settings: ContrastiveConfig) -> LossFunction:
     """The loss `loss(params, frozen, arrays) -> (mean over the questions, {})`.
 
-    DPR's loss (Karpukhin et al. 2020, eq. 2) over the whole batch, on a mesh too.
-
-    Args:
-        encoders: whose models embed the two sides.
-        settings: scale of the scores, tokens of a chunk.
-
-    Returns:
-        A loss of `params`, a tree like `Encoders.params`; nothing is frozen; `arrays` are from
-        `PairBatches.pack`.
+    DPR's loss (Karpukhin et al. 2020, eq. 2) over the whole batch, on a mesh too. `params` is a
+    tree like `Encoders.params`, nothing is frozen, and `arrays` are from `PairBatches.pack`.
     """
-    models = {"question": encoders.question.model, "passage": encoders.passage.model}
+    models = {side: getattr(encoders, side).model for side in _SIDES}
 
     def loss(params, frozen, arrays):
         del frozen
-        found = {}
-        for side, model in models.items():
+
+        def read(side: str) -> Float[Array, "B E"]:
             tokens, lengths = arrays[side], arrays[f"{side}_lengths"]
             rows = choose_chunk(*tokens.shape, budget=settings.microbatch_tokens)
-            found[side] = embed_in_chunks(
-                model, _pick_side(params, side), tokens, lengths, rows=rows
-            )
+            side_params = _pick_side(params, side)
+            return embed_in_chunks(models[side], side_params, tokens, lengths, rows=rows)
+
         values = in_batch_contrastive(
-            found["question"],
-            found["passage"],
-            arrays["positives"],
-            masked=arrays["masked"],
-            scale=settings.scale,
+            *map(read, _SIDES), arrays["positives"], masked=arrays["masked"], scale=settings.scale
         )
         return (values * arrays["weights"]).sum(), {}
 
@@ -171,18 +144,11 @@ def make_loss(encoders: Encoders, settings: ContrastiveConfig) -> LossFunction:
 def choose_chunk(batch: int, width: int, *, budget: int) -> int:
     """Number of rows of a chunk of at most `budget` tokens: a divisor of the batch.
 
-    Args:
-        batch: number of rows of the batch.
-        width: number of tokens of a row.
-        budget: number of tokens of a chunk, unless the mesh's data rows need more.
+    A chunk exceeds the budget if the mesh's data rows need more.
     """
     parts = count_data_rows()
-    fitting = [
-        rows
-        for rows in range(parts, batch + 1, parts)
-        if batch % rows == 0 and rows * width <= budget
-    ]
-    return max(fitting, default=parts)
+    divisors = (rows for rows in range(parts, batch + 1, parts) if batch % rows == 0)
+    return max((rows for rows in divisors if rows * width <= budget), default=parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,9 +157,7 @@ class PairBatches:
 
     Attributes:
         pairs: at least one.
-        questions: token ids of each question.
         passages: token ids by row, of every passage that a pair names.
-        settings: of the training.
         seed: of the order, and of every epoch's choice among the mined hard negatives.
     """
 
@@ -224,11 +188,7 @@ class PairBatches:
         return tuple(round_up(length, 8) for length in longest)
 
     def pack(self, step: int, chosen: Sequence[int]) -> dict[str, np.ndarray]:
-        """The arrays of a step's batch.
-
-        Args:
-            step: from 0; decides the epoch, and with it the hard negatives.
-            chosen: the pairs.
+        """The arrays of a step's batch; the step's epoch decides the hard negatives.
 
         Returns:
             `question` `[B, T]` and `question_lengths` `[B]`; `passage` `[P, U]` and
@@ -244,19 +204,13 @@ class PairBatches:
             masked[i] |= np.isin(columns, list(self.pairs[number].relevant))
         weights = np.zeros(batch, np.float32)
         weights[: len(chosen)] = 1 / len(chosen)
-        arrays = {
-            "positives": np.arange(batch, dtype=np.int32) * each,
-            "masked": masked,
-            "weights": weights,
-        }
+        positives = np.arange(batch, dtype=np.int32) * each
+        arrays = {"positives": positives, "masked": masked, "weights": weights}
         questions = [self.questions[self.pairs[number].question] for number in chosen]
         passages = [self.passages[row] if row >= 0 else () for row in columns.tolist()]
-        sides = {"question": (questions, batch), "passage": (passages, len(columns))}
-        for (side, (rows, count)), width in zip(sides.items(), self._widths, strict=True):
-            tokens, mask = pad_rows(rows, width, pad_id=0, batch=count)
-            # Attention needs at least one token.
-            lengths = np.maximum(mask.sum(axis=1, dtype=np.int32), 1)
-            arrays |= {side: tokens, f"{side}_lengths": lengths}
+        sides = ("question", questions, batch), ("passage", passages, len(columns))
+        for (side, rows, count), width in zip(sides, self._widths, strict=True):
+            arrays[side], arrays[f"{side}_lengths"] = pad_texts(rows, count, width)
         return arrays
 
     def _choose_passages(self, epoch: int, chosen: Sequence[int]) -> Int[np.ndarray, "P"]:
@@ -303,16 +257,7 @@ def fit_encoders(
     *,
     save: Callable[[Encoders], None],
 ) -> None:
-    """Trains all weights of the encoders; see `fit`.
-
-    Args:
-        encoders: the start.
-        batches: with the settings of the training.
-        mesh: the devices.
-        folder: for checkpoints and logs.
-        progress: opens the progress bar.
-        save: keeps the trained encoders.
-    """
+    """Trains all weights of the encoders with the settings of the batches; see `fit`."""
     settings = batches.settings
 
     def pack(step: int, chosen: list[int]) -> Batch:
@@ -320,7 +265,7 @@ def fit_encoders(
         # A pass forward, one for the gradients of activations, one for those of weights.
         flops = 3 * sum(
             getattr(encoders, side).config.count_flops(int(arrays[f"{side}_lengths"].sum()))
-            for side in ("question", "passage")
+            for side in _SIDES
         )
         return Batch([("pairs", arrays)], flops)
 

@@ -1,6 +1,7 @@
 """Text encoding: embeddings by the normalised mean of the token states, or by DPR's [CLS] state."""
 
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from rag_jax.data.batches import choose_widths, round_up
+from rag_jax.data.batches import choose_widths, pad_rows, round_up
 from rag_jax.data.passages import Passage
 from rag_jax.models import Pretrained
 from rag_jax.models.nn.bert import Bert
@@ -58,25 +59,24 @@ def encode_texts(
     embeddings by rounding only.
 
     Args:
-        encoder: a BERT encoder, or one of DPR's two encoders.
         texts: strings, or (title, text) pairs. A pair is encoded as `[CLS] title [SEP] text [SEP]`
             with a single token type, as in the training of DPR; MiniLM saw single texts only.
-        max_length: maximum number of tokens of a text, special tokens included. Longer texts are
-            cut, and their number is logged as a warning.
+        max_length: as for `tokenize_texts`.
         batch_size: number of rows of 16 tokens in a batch. Batches of wider rows have fewer rows,
             so that all batches cost the same; 1,024 tokens is where a CPU is fastest. The number of
             rows is rounded up to a multiple of `count_data_rows`.
         progress: called after each batch with the number of encoded texts and the total number.
 
-    Returns:
-        float32, one row per text.
-
     Raises:
-        RagJaxError: `texts` is a string, a text is neither a string nor a pair of strings,
-            `batch_size` is less than 1, or `max_length` is too small for the special tokens or
-            exceeds the encoder's positions.
+        RagJaxError: as `tokenize_texts`, or `batch_size` or `max_length` is out of range.
     """
-    _check_settings(encoder, max_length, batch_size)
+    if batch_size < 1:
+        raise RagJaxError(f"batch_size is {batch_size}: it must be at least 1")
+    if max_length > encoder.config.max_length:
+        raise RagJaxError(
+            f"max_length is {max_length}, but the encoder has positions for only "
+            f"{encoder.config.max_length} tokens: lower it"
+        )
     token_rows = tokenize_texts(encoder.tokenizer, texts, max_length)
     embeddings = np.empty((len(token_rows), encoder.config.embedding_size), np.float32)
     num_encoded = 0
@@ -88,32 +88,20 @@ def encode_texts(
     return embeddings
 
 
-def _check_settings(encoder: Pretrained, max_length: int, batch_size: int) -> None:
-    if batch_size < 1:
-        raise RagJaxError(f"batch_size is {batch_size}: it must be at least 1")
-    if max_length > encoder.config.max_length:
-        raise RagJaxError(
-            f"max_length is {max_length}, but the encoder has positions for only "
-            f"{encoder.config.max_length} tokens: lower it"
-        )
-
-
 def _embed_batches(
     encoder: Pretrained, token_rows: list[list[int]], batch_size: int
 ) -> Iterator[tuple[list[int], Float[np.ndarray, "B E"]]]:
     """Yields batches as indices of texts and their embeddings, longest texts first."""
-    pending = None
-    for batch in [*plan_batches(token_rows, batch_size), None]:
-        # The next batch is dispatched to the device before the previous one is waited for.
-        running = None
-        if batch is not None:
-            indices, shape = batch
-            arrays = _pad_rows([token_rows[i] for i in indices], shape)
-            running = indices, embed_batch(encoder.model, encoder.params, *shard_batch(arrays))
-        if pending is not None:
-            indices, values = pending
-            yield indices, fetch(values)[: len(indices)]
-        pending = running
+
+    def dispatch(batch: tuple[list[int], tuple[int, int]]) -> tuple[list[int], Array]:
+        indices, shape = batch
+        arrays = pad_texts([token_rows[i] for i in indices], *shape)
+        return indices, embed_batch(encoder.model, encoder.params, *shard_batch(arrays))
+
+    running = map(dispatch, plan_batches(token_rows, batch_size))
+    # Each batch is dispatched to the device before the previous one is waited for.
+    for (indices, values), _ in itertools.pairwise(itertools.chain(running, [None])):
+        yield indices, fetch(values)[: len(indices)]
 
 
 def embed(
@@ -121,17 +109,13 @@ def embed(
 ) -> Float[Array, "B E"]:
     """Embeddings of tokenised texts in float32, pooled as in the training of the encoder.
 
+    Rows of `tokens` have special tokens and padding on the right, where `mask` is False.
+
     For a plain BERT, the embedding is the mean of the last layer's states over all tokens of the
     text, [CLS] and [SEP] included, scaled to length 1. This is the pooling of all-MiniLM-L6-v2
     (Reimers and Gurevych 2019, section 3); dot products are cosines. For one of DPR's encoders, the
     embedding is the state at the first token, [CLS], without a scaling (Karpukhin et al. 2020,
     section 3.1).
-
-    Args:
-        model: the encoder.
-        params: parameters of the encoder.
-        tokens: token ids with special tokens, padded on the right.
-        mask: True on tokens that are not padding.
     """
     hidden = model.apply({"params": params}, tokens, mask)
     if model.config.dpr_role is None:
@@ -141,14 +125,7 @@ def embed(
 
 
 def pool_mean(hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B D"]:
-    """Mean of the states of each row's tokens, scaled to length 1, in float32.
-
-    A row with only padding gives zeros.
-
-    Args:
-        hidden: states of the last layer.
-        mask: True on tokens that are not padding.
-    """
+    """Mean of the states of each row's tokens, scaled to length 1; zeros for a row of padding."""
     weights = mask.astype(jnp.float32)[..., None]
     total = jnp.sum(hidden.astype(jnp.float32) * weights, axis=1)
     # The divisor cancels in the normalisation, but keeps the squares within the range of float32.
@@ -161,14 +138,7 @@ def pool_mean(hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[
 def embed_batch(
     model: Bert, params: PyTree, tokens: Int[Array, "B T"], lengths: Int[Array, "B"]
 ) -> Float[Array, "B E"]:
-    """Embeddings of a batch by `embed`, compiled once per shape.
-
-    Args:
-        model: the encoder.
-        params: parameters of the encoder.
-        tokens: token ids with special tokens, padded on the right.
-        lengths: number of tokens of each row, padding excluded; at least 1.
-    """
+    """Embeddings by `embed` of rows of `lengths` tokens, at least 1; compiled once per shape."""
     mask = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
     return embed(model, params, tokens, mask)
 
@@ -176,17 +146,15 @@ def embed_batch(
 def tokenize_texts(
     tokenizer: Tokenizer, texts: Sequence[str | tuple[str, str]], max_length: int
 ) -> list[list[int]]:
-    """Token ids of each text, with special tokens.
+    """Token ids of each text, or (title, text) pair, with special tokens.
 
     Args:
-        tokenizer: the tokenizer of the encoder.
-        texts: strings, or (title, text) pairs.
         max_length: maximum number of tokens of a text, special tokens included. Longer texts are
             cut, and their number is logged as a warning.
 
     Raises:
-        RagJaxError: `texts` is a string, a text is neither a string nor a pair of strings, or
-            `max_length` is too small for the special tokens.
+        RagJaxError: a text is neither a string nor a pair of strings, or `max_length` is too small
+            for the special tokens.
     """
     if isinstance(texts, str):
         raise RagJaxError("texts is one string: pass a list of texts")
@@ -232,12 +200,10 @@ def plan_batches(
         start += count
 
 
-def _pad_rows(
-    rows: list[list[int]], shape: tuple[int, int]
+def pad_texts(
+    rows: Sequence[Sequence[int]], batch: int, width: int
 ) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B"]]:
+    """Rows of token ids padded on the right and with empty rows, and the rows' lengths."""
+    tokens, mask = pad_rows(rows, width, pad_id=0, batch=batch)
     # Empty rows have length 1, because attention over no tokens is undefined.
-    tokens, lengths = np.zeros(shape, np.int32), np.ones(shape[0], np.int32)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = row
-        lengths[i] = len(row)
-    return tokens, lengths
+    return tokens, np.maximum(mask.sum(axis=1, dtype=np.int32), 1)

@@ -60,8 +60,6 @@ class Index:
     Indices are made by `build` or `load` and are immutable: `add` and `remove` return a new index.
 
     Attributes:
-        embeddings: float32 `[N, D]`.
-        backend: "scann" or "exact".
         encoder: fingerprint of the encoder that made the embeddings.
         searcher: data structure of the backend: an array on the devices, or a ScaNN searcher.
         ids: id of the passage of each row, or None. Rows are positions, which move when an earlier
@@ -96,14 +94,9 @@ class Index:
         ids: Sequence[str] | None = None,
         corpus: str = "",
     ) -> "Index":
-        """Builds an index.
+        """Builds an index; arguments as the attributes of the class.
 
-        Args:
-            embeddings: one row per passage. Not copied if contiguous and float32.
-            backend: "scann" or "exact".
-            encoder: fingerprint of the encoder that made the embeddings.
-            ids: ids of the passages, all different; None for an index without ids.
-            corpus: `fingerprint_corpus` of the passages; "" if unknown.
+        Contiguous float32 embeddings are not copied.
 
         Raises:
             RagJaxError: the embeddings are empty, not two-dimensional or not finite, the backend is
@@ -130,8 +123,8 @@ class Index:
         searcher stores the ids, which it pickles, and it would keep the settings of the old size.
 
         Args:
-            embeddings: embeddings of the new passages, by the same encoder.
-            ids: ids of the new passages; required if this index has ids, else not allowed.
+            embeddings: of the new passages, by the same encoder.
+            ids: of the new passages; required if this index has ids, else not allowed.
             corpus: `fingerprint_corpus` of all passages, old and new.
 
         Raises:
@@ -199,13 +192,8 @@ class Index:
         because they are computed from the embeddings after the search. Equal scores are in the
         order of the rows.
 
-        Args:
-            queries: embeddings of the queries, by the same encoder.
-            k: number of rows per query, from 1 to the size of the index.
-
         Returns:
-            scores: float32.
-            rows: int32 positions in `embeddings` and in `ids`.
+            Scores, and rows as positions in `embeddings` and in `ids`.
 
         Raises:
             RagJaxError: `k` is out of range, or the queries are not `[Q, D]` or not finite.
@@ -228,14 +216,8 @@ class Index:
         Raises:
             RagJaxError: the folder holds something other than an index.
         """
-        manifest = {
-            "backend": self.backend,
-            "encoder": self.encoder,
-            "corpus": self.corpus,
-            "size": self.size,
-            "width": self.width,
-        }
-        write_folder(folder, manifest, self._write_files)
+        fields = ("backend", "encoder", "corpus", "size", "width")
+        write_folder(folder, {name: getattr(self, name) for name in fields}, self._write_files)
 
     def _write_files(self, folder: Path) -> None:
         if self.backend == "exact":
@@ -254,7 +236,6 @@ class Index:
         write, such as the pickle that ScaNN's loader looks for, is refused.
 
         Args:
-            folder: the folder of the index.
             encoder: fingerprint of the encoder of the queries.
             corpus: `fingerprint_corpus` of the passages that rows refer to; None to accept any.
 
@@ -275,22 +256,21 @@ class Index:
                 f"{folder} was made over corpus {manifest['corpus'][:16] or 'unknown'}, not "
                 f"{corpus[:16]}: build the index again over the passages in use"
             )
-        backend = manifest["backend"]
+        backend, path = manifest["backend"], folder / _EMBEDDINGS
         _check_backend(backend, f"build the index in {folder} again with the backend 'exact'")
         check_files(folder, manifest["sha256"], _FILES[backend])
         try:
-            embeddings = map_array(folder / _EMBEDDINGS)
+            embeddings = map_array(path)
         except ValueError as error:
-            raise RagJaxError(f"{folder / _EMBEDDINGS} cannot be read: {error}") from None
-        embeddings = check_matrix(embeddings, str(folder / _EMBEDDINGS))
+            raise RagJaxError(f"{path} cannot be read: {error}") from None
+        embeddings = check_matrix(embeddings, str(path))
         if embeddings.shape != (manifest["size"], manifest["width"]):
             raise RagJaxError(
-                f"{folder / _EMBEDDINGS} has shape {embeddings.shape}, not the size and width in "
-                "its manifest: build the index again"
+                f"{path} has shape {embeddings.shape}, not the size and width in its manifest: "
+                "build the index again"
             )
-        ids = None
-        if _IDS in manifest["sha256"]:
-            ids = _check_ids(read_json(folder / _IDS), len(embeddings))
+        has_ids = _IDS in manifest["sha256"]
+        ids = _check_ids(read_json(folder / _IDS), len(embeddings)) if has_ids else None
         searcher = place_exact(embeddings) if backend == "exact" else load_scann(folder)
         return cls(embeddings, backend, encoder, searcher, ids, manifest["corpus"])
 
@@ -298,9 +278,8 @@ class Index:
 def fingerprint_corpus(passages: Iterable[Passage]) -> str:
     """SHA-256 of the passages (ids, titles and texts, in order), in hexadecimal."""
     digest = hashlib.sha256()
-    for passage in passages:
-        entry = passage.id, passage.title, passage.text
-        digest.update(json.dumps(entry).encode() + b"\n")
+    for p in passages:
+        digest.update(json.dumps((p.id, p.title, p.text)).encode() + b"\n")
     return digest.hexdigest()
 
 

@@ -15,10 +15,6 @@ _SCORED_TOGETHER, _CHECKED_TOGETHER = 64, 1 << 16
 def check_matrix(values: Any, name: str) -> Float[np.ndarray, "N D"]:
     """Converts values to a contiguous float32 matrix; a matrix of this kind is not copied.
 
-    Args:
-        values: the matrix, as an array or nested lists.
-        name: name of the matrix in error messages.
-
     Raises:
         RagJaxError: the values do not have two dimensions, or not all are finite.
     """
@@ -39,16 +35,9 @@ def score_rows(
     queries: Float[np.ndarray, "Q D"],
     rows: Int[np.ndarray, "Q k"],
 ) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
-    """Dot products of each query with its rows, sorted.
+    """Dot products of each query with its `rows` of the embeddings, largest first, and the rows.
 
-    Args:
-        embeddings: embeddings of the corpus.
-        queries: embeddings of the queries.
-        rows: for each query, rows of `embeddings` in any order.
-
-    Returns:
-        scores: dot products in float32, largest first.
-        rows: the rows in the order of the scores. Equal scores are in the order of the rows.
+    Equal dot products are in the order of the rows.
     """
     scores = np.empty(rows.shape, np.float32)
     for start in range(0, len(rows), _SCORED_TOGETHER):

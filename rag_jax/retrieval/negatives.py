@@ -1,5 +1,6 @@
 """Hard negatives: passages that BM25 ranks high for a question and that do not answer it."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,10 +19,7 @@ def make_miner(
 ) -> Callable[[Sequence[Question]], list[dict[str, Any]]]:
     """A function from a batch of questions to records `{"id", "rows"}` of hard negatives.
 
-    Args:
-        passages: the corpus, of which `rows` are positions.
-        depth: number of passages that BM25 ranks for each question.
-        count: largest number of negatives of a question; see `choose_negatives`.
+    BM25 ranks `depth` passages for each question, of which `choose_negatives` takes up to `count`.
     """
     bm25 = BM25.build(map(make_text, passages))
     depth = min(depth, len(passages))
@@ -37,28 +35,18 @@ def make_miner(
 
 
 def choose_negatives(
-    question: Question,
-    ranked: Int[np.ndarray, "k"],
-    passages: Sequence[Passage],
-    *,
-    count: int,
+    question: Question, ranked: Int[np.ndarray, "k"], passages: Sequence[Passage], *, count: int
 ) -> list[int]:
     """The first `count` passages of a ranking that do not answer a question, as rows of `passages`.
 
     Left out are passages known to be relevant and, as in DPR (Karpukhin et al. 2020, section 3.2),
     passages that hold an answer; a title counts too, because the encoder reads it. Fewer where the
     ranking has no more.
-
-    Args:
-        question: with its answers and relevant passages.
-        ranked: rows of `passages`, best first.
     """
-    chosen = []
-    for row in ranked.tolist():
-        if len(chosen) == count:
-            break
+
+    def is_negative(row: int) -> bool:
         passage = passages[row]
         answered = has_answer(f"{passage.title} {passage.text}", question.answers)
-        if passage.id not in question.relevant and not answered:
-            chosen.append(row)
-    return chosen
+        return passage.id not in question.relevant and not answered
+
+    return list(itertools.islice(filter(is_negative, ranked.tolist()), count))

@@ -50,14 +50,10 @@ def place_exact(embeddings: Float[np.ndarray, "N D"]) -> Float[Array, "S n D"]:
 
 
 def count_shard_rows(size: int, parts: int) -> int:
-    """Number of rows of each shard, padding included.
+    """Number of rows of each of `parts` shards of `size` embeddings, padding included.
 
     The number is rounded up by at most a sixteenth, so that indices of a similar size have shards
     of the same shape. Numbers below 32 are not rounded.
-
-    Args:
-        size: number of embeddings, N.
-        parts: number of shards, S.
     """
     rows = -(-size // parts)
     return round_up(rows, 1 << max(0, rows.bit_length() - 5))
@@ -80,7 +76,6 @@ def find_top(
     Args:
         shards: embeddings by `place_exact`. As an argument of the jitted function, the shards can
             be replaced by those of another index with the same shape without a compilation.
-        queries: embeddings of the queries.
         k: number of rows per query, at most the number of rows of all shards. If `k` exceeds
             `size`, the last rows are padding.
         size: number of embeddings without padding, N. As an array, the size can also change without
@@ -114,12 +109,7 @@ def _search_shards(
     *,
     k: int,
 ) -> tuple[Float[Array, "Q s k"], Int[Array, "Q s k"]]:
-    """Scores and rows of the `k` largest dot products in every shard.
-
-    Args:
-        first: row of each shard's first embedding in the index.
-        end: first row of padding in the index.
-    """
+    """Scores and rows of each shard's best; shards begin at rows `first`, padding at row `end`."""
     parts, shard_rows, width = shards.shape
     # [s, n, D] -> [D, s * n]
     flat = shards.reshape(-1, width).T
@@ -144,14 +134,9 @@ def search_exact(
 ) -> Int[np.ndarray, "Q k"]:
     """Rows of the `k` largest dot products, largest first. Equal ones are in the order of the rows.
 
-    One program is compiled for each of three numbers of queries and each power of two that `k` is
+    `shards` come from `place_exact`, and `k` is at most the number `size` of embeddings. One
+    program is compiled for each of three numbers of queries and each power of two that `k` is
     rounded up to.
-
-    Args:
-        shards: embeddings by `place_exact`.
-        queries: embeddings of the queries, float32.
-        k: number of rows per query, at most `size`.
-        size: number of embeddings, N.
     """
     capacity = shards.shape[0] * shards.shape[1]
     results, start = [], 0
@@ -167,11 +152,7 @@ def search_exact(
 
 
 def build_scann(embeddings: Float[np.ndarray, "N D"]) -> Any:
-    """Builds a ScaNN searcher without ids, with settings by the number of embeddings.
-
-    Args:
-        embeddings: float32.
-    """
+    """Builds a ScaNN searcher without ids, with settings by the number of float32 embeddings."""
     from scann import scann_ops_pybind
 
     size = len(embeddings)
@@ -189,14 +170,7 @@ def build_scann(embeddings: Float[np.ndarray, "N D"]) -> Any:
 def search_scann(
     searcher: Any, queries: Float[np.ndarray, "Q D"], k: int, size: int
 ) -> Int[np.ndarray, "Q k"]:
-    """Rows of approximately the `k` largest dot products. Always `k` different rows.
-
-    Args:
-        searcher: from `build_scann` or `load_scann`.
-        queries: embeddings of the queries, float32.
-        k: number of rows per query, at most `size`.
-        size: number of embeddings of the searcher, N.
-    """
+    """Rows of approximately the `k <= size` largest dot products. Always `k` different rows."""
     if size < _HASH_FROM:
         return searcher.search_batched_parallel(queries, k)[0].astype(np.int32)
     rows, scores = searcher.search_batched_parallel(queries, k, min(size, max(100, 10 * k)))

@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from rag_jax.runtime.sharding import Shardings, constrain, shardings_like, shardings_of
-from rag_jax.training.loop import LossFunction, TrainState
+from rag_jax.training.loop import LossFunction, TrainState, build_state
 
 BankStep = Callable[[TrainState, PyTree, Any], tuple[TrainState, dict[str, Array]]]
 
@@ -23,9 +23,8 @@ BankStep = Callable[[TrainState, PyTree, Any], tuple[TrainState, dict[str, Array
 def init_bank_state(bank: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
     """The state of N adapters before the first step; every array has a leading axis `[N]`.
 
-    Args:
-        bank: arrays `[N, ...]`, as from `lora.init_bank`; copied, because a step donates its state.
-        optimizer: updates one adapter at a time, so clipping is by each adapter's own norm.
+    The bank, as from `lora.init_bank`, is copied, because a step donates its state. The optimiser
+    updates one adapter at a time, so clipping is by each adapter's own norm.
     """
     bank = jax.tree.map(jnp.asarray, bank)
     described = shardings_like(jax.eval_shape(partial(_build_states, optimizer), bank), bank)
@@ -42,7 +41,6 @@ def make_bank_step(loss_fn: LossFunction, optimizer: optax.GradientTransformatio
         loss_fn: the loss of one adapter, `loss_fn(params, frozen, arrays) -> (loss, metrics)`, as
             for `loop.make_step`. All adapters share `frozen`. `arrays` passed to the step have a
             leading axis `[N]`, over which `loss_fn` is mapped; the metrics are `[N]`.
-        optimizer: as for `init_bank_state`.
     """
 
     def step(state, frozen, arrays):
@@ -52,11 +50,7 @@ def make_bank_step(loss_fn: LossFunction, optimizer: optax.GradientTransformatio
 
 
 def _build_states(optimizer: optax.GradientTransformation, bank: PyTree) -> TrainState:
-    def build(adapter):
-        adapter = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), adapter)
-        return TrainState(jnp.int32(0), adapter, optimizer.init(adapter))
-
-    return jax.vmap(build)(bank)
+    return jax.vmap(partial(build_state, optimizer))(bank)
 
 
 @partial(jax.jit, static_argnames=("optimizer", "shardings"))

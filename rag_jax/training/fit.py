@@ -23,7 +23,7 @@ class Batch(NamedTuple):
 
     Attributes:
         microbatches: pairs of a loss's name and the arrays that the loss takes.
-        flops: number of operations of the step's matrix products, for the speed log.
+        flops: number of operations of the step's matrix products.
     """
 
     microbatches: list[tuple[str, dict[str, np.ndarray]]]
@@ -31,7 +31,7 @@ class Batch(NamedTuple):
 
 
 class Hook(Protocol):
-    """What else happens around each step, such as retrieval for the next one."""
+    """Calls around each step, such as retrieval for the next step."""
 
     def before(self, step: int, params: PyTree[Array]) -> None:
         """Called with the trained tree just before a step is dispatched."""
@@ -64,15 +64,9 @@ def fit(
         plan: which examples make each step's batch.
         pack: `(step, examples) -> Batch`; a pure function of its arguments.
         losses: by the names that `pack` gives; see `make_step`.
-        trainable: what is optimised.
-        settings: optimiser, schedule, number of epochs, checkpoints.
-        folder: for checkpoints, logs and the result.
-        progress: opens the progress bar.
         ids: for each example its name in messages.
         start: the trained tree to start from; `trainable.start()` if None.
-        hook: called around each step.
         save: keeps the trained tree in another way than as `folder/params`.
-        profile_steps: as for `train`.
 
     Raises:
         RagJaxError: the loss is not finite; see `train`.

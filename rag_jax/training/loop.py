@@ -9,12 +9,13 @@ import json
 import math
 import os
 import time
-import types
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import IO, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,13 +36,7 @@ LossFunction = Callable[[PyTree, PyTree, Any], tuple[Float[Array, ""], Mapping[s
 
 
 class TrainState(NamedTuple):
-    """What a training step updates.
-
-    Attributes:
-        step: number of steps taken.
-        params: the trained tree.
-        opt_state: of the optimiser.
-    """
+    """What a training step updates: the number of steps taken, the trained tree, the optimiser."""
 
     step: Int[Array, ""]
     params: PyTree
@@ -65,19 +60,12 @@ def make_schedule(settings: TrainConfig, total_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    settings: TrainConfig,
-    total_steps: int,
-    *,
-    rates: Mapping[str, float] = types.MappingProxyType({}),
+    settings: TrainConfig, total_steps: int, *, rates: Mapping[str, float] = MappingProxyType({})
 ) -> optax.GradientTransformation:
     """AdamW (Loshchilov and Hutter 2019) with gradients clipped by their global norm.
 
-    Weight decay leaves vectors (norm scales, biases) alone, as is usual.
-
-    Args:
-        settings: learning rate, warm-up, weight decay, clipping.
-        total_steps: of the whole training, for the schedule.
-        rates: factors on the learning rate, by the name of a part of the trained tree.
+    Weight decay leaves vectors (norm scales, biases) alone, as is usual. `rates` are factors on the
+    learning rate, by the name of a part of the trained tree.
     """
     optimizer = optax.chain(
         optax.clip_by_global_norm(settings.clip_norm),
@@ -98,23 +86,19 @@ def init_state(params: PyTree, optimizer: optax.GradientTransformation) -> Train
 
     `params` are copied, because a step donates its state's buffers to the next state.
     """
-
     # Committed to their devices, as arrays from a checkpoint are: with both kinds of arrays every
     # program would be compiled twice.
-    abstract = abstract_state(params, optimizer)
-    build = jax.jit(
-        partial(_build_state, optimizer),
-        out_shardings=jax.tree.map(lambda x: x.sharding, abstract),
-    )
-    return build(params)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(params, optimizer))
+    return jax.jit(partial(build_state, optimizer), out_shardings=shardings)(params)
 
 
 def abstract_state(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
     """Shapes, dtypes and shardings of the state that `init_state` gives."""
-    return shardings_like(jax.eval_shape(partial(_build_state, optimizer), params), params)
+    return shardings_like(jax.eval_shape(partial(build_state, optimizer), params), params)
 
 
-def _build_state(optimizer: optax.GradientTransformation, params: PyTree) -> TrainState:
+def build_state(optimizer: optax.GradientTransformation, params: PyTree) -> TrainState:
+    """The state before the first step, for use inside `jax.jit`."""
     params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
@@ -123,11 +107,7 @@ def _build_state(optimizer: optax.GradientTransformation, params: PyTree) -> Tra
 def compute_gradients(
     loss_fn: LossFunction, params: PyTree, frozen: PyTree, arrays: Any, *, shardings: Shardings
 ) -> tuple[PyTree, dict[str, Array]]:
-    """Gradients of one microbatch with respect to `params`, and metrics with the loss among them.
-
-    Args:
-        shardings: of `params`, and of the gradients.
-    """
+    """Gradients of a microbatch, sharded like `params`, and metrics with the loss among them."""
     (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, frozen, arrays)
     return constrain(grads, shardings), {"loss": loss, **metrics}
 
@@ -166,7 +146,6 @@ def make_step(
         losses: for each kind of microbatch `loss_fn(params, frozen, arrays) -> (loss, metrics)`.
             The loss is a scalar to minimise with respect to `params`, the trained tree; `frozen`
             holds the other parameters; `metrics` are scalars for the log.
-        optimizer: as from `make_optimizer`.
     """
 
     def step(state, frozen, microbatches):
@@ -200,17 +179,12 @@ def train(
 ) -> TrainState:
     """Trains from the newest checkpoint, or else from `state`, to `total_steps`.
 
-    A step's metrics are read once the next step is dispatched, so the device never waits.
-
     Args:
         state: the first state; its buffers are donated.
         step_fn: `(state, batch) -> (state, metrics)`, with a scalar `"loss"` among the metrics.
         batch_at: gives a step's batch and its examples' ids; a pure function of the step, from 0.
-        total_steps: number of steps of the whole training.
         checkpoints: read at the start; written every `checkpoint_every` steps, while the next
             steps run, and when Ctrl-C or SIGTERM stops the training.
-        checkpoint_every: number of steps between two checkpoints.
-        progress: opens the progress bar.
         log_path: JSON lines, one a step: `{"step", ...metrics}`. `speed.jsonl` in the same folder
             holds what differs from run to run: `{"step", "seconds", "gflops", "of_peak",
             "save_seconds"}`. `gflops` (1e9 operations a second) and `of_peak` are for the seconds
@@ -227,70 +201,83 @@ def train(
         KeyboardInterrupt: on Ctrl-C, after the present step and a checkpoint.
         Preempted: on SIGTERM, after the present step and a checkpoint.
     """
-    restored = checkpoints.restore_latest(state)
-    first, state = restored if restored else (0, state)
-    speed_path = log_path.with_name("speed.jsonl")
-    if is_first():
-        _cut_log(log_path, first)
-        _cut_log(speed_path, first)
-    pending: tuple[int, Sequence[str], Mapping[str, Array]] | None = None
-    saved, waited = first, 0.0
-    peak, clock = find_peak(_list_devices(state)), Clock()
+    first, state = checkpoints.restore_latest(state) or (0, state)
+    peak = find_peak(list(jax.tree.leaves(state)[0].sharding.device_set))
     profiled = range(first + 2, min(first + 2 + profile_steps, total_steps))
-
     with (
-        open(log_path if is_first() else os.devnull, "a", encoding="utf-8") as log,
-        open(speed_path if is_first() else os.devnull, "a", encoding="utf-8") as speed,
+        _open_log(log_path, first) as log,
+        _open_log(log_path.with_name("speed.jsonl"), first) as speed,
         progress(total_steps, unit="steps", initial=first) as bar,
         checkpoints,
         # One of several processes that stopped alone would leave the others waiting.
         signals.hold() if jax.process_count() == 1 else contextlib.nullcontext([]) as held,
     ):
+        recorder = _Recorder(log, speed, log_path, bar, checkpoints, first, flops_at, peak)
 
-        def settle() -> None:
-            """Waits for the last dispatched step; logs and checks its metrics."""
-            nonlocal pending, clock, waited
-            if pending is not None:
-                step, ids, metrics = pending
-                pending = None
-                _log_step(log, log_path, step, ids, jax.device_get(metrics))
-                measured = _measure_speed(clock, flops_at(step), peak)
-                _write_line(speed, {"step": step, **measured, "save_seconds": waited})
-                clock, waited = Clock(), 0.0
-                bar.update(1)
-
-        def save(step: int) -> None:
-            nonlocal saved, clock, waited
-            settle()
-            if step > saved:
-                checkpoints.save(step, state)
-                waited, clock, saved = time.perf_counter() - clock.start, Clock(), step
-
-        def stop(step: int, reason: type[BaseException]) -> None:
-            save(step)
-            raise reason
+        def stop_if_signalled(step: int) -> None:
+            if held:
+                recorder.save(step, state)
+                raise held[0]
 
         for step in range(first, total_steps):
             if preempted(step):
                 held.append(Preempted)
-            if held:
-                stop(step, held[0])
+            stop_if_signalled(step)
             if profiled and step == profiled[0]:
-                settle()
+                recorder.settle()
                 jax.profiler.start_trace(log_path.parent / "profile")
             batch, ids = batch_at(step)
             state, metrics = step_fn(state, batch)
-            settle()
+            recorder.settle()
             if profiled and step == profiled[-1]:
                 jax.block_until_ready(state)
                 jax.profiler.stop_trace()
-            pending = (step, ids, metrics)
+            recorder.pending = step, ids, metrics
             if (step + 1) % checkpoint_every == 0 and step + 1 < total_steps:
-                save(step + 1)
-        settle()
-        if held:
-            stop(total_steps, held[0])
+                recorder.save(step + 1, state)
+        recorder.settle()
+        stop_if_signalled(total_steps)
     return state
+
+
+@dataclass
+class _Recorder:
+    """The logs and checkpoints of a training, and the step that is dispatched but not yet logged.
+
+    A step's metrics are read once the next step is dispatched, so the device never waits.
+    """
+
+    log: IO[str]
+    speed: IO[str]
+    log_path: Path
+    bar: Any
+    checkpoints: Checkpoints
+    saved: int
+    flops_at: Callable[[int], float]
+    peak: float
+    clock: Clock = field(default_factory=Clock)
+    save_seconds: float = 0.0
+    pending: tuple[int, Sequence[str], Mapping[str, Any]] | None = None
+
+    def settle(self) -> None:
+        """Waits for the pending step; logs and checks its metrics."""
+        if self.pending is None:
+            return
+        (step, ids, metrics), self.pending = self.pending, None
+        _log_step(self.log, self.log_path, step, ids, jax.device_get(metrics))
+        measured = _measure_speed(self.clock, self.flops_at(step), self.peak)
+        speed = {"step": step, **measured, "save_seconds": self.save_seconds}
+        print(to_json(speed), file=self.speed, flush=True)
+        self.clock, self.save_seconds = Clock(), 0.0
+        self.bar.update(1)
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Logs the pending step and saves the state after it, unless the state is saved already."""
+        self.settle()
+        if step > self.saved:
+            self.checkpoints.save(step, state)
+            self.save_seconds = time.perf_counter() - self.clock.start
+            self.clock, self.saved = Clock(), step
 
 
 def _measure_speed(clock: Clock, flops: float, peak: float) -> dict[str, float]:
@@ -298,10 +285,6 @@ def _measure_speed(clock: Clock, flops: float, peak: float) -> dict[str, float]:
     rate = flops / max(clock.read(), 1e-9)
     seconds = time.perf_counter() - clock.start
     return {"seconds": seconds, "gflops": rate / 1e9, "of_peak": rate / peak}
-
-
-def _list_devices(state: TrainState) -> list[jax.Device]:
-    return list(jax.tree.leaves(state)[0].sharding.device_set)
 
 
 def _log_step(
@@ -318,23 +301,20 @@ def _log_step(
             f"(saved in {path}); a lower learning rate or clip_norm may help"
         )
     finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-    _write_line(log, {"step": step, **finite})
+    print(to_json({"step": step, **finite}), file=log, flush=True)
 
 
-def _write_line(log: Any, record: Mapping[str, Any]) -> None:
-    log.write(to_json(record) + "\n")
-    log.flush()
-
-
-def _cut_log(path: Path, first: int) -> None:
-    """Drops the lines of steps from `first` on, which will be written again, and a torn line."""
-    if not os.path.exists(path):
-        return
-    kept = []
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            with contextlib.suppress(ValueError):
-                if line.endswith("\n") and json.loads(line)["step"] < first:
-                    kept.append(line)
-    with open_atomic(path) as file:
-        file.writelines(kept)
+def _open_log(path: Path, first: int) -> IO[str]:
+    """A log opened for appending, rid of a torn line and of the steps from `first` on."""
+    if not is_first():
+        return open(os.devnull, "a", encoding="utf-8")
+    if path.exists():
+        kept = []
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                with contextlib.suppress(ValueError):
+                    if line.endswith("\n") and json.loads(line)["step"] < first:
+                        kept.append(line)
+        with open_atomic(path) as file:
+            file.writelines(kept)
+    return open(path, "a", encoding="utf-8")

@@ -30,13 +30,7 @@ PROGRAM_TOKENS = 1600
 
 @dataclass(frozen=True)
 class Row:
-    """One training sequence.
-
-    Attributes:
-        id: for messages.
-        tokens: the whole sequence.
-        spans: for each term of the loss the half-open range of the term's target tokens.
-    """
+    """One training sequence; `spans` are the half-open ranges of each loss term's target tokens."""
 
     id: str
     tokens: list[int]
@@ -65,7 +59,6 @@ def pack_rows(
         terms: of the loss; a row may have a span for each.
         width: number of tokens T that a row is padded to.
         targets: number of target positions P that a row is padded to.
-        batch: number of rows B.
         scale: weight of a row in the batch's loss.
         reduction: "mean" over a term's tokens, or "sum".
 
@@ -91,27 +84,19 @@ def pack_rows(
 def target_logprobs(
     model: Decoder, params: PyTree, batch: Mapping[str, Array]
 ) -> Float[Array, "B P"]:
-    """Log-probabilities in nats of a microbatch's target tokens, `batch["next"]`.
-
-    Args:
-        batch: from `pack_rows`.
-    """
-    hidden = model.apply(
-        {"params": params}, batch["tokens"], mask=batch["mask"], method="hidden"
-    ).hidden
-    picked = jnp.take_along_axis(hidden, batch["at"][:, :, None], axis=1)  # [B, T, D] -> [B, P, D]
+    """Log-probabilities in nats of the target tokens, `batch["next"]`, of a `pack_rows` batch."""
+    tokens, mask, at = batch["tokens"], batch["mask"], batch["at"]
+    hidden = model.apply({"params": params}, tokens, mask=mask, method="hidden").hidden
+    picked = jnp.take_along_axis(hidden, at[:, :, None], axis=1)  # [B, T, D] -> [B, P, D]
     logits = model.apply({"params": params}, picked, method="logits")
     return token_logprobs(logits, batch["next"])
 
 
 def count_step_flops(config: DecoderConfig, rows: Iterable[Row], *, full: bool) -> float:
-    """Number of operations of a training step's matrix products.
+    """Number of operations of the matrix products of a training step on `rows`.
 
-    Args:
-        config: of the model.
-        rows: of the step's batch.
-        full: whether all weights are trained: one pass forward, one for the gradients of
-            activations, and only then one for the gradients of weights.
+    There is one pass forward, one for the gradients of activations, and if all weights are trained
+    (`full`) one for the gradients of weights.
     """
     rows = list(rows)
     tokens, targets = sum(len(r.tokens) for r in rows), sum(r.num_targets for r in rows)
@@ -123,11 +108,7 @@ def plan_rows(
 ) -> BatchPlan:
     """Which rows make a step's batch and which of those a microbatch.
 
-    Args:
-        rows: one example each.
-        settings: batch size and tokens of a microbatch.
-        strata: for each row its stratum; every batch has its share of each.
-        seed: of the order.
+    `strata` are the rows' strata, of each of which every batch has its share.
     """
     return BatchPlan(
         [len(row.tokens) for row in rows],
@@ -144,13 +125,11 @@ def plan_rows(
 def widest_targets(plan: BatchPlan, rows: Mapping[int, Sequence[Row]]) -> dict[Any, int]:
     """The number of target positions that microbatches are padded to, by their kind and width.
 
-    Args:
-        plan: of the examples.
-        rows: for each example its rows.
+    `rows` are the rows of each example of the plan.
     """
     most: dict[tuple[str, int], int] = defaultdict(int)
-    for i, own in rows.items():
-        most[plan.place(i)] = max(most[plan.place(i)], *(row.num_targets for row in own))
+    for i, example in rows.items():
+        most[plan.place(i)] = max(most[plan.place(i)], *(row.num_targets for row in example))
     return {place: round_up(count, 16) for place, count in most.items()}
 
 
@@ -170,13 +149,9 @@ def fit_rows(
 ) -> None:
     """Trains on rows to the end; see `fit`.
 
-    Args:
-        loss: by the trained tree, on the arrays that `pack_rows` makes with these `terms`. A row's
-            term is the mean over the term's tokens, and a batch's loss the mean over its rows.
-        config: of the model, for counting operations.
-        terms: of the loss.
-        strata: as for `plan_rows`, as is `seed`.
-        profile_steps: as for `fit`.
+    The loss is taken of the arrays that `pack_rows` makes with these `terms`. A row's term is the
+    mean over the term's tokens, and a batch's loss the mean over its rows. `config` is the model's,
+    for counting operations.
     """
     plan = plan_rows(rows, settings, strata=strata, seed=seed)
     targets = widest_targets(plan, {i: [row] for i, row in enumerate(rows)})

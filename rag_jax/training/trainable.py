@@ -23,12 +23,10 @@ class Trainable:
     """What a training run optimises, and the model's parameters that come out of it.
 
     Attributes:
-        base: the model's parameters before training.
-        frozen: what the loss reads of them; None where all weights are trained.
+        frozen: the parameters that the loss reads; None where all weights are trained.
         init: `base -> trained`, the tree to optimise before the first step.
         merge: `(trained, base) -> params`, the model's parameters; called inside `jax.jit`.
         rules: how the trained tree is split over the mesh.
-        mesh: the devices.
         rates: factors on the learning rate, by the name of a part of the trained tree.
     """
 
@@ -49,19 +47,11 @@ class Trainable:
         return abstract_params(jax.eval_shape(self.init, self.base), self.mesh, self.rules)
 
     def load(self, folder: Path) -> PyTree[Array]:
-        """Reads the trained tree that `fit` saved.
-
-        Raises:
-            RagJaxError: as `load_tree`.
-        """
+        """Reads the trained tree that `fit` saved; raises a RagJaxError as `load_tree`."""
         return load_tree(folder, self.abstract())
 
     def load_merged(self, folder: Path) -> PyTree[Array]:
-        """Reads the trained tree that `fit` saved and gives the model's parameters.
-
-        Raises:
-            RagJaxError: as `load_tree`.
-        """
+        """The model's parameters with the trained tree of `load`."""
         return jax.jit(self.merge)(self.load(folder), self.base)
 
 
@@ -70,22 +60,11 @@ def make_trainable(
 ) -> Trainable:
     """The trainable parameters of one model, by the run's tuning settings.
 
-    Args:
-        tuning: all weights, or an adapter on which kernels.
-        params: of the model, in `dtype`.
-        rules: how the model's parameters are split over the mesh.
-        mesh: the devices.
-        seed: of an adapter's random start.
-        dtype: of the merged parameters.
+    `seed` is that of an adapter's random start, and `dtype` that of the merged parameters.
     """
-    return Trainable(
-        base=params,
-        frozen=None if tuning.mode == "full" else params,
-        init=partial(init_trained, tuning, seed=seed),
-        merge=partial(merge_trained, tuning, dtype=dtype),
-        rules=rules,
-        mesh=mesh,
-    )
+    init = partial(init_trained, tuning, seed=seed)
+    merge = partial(merge_trained, tuning, dtype=dtype)
+    return Trainable(params, None if tuning.mode == "full" else params, init, merge, rules, mesh)
 
 
 def init_trained(tuning: TuningConfig, params: PyTree, *, seed: int) -> PyTree[Array]:
@@ -98,10 +77,9 @@ def init_trained(tuning: TuningConfig, params: PyTree, *, seed: int) -> PyTree[A
     """
     if tuning.mode == "full":
         return cast(params, jnp.float32)
+    targets, key = f".*({tuning.targets})/kernel", jax.random.key(seed)
     try:
-        adapter = lora.init(
-            jax.random.key(seed), params, targets=f".*({tuning.targets})/kernel", rank=tuning.rank
-        )
+        adapter = lora.init(key, params, targets=targets, rank=tuning.rank)
     except ValueError as error:
         raise RagJaxError(f"config.tuning.targets={tuning.targets!r}: {error}") from error
     return cast(adapter, jnp.float32)
@@ -110,11 +88,7 @@ def init_trained(tuning: TuningConfig, params: PyTree, *, seed: int) -> PyTree[A
 def merge_trained(
     tuning: TuningConfig, trained: PyTree, base: PyTree, *, dtype: Any
 ) -> PyTree[Array]:
-    """The model's parameters in `dtype`, from a tree that `init_trained` started.
-
-    Args:
-        base: the parameters that an adapter is applied to; unused where all weights are trained.
-    """
+    """The model's parameters in `dtype`; `base` is unused where all weights are trained."""
     trained = cast(trained, dtype)
     return trained if tuning.scale is None else lora.apply(base, trained, scale=tuning.scale)
 
