@@ -12,11 +12,9 @@ from jaxtyping import PyTree
 
 from rag_jax.decoding.cache import Cache, grow, init_cache
 from rag_jax.models import Pretrained
+from rag_jax.models.io.architectures import Config, get_rules, make_model
 from rag_jax.models.io.sizes import describe_params, find_sizes
-from rag_jax.models.nn.bart import Bart, BartConfig
-from rag_jax.models.nn.bert import Bert, BertConfig
-from rag_jax.models.nn.decoder import Decoder, DecoderConfig
-from rag_jax.runtime.sharding import BART_RULES, BERT_RULES, DECODER_RULES, abstract_params
+from rag_jax.runtime.sharding import abstract_params
 
 QUESTION = 64  # tokens, rounded up, of the longest question: those of all the papers' datasets
 
@@ -31,17 +29,11 @@ class AbstractModels:
         return describe_model(find_sizes(name), self.mesh, dtype=dtype or jnp.float32)
 
 
-def describe_model(
-    config: DecoderConfig | BertConfig | BartConfig, mesh: Mesh, *, dtype: Any = jnp.float32
-) -> Pretrained:
+def describe_model(config: Config, mesh: Mesh, *, dtype: Any = jnp.float32) -> Pretrained:
     """A model whose parameters are descriptions of arrays; it has no tokenizer."""
-    model, rules = {
-        DecoderConfig: (Decoder, DECODER_RULES),
-        BertConfig: (Bert, BERT_RULES),
-        BartConfig: (Bart, BART_RULES),
-    }[type(config)]
-    params = abstract_params(describe_params(config, jnp.dtype(dtype)), mesh, rules)
-    return Pretrained(config, model(config), params, None, "")
+    shapes = describe_params(config, jnp.dtype(dtype))
+    params = abstract_params(shapes, mesh, get_rules(config))
+    return Pretrained(config, make_model(config), params, None, "")
 
 
 def copy(tree: PyTree) -> PyTree:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rag_jax.models.io.architectures import Config
 from rag_jax.models.io.bart_configs import describe_bart, read_bart
 from rag_jax.models.io.decoder_configs import (
     DECODER_FAMILIES,
@@ -29,7 +30,7 @@ _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _DPR_CLASSES = {"question": "DPRQuestionEncoder", "context": "DPRContextEncoder"}
 
 
-def read_config(path: Path) -> DecoderConfig | BertConfig | BartConfig:
+def read_config(path: Path) -> Config:
     """The config of the model that a `config.json` describes.
 
     Raises:
@@ -63,7 +64,7 @@ def read_config(path: Path) -> DecoderConfig | BertConfig | BartConfig:
     return readers[model_type](fields)
 
 
-def describe_config(config: DecoderConfig | BertConfig | BartConfig) -> dict[str, Any]:
+def describe_config(config: Config) -> dict[str, Any]:
     """The fields of a `config.json` that describe a model to transformers and `read_config`."""
     if isinstance(config, BartConfig):
         return describe_bart(config)

@@ -6,14 +6,15 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from rag_jax.models.io.architectures import Config, make_model
 from rag_jax.models.io.configs import read_config, read_gguf_config
 from rag_jax.models.io.gguf_file import read_gguf
 from rag_jax.models.io.hub import fingerprint, resolve
 from rag_jax.models.io.tensors import find_weights, read_safetensors
 from rag_jax.models.io.weights import build_params
-from rag_jax.models.nn.bart import Bart, BartConfig
-from rag_jax.models.nn.bert import Bert, BertConfig
-from rag_jax.models.nn.decoder import Decoder, DecoderConfig
+from rag_jax.models.nn.bart import Bart
+from rag_jax.models.nn.bert import Bert
+from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import Rules
@@ -33,7 +34,7 @@ class Pretrained:
         fingerprint: SHA-256 over the model's files.
     """
 
-    config: DecoderConfig | BertConfig | BartConfig
+    config: Config
     model: Decoder | Bert | Bart
     params: dict
     tokenizer: Tokenizer
@@ -81,7 +82,7 @@ def load(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} ids, but the config's "
             f"vocab_size is {config.vocab_size}"
         )
-    model = {DecoderConfig: Decoder, BertConfig: Bert, BartConfig: Bart}[type(config)](config)
+    model = make_model(config)
     source = f"the weights in {folder}"
     params = build_params(config, tensors, dtype=dtype, mesh=mesh, rules=rules, source=source)
     return Pretrained(config, model, params, tokenizer, fingerprint(folder))

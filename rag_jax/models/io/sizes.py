@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from rag_jax.models.io.architectures import Config, make_model
 from rag_jax.models.io.configs import read_config
-from rag_jax.models.nn.bart import Bart, BartConfig
-from rag_jax.models.nn.bert import Bert, BertConfig
-from rag_jax.models.nn.decoder import Decoder, DecoderConfig
+from rag_jax.models.nn.bart import BartConfig
+from rag_jax.models.nn.bert import BertConfig
+from rag_jax.models.nn.decoder import DecoderConfig
 from rag_jax.runtime.errors import RagJaxError
 
 _BERT_BASE = BertConfig(
@@ -25,7 +26,7 @@ _BERT_BASE = BertConfig(
 )
 
 # Without rotary scaling, which takes no memory and almost no time.
-_SIZES: dict[str, DecoderConfig | BertConfig | BartConfig] = {
+_SIZES: dict[str, Config] = {
     "smollm2-135m-instruct": DecoderConfig(
         vocab_size=49152,
         hidden_size=576,
@@ -88,7 +89,7 @@ _SIZES: dict[str, DecoderConfig | BertConfig | BartConfig] = {
 }
 
 
-def find_sizes(name_or_path: str) -> DecoderConfig | BertConfig | BartConfig:
+def find_sizes(name_or_path: str) -> Config:
     """The sizes of a published model in this module's table, or of a folder with a `config.json`.
 
     Raises:
@@ -104,11 +105,9 @@ def find_sizes(name_or_path: str) -> DecoderConfig | BertConfig | BartConfig:
     )
 
 
-def describe_params(
-    config: DecoderConfig | BertConfig | BartConfig, dtype: jnp.dtype
-) -> PyTree[jax.ShapeDtypeStruct]:
+def describe_params(config: Config, dtype: jnp.dtype) -> PyTree[jax.ShapeDtypeStruct]:
     """The tree of a model's parameters, all of the given dtype, without their values."""
-    model = {DecoderConfig: Decoder, BertConfig: Bert, BartConfig: Bart}[type(config)](config)
+    model = make_model(config)
     # BART takes the encoder's and the decoder's tokens.
     tokens = [jnp.zeros((1, 1), jnp.int32)] * (1 + isinstance(config, BartConfig))
     shapes = jax.eval_shape(model.init, jax.random.key(0), *tokens)["params"]

@@ -9,15 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from rag_jax.models.io.architectures import Config, get_rules
 from rag_jax.models.io.tensors import StoredTensor
 from rag_jax.models.nn.bart import POSITION_OFFSET, BartConfig
 from rag_jax.models.nn.bert import BertConfig
 from rag_jax.models.nn.decoder import DecoderConfig
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import (
-    BART_RULES,
-    BERT_RULES,
-    DECODER_RULES,
     Rules,
     choose_spec,
     shard_array,
@@ -30,7 +28,6 @@ _NOT_PARAMETERS = re.compile(
     r".*rotary_emb\.inv_freq|(.*\.)?embeddings\.position_ids|(.*\.)?pooler\..*|cls\..*"
     r"|(.*\.)?(en|de)coder\.version"
 )
-_RULES = {DecoderConfig: DECODER_RULES, BertConfig: BERT_RULES, BartConfig: BART_RULES}
 # The vocabulary embedding, then the tensors tied to the embedding, which a file may repeat.
 _TIED = {
     DecoderConfig: ("model.embed_tokens.weight", "lm_head.weight"),
@@ -64,7 +61,7 @@ class Slot:
     rows: tuple[int, int] | None = None
 
 
-def list_slots(config: DecoderConfig | BertConfig | BartConfig) -> list[Slot]:
+def list_slots(config: Config) -> list[Slot]:
     """The slots of all parameters of a model, in layer order."""
     if isinstance(config, BartConfig):
         return _bart_slots(config)
@@ -81,7 +78,7 @@ def stored_shapes(slots: Sequence[Slot]) -> dict[str, tuple[int, ...]]:
 
 
 def build_params(
-    config: DecoderConfig | BertConfig | BartConfig,
+    config: Config,
     tensors: Mapping[str, StoredTensor],
     *,
     dtype: Any = None,
@@ -112,7 +109,7 @@ def build_params(
     dtype = dtype or jnp.float32
     shardings = {}
     if mesh is not None:
-        rules = _RULES[type(config)] if rules is None else rules
+        rules = get_rules(config) if rules is None else rules
         for slot in slots:
             spec = choose_spec(slot.path, slot.shape, mesh, rules)
             shardings[slot.path] = NamedSharding(mesh, spec)
@@ -145,9 +142,7 @@ def set_leaf(tree: dict, path: str, leaf: Any) -> None:
     tree[name] = leaf
 
 
-def _rename(
-    config: DecoderConfig | BertConfig | BartConfig, tensors: Mapping[str, StoredTensor]
-) -> dict[str, StoredTensor]:
+def _rename(config: Config, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     """The tensors that are parameters, under the names that current transformers versions use."""
     renamed = {}
     for name, tensor in tensors.items():

@@ -1,0 +1,21 @@
+"""The architectures: the Flax module and the sharding rules of each kind of config."""
+
+from rag_jax.models.nn.bart import Bart, BartConfig
+from rag_jax.models.nn.bert import Bert, BertConfig
+from rag_jax.models.nn.decoder import Decoder, DecoderConfig
+from rag_jax.runtime.sharding import BART_RULES, BERT_RULES, DECODER_RULES, Rules
+
+Config = DecoderConfig | BertConfig | BartConfig
+
+_MODELS = {DecoderConfig: Decoder, BertConfig: Bert, BartConfig: Bart}
+_RULES = {DecoderConfig: DECODER_RULES, BertConfig: BERT_RULES, BartConfig: BART_RULES}
+
+
+def make_model(config: Config) -> Decoder | Bert | Bart:
+    """The module of a config."""
+    return _MODELS[type(config)](config)
+
+
+def get_rules(config: Config) -> Rules:
+    """How the parameters of a config's module are split over a mesh."""
+    return _RULES[type(config)]
