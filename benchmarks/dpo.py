@@ -25,6 +25,7 @@ from typing import Any
 # PyTorch's worker threads would otherwise keep spinning while it is JAX's turn.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import bench
 import datasets
 import jax
 import numpy as np
@@ -32,17 +33,6 @@ import torch
 import transformers
 import trl
 from models import NAME, PACKAGES, find_device, measure_peak, synchronize
-from turns import (
-    Compared,
-    Sides,
-    describe_machine,
-    describe_sides,
-    make_parser,
-    require,
-    run_cases,
-    time_call,
-    write_report,
-)
 
 from rag_jax.config import TrainConfig
 from rag_jax.data.batches import round_up
@@ -60,7 +50,7 @@ CASES = {"24 tokens a side": (4, 24), "150 tokens a side": (2, 150)}
 
 def main() -> None:
     """Runs every case, or one, and writes the report."""
-    parser = make_parser(__doc__)
+    parser = bench.make_parser(__doc__)
     parser.add_argument("--only", choices=CASES, help="one case")
     arguments = parser.parse_args()
     torch.set_num_threads(os.cpu_count())
@@ -71,12 +61,10 @@ def main() -> None:
         save(ours, Path(folder) / "model")
         names = [arguments.only] if arguments.only else CASES
         cases = {name: partial(compare, ours, Path(folder), *CASES[name]) for name in names}
-        results = run_cases(cases, arguments.runs, partial(describe_sides, peak=peak))
-    machine = describe_machine(*PACKAGES, "trl", peak_gflops=peak)
-    write_report(arguments.out, environment=machine, results=results)
+        bench.run_cases(arguments, cases, (*PACKAGES, "trl"), peak=peak)
 
 
-def compare(ours: Any, folder: Path, count: int, length: int) -> Compared:
+def compare(ours: Any, folder: Path, count: int, length: int) -> bench.Compared:
     """A step on the same pairs on every side.
 
     Args:
@@ -91,23 +79,23 @@ def compare(ours: Any, folder: Path, count: int, length: int) -> Compared:
     arrays["reference"] = np.asarray(score(ours.params, arrays))
     stored = [cached.train_dataset[f"ref_{side}_logps"] for side in ("chosen", "rejected")]
     difference = measure_difference(arrays["reference"], np.concatenate(stored))
-    require(difference < 1e-4, f"the reference's log-probabilities differ by {difference:.1e}")
+    bench.require(difference < 1e-4, f"reference log-probabilities differ by {difference:.1e}")
 
-    sides: Sides = {
+    sides: bench.Sides = {
         "ours": make_our_step(ours, arrays),
         "trl": make_their_step(cached),
         "trl_uncached": make_their_step(uncached),
     }
     losses: dict[str, list[float]] = {side: [] for side in sides}
-    compiling = time_call(lambda: losses["ours"].append(sides["ours"]()))
+    compiling = bench.time_call(lambda: losses["ours"].append(sides["ours"]()))
     for side, run in sides.items():
         while len(losses[side]) < 2:
             losses[side].append(run())
     difference = max(
         measure_difference(losses["ours"], losses[side]) for side in ("trl", "trl_uncached")
     )
-    require(difference < 1e-4, f"losses differ: {losses}")
-    require(losses["ours"][1] < losses["ours"][0] - 1e-3, f"a step changes nothing: {losses}")
+    bench.require(difference < 1e-4, f"losses differ: {losses}")
+    bench.require(losses["ours"][1] < losses["ours"][0] - 1e-3, f"a step changes nothing: {losses}")
     tokens, targets = arrays["tokens"].size, int((arrays["verbalisation"] > 0).sum())
     return sides, {
         "compile_seconds": compiling,

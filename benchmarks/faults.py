@@ -71,14 +71,7 @@ KILLS, STOPS, SAVES = 20, 4, 4
 
 @dataclass
 class Fault:
-    """A kind of fault.
-
-    Attributes:
-        name: what is done, and to which file.
-        injected: number of times.
-        survived: number of times after which the run ended with the undisturbed run's results.
-        lost: seconds of work lost, each time.
-    """
+    """A kind of fault: how often it was injected and survived, and the seconds lost each time."""
 
     name: str
     injected: int = 0
@@ -87,12 +80,7 @@ class Fault:
 
 
 class System:
-    """A system's small run, with the results and the seconds of undisturbed runs.
-
-    Args:
-        name: of the system.
-        folder: for the work folders.
-    """
+    """A system's small run, with the results and the seconds of undisturbed runs."""
 
     def __init__(self, name: str, folder: Path):
         self.name, self.folder = name, folder
@@ -180,11 +168,10 @@ def inject(system: System, rng: random.Random) -> Iterator[Fault]:
 def stop_often(
     system: System, rng: random.Random, name: str, count: int, number: int, status: int
 ) -> Fault:
-    """Stops runs `count` times in all, each time somewhere in the rest of the run.
+    """Stops runs `count` times in all by a signal, each time somewhere in the rest of the run.
 
     Args:
-        number: of the signal.
-        status: the exit status of a stopped run.
+        status: the exit status that a stopped run should have.
     """
     fault, workdir = Fault(name), system.folder / "stopped"
     with tqdm(total=count, desc=name, disable=not sys.stderr.isatty()) as bar:
@@ -262,12 +249,7 @@ def spoil_loss(system: System) -> Fault:
 
 
 def damage_file(system: System, rng: random.Random, file: str, how: Callable[..., str]) -> Fault:
-    """Damages a file of a finished run and runs the command again.
-
-    Args:
-        file: of a stage, or a folder, whose largest file is damaged.
-        how: damages a file and says how.
-    """
+    """Damages a file of a finished run, or a folder's largest, and runs the command again."""
     workdir = system.folder / "damaged"
     shutil.rmtree(workdir, ignore_errors=True)
     shutil.copytree(system.finished, workdir)

@@ -21,13 +21,7 @@ def grow_dicts(sequences: Sequence[tuple[int, ...]], depth: int = 0) -> dict[str
 
 
 class Walker:
-    """Finds the header in a row and walks the dicts from there, again at every step.
-
-    Args:
-        dicts: from `grow_dicts`.
-        end: the end token.
-        header: tokens after which a row's path begins.
-    """
+    """Finds the header in a row and walks the dicts from there, again at every step."""
 
     def __init__(self, dicts: dict[str, Any], end: int, header: list[int]):
         self.dicts, self.end, self.header = dicts, end, header
@@ -54,10 +48,7 @@ class Walker:
 class Pointers:
     """Remembers the node of every path, so that a step looks up the node of the path's parent.
 
-    Args:
-        dicts: from `grow_dicts`.
-        end: the end token.
-        start: number of tokens before a row's path.
+    A row's path begins after `start` tokens.
     """
 
     def __init__(self, dicts: dict[str, Any], end: int, start: int):

@@ -14,7 +14,6 @@ one means that this library is faster. Takes two minutes on two CPU cores.
 
 import os
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,18 +21,10 @@ from typing import Any
 # FAISS's worker threads would otherwise keep spinning while it is another side's turn.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import bench
 import faiss
 import jax
 import numpy as np
-from turns import (
-    Compared,
-    Sides,
-    describe_machine,
-    make_parser,
-    run_cases,
-    time_call,
-    write_report,
-)
 
 from rag_jax.models import load
 from rag_jax.models.io.hub import fingerprint, resolve
@@ -47,7 +38,7 @@ SIDES = ("exact", "scann", "faiss")
 
 def main() -> None:
     """Builds and searches, and writes the report."""
-    parser = make_parser(__doc__)
+    parser = bench.make_parser(__doc__)
     parser.add_argument("questions", type=Path, help="JSON lines with `question`")
     parser.add_argument("--index", type=Path, required=True, help="an index's folder")
     arguments = parser.parse_args()
@@ -57,26 +48,18 @@ def main() -> None:
     rows = np.linspace(0, len(questions) - 1, max(COUNTS), dtype=int)
     queries = encode_texts(load(ENCODER), [questions[row] for row in rows])
     faiss.omp_set_num_threads(os.cpu_count())
-    builders: Sides = {
+    builders = {
         "exact": partial(build_ours, stored.embeddings, "exact"),
         "scann": partial(build_ours, stored.embeddings, "scann"),
         "faiss": partial(build_theirs, stored.embeddings),
     }
     indices = {side: build() for side, build in builders.items()}
-    cases: dict[str, Callable[[], Compared]] = {
-        "build": lambda: (builders, {"bytes_a_passage": measure_bytes(indices, stored.size)})
-    }
+    cases = {"build": lambda: (builders, {"bytes_a_passage": measure_bytes(indices, stored.size)})}
     for count in COUNTS:
         cases[f"search, {count} questions"] = partial(compare_searching, indices, queries[:count])
-    results = run_cases(cases, arguments.runs, describe)
-    write_report(
-        arguments.out,
-        environment=describe_machine("jax", "scann", "faiss-cpu", "numpy"),
-        passages=stored.size,
-        width=stored.width,
-        k=K,
-        results=results,
-    )
+    facts = {"passages": stored.size, "width": stored.width, "k": K}
+    packages = ("jax", "scann", "faiss-cpu", "numpy")
+    bench.run_cases(arguments, cases, packages, describe=describe, **facts)
 
 
 def build_ours(embeddings: np.ndarray, backend: str) -> Index:
@@ -104,10 +87,10 @@ def measure_bytes(indices: dict[str, Any], passages: int) -> dict[str, float]:
     return {side: sizes[side] / passages for side in SIDES}
 
 
-def compare_searching(indices: dict[str, Any], queries: np.ndarray) -> Compared:
+def compare_searching(indices: dict[str, Any], queries: np.ndarray) -> bench.Compared:
     """The ten best passages of every query."""
-    sides: Sides = {side: partial(index.search, queries, K) for side, index in indices.items()}
-    first = {side: time_call(search) for side, search in sides.items()}
+    sides = {side: partial(index.search, queries, K) for side, index in indices.items()}
+    first = {side: bench.time_call(search) for side, search in sides.items()}
     found = {side: search() for side, search in sides.items()}
     exact_scores, exact_rows = found["exact"]
     difference = float(np.abs(found["faiss"][0] - exact_scores).max())
@@ -130,7 +113,7 @@ def measure_recall(rows: np.ndarray, expected: np.ndarray) -> float:
     return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in pairs]))
 
 
-def describe(result: dict[str, Any]) -> str:
+def describe(result: dict[str, Any], _peak: None) -> str:
     """A line for each side."""
     wall, lines = result["wall_seconds"], []
     for side in SIDES:

@@ -22,9 +22,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import bench
 import jax
 import numpy as np
-from turns import describe_machine, write_report
 
 from rag_jax.data.formats import BadLines, stream_passages
 from rag_jax.data.passages import Passage, write_passages
@@ -56,11 +56,11 @@ def main() -> None:
     parts = {"index": measure_index, "adapters": measure_adapters}
     if arguments.corpus:
         parts["corpus"] = partial(measure_corpus, arguments.corpus)
-    machine, results = describe_machine(), {}
+    machine, results = bench.describe_machine(), {}
     for name, measure in parts.items():
         results[name] = measure()
         print(name, json.dumps(results[name], indent=2), flush=True)
-        write_report(arguments.out, environment=machine, results=results)
+        bench.write_report(arguments.out, environment=machine, results=results)
 
 
 def measure_index() -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any
 # PyTorch's worker threads would otherwise keep spinning while it is JAX's turn.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import bench
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,16 +38,6 @@ from models import (
     load_theirs,
     measure_peak,
     next_token_loss,
-)
-from turns import (
-    Compared,
-    describe_machine,
-    describe_sides,
-    make_parser,
-    require,
-    run_cases,
-    time_call,
-    write_report,
 )
 
 from rag_jax import lora
@@ -66,25 +57,23 @@ SCALE = lora.compute_scale(ALPHA, RANK)
 
 def main() -> None:
     """Runs every case and writes the report."""
-    arguments = make_parser(__doc__).parse_args()
+    arguments = bench.make_parser(__doc__).parse_args()
     ours, theirs, peak = load(NAME), load_theirs(), measure_peak()
     rng = np.random.default_rng(0)
-    cases: dict[str, Callable[[], Compared]] = {
+    cases = {
         "training": partial(compare_training, ours, rng),
         "a step padded to 3,000": partial(compare_padded, ours, theirs, rng),
         "answering": partial(compare_answers, ours, rng),
     }
     for count in (4, 16, 64):
         cases[f"{count} adapters in a batch"] = partial(compare_batch, ours, count, rng)
-    results = run_cases(cases, arguments.runs, partial(describe_sides, peak=peak))
-    machine = describe_machine(*PACKAGES, peak_gflops=peak)
-    write_report(arguments.out, environment=machine, results=results)
+    bench.run_cases(arguments, cases, PACKAGES, peak=peak)
 
 
 # Training.
 
 
-def compare_training(ours: Any, rng: np.random.Generator) -> Compared:
+def compare_training(ours: Any, rng: np.random.Generator) -> bench.Compared:
     """32 documents, two steps of AdamW each, with the loss on every token.
 
     PEFT's side keeps its adapter and resets its values for each document, which is less work than
@@ -102,7 +91,7 @@ def compare_training(ours: Any, rng: np.random.Generator) -> Compared:
     def train_theirs(documents):
         return [train_document(document) for document in documents]
 
-    compiling = time_call(lambda: train_ours(documents[:TOGETHER]))
+    compiling = bench.time_call(lambda: train_ours(documents[:TOGETHER]))
     (bank,), trained = train_ours(documents[:TOGETHER]), train_theirs(documents[:2])
     difference = 0.0
     for i in range(2):
@@ -110,7 +99,7 @@ def compare_training(ours: Any, rng: np.random.Generator) -> Compared:
         difference = max(difference, compare_deltas(kernels, trained[i]))
     # Adam's first steps have nearly the same length whatever the gradient's length is: where the
     # gradient is almost 0, rounding reverses the step.
-    require(difference < 0.01, f"the trained matrices differ by {difference:.2%}")
+    bench.require(difference < 0.01, f"the trained matrices differ by {difference:.2%}")
     tokens = documents.size
     return {"ours": lambda: train_ours(documents), "theirs": lambda: train_theirs(documents)}, {
         "compile_seconds": compiling,
@@ -121,7 +110,7 @@ def compare_training(ours: Any, rng: np.random.Generator) -> Compared:
     }
 
 
-def compare_padded(ours: Any, theirs: Any, rng: np.random.Generator) -> Compared:
+def compare_padded(ours: Any, theirs: Any, rng: np.random.Generator) -> bench.Compared:
     """A step of one document: ours at its length, theirs padded as in the released code."""
     example = rng.integers(0, 40_000, (1, WIDTH)).astype(np.int32)
     train_bank, start = make_training(ours)
@@ -136,12 +125,12 @@ def compare_padded(ours: Any, theirs: Any, rng: np.random.Generator) -> Compared
     with torch.inference_mode():
         unpadded_loss = float(model(as_tensor(example), labels=as_tensor(example)).loss)
         difference = abs(float(model(**padded).loss) - unpadded_loss)
-    require(difference < 1e-4, f"padding changes the loss by {difference}")
+    bench.require(difference < 1e-4, f"padding changes the loss by {difference}")
 
     def train_ours():
         return jax.block_until_ready(train_bank(example[None, None]))
 
-    compiling = time_call(train_ours)
+    compiling = bench.time_call(train_ours)
     facts = {"compile_seconds": compiling, "difference": difference, "tokens": WIDTH}
     return {"ours": train_ours, "theirs": lambda: train_document([padded])}, facts
 
@@ -229,7 +218,7 @@ def make_adapters(ours: Any, count: int, rng: np.random.Generator) -> tuple[Any,
     return bank, model.eval()
 
 
-def compare_answers(ours: Any, rng: np.random.Generator) -> Compared:
+def compare_answers(ours: Any, rng: np.random.Generator) -> bench.Compared:
     """Merges three adapters for each of 16 questions and writes twelve tokens.
 
     PEFT's side answers one question after the other, as Parametric RAG's released code does, but
@@ -276,17 +265,17 @@ def compare_answers(ours: Any, rng: np.random.Generator) -> Compared:
             model.delete_adapter(name)
         return written
 
-    compiling = time_call(answer_ours)
+    compiling = bench.time_call(answer_ours)
     written = np.asarray(answer_ours())
     same = min(float(np.mean(written == answer())) for answer in (answer_theirs, answer_lean))
     # Rounding may turn a tie, after which a row goes another way; more than that is an error.
-    require(same > 0.9, f"only {same:.1%} of the tokens agree")
-    require(np.mean(written == write_ours(None)) < 0.5, "the adapters change nothing")
+    bench.require(same > 0.9, f"only {same:.1%} of the tokens agree")
+    bench.require(np.mean(written == write_ours(None)) < 0.5, "the adapters change nothing")
     sides = {"ours": answer_ours, "theirs": answer_theirs, "theirs_lean": answer_lean}
     return sides, {"compile_seconds": compiling, "same_tokens": same, "questions": QUESTIONS}
 
 
-def compare_batch(ours: Any, count: int, rng: np.random.Generator) -> Compared:
+def compare_batch(ours: Any, count: int, rng: np.random.Generator) -> bench.Compared:
     """A forward pass over 64 rows of 32 tokens, each with one of `count` adapters."""
     bank, model = make_adapters(ours, count, rng)
     rows = rng.permutation(np.arange(ROWS) % count)
@@ -306,10 +295,10 @@ def compare_batch(ours: Any, count: int, rng: np.random.Generator) -> Compared:
         with torch.inference_mode():
             return model(their_tokens, adapter_names=names, use_cache=False).logits
 
-    compiling = time_call(read_ours)
+    compiling = bench.time_call(read_ours)
     expected = read_theirs().numpy()
     difference = float(np.abs(np.asarray(read_ours()) - expected).max() / np.abs(expected).max())
-    require(difference < 1e-3, f"logits differ by {difference} of the largest")
+    bench.require(difference < 1e-3, f"logits differ by {difference} of the largest")
     return {"ours": read_ours, "theirs": read_theirs}, {
         "compile_seconds": compiling,
         "difference": difference,

@@ -9,13 +9,13 @@ medians. A ratio above one means that this library is faster. Takes ten minutes 
 
 import os
 import statistics
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 # PyTorch's worker threads would otherwise keep spinning while it is JAX's turn.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import bench
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,16 +23,6 @@ import optax
 import peft
 import torch
 import transformers
-from turns import (
-    Compared,
-    describe_machine,
-    describe_sides,
-    make_parser,
-    require,
-    run_cases,
-    time_call,
-    write_report,
-)
 
 from rag_jax import lora
 from rag_jax.decoding import generate
@@ -53,11 +43,11 @@ RATE = 1e-5
 
 def main() -> None:
     """Runs every case and writes the report."""
-    arguments = make_parser(__doc__).parse_args()
+    arguments = bench.make_parser(__doc__).parse_args()
     ours, theirs, peak = load(NAME), load_theirs(), measure_peak()
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, ours.config.vocab_size, (ROWS, WIDTH)).astype(np.int32)
-    cases: dict[str, Callable[[], Compared]] = {
+    cases = {
         "forward": partial(compare_forward, ours, theirs, tokens),
         "training step, all weights": partial(compare_training, ours, tokens),
         "training step, LoRA": partial(compare_lora, ours, tokens),
@@ -65,9 +55,7 @@ def main() -> None:
     for rows in (1, 8, 32):
         prompts = rng.integers(0, 40_000, (rows, PROMPT)).tolist()
         cases[f"greedy decoding, batch {rows}"] = partial(compare_decoding, ours, theirs, prompts)
-    results = run_cases(cases, arguments.runs, partial(describe_sides, peak=peak))
-    machine = describe_machine(*PACKAGES, peak_gflops=peak)
-    write_report(arguments.out, environment=machine, results=results)
+    bench.run_cases(arguments, cases, PACKAGES, peak=peak)
 
 
 def load_theirs() -> Any:
@@ -100,7 +88,7 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def compare_forward(ours: Any, theirs: Any, tokens: np.ndarray) -> Compared:
+def compare_forward(ours: Any, theirs: Any, tokens: np.ndarray) -> bench.Compared:
     """The logits of every position."""
     forward = jax.jit(lambda params, tokens: ours.model.apply({"params": params}, tokens))
     their_tokens = as_tensor(tokens)
@@ -114,9 +102,9 @@ def compare_forward(ours: Any, theirs: Any, tokens: np.ndarray) -> Compared:
         synchronize()
         return logits
 
-    compiling = time_call(run_ours)
+    compiling = bench.time_call(run_ours)
     difference = float(np.abs(np.asarray(run_ours()) - run_theirs().cpu().numpy()).max())
-    require(difference < 1e-3, f"logits differ by {difference}")
+    bench.require(difference < 1e-3, f"logits differ by {difference}")
     return {"ours": run_ours, "theirs": run_theirs}, {
         "compile_seconds": compiling,
         "difference": difference,
@@ -130,7 +118,7 @@ def next_token_loss(model: Any, params: Any, tokens: jax.Array) -> tuple[jax.Arr
     return -token_logprobs(logits, tokens[:, 1:]).mean(), {}
 
 
-def compare_training(ours: Any, tokens: np.ndarray) -> Compared:
+def compare_training(ours: Any, tokens: np.ndarray) -> bench.Compared:
     """A step of AdamW over all weights, with the loss at every position."""
 
     def loss(params, frozen, tokens):
@@ -140,7 +128,7 @@ def compare_training(ours: Any, tokens: np.ndarray) -> Compared:
     return _compare_steps(ours, load_theirs(), loss, ours.params, None, tokens, passes=3)
 
 
-def compare_lora(ours: Any, tokens: np.ndarray) -> Compared:
+def compare_lora(ours: Any, tokens: np.ndarray) -> bench.Compared:
     """A step of AdamW over rank-16 adapters on every kernel, theirs by PEFT."""
 
     def loss(adapter, params, tokens):
@@ -167,7 +155,7 @@ def copy_adapter(adapter: Any, adapted: Any, adapter_name: str = "default") -> N
 
 def _compare_steps(
     ours: Any, theirs: Any, loss: Any, trained: Any, frozen: Any, tokens: np.ndarray, *, passes: int
-) -> Compared:
+) -> bench.Compared:
     """A training step on both sides.
 
     Args:
@@ -195,11 +183,11 @@ def _compare_steps(
         synchronize()
         return value.item()
 
-    compiling = time_call(lambda: losses.append(run_ours()))
+    compiling = bench.time_call(lambda: losses.append(run_ours()))
     # The second losses are those after an update: equal only if the gradients are.
     losses += [run_theirs(), run_ours(), run_theirs()]
     difference = max(abs(losses[0] - losses[1]), abs(losses[2] - losses[3]))
-    require(difference < 1e-3, f"losses differ: {losses[:2]}, then {losses[2:]}")
+    bench.require(difference < 1e-3, f"losses differ: {losses[:2]}, then {losses[2:]}")
     return {"ours": run_ours, "theirs": run_theirs}, {
         "compile_seconds": compiling,
         "difference": difference,
@@ -207,7 +195,7 @@ def _compare_steps(
     }
 
 
-def compare_decoding(ours: Any, theirs: Any, prompts: list[list[int]]) -> Compared:
+def compare_decoding(ours: Any, theirs: Any, prompts: list[list[int]]) -> bench.Compared:
     """Greedy decoding of `NEW` tokens after every prompt."""
     their_prompts = as_tensor(prompts)
 
@@ -221,10 +209,10 @@ def compare_decoding(ours: Any, theirs: Any, prompts: list[list[int]]) -> Compar
         synchronize()
         return written
 
-    compiling = time_call(run_ours)
+    compiling = bench.time_call(run_ours)
     same = float(np.mean(np.asarray(run_ours()) == np.asarray(run_theirs())))
     # Rounding may turn a tie, after which a row goes another way; more than that is an error.
-    require(same > 0.9, f"only {same:.1%} of the tokens agree")
+    bench.require(same > 0.9, f"only {same:.1%} of the tokens agree")
     return {"ours": run_ours, "theirs": run_theirs}, {
         "compile_seconds": compiling,
         "same_tokens": same,
@@ -259,7 +247,7 @@ def measure_peak() -> float:
     a = jnp.ones((4096, 4096), jnp.float32)
     multiply = jax.jit(lambda a: a @ a)
     jax.block_until_ready(multiply(a))
-    times = [time_call(lambda: jax.block_until_ready(multiply(a))) for _ in range(7)]
+    times = [bench.time_call(lambda: jax.block_until_ready(multiply(a))) for _ in range(7)]
     return 2 * 4096**3 / statistics.median(times) / 1e9
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Plans every preset for the slices named, or for four common ones, and keeps the tables as
-# benchmarks/results/plans/PRESET-SLICE.txt. --only=TEXT passes through: whole plans of 7B models
-# take an hour each on two cores.
+# Plans every preset for the named slices, or for four common ones, and writes each table to
+# benchmarks/results/plans/PRESET-SLICE.txt. --only=TEXT is passed on: the whole plan of a 7B model
+# takes an hour on two cores.
 #
 #     benchmarks/plans.sh [--only=TEXT] [v5e:8x8 ...]
 set -euo pipefail
@@ -18,9 +18,10 @@ mkdir -p benchmarks/results/plans
 for preset in srrag.py:llama2-7b srrag.py:phi3.5-mini srrag.py:qwen2.5-7b rag.py:bart-large; do
   for slice in "${slices[@]}"; do
     name=${preset#*:}-${slice//:/-}
+    file=benchmarks/results/plans/$name.txt
     echo "$name"
-    # What does not fit is a result too.
+    # A plan that does not fit ends with an error, which is a result too.
     python launch/plan.py --config="configs/$preset" --topology="$slice" "${only[@]}" \
-      >"benchmarks/results/plans/$name.txt" 2> >(tee -a "benchmarks/results/plans/$name.txt" >&2) || true
+      >"$file" 2> >(tee -a "$file" >&2) || true
   done
 done

@@ -13,15 +13,14 @@ The passages are the built-in encyclopedia's, twenty under a title, so that ever
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
+import bench
 import numpy as np
 import torch
 import transformers
 from guides import Walker, grow_dicts, pad_left
 from models import as_tensor, synchronize
-from turns import require, take_turns, time_call
 
 from rag_jax.data.gazetteer import build_world
 from rag_jax.data.passages import Passage
@@ -37,12 +36,7 @@ REFERENCE = SearchConfig(
 
 
 def compare_query(ours: Any, theirs: Any, *, cities: int, runs: int) -> dict[str, Any]:
-    """Median seconds of a query on each side, after the candidates were compared.
-
-    Args:
-        cities: of the encyclopedia.
-        runs: number of timed turns of each side.
-    """
+    """Median seconds of a query on each side, after the candidates were compared."""
     world = build_world(cities=cities)
     passages = [
         Passage(p.id, f"Volume {i // SHARED + 1}", p.text) for i, p in enumerate(world.passages)
@@ -59,32 +53,27 @@ def compare_query(ours: Any, theirs: Any, *, cities: int, runs: int) -> dict[str
         "reference": lambda: reference.retrieve([question]),
         "dicts": lambda: released.retrieve(question),
     }
-    compiling = {side: time_call(sides[side]) for side in ("ours", "reference")}
+    compiling = {side: bench.time_call(sides[side]) for side in ("ours", "reference")}
     # By a candidate's row and title probability, the probability of the rejection.
     ((groups, _),) = sides["reference"]()
     found = {
         (row, round(c.title, 3)): c.reject for group in groups for c in group for row in c.rows
     }
     expected = {(row, round(title, 3)): reject for row, title, reject in sides["dicts"]()}
-    require(found.keys() == expected.keys(), f"other candidates: {found.keys() ^ expected.keys()}")
+    others = found.keys() ^ expected.keys()
+    bench.require(not others, f"other candidates: {others}")
     difference = max(abs(found[key] - expected[key]) for key in found)
-    require(difference < 1e-3, f"probabilities of rejection differ by {difference}")
+    bench.require(difference < 1e-3, f"probabilities of rejection differ by {difference}")
     return {
         "name": f"a query, {TITLES} titles, {len(found)} candidates",
         "compile_seconds": compiling,
         "difference": difference,
-        **take_turns(sides, runs),
+        **bench.take_turns(sides, runs),
     }
 
 
 class Released:
-    """The released procedure.
-
-    Args:
-        model: of transformers.
-        passages: the corpus.
-        trie: of all passages.
-    """
+    """The released procedure, with a model of transformers and the trie of all passages."""
 
     def __init__(self, model: Any, format: Format, passages: list[Passage], trie: Trie):
         self.model, self.format, self.passages = model, format, passages
@@ -125,18 +114,12 @@ class Released:
         return [(*pair, reject) for pair, reject in zip(candidates, rejections, strict=True)]
 
     def generate(
-        self,
-        prompts: list[list[int]],
-        *,
-        beams: int,
-        is_done: Callable[[list[int]], bool] | None = None,
-        limit: int = LIMIT,
+        self, prompts: list[list[int]], *, beams: int, is_done: Any = None, limit: int = LIMIT
     ) -> list[tuple[list[int], float]]:
         """The `beams` texts after each prompt, without padding, and their scores.
 
         Args:
-            is_done: whether a row has ended.
-            limit: largest number of tokens of a text.
+            is_done: whether a row of tokens has ended.
         """
         arrays = pad_left(prompts)
         start = arrays["input_ids"].shape[1]

@@ -23,20 +23,11 @@ from unittest.mock import patch
 # PyTorch's worker threads would otherwise keep spinning while it is JAX's turn.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import bench
 import jax
 import numpy as np
 import torch
 import transformers
-from turns import (
-    Compared,
-    describe_machine,
-    describe_sides,
-    make_parser,
-    require,
-    run_cases,
-    time_call,
-    write_report,
-)
 
 from rag_jax.decoding import BeamConfig
 from rag_jax.models.io.bart_configs import describe_bart
@@ -77,18 +68,16 @@ class Inputs(NamedTuple):
 
 def main() -> None:
     """Runs every case and writes the report."""
-    arguments = make_parser(__doc__).parse_args()
+    arguments = bench.make_parser(__doc__).parse_args()
     theirs = load_theirs()
     params = copy_weights(theirs["token"].generator)
     ways = {"thorough": (Thorough, theirs["sequence"]), "token": (Token, theirs["token"])}
-    cases: dict[str, Callable[[], Compared]] = {
+    cases = {
         f"{name}, {batch} questions": partial(compare, way, params, model, batch)
         for batch in BATCHES
         for name, (way, model) in ways.items()
     }
-    results = run_cases(cases, arguments.runs, describe)
-    machine = describe_machine("jax", "torch", "transformers")
-    write_report(arguments.out, environment=machine, results=results)
+    bench.run_cases(arguments, cases, ("jax", "torch", "transformers"), describe=describe)
 
 
 def load_theirs() -> dict[str, Any]:
@@ -204,17 +193,17 @@ class Token(Case):
         return written.sequences.numpy()[:, 1:].reshape(*scores.shape, TOKENS), scores
 
 
-def compare(way: type[Case], params: Any, model: Any, batch: int) -> Compared:
+def compare(way: type[Case], params: Any, model: Any, batch: int) -> bench.Compared:
     """Both sides, and the number of passages that each side's encoder reads."""
     case = way(params, model, make_inputs(batch))
     rows = {"ours": count_rows(case), "theirs": count_their_rows(case)}
     passages = len(case.inputs.tokens)
-    require(rows["ours"] == passages, f"{rows['ours']} rows read, not {passages} passages")
-    compiling = time_call(case.ours)
+    bench.require(rows["ours"] == passages, f"{rows['ours']} rows read, not {passages} passages")
+    compiling = bench.time_call(case.ours)
     (texts, scores), (their_texts, their_scores) = case.ours(), case.theirs_scored()
-    require(np.array_equal(texts, their_texts), "other sequences")
+    bench.require(np.array_equal(texts, their_texts), "other sequences")
     difference = float(np.abs(scores - their_scores).max())
-    require(difference < 1e-4, f"scores differ by {difference}")
+    bench.require(difference < 1e-4, f"scores differ by {difference}")
     facts = {"compile_seconds": compiling, "difference": difference, "encoder_rows": rows}
     return {"ours": case.ours, "theirs": case.theirs}, facts
 
@@ -245,9 +234,9 @@ def count_their_rows(case: Case) -> int:
     return sum(rows)
 
 
-def describe(result: dict[str, Any]) -> str:
+def describe(result: dict[str, Any], peak: float | None) -> str:
     """A line of the table."""
-    return f"{describe_sides(result)}  encoder rows {result['encoder_rows']}"
+    return f"{bench.describe_sides(result, peak)}  encoder rows {result['encoder_rows']}"
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 # PyTorch's worker threads would otherwise keep spinning while it is JAX's turn.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import bench
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,16 +40,6 @@ import torch
 import transformers
 from guides import pad_left
 from models import PACKAGES, find_device, measure_peak, synchronize
-from turns import (
-    Compared,
-    Sides,
-    describe_machine,
-    make_parser,
-    require,
-    run_cases,
-    time_call,
-    write_report,
-)
 
 from rag_jax import lora
 from rag_jax.config import build
@@ -90,14 +81,14 @@ class Setup(NamedTuple):
 
 def main() -> None:
     """Runs every case, or one, and writes the report."""
-    cases: dict[str, Callable[[Setup], Compared]] = {
+    cases = {
         "together": partial(compare_passes, size=TOGETHER),
         "alone": partial(compare_passes, size=1),
         "latency together": partial(compare_latency, size=TOGETHER),
         "latency alone": partial(compare_latency, size=1),
         "programs": count_programs,
     }
-    parser = make_parser(__doc__)
+    parser = bench.make_parser(__doc__)
     parser.add_argument("--only", choices=cases, help="one case")
     parser.add_argument("--workdir", type=Path, help="of a finished run of configs/srrag.py")
     arguments = parser.parse_args()
@@ -111,13 +102,8 @@ def main() -> None:
             open_run(session, arguments.workdir) if arguments.workdir else make_untrained(session)
         )
         names = [arguments.only] if arguments.only else cases
-        results = run_cases(
-            {name: partial(cases[name], setup) for name in names},
-            arguments.runs,
-            partial(describe, peak=peak),
-        )
-    machine = describe_machine(*PACKAGES, peak_gflops=peak)
-    write_report(arguments.out, environment=machine, results=results)
+        chosen = {name: partial(cases[name], setup) for name in names}
+        bench.run_cases(arguments, chosen, PACKAGES, peak=peak, describe=describe)
 
 
 def make_untrained(session: Session) -> Setup:
@@ -309,7 +295,7 @@ def choose_questions(setup: Setup, size: int) -> tuple[Engine, list[list[str]]]:
     return engine, [[setup.questions[i]] for i in rows]
 
 
-def compare_passes(setup: Setup, size: int) -> Compared:
+def compare_passes(setup: Setup, size: int) -> bench.Compared:
     """The one pass, and separate calls on both sides."""
     engine, batches = choose_questions(setup, size)
     theirs = make_their_calls(setup, load_theirs(setup))
@@ -318,19 +304,19 @@ def compare_passes(setup: Setup, size: int) -> Compared:
     def run_calls(side: str) -> list[Answered]:
         return [a for batch in batches for a in answer_in_calls(setup, batch, *calls[side])]
 
-    sides: Sides = {
+    sides: bench.Sides = {
         "ours": lambda: [a for b in batches for a in answer_in_one_pass(setup, engine, b)],
         **{side: partial(run_calls, side) for side in calls},
     }
-    compiling = {side: time_call(sides[side]) for side in ("ours", "separate")}
+    compiling = {side: bench.time_call(sides[side]) for side in ("ours", "separate")}
     expected = sides["ours"]()
     same = {}
     for side in calls:
         found = sides[side]()
-        require([a[0] for a in found] == [a[0] for a in expected], "other sources")
+        bench.require([a[0] for a in found] == [a[0] for a in expected], "other sources")
         same[side] = float(np.mean([a == b for a, b in zip(found, expected, strict=True)]))
     # Rounding may turn a tie, after which a row goes another way; more than that is an error.
-    require(min(same.values()) >= 0.9, f"only {same} of the knowledge and answers agree")
+    bench.require(min(same.values()) >= 0.9, f"only {same} of the knowledge and answers agree")
     questions = [question for batch in batches for question in batch]
     return sides, {
         "compile_seconds": compiling,
@@ -366,7 +352,7 @@ def count_work(
     return {"tokens": {"one pass": passes, "separate": calls}, "gigaflop": gigaflop}
 
 
-def compare_latency(setup: Setup, size: int) -> Compared:
+def compare_latency(setup: Setup, size: int) -> bench.Compared:
     """SR-RAG and always retrieving, both after routing the question, at every latency."""
     engine, batches = choose_questions(setup, size)
     external = 1 - engine.format.internal
@@ -380,12 +366,12 @@ def compare_latency(setup: Setup, size: int) -> Compared:
         slow = dataclasses.replace(engine, search=search)
         return [a for batch in batches for a in answer_in_one_pass(variant, slow, batch)]
 
-    sides: Sides = {}
+    sides: bench.Sides = {}
     for latency in LATENCIES:
         name = f"{1000 * latency:.0f} ms"
         sides[f"srrag, {name}"] = partial(run, setup, latency)
         sides[f"always, {name}"] = partial(run, always, latency)
-    compiling = time_call(sides["srrag, 0 ms"])
+    compiling = bench.time_call(sides["srrag, 0 ms"])
     answered = sides["srrag, 0 ms"]()
     return sides, {
         "compile_seconds": {"ours": compiling},
@@ -394,7 +380,7 @@ def compare_latency(setup: Setup, size: int) -> Compared:
     }
 
 
-def count_programs(setup: Setup) -> Compared:
+def count_programs(setup: Setup) -> bench.Compared:
     """The number of programs that a batch compiles, and a second batch with other routes."""
     compiled: list[str] = []
 

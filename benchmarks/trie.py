@@ -21,15 +21,17 @@ import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
+import bench
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
 from guides import Pointers, Walker, grow_dicts, pad_left
 from models import PACKAGES, as_tensor, load_theirs, measure_peak, synchronize
 from query import compare_query
-from turns import describe_machine, make_parser, require, take_turns, time_call, write_report
 
 from rag_jax.data.gazetteer import build_world
 from rag_jax.decoding import BeamConfig, Trie, TrieArrays, trie_search
@@ -44,7 +46,7 @@ SIZES, STEP_ROWS = (1000, 100_000, 1_000_000), 60  # numbers of made-up passages
 
 def main() -> None:
     """Runs every comparison and writes the report."""
-    arguments = make_parser(__doc__).parse_args()
+    arguments = bench.make_parser(__doc__).parse_args()
     runs, results = arguments.runs, []
 
     def add(result: dict[str, Any], describe: Callable[[dict[str, Any]], str]) -> None:
@@ -71,17 +73,12 @@ def main() -> None:
         add(compare_choosing(step, runs), describe)
     add(compare_query(ours, theirs, cities=CITIES, runs=runs), describe)
     add(measure_sizes(ours.config.vocab_size, runs), describe_sizes)
-    machine = describe_machine(*PACKAGES, peak_gflops=measure_peak())
-    write_report(arguments.out, environment=machine, results=results)
+    machine = bench.describe_machine(PACKAGES, measure_peak())
+    bench.write_report(arguments.out, environment=machine, results=results)
 
 
 def compare_building(sequences: list[list[int]], end: int) -> tuple[Trie, dict, dict[str, Any]]:
-    """Both tries, with their sizes and the CPU seconds to build them.
-
-    Args:
-        sequences: of the passages.
-        end: the end token.
-    """
+    """Both tries, with their sizes and the CPU seconds to build them."""
     their_sequences = sorted({(*sequence, end) for sequence in sequences})
     start = time.process_time()
     trie = Trie.from_sequences(sequences, end_id=end)
@@ -142,25 +139,25 @@ def compare_searching(
         synchronize()
         return found
 
-    require(trie.depth <= LIMIT, f"the trie is {trie.depth} tokens deep")
-    compiling = time_call(run_ours)
+    bench.require(trie.depth <= LIMIT, f"the trie is {trie.depth} tokens deep")
+    compiling = bench.time_call(run_ours)
     paths = [path for of_prompt in run_ours() for path in of_prompt]
     difference = 0.0
     for name, guide in guides.items():
         found = run_theirs(guide)
         rows = found.sequences[:, start:].tolist()
         same = [p.tokens[: p.length] == row[: p.length] for p, row in zip(paths, rows, strict=True)]
-        require(all(same), f"{same.count(False)} of {len(same)} sequences differ from {name}'")
+        bench.require(all(same), f"{same.count(False)} sequences differ from those of {name}")
         scores = found.sequences_scores.cpu().numpy()
         difference = max(difference, float(np.abs(scores - [p.score for p in paths]).max()))
-    require(difference < 1e-3, f"scores differ by {difference}")
+    bench.require(difference < 1e-3, f"scores differ by {difference}")
     sides = {"ours": run_ours, **{n: partial(run_theirs, g) for n, g in guides.items()}}
     return {
         "name": f"search, {len(prompts)} questions, {BEAMS} beams",
         "steps": found.sequences.shape[1] - start,
         "compile_seconds": compiling,
         "difference": difference,
-        **take_turns(sides, runs),
+        **bench.take_turns(sides, runs),
     }
 
 
@@ -168,24 +165,14 @@ def compare_searching(
 
 
 class Step(NamedTuple):
-    """A step of beams, `BEAMS` a question, at one depth.
-
-    Attributes:
-        rows: number of beams.
-        arrays: of the trie.
-        ends: True on leaves.
-        nodes: of the beams, `[B, w]`.
-        logits: of the next token, `[B * w, V]`.
-        ids: tokens of the prompt and of each beam's path, as PyTorch's array.
-        guides: theirs, after all steps before this one.
-    """
+    """A step of `rows` beams at one depth, `BEAMS` a question, after all steps before it."""
 
     rows: int
     arrays: TrieArrays
-    ends: jax.Array
-    nodes: jax.Array
-    logits: np.ndarray
-    ids: torch.Tensor
+    ends: jax.Array  # `[N]`, True on leaves
+    nodes: jax.Array  # `[B, w]`
+    logits: np.ndarray  # `[B * w, V]`
+    ids: torch.Tensor  # `[B * w, T]`, the prompt and the beams' paths
     guides: dict
 
 
@@ -208,18 +195,26 @@ def find_ends(arrays: TrieArrays) -> jax.Array:
     return arrays.first_child[1:] == arrays.first_child[:-1]
 
 
+choose = jax.jit(partial(expand_nodes, beams=BEAMS, compete=True))
+
+
+@jax.jit
+def choose_normalized(*arrays):
+    """The same choice from log-probabilities, which need no sum over the vocabulary."""
+    with patch.object(jax.nn, "logsumexp", lambda logits, axis: jnp.zeros(logits.shape[:-1])):
+        return expand_nodes(*arrays, beams=BEAMS, compete=True)
+
+
 def compare_masking(step: Step, runs: int) -> dict[str, Any]:
     """From log-probabilities to those that the trie allows; ours also chooses the best."""
     logprobs = np.asarray(jax.nn.log_softmax(step.logits, axis=-1))
     zeros = jax.device_put(np.zeros(step.nodes.shape, np.float32))
     our_logprobs = jax.device_put(logprobs.reshape(*step.nodes.shape, -1))
     their_logprobs = torch.asarray(logprobs, device=step.ids.device)
-    choose = jax.jit(partial(expand_nodes, beams=BEAMS, compete=True))
 
     def run_ours():
-        return jax.block_until_ready(
-            choose(step.arrays, step.ends, step.nodes, zeros, our_logprobs, zeros)
-        )
+        arrays = step.arrays, step.ends, step.nodes, zeros, our_logprobs
+        return jax.block_until_ready(choose_normalized(*arrays))
 
     def run_theirs(guide):
         process = transformers.PrefixConstrainedLogitsProcessor(guide.allow, BEAMS)
@@ -235,7 +230,6 @@ def compare_choosing(step: Step, runs: int) -> dict[str, Any]:
     zeros = jax.device_put(np.zeros(step.nodes.shape, np.float32))
     our_logits = jax.device_put(step.logits.reshape(*step.nodes.shape, -1))
     their_logits = torch.asarray(step.logits, device=step.ids.device)
-    choose = jax.jit(normalize_and_choose)
 
     def run_ours():
         return jax.block_until_ready(choose(step.arrays, step.ends, step.nodes, zeros, our_logits))
@@ -250,28 +244,22 @@ def compare_choosing(step: Step, runs: int) -> dict[str, Any]:
     return _compare_steps(f"choice alone, {step.rows} beams", step, run_ours, run_theirs, runs)
 
 
-def normalize_and_choose(arrays, ends, nodes, logprobs, logits):
-    """The best children of the beams' nodes, from logits."""
-    norms = jax.nn.logsumexp(logits, axis=-1)
-    return expand_nodes(arrays, ends, nodes, logprobs, logits, norms, beams=BEAMS, compete=True)
-
-
 def _compare_steps(
     name: str, step: Step, run_ours: Callable, run_theirs: Callable, runs: int
 ) -> dict[str, Any]:
-    compiling = time_call(run_ours)
+    compiling = bench.time_call(run_ours)
     (best, _), difference = run_ours(), 0.0
     for guide in step.guides.values():
         scores = run_theirs(guide).reshape(len(step.nodes), -1)
         expected = torch.topk(scores, BEAMS)[0].cpu().numpy()
         difference = max(difference, float(np.abs(expected - best.logprobs).max()))
-    require(difference < 1e-4, f"the chosen tokens' scores differ by {difference}")
+    bench.require(difference < 1e-4, f"the chosen tokens' scores differ by {difference}")
     sides = {"ours": run_ours, **{n: partial(run_theirs, g) for n, g in step.guides.items()}}
     return {
         "name": name,
         "compile_seconds": compiling,
         "difference": difference,
-        **take_turns(sides, runs),
+        **bench.take_turns(sides, runs),
     }
 
 
@@ -293,8 +281,8 @@ def measure_sizes(vocab_size: int, runs: int) -> dict[str, Any]:
             "bytes_per_passage": trie.nbytes / count,
         }
         sides[str(count)] = make_choice(trie, vocab_size)
-        time_call(sides[str(count)])
-    return {"name": "sizes", "sizes": sizes, **take_turns(sides, max(runs, 101))}
+        bench.time_call(sides[str(count)])
+    return {"name": "sizes", "sizes": sizes, **bench.take_turns(sides, max(runs, 101))}
 
 
 def make_up_sequences(count: int, vocab_size: int) -> list[np.ndarray]:
@@ -313,7 +301,7 @@ def make_choice(trie: Trie, vocab_size: int) -> Callable[[], Any]:
     nodes = rng.choice(find_level(trie, 2), shape)
     logits = rng.normal(size=(*shape, vocab_size)).astype(np.float32)
     state = jax.device_put((nodes, np.zeros(shape, np.float32), logits))
-    ends, choose = find_ends(arrays), jax.jit(normalize_and_choose)
+    ends = find_ends(arrays)
     return lambda: jax.block_until_ready(choose(arrays, ends, *state))
 
 

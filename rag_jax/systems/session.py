@@ -1,12 +1,13 @@
 """What a run has open: mesh, models, corpus; and stage functions bound to what they need of it."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -18,10 +19,11 @@ from rag_jax.models import Pretrained, load
 from rag_jax.models.io.hub import fingerprint, resolve
 from rag_jax.models.nn.bert import Bert
 from rag_jax.models.nn.decoder import Decoder
-from rag_jax.pipeline.stage import StageContext
+from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.retrieval import Index, encode_texts, fingerprint_corpus, list_texts
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.sharding import check_batches, make_mesh
+from rag_jax.runtime.sharding import DECODER_RULES, check_batches, make_mesh
+from rag_jax.training.trainable import Trainable, make_trainable
 
 
 class Session:
@@ -30,12 +32,16 @@ class Session:
     A session knows no stage: `bind` gives stage functions the attributes that they name.
 
     Args:
-        config: the system's settings.
         devices: to run on; all devices if None.
     """
 
-    # Paths of the settings that the mesh's data rows must divide.
+    # Paths of settings: batch sizes that the mesh's data rows must divide, the language model, the
+    # sentence encoder, and the number of questions to train on and to evaluate (None: all).
     batch_sizes: tuple[str, ...] = ()
+    model_field = "model"
+    encoder_field = "encoder"
+    train_count: str | None = None
+    question_count: str | None = None
 
     def __init__(self, config: Any, devices: Sequence[jax.Device] | None = None):
         self.config = config
@@ -92,9 +98,33 @@ class Session:
         return fingerprint(resolve(self._get_setting(field)))
 
     @property
+    def dtype(self) -> jnp.dtype:
+        """The type of the language model's weights and activations."""
+        return jnp.dtype(self._get_setting(f"{self.model_field}.dtype"))
+
+    @cached_property
+    def base(self) -> Pretrained:
+        """The language model before training."""
+        return self.load_language_model(f"{self.model_field}.name", dtype=self.dtype)
+
+    @property
+    def trainable(self) -> Trainable:
+        """The language model's weights, or an adapter, by the run's tuning settings."""
+        c, params = self.config, self.base.params
+        sharding = {"rules": DECODER_RULES, "mesh": self.mesh}
+        return make_trainable(c.tuning, params, **sharding, seed=c.seed, dtype=self.dtype)
+
+    # Embeddings.
+
+    @property
     def encoding(self) -> EncoderConfig:
         """The settings by which texts are encoded."""
-        raise NotImplementedError
+        return self._get_setting(self.encoder_field)
+
+    @cached_property
+    def encoder(self) -> Pretrained:
+        """The sentence encoder before training."""
+        return self.load_encoder(f"{self.encoder_field}.name")
 
     def encode(
         self, encoder: Pretrained, texts: Sequence[str | tuple[str, str]], **options: Any
@@ -123,13 +153,9 @@ class Session:
         Args:
             ids: whether the index keeps the passages' ids.
         """
-        return Index.build(
-            embeddings,
-            backend=self.config.index.backend,
-            encoder=encoder.fingerprint,
-            ids=[passage.id for passage in passages] if ids else None,
-            corpus=fingerprint_corpus(passages),
-        )
+        own = [passage.id for passage in passages] if ids else None
+        settings = {"backend": self.config.index.backend, "encoder": encoder.fingerprint}
+        return Index.build(embeddings, **settings, ids=own, corpus=fingerprint_corpus(passages))
 
     # Passages and questions.
 
@@ -140,8 +166,9 @@ class Session:
         return {"source": describe_source(c.data, c.world), "seed": c.seed}
 
     def check_corpus(self, corpus: Collection) -> None:
-        """Raises a RagJaxError if the system cannot work with a corpus and its questions."""
-        raise NotImplementedError
+        """Raises a RagJaxError if there are no questions to train on or to evaluate."""
+        for split in ("train", self.config.evaluate_on):
+            self.choose_questions(corpus, split)
 
     def open_corpus(self, folder: Path) -> None:
         """Opens the corpus that `copy_collection` wrote, unless it is open.
@@ -171,6 +198,19 @@ class Session:
     def passages(self) -> Sequence[Passage]:
         """The passages of the run."""
         return self.corpus.passages
+
+    @property
+    def train_questions(self) -> Sequence[Question]:
+        """The questions to train on."""
+        return self._choose_questions("train", self.train_count)
+
+    @property
+    def questions(self) -> Sequence[Question]:
+        """The questions to evaluate."""
+        return self._choose_questions(self.config.evaluate_on, self.question_count)
+
+    def _choose_questions(self, split: str, path: str | None) -> list[Question]:
+        return self.choose_questions(self.corpus, split, self._get_setting(path) if path else 0)
 
     def choose_questions(self, corpus: Collection, split: str, count: int = 0) -> list[Question]:
         """The split's questions that have an answer: all, or `count` of them.
@@ -215,3 +255,16 @@ def bind(
         function(context, **found, **given)
 
     return run
+
+
+def make_stage(
+    session: Session,
+    name: str,
+    function: Callable[..., None],
+    settings: Mapping[str, Any],
+    *needs: str,
+    shardable: tuple[str, ...] = (),
+    **given: Any,
+) -> Stage:
+    """A stage with its function bound to a session; see `Stage` and `bind`."""
+    return Stage(name, bind(session, function, **given), settings, needs, shardable=shardable)

@@ -1,22 +1,50 @@
-"""Stages that several systems have: the corpus, embeddings and their index, hard negatives."""
+"""What several systems have: the run of a list of stages, and stages and parts of stages."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
+from ml_collections import ConfigDict
 
-from rag_jax.config import DataConfig, WorldConfig
+from rag_jax.config import ContrastiveConfig, DataConfig, WorldConfig, build
 from rag_jax.data.formats import copy_collection
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection, Question
-from rag_jax.models import Pretrained
+from rag_jax.decoding import generate
+from rag_jax.evaluation.compare import Record, timed
+from rag_jax.models import Pretrained, save
+from rag_jax.pipeline.maps import Worker
+from rag_jax.pipeline.runner import ReportSpec, run_session
 from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.retrieval import Index
+from rag_jax.retrieval.contrastive import Encoders, Pair, fit_encoders, make_batches
 from rag_jax.retrieval.encode import PIECE
 from rag_jax.retrieval.negatives import make_miner
-from rag_jax.runtime.hosts import is_first
+from rag_jax.runtime.hosts import fetch, is_first
 from rag_jax.systems.session import Session, bind
+
+Ranked = list[tuple[int, float]]  # rows of the corpus and their scores, best first
+
+
+def make_run(
+    settings: type,
+    session_type: Callable[..., Session],
+    list_stages: Callable[[Any], list[Stage]],
+    describe_report: Callable[[Any], ReportSpec],
+) -> Callable[..., dict[str, Any]]:
+    """The function that runs a system's stages, from an empty folder to the report."""
+
+    def run(config: ConfigDict, workdir: Path, *, worker: Worker | None = None) -> dict[str, Any]:
+        """Runs every stage that is not made yet, and writes the report; see `run_session`."""
+        session = session_type(build(settings, config))
+        report = describe_report(session.config)
+        return run_session(session, list_stages(session), workdir, report, worker=worker)
+
+    return run
 
 
 def corpus_stage(session: Session) -> Stage:
@@ -74,10 +102,77 @@ def run_index(
     """Embeds the passages and indexes them, as `index` in the stage's folder.
 
     Args:
-        load: opens the passages' encoder.
         ids: whether the index keeps the passages' ids.
     """
     encoder = load(context)
     embeddings = embed_corpus(context, passages, lambda part: encode_passages(encoder, part))
     if is_first():
         build_index(encoder, embeddings, passages, ids=ids).save(context.folder / "index")
+
+
+def train_encoders(
+    context: StageContext,
+    encoders: Encoders,
+    list_pairs: Callable[[], Sequence[Pair]],
+    train_questions: Sequence[Question],
+    passages: Sequence[Passage],
+    settings: ContrastiveConfig,
+    *,
+    sides: Mapping[str, str],
+    max_length: int,
+    mesh: Mesh,
+    seed: int,
+) -> None:
+    """Trains encoders by the contrastive loss and saves them as models; without epochs as they are.
+
+    Args:
+        list_pairs: gives the examples; called only if there are epochs.
+        sides: for each folder of the stage the side that is saved there, "question" or "passage".
+    """
+
+    def save_sides(encoders: Encoders) -> None:
+        for name, side in sides.items():
+            encoder = getattr(encoders, side)
+            whole = replace(encoder, params=fetch(encoder.params))
+            if is_first():
+                save(whole, context.folder / name)
+
+    if not settings.epochs:
+        save_sides(encoders)
+        return
+    options = {"max_length": max_length, "seed": seed}
+    batches = make_batches(encoders, list_pairs(), train_questions, passages, settings, **options)
+    fit_encoders(encoders, batches, mesh, context.folder, context.progress, save=save_sides)
+
+
+def continue_prompts(
+    base: Pretrained, prompts: Sequence[Sequence[int]], **options: Any
+) -> list[list[int]]:
+    """The tokens that a language model writes after each prompt; `options` of `generate`."""
+    stop_ids = (base.tokenizer.eos_id,)
+    return generate(base.model, base.params, prompts, stop_ids=stop_ids, **options)
+
+
+def list_ranked(scores: Float[np.ndarray, "Q k"], rows: Int[np.ndarray, "Q k"]) -> list[Ranked]:
+    """The rows and scores that a search found, as one list a question."""
+    pairs = zip(rows.tolist(), scores.tolist(), strict=True)
+    return [list(zip(*pair, strict=True)) for pair in pairs]
+
+
+def answer_timed(
+    context: StageContext,
+    name: str,
+    questions: Sequence[Any],
+    answer: Callable[[Sequence[Any]], Sequence[Record]],
+    *,
+    batch_size: int,
+    file: str = "answers",
+) -> list[Record]:
+    """A method's record of each question, with its share of a batch's seconds, kept on disk.
+
+    Args:
+        name: of the method; `<file>_<name>.jsonl` keeps the records.
+        answer: a batch of questions to their records.
+    """
+    options = {"batch_size": batch_size, "unit": f"questions ({name})"}
+    return context.map(f"{file}_{name}.jsonl", questions, timed(answer), **options)

@@ -11,6 +11,7 @@ from rag_jax.pipeline.runner import open_stages
 from rag_jax.retrieval import Index
 from rag_jax.systems.dpr.pipeline import list_stages
 from rag_jax.systems.dpr.session import Session
+from rag_jax.systems.stages import list_ranked
 
 _SHOWN = 5  # passages
 
@@ -37,14 +38,9 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
 
 
 def _answer(
-    session: Session,
-    encoder: Pretrained,
-    index: Index,
-    passages: Sequence[Passage],
-    question: str,
+    session: Session, encoder: Pretrained, index: Index, passages: Sequence[Passage], question: str
 ) -> Iterator[Facts]:
     k = min(_SHOWN, index.size)
-    scores, rows = index.search(session.encode(encoder, [question]), k)
-    found = zip(scores[0].tolist(), rows[0].tolist(), strict=True)
-    shown = [(f"{score:.3f}", name_passage(passages[row])) for score, row in found]
+    (found,) = list_ranked(*index.search(session.encode(encoder, [question]), k))
+    shown = [(f"{score:.3f}", name_passage(passages[row])) for row, score in found]
     yield Facts("passages found", shown)

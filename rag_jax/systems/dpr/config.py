@@ -18,10 +18,12 @@ from rag_jax.runtime.errors import RagJaxError
 
 @dataclass(frozen=True)
 class DPREncoderConfig(EncoderConfig):
-    """The encoder that both sides start from, and whether they stay one.
+    """The encoder that both sides start from.
 
-    `pooling` is what an embedding is made of: "mean" of the states, then of length one, or "cls",
-    the [CLS] state as it is. DPR's own encoders are of the second kind whatever it says.
+    Attributes:
+        shared: whether both sides stay one model during training.
+        pooling: what an embedding is: "mean" is the mean of the hidden states, normalised to length
+            one; "cls" is the [CLS] state, not normalised. DPR's own encoders always use "cls".
     """
 
     shared: bool = True
@@ -30,9 +32,12 @@ class DPREncoderConfig(EncoderConfig):
 
 @dataclass(frozen=True)
 class NegativesConfig:
-    """Hard negatives: of the first `depth` passages by BM25, the first `kept` that are wrong.
+    """Hard negatives: wrong passages that BM25 ranks high.
 
-    Every epoch draws anew from those kept as many as a question takes (`train.negatives`).
+    Attributes:
+        depth: number of passages that BM25 ranks for a question.
+        kept: number of wrong passages kept of those. Every epoch draws `train.negatives` of them
+            for each question.
     """
 
     depth: Count = 100
@@ -41,7 +46,11 @@ class NegativesConfig:
 
 @dataclass(frozen=True)
 class DPRConfig:
-    """Dense passage retrieval: `depth` passages are ranked for each question evaluated."""
+    """Dense passage retrieval.
+
+    Attributes:
+        depth: number of passages that are ranked for each question evaluated.
+    """
 
     system: Literal["dpr"] = "dpr"
     seed: CountOrZero = 0
@@ -56,6 +65,7 @@ class DPRConfig:
     train: ContrastiveConfig = ContrastiveConfig()
 
     def check(self, path: str) -> None:
+        """Raises a RagJaxError if fewer negatives are kept than a question takes."""
         if self.train.negatives > self.negatives.kept:
             raise RagJaxError(
                 f"{path}.train.negatives={self.train.negatives} is above {path}.negatives.kept="

@@ -20,8 +20,6 @@ def make_pairs(
     """A training pair for each question and each passage relevant to the question.
 
     Args:
-        questions: of the training split.
-        passages: the corpus.
         mined: `negatives.jsonl`, with hard negatives of each question.
 
     Raises:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
-from rag_jax.evaluation.compare import Method, Record, compare, mean_numbers
+from rag_jax.evaluation.compare import Method, Record, compare, describe_question, mean_numbers
 from rag_jax.evaluation.rankings import answer_hits, ndcg, recall, reciprocal_rank
 from rag_jax.pipeline.runner import ReportSpec
 from rag_jax.pipeline.stage import StageContext
@@ -16,29 +16,20 @@ from rag_jax.retrieval import BM25, Index, make_text
 from rag_jax.retrieval.contrastive import Encoders
 from rag_jax.systems.dpr.config import DPRConfig
 from rag_jax.systems.dpr.infer import Ranking, rank_passages
+from rag_jax.systems.stages import list_ranked
 
 METHODS = ("bm25", "untrained", "trained")
 DEPTHS = (1, 5, 20)
 RECALL_DEPTH, NDCG_DEPTH = 100, 10
-COLUMNS = (
-    "n",
-    *(f"answer@{k}" for k in DEPTHS),
-    *(f"passage@{k}" for k in DEPTHS),
-    "mrr",
-    f"ndcg@{NDCG_DEPTH}",
-    f"recall@{RECALL_DEPTH}",
-)
+_HITS = [f"{name}@{k}" for name in ("answer", "passage") for k in DEPTHS]
+COLUMNS = ("n", *_HITS, "mrr", f"ndcg@{NDCG_DEPTH}", f"recall@{RECALL_DEPTH}")
 _SHOWN = 5  # passages of a ranking that a record names
 
 
 def describe_report(config: DPRConfig) -> ReportSpec:
     """What the report shows: a row for each ranking."""
-    return ReportSpec(
-        model=config.encoder.name,
-        methods=dict.fromkeys(METHODS, "evaluate"),
-        columns=COLUMNS,
-        summarize=summarize,
-    )
+    methods = dict.fromkeys(METHODS, "evaluate")
+    return ReportSpec(config.encoder.name, methods, COLUMNS, summarize)
 
 
 def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -71,11 +62,8 @@ def run_evaluation(
         "trained": rank(load_trained(context.path("train", "")), "trained"),
     }
     methods = []
-    for name, (scores, rows) in rankings.items():
-        found = [
-            [(passages[row], score) for row, score in zip(*pair, strict=True)]
-            for pair in zip(rows.tolist(), scores.tolist(), strict=True)
-        ]
+    for name, ranking in rankings.items():
+        found = [[(passages[row], score) for row, score in r] for r in list_ranked(*ranking)]
         ranked = [[(passage.id, score) for passage, score in pairs] for pairs in found]
         records = [{"found": pairs} for pairs in found]
         methods.append(Method(name, lambda r=records: r, lambda r=ranked: r))
@@ -93,19 +81,13 @@ def score_ranking(question: Question, record: Record) -> Record:
     """
     found = record["found"]
     ids = [passage.id for passage, _ in found]
-    record = {
-        "id": question.id,
-        "question": question.question,
-        "answers": question.answers,
+    shown = found[:_SHOWN]
+    record = describe_question(question) | {
         "relevant": question.relevant,
-        "passages": [
-            {"id": p.id, "title": p.title, "text": p.text, "score": score}
-            for p, score in found[:_SHOWN]
-        ],
+        "passages": [{"id": p.id, "title": p.title, "text": p.text, "score": s} for p, s in shown],
     }
     if question.answers:
-        texts = [passage.text for passage, _ in found]
-        record |= answer_hits(texts, question.answers, DEPTHS)
+        record |= answer_hits([p.text for p, _ in found], question.answers, DEPTHS)
     if question.relevant:
         hits = [id in question.relevant for id in ids]
         record |= {f"passage@{k}": float(any(hits[:k])) for k in DEPTHS}

@@ -1,71 +1,45 @@
 """The stages of dense passage retrieval, from an empty folder to the report."""
 
-from pathlib import Path
-from typing import Any
+from functools import partial
 
-from ml_collections import ConfigDict
-
-from rag_jax.config import build
 from rag_jax.models import Pretrained
-from rag_jax.pipeline.maps import Worker
-from rag_jax.pipeline.runner import run_session
 from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.systems.dpr.config import DPRConfig
 from rag_jax.systems.dpr.evaluate import describe_report, run_evaluation
 from rag_jax.systems.dpr.session import Session
 from rag_jax.systems.dpr.train import run_training
-from rag_jax.systems.session import bind
-from rag_jax.systems.stages import corpus_stage, run_index, run_negatives
+from rag_jax.systems.session import make_stage
+from rag_jax.systems.stages import corpus_stage, make_run, run_index, run_negatives
 
 CONFIG = DPRConfig
-
-
-def run(config: ConfigDict, workdir: Path, *, worker: Worker | None = None) -> dict[str, Any]:
-    """Runs every stage that is not made yet, and writes the report; see `run_session`."""
-    session = Session(build(DPRConfig, config))
-    report = describe_report(session.config)
-    return run_session(session, list_stages(session), workdir, report, worker=worker)
 
 
 def list_stages(session: Session) -> list[Stage]:
     """Every stage with its settings and the stages that it needs."""
     c = session.config
     encoder = {"weights": session.fingerprint("encoder.name"), "encoder": c.encoder}
-    index = {"settings": {**encoder, "index": c.index}, "shardable": ("embeddings.npy",)}
+    index, kept = {**encoder, "index": c.index}, {"ids": True, "shardable": ("embeddings.npy",)}
+
+    def load_untrained(context: StageContext) -> Pretrained:
+        del context
+        return session.untrained.passage
 
     def load_trained(context: StageContext) -> Pretrained:
         return session.load_trained(context.path("train", "")).passage
 
+    stage = partial(make_stage, session)
+    hard = {"depth": c.negatives.depth, "count": c.negatives.kept}
+    training = {**encoder, "train": c.train, "seed": c.seed}
+    evaluation = {**encoder, "on": c.evaluate_on, "depth": c.depth}
+    evaluated = ("corpus", "untrained", "train", "trained")
     return [
         corpus_stage(session),
-        Stage(
-            "negatives",
-            bind(session, run_negatives, depth=c.negatives.depth, count=c.negatives.kept),
-            needs=("corpus",),
-            settings={"negatives": c.negatives},
-        ),
-        Stage(
-            "untrained",
-            bind(session, run_index, load=lambda context: session.untrained.passage, ids=True),
-            needs=("corpus",),
-            **index,
-        ),
-        Stage(
-            "train",
-            bind(session, run_training),
-            needs=("corpus", "negatives"),
-            settings={**encoder, "train": c.train, "seed": c.seed},
-        ),
-        Stage(
-            "trained",
-            bind(session, run_index, load=load_trained, ids=True),
-            needs=("corpus", "train"),
-            **index,
-        ),
-        Stage(
-            "evaluate",
-            bind(session, run_evaluation),
-            needs=("corpus", "untrained", "train", "trained"),
-            settings={**encoder, "on": c.evaluate_on, "depth": c.depth},
-        ),
+        stage("negatives", run_negatives, {"negatives": c.negatives}, "corpus", **hard),
+        stage("untrained", run_index, index, "corpus", load=load_untrained, **kept),
+        stage("train", run_training, training, "corpus", "negatives"),
+        stage("trained", run_index, index, "corpus", "train", load=load_trained, **kept),
+        stage("evaluate", run_evaluation, evaluation, *evaluated),
     ]
+
+
+run = make_run(CONFIG, Session, list_stages, describe_report)

@@ -5,7 +5,6 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from rag_jax.config import EncoderConfig
 from rag_jax.data.questions import Collection, Question
 from rag_jax.models.nn.bert import Bert
 from rag_jax.retrieval.contrastive import Encoders
@@ -20,24 +19,15 @@ class Session(session.Session):
     config: DPRConfig
     batch_sizes = ("train.batch_size",)
 
-    @property
-    def encoding(self) -> EncoderConfig:
-        """The settings by which texts are encoded."""
-        return self.config.encoder
-
     @cached_property
     def untrained(self) -> Encoders:
         """Both sides before training."""
-        loaded = self.load_encoder("encoder.name")
+        loaded, c = self.encoder, self.config.encoder
         question, passage = loaded, loaded
-        if self.config.encoder.pooling == "cls" and loaded.config.dpr_role is None:
-            question, passage = (
-                replace(loaded, config=config, model=Bert(config))
-                for config in (
-                    replace(loaded.config, dpr_role=role) for role in ("question", "context")
-                )
-            )
-        return Encoders(question, passage, shared=self.config.encoder.shared)
+        if c.pooling == "cls" and loaded.config.dpr_role is None:
+            roles = (replace(loaded.config, dpr_role=role) for role in ("question", "context"))
+            question, passage = (replace(loaded, config=r, model=Bert(r)) for r in roles)
+        return Encoders(question, passage, shared=c.shared)
 
     def load_trained(self, folder: Path) -> Encoders:
         """Both sides after training, from the folder of the stage that trained them."""
@@ -50,7 +40,7 @@ class Session(session.Session):
         """Raises a RagJaxError if there is no question to evaluate."""
         split = self.config.evaluate_on
         if not corpus.questions.get(split):
-            has = ", ".join(name for name, some in corpus.questions.items() if some)
+            has = ", ".join(name for name, questions in corpus.questions.items() if questions)
             raise RagJaxError(
                 f"config.evaluate_on={split!r}: the data has no such questions, but {has or 'none'}"
             )

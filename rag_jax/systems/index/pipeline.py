@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from rag_jax.data.formats import BadLines, stream_passages
-from rag_jax.data.passages import PassageFile, write_passages
+from rag_jax.data.passages import Passage, PassageFile, write_passages
 from rag_jax.models import load
 from rag_jax.models.io.hub import fingerprint, resolve
 from rag_jax.pipeline.maps import Worker
@@ -45,13 +46,10 @@ def build_index(
     piece of 1,024 passages' texts is in memory at a time.
 
     Args:
-        files: as for `stream_passages`.
-        workdir: a work folder, as for `run_stages`.
         encoder: name or folder of an encoder.
         backend: "scann" or "exact".
         max_length: number of tokens that are read of a passage.
         bad_lines: number of lines of the files that may be skipped, each with a warning.
-        worker: the worker that this process is, if several divide the encoding.
 
     Returns:
         `{"folder", "backend", "passages", "width", "bytes", "encode_seconds", "build_seconds"}`
@@ -61,34 +59,30 @@ def build_index(
     Raises:
         RagJaxError: as `stream_passages`, `encode_texts`, `Index.build` and `run_stages` do.
     """
-    settings = {"encoder": fingerprint(resolve(encoder))}
+    copied = {"files": files, "bad_lines": bad_lines}
+    encoded = {"encoder": encoder, "max_length": max_length}
+    weights = {"encoder": fingerprint(resolve(encoder))}
+    read = {**copied, "files": _hash_files(files)}
     stages = [
-        Stage(
-            "passages",
-            partial(_copy, files=files, bad_lines=bad_lines),
-            settings={"files": _hash_files(files), "bad_lines": bad_lines},
-            version=2,
-        ),
+        Stage("passages", partial(_copy, **copied), read, version=2),
         Stage(
             "embeddings",
-            partial(_encode, encoder=encoder, max_length=max_length),
-            settings={**settings, "max_length": max_length},
+            partial(_encode, **encoded),
+            {**encoded, **weights},
             needs=("passages",),
             shardable=("embeddings.npy",),
         ),
         Stage(
             "index",
-            partial(_index, backend=backend, encoder=settings["encoder"]),
-            settings={**settings, "backend": backend},
+            partial(_index, backend=backend, **weights),
+            {**weights, "backend": backend},
             needs=("passages", "embeddings"),
         ),
     ]
-    config = {"files": files, "encoder": encoder, "backend": backend, "max_length": max_length}
-    config |= {"bad_lines": bad_lines}
+    config = {"files": files, "encoder": encoder, "backend": backend, **encoded, **copied}
     made = {s["name"]: s for s in run_stages(stages, workdir, config=config, worker=worker)}
     folder = Path(workdir) / "stages" / "index"
-    seconds = made["embeddings"]["seconds"]
-    facts = {"folder": str(folder / "index"), "encode_seconds": seconds}
+    facts = {"folder": str(folder / "index"), "encode_seconds": made["embeddings"]["seconds"]}
     return facts | read_json(folder / "facts.json")
 
 
@@ -101,24 +95,20 @@ def _copy(context: StageContext, *, files: Sequence[str], bad_lines: int) -> Non
 
 
 def _encode(context: StageContext, *, encoder: str, max_length: int) -> None:
-    pretrained = load(encoder)
-    embed_corpus(
-        context,
-        _open_passages(context),
-        lambda part: encode_texts(pretrained, list_texts(part), max_length=max_length),
-    )
+    pretrained, passages = load(encoder), _open_passages(context)
+
+    def encode(part: Sequence[Passage]) -> Float[np.ndarray, "n E"]:
+        return encode_texts(pretrained, list_texts(part), max_length=max_length)
+
+    embed_corpus(context, passages, encode)
 
 
 def _index(context: StageContext, *, backend: str, encoder: str) -> None:
     embeddings = map_array(context.path("embeddings", "embeddings.npy"))
     start = time.monotonic()
-    built = Index.build(
-        embeddings,
-        backend=backend,
-        encoder=encoder,
-        ids=[passage.id for passage in _open_passages(context)],
-        corpus=read_json(context.path("passages", "corpus.json")),
-    )
+    ids = [passage.id for passage in _open_passages(context)]
+    corpus = read_json(context.path("passages", "corpus.json"))
+    built = Index.build(embeddings, backend=backend, encoder=encoder, ids=ids, corpus=corpus)
     facts = {"passages": built.size, "width": built.width, "backend": backend}
     facts["build_seconds"] = time.monotonic() - start
     folder = context.folder / "index"

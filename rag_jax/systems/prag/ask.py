@@ -1,7 +1,6 @@
 """Asks a finished run of Parametric RAG: the documents found, merged into the model, the answer."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from rag_jax.pipeline.ask import Ask, Facts, Note, Piece, check_length, embed_te
 from rag_jax.pipeline.runner import open_stages
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import count_data_rows
-from rag_jax.systems.prag.infer import Engine, Search
+from rag_jax.systems.prag.infer import Search
 from rag_jax.systems.prag.pipeline import list_stages
 from rag_jax.systems.prag.session import Session
 
@@ -47,15 +46,13 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
 def _answer(
     session: Session, store: AdapterStore | None, search: Search, question: str
 ) -> Iterator[Facts | Piece | Note]:
-    c, model = session.config, session.base.model
-    limit = model.config.max_length - c.answer.max_tokens
+    limit = session.base.config.max_length - session.config.answer.max_tokens
     check_length(len(session.format.encode_prompt(question)), limit)
     (found,) = search([question])
     encoded = [p.id for p in found if store is not None and p.id in store]
     marks = ["adapter" if passage.id in encoded else "no adapter" for passage in found]
-    shown = [name_passage(passage) for passage in found]
     if found:
-        yield Facts("passages found", list(zip(marks, shown, strict=True)))
+        yield Facts("passages found", list(zip(marks, map(name_passage, found), strict=True)))
     if not found:
         yield Note("no passage shares a word with the question: the model answers by itself")
     elif encoded:
@@ -64,15 +61,7 @@ def _answer(
         yield Note("without adapters: the passages are read in the context")
     prompt = session.format.encode_prompt(question, () if encoded else found)
     check_length(len(prompt), limit)
-    engine = Engine(
-        model=model,
-        params=session.base.params,
-        format=session.format,
-        settings=replace(c.answer, batch_size=count_data_rows()),
-        scale=c.tuning.scale,
-        documents=c.retrieve.passages,
-        width=round_up(len(prompt), 32),
-    )
+    engine = session.make_engine(round_up(len(prompt), 32), batch_size=count_data_rows())
     answers = engine.answer([prompt], store if encoded else None, [encoded])
     for reason in answers.lost.values():
         yield Note(f"answered without an adapter: {reason}")

@@ -6,20 +6,22 @@ augmentations: they reverse the order of sentences and leave words out.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rag_jax.data.passages import Passage
 from rag_jax.data.sentences import list_sentences
-from rag_jax.decoding import Sampling, generate
+from rag_jax.decoding import Sampling
 from rag_jax.evaluation.answers import match, normalize_answer
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.stage import StageContext
+from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_jsonl
 from rag_jax.runtime.progress import log
 from rag_jax.systems.prag.config import AugmentConfig
 from rag_jax.systems.prag.data import Augmented, Format
+from rag_jax.systems.stages import continue_prompts
 
 _REWRITE = (
     "Restate the passage in other words. Keep every name, place, number and term as it is, and "
@@ -124,12 +126,7 @@ def ask_by_rules(passage: Passage, *, count: int) -> list[tuple[str, str]]:
 
 
 def list_documents(found: Path, passages: Sequence[Passage]) -> list[Passage]:
-    """The passages found for any question, in the corpus's order: the documents to encode.
-
-    Args:
-        found: `found.jsonl` of the retrieval.
-        passages: the corpus.
-    """
+    """The passages of the corpus in `found.jsonl`, in their order: the documents to encode."""
     ids = {id for record in read_jsonl(found) for id in record["passages"]}
     return [passage for passage in passages if passage.id in ids]
 
@@ -147,24 +144,28 @@ def run_augmentation(
     documents = list_documents(context.path("retrieve", "found.jsonl"), passages)
 
     def augment_batch(batch: Sequence[Passage]) -> list[dict[str, Any]]:
-        usable = [passage for passage in batch if passage.text.strip()]
-        cut = [Passage(p.id, p.title, format.cut_text(p.text)) for p in usable]
+        usable = [Passage(p.id, p.title, format.cut_text(p.text)) for p in batch if p.text.strip()]
         if augment.by == "rules":
-            made = _augment_by_rules(cut, augment)
+            made = [_augment_by_rules(passage, augment) for passage in usable]
         else:
-            made = _augment_by_model(cut, augment, base, seed=seed)
+            made = _augment_by_model(usable, augment, base, seed=seed)
         augmented = dict(zip((p.id for p in usable), made, strict=True))
         return [_describe(p, augmented.get(p.id), format, augment) for p in batch]
 
     records = context.map(
         "augmented.jsonl", documents, augment_batch, batch_size=augment.batch_size, unit="documents"
     )
-    for record in records:
-        if record["error"]:
-            log(f"passage {record['id']!r} is left out: {record['error']}")
+    report_left_out(records)
     cut = sum(record["cut"] for record in records)
     if cut:
         log(f"{cut} passages were cut to {format.max_text} tokens (config.model.max_text)")
+
+
+def report_left_out(records: Sequence[Mapping[str, Any]]) -> None:
+    """Logs which documents are left out, and why, from their records' `id` and `error`."""
+    for record in records:
+        if record["error"]:
+            log(f"passage {record['id']!r} is left out: {record['error']}")
 
 
 def _describe(
@@ -173,17 +174,13 @@ def _describe(
     """The record of a document, with the reason why it is left out, if it is."""
     error = None
     if augmented is None:
-        error = "its text is empty"
-    elif len(augmented.rewrites) < augment.rewrites or (augment.questions and not augmented.pairs):
-        what = "questions" if len(augmented.rewrites) == augment.rewrites else "rewrites"
-        error = f"no usable {what}"
-    return {
-        "id": passage.id,
-        "rewrites": augmented.rewrites if augmented else (),
-        "pairs": augmented.pairs if augmented else (),
-        "cut": format.is_cut(passage.text),
-        "error": error,
-    }
+        error, augmented = "its text is empty", Augmented((), ())
+    elif len(augmented.rewrites) < augment.rewrites:
+        error = "no usable rewrites"
+    elif augment.questions and not augmented.pairs:
+        error = "no usable questions"
+    texts = {"rewrites": augmented.rewrites, "pairs": augmented.pairs}
+    return {"id": passage.id, **texts, "cut": format.is_cut(passage.text), "error": error}
 
 
 def read_augmented(file: Path) -> dict[str, Augmented]:
@@ -195,14 +192,28 @@ def read_augmented(file: Path) -> dict[str, Augmented]:
     }
 
 
-def _augment_by_rules(passages: Sequence[Passage], augment: AugmentConfig) -> list[Augmented]:
-    return [
-        Augmented(
-            (rewrite_by_rules(passage),) * augment.rewrites,
-            tuple(ask_by_rules(passage, count=augment.questions)),
+def list_augmented(
+    context: StageContext, passages: Sequence[Passage]
+) -> tuple[list[Passage], list[Augmented]]:
+    """The documents to encode that were not left out, and their augmentations.
+
+    Raises:
+        RagJaxError: all documents were left out.
+    """
+    augmented = read_augmented(context.path("augment", "augmented.jsonl"))
+    documents = list_documents(context.path("retrieve", "found.jsonl"), passages)
+    documents = [document for document in documents if document.id in augmented]
+    if not documents:
+        raise RagJaxError(
+            "no document is left to encode: see why the augmentation left each out, or set "
+            "config.augment.by='rules'"
         )
-        for passage in passages
-    ]
+    return documents, [augmented[document.id] for document in documents]
+
+
+def _augment_by_rules(passage: Passage, augment: AugmentConfig) -> Augmented:
+    pairs = ask_by_rules(passage, count=augment.questions)
+    return Augmented((rewrite_by_rules(passage),) * augment.rewrites, tuple(pairs))
 
 
 def _augment_by_model(
@@ -214,8 +225,8 @@ def _augment_by_model(
     sample = "\n".join(f"Question: {q}\nAnswer: {a}" for q, a in _SAMPLE_PAIRS[: augment.questions])
     ask = _ASK.format(count=augment.questions)
     for attempt in range(1 + augment.retries):
-        short = [p for p in passages if len(rewrites[p.id]) < augment.rewrites]
         draw = seed + 2 * attempt
+        short = [p for p in passages if len(rewrites[p.id]) < augment.rewrites]
         written = _write(short, augment, base, _REWRITE, _SAMPLE_REWRITE, seed=draw)
         for passage, text in zip(short, written, strict=True):
             text = " ".join(text.split())
@@ -224,8 +235,8 @@ def _augment_by_model(
         short = [p for p in passages if len(pairs[p.id]) < augment.questions]
         written = _write(short, augment, base, ask, sample, seed=draw + 1)
         for passage, text in zip(short, written, strict=True):
-            for question, answer in parse_pairs(text, passage):
-                pairs[passage.id].setdefault(question, (question, answer))
+            for pair in parse_pairs(text, passage):
+                pairs[passage.id].setdefault(pair[0], pair)
         if not augment.temperature:  # another try would write the same
             break
     return [
@@ -253,14 +264,7 @@ def _write(
         base.tokenizer.encode_chat([*turns, {"role": "user", "content": f"{p.title}: {p.text}"}])
         for p in passages
     ]
-    written = generate(
-        base.model,
-        base.params,
-        prompts,
-        max_tokens=augment.max_tokens,
-        stop_ids=(base.tokenizer.eos_id,),
-        batch_size=augment.batch_size,
-        sampling=Sampling(temperature=augment.temperature, top_k=augment.top_k),
-        seed=seed,
-    )
+    sizes = {"max_tokens": augment.max_tokens, "batch_size": augment.batch_size}
+    sampling = Sampling(temperature=augment.temperature, top_k=augment.top_k)
+    written = continue_prompts(base, prompts, **sizes, sampling=sampling, seed=seed)
     return [base.tokenizer.decode(tokens).strip() for tokens in written]

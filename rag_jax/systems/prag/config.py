@@ -22,14 +22,18 @@ from rag_jax.runtime.errors import RagJaxError
 
 @dataclass(frozen=True)
 class ChatReaderConfig(ReaderConfig):
-    """A reader that is asked in its chat template if `chat`, else in plain text."""
+    """The language model that answers.
+
+    Attributes:
+        chat: whether the model is asked in its chat template, and not in plain text.
+    """
 
     chat: bool = False
 
 
 @dataclass(frozen=True)
 class RetrieveConfig:
-    """Which documents a question gets: the first `passages` that BM25 or a dense encoder finds."""
+    """Retrieval of the documents of a question, by BM25 or a dense encoder."""
 
     by: Literal["bm25", "dense"] = "dense"
     passages: Count = 3
@@ -38,10 +42,14 @@ class RetrieveConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What is made of a document: `rewrites` of it, and `questions` with their answers.
+    """The augmentation of a document before it is encoded.
 
-    By the model itself, with at most `retries` further tries where a text is no good; or by rules,
-    where the model is too small to be trusted.
+    Attributes:
+        by: "model" asks the language model; "rules" is for models too small to follow instructions.
+        rewrites: number of rewrites of a document.
+        questions: number of questions with their answers about a document.
+        retries: maximum number of further attempts of the model after an unusable text.
+        top_k: number of likeliest tokens that are sampled from; 0 for all.
     """
 
     by: Literal["model", "rules"] = "rules"
@@ -54,6 +62,7 @@ class AugmentConfig:
     batch_size: Count = 16
 
     def check(self, path: str) -> None:
+        """Raises a RagJaxError if nothing is asked of the augmentation, or too much of rules."""
         if not self.rewrites and not self.questions:
             raise RagJaxError(
                 f"{path}.rewrites=0 and {path}.questions=0: nothing is left of the augmentation"
@@ -69,8 +78,10 @@ class AugmentConfig:
 class EncodeConfig:
     """Training of the documents' adapters: AdamW at a constant rate, one example a step.
 
-    `together` documents are trained at once. They start from fresh adapters, all the same, or from
-    one that was warmed up on training questions.
+    Attributes:
+        together: maximum number of documents that are trained at once.
+        start: the adapter that every document starts from: a "random" one, or one that was "warm"ed
+            up on training questions.
     """
 
     epochs: Count = 1
@@ -82,8 +93,13 @@ class EncodeConfig:
 
 @dataclass(frozen=True)
 class WarmUpConfig(TrainConfig):
-    """Warm-up of the adapter that documents start from, on at most `questions` of the training
-    questions with their answers (paper, section 3.2.3)."""
+    """Warm-up of the adapter that documents start from, on training questions with their answers.
+
+    See the paper, section 3.2.3.
+
+    Attributes:
+        questions: maximum number of training questions; 0 for all.
+    """
 
     questions: Count = 600
     batch_size: Count = 1
@@ -94,7 +110,7 @@ class WarmUpConfig(TrainConfig):
 
 @dataclass(frozen=True)
 class AnswerConfig:
-    """Answers: their length in tokens, and how many questions are answered together."""
+    """Answers at test time."""
 
     max_tokens: Count = 20
     batch_size: Count = 16
@@ -102,9 +118,14 @@ class AnswerConfig:
 
 @dataclass(frozen=True)
 class PRAGConfig:
-    """Parametric RAG (Su et al. 2025). At most `questions` are evaluated, 0 for all; documents that
-    none of them finds are not encoded. `ablations` encodes them again without rewrites, without
-    questions, and from the other start."""
+    """Parametric RAG (Su et al. 2025).
+
+    Attributes:
+        questions: maximum number of questions that are evaluated; 0 for all. Only documents that
+            one of these questions finds are encoded.
+        ablations: whether documents are also encoded without rewrites, without questions, and from
+            the other start.
+    """
 
     system: Literal["prag"] = "prag"
     seed: CountOrZero = 0
@@ -123,6 +144,7 @@ class PRAGConfig:
     answer: AnswerConfig = AnswerConfig()
 
     def check(self, path: str) -> None:
+        """Raises a RagJaxError unless the tuning mode is "lora"."""
         if self.tuning.mode != "lora":
             raise RagJaxError(
                 f"{path}.tuning.mode={self.tuning.mode!r}: a document is an adapter; set 'lora'"

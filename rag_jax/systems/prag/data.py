@@ -27,6 +27,7 @@ from jaxtyping import Int
 from rag_jax.data.batches import choose_bucket, choose_widths, round_up
 from rag_jax.data.passages import Passage
 from rag_jax.models.tokenizer import Tokenizer
+from rag_jax.systems.prag.config import PRAGConfig
 
 _INSTRUCTION = (
     "Answer the question with a few words. Use the passages, if there are any, and what you know."
@@ -41,7 +42,6 @@ class Format:
     """How questions, passages and answers become tokens.
 
     Attributes:
-        chat: whether the model is asked in its chat template.
         max_text: number of tokens that are read of a passage's text.
     """
 
@@ -58,10 +58,9 @@ class Format:
         parts = ["\n".join(lines)] * bool(lines) + [f"Question: {_join_words(question)}"]
         if not self.chat:
             return self.tokenizer.encode("\n\n".join(parts) + f"\n{_CUE}")
-        turns = [("system", _INSTRUCTION), ("user", "\n\n".join(parts))]
-        messages = [{"role": role, "content": content} for role, content in turns]
-        prompt = self.tokenizer.encode_chat(messages)
-        return [*prompt, *self.tokenizer.encode(_CUE)]
+        messages = [{"role": "system", "content": _INSTRUCTION}]
+        messages.append({"role": "user", "content": "\n\n".join(parts)})
+        return self.tokenizer.encode_chat(messages) + self.tokenizer.encode(_CUE)
 
     def encode_answer(self, answer: str) -> list[int]:
         """An answer and the token that ends it."""
@@ -81,8 +80,7 @@ class Format:
 
     def decode_answer(self, tokens: Sequence[int]) -> str:
         """The answer that a model wrote: the first clause of its text."""
-        text = self.tokenizer.decode(tokens).strip()
-        return _END.split(text, maxsplit=1)[0].strip()
+        return _END.split(self.tokenizer.decode(tokens).strip(), maxsplit=1)[0].strip()
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
@@ -92,12 +90,7 @@ class Format:
 
 @dataclass(frozen=True)
 class Augmented:
-    """The augmentation of a document.
-
-    Attributes:
-        rewrites: of the document's text.
-        pairs: questions and their answers.
-    """
+    """The augmentation of a document: rewrites, and pairs of a question and its answer."""
 
     rewrites: tuple[str, ...]
     pairs: tuple[tuple[str, str], ...]
@@ -105,12 +98,10 @@ class Augmented:
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to encode documents.
+    """A way to encode documents: which augmentations are trained on, and from which adapter.
 
     Attributes:
-        start: "random" or "warm": the adapter that training starts from.
-        rewrites: whether the augmentation's rewrites are trained on.
-        questions: whether its questions are trained on.
+        start: "random" or "warm".
     """
 
     start: str
@@ -121,6 +112,18 @@ class Variant:
         """The part of an augmentation that is trained on."""
         rewrites = augmented.rewrites if self.rewrites else ()
         return Augmented(rewrites, augmented.pairs if self.questions else ())
+
+
+def list_variants(config: PRAGConfig) -> dict[str, Variant]:
+    """The ways to encode documents, by stage: the method's own and its ablations."""
+    start = config.encode.start
+    variants = {"encode": Variant(start)}
+    if config.ablations:
+        other = {"random": "warm", "warm": "random"}[start]
+        variants["without_rewrites"] = Variant(start, rewrites=False)
+        variants["without_questions"] = Variant(start, questions=False)
+        variants[f"{other}_start"] = Variant(other)
+    return variants
 
 
 def make_examples(
@@ -144,10 +147,8 @@ def make_examples(
     pairs = itertools.islice(itertools.cycle(augmented.pairs), questions)
     for i, (question, answer) in enumerate(pairs):
         given = [[version] for version in versions] if i < (questions + 1) // 2 else [[]]
-        examples += [
-            format.encode_prompt(question, passages) + format.encode_answer(answer)
-            for passages in given
-        ]
+        prompts = [format.encode_prompt(question, passages) for passages in given]
+        examples += [prompt + format.encode_answer(answer) for prompt in prompts]
     return examples
 
 
@@ -188,8 +189,7 @@ def group_documents(
         multiple: the size of a group is a multiple of this, so that a mesh divides it.
     """
     order = np.argsort(lengths.sum(axis=1), kind="stable")
-    best = None
-    size = min(together, len(lengths))
+    best, size = None, min(together, len(lengths))
     while True:
         tokens = program_tokens
         while best is None or best.padding >= MAX_PADDING:
@@ -207,16 +207,11 @@ def group_documents(
 
 
 def _choose(
-    lengths: Int[np.ndarray, "D E"],
-    order: Int[np.ndarray, "D"],
-    *,
-    size: int,
-    program_tokens: int,
+    lengths: Int[np.ndarray, "D E"], order: Int[np.ndarray, "D"], *, size: int, program_tokens: int
 ) -> Groups:
     starts = range(0, len(order), size)
     longest = [lengths[order[start : start + size]].max(axis=0).tolist() for start in starts]
-    flat = [length for row in longest for length in row]
-    buckets = choose_widths(flat, program_tokens=program_tokens)
+    buckets = choose_widths(list(itertools.chain(*longest)), program_tokens=program_tokens)
     widths = [[choose_bucket(length, buckets) for length in row] for row in longest]
     padding = 1 - lengths.sum() / (size * np.sum(widths))
     return Groups(size, order.tolist(), widths, float(padding))

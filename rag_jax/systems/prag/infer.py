@@ -16,62 +16,23 @@ from rag_jax.data.batches import pad_rows
 from rag_jax.data.passages import Passage
 from rag_jax.decoding.prompts import check_prompts
 from rag_jax.lora.store import AdapterStore
-from rag_jax.models import Pretrained
 from rag_jax.models.nn.decoder import Decoder
-from rag_jax.retrieval import BM25, Index, list_texts, make_text
 from rag_jax.runtime.hosts import fetch
 from rag_jax.runtime.sharding import shard_batch
 from rag_jax.systems.prag import steps
-from rag_jax.systems.prag.config import AnswerConfig, RetrieveConfig
+from rag_jax.systems.prag.config import AnswerConfig
 from rag_jax.systems.prag.data import Format
 
 # Questions to the passages found for each, best first.
 Search = Callable[[Sequence[str]], list[list[Passage]]]
 
 
-def make_search(
-    passages: Sequence[Passage],
-    retrieve: RetrieveConfig,
-    *,
-    load_encoder: Callable[[], Pretrained],
-    encode: Callable[[Pretrained, Sequence[Any]], np.ndarray],
-    embed: Callable[[Pretrained, Sequence[Any]], np.ndarray] | None = None,
-) -> Search:
-    """A search for the run's number of passages, best first.
-
-    Args:
-        load_encoder: opens the encoder of dense retrieval; BM25 needs none.
-        encode: embeds questions.
-        embed: embeds passages' texts; `encode` if None.
-    """
-    k = min(retrieve.passages, len(passages))
-    if retrieve.by == "bm25":
-        words = BM25.build(map(make_text, passages))
-    else:
-        encoder = load_encoder()
-        embeddings = (embed or encode)(encoder, list_texts(passages))
-        index = Index.build(embeddings, backend="exact", encoder=encoder.fingerprint)
-
-    def search(questions: Sequence[str]) -> list[list[Passage]]:
-        if retrieve.by == "bm25":
-            scores, rows = words.search(questions, k)
-            kept = scores > 0
-        else:
-            rows = index.search(encode(encoder, questions), k)[1]
-            kept = np.ones(rows.shape, bool)
-        found = zip(rows, kept, strict=True)
-        return [[passages[row] for row in some[mask]] for some, mask in found]
-
-    return search
-
-
 class Answers(NamedTuple):
     """The answers of a batch of questions.
 
     Attributes:
-        texts: one a question.
         lost: for each adapter that could not be used, by document id, the reason.
-        load_seconds: spent on reading adapters.
+        load_seconds: seconds of reading adapters.
         loaded: number of adapters that were read.
     """
 
@@ -105,10 +66,9 @@ class Engine:
         store: AdapterStore | None = None,
         documents: Sequence[Sequence[str]] = (),
     ) -> Answers:
-        """Answers prompts.
+        """Answers prompts from `Format.encode_prompt`.
 
         Args:
-            prompts: from `Format.encode_prompt`.
             store: of the adapters; None to answer without adapters.
             documents: for each prompt the ids of the documents whose adapters are merged; a
                 document that is named twice counts once.
@@ -127,17 +87,9 @@ class Engine:
             # One size, whatever documents the questions share: another size would compile again.
             bank, lost = store.load(list(rows), rows=chosen.size)
         seconds = time.perf_counter() - start
-        arrays = pad_rows(prompts, self.width, pad_id=0, batch=s.batch_size)
-        tokens, lengths = fetch(
-            steps.answer_batch(
-                self.model,
-                self.params,
-                bank,
-                *shard_batch((chosen, *arrays)),
-                scale=self.scale,
-                max_tokens=s.max_tokens,
-                stop_ids=self.format.stop_ids,
-            )
-        )
+        arrays = shard_batch((chosen, *pad_rows(prompts, self.width, pad_id=0, batch=s.batch_size)))
+        limits = {"max_tokens": s.max_tokens, "stop_ids": self.format.stop_ids}
+        inputs = self.model, self.params, bank, *arrays
+        tokens, lengths = fetch(steps.answer_batch(*inputs, scale=self.scale, **limits))
         texts = [self.format.decode_answer(tokens[b, : lengths[b]]) for b in range(len(prompts))]
         return Answers(texts, lost, seconds, len(rows) - len(lost))

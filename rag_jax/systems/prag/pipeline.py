@@ -1,30 +1,17 @@
 """The stages of Parametric RAG, from an empty folder to the report."""
 
-from pathlib import Path
-from typing import Any
+from functools import partial
 
-from ml_collections import ConfigDict
-
-from rag_jax.config import build
-from rag_jax.pipeline.maps import Worker
-from rag_jax.pipeline.runner import run_session
 from rag_jax.pipeline.stage import Stage
 from rag_jax.systems.prag.augment import run_augmentation
 from rag_jax.systems.prag.config import PRAGConfig
 from rag_jax.systems.prag.evaluate import describe_report, run_evaluation, run_retrieval
 from rag_jax.systems.prag.session import Session
 from rag_jax.systems.prag.train import run_encoding, run_warm_up
-from rag_jax.systems.session import bind
-from rag_jax.systems.stages import corpus_stage
+from rag_jax.systems.session import bind, make_stage
+from rag_jax.systems.stages import corpus_stage, make_run
 
 CONFIG = PRAGConfig
-
-
-def run(config: ConfigDict, workdir: Path, *, worker: Worker | None = None) -> dict[str, Any]:
-    """Runs every stage that is not made yet, and writes the report; see `run_session`."""
-    session = Session(build(PRAGConfig, config))
-    report = describe_report(session.config, session.variants)
-    return run_session(session, list_stages(session), workdir, report, worker=worker)
 
 
 def list_stages(session: Session) -> list[Stage]:
@@ -35,12 +22,8 @@ def list_stages(session: Session) -> list[Stage]:
     encoder = {"encoder": session.fingerprint("retrieve.encoder.name")} if dense else {}
     asked = {"on": c.evaluate_on, "questions": c.questions, "seed": c.seed}
     training = {**model, "tuning": c.tuning, "seed": c.seed}
-    warm_up = Stage(
-        "warm_up",
-        bind(session, run_warm_up),
-        needs=("corpus",),
-        settings={**training, "warm_up": c.warm_up},
-    )
+    stage = partial(make_stage, session)
+    warm_up = stage("warm_up", run_warm_up, {**training, "warm_up": c.warm_up}, "corpus")
     encodings = [
         Stage(
             name,
@@ -52,27 +35,18 @@ def list_stages(session: Session) -> list[Stage]:
         )
         for name, variant in session.variants.items()
     ]
+    retrieval = {**asked, **encoder, "retrieve": c.retrieve}
+    augmentation = {**model, "augment": c.augment, "seed": c.seed}
+    evaluation = {**asked, **model, "answer": c.answer, "passages": c.retrieve.passages}
+    shared, evaluated = ("augmented.jsonl",), ("corpus", "retrieve", *session.variants)
     return [
         corpus_stage(session),
-        Stage(
-            "retrieve",
-            bind(session, run_retrieval),
-            needs=("corpus",),
-            settings={**asked, **encoder, "retrieve": c.retrieve},
-        ),
-        Stage(
-            "augment",
-            bind(session, run_augmentation),
-            needs=("corpus", "retrieve"),
-            settings={**model, "augment": c.augment, "seed": c.seed},
-            shardable=("augmented.jsonl",),
-        ),
-        *[warm_up] * any("warm_up" in stage.needs for stage in encodings),
+        stage("retrieve", run_retrieval, retrieval, "corpus"),
+        stage("augment", run_augmentation, augmentation, "corpus", "retrieve", shardable=shared),
+        *[warm_up] * any("warm_up" in encoding.needs for encoding in encodings),
         *encodings,
-        Stage(
-            "evaluate",
-            bind(session, run_evaluation),
-            needs=("corpus", "retrieve", *session.variants),
-            settings={**asked, **model, "answer": c.answer, "passages": c.retrieve.passages},
-        ),
+        stage("evaluate", run_evaluation, evaluation, *evaluated),
     ]
+
+
+run = make_run(CONFIG, Session, list_stages, describe_report)

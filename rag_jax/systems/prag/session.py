@@ -1,22 +1,24 @@
-"""What a run of Parametric RAG has open: the language model, the encoder, the prompt format."""
+"""What a run of Parametric RAG has open: the language model, the prompt format, the adapters."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from rag_jax.config import EncoderConfig
-from rag_jax.data.questions import Collection, Question
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Collection
 from rag_jax.lora.store import AdapterStore
-from rag_jax.models import Pretrained
+from rag_jax.retrieval import BM25, Index, list_texts, make_text
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.sharding import DECODER_RULES
 from rag_jax.systems import session
 from rag_jax.systems.prag.config import PRAGConfig
-from rag_jax.systems.prag.data import Format, Variant
-from rag_jax.systems.prag.infer import Search, make_search
-from rag_jax.training.trainable import Trainable, init_trained, make_trainable
+from rag_jax.systems.prag.data import Format, Variant, list_variants
+from rag_jax.systems.prag.infer import Engine, Search
+from rag_jax.systems.stages import list_ranked
+from rag_jax.training.trainable import init_trained
 
 
 class Session(session.Session):
@@ -24,26 +26,9 @@ class Session(session.Session):
 
     config: PRAGConfig
     batch_sizes = ("answer.batch_size", "augment.batch_size")
-
-    @property
-    def encoding(self) -> EncoderConfig:
-        """The settings by which texts are encoded."""
-        return self.config.retrieve.encoder
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        """Of the model's weights and activations."""
-        return jnp.dtype(self.config.model.dtype)
-
-    @cached_property
-    def base(self) -> Pretrained:
-        """The language model, which is never changed."""
-        return self.load_language_model("model.name", dtype=self.dtype)
-
-    @cached_property
-    def encoder(self) -> Pretrained:
-        """The encoder of dense retrieval."""
-        return self.load_encoder("retrieve.encoder.name")
+    encoder_field = "retrieve.encoder"
+    train_count = "warm_up.questions"
+    question_count = "questions"
 
     @cached_property
     def format(self) -> Format:
@@ -51,30 +36,10 @@ class Session(session.Session):
         c = self.config.model
         return Format(self.base.tokenizer, c.chat, c.max_text)
 
-    @property
-    def trainable(self) -> Trainable:
-        """An adapter over the language model."""
-        c = self.config
-        return make_trainable(
-            c.tuning,
-            self.base.params,
-            rules=DECODER_RULES,
-            mesh=self.mesh,
-            seed=c.seed,
-            dtype=self.dtype,
-        )
-
     @cached_property
     def variants(self) -> dict[str, Variant]:
-        """The ways to encode documents, by stage: the method's own and its ablations."""
-        start = self.config.encode.start
-        variants = {"encode": Variant(start)}
-        if self.config.ablations:
-            other = {"random": "warm", "warm": "random"}[start]
-            variants["without_rewrites"] = Variant(start, rewrites=False)
-            variants["without_questions"] = Variant(start, questions=False)
-            variants[f"{other}_start"] = Variant(other)
-        return variants
+        """The ways to encode documents, by stage."""
+        return list_variants(self.config)
 
     def open_store(self, folder: Path, variant: Variant) -> AdapterStore:
         """The adapters of one way to encode documents.
@@ -84,23 +49,54 @@ class Session(session.Session):
         """
         c = self.config
         template = jax.eval_shape(partial(init_trained, c.tuning, seed=c.seed), self.base.params)
-        settings = {
-            "tuning": c.tuning,
-            "encode": c.encode,
-            "augment": c.augment,
-            "variant": variant,
-            "seed": c.seed,
-        }
+        settings = {"tuning": c.tuning, "encode": c.encode, "augment": c.augment}
+        settings |= {"variant": variant, "seed": c.seed}
         return AdapterStore(folder, template, base=self.base.fingerprint, settings=settings)
 
-    def make_search(self, passages, embed=None) -> Search:
-        """A search among passages by the run's settings; see `infer.make_search`."""
-        return make_search(
-            passages,
-            self.config.retrieve,
-            load_encoder=lambda: self.encoder,
-            encode=self.encode,
-            embed=embed,
+    def make_search(
+        self, passages: Sequence[Passage], embed: Callable[..., Any] | None = None
+    ) -> Search:
+        """A search for the run's number of passages, best first.
+
+        BM25 finds no passage for a question that shares no word with any.
+
+        Args:
+            embed: embeds passages' texts by an encoder; `encode` if None.
+        """
+        c = self.config.retrieve
+        k = min(c.passages, len(passages))
+        if c.by == "bm25":
+            words = BM25.build(map(make_text, passages))
+        else:
+            encoder = self.encoder
+            embeddings = (embed or self.encode)(encoder, list_texts(passages))
+            index = Index.build(embeddings, backend="exact", encoder=encoder.fingerprint)
+
+        def search(questions: Sequence[str]) -> list[list[Passage]]:
+            if c.by == "bm25":
+                found = list_ranked(*words.search(questions, k))
+                return [[passages[row] for row, score in pairs if score > 0] for pairs in found]
+            _, rows = index.search(self.encode(encoder, questions), k)
+            return [[passages[row] for row in found] for found in rows.tolist()]
+
+        return search
+
+    def make_engine(self, width: int, batch_size: int | None = None) -> Engine:
+        """The language model, ready to answer.
+
+        Args:
+            width: number of tokens that a prompt is padded to.
+            batch_size: number of questions answered together; the run's if None.
+        """
+        c = self.config
+        return Engine(
+            model=self.base.model,
+            params=self.base.params,
+            format=self.format,
+            settings=replace(c.answer, batch_size=batch_size or c.answer.batch_size),
+            scale=c.tuning.scale,
+            documents=c.retrieve.passages,
+            width=width,
         )
 
     def check_length(self, tokens: int) -> None:
@@ -112,18 +108,6 @@ class Session(session.Session):
                 f"over the model's context of {limit}; lower it"
             )
 
-    # Questions.
-
     def check_corpus(self, corpus: Collection) -> None:
         """Raises a RagJaxError if there is no question to evaluate."""
         self.choose_questions(corpus, self.config.evaluate_on)
-
-    @property
-    def train_questions(self) -> list[Question]:
-        """The questions of the warm-up."""
-        return self.choose_questions(self.corpus, "train", self.config.warm_up.questions)
-
-    @property
-    def questions(self) -> list[Question]:
-        """The questions to evaluate."""
-        return self.choose_questions(self.corpus, self.config.evaluate_on, self.config.questions)

@@ -32,21 +32,12 @@ def answer_batch(
     Args:
         bank: adapters `[N, ...]`, or None for the base parameters.
         chosen: for each row positions in the bank; -1 for none.
-        tokens: the prompts, padded on the right.
-        mask: False on padding.
     """
     if bank is not None:
         dtype = params["embed"]["embedding"].dtype
         merged = lora.merge(lora.select(cast(bank, dtype), chosen), scale=scale)
         params = lora.apply(params, merged, scale=1.0)
     cache, hidden = read_prompts(model, params, tokens, mask)
-    decoded = decode(
-        model,
-        params,
-        cache,
-        hidden,
-        max_tokens=max_tokens,
-        stop_ids=stop_ids,
-        active=mask.any(axis=1),
-    )
+    active, limits = mask.any(axis=1), {"max_tokens": max_tokens, "stop_ids": stop_ids}
+    decoded = decode(model, params, cache, hidden, **limits, active=active)
     return decoded.tokens, decoded.lengths

@@ -16,12 +16,11 @@ from rag_jax.data.questions import Question
 from rag_jax.lora.store import AdapterStore
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.stage import StageContext
-from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import write_json
 from rag_jax.runtime.hosts import fetch
 from rag_jax.runtime.progress import log
 from rag_jax.runtime.sharding import count_data_rows, shard_batch
-from rag_jax.systems.prag.augment import list_documents, read_augmented
+from rag_jax.systems.prag.augment import list_augmented, report_left_out
 from rag_jax.systems.prag.config import AugmentConfig, EncodeConfig, WarmUpConfig
 from rag_jax.systems.prag.data import Format, Groups, Variant, group_documents, make_examples
 from rag_jax.systems.prag.loss import TERMS, make_document_loss, make_warm_up_loss
@@ -49,18 +48,9 @@ def run_warm_up(
         tokens = format.encode_prompt(question.question) + format.encode_answer(question.answers[0])
         rows.append(Row(question.id, tokens, {"text": (1, len(tokens))}))
     check_length(max(len(row.tokens) for row in rows))
-    fit_rows(
-        rows,
-        make_warm_up_loss(base.model.clone(remat=tuning.remat), trainable),
-        trainable,
-        warm_up,
-        context.folder,
-        context.progress,
-        config=base.config,
-        terms=TERMS,
-        strata=[0] * len(rows),
-        seed=seed,
-    )
+    loss = make_warm_up_loss(base.model.clone(remat=tuning.remat), trainable)
+    options = {"config": base.config, "terms": TERMS, "strata": [0] * len(rows), "seed": seed}
+    fit_rows(rows, loss, trainable, warm_up, context.folder, context.progress, **options)
 
 
 def load_start(context: StageContext, trainable: Trainable, start: str) -> PyTree:
@@ -89,77 +79,49 @@ def run_encoding(
     A document whose training diverges is reported and left out; the other documents of its group
     stay. The group of an adapter that was lost since is trained again.
     """
-    augmented = read_augmented(context.path("augment", "augmented.jsonl"))
-    documents = list_documents(context.path("retrieve", "found.jsonl"), passages)
-    documents = [p for p in documents if p.id in augmented]
-    if not documents:
-        raise RagJaxError(
-            "no document is left to encode: see why the augmentation left each out, or set "
-            "config.augment.by='rules'"
-        )
+    documents, augmented = list_augmented(context, passages)
     examples = [
-        make_examples(format, p, variant.reduce(augmented[p.id]), questions=augment.questions)
-        for p in documents
+        make_examples(format, document, variant.reduce(texts), questions=augment.questions)
+        for document, texts in zip(documents, augmented, strict=True)
     ]
     check_length(max(len(tokens) for rows in examples for tokens in rows))
     lengths = np.asarray([[len(tokens) for tokens in rows] for rows in examples])
-    groups = group_documents(
-        lengths,
-        together=settings.together,
-        program_tokens=PROGRAM_TOKENS,
-        multiple=count_data_rows(),
-    )
+    sizes = {"together": settings.together, "multiple": count_data_rows()}
+    groups = group_documents(lengths, program_tokens=PROGRAM_TOKENS, **sizes)
     _write_groups(context, groups, tokens=int(lengths.sum()) * settings.epochs)
-    train_group = _make_group_trainer(
-        base,
-        make_document_loss(base.model.clone(remat=tuning.remat), trainable),
-        settings,
-        groups,
-        examples,
-        load_start(context, trainable, variant.start),
-    )
+    loss = make_document_loss(base.model.clone(remat=tuning.remat), trainable)
+    start = load_start(context, trainable, variant.start)
+    train_group = _make_group_trainer(base, loss, settings, groups, examples, start)
     store = open_store(context.folder / "adapters", variant)
 
     def encode_group(group: Sequence[int]) -> list[dict[str, Any]]:
-        trained, history, per_epoch = train_group(group)
-        finite = np.isfinite(history).all(axis=0) & _find_finite(trained, len(group))
-        kept = np.flatnonzero(finite)
+        trained, losses, per_epoch = train_group(group)
+        finite = np.isfinite(losses).all(axis=0) & _find_finite(trained, len(group))
+        kept, ids = np.flatnonzero(finite), [documents[i].id for i in group]
         if kept.size:
-            ids = [documents[group[i]].id for i in kept]
-            store.save(ids, jax.tree.map(lambda leaf: leaf[kept], trained))
-        records = []
-        for i, document in enumerate(group):
-            first, last = (
-                float(np.mean(part)) if finite[i] else None
-                for part in (history[:per_epoch, i], history[-per_epoch:, i])
-            )
-            error = None if finite[i] else "its training went astray (not finite)"
-            records.append(
-                {"id": documents[document].id, "first_loss": first, "last_loss": last}
-                | {"tokens": int(lengths[document].sum()), "error": error}
-            )
-        return records
+            store.save([ids[i] for i in kept], jax.tree.map(lambda leaf: leaf[kept], trained))
+        return [
+            {
+                "id": id,
+                "first_loss": float(np.mean(losses[:per_epoch, i])) if finite[i] else None,
+                "last_loss": float(np.mean(losses[-per_epoch:, i])) if finite[i] else None,
+                "tokens": int(lengths[group[i]].sum()),
+                "error": None if finite[i] else "its training went astray (not finite)",
+            }
+            for i, id in enumerate(ids)
+        ]
 
     records = context.map(
         "encoded.jsonl", groups.order, encode_group, batch_size=groups.size, unit="documents"
     )
     _repair(store, records, documents, groups, encode_group)
-    for record in records:
-        if record["error"]:
-            log(f"passage {record['id']!r} is left out: {record['error']}")
+    report_left_out(records)
 
 
 def _write_groups(context: StageContext, groups: Groups, *, tokens: int) -> None:
-    write_json(
-        context.folder / "groups.json",
-        {
-            "size": groups.size,
-            "groups": len(groups.widths),
-            "padding": groups.padding,
-            "programs": len({width for row in groups.widths for width in row}),
-            "tokens": tokens,
-        },
-    )
+    programs = len({width for widths in groups.widths for width in widths})
+    facts = {"size": groups.size, "groups": len(groups.widths), "padding": groups.padding}
+    write_json(context.folder / "groups.json", facts | {"programs": programs, "tokens": tokens})
 
 
 def _make_group_trainer(
@@ -170,12 +132,7 @@ def _make_group_trainer(
     examples: Sequence[Sequence[Sequence[int]]],
     start: PyTree,
 ) -> Callable[[Sequence[int]], tuple[PyTree, Float[np.ndarray, "S D"], int]]:
-    """A function that trains the adapters of a group of documents.
-
-    Returns:
-        `train(group) -> (bank, losses, steps)`: the trained adapters `[D, ...]`, each step's losses
-        `[S, D]` in nats, and the number of steps of an epoch.
-    """
+    """Makes `train(group)`, which gives a bank `[D, ...]`, losses in nats, and steps an epoch."""
     optimizer = optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay)
     step = make_bank_step(loss, optimizer)
     bank = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (groups.size, *leaf.shape)), start)
@@ -188,11 +145,10 @@ def _make_group_trainer(
             pad_rows([examples[i][e] for i in group], width, pad_id=0, batch=groups.size)
             for e, width in enumerate(widths)
         ]
-        for _ in range(settings.epochs):
-            for tokens, mask in batches:
-                arrays = shard_batch({"tokens": tokens, "mask": mask})
-                state, metrics = step(state, base.params, arrays)
-                losses.append(metrics["loss"])
+        for tokens, mask in settings.epochs * batches:
+            arrays = shard_batch({"tokens": tokens, "mask": mask})
+            state, metrics = step(state, base.params, arrays)
+            losses.append(metrics["loss"])
         history = np.stack(fetch(losses))[:, : len(group)]
         return fetch(state.params), history, len(widths)
 
@@ -218,7 +174,5 @@ def _repair(
 
 def _find_finite(bank: PyTree, count: int) -> Bool[np.ndarray, "D"]:
     """Which of the first `count` adapters have neither NaN nor infinity."""
-    finite = [
-        np.isfinite(leaf[:count]).reshape(count, -1).all(axis=1) for leaf in jax.tree.leaves(bank)
-    ]
-    return np.logical_and.reduce(finite)
+    leaves = [leaf[:count].reshape(count, -1) for leaf in jax.tree.leaves(bank)]
+    return np.logical_and.reduce([np.isfinite(leaf).all(axis=1) for leaf in leaves])

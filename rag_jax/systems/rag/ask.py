@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from rag_jax.pipeline.runner import open_stages
 from rag_jax.retrieval import Index
 from rag_jax.runtime.sharding import count_data_rows
 from rag_jax.systems.rag.data import pick_passages
-from rag_jax.systems.rag.evaluate import choose_way, make_engine, open_final_index
+from rag_jax.systems.rag.evaluate import choose_way
 from rag_jax.systems.rag.infer import Engine
 from rag_jax.systems.rag.pipeline import list_stages
 from rag_jax.systems.rag.session import Session
@@ -34,16 +33,9 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
     """
     context = open_stages(list_stages(session), workdir, ("corpus", "index", "joint"))
     session.open_corpus(context.path("corpus", ""))
-    trained = session.make_trainable(joint=True).load_merged(context.path("joint", "params"))
-    decode = replace(session.config.decode, batch_size=count_data_rows())
-    engine = make_engine(session.generator, trained["generator"], session.format, decode)
-    index, encoder = open_final_index(
-        context,
-        trained,
-        encoder=session.encoder,
-        passage_encoder=session.passage_encoder,
-        load_index=session.load_index,
-    )
+    trained = session.load_trained(context, "joint")
+    engine = session.make_engine(trained["generator"], batch_size=count_data_rows())
+    index, encoder = session.open_final_index(context, trained)
     passages = session.passages
     if corpus is not None:
         passages, embeddings = read_corpus(corpus, partial(session.encode, encoder))
@@ -66,8 +58,8 @@ def _answer(
     scores, rows = index.search(queries, min(c.passages, index.size))
     scores = c.retriever.scale * scores
     weights = np.exp(scores[0] - np.logaddexp.reduce(scores[0]))
-    found = [name_passage(passages[row]) for row in rows[0].tolist()]
-    shown = [(f"{weight:.3f}", text) for weight, text in zip(weights, found, strict=True)]
+    found = zip(weights, rows[0].tolist(), strict=True)
+    shown = [(f"{weight:.3f}", name_passage(passages[row])) for weight, row in found]
     yield Facts("passages read, and how likely each is", shown)
     read = pick_passages(passages, rows)
     if labels:

@@ -23,10 +23,12 @@ from rag_jax.runtime.errors import RagJaxError
 
 @dataclass(frozen=True)
 class RetrieverConfig(EncoderConfig):
-    """The question's encoder, and the passages' where that is another one (DPR's are two).
+    """The question's encoder, and the passages' encoder.
 
-    `scale` multiplies the dot products before the softmax over passages: 1 for DPR, whose
-    embeddings have any length; cosines, as MiniLM's, are too close to each other without.
+    Attributes:
+        passage_name: the passages' encoder; None if it is the question's. DPR has two.
+        scale: factor on the dot products before the softmax over passages. 1 for DPR, whose
+            embeddings have any length; cosines, as MiniLM's, are too close to each other without.
     """
 
     passage_name: str | None = None
@@ -35,9 +37,11 @@ class RetrieverConfig(EncoderConfig):
 
 @dataclass(frozen=True)
 class GeneratorConfig(ModelConfig):
-    """The generator, BART or a decoder; `max_length` tokens are read of a passage and a question.
+    """The generator, BART or a decoder.
 
-    A decoder is asked in plain text, or in its chat template if `chat`.
+    Attributes:
+        max_length: maximum number of tokens of a passage and a question together.
+        chat: whether a decoder is asked in its chat template, and not in plain text.
     """
 
     max_length: Count = 160
@@ -48,10 +52,11 @@ class GeneratorConfig(ModelConfig):
 class JointTrainConfig(TrainConfig):
     """Training by the marginal likelihood of the answer.
 
-    `retriever_rate` times as fast for the question's encoder as for the generator; `smoothing` of
-    labels; every `refresh_every` steps the passages are encoded anew by the question's encoder,
-    which must then be the passages' too (0: never, as in the paper). At most `questions` of the
-    training questions are used, 0 for all.
+    Attributes:
+        questions: maximum number of training questions; 0 for all.
+        retriever_rate: factor on the learning rate for the question's encoder.
+        refresh_every: number of steps after which the question's encoder embeds the passages anew,
+            for which it must be the passages' encoder too. 0 for never, as in the paper.
     """
 
     questions: CountOrZero = 0
@@ -65,12 +70,15 @@ class JointTrainConfig(TrainConfig):
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """Decoding: answers of at most `max_tokens`; `beams` a question, or a passage in RAG-Sequence,
-    one (greedy) as in the paper's question answering; `early_stopping` ends with the last beam that
-    is finished, though a live one might win.
+    """Decoding.
 
-    At most `questions` are evaluated, 0 for all, `batch_size` together; and at most
-    `memory_questions` of those that the world's other revision answers otherwise.
+    Attributes:
+        questions: maximum number of questions that are evaluated; 0 for all.
+        beams: number of beams of a question in RAG-Token, of a passage in RAG-Sequence. 1 is greedy
+            decoding, as in the paper's question answering.
+        early_stopping: whether to stop with the last finished beam, although a live beam might win.
+        memory_questions: maximum number of questions about facts that the world's other revision
+            changed.
     """
 
     questions: CountOrZero = 0
@@ -84,11 +92,14 @@ class DecodeConfig:
 
 @dataclass(frozen=True)
 class RAGConfig:
-    """Retrieval-augmented generation (Lewis et al. 2020). `passages` is K; `marginal` is what is
-    trained, RAG-Sequence or RAG-Token; so many `profile_steps` of each training are traced.
+    """Retrieval-augmented generation (Lewis et al. 2020).
 
-    The `task` says what an answer is: "qa", a few words; "classification", one of the training
-    answers (FEVER's labels); "generation", a text.
+    Attributes:
+        passages: number of passages K of a question.
+        marginal: the trained model, RAG-Sequence or RAG-Token.
+        task: what an answer is: a few words ("qa"), one of the training answers, as FEVER's labels
+            ("classification"), or a text ("generation").
+        profile_steps: number of steps of each training that are traced.
     """
 
     system: Literal["rag"] = "rag"
@@ -109,6 +120,7 @@ class RAGConfig:
     decode: DecodeConfig = DecodeConfig()
 
     def check(self, path: str) -> None:
+        """Raises a RagJaxError if the index is to be refreshed by an encoder of questions alone."""
         if self.train.refresh_every and self.retriever.passage_name is not None:
             raise RagJaxError(
                 f"{path}.train.refresh_every={self.train.refresh_every}: only an encoder of both "

@@ -149,7 +149,6 @@ def make_examples(
 
     Args:
         passages: `K` for each question; None for no passage.
-        answers: one for each question.
 
     Raises:
         RagJaxError: as `encode_input` and `encode_answer`, or a question has no passage, or another
@@ -197,16 +196,14 @@ def pack_examples(
         examples: at most `batch`; missing questions are padding with weight 0.
         width: number of tokens L that an input is padded to.
         targets: number of tokens T that an answer is padded to.
-        batch: number of questions B.
         scale: weight of a question in the batch's loss.
 
     Returns:
         `tokens` and `mask` `[B * K, L]`, `targets` and `target_mask` `[B, T]`, `weight` `[B]`.
     """
     tokens, mask = pack_inputs(examples, width=width, batch=batch)
-    answers, answer_mask = pad_rows(
-        [example.target for example in examples], targets, pad_id=0, batch=batch
-    )
+    rows = [example.target for example in examples]
+    answers, answer_mask = pad_rows(rows, targets, pad_id=0, batch=batch)
     weight = np.where(np.arange(batch) < len(examples), scale, 0).astype(np.float32)
     arrays = {"tokens": tokens, "mask": mask, "targets": answers, "target_mask": answer_mask}
     return arrays | {"weight": weight}
@@ -221,9 +218,8 @@ def encode_queries(
     for i in long:
         rows[i] = tokenizer.encode_with_specials(questions[i], max_length=max_length)
     if long:
-        _logger.warning(
-            "%d of %d questions were cut to %d tokens", len(long), len(rows), max_length
-        )
+        counts = len(long), len(rows), max_length
+        _logger.warning("%d of %d questions were cut to %d tokens", *counts)
     return rows
 
 

@@ -22,6 +22,8 @@ from rag_jax.systems.rag.data import Example, Format, PassageText, make_examples
 
 Answer = tuple[str, float]  # a text and its log-probability in nats
 Way = Literal["token", "fast", "thorough"]
+# The model, its parameters, and the cache and hidden states that `steps.read` left.
+State = tuple[Decoder | Bart, Any, Cache, Float[Array, "R D"]]
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,6 @@ class Engine:
     """The generator and settings of decoding; the methods take and give plain lists.
 
     Attributes:
-        max_tokens: largest number of tokens of an answer.
         beams: of RAG-Token, and of each document in RAG-Sequence.
         batch_size: number of questions of a program; a multiple of the mesh's data rows.
     """
@@ -59,64 +60,54 @@ class Engine:
         Args:
             passages: `K` for each question.
             doc_scores: logits of `p(z|x)`.
-            ways: of decoding.
 
         Raises:
             RagJaxError: as `make_examples`, or a text is too long for the model.
         """
         answers: dict[Way, list[list[Answer]]] = {way: [[] for _ in questions] for way in ways}
-        for picked, cache, hidden, scores in self._read(questions, passages, doc_scores):
+        for picked, state, scores in self._read(questions, passages, doc_scores):
             found = {}
             if "token" in ways:
-                found["token"] = self._write_token(cache, hidden, scores)
+                found["token"] = self._write_token(state, scores)
             if {"fast", "thorough"} & {*ways}:
-                found |= self._write_sequence(cache, hidden, scores, "thorough" in ways)
+                found |= self._write_sequence(state, scores, "thorough" in ways)
             for way in ways:
                 for i, best in zip(picked, found[way], strict=False):
                     answers[way][i] = best
         return answers
 
-    def _write_token(self, cache: Cache, hidden, scores) -> list[list[Answer]]:
-        found = fetch(
-            steps.write_token(self.model, self.params, cache, hidden, scores, **self._settings)
-        )
+    def _write_token(self, state: State, scores: Float[Array, "B K"]) -> list[list[Answer]]:
+        found = fetch(steps.write_token(*state, scores, **self._settings))
+        rows = zip(found.tokens, found.lengths, found.logprobs, found.exists, strict=True)
         return [
             [
                 (self._decode(tokens[:length]), float(logprob))
                 for tokens, length, logprob, exists in zip(*row, strict=True)
                 if exists
             ]
-            for row in zip(found.tokens, found.lengths, found.logprobs, found.exists, strict=True)
+            for row in rows
         ]
 
     def _write_sequence(
-        self, cache: Cache, hidden, scores, thorough: bool
+        self, state: State, scores: Float[Array, "B K"], thorough: bool
     ) -> dict[Way, list[list[Answer]]]:
-        found = steps.propose(self.model, self.params, cache, hidden, scores, **self._settings)
+        found = steps.propose(*state, scores, **self._settings)
         marginals = {"fast": steps.mix(scores, found.logprobs)}
         tokens, lengths = fetch((found.tokens, found.lengths))
         if thorough:
             width = min(round_up(lengths.max(), 8), tokens.shape[2])
-            logprobs = steps.score(
-                self.model,
-                self.params,
-                cache,
-                hidden,
-                found.tokens[:, :, :width],
-                found.lengths,
-                found.logprobs,
-                chunk=self.beams.num_beams,
-            )
+            candidates = found.tokens[:, :, :width], found.lengths, found.logprobs
+            logprobs = steps.score(*state, *candidates, chunk=self.beams.num_beams)
             marginals["thorough"] = steps.mix(scores, logprobs)
-        return {
-            way: [
-                [
-                    (self._decode(tokens[b, c, : lengths[b, c]]), float(marginal[c]))
-                    for c in np.argsort(-marginal, kind="stable")
-                    if lengths[b, c]
-                ]
-                for b, marginal in enumerate(values)
+
+        def list_answers(b: int, marginal: Float[np.ndarray, "C"]) -> list[Answer]:
+            order = [c for c in np.argsort(-marginal, kind="stable") if lengths[b, c]]
+            return [
+                (self._decode(tokens[b, c, : lengths[b, c]]), float(marginal[c])) for c in order
             ]
+
+        return {
+            way: [list_answers(b, marginal) for b, marginal in enumerate(values)]
             for way, values in fetch(marginals).items()
         }
 
@@ -138,46 +129,36 @@ class Engine:
         rows = [self.format.encode_answer(label) for label in labels]
         if len(labels) < 2 or len({tuple(row) for row in rows}) < len(labels):
             raise RagJaxError(f"labels={list(labels)}: give at least two different ones")
-        width = max(map(len, rows))
-        tokens, _ = pad_rows(rows, width, pad_id=0)
+        tokens, _ = pad_rows(rows, max(map(len, rows)), pad_id=0)
         lengths = np.asarray([len(row) for row in rows], np.int32)
         result = np.empty((len(questions), len(labels)), np.float32)
-        for picked, cache, hidden, scores in self._read(questions, passages, doc_scores):
-            batch = len(scores)
-            given = shard_batch(
-                (np.tile(tokens[None], (batch, 1, 1)), np.tile(lengths, (batch, 1)))
-            )
-            logprobs = steps.score(
-                self.model, self.params, cache, hidden, *given, chunk=len(labels)
-            )
+        for picked, state, scores in self._read(questions, passages, doc_scores):
+            copies = (len(scores), 1)
+            given = shard_batch((np.tile(tokens[None], (*copies, 1)), np.tile(lengths, copies)))
+            logprobs = steps.score(*state, *given, chunk=len(labels))
             marginal = fetch(steps.mix(scores, logprobs))[: len(picked)]
             result[picked] = np.exp(marginal - np.logaddexp.reduce(marginal, axis=1, keepdims=True))
         return result
 
     @property
     def _settings(self) -> dict[str, Any]:
-        stop_ids = self.format.stop_ids
-        return {"max_tokens": self.max_tokens, "stop_ids": stop_ids, "config": self.beams}
+        limits = {"max_tokens": self.max_tokens, "stop_ids": self.format.stop_ids}
+        return {**limits, "config": self.beams}
 
     def _decode(self, tokens) -> str:
         return self.format.tokenizer.decode(tokens).strip()
 
     def _read(
         self, questions, passages, doc_scores
-    ) -> Iterator[tuple[list[int], Cache, Float[Array, "R D"], Float[Array, "B K"]]]:
-        """Reads questions with their passages in batches of similar lengths.
-
-        Yields:
-            The questions' numbers, the result of `steps.read`, and the documents' scores, which are
-            `MASKED` in padding rows.
-        """
+    ) -> Iterator[tuple[list[int], State, Float[Array, "B K"]]]:
+        """Yields batches of similar lengths: numbers, states, scores; `MASKED` on padding rows."""
         if not len(questions):
             return
         examples: list[Example] = make_examples(self.format, questions, passages)
         inputs = [tokens for example in examples for tokens in example.inputs]
         check_prompts(self.model, inputs, max_tokens=self.max_tokens, batch_size=self.batch_size)
-        batch = round_up(1 << (len(questions) - 1).bit_length(), count_data_rows())
-        batch = min(self.batch_size, batch)
+        parts = count_data_rows()
+        batch = min(self.batch_size, round_up(1 << (len(questions) - 1).bit_length(), parts))
         order = sorted(range(len(questions)), key=lambda i: examples[i].width)
         for start in range(0, len(order), batch):
             picked = order[start : start + batch]
@@ -186,4 +167,5 @@ class Engine:
             scores = np.full((batch, len(passages[0])), MASKED, np.float32)
             scores[: len(picked)] = doc_scores[picked]
             tokens, mask, scores = shard_batch((*arrays, scores))
-            yield picked, *steps.read(self.model, self.params, tokens, mask), scores
+            read = steps.read(self.model, self.params, tokens, mask)
+            yield picked, (self.model, self.params, *read), scores

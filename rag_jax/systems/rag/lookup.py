@@ -39,18 +39,13 @@ class Lookup:
     written to `found.jsonl`, so a continued run reads the same ones.
 
     Attributes:
-        folder: of the training stage.
         encoder: of questions, before training.
-        passages: the corpus.
         index: over the passages, before training.
-        plan: of the training's batches.
         queries: tokens of every training question.
         count: number of passages K of a question.
-        total_steps: of the training.
         joint: whether the question's encoder is trained.
         refresh_every: number of steps between two encodings of the corpus by the question's
             encoder; 0 for none.
-        encode_passages: embeds passages by an encoder.
     """
 
     folder: Path
@@ -76,8 +71,7 @@ class Lookup:
     @cached_property
     def width(self) -> int:
         """Number of tokens that questions are padded to."""
-        longest = round_up(max(map(len, self.queries)), 16)
-        return min(longest, self.encoder.config.max_length)
+        return min(round_up(max(map(len, self.queries)), 16), self.encoder.config.max_length)
 
     # The hook.
 
@@ -87,8 +81,7 @@ class Lookup:
 
     def after(self, step: int, params: PyTree[Array]) -> Mapping[str, Any]:
         """Refreshes the index if it is due, and searches the next step's passages."""
-        following = step + 1
-        every = self.refresh_every
+        following, every = step + 1, self.refresh_every
         if every and (following % every == 0 or following == self.total_steps):
             self.refresh(following, params["query"])
             self._ahead = self._embed_next(step, params)
@@ -121,8 +114,8 @@ class Lookup:
         count = len(self.plan.examples_at(step))
         _, rows = self._find_index(step).search(fetch(queries)[:count], self.count)
         self._rows[step] = rows
-        line = to_json({"step": step, "rows": rows.tolist()}) + "\n"
-        self._size = append_line(self._path, self._size, line)
+        line = to_json({"step": step, "rows": rows.tolist()})
+        self._size = append_line(self._path, self._size, f"{line}\n")
 
     def refresh(self, step: int, params: PyTree[Array]) -> None:
         """Embeds all passages by the question's encoder, for this step and those after it."""

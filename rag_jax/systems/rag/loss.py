@@ -5,6 +5,7 @@ the losses of a step's microbatches add up to the step's loss.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Literal
 
 import jax
@@ -45,35 +46,26 @@ def target_logits(
 ) -> Float[Array, "B K T V"]:
     """The logits of each target token under each document."""
     rows, (questions, width) = batch["tokens"].shape[0], batch["targets"].shape
-    docs = rows // questions
-
-    def under_each(array):
-        return jnp.repeat(array, docs, axis=0)
-
-    targets, target_mask = under_each(batch["targets"]), under_each(batch["target_mask"])
+    docs, apply = rows // questions, partial(model.apply, {"params": params})
+    # Every document's rows have the same targets: [B, T] -> [B * K, T].
+    targets, target_mask = (jnp.repeat(batch[x], docs, axis=0) for x in ("targets", "target_mask"))
     if isinstance(model, Bart):
         start = jnp.tile(jnp.asarray(model.config.start_ids, jnp.int32), (rows, 1))
-        encoded = model.apply({"params": params}, batch["tokens"], batch["mask"], method="encode")
-        hidden = model.apply(
-            {"params": params},
-            jnp.concatenate([start, targets[:, :-1]], axis=1),
-            mask=jnp.concatenate([jnp.ones(start.shape, bool), target_mask[:, :-1]], axis=1),
-            prefix=model.apply({"params": params}, encoded, method="read_source"),
-            prefix_mask=batch["mask"],
-            method="hidden",
-        ).hidden[:, start.shape[1] - 1 :]
+        encoded = apply(batch["tokens"], batch["mask"], method="encode")
+        source = {"prefix": apply(encoded, method="read_source"), "prefix_mask": batch["mask"]}
+        tokens = jnp.concatenate([start, targets[:, :-1]], axis=1)
+        mask = jnp.concatenate([jnp.ones(start.shape, bool), target_mask[:, :-1]], axis=1)
+        hidden = apply(tokens, mask=mask, **source, method="hidden").hidden
+        hidden = hidden[:, start.shape[1] - 1 :]
     else:
         # One sequence of prompt and answer. The prompt's last token predicts the answer's first.
         read = batch["tokens"].shape[1]
-        hidden = model.apply(
-            {"params": params},
-            jnp.concatenate([batch["tokens"], targets[:, :-1]], axis=1),
-            mask=jnp.concatenate([batch["mask"], target_mask[:, :-1]], axis=1),
-            method="hidden",
-        ).hidden
+        tokens = jnp.concatenate([batch["tokens"], targets[:, :-1]], axis=1)
+        mask = jnp.concatenate([batch["mask"], target_mask[:, :-1]], axis=1)
+        hidden = apply(tokens, mask=mask, method="hidden").hidden
         first = last_hidden(hidden[:, :read], batch["mask"])[:, None]
         hidden = jnp.concatenate([first, hidden[:, read:]], axis=1)
-    logits = model.apply({"params": params}, hidden, method="logits")
+    logits = apply(hidden, method="logits")
     return logits.reshape(questions, docs, width, -1)  # [B * K, T, V] -> [B, K, T, V]
 
 
@@ -90,7 +82,6 @@ def marginal_nll(
 
     Args:
         doc_scores: logits of `p(z|x)`: from `score_passages`, or BM25's scores.
-        marginal: "sequence" for RAG-Sequence, "token" for RAG-Token.
         smoothing: transformers' label smoothing, as `rag_sequence_nll` has it.
     """
     logits = target_logits(model, params, batch)

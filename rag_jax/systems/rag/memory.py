@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from rag_jax.config import WorldConfig
 from rag_jax.data.gazetteer import build_world, list_changes
@@ -15,33 +15,22 @@ from rag_jax.models import Pretrained
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval import Index
 from rag_jax.runtime.files import write_json
-from rag_jax.systems.rag.config import RAGConfig, RetrieverConfig
-from rag_jax.systems.rag.data import Format
-from rag_jax.systems.rag.evaluate import (
-    Ranking,
-    answer_all,
-    choose_way,
-    make_engine,
-    open_final_index,
-)
-from rag_jax.training.trainable import Trainable
+from rag_jax.systems.rag.config import RAGConfig
+from rag_jax.systems.rag.evaluate import Ranking, answer_all, choose_way
+from rag_jax.systems.rag.infer import Engine
 
 
 def run_memory(
     context: StageContext,
     *,
     passages: Sequence[Passage],
-    generator: Pretrained,
-    encoder: Pretrained,
-    passage_encoder: Pretrained,
-    format: Format,
-    make_trainable: Callable[..., Trainable],
-    load_index: Callable[..., Index],
+    load_trained: Callable[[StageContext, str], PyTree],
+    make_engine: Callable[[PyTree], Engine],
+    open_final_index: Callable[[StageContext, PyTree], tuple[Index, Pretrained]],
     encode_questions: Callable[..., Float[np.ndarray, "N E"]],
     encode_passages: Callable[..., Float[np.ndarray, "N E"]],
     build_corpus_index: Callable[..., Index],
     world: WorldConfig,
-    retriever: RetrieverConfig,
     config: RAGConfig,
 ) -> None:
     """Asks about facts that the world's other revision changed, with the index of either revision.
@@ -51,14 +40,13 @@ def run_memory(
     """
     worlds = [build_world(**asdict(world) | {"revision": revision}) for revision in (0, 1)]
     trained_on = {question.subject for question in worlds[0].questions["train"]}
-    count, seed = config.decode.memory_questions, config.seed
-    changes = choose_changes(world, trained_on, count=count, seed=seed)
+    count = config.decode.memory_questions
+    changes = choose_changes(world, trained_on, count=count, seed=config.seed)
     asked = [old.question for old, _ in changes]
-    trained = make_trainable(joint=True).load_merged(context.path("joint", "params"))
-    engine = make_engine(generator, trained["generator"], format, config.decode)
+    trained = load_trained(context, "joint")
+    engine = make_engine(trained["generator"])
     queries = encode_questions(trained["query"], asked)
-    encoders = {"encoder": encoder, "passage_encoder": passage_encoder, "load_index": load_index}
-    index, embedder = open_final_index(context, trained, **encoders)
+    index, embedder = open_final_index(context, trained)
     way = choose_way(config)
     table: list[list[str | float]] = [["index", "old facts", "new facts", "n"]]
     for name, revision in zip(("old", "new"), worlds, strict=True):
@@ -68,15 +56,11 @@ def run_memory(
             embeddings[changed] = encode_passages(embedder, [revised[i] for i in changed])
         swapped = build_corpus_index(embeddings, revised)
         scores, rows = swapped.search(queries, config.passages)
-        found = Ranking(retriever.scale * scores, rows)
+        found = Ranking(config.retriever.scale * scores, rows)
         records = answer_all(context, engine, asked, revised, found, {way: name}, k=config.passages)
+        answered = list(zip(records, changes, strict=True))
         right = [
-            np.mean(
-                [
-                    exact_match(record["answers"][way], pair[facts].answers)
-                    for record, pair in zip(records, changes, strict=True)
-                ]
-            )
+            np.mean([exact_match(r["answers"][way], pair[facts].answers) for r, pair in answered])
             for facts in (0, 1)
         ]
         table.append([f"{name} index", *map(float, right), str(len(changes))])

@@ -43,11 +43,7 @@ class PlannedSession(AbstractModels, session.Session):
 
 
 def plan(config: RAGConfig, devices: Sequence[jax.Device], **options: Any) -> Planner:
-    """Compiles the run's programs at the largest shapes it has for rows of the planned lengths.
-
-    Args:
-        options: of `Planner`.
-    """
+    """Compiles the run's programs at the largest shapes it has for rows of the planned lengths."""
     session = PlannedSession(config, devices)
     planner = Planner(session.mesh, **options)
     planner.hold(session.models)
@@ -59,11 +55,7 @@ def plan(config: RAGConfig, devices: Sequence[jax.Device], **options: Any) -> Pl
 
 
 def list_remedies(config: RAGConfig, name: str) -> Iterator[tuple[str, RAGConfig]]:
-    """Settings, one change each, with which a program needs less memory; and the flag for each.
-
-    Args:
-        name: of the program that does not fit.
-    """
+    """Settings, one change each, with which a program needs less memory; and the flag for each."""
     if name.endswith("gradients of questions"):
         is_decoder = not isinstance(find_sizes(config.generator.name), BartConfig)
         if is_decoder and config.tuning.remat != "full":
@@ -98,24 +90,19 @@ def _plan_training(session: PlannedSession, planner: Planner, *, joint: bool) ->
     count, docs = c.train.batch_size, c.passages
     example = Example([[0] * c.generator.max_length] * docs, [0] * (c.decode.max_tokens + 1))
     width = min(QUESTION, encoder.max_length)
+    sizes = {
+        "budget": c.train.microbatch_tokens,
+        "limit": session.generator.config.max_length,
+        "targets": round_up(c.decode.max_tokens + 1, 8),
+        "query_width": width,
+    }
+    embeddings = np.zeros((count, docs, encoder.embedding_size), np.float32)
     with jax.set_mesh(session.mesh):
-        _, arrays = pack_microbatches(
-            [example] * count,
-            [[0] * width] * count,
-            np.zeros((count, docs, encoder.embedding_size), np.float32),
-            budget=c.train.microbatch_tokens,
-            limit=session.generator.config.max_length,
-            targets=round_up(c.decode.max_tokens + 1, 8),
-            query_width=width,
-        )[0]
-    compile_training(
-        planner,
-        stage,
-        session.make_trainable(joint=joint),
-        c.train,
-        {f"{stage}gradients of questions": (session.make_loss(joint=joint), arrays)},
-        session.models,
-    )
+        queries = [[0] * width] * count
+        _, arrays = pack_microbatches([example] * count, queries, embeddings, **sizes)[0]
+    microbatches = {f"{stage}gradients of questions": (session.make_loss(joint=joint), arrays)}
+    trainable = session.make_trainable(joint=joint)
+    compile_training(planner, stage, trainable, c.train, microbatches, session.models)
 
 
 def _plan_answers(session: PlannedSession, planner: Planner) -> None:
@@ -143,27 +130,23 @@ def _plan_answers(session: PlannedSession, planner: Planner) -> None:
     turns = decode.max_tokens - (getattr(generator.config, "forced_eos_id", None) is None)
     scores = jax.ShapeDtypeStruct((decode.batch_size, docs), jnp.float32)
     scores, read = split_rows(scores, session.mesh), (cache, hidden)
-    name = "one token of a question's beams"
-    one = compile_beams(planner, name, generator, params, *read, scores, **settings)
-    loop = one, turns - 1
-    planner.compile(
-        "write with RAG-Token", steps.write_token, *lm, *read, scores, loop=loop, **settings
-    )
-    name = "one token of a passage's beams"
-    one = compile_beams(planner, name, generator, params, *read, None, **settings)
-    loop = one, turns - 1
-    found = planner.compile(
-        "propose answers", steps.propose, *lm, *read, scores, loop=loop, **settings
-    )
+
+    def compile_searched(name: str, step: Any, one: str, doc_scores: Any) -> Any:
+        """A program that searches beams, and one turn of its loop."""
+        one = compile_beams(planner, one, generator, params, *read, doc_scores, **settings)
+        return planner.compile(name, step, *lm, *read, scores, loop=(one, turns - 1), **settings)
+
+    one = "one token of a question's beams"
+    compile_searched("write with RAG-Token", steps.write_token, one, scores)
+    one = "one token of a passage's beams"
+    found = compile_searched("propose answers", steps.propose, one, None)
     width = min(round_up(found.tokens.shape[2], 8), found.tokens.shape[2])
 
     def score(name: str, count: int, **loop: Any) -> None:
         sizes = {"B": decode.batch_size, "K": docs, "C": count, "T": width}
         known = jax.ShapeDtypeStruct((decode.batch_size, docs, count), jnp.float32)
-        known = split_rows(known, session.mesh)
-        planner.compile(
-            name, steps.score, *lm, *read, known=known, chunk=decode.beams, sizes=sizes, **loop
-        )
+        options = {"known": split_rows(known, session.mesh), "chunk": decode.beams, **loop}
+        planner.compile(name, steps.score, *lm, *read, sizes=sizes, **options)
 
     # Every passage has its own beams' already, and scores as many of each other passage's.
     one = "score answers of one passage"

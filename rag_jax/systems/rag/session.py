@@ -9,18 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from rag_jax.config import EncoderConfig
 from rag_jax.data.passages import Passage
-from rag_jax.data.questions import Collection, Question
+from rag_jax.data.questions import Collection
+from rag_jax.decoding.beams import BeamConfig
 from rag_jax.models import Pretrained
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.bert import Bert
+from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval import Index, fingerprint_corpus
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import BART_RULES, BERT_RULES, DECODER_RULES, prefix_rules
 from rag_jax.systems import session
 from rag_jax.systems.rag.config import RAGConfig
 from rag_jax.systems.rag.data import Format, make_format
+from rag_jax.systems.rag.infer import Engine
+from rag_jax.systems.rag.lookup import load_refreshed
 from rag_jax.systems.rag.loss import rag_loss, score_passages
 from rag_jax.training.loop import LossFunction
 from rag_jax.training.trainable import Trainable, cast, init_trained, merge_trained
@@ -33,11 +36,10 @@ class Session(session.Session):
 
     config: RAGConfig
     batch_sizes = ("decode.batch_size",)
-
-    @property
-    def encoding(self) -> EncoderConfig:
-        """The settings by which texts are encoded."""
-        return self.config.retriever
+    model_field = "generator"
+    encoder_field = "retriever"
+    train_count = "train.questions"
+    question_count = "decode.questions"
 
     @property
     def has_revisions(self) -> bool:
@@ -45,11 +47,6 @@ class Session(session.Session):
         return self.config.data.path is None
 
     # Models.
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        """Of the generator's weights and activations."""
-        return jnp.dtype(self.config.generator.dtype)
 
     @cached_property
     def generator(self) -> Pretrained:
@@ -59,11 +56,6 @@ class Session(session.Session):
         if isinstance(loaded.model, Bert):
             raise RagJaxError(f"config.generator.name={name}: is no generator but an encoder")
         return loaded
-
-    @cached_property
-    def encoder(self) -> Pretrained:
-        """The question's encoder before training."""
-        return self.load_encoder("retriever.name")
 
     @cached_property
     def passage_encoder(self) -> Pretrained:
@@ -85,8 +77,7 @@ class Session(session.Session):
 
         The merged parameters are `{"generator": ..., "query": ...}`.
         """
-        c = self.config
-        generator, query = self.generator.params, self.encoder.params
+        c, generator, query = self.config, self.generator.params, self.encoder.params
         is_seq2seq = isinstance(self.generator.model, Bart)
         rules = prefix_rules("generator", BART_RULES if is_seq2seq else DECODER_RULES)
 
@@ -95,9 +86,8 @@ class Session(session.Session):
             return trained | {"query": cast(base["query"], jnp.float32)} if joint else trained
 
         def merge(trained: PyTree, base: PyTree) -> PyTree[Array]:
-            params = merge_trained(
-                c.tuning, trained["generator"], base["generator"], dtype=self.dtype
-            )
+            trees = trained["generator"], base["generator"]
+            params = merge_trained(c.tuning, *trees, dtype=self.dtype)
             return {"generator": params, "query": trained["query"] if joint else base["query"]}
 
         frozen = {"generator": None if c.tuning.mode == "full" else generator}
@@ -117,40 +107,63 @@ class Session(session.Session):
         if not isinstance(model, Bart):
             model = model.clone(remat=c.tuning.remat)
 
+        encoder, scale = self.encoder.model, c.retriever.scale
+        marginal = {"marginal": c.marginal, "smoothing": c.train.smoothing}
+
         def loss(trained, frozen, batch):
             params = trainable.merge(trained, frozen)
-            scores = score_passages(
-                self.encoder.model, params["query"], batch, scale=c.retriever.scale
-            )
-            return rag_loss(
-                model,
-                params["generator"],
-                scores,
-                batch,
-                marginal=c.marginal,
-                smoothing=c.train.smoothing,
-            )
+            scores = score_passages(encoder, params["query"], batch, scale=scale)
+            return rag_loss(model, params["generator"], scores, batch, **marginal)
 
         return loss
+
+    def load_trained(self, context: StageContext, stage: str) -> PyTree[Array]:
+        """The merged parameters after the stage "frozen" or "joint"."""
+        trainable = self.make_trainable(joint=stage == "joint")
+        return trainable.load_merged(context.path(stage, "params"))
+
+    # Inference.
+
+    def make_engine(self, params: PyTree, batch_size: int | None = None) -> Engine:
+        """The generator with some parameters, ready to answer.
+
+        Args:
+            batch_size: number of questions of a program; the run's if None.
+        """
+        c = self.config.decode
+        return Engine(
+            model=self.generator.model,
+            params=params,
+            format=self.format,
+            max_tokens=c.max_tokens,
+            beams=BeamConfig(c.beams, c.length_penalty, c.early_stopping),
+            batch_size=batch_size or c.batch_size,
+        )
+
+    def open_final_index(
+        self, context: StageContext, trained: PyTree[Array]
+    ) -> tuple[Index, Pretrained]:
+        """The index of the trained question encoder, and the encoder that embedded its passages.
+
+        The index is as it was before training, unless training refreshed it.
+
+        Args:
+            context: of a stage that needs the stages "index" and "joint".
+        """
+        index = self.load_index(context.path("index", "index"))
+        folder = context.path("joint", "")
+        refreshed = [int(p.stem.removeprefix("passages-")) for p in folder.glob("passages-*.npy")]
+        if not refreshed:
+            return index, self.passage_encoder
+        last = load_refreshed(folder, max(refreshed), index.backend)
+        return last, replace(self.encoder, params=trained["query"])
 
     # Passages and questions.
 
     def check_corpus(self, corpus: Collection) -> None:
         """Raises a RagJaxError if there are no questions to train on or to evaluate, or labels."""
-        for split in ("train", self.config.evaluate_on):
-            self.choose_questions(corpus, split)
+        super().check_corpus(corpus)
         self.list_labels(corpus)
-
-    @property
-    def train_questions(self) -> list[Question]:
-        """The questions to train on."""
-        return self.choose_questions(self.corpus, "train", self.config.train.questions)
-
-    @property
-    def questions(self) -> list[Question]:
-        """The questions to evaluate."""
-        c = self.config
-        return self.choose_questions(self.corpus, c.evaluate_on, c.decode.questions)
 
     @property
     def labels(self) -> list[str]:
@@ -182,11 +195,8 @@ class Session(session.Session):
 
     def load_index(self, folder: Path) -> Index:
         """The index over the corpus as it was before any training."""
-        return Index.load(
-            folder,
-            encoder=self.passage_encoder.fingerprint,
-            corpus=fingerprint_corpus(self.passages),
-        )
+        encoder, corpus = self.passage_encoder.fingerprint, fingerprint_corpus(self.passages)
+        return Index.load(folder, encoder=encoder, corpus=corpus)
 
     def build_corpus_index(
         self, embeddings: Float[np.ndarray, "N E"], passages: Sequence[Passage]

@@ -58,17 +58,10 @@ def write_token(
     Args:
         doc_scores: logits of `p(z|x)`; `MASKED` for missing documents.
     """
-    return search_beams(
-        model,
-        params,
-        cache,
-        hidden,
-        max_tokens=max_tokens,
-        stop_ids=stop_ids,
-        config=config,
-        doc_scores=doc_scores,
-        active=has_probability(doc_scores).any(axis=1),
-    )
+    active = has_probability(doc_scores).any(axis=1)
+    limits = {"max_tokens": max_tokens, "stop_ids": stop_ids, "config": config}
+    weights = {"doc_scores": doc_scores, "active": active}
+    return search_beams(model, params, cache, hidden, **limits, **weights)
 
 
 @partial(jax.jit, static_argnames=("model", "max_tokens", "stop_ids", "config"))
@@ -84,16 +77,9 @@ def propose(
     config: BeamConfig,
 ) -> Candidates:
     """RAG-Sequence's candidates: the beams of every document alone, each answer once."""
-    beams = search_beams(
-        model,
-        params,
-        cache,
-        hidden,
-        max_tokens=max_tokens,
-        stop_ids=stop_ids,
-        config=config,
-        active=has_probability(doc_scores).reshape(-1),
-    )
+    active = has_probability(doc_scores).reshape(-1)
+    limits = {"max_tokens": max_tokens, "stop_ids": stop_ids, "config": config}
+    beams = search_beams(model, params, cache, hidden, **limits, active=active)
     return unite(beams, docs=doc_scores.shape[1])
 
 
@@ -102,7 +88,6 @@ def unite(found: Beams, *, docs: int) -> Candidates:
 
     Args:
         found: of `R = B * docs` documents.
-        docs: number of documents K of a question.
     """
     rows, beams, width = found.tokens.shape
     stopped = found.ends >= 0
@@ -168,8 +153,7 @@ def score(
     forked = fork(model, cache, chunk)
 
     def more(state):
-        place, _ = state
-        return place < wanted.sum(axis=2).max()
+        return state[0] < wanted.sum(axis=2).max()
 
     def step(state):
         place, rest = state
@@ -177,10 +161,8 @@ def score(
         size = jax.lax.dynamic_slice_in_dim(lengths, place, chunk, axis=2).reshape(-1, 1)
         mask = jnp.arange(width)[None] < size
         # The last token predicts nothing, so it is not read.
-        at = jnp.tile(jnp.arange(width - 1)[None], (len(part), 1))
-        logprobs = score_text(
-            model, params, forked, part[:, :-1], mask[:, :-1], at, part[:, 1:], mask[:, 1:]
-        )
+        read, at = (part[:, :-1], mask[:, :-1]), jnp.tile(jnp.arange(width - 1), (len(part), 1))
+        logprobs = score_text(model, params, forked, *read, at, part[:, 1:], mask[:, 1:])
         logprobs = logprobs.reshape(questions, docs, chunk)
         return place + chunk, jax.lax.dynamic_update_slice_in_dim(rest, logprobs, place, axis=2)
 

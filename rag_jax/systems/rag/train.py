@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from rag_jax.data.batches import BatchPlan, round_up
 from rag_jax.data.passages import Passage
@@ -36,9 +37,7 @@ def group_examples(
     """The microbatches of a step's questions: their numbers, number of rows, and width.
 
     Args:
-        docs: number of passages K of each question.
-        budget: number of tokens of a microbatch.
-        limit: the largest width.
+        budget: as for `pack_microbatches`, as is `limit`.
     """
     members: dict[int, list[int]] = defaultdict(list)
     for i, example in enumerate(examples):
@@ -46,10 +45,8 @@ def group_examples(
     parts, groups = count_data_rows(), []
     for width, indices in sorted(members.items()):
         count = max(1, budget // (docs * width) // parts) * parts
-        groups += [
-            (indices[start : start + count], count, width)
-            for start in range(0, len(indices), count)
-        ]
+        starts = range(0, len(indices), count)
+        groups += [(indices[start : start + count], count, width) for start in starts]
     return groups
 
 
@@ -76,13 +73,12 @@ def run_training(
 
     Args:
         joint: whether the question's encoder is trained with the generator.
-        k: number of passages of a question.
     """
     trainable = make_trainable(joint=joint)
-    queries = encode_queries(
-        encoder.tokenizer, [q.question for q in train_questions], max_length=retriever.max_length
-    )
-    plan = plan_questions(len(train_questions), batch_size=train.batch_size, seed=seed)
+    asked = [question.question for question in train_questions]
+    answers = [question.answers[0] for question in train_questions]
+    queries = encode_queries(encoder.tokenizer, asked, max_length=retriever.max_length)
+    plan = plan_questions(len(asked), batch_size=train.batch_size, seed=seed)
     lookup = Lookup(
         folder=context.folder,
         encoder=encoder,
@@ -96,69 +92,38 @@ def run_training(
         refresh_every=train.refresh_every if joint else 0,
         encode_passages=encode_passages,
     )
-    targets = max(len(format.encode_answer(q.answers[0])) for q in train_questions)
+    sizes = {
+        "budget": train.microbatch_tokens,
+        "limit": generator.config.max_length,
+        "targets": round_up(max(len(format.encode_answer(answer)) for answer in answers), 8),
+        "query_width": lookup.width,
+    }
+    passes = {"full": trainable.frozen["generator"] is None, "joint": joint}
 
     def pack(step: int, chosen: list[int]) -> Batch:
         rows, embeddings = lookup.find(step)
-        questions = [train_questions[i] for i in chosen]
-        examples = make_examples(
-            format,
-            [question.question for question in questions],
-            pick_passages(passages, rows),
-            [question.answers[0] for question in questions],
-        )
-        asked = [queries[i] for i in chosen]
-        return Batch(
-            pack_microbatches(
-                examples,
-                asked,
-                embeddings,
-                budget=train.microbatch_tokens,
-                limit=generator.config.max_length,
-                targets=round_up(targets, 8),
-                query_width=lookup.width,
-            ),
-            count_flops(
-                generator,
-                encoder,
-                examples,
-                asked,
-                full=trainable.frozen["generator"] is None,
-                joint=joint,
-            ),
-        )
+        texts = pick_passages(passages, rows)
+        batch = ([asked[i] for i in chosen], texts, [answers[i] for i in chosen])
+        examples, read = make_examples(format, *batch), [queries[i] for i in chosen]
+        flops = count_flops(generator, encoder, examples, read, **passes)
+        return Batch(pack_microbatches(examples, read, embeddings, **sizes), flops)
 
-    fit(
-        plan,
-        pack,
-        {"questions": make_loss(joint=joint)},
-        trainable,
-        train,
-        context.folder,
-        context.progress,
-        ids=[question.id for question in train_questions],
-        hook=lookup,
-        profile_steps=profile_steps,
-    )
+    options = {"ids": [q.id for q in train_questions], "profile_steps": profile_steps}
+    losses, files = {"questions": make_loss(joint=joint)}, (context.folder, context.progress)
+    fit(plan, pack, losses, trainable, train, *files, hook=lookup, **options)
 
 
 def plan_questions(count: int, *, batch_size: int, seed: int) -> BatchPlan:
     """Which questions make each step's batch; microbatches are by `group_examples`."""
-    return BatchPlan(
-        [1] * count,
-        kinds=[""] * count,
-        strata=[0] * count,
-        batch_size=batch_size,
-        budget=1,
-        program_tokens=0,
-        seed=seed,
-    )
+    equal = {"kinds": [""] * count, "strata": [0] * count}
+    options = {"batch_size": batch_size, "budget": 1, "program_tokens": 0, "seed": seed}
+    return BatchPlan([1] * count, **equal, **options)
 
 
 def pack_microbatches(
     examples: Sequence[Example],
     queries: Sequence[Sequence[int]],
-    embeddings: Any,
+    embeddings: Float[np.ndarray, "N K E"],
     *,
     budget: int,
     limit: int,
@@ -168,26 +133,17 @@ def pack_microbatches(
     """The microbatches of one step.
 
     Args:
-        examples: the step's questions.
         queries: tokens of the questions for the query encoder.
-        embeddings: `[N, K, E]`, of each question's passages.
         budget: number of tokens of a microbatch.
-        limit: largest width of an input.
         targets: number of tokens that an answer is padded to.
         query_width: number of tokens that a query is padded to.
     """
     microbatches, docs = [], len(examples[0].inputs)
     for members, count, width in group_examples(examples, docs=docs, budget=budget, limit=limit):
-        arrays = pack_examples(
-            [examples[i] for i in members],
-            width=width,
-            targets=targets,
-            batch=count,
-            scale=1 / len(examples),
-        )
-        arrays |= pack_queries(
-            [queries[i] for i in members], embeddings[members], width=query_width, batch=count
-        )
+        chosen, read = [examples[i] for i in members], [queries[i] for i in members]
+        sizes = {"width": width, "targets": targets, "batch": count}
+        arrays = pack_examples(chosen, **sizes, scale=1 / len(examples))
+        arrays |= pack_queries(read, embeddings[members], width=query_width, batch=count)
         microbatches.append(("questions", arrays))
     return microbatches
 

@@ -10,7 +10,7 @@ from rag_jax.pipeline.ask import Ask, Facts, Note, Piece, check_length, name_pas
 from rag_jax.pipeline.runner import open_stages
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import count_data_rows
-from rag_jax.systems.self_retrieval.evaluate import open_engine, rank
+from rag_jax.systems.self_retrieval.evaluate import rank
 from rag_jax.systems.self_retrieval.infer import Engine
 from rag_jax.systems.self_retrieval.pipeline import list_stages
 from rag_jax.systems.self_retrieval.scores import score
@@ -32,17 +32,9 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
         )
     context = open_stages(list_stages(session), workdir, ("corpus", "trie", "train"))
     session.open_corpus(context.path("corpus", ""))
-    engine = open_engine(
-        context,
-        "train",
-        titled=True,
-        base=session.base,
-        trainable=session.trainable,
-        make_format=session.make_format,
-        passages=session.passages,
-        search=replace(session.config.search, batch_size=count_data_rows()),
-    )
-    return partial(_answer, engine)
+    engine = session.open_engine(context, "train")
+    settings = replace(engine.settings, batch_size=count_data_rows())
+    return partial(_answer, replace(engine, settings=settings))
 
 
 def _answer(engine: Engine, question: str) -> Iterator[Facts | Piece | Note]:
@@ -53,9 +45,9 @@ def _answer(engine: Engine, question: str) -> Iterator[Facts | Piece | Note]:
     ((groups, answer),) = engine.retrieve([question])
     rejected = {row: c.reject for group in groups for c in group for row in c.rows}
     ranked = rank(groups, score(groups, settings))[:_SHOWN]
-    rows = [("score", "rejected", "")]
-    for row, value in ranked:
-        passage = name_passage(engine.passages[row])
-        rows.append((f"{value:.3f}", f"{rejected[row]:.3f}", passage))
-    yield Facts("passages written", rows)
+    shown = [
+        (f"{value:.3f}", f"{rejected[row]:.3f}", name_passage(engine.passages[row]))
+        for row, value in ranked
+    ]
+    yield Facts("passages written", [("score", "rejected", ""), *shown])
     yield Piece("answer", answer)

@@ -20,14 +20,17 @@ from rag_jax.config import (
 
 @dataclass(frozen=True)
 class ExamplesConfig:
-    """What is trained on.
+    """The training texts.
 
-    `target` is what is generated of a passage: all of it (the paper), or its first `prefix_words`
-    (the released code), enough to tell it from others. `assessment` is how the model judges a
-    passage: by "can answer the query" or "cannot answer the query" before the answer (the paper),
-    or by the answer itself or "cannot extract answer" (the code). Each passage is indexed by
-    `sentences` of its sentences, 0 for all; each question has so many negatives of the `same`
-    document and of `other` ones, those that BM25 finds.
+    Attributes:
+        target: what is generated of a passage: the whole "passage" (the paper), or the "prefix" of
+            its first `prefix_words` words (the released code).
+        assessment: how the model judges a passage: by the "phrase" "can answer the query" or
+            "cannot answer the query" before the answer (the paper), or by the "answer" itself or
+            "cannot extract answer" (the released code).
+        sentences: number of a passage's sentences that index the passage; 0 for all.
+        same: number of a question's negatives from the relevant passages' documents.
+        other: number of a question's negatives from other documents, mined by BM25.
     """
 
     target: Literal["passage", "prefix"] = "passage"
@@ -40,13 +43,19 @@ class ExamplesConfig:
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Retrieval: `titles` beams for the title, under each `passages` beams for the passage.
+    """Retrieval by constrained beam search, and the passages' scores.
 
-    The method "trie" follows every beam until its passage is known; "reference" is the released
-    code's: beams part at the passage's first token, and each goes on greedily. Scores are softmaxes
-    of `p(title) / tau`, over the titles, and of `(1 - p(reject)) / delta`, over the passages of a
-    title (the code) or of all titles. Probabilities are of whole texts, "sum" of log-probabilities
-    (the paper), or their geometric mean over tokens, "mean" (the code).
+    Scores are softmaxes of `p(title) / tau` over the titles and of `(1 - p(reject)) / delta` over
+    passages.
+
+    Attributes:
+        titles: number of beams of the title.
+        passages: number of beams of the passage, after each title.
+        method: "trie" follows every beam to the end of its passage; "reference" is the released
+            code's search, in which beams part at the passage's first token and continue greedily.
+        lengths: a text's probability is the product over its tokens, "sum" of log-probabilities
+            (the paper), or their geometric mean, "mean" (the released code).
+        over: the passages of one softmax: those of one "title" (the released code), or "all".
     """
 
     titles: Count = 3
@@ -62,8 +71,11 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class DenseConfig:
-    """The dense encoder that the method is compared with, as it is and trained on the same
-    questions with `hard` of BM25's negatives kept for each."""
+    """The dense encoder that the method is compared with, before and after contrastive training.
+
+    Attributes:
+        hard: number of BM25's negatives kept for each question.
+    """
 
     encoder: EncoderConfig = EncoderConfig()
     train: ContrastiveConfig = ContrastiveConfig(batch_size=16)
@@ -72,8 +84,12 @@ class DenseConfig:
 
 @dataclass(frozen=True)
 class SelfRetrievalConfig:
-    """Self-Retrieval (Tang et al. 2024). `ablations` trains two more models: without indexing, and
-    without titles; so many `profile_steps` of each training are traced."""
+    """Self-Retrieval (Tang et al. 2024).
+
+    Attributes:
+        ablations: whether to train two more models: without indexing, and without titles.
+        profile_steps: number of steps of each training that are traced.
+    """
 
     system: Literal["self_retrieval"] = "self_retrieval"
     seed: CountOrZero = 0

@@ -38,7 +38,6 @@ class Format:
     """The pieces of a text as tokens.
 
     Attributes:
-        titled: whether a passage's title is generated before the passage.
         assessment: as in `ExamplesConfig`.
         max_text: number of tokens that are read of a passage.
     """
@@ -91,10 +90,8 @@ class Format:
 
     def encode_reject(self) -> list[int]:
         """The rejection of a passage that does not answer a question."""
-        phrase = "cannot answer the query"
-        if self.assessment == "answer":
-            phrase = "cannot extract answer"
-        return self.tokenizer.encode(f" {phrase}")
+        verb = "answer the query" if self.assessment == "phrase" else "extract answer"
+        return self.tokenizer.encode(f" cannot {verb}")
 
     def encode_answer(self, answer: str) -> list[int]:
         """An answer and the token that ends it."""
@@ -176,18 +173,11 @@ def make_question_rows(
 
     Args:
         passages: by id.
-        negatives: passages that do not answer the question.
     """
     accepted = format.encode_accept() + format.encode_answer(question.answers[0])
     for id in question.relevant:
-        yield make_row(
-            format,
-            f"{question.id}+{id}",
-            question.question,
-            passages[id],
-            examples,
-            assessed=accepted,
-        )
+        texts = f"{question.id}+{id}", question.question, passages[id]
+        yield make_row(format, *texts, examples, assessed=accepted)
     for passage in negatives:
         yield make_negative_row(format, f"{question.id}-{passage.id}", question.question, passage)
 
@@ -198,12 +188,8 @@ def choose_same(question: Question, passages: Sequence[Passage], *, count: int) 
     Args:
         passages: all passages of the relevant titles.
     """
-    wrong = [
-        p
-        for p in passages
-        if p.id not in question.relevant and not has_answer(p.text, question.answers)
-    ]
-    return wrong[:count]
+    others = [p for p in passages if p.id not in question.relevant]
+    return [p for p in others if not has_answer(p.text, question.answers)][:count]
 
 
 def list_question_rows(
@@ -216,7 +202,6 @@ def list_question_rows(
     """Yields all questions' rows, with negatives of the same documents and of other documents.
 
     Args:
-        passages: the corpus.
         mined: for each question rows of `passages` that BM25 ranks high and that do not answer it.
     """
     by_id = {passage.id: passage for passage in passages}
@@ -239,6 +224,6 @@ def describe_rows(rows: Sequence[Row]) -> dict[str, int]:
         "positives": [row for row in rows if len(row.spans) == 2],
         "negatives": [row for row in rows if "retrieval" not in row.spans],
     }
-    counts = {name: len(some) for name, some in tasks.items()}
-    tokens = {f"{name}_tokens": sum(len(r.tokens) for r in some) for name, some in tasks.items()}
-    return counts | tokens | {"longest": int(np.max([len(row.tokens) for row in rows]))}
+    counts = {name: len(members) for name, members in tasks.items()}
+    tokens = {f"{name}_tokens": sum(len(r.tokens) for r in m) for name, m in tasks.items()}
+    return counts | tokens | {"longest": max(len(row.tokens) for row in rows)}

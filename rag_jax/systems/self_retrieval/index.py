@@ -7,13 +7,13 @@ from typing import Any
 from rag_jax.config import DataConfig, ReaderConfig, WorldConfig
 from rag_jax.data.passages import Passage, write_passages
 from rag_jax.data.questions import PASSAGES, Collection, load_collection
-from rag_jax.decoding import Trie, generate
+from rag_jax.decoding import Trie
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.hosts import is_first, wait_for_all
 from rag_jax.systems.self_retrieval.config import SearchConfig
 from rag_jax.systems.self_retrieval.data import Format
-from rag_jax.systems.stages import run_corpus
+from rag_jax.systems.stages import continue_prompts, run_corpus
 
 _TITLE_TOKENS = 12
 
@@ -59,18 +59,10 @@ def _write_titles(
 ) -> list[str]:
     """A title for each passage by the language model, or else the passage's id."""
     tokenizer = base.tokenizer
-    read = [tokenizer.encode(p.text)[:max_text] for p in passages]
-    written = generate(
-        base.model,
-        base.params,
-        [
-            tokenizer.encode(f'{tokenizer.decode(tokens)}\n\nThe title of this article is "')
-            for tokens in read
-        ],
-        max_tokens=_TITLE_TOKENS,
-        stop_ids=[tokenizer.eos_id],
-        batch_size=batch_size,
-    )
+    texts = [tokenizer.decode(tokenizer.encode(p.text)[:max_text]) for p in passages]
+    prompts = [tokenizer.encode(f'{text}\n\nThe title of this article is "') for text in texts]
+    sizes = {"max_tokens": _TITLE_TOKENS, "batch_size": batch_size}
+    written = continue_prompts(base, prompts, **sizes)
     titles = [tokenizer.decode(tokens).split('"')[0] for tokens in written]
     return [" ".join(t.split()) or p.id for p, t in zip(passages, titles, strict=True)]
 

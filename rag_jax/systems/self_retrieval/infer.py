@@ -5,11 +5,11 @@ every candidate is read and assessed after the question; the answer continues fr
 candidate's cache (Tang et al. 2024, section 3).
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -44,7 +44,6 @@ class Title(NamedTuple):
     """A title that was generated for a question.
 
     Attributes:
-        probability: of the title.
         tokens: of the title and the heading after it.
         node: of the trie, after the heading.
     """
@@ -78,7 +77,6 @@ class Engine:
     Attributes:
         passages: the corpus, in the order that the trie was built from.
         trie: of each passage's `format.encode_sequence`.
-        settings: of the search.
         width: smallest number of tokens that questions are padded to; the programs that continue
             after a question are compiled for this width.
     """
@@ -147,33 +145,23 @@ class Engine:
     ) -> TrieBeams:
         config = BeamConfig(beams, length_penalty=power)
         starts, active = shard_batch((starts.astype(np.int32), active))
-        arrays = self._arrays, starts, stops, active
-        return fetch(
-            steps.search(self.model, self.params, cache, hidden, *arrays, config=config, **options)
-        )
+        inputs = self.model, self.params, cache, hidden, self._arrays, starts
+        found = steps.search(*inputs, config=config, stops=stops, active=active, **options)
+        return fetch(found)
 
     def _find_titles(self, cache: Cache, hidden, count: int) -> list[list[Title]]:
         s, batch = self.settings, self.settings.batch_size
-        found = self._search(
-            cache,
-            hidden,
-            np.zeros(batch),
-            np.arange(batch) < count,
-            beams=s.titles,
-            stops=self._title_marks,
-            power=1.0 if s.lengths == "mean" else 0.0,
-            max_tokens=self._title_width,
-        )
-        return [
-            [
-                Title(
-                    to_probability(float(found.logprobs[b, w]), int(found.lengths[b, w]), s),
-                    *self._titles[int(found.nodes[b, w])],
-                )
-                for w in np.flatnonzero(found.exists[b])
-            ]
-            for b in range(count)
-        ]
+        inputs = cache, hidden, np.zeros(batch), np.arange(batch) < count
+        limits = {"beams": s.titles, "max_tokens": self._title_width}
+        power = 1.0 if s.lengths == "mean" else 0.0
+        found = self._search(*inputs, stops=self._title_marks, power=power, **limits)
+
+        def make_title(b: int, w: int) -> Title:
+            logprob, length = float(found.logprobs[b, w]), int(found.lengths[b, w])
+            known = self._titles[int(found.nodes[b, w])]
+            return Title(to_probability(logprob, length, s), *known)
+
+        return [[make_title(b, w) for w in np.flatnonzero(found.exists[b])] for b in range(count)]
 
     def _read_titles(
         self, cache: Cache, titles: Sequence[Sequence[Title]]
@@ -196,14 +184,9 @@ class Engine:
     ) -> list[list[list[tuple[list[int], float]]]]:
         """For each question and title the passages found: rows of the corpus, log-probability."""
         s = self.settings
+        limits = {"beams": s.passages, "max_tokens": self._depth}
         found = self._search(
-            cache,
-            hidden,
-            starts,
-            active,
-            beams=s.passages,
-            max_tokens=self._depth,
-            greedy=s.method == "reference",
+            cache, hidden, starts, active, **limits, greedy=s.method == "reference"
         )
         times = len(active) // s.batch_size
         groups = [self._list_passages(found, row) for row in range(count * times)]
@@ -213,15 +196,9 @@ class Engine:
     def _find_from_root(self, cache: Cache, hidden, count: int):
         """Passages found without titles: all passages of a question are one group."""
         s, batch = self.settings, self.settings.batch_size
-        found = self._search(
-            cache,
-            hidden,
-            np.zeros(batch),
-            np.arange(batch) < count,
-            beams=s.titles * s.passages,
-            max_tokens=self._depth,
-            greedy=s.method == "reference",
-        )
+        inputs = cache, hidden, np.zeros(batch), np.arange(batch) < count
+        limits = {"beams": s.titles * s.passages, "max_tokens": self._depth}
+        found = self._search(*inputs, **limits, greedy=s.method == "reference")
         return [[self._list_passages(found, b)] for b in range(count)]
 
     def _list_passages(self, found: TrieBeams, row: int) -> list[tuple[list[int], float]]:
@@ -241,31 +218,23 @@ class Engine:
         packed = pack_texts([*texts, *[[]] * (batch - len(texts))], limit=_ROW_TOKENS)
         order: dict[int, list[list[int]]] = defaultdict(list)  # candidates of each row
         numbers = []
-        for row, places in chain.from_iterable(packed.texts):
+        for row, path in itertools.chain(*packed.texts):
             numbers.append((row, len(order[row])))
-            order[row].append(places[len(places) - len(reject) :])
+            order[row].append(path[len(path) - len(reject) :])
         most = max(map(len, order.values()))
         width = 1 if most == 1 else round_up(most, 4)
         drawn = np.zeros((len(packed.tokens), width, len(reject)), np.int32)
-        for row, some in order.items():
-            drawn[row, : len(some)] = some
+        for row, members in order.items():
+            drawn[row, : len(members)] = members
         arrays = shard_batch((packed.tokens, packed.attention_mask, packed.depth, drawn))
-        cache, hidden, said = steps.assess(
-            self.model, self.params, cache, *arrays, jnp.asarray(reject, jnp.int32)
-        )
-        said, numbers = fetch(said), iter(numbers)
-        return Judged(
-            cache,
-            hidden,
-            [[(row, p[: len(p) - len(predicting)]) for row, p in group] for group in packed.texts],
-            [
-                [
-                    to_probability(float(said[next(numbers)]), len(reject), self.settings)
-                    for _ in group
-                ]
-                for group in found
-            ],
-        )
+        inputs = self.model, self.params, cache, *arrays, jnp.asarray(reject, jnp.int32)
+        cache, hidden, logprobs = steps.assess(*inputs)
+        logprobs, count = fetch(logprobs), len(reject)
+        values = (to_probability(float(logprobs[n]), count, self.settings) for n in numbers)
+        rejections = [list(itertools.islice(values, len(group))) for group in found]
+        # Without the rejection, which is no part of what the answer continues from.
+        places = [[(row, p[: len(p) - count + 1]) for row, p in group] for group in packed.texts]
+        return Judged(cache, hidden, places, rejections)
 
     def _write_answers(self, judged: Judged, best: Sequence[int]) -> list[str]:
         """Answers from one candidate of each question, by its number among them."""
@@ -277,20 +246,16 @@ class Engine:
         for b, (row, path) in enumerate(chosen):
             rows[b], lengths[b] = row, len(path)
             places[b, : len(path)] = path
-        picked = steps.pick_candidates(
-            judged.cache, judged.hidden, *shard_batch((rows, places, lengths))
-        )
-        tokens, lengths = fetch(
-            steps.answer(
-                self.model,
-                self.params,
-                *picked,
-                jnp.asarray(self.format.encode_accept(), jnp.int32),
-                shard_batch(np.arange(batch) < len(best)),
-                max_tokens=self.settings.max_answer,
-                stop_ids=(self.format.tokenizer.eos_id,),
-            )
-        )
+        arrays = shard_batch((rows, places, lengths))
+        picked = steps.pick_candidates(judged.cache, judged.hidden, *arrays)
+        accept = jnp.asarray(self.format.encode_accept(), jnp.int32)
+        active = shard_batch(np.arange(batch) < len(best))
+        inputs = self.model, self.params, *picked, accept, active
+        limits = {
+            "max_tokens": self.settings.max_answer,
+            "stop_ids": (self.format.tokenizer.eos_id,),
+        }
+        tokens, lengths = fetch(steps.answer(*inputs, **limits))
         decode_text = self.format.tokenizer.decode
         return [decode_text(tokens[b, : lengths[b]]).strip() for b in range(len(best))]
 

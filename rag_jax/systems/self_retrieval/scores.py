@@ -30,17 +30,12 @@ def to_probability(logprob: float, length: int, settings: SearchConfig) -> float
 
     Args:
         logprob: the sum of the tokens' log-probabilities, in nats.
-        length: number of tokens.
     """
     return float(np.exp(logprob / max(length, 1) if settings.lengths == "mean" else logprob))
 
 
 def score(groups: Sequence[Sequence[Candidate]], settings: SearchConfig) -> list[list[float]]:
-    """`S = Softmax(P(t|q) / tau) Softmax((1 - P(reject|q,t,p)) / delta)`.
-
-    Args:
-        groups: the candidates of each title.
-    """
+    """`S = Softmax(P(t|q) / tau) Softmax((1 - P(reject|q,t,p)) / delta)`."""
     trust = [np.asarray([1 - c.reject for c in group]) for group in groups]
     return _weigh(groups, trust, settings.delta, settings)
 

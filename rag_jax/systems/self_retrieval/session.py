@@ -1,20 +1,17 @@
 """What a run of Self-Retrieval has open: the language model, the tries, the dense encoder."""
 
-from functools import cached_property
 from pathlib import Path
 
-import jax.numpy as jnp
-
-from rag_jax.config import EncoderConfig
 from rag_jax.data.questions import Collection, Question
+from rag_jax.decoding import Trie
 from rag_jax.models import Pretrained
+from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval.contrastive import Encoders
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.sharding import DECODER_RULES
 from rag_jax.systems import session
 from rag_jax.systems.self_retrieval.config import SelfRetrievalConfig
 from rag_jax.systems.self_retrieval.data import Format
-from rag_jax.training.trainable import Trainable, make_trainable
+from rag_jax.systems.self_retrieval.infer import Engine
 
 
 class Session(session.Session):
@@ -22,53 +19,32 @@ class Session(session.Session):
 
     config: SelfRetrievalConfig
     batch_sizes = ("search.batch_size", "dense.train.batch_size")
-
-    @property
-    def encoding(self) -> EncoderConfig:
-        """The settings by which texts are encoded."""
-        return self.config.dense.encoder
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        """Of the model's weights and activations."""
-        return jnp.dtype(self.config.model.dtype)
-
-    @cached_property
-    def base(self) -> Pretrained:
-        """The language model before training."""
-        return self.load_language_model("model.name", dtype=self.dtype)
+    encoder_field = "dense.encoder"
 
     def load_base(self) -> Pretrained:
         """The language model before training, opened only when called."""
         return self.base
-
-    @property
-    def trainable(self) -> Trainable:
-        """What is trained of the language model."""
-        c = self.config
-        return make_trainable(
-            c.tuning,
-            self.base.params,
-            rules=DECODER_RULES,
-            mesh=self.mesh,
-            seed=c.seed,
-            dtype=self.dtype,
-        )
 
     def make_format(self, *, titled: bool) -> Format:
         """How questions, passages and assessments become tokens."""
         c = self.config
         return Format(self.base.tokenizer, titled, c.examples.assessment, c.model.max_text)
 
+    def open_engine(self, context: StageContext, stage: str, *, titled: bool = True) -> Engine:
+        """The model that a stage trained, ready to retrieve from the corpus."""
+        return Engine(
+            model=self.base.model,
+            params=self.trainable.load_merged(context.path(stage, "params")),
+            format=self.make_format(titled=titled),
+            passages=self.passages,
+            trie=Trie.load(context.path("trie" if titled else "trie_untitled", "trie")),
+            settings=self.config.search,
+        )
+
     def load_encoders(self, trained: Path | None = None) -> Encoders:
         """One encoder for both sides, before training or from the folder `trained`."""
         loaded = self.load_encoder("dense.encoder.name", trained)
         return Encoders(loaded, loaded, shared=True)
-
-    def check_corpus(self, corpus: Collection) -> None:
-        """Raises a RagJaxError if there are no questions to train on or to evaluate."""
-        for split in ("train", self.config.evaluate_on):
-            self.choose_questions(corpus, split)
 
     def choose_questions(self, corpus: Collection, split: str, count: int = 0) -> list[Question]:
         """The split's questions that have an answer and a relevant passage.
@@ -82,13 +58,3 @@ class Session(session.Session):
                 f"config.data: there are no {split!r} questions with answers and passages"
             )
         return questions
-
-    @property
-    def train_questions(self) -> list[Question]:
-        """The questions to train on."""
-        return self.choose_questions(self.corpus, "train")
-
-    @property
-    def questions(self) -> list[Question]:
-        """The questions to evaluate."""
-        return self.choose_questions(self.corpus, self.config.evaluate_on)

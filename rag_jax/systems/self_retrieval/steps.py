@@ -6,48 +6,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from rag_jax.decoding.beams import BeamConfig
 from rag_jax.decoding.cache import Cache, append, fork, grow, write_branches
 from rag_jax.decoding.prompts import last_hidden, read_prompts
 from rag_jax.decoding.sample import decode
 from rag_jax.decoding.score import score_at
-from rag_jax.decoding.trie import TrieArrays
-from rag_jax.decoding.trie_beams import TrieBeams, search_trie
+from rag_jax.decoding.trie_beams import search_trie
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.runtime.sharding import constrain_rows
 
 read = jax.jit(read_prompts, static_argnames="model")
 
 
-@partial(jax.jit, static_argnames=("model", "max_tokens", "config", "greedy"))
-def search(
-    model: Decoder,
-    params: PyTree,
-    cache: Cache,
-    hidden: Float[Array, "B D"],
-    trie: TrieArrays,
-    starts: Int[Array, "B"],
-    stops: Bool[Array, "N"] | None,
-    active: Bool[Array, "B"],
-    *,
-    max_tokens: int,
-    config: BeamConfig,
-    greedy: bool = False,
-) -> TrieBeams:
-    """The likeliest titles, which end at `stops`, or passages, after what the cache has read."""
-    return search_trie(
-        model,
-        params,
-        cache,
-        hidden,
-        trie,
-        starts,
-        max_tokens=max_tokens,
-        config=config,
-        greedy=greedy,
-        stops=stops,
-        active=active,
-    )
+# The likeliest titles, which end at `stops`, or passages, after what the cache has read.
+search = jax.jit(search_trie, static_argnames=("model", "max_tokens", "config", "greedy"))
 
 
 @partial(jax.jit, static_argnames="model")
@@ -84,7 +55,6 @@ def assess(
         tokens: each candidate up to the cue, and after it the rejection without its last token;
             packed, with `attention_mask` and `depth`, by `pack_texts`.
         places: for each candidate the positions of the tokens that predict the rejection's tokens.
-        reject: the rejection's tokens.
 
     Returns:
         The cache, the hidden state of every token, and the log-probability of each candidate's
@@ -93,19 +63,12 @@ def assess(
     rows, width = tokens.shape
     cache = fork(model, cache, rows // len(cache.position))
     slot = cache.num_slots
-    output, cache = write_branches(
-        model,
-        params,
-        grow(cache, width),
-        tokens,
-        jnp.pad(attention_mask, ((0, 0), (0, 0), (slot, 0))),
-        slot=slot,
-        depth=depth,
-        length=slot + width,
-    )
-    at = places.reshape(rows, -1)  # [R, C, r] -> [R, C * r]
+    mask = jnp.pad(attention_mask, ((0, 0), (0, 0), (slot, 0)))
+    at = {"slot": slot, "depth": depth, "length": slot + width}
+    output, cache = write_branches(model, params, grow(cache, width), tokens, mask, **at)
+    flat = places.reshape(rows, -1)  # [R, C, r] -> [R, C * r]
     targets = jnp.tile(reject, (rows, places.shape[1]))
-    logprobs = score_at(model, params, output.hidden, at, targets).reshape(places.shape)
+    logprobs = score_at(model, params, output.hidden, flat, targets).reshape(places.shape)
     return cache, output.hidden, logprobs.sum(axis=-1)
 
 
@@ -135,12 +98,9 @@ def pick_candidates(
     layers, position = jax.tree.map(
         lambda leaf: constrain_rows(leaf[rows], len(rows)), (cache.layers, cache.position)
     )
+    take = jnp.take_along_axis
     layers = tuple(
-        (
-            jnp.take_along_axis(keys, at, axis=3),
-            jnp.take_along_axis(values, at.swapaxes(2, 3), axis=2),
-        )
-        for keys, values in layers
+        (take(keys, at, axis=3), take(values, at.swapaxes(2, 3), axis=2)) for keys, values in layers
     )
     last = jnp.take_along_axis(places, lengths[:, None] - 1, axis=1)[:, 0]
     return Cache(layers, mask, position + lengths, cache.prefix), hidden[rows, last]
@@ -163,19 +123,12 @@ def answer(
     Args:
         cache: from `pick_candidates`, as is `hidden`.
         accept: tokens of the acceptance before the answer; may be empty.
-        active: False on padding rows.
     """
     if len(accept):
         tokens = jnp.tile(accept, (len(hidden), 1))
         output, cache = append(model, params, cache, tokens, jnp.ones_like(tokens, bool))
         hidden = output.hidden[:, -1]
     decoded = decode(
-        model,
-        params,
-        cache,
-        hidden,
-        max_tokens=max_tokens,
-        stop_ids=stop_ids,
-        active=active,
+        model, params, cache, hidden, max_tokens=max_tokens, stop_ids=stop_ids, active=active
     )
     return decoded.tokens, decoded.lengths

@@ -12,21 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from rag_jax.data.questions import Question
-from rag_jax.evaluation.compare import Method, compare, timed
+from rag_jax.evaluation.compare import Method, Record, compare
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.stage import Stage, StageContext
-from rag_jax.systems.session import Session, bind
+from rag_jax.systems.session import Session, make_stage
 from rag_jax.systems.srrag.baselines import answer_from_documents, answer_from_passages
 from rag_jax.systems.srrag.config import RouteConfig, SRRAGConfig
-from rag_jax.systems.srrag.evaluate import (
-    answer_with_all,
-    apply_policy,
-    grade,
-    list_policies,
-)
+from rag_jax.systems.srrag.evaluate import answer_with_all, apply_policy, grade, list_policies
 from rag_jax.systems.srrag.infer import Engine, Search
-from rag_jax.systems.srrag.policy import read_datastore, run_datastore
+from rag_jax.systems.srrag.policy import Datastore, run_datastore
 from rag_jax.systems.srrag.train import run_reference, run_stage1, run_stage1_again, run_stage2
+from rag_jax.systems.stages import answer_timed
 
 # For each ablation the stages that train the model and fill the datastore.
 _TRAINED = {
@@ -42,46 +38,28 @@ def list_ablations(
     passes: Mapping[str, Any],
     evaluation: Mapping[str, Any],
 ) -> list[Stage]:
-    """The stages that train and evaluate what the method is compared with.
-
-    Args:
-        training: settings of every training stage.
-        passes: settings of every datastore.
-        evaluation: settings of every evaluation.
-    """
-    c = session.config
+    """The stages that train and evaluate what the method is compared with."""
+    c, stage = session.config, partial(make_stage, session)
     rows, closed_book = ("corpus", "contexts", "labels"), {"closed_book": True}
     stage1, stage2 = {**training, "stage1": c.stage1}, {**training, "stage2": c.stage2}
-    after = {"after": "stage1_closed_book", **closed_book}
-    selective = bind(session, run_stage1, closed_book=True, writes=False)
+    reference = {**training, "microbatch_tokens": c.stage2.microbatch_tokens}
+    first, second = "stage1_closed_book", "reference_closed_book"
+    after = {"after": first, **closed_book}
+    preference = {"reference": second, **after}
     stages = [
-        Stage("selective", selective, stage1, needs=rows),
-        Stage("stage1_again", bind(session, run_stage1_again), stage2, needs=(*rows, "stage1")),
-        Stage("stage1_closed_book", bind(session, run_stage1, **closed_book), stage1, needs=rows),
-        Stage(
-            "reference_closed_book",
-            bind(session, run_reference, **after),
-            {**training, "microbatch_tokens": c.stage2.microbatch_tokens},
-            needs=(*rows, "stage1_closed_book"),
-        ),
-        Stage(
-            "stage2_closed_book",
-            bind(session, run_stage2, reference="reference_closed_book", **after),
-            stage2,
-            needs=(*rows, "stage1_closed_book", "reference_closed_book"),
-        ),
+        stage("selective", run_stage1, stage1, *rows, writes=False, **closed_book),
+        stage("stage1_again", run_stage1_again, stage2, *rows, "stage1"),
+        stage(first, run_stage1, stage1, *rows, **closed_book),
+        stage(second, run_reference, reference, *rows, first, **after),
+        stage("stage2_closed_book", run_stage2, stage2, *rows, first, second, **preference),
     ]
     for trained, datastore in _TRAINED.values():
-        run = bind(session, run_datastore, after=trained)
-        stages.append(Stage(datastore, run, passes, ("corpus", "index", "lengths", trained)))
+        needs = ("corpus", "index", "lengths", trained)
+        stages.append(stage(datastore, run_datastore, passes, *needs, after=trained))
+    compared = {**evaluation, "verbalise": c.verbalise, "selective": c.selective}
+    needs = ("corpus", "index", "lengths", "selective")
     made = [name for pair in _TRAINED.values() for name in pair]
-    compare = Stage(
-        "compare",
-        bind(session, run_comparison),
-        {**evaluation, "verbalise": c.verbalise, "selective": c.selective},
-        needs=("corpus", "index", "lengths", "selective", *made),
-    )
-    return [*stages, compare]
+    return [*stages, stage("compare", run_comparison, compared, *needs, *made)]
 
 
 def run_comparison(
@@ -91,7 +69,7 @@ def run_comparison(
     base: Pretrained,
     open_engine: Callable[[StageContext, Path], Engine],
     open_search: Callable[[StageContext, int], Search],
-    check_size: Callable[[int], None],
+    open_datastore: Callable[[StageContext, str], Datastore],
     config: SRRAGConfig,
 ) -> None:
     """Answers by the untrained model with each source, selective retrieval, and the ablations."""
@@ -100,9 +78,8 @@ def run_comparison(
     engine = replace(open_engine(context, context.path("selective", "params")), writes=False)
     route = RouteConfig(decision="threshold", tau=config.selective.tau)
     selective = replace(config, route=route)
-    passes = answer_with_all(
-        context, engine, None, questions, selective, file="selective_passes.jsonl"
-    )
+    file = "selective_passes.jsonl"
+    passes = answer_with_all(context, engine, None, questions, selective, file=file)
     policies = list_policies(selective, passes)
     for name, policy in (("selective", "srrag"), ("selective_retrieve", "retrieve")):
         records = partial(apply_policy, selective, questions, passes, policies[policy])
@@ -110,11 +87,8 @@ def run_comparison(
 
     for name, (trained, stage) in _TRAINED.items():
         engine = open_engine(context, context.path(trained, "params"))
-        path = context.path(stage, "datastore.npz")
-        datastore = read_datastore(path, config.datastore, check_size)
-        passes = answer_with_all(
-            context, engine, datastore, questions, config, file=f"{name}_passes.jsonl"
-        )
+        datastore, file = open_datastore(context, stage), f"{name}_passes.jsonl"
+        passes = answer_with_all(context, engine, datastore, questions, config, file=file)
         policy = list_policies(config, passes)["srrag"]
         methods.append(Method(name, partial(apply_policy, config, questions, passes, policy)))
     compare(methods, questions, grade, context.folder)
@@ -138,13 +112,9 @@ def _list_untrained(
         name = "raw_retrieve" if len(external) == 1 else name
         ways[name] = partial(answer_from_passages, search=partial(search, number), **settings)
 
-    def answer(name: str) -> list[dict[str, Any]]:
-        return context.map(
-            f"answers_{name}.jsonl",
-            questions,
-            timed(ways[name]),
-            batch_size=4 * config.answer.batch_size,
-            unit=f"questions ({name})",
-        )
+    size = 4 * config.answer.batch_size
+
+    def answer(name: str) -> list[Record]:
+        return answer_timed(context, name, questions, ways[name], batch_size=size)
 
     return [Method(name, partial(answer, name)) for name in ways]

@@ -21,9 +21,10 @@ from rag_jax.runtime.sharding import count_data_rows, shard_batch
 from rag_jax.systems.srrag import evaluate
 from rag_jax.systems.srrag.infer import Engine
 from rag_jax.systems.srrag.pipeline import list_stages
-from rag_jax.systems.srrag.policy import Datastore, find_nearest, read_datastore, vote
+from rag_jax.systems.srrag.policy import Datastore, find_nearest, vote
 from rag_jax.systems.srrag.session import Session
 from rag_jax.systems.srrag.steps import Routed, pick_rows
+from rag_jax.systems.stages import list_ranked
 
 _NEAREST = 5  # questions of the datastore that are shown
 
@@ -51,8 +52,7 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
             limit = session.format.max_text
             log(f"{cut} passages are cut to {limit} tokens (config.model.max_text)")
         engine = session.replace_corpus(engine, passages, embeddings)
-    path = context.path("datastore", "datastore.npz")
-    datastore = read_datastore(path, session.config.datastore, session.check_size)
+    datastore = session.open_datastore(context)
     return partial(_answer, session, engine, datastore, session.train_questions)
 
 
@@ -70,11 +70,11 @@ def _answer(
     probabilities = fetch(routed.probabilities)[:1]
     number = int(evaluate.choose(c, probabilities, votes)[0])
     yield Facts("sources", _tabulate(session, probabilities[0], votes[0], number))
-    similarities, rows = fetch(find_nearest(datastore, routed.key, nobody, k=min(k, _NEAREST)))
+    found = fetch(find_nearest(datastore, routed.key, nobody, k=min(k, _NEAREST)))
     labels = fetch(datastore.labels)
     nearest = [
         (f"{similarity:.3f}", c.sources[labels[row]].name, neighbours[row].question)
-        for similarity, row in zip(similarities[0].tolist(), rows[0].tolist(), strict=True)
+        for row, similarity in list_ranked(*found)[0]
     ]
     yield Facts("nearest questions, and the source that was better for each", nearest)
     cache = None
@@ -128,17 +128,12 @@ def _write(
 ) -> Generator[Piece, None, Decoded]:
     """Reads tokens after the first row of a cache, and writes greedily."""
     rows, decoded = engine.batch_size, None
+    arrays = (np.tile(np.asarray(tokens, np.int32), (rows, 1)), np.arange(rows) < 1)
+    inputs = engine.model, engine.params, cache, *shard_batch(arrays)
 
     def list_tokens() -> Iterator[list[int]]:
         nonlocal decoded
-        for decoded in stream(
-            engine.model,
-            engine.params,
-            cache,
-            *shard_batch((np.tile(np.asarray(tokens, np.int32), (rows, 1)), np.arange(rows) < 1)),
-            max_tokens=limit,
-            stop_ids=engine.format.stop_ids,
-        ):
+        for decoded in stream(*inputs, max_tokens=limit, stop_ids=engine.format.stop_ids):
             ids, lengths = fetch((decoded.tokens, decoded.lengths))
             yield ids[0, : lengths[0]].tolist()
 

@@ -25,13 +25,8 @@ def answer_from_passages(
     answer: GroundedAnswerConfig,
     seed: int,
 ) -> list[Record]:
-    """Answers from retrieved passages, in the form that the trained model reads them in.
-
-    Args:
-        search: questions to the passages of each.
-    """
-    found = search([question.question for question in questions])
-    knowledge = [join_passages(passages) for passages in found]
+    """Answers from retrieved passages, in the form that the trained model reads them in."""
+    knowledge = [join_passages(p) for p in search([question.question for question in questions])]
     records = _predict(questions, knowledge, base, answer, seed)
     return [
         record | {"knowledge": text, "retrieved": 1.0}
@@ -48,31 +43,21 @@ def answer_from_documents(
     seed: int,
 ) -> list[Record]:
     """Answers from a document that the model writes first (GenRead without demonstrations)."""
-    tokenizer = base.tokenizer
+    tokenizer, limit = base.tokenizer, verbalise.max_tokens
     prompts = [encode_document_prompt(tokenizer, question.question) for question in questions]
-    written = write_texts(
-        base,
-        prompts,
-        max_tokens=verbalise.max_tokens,
-        batch_size=verbalise.batch_size,
-        seed=seed,
-        temperature=verbalise.temperature,
-    )
-    ended = [len(tokens) < verbalise.max_tokens for tokens in written]
-    knowledge = [
-        clean_document(tokenizer.decode(tokens), finished=finished)
-        for tokens, finished in zip(written, ended, strict=True)
-    ]
+    sizes = {"max_tokens": limit, "batch_size": verbalise.batch_size}
+    written = write_texts(base, prompts, **sizes, seed=seed, temperature=verbalise.temperature)
+    knowledge = [clean_document(tokenizer.decode(w), finished=len(w) < limit) for w in written]
     records = _predict(questions, knowledge, base, answer, seed)
     return [
         record
         | {
-            "knowledge": knowledge[i],
-            "prompt_tokens": record["prompt_tokens"] + len(prompts[i]),
-            "generated_tokens": record["generated_tokens"] + len(written[i]),
-            "cut_off": not ended[i],
+            "knowledge": text,
+            "prompt_tokens": record["prompt_tokens"] + len(prompt),
+            "generated_tokens": record["generated_tokens"] + len(tokens),
+            "cut_off": len(tokens) >= limit,
         }
-        for i, record in enumerate(records)
+        for record, text, prompt, tokens in zip(records, knowledge, prompts, written, strict=True)
     ]
 
 
@@ -88,9 +73,8 @@ def _predict(
         encode_answer_prompt(base.tokenizer, question.question, text, question.choices)
         for question, text in zip(questions, knowledge, strict=True)
     ]
-    written = write_texts(
-        base, prompts, max_tokens=answer.max_tokens, batch_size=answer.batch_size, seed=seed
-    )
+    sizes = {"max_tokens": answer.max_tokens, "batch_size": answer.batch_size}
+    written = write_texts(base, prompts, **sizes, seed=seed)
     return [
         {
             "prediction": base.tokenizer.decode(tokens).strip(),

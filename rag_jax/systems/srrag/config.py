@@ -28,10 +28,11 @@ Decision = Literal["threshold", "argmax_product"]
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """A knowledge source: what it is called, its special token, and how it gives passages.
+    """A knowledge source: the model itself, which verbalises, or a searched index of passages.
 
-    The model verbalises; a search has an index of its own, of the passages whose id begins with
-    `prefix`.
+    Attributes:
+        token: the special token that chooses the source.
+        prefix: a search has the passages whose ids begin with this prefix.
     """
 
     name: str
@@ -40,6 +41,7 @@ class SourceConfig:
     prefix: str = ""
 
     def check(self, path: str) -> None:
+        """Raises a RagJaxError if a field is malformed or does not fit the kind."""
         if not re.fullmatch(r"[\w-]+", self.name):
             raise RagJaxError(f"{path}.name={self.name!r}: must be of letters, digits, - and _")
         if self.prefix and self.kind == "verbalise":
@@ -50,12 +52,13 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class VerbaliseConfig:
-    """How the model is made to write down what it knows (GenRead's two rounds).
+    """Documents by the untrained model (GenRead's two rounds).
 
-    `pool` first-round documents are clustered, and each of the `contexts` clusters gives
-    `demonstrations` examples for one second-round document of at most `max_tokens` tokens. With
-    `only_answered`, as in GenRead's code, examples are documents that hold the answer, if there
-    are enough.
+    Attributes:
+        demonstrations: number of a cluster's first-round documents shown before the second round.
+        pool: number of first-round documents, which are clustered.
+        only_answered: whether only documents that hold the answer are demonstrations, as in
+            GenRead's code, if there are enough.
     """
 
     demonstrations: Count = 5
@@ -68,8 +71,12 @@ class VerbaliseConfig:
 
 @dataclass(frozen=True)
 class LabelConfig:
-    """How contexts become a label, by one of the rules that `label.choose_source` describes, and
-    how many are scored at once; some 1,000 tokens is where a CPU is fastest."""
+    """The labels of the training questions.
+
+    Attributes:
+        rule: how the contexts' scores become a label; see `label.choose_source`.
+        batch_size: number of contexts scored together. A CPU is fastest at about 1,000 tokens.
+    """
 
     rule: LabelRule = "top_half_majority"
     batch_size: Count = 16
@@ -77,7 +84,11 @@ class LabelConfig:
 
 @dataclass(frozen=True)
 class Stage2Config(TrainConfig):
-    """Stage 2: `beta` scales the preference loss over verbalisations."""
+    """Training stage 2.
+
+    Attributes:
+        beta: scale of the preference loss over verbalisations.
+    """
 
     learning_rate: Positive = 5e-5
     beta: Positive = 0.3
@@ -85,17 +96,24 @@ class Stage2Config(TrainConfig):
 
 @dataclass(frozen=True)
 class NewTokensConfig(TuningConfig):
-    """The special tokens' embeddings are trained in both modes, `new_token_rate` times as fast:
-    they start with logits some 14 nats below the others, too far for the other rate in a dozen
-    steps."""
+    """Tuning of the language model; the special tokens' embeddings are trained in both modes.
+
+    Attributes:
+        new_token_rate: factor on the learning rate for these embeddings. They start with logits
+            some 14 nats below the others, too far for the usual rate in a dozen steps.
+    """
 
     new_token_rate: Positive = 5.0
 
 
 @dataclass(frozen=True)
 class DatastoreConfig:
-    """The policy datastore: hidden states after block `layer` (0 is the embedding), and the `k`
-    nearest by `metric` that vote."""
+    """The policy datastore.
+
+    Attributes:
+        layer: number of the block whose output is the key; 0 is the embedding.
+        k: number of nearest entries that vote.
+    """
 
     layer: CountOrZero = 15
     metric: Metric = "cosine"
@@ -104,8 +122,12 @@ class DatastoreConfig:
 
 @dataclass(frozen=True)
 class RouteConfig:
-    """By the sources' probabilities times their shares of the vote: "threshold" searches when a
-    searched source's product is above `tau`, "argmax_product" takes the largest product."""
+    """The choice of a source, by the sources' probabilities times their shares of the vote.
+
+    Attributes:
+        decision: "threshold" searches if a searched source's product is above `tau`;
+            "argmax_product" takes the largest product.
+    """
 
     decision: Decision = "threshold"
     tau: Fraction = 0.22
@@ -113,15 +135,22 @@ class RouteConfig:
 
 @dataclass(frozen=True)
 class SelectiveConfig:
-    """Selective retrieval, which is compared with: it searches when the source's token is more
-    likely than `tau`."""
+    """Selective retrieval, with which the method is compared.
+
+    Attributes:
+        tau: retrieval needs a probability of the source's token above this threshold.
+    """
 
     tau: Fraction = 0.2
 
 
 @dataclass(frozen=True)
 class GroundedAnswerConfig:
-    """Answers at test time: their length in tokens and how many found passages they may read."""
+    """Answers at test time.
+
+    Attributes:
+        passages: number of retrieved passages that are read.
+    """
 
     max_tokens: Count = 12
     passages: Count = 1
@@ -130,15 +159,18 @@ class GroundedAnswerConfig:
 
 @dataclass(frozen=True)
 class SRRAGConfig:
-    """Self-Routing RAG. `contexts` is n, the contexts each source gives a training question;
-    `extra_mean` is the mean of the Poisson draw of further passages on searched rows: 2 in the
-    paper, less here, where one passage is read at test time. At most `train_questions` are trained
-    on and at most `questions` evaluated, 0 for all. So many `profile_steps` of each training stage
-    are traced.
+    """Self-Routing RAG.
 
-    `ablations` compares with the untrained model on each source, with selective retrieval, and with
-    the method without verbalising in its labels and without preferences in stage 2, for which it
-    trains four times more.
+    Attributes:
+        contexts: number n of contexts that each source gives for a training question.
+        extra_mean: mean of the Poisson draw of further passages on searched rows: 2 in the paper,
+            less here, where one passage is read at test time.
+        train_questions: maximum number of training questions; 0 for all.
+        questions: maximum number of questions that are evaluated; 0 for all.
+        ablations: whether to compare with the untrained model on each source, with selective
+            retrieval, and with the method without verbalising in its labels and without preferences
+            in stage 2. Four more trainings.
+        profile_steps: number of steps of each training stage that are traced.
     """
 
     system: Literal["srrag"] = "srrag"
@@ -172,6 +204,7 @@ class SRRAGConfig:
     answer: GroundedAnswerConfig = GroundedAnswerConfig()
 
     def check(self, path: str) -> None:
+        """Raises a RagJaxError if settings do not fit each other."""
         if self.contexts % 2 == 0:
             raise RagJaxError(
                 f"{path}.contexts={self.contexts}: must be odd, or the better half of two "

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from rag_jax.config import TrainConfig
 from rag_jax.data.batches import BatchPlan, Microbatch
@@ -36,7 +37,6 @@ class Format:
     """The pieces of the packed sequence as tokens.
 
     Attributes:
-        tokenizer: with the special tokens.
         sources: the knowledge sources, in the order of their numbers.
         max_text: number of tokens that are read of a passage's text.
     """
@@ -92,6 +92,14 @@ def special_tokens(sources: Sequence[SourceConfig]) -> list[str]:
     return ["<EOQ>", "<EOK>", *(source.token for source in sources)]
 
 
+def share_by_source(
+    chosen: Int[np.ndarray, "N"], sources: Sequence[SourceConfig]
+) -> dict[str, float]:
+    """The share of the questions for which each source was chosen, by the source's name."""
+    shares = np.bincount(chosen, minlength=len(sources)) / len(chosen)
+    return dict(zip((source.name for source in sources), shares.tolist(), strict=True))
+
+
 def render_passage(title: str, text: str) -> str:
     """A passage as text, after its title if it has one."""
     return f"{title}: {text}" if title else text
@@ -111,7 +119,6 @@ def make_row(
     `<EOK>` too, so that the model learns to stop writing.
 
     Args:
-        source: number of the source.
         knowledge: None for a sequence without knowledge, in which the answer follows at once.
         answer: None packs the sequence up to `<EOK>`, for the rejected side of a preference pair.
     """
@@ -146,11 +153,7 @@ _ANSWER_CUE = "The answer is"
 def encode_document_prompt(
     tokenizer: Tokenizer, question: str, demonstrations: Sequence[tuple[str, str]] = ()
 ) -> list[int]:
-    """The untrained model's prompt for a background document, after demonstrations.
-
-    Args:
-        demonstrations: pairs of a question and a document.
-    """
+    """The untrained model's prompt for a background document, after demonstrations."""
     turns = [{"role": "system", "content": _INSTRUCTION}]
     for asked, document in demonstrations:
         turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": document}]
@@ -188,7 +191,6 @@ class Example:
     """A training question's sequences.
 
     Attributes:
-        source: number of the question's source.
         row: the question with the source's best context.
         rejected: the question with the worst verbalisation; None unless the source is the model
             itself and its best and worst verbalisations differ.
@@ -227,12 +229,8 @@ def make_examples(
     order among them: its place then says nothing, as at test time.
 
     Args:
-        questions: to train on.
         contexts: `contexts.jsonl`, each question's contexts by source.
-        labels: of the questions.
         extra_mean: mean of `p`.
-        limit: the model's context, in tokens.
-        seed: of the random draws.
         closed_book: whether to use the labels without verbalising.
         writes: whether the model writes knowledge before the answer if it is the source itself.
 
@@ -247,24 +245,24 @@ def make_examples(
         texts = record["contexts"][source]
         best, worst = int(scores.argmax()), int(scores.argmin())
         pack = partial(make_row, format, question.id, question.question, source)
+        answer, rejected = question.answers[0], None
         if source == format.internal and not writes:
-            examples.append(Example(source, pack(None, question.answers[0]), None))
+            row = pack(None, answer)
         elif source == format.internal:
-            row = pack(texts[best], question.answers[0])
-            differ = texts[best] != texts[worst]
-            examples.append(Example(source, row, pack(texts[worst], None) if differ else None))
+            row = pack(texts[best], answer)
+            if texts[best] != texts[worst]:
+                rejected = pack(texts[worst], None)
         else:
             others = [i for i in rng.permutation(len(texts)) if i != best]
             extra = max(int(rng.poisson(extra_mean)) - 1, 0)
             chosen = rng.permutation([best, *others[:extra]])
-            row = pack(join_passages([texts[i] for i in chosen]), question.answers[0])
-            examples.append(Example(source, row, None))
-    for example in examples:
-        if len(example.row.tokens) > limit:
+            row = pack(join_passages([texts[i] for i in chosen]), answer)
+        if len(row.tokens) > limit:
             raise RagJaxError(
-                f"question {example.row.id}: {len(example.row.tokens)} tokens with its contexts, "
-                f"over the model's context of {limit}; lower config.model.max_text"
+                f"question {row.id}: {len(row.tokens)} tokens with its contexts, over the model's "
+                f"context of {limit}; lower config.model.max_text"
             )
+        examples.append(Example(source, row, rejected))
     return examples
 
 
@@ -286,17 +284,11 @@ def plan_examples(examples: Sequence[Example], settings: TrainConfig, *, seed: i
 
 
 def pack_examples(
-    examples: Sequence[Example],
-    micro: Microbatch,
-    *,
-    targets: int,
-    scale: float,
-    reduction: str,
+    examples: Sequence[Example], micro: Microbatch, *, targets: int, scale: float, reduction: str
 ) -> dict[str, np.ndarray]:
     """The arrays of a microbatch; the rejected sides of pairs are the second half of the rows.
 
     Args:
-        examples: all that the plan was made from.
         targets: number of target positions that a row is padded to.
         scale: weight of an example in the batch's loss.
         reduction: "mean" over a term's tokens, or "sum".
@@ -305,16 +297,7 @@ def pack_examples(
     sides = [[e.row for e in chosen]]
     if micro.kind == "pairs":
         sides.append([e.rejected for e in chosen])
-    halves = [
-        pack_rows(
-            rows,
-            terms=TERMS,
-            width=micro.width // len(sides),
-            targets=targets,
-            batch=micro.rows,
-            scale=scale,
-            reduction=reduction,
-        )
-        for rows in sides
-    ]
+    weights = {"terms": TERMS, "scale": scale, "reduction": reduction}
+    sizes = {"width": micro.width // len(sides), "targets": targets, "batch": micro.rows}
+    halves = [pack_rows(rows, **weights, **sizes) for rows in sides]
     return {key: np.concatenate([half[key] for half in halves]) for key in halves[0]}

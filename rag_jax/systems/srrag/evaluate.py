@@ -19,7 +19,7 @@ from rag_jax.evaluation.answers import (
     match,
     popularity_thirds,
 )
-from rag_jax.evaluation.compare import Method, Record, compare, mean_numbers, timed
+from rag_jax.evaluation.compare import Method, Record, compare, describe_question, mean_numbers
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.runner import ReportSpec
 from rag_jax.pipeline.stage import StageContext
@@ -29,19 +29,11 @@ from rag_jax.runtime.hosts import fetch
 from rag_jax.systems.srrag.baselines import answer_directly
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.infer import Engine
-from rag_jax.systems.srrag.policy import Datastore, decide, read_datastore, vote
+from rag_jax.systems.srrag.policy import Datastore, decide, vote
+from rag_jax.systems.stages import answer_timed
 
-COLUMNS = (
-    "n",
-    "accuracy",
-    "head",
-    "middle",
-    "tail",
-    "retrieval_rate",
-    "prompt_tokens",
-    "generated_tokens",
-    "seconds_per_question",
-)
+_COSTS = ("retrieval_rate", "prompt_tokens", "generated_tokens", "seconds_per_question")
+COLUMNS = ("n", "accuracy", "head", "middle", "tail", *_COSTS)
 ABLATIONS = ("without_verbalisation", "without_stage2")
 Policy = tuple[Int[np.ndarray, "N"], Float[np.ndarray, "N S"]]
 
@@ -61,10 +53,9 @@ def describe_report(config: SRRAGConfig, finished: Path | None = None) -> Report
             for stage in ("labels", "datastore")
         }
         choices = routing.analyse(predictions, config.sources)
+        sides = {"predictions": predictions, "sources": config.sources}
         return {
-            "tables": routing.list_tables(
-                choices, **statistics, predictions=predictions, sources=config.sources
-            ),
+            "tables": routing.list_tables(choices, **statistics, **sides),
             "analysis": {"routing": choices, **statistics},
             "figures": routing.draw_figures(choices, methods),
         }
@@ -77,13 +68,7 @@ def describe_report(config: SRRAGConfig, finished: Path | None = None) -> Report
         raw = [f"raw_retrieve_{name}" for name in several] or ["raw_retrieve"]
         selective = ("selective", "selective_retrieve")
         methods |= dict.fromkeys(["raw_verbalise", *raw, *selective, *ABLATIONS], "compare")
-    return ReportSpec(
-        model=config.model.name,
-        methods=methods,
-        columns=COLUMNS,
-        summarize=summarize,
-        extras=describe_routing,
-    )
+    return ReportSpec(config.model.name, methods, COLUMNS, summarize, describe_routing)
 
 
 def summarize(rows: Sequence[Record]) -> dict[str, Any]:
@@ -100,13 +85,9 @@ def summarize(rows: Sequence[Record]) -> dict[str, Any]:
         members = [score for score, name in zip(scores, thirds, strict=True) if name == third]
         numbers[third] = float(np.mean(members)) if members else None
     numbers |= mean_numbers(rows, ["contains_answer"])
-    for name, field in {
-        "exact_match": "exact_match",
-        "retrieval_rate": "retrieved",
-        "prompt_tokens": "prompt_tokens",
-        "generated_tokens": "generated_tokens",
-        "seconds_per_question": "seconds",
-    }.items():
+    fields = {"retrieval_rate": "retrieved", "seconds_per_question": "seconds"}
+    for name in ("exact_match", *_COSTS):
+        field = fields.get(name, name)
         numbers[name] = mean_numbers(rows, [field]).get(field)
     # Verbalisations that reached the limit, and searches without a passage.
     return numbers | {name: sum(row[name] for row in rows) for name in ("cut_off", "fell_back")}
@@ -118,7 +99,7 @@ def run_evaluation(
     questions: Sequence[Question],
     base: Pretrained,
     open_engine: Callable[[StageContext, Path], Engine],
-    check_size: Callable[[int], None],
+    open_datastore: Callable[[StageContext], Datastore],
     config: SRRAGConfig,
     trained: StageContext | None = None,
 ) -> None:
@@ -129,16 +110,10 @@ def run_evaluation(
     """
     trained = trained or context
     engine = open_engine(context, trained.path("stage2", "params"))
-    path = trained.path("datastore", "datastore.npz")
-    datastore = read_datastore(path, config.datastore, check_size)
+    datastore = open_datastore(trained)
     direct = partial(answer_directly, base=base, answer=config.answer, seed=config.seed)
-    answers = context.map(
-        "answers_direct.jsonl",
-        questions,
-        timed(direct),
-        batch_size=4 * config.answer.batch_size,
-        unit="questions (direct)",
-    )
+    size = 4 * config.answer.batch_size
+    answers = answer_timed(context, "direct", questions, direct, batch_size=size)
     passes = answer_with_all(context, engine, datastore, questions, config, file="passes.jsonl")
     methods = [Method("direct", lambda: answers)]
     for name, policy in list_policies(config, passes).items():
@@ -162,7 +137,6 @@ def answer_with_all(
 
     Args:
         datastore: None to route by the model's probabilities alone.
-        file: keeps the results.
 
     Returns:
         For each question the `votes` and, in the order of the sources, the `answers`.
@@ -177,9 +151,8 @@ def answer_with_all(
         votes = np.ones_like(probabilities)
         if datastore:
             nobody = jnp.full(len(votes), -1)  # these questions have no entry themselves
-            votes = fetch(
-                vote(datastore, routed.key, nobody, k=config.datastore.k, num_sources=count)
-            )
+            settings = {"k": config.datastore.k, "num_sources": count}
+            votes = fetch(vote(datastore, routed.key, nobody, **settings))
         chosen = choose(config, probabilities, votes)[: len(batch)]
         routing_seconds = clock.read() / len(batch)
         answers: list[dict[int, Record]] = [{} for _ in batch]
@@ -192,8 +165,8 @@ def answer_with_all(
                 for row, record in answered.items():
                     answers[row][source] = record | {"seconds": seconds}
         return [
-            {"votes": votes[i], "answers": [answers[i][source] for source in range(count)]}
-            for i in range(len(batch))
+            {"votes": shares, "answers": [by_source[source] for source in range(count)]}
+            for shares, by_source in zip(votes, answers, strict=False)  # votes have padding rows
         ]
 
     size = 4 * config.answer.batch_size
@@ -204,13 +177,9 @@ def choose(
     config: SRRAGConfig, probabilities: Float[np.ndarray, "N S"], votes: Float[np.ndarray, "N S"]
 ) -> Int[np.ndarray, "N"]:
     """The sources by the run's decision."""
-    return decide(
-        np.asarray(probabilities, float),
-        np.asarray(votes, float),
-        [source.kind for source in config.sources],
-        tau=config.route.tau,
-        decision=config.route.decision,
-    )
+    weights, kinds = np.asarray(probabilities, float), [source.kind for source in config.sources]
+    rule = {"tau": config.route.tau, "decision": config.route.decision}
+    return decide(weights, np.asarray(votes, float), kinds, **rule)
 
 
 def list_policies(config: SRRAGConfig, passes: Sequence[Record]) -> dict[str, Policy]:
@@ -227,10 +196,8 @@ def list_policies(config: SRRAGConfig, passes: Sequence[Record]) -> dict[str, Po
     external = [number for number, kind in enumerate(kinds) if kind == "search"]
     always = {"verbalise": np.full(len(passes), kinds.index("verbalise"))}
     always["retrieve"] = np.asarray(external)[products[:, external].argmax(axis=1)]
-    if len(external) > 1:
-        for number in external:
-            name = f"retrieve_{config.sources[number].name}"
-            always[name] = np.full(len(passes), number)
+    for number in external if len(external) > 1 else ():
+        always[f"retrieve_{config.sources[number].name}"] = np.full(len(passes), number)
     policies = {name: (chosen, products) for name, chosen in always.items()}
     policies["srrag"] = (choose(config, probabilities, votes), products)
     policies["without_knn"] = (choose(config, probabilities, alone), probabilities)
@@ -269,18 +236,12 @@ def judge(question: Question, prediction: str) -> float:
 
 def grade(question: Question, record: Record) -> Record:
     """A prediction's record with its question and scores."""
-    prediction = record["prediction"]
+    prediction, answers = record["prediction"], question.answers
     scores = {
         "correct": judge(question, prediction),
-        "exact_match": exact_match(prediction, question.answers),
+        "exact_match": exact_match(prediction, answers),
     }
     if not question.choices:
-        scores["contains_answer"] = contains_answer(prediction, question.answers)
-    return {
-        "id": question.id,
-        "question": question.question,
-        "answers": question.answers,
-        "popularity": question.popularity,
-        **scores,
-        **record,
-    }
+        scores["contains_answer"] = contains_answer(prediction, answers)
+    about = describe_question(question) | {"popularity": question.popularity}
+    return {**about, **scores, **record}

@@ -31,8 +31,6 @@ class KnowledgeBatch(NamedTuple):
     """Rows with the knowledge of their sources; further rows of the cache are padding.
 
     Attributes:
-        cache: of questions and knowledge.
-        texts: the knowledge.
         written: number of tokens of the knowledge that the model wrote.
         ended: False where the limit cut the model's knowledge off.
         found: False where a searched source had no passage.
@@ -55,7 +53,6 @@ class Engine:
     """The model and settings of a pass; the methods take and give plain lists.
 
     Attributes:
-        search: the searched sources.
         layer: number of the layer whose output is the datastore key.
         batch_size: number of rows of every program.
         max_knowledge: largest number of tokens of a verbalisation.
@@ -97,20 +94,12 @@ class Engine:
                 f"context of {self.model.config.max_length} has for it; shorten it"
             )
         # Few widths: every later program is compiled for each.
-        width = round_up(longest, 32)
+        width, options = round_up(longest, 32), {"source_ids": self.format.source_ids}
         parts = []
         for start in range(0, len(rows), self.batch_size):
             batch = rows[start : start + self.batch_size]
-            arrays = pad_rows(batch, width, pad_id=0, batch=self.batch_size)
-            parts.append(
-                steps.route(
-                    self.model,
-                    self.params,
-                    *shard_batch(arrays),
-                    source_ids=self.format.source_ids,
-                    layer=self.layer,
-                )
-            )
+            arrays = shard_batch(pad_rows(batch, width, pad_id=0, batch=self.batch_size))
+            parts.append(steps.route(self.model, self.params, *arrays, layer=self.layer, **options))
         return steps.join_rows(parts)
 
     def gather_knowledge(
@@ -128,54 +117,39 @@ class Engine:
             source: one number for all rows, or one for each.
             questions: all questions, in the order of `routed`.
         """
-        format, count = self.format, len(rows)
+        format, count, lm = self.format, len(rows), (self.model, self.params)
         sources = np.broadcast_to(np.asarray(source), count)
-        cache = steps.pick_rows(
-            routed.cache, np.resize(np.asarray(rows, np.int32), self.batch_size)
-        )
+        picked = np.resize(np.asarray(rows, np.int32), self.batch_size)
         # Padding rows have no source.
         padded = np.pad(sources, (0, self.batch_size - count), constant_values=-1)
-        cache, *written = steps.verbalise(
-            self.model,
-            self.params,
-            cache,
-            *shard_batch(
-                (
-                    np.asarray(format.source_ids, np.int32)[padded],
-                    padded >= 0,
-                    (padded == format.internal) & self.writes,
-                )
-            ),
-            max_tokens=self.max_knowledge,
-            stop_ids=format.stop_ids,
-        )
+        tokens = np.asarray(format.source_ids, np.int32)[padded]
+        writing = (padded == format.internal) & self.writes
+        arrays = shard_batch((tokens, padded >= 0, writing))
+        limits = {"max_tokens": self.max_knowledge, "stop_ids": format.stop_ids}
+        cache = steps.pick_rows(routed.cache, picked)
+        cache, *written = steps.verbalise(*lm, cache, *arrays, **limits)
         # Nothing has waited for the device yet: it writes while the searched sources are searched.
         found = self._find_all(sources, [questions[row] for row in rows])
         texts = [join_passages(passages) for passages in found]
         chunks = [format.encode_knowledge(text) if text else [] for text in texts]
         arrays = pad_rows(chunks, self.knowledge_width, pad_id=0, batch=self.batch_size)
-        cache = steps.read(self.model, self.params, cache, *shard_batch(arrays))
+        cache = steps.read(*lm, cache, *shard_batch(arrays))
         tokens, lengths, ended = (array[:count] for array in fetch(tuple(written)))
-        verbalised = self._decode(tokens, lengths)
-        return KnowledgeBatch(
-            cache,
-            [text or words for text, words in zip(texts, verbalised, strict=True)],
-            lengths.tolist(),
-            ended.tolist(),
-            [s == format.internal or bool(p) for s, p in zip(sources, found, strict=True)],
-        )
+        pairs = zip(texts, self._decode(tokens, lengths), strict=True)
+        known = [text or verbalised for text, verbalised in pairs]
+        has = [s == format.internal or bool(p) for s, p in zip(sources, found, strict=True)]
+        return KnowledgeBatch(cache, known, lengths.tolist(), ended.tolist(), has)
 
     def _find_all(
         self, sources: Int[np.ndarray, "B"], questions: Sequence[str]
     ) -> list[list[tuple[str, str]]]:
         """Passages for questions that have a source each; none for the model itself."""
         found: list[list[tuple[str, str]]] = [[] for _ in questions]
-        for source in np.unique(sources).tolist():
-            if source != self.format.internal:
-                rows = np.flatnonzero(sources == source)
-                passages = self._find(source, [questions[row] for row in rows])
-                for row, texts in zip(rows, passages, strict=True):
-                    found[row] = texts
+        for source in sorted({*sources.tolist()} - {self.format.internal}):
+            rows = np.flatnonzero(sources == source)
+            passages = self._find(source, [questions[row] for row in rows])
+            for row, texts in zip(rows, passages, strict=True):
+                found[row] = texts
         return found
 
     def _find(self, source: int, questions: Sequence[str]) -> list[list[tuple[str, str]]]:
@@ -193,16 +167,10 @@ class Engine:
 
     def write_answers(self, knowledge: KnowledgeBatch) -> tuple[list[str], list[int]]:
         """Greedy answers, and the number of tokens of each."""
-        tokens, lengths = steps.answer(
-            self.model,
-            self.params,
-            knowledge.cache,
-            shard_batch(knowledge.active),
-            cue=tuple(self.format.encode_answer_cue()),
-            max_tokens=self.max_answer,
-            stop_ids=self.format.stop_ids,
-        )
-        tokens, lengths = (array[: len(knowledge.texts)] for array in fetch((tokens, lengths)))
+        inputs = self.model, self.params, knowledge.cache, shard_batch(knowledge.active)
+        limits = {"max_tokens": self.max_answer, "stop_ids": self.format.stop_ids}
+        written = steps.answer(*inputs, cue=tuple(self.format.encode_answer_cue()), **limits)
+        tokens, lengths = (array[: len(knowledge.texts)] for array in fetch(written))
         return self._decode(tokens, lengths), lengths.tolist()
 
     def score_answers(
@@ -213,10 +181,8 @@ class Engine:
         rows = [[*cue, *self.format.encode_answer(text)] for text in answers]
         width = round_up(max(map(len, rows)), 16)
         arrays = shard_batch(pad_rows(rows, width, pad_id=0, batch=self.batch_size))
-        scores = steps.score_answer(
-            self.model, self.params, knowledge.cache, *arrays, cue_length=len(cue)
-        )
-        return fetch(scores)[: len(rows)]
+        inputs = self.model, self.params, knowledge.cache, *arrays
+        return fetch(steps.score_answer(*inputs, cue_length=len(cue)))[: len(rows)]
 
     def answer_questions(
         self,

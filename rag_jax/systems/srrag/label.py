@@ -20,7 +20,7 @@ from rag_jax.runtime.hosts import fetch
 from rag_jax.runtime.sharding import shard_batch
 from rag_jax.systems.srrag import steps
 from rag_jax.systems.srrag.config import LabelConfig, LabelRule, SourceConfig
-from rag_jax.systems.srrag.data import encode_answer_prompt, render_context
+from rag_jax.systems.srrag.data import encode_answer_prompt, render_context, share_by_source
 
 
 def choose_source(scores: Float[np.ndarray, "S n"], rule: LabelRule = "top_half_majority") -> int:
@@ -59,7 +59,6 @@ def choose_closed_book(
     Args:
         closed_book: log-likelihood of the gold answer after the question alone, which replaces the
             scores of the verbalisations.
-        kinds: of the sources.
     """
     written = np.asarray([kind == "verbalise" for kind in kinds])
     return choose_source(np.where(written[:, None], closed_book, scores), rule)
@@ -121,15 +120,10 @@ def _make_scorer(
         shared = prefill(base.model, base.params, prefix)
 
         def score(batch: Sequence[int]) -> list[dict[str, Any]]:
-            longest = max(sizes[i] for i in batch)
-            scores = score_answers(
-                base,
-                [prompts[i] for i in batch],
-                [answers[items[i][0]] for i in batch],
-                prefix=shared,
-                width=choose_bucket(longest, widths),
-                batch_size=batch_size,
-            )
+            width = choose_bucket(max(sizes[i] for i in batch), widths)
+            rows = [prompts[i] for i in batch], [answers[items[i][0]] for i in batch]
+            options = {"prefix": shared, "width": width, "batch_size": batch_size}
+            scores = score_answers(base, *rows, **options)
             return [{"item": i, "score": value} for i, value in zip(batch, scores, strict=True)]
 
         by_length = sorted(range(len(items)), key=sizes.__getitem__)
@@ -153,7 +147,6 @@ def score_answers(
 
     Args:
         prompts: the tokens between the shared prefix and the answer.
-        answers: their tokens.
         prefix: the cache of what comes before every prompt.
         width: number of tokens that prompt and answer are padded to.
     """
@@ -199,12 +192,9 @@ def count_labels(
     """
     chosen = np.asarray([label["source"] for label in labels])
     closed_book = np.asarray([label["closed_book_source"] for label in labels])
-    shares = np.bincount(chosen, minlength=len(sources)) / len(labels)
-    without = np.bincount(closed_book, minlength=len(sources)) / len(labels)
-    names = [source.name for source in sources]
     return {
         "n": len(labels),
-        "share": dict(zip(names, shares.tolist(), strict=True)),
-        "share_closed_book": dict(zip(names, without.tolist(), strict=True)),
+        "share": share_by_source(chosen, sources),
+        "share_closed_book": share_by_source(closed_book, sources),
         "flipped_by_verbalising": float((chosen != closed_book).mean()),
     }

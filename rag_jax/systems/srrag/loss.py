@@ -24,9 +24,6 @@ def make_losses(model: Decoder, trainable: Trainable, *, beta: float) -> dict[st
     """The losses of both kinds of microbatches by the trained tree.
 
     "rows" serves both stages, so it is compiled once.
-
-    Args:
-        beta: of the preference loss.
     """
 
     def of_rows(trained, frozen, batch):
@@ -62,7 +59,6 @@ def stage2_loss(
         batch: the first half of its rows has the better verbalisations; the second half, in the
             same order, the worse ones. `reference` `[B]` holds the log-probabilities of the
             verbalisations under the stage-1 model, and `pair` `[B / 2]` the weights of the pairs.
-        beta: of the preference loss.
     """
     logprobs = target_logprobs(model, params, batch)
     terms = {term: span_cross_entropy(logprobs, batch[term]).sum() for term in ("source", "answer")}

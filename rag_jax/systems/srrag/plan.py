@@ -39,7 +39,7 @@ from rag_jax.training.rows import Row, widest_targets
 CONFIG = SRRAGConfig
 
 PASSAGE = 160  # tokens, rounded up, of the longest: 100 words with their title
-_CUE = 4  # `<EOK> Answer:`, and the end of the text behind the answer
+_CUE = 4  # `<EOK> Answer:`, and the end of the text after the answer
 
 
 class PlannedSession(AbstractModels, session.Session):
@@ -64,11 +64,7 @@ class PlannedSession(AbstractModels, session.Session):
 
 
 def plan(config: SRRAGConfig, devices: Sequence[jax.Device], **options: Any) -> Planner:
-    """Compiles the run's programs at the largest shapes it has for rows of the planned lengths.
-
-    Args:
-        options: of `Planner`.
-    """
+    """Compiles the run's programs at the largest shapes it has for rows of the planned lengths."""
     session = PlannedSession(config, devices)
     planner = Planner(session.mesh, **options)
     planner.hold(session.base.params, session.encoder.params)
@@ -80,11 +76,7 @@ def plan(config: SRRAGConfig, devices: Sequence[jax.Device], **options: Any) -> 
 
 
 def list_remedies(config: SRRAGConfig, name: str) -> Iterator[tuple[str, SRRAGConfig]]:
-    """Settings, one change each, with which a program needs less memory; and the flag for each.
-
-    Args:
-        name: of the program that does not fit.
-    """
+    """Settings, one change each, with which a program needs less memory; and the flag for each."""
     if name.startswith("stage"):
         if config.tuning.remat != "full":
             yield change(config, "tuning.remat", "full")
@@ -110,43 +102,30 @@ _BATCHES = {
 
 def _plan_contexts(session: PlannedSession, planner: Planner) -> None:
     """Index, demonstrations, contexts and labels: the models as they were."""
-    c, base, encoder = session.config, session.base, session.encoder
+    c, base, encoder, mesh = session.config, session.base, session.encoder, session.mesh
     lm = base.model, base.params
     passages = [[0] * c.encoder.max_length] * c.encoder.batch_size
-    with jax.set_mesh(session.mesh):
+    with jax.set_mesh(mesh):
         _, (rows, width) = next(plan_batches(passages, c.encoder.batch_size))
     passage = {"B": rows, "T": width}
     planner.compile("embed passages", embed_batch, encoder.model, encoder.params, sizes=passage)
     examples = c.verbalise.demonstrations * (QUESTION + c.verbalise.max_tokens + 16)
     shared = {"B": 1, "T": round_up(examples, 64)}
     prefix = planner.compile("read demonstrations", prefill_batch, *lm, sizes=shared)
-    size, limit = c.verbalise.batch_size, c.verbalise.max_tokens
-    cache = describe_cache(base, session.mesh, size, QUESTION, prefix)
+    sizes, limit = {"B": c.verbalise.batch_size, "T": QUESTION}, c.verbalise.max_tokens
+    cache = describe_cache(base, mesh, *sizes.values(), prefix)
     name = "one token of a document"
     one = compile_token(planner, name, base, base.params, cache, max_tokens=limit)
-    planner.compile(
-        "write documents",
-        generate_batch,
-        *lm,
-        prefix,
-        seed=0,
-        max_tokens=limit,
-        stop_ids=(0,),
-        sampling=Sampling(temperature=c.verbalise.temperature),
-        sizes={"B": size, "T": QUESTION},
-        loop=(one, limit - 1),
-    )
-    planner.compile(
-        "score contexts",
-        steps.score_contexts,
-        *lm,
-        describe_cache(base, session.mesh, 1, 64),
-        sizes={
-            "B": c.label.batch_size,
-            "T": QUESTION + max(PASSAGE, limit) + 32,
-            "P": round_up(c.answer.max_tokens, 8),
-        },
-    )
+    options = {"sampling": Sampling(temperature=c.verbalise.temperature), "seed": 0}
+    options |= {"max_tokens": limit, "stop_ids": (0,), "sizes": sizes, "loop": (one, limit - 1)}
+    planner.compile("write documents", generate_batch, *lm, prefix, **options)
+    sizes = {
+        "B": c.label.batch_size,
+        "T": QUESTION + max(PASSAGE, limit) + 32,
+        "P": round_up(c.answer.max_tokens, 8),
+    }
+    prefix = describe_cache(base, mesh, 1, 64)
+    planner.compile("score contexts", steps.score_contexts, *lm, prefix, sizes=sizes)
 
 
 def _plan_training(session: PlannedSession, planner: Planner) -> None:
@@ -158,27 +137,16 @@ def _plan_training(session: PlannedSession, planner: Planner) -> None:
         of_searched, of_verbalised = (_pack(e, c.stage1) for e in (searched, verbalised))
         of_pairs = _pack(pair, c.stage2)
     reference = np.zeros(len(of_pairs["tokens"]), np.float32)
-    compile_training(
-        planner,
-        "",
-        trainable,
-        c.stage1,
-        {
-            "stage 1, gradients of searched rows": (rows, of_searched),
-            "stage 1, gradients of verbalised rows": (rows, of_verbalised),
-            "stage 2, gradients of pairs": (pairs, make_pairs(of_pairs, reference)),
-        },
-        base.params,
-        session.encoder.params,
-    )
-    planner.hold(base.params, session.encoder.params)
-    planner.compile(
-        "score pairs under the reference",
-        steps.score_verbalisations,
-        base.model,
-        copy(base.params),
-        split_rows(of_pairs, session.mesh),
-    )
+    microbatches = {
+        "stage 1, gradients of searched rows": (rows, of_searched),
+        "stage 1, gradients of verbalised rows": (rows, of_verbalised),
+        "stage 2, gradients of pairs": (pairs, make_pairs(of_pairs, reference)),
+    }
+    held = base.params, session.encoder.params
+    compile_training(planner, "", trainable, c.stage1, microbatches, *held)
+    planner.hold(*held)
+    inputs = base.model, copy(base.params), split_rows(of_pairs, session.mesh)
+    planner.compile("score pairs under the reference", steps.score_verbalisations, *inputs)
 
 
 def _make_examples(c: SRRAGConfig) -> tuple[Example, Example, Example]:
@@ -193,11 +161,8 @@ def _make_examples(c: SRRAGConfig) -> tuple[Example, Example, Example]:
     searched = make_row(c.contexts * PASSAGE, {})
     limit = c.verbalise.max_tokens
     verbalised = make_row(limit, {"verbalisation": (start, start + limit + 1)})
-    return (
-        Example(1, searched, None),
-        Example(0, verbalised, None),
-        Example(0, verbalised, verbalised),
-    )
+    pair = Example(0, verbalised, verbalised)
+    return Example(1, searched, None), Example(0, verbalised, None), pair
 
 
 def _pack(example: Example, settings: TrainConfig) -> dict[str, np.ndarray]:
@@ -206,68 +171,40 @@ def _pack(example: Example, settings: TrainConfig) -> dict[str, np.ndarray]:
     plan = plan_examples(examples, settings, seed=0)
     targets = widest_targets(plan, {i: e.rows for i, e in enumerate(examples)})
     micro = plan.group(range(len(examples)))[0]
-    return pack_examples(
-        examples, micro, targets=targets[micro.kind, micro.width], scale=1.0, reduction="mean"
-    )
+    width = targets[micro.kind, micro.width]
+    return pack_examples(examples, micro, targets=width, scale=1.0, reduction="mean")
 
 
 def _plan_passes(session: PlannedSession, planner: Planner) -> None:
     """The trained model's pass over questions, for the datastore and at test time."""
-    c, base = session.config, session.base
+    c, base, mesh = session.config, session.base, session.mesh
     # The tuned parameters are kept beside those that they came from.
     params = copy(base.params)
-    lm, size, limit = (base.model, params), c.answer.batch_size, c.verbalise.max_tokens
+    lm, rows, limit = (base.model, params), {"B": c.answer.batch_size}, c.verbalise.max_tokens
     knowledge = count_slots(PASSAGE, c.answer.passages, limit)
-    routed = planner.compile(
-        "route",
-        steps.route,
-        *lm,
-        source_ids=tuple(session.new_ids[2:]),
-        layer=c.datastore.layer,
-        sizes={"B": size, "T": QUESTION},
-    )
-    slots = QUESTION + 1
-    cache = describe_cache(base, session.mesh, size, slots)
-    name = "one token of a verbalisation"
-    one = compile_token(planner, name, base, params, cache, max_tokens=limit)
-    written = planner.compile(
-        "verbalise",
-        steps.verbalise,
-        *lm,
-        routed.cache,
-        max_tokens=limit,
-        stop_ids=(0,),
-        sizes={"B": size},
-        loop=(one, limit - 1),
-    )[0]
-    read = planner.compile(
-        "read for answers", steps.read, *lm, written, sizes={"B": size, "T": knowledge}
-    )
-    slots, limit = slots + limit + knowledge + _CUE, c.answer.max_tokens
-    cache = describe_cache(base, session.mesh, size, slots)
-    one = compile_token(planner, "one token of an answer", base, params, cache, max_tokens=limit)
-    planner.compile(
-        "answer",
-        steps.answer,
-        *lm,
-        read,
-        cue=(0,) * (_CUE - 1),
-        max_tokens=limit,
-        stop_ids=(0,),
-        sizes={"B": size},
-        loop=(one, limit - 1),
-    )
+    options = {"source_ids": tuple(session.new_ids[2:]), "layer": c.datastore.layer}
+    routed = planner.compile("route", steps.route, *lm, sizes={**rows, "T": QUESTION}, **options)
+
+    def compile_written(
+        names: tuple[str, str], step: Any, slots: int, limit: int, *args: Any, **options: Any
+    ) -> Any:
+        """A program that writes at most `limit` tokens, and one turn of its loop."""
+        name, turn = names
+        cache = describe_cache(base, mesh, rows["B"], slots)
+        one = compile_token(planner, turn, base, params, cache, max_tokens=limit)
+        loop, options = (one, limit - 1), {**options, "max_tokens": limit, "stop_ids": (0,)}
+        return planner.compile(name, step, *lm, *args, sizes=rows, loop=loop, **options)
+
+    slots, names = QUESTION + 1, ("verbalise", "one token of a verbalisation")
+    written = compile_written(names, steps.verbalise, slots, limit, routed.cache)[0]
+    sizes = {**rows, "T": knowledge}
+    read = planner.compile("read for answers", steps.read, *lm, written, sizes=sizes)
+    slots, names = slots + limit + knowledge + _CUE, ("answer", "one token of an answer")
+    cue = (0,) * (_CUE - 1)
+    compile_written(names, steps.answer, slots, c.answer.max_tokens, read, cue=cue)
     entries = c.train_questions or c.world.train
     keys = jax.ShapeDtypeStruct((entries, base.config.hidden_size), jnp.float32)
     labels = jax.ShapeDtypeStruct((entries,), jnp.int32)
-    planner.compile(
-        "vote",
-        policy.vote,
-        policy.Datastore(
-            split_rows(keys, session.mesh), split_rows(labels, session.mesh), c.datastore.metric
-        ),
-        routed.key,
-        k=c.datastore.k,
-        num_sources=len(c.sources),
-        sizes={"B": size},
-    )
+    datastore = policy.Datastore(*split_rows((keys, labels), mesh), c.datastore.metric)
+    options = {"k": c.datastore.k, "num_sources": len(c.sources), "sizes": rows}
+    planner.compile("vote", policy.vote, datastore, routed.key, **options)

@@ -17,6 +17,7 @@ from rag_jax.runtime.hosts import fetch
 from rag_jax.runtime.progress import log
 from rag_jax.runtime.sharding import shard_over_devices
 from rag_jax.systems.srrag.config import DatastoreConfig, Decision, Metric, SourceConfig
+from rag_jax.systems.srrag.data import share_by_source
 from rag_jax.systems.srrag.infer import Engine
 
 
@@ -52,7 +53,6 @@ def find_nearest(
     """The similarities and rows of each question's `k` nearest entries, nearest first.
 
     Args:
-        queries: hidden states.
         itself: the row of each query's own entry, which is left out; -1 for none.
     """
     scores = scale_keys(queries, datastore.metric) @ datastore.keys.T
@@ -72,7 +72,6 @@ def vote(
     """`p_D(s | q)`: the share of each source among a question's `k` nearest entries.
 
     Args:
-        queries: hidden states.
         itself: as for `find_nearest`: an entry must not vote for its own question.
     """
     _, nearest = find_nearest(datastore, queries, itself, k=k)
@@ -92,9 +91,6 @@ def decide(
 
     Args:
         probabilities: `p_M`, of the sources' tokens.
-        votes: `p_D`.
-        kinds: of the sources.
-        tau: the threshold.
         decision: "threshold" searches if and only if a searched source's product is above `tau`
             (the paper's text), and takes the searched source with the largest product.
             "argmax_product" takes the source with the largest product (the paper's figures).
@@ -121,9 +117,6 @@ def run_datastore(
 
     Writes `datastore.npz`: the questions' `id`, `source`, `scores` `[N, S]` in nats and `key`
     `[N, D]`.
-
-    Args:
-        after: the stage that trained the model.
     """
     engine = open_engine(context, context.path(after, "params"))
 
@@ -137,29 +130,21 @@ def run_datastore(
             # A source without a passage is never the better one.
             scores.append(np.where(knowledge.found, values, np.finfo(np.float32).min))
         keys = fetch(scale_keys(routed.key, datastore.metric))
-        scores = np.stack(scores, axis=1)
-        return {
-            "id": np.asarray([question.id for question in batch]),
-            "source": scores.argmax(axis=1).astype(np.int32),
-            "scores": scores,
-            "key": keys[: len(batch)],
-        }
+        scores, ids = np.stack(scores, axis=1), np.asarray([question.id for question in batch])
+        better = scores.argmax(axis=1).astype(np.int32)
+        return {"id": ids, "source": better, "scores": scores, "key": keys[: len(batch)]}
 
+    size = engine.batch_size
     arrays = context.map(
-        "datastore.npz",
-        train_questions,
-        roll_out,
-        batch_size=engine.batch_size,
-        unit="questions",
+        "datastore.npz", train_questions, roll_out, batch_size=size, unit="questions"
     )
-    count, names = len(train_questions), [source.name for source in sources]
-    shares = np.bincount(arrays["source"], minlength=len(sources)) / count
-    statistics = {"n": count, "share": dict(zip(names, shares.tolist(), strict=True))}
-    write_json(context.folder / "statistics.json", statistics)
-    if shares.max() == 1:
+    shares = share_by_source(arrays["source"], sources)
+    write_json(context.folder / "statistics.json", {"n": len(train_questions), "share": shares})
+    best = max(shares, key=shares.__getitem__)
+    if shares[best] == 1:
         log(
-            f"stage {context.folder.name}: {names[shares.argmax()]} works better for every "
-            "training question; the vote does not distinguish any two questions"
+            f"stage {context.folder.name}: {best} works better for every training question; the "
+            "vote does not distinguish any two questions"
         )
 
 
@@ -169,7 +154,6 @@ def read_datastore(
     """Reads a datastore and puts it on the devices.
 
     Args:
-        path: of `datastore.npz`.
         check_size: refuses too small a datastore.
     """
     with np.load(path, allow_pickle=False) as arrays:

@@ -10,29 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from rag_jax.config import EncoderConfig
 from rag_jax.data.passages import Passage
-from rag_jax.data.questions import Collection, Question
+from rag_jax.data.questions import Collection
 from rag_jax.models import Pretrained
 from rag_jax.models.vocabulary import grow_vocabulary, put_tokens, take_tokens
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import DECODER_RULES, shard_params
 from rag_jax.systems import session
+from rag_jax.systems.srrag import sources
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.data import Example, Format, make_examples, special_tokens
 from rag_jax.systems.srrag.infer import Engine, Search
 from rag_jax.systems.srrag.label import read_labels
 from rag_jax.systems.srrag.loss import make_losses
-from rag_jax.systems.srrag.sources import (
-    build_indices,
-    check_sources,
-    count_slots,
-    measure_passages,
-    open_search,
-    read_longest,
-    search_indices,
-)
+from rag_jax.systems.srrag.policy import Datastore, read_datastore
 from rag_jax.systems.srrag.train import fit_examples
 from rag_jax.training.loop import LossFunction
 from rag_jax.training.trainable import Trainable, cast, init_trained, merge_trained
@@ -43,11 +35,8 @@ class Session(session.Session):
 
     config: SRRAGConfig
     batch_sizes = ("verbalise.batch_size", "label.batch_size", "answer.batch_size")
-
-    @property
-    def encoding(self) -> EncoderConfig:
-        """The settings by which texts are encoded."""
-        return self.config.encoder
+    train_count = "train_questions"
+    question_count = "questions"
 
     # Models.
 
@@ -60,7 +49,7 @@ class Session(session.Session):
     def base(self) -> Pretrained:
         """The language model with the special tokens added, before training."""
         c = self.config
-        loaded = self.load_language_model("model.name", dtype=jnp.dtype(c.model.dtype))
+        loaded = self.load_language_model("model.name", dtype=self.dtype)
         self.check_layer(loaded.config.num_layers)
         names = special_tokens(c.sources)
         grown = grow_vocabulary(loaded, names, multiple=c.model.vocab_multiple)
@@ -71,11 +60,6 @@ class Session(session.Session):
         layer = self.config.datastore.layer
         if layer > num_layers:
             raise RagJaxError(f"config.datastore.layer={layer}: the model has {num_layers} layers")
-
-    @cached_property
-    def encoder(self) -> Pretrained:
-        """The sentence encoder of the index and of the clusters."""
-        return self.load_encoder("encoder.name")
 
     @property
     def new_ids(self) -> list[int]:
@@ -101,8 +85,7 @@ class Session(session.Session):
         The rows of the special tokens are trained in both modes, apart from the table, because they
         learn faster.
         """
-        c, ids = self.config, self.new_ids
-        dtype = jnp.dtype(c.model.dtype)
+        c, ids, dtype = self.config, self.new_ids, self.dtype
 
         def init(params: PyTree) -> PyTree[Array]:
             tokens = cast(take_tokens(params, ids), jnp.float32)
@@ -134,56 +117,45 @@ class Session(session.Session):
         self, context: StageContext, *, closed_book: bool = False, writes: bool = True
     ) -> list[Example]:
         """The training questions as rows of tokens; see `data.make_examples`."""
-        c = self.config
-        return make_examples(
-            self.format,
-            self.train_questions,
-            context.path("contexts", "contexts.jsonl"),
-            read_labels(context.path("labels", "labels.jsonl"), self.model_fingerprint),
-            extra_mean=c.extra_mean,
-            limit=self.base.config.max_length,
-            seed=c.seed,
-            closed_book=closed_book,
-            writes=writes,
-        )
+        c, contexts = self.config, context.path("contexts", "contexts.jsonl")
+        labels = read_labels(context.path("labels", "labels.jsonl"), self.model_fingerprint)
+        options = {"extra_mean": c.extra_mean, "limit": self.base.config.max_length, "seed": c.seed}
+        options |= {"closed_book": closed_book, "writes": writes}
+        return make_examples(self.format, self.train_questions, contexts, labels, **options)
 
     @property
     def fit_examples(self) -> Callable[..., None]:
         """`train.fit_examples` with the run's model, losses and settings."""
         c = self.config
-        return partial(
-            fit_examples,
-            base=self.base,
-            trainable=self.trainable,
-            losses=self.losses,
-            reduction=c.loss_reduction,
-            seed=c.seed,
-            profile_steps=c.profile_steps,
-        )
+        settings = {"reduction": c.loss_reduction, "seed": c.seed, "profile_steps": c.profile_steps}
+        model = {"base": self.base, "trainable": self.trainable, "losses": self.losses}
+        return partial(fit_examples, **model, **settings)
 
     # Inference.
 
+    def open_datastore(self, context: StageContext, stage: str = "datastore") -> Datastore:
+        """The policy datastore that a stage filled."""
+        path = context.path(stage, "datastore.npz")
+        return read_datastore(path, self.config.datastore, self.check_size)
+
     def open_search(self, context: StageContext, count: int) -> Search:
-        """The searched sources over the run's passages; see `sources.open_search`."""
-        return open_search(
-            context,
-            self.passages,
-            self.config.sources,
-            self.embed,
-            self.format.shorten,
-            encoder=self.fingerprint("encoder.name"),
-            count=count,
-        )
+        """The searched sources over the run's passages; see `sources.search_indices`.
+
+        Args:
+            context: of a stage that needs the stage "index".
+        """
+        encoder, passages = self.fingerprint("encoder.name"), self.passages
+        searched = sources.load_indices(context, passages, self.config.sources, encoder=encoder)
+        reading = (passages, self.embed, self.format.shorten)
+        return sources.search_indices(searched, *reading, count=count)
 
     def open_engine(self, context: StageContext, params: Path) -> Engine:
         """A trained model over the run's passages.
 
         Args:
             context: of a stage that needs the stages "index" and "lengths".
-            params: the folder of the trained tree.
         """
         c = self.config
-        longest = read_longest(context)
         return Engine(
             model=self.base.model,
             params=self.trainable.load_merged(params),
@@ -192,7 +164,7 @@ class Session(session.Session):
             layer=c.datastore.layer,
             batch_size=c.answer.batch_size,
             max_knowledge=c.verbalise.max_tokens,
-            knowledge_width=count_slots(longest, c.answer.passages, c.verbalise.max_tokens),
+            knowledge_width=self._count_slots(sources.read_longest(context)),
             max_answer=c.answer.max_tokens,
         )
 
@@ -200,18 +172,18 @@ class Session(session.Session):
         self, engine: Engine, passages: Sequence[Passage], embeddings: Float[np.ndarray, "N E"]
     ) -> Engine:
         """An engine that searches other passages."""
-        c = self.config
-        searched = build_indices(
-            passages, c.sources, embeddings, c.index, encoder=self.fingerprint("encoder.name")
-        )
-        longest = max(measure_passages(passages, self.format))
+        c, encoder = self.config, self.fingerprint("encoder.name")
+        searched = sources.build_indices(passages, c.sources, embeddings, c.index, encoder=encoder)
+        reading = (passages, self.embed, self.format.shorten)
         return replace(
             engine,
-            search=search_indices(
-                searched, passages, self.embed, self.format.shorten, count=c.answer.passages
-            ),
-            knowledge_width=count_slots(longest, c.answer.passages, c.verbalise.max_tokens),
+            search=sources.search_indices(searched, *reading, count=c.answer.passages),
+            knowledge_width=self._count_slots(max(sources.measure_passages(passages, self.format))),
         )
+
+    def _count_slots(self, longest: int) -> int:
+        c = self.config
+        return sources.count_slots(longest, c.answer.passages, c.verbalise.max_tokens)
 
     # Questions.
 
@@ -223,14 +195,15 @@ class Session(session.Session):
         c = self.config
         self.check_size(len(self.choose_questions(corpus, "train", c.train_questions)))
         self.check_evaluation(corpus)
-        check_sources(corpus.passages, c.sources, count=c.contexts, setting="config.contexts")
+        setting = "config.contexts"
+        sources.check_sources(corpus.passages, c.sources, count=c.contexts, setting=setting)
 
     def check_evaluation(self, corpus: Collection) -> None:
         """Raises a RagJaxError if the corpus cannot be evaluated."""
         c = self.config
         self.choose_questions(corpus, c.evaluate_on, c.questions)
         setting = "config.answer.passages"
-        check_sources(corpus.passages, c.sources, count=c.answer.passages, setting=setting)
+        sources.check_sources(corpus.passages, c.sources, count=c.answer.passages, setting=setting)
 
     def check_size(self, count: int) -> None:
         """Raises a RagJaxError if `count` training questions are too few for the settings."""
@@ -240,14 +213,3 @@ class Session(session.Session):
                 raise RagJaxError(
                     f"config.{name}={wanted}: is above the {count} training questions; lower it"
                 )
-
-    @property
-    def train_questions(self) -> list[Question]:
-        """The questions to train on."""
-        return self.choose_questions(self.corpus, "train", self.config.train_questions)
-
-    @property
-    def questions(self) -> list[Question]:
-        """The questions to evaluate."""
-        c = self.config
-        return self.choose_questions(self.corpus, c.evaluate_on, c.questions)

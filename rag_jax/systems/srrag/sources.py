@@ -36,10 +36,10 @@ def select_rows(source: SourceConfig, passages: Sequence[Passage]) -> Int[np.nda
     Raises:
         RagJaxError: there are none.
     """
-    if not source.prefix:
-        rows = np.arange(len(passages))
-    else:
+    if source.prefix:
         rows = np.flatnonzero([p.id.startswith(source.prefix) for p in passages])
+    else:
+        rows = np.arange(len(passages))
     if not rows.size:
         raise RagJaxError(
             f"source {source.name}: no passage's id begins with its prefix {source.prefix!r}; they "
@@ -105,48 +105,29 @@ def build_indices(
     *,
     encoder: str,
 ) -> dict[int, Searched]:
-    """The searched sources, by number, over embedded passages.
-
-    Args:
-        encoder: fingerprint of the encoder.
-    """
+    """The searched sources, by number, over embedded passages."""
     searched = {}
     corpus = fingerprint_corpus(passages)  # of all passages: rows depend on all of them
     for number, rows in select_all(sources, passages).items():
-        built = Index.build(
-            embeddings if len(rows) == len(embeddings) else embeddings[rows],
-            backend=index.backend,
-            encoder=encoder,
-            corpus=corpus,
-        )
+        own = embeddings if len(rows) == len(embeddings) else embeddings[rows]
+        built = Index.build(own, backend=index.backend, encoder=encoder, corpus=corpus)
         searched[number] = Searched(built, rows)
     return searched
 
 
-def open_search(
+def load_indices(
     context: StageContext,
     passages: Sequence[Passage],
     sources: Sequence[SourceConfig],
-    embed: Embed,
-    shorten: Callable[[str], str],
     *,
     encoder: str,
-    count: int,
-) -> Search:
-    """The searched sources: a source's number and questions to the `count` best passages of each.
-
-    Args:
-        context: of a stage that needs the stage "index".
-        shorten: cuts a passage's text to the tokens that are read.
-        encoder: fingerprint of the encoder.
-    """
-    searched, fingerprint = {}, fingerprint_corpus(passages)
+) -> dict[int, Searched]:
+    """The searched sources, by number, from the stage "index"; `encoder` is a fingerprint."""
+    searched, corpus = {}, fingerprint_corpus(passages)
     for number, rows in select_all(sources, passages).items():
-        index = Index.load(
-            context.path("index", sources[number].name), encoder=encoder, corpus=fingerprint
-        )
-        searched[number] = Searched(index, rows)
-    return search_indices(searched, passages, embed, shorten, count=count)
+        folder = context.path("index", sources[number].name)
+        searched[number] = Searched(Index.load(folder, encoder=encoder, corpus=corpus), rows)
+    return searched
 
 
 def search_indices(
@@ -157,13 +138,17 @@ def search_indices(
     *,
     count: int,
 ) -> Search:
-    """Searches each source's index for `count` passages, or all if the source has fewer."""
+    """A search of each source's index for `count` passages, or all if the source has fewer.
+
+    Args:
+        shorten: cuts a passage's text to the tokens that are read.
+    """
 
     def search(source: int, questions: Sequence[str]) -> list[list[tuple[str, str]]]:
         index, rows = searched[source]
         _, found = index.search(embed(questions), min(count, index.size))
-        ranked = [[passages[rows[place]] for place in places] for places in found.tolist()]
-        return [[(p.title, shorten(p.text)) for p in some] for some in ranked]
+        ranked = [[passages[row] for row in rows[places]] for places in found]
+        return [[(p.title, shorten(p.text)) for p in best] for best in ranked]
 
     return search
 
@@ -202,7 +187,6 @@ def count_slots(longest: int, passages: int, max_verbalised: int) -> int:
 
     Args:
         longest: number of tokens of the longest passage.
-        passages: number of passages of a knowledge block.
         max_verbalised: largest number of tokens of a verbalisation.
     """
     return round_up(1 + max(max_verbalised, passages * longest), 16)

@@ -37,7 +37,6 @@ def score_contexts(
     """`log p(answer | prompt)` in nats of the untrained model, for prompts after a shared prefix.
 
     Args:
-        prefix: what comes before every prompt.
         tokens: prompt and answer; `at`, `targets` and `weights` as for `score_text`.
     """
     dtype = params["embed"]["embedding"].dtype
@@ -93,25 +92,15 @@ def verbalise(
 
     Args:
         source_ids: the token of each row's source.
-        active: False on padding rows.
         writing: rows that write, up to `<EOK>` or the limit.
-        max_tokens: limit of the knowledge.
-        stop_ids: tokens that end the knowledge.
 
     Returns:
         The cache, `1 + max_tokens` slots longer; the knowledge without `<EOK>`; its lengths; and
         False where the limit cut the knowledge off.
     """
     output, cache = append(model, params, cache, source_ids[:, None], active[:, None])
-    decoded = decode(
-        model,
-        params,
-        cache,
-        output.hidden[:, 0],
-        max_tokens=max_tokens,
-        stop_ids=stop_ids,
-        active=writing,
-    )
+    hidden, limits = output.hidden[:, 0], {"max_tokens": max_tokens, "stop_ids": stop_ids}
+    decoded = decode(model, params, cache, hidden, **limits, active=writing)
     return decoded.cache, decoded.tokens, decoded.lengths, decoded.finished
 
 
@@ -124,12 +113,11 @@ def read(
     mask: Bool[Array, "B T"],
 ) -> Cache:
     """Appends retrieved knowledge; only empty slots, at no cost, if no row has any."""
-    return jax.lax.cond(
-        mask.any(),
-        lambda cache: append(model, params, cache, tokens, mask)[1],
-        lambda cache: grow(cache, tokens.shape[1]),
-        cache,
-    )
+
+    def fill(cache: Cache) -> Cache:
+        return append(model, params, cache, tokens, mask)[1]
+
+    return jax.lax.cond(mask.any(), fill, lambda cache: grow(cache, tokens.shape[1]), cache)
 
 
 @partial(jax.jit, static_argnames=("model", "cue", "max_tokens", "stop_ids"))
@@ -146,25 +134,15 @@ def answer(
     """Closes the knowledge, reads the cue and writes the answers greedily.
 
     Args:
-        active: False on padding rows.
         cue: tokens from `<EOK>` to the answer.
-        max_tokens: limit of an answer.
-        stop_ids: tokens that end an answer.
 
     Returns:
         The answers and their lengths.
     """
     tokens = jnp.tile(jnp.asarray(cue, jnp.int32), (active.shape[0], 1))
     output, cache = append(model, params, cache, tokens, jnp.tile(active[:, None], len(cue)))
-    decoded = decode(
-        model,
-        params,
-        cache,
-        output.hidden[:, -1],
-        max_tokens=max_tokens,
-        stop_ids=stop_ids,
-        active=active,
-    )
+    hidden, limits = output.hidden[:, -1], {"max_tokens": max_tokens, "stop_ids": stop_ids}
+    decoded = decode(model, params, cache, hidden, **limits, active=active)
     return decoded.tokens, decoded.lengths
 
 
@@ -178,13 +156,7 @@ def score_answer(
     *,
     cue_length: int,
 ) -> Float[Array, "B"]:
-    """`log p(answer | question, knowledge)` in nats of given answers, which follow the cue.
-
-    Args:
-        tokens: cue and answer, padded.
-        mask: False on padding.
-        cue_length: number of the cue's tokens.
-    """
+    """`log p(answer | question, knowledge)` in nats of answers that follow the cue in `tokens`."""
     return score_continuation(model, params, cache, tokens, mask, given=cue_length)
 
 

@@ -44,42 +44,28 @@ def fit_examples(
     """Trains on examples to the end; see `fit`.
 
     Args:
-        losses: of rows and of pairs.
         reduction: of a term over its tokens, "sum" or "mean".
         start: the trained tree to start from; a fresh one if None.
         finish: changes a microbatch's arrays.
     """
     plan = plan_examples(examples, settings, seed=seed)
     targets = widest_targets(plan, {i: e.rows for i, e in enumerate(examples)})
-    full = trainable.frozen is None
+    ids, full = [example.row.id for example in examples], trainable.frozen is None
 
     def pack(step: int, chosen: list[int]) -> Batch:
         del step
+        weights = {"scale": 1 / len(chosen), "reduction": reduction}
         microbatches = []
         for micro in plan.group(chosen):
-            arrays = pack_examples(
-                examples,
-                micro,
-                targets=targets[micro.kind, micro.width],
-                scale=1 / len(chosen),
-                reduction=reduction,
-            )
+            width = targets[micro.kind, micro.width]
+            arrays = pack_examples(examples, micro, targets=width, **weights)
             microbatches.append((micro.kind, finish(micro, arrays)))
         rows = [row for i in chosen for row in examples[i].rows]
         return Batch(microbatches, count_step_flops(base.config, rows, full=full))
 
-    fit(
-        plan,
-        pack,
-        losses,
-        trainable,
-        settings,
-        context.folder,
-        context.progress,
-        ids=[example.row.id for example in examples],
-        start=start,
-        profile_steps=profile_steps,
-    )
+    options = {"ids": ids, "start": start, "profile_steps": profile_steps}
+    folder, progress = context.folder, context.progress
+    fit(plan, pack, losses, trainable, settings, folder, progress, **options)
 
 
 def run_stage1(
@@ -92,22 +78,16 @@ def run_stage1(
     closed_book: bool = False,
     writes: bool = True,
 ) -> None:
-    """Behaviour cloning of the source, the best verbalisation and the answer.
-
-    Args:
-        closed_book: as for `data.make_examples`, as is `writes`.
-    """
+    """Behaviour cloning of the source, the best verbalisation and the answer."""
     examples = make_examples(context, closed_book=closed_book, writes=writes)
     names = [sources[example.source].name for example in examples]
-    write_json(
-        context.folder / "rows.json",
-        {
-            "questions": len(examples),
-            "by_source": {name: names.count(name) for name in sorted(set(names))},
-            "preference_pairs": sum(e.rejected is not None for e in examples),
-            "longest": max(len(e.row.tokens) for e in examples),
-        },
-    )
+    facts = {
+        "questions": len(examples),
+        "by_source": {name: names.count(name) for name in sorted(set(names))},
+        "preference_pairs": sum(e.rejected is not None for e in examples),
+        "longest": max(len(e.row.tokens) for e in examples),
+    }
+    write_json(context.folder / "rows.json", facts)
     fit_examples(context, [replace(e, rejected=None) for e in examples], stage1)
 
 
@@ -120,12 +100,9 @@ def run_stage1_again(
     trainable: Trainable,
 ) -> None:
     """Continues with stage 1's loss in the place of stage 2, with stage 2's settings."""
-    fit_examples(
-        context,
-        [replace(e, rejected=None) for e in make_examples(context)],
-        stage2,
-        start=trainable.load(context.path("stage1", "params")),
-    )
+    examples = [replace(e, rejected=None) for e in make_examples(context)]
+    start = trainable.load(context.path("stage1", "params"))
+    fit_examples(context, examples, stage2, start=start)
 
 
 def run_reference(
@@ -140,14 +117,9 @@ def run_reference(
     after: str = "stage1",
     closed_book: bool = False,
 ) -> None:
-    """Log-probabilities of both verbalisations under the stage-1 model, computed once.
-
-    Args:
-        after: the stage that trained the model.
-        closed_book: as for `data.make_examples`.
-    """
+    """Log-probabilities of both verbalisations under the stage-1 model, computed once."""
     examples = make_examples(context, closed_book=closed_book)
-    plan = plan_examples(examples, stage2, seed=seed)
+    plan, reduction = plan_examples(examples, stage2, seed=seed), loss_reduction
     targets = widest_targets(plan, {i: e.rows for i, e in enumerate(examples)})
     params = trainable.load_merged(context.path(after, "params"))
     pairs = [i for i, e in enumerate(examples) if e.rejected]
@@ -155,13 +127,8 @@ def run_reference(
     def score(batch: Sequence[int]) -> list[dict[str, Any]]:
         records = {}
         for micro in plan.group(batch):
-            arrays = pack_examples(
-                examples,
-                micro,
-                targets=targets[micro.kind, micro.width],
-                scale=1.0,
-                reduction=loss_reduction,
-            )
+            width = targets[micro.kind, micro.width]
+            arrays = pack_examples(examples, micro, targets=width, scale=1.0, reduction=reduction)
             values = fetch(steps.score_verbalisations(base.model, params, shard_batch(arrays)))
             for place, i in enumerate(micro.indices):
                 both = {"chosen": values[place], "rejected": values[micro.rows + place]}
@@ -187,7 +154,6 @@ def run_stage2(
     Args:
         after: the stage that trained the model to start from.
         reference: the stage with the model's log-probabilities.
-        closed_book: as for `data.make_examples`.
     """
     examples = make_examples(context, closed_book=closed_book)
     records = read_jsonl(context.path(reference, "reference.jsonl"))
@@ -201,13 +167,8 @@ def run_stage2(
             values[[place, micro.rows + place]] = known[examples[i].row.id]
         return make_pairs(arrays, values)
 
-    fit_examples(
-        context,
-        examples,
-        stage2,
-        start=trainable.load(context.path(after, "params")),
-        finish=add_reference,
-    )
+    start = trainable.load(context.path(after, "params"))
+    fit_examples(context, examples, stage2, start=start, finish=add_reference)
 
 
 def make_pairs(arrays: Arrays, reference: Float[np.ndarray, "B"]) -> Arrays:

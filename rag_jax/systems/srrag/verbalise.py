@@ -15,7 +15,7 @@ from jaxtyping import Float
 from sklearn.cluster import KMeans
 
 from rag_jax.data.questions import Question
-from rag_jax.decoding import Sampling, generate
+from rag_jax.decoding import Sampling
 from rag_jax.decoding.prompts import split_prefix
 from rag_jax.evaluation.answers import match
 from rag_jax.models import Pretrained
@@ -24,6 +24,7 @@ from rag_jax.runtime.files import read_json, write_json, write_jsonl
 from rag_jax.systems.srrag.config import SourceConfig, VerbaliseConfig
 from rag_jax.systems.srrag.data import encode_document_prompt
 from rag_jax.systems.srrag.infer import Search
+from rag_jax.systems.stages import continue_prompts
 
 
 def write_texts(
@@ -37,17 +38,8 @@ def write_texts(
 ) -> list[list[int]]:
     """The tokens that the untrained model writes after prompts, whose common start is read once."""
     prefix, rests = split_prefix(prompts)
-    return generate(
-        base.model,
-        base.params,
-        rests,
-        prefix=prefix,
-        max_tokens=max_tokens,
-        stop_ids=(base.tokenizer.eos_id,),
-        batch_size=batch_size,
-        seed=seed,
-        sampling=Sampling(temperature=temperature),
-    )
+    options = {"prefix": prefix, "sampling": Sampling(temperature=temperature), "seed": seed}
+    return continue_prompts(base, rests, max_tokens=max_tokens, batch_size=batch_size, **options)
 
 
 def write_documents(
@@ -58,24 +50,12 @@ def write_documents(
     *,
     seed: int,
 ) -> list[str]:
-    """Background documents by the untrained model.
-
-    Args:
-        demonstrations: pairs of a question and a document.
-    """
+    """Background documents by the untrained model."""
     prompts = [encode_document_prompt(base.tokenizer, q, demonstrations) for q in questions]
-    written = write_texts(
-        base,
-        prompts,
-        max_tokens=settings.max_tokens,
-        batch_size=settings.batch_size,
-        seed=seed,
-        temperature=settings.temperature,
-    )
-    return [
-        clean_document(base.tokenizer.decode(tokens), finished=len(tokens) < settings.max_tokens)
-        for tokens in written
-    ]
+    limit, decode = settings.max_tokens, base.tokenizer.decode
+    sizes = {"max_tokens": limit, "batch_size": settings.batch_size}
+    written = write_texts(base, prompts, **sizes, seed=seed, temperature=settings.temperature)
+    return [clean_document(decode(tokens), finished=len(tokens) < limit) for tokens in written]
 
 
 def clean_document(text: str, *, finished: bool) -> str:
@@ -119,8 +99,7 @@ def run_demonstrations(
     seed: int,
 ) -> None:
     """GenRead's first round: documents for some training questions, clustered."""
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(train_questions))[: verbalise.pool]
+    order = np.random.default_rng(seed).permutation(len(train_questions))[: verbalise.pool]
 
     def write(batch: Sequence[Question]) -> list[dict[str, Any]]:
         documents = write_documents(base, [q.question for q in batch], [], verbalise, seed=seed)
@@ -134,13 +113,8 @@ def run_demonstrations(
             for q, document in zip(batch, documents, strict=True)
         ]
 
-    records = context.map(
-        "documents.jsonl",
-        [train_questions[i] for i in order],
-        write,
-        batch_size=verbalise.batch_size,
-        unit="documents",
-    )
+    asked, size = [train_questions[i] for i in order], verbalise.batch_size
+    records = context.map("documents.jsonl", asked, write, batch_size=size, unit="documents")
     # If the model knows too little for a full set, all of its documents are used.
     enough = contexts * verbalise.demonstrations
     good = [record for record in records if record["good"]]
@@ -189,8 +163,6 @@ def run_contexts(
         else:
             texts = [record["text"] for record in written]
             by_source.append([texts[i :: len(asked)] for i in range(len(asked))])
-    records = [
-        {"id": question.id, "contexts": [gathered[i] for gathered in by_source]}
-        for i, question in enumerate(train_questions)
-    ]
+    gathered = zip(train_questions, zip(*by_source, strict=True), strict=True)
+    records = [{"id": question.id, "contexts": texts} for question, texts in gathered]
     write_jsonl(context.folder / "contexts.jsonl", records)

@@ -186,13 +186,7 @@ def test_running_again(finished, make_config, make_session, tmp_path):
     context = StageContext(stage, workdir / "stages")
     session.open_corpus(context.path("corpus", ""))
     joint = load_trained(session, workdir, "joint")
-    index, encoder = evaluate.open_final_index(
-        context,
-        joint,
-        encoder=session.encoder,
-        passage_encoder=session.passage_encoder,
-        load_index=session.load_index,
-    )
+    index, encoder = session.open_final_index(context, joint)
     np.testing.assert_allclose(
         index.embeddings, session.encode_passages(encoder, session.passages), atol=1e-6
     )

@@ -108,16 +108,7 @@ def engine(finished, make_config):
     (stage,) = (stage for stage in list_stages(session) if stage.name == "evaluate")
     context = StageContext(stage, finished[0] / "stages")
     session.open_corpus(context.path("corpus", ""))
-    return evaluate.open_engine(
-        context,
-        "train",
-        titled=True,
-        base=session.base,
-        trainable=session.trainable,
-        make_format=session.make_format,
-        passages=session.passages,
-        search=session.config.search,
-    )
+    return session.open_engine(context, "train")
 
 
 def test_report(finished, make_config):

@@ -8,7 +8,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,29 +60,38 @@ def take_turns(sides: Sides, runs: int) -> dict[str, Any]:
 
 
 def run_cases(
+    arguments: argparse.Namespace,
     cases: Mapping[str, Callable[[], Compared]],
-    runs: int,
-    describe: Callable[[dict[str, Any]], str],
-) -> list[dict[str, Any]]:
-    """The result of every case: its name, its facts and, if it has sides, their seconds.
+    packages: Sequence[str],
+    *,
+    peak: float | None = None,
+    describe: Callable[[dict[str, Any], float | None], str] | None = None,
+    **facts: Any,
+) -> None:
+    """Compares and times every case, and writes the report.
 
     Args:
-        describe: the text that is printed of a result.
+        arguments: of the command line.
+        packages: those that are compared.
+        peak: GFLOP/s of the machine.
+        describe: the text that is printed of a result; `describe_sides` if None.
+        facts: further fields of the report.
     """
 
     def run_case(name: str) -> dict[str, Any]:
         sides, facts = cases[name]()
-        return {"name": name, **facts, **(take_turns(sides, runs) if sides else {})}
+        return {"name": name, **facts, **(take_turns(sides, arguments.runs) if sides else {})}
 
     results = []
     for name in tqdm(cases, desc="benchmark", unit="cases"):
         results.append(run_case(name))
-        tqdm.write(describe(results[-1]))
+        tqdm.write((describe or describe_sides)(results[-1], peak))
         gc.collect()  # a trainer is part of a reference cycle, and holds models and their moments
-    return results
+    machine = describe_machine(packages, peak)
+    write_report(arguments.out, environment=machine, **facts, results=results)
 
 
-def describe_sides(result: Mapping[str, Any], peak: float = 0.0) -> str:
+def describe_sides(result: Mapping[str, Any], peak: float | None) -> str:
     """A line with the seconds of every side, the ratios to ours, and the speed of ours.
 
     Args:
@@ -104,19 +113,19 @@ def describe_sides(result: Mapping[str, Any], peak: float = 0.0) -> str:
     return "  ".join(parts)
 
 
-def describe_machine(*packages: str, **measured: float) -> dict[str, Any]:
-    """The device, what was measured of it, and the versions of packages."""
+def describe_machine(packages: Sequence[str] = (), peak: float | None = None) -> dict[str, Any]:
+    """The device, its peak in GFLOP/s if that was measured, and the versions of packages."""
     return {
         "device": jax.devices()[0].device_kind,
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        **measured,
+        **({} if peak is None else {"peak_gflops": peak}),
         **{name: importlib.metadata.version(name) for name in packages},
     }
 
 
 def write_report(path: Path | None, **report: Any) -> None:
-    """Writes the environment, the results and further fields as JSON, if there is a path."""
+    """Writes the report as JSON, if there is a path."""
     if path:
         path.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
 
