@@ -11,6 +11,7 @@ of earlier tokens; the source that they share and attend to takes the prefix's p
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +47,7 @@ class Cache:
 
 
 def init_cache(
-    model: Decoder | Bart, rows: int, *, dtype=jnp.float32, prefix: Cache | None = None
+    model: Decoder | Bart, rows: int, *, dtype: Any = jnp.float32, prefix: Cache | None = None
 ) -> Cache:
     """A cache without slots, after `prefix` if one is given (`rows` a multiple of its rows).
 
