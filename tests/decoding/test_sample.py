@@ -73,7 +73,7 @@ def test_decode_until_the_limit_and_until_a_stop_token():
     assert len({token for text in texts for token in text}) > 6  # the texts are not one token
     at_once = check_decode(tokens, mask, active, [texts[0][0], texts[1][2]])
     assert at_once[0] == ([], True) and at_once[1][1] and len(at_once[1][0]) <= 2
-    # A stop token right behind the last token that fits still ends the row.
+    # A stop token right after the last token that fits still ends the row.
     prompts = [row[real].tolist() for row, real in zip(tokens, mask, strict=True)]
     after = [
         CONTINUE(prompt + text, stop_ids=())[0][0]

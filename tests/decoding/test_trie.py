@@ -52,7 +52,7 @@ def check(sequences):
     for leaf in np.flatnonzero(trie.leaves >= 0):
         for row in trie.rows_at(leaf):
             assert trie.sequence(leaf) == list(sequences[row])
-            # What was decoded and what is pasted behind it are the whole.
+            # What was decoded and what is pasted after it are the whole.
             path = trie.path(leaf)
             assert path == list(sequences[row][: len(path)])
             assert trie.find([path])[0] == leaf or (*path, END) == (*sequences[row], END)
@@ -150,7 +150,7 @@ def test_more_than_int32_can_number(monkeypatch, sequences):
 
 
 def test_the_limit_leaves_room_for_filling():
-    """Nodes are numbered in int32 after rounding up, and so is the place behind the last one."""
+    """Nodes are numbered in int32 after rounding up, and so is the place after the last one."""
     full = replace(build([[1], [2]]), tokens=np.broadcast_to(np.int32(0), trie_module._MOST_NODES))
     assert full._places() == trie_module._MOST_NODES < 2**31 - 1
 

@@ -50,7 +50,7 @@ def next_logprobs(text):
 
 
 def score(prompt, path):
-    """The log-probability of a path behind a prompt."""
+    """The log-probability of a path after a prompt."""
     return sum(next_logprobs((*prompt, *path[:n]))[token] for n, token in enumerate(path))
 
 

@@ -65,7 +65,7 @@ def test_dtype_is_kept_and_the_mean_is_taken_in_float32(base):
     np.testing.assert_allclose(np.asarray(table[-1], np.float32), 1 + 256 / 290, rtol=2**-8)
 
 
-def test_unused_rows_behind_the_tokenizer_are_dropped(base):
+def test_unused_rows_after_the_tokenizers_are_dropped(base):
     table = base.params["embed"]["embedding"]
     padded = replace(
         base,

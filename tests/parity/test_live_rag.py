@@ -27,7 +27,7 @@ from rag_jax.decoding import BeamConfig
 from rag_jax.losses import rag_sequence_nll, token_logprobs
 from rag_jax.models import load
 from rag_jax.models.nn.bart import Bart
-from rag_jax.systems.rag import infer
+from rag_jax.systems.rag import steps
 from rag_jax.systems.rag.loss import marginal_nll, target_logits
 
 pytestmark = pytest.mark.parity
@@ -98,7 +98,7 @@ def make_inputs(seed=0):
 
 
 def make_targets(lengths, seed=1):
-    """Answers with a BOS before and an EOS behind them."""
+    """Answers with a BOS before and an EOS after them."""
     targets = np.random.default_rng(seed).integers(5, VOCABULARY, (QUESTIONS, 7))
     mask = np.arange(7) < np.asarray(lengths)[:, None]
     targets[:, 0] = BOS
@@ -182,8 +182,8 @@ def test_losses(models, marginal, smoothing):
     found = value_and_grad(
         lambda scores: marginal_nll(model, ours.params, scores, rest, marginal=marginal)
     )
-    close(found[0], wanted[0], "loss behind BOS")
-    close(found[1], wanted[1], "gradient behind BOS")
+    close(found[0], wanted[0], "loss after BOS")
+    close(found[1], wanted[1], "gradient after BOS")
     # Their smoothing still has it; with its log-probability 0 in the likelihood alone, so has ours.
     wanted = compute_loss(
         theirs[marginal], inputs, labels, smoothing=smoothing, exclude_bos_score=True
@@ -246,7 +246,7 @@ def set_up(models, bos, eos, search):
         }  # fmt: skip
     model = Bart(replace(ours.config, forced_bos_id=bos, forced_eos_id=eos))
     limit = LIMIT - (bos is not None) - (eos is not None)
-    return settings, model, {"max_tokens": limit, "stop_ids": (EOS,), "search": search}
+    return settings, model, {"max_tokens": limit, "stop_ids": (EOS,), "config": search}
 
 
 def strip(row, start):
@@ -270,10 +270,10 @@ def test_token_decoding(models, bos, eos, search, seed):
         output_scores=True, **settings,
     )  # fmt: skip
     rows = [strip(row, len(model.config.start_ids)) for row in wanted.sequences.numpy()]
-    cache, hidden = infer.read(model, ours.params, tokens, mask)
-    found = infer.write_token(model, ours.params, cache, hidden, scores, **ours_settings)
-    assert found.real.all()
-    united = infer.unite(found, docs=1)
+    cache, hidden = steps.read(model, ours.params, tokens, mask)
+    found = steps.write_token(model, ours.params, cache, hidden, scores, **ours_settings)
+    assert found.exists.all()
+    united = steps.unite(found, docs=1)
     texts = [
         united.tokens[b, w, :n].tolist()
         for b in range(QUESTIONS)
@@ -293,12 +293,12 @@ def test_thorough_decoding(models, bos, eos, search, seed):
     tokens, mask, scores = make_inputs(seed)
     settings, model, ours_settings = set_up(models, bos, eos, search)
     settings.pop("num_beams")
-    cache, hidden = infer.read(model, ours.params, tokens, mask)
-    found = infer.propose(model, ours.params, cache, hidden, scores, **ours_settings)
-    logprobs = infer.score(
+    cache, hidden = steps.read(model, ours.params, tokens, mask)
+    found = steps.propose(model, ours.params, cache, hidden, scores, **ours_settings)
+    logprobs = steps.score(
         model, ours.params, cache, hidden, found.tokens, found.lengths, chunk=search.num_beams
     )
-    marginal = np.asarray(infer.mix(scores, logprobs))
+    marginal = np.asarray(steps.mix(scores, logprobs))
     counts = (np.asarray(found.lengths) > 0).sum(axis=1)
     assert counts.max() > 1  # there is something to rank
     for b in range(QUESTIONS):
