@@ -154,13 +154,15 @@ def find_command(name: str, run: Run, data: Path, runs: Path) -> list[str]:
     return [f"--config={run.config}", *flags, f"--workdir={runs / (run.folder or name)}"]
 
 
-def summarise(report: dict[str, Any], command: Sequence[str]) -> dict[str, Any]:
-    """What the documentation has of a run's report."""
+def summarise(
+    report: dict[str, Any], command: Sequence[str], shorten: Callable[[str], str]
+) -> dict[str, Any]:
+    """What the documentation has of a run's report; `shorten` takes the folders out of a text."""
     stages, environment = report["stages"], report["environment"]
-    shown = [flag for flag in command if not flag.startswith("--workdir")]
+    shown = [shorten(flag) for flag in command if not flag.startswith("--workdir")]
     return {
         "command": " ".join(["python launch/train.py", *shown]),
-        "dataset": report["dataset"],
+        "dataset": shorten(report["dataset"]),
         "methods": report["methods"],
         "tables": report["tables"],
         "seconds": {stage["name"]: stage["seconds"] for stage in stages},
@@ -177,17 +179,17 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(RUNS))
     arguments = parser.parse_args()
+
+    def shorten(text: str) -> str:
+        return text.replace(f"{arguments.runs / 'data'}/", "").replace(f"{arguments.data}/", "")
+
+    RESULTS.mkdir(parents=True, exist_ok=True)
     for name in arguments.names or RUNS:
         command = find_command(name, RUNS[name], arguments.data, arguments.runs)
         subprocess.run([sys.executable, "launch/train.py", *command], check=True)
         folder = arguments.runs / (RUNS[name].folder or name)
         report = json.loads((folder / "report.json").read_text())
-        shown = [
-            flag.replace(f"{arguments.data}/", "").replace(f"{arguments.runs / 'data'}/", "")
-            for flag in command
-        ]
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(summarise(report, shown), indent=1, ensure_ascii=False)
+        text = json.dumps(summarise(report, command, shorten), indent=1, ensure_ascii=False)
         (RESULTS / f"{name}.json").write_text(text + "\n")
 
 

@@ -207,36 +207,6 @@ def list_headlines() -> Rows:
     return rows
 
 
-def list_srrag_ablations() -> Rows:
-    """What SR-RAG is compared with."""
-    names = {
-        "raw_verbalise": "untrained model, verbalising",
-        "raw_retrieve": "untrained model, retrieving",
-        "selective": "selective retrieval (threshold 0.2)",
-        "selective_retrieve": "selective retrieval's model, always retrieving",
-        "srrag": "**SR-RAG**",
-        "without_knn": "without the datastore",
-        "without_verbalisation": "without verbalising in the labels",
-        "without_stage2": "without stage 2's preferences",
-    }
-    columns = {name: SRRAG[name] for name in SRRAG if name not in ("head", "middle", "tail")}
-    return list_methods({"": "srrag_ablations"}, columns, names, score="accuracy")
-
-
-def list_srrag_two_indexes() -> Rows:
-    """SR-RAG with three sources."""
-    names = {
-        "verbalise": "verbalise",
-        "retrieve_Countries": "countries alone",
-        "retrieve_Cities": "cities alone",
-        "retrieve": "the likelier of the two",
-        "srrag": "**SR-RAG**",
-        "without_knn": "without the datastore",
-    }
-    columns = {name: SRRAG[name] for name in ("accuracy", "retrieval_rate")}
-    return list_methods({"": "srrag_two_indexes"}, columns, names, score="accuracy")
-
-
 def list_stages(run: str) -> Rows:
     """The seconds of a run's stages."""
     found = read_run(run)
@@ -278,8 +248,6 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "srrag": lambda: list_methods(RUNS["srrag"], SRRAG, SRRAG_METHODS, score="accuracy"),
     "srrag_methods": lambda: list_methods({"": "srrag"}, SRRAG, SRRAG_METHODS, score="accuracy"),
     "srrag_stages": lambda: list_stages("srrag"),
-    "srrag_ablations": list_srrag_ablations,
-    "srrag_two_indexes": list_srrag_two_indexes,
     "rag": lambda: list_methods(RUNS["rag"], RAG, RAG_NAMES, score="exact_match"),
     "rag_memory": list_rag_memory,
     "self_retrieval": lambda: list_methods(
