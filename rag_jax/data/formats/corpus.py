@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Sequence, Set
 
 from rag_jax.data.formats import kilt
@@ -25,13 +26,21 @@ class Corpus:
         return ids
 
     @functools.cached_property
+    def _ids_by_title(self) -> dict[str, list[str]]:
+        ids = defaultdict(list)
+        for passage in self.passages:
+            ids[passage.title].append(passage.id)
+        return dict(ids)
+
+    @functools.cached_property
     def _pages(self) -> dict[str, list[str]]:
         return kilt.group_pages(passage.id for passage in self.passages)
 
     def find_relevant(self, item: Item) -> dict[str, int]:
         """Returns the grades of the relevant passages of a question, by passage id.
 
-        A gold passage that comes with the question is found by id, or else by title and text.
+        A gold passage that comes with the question is found by id, or else by title and text. A
+        title stands for all passages of the article.
 
         Raises:
             BadLineError: if a relevant passage is not in the corpus.
@@ -43,9 +52,11 @@ class Corpus:
             relevant[name] = grade
         if item.pages:
             ids = kilt.find_passages(item.pages, self._pages)
-            if not ids:
+            missing = [name for name in item.pages if not kilt.has_page(name, self._pages)]
+            if missing or not ids:
+                name = (missing or item.pages)[0]
                 raise BadLineError(
-                    f"{item.place}: no passage is part of page or paragraph {item.pages[0]!r}"
+                    f"{item.place}: no passage is part of page or paragraph {name!r}"
                 )
             relevant |= dict.fromkeys(ids, 1)
         for context in (context for context in item.contexts if context.grade):
@@ -56,7 +67,17 @@ class Corpus:
                 label = passage.id or passage.title or passage.text[:40]
                 raise BadLineError(f"{item.place}: the gold passage {label!r} is not in the corpus")
             relevant[id] = context.grade
-        return relevant
+        for title in item.titles:
+            if title not in self._ids_by_title:
+                raise BadLineError(f"{item.place}: no passage has the gold title {title!r}")
+            relevant |= dict.fromkeys(self._ids_by_title[title], 1)
+        return relevant | dict.fromkeys(self._find_evidence(item), 1)
+
+    def _find_evidence(self, item: Item) -> list[str]:
+        ids = []
+        for name in item.evidence:
+            ids += [name] if name in self._ids else self._ids_by_title.get(name, [])
+        return ids
 
 
 class GatheredCorpus:
@@ -75,6 +96,11 @@ class GatheredCorpus:
         Raises:
             BadLineError: if a relevant passage is missing, or two passages have the same id.
         """
+        if item.titles:
+            raise BadLineError(
+                f"{item.place}: the gold passage {item.titles[0]!r} is not among the question's: "
+                "put a file of passages into the folder"
+            )
         context_ids = {context.passage.id for context in item.contexts}
         for name in (*item.question.relevant, *item.pages):
             if name not in context_ids:

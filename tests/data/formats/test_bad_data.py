@@ -197,7 +197,7 @@ def test_a_passage_of_a_million_characters(tmp_path):
 def test_empty_and_missing(tmp_path, read_bad):
     lines = [
         {"id": 1, "text": "One."},
-        {"id": 2, "title": "Two", "text": " \u3000\n"},
+        {"id": 2, "title": " ", "text": " \u3000\n"},
         {"id": "", "text": "Three."},
         {"id": 1, "text": "Again."},
     ]
