@@ -108,9 +108,7 @@ class Ledger:
     def close(self) -> None:
         """Logs a line per file, and warns of repeated questions and of answers without words."""
         for (first_split, split, first, path), places in self._repeated.items():
-            message = (
-                "%s (%s): %d questions with the same answers are in %s (%s) too, as at line %d"
-            )
+            message = "%s (%s): %d questions and their answers are in %s (%s) too, as at line %d"
             names = path, split, len(places), first, first_split, places[0].line
             _logger.warning(message, *names)
         if self._void:

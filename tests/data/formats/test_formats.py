@@ -249,6 +249,7 @@ def test_missing_files(tmp_path):
     (tmp_path / "passages.jsonl").unlink()
     with pytest.raises(RagJaxError, match="qrels: holds no .tsv file"):
         read(tmp_path)
+    write(tmp_path, {"qrels/test.tsv": HEADING})
     (tmp_path / "queries.jsonl").write_bytes(b"\xff\n")
     with pytest.raises(RagJaxError, match="queries.jsonl:1: is not UTF-8"):
         read(tmp_path)
