@@ -1,10 +1,11 @@
 """ARC (Clark et al. 2018, arXiv 1803.05457), and other questions with choices.
 
-A question has `question`, `choices`, `answerKey` (or `answer`), a label, and optionally `id`. The
-choices are an object of texts by label, or of a list `label` and a list `text`; or a list of texts,
-as in MMLU (Hendrycks et al. 2021, arXiv 2009.03300), whose answer is a number counted from 0 or a
-letter. In the published files of ARC, `question` is an object with the choices and with the text as
-`stem`. Labels 1 to 5 become A to E, as in Self-RAG (Asai et al. 2023), and so do labels from 0.
+A question has `question`, `choices` (or `options`), `answerKey` (or `answer_idx` or `answer`), a
+label, and optionally `id`. The choices are an object of texts by label, or of a list `label` and a
+list `text`; or a list of texts, as in MMLU (Hendrycks et al. 2021, arXiv 2009.03300), whose answer
+is a number counted from 0 or a letter. In the published files of ARC, `question` is an object with
+the choices and with the text as `stem`. Labels 1 to 5 become A to E, as in Self-RAG (Asai et al.
+2023), and so do labels from 0.
 """
 
 from collections.abc import Mapping
@@ -32,7 +33,8 @@ from rag_jax.data.questions import Question
 
 def matches(record: Mapping[str, Any]) -> bool:
     """Returns whether a record is a question of ARC."""
-    return "question" in record and ("choices" in record or isinstance(record["question"], dict))
+    has_choices = bool({"choices", "options"} & record.keys()) and "article" not in record
+    return "question" in record and (has_choices or isinstance(record["question"], dict))
 
 
 def parse(record: Mapping[str, Any], place: Place) -> Item:
@@ -48,7 +50,7 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
         choices = pair_choices(labels, texts, place)
         stem = get_text(published, "stem", place)
     else:
-        choices = _read_choices(record.get("choices"), place)
+        choices = _read_choices(_get_choices(record), place)
         stem = get_text(record, "question", place)
     names = rename_labels(choices)
     choices = {names[label]: text for label, text in choices.items()}
@@ -59,6 +61,10 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
     id = get_id(record, ["id"], place, default="")
     question = Question(id, text, answers, {}, choices=choices)
     return Item(place, question, read_contexts(record, place))
+
+
+def _get_choices(record: Mapping[str, Any]) -> Any:
+    return record.get("options" if "choices" not in record else "choices")
 
 
 def _read_choices(choices: Any, place: Place) -> dict[str, str]:
@@ -82,9 +88,9 @@ def _read_answers(
     Args:
         names: labels by the labels in the record.
     """
-    key = "answerKey" if "answerKey" in record else "answer"
+    key = next((name for name in ("answerKey", "answer_idx") if name in record), "answer")
     answer = record.get(key)
-    if type(answer) is int and isinstance(record.get("choices"), list):
+    if type(answer) is int and isinstance(_get_choices(record), list):
         return (find_label(choices, answer, place),)
     label = str(answer) if type(answer) is int else get_text(record, key, place, default="")
     if not label:

@@ -4,16 +4,19 @@ A claim has `id`, `claim`, `label` and `evidence`, a list of sets of evidence: l
 evidence, page and sentence. The choices are true, false and unknown, for the labels SUPPORTS,
 REFUTES and NOT ENOUGH INFO. Test files have neither label nor evidence.
 
-The pages of the evidence are relevant where the corpus has them, by id or by title. FEVER writes a
-title with underscores for spaces and `-LRB-` for brackets.
+The pages of the evidence are relevant where the corpus has them, by id or by title, however Unicode
+composes their letters. FEVER writes a title with underscores for spaces and `-LRB-` for brackets. A
+page of FEVER's own corpus has `id`, the title in that spelling, `text` and `lines`.
 """
 
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 from rag_jax.data.formats.contexts import read_contexts
 from rag_jax.data.formats.fields import Item, get_filled, get_id, get_text
 from rag_jax.data.formats.lines import BadLineError, Place
+from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 
 _LABELS = {"SUPPORTS": "true", "REFUTES": "false", "NOT ENOUGH INFO": "unknown"}
@@ -43,11 +46,31 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
         {},
         choices=_CHOICES,
     )
-    pages = [name for page in _list_pages(record, place) for name in (page, unescape_title(page))]
+    pages = [
+        unicodedata.normalize(form, name)
+        for page in _list_pages(record, place)
+        for name in (page, _unescape(page))
+        for form in ("NFC", "NFD")
+    ]
     return Item(place, question, read_contexts(record, place), evidence=tuple(dict.fromkeys(pages)))
 
 
-def unescape_title(page: str) -> str:
+def matches_page(record: Mapping[str, Any]) -> bool:
+    """Returns whether a record is a page of FEVER's corpus."""
+    return {"id", "text", "lines"} <= record.keys()
+
+
+def parse_page(record: Mapping[str, Any], place: Place) -> list[Passage]:
+    """Parses a page. Many pages have a title and no text.
+
+    Raises:
+        BadLineError: if the id is missing or empty, or a field has the wrong type.
+    """
+    id = get_id(record, ["id"], place)
+    return [Passage(id, _unescape(id), get_text(record, "text", place).strip())]
+
+
+def _unescape(page: str) -> str:
     """Returns the title of a page as Wikipedia writes it."""
     for escaped, character in _ESCAPES.items():
         page = page.replace(escaped, character)

@@ -92,9 +92,7 @@ def _check_other_files(folder: Path, files: Sequence[Path], ledger: Ledger) -> N
                     "or with .gz, .bz2, .xz or .zst: convert or unpack the file, or move it away"
                 )
         elif path.name != "qrels" and not any(d.is_relative_to(path) for d in datasets):
-            suffixes = {find_suffix(inner) for inner in path.rglob("*")}
-            if suffixes & {*SUFFIXES, ".arrow", ".parquet"}:
-                ledger.leave_out(path, "is a folder within the folder: move its files up")
+            ledger.leave_out(path, "is a folder: move its files up, if they are data")
 
 
 def _read_files(

@@ -153,13 +153,16 @@ class JsonStream:
 
 
 @contextlib.contextmanager
-def open_json(path: Path) -> Iterator[JsonStream]:
+def open_json(path: Path, *, errors: str = "strict") -> Iterator[JsonStream]:
     """Opens a file as a stream of JSON.
+
+    Args:
+        errors: what becomes of bytes that are not UTF-8, as in `open`.
 
     Raises:
         RagJaxError: in the block too, if the file cannot be read.
     """
-    with open_data(path) as raw, io.TextIOWrapper(raw, "utf-8-sig") as file:
+    with open_data(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", errors) as file:
         yield JsonStream(file, path)
 
 
@@ -172,7 +175,8 @@ def find_container(path: Path) -> tuple[str, list[Any] | dict[str, Any]] | None:
     Raises:
         RagJaxError: if the file cannot be read.
     """
-    with contextlib.suppress(NotJsonError), open_json(path) as stream:
+    # Bytes that are not UTF-8 are reported, and skipped, when the records are read.
+    with contextlib.suppress(NotJsonError), open_json(path, errors="replace") as stream:
         if stream.peek() == "{":
             for key in stream.members():
                 if stream.peek() == "[":

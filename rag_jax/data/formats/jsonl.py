@@ -25,10 +25,13 @@ from rag_jax.data.formats.lines import Place
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 
+# Fields without which an `answer` has no meaning, or that are the question's passage.
+_OTHERS = {"choices", "options", "context", "passage", "article"}
+
 
 def matches(record: Mapping[str, Any]) -> bool:
     """Returns whether a record is a question."""
-    has_answer = "answer" in record and "context" not in record
+    has_answer = "answer" in record and not _OTHERS & record.keys()
     return "question" in record and ("answers" in record or has_answer)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rag_jax.data.formats import flashrag, jsonl, kilt
+from rag_jax.data.formats import fever, flashrag, jsonl, kilt
 from rag_jax.data.formats.lines import BadLineError, BadLines, Place
 from rag_jax.data.formats.records import read_records
 from rag_jax.data.passages import Passage
@@ -18,8 +18,8 @@ def stream_passages(
 
     A file contains records as in `read_records`, plain or compressed. A record has `id` (or
     `_id`), `text` and optionally `title`, as in the files of BEIR and DPR, or the fields of
-    FlashRAG or KILT; see `jsonl` for passages without a text. An id may be an integer. Only the ids
-    are kept in memory, to find duplicates.
+    FEVER, FlashRAG or KILT; see `jsonl` for passages without a text. An id may be an integer. Only
+    the ids are kept in memory, to find duplicates.
 
     Args:
         bad: counter of bad lines. A line is bad without an id, without text and title, or with the
@@ -72,6 +72,8 @@ def holds_passages(record: Mapping[str, Any]) -> bool:
 def _parse_passages(record: Mapping[str, Any], place: Place) -> list[Passage]:
     if kilt.matches_page(record):
         return kilt.parse_passage(record, place)
+    if fever.matches_page(record):
+        return fever.parse_page(record, place)
     if flashrag.matches_passage(record):
         return flashrag.parse_passage(record, place)
     return jsonl.parse_passage(record, place)

@@ -19,7 +19,7 @@ _WORDS = {
 _SPLITS = {word: split for split, words in _WORDS.items() for word in words}
 _ANY = "|".join(sorted(_SPLITS, key=len, reverse=True))
 _WHOLE = re.compile(rf"({_ANY})(?:set|data|split|questions|queries|examples|qs)?")
-_DOUBTFUL = re.compile(rf"train.*|pretrain.*|(?:{_ANY}){{2,}}")
+_DOUBTFUL = re.compile(rf"(?:pre)?train.*|trn|validat.*|(?:{_ANY}){{2,}}")
 
 
 def name_split(name: str) -> str:

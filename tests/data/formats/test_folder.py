@@ -129,14 +129,15 @@ def test_other_files_are_named_in_a_warning(tmp_path, caplog):
         "notes.ipynb": "{}",
         "test_questions.jsonl.sha256": "4d7a\n",
         "parts/part-00.jsonl": TWO,
-        "figures/a.png": b"\x89PNG",
+        "spark.jsonl/part-0": TWO,
         "dev.jsonl": '{"id": 1, "question": "?", "golden_answers": []}',
         ".hidden.jsonl": TWO,
     }
     with caplog.at_level(logging.WARNING):
         read(tmp_path, others | {"passages.jsonl": ONE, "test_questions.jsonl": QUESTION})
     named = {message.split(":")[0].removeprefix(f"{tmp_path}/") for message in caplog.messages}
-    assert named == {*others, "parts"} - {"parts/part-00.jsonl", "figures/a.png", ".hidden.jsonl"}
+    left = {"parts/part-00.jsonl", "spark.jsonl/part-0", ".hidden.jsonl"}
+    assert named == {*others, "parts", "spark.jsonl"} - left
 
 
 def test_the_table_of_files(tmp_path, capsys):
@@ -201,7 +202,16 @@ def test_names_of_splits(tmp_path, name, split):
 
 
 @pytest.mark.parametrize(
-    "name", ["train_dev.json", "testdev.json", "trainsmall.json", "devtest.json", "dev-test.json"]
+    "name",
+    [
+        "trn.json",
+        "validate.json",
+        "train_dev.json",
+        "testdev.json",
+        "trainsmall.json",
+        "devtest.json",
+        "dev-test.json",
+    ],
 )
 def test_doubtful_names_of_splits(tmp_path, name):
     with pytest.raises(RagJaxError, match=f"{name}: which split does '.*' name"):

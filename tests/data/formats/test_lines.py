@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag_jax.data.formats import files
+from rag_jax.config import DataConfig, WorldConfig
+from rag_jax.data.formats import files, read_collection
 from rag_jax.data.formats.lines import BadLineError, BadLines, read_lines
 from rag_jax.data.formats.records import read_items, read_records
 from rag_jax.data.formats.tables import read_rows
@@ -62,6 +63,11 @@ def test_bad_lines_are_named_and_counted(tmp_path, caplog):
         texts(path, data, read=read_records, limit=4)
     with pytest.raises(RagJaxError, match="a.jsonl:2: is not UTF-8"):
         texts(path, data, read=read_records)
+    good, question = b'{"id": 1, "text": "a"}\n', b'{"id": 1, "question": "?", "answers": []}'
+    path.write_bytes(b'{"id": 2, "text": "caf\xe9"}\n' + good)
+    (tmp_path / "test.jsonl").write_bytes(question)
+    found = read_collection(DataConfig(str(tmp_path), bad_lines=1), WorldConfig(), seed=0)
+    assert [passage.id for passage in found.passages] == ["1"]
 
 
 def test_files_that_cannot_be_read(tmp_path, monkeypatch):

@@ -342,3 +342,41 @@ def test_marks_of_a_text_are_kept(tmp_path):
         ('The film "Heat"', "U"),
         ('"Heroes" (song)', "U"),
     ]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"options": TEXTS, "answer": "C"},
+        {"options": CHOICES, "answer_idx": "C", "answer": "Mars"},
+        {"options": TEXTS, "answer": 2, "answer_index": 2},
+    ],
+)
+def test_choices_named_options(tmp_path, fields):
+    found = read_one(tmp_path, {"id": "q", "question": "Which?"} | fields)
+    assert found == Question("q", SHOWN, ("C",), {}, choices=CHOICES)
+
+
+@pytest.mark.parametrize("name", ["context", "passage", "article", "options"])
+def test_an_answer_with_more_than_a_question_is_not_guessed_at(tmp_path, name):
+    record = {"id": "q", "question": "?", "answer": "B", name: "A text."}
+    with pytest.raises(
+        RagJaxError, match="dev.json: has an unknown format|dev.json:1: choices must"
+    ):
+        read_one(tmp_path, record)
+
+
+def test_pages_of_fever(tmp_path):
+    """Many pages have a title and no text, and letters are composed in more than one way."""
+    pages = [
+        {"id": "", "text": "", "lines": ""},
+        {"id": "A_-LRB-b-RRB-", "text": "", "lines": ""},
+        {"id": "Café", "text": "A café . ", "lines": "0\tA café ."},
+    ]
+    evidence = [[[1, 2, "Cafe\u0301", 0], [1, 3, "A_-LRB-b-RRB-", 0]]]
+    claim = {"id": 1, "label": "SUPPORTS", "claim": "C.", "evidence": evidence}
+    files = {"wiki-001.jsonl": "\n".join(map(json.dumps, pages)), "dev.jsonl": json.dumps(claim)}
+    found = read(tmp_path, files, bad_lines=1)
+    passages = [Passage("A_-LRB-b-RRB-", "A (b)", ""), Passage("Café", "Café", "A café .")]
+    assert found.passages == passages
+    assert found.questions["dev"][0].relevant == {passage.id: 1 for passage in passages}
