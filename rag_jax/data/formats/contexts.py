@@ -24,14 +24,15 @@ def read_contexts(record: Mapping[str, Any], place: Place) -> tuple[Context, ...
 
     The fields are DPR's `positive_ctxs`, `negative_ctxs` and `hard_negative_ctxs`; `ctxs`, with
     scores if a search wrote the list; `paragraphs`, with `is_supporting` (and `paragraph_text`, as
-    MuSiQue has it, for `text`); and `ctx_title` and
-    `ctx_text`, for a single passage.
+    MuSiQue has it, for `text`); and `ctx_title` and `ctx_text`, for a single passage.
 
     Raises:
         BadLineError: if a passage has neither text nor title, or a field has the wrong type.
     """
+    # As in DPR's code, other negatives stand in where there are no hard ones.
+    negatives = "hard_negative_ctxs" if record.get("hard_negative_ctxs") else "negative_ctxs"
     contexts = [
-        _read_context(fields, place, grade)
+        _read_context(fields, place, grade, is_negative=name == negatives)
         for name, grade in _LISTS.items()
         for fields in get_objects(record, name, place)
     ]
@@ -44,7 +45,9 @@ def read_contexts(record: Mapping[str, Any], place: Place) -> tuple[Context, ...
     return tuple(contexts)
 
 
-def _read_context(record: Mapping[str, Any], place: Place, grade: int) -> Context:
+def _read_context(
+    record: Mapping[str, Any], place: Place, grade: int, *, is_negative: bool = False
+) -> Context:
     id = get_id(record, _IDS, place, default="")
     title = get_text(record, "title", place, default="")
     name = "paragraph_text" if "paragraph_text" in record else "text"
@@ -54,4 +57,4 @@ def _read_context(record: Mapping[str, Any], place: Place, grade: int) -> Contex
         value = None if score is None else float(score)  # DPR writes scores as strings
     except (TypeError, ValueError, OverflowError):
         raise BadLineError(f"{place}: score={score!r} must be a number") from None
-    return Context(Passage(id, title, text), grade, value)
+    return Context(Passage(id, title, text), grade, value, is_negative)

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 
 from rag_jax.data.formats import kilt
 from rag_jax.data.formats.fields import Item
@@ -61,8 +61,7 @@ class Corpus:
             relevant |= dict.fromkeys(ids, 1)
         for context in (context for context in item.contexts if context.grade):
             passage = context.passage
-            id = passage.id if passage.id in self._ids else None
-            id = id or self._ids_by_digest.get(_digest(passage))
+            id = self.find_id(passage)
             if id is None:
                 label = passage.id or passage.title or passage.text[:40]
                 raise BadLineError(f"{item.place}: the gold passage {label!r} is not in the corpus")
@@ -72,6 +71,10 @@ class Corpus:
                 raise BadLineError(f"{item.place}: no passage has the gold title {title!r}")
             relevant |= dict.fromkeys(self._ids_by_title[title], 1)
         return relevant | dict.fromkeys(self._find_evidence(item), 1)
+
+    def find_id(self, passage: Passage) -> str | None:
+        """Returns the id of a passage that comes with a question; None if the corpus has none."""
+        return passage.id if passage.id in self._ids else self._ids_by_digest.get(_digest(passage))
 
     def _find_evidence(self, item: Item) -> list[str]:
         ids = []
@@ -117,6 +120,10 @@ class GatheredCorpus:
                 relevant[id] = context.grade
         return relevant
 
+    def find_id(self, passage: Passage) -> str | None:
+        """Returns the id of a passage that came with an earlier question."""
+        return passage.id or self._ids.get((passage.title, passage.text))
+
     def _add(self, passage: Passage) -> str:
         key = passage.title, passage.text
         id = passage.id or self._ids.get(key) or self._make_id(passage.title or "passage")
@@ -130,6 +137,15 @@ class GatheredCorpus:
             id = title if number == 1 else f"{title} ({number})"
             if id not in self.passages:
                 return id
+
+
+def find_negatives(
+    item: Item, relevant: Mapping[str, int], corpus: Corpus | GatheredCorpus
+) -> tuple[tuple[str, ...], int]:
+    """Returns the ids of a question's negatives, and the number of those not in the corpus."""
+    ids = [corpus.find_id(context.passage) for context in item.contexts if context.is_negative]
+    found = dict.fromkeys(id for id in ids if id is not None and id not in relevant)
+    return tuple(found), ids.count(None)
 
 
 def _digest(passage: Passage) -> bytes:

@@ -17,11 +17,13 @@ class Context:
         passage: with an empty id if the data has none.
         grade: relevance; 0 if the passage is not known to be relevant.
         score: from a search; None if the data has none.
+        is_negative: whether the data names the passage as a wrong one to train with.
     """
 
     passage: Passage
     grade: int = 0
     score: float | None = None
+    is_negative: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rag_jax.data.formats import beir, dpr, tfds
-from rag_jax.data.formats.corpus import Corpus, GatheredCorpus
+from rag_jax.data.formats.corpus import Corpus, GatheredCorpus, find_negatives
 from rag_jax.data.formats.detect import DOCUMENTS, PASSAGES, RECORDS, sort_files
 from rag_jax.data.formats.fields import Item
 from rag_jax.data.formats.files import SUFFIXES, find_stem, find_suffix, looks_like_data
@@ -168,8 +168,10 @@ def _collect(
             if id in questions[split]:
                 raise BadLineError(f"{item.place}: another {split} question has the id {id!r}")
             relevant = source.find_relevant(item)
-            questions[split][id] = replace(item.question, id=id, relevant=relevant)
-            ledger.add_question(split, item)
+            negatives, missing = find_negatives(item, relevant, source)
+            found = {"relevant": relevant, "negatives": negatives}
+            questions[split][id] = replace(item.question, id=id, **found)
+            ledger.add_question(split, item, missing=missing)
     passages = source.passages
     if isinstance(source, GatheredCorpus):
         passages = keep(source.passages.values())

@@ -90,12 +90,18 @@ class Ledger:
         self.accounts[path] = Account(path, left_out=Counter({reason: 0}))
         _logger.warning("%s: is not read: %s", path, reason)
 
-    def add_question(self, split: str, item: Item) -> None:
-        """Counts a question of a split, and remembers the question to tell when it comes again."""
+    def add_question(self, split: str, item: Item, *, missing: int) -> None:
+        """Counts a question of a split, and remembers the question to tell when it comes again.
+
+        Args:
+            missing: number of the question's negatives that are not in the corpus.
+        """
         question, place = item.question, item.place
         account = self.accounts[place.path]
         account.read += 1
         account.splits.add(split)
+        if missing:
+            account.left_out["negatives that are not in the corpus"] += missing
         record = [question.question, sorted(question.answers)]
         digest = hashlib.blake2b(json.dumps(record).encode(), digest_size=16).digest()
         other, first = self._places.setdefault(digest, (split, place))
