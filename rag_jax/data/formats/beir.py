@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 
-from rag_jax.data.formats.fields import get_filled, get_id
+from rag_jax.data.formats.fields import Item, get_filled, get_id
 from rag_jax.data.formats.lines import BadLineError, BadLines, Place, read_lines
 from rag_jax.data.formats.records import read_records
 from rag_jax.data.questions import Question
@@ -34,8 +34,10 @@ def read_queries(path: Path, bad: BadLines) -> dict[str, str]:
 
 def read_questions(
     path: Path, queries: Mapping[str, str], passages: Set[str], bad: BadLines
-) -> list[Question]:
+) -> list[Item]:
     """Reads the judged queries of a split as questions without answers, in the file's order.
+
+    The place of a question is that of its first judgement.
 
     Passages, given as the ids of the corpus, are relevant with a grade above 0. A passage with two
     grades is a bad line.
@@ -44,22 +46,23 @@ def read_questions(
         RagJaxError: if the file cannot be read, or has too many bad lines.
     """
     judged: dict[str, dict[str, int]] = {}
+    places: dict[str, Place] = {}
     for place, (query, passage, grade) in read_qrels(path, bad):
         if query not in queries:
             bad.skip(BadLineError(f"{place}: query {query!r} is not among the queries"))
         elif passage not in passages:
             bad.skip(BadLineError(f"{place}: passage {passage!r} is not in the corpus"))
         else:
+            places.setdefault(query, place)
             grades = judged.setdefault(query, {})
             if grades.setdefault(passage, grade) != grade:
-                grades = f"has grade {grade} here and {grades[passage]} before"
-                bad.skip(BadLineError(f"{place}: passage {passage!r} of query {query!r} {grades}"))
-    return [
-        Question(
-            query, queries[query], (), {id: grade for id, grade in grades.items() if grade > 0}
-        )
-        for query, grades in judged.items()
-    ]
+                both = f"has grade {grade} here and {grades[passage]} before"
+                bad.skip(BadLineError(f"{place}: passage {passage!r} of query {query!r} {both}"))
+    items = []
+    for query, grades in judged.items():
+        relevant = {id: grade for id, grade in grades.items() if grade > 0}
+        items.append(Item(places[query], Question(query, queries[query], (), relevant)))
+    return items
 
 
 def read_qrels(path: Path, bad: BadLines) -> Iterator[tuple[Place, tuple[str, str, int]]]:

@@ -225,9 +225,11 @@ def _read_beir(
         account.read = len(queries)
     questions: dict[str, list[Question]] = {}
     for split, path in judged.items():
-        with ledger.read(path, "qrels", bad) as account:
-            questions[split] = beir.read_questions(path, queries, ids, bad)
-            account.read, account.splits = len(questions[split]), {split}
+        with ledger.read(path, "qrels", bad):
+            items = beir.read_questions(path, queries, ids, bad)
+            questions[split] = [item.question for item in items]
+            for item in items:
+                ledger.add_question(split, item, missing=0)
     used = {question.id for asked in questions.values() for question in asked}
     if unused := len(queries.keys() - used):
         ledger.accounts[paths["queries"]].left_out["no judgements"] = unused

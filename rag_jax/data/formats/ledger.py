@@ -119,7 +119,7 @@ class Ledger:
             _logger.warning(message, *names)
         if self._void:
             place, answer = self._void[0]
-            message = "%s: the answer %r has no words to match; there are %d such answers"
+            message = "%s: the answer %r has no words to match (such answers: %d)"
             _logger.warning(message, place, answer, len(self._void))
         for account in self.accounts.values():
             log(str(account))

@@ -174,7 +174,7 @@ def test_answers_without_words_are_told(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         read(tmp_path, {"passages.jsonl": ONE, "test.jsonl": json.dumps(asked)})
     (told,) = caplog.messages
-    assert told.endswith("1: the answer 'The' has no words to match; there are 4 such answers")
+    assert told.endswith("1: the answer 'The' has no words to match (such answers: 4)")
 
 
 @pytest.mark.parametrize(
@@ -266,10 +266,13 @@ def test_judgements(tmp_path):
         read(tmp_path, BEIR | {"qrels/test.tsv": HEADING})
 
 
-def test_splits_of_beir(tmp_path):
+def test_splits_of_beir(tmp_path, caplog):
     judged = BEIR["qrels/test.tsv"]
     files = BEIR | {"qrels/validation.tsv": judged}
-    assert {*read(tmp_path, files).questions} == {"dev", "test"}
+    with caplog.at_level(logging.WARNING):
+        assert {*read(tmp_path, files).questions} == {"dev", "test"}
+    (told,) = caplog.messages
+    assert "validation.tsv (dev): 1 questions and their answers are in" in told
     with pytest.raises(RagJaxError, match="validation.tsv: means the split 'dev', as dev.tsv does"):
         read(tmp_path, {"qrels/dev.tsv": judged})
     (tmp_path / "qrels" / "validation.tsv").unlink()
