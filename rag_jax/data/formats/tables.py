@@ -93,15 +93,18 @@ class _RowLines:
     Attributes:
         texts: lines read since `texts` was emptied: a row may span several lines.
         first: number of the first of them.
+        only_quotes: whether rows without a quote are left out.
     """
 
     def __init__(self, lines: Iterator[tuple[int, str]]):
-        self._lines, self.first = lines, 0
+        self._lines, self.first, self.only_quotes = lines, 0, False
         self.texts: list[str] = []
 
     def __iter__(self) -> Iterator[str]:
         for number, text in self._lines:
             if not self.texts:
+                if self.only_quotes and '"' not in text:
+                    continue
                 self.first = number
             self.texts.append(text)
             yield text
@@ -155,7 +158,9 @@ def _gather_evidence(path: Path, separator: str) -> _Evidence:
                 evidence.broken = evidence.broken or lines.first
             continue
         is_heading, width = not width, width or len(row)
-        if any('"' in text for text in lines.texts):
+        lines.only_quotes = width > 0
+        is_known = evidence.quoted and len(lines.texts) == 1
+        if not is_known and any('"' in text for text in lines.texts):
             literal = [text.rstrip("\r\n").split(separator) for text in lines.texts]
             for kind in _judge_row(row, literal, width, is_heading=is_heading):
                 if not getattr(evidence, kind):
