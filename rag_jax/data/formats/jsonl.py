@@ -71,7 +71,7 @@ def parse_passage(record: Mapping[str, Any], place: Place) -> list[Passage]:
 
 
 def _read_answers(record: Mapping[str, Any], place: Place) -> tuple[str, ...]:
-    if "answers" not in record:
+    if "answers" not in record and record.get("answer") is not None:
         return get_answers(record, place)
     answers = get_texts(record, "answers", place)
     if is_impossible(record):

@@ -357,6 +357,14 @@ def test_choices_named_options(tmp_path, fields):
     assert found == Question("q", SHOWN, ("C",), {}, choices=CHOICES)
 
 
+@pytest.mark.parametrize("fields", [{}, {"answer": None}, {"answers": None}])
+def test_a_question_without_an_answer_is_a_bad_line(tmp_path, fields):
+    asked = [{"id": i, "question": "?"} | f for i, f in enumerate(({"answer": "x"}, fields))]
+    files = PASSAGES | {"dev_questions.jsonl": "\n".join(map(json.dumps, asked))}
+    with pytest.raises(RagJaxError, match="questions.jsonl:2: has no 'answers'"):
+        read(tmp_path, files)
+
+
 @pytest.mark.parametrize("name", ["context", "passage", "article", "options"])
 def test_an_answer_with_more_than_a_question_is_not_guessed_at(tmp_path, name):
     record = {"id": "q", "question": "?", "answer": "B", name: "A text."}
