@@ -38,13 +38,14 @@ def read(path: Path, bad: BadLines) -> Iterator[Item]:
     """
     with open_json(path) as stream:
         item = 0
-        for split in stream.members():
-            for id in stream.members():
-                item += 1
-                place = Place(path, stream.line, item)
-                record = {**stream.read_object(place), "sample_id": id}
-                with bad:
-                    yield replace(parse(record, place), split=name_split(split))
+        while stream.peek():
+            for split in stream.members():
+                for id in stream.members():
+                    item += 1
+                    place = Place(path, stream.line, item)
+                    record = {**stream.read_object(place), "sample_id": id}
+                    with bad:
+                        yield replace(parse(record, place), split=name_split(split))
 
 
 def parse(record: Mapping[str, Any], place: Place) -> Item:

@@ -69,15 +69,25 @@ def read(path: Path, bad: BadLines) -> Iterator[Item]:
 
 
 def _walk_column(stream: JsonStream, name: str) -> Iterator[Any]:
-    """Yields whether a document has a column, and then the key and the value of each row."""
+    """Yields whether a document has a column, and then the key and the value of each row.
+
+    One column's stream, the ids', goes on to the end of the file, where nothing may follow.
+    """
+    has_column = False
     for column in stream.members():
-        if column == name:
-            yield True
-            for key in stream.members():
-                yield key, stream.read_value()
+        if column != name:
+            stream.skip_value()
+            continue
+        yield True
+        has_column = True
+        for key in stream.members():
+            yield key, stream.read_value()
+        if name != "query_id":
             return
-        stream.skip_value()
-    yield False
+    if not has_column:
+        yield False
+    elif stream.peek():
+        raise NotJsonError(f"{stream.path}:{stream.line}: nothing may follow the columns")
 
 
 def parse(record: Mapping[str, Any], place: Place) -> Item:

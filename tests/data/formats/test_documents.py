@@ -166,6 +166,10 @@ def test_columns_are_read_in_step(tmp_path):
     assert [(i.question.id, i.question.question, i.question.answers) for i in items] == [
         (f"{i}", f"q{i}", (f"a{i}",)) for i in rows
     ]
+    for rest in ("<html>", "{}", json.dumps(columns)):
+        path.write_text(json.dumps(columns) + rest)
+        with pytest.raises(NotJsonError, match="train_v2.1.json:1: nothing may follow the columns"):
+            list(msmarco.read(path, BadLines()))
     for wrong in ({"2": "x", "1": "y", "0": "z"}, {"0": "x"}, {}):
         path.write_text(json.dumps(columns | {"query": wrong}))
         with pytest.raises(NotJsonError, match="the columns .* have different rows"):

@@ -150,6 +150,13 @@ def test_asqa(tmp_path):
     with pytest.raises(RagJaxError, match="ASQA.json:1 .item 2.: has no 'qa_pairs'|item 2"):
         document["train"]["-2"] = {"qa_pairs": 3}
         read(tmp_path, {"ASQA.json": document})
+    for rest, message in (
+        ("<html>", "'{' is missing"),
+        ("[]", "'{' is missing"),
+        ("{", "a key|Exp"),
+    ):
+        with pytest.raises(RagJaxError, match=f"ASQA.json:1: is not JSON .*{message}"):
+            read(tmp_path, {"ASQA.json": json.dumps({"dev": {"3": ask("D")}}) + rest})
     (tmp_path / "ASQA.json").unlink()
     found = read_one(tmp_path, ask("D") | {"sample_id": "3"})
     assert found == Question("3", "Who?", ("D", "Y", "D 2"), {})
