@@ -48,6 +48,7 @@ setup(
         "requests",  # downloads
         "filelock",  # two runs that fetch the same model
         "tqdm",  # progress bars
+        "zstandard",  # corpora compressed so; no module of Python 3.11 reads them
         "tensorflow-datasets>=4.9.10",  # datasets as ArrayRecord, without TensorFlow
         "importlib_resources",  # which it imports but does not ask for
         "array_record",  # likewise

@@ -132,17 +132,23 @@ class DataConfig:
         "auto",
         "world",
         "arc",
+        "asqa",
         "beir",
+        "cwq",
         "dpr",
+        "fever",
         "flashrag",
         "jsonl",
         "kilt",
+        "msmarco",
         "multihop",
         "popqa",
         "pubhealth",
         "squad",
+        "strategyqa",
         "tfds",
         "triviaqa",
+        "webquestions",
     ] = "auto"
     held_out: CountOrZero = 0
     longtail: bool = False

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import regex
 
+_WORDS = regex.compile(r"\p{N}|\p{L}{4}")  # no article, whatever is around it
 # DPR's tokens: runs of letters, digits and marks, or any single other visible character.
 _TOKEN = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
 
@@ -30,3 +31,14 @@ def has_answer(text: str, answers: Sequence[str]) -> bool:
     """
     tokens = split_tokens(text)
     return any(answer.strip() and answer in tokens for answer in map(split_tokens, answers))
+
+
+def is_void(answer: str) -> bool:
+    """Returns whether nothing of an answer is left after SQuAD's normalisation, as of "The".
+
+    The normalisation drops articles and punctuation, so no prediction matches such an answer.
+    """
+    if _WORDS.search(answer):
+        return False
+    text = unicodedata.normalize("NFKC", answer).lower()
+    return {*regex.sub(r"\p{P}|[$+<=>^`|~]", "", text).split()} <= {"a", "an", "the"}

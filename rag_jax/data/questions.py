@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from rag_jax.data.passages import Passage, PassageFile
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.files import read_json
+from rag_jax.runtime.files import read_json, write_json
 
 # Names of the files that `copy_collection` writes.
 PASSAGES, QUESTIONS = "passages.jsonl", "questions.json"
@@ -29,6 +30,8 @@ class Question:
         popularity: of the question's subject; None if the data has none.
         choices: texts of the choices by label; empty if the answer is free text.
         longtail: True if the subject is in PopQA's long tail.
+        negatives: ids of passages that the data names as wrong, for training a retriever; empty if
+            the data has none.
     """
 
     id: str
@@ -39,6 +42,7 @@ class Question:
     popularity: int | None = None
     choices: Mapping[str, str] = field(default_factory=dict)
     longtail: bool = False
+    negatives: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,13 +72,33 @@ def choose_questions(
     return [questions[i] for i in sorted(chosen.tolist())]
 
 
+def store_questions(folder: Path, questions: Mapping[str, Sequence[Question]]) -> None:
+    """Writes the questions of a collection by split, for `load_collection`.
+
+    Only a question with negatives has the field, which few datasets have.
+    """
+    records = {
+        split: [
+            {name: value for name, value in vars(q).items() if value or name != "negatives"}
+            for q in listed
+        ]
+        for split, listed in questions.items()
+    }
+    write_json(folder / QUESTIONS, records)
+
+
 def load_collection(folder: Path) -> Collection:
     """Loads the collection that `copy_collection` wrote to a folder.
 
     Questions are loaded into memory; passages are read from disk on access.
     """
     questions = {
-        split: [Question(**{**r, "answers": tuple(r["answers"])}) for r in records]
+        split: [_load_question(record) for record in records]
         for split, records in read_json(folder / QUESTIONS).items()
     }
     return Collection(PassageFile(folder / PASSAGES), questions)
+
+
+def _load_question(record: Mapping[str, Any]) -> Question:
+    lists = {name: tuple(record.get(name, ())) for name in ("answers", "negatives")}
+    return Question(**{**record, **lists})

@@ -1,5 +1,6 @@
 """Hard negatives: passages that BM25 ranks high for a question and that do not answer it."""
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,17 +20,27 @@ def make_miner(
 ) -> Callable[[Sequence[Question]], list[dict[str, Any]]]:
     """A function from a batch of questions to records `{"id", "rows"}` of hard negatives.
 
-    BM25 ranks `depth` passages for each question, of which `choose_negatives` takes up to `count`.
+    The first `count` negatives that the data names, as DPR's files do. Without any, BM25 ranks
+    `depth` passages for a question, of which `choose_negatives` takes up to `count`.
     """
-    bm25 = BM25.build(map(make_text, passages))
     depth = min(depth, len(passages))
 
+    @functools.cache
+    def build_bm25() -> BM25:
+        return BM25.build(map(make_text, passages))
+
+    @functools.cache
+    def number_rows() -> dict[str, int]:
+        return {passage.id: row for row, passage in enumerate(passages)}
+
     def mine(batch: Sequence[Question]) -> list[dict[str, Any]]:
-        _, rows = bm25.search([question.question for question in batch], depth)
-        return [
-            {"id": q.id, "rows": choose_negatives(q, ranked, passages, count=count)}
-            for q, ranked in zip(batch, rows, strict=True)
-        ]
+        rows = {q.id: [number_rows()[id] for id in q.negatives[:count]] for q in batch}
+        searched = [question for question in batch if not question.negatives]
+        if searched:
+            _, ranked = build_bm25().search([question.question for question in searched], depth)
+            for question, found in zip(searched, ranked, strict=True):
+                rows[question.id] = choose_negatives(question, found, passages, count=count)
+        return [{"id": question.id, "rows": rows[question.id]} for question in batch]
 
     return mine
 

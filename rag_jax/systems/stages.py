@@ -81,7 +81,7 @@ def run_negatives(
     depth: int,
     count: int,
 ) -> None:
-    """Mines hard negatives for the training questions by BM25.
+    """Takes the training questions' hard negatives from the data, or else mines them by BM25.
 
     Writes `negatives.jsonl`, lines `{"id", "rows"}` with at most `count` rows of `passages` among
     the first `depth`.

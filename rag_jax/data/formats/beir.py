@@ -9,8 +9,9 @@ import re
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 
-from rag_jax.data.formats.fields import get_filled, get_id
-from rag_jax.data.formats.lines import BadLineError, BadLines, Place, read_lines, read_records
+from rag_jax.data.formats.fields import Item, get_filled, get_id
+from rag_jax.data.formats.lines import BadLineError, BadLines, Place, read_lines
+from rag_jax.data.formats.records import read_records
 from rag_jax.data.questions import Question
 
 
@@ -33,25 +34,35 @@ def read_queries(path: Path, bad: BadLines) -> dict[str, str]:
 
 def read_questions(
     path: Path, queries: Mapping[str, str], passages: Set[str], bad: BadLines
-) -> list[Question]:
+) -> list[Item]:
     """Reads the judged queries of a split as questions without answers, in the file's order.
 
-    Passages, given as the ids of the corpus, are relevant with a grade above 0.
+    The place of a question is that of its first judgement.
+
+    Passages, given as the ids of the corpus, are relevant with a grade above 0. A passage with two
+    grades is a bad line.
 
     Raises:
         RagJaxError: if the file cannot be read, or has too many bad lines.
     """
-    relevant: dict[str, dict[str, int]] = {}
+    judged: dict[str, dict[str, int]] = {}
+    places: dict[str, Place] = {}
     for place, (query, passage, grade) in read_qrels(path, bad):
         if query not in queries:
             bad.skip(BadLineError(f"{place}: query {query!r} is not among the queries"))
         elif passage not in passages:
             bad.skip(BadLineError(f"{place}: passage {passage!r} is not in the corpus"))
         else:
-            grades = relevant.setdefault(query, {})
-            if grade > 0:
-                grades[passage] = grade
-    return [Question(query, queries[query], (), grades) for query, grades in relevant.items()]
+            places.setdefault(query, place)
+            grades = judged.setdefault(query, {})
+            if grades.setdefault(passage, grade) != grade:
+                both = f"has grade {grade} here and {grades[passage]} before"
+                bad.skip(BadLineError(f"{place}: passage {passage!r} of query {query!r} {both}"))
+    items = []
+    for query, grades in judged.items():
+        relevant = {id: grade for id, grade in grades.items() if grade > 0}
+        items.append(Item(places[query], Question(query, queries[query], (), relevant)))
+    return items
 
 
 def read_qrels(path: Path, bad: BadLines) -> Iterator[tuple[Place, tuple[str, str, int]]]:
@@ -62,7 +73,7 @@ def read_qrels(path: Path, bad: BadLines) -> Iterator[tuple[Place, tuple[str, st
     """
     for place, line in read_lines(path, bad):
         fields = line.split("\t")
-        is_heading = place.line == 1 and len(fields) == 3
+        is_heading = place.line == 1 and re.fullmatch(r"[A-Za-z_ -]+", fields[-1])
         if len(fields) != 3:
             fields = line.split()
             fields = [*fields[:1], *fields[2:]] if len(fields) == 4 else []

@@ -3,7 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rag_jax.data.formats.fields import Context, get_filled, get_id, get_objects, get_text
+from rag_jax.data.formats.fields import (
+    Context,
+    get_filled,
+    get_id,
+    get_objects,
+    get_passage_text,
+    get_text,
+)
 from rag_jax.data.formats.lines import BadLineError, Place
 from rag_jax.data.passages import Passage
 
@@ -16,14 +23,16 @@ def read_contexts(record: Mapping[str, Any], place: Place) -> tuple[Context, ...
     """Returns the passages of a question from all common fields.
 
     The fields are DPR's `positive_ctxs`, `negative_ctxs` and `hard_negative_ctxs`; `ctxs`, with
-    scores if a search wrote the list; `paragraphs`, with `is_supporting`; and `ctx_title` and
-    `ctx_text`, for a single passage.
+    scores if a search wrote the list; `paragraphs`, with `is_supporting` (and `paragraph_text`, as
+    MuSiQue has it, for `text`); and `ctx_title` and `ctx_text`, for a single passage.
 
     Raises:
-        BadLineError: if a passage has no text, or a field has the wrong type.
+        BadLineError: if a passage has neither text nor title, or a field has the wrong type.
     """
+    # As in DPR's code, other negatives stand in where there are no hard ones.
+    negatives = "hard_negative_ctxs" if record.get("hard_negative_ctxs") else "negative_ctxs"
     contexts = [
-        _read_context(fields, place, grade)
+        _read_context(fields, place, grade, is_negative=name == negatives)
         for name, grade in _LISTS.items()
         for fields in get_objects(record, name, place)
     ]
@@ -36,13 +45,16 @@ def read_contexts(record: Mapping[str, Any], place: Place) -> tuple[Context, ...
     return tuple(contexts)
 
 
-def _read_context(record: Mapping[str, Any], place: Place, grade: int) -> Context:
+def _read_context(
+    record: Mapping[str, Any], place: Place, grade: int, *, is_negative: bool = False
+) -> Context:
     id = get_id(record, _IDS, place, default="")
     title = get_text(record, "title", place, default="")
-    text = get_filled(record, "text", place)
+    name = "paragraph_text" if "paragraph_text" in record else "text"
+    text = get_passage_text(record, name, title, place)
     score = record.get("score")
     try:
         value = None if score is None else float(score)  # DPR writes scores as strings
     except (TypeError, ValueError, OverflowError):
         raise BadLineError(f"{place}: score={score!r} must be a number") from None
-    return Context(Passage(id, title, text), grade, value)
+    return Context(Passage(id, title, text), grade, value, is_negative)

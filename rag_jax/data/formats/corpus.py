@@ -3,7 +3,8 @@
 import functools
 import hashlib
 import json
-from collections.abc import Sequence, Set
+from collections import defaultdict
+from collections.abc import Mapping, Sequence, Set
 
 from rag_jax.data.formats import kilt
 from rag_jax.data.formats.fields import Item
@@ -25,13 +26,21 @@ class Corpus:
         return ids
 
     @functools.cached_property
+    def _ids_by_title(self) -> dict[str, list[str]]:
+        ids = defaultdict(list)
+        for passage in self.passages:
+            ids[passage.title].append(passage.id)
+        return dict(ids)
+
+    @functools.cached_property
     def _pages(self) -> dict[str, list[str]]:
         return kilt.group_pages(passage.id for passage in self.passages)
 
     def find_relevant(self, item: Item) -> dict[str, int]:
         """Returns the grades of the relevant passages of a question, by passage id.
 
-        A gold passage that comes with the question is found by id, or else by title and text.
+        A gold passage that comes with the question is found by id, or else by title and text. A
+        title stands for all passages of the article.
 
         Raises:
             BadLineError: if a relevant passage is not in the corpus.
@@ -43,20 +52,35 @@ class Corpus:
             relevant[name] = grade
         if item.pages:
             ids = kilt.find_passages(item.pages, self._pages)
-            if not ids:
+            missing = [name for name in item.pages if not kilt.has_page(name, self._pages)]
+            if missing or not ids:
+                name = (missing or item.pages)[0]
                 raise BadLineError(
-                    f"{item.place}: no passage is part of page or paragraph {item.pages[0]!r}"
+                    f"{item.place}: no passage is part of page or paragraph {name!r}"
                 )
             relevant |= dict.fromkeys(ids, 1)
         for context in (context for context in item.contexts if context.grade):
             passage = context.passage
-            id = passage.id if passage.id in self._ids else None
-            id = id or self._ids_by_digest.get(_digest(passage))
+            id = self.find_id(passage)
             if id is None:
                 label = passage.id or passage.title or passage.text[:40]
                 raise BadLineError(f"{item.place}: the gold passage {label!r} is not in the corpus")
             relevant[id] = context.grade
-        return relevant
+        for title in item.titles:
+            if title not in self._ids_by_title:
+                raise BadLineError(f"{item.place}: no passage has the gold title {title!r}")
+            relevant |= dict.fromkeys(self._ids_by_title[title], 1)
+        return relevant | dict.fromkeys(self._find_evidence(item), 1)
+
+    def find_id(self, passage: Passage) -> str | None:
+        """Returns the id of a passage that comes with a question; None if the corpus has none."""
+        return passage.id if passage.id in self._ids else self._ids_by_digest.get(_digest(passage))
+
+    def _find_evidence(self, item: Item) -> list[str]:
+        ids = []
+        for name in item.evidence:
+            ids += [name] if name in self._ids else self._ids_by_title.get(name, [])
+        return ids
 
 
 class GatheredCorpus:
@@ -75,6 +99,11 @@ class GatheredCorpus:
         Raises:
             BadLineError: if a relevant passage is missing, or two passages have the same id.
         """
+        if item.titles:
+            raise BadLineError(
+                f"{item.place}: the gold passage {item.titles[0]!r} is not among the question's: "
+                "put a file of passages into the folder"
+            )
         context_ids = {context.passage.id for context in item.contexts}
         for name in (*item.question.relevant, *item.pages):
             if name not in context_ids:
@@ -91,6 +120,10 @@ class GatheredCorpus:
                 relevant[id] = context.grade
         return relevant
 
+    def find_id(self, passage: Passage) -> str | None:
+        """Returns the id of a passage that came with an earlier question."""
+        return passage.id or self._ids.get((passage.title, passage.text))
+
     def _add(self, passage: Passage) -> str:
         key = passage.title, passage.text
         id = passage.id or self._ids.get(key) or self._make_id(passage.title or "passage")
@@ -104,6 +137,15 @@ class GatheredCorpus:
             id = title if number == 1 else f"{title} ({number})"
             if id not in self.passages:
                 return id
+
+
+def find_negatives(
+    item: Item, relevant: Mapping[str, int], corpus: Corpus | GatheredCorpus
+) -> tuple[tuple[str, ...], int]:
+    """Returns the ids of a question's negatives, and the number of those not in the corpus."""
+    ids = [corpus.find_id(context.passage) for context in item.contexts if context.is_negative]
+    found = dict.fromkeys(id for id in ids if id is not None and id not in relevant)
+    return tuple(found), ids.count(None)
 
 
 def _digest(passage: Passage) -> bytes:

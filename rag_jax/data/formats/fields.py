@@ -17,11 +17,13 @@ class Context:
         passage: with an empty id if the data has none.
         grade: relevance; 0 if the passage is not known to be relevant.
         score: from a search; None if the data has none.
+        is_negative: whether the data names the passage as a wrong one to train with.
     """
 
     passage: Passage
     grade: int = 0
     score: float | None = None
+    is_negative: bool = False
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,22 @@ class Item:
     """Question from a file, before the relevant passages are looked up in the corpus.
 
     Attributes:
+        question: with an empty id if the data has none.
         contexts: passages that come with the question.
         pages: names of relevant pages, or of paragraphs as `<page>#<number>`, in KILT.
+        titles: titles of relevant articles that do not come with the question.
+        evidence: titles or ids of relevant pages of the dataset's own corpus, which the corpus may
+            lack.
+        split: of the question; None if the file's name tells the split.
     """
 
     place: Place
     question: Question
     contexts: tuple[Context, ...] = ()
     pages: tuple[str, ...] = ()
+    titles: tuple[str, ...] = ()
+    evidence: tuple[str, ...] = ()
+    split: str | None = None
 
 
 def get_text(
@@ -90,6 +100,33 @@ def get_texts(record: Mapping[str, Any], name: str, place: Place) -> tuple[str, 
     return tuple(_check_text(value, name, place) for value in values)
 
 
+def get_answers(record: Mapping[str, Any], place: Place) -> tuple[str, ...]:
+    """Returns the answers in `answer`, a string or a list, and `answer_aliases`, without blanks.
+
+    Both fields are optional. A question that is marked as impossible to answer has no answers.
+
+    Raises:
+        BadLineError: if a field has the wrong type.
+    """
+    if isinstance(record.get("answer"), list):
+        answers = list(get_texts(record, "answer", place))
+    else:
+        answers = [get_text(record, "answer", place, default="")]
+    if record.get("answer_aliases") is not None:
+        answers += get_texts(record, "answer_aliases", place)
+    if is_impossible(record):
+        return ()
+    return tuple(dict.fromkeys(answer for answer in answers if answer.strip()))
+
+
+def is_impossible(record: Mapping[str, Any]) -> bool:
+    """Returns whether a question is marked as one that its passages do not answer.
+
+    SQuAD 2 has `is_impossible`, and MuSiQue `answerable`.
+    """
+    return record.get("is_impossible") is True or record.get("answerable") is False
+
+
 def get_choices(choices: Mapping[str, Any], place: Place) -> dict[str, str]:
     """Returns the texts of choices by label; a BadLineError if a label or a text is no string."""
     return {
@@ -124,6 +161,16 @@ def get_count(record: Mapping[str, Any], name: str, place: Place) -> int | None:
     if type(value) is not int or value < 0:
         raise BadLineError(f"{place}: {name}={value!r} must be a non-negative integer")
     return value
+
+
+def get_passage_text(record: Mapping[str, Any], name: str, title: str, place: Place) -> str:
+    """Returns the text of a passage, which may be blank if the passage has a title.
+
+    Raises:
+        BadLineError: if text and title are both missing or blank, or the text is not a string.
+    """
+    text = get_text(record, name, place, default="" if title.strip() else None)
+    return text if title.strip() else check_blank(text, name, place)
 
 
 def check_blank(text: str, name: str, place: Place) -> str:

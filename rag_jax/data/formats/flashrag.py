@@ -3,12 +3,15 @@
 A passage has `id` and `contents`: the title in quotes on the first line, and the text on the
 following lines. A question has `id`, `question`, `golden_answers` and optionally `metadata`. The
 metadata fields `type`, `popularity` (or `s_pop`, as in PopQA), `relevant` and `choices` are read.
+Where `golden_answers` are numbers, counted from 0, of a list `choices` beside or within `metadata`,
+the question is a multiple-choice question with the labels A, B and so on.
 """
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rag_jax.data.formats.choices import find_label, label_choices, list_choices
 from rag_jax.data.formats.fields import (
     Item,
     check_blank,
@@ -44,12 +47,19 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
     metadata = {} if record.get("metadata") is None else record["metadata"]
     if not isinstance(metadata, dict):
         raise BadLineError(f"{place}: metadata must be an object")
-    choices = metadata.get("choices")
+    choices = metadata.get("choices") if record.get("choices") is None else record["choices"]
+    text, answers = get_filled(record, "question", place), record.get("golden_answers")
+    if isinstance(answers, list) and answers and all(type(index) is int for index in answers):
+        choices = label_choices(choices, place)
+        answers = tuple(find_label(choices, index, place) for index in answers)
+        text = list_choices(text, choices)
+    else:
+        answers = get_texts(record, "golden_answers", place)
     popularity = "popularity" if metadata.get("popularity") is not None else "s_pop"
     question = Question(
         get_id(record, ["id"], place),
-        get_filled(record, "question", place),
-        get_texts(record, "golden_answers", place),
+        text,
+        answers,
         _get_grades(metadata, place),
         get_text(metadata, "type", place, default=""),
         get_count(metadata, popularity, place),
@@ -63,16 +73,21 @@ def parse_passage(record: Mapping[str, Any], place: Place) -> list[Passage]:
     """Parses a passage. The fields `title` and `text`, if present, override `contents`.
 
     Raises:
-        BadLineError: if a required field is missing, of the wrong type, or the text is blank.
+        BadLineError: if a required field is missing, a field has the wrong type, or text and title
+            are blank.
     """
     id, contents = get_id(record, ["id"], place), get_text(record, "contents", place)
     title, newline, text = contents.partition("\n")
     if not newline:
         title, text = "", contents
-    title = title.removesuffix("\r").removeprefix('"').removesuffix('"')
+    title = title.removesuffix("\r")
+    if len(title) > 1 and title.startswith('"') and title.endswith('"'):
+        title = title[1:-1]
     title = get_text(record, "title", place, default=title)
     text = get_text(record, "text", place, default=text)
-    return [Passage(id, title, check_blank(text, f"the text of passage {id!r}", place))]
+    if not title.strip():
+        check_blank(text, f"the text of passage {id!r}", place)
+    return [Passage(id, title, text)]
 
 
 def _get_grades(metadata: Mapping[str, Any], place: Place) -> dict[str, int]:

@@ -1,118 +1,177 @@
 """Folder reader: detects which files contain passages or questions, and joins their content."""
 
-import re
-import sys
+import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rag_jax.data.formats import (
-    arc,
-    beir,
-    dpr,
-    flashrag,
-    jsonl,
-    kilt,
-    multihop,
-    popqa,
-    pubhealth,
-    squad,
-    tfds,
-    triviaqa,
-)
-from rag_jax.data.formats.corpus import Corpus, GatheredCorpus
+from rag_jax.data.formats import beir, dpr, tfds
+from rag_jax.data.formats.corpus import Corpus, GatheredCorpus, find_negatives
+from rag_jax.data.formats.detect import DOCUMENTS, PASSAGES, RECORDS, sort_files
 from rag_jax.data.formats.fields import Item
-from rag_jax.data.formats.lines import (
-    BadLineError,
-    BadLines,
-    Place,
-    is_table,
-    peek_text,
-    read_records,
-    read_rows,
-)
+from rag_jax.data.formats.files import SUFFIXES, find_stem, find_suffix, looks_like_data
+from rag_jax.data.formats.ledger import Ledger
+from rag_jax.data.formats.lines import BadLineError, BadLines, Place
 from rag_jax.data.formats.passages import holds_passages, parse_records, stream_passages
+from rag_jax.data.formats.records import read_records
+from rag_jax.data.formats.splits import check_splits, find_split, name_split
+from rag_jax.data.formats.tables import is_table, read_rows
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection, Keep, Question
 from rag_jax.runtime.errors import RagJaxError
-
-_SUFFIXES = (".jsonl", ".json", ".tsv", ".csv")
-_DEV = ("dev", "valid", "validation", "val")
-_SPLITS = {"train": "train", **dict.fromkeys(_DEV, "dev"), "test": "test"}
-_PASSAGES = "passages"  # the format of files without questions
-
-
-# In the order of detection: formats with distinctive fields first, the most general format last.
-# `matches(record)` tells whether a record has the fields of a format. `parse(record, place)` gives
-# an `Item`, or None for a record that the format leaves out.
-_RECORDS = {
-    "kilt": kilt,
-    "flashrag": flashrag,
-    "pubhealth": pubhealth,
-    "popqa": popqa,
-    "arc": arc,
-    "multihop": multihop,
-    "dpr": dpr,
-    "jsonl": jsonl,
-}
-# Formats of whole documents, detected by how the document begins.
-_DOCUMENTS = {
-    "squad": (re.compile(r'\{\s*"(data|version)"\s*:'), squad.read),
-    "triviaqa": (re.compile(r'\{\s*"Data"\s*:'), triviaqa.read),
-}
 
 
 def list_files(folder: Path) -> list[Path]:
     """Returns the data files of a folder, its `qrels` and prepared datasets: sorted, not hidden.
 
     Raises:
-        RagJaxError: if the folder does not exist.
+        RagJaxError: if the folder does not exist, or a data file is a link to a missing file.
     """
     if not folder.is_dir():
         raise RagJaxError(f"config.data.path={folder}: no such folder")
-    direct = [path for path in folder.iterdir() if _plain_name(path).endswith(_SUFFIXES)]
+    direct = [
+        path
+        for path in folder.iterdir()
+        if find_suffix(path) in SUFFIXES and not tfds.is_of_hugging_face(path)
+    ]
     prepared = [path for dataset in tfds.list_datasets(folder) for path in dataset.iterdir()]
     paths = {*direct, *folder.glob("qrels/*"), *prepared}
-    return sorted(path for path in paths if path.is_file() and not path.name.startswith("."))
+    visible = sorted(path for path in paths if not path.name.startswith("."))
+    for path in visible:
+        if not path.exists():
+            raise RagJaxError(
+                f"{path}: is a link to {path.readlink()}, which is missing: fetch the file, or "
+                "remove the link"
+            )
+    return [path for path in visible if path.is_file()]
 
 
 def read_folder(folder: Path, format: str, bad: BadLines, keep: Keep) -> Collection:
     """Reads the passages and questions of a folder; `format` "auto" detects the questions' format.
 
+    What was read of each file is logged, and a warning or an error names a file that is not read.
+
     Raises:
         RagJaxError: if data is missing or violates the format, naming the file and the line.
     """
-    files = list_files(folder)
-    if format == "beir" or (format == "auto" and "queries" in map(_stem, files)):
-        return _read_beir(folder, files, bad, keep)
-    if format == "tfds" or (format == "auto" and tfds.list_datasets(folder)):
-        return _read_prepared(folder, bad, keep)
-    passage_files, question_files = _sort_files(folder, files, format)
+    files, ledger = list_files(folder), Ledger()
+    _check_other_files(folder, files, ledger)
+    stems = [find_stem(path).lower() for path in files if path.parent == folder]
+    if format == "beir" or (format == "auto" and "queries" in stems):
+        collection = _read_beir(folder, files, bad, keep, ledger)
+    elif format == "tfds" or (format == "auto" and tfds.list_datasets(folder)):
+        collection = _read_prepared(folder, files, bad, keep, ledger)
+    else:
+        collection = _read_files(folder, files, format, bad, keep, ledger)
+    ledger.close()
+    return collection
+
+
+def _check_other_files(folder: Path, files: Sequence[Path], ledger: Ledger) -> None:
+    """Accounts for what a folder contains beside its data files.
+
+    Raises:
+        RagJaxError: if a file looks like data.
+    """
+    datasets = {*tfds.list_datasets(folder)}
+    for path in sorted({*folder.iterdir()} - {*files}):
+        if path.name.startswith("."):
+            continue
+        if not path.is_dir():
+            if tfds.is_of_hugging_face(path):
+                ledger.leave_out(path, "describes a dataset of Hugging Face's `datasets`")
+            elif Path(path.parent, path.stem) in files:
+                ledger.leave_out(path, f"lies beside {path.stem}, which is read")
+            elif not looks_like_data(path):
+                ledger.leave_out(path, "is neither JSON nor a table")
+            else:
+                raise RagJaxError(
+                    f"{path}: looks like data, but has no suffix of {', '.join(SUFFIXES)}, plain "
+                    "or with .gz, .bz2, .xz or .zst: convert or unpack the file, or move it away"
+                )
+        elif path.name != "qrels" and not any(d.is_relative_to(path) for d in datasets):
+            ledger.leave_out(path, "is a folder: move its files up, if they are data")
+
+
+def _read_files(
+    folder: Path,
+    files: Sequence[Path],
+    format: str,
+    bad: BadLines,
+    keep: Keep,
+    ledger: Ledger,
+) -> Collection:
+    """Reads a folder in which every file holds passages or questions."""
+    for path in (path for path in files if path.parent != folder):
+        ledger.leave_out(path, "judgements need a file queries.jsonl")
+    direct = [path for path in files if path.parent == folder]
+    passage_files, question_files, left_out = sort_files(folder, direct, format)
+    for path, reason in left_out.items():
+        ledger.leave_out(path, reason)
+    check_splits(question_files)
     ids: set[str] = set()
-    corpus = Corpus(keep(stream_passages(passage_files, bad, ids)), ids)
+    corpus = Corpus(keep(_stream_corpus(passage_files, ids, bad, ledger)), ids)
     items = (
-        (_find_split(path), item)
+        item
         for path, name in question_files.items()
-        for item in _read_items(path, name, bad)
+        for item in _read_items(path, name, bad, ledger)
     )
-    return _collect(folder, corpus, items, bad, keep)
+    return _collect(folder, corpus, items, bad, keep, ledger)
+
+
+def _stream_corpus(
+    paths: Iterable[Path], ids: set[str], bad: BadLines, ledger: Ledger
+) -> Iterator[Passage]:
+    for path in paths:
+        with ledger.read(path, PASSAGES, bad) as account:
+            before = len(ids)
+            yield from stream_passages([path], bad, ids)
+            account.read = len(ids) - before
+
+
+def _read_items(path: Path, name: str, bad: BadLines, ledger: Ledger) -> Iterator[tuple[str, Item]]:
+    """Yields the splits and the questions of a file in a format."""
+    split = find_split(path)
+    with ledger.read(path, name, bad) as account:
+        if name in DOCUMENTS and (name not in RECORDS or DOCUMENTS[name].holds(path)):
+            for item in DOCUMENTS[name].read(path, bad):
+                yield item.split or split, item
+            return
+        has_rows = name == "dpr" and is_table(path)
+        module = RECORDS[name]
+        parse: Callable[[Any, Place], Item | None] = dpr.parse_row if has_rows else module.parse
+        for place, record in (read_rows if has_rows else read_records)(path, bad):
+            with bad:
+                item = parse(record, place)
+                if item is None:
+                    account.left_out[module.LEFT_OUT] += 1
+                else:
+                    yield item.split or split, item
 
 
 def _collect(
-    folder: Path, corpus: Corpus, items: Iterable[tuple[str, Item]], bad: BadLines, keep: Keep
+    folder: Path,
+    corpus: Corpus,
+    items: Iterable[tuple[str, Item]],
+    bad: BadLines,
+    keep: Keep,
+    ledger: Ledger,
 ) -> Collection:
     """Joins questions with a corpus, or with the passages that come with the questions."""
     source = corpus if corpus.passages else GatheredCorpus()
     questions: dict[str, dict[str, Question]] = defaultdict(dict)
     for split, item in items:
         with bad:
-            id = item.question.id
+            id = item.question.id or _make_id(item.question.question, questions[split])
             if id in questions[split]:
                 raise BadLineError(f"{item.place}: another {split} question has the id {id!r}")
             relevant = source.find_relevant(item)
-            questions[split][id] = replace(item.question, relevant=relevant)
+            negatives, missing = find_negatives(item, relevant, source)
+            found = {"relevant": relevant, "negatives": negatives}
+            questions[split][id] = replace(item.question, id=id, **found)
+            ledger.add_question(split, item, missing=missing)
     passages = source.passages
     if isinstance(source, GatheredCorpus):
         passages = keep(source.passages.values())
@@ -124,118 +183,82 @@ def _collect(
     return Collection(passages, splits)
 
 
-def _sort_files(
-    folder: Path, files: Sequence[Path], format: str
-) -> tuple[list[Path], dict[Path, str]]:
-    """Returns the files of passages, and the files of questions with their formats."""
-    formats = {path: _find_format(path) for path in files}
-    for path in files:
-        if _stem(path).endswith(("passages", "corpus")):
-            formats[path] = _PASSAGES
-        elif formats[path] is None and _stem(path).endswith("questions"):
-            formats[path] = "jsonl"
-    corpus = [path for path, name in formats.items() if name == _PASSAGES]
-    others = {path: name for path, name in formats.items() if name != _PASSAGES}
-    named = {path: name for path, name in others.items() if _stem(path).endswith("questions")}
-    questions = named or others
-    if format != "auto":
-        matching = {path: format for path, name in questions.items() if name in (format, None)}
-        if not matching:
-            raise RagJaxError(f"{folder}: holds no questions in the format {format!r}")
-        return corpus, matching
-    if unknown := [path for path, name in questions.items() if name is None]:
-        raise RagJaxError(
-            f"{unknown[0]}: has an unknown format: move the file away, or set config.data.format "
-            f"to one of {', '.join([*_RECORDS, *_DOCUMENTS])}"
-        )
-    if len({*questions.values()}) > 1:
-        listed = ", ".join(f"{path.name}: {name}" for path, name in questions.items())
-        raise RagJaxError(
-            f"{folder}: holds questions in several formats ({listed}): set config.data.format to "
-            "one of them"
-        )
-    if not questions:
-        raise RagJaxError(f"{folder}: holds no questions")
-    return corpus, questions
+def _make_id(question: str, taken: dict[str, Question]) -> str:
+    """Returns an id made of the text, so the place of a question in a file makes no difference."""
+    id = hashlib.blake2b(question.encode(), digest_size=8).hexdigest()
+    number = 1
+    while (numbered := id if number == 1 else f"{id}-{number}") in taken:
+        number += 1
+    return numbered
 
 
-def _find_format(path: Path) -> str | None:
-    """Returns the format of a file's first valid record; None if the format is unknown."""
-    bad = BadLines(sys.maxsize, quiet=True)
-    if is_table(path):
-        _, heading = next(read_rows(path, bad), (None, []))
-        if dpr.matches_row(heading):
-            return "dpr"
-        record: Mapping[str, Any] | None = dict.fromkeys(heading, "")
-    else:
-        for name, (beginning, _) in _DOCUMENTS.items():
-            if beginning.match(peek_text(path)):
-                return name
-        record = next((record for _, record in read_records(path, bad)), None)
-    if record is None:
-        return None
-    for name, module in _RECORDS.items():
-        if module.matches(record):
-            return name
-    return _PASSAGES if holds_passages(record) else None
-
-
-def _read_items(path: Path, name: str, bad: BadLines) -> Iterator[Item]:
-    if name in _DOCUMENTS:
-        yield from _DOCUMENTS[name][1](path, bad)
-        return
-    has_rows = name == "dpr" and is_table(path)
-    parse: Callable[[Any, Place], Item | None] = dpr.parse_row if has_rows else _RECORDS[name].parse
-    for place, record in (read_rows if has_rows else read_records)(path, bad):
-        with bad:
-            item = parse(record, place)
-            if item is not None:
-                yield item
-
-
-def _read_beir(folder: Path, files: Sequence[Path], bad: BadLines, keep: Keep) -> Collection:
-    paths = {_stem(path): path for path in files if path.parent == folder}
+def _read_beir(
+    folder: Path, files: Sequence[Path], bad: BadLines, keep: Keep, ledger: Ledger
+) -> Collection:
+    paths: dict[str, Path] = {}
+    for path in (path for path in files if path.parent == folder):
+        name = find_stem(path).lower()
+        if name in paths or name not in ("corpus", "queries"):
+            raise RagJaxError(
+                f"{path}: BEIR's folder has one corpus.jsonl and one queries.jsonl: move the file "
+                "away, or join it with them"
+            )
+        paths[name] = path
     for name in ("corpus", "queries"):
         if name not in paths:
             raise RagJaxError(f"{folder}: holds no {name}.jsonl")
-    ids: set[str] = set()
-    passages = keep(stream_passages([paths["corpus"]], bad, ids))
-    queries = beir.read_queries(paths["queries"], bad)
-    judged = [path for path in files if path.parent != folder]
-    questions = {_stem(path): beir.read_questions(path, queries, ids, bad) for path in judged}
-    if not questions:
+    judged: dict[str, Path] = {}
+    for path in (path for path in files if path.parent != folder):
+        split = name_split(find_stem(path))
+        if split in judged:
+            raise RagJaxError(
+                f"{path}: means the split {split!r}, as {judged[split].name} does: move one of the "
+                "files away"
+            )
+        judged[split] = path
+    if not judged:
         raise RagJaxError(f"{folder / 'qrels'}: holds no .tsv file")
+    ids: set[str] = set()
+    passages = keep(_stream_corpus([paths["corpus"]], ids, bad, ledger))
+    with ledger.read(paths["queries"], "beir", bad) as account:
+        queries = beir.read_queries(paths["queries"], bad)
+        account.read = len(queries)
+    questions: dict[str, list[Question]] = {}
+    for split, path in judged.items():
+        with ledger.read(path, "qrels", bad):
+            items = beir.read_questions(path, queries, ids, bad)
+            questions[split] = [item.question for item in items]
+            for item in items:
+                ledger.add_question(split, item, missing=0)
+    used = {question.id for asked in questions.values() for question in asked}
+    if unused := len(queries.keys() - used):
+        ledger.accounts[paths["queries"]].left_out["no judgements"] = unused
     return Collection(passages, questions)
 
 
-def _read_prepared(folder: Path, bad: BadLines, keep: Keep) -> Collection:
+def _read_prepared(
+    folder: Path, files: Sequence[Path], bad: BadLines, keep: Keep, ledger: Ledger
+) -> Collection:
+    datasets = tfds.list_datasets(folder)
+    for path in files:
+        if path.parent not in datasets:
+            raise RagJaxError(f"{path}: lies beside prepared datasets: move one of them away")
     items: list[tuple[str, Item]] = []
     ids: set[str] = set()
 
     # One pass over the datasets: passages are streamed, questions are collected on the way.
     def stream() -> Iterator[Passage]:
-        for dataset in tfds.list_datasets(folder):
+        for dataset in datasets:
             for split, place, example in tfds.read_examples(dataset, bad):
-                with bad:
+                account = ledger.open(place.path, "tfds")
+                with ledger.counted(account, bad), bad:
                     if tfds.is_question(example):
-                        items.append((_SPLITS.get(split, split), tfds.parse(example, place)))
+                        items.append((name_split(split), tfds.parse(example, place)))
                     elif holds_passages(example):
-                        yield from parse_records([(place, example)], ids, bad)
+                        for passage in parse_records([(place, example)], ids, bad):
+                            account.read += 1
+                            yield passage
                     else:
                         raise BadLineError(f"{place}: is neither a question nor a passage")
 
-    return _collect(folder, Corpus(keep(stream()), ids), items, bad, keep)
-
-
-def _find_split(path: Path) -> str:
-    """Returns the split named by a word of a file's name; "test" if no word names a split."""
-    words = re.split(r"[^a-z]+", _stem(path).lower())
-    return next((_SPLITS[word] for word in words if word in _SPLITS), "test")
-
-
-def _stem(path: Path) -> str:
-    return Path(_plain_name(path)).stem
-
-
-def _plain_name(path: Path) -> str:
-    return path.name.removesuffix(".gz")
+    return _collect(folder, Corpus(keep(stream()), ids), items, bad, keep, ledger)

@@ -1,7 +1,10 @@
 """Plain JSON lines: passages, and questions with answers.
 
-A passage has `id` (or `_id`), `text` and optionally `title`. A question has `id`, `question`,
-`answers` and optionally `passage_id` (the gold passage), `type` and `popularity`.
+A passage has `id` (or `_id`, in BEIR), `text` and optionally `title`. A passage with a title may
+have no text, and a document of BEIR may have neither: it keeps its row. A question has `question`,
+`answers` and optionally `id`, `passage_id` (the gold passage), `type` and `popularity`. `answer`, a
+string or a list of strings as in NQ-open (Lee et al. 2019, arXiv 1906.00300), and `answer_aliases`
+stand for `answers`. A question without an id gets one made of its text.
 """
 
 from collections.abc import Mapping
@@ -10,20 +13,26 @@ from typing import Any
 from rag_jax.data.formats.fields import (
     Item,
     check_blank,
+    get_answers,
     get_count,
     get_filled,
     get_id,
     get_text,
     get_texts,
+    is_impossible,
 )
 from rag_jax.data.formats.lines import Place
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 
+# Fields without which an `answer` has no meaning, or that are the question's passage.
+_OTHERS = {"choices", "options", "context", "passage", "article"}
+
 
 def matches(record: Mapping[str, Any]) -> bool:
     """Returns whether a record is a question."""
-    return {"question", "answers"} <= record.keys()
+    has_answer = "answer" in record and not _OTHERS & record.keys()
+    return "question" in record and ("answers" in record or has_answer)
 
 
 def parse(record: Mapping[str, Any], place: Place) -> Item:
@@ -36,9 +45,9 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
     if record.get("passage_id") is not None:
         relevant[get_id(record, ["passage_id"], place)] = 1
     question = Question(
-        get_id(record, ["id"], place),
+        get_id(record, ["id"], place, default=""),
         get_filled(record, "question", place),
-        get_texts(record, "answers", place),
+        _read_answers(record, place),
         relevant,
         get_text(record, "type", place, default=""),
         get_count(record, "popularity", place),
@@ -50,8 +59,22 @@ def parse_passage(record: Mapping[str, Any], place: Place) -> list[Passage]:
     """Parses a passage.
 
     Raises:
-        BadLineError: if a required field is missing, of the wrong type, or the text is blank.
+        BadLineError: if a required field is missing, a field has the wrong type, or text and title
+            are blank.
     """
     id = get_id(record, ["id", "_id"], place)
-    title, text = get_text(record, "title", place, default=""), get_text(record, "text", place)
-    return [Passage(id, title, check_blank(text, f"the text of passage {id!r}", place))]
+    title = get_text(record, "title", place, default="")
+    text = get_text(record, "text", place, default="" if title.strip() else None)
+    if not title.strip() and "_id" not in record:
+        check_blank(text, f"the text of passage {id!r}", place)
+    return [Passage(id, title, text)]
+
+
+def _read_answers(record: Mapping[str, Any], place: Place) -> tuple[str, ...]:
+    if "answers" not in record and record.get("answer") is not None:
+        return get_answers(record, place)
+    answers = get_texts(record, "answers", place)
+    if is_impossible(record):
+        return ()
+    aliases = record.get("answer_aliases")
+    return answers if aliases is None else (*answers, *get_texts(record, "answer_aliases", place))

@@ -49,7 +49,8 @@ def parse_passage(record: Mapping[str, Any], place: Place) -> list[Passage]:
     passages = []
     for number, entry in enumerate(entries):
         text = get_text({"text": entry}, "text", place).strip()
-        text = text.removeprefix(_BULLET).removeprefix("-").strip()
+        if text.startswith(_BULLET):
+            text = text.removeprefix(_BULLET).removeprefix("-").strip()
         if number and text and not text.startswith(_HEADING):
             passages.append(Passage(f"{page}#{number}", title, text))
     return passages
@@ -96,6 +97,11 @@ def group_pages(ids: Iterable[str]) -> dict[str, list[str]]:
     for id in ids:
         pages[id.rpartition("#")[0]].append(id)
     return dict(pages)
+
+
+def has_page(name: str, pages: Mapping[str, list[str]]) -> bool:
+    """Returns whether the page that a provenance names, or its paragraph, is in the corpus."""
+    return name in pages or name.rpartition("#")[0] in pages
 
 
 def find_passages(names: Iterable[str], pages: Mapping[str, list[str]]) -> list[str]:

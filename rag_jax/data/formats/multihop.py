@@ -1,9 +1,14 @@
-"""2WikiMultihopQA (Ho et al. 2020, arXiv 2011.01060) and HotpotQA (Yang et al. 2018, 1809.09600).
+"""2WikiMultihopQA, HotpotQA and MuSiQue (Ho et al. 2020, Yang et al. 2018, Trivedi et al. 2022).
 
-A question has `id` (or `_id`), `question`, `answer`, `type` and paragraphs. In the published files,
-the paragraphs are `context`, a list of pairs of a title and a list of sentences, and
-`supporting_facts` is a list of pairs of a title and the number of a sentence. Otherwise, the
-paragraphs are `paragraphs`, a list of objects with `title`, `text` and `is_supporting`.
+The papers are arXiv 2011.01060, 1809.09600 and 2108.00573. A question has `id` (or `_id`),
+`question`, `answer`, optionally `answer_aliases` and `type`, and paragraphs.
+
+- HotpotQA and 2WikiMultihopQA as published: the paragraphs are `context`, a list of pairs of a
+  title and a list of sentences, and `supporting_facts` is a list of pairs of a title and the number
+  of a sentence; or both are objects of lists, as in Hugging Face's `datasets`. A title that is not
+  among the paragraphs, as in HotpotQA's fullwiki files, is looked up in the corpus.
+- MuSiQue: the paragraphs are `paragraphs`, a list of objects with `title`, `paragraph_text` (or
+  `text`) and `is_supporting`. A question with `answerable` false has no answers.
 """
 
 from collections.abc import Mapping
@@ -14,6 +19,7 @@ from rag_jax.data.formats.fields import (
     Context,
     Item,
     check_blank,
+    get_answers,
     get_filled,
     get_id,
     get_text,
@@ -25,7 +31,7 @@ from rag_jax.data.questions import Question
 
 
 def matches(record: Mapping[str, Any]) -> bool:
-    """Returns whether a record is a question of 2WikiMultihopQA or HotpotQA."""
+    """Returns whether a record is a question with paragraphs."""
     return "question" in record and ("paragraphs" in record or _is_published(record))
 
 
@@ -35,39 +41,52 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
     Raises:
         BadLineError: if a required field is missing or blank, or a field has the wrong type.
     """
-    answer = get_text(record, "answer", place, default="")
     question = Question(
         get_id(record, ["id", "_id"], place),
         get_filled(record, "question", place),
-        (answer,) if answer.strip() else (),
+        get_answers(record, place),
         {},
         get_text(record, "type", place, default=""),
     )
     if _is_published(record):
-        return Item(place, question, _read_published(record, place))
+        contexts, titles = _read_published(record, place)
+        return Item(place, question, contexts, titles=titles)
     if not isinstance(record.get("paragraphs"), list):
         raise BadLineError(f"{place}: paragraphs must be a list of objects")
     return Item(place, question, read_contexts(record, place))
 
 
 def _is_published(record: Mapping[str, Any]) -> bool:
-    return isinstance(record.get("context"), list)
+    context = record.get("context")
+    return isinstance(context, list) or (isinstance(context, dict) and "sentences" in context)
 
 
-def _read_published(record: Mapping[str, Any], place: Place) -> tuple[Context, ...]:
-    supporting = {title for title, _ in _list_pairs(record, "supporting_facts", place)}
+def _read_published(
+    record: Mapping[str, Any], place: Place
+) -> tuple[tuple[Context, ...], tuple[str, ...]]:
+    """Returns the paragraphs, and the supporting titles that are not among them."""
+    facts = _list_pairs(record, "supporting_facts", "sent_id", place)
+    supporting = dict.fromkeys(title for title, _ in facts)
     contexts = []
-    for title, sentences in _list_pairs(record, "context", place):
-        # The sentences of HotpotQA start with a space, those of 2WikiMultihopQA do not.
+    for title, sentences in _list_pairs(record, "context", "sentences", place):
+        # HotpotQA's sentences begin with a space, those of 2WikiMultihopQA do not.
         sentences = get_texts({"sentences": sentences}, "sentences", place)
         text = " ".join(sentence.strip() for sentence in sentences)
         text = check_blank(text, f"paragraph {title!r}", place)
         contexts.append(Context(Passage("", title, text), int(title in supporting)))
-    return tuple(contexts)
+    own = {context.passage.title for context in contexts}
+    return tuple(contexts), tuple(title for title in supporting if title not in own)
 
 
-def _list_pairs(record: Mapping[str, Any], name: str, place: Place) -> list[tuple[str, Any]]:
+def _list_pairs(
+    record: Mapping[str, Any], name: str, column: str, place: Place
+) -> list[tuple[str, Any]]:
+    """Returns a list of pairs, given as such or as an object of the lists `title` and `column`."""
     values = record.get(name, [])
+    if isinstance(values, dict):
+        titles, others = values.get("title"), values.get(column)
+        if isinstance(titles, list) and isinstance(others, list) and len(titles) == len(others):
+            values = [list(pair) for pair in zip(titles, others, strict=True)]
     are_pairs = isinstance(values, list) and all(
         isinstance(value, list) and len(value) == 2 for value in values
     )

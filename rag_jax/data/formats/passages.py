@@ -4,8 +4,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rag_jax.data.formats import flashrag, jsonl, kilt
-from rag_jax.data.formats.lines import BadLineError, BadLines, Place, read_records
+from rag_jax.data.formats import fever, flashrag, jsonl, kilt
+from rag_jax.data.formats.lines import BadLineError, BadLines, Place
+from rag_jax.data.formats.records import read_records
 from rag_jax.data.passages import Passage
 from rag_jax.runtime.errors import RagJaxError
 
@@ -15,13 +16,14 @@ def stream_passages(
 ) -> Iterator[Passage]:
     """Yields the passages of files.
 
-    A file contains JSON lines, a JSON array or a table, plain or gzip. A record has `id` (or
+    A file contains records as in `read_records`, plain or compressed. A record has `id` (or
     `_id`), `text` and optionally `title`, as in the files of BEIR and DPR, or the fields of
-    FlashRAG or KILT. An id may be an integer. Only the ids are kept in memory, to find duplicates.
+    FEVER, FlashRAG or KILT; see `jsonl` for passages without a text. An id may be an integer. Only
+    the ids are kept in memory, to find duplicates.
 
     Args:
-        bad: counter of bad lines. A line is bad without an id or a text, with a blank text, or with
-            the id of an earlier passage.
+        bad: counter of bad lines. A line is bad without an id, without text and title, or with the
+            id of an earlier passage.
         seen: set that collects the ids; None creates a new set.
 
     Raises:
@@ -70,6 +72,8 @@ def holds_passages(record: Mapping[str, Any]) -> bool:
 def _parse_passages(record: Mapping[str, Any], place: Place) -> list[Passage]:
     if kilt.matches_page(record):
         return kilt.parse_passage(record, place)
+    if fever.matches_page(record):
+        return fever.parse_page(record, place)
     if flashrag.matches_passage(record):
         return flashrag.parse_passage(record, place)
     return jsonl.parse_passage(record, place)

@@ -14,7 +14,8 @@ from typing import Any
 
 from rag_jax.data.formats.contexts import read_contexts
 from rag_jax.data.formats.fields import Item, get_count, get_filled, get_id, get_text, get_texts
-from rag_jax.data.formats.lines import Place, parse_json
+from rag_jax.data.formats.lines import Place
+from rag_jax.data.formats.records import parse_json
 from rag_jax.data.questions import Question
 
 _LONG_TAIL = 100  # page views a month

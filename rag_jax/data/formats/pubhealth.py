@@ -13,6 +13,7 @@ from rag_jax.data.formats.lines import BadLineError, Place
 from rag_jax.data.questions import Question
 
 _CHOICES = {"true": "SUPPORTS", "false": "REFUTES"}  # texts: FEVER's names of the labels
+LEFT_OUT = "label mixture or unproven"
 _LEFT_OUT = ("mixture", "unproven")
 
 

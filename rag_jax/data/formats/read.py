@@ -15,9 +15,8 @@ from rag_jax.data.formats.folder import list_files, read_folder
 from rag_jax.data.formats.lines import BadLines
 from rag_jax.data.matching import has_answer
 from rag_jax.data.passages import Passage, write_passages
-from rag_jax.data.questions import PASSAGES, QUESTIONS, Collection, Keep, Question
+from rag_jax.data.questions import PASSAGES, Collection, Keep, Question, store_questions
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.files import write_json
 from rag_jax.runtime.hosts import is_first
 from rag_jax.runtime.manifest import hash_file
 
@@ -68,7 +67,7 @@ def copy_collection(
         keep = partial(write_passages, folder / PASSAGES)
         collection = read_collection(data, world, seed=seed, keep=keep)
         check(collection)
-        write_json(folder / QUESTIONS, collection.questions)
+        store_questions(folder, collection.questions)
     except BaseException:
         for path in folder.glob(f"{Path(PASSAGES).stem}.*"):
             path.unlink()

@@ -2,17 +2,33 @@
 
 Each paragraph is a passage and the gold passage of the questions about the paragraph. The title is
 the title of the article, with spaces for underscores. A question that cannot be answered (SQuAD 2)
-has no answers.
+has no answers. A file may hold several documents, one after the other.
 """
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rag_jax.data.formats.fields import Context, Item, get_filled, get_id, get_objects, get_text
-from rag_jax.data.formats.lines import BadLines, Place, read_items
+from rag_jax.data.formats.fields import (
+    Context,
+    Item,
+    get_filled,
+    get_id,
+    get_objects,
+    get_text,
+    is_impossible,
+)
+from rag_jax.data.formats.json_stream import find_container
+from rag_jax.data.formats.lines import BadLineError, BadLines, Place
+from rag_jax.data.formats.records import read_items
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
+
+
+def holds(path: Path) -> bool:
+    """Returns whether a file is a document of SQuAD."""
+    key, begun = find_container(path) or ("", [])
+    return key == "data" and isinstance(begun, list) and all("paragraphs" in a for a in begun)
 
 
 def read(path: Path, bad: BadLines) -> Iterator[Item]:
@@ -26,6 +42,8 @@ def read(path: Path, bad: BadLines) -> Iterator[Item]:
     for place, article in read_items(path, "data"):
         with bad:
             title = get_text(article, "title", place, default="").replace("_", " ")
+            if article.get("paragraphs") is None:
+                raise BadLineError(f"{place}: has no 'paragraphs'")
             for paragraph in get_objects(article, "paragraphs", place):
                 with bad:
                     yield from _read_paragraph(paragraph, title, place, bad)
@@ -40,6 +58,8 @@ def _read_paragraph(
         with bad:
             listed = get_objects(record, "answers", place)
             answers = dict.fromkeys(get_text(answer, "text", place) for answer in listed)
+            if is_impossible(record):
+                answers = {}
             question = get_filled(record, "question", place)
             id = get_id(record, ["id"], place)
             yield Item(place, Question(id, question, tuple(answers), {}), (context,))

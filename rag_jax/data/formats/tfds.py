@@ -1,26 +1,42 @@
 """Datasets prepared by TensorFlow Datasets as ArrayRecord, read without TensorFlow.
 
-A dataset is a folder with `dataset_info.json`. An example is a question if the example has the
-feature `question` and either `answers` or `answer`: a string, a list of strings, or the structure
-of SQuAD or TriviaQA in TensorFlow Datasets. `id` (or `question_id`), `title` and `context`, the
-gold passage, are optional. All other features are as in plain JSON lines.
+A dataset is a folder with `dataset_info.json`, unless the file is Hugging Face's. An example is a
+question if the example has the feature `question` and either `answers` or `answer`: a string, a
+list of strings, or the structure of SQuAD or TriviaQA in TensorFlow Datasets. `id` (or
+`question_id`), `title` and `context`, the gold passage, are optional. All other features are as in
+plain JSON lines.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rag_jax.data.formats import dpr, jsonl
-from rag_jax.data.formats.fields import Item
+from rag_jax.data.formats.fields import Item, is_impossible
 from rag_jax.data.formats.lines import BadLineError, BadLines, Place
 from rag_jax.runtime.errors import RagJaxError
 
 _INFO = "dataset_info.json"
+# Fields that only Hugging Face's file of the same name has.
+_HUGGING_FACE = {"features", "builder_name", "dataset_name"}
 
 
 def list_datasets(folder: Path) -> list[Path]:
     """Returns the folders of all datasets in a folder, at any depth, in sorted order."""
-    return sorted(path.parent for path in folder.rglob(_INFO))
+    found = folder.rglob(_INFO)
+    return sorted(path.parent for path in found if not is_of_hugging_face(path))
+
+
+def is_of_hugging_face(path: Path) -> bool:
+    """Returns whether a file describes a dataset of Hugging Face's `datasets`."""
+    if path.name != _INFO or (path.parent / "state.json").exists():
+        return path.name in (_INFO, "dataset_infos.json", "dataset_dict.json", "state.json")
+    try:
+        info = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False  # a damaged file of TensorFlow Datasets is reported when the dataset is read
+    return isinstance(info, dict) and bool(_HUGGING_FACE & info.keys())
 
 
 def read_examples(dataset: Path, bad: BadLines) -> Iterator[tuple[str, Place, dict[str, Any]]]:
@@ -64,7 +80,8 @@ def parse(example: Mapping[str, Any], place: Place) -> Item:
         BadLineError: if a required feature is missing, or a feature has the wrong type.
     """
     record = dict(example)
-    record["answers"] = _list_answers(record.get("answers", record.get("answer")))
+    answers = _list_answers(record.get("answers", record.get("answer")))
+    record["answers"] = [] if is_impossible(record) else answers
     context = record.get("context")
     if record.get("id") is not None and not context:
         return jsonl.parse(record, place)

@@ -8,8 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rag_jax.data.formats.fields import Item, get_filled, get_id, get_text, get_texts
-from rag_jax.data.formats.lines import BadLineError, BadLines, read_items
+from rag_jax.data.formats.json_stream import find_container
+from rag_jax.data.formats.lines import BadLineError, BadLines
+from rag_jax.data.formats.records import read_items
 from rag_jax.data.questions import Question
+
+
+def holds(path: Path) -> bool:
+    """Returns whether a file is a document of TriviaQA."""
+    key, begun = find_container(path) or ("", [])
+    return key == "Data" and isinstance(begun, list)
 
 
 def read(path: Path, bad: BadLines) -> Iterator[Item]:

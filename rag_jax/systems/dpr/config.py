@@ -32,7 +32,7 @@ class DPREncoderConfig(EncoderConfig):
 
 @dataclass(frozen=True)
 class NegativesConfig:
-    """Hard negatives: wrong passages that BM25 ranks high.
+    """Hard negatives: those that the data names, or else wrong passages that BM25 ranks high.
 
     Attributes:
         depth: number of passages that BM25 ranks for a question.

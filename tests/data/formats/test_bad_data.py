@@ -66,6 +66,26 @@ SAMPLES = {
         {},
     ),
     "pubhealth": ({"claim_id": "q", "claim": "C.", "label": "true"} | INLINE, {}),
+    "asqa": (
+        {"sample_id": "q", "ambiguous_question": "Who?", "qa_pairs": [{"short_answers": ["x"]}]},
+        PASSAGES,
+    ),
+    "cwq": ({"ID": "q", "question": "?", "answers": [{"answer": "x", "aliases": []}]}, PASSAGES),
+    "fever": (
+        {"id": "q", "claim": "C.", "label": "REFUTES", "evidence": [[[1, 2, "Riga", 0]]]},
+        PASSAGES,
+    ),
+    "msmarco": (
+        {
+            "query_id": "q",
+            "query": "Where?",
+            "answers": ["x"],
+            "wellFormedAnswers": ["X."],
+            "passages": [{"is_selected": 1, "passage_text": "U"}],
+        },
+        {},
+    ),
+    "strategyqa": ({"qid": "q", "question": "Is it?", "term": "T", "answer": True}, PASSAGES),
 }
 DOCUMENTS = {"squad": "data", "triviaqa": "Data"}  # the questions are under this key
 ODD = '\0\r\n\t"\\,[]{}\u2028\x85\ufeffé\u0301가각\u05d0\u202e\U0001f600\u3000<|endoftext|>\ud800'
@@ -197,7 +217,7 @@ def test_a_passage_of_a_million_characters(tmp_path):
 def test_empty_and_missing(tmp_path, read_bad):
     lines = [
         {"id": 1, "text": "One."},
-        {"id": 2, "title": "Two", "text": " \u3000\n"},
+        {"id": 2, "title": " ", "text": " \u3000\n"},
         {"id": "", "text": "Three."},
         {"id": 1, "text": "Again."},
     ]

@@ -244,8 +244,12 @@ def test_missing_files(tmp_path):
     with pytest.raises(RagJaxError, match="holds no questions"):
         read(tmp_path)
     write(tmp_path, {name: BEIR[name] for name in ("corpus.jsonl", "queries.jsonl")})
+    with pytest.raises(RagJaxError, match="passages.jsonl: BEIR's folder has one corpus.jsonl"):
+        read(tmp_path)
+    (tmp_path / "passages.jsonl").unlink()
     with pytest.raises(RagJaxError, match="qrels: holds no .tsv file"):
         read(tmp_path)
+    write(tmp_path, {"qrels/test.tsv": HEADING})
     (tmp_path / "queries.jsonl").write_bytes(b"\xff\n")
     with pytest.raises(RagJaxError, match="queries.jsonl:1: is not UTF-8"):
         read(tmp_path)

@@ -8,15 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag_jax.data.formats import lines
-from rag_jax.data.formats.lines import (
-    BadLineError,
-    BadLines,
-    read_items,
-    read_lines,
-    read_records,
-    read_rows,
-)
+from rag_jax.config import DataConfig, WorldConfig
+from rag_jax.data.formats import files, read_collection
+from rag_jax.data.formats.lines import BadLineError, BadLines, read_lines
+from rag_jax.data.formats.records import read_items, read_records
+from rag_jax.data.formats.tables import read_rows
 from rag_jax.runtime.errors import RagJaxError
 
 # Every character that a file can hold, and of each odd kind some more often than by chance.
@@ -67,6 +63,11 @@ def test_bad_lines_are_named_and_counted(tmp_path, caplog):
         texts(path, data, read=read_records, limit=4)
     with pytest.raises(RagJaxError, match="a.jsonl:2: is not UTF-8"):
         texts(path, data, read=read_records)
+    good, question = b'{"id": 1, "text": "a"}\n', b'{"id": 1, "question": "?", "answers": []}'
+    path.write_bytes(b'{"id": 2, "text": "caf\xe9"}\n' + good)
+    (tmp_path / "test.jsonl").write_bytes(question)
+    found = read_collection(DataConfig(str(tmp_path), bad_lines=1), WorldConfig(), seed=0)
+    assert [passage.id for passage in found.passages] == ["1"]
 
 
 def test_files_that_cannot_be_read(tmp_path, monkeypatch):
@@ -79,7 +80,7 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
     for path, reason in ((tmp_path, "Is a directory"), (tmp_path / "no", "No such file")):
         with pytest.raises(RagJaxError, match=f"{path}: cannot be read .{reason}"):
             list(read_lines(path, BadLines()))
-    monkeypatch.setattr(lines, "LONGEST", 8)
+    monkeypatch.setattr(files, "LONGEST", 8)
     with pytest.raises(RagJaxError, match="b.jsonl:2: is longer than"):
         texts(tmp_path / "b.jsonl", b"short\n" + b"x" * 9)
 
@@ -133,14 +134,14 @@ def test_any_records_as_array_lines_and_under_a_key(folder, records, chunk, inde
     """However an array is cut into chunks, it is read as it was written."""
     path = folder / "a.json"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lines, "_CHUNK", chunk)
+        patch.setattr(files, "CHUNK", chunk)
         path.write_text("\ufeff" + json.dumps(records, indent=indent, ensure_ascii=False), "utf-8")
         found = list(read_records(path, BadLines()))
         assert [record for _, record in found] == records
         assert [place.item for place, _ in found] == list(range(1, len(records) + 1))
         document = json.dumps({"data": records}, ensure_ascii=False, indent=indent)
         path.write_text(document, "utf-8", newline="")
-        patch.setattr(lines, "_CHUNK", max(chunk, 16))  # the key has to be in the first
+        patch.setattr(files, "CHUNK", max(chunk, 16))  # the key has to be in the first
         found = list(read_items(path, "data"))
         assert [record for _, record in found] == records
         for place, _ in found:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rag_jax.config import DataConfig, WorldConfig
 from rag_jax.data.formats import BadLines, dpr, flashrag, kilt, read_collection, read_passages
-from rag_jax.data.formats.lines import read_records
+from rag_jax.data.formats.records import read_records
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.evaluation.rankings import read_run, write_run

@@ -1,0 +1,62 @@
+"""Choices of multiple-choice questions, and the labels that answers name."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rag_jax.data.formats.fields import get_choices, get_texts
+from rag_jax.data.formats.lines import BadLineError, Place
+
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def label_choices(texts: Any, place: Place) -> dict[str, str]:
+    """Returns the texts of a list of choices by the labels A, B and so on.
+
+    Raises:
+        BadLineError: if the choices are not a list of 1 to 26 strings.
+    """
+    listed = get_texts({"choices": texts}, "choices", place)
+    if not 1 <= len(listed) <= len(_LETTERS):
+        raise BadLineError(f"{place}: choices must be a list of 1 to {len(_LETTERS)} strings")
+    return dict(zip(_LETTERS, listed, strict=False))
+
+
+def pair_choices(labels: Iterable[Any], texts: Iterable[Any], place: Place) -> dict[str, str]:
+    """Returns the texts of choices by label.
+
+    Raises:
+        BadLineError: if two choices have the same label, or a label or a text is no string.
+    """
+    pairs = [
+        (str(label) if type(label) is int else label, text)
+        for label, text in zip(labels, texts, strict=True)
+    ]
+    for number, (label, _) in enumerate(pairs):
+        if not isinstance(label, str) or label in [other for other, _ in pairs[:number]]:
+            raise BadLineError(f"{place}: label {label!r} must be a string, of one choice only")
+    return get_choices(dict(pairs), place)
+
+
+def rename_labels(choices: Mapping[str, str]) -> dict[str, str]:
+    """Returns new labels by old label: letters for numbers that count from 0 or 1."""
+    for first in "01":
+        numbers = [str(int(first) + i) for i in range(min(len(choices), len(_LETTERS)))]
+        if sorted(choices, key=lambda label: (len(label), label)) == numbers:
+            return dict(zip(numbers, _LETTERS, strict=False))
+    return {label: label for label in choices}
+
+
+def find_label(choices: Mapping[str, str], index: int, place: Place) -> str:
+    """Returns the label of the choice with a number, counted from 0.
+
+    Raises:
+        BadLineError: if there is no choice with the number.
+    """
+    if not 0 <= index < len(choices):
+        raise BadLineError(f"{place}: there is no choice {index} among {len(choices)}")
+    return list(choices)[index]
+
+
+def list_choices(question: str, choices: Mapping[str, str]) -> str:
+    """Returns a question with one line per choice, such as `B: text of the choice`."""
+    return "\n".join([question, *(f"{label}: {text}" for label, text in choices.items())])

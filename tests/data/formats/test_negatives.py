@@ -1,0 +1,64 @@
+"""Negatives that DPR's files name: read, stored and trained with."""
+
+import json
+
+import pytest
+
+from rag_jax.config import DataConfig, WorldConfig
+from rag_jax.data.formats import copy_collection, read_collection
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import QUESTIONS, Question, load_collection
+from rag_jax.retrieval import negatives
+from rag_jax.retrieval.negatives import make_miner
+from rag_jax.runtime.files import read_json
+
+GOLD, HARD, EASY = ({"title": t, "text": f"text of {t}"} for t in ("Gold", "Hard", "Easy"))
+RECORDS = [
+    {"positive_ctxs": [GOLD], "hard_negative_ctxs": [HARD, GOLD], "negative_ctxs": [EASY]},
+    {"positive_ctxs": [GOLD], "hard_negative_ctxs": [], "negative_ctxs": [EASY, EASY]},
+    {"positive_ctxs": [GOLD], "ctxs": [EASY]},
+]
+
+
+def write(folder, *, corpus):
+    asked = [{"question": f"{i}?", "answers": ["x"]} | r for i, r in enumerate(RECORDS)]
+    (folder / "nq-train.json").write_text(json.dumps(asked))
+    if corpus:
+        listed = [{"id": "g", **GOLD}, {"id": "h", **HARD}]
+        (folder / "passages.jsonl").write_text("\n".join(map(json.dumps, listed)))
+    return DataConfig(str(folder))
+
+
+@pytest.mark.parametrize("corpus", [False, True])
+def test_negatives_of_the_data(tmp_path, capsys, corpus):
+    """Hard ones, or else the others; gold passages and those not in the corpus are left out."""
+    data = write(tmp_path, corpus=corpus)
+    found = read_collection(data, WorldConfig(), seed=0).questions["train"]
+    wanted = [("h",), (), ()] if corpus else [("Hard",), ("Easy",), ()]
+    assert [question.negatives for question in found] == wanted
+    assert (
+        "2 left out (negatives that are not in the corpus)" in capsys.readouterr().err
+    ) == corpus
+
+
+def test_negatives_are_stored_where_there_are_any(tmp_path):
+    data = write(tmp_path, corpus=False)
+    (copy := tmp_path / "copy").mkdir()
+    copy_collection(copy, data, WorldConfig(), seed=0, check=lambda found: None)
+    stored = read_json(copy / QUESTIONS)["train"]
+    assert [record.get("negatives") for record in stored] == [["Hard"], ["Easy"], None]
+    wanted = read_collection(data, WorldConfig(), seed=0).questions
+    assert load_collection(copy).questions == wanted
+
+
+def test_the_miner_takes_what_the_data_names(monkeypatch):
+    passages = [Passage(f"p{i}", "", f"word {i}") for i in range(4)]
+    named = Question("a", "word 1", (), {"p1": 1}, negatives=("p3", "p0", "p2"))
+    other = Question("b", "word 2", (), {"p2": 1})
+    mine = make_miner(passages, depth=4, count=2)
+    first, second = mine([named, other])
+    assert first == {"id": "a", "rows": [3, 0]}
+    assert second["id"] == "b" and len(second["rows"]) == 2 and 2 not in second["rows"]
+    assert mine([other]) == [second]
+    monkeypatch.setattr(negatives, "BM25", None)  # which no question needs here
+    assert make_miner(passages, depth=4, count=1)([named]) == [{"id": "a", "rows": [3]}]

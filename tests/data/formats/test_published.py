@@ -1,0 +1,397 @@
+"""Datasets in the fields in which their authors publish them: records of our own writing."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rag_jax.config import DataConfig, WorldConfig
+from rag_jax.data.formats import read_collection, tfds
+from rag_jax.data.formats.lines import Place
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Question
+from rag_jax.evaluation.rankings import recall
+from rag_jax.runtime.errors import RagJaxError
+
+WIKI = [
+    {"id": "1", "title": "A", "text": "A is American."},
+    {"id": "2", "title": "B", "text": "B is a film."},
+    {"id": "3", "title": "Z", "text": "Z is American."},
+    {"id": "4", "title": "Z", "text": "Z was born in 1950."},
+    {"id": "Oslo_-LRB-city-RRB-", "title": "Oslo (city)", "text": "Oslo is a city."},
+]
+PASSAGES = {"passages.jsonl": "\n".join(map(json.dumps, WIKI))}
+
+
+def read(folder, files, **settings):
+    for name, content in files.items():
+        text = content if isinstance(content, str) else json.dumps(content)
+        (folder / name).write_text(text, "utf-8")
+    return read_collection(DataConfig(str(folder), **settings), WorldConfig(), seed=0)
+
+
+def read_one(folder, record, *, name="dev.json", **settings):
+    """The question of a file with one record, in a folder with a corpus."""
+    found = read(folder, PASSAGES | {name: [record]}, **settings)
+    (question,) = found.questions["dev"]
+    return question
+
+
+HOTPOT = {
+    "_id": "h",
+    "question": "Were A and Z of one nationality?",
+    "answer": "yes",
+    "type": "comparison",
+    "supporting_facts": [["A", 0], ["Z", 0], ["Z", 1]],
+    "context": [["A", ["A is American."]], ["B", ["B is a film."]]],
+}
+
+
+def test_hotpotqa_with_gold_that_is_not_among_the_paragraphs(tmp_path):
+    question = read_one(tmp_path, HOTPOT, name="hotpot_dev_fullwiki_v1.json")
+    assert question.relevant == {"1": 1, "3": 1, "4": 1}
+    assert recall(["1", "2"], question.relevant, 100) == pytest.approx(1 / 3)
+    other = HOTPOT | {"supporting_facts": [["A", 0], ["Y", 0]]}
+    with pytest.raises(RagJaxError, match="v1.json:1: no passage has the gold title 'Y'"):
+        read_one(tmp_path, other, name="hotpot_dev_fullwiki_v1.json")
+    (tmp_path / "passages.jsonl").unlink()
+    with pytest.raises(RagJaxError, match="gold passage 'Z' is not among the question's: put a f"):
+        read(tmp_path, {"hotpot_dev_fullwiki_v1.json": [HOTPOT]})
+
+
+def test_hotpotqa_as_hugging_face_has_it(tmp_path):
+    columns = {
+        "supporting_facts": {"title": ["A", "Z", "Z"], "sent_id": [0, 0, 1]},
+        "context": {"title": ["A", "B"], "sentences": [["A is American."], ["B is a film."]]},
+    }
+    assert read_one(tmp_path, HOTPOT | columns) == read_one(tmp_path, HOTPOT)
+    columns["context"]["title"] = ["A"]
+    with pytest.raises(RagJaxError, match="dev.json:1: context must be a list of pairs"):
+        read_one(tmp_path, HOTPOT | columns)
+
+
+def test_pages_of_kilt_that_are_not_in_the_corpus(tmp_path):
+    passages = {"passages.jsonl": json.dumps({"id": "7#1", "title": "T", "text": "U"})}
+    provenance = [{"wikipedia_id": "7"}, {"wikipedia_id": "8"}]
+    record = {"id": "k", "input": "?", "output": [{"answer": "x", "provenance": provenance}]}
+    with pytest.raises(RagJaxError, match="no passage is part of page or paragraph '8'"):
+        read(tmp_path, passages | {"dev.jsonl": json.dumps(record)})
+
+
+MUSIQUE = {
+    "id": "2hop__1_2",
+    "paragraphs": [
+        {"idx": 0, "title": "A", "paragraph_text": "A is American.", "is_supporting": True},
+        {"idx": 1, "title": "B", "paragraph_text": "B is a film.", "is_supporting": False},
+    ],
+    "question": "Which nationality has A?",
+    "question_decomposition": [{"id": 1, "question": "A >> nationality", "answer": "American"}],
+    "answer": "American",
+    "answer_aliases": ["US", "American"],
+    "answerable": True,
+}
+
+
+def test_musique(tmp_path):
+    found = read(tmp_path, {"musique_full_v1.0_dev.jsonl": json.dumps(MUSIQUE)})
+    assert found.passages == [
+        Passage("A", "A", "A is American."),
+        Passage("B", "B", "B is a film."),
+    ]
+    assert found.questions["dev"] == [
+        Question("2hop__1_2", MUSIQUE["question"], ("American", "US"), {"A": 1})
+    ]
+    impossible = json.dumps(MUSIQUE | {"answerable": False})
+    found = read(tmp_path, {"musique_full_v1.0_dev.jsonl": impossible})
+    assert found.questions["dev"][0].answers == ()
+
+
+def test_complexwebquestions(tmp_path):
+    record = {
+        "ID": "WebQTest-1_a",
+        "compositionality_type": "conjunction",
+        "question": "Which?",
+        "answers": [
+            {"aliases": ["X", "Y"], "answer": "X", "answer_id": "m.1"},
+            {"aliases": [], "answer": None, "answer_id": "m.2"},
+        ],
+        "webqsp_ID": "WebQTest-1",
+    }
+    found = read_one(tmp_path, record)
+    assert found == Question("WebQTest-1_a", "Which?", ("X", "Y"), {}, "conjunction")
+    del record["answers"]
+    assert read_one(tmp_path, record).answers == ()
+
+
+def test_strategyqa(tmp_path):
+    record = {"qid": "s", "term": "A", "question": "Is A?", "answer": True, "facts": ["A."]}
+    for answer, wanted in ((True, ("yes",)), (False, ("no",)), (None, ())):
+        assert read_one(tmp_path, record | {"answer": answer}) == Question("s", "Is A?", wanted, {})
+    with pytest.raises(RagJaxError, match="dev.json:1: answer='yes' must be true or false"):
+        read_one(tmp_path, record | {"answer": "yes"})
+
+
+def test_asqa(tmp_path):
+    def ask(text):
+        pairs = [{"question": "Who?", "short_answers": [text, "Y"], "context": "No context"}]
+        pairs.append({"question": "Who else?", "short_answers": [f"{text} 2"], "wikipage": None})
+        return {"ambiguous_question": "Who?", "qa_pairs": pairs, "annotations": [], "wikipages": []}
+
+    document = {"train": {"-1": ask("T"), "-2": ask("U")}, "dev": {"3": ask("D")}}
+    for indent in (None, 2):
+        found = read(tmp_path, PASSAGES | {"ASQA.json": json.dumps(document, indent=indent)})
+        assert found.questions == {
+            "train": [
+                Question("-1", "Who?", ("T", "Y", "T 2"), {}),
+                Question("-2", "Who?", ("U", "Y", "U 2"), {}),
+            ],
+            "dev": [Question("3", "Who?", ("D", "Y", "D 2"), {})],
+        }
+    with pytest.raises(RagJaxError, match="ASQA.json:1 .item 2.: has no 'qa_pairs'|item 2"):
+        document["train"]["-2"] = {"qa_pairs": 3}
+        read(tmp_path, {"ASQA.json": document})
+    for rest, message in (
+        ("<html>", "'{' is missing"),
+        ("[]", "'{' is missing"),
+        ("{", "a key|Exp"),
+    ):
+        with pytest.raises(RagJaxError, match=f"ASQA.json:1: is not JSON .*{message}"):
+            read(tmp_path, {"ASQA.json": json.dumps({"dev": {"3": ask("D")}}) + rest})
+    (tmp_path / "ASQA.json").unlink()
+    found = read_one(tmp_path, ask("D") | {"sample_id": "3"})
+    assert found == Question("3", "Who?", ("D", "Y", "D 2"), {})
+
+
+def test_fever(tmp_path):
+    evidence = [[[1, 2, "Oslo_-LRB-city-RRB-", 0], [1, 3, "Z", 1]], [[4, 5, "Not_here", 0]]]
+    records = [
+        {
+            "id": 1,
+            "verifiable": "VERIFIABLE",
+            "label": "SUPPORTS",
+            "claim": "C.",
+            "evidence": evidence,
+        },
+        {"id": 2, "label": "REFUTES", "claim": "D.", "evidence": [[[1, 2, "Oslo_(city)", 0]]]},
+        {"id": 3, "label": "NOT ENOUGH INFO", "claim": "E.", "evidence": [[[6, None, None, None]]]},
+        {"id": 4, "claim": "F."},
+    ]
+    lines = "\n".join(map(json.dumps, records))
+    found = read(tmp_path, PASSAGES | {"shared_task_dev.jsonl": lines}).questions["dev"]
+    choices = {"true": "SUPPORTS", "false": "REFUTES", "unknown": "NOT ENOUGH INFO"}
+    assert [(q.id, q.question, q.answers, q.relevant, q.choices) for q in found] == [
+        (id, f"True, false or unknown? {claim}", answers, dict.fromkeys(relevant, 1), choices)
+        for id, claim, answers, relevant in (
+            ("1", "C.", ("true",), ["Oslo_-LRB-city-RRB-", "3", "4"]),
+            ("2", "D.", ("false",), ["Oslo_-LRB-city-RRB-"]),
+            ("3", "E.", ("unknown",), []),
+            ("4", "F.", (), []),
+        )
+    ]
+    for wrong in ({"label": "MAYBE"}, {"evidence": [[["A", 0]]]}, {"evidence": {"1": []}}):
+        with pytest.raises(RagJaxError, match="dev.json:1: (label|evidence) "):
+            (tmp_path / "shared_task_dev.jsonl").unlink(missing_ok=True)
+            read_one(tmp_path, records[0] | wrong)
+
+
+MARCO = {
+    "query_id": 5,
+    "query": "what is A?",
+    "query_type": "DESCRIPTION",
+    "answers": ["a film"],
+    "wellFormedAnswers": ["A is a film."],
+    "passages": [
+        {"is_selected": 1, "passage_text": "A is a film.", "url": "u"},
+        {"is_selected": 0, "passage_text": "B is a book.", "url": "v"},
+    ],
+}
+
+
+def test_msmarco(tmp_path):
+    others = [
+        MARCO | {"query_id": 6, "wellFormedAnswers": "[]"},
+        MARCO | {"query_id": 7, "wellFormedAnswers": "[]", "answers": ["No Answer Present."]},
+    ]
+    columns = {name: {} for name in sorted(MARCO)}
+    for row, record in enumerate([MARCO, *others]):
+        for name, value in record.items():
+            columns[name][str(row)] = value
+    found = read(tmp_path, {"dev_v2.1.json": columns})
+    assert [p.text for p in found.passages] == ["A is a film.", "B is a book."]
+    gold = {found.passages[0].id: 1}
+    assert found.questions["dev"] == [
+        Question("5", "what is A?", ("A is a film.",), gold, "DESCRIPTION"),
+        Question("6", "what is A?", ("a film",), gold, "DESCRIPTION"),
+        Question("7", "what is A?", (), gold, "DESCRIPTION"),
+    ]
+    lists = {name: [p[name] for p in MARCO["passages"]] for name in ("is_selected", "passage_text")}
+    lines = [MARCO | {"passages": lists}, *others]
+    (tmp_path / "dev_v2.1.json").unlink()
+    assert read(tmp_path, {"dev_v1.1.json": "\n".join(map(json.dumps, lines))}) == found
+
+
+def test_nq_open(tmp_path):
+    """Ids are made of the text, so neither the place nor the file's name makes a difference."""
+    lines = [json.dumps({"question": q, "answer": ["X", "Y"]}) for q in ("a?", "b?", "a?")]
+    found = read(tmp_path, PASSAGES | {"NQ-open.dev.jsonl": "\n".join(lines)}).questions["dev"]
+    assert [(q.question, q.answers) for q in found] == [
+        (text, ("X", "Y")) for text in ("a?", "b?", "a?")
+    ]
+    a, b, again = (q.id for q in found)
+    assert len({a, b}) == 2 and again == f"{a}-2"
+    (tmp_path / "NQ-open.dev.jsonl").unlink()
+    found = read(tmp_path, {"validation.json": "[" + ",".join(lines[::-1]) + "]"}).questions["dev"]
+    assert [q.id for q in found] == [a, b, again]
+
+
+def test_webquestions(tmp_path):
+    listed = '(list (description "Jaxon \\"J\\" Bieber") (description Haiti) (description "(B)"))'
+    record = {"url": "u", "targetValue": listed, "utterance": "who is it?"}
+    found = read_one(tmp_path, record)
+    assert found.answers == ('Jaxon "J" Bieber', "Haiti", "(B)")
+    assert read_one(tmp_path, record | {"url": "v"}).id == found.id
+    hugging_face = {"url": "u", "question": "who is it?", "answers": list(found.answers)}
+    assert read_one(tmp_path, hugging_face) == found
+    for wrong in ("(list (number 5))", "Haiti", '(list (description "Haiti))', "(description a)"):
+        with pytest.raises(RagJaxError, match="dev.json:1: targetValue .* must be a list of desc"):
+            read_one(tmp_path, record | {"targetValue": wrong})
+
+
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        ({"answers": ["x"], "answer_aliases": ["y"]}, ("x", "y")),
+        ({"answer": "x", "answer_aliases": ["y", "x"]}, ("x", "y")),
+        ({"answer": ["x", "z"], "answer_aliases": ["y"]}, ("x", "z", "y")),
+        ({"answer": "x", "answer_aliases": None}, ("x",)),
+        ({"answers": ["x"], "is_impossible": True}, ()),
+        ({"answer": "x", "answerable": False}, ()),
+        ({"answers": ["x"], "is_impossible": False}, ("x",)),
+    ],
+)
+def test_aliases_and_impossible_questions(tmp_path, fields, wanted):
+    assert read_one(tmp_path, {"id": "q", "question": "?"} | fields).answers == wanted
+
+
+def test_impossible_questions_of_squad(tmp_path):
+    asked = {"id": "q", "question": "?", "answers": [{"text": "plausible"}], "is_impossible": True}
+    document = {"data": [{"title": "T", "paragraphs": [{"context": "C", "qas": [asked]}]}]}
+    found = read(tmp_path, {"dev-v2.0.json": document}).questions["dev"]
+    assert found == [Question("q", "?", (), {"T": 1})]
+    example = {"question": b"?", "is_impossible": np.bool_(True), "answers": {"text": [b"x"]}}
+    place = Place(tmp_path, 1, 1)
+    assert tfds.parse(tfds._simplify(example, place), place).question.answers == ()
+    with pytest.raises(RagJaxError, match="dev-v2.0.json:1 .item 2.: has no 'paragraphs'"):
+        read(tmp_path, {"dev-v2.0.json": {"data": [document["data"][0], {"title": "T"}]}})
+
+
+SHOWN = "Which?\nA: sun\nB: moon\nC: Mars"
+CHOICES = {"A": "sun", "B": "moon", "C": "Mars"}
+TEXTS = list(CHOICES.values())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"golden_answers": [2], "choices": TEXTS},
+        {"golden_answers": [2], "metadata": {"choices": TEXTS}},
+        {"choices": TEXTS, "answer": 2},
+        {"choices": TEXTS, "answer": "C"},
+        {"choices": {"label": ["0", "1", "2"], "text": TEXTS}, "answerKey": "2"},
+        {"choices": {"label": [1, 2, 3], "text": TEXTS}, "answerKey": 3},
+        {"choices": {"1": "sun", "2": "moon", "3": "Mars"}, "answer": "3"},
+        {"choices": {"label": [*CHOICES], "text": TEXTS}, "answerKey": "C"},
+    ],
+)
+def test_choices_by_number_and_by_label(tmp_path, fields):
+    found = read_one(tmp_path, {"id": "q", "question": "Which?"} | fields)
+    assert found == Question("q", SHOWN, ("C",), {}, choices=CHOICES)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"golden_answers": [3], "choices": TEXTS},
+        {"golden_answers": [-1], "choices": TEXTS},
+        {"golden_answers": [True], "choices": TEXTS},
+        {"golden_answers": [0]},
+        {"golden_answers": [0, "sun"], "choices": TEXTS},
+        {"choices": TEXTS, "answer": 3},
+        {"choices": TEXTS, "answer": "Venus"},
+        {"choices": [str(i) for i in range(27)], "answer": 0},
+        {"choices": {"label": ["A", "A"], "text": ["a", "b"]}, "answerKey": "A"},
+        {"choices": {"label": ["A", None], "text": ["a", "b"]}, "answerKey": "A"},
+        {"choices": {"A": "a", "B": "b"}, "answerKey": 1},
+    ],
+)
+def test_choices_that_leave_it_open(tmp_path, fields):
+    with pytest.raises(RagJaxError, match="dev.json:1: "):
+        read_one(tmp_path, {"id": "q", "question": "Which?"} | fields)
+
+
+def test_marks_of_a_text_are_kept(tmp_path):
+    """A clean-up drops what a format adds, and nothing that the text begins or ends with."""
+    page = {
+        "wikipedia_id": "7",
+        "wikipedia_title": "T",
+        "text": ["T", "-ism is a suffix.", "BULLET::::- x"],
+    }
+    lines = [
+        {"id": 1, "contents": 'The film "Heat"\nU'},
+        {"id": 2, "contents": '"Heroes" (song)\nU'},
+    ]
+    texts = "\n".join(map(json.dumps, [page, *lines]))
+    asked = {"id": "q", "question": "?", "answers": ["x"]}
+    found = read(tmp_path, {"passages.jsonl": texts, "test.jsonl": json.dumps(asked)}).passages
+    assert [(p.title, p.text) for p in found] == [
+        ("T", "-ism is a suffix."),
+        ("T", "x"),
+        ('The film "Heat"', "U"),
+        ('"Heroes" (song)', "U"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"options": TEXTS, "answer": "C"},
+        {"options": CHOICES, "answer_idx": "C", "answer": "Mars"},
+        {"options": TEXTS, "answer": 2, "answer_index": 2},
+    ],
+)
+def test_choices_named_options(tmp_path, fields):
+    found = read_one(tmp_path, {"id": "q", "question": "Which?"} | fields)
+    assert found == Question("q", SHOWN, ("C",), {}, choices=CHOICES)
+
+
+@pytest.mark.parametrize("fields", [{}, {"answer": None}, {"answers": None}])
+def test_a_question_without_an_answer_is_a_bad_line(tmp_path, fields):
+    asked = [{"id": i, "question": "?"} | f for i, f in enumerate(({"answer": "x"}, fields))]
+    files = PASSAGES | {"dev_questions.jsonl": "\n".join(map(json.dumps, asked))}
+    with pytest.raises(RagJaxError, match="questions.jsonl:2: has no 'answers'"):
+        read(tmp_path, files)
+
+
+@pytest.mark.parametrize("name", ["context", "passage", "article", "options"])
+def test_an_answer_with_more_than_a_question_is_not_guessed_at(tmp_path, name):
+    record = {"id": "q", "question": "?", "answer": "B", name: "A text."}
+    with pytest.raises(
+        RagJaxError, match="dev.json: has an unknown format|dev.json:1: choices must"
+    ):
+        read_one(tmp_path, record)
+
+
+def test_pages_of_fever(tmp_path):
+    """Many pages have a title and no text, and letters are composed in more than one way."""
+    pages = [
+        {"id": "", "text": "", "lines": ""},
+        {"id": "A_-LRB-b-RRB-", "text": "", "lines": ""},
+        {"id": "Café", "text": "A café . ", "lines": "0\tA café ."},
+    ]
+    evidence = [[[1, 2, "Cafe\u0301", 0], [1, 3, "A_-LRB-b-RRB-", 0]]]
+    claim = {"id": 1, "label": "SUPPORTS", "claim": "C.", "evidence": evidence}
+    files = {"wiki-001.jsonl": "\n".join(map(json.dumps, pages)), "dev.jsonl": json.dumps(claim)}
+    found = read(tmp_path, files, bad_lines=1)
+    passages = [Passage("A_-LRB-b-RRB-", "A (b)", ""), Passage("Café", "Café", "A café .")]
+    assert found.passages == passages
+    assert found.questions["dev"][0].relevant == {passage.id: 1 for passage in passages}

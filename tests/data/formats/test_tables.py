@@ -1,0 +1,140 @@
+"""Tables whose fields are quoted, tables whose fields hold quotes like any letter, and doubts."""
+
+import csv
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rag_jax.config import DataConfig, WorldConfig
+from rag_jax.data.formats import read_collection, read_passages
+from rag_jax.data.formats.lines import BadLines
+from rag_jax.data.formats.tables import read_heading, read_rows
+from rag_jax.runtime.errors import RagJaxError
+
+
+def rows(path, text, *, limit=0):
+    path.write_text(text, "utf-8", newline="")
+    return [row for _, row in read_rows(path, BadLines(limit, quiet=True))]
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        '"Hello is a song.',
+        '"Hey" single',
+        'He said "no"',
+        '12" TV',
+        '"A" and "B"',
+        '"He said "yes""',
+        '"',
+        '"""',
+    ],
+)
+def test_a_stray_quote_is_a_character(tmp_path, field):
+    """Where one field cannot be read as quoted, no field is."""
+    listed = [["id", "text", "title"], ["1", field, "T"], ["2", "b", '"Hey"'], ["3", '"c', "T"]]
+    text = "".join("\t".join(row) + "\n" for row in listed)
+    assert rows(tmp_path / "a.tsv", text) == listed
+    (tmp_path / "b.tsv").write_text(text)
+    assert [p.text for p in read_passages([tmp_path / "b.tsv"])] == [field, "b", '"c']
+
+
+def test_a_thousand_rows_after_a_stray_quote(tmp_path):
+    listed = [f"{i}\ttext {i}\tT{i}" for i in range(1_000)]
+    listed[2] = '2\t"text 2\tT2'
+    (tmp_path / "a.tsv").write_text("id\ttext\ttitle\n" + "\n".join(listed))
+    assert len(read_passages([tmp_path / "a.tsv"])) == 1_000
+
+
+def test_labels_after_a_stray_quote(tmp_path):
+    """A main text that begins with a quote does not take over the next claims' labels."""
+    head = "claim_id\tclaim\tmain_text\tlabel\n"
+    claims = ['1\tC.\t"The text.\tfalse', "2\tD.\tText.\ttrue", '3\tE.\tText, "quoted".\ttrue']
+    (tmp_path / "test.tsv").write_text(head + "\n".join(claims))
+    (tmp_path / "passages.jsonl").write_text('{"id": 1, "text": "a"}')
+    found = read_collection(DataConfig(str(tmp_path)), WorldConfig(), seed=0).questions["test"]
+    assert [(q.id, q.answers) for q in found] == [
+        ("1", ("false",)),
+        ("2", ("true",)),
+        ("3", ("true",)),
+    ]
+
+
+def test_questions_that_begin_with_a_quote(tmp_path):
+    """DPR's tables have no heading, so the first row may be the one with a quote."""
+    listed = ["\"hello who sang it\t['Adele']", "where\t['Oslo']", "who wrote \"hey\"\t['Paul']"]
+    (tmp_path / "passages.jsonl").write_text('{"id": 1, "text": "a"}')
+    for order in (listed, listed[::-1]):
+        (tmp_path / "nq-test.qa.csv").write_text("\n".join(order))
+        found = read_collection(DataConfig(str(tmp_path)), WorldConfig(), seed=0)
+        assert [q.question for q in found.questions["test"]] == [o.split("\t")[0] for o in order]
+
+
+def test_a_quoted_table_with_an_open_quote(tmp_path):
+    text = 'id\ttext\n1\t"a ""b"""\n2\t"c\n3\td\n'
+    for limit in (0, 9):
+        with pytest.raises(RagJaxError, match="a.tsv:3: a field begins with a quote that is not"):
+            rows(tmp_path / "a.tsv", text, limit=limit)
+
+
+def test_lines_that_are_one_row_or_two(tmp_path):
+    """Both readings hold: a field over two lines, or two rows with a quote each."""
+    text = 'id\ttext\ttitle\n1\t"one\tA\n2\t12"\tB\n'
+    with pytest.raises(RagJaxError, match="a.tsv:2: begins a quoted field over several lines, or"):
+        rows(tmp_path / "a.tsv", text)
+    assert len(rows(tmp_path / "a.tsv", text + '3\ta "b" c\tC\n')) == 4
+    assert len(rows(tmp_path / "a.tsv", text + '3\t"a ""b"" c"\tC\n')) == 3
+
+
+def test_columns_of_one_name(tmp_path):
+    (tmp_path / "a.tsv").write_text("id\ttext\ttext\n1\ta\tb\n")
+    with pytest.raises(RagJaxError, match="a.tsv: two columns have the name 'text': rename one"):
+        read_passages([tmp_path / "a.tsv"])
+
+
+FIELDS = st.text(st.sampled_from("ab\t,\"\n' "), max_size=6)
+
+
+@given(
+    listed=st.lists(st.tuples(FIELDS, FIELDS, FIELDS), max_size=4),
+    separator=st.sampled_from("\t,"),
+    quoting=st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]),
+)
+def test_what_csv_writes_is_read_or_refused(tmp_path_factory, listed, separator, quoting):
+    """A table of Python's own writer is read as written, or the ambiguous row is named."""
+    written = io.StringIO()
+    listed = [("id", "text", "title"), *(row for row in listed if "".join(row).strip())]
+    csv.writer(written, delimiter=separator, quoting=quoting).writerows(listed)
+    path = tmp_path_factory.getbasetemp() / "written.csv"
+    try:
+        assert rows(path, written.getvalue()) == [list(row) for row in listed]
+    except RagJaxError as error:
+        assert "begins a quoted field over several lines" in str(error)
+        assert quoting == csv.QUOTE_MINIMAL
+
+
+@given(listed=st.lists(st.tuples(*[st.text(st.sampled_from('ab" '), min_size=1)] * 3), max_size=4))
+def test_unquoted_rows_are_kept_or_refused(tmp_path_factory, listed):
+    """No row of a table without quoting is joined with another, whatever quotes it holds."""
+    text = "id\ttext\ttitle\n" + "".join("\t".join(row) + "\n" for row in listed)
+    path = tmp_path_factory.getbasetemp() / "unquoted.tsv"
+    kept = sum(bool("".join(row).strip()) for row in listed)
+    try:
+        found = rows(path, text)
+        assert len(found) - 1 == kept or '""' in text
+    except RagJaxError as error:
+        assert "quote" in str(error)
+
+
+def test_headings(tmp_path):
+    path = tmp_path / "a.csv"
+    for text, wanted in (
+        ("", []),
+        ('\n"a b",c\n', ["a b", "c"]),
+        ('"a\tb\n', ['"a', "b"]),
+        ("\ufeffid,text\r\n", ["id", "text"]),
+    ):
+        path.write_text(text, "utf-8", newline="")
+        assert read_heading(path) == wanted
