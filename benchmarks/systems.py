@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rag_jax.runtime.paths import expand_path
+
 RESULTS = Path(__file__).parent / "results" / "systems"
 
 
@@ -173,8 +175,8 @@ def summarise(report: dict[str, Any], command: Sequence[str]) -> dict[str, Any]:
 def main() -> None:
     """Runs what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--data", type=expand_path, default=Path("data"))
+    parser.add_argument("--runs", type=expand_path, default=Path("runs"))
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(RUNS))
     arguments = parser.parse_args()
     for name in arguments.names or RUNS:

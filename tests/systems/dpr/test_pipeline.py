@@ -122,6 +122,9 @@ def test_choosing_negatives():
     ranked = np.asarray([1, 0, 4, 3, 2])
     assert choose_negatives(question, ranked, passages, count=5) == [4, 2]
     assert choose_negatives(question, ranked, passages, count=1) == [4]
+    # A question that is itself a passage is no negative of its own.
+    argument = Question("4", "more", (), {"1": 1})
+    assert choose_negatives(argument, ranked, passages, count=5) == [0, 3, 2]
 
 
 def test_trained_encoders_are_models(finished):
