@@ -164,6 +164,7 @@ def summarise(report: dict[str, Any], command: Sequence[str]) -> dict[str, Any]:
         "command": " ".join(["python launch/train.py", *shown]),
         "dataset": report["dataset"],
         "methods": report["methods"],
+        "paired": report["paired"],
         "tables": report["tables"],
         "seconds": {stage["name"]: stage["seconds"] for stage in stages},
         "compile_seconds": sum(stage["compile_seconds"] for stage in stages),

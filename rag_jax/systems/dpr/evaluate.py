@@ -25,6 +25,8 @@ RECALL_DEPTH, NDCG_DEPTH = 100, 10
 _HITS = [f"{name}@{k}" for name in ("answer", "passage") for k in DEPTHS]
 get_id = attrgetter("id")
 COLUMNS = ("n", *_HITS, "mrr", f"ndcg@{NDCG_DEPTH}", f"recall@{RECALL_DEPTH}")
+# The scores that the report compares question by question.
+COMPARED = {name: name for name in ("answer@1", "answer@20", "mrr", f"ndcg@{NDCG_DEPTH}")}
 # ir_measures' names of the numbers that rate a ranking.
 MEASURES = {f"passage@{k}": f"Success@{k}" for k in DEPTHS} | {
     "mrr": "RR",
@@ -37,7 +39,7 @@ _SHOWN = 5  # passages of a ranking that a record names
 def describe_report(config: DPRConfig) -> ReportSpec:
     """What the report shows: a row for each ranking."""
     methods = dict.fromkeys(METHODS, "evaluate")
-    return ReportSpec(config.encoder.name, methods, COLUMNS, summarize)
+    return ReportSpec(config.encoder.name, methods, COLUMNS, summarize, "trained", COMPARED)
 
 
 def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -58,7 +58,10 @@ def describe_report(config: RAGConfig) -> ReportSpec:
 
     columns = ("n", *SCORES[task], *hits, "seconds_per_question")
     methods, numbers = dict.fromkeys(names, "evaluate"), partial(summarize, task=task)
-    return ReportSpec(config.generator.name, methods, columns, numbers, make_tables)
+    reference = "joint" if task == "classification" else choose_way(config)
+    # BLEU is of all answers together and has no question's score.
+    paired = reference, {name: name for name in SCORES[task] if name != "bleu_1"}
+    return ReportSpec(config.generator.name, methods, columns, numbers, *paired, make_tables)
 
 
 def summarize(rows: Sequence[Record], task: str) -> dict[str, Any]:

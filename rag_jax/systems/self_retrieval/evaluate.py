@@ -33,6 +33,8 @@ ABLATIONS = ("without_indexing", "without_titles")
 _PASSAGES = ("hits@1", "hits@5", "mrr@5")
 _DOCUMENTS = ("document_recall@1", "document_recall@10", "document_mrr@100")
 COLUMNS = ("n", *_PASSAGES, *_DOCUMENTS, "exact_match", "f1", "seconds_per_question")
+# The scores that the report compares question by question.
+COMPARED = ("hits@1", "mrr@5", "exact_match")
 # ir_measures' names of the numbers that rate a ranking.
 MEASURES = {"hits@1": "Success@1", "hits@5": "Success@5", "mrr@5": "RR@5"}
 _DEPTH = 100
@@ -43,7 +45,8 @@ def describe_report(config: SelfRetrievalConfig) -> ReportSpec:
     """What the report shows: a row for each retriever and each ablation."""
     methods = dict.fromkeys((*METHODS, *ABLATIONS) if config.ablations else METHODS, "evaluate")
     summarize = partial(summarize_answers, names=COLUMNS[1:-1], main="hits@1")
-    return ReportSpec(config.model.name, methods, COLUMNS, summarize)
+    paired = "self_retrieval", {name: name for name in COMPARED}
+    return ReportSpec(config.model.name, methods, COLUMNS, summarize, *paired)
 
 
 def rank(groups: Sequence[Sequence[Candidate]], scores: Sequence[Sequence[float]]) -> Ranked:
