@@ -6,9 +6,13 @@ arXiv:1606.05250): lower case, no punctuation, no English articles, single space
 leave nothing of an answer, such as "A" or "The", articles or punctuation are kept on both sides.
 """
 
+import functools
+import os
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -109,23 +113,38 @@ def rouge_l(prediction: str, answers: Sequence[str]) -> float:
     Raises:
         RagJaxError: there are no answers.
     """
-    from rouge_score.rouge_scorer import RougeScorer  # imported here: slow, and rarely needed
-
-    scorer = RougeScorer(["rougeL"], tokenizer=_Stems())
+    scorer = _make_rouge()
     return _best(lambda answer: scorer.score(answer, prediction)["rougeL"].fmeasure, answers)
 
 
+@functools.cache
+def _make_rouge() -> Any:
+    """The scorer of `rouge_score`, imported here because that is slow, and rarely needed.
+
+    `nltk`, which stems, looks for a home folder while it is imported, and fails where there is none
+    (a container with a user id of its own). It needs no file from there.
+    """
+    homeless = os.path.expanduser("~/") == "~/"
+    if homeless:
+        os.environ["HOME"] = tempfile.gettempdir()
+    try:
+        from nltk.stem.porter import PorterStemmer
+        from rouge_score.rouge_scorer import RougeScorer
+    finally:
+        if homeless:
+            del os.environ["HOME"]
+    return RougeScorer(["rougeL"], tokenizer=_Stems(PorterStemmer().stem))
+
+
+@dataclass(frozen=True)
 class _Stems:
     """The tokenizer of `rouge_score`, with stemming, for words in any script."""
 
-    def __init__(self):
-        from nltk.stem.porter import PorterStemmer
-
-        self._stem = PorterStemmer().stem
+    stem: Callable[[str], str]
 
     def tokenize(self, text: str) -> list[str]:
         """The stems of a text's words; words of up to three letters stay as they are."""
-        return [self._stem(word) if len(word) > 3 else word for word in list_words(text)]
+        return [self.stem(word) if len(word) > 3 else word for word in list_words(text)]
 
 
 def bleu_1(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> float:

@@ -1,5 +1,7 @@
 import itertools
 import math
+import subprocess
+import sys
 import unicodedata
 
 import numpy as np
@@ -267,6 +269,19 @@ def test_rouge_and_bleu_are_the_tools_own_in_ascii(prediction, answers):
     scorer = BLEU(lowercase=True, max_ngram_order=1)
     score = scorer.corpus_score([prediction], [[answer] for answer in answers]).score / 100
     assert bleu_1([prediction], [answers]) == min(1.0, score)
+
+
+def test_rouge_l_without_a_home_folder():
+    """In a process of its own, because `nltk` looks for the folder while it is imported."""
+    program = """if True:
+        import os, pwd
+        os.environ.pop("HOME", None)
+        pwd.getpwuid = lambda uid: {}[uid]
+        from rag_jax.evaluation.answers import rouge_l
+        print(rouge_l("the cat", ["the cat"]), os.environ.get("HOME"))
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "1.0 None\n", done.stderr
 
 
 def test_bleu_1_in_any_script():

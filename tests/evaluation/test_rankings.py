@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ir_measures import RR, R, nDCG
 
+from rag_jax.data.formats.beir import read_questions
+from rag_jax.data.formats.lines import BadLines
 from rag_jax.data.matching import has_answer, split_tokens
 from rag_jax.data.questions import Question
 from rag_jax.evaluation.rankings import (
@@ -210,3 +212,20 @@ def test_a_passage_that_is_ranked_twice_counts_once():
     assert reciprocal_rank(["c", "d", "b"], relevant) == pytest.approx(1 / 3)  # grades above 0
     assert recall(["c", "d", "b"], relevant, 3) == 1 / 2
     assert ndcg(["d"], relevant, 3) == 0
+
+
+def test_a_judgement_given_twice(tmp_path):
+    """trec_eval refuses it; here the same grade is harmless, and another one a bad line."""
+    path = tmp_path / "test.tsv"
+    queries, passages = {"q": "what?"}, {"a", "b"}
+
+    def read(*lines, bad=0):
+        path.write_text("query-id\tcorpus-id\tscore\n" + "".join(line + "\n" for line in lines))
+        (question,) = read_questions(path, queries, passages, BadLines(bad))
+        return question.relevant
+
+    assert read("q\ta\t2", "q\ta\t2", "q\tb\t0", "q\tb\t0") == {"a": 2}
+    for lines in (("q\ta\t2", "q\ta\t0"), ("q\ta\t0", "q\ta\t2"), ("q\ta\t1", "q\ta\t2")):
+        with pytest.raises(RagJaxError, match=r"test.tsv:3: query 'q' and passage 'a' have the"):
+            read(*lines)
+    assert read("q\ta\t2", "q\ta\t0", "q\tb\t1", bad=1) == {"a": 2, "b": 1}

@@ -36,17 +36,23 @@ def read_questions(
 ) -> list[Question]:
     """Reads the judged queries of a split as questions without answers, in the file's order.
 
-    Passages, given as the ids of the corpus, are relevant with a grade above 0.
+    Passages, given as the ids of the corpus, are relevant with a grade above 0. A judgement may be
+    given twice with the same grade, but not with two grades.
 
     Raises:
         RagJaxError: if the file cannot be read, or has too many bad lines.
     """
     relevant: dict[str, dict[str, int]] = {}
+    judged: dict[tuple[str, str], int] = {}
     for place, (query, passage, grade) in read_qrels(path, bad):
         if query not in queries:
             bad.skip(BadLineError(f"{place}: query {query!r} is not among the queries"))
         elif passage not in passages:
             bad.skip(BadLineError(f"{place}: passage {passage!r} is not in the corpus"))
+        elif judged.setdefault((query, passage), grade) != grade:
+            before = f"query {query!r} and passage {passage!r} have the grade"
+            known = judged[query, passage]
+            bad.skip(BadLineError(f"{place}: {before} {known} in another line; delete one of them"))
         else:
             grades = relevant.setdefault(query, {})
             if grade > 0:
