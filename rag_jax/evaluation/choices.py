@@ -12,7 +12,7 @@ _AFTER_LABEL = (
 _RIGHT = r"(?:the\s+|my\s+)?(?:most\s+)?(?:correct|right|best|accurate|likely|answer|final answer)"
 _CALLED = (
     r"(?i:answer|option|choice|boxed)(?i:\s+to\s+(?:this|the)\s+question)?"
-    r"(?i:\s+(?:is|was|(?:would|should|must|can only)\s+be))?"
+    r"(?i:\s+(?:is|was|(?:would|should|must|can only)\s+be|seems\s+to\s+be))?"
     r"(?i:\s+(?:probably|likely|most likely|clearly|definitely|therefore|thus))?"
 )
 _NEGATED_BEFORE = re.compile(
@@ -36,7 +36,7 @@ def pick_choice(prediction: str, choices: Mapping[str, str]) -> str:
 
     1. The prediction consists of a label.
     2. The prediction begins with a label, as in "B) Sea" or a first line "B", calls a label the
-       answer, option or choice, or calls it right, as in "A is correct".
+       answer, option or choice, or calls it right, as in "A is correct"; a final answer first.
     3. The words of a choice occur in the prediction, and not as a part of a longer choice that
        occurs too.
     4. A label occurs as a separate word. "A" before a noun is the article, not a label.
@@ -91,8 +91,10 @@ def _find_called(prediction: str, label: _Spelling) -> Iterator[tuple[str, bool]
     first = rf"\A[\s(*\"'\[]*(?:{label.exact}[\]\"']*{marks}|{label.loose}\s*[).:](?!\d))"
     reason = rf"\A[\s(*\"'\[]*{label.exact}[\"'\])*]*\s+(?:because|since|and|as\s+(?:it|the))\b"
     called = rf"{_CALLED}\W{{0,4}}(?:{label.exact}|{label.loose}(?={marks}))"
+    final = rf"(?i:final)\s+{called}"
     right = rf"{label.exact}[\"'\])*]*\s+(?i:is|was|would\s+be)\s+(?i:{_RIGHT})\b"
-    return label.find(f"{first}|{reason}|{called}|{right}", prediction)
+    yield from label.find(final, prediction)
+    yield from label.find(f"{first}|{reason}|{called}|{right}", prediction)
 
 
 def _find_words(prediction: str, choices: Mapping[str, str]) -> Iterator[tuple[str, bool]]:
