@@ -131,7 +131,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workdir", type=expand_path, default=Path("runs/faults"))
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/faults_cpu.json")
+    parser.add_argument(
+        "--out", type=expand_path, default=ROOT / "benchmarks/results/faults_cpu.json"
+    )
     arguments = parser.parse_args()
     # A shell lets background commands ignore Ctrl-C, and their children would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
