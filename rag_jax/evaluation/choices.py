@@ -79,7 +79,8 @@ class _Spelling:
             number = next(i for i, group in enumerate(match.groups(), 1) if group)
             spelling, (start, end) = match[number], match.span(number)
             same = (x for x in self.labels if x == spelling)
-            alike = (x for x in self.labels if x.casefold() == spelling.casefold())
+            # Not by case folding, which leaves letters apart that a pattern takes as one.
+            alike = (x for x in self.labels if re.fullmatch(f"(?i:{re.escape(x)})", spelling))
             denied = _NEGATED_BEFORE.search(prediction, 0, start)
             denied = denied or _NEGATED_AFTER.match(prediction, end)
             yield next(same, None) or next(alike), bool(denied)

@@ -168,6 +168,8 @@ CLAIM = {"true": "SUPPORTS", "false": "REFUTES"}
         ("$\\boxed{\\langle B \\rangle}$ is large. **Answer: D**", SEAS, "D"),
         ("Antwort:\n\nAntwort: C", SEAS, "C"),
         ("b. 4", SEAS, "B"),
+        ("\u0131) dotless", {"I": "ice", "J": "jam"}, "I"),
+        ("\u017f\u017f: long", {"ss": "x", "t": "y"}, "ss"),
         ("False\nIt is true that the study exists.", CLAIM, "false"),
         ("It is not true that tea cures colds.", CLAIM, "false"),
         ("This isn't true.", CLAIM, "false"),
