@@ -11,7 +11,6 @@ TEST = [
     "hypothesis>=6",  # wild inputs
     "beartype>=0.20",  # checks the shapes in signatures while testing
     FACTS,
-    "ir-measures",  # the other side of the rankings' metrics
     "ruff==0.17.5",  # pinned: another version formats in another way
 ]
 
@@ -33,6 +32,7 @@ setup(
         "absl-py",  # the flags beneath them
         "jaxtyping",  # shapes in signatures
         "numpy",
+        "ir-measures>=0.4",  # trec_eval's own numbers, with which every run's report is compared
         "bm25s>=0.3.16,<0.4",  # search by words, on NumPy
         "scipy",  # confidence intervals
         "rouge-score",  # ROUGE-L, Google's

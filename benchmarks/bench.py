@@ -15,6 +15,8 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from rag_jax.runtime.paths import expand_path
+
 Sides = dict[str, Callable[[], Any]]
 # The functions to time, and what was measured while their results were compared.
 Compared = tuple[Sides, dict[str, Any]]
@@ -26,7 +28,7 @@ def make_parser(usage: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--runs", type=_read_runs, default=7, help="timed turns of each side, at least 7"
     )
-    parser.add_argument("--out", type=Path, help="results file, JSON")
+    parser.add_argument("--out", type=expand_path, help="results file, JSON")
     return parser
 
 

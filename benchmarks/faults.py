@@ -34,6 +34,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rag_jax.runtime.files import read_json, read_jsonl, write_json, write_jsonl
+from rag_jax.runtime.paths import expand_path
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {
@@ -129,8 +130,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workdir", type=Path, default=Path("runs/faults"))
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/faults_cpu.json")
+    parser.add_argument("--workdir", type=expand_path, default=Path("runs/faults"))
+    parser.add_argument(
+        "--out", type=expand_path, default=ROOT / "benchmarks/results/faults_cpu.json"
+    )
     arguments = parser.parse_args()
     # A shell lets background commands ignore Ctrl-C, and their children would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)

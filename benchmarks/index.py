@@ -30,6 +30,7 @@ from rag_jax.models import load
 from rag_jax.models.io.hub import fingerprint, resolve
 from rag_jax.retrieval import Index, encode_texts
 from rag_jax.runtime.files import read_jsonl
+from rag_jax.runtime.paths import expand_path
 
 ENCODER = "all-minilm-l6-v2"
 COUNTS, K = (1, 64, 1024), 10
@@ -39,8 +40,8 @@ SIDES = ("exact", "scann", "faiss")
 def main() -> None:
     """Builds and searches, and writes the report."""
     parser = bench.make_parser(__doc__)
-    parser.add_argument("questions", type=Path, help="JSON lines with `question`")
-    parser.add_argument("--index", type=Path, required=True, help="an index's folder")
+    parser.add_argument("questions", type=expand_path, help="JSON lines with `question`")
+    parser.add_argument("--index", type=expand_path, required=True, help="an index's folder")
     arguments = parser.parse_args()
     stored = Index.load(arguments.index, encoder=fingerprint(resolve(ENCODER)))
     questions = [record["question"] for record in read_jsonl(arguments.questions)]

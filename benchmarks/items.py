@@ -33,6 +33,7 @@ from rag_jax.lora.store import AdapterStore
 from rag_jax.models import load
 from rag_jax.retrieval import BM25, Index
 from rag_jax.retrieval.encode import tokenize_texts
+from rag_jax.runtime.paths import expand_path
 from rag_jax.systems.prag import data as prag
 from rag_jax.systems.prag.augment import ask_by_rules, rewrite_by_rules
 from rag_jax.systems.self_retrieval.config import ExamplesConfig
@@ -49,7 +50,7 @@ def main() -> None:
     """Measures every part, and writes the report after each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", nargs="*", default=[], help="files of passages")
-    parser.add_argument("--out", type=Path, help="results file, JSON")
+    parser.add_argument("--out", type=expand_path, help="results file, JSON")
     arguments = parser.parse_args()
     # The index comes first: its memory is not Python's, and would not show as growth of the process
     # if it were taken from what an earlier part freed.

@@ -51,6 +51,7 @@ from rag_jax.pipeline.runner import open_stages
 from rag_jax.retrieval import BM25
 from rag_jax.runtime.files import read_json
 from rag_jax.runtime.hosts import fetch
+from rag_jax.runtime.paths import expand_path
 from rag_jax.systems.srrag import evaluate, policy
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.data import join_passages
@@ -90,7 +91,7 @@ def main() -> None:
     }
     parser = bench.make_parser(__doc__)
     parser.add_argument("--only", choices=cases, help="one case")
-    parser.add_argument("--workdir", type=Path, help="of a finished run of configs/srrag.py")
+    parser.add_argument("--workdir", type=expand_path, help="of a finished run of configs/srrag.py")
     arguments = parser.parse_args()
     torch.set_num_threads(os.cpu_count())
     settings = SRRAGConfig()

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rag_jax.runtime.paths import expand_path
+
 RESULTS = Path(__file__).parent / "results" / "systems"
 
 
@@ -164,6 +166,7 @@ def summarise(
         "command": " ".join(["python launch/train.py", *shown]),
         "dataset": shorten(report["dataset"]),
         "methods": report["methods"],
+        "paired": report["paired"],
         "tables": report["tables"],
         "seconds": {stage["name"]: stage["seconds"] for stage in stages},
         "compile_seconds": sum(stage["compile_seconds"] for stage in stages),
@@ -175,8 +178,8 @@ def summarise(
 def main() -> None:
     """Runs what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--data", type=expand_path, default=Path("data"))
+    parser.add_argument("--runs", type=expand_path, default=Path("runs"))
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(RUNS))
     arguments = parser.parse_args()
 

@@ -16,7 +16,6 @@ the start.
 import contextlib
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from rag_jax.pipeline import command
 from rag_jax.runtime.errors import RagJaxError
@@ -31,7 +30,7 @@ def main(arguments: list[str]) -> None:
     config, options = command.read_command(flags, OPTIONS)
     name = command.find_system(config, list_systems("ask"))
     workdir = command.find_workdir(flags, options)
-    corpus = None if options["corpus"] is None else Path(options["corpus"])
+    corpus = command.read_path(options, "corpus")
     if question is not None and not question.strip():
         print("error: the question is blank: write one, or leave it out", file=sys.stderr)
         sys.exit(2)

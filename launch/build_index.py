@@ -20,17 +20,18 @@ import sys
 from pathlib import Path
 
 from rag_jax.pipeline import command
+from rag_jax.runtime.paths import expand_path
 
 
 def main(arguments: list[str]) -> None:
     """Builds the index that the command line describes."""
     parser = argparse.ArgumentParser(prog="launch/build_index.py", add_help=False)
-    parser.add_argument("files", nargs="+", metavar="FILE")
+    parser.add_argument("files", nargs="+", metavar="FILE", type=expand_path)
     parser.add_argument("--encoder", default="all-minilm-l6-v2")
     parser.add_argument("--backend", default="scann", choices=("scann", "exact"))
     parser.add_argument("--max_length", type=int, default=256)
     parser.add_argument("--bad_lines", type=int, default=0)
-    parser.add_argument("--workdir", type=Path, default=Path("runs/index"))
+    parser.add_argument("--workdir", type=expand_path, default=Path("runs/index"))
     parser.add_argument("--shard")
     settings = vars(parser.parse_args(arguments))
     worker = command.read_worker(settings.pop("shard"))
@@ -38,7 +39,8 @@ def main(arguments: list[str]) -> None:
     from rag_jax.systems.index.pipeline import build_index
 
     command.keep_programs(settings["workdir"])
-    facts = build_index(settings.pop("files"), settings.pop("workdir"), worker=worker, **settings)
+    files, workdir = list(map(str, settings.pop("files"))), settings.pop("workdir")
+    facts = build_index(files, workdir, worker=worker, **settings)
     size, seconds = facts["passages"], facts["encode_seconds"]
     recall = f", recall@10 {facts['recall']:.4f}" if "recall" in facts else ""
     print(

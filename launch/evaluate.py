@@ -30,12 +30,12 @@ def main(arguments: list[str]) -> None:
     config, options = command.read_command(arguments, OPTIONS)
     system = command.find_system(config, list_systems("transfer"))
     workdir = command.find_workdir(arguments, options)
-    if not options["data"]:
+    data, split = command.read_path(options, "data"), options["split"] or "test"
+    if data is None:
         raise RagJaxError("--data=FOLDER is missing: the dataset to evaluate the run on")
-    data, split = Path(options["data"]), options["split"] or "test"
     if split not in ("test", "dev"):
         raise RagJaxError(f"--split={split}: must be test or dev")
-    out = Path(options["out"] or f"{workdir}-{data.resolve().name}")
+    out = command.read_path(options, "out") or Path(f"{workdir}-{data.resolve().name}")
     if out.resolve() == workdir.resolve():
         raise RagJaxError(f"--out={out}: is the work folder, which must not change")
     # Imported here because it takes a second; see `command`.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.paths import expand_path
 from rag_jax.runtime.settings import (
     Count,
     CountOrZero,
@@ -154,8 +155,15 @@ class DataConfig:
     longtail: bool = False
     bad_lines: CountOrZero = 0
 
+    def __post_init__(self) -> None:
+        """Expands the home folder in `path`; raises a RagJaxError if there is none."""
+        if self.path is not None and self.path.startswith("~"):
+            object.__setattr__(self, "path", str(expand_path(self.path)))
+
     def check(self, path: str) -> None:
         """Raises a RagJaxError if a setting does not fit the source."""
+        if self.path is not None and not self.path.strip():
+            raise RagJaxError(f"{path}.path={self.path!r}: is blank; name a folder, or give None")
         if self.path is None and self.format not in ("auto", "world"):
             raise RagJaxError(f"{path}.format={self.format!r}: set {path}.path to the data folder")
         if self.path is not None and self.format == "world":

@@ -20,6 +20,7 @@ import tensorflow_datasets as tfds
 
 from rag_jax.data import gazetteer
 from rag_jax.data.gazetteer import Passage, Question, places
+from rag_jax.runtime.paths import expand_path
 
 _SPLITS = ("train", "dev", "test")
 
@@ -86,11 +87,12 @@ def prepare_world(data_dir: str | Path, **settings: int) -> None:
     Raises:
         RagJaxError: if a setting is out of range, or the world has too few questions.
     """
+    data_dir = expand_path(data_dir)
     complete = {**gazetteer.build_world.__kwdefaults__, **settings}
-    _prepare("passages", complete, Path(data_dir))
+    _prepare("passages", complete, data_dir)
     # A table without rows cannot be stored.
     if any(complete[split] for split in _SPLITS):
-        _prepare("questions", complete, Path(data_dir))
+        _prepare("questions", complete, data_dir)
 
 
 def _prepare(table: str, settings: dict[str, int], data_dir: Path) -> None:

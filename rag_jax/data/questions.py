@@ -44,6 +44,14 @@ class Question:
     longtail: bool = False
     negatives: tuple[str, ...] = ()
 
+    def is_passage(self, id: str) -> bool:
+        """Whether a passage is the question itself, as for the queries of ArguAna and Quora.
+
+        BEIR leaves a passage with the question's own id out of the question's ranking. A passage
+        that is judged relevant stays, and so does every passage where none is judged.
+        """
+        return bool(self.relevant) and id == self.id and id not in self.relevant
+
 
 @dataclass(frozen=True)
 class Collection:

@@ -28,9 +28,9 @@ class Sampling(NamedTuple):
 
     Attributes:
         temperature: 0 takes the likeliest token.
-        top_k: sample among this number of likeliest tokens; 0 for all.
-        top_p: sample among the fewest likeliest tokens that hold this much probability
-            (Holtzman et al. 2020).
+        top_k: sample among this number of likeliest tokens; 0 or more than there are for all.
+        top_p: sample among the fewest likeliest tokens, at least one, that hold this much
+            probability (Holtzman et al. 2020); 1 or more for all.
     """
 
     temperature: float = 0.0
@@ -94,14 +94,14 @@ def sample_tokens(
     if sampling.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = logits.astype(jnp.float32) / sampling.temperature
-    if sampling.top_k:
+    if 0 < sampling.top_k < logits.shape[-1]:
         least = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]
         logits = jnp.where(logits < least, MASKED, logits)
     if sampling.top_p < 1:
         ordered = jnp.sort(logits, axis=-1, descending=True)
         before = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
         before = before - jax.nn.softmax(ordered, axis=-1)  # probability of all likelier tokens
-        kept = jnp.where(before < sampling.top_p, ordered, jnp.inf)
+        kept = jnp.where(before < sampling.top_p, ordered, jnp.inf).at[:, 0].set(ordered[:, 0])
         logits = jnp.where(logits < kept.min(axis=-1, keepdims=True), MASKED, logits)
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 

@@ -2,13 +2,17 @@
 
 Predictions are compared with acceptable answers after the normalisation of the SQuAD evaluation
 (Rajpurkar et al. 2016, "SQuAD: 100,000+ Questions for Machine Comprehension of Text",
-arXiv:1606.05250): lower case, no punctuation, no English articles, single spaces.
+arXiv:1606.05250): lower case, no punctuation, no English articles, single spaces. Where that would
+leave nothing of an answer, such as "A" or "The", articles or punctuation are kept on both sides.
 """
 
+import functools
+import os
 import re
-import unicodedata
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,25 +20,9 @@ from jaxtyping import Bool, Float
 from sacrebleu.metrics import BLEU
 from scipy import stats
 
+from rag_jax.evaluation.choices import pick_choice
+from rag_jax.evaluation.texts import list_words, normalize_answer, normalize_pair, space_words
 from rag_jax.runtime.errors import RagJaxError
-
-
-def normalize_answer(text: str) -> str:
-    """Normalises a text as SQuAD's evaluation does.
-
-    Punctuation is defined by Unicode (plus ASCII symbols, as in SQuAD), and equivalent characters
-    are unified (NFKC), so that texts in any script can be compared.
-    """
-    text = unicodedata.normalize("NFKC", text).lower()
-    text = "".join(c for c in text if not _is_punctuation(c))
-    # lower() may decompose characters again, such as the Turkish dotted capital I.
-    text = unicodedata.normalize("NFC", re.sub(r"\b(a|an|the)\b", " ", text))
-    return " ".join(text.split())
-
-
-def _is_punctuation(character: str) -> bool:
-    category = unicodedata.category(character)
-    return category.startswith("P") or (character.isascii() and category.startswith("S"))
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
@@ -43,22 +31,26 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
     Raises:
         RagJaxError: there are no answers.
     """
-    predicted = normalize_answer(prediction)
-    return _best(lambda answer: float(predicted == normalize_answer(answer)), answers)
+
+    def score(answer: str) -> float:
+        predicted, wanted = normalize_pair(prediction, answer)
+        return float(predicted == wanted)
+
+    return _best(score, answers)
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:
     """SQuAD's F1 score with the closest answer, by the overlap of the normalised bags of words.
 
-    The score is 1 if prediction and answer both have no words, and 0 if only one has no words.
+    The score is 0 if just one of them has no words, and 1 if the answer is blank and the prediction
+    has none either.
 
     Raises:
         RagJaxError: there are no answers.
     """
-    predicted = normalize_answer(prediction).split()
 
     def score(answer: str) -> float:
-        words = normalize_answer(answer).split()
+        predicted, words = (text.split() for text in normalize_pair(prediction, answer))
         if not predicted or not words:
             return float(predicted == words)
         overlap = sum((Counter(predicted) & Counter(words)).values())
@@ -71,16 +63,19 @@ def match(prediction: str, answers: Sequence[str]) -> float:
     """Match accuracy: 1 if a normalised answer occurs in the normalised prediction, else 0.
 
     The answer must occur as a run of whole words: "Niger" does not occur in "Nigeria". An answer
-    without words never occurs.
+    that is an article, such as "A", must be the whole prediction or occur with its own capitals,
+    and a blank answer never occurs.
 
     Raises:
         RagJaxError: there are no answers.
     """
-    predicted = f" {normalize_answer(prediction)} "
 
     def score(answer: str) -> float:
-        words = normalize_answer(answer)
-        return float(bool(words) and f" {words} " in predicted)
+        predicted, words = normalize_pair(prediction, answer)
+        if not normalize_answer(answer) and predicted != words:
+            spelled = rf"(?<!\w){re.escape(answer.strip())}(?!\w)"
+            return float(bool(answer.strip()) and re.search(spelled, prediction) is not None)
+        return float(bool(words) and f" {words} " in f" {predicted} ")
 
     return _best(score, answers)
 
@@ -109,62 +104,54 @@ def choice_match(prediction: str, answers: Sequence[str], choices: Mapping[str, 
     return _best(lambda answer: float(bool(picked) and picked == answer), answers)
 
 
-def pick_choice(prediction: str, choices: Mapping[str, str]) -> str:
-    """The label of the choice that a prediction names, or `""`; `choices` are texts by label.
-
-    The first rule that applies decides:
-
-    1. The prediction consists of a label.
-    2. The prediction begins with a label, as in "B) Sea", or calls a label the answer, option or
-       choice.
-    3. The words of a choice occur in the prediction, and not as a part of a longer choice that
-       occurs too.
-    4. A label occurs as a separate word. "A" before a word is the article, not a label.
-
-    If a rule applies to several choices, the first in the prediction wins. Labels of one letter are
-    case-sensitive in rules 2 and 4.
-    """
-    labels, stripped = {label.casefold(): label for label in choices}, prediction.strip(" \n.:()")
-    if stripped.casefold() in labels:
-        return labels[stripped.casefold()]
-    by_length = sorted(choices, key=len, reverse=True)
-    spelled = [re.escape(x) if len(x) == 1 else f"(?i:{re.escape(x)})" for x in by_length if x]
-    label = f"(?<!\\w)({'|'.join(spelled) or '(?!)'})(?!\\w)"
-    first = rf"^[\s(*]*{label}\s*(?:[).:,;*]|$)"
-    called = rf"(?i:answer|option|choice)(?i:\s+is)?\W{{0,4}}{label}"
-    label_match = re.search(f"{first}|{called}", prediction)
-    if label_match is None:
-        words = {x: normalize_answer(text) for x, text in choices.items()}
-        present = [x for x in choices if match(prediction, [choices[x]])]
-        longest = [x for x in present if not any(_is_within(words[x], words[y]) for y in present)]
-        if longest:
-            predicted = f" {normalize_answer(prediction)} "
-            return min(longest, key=lambda x: predicted.index(f" {words[x]} "))
-        label_match = re.search(rf"(?!A\s+\w){label}", prediction)
-    if label_match is None:
-        return ""
-    spelling = next(group for group in label_match.groups() if group)
-    return next(x for x in by_length if x == spelling or x.casefold() == spelling.casefold())
-
-
-def _is_within(words: str, others: str) -> bool:
-    return words != others and f" {words} " in f" {others} "
-
-
 def rouge_l(prediction: str, answers: Sequence[str]) -> float:
     """ROUGE-L F-measure with the closest answer, with stemming, by `rouge_score`.
+
+    Words are those of `list_words`, because `rouge_score` by itself drops every letter outside
+    ASCII. In ASCII they are the same.
 
     Raises:
         RagJaxError: there are no answers.
     """
-    from rouge_score.rouge_scorer import RougeScorer  # imported here: slow, and rarely needed
-
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    scorer = _make_rouge()
     return _best(lambda answer: scorer.score(answer, prediction)["rougeL"].fmeasure, answers)
+
+
+@functools.cache
+def _make_rouge() -> Any:
+    """The scorer of `rouge_score`, imported here because that is slow, and rarely needed.
+
+    `nltk`, which stems, looks for a home folder while it is imported, and fails where there is none
+    (a container with a user id of its own). It needs no file from there.
+    """
+    homeless = os.path.expanduser("~/") == "~/"
+    if homeless:
+        os.environ["HOME"] = tempfile.gettempdir()
+    try:
+        from nltk.stem.porter import PorterStemmer
+        from rouge_score.rouge_scorer import RougeScorer
+    finally:
+        if homeless:
+            del os.environ["HOME"]
+    return RougeScorer(["rougeL"], tokenizer=_Stems(PorterStemmer().stem))
+
+
+@dataclass(frozen=True)
+class _Stems:
+    """The tokenizer of `rouge_score`, with stemming, for words in any script."""
+
+    stem: Callable[[str], str]
+
+    def tokenize(self, text: str) -> list[str]:
+        """The stems of a text's words; words of up to three letters stay as they are."""
+        return [self.stem(word) if len(word) > 3 else word for word in list_words(text)]
 
 
 def bleu_1(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
     """Corpus-level BLEU-1 in lower case, from 0 to 1, by `sacrebleu`.
+
+    Its default tokenizer ("13a") knows spaces and the punctuation of ASCII; `space_words` gives it
+    the words of other scripts. In ASCII the score is that of `sacrebleu`.
 
     Raises:
         RagJaxError: there are no predictions, or a prediction has no answers.
@@ -174,9 +161,11 @@ def bleu_1(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> floa
     # sacrebleu takes the first references of all predictions, then the second references, and so
     # on, with None for a missing reference.
     width = max(map(len, answers))
-    references = [[a[i] if i < len(a) else None for a in answers] for i in range(width)]
+    spaced = [[space_words(answer) for answer in listed] for listed in answers]
+    references = [[a[i] if i < len(a) else None for a in spaced] for i in range(width)]
     scorer = BLEU(lowercase=True, max_ngram_order=1)
-    return min(1.0, scorer.corpus_score(list(predictions), references).score / 100)
+    score = scorer.corpus_score([space_words(text) for text in predictions], references).score
+    return min(1.0, score / 100)
 
 
 def _best(score: Callable[[str], float], answers: Sequence[str]) -> float:

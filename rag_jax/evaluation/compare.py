@@ -1,7 +1,7 @@
 """The comparison of methods on the same questions: answered, timed, graded, one file a method."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from rag_jax.data.questions import Question
 from rag_jax.evaluation.answers import compute_accuracy
-from rag_jax.evaluation.rankings import write_run
+from rag_jax.evaluation.rankings import check_run, write_run
 from rag_jax.runtime.clock import Clock
 from rag_jax.runtime.files import write_jsonl
 from rag_jax.runtime.hosts import is_first
@@ -27,11 +27,14 @@ class Method:
             answers are timed. Methods may share one pass over the questions.
         rank: gives for each question the ids and scores of the passages found, best first; None for
             a method that does not rank.
+        measures: for each number of the graded records that rates the ranking ir_measures' name,
+            such as `{"mrr": "RR"}`.
     """
 
     name: str
     answer: Callable[[], Sequence[Record]]
     rank: Callable[[], Sequence[Sequence[tuple[str, float]]]] | None = None
+    measures: Mapping[str, str] = field(default_factory=dict)
 
 
 def compare(
@@ -42,22 +45,27 @@ def compare(
 ) -> None:
     """Answers and grades all questions by every method.
 
-    Writes `<method>.jsonl`, a graded record a question, and for rankings `<method>.trec`.
+    Writes `<method>.jsonl`, a graded record a question, and for rankings `<method>.trec`. The
+    numbers that rate a ranking are compared with those that ir_measures gives for the latter.
 
     Args:
         grade: adds the question and its scores to a record.
         folder: for the files.
+
+    Raises:
+        RagJaxError: as `write_run` and `check_run`.
     """
     ids = [question.id for question in questions]
     for method in methods:
-        records = zip(questions, method.answer(), strict=True)
-        write_jsonl(
-            folder / f"{method.name}.jsonl", [grade(question, r) for question, r in records]
-        )
+        answers = zip(questions, method.answer(), strict=True)
+        records = [grade(question, answer) for question, answer in answers]
+        write_jsonl(folder / f"{method.name}.jsonl", records)
         if method.rank is not None:
             ranked = method.rank()  # in every process: a search may span them
             if is_first():
-                write_run(folder / f"{method.name}.trec", method.name, ids, ranked)
+                path = folder / f"{method.name}.trec"
+                write_run(path, method.name, ids, ranked)
+                check_run(path, questions, records, method.measures)
 
 
 def timed(

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from rag_jax.evaluation.pairs import tabulate_pairs
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import explain_disk_errors, open_atomic, write_json, write_jsonl
 
@@ -19,6 +20,10 @@ from rag_jax.runtime.files import explain_disk_errors, open_atomic, write_json, 
 _SCORES = ("hits@1", "accuracy", "exact_match")
 # Number of digits after the point, by column; 3 for all other columns.
 _DIGITS = {"n": 0, "prompt_tokens": 1, "generated_tokens": 1}
+_PAIRED = (
+    "Differences on the same questions: paired bootstrap, and McNemar's exact test (a permutation "
+    "test where scores are graded)"
+)
 
 
 def write_report(
@@ -34,6 +39,7 @@ def write_report(
     columns: Sequence[str],
     tables: Mapping[str, Sequence[Sequence[str | float]]] | None = None,
     analysis: Mapping[str, Any] | None = None,
+    paired: Mapping[str, Any] | None = None,
     figures: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Writes `report.json`, `report.html` and `predictions/<method>.jsonl`, and prints the tables.
@@ -49,6 +55,7 @@ def write_report(
         columns: metrics in the table, in order. A metric that no method has is left out.
         tables: further tables by title, as rows of texts and numbers with the heading first.
         analysis: further numbers for `report.json` only.
+        paired: the result of `pairs.compare_rows`: every row against the reference row.
         figures: SVG by title.
 
     Raises:
@@ -60,6 +67,7 @@ def write_report(
             raise RagJaxError(f"method {name}: no questions were left to evaluate it on")
     run = {"system": system, "config": config, "model": model, "dataset": dataset}
     results = {"methods": methods, "tables": tables or {}, "analysis": analysis or {}}
+    results |= {"paired": paired} if paired else {}
     report = {**run, **results, "stages": stages, "environment": describe_environment()}
     with explain_disk_errors(folder):
         (folder / "predictions").mkdir(exist_ok=True)
@@ -92,6 +100,8 @@ def describe_environment() -> dict[str, Any]:
 def format_text(report: Mapping[str, Any], columns: Sequence[str]) -> str:
     """The tables of a report, the content of `report.json`, as plain text."""
     parts = [format_columns(_method_rows(report, columns))]
+    if rows := _pair_rows(report):
+        parts.append(f"{_PAIRED}\n\n{format_columns(rows)}")
     for title, rows in report["tables"].items():
         parts.append(f"{title}\n\n{format_columns(_format_cells(rows))}")
     return "\n\n".join([*parts, format_columns(_stage_rows(report))])
@@ -111,6 +121,7 @@ def format_html(
     return _PAGE.format(
         title=html.escape(title),
         methods=_format_html_table(_method_rows(report, columns)),
+        paired=join([(_PAIRED, _format_html_table(rows))] if (rows := _pair_rows(report)) else []),
         tables=join((title, _format_html_table(_format_cells(rows))) for title, rows in tables),
         figures=join(figures.items()),
         bars=_draw_bars(report["stages"]),
@@ -131,6 +142,12 @@ def _method_rows(report: Mapping[str, Any], columns: Sequence[str]) -> list[list
             cells[score] += f" ± {(high - low) / 2:.3f}"
         rows.append([method, *cells])
     return rows
+
+
+def _pair_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """The table of the paired comparison with its heading; empty if there is nothing to compare."""
+    paired = report.get("paired", {})
+    return tabulate_pairs(paired) if paired.get("rows") else []
 
 
 def _format_cells(rows: Sequence[Sequence[str | float]]) -> list[list[str]]:
@@ -218,6 +235,7 @@ svg {{ max-width: 42rem; font-size: 13px; }}
 <body>
 <h1>{title}</h1>
 {methods}
+{paired}
 {tables}
 {figures}
 <h2>Where the time went</h2>

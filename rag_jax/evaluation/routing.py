@@ -46,13 +46,9 @@ def analyse_choices(rows: Sequence[Mapping[str, Any]], sources: Sequence[Source]
     external = np.asarray([source.kind == "search" for source in sources])
     scores = np.asarray([row["scores"] for row in rows], float)
     correct = np.asarray([row["correct_by_source"] for row in rows], float)
-    chosen = np.asarray([row["number"] for row in rows])
     searched, internal = scores[:, external], correct[:, ~external][:, 0]
-    best, strongest = correct[:, external].max(axis=1), searched.max(axis=1)
-    better = best > internal
-    is_best = np.take_along_axis(correct, chosen[:, None], axis=1)[:, 0] == best
-    right = np.where(better, external[chosen] & is_best, ~external[chosen])
-    accuracy, interval = compute_accuracy(right.astype(float).tolist())
+    strongest, better = searched.max(axis=1), correct[:, external].max(axis=1) > internal
+    accuracy, interval = compute_accuracy(find_right(rows, sources).astype(float).tolist())
     varied = better.any() and not better.all()
     total = scores.sum(axis=1)
     # Scores that vanish say nothing of either side.
@@ -69,6 +65,19 @@ def analyse_choices(rows: Sequence[Mapping[str, Any]], sources: Sequence[Source]
         "frontier": trace_frontier(strongest, internal, found),
         "by_popularity": _split_by_popularity(rows),
     }
+
+
+def find_right(
+    rows: Sequence[Mapping[str, Any]], sources: Sequence[Source]
+) -> Bool[np.ndarray, "N"]:
+    """Whether the chosen source of each question is right, as `analyse_choices` says."""
+    external = np.asarray([source.kind == "search" for source in sources])
+    correct = np.asarray([row["correct_by_source"] for row in rows], float)
+    chosen = np.asarray([row["number"] for row in rows])
+    best = correct[:, external].max(axis=1)
+    is_best = np.take_along_axis(correct, chosen[:, None], axis=1)[:, 0] == best
+    better = best > correct[:, ~external][:, 0]
+    return np.where(better, external[chosen] & is_best, ~external[chosen])
 
 
 def trace_frontier(
@@ -127,6 +136,9 @@ def list_tables(
 ) -> dict[str, list[list[str | float]]]:
     """The report's tables of the choice and of the sources' shares.
 
+    The choice has a row for each method that chooses and, to compare with, for each trivial router,
+    which takes the same source for every question and has no score of its own.
+
     `routing` is from `analyse`, `labels` from `count_labels`, and `datastore` has the shares of the
     sources in the datastore.
     """
@@ -138,6 +150,11 @@ def list_tables(
         areas = [quality["frontier"][area] for area in ("area", "area_oracle", "area_random")]
         errors = [quality["calibration"][error] for error in ("ece", "brier")]
         choice.append([name, quality["choice_accuracy"], auroc, *areas, *errors])
+    searched = [f"retrieve_{source.name}" for source in sources if source.kind == "search"]
+    for name in ("verbalise", "retrieve", *searched):
+        if name in predictions:
+            right = float(find_right(predictions[name], sources).mean())
+            choice.append([f"always {name}", right, *["-"] * 6])
     chosen = [row["number"] for row in predictions["srrag"]]
     head = ("source", "labels", "labels without verbalising", "datastore", "chosen")
     share: list[list[str | float]] = [[*head, "cut off", "found nothing"]]

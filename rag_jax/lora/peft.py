@@ -25,6 +25,7 @@ from rag_jax.models.nn.bert import BertConfig
 from rag_jax.models.nn.decoder import DecoderConfig
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import replace_folder, write_json
+from rag_jax.runtime.paths import expand_path
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _BASE = "base_fingerprint"  # field of the weights' metadata, which PEFT ignores
@@ -83,7 +84,7 @@ def save_peft(
             holds other files.
         OSError: the disk is full or not writable.
     """
-    folder = Path(path).expanduser().absolute()
+    folder = expand_path(path).absolute()
     check_replaceable(folder, (_CONFIG, _WEIGHTS, "README.md"), "an adapter")
     kernels = {"/".join(keys): factors for keys, factors in list_kernels(adapter)}
     modules = _list_modules(pretrained)
@@ -136,7 +137,7 @@ def load_peft(
         RagJaxError: a file is missing or damaged, the adapter belongs to another model, tensors do
             not match the config (all are listed), or an option is beyond plain LoRA (DoRA, ...).
     """
-    folder = Path(path).expanduser()
+    folder = expand_path(path)
     fields = _read_config(folder)
     tensors = _read_weights(folder, pretrained)
     modules = _list_modules(pretrained)

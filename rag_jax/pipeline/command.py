@@ -12,6 +12,7 @@ from typing import Any
 
 from rag_jax.runtime import signals
 from rag_jax.runtime.errors import Preempted, RagJaxError
+from rag_jax.runtime.paths import expand_path
 
 
 def read_command(arguments: list[str], options: Mapping[str, str]) -> tuple[Any, dict[str, Any]]:
@@ -38,6 +39,7 @@ def read_command(arguments: list[str], options: Mapping[str, str]) -> tuple[Any,
         return values
 
     file = find_config_file(arguments)
+    arguments = [_expand_config(argument) for argument in arguments]
     try:
         overrides = [a for a in arguments if re.match(r"--?(no)?config\.", a)]
         others = [a for a in arguments if a not in overrides]
@@ -63,10 +65,16 @@ def find_config_file(arguments: list[str]) -> Path:
     known = sorted(str(path) for path in Path("configs").glob("*.py"))
     if not named or not named[-1]:
         raise RagJaxError(f"--config=FILE is missing; there are {', '.join(known) or 'none here'}")
-    file = Path(named[-1].split(":", 1)[0])
+    file = expand_path(named[-1].split(":", 1)[0])
     if not file.is_file():
         raise RagJaxError(f"config file {file}: not found; there are {', '.join(known) or 'none'}")
     return file
+
+
+def _expand_config(argument: str) -> str:
+    """`--config=~/FILE[:preset]` with the home folder for the `~`; other arguments as they are."""
+    named = re.fullmatch(r"(--?config=)(~[^:]*)(:.*)?", argument)
+    return argument if named is None else f"{named[1]}{expand_path(named[2])}{named[3] or ''}"
 
 
 def _check_field(config: Any, override: str) -> None:
@@ -108,6 +116,15 @@ def read_count(options: Mapping[str, str | None], name: str) -> int | None:
     return None if value is None else int(value)
 
 
+def read_path(options: Mapping[str, str | None], name: str) -> Path | None:
+    """A flag's value as a path, None without the flag or with an empty value; `~` is expanded.
+
+    Raises:
+        RagJaxError: there is no such home folder.
+    """
+    return expand_path(options[name]) if options[name] else None
+
+
 def read_worker(value: str | None) -> Any:
     """The worker that `--shard=I/N` names, or None without the flag.
 
@@ -126,7 +143,7 @@ def read_worker(value: str | None) -> Any:
 
 def find_workdir(arguments: list[str], options: Mapping[str, str | None]) -> Path:
     """The work folder: the value of --workdir, or runs/<config>."""
-    return Path(options["workdir"] or Path("runs") / find_config_file(arguments).stem)
+    return read_path(options, "workdir") or Path("runs") / find_config_file(arguments).stem
 
 
 def keep_programs(workdir: Path) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 
+from rag_jax.evaluation.pairs import compare_rows
 from rag_jax.evaluation.report import write_report
 from rag_jax.pipeline import records
 from rag_jax.pipeline.maps import POLL, Worker
@@ -126,6 +127,8 @@ class ReportSpec:
             question.
         columns: the numbers that the main table shows.
         summarize: a method's numbers from the method's records.
+        reference: the method that every other one is compared with, question by question.
+        scores: the scores that are compared: the field of a record by the score's name.
         extras: further arguments of `write_report` ("tables", "analysis", "figures"), from the
             folder of all stages, every method's records and every method's numbers.
     """
@@ -134,6 +137,8 @@ class ReportSpec:
     methods: Mapping[str, str]
     columns: Sequence[str]
     summarize: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]]
+    reference: str
+    scores: Mapping[str, str]
     extras: Callable[..., Mapping[str, Any]] = lambda stages, predictions, methods: {}
 
 
@@ -175,6 +180,7 @@ def run_session(
         columns=report.columns,
         stages=made,
         predictions=predictions,
+        paired=compare_rows(predictions, report.reference, report.scores),
         **report.extras(folder, predictions, methods),
     )
 

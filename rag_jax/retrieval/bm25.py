@@ -78,14 +78,14 @@ class BM25:
 
     def search(
         self, questions: Sequence[str], k: int
-    ) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
-        """The `k` passages with the largest scores for each question, largest first.
+    ) -> tuple[list[Float[np.ndarray, "n"]], list[Int[np.ndarray, "n"]]]:
+        """The at most `k` passages with the largest scores for each question, largest first.
 
-        Equal scores are in the order of the rows. If fewer than `k` passages share a word with the
-        question, the first of the other passages follow with score 0.
+        Equal scores are in the order of the rows. A passage that shares no word with the question
+        has score 0 and is not found, so `n` is smaller than `k` where few passages share one.
 
         Returns:
-            Scores, and rows as positions in the texts.
+            For each question the scores, and the rows as positions in the texts.
 
         Raises:
             RagJaxError: `k` is not from 1 to `size`, or a question is not a string.
@@ -93,14 +93,14 @@ class BM25:
         if not 1 <= k <= self.size:
             raise RagJaxError(f"k is {k}: it must be from 1 to {self.size}, the index's size")
         questions = list(_join_pairs(questions, "questions"))
-        best_scores = np.zeros((len(questions), k), np.float32)
-        best_rows = np.zeros((len(questions), k), np.int32)
-        for i, question in enumerate(questions):
+        best_scores, best_rows = [], []
+        for question in questions:
             words = self.searcher.get_tokens_ids(split_words(question))
             no_score = np.zeros(self.size, np.float32)
             scores = self.searcher.get_scores_from_ids(words) if words else no_score
-            best_rows[i] = _find_best(scores, k)
-            best_scores[i] = scores[best_rows[i]]
+            rows = _find_best(scores, k)
+            best_rows.append(rows)
+            best_scores.append(scores[rows])
         return best_scores, best_rows
 
     def save(self, folder: str | os.PathLike) -> None:
@@ -173,8 +173,8 @@ def _join_pairs(texts: Iterable[str | tuple[str, str]], name: str) -> Iterator[s
         yield " ".join(parts)
 
 
-def _find_best(scores: Float[np.ndarray, "N"], k: int) -> Int[np.ndarray, "k"]:
-    """Rows of the `k` largest scores, largest first, equal scores in the order of the rows."""
+def _find_best(scores: Float[np.ndarray, "N"], k: int) -> Int[np.ndarray, "n"]:
+    """Rows of the up to `k` largest scores above 0, largest first, equal ones in row order."""
     threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
-    rows = np.flatnonzero(scores >= threshold)
+    rows = np.flatnonzero((scores >= threshold) & (scores > 0))
     return rows[np.argsort(-scores[rows], kind="stable")[:k]].astype(np.int32)

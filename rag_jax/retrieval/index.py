@@ -54,7 +54,8 @@ class Index:
       in ScaNN's guide. Below 20,000 rows: brute force, which is exact. Below 100,000 rows:
       asymmetric hashing over blocks of two dimensions, then rescoring. For more rows: the same
       within about sqrt(N) partitions. The guide does not fix the shares: a tenth of the partitions
-      is searched, and 10 times `k` candidates, at least 100, are rescored. The training of
+      is searched, and 10 times `k` candidates, at least 100, are rescored. A few rows that are far
+      longer than the others are compared with every query (`searchers.Scann`). The training of
       partitions and codes is not reproducible to the bit.
 
     Indices are made by `build` or `load` and are immutable: `add` and `remove` return a new index.
@@ -223,7 +224,9 @@ class Index:
         if self.backend == "exact":
             np.save(folder / _EMBEDDINGS, self.embeddings, allow_pickle=False)
         else:
-            self.searcher.serialize(str(folder), relative_path=True)
+            self.searcher.searcher.serialize(str(folder), relative_path=True)
+            if len(self.searcher.long_rows):  # which ScaNN has at another length
+                np.save(folder / _EMBEDDINGS, self.embeddings, allow_pickle=False)
         if self.ids is not None:
             # ASCII, because ids may hold half a surrogate pair, which UTF-8 cannot encode.
             (folder / _IDS).write_text(json.dumps(self.ids), "ascii")
@@ -271,7 +274,7 @@ class Index:
             )
         has_ids = _IDS in manifest["sha256"]
         ids = _check_ids(read_json(folder / _IDS), len(embeddings)) if has_ids else None
-        searcher = place_exact(embeddings) if backend == "exact" else load_scann(folder)
+        searcher = place_exact(embeddings) if backend == "exact" else load_scann(folder, embeddings)
         return cls(embeddings, backend, encoder, searcher, ids, manifest["corpus"])
 
 

@@ -46,18 +46,19 @@ def make_miner(
 
 
 def choose_negatives(
-    question: Question, ranked: Int[np.ndarray, "k"], passages: Sequence[Passage], *, count: int
+    question: Question, ranked: Int[np.ndarray, "n"], passages: Sequence[Passage], *, count: int
 ) -> list[int]:
     """The first `count` passages of a ranking that do not answer a question, as rows of `passages`.
 
-    Left out are passages known to be relevant and, as in DPR (Karpukhin et al. 2020, section 3.2),
-    passages that hold an answer; a title counts too, because the encoder reads it. Fewer where the
-    ranking has no more.
+    Left out are passages known to be relevant, the passage that is the question itself and, as in
+    DPR (Karpukhin et al. 2020, section 3.2), passages that hold an answer; a title counts too,
+    because the encoder reads it. Fewer where the ranking has no more.
     """
 
     def is_negative(row: int) -> bool:
         passage = passages[row]
         answered = has_answer(f"{passage.title} {passage.text}", question.answers)
-        return passage.id not in question.relevant and not answered
+        known = passage.id in question.relevant or question.is_passage(passage.id)
+        return not known and not answered
 
     return list(itertools.islice(filter(is_negative, ranked.tolist()), count))

@@ -4,9 +4,10 @@ Both backends return rows without scores, in any order. `Index` computes the sco
 """
 
 import functools
+import logging
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,11 @@ _RECALL = 0.99
 # ScaNN's guide ("ScaNN Algorithms and Configuration", rules of thumb) recommends brute force below
 # the first size, asymmetric hashing below the second, and partitions for larger sizes.
 _HASH_FROM, _PARTITION_FROM = 20_000, 100_000
+# A row is long if it is so many times as long as the median; up to this number of long rows are
+# compared exactly with every query.
+_LONG, _MOST_LONG = 3, 256
+
+_logger = logging.getLogger(__name__)
 
 
 def place_exact(embeddings: Float[np.ndarray, "N D"]) -> Float[Array, "S n D"]:
@@ -151,39 +157,93 @@ def search_exact(
     return np.concatenate(results)
 
 
-def build_scann(embeddings: Float[np.ndarray, "N D"]) -> Any:
+class Scann(NamedTuple):
+    """ScaNN's searcher, and the few long rows that it would not represent well.
+
+    The codes of hashing are fitted to all rows, and one row that is 100 times as long as the others
+    takes codes from all of them. Long rows are therefore hashed at the median length, and compared
+    with every query beside ScaNN.
+    """
+
+    searcher: Any
+    long_rows: Int[np.ndarray, "m"]
+    long_embeddings: Float[np.ndarray, "m D"]
+
+
+def build_scann(embeddings: Float[np.ndarray, "N D"]) -> Scann:
     """Builds a ScaNN searcher without ids, with settings by the number of float32 embeddings."""
     from scann import scann_ops_pybind
 
     size = len(embeddings)
+    long_rows, factors = _find_long(embeddings)
+    hashed = embeddings
+    if len(long_rows):
+        hashed = embeddings.copy()
+        hashed[long_rows] *= factors[:, None]
     # 10 is the default number of neighbours, which every search overrides.
-    builder = scann_ops_pybind.builder(embeddings, 10, "dot_product")
+    builder = scann_ops_pybind.builder(hashed, 10, "dot_product")
     if size < _HASH_FROM:
-        return builder.score_brute_force().build()
+        return Scann(builder.score_brute_force().build(), long_rows, embeddings[long_rows])
     if size >= _PARTITION_FROM:
         leaves = math.isqrt(size)
         builder = builder.tree(leaves, max(1, leaves // 10))
     # 0.2 is the threshold that Guo et al. (2020) use for vectors of length 1.
-    return builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(100).build()
+    builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(100)
+    return Scann(builder.build(), long_rows, embeddings[long_rows])
+
+
+def _find_long(
+    embeddings: Float[np.ndarray, "N D"],
+) -> tuple[Int[np.ndarray, "m"], Float[np.ndarray, "m"]]:
+    """The long rows, and the factors that bring them to the median length; none without hashing.
+
+    Rows of length 0 do not count. If very many rows are long, none is treated apart: a warning says
+    that passages may be missed.
+    """
+    nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    if len(embeddings) < _HASH_FROM:
+        return nothing
+    lengths = np.sqrt(np.einsum("nd,nd->n", embeddings, embeddings, dtype=np.float64))
+    median = np.median(lengths[lengths > 0]) if lengths.any() else 0.0
+    rows = np.flatnonzero(lengths > _LONG * median)
+    if len(rows) <= _MOST_LONG:
+        return rows, (median / lengths[rows]).astype(np.float32)
+    _logger.warning(
+        "%d of %d embeddings are over %d times as long as the median: ScaNN may miss passages; "
+        "use the backend 'exact', or an encoder that normalises its embeddings",
+        len(rows),
+        len(embeddings),
+        _LONG,
+    )
+    return nothing
 
 
 def search_scann(
-    searcher: Any, queries: Float[np.ndarray, "Q D"], k: int, size: int
+    index: Scann, queries: Float[np.ndarray, "Q D"], k: int, size: int
 ) -> Int[np.ndarray, "Q k"]:
     """Rows of approximately the `k <= size` largest dot products. Always `k` different rows."""
+    search = index.searcher.search_batched_parallel
     if size < _HASH_FROM:
-        return searcher.search_batched_parallel(queries, k)[0].astype(np.int32)
-    rows, scores = searcher.search_batched_parallel(queries, k, min(size, max(100, 10 * k)))
+        return search(queries, k)[0].astype(np.int32)
+    rows, scores = search(queries, k, min(size, max(100, 10 * k)))
     # If the searched partitions hold fewer than k rows, ScaNN pads with row 0 and a score of NaN.
     # These queries are searched again in all partitions.
     is_short = np.isnan(scores).any(axis=1)
     if is_short.any():
         leaves = math.isqrt(size)
-        rows[is_short] = searcher.search_batched_parallel(queries[is_short], k, size, leaves)[0]
+        rows[is_short], scores[is_short] = search(queries[is_short], k, size, leaves)
+    if len(index.long_rows):
+        scores = np.where(np.isin(rows, index.long_rows), -np.inf, scores)
+        others = np.broadcast_to(index.long_rows, (len(rows), len(index.long_rows)))
+        rows = np.concatenate([rows, others], axis=1)
+        # [Q, D] x [m, D] -> [Q, m]
+        scores = np.concatenate([scores, queries @ index.long_embeddings.T], axis=1)
+        best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+        rows = np.take_along_axis(rows, best, axis=1)
     return rows.astype(np.int32)
 
 
-def load_scann(folder: Path) -> Any:
+def load_scann(folder: Path, embeddings: Float[np.ndarray, "N D"]) -> Scann:
     """Reads the files that the `serialize` method of a ScaNN searcher wrote.
 
     ScaNN's loader would unpickle a file of ids. The caller must make sure that the folder has none.
@@ -194,7 +254,9 @@ def load_scann(folder: Path) -> Any:
     from scann import scann_ops_pybind
 
     try:
-        return scann_ops_pybind.load_searcher(str(folder), assets_backcompat_shim=False)
+        searcher = scann_ops_pybind.load_searcher(str(folder), assets_backcompat_shim=False)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise RagJaxError(f"ScaNN cannot read {folder}: {reason}: build the index again") from None
+    long_rows, _ = _find_long(embeddings)
+    return Scann(searcher, long_rows, embeddings[long_rows])

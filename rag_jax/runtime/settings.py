@@ -159,7 +159,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             raise RagJaxError(f"{path}={value!r}: must be one of {', '.join(map(repr, arguments))}")
         return value
     if origin in (typing.Union, types.UnionType):
-        if value is None:
+        if value in (None, "None"):  # the command line gives a text
             return None
         (inner,) = set(arguments) - {types.NoneType}
         return _convert(inner, value, path)

@@ -153,10 +153,12 @@ def continue_prompts(
     return generate(base.model, base.params, prompts, stop_ids=stop_ids, **options)
 
 
-def list_ranked(scores: Float[np.ndarray, "Q k"], rows: Int[np.ndarray, "Q k"]) -> list[Ranked]:
+def list_ranked(
+    scores: Sequence[Float[np.ndarray, "k"]], rows: Sequence[Int[np.ndarray, "k"]]
+) -> list[Ranked]:
     """The rows and scores that a search found, as one list a question."""
-    pairs = zip(rows.tolist(), scores.tolist(), strict=True)
-    return [list(zip(*pair, strict=True)) for pair in pairs]
+    pairs = zip(rows, scores, strict=True)
+    return [list(zip(r.tolist(), s.tolist(), strict=True)) for r, s in pairs]
 
 
 def answer_timed(

@@ -289,3 +289,19 @@ def test_no_temperature_takes_the_likeliest():
     keys = jax.random.split(jax.random.key(0), 2)
     assert sample_tokens(logits, keys).tolist() == [1, 0]
     assert sample_tokens(logits, keys, sampling=Sampling(temperature=1e-4)).tolist() == [1, 0]
+
+
+def test_limits_beyond_the_vocabulary_keep_all_of_it():
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(64, 7)), jnp.float32)
+    keys = jax.random.split(jax.random.key(1), 64)
+
+    def sample(**limits):
+        return sample_tokens(logits, keys, sampling=Sampling(temperature=1.0, **limits)).tolist()
+
+    wanted = sample()
+    for top_k in (7, 8, 50, 10**6):
+        assert sample(top_k=top_k) == wanted
+    for top_p in (1.0, 2.0):
+        assert sample(top_p=top_p) == wanted
+    likeliest = logits.argmax(axis=-1).tolist()
+    assert sample(top_k=1) == sample(top_p=0.0) == sample(top_p=1e-9) == likeliest

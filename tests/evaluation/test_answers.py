@@ -1,11 +1,15 @@
 import itertools
 import math
+import subprocess
+import sys
 import unicodedata
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics import BLEU
 
 from rag_jax.evaluation.answers import (
     bleu_1,
@@ -21,6 +25,7 @@ from rag_jax.evaluation.answers import (
     popularity_thirds,
     rouge_l,
 )
+from rag_jax.evaluation.texts import list_words
 from rag_jax.runtime.errors import RagJaxError
 
 
@@ -56,7 +61,22 @@ def test_f1_by_hand():
     # A word counts as often as both have it.
     assert f1("b b b", ["b c"]) == pytest.approx(2 / 5)
     assert f1("", ["Paris"]) == 0
-    assert f1("the", ["a"]) == 1
+    assert f1("the", ["a"]) == 0
+
+
+@pytest.mark.parametrize("answer", ["A", "The", "the a", "!!!", "?", "+"])
+def test_an_answer_that_normalises_to_nothing_is_compared_as_it_is(answer):
+    for score in (exact_match, f1, match):
+        assert score(answer, [answer]) == score(f" {answer.lower()} ", [answer]) == 1
+        assert score("", [answer]) == score("an", [answer]) == score("Paris", [answer]) == 0
+    # An alias without words does not make a blank prediction right.
+    assert exact_match("", [answer, "Paris"]) == f1(" ", [answer, "Paris"]) == 0
+    assert match(f"It says {answer} there", [answer]) == 1
+
+
+def test_an_article_as_the_answer_keeps_its_capitals():
+    assert match("It is a town.", ["A"]) == 0
+    assert match("The group is A, not AB.", ["A"]) == 1
 
 
 def test_match_is_of_whole_words():
@@ -118,6 +138,48 @@ CLAIM = {"true": "SUPPORTS", "false": "REFUTES"}
         ("10: y", {"1": "x", "10": "y"}, "10"),
         ("a (b", {"(": "b", "+": "x"}, "("),
         ("anything", {}, ""),
+        ("A\nExplanation: water alone is no salt water.", SEAS, "A"),
+        ("C\r\n\r\nSalt water is not it.", SEAS, "C"),
+        ("A\tsalt or not, it is water", SEAS, "A"),
+        ("A - the water", SEAS, "A"),
+        ("[D] as water does not", SEAS, "D"),
+        ("A is correct, and water is not.", SEAS, "A"),
+        ("A is the correct answer: water", SEAS, "A"),
+        ("A because of the water", SEAS, "A"),
+        ("I think that A is right about water", SEAS, "A"),
+        ("Answer: **D**\nNo water", SEAS, "D"),
+        ("So the answer is:\n\nC\n\nWater is too cold.", SEAS, "C"),
+        ("Thus $\\boxed{C}$, not water", SEAS, "C"),
+        ("c) as water is cold", SEAS, "C"),
+        ("The answer is d.", SEAS, "D"),
+        ("Option A is wrong; the answer is C.", SEAS, "C"),
+        ("It is not A but C", SEAS, "C"),
+        ("The answer can't be A, so choose option D", SEAS, "D"),
+        ("It is not water but the Sun's heat", SEAS, "C"),
+        ("Water is wrong; it is the Sun's heat", SEAS, "C"),
+        ("B is a distractor; the answer is C", SEAS, "C"),
+        ("Not B", SEAS, ""),
+        ("The computed answer is 11.\n\nAnswer seems to be A.", SEAS, "A"),
+        ("I considered (A), but it is incorrect. Final answer: D.", SEAS, "D"),
+        ("The answer could be A.\nOption B is tempting.\n**Final Answer: C**", SEAS, "C"),
+        ("ANSWER IS D. A is incorrect.", SEAS, "D"),
+        ("The answer is C because I computed it.", SEAS | {"I": "ice"}, "C"),
+        ("I would pick C - a safe choice.", SEAS | {"I": "ice"}, "C"),
+        ("$\\boxed{\\langle B \\rangle}$ is large. **Answer: D**", SEAS, "D"),
+        ("Antwort:\n\nAntwort: C", SEAS, "C"),
+        ("b. 4", SEAS, "B"),
+        ("\u0131) dotless", {"I": "ice", "J": "jam"}, "I"),
+        ("\u017f\u017f: long", {"ss": "x", "t": "y"}, "ss"),
+        ("False\nIt is true that the study exists.", CLAIM, "false"),
+        ("It is not true that tea cures colds.", CLAIM, "false"),
+        ("This isn't true.", CLAIM, "false"),
+        ("This isn\u2019t entirely true.", CLAIM, "false"),
+        ("I do not think that the claim is true.", CLAIM, "false"),
+        ("That is no longer true", CLAIM, "false"),
+        ("It is not false", CLAIM, "true"),
+        ("It is true that tea is not a cure", CLAIM, "true"),
+        ("1.5 km, so the answer is 2", {"1": "x", "2": "y"}, "2"),
+        ("2\nbecause x is none", {"1": "x", "2": "y"}, "2"),
     ],
 )
 def test_pick_choice(text, choices, label):
@@ -142,6 +204,16 @@ def test_any_choices(prediction, choices):
     for label in choices:
         if label.strip(" \n.:()") == label:
             assert pick_choice(label, choices).casefold() == label.casefold()
+
+
+@given(
+    st.sampled_from(["A", "B", "C", "D"]),
+    st.sampled_from(["{}", "{}\n", "{}) ", "({}) ", "{}: ", "Answer: {}\n", "{} is correct. "]),
+    st.lists(st.sampled_from(["water", "salt", "A", "the", "B", "is"]), max_size=5),
+)
+def test_what_comes_after_a_label_does_not_change_it(label, form, words):
+    text = form.format(label)
+    assert pick_choice(text if form == "{}" else text + " ".join(words), SEAS) == label
 
 
 @settings(max_examples=40)
@@ -172,6 +244,71 @@ def test_rouge_l_is_of_the_longest_common_subsequence():
     assert rouge_l("", ["x"]) == 0
     with pytest.raises(RagJaxError, match="answers"):
         rouge_l("x", [])
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "common", "sizes"),
+    [
+        ("Москва столица России", "столица России - Москва", 2, (3, 3)),
+        ("La capitale é Córdoba", "la capitale e\u0301 Co\u0301rdoba", 4, (4, 4)),
+        ("東京は首都です。", "東京は日本の首都", 5, (7, 8)),
+        ("हिन्दी एक भाषा", "हिन्दी भाषा है", 2, (3, 3)),
+        ("القاهرة؟", "القاهرة", 1, (1, 1)),
+        ("ประเทศ", "ประ", 3, (6, 3)),
+        ("\uff34\uff4f\uff4b\uff59\uff4f", "tokyo", 1, (1, 1)),
+    ],
+)
+def test_rouge_l_in_any_script(prediction, answer, common, sizes):
+    precision, recall = common / sizes[0], common / sizes[1]
+    wanted = 2 * precision * recall / (precision + recall)
+    assert rouge_l(prediction, [answer]) == pytest.approx(wanted)
+
+
+ENGLISH = st.text(st.characters(codec="ascii"), max_size=30) | st.lists(
+    st.sampled_from(["the", "cats", "running_1", "U.S.", "don't", "3.5%", "national", "a"]),
+    max_size=6,
+).map(" ".join)
+
+
+@settings(max_examples=60)
+@given(ENGLISH, st.lists(ENGLISH, min_size=1, max_size=2))
+def test_rouge_and_bleu_are_the_tools_own_in_ascii(prediction, answers):
+    theirs = RougeScorer(["rougeL"], use_stemmer=True)
+    assert rouge_l(prediction, answers) == max(
+        theirs.score(answer, prediction)["rougeL"].fmeasure for answer in answers
+    )
+    scorer = BLEU(lowercase=True, max_ngram_order=1)
+    score = scorer.corpus_score([prediction], [[answer] for answer in answers]).score / 100
+    assert bleu_1([prediction], [answers]) == min(1.0, score)
+
+
+def test_rouge_l_without_a_home_folder():
+    """In a process of its own, because `nltk` looks for the folder while it is imported."""
+    program = """if True:
+        import os, pwd
+        os.environ.pop("HOME", None)
+        pwd.getpwuid = lambda uid: {}[uid]
+        from rag_jax.evaluation.answers import rouge_l
+        print(rouge_l("the cat", ["the cat"]), os.environ.get("HOME"))
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "1.0 None\n", done.stderr
+
+
+def test_bleu_1_in_any_script():
+    assert bleu_1(["北京是首都"], [["首都是北京"]]) == pytest.approx(1)
+    assert bleu_1(["東京"], [["京都"]]) == pytest.approx(1 / 2)
+    assert bleu_1(["«Москва»"], [["« Москва »"]]) == pytest.approx(1)
+    # Two of three, and the mark is one of them, as "?" is in ASCII.
+    assert bleu_1(["هي القاهرة؟"], [["مدينة القاهرة؟"]]) == pytest.approx(2 / 3)
+    assert bleu_1(["e\u0301t\u00e9"], [["ÉTÉ"]]) == pytest.approx(1)
+    assert bleu_1(["the cat\u2019s tail"], [["the cat\u2019s tail"]]) == pytest.approx(1)
+
+
+@given(st.text(max_size=20), st.text(max_size=20))
+def test_words_of_wild_texts(one, other):
+    assert 0 <= rouge_l(one, [other]) <= 1 and 0 <= bleu_1([one], [[other]]) <= 1
+    assert rouge_l(one, [one]) == float(bool(list_words(one)))
 
 
 def test_bleu_1_clips_words_and_punishes_brevity():

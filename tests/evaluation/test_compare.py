@@ -6,6 +6,7 @@ from rag_jax.data.questions import Question
 from rag_jax.evaluation import compare as comparing
 from rag_jax.evaluation.compare import Method, compare, mean_numbers, timed
 from rag_jax.evaluation.rankings import read_run
+from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_jsonl
 
 QUESTIONS = [Question(f"q{i}", f"Question {i}?", (str(i),), {f"p{i}": 1}) for i in range(3)]
@@ -77,6 +78,23 @@ def test_rankings_are_a_trec_run(tmp_path):
         "q0 Q0 p0 1 2.5 dense\nq0 Q0 a%20b 2 1 dense\nq1 Q0 p2 1 0.25 dense\n"
     )
     assert read_run(tmp_path / "dense.trec") == {"q0": ranked[0], "q1": ranked[1]}
+
+
+def test_a_ranking_is_compared_with_what_ir_measures_gives(tmp_path):
+    ranked = [[("p1", 2.0), ("p0", 1.0)], [], [("p2", 1.0)]]
+    wanted = [0.5, 0.0, 1.0]
+
+    def rate(question, record):
+        return {"id": question.id, "mrr": record["mrr"]}
+
+    def give_ranks(values):
+        return lambda: [{"mrr": value} for value in values]
+
+    method = Method("dense", give_ranks(wanted), lambda: ranked, {"mrr": "RR"})
+    compare([method], QUESTIONS, rate, tmp_path)
+    method = Method("dense", give_ranks([0.5, 1.0, 1.0]), lambda: ranked, {"mrr": "RR"})
+    with pytest.raises(RagJaxError, match="dense.trec: question 'q1': mrr is 1, but"):
+        compare([method], QUESTIONS, rate, tmp_path)
 
 
 def test_seconds_are_each_records_share_of_its_batch(tmp_path, monkeypatch):

@@ -1,10 +1,12 @@
 """The report: its files, its tables, and what must not get into the page."""
 
+import json
 import re
 from html.parser import HTMLParser
 
 import pytest
 
+from rag_jax.evaluation.pairs import compare_rows
 from rag_jax.evaluation.report import write_report
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
@@ -25,6 +27,12 @@ METHODS = {
         "auroc": 0.6,
     },
 }
+
+
+def read_json_value(value):
+    return json.loads(json.dumps(value))
+
+
 STAGES = [
     {"name": "label", "seconds": 61.23, "compile_seconds": 9.5, "reused": True},
     {"name": "<b>&", "seconds": 0.0, "compile_seconds": 0.0, "reused": False},
@@ -81,6 +89,28 @@ def test_table(tmp_path, capsys):
         "<b>&       0.0        0.0\n"
         "total     61.2        9.5\n"
     )
+
+
+def test_the_paired_comparison_is_in_every_form(tmp_path, capsys):
+    answered = {
+        "direct": [{"id": str(i), "correct": float(i % 2)} for i in range(20)],
+        "srrag": [{"id": str(i), "correct": float(i > 4)} for i in range(20)],
+    }
+    paired = compare_rows(answered, "srrag", {"accuracy": "correct"})
+    report = write(tmp_path, paired=paired)
+    assert read_json(tmp_path / "report.json")["paired"] == read_json_value(report["paired"])
+    title, rest = capsys.readouterr().out.split("\n\n", 1)[1].split("\n\n", 1)
+    assert title.startswith("Differences on the same questions: paired bootstrap, and McNemar's")
+    head, _, row = rest.split("\n")[:3]
+    wanted = ["against srrag", "score", "difference", "95 % interval", "better", "worse", "p"]
+    assert re.split(r"\s{2,}", head) == [*wanted, "test"]
+    low, high = paired["rows"]["direct"]["accuracy"]["ci95"]
+    interval = f"{low:+.3f} to {high:+.3f}"
+    numbers = ["direct", "accuracy", "-0.250", interval, "2", "7", "0.180", "McNemar"]
+    assert re.split(r"\s{2,}", row) == numbers
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "".join(f"<td>{number}</td>" for number in numbers) in page
+    assert "<h2>Differences on the same questions" in page
 
 
 def test_page_is_whole_and_escaped(tmp_path):

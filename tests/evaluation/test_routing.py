@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag_jax.evaluation.routing import analyse_choices
+from rag_jax.evaluation.routing import analyse, analyse_choices, list_tables
 
 
 class Source(NamedTuple):
@@ -106,3 +106,40 @@ def test_several_indexes_are_searched_by_their_scores():
         (0.6, 0.5, 0.5),
         (None, 1, 0.5),
     ]
+
+
+def test_trivial_routers_are_in_the_table_of_choices():
+    """Verbalising is right where no search is better, a search where it is the best of them."""
+    correct = [[1, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0], [0, 1, 1]]
+
+    def take(numbers):
+        shared = {"scores": [0.5, 0.3, 0.2], "popularity": None, "cut_off": False}
+        return [
+            shared
+            | {"number": number, "correct_by_source": right, "correct": float(right[number])}
+            | {"retrieved": float(number > 0), "fell_back": False}
+            for number, right in zip(numbers, correct, strict=True)
+        ]
+
+    predictions = {
+        "direct": [],
+        "verbalise": take([0] * 5),
+        "retrieve": take([1, 2, 1, 2, 1]),
+        "retrieve_Wiki": take([1] * 5),
+        "retrieve_Other": take([2] * 5),
+        "srrag": take([0, 1, 2, 0, 1]),
+    }
+    shares = {"share": dict.fromkeys(("Self", "Wiki", "Other"), 1 / 3), "flipped_by_verbalising": 0}
+    labels = shares | {"share_closed_book": shares["share"]}
+    routing = analyse(predictions, THREE)
+    tables = list_tables(routing, labels, shares, predictions, THREE)
+    table = next(rows for title, rows in tables.items() if title.startswith("Choice of"))
+    assert {len(row) for row in table} == {8}
+    assert {row[0]: row[1] for row in table[1:]} == {
+        "srrag": 1.0,
+        "always verbalise": pytest.approx(2 / 5),
+        "always retrieve": pytest.approx(1 / 5),
+        "always retrieve_Wiki": pytest.approx(2 / 5),
+        "always retrieve_Other": pytest.approx(2 / 5),
+    }
+    assert all(row[2:] == ["-"] * 6 for row in table[2:])

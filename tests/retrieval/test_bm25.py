@@ -46,13 +46,15 @@ def score_slowly(texts, question, k1=1.5, b=0.75):
 
 def check_search(texts, questions, k):
     scores, rows = BM25.build(texts).search(questions, k)
-    assert scores.shape == rows.shape == (len(questions), k)
-    assert (scores.dtype, rows.dtype) == (np.float32, np.int32)
+    assert len(scores) == len(rows) == len(questions)
     for i, question in enumerate(questions):
         wanted = score_slowly(texts, question)
+        count = min(k, int((wanted > 0).sum()))  # a passage that shares no word is no hit
+        assert scores[i].shape == rows[i].shape == (count,)
+        assert (scores[i].dtype, rows[i].dtype) == (np.float32, np.int32)
         np.testing.assert_allclose(scores[i], wanted[rows[i]], rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(scores[i], np.sort(wanted)[::-1][:k], rtol=1e-5, atol=1e-6)
-        assert len(set(rows[i].tolist())) == k
+        np.testing.assert_allclose(scores[i], np.sort(wanted)[::-1][:count], rtol=1e-5, atol=1e-6)
+        assert len(set(rows[i].tolist())) == count
         falls = np.diff(scores[i]) < 0
         assert (falls | ((np.diff(scores[i]) == 0) & (np.diff(rows[i]) > 0))).all()
 
@@ -115,21 +117,22 @@ def test_words(text, words):
 def test_marks_and_case_do_not_hide_a_passage():
     index = BM25.build(TEXTS)
     for question, row in [("besancon", 2), ("BEYONCÉ", 2), ("서울은", 1), ("ירושלים", 3)]:
-        assert index.search([question], 1)[1].tolist() == [[row]]
+        assert index.search([question], 1)[1][0].tolist() == [row]
 
 
-def test_fewer_matches_than_k():
-    scores, rows = BM25.build(["a", "b", "c", "b"]).search(["b", "nothing", "!"], 4)
-    np.testing.assert_array_equal(rows, [[1, 3, 0, 2], [0, 1, 2, 3], [0, 1, 2, 3]])
-    np.testing.assert_array_equal(scores[1:], 0)
-    assert scores[0, 0] == scores[0, 1] > 0
+def test_a_passage_without_a_word_in_common_is_no_hit():
+    scores, rows = BM25.build(["a", "b", "c", "b"]).search(["b", "nothing", "!", "c b"], 4)
+    assert [found.tolist() for found in rows] == [[1, 3], [], [], [2, 1, 3]]
+    assert scores[0][0] == scores[0][1] > 0
+    assert [len(found) for found in scores] == [2, 0, 0, 3]
 
 
 def test_many_ties_come_in_row_order():
     texts = ["x", "y"] * 3_000
     rows = BM25.build(texts).search(["x"], 4_000)[1]
-    np.testing.assert_array_equal(rows[0, :3_000], np.arange(0, 6_000, 2))
-    np.testing.assert_array_equal(rows[0, 3_000:], np.arange(1, 2_001, 2))
+    np.testing.assert_array_equal(rows[0], np.arange(0, 6_000, 2))
+    rows = BM25.build(texts).search(["x"], 2_000)[1]
+    np.testing.assert_array_equal(rows[0], np.arange(0, 4_000, 2))
 
 
 def test_save_and_load(tmp_path):
@@ -138,7 +141,8 @@ def test_save_and_load(tmp_path):
     loaded = BM25.load(tmp_path / "bm25")
     assert loaded.size == len(TEXTS)
     for ours, theirs in zip(index.search(questions, 5), loaded.search(questions, 5), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(one, other)
     assert not list((tmp_path / "bm25").glob("*.pkl"))
     for path in (tmp_path / "bm25").glob("*.npy"):
         np.load(path, allow_pickle=False)
@@ -159,8 +163,7 @@ def test_the_same_texts_give_the_same_files(tmp_path):
 def test_a_corpus_without_words_survives_saving(tmp_path):
     BM25.build(["", "!"]).save(tmp_path / "bm25")
     scores, rows = BM25.load(tmp_path / "bm25").search(["", "a"], 2)
-    np.testing.assert_array_equal(scores, np.zeros((2, 2)))
-    np.testing.assert_array_equal(rows, [[0, 1], [0, 1]])
+    assert [found.tolist() for found in (*scores, *rows)] == [[], [], [], []]
 
 
 @pytest.mark.parametrize(

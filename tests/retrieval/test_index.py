@@ -530,3 +530,45 @@ def test_adding_or_removing_nothing_changes_nothing():
     for same in (index.add(np.zeros((0, 4)), ids=[]), index.remove([])):
         np.testing.assert_array_equal(same.embeddings, index.embeddings)
         assert same.ids == index.ids
+
+
+@needs_scann
+@pytest.mark.parametrize("times", [1, 10, 1_000])
+@pytest.mark.parametrize("count", [1, 20])
+def test_a_few_long_rows_take_nothing_from_scanns_recall(
+    small_thresholds, tmp_path, times, count, caplog
+):
+    """One row that is 1,000 times as long as the others left hashing a recall of 0.06."""
+    small_thresholds(1_000, 10_000)
+    embeddings, queries = make_clusters(5_000, 32), make_clusters(60, 32, seed=1)
+    embeddings[7 : 7 + count] *= times
+    expected = search_slowly(embeddings, queries, 10)
+    index = Index.build(embeddings, backend="scann", encoder="e")
+    index.save(tmp_path / "index")
+    loaded = Index.load(tmp_path / "index", encoder="e")
+    np.testing.assert_array_equal(loaded.embeddings, embeddings)
+    for searched in (index, loaded):
+        scores, rows = searched.search(queries, 10)
+        assert {len(set(found)) for found in rows.tolist()} == {10}
+        found = [len(set(a) & set(b)) for a, b in zip(rows, expected[1], strict=True)]
+        assert np.mean(found) / 10 > 0.9
+        wanted = np.einsum("qd,qkd->qk", queries, embeddings[rows])
+        np.testing.assert_allclose(scores, wanted, rtol=1e-5, atol=1e-5)
+        long = (rows >= 7) & (rows < 7 + count)
+        assert long.any() or times == 1
+    assert caplog.text == ""
+
+
+@needs_scann
+def test_many_long_rows_are_warned_of(small_thresholds, caplog):
+    small_thresholds(1_000, 10_000)
+    embeddings = make_clusters(2_000, 8)
+    embeddings[:300] *= 100
+    Index.build(embeddings, backend="scann", encoder="e")
+    assert "300 of 2000 embeddings are over 3 times as long as the median" in caplog.text
+    caplog.clear()
+    # Rows without a length do not make all others long.
+    embeddings = make_clusters(2_000, 8)
+    embeddings[300:] = 0
+    Index.build(embeddings, backend="scann", encoder="e")
+    assert caplog.text == ""

@@ -15,6 +15,7 @@ from rag_jax.models.io.fetch import fetch_wheel
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json
 from rag_jax.runtime.manifest import hash_file
+from rag_jax.runtime.paths import expand_path
 
 _MANIFEST = "files.json"
 # The files that define a model. Other files in the folder have no influence on the model.
@@ -76,7 +77,7 @@ def resolve(name_or_path: str | Path) -> Path:
     Raises:
         RagJaxError: the model does not exist or cannot be downloaded, or cached files are damaged.
     """
-    path = Path(name_or_path).expanduser()
+    path = expand_path(name_or_path)
     if path.is_dir():
         return path
     if path.is_file() and path.suffix == ".gguf":
@@ -101,8 +102,20 @@ def fingerprint(folder: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """The cache of downloaded weights: `$RAG_JAX_CACHE`, by default `~/.cache/rag_jax`."""
-    return Path(os.environ.get("RAG_JAX_CACHE") or "~/.cache/rag_jax").expanduser()
+    """The cache of downloaded weights: `$RAG_JAX_CACHE`, by default `~/.cache/rag_jax`.
+
+    Raises:
+        RagJaxError: no home folder is known.
+    """
+    if folder := os.environ.get("RAG_JAX_CACHE"):
+        return expand_path(folder)
+    try:
+        return Path("~/.cache/rag_jax").expanduser()
+    except RuntimeError:  # a user without an entry in the password file, and no $HOME
+        raise RagJaxError(
+            "no home folder is known for downloaded models: set RAG_JAX_CACHE to a writable folder "
+            "with free space"
+        ) from None
 
 
 def _resolve_known(name: str, wheel: Wheel) -> Path:

@@ -13,6 +13,7 @@ from rag_jax.models.io.load import Pretrained
 from rag_jax.models.io.weights import Slot, get_leaf, list_slots
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import replace_folder, write_json
+from rag_jax.runtime.paths import expand_path
 
 # The files of a model folder, which `save` may delete.
 _REPLACEABLE = ("*.safetensors", "*.json", "*.jinja")
@@ -35,7 +36,7 @@ def save(
         RagJaxError: the parameters contradict the config, or `path` holds other files.
         OSError: the disk is full or not writable.
     """
-    folder = Path(path).expanduser().absolute()
+    folder = expand_path(path).absolute()
     slots = list_slots(pretrained.config)
     _check_params(pretrained.params, slots)
     check_replaceable(folder, _REPLACEABLE, "a model")

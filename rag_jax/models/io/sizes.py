@@ -1,7 +1,6 @@
 """Sizes of published models, copied from each `config.json`, for planning without weights."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from rag_jax.models.nn.bart import BartConfig
 from rag_jax.models.nn.bert import BertConfig
 from rag_jax.models.nn.decoder import DecoderConfig
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.paths import expand_path
 
 _BERT_BASE = BertConfig(
     vocab_size=30522,
@@ -97,7 +97,7 @@ def find_sizes(name_or_path: str) -> Config:
     """
     if name_or_path in _SIZES:
         return _SIZES[name_or_path]
-    if (path := Path(name_or_path) / "config.json").is_file():
+    if (path := expand_path(name_or_path) / "config.json").is_file():
         return read_config(path)
     raise RagJaxError(
         f"the sizes of {name_or_path!r} are not known: give a folder with its config.json, or one "

@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 
 from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Question
+from rag_jax.evaluation.rankings import rank_hits
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.ask import Ask, Facts, name_passage, read_corpus
 from rag_jax.pipeline.runner import open_stages
@@ -40,7 +42,8 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
 def _answer(
     session: Session, encoder: Pretrained, index: Index, passages: Sequence[Passage], question: str
 ) -> Iterator[Facts]:
-    k = min(_SHOWN, index.size)
+    k = min(session.config.depth, index.size)
     (found,) = list_ranked(*index.search(session.encode(encoder, [question]), k))
-    shown = [(f"{score:.3f}", name_passage(passages[row])) for row, score in found]
+    ranked = rank_hits(Question("", question, (), {}), found, lambda row: passages[row].id)
+    shown = [(f"{score:.3f}", name_passage(passages[row])) for row, score in ranked[:_SHOWN]]
     yield Facts("passages found", shown)

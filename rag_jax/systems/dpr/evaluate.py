@@ -1,6 +1,7 @@
 """The comparison of rankings: by BM25, by the encoders before training and by the trained ones."""
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.evaluation.compare import Method, Record, compare, describe_question, mean_numbers
-from rag_jax.evaluation.rankings import answer_hits, ndcg, recall, reciprocal_rank
+from rag_jax.evaluation.rankings import answer_hits, ndcg, rank_hits, recall, reciprocal_rank
 from rag_jax.pipeline.runner import ReportSpec
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval import BM25, Index, make_text
@@ -22,14 +23,23 @@ METHODS = ("bm25", "untrained", "trained")
 DEPTHS = (1, 5, 20)
 RECALL_DEPTH, NDCG_DEPTH = 100, 10
 _HITS = [f"{name}@{k}" for name in ("answer", "passage") for k in DEPTHS]
+get_id = attrgetter("id")
 COLUMNS = ("n", *_HITS, "mrr", f"ndcg@{NDCG_DEPTH}", f"recall@{RECALL_DEPTH}")
+# The scores that the report compares question by question.
+COMPARED = {name: name for name in ("answer@1", "answer@20", "mrr", f"ndcg@{NDCG_DEPTH}")}
+# ir_measures' names of the numbers that rate a ranking.
+MEASURES = {f"passage@{k}": f"Success@{k}" for k in DEPTHS} | {
+    "mrr": "RR",
+    f"ndcg@{NDCG_DEPTH}": f"nDCG@{NDCG_DEPTH}",
+    f"recall@{RECALL_DEPTH}": f"R@{RECALL_DEPTH}",
+}
 _SHOWN = 5  # passages of a ranking that a record names
 
 
 def describe_report(config: DPRConfig) -> ReportSpec:
     """What the report shows: a row for each ranking."""
     methods = dict.fromkeys(METHODS, "evaluate")
-    return ReportSpec(config.encoder.name, methods, COLUMNS, summarize)
+    return ReportSpec(config.encoder.name, methods, COLUMNS, summarize, "trained", COMPARED)
 
 
 def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -48,25 +58,27 @@ def run_evaluation(
     depth: int,
 ) -> None:
     """Ranks passages for every question by BM25 and by both pairs of encoders."""
-    depth = min(depth, len(passages))
+    wide = min(depth + 1, len(passages))  # one of them may be the question itself
     asked = [question.question for question in questions]
 
     def rank(encoders: Encoders, stage: str) -> Ranking:
         encoder = encoders.passage.fingerprint
         index = Index.load(context.path(stage, "index"), encoder=encoder)
-        return rank_passages(encoders, index, questions, encode, depth=depth)
+        return rank_passages(encoders, index, questions, encode, depth=wide)
 
     rankings = {
-        "bm25": BM25.build(map(make_text, passages)).search(asked, depth),
+        "bm25": BM25.build(map(make_text, passages)).search(asked, wide),
         "untrained": rank(untrained, "untrained"),
         "trained": rank(load_trained(context.path("train", "")), "trained"),
     }
     methods = []
     for name, ranking in rankings.items():
-        found = [[(passages[row], score) for row, score in r] for r in list_ranked(*ranking)]
-        ranked = [[(passage.id, score) for passage, score in pairs] for pairs in found]
-        records = [{"found": pairs} for pairs in found]
-        methods.append(Method(name, lambda r=records: r, lambda r=ranked: r))
+        read = [[(passages[row], score) for row, score in r] for r in list_ranked(*ranking)]
+        pairs = zip(questions, read, strict=True)
+        found = [rank_hits(question, hits, get_id, depth=depth) for question, hits in pairs]
+        ranked = [[(passage.id, score) for passage, score in hits] for hits in found]
+        records = [{"found": hits} for hits in found]
+        methods.append(Method(name, lambda r=records: r, lambda r=ranked: r, MEASURES))
     compare(methods, questions, score_ranking, context.folder)
 
 
@@ -79,7 +91,7 @@ def score_ranking(question: Question, record: Record) -> Record:
     Args:
         record: "found", the passages and their scores, best first.
     """
-    found = record["found"]
+    found = rank_hits(question, record["found"], get_id)
     ids = [passage.id for passage, _ in found]
     shown = found[:_SHOWN]
     record = describe_question(question) | {

@@ -39,7 +39,8 @@ def describe_report(config: PRAGConfig) -> ReportSpec:
     ablations = [name for name in list_variants(config) if name != "encode"]
     methods = dict.fromkeys([*METHODS, *ablations], "evaluate")
     summarize = partial(summarize_answers, names=COLUMNS[1:-1], main="exact_match")
-    return ReportSpec(config.model.name, methods, COLUMNS, summarize, _make_tables)
+    paired = "parametric", {name: name for name in ("exact_match", "f1")}
+    return ReportSpec(config.model.name, methods, COLUMNS, summarize, *paired, _make_tables)
 
 
 def _make_tables(

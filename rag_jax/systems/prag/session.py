@@ -17,7 +17,6 @@ from rag_jax.systems import session
 from rag_jax.systems.prag.config import PRAGConfig
 from rag_jax.systems.prag.data import Format, Variant, list_variants
 from rag_jax.systems.prag.infer import Engine, Search
-from rag_jax.systems.stages import list_ranked
 from rag_jax.training.trainable import init_trained
 
 
@@ -74,10 +73,10 @@ class Session(session.Session):
 
         def search(questions: Sequence[str]) -> list[list[Passage]]:
             if c.by == "bm25":
-                found = list_ranked(*words.search(questions, k))
-                return [[passages[row] for row, score in pairs if score > 0] for pairs in found]
-            _, rows = index.search(self.encode(encoder, questions), k)
-            return [[passages[row] for row in found] for found in rows.tolist()]
+                _, rows = words.search(questions, k)
+            else:
+                _, rows = index.search(self.encode(encoder, questions), k)
+            return [[passages[row] for row in found.tolist()] for found in rows]
 
         return search
 

@@ -173,9 +173,13 @@ def make_examples(
 
 def pick_passages(
     passages: Sequence[Passage], rows: Int[np.ndarray, "N K"]
-) -> list[list[PassageText]]:
-    """Titles and texts of the passages in some rows of a corpus."""
-    return [[(passages[row].title, passages[row].text) for row in found] for found in rows.tolist()]
+) -> list[list[PassageText | None]]:
+    """Titles and texts of the passages in some rows of a corpus; None for row -1, no passage."""
+
+    def pick(row: int) -> PassageText | None:
+        return None if row < 0 else (passages[row].title, passages[row].text)
+
+    return [[pick(row) for row in found] for found in rows.tolist()]
 
 
 def pack_inputs(

@@ -14,6 +14,7 @@ from rag_jax.evaluation.answers import bleu_1, exact_match, f1, rouge_l
 from rag_jax.evaluation.compare import Method, Record, compare, describe_question, summarize_answers
 from rag_jax.evaluation.rankings import answer_hits
 from rag_jax.models import Pretrained
+from rag_jax.models.nn.layers import MASKED
 from rag_jax.pipeline.runner import ReportSpec
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval import BM25, Index, make_text
@@ -34,7 +35,10 @@ _TOGETHER = 32  # questions of a piece on disk
 
 
 class Ranking(NamedTuple):
-    """The passages found for every question, best first, and their logits of `p(z|x)`."""
+    """The passages found for every question, best first, and their logits of `p(z|x)`.
+
+    Places without a passage have row -1.
+    """
 
     scores: Float[np.ndarray, "N k"]
     rows: Int[np.ndarray, "N k"]
@@ -54,7 +58,10 @@ def describe_report(config: RAGConfig) -> ReportSpec:
 
     columns = ("n", *SCORES[task], *hits, "seconds_per_question")
     methods, numbers = dict.fromkeys(names, "evaluate"), partial(summarize, task=task)
-    return ReportSpec(config.generator.name, methods, columns, numbers, make_tables)
+    reference = "joint" if task == "classification" else choose_way(config)
+    # BLEU is of all answers together and has no question's score.
+    paired = reference, {name: name for name in SCORES[task] if name != "bleu_1"}
+    return ReportSpec(config.generator.name, methods, columns, numbers, *paired, make_tables)
 
 
 def summarize(rows: Sequence[Record], task: str) -> dict[str, Any]:
@@ -65,6 +72,24 @@ def summarize(rows: Sequence[Record], task: str) -> dict[str, Any]:
     answers = [row["answers"] for row in rows]
     bleu = bleu_1([row["prediction"] for row in rows], answers)
     return summarize_answers(rows, names, main=None) | {"bleu_1": bleu}
+
+
+def pad_hits(
+    scores: Sequence[Float[np.ndarray, "n"]], rows: Sequence[Int[np.ndarray, "n"]], k: int
+) -> Ranking:
+    """A ranking of exactly `k` places from at most `k` hits for each question.
+
+    Places without a hit have no probability; where nothing was found, the first place has all of
+    it, and the question is answered without a passage.
+    """
+    ranking = Ranking(
+        np.full((len(rows), k), MASKED, np.float32), np.full((len(rows), k), -1, np.int32)
+    )
+    for i, (found, worth) in enumerate(zip(rows, scores, strict=True)):
+        ranking.rows[i, : len(found)], ranking.scores[i, : len(found)] = found, worth
+        if not len(found):
+            ranking.scores[i, 0] = 0
+    return ranking
 
 
 def choose_way(config: RAGConfig) -> Way:
@@ -115,7 +140,7 @@ def run_evaluation(
     final, _ = open_final_index(context, trained["joint"])
     rankings = {
         None: None,
-        "bm25": Ranking(*BM25.build(map(make_text, passages)).search(asked, depth)),
+        "bm25": pad_hits(*BM25.build(map(make_text, passages)).search(asked, depth), depth),
         "frozen": search(load_index(context.path("index", "index")), "frozen"),
         "joint": search(final, "joint"),
     }
@@ -129,7 +154,7 @@ def run_evaluation(
                 {
                     "prediction": answer["answers"][way],
                     "seconds": answer["seconds"],
-                    "found": pairs and [(passages[row], score) for row, score in pairs],
+                    "found": pairs and [(passages[row], score) for row, score in pairs if row >= 0],
                 }
                 for answer, pairs in zip(answers, ranked, strict=True)
             ]

@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Question
+from rag_jax.evaluation.rankings import rank_hits
 from rag_jax.pipeline.ask import Ask, Facts, Note, Piece, check_length, name_passage
 from rag_jax.pipeline.runner import open_stages
 from rag_jax.runtime.errors import RagJaxError
@@ -44,10 +46,11 @@ def _answer(engine: Engine, question: str) -> Iterator[Facts | Piece | Note]:
     check_length(len(format.encode_question(question)), engine.model.config.max_length - after)
     ((groups, answer),) = engine.retrieve([question])
     rejected = {row: c.reject for group in groups for c in group for row in c.rows}
-    ranked = rank(groups, score(groups, settings))[:_SHOWN]
+    found = rank(groups, score(groups, settings))
+    ranked = rank_hits(Question("", question, (), {}), found, lambda row: engine.passages[row].id)
     shown = [
         (f"{value:.3f}", f"{rejected[row]:.3f}", name_passage(engine.passages[row]))
-        for row, value in ranked
+        for row, value in ranked[:_SHOWN]
     ]
     yield Facts("passages written", [("score", "rejected", ""), *shown])
     yield Piece("answer", answer)

@@ -18,7 +18,7 @@ from rag_jax.evaluation.compare import (
     summarize_answers,
     timed,
 )
-from rag_jax.evaluation.rankings import recall, reciprocal_rank
+from rag_jax.evaluation.rankings import rank_hits, recall, reciprocal_rank
 from rag_jax.pipeline.runner import ReportSpec
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval import BM25, Index, list_texts
@@ -33,6 +33,10 @@ ABLATIONS = ("without_indexing", "without_titles")
 _PASSAGES = ("hits@1", "hits@5", "mrr@5")
 _DOCUMENTS = ("document_recall@1", "document_recall@10", "document_mrr@100")
 COLUMNS = ("n", *_PASSAGES, *_DOCUMENTS, "exact_match", "f1", "seconds_per_question")
+# The scores that the report compares question by question.
+COMPARED = ("hits@1", "mrr@5", "exact_match")
+# ir_measures' names of the numbers that rate a ranking.
+MEASURES = {"hits@1": "Success@1", "hits@5": "Success@5", "mrr@5": "RR@5"}
 _DEPTH = 100
 _TOGETHER = 16  # questions of a piece on disk
 
@@ -41,7 +45,8 @@ def describe_report(config: SelfRetrievalConfig) -> ReportSpec:
     """What the report shows: a row for each retriever and each ablation."""
     methods = dict.fromkeys((*METHODS, *ABLATIONS) if config.ablations else METHODS, "evaluate")
     summarize = partial(summarize_answers, names=COLUMNS[1:-1], main="hits@1")
-    return ReportSpec(config.model.name, methods, COLUMNS, summarize)
+    paired = "self_retrieval", {name: name for name in COMPARED}
+    return ReportSpec(config.model.name, methods, COLUMNS, summarize, *paired)
 
 
 def rank(groups: Sequence[Sequence[Candidate]], scores: Sequence[Sequence[float]]) -> Ranked:
@@ -76,25 +81,31 @@ def run_evaluation(
     found = _retrieve(context, engine, asked, "self_retrieval")
     candidates = [_read_groups(record) for record in found]
     rankings["without_assessment"] = [rank(g, score_unassessed(g, search)) for g in candidates]
+    order = partial(_order, questions=questions, passages=passages)
+    rankings = {name: order(ranked) for name, ranked in rankings.items()}
     answers = _answer_first(context, engine, asked, rankings)
     # Other retrievers' searches are not timed.
     searching = {"without_assessment": [record["seconds"] for record in found]}
 
     def list_answers(name: str) -> list[Record]:
         seconds = searching.get(name, [0.0] * len(asked))
-        firsts = [answers[i, ranked[0][0]] for i, ranked in enumerate(rankings[name])]
+        nothing = {"answer": "", "seconds": 0.0}  # no passage to answer from
+        firsts = [
+            answers[i, ranked[0][0]] if ranked else nothing
+            for i, ranked in enumerate(rankings[name])
+        ]
         return [
             {"ranked": r, "prediction": first["answer"], "seconds": s + first["seconds"]}
             for r, first, s in zip(rankings[name], firsts, seconds, strict=True)
         ]
 
-    methods = {"self_retrieval": _score_found(found, search)}
+    methods = {"self_retrieval": _score_found(found, search, order)}
     for name, titled in zip(ABLATIONS, (True, False), strict=True) if ablations else ():
         variant = replace(open_engine(context, name, titled=titled), width=width)
-        methods[name] = _score_found(_retrieve(context, variant, asked, name), search)
+        methods[name] = _score_found(_retrieve(context, variant, asked, name), search, order)
     methods |= {name: list_answers(name) for name in rankings}
     named = [
-        Method(name, lambda r=records: r, partial(_name_passages, records, passages))
+        Method(name, lambda r=records: r, partial(_name_passages, records, passages), MEASURES)
         for name, records in methods.items()
     ]
     compare(named, questions, partial(grade, passages=passages), context.folder)
@@ -128,6 +139,14 @@ def grade(question: Question, record: Record, *, passages: Sequence[Passage]) ->
     }
 
 
+def _order(
+    rankings: Sequence[Ranked], *, questions: Sequence[Question], passages: Sequence[Passage]
+) -> list[Ranked]:
+    """The rankings in trec_eval's order, without passages that are the question itself."""
+    pairs = zip(questions, rankings, strict=True)
+    return [rank_hits(q, hits, lambda row: passages[row].id, depth=_DEPTH) for q, hits in pairs]
+
+
 def _name_passages(
     records: Sequence[Record], passages: Sequence[Passage]
 ) -> list[list[tuple[str, float]]]:
@@ -142,7 +161,8 @@ def _rank_by_others(
     encode: Callable[..., np.ndarray],
 ) -> dict[str, list[Ranked]]:
     """The rankings by BM25 and by the dense encoder, before and after training."""
-    depth, texts = min(_DEPTH, len(passages)), list_texts(passages)
+    depth = min(_DEPTH + 1, len(passages))  # one of them may be the question itself
+    texts = list_texts(passages)
     found = {"bm25": BM25.build(texts).search(asked, depth)}
     folders = {"dense": None, "dense_tuned": context.path("dense_tuned", "encoder")}
     for name, folder in folders.items():
@@ -168,9 +188,13 @@ def _read_groups(record: Record) -> list[list[Candidate]]:
     return [[Candidate(*candidate) for candidate in group] for group in record["groups"]]
 
 
-def _score_found(found: Sequence[Record], search: SearchConfig) -> list[Record]:
+def _score_found(
+    found: Sequence[Record],
+    search: SearchConfig,
+    order: Callable[[Sequence[Ranked]], list[Ranked]],
+) -> list[Record]:
     """The records of a method that retrieves, assesses and answers."""
-    ranked = (rank(groups, score(groups, search)) for groups in map(_read_groups, found))
+    ranked = order([rank(groups, score(groups, search)) for groups in map(_read_groups, found)])
     return [
         {"ranked": r, "prediction": record["answer"], "seconds": record["seconds"]}
         for r, record in zip(ranked, found, strict=True)
@@ -184,7 +208,9 @@ def _answer_first(
     rankings: Mapping[str, Sequence[Ranked]],
 ) -> dict[tuple[int, int], Record]:
     """Answers by the question's number and the first passage's row, which methods may share."""
-    pairs = sorted({(i, found[0][0]) for rows in rankings.values() for i, found in enumerate(rows)})
+    pairs = sorted(
+        {(i, found[0][0]) for rows in rankings.values() for i, found in enumerate(rows) if found}
+    )
 
     def run(batch: Sequence[tuple[int, int]]) -> list[Record]:
         rows = [row for _, row in batch]

@@ -68,7 +68,8 @@ def describe_report(config: SRRAGConfig, finished: Path | None = None) -> Report
         raw = [f"raw_retrieve_{name}" for name in several] or ["raw_retrieve"]
         selective = ("selective", "selective_retrieve")
         methods |= dict.fromkeys(["raw_verbalise", *raw, *selective, *ABLATIONS], "compare")
-    return ReportSpec(config.model.name, methods, COLUMNS, summarize, describe_routing)
+    paired = "srrag", {"accuracy": "correct"}
+    return ReportSpec(config.model.name, methods, COLUMNS, summarize, *paired, describe_routing)
 
 
 def summarize(rows: Sequence[Record]) -> dict[str, Any]:

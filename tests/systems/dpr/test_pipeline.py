@@ -81,12 +81,17 @@ def test_rankings_as_others_score_them(finished):
     qrels = {question["id"]: question["relevant"] for question in questions}
     names = {RR: "mrr", nDCG @ 10: "ndcg@10", R @ 100: "recall@100", Success @ 5: "passage@5"}
     for method, numbers in report["methods"].items():
-        run = {}
-        for line in (workdir / f"{method}.trec").read_text("utf-8").splitlines():
-            question, _, passage, rank, _, name = line.split()
-            assert name == method
-            run.setdefault(question, {})[passage] = -float(rank)
-        scored = ir_measures.calc_aggregate(list(names), qrels, run)
+        path = workdir / f"{method}.trec"
+        lines = [line.split() for line in path.read_text("utf-8").splitlines()]
+        assert {line[5] for line in lines} == {method}
+        ranks = {}
+        for question, _, passage, rank, *_ in lines:
+            ranks.setdefault(question, {})[passage] = -float(rank)
+        # By the scores, as every tool ranks, and by the ranks.
+        scored = ir_measures.calc_aggregate(list(names), qrels, ranks)
+        assert scored == ir_measures.calc_aggregate(
+            list(names), qrels, ir_measures.read_trec_run(str(path))
+        )
         for measure, name in names.items():
             assert scored[measure] == pytest.approx(numbers[name], abs=1e-9), (method, name)
 
@@ -122,6 +127,9 @@ def test_choosing_negatives():
     ranked = np.asarray([1, 0, 4, 3, 2])
     assert choose_negatives(question, ranked, passages, count=5) == [4, 2]
     assert choose_negatives(question, ranked, passages, count=1) == [4]
+    # A question that is itself a passage is no negative of its own.
+    argument = Question("4", "more", (), {"1": 1})
+    assert choose_negatives(argument, ranked, passages, count=5) == [0, 3, 2]
 
 
 def test_trained_encoders_are_models(finished):

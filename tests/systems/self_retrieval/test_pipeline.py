@@ -149,11 +149,7 @@ def test_rankings_as_others_score_them(finished):
     qrels = {question["id"]: question["relevant"] for question in questions}
     names = {Success @ 1: "hits@1", Success @ 5: "hits@5", RR @ 5: "mrr@5"}
     for method, numbers in report["methods"].items():
-        run = {}
-        for line in (workdir / f"{method}.trec").read_text("utf-8").splitlines():
-            question, _, passage, rank, _, name = line.split()
-            assert name == method
-            run.setdefault(question, {})[passage] = -float(rank)
+        run = list(ir_measures.read_trec_run(str(workdir / f"{method}.trec")))
         scored = ir_measures.calc_aggregate(list(names), qrels, run)
         for measure, name in names.items():
             assert scored[measure] == pytest.approx(numbers[name], abs=1e-9), (method, name)

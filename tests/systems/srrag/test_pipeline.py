@@ -61,9 +61,17 @@ def test_report(finished, make_config):
         "methods",
         "tables",
         "analysis",
+        "paired",
         "stages",
         "environment",
     }
+    assert report["paired"]["reference"] == "srrag"
+    assert list(report["paired"]["rows"]) == [name for name in METHODS if name != "srrag"]
+    for method, scores in report["paired"]["rows"].items():
+        difference = report["methods"][method]["accuracy"] - report["methods"]["srrag"]["accuracy"]
+        assert scores["accuracy"]["difference"] == pytest.approx(difference)
+    (choice,) = (rows for title, rows in report["tables"].items() if title.startswith("Choice"))
+    assert {"always verbalise", "always retrieve"} <= {row[0] for row in choice}
     assert report["system"] == "srrag"
     assert report["model"] == make_config().model.name
     assert report["dataset"] == "gazetteer, test questions"

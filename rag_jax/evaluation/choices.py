@@ -1,0 +1,128 @@
+"""The choice that a free text names, for questions with several choices."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from rag_jax.evaluation.texts import normalize_answer
+
+# What may follow "A" as a label; before any other word, "A" is the article.
+_AFTER_LABEL = (
+    "is|was|isn't|because|since|as|and|or|but|would|will|must|should|could|can|may|might|seems"
+)
+_RIGHT = r"(?:the\s+|my\s+)?(?:most\s+)?(?:correct|right|best|accurate|likely|answer|final answer)"
+_CALLED = (
+    r"(?i:answer|option|choice|boxed)(?i:\s+to\s+(?:this|the)\s+question)?"
+    r"(?i:\s+(?:is|was|(?:would|should|must|can only)\s+be|seems\s+to\s+be))?"
+    r"(?i:\s+(?:probably|likely|most likely|clearly|definitely|therefore|thus))?"
+)
+_NEGATED_BEFORE = re.compile(
+    r"(?i)(?:\bnot|n['\u2019]t|\bcannot|\bnever|\bnor|\bneither|\bno\s+longer)\s+"
+    r"(?:(?:be|the|an?|answer|option|choice|really|entirely|completely|strictly|quite|exactly|"
+    r"necessarily|actually|always|at\s+all)\s+|"
+    r"(?:think|believe|accurate|correct|right|case)\s+(?:\w+\s+){0,6}?is\s+)*[\"'(*\u201c\u2018]*$"
+)
+_NEGATED_AFTER = re.compile(
+    r"(?i)[\"')*\u201d\u2019.]*[^\S\n]+(?:is|was)(?:n['\u2019]t\b|\s+not\b|\s+(?:clearly\s+|also\s+)?"
+    r"(?:wrong|incorrect|false|untrue)\b)"
+)
+_DENIALS = re.compile(r" (?:isnt|wasnt|is (?:not|wrong|incorrect|false)|was not) ")
+_NEGATIONS = {"not", "isnt", "wasnt", "arent", "doesnt", "cannot", "never", "nor", "neither"}
+
+
+def pick_choice(prediction: str, choices: Mapping[str, str]) -> str:
+    """The label of the choice that a prediction names, or `""`; `choices` are texts by label.
+
+    The first rule that applies decides:
+
+    1. The prediction consists of a label.
+    2. The prediction begins with a label, as in "B) Sea" or a first line "B", calls a label the
+       answer, option or choice, or calls it right, as in "A is correct"; a final answer first.
+    3. The words of a choice occur in the prediction, and not as a part of a longer choice that
+       occurs too.
+    4. A label occurs as a separate word. "A" before a noun is the article, not a label.
+
+    If a rule applies to several choices, the first in the prediction wins. A choice that is denied,
+    as in "not A" or "A is wrong", is passed over; where there are just two choices, it stands for
+    the other one, as in "It is not true". Labels of one letter are case-sensitive in rules 2 and 4
+    unless punctuation follows.
+    """
+    labels, stripped = {label.casefold(): label for label in choices}, prediction.strip(" \n.:()")
+    if stripped.casefold() in labels:
+        return labels[stripped.casefold()]
+    spelled = _Spelling(list(choices))
+    rules = (_find_called(prediction, spelled), _find_words(prediction, choices))
+    for found in (*rules, _find_alone(prediction, spelled)):
+        for label, denied in found:
+            if not denied:
+                return label
+            if len(choices) == 2:
+                return next(other for other in choices if other != label)
+    return ""
+
+
+class _Spelling:
+    """Regular expressions for the labels, and the label of a spelling.
+
+    `exact` takes a letter in its own case, `loose` in any case; longer labels come first.
+    """
+
+    def __init__(self, labels: Sequence[str]):
+        self.labels = sorted(labels, key=len, reverse=True)
+        escaped = [(x, re.escape(x)) for x in self.labels if x]
+        spelled = [text if len(x) == 1 else f"(?i:{text})" for x, text in escaped]
+        self.exact = f"(?<!\\w)({'|'.join(spelled) or '(?!)'})(?!\\w)"
+        self.loose = f"(?<!\\w)((?i:{'|'.join(text for _, text in escaped) or '(?!)'}))(?!\\w)"
+
+    def find(self, pattern: str, prediction: str) -> Iterator[tuple[str, bool]]:
+        """The labels that a pattern finds, in their order, and whether each is denied."""
+        for match in re.finditer(pattern, prediction):
+            number = next(i for i, group in enumerate(match.groups(), 1) if group)
+            spelling, (start, end) = match[number], match.span(number)
+            same = (x for x in self.labels if x == spelling)
+            # Not by case folding, which leaves letters apart that a pattern takes as one.
+            alike = (x for x in self.labels if re.fullmatch(f"(?i:{re.escape(x)})", spelling))
+            denied = _NEGATED_BEFORE.search(prediction, 0, start)
+            denied = denied or _NEGATED_AFTER.match(prediction, end)
+            yield next(same, None) or next(alike), bool(denied)
+
+
+def _find_called(prediction: str, label: _Spelling) -> Iterator[tuple[str, bool]]:
+    """The labels at the beginning, and those that are called the answer or right."""
+    marks = r"(?:\s*(?:[):;*\]]|[.,](?!\d)|\n|$)|\s+[-\u2013\u2014]\s|\t)"
+    first = rf"\A[\s(*\"'\[]*(?:{label.exact}[\]\"']*{marks}|{label.loose}\s*[).:](?!\d))"
+    reason = rf"\A[\s(*\"'\[]*{label.exact}[\"'\])*]*\s+(?:because|since|and|as\s+(?:it|the))\b"
+    called = rf"{_CALLED}\W{{0,4}}(?:{label.exact}|{label.loose}(?={marks}))"
+    final = rf"(?i:final)\s+{called}"
+    right = rf"{label.exact}[\"'\])*]*\s+(?i:is|was|would\s+be)\s+(?i:{_RIGHT})\b"
+    yield from label.find(final, prediction)
+    yield from label.find(f"{first}|{reason}|{called}|{right}", prediction)
+
+
+def _find_words(prediction: str, choices: Mapping[str, str]) -> Iterator[tuple[str, bool]]:
+    """The choices whose words occur, by the place of their first word that is not denied."""
+    predicted = f" {normalize_answer(prediction)} "
+    words = {x: normalize_answer(text) for x, text in choices.items()}
+    present = [x for x in choices if words[x] and f" {words[x]} " in predicted]
+    longest = [x for x in present if not any(_is_within(words[x], words[y]) for y in present)]
+    found = []
+    for label in longest:
+        places = [m.start() for m in re.finditer(f"(?= {re.escape(words[label])} )", predicted)]
+        size = 1 + len(words[label])
+        asserted = [
+            place
+            for place in places
+            if not _NEGATIONS & {*predicted[:place].split()[-1:]}
+            and not _DENIALS.match(predicted, place + size)
+        ]
+        found.append((min(asserted or places), label, not asserted))
+    return ((label, denied) for _, label, denied in sorted(found, key=lambda item: item[0]))
+
+
+def _is_within(words: str, others: str) -> bool:
+    return words != others and f" {words} " in f" {others} "
+
+
+def _find_alone(prediction: str, label: _Spelling) -> Iterator[tuple[str, bool]]:
+    """The labels that are words of their own."""
+    article = rf"(?!A\s+(?!(?:{_AFTER_LABEL})\b)\w)(?!I\s+(?!is\b)\w)"
+    return label.find(f"{article}{label.exact}", prediction)

@@ -1,0 +1,83 @@
+"""Texts as metrics compare them: normalised answers, and words in any script."""
+
+import re
+import unicodedata
+
+import regex
+
+# Scripts that are written without spaces between words; each character is a word, as in sacrebleu's
+# tokenizer for Chinese. Marks stay with their character.
+_UNSPACED = (
+    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}&&\p{L}]\p{M}*"
+)
+_WORD = regex.compile(rf"(?V1){_UNSPACED}|(?:(?!{_UNSPACED})[\p{{L}}\p{{N}}\p{{M}}])+")
+_SPLIT = regex.compile(rf"(?V1){_UNSPACED}")
+# Punctuation outside ASCII, but not inside a word, where it is an apostrophe or a hyphen.
+_MARK = regex.compile(
+    r"(?V1)(?<![\p{L}\p{N}])[\p{P}--\p{ASCII}]|[\p{P}--\p{ASCII}](?![\p{L}\p{N}])"
+)
+
+
+def normalize_answer(text: str) -> str:
+    """Normalises a text as SQuAD's evaluation does.
+
+    Punctuation is defined by Unicode (plus ASCII symbols, as in SQuAD), and equivalent characters
+    are unified (NFKC), so that texts in any script can be compared.
+    """
+    return _normalize(text, keep_articles=False)
+
+
+def normalize_pair(prediction: str, answer: str) -> tuple[str, str]:
+    """Normalises a prediction and an answer in the same way, which leaves something of the answer.
+
+    Of an answer such as "A" or "The" the usual normalisation leaves nothing, so that every empty
+    prediction would equal it. Articles are kept then, and of an answer that is nothing but
+    punctuation, such as "!!!", the punctuation.
+    """
+    for normalize in (normalize_answer, _keep_articles, _keep_all):
+        if words := normalize(answer):
+            return normalize(prediction), words
+    return normalize_answer(prediction), ""
+
+
+def _keep_articles(text: str) -> str:
+    return _normalize(text, keep_articles=True)
+
+
+def _keep_all(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).lower().split())
+
+
+def _normalize(text: str, *, keep_articles: bool) -> str:
+    text = unicodedata.normalize("NFKC", text).lower()
+    text = "".join(c for c in text if not _is_punctuation(c))
+    if not keep_articles:
+        text = re.sub(r"\b(a|an|the)\b", " ", text)
+    # lower() may decompose characters again, such as the Turkish dotted capital I.
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def _is_punctuation(character: str) -> bool:
+    category = unicodedata.category(character)
+    return category.startswith("P") or (character.isascii() and category.startswith("S"))
+
+
+def list_words(text: str) -> list[str]:
+    """The words of a text in lower case: runs of letters, digits and marks in any script.
+
+    In scripts without spaces (Chinese, Japanese, Thai and others) each character is a word. Words
+    of ASCII are those of `rouge_score`.
+    """
+    return _WORD.findall(unicodedata.normalize("NFKC", text).lower())
+
+
+def space_words(text: str) -> str:
+    """A text with spaces where a tokenizer that looks for spaces and ASCII punctuation needs them.
+
+    Spaces are put around the characters of scripts without spaces and around punctuation outside
+    ASCII. A text in ASCII stays as it is.
+    """
+    if text.isascii():
+        return text
+    text = unicodedata.normalize("NFKC", text)
+    return _MARK.sub(r" \g<0> ", _SPLIT.sub(r" \g<0> ", text))
