@@ -10,10 +10,11 @@ from rag_jax.models.io.architectures import Config, make_model
 from rag_jax.models.io.configs import read_config, read_gguf_config
 from rag_jax.models.io.gguf_file import read_gguf
 from rag_jax.models.io.hub import fingerprint, resolve
+from rag_jax.models.io.stops import read_stop_ids
 from rag_jax.models.io.tensors import find_weights, read_safetensors
 from rag_jax.models.io.weights import build_params
 from rag_jax.models.nn.bart import Bart
-from rag_jax.models.nn.bert import Bert
+from rag_jax.models.nn.bert import Bert, BertConfig
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.runtime.errors import RagJaxError
@@ -75,7 +76,8 @@ def load(
     else:
         config = read_config(folder / "config.json")
         tensors = read_safetensors(files)
-        tokenizer = Tokenizer.from_folder(folder)
+        stop_ids = () if isinstance(config, BertConfig) else read_stop_ids(folder)
+        tokenizer = Tokenizer.from_folder(folder, stop_ids=stop_ids)
     if tokenizer.vocab_size > config.vocab_size:
         # JAX clamps indices that are out of range: the model would read another token's vector.
         raise RagJaxError(
