@@ -1,4 +1,4 @@
-"""Every system's plain prompts begin as the model's tokenizer begins texts, and end where it ends."""
+"""Systems' plain prompts begin as the tokenizer begins texts, and end where the model ends."""
 
 import json
 import shutil

