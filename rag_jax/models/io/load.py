@@ -12,7 +12,8 @@ from rag_jax.models.io.gguf_file import read_gguf
 from rag_jax.models.io.hub import fingerprint, resolve
 from rag_jax.models.io.sentence import SentenceSettings, read_sentence_settings
 from rag_jax.models.io.stops import read_stop_ids
-from rag_jax.models.io.tensors import find_weights, read_safetensors
+from rag_jax.models.io.tensors import read_safetensors
+from rag_jax.models.io.weight_files import find_weights
 from rag_jax.models.io.weights import build_params
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.bert import Bert, BertConfig
@@ -56,8 +57,8 @@ def load(
 
     Args:
         name_or_path: a folder in Hugging Face's layout (one or several safetensors files) or with
-            one GGUF file, the name of a known model, or a name on the Hugging Face hub; see
-            `hub.resolve`.
+            one GGUF file, one of several weight files in a folder, the name of a known model, or a
+            name on the Hugging Face hub; see `hub.resolve`.
         dtype: NumPy or JAX dtype of the parameters, float32 by default.
         mesh: devices to shard the parameters over. Each tensor is sharded right after it is read,
             so no device and no host holds the whole model. None for one device.
@@ -69,8 +70,9 @@ def load(
             architecture is not supported, the tokenizer has more ids than the config allows, or
             the tensors contradict the config (one message lists all of them).
     """
-    folder = resolve(name_or_path)
-    files, sentence = find_weights(folder), None
+    path = resolve(name_or_path)
+    files, sentence = find_weights(path), None
+    folder = path.parent if path.is_file() else path
     if files[0].suffix == ".gguf":
         gguf = read_gguf(files[0])
         tensors = gguf.tensors
@@ -92,4 +94,4 @@ def load(
     model = make_model(config)
     source = f"the weights in {folder}"
     params = build_params(config, tensors, dtype=dtype, mesh=mesh, rules=rules, source=source)
-    return Pretrained(config, model, params, tokenizer, fingerprint(folder), sentence)
+    return Pretrained(config, model, params, tokenizer, fingerprint(path), sentence)
