@@ -421,7 +421,11 @@ def test_tokenizer_larger_than_the_embedding(llama):
             {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}},
             "rope_parameters by type of layer .full_attention, sliding_attention. is not supp",
         ),
-        ("layer_types", ["full_attention", "sliding_attention"], "'sliding_attention' is not supp"),
+        (
+            "layer_types",
+            ["full_attention", "sliding_attention"],
+            "layer_types 'sliding_attention' is",
+        ),
         ("rope_scaling", 2.0, "rope_scaling must be a JSON object, not 2.0"),
         ("rope_parameters", {"rope_type": "llama3"}, "factor must be a positive number, not None"),
         ("rope_parameters", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not sup"),
