@@ -96,7 +96,8 @@ def write_gguf(path, folder, *, skip=(), **metadata):
     writer = gguf.GGUFWriter(path, fields.pop("architecture", "llama"))
     for name, value in fields.items():
         if value is not None:
-            writer.add_uint32(name, value)
+            add = writer.add_string if isinstance(value, str) else writer.add_uint32
+            add(name, value)
     writer.add_float32("llama.rope.freq_base", config["rope_parameters"]["rope_theta"])
     writer.add_float32("llama.attention.layer_norm_rms_epsilon", config["rms_norm_eps"])
     writer.add_string("tokenizer.ggml.model", "gpt2")
@@ -567,6 +568,9 @@ def test_gguf_of_another_architecture(llama, tmp_path):
         ("llama.rope.scaling.attn_factor", 2, "llama.rope.scaling.attn_factor 2 is not supported"),
         ("llama.rope.freq_scale", 1, "llama.rope.freq_scale 1 is not supported"),
         ("llama.expert_count", 8, "llama.expert_count 8 is not supported"),
+        ("llama.rope.scaling.type", "yarn", "llama.rope.scaling.type 'yarn' is not supported"),
+        ("general.type", "adapter", "tiny.gguf is no model, but of type adapter: load its base"),
+        ("general.type", "imatrix", "tiny.gguf is no model, but of type imatrix$"),
         ("split.count", 2, "tiny.gguf is one of 2 parts of a model: join them"),
     ],
 )
@@ -574,3 +578,30 @@ def test_gguf_config_refused(llama, tmp_path, field, value, message):
     write_gguf(tmp_path / "tiny.gguf", llama, **{field: value})
     with pytest.raises(RagJaxError, match=message):
         load(tmp_path / "tiny.gguf")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"llama.rope.scaling.type": "linear"},
+        {"llama.rope.scaling.factor": 1, "llama.rope.scale_linear": 0},
+        {"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4},
+        {"llama.rope.scaling.original_context_length": 64, "llama.expert_count": 0},
+        {"general.type": "model", "split.count": 1},
+    ],
+)
+def test_gguf_settings_without_effect(llama, tmp_path, fields):
+    write_gguf(tmp_path / "tiny.gguf", llama, **fields)
+    assert load(tmp_path / "tiny.gguf").config == load(llama).config
+
+
+def test_a_gguf_file_beside_others(llama, tmp_path):
+    write_gguf(llama / "a.gguf", llama)
+    write_gguf(llama / "b.gguf", llama, **{"llama.context_length": 8})
+    assert load(llama / "b.gguf").config.max_length == 8
+    assert (
+        load(llama / "a.gguf").config
+        == load(llama).config
+        == load(llama / "model.safetensors").config
+    )
+    assert load(llama).fingerprint != load(llama / "a.gguf").fingerprint
