@@ -128,14 +128,15 @@ def make_metaspace(scheme, *, bos=True, **flags):
         scheme: where a blank is put before a text: "first" or "always", or "legacy" for a
             normalizer that puts it before every piece between special tokens.
     """
-    core = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    core = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     if scheme == "legacy":
         before = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
         core.normalizer = normalizers.Sequence(before)
     else:
         core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
     core.decoder = decoders.Metaspace()
-    return _train(core, trainers.BpeTrainer, bos, flags)
+    alphabet = [chr(code) for code in range(33, 127)]
+    return _train(core, trainers.BpeTrainer, bos, flags, initial_alphabet=alphabet)
 
 
 def make_unigram(*, bos=False, **flags):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json
@@ -15,6 +15,10 @@ NAMED_TOKENS = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
 _BPE_SPECIALS = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
 # Token types in GGUF metadata (llama.cpp, `llama_token_type`).
 _CONTROL, _USER_DEFINED = 3, 4
+# The normalizer of Llama's, Mistral's and Phi-3's files from before transformers 5.
+_BLANKS = repr(
+    normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+)
 
 Names = dict[str, str | None]
 
@@ -42,6 +46,7 @@ def read_folder(
     names = {short: settings.get(f"{short}_token") for short in NAMED_TOKENS}
     # A name is stored either as a string or as an object with flags.
     names = {key: v.get("content") if isinstance(v, dict) else v for key, v in names.items()}
+    _follow_class(core, settings)
     _add_tokens(core, settings.get("added_tokens_decoder"), folder / "tokenizer_config.json")
     for short in ("bos", "eos", "pad"):
         _add_named(core, names[short])
@@ -112,6 +117,21 @@ def _read_bpe(folder: Path) -> tokenizers.Tokenizer:
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens(make_special_tokens(_BPE_SPECIALS.values()))
     return core
+
+
+def _follow_class(core: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> None:
+    """Gives a tokenizer of the class `LlamaTokenizer` the blanks that transformers 5 gives it.
+
+    The older `tokenizer.json` puts a blank before every piece between special tokens. In
+    transformers 5, the class puts one before the text alone, or before every piece if `legacy`.
+    """
+    kind = str(settings.get("tokenizer_class")).removesuffix("Fast")
+    if kind != "LlamaTokenizer" or repr(core.normalizer) != _BLANKS or core.pre_tokenizer:
+        return
+    scheme = "always" if settings.get("legacy") is True else "first"
+    scheme = "never" if settings.get("add_prefix_space") is False else scheme
+    core.normalizer = None
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
 
 
 def _add_tokens(core: tokenizers.Tokenizer, described: Any, path: Path) -> None:

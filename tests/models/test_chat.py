@@ -17,6 +17,7 @@ from chats import (
     write_folder,
 )
 from jinja2.sandbox import SandboxedEnvironment
+from tokenizers.pre_tokenizers import Metaspace
 
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.runtime.errors import RagJaxError
@@ -227,6 +228,32 @@ def test_prompts_begin_as_the_tokenizer_begins_texts(open_chat):
             ids = [*map(tokenizer.token_id, start), *tokenizer.encode(text)]
             assert tokenizer.encode_prompt(text) == ids
         assert tokenizer.encode_prompt("Oslo") == core.encode("Oslo").ids
+
+
+@pytest.mark.parametrize(
+    ("settings", "scheme"),
+    [
+        ({}, "first"),
+        ({"legacy": False}, "first"),
+        ({"legacy": True}, "always"),
+        ({"legacy": False, "add_prefix_space": False}, "never"),
+    ],
+)
+def test_llamas_class_puts_blanks_as_in_transformers(settings, scheme, open_chat):
+    template, core = TEMPLATES["phi3"], make_metaspace("legacy")
+    for kind in ("LlamaTokenizer", "LlamaTokenizerFast"):
+        tokenizer = open_chat(template, core, tokenizer_class=kind, **settings)
+        expected = make_metaspace("legacy")
+        expected.normalizer = None
+        expected.pre_tokenizer = Metaspace(prepend_scheme=scheme, split=False)
+        for text in draw_texts(12):
+            assert tokenizer.encode(text) == expected.encode(text, add_special_tokens=False).ids
+            messages = [{"role": "user", "content": text}]
+            rendered = render(template, messages, add_generation_prompt=True)
+            ids = expected.encode(rendered, add_special_tokens=False).ids
+            assert tokenizer.encode_chat(messages) == ids
+    other = open_chat(template, core, **settings)
+    assert other.encode(" Oslo") == core.encode(" Oslo", add_special_tokens=False).ids
 
 
 def test_flags_in_the_settings_hold(open_chat):

@@ -60,6 +60,21 @@ def test_the_flags_of_the_settings(tmp_path):
     assert compare(Tokenizer.from_folder(folder), theirs, TEXTS) == 3 * len(TEXTS)
 
 
+@pytest.mark.parametrize("kind", ["LlamaTokenizer", "LlamaTokenizerFast"])
+@pytest.mark.parametrize("settings", [{}, {"legacy": True}, {"legacy": False}, {"prefix": False}])
+def test_blanks_by_the_tokenizers_class(kind, settings, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    settings = {"add_prefix_space": False} if "prefix" in settings else settings
+    core = TOKENIZERS["metaspace, legacy"]()
+    folder = write_folder(tmp_path, core, TEMPLATES["phi3"], tokenizer_class=kind, **settings)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    # What the published vocabularies have bytes for, and this one does not, goes other ways.
+    unknown = core.token_to_id("<unk>")
+    texts = [text for text in TEXTS if unknown not in core.encode(text).ids]
+    assert compare(Tokenizer.from_folder(folder), theirs, texts) == 3 * len(texts)
+
+
 def test_a_real_decoder():
     transformers = pytest.importorskip("transformers")
     folder = resolve("smollm2-135m-instruct")
