@@ -1,6 +1,7 @@
 """Prompts: checked, batched by length, padded, and read into a cache."""
 
 import itertools
+import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -16,6 +17,9 @@ from rag_jax.models.nn.decoder import Decoder
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import count_data_rows
 
+_logger = logging.getLogger(__name__)
+_warned: set[int] = set()  # context lengths that a warning was given for
+
 
 def last_hidden(hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B D"]:
     """The hidden state at each row's last token that is not padding."""
@@ -24,9 +28,20 @@ def last_hidden(hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Floa
 
 
 def check_prompts(
-    model: Decoder | Bart, prompts: Sequence[Sequence[int]], *, max_tokens: int, batch_size: int
+    model: Decoder | Bart,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    batch_size: int,
+    prefix: int = 0,
 ) -> None:
     """Checks prompts before anything is compiled.
+
+    Prompts that may lead beyond a decoder's context are logged as a warning, once per context
+    length: positions go on there, but no text so long was in the model's training.
+
+    Args:
+        prefix: number of tokens before every prompt.
 
     Raises:
         RagJaxError: `max_tokens` or `batch_size` is out of range, a prompt is empty, or an
@@ -41,6 +56,8 @@ def check_prompts(
     if batch_size < 1 or batch_size % parts:
         raise RagJaxError(f"batch_size={batch_size}: must be a multiple of the mesh's {parts} rows")
     if not isinstance(model, Bart):
+        longest = prefix + max(map(len, prompts), default=0)
+        _warn_beyond_context(longest, max_tokens, model.config.max_length)
         return
     # An encoder-decoder's positions are learned: there are none beyond its `max_length`.
     limit, start = model.config.max_length, len(model.config.start_ids)
@@ -53,6 +70,19 @@ def check_prompts(
         raise RagJaxError(
             f"prompts: prompt {long[0]} has {len(prompts[long[0]])} tokens, but the encoder has "
             f"positions for only {limit}; shorten it"
+        )
+
+
+def _warn_beyond_context(longest: int, max_tokens: int, limit: int) -> None:
+    if longest + max_tokens > limit and limit not in _warned:
+        _warned.add(limit)
+        _logger.warning(
+            "the longest prompt has %d tokens and up to %d follow, but the model's context is %d "
+            "tokens (max_position_embeddings): beyond it the text is unreliable; shorten the "
+            "prompts or lower max_tokens",
+            longest,
+            max_tokens,
+            limit,
         )
 
 

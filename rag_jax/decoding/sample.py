@@ -235,7 +235,8 @@ def generate(
         RagJaxError: as `check_prompts`; a `prefix` with an encoder-decoder or with `adapters`; or
             the number of adapters is not that of the prompts.
     """
-    check_prompts(model, prompts, max_tokens=max_tokens, batch_size=batch_size)
+    sizes = {"max_tokens": max_tokens, "batch_size": batch_size}
+    check_prompts(model, prompts, prefix=len(prefix), **sizes)
     if prefix and isinstance(model, Bart):
         raise RagJaxError("prefix: an encoder-decoder has none; put its tokens into the prompts")
     if prefix and adapters is not None:

@@ -30,17 +30,21 @@ from rag_jax.runtime.paths import expand_path
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _BASE = "base_fingerprint"  # field of the weights' metadata, which PEFT ignores
 _TASKS = {DecoderConfig: "CAUSAL_LM", BartConfig: "SEQ_2_SEQ_LM", BertConfig: "FEATURE_EXTRACTION"}
-# Options that do not change what the adapter computes, or that this module implements. All other
-# options, including future ones of PEFT, must be off.
+# Options that do not change what the adapter computes (how its training started, for instance), or
+# that this module implements. All other options, including future ones of PEFT, must be off.
 _KNOWN = {
     "auto_mapping",
     "base_model_name_or_path",
+    "corda_config",
+    "eva_config",
     "exclude_modules",
     "inference_mode",
     "init_lora_weights",
     "layers_to_transform",
+    "loftq_config",
     "lora_alpha",
     "lora_dropout",
+    "lora_ga_config",
     "megatron_core",
     "peft_type",
     "peft_version",

@@ -68,8 +68,10 @@ def encode_texts(
         progress: called after each batch with the number of encoded texts and the total number.
 
     Raises:
-        RagJaxError: as `tokenize_texts`, or `batch_size` or `max_length` is out of range.
+        RagJaxError: as `tokenize_texts`, or `batch_size` or `max_length` is out of range, or the
+            encoder's own files ask for other embeddings.
     """
+    _check_settings(encoder)
     if batch_size < 1:
         raise RagJaxError(f"batch_size is {batch_size}: it must be at least 1")
     if max_length > encoder.config.max_length:
@@ -86,6 +88,30 @@ def encode_texts(
         if progress is not None:
             progress(num_encoded, len(token_rows))
     return embeddings
+
+
+def _check_settings(encoder: Pretrained) -> None:
+    """Raises a RagJaxError if the encoder's files ask for other embeddings than `embed` makes."""
+    settings, by_role = encoder.sentence, encoder.config.dpr_role is not None
+    if settings is None:
+        return
+    pooling, made = ("cls", "the [CLS] state") if by_role else ("mean", "the normalised mean")
+    asked = [] if settings.pooling == pooling else [f"the pooling {settings.pooling!r}"]
+    if settings.normalized is by_role:
+        asked.append("embeddings scaled to length 1" if by_role else "embeddings of any length")
+    if settings.prompts:
+        asked.append(f"the prompts {', '.join(map(repr, settings.prompts))}")
+    if settings.lower_case and encoder.tokenizer.encode("A") != encoder.tokenizer.encode("a"):
+        asked.append("texts in lower case")
+    if asked:
+        plain_cls = settings.pooling == "cls" and not settings.normalized and not by_role
+        hint = "set config.encoder.pooling='cls' (dpr), " if plain_cls else ""
+        raise RagJaxError(
+            f"{settings.source} asks for {' and '.join(asked)}, but embeddings here are {made} of "
+            f"the text alone: {hint}choose another encoder, or remove the encoder's files "
+            "modules.json, 1_Pooling and config_sentence_transformers.json to have these all the "
+            "same"
+        )
 
 
 def _embed_batches(

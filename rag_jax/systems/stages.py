@@ -149,7 +149,7 @@ def continue_prompts(
     base: Pretrained, prompts: Sequence[Sequence[int]], **options: Any
 ) -> list[list[int]]:
     """The tokens that a language model writes after each prompt; `options` of `generate`."""
-    stop_ids = (base.tokenizer.eos_id,)
+    stop_ids = base.tokenizer.stop_ids
     return generate(base.model, base.params, prompts, stop_ids=stop_ids, **options)
 
 

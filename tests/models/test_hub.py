@@ -110,7 +110,7 @@ def test_folder_is_itself(tmp_path):
     assert hub.resolve(tmp_path) == tmp_path
     assert hub.resolve(str(tmp_path)) == tmp_path
     (tmp_path / "x.gguf").write_bytes(b"")
-    assert hub.resolve(tmp_path / "x.gguf") == tmp_path
+    assert hub.resolve(tmp_path / "x.gguf") == tmp_path / "x.gguf"
 
 
 def test_unknown_name():
@@ -268,6 +268,38 @@ def test_fingerprint_follows_names_and_contents(tmp_path):
     second = hub.fingerprint(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")
     assert len({first, second, hub.fingerprint(tmp_path)}) == 3
+
+
+def test_fingerprint_of_one_file_of_several(tmp_path):
+    for name in ("config.json", "a.gguf", "b.gguf", "model.safetensors"):
+        (tmp_path / name).write_bytes(name.encode())
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "a.gguf").write_bytes(b"a.gguf")
+    assert hub.fingerprint(tmp_path / "a.gguf") == hub.fingerprint(alone)
+    whole = hub.fingerprint(tmp_path / "model.safetensors")
+    assert whole != hub.fingerprint(tmp_path)
+    (tmp_path / "a.gguf").unlink()
+    (tmp_path / "b.gguf").unlink()
+    assert whole == hub.fingerprint(tmp_path)
+
+
+@pytest.mark.parametrize("modules", [True, False])
+def test_hub_models_come_with_a_sentence_encoders_settings(tmp_path, monkeypatch, modules):
+    import huggingface_hub
+
+    asked = []
+
+    def download(name, **options):
+        asked.append(options)
+        if modules:
+            (tmp_path / "modules.json").write_text("[]")
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert hub.resolve("someone/model") == tmp_path
+    assert {"modules.json", "config_sentence_transformers.json"} <= set(asked[0]["allow_patterns"])
+    assert asked[1:] == [{"allow_patterns": ["*_Pooling/config.json"]}] * modules
 
 
 def test_manifest_lists_every_file(cache):

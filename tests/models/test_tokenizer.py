@@ -220,3 +220,23 @@ def test_vocabulary_and_merges_without_a_tokenizer_file(tmp_path):
     (tmp_path / "merges.txt").write_text("#version: 0.2\na b c\n", "utf-8")
     with pytest.raises(RagJaxError, match=r"vocab.json and merges.txt cannot be read"):
         Tokenizer.from_folder(tmp_path)
+
+
+def test_gguf_says_what_begins_a_text_and_ends_a_turn():
+    assert (BASE.encode_prompt("the"), BASE.stop_ids) == (BASE.encode("the"), (2,))
+    for field, prompt in ((True, [1, *BASE.encode("the")]), (False, BASE.encode("the"))):
+        metadata = make_metadata(**{"tokenizer.ggml.add_bos_token": field})
+        assert Tokenizer.from_gguf(metadata).encode_prompt("the") == prompt
+    ends = {"tokenizer.ggml.eot_token_id": 0, "tokenizer.ggml.eom_token_id": 2}
+    assert Tokenizer.from_gguf(make_metadata(**ends)).stop_ids == (2, 0)
+
+
+def test_gguf_tokens_that_are_not_marked_as_control(tmp_path):
+    tokens = [*make_metadata()["tokenizer.ggml.tokens"], "<tool_call>", "two words"]
+    types = [3] * 3 + [1] * (len(tokens) - 5) + [4, 4]
+    metadata = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
+    tokenizer = Tokenizer.from_gguf(make_metadata(**metadata))
+    text = "a <tool_call> of two words"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert len(tokens) - 1 in tokenizer.encode(text)
+    assert len(tokens) - 2 not in tokenizer.encode(text)

@@ -96,7 +96,8 @@ def write_gguf(path, folder, *, skip=(), **metadata):
     writer = gguf.GGUFWriter(path, fields.pop("architecture", "llama"))
     for name, value in fields.items():
         if value is not None:
-            writer.add_uint32(name, value)
+            add = writer.add_string if isinstance(value, str) else writer.add_uint32
+            add(name, value)
     writer.add_float32("llama.rope.freq_base", config["rope_parameters"]["rope_theta"])
     writer.add_float32("llama.attention.layer_norm_rms_epsilon", config["rms_norm_eps"])
     writer.add_string("tokenizer.ggml.model", "gpt2")
@@ -393,13 +394,6 @@ def test_no_weights(bert):
         load(bert)
 
 
-def test_several_weight_files(tmp_path):
-    for name in ("a.gguf", "b.gguf"):
-        (tmp_path / name).write_bytes(b"")
-    with pytest.raises(RagJaxError, match="several weight files .a.gguf, b.gguf.: keep one"):
-        load(tmp_path)
-
-
 def test_tokenizer_larger_than_the_embedding(llama):
     change_config(llama, vocab_size=289)
     with pytest.raises(RagJaxError, match="has 290 ids, but the config's vocab_size is 289"):
@@ -422,6 +416,17 @@ def test_tokenizer_larger_than_the_embedding(llama):
         ("num_local_experts", 8, "num_local_experts 8: mixtures of experts are not supported"),
         ("rope_scaling", {"type": "linear", "factor": 2.0}, "rope scaling 'linear'"),
         ("rope_scaling", {"type": "yarn", "factor": 2.0}, "rope scaling 'yarn' is not supported"),
+        ("rope_scaling", {"factor": 2.0}, "factor 2.0 is not supported"),
+        (
+            "rope_parameters",
+            {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}},
+            "rope_parameters by type of layer .full_attention, sliding_attention. is not supp",
+        ),
+        (
+            "layer_types",
+            ["full_attention", "sliding_attention"],
+            "layer_types 'sliding_attention' is",
+        ),
         ("rope_scaling", 2.0, "rope_scaling must be a JSON object, not 2.0"),
         ("rope_parameters", {"rope_type": "llama3"}, "factor must be a positive number, not None"),
         ("rope_parameters", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not sup"),
@@ -558,9 +563,45 @@ def test_gguf_of_another_architecture(llama, tmp_path):
     [
         ("llama.block_count", None, "llama.block_count must be a positive integer, not None"),
         ("llama.rope.dimension_count", 4, "llama.rope.dimension_count 4 is not supported"),
+        ("llama.rope.scaling.factor", 4, "llama.rope.scaling.factor 4 is not supported"),
+        ("llama.rope.scale_linear", 2, "llama.rope.scale_linear 2 is not supported"),
+        ("llama.rope.scaling.attn_factor", 2, "llama.rope.scaling.attn_factor 2 is not supported"),
+        ("llama.rope.freq_scale", 1, "llama.rope.freq_scale 1 is not supported"),
+        ("llama.expert_count", 8, "llama.expert_count 8 is not supported"),
+        ("llama.rope.scaling.type", "yarn", "llama.rope.scaling.type 'yarn' is not supported"),
+        ("general.type", "adapter", "tiny.gguf is no model, but of type adapter: load its base"),
+        ("general.type", "imatrix", "tiny.gguf is no model, but of type imatrix$"),
+        ("split.count", 2, "tiny.gguf is one of 2 parts of a model: join them"),
     ],
 )
 def test_gguf_config_refused(llama, tmp_path, field, value, message):
     write_gguf(tmp_path / "tiny.gguf", llama, **{field: value})
     with pytest.raises(RagJaxError, match=message):
         load(tmp_path / "tiny.gguf")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"llama.rope.scaling.type": "linear"},
+        {"llama.rope.scaling.factor": 1, "llama.rope.scale_linear": 0},
+        {"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4},
+        {"llama.rope.scaling.original_context_length": 64, "llama.expert_count": 0},
+        {"general.type": "model", "split.count": 1},
+    ],
+)
+def test_gguf_settings_without_effect(llama, tmp_path, fields):
+    write_gguf(tmp_path / "tiny.gguf", llama, **fields)
+    assert load(tmp_path / "tiny.gguf").config == load(llama).config
+
+
+def test_a_gguf_file_beside_others(llama, tmp_path):
+    write_gguf(llama / "a.gguf", llama)
+    write_gguf(llama / "b.gguf", llama, **{"llama.context_length": 8})
+    assert load(llama / "b.gguf").config.max_length == 8
+    assert (
+        load(llama / "a.gguf").config
+        == load(llama).config
+        == load(llama / "model.safetensors").config
+    )
+    assert load(llama).fingerprint != load(llama / "a.gguf").fingerprint

@@ -87,7 +87,8 @@ def read_gguf_config(
         for name, value in metadata.items()
     }
     fields = Fields(metadata, str(path))
-    fields.refuse_unless("llama.rope.scaling.type", "none")
+    _refuse_gguf_rope(fields)
+    fields.refuse_unless("llama.expert_count", 0)
     embedding = tensors.get("model.embed_tokens.weight")
     hidden, heads = fields.size("llama.embedding_length"), fields.size("llama.attention.head_count")
     head_dim = fields.size("llama.attention.key_length", hidden // heads)
@@ -107,6 +108,23 @@ def read_gguf_config(
         max_length=fields.size("llama.context_length"),
     )
     return check_sizes(config, str(path))
+
+
+def _refuse_gguf_rope(fields: Fields) -> None:
+    """Refuses scaled rotary positions.
+
+    As in llama.cpp, the type is linear where none is given, and the factor may have its old name.
+    """
+    fields.refuse_unless("llama.rope.scaling.type", "none", "linear")
+    if fields.raw.get("llama.rope.scaling.type") != "none":
+        for name in ("llama.rope.scaling.factor", "llama.rope.scale_linear"):
+            fields.refuse_unless(name, 0, 1)
+    fields.refuse_unless("llama.rope.scaling.attn_factor", 0, 1)
+    known = {"dimension_count", "freq_base", "scale_linear"}
+    for name in fields.raw:
+        short = name.removeprefix("llama.rope.")
+        if short != name and short not in known and not short.startswith("scaling."):
+            raise RagJaxError(f"{fields.source}: {name} {fields.raw[name]!r} is not supported")
 
 
 def _read_bert(fields: Fields) -> BertConfig:

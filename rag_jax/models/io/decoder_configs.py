@@ -75,6 +75,9 @@ def read_decoder(fields: Fields) -> DecoderConfig:
         fields.refuse_unless("use_sliding_window", False)
     else:
         _refuse_window(fields, family, max_length)
+    for kind in fields.raw.get("layer_types") or ():
+        if kind != "full_attention":
+            raise RagJaxError(f"{fields.source}: layer_types {kind!r} is not supported")
     hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     if name == "stablelm":
         fields.refuse_unless("head_dim", hidden // heads)
@@ -178,7 +181,13 @@ def _read_rope(
     # transformers 5 keeps every rotary field in `rope_parameters`. Earlier versions keep the
     # scaling in `rope_scaling` and these two at the top level.
     top_level = {name: fields.raw.get(name) for name in ("rope_theta", "partial_rotary_factor")}
-    nested = {**fields.section("rope_scaling"), **fields.section("rope_parameters")}
+    sections = ("rope_scaling", "rope_parameters")
+    for name in sections:
+        if by_layer := [key for key, v in fields.section(name).items() if isinstance(v, dict)]:
+            raise RagJaxError(
+                f"{fields.source}: {name} by type of layer ({', '.join(by_layer)}) is not supported"
+            )
+    nested = {key: v for name in sections for key, v in fields.section(name).items()}
     rope = Fields({**top_level, **nested}, fields.source)
     theta = rope.number("rope_theta", 10000.0)
     fraction = rope.number("partial_rotary_factor", family.rotary_fraction or 1.0)
@@ -188,6 +197,7 @@ def _read_rope(
     if family.original_length is not None and kind in ("su", "yarn"):
         kind = "longrope"  # the first Phi-3 checkpoints use these older names
     if kind == "default":
+        rope.refuse_unless("factor", 1)  # whose type is missing
         return fraction, theta, None
     # As in transformers, the top level takes precedence over the rotary parameters.
     name = "original_max_position_embeddings"

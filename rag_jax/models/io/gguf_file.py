@@ -64,6 +64,14 @@ def read_gguf(path: Path) -> GgufFile:
         raise RagJaxError(
             f"{path} is truncated or not a GGUF file ({error}): download it again"
         ) from None
+    if (kind := metadata.get("general.type", "model")) != "model":
+        hint = ": load its base model, and convert the adapter to PEFT's format for lora.load_peft"
+        raise RagJaxError(f"{path} is no model, but of type {kind}{hint * (kind == 'adapter')}")
+    if (parts := metadata.get("split.count", 0)) > 1:
+        raise RagJaxError(
+            f"{path} is one of {parts} parts of a model: join them with `llama-gguf-split --merge "
+            "FIRST_PART OUTPUT`"
+        )
     architecture = metadata.get("general.architecture")
     if architecture != "llama":
         raise RagJaxError(f"{path}: architecture {architecture!r} is not supported; only llama is")

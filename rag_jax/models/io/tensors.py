@@ -1,4 +1,4 @@
-"""Weight files on disk: safetensors, in one file or several, read one tensor at a time."""
+"""Tensors on disk: safetensors, in one file or several, read one tensor at a time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,6 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.files import read_json
 
 _FLOAT_TYPES = {"F64", "F32", "F16", "BF16"}
 
@@ -26,28 +25,6 @@ class StoredTensor:
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
     fault: str | None = None
-
-
-def find_weights(folder: Path) -> list[Path]:
-    """The weights of a folder: a safetensors file, all files of an index, or a GGUF file.
-
-    Raises:
-        RagJaxError: there are no weights, several candidates, or a file of the index is missing.
-    """
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        return _find_indexed_files(index)
-    for pattern in ("model.safetensors", "*.safetensors", "*.gguf"):
-        files = sorted(folder.glob(pattern))
-        if len(files) > 1:
-            names = ", ".join(path.name for path in files)
-            raise RagJaxError(f"{folder} contains several weight files ({names}): keep one")
-        if files:
-            return files
-    hint = ""
-    if any(folder.glob("*.bin")):
-        hint = "; pickled .bin weights are not supported: save the model as safetensors"
-    raise RagJaxError(f"no .safetensors or .gguf weights in {folder}{hint}")
 
 
 def read_safetensors(paths: list[Path]) -> dict[str, StoredTensor]:
@@ -74,22 +51,6 @@ def read_metadata(path: Path) -> dict[str, str]:
     """The metadata in the header of a safetensors file; a RagJaxError if the file is damaged."""
     with _open(path) as file:
         return file.metadata() or {}
-
-
-def _find_indexed_files(index: Path) -> list[Path]:
-    """The weight files that a `model.safetensors.index.json` names."""
-    try:
-        names = sorted(set(read_json(index)["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RagJaxError(f"{index} is not an index of weight files: {error}") from None
-    if any(Path(name).name != name for name in names):
-        raise RagJaxError(f"{index} names weight files outside its folder")
-    missing = [name for name in names if not (index.parent / name).exists()]
-    if missing:
-        raise RagJaxError(
-            f"{index.parent} lacks {', '.join(missing)}: copy the missing weight files there"
-        )
-    return [index.parent / name for name in names]
 
 
 def _open(path: Path) -> safe_open:

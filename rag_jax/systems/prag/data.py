@@ -57,7 +57,7 @@ class Format:
         ]
         parts = ["\n".join(lines)] * bool(lines) + [f"Question: {_join_words(question)}"]
         if not self.chat:
-            return self.tokenizer.encode("\n\n".join(parts) + f"\n{_CUE}")
+            return self.tokenizer.encode_prompt("\n\n".join(parts) + f"\n{_CUE}")
         messages = [{"role": "system", "content": _INSTRUCTION}]
         messages.append({"role": "user", "content": "\n\n".join(parts)})
         return self.tokenizer.encode_chat(messages) + self.tokenizer.encode(_CUE)
@@ -68,7 +68,8 @@ class Format:
 
     def encode_text(self, passage: Passage) -> list[int]:
         """A passage without a question."""
-        return self.tokenizer.encode(f"{_join_words(passage.title)}: {self.cut_text(passage.text)}")
+        text = f"{_join_words(passage.title)}: {self.cut_text(passage.text)}"
+        return self.tokenizer.encode_prompt(text)
 
     def cut_text(self, text: str) -> str:
         """A text in one line, cut to the `max_text` tokens that are read."""
@@ -85,7 +86,7 @@ class Format:
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """The tokens that end an answer."""
-        return (self.tokenizer.eos_id,)
+        return self.tokenizer.stop_ids
 
 
 @dataclass(frozen=True)

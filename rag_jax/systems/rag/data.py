@@ -83,7 +83,7 @@ class Format:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """The tokens that end an answer."""
-        return (self.tokenizer.eos_id,)
+        return self.tokenizer.stop_ids
 
     def _encode(self, question: str, passage: PassageText | None) -> list[int]:
         question = " ".join(question.split())
@@ -97,7 +97,7 @@ class Format:
         if self.kind == "chat":
             message = f"{before}Answer in a few words: {question}"
             return self.tokenizer.encode_chat([{"role": "user", "content": message}])
-        return self.tokenizer.encode(f"{before}Question: {question}\nAnswer:")
+        return self.tokenizer.encode_prompt(f"{before}Question: {question}\nAnswer:")
 
 
 def make_format(generator: Pretrained, *, max_length: int, chat: bool = False) -> Format:

@@ -51,7 +51,7 @@ class Format:
         """A question and the heading after it: that of the title, or of the content."""
         heading = "title" if self.titled else "content"
         text = " ".join(question.split())
-        return self.tokenizer.encode(f"Question: {text}\n\n Related document {heading}:")
+        return self.tokenizer.encode_prompt(f"Question: {text}\n\n Related document {heading}:")
 
     def encode_title(self, title: str) -> list[int]:
         """A title and the heading of the content; nothing without titles."""

@@ -60,7 +60,9 @@ def _write_titles(
     """A title for each passage by the language model, or else the passage's id."""
     tokenizer = base.tokenizer
     texts = [tokenizer.decode(tokenizer.encode(p.text)[:max_text]) for p in passages]
-    prompts = [tokenizer.encode(f'{text}\n\nThe title of this article is "') for text in texts]
+    prompts = [
+        tokenizer.encode_prompt(f'{text}\n\nThe title of this article is "') for text in texts
+    ]
     sizes = {"max_tokens": _TITLE_TOKENS, "batch_size": batch_size}
     written = continue_prompts(base, prompts, **sizes)
     titles = [tokenizer.decode(tokens).split('"')[0] for tokens in written]

@@ -253,7 +253,7 @@ class Engine:
         inputs = self.model, self.params, *picked, accept, active
         limits = {
             "max_tokens": self.settings.max_answer,
-            "stop_ids": (self.format.tokenizer.eos_id,),
+            "stop_ids": self.format.tokenizer.stop_ids,
         }
         tokens, lengths = fetch(steps.answer(*inputs, **limits))
         decode_text = self.format.tokenizer.decode

@@ -61,14 +61,14 @@ class Format:
         return self.tokenizer.token_id("<EOK>")
 
     @property
-    def stop_ids(self) -> tuple[int, int]:
+    def stop_ids(self) -> tuple[int, ...]:
         """The tokens that end knowledge and answers."""
-        return (self.end_of_knowledge, self.tokenizer.eos_id)
+        return (self.end_of_knowledge, *self.tokenizer.stop_ids)
 
     def encode_question(self, question: str) -> list[int]:
         """A question up to `<EOQ>`, where the source is chosen."""
         text = f"Question: {question} Background knowledge:"
-        return [*self.tokenizer.encode(text), self.tokenizer.token_id("<EOQ>")]
+        return [*self.tokenizer.encode_prompt(text), self.tokenizer.token_id("<EOQ>")]
 
     def shorten(self, text: str) -> str:
         """A passage's text, cut to `max_text` tokens."""

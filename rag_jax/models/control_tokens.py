@@ -1,0 +1,158 @@
+"""Control tokens: added tokens that steer a model, and that no text may become."""
+
+import json
+import re
+import unicodedata
+from collections.abc import Collection, Mapping
+from functools import lru_cache
+
+import tokenizers
+from tokenizers import AddedToken
+
+from rag_jax.models.traced import Traced, read_mask
+from rag_jax.runtime.errors import RagJaxError
+
+# What control tokens are called, marked as special or not: <tool_call>, <|im_end|>, [INST].
+_MARKUP = re.compile(r"<\S+>|\[\S+\]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+# The private-use planes 15 and 16, without their last two code points, which are no characters.
+_PRIVATE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+
+
+def find_control_tokens(
+    core: tokenizers.Tokenizer, *, names: Collection[str], template: str
+) -> dict[str, int]:
+    """The ids of the added tokens that are control tokens, by name.
+
+    These are the special tokens, those that the tokenizer's settings name, those whose name is
+    markup such as `<tool_call>`, and those that the chat template writes. Others are words or runs
+    of white space, which texts do become.
+    """
+    return {
+        token.content: i
+        for i, token in core.get_added_tokens_decoder().items()
+        if token.special
+        or token.content in names
+        or _MARKUP.fullmatch(token.content)
+        or (token.content in template and not token.content.isspace())
+    }
+
+
+def find_unknown(core: tokenizers.Tokenizer) -> int | None:
+    """The id of the token for what the vocabulary lacks; None without one."""
+    if isinstance(core.model, tokenizers.models.Unigram):
+        return json.loads(core.to_str())["model"]["unk_id"]
+    name = getattr(core.model, "unk_token", None)
+    return None if name is None else core.token_to_id(name)
+
+
+def make_text_core(core: tokenizers.Tokenizer, control: Mapping[str, int]) -> tokenizers.Tokenizer:
+    """The tokenizer for texts, none of which encodes to a control token by its name.
+
+    It is `core` itself, changed in place, unless a control token is not marked as special.
+    """
+    added = core.get_added_tokens_decoder()
+    unmarked = [token for token in added.values() if not token.special and token.content in control]
+    if unmarked:
+        core = tokenizers.Tokenizer.from_str(core.to_str())
+        core.add_tokens([_copy(token, token.content) for token in unmarked])
+    core.encode_special_tokens = True
+    return core
+
+
+class ChatEncoder:
+    """Encoding of rendered conversations, where the template's control tokens alone are such.
+
+    A control token is known by a private-use character in place of its name, so that a name in the
+    text is text. The tokenizer encodes the whole text at once and treats the white space beside a
+    token as the token's flags say (`lstrip`, `rstrip`), as in transformers.
+    """
+
+    def __init__(self, core: tokenizers.Tokenizer, control: Mapping[str, int]):
+        self._source = core.to_str()
+        self._control = {name: number for number, name in enumerate(control)}
+        self._tokens = core.get_added_tokens_decoder()
+        self._single = {token.content for token in self._tokens.values() if token.single_word}
+        longest_first = sorted(control, key=len, reverse=True)
+        self._names = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._make = lru_cache(maxsize=2)(self._make_core)
+
+    def encode(self, text: Traced, contents: Collection[str]) -> list[int]:
+        """The ids of a conversation's text, which a template made of `contents`.
+
+        Raises:
+            RagJaxError: the template made a control token in a way that is not followed.
+        """
+        marks = self._choose_marks(text)
+        core, ids = self._make(marks)
+        parts, end = [], 0
+        for start, stop in self._find_written(text, "".join(contents)):
+            parts += [text[end:start], marks[self._control[text[start:stop]]]]
+            end = stop
+        marked = _SURROGATE.sub("\ufffd", "".join([*parts, text[end:]]))
+        return [ids.get(i, i) for i in core.encode(marked, add_special_tokens=False).ids]
+
+    def _find_written(self, text: Traced, contents: str) -> list[tuple[int, int]]:
+        """Where the template wrote a control token: the start and the end of its name."""
+        written, mask, start = [], read_mask(text), 0
+        while match := self._names.search(text, start):
+            span = match.span()
+            if 0 not in mask[slice(*span)]:
+                written += [span] * self._stands_alone(text, match)
+            elif 1 not in mask[slice(*span)] and match[0] not in contents:
+                raise RagJaxError(
+                    f"the chat template makes {match[0]!r} by an operation that is not followed, "
+                    "such as the filter indent or a % format: write the token's name as it is"
+                )
+            start = span[1] if 0 not in mask[slice(*span)] else span[0] + 1
+        return written
+
+    def _stands_alone(self, text: str, match: re.Match) -> bool:
+        """False beside a word for a token that is one only by itself (`single_word`)."""
+        beside = text[: match.start()][-1:] + text[match.end() :][:1]
+        return match[0] not in self._single or not any(map(_is_word, beside))
+
+    def _choose_marks(self, text: str) -> str:
+        """As many private-use characters as there are control tokens, none of them in the text."""
+        count, used = len(self._control), set(text)
+        for plane in _PRIVATE:
+            for start in range(plane.start, plane.stop - count, count or 1):
+                marks = "".join(map(chr, range(start, start + count)))
+                if used.isdisjoint(marks):
+                    return marks
+        raise RagJaxError("the messages hold every private-use character: leave some out")
+
+    def _make_core(self, marks: str) -> tuple[tokenizers.Tokenizer, dict[int, int]]:
+        """The tokenizer that reads a mark as the control token of its number, and the tokens' ids.
+
+        The ids of added tokens change, and are given as `core`'s by its own.
+        """
+        data = json.loads(self._source)
+        data["added_tokens"] = []
+        core = tokenizers.Tokenizer.from_str(json.dumps(data))
+        named = dict(zip(self._control, marks, strict=True))
+        renamed = {i: named.get(token.content, token.content) for i, token in self._tokens.items()}
+        core.add_tokens([_copy(self._tokens[i], name) for i, name in renamed.items()])
+        ids = {core.token_to_id(name): i for i, name in renamed.items()}
+        taken = set(core.get_vocab(with_added_tokens=False).values())
+        if any(new in taken and new != i for new, i in ids.items()):
+            raise RagJaxError("the vocabulary has unused ids: chats cannot be encoded with it")
+        return core, ids
+
+
+def _is_word(character: str) -> bool:
+    """Whether a character belongs to a word for `single_word`; accents, for instance, do."""
+    category = unicodedata.category(character)
+    return category[0] in "LM" or category in ("Nd", "Nl", "Pc") or character in "\u200c\u200d"
+
+
+def _copy(token: AddedToken, name: str) -> AddedToken:
+    """A special token with the name `name` and all other flags of `token`."""
+    return AddedToken(
+        name,
+        special=True,
+        normalized=token.normalized,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        single_word=token.single_word,
+    )

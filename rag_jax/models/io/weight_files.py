@@ -1,0 +1,115 @@
+"""Which file, or files, of a folder hold a model's weights."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from rag_jax.models.io.fields import read_fields
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_json
+
+_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_ADAPTER = "adapter_config.json"
+_PART = re.compile(r"(.*)-(\d+)-of-(\d+)\.(gguf|safetensors)")
+
+
+def find_weights(path: Path) -> list[Path]:
+    """The weights at a path: the file itself, or those of a folder.
+
+    In a folder, the weights are, as in transformers, the file that `transformers_weights` in
+    `config.json` names, or else `model.safetensors`, or else all files of its index. Without these,
+    they are the folder's only safetensors file, or else its only GGUF file.
+
+    Raises:
+        RagJaxError: there are no weights, several candidates, or a file of the index is missing; or
+            the path is a part of a model, or a LoRA adapter.
+    """
+    if path.is_file():
+        _refuse_part(path)
+        return [path]
+    if (path / _ADAPTER).exists():
+        base = read_fields(path / _ADAPTER).raw.get("base_model_name_or_path") or "its base model"
+        raise RagJaxError(
+            f"{path} is the folder of an adapter: load {base}, then the adapter with "
+            f"rag_jax.lora.load_peft; if the folder holds a whole model, remove {_ADAPTER} from it"
+        )
+    name = _read_name(path / "config.json")
+    names = [name] if name else [_WHOLE, _INDEX]
+    found = next((path / name for name in names if (path / name).exists()), None)
+    if name and found is None:
+        raise RagJaxError(f"{path} lacks {name}, which config.json names as its weights")
+    if found is not None:
+        return _find_indexed_files(found) if found.suffix == ".json" else [found]
+    return [_find_only(path)]
+
+
+def _find_only(folder: Path) -> Path:
+    for pattern in ("*.safetensors", "*.gguf"):
+        files = sorted(folder.glob(pattern))
+        if len(files) > 1:
+            _refuse_parts(folder, files)
+            names = ", ".join(path.name for path in files)
+            raise RagJaxError(
+                f"{folder} contains several weight files ({names}): keep one, or give its path"
+            )
+        if files:
+            _refuse_part(files[0])
+            return files[0]
+    hint = ""
+    if any(folder.glob("*.bin")):
+        hint = "; pickled .bin weights are not supported: save the model as safetensors"
+    raise RagJaxError(f"no .safetensors or .gguf weights in {folder}{hint}")
+
+
+def _refuse_parts(folder: Path, files: Sequence[Path]) -> None:
+    """Raises a RagJaxError if the files are parts of one model."""
+    matches = [_PART.fullmatch(path.name) for path in files]
+    if all(matches) and len({match[1] for match in matches}) == 1:
+        _refuse_part(files[0])
+
+
+def _refuse_part(path: Path) -> None:
+    """Raises a RagJaxError if a file's name is that of a part of a model."""
+    match = _PART.fullmatch(path.name)
+    if match is None or int(match[3]) < 2:
+        return
+    if match[4] == "gguf":
+        advice = f"join the parts with `llama-gguf-split --merge {path.name} {match[1]}.gguf`"
+    elif (path.parent / _INDEX).exists():
+        advice = f"give the folder {path.parent}"
+    else:
+        advice = f"copy {_INDEX} and all parts into {path.parent}, and give the folder"
+    raise RagJaxError(
+        f"{path} is part {int(match[2])} of {int(match[3])} of a model's weights: {advice}"
+    )
+
+
+def _read_name(path: Path) -> str | None:
+    """The file of weights that a `config.json` names."""
+    name = read_fields(path).raw.get("transformers_weights") if path.exists() else None
+    if name is not None and (
+        not isinstance(name, str)
+        or Path(name).name != name
+        or not name.endswith((".safetensors", ".safetensors.index.json"))
+    ):
+        raise RagJaxError(
+            f"{path}: transformers_weights {name!r} is no .safetensors file of the folder and no "
+            "index of such files"
+        )
+    return name
+
+
+def _find_indexed_files(index: Path) -> list[Path]:
+    """The weight files that an index names."""
+    try:
+        names = sorted(set(read_json(index)["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RagJaxError(f"{index} is not an index of weight files: {error}") from None
+    if any(Path(name).name != name for name in names):
+        raise RagJaxError(f"{index} names weight files outside its folder")
+    missing = [name for name in names if not (index.parent / name).exists()]
+    if missing:
+        raise RagJaxError(
+            f"{index.parent} lacks {', '.join(missing)}: copy the missing weight files there"
+        )
+    return [index.parent / name for name in names]

@@ -1,0 +1,196 @@
+"""Tokenizer files: the core tokenizer and its settings in a folder or in GGUF metadata."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_json
+
+NAMED_TOKENS = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
+# RoBERTa's and BART's special tokens, for folders with `vocab.json` and `merges.txt` alone.
+_BPE_SPECIALS = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
+# Token types in GGUF metadata (llama.cpp, `llama_token_type`).
+_CONTROL, _USER_DEFINED = 3, 4
+# The normalizer of Llama's, Mistral's and Phi-3's files from before transformers 5.
+_BLANKS = repr(
+    normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+)
+
+Names = dict[str, str | None]
+
+
+def read_folder(
+    folder: Path,
+) -> tuple[tokenizers.Tokenizer, Names, str | dict[str, str] | None]:
+    """The core tokenizer of a folder, the names of its special tokens, and its chat template.
+
+    Several chat templates are returned by name.
+
+    Raises:
+        RagJaxError: `tokenizer.json` is missing, or a file is damaged.
+    """
+    path, settings = folder / "tokenizer.json", {}
+    if not path.exists() and (folder / "merges.txt").exists():
+        core = _read_bpe(folder)
+        settings = {f"{short}_token": name for short, name in _BPE_SPECIALS.items()}
+    elif not path.exists():
+        raise RagJaxError(f"{path} is missing: save the fast version of the tokenizer there")
+    else:
+        core = _read_core(path)
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        settings.update(_read_settings(folder / name))
+    names = {short: settings.get(f"{short}_token") for short in NAMED_TOKENS}
+    # A name is stored either as a string or as an object with flags.
+    names = {key: v.get("content") if isinstance(v, dict) else v for key, v in names.items()}
+    _follow_class(core, settings)
+    _add_tokens(core, settings.get("added_tokens_decoder"), folder / "tokenizer_config.json")
+    for short in ("bos", "eos", "pad"):
+        _add_named(core, names[short])
+    return core, names, _read_templates(folder, settings)
+
+
+def read_gguf(
+    metadata: Mapping[str, Any], source: str
+) -> tuple[tokenizers.Tokenizer, Names, str | None, list[int]]:
+    """The core tokenizer in GGUF metadata, the names of its special tokens, its chat template, and
+    the ids of the tokens that end a turn or a message.
+
+    Raises:
+        RagJaxError: the tokenizer is not byte-level BPE with SmolLM's pre-tokenizer.
+    """
+    kind = (metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre"))
+    if kind != ("gpt2", "smollm"):
+        raise RagJaxError(
+            f"{source}: tokenizer {kind[0]!r} with pre-tokenizer {kind[1]!r} cannot be read "
+            "from GGUF: use the model's Hugging Face folder"
+        )
+    tokens = metadata["tokenizer.ggml.tokens"]
+    merges = [tuple(pair.split(" ")) for pair in metadata["tokenizer.ggml.merges"]]
+    core = tokenizers.Tokenizer(
+        models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges)
+    )
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    core.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
+    core.decoder = decoders.ByteLevel()
+    typed = list(zip(tokens, metadata["tokenizer.ggml.token_type"], strict=True))
+    core.add_special_tokens(make_special_tokens(t for t, k in typed if k == _CONTROL))
+    core.add_tokens([AddedToken(t, normalized=False) for t, k in typed if k == _USER_DEFINED])
+    ids = {
+        name: metadata.get(f"tokenizer.ggml.{name}_token_id")
+        for name in ("bos", "eos", "padding", "eot", "eom")
+    }
+    bos, eos, pad = (
+        None if ids[name] is None else tokens[ids[name]] for name in ("bos", "eos", "padding")
+    )
+    if metadata.get("tokenizer.ggml.add_bos_token") and bos is not None:
+        pairs = [(bos, ids["bos"])]
+        core.post_processor = processors.TemplateProcessing(f"{bos} $A", special_tokens=pairs)
+    stop_ids = [ids[name] for name in ("eot", "eom") if ids[name] is not None]
+    template = metadata.get("tokenizer.chat_template")
+    return core, {"bos": bos, "eos": eos, "pad": pad}, template, stop_ids
+
+
+def make_special_tokens(names: Iterable[str]) -> list[AddedToken]:
+    """Special tokens with these names."""
+    return [AddedToken(name, special=True, normalized=False) for name in names]
+
+
+def _read_core(path: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
+    except Exception as error:  # tokenizers raises no narrower class
+        raise RagJaxError(f"{path} is no tokenizer: {error}; download the file again") from None
+
+
+def _read_bpe(folder: Path) -> tokenizers.Tokenizer:
+    try:
+        model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    except Exception as error:
+        raise RagJaxError(f"{folder}: vocab.json and merges.txt cannot be read: {error}") from None
+    core = tokenizers.Tokenizer(model)
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(make_special_tokens(_BPE_SPECIALS.values()))
+    return core
+
+
+def _follow_class(core: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> None:
+    """Gives a tokenizer of the class `LlamaTokenizer` the blanks that transformers 5 gives it.
+
+    The older `tokenizer.json` puts a blank before every piece between special tokens. In
+    transformers 5, the class puts one before the text alone, or before every piece if `legacy`.
+    """
+    kind = str(settings.get("tokenizer_class")).removesuffix("Fast")
+    if kind != "LlamaTokenizer" or repr(core.normalizer) != _BLANKS or core.pre_tokenizer:
+        return
+    scheme = "always" if settings.get("legacy") is True else "first"
+    scheme = "never" if settings.get("add_prefix_space") is False else scheme
+    core.normalizer = None
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+
+
+def _add_tokens(core: tokenizers.Tokenizer, described: Any, path: Path) -> None:
+    """Gives the added tokens the flags of `tokenizer_config.json`, which hold in transformers."""
+    if not isinstance(described, dict):
+        return
+    try:
+        wanted = {int(i): AddedToken(**fields) for i, fields in described.items()}
+    except (TypeError, ValueError) as error:
+        raise RagJaxError(f"{path}: added_tokens_decoder is damaged: {error}") from None
+    present = core.get_added_tokens_decoder()
+    for i, token in sorted(wanted.items()):
+        if repr(token) != repr(present.get(i)):
+            core.add_tokens([token])
+            if core.token_to_id(token.content) != i:
+                raise RagJaxError(
+                    f"{path}: added_tokens_decoder gives {token.content!r} the id {i}, "
+                    f"tokenizer.json {core.token_to_id(token.content)}: save the tokenizer again"
+                )
+
+
+def _add_named(core: tokenizers.Tokenizer, name: str | None) -> None:
+    """Makes a piece of the vocabulary a special token, as transformers does with those it names."""
+    added = {token.content for token in core.get_added_tokens_decoder().values()}
+    if name is not None and name not in added and core.token_to_id(name) is not None:
+        core.add_special_tokens(make_special_tokens([name]))
+
+
+def _read_templates(folder: Path, settings: Mapping[str, Any]) -> str | dict[str, str] | None:
+    """A folder's chat template; several by name. Files come before `tokenizer_config.json`."""
+    files = {"default": folder / "chat_template.jinja"}
+    for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+        files[path.stem] = path
+    files = {name: path.read_text("utf-8") for name, path in files.items() if path.exists()}
+    if set(files) == {"default"}:
+        return files["default"]
+    if files:
+        return files
+    template, path = settings.get("chat_template"), folder / "tokenizer_config.json"
+    if isinstance(template, list):
+        try:
+            template = {entry["name"]: entry["template"] for entry in template}
+        except (KeyError, TypeError):
+            raise RagJaxError(
+                f"{path}: chat_template needs a name and a template for each entry"
+            ) from None
+    texts = template.values() if isinstance(template, dict) else [template]
+    if not all(isinstance(text, str) for text in texts if text is not None):
+        raise RagJaxError(f"{path}: chat_template must be a text, or texts by name")
+    return template
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        settings = read_json(path)
+    except ValueError as error:
+        raise RagJaxError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(settings, dict):
+        raise RagJaxError(f"{path} must hold a JSON object")
+    return settings
