@@ -236,7 +236,7 @@ def list_prag_ablations() -> Rows:
         "parametric": "rewrite and questions, random start",
         "without_rewrites": "without the rewrite",
         "without_questions": "without the questions",
-        "warm": "from a start warmed up on other questions",
+        "warm_start": "from a start warmed up on other questions",
         "random": "random documents' parameters",
     }
     columns = {name: PRAG[name] for name in ("exact_match", "f1")}
