@@ -174,7 +174,10 @@ def _to_json(
 
 @jinja2.pass_environment
 def _join(
-    environment: jinja2.Environment, value: Any, d: str = "", attribute: str | int | None = None
+    environment: ImmutableSandboxedEnvironment,
+    value: Any,
+    d: str = "",
+    attribute: str | int | None = None,
 ) -> Traced:
     getter = None if attribute is None else make_attrgetter(environment, attribute)
     return join_items(value, d, getter)

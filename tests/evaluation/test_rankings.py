@@ -221,11 +221,11 @@ def test_a_judgement_given_twice(tmp_path):
 
     def read(*lines, bad=0):
         path.write_text("query-id\tcorpus-id\tscore\n" + "".join(line + "\n" for line in lines))
-        (question,) = read_questions(path, queries, passages, BadLines(bad))
-        return question.relevant
+        (item,) = read_questions(path, queries, passages, BadLines(bad))
+        return item.question.relevant
 
     assert read("q\ta\t2", "q\ta\t2", "q\tb\t0", "q\tb\t0") == {"a": 2}
     for lines in (("q\ta\t2", "q\ta\t0"), ("q\ta\t0", "q\ta\t2"), ("q\ta\t1", "q\ta\t2")):
-        with pytest.raises(RagJaxError, match=r"test.tsv:3: query 'q' and passage 'a' have the"):
+        with pytest.raises(RagJaxError, match="test.tsv:3: passage 'a' of query 'q' has grade"):
             read(*lines)
     assert read("q\ta\t2", "q\ta\t0", "q\tb\t1", bad=1) == {"a": 2, "b": 1}

@@ -56,6 +56,7 @@ class Encoder:
     model: Model = dataclasses.field(default_factory=Model)
     tokenizer: Tokenizer = dataclasses.field(default_factory=Tokenizer)
     fingerprint: str = "stub"
+    sentence: None = None  # no files of sentence-transformers beside it
 
 
 @pytest.fixture(scope="module")

@@ -49,8 +49,10 @@ def parse(path, parse):
 @settings(max_examples=40)
 @given(questions=QUESTIONS, passages=PASSAGES, data=st.data())
 def test_any_results(folder, questions, passages, data):
-    scores = st.lists(SCORES, min_size=len(passages), max_size=len(passages))
-    ranked = [list(zip(passages, data.draw(scores), strict=True)) for _ in questions]
+    size = len(passages)
+    scores = st.lists(SCORES, min_size=size, max_size=size, unique=True)  # a run has no equal ones
+    falling = scores.map(lambda values: sorted(values, reverse=True))
+    ranked = [list(zip(passages, data.draw(falling), strict=True)) for _ in questions]
 
     dpr.write_results(folder / "dpr.json", questions, ranked)
     items = parse(folder / "dpr.json", dpr.parse)
