@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rag_jax.evaluation.pairs import tabulate_pairs
+
 RESULTS = Path(__file__).parent / "results" / "systems"
 
 Rows = list[list[str]]
@@ -247,6 +249,7 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "headlines": list_headlines,
     "srrag": lambda: list_methods(RUNS["srrag"], SRRAG, SRRAG_METHODS, score="accuracy"),
     "srrag_methods": lambda: list_methods({"": "srrag"}, SRRAG, SRRAG_METHODS, score="accuracy"),
+    "srrag_pairs": lambda: tabulate_pairs(read_run("srrag")["paired"]),
     "srrag_stages": lambda: list_stages("srrag"),
     "rag": lambda: list_methods(RUNS["rag"], RAG, RAG_NAMES, score="exact_match"),
     "rag_memory": list_rag_memory,
