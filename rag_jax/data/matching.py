@@ -1,6 +1,7 @@
-"""Answer matching: whether a text contains an answer, compared token by token as in DPR."""
+"""Answer matching: token by token as in DPR, and SQuAD's normalisation of answers."""
 
 import functools
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -33,12 +34,34 @@ def has_answer(text: str, answers: Sequence[str]) -> bool:
     return any(answer.strip() and answer in tokens for answer in map(split_tokens, answers))
 
 
+@functools.lru_cache(maxsize=65_536)
+def normalize_answer(text: str) -> str:
+    """Normalises a text as SQuAD's evaluation does.
+
+    Punctuation is defined by Unicode (plus ASCII symbols, as in SQuAD), and equivalent characters
+    are unified (NFKC), so that texts in any script can be compared.
+    """
+    return normalize_text(text, keep_articles=False)
+
+
+def normalize_text(text: str, *, keep_articles: bool) -> str:
+    """Normalises a text as `normalize_answer` does, with or without the English articles."""
+    text = unicodedata.normalize("NFKC", text).lower()
+    text = "".join(c for c in text if not _is_punctuation(c))
+    if not keep_articles:
+        text = re.sub(r"\b(a|an|the)\b", " ", text)
+    # lower() may decompose characters again, such as the Turkish dotted capital I.
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def _is_punctuation(character: str) -> bool:
+    category = unicodedata.category(character)
+    return category.startswith("P") or (character.isascii() and category.startswith("S"))
+
+
 def is_void(answer: str) -> bool:
     """Returns whether nothing of an answer is left after SQuAD's normalisation, as of "The".
 
-    The normalisation drops articles and punctuation, so no prediction matches such an answer.
+    The normalisation drops articles and punctuation; such an answer is compared as it is.
     """
-    if _WORDS.search(answer):
-        return False
-    text = unicodedata.normalize("NFKC", answer).lower()
-    return {*regex.sub(r"\p{P}|[$+<=>^`|~]", "", text).split()} <= {"a", "an", "the"}
+    return _WORDS.search(answer) is None and not normalize_answer(answer)

@@ -20,8 +20,9 @@ from jaxtyping import Bool, Float
 from sacrebleu.metrics import BLEU
 from scipy import stats
 
+from rag_jax.data.matching import normalize_answer
 from rag_jax.evaluation.choices import pick_choice
-from rag_jax.evaluation.texts import list_words, normalize_answer, normalize_pair, space_words
+from rag_jax.evaluation.texts import list_words, normalize_pair, space_words
 from rag_jax.runtime.errors import RagJaxError
 
 

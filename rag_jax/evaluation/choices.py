@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from rag_jax.evaluation.texts import normalize_answer
+from rag_jax.data.matching import normalize_answer
 
 # What may follow "A" as a label; before any other word, "A" is the article.
 _AFTER_LABEL = (

@@ -153,7 +153,9 @@ def check_run(
     Raises:
         RagJaxError: a number differs by more than a millionth; the question is named.
     """
-    import ir_measures  # imported here: slow, and only runs that rank need it
+    if not measures or not any(question.relevant for question in questions):
+        return
+    import ir_measures  # imported here: slow, and only judged rankings need it
 
     parsed = {ir_measures.parse_measure(theirs): ours for ours, theirs in measures.items()}
     judged = {
@@ -166,8 +168,6 @@ def check_run(
         for question in questions
         for id, grade in question.relevant.items()
     ]
-    if not qrels or not measures:
-        return
     run = list(ir_measures.read_trec_run(str(path)))
     for found in ir_measures.iter_calc(list(parsed), qrels, run):
         name = parsed[found.measure]

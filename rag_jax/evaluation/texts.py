@@ -1,9 +1,10 @@
-"""Texts as metrics compare them: normalised answers, and words in any script."""
+"""Texts as metrics compare them: pairs in one normalisation, and words in any script."""
 
-import re
 import unicodedata
 
 import regex
+
+from rag_jax.data.matching import normalize_answer, normalize_text
 
 # Scripts that are written without spaces between words; each character is a word, as in sacrebleu's
 # tokenizer for Chinese. Marks stay with their character.
@@ -16,15 +17,6 @@ _SPLIT = regex.compile(rf"(?V1){_UNSPACED}")
 _MARK = regex.compile(
     r"(?V1)(?<![\p{L}\p{N}])[\p{P}--\p{ASCII}]|[\p{P}--\p{ASCII}](?![\p{L}\p{N}])"
 )
-
-
-def normalize_answer(text: str) -> str:
-    """Normalises a text as SQuAD's evaluation does.
-
-    Punctuation is defined by Unicode (plus ASCII symbols, as in SQuAD), and equivalent characters
-    are unified (NFKC), so that texts in any script can be compared.
-    """
-    return _normalize(text, keep_articles=False)
 
 
 def normalize_pair(prediction: str, answer: str) -> tuple[str, str]:
@@ -41,25 +33,11 @@ def normalize_pair(prediction: str, answer: str) -> tuple[str, str]:
 
 
 def _keep_articles(text: str) -> str:
-    return _normalize(text, keep_articles=True)
+    return normalize_text(text, keep_articles=True)
 
 
 def _keep_all(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).lower().split())
-
-
-def _normalize(text: str, *, keep_articles: bool) -> str:
-    text = unicodedata.normalize("NFKC", text).lower()
-    text = "".join(c for c in text if not _is_punctuation(c))
-    if not keep_articles:
-        text = re.sub(r"\b(a|an|the)\b", " ", text)
-    # lower() may decompose characters again, such as the Turkish dotted capital I.
-    return " ".join(unicodedata.normalize("NFC", text).split())
-
-
-def _is_punctuation(character: str) -> bool:
-    category = unicodedata.category(character)
-    return category.startswith("P") or (character.isascii() and category.startswith("S"))
 
 
 def list_words(text: str) -> list[str]:

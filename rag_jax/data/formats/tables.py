@@ -51,17 +51,10 @@ def read_rows(path: Path, bad: BadLines) -> Iterator[tuple[Place, list[str]]]:
     separator = _find_separator(path)
     quoting = csv.QUOTE_MINIMAL if _is_quoted(path, separator) else csv.QUOTE_NONE
     lines = _RowLines(decode_lines(path, bad))
-    rows = csv.reader(lines, delimiter=separator, quoting=quoting)
-    while True:
-        lines.texts = []
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            bad.skip(BadLineError(f"{path}:{lines.first}: is not a row of a table ({error})"))
-            continue
-        if any(field.strip() for field in row):
+    for row in _parse_rows(lines, delimiter=separator, quoting=quoting):
+        if isinstance(row, csv.Error):
+            bad.skip(BadLineError(f"{path}:{lines.first}: is not a row of a table ({row})"))
+        elif any(field.strip() for field in row):
             yield Place(path, lines.first, lines.first), row
 
 
@@ -110,6 +103,20 @@ class _RowLines:
             yield text
 
 
+def _parse_rows(lines: _RowLines, **dialect: Any) -> Iterator[list[str] | csv.Error]:
+    """Yields each row's fields, or why they are none; `lines` has the lines of that row."""
+    rows = csv.reader(lines, **dialect)
+    while True:
+        lines.texts = []
+        try:
+            row: list[str] | csv.Error = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            row = error
+        yield row
+
+
 @dataclass
 class _Evidence:
     """What the rows of a table tell about its quotes; numbers of lines, 0 for none.
@@ -146,14 +153,8 @@ def _is_quoted(path: Path, separator: str) -> bool:
 def _gather_evidence(path: Path, separator: str) -> _Evidence:
     evidence, width = _Evidence(), 0
     lines = _RowLines(decode_lines(path, BadLines(sys.maxsize, quiet=True)))
-    rows = csv.reader(lines, delimiter=separator, strict=True)
-    while True:
-        lines.texts = []
-        try:
-            row = next(rows)
-        except StopIteration:
-            return evidence
-        except csv.Error:
+    for row in _parse_rows(lines, delimiter=separator, strict=True):
+        if isinstance(row, csv.Error):
             if any('"' in text for text in lines.texts):
                 evidence.broken = evidence.broken or lines.first
             continue
@@ -165,6 +166,7 @@ def _gather_evidence(path: Path, separator: str) -> _Evidence:
             for kind in _judge_row(row, literal, width, is_heading=is_heading):
                 if not getattr(evidence, kind):
                     setattr(evidence, kind, lines.first)
+    return evidence
 
 
 def _judge_row(
