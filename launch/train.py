@@ -2,7 +2,7 @@
 
     python launch/train.py --config=configs/srrag.py[:preset] [--config.field=value ...]
         [--workdir=DIR] [--coordinator=HOST:PORT --processes=N --process=I | --coordinator=auto]
-        [--shard=I/N]
+        [--shard=I/N] [--seeds=N]
 
 The work folder is runs/<config> unless --workdir names another. The same command again continues
 where the last one stopped; with a changed setting it redoes only the stages that depend on it.
@@ -14,6 +14,10 @@ Work that goes through a corpus or through questions item by item (encoding a co
 documents, adapters, answers) can be divided over N workers that share only the work folder.
 --shard=I/N, with I from 0 to N - 1, makes every N-th batch of these stages; worker 0 also makes all
 other stages while the others wait. Each worker can be stopped and started again by itself.
+
+--seeds=N runs training and evaluation with N seeds, from config.seed on. The first is the work
+folder's own run; further ones, in DIR/seeds/<seed>, take from it what does not depend on the seed.
+DIR/seeds/report.html has means, deviations and the paired comparison over all of them.
 """
 
 import sys
@@ -28,6 +32,7 @@ OPTIONS = {
     "processes": "number of processes",
     "process": "number of this process, from 0",
     "shard": "I/N: make the I-th of N parts of every divided stage",
+    "seeds": "number of seeds to run",
 }
 
 
@@ -40,6 +45,14 @@ def main(arguments: list[str]) -> None:
     coordinator, worker = options["coordinator"], command.read_worker(options["shard"])
     if coordinator is None and (processes, process) != (None, None):
         raise RagJaxError("--processes and --process need --coordinator=HOST:PORT")
+    seeds = command.read_count(options, "seeds")
+    if seeds == 0:
+        raise RagJaxError("--seeds=0: must be at least 1")
+    if seeds is not None and worker is not None:
+        raise RagJaxError(
+            "--seeds: is not divided by --shard; divide each seed's own run, by --config.seed=S "
+            "--workdir=DIR/seeds/S, and then give --seeds alone"
+        )
     if coordinator is not None and worker is not None:
         raise RagJaxError("--shard: its workers need no --coordinator; leave one of the two out")
     # Imported here because it takes a second; see `command`.
@@ -51,7 +64,7 @@ def main(arguments: list[str]) -> None:
     if coordinator is not None:
         hosts.connect(coordinator, processes, process)
     try:
-        open_room(system, "pipeline").run(config, workdir, worker=worker)
+        open_room(system, "pipeline").run(config, workdir, worker=worker, seeds=seeds or 1)
     finally:
         if coordinator is not None:
             jax.distributed.shutdown()

@@ -4,6 +4,7 @@ The number types (`Count`, `Fraction`, ...), `build` and `to_config_dict` are de
 `rag_jax.runtime.settings`.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -120,9 +121,13 @@ class DataConfig:
     """The source of passages and questions: the built-in world, or a folder of files.
 
     Attributes:
-        path: folder in one of the formats of `rag_jax/data/formats`; None for the built-in world.
+        path: folder in one of the formats of `rag_jax/data/formats`; several with a colon between
+            them are a mixture (see `rag_jax.data.formats.mixture`); None for the built-in world.
         format: format of the questions. "auto" infers the format from the first record of a file.
         held_out: number of training questions that become the "dev" split of a folder without one.
+        seed: of the choice of the held-out questions, and of the questions that are trained on and
+            evaluated where there are more than the settings ask for. Runs with several seeds
+            (`config.seed`) share these questions.
         longtail: whether to keep only the dev and test questions in PopQA's long tail.
         bad_lines: maximum number of malformed lines that are skipped, each with a warning. One more
             ends the run.
@@ -152,13 +157,15 @@ class DataConfig:
         "webquestions",
     ] = "auto"
     held_out: CountOrZero = 0
+    seed: CountOrZero = 0
     longtail: bool = False
     bad_lines: CountOrZero = 0
 
     def __post_init__(self) -> None:
-        """Expands the home folder in `path`; raises a RagJaxError if there is none."""
-        if self.path is not None and self.path.startswith("~"):
-            object.__setattr__(self, "path", str(expand_path(self.path)))
+        """Expands home folders in `path`; raises a RagJaxError if there is none."""
+        if self.path is not None and "~" in self.path:
+            paths = [str(expand_path(path)) for path in self.path.split(os.pathsep)]
+            object.__setattr__(self, "path", os.pathsep.join(paths))
 
     def check(self, path: str) -> None:
         """Raises a RagJaxError if a setting does not fit the source."""

@@ -32,6 +32,7 @@ class Question:
         longtail: True if the subject is in PopQA's long tail.
         negatives: ids of passages that the data names as wrong, for training a retriever; empty if
             the data has none.
+        dataset: name of the dataset in a mixture; empty for a collection of one dataset.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Question:
     choices: Mapping[str, str] = field(default_factory=dict)
     longtail: bool = False
     negatives: tuple[str, ...] = ()
+    dataset: str = ""
 
     def is_passage(self, id: str) -> bool:
         """Whether a passage is the question itself, as for the queries of ArguAna and Quora.
@@ -83,11 +85,12 @@ def choose_questions(
 def store_questions(folder: Path, questions: Mapping[str, Sequence[Question]]) -> None:
     """Writes the questions of a collection by split, for `load_collection`.
 
-    Only a question with negatives has the field, which few datasets have.
+    Only a question with negatives or with a dataset's name has the field.
     """
+    rare = ("negatives", "dataset")
     records = {
         split: [
-            {name: value for name, value in vars(q).items() if value or name != "negatives"}
+            {name: value for name, value in vars(q).items() if value or name not in rare}
             for q in listed
         ]
         for split, listed in questions.items()

@@ -86,8 +86,9 @@ def timed(
 
 
 def describe_question(question: Question) -> Record:
-    """The part of a graded record that names the question and its answers."""
-    return {"id": question.id, "question": question.question, "answers": question.answers}
+    """The part of a graded record that names the question, its dataset if any, and its answers."""
+    record = {"id": question.id, "question": question.question, "answers": question.answers}
+    return record | ({"dataset": question.dataset} if question.dataset else {})
 
 
 def summarize_answers(

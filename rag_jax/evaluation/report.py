@@ -99,7 +99,7 @@ def describe_environment() -> dict[str, Any]:
 
 def format_text(report: Mapping[str, Any], columns: Sequence[str]) -> str:
     """The tables of a report, the content of `report.json`, as plain text."""
-    parts = [format_columns(_method_rows(report, columns))]
+    parts = [format_columns(tabulate_methods(report["methods"], columns))]
     if rows := _pair_rows(report):
         parts.append(f"{_PAIRED}\n\n{format_columns(rows)}")
     for title, rows in report["tables"].items():
@@ -112,26 +112,42 @@ def format_html(
 ) -> str:
     """A report as a self-contained HTML page; `figures` are SVG by title."""
 
-    def join(parts: Iterable[tuple[str, str]]) -> str:
-        return "\n".join(f"<h2>{html.escape(title)}</h2>\n{part}" for title, part in parts)
-
-    title = f"{report['system']}: {report['model']} on {report['dataset']}"
+    tables = {"methods": tabulate_methods(report["methods"], columns)}
+    if rows := _pair_rows(report):
+        tables[_PAIRED] = rows
+    tables |= {title: _format_cells(rows) for title, rows in report["tables"].items()}
+    drawn = [f"<h2>{html.escape(title)}</h2>\n{figure}" for title, figure in figures.items()]
     environment = [[name, str(value)] for name, value in report["environment"].items()]
-    tables = report["tables"].items()
-    return _PAGE.format(
-        title=html.escape(title),
-        methods=_format_html_table(_method_rows(report, columns)),
-        paired=join([(_PAIRED, _format_html_table(rows))] if (rows := _pair_rows(report)) else []),
-        tables=join((title, _format_html_table(_format_cells(rows))) for title, rows in tables),
-        figures=join(figures.items()),
-        bars=_draw_bars(report["stages"]),
-        stages=_format_html_table(_stage_rows(report)),
-        environment=_format_html_table([["environment", ""], *environment]),
-    )
+    parts = [
+        *drawn,
+        "<h2>Where the time went</h2>",
+        "<p>Seconds of each stage when it was computed; the dark part is compilation.</p>",
+        _draw_bars(report["stages"]),
+        _format_html_table(_stage_rows(report)),
+        _format_html_table([["environment", ""], *environment]),
+    ]
+    title = f"{report['system']}: {report['model']} on {report['dataset']}"
+    return format_page(title, tables, parts)
 
 
-def _method_rows(report: Mapping[str, Any], columns: Sequence[str]) -> list[list[str]]:
-    methods = report["methods"]
+def format_page(
+    title: str, tables: Mapping[str, Sequence[Sequence[str]]], parts: Sequence[str] = ()
+) -> str:
+    """A self-contained HTML page: tables by their headings, then further HTML."""
+    body = [
+        f"<h2>{html.escape(heading)}</h2>\n{_format_html_table(rows)}"
+        for heading, rows in tables.items()
+    ]
+    return _PAGE.format(title=html.escape(title), body="\n".join([*body, *parts]))
+
+
+def tabulate_methods(
+    methods: Mapping[str, Mapping[str, Any]], columns: Sequence[str]
+) -> list[list[str]]:
+    """The numbers of methods as a table with its heading; columns that no method has are omitted.
+
+    The first score has half of its interval, "ci95", beside it.
+    """
     shown = [name for name in columns if any(name in numbers for numbers in methods.values())]
     rows = [["method", *(name.replace("_", " ") for name in shown)]]
     for method, numbers in methods.items():
@@ -234,15 +250,7 @@ svg {{ max-width: 42rem; font-size: 13px; }}
 </head>
 <body>
 <h1>{title}</h1>
-{methods}
-{paired}
-{tables}
-{figures}
-<h2>Where the time went</h2>
-<p>Seconds of each stage when it was computed; the dark part is compilation.</p>
-{bars}
-{stages}
-{environment}
+{body}
 </body>
 </html>
 """

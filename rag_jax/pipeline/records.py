@@ -88,6 +88,29 @@ def begin(folder: Path, wanted: Record) -> None:
     write_json(folder / STARTED, {**wanted, **fresh})
 
 
+def take(folder: Path, other: Path) -> None:
+    """Makes a stage's folder a copy of one in which the stage ended; the record comes last.
+
+    Files are hard links where the disk has them, which take no room. No stage changes a file of a
+    stage that ended: files are replaced whole.
+    """
+    _empty(folder)
+    for path in sorted(other.rglob("*")):
+        copy = folder / path.relative_to(other)
+        if path.is_dir():
+            copy.mkdir()
+        elif path != other / ENDED:
+            _link(path, copy)
+    _link(other / ENDED, folder / ENDED)
+
+
+def _link(path: Path, copy: Path) -> None:
+    try:
+        copy.hardlink_to(path)
+    except OSError:  # another disk, or a file system without links
+        shutil.copyfile(path, copy)
+
+
 def resume(folder: Path) -> None:
     """Records that a stage, which may have ended before, is being made again in its folder."""
     (folder / ENDED).unlink(missing_ok=True)

@@ -23,8 +23,8 @@ from typing import Any
 
 import jax
 
-from rag_jax.evaluation.pairs import compare_rows
-from rag_jax.evaluation.report import write_report
+from rag_jax.evaluation.pairs import compare_rows, tabulate_pairs
+from rag_jax.evaluation.report import tabulate_methods, write_report
 from rag_jax.pipeline import records
 from rag_jax.pipeline.maps import POLL, Worker
 from rag_jax.pipeline.records import ENDED, Record
@@ -42,6 +42,7 @@ def run_stages(
     *,
     config: Any = None,
     worker: Worker | None = None,
+    reuse: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Runs the stages that are not made yet, in order.
 
@@ -50,6 +51,8 @@ def run_stages(
         config: written to `config.json` in the work folder for the reader; no stage depends on it.
         worker: the worker that this process is, if several divide the run. Each worker can be
             interrupted and started again by itself while the others wait.
+        reuse: another work folder. A stage that ended there with the same fingerprint, on the same
+            artefacts, is taken from there instead of being made.
 
     Returns:
         For each stage `{"name", "seconds", "compile_seconds", "fingerprint", "reused"}`. Seconds
@@ -76,6 +79,8 @@ def run_stages(
             records.write_layout(workdir)
             write_json(workdir / "config.json", config)
             for stage in stages:
+                if reuse is not None and is_first():
+                    _take_stage(stage, workdir / "stages", made, reuse / "stages")
                 made[stage.name] = _run_stage(stage, workdir / "stages", made, worker)
             keys = ("name", "seconds", "compile_seconds", "fingerprint", "reused")
             return [{key: record[key] for key in keys} for record in made.values()]
@@ -149,18 +154,22 @@ def run_session(
     report: ReportSpec,
     *,
     worker: Worker | None = None,
+    reuse: Path | None = None,
 ) -> dict[str, Any]:
     """Runs the stages of a session that are not made yet; writes and returns the report.
 
     TREC runs that a stage wrote are copied into the work folder. All processes but the first return
     an empty dict.
 
+    Args:
+        reuse: another work folder, as for `run_stages`.
+
     Raises:
         RagJaxError: a fault of the settings, the data, the models or the disk.
     """
     config, folder = session.config, Path(workdir) / "stages"
     with jax.set_mesh(session.mesh):
-        made = run_stages(stages, workdir, config=config, worker=worker)
+        made = run_stages(stages, workdir, config=config, worker=worker, reuse=reuse)
     if not is_first():
         return {}
     predictions = {
@@ -170,6 +179,8 @@ def run_session(
     for path in sorted(folder.glob("*/*.trec")):
         shutil.copy(path, workdir)
     methods = {method: report.summarize(rows) for method, rows in predictions.items()}
+    extras = dict(report.extras(folder, predictions, methods))
+    extras["tables"] = {**extras.get("tables", {}), **_list_dataset_tables(report, predictions)}
     return write_report(
         workdir,
         system=config.system,
@@ -181,8 +192,37 @@ def run_session(
         stages=made,
         predictions=predictions,
         paired=compare_rows(predictions, report.reference, report.scores),
-        **report.extras(folder, predictions, methods),
+        **extras,
     )
+
+
+def _list_dataset_tables(
+    report: ReportSpec, predictions: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, list[list[str]]]:
+    """For each dataset of a mixture, a table of the methods and one of the paired comparison."""
+    rows = next(iter(predictions.values()))
+    tables = {}
+    for name in dict.fromkeys(row["dataset"] for row in rows if "dataset" in row):
+        asked = {
+            method: [row for row in rows if row["dataset"] == name]
+            for method, rows in predictions.items()
+        }
+        methods = {method: report.summarize(rows) for method, rows in asked.items()}
+        tables[f"{name}: methods"] = tabulate_methods(methods, report.columns)
+        paired = compare_rows(asked, report.reference, report.scores)
+        tables[f"{name}: differences on the same questions"] = tabulate_pairs(paired)
+    return tables
+
+
+def _take_stage(stage: Stage, folder: Path, made: Mapping[str, Record], other: Path) -> None:
+    """Copies a stage that ended in another work folder, unless it is in this one already."""
+    wanted = records.describe(stage, made)
+    if records.find_record(folder / stage.name, wanted, made, repairs=False)[0]:
+        return
+    record, _ = records.find_record(other / stage.name, wanted, made, repairs=False)
+    if record and record["ended"]:
+        log(f"stage {stage.name}: taken from {other.parent}")
+        records.take(folder / stage.name, other / stage.name)
 
 
 def _run_stage(

@@ -163,7 +163,7 @@ class Session:
     def source(self) -> dict[str, Any]:
         """What the corpus depends on, for the settings of the stage that copies it."""
         c = self.config
-        return {"source": describe_source(c.data, c.world), "seed": c.seed}
+        return {"source": describe_source(c.data, c.world), "seed": c.data.seed}
 
     def check_corpus(self, corpus: Collection) -> None:
         """Raises a RagJaxError if there are no questions to train on or to evaluate."""
@@ -218,7 +218,7 @@ class Session:
         Raises:
             RagJaxError: there is none.
         """
-        return choose_questions(corpus, split, count=count, seed=self.config.seed)
+        return choose_questions(corpus, split, count=count, seed=self.config.data.seed)
 
 
 def bind(

@@ -19,6 +19,7 @@ from rag_jax.evaluation.compare import Record, timed
 from rag_jax.models import Pretrained, save
 from rag_jax.pipeline.maps import Worker
 from rag_jax.pipeline.runner import ReportSpec, run_session
+from rag_jax.pipeline.seeds import run_seeds
 from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.retrieval import Index
 from rag_jax.retrieval.contrastive import Encoders, Pair, fit_encoders, make_batches
@@ -38,11 +39,22 @@ def make_run(
 ) -> Callable[..., dict[str, Any]]:
     """The function that runs a system's stages, from an empty folder to the report."""
 
-    def run(config: ConfigDict, workdir: Path, *, worker: Worker | None = None) -> dict[str, Any]:
-        """Runs every stage that is not made yet, and writes the report; see `run_session`."""
+    def run_one(config: ConfigDict, workdir: Path, **options: Any) -> dict[str, Any]:
         session = session_type(build(settings, config))
         report = describe_report(session.config)
-        return run_session(session, list_stages(session), workdir, report, worker=worker)
+        return run_session(session, list_stages(session), workdir, report, **options)
+
+    def run(
+        config: ConfigDict, workdir: Path, *, worker: Worker | None = None, seeds: int = 1
+    ) -> dict[str, Any]:
+        """Runs every stage that is not made yet, and writes the report.
+
+        See `run_session`, and `run_seeds` for more than one seed.
+        """
+        if seeds == 1:
+            return run_one(config, workdir, worker=worker)
+        describe = lambda config: describe_report(build(settings, config))  # noqa: E731
+        return run_seeds(run_one, describe, config, workdir, seeds)
 
     return run
 
@@ -57,11 +69,10 @@ def run_corpus(
     *,
     data: DataConfig,
     world: WorldConfig,
-    seed: int,
     check_corpus: Callable[[Collection], Any],
 ) -> None:
     """Copies passages and questions; leaves nothing if the system cannot work with them."""
-    copy_collection(context.folder, data, world, seed=seed, check=check_corpus)
+    copy_collection(context.folder, data, world, check=check_corpus)
 
 
 def embed_corpus(

@@ -88,7 +88,7 @@ def test_data_in_the_home_folder(home):
     (home / "data" / "passages.jsonl").write_text('{"id": "1", "text": "a"}\n')
     question = '{"id": "q", "question": "Where?", "answers": ["x"]}\n'
     (home / "data" / "test_questions.jsonl").write_text(question)
-    collection = read_collection(DataConfig(path="~/data"), WorldConfig(), seed=0)
+    collection = read_collection(DataConfig(path="~/data"), WorldConfig())
     assert [passage.id for passage in collection.passages] == ["1"]
     assert DataConfig(path="./data/").path == "./data/"  # other paths stay as they are written
 

@@ -51,7 +51,8 @@ def list_files(folder: Path) -> list[Path]:
 def read_folder(folder: Path, format: str, bad: BadLines, keep: Keep) -> Collection:
     """Reads the passages and questions of a folder; `format` "auto" detects the questions' format.
 
-    What was read of each file is logged, and a warning or an error names a file that is not read.
+    There may be no passages. What was read of each file is logged, and a warning or an error names
+    a file that is not read.
 
     Raises:
         RagJaxError: if data is missing or violates the format, naming the file and the line.
@@ -175,8 +176,6 @@ def _collect(
     passages = source.passages
     if isinstance(source, GatheredCorpus):
         passages = keep(source.passages.values())
-    if not passages:
-        raise RagJaxError(f"{folder}: holds no passages, neither in passage files nor in questions")
     splits = {split: list(by_id.values()) for split, by_id in questions.items() if by_id}
     if not splits:
         raise RagJaxError(f"{folder}: holds no questions")

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from rag_jax.config import DataConfig, WorldConfig
 from rag_jax.data import gazetteer
 from rag_jax.data.formats.folder import list_files, read_folder
 from rag_jax.data.formats.lines import BadLines
+from rag_jax.data.formats.mixture import list_folders, mix_collections
 from rag_jax.data.matching import has_answer
 from rag_jax.data.passages import Passage, write_passages
 from rag_jax.data.questions import PASSAGES, Collection, Keep, Question, store_questions
@@ -22,14 +23,18 @@ from rag_jax.runtime.manifest import hash_file
 
 
 def read_collection(
-    data: DataConfig, world: WorldConfig, *, seed: int, keep: Keep = list
+    data: DataConfig,
+    world: WorldConfig,
+    *,
+    keep: Keep = list,
+    keep_part: Callable[[int], Keep] = lambda number: list,
 ) -> Collection:
-    """Reads the passages and questions of a folder or of the built-in world.
+    """Reads the passages and questions of a folder, of a mixture or of the built-in world.
 
     Args:
-        data: folder and format; the built-in world if the path is None.
-        seed: seed of the choice of held-out training questions.
+        data: folders and format; the built-in world if the path is None.
         keep: stores a stream of passages and returns them, by default in memory.
+        keep_part: gives a `keep` for the passages of each folder of a mixture, by its number.
 
     Raises:
         RagJaxError: if data is missing or violates the format, naming the file and the line.
@@ -37,9 +42,23 @@ def read_collection(
     if data.path is None:
         collection = _build_world(world)
         return Collection(keep(collection.passages), collection.questions)
-    collection = read_folder(Path(data.path), data.format, BadLines(data.bad_lines), keep)
-    collection = _hold_out(collection, data.held_out, seed=seed)
-    return _select_long_tail(collection) if data.longtail else collection
+    folders, bad = list_folders(data.path), BadLines(data.bad_lines)
+    if len(folders) == 1:
+        collection = read_folder(folders[0], data.format, bad, keep)
+        if data.held_out:
+            collection = _hold_out(collection, data.held_out, seed=data.seed)
+        collection = _select_long_tail(collection) if data.longtail else collection
+    else:
+        parts = {
+            folder.name: read_folder(folder, data.format, bad, keep_part(number))
+            for number, folder in enumerate(folders)
+        }
+        collection = mix_collections(_prepare_parts(parts, data), keep)
+    if not collection.passages:
+        raise RagJaxError(
+            f"{data.path}: holds no passages, neither in passage files nor in questions"
+        )
+    return collection
 
 
 def copy_collection(
@@ -47,7 +66,6 @@ def copy_collection(
     data: DataConfig,
     world: WorldConfig,
     *,
-    seed: int,
     check: Callable[[Collection], Any],
 ) -> None:
     """Copies the collection of `read_collection` into a folder, for `load_collection`.
@@ -63,15 +81,22 @@ def copy_collection(
     """
     if not is_first():
         return
+
+    def keep_part(number: int) -> Keep:
+        return partial(write_passages, folder / f"part-{number}.jsonl")
+
+    keep = partial(write_passages, folder / PASSAGES)
     try:
-        keep = partial(write_passages, folder / PASSAGES)
-        collection = read_collection(data, world, seed=seed, keep=keep)
+        collection = read_collection(data, world, keep=keep, keep_part=keep_part)
         check(collection)
         store_questions(folder, collection.questions)
     except BaseException:
         for path in folder.glob(f"{Path(PASSAGES).stem}.*"):
             path.unlink()
         raise
+    finally:
+        for path in folder.glob("part-*"):
+            path.unlink()
 
 
 def describe_source(data: DataConfig, world: WorldConfig) -> dict[str, Any]:
@@ -84,10 +109,15 @@ def describe_source(data: DataConfig, world: WorldConfig) -> dict[str, Any]:
     """
     if data.path is None:
         return {"world": dataclasses.asdict(world)}
-    folder = Path(data.path)
-    hashes = {p.relative_to(folder).as_posix(): hash_file(p) for p in list_files(folder)}
+    folders = list_folders(data.path)
+    hashes = {
+        folder.name: {p.relative_to(folder).as_posix(): hash_file(p) for p in list_files(folder)}
+        for folder in folders
+    }
     names = ("format", "held_out", "longtail", "bad_lines")
-    return {**{name: getattr(data, name) for name in names}, "files": hashes}
+    # The name of a single folder makes no difference.
+    files = hashes if len(folders) > 1 else hashes[folders[0].name]
+    return {**{name: getattr(data, name) for name in names}, "files": files}
 
 
 def _build_world(settings: WorldConfig) -> Collection:
@@ -110,8 +140,6 @@ def _build_world(settings: WorldConfig) -> Collection:
 
 def _hold_out(collection: Collection, count: int, *, seed: int) -> Collection:
     """Moves `count` random training questions to the dev split, in their order in the data."""
-    if not count:
-        return collection
     train = collection.questions.get("train", [])
     problem = ""
     if "dev" in collection.questions:
@@ -126,6 +154,26 @@ def _hold_out(collection: Collection, count: int, *, seed: int) -> Collection:
         "dev": [q for i, q in enumerate(train) if i in held_out],
     }
     return Collection(collection.passages, collection.questions | splits)
+
+
+def _prepare_parts(parts: Mapping[str, Collection], data: DataConfig) -> dict[str, Collection]:
+    """Holds out and selects questions of the parts of a mixture where that has a meaning.
+
+    These are the parts with training questions and no dev split, and the parts with PopQA.
+    """
+    prepared = dict(parts)
+    trained = [n for n, part in parts.items() if {"train", "dev"} & {*part.questions} == {"train"}]
+    if data.held_out and not trained:
+        raise RagJaxError(
+            f"config.data.held_out={data.held_out}: each folder has a dev split or no training "
+            "questions; set it to 0"
+        )
+    for name in trained if data.held_out else ():
+        prepared[name] = _hold_out(parts[name], data.held_out, seed=data.seed)
+    for name, part in prepared.items():
+        if data.longtail and any(q.longtail for listed in part.questions.values() for q in listed):
+            prepared[name] = _select_long_tail(part)
+    return prepared
 
 
 def _select_long_tail(collection: Collection) -> Collection:

@@ -23,7 +23,6 @@ def run_titled_corpus(
     *,
     data: DataConfig,
     world: WorldConfig,
-    seed: int,
     check_corpus: Callable[[Collection], Any],
     load_base: Callable[[], Pretrained],
     model: ReaderConfig,
@@ -34,7 +33,7 @@ def run_titled_corpus(
     Args:
         load_base: opens the language model, which a corpus with titles does not need.
     """
-    run_corpus(context, data=data, world=world, seed=seed, check_corpus=check_corpus)
+    run_corpus(context, data=data, world=world, check_corpus=check_corpus)
     wait_for_all("the corpus was copied")
     passages = load_collection(context.folder).passages
     untitled = [row for row, passage in enumerate(passages) if not passage.title.strip()]

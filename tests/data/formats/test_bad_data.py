@@ -117,7 +117,7 @@ def read(folder, format, records, others, *, bad_lines=0):
     if format in DOCUMENTS:
         (place / name).write_text(json.dumps({DOCUMENTS[format]: records}, indent=0), "ascii")
     data = DataConfig(path=str(place), format=format, bad_lines=bad_lines)
-    return read_collection(data, WorldConfig(), seed=0)
+    return read_collection(data, WorldConfig())
 
 
 def rename(record, id):

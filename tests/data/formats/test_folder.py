@@ -30,7 +30,7 @@ def read(folder, files=(), **settings):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return read_collection(DataConfig(str(folder), **settings), WorldConfig(), seed=0)
+    return read_collection(DataConfig(str(folder), **settings), WorldConfig())
 
 
 def read_with(folder, name, content):

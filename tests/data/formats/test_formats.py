@@ -38,7 +38,7 @@ def write(folder, files):
 
 
 def read(folder, **settings):
-    return read_collection(DataConfig(path=str(folder), **settings), WORLD, seed=0)
+    return read_collection(DataConfig(path=str(folder), **settings), WORLD)
 
 
 def test_beir(tmp_path):
@@ -83,7 +83,7 @@ def test_jsonl(tmp_path):
 
 
 def test_world():
-    found, world = read_collection(DataConfig(), WORLD, seed=0), build_world(**vars(WORLD))
+    found, world = read_collection(DataConfig(), WORLD), build_world(**vars(WORLD))
     assert [vars(p) for p in found.passages] == [vars(p) for p in world.passages]
     for split, questions in found.questions.items():
         assert len(questions) == getattr(WORLD, split)
@@ -110,10 +110,10 @@ def test_a_copy_is_what_was_read(tmp_path):
     }
     for number, files in enumerate((JSONL, BEIR, gathered, None)):
         data = DataConfig(str(write(tmp_path / f"{number}", files))) if files else DataConfig()
-        wanted = read_collection(data, WORLD, seed=0)
+        wanted = read_collection(data, WORLD)
         (copy := tmp_path / f"copy{number}").mkdir()
         seen = []
-        copy_collection(copy, data, WORLD, seed=0, check=seen.append)
+        copy_collection(copy, data, WORLD, check=seen.append)
         for found in (*seen, load_collection(copy)):
             assert list(found.passages) == wanted.passages and len(wanted.passages) > 0
             assert found.questions == wanted.questions
@@ -138,7 +138,7 @@ def test_a_corpus_is_copied_without_being_held(tmp_path):
         tracemalloc.start()
         try:
             (copy := tmp_path / format).mkdir()
-            copy_collection(copy, data, WORLD, seed=0, check=lambda found: None)
+            copy_collection(copy, data, WORLD, check=lambda found: None)
             found = load_collection(copy)
             assert len(found.passages) == 2_000
             assert found.questions["dev"][0].relevant == {id: 1}

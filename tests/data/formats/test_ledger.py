@@ -53,7 +53,7 @@ def test_every_record_is_accounted_for(tmp_path_factory, claims, passages):
             records = [{k: v for k, v in r.items() if k in ("id", "text")} for r in records]
         (folder / name).write_text(lay_out(records, layout))
     with contextlib.redirect_stderr(io.StringIO()) as said:
-        found = read_collection(DataConfig(str(folder), bad_lines=99), WorldConfig(), seed=0)
+        found = read_collection(DataConfig(str(folder), bad_lines=99), WorldConfig())
     told = dict(
         line.removeprefix(f"{folder}/").split(": ", 1) for line in said.getvalue().splitlines()
     )

@@ -33,7 +33,7 @@ def write(folder, *, corpus):
 def test_negatives_of_the_data(tmp_path, capsys, corpus):
     """Hard ones, or else the others; gold passages and those not in the corpus are left out."""
     data = write(tmp_path, corpus=corpus)
-    found = read_collection(data, WorldConfig(), seed=0).questions["train"]
+    found = read_collection(data, WorldConfig()).questions["train"]
     wanted = [("h",), (), ()] if corpus else [("Hard",), ("Easy",), ()]
     assert [question.negatives for question in found] == wanted
     assert (
@@ -44,10 +44,10 @@ def test_negatives_of_the_data(tmp_path, capsys, corpus):
 def test_negatives_are_stored_where_there_are_any(tmp_path):
     data = write(tmp_path, corpus=False)
     (copy := tmp_path / "copy").mkdir()
-    copy_collection(copy, data, WorldConfig(), seed=0, check=lambda found: None)
+    copy_collection(copy, data, WorldConfig(), check=lambda found: None)
     stored = read_json(copy / QUESTIONS)["train"]
     assert [record.get("negatives") for record in stored] == [["Hard"], ["Easy"], None]
-    wanted = read_collection(data, WorldConfig(), seed=0).questions
+    wanted = read_collection(data, WorldConfig()).questions
     assert load_collection(copy).questions == wanted
 
 

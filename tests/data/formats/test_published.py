@@ -27,7 +27,7 @@ def read(folder, files, **settings):
     for name, content in files.items():
         text = content if isinstance(content, str) else json.dumps(content)
         (folder / name).write_text(text, "utf-8")
-    return read_collection(DataConfig(str(folder), **settings), WorldConfig(), seed=0)
+    return read_collection(DataConfig(str(folder), **settings), WorldConfig())
 
 
 def read_one(folder, record, *, name="dev.json", **settings):

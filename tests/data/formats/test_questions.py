@@ -25,7 +25,7 @@ def read(folder, files, *, format="auto", bad_lines=0):
         data = text.encode()
         (folder / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
     data = DataConfig(path=str(folder), format=format, bad_lines=bad_lines)
-    return read_collection(data, WorldConfig(), seed=0)
+    return read_collection(data, WorldConfig())
 
 
 def test_dpr_with_passages_of_their_own(tmp_path):

@@ -54,7 +54,7 @@ def test_labels_after_a_stray_quote(tmp_path):
     claims = ['1\tC.\t"The text.\tfalse', "2\tD.\tText.\ttrue", '3\tE.\tText, "quoted".\ttrue']
     (tmp_path / "test.tsv").write_text(head + "\n".join(claims))
     (tmp_path / "passages.jsonl").write_text('{"id": 1, "text": "a"}')
-    found = read_collection(DataConfig(str(tmp_path)), WorldConfig(), seed=0).questions["test"]
+    found = read_collection(DataConfig(str(tmp_path)), WorldConfig()).questions["test"]
     assert [(q.id, q.answers) for q in found] == [
         ("1", ("false",)),
         ("2", ("true",)),
@@ -68,7 +68,7 @@ def test_questions_that_begin_with_a_quote(tmp_path):
     (tmp_path / "passages.jsonl").write_text('{"id": 1, "text": "a"}')
     for order in (listed, listed[::-1]):
         (tmp_path / "nq-test.qa.csv").write_text("\n".join(order))
-        found = read_collection(DataConfig(str(tmp_path)), WorldConfig(), seed=0)
+        found = read_collection(DataConfig(str(tmp_path)), WorldConfig())
         assert [q.question for q in found.questions["test"]] == [o.split("\t")[0] for o in order]
 
 

@@ -22,7 +22,7 @@ def test_a_prepared_world(tmp_path):
     gazetteer_tfds.prepare_world(tmp_path, **SETTINGS)
     world = build_world(**SETTINGS)
     data = DataConfig(path=str(tmp_path))
-    found = read_collection(data, WorldConfig(), seed=0)
+    found = read_collection(data, WorldConfig())
     assert [vars(p) for p in found.passages] == [vars(p) for p in world.passages]
     assert found.questions == {
         split: [
@@ -36,7 +36,7 @@ def test_a_prepared_world(tmp_path):
     (dataset,) = (d for d in tfds.list_datasets(tmp_path) if "passages" in str(d))
     (dataset / "features.json").write_text("{")
     with pytest.raises(RagJaxError, match="is not a prepared dataset") as caught:
-        read_collection(data, WorldConfig(), seed=0)
+        read_collection(data, WorldConfig())
     assert "\n" not in str(caught.value)
 
 
@@ -91,8 +91,8 @@ def test_bad_examples():
 
 
 def test_an_empty_folder(tmp_path):
-    with pytest.raises(RagJaxError, match="holds no passages"):
-        read_collection(DataConfig(str(tmp_path), "tfds"), WorldConfig(), seed=0)
+    with pytest.raises(RagJaxError, match="holds no questions"):
+        read_collection(DataConfig(str(tmp_path), "tfds"), WorldConfig())
     (tmp_path / "dataset_info.json").write_text("{}")
     with pytest.raises(RagJaxError, match="is not a prepared dataset"):
         list(tfds.read_examples(tmp_path, BadLines()))

@@ -112,7 +112,7 @@ def test_written_files_are_a_folder_to_read(tmp_path):
     questions = [Question("q", "Where?", ("x",), {"2": 3}, "t", 0, {"A": "a"})]
     flashrag.write_passages(tmp_path / "corpus.jsonl", passages)
     flashrag.write_questions(tmp_path / "dev.jsonl", questions)
-    found = read_collection(DataConfig(path=str(tmp_path)), WorldConfig(), seed=0)
+    found = read_collection(DataConfig(path=str(tmp_path)), WorldConfig())
     assert (found.passages, found.questions) == (passages, {"dev": questions})
 
 

@@ -157,6 +157,51 @@ def test_running_again(finished, tmp_path):
     assert again["methods"]["trained"] == again["methods"]["untrained"]
 
 
+def test_seeds(finished, tmp_path):
+    """Further seeds train anew on the same questions, and take the rest from the first run."""
+    workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    report = pipeline.run(make_config(), workdir, seeds=2)
+    second = read_json(workdir / "seeds" / "1" / "report.json")
+    assert list_reused(second) == ["corpus", "negatives", "untrained"]
+    names = "bm25", "untrained", "trained"
+    single = [read_json(path / "report.json") for path in (workdir, workdir / "seeds" / "1")]
+    for name in names:
+        values = [one["methods"][name]["mrr"] for one in single]
+        assert report["methods"][name]["mrr"] == pytest.approx(np.mean(values))
+        assert report["deviation"][name]["mrr"] == pytest.approx(np.std(values, ddof=1))
+    assert report["deviation"]["untrained"]["mrr"] == 0
+    assert list(report["paired"]["rows"]) == ["bm25", "untrained"]
+
+
+def test_a_mixture_has_tables_for_each_dataset(tmp_path):
+    for name, places in {
+        "east": ["Riga", "Oslo", "Lodz"],
+        "west": ["Lyon", "Porto", "Cork"],
+    }.items():
+        (tmp_path / name).mkdir()
+        passages = [{"id": p, "title": p, "text": f"{p} is a town."} for p in places]
+        asked = [{"question": f"Where is {p}?", "answers": [p], "passage_id": p} for p in places]
+        files = {"passages": passages, "train_questions": asked[:2], "test_questions": asked[1:]}
+        for file, records in files.items():
+            text = "\n".join(map(json.dumps, records))
+            (tmp_path / name / f"{file}.jsonl").write_text(text)
+    path = f"{tmp_path / 'east'}:{tmp_path / 'west'}"
+    report = pipeline.run(make_config(**{"data.path": path}), tmp_path / "run")
+    assert report["methods"]["trained"]["n"] == 4
+    for name in ("east", "west"):
+        rows = report["tables"][f"{name}: methods"]
+        assert [row[0] for row in rows] == ["method", "bm25", "untrained", "trained"]
+        asked = [
+            row
+            for row in read_jsonl(tmp_path / "run" / "predictions" / "bm25.jsonl")
+            if row["dataset"] == name
+        ]
+        assert len(asked) == 2 and all(row["id"].startswith(f"{name}/") for row in asked)
+        column = rows[0].index("mrr")
+        assert float(rows[1][column]) == pytest.approx(np.mean([r["mrr"] for r in asked]), abs=1e-3)
+        assert f"{name}: differences on the same questions" in report["tables"]
+
+
 def test_two_encoders_with_cls_states_on_a_folder(tmp_path):
     """The paper's kind of encoder, on data without answers in BEIR's format."""
     data = tmp_path / "data"

@@ -1,0 +1,89 @@
+"""Mixtures: several folders as one collection, whose questions keep the name of their dataset.
+
+SR-RAG, for one, is trained on six datasets together. `config.data.path=popqa:arc:triviaqa` names
+three folders, each in a format of its own:
+
+- The passages of all folders form one corpus. Ids are `<folder>/<id>`; a passage that another
+  folder holds too, letter for letter, is in the corpus once.
+- A question's id is `<folder>/<id>` as well. The splits of the folders are joined, so a folder
+  with test questions alone is asked and never trained on.
+- A folder may be without passages, if its questions name none as relevant.
+"""
+
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Collection, Keep, Question
+from rag_jax.runtime.errors import RagJaxError
+
+
+def list_folders(path: str) -> list[Path]:
+    """The folders that `config.data.path` names: one, or several with a colon between them.
+
+    Raises:
+        RagJaxError: if a name is blank, or two folders have the same name.
+    """
+    if Path(path).is_dir():  # a folder with a colon in its name
+        return [Path(path)]
+    names = path.split(os.pathsep)
+    if not all(name.strip() for name in names):
+        raise RagJaxError(f"config.data.path={path}: a folder's name is blank; remove a colon")
+    folders: dict[str, Path] = {}
+    for folder in map(Path, names):
+        if folder.name in folders:
+            raise RagJaxError(
+                f"config.data.path={path}: {folders[folder.name]} and {folder} have the same name, "
+                "which tells their questions apart; rename one of them"
+            )
+        folders[folder.name] = folder
+    return list(folders.values())
+
+
+def mix_collections(parts: Mapping[str, Collection], keep: Keep) -> Collection:
+    """Joins collections, by the name of each, into one.
+
+    Args:
+        keep: stores the stream of all passages and returns them.
+    """
+    ids: dict[str, dict[str, str]] = {name: {} for name in parts}
+    passages = keep(_join_passages(parts, ids))
+    questions: dict[str, list[Question]] = defaultdict(list)
+    for name, part in parts.items():
+        for split, listed in part.questions.items():
+            questions[split] += [_join_question(q, name, ids[name]) for q in listed]
+    return Collection(passages, dict(questions))
+
+
+def _join_passages(
+    parts: Mapping[str, Collection], ids: Mapping[str, dict[str, str]]
+) -> Iterator[Passage]:
+    """Yields every passage once, and fills `ids` with the new ids by each part's own."""
+    first: dict[bytes, str] = {}
+    for name, part in parts.items():
+        for passage in part.passages:
+            text = json.dumps([passage.title, passage.text]).encode()
+            digest = hashlib.blake2b(text, digest_size=16).digest()
+            new = f"{name}/{passage.id}"
+            if digest not in first or first[digest].startswith(f"{name}/"):
+                first.setdefault(digest, new)
+                ids[name][passage.id] = new
+                yield replace(passage, id=new)
+            else:
+                ids[name][passage.id] = first[digest]
+
+
+def _join_question(question: Question, name: str, ids: Mapping[str, str]) -> Question:
+    """The question of a part, with the mixture's ids."""
+    return replace(
+        question,
+        id=f"{name}/{question.id}",
+        relevant={ids[id]: grade for id, grade in question.relevant.items()},
+        negatives=tuple(dict.fromkeys(ids[id] for id in question.negatives)),
+        dataset=name,
+    )
