@@ -263,8 +263,9 @@ def make_stage(
     function: Callable[..., None],
     settings: Mapping[str, Any],
     *needs: str,
+    version: int = 1,
     shardable: tuple[str, ...] = (),
     **given: Any,
 ) -> Stage:
     """A stage with its function bound to a session; see `Stage` and `bind`."""
-    return Stage(name, bind(session, function, **given), settings, needs, shardable=shardable)
+    return Stage(name, bind(session, function, **given), settings, needs, version, shardable)

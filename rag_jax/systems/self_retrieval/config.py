@@ -29,7 +29,8 @@ class ExamplesConfig:
             "cannot answer the query" before the answer (the paper), or by the "answer" itself or
             "cannot extract answer" (the released code).
         sentences: number of a passage's sentences that index the passage; 0 for all.
-        same: number of a question's negatives from the relevant passages' documents.
+        same: number of a question's negatives drawn from each relevant passage's document; 5 in the
+            released code.
         other: number of a question's negatives from other documents, mined by BM25.
     """
 

@@ -29,7 +29,8 @@ def list_stages(session: Session) -> list[Stage]:
         return stage(name, run_trie, model, "corpus", titled=titled)
 
     def train(name: str, **options: bool) -> Stage:
-        return stage(name, run_training, {**model, **learning}, "corpus", "negatives", **options)
+        needs = "corpus", "negatives"
+        return stage(name, run_training, {**model, **learning}, *needs, version=2, **options)
 
     corpus, source = bind(session, run_titled_corpus), {**session.source, **model}
     mined = {"depth": _DEPTH, "count": kept}

@@ -54,7 +54,7 @@ def run_training(
     format = make_format(titled=titled)
     mined = [r["rows"] for r in read_jsonl(context.path("negatives", "negatives.jsonl"))]
     rows = list(make_index_rows(format, passages, examples, seed=seed)) if indexing else []
-    rows += list_question_rows(format, train_questions, passages, mined, examples)
+    rows += list_question_rows(format, train_questions, passages, mined, examples, seed=seed)
     _check_lengths(rows, base.config.max_length)
     write_json(context.folder / "rows.json", describe_rows(rows))
     loss = make_loss(base.model.clone(remat=tuning.remat), trainable)

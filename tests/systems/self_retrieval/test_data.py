@@ -1,6 +1,10 @@
 """Self-Retrieval's texts: one set of tokens in training, trie and inference, and their spans."""
 
+from dataclasses import replace
+
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
@@ -139,12 +143,53 @@ def test_split_sentences(text, sentences):
     assert found == sentences if isinstance(sentences, list) else len(found) == sentences
 
 
+LONG = "It says nothing of where that place is, however long one reads."
+DOCUMENT = [
+    PASSAGE,
+    Passage("answers", "Gitega", f"{LONG} But this one says Burundi too."),
+    Passage("short", "Gitega", "x" * 50),
+    Passage("just long enough", "Gitega", "x" * 51),
+    *(Passage(f"p{i}", "Gitega", f"{LONG} {i}") for i in range(20)),
+]
+NEGATIVES = {passage.id for passage in DOCUMENT[3:]}
+
+
+def draw(question, documents, *, count=1, seed=0):
+    return [p.id for p in choose_same(question, documents, count=count, seed=seed)]
+
+
 def test_negatives_of_the_same_document():
-    passages = [
-        PASSAGE,
-        Passage("a", "Gitega", "It says Burundi too."),
-        Passage("b", "Gitega", "It says nothing."),
-        Passage("c", "Gitega", "Nor does this."),
-    ]
-    assert [p.id for p in choose_same(QUESTION, passages, count=5)] == ["b", "c"]
-    assert [p.id for p in choose_same(QUESTION, passages, count=1)] == ["b"]
+    """Neither relevant nor short passages, nor passages with an answer; from each document."""
+    assert set(draw(QUESTION, [DOCUMENT], count=100)) == NEGATIVES
+    assert len(draw(QUESTION, [DOCUMENT], count=100)) == len(NEGATIVES)
+    assert draw(QUESTION, [DOCUMENT[:3]], count=5) == []
+    other = [Passage(f"o{i}", "Ngozi", LONG) for i in range(9)]
+    drawn = draw(QUESTION, [DOCUMENT, other], count=3)
+    assert [id in NEGATIVES for id in drawn] == [True] * 3 + [False] * 3
+    assert len(set(drawn)) == 6
+
+
+def test_negatives_of_the_same_document_are_drawn_evenly():
+    counts = dict.fromkeys(NEGATIVES, 0)
+    for i in range(1000):
+        (drawn,) = draw(replace(QUESTION, id=f"q{i}"), [DOCUMENT])
+        counts[drawn] += 1
+    # About 48 each: five standard deviations either way.
+    assert all(14 <= count <= 82 for count in counts.values())
+    assert draw(QUESTION, [DOCUMENT], count=5) != draw(QUESTION, [DOCUMENT], count=5, seed=1)
+
+
+@hypothesis.settings(deadline=None)
+@hypothesis.given(
+    st.lists(st.text(), min_size=1, max_size=5, unique=True), st.integers(0, 30), st.randoms()
+)
+def test_a_questions_negatives_do_not_depend_on_other_questions(ids, count, random):
+    def list_drawn(order):
+        questions = [replace(QUESTION, id=id) for id in order]
+        return {q.id: draw(q, [DOCUMENT], count=count) for q in questions}
+
+    drawn = list_drawn(ids)
+    assert list_drawn(random.sample(ids, len(ids))) == drawn
+    for found in drawn.values():
+        assert len(found) == len(set(found)) == min(count, len(NEGATIVES))
+        assert set(found) <= NEGATIVES

@@ -76,8 +76,9 @@ def make_passages():
     """Two passages a place that begin alike, one place with one passage, and one said twice."""
     passages = []
     for place, country in PLACES.items():
-        passages.append((f"{place}/1", place, f"{place} is a town that lies in {country}, of old."))
-        passages.append((f"{place}/2", place, f"{place} is a town that has a river and a bridge."))
+        lies, has = f"lies in {country}, of old.", "has a river and a very old bridge."
+        passages.append((f"{place}/1", place, f"{place} is a town that {lies}"))
+        passages.append((f"{place}/2", place, f"{place} is a town that {has}"))
     passages[-1] = ("twin", *passages[0][1:])
     return [{"id": id, "title": title, "text": text} for id, title, text in passages]
 
