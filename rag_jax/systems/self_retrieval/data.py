@@ -168,7 +168,7 @@ def make_question_rows(
     negatives: Sequence[Passage],
     examples: ExamplesConfig,
 ) -> Iterator[Row]:
-    """Yields a question's rows: one for each relevant passage, and one for each negative.
+    """Yields a question's rows: of each relevant passage, `examples.positives` times, and negative.
 
     Retrieval and assessment of a relevant passage are one text, read once.
 
@@ -178,7 +178,7 @@ def make_question_rows(
     accepted = format.encode_accept() + format.encode_answer(question.answers[0])
     for id in question.relevant:
         texts = f"{question.id}+{id}", question.question, passages[id]
-        yield make_row(format, *texts, examples, assessed=accepted)
+        yield from [make_row(format, *texts, examples, assessed=accepted)] * examples.positives
     for passage in negatives:
         yield make_negative_row(format, f"{question.id}-{passage.id}", question.question, passage)
 
@@ -230,7 +230,8 @@ def list_question_rows(
         others = [p for p in (passages[row] for row in rows) if p.title not in titles]
         negatives = choose_same(question, documents, count=examples.same, seed=seed)
         negatives += others[: examples.other]
-        yield from make_question_rows(format, question, by_id, negatives, examples)
+        made = make_question_rows(format, question, by_id, negatives, examples)
+        yield from [*made] * examples.repeats
 
 
 def describe_rows(rows: Sequence[Row]) -> dict[str, int]:

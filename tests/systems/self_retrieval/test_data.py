@@ -1,5 +1,6 @@
 """Self-Retrieval's texts: one set of tokens in training, trie and inference, and their spans."""
 
+from collections import Counter
 from dataclasses import replace
 
 import hypothesis
@@ -14,6 +15,7 @@ from rag_jax.systems.self_retrieval.data import (
     Format,
     choose_same,
     cut_target,
+    list_question_rows,
     make_index_rows,
     make_question_rows,
     split_sentences,
@@ -87,6 +89,18 @@ def test_rows_of_a_question(format):
     start, stop = wrong.spans["assessment"]
     assert spell(format, wrong.tokens[start:stop]) == " cannot answer the query"
     assert spell(format, wrong.tokens[:start]).endswith("Oslo lies in Norway.\n\n Assessment:")
+
+
+def test_rows_that_are_trained_several_times(format):
+    """As in the released code: 5 negatives to 3 positives, all twice."""
+    examples = ExamplesConfig(same=5, other=1, positives=3, repeats=2)
+    other = Passage("other", "Oslo", "Oslo lies in Norway.")
+    passages = [*DOCUMENT, other]
+    rows = list_question_rows(format, [QUESTION], passages, [[len(DOCUMENT)]], examples, seed=0)
+    counts = Counter(row.id for row in rows)
+    drawn = draw(QUESTION, [DOCUMENT], count=5)
+    negatives = {f"q-{id}": 2 for id in [*drawn, "other"]}
+    assert counts == {"q+city/1": 6, **negatives}
 
 
 @pytest.mark.parametrize("target", ["passage", "prefix"])

@@ -29,7 +29,11 @@ ROOT = Path(__file__).parents[3]
 QUICK = {
     "model.max_text": 24,
     "tuning.rank": 2,
-    "train.batch_size": 64,
+    "indexing.epochs": 1,
+    "indexing.batch_size": 64,
+    "indexing.microbatch_tokens": 2048,
+    "indexing.learning_rate": 1e-2,
+    "train.batch_size": 8,
     "train.microbatch_tokens": 2048,
     "train.learning_rate": 1e-2,
     "train.checkpoint_every": 1,
@@ -51,6 +55,13 @@ PLACES = {
     "Quito": "Ecuador",
     "Lyons": "the United States",  # which another title begins
 }
+
+
+TRAININGS, LEFT_OUT = (
+    ("indexing", "train"),
+    ("without_indexing", "indexing_untitled", "without_titles"),
+)
+SECOND = "Nobody knows for certain who built it, or when."
 
 
 def write_folder(folder, passages):
@@ -127,7 +138,63 @@ def test_report(finished, make_config):
     assert rows["indexing"] == len(make_passages())
     # The one passage of the same title that does not answer, and one of another.
     assert (rows["positives"], rows["negatives"]) == (5, 10)
-    assert read_json(workdir / "stages" / "without_indexing" / "rows.json")["indexing"] == 0
+
+
+def test_the_ablations_train_for_as_many_steps_as_the_full_model(finished):
+    stages = finished[0] / "stages"
+    rows = {name: read_json(stages / name / "rows.json") for name in (*TRAININGS, *LEFT_OUT)}
+    steps = {name: len(read_jsonl(stages / name / "log.jsonl")) for name in rows}
+    assert rows["without_indexing"] == {
+        **rows["train"],
+        "indexing": 0,
+        "indexing_tokens": 0,
+        "longest": rows["without_indexing"]["longest"],
+    }
+    # 12 passages of a sentence each, at once; 27 rows by 8; the 15 of questions alone would be 2.
+    assert [steps[name] for name in TRAININGS] == [1, 4]
+    assert steps["without_indexing"] == 5
+    assert (steps["indexing_untitled"], steps["without_titles"]) == (1, 4)
+    for name in ("indexing", "positives", "negatives"):
+        assert rows["without_titles"][name] == rows["train"][name]
+
+
+def test_the_second_run_continues_the_first(make_config, tmp_path):
+    """Without epochs of its own it ends with the first one's weights, all sentences trained."""
+    passages = [{**p, "text": f"{p['text']} {SECOND}"} for p in make_passages()]
+    data = write_folder(tmp_path / "data", passages)
+    config = make_config(**data, **{"train.epochs": 0, "examples.sentences": 1})
+    session = Session(build(SelfRetrievalConfig, config))
+    stages = list_stages(session)[:5]
+    assert [stage.name for stage in stages][-2:] == ["indexing", "train"]
+    run_stages(stages, tmp_path / "run")
+    folders = [tmp_path / "run" / "stages" / name for name in TRAININGS]
+    counts = [read_json(folder / "rows.json") for folder in folders]
+    assert [count["indexing"] for count in counts] == [2 * len(passages), len(passages)]
+    assert [count["positives"] for count in counts] == [0, 5]
+    first, second = (session.trainable.load(folder / "params") for folder in folders)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    start = session.trainable.start()
+    assert not all(jax.tree.leaves(jax.tree.map(np.array_equal, first, start)))
+
+
+def test_one_run_without_epochs_of_indexing(make_config):
+    config = make_config(ablations=True, **{"indexing.epochs": 0})
+    session = Session(build(SelfRetrievalConfig, config))
+    stages = {stage.name: stage for stage in list_stages(session)}
+    assert not {"indexing", "indexing_untitled"} & stages.keys()
+    assert stages["train"].needs == ("corpus", "negatives")
+    assert stages["without_indexing"].needs == ("corpus", "negatives", "train")
+
+
+def test_what_the_first_run_does_not_read_keeps_it(make_config):
+    def list_settings(**changes):
+        stages = list_stages(Session(build(SelfRetrievalConfig, make_config(**changes))))
+        return {stage.name: stage.settings for stage in stages}
+
+    before, after = list_settings(), list_settings(**{"examples.same": 3, "train.epochs": 2})
+    assert before["indexing"] == after["indexing"] and before["train"] != after["train"]
+    other = list_settings(**{"examples.indexing_sentences": 2})
+    assert other["indexing"] != before["indexing"]
 
 
 def test_seconds(finished):
@@ -249,11 +316,16 @@ def test_passages_without_titles_get_them(make_config, tmp_path):
 def test_presets():
     get_config = runpy.run_path(str(ROOT / "configs" / "self_retrieval.py"))["get_config"]
     names = ("", "stablelm-3b", "llama2-7b")
-    _, *paper = (build(SelfRetrievalConfig, get_config(preset)) for preset in names)
+    small, *paper = (build(SelfRetrievalConfig, get_config(preset)) for preset in names)
     for settings in paper:
         assert settings.examples.target == "passage"
         assert (settings.search.titles, settings.search.passages) == (5, 10)
         assert (settings.train.learning_rate, settings.train.epochs) == (2e-5, 3)
+        assert settings.indexing == settings.train
+        examples = settings.examples
+        assert (examples.indexing_sentences, examples.sentences, examples.repeats) == (0, 3, 2)
+        assert (examples.same, examples.other, examples.positives) == (5, 0, 3)
+    assert small.indexing.epochs == 0
 
 
 @pytest.mark.parametrize(
