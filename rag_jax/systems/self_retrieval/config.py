@@ -34,7 +34,7 @@ class ExamplesConfig:
         same: number of a question's negatives drawn from each relevant passage's document; 5 in the
             released code.
         other: number of a question's negatives from other documents, mined by BM25; 0 in the
-            released code's recipe. The paper names negatives of both kinds, and no numbers.
+            released code's recipe, while the paper has negatives of both kinds.
         positives: number of times that a question's row with a relevant passage is trained an
             epoch. In the released code 3 of a relevant passage's 5 rows train the title, and 3 the
             assessment; a negative has 1 row.
