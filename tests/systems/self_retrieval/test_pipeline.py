@@ -23,6 +23,7 @@ from rag_jax.systems.self_retrieval.config import SelfRetrievalConfig
 from rag_jax.systems.self_retrieval.pipeline import list_stages
 from rag_jax.systems.self_retrieval.scores import score
 from rag_jax.systems.self_retrieval.session import Session
+from rag_jax.training.rows import pack_rows
 from systems.asked import LONG, read_facts, read_text, take_stock, write_corpus
 
 ROOT = Path(__file__).parents[3]
@@ -30,7 +31,8 @@ QUICK = {
     "model.max_text": 24,
     "tuning.rank": 2,
     "indexing.epochs": 1,
-    "indexing.batch_size": 64,
+    "indexing.batch_size": 8,
+    "indexing.checkpoint_every": 1,
     "indexing.microbatch_tokens": 2048,
     "indexing.learning_rate": 1e-2,
     "train.batch_size": 8,
@@ -150,10 +152,10 @@ def test_the_ablations_train_for_as_many_steps_as_the_full_model(finished):
         "indexing_tokens": 0,
         "longest": rows["without_indexing"]["longest"],
     }
-    # 12 passages of a sentence each, at once; 27 rows by 8; the 15 of questions alone would be 2.
-    assert [steps[name] for name in TRAININGS] == [1, 4]
-    assert steps["without_indexing"] == 5
-    assert (steps["indexing_untitled"], steps["without_titles"]) == (1, 4)
+    # By 8: 12 passages of a sentence each; 27 rows, of which 15 are questions', alone in 2 steps.
+    assert [steps[name] for name in TRAININGS] == [2, 4]
+    assert steps["without_indexing"] == 6
+    assert (steps["indexing_untitled"], steps["without_titles"]) == (2, 4)
     for name in ("indexing", "positives", "negatives"):
         assert rows["without_titles"][name] == rows["train"][name]
 
@@ -175,6 +177,32 @@ def test_the_second_run_continues_the_first(make_config, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, first, second)
     start = session.trainable.start()
     assert not all(jax.tree.leaves(jax.tree.map(np.array_equal, first, start)))
+
+
+def test_either_run_resumes(finished, make_config, tmp_path, monkeypatch):
+    """Interrupted in both of its runs, a training ends with the same bits."""
+    session = Session(build(SelfRetrievalConfig, make_config()))
+    steps = []
+
+    def stop(rows, **settings):
+        steps.append(rows)
+        if len(steps) in (2, 5):
+            raise KeyboardInterrupt
+        return pack_rows(rows, **settings)
+
+    monkeypatch.setattr("rag_jax.training.rows.pack_rows", stop)
+    begun = []
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run_stages(list_stages(session)[:5], tmp_path / "run")
+        begun.append([(tmp_path / "run" / "stages" / name).exists() for name in TRAININGS])
+    assert begun == [[True, False], [True, True]]
+    run_stages(list_stages(session)[:5], tmp_path / "run")
+    for name in TRAININGS:
+        folders = [
+            folder / "stages" / name / "params" for folder in (finished[0], tmp_path / "run")
+        ]
+        jax.tree.map(np.testing.assert_array_equal, *map(session.trainable.load, folders))
 
 
 def test_one_run_without_epochs_of_indexing(make_config):
