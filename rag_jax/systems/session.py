@@ -263,9 +263,10 @@ def make_stage(
     function: Callable[..., None],
     settings: Mapping[str, Any],
     *needs: str,
-    version: int = 1,
     shardable: tuple[str, ...] = (),
+    version: int = 1,
     **given: Any,
 ) -> Stage:
     """A stage with its function bound to a session; see `Stage` and `bind`."""
-    return Stage(name, bind(session, function, **given), settings, needs, version, shardable)
+    run = bind(session, function, **given)
+    return Stage(name, run, settings, needs, version=version, shardable=shardable)
