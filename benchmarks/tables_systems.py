@@ -113,7 +113,7 @@ SELF_RETRIEVAL_NAMES = {
     "dense_tuned": "all-MiniLM-L6-v2 trained on the same questions",
     "self_retrieval": "**Self-Retrieval**",
     "without_assessment": "without self-assessment",
-    "without_indexing": "without indexing",
+    "without_indexing": "without indexing, at equal steps",
     "without_titles": "without titles",
 }
 PRAG = {

@@ -145,9 +145,11 @@ def fit_rows(
     terms: Sequence[str],
     strata: Sequence[int],
     seed: int,
+    start: PyTree[Array] | None = None,
+    steps: int | None = None,
     profile_steps: int = 0,
 ) -> None:
-    """Trains on rows to the end; see `fit`.
+    """Trains on rows to the end; see `fit`, which takes `start` and `steps`.
 
     The loss is taken of the arrays that `pack_rows` makes with these `terms`. A row's term is the
     mean over the term's tokens, and a batch's loss the mean over its rows. `config` is the model's,
@@ -182,5 +184,7 @@ def fit_rows(
         folder,
         progress,
         ids=[row.id for row in rows],
+        start=start,
+        steps=steps,
         profile_steps=profile_steps,
     )
