@@ -13,6 +13,7 @@ from rag_jax.config import build
 from rag_jax.data.matching import has_answer
 from rag_jax.data.questions import Question
 from rag_jax.evaluation.answers import bleu_1, rouge_l
+from rag_jax.models.io.sizes import find_sizes
 from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.errors import RagJaxError
@@ -397,6 +398,11 @@ def test_presets():
     small, paper = (build(RAGConfig, get_config(preset)) for preset in ("", "bart-large"))
     assert small == RAGConfig()
     assert (paper.passages, paper.retriever.scale, paper.train.smoothing) == (5, 1.0, 0.1)
+    # Lewis et al. 2020, section 2.5 and appendix A: greedy, 50 passages of RAG-Sequence.
+    assert (paper.marginal, paper.decode.beams, paper.passages_read) == ("sequence", 1, 50)
+    assert small.passages_read == small.passages
+    for name in (paper.retriever.name, paper.retriever.passage_name):
+        assert name.endswith("-multiset-base") and find_sizes(name).num_layers == 12
     with pytest.raises(RagJaxError, match="preset 'huge': must be one of bart-large, or left out"):
         get_config("huge")
 
