@@ -10,7 +10,7 @@ from jaxtyping import Float, PyTree
 
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
-from rag_jax.evaluation.answers import bleu_1, exact_match, f1, rouge_l
+from rag_jax.evaluation.answers import bleu_1, distinct_ngrams, exact_match, f1, rouge_l
 from rag_jax.evaluation.compare import Method, Record, compare, describe_question, summarize_answers
 from rag_jax.evaluation.rankings import answer_hits
 from rag_jax.models import Pretrained
@@ -28,8 +28,10 @@ from rag_jax.systems.stages import answer_timed, list_ranked
 SCORES = {
     "qa": ("exact_match", "f1"),
     "classification": ("accuracy",),
-    "generation": ("rouge_l", "bleu_1"),
+    "generation": ("rouge_l", "bleu_1", "distinct_trigrams"),
 }
+# Of all answers of a method together; no single question has them.
+_JOINT_SCORES = ("bleu_1", "distinct_trigrams")
 # The generators that are trained for what they read (Lewis et al. 2020, section 4.5).
 ABLATIONS = ("closed_book", "bm25")
 _HITS = (1, 5)  # depths of the hits in the report, besides K
@@ -54,8 +56,13 @@ def describe_report(config: RAGConfig) -> ReportSpec:
     task, main, k = config.task, choose_way(config), config.passages_read
     hits = [f"answer@{k}" for k in sorted({*_HITS, k})] if task == "qa" else []
 
-    def make_tables(stages: Path, *_: Any) -> dict[str, Any]:
-        tables = {}
+    def make_tables(stages: Path, predictions: Mapping[str, Any], *_: Any) -> dict[str, Any]:
+        tables: dict[str, Any] = {}
+        if task == "generation":
+            answers = [record["answers"][0] for record in next(iter(predictions.values()))]
+            share = distinct_ngrams(answers, 3)
+            shown = "none" if share is None else share
+            tables["distinct tri-grams of the data"] = [["texts", "share"], ["answers", shown]]
         if config.decode.curve:
             title = f"{SCORES[task][0].replace('_', ' ')} by the number of passages read"
             tables[title] = read_json(stages / "curve" / "curve.json")
@@ -71,8 +78,7 @@ def describe_report(config: RAGConfig) -> ReportSpec:
     numbers, reference = partial(summarize, task=task), "joint"
     if task != "classification":
         reference = main
-    # BLEU is of all answers together and has no question's score.
-    paired = reference, {name: name for name in SCORES[task] if name != "bleu_1"}
+    paired = reference, {name: name for name in SCORES[task] if name not in _JOINT_SCORES}
     return ReportSpec(config.generator.name, methods, columns, numbers, *paired, make_tables)
 
 
@@ -82,8 +88,10 @@ def summarize(rows: Sequence[Record], task: str) -> dict[str, Any]:
     if task != "generation":
         return summarize_answers(rows, names, main=SCORES[task][0])
     answers = [row["answers"] for row in rows]
-    bleu = bleu_1([row["prediction"] for row in rows], answers)
-    return summarize_answers(rows, names, main=None) | {"bleu_1": bleu}
+    written = [row["prediction"] for row in rows]
+    numbers = summarize_answers(rows, names, main=None) | {"bleu_1": bleu_1(written, answers)}
+    distinct = distinct_ngrams(written, 3)
+    return numbers if distinct is None else numbers | {"distinct_trigrams": distinct}
 
 
 def choose_way(config: RAGConfig) -> Way:

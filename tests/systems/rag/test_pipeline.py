@@ -12,7 +12,7 @@ import pytest
 from rag_jax.config import build
 from rag_jax.data.matching import has_answer
 from rag_jax.data.questions import Question
-from rag_jax.evaluation.answers import bleu_1, rouge_l
+from rag_jax.evaluation.answers import bleu_1, distinct_ngrams, rouge_l
 from rag_jax.models.io.sizes import find_sizes
 from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import StageContext
@@ -322,7 +322,8 @@ def test_an_encoder_decoder_writes_texts_about_a_folder(make_config, tmp_path):
     } | write_folder(tmp_path / "data", lambda i, place: [place, f"the town of {place}"])
     report = pipeline.run(make_config(**changes), tmp_path / "run")
     assert [stage["name"] for stage in report["stages"]] == STAGES[:-1]
-    assert report["tables"] == {}
+    (table,) = report["tables"].values()  # "Paris" and "Zürich" have no three words
+    assert table == [["texts", "share"], ["answers", "none"]]
     assert tuple(report["methods"]) == QA_METHODS
     # Four questions with two answers each are eight rows, in batches of three.
     assert len(read_jsonl(tmp_path / "run" / "stages" / "joint" / "log.jsonl")) == 3
@@ -331,6 +332,7 @@ def test_an_encoder_decoder_writes_texts_about_a_folder(make_config, tmp_path):
         assert numbers["n"] == len(records) == 2
         written, answers = zip(*((r["prediction"], r["answers"]) for r in records), strict=True)
         assert numbers["bleu_1"] == bleu_1(written, answers)
+        assert numbers.get("distinct_trigrams") == distinct_ngrams(written, 3)
         rouge = [rouge_l(*pair) for pair in zip(written, answers, strict=True)]
         assert numbers["rouge_l"] == pytest.approx(np.mean(rouge))
         assert "exact_match" not in numbers
