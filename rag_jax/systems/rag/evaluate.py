@@ -54,6 +54,7 @@ class Reading(NamedTuple):
 def describe_report(config: RAGConfig) -> ReportSpec:
     """What the report shows: a row for each way of answering and each retriever."""
     task, main, k = config.task, choose_way(config), config.passages_read
+    labelled = task == "classification"
     hits = [f"answer@{k}" for k in sorted({*_HITS, k})] if task == "qa" else []
 
     def make_tables(stages: Path, predictions: Mapping[str, Any], *_: Any) -> dict[str, Any]:
@@ -75,9 +76,7 @@ def describe_report(config: RAGConfig) -> ReportSpec:
     methods = dict.fromkeys(list_names(list_readings(task, main)), "evaluate")
     if config.ablations:
         methods |= dict.fromkeys(ABLATIONS, "compare")
-    numbers, reference = partial(summarize, task=task), "joint"
-    if task != "classification":
-        reference = main
+    numbers, reference = partial(summarize, task=task), "joint" if labelled else main
     paired = reference, {name: name for name in SCORES[task] if name not in _JOINT_SCORES}
     return ReportSpec(config.generator.name, methods, columns, numbers, *paired, make_tables)
 

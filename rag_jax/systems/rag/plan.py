@@ -121,7 +121,9 @@ def _plan_answers(session: PlannedSession, planner: Planner) -> None:
         abstract_params({name: merged[name]}, session.mesh, trainable.rules)[name]
         for name in ("generator", "query")
     )
-    planner.hold(session.models, copy(params), params, query)
+    # Without a trained generator there is only the one that was loaded.
+    trained = (copy(params), params) if c.train.generator else ()
+    planner.hold(session.models, *trained, query)
 
     width = min(round_up(c.generator.max_length, 32), limit)
     inputs = {"B": decode.batch_size * docs, "T": width}
