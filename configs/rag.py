@@ -12,6 +12,8 @@ RAG-Sequence Fast 0.870 +- 0.066, Thorough 0.910 +- 0.057.
 `train.retriever_rate` was chosen on 60 development questions (`--config.evaluate_on=dev`) among
 0.05, 0.1 and 0.2 by their answer hits.
 
+`--config.ablations=True` trains two more generators: with BM25's passages, and without any.
+
 `:bart-large` is the paper's RAG-Sequence for question answering: BART-large, DPR's encoders trained
 on several datasets, greedy decoding, 50 passages at test time, a training row for each answer. The
 paper gives no optimiser settings; these are those of transformers' fine-tuning script, without its

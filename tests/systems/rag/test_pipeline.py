@@ -203,7 +203,7 @@ def test_running_again(finished, make_config, make_session, tmp_path):
     ]
 
 
-def test_the_number_of_passages_at_test_time(finished, make_config, tmp_path):
+def test_the_number_of_passages_at_test_time(finished, make_config, make_session, tmp_path):
     """Another number, and a curve of them, from the same training."""
     workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
     changes = {"decode.passages": 3, "decode.curve": (4, 1, 3)}
@@ -221,6 +221,8 @@ def test_the_number_of_passages_at_test_time(finished, make_config, tmp_path):
     scores = token["exact_match"], thorough["exact_match"], token["answer@3"]
     assert table[2][1:] == pytest.approx(scores)
     assert table[1][3] == pytest.approx(token["answer@1"])
+    shown = list(ask.open_run(make_session(**changes), workdir, None)(records[0]["question"]))
+    assert len(read_facts(shown, "passages read")) == 3
     # Another curve is no reason to evaluate again.
     again = pipeline.run(make_config(**changes | {"decode.curve": (2,)}), workdir)
     assert list_reused(again) == STAGES
@@ -364,6 +366,15 @@ def test_labels_are_the_answers_of_a_classification(classified):
         assert {record["prediction"] for record in records} <= set(LABELS)
         right = [record["prediction"] == record["answers"][0] for record in records]
         assert numbers["accuracy"] == np.mean(right) and len(right) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("passages", 7), ("decode.passages", 7), ("decode.curve", (1, 7))]
+)
+def test_more_passages_than_the_data_have(make_session, tmp_path, name, value):
+    changes = {name: value} | write_folder(tmp_path / "data", lambda i, place: [place])
+    with pytest.raises(RagJaxError, match=f"config.{name}=7: the data has only 6 passages"):
+        run_stages(list_stages(make_session(**changes))[:1], tmp_path / "run")
 
 
 def test_too_many_labels(make_session, tmp_path, monkeypatch):
