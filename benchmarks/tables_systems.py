@@ -86,8 +86,8 @@ SRRAG_METHODS = {
     "without_knn": "without the datastore",
 }
 RAG_NAMES = {
-    "closed_book": "no passages",
-    "bm25": "BM25",
+    "shared_closed_book": "no passages",
+    "shared_bm25": "BM25",
     "frozen": "retriever as it was",
     "token": "**trained together, RAG-Token**",
     "fast": "**RAG-Sequence Fast**",
@@ -163,7 +163,11 @@ def list_headlines() -> Rows:
             "marginalise over passages, train both",
             "exact_match",
             "thorough",
-            {"closed_book": "no passages", "bm25": "BM25", "frozen": "frozen retriever"},
+            {
+                "shared_closed_book": "no passages",
+                "shared_bm25": "BM25",
+                "frozen": "frozen retriever",
+            },
         ),
         (
             "self_retrieval",
