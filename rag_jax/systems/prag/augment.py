@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from rag_jax.data.passages import Passage
-from rag_jax.data.sentences import list_sentences
 from rag_jax.decoding import Sampling
 from rag_jax.evaluation.answers import match, normalize_answer
 from rag_jax.models import Pretrained
@@ -21,6 +20,8 @@ from rag_jax.runtime.files import read_jsonl
 from rag_jax.runtime.progress import log
 from rag_jax.systems.prag.config import AugmentConfig
 from rag_jax.systems.prag.data import Augmented, Format
+from rag_jax.systems.prag.phrases import VALUE
+from rag_jax.systems.prag.rules import ask_by_rules, rewrite_by_rules
 from rag_jax.systems.stages import continue_prompts
 
 _REWRITE = (
@@ -53,17 +54,6 @@ _PAIR = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _KEPT = 0.7  # least share of a passage's names and numbers in its rewrite
-# A name of one or several words, or a number. Any letter outside ASCII's lower case may be a
-# capital.
-_WORD = r"[^\W\d_a-z][\w'-]*"
-_VALUE = re.compile(rf"\b{_WORD}(?:\s+(?:(?:of|the|de|la)\s+)?{_WORD})*|\b\d[\d,.]*\d\b")
-# "the capital of ... is ...", "its main languages are ...".
-_NOUN = r"(?:(?!of\b)[a-z]+\s+){0,2}(?!of\b)[a-z]+"
-_NAMED = re.compile(
-    rf"\b(?:the|its|their|his|her)\s+({_NOUN})(?:\s+of\s+([^,;.]+?))?"
-    r"\s+(is|are|was|were)\s+(?:the\s+)?((?:[^\s,;.()]+\s*){1,5})(?=[,;.()]|$)",
-    re.IGNORECASE,
-)
 
 
 def parse_pairs(text: str, passage: Passage) -> list[tuple[str, str]]:
@@ -82,47 +72,10 @@ def parse_pairs(text: str, passage: Passage) -> list[tuple[str, str]]:
 
 def is_rewrite(text: str, passage: Passage) -> bool:
     """Whether a text says the same in other words, judged by the passage's names and numbers."""
-    values = {found[0] for found in _VALUE.finditer(passage.text)}
+    values = {found[0] for found in VALUE.finditer(passage.text)}
     kept = sum(bool(match(text, [value])) for value in values)
     same = normalize_answer(text) == normalize_answer(passage.text)
     return bool(text.strip()) and not same and kept >= _KEPT * len(values)
-
-
-def rewrite_by_rules(passage: Passage) -> str:
-    """A passage's sentences in reverse order, or a single sentence after an introduction."""
-    sentences = list_sentences(passage.text)
-    if len(sentences) > 1:
-        return " ".join(reversed(sentences))
-    return f"This is said of {passage.title or 'it'}: {sentences[0]}"
-
-
-def ask_by_rules(passage: Passage, *, count: int) -> list[tuple[str, str]]:
-    """At most `count` questions about a passage: by sentences' grammar, then by gaps.
-
-    "Its capital is Oslo" becomes the question what the capital is. Any other sentence becomes the
-    question which word was left out: a name, a number or, without either, the last word. No
-    question contains its answer, and no answer is the title.
-    """
-    title = passage.title or "it"
-    sentences = list_sentences(passage.text)
-    named = [
-        (f"What {verb} the {noun} of {of or title}?", value.strip())
-        for sentence in sentences
-        for noun, of, verb, value in _NAMED.findall(sentence)
-    ]
-    gaps = []
-    for sentence in sentences:
-        # A sentence's first word has a capital whatever it is.
-        values = [m for m in _VALUE.finditer(sentence) if m.start() and m[0] not in title]
-        values = values or list(re.finditer(r"\w+(?=\W*$)", sentence))
-        for value in values:
-            gap = f"{sentence[: value.start()]}___{sentence[value.end() :]}"
-            gaps.append((f"Which words are missing about {title}? {gap}", value[0]))
-    pairs: dict[str, tuple[str, str]] = {}
-    for question, answer in named + gaps:
-        if normalize_answer(answer) and not match(question, [answer]):
-            pairs.setdefault(answer, (question, answer))
-    return list(pairs.values())[:count]
 
 
 def list_documents(found: Path, passages: Sequence[Passage]) -> list[Passage]:

@@ -1,5 +1,6 @@
 """The stages of Parametric RAG, from an empty folder to the report."""
 
+from dataclasses import replace
 from functools import partial
 
 from rag_jax.pipeline.stage import Stage
@@ -39,10 +40,12 @@ def list_stages(session: Session) -> list[Stage]:
     augmentation = {**model, "augment": c.augment, "seed": c.seed}
     evaluation = {**asked, **model, "answer": c.answer, "passages": c.retrieve.passages}
     shared, evaluated = ("augmented.jsonl",), ("corpus", "retrieve", *session.variants)
+    needed = "corpus", "retrieve"
+    augmenting = stage("augment", run_augmentation, augmentation, *needed, shardable=shared)
     return [
         corpus_stage(session),
         stage("retrieve", run_retrieval, retrieval, "corpus"),
-        stage("augment", run_augmentation, augmentation, "corpus", "retrieve", shardable=shared),
+        replace(augmenting, version=2),
         *[warm_up] * any("warm_up" in encoding.needs for encoding in encodings),
         *encodings,
         stage("evaluate", run_evaluation, evaluation, *evaluated),

@@ -4,7 +4,8 @@ import pytest
 
 from rag_jax.data.passages import Passage
 from rag_jax.evaluation.answers import match
-from rag_jax.systems.prag.augment import ask_by_rules, is_rewrite, parse_pairs, rewrite_by_rules
+from rag_jax.systems.prag.augment import is_rewrite, parse_pairs
+from rag_jax.systems.prag.rules import ask_by_rules, rewrite_by_rules
 
 ANDORRA = Passage(
     "country/AD/economy",
