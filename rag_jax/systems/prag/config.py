@@ -4,16 +4,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rag_jax.config import (
+    ConstantTrainConfig,
     Count,
     CountOrZero,
     DataConfig,
     EncoderConfig,
-    Fraction,
     MeshConfig,
     NonNegative,
     Positive,
     ReaderConfig,
-    TrainConfig,
     TuningConfig,
     WorldConfig,
 )
@@ -92,10 +91,10 @@ class EncodeConfig:
 
 
 @dataclass(frozen=True)
-class WarmUpConfig(TrainConfig):
+class WarmUpConfig(ConstantTrainConfig):
     """Warm-up of the adapter that documents start from, on training questions with their answers.
 
-    See the paper, section 3.2.3.
+    See the paper, section 3.2.3; the constant rate, without clipping, is the released code's.
 
     Attributes:
         questions: maximum number of training questions; 0 for all.
@@ -104,7 +103,6 @@ class WarmUpConfig(TrainConfig):
     questions: Count = 600
     batch_size: Count = 1
     learning_rate: Positive = 3e-4
-    warmup_fraction: Fraction = 0.0
     weight_decay: NonNegative = 0.01
 
 

@@ -27,7 +27,7 @@ from jaxtyping import Int
 from rag_jax.data.batches import choose_bucket, choose_widths, round_up
 from rag_jax.data.passages import Passage
 from rag_jax.models.tokenizer import Tokenizer
-from rag_jax.systems.prag.config import PRAGConfig
+from rag_jax.systems.prag.config import AugmentConfig, PRAGConfig
 
 _INSTRUCTION = (
     "Answer the question with a few words. Use the passages, if there are any, and what you know."
@@ -51,25 +51,27 @@ class Format:
 
     def encode_prompt(self, question: str, passages: Sequence[Passage] = ()) -> list[int]:
         """A question, after its passages if there are any, up to where the answer starts."""
-        lines = [
-            f"Passage {i}: {': '.join(filter(None, (_join_words(p.title), self.cut_text(p.text))))}"
-            for i, p in enumerate(passages, 1)
-        ]
-        parts = ["\n".join(lines)] * bool(lines) + [f"Question: {_join_words(question)}"]
+        texts = [*self._list_passages(passages), f"Question: {_join_words(question)}"]
         if not self.chat:
-            return self.tokenizer.encode_prompt("\n\n".join(parts) + f"\n{_CUE}")
-        messages = [{"role": "system", "content": _INSTRUCTION}]
-        messages.append({"role": "user", "content": "\n\n".join(parts)})
-        return self.tokenizer.encode_chat(messages) + self.tokenizer.encode(_CUE)
+            return self.tokenizer.encode_prompt("\n\n".join(texts) + f"\n{_CUE}")
+        return self.tokenizer.encode_chat(_make_turns(texts)) + self.tokenizer.encode(_CUE)
+
+    def encode_passages(self, passages: Sequence[Passage]) -> list[int]:
+        """The prompt of `encode_prompt` up to the end of its passages, without a question."""
+        texts = self._list_passages(passages)
+        if not self.chat:
+            return self.tokenizer.encode_prompt("\n\n".join(texts))
+        return self.tokenizer.encode_chat(_make_turns(texts), add_generation_prompt=False)
+
+    def _list_passages(self, passages: Sequence[Passage]) -> list[str]:
+        """The part of a prompt that has the passages; nothing without passages."""
+        titled = [(_join_words(p.title), self.cut_text(p.text)) for p in passages]
+        lines = [f"Passage {i}: {': '.join(filter(None, t))}" for i, t in enumerate(titled, 1)]
+        return ["\n".join(lines)] if lines else []
 
     def encode_answer(self, answer: str) -> list[int]:
         """An answer and the token that ends it."""
         return [*self.tokenizer.encode(f" {_join_words(answer)}"), self.tokenizer.eos_id]
-
-    def encode_text(self, passage: Passage) -> list[int]:
-        """A passage without a question."""
-        text = f"{_join_words(passage.title)}: {self.cut_text(passage.text)}"
-        return self.tokenizer.encode_prompt(text)
 
     def cut_text(self, text: str) -> str:
         """A text in one line, cut to the `max_text` tokens that are read."""
@@ -135,15 +137,15 @@ def make_examples(
     The layout of the released code (the paper's triples, eq. 4, are all combinations): the first
     half of the questions, rounded up, each after the passage and after every rewrite; the other
     questions without a passage. One rewrite and three questions make five examples. The loss is
-    taken over all tokens of an example. Without questions, the examples are the passage and its
-    rewrites.
+    taken over all tokens of an example. Without questions, the examples are the prompts of the
+    passage and of its rewrites.
 
     Args:
         questions: number of questions of every document; a document with fewer repeats its own.
     """
     versions = [passage, *(Passage(passage.id, passage.title, text) for text in augmented.rewrites)]
     if not augmented.pairs:
-        return [format.encode_text(version) for version in versions]
+        return [format.encode_passages([version]) for version in versions]
     examples = []
     pairs = itertools.islice(itertools.cycle(augmented.pairs), questions)
     for i, (question, answer) in enumerate(pairs):
@@ -151,6 +153,21 @@ def make_examples(
         prompts = [format.encode_prompt(question, passages) for passages in given]
         examples += [prompt + format.encode_answer(answer) for prompt in prompts]
     return examples
+
+
+def count_examples(augment: AugmentConfig) -> int:
+    """Number of examples that `make_examples` makes of a whole augmentation: 5 by default."""
+    if not augment.questions:
+        return 1 + augment.rewrites
+    return (augment.questions + 1) // 2 * augment.rewrites + augment.questions
+
+
+def repeat_examples(examples: Sequence[list[int]], count: int) -> list[list[int]]:
+    """Examples from first to last, again and again until there are `count`.
+
+    An ablation has fewer examples; so it takes as many optimiser steps as the whole recipe.
+    """
+    return list(itertools.islice(itertools.cycle(examples), count))
 
 
 # Groups of documents that are trained together.
@@ -216,6 +233,11 @@ def _choose(
     widths = [[choose_bucket(length, buckets) for length in row] for row in longest]
     padding = 1 - lengths.sum() / (size * np.sum(widths))
     return Groups(size, order.tolist(), widths, float(padding))
+
+
+def _make_turns(texts: Sequence[str]) -> list[dict[str, str]]:
+    user = {"role": "user", "content": "\n\n".join(texts)}
+    return [{"role": "system", "content": _INSTRUCTION}, user]
 
 
 def _join_words(text: str) -> str:

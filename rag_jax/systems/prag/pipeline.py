@@ -25,12 +25,14 @@ def list_stages(session: Session) -> list[Stage]:
     training = {**model, "tuning": c.tuning, "seed": c.seed}
     stage = partial(make_stage, session)
     warm_up = stage("warm_up", run_warm_up, {**training, "warm_up": c.warm_up}, "corpus")
+    warm_up = replace(warm_up, version=2)
     encodings = [
         Stage(
             name,
             bind(session, run_encoding, variant=variant, settings=c.encode),
             needs=("corpus", "retrieve", "augment", *["warm_up"] * (variant.start == "warm")),
             settings={**training, "variant": variant, "encode": c.encode, "augment": c.augment},
+            version=2,
             shardable=("encoded.jsonl",),
             repairs=True,
         )

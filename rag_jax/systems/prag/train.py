@@ -22,7 +22,15 @@ from rag_jax.runtime.progress import log
 from rag_jax.runtime.sharding import count_data_rows, shard_batch
 from rag_jax.systems.prag.augment import list_augmented, report_left_out
 from rag_jax.systems.prag.config import AugmentConfig, EncodeConfig, WarmUpConfig
-from rag_jax.systems.prag.data import Format, Groups, Variant, group_documents, make_examples
+from rag_jax.systems.prag.data import (
+    Format,
+    Groups,
+    Variant,
+    count_examples,
+    group_documents,
+    make_examples,
+    repeat_examples,
+)
 from rag_jax.systems.prag.loss import TERMS, make_document_loss, make_warm_up_loss
 from rag_jax.training.bank import init_bank_state, make_bank_step
 from rag_jax.training.loop import LossFunction
@@ -80,8 +88,12 @@ def run_encoding(
     stay. The group of an adapter that was lost since is trained again.
     """
     documents, augmented = list_augmented(context, passages)
+    steps = count_examples(augment)  # in an epoch, of every variant
     examples = [
-        make_examples(format, document, variant.reduce(texts), questions=augment.questions)
+        repeat_examples(
+            make_examples(format, document, variant.reduce(texts), questions=augment.questions),
+            steps,
+        )
         for document, texts in zip(documents, augmented, strict=True)
     ]
     check_length(max(len(tokens) for rows in examples for tokens in rows))

@@ -5,12 +5,16 @@ import pytest
 
 from rag_jax.data.passages import Passage
 from rag_jax.models import load
+from rag_jax.systems.prag.config import AugmentConfig
 from rag_jax.systems.prag.data import (
     MAX_PADDING,
     Augmented,
     Format,
+    Variant,
+    count_examples,
     group_documents,
     make_examples,
+    repeat_examples,
 )
 
 PASSAGE = Passage("city/1", "Gitega", "Gitega is a city in\nBurundi.")
@@ -77,12 +81,44 @@ def test_other_numbers_of_rewrites_and_questions(format):
             assert all(tokens[-1] == format.tokenizer.eos_id for tokens in found)
 
 
-def test_without_questions_the_texts_alone(format):
+@pytest.mark.parametrize("chat", [False, True])
+def test_without_questions_the_prompt_up_to_them(tokenizer, chat):
+    format = Format(tokenizer, chat=chat, max_text=200)
     found = make_examples(format, PASSAGE, Augmented(("x y",), ()), questions=3)
-    assert [spell(format, tokens) for tokens in found] == [
-        "Gitega: Gitega is a city in Burundi.",
-        "Gitega: x y",
-    ]
+    texts = ["Passage 1: Gitega: Gitega is a city in Burundi.", "Passage 1: Gitega: x y"]
+    for tokens, text, version in zip(found, texts, (PASSAGE.text, "x y"), strict=True):
+        passage = Passage("", PASSAGE.title, version)
+        whole = format.encode_prompt("Where is it?", [passage])
+        same = [a == b for a, b in zip(tokens, whole, strict=False)]
+        shared = [*same, False].index(False)
+        assert spell(format, tokens[:shared]).endswith(text)
+        assert spell(format, tokens).strip().endswith(text) or chat
+        assert "Question" not in spell(format, tokens)
+
+
+@pytest.mark.parametrize("rewrites", [0, 1, 2])
+@pytest.mark.parametrize("questions", [0, 1, 2, 3, 5])
+def test_every_variant_takes_the_steps_of_the_whole_recipe(format, rewrites, questions):
+    if not rewrites + questions:
+        return
+    augment = AugmentConfig(by="model", rewrites=rewrites, questions=questions)
+    whole = Augmented(("x", "y")[:rewrites], PAIRS[:questions])
+    steps = count_examples(augment)
+    assert steps == len(make_examples(format, PASSAGE, whole, questions=questions))
+    for variant in (
+        Variant("random"),
+        Variant("random", rewrites=False),
+        Variant("random", questions=False),
+    ):
+        own = make_examples(format, PASSAGE, variant.reduce(whole), questions=questions)
+        repeated = repeat_examples(own, steps)
+        assert len(repeated) == steps and repeated[: len(own)] == own
+        counts = [repeated.count(tokens) for tokens in own]
+        assert max(counts) - min(counts) <= max(own.count(tokens) for tokens in own)
+
+
+def test_the_papers_recipe_has_five_steps():
+    assert count_examples(AugmentConfig()) == 5
 
 
 def test_long_texts_are_cut(tokenizer):
