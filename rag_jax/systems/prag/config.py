@@ -108,8 +108,14 @@ class WarmUpConfig(ConstantTrainConfig):
 
 @dataclass(frozen=True)
 class AnswerConfig:
-    """Answers at test time."""
+    """Answers at test time.
 
+    Attributes:
+        merge: the adapter of several documents is the "sum" of theirs (paper, eq. 6) or their
+            "mean", as in DyPRAG (Tan et al. 2025, arXiv 2503.23895).
+    """
+
+    merge: Literal["sum", "mean"] = "sum"
     max_tokens: Count = 20
     batch_size: Count = 16
 

@@ -17,9 +17,10 @@ comma, which cuts "U.S." and "15,140" apart. Here the end-of-text token ends an 
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Int
@@ -38,6 +39,14 @@ _END = re.compile(r"\n|[.!?](?=\s+[^\Wa-z_]|\s*$)|,\s")
 
 
 @dataclass(frozen=True)
+class Augmented:
+    """The augmentation of a document: rewrites, and pairs of a question and its answer."""
+
+    rewrites: tuple[str, ...]
+    pairs: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class Format:
     """How questions, passages and answers become tokens.
 
@@ -49,24 +58,43 @@ class Format:
     chat: bool
     max_text: int
 
-    def encode_prompt(self, question: str, passages: Sequence[Passage] = ()) -> list[int]:
-        """A question, after its passages if there are any, up to where the answer starts."""
-        texts = [*self._list_passages(passages), f"Question: {_join_words(question)}"]
+    def encode_prompt(
+        self,
+        question: str,
+        passages: Sequence[Passage] = (),
+        *,
+        augmented: Mapping[str, Augmented] = MappingProxyType({}),
+    ) -> list[int]:
+        """A question, after its passages if there are any, up to where the answer starts.
+
+        Args:
+            augmented: augmentations by passage id, each read after its passage.
+        """
+        texts = [*self._list_passages(passages, augmented), f"Question: {_join_words(question)}"]
         if not self.chat:
             return self.tokenizer.encode_prompt("\n\n".join(texts) + f"\n{_CUE}")
         return self.tokenizer.encode_chat(_make_turns(texts)) + self.tokenizer.encode(_CUE)
 
     def encode_passages(self, passages: Sequence[Passage]) -> list[int]:
         """The prompt of `encode_prompt` up to the end of its passages, without a question."""
-        texts = self._list_passages(passages)
+        texts = self._list_passages(passages, {})
         if not self.chat:
             return self.tokenizer.encode_prompt("\n\n".join(texts))
         return self.tokenizer.encode_chat(_make_turns(texts), add_generation_prompt=False)
 
-    def _list_passages(self, passages: Sequence[Passage]) -> list[str]:
+    def _list_passages(
+        self, passages: Sequence[Passage], augmented: Mapping[str, Augmented]
+    ) -> list[str]:
         """The part of a prompt that has the passages; nothing without passages."""
-        titled = [(_join_words(p.title), self.cut_text(p.text)) for p in passages]
-        lines = [f"Passage {i}: {': '.join(filter(None, t))}" for i, t in enumerate(titled, 1)]
+        lines = []
+        for i, passage in enumerate(passages, 1):
+            title = [_join_words(passage.title)] if passage.title.strip() else []
+            texts = augmented.get(passage.id, Augmented((), ()))
+            for version in (passage.text, *texts.rewrites):
+                lines.append(f"Passage {i}: {': '.join([*title, self.cut_text(version)])}")
+            lines += [
+                f"Question: {_join_words(q)}\nAnswer: {_join_words(a)}" for q, a in texts.pairs
+            ]
         return ["\n".join(lines)] if lines else []
 
     def encode_answer(self, answer: str) -> list[int]:
@@ -89,14 +117,6 @@ class Format:
     def stop_ids(self) -> tuple[int, ...]:
         """The tokens that end an answer."""
         return self.tokenizer.stop_ids
-
-
-@dataclass(frozen=True)
-class Augmented:
-    """The augmentation of a document: rewrites, and pairs of a question and its answer."""
-
-    rewrites: tuple[str, ...]
-    pairs: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)

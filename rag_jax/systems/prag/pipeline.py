@@ -41,7 +41,7 @@ def list_stages(session: Session) -> list[Stage]:
     retrieval = {**asked, **encoder, "retrieve": c.retrieve}
     augmentation = {**model, "augment": c.augment, "seed": c.seed}
     evaluation = {**asked, **model, "answer": c.answer, "passages": c.retrieve.passages}
-    shared, evaluated = ("augmented.jsonl",), ("corpus", "retrieve", *session.variants)
+    shared, evaluated = ("augmented.jsonl",), ("corpus", "retrieve", "augment", *session.variants)
     needed = "corpus", "retrieve"
     augmenting = stage("augment", run_augmentation, augmentation, *needed, shardable=shared)
     return [
@@ -50,7 +50,7 @@ def list_stages(session: Session) -> list[Stage]:
         replace(augmenting, version=2),
         *[warm_up] * any("warm_up" in encoding.needs for encoding in encodings),
         *encodings,
-        stage("evaluate", run_evaluation, evaluation, *evaluated),
+        replace(stage("evaluate", run_evaluation, evaluation, *evaluated), version=2),
     ]
 
 

@@ -47,6 +47,18 @@ def test_prompts(format):
     )
 
 
+def test_augmentations_are_read_after_their_passage(format):
+    other = Passage("2", "", "No title.")
+    augmented = {PASSAGE.id: Augmented(("In Burundi\nlies Gitega.",), PAIRS[:2])}
+    prompt = format.encode_prompt("Where is it?", [PASSAGE, other], augmented=augmented)
+    assert spell(format, prompt) == (
+        "Passage 1: Gitega: Gitega is a city in Burundi.\n"
+        "Passage 1: Gitega: In Burundi lies Gitega.\n"
+        "Question: Where is it?\nAnswer: Burundi\nQuestion: What is it?\nAnswer: a city\n"
+        "Passage 2: No title.\n\nQuestion: Where is it?\nThe answer is"
+    )
+
+
 def test_chat_prompts_keep_the_instruction_without_passages(tokenizer):
     format = Format(tokenizer, chat=True, max_text=200)
     texts = [spell(format, format.encode_prompt("Where?", given)) for given in ([], [PASSAGE])]

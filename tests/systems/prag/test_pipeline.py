@@ -4,6 +4,7 @@ import json
 import re
 import runpy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -25,6 +26,7 @@ from rag_jax.systems.prag import ask, evaluate, pipeline, steps, train
 from rag_jax.systems.prag.augment import list_documents, read_augmented
 from rag_jax.systems.prag.config import PRAGConfig
 from rag_jax.systems.prag.data import make_examples
+from rag_jax.systems.prag.evaluate import METHODS
 from rag_jax.systems.prag.infer import Engine
 from rag_jax.systems.prag.pipeline import list_stages
 from rag_jax.systems.prag.session import Session
@@ -145,19 +147,45 @@ def test_report(finished, make_config):
     workdir, report = finished[0], read_json(finished[0] / "report.json")
     assert build(PRAGConfig, report["config"]) == build(PRAGConfig, make_config(ablations=True))
     ablations = ["without_rewrites", "without_questions", "warm_start"]
-    assert list(report["methods"]) == [*evaluate.METHODS, *ablations]
+    assert list(report["methods"]) == [*METHODS, *ablations]
     for numbers in report["methods"].values():
         assert numbers["n"] == 5
         assert 0 <= numbers["exact_match"] <= numbers["f1"] <= 1
     tokens = {name: numbers["prompt_tokens"] for name, numbers in report["methods"].items()}
     assert tokens["direct"] == tokens["parametric"] == tokens["random"]
     assert tokens["direct"] < tokens["in_context"] == tokens["both"]
+    assert tokens["both"] < tokens["in_context_augmented"]
     assert "the documents&#x27; adapters" in (workdir / "report.html").read_text("utf-8")
     for line in read_jsonl(workdir / "predictions" / "random.jsonl"):
         own = {r["id"]: r for r in read_jsonl(workdir / "predictions" / "parametric.jsonl")}
         assert not {*line["adapters"]} & {*own[line["id"]]["adapters"]}
         assert NAMES[line["id"].split("/")[1]] not in line["adapters"]
     assert read_json(workdir / "stages" / "evaluate" / "adapters.json")["lost"] == {}
+
+
+def test_coverage_is_whether_an_adapter_was_trained_to_say_the_answer(finished, session):
+    workdir, report = finished
+    context = open_stage(session, workdir, "encode")
+    augmented = read_augmented(context.path("augment", "augmented.jsonl"))
+    rows = {name: read_jsonl(workdir / "predictions" / f"{name}.jsonl") for name in METHODS}
+    covered = []
+    for row in rows["parametric"]:
+        answers = [answer for id in row["adapters"] for _, answer in augmented[id].pairs]
+        covered.append(any(exact_match(answer, row["answers"]) for answer in answers))
+    assert all([row["covered"] for row in own] == covered for own in rows.values())
+    assert True in covered  # the country ends every sentence
+    (table,) = (rows for title, rows in report["tables"].items() if "trained to say" in title)
+    n = sum(covered)
+    assert table[0] == ["method", f"trained to say (n={n})", f"others (n={5 - n})"]
+    for name, own, others in table[1:]:
+        mean = report["methods"][name]["exact_match"]
+        parts = [(own, n), (others, 5 - n)]
+        assert sum(score * count for score, count in parts if count) / 5 == pytest.approx(mean)
+
+
+def test_tables_without_covered_questions():
+    rows = {"direct": [{"covered": False, "exact_match": 1.0}]}
+    assert evaluate.tabulate_coverage(rows)[1] == ["direct", "-", 1.0]
 
 
 def test_answers_are_kept_raw_and_graded(finished):
@@ -237,6 +265,36 @@ def test_answers_are_those_of_a_model_with_the_adapters_folded_in(finished, sess
             params = lora.fold(params, adapter, scale=16.0)
         alone = make_engine(session, params=params).answer([prompt])
         assert alone.texts == [text]
+
+
+def test_the_mean_of_adapters_is_their_sum_over_their_number(finished, session):
+    context = open_stage(session, finished[0], "evaluate")
+    store = open_store(session, finished[0])
+    ids = [p.id for p in open_documents(session, context)][:2]
+    prompt = session.format.encode_prompt("Where is Riga?")
+    mean = make_engine(session, settings=replace(session.config.answer, merge="mean"))
+    half = make_engine(session, scale=session.config.tuning.scale / 2)
+    assert mean.answer([prompt], store, [ids]).texts == half.answer([prompt], store, [ids]).texts
+    alone = mean.answer([prompt], store, [ids[:1]]).texts
+    assert alone == make_engine(session).answer([prompt], store, [ids[:1]]).texts
+
+
+def test_a_merged_adapter_is_the_sum_or_the_mean_of_the_rows_documents():
+    """By the products of the factors, for rows of two, one and no documents."""
+    rng = np.random.default_rng(0)
+    shapes = {"a": (3, 6, 2), "b": (3, 2, 5)}
+    bank = {"kernel": {n: jnp.asarray(rng.normal(size=shape)) for n, shape in shapes.items()}}
+    chosen = np.asarray([[2, 0], [1, -1], [-1, -1]])
+    products = bank["kernel"]["a"] @ bank["kernel"]["b"]
+    for how in ("sum", "mean"):
+        weights = steps.weigh_documents(jnp.asarray(chosen), merge=how)
+        merged = lora.merge(lora.select(bank, chosen), scale=16.0, weights=weights)["kernel"]
+        for row, ids in enumerate([[2, 0], [1], []]):
+            expected = 16.0 * products[ids].sum(axis=0)
+            if how == "mean" and ids:
+                expected = expected / len(ids)
+            found = merged["a"][row] @ merged["b"][row]
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_second_batch_compiles_nothing(finished, session):
@@ -346,8 +404,16 @@ def test_a_document_that_goes_astray_is_left_out(make_config, tmp_path, monkeypa
     astray = {id for id, error in errors.items() if error}
     assert astray == {NAMES["Gitega"]} and len(errors) > 1
     assert f"passage {NAMES['Gitega']!r} is left out" in capsys.readouterr().err
-    lost = read_json(tmp_path / "run" / "stages" / "evaluate" / "adapters.json")["lost"]
-    assert set(lost) == astray and report["methods"]["both"]["n"] == 5
+    # No method has the document: what is read in the context has an adapter to merge as well.
+    for name in METHODS:
+        for row in read_jsonl(tmp_path / "run" / "predictions" / f"{name}.jsonl"):
+            assert not astray & {*row["passages"], *row["adapters"]}
+    rows = [read_jsonl(tmp_path / "run" / "predictions" / f"{n}.jsonl") for n in METHODS]
+    own = dict(zip(METHODS, rows, strict=True))
+    for read, merged in zip(own["in_context"], own["parametric"], strict=True):
+        assert read["passages"] == merged["adapters"]
+    assert read_json(tmp_path / "run" / "stages" / "evaluate" / "adapters.json")["lost"] == {}
+    assert report["methods"]["both"]["n"] == 5
 
 
 def test_questions_without_documents_and_documents_without_questions(make_config, tmp_path):
