@@ -1,7 +1,7 @@
 """Settings of Parametric RAG."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from rag_jax.config import (
     ConstantTrainConfig,
@@ -12,11 +12,13 @@ from rag_jax.config import (
     MeshConfig,
     NonNegative,
     Positive,
+    Range,
     ReaderConfig,
     TuningConfig,
     WorldConfig,
 )
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.systems.prag.demonstrations import DEMONSTRATIONS
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,31 @@ class ChatReaderConfig(ReaderConfig):
     """
 
     chat: bool = False
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """How the model is asked.
+
+    Attributes:
+        reasoning: whether answers are reasoned step by step and read after "the answer is", and the
+            questions about documents are answered by whole sentences. The paper reasons on
+            2WikiMultihopQA and HotpotQA, with 128 tokens an answer, and answers directly on PopQA
+            and ComplexWebQuestions, with 20.
+        demonstrations: number of worked examples before a question, with reasoning. The released
+            code has 8 for 2WikiMultihopQA and 11 for HotpotQA.
+    """
+
+    reasoning: bool = False
+    demonstrations: Annotated[int, Range(0, len(DEMONSTRATIONS))] = 0
+
+    def check(self, path: str) -> None:
+        """Raises a RagJaxError if there are demonstrations of a reasoning that is not asked for."""
+        if self.demonstrations and not self.reasoning:
+            raise RagJaxError(
+                f"{path}.demonstrations={self.demonstrations}: they show reasoned answers; set "
+                f"{path}.reasoning=True, or 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -44,7 +71,10 @@ class AugmentConfig:
     """The augmentation of a document before it is encoded.
 
     Attributes:
-        by: "model" asks the language model; "rules" is for models too small to follow instructions.
+        by: "model" asks a language model; "rules" is for models too small to follow instructions.
+        model: the model that is asked, by name or folder; None for the model that answers (paper,
+            table 3: which one writes hardly matters). It is loaded in the dtype of the latter, and
+            not held together with it.
         rewrites: number of rewrites of a document.
         questions: number of questions with their answers about a document.
         retries: maximum number of further attempts of the model after an unusable text.
@@ -52,6 +82,7 @@ class AugmentConfig:
     """
 
     by: Literal["model", "rules"] = "rules"
+    model: str | None = None
     rewrites: CountOrZero = 1
     questions: CountOrZero = 3
     retries: CountOrZero = 3
@@ -65,6 +96,10 @@ class AugmentConfig:
         if not self.rewrites and not self.questions:
             raise RagJaxError(
                 f"{path}.rewrites=0 and {path}.questions=0: nothing is left of the augmentation"
+            )
+        if self.by == "rules" and self.model is not None:
+            raise RagJaxError(
+                f"{path}.model={self.model!r}: rules ask no model; set {path}.by='model', or None"
             )
         if self.by == "rules" and self.rewrites > 1:
             raise RagJaxError(
@@ -138,6 +173,7 @@ class PRAGConfig:
     ablations: bool = False
     mesh: MeshConfig = MeshConfig()
     model: ChatReaderConfig = ChatReaderConfig()
+    prompt: PromptConfig = PromptConfig()
     data: DataConfig = DataConfig()
     world: WorldConfig = WorldConfig(cities=40, train=100, dev=60, test=100)
     retrieve: RetrieveConfig = RetrieveConfig()

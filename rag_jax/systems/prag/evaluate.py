@@ -155,7 +155,7 @@ def is_covered(
 ) -> bool:
     """Whether a gold answer is an answer that the adapter of one of the documents is trained on."""
     pairs = [pair for id in documents for pair in augmented[id].pairs]
-    return any(exact_match(answer, question.answers) for _, answer in pairs)
+    return any(exact_match(pair.answer, question.answers) for pair in pairs)
 
 
 def _make_prompts(

@@ -8,6 +8,7 @@ import re
 
 from rag_jax.data.passages import Passage
 from rag_jax.evaluation.answers import match, normalize_answer
+from rag_jax.systems.prag.data import Pair
 from rag_jax.systems.prag.phrases import VALUE, list_claims, list_statements
 
 
@@ -19,12 +20,12 @@ def rewrite_by_rules(passage: Passage) -> str:
     return f"This is said of {passage.title or 'it'}: {sentences[0]}"
 
 
-def ask_by_rules(passage: Passage, *, count: int) -> list[tuple[str, str]]:
+def ask_by_rules(passage: Passage, *, count: int) -> list[Pair]:
     """At most `count` questions about a passage: by sentences' grammar, then by gaps.
 
     "Its capital is Oslo" becomes the question what the capital is. Any other sentence becomes the
     question which word was left out: a name, a date, a number or, without any, the last word. No
-    question contains its answer, and no answer is the title.
+    question contains its answer, and no answer is the title. The full answer is the sentence.
     """
     title = passage.title or "it"
     sentences = list_statements(passage.text)
@@ -34,15 +35,16 @@ def ask_by_rules(passage: Passage, *, count: int) -> list[tuple[str, str]]:
             place = f"{noun} of {name or title}"
             if not name and noun.endswith(" there"):
                 place = f"{noun.removesuffix(' there')} in {title}"
-            named.append((f"What {verb} the {place}?", value))
+            named.append(Pair(f"What {verb} the {place}?", value, sentence))
         # A sentence's first word has a capital whatever it is.
         values = [m for m in VALUE.finditer(sentence) if m.start() and m[0] not in title]
         values = values or list(re.finditer(r"\w+(?=\W*$)", sentence))
         for value in values:
             gap = f"{sentence[: value.start()]}___{sentence[value.end() :]}"
-            gaps.append((f"Which words are missing about {title}? {gap}", value[0]))
-    pairs: dict[str, tuple[str, str]] = {}
-    for question, answer in named + gaps:
-        if normalize_answer(answer) and not match(question, [answer]):
-            pairs.setdefault(answer, (question, answer))
+            question = f"Which words are missing about {title}? {gap}"
+            gaps.append(Pair(question, value[0], sentence))
+    pairs: dict[str, Pair] = {}
+    for pair in named + gaps:
+        if normalize_answer(pair.answer) and not match(pair.question, [pair.answer]):
+            pairs.setdefault(pair.answer, pair)
     return list(pairs.values())[:count]

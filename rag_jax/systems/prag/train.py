@@ -53,7 +53,8 @@ def run_warm_up(
     """Trains one adapter on questions and answers without any passage (paper, section 3.2.3)."""
     rows = []
     for question in train_questions:
-        tokens = format.encode_prompt(question.question) + format.encode_answer(question.answers[0])
+        answer = format.encode_answer(format.state_answer(question.answers[0]))
+        tokens = format.encode_prompt(question.question) + answer
         rows.append(Row(question.id, tokens, {"text": (1, len(tokens))}))
     check_length(max(len(row.tokens) for row in rows))
     loss = make_warm_up_loss(base.model.clone(remat=tuning.remat), trainable)

@@ -82,7 +82,7 @@ def test_a_rewrite_keeps_values_whole(chosen):
 def test_any_text_is_asked_for(text, title):
     passage = Passage("1", title, text)
     joined = " ".join(text.split())
-    for question, answer in ask_by_rules(passage, count=5):
+    for question, answer, _ in ask_by_rules(passage, count=5):
         assert answer in joined and not match(question, [answer])
     assert sorted(" ".join(list_statements(text)).split()) == sorted(text.split())
 
@@ -132,7 +132,7 @@ def test_no_value_of_the_encyclopedia_is_cut():
     cut = []
     for passage in passages:
         text = " ".join(passage.text.split())
-        for _, answer in ask_by_rules(Passage(passage.id, passage.title, text), count=3):
+        for _, answer, _ in ask_by_rules(Passage(passage.id, passage.title, text), count=3):
             places = [(m.start(), m.end()) for m in re.finditer(re.escape(answer), text)]
             if not any(is_whole(text, start, end) for start, end in places):
                 cut.append((passage.id, answer))

@@ -22,7 +22,7 @@ from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
-from rag_jax.systems.prag import ask, evaluate, pipeline, steps, train
+from rag_jax.systems.prag import ask, evaluate, pipeline, steps, train, writer
 from rag_jax.systems.prag.augment import list_documents, read_augmented
 from rag_jax.systems.prag.config import PRAGConfig
 from rag_jax.systems.prag.data import make_examples
@@ -170,7 +170,7 @@ def test_coverage_is_whether_an_adapter_was_trained_to_say_the_answer(finished, 
     rows = {name: read_jsonl(workdir / "predictions" / f"{name}.jsonl") for name in METHODS}
     covered = []
     for row in rows["parametric"]:
-        answers = [answer for id in row["adapters"] for _, answer in augmented[id].pairs]
+        answers = [answer for id in row["adapters"] for _, answer, _ in augmented[id].pairs]
         covered.append(any(exact_match(answer, row["answers"]) for answer in answers))
     assert all([row["covered"] for row in own] == covered for own in rows.values())
     assert True in covered  # the country ends every sentence
@@ -285,12 +285,12 @@ def test_a_merged_adapter_is_the_sum_or_the_mean_of_the_rows_documents():
     shapes = {"a": (3, 6, 2), "b": (3, 2, 5)}
     bank = {"kernel": {n: jnp.asarray(rng.normal(size=shape)) for n, shape in shapes.items()}}
     chosen = np.asarray([[2, 0], [1, -1], [-1, -1]])
-    products = bank["kernel"]["a"] @ bank["kernel"]["b"]
+    products = np.asarray(bank["kernel"]["a"] @ bank["kernel"]["b"])
     for how in ("sum", "mean"):
         weights = steps.weigh_documents(jnp.asarray(chosen), merge=how)
         merged = lora.merge(lora.select(bank, chosen), scale=16.0, weights=weights)["kernel"]
         for row, ids in enumerate([[2, 0], [1], []]):
-            expected = 16.0 * products[ids].sum(axis=0)
+            expected = 16.0 * sum((products[i] for i in ids), start=np.zeros((6, 5)))
             if how == "mean" and ids:
                 expected = expected / len(ids)
             found = merged["a"][row] @ merged["b"][row]
@@ -435,6 +435,84 @@ def test_questions_without_documents_and_documents_without_questions(make_config
     assert {record["error"] for record in records} == {"no usable questions"}
 
 
+def test_reasoned_answers_from_an_empty_folder(make_config, tmp_path):
+    """All prompts have the demonstration, and adapters are trained on full answers."""
+    changes = {"prompt.reasoning": True, "prompt.demonstrations": 1, "encode.start": "warm"}
+    config = make_config(**changes, questions=2)
+    report = pipeline.run(config, tmp_path / "run")
+    assert all(m["n"] == 2 for m in report["methods"].values())
+    session = Session(build(PRAGConfig, config))
+    plain = replace(session.format, reasoning=False, demonstrations=0)
+    for row in read_jsonl(tmp_path / "run" / "predictions" / "direct.jsonl"):
+        assert row["prompt_tokens"] == len(session.format.encode_prompt(row["question"]))
+        assert row["prompt_tokens"] > len(plain.encode_prompt(row["question"]))
+    for record in read_jsonl(tmp_path / "run" / "stages" / "augment" / "augmented.jsonl"):
+        assert all(answer in full for _, answer, full in record["pairs"])
+    asked = ask.open_run(session, tmp_path / "run", None)
+    (row, *_) = read_jsonl(tmp_path / "run" / "predictions" / "parametric.jsonl")
+    assert read_text(list(asked(row["question"]))) == row["prediction"]
+
+
+class Writer:
+    """Stands for the continuation of prompts by a model that writes usable augmentations."""
+
+    def __init__(self, monkeypatch):
+        self.bases, self.instructions = [], []
+        monkeypatch.setattr(writer, "continue_prompts", self)
+
+    def __call__(self, base, prompts, **options):
+        self.bases.append(base)
+        texts = []
+        for prompt in prompts:
+            asked = base.tokenizer.decode(prompt)
+            self.instructions.append(asked)
+            (place,) = [p for p in PLACES if f"{p}: {p} is a town" in asked]
+            country = PLACES[place]
+            pair = f"Question: Which land has {place}?\nAnswer: {country}"
+            full = f"{pair}\nFull answer: {place} lies in {country}."
+            texts.append(full if "Full answer" in asked else pair)
+            if "Restate" in asked:
+                texts[-1] = f"In {country} lies the town of {place}."
+        return [base.tokenizer.encode(text) for text in texts]
+
+
+@pytest.mark.parametrize("reasoning", [False, True])
+def test_another_model_augments(make_config, llama_folder, tmp_path, monkeypatch, reasoning):
+    """It alone is loaded for the augmentation, and the model that answers for the rest."""
+    other = shutil.copytree(llama_folder, tmp_path / "other")
+    changes = {"augment.by": "model", "augment.model": str(other), "prompt.reasoning": reasoning}
+    asked, loaded = Writer(monkeypatch), []
+    load = Session.load_language_model
+
+    def record(self, field, **options):
+        loaded.append(field)
+        return load(self, field, **options)
+
+    monkeypatch.setattr(Session, "load_language_model", record)
+    session = Session(build(PRAGConfig, make_config(**changes)))
+    run_stages(list_stages(session)[:3], tmp_path / "run")
+    assert loaded == ["augment.model"] and "base" not in vars(session)
+    assert {id(base) for base in asked.bases} == {id(asked.bases[0])}
+    records = read_jsonl(tmp_path / "run" / "stages" / "augment" / "augmented.jsonl")
+    assert records and not any(record["error"] for record in records)
+    for record in records:
+        ((_, answer, full),) = record["pairs"]
+        assert (answer in full) if reasoning else (full == "")
+    run_stages(list_stages(session)[:-1], tmp_path / "run")
+    assert loaded == ["augment.model", "model.name"]
+
+
+def test_the_augmenting_model_is_part_of_the_augmentation(make_config, llama_folder, bert_folder):
+    def describe(**changes):
+        session = Session(build(PRAGConfig, make_config(**{"augment.by": "model"}, **changes)))
+        return {stage.name: stage.settings for stage in list_stages(session)}
+
+    own, other = describe(), describe(**{"augment.model": str(bert_folder)})
+    assert other["augment"]["writer"] != own["augment"]["weights"]
+    assert own["evaluate"] == other["evaluate"]
+    assert own["augment"] != describe(**{"prompt.reasoning": True})["augment"]
+
+
 def test_a_dense_retriever(make_config, tmp_path):
     session = Session(build(PRAGConfig, make_config(**{"retrieve.by": "dense"})))
     run_stages(list_stages(session)[:2], tmp_path / "run")
@@ -444,9 +522,14 @@ def test_a_dense_retriever(make_config, tmp_path):
 
 def test_presets():
     get_config = runpy.run_path(str(ROOT / "configs" / "prag.py"))["get_config"]
-    names = ("", "llama3.2-1b", "qwen2.5-1.5b", "llama3-8b")
-    _, *paper = (build(PRAGConfig, get_config(preset)) for preset in names)
-    for settings in paper:
+    models = ("llama3.2-1b", "qwen2.5-1.5b", "llama3-8b")
+    presets = {"": (False, 0, 20), "-2wiki": (True, 8, 128), "-hotpot": (True, 11, 128)}
+    for name, expected in ((f"{m}{d}", e) for m in models for d, e in presets.items()):
+        settings = build(PRAGConfig, get_config(name))
+        asked = settings.prompt
+        tokens = settings.answer.max_tokens
+        assert (asked.reasoning, asked.demonstrations, tokens) == expected
+        assert (settings.answer.merge, settings.augment.model) == ("sum", None)
         assert (settings.tuning.rank, settings.tuning.scale) == (2, 16.0)
         assert (settings.encode.learning_rate, settings.retrieve.passages) == (3e-4, 3)
         assert (settings.augment.rewrites, settings.augment.questions) == (1, 3)
@@ -457,6 +540,11 @@ def test_presets():
     [
         ({"tuning.mode": "full"}, "config.tuning.mode='full': a document is an adapter"),
         ({"augment.rewrites": 0, "augment.questions": 0}, "nothing is left of the augmentation"),
+        ({"augment.model": "x"}, "config.augment.model='x': rules ask no model"),
+        (
+            {"prompt.demonstrations": 3},
+            "config.prompt.demonstrations=3: they show",
+        ),
         ({"augment.rewrites": 2}, "config.augment.rewrites=2: rules know one rewrite"),
         ({"tuning.targets": "nothing"}, "config.tuning.targets='nothing'"),
         ({"data.path": "nowhere"}, "config.data.path=nowhere"),
