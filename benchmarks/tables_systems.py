@@ -125,6 +125,7 @@ PRAG = {
 PRAG_NAMES = {
     "direct": "direct",
     "in_context": "in the context",
+    "in_context_augmented": "in the context, with the augmentations",
     "parametric": "**in the parameters**",
     "both": "**both**",
     "random": "random documents' parameters",

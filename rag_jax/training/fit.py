@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from rag_jax.config import TrainConfig
+from rag_jax.config import ConstantTrainConfig
 from rag_jax.data.batches import BatchPlan
 from rag_jax.runtime.checkpoint import Checkpoints, save_tree
 from rag_jax.runtime.progress import Progress
@@ -45,7 +45,7 @@ def fit(
     pack: Callable[[int, list[int]], Batch],
     losses: Mapping[str, LossFunction],
     trainable: Trainable,
-    settings: TrainConfig,
+    settings: ConstantTrainConfig,
     folder: Path,
     progress: Progress,
     *,

@@ -22,7 +22,15 @@ from rag_jax.runtime.progress import log
 from rag_jax.runtime.sharding import count_data_rows, shard_batch
 from rag_jax.systems.prag.augment import list_augmented, report_left_out
 from rag_jax.systems.prag.config import AugmentConfig, EncodeConfig, WarmUpConfig
-from rag_jax.systems.prag.data import Format, Groups, Variant, group_documents, make_examples
+from rag_jax.systems.prag.data import (
+    Format,
+    Groups,
+    Variant,
+    count_examples,
+    group_documents,
+    make_examples,
+    repeat_examples,
+)
 from rag_jax.systems.prag.loss import TERMS, make_document_loss, make_warm_up_loss
 from rag_jax.training.bank import init_bank_state, make_bank_step
 from rag_jax.training.loop import LossFunction
@@ -45,7 +53,8 @@ def run_warm_up(
     """Trains one adapter on questions and answers without any passage (paper, section 3.2.3)."""
     rows = []
     for question in train_questions:
-        tokens = format.encode_prompt(question.question) + format.encode_answer(question.answers[0])
+        answer = format.encode_answer(format.state_answer(question.answers[0]))
+        tokens = format.encode_prompt(question.question) + answer
         rows.append(Row(question.id, tokens, {"text": (1, len(tokens))}))
     check_length(max(len(row.tokens) for row in rows))
     loss = make_warm_up_loss(base.model.clone(remat=tuning.remat), trainable)
@@ -80,8 +89,12 @@ def run_encoding(
     stay. The group of an adapter that was lost since is trained again.
     """
     documents, augmented = list_augmented(context, passages)
+    steps = count_examples(augment)  # in an epoch, of every variant
     examples = [
-        make_examples(format, document, variant.reduce(texts), questions=augment.questions)
+        repeat_examples(
+            make_examples(format, document, variant.reduce(texts), questions=augment.questions),
+            steps,
+        )
         for document, texts in zip(documents, augmented, strict=True)
     ]
     check_length(max(len(tokens) for rows in examples for tokens in rows))
