@@ -28,6 +28,8 @@ _SHARDABLE = {
     "datastore": ("datastore.npz",),
     "evaluate": ("answers_direct.jsonl", "passes.jsonl"),
 }
+# Stages whose code makes other artefacts from the same settings than it once did.
+_VERSIONS = {"demonstrations": 2, "contexts": 2}
 
 
 def list_stages(session: Session) -> list[Stage]:
@@ -49,8 +51,8 @@ def list_stages(session: Session) -> list[Stage]:
     rows, pass_needs = ("corpus", "contexts", "labels"), ("corpus", "index", "lengths", "stage2")
 
     def stage(name: str, function: Any, settings: Any, *needs: str) -> Stage:
-        files = _SHARDABLE.get(name, ())
-        return make_stage(session, name, function, settings, *needs, shardable=files)
+        options = {"shardable": _SHARDABLE.get(name, ()), "version": _VERSIONS.get(name, 1)}
+        return make_stage(session, name, function, settings, *needs, **options)
 
     stages = [
         corpus_stage(session),
