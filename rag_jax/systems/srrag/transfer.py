@@ -39,13 +39,15 @@ def evaluate_on(
         RagJaxError: as `open_stages` and `run_session`.
     """
     settings = build(SRRAGConfig, config)
-    finished = ("labels", "stage2", "datastore")
+    tuned = ("thresholds",) if settings.route.is_tuned else ()
+    finished = ("labels", "stage2", "datastore", *tuned)
     trained = open_stages(list_stages(Session(settings)), workdir, finished)
     settings = replace(settings, data=data, evaluate_on=split, ablations=False)
     session = _Session(settings)
     stages = {stage.name: stage for stage in list_stages(session)}
     evaluate, needs = stages["evaluate"], ("corpus", "index", "lengths")
-    made = {"trained": read_json(trained.path("datastore", "stage.json"))["run"]}
+    runs = [read_json(trained.path(stage, "stage.json"))["run"] for stage in finished[2:]]
+    made = {"trained": runs}
     evaluate = replace(
         evaluate,
         run=bind(session, run_evaluation, trained=trained),
