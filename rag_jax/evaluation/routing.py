@@ -22,6 +22,7 @@ class Source(Protocol):
 # Methods that choose, in the order of the report, and the one whose trained weights each has.
 ROUTED = {
     "srrag": "srrag",
+    "srrag_grown": "srrag",
     "without_knn": "srrag",
     "without_verbalisation": "without_verbalisation",
     "without_stage2": "without_stage2",
@@ -193,8 +194,7 @@ def _format_measure(measure: Mapping[str, Any]) -> tuple[str, str]:
 def list_tables(
     routing: Mapping[str, Any],
     compared: Mapping[str, Any],
-    labels: Mapping[str, Any],
-    datastore: Mapping[str, Any],
+    statistics: Mapping[str, Mapping[str, Any]],
     predictions: Mapping[str, Rows],
     sources: Sequence[Source],
     taus: Mapping[str, float],
@@ -204,8 +204,9 @@ def list_tables(
     The choice has a row for each method that chooses and, to compare with, for each trivial router,
     which takes the same source for every question and has no score of its own.
 
-    `routing` is from `analyse`, `compared` from `compare`, `labels` from `count_labels`, and
-    `datastore` has the shares of the sources in the datastore.
+    `routing` is from `analyse` and `compared` from `compare`. `statistics` has "labels", from
+    `count_labels`, and the shares of the sources in the "datastore" and, if it was grown, in its
+    further "entries".
     """
     choice: list[list[str | float]] = [
         ["method", "right source", "AUROC", "area", "of an oracle", "at random", "ECE", "Brier"]
@@ -225,22 +226,23 @@ def list_tables(
         "Choice of the source; area below accuracy against retrieval rate": choice,
         f"Routers at the retrieval rate of {compared['reference']}, {rate}; differences to it with "
         "95 % intervals by the paired bootstrap": tabulate_routers(compared, routers, taus),
-        **_tabulate_shares(labels, datastore, predictions, sources),
+        **_tabulate_shares(statistics, predictions, sources),
     }
 
 
 def _tabulate_shares(
-    labels: Mapping[str, Any],
-    datastore: Mapping[str, Any],
+    statistics: Mapping[str, Mapping[str, Any]],
     predictions: Mapping[str, Rows],
     sources: Sequence[Source],
 ) -> dict[str, list[list[str | float]]]:
-    chosen = [row["number"] for row in predictions["srrag"]]
-    head = ("source", "labels", "labels without verbalising", "datastore", "chosen")
+    chosen, labels = [row["number"] for row in predictions["srrag"]], statistics["labels"]
+    filled = [name for name in ("datastore", "entries") if name in statistics]
+    head = ("source", "labels", "labels without verbalising", *filled, "chosen")
     share: list[list[str | float]] = [[*head, "cut off", "found nothing"]]
     for number, source in enumerate(sources):
         name = source.name
-        shares = labels["share"], labels["share_closed_book"], datastore["share"]
+        shares = [labels["share"], labels["share_closed_book"]]
+        shares += [statistics[stage]["share"] for stage in filled]
         values = [share_of[name] for share_of in shares]
         if source.kind == "verbalise":
             counts = [str(sum(row["cut_off"] for row in predictions["verbalise"])), "-"]

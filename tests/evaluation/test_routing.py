@@ -143,7 +143,8 @@ def test_trivial_routers_are_in_the_tables_for_every_model():
     labels = shares | {"share_closed_book": shares["share"]}
     routing, compared = analyse(predictions, THREE), compare(predictions, THREE)
     taus = {"srrag": 0.25, "selective": 0.5}
-    tables = list_tables(routing, compared, labels, shares, predictions, THREE, taus)
+    statistics = {"labels": labels, "datastore": shares}
+    tables = list_tables(routing, compared, statistics, predictions, THREE, taus)
     table = next(rows for title, rows in tables.items() if title.startswith("Choice of"))
     assert {len(row) for row in table} == {8}
     assert {row[0]: row[1] for row in table[1:]} == {

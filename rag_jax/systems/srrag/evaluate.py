@@ -30,16 +30,18 @@ from rag_jax.systems.srrag.passes import (
     judge,
     judge_sources,
     list_kinds,
+    route_all,
     stack_beliefs,
     weigh_passes,
 )
-from rag_jax.systems.srrag.policy import Datastore, Weights
+from rag_jax.systems.srrag.policy import Datastore, Weights, grow_datastore
 from rag_jax.systems.srrag.thresholds import ROUTERS, read_thresholds
 from rag_jax.systems.stages import answer_timed
 
 _COSTS = ("retrieval_rate", "prompt_tokens", "generated_tokens", "seconds_per_question")
 COLUMNS = ("n", "accuracy", "head", "middle", "tail", *_COSTS)
 TAUS = "taus.json"  # the thresholds that a stage's methods chose by
+GROWN = "srrag_grown"  # SR-RAG whose datastore has entries of the evaluated dataset
 ABLATIONS = ("without_verbalisation", "without_stage2")
 
 
@@ -50,11 +52,14 @@ class Policy(NamedTuple):
     weights: Weights
 
 
-def describe_report(config: SRRAGConfig, finished: Path | None = None) -> ReportSpec:
+def describe_report(
+    config: SRRAGConfig, finished: Path | None = None, *, grown: bool = False
+) -> ReportSpec:
     """What the report shows: a row for each method, and what the choice of sources is worth.
 
     Args:
         finished: the folder of the stages that trained the model, if that is another run's.
+        grown: whether there is a datastore with further entries.
     """
 
     def describe_routing(
@@ -64,12 +69,14 @@ def describe_report(config: SRRAGConfig, finished: Path | None = None) -> Report
             stage: read_json((finished or stages) / stage / "statistics.json")
             for stage in ("labels", "datastore")
         }
+        if grown:
+            statistics["entries"] = read_json(stages / "entries" / "statistics.json")
         taus = {}
         for stage in dict.fromkeys(stage_of.values()):
             taus |= read_json(stages / stage / TAUS)
         sides = {"predictions": predictions, "sources": config.sources}
         choices, compared = routing.analyse(**sides), routing.compare(**sides)
-        tables = routing.list_tables(choices, compared, **statistics, **sides, taus=taus)
+        tables = routing.list_tables(choices, compared, statistics, **sides, taus=taus)
         found = {"routing": choices, "routers": compared, "thresholds": taus, **statistics}
         return {
             "tables": tables,
@@ -80,7 +87,8 @@ def describe_report(config: SRRAGConfig, finished: Path | None = None) -> Report
     external = [source.name for source in config.sources if source.kind == "search"]
     several = external if len(external) > 1 else []
     own = ["direct", "verbalise", "retrieve", *(f"retrieve_{name}" for name in several)]
-    stage_of = dict.fromkeys([*own, "srrag", "without_knn"], "evaluate")
+    policies = ["srrag", *([GROWN] if grown else []), "without_knn"]
+    stage_of = dict.fromkeys([*own, *policies], "evaluate")
     if config.ablations:
         raw = [f"raw_retrieve_{name}" for name in several] or ["raw_retrieve"]
         selective = ("selective", "selective_fixed", "selective_retrieve")
@@ -121,12 +129,14 @@ def run_evaluation(
     open_datastore: Callable[[StageContext], Datastore],
     config: SRRAGConfig,
     trained: StageContext | None = None,
+    grown: bool = False,
 ) -> None:
     """Answers every question directly, from every source, and by every policy.
 
     Args:
         trained: has the stages "stage2", "datastore" and, where thresholds are tuned,
             "thresholds", if another run trained the model.
+        grown: whether to choose also by the datastore with the entries of the stage "entries".
     """
     trained = trained or context
     engine = open_engine(context, trained.path("stage2", "params"))
@@ -137,8 +147,19 @@ def run_evaluation(
     settings = {"tau": taus["srrag"], "file": "passes.jsonl"}
     passes = answer_with_all(context, engine, datastore, questions, config, **settings)
     methods = [Method("direct", lambda: answers)]
-    for name, policy in list_policies(config, passes, taus).items():
+
+    def add(name: str, passes: Sequence[Record], policy: Policy) -> None:
         methods.append(Method(name, partial(apply_policy, config, questions, passes, policy)))
+
+    for name, policy in list_policies(config, passes, taus).items():
+        add(name, passes, policy)
+    if grown:
+        datastore = grow_datastore(datastore, context.path("entries", "datastore.npz"))
+        inputs = context, engine, datastore, questions, config
+        routed = route_all(*inputs, file="grown.jsonl")
+        voted = [found | {"votes": r["votes"]} for found, r in zip(passes, routed, strict=True)]
+        add(GROWN, voted, list_policies(config, voted, taus)["srrag"])
+        taus[GROWN] = taus["srrag"]
     compare(methods, questions, grade, context.folder)
     write_json(context.folder / TAUS, taus)
 

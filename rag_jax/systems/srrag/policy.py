@@ -158,13 +158,18 @@ def run_datastore(
     open_engine: Callable[[StageContext, Path], Engine],
     datastore: DatastoreConfig,
     after: str = "stage2",
+    trained: StageContext | None = None,
 ) -> None:
     """Finds the source that works better for each training question, now that the model is tuned.
 
     Writes `datastore.npz`: the questions' `id`, `source`, `scores` `[N, S]` in nats and `key`
     `[N, D]`.
+
+    Args:
+        after: the stage that trained the model.
+        trained: has that stage, if another run trained the model.
     """
-    engine = open_engine(context, context.path(after, "params"))
+    engine = open_engine(context, (trained or context).path(after, "params"))
 
     def roll_out(batch: Sequence[Question]) -> dict[str, np.ndarray]:
         asked = [question.question for question in batch]
@@ -206,3 +211,11 @@ def read_datastore(
         keys, labels = arrays["key"], arrays["source"]
     check_size(len(labels))
     return Datastore(shard_over_devices(keys), jnp.asarray(labels), settings.metric)
+
+
+def grow_datastore(datastore: Datastore, path: Path) -> Datastore:
+    """A datastore with further entries, that `run_datastore` found with the same model."""
+    with np.load(path, allow_pickle=False) as arrays:
+        keys = np.concatenate([fetch(datastore.keys), arrays["key"]])
+        labels = np.concatenate([fetch(datastore.labels), arrays["source"]])
+    return Datastore(shard_over_devices(keys), jnp.asarray(labels), datastore.metric)
