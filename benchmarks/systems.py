@@ -83,6 +83,7 @@ RUNS = {
             "--config.train_questions=100",
             "--config.questions=100",
             "--config.evaluate_on=dev",
+            "--config.route.tau=0.2",
             "--config.model.max_text=64",
             "--config.encoder.max_length=64",
         ),
