@@ -86,6 +86,8 @@ class DenseConfig:
     """The dense encoder that the method is compared with, before and after contrastive training.
 
     Attributes:
+        train: its default rate was chosen on the built-in world's development questions, as
+            `search.over` was for the method.
         hard: number of BM25's negatives kept for each question.
     """
 
