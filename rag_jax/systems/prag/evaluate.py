@@ -36,6 +36,10 @@ METHODS = {
 }
 
 
+# What a record says of its question and prompt, beside the answer.
+_FACTS = ("prompt_tokens", "passages", "adapters", "covered")
+
+
 def describe_report(config: PRAGConfig) -> ReportSpec:
     """What the report shows: a row for each way to give the passages, and for each ablation."""
     ablations = [name for name in list_variants(config) if name != "encode"]
@@ -130,11 +134,9 @@ def run_evaluation(
     def answer_all(name: str) -> list[Record]:
         read, adapters, store = ways[name]
         texts, places = prompts[read], range(len(questions))
-        facts = [
-            {"prompt_tokens": len(texts[i]), "passages": ids, "adapters": adapters[i]}
-            | {"covered": covered[i]}
-            for i, ids in enumerate(nothing if read == "nothing" else found)
-        ]
+        given = nothing if read == "nothing" else found
+        columns = map(len, texts), given, adapters, covered
+        facts = [dict(zip(_FACTS, row, strict=True)) for row in zip(*columns, strict=True)]
         engine = make_engine(round_up(max(map(len, texts)), 32))
         run = partial(_answer_batch, engine, texts, facts, store)
         passes[name] = answer_timed(context, name, places, run, batch_size=answer.batch_size)

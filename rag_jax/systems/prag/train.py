@@ -23,6 +23,7 @@ from rag_jax.runtime.sharding import count_data_rows, shard_batch
 from rag_jax.systems.prag.augment import list_augmented, report_left_out
 from rag_jax.systems.prag.config import AugmentConfig, EncodeConfig, WarmUpConfig
 from rag_jax.systems.prag.data import (
+    Augmented,
     Format,
     Groups,
     Variant,
@@ -89,14 +90,8 @@ def run_encoding(
     stay. The group of an adapter that was lost since is trained again.
     """
     documents, augmented = list_augmented(context, passages)
-    steps = count_examples(augment)  # in an epoch, of every variant
-    examples = [
-        repeat_examples(
-            make_examples(format, document, variant.reduce(texts), questions=augment.questions),
-            steps,
-        )
-        for document, texts in zip(documents, augmented, strict=True)
-    ]
+    reduced = [variant.reduce(texts) for texts in augmented]
+    examples = _list_examples(format, documents, reduced, augment)
     check_length(max(len(tokens) for rows in examples for tokens in rows))
     lengths = np.asarray([[len(tokens) for tokens in rows] for rows in examples])
     sizes = {"together": settings.together, "multiple": count_data_rows()}
@@ -129,6 +124,20 @@ def run_encoding(
     )
     _repair(store, records, documents, groups, encode_group)
     report_left_out(records)
+
+
+def _list_examples(
+    format: Format,
+    documents: Sequence[Passage],
+    augmented: Sequence[Augmented],
+    augment: AugmentConfig,
+) -> list[list[list[int]]]:
+    """The examples of every document, as many as of the whole recipe."""
+    made = [
+        make_examples(format, document, texts, questions=augment.questions)
+        for document, texts in zip(documents, augmented, strict=True)
+    ]
+    return [repeat_examples(own, count_examples(augment)) for own in made]
 
 
 def _write_groups(context: StageContext, groups: Groups, *, tokens: int) -> None:
