@@ -74,6 +74,8 @@ def describe_report(
         taus = {}
         for stage in dict.fromkeys(stage_of.values()):
             taus |= read_json(stages / stage / TAUS)
+        if config.route.decision != "threshold":  # but one router has a threshold whatever the rule
+            taus = {name: tau for name, tau in taus.items() if name == "selective_fixed"}
         sides = {"predictions": predictions, "sources": config.sources}
         choices, compared = routing.analyse(**sides), routing.compare(**sides)
         tables = routing.list_tables(choices, compared, statistics, **sides, taus=taus)

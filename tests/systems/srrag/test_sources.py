@@ -245,6 +245,12 @@ def test_every_choice_is_analysed(several):
         "selective",
         "selective_fixed",
     ]
+    (rows,) = (rows for title, rows in report["tables"].items() if title.startswith("Routers"))
+    # The largest product has no threshold.
+    assert {row[0] for row in rows if row[1] != "-"} == {"router", "selective_fixed"}
+    of = ("", "without_verbalisation, ", "without_stage2, ", "selective, ")
+    names = ("verbalise", "retrieve", "retrieve_Countries", "retrieve_Cities")
+    assert [row[0] for row in rows[7:]] == [f"{o}always {name}" for o in of for name in names]
 
 
 # Questions with choices, of a folder.
