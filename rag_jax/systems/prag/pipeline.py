@@ -21,7 +21,7 @@ def list_stages(session: Session) -> list[Stage]:
     model = {"weights": session.fingerprint("model.name"), "model": c.model}
     dense = c.retrieve.by == "dense"
     encoder = {"encoder": session.fingerprint("retrieve.encoder.name")} if dense else {}
-    asked = {"on": c.evaluate_on, "questions": c.questions, "seed": c.seed}
+    asked = {"on": c.evaluate_on, "questions": c.questions}
     training = {**model, "tuning": c.tuning, "prompt": c.prompt, "seed": c.seed}
     stage = partial(make_stage, session)
     warm_up = stage("warm_up", run_warm_up, {**training, "warm_up": c.warm_up}, "corpus")
@@ -39,11 +39,12 @@ def list_stages(session: Session) -> list[Stage]:
         for name, variant in session.variants.items()
     ]
     retrieval = {**asked, **encoder, "retrieve": c.retrieve}
-    augmentation = {**model, "augment": c.augment, "full": c.prompt.reasoning, "seed": c.seed}
+    sampled = {"seed": c.seed} if c.augment.by == "model" else {}  # rules draw nothing
+    augmentation = {**model, "augment": c.augment, "full": c.prompt.reasoning, **sampled}
     if c.augment.model is not None:
         augmentation["writer"] = session.fingerprint("augment.model")
     answering = {"prompt": c.prompt, "answer": c.answer, "passages": c.retrieve.passages}
-    evaluation = {**asked, **model, **answering}
+    evaluation = {**asked, **model, **answering, "seed": c.seed}
     shared, evaluated = ("augmented.jsonl",), ("corpus", "retrieve", "augment", *session.variants)
     needed = "corpus", "retrieve"
     augmenting = stage("augment", run_augmentation, augmentation, *needed, shardable=shared)

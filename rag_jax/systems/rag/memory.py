@@ -42,7 +42,7 @@ def run_memory(
     worlds = [build_world(**asdict(world) | {"revision": revision}) for revision in (0, 1)]
     trained_on = {question.subject for question in worlds[0].questions["train"]}
     count = config.decode.memory_questions
-    changes = choose_changes(world, trained_on, count=count, seed=config.seed)
+    changes = choose_changes(world, trained_on, count=count, seed=config.data.seed)
     asked = [old.question for old, _ in changes]
     trained = load_trained(context, "joint")
     engine = make_engine(trained["generator"])

@@ -22,6 +22,7 @@ from rag_jax.decoding.prompts import split_prefix
 from rag_jax.evaluation.answers import match
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.stage import StageContext
+from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, write_json, write_jsonl
 from rag_jax.systems.srrag.config import SourceConfig, VerbaliseConfig
 from rag_jax.systems.srrag.data import encode_document_prompt
@@ -95,6 +96,11 @@ def draw_clusters(
     return [rng.permutation(numbers).tolist() for numbers in members]
 
 
+def list_datasets(questions: Sequence[Question]) -> list[str]:
+    """The names of the questions' datasets: "" alone if they are of one."""
+    return list(dict.fromkeys(question.dataset for question in questions))
+
+
 def choose_demonstrations(
     cluster: Sequence[Demonstration], question: str, *, count: int
 ) -> list[Demonstration]:
@@ -117,7 +123,10 @@ def run_demonstrations(
     contexts: int,
     seed: int,
 ) -> None:
-    """GenRead's first round: documents for some training questions, clustered."""
+    """GenRead's first round: documents for some training questions, clustered.
+
+    The documents of each dataset of a mixture are clustered by themselves, as in the paper.
+    """
     order = np.random.default_rng(seed).permutation(len(train_questions))[: verbalise.pool]
 
     def write(batch: Sequence[Question]) -> list[dict[str, Any]]:
@@ -135,13 +144,21 @@ def run_demonstrations(
 
     asked, size = [train_questions[i] for i in order], verbalise.batch_size
     records = context.map("documents.jsonl", asked, write, batch_size=size, unit="documents")
-    # If the model knows too little for a full set, all of its documents are used.
-    enough = contexts * verbalise.demonstrations
-    good = [record for record in records if record["good"]]
-    used = good if verbalise.only_answered and len(good) >= enough else records
-    embeddings = embed([f"{r['question']} {r['document']}" for r in used])
-    drawn = draw_clusters(embeddings, clusters=contexts, seed=seed)
-    clusters = [[(used[i]["question"], used[i]["document"]) for i in rows] for rows in drawn]
+    clusters = []
+    for name in list_datasets(train_questions):
+        own = [record for q, record in zip(asked, records, strict=True) if q.dataset == name]
+        if len(own) < contexts:
+            raise RagJaxError(
+                f"config.verbalise.pool={verbalise.pool}: has {len(own)} questions of {name}, and "
+                f"each of the {contexts} contexts (config.contexts) needs one; raise it"
+            )
+        # If the model knows too little for a full set, all of its documents are used.
+        enough = contexts * verbalise.demonstrations
+        good = [record for record in own if record["good"]]
+        used = good if verbalise.only_answered and len(good) >= enough else own
+        embeddings = embed([f"{r['question']} {r['document']}" for r in used])
+        drawn = draw_clusters(embeddings, clusters=contexts, seed=seed)
+        clusters += [[(used[i]["question"], used[i]["document"]) for i in rows] for rows in drawn]
     write_json(context.folder / "clusters.json", clusters)
 
 
@@ -189,8 +206,9 @@ def run_contexts(
     read = read_json(context.path("demonstrations", "clusters.json"))
     clusters = [[(question, document) for question, document in cluster] for cluster in read]
     asked = [q.question for q in train_questions]
+    first = {name: i * contexts for i, name in enumerate(list_datasets(train_questions))}
     # Cluster by cluster, so that most batches have one cluster's demonstrations.
-    items = [(cluster, question) for cluster in range(len(clusters)) for question in asked]
+    items = [(first[q.dataset] + i, q.question) for i in range(contexts) for q in train_questions]
 
     def write(batch: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:
         numbers, questions = zip(*batch, strict=True)

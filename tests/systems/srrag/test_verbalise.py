@@ -5,9 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rag_jax.data.questions import Question
 from rag_jax.decoding.prompts import split_prefix
+from rag_jax.pipeline.stage import Stage, StageContext
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_jsonl
 from rag_jax.systems.srrag import verbalise
-from rag_jax.systems.srrag.config import VerbaliseConfig
+from rag_jax.systems.srrag.config import SourceConfig, VerbaliseConfig
 from rag_jax.systems.srrag.verbalise import (
     choose_demonstrations,
     clean_document,
@@ -155,3 +159,57 @@ def test_demonstrations_do_not_depend_on_the_batch(order, size):
         shown = choose_demonstrations(clusters[k], question, count=2)
         assert question not in {asked for asked, _ in shown}
         assert found[k, question] == f"{question} after {shown}"
+
+
+def make_mixture(sizes):
+    return [
+        Question(f"{name}/{i}", f"{name}{i}?", ("x",), {}, dataset=name)
+        for name, size in sizes.items()
+        for i in range(size)
+    ]
+
+
+def run_rounds(folder, questions, monkeypatch, *, pool, contexts=2):
+    """Both rounds with a model that repeats the question; gives the demonstrations of each text."""
+    shown = {}
+
+    def write_documents(base, asked, demonstrations, settings, *, seed):
+        for question, pairs in zip(asked, demonstrations, strict=True):
+            shown.setdefault(question, []).extend(asked for asked, _ in pairs)
+        return [f"about {question}" for question in asked]
+
+    monkeypatch.setattr(verbalise, "write_documents", write_documents)
+    settings = VerbaliseConfig(pool=pool, demonstrations=2, only_answered=False)
+    common = {"train_questions": questions, "base": None, "verbalise": settings, "seed": 0}
+    rng = np.random.default_rng(0)
+    first = StageContext(Stage("demonstrations", print), folder)
+    first.folder.mkdir(parents=True)
+    embed = lambda texts: rng.normal(size=(len(texts), 4))  # noqa: E731
+    verbalise.run_demonstrations(first, **common, embed=embed, contexts=contexts)
+    shown.clear()
+    second = StageContext(Stage("contexts", print, needs=("demonstrations",)), folder)
+    second.folder.mkdir()
+    options = {
+        "open_search": lambda *_: None,
+        "sources": [SourceConfig("Self", "<Self>", "verbalise")],
+    }
+    verbalise.run_contexts(second, **common, **options, contexts=contexts)
+    return shown, read_jsonl(second.folder / "contexts.jsonl")
+
+
+def test_a_question_of_a_mixture_is_shown_its_own_dataset(tmp_path, monkeypatch):
+    questions = make_mixture({"a": 6, "b": 9})
+    shown, contexts = run_rounds(tmp_path, questions, monkeypatch, pool=15)
+    for question in questions:
+        others = shown[question.question]
+        assert others and all(asked.startswith(question.dataset) for asked in others)
+    assert [record["id"] for record in contexts] == [question.id for question in questions]
+    for question, record in zip(questions, contexts, strict=True):
+        assert record["contexts"] == [[f"about {question.question}"] * 2]
+
+
+def test_a_dataset_with_too_few_documents_for_its_clusters(tmp_path, monkeypatch):
+    with pytest.raises(
+        RagJaxError, match="config.verbalise.pool=9: has 1 questions of b, and each"
+    ):
+        run_rounds(tmp_path, make_mixture({"a": 8, "b": 1}), monkeypatch, pool=9)
