@@ -90,7 +90,7 @@ RUNS = {
         "popqa",
         split_popqa,
     ),
-    "rag": Run("configs/rag.py"),
+    "rag": Run("configs/rag.py", ("--config.ablations=True",)),
     "rag_squad": Run(
         "configs/rag.py",
         (
