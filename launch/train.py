@@ -2,10 +2,11 @@
 
     python launch/train.py --config=configs/srrag.py[:preset] [--config.field=value ...]
         [--workdir=DIR] [--coordinator=HOST:PORT --processes=N --process=I | --coordinator=auto]
-        [--shard=I/N] [--seeds=N]
+        [--shard=I/N] [--seeds=N] [--overwrite]
 
 The work folder is runs/<config> unless --workdir names another. The same command again continues
-where the last one stopped; with a changed setting it redoes only the stages that depend on it.
+where the last one stopped; with a changed setting it redoes only the stages that depend on it. A
+finished run is overwritten by other data, models or training settings only with --overwrite.
 
 On several hosts the same command runs on each host, with one work folder that all hosts see.
 --coordinator is the address of process 0, or `auto` on Cloud TPU.
@@ -34,11 +35,12 @@ OPTIONS = {
     "shard": "I/N: make the I-th of N parts of every divided stage",
     "seeds": "number of seeds to run",
 }
+SWITCHES = {"overwrite": "overwrite a finished run that has other settings"}
 
 
 def main(arguments: list[str]) -> None:
     """Runs the command line's system."""
-    config, options = command.read_command(arguments, OPTIONS)
+    config, options = command.read_command(arguments, OPTIONS, switches=SWITCHES)
     system = command.find_system(config, list_systems("pipeline"))
     workdir = command.find_workdir(arguments, options)
     processes, process = (command.read_count(options, name) for name in ("processes", "process"))
@@ -64,7 +66,8 @@ def main(arguments: list[str]) -> None:
     if coordinator is not None:
         hosts.connect(coordinator, processes, process)
     try:
-        open_room(system, "pipeline").run(config, workdir, worker=worker, seeds=seeds or 1)
+        options = {"worker": worker, "seeds": seeds or 1, "overwrite": options["overwrite"]}
+        open_room(system, "pipeline").run(config, workdir, **options)
     finally:
         if coordinator is not None:
             jax.distributed.shutdown()

@@ -70,7 +70,7 @@ def system(tmp_path):
             from rag_jax.pipeline.stage import Stage
             from rag_jax.systems.srrag.config import SRRAGConfig
 
-            def run(config, workdir, *, worker, seeds):
+            def run(config, workdir, *, worker, seeds, overwrite):
                 settings = build(SRRAGConfig, config)
 
                 def count(context):

@@ -15,11 +15,18 @@ from rag_jax.runtime.errors import Preempted, RagJaxError
 from rag_jax.runtime.paths import expand_path
 
 
-def read_command(arguments: list[str], options: Mapping[str, str]) -> tuple[Any, dict[str, Any]]:
-    """Reads `--config=FILE[:preset]`, `--config.field=value` and the flags in `options`.
+def read_command(
+    arguments: list[str], options: Mapping[str, str], *, switches: Mapping[str, str] | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """Reads `--config=FILE[:preset]`, `--config.field=value` and other flags.
+
+    Args:
+        options: what each flag with a value is for, by its name.
+        switches: what each flag without a value is for.
 
     Returns:
-        The config with its changes, and the other flags' values by name; None for an omitted flag.
+        The config with its changes, and the other flags' values by name: None for an omitted flag,
+        False for an omitted switch.
 
     Raises:
         RagJaxError: a missing config file, an unknown flag or field, or a value of another type.
@@ -33,6 +40,8 @@ def read_command(arguments: list[str], options: Mapping[str, str]) -> tuple[Any,
         config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
         for name, purpose in options.items():
             flags.DEFINE_string(name, None, purpose, flag_values=values)
+        for name, purpose in (switches or {}).items():
+            flags.DEFINE_boolean(name, False, purpose, flag_values=values)
         rest = values(argv)[1:]
         if rest:
             raise flags.Error(f"{rest[0]}: not a flag; all are written --name=value")
@@ -52,7 +61,7 @@ def read_command(arguments: list[str], options: Mapping[str, str]) -> tuple[Any,
         lines = str(error).strip().splitlines()
         where = f"config file {file}: " if "Traceback" in str(error) else ""
         raise RagJaxError(where + lines[-1]) from error
-    return values["config"].value, {name: values[name].value for name in options}
+    return values["config"].value, {n: values[n].value for n in (*options, *(switches or ()))}
 
 
 def find_config_file(arguments: list[str]) -> Path:

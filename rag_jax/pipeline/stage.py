@@ -19,11 +19,19 @@ class WorkerDone(Exception):
 class StageContext:
     """What a stage's function works with: its folder, the artefacts it needs, resumable maps.
 
-    `stages_folder` holds a folder for each stage. Several workers may divide the stage's maps.
+    `stages_folder` holds a folder for each stage. The stage itself works in `folder`, by default
+    its own among them. Several workers may divide the stage's maps.
     """
 
-    def __init__(self, stage: "Stage", stages_folder: Path, worker: Worker | None = None):
-        self.folder = stages_folder / stage.name
+    def __init__(
+        self,
+        stage: "Stage",
+        stages_folder: Path,
+        worker: Worker | None = None,
+        folder: Path | None = None,
+    ):
+        self.name = stage.name
+        self.folder = folder or stages_folder / stage.name
         self._stage, self._stages_folder, self._worker = stage, stages_folder, worker
         self._shared: set[str] = set()
 
@@ -31,7 +39,7 @@ class StageContext:
         """An artefact of this stage, or of a stage that this stage declares in `needs`."""
         if stage not in (self._stage.name, *self._stage.needs):
             raise ValueError(f"stage {self._stage.name} does not declare that it needs {stage}")
-        return self._stages_folder / stage / file
+        return (self.folder if stage == self._stage.name else self._stages_folder / stage) / file
 
     def needs(self, stage: str) -> bool:
         """Whether this stage declares that it needs the artefacts of `stage`."""

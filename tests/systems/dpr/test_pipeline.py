@@ -151,7 +151,10 @@ def test_running_again(finished, tmp_path):
     again = pipeline.run(make_config(evaluate_on="dev"), workdir)
     assert list_reused(again) == STAGES[:-1]
     assert again["methods"]["bm25"]["n"] == 3
-    again = pipeline.run(make_config(**{"train.epochs": 0}), workdir)
+    changes = {"train.epochs": 0}
+    with pytest.raises(RagJaxError, match=r"stage train: settings changed \(train.epochs: 2 -> 0"):
+        pipeline.run(make_config(**changes), workdir)
+    again = pipeline.run(make_config(**changes), workdir, overwrite=True)
     assert list_reused(again) == ["corpus", "negatives", "untrained"]
     # Not trained at all is not changed at all.
     assert again["methods"]["trained"] == again["methods"]["untrained"]

@@ -129,7 +129,7 @@ def test_interrupted_training_ends_with_the_same_bits(
     find = Lookup.find
 
     def stopping(self, step):
-        if step == stop and self.folder.name == "joint":
+        if step == stop and self.name == "joint":
             raise KeyboardInterrupt
         return find(self, step)
 
