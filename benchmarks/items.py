@@ -35,7 +35,7 @@ from rag_jax.retrieval import BM25, Index
 from rag_jax.retrieval.encode import tokenize_texts
 from rag_jax.runtime.paths import expand_path
 from rag_jax.systems.prag import data as prag
-from rag_jax.systems.prag.augment import ask_by_rules, rewrite_by_rules
+from rag_jax.systems.prag.rules import ask_by_rules, rewrite_by_rules
 from rag_jax.systems.self_retrieval.config import ExamplesConfig
 from rag_jax.systems.self_retrieval.data import Format, make_index_rows
 

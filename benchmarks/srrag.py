@@ -52,13 +52,14 @@ from rag_jax.retrieval import BM25
 from rag_jax.runtime.files import read_json
 from rag_jax.runtime.hosts import fetch
 from rag_jax.runtime.paths import expand_path
-from rag_jax.systems.srrag import evaluate, policy
+from rag_jax.systems.srrag import passes, policy
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.data import join_passages
 from rag_jax.systems.srrag.infer import Engine
 from rag_jax.systems.srrag.pipeline import list_stages
 from rag_jax.systems.srrag.session import Session
 from rag_jax.systems.srrag.sources import count_slots
+from rag_jax.systems.srrag.thresholds import read_thresholds
 
 TOGETHER, ALONE = 16, 4  # questions of a batch, and questions asked one by one
 LATENCIES = (0.0, 0.01, 0.1)  # further seconds of a search
@@ -140,26 +141,29 @@ def make_untrained(session: Session) -> Setup:
 
     def choose(probabilities: np.ndarray, _: Any) -> np.ndarray:
         kinds = [source.kind for source in c.sources]
-        return policy.decide(probabilities, np.ones_like(probabilities), kinds, tau=tau)
+        return policy.decide(probabilities, None, kinds, tau=tau)
 
     return Setup(session, engine, choose, questions)
 
 
 def open_run(session: Session, workdir: Path) -> Setup:
     """The model, the index and the policy of a finished run."""
-    needs = ("corpus", "index", "lengths", "stage2", "datastore")
-    context, c = open_stages(list_stages(session), workdir, needs), session.config
+    c = session.config
+    tuned = ("thresholds",) if c.route.is_tuned else ()
+    needs = ("corpus", "index", "lengths", "stage2", "datastore", *tuned)
+    context = open_stages(list_stages(session), workdir, needs)
     session.open_corpus(context.path("corpus", ""))
     questions = [question.question for question in session.questions]
     if len(questions) < 2 * TOGETHER:
         raise SystemExit(f"error: {workdir} has fewer than {2 * TOGETHER} questions to answer")
     path = context.path("datastore", "datastore.npz")
     datastore = policy.read_datastore(path, c.datastore, session.check_size)
+    tau = read_thresholds(context, c)["srrag"]
 
     def choose(probabilities: np.ndarray, key: Any) -> np.ndarray:
         nobody = jnp.full(len(key), -1)  # these questions have no entry in the datastore
         votes = policy.vote(datastore, key, nobody, k=c.datastore.k, num_sources=len(c.sources))
-        return evaluate.choose(c, probabilities, fetch(votes))
+        return passes.choose(c, probabilities, fetch(votes), tau)
 
     # On both sides an adapter is folded into the weights.
     folder = context.path("stage2", "params")
@@ -338,19 +342,19 @@ def count_work(
 ) -> dict[str, Any]:
     """Tokens that the layers read on each side, without padding, and the one pass's operations."""
     format = setup.engine.format
-    passes, calls, targets = 0, 0, 0
+    single, calls, targets = 0, 0, 0
     for question, (source, *texts) in zip(questions, answered, strict=True):
         prompt, cue = len(format.encode_question(question)), len(format.encode_answer_cue())
         knowledge, answer = (len(format.encode_knowledge(text)) for text in texts)
         read = prompt + 1 + knowledge + cue + answer
-        passes += read
+        single += read
         calls += prompt + read
         targets += 1 + answer
         if source == format.internal:
             calls += prompt + 1 + knowledge
             targets += knowledge
-    gigaflop = setup.session.base.config.count_flops(passes, targets) / 1e9
-    return {"tokens": {"one pass": passes, "separate": calls}, "gigaflop": gigaflop}
+    gigaflop = setup.session.base.config.count_flops(single, targets) / 1e9
+    return {"tokens": {"one pass": single, "separate": calls}, "gigaflop": gigaflop}
 
 
 def compare_latency(setup: Setup, size: int) -> bench.Compared:

@@ -86,8 +86,10 @@ SRRAG_METHODS = {
     "without_knn": "without the datastore",
 }
 RAG_NAMES = {
-    "closed_book": "no passages",
-    "bm25": "BM25",
+    "shared_closed_book": "no passages",
+    "closed_book": "no passages, trained without",
+    "shared_bm25": "BM25",
+    "bm25": "BM25, trained with it",
     "frozen": "retriever as it was",
     "token": "**trained together, RAG-Token**",
     "fast": "**RAG-Sequence Fast**",
@@ -113,7 +115,7 @@ SELF_RETRIEVAL_NAMES = {
     "dense_tuned": "all-MiniLM-L6-v2 trained on the same questions",
     "self_retrieval": "**Self-Retrieval**",
     "without_assessment": "without self-assessment",
-    "without_indexing": "without indexing",
+    "without_indexing": "without indexing, at equal steps",
     "without_titles": "without titles",
 }
 PRAG = {
@@ -125,6 +127,7 @@ PRAG = {
 PRAG_NAMES = {
     "direct": "direct",
     "in_context": "in the context",
+    "in_context_augmented": "in the context, with the augmentations",
     "parametric": "**in the parameters**",
     "both": "**both**",
     "random": "random documents' parameters",
@@ -163,7 +166,13 @@ def list_headlines() -> Rows:
             "marginalise over passages, train both",
             "exact_match",
             "thorough",
-            {"closed_book": "no passages", "bm25": "BM25", "frozen": "frozen retriever"},
+            {
+                "shared_closed_book": "no passages",
+                "closed_book": "no passages, trained without",
+                "shared_bm25": "BM25",
+                "bm25": "BM25, trained with it",
+                "frozen": "frozen retriever",
+            },
         ),
         (
             "self_retrieval",
@@ -195,7 +204,8 @@ def list_headlines() -> Rows:
     ):
         for data, run in RUNS[page].items():
             methods = read_run(run)["methods"]
-            best = max(baselines, key=lambda name: methods[name][score])
+            measured = [name for name in baselines if name in methods]
+            best = max(measured, key=lambda name: methods[name][score])
             first = [f"[{title}](PAGES/systems/{page}.md)", paper, idea]
             rows.append(
                 [
@@ -207,6 +217,22 @@ def list_headlines() -> Rows:
                 ]
             )
     return rows
+
+
+def list_pairs(run: str, *scores: str) -> Rows:
+    """Every method of a run against its reference, question by question."""
+    paired = read_run(run)["paired"]
+    rows = {
+        method: {score: by_score[score] for score in scores if score in by_score}
+        for method, by_score in paired["rows"].items()
+    }
+    return tabulate_pairs({**paired, "rows": rows})
+
+
+def list_routers() -> Rows:
+    """SR-RAG's routers at one retrieval rate and by area."""
+    (table,) = (t for title, t in read_run("srrag")["tables"].items() if "rate of srrag" in title)
+    return [[c if isinstance(c, str) else f"{c:.3f}" for c in row] for row in table]
 
 
 def list_stages(run: str) -> Rows:
@@ -249,13 +275,17 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "headlines": list_headlines,
     "srrag": lambda: list_methods(RUNS["srrag"], SRRAG, SRRAG_METHODS, score="accuracy"),
     "srrag_methods": lambda: list_methods({"": "srrag"}, SRRAG, SRRAG_METHODS, score="accuracy"),
-    "srrag_pairs": lambda: tabulate_pairs(read_run("srrag")["paired"]),
+    "srrag_pairs": lambda: list_pairs("srrag", "accuracy"),
+    "srrag_routers": list_routers,
     "srrag_stages": lambda: list_stages("srrag"),
     "rag": lambda: list_methods(RUNS["rag"], RAG, RAG_NAMES, score="exact_match"),
+    "rag_pairs": lambda: list_pairs("rag", "exact_match"),
     "rag_memory": list_rag_memory,
     "self_retrieval": lambda: list_methods(
         RUNS["self_retrieval"], SELF_RETRIEVAL, SELF_RETRIEVAL_NAMES, score="hits@1"
     ),
+    "self_retrieval_pairs": lambda: list_pairs("self_retrieval", "hits@1", "exact_match"),
+    "prag_pairs": lambda: list_pairs("prag", "exact_match"),
     "prag": lambda: list_methods(RUNS["prag"], PRAG, PRAG_NAMES, score="exact_match"),
     "prag_ablations": list_prag_ablations,
     "dpr": lambda: list_methods(RUNS["dpr"], DPR, DPR_NAMES, score="answer@1"),

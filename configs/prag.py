@@ -13,9 +13,11 @@ Chosen on 20 to 30 development questions (`--config.evaluate_on=dev`): the learn
 1.5e-3, 2.5e-3, 3e-3, 4e-3 and 6e-3, and one document a question among one, two and three. The paper
 has 3e-4 and three documents, for models eight times the size.
 
-`--config.ablations=True` encodes the documents three more times. Presets `llama3.2-1b`,
-`qwen2.5-1.5b` and `llama3-8b` are the paper's recipe. All tables, 2WikiMultihopQA's among them, are
-in `docs/systems/prag.md`; `benchmarks/systems.py` has their commands.
+`--config.ablations=True` encodes the documents three more times, with as many optimiser steps.
+Presets `llama3.2-1b`, `qwen2.5-1.5b` and `llama3-8b` are the paper's recipe for PopQA and
+ComplexWebQuestions; with `-2wiki` or `-hotpot` after the name, answers are reasoned after worked
+examples. All tables, 2WikiMultihopQA's among them, are in `docs/systems/prag.md`;
+`benchmarks/systems.py` has their commands.
 """
 
 import ml_collections
@@ -27,30 +29,46 @@ from rag_jax.systems.prag.config import (
     ChatReaderConfig,
     EncodeConfig,
     PRAGConfig,
+    PromptConfig,
     RetrieveConfig,
 )
 
 
-def _follow_paper(name: str) -> PRAGConfig:
-    """The paper's recipe for a model. What is trained and answered together is ours."""
+def _follow_paper(name: str, *, demonstrations: int = 0) -> PRAGConfig:
+    """The paper's recipe for a model. What is trained and answered together is ours.
+
+    Args:
+        demonstrations: of reasoned answers; without any, answers are direct.
+    """
+    reasoning = demonstrations > 0
     return PRAGConfig(
         model=ChatReaderConfig(name=name, chat=True),
+        prompt=PromptConfig(reasoning=reasoning, demonstrations=demonstrations),
         retrieve=RetrieveConfig(by="bm25", passages=3),
         augment=AugmentConfig(by="model", batch_size=64),
         encode=EncodeConfig(epochs=1, learning_rate=3e-4, together=64),
-        answer=AnswerConfig(max_tokens=20, batch_size=64),
+        answer=AnswerConfig(max_tokens=128 if reasoning else 20, batch_size=64),
     )
 
 
+_MODELS = {
+    "llama3.2-1b": "meta-llama/Llama-3.2-1B-Instruct",
+    "qwen2.5-1.5b": "Qwen/Qwen2.5-1.5B-Instruct",
+    "llama3-8b": "meta-llama/Meta-Llama-3-8B-Instruct",
+}
+# PopQA and ComplexWebQuestions are asked directly, the other two with reasoning.
+_DATA = {"": 0, "-2wiki": 8, "-hotpot": 11}
 PRESETS = {
     "": PRAGConfig(
         model=ChatReaderConfig(chat=True),
         retrieve=RetrieveConfig(passages=1),
         encode=EncodeConfig(learning_rate=2.5e-3),
     ),
-    "llama3.2-1b": _follow_paper("meta-llama/Llama-3.2-1B-Instruct"),
-    "qwen2.5-1.5b": _follow_paper("Qwen/Qwen2.5-1.5B-Instruct"),
-    "llama3-8b": _follow_paper("meta-llama/Meta-Llama-3-8B-Instruct"),
+    **{
+        f"{model}{data}": _follow_paper(name, demonstrations=demonstrations)
+        for model, name in _MODELS.items()
+        for data, demonstrations in _DATA.items()
+    },
 }
 
 

@@ -1,13 +1,15 @@
 """Evaluates a finished work folder on another dataset, with the dataset's passages as the corpus.
 
     python launch/evaluate.py --config=configs/srrag.py[:preset] [--config.field=value ...]
-        [--workdir=DIR] --data=FOLDER [--split=test] [--out=DIR]
+        [--workdir=DIR] --data=FOLDER [--split=test] [--entries=N] [--out=DIR]
 
 The config and its changes are those that launch/train.py made the work folder with. Nothing is
 trained, and nothing is written into that folder. Questions and passages are read as
 --config.data.path would read them. report.json, report.html and predictions are written into the
 folder --out or, without the flag, next to the work folder, with the dataset's name after the
 folder's own.
+
+--entries=N also evaluates with a datastore that has grown by N of the dataset's training questions.
 """
 
 import sys
@@ -21,6 +23,7 @@ OPTIONS = {
     "workdir": "the work folder",
     "data": "the dataset's folder",
     "split": "which of its questions: test or dev",
+    "entries": "number of its training questions that the datastore grows by",
     "out": "the folder for the report",
 }
 
@@ -35,6 +38,7 @@ def main(arguments: list[str]) -> None:
         raise RagJaxError("--data=FOLDER is missing: the dataset to evaluate the run on")
     if split not in ("test", "dev"):
         raise RagJaxError(f"--split={split}: must be test or dev")
+    entries = command.read_count(options, "entries") or 0
     out = command.read_path(options, "out") or Path(f"{workdir}-{data.resolve().name}")
     if out.resolve() == workdir.resolve():
         raise RagJaxError(f"--out={out}: is the work folder, which must not change")
@@ -43,7 +47,8 @@ def main(arguments: list[str]) -> None:
 
     command.keep_programs(workdir)
     transfer = open_room(system, "transfer")
-    transfer.evaluate_on(config, workdir, DataConfig(path=str(data)), split, out)
+    dataset = DataConfig(path=str(data))
+    transfer.evaluate_on(config, workdir, dataset, split, out, entries=entries)
 
 
 if __name__ == "__main__":

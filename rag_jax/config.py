@@ -26,6 +26,7 @@ from rag_jax.runtime.settings import (
 )
 
 __all__ = [
+    "ConstantTrainConfig",
     "ContrastiveConfig",
     "Count",
     "CountOrZero",
@@ -199,16 +200,13 @@ class IndexConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """One training stage: AdamW with a linear warm-up and a linear decay to zero.
+class ConstantTrainConfig:
+    """One training stage: AdamW at a constant rate, without clipping.
 
     Attributes:
         epochs: number of passes over the examples; 0 skips the training.
         batch_size: maximum number of examples per step.
-        learning_rate: peak, after the warm-up.
-        warmup_fraction: share of the steps that warm up. At least one step does.
         weight_decay: AdamW's weight decay. Vectors (norm scales, biases) are not decayed.
-        clip_norm: gradients with a larger global norm are scaled down to this norm.
         microbatch_tokens: maximum number of tokens, padding included, of one gradient computation,
             unless a single row has more. Gradients are summed over the microbatches of a step,
             which bounds the memory and changes the result by rounding only.
@@ -218,11 +216,23 @@ class TrainConfig:
     epochs: CountOrZero = 1
     batch_size: Count = 4
     learning_rate: Positive = 1e-3
-    warmup_fraction: Fraction = 0.1
     weight_decay: NonNegative = 0.0
-    clip_norm: Positive = 1.0
     microbatch_tokens: Count = 128
     checkpoint_every: Count = 10
+
+
+@dataclass(frozen=True)
+class TrainConfig(ConstantTrainConfig):
+    """One training stage: AdamW with a linear warm-up and a linear decay to zero.
+
+    Attributes:
+        learning_rate: peak, after the warm-up.
+        warmup_fraction: share of the steps that warm up. At least one step does.
+        clip_norm: gradients with a larger global norm are scaled down to this norm.
+    """
+
+    warmup_fraction: Fraction = 0.1
+    clip_norm: Positive = 1.0
 
 
 @dataclass(frozen=True)

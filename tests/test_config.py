@@ -64,7 +64,10 @@ SELF = {"name": "Self", "token": "<Self>", "kind": "verbalise"}
             "config.stage1.lr: no such field; did you mean config.stage1.learning_rate?",
         ),
         ({"rout": {}}, "config.rout: no such field; did you mean config.route?"),
-        ({"route": {"zzz": 1}}, "config.route.zzz: no such field; the fields are decision, tau"),
+        (
+            {"route": {"zzz": 1}},
+            "config.route.zzz: no such field; the fields are decision, tau, rate",
+        ),
         ({"route": {"tau": 1.5}}, "config.route.tau=1.5: must be from 0 to 1"),
         ({"route": {"tau": -0.1}}, "config.route.tau=-0.1: must be from 0 to 1"),
         ({"route": {"tau": float("nan")}}, "config.route.tau=nan: must be from 0 to 1"),

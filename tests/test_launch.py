@@ -184,6 +184,13 @@ def test_a_command_serves_the_systems_that_have_its_room(monkeypatch, command, s
     assert str(caught.value) == f"config.system='dpr': must be one of {systems}"
 
 
+@pytest.mark.filterwarnings("ignore:the load_module")
+def test_entries_are_a_number(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(RagJaxError, match="--entries=few: must be a whole number"):
+        evaluate.main([CONFIG, f"--data={tmp_path}", "--entries=few"])
+
+
 def test_a_value_out_of_range(tmp_path, system):
     with system(f"--workdir={tmp_path / 'run'}", "--config.verbalise.pool=1") as process:
         _, said = process.communicate()

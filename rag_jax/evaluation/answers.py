@@ -169,6 +169,20 @@ def bleu_1(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> floa
     return min(1.0, score / 100)
 
 
+def distinct_ngrams(texts: Sequence[str], n: int) -> float | None:
+    """The diversity of generated texts: their distinct n-grams as a share of all their n-grams.
+
+    Over all texts together, as in table 5 of Lewis et al. 2020 (arXiv:2005.11401), who have n = 3.
+    Words are those of `list_words`; the paper names no tokenizer. None if no text has n words.
+    """
+    ngrams = [
+        tuple(words[start : start + n])
+        for words in map(list_words, texts)
+        for start in range(len(words) - n + 1)
+    ]
+    return len(set(ngrams)) / len(ngrams) if ngrams else None
+
+
 def _best(score: Callable[[str], float], answers: Sequence[str]) -> float:
     if isinstance(answers, str):
         raise TypeError("answers must be a sequence of strings, not a string")

@@ -63,6 +63,13 @@ def compare_pairs(
     }
 
 
+def draw_counts(count: int, resamples: int, *, seed: int = 0) -> Iterator[Int[np.ndarray, "B N"]]:
+    """Yields how often each of `count` questions is in each resample, some resamples at once."""
+    rng = np.random.default_rng(seed)
+    for size in _split(count, resamples):
+        yield rng.multinomial(count, np.full(count, 1 / count), size=size)
+
+
 def _resample(
     differences: Float[np.ndarray, "N"], rng: np.random.Generator
 ) -> Iterator[Float[np.ndarray, "B"]]:
@@ -87,9 +94,9 @@ def _permute(differences: Float[np.ndarray, "N"], rng: np.random.Generator) -> f
     return (1 + far) / (1 + _RESAMPLES)
 
 
-def _split(width: int) -> Iterator[int]:
+def _split(width: int, resamples: int = _RESAMPLES) -> Iterator[int]:
     """Numbers of resamples that are drawn at once, of `width` numbers each."""
-    most, left = max(1, _TOGETHER // width), _RESAMPLES
+    most, left = max(1, _TOGETHER // width), resamples
     while left:
         yield min(most, left)
         left -= min(most, left)

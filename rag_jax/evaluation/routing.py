@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Bool, Float
-from sklearn.metrics import auc, brier_score_loss, roc_auc_score
+from jaxtyping import Bool
+from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from rag_jax.evaluation.answers import calibrate, compute_accuracy, popularity_thirds
 from rag_jax.evaluation.figures import Bars, Chart
+from rag_jax.evaluation.frontier import MEASURES, Router, compare_routers, trace_frontier
 
 
 class Source(Protocol):
@@ -18,58 +19,78 @@ class Source(Protocol):
     kind: str
 
 
-# Methods that choose, in the order of the report.
-ROUTED = ("srrag", "without_knn", "without_verbalisation", "without_stage2", "selective")
+# Methods that choose, in the order of the report, and the one whose trained weights each has.
+ROUTED = {
+    "srrag": "srrag",
+    "srrag_grown": "srrag",
+    "without_knn": "srrag",
+    "without_verbalisation": "without_verbalisation",
+    "without_stage2": "without_stage2",
+    "selective": "selective",
+    "selective_fixed": "selective",
+}
 _THIRDS = ("head", "middle", "tail")
+Rows = Sequence[Mapping[str, Any]]
 
 
-def analyse(
-    predictions: Mapping[str, Sequence[Mapping[str, Any]]], sources: Sequence[Source]
-) -> dict[str, Any]:
+def analyse(predictions: Mapping[str, Rows], sources: Sequence[Source]) -> dict[str, Any]:
     """The analysis of every method that chooses its source; see `analyse_choices`.
 
-    `predictions` are each method's records, with the sources' "scores" and "correct_by_source".
+    `predictions` are each method's records, with the sources' "scores" and "correct_by_source", the
+    searched sources' "mass" in the scores, and the score "search" that a search is decided by.
     """
     return {
         name: analyse_choices(predictions[name], sources) for name in ROUTED if name in predictions
     }
 
 
-def analyse_choices(rows: Sequence[Mapping[str, Any]], sources: Sequence[Source]) -> dict[str, Any]:
+def read_router(rows: Rows, sources: Sequence[Source]) -> Router:
+    """A method's records as the questions of a router."""
+    external = np.asarray([source.kind == "search" for source in sources])
+    scores = np.asarray([row["scores"] for row in rows], float)[:, external]
+    correct = np.asarray([row["correct_by_source"] for row in rows], float)
+    internal, searched = correct[:, ~external][:, 0], correct[:, external]
+    return Router(
+        scores=np.asarray([row["search"] for row in rows], float),
+        internal=internal,
+        # The answer of each question's strongest searched source.
+        external=np.take_along_axis(searched, scores.argmax(axis=1)[:, None], axis=1)[:, 0],
+        better=searched.max(axis=1) > internal,
+        searched=np.asarray([row["retrieved"] for row in rows], float),
+    )
+
+
+def analyse_choices(rows: Rows, sources: Sequence[Source]) -> dict[str, Any]:
     """The quality of one method's choices (paper, section 4.1).
 
     Verbalising is right where its answer is no worse than that of any searched source. Elsewhere a
-    searched source is right if its answer is the best. The AUROC is that of the largest score of a
-    searched source as a predictor of whether retrieval is better; None where all questions agree.
-    The calibration is that of the searched sources' share of all scores.
+    searched source is right if its answer is the best. The AUROC is that of the score "search" as a
+    predictor of whether retrieval is better; None where all questions agree. The calibration is
+    that of the searched sources' share of all scores.
     """
     external = np.asarray([source.kind == "search" for source in sources])
-    scores = np.asarray([row["scores"] for row in rows], float)
-    correct = np.asarray([row["correct_by_source"] for row in rows], float)
-    searched, internal = scores[:, external], correct[:, ~external][:, 0]
-    strongest, better = searched.max(axis=1), correct[:, external].max(axis=1) > internal
-    accuracy, interval = compute_accuracy(find_right(rows, sources).astype(float).tolist())
+    router = read_router(rows, sources)
+    own = np.asarray([row["scores"] for row in rows], float)[:, ~external][:, 0]
+    mass, better = np.asarray([row["mass"] for row in rows], float), router.better
+    right = find_right(rows, sources)
+    accuracy, interval = compute_accuracy(right.astype(float).tolist())
     varied = better.any() and not better.all()
-    total = scores.sum(axis=1)
+    total = mass + own
     # Scores that vanish say nothing of either side.
-    share = np.where(total > 0, searched.sum(axis=1) / np.where(total > 0, total, 1), 0.5)
-    # The answer of each question's strongest searched source.
-    found = np.take_along_axis(correct[:, external], searched.argmax(axis=1)[:, None], 1)[:, 0]
+    share = np.where(total > 0, mass / np.where(total > 0, total, 1), 0.5)
     brier = float(brier_score_loss(better, share, labels=[False, True]))
     return {
         "retrieval_better": float(better.mean()),
         "choice_accuracy": accuracy,
         "choice_ci95": interval,
-        "auroc": float(roc_auc_score(better, strongest)) if varied else None,
+        "auroc": float(roc_auc_score(better, router.scores)) if varied else None,
         "calibration": {"brier": brier, **calibrate(share, better)},
-        "frontier": trace_frontier(strongest, internal, found),
+        "frontier": trace_frontier(router.scores, router.internal, router.external),
         "by_popularity": _split_by_popularity(rows),
     }
 
 
-def find_right(
-    rows: Sequence[Mapping[str, Any]], sources: Sequence[Source]
-) -> Bool[np.ndarray, "N"]:
+def find_right(rows: Rows, sources: Sequence[Source]) -> Bool[np.ndarray, "N"]:
     """Whether the chosen source of each question is right, as `analyse_choices` says."""
     external = np.asarray([source.kind == "search" for source in sources])
     correct = np.asarray([row["correct_by_source"] for row in rows], float)
@@ -80,41 +101,44 @@ def find_right(
     return np.where(better, external[chosen] & is_best, ~external[chosen])
 
 
-def trace_frontier(
-    scores: Float[np.ndarray, "N"],
-    internal: Float[np.ndarray, "N"],
-    external: Float[np.ndarray, "N"],
-) -> dict[str, Any]:
-    """Accuracy against retrieval rate over all thresholds.
+def list_trivial(rows: Rows, sources: Sequence[Source]) -> dict[str, list[dict[str, Any]]]:
+    """The records of routers that always take one source, from any method on the same weights.
 
-    Args:
-        scores: questions with a score above the threshold are searched.
-        internal: whether the model's own knowledge answers a question, 1 or 0.
-        external: whether the searched knowledge does.
-
-    Returns:
-        `points` from never to always searching, each with its threshold `tau` (None: any below all
-        scores); the `area` below the points; `area_random`, the area of a random choice; and
-        `area_oracle`, that of searching first where search helps and last where it harms.
+    `retrieve` takes the searched source with the largest score; with several of them there is also
+    one router for each. Their score of a search is the same for all questions.
     """
-    points = []
-    for tau in [*np.unique(scores)[::-1].tolist(), None]:
-        searched = np.ones(len(scores), bool) if tau is None else scores > tau
-        accuracy = float(np.where(searched, external, internal).mean())
-        points.append({"tau": tau, "retrieval_rate": float(searched.mean()), "accuracy": accuracy})
-    order = np.argsort(internal - external, kind="stable")
-    gains = np.cumsum((external - internal)[order]) / len(scores)
-    rates = np.arange(len(scores) + 1) / len(scores)
-    area = auc([p["retrieval_rate"] for p in points], [p["accuracy"] for p in points])
+    kinds = [source.kind for source in sources]
+    searched = [number for number, kind in enumerate(kinds) if kind == "search"]
+    scores = np.asarray([row["scores"] for row in rows], float)[:, searched]
+    always = {"verbalise": [kinds.index("verbalise")] * len(rows)}
+    always["retrieve"] = np.asarray(searched)[scores.argmax(axis=1)].tolist()
+    for number in searched if len(searched) > 1 else ():
+        always[f"retrieve_{sources[number].name}"] = [number] * len(rows)
+
+    def take(row: Mapping[str, Any], number: int) -> dict[str, Any]:
+        one = {"number": number, "retrieved": float(kinds[number] == "search"), "search": 0.0}
+        return {**row, **one, "correct": row["correct_by_source"][number]}
+
     return {
-        "area": float(area),
-        "area_random": float((internal.mean() + external.mean()) / 2),
-        "area_oracle": float(auc(rates, internal.mean() + np.concatenate([[0], gains]))),
-        "points": points,
+        name: [take(row, number) for row, number in zip(rows, numbers, strict=True)]
+        for name, numbers in always.items()
     }
 
 
-def _split_by_popularity(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def list_routers(predictions: Mapping[str, Rows], sources: Sequence[Source]) -> dict[str, Rows]:
+    """The records of every method that chooses and, after them, of the trivial routers.
+
+    There are trivial routers for each model that was trained: the others' weights answer otherwise.
+    """
+    routers = {name: predictions[name] for name in ROUTED if name in predictions}
+    for weights in dict.fromkeys(ROUTED[name] for name in routers):
+        of = "" if weights == "srrag" else f"{weights}, "
+        for name, rows in list_trivial(predictions[weights], sources).items():
+            routers[f"{of}always {name}"] = rows
+    return routers
+
+
+def _split_by_popularity(rows: Rows) -> dict[str, Any]:
     thirds = np.asarray(popularity_thirds([row["popularity"] for row in rows]))
     fields = {"accuracy": "correct", "retrieval_rate": "retrieved"}
     columns = {name: np.asarray([row[field] for row in rows]) for name, field in fields.items()}
@@ -127,40 +151,98 @@ def _split_by_popularity(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return split
 
 
+def compare(predictions: Mapping[str, Rows], sources: Sequence[Source]) -> dict[str, Any]:
+    """Every router against SR-RAG; see `compare_routers`."""
+    routers = list_routers(predictions, sources)
+    read = {name: read_router(rows, sources) for name, rows in routers.items()}
+    return compare_routers(read, "srrag")
+
+
+def tabulate_routers(
+    compared: Mapping[str, Any], routers: Mapping[str, Rows], taus: Mapping[str, float]
+) -> list[list[str | float]]:
+    """The result of `compare` as a table: each router as it is, and at the reference's rate.
+
+    Args:
+        routers: the records of each router.
+        taus: thresholds, of the routers that have one.
+    """
+    measures = ("accuracy at that rate", "AUROC", "area")
+    head = ["router", "tau", "retrieval rate", "accuracy"]
+    table: list[list[str | float]] = [
+        [*head, *(cell for name in measures for cell in (name, "difference"))]
+    ]
+    for name, row in compared["rows"].items():
+        tau = f"{taus[name]:.3g}" if name in taus else "-"
+        means = [float(np.mean([r[field] for r in routers[name]])) for field in _OWN]
+        cells = [cell for key in MEASURES for cell in _format_measure(row[key])]
+        table.append([name, tau, *means, *cells])
+    return table
+
+
+_OWN = ("retrieved", "correct")
+
+
+def _format_measure(measure: Mapping[str, Any]) -> tuple[str, str]:
+    value = "-" if measure["value"] is None else f"{measure['value']:.3f}"
+    if measure.get("difference") is None:
+        return value, "-"
+    low, high = measure["ci95"]
+    return value, f"{measure['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
+
+
 def list_tables(
     routing: Mapping[str, Any],
-    labels: Mapping[str, Any],
-    datastore: Mapping[str, Any],
-    predictions: Mapping[str, Sequence[Mapping[str, Any]]],
+    compared: Mapping[str, Any],
+    statistics: Mapping[str, Mapping[str, Any]],
+    predictions: Mapping[str, Rows],
     sources: Sequence[Source],
+    taus: Mapping[str, float],
 ) -> dict[str, list[list[str | float]]]:
-    """The report's tables of the choice and of the sources' shares.
+    """The report's tables of the choice, of the routers' comparison and of the sources' shares.
 
     The choice has a row for each method that chooses and, to compare with, for each trivial router,
     which takes the same source for every question and has no score of its own.
 
-    `routing` is from `analyse`, `labels` from `count_labels`, and `datastore` has the shares of the
-    sources in the datastore.
+    `routing` is from `analyse` and `compared` from `compare`. `statistics` has "labels", from
+    `count_labels`, and the shares of the sources in the "datastore" and, if it was grown, in its
+    further "entries".
     """
     choice: list[list[str | float]] = [
         ["method", "right source", "AUROC", "area", "of an oracle", "at random", "ECE", "Brier"]
     ]
-    for name, quality in routing.items():
+    routers = list_routers(predictions, sources)
+    for name, rows in routers.items():
+        if name not in routing:
+            choice.append([name, float(find_right(rows, sources).mean()), *["-"] * 6])
+            continue
+        quality = routing[name]
         auroc = "-" if quality["auroc"] is None else quality["auroc"]
         areas = [quality["frontier"][area] for area in ("area", "area_oracle", "area_random")]
         errors = [quality["calibration"][error] for error in ("ece", "brier")]
         choice.append([name, quality["choice_accuracy"], auroc, *areas, *errors])
-    searched = [f"retrieve_{source.name}" for source in sources if source.kind == "search"]
-    for name in ("verbalise", "retrieve", *searched):
-        if name in predictions:
-            right = float(find_right(predictions[name], sources).mean())
-            choice.append([f"always {name}", right, *["-"] * 6])
-    chosen = [row["number"] for row in predictions["srrag"]]
-    head = ("source", "labels", "labels without verbalising", "datastore", "chosen")
+    rate = f"{compared['retrieval_rate']:.3f}"
+    return {
+        "Choice of the source; area below accuracy against retrieval rate": choice,
+        f"Routers at the retrieval rate of {compared['reference']}, {rate}; differences to it with "
+        "95 % intervals by the paired bootstrap": tabulate_routers(compared, routers, taus),
+        **_tabulate_shares(statistics, predictions, sources),
+    }
+
+
+def _tabulate_shares(
+    statistics: Mapping[str, Mapping[str, Any]],
+    predictions: Mapping[str, Rows],
+    sources: Sequence[Source],
+) -> dict[str, list[list[str | float]]]:
+    chosen, labels = [row["number"] for row in predictions["srrag"]], statistics["labels"]
+    filled = [name for name in ("datastore", "entries") if name in statistics]
+    head = ("source", "labels", "labels without verbalising", *filled, "chosen")
     share: list[list[str | float]] = [[*head, "cut off", "found nothing"]]
     for number, source in enumerate(sources):
         name = source.name
-        shares = labels["share"], labels["share_closed_book"], datastore["share"]
+        shares = [labels["share"], labels["share_closed_book"]]
+        shares += [statistics[stage]["share"] for stage in filled]
         values = [share_of[name] for share_of in shares]
         if source.kind == "verbalise":
             counts = [str(sum(row["cut_off"] for row in predictions["verbalise"])), "-"]
@@ -169,10 +251,7 @@ def list_tables(
             counts = ["-", str(sum(row["fell_back"] for row in always))]
         share.append([name, *values, chosen.count(number) / len(chosen), *counts])
     flipped = f"{labels['flipped_by_verbalising']:.3f}"
-    return {
-        "Choice of the source; area below accuracy against retrieval rate": choice,
-        f"Shares of the sources; verbalising changes {flipped} of the labels": share,
-    }
+    return {f"Shares of the sources; verbalising changes {flipped} of the labels": share}
 
 
 def draw_figures(

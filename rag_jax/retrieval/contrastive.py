@@ -8,9 +8,11 @@ JAX that is rematerialisation of each chunk's embeddings, and gives the same gra
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +30,7 @@ from rag_jax.models.nn.bert import Bert
 from rag_jax.retrieval.encode import embed, list_texts, pad_texts, tokenize_texts
 from rag_jax.runtime.progress import Progress
 from rag_jax.runtime.sharding import BERT_RULES, constrain_rows, count_data_rows
-from rag_jax.training.fit import Batch, fit
+from rag_jax.training.fit import Batch, Hook, fit
 from rag_jax.training.loop import LossFunction
 from rag_jax.training.trainable import Trainable
 
@@ -54,17 +56,25 @@ class Pair:
 
 
 def list_pairs(
-    questions: Sequence[Question], negatives: Sequence[Sequence[int]], passages: Sequence[Passage]
+    questions: Sequence[Question],
+    negatives: Sequence[Sequence[int]],
+    passages: Sequence[Passage],
+    *,
+    positives: Literal["all", "first"] = "all",
 ) -> list[Pair]:
     """A training example for each question and each passage relevant to the question.
 
-    `negatives` are, for each question, rows of `passages`.
+    Args:
+        negatives: for each question, rows of `passages`.
+        positives: "first" for one example a question, of the first relevant passage that the data
+            names, as DPR's code takes it.
     """
+    count = 1 if positives == "first" else None
     rows = {passage.id: row for row, passage in enumerate(passages)}
     return [
         Pair(q.id, number, rows[id], tuple(wrong), frozenset(map(rows.get, q.relevant)))
         for number, (q, wrong) in enumerate(zip(questions, negatives, strict=True))
-        for id in q.relevant
+        for id in itertools.islice(q.relevant, count)
     ]
 
 
@@ -248,6 +258,16 @@ def make_batches(
     )
 
 
+class KeepingHook(Hook, Protocol):
+    """A hook that keeps a trained tree other than the last one."""
+
+    def load(self, abstract: PyTree) -> PyTree[Array]:
+        """The tree that it keeps."""
+
+    def remove(self) -> None:
+        """Removes what it keeps, once that is saved elsewhere."""
+
+
 def fit_encoders(
     encoders: Encoders,
     batches: PairBatches,
@@ -256,8 +276,15 @@ def fit_encoders(
     progress: Progress,
     *,
     save: Callable[[Encoders], None],
+    make_hook: Callable[..., KeepingHook] | None = None,
 ) -> None:
-    """Trains all weights of the encoders with the settings of the batches; see `fit`."""
+    """Trains all weights of the encoders with the settings of the batches; see `fit`.
+
+    Args:
+        make_hook: makes a hook from the number of steps of an epoch and a function from the trained
+            tree to the encoders. The hook chooses the tree that is saved; without a hook it is the
+            last one.
+    """
     settings = batches.settings
 
     def pack(step: int, chosen: list[int]) -> Batch:
@@ -277,17 +304,19 @@ def fit_encoders(
         rules=BERT_RULES,
         mesh=mesh,
     )
-    fit(
-        batches.plan,
-        pack,
-        {"pairs": make_loss(encoders, settings)},
-        trainable,
-        settings,
-        folder,
-        progress,
-        ids=[pair.id for pair in batches.pairs],
-        save=lambda params: save(encoders.with_params(params)),
-    )
+    hook = None
+    if make_hook is not None:
+        hook = make_hook(steps=batches.plan.num_steps_per_epoch, restore=encoders.with_params)
+
+    def save_chosen(params: PyTree[Array]) -> None:
+        chosen = params if hook is None else hook.load(trainable.abstract())
+        save(encoders.with_params(chosen))
+
+    losses, ids = {"pairs": make_loss(encoders, settings)}, [pair.id for pair in batches.pairs]
+    options = {"ids": ids, "hook": hook, "save": save_chosen}
+    fit(batches.plan, pack, losses, trainable, settings, folder, progress, **options)
+    if hook is not None:
+        hook.remove()
 
 
 def _pick_side(params: PyTree, side: str) -> PyTree:

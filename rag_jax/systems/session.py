@@ -264,7 +264,9 @@ def make_stage(
     settings: Mapping[str, Any],
     *needs: str,
     shardable: tuple[str, ...] = (),
+    version: int = 1,
     **given: Any,
 ) -> Stage:
     """A stage with its function bound to a session; see `Stage` and `bind`."""
-    return Stage(name, bind(session, function, **given), settings, needs, shardable=shardable)
+    run = bind(session, function, **given)
+    return Stage(name, run, settings, needs, version=version, shardable=shardable)

@@ -23,7 +23,13 @@ from rag_jax.pipeline.runner import ReportSpec, run_session
 from rag_jax.pipeline.seeds import run_seeds
 from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.retrieval import Index
-from rag_jax.retrieval.contrastive import Encoders, Pair, fit_encoders, make_batches
+from rag_jax.retrieval.contrastive import (
+    Encoders,
+    KeepingHook,
+    Pair,
+    fit_encoders,
+    make_batches,
+)
 from rag_jax.retrieval.encode import PIECE
 from rag_jax.retrieval.negatives import make_miner
 from rag_jax.runtime.hosts import fetch, is_first
@@ -139,12 +145,14 @@ def train_encoders(
     max_length: int,
     mesh: Mesh,
     seed: int,
+    make_hook: Callable[..., KeepingHook] | None = None,
 ) -> None:
     """Trains encoders by the contrastive loss and saves them as models; without epochs as they are.
 
     Args:
         list_pairs: gives the examples; called only if there are epochs.
         sides: for each folder of the stage the side that is saved there, "question" or "passage".
+        make_hook: as for `fit_encoders`.
     """
 
     def save_sides(encoders: Encoders) -> None:
@@ -159,7 +167,8 @@ def train_encoders(
         return
     options = {"max_length": max_length, "seed": seed}
     batches = make_batches(encoders, list_pairs(), train_questions, passages, settings, **options)
-    fit_encoders(encoders, batches, mesh, context.folder, context.progress, save=save_sides)
+    files = context.folder, context.progress
+    fit_encoders(encoders, batches, mesh, *files, save=save_sides, make_hook=make_hook)
 
 
 def continue_prompts(

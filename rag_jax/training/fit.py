@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from rag_jax.config import TrainConfig
+from rag_jax.config import ConstantTrainConfig
 from rag_jax.data.batches import BatchPlan
 from rag_jax.runtime.checkpoint import Checkpoints, save_tree
 from rag_jax.runtime.progress import Progress
@@ -45,12 +45,13 @@ def fit(
     pack: Callable[[int, list[int]], Batch],
     losses: Mapping[str, LossFunction],
     trainable: Trainable,
-    settings: TrainConfig,
+    settings: ConstantTrainConfig,
     folder: Path,
     progress: Progress,
     *,
     ids: Sequence[str],
     start: PyTree[Array] | None = None,
+    steps: int | None = None,
     hook: Hook | None = None,
     save: Callable[[PyTree[Array]], None] | None = None,
     profile_steps: int = 0,
@@ -66,6 +67,7 @@ def fit(
         losses: by the names that `pack` gives; see `make_step`.
         ids: for each example its name in messages.
         start: the trained tree to start from; `trainable.start()` if None.
+        steps: number of steps, which may end within an epoch; those of `settings.epochs` if None.
         save: keeps the trained tree in another way than as `folder/params`.
 
     Raises:
@@ -73,7 +75,7 @@ def fit(
     """
     if (folder / PARAMS).exists():
         return
-    total = settings.epochs * plan.num_steps_per_epoch
+    total = settings.epochs * plan.num_steps_per_epoch if steps is None else steps
     optimizer = make_optimizer(settings, max(total, 1), rates=trainable.rates)
     take_step = make_step(losses, optimizer)
     flops: dict[int, float] = {}  # of the steps that are dispatched

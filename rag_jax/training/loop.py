@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from rag_jax.config import TrainConfig
+from rag_jax.config import ConstantTrainConfig, TrainConfig
 from rag_jax.runtime import signals
 from rag_jax.runtime.checkpoint import Checkpoints
 from rag_jax.runtime.chips import find_peak
@@ -60,21 +60,24 @@ def make_schedule(settings: TrainConfig, total_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    settings: TrainConfig, total_steps: int, *, rates: Mapping[str, float] = MappingProxyType({})
+    settings: ConstantTrainConfig,
+    total_steps: int,
+    *,
+    rates: Mapping[str, float] = MappingProxyType({}),
 ) -> optax.GradientTransformation:
-    """AdamW (Loshchilov and Hutter 2019) with gradients clipped by their global norm.
+    """AdamW (Loshchilov and Hutter 2019), by `TrainConfig` with a schedule and with clipping.
 
     Weight decay leaves vectors (norm scales, biases) alone, as is usual. `rates` are factors on the
     learning rate, by the name of a part of the trained tree.
     """
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(settings.clip_norm),
-        optax.adamw(
-            make_schedule(settings, total_steps),
-            weight_decay=settings.weight_decay,
-            mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
-        ),
+    scheduled = isinstance(settings, TrainConfig)
+    optimizer = optax.adamw(
+        make_schedule(settings, total_steps) if scheduled else settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
     )
+    if scheduled:
+        optimizer = optax.chain(optax.clip_by_global_norm(settings.clip_norm), optimizer)
     for part, rate in rates.items():
         is_part = lambda params, part=part: {name: name == part for name in params}  # noqa: E731
         optimizer = optax.chain(optimizer, optax.masked(optax.scale(rate), is_part))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from rag_jax.config import TrainConfig
+from rag_jax.config import ConstantTrainConfig
 from rag_jax.data.batches import BatchPlan, pad_rows, round_up
 from rag_jax.losses import token_logprobs
 from rag_jax.models.nn.decoder import Decoder, DecoderConfig
@@ -104,7 +104,7 @@ def count_step_flops(config: DecoderConfig, rows: Iterable[Row], *, full: bool) 
 
 
 def plan_rows(
-    rows: Sequence[Row], settings: TrainConfig, *, strata: Sequence[int], seed: int
+    rows: Sequence[Row], settings: ConstantTrainConfig, *, strata: Sequence[int], seed: int
 ) -> BatchPlan:
     """Which rows make a step's batch and which of those a microbatch.
 
@@ -137,7 +137,7 @@ def fit_rows(
     rows: Sequence[Row],
     loss: LossFunction,
     trainable: Trainable,
-    settings: TrainConfig,
+    settings: ConstantTrainConfig,
     folder: Path,
     progress: Progress,
     *,
@@ -145,9 +145,11 @@ def fit_rows(
     terms: Sequence[str],
     strata: Sequence[int],
     seed: int,
+    start: PyTree[Array] | None = None,
+    steps: int | None = None,
     profile_steps: int = 0,
 ) -> None:
-    """Trains on rows to the end; see `fit`.
+    """Trains on rows to the end; see `fit`, which takes `start` and `steps`.
 
     The loss is taken of the arrays that `pack_rows` makes with these `terms`. A row's term is the
     mean over the term's tokens, and a batch's loss the mean over its rows. `config` is the model's,
@@ -182,5 +184,7 @@ def fit_rows(
         folder,
         progress,
         ids=[row.id for row in rows],
+        start=start,
+        steps=steps,
         profile_steps=profile_steps,
     )

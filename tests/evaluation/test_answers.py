@@ -17,6 +17,7 @@ from rag_jax.evaluation.answers import (
     choice_match,
     compute_accuracy,
     contains_answer,
+    distinct_ngrams,
     exact_match,
     f1,
     match,
@@ -321,6 +322,25 @@ def test_bleu_1_clips_words_and_punishes_brevity():
     for predictions, answers in (([], []), (["x"], [[]])):
         with pytest.raises(RagJaxError, match="answers"):
             bleu_1(predictions, answers)
+
+
+def test_distinct_ngrams_by_hand():
+    # the-cat-sat, cat-sat-down; the-cat-sat again, and none of two words: 2 of 3.
+    assert distinct_ngrams(["The cat sat down.", "the cat, sat!", "a cat"], 3) == 2 / 3
+    assert distinct_ngrams(["a b a b a"], 2) == 2 / 4  # a-b and b-a, twice each
+    assert distinct_ngrams(["北京是北京"], 1) == 3 / 5
+    # No n-gram runs from one text into the next.
+    assert distinct_ngrams(["a b", "c d"], 3) is None and distinct_ngrams([], 1) is None
+
+
+@given(st.lists(st.text(max_size=20), max_size=5), st.integers(1, 4))
+def test_distinct_ngrams_of_wild_texts(texts, n):
+    count, seen = 0, set()
+    for words in map(list_words, texts):
+        while len(words) >= n:
+            count, seen, words = count + 1, seen | {tuple(words[:n])}, words[1:]
+    share = distinct_ngrams(texts, n)
+    assert share == (len(seen) / count if count else None)
 
 
 @pytest.mark.parametrize(("ones", "n"), [(0, 10), (3, 10), (10, 10), (151, 300)])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag_jax.evaluation.routing import analyse, analyse_choices, list_tables
+from rag_jax.evaluation.routing import analyse, analyse_choices, compare, list_tables, list_trivial
 
 
 class Source(NamedTuple):
@@ -26,9 +26,12 @@ def draw_rows(draw, sources=TWO):
     for number in range(draw(st.integers(1, 12))):
         correct = [draw(st.sampled_from([0.0, 1.0])) for _ in sources]
         chosen = draw(st.integers(0, len(sources) - 1))
+        mass = draw(SHARES)
         rows.append(
             {
                 "scores": [draw(SHARES) for _ in sources],
+                "mass": mass,
+                "search": mass,
                 "correct_by_source": correct,
                 "number": chosen,
                 "correct": correct[chosen],
@@ -45,7 +48,7 @@ def test_frontier(rows):
     rates = [point["retrieval_rate"] for point in found["points"]]
     assert rates == sorted(set(rates)) and (rates[0], rates[-1]) == (0, 1)
     for point in found["points"]:
-        searched = [point["tau"] is None or row["scores"][1] > point["tau"] for row in rows]
+        searched = [point["tau"] is None or row["search"] > point["tau"] for row in rows]
         right = [row["correct_by_source"][s] for row, s in zip(rows, searched, strict=True)]
         assert point["accuracy"] == pytest.approx(np.mean(right))
         assert point["retrieval_rate"] == pytest.approx(np.mean(searched))
@@ -77,13 +80,14 @@ def test_choices(rows):
     # The chance that a question that search helps scores above one that it does not.
     scores = {side: [] for side in (True, False)}
     for row, (_, better) in zip(rows, judged, strict=True):
-        scores[better].append(max(row["scores"][1:]))
+        scores[better].append(row["search"])
     pairs = [(a > b) + (a == b) / 2 for a in scores[True] for b in scores[False]]
     if pairs:
         assert found["auroc"] == pytest.approx(np.mean(pairs))
     else:
         assert found["auroc"] is None
-    shares = [sum(r["scores"][1:]) / sum(r["scores"]) if sum(r["scores"]) else 0.5 for r in rows]
+    totals = [row["mass"] + row["scores"][0] for row in rows]
+    shares = [row["mass"] / t if t else 0.5 for row, t in zip(rows, totals, strict=True)]
     brier = np.mean([(s - better) ** 2 for s, (_, better) in zip(shares, judged, strict=True)])
     assert found["calibration"]["brier"] == pytest.approx(brier)
     assert sum(b["n"] for b in found["calibration"]["bins"]) == len(rows)
@@ -97,49 +101,84 @@ def test_several_indexes_are_searched_by_their_scores():
     """At the threshold's other side a question goes to the index with the larger score."""
     row = {"number": 0, "correct": 0.0, "retrieved": 0.0, "popularity": 1}
     rows = [
-        row | {"scores": [0.1, 0.2, 0.7], "correct_by_source": [0.0, 0.0, 1.0]},
-        row | {"scores": [0.1, 0.6, 0.3], "correct_by_source": [0.0, 0.0, 1.0]},
+        row | {"scores": [0.1, 0.2, 0.7], "mass": 0.8, "correct_by_source": [0.0, 0.0, 1.0]},
+        row | {"scores": [0.1, 0.6, 0.3], "mass": 0.7, "correct_by_source": [0.0, 0.0, 1.0]},
     ]
+    rows = [r | {"search": r["mass"]} for r in rows]
     points = analyse_choices(rows, THREE)["frontier"]["points"]
     assert [(p["tau"], p["retrieval_rate"], p["accuracy"]) for p in points] == [
-        (0.7, 0, 0),
-        (0.6, 0.5, 0.5),
+        (0.8, 0, 0),
+        (0.7, 0.5, 0.5),
         (None, 1, 0.5),
     ]
 
 
-def test_trivial_routers_are_in_the_table_of_choices():
+CORRECT = [[1, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0], [0, 1, 1]]
+
+
+def take(numbers, correct=CORRECT, search=(0.5,) * 5):
+    shared = {"scores": [0.5, 0.3, 0.2], "mass": 0.5, "popularity": None, "cut_off": False}
+    return [
+        shared
+        | {"number": number, "correct_by_source": right, "correct": float(right[number])}
+        | {"retrieved": float(number > 0), "fell_back": False, "search": score}
+        for number, right, score in zip(numbers, correct, search, strict=True)
+    ]
+
+
+def test_trivial_routers_are_in_the_tables_for_every_model():
     """Verbalising is right where no search is better, a search where it is the best of them."""
-    correct = [[1, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0], [0, 1, 1]]
-
-    def take(numbers):
-        shared = {"scores": [0.5, 0.3, 0.2], "popularity": None, "cut_off": False}
-        return [
-            shared
-            | {"number": number, "correct_by_source": right, "correct": float(right[number])}
-            | {"retrieved": float(number > 0), "fell_back": False}
-            for number, right in zip(numbers, correct, strict=True)
-        ]
-
+    other = [[1, 0, 0]] * 5
     predictions = {
         "direct": [],
         "verbalise": take([0] * 5),
-        "retrieve": take([1, 2, 1, 2, 1]),
+        "retrieve": take([1] * 5),
         "retrieve_Wiki": take([1] * 5),
         "retrieve_Other": take([2] * 5),
         "srrag": take([0, 1, 2, 0, 1]),
+        "selective": take([0, 0, 0, 0, 1], other),
+        "selective_fixed": take([1] * 5, other),
     }
     shares = {"share": dict.fromkeys(("Self", "Wiki", "Other"), 1 / 3), "flipped_by_verbalising": 0}
     labels = shares | {"share_closed_book": shares["share"]}
-    routing = analyse(predictions, THREE)
-    tables = list_tables(routing, labels, shares, predictions, THREE)
+    routing, compared = analyse(predictions, THREE), compare(predictions, THREE)
+    taus = {"srrag": 0.25, "selective": 0.5}
+    statistics = {"labels": labels, "datastore": shares}
+    tables = list_tables(routing, compared, statistics, predictions, THREE, taus)
     table = next(rows for title, rows in tables.items() if title.startswith("Choice of"))
     assert {len(row) for row in table} == {8}
     assert {row[0]: row[1] for row in table[1:]} == {
         "srrag": 1.0,
+        "selective": pytest.approx(4 / 5),
+        "selective_fixed": 0.0,
         "always verbalise": pytest.approx(2 / 5),
-        "always retrieve": pytest.approx(1 / 5),
+        "always retrieve": pytest.approx(2 / 5),
         "always retrieve_Wiki": pytest.approx(2 / 5),
         "always retrieve_Other": pytest.approx(2 / 5),
+        "selective, always verbalise": 1.0,
+        "selective, always retrieve": 0.0,
+        "selective, always retrieve_Wiki": 0.0,
+        "selective, always retrieve_Other": 0.0,
     }
-    assert all(row[2:] == ["-"] * 6 for row in table[2:])
+    assert all(row[2:] == ["-"] * 6 for row in table[4:])
+    title, routers = next(item for item in tables.items() if item[0].startswith("Routers"))
+    assert "of srrag, 0.600" in title
+    assert [row[0] for row in routers[1:]] == [row[0] for row in table[1:]]
+    by_name = {row[0]: row for row in routers[1:]}
+    assert by_name["srrag"][1:5] == ["0.25", 0.6, pytest.approx(0.8), "0.440"]
+    assert by_name["srrag"][5::2] == ["-"] * 3
+    assert by_name["always verbalise"][1:4] == ["-", 0.0, pytest.approx(0.2)]
+    assert by_name["always retrieve_Other"][1:4] == ["-", 1.0, pytest.approx(0.4)]
+    # One model's trivial routers have one curve, a straight line.
+    assert len({tuple(by_name[n][4::2]) for n in ("always verbalise", "always retrieve")}) == 1
+    assert by_name["always verbalise"][6] == "0.500"
+    assert by_name["selective, always retrieve"][3:5] == [0.0, "0.400"]
+
+
+def test_the_strongest_index_is_always_retrieved_from():
+    rows = take([0] * 5)
+    rows[1] = rows[1] | {"scores": [0.5, 0.1, 0.4]}
+    trivial = list_trivial(rows, THREE)
+    assert [row["number"] for row in trivial["retrieve"]] == [1, 2, 1, 1, 1]
+    assert [row["correct"] for row in trivial["retrieve"]] == [1, 0, 0, 0, 1]
+    assert [row["correct"] for row in trivial["retrieve_Other"]] == [0, 0, 1, 0, 1]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rag_jax.models import load, save
+from rag_jax.models import load, load_tokenizer, save
 from rag_jax.models.io.stops import read_stop_ids
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.models.vocabulary import grow_vocabulary
@@ -69,3 +69,12 @@ def test_saved_and_grown_models_stop_as_before(folder, tmp_path):
     save(replace(lm, tokenizer=none), tmp_path / "none")
     assert json.loads((tmp_path / "none" / "config.json").read_text())["eos_token_id"] is None
     assert load(tmp_path / "none").tokenizer.stop_ids == ()
+
+
+@pytest.mark.parametrize("name", ["llama_tied", "bert"])
+def test_a_tokenizer_without_the_weights_is_the_models(name, monkeypatch):
+    model = load(LLAMA.parent / name).tokenizer
+    monkeypatch.setattr("rag_jax.models.io.load.build_params", None)  # no weights are read
+    alone = load_tokenizer(LLAMA.parent / name)
+    assert alone.encode("Oslo is wet.") == model.encode("Oslo is wet.")
+    assert (alone.vocab_size, alone.stop_ids) == (model.vocab_size, model.stop_ids)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -127,6 +128,14 @@ def test_fit_takes_the_steps_of_its_plan(straight):
     log = read_jsonl(straight[1] / "log.jsonl")
     assert log == [{"step": number, **metrics} for number, metrics in enumerate(logged)]
     assert [line["rows"] for line in log] == [len(PLAN.examples_at(i)) for i in range(STEPS)]
+
+
+def test_a_number_of_steps_replaces_the_epochs(tmp_path, straight):
+    settings = replace(SETTINGS, epochs=1)
+    assert_same(run(tmp_path / "whole", settings=settings, steps=STEPS), straight[0])
+    run(tmp_path / "part", settings=settings, steps=4)  # one step into the second epoch
+    assert len(read_jsonl(tmp_path / "part" / "log.jsonl")) == 4
+    assert_same(run(tmp_path / "none", steps=0), BASE)
 
 
 def test_the_result_is_saved_and_checkpoints_are_removed(straight):

@@ -7,9 +7,10 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from rag_jax.config import TrainConfig
+from rag_jax.config import ConstantTrainConfig, TrainConfig
 from rag_jax.runtime.checkpoint import Checkpoints
 from rag_jax.runtime.clock import compile_seconds
 from rag_jax.runtime.errors import Preempted, RagJaxError
@@ -246,3 +247,16 @@ def test_a_run_of_too_few_steps_is_not_traced(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "STEPS", 2)
     run(tmp_path, profile_steps=2)
     assert not (tmp_path / "profile").exists()
+
+
+def test_a_constant_rate_is_neither_scheduled_nor_clipped():
+    settings = ConstantTrainConfig(learning_rate=0.1, weight_decay=0.01)
+    params = {"a": jnp.ones((2, 2))}
+    own, plain = make_optimizer(settings, 4), optax.adamw(0.1, weight_decay=0.01)
+    states, trees = [own.init(params), plain.init(params)], [params, params]
+    for step in range(4):
+        grads = {"a": jnp.full((2, 2), 10.0 ** (3 * step))}  # far over any norm to clip to
+        for i, optimizer in enumerate((own, plain)):
+            updates, states[i] = optimizer.update(grads, states[i], trees[i])
+            trees[i] = optax.apply_updates(trees[i], updates)
+    np.testing.assert_array_equal(trees[0]["a"], trees[1]["a"])

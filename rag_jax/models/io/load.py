@@ -83,8 +83,7 @@ def load(
         tensors = read_safetensors(files)
         is_encoder = isinstance(config, BertConfig)
         sentence = read_sentence_settings(folder) if is_encoder else None
-        stop_ids = () if is_encoder else read_stop_ids(folder)
-        tokenizer = Tokenizer.from_folder(folder, stop_ids=stop_ids)
+        tokenizer = _read_tokenizer(folder, config)
     if tokenizer.vocab_size > config.vocab_size:
         # JAX clamps indices that are out of range: the model would read another token's vector.
         raise RagJaxError(
@@ -95,3 +94,21 @@ def load(
     source = f"the weights in {folder}"
     params = build_params(config, tensors, dtype=dtype, mesh=mesh, rules=rules, source=source)
     return Pretrained(config, model, params, tokenizer, fingerprint(path), sentence)
+
+
+def load_tokenizer(name_or_path: str | Path) -> Tokenizer:
+    """A model's tokenizer without the model's weights, as `load` gives it.
+
+    Raises:
+        RagJaxError: the model is not found or cannot be fetched, or a file is damaged.
+    """
+    path = resolve(name_or_path)
+    file, folder = find_weights(path)[0], path.parent if path.is_file() else path
+    if file.suffix == ".gguf":
+        return Tokenizer.from_gguf(read_gguf(file).metadata, source=str(file))
+    return _read_tokenizer(folder, read_config(folder / "config.json"))
+
+
+def _read_tokenizer(folder: Path, config: Config) -> Tokenizer:
+    stop_ids = () if isinstance(config, BertConfig) else read_stop_ids(folder)
+    return Tokenizer.from_folder(folder, stop_ids=stop_ids)

@@ -86,6 +86,8 @@ _SIZES: dict[str, Config] = {
     "facebook/bart-large": BartConfig(forced_bos_id=0),
     "facebook/dpr-question_encoder-single-nq-base": replace(_BERT_BASE, dpr_role="question"),
     "facebook/dpr-ctx_encoder-single-nq-base": replace(_BERT_BASE, dpr_role="context"),
+    "facebook/dpr-question_encoder-multiset-base": replace(_BERT_BASE, dpr_role="question"),
+    "facebook/dpr-ctx_encoder-multiset-base": replace(_BERT_BASE, dpr_role="context"),
 }
 
 

@@ -45,10 +45,30 @@ class NegativesConfig:
 
 
 @dataclass(frozen=True)
+class ValidationConfig:
+    """Which epoch's encoders are kept: the last one's, or the best by DPR's average rank.
+
+    Attributes:
+        after: number of epochs after which each further one is validated on dev questions, and the
+            best of those is kept; None to keep the last epoch without validating. DPR validates by
+            average rank after 30 of its 40 epochs.
+        questions: maximum number of dev questions, the first ones. 10,000 in DPR.
+        negatives: number of wrong passages of each question in the pool. DPR has 30 hard and 30
+            other ones; these are hard.
+    """
+
+    after: CountOrZero | None = None
+    questions: Count = 10_000
+    negatives: Count = 30
+
+
+@dataclass(frozen=True)
 class DPRConfig:
     """Dense passage retrieval.
 
     Attributes:
+        positives: whether a question has a training example for each of its relevant passages, or
+            one, with the first that the data names, as in DPR.
         depth: number of passages that are ranked for each question evaluated.
     """
 
@@ -61,11 +81,19 @@ class DPRConfig:
     data: DataConfig = DataConfig()
     world: WorldConfig = WorldConfig(train=1000, talk_pages=2)
     index: IndexConfig = IndexConfig(backend="exact")
+    positives: Literal["all", "first"] = "all"
     negatives: NegativesConfig = NegativesConfig()
+    validation: ValidationConfig = ValidationConfig()
     train: ContrastiveConfig = ContrastiveConfig()
 
     def check(self, path: str) -> None:
-        """Raises a RagJaxError if fewer negatives are kept than a question takes."""
+        """Raises a RagJaxError if too few negatives are kept, or no epoch would be validated."""
+        after = self.validation.after
+        if after is not None and after >= self.train.epochs:
+            raise RagJaxError(
+                f"{path}.validation.after={after}: no epoch is left to validate of {path}.train."
+                f"epochs={self.train.epochs}"
+            )
         if self.train.negatives > self.negatives.kept:
             raise RagJaxError(
                 f"{path}.train.negatives={self.train.negatives} is above {path}.negatives.kept="

@@ -6,6 +6,7 @@ et al. 2020, section 5.1); `retrieval.encode` makes the tokens.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
@@ -15,9 +16,12 @@ from rag_jax.runtime.files import read_jsonl
 
 
 def make_pairs(
-    questions: Sequence[Question], passages: Sequence[Passage], mined: Path
+    questions: Sequence[Question],
+    passages: Sequence[Passage],
+    mined: Path,
+    positives: Literal["all", "first"],
 ) -> list[Pair]:
-    """A training pair for each question and each passage relevant to the question.
+    """The pairs of some questions and passages relevant to them; see `list_pairs`.
 
     Args:
         mined: `negatives.jsonl`, with hard negatives of each question.
@@ -26,7 +30,7 @@ def make_pairs(
         RagJaxError: no question has a relevant passage.
     """
     negatives = [record["rows"] for record in read_jsonl(mined)]
-    pairs = list_pairs(questions, negatives, passages)
+    pairs = list_pairs(questions, negatives, passages, positives=positives)
     if not pairs:
-        raise RagJaxError("config.data: the data has no training questions with their passages")
+        raise RagJaxError("config.data: there are no questions with their passages")
     return pairs

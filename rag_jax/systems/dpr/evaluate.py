@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from rag_jax.pipeline.runner import ReportSpec
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval import BM25, Index, make_text
 from rag_jax.retrieval.contrastive import Encoders
+from rag_jax.runtime.files import read_jsonl
 from rag_jax.systems.dpr.config import DPRConfig
 from rag_jax.systems.dpr.infer import Ranking, rank_passages
 from rag_jax.systems.stages import list_ranked
@@ -39,7 +41,17 @@ _SHOWN = 5  # passages of a ranking that a record names
 def describe_report(config: DPRConfig) -> ReportSpec:
     """What the report shows: a row for each ranking."""
     methods = dict.fromkeys(METHODS, "evaluate")
-    return ReportSpec(config.encoder.name, methods, COLUMNS, summarize, "trained", COMPARED)
+    shown = config.encoder.name, methods, COLUMNS, summarize, "trained", COMPARED
+    if config.validation.after is None:
+        return ReportSpec(*shown)
+
+    def make_tables(stages: Path, *_: Any) -> dict[str, Any]:
+        found = read_jsonl(stages / "train" / "validation.jsonl")
+        rows = [[str(record["epoch"]), record["average_rank"]] for record in found]
+        title = "average rank of a dev question's passage; the smallest one's epoch is kept"
+        return {"tables": {title: [["epoch", "average rank"], *rows]}}
+
+    return ReportSpec(*shown, make_tables)
 
 
 def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.systems.dpr.config import DPRConfig
 from rag_jax.systems.dpr.evaluate import describe_report, run_evaluation
 from rag_jax.systems.dpr.session import Session
-from rag_jax.systems.dpr.train import run_training
+from rag_jax.systems.dpr.train import run_dev_negatives, run_training
 from rag_jax.systems.session import make_stage
 from rag_jax.systems.stages import corpus_stage, make_run, run_index, run_negatives
 
@@ -29,14 +29,21 @@ def list_stages(session: Session) -> list[Stage]:
 
     stage = partial(make_stage, session)
     hard = {"depth": c.negatives.depth, "count": c.negatives.kept}
-    training = {**encoder, "train": c.train, "seed": c.seed}
+    training = {**encoder, "train": c.train, "seed": c.seed, "positives": c.positives}
+    mining, needs = {"negatives": c.negatives}, ("corpus", "negatives")
+    validation = []
+    if c.validation.after is not None:
+        name, pool = "dev_negatives", {"depth": c.negatives.depth, "validation": c.validation}
+        validation = [stage(name, run_dev_negatives, pool, "corpus")]
+        training, needs = {**training, "validation": c.validation}, (*needs, name)
     evaluation = {**encoder, "on": c.evaluate_on, "depth": c.depth}
     evaluated = ("corpus", "untrained", "train", "trained")
     return [
         corpus_stage(session),
-        stage("negatives", run_negatives, {"negatives": c.negatives}, "corpus", **hard),
+        stage("negatives", run_negatives, mining, "corpus", **hard),
+        *validation,
         stage("untrained", run_index, index, "corpus", load=load_untrained, **kept),
-        stage("train", run_training, training, "corpus", "negatives"),
+        stage("train", run_training, training, *needs),
         stage("trained", run_index, index, "corpus", "train", load=load_trained, **kept),
         stage("evaluate", run_evaluation, evaluation, *evaluated),
     ]

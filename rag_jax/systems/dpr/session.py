@@ -7,10 +7,13 @@ from pathlib import Path
 
 from rag_jax.data.questions import Collection, Question
 from rag_jax.models.nn.bert import Bert
+from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval.contrastive import Encoders
+from rag_jax.retrieval.validation import Pool, make_pool
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems import session
 from rag_jax.systems.dpr.config import DPRConfig
+from rag_jax.systems.dpr.data import make_pairs
 
 
 class Session(session.Session):
@@ -37,13 +40,32 @@ class Session(session.Session):
         return Encoders(question, passage, shared=self.config.encoder.shared)
 
     def check_corpus(self, corpus: Collection) -> None:
-        """Raises a RagJaxError if there is no question to evaluate."""
+        """Raises a RagJaxError if there is no question to evaluate, or none to validate on."""
         split = self.config.evaluate_on
         if not corpus.questions.get(split):
             has = ", ".join(name for name, questions in corpus.questions.items() if questions)
             raise RagJaxError(
                 f"config.evaluate_on={split!r}: the data has no such questions, but {has or 'none'}"
             )
+
+        validated = self.config.validation.after is not None
+        if validated and not any(q.relevant for q in corpus.questions.get("dev", [])):
+            raise RagJaxError(
+                f"config.validation.after={self.config.validation.after}: the data has no 'dev' "
+                "questions with their passages to validate on; set data.held_out, or leave it out"
+            )
+
+    @property
+    def dev_questions(self) -> Sequence[Question]:
+        """The questions to validate on: the first ones of "dev" that have a relevant passage."""
+        asked = [question for question in self.corpus.questions["dev"] if question.relevant]
+        return asked[: self.config.validation.questions]
+
+    def load_pool(self, context: StageContext) -> Pool:
+        """The pool in which the average rank is taken; for a stage that needs "dev_negatives"."""
+        mined = context.path("dev_negatives", "negatives.jsonl")
+        asked = self.dev_questions
+        return make_pool(make_pairs(asked, self.passages, mined, "first"), asked)
 
     @property
     def train_questions(self) -> Sequence[Question]:

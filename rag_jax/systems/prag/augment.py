@@ -1,128 +1,23 @@
 """Augmentation of documents before they are encoded: rewrites, and questions with their answers.
 
-The model is asked in plain text, after an example, and its answers must be in the passage. Unusable
-texts are retried a bounded number of times, with other random draws. Rules make simpler
-augmentations: they reverse the order of sentences and leave words out.
+A model writes them (`writer`), or rules make simpler ones (`rules`): they reverse the order of
+sentences and leave words out.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rag_jax.data.passages import Passage
-from rag_jax.data.sentences import list_sentences
-from rag_jax.decoding import Sampling
-from rag_jax.evaluation.answers import match, normalize_answer
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_jsonl
 from rag_jax.runtime.progress import log
-from rag_jax.systems.prag.config import AugmentConfig
-from rag_jax.systems.prag.data import Augmented, Format
-from rag_jax.systems.stages import continue_prompts
-
-_REWRITE = (
-    "Restate the passage in other words. Keep every name, place, number and term as it is, and "
-    "what is said of it. Write the new passage alone."
-)
-_ASK = (
-    "Write {count} different questions that the passage answers. Each answer is a few words that "
-    "stand in the passage. Write two lines for each, 'Question: ...' and 'Answer: ...'."
-)
-# One example, because small models copy its form.
-_SAMPLE = (
-    "The Eiffel Tower: The Eiffel Tower is an iron tower in Paris, built by the company of Gustave "
-    "Eiffel from 1887 to 1889. It is 330 metres tall."
-)
-_SAMPLE_REWRITE = (
-    "In Paris stands the Eiffel Tower, a tower of iron that is 330 metres tall. The company of "
-    "Gustave Eiffel built it between 1887 and 1889."
-)
-_SAMPLE_PAIRS = (
-    ("In which city is the Eiffel Tower?", "Paris"),
-    ("Whose company built the Eiffel Tower?", "Gustave Eiffel"),
-    ("How tall is the Eiffel Tower?", "330 metres"),
-    ("What is the Eiffel Tower made of?", "iron"),
-    ("When was the Eiffel Tower finished?", "1889"),
-)
-_PAIR = re.compile(
-    r"^[\W\d]*question\s*\d*\s*[:.)]\s*(?P<question>\S.*?)\s*$\s*"
-    r"^[\W\d]*answer\s*\d*\s*[:.)]\s*(?P<answer>\S.*?)\s*$",
-    re.IGNORECASE | re.MULTILINE,
-)
-_KEPT = 0.7  # least share of a passage's names and numbers in its rewrite
-# A name of one or several words, or a number. Any letter outside ASCII's lower case may be a
-# capital.
-_WORD = r"[^\W\d_a-z][\w'-]*"
-_VALUE = re.compile(rf"\b{_WORD}(?:\s+(?:(?:of|the|de|la)\s+)?{_WORD})*|\b\d[\d,.]*\d\b")
-# "the capital of ... is ...", "its main languages are ...".
-_NOUN = r"(?:(?!of\b)[a-z]+\s+){0,2}(?!of\b)[a-z]+"
-_NAMED = re.compile(
-    rf"\b(?:the|its|their|his|her)\s+({_NOUN})(?:\s+of\s+([^,;.]+?))?"
-    r"\s+(is|are|was|were)\s+(?:the\s+)?((?:[^\s,;.()]+\s*){1,5})(?=[,;.()]|$)",
-    re.IGNORECASE,
-)
-
-
-def parse_pairs(text: str, passage: Passage) -> list[tuple[str, str]]:
-    """The usable questions and answers of a model's text: those whose answer is in the passage.
-
-    A question that contains its answer, or repeats another question, is left out.
-    """
-    pairs: dict[str, tuple[str, str]] = {}
-    source = f"{passage.title}: {passage.text}"
-    for found in _PAIR.finditer(text):
-        question, answer = found["question"], found["answer"].rstrip(".")
-        if match(source, [answer]) and not match(question, [answer]):
-            pairs.setdefault(normalize_answer(question), (question, answer))
-    return list(pairs.values())
-
-
-def is_rewrite(text: str, passage: Passage) -> bool:
-    """Whether a text says the same in other words, judged by the passage's names and numbers."""
-    values = {found[0] for found in _VALUE.finditer(passage.text)}
-    kept = sum(bool(match(text, [value])) for value in values)
-    same = normalize_answer(text) == normalize_answer(passage.text)
-    return bool(text.strip()) and not same and kept >= _KEPT * len(values)
-
-
-def rewrite_by_rules(passage: Passage) -> str:
-    """A passage's sentences in reverse order, or a single sentence after an introduction."""
-    sentences = list_sentences(passage.text)
-    if len(sentences) > 1:
-        return " ".join(reversed(sentences))
-    return f"This is said of {passage.title or 'it'}: {sentences[0]}"
-
-
-def ask_by_rules(passage: Passage, *, count: int) -> list[tuple[str, str]]:
-    """At most `count` questions about a passage: by sentences' grammar, then by gaps.
-
-    "Its capital is Oslo" becomes the question what the capital is. Any other sentence becomes the
-    question which word was left out: a name, a number or, without either, the last word. No
-    question contains its answer, and no answer is the title.
-    """
-    title = passage.title or "it"
-    sentences = list_sentences(passage.text)
-    named = [
-        (f"What {verb} the {noun} of {of or title}?", value.strip())
-        for sentence in sentences
-        for noun, of, verb, value in _NAMED.findall(sentence)
-    ]
-    gaps = []
-    for sentence in sentences:
-        # A sentence's first word has a capital whatever it is.
-        values = [m for m in _VALUE.finditer(sentence) if m.start() and m[0] not in title]
-        values = values or list(re.finditer(r"\w+(?=\W*$)", sentence))
-        for value in values:
-            gap = f"{sentence[: value.start()]}___{sentence[value.end() :]}"
-            gaps.append((f"Which words are missing about {title}? {gap}", value[0]))
-    pairs: dict[str, tuple[str, str]] = {}
-    for question, answer in named + gaps:
-        if normalize_answer(answer) and not match(question, [answer]):
-            pairs.setdefault(answer, (question, answer))
-    return list(pairs.values())[:count]
+from rag_jax.systems.prag.config import AugmentConfig, PromptConfig
+from rag_jax.systems.prag.data import Augmented, Format, Pair
+from rag_jax.systems.prag.rules import ask_by_rules, rewrite_by_rules
+from rag_jax.systems.prag.writer import augment_by_model
 
 
 def list_documents(found: Path, passages: Sequence[Passage]) -> list[Passage]:
@@ -135,12 +30,16 @@ def run_augmentation(
     context: StageContext,
     *,
     passages: Sequence[Passage],
-    base: Pretrained,
+    augmenter: Pretrained,
     format: Format,
     augment: AugmentConfig,
+    prompt: PromptConfig,
     seed: int,
 ) -> None:
-    """Augments every document that is to be encoded; says which are left out, and why."""
+    """Augments every document that is to be encoded; says which are left out, and why.
+
+    Full answers are asked for where adapters are trained on them, with `prompt.reasoning`.
+    """
     documents = list_documents(context.path("retrieve", "found.jsonl"), passages)
 
     def augment_batch(batch: Sequence[Passage]) -> list[dict[str, Any]]:
@@ -148,7 +47,8 @@ def run_augmentation(
         if augment.by == "rules":
             made = [_augment_by_rules(passage, augment) for passage in usable]
         else:
-            made = _augment_by_model(usable, augment, base, seed=seed)
+            options = {"full": prompt.reasoning, "seed": seed}
+            made = augment_by_model(usable, augment, augmenter, **options)
         augmented = dict(zip((p.id for p in usable), made, strict=True))
         return [_describe(p, augmented.get(p.id), format, augment) for p in batch]
 
@@ -186,7 +86,9 @@ def _describe(
 def read_augmented(file: Path) -> dict[str, Augmented]:
     """The augmentations in `augmented.jsonl` by document id, without the documents left out."""
     return {
-        record["id"]: Augmented(tuple(record["rewrites"]), tuple(map(tuple, record["pairs"])))
+        record["id"]: Augmented(
+            tuple(record["rewrites"]), tuple(Pair(*pair) for pair in record["pairs"])
+        )
         for record in read_jsonl(file)
         if not record["error"]
     }
@@ -214,57 +116,3 @@ def list_augmented(
 def _augment_by_rules(passage: Passage, augment: AugmentConfig) -> Augmented:
     pairs = ask_by_rules(passage, count=augment.questions)
     return Augmented((rewrite_by_rules(passage),) * augment.rewrites, tuple(pairs))
-
-
-def _augment_by_model(
-    passages: Sequence[Passage], augment: AugmentConfig, base: Pretrained, *, seed: int
-) -> list[Augmented]:
-    """Asks the model until every document has enough, or the retries are used up."""
-    rewrites: dict[str, list[str]] = {passage.id: [] for passage in passages}
-    pairs: dict[str, dict[str, tuple[str, str]]] = {passage.id: {} for passage in passages}
-    sample = "\n".join(f"Question: {q}\nAnswer: {a}" for q, a in _SAMPLE_PAIRS[: augment.questions])
-    ask = _ASK.format(count=augment.questions)
-    for attempt in range(1 + augment.retries):
-        draw = seed + 2 * attempt
-        short = [p for p in passages if len(rewrites[p.id]) < augment.rewrites]
-        written = _write(short, augment, base, _REWRITE, _SAMPLE_REWRITE, seed=draw)
-        for passage, text in zip(short, written, strict=True):
-            text = " ".join(text.split())
-            if is_rewrite(text, passage) and text not in rewrites[passage.id]:
-                rewrites[passage.id].append(text)
-        short = [p for p in passages if len(pairs[p.id]) < augment.questions]
-        written = _write(short, augment, base, ask, sample, seed=draw + 1)
-        for passage, text in zip(short, written, strict=True):
-            for pair in parse_pairs(text, passage):
-                pairs[passage.id].setdefault(pair[0], pair)
-        if not augment.temperature:  # another try would write the same
-            break
-    return [
-        Augmented(tuple(rewrites[p.id]), tuple(pairs[p.id].values())[: augment.questions])
-        for p in passages
-    ]
-
-
-def _write(
-    passages: Sequence[Passage],
-    augment: AugmentConfig,
-    base: Pretrained,
-    instruction: str,
-    sample: str,
-    *,
-    seed: int,
-) -> list[str]:
-    """The model's answers to an instruction about each passage, after one example."""
-    turns = [
-        {"role": "system", "content": instruction},
-        {"role": "user", "content": _SAMPLE},
-        {"role": "assistant", "content": sample},
-    ]
-    prompts = [
-        base.tokenizer.encode_chat([*turns, {"role": "user", "content": f"{p.title}: {p.text}"}])
-        for p in passages
-    ]
-    sizes = {"max_tokens": augment.max_tokens, "batch_size": augment.batch_size}
-    sampling = Sampling(temperature=augment.temperature, top_k=augment.top_k)
-    written = continue_prompts(base, prompts, **sizes, sampling=sampling, seed=seed)
-    return [base.tokenizer.decode(tokens).strip() for tokens in written]

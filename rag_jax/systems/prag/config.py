@@ -1,23 +1,24 @@
 """Settings of Parametric RAG."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from rag_jax.config import (
+    ConstantTrainConfig,
     Count,
     CountOrZero,
     DataConfig,
     EncoderConfig,
-    Fraction,
     MeshConfig,
     NonNegative,
     Positive,
+    Range,
     ReaderConfig,
-    TrainConfig,
     TuningConfig,
     WorldConfig,
 )
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.systems.prag.demonstrations import DEMONSTRATIONS
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,31 @@ class ChatReaderConfig(ReaderConfig):
     """
 
     chat: bool = False
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """How the model is asked.
+
+    Attributes:
+        reasoning: whether answers are reasoned step by step and read after "the answer is", and the
+            questions about documents are answered by whole sentences. The paper reasons on
+            2WikiMultihopQA and HotpotQA, with 128 tokens an answer, and answers directly on PopQA
+            and ComplexWebQuestions, with 20.
+        demonstrations: number of worked examples before a question, with reasoning. The released
+            code has 8 for 2WikiMultihopQA and 11 for HotpotQA.
+    """
+
+    reasoning: bool = False
+    demonstrations: Annotated[int, Range(0, len(DEMONSTRATIONS))] = 0
+
+    def check(self, path: str) -> None:
+        """Raises a RagJaxError if there are demonstrations of a reasoning that is not asked for."""
+        if self.demonstrations and not self.reasoning:
+            raise RagJaxError(
+                f"{path}.demonstrations={self.demonstrations}: they show reasoned answers; set "
+                f"{path}.reasoning=True, or 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -45,7 +71,10 @@ class AugmentConfig:
     """The augmentation of a document before it is encoded.
 
     Attributes:
-        by: "model" asks the language model; "rules" is for models too small to follow instructions.
+        by: "model" asks a language model; "rules" is for models too small to follow instructions.
+        model: the model that is asked, by name or folder; None for the model that answers (paper,
+            table 3: which one writes hardly matters). It is loaded in the dtype of the latter, and
+            not held together with it.
         rewrites: number of rewrites of a document.
         questions: number of questions with their answers about a document.
         retries: maximum number of further attempts of the model after an unusable text.
@@ -53,6 +82,7 @@ class AugmentConfig:
     """
 
     by: Literal["model", "rules"] = "rules"
+    model: str | None = None
     rewrites: CountOrZero = 1
     questions: CountOrZero = 3
     retries: CountOrZero = 3
@@ -66,6 +96,10 @@ class AugmentConfig:
         if not self.rewrites and not self.questions:
             raise RagJaxError(
                 f"{path}.rewrites=0 and {path}.questions=0: nothing is left of the augmentation"
+            )
+        if self.by == "rules" and self.model is not None:
+            raise RagJaxError(
+                f"{path}.model={self.model!r}: rules ask no model; set {path}.by='model', or None"
             )
         if self.by == "rules" and self.rewrites > 1:
             raise RagJaxError(
@@ -92,10 +126,10 @@ class EncodeConfig:
 
 
 @dataclass(frozen=True)
-class WarmUpConfig(TrainConfig):
+class WarmUpConfig(ConstantTrainConfig):
     """Warm-up of the adapter that documents start from, on training questions with their answers.
 
-    See the paper, section 3.2.3.
+    See the paper, section 3.2.3; the constant rate, without clipping, is the released code's.
 
     Attributes:
         questions: maximum number of training questions; 0 for all.
@@ -104,14 +138,19 @@ class WarmUpConfig(TrainConfig):
     questions: Count = 600
     batch_size: Count = 1
     learning_rate: Positive = 3e-4
-    warmup_fraction: Fraction = 0.0
     weight_decay: NonNegative = 0.01
 
 
 @dataclass(frozen=True)
 class AnswerConfig:
-    """Answers at test time."""
+    """Answers at test time.
 
+    Attributes:
+        merge: the adapter of several documents is the "sum" of theirs (paper, eq. 6) or their
+            "mean", as in DyPRAG (Tan et al. 2025, arXiv 2503.23895).
+    """
+
+    merge: Literal["sum", "mean"] = "sum"
     max_tokens: Count = 20
     batch_size: Count = 16
 
@@ -134,6 +173,7 @@ class PRAGConfig:
     ablations: bool = False
     mesh: MeshConfig = MeshConfig()
     model: ChatReaderConfig = ChatReaderConfig()
+    prompt: PromptConfig = PromptConfig()
     data: DataConfig = DataConfig()
     world: WorldConfig = WorldConfig(cities=40, train=100, dev=60, test=100)
     retrieve: RetrieveConfig = RetrieveConfig()

@@ -11,15 +11,20 @@ In plain text a prompt is
 without the passages where the knowledge is to come from the parameters alone. In a chat template
 the prompt is a message after a system message, and the answer also begins after "The answer is".
 
+With reasoning, worked examples come before the passages, an instruction to reason comes before the
+question, and the answer begins after "Answer:" and says in its last sentence what the answer is.
+
 The released code ends an answer with a full stop and cuts predictions at the first full stop or
 comma, which cuts "U.S." and "15,140" apart. Here the end-of-text token ends an answer.
 """
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -27,14 +32,37 @@ from jaxtyping import Int
 from rag_jax.data.batches import choose_bucket, choose_widths, round_up
 from rag_jax.data.passages import Passage
 from rag_jax.models.tokenizer import Tokenizer
-from rag_jax.systems.prag.config import PRAGConfig
+from rag_jax.systems.prag.config import AugmentConfig, PRAGConfig
+from rag_jax.systems.prag.demonstrations import DEMONSTRATIONS
 
 _INSTRUCTION = (
     "Answer the question with a few words. Use the passages, if there are any, and what you know."
 )
 _CUE = "The answer is"
+_REASON = (
+    "Answer the question step by step. Use the passages, if there are any, and what you know. End "
+    "with 'So the answer is ...'."
+)
+_REASON_CUE = "Answer:"
+_STATED = re.compile(r"\bthe answer is\b:?", re.IGNORECASE)
 # What an untrained model continues an answer with: a line, a sentence or a clause.
 _END = re.compile(r"\n|[.!?](?=\s+[^\Wa-z_]|\s*$)|,\s")
+
+
+class Pair(NamedTuple):
+    """A question about a document with its answer, short and as a sentence; "" for no sentence."""
+
+    question: str
+    answer: str
+    full_answer: str = ""
+
+
+@dataclass(frozen=True)
+class Augmented:
+    """The augmentation of a document: rewrites, and questions with their answers."""
+
+    rewrites: tuple[str, ...]
+    pairs: tuple[Pair, ...]
 
 
 @dataclass(frozen=True)
@@ -43,33 +71,80 @@ class Format:
 
     Attributes:
         max_text: number of tokens that are read of a passage's text.
+        reasoning: whether answers are reasoned before they are said.
+        demonstrations: number of worked examples before a question.
     """
 
     tokenizer: Tokenizer
     chat: bool
     max_text: int
+    reasoning: bool = False
+    demonstrations: int = 0
 
-    def encode_prompt(self, question: str, passages: Sequence[Passage] = ()) -> list[int]:
-        """A question, after its passages if there are any, up to where the answer starts."""
-        lines = [
-            f"Passage {i}: {': '.join(filter(None, (_join_words(p.title), self.cut_text(p.text))))}"
-            for i, p in enumerate(passages, 1)
-        ]
-        parts = ["\n".join(lines)] * bool(lines) + [f"Question: {_join_words(question)}"]
+    def encode_prompt(
+        self,
+        question: str,
+        passages: Sequence[Passage] = (),
+        *,
+        augmented: Mapping[str, Augmented] = MappingProxyType({}),
+    ) -> list[int]:
+        """A question, after its passages if there are any, up to where the answer starts.
+
+        Args:
+            augmented: augmentations by passage id, each read after its passage.
+        """
+        texts = [*self._start_prompt(passages, augmented), f"Question: {_join_words(question)}"]
+        cue = _REASON_CUE if self.reasoning else _CUE
         if not self.chat:
-            return self.tokenizer.encode_prompt("\n\n".join(parts) + f"\n{_CUE}")
-        messages = [{"role": "system", "content": _INSTRUCTION}]
-        messages.append({"role": "user", "content": "\n\n".join(parts)})
-        return self.tokenizer.encode_chat(messages) + self.tokenizer.encode(_CUE)
+            return self.tokenizer.encode_prompt("\n\n".join(texts) + f"\n{cue}")
+        return self.tokenizer.encode_chat(self._make_turns(texts)) + self.tokenizer.encode(cue)
+
+    def encode_passages(self, passages: Sequence[Passage]) -> list[int]:
+        """The prompt of `encode_prompt` up to the end of its passages, without a question."""
+        texts = self._start_prompt(passages, {})
+        if not self.chat:
+            return self.tokenizer.encode_prompt("\n\n".join(texts))
+        return self.tokenizer.encode_chat(self._make_turns(texts), add_generation_prompt=False)
+
+    def _make_turns(self, texts: Sequence[str]) -> list[dict[str, str]]:
+        instruction = _REASON if self.reasoning else _INSTRUCTION
+        user = {"role": "user", "content": "\n\n".join(texts)}
+        return [{"role": "system", "content": instruction}, user]
+
+    def _start_prompt(
+        self, passages: Sequence[Passage], augmented: Mapping[str, Augmented]
+    ) -> list[str]:
+        """The parts of a prompt before the question: demonstrations and passages."""
+        shown = DEMONSTRATIONS[: self.demonstrations]
+        worked = [f"Question: {question}\n{_REASON_CUE} {answer}" for question, answer in shown]
+        return worked + self._list_passages(passages, augmented)
+
+    def _list_passages(
+        self, passages: Sequence[Passage], augmented: Mapping[str, Augmented]
+    ) -> list[str]:
+        """The passages, one a line, as the part of a prompt; nothing without passages."""
+        lines = []
+        for i, passage in enumerate(passages, 1):
+            title = [_join_words(passage.title)] if passage.title.strip() else []
+            texts = augmented.get(passage.id, Augmented((), ()))
+            for version in (passage.text, *texts.rewrites):
+                lines.append(f"Passage {i}: {': '.join([*title, self.cut_text(version)])}")
+            for pair in texts.pairs:
+                question, answer = _join_words(pair.question), self.choose_answer(pair)
+                lines.append(f"Question: {question}\nAnswer: {answer}")
+        return ["\n".join(lines)] if lines else []
+
+    def choose_answer(self, pair: Pair) -> str:
+        """The answer that is trained on: the full one with reasoning, else the short one."""
+        return _join_words(pair.full_answer if self.reasoning else pair.answer)
+
+    def state_answer(self, answer: str) -> str:
+        """A gold answer as the model is to write it where nobody has written a reasoning."""
+        return f"So the answer is {_join_words(answer)}." if self.reasoning else answer
 
     def encode_answer(self, answer: str) -> list[int]:
         """An answer and the token that ends it."""
         return [*self.tokenizer.encode(f" {_join_words(answer)}"), self.tokenizer.eos_id]
-
-    def encode_text(self, passage: Passage) -> list[int]:
-        """A passage without a question."""
-        text = f"{_join_words(passage.title)}: {self.cut_text(passage.text)}"
-        return self.tokenizer.encode_prompt(text)
 
     def cut_text(self, text: str) -> str:
         """A text in one line, cut to the `max_text` tokens that are read."""
@@ -80,21 +155,19 @@ class Format:
         return len(self.tokenizer.encode(_join_words(text))) > self.max_text
 
     def decode_answer(self, tokens: Sequence[int]) -> str:
-        """The answer that a model wrote: the first clause of its text."""
-        return _END.split(self.tokenizer.decode(tokens).strip(), maxsplit=1)[0].strip()
+        """The answer that a model wrote: the first clause of its text.
+
+        With reasoning the first clause after the first "the answer is", if the text says so.
+        """
+        text = self.tokenizer.decode(tokens).strip()
+        if self.reasoning:
+            text = _STATED.split(text, maxsplit=1)[-1].strip()
+        return _END.split(text, maxsplit=1)[0].strip()
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """The tokens that end an answer."""
         return self.tokenizer.stop_ids
-
-
-@dataclass(frozen=True)
-class Augmented:
-    """The augmentation of a document: rewrites, and pairs of a question and its answer."""
-
-    rewrites: tuple[str, ...]
-    pairs: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -135,22 +208,38 @@ def make_examples(
     The layout of the released code (the paper's triples, eq. 4, are all combinations): the first
     half of the questions, rounded up, each after the passage and after every rewrite; the other
     questions without a passage. One rewrite and three questions make five examples. The loss is
-    taken over all tokens of an example. Without questions, the examples are the passage and its
-    rewrites.
+    taken over all tokens of an example. Without questions, the examples are the prompts of the
+    passage and of its rewrites.
 
     Args:
         questions: number of questions of every document; a document with fewer repeats its own.
     """
     versions = [passage, *(Passage(passage.id, passage.title, text) for text in augmented.rewrites)]
     if not augmented.pairs:
-        return [format.encode_text(version) for version in versions]
+        return [format.encode_passages([version]) for version in versions]
     examples = []
     pairs = itertools.islice(itertools.cycle(augmented.pairs), questions)
-    for i, (question, answer) in enumerate(pairs):
+    for i, pair in enumerate(pairs):
         given = [[version] for version in versions] if i < (questions + 1) // 2 else [[]]
-        prompts = [format.encode_prompt(question, passages) for passages in given]
-        examples += [prompt + format.encode_answer(answer) for prompt in prompts]
+        prompts = [format.encode_prompt(pair.question, passages) for passages in given]
+        answer = format.encode_answer(format.choose_answer(pair))
+        examples += [prompt + answer for prompt in prompts]
     return examples
+
+
+def count_examples(augment: AugmentConfig) -> int:
+    """Number of examples that `make_examples` makes of a whole augmentation: 5 by default."""
+    if not augment.questions:
+        return 1 + augment.rewrites
+    return (augment.questions + 1) // 2 * augment.rewrites + augment.questions
+
+
+def repeat_examples(examples: Sequence[list[int]], count: int) -> list[list[int]]:
+    """Examples from first to last, again and again until there are `count`.
+
+    An ablation has fewer examples; so it takes as many optimiser steps as the whole recipe.
+    """
+    return list(itertools.islice(itertools.cycle(examples), count))
 
 
 # Groups of documents that are trained together.

@@ -17,21 +17,27 @@ from rag_jax.pipeline.runner import ReportSpec
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.files import read_json, read_jsonl, write_json, write_jsonl
 from rag_jax.runtime.progress import log
-from rag_jax.systems.prag.augment import list_documents
+from rag_jax.systems.prag.augment import list_documents, read_augmented
 from rag_jax.systems.prag.config import AnswerConfig, PRAGConfig
-from rag_jax.systems.prag.data import Format, Variant, list_variants
+from rag_jax.systems.prag.data import Augmented, Format, Variant, list_variants
 from rag_jax.systems.prag.infer import Engine, Search
 from rag_jax.systems.stages import answer_timed
 
 COLUMNS = ("n", "exact_match", "f1", "match", "prompt_tokens", "seconds_per_question")
-# For each method whether its prompt has the passages, and whose adapters are merged.
+# For each method what its prompt has of the documents, and whose adapters are merged. The paper's
+# names are Standard RAG, DA-RAG, P-RAG and Combine Both; "random" is a control of our own.
 METHODS = {
-    "direct": (False, None),
-    "in_context": (True, None),
-    "parametric": (False, "own"),
-    "both": (True, "own"),
-    "random": (False, "random"),
+    "direct": ("nothing", None),
+    "in_context": ("passages", None),
+    "in_context_augmented": ("augmentations", None),
+    "parametric": ("nothing", "own"),
+    "both": ("passages", "own"),
+    "random": ("nothing", "random"),
 }
+
+
+# What a record says of its question and prompt, beside the answer.
+_FACTS = ("prompt_tokens", "passages", "adapters", "covered")
 
 
 def describe_report(config: PRAGConfig) -> ReportSpec:
@@ -48,6 +54,8 @@ def _make_tables(
 ) -> dict[str, Any]:
     del methods
     tables = {"the documents' adapters": tabulate_adapters(stages)}
+    title = "exact match by whether the documents' adapters were trained to say the gold answer"
+    tables[title] = tabulate_coverage(predictions)
     if any(row["type"] for rows in predictions.values() for row in rows):
         tables["F1 by type of question"] = tabulate_types(predictions)
     return {"tables": tables}
@@ -99,65 +107,103 @@ def run_evaluation(
     check_length: Callable[[int], None],
     seed: int,
 ) -> None:
-    """Answers all questions in every way; `adapters.json` says what an adapter costs."""
+    """Answers all questions in every way; `adapters.json` says what an adapter costs.
+
+    Documents without an adapter are left out of the prompts too, as in the released code, so that
+    all methods have the same documents.
+    """
     path = context.path("retrieve", "found.jsonl")
     documents = {passage.id: passage for passage in list_documents(path, passages)}
-    found = [record["passages"] for record in read_jsonl(path)]
+    augmented = read_augmented(context.path("augment", "augmented.jsonl"))
+    encoded = list_encoded(context.path("encode", "encoded.jsonl"))
+    found = [[i for i in r["passages"] if i in encoded] for r in read_jsonl(path)]
     stores = {n: open_store(context.path(n, "adapters"), v) for n, v in variants.items()}
-    encoded = [id for id in documents if id in stores["encode"]]
+    others = draw_others(questions, found, list(encoded), seed=seed)
     nothing: list[list[str]] = [[]] * len(found)
-    others = draw_others(questions, found, encoded, seed=seed)
     merged = {None: nothing, "own": found, "random": others}
-    # For each method whether the prompts have the passages, the ids of the adapters, and the store.
-    ways = {
-        name: (with_passages, merged[kind], kind and stores["encode"])
-        for name, (with_passages, kind) in METHODS.items()
-    }
-    ways |= {name: (False, found, stores[name]) for name in variants if name != "encode"}
-    read = {False: nothing, True: found}
-    prompts = {
-        with_passages: [
-            format.encode_prompt(question.question, [documents[id] for id in ids])
-            for question, ids in zip(questions, every, strict=True)
-        ]
-        for with_passages, every in read.items()
-    }
-    check_length(max(map(len, prompts[True])) + answer.max_tokens)
+    # For each method what its prompts have, the ids of the adapters, and the store.
+    ways = {n: (read, merged[k], k and stores["encode"]) for n, (read, k) in METHODS.items()}
+    ways |= {n: ("nothing", found, store) for n, store in stores.items() if n != "encode"}
+    prompts = _make_prompts(format, questions, found, documents, augmented)
+    check_length(
+        max(len(prompt) for made in prompts.values() for prompt in made) + answer.max_tokens
+    )
+    covered = list(map(partial(is_covered, augmented=augmented), questions, found))
     passes: dict[str, list[Record]] = {}
 
     def answer_all(name: str) -> list[Record]:
-        with_passages, adapters, store = ways[name]
-        texts, places = prompts[with_passages], range(len(questions))
+        read, adapters, store = ways[name]
+        texts, places = prompts[read], range(len(questions))
+        given = nothing if read == "nothing" else found
+        columns = map(len, texts), given, adapters, covered
+        facts = [dict(zip(_FACTS, row, strict=True)) for row in zip(*columns, strict=True)]
         engine = make_engine(round_up(max(map(len, texts)), 32))
-        run = partial(_answer_batch, engine, texts, read[with_passages], adapters, store)
+        run = partial(_answer_batch, engine, texts, facts, store)
         passes[name] = answer_timed(context, name, places, run, batch_size=answer.batch_size)
         return passes[name]
 
     compare([Method(n, partial(answer_all, n)) for n in ways], questions, grade, context.folder)
-    _write_costs(context, passes, [stores["encode"].count_bytes(id) for id in encoded])
+    sizes = [stores["encode"].count_bytes(id) for id in encoded if id in stores["encode"]]
+    _write_costs(context, passes, sizes)
+
+
+def list_encoded(file: Path) -> dict[str, None]:
+    """The ids of the documents that have an adapter, from `encoded.jsonl`, in their order."""
+    return {record["id"]: None for record in read_jsonl(file) if not record["error"]}
+
+
+def is_covered(
+    question: Question, documents: Sequence[str], *, augmented: Mapping[str, Augmented]
+) -> bool:
+    """Whether an answer that the adapter of one of the documents is trained on has a gold answer.
+
+    As whole words: "English, Hindi and Bengali" has "English".
+    """
+    pairs = [pair for id in documents for pair in augmented[id].pairs]
+    return any(match(pair.answer, question.answers) for pair in pairs)
+
+
+def _make_prompts(
+    format: Format,
+    questions: Sequence[Question],
+    found: Sequence[Sequence[str]],
+    documents: Mapping[str, Passage],
+    augmented: Mapping[str, Augmented],
+) -> dict[str, list[list[int]]]:
+    """The prompts of all questions: without documents, with them, and with augmentations too."""
+    own = [[documents[id] for id in ids] for ids in found]
+    asked = [question.question for question in questions]
+    augment = partial(format.encode_prompt, augmented=augmented)
+    return {
+        "nothing": list(map(format.encode_prompt, asked)),
+        "passages": list(map(format.encode_prompt, asked, own)),
+        "augmentations": list(map(augment, asked, own)),
+    }
 
 
 def _answer_batch(
     engine: Engine,
     prompts: Sequence[Sequence[int]],
-    read: Sequence[Sequence[str]],
-    merged: Sequence[Sequence[str]],
+    facts: Sequence[Record],
     store: AdapterStore | None,
     batch: Sequence[int],
 ) -> list[Record]:
-    """The records of the prompts in `batch`, with the ids of the documents read and merged."""
-    answers = engine.answer([prompts[i] for i in batch], store, [merged[i] for i in batch])
+    """The records of the prompts in `batch`: what is known of each, the answer and the costs.
+
+    Args:
+        facts: for each prompt at least `"adapters"`, the ids of the documents that are merged.
+    """
+    merged = [facts[i]["adapters"] for i in batch]
+    answers = engine.answer([prompts[i] for i in batch], store, merged)
     load = 1000 * answers.load_seconds / answers.loaded if answers.loaded else None
     return [
         {
             "prediction": text,
-            "prompt_tokens": len(prompts[i]),
-            "passages": read[i],
-            "adapters": merged[i],
+            **facts[i],
             "load_ms": load,
-            "lost": {id: answers.lost[id] for id in merged[i] if id in answers.lost},
+            "lost": {id: answers.lost[id] for id in ids if id in answers.lost},
         }
-        for i, text in zip(batch, answers.texts, strict=True)
+        for i, ids, text in zip(batch, merged, answers.texts, strict=True)
     ]
 
 
@@ -193,6 +239,25 @@ def tabulate_types(predictions: Mapping[str, Sequence[Record]]) -> list[list[str
     for name, rows in predictions.items():
         scores = ([row["f1"] for row in rows if row["type"] == type_] for type_ in types)
         table.append([name, *(float(np.mean(members)) for members in scores)])
+    return table
+
+
+def tabulate_coverage(predictions: Mapping[str, Sequence[Record]]) -> list[list[str | float]]:
+    """Exact match of the questions whose answer the adapters were trained to say, and of the rest.
+
+    An answer that is not among a document's augmentations can only come from its passage: how much
+    of a document's own content an adapter holds is the question of arXiv 2510.12668.
+    """
+    rows = list(predictions.values())
+    parts = {"trained to say": True, "others": False}
+    counts = {n: sum(row["covered"] is value for row in rows[0]) for n, value in parts.items()}
+    table: list[list[str | float]] = [["method", *(f"{n} (n={c})" for n, c in counts.items())]]
+    for name, answered in predictions.items():
+        scores = [
+            [row["exact_match"] for row in answered if row["covered"] is value]
+            for value in parts.values()
+        ]
+        table.append([name, *(float(np.mean(own)) if own else "-" for own in scores)])
     return table
 
 

@@ -90,6 +90,7 @@ class Engine:
         arrays = shard_batch((chosen, *pad_rows(prompts, self.width, pad_id=0, batch=s.batch_size)))
         limits = {"max_tokens": s.max_tokens, "stop_ids": self.format.stop_ids}
         inputs = self.model, self.params, bank, *arrays
-        tokens, lengths = fetch(steps.answer_batch(*inputs, scale=self.scale, **limits))
+        how = {"scale": self.scale, "merge": s.merge}
+        tokens, lengths = fetch(steps.answer_batch(*inputs, **how, **limits))
         texts = [self.format.decode_answer(tokens[b, : lengths[b]]) for b in range(len(prompts))]
         return Answers(texts, lost, seconds, len(rows) - len(lost))

@@ -1,5 +1,6 @@
 """The stages of Parametric RAG, from an empty folder to the report."""
 
+from dataclasses import replace
 from functools import partial
 
 from rag_jax.pipeline.stage import Stage
@@ -20,32 +21,40 @@ def list_stages(session: Session) -> list[Stage]:
     model = {"weights": session.fingerprint("model.name"), "model": c.model}
     dense = c.retrieve.by == "dense"
     encoder = {"encoder": session.fingerprint("retrieve.encoder.name")} if dense else {}
-    asked = {"on": c.evaluate_on, "questions": c.questions, "seed": c.seed}
-    training = {**model, "tuning": c.tuning, "seed": c.seed}
+    asked = {"on": c.evaluate_on, "questions": c.questions}
+    training = {**model, "tuning": c.tuning, "prompt": c.prompt, "seed": c.seed}
     stage = partial(make_stage, session)
     warm_up = stage("warm_up", run_warm_up, {**training, "warm_up": c.warm_up}, "corpus")
+    warm_up = replace(warm_up, version=2)
     encodings = [
         Stage(
             name,
             bind(session, run_encoding, variant=variant, settings=c.encode),
             needs=("corpus", "retrieve", "augment", *["warm_up"] * (variant.start == "warm")),
             settings={**training, "variant": variant, "encode": c.encode, "augment": c.augment},
+            version=2,
             shardable=("encoded.jsonl",),
             repairs=True,
         )
         for name, variant in session.variants.items()
     ]
     retrieval = {**asked, **encoder, "retrieve": c.retrieve}
-    augmentation = {**model, "augment": c.augment, "seed": c.seed}
-    evaluation = {**asked, **model, "answer": c.answer, "passages": c.retrieve.passages}
-    shared, evaluated = ("augmented.jsonl",), ("corpus", "retrieve", *session.variants)
+    sampled = {"seed": c.seed} if c.augment.by == "model" else {}  # rules draw nothing
+    augmentation = {**model, "augment": c.augment, "full": c.prompt.reasoning, **sampled}
+    if c.augment.model is not None:
+        augmentation["writer"] = session.fingerprint("augment.model")
+    answering = {"prompt": c.prompt, "answer": c.answer, "passages": c.retrieve.passages}
+    evaluation = {**asked, **model, **answering, "seed": c.seed}
+    shared, evaluated = ("augmented.jsonl",), ("corpus", "retrieve", "augment", *session.variants)
+    needed = "corpus", "retrieve"
+    augmenting = stage("augment", run_augmentation, augmentation, *needed, shardable=shared)
     return [
         corpus_stage(session),
         stage("retrieve", run_retrieval, retrieval, "corpus"),
-        stage("augment", run_augmentation, augmentation, "corpus", "retrieve", shardable=shared),
+        replace(augmenting, version=2),
         *[warm_up] * any("warm_up" in encoding.needs for encoding in encodings),
         *encodings,
-        stage("evaluate", run_evaluation, evaluation, *evaluated),
+        replace(stage("evaluate", run_evaluation, evaluation, *evaluated), version=2),
     ]
 
 

@@ -11,6 +11,7 @@ import jax
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection
 from rag_jax.lora.store import AdapterStore
+from rag_jax.models import Pretrained, load_tokenizer
 from rag_jax.retrieval import BM25, Index, list_texts, make_text
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems import session
@@ -32,8 +33,17 @@ class Session(session.Session):
     @cached_property
     def format(self) -> Format:
         """How questions, passages and answers become tokens."""
-        c = self.config.model
-        return Format(self.base.tokenizer, c.chat, c.max_text)
+        c = self.config
+        tokenizer = load_tokenizer(c.model.name)  # without the model, where another one augments
+        asked = c.model.chat, c.model.max_text, c.prompt.reasoning, c.prompt.demonstrations
+        return Format(tokenizer, *asked)
+
+    @property
+    def augmenter(self) -> Pretrained:
+        """The model that augments documents: another one is loaded, and not kept."""
+        if self.config.augment.model is None:
+            return self.base
+        return self.load_language_model("augment.model", dtype=self.dtype)
 
     @cached_property
     def variants(self) -> dict[str, Variant]:
@@ -48,7 +58,12 @@ class Session(session.Session):
         """
         c = self.config
         template = jax.eval_shape(partial(init_trained, c.tuning, seed=c.seed), self.base.params)
-        settings = {"tuning": c.tuning, "encode": c.encode, "augment": c.augment}
+        settings = {
+            "tuning": c.tuning,
+            "encode": c.encode,
+            "augment": c.augment,
+            "prompt": c.prompt,
+        }
         settings |= {"variant": variant, "seed": c.seed}
         return AdapterStore(folder, template, base=self.base.fingerprint, settings=settings)
 

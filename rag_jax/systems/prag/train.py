@@ -22,7 +22,16 @@ from rag_jax.runtime.progress import log
 from rag_jax.runtime.sharding import count_data_rows, shard_batch
 from rag_jax.systems.prag.augment import list_augmented, report_left_out
 from rag_jax.systems.prag.config import AugmentConfig, EncodeConfig, WarmUpConfig
-from rag_jax.systems.prag.data import Format, Groups, Variant, group_documents, make_examples
+from rag_jax.systems.prag.data import (
+    Augmented,
+    Format,
+    Groups,
+    Variant,
+    count_examples,
+    group_documents,
+    make_examples,
+    repeat_examples,
+)
 from rag_jax.systems.prag.loss import TERMS, make_document_loss, make_warm_up_loss
 from rag_jax.training.bank import init_bank_state, make_bank_step
 from rag_jax.training.loop import LossFunction
@@ -45,7 +54,8 @@ def run_warm_up(
     """Trains one adapter on questions and answers without any passage (paper, section 3.2.3)."""
     rows = []
     for question in train_questions:
-        tokens = format.encode_prompt(question.question) + format.encode_answer(question.answers[0])
+        answer = format.encode_answer(format.state_answer(question.answers[0]))
+        tokens = format.encode_prompt(question.question) + answer
         rows.append(Row(question.id, tokens, {"text": (1, len(tokens))}))
     check_length(max(len(row.tokens) for row in rows))
     loss = make_warm_up_loss(base.model.clone(remat=tuning.remat), trainable)
@@ -80,10 +90,8 @@ def run_encoding(
     stay. The group of an adapter that was lost since is trained again.
     """
     documents, augmented = list_augmented(context, passages)
-    examples = [
-        make_examples(format, document, variant.reduce(texts), questions=augment.questions)
-        for document, texts in zip(documents, augmented, strict=True)
-    ]
+    reduced = [variant.reduce(texts) for texts in augmented]
+    examples = _list_examples(format, documents, reduced, augment)
     check_length(max(len(tokens) for rows in examples for tokens in rows))
     lengths = np.asarray([[len(tokens) for tokens in rows] for rows in examples])
     sizes = {"together": settings.together, "multiple": count_data_rows()}
@@ -116,6 +124,20 @@ def run_encoding(
     )
     _repair(store, records, documents, groups, encode_group)
     report_left_out(records)
+
+
+def _list_examples(
+    format: Format,
+    documents: Sequence[Passage],
+    augmented: Sequence[Augmented],
+    augment: AugmentConfig,
+) -> list[list[list[int]]]:
+    """The examples of every document, as many as of the whole recipe."""
+    made = [
+        make_examples(format, document, texts, questions=augment.questions)
+        for document, texts in zip(documents, augmented, strict=True)
+    ]
+    return [repeat_examples(own, count_examples(augment)) for own in made]
 
 
 def _write_groups(context: StageContext, groups: Groups, *, tokens: int) -> None:

@@ -55,7 +55,7 @@ def _answer(
     engine.format.encode_input(question, None)  # refuses a question that is too long
     c, way = session.config, choose_way(session.config)
     queries = session.encode_questions(query, [question])
-    scores, rows = index.search(queries, min(c.passages, index.size))
+    scores, rows = index.search(queries, min(c.passages_read, index.size))
     scores = c.retriever.scale * scores
     weights = np.exp(scores[0] - np.logaddexp.reduce(scores[0]))
     found = zip(weights, rows[0].tolist(), strict=True)

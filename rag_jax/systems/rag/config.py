@@ -54,12 +54,18 @@ class JointTrainConfig(TrainConfig):
 
     Attributes:
         questions: maximum number of training questions; 0 for all.
+        answers: whether a question is trained on its first answer, or has a row for each of its
+            answers, as the paper's Natural Questions and WebQuestions have.
+        generator: whether the generator is trained. If not, the question's encoder learns alone,
+            from a generator as it is, and "frozen" is the generator and the retriever as they are.
         retriever_rate: factor on the learning rate for the question's encoder.
         refresh_every: number of steps after which the question's encoder embeds the passages anew,
             for which it must be the passages' encoder too. 0 for never, as in the paper.
     """
 
     questions: CountOrZero = 0
+    answers: Literal["first", "all"] = "first"
+    generator: bool = True
     batch_size: Count = 8
     learning_rate: Positive = 1e-3
     microbatch_tokens: Count = 320
@@ -74,6 +80,10 @@ class DecodeConfig:
 
     Attributes:
         questions: maximum number of questions that are evaluated; 0 for all.
+        passages: number of passages K of a question at test time; 0 for that of the training. The
+            paper reads 15 with RAG-Token and 50 with RAG-Sequence.
+        curve: numbers of passages at which the answers are also evaluated, for the curve of the
+            paper's figure 3.
         beams: number of beams of a question in RAG-Token, of a passage in RAG-Sequence. 1 is greedy
             decoding, as in the paper's question answering.
         early_stopping: whether to stop with the last finished beam, although a live beam might win.
@@ -82,6 +92,8 @@ class DecodeConfig:
     """
 
     questions: CountOrZero = 0
+    passages: CountOrZero = 0
+    curve: tuple[Count, ...] = ()
     max_tokens: Count = 12
     beams: Count = 1
     length_penalty: NonNegative = 1.0
@@ -95,10 +107,12 @@ class RAGConfig:
     """Retrieval-augmented generation (Lewis et al. 2020).
 
     Attributes:
-        passages: number of passages K of a question.
+        passages: number of passages K of a question in training; 5 or 10 in the paper.
         marginal: the trained model, RAG-Sequence or RAG-Token.
         task: what an answer is: a few words ("qa"), one of the training answers, as FEVER's labels
             ("classification"), or a text ("generation").
+        ablations: whether to train two more generators: with BM25's passages and scores in place of
+            the retriever's, and without passages.
         profile_steps: number of steps of each training that are traced.
     """
 
@@ -108,6 +122,7 @@ class RAGConfig:
     marginal: Literal["sequence", "token"] = "sequence"
     task: Literal["qa", "classification", "generation"] = "qa"
     evaluate_on: Literal["test", "dev"] = "test"
+    ablations: bool = False
     profile_steps: CountOrZero = 0
     mesh: MeshConfig = MeshConfig()
     generator: GeneratorConfig = GeneratorConfig()
@@ -119,11 +134,24 @@ class RAGConfig:
     train: JointTrainConfig = JointTrainConfig()
     decode: DecodeConfig = DecodeConfig()
 
+    @property
+    def passages_read(self) -> int:
+        """The number of passages K of a question at test time."""
+        return self.decode.passages or self.passages
+
     def check(self, path: str) -> None:
-        """Raises a RagJaxError if the index is to be refreshed by an encoder of questions alone."""
+        """Raises a RagJaxError if the index is to be refreshed by an encoder of questions alone.
+
+        Also if generators are to be trained as ablations, but the run's is not trained.
+        """
         if self.train.refresh_every and self.retriever.passage_name is not None:
             raise RagJaxError(
                 f"{path}.train.refresh_every={self.train.refresh_every}: only an encoder of both "
                 f"questions and passages can encode these anew; leave {path}.retriever."
                 "passage_name out"
+            )
+        if self.ablations and not self.train.generator:
+            raise RagJaxError(
+                f"{path}.ablations=True with {path}.train.generator=False: the ablations are "
+                "trained generators; leave one of the two out"
             )

@@ -213,6 +213,13 @@ def pack_examples(
     return arrays | {"weight": weight}
 
 
+def pack_scores(doc_scores: Float[np.ndarray, "N K"], *, batch: int) -> dict[str, np.ndarray]:
+    """One microbatch's logits of `p(z|x)`, `doc_scores` `[B, K]`, of passages that are fixed."""
+    scores = np.zeros((batch, doc_scores.shape[1]), np.float32)
+    scores[: len(doc_scores)] = doc_scores
+    return {"doc_scores": scores}
+
+
 def encode_queries(
     tokenizer: Tokenizer, questions: Sequence[str], *, max_length: int
 ) -> list[list[int]]:

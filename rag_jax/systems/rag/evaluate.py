@@ -1,66 +1,83 @@
 """The comparison: every way of answering, and every retriever, on the same questions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, PyTree
+from jaxtyping import Float, PyTree
 
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
-from rag_jax.evaluation.answers import bleu_1, exact_match, f1, rouge_l
+from rag_jax.evaluation.answers import bleu_1, distinct_ngrams, exact_match, f1, rouge_l
 from rag_jax.evaluation.compare import Method, Record, compare, describe_question, summarize_answers
 from rag_jax.evaluation.rankings import answer_hits
 from rag_jax.models import Pretrained
-from rag_jax.models.nn.layers import MASKED
 from rag_jax.pipeline.runner import ReportSpec
 from rag_jax.pipeline.stage import StageContext
-from rag_jax.retrieval import BM25, Index, make_text
+from rag_jax.retrieval import Index
 from rag_jax.runtime.files import read_json
 from rag_jax.systems.rag.config import RAGConfig
 from rag_jax.systems.rag.data import pick_passages
 from rag_jax.systems.rag.infer import Engine, Way
+from rag_jax.systems.rag.rankings import Ranking, rank_by_bm25
 from rag_jax.systems.stages import answer_timed, list_ranked
 
 # The scores of answers by task; the first one has the interval.
 SCORES = {
     "qa": ("exact_match", "f1"),
     "classification": ("accuracy",),
-    "generation": ("rouge_l", "bleu_1"),
+    "generation": ("rouge_l", "bleu_1", "distinct_trigrams"),
 }
+# Of all answers of a method together; no single question has them.
+_JOINT_SCORES = ("bleu_1", "distinct_trigrams")
+# The generators that are trained for what they read (Lewis et al. 2020, section 4.5).
+ABLATIONS = ("closed_book", "bm25")
 _HITS = (1, 5)  # depths of the hits in the report, besides K
 _TOGETHER = 32  # questions of a piece on disk
 
 
-class Ranking(NamedTuple):
-    """The passages found for every question, best first, and their logits of `p(z|x)`.
+class Reading(NamedTuple):
+    """Whose generator reads whose passages, and the names of the methods by way of decoding.
 
-    Places without a passage have row -1.
+    Attributes:
+        trained: stage that trained the generator.
+        found: name of the ranking that is read; None to read none.
     """
 
-    scores: Float[np.ndarray, "N k"]
-    rows: Int[np.ndarray, "N k"]
+    trained: str
+    found: str | None
+    ways: dict[Way, str]
 
 
 def describe_report(config: RAGConfig) -> ReportSpec:
     """What the report shows: a row for each way of answering and each retriever."""
-    task, k = config.task, config.passages
-    names = [name for *_, ways in _list_readings(task, "fast") for name in ways.values()]
+    task, main, k = config.task, choose_way(config), config.passages_read
+    labelled = task == "classification"
     hits = [f"answer@{k}" for k in sorted({*_HITS, k})] if task == "qa" else []
 
-    def make_tables(stages: Path, *_: Any) -> dict[str, Any]:
-        if config.data.path is not None:
-            return {}
-        title = "exact match on the facts that the world's other revision changed"
-        return {"tables": {title: read_json(stages / "memory" / "memory.json")}}
+    def make_tables(stages: Path, predictions: Mapping[str, Any], *_: Any) -> dict[str, Any]:
+        tables: dict[str, Any] = {}
+        if task == "generation":
+            answers = [record["answers"][0] for record in next(iter(predictions.values()))]
+            share = distinct_ngrams(answers, 3)
+            shown = "none" if share is None else share
+            tables["distinct tri-grams of the data"] = [["texts", "share"], ["answers", shown]]
+        if config.decode.curve:
+            title = f"{SCORES[task][0].replace('_', ' ')} by the number of passages read"
+            tables[title] = read_json(stages / "curve" / "curve.json")
+        if config.data.path is None:
+            title = "exact match on the facts that the world's other revision changed"
+            tables[title] = read_json(stages / "memory" / "memory.json")
+        return {"tables": tables}
 
     columns = ("n", *SCORES[task], *hits, "seconds_per_question")
-    methods, numbers = dict.fromkeys(names, "evaluate"), partial(summarize, task=task)
-    reference = "joint" if task == "classification" else choose_way(config)
-    # BLEU is of all answers together and has no question's score.
-    paired = reference, {name: name for name in SCORES[task] if name != "bleu_1"}
+    methods = dict.fromkeys(list_names(list_readings(task, main)), "evaluate")
+    if config.ablations:
+        methods |= dict.fromkeys(ABLATIONS, "compare")
+    numbers, reference = partial(summarize, task=task), "joint" if labelled else main
+    paired = reference, {name: name for name in SCORES[task] if name not in _JOINT_SCORES}
     return ReportSpec(config.generator.name, methods, columns, numbers, *paired, make_tables)
 
 
@@ -70,26 +87,10 @@ def summarize(rows: Sequence[Record], task: str) -> dict[str, Any]:
     if task != "generation":
         return summarize_answers(rows, names, main=SCORES[task][0])
     answers = [row["answers"] for row in rows]
-    bleu = bleu_1([row["prediction"] for row in rows], answers)
-    return summarize_answers(rows, names, main=None) | {"bleu_1": bleu}
-
-
-def pad_hits(
-    scores: Sequence[Float[np.ndarray, "n"]], rows: Sequence[Int[np.ndarray, "n"]], k: int
-) -> Ranking:
-    """A ranking of exactly `k` places from at most `k` hits for each question.
-
-    Places without a hit have no probability; where nothing was found, the first place has all of
-    it, and the question is answered without a passage.
-    """
-    ranking = Ranking(
-        np.full((len(rows), k), MASKED, np.float32), np.full((len(rows), k), -1, np.int32)
-    )
-    for i, (found, worth) in enumerate(zip(rows, scores, strict=True)):
-        ranking.rows[i, : len(found)], ranking.scores[i, : len(found)] = found, worth
-        if not len(found):
-            ranking.scores[i, 0] = 0
-    return ranking
+    written = [row["prediction"] for row in rows]
+    numbers = summarize_answers(rows, names, main=None) | {"bleu_1": bleu_1(written, answers)}
+    distinct = distinct_ngrams(written, 3)
+    return numbers if distinct is None else numbers | {"distinct_trigrams": distinct}
 
 
 def choose_way(config: RAGConfig) -> Way:
@@ -97,16 +98,26 @@ def choose_way(config: RAGConfig) -> Way:
     return "token" if config.marginal == "token" else "thorough"
 
 
-def _list_readings(task: str, main: Way) -> list[tuple[str, str | None, dict[Way, str]]]:
-    """Whose generator reads whose passages, and the names of the methods by way of decoding."""
+def list_readings(task: str, main: Way) -> list[Reading]:
+    """The readings of every run; `shared` ones are of the generator of the reading "joint"."""
     every: dict[Way, str] = {way: way for way in ("token", "fast", "thorough")}
     # In a classification the labels are scored, so the ways of decoding do not differ.
     return [
-        ("joint", None, {"fast": "closed_book"}),
-        ("joint", "bm25", {main: "bm25"}),
-        ("frozen", "frozen", {main: "frozen"}),
-        ("joint", "joint", {main: "joint"} if task == "classification" else every),
+        Reading("joint", None, {"fast": "shared_closed_book"}),
+        Reading("joint", "bm25", {main: "shared_bm25"}),
+        Reading("frozen", "frozen", {main: "frozen"}),
+        Reading("joint", "joint", {main: "joint"} if task == "classification" else every),
     ]
+
+
+def list_names(readings: Sequence[Reading]) -> list[str]:
+    """The names of the methods of some readings."""
+    return [name for reading in readings for name in reading.ways.values()]
+
+
+def choose_depth(config: RAGConfig, size: int) -> int:
+    """Number of passages that are ranked, of `size`: enough for the hits and to be read."""
+    return min(max(*_HITS, config.passages_read), size)
 
 
 def run_evaluation(
@@ -125,12 +136,12 @@ def run_evaluation(
     """Answers every question in every way.
 
     `frozen` is the generator trained with the retriever as it was. All other methods use the
-    generator trained together with the question's encoder: `closed_book` without passages, `bm25`
-    with BM25's passages and scores as the logits of `p(z|x)` (Lewis et al. 2020, section 4.5), and
-    the last three with the trained encoder's passages.
+    generator trained together with the question's encoder: `shared_closed_book` without passages,
+    `shared_bm25` with BM25's passages and scores, and the last three with the trained encoder's
+    passages.
     """
-    asked, k = [question.question for question in questions], config.passages
-    depth = min(max(*_HITS, k), len(passages))
+    asked = [question.question for question in questions]
+    depth = choose_depth(config, len(passages))
     trained = {name: load_trained(context, name) for name in ("frozen", "joint")}
 
     def search(index: Index, name: str) -> Ranking:
@@ -139,15 +150,37 @@ def run_evaluation(
 
     final, _ = open_final_index(context, trained["joint"])
     rankings = {
-        None: None,
-        "bm25": pad_hits(*BM25.build(map(make_text, passages)).search(asked, depth), depth),
+        "bm25": rank_by_bm25(passages, asked, depth),
         "frozen": search(load_index(context.path("index", "index")), "frozen"),
         "joint": search(final, "joint"),
     }
-    methods = []
-    for name, ranking, ways in _list_readings(config.task, choose_way(config)):
-        engine, found = make_engine(trained[name]["generator"]), rankings[ranking]
-        answers = answer_all(context, engine, asked, passages, found, ways, k=k, labels=labels)
+    engines = {name: make_engine(params["generator"]) for name, params in trained.items()}
+    shared = {"passages": passages, "labels": labels, "config": config}
+    readings = list_readings(config.task, choose_way(config))
+    compare_readings(context, readings, engines, rankings, questions, **shared)
+
+
+def compare_readings(
+    context: StageContext,
+    readings: Sequence[Reading],
+    engines: Mapping[str, Engine],
+    rankings: Mapping[str, Ranking],
+    questions: Sequence[Question],
+    *,
+    passages: Sequence[Passage],
+    labels: Sequence[str],
+    config: RAGConfig,
+) -> None:
+    """Answers and grades the questions by every reading's methods, a file each.
+
+    Args:
+        engines: by the name of the stage that trained the generator.
+    """
+    asked, k, methods = [question.question for question in questions], config.passages_read, []
+    for name, ranking, ways in readings:
+        found = rankings[ranking] if ranking else None
+        options = {"k": k, "labels": labels}
+        answers = answer_all(context, engines[name], asked, passages, found, ways, **options)
         ranked = list_ranked(*found) if found else [None] * len(asked)
         for way, method in ways.items():
             records = [
@@ -204,17 +237,20 @@ def grade(question: Question, record: Record, *, task: str, k: int) -> Record:
         record: "prediction", "seconds", and "found": the passages found with their scores, or None.
     """
     prediction, answers, found = record["prediction"], question.answers, record["found"]
-    seconds = record["seconds"]
-    graded = describe_question(question) | {"prediction": prediction, "seconds": seconds}
-    if task == "generation":
-        graded["rouge_l"] = rouge_l(prediction, answers)
-    elif task == "classification":
-        graded["accuracy"] = exact_match(prediction, answers)
-    else:
-        graded["exact_match"] = exact_match(prediction, answers)
-        graded["f1"] = f1(prediction, answers)
+    graded = describe_question(question) | {"prediction": prediction, "seconds": record["seconds"]}
+    graded |= score_answer(question, prediction, task)
     if found is None:
         return graded
     if task == "qa":
         graded |= answer_hits([p.text for p, _ in found], answers, sorted({*_HITS, k}))
     return graded | {"passages": [{"id": p.id, "score": score} for p, score in found[:k]]}
+
+
+def score_answer(question: Question, prediction: str, task: str) -> dict[str, float]:
+    """The scores of one answer by the task's metrics that a single question has."""
+    answers = question.answers
+    if task == "generation":
+        return {"rouge_l": rouge_l(prediction, answers)}
+    if task == "classification":
+        return {"accuracy": exact_match(prediction, answers)}
+    return {"exact_match": exact_match(prediction, answers), "f1": f1(prediction, answers)}

@@ -16,8 +16,9 @@ from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval import Index
 from rag_jax.runtime.files import write_json
 from rag_jax.systems.rag.config import RAGConfig
-from rag_jax.systems.rag.evaluate import Ranking, answer_all, choose_way
+from rag_jax.systems.rag.evaluate import answer_all, choose_way
 from rag_jax.systems.rag.infer import Engine
+from rag_jax.systems.rag.rankings import Ranking
 
 
 def run_memory(
@@ -41,7 +42,7 @@ def run_memory(
     worlds = [build_world(**asdict(world) | {"revision": revision}) for revision in (0, 1)]
     trained_on = {question.subject for question in worlds[0].questions["train"]}
     count = config.decode.memory_questions
-    changes = choose_changes(world, trained_on, count=count, seed=config.seed)
+    changes = choose_changes(world, trained_on, count=count, seed=config.data.seed)
     asked = [old.question for old, _ in changes]
     trained = load_trained(context, "joint")
     engine = make_engine(trained["generator"])
@@ -55,9 +56,10 @@ def run_memory(
         if changed:
             embeddings[changed] = encode_passages(embedder, [revised[i] for i in changed])
         swapped = build_corpus_index(embeddings, revised)
-        scores, rows = swapped.search(queries, config.passages)
+        scores, rows = swapped.search(queries, config.passages_read)
         found = Ranking(config.retriever.scale * scores, rows)
-        records = answer_all(context, engine, asked, revised, found, {way: name}, k=config.passages)
+        ways, k = {way: name}, config.passages_read
+        records = answer_all(context, engine, asked, revised, found, ways, k=k)
         answered = list(zip(records, changes, strict=True))
         right = [
             np.mean([exact_match(r["answers"][way], pair[facts].answers) for r, pair in answered])

@@ -4,7 +4,9 @@ from dataclasses import replace
 from functools import partial
 
 from rag_jax.pipeline.stage import Stage
+from rag_jax.systems.rag.ablations import list_ablations
 from rag_jax.systems.rag.config import RAGConfig
+from rag_jax.systems.rag.curve import run_curve
 from rag_jax.systems.rag.evaluate import describe_report, run_evaluation
 from rag_jax.systems.rag.memory import run_memory
 from rag_jax.systems.rag.session import Session
@@ -29,12 +31,14 @@ def list_stages(session: Session) -> list[Stage]:
     training = {"train": c.train, "tuning": c.tuning, "marginal": c.marginal, "seed": c.seed}
     # Without training of the retriever, the settings of that training do not matter.
     frozen = {**training, "train": replace(c.train, refresh_every=0, retriever_rate=1.0)}
-    tested = {**common, "decode": c.decode, "tuning": c.tuning}
+    tested = {**common, "decode": replace(c.decode, curve=()), "tuning": c.tuning}
     evaluation = {**tested, "on": c.evaluate_on, "task": c.task}
     indexing = {"encoder": encoder, "index": c.index}
     stage, read = partial(make_stage, session), ("corpus", "index")
     load = {"load": lambda context: session.passage_encoder, "shardable": ("embeddings.npy",)}
     trainings = {"frozen": {**common, **frozen}, "joint": {**common, **training}}
+    if not c.train.generator:  # nothing is trained without the retriever
+        del trainings["frozen"]
     stages = [
         corpus_stage(session),
         stage("index", run_index, indexing, "corpus", **load),
@@ -44,6 +48,11 @@ def list_stages(session: Session) -> list[Stage]:
         ),
         stage("evaluate", run_evaluation, evaluation, *read, *trainings),
     ]
+    if c.decode.curve:
+        stages.append(stage("curve", run_curve, {**evaluation, "decode": c.decode}, *read, "joint"))
+    if c.ablations:
+        generator = {"generator": common["generator"], **frozen}
+        stages += list_ablations(session, training=generator, evaluation=evaluation)
     if session.has_revisions:
         stages.append(stage("memory", run_memory, {**tested, "world": c.world}, *read, "joint"))
     return stages

@@ -27,7 +27,7 @@ from rag_jax.retrieval.encode import embed_batch, plan_batches
 from rag_jax.runtime.sharding import abstract_params
 from rag_jax.systems.rag import session, steps
 from rag_jax.systems.rag.config import RAGConfig
-from rag_jax.systems.rag.data import Example
+from rag_jax.systems.rag.data import Example, pack_queries
 from rag_jax.systems.rag.train import pack_microbatches
 
 CONFIG = RAGConfig
@@ -43,12 +43,15 @@ class PlannedSession(AbstractModels, session.Session):
 
 
 def plan(config: RAGConfig, devices: Sequence[jax.Device], **options: Any) -> Planner:
-    """Compiles the run's programs at the largest shapes it has for rows of the planned lengths."""
+    """Compiles the run's programs at the largest shapes it has for rows of the planned lengths.
+
+    The ablations' training needs no more than that with the retriever as it was.
+    """
     session = PlannedSession(config, devices)
     planner = Planner(session.mesh, **options)
     planner.hold(session.models)
     _plan_encoding(session, planner)
-    for joint in (False, True):
+    for joint in (False, True) if config.train.generator else (True,):
         _plan_training(session, planner, joint=joint)
     _plan_answers(session, planner)
     return planner
@@ -94,12 +97,15 @@ def _plan_training(session: PlannedSession, planner: Planner, *, joint: bool) ->
         "budget": c.train.microbatch_tokens,
         "limit": session.generator.config.max_length,
         "targets": round_up(c.decode.max_tokens + 1, 8),
-        "query_width": width,
     }
     embeddings = np.zeros((count, docs, encoder.embedding_size), np.float32)
+
+    def pack_found(members: list[int], rows: int) -> dict[str, np.ndarray]:
+        queries = [[0] * width] * len(members)
+        return pack_queries(queries, embeddings[members], width=width, batch=rows)
+
     with jax.set_mesh(session.mesh):
-        queries = [[0] * width] * count
-        _, arrays = pack_microbatches([example] * count, queries, embeddings, **sizes)[0]
+        _, arrays = pack_microbatches([example] * count, pack_found, **sizes)[0]
     microbatches = {f"{stage}gradients of questions": (session.make_loss(joint=joint), arrays)}
     trainable = session.make_trainable(joint=joint)
     compile_training(planner, stage, trainable, c.train, microbatches, session.models)
@@ -107,7 +113,7 @@ def _plan_training(session: PlannedSession, planner: Planner, *, joint: bool) ->
 
 def _plan_answers(session: PlannedSession, planner: Planner) -> None:
     """Every way of answering, with the trained models; both trainings' are kept."""
-    c, generator, docs = session.config, session.generator, session.config.passages
+    c, generator, docs = session.config, session.generator, session.config.passages_read
     decode, limit = c.decode, generator.config.max_length
     trainable = session.make_trainable(joint=True)
     merged = jax.eval_shape(trainable.merge, trainable.abstract(), trainable.base)
@@ -115,7 +121,9 @@ def _plan_answers(session: PlannedSession, planner: Planner) -> None:
         abstract_params({name: merged[name]}, session.mesh, trainable.rules)[name]
         for name in ("generator", "query")
     )
-    planner.hold(session.models, copy(params), params, query)
+    # Without a trained generator there is only the one that was loaded.
+    trained = (copy(params), params) if c.train.generator else ()
+    planner.hold(session.models, *trained, query)
 
     width = min(round_up(c.generator.max_length, 32), limit)
     inputs = {"B": decode.batch_size * docs, "T": width}

@@ -75,22 +75,27 @@ class Session(session.Session):
     def make_trainable(self, *, joint: bool) -> Trainable:
         """The trainable parameters of the generator and, if `joint`, of the question's encoder.
 
-        The merged parameters are `{"generator": ..., "query": ...}`.
+        Of the encoder alone if the generator is not trained. The merged parameters are
+        `{"generator": ..., "query": ...}`.
         """
         c, generator, query = self.config, self.generator.params, self.encoder.params
+        trains = c.train.generator
         is_seq2seq = isinstance(self.generator.model, Bart)
         rules = prefix_rules("generator", BART_RULES if is_seq2seq else DECODER_RULES)
 
         def init(base: PyTree) -> PyTree[Array]:
-            trained = {"generator": init_trained(c.tuning, base["generator"], seed=c.seed)}
-            return trained | {"query": cast(base["query"], jnp.float32)} if joint else trained
+            trained = {"query": cast(base["query"], jnp.float32)} if joint else {}
+            if trains:
+                trained["generator"] = init_trained(c.tuning, base["generator"], seed=c.seed)
+            return trained
 
         def merge(trained: PyTree, base: PyTree) -> PyTree[Array]:
-            trees = trained["generator"], base["generator"]
-            params = merge_trained(c.tuning, *trees, dtype=self.dtype)
+            params = base["generator"]
+            if trains:
+                params = merge_trained(c.tuning, trained["generator"], params, dtype=self.dtype)
             return {"generator": params, "query": trained["query"] if joint else base["query"]}
 
-        frozen = {"generator": None if c.tuning.mode == "full" else generator}
+        frozen = {"generator": None if trains and c.tuning.mode == "full" else generator}
         return Trainable(
             base={"generator": generator, "query": query},
             frozen=frozen if joint else {**frozen, "query": query},
@@ -102,7 +107,10 @@ class Session(session.Session):
         )
 
     def make_loss(self, *, joint: bool) -> LossFunction:
-        """The loss by the trained tree; passages are constants, as their encoder is not trained."""
+        """The loss by the trained tree; passages are constants, as their encoder is not trained.
+
+        A batch with `doc_scores`, of passages that are fixed, needs no encoder.
+        """
         c, trainable, model = self.config, self.make_trainable(joint=joint), self.generator.model
         if not isinstance(model, Bart):
             model = model.clone(remat=c.tuning.remat)
@@ -112,14 +120,21 @@ class Session(session.Session):
 
         def loss(trained, frozen, batch):
             params = trainable.merge(trained, frozen)
-            scores = score_passages(encoder, params["query"], batch, scale=scale)
+            scores = batch.get("doc_scores")
+            if scores is None:
+                scores = score_passages(encoder, params["query"], batch, scale=scale)
             return rag_loss(model, params["generator"], scores, batch, **marginal)
 
         return loss
 
     def load_trained(self, context: StageContext, stage: str) -> PyTree[Array]:
-        """The merged parameters after the stage "frozen" or "joint"."""
+        """The merged parameters after a stage that trained them.
+
+        Those of the stage "frozen" are as loaded if the generator is not trained.
+        """
         trainable = self.make_trainable(joint=stage == "joint")
+        if stage == "frozen" and not self.config.train.generator:
+            return trainable.base
         return trainable.load_merged(context.path(stage, "params"))
 
     # Inference.
@@ -161,8 +176,14 @@ class Session(session.Session):
     # Passages and questions.
 
     def check_corpus(self, corpus: Collection) -> None:
-        """Raises a RagJaxError if there are no questions to train on or to evaluate, or labels."""
+        """Raises a RagJaxError if there are too few passages, or no questions or labels."""
         super().check_corpus(corpus)
+        c, size = self.config, len(corpus.passages)
+        curve = max(c.decode.curve, default=0)
+        numbers = {"passages": c.passages, "decode.passages": c.decode.passages}
+        for name, number in {**numbers, "decode.curve": curve}.items():
+            if number > size:
+                raise RagJaxError(f"config.{name}={number}: the data has only {size} passages")
         self.list_labels(corpus)
 
     @property

@@ -2,10 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float
 
 from rag_jax.data.batches import BatchPlan, round_up
 from rag_jax.data.passages import Passage
@@ -69,14 +68,15 @@ def run_training(
     seed: int,
     profile_steps: int,
 ) -> None:
-    """Trains by the marginal likelihood of each question's first answer.
+    """Trains by the marginal likelihood of each row's answer.
 
     Args:
-        joint: whether the question's encoder is trained with the generator.
+        joint: whether the question's encoder is trained, with the generator if that is.
     """
     trainable = make_trainable(joint=joint)
-    asked = [question.question for question in train_questions]
-    answers = [question.answers[0] for question in train_questions]
+    pairs = list_rows(train_questions, train.answers)
+    asked = [question.question for question, _ in pairs]
+    answers = [answer for _, answer in pairs]
     queries = encode_queries(encoder.tokenizer, asked, max_length=retriever.max_length)
     plan = plan_questions(len(asked), batch_size=train.batch_size, seed=seed)
     lookup = Lookup(
@@ -96,21 +96,37 @@ def run_training(
         "budget": train.microbatch_tokens,
         "limit": generator.config.max_length,
         "targets": round_up(max(len(format.encode_answer(answer)) for answer in answers), 8),
-        "query_width": lookup.width,
     }
-    passes = {"full": trainable.frozen["generator"] is None, "joint": joint}
+    passes = 1 if not train.generator else 3 if trainable.frozen["generator"] is None else 2
 
     def pack(step: int, chosen: list[int]) -> Batch:
         rows, embeddings = lookup.find(step)
         texts = pick_passages(passages, rows)
         batch = ([asked[i] for i in chosen], texts, [answers[i] for i in chosen])
         examples, read = make_examples(format, *batch), [queries[i] for i in chosen]
-        flops = count_flops(generator, encoder, examples, read, **passes)
-        return Batch(pack_microbatches(examples, read, embeddings, **sizes), flops)
 
-    options = {"ids": [q.id for q in train_questions], "profile_steps": profile_steps}
+        def pack_found(members: list[int], count: int) -> dict[str, np.ndarray]:
+            part = [read[i] for i in members]
+            return pack_queries(part, embeddings[members], width=lookup.width, batch=count)
+
+        flops = count_generator_flops(generator, examples, passes=passes)
+        flops += (3 if joint else 1) * encoder.config.count_flops(sum(map(len, read)))
+        return Batch(pack_microbatches(examples, pack_found, **sizes), flops)
+
+    options = {"ids": [question.id for question, _ in pairs], "profile_steps": profile_steps}
     losses, files = {"questions": make_loss(joint=joint)}, (context.folder, context.progress)
     fit(plan, pack, losses, trainable, train, *files, hook=lookup, **options)
+
+
+def list_rows(
+    questions: Sequence[Question], answers: Literal["first", "all"]
+) -> list[tuple[Question, str]]:
+    """The training rows: each question with its first answer, or with each of its answers."""
+    if answers == "first":
+        return [(question, question.answers[0]) for question in questions]
+    return [
+        (question, answer) for question in questions for answer in dict.fromkeys(question.answers)
+    ]
 
 
 def plan_questions(count: int, *, batch_size: int, seed: int) -> BatchPlan:
@@ -122,50 +138,39 @@ def plan_questions(count: int, *, batch_size: int, seed: int) -> BatchPlan:
 
 def pack_microbatches(
     examples: Sequence[Example],
-    queries: Sequence[Sequence[int]],
-    embeddings: Float[np.ndarray, "N K E"],
+    pack_found: Callable[[list[int], int], dict[str, np.ndarray]],
     *,
     budget: int,
     limit: int,
     targets: int,
-    query_width: int,
 ) -> list[tuple[str, dict[str, np.ndarray]]]:
     """The microbatches of one step.
 
     Args:
-        queries: tokens of the questions for the query encoder.
+        pack_found: the passages' arrays of a microbatch, from the numbers of its examples and the
+            number of rows: what `pack_queries` or `pack_scores` gives.
         budget: number of tokens of a microbatch.
+        limit: largest number of tokens that an input is padded to.
         targets: number of tokens that an answer is padded to.
-        query_width: number of tokens that a query is padded to.
     """
     microbatches, docs = [], len(examples[0].inputs)
     for members, count, width in group_examples(examples, docs=docs, budget=budget, limit=limit):
-        chosen, read = [examples[i] for i in members], [queries[i] for i in members]
         sizes = {"width": width, "targets": targets, "batch": count}
-        arrays = pack_examples(chosen, **sizes, scale=1 / len(examples))
-        arrays |= pack_queries(read, embeddings[members], width=query_width, batch=count)
+        arrays = pack_examples([examples[i] for i in members], **sizes, scale=1 / len(examples))
+        arrays |= pack_found(members, count)
         microbatches.append(("questions", arrays))
     return microbatches
 
 
-def count_flops(
-    generator: Pretrained,
-    encoder: Pretrained,
-    examples: Sequence[Example],
-    queries: Sequence[Sequence[int]],
-    *,
-    full: bool,
-    joint: bool,
+def count_generator_flops(
+    generator: Pretrained, examples: Sequence[Example], *, passes: int
 ) -> float:
-    """Number of operations of a step's matrix products.
+    """Number of operations of the matrix products of the generator in one step.
 
     Args:
-        full: whether all weights of the generator are trained: three passes, else two.
-        joint: whether the question's encoder is trained: three passes, else one.
+        passes: 3 if all weights are trained, 2 if an adapter is, 1 if nothing is.
     """
     read = sum(len(tokens) for example in examples for tokens in example.inputs)
     targets = sum(len(example.target) * len(example.inputs) for example in examples)
     is_seq2seq = isinstance(generator.model, Bart)
-    tokens = read if is_seq2seq else read + targets
-    flops = (3 if full else 2) * generator.config.count_flops(tokens, targets)
-    return flops + (3 if joint else 1) * encoder.config.count_flops(sum(map(len, queries)))
+    return passes * generator.config.count_flops(read if is_seq2seq else read + targets, targets)

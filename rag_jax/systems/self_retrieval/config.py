@@ -28,17 +28,29 @@ class ExamplesConfig:
         assessment: how the model judges a passage: by the "phrase" "can answer the query" or
             "cannot answer the query" before the answer (the paper), or by the "answer" itself or
             "cannot extract answer" (the released code).
-        sentences: number of a passage's sentences that index the passage; 0 for all.
-        same: number of a question's negatives from the relevant passages' documents.
-        other: number of a question's negatives from other documents, mined by BM25.
+        indexing_sentences: number of a passage's sentences that index the passage in the first run,
+            on sentences alone; 0 for all, as in the released code.
+        sentences: the same in the second run, on the mix of all tasks; 3 in the released code.
+        same: number of a question's negatives drawn from each relevant passage's document; 5 in the
+            released code.
+        other: number of a question's negatives from other documents, mined by BM25; 0 in the
+            released code's recipe, while the paper has negatives of both kinds.
+        positives: number of times that a question's row with a relevant passage is trained an
+            epoch. In the released code 3 of a relevant passage's 5 rows train the title, and 3 the
+            assessment; a negative has 1 row.
+        repeats: number of times that all of a question's rows are trained an epoch; 2 in the
+            released code.
     """
 
     target: Literal["passage", "prefix"] = "passage"
     prefix_words: Count = 10
     assessment: Literal["phrase", "answer"] = "phrase"
+    indexing_sentences: CountOrZero = 0
     sentences: CountOrZero = 1
     same: CountOrZero = 1
     other: CountOrZero = 2
+    positives: Count = 1
+    repeats: Count = 1
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,8 @@ class DenseConfig:
     """The dense encoder that the method is compared with, before and after contrastive training.
 
     Attributes:
+        train: its default rate was chosen on the built-in world's development questions, as
+            `search.over` was for the method.
         hard: number of BM25's negatives kept for each question.
     """
 
@@ -87,7 +101,11 @@ class SelfRetrievalConfig:
     """Self-Retrieval (Tang et al. 2024).
 
     Attributes:
-        ablations: whether to train two more models: without indexing, and without titles.
+        ablations: whether to train two more models: without indexing, on the questions alone for as
+            many steps as the full model, and without titles.
+        indexing: the first training run, on the corpus's sentences alone. Without epochs there is
+            none; the paper has 3, at the second run's rate.
+        train: the second training run, on the mix of all tasks.
         profile_steps: number of steps of each training that are traced.
     """
 
@@ -104,6 +122,7 @@ class SelfRetrievalConfig:
     )
     examples: ExamplesConfig = ExamplesConfig()
     tuning: TuningConfig = TuningConfig()
+    indexing: TrainConfig = TrainConfig(epochs=0, batch_size=16)
     train: TrainConfig = TrainConfig(batch_size=16)
     search: SearchConfig = SearchConfig()
     dense: DenseConfig = DenseConfig()

@@ -31,6 +31,7 @@ from rag_jax.training.rows import Row
 
 TERMS = ("retrieval", "assessment")
 _SENTENCE_WORDS = range(6, 50)  # of a sentence that indexes a passage, as in the released code
+_NEGATIVE_CHARACTERS = 50  # a negative of the same document has more, as in the released code
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def make_question_rows(
     negatives: Sequence[Passage],
     examples: ExamplesConfig,
 ) -> Iterator[Row]:
-    """Yields a question's rows: one for each relevant passage, and one for each negative.
+    """Yields a question's rows: of each relevant passage, `examples.positives` times, and negative.
 
     Retrieval and assessment of a relevant passage are one text, read once.
 
@@ -177,19 +178,31 @@ def make_question_rows(
     accepted = format.encode_accept() + format.encode_answer(question.answers[0])
     for id in question.relevant:
         texts = f"{question.id}+{id}", question.question, passages[id]
-        yield make_row(format, *texts, examples, assessed=accepted)
+        yield from [make_row(format, *texts, examples, assessed=accepted)] * examples.positives
     for passage in negatives:
         yield make_negative_row(format, f"{question.id}-{passage.id}", question.question, passage)
 
 
-def choose_same(question: Question, passages: Sequence[Passage], *, count: int) -> list[Passage]:
-    """Negatives from the relevant passages' documents: passages without an answer.
+def choose_same(
+    question: Question, documents: Sequence[Sequence[Passage]], *, count: int, seed: int
+) -> list[Passage]:
+    """Negatives drawn at random from the relevant passages' documents, as in the released code.
+
+    Drawn are a document's passages of more than 50 characters that are not relevant and hold no
+    answer (`add_neg_data.py`); all of them where there are fewer than `count`. The draw depends on
+    the seed, the question and the documents, and on no other question.
 
     Args:
-        passages: all passages of the relevant titles.
+        documents: the passages of each document that has a relevant passage.
+        count: number of negatives from each document.
     """
-    others = [p for p in passages if p.id not in question.relevant]
-    return [p for p in others if not has_answer(p.text, question.answers)][:count]
+    rng, chosen = np.random.default_rng((seed, *question.id.encode())), []
+    for document in documents:
+        others = [p for p in document if p.id not in question.relevant]
+        others = [p for p in others if len(p.text) > _NEGATIVE_CHARACTERS]
+        others = [p for p in others if not has_answer(p.text, question.answers)]
+        chosen += [others[i] for i in rng.permutation(len(others))[:count].tolist()]
+    return chosen
 
 
 def list_question_rows(
@@ -198,11 +211,14 @@ def list_question_rows(
     passages: Sequence[Passage],
     mined: Sequence[Sequence[int]],
     examples: ExamplesConfig,
+    *,
+    seed: int,
 ) -> Iterator[Row]:
     """Yields all questions' rows, with negatives of the same documents and of other documents.
 
     Args:
         mined: for each question rows of `passages` that BM25 ranks high and that do not answer it.
+        seed: of the draw of negatives of the same documents.
     """
     by_id = {passage.id: passage for passage in passages}
     by_title = defaultdict(list)
@@ -210,11 +226,12 @@ def list_question_rows(
         by_title[passage.title].append(passage)
     for question, rows in zip(questions, mined, strict=True):
         titles = dict.fromkeys(by_id[id].title for id in question.relevant)
-        documents = [passage for title in titles for passage in by_title[title]]
+        documents = [by_title[title] for title in titles]
         others = [p for p in (passages[row] for row in rows) if p.title not in titles]
-        negatives = choose_same(question, documents, count=examples.same)
+        negatives = choose_same(question, documents, count=examples.same, seed=seed)
         negatives += others[: examples.other]
-        yield from make_question_rows(format, question, by_id, negatives, examples)
+        made = make_question_rows(format, question, by_id, negatives, examples)
+        yield from [*made] * examples.repeats
 
 
 def describe_rows(rows: Sequence[Row]) -> dict[str, int]:

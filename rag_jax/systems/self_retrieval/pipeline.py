@@ -1,17 +1,20 @@
 """The stages of Self-Retrieval, from an empty folder to the report."""
 
 from functools import partial
+from typing import Any
 
 from rag_jax.pipeline.stage import Stage
 from rag_jax.systems.self_retrieval.config import SelfRetrievalConfig
 from rag_jax.systems.self_retrieval.evaluate import ABLATIONS, describe_report, run_evaluation
 from rag_jax.systems.self_retrieval.index import run_titled_corpus, run_trie
 from rag_jax.systems.self_retrieval.session import Session
-from rag_jax.systems.self_retrieval.train import run_dense_training, run_training
+from rag_jax.systems.self_retrieval.train import run_dense_training, run_indexing, run_training
 from rag_jax.systems.session import bind, make_stage
 from rag_jax.systems.stages import make_run, run_negatives
 
 CONFIG = SelfRetrievalConfig
+# The settings of `ExamplesConfig` that the first run reads: it is kept when others change.
+_INDEXING = ("target", "prefix_words", "indexing_sentences")
 _DEPTH = 100  # passages that BM25 ranks to find hard negatives
 
 
@@ -28,24 +31,36 @@ def list_stages(session: Session) -> list[Stage]:
     def trie(name: str, *, titled: bool) -> Stage:
         return stage(name, run_trie, model, "corpus", titled=titled)
 
-    def train(name: str, **options: bool) -> Stage:
-        return stage(name, run_training, {**model, **learning}, "corpus", "negatives", **options)
+    def train(name: str, *needs: str, **options: Any) -> Stage:
+        needs = "corpus", "negatives", *needs
+        return stage(name, run_training, {**model, **learning}, *needs, version=2, **options)
+
+    def train_twice(first: str, second: str, *, titled: bool) -> list[Stage]:
+        """The run on sentences alone, where there is one, and after it the run on the mix."""
+        if not c.indexing.epochs:
+            return [train(second, titled=titled)]
+        read = {name: getattr(c.examples, name) for name in _INDEXING}
+        settings = {**model, **learning, "examples": read, "train": c.indexing}
+        indexing = stage(first, run_indexing, settings, "corpus", titled=titled)
+        return [indexing, train(second, first, start=first, titled=titled)]
 
     corpus, source = bind(session, run_titled_corpus), {**session.source, **model}
     mined = {"depth": _DEPTH, "count": kept}
+    full = train_twice("indexing", "train", titled=True)
     stages = [
         Stage("corpus", corpus, source, version=2),
         stage("negatives", run_negatives, {"kept": kept}, "corpus", **mined),
         trie("trie", titled=True),
-        train("train"),
+        *full,
         stage("dense_tuned", run_dense_training, {**dense, "seed": c.seed}, "corpus", "negatives"),
     ]
     evaluated = ("corpus", "trie", "train", "dense_tuned")
     if c.ablations:
+        trained = [stage.name for stage in full]
         stages += [
             trie("trie_untitled", titled=False),
-            train("without_indexing", indexing=False),
-            train("without_titles", titled=False),
+            train("without_indexing", *trained, instead_of=trained),
+            *train_twice("indexing_untitled", "without_titles", titled=False),
         ]
         evaluated += ("trie_untitled", *ABLATIONS)
     evaluation = {"search": c.search, "on": c.evaluate_on, "examples": c.examples}

@@ -1,6 +1,8 @@
-"""Training: every task's rows in one mix; and the baseline's dense encoder."""
+"""Training: on the corpus's sentences, on every task's rows in one mix; the dense baseline's."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -8,6 +10,7 @@ from rag_jax.config import TrainConfig, TuningConfig
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.models import Pretrained
+from rag_jax.models.nn.decoder import DecoderConfig
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval.contrastive import Encoders, Pair, list_pairs
 from rag_jax.runtime.errors import RagJaxError
@@ -22,8 +25,38 @@ from rag_jax.systems.self_retrieval.data import (
 )
 from rag_jax.systems.self_retrieval.loss import make_loss
 from rag_jax.systems.stages import train_encoders
+from rag_jax.training.loop import LossFunction
 from rag_jax.training.rows import Row, fit_rows
 from rag_jax.training.trainable import Trainable
+
+
+def run_indexing(
+    context: StageContext,
+    *,
+    passages: Sequence[Passage],
+    base: Pretrained,
+    trainable: Trainable,
+    tuning: TuningConfig,
+    make_format: Callable[..., Format],
+    examples: ExamplesConfig,
+    indexing: TrainConfig,
+    seed: int,
+    profile_steps: int,
+    titled: bool = True,
+) -> None:
+    """The first run: trains on the corpus's sentences alone; the trained tree is `params`.
+
+    Args:
+        titled: whether titles are generated before passages.
+
+    Raises:
+        RagJaxError: a row is longer than the model's context.
+    """
+    format, sentences = make_format(titled=titled), examples.indexing_sentences
+    rows = make_index_rows(format, passages, replace(examples, sentences=sentences), seed=seed)
+    loss = make_loss(base.model.clone(remat=tuning.remat), trainable)
+    options = {"seed": seed, "profile_steps": profile_steps}
+    _fit(context, [*rows], loss, trainable, indexing, config=base.config, **options)
 
 
 def run_training(
@@ -39,13 +72,16 @@ def run_training(
     train: TrainConfig,
     seed: int,
     profile_steps: int,
-    indexing: bool = True,
+    start: str | None = None,
+    instead_of: Sequence[str] = (),
     titled: bool = True,
 ) -> None:
     """Trains on indexing, retrieval and assessment; the trained tree is `params`.
 
     Args:
-        indexing: whether the corpus's sentences are trained on.
+        start: the stage whose trained tree is trained further; None for the model as it is.
+        instead_of: the stages of a model, in whose place this one is trained without indexing: on
+            the questions alone, over more epochs, for as many steps as those stages together.
         titled: whether titles are generated before passages.
 
     Raises:
@@ -53,16 +89,34 @@ def run_training(
     """
     format = make_format(titled=titled)
     mined = [r["rows"] for r in read_jsonl(context.path("negatives", "negatives.jsonl"))]
-    rows = list(make_index_rows(format, passages, examples, seed=seed)) if indexing else []
-    rows += list_question_rows(format, train_questions, passages, mined, examples)
-    _check_lengths(rows, base.config.max_length)
-    write_json(context.folder / "rows.json", describe_rows(rows))
+    rows = [] if instead_of else list(make_index_rows(format, passages, examples, seed=seed))
+    rows += list_question_rows(format, train_questions, passages, mined, examples, seed=seed)
     loss = make_loss(base.model.clone(remat=tuning.remat), trainable)
-    # Every batch has its share of the tasks.
+    options = {"config": base.config, "seed": seed, "profile_steps": profile_steps}
+    if start:
+        options["start"] = trainable.load(context.path(start, "params"))
+    if instead_of:  # a line a step
+        logs = [read_jsonl(context.path(stage, "log.jsonl")) for stage in instead_of]
+        options["steps"] = sum(map(len, logs))
+    _fit(context, rows, loss, trainable, train, **options)
+
+
+def _fit(
+    context: StageContext,
+    rows: Sequence[Row],
+    loss: LossFunction,
+    trainable: Trainable,
+    settings: TrainConfig,
+    *,
+    config: DecoderConfig,
+    **options: Any,
+) -> None:
+    """Writes `rows.json` and trains on the rows; every batch has its share of the tasks."""
+    _check_lengths(rows, config.max_length)
+    write_json(context.folder / "rows.json", describe_rows(rows))
     strata = [2 * ("retrieval" in row.spans) + ("assessment" in row.spans) for row in rows]
-    options = {"config": base.config, "terms": TERMS, "strata": strata, "seed": seed}
-    options["profile_steps"] = profile_steps
-    fit_rows(rows, loss, trainable, train, context.folder, context.progress, **options)
+    options |= {"config": config, "terms": TERMS, "strata": strata}
+    fit_rows(rows, loss, trainable, settings, context.folder, context.progress, **options)
 
 
 def _check_lengths(rows: Sequence[Row], limit: int) -> None:

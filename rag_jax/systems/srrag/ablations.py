@@ -1,8 +1,9 @@
 """What SR-RAG is compared with, and its ablations: the stages that train them, and their answers.
 
-Selective retrieval is the same training with the same tokens, but without verbalisation and without
-a datastore: where the searched source's token (its Retrieve token) is not likely enough, the model
-answers at once.
+Selective retrieval is the same training with the same tokens and the same number of steps, but
+without verbalisation and without a datastore: where the searched source's token (its Retrieve
+token) is not likely enough, the model answers at once. Every router's threshold is chosen by the
+same rule.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +16,15 @@ from rag_jax.data.questions import Question
 from rag_jax.evaluation.compare import Method, Record, compare
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.stage import Stage, StageContext
+from rag_jax.runtime.files import write_json
 from rag_jax.systems.session import Session, make_stage
 from rag_jax.systems.srrag.baselines import answer_from_documents, answer_from_passages
 from rag_jax.systems.srrag.config import RouteConfig, SRRAGConfig
-from rag_jax.systems.srrag.evaluate import answer_with_all, apply_policy, grade, list_policies
+from rag_jax.systems.srrag.evaluate import TAUS, apply_policy, grade, list_policies
 from rag_jax.systems.srrag.infer import Engine, Search
+from rag_jax.systems.srrag.passes import answer_with_all
 from rag_jax.systems.srrag.policy import Datastore, run_datastore
+from rag_jax.systems.srrag.thresholds import ROUTERS, get_fixed, tune_thresholds
 from rag_jax.systems.srrag.train import run_reference, run_stage1, run_stage1_again, run_stage2
 from rag_jax.systems.stages import answer_timed
 
@@ -46,8 +50,11 @@ def list_ablations(
     first, second = "stage1_closed_book", "reference_closed_book"
     after = {"after": first, **closed_book}
     preference = {"reference": second, **after}
+    answers = {"writes": False, **closed_book}
+    again = {"after": "selective", **answers}
     stages = [
-        stage("selective", run_stage1, stage1, *rows, writes=False, **closed_book),
+        stage("selective", run_stage1, stage1, *rows, **answers),
+        stage("selective_again", run_stage1_again, stage2, *rows, "selective", **again),
         stage("stage1_again", run_stage1_again, stage2, *rows, "stage1"),
         stage(first, run_stage1, stage1, *rows, **closed_book),
         stage(second, run_reference, reference, *rows, first, **after),
@@ -57,15 +64,16 @@ def list_ablations(
         needs = ("corpus", "index", "lengths", trained)
         stages.append(stage(datastore, run_datastore, passes, *needs, after=trained))
     compared = {**evaluation, "verbalise": c.verbalise, "selective": c.selective}
-    needs = ("corpus", "index", "lengths", "selective")
+    needs = ("corpus", "index", "lengths", "selective_again")
     made = [name for pair in _TRAINED.values() for name in pair]
-    return [*stages, stage("compare", run_comparison, compared, *needs, *made)]
+    return [*stages, stage("compare", run_comparison, compared, *needs, *made, version=2)]
 
 
 def run_comparison(
     context: StageContext,
     *,
     questions: Sequence[Question],
+    dev_questions: Sequence[Question],
     base: Pretrained,
     open_engine: Callable[[StageContext, Path], Engine],
     open_search: Callable[[StageContext, int], Search],
@@ -73,25 +81,38 @@ def run_comparison(
     config: SRRAGConfig,
 ) -> None:
     """Answers by the untrained model with each source, selective retrieval, and the ablations."""
-    methods = _list_untrained(context, questions, base, open_search, config)
+    methods, taus = _list_untrained(context, questions, base, open_search, config), {}
 
-    engine = replace(open_engine(context, context.path("selective", "params")), writes=False)
-    route = RouteConfig(decision="threshold", tau=config.selective.tau)
-    selective = replace(config, route=route)
-    file = "selective_passes.jsonl"
-    passes = answer_with_all(context, engine, None, questions, selective, file=file)
-    policies = list_policies(selective, passes)
-    for name, policy in (("selective", "srrag"), ("selective_retrieve", "retrieve")):
-        records = partial(apply_policy, selective, questions, passes, policies[policy])
+    def answer(name: str, engine: Engine, datastore: Datastore | None) -> list[Record]:
+        """A pass with the threshold that `name` gets as a router."""
+        taus[name] = get_fixed(config)
+        if config.route.is_tuned:
+            inputs = (context, engine, datastore, dev_questions, config)
+            tuned = tune_thresholds(*inputs, file=f"{name}_dev.jsonl")
+            taus[name] = tuned["srrag"]["tau"]
+        settings = {"tau": taus[name], "file": f"{name}_passes.jsonl"}
+        return answer_with_all(context, engine, datastore, questions, config, **settings)
+
+    def add(name: str, passes: Sequence[Record], config: SRRAGConfig, policy: str) -> None:
+        policies = list_policies(config, passes, dict.fromkeys(ROUTERS, taus[name]))
+        records = partial(apply_policy, config, questions, passes, policies[policy])
         methods.append(Method(name, records))
+
+    engine = open_engine(context, context.path("selective_again", "params"))
+    passes = answer("selective", replace(engine, writes=False), None)
+    add("selective", passes, config, "srrag")
+    # The paper's rule, whatever the run's is.
+    fixed = replace(config, route=RouteConfig(tau=config.selective.tau))
+    taus |= {"selective_fixed": config.selective.tau, "selective_retrieve": 0.0}
+    add("selective_fixed", passes, fixed, "srrag")
+    add("selective_retrieve", passes, config, "retrieve")
 
     for name, (trained, stage) in _TRAINED.items():
         engine = open_engine(context, context.path(trained, "params"))
-        datastore, file = open_datastore(context, stage), f"{name}_passes.jsonl"
-        passes = answer_with_all(context, engine, datastore, questions, config, file=file)
-        policy = list_policies(config, passes)["srrag"]
-        methods.append(Method(name, partial(apply_policy, config, questions, passes, policy)))
+        add(name, answer(name, engine, open_datastore(context, stage)), config, "srrag")
     compare(methods, questions, grade, context.folder)
+    del taus["selective_retrieve"]
+    write_json(context.folder / TAUS, taus)
 
 
 def _list_untrained(

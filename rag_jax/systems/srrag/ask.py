@@ -18,12 +18,13 @@ from rag_jax.pipeline.runner import open_stages
 from rag_jax.runtime.hosts import fetch
 from rag_jax.runtime.progress import log
 from rag_jax.runtime.sharding import count_data_rows, shard_batch
-from rag_jax.systems.srrag import evaluate
 from rag_jax.systems.srrag.infer import Engine
+from rag_jax.systems.srrag.passes import choose, list_kinds
 from rag_jax.systems.srrag.pipeline import list_stages
-from rag_jax.systems.srrag.policy import Datastore, find_nearest, vote
+from rag_jax.systems.srrag.policy import Datastore, find_nearest, vote, weigh
 from rag_jax.systems.srrag.session import Session
 from rag_jax.systems.srrag.steps import Routed, pick_rows
+from rag_jax.systems.srrag.thresholds import read_thresholds
 from rag_jax.systems.stages import list_ranked
 
 _NEAREST = 5  # questions of the datastore that are shown
@@ -40,7 +41,8 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
     Raises:
         RagJaxError: as `open_stages`, or the corpus cannot be read.
     """
-    needs = ("corpus", "index", "lengths", "stage2", "datastore")
+    tuned = ("thresholds",) if session.config.route.is_tuned else ()
+    needs = ("corpus", "index", "lengths", "stage2", "datastore", *tuned)
     context = open_stages(list_stages(session), workdir, needs)
     session.open_corpus(context.path("corpus", ""))
     engine = session.open_engine(context, context.path("stage2", "params"))
@@ -52,14 +54,15 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
             limit = session.format.max_text
             log(f"{cut} passages are cut to {limit} tokens (config.model.max_text)")
         engine = session.replace_corpus(engine, passages, embeddings)
-    datastore = session.open_datastore(context)
-    return partial(_answer, session, engine, datastore, session.train_questions)
+    policy = session.open_datastore(context), read_thresholds(context, session.config)["srrag"]
+    return partial(_answer, session, engine, *policy, session.train_questions)
 
 
 def _answer(
     session: Session,
     engine: Engine,
     datastore: Datastore,
+    tau: float,
     neighbours: Sequence[Question],
     question: str,
 ) -> Iterator[Facts | Piece | Note]:
@@ -68,8 +71,8 @@ def _answer(
     nobody = jnp.full(engine.batch_size, -1)
     votes = fetch(vote(datastore, routed.key, nobody, k=k, num_sources=len(c.sources)))[:1]
     probabilities = fetch(routed.probabilities)[:1]
-    number = int(evaluate.choose(c, probabilities, votes)[0])
-    yield Facts("sources", _tabulate(session, probabilities[0], votes[0], number))
+    number = int(choose(c, probabilities, votes, tau)[0])
+    yield Facts("sources", _tabulate(session, probabilities[0], votes[0], number, tau))
     found = fetch(find_nearest(datastore, routed.key, nobody, k=min(k, _NEAREST)))
     labels = fetch(datastore.labels)
     nearest = [
@@ -94,16 +97,16 @@ def _answer(
 
 
 def _tabulate(
-    session: Session, probabilities: np.ndarray, votes: np.ndarray, chosen: int
+    session: Session, probabilities: np.ndarray, votes: np.ndarray, chosen: int, tau: float
 ) -> list[tuple[str, ...]]:
     """A line a source: `p_M`, the vote, their product, and the rule by which it was chosen."""
     c, k = session.config, session.config.datastore.k
+    mass = float(weigh(probabilities[None], votes[None], list_kinds(c)).mass[0])
+    searches = c.sources[chosen].kind == "search"
     if c.route.decision == "argmax_product":
-        rule = "the largest product"
-    elif chosen == session.format.internal:
-        rule = f"no other is above tau={c.route.tau:g}"
+        rule = f"searching has {mass:.3f}, {'above' if searches else 'not above'} the model itself"
     else:
-        rule = f"above tau={c.route.tau:g}"
+        rule = f"searching has {mass:.3f}, {'above' if searches else 'not above'} tau={tau:.3g}"
     rows = [("", "model", "votes", "product", "")]
     for number, source in enumerate(c.sources):
         p, v = float(probabilities[number]), float(votes[number])

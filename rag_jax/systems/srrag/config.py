@@ -124,21 +124,36 @@ class DatastoreConfig:
 class RouteConfig:
     """The choice of a source, by the sources' probabilities times their shares of the vote.
 
+    The settings hold for SR-RAG, for its ablations and for selective retrieval alike.
+
     Attributes:
-        decision: "threshold" searches if a searched source's product is above `tau`;
-            "argmax_product" takes the largest product.
+        decision: "threshold" searches if the searched sources' product is above `tau`;
+            "argmax_product" if it is above that of the model itself. The searched source with the
+            largest product is then taken.
+        tau: the threshold, in the paper 0.1 for Llama-2 and 0.2 for other models; None chooses it
+            for each router on the development questions.
+        rate: how `tau=None` is chosen: the least threshold that searches at most this share of the
+            development questions; None for the most accurate one, of several the one that searches
+            least. Our choice, as the paper keeps one `tau`.
     """
 
     decision: Decision = "threshold"
-    tau: Fraction = 0.22
+    tau: Fraction | None = None
+    rate: Fraction | None = 0.8
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether thresholds are chosen on development questions."""
+        return self.decision == "threshold" and self.tau is None
 
 
 @dataclass(frozen=True)
 class SelectiveConfig:
-    """Selective retrieval, with which the method is compared.
+    """Selective retrieval, with which the method is compared, at a threshold of its own.
 
     Attributes:
-        tau: retrieval needs a probability of the source's token above this threshold.
+        tau: retrieval needs a probability of the source's token above this threshold; 0.2 in the
+            paper. The comparison also has selective retrieval by `RouteConfig`.
     """
 
     tau: Fraction = 0.2
@@ -166,10 +181,11 @@ class SRRAGConfig:
         extra_mean: mean of the Poisson draw of further passages on searched rows: 2 in the paper,
             less here, where one passage is read at test time.
         train_questions: maximum number of training questions; 0 for all.
-        questions: maximum number of questions that are evaluated; 0 for all.
+        questions: maximum number of questions that are evaluated, and of those that thresholds are
+            chosen on; 0 for all.
         ablations: whether to compare with the untrained model on each source, with selective
             retrieval, and with the method without verbalising in its labels and without preferences
-            in stage 2. Four more trainings.
+            in stage 2. Five more trainings.
         profile_steps: number of steps of each training stage that are traced.
     """
 

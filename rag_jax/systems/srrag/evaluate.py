@@ -1,48 +1,65 @@
-"""The comparison: one pass over the questions from every source, and the methods that choose."""
+"""The comparison: the methods that choose among the sources, graded and summarised."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from rag_jax.data.questions import Question
 from rag_jax.evaluation import routing
 from rag_jax.evaluation.answers import (
-    choice_match,
     compute_accuracy,
     contains_answer,
     exact_match,
-    match,
     popularity_thirds,
 )
 from rag_jax.evaluation.compare import Method, Record, compare, describe_question, mean_numbers
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.runner import ReportSpec
 from rag_jax.pipeline.stage import StageContext
-from rag_jax.runtime.clock import Clock
-from rag_jax.runtime.files import read_json
-from rag_jax.runtime.hosts import fetch
+from rag_jax.runtime.files import read_json, write_json
 from rag_jax.systems.srrag.baselines import answer_directly
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.infer import Engine
-from rag_jax.systems.srrag.policy import Datastore, decide, vote
+from rag_jax.systems.srrag.passes import (
+    answer_with_all,
+    choose,
+    judge,
+    judge_sources,
+    list_kinds,
+    route_all,
+    stack_beliefs,
+    weigh_passes,
+)
+from rag_jax.systems.srrag.policy import Datastore, Weights, grow_datastore
+from rag_jax.systems.srrag.thresholds import ROUTERS, read_thresholds
 from rag_jax.systems.stages import answer_timed
 
 _COSTS = ("retrieval_rate", "prompt_tokens", "generated_tokens", "seconds_per_question")
 COLUMNS = ("n", "accuracy", "head", "middle", "tail", *_COSTS)
+TAUS = "taus.json"  # the thresholds that a stage's methods chose by
+GROWN = "srrag_grown"  # SR-RAG whose datastore has entries of the evaluated dataset
 ABLATIONS = ("without_verbalisation", "without_stage2")
-Policy = tuple[Int[np.ndarray, "N"], Float[np.ndarray, "N S"]]
 
 
-def describe_report(config: SRRAGConfig, finished: Path | None = None) -> ReportSpec:
+class Policy(NamedTuple):
+    """The source that a method chooses for each question, and the weights that it chose by."""
+
+    chosen: Int[np.ndarray, "N"]
+    weights: Weights
+
+
+def describe_report(
+    config: SRRAGConfig, finished: Path | None = None, *, grown: bool = False
+) -> ReportSpec:
     """What the report shows: a row for each method, and what the choice of sources is worth.
 
     Args:
         finished: the folder of the stages that trained the model, if that is another run's.
+        grown: whether there is a datastore with further entries.
     """
 
     def describe_routing(
@@ -52,24 +69,35 @@ def describe_report(config: SRRAGConfig, finished: Path | None = None) -> Report
             stage: read_json((finished or stages) / stage / "statistics.json")
             for stage in ("labels", "datastore")
         }
-        choices = routing.analyse(predictions, config.sources)
+        if grown:
+            statistics["entries"] = read_json(stages / "entries" / "statistics.json")
+        taus = {}
+        for stage in dict.fromkeys(stage_of.values()):
+            taus |= read_json(stages / stage / TAUS)
+        if config.route.decision != "threshold":  # but one router has a threshold whatever the rule
+            taus = {name: tau for name, tau in taus.items() if name == "selective_fixed"}
         sides = {"predictions": predictions, "sources": config.sources}
+        choices, compared = routing.analyse(**sides), routing.compare(**sides)
+        tables = routing.list_tables(choices, compared, statistics, **sides, taus=taus)
+        found = {"routing": choices, "routers": compared, "thresholds": taus, **statistics}
         return {
-            "tables": routing.list_tables(choices, **statistics, **sides),
-            "analysis": {"routing": choices, **statistics},
+            "tables": tables,
+            "analysis": found,
             "figures": routing.draw_figures(choices, methods),
         }
 
     external = [source.name for source in config.sources if source.kind == "search"]
     several = external if len(external) > 1 else []
-    methods = ["direct", "verbalise", "retrieve", *(f"retrieve_{name}" for name in several)]
-    methods = dict.fromkeys([*methods, "srrag", "without_knn"], "evaluate")
+    own = ["direct", "verbalise", "retrieve", *(f"retrieve_{name}" for name in several)]
+    policies = ["srrag", *([GROWN] if grown else []), "without_knn"]
+    stage_of = dict.fromkeys([*own, *policies], "evaluate")
     if config.ablations:
         raw = [f"raw_retrieve_{name}" for name in several] or ["raw_retrieve"]
-        selective = ("selective", "selective_retrieve")
-        methods |= dict.fromkeys(["raw_verbalise", *raw, *selective, *ABLATIONS], "compare")
+        selective = ("selective", "selective_fixed", "selective_retrieve")
+        stage_of |= dict.fromkeys(["raw_verbalise", *raw, *selective, *ABLATIONS], "compare")
     paired = "srrag", {"accuracy": "correct"}
-    return ReportSpec(config.model.name, methods, COLUMNS, summarize, *paired, describe_routing)
+    rows = stage_of, COLUMNS, summarize
+    return ReportSpec(config.model.name, *rows, *paired, describe_routing)
 
 
 def summarize(rows: Sequence[Record]) -> dict[str, Any]:
@@ -103,136 +131,91 @@ def run_evaluation(
     open_datastore: Callable[[StageContext], Datastore],
     config: SRRAGConfig,
     trained: StageContext | None = None,
+    grown: bool = False,
 ) -> None:
     """Answers every question directly, from every source, and by every policy.
 
     Args:
-        trained: has the stages "stage2" and "datastore", if another run trained the model.
+        trained: has the stages "stage2", "datastore" and, where thresholds are tuned,
+            "thresholds", if another run trained the model.
+        grown: whether to choose also by the datastore with the entries of the stage "entries".
     """
     trained = trained or context
     engine = open_engine(context, trained.path("stage2", "params"))
-    datastore = open_datastore(trained)
+    datastore, taus = open_datastore(trained), read_thresholds(trained, config)
     direct = partial(answer_directly, base=base, answer=config.answer, seed=config.seed)
     size = 4 * config.answer.batch_size
     answers = answer_timed(context, "direct", questions, direct, batch_size=size)
-    passes = answer_with_all(context, engine, datastore, questions, config, file="passes.jsonl")
+    settings = {"tau": taus["srrag"], "file": "passes.jsonl"}
+    passes = answer_with_all(context, engine, datastore, questions, config, **settings)
     methods = [Method("direct", lambda: answers)]
-    for name, policy in list_policies(config, passes).items():
+
+    def add(name: str, passes: Sequence[Record], policy: Policy) -> None:
         methods.append(Method(name, partial(apply_policy, config, questions, passes, policy)))
+
+    for name, policy in list_policies(config, passes, taus).items():
+        add(name, passes, policy)
+    if grown:
+        datastore = grow_datastore(datastore, context.path("entries", "datastore.npz"))
+        inputs = context, engine, datastore, questions, config
+        routed = route_all(*inputs, file="grown.jsonl")
+        voted = [found | {"votes": r["votes"]} for found, r in zip(passes, routed, strict=True)]
+        add(GROWN, voted, list_policies(config, voted, taus)["srrag"])
+        taus[GROWN] = taus["srrag"]
     compare(methods, questions, grade, context.folder)
+    write_json(context.folder / TAUS, taus)
 
 
-def answer_with_all(
-    context: StageContext,
-    engine: Engine,
-    datastore: Datastore | None,
-    questions: Sequence[Question],
-    config: SRRAGConfig,
-    *,
-    file: str,
-) -> list[Record]:
-    """Routes every question and answers it from each source.
+def list_policies(
+    config: SRRAGConfig, passes: Sequence[Record], taus: Mapping[str, float]
+) -> dict[str, Policy]:
+    """For each method the source that it chooses for every question, and the sources' weights.
 
-    The pass is run as it is used: route, then the chosen source alone. The other sources then
-    continue from the same cache.
+    Always retrieving is from the searched source with the largest product; with several searched
+    sources there is also a method for each.
 
     Args:
-        datastore: None to route by the model's probabilities alone.
-
-    Returns:
-        For each question the `votes` and, in the order of the sources, the `answers`.
+        taus: the threshold of each router in `ROUTERS`.
     """
-    count = len(config.sources)
-
-    def run(batch: Sequence[Question]) -> list[Record]:
-        asked = [question.question for question in batch]
-        clock = Clock()
-        routed = engine.route(asked)
-        probabilities = fetch(routed.probabilities)
-        votes = np.ones_like(probabilities)
-        if datastore:
-            nobody = jnp.full(len(votes), -1)  # these questions have no entry themselves
-            settings = {"k": config.datastore.k, "num_sources": count}
-            votes = fetch(vote(datastore, routed.key, nobody, **settings))
-        chosen = choose(config, probabilities, votes)[: len(batch)]
-        routing_seconds = clock.read() / len(batch)
-        answers: list[dict[int, Record]] = [{} for _ in batch]
-        for is_turn in (np.equal, np.not_equal):  # the chosen source first, then the others
-            for source in range(count):
-                rows = np.flatnonzero(is_turn(chosen, source))
-                clock = Clock()
-                answered = engine.answer_questions(routed, rows, source, asked)
-                seconds = routing_seconds + clock.read() / max(len(rows), 1)
-                for row, record in answered.items():
-                    answers[row][source] = record | {"seconds": seconds}
-        return [
-            {"votes": shares, "answers": [by_source[source] for source in range(count)]}
-            for shares, by_source in zip(votes, answers, strict=False)  # votes have padding rows
-        ]
-
-    size = 4 * config.answer.batch_size
-    return context.map(file, questions, run, batch_size=size, unit="questions (all sources)")
-
-
-def choose(
-    config: SRRAGConfig, probabilities: Float[np.ndarray, "N S"], votes: Float[np.ndarray, "N S"]
-) -> Int[np.ndarray, "N"]:
-    """The sources by the run's decision."""
-    weights, kinds = np.asarray(probabilities, float), [source.kind for source in config.sources]
-    rule = {"tau": config.route.tau, "decision": config.route.decision}
-    return decide(weights, np.asarray(votes, float), kinds, **rule)
-
-
-def list_policies(config: SRRAGConfig, passes: Sequence[Record]) -> dict[str, Policy]:
-    """For each method the source that it chooses for every question, and the sources' scores.
-
-    The scores are the products that the choice is made by, or without the datastore the
-    probabilities alone. Always retrieving is from the searched source with the largest product;
-    with several searched sources there is also a method for each.
-    """
-    probabilities = np.asarray([found["answers"][0]["probabilities"] for found in passes])
-    votes = np.asarray([found["votes"] for found in passes])
-    products, alone = probabilities * votes, np.ones_like(votes)
-    kinds = [source.kind for source in config.sources]
+    kinds, weights = list_kinds(config), weigh_passes(config, passes)
     external = [number for number, kind in enumerate(kinds) if kind == "search"]
     always = {"verbalise": np.full(len(passes), kinds.index("verbalise"))}
-    always["retrieve"] = np.asarray(external)[products[:, external].argmax(axis=1)]
+    always["retrieve"] = np.asarray(external)[weights.products[:, external].argmax(axis=1)]
     for number in external if len(external) > 1 else ():
         always[f"retrieve_{config.sources[number].name}"] = np.full(len(passes), number)
-    policies = {name: (chosen, products) for name, chosen in always.items()}
-    policies["srrag"] = (choose(config, probabilities, votes), products)
-    policies["without_knn"] = (choose(config, probabilities, alone), probabilities)
+    policies = {name: Policy(chosen, weights) for name, chosen in always.items()}
+    for name, knn in ROUTERS.items():
+        chosen = choose(config, *stack_beliefs(passes, knn=knn), taus[name])
+        policies[name] = Policy(chosen, weigh_passes(config, passes, knn=knn))
     return policies
 
 
 def apply_policy(
     config: SRRAGConfig, questions: Sequence[Question], passes: Sequence[Record], policy: Policy
 ) -> list[Record]:
-    """A method's records: the chosen sources' answers, and the correctness of every source."""
-    chosen, scores = policy
+    """A method's records: the chosen sources' answers, and what is known of every source.
+
+    These are the `votes`, the `scores` (the products), their `mass` over the searched sources, the
+    score `search` that a search is decided by, and `correct_by_source`.
+    """
+    chosen, (products, mass, search) = policy
+    columns = zip(chosen.tolist(), products.tolist(), mass.tolist(), search.tolist(), strict=True)
+    judged = judge_sources(questions, passes).tolist()
     return [
         found["answers"][number]
         | {
             "number": number,
             "votes": found["votes"],
-            "scores": worth,
+            "scores": scores,
+            "mass": together,
+            "search": score,
             "retrieved": float(config.sources[number].kind == "search"),
-            "correct_by_source": [judge(question, a["prediction"]) for a in found["answers"]],
+            "correct_by_source": correct,
         }
-        for question, found, number, worth in zip(
-            questions, passes, chosen.tolist(), scores.tolist(), strict=True
+        for found, correct, (number, scores, together, score) in zip(
+            passes, judged, columns, strict=True
         )
     ]
-
-
-def judge(question: Question, prediction: str) -> float:
-    """1 for a right prediction, else 0.
-
-    A question with choices needs the right choice, any other question an answer in the prediction.
-    """
-    if question.choices:
-        return choice_match(prediction, question.answers, question.choices)
-    return match(prediction, question.answers)
 
 
 def grade(question: Question, record: Record) -> Record:

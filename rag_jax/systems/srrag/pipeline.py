@@ -12,6 +12,7 @@ from rag_jax.systems.srrag.label import run_labels
 from rag_jax.systems.srrag.policy import run_datastore
 from rag_jax.systems.srrag.session import Session
 from rag_jax.systems.srrag.sources import run_lengths, run_source_indices
+from rag_jax.systems.srrag.thresholds import run_thresholds
 from rag_jax.systems.srrag.train import run_reference, run_stage1, run_stage2
 from rag_jax.systems.srrag.verbalise import run_contexts, run_demonstrations
 from rag_jax.systems.stages import corpus_stage, make_run
@@ -26,8 +27,11 @@ _SHARDABLE = {
     "labels": ("scores.jsonl", "closed_book.jsonl"),
     "reference": ("reference.jsonl",),
     "datastore": ("datastore.npz",),
+    "thresholds": ("passes.jsonl",),
     "evaluate": ("answers_direct.jsonl", "passes.jsonl"),
 }
+# Stages whose code makes other artefacts from the same settings than it once did.
+_VERSIONS = {"demonstrations": 2, "contexts": 2, "evaluate": 2}
 
 
 def list_stages(session: Session) -> list[Stage]:
@@ -42,15 +46,16 @@ def list_stages(session: Session) -> list[Stage]:
     training = {**common, **tuning}
     state = {"layer": c.datastore.layer, "metric": c.datastore.metric, "answer": c.answer}
     passes = {**common, **encoder, **state, **read, "max_knowledge": c.verbalise.max_tokens}
-    asked = {"k": c.datastore.k, "route": c.route, "on": c.evaluate_on, "questions": c.questions}
+    routing = {"k": c.datastore.k, "route": c.route, "questions": c.questions}
     documents = {**common, **encoder, "verbalise": c.verbalise, "contexts": c.contexts}
     reference = {**training, "microbatch_tokens": c.stage2.microbatch_tokens}
-    evaluation = {**passes, **asked}
+    evaluation = {**passes, **routing, "on": c.evaluate_on}
     rows, pass_needs = ("corpus", "contexts", "labels"), ("corpus", "index", "lengths", "stage2")
+    evaluation_needs = (*pass_needs, "datastore", *(["thresholds"] if c.route.is_tuned else []))
 
     def stage(name: str, function: Any, settings: Any, *needs: str) -> Stage:
-        files = _SHARDABLE.get(name, ())
-        return make_stage(session, name, function, settings, *needs, shardable=files)
+        options = {"shardable": _SHARDABLE.get(name, ()), "version": _VERSIONS.get(name, 1)}
+        return make_stage(session, name, function, settings, *needs, **options)
 
     stages = [
         corpus_stage(session),
@@ -63,8 +68,11 @@ def list_stages(session: Session) -> list[Stage]:
         stage("reference", run_reference, reference, *rows, "stage1"),
         stage("stage2", run_stage2, {**training, "stage2": c.stage2}, *rows, "stage1", "reference"),
         stage("datastore", run_datastore, passes, *pass_needs),
-        stage("evaluate", run_evaluation, evaluation, *pass_needs, "datastore"),
     ]
+    if c.route.is_tuned:
+        tuning = {**passes, **routing}
+        stages.append(stage("thresholds", run_thresholds, tuning, *pass_needs, "datastore"))
+    stages.append(stage("evaluate", run_evaluation, evaluation, *evaluation_needs))
     if c.ablations:
         stages += list_ablations(session, training=training, passes=passes, evaluation=evaluation)
     return stages

@@ -29,6 +29,7 @@ from rag_jax.planning.planner import Planner
 from rag_jax.planning.training import compile_training
 from rag_jax.planning.turns import compile_token
 from rag_jax.retrieval.encode import embed_batch, plan_batches
+from rag_jax.runtime.sharding import count_data_rows
 from rag_jax.systems.srrag import policy, session, steps
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.data import Example, pack_examples, plan_examples, special_tokens
@@ -109,23 +110,44 @@ def _plan_contexts(session: PlannedSession, planner: Planner) -> None:
         _, (rows, width) = next(plan_batches(passages, c.encoder.batch_size))
     passage = {"B": rows, "T": width}
     planner.compile("embed passages", embed_batch, encoder.model, encoder.params, sizes=passage)
-    examples = c.verbalise.demonstrations * (QUESTION + c.verbalise.max_tokens + 16)
-    shared = {"B": 1, "T": round_up(examples, 64)}
-    prefix = planner.compile("read demonstrations", prefill_batch, *lm, sizes=shared)
-    sizes, limit = {"B": c.verbalise.batch_size, "T": QUESTION}, c.verbalise.max_tokens
-    cache = describe_cache(base, mesh, *sizes.values(), prefix)
-    name = "one token of a document"
-    one = compile_token(planner, name, base, base.params, cache, max_tokens=limit)
-    options = {"sampling": Sampling(temperature=c.verbalise.temperature), "seed": 0}
-    options |= {"max_tokens": limit, "stop_ids": (0,), "sizes": sizes, "loop": (one, limit - 1)}
-    planner.compile("write documents", generate_batch, *lm, prefix, **options)
+    _plan_documents(session, planner)
     sizes = {
         "B": c.label.batch_size,
-        "T": QUESTION + max(PASSAGE, limit) + 32,
+        "T": QUESTION + max(PASSAGE, c.verbalise.max_tokens) + 32,
         "P": round_up(c.answer.max_tokens, 8),
     }
     prefix = describe_cache(base, mesh, 1, 64)
     planner.compile("score contexts", steps.score_contexts, *lm, prefix, sizes=sizes)
+
+
+def _plan_documents(session: PlannedSession, planner: Planner) -> None:
+    """GenRead's second round, after demonstrations that a batch shares and that it does not."""
+    c, base, mesh = session.config, session.base, session.mesh
+    lm, limit, count = (base.model, base.params), c.verbalise.max_tokens, c.verbalise.demonstrations
+    examples = count * (QUESTION + limit + 16)
+    shared = {"B": 1, "T": round_up(examples, 64)}
+    prefix = planner.compile("read demonstrations", prefill_batch, *lm, sizes=shared)
+    with jax.set_mesh(mesh):
+        few = round_up(1 << (count - 1).bit_length(), count_data_rows())
+    # Questions that are demonstrations themselves share the instruction alone with each other.
+    own = {"B": min(few, c.verbalise.batch_size), "T": round_up(examples + QUESTION, 32)}
+    for names, sizes, start in (
+        (
+            ("write documents", "one token of a document"),
+            {"B": c.verbalise.batch_size, "T": QUESTION},
+            prefix,
+        ),
+        (
+            ("second round of shown questions", "one token of the second round"),
+            own,
+            describe_cache(base, mesh, 1, 64),
+        ),
+    ):
+        cache = describe_cache(base, mesh, *sizes.values(), start)
+        one = compile_token(planner, names[1], base, base.params, cache, max_tokens=limit)
+        options = {"sampling": Sampling(temperature=c.verbalise.temperature), "seed": 0}
+        options |= {"max_tokens": limit, "stop_ids": (0,), "loop": (one, limit - 1)}
+        planner.compile(names[0], generate_batch, *lm, start, sizes=sizes, **options)
 
 
 def _plan_training(session: PlannedSession, planner: Planner) -> None:

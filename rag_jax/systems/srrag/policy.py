@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,29 +80,74 @@ def vote(
     return labels.mean(axis=1)
 
 
-def decide(
+class Weights(NamedTuple):
+    """What speaks for the sources of each question.
+
+    Attributes:
+        products: `[B, S]`, `p_M(s | q) p_D(s | q)`.
+        mass: `[B]`, the same for the searched sources together: the sum of their `p_M` times the
+            sum of their `p_D`. With one searched source it is that source's product.
+        search: `[B]`, the score of a search, which is above the threshold where there is one: the
+            mass, or for "argmax_product" the mass less the product of the model itself.
+    """
+
+    products: Float[np.ndarray, "B S"]
+    mass: Float[np.ndarray, "B"]
+    search: Float[np.ndarray, "B"]
+
+
+def weigh(
     probabilities: Float[np.ndarray, "B S"],
-    votes: Float[np.ndarray, "B S"],
+    votes: Float[np.ndarray, "B S"] | None,
     kinds: Sequence[str],
     *,
-    tau: float,
+    decision: Decision = "threshold",
+) -> Weights:
+    """Weighs the sources; see `decide`.
+
+    The product of one of several searched sources falls with the square of their number, as their
+    probability and their votes are divided among them. Their mass does not: an index that is split
+    in two is searched for the same questions.
+
+    Args:
+        votes: None to weigh by the probabilities alone.
+    """
+    external = np.asarray([kind == "search" for kind in kinds])
+    products = np.array(probabilities, float)
+    mass = products[:, external].sum(axis=1)
+    if votes is not None:
+        votes = np.asarray(votes, float)
+        products, mass = products * votes, mass * votes[:, external].sum(axis=1)
+    internal = products[:, ~external][:, 0]
+    return Weights(products, mass, mass - internal if decision == "argmax_product" else mass)
+
+
+def decide(
+    probabilities: Float[np.ndarray, "B S"],
+    votes: Float[np.ndarray, "B S"] | None,
+    kinds: Sequence[str],
+    *,
+    tau: float = 0.0,
     decision: Decision = "threshold",
 ) -> Int[np.ndarray, "B"]:
     """The source of each question, by the products `p_M(s) p_D(s)` (paper, section 3.4).
 
+    First a search is decided on, by the mass of all searched sources together (see `Weights`). It
+    is then of the searched source with the largest product.
+
     Args:
         probabilities: `p_M`, of the sources' tokens.
-        decision: "threshold" searches if and only if a searched source's product is above `tau`
-            (the paper's text), and takes the searched source with the largest product.
-            "argmax_product" takes the source with the largest product (the paper's figures).
+        votes: `p_D`; None to decide by the probabilities alone.
+        tau: threshold of the decision "threshold".
+        decision: "threshold" searches if and only if the mass is above `tau` (the paper's text);
+            "argmax_product" if and only if it is above the product of the model itself (the paper's
+            figures).
     """
+    products, _, search = weigh(probabilities, votes, kinds, decision=decision)
     external = np.asarray([kind == "search" for kind in kinds])
-    products = probabilities * votes
-    if decision == "argmax_product":
-        return products.argmax(axis=1)
-    products = np.where(external, products, -1.0)
-    internal = int(np.flatnonzero(~external)[0])
-    return np.where(products.max(axis=1) > tau, products.argmax(axis=1), internal)
+    best = np.where(external, products, -1.0).argmax(axis=1)
+    above = search > (tau if decision == "threshold" else 0.0)
+    return np.where(above, best, int(np.flatnonzero(~external)[0]))
 
 
 def run_datastore(
@@ -112,13 +158,18 @@ def run_datastore(
     open_engine: Callable[[StageContext, Path], Engine],
     datastore: DatastoreConfig,
     after: str = "stage2",
+    trained: StageContext | None = None,
 ) -> None:
     """Finds the source that works better for each training question, now that the model is tuned.
 
     Writes `datastore.npz`: the questions' `id`, `source`, `scores` `[N, S]` in nats and `key`
     `[N, D]`.
+
+    Args:
+        after: the stage that trained the model.
+        trained: has that stage, if another run trained the model.
     """
-    engine = open_engine(context, context.path(after, "params"))
+    engine = open_engine(context, (trained or context).path(after, "params"))
 
     def roll_out(batch: Sequence[Question]) -> dict[str, np.ndarray]:
         asked = [question.question for question in batch]
@@ -160,3 +211,11 @@ def read_datastore(
         keys, labels = arrays["key"], arrays["source"]
     check_size(len(labels))
     return Datastore(shard_over_devices(keys), jnp.asarray(labels), settings.metric)
+
+
+def grow_datastore(datastore: Datastore, path: Path) -> Datastore:
+    """A datastore with further entries, that `run_datastore` found with the same model."""
+    with np.load(path, allow_pickle=False) as arrays:
+        keys = np.concatenate([fetch(datastore.keys), arrays["key"]])
+        labels = np.concatenate([fetch(datastore.labels), arrays["source"]])
+    return Datastore(shard_over_devices(keys), jnp.asarray(labels), datastore.metric)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from rag_jax.data.passages import Passage
-from rag_jax.data.questions import Collection
+from rag_jax.data.questions import Collection, Question
 from rag_jax.models import Pretrained
 from rag_jax.models.vocabulary import grow_vocabulary, put_tokens, take_tokens
 from rag_jax.pipeline.stage import StageContext
@@ -187,6 +187,12 @@ class Session(session.Session):
 
     # Questions.
 
+    @property
+    def dev_questions(self) -> Sequence[Question]:
+        """The questions that thresholds are chosen on; none where they are given."""
+        c = self.config
+        return self.choose_questions(self.corpus, "dev", c.questions) if c.route.is_tuned else []
+
     def check_corpus(self, corpus: Collection) -> None:
         """Raises a RagJaxError if the corpus cannot be trained on and evaluated.
 
@@ -195,6 +201,11 @@ class Session(session.Session):
         c = self.config
         self.check_size(len(self.choose_questions(corpus, "train", c.train_questions)))
         self.check_evaluation(corpus)
+        if c.route.is_tuned and not any(q.answers for q in corpus.questions.get("dev", [])):
+            raise RagJaxError(
+                "config.route.tau=None: there are no 'dev' questions with answers to choose it on; "
+                "give a number (the paper's is 0.2), or config.data.held_out training questions"
+            )
         setting = "config.contexts"
         sources.check_sources(corpus.passages, c.sources, count=c.contexts, setting=setting)
 

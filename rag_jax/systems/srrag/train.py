@@ -98,10 +98,18 @@ def run_stage1_again(
     stage2: TrainConfig,
     fit_examples: FitExamples,
     trainable: Trainable,
+    after: str = "stage1",
+    closed_book: bool = False,
+    writes: bool = True,
 ) -> None:
-    """Continues with stage 1's loss in the place of stage 2, with stage 2's settings."""
-    examples = [replace(e, rejected=None) for e in make_examples(context)]
-    start = trainable.load(context.path("stage1", "params"))
+    """Continues with stage 1's loss in the place of stage 2, with stage 2's settings.
+
+    Args:
+        after: the stage that trained the model to start from.
+    """
+    examples = make_examples(context, closed_book=closed_book, writes=writes)
+    examples = [replace(e, rejected=None) for e in examples]
+    start = trainable.load(context.path(after, "params"))
     fit_examples(context, examples, stage2, start=start)
 
 

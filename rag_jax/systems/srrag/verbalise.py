@@ -3,9 +3,11 @@
 Documents come in GenRead's two rounds (Yu et al. 2023, section 3.2). Round one writes one document
 for each of some training questions. Documents that hold the answer are clustered by the embedding
 of question and document. Round two shows a few documents of one cluster as demonstrations and
-writes again, so each cluster gives a document in its own style.
+writes again, so each cluster gives a document in its own style. No question is shown its own
+document.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,11 +22,14 @@ from rag_jax.decoding.prompts import split_prefix
 from rag_jax.evaluation.answers import match
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.stage import StageContext
+from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, write_json, write_jsonl
 from rag_jax.systems.srrag.config import SourceConfig, VerbaliseConfig
 from rag_jax.systems.srrag.data import encode_document_prompt
 from rag_jax.systems.srrag.infer import Search
 from rag_jax.systems.stages import continue_prompts
+
+Demonstration = tuple[str, str]  # a question and its document
 
 
 def write_texts(
@@ -45,13 +50,18 @@ def write_texts(
 def write_documents(
     base: Pretrained,
     questions: Sequence[str],
-    demonstrations: Sequence[tuple[str, str]],
+    demonstrations: Sequence[Sequence[Demonstration]],
     settings: VerbaliseConfig,
     *,
     seed: int,
 ) -> list[str]:
-    """Background documents by the untrained model."""
-    prompts = [encode_document_prompt(base.tokenizer, q, demonstrations) for q in questions]
+    """Background documents by the untrained model.
+
+    Args:
+        demonstrations: of each question; what all prompts begin with is read once.
+    """
+    pairs = zip(questions, demonstrations, strict=True)
+    prompts = [encode_document_prompt(base.tokenizer, *pair) for pair in pairs]
     limit, decode = settings.max_tokens, base.tokenizer.decode
     sizes = {"max_tokens": limit, "batch_size": settings.batch_size}
     written = write_texts(base, prompts, **sizes, seed=seed, temperature=settings.temperature)
@@ -71,21 +81,36 @@ def is_document(text: str) -> bool:
     return not re.search(r"\b(question|answer|document)\b", text, re.IGNORECASE)
 
 
-def pick_demonstrations(
-    embeddings: Float[np.ndarray, "N D"], *, clusters: int, count: int, seed: int
+def draw_clusters(
+    embeddings: Float[np.ndarray, "N D"], *, clusters: int, seed: int
 ) -> list[list[int]]:
-    """Clusters documents by K-means and draws `count` from each cluster, or all of a smaller one.
+    """Clusters documents by K-means.
 
     Returns:
-        For each cluster the numbers of its demonstrations.
+        For each cluster the numbers of its documents in random order: the first are the
+        demonstrations.
     """
     labels = KMeans(clusters, n_init=10, random_state=seed).fit_predict(embeddings)
     rng = np.random.default_rng(seed)
-    drawn = []
-    for cluster in range(clusters):
-        members = rng.permutation(np.flatnonzero(labels == cluster))
-        drawn.append(members[:count].tolist())
-    return drawn
+    members = [np.flatnonzero(labels == cluster) for cluster in range(clusters)]
+    return [rng.permutation(numbers).tolist() for numbers in members]
+
+
+def list_datasets(questions: Sequence[Question]) -> list[str]:
+    """The names of the questions' datasets: "" alone if they are of one."""
+    return list(dict.fromkeys(question.dataset for question in questions))
+
+
+def choose_demonstrations(
+    cluster: Sequence[Demonstration], question: str, *, count: int
+) -> list[Demonstration]:
+    """A question's demonstrations from a cluster: its first `count` documents, or all it has.
+
+    The question's own document is left out, and the next one takes its place. It was kept because
+    it holds the answer, so a model that copies it would verbalise what it was just shown.
+    """
+    others = (shown for shown in cluster if shown[0] != question)
+    return list(itertools.islice(others, count))
 
 
 def run_demonstrations(
@@ -98,11 +123,15 @@ def run_demonstrations(
     contexts: int,
     seed: int,
 ) -> None:
-    """GenRead's first round: documents for some training questions, clustered."""
+    """GenRead's first round: documents for some training questions, clustered.
+
+    The documents of each dataset of a mixture are clustered by themselves, as in the paper.
+    """
     order = np.random.default_rng(seed).permutation(len(train_questions))[: verbalise.pool]
 
     def write(batch: Sequence[Question]) -> list[dict[str, Any]]:
-        documents = write_documents(base, [q.question for q in batch], [], verbalise, seed=seed)
+        texts, none = [q.question for q in batch], [()] * len(batch)
+        documents = write_documents(base, texts, none, verbalise, seed=seed)
         return [
             {
                 "question": q.question,
@@ -115,16 +144,51 @@ def run_demonstrations(
 
     asked, size = [train_questions[i] for i in order], verbalise.batch_size
     records = context.map("documents.jsonl", asked, write, batch_size=size, unit="documents")
-    # If the model knows too little for a full set, all of its documents are used.
-    enough = contexts * verbalise.demonstrations
-    good = [record for record in records if record["good"]]
-    used = good if verbalise.only_answered and len(good) >= enough else records
-    embeddings = embed([f"{r['question']} {r['document']}" for r in used])
-    clusters = pick_demonstrations(
-        embeddings, clusters=contexts, count=verbalise.demonstrations, seed=seed
-    )
-    chosen = [[(used[i]["question"], used[i]["document"]) for i in rows] for rows in clusters]
-    write_json(context.folder / "clusters.json", chosen)
+    clusters = []
+    for name in list_datasets(train_questions):
+        own = [record for q, record in zip(asked, records, strict=True) if q.dataset == name]
+        if len(own) < contexts:
+            raise RagJaxError(
+                f"config.verbalise.pool={verbalise.pool}: has {len(own)} questions of {name}, and "
+                f"each of the {contexts} contexts (config.contexts) needs one; raise it"
+            )
+        # If the model knows too little for a full set, all of its documents are used.
+        enough = contexts * verbalise.demonstrations
+        good = [record for record in own if record["good"]]
+        used = good if verbalise.only_answered and len(good) >= enough else own
+        embeddings = embed([f"{r['question']} {r['document']}" for r in used])
+        drawn = draw_clusters(embeddings, clusters=contexts, seed=seed)
+        clusters += [[(used[i]["question"], used[i]["document"]) for i in rows] for rows in drawn]
+    write_json(context.folder / "clusters.json", clusters)
+
+
+def write_second_round(
+    base: Pretrained,
+    clusters: Sequence[Sequence[Demonstration]],
+    numbers: Sequence[int],
+    questions: Sequence[str],
+    settings: VerbaliseConfig,
+    *,
+    seed: int,
+) -> list[str]:
+    """A document for each question, after demonstrations of the cluster of each number.
+
+    Most questions of a cluster have the same demonstrations, which are read once. The few that are
+    themselves among them have others, and are a small batch of their own.
+    """
+    count = settings.demonstrations
+    groups: dict[tuple[int, bool], list[int]] = {}
+    for row, (k, question) in enumerate(zip(numbers, questions, strict=True)):
+        is_shown = any(question == asked for asked, _ in clusters[k][:count])
+        groups.setdefault((k, is_shown), []).append(row)
+    texts = [""] * len(questions)
+    for (k, _), rows in groups.items():
+        asked = [questions[row] for row in rows]
+        demonstrations = [choose_demonstrations(clusters[k], q, count=count) for q in asked]
+        written = write_documents(base, asked, demonstrations, settings, seed=seed)
+        for row, text in zip(rows, written, strict=True):
+            texts[row] = text
+    return texts
 
 
 def run_contexts(
@@ -139,18 +203,17 @@ def run_contexts(
     seed: int,
 ) -> None:
     """`contexts` contexts of each source for every training question."""
-    clusters = read_json(context.path("demonstrations", "clusters.json"))
+    read = read_json(context.path("demonstrations", "clusters.json"))
+    clusters = [[(question, document) for question, document in cluster] for cluster in read]
     asked = [q.question for q in train_questions]
+    first = {name: i * contexts for i, name in enumerate(list_datasets(train_questions))}
     # Cluster by cluster, so that most batches have one cluster's demonstrations.
-    items = [(cluster, question) for cluster in range(len(clusters)) for question in asked]
+    items = [(first[q.dataset] + i, q.question) for i in range(contexts) for q in train_questions]
 
     def write(batch: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:
-        documents: list[dict[str, Any]] = []
-        for cluster in sorted({cluster for cluster, _ in batch}):
-            questions = [question for k, question in batch if k == cluster]
-            texts = write_documents(base, questions, clusters[cluster], verbalise, seed=seed)
-            documents += [{"cluster": cluster, "text": text} for text in texts]
-        return documents
+        numbers, questions = zip(*batch, strict=True)
+        texts = write_second_round(base, clusters, numbers, questions, verbalise, seed=seed)
+        return [{"cluster": k, "text": text} for k, text in zip(numbers, texts, strict=True)]
 
     written = context.map(
         "verbalised.jsonl", items, write, batch_size=verbalise.batch_size, unit="documents"

@@ -17,6 +17,7 @@ from rag_jax.data.questions import Question
 from rag_jax.models import load
 from rag_jax.retrieval import Index, encode_texts
 from rag_jax.retrieval.negatives import choose_negatives
+from rag_jax.retrieval.validation import BestEpoch
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
 from rag_jax.systems.dpr import ask, evaluate, pipeline
@@ -205,6 +206,63 @@ def test_a_mixture_has_tables_for_each_dataset(tmp_path):
         assert f"{name}: differences on the same questions" in report["tables"]
 
 
+VALIDATED = {
+    "positives": "first",
+    "train.epochs": 3,
+    "train.checkpoint_every": 1,
+    "validation.after": 1,
+    "validation.questions": 2,
+    "validation.negatives": 4,
+}
+
+
+def test_the_epoch_with_the_best_average_rank(finished, tmp_path, monkeypatch):
+    """Two of three epochs are validated on dev questions; a run that stops between continues."""
+    workdirs = [shutil.copytree(finished[0], tmp_path / name) for name in ("whole", "stopped")]
+    report = pipeline.run(make_config(**VALIDATED), workdirs[0])
+    names = [stage["name"] for stage in report["stages"]]
+    assert names == [*STAGES[:2], "dev_negatives", *STAGES[2:]]
+    (table,) = report["tables"].values()
+    assert [row[0] for row in table] == ["epoch", "2", "3"]
+    ranks = {int(epoch): rank for epoch, rank in table[1:]}
+    stages = workdirs[0] / "stages"
+    log = read_jsonl(stages / "train" / "log.jsonl")
+    steps = [line["step"] + 1 for line in log if "average_rank" in line]
+    assert steps == [6, 9]
+    # The encoders that were saved have the best average rank.
+    encoder = load(stages / "train" / "question")
+    assert not list((stages / "train").glob("epoch-*"))
+    asked = read_json(stages / "corpus" / "questions.json")["dev"][:2]
+    mined = read_jsonl(stages / "dev_negatives" / "negatives.jsonl")
+    assert [len(record["rows"]) for record in mined] == [4, 4]
+    passages = read_jsonl(stages / "corpus" / "passages.jsonl")
+    number = {passage["id"]: row for row, passage in enumerate(passages)}
+    own = [number[next(iter(question["relevant"]))] for question in asked]
+    pool = [row for i in range(2) for row in (own[i], *mined[i]["rows"])]
+    texts = [(passages[row]["title"], passages[row]["text"]) for row in pool]
+    queries = encode_texts(encoder, [question["question"] for question in asked], max_length=24)
+    scores = queries @ encode_texts(encoder, texts, max_length=24).T
+    above = [(scores[i] > scores[i, 5 * i] + 1e-6).sum() for i in range(2)]
+    assert np.mean(above) == min(ranks.values())
+
+    with monkeypatch.context() as patch:
+
+        def stop(self, epoch, params):
+            if epoch == 3:
+                raise KeyboardInterrupt
+            return validate(self, epoch, params)
+
+        validate = BestEpoch._validate
+        patch.setattr(BestEpoch, "_validate", stop)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.run(make_config(**VALIDATED), workdirs[1])
+    assert (workdirs[1] / "stages" / "train" / "epoch-2").is_dir()
+    again = pipeline.run(make_config(**VALIDATED), workdirs[1])
+    assert again["tables"] == report["tables"]
+    weights = [w / "stages" / "train" / "question" / "model.safetensors" for w in workdirs]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
 def test_two_encoders_with_cls_states_on_a_folder(tmp_path):
     """The paper's kind of encoder, on data without answers in BEIR's format."""
     data = tmp_path / "data"
@@ -238,9 +296,13 @@ def test_two_encoders_with_cls_states_on_a_folder(tmp_path):
     assert np.abs(trees[0] - trees[1]).max() > 1e-3
     with pytest.raises(RagJaxError, match="evaluate_on='dev': the data has no such questions, but"):
         pipeline.run(make_config(**changes, evaluate_on="dev"), tmp_path / "run")
+    with pytest.raises(RagJaxError, match="validation.after=1: the data has no 'dev' questions wi"):
+        pipeline.run(make_config(**changes, **{"validation.after": 1}), tmp_path / "run")
 
 
 def test_settings_that_contradict_each_other():
+    with pytest.raises(RagJaxError, match="config.validation.after=2: no epoch is left to valid"):
+        build(DPRConfig, make_config(**{"validation.after": 2}))
     with pytest.raises(RagJaxError, match="config.train.negatives=3 is above"):
         build(DPRConfig, {"train": {"negatives": 3}, "negatives": {"kept": 2}})
 
@@ -250,6 +312,9 @@ def test_presets():
     small, paper = (build(DPRConfig, get_config(preset)) for preset in ("", "bert-base"))
     assert small == DPRConfig()
     assert (paper.encoder.shared, paper.encoder.pooling, paper.train.scale) == (False, "cls", 1.0)
+    # Of the negatives that a question has, one is drawn; the last ten of 40 epochs are validated.
+    assert (paper.train.negatives, paper.negatives.kept, paper.positives) == (1, 30, "first")
+    assert (paper.validation.after, paper.validation.questions) == (30, 10_000)
     # On Natural Questions' 58,880 training questions.
     assert paper.train.warmup_fraction * paper.train.epochs * 58_880 / 128 == pytest.approx(1237)
     with pytest.raises(RagJaxError, match="config preset 'large': must be one of bert-base"):

@@ -4,7 +4,10 @@ import pytest
 
 from rag_jax.data.passages import Passage
 from rag_jax.evaluation.answers import match
-from rag_jax.systems.prag.augment import ask_by_rules, is_rewrite, parse_pairs, rewrite_by_rules
+from rag_jax.systems.prag import writer
+from rag_jax.systems.prag.data import Pair
+from rag_jax.systems.prag.rules import ask_by_rules, rewrite_by_rules
+from rag_jax.systems.prag.writer import is_rewrite, parse_pairs
 
 ANDORRA = Passage(
     "country/AD/economy",
@@ -24,12 +27,39 @@ def test_parsed_pairs_have_their_answers_in_the_passage():
         "Question: Which one borders?\nand more\nAnswer: Spain\n"  # not in that form
         "Question: Alone?\n"
     )
-    assert parse_pairs(text, ANDORRA) == [
-        ("What do people pay with?", "the euro"),
-        ("Which language is spoken?", "Catalan"),
+    assert parse_pairs(text, ANDORRA, full=False) == [
+        Pair("What do people pay with?", "the euro"),
+        Pair("Which language is spoken?", "Catalan"),
     ]
+    assert parse_pairs(text, ANDORRA, full=True) == []
     for nothing in ("", "Question:\nAnswer:", '[{"question": "a", "answer": "Spain"}]'):
-        assert parse_pairs(nothing, ANDORRA) == []
+        assert parse_pairs(nothing, ANDORRA, full=False) == []
+
+
+def test_full_answers_contain_their_answers():
+    text = (
+        "1. Question: What do people pay with?\nAnswer: the euro\n"
+        "Full answer: People in Andorra pay with the euro, so it is the euro.\n\n"
+        "Question: Which language is spoken?\nAnswer: Catalan\nFull answer: It is French.\n"
+        "Question: Which land borders it?\nAnswer: Spain\n"
+    )
+    first = Pair("What do people pay with?", "the euro")
+    sentence = "People in Andorra pay with the euro, so it is the euro."
+    assert parse_pairs(text, ANDORRA, full=True) == [Pair(*first[:2], sentence)]
+    assert parse_pairs(text, ANDORRA, full=False) == [
+        first,
+        Pair("Which language is spoken?", "Catalan"),
+        Pair("Which land borders it?", "Spain"),
+    ]
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_the_sample_is_a_usable_text(full):
+    """The example that the model is shown has the form that is read."""
+    title, _, text = writer._SAMPLE.partition(": ")
+    sample = "\n".join(writer._show_pair(pair, full) for pair in writer._SAMPLE_PAIRS)
+    expected = [pair if full else Pair(*pair[:2]) for pair in writer._SAMPLE_PAIRS]
+    assert parse_pairs(sample, Passage("1", title, text), full=full) == expected
 
 
 def test_rewrites_keep_names_and_numbers():
@@ -41,8 +71,9 @@ def test_rewrites_keep_names_and_numbers():
 
 def test_grammar_comes_before_gaps():
     pairs = ask_by_rules(ANDORRA, count=9)
-    assert pairs[0] == ("What is the main language of Andorra?", "Catalan")
-    assert [answer for _, answer in pairs] == ["Catalan", "EUR", "Spain", "France", "77,000"]
+    sentence = "Its main language is Catalan."
+    assert pairs[0] == ("What is the main language of Andorra?", "Catalan", sentence)
+    assert [pair.answer for pair in pairs] == ["Catalan", "EUR", "Spain", "France", "77,000"]
     assert pairs[1][0] == (
         "Which words are missing about Andorra? People in Andorra pay with the euro (___)."
     )
@@ -62,6 +93,7 @@ def test_grammar_comes_before_gaps():
 )
 def test_rules_take_any_text(passage):
     text = f"{passage.title} {passage.text}"
-    for question, answer in ask_by_rules(passage, count=3):
+    for question, answer, full in ask_by_rules(passage, count=3):
         assert answer in text and not match(question, [answer])
+        assert answer in full and full in " ".join(text.split())
     assert rewrite_by_rules(passage).strip()

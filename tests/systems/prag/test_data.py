@@ -5,16 +5,26 @@ import pytest
 
 from rag_jax.data.passages import Passage
 from rag_jax.models import load
+from rag_jax.systems.prag.config import AugmentConfig
 from rag_jax.systems.prag.data import (
     MAX_PADDING,
     Augmented,
     Format,
+    Pair,
+    Variant,
+    count_examples,
     group_documents,
     make_examples,
+    repeat_examples,
 )
+from rag_jax.systems.prag.demonstrations import DEMONSTRATIONS
 
 PASSAGE = Passage("city/1", "Gitega", "Gitega is a city in\nBurundi.")
-PAIRS = (("Where is it?", "Burundi"), ("What is it?", "a city"), ("Its name?", "Gitega"))
+PAIRS = (
+    Pair("Where is it?", "Burundi", "It lies in Burundi."),
+    Pair("What is it?", "a city", "Gitega is a city."),
+    Pair("Its name?", "Gitega", "Its name is Gitega."),
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +50,18 @@ def test_prompts(format):
     assert (
         spell(format, format.encode_prompt("Where is it?"))
         == "Question: Where is it?\nThe answer is"
+    )
+
+
+def test_augmentations_are_read_after_their_passage(format):
+    other = Passage("2", "", "No title.")
+    augmented = {PASSAGE.id: Augmented(("In Burundi\nlies Gitega.",), PAIRS[:2])}
+    prompt = format.encode_prompt("Where is it?", [PASSAGE, other], augmented=augmented)
+    assert spell(format, prompt) == (
+        "Passage 1: Gitega: Gitega is a city in Burundi.\n"
+        "Passage 1: Gitega: In Burundi lies Gitega.\n"
+        "Question: Where is it?\nAnswer: Burundi\nQuestion: What is it?\nAnswer: a city\n"
+        "Passage 2: No title.\n\nQuestion: Where is it?\nThe answer is"
     )
 
 
@@ -77,12 +99,97 @@ def test_other_numbers_of_rewrites_and_questions(format):
             assert all(tokens[-1] == format.tokenizer.eos_id for tokens in found)
 
 
-def test_without_questions_the_texts_alone(format):
+# Reasoning.
+
+
+def test_reasoned_prompts(tokenizer):
+    format = Format(tokenizer, chat=False, max_text=200, reasoning=True, demonstrations=2)
+    shown = "\n\n".join(f"Question: {q}\nAnswer: {a}" for q, a in DEMONSTRATIONS[:2])
+    assert spell(format, format.encode_prompt("Where is it?", [PASSAGE])) == (
+        f"{shown}\n\nPassage 1: Gitega: Gitega is a city in Burundi.\n\n"
+        "Question: Where is it?\nAnswer:"
+    )
+    chat = Format(tokenizer, chat=True, max_text=200, reasoning=True)
+    text = spell(chat, chat.encode_prompt("Where is it?"))
+    assert "Answer the question step by step." in text and text.endswith("Answer:")
+
+
+def test_reasoned_examples_end_with_full_answers(tokenizer):
+    format = Format(tokenizer, chat=False, max_text=200, reasoning=True)
+    examples = make_examples(format, PASSAGE, Augmented(("x",), PAIRS), questions=3)
+    texts = [spell(format, tokens) for tokens in examples]
+    full = [pair.full_answer for pair in PAIRS]
+    ends = [full[0], full[0], full[1], full[1], full[2]]
+    assert all(t.endswith(f"Answer: {e}") for t, e in zip(texts, ends, strict=True))
+    assert format.state_answer("Oslo") == "So the answer is Oslo."
+
+
+@pytest.mark.parametrize(
+    ("written", "answer"),
+    [
+        ("It lies in Oslo. So the answer is Norway.\n\nQuestion: And?", "Norway"),
+        ("So the answer is: the U.S. dollar. It is old.", "the U.S. dollar"),
+        ("The Answer is 15,140. So the answer is 3.", "15,140"),
+        ("It lies in Norway. That is all.", "It lies in Norway"),  # never says what it is
+        ("The answers are many", "The answers are many"),
+        ("So the answer is", ""),
+    ],
+)
+def test_reasoned_answers_are_read_after_the_answer_is(tokenizer, written, answer):
+    format = Format(tokenizer, chat=False, max_text=200, reasoning=True)
+    assert format.decode_answer(tokenizer.encode(written)) == answer
+
+
+def test_demonstrations_say_their_answers(tokenizer):
+    """Each is read as a test answer is read; as many as the released code has for HotpotQA."""
+    format = Format(tokenizer, chat=False, max_text=200, reasoning=True)
+    answers = [format.decode_answer(tokenizer.encode(text)) for _, text in DEMONSTRATIONS]
+    assert len(DEMONSTRATIONS) == 11 and all(0 < len(a.split()) <= 4 for a in answers)
+    for (question, text), answer in zip(DEMONSTRATIONS, answers, strict=True):
+        assert question.endswith("?") and text.endswith(f"So the answer is {answer}.")
+
+
+# Variants.
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_without_questions_the_prompt_up_to_them(tokenizer, chat):
+    format = Format(tokenizer, chat=chat, max_text=200)
     found = make_examples(format, PASSAGE, Augmented(("x y",), ()), questions=3)
-    assert [spell(format, tokens) for tokens in found] == [
-        "Gitega: Gitega is a city in Burundi.",
-        "Gitega: x y",
-    ]
+    texts = ["Passage 1: Gitega: Gitega is a city in Burundi.", "Passage 1: Gitega: x y"]
+    for tokens, text, version in zip(found, texts, (PASSAGE.text, "x y"), strict=True):
+        passage = Passage("", PASSAGE.title, version)
+        whole = format.encode_prompt("Where is it?", [passage])
+        same = [a == b for a, b in zip(tokens, whole, strict=False)]
+        shared = [*same, False].index(False)
+        assert spell(format, tokens[:shared]).endswith(text)
+        assert spell(format, tokens).strip().endswith(text) or chat
+        assert "Question" not in spell(format, tokens)
+
+
+@pytest.mark.parametrize("rewrites", [0, 1, 2])
+@pytest.mark.parametrize("questions", [0, 1, 2, 3, 5])
+def test_every_variant_takes_the_steps_of_the_whole_recipe(format, rewrites, questions):
+    if not rewrites + questions:
+        return
+    augment = AugmentConfig(by="model", rewrites=rewrites, questions=questions)
+    whole = Augmented(("x", "y")[:rewrites], PAIRS[:questions])
+    steps = count_examples(augment)
+    assert steps == len(make_examples(format, PASSAGE, whole, questions=questions))
+    for variant in (
+        Variant("random"),
+        Variant("random", rewrites=False),
+        Variant("random", questions=False),
+    ):
+        own = make_examples(format, PASSAGE, variant.reduce(whole), questions=questions)
+        repeated = repeat_examples(own, steps)
+        assert len(repeated) == steps and repeated[: len(own)] == own
+        counts = [repeated.count(tokens) for tokens in own]
+        assert max(counts) - min(counts) <= max(own.count(tokens) for tokens in own)
+
+
+def test_the_papers_recipe_has_five_steps():
+    assert count_examples(AugmentConfig()) == 5
 
 
 def test_long_texts_are_cut(tokenizer):

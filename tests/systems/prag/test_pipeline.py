@@ -4,6 +4,7 @@ import json
 import re
 import runpy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -14,17 +15,19 @@ import pytest
 
 from rag_jax import lora
 from rag_jax.config import build, to_config_dict
-from rag_jax.evaluation.answers import exact_match, f1
+from rag_jax.data.questions import Question
+from rag_jax.evaluation.answers import exact_match, f1, match
 from rag_jax.lora.store import AdapterStore
 from rag_jax.pipeline.ask import Facts
 from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
-from rag_jax.systems.prag import ask, evaluate, pipeline, steps, train
+from rag_jax.systems.prag import ask, evaluate, pipeline, steps, train, writer
 from rag_jax.systems.prag.augment import list_documents, read_augmented
 from rag_jax.systems.prag.config import PRAGConfig
-from rag_jax.systems.prag.data import make_examples
+from rag_jax.systems.prag.data import Augmented, Pair, make_examples
+from rag_jax.systems.prag.evaluate import METHODS
 from rag_jax.systems.prag.infer import Engine
 from rag_jax.systems.prag.pipeline import list_stages
 from rag_jax.systems.prag.session import Session
@@ -145,19 +148,62 @@ def test_report(finished, make_config):
     workdir, report = finished[0], read_json(finished[0] / "report.json")
     assert build(PRAGConfig, report["config"]) == build(PRAGConfig, make_config(ablations=True))
     ablations = ["without_rewrites", "without_questions", "warm_start"]
-    assert list(report["methods"]) == [*evaluate.METHODS, *ablations]
+    assert list(report["methods"]) == [*METHODS, *ablations]
     for numbers in report["methods"].values():
         assert numbers["n"] == 5
         assert 0 <= numbers["exact_match"] <= numbers["f1"] <= 1
     tokens = {name: numbers["prompt_tokens"] for name, numbers in report["methods"].items()}
     assert tokens["direct"] == tokens["parametric"] == tokens["random"]
     assert tokens["direct"] < tokens["in_context"] == tokens["both"]
+    assert tokens["both"] < tokens["in_context_augmented"]
     assert "the documents&#x27; adapters" in (workdir / "report.html").read_text("utf-8")
     for line in read_jsonl(workdir / "predictions" / "random.jsonl"):
         own = {r["id"]: r for r in read_jsonl(workdir / "predictions" / "parametric.jsonl")}
         assert not {*line["adapters"]} & {*own[line["id"]]["adapters"]}
         assert NAMES[line["id"].split("/")[1]] not in line["adapters"]
     assert read_json(workdir / "stages" / "evaluate" / "adapters.json")["lost"] == {}
+
+
+def test_coverage_is_whether_an_adapter_was_trained_to_say_the_answer(finished, session):
+    workdir, report = finished
+    context = open_stage(session, workdir, "encode")
+    augmented = read_augmented(context.path("augment", "augmented.jsonl"))
+    rows = {name: read_jsonl(workdir / "predictions" / f"{name}.jsonl") for name in METHODS}
+    covered = []
+    for row in rows["parametric"]:
+        answers = [answer for id in row["adapters"] for _, answer, _ in augmented[id].pairs]
+        covered.append(any(match(answer, row["answers"]) for answer in answers))
+    assert all([row["covered"] for row in own] == covered for own in rows.values())
+    assert True in covered  # the country ends every sentence
+    (table,) = (rows for title, rows in report["tables"].items() if "trained to say" in title)
+    n = sum(covered)
+    assert table[0] == ["method", f"trained to say (n={n})", f"others (n={5 - n})"]
+    for name, own, others in table[1:]:
+        mean = report["methods"][name]["exact_match"]
+        parts = [(own, n), (others, 5 - n)]
+        assert sum(score * count for score, count in parts if count) / 5 == pytest.approx(mean)
+
+
+@pytest.mark.parametrize(
+    ("trained", "gold", "covered"),
+    [
+        ("English, Hindi and Bengali", "Hindi", True),
+        ("roughly 2.9 million", "2.9 million", True),
+        ("Niger", "Nigeria", False),
+        ("Nigeria", "Niger", False),
+        ("the Euro", "euro", True),
+    ],
+)
+def test_covered_answers_are_whole_words(trained, gold, covered):
+    question = Question("q", "What?", ("nothing", gold), {})
+    augmented = {"d": Augmented((), (Pair("?", trained),)), "other": Augmented((), ())}
+    assert evaluate.is_covered(question, ["other", "d"], augmented=augmented) is covered
+    assert not evaluate.is_covered(question, ["other"], augmented=augmented)
+
+
+def test_tables_without_covered_questions():
+    rows = {"direct": [{"covered": False, "exact_match": 1.0}]}
+    assert evaluate.tabulate_coverage(rows)[1] == ["direct", "-", 1.0]
 
 
 def test_answers_are_kept_raw_and_graded(finished):
@@ -237,6 +283,36 @@ def test_answers_are_those_of_a_model_with_the_adapters_folded_in(finished, sess
             params = lora.fold(params, adapter, scale=16.0)
         alone = make_engine(session, params=params).answer([prompt])
         assert alone.texts == [text]
+
+
+def test_the_mean_of_adapters_is_their_sum_over_their_number(finished, session):
+    context = open_stage(session, finished[0], "evaluate")
+    store = open_store(session, finished[0])
+    ids = [p.id for p in open_documents(session, context)][:2]
+    prompt = session.format.encode_prompt("Where is Riga?")
+    mean = make_engine(session, settings=replace(session.config.answer, merge="mean"))
+    half = make_engine(session, scale=session.config.tuning.scale / 2)
+    assert mean.answer([prompt], store, [ids]).texts == half.answer([prompt], store, [ids]).texts
+    alone = mean.answer([prompt], store, [ids[:1]]).texts
+    assert alone == make_engine(session).answer([prompt], store, [ids[:1]]).texts
+
+
+def test_a_merged_adapter_is_the_sum_or_the_mean_of_the_rows_documents():
+    """By the products of the factors, for rows of two, one and no documents."""
+    rng = np.random.default_rng(0)
+    shapes = {"a": (3, 6, 2), "b": (3, 2, 5)}
+    bank = {"kernel": {n: jnp.asarray(rng.normal(size=shape)) for n, shape in shapes.items()}}
+    chosen = np.asarray([[2, 0], [1, -1], [-1, -1]])
+    products = np.asarray(bank["kernel"]["a"] @ bank["kernel"]["b"])
+    for how in ("sum", "mean"):
+        weights = steps.weigh_documents(jnp.asarray(chosen), merge=how)
+        merged = lora.merge(lora.select(bank, chosen), scale=16.0, weights=weights)["kernel"]
+        for row, ids in enumerate([[2, 0], [1], []]):
+            expected = 16.0 * sum((products[i] for i in ids), start=np.zeros((6, 5)))
+            if how == "mean" and ids:
+                expected = expected / len(ids)
+            found = merged["a"][row] @ merged["b"][row]
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_second_batch_compiles_nothing(finished, session):
@@ -346,8 +422,16 @@ def test_a_document_that_goes_astray_is_left_out(make_config, tmp_path, monkeypa
     astray = {id for id, error in errors.items() if error}
     assert astray == {NAMES["Gitega"]} and len(errors) > 1
     assert f"passage {NAMES['Gitega']!r} is left out" in capsys.readouterr().err
-    lost = read_json(tmp_path / "run" / "stages" / "evaluate" / "adapters.json")["lost"]
-    assert set(lost) == astray and report["methods"]["both"]["n"] == 5
+    # No method has the document: what is read in the context has an adapter to merge as well.
+    for name in METHODS:
+        for row in read_jsonl(tmp_path / "run" / "predictions" / f"{name}.jsonl"):
+            assert not astray & {*row["passages"], *row["adapters"]}
+    rows = [read_jsonl(tmp_path / "run" / "predictions" / f"{n}.jsonl") for n in METHODS]
+    own = dict(zip(METHODS, rows, strict=True))
+    for read, merged in zip(own["in_context"], own["parametric"], strict=True):
+        assert read["passages"] == merged["adapters"]
+    assert read_json(tmp_path / "run" / "stages" / "evaluate" / "adapters.json")["lost"] == {}
+    assert report["methods"]["both"]["n"] == 5
 
 
 def test_questions_without_documents_and_documents_without_questions(make_config, tmp_path):
@@ -369,6 +453,84 @@ def test_questions_without_documents_and_documents_without_questions(make_config
     assert {record["error"] for record in records} == {"no usable questions"}
 
 
+def test_reasoned_answers_from_an_empty_folder(make_config, tmp_path):
+    """All prompts have the demonstration, and adapters are trained on full answers."""
+    changes = {"prompt.reasoning": True, "prompt.demonstrations": 1, "encode.start": "warm"}
+    config = make_config(**changes, questions=2)
+    report = pipeline.run(config, tmp_path / "run")
+    assert all(m["n"] == 2 for m in report["methods"].values())
+    session = Session(build(PRAGConfig, config))
+    plain = replace(session.format, reasoning=False, demonstrations=0)
+    for row in read_jsonl(tmp_path / "run" / "predictions" / "direct.jsonl"):
+        assert row["prompt_tokens"] == len(session.format.encode_prompt(row["question"]))
+        assert row["prompt_tokens"] > len(plain.encode_prompt(row["question"]))
+    for record in read_jsonl(tmp_path / "run" / "stages" / "augment" / "augmented.jsonl"):
+        assert all(answer in full for _, answer, full in record["pairs"])
+    asked = ask.open_run(session, tmp_path / "run", None)
+    (row, *_) = read_jsonl(tmp_path / "run" / "predictions" / "parametric.jsonl")
+    assert read_text(list(asked(row["question"]))) == row["prediction"]
+
+
+class Writer:
+    """Stands for the continuation of prompts by a model that writes usable augmentations."""
+
+    def __init__(self, monkeypatch):
+        self.bases, self.instructions = [], []
+        monkeypatch.setattr(writer, "continue_prompts", self)
+
+    def __call__(self, base, prompts, **options):
+        self.bases.append(base)
+        texts = []
+        for prompt in prompts:
+            asked = base.tokenizer.decode(prompt)
+            self.instructions.append(asked)
+            (place,) = [p for p in PLACES if f"{p}: {p} is a town" in asked]
+            country = PLACES[place]
+            pair = f"Question: Which land has {place}?\nAnswer: {country}"
+            full = f"{pair}\nFull answer: {place} lies in {country}."
+            texts.append(full if "Full answer" in asked else pair)
+            if "Restate" in asked:
+                texts[-1] = f"In {country} lies the town of {place}."
+        return [base.tokenizer.encode(text) for text in texts]
+
+
+@pytest.mark.parametrize("reasoning", [False, True])
+def test_another_model_augments(make_config, llama_folder, tmp_path, monkeypatch, reasoning):
+    """It alone is loaded for the augmentation, and the model that answers for the rest."""
+    other = shutil.copytree(llama_folder, tmp_path / "other")
+    changes = {"augment.by": "model", "augment.model": str(other), "prompt.reasoning": reasoning}
+    asked, loaded = Writer(monkeypatch), []
+    load = Session.load_language_model
+
+    def record(self, field, **options):
+        loaded.append(field)
+        return load(self, field, **options)
+
+    monkeypatch.setattr(Session, "load_language_model", record)
+    session = Session(build(PRAGConfig, make_config(**changes)))
+    run_stages(list_stages(session)[:3], tmp_path / "run")
+    assert loaded == ["augment.model"] and "base" not in vars(session)
+    assert {id(base) for base in asked.bases} == {id(asked.bases[0])}
+    records = read_jsonl(tmp_path / "run" / "stages" / "augment" / "augmented.jsonl")
+    assert records and not any(record["error"] for record in records)
+    for record in records:
+        ((_, answer, full),) = record["pairs"]
+        assert (answer in full) if reasoning else (full == "")
+    run_stages(list_stages(session)[:-1], tmp_path / "run")
+    assert loaded == ["augment.model", "model.name"]
+
+
+def test_the_augmenting_model_is_part_of_the_augmentation(make_config, llama_folder, bert_folder):
+    def describe(**changes):
+        session = Session(build(PRAGConfig, make_config(**{"augment.by": "model"}, **changes)))
+        return {stage.name: stage.settings for stage in list_stages(session)}
+
+    own, other = describe(), describe(**{"augment.model": str(bert_folder)})
+    assert other["augment"]["writer"] != own["augment"]["weights"]
+    assert own["evaluate"] == other["evaluate"]
+    assert own["augment"] != describe(**{"prompt.reasoning": True})["augment"]
+
+
 def test_a_dense_retriever(make_config, tmp_path):
     session = Session(build(PRAGConfig, make_config(**{"retrieve.by": "dense"})))
     run_stages(list_stages(session)[:2], tmp_path / "run")
@@ -378,9 +540,14 @@ def test_a_dense_retriever(make_config, tmp_path):
 
 def test_presets():
     get_config = runpy.run_path(str(ROOT / "configs" / "prag.py"))["get_config"]
-    names = ("", "llama3.2-1b", "qwen2.5-1.5b", "llama3-8b")
-    _, *paper = (build(PRAGConfig, get_config(preset)) for preset in names)
-    for settings in paper:
+    models = ("llama3.2-1b", "qwen2.5-1.5b", "llama3-8b")
+    presets = {"": (False, 0, 20), "-2wiki": (True, 8, 128), "-hotpot": (True, 11, 128)}
+    for name, expected in ((f"{m}{d}", e) for m in models for d, e in presets.items()):
+        settings = build(PRAGConfig, get_config(name))
+        asked = settings.prompt
+        tokens = settings.answer.max_tokens
+        assert (asked.reasoning, asked.demonstrations, tokens) == expected
+        assert (settings.answer.merge, settings.augment.model) == ("sum", None)
         assert (settings.tuning.rank, settings.tuning.scale) == (2, 16.0)
         assert (settings.encode.learning_rate, settings.retrieve.passages) == (3e-4, 3)
         assert (settings.augment.rewrites, settings.augment.questions) == (1, 3)
@@ -391,6 +558,11 @@ def test_presets():
     [
         ({"tuning.mode": "full"}, "config.tuning.mode='full': a document is an adapter"),
         ({"augment.rewrites": 0, "augment.questions": 0}, "nothing is left of the augmentation"),
+        ({"augment.model": "x"}, "config.augment.model='x': rules ask no model"),
+        (
+            {"prompt.demonstrations": 3},
+            "config.prompt.demonstrations=3: they show",
+        ),
         ({"augment.rewrites": 2}, "config.augment.rewrites=2: rules know one rewrite"),
         ({"tuning.targets": "nothing"}, "config.tuning.targets='nothing'"),
         ({"data.path": "nowhere"}, "config.data.path=nowhere"),

@@ -9,8 +9,8 @@ from rag_jax.decoding import BeamConfig
 from rag_jax.models import load
 from rag_jax.models.nn.layers import MASKED
 from rag_jax.systems.rag.data import make_format, pick_passages
-from rag_jax.systems.rag.evaluate import pad_hits
 from rag_jax.systems.rag.infer import Engine
+from rag_jax.systems.rag.rankings import pad_hits
 
 LLAMA = load(Path(__file__).parents[2] / "golden" / "llama_tied")
 PASSAGES = [Passage("0", "Paris", "It is in France."), Passage("1", "Bern", "A capital.")]

@@ -11,7 +11,9 @@ import pytest
 
 from rag_jax.config import build
 from rag_jax.data.matching import has_answer
-from rag_jax.evaluation.answers import bleu_1, rouge_l
+from rag_jax.data.questions import Question
+from rag_jax.evaluation.answers import bleu_1, distinct_ngrams, rouge_l
+from rag_jax.models.io.sizes import find_sizes
 from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.errors import RagJaxError
@@ -19,15 +21,19 @@ from rag_jax.runtime.files import read_json, read_jsonl
 from rag_jax.systems.rag import ask, evaluate, pipeline
 from rag_jax.systems.rag import session as sessions
 from rag_jax.systems.rag.config import RAGConfig
+from rag_jax.systems.rag.data import pick_passages
 from rag_jax.systems.rag.lookup import Lookup
 from rag_jax.systems.rag.pipeline import list_stages
+from rag_jax.systems.rag.rankings import rank_by_bm25
 from rag_jax.systems.rag.session import Session
+from rag_jax.systems.rag.train import list_rows, plan_questions
 from systems.asked import LONG, OWN, read_facts, read_text, take_stock, write_corpus
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 STAGES = ["corpus", "index", "frozen", "joint", "evaluate", "memory"]
 REFRESH = {"train.refresh_every": 2}
-QA_METHODS = ("closed_book", "bm25", "frozen", "token", "fast", "thorough")
+SHARED = ("shared_closed_book", "shared_bm25")
+QA_METHODS = (*SHARED, "frozen", "token", "fast", "thorough")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +79,7 @@ def test_report(finished, make_config):
     for name, numbers in report["methods"].items():
         assert numbers["n"] == 6
         assert 0 <= numbers["exact_match"] <= numbers["f1"] <= 1
-        if name != "closed_book":
+        if name != "shared_closed_book":
             assert numbers["answer@1"] <= numbers["answer@2"] <= numbers["answer@5"]
     # The last three read the same passages.
     hits = [[report["methods"][m][f"answer@{k}"] for k in (1, 2, 5)] for m in QA_METHODS[3:]]
@@ -93,7 +99,7 @@ def test_predictions(finished):
         assert np.mean(scores) == pytest.approx(numbers["exact_match"])
         seconds = [record["seconds"] for record in records]
         assert np.mean(seconds) == pytest.approx(numbers["seconds_per_question"])
-        for record in records if method != "closed_book" else ():
+        for record in records if method != "shared_closed_book" else ():
             read = [
                 has_answer(passages[p["id"]]["text"], record["answers"]) for p in record["passages"]
             ]
@@ -197,6 +203,96 @@ def test_running_again(finished, make_config, make_session, tmp_path):
     ]
 
 
+def test_the_number_of_passages_at_test_time(finished, make_config, make_session, tmp_path):
+    """Another number, and a curve of them, from the same training."""
+    workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    changes = {"decode.passages": 3, "decode.curve": (4, 1, 3)}
+    again = pipeline.run(make_config(**changes), workdir)
+    assert list_reused(again) == STAGES[:4]
+    assert [stage["name"] for stage in again["stages"]] == [*STAGES[:5], "curve", "memory"]
+    for name in ("frozen", "thorough"):
+        records = read_jsonl(workdir / "predictions" / f"{name}.jsonl")
+        assert all(len(record["passages"]) == 3 for record in records)
+        assert "answer@3" in again["methods"][name]
+    table = again["tables"]["exact match by the number of passages read"]
+    assert table[0] == ["passages", "token", "thorough", "answer in them"]
+    assert [row[0] for row in table[1:]] == ["1", "3", "4"]
+    token, thorough = (again["methods"][name] for name in ("token", "thorough"))
+    scores = token["exact_match"], thorough["exact_match"], token["answer@3"]
+    assert table[2][1:] == pytest.approx(scores)
+    assert table[1][3] == pytest.approx(token["answer@1"])
+    shown = list(ask.open_run(make_session(**changes), workdir, None)(records[0]["question"]))
+    assert len(read_facts(shown, "passages read")) == 3
+    # Another curve is no reason to evaluate again.
+    again = pipeline.run(make_config(**changes | {"decode.curve": (2,)}), workdir)
+    assert list_reused(again) == STAGES
+
+
+def answer_nll(session, question, passages, scores):
+    """`-log p(y|x)` of RAG-Sequence by the generator as loaded, one full pass a passage."""
+    model, params, format = session.generator.model, session.generator.params, session.format
+    target, logprobs = format.encode_answer(question.answers[0]), []
+    for passage in passages:
+        prompt, _ = format.encode_input(question.question, passage)
+        tokens = np.asarray([[*prompt, *target[:-1]]], np.int32)
+        logits = np.asarray(model.apply({"params": params}, tokens), np.float64)[0]
+        steps = logits[len(prompt) - 1 :] - np.logaddexp.reduce(
+            logits[len(prompt) - 1 :], axis=1, keepdims=True
+        )
+        logprobs.append(sum(steps[t, token] for t, token in enumerate(target)))
+    prior = np.asarray(scores, np.float64) - np.logaddexp.reduce(scores)
+    return -np.logaddexp.reduce(prior + logprobs)
+
+
+def test_ablations_are_trained_for_what_they_read(finished, make_config, make_session, tmp_path):
+    workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    again = pipeline.run(make_config(ablations=True), workdir)
+    assert list_reused(again) == STAGES
+    trained = {"closed_book", "bm25"}
+    assert {s["name"] for s in again["stages"] if not s["reused"]} == {*trained, "compare"}
+    assert tuple(again["methods"]) == (*QA_METHODS, "closed_book", "bm25")
+    session = make_session()
+    session.open_corpus(workdir / "stages" / "corpus")
+    before = session.make_trainable(joint=False)
+    questions, passages = session.train_questions, session.passages
+    found = rank_by_bm25(passages, [q.question for q in questions], 2)
+    for name in trained:
+        log = read_jsonl(workdir / "stages" / name / "log.jsonl")
+        chosen = plan_questions(len(questions), batch_size=3, seed=0).examples_at(0)
+        read = {
+            "closed_book": lambda i: ([None], [0.0]),
+            "bm25": lambda i: (pick_passages(passages, found.rows[[i]])[0], found.scores[i]),
+        }[name]
+        nll = np.mean([answer_nll(session, questions[i], *read(i)) for i in chosen])
+        assert log[0]["nll"] == pytest.approx(nll, rel=1e-4)
+        after = before.load(workdir / "stages" / name / "params")
+        assert after.keys() == {"generator"}
+        moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), after, before.start())
+        assert max(jax.tree.leaves(moved)) > 1e-3
+        records = read_jsonl(workdir / "predictions" / f"{name}.jsonl")
+        assert all(("passages" in record) == (name == "bm25") for record in records)
+
+
+def test_the_retriever_is_trained_alone(finished, make_config, make_session, tmp_path):
+    """The generator's parameters stay equal to the bit."""
+    workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    changes = {"train.generator": False}
+    again = pipeline.run(make_config(**changes), workdir)
+    assert [stage["name"] for stage in again["stages"]] == [n for n in STAGES if n != "frozen"]
+    assert list_reused(again) == STAGES[:2]
+    assert tuple(again["methods"]) == QA_METHODS
+    session = make_session(**changes)
+    trainable = session.make_trainable(joint=True)
+    assert trainable.load(workdir / "stages" / "joint" / "params").keys() == {"query"}
+    trained = load_trained(session, workdir, "joint")
+    assert_same(trained["generator"], session.generator.params)
+    moved = jax.tree.map(lambda a, b: abs(a - b).max(), trained["query"], session.encoder.params)
+    assert max(jax.tree.leaves(moved)) > 1e-3
+    # The generator alone decides how well the first passages explain the first answers.
+    log = read_jsonl(workdir / "stages" / "joint" / "log.jsonl")
+    assert log[0]["nll"] == read_jsonl(finished[0] / "stages" / "joint" / "log.jsonl")[0]["nll"]
+
+
 def write_folder(folder, answer_to):
     """A folder in SQuAD's format: four training questions about places and two for the test."""
     folder.mkdir()
@@ -224,19 +320,30 @@ def test_an_encoder_decoder_writes_texts_about_a_folder(make_config, tmp_path):
         "retriever.scale": 1.0,
         "tuning.mode": "full",
         "train.smoothing": 0.1,
+        "train.answers": "all",
     } | write_folder(tmp_path / "data", lambda i, place: [place, f"the town of {place}"])
     report = pipeline.run(make_config(**changes), tmp_path / "run")
     assert [stage["name"] for stage in report["stages"]] == STAGES[:-1]
-    assert report["tables"] == {}
+    (table,) = report["tables"].values()  # "Paris" and "Zürich" have no three words
+    assert table == [["texts", "share"], ["answers", "none"]]
     assert tuple(report["methods"]) == QA_METHODS
+    # Four questions with two answers each are eight rows, in batches of three.
+    assert len(read_jsonl(tmp_path / "run" / "stages" / "joint" / "log.jsonl")) == 3
     for name, numbers in report["methods"].items():
         records = read_jsonl(tmp_path / "run" / "predictions" / f"{name}.jsonl")
         assert numbers["n"] == len(records) == 2
         written, answers = zip(*((r["prediction"], r["answers"]) for r in records), strict=True)
         assert numbers["bleu_1"] == bleu_1(written, answers)
+        assert numbers.get("distinct_trigrams") == distinct_ngrams(written, 3)
         rouge = [rouge_l(*pair) for pair in zip(written, answers, strict=True)]
         assert numbers["rouge_l"] == pytest.approx(np.mean(rouge))
         assert "exact_match" not in numbers
+
+
+def test_a_row_for_each_answer():
+    asked = [Question("a", "A?", ("x", "y", "x"), {}), Question("b", "B?", ("z",), {})]
+    assert list_rows(asked, "first") == [(asked[0], "x"), (asked[1], "z")]
+    assert list_rows(asked, "all") == [(asked[0], "x"), (asked[0], "y"), (asked[1], "z")]
 
 
 LABELS = ["true", "false", "both", "neither"]
@@ -253,12 +360,21 @@ def classified(make_config, tmp_path_factory):
 
 def test_labels_are_the_answers_of_a_classification(classified):
     _, workdir, report = classified
-    assert list(report["methods"]) == ["closed_book", "bm25", "frozen", "joint"]
+    assert list(report["methods"]) == [*SHARED, "frozen", "joint"]
     for name, numbers in report["methods"].items():
         records = read_jsonl(workdir / "predictions" / f"{name}.jsonl")
         assert {record["prediction"] for record in records} <= set(LABELS)
         right = [record["prediction"] == record["answers"][0] for record in records]
         assert numbers["accuracy"] == np.mean(right) and len(right) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("passages", 7), ("decode.passages", 7), ("decode.curve", (1, 7))]
+)
+def test_more_passages_than_the_data_have(make_session, tmp_path, name, value):
+    changes = {name: value} | write_folder(tmp_path / "data", lambda i, place: [place])
+    with pytest.raises(RagJaxError, match=f"config.{name}=7: the data has only 6 passages"):
+        run_stages(list_stages(make_session(**changes))[:1], tmp_path / "run")
 
 
 def test_too_many_labels(make_session, tmp_path, monkeypatch):
@@ -278,6 +394,10 @@ def test_too_many_labels(make_session, tmp_path, monkeypatch):
             {"train.refresh_every": 1, "retriever.passage_name": "x"},
             "config.train.refresh_every=1: only an encoder of both questions and passages",
         ),
+        (
+            {"ablations": True, "train.generator": False},
+            "config.ablations=True with config.train.generator=False: the ablations are",
+        ),
         ({"data.path": "x", "evaluate_on": "dev"}, "config.data.path=x: no such folder"),
     ],
 )
@@ -291,6 +411,11 @@ def test_presets():
     small, paper = (build(RAGConfig, get_config(preset)) for preset in ("", "bart-large"))
     assert small == RAGConfig()
     assert (paper.passages, paper.retriever.scale, paper.train.smoothing) == (5, 1.0, 0.1)
+    # Lewis et al. 2020, section 2.5 and appendix A: greedy, 50 passages of RAG-Sequence.
+    assert (paper.marginal, paper.decode.beams, paper.passages_read) == ("sequence", 1, 50)
+    assert small.passages_read == small.passages
+    for name in (paper.retriever.name, paper.retriever.passage_name):
+        assert name.endswith("-multiset-base") and find_sizes(name).num_layers == 12
     with pytest.raises(RagJaxError, match="preset 'huge': must be one of bart-large, or left out"):
         get_config("huge")
 

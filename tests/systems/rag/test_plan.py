@@ -87,6 +87,19 @@ def test_every_program_is_planned(settings):
     assert step.arguments > by_name["frozen, optimiser step"].arguments
 
 
+def test_a_retriever_alone_is_planned(settings):
+    """One training, and no second generator beside the one that answers."""
+    config = settings(**{"train.generator": False})
+    whole, alone = (
+        planned.plan(c, jax.devices()[:1], only="passages") for c in (settings(), config)
+    )
+    held = [planner.programs[-1].resident for planner in (whole, alone)]
+    weights = planned.PlannedSession(settings(), jax.devices()[:1]).generator.params
+    assert held[0] - held[1] >= count_bytes_per_device(weights)
+    training = planned.plan(config, jax.devices()[:1], only="gradients of questions")
+    assert [program.name for program in training.programs] == ["joint, gradients of questions"]
+
+
 def test_an_encoder_decoder_is_planned(settings):
     """Every program of one is compiled in the parity suite, for a TPU."""
     config = settings(**BART, passages=4)

@@ -1,6 +1,11 @@
 """Self-Retrieval's texts: one set of tokens in training, trie and inference, and their spans."""
 
+from collections import Counter
+from dataclasses import replace
+
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
@@ -10,6 +15,7 @@ from rag_jax.systems.self_retrieval.data import (
     Format,
     choose_same,
     cut_target,
+    list_question_rows,
     make_index_rows,
     make_question_rows,
     split_sentences,
@@ -85,6 +91,18 @@ def test_rows_of_a_question(format):
     assert spell(format, wrong.tokens[:start]).endswith("Oslo lies in Norway.\n\n Assessment:")
 
 
+def test_rows_that_are_trained_several_times(format):
+    """As in the released code: 5 negatives to 3 positives, all twice."""
+    examples = ExamplesConfig(same=5, other=1, positives=3, repeats=2)
+    other = Passage("other", "Oslo", "Oslo lies in Norway.")
+    passages = [*DOCUMENT, other]
+    rows = list_question_rows(format, [QUESTION], passages, [[len(DOCUMENT)]], examples, seed=0)
+    counts = Counter(row.id for row in rows)
+    drawn = draw(QUESTION, [DOCUMENT], count=5)
+    negatives = {f"q-{id}": 2 for id in [*drawn, "other"]}
+    assert counts == {"q+city/1": 6, **negatives}
+
+
 @pytest.mark.parametrize("target", ["passage", "prefix"])
 def test_index_rows(format, target):
     examples = ExamplesConfig(target=target, prefix_words=4, sentences=0)
@@ -139,12 +157,53 @@ def test_split_sentences(text, sentences):
     assert found == sentences if isinstance(sentences, list) else len(found) == sentences
 
 
+LONG = "It says nothing of where that place is, however long one reads."
+DOCUMENT = [
+    PASSAGE,
+    Passage("answers", "Gitega", f"{LONG} But this one says Burundi too."),
+    Passage("short", "Gitega", "x" * 50),
+    Passage("just long enough", "Gitega", "x" * 51),
+    *(Passage(f"p{i}", "Gitega", f"{LONG} {i}") for i in range(20)),
+]
+NEGATIVES = {passage.id for passage in DOCUMENT[3:]}
+
+
+def draw(question, documents, *, count=1, seed=0):
+    return [p.id for p in choose_same(question, documents, count=count, seed=seed)]
+
+
 def test_negatives_of_the_same_document():
-    passages = [
-        PASSAGE,
-        Passage("a", "Gitega", "It says Burundi too."),
-        Passage("b", "Gitega", "It says nothing."),
-        Passage("c", "Gitega", "Nor does this."),
-    ]
-    assert [p.id for p in choose_same(QUESTION, passages, count=5)] == ["b", "c"]
-    assert [p.id for p in choose_same(QUESTION, passages, count=1)] == ["b"]
+    """Neither relevant nor short passages, nor passages with an answer; from each document."""
+    assert set(draw(QUESTION, [DOCUMENT], count=100)) == NEGATIVES
+    assert len(draw(QUESTION, [DOCUMENT], count=100)) == len(NEGATIVES)
+    assert draw(QUESTION, [DOCUMENT[:3]], count=5) == []
+    other = [Passage(f"o{i}", "Ngozi", LONG) for i in range(9)]
+    drawn = draw(QUESTION, [DOCUMENT, other], count=3)
+    assert [id in NEGATIVES for id in drawn] == [True] * 3 + [False] * 3
+    assert len(set(drawn)) == 6
+
+
+def test_negatives_of_the_same_document_are_drawn_evenly():
+    counts = dict.fromkeys(NEGATIVES, 0)
+    for i in range(1000):
+        (drawn,) = draw(replace(QUESTION, id=f"q{i}"), [DOCUMENT])
+        counts[drawn] += 1
+    # About 48 each: five standard deviations either way.
+    assert all(14 <= count <= 82 for count in counts.values())
+    assert draw(QUESTION, [DOCUMENT], count=5) != draw(QUESTION, [DOCUMENT], count=5, seed=1)
+
+
+@hypothesis.settings(deadline=None)
+@hypothesis.given(
+    st.lists(st.text(), min_size=1, max_size=5, unique=True), st.integers(0, 30), st.randoms()
+)
+def test_a_questions_negatives_do_not_depend_on_other_questions(ids, count, random):
+    def list_drawn(order):
+        questions = [replace(QUESTION, id=id) for id in order]
+        return {q.id: draw(q, [DOCUMENT], count=count) for q in questions}
+
+    drawn = list_drawn(ids)
+    assert list_drawn(random.sample(ids, len(ids))) == drawn
+    for found in drawn.values():
+        assert len(found) == len(set(found)) == min(count, len(NEGATIVES))
+        assert set(found) <= NEGATIVES

@@ -46,7 +46,6 @@ def copy_corpus(context, folder, **changes):
     settings = {
         "data": DataConfig(path=str(folder)),
         "world": WorldConfig(),
-        "seed": 0,
         "check_corpus": lambda corpus: None,
         "model": ReaderConfig(max_text=24),
         "search": SearchConfig(),

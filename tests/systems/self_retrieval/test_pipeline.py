@@ -23,13 +23,19 @@ from rag_jax.systems.self_retrieval.config import SelfRetrievalConfig
 from rag_jax.systems.self_retrieval.pipeline import list_stages
 from rag_jax.systems.self_retrieval.scores import score
 from rag_jax.systems.self_retrieval.session import Session
+from rag_jax.training.rows import pack_rows
 from systems.asked import LONG, read_facts, read_text, take_stock, write_corpus
 
 ROOT = Path(__file__).parents[3]
 QUICK = {
     "model.max_text": 24,
     "tuning.rank": 2,
-    "train.batch_size": 64,
+    "indexing.epochs": 1,
+    "indexing.batch_size": 8,
+    "indexing.checkpoint_every": 1,
+    "indexing.microbatch_tokens": 2048,
+    "indexing.learning_rate": 1e-2,
+    "train.batch_size": 8,
     "train.microbatch_tokens": 2048,
     "train.learning_rate": 1e-2,
     "train.checkpoint_every": 1,
@@ -51,6 +57,13 @@ PLACES = {
     "Quito": "Ecuador",
     "Lyons": "the United States",  # which another title begins
 }
+
+
+TRAININGS, LEFT_OUT = (
+    ("indexing", "train"),
+    ("without_indexing", "indexing_untitled", "without_titles"),
+)
+SECOND = "Nobody knows for certain who built it, or when."
 
 
 def write_folder(folder, passages):
@@ -76,8 +89,9 @@ def make_passages():
     """Two passages a place that begin alike, one place with one passage, and one said twice."""
     passages = []
     for place, country in PLACES.items():
-        passages.append((f"{place}/1", place, f"{place} is a town that lies in {country}, of old."))
-        passages.append((f"{place}/2", place, f"{place} is a town that has a river and a bridge."))
+        lies, has = f"lies in {country}, of old.", "has a river and a very old bridge."
+        passages.append((f"{place}/1", place, f"{place} is a town that {lies}"))
+        passages.append((f"{place}/2", place, f"{place} is a town that {has}"))
     passages[-1] = ("twin", *passages[0][1:])
     return [{"id": id, "title": title, "text": text} for id, title, text in passages]
 
@@ -126,7 +140,89 @@ def test_report(finished, make_config):
     assert rows["indexing"] == len(make_passages())
     # The one passage of the same title that does not answer, and one of another.
     assert (rows["positives"], rows["negatives"]) == (5, 10)
-    assert read_json(workdir / "stages" / "without_indexing" / "rows.json")["indexing"] == 0
+
+
+def test_the_ablations_train_for_as_many_steps_as_the_full_model(finished):
+    stages = finished[0] / "stages"
+    rows = {name: read_json(stages / name / "rows.json") for name in (*TRAININGS, *LEFT_OUT)}
+    steps = {name: len(read_jsonl(stages / name / "log.jsonl")) for name in rows}
+    assert rows["without_indexing"] == {
+        **rows["train"],
+        "indexing": 0,
+        "indexing_tokens": 0,
+        "longest": rows["without_indexing"]["longest"],
+    }
+    # By 8: 12 passages of a sentence each; 27 rows, of which 15 are questions', alone in 2 steps.
+    assert [steps[name] for name in TRAININGS] == [2, 4]
+    assert steps["without_indexing"] == 6
+    assert (steps["indexing_untitled"], steps["without_titles"]) == (2, 4)
+    for name in ("indexing", "positives", "negatives"):
+        assert rows["without_titles"][name] == rows["train"][name]
+
+
+def test_the_second_run_continues_the_first(make_config, tmp_path):
+    """Without epochs of its own it ends with the first one's weights, all sentences trained."""
+    passages = [{**p, "text": f"{p['text']} {SECOND}"} for p in make_passages()]
+    data = write_folder(tmp_path / "data", passages)
+    config = make_config(**data, **{"train.epochs": 0, "examples.sentences": 1})
+    session = Session(build(SelfRetrievalConfig, config))
+    stages = list_stages(session)[:5]
+    assert [stage.name for stage in stages][-2:] == ["indexing", "train"]
+    run_stages(stages, tmp_path / "run")
+    folders = [tmp_path / "run" / "stages" / name for name in TRAININGS]
+    counts = [read_json(folder / "rows.json") for folder in folders]
+    assert [count["indexing"] for count in counts] == [2 * len(passages), len(passages)]
+    assert [count["positives"] for count in counts] == [0, 5]
+    first, second = (session.trainable.load(folder / "params") for folder in folders)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    start = session.trainable.start()
+    assert not all(jax.tree.leaves(jax.tree.map(np.array_equal, first, start)))
+
+
+def test_either_run_resumes(finished, make_config, tmp_path, monkeypatch):
+    """Interrupted in both of its runs, a training ends with the same bits."""
+    session = Session(build(SelfRetrievalConfig, make_config()))
+    steps = []
+
+    def stop(rows, **settings):
+        steps.append(rows)
+        if len(steps) in (2, 5):
+            raise KeyboardInterrupt
+        return pack_rows(rows, **settings)
+
+    monkeypatch.setattr("rag_jax.training.rows.pack_rows", stop)
+    begun = []
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run_stages(list_stages(session)[:5], tmp_path / "run")
+        begun.append([(tmp_path / "run" / "stages" / name).exists() for name in TRAININGS])
+    assert begun == [[True, False], [True, True]]
+    run_stages(list_stages(session)[:5], tmp_path / "run")
+    for name in TRAININGS:
+        folders = [
+            folder / "stages" / name / "params" for folder in (finished[0], tmp_path / "run")
+        ]
+        jax.tree.map(np.testing.assert_array_equal, *map(session.trainable.load, folders))
+
+
+def test_one_run_without_epochs_of_indexing(make_config):
+    config = make_config(ablations=True, **{"indexing.epochs": 0})
+    session = Session(build(SelfRetrievalConfig, config))
+    stages = {stage.name: stage for stage in list_stages(session)}
+    assert not {"indexing", "indexing_untitled"} & stages.keys()
+    assert stages["train"].needs == ("corpus", "negatives")
+    assert stages["without_indexing"].needs == ("corpus", "negatives", "train")
+
+
+def test_what_the_first_run_does_not_read_keeps_it(make_config):
+    def list_settings(**changes):
+        stages = list_stages(Session(build(SelfRetrievalConfig, make_config(**changes))))
+        return {stage.name: stage.settings for stage in stages}
+
+    before, after = list_settings(), list_settings(**{"examples.same": 3, "train.epochs": 2})
+    assert before["indexing"] == after["indexing"] and before["train"] != after["train"]
+    other = list_settings(**{"examples.indexing_sentences": 2})
+    assert other["indexing"] != before["indexing"]
 
 
 def test_seconds(finished):
@@ -248,11 +344,16 @@ def test_passages_without_titles_get_them(make_config, tmp_path):
 def test_presets():
     get_config = runpy.run_path(str(ROOT / "configs" / "self_retrieval.py"))["get_config"]
     names = ("", "stablelm-3b", "llama2-7b")
-    _, *paper = (build(SelfRetrievalConfig, get_config(preset)) for preset in names)
+    small, *paper = (build(SelfRetrievalConfig, get_config(preset)) for preset in names)
     for settings in paper:
         assert settings.examples.target == "passage"
         assert (settings.search.titles, settings.search.passages) == (5, 10)
         assert (settings.train.learning_rate, settings.train.epochs) == (2e-5, 3)
+        assert settings.indexing == settings.train
+        examples = settings.examples
+        assert (examples.indexing_sentences, examples.sentences, examples.repeats) == (0, 3, 2)
+        assert (examples.same, examples.other, examples.positives) == (5, 0, 3)
+    assert small.indexing.epochs == 0
 
 
 @pytest.mark.parametrize(

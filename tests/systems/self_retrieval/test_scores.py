@@ -45,6 +45,17 @@ def test_without_assessment_the_passages_own_probabilities_count():
     assert found[0] == pytest.approx([titles * first, titles * (1 - first)])
 
 
+def test_without_assessment_a_titles_only_passage_is_beyond_doubt():
+    """The trie ends within such a title: no token of the passage is left to generate."""
+    groups = [GROUPS[0], [Candidate([2], 0.1, 0.0, 0.9)]]
+    other = e(0.1) / (e(0.5) + e(0.1))
+    assert score_unassessed(groups, SearchConfig())[1] == pytest.approx([other])
+    total = math.exp(-1) + math.exp(-2) + 1
+    found = score_unassessed(groups, SearchConfig(over="all"))
+    assert found[1] == pytest.approx([other / total])
+    assert found[0][0] == pytest.approx((1 - other) * math.exp(-1) / total)
+
+
 def test_probabilities():
     assert to_probability(-6.0, 3, SearchConfig()) == pytest.approx(math.exp(-6))
     assert to_probability(-6.0, 3, SearchConfig(lengths="mean")) == pytest.approx(math.exp(-2))

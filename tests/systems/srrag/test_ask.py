@@ -90,7 +90,8 @@ def make_engine(session, finished, **changes):
 def ask_with(session, engine, context, question):
     path = context.path("datastore", "datastore.npz")
     datastore = read_datastore(path, session.config.datastore, session.check_size)
-    return list(ask._answer(session, engine, datastore, session.train_questions, question))
+    inputs = engine, datastore, session.config.route.tau, session.train_questions
+    return list(ask._answer(session, *inputs, question))
 
 
 def fail(source, questions):

@@ -41,6 +41,7 @@ def test_a_file_for_each_method(finished):
         *(f"{method}.jsonl" for method in METHODS),
         "answers_direct.jsonl",
         "passes.jsonl",
+        "taus.json",
         "started.json",
         "stage.json",
     }

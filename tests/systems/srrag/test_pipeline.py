@@ -17,6 +17,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from rag_jax.config import DataConfig, build
+from rag_jax.data.gazetteer import build_world
 from rag_jax.evaluation.answers import match
 from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import StageContext
@@ -290,7 +291,8 @@ SWAPPED = (
         ("verbalise.pool", 9, {"demonstrations"}),
         ("verbalise.max_tokens", 9, {"demonstrations", "contexts", "datastore", "evaluate"}),
         ("contexts", 5, {"demonstrations", "contexts"}),
-        ("seed", 1, {"corpus", *EVERYTHING_OF_THE_QUESTIONS}),
+        ("seed", 1, EVERYTHING_OF_THE_QUESTIONS),
+        ("data.seed", 1, {"corpus"}),
         ("model.max_text", 9, {"lengths", "contexts", "datastore", "evaluate"}),
         ("questions", 3, {"evaluate"}),
         ("model.dtype", "bfloat16", EVERYTHING_OF_THE_MODEL),
@@ -425,6 +427,83 @@ def test_evaluate_on_another_dataset(finished, make_config, tmp_path):
     assert [record["popularity"] for record in records][:3] == [0, None, 120]
     assert list_names(evaluate(), reused=False) == []
     assert hash_files(workdir) == before
+
+
+def write_world(folder, *, train, test):
+    """Another world of questions and passages than the run's."""
+    world = build_world(cities=7, countries=4, train=train, dev=0, test=test, seed=5)
+    folder.mkdir()
+    write_jsonl(folder / "passages.jsonl", world.passages)
+    for split in ("train", "test"):
+        records = [
+            {"id": q.id, "question": q.question, "answers": list(q.answers)}
+            for q in world.questions[split]
+        ]
+        write_jsonl(folder / f"{split}_questions.jsonl", records)
+    return folder
+
+
+def test_a_datastore_grows_by_questions_of_another_dataset(
+    finished, make_config, session, tmp_path
+):
+    """Nothing is trained; the votes are those of the run's entries and the new ones together."""
+    workdir, before = finished[0], hash_files(finished[0])
+    data = DataConfig(path=str(write_world(tmp_path / "other", train=6, test=5)))
+    config, out = make_config(), tmp_path / "out"
+    report = evaluate_on(config, workdir, data, "test", out, entries=4)
+    made = ["corpus", "index", "lengths", "entries", "evaluate"]
+    assert list_names(report, reused=False) == made
+    assert hash_files(workdir) == before
+    assert list(report["methods"]) == [*METHODS[:4], "srrag_grown", "without_knn"]
+    assert report["analysis"]["entries"]["n"] == 4
+    assert list(report["analysis"]["routing"]) == ["srrag", "srrag_grown", "without_knn"]
+
+    paths = [workdir / "stages" / "datastore", out / "stages" / "entries"]
+    keys, labels, ids = [], [], []
+    for path in paths:
+        with np.load(path / "datastore.npz", allow_pickle=False) as stored:
+            keys.append(stored["key"])
+            labels.append(stored["source"])
+            ids.append(stored["id"].tolist())
+    read = read_json(out / "stages" / "corpus" / "questions.json")
+    assert len(ids[1]) == 4 and set(ids[1]) <= {record["id"] for record in read["train"]}
+    context = open_stage(session, workdir, "evaluate")
+    engine = session.open_engine(context, context.path("stage2", "params"))
+    rows = {
+        name: read_jsonl(out / "predictions" / f"{name}.jsonl")
+        for name in ("srrag", "srrag_grown", "verbalise", "retrieve")
+    }
+    tau = config.route.tau
+    for old, new, written, searched in zip(*rows.values(), strict=True):
+        (key,) = np.asarray(engine.route([new["question"]]).key)[:1]
+        for row, used in ((old, 1), (new, 2)):
+            scores = np.concatenate(keys[:used]) @ (key / np.linalg.norm(key))
+            fifth, voted = np.sort(scores)[-5], np.concatenate(labels[:used])
+            # Of entries as near as the fifth, to rounding, any may vote.
+            sure, tied = scores > fifth + 1e-5, abs(scores - fifth) <= 1e-5
+            left, share = 5 - sure.sum(), row["votes"][1]
+            low = voted[sure].sum() + max(0, left - (voted[tied] == 0).sum())
+            high = voted[sure].sum() + min(left, voted[tied].sum())
+            assert low <= round(5 * share) <= high
+            source = searched if row["probabilities"][1] * share > tau else written
+            assert row["prediction"] == source["prediction"]
+            assert row["source"] == source["source"]
+    assert any(old["votes"] != new["votes"] for old, new in zip(*[*rows.values()][:2], strict=True))
+    # The same call again keeps everything; without entries the other rows are the same.
+    again = evaluate_on(config, workdir, data, "test", out, entries=4)
+    assert list_names(again, reused=False) == []
+    plain = evaluate_on(config, workdir, data, "test", tmp_path / "plain")
+    assert without_times(plain["methods"]) == {
+        name: numbers
+        for name, numbers in without_times(report["methods"]).items()
+        if name != "srrag_grown"
+    }
+
+
+def test_more_entries_than_there_are_questions(finished, make_config, tmp_path):
+    data = DataConfig(path=str(write_world(tmp_path / "other", train=3, test=2)))
+    with pytest.raises(RagJaxError, match="--entries=4: there are 3 'train' questions"):
+        evaluate_on(make_config(), finished[0], data, "test", tmp_path / "out", entries=4)
 
 
 def hash_files(folder):

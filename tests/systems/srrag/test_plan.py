@@ -65,6 +65,17 @@ def test_programs_are_planned(settings):
     assert step.arguments >= 4 * count_bytes_per_device(trained)
 
 
+def test_questions_that_are_demonstrations_are_a_small_batch_of_long_rows(settings):
+    few = replace(settings, verbalise=replace(settings.verbalise, demonstrations=3))
+    found = {}
+    for config in (settings, few):
+        planner = planned.plan(config, jax.devices()[:1], only="second round")
+        names = {program.name: program.cost.flops for program in planner.programs}
+        assert set(names) == {"second round of shown questions", "one token of the second round"}
+        found[config.verbalise.demonstrations] = names["second round of shown questions"]
+    assert found[3] > 4 * found[1]
+
+
 def test_remedies_change_one_setting_each(settings):
     full = replace(settings, tuning=replace(settings.tuning, mode="full"))
     flags = dict(planned.list_remedies(full, "stage 2, gradients of pairs"))

@@ -197,14 +197,13 @@ def test_too_small_a_datastore(tmp_path):
 
 
 def decide_slowly(probabilities, votes, kinds, tau):
-    """The best searched source above the threshold, or else the first that verbalises."""
-    best = None
-    for s, kind in enumerate(kinds):
-        product = probabilities[s] * votes[s]
-        better = best is None or product > probabilities[best] * votes[best]
-        if kind == "search" and product > tau and better:
-            best = s
-    return kinds.index("verbalise") if best is None else best
+    """The best searched source if all of them are above the threshold, or else the model itself."""
+    searched = [s for s, kind in enumerate(kinds) if kind == "search"]
+    own = kinds.index("verbalise")
+    mass = sum(probabilities[s] for s in searched) * sum(votes[s] for s in searched)
+    if mass > (probabilities[own] * votes[own] if tau is None else tau):
+        return max(searched, key=lambda s: probabilities[s] * votes[s])
+    return own
 
 
 @pytest.mark.parametrize(
@@ -228,20 +227,70 @@ def test_decisions_worked_by_hand(wiki, share, tau, source):
     assert decide(*swapped, ["search", "verbalise"], tau=tau).tolist() == [1 - source]
 
 
-KINDS = st.lists(st.sampled_from(["verbalise", "search"]), min_size=2, max_size=4).filter(
-    lambda kinds: len(set(kinds)) == 2
+KINDS = st.integers(0, 3).flatmap(
+    lambda own: st.integers(max(1, own), 3).map(
+        lambda n: ["search"] * own + ["verbalise"] + ["search"] * (n - own)
+    )
 )
+# Sums and products of sixteenths are exact.
+SHARES = st.integers(0, 16).map(lambda n: n / 16)
 
 
-@given(KINDS, st.integers(1, 5), st.floats(0, 1), st.data())
+@given(KINDS, st.integers(1, 5), SHARES, st.data())
 def test_decisions(kinds, rows, tau, data):
-    shares = hnp.arrays(np.float64, (rows, len(kinds)), elements=st.floats(0, 1))
+    shares = hnp.arrays(np.float64, (rows, len(kinds)), elements=SHARES)
     probabilities, votes = data.draw(shares), data.draw(shares)
+    for decision, threshold in (("threshold", tau), ("argmax_product", None)):
+        found = decide(probabilities, votes, kinds, tau=tau, decision=decision)
+        pairs = zip(probabilities, votes, strict=True)
+        assert found.tolist() == [decide_slowly(p, v, kinds, threshold) for p, v in pairs]
+        alone = decide(probabilities, None, kinds, tau=tau, decision=decision)
+        certain = [float(kind == "verbalise") for kind in kinds]
+        certain = [c or 1 / (len(kinds) - 1) for c in certain]  # sums to one over the indexes
+        pairs = ((p, certain) for p in probabilities)
+        expected = [decide_slowly(p, v, kinds, threshold) for p, v in pairs]
+        if len(kinds) != 4:  # thirds are not exact
+            assert alone.tolist() == expected
+
+
+@given(st.integers(0, 16), st.integers(0, 16), SHARES, SHARES, SHARES)
+def test_one_index_is_decided_by_its_product(wiki, share, tau, other, third):
+    """The paper's rule for two sources, to the bit."""
+    probabilities, votes = (np.asarray([[1 - n / 16, n / 16]]) for n in (wiki, share))
+    product = probabilities * votes
+    kinds = ["verbalise", "search"]
     found = decide(probabilities, votes, kinds, tau=tau)
-    expected = [decide_slowly(p, v, kinds, tau) for p, v in zip(probabilities, votes, strict=True)]
-    assert found.tolist() == expected
-    largest = decide(probabilities, votes, kinds, tau=tau, decision="argmax_product")
-    assert largest.tolist() == (probabilities * votes).argmax(axis=1).tolist()
+    assert found.tolist() == [int(product[0, 1] > tau)]
+    largest = decide(probabilities, votes, kinds, decision="argmax_product")
+    assert largest.tolist() == product.argmax(axis=1).tolist()
+
+
+@given(KINDS, SHARES, st.sampled_from(["threshold", "argmax_product"]), st.data())
+def test_splitting_an_index_does_not_change_the_decision(kinds, tau, decision, data):
+    """An index in two parts, with its probability and its votes divided among them anyhow."""
+    shares = hnp.arrays(np.float64, (4, len(kinds)), elements=SHARES)
+    probabilities, votes = data.draw(shares), data.draw(shares)
+    split = data.draw(st.sampled_from([i for i, kind in enumerate(kinds) if kind == "search"]))
+
+    def divide(values):
+        part = data.draw(hnp.arrays(np.float64, 4, elements=SHARES))
+        first, second = values[:, split] * part, values[:, split] * (1 - part)
+        return np.column_stack([values[:, :split], first, second, values[:, split + 1 :]])
+
+    rule = {"tau": tau, "decision": decision}
+    more = [*kinds[:split], "search", *kinds[split:]]
+    before = decide(probabilities, votes, kinds, **rule)
+    after = decide(divide(probabilities), divide(votes), more, **rule)
+    own, now = (k.index("verbalise") for k in (kinds, more))
+    assert ((before == own) == (after == now)).all()
+
+
+def test_a_split_index_that_the_largest_product_alone_would_not_search():
+    """0.56 is above the threshold, a quarter of it is not."""
+    halves = np.asarray([[0.2, 0.4, 0.4]]), np.asarray([[0.3, 0.35, 0.35]])
+    kinds = ["verbalise", "search", "search"]
+    assert decide(*halves, kinds, tau=0.2).tolist() == [WIKI]
+    assert decide(*halves, kinds, decision="argmax_product").tolist() == [WIKI]
 
 
 def test_figure_10_by_the_largest_product():

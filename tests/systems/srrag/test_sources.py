@@ -47,6 +47,7 @@ COMPARED = [
     "raw_retrieve_Countries",
     "raw_retrieve_Cities",
     "selective",
+    "selective_fixed",
     "selective_retrieve",
     "without_verbalisation",
     "without_stage2",
@@ -128,13 +129,17 @@ def test_each_index_is_searched_for_its_own_questions(several):
         for number, source in ((1, "Countries"), (2, "Cities")):
             passage = search(number, [question.question])[0]
             assert records[f"retrieve_{source}"]["knowledge"] == join_passages(passage)
-        # The largest product of all, and of the two indexes.
-        products = np.multiply(records["srrag"]["probabilities"], records["srrag"]["votes"])
+        # A search if both indexes together outweigh the model; of the one with the larger product.
+        own, *others = records["srrag"]["probabilities"]
+        mine, *votes = records["srrag"]["votes"]
+        best = 1 + int(np.multiply(others, votes).argmax())
         names = ["verbalise", "retrieve_Countries", "retrieve_Cities"]
-        assert records["srrag"] == records[names[products.argmax()]]
-        assert records["retrieve"] == records[names[1:][products[1:].argmax()]]
+        searches = sum(others) * sum(votes) > own * mine
+        assert records["srrag"] == records[names[best if searches else 0]]
+        assert records["srrag"]["mass"] == pytest.approx(sum(others) * sum(votes))
+        assert records["retrieve"] == records[names[best]]
         alone = records["without_knn"]
-        assert alone["number"] == np.argmax(alone["probabilities"])
+        assert alone["number"] == (1 + np.argmax(others) if sum(others) > own else 0)
         assert alone["scores"] == alone["probabilities"]
         correct = [records[name]["correct"] for name in names]
         assert records["srrag"]["correct_by_source"] == correct
@@ -188,17 +193,17 @@ def test_selective_retrieval(several):
         if example.source == 0:
             start = example.row.spans["source"][0]
             assert example.row.tokens[start + 1] == session.format.end_of_knowledge
-    rows, always = (
-        read_jsonl(workdir / "predictions" / f"{name}.jsonl")
-        for name in ("selective", "selective_retrieve")
-    )
-    for row, searched in zip(rows, always, strict=True):
+    names = ("selective", "selective_fixed", "selective_retrieve")
+    found = [read_jsonl(workdir / "predictions" / f"{name}.jsonl") for name in names]
+    for row, fixed, searched in zip(*found, strict=True):
         probabilities = row["probabilities"]
-        assert row["scores"] == probabilities
+        assert row["scores"] == probabilities and row["votes"] is None
         best = 1 + int(np.argmax(probabilities[1:]))
         assert searched["number"] == best
-        assert row["number"] == (best if probabilities[best] > 0.2 else 0)
-        assert row["number"] > 0 or row["knowledge"] == ""
+        # By the run's rule, and by the paper's threshold.
+        assert row["number"] == (best if sum(probabilities[1:]) > probabilities[0] else 0)
+        assert fixed["number"] == (best if sum(probabilities[1:]) > 0.2 else 0)
+        assert all(r["number"] > 0 or r["knowledge"] == "" for r in (row, fixed))
 
 
 def test_labels_without_verbalising(several):
@@ -238,7 +243,14 @@ def test_every_choice_is_analysed(several):
         "without_verbalisation",
         "without_stage2",
         "selective",
+        "selective_fixed",
     ]
+    (rows,) = (rows for title, rows in report["tables"].items() if title.startswith("Routers"))
+    # The largest product has no threshold.
+    assert {row[0] for row in rows if row[1] != "-"} == {"router", "selective_fixed"}
+    of = ("", "without_verbalisation, ", "without_stage2, ", "selective, ")
+    names = ("verbalise", "retrieve", "retrieve_Countries", "retrieve_Cities")
+    assert [row[0] for row in rows[7:]] == [f"{o}always {name}" for o in of for name in names]
 
 
 # Questions with choices, of a folder.

@@ -15,12 +15,14 @@ from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.data import (
     TERMS,
     encode_answer_prompt,
+    encode_document_prompt,
     join_passages,
     make_row,
     plan_examples,
 )
 from rag_jax.systems.srrag.label import choose_source
 from rag_jax.systems.srrag.session import Session
+from rag_jax.systems.srrag.verbalise import clean_document
 from systems.srrag.reference import answer_logprob, sum_terms
 from systems.srrag.tiny_run import METHODS, fold_trained, open_stage, read_predictions
 
@@ -66,10 +68,35 @@ def test_only_good_documents_are_shown(copied, make_config, monkeypatch):
     monkeypatch.setattr(verbalise, "write_documents", write_documents)
     run_stages(pipeline.list_stages(session)[:4], copied)
     clusters = read_json(copied / "stages" / "demonstrations" / "clusters.json")
-    assert [len(cluster) for cluster in clusters] == [1, 1, 1]
-    for ((question, document),) in clusters:
-        assert document == f"It is {answers[question]}."
-    assert len({question for ((question, _),) in clusters}) == 3
+    # Of 11 documents every third is good, each in one cluster.
+    shown = [pair for cluster in clusters for pair in cluster]
+    assert len(clusters) == 3 and len(shown) == 4 == len({question for question, _ in shown})
+    assert all(document == f"It is {answers[question]}." for question, document in shown)
+
+
+def test_documents_of_the_second_round_do_not_copy_the_first(finished, session):
+    """Each document again by a full pass, after another question's demonstration."""
+    workdir, _ = finished
+    context = open_stage(session, workdir, "contexts")
+    clusters = read_json(context.path("demonstrations", "clusters.json"))
+    written = read_jsonl(context.path("contexts", "verbalised.jsonl"))
+    questions = [q.question for q in session.train_questions]
+    tokenizer, own = session.base.tokenizer, 0
+    for i, record in enumerate(written):
+        question, cluster = questions[i % 12], clusters[record["cluster"]]
+        own += cluster[0][0] == question
+        shown = [tuple(pair) for pair in cluster if pair[0] != question][:1]
+        limit = session.config.verbalise.max_tokens
+        tokens, _ = continue_row(
+            session.base.model,
+            session.base.params,
+            encode_document_prompt(tokenizer, question, shown),
+            max_tokens=limit,
+            stop_ids=tokenizer.stop_ids,
+        )
+        text = tokenizer.decode(tokens)
+        assert record["text"] == clean_document(text, finished=len(tokens) < limit)
+    assert own == 3
 
 
 def test_contexts_and_labels(finished, session):

@@ -1,0 +1,130 @@
+"""Generators that are trained for what they read: BM25's passages, or none.
+
+RAG's retriever is replaced by a fixed BM25, whose scores are the logits of `p(z|x)` (Lewis et al.
+2020, section 4.5 and table 6); the closed-book generator answers from its parameters alone.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import PyTree
+
+from rag_jax.data.batches import round_up
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Question
+from rag_jax.models import Pretrained
+from rag_jax.pipeline.stage import Stage, StageContext
+from rag_jax.systems.rag.config import JointTrainConfig, RAGConfig
+from rag_jax.systems.rag.data import Format, make_examples, pack_scores, pick_passages
+from rag_jax.systems.rag.evaluate import (
+    ABLATIONS,
+    Reading,
+    choose_depth,
+    choose_way,
+    compare_readings,
+)
+from rag_jax.systems.rag.infer import Engine
+from rag_jax.systems.rag.rankings import Ranking, rank_by_bm25
+from rag_jax.systems.rag.train import (
+    count_generator_flops,
+    list_rows,
+    pack_microbatches,
+    plan_questions,
+)
+from rag_jax.systems.session import Session, make_stage
+from rag_jax.training.fit import Batch, fit
+from rag_jax.training.loop import LossFunction
+from rag_jax.training.trainable import Trainable
+
+Reads = Literal["closed_book", "bm25"]
+
+
+def list_ablations(
+    session: Session, *, training: Mapping[str, Any], evaluation: Mapping[str, Any]
+) -> list[Stage]:
+    """The stages that train a generator for each of `ABLATIONS` and evaluate them."""
+    c, stage = session.config, partial(make_stage, session)
+    read: dict[Reads, dict[str, int]] = {"closed_book": {}, "bm25": {"passages": c.passages}}
+    trainings = [
+        stage(name, run_fixed_training, {**training, **more}, "corpus", reads=name, k=c.passages)
+        for name, more in read.items()
+    ]
+    return [*trainings, stage("compare", run_comparison, evaluation, "corpus", *ABLATIONS)]
+
+
+def rank_fixed(
+    reads: Reads, passages: Sequence[Passage], asked: Sequence[str], depth: int
+) -> Ranking:
+    """BM25's passages for each question, or a single place without a passage."""
+    if reads == "bm25":
+        return rank_by_bm25(passages, asked, min(depth, len(passages)))
+    return Ranking(np.zeros((len(asked), 1), np.float32), np.full((len(asked), 1), -1, np.int32))
+
+
+def run_fixed_training(
+    context: StageContext,
+    *,
+    reads: Reads,
+    passages: Sequence[Passage],
+    train_questions: Sequence[Question],
+    generator: Pretrained,
+    format: Format,
+    make_trainable: Callable[..., Trainable],
+    make_loss: Callable[..., LossFunction],
+    k: int,
+    train: JointTrainConfig,
+    seed: int,
+    profile_steps: int,
+) -> None:
+    """Trains the generator by the marginal likelihood of each row's answer; passages are fixed."""
+    rows = list_rows(train_questions, train.answers)
+    asked = [question.question for question, _ in rows]
+    found = rank_fixed(reads, passages, asked, k)
+    trainable = make_trainable(joint=False)
+    sizes = {
+        "budget": train.microbatch_tokens,
+        "limit": generator.config.max_length,
+        "targets": round_up(max(len(format.encode_answer(answer)) for _, answer in rows), 8),
+    }
+    passes = 3 if trainable.frozen["generator"] is None else 2
+
+    def pack(step: int, chosen: list[int]) -> Batch:
+        del step
+        texts = pick_passages(passages, found.rows[chosen])
+        batch = [asked[i] for i in chosen], texts, [rows[i][1] for i in chosen]
+        examples, scores = make_examples(format, *batch), found.scores[chosen]
+
+        def pack_found(members: list[int], count: int) -> dict[str, np.ndarray]:
+            return pack_scores(scores[members], batch=count)
+
+        flops = count_generator_flops(generator, examples, passes=passes)
+        return Batch(pack_microbatches(examples, pack_found, **sizes), flops)
+
+    plan = plan_questions(len(rows), batch_size=train.batch_size, seed=seed)
+    losses, files = {"questions": make_loss(joint=False)}, (context.folder, context.progress)
+    options = {"ids": [question.id for question, _ in rows], "profile_steps": profile_steps}
+    fit(plan, pack, losses, trainable, train, *files, **options)
+
+
+def run_comparison(
+    context: StageContext,
+    *,
+    questions: Sequence[Question],
+    passages: Sequence[Passage],
+    labels: Sequence[str],
+    load_trained: Callable[[StageContext, str], PyTree],
+    make_engine: Callable[[PyTree], Engine],
+    config: RAGConfig,
+) -> None:
+    """Answers every question by each of `ABLATIONS`, which reads what it was trained to read."""
+    asked = [question.question for question in questions]
+    engines = {name: make_engine(load_trained(context, name)["generator"]) for name in ABLATIONS}
+    bm25 = rank_by_bm25(passages, asked, choose_depth(config, len(passages)))
+    readings = [
+        Reading("closed_book", None, {"fast": "closed_book"}),
+        Reading("bm25", "bm25", {choose_way(config): "bm25"}),
+    ]
+    shared = {"passages": passages, "labels": labels, "config": config}
+    compare_readings(context, readings, engines, {"bm25": bm25}, questions, **shared)

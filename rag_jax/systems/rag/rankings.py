@@ -1,0 +1,44 @@
+"""The passages found for questions, with the logits of `p(z|x)`; BM25's are logits too."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from rag_jax.data.passages import Passage
+from rag_jax.models.nn.layers import MASKED
+from rag_jax.retrieval import BM25, make_text
+
+
+class Ranking(NamedTuple):
+    """The passages found for every question, best first, and their logits of `p(z|x)`.
+
+    Places without a passage have row -1.
+    """
+
+    scores: Float[np.ndarray, "N k"]
+    rows: Int[np.ndarray, "N k"]
+
+
+def pad_hits(
+    scores: Sequence[Float[np.ndarray, "n"]], rows: Sequence[Int[np.ndarray, "n"]], k: int
+) -> Ranking:
+    """A ranking of exactly `k` places from at most `k` hits for each question.
+
+    Places without a hit have no probability; where nothing was found, the first place has all of
+    it, and the question is answered without a passage.
+    """
+    ranking = Ranking(
+        np.full((len(rows), k), MASKED, np.float32), np.full((len(rows), k), -1, np.int32)
+    )
+    for i, (found, worth) in enumerate(zip(rows, scores, strict=True)):
+        ranking.rows[i, : len(found)], ranking.scores[i, : len(found)] = found, worth
+        if not len(found):
+            ranking.scores[i, 0] = 0
+    return ranking
+
+
+def rank_by_bm25(passages: Sequence[Passage], asked: Sequence[str], depth: int) -> Ranking:
+    """BM25's passages for each question; its scores are the logits of `p(z|x)`."""
+    return pad_hits(*BM25.build(map(make_text, passages)).search(asked, depth), depth)
