@@ -31,6 +31,7 @@ from rag_jax.pipeline.maps import POLL, Worker
 from rag_jax.pipeline.records import ENDED, Record
 from rag_jax.pipeline.stage import Stage, StageContext, WorkerDone
 from rag_jax.runtime import signals
+from rag_jax.runtime.checkpoint import check_path
 from rag_jax.runtime.errors import Preempted, RagJaxError
 from rag_jax.runtime.files import explain_disk_errors, read_json, read_jsonl, write_json
 from rag_jax.runtime.hosts import is_first, wait_for_all
@@ -68,6 +69,7 @@ def run_stages(
         Preempted: every stage is made, and this worker is not the one that reports on them.
     """
     workdir = Path(workdir)
+    check_path(workdir)
     with explain_disk_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         follows = worker is not None and worker.index > 0
