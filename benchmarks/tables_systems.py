@@ -190,7 +190,12 @@ def list_headlines() -> Rows:
             "documents are LoRAs, merged for a question",
             "exact_match",
             "parametric",
-            {"direct": "direct", "in_context": "in the context", "random": "random LoRAs"},
+            {
+                "direct": "direct",
+                "in_context": "in the context",
+                "in_context_augmented": "in the context, augmented",
+                "random": "random LoRAs",
+            },
         ),
         (
             "dpr",
@@ -258,6 +263,13 @@ def list_rag_memory() -> Rows:
     ]
 
 
+def list_prag_coverage() -> Rows:
+    """Exact match by whether the gold answer was trained into the documents' adapters."""
+    (table,) = (t for title, t in read_run("prag")["tables"].items() if "trained to say" in title)
+    head, *rows = table
+    return [head, *([PRAG_NAMES[name], *(f"{c:.3f}" for c in cells)] for name, *cells in rows)]
+
+
 def list_prag_ablations() -> Rows:
     """What Parametric RAG's adapters are trained on and start from."""
     names = {
@@ -287,6 +299,7 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "self_retrieval_pairs": lambda: list_pairs("self_retrieval", "hits@1", "exact_match"),
     "prag_pairs": lambda: list_pairs("prag", "exact_match"),
     "prag": lambda: list_methods(RUNS["prag"], PRAG, PRAG_NAMES, score="exact_match"),
+    "prag_coverage": list_prag_coverage,
     "prag_ablations": list_prag_ablations,
     "dpr": lambda: list_methods(RUNS["dpr"], DPR, DPR_NAMES, score="answer@1"),
 }
