@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import build_index, evaluate
+from rag_jax.commands import build_index, evaluate
 from rag_jax.config import DataConfig, WorldConfig, build
 from rag_jax.data.formats import read_collection
 from rag_jax.models.io import hub
