@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
     from rag_jax.config import build
     from rag_jax.pipeline.ask import answer_question
 
-    command.keep_programs(workdir)
+    command.keep_programs()
     pipeline = open_room(name, "pipeline")
     session = pipeline.Session(build(pipeline.CONFIG, config))
     with jax.set_mesh(session.mesh):

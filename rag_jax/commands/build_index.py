@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
     # Imported here because it takes a second; see `command`.
     from rag_jax.systems.index.pipeline import build_index
 
-    command.keep_programs(settings["workdir"])
+    command.keep_programs()
     files, workdir = list(map(str, settings.pop("files"))), settings.pop("workdir")
     facts = build_index(files, workdir, worker=worker, **settings)
     size, seconds = facts["passages"], facts["encode_seconds"]

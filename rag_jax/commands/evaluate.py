@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
     # Imported here because it takes a second; see `command`.
     from rag_jax.config import DataConfig
 
-    command.keep_programs(workdir)
+    command.keep_programs()
     transfer = open_room(system, "transfer")
     dataset = DataConfig(path=str(data))
     transfer.evaluate_on(config, workdir, dataset, split, out, entries=entries)

@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> None:
 
     from rag_jax.runtime import hosts
 
-    command.keep_programs(workdir)
+    command.keep_programs()
     if coordinator is not None:
         hosts.connect(coordinator, processes, process)
     try:

@@ -182,13 +182,12 @@ def find_workdir(arguments: list[str], options: Mapping[str, str | None]) -> Pat
     return read_path(options, "workdir") or Path("runs") / find_config_file(arguments).stem
 
 
-def keep_programs(workdir: Path) -> None:
-    """Keeps JAX's compilation cache next to a work folder, unless JAX has one already."""
-    import jax
+def keep_programs() -> None:
+    """Has JAX keep compiled programs in the user's cache; see `programs.keep_programs`."""
+    from rag_jax.models.io.hub import cache_folder
+    from rag_jax.runtime import programs
 
-    if jax.config.jax_compilation_cache_dir is None:
-        cache = workdir.absolute().parent / ".jax_cache"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+    programs.keep_programs(cache_folder() / "programs")
 
 
 def run(
