@@ -18,7 +18,7 @@ _BODY = "<body>\n"
 def check_finished(stages: Sequence[Stage], workdir: Path, *, overwrite: bool) -> None:
     """Refuses to make stages of a finished run again with other settings, unless `overwrite`.
 
-    A run is finished if it has a report. Stages that no other stage needs, which evaluate, may
+    A run is finished if it has a report. Stages that evaluate, or that no other stage needs, may
     change, and so may stages that the run does not have, such as ablations. If a stage will be made
     again, the report says so from now on, until it is written again.
 
@@ -33,7 +33,7 @@ def check_finished(stages: Sequence[Stage], workdir: Path, *, overwrite: bool) -
         wanted = records.describe(stage, made)
         change = _compare(workdir / "stages" / stage.name, wanted)
         pending |= change != ""
-        if change and stage.name in needed:
+        if change and stage.name in needed and not stage.evaluates:
             changes.append(f"stage {stage.name}: {change}")
         made[stage.name] = wanted | {"run": ""}
     if changes and not overwrite:

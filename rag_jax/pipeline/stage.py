@@ -84,6 +84,8 @@ class Stage:
         needs: names of earlier stages whose artefacts `run` reads.
         version: raise it when the code makes other artefacts from the same settings.
         shardable: names of the files that `run` maps items to and that several workers may divide.
+        evaluates: whether the stage only measures, so that its settings may change in a finished
+            run. A stage that no other one needs may in any case.
         repairs: if True, the stage repairs its own damaged outputs and is re-run on the existing
             folder; otherwise a damaged stage is rebuilt from scratch.
     """
@@ -95,3 +97,4 @@ class Stage:
     version: int = 1
     shardable: tuple[str, ...] = ()
     repairs: bool = False
+    evaluates: bool = False

@@ -1,6 +1,7 @@
 """A finished run is never destroyed: by other settings, by a failure, or by being stopped."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -86,6 +87,13 @@ def test_other_settings_are_refused(finished, changes, said):
     made = run_stages(list_stages(), finished, config={"x": 0})
     assert all(stage["reused"] for stage in made)
     assert read_bytes(finished) == before
+
+
+def test_a_stage_that_evaluates_may_change(finished):
+    stages = list_stages(train=1)
+    stages[1] = replace(stages[1], evaluates=True)
+    made = run_stages(stages, finished)
+    assert [stage["reused"] for stage in made] == [True, False, False]
 
 
 def test_the_proposed_folder_is_free(finished):
