@@ -1,5 +1,8 @@
 """Packaging of rag_jax."""
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 TORCH = "torch==2.13.0"  # the other side of the live parity suite and of the benchmarks
@@ -16,13 +19,22 @@ TEST = [
 
 TPU = "jax[tpu]>=0.10.2,<0.12"  # with the compiler that plans for slices
 
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.*)"', (ROOT / "rag_jax" / "__init__.py").read_text("utf-8"))
+
 setup(
     name="rag_jax",
-    version="0.1.0",
+    version=VERSION[1],
     description="Four ways of giving a language model knowledge it does not hold, in JAX",
+    long_description=(ROOT / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["rag_jax", "rag_jax.*"]),
+    # The config files come along, for `--config=NAME` away from a checkout.
+    packages=[*find_packages(include=["rag_jax", "rag_jax.*"]), "rag_jax.configs"],
+    package_dir={"rag_jax.configs": "configs"},
+    package_data={"rag_jax": ["py.typed"]},
+    entry_points={"console_scripts": ["rag-jax = rag_jax.commands.main:run"]},
     install_requires=[
         "jax>=0.10.2,<0.12",  # 0.10.2 is the last for Python 3.11
         "flax>=0.12,<0.13",  # layers, in models/nn only
@@ -62,6 +74,7 @@ setup(
         # TRL's trainer is the other side of preference optimisation; it changes between versions.
         "bench": [TORCH, FACTS, "accelerate", "peft", "faiss-cpu", "trl>=1.16,<1.17"],
         "tpu": [TPU],
+        "cuda12": ["jax[cuda12]>=0.10.2,<0.12"],
         "docs": [
             "mkdocs-material>=9.6,<10",
             "mkdocstrings[python]>=0.30",

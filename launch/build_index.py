@@ -1,55 +1,8 @@
-"""Encodes the passages of files and builds an index over them.
+"""The script of `rag_jax.commands.build_index`; --help says how it is used."""
 
-    python launch/build_index.py FILE... [--encoder=all-minilm-l6-v2] [--backend=scann|exact]
-        [--max_length=256] [--bad_lines=0] [--workdir=DIR] [--shard=I/N]
-
-The files are JSON lines with `id`, `text` and optionally `title`, or passages in BEIR's, DPR's,
-FlashRAG's or KILT's format, as gzip or not. A bad line is reported with its number, and --bad_lines
-of them are skipped. The index is written to DIR/stages/index/index, and the passages, in the order
-of the index's rows, to DIR/stages/passages/passages.jsonl; DIR is runs/index unless --workdir names
-another folder. The same command again continues where the last one stopped; with other files or
-settings it redoes only what depends on them. --shard=I/N divides the encoding over N workers, as in
-launch/train.py.
-
-Ends with the size, the time, the bytes and, for ScaNN, the share of the exact ten best passages
-that the index finds for 256 of the passages.
-"""
-
-import argparse
 import sys
-from pathlib import Path
 
-from rag_jax.pipeline import command
-from rag_jax.runtime.paths import expand_path
-
-
-def main(arguments: list[str]) -> None:
-    """Builds the index that the command line describes."""
-    parser = argparse.ArgumentParser(prog="launch/build_index.py", add_help=False)
-    parser.add_argument("files", nargs="+", metavar="FILE", type=expand_path)
-    parser.add_argument("--encoder", default="all-minilm-l6-v2")
-    parser.add_argument("--backend", default="scann", choices=("scann", "exact"))
-    parser.add_argument("--max_length", type=int, default=256)
-    parser.add_argument("--bad_lines", type=int, default=0)
-    parser.add_argument("--workdir", type=expand_path, default=Path("runs/index"))
-    parser.add_argument("--shard")
-    settings = vars(parser.parse_args(arguments))
-    worker = command.read_worker(settings.pop("shard"))
-    # Imported here because it takes a second; see `command`.
-    from rag_jax.systems.index.pipeline import build_index
-
-    command.keep_programs(settings["workdir"])
-    files, workdir = list(map(str, settings.pop("files"))), settings.pop("workdir")
-    facts = build_index(files, workdir, worker=worker, **settings)
-    size, seconds = facts["passages"], facts["encode_seconds"]
-    recall = f", recall@10 {facts['recall']:.4f}" if "recall" in facts else ""
-    print(
-        f"{facts['folder']}: {size:,} passages by {facts['width']} ({facts['backend']}), encoded "
-        f"in {seconds:.1f} s, {size / seconds:.0f} a second, indexed in "
-        f"{facts['build_seconds']:.2f} s, {facts['bytes'] / 1e6:.1f} MB, "
-        f"{facts['bytes'] / size:.0f} bytes a passage{recall}"
-    )
-
+from rag_jax.commands.build_index import run
 
 if __name__ == "__main__":
-    sys.exit(command.run(main, __doc__))
+    sys.exit(run())

@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "rag_jax"
 # From the top. A module imports from its own package and from lower floors.
 FLOORS = (
+    ("commands",),
     ("systems",),
     ("pipeline", "planning"),
     ("retrieval", "evaluation"),
@@ -88,7 +89,7 @@ def test_a_module_imports_from_lower_floors_or_its_own_package():
     heights = {package: -i for i, floor in enumerate(FLOORS) for package in floor}
     upwards = []
     for name, other in list_edges():
-        if "." in name:  # the package's own docstring is on no floor
+        if "." in name and "." in other:  # the package's own file is on no floor
             package, imported = name.split(".")[1], other.split(".")[1]
             if package != imported and heights[imported] >= heights[package]:
                 upwards.append(f"{name} imports {other}")
@@ -137,7 +138,8 @@ def test_a_library_is_imported_in_one_place(library, home):
 
 
 def test_the_top_folder_has_the_floors_alone():
-    entries = {path.stem for path in ROOT.iterdir()} - {"__pycache__", "__init__"}
+    entries = {path.stem for path in ROOT.iterdir() if path.name != "py.typed"}
+    entries -= {"__pycache__", "__init__"}
     assert entries == {package for floor in FLOORS for package in floor}
 
 

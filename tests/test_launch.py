@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import evaluate, plan
+from rag_jax.commands import evaluate, plan
 from rag_jax.runtime.errors import RagJaxError
 
 ROOT = Path(__file__).parent.parent
@@ -70,7 +70,7 @@ def system(tmp_path):
             from rag_jax.pipeline.stage import Stage
             from rag_jax.systems.srrag.config import SRRAGConfig
 
-            def run(config, workdir, *, worker, seeds):
+            def run(config, workdir, *, worker, seeds, overwrite):
                 settings = build(SRRAGConfig, config)
 
                 def count(context):
@@ -92,7 +92,7 @@ def system(tmp_path):
             import importlib
             import signal
             import sys
-            from launch import train
+            from rag_jax.commands import train
 
             # A suite that runs in the background was told to ignore it.
             signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -79,6 +79,7 @@ def write_report(
             file.write(format_html(report, columns, figures or {}))
         write_json(folder / "report.json", report)
     print(format_text(report, columns))
+    print(f"\nreport: {folder / 'report.html'}")
     return report
 
 

@@ -4,6 +4,7 @@ JAX is imported inside functions, because that takes a second: mistakes in a com
 reported, and Ctrl-C is obeyed, before.
 """
 
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +16,18 @@ from rag_jax.runtime.errors import Preempted, RagJaxError
 from rag_jax.runtime.paths import expand_path
 
 
-def read_command(arguments: list[str], options: Mapping[str, str]) -> tuple[Any, dict[str, Any]]:
-    """Reads `--config=FILE[:preset]`, `--config.field=value` and the flags in `options`.
+def read_command(
+    arguments: list[str], options: Mapping[str, str], *, switches: Mapping[str, str] | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """Reads `--config=FILE[:preset]`, `--config.field=value` and other flags.
+
+    Args:
+        options: what each flag with a value is for, by its name.
+        switches: what each flag without a value is for.
 
     Returns:
-        The config with its changes, and the other flags' values by name; None for an omitted flag.
+        The config with its changes, and the other flags' values by name: None for an omitted flag,
+        False for an omitted switch.
 
     Raises:
         RagJaxError: a missing config file, an unknown flag or field, or a value of another type.
@@ -33,13 +41,15 @@ def read_command(arguments: list[str], options: Mapping[str, str]) -> tuple[Any,
         config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
         for name, purpose in options.items():
             flags.DEFINE_string(name, None, purpose, flag_values=values)
+        for name, purpose in (switches or {}).items():
+            flags.DEFINE_boolean(name, False, purpose, flag_values=values)
         rest = values(argv)[1:]
         if rest:
             raise flags.Error(f"{rest[0]}: not a flag; all are written --name=value")
         return values
 
     file = find_config_file(arguments)
-    arguments = [_expand_config(argument) for argument in arguments]
+    arguments = [_name_config(argument, file) for argument in arguments]
     try:
         overrides = [a for a in arguments if re.match(r"--?(no)?config\.", a)]
         others = [a for a in arguments if a not in overrides]
@@ -52,29 +62,55 @@ def read_command(arguments: list[str], options: Mapping[str, str]) -> tuple[Any,
         lines = str(error).strip().splitlines()
         where = f"config file {file}: " if "Traceback" in str(error) else ""
         raise RagJaxError(where + lines[-1]) from error
-    return values["config"].value, {name: values[name].value for name in options}
+    return values["config"].value, {n: values[n].value for n in (*options, *(switches or ()))}
 
 
 def find_config_file(arguments: list[str]) -> Path:
     """The file that `--config` names, without a `:preset` at its end.
 
+    A name such as `srrag` is the file `configs/srrag.py` of the present folder or, failing that,
+    the one that comes with the package.
+
     Raises:
         RagJaxError: the flag or the file is missing.
     """
     named = [a.split("=", 1)[1] for a in arguments if re.match(r"--?config=", a)]
-    known = sorted(str(path) for path in Path("configs").glob("*.py"))
+    known = sorted(map(str, Path("configs").glob("*.py")))
+    known = ", ".join(known or [path.stem for path in list_config_files()])
     if not named or not named[-1]:
-        raise RagJaxError(f"--config=FILE is missing; there are {', '.join(known) or 'none here'}")
-    file = expand_path(named[-1].split(":", 1)[0])
+        raise RagJaxError(f"--config=FILE is missing; there are {known}")
+    name = named[-1].split(":", 1)[0]
+    file = expand_path(name)
+    if not file.is_file() and re.fullmatch(r"\w+", name):
+        own = {path.stem: path for path in list_config_files()}
+        file = next(filter(Path.is_file, [Path("configs", f"{name}.py")]), own.get(name, file))
     if not file.is_file():
-        raise RagJaxError(f"config file {file}: not found; there are {', '.join(known) or 'none'}")
+        raise RagJaxError(f"config file {file}: not found; there are {known}")
     return file
 
 
-def _expand_config(argument: str) -> str:
-    """`--config=~/FILE[:preset]` with the home folder for the `~`; other arguments as they are."""
-    named = re.fullmatch(r"(--?config=)(~[^:]*)(:.*)?", argument)
-    return argument if named is None else f"{named[1]}{expand_path(named[2])}{named[3] or ''}"
+def list_config_files() -> list[Path]:
+    """The config files that come with the package, or with the checkout that it is used from."""
+    package = Path(__file__).parents[1]
+    folders = package / "configs", package.parent / "configs"
+    return next(filter(None, (sorted(folder.glob("[!_]*.py")) for folder in folders)), [])
+
+
+def _join_config(arguments: list[str]) -> list[str]:
+    """The arguments with `--config FILE` as one of them, `--config=FILE`."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] in ("--config", "-config") and not argument.startswith("-"):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _name_config(argument: str, file: Path) -> str:
+    """`--config=NAME[:preset]` with the file in the name's place; other arguments as they are."""
+    named = re.fullmatch(r"(--?config=)([^:]*)(:.*)?", argument)
+    return argument if named is None else f"{named[1]}{file}{named[3] or ''}"
 
 
 def _check_field(config: Any, override: str) -> None:
@@ -146,13 +182,12 @@ def find_workdir(arguments: list[str], options: Mapping[str, str | None]) -> Pat
     return read_path(options, "workdir") or Path("runs") / find_config_file(arguments).stem
 
 
-def keep_programs(workdir: Path) -> None:
-    """Keeps JAX's compilation cache next to a work folder, unless JAX has one already."""
-    import jax
+def keep_programs() -> None:
+    """Has JAX keep compiled programs in the user's cache; see `programs.keep_programs`."""
+    from rag_jax.models.io.hub import cache_folder
+    from rag_jax.runtime import programs
 
-    if jax.config.jax_compilation_cache_dir is None:
-        cache = workdir.absolute().parent / ".jax_cache"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+    programs.keep_programs(cache_folder() / "programs")
 
 
 def run(
@@ -160,17 +195,26 @@ def run(
     usage: str,
     *,
     interrupted: str = "interrupted; the same command continues",
+    describe: Callable[[Any], str] | None = None,
 ) -> int:
     """Runs a command and returns its exit status; a fault that the user can mend takes one line.
 
-    `usage` is the text for --help, and `interrupted` the line after Ctrl-C and SIGTERM.
+    Args:
+        usage: the text for --help.
+        interrupted: the line after Ctrl-C and SIGTERM.
+        describe: the settings of a config as text, for --help with --config.
     """
-    if "--help" in sys.argv[1:]:
-        print(usage)
-        return 0
+    arguments = _join_config(sys.argv[1:])
     signals.listen()
     try:
-        main(sys.argv[1:])
+        if {"--help", "-h"} & {*arguments}:
+            print(usage)
+            flags = [argument for argument in arguments if re.match(r"--?config[=.]", argument)]
+            if describe and flags:
+                print(describe(read_command(flags, {})[0]))
+            return 0
+        main(arguments)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130
@@ -180,4 +224,8 @@ def run(
     except RagJaxError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        # Whoever read the output has gone. What is still to be written goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a shell reports SIGPIPE
     return 0

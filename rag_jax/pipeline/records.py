@@ -81,6 +81,40 @@ def describe(stage: Stage, made: Mapping[str, Record]) -> Record:
     }
 
 
+def find_folder(place: Path) -> Path:
+    """The folder in which a stage is made whose artefacts belong in `place`.
+
+    It is `place` itself, or a draft beside it where `place` has a stage that ended: what is
+    finished stays until what replaces it is finished too.
+    """
+    draft = place.with_name(f".{place.name}.draft")
+    return draft if draft.exists() or (place / ENDED).exists() else place
+
+
+def put_in_place(folder: Path, place: Path) -> None:
+    """Moves the draft of a stage that ended to the stage's place; removes drafts not needed."""
+    if folder != place:
+        _discard(place)
+        folder.rename(place)
+    elif (draft := find_folder(place)) != place:
+        _discard(draft)
+
+
+def locate(
+    place: Path, wanted: Record, made: Mapping[str, Record], *, repairs: bool
+) -> tuple[Path, Record | None, str]:
+    """The folder in which a stage was made or is to be made; and what `find_record` says of it.
+
+    The reason is why the stage in `place` cannot be kept, if the stage is to be made anew.
+    """
+    record, reason = find_record(place, wanted, made, repairs=repairs)
+    folder = find_folder(place)
+    if record or folder == place:
+        return place, record, reason
+    drafted, _ = find_record(folder, wanted, made, repairs=repairs)
+    return folder, drafted, "" if drafted else reason
+
+
 def begin(folder: Path, wanted: Record) -> None:
     """Empties a stage's folder and records that the stage began."""
     _empty(folder)
@@ -173,13 +207,18 @@ def read_record(
         return None, "its record cannot be read"
     if all(matches.values()):
         return found | {"ended": ended}, ""
-    if not matches["settings"]:
-        changes = ", ".join(_list_changes(found["settings"], wanted["settings"]))
-        return None, f"settings changed ({changes})"
-    if not matches["version"]:
-        return None, "the code that makes it changed"
+    if change := describe_change(found, wanted):
+        return None, change
     remade = [n for n in wanted["built_on"] if found["built_on"].get(n) != made[n]["run"]]
     return None, f"{', '.join(remade) or 'what it needs'} was made again"
+
+
+def describe_change(found: Record, wanted: Record) -> str:
+    """Says what differs in a stage's own settings or code; empty if nothing does."""
+    if found["settings"] != wanted["settings"]:
+        changes = ", ".join(_list_changes(found["settings"], wanted["settings"]))
+        return f"settings changed ({changes})"
+    return "the code that makes it changed" if found["version"] != wanted["version"] else ""
 
 
 def find_damage(folder: Path, record: Record) -> str:
@@ -206,10 +245,15 @@ def _list_changes(old: Any, new: Any, path: str = "") -> Iterator[str]:
 
 
 def _empty(folder: Path) -> None:
-    """Leaves an empty folder. The old one is renamed first, so never half of it remains."""
-    doomed = folder.with_name(f".{folder.name}.old")
+    """Leaves an empty folder."""
+    _discard(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _discard(folder: Path) -> None:
+    """Removes a folder. It is renamed first, so never half of it remains."""
+    doomed = folder.with_name(f".{folder.name.strip('.')}.old")
     shutil.rmtree(doomed, ignore_errors=True)
     if folder.exists():
         folder.rename(doomed)
         shutil.rmtree(doomed)
-    folder.mkdir(parents=True)

@@ -6,7 +6,8 @@ stage is
 - kept, if it ended with its present fingerprint and was built on the present artefacts;
 - continued in its folder, if it began so but did not end;
 - made again from an empty folder otherwise: a setting of the stage or upstream changed, a stage
-  that it needs was made again, or one of its files no longer has its checksum.
+  that it needs was made again, or one of its files no longer has its checksum. The stage that
+  ended stays in its place until the new one has ended too.
 
 Several workers can divide the maps of shardable stages. They share nothing but the work folder.
 """
@@ -25,11 +26,12 @@ import jax
 
 from rag_jax.evaluation.pairs import compare_rows, tabulate_pairs
 from rag_jax.evaluation.report import tabulate_methods, write_report
-from rag_jax.pipeline import records
+from rag_jax.pipeline import protect, records
 from rag_jax.pipeline.maps import POLL, Worker
 from rag_jax.pipeline.records import ENDED, Record
 from rag_jax.pipeline.stage import Stage, StageContext, WorkerDone
 from rag_jax.runtime import signals
+from rag_jax.runtime.checkpoint import check_path
 from rag_jax.runtime.errors import Preempted, RagJaxError
 from rag_jax.runtime.files import explain_disk_errors, read_json, read_jsonl, write_json
 from rag_jax.runtime.hosts import is_first, wait_for_all
@@ -43,6 +45,7 @@ def run_stages(
     config: Any = None,
     worker: Worker | None = None,
     reuse: Path | None = None,
+    overwrite: bool = False,
 ) -> list[dict[str, Any]]:
     """Runs the stages that are not made yet, in order.
 
@@ -53,6 +56,7 @@ def run_stages(
             interrupted and started again by itself while the others wait.
         reuse: another work folder. A stage that ended there with the same fingerprint, on the same
             artefacts, is taken from there instead of being made.
+        overwrite: whether a run that has a report may be overwritten; see `check_finished`.
 
     Returns:
         For each stage `{"name", "seconds", "compile_seconds", "fingerprint", "reused"}`. Seconds
@@ -60,10 +64,12 @@ def run_stages(
         of them that was tracing and compiling.
 
     Raises:
-        RagJaxError: the folder is in use, was made by another version or cannot be written.
+        RagJaxError: the folder is in use, was made by another version, cannot be written, or has a
+            finished run that would be overwritten.
         Preempted: every stage is made, and this worker is not the one that reports on them.
     """
     workdir = Path(workdir)
+    check_path(workdir)
     with explain_disk_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         follows = worker is not None and worker.index > 0
@@ -77,11 +83,13 @@ def run_stages(
                     made[stage.name] = _follow_stage(stage, workdir / "stages", made, worker)
                 raise Preempted("every stage is made; worker 0 writes the report")
             records.write_layout(workdir)
-            write_json(workdir / "config.json", config)
+            protect.check_finished(stages, workdir, overwrite=overwrite)
             for stage in stages:
                 if reuse is not None and is_first():
                     _take_stage(stage, workdir / "stages", made, reuse / "stages")
                 made[stage.name] = _run_stage(stage, workdir / "stages", made, worker)
+                if len(made) == 1:  # nothing was touched before the inputs were read and checked
+                    write_json(workdir / "config.json", config)
             keys = ("name", "seconds", "compile_seconds", "fingerprint", "reused")
             return [{key: record[key] for key in keys} for record in made.values()]
 
@@ -155,6 +163,7 @@ def run_session(
     *,
     worker: Worker | None = None,
     reuse: Path | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Runs the stages of a session that are not made yet; writes and returns the report.
 
@@ -163,20 +172,22 @@ def run_session(
 
     Args:
         reuse: another work folder, as for `run_stages`.
+        overwrite: as for `run_stages`.
 
     Raises:
         RagJaxError: a fault of the settings, the data, the models or the disk.
     """
     config, folder = session.config, Path(workdir) / "stages"
     with jax.set_mesh(session.mesh):
-        made = run_stages(stages, workdir, config=config, worker=worker, reuse=reuse)
+        options = {"worker": worker, "reuse": reuse, "overwrite": overwrite}
+        made = run_stages(stages, workdir, config=config, **options)
     if not is_first():
         return {}
     predictions = {
         method: read_jsonl(folder / stage / f"{method}.jsonl")
         for method, stage in report.methods.items()
     }
-    for path in sorted(folder.glob("*/*.trec")):
+    for path in sorted(folder.glob("[!.]*/*.trec")):
         shutil.copy(path, workdir)
     methods = {method: report.summarize(rows) for method, rows in predictions.items()}
     extras = dict(report.extras(folder, predictions, methods))
@@ -230,10 +241,13 @@ def _run_stage(
 ) -> Record:
     """Keeps, continues or makes a stage; returns the stage's record."""
     signals.check()
-    wanted, context = records.describe(stage, made), StageContext(stage, folder, worker)
-    record, reason = records.find_record(context.folder, wanted, made, repairs=stage.repairs)
+    place, wanted = folder / stage.name, records.describe(stage, made)
+    at, record, reason = records.locate(place, wanted, made, repairs=stage.repairs)
     wait_for_all(f"stage {stage.name} was looked for")
     if record and record.pop("ended"):
+        if is_first():
+            records.put_in_place(at, place)
+        wait_for_all(f"stage {stage.name} is in its place")
         log(f"stage {stage.name}: kept ({record['seconds']:.1f} s when it was made)")
         return record | {"reused": True}
     if record is None and reason:
@@ -242,32 +256,33 @@ def _run_stage(
         log(f"stage {stage.name}: {f'{reason}, repairing' if reason else 'continuing'}")
     if is_first():
         if record is None:
-            records.begin(context.folder, wanted)
+            records.begin(at, wanted)
         else:
-            records.resume(context.folder)
+            records.resume(at)
         if worker is None:  # temporary files may be another worker's
-            for left in context.folder.glob(".*.tmp"):
+            for left in at.glob(".*.tmp"):
                 left.unlink()
     wait_for_all(f"stage {stage.name} is to begin")
-    with records.count_seconds(context.folder):
-        stage.run(context)
+    with records.count_seconds(at):
+        stage.run(StageContext(stage, folder, worker, at))
     if is_first():
-        records.end(context.folder)
+        records.end(at)
+        records.put_in_place(at, place)
     wait_for_all(f"stage {stage.name} has ended")
-    return read_json(context.folder / ENDED) | {"reused": False}
+    return read_json(place / ENDED) | {"reused": False}
 
 
 def _follow_stage(stage: Stage, folder: Path, made: Mapping[str, Record], worker: Worker) -> Record:
     """Makes a worker's part of a stage that worker 0 has begun; waits until the stage has ended."""
-    wanted, context = records.describe(stage, made), StageContext(stage, folder, worker)
+    place, wanted = folder / stage.name, records.describe(stage, made)
     done, said = not stage.shardable, False
     while True:
-        record, _ = records.find_record(context.folder, wanted, made, repairs=stage.repairs)
-        if record and record.pop("ended"):
+        at, record, _ = records.locate(place, wanted, made, repairs=stage.repairs)
+        if record and record.pop("ended") and at == place:
             return record
         if record and not done:
             with contextlib.suppress(WorkerDone):
-                stage.run(context)
+                stage.run(StageContext(stage, folder, worker, at))
                 raise ValueError(f"stage {stage.name} did not map {', '.join(stage.shardable)}")
             done = True
             continue

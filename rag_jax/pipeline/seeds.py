@@ -163,3 +163,4 @@ def _write(report: Mapping[str, Any], spec: ReportSpec, folder: Path) -> None:
         write_json(folder / "report.json", report)
     for heading, rows in tables.items():
         print(f"\n{heading}\n\n{format_columns(rows)}")
+    print(f"\nreport: {folder / 'report.html'}")

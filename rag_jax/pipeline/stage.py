@@ -19,11 +19,19 @@ class WorkerDone(Exception):
 class StageContext:
     """What a stage's function works with: its folder, the artefacts it needs, resumable maps.
 
-    `stages_folder` holds a folder for each stage. Several workers may divide the stage's maps.
+    `stages_folder` holds a folder for each stage. The stage itself works in `folder`, by default
+    its own among them. Several workers may divide the stage's maps.
     """
 
-    def __init__(self, stage: "Stage", stages_folder: Path, worker: Worker | None = None):
-        self.folder = stages_folder / stage.name
+    def __init__(
+        self,
+        stage: "Stage",
+        stages_folder: Path,
+        worker: Worker | None = None,
+        folder: Path | None = None,
+    ):
+        self.name = stage.name
+        self.folder = folder or stages_folder / stage.name
         self._stage, self._stages_folder, self._worker = stage, stages_folder, worker
         self._shared: set[str] = set()
 
@@ -31,7 +39,7 @@ class StageContext:
         """An artefact of this stage, or of a stage that this stage declares in `needs`."""
         if stage not in (self._stage.name, *self._stage.needs):
             raise ValueError(f"stage {self._stage.name} does not declare that it needs {stage}")
-        return self._stages_folder / stage / file
+        return (self.folder if stage == self._stage.name else self._stages_folder / stage) / file
 
     def needs(self, stage: str) -> bool:
         """Whether this stage declares that it needs the artefacts of `stage`."""
@@ -76,6 +84,8 @@ class Stage:
         needs: names of earlier stages whose artefacts `run` reads.
         version: raise it when the code makes other artefacts from the same settings.
         shardable: names of the files that `run` maps items to and that several workers may divide.
+        evaluates: whether the stage only measures, so that its settings may change in a finished
+            run. A stage that no other one needs may in any case.
         repairs: if True, the stage repairs its own damaged outputs and is re-run on the existing
             folder; otherwise a damaged stage is rebuilt from scratch.
     """
@@ -87,3 +97,4 @@ class Stage:
     version: int = 1
     shardable: tuple[str, ...] = ()
     repairs: bool = False
+    evaluates: bool = False

@@ -104,6 +104,19 @@ class Checkpoints:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
+def check_path(folder: str | os.PathLike) -> None:
+    """Raises a RagJaxError if trees saved in a folder could not be read again.
+
+    TensorStore takes `[` for a pattern when it reads, and a backslash for a slash.
+    """
+    path = str(Path(folder).absolute())
+    if found := re.search(r"[\[\\]", path):
+        raise RagJaxError(
+            f"{path}: has a {found[0]} in its name, with which checkpoints cannot be read again; "
+            "choose another folder with --workdir"
+        )
+
+
 def save_tree(folder: str | os.PathLike, tree: Any) -> None:
     """Writes a tree of arrays as a folder, and replaces an older tree there.
 
@@ -111,6 +124,7 @@ def save_tree(folder: str | os.PathLike, tree: Any) -> None:
 
     Raises:
         OSError: with its errno, if the disk is full or not writable.
+        RagJaxError: from `check_path`.
     """
     _begin_saving(Path(folder), tree, ocp.Checkpointer)()
     wait_for_all(f"{folder} was written")
@@ -124,6 +138,7 @@ def _begin_saving(
     `ocp.Checkpointer` returns after all arrays are written, `ocp.AsyncCheckpointer` once all are
     read.
     """
+    check_path(folder)
     folder = folder.absolute()
     partial = folder.with_name(_name_partial(folder.name))
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -14,22 +14,40 @@ from rag_jax.runtime.hosts import is_first
 Progress = Callable[..., AbstractContextManager[tqdm]]
 
 
+_EVERY = 30.0  # seconds between two lines without a terminal
+_LINE = "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}{postfix}, {remaining} left"
+
+
+class _Lines:
+    """A file that gives what a progress bar draws as lines of the log."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            log(line)
+
+    def flush(self) -> None: ...
+
+
 @contextlib.contextmanager
 def show_progress(name: str, total: int, *, unit: str, initial: int = 0) -> Iterator[tqdm]:
-    """A progress bar with the time left; without a terminal, one line at the start and the end.
+    """A progress bar with the time left; without a terminal, lines.
 
-    Of `total` units, named in the plural, an earlier run did the first `initial`.
+    Without a terminal there is a line at the start and at the end, and every 30 seconds one with
+    the number that is done, the rate, what the bar has as its postfix, and the time left. Of
+    `total` units, named in the plural, an earlier run did the first `initial`.
     """
-    terminal = sys.stderr.isatty() and is_first()
-    if not terminal:
-        log(f"{name}: {total} {unit}" + (f", {initial} done before" if initial else ""))
+    options = {"total": total, "initial": initial, "desc": name, "unit": f" {unit}"}
+    if sys.stderr.isatty() and is_first():
+        with tqdm(**options) as bar:
+            yield bar
+        return
+    log(f"{name}: {total} {unit}" + (f", {initial} done before" if initial else ""))
     start = time.monotonic()
-    with tqdm(
-        total=total, initial=initial, desc=name, unit=f" {unit}", disable=not terminal
-    ) as bar:
+    lines = {"delay": _EVERY, "mininterval": _EVERY, "maxinterval": _EVERY, "miniters": 1}
+    lines |= {"file": _Lines(), "bar_format": _LINE, "leave": False, "disable": not is_first()}
+    with tqdm(**options, **lines) as bar:
         yield bar
-    if not terminal:
-        log(f"{name}: {total} {unit} in {time.monotonic() - start:.1f} s")
+    log(f"{name}: {total} {unit} in {time.monotonic() - start:.1f} s")
 
 
 def log(line: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +52,21 @@ def make_run(
         return run_session(session, list_stages(session), workdir, report, **options)
 
     def run(
-        config: ConfigDict, workdir: Path, *, worker: Worker | None = None, seeds: int = 1
+        config: ConfigDict,
+        workdir: Path,
+        *,
+        worker: Worker | None = None,
+        seeds: int = 1,
+        overwrite: bool = False,
     ) -> dict[str, Any]:
         """Runs every stage that is not made yet, and writes the report.
 
         See `run_session`, and `run_seeds` for more than one seed.
         """
         if seeds == 1:
-            return run_one(config, workdir, worker=worker)
+            return run_one(config, workdir, worker=worker, overwrite=overwrite)
         describe = lambda config: describe_report(build(settings, config))  # noqa: E731
-        return run_seeds(run_one, describe, config, workdir, seeds)
+        return run_seeds(partial(run_one, overwrite=overwrite), describe, config, workdir, seeds)
 
     return run
 

@@ -267,11 +267,13 @@ class _Recorder:
         if self.pending is None:
             return
         (step, ids, metrics), self.pending = self.pending, None
-        _log_step(self.log, self.log_path, step, ids, jax.device_get(metrics))
+        values = jax.device_get(metrics)
+        _log_step(self.log, self.log_path, step, ids, values)
         measured = _measure_speed(self.clock, self.flops_at(step), self.peak)
         speed = {"step": step, **measured, "save_seconds": self.save_seconds}
         print(to_json(speed), file=self.speed, flush=True)
         self.clock, self.save_seconds = Clock(), 0.0
+        self.bar.set_postfix_str(f"loss {float(values['loss']):.4f}", refresh=False)
         self.bar.update(1)
 
     def save(self, step: int, state: TrainState) -> None:

@@ -88,6 +88,7 @@ def test_table(tmp_path, capsys):
         "label     61.2        9.5  kept\n"
         "<b>&       0.0        0.0\n"
         "total     61.2        9.5\n"
+        f"\nreport: {tmp_path / 'report.html'}\n"
     )
 
 

@@ -290,7 +290,8 @@ def test_hub_models_come_with_a_sentence_encoders_settings(tmp_path, monkeypatch
 
     asked = []
 
-    def download(name, **options):
+    def download(name, *, revision, **options):
+        assert (name, revision) == ("someone/model", None)
         asked.append(options)
         if modules:
             (tmp_path / "modules.json").write_text("[]")
@@ -298,8 +299,50 @@ def test_hub_models_come_with_a_sentence_encoders_settings(tmp_path, monkeypatch
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert hub.resolve("someone/model") == tmp_path
-    assert {"modules.json", "config_sentence_transformers.json"} <= set(asked[0]["allow_patterns"])
-    assert asked[1:] == [{"allow_patterns": ["*_Pooling/config.json"]}] * modules
+    assert asked[0]["allow_patterns"] == ["config.json"]
+    assert {"modules.json", "config_sentence_transformers.json"} <= set(asked[1]["allow_patterns"])
+    assert asked[2:] == [{"allow_patterns": ["*_Pooling/config.json"]}] * modules
+
+
+def test_no_weights_come_of_a_model_that_is_not_supported(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def download(name, **options):
+        asked.append((name, options["revision"], options["allow_patterns"]))
+        (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(RagJaxError, match="mamba"):
+        hub.resolve("someone/model@v1.0")
+    assert asked == [("someone/model", "v1.0", ["config.json"])]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("GatedRepoError", "^someone/model is gated: accept its terms .* set HF_TOKEN"),
+        ("RevisionNotFoundError", "^someone/model has no revision 'abc' on the Hugging Face hub$"),
+        (
+            "RepositoryNotFoundError",
+            "check the name and the network, set HF_TOKEN if the model is p",
+        ),
+    ],
+)
+def test_refusals_of_the_hub_say_what_to_do(monkeypatch, kind, message):
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    error = getattr(errors, kind)
+
+    def fail(*args, **kwargs):
+        raise error.__new__(error)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(RagJaxError, match=message):
+        hub.resolve("someone/model@abc")
 
 
 def test_manifest_lists_every_file(cache):

@@ -2,12 +2,12 @@
 
 import contextlib
 from functools import partial
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tiny import make_decoder, make_rows
+from tqdm import tqdm
 
 from rag_jax import lora
 from rag_jax.config import MeshConfig, TrainConfig, TuningConfig
@@ -50,7 +50,7 @@ def make_model(mesh, **changes):
 
 def no_bar(*_, **__):
     """A `progress` that shows nothing."""
-    return contextlib.nullcontext(SimpleNamespace(update=lambda count: None))
+    return contextlib.nullcontext(tqdm(disable=True))
 
 
 ROWS = [

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from launch import ask as command
+from rag_jax.commands import ask as command
 from rag_jax.data.passages import Passage
 from rag_jax.pipeline.ask import (
     Facts,

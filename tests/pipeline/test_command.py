@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import build_index, evaluate
+from rag_jax.commands import build_index, evaluate
 from rag_jax.config import DataConfig, WorldConfig, build
 from rag_jax.data.formats import read_collection
 from rag_jax.models.io import hub
@@ -67,7 +67,7 @@ def test_the_home_folder_in_every_flag(home):
 
 @pytest.mark.filterwarnings("ignore:the load_module")
 def test_an_evaluation_looks_in_the_home_folder(home, monkeypatch):
-    monkeypatch.setattr(command, "keep_programs", lambda workdir: None)
+    monkeypatch.setattr(command, "keep_programs", lambda: None)
     source = CONFIG.replace("RAGConfig", "SRRAGConfig").replace("systems.rag", "systems.srrag")
     (home / "rag.py").write_text(source)
     flags = ["--config=~/rag.py", "--workdir=~/runs", "--data=~/data"]
@@ -78,7 +78,7 @@ def test_an_evaluation_looks_in_the_home_folder(home, monkeypatch):
 
 
 def test_files_of_an_index_in_the_home_folder(home, monkeypatch):
-    monkeypatch.setattr(command, "keep_programs", lambda workdir: None)
+    monkeypatch.setattr(command, "keep_programs", lambda: None)
     with pytest.raises(RagJaxError, match=f"{home}/none.jsonl: cannot be read"):
         build_index.main(["~/none.jsonl", f"--encoder={home}", "--workdir=~/index"])
 

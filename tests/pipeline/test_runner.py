@@ -34,8 +34,8 @@ class Chain:
 
     def stages(self, one=0, two=0, other=0, version=1):
         def run(context):
-            self.ran.append(context.folder.name)
-            inputs = read_json(context.path("one", "out")) if context.folder.name == "two" else 0
+            self.ran.append(context.name)
+            inputs = read_json(context.path("one", "out")) if context.name == "two" else 0
             write_json(context.folder / "out", inputs + 1)
 
         return [
@@ -416,7 +416,7 @@ def test_a_stage_with_a_damaged_file_is_named_and_made_again(tmp_path, capsys, h
     ran = []
 
     def run(context):
-        ran.append(context.folder.name)
+        ran.append(context.name)
         (context.folder / "below").mkdir()
         write_json(context.folder / "below" / "out", list(range(9)))
 

@@ -69,7 +69,7 @@ def test_what_does_not_depend_on_the_seed_is_made_once(tmp_path, capsys):
 
     def run(config, workdir, *, reuse):
         def make(context):
-            ran.append((config.seed, context.folder.name))
+            ran.append((config.seed, context.name))
             (context.folder / "below").mkdir(exist_ok=True)
             write_json(context.folder / "below" / "out", [config.seed])
 

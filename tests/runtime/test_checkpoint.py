@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from rag_jax.pipeline.runner import run_stages
 from rag_jax.runtime import checkpoint
 from rag_jax.runtime.checkpoint import Checkpoints, load_tree, save_tree
 from rag_jax.runtime.errors import RagJaxError
@@ -146,3 +147,24 @@ def test_an_error_of_the_disk_while_saving_leaves_nothing(tmp_path, monkeypatch)
         save_tree(tmp_path / "params", make_state(0))
     assert caught.value.errno == errno.EROFS
     assert list(tmp_path.iterdir()) == []
+
+
+NAMES = ["a b", "a=b", "a,b", "日本", "*", "a?b", "{a,b}", "a'b", 'a"b', "%2F", "a#b", "a$b", "~"]
+NAMES += ["a:b", "a|b", "(a)", "a\tb", "a\nb", " a", "-a"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_folders_of_any_name_are_read_again(tmp_path, name):
+    save_tree(tmp_path / name / "tree", {"x": np.arange(4.0)})
+    found = load_tree(tmp_path / name / "tree", {"x": np.zeros(4)})
+    np.testing.assert_array_equal(found["x"], np.arange(4.0))
+
+
+@pytest.mark.parametrize("name", ["[x]", "a[0-9]", "a\\b", "\\"])
+def test_names_that_cannot_be_read_again_are_refused(tmp_path, name):
+    with pytest.raises(RagJaxError, match="in its name, with which checkpoints cannot be read"):
+        save_tree(tmp_path / name / "tree", {"x": np.arange(4.0)})
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(RagJaxError, match="choose another folder with --workdir"):
+        run_stages([], tmp_path / name)
+    assert not list(tmp_path.iterdir())

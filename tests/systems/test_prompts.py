@@ -35,7 +35,7 @@ def list_prompts(tokenizer):
         "rag": rag.encode_input("Where is Oslo?", ("Oslo", PASSAGE.text))[0],
         "rag, without a passage": rag.encode_input("Where is Oslo?", None)[0],
         "prag": prag.encode_prompt("Where is Oslo?", [PASSAGE]),
-        "prag, a document": prag.encode_text(PASSAGE),
+        "prag, a document": prag.encode_passages([PASSAGE]),
         "self_retrieval": self_retrieval.encode_question("Where is Oslo?"),
         "srrag": srrag.encode_question("Where is Oslo?"),
     }

@@ -66,7 +66,7 @@ def test_an_argument_comes_from_the_session(session):
     taken = []
 
     def run(context, *, opened, label, mesh, encode, encoding):
-        taken.append((context.folder.name, opened, label, mesh, encode, encoding))
+        taken.append((context.name, opened, label, mesh, encode, encoding))
 
     call(run, session)
     assert taken == [
@@ -149,7 +149,7 @@ def test_the_corpus_is_open_in_stages_that_need_it(tmp_path, monkeypatch):
     session = TinySession()
 
     def read(context, *, passages, questions):
-        taken.append((context.folder.name, len(passages), len(questions)))
+        taken.append((context.name, len(passages), len(questions)))
 
     def read_later(context, *, corpus):
         assert corpus is session.corpus

@@ -4,12 +4,12 @@ import contextlib
 import json
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from rag_jax.config import MeshConfig, TrainConfig
 from rag_jax.data.batches import BatchPlan
@@ -76,7 +76,7 @@ def make_trainable(**changes):
 
 @contextlib.contextmanager
 def quiet(total, *, unit, initial):
-    yield SimpleNamespace(update=lambda count: None)
+    yield tqdm(disable=True)
 
 
 def run(folder, *, pack=pack, trainable=None, settings=SETTINGS, plan=PLAN, **options):

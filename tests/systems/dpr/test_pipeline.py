@@ -152,7 +152,10 @@ def test_running_again(finished, tmp_path):
     again = pipeline.run(make_config(evaluate_on="dev"), workdir)
     assert list_reused(again) == STAGES[:-1]
     assert again["methods"]["bm25"]["n"] == 3
-    again = pipeline.run(make_config(**{"train.epochs": 0}), workdir)
+    changes = {"train.epochs": 0}
+    with pytest.raises(RagJaxError, match=r"stage train: settings changed \(train.epochs: 2 -> 0"):
+        pipeline.run(make_config(**changes), workdir)
+    again = pipeline.run(make_config(**changes), workdir, overwrite=True)
     assert list_reused(again) == ["corpus", "negatives", "untrained"]
     # Not trained at all is not changed at all.
     assert again["methods"]["trained"] == again["methods"]["untrained"]
@@ -216,7 +219,7 @@ VALIDATED = {
 def test_the_epoch_with_the_best_average_rank(finished, tmp_path, monkeypatch):
     """Two of three epochs are validated on dev questions; a run that stops between continues."""
     workdirs = [shutil.copytree(finished[0], tmp_path / name) for name in ("whole", "stopped")]
-    report = pipeline.run(make_config(**VALIDATED), workdirs[0])
+    report = pipeline.run(make_config(**VALIDATED), workdirs[0], overwrite=True)
     names = [stage["name"] for stage in report["stages"]]
     assert names == [*STAGES[:2], "dev_negatives", *STAGES[2:]]
     (table,) = report["tables"].values()
@@ -252,9 +255,9 @@ def test_the_epoch_with_the_best_average_rank(finished, tmp_path, monkeypatch):
         validate = BestEpoch._validate
         patch.setattr(BestEpoch, "_validate", stop)
         with pytest.raises(KeyboardInterrupt):
-            pipeline.run(make_config(**VALIDATED), workdirs[1])
-    assert (workdirs[1] / "stages" / "train" / "epoch-2").is_dir()
-    again = pipeline.run(make_config(**VALIDATED), workdirs[1])
+            pipeline.run(make_config(**VALIDATED), workdirs[1], overwrite=True)
+    assert (workdirs[1] / "stages" / ".train.draft" / "epoch-2").is_dir()
+    again = pipeline.run(make_config(**VALIDATED), workdirs[1], overwrite=True)
     assert again["tables"] == report["tables"]
     weights = [w / "stages" / "train" / "question" / "model.safetensors" for w in workdirs]
     assert weights[0].read_bytes() == weights[1].read_bytes()
@@ -294,7 +297,8 @@ def test_two_encoders_with_cls_states_on_a_folder(tmp_path):
     with pytest.raises(RagJaxError, match="evaluate_on='dev': the data has no such questions, but"):
         pipeline.run(make_config(**changes, evaluate_on="dev"), tmp_path / "run")
     with pytest.raises(RagJaxError, match="validation.after=1: the data has no 'dev' questions wi"):
-        pipeline.run(make_config(**changes, **{"validation.after": 1}), tmp_path / "run")
+        config = make_config(**changes, **{"validation.after": 1})
+        pipeline.run(config, tmp_path / "run", overwrite=True)
 
 
 def test_settings_that_contradict_each_other():

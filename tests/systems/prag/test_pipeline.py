@@ -448,7 +448,8 @@ def test_questions_without_documents_and_documents_without_questions(make_config
     assert found["lost"]["prediction"] == direct["lost"]["prediction"]
     assert report["methods"]["in_context"]["n"] == 6
     with pytest.raises(RagJaxError, match="no document is left to encode"):
-        pipeline.run(make_config(**data, **changes, **{"augment.by": "model"}), tmp_path / "run")
+        config = make_config(**data, **changes, **{"augment.by": "model"})
+        pipeline.run(config, tmp_path / "run", overwrite=True)
     records = read_jsonl(tmp_path / "run" / "stages" / "augment" / "augmented.jsonl")
     assert {record["error"] for record in records} == {"no usable questions"}
 

@@ -277,7 +277,7 @@ def test_the_retriever_is_trained_alone(finished, make_config, make_session, tmp
     """The generator's parameters stay equal to the bit."""
     workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
     changes = {"train.generator": False}
-    again = pipeline.run(make_config(**changes), workdir)
+    again = pipeline.run(make_config(**changes), workdir, overwrite=True)
     assert [stage["name"] for stage in again["stages"]] == [n for n in STAGES if n != "frozen"]
     assert list_reused(again) == STAGES[:2]
     assert tuple(again["methods"]) == QA_METHODS

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tiny import continue_row
 
-from launch import ask as command
+from rag_jax.commands import ask as command
 from rag_jax.config import build
 from rag_jax.pipeline.ask import Facts, Piece, clean
 from rag_jax.runtime.errors import RagJaxError

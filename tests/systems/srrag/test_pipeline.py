@@ -257,7 +257,7 @@ def test_all_weights(copied, make_config):
     session = Session(
         build(SRRAGConfig, make_config(**{"tuning.mode": "full", "stage1.learning_rate": 1e-3}))
     )
-    records = run_stages(pipeline.list_stages(session)[:9], copied)
+    records = run_stages(pipeline.list_stages(session)[:9], copied, overwrite=True)
     assert list_names({"stages": records}, reused=False) == ["stage1", "reference", "stage2"]
     before = jax.tree.map(np.asarray, session.base.params)
     first, second = (
@@ -353,12 +353,18 @@ def test_refused_before_anything_is_made(tmp_path, make_config, changes, message
 
 def check_refused(config, workdir, stage, message):
     """The run stops at a stage with a message of one line; what was made before is kept."""
+
+    def read_record(name):
+        path = workdir / "stages" / name / "stage.json"
+        return path.read_bytes() if path.exists() else None
+
+    before = {name: read_record(name) for name in STAGES}
     with pytest.raises(RagJaxError, match=re.escape(message)) as caught:
-        pipeline.run(config, workdir)
+        pipeline.run(config, workdir, overwrite=True)
     assert "\n" not in str(caught.value)
-    ended = [name for name in STAGES if (workdir / "stages" / name / "stage.json").exists()]
-    assert stage not in ended
-    assert ended[: STAGES.index(stage)] == STAGES[: STAGES.index(stage)]
+    at = STAGES.index(stage)
+    assert all(map(read_record, STAGES[:at]))
+    assert all(read_record(name) == before[name] for name in STAGES[at:])
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,6 @@ def test_a_kept_corpus_is_checked_against_changed_settings(make_config, copied, 
     """Before any other stage is made."""
     before = {path: path.stat().st_mtime_ns for path in (copied / "stages").rglob("*.json*")}
     with pytest.raises(RagJaxError, match=message):
-        pipeline.run(make_config(**changes), copied)
+        pipeline.run(make_config(**changes), copied, overwrite=True)
     made = {path for path in (copied / "stages").rglob("*.json*") if path not in before}
     assert {path.name for path in made} <= {"started.json"}

@@ -1,0 +1,1 @@
+"""The commands of `launch/` and of `rag-jax`: command lines in, exit statuses out."""

@@ -1,0 +1,45 @@
+"""The command `rag-jax`: every command by its name.
+
+    rag-jax COMMAND ...
+    rag-jax COMMAND --help
+
+`rag-jax train ...` is `python launch/train.py ...`, and so on; `--config=srrag` is the config file
+`configs/srrag.py` of the folder you are in or, failing that, the one that comes with the package.
+"""
+
+import sys
+from pathlib import Path
+
+from rag_jax import __version__
+from rag_jax.commands import ask, build_index, evaluate, list_configs, plan, train
+from rag_jax.pipeline import command
+from rag_jax.runtime.errors import RagJaxError
+
+# Each command's module and purpose.
+COMMANDS = {
+    "train": (train, "train and evaluate a system, from nothing to a report"),
+    "ask": (ask, "answer questions from a finished run"),
+    "evaluate": (evaluate, "evaluate a finished run on another dataset"),
+    "plan": (plan, "what a run costs on a TPU slice, without the slice"),
+    "index": (build_index, "build an index over your passages"),
+    "list": (list_configs, "the config files and their presets"),
+}
+
+
+def run() -> int:
+    """Runs the command that the first argument names; returns the exit status."""
+    name, *rest = sys.argv[1:] or ["--help"]
+    if name in ("--version", "-V"):
+        return command.run(lambda _: print(__version__), "")
+    if name in ("--help", "-h", "help"):
+        lines = [f"    {name:10}{purpose}" for name, (_, purpose) in COMMANDS.items()]
+        print(__doc__ + "\n" + "\n".join(lines))
+        return 0
+    if name not in COMMANDS:
+
+        def refuse(_: list[str]) -> None:
+            raise RagJaxError(f"{name}: no such command; there are {', '.join(COMMANDS)}")
+
+        return command.run(refuse, "")
+    sys.argv = [f"{Path(sys.argv[0]).name} {name}", *rest]
+    return COMMANDS[name][0].run()

@@ -1,0 +1,75 @@
+"""What keeps a finished run from being overwritten by mistake."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rag_jax.pipeline import records
+from rag_jax.pipeline.records import ENDED, Record
+from rag_jax.pipeline.stage import Stage
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import open_atomic, read_json, write_json
+
+REPORT, PAGE = "report.json", "report.html"
+_BODY = "<body>\n"
+
+
+def check_finished(stages: Sequence[Stage], workdir: Path, *, overwrite: bool) -> None:
+    """Refuses to make stages of a finished run again with other settings, unless `overwrite`.
+
+    A run is finished if it has a report. Stages that evaluate, or that no other stage needs, may
+    change, and so may stages that the run does not have, such as ablations. If a stage will be made
+    again, the report says so from now on, until it is written again.
+
+    Raises:
+        RagJaxError: naming what differs, and a work folder that is free.
+    """
+    if not (workdir / REPORT).exists():
+        return
+    needed = {need for stage in stages for need in stage.needs}
+    changes, pending, made = [], False, {}
+    for stage in stages:
+        wanted = records.describe(stage, made)
+        change = _compare(workdir / "stages" / stage.name, wanted)
+        pending |= change != ""
+        if change and stage.name in needed and not stage.evaluates:
+            changes.append(f"stage {stage.name}: {change}")
+        made[stage.name] = wanted | {"run": ""}
+    if changes and not overwrite:
+        others = f", and {len(changes) - 1} more" if len(changes) > 1 else ""
+        raise RagJaxError(
+            f"{workdir}: holds a finished run that this command would overwrite ({changes[0]}"
+            f"{others}): give the new run a folder of its own, --workdir={_find_free(workdir)}, or "
+            "overwrite the finished run with --overwrite"
+        )
+    if pending:
+        _mark(workdir)
+
+
+def _compare(place: Path, wanted: Record) -> str | None:
+    """What differs in the stage's own settings or code, "" if nothing; None without a record."""
+    try:
+        return records.describe_change(read_json(place / ENDED), wanted)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _find_free(workdir: Path) -> Path:
+    """A name beside the work folder's that is not taken."""
+    names = (workdir.with_name(f"{workdir.name}-{number}") for number in itertools.count(2))
+    return next(path for path in names if not path.exists())
+
+
+def _mark(workdir: Path) -> None:
+    """Says in both forms of the report that the run is being changed."""
+    note = "The run is being changed: this report is of the run as it was before."
+    report: Mapping[str, Any] = read_json(workdir / REPORT)
+    if "under_change" in report:
+        return
+    page = workdir / PAGE
+    if page.exists():
+        text = page.read_text("utf-8").replace(_BODY, f"{_BODY}<p><strong>{note}</strong></p>\n", 1)
+        with open_atomic(page) as file:
+            file.write(text)
+    write_json(workdir / REPORT, {"under_change": note, **report})
