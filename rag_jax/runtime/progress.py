@@ -15,7 +15,7 @@ Progress = Callable[..., AbstractContextManager[tqdm]]
 
 
 _EVERY = 30.0  # seconds between two lines without a terminal
-_LINE = "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}{postfix}, {remaining} left"
+_LINE = "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_noinv_fmt}{postfix}, {remaining} left"
 
 
 class _Lines:

@@ -77,8 +77,9 @@ def plan_tiny(folder, config, models, *flags):
 def test_every_program_of_a_tiny_run(tmp_path):
     models = {"model": LLAMA, "encoder": BERT}
     programs = plan_tiny(tmp_path, CONFIG, models, "--config.datastore.layer=1")
-    assert len(programs) == 18
-    assert {"write documents", "stage 2, gradients of pairs", "vote"} <= programs.keys()
+    assert len(programs) == 20
+    assert {"write documents", "second round of shown questions"} <= programs.keys()
+    assert {"stage 2, gradients of pairs", "vote"} <= programs.keys()
     assert "all-reduce" in programs["route"]
 
 

@@ -26,6 +26,7 @@ def read_collection(
     data: DataConfig,
     world: WorldConfig,
     *,
+    seed: int | None = None,
     keep: Keep = list,
     keep_part: Callable[[int], Keep] = lambda number: list,
 ) -> Collection:
@@ -33,6 +34,7 @@ def read_collection(
 
     Args:
         data: folders and format; the built-in world if the path is None.
+        seed: of the choice of held-out training questions; `data.seed` if None.
         keep: stores a stream of passages and returns them, by default in memory.
         keep_part: gives a `keep` for the passages of each folder of a mixture, by its number.
 
@@ -42,6 +44,7 @@ def read_collection(
     if data.path is None:
         collection = _build_world(world)
         return Collection(keep(collection.passages), collection.questions)
+    data = data if seed is None else dataclasses.replace(data, seed=seed)
     folders, bad = list_folders(data.path), BadLines(data.bad_lines)
     if len(folders) == 1:
         collection = read_folder(folders[0], data.format, bad, keep)

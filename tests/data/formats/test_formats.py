@@ -157,6 +157,9 @@ def test_held_out_questions(tmp_path):
     write(tmp_path, files | {"train_questions.jsonl": "\n".join(lines)})
     found, again = read(tmp_path, held_out=4), read(tmp_path, held_out=4)
     assert found == again
+    data = DataConfig(str(tmp_path), held_out=4, seed=1)
+    other = read_collection(data, WORLD)
+    assert other != found and read_collection(data, WORLD, seed=0) == found
     train, dev = ([int(q.id) for q in found.questions[s]] for s in ("train", "dev"))
     assert len(dev) == 4 and sorted(train + dev) == list(range(9))
     assert train == sorted(train) and dev == sorted(dev)
