@@ -82,8 +82,8 @@ def find_config_file(arguments: list[str]) -> Path:
     name = named[-1].split(":", 1)[0]
     file = expand_path(name)
     if not file.is_file() and re.fullmatch(r"\w+", name):
-        own = {path.stem: path for path in list_config_files()}
-        file = next(filter(Path.is_file, [Path("configs", f"{name}.py")]), own.get(name, file))
+        files = {path.stem: path for path in (*list_config_files(), *Path("configs").glob("*.py"))}
+        file = files.get(name, file)
     if not file.is_file():
         raise RagJaxError(f"config file {file}: not found; there are {known}")
     return file

@@ -22,7 +22,7 @@ class Corpus:
     def _ids_by_digest(self) -> dict[bytes, str]:
         ids: dict[bytes, str] = {}
         for passage in self.passages:
-            ids.setdefault(_digest(passage), passage.id)
+            ids.setdefault(digest_passage(passage), passage.id)
         return ids
 
     @functools.cached_property
@@ -74,7 +74,11 @@ class Corpus:
 
     def find_id(self, passage: Passage) -> str | None:
         """Returns the id of a passage that comes with a question; None if the corpus has none."""
-        return passage.id if passage.id in self._ids else self._ids_by_digest.get(_digest(passage))
+        return (
+            passage.id
+            if passage.id in self._ids
+            else self._ids_by_digest.get(digest_passage(passage))
+        )
 
     def _find_evidence(self, item: Item) -> list[str]:
         ids = []
@@ -148,7 +152,7 @@ def find_negatives(
     return tuple(found), ids.count(None)
 
 
-def _digest(passage: Passage) -> bytes:
+def digest_passage(passage: Passage) -> bytes:
     """Returns a digest of a passage's title and text, small enough to keep for a whole corpus."""
     text = json.dumps([passage.title, passage.text])
     return hashlib.blake2b(text.encode(), digest_size=16).digest()

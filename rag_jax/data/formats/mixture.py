@@ -10,14 +10,13 @@ three folders, each in a format of its own:
 - A folder may be without passages, if its questions name none as relevant.
 """
 
-import hashlib
-import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from rag_jax.data.formats.corpus import digest_passage
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection, Keep, Question
 from rag_jax.runtime.errors import RagJaxError
@@ -67,8 +66,7 @@ def _join_passages(
     first: dict[bytes, str] = {}
     for name, part in parts.items():
         for passage in part.passages:
-            text = json.dumps([passage.title, passage.text]).encode()
-            digest = hashlib.blake2b(text, digest_size=16).digest()
+            digest = digest_passage(passage)
             new = f"{name}/{passage.id}"
             if digest not in first or first[digest].startswith(f"{name}/"):
                 first.setdefault(digest, new)

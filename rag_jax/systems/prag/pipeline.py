@@ -1,6 +1,5 @@
 """The stages of Parametric RAG, from an empty folder to the report."""
 
-from dataclasses import replace
 from functools import partial
 
 from rag_jax.pipeline.stage import Stage
@@ -24,8 +23,8 @@ def list_stages(session: Session) -> list[Stage]:
     asked = {"on": c.evaluate_on, "questions": c.questions}
     training = {**model, "tuning": c.tuning, "prompt": c.prompt, "seed": c.seed}
     stage = partial(make_stage, session)
-    warm_up = stage("warm_up", run_warm_up, {**training, "warm_up": c.warm_up}, "corpus")
-    warm_up = replace(warm_up, version=2)
+    warming = {**training, "warm_up": c.warm_up}
+    warm_up = stage("warm_up", run_warm_up, warming, "corpus", version=2)
     encodings = [
         Stage(
             name,
@@ -47,14 +46,14 @@ def list_stages(session: Session) -> list[Stage]:
     evaluation = {**asked, **model, **answering, "seed": c.seed}
     shared, evaluated = ("augmented.jsonl",), ("corpus", "retrieve", "augment", *session.variants)
     needed = "corpus", "retrieve"
-    augmenting = stage("augment", run_augmentation, augmentation, *needed, shardable=shared)
+    options = {"shardable": shared, "version": 2}
     return [
         corpus_stage(session),
         stage("retrieve", run_retrieval, retrieval, "corpus"),
-        replace(augmenting, version=2),
+        stage("augment", run_augmentation, augmentation, *needed, **options),
         *[warm_up] * any("warm_up" in encoding.needs for encoding in encodings),
         *encodings,
-        replace(stage("evaluate", run_evaluation, evaluation, *evaluated), version=2),
+        stage("evaluate", run_evaluation, evaluation, *evaluated, version=2),
     ]
 
 
