@@ -8,7 +8,6 @@ JAX that is rematerialisation of each chunk's embeddings, and gives the same gra
 """
 
 import functools
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,9 +71,11 @@ def list_pairs(
     count = 1 if positives == "first" else None
     rows = {passage.id: row for row, passage in enumerate(passages)}
     return [
-        Pair(q.id, number, rows[id], tuple(wrong), frozenset(map(rows.get, q.relevant)))
+        Pair(q.id, number, row, tuple(wrong), frozenset(relevant))
         for number, (q, wrong) in enumerate(zip(questions, negatives, strict=True))
-        for id in itertools.islice(q.relevant, count)
+        # The data can name passages that are not in the corpus.
+        for relevant in [[rows[id] for id in q.relevant if id in rows]]
+        for row in relevant[:count]
     ]
 
 

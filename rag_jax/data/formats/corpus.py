@@ -98,16 +98,13 @@ class GatheredCorpus:
     def find_relevant(self, item: Item) -> dict[str, int]:
         """Adds the passages of a question; returns the grades of the relevant ones by id.
 
-        A passage without an id gets the title as id, with a number if the title is taken.
+        A passage without an id gets the title as id, with a number if the title is taken. A gold
+        title that is not among the question's passages stays relevant under that id, so that a
+        ranking without it counts as one that misses it.
 
         Raises:
-            BadLineError: if a relevant passage is missing, or two passages have the same id.
+            BadLineError: if a passage that is named by id is missing, or two passages have one id.
         """
-        if item.titles:
-            raise BadLineError(
-                f"{item.place}: the gold passage {item.titles[0]!r} is not among the question's: "
-                "put a file of passages into the folder"
-            )
         context_ids = {context.passage.id for context in item.contexts}
         for name in (*item.question.relevant, *item.pages):
             if name not in context_ids:
@@ -122,7 +119,7 @@ class GatheredCorpus:
             id = self._add(context.passage)
             if context.grade:
                 relevant[id] = context.grade
-        return relevant
+        return relevant | dict.fromkeys(item.titles, 1)
 
     def find_id(self, passage: Passage) -> str | None:
         """Returns the id of a passage that came with an earlier question."""

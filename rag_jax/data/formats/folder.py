@@ -1,8 +1,9 @@
 """Folder reader: detects which files contain passages or questions, and joins their content."""
 
 import hashlib
+import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from rag_jax.data.formats.tables import is_table, read_rows
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection, Keep, Question
 from rag_jax.runtime.errors import RagJaxError
+
+_logger = logging.getLogger(__name__)
 
 
 def list_files(folder: Path) -> list[Path]:
@@ -175,11 +178,25 @@ def _collect(
             ledger.add_question(split, item, missing=missing)
     passages = source.passages
     if isinstance(source, GatheredCorpus):
+        _warn_of_missing(folder, questions, source.passages)
         passages = keep(source.passages.values())
     splits = {split: list(by_id.values()) for split, by_id in questions.items() if by_id}
     if not splits:
         raise RagJaxError(f"{folder}: holds no questions")
     return Collection(passages, splits)
+
+
+def _warn_of_missing(
+    folder: Path, questions: Mapping[str, Mapping[str, Question]], ids: Container[str]
+) -> None:
+    listed = [question for by_id in questions.values() for question in by_id.values()]
+    missing = [id for question in listed for id in question.relevant if id not in ids]
+    if missing:
+        _logger.warning(
+            "%s: %d relevant passages come with no question, such as %r, and count as not found: "
+            "put a file of passages into the folder",
+            *(folder, len(missing), missing[0]),
+        )
 
 
 def _make_id(question: str, taken: dict[str, Question]) -> str:

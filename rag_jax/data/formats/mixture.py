@@ -81,7 +81,7 @@ def _join_question(question: Question, name: str, ids: Mapping[str, str]) -> Que
     return replace(
         question,
         id=f"{name}/{question.id}",
-        relevant={ids[id]: grade for id, grade in question.relevant.items()},
+        relevant={ids.get(id, f"{name}/{id}"): grade for id, grade in question.relevant.items()},
         negatives=tuple(dict.fromkeys(ids[id] for id in question.negatives)),
         dataset=name,
     )

@@ -176,7 +176,7 @@ def make_question_rows(
         passages: by id.
     """
     accepted = format.encode_accept() + format.encode_answer(question.answers[0])
-    for id in question.relevant:
+    for id in filter(passages.__contains__, question.relevant):
         texts = f"{question.id}+{id}", question.question, passages[id]
         yield from [make_row(format, *texts, examples, assessed=accepted)] * examples.positives
     for passage in negatives:
@@ -225,7 +225,7 @@ def list_question_rows(
     for passage in passages:
         by_title[passage.title].append(passage)
     for question, rows in zip(questions, mined, strict=True):
-        titles = dict.fromkeys(by_id[id].title for id in question.relevant)
+        titles = dict.fromkeys(by_id[id].title for id in question.relevant if id in by_id)
         documents = [by_title[title] for title in titles]
         others = [p for p in (passages[row] for row in rows) if p.title not in titles]
         negatives = choose_same(question, documents, count=examples.same, seed=seed)

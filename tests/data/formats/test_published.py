@@ -11,6 +11,7 @@ from rag_jax.data.formats.lines import Place
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.evaluation.rankings import recall
+from rag_jax.retrieval.contrastive import list_pairs
 from rag_jax.runtime.errors import RagJaxError
 
 WIKI = [
@@ -55,8 +56,25 @@ def test_hotpotqa_with_gold_that_is_not_among_the_paragraphs(tmp_path):
     with pytest.raises(RagJaxError, match="v1.json:1: no passage has the gold title 'Y'"):
         read_one(tmp_path, other, name="hotpot_dev_fullwiki_v1.json")
     (tmp_path / "passages.jsonl").unlink()
-    with pytest.raises(RagJaxError, match="gold passage 'Z' is not among the question's: put a f"):
-        read(tmp_path, {"hotpot_dev_fullwiki_v1.json": [HOTPOT]})
+
+
+def test_hotpotqa_with_gold_that_no_file_holds(tmp_path, caplog):
+    other = HOTPOT | {"_id": "i", "supporting_facts": [["B", 0], ["Y", 0]]}
+    third = HOTPOT | {"_id": "j", "context": [*HOTPOT["context"], ["Y", ["Y is a river."]]]}
+    found = read(tmp_path, {"hotpot_dev_fullwiki_v1.json": [HOTPOT, other, third]})
+    relevant = [question.relevant for question in found.questions["dev"]]
+    assert relevant == [{"A": 1, "Z": 1}, {"B": 1, "Y": 1}, {"A": 1, "Z": 1}]
+    assert [passage.id for passage in found.passages] == ["A", "B", "Y"]
+    assert recall(["A", "B"], relevant[0], 100) == 0.5
+    assert "2 relevant passages come with no question, such as 'Z'" in caplog.text
+    questions = found.questions["dev"]
+    pairs = list_pairs(questions, [()] * 3, found.passages)
+    assert [(pair.id, pair.positive, pair.relevant) for pair in pairs] == [
+        ("h", 0, {0}),
+        ("i", 1, {1, 2}),
+        ("i", 2, {1, 2}),
+        ("j", 0, {0}),
+    ]
 
 
 def test_hotpotqa_as_hugging_face_has_it(tmp_path):
