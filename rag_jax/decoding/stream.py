@@ -4,10 +4,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
 from rag_jax.decoding.cache import Cache, append
+from rag_jax.decoding.prompts import last_hidden
 from rag_jax.decoding.sample import Decoded, DecodeState, decode_until, init_decode, make_next_token
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.tokenizer import Tokenizer
@@ -19,7 +19,7 @@ def stream(
     params: PyTree,
     cache: Cache,
     tokens: Int[Array, "B T"],
-    active: Bool[Array, "B"],
+    mask: Bool[Array, "B T"],
     *,
     max_tokens: int,
     stop_ids: tuple[int, ...],
@@ -30,12 +30,13 @@ def stream(
     Two programs are compiled, whatever `every` is: one that reads, and one that writes up to a
     limit, which is an argument.
 
-    Only `active` rows read and write.
+    Args:
+        mask: of the tokens; padding may be anywhere in a row, and a row without tokens writes none.
 
     Yields:
         The tokens written so far, after every `every` tokens and at the end.
     """
-    state = _start(model, params, cache, tokens, active, max_tokens=max_tokens, stop_ids=stop_ids)
+    state = _start(model, params, cache, tokens, mask, max_tokens=max_tokens, stop_ids=stop_ids)
     for limit in range(every, max_tokens + every, every):
         limit = min(limit, max_tokens)
         state = _continue(model, params, state, limit, stop_ids=stop_ids)
@@ -45,11 +46,10 @@ def stream(
 
 
 @partial(jax.jit, static_argnames=("model", "max_tokens", "stop_ids"))
-def _start(model, params, cache, tokens, active, *, max_tokens, stop_ids) -> DecodeState:
-    mask = jnp.tile(active[:, None], tokens.shape[1])
+def _start(model, params, cache, tokens, mask, *, max_tokens, stop_ids) -> DecodeState:
     output, cache = append(model, params, cache, tokens, mask)
     next_token = make_next_token(model, params, stop_ids=stop_ids)
-    hidden = output.hidden[:, -1]
+    hidden, active = last_hidden(output.hidden, mask), mask.any(axis=1)
     return init_decode(cache, hidden, next_token, max_tokens=max_tokens, active=active)
 
 

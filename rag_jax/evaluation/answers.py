@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 from sacrebleu.metrics import BLEU
-from scipy import stats
 
 from rag_jax.data.matching import normalize_answer
 from rag_jax.evaluation.choices import pick_choice
@@ -207,6 +206,8 @@ def compute_accuracy(scores: Sequence[float]) -> tuple[float, tuple[float, float
         raise RagJaxError("scores are empty: there is no accuracy")
     if not np.isin(values, (0, 1)).all():
         raise ValueError("scores must be zeros and ones")
+    from scipy import stats  # imported here: slow, and asking needs none
+
     result = stats.binomtest(int(values.sum()), values.size)
     interval = result.proportion_ci(confidence_level=0.95, method="wilson")
     return float(values.mean()), (float(interval.low), float(interval.high))

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from sklearn.metrics import auc
 
 from rag_jax.evaluation.pairs import draw_counts
 
@@ -61,6 +60,8 @@ def trace_frontier(
     order = np.argsort(internal - external, kind="stable")
     gains = np.cumsum((external - internal)[order]) / len(scores)
     rates = np.arange(len(scores) + 1) / len(scores)
+    from sklearn.metrics import auc  # imported here: slow, and asking needs none
+
     area = auc([p["retrieval_rate"] for p in points], [p["accuracy"] for p in points])
     return {
         "area": float(area),

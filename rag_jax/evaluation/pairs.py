@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats
 
 from rag_jax.runtime.errors import RagJaxError
 
@@ -43,6 +42,8 @@ def compare_pairs(
         raise RagJaxError(f"scores: {sizes} of two methods; give the same questions, at least one")
     if not np.isfinite(pair).all():
         raise RagJaxError("scores: not all are finite numbers")
+    from scipy import stats  # imported here: slow, and asking needs none
+
     differences = pair[0] - pair[1]
     better, worse = int((differences > 0).sum()), int((differences < 0).sum())
     rng = np.random.default_rng(seed)

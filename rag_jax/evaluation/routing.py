@@ -5,7 +5,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Bool
-from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from rag_jax.evaluation.answers import calibrate, compute_accuracy, popularity_thirds
 from rag_jax.evaluation.figures import Bars, Chart
@@ -78,6 +77,11 @@ def analyse_choices(rows: Rows, sources: Sequence[Source]) -> dict[str, Any]:
     total = mass + own
     # Scores that vanish say nothing of either side.
     share = np.where(total > 0, mass / np.where(total > 0, total, 1), 0.5)
+    from sklearn.metrics import (  # imported here: slow, and asking needs none
+        brier_score_loss,
+        roc_auc_score,
+    )
+
     brier = float(brier_score_loss(better, share, labels=[False, True]))
     return {
         "retrieval_better": float(better.mean()),

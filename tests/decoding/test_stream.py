@@ -40,7 +40,7 @@ def test_a_stream_ends_as_the_slow_loop(every, stops):
     cache, tokens = read_prompts(PROMPTS)
     parts = list(
         stream(
-            MODEL, PARAMS, cache, tokens, jnp.ones(2, bool),
+            MODEL, PARAMS, cache, tokens, jnp.ones(tokens.shape, bool),
             max_tokens=MAX_TOKENS, stop_ids=stop_ids, every=every,
         )
     )  # fmt: skip
@@ -59,7 +59,7 @@ def test_rows_that_take_no_part_and_programs():
     before = _continue._cache_size()
     for every in (2, 3, 5):
         *_, last = stream(
-            MODEL, PARAMS, cache, tokens, jnp.asarray([True, False]),
+            MODEL, PARAMS, cache, tokens, jnp.tile(jnp.asarray([[True], [False]]), 2),
             max_tokens=6, stop_ids=(CONFIG.vocab_size,), every=every,
         )  # fmt: skip
         assert last.lengths.tolist() == [6, 0]
@@ -67,10 +67,20 @@ def test_rows_that_take_no_part_and_programs():
     assert _continue._cache_size() == before + 1
     nobody = list(
         stream(
-            MODEL, PARAMS, cache, tokens, jnp.zeros(2, bool), max_tokens=6, stop_ids=(-1,)
+            MODEL, PARAMS, cache, tokens, jnp.zeros((2, 2), bool), max_tokens=6, stop_ids=(-1,)
         )
     )  # fmt: skip
     assert len(nobody) == 1 and not jax.device_get(nobody[0].lengths).any()
+
+
+def test_padding_changes_nothing():
+    cache, tokens = read_prompts(PROMPTS)
+    options = {"max_tokens": MAX_TOKENS, "stop_ids": (CONFIG.vocab_size,)}
+    *_, plain = stream(MODEL, PARAMS, cache, tokens, jnp.ones(tokens.shape, bool), **options)
+    padded, mask = jnp.pad(tokens, ((0, 0), (0, 3))), jnp.arange(5) < 2
+    *_, last = stream(MODEL, PARAMS, cache, padded, jnp.tile(mask, (2, 1)), **options)
+    assert last.tokens.tolist() == plain.tokens.tolist()
+    assert last.cache.position.tolist() == plain.cache.position.tolist()
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from rag_jax.models.nn.decoder import LayerCache, Output
-from rag_jax.models.nn.layers import LayerNorm, check_adapters
+from rag_jax.models.nn.layers import LayerNorm, check_adapters, run_layer
 from rag_jax.models.nn.post_norm import FFN, Attention, EncoderLayer
 
 # The first rows of the position tables belong to no position, as in fairseq, BART's origin.
@@ -199,7 +199,7 @@ class Bart(nn.Module):
         token_mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
         x = self._embed(tokens, jnp.arange(width)[None], self.encoder_position, self.encoder_norm)
         for layer in self.encoder_layers:
-            x = layer(x, token_mask=token_mask)
+            x = run_layer(layer, x, token_mask=token_mask)
         return x.reshape(rows, width, self.config.hidden_size)
 
     def read_source(self, encoded: Float[Array, "P L D"]) -> tuple[LayerCache, ...]:
@@ -252,7 +252,8 @@ class Bart(nn.Module):
         x = self._embed(tokens, positions, self.decoder_position, self.decoder_norm)
         layer_output, layer_caches = (x if return_layer == 0 else None), []
         for i, layer in enumerate(self.decoder_layers):
-            x, layer_cache = layer(
+            x, layer_cache = run_layer(
+                layer,
                 x,
                 attention_mask=attention_mask,
                 cache=cache and cache[i],

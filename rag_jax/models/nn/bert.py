@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from rag_jax.models.nn.layers import LayerNorm, Linear, check_adapters
+from rag_jax.models.nn.layers import LayerNorm, Linear, check_adapters, run_layer
 from rag_jax.models.nn.post_norm import EncoderLayer
 from rag_jax.runtime.sharding import constrain_rows
 
@@ -110,7 +110,7 @@ class Bert(nn.Module):
         token_mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
         x = self.embed(tokens, jnp.zeros_like(tokens) if types is None else types)
         for layer in self.layers:
-            x = layer(constrain_rows(x, rows), token_mask=token_mask)
+            x = run_layer(layer, constrain_rows(x, rows), token_mask=token_mask)
         if self.is_initializing():
             self.project(x)  # `init` must create the projection's parameters too
         return x.reshape(rows, width, self.config.hidden_size)

@@ -22,6 +22,7 @@ from rag_jax.models.nn.layers import (
     RMSNorm,
     attend,
     check_adapters,
+    run_layer,
 )
 from rag_jax.models.nn.rope import Angles, LlamaScaling, LongScaling, rotary_angles, rotate
 from rag_jax.runtime.sharding import constrain_rows
@@ -107,7 +108,6 @@ class Chunk(NamedTuple):
     """Inputs of a layer besides the residual stream of a chunk of tokens.
 
     Attributes:
-        batch_shape: `(B, T)`, for the unflattening of `N = B * T`.
         angles: cosines and sines of the tokens' positions.
         attention_mask: True where a query may look.
         cache: keys and values of the row's earlier tokens; None if the chunk is the whole row.
@@ -116,13 +116,18 @@ class Chunk(NamedTuple):
         prefix_mask: token mask of the prefixes.
     """
 
-    batch_shape: tuple[int, int]
     angles: Angles
     attention_mask: Bool[Array, "B 1 T S"]
     cache: LayerCache | None
     slot: Int[Array, ""] | int
     prefix: LayerCache | None
     prefix_mask: Bool[Array, "P L"] | None
+
+    @property
+    def batch_shape(self) -> tuple[int, int]:
+        """`(B, T)`, for the unflattening of `N = B * T`."""
+        rows, _, width, _ = self.attention_mask.shape
+        return rows, width
 
 
 def _norm(config: DecoderConfig, **options) -> nn.Module:
@@ -271,7 +276,6 @@ class Decoder(nn.Module):
         layer_output, layer_caches = (x if return_layer == 0 else None), []
         for i, layer in enumerate(self.layers):
             chunk = Chunk(
-                batch_shape=(rows, width),
                 angles=angles,
                 attention_mask=attention_mask[:, None],  # [B, 1, T, S]
                 cache=cache and cache[i],
@@ -279,7 +283,7 @@ class Decoder(nn.Module):
                 prefix=prefix and prefix[i],
                 prefix_mask=prefix_mask,
             )
-            x, layer_cache = self._rematerialize(partial(layer, chunk=chunk))(x)
+            x, layer_cache = self._rematerialize(partial(run_layer, layer, chunk=chunk))(x)
             layer_caches.append(layer_cache)
             if return_layer == i + 1:
                 layer_output = x

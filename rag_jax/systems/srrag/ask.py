@@ -5,12 +5,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from rag_jax.data.batches import pad_rows
 from rag_jax.data.questions import Question
-from rag_jax.decoding.cache import Cache, grow
+from rag_jax.decoding.cache import Cache
 from rag_jax.decoding.sample import Decoded
 from rag_jax.decoding.stream import spell, stream
 from rag_jax.pipeline.ask import PASSAGES, Ask, Facts, Note, Piece, read_corpus
@@ -18,18 +17,16 @@ from rag_jax.pipeline.runner import open_stages
 from rag_jax.runtime.hosts import fetch
 from rag_jax.runtime.progress import log
 from rag_jax.runtime.sharding import count_data_rows, shard_batch
+from rag_jax.systems.srrag.data import join_passages
 from rag_jax.systems.srrag.infer import Engine
 from rag_jax.systems.srrag.passes import choose, list_kinds
 from rag_jax.systems.srrag.pipeline import list_stages
-from rag_jax.systems.srrag.policy import Datastore, find_nearest, vote, weigh
+from rag_jax.systems.srrag.policy import Datastore, find_nearest, weigh
 from rag_jax.systems.srrag.session import Session
-from rag_jax.systems.srrag.steps import Routed, pick_rows
+from rag_jax.systems.srrag.steps import Routed
 from rag_jax.systems.srrag.thresholds import read_thresholds
-from rag_jax.systems.stages import list_ranked
 
 _NEAREST = 5  # questions of the datastore that are shown
-
-_widen = jax.jit(grow, static_argnames="slots")
 
 
 def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
@@ -68,30 +65,33 @@ def _answer(
 ) -> Iterator[Facts | Piece | Note]:
     c, k = session.config, session.config.datastore.k
     routed = engine.route([question])
-    nobody = jnp.full(engine.batch_size, -1)
-    votes = fetch(vote(datastore, routed.key, nobody, k=k, num_sources=len(c.sources)))[:1]
+    nobody, labels = np.full(engine.batch_size, -1), fetch(datastore.labels)
+    similarities, entries = fetch(find_nearest(datastore, routed.key, nobody, k=k))
+    votes = np.bincount(labels[entries[0]], minlength=len(c.sources))[None] / k
     probabilities = fetch(routed.probabilities)[:1]
     number = int(choose(c, probabilities, votes, tau)[0])
     yield Facts("sources", _tabulate(session, probabilities[0], votes[0], number, tau))
-    found = fetch(find_nearest(datastore, routed.key, nobody, k=min(k, _NEAREST)))
-    labels = fetch(datastore.labels)
     nearest = [
         (f"{similarity:.3f}", c.sources[labels[row]].name, neighbours[row].question)
-        for row, similarity in list_ranked(*found)[0]
+        for similarity, row in zip(similarities[0, :_NEAREST], entries[0], strict=False)
     ]
     yield Facts("nearest questions, and the source that was better for each", nearest)
-    cache = None
+    texts = []
     if number != engine.format.internal:
-        knowledge = engine.gather_knowledge(routed, [0], number, [question])
-        if knowledge.found[0]:
-            yield Facts(PASSAGES, [(knowledge.texts[0],)])
-            cache = knowledge.cache
-        else:
+        texts = engine.find_passages(number, [question])[0]
+        if not texts:
             yield Note(f"{c.sources[number].name} has nothing: the model goes on by itself")
-    if cache is None:
-        cache = yield from _verbalise(engine, routed)
+    if texts:
+        knowledge = join_passages(texts)
+        yield Facts(PASSAGES, [(knowledge,)])
+        # The source, the passages and the cue are read at once, by a program of one width.
+        tokens = [engine.format.source_ids[number], *engine.format.encode_knowledge(knowledge)]
+        cache, width = routed.cache, 1 + engine.knowledge_width
+    else:
+        cache, tokens, width = (yield from _verbalise(engine, routed)), [], 0
     cue = engine.format.encode_answer_cue()
-    decoded = yield from _write(engine, cache, cue, engine.max_answer, "answer")
+    reading = [*tokens, *cue], width + len(cue)
+    decoded = yield from _write(engine, cache, *reading, engine.max_answer, "answer")
     if not fetch(decoded.finished)[0]:
         yield Note(f"cut off at {engine.max_answer} tokens, config.answer.max_tokens")
 
@@ -116,22 +116,20 @@ def _tabulate(
 
 
 def _verbalise(engine: Engine, routed: Routed) -> Generator[Piece | Note, None, Cache]:
-    """The model writes knowledge; the cache gets as many slots as after retrieved knowledge."""
-    cache = pick_rows(routed.cache, np.zeros(engine.batch_size, np.int32))
-    token = engine.format.source_ids[engine.format.internal]
-    limit = engine.max_knowledge
-    decoded = yield from _write(engine, cache, [token], limit, "verbalised")
+    """The model writes knowledge; returns the cache after it."""
+    token, limit = engine.format.source_ids[engine.format.internal], engine.max_knowledge
+    decoded = yield from _write(engine, routed.cache, [token], 1, limit, "verbalised")
     if not fetch(decoded.finished)[0]:
         yield Note(f"cut off at {limit} tokens, config.verbalise.max_tokens")
-    return _widen(decoded.cache, slots=engine.knowledge_width)
+    return decoded.cache
 
 
 def _write(
-    engine: Engine, cache: Cache, tokens: Sequence[int], limit: int, title: str
+    engine: Engine, cache: Cache, tokens: Sequence[int], width: int, limit: int, title: str
 ) -> Generator[Piece, None, Decoded]:
-    """Reads tokens after the first row of a cache, and writes greedily."""
-    rows, decoded = engine.batch_size, None
-    arrays = (np.tile(np.asarray(tokens, np.int32), (rows, 1)), np.arange(rows) < 1)
+    """Reads tokens, padded to a width, after the first row of a cache, and writes greedily."""
+    decoded = None
+    arrays = pad_rows([tokens], width, pad_id=0, batch=engine.batch_size)
     inputs = engine.model, engine.params, cache, *shard_batch(arrays)
 
     def list_tokens() -> Iterator[list[int]]:

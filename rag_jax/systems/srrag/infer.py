@@ -94,13 +94,14 @@ class Engine:
                 f"context of {self.model.config.max_length} has for it; shorten it"
             )
         # Few widths: every later program is compiled for each.
-        width, options = round_up(longest, 32), {"source_ids": self.format.source_ids}
+        width = min(round_up(1 << (longest - 1).bit_length(), 32), round_up(self.room, 32))
+        options = {"source_ids": self.format.source_ids}
         parts = []
         for start in range(0, len(rows), self.batch_size):
             batch = rows[start : start + self.batch_size]
             arrays = shard_batch(pad_rows(batch, width, pad_id=0, batch=self.batch_size))
             parts.append(steps.route(self.model, self.params, *arrays, layer=self.layer, **options))
-        return steps.join_rows(parts)
+        return parts[0] if len(parts) == 1 else steps.join_rows(parts)
 
     def gather_knowledge(
         self,
@@ -147,12 +148,12 @@ class Engine:
         found: list[list[tuple[str, str]]] = [[] for _ in questions]
         for source in sorted({*sources.tolist()} - {self.format.internal}):
             rows = np.flatnonzero(sources == source)
-            passages = self._find(source, [questions[row] for row in rows])
+            passages = self.find_passages(source, [questions[row] for row in rows])
             for row, texts in zip(rows, passages, strict=True):
                 found[row] = texts
         return found
 
-    def _find(self, source: int, questions: Sequence[str]) -> list[list[tuple[str, str]]]:
+    def find_passages(self, source: int, questions: Sequence[str]) -> list[list[tuple[str, str]]]:
         """Passages of a searched source; none if the source cannot be read or reached."""
         try:
             return self.search(source, questions)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
 
 from rag_jax.data.batches import choose_bucket, choose_widths, pad_rows, round_up
 from rag_jax.data.questions import Question
@@ -46,6 +45,8 @@ def choose_source(scores: Float[np.ndarray, "S n"], rule: LabelRule = "top_half_
     elif rule == "best_single":
         worth = scores.max(axis=1)
     else:
+        from scipy import stats  # imported here: slow, and asking needs none
+
         worth = -stats.rankdata(-scores).reshape(sources, n).sum(axis=1)
     tied = np.flatnonzero(worth == worth.max())
     return int(tied[np.argmax(scores[tied].max(axis=1))])

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from sklearn.cluster import KMeans
 
 from rag_jax.data.questions import Question
 from rag_jax.decoding import Sampling
@@ -90,6 +89,8 @@ def draw_clusters(
         For each cluster the numbers of its documents in random order: the first are the
         demonstrations.
     """
+    from sklearn.cluster import KMeans  # imported here: slow, and asking needs none
+
     labels = KMeans(clusters, n_init=10, random_state=seed).fit_predict(embeddings)
     rng = np.random.default_rng(seed)
     members = [np.flatnonzero(labels == cluster) for cluster in range(clusters)]
