@@ -4,13 +4,15 @@
         [--workdir=DIR] [--corpus=FILE] ["QUESTION"]
 
 The config and its changes are those that launch/train.py made the work folder with. Nothing is
-trained, and nothing is written into the folder. Without a question there is a prompt, or each line
-of standard input is a question; an empty line ends either. A question that begins with a dash is
-written after --.
+trained, and nothing is written into the folder. Settings that training does not depend on can be
+others, such as --config.route.tau, --config.answer.passages and --config.answer.max_tokens. Without
+a question there is a prompt, which an empty line ends, or each line of standard input is a question
+and blank lines are skipped. A question that begins with a dash is written after --.
 
---corpus searches your own passages in place of the run's: JSON lines with `id`, `text` and
-optionally `title`, or passages in BEIR's, DPR's, FlashRAG's or KILT's format. They are embedded at
-the start.
+--corpus searches your own passages in place of the run's: a file of JSON lines with `id`, `text`
+and optionally `title`, or of passages in BEIR's, DPR's, FlashRAG's or KILT's format, or the work
+folder of launch/build_index.py. A file is embedded at the first start, and its embeddings are kept
+in the user's cache.
 """
 
 import contextlib
@@ -22,7 +24,10 @@ from rag_jax.pipeline import command
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems import list_systems, open_room
 
-OPTIONS = {"workdir": "the work folder", "corpus": "a file of your own passages"}
+OPTIONS = {
+    "workdir": "the work folder",
+    "corpus": "your own passages: a file, or the work folder of build_index",
+}
 
 
 def main(arguments: list[str]) -> None:
@@ -37,6 +42,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(2)
     for file in (sys.stdin, sys.stdout, sys.stderr):
         file.reconfigure(errors="replace")
+    print(f"opening {workdir}: models, passages, index", file=sys.stderr, flush=True)
     # Imported here because it takes a second; see `command`.
     import jax
 
@@ -72,22 +78,30 @@ def split_question(arguments: list[str]) -> tuple[list[str], str | None]:
 
 
 def converse(answer: Callable[[str], None]) -> None:
-    """Answers line after line until a line is empty or there is none left.
+    """Answers line after line; at a terminal, until a line is empty.
 
     At a terminal, Ctrl-C ends the present answer only, and a refused question does not end the
-    prompt.
+    prompt. Elsewhere blank lines are skipped and counted, and every question is printed.
     """
+    from rag_jax.pipeline.ask import clean
+
     person = sys.stdin.isatty() and sys.stdout.isatty()
     if person:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401, gives `input` its history and editing keys
+    blank = 0
     while True:
         try:
             line = input("question: " if person else "")
         except EOFError:
-            line = ""
-        if not line:
-            return
+            break
+        if not line.strip():
+            if person:
+                break
+            blank += 1
+            continue
+        if not person:
+            print(f"question: {clean(line)}", flush=True)
         try:
             answer(line)
         except RagJaxError as error:
@@ -96,6 +110,8 @@ def converse(answer: Callable[[str], None]) -> None:
             if not person:
                 raise
             print("\ninterrupted", file=sys.stderr)
+    if blank:
+        print(f"{blank} blank line{'s' * (blank > 1)} skipped", file=sys.stderr)
 
 
 def run() -> int:

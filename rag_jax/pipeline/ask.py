@@ -9,18 +9,11 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import IO, NamedTuple
 
-import numpy as np
-from jaxtyping import Float
-
-from rag_jax.data.formats import read_passages
 from rag_jax.data.passages import Passage
-from rag_jax.retrieval import list_texts
-from rag_jax.runtime.clock import compile_seconds
+from rag_jax.runtime.clock import xla_seconds
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.progress import show_progress
 
 PASSAGES = "passages read"
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
@@ -60,9 +53,9 @@ def answer_question(ask: Ask, question: str) -> None:
     question = clean(question)
     if not question.strip():
         raise RagJaxError("the question is blank: write one")
-    start, compiling = time.perf_counter(), compile_seconds()
+    start, compiling = time.perf_counter(), xla_seconds()
     show(ask(question), sys.stdout)
-    seconds, compiling = time.perf_counter() - start, compile_seconds() - compiling
+    seconds, compiling = time.perf_counter() - start, xla_seconds() - compiling
     extra = f", {compiling:.2f} of them compiling" if compiling >= 0.01 else ""
     print(f"{seconds:.2f} s{extra}", flush=True)
 
@@ -100,28 +93,6 @@ def clean(text: str) -> str:
 def name_passage(passage: Passage) -> str:
     """A passage in one line: its title, if it has one, and its text."""
     return ": ".join(filter(None, (passage.title, passage.text)))
-
-
-def read_corpus(
-    path: Path, encode: Callable[..., Float[np.ndarray, "N E"]]
-) -> tuple[list[Passage], Float[np.ndarray, "N E"]]:
-    """The passages of a file, read by `read_passages`, and their embeddings by `embed_texts`."""
-    passages = read_passages([path])
-    return passages, embed_texts(list_texts(passages), encode, name=str(path))
-
-
-def embed_texts(
-    texts: Sequence[str | tuple[str, str]],
-    encode: Callable[..., Float[np.ndarray, "N E"]],
-    *,
-    name: str,
-) -> Float[np.ndarray, "N E"]:
-    """Embeddings of passages' texts, with a progress bar called `name`.
-
-    `encode` takes texts and a `progress`, as `encode_texts` does.
-    """
-    with show_progress(name, len(texts), unit="passages") as bar:
-        return encode(texts, progress=lambda done, total: bar.update(done - bar.n))
 
 
 def check_length(tokens: int, limit: int) -> None:

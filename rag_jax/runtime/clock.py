@@ -15,14 +15,22 @@ class _CompileClock:
         "/jax/core/compile/backend_compile_duration",
     )
 
+    # Part of the last event when the program was in the cache.
+    CACHE_EVENT = "/jax/compilation_cache/cache_retrieval_time_sec"
+
     def __init__(self) -> None:
         self.total = 0.0
+        self.xla = 0.0
         self._spans: list[tuple[float, float]] = []
         jax.monitoring.register_event_duration_secs_listener(self._on_duration)
 
     def _on_duration(self, event: str, seconds: float, **_: Any) -> None:
+        if event == self.CACHE_EVENT:
+            self.xla -= seconds
         if event not in self.EVENTS:
             return
+        if event == self.EVENTS[-1]:
+            self.xla += seconds
         start = time.monotonic() - seconds
         # Tracing a function reports its inner functions first, and then a span that includes them.
         while self._spans and self._spans[-1][0] >= start:
@@ -37,6 +45,11 @@ _clock = _CompileClock()
 def compile_seconds() -> float:
     """Seconds that this process has spent on tracing, lowering and compiling so far."""
     return _clock.total
+
+
+def xla_seconds() -> float:
+    """The part of `compile_seconds` that XLA compiled, without tracing and reading the cache."""
+    return _clock.xla
 
 
 class Clock:

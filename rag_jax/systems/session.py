@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from rag_jax.models import Pretrained, load
 from rag_jax.models.io.hub import fingerprint, resolve
 from rag_jax.models.nn.bert import Bert
 from rag_jax.models.nn.decoder import Decoder
+from rag_jax.pipeline.own_corpus import read_corpus
 from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.retrieval import Index, encode_texts, fingerprint_corpus, list_texts
 from rag_jax.runtime.errors import RagJaxError
@@ -156,6 +157,14 @@ class Session:
         own = [passage.id for passage in passages] if ids else None
         settings = {"backend": self.config.index.backend, "encoder": encoder.fingerprint}
         return Index.build(embeddings, **settings, ids=own, corpus=fingerprint_corpus(passages))
+
+    def read_corpus(
+        self, path: Path, encoder: Pretrained
+    ) -> tuple[Sequence[Passage], Float[np.ndarray, "N E"]]:
+        """Passages in place of the run's and their embeddings; see `own_corpus.read_corpus`."""
+        limit = self.encoding.max_length
+        made_by = {"encoder": encoder.fingerprint, "max_length": limit}
+        return read_corpus(path, partial(self.encode, encoder), **made_by)
 
     # Passages and questions.
 

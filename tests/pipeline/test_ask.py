@@ -4,7 +4,6 @@ import io
 import re
 import sys
 
-import numpy as np
 import pytest
 
 from rag_jax.commands import ask as command
@@ -15,7 +14,6 @@ from rag_jax.pipeline.ask import (
     Piece,
     answer_question,
     clean,
-    embed_texts,
     name_passage,
     show,
 )
@@ -93,19 +91,6 @@ def test_a_question_and_its_seconds(capsys):
     assert len(asked) == 1
 
 
-def test_embeddings_come_with_a_count(capsys):
-    def encode(texts, progress):
-        progress(2, len(texts))
-        progress(len(texts), len(texts))
-        return np.ones((len(texts), 2), np.float32)
-
-    made = embed_texts(["a", "b", ("c", "d")], encode, name="own.jsonl")
-    assert made.shape == (3, 2)
-    assert re.fullmatch(
-        r"own.jsonl: 3 passages\nown.jsonl: 3 passages in 0\.\d s\n", capsys.readouterr().err
-    )
-
-
 # The prompt.
 
 
@@ -129,6 +114,15 @@ def prompt(monkeypatch):
         return prompts
 
     return type_in
+
+
+def test_lines_of_a_file(monkeypatch, capsys):
+    """Blank lines are skipped, and each question is printed before its answer."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Where?\n\n \t\nWhy\x1b?\n\n"))
+    command.converse(lambda line: print(f"answer: {len(line)}"))
+    said = capsys.readouterr()
+    assert said.out == "question: Where?\nanswer: 6\nquestion: Why\ufffd?\nanswer: 5\n"
+    assert said.err == "3 blank lines skipped\n"
 
 
 @pytest.mark.parametrize("end", ["", EOFError])

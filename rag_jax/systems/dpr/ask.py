@@ -8,7 +8,7 @@ from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.evaluation.rankings import rank_hits
 from rag_jax.models import Pretrained
-from rag_jax.pipeline.ask import Ask, Facts, name_passage, read_corpus
+from rag_jax.pipeline.ask import Ask, Facts, name_passage
 from rag_jax.pipeline.runner import open_stages
 from rag_jax.retrieval import Index
 from rag_jax.systems.dpr.pipeline import list_stages
@@ -34,7 +34,7 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
         passages = session.passages
         index = Index.load(context.path("trained", "index"), encoder=encoders.passage.fingerprint)
     else:
-        passages, embeddings = read_corpus(corpus, partial(session.encode, encoders.passage))
+        passages, embeddings = session.read_corpus(corpus, encoders.passage)
         index = session.build_index(encoders.passage, embeddings, passages, ids=True)
     return partial(_answer, session, encoders.question, index, passages)
 

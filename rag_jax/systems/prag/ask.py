@@ -7,10 +7,12 @@ from pathlib import Path
 from rag_jax.data.batches import round_up
 from rag_jax.data.formats import read_passages
 from rag_jax.lora.store import AdapterStore
-from rag_jax.pipeline.ask import Ask, Facts, Note, Piece, check_length, embed_texts, name_passage
+from rag_jax.pipeline.ask import Ask, Facts, Note, Piece, check_length, name_passage
+from rag_jax.pipeline.own_corpus import embed_texts
 from rag_jax.pipeline.runner import open_stages
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import count_data_rows
+from rag_jax.systems.prag.evaluate import METHODS
 from rag_jax.systems.prag.infer import Search
 from rag_jax.systems.prag.pipeline import list_stages
 from rag_jax.systems.prag.session import Session
@@ -38,7 +40,8 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
         store, passages, name = None, read_passages([corpus]), str(corpus)
 
     def embed(encoder, texts):
-        return embed_texts(texts, partial(session.encode, encoder), name=name)
+        made_by = {"encoder": encoder.fingerprint, "max_length": session.encoding.max_length}
+        return embed_texts(texts, partial(session.encode, encoder), name=name, **made_by)
 
     return partial(_answer, session, store, session.make_search(passages, embed))
 
@@ -49,19 +52,25 @@ def _answer(
     limit = session.base.config.max_length - session.config.answer.max_tokens
     check_length(len(session.format.encode_prompt(question)), limit)
     (found,) = search([question])
-    encoded = [p.id for p in found if store is not None and p.id in store]
+    has, merged = METHODS[session.config.ask]
+    encoded = [p.id for p in found if merged and store is not None and p.id in store]
     marks = ["adapter" if passage.id in encoded else "no adapter" for passage in found]
     if found:
         yield Facts("passages found", list(zip(marks, map(name_passage, found), strict=True)))
+    reads = has == "passages" or not encoded
     if not found:
         yield Note("no passage shares a word with the question: the model answers by itself")
-    elif encoded:
-        yield Note("adapters are merged into the model, the passages are not read")
-    else:
+    elif not encoded:
         yield Note("without adapters: the passages are read in the context")
-    prompt = session.format.encode_prompt(question, () if encoded else found)
+    elif reads:
+        yield Note("adapters are merged into the model, and the passages are read in the context")
+    else:
+        yield Note("adapters are merged into the model, the passages are not read")
+    prompt = session.format.encode_prompt(question, found if reads else ())
     check_length(len(prompt), limit)
-    engine = session.make_engine(round_up(len(prompt), 32), batch_size=count_data_rows())
+    # Few widths: a program is compiled for each.
+    width = min(round_up(1 << (len(prompt) - 1).bit_length(), 32), limit)
+    engine = session.make_engine(width, batch_size=count_data_rows())
     answers = engine.answer([prompt], store if encoded else None, [encoded])
     for reason in answers.lost.values():
         yield Note(f"answered without an adapter: {reason}")

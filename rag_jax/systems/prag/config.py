@@ -164,6 +164,8 @@ class PRAGConfig:
             one of these questions finds are encoded.
         ablations: whether documents are also encoded without rewrites, without questions, and from
             the other start.
+        ask: how `launch/ask.py` uses the documents: "parametric" merges their adapters,
+            "in_context" reads their passages, and "both" does both.
     """
 
     system: Literal["prag"] = "prag"
@@ -171,6 +173,7 @@ class PRAGConfig:
     questions: CountOrZero = 0
     evaluate_on: Literal["test", "dev"] = "test"
     ablations: bool = False
+    ask: Literal["parametric", "in_context", "both"] = "both"
     mesh: MeshConfig = MeshConfig()
     model: ChatReaderConfig = ChatReaderConfig()
     prompt: PromptConfig = PromptConfig()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rag_jax.data.passages import Passage
-from rag_jax.pipeline.ask import Ask, Facts, Piece, name_passage, read_corpus
+from rag_jax.pipeline.ask import Ask, Facts, Piece, name_passage
 from rag_jax.pipeline.runner import open_stages
 from rag_jax.retrieval import Index
 from rag_jax.runtime.sharding import count_data_rows
@@ -38,7 +38,7 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
     index, encoder = session.open_final_index(context, trained)
     passages = session.passages
     if corpus is not None:
-        passages, embeddings = read_corpus(corpus, partial(session.encode, encoder))
+        passages, embeddings = session.read_corpus(corpus, encoder)
         index = session.build_corpus_index(embeddings, passages)
     return partial(_answer, session, engine, trained["query"], index, passages, session.labels)
 

@@ -12,7 +12,7 @@ from rag_jax.data.questions import Question
 from rag_jax.decoding.cache import Cache
 from rag_jax.decoding.sample import Decoded
 from rag_jax.decoding.stream import spell, stream
-from rag_jax.pipeline.ask import PASSAGES, Ask, Facts, Note, Piece, read_corpus
+from rag_jax.pipeline.ask import PASSAGES, Ask, Facts, Note, Piece
 from rag_jax.pipeline.runner import open_stages
 from rag_jax.runtime.hosts import fetch
 from rag_jax.runtime.progress import log
@@ -45,7 +45,7 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
     engine = session.open_engine(context, context.path("stage2", "params"))
     engine = replace(engine, batch_size=count_data_rows())
     if corpus is not None:
-        passages, embeddings = read_corpus(corpus, session.embed)
+        passages, embeddings = session.read_corpus(corpus, session.encoder)
         cut = sum(session.format.shorten(passage.text) != passage.text for passage in passages)
         if cut:
             limit = session.format.max_text

@@ -468,7 +468,7 @@ def test_reasoned_answers_from_an_empty_folder(make_config, tmp_path):
     for record in read_jsonl(tmp_path / "run" / "stages" / "augment" / "augmented.jsonl"):
         assert all(answer in full for _, answer, full in record["pairs"])
     asked = ask.open_run(session, tmp_path / "run", None)
-    (row, *_) = read_jsonl(tmp_path / "run" / "predictions" / "parametric.jsonl")
+    (row, *_) = read_jsonl(tmp_path / "run" / "predictions" / "both.jsonl")
     assert read_text(list(asked(row["question"]))) == row["prediction"]
 
 
@@ -585,21 +585,27 @@ def test_an_encoder_is_no_language_model(make_config, bert_folder, tmp_path):
 # Asking.
 
 
-def test_asking_gives_the_answers_of_the_evaluation(finished, session):
+@pytest.mark.parametrize("mode", ["parametric", "in_context", "both"])
+def test_asking_gives_the_answers_of_the_evaluation(finished, make_config, mode):
     workdir, _ = finished
     before = take_stock(workdir)
+    session = Session(build(PRAGConfig, make_config(ablations=True, ask=mode)))
     asked = ask.open_run(session, workdir, None)
     passages = {p["id"]: p for p in read_jsonl(workdir / "stages" / "corpus" / "passages.jsonl")}
-    for record in read_jsonl(workdir / "predictions" / "parametric.jsonl"):
+    mark, note = {
+        "parametric": ("adapter", "adapters are merged into the model, the passages are not read"),
+        "in_context": ("no adapter", "the passages are read in the context"),
+        "both": ("adapter", "adapters are merged into the model, and the passages are read in the"),
+    }[mode]
+    for record in read_jsonl(workdir / "predictions" / f"{mode}.jsonl"):
         shown = list(asked(record["question"]))
         assert read_text(shown) == record["prediction"]
         assert read_facts(shown, "passages found") == [
-            ("adapter", ": ".join(filter(None, (passages[id]["title"], passages[id]["text"]))))
-            for id in record["adapters"]
+            (mark, ": ".join(filter(None, (passages[id]["title"], passages[id]["text"]))))
+            for id in record["passages"]
         ]
-        assert list_notes(shown) == [
-            "adapters are merged into the model, the passages are not read"
-        ]
+        (said,) = list_notes(shown)
+        assert note in said
     shown = list(asked("xyz?"))  # shares no word with any passage
     note = "no passage shares a word with the question: the model answers by itself"
     assert list_notes(shown) == [note]

@@ -1,0 +1,95 @@
+"""The passages that a question is asked over in place of the run's, and their embeddings.
+
+Embeddings are kept in the user's cache by the passages' content, so that a second start computes
+none of them.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from rag_jax.data.formats import read_passages
+from rag_jax.data.passages import Passage, PassageFile
+from rag_jax.models.io.hub import cache_folder
+from rag_jax.retrieval import Index, list_texts
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import map_array, open_atomic
+from rag_jax.runtime.progress import log, show_progress
+
+Encode = Callable[..., Float[np.ndarray, "N E"]]
+
+
+def read_corpus(
+    path: Path, encode: Encode, *, encoder: str, max_length: int
+) -> tuple[Sequence[Passage], Float[np.ndarray, "N E"]]:
+    """The passages of a file and their embeddings, or those of a folder of `build_index`.
+
+    Args:
+        encode: takes texts and a `progress`, as `encode_texts` does.
+        encoder: fingerprint of the encoder.
+        max_length: number of tokens that are read of a passage.
+
+    Raises:
+        RagJaxError: the file or the index cannot be read, or another encoder made the index.
+    """
+    if path.is_dir():
+        return _open_index(path, encoder)
+    passages = read_passages([path])
+    kept = {"name": str(path), "encoder": encoder, "max_length": max_length}
+    return passages, embed_texts(list_texts(passages), encode, **kept)
+
+
+def embed_texts(
+    texts: Sequence[str | tuple[str, str]],
+    encode: Encode,
+    *,
+    name: str,
+    encoder: str,
+    max_length: int,
+) -> Float[np.ndarray, "N E"]:
+    """Embeddings of passages' texts from the user's cache, or computed with a progress bar `name`.
+
+    Args:
+        encode: as for `read_corpus`, as are `encoder` and `max_length`.
+    """
+    digest = hashlib.sha256(json.dumps([encoder, max_length]).encode())
+    for text in texts:
+        digest.update(json.dumps(text).encode())
+    path = cache_folder() / "embeddings" / f"{digest.hexdigest()}.npy"
+    if (kept := _read_kept(path, len(texts))) is not None:
+        return kept
+    with show_progress(name, len(texts), unit="passages") as bar:
+        embeddings = encode(texts, progress=lambda done, total: bar.update(done - bar.n))
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open_atomic(path, "wb") as file:
+        np.save(file, embeddings, allow_pickle=False)
+    return embeddings
+
+
+def _read_kept(path: Path, count: int) -> Float[np.ndarray, "N E"] | None:
+    if not path.exists():
+        return None
+    try:
+        embeddings = map_array(path)
+        if embeddings.ndim == 2 and len(embeddings) == count and np.isfinite(embeddings).all():
+            return embeddings
+    except (ValueError, RagJaxError):
+        pass
+    log(f"{path}: is damaged, and the passages are embedded again")
+    return None
+
+
+def _open_index(folder: Path, encoder: str) -> tuple[Sequence[Passage], Float[np.ndarray, "N E"]]:
+    stages = folder / "stages"
+    if not (stages / "index" / "index").is_dir():
+        raise RagJaxError(
+            f"--corpus={folder}: is neither a file of passages nor a work folder that "
+            "launch/build_index.py has finished"
+        )
+    passages = PassageFile(stages / "passages" / "passages.jsonl")
+    index = Index.load(stages / "index" / "index", encoder=encoder)
+    return passages, index.embeddings

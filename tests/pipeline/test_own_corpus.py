@@ -1,0 +1,90 @@
+"""Passages that are asked in place of a run's: their embeddings are computed once."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from rag_jax.data.passages import Passage, write_passages
+from rag_jax.pipeline import own_corpus
+from rag_jax.pipeline.own_corpus import embed_texts, read_corpus
+from rag_jax.retrieval import Index
+from rag_jax.runtime.errors import RagJaxError
+
+MADE_BY = {"encoder": "abc", "max_length": 8}
+TEXTS = ["a", "b", ("c", "d")]
+
+
+class Encoder:
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, texts, progress):
+        self.calls += 1
+        progress(2, len(texts))
+        progress(len(texts), len(texts))
+        return np.arange(2 * len(texts), dtype=np.float32).reshape(-1, 2)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(own_corpus, "cache_folder", lambda: tmp_path / "cache")
+    return tmp_path / "cache" / "embeddings"
+
+
+def test_embeddings_come_with_a_count(capsys):
+    made = embed_texts(TEXTS, Encoder(), name="own.jsonl", **MADE_BY)
+    assert made.shape == (3, 2)
+    assert re.fullmatch(
+        r"own.jsonl: 3 passages\nown.jsonl: 3 passages in 0\.\d s\n", capsys.readouterr().err
+    )
+
+
+def test_embeddings_are_kept_by_content(cache):
+    encode = Encoder()
+    made = embed_texts(TEXTS, encode, name="a", **MADE_BY)
+    np.testing.assert_array_equal(embed_texts(TEXTS, encode, name="b", **MADE_BY), made)
+    assert encode.calls == 1
+    others = [(TEXTS[:2], {}), (["a", "b", "c: d"], {}), (TEXTS, {"encoder": "x"})]
+    for texts, changed in [*others, (TEXTS, {"max_length": 9})]:
+        embed_texts(texts, encode, name="a", **{**MADE_BY, **changed})
+    assert encode.calls == 5 and len(list(cache.iterdir())) == 5
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "nan", "rows"])
+def test_damaged_embeddings_are_made_again(cache, damage, capsys):
+    encode = Encoder()
+    made = embed_texts(TEXTS, encode, name="a", **MADE_BY)
+    (path,) = cache.iterdir()
+    if damage in ("nan", "rows"):
+        np.save(path, np.full((3, 2), np.nan) if damage == "nan" else made[:2])
+    else:
+        path.write_bytes(path.read_bytes()[:-4] if damage == "cut" else b"")
+    np.testing.assert_array_equal(embed_texts(TEXTS, encode, name="a", **MADE_BY), made)
+    assert encode.calls == 2
+    assert "is damaged, and the passages are embedded again" in capsys.readouterr().err
+
+
+def test_the_index_of_build_index_is_read_and_not_embedded(tmp_path):
+    folder, encode = tmp_path / "built", Encoder()
+    passages = [Passage(id, "", f"Text {id}.") for id in "abc"]
+    embeddings = encode(passages, lambda done, total: None)
+    (folder / "stages" / "passages").mkdir(parents=True)
+    write_passages(folder / "stages" / "passages" / "passages.jsonl", passages)
+    with pytest.raises(RagJaxError, match="--corpus=.*built: is neither a file of passages nor a"):
+        read_corpus(folder, encode, **MADE_BY)
+    index = Index.build(embeddings, backend="exact", encoder="abc", ids=list("abc"))
+    index.save(folder / "stages" / "index" / "index")
+    found, rows = read_corpus(folder, encode, **MADE_BY)
+    assert list(found) == passages and encode.calls == 1
+    np.testing.assert_array_equal(rows, index.embeddings)
+    with pytest.raises(RagJaxError, match="encoder"):
+        read_corpus(folder, encode, **(MADE_BY | {"encoder": "other"}))
+
+
+def test_a_file_of_passages(tmp_path):
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps({"id": "a", "title": "T", "text": "Text."}) + "\n")
+    passages, embeddings = read_corpus(path, Encoder(), **MADE_BY)
+    assert passages == [Passage("a", "T", "Text.")] and embeddings.shape == (1, 2)
