@@ -39,8 +39,8 @@ def stream(
     state = _start(model, params, cache, tokens, mask, max_tokens=max_tokens, stop_ids=stop_ids)
     for limit in range(every, max_tokens + every, every):
         limit = min(limit, max_tokens)
-        state = _continue(model, params, state, limit, stop_ids=stop_ids)
-        yield state.decoded
+        state, lengths, ended = _continue(model, params, state, limit, stop_ids=stop_ids)
+        yield Decoded(state.tokens, lengths, ended, state.cache)
         if not fetch(state.active).any():
             return
 
@@ -54,9 +54,13 @@ def _start(model, params, cache, tokens, mask, *, max_tokens, stop_ids) -> Decod
 
 
 @partial(jax.jit, static_argnames=("model", "stop_ids"))
-def _continue(model, params, state, limit, *, stop_ids) -> DecodeState:
+def _continue(
+    model, params, state, limit, *, stop_ids
+) -> tuple[DecodeState, Int[Array, "B"], Bool[Array, "B"]]:
+    """The state, and what `DecodeState.decoded` computes of it, in one program."""
     next_token = make_next_token(model, params, stop_ids=stop_ids)
-    return decode_until(model, params, state, next_token, limit=limit)
+    state = decode_until(model, params, state, next_token, limit=limit)
+    return state, state.decoded.lengths, state.decoded.finished
 
 
 def spell(tokenizer: Tokenizer, written: Iterable[Sequence[int]]) -> Iterator[str]:
