@@ -569,8 +569,8 @@ def test_gguf_of_another_architecture(llama, tmp_path):
         ("llama.rope.freq_scale", 1, "llama.rope.freq_scale 1 is not supported"),
         ("llama.expert_count", 8, "llama.expert_count 8 is not supported"),
         ("llama.rope.scaling.type", "yarn", "llama.rope.scaling.type 'yarn' is not supported"),
-        ("general.type", "adapter", "tiny.gguf is no model, but of type adapter: load its base"),
-        ("general.type", "imatrix", "tiny.gguf is no model, but of type imatrix$"),
+        ("general.type", "adapter", "tiny.gguf is no model, but of type 'adapter': load its base"),
+        ("general.type", "imatrix", "tiny.gguf is no model, but of type 'imatrix'$"),
         ("split.count", 2, "tiny.gguf is one of 2 parts of a model: join them"),
     ],
 )

@@ -95,8 +95,8 @@ def _read_name(path: Path) -> str | None:
         or not name.endswith((".safetensors", ".safetensors.index.json"))
     ):
         raise RagJaxError(
-            f"{path}: transformers_weights {show(name)} is no .safetensors file of the folder and no "
-            "index of such files"
+            f"{path}: transformers_weights {show(name)} is no .safetensors file of the folder and "
+            "no index of such files"
         )
     return name
 
