@@ -19,6 +19,7 @@ from rag_jax.models.control_tokens import (
 )
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import write_json
+from rag_jax.runtime.outside import parsing
 
 _ROLES = ("system", "user", "assistant")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -101,8 +102,9 @@ class Tokenizer:
         Raises:
             RagJaxError: `tokenizer.json` is missing, or a file is damaged.
         """
-        core, names, template = tokenizer_files.read_folder(folder)
-        return cls(core, **names, chat_template=template, stop_ids=stop_ids)
+        with parsing(folder, "has tokenizer files that cannot be read"):
+            core, names, template = tokenizer_files.read_folder(folder)
+            return cls(core, **names, chat_template=template, stop_ids=stop_ids)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], *, source: str = "GGUF") -> "Tokenizer":
@@ -111,8 +113,9 @@ class Tokenizer:
         Raises:
             RagJaxError: the tokenizer is not byte-level BPE with SmolLM's pre-tokenizer.
         """
-        core, names, template, stop_ids = tokenizer_files.read_gguf(metadata, source)
-        return cls(core, **names, chat_template=template, stop_ids=stop_ids)
+        with parsing(source, "has a tokenizer that cannot be read"):
+            core, names, template, stop_ids = tokenizer_files.read_gguf(metadata, source)
+            return cls(core, **names, chat_template=template, stop_ids=stop_ids)
 
     def save(self, folder: Path, *, max_length: int) -> None:
         """Writes the files that `from_folder` and transformers' `AutoTokenizer` read.
@@ -152,9 +155,16 @@ class Tokenizer:
 
     @cached_property
     def _start_ids(self) -> list[int]:
-        encoding = self._core.encode("a", add_special_tokens=True)
+        with parsing("the tokenizer", "puts no tokens before a text"):
+            encoding = self._core.encode("a", add_special_tokens=True)
         pairs = zip(encoding.ids, encoding.sequence_ids, strict=True)
-        return [i for i, _ in itertools.takewhile(lambda pair: pair[1] is None, pairs)]
+        ids = [i for i, _ in itertools.takewhile(lambda pair: pair[1] is None, pairs)]
+        if beyond := [i for i in ids if i >= self.vocab_size]:
+            raise RagJaxError(
+                f"the token {beyond[0]}, which the tokenizer puts before every text, is none of "
+                f"its {self.vocab_size}"
+            )
+        return ids
 
     def encode_with_specials(
         self, text: str, *, max_length: int, pair: str | None = None

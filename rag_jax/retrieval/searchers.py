@@ -6,6 +6,7 @@ Both backends return rows without scores, in any order. `Index` computes the sco
 import functools
 import logging
 import math
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,9 @@ from jaxtyping import Array, Float, Int
 
 from rag_jax.data.batches import round_up
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import map_array
 from rag_jax.runtime.hosts import fetch
+from rag_jax.runtime.outside import is_there, parsing, require_file
 
 # The number of queries is padded to one of these counts, and `k` to a power of two, so that few
 # programs are compiled.
@@ -27,6 +30,9 @@ _RECALL = 0.99
 # ScaNN's guide ("ScaNN Algorithms and Configuration", rules of thumb) recommends brute force below
 # the first size, asymmetric hashing below the second, and partitions for larger sizes.
 _HASH_FROM, _PARTITION_FROM = 20_000, 100_000
+# What ScaNN writes of its files, which it looks for wherever this says.
+_ASSET = r'assets {\s*asset_type: [A-Z_]+\s*asset_path: "([\w.]+)"\s*}\s*'
+_ASSETS, _HASHED, _LEAVES = "scann_assets.pbtxt", "hashed_dataset.npy", "datapoint_to_token.npy"
 # A row is long if it is so many times as long as the median; up to this number of long rows are
 # compared exactly with every query.
 _LONG, _MOST_LONG = 3, 256
@@ -224,7 +230,7 @@ def search_scann(
     """Rows of approximately the `k <= size` largest dot products. Always `k` different rows."""
     search = index.searcher.search_batched_parallel
     if size < _HASH_FROM:
-        return search(queries, k)[0].astype(np.int32)
+        return _check_rows(search(queries, k)[0], size)
     rows, scores = search(queries, k, min(size, max(100, 10 * k)))
     # If the searched partitions hold fewer than k rows, ScaNN pads with row 0 and a score of NaN.
     # These queries are searched again in all partitions.
@@ -240,6 +246,16 @@ def search_scann(
         scores = np.concatenate([scores, queries @ index.long_embeddings.T], axis=1)
         best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
         rows = np.take_along_axis(rows, best, axis=1)
+    return _check_rows(rows, size)
+
+
+def _check_rows(rows: Int[np.ndarray, "Q k"], size: int) -> Int[np.ndarray, "Q k"]:
+    """Refuses rows beyond the embeddings, which ScaNN finds if its files contradict them."""
+    if rows.max() >= size or rows.min() < 0:
+        raise RagJaxError(
+            f"ScaNN found row {rows.max()} among {size} embeddings: its files are of another "
+            "index; build the index again"
+        )
     return rows.astype(np.int32)
 
 
@@ -249,14 +265,30 @@ def load_scann(folder: Path, embeddings: Float[np.ndarray, "N D"]) -> Scann:
     ScaNN's loader would unpickle a file of ids. The caller must make sure that the folder has none.
 
     Raises:
-        RagJaxError: ScaNN cannot read the files, such as those of another version.
+        RagJaxError: ScaNN cannot read the files, such as those of another version, or they name
+            files elsewhere or contradict the embeddings.
     """
     from scann import scann_ops_pybind
 
-    try:
+    with parsing(folder, "is no index that ScaNN can read", "build the index again"):
+        _check_assets(folder, len(embeddings))
         searcher = scann_ops_pybind.load_searcher(str(folder), assets_backcompat_shim=False)
-    except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise RagJaxError(f"ScaNN cannot read {folder}: {reason}: build the index again") from None
     long_rows, _ = _find_long(embeddings)
     return Scann(searcher, long_rows, embeddings[long_rows])
+
+
+def _check_assets(folder: Path, size: int) -> None:
+    """Raises a ValueError if ScaNN would read files elsewhere, or arrays of another size."""
+    text = (folder / _ASSETS).read_text("utf-8")
+    if not re.fullmatch(f"({_ASSET})+", text):
+        raise ValueError(f"{_ASSETS} is not as ScaNN writes it, or names a file elsewhere")
+    for name in (match[1] for match in re.finditer(_ASSET, text)):
+        require_file(folder / name)
+    for name, leaves in ((_HASHED, None), (_LEAVES, math.isqrt(size))):
+        if not is_there(folder / name):
+            continue
+        array = map_array(folder / name)
+        if len(array) != size:
+            raise ValueError(f"{name} has {len(array)} rows for {size} embeddings")
+        if leaves and (array.min() < 0 or array.max() >= leaves):
+            raise ValueError(f"{name} names a partition that is none of the {leaves}")

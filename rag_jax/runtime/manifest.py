@@ -91,7 +91,7 @@ def check_files(folder: Path, listed: Mapping[str, str], known: Collection[str])
 
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal; a RagJaxError for a named pipe or the like."""
-    if path.exists():
+    if is_there(path):
         require_file(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
