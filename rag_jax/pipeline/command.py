@@ -222,8 +222,7 @@ def run(
         print(str(preempted) or interrupted, file=sys.stderr)
         return 0
     except RagJaxError as error:
-        # A name in a file or a folder may hold line breaks.
-        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         # Whoever read the output has gone. What is still to be written goes nowhere.

@@ -33,6 +33,8 @@ _HASH_FROM, _PARTITION_FROM = 20_000, 100_000
 # What ScaNN writes of its files, which it looks for wherever this says.
 _ASSET = r'assets {\s*asset_type: [A-Z_]+\s*asset_path: "([\w.]+)"\s*}\s*'
 _ASSETS, _HASHED, _LEAVES = "scann_assets.pbtxt", "hashed_dataset.npy", "datapoint_to_token.npy"
+# Dimensions that one code stands for, and number of codes.
+_CODED, _CODES = 2, 16
 # A row is long if it is so many times as long as the median; up to this number of long rows are
 # compared exactly with every query.
 _LONG, _MOST_LONG = 3, 256
@@ -194,7 +196,7 @@ def build_scann(embeddings: Float[np.ndarray, "N D"]) -> Scann:
         leaves = math.isqrt(size)
         builder = builder.tree(leaves, max(1, leaves // 10))
     # 0.2 is the threshold that Guo et al. (2020) use for vectors of length 1.
-    builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(100)
+    builder = builder.score_ah(_CODED, anisotropic_quantization_threshold=0.2).reorder(100)
     return Scann(builder.build(), long_rows, embeddings[long_rows])
 
 
@@ -271,24 +273,25 @@ def load_scann(folder: Path, embeddings: Float[np.ndarray, "N D"]) -> Scann:
     from scann import scann_ops_pybind
 
     with parsing(folder, "is no index that ScaNN can read", "build the index again"):
-        _check_assets(folder, len(embeddings))
+        _check_assets(folder, *embeddings.shape)
         searcher = scann_ops_pybind.load_searcher(str(folder), assets_backcompat_shim=False)
     long_rows, _ = _find_long(embeddings)
     return Scann(searcher, long_rows, embeddings[long_rows])
 
 
-def _check_assets(folder: Path, size: int) -> None:
-    """Raises a ValueError if ScaNN would read files elsewhere, or arrays of another size."""
+def _check_assets(folder: Path, size: int, width: int) -> None:
+    """Raises a ValueError if ScaNN would read files elsewhere, or beyond the ends of its arrays."""
     text = (folder / _ASSETS).read_text("utf-8")
     if not re.fullmatch(f"({_ASSET})+", text):
         raise ValueError(f"{_ASSETS} is not as ScaNN writes it, or names a file elsewhere")
     for name in (match[1] for match in re.finditer(_ASSET, text)):
         require_file(folder / name)
-    for name, leaves in ((_HASHED, None), (_LEAVES, math.isqrt(size))):
+    codes = (size, -(-width // _CODED)), _CODES
+    for name, (shape, end) in {_HASHED: codes, _LEAVES: ((size,), math.isqrt(size))}.items():
         if not is_there(folder / name):
             continue
         array = map_array(folder / name)
-        if len(array) != size:
-            raise ValueError(f"{name} has {len(array)} rows for {size} embeddings")
-        if leaves and (array.min() < 0 or array.max() >= leaves):
-            raise ValueError(f"{name} names a partition that is none of the {leaves}")
+        if array.shape != shape:
+            raise ValueError(f"{name} has shape {list(array.shape)}, not {list(shape)}")
+        if array.min() < 0 or array.max() >= end:
+            raise ValueError(f"{name} has numbers that are not from 0 to {end - 1}")

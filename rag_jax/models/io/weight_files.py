@@ -110,7 +110,7 @@ def _find_indexed_files(index: Path) -> list[Path]:
             raise ValueError("it names none")
         if any(Path(name).name != name for name in names):
             raise RagJaxError(f"{index} names weight files outside its folder")
-        missing = [name for name in names if not (index.parent / name).exists()]
+        missing = [name for name in names if not is_there(index.parent / name)]
     if missing:
         raise RagJaxError(
             f"{index.parent} lacks {', '.join(missing)}: copy the missing weight files there"
