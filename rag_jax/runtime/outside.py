@@ -95,7 +95,7 @@ def show(value: Any) -> str:
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of many thousand digits, or deep nesting
-        text = f"a {type(value).__name__} that is too large to show"
+        text = "what is too large to show"
     return _shorten(text)
 
 
