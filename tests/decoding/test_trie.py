@@ -236,3 +236,10 @@ def test_a_folder_of_something_else(tmp_path):
     damaged.save(tmp_path / "trie")
     with pytest.raises(RagJaxError, match="holds arrays that do not form a trie"):
         Trie.load(tmp_path / "trie")
+
+
+def test_tokens_beyond_the_models_vocabulary(tmp_path):
+    Trie.from_sequences([[1, 2], [1, 3], [7, 9]], end_id=0).save(tmp_path / "trie")
+    assert Trie.load(tmp_path / "trie", vocab_size=10).size
+    with pytest.raises(RagJaxError, match="has the token 9, but the model's vocabulary ends at 8"):
+        Trie.load(tmp_path / "trie", vocab_size=9)
