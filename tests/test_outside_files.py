@@ -2,10 +2,12 @@
 
 import json
 import shutil
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import gguf
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from damage import ODD_FILES, at_most, damage_bytes, damage_json, refuses_in_a_line
@@ -13,12 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
+from rag_jax import lora
+from rag_jax.data.formats.lines import BadLines
+from rag_jax.data.formats.records import read_records
 from rag_jax.data.passages import Passage, PassageFile, write_passages
 from rag_jax.data.questions import Question, load_collection, store_questions
 from rag_jax.decoding.trie import Trie
+from rag_jax.evaluation.rankings import read_run
 from rag_jax.lora.store import AdapterStore
 from rag_jax.models.io.configs import read_config, read_gguf_config
 from rag_jax.models.io.gguf_file import read_gguf
+from rag_jax.models.io.load import load as load_model
 from rag_jax.models.io.sentence import read_sentence_settings
 from rag_jax.models.io.stops import read_stop_ids
 from rag_jax.models.io.tensors import read_safetensors
@@ -26,7 +33,8 @@ from rag_jax.models.io.weight_files import find_weights
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.retrieval.bm25 import BM25
 from rag_jax.retrieval.index import Index
-from rag_jax.runtime.files import map_array, read_arrays, read_json, read_jsonl
+from rag_jax.runtime.checkpoint import load_tree, save_tree
+from rag_jax.runtime.files import map_array, read_arrays, read_json, read_jsonl, sum_files
 from rag_jax.runtime.manifest import hash_file
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -76,6 +84,26 @@ def walk_trie(folder):
     assert all(trie.sequence(node) and trie.rows_at(node) for node in leaves)
 
 
+@cache
+def load_llama():
+    return load_model(LLAMA)
+
+
+def read_peft(folder):
+    lora.load_peft(folder, load_llama())
+
+
+def read_tree(folder):
+    tree = folder / "tree"
+    (folder / "checksums.json").write_text(json.dumps(sum_files(tree) if tree.is_dir() else {}))
+    load_tree(folder, {"a": jax.ShapeDtypeStruct((2, 3), jnp.float32)})
+
+
+def read_lines(folder):
+    for _ in read_records(folder / "a.jsonl", BadLines()):
+        pass
+
+
 def load_adapters(folder):
     store = AdapterStore(folder, ADAPTER, base="b", settings={"rank": 2})
     store.load(["p"])
@@ -92,6 +120,11 @@ KINDS = {
     "chat template": (read_tokenizer, "chat_template.jinja", None),
     "modules": (read_sentence_settings, "modules.json", True),
     "pooling": (read_sentence_settings, "1_Pooling/config.json", True),
+    "vocabulary": (read_tokenizer, "vocab.json", True),
+    "merges": (read_tokenizer, "merges.txt", None),
+    "PEFT's config": (read_peft, "adapter_config.json", True),
+    "PEFT's weights": (read_peft, "adapter_model.safetensors", 2000),
+    "metadata of a checkpoint": (read_tree, "tree/_METADATA", True),
     "weights": (read_weights, "model.safetensors", 3000),
     "index of weights": (read_weights, "model.safetensors.index.json", True),
     "GGUF": (read_gguf_model, "a.gguf", 5000),
@@ -111,6 +144,8 @@ KINDS = {
     "manifest of adapters": (load_adapters, "adapters.json", True),
     "JSON": (lambda f: read_json(f / "a.json"), "a.json", True),
     "JSON lines": (lambda f: read_jsonl(f / "a.jsonl"), "a.jsonl", None),
+    "data": (read_lines, "a.jsonl", None),
+    "run": (lambda f: read_run(f / "a.run"), "a.run", None),
     "array": (lambda f: map_array(f / "a.npy"), "a.npy", 200),
     "arrays": (lambda f: read_arrays(f / "a.npz"), "a.npz", None),
 }
@@ -168,6 +203,17 @@ def make_files(kind, folder):
     elif kind == "GGUF":
         folder.mkdir()
         write_gguf(folder / "a.gguf")
+    elif kind in ("vocabulary", "merges"):
+        folder.mkdir()
+        model = json.loads((BART / "tokenizer.json").read_text())["model"]
+        (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+        (folder / "merges.txt").write_text("\n".join(" ".join(pair) for pair in model["merges"]))
+    elif kind.startswith("PEFT"):
+        params = load_llama().params
+        adapter = lora.init(jax.random.key(0), params, targets=".*ffn/.*/kernel", rank=2)
+        lora.save_peft(adapter, folder, load_llama(), alpha=8)
+    elif kind == "metadata of a checkpoint":
+        save_tree(folder, ADAPTER)
     elif kind in ("modules", "pooling"):
         write_sentence_files(folder)
     elif kind in ("passages", "offsets", "questions"):
@@ -188,6 +234,7 @@ def make_files(kind, folder):
         folder.mkdir()
         (folder / "a.json").write_text('{"a": [1, {"b": null}]}')
         (folder / "a.jsonl").write_text('{"a": 1}\n{"a": 2}\n')
+        (folder / "a.run").write_text("q Q0 a 1 2.5 me\nq Q0 b 2 1.5 me\n")
         np.save(folder / "a.npy", np.arange(4.0))
         np.savez(folder / "a.npz", a=np.arange(4.0), b=np.arange(3))
     return folder

@@ -141,8 +141,16 @@ class Tokenizer:
         """Token ids of a text, without BOS, EOS or any other control token.
 
         The unknown token is the exception. A lone surrogate is encoded as U+FFFD.
+
+        Raises:
+            RagJaxError: the tokenizer's files are damaged in a way that shows only now.
         """
-        ids = self._text_core.encode(_SURROGATE.sub("\ufffd", text), add_special_tokens=False).ids
+        text = _SURROGATE.sub("\ufffd", text)
+        try:
+            ids = self._text_core.encode(text, add_special_tokens=False).ids
+        except BaseException:  # without a cost for the many calls that do not fail
+            with parsing("the tokenizer", "cannot encode a text", "its files are damaged"):
+                raise
         return [i for i in ids if i not in self._control]
 
     def encode_prompt(self, text: str) -> list[int]:

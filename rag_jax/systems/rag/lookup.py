@@ -67,6 +67,9 @@ class Lookup:
         records, self._size = read_lines(self._path)
         with parsing(self._path):
             self._rows = {record["step"]: record["rows"] for record in records}
+            for rows in map(np.asarray, self._rows.values()):
+                if rows.dtype.kind != "i" or rows.min() < 0 or rows.max() >= len(self.passages):
+                    raise ValueError(f"a row is none of the {len(self.passages)} passages")
         wait_for_all(f"{self._path} was read")
         self.search(0, self.embed(0, self.encoder.params))
 
