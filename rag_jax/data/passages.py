@@ -9,7 +9,8 @@ from typing import overload
 
 import numpy as np
 
-from rag_jax.runtime.files import open_atomic, to_json
+from rag_jax.runtime.files import map_array, open_atomic, to_json
+from rag_jax.runtime.outside import parsing, require_file, show
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,26 @@ def write_passages(path: Path, passages: Iterable[Passage]) -> "PassageFile":
 
 
 class PassageFile(Sequence[Passage]):
-    """Sequence of the passages in a file of `write_passages`, read from disk on access."""
+    """Sequence of the passages in a file of `write_passages`, read from disk on access.
+
+    Opening it raises a RagJaxError if a file is missing or the two do not belong together, and so
+    does a passage that is damaged when it is read.
+    """
 
     def __init__(self, path: Path):
         self._path = path
-        self._offsets = np.load(_offsets_path(path), allow_pickle=False)
+        require_file(path)
+        offsets = np.array(map_array(_offsets_path(path)))
+        with parsing(_offsets_path(path), "does not belong to its passages"):
+            if offsets.dtype != np.int64 or offsets.ndim != 1:
+                raise ValueError(f"it holds {offsets.dtype} of shape {list(offsets.shape)}")
+            if (
+                offsets[0] != 0
+                or offsets[-1] != path.stat().st_size
+                or (np.diff(offsets) < 1).any()
+            ):
+                raise ValueError("its offsets do not divide the file")
+        self._offsets = offsets
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -71,17 +87,26 @@ class PassageFile(Sequence[Passage]):
         return self._read(row, row + 1)[0]
 
     def __iter__(self) -> Iterator[Passage]:
-        with open(self._path, "rb") as file:
+        with parsing(self._path), open(self._path, "rb") as file:
             for line in file:
-                yield Passage(**json.loads(line))
+                yield _parse(line)
 
     def _read(self, start: int, stop: int) -> list[Passage]:
         first, last = self._offsets[start], self._offsets[stop]
-        with open(self._path, "rb") as file:
+        with parsing(self._path), open(self._path, "rb") as file:
             file.seek(first)
             # Splitting bytes, unlike splitting text, breaks at line ends only.
-            lines = file.read(last - first).splitlines()
-        return [Passage(**json.loads(line)) for line in lines]
+            passages = [_parse(line) for line in file.read(last - first).splitlines()]
+            if len(passages) != stop - start:
+                raise ValueError(f"rows {start} to {stop} hold {len(passages)} passages")
+        return passages
+
+
+def _parse(line: bytes) -> Passage:
+    passage = Passage(**json.loads(line))
+    if not all(isinstance(text, str) for text in (passage.id, passage.title, passage.text)):
+        raise TypeError(f"id, title and text must be texts, not {show(passage)}")
+    return passage
 
 
 def _offsets_path(path: Path) -> Path:

@@ -10,6 +10,7 @@ import numpy as np
 from rag_jax.data.passages import Passage, PassageFile
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, write_json
+from rag_jax.runtime.outside import parsing
 
 # Names of the files that `copy_collection` writes.
 PASSAGES, QUESTIONS = "passages.jsonl", "questions.json"
@@ -103,10 +104,11 @@ def load_collection(folder: Path) -> Collection:
 
     Questions are loaded into memory; passages are read from disk on access.
     """
-    questions = {
-        split: [_load_question(record) for record in records]
-        for split, records in read_json(folder / QUESTIONS).items()
-    }
+    with parsing(folder / QUESTIONS):
+        questions = {
+            split: [_load_question(record) for record in records]
+            for split, records in read_json(folder / QUESTIONS).items()
+        }
     return Collection(PassageFile(folder / PASSAGES), questions)
 
 

@@ -22,7 +22,9 @@ from jaxtyping import Array, Bool, Int
 from rag_jax.data.batches import round_up
 from rag_jax.decoding.trie_build import DTYPES, TOKEN_LIMIT, grow_nodes, is_trie, join_sequences
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import map_array
 from rag_jax.runtime.manifest import check_files, read_manifest, write_folder
+from rag_jax.runtime.outside import parsing
 from rag_jax.runtime.sharding import shard_array
 
 # Limit of nodes and of sequences: int32 must also number the nodes that `Trie.place` adds.
@@ -221,22 +223,29 @@ class Trie:
         write_folder(folder, {"backend": "trie", "end_id": self.end_id}, write)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike) -> "Trie":
+    def load(cls, folder: str | os.PathLike, *, vocab_size: int = TOKEN_LIMIT) -> "Trie":
         """Reads a trie that `save` wrote. Every file is compared with its SHA-256 first.
 
+        Args:
+            vocab_size: number of tokens of the model, which clamps a token beyond them.
+
         Raises:
-            RagJaxError: the folder holds no trie, or one that is incomplete or altered.
+            RagJaxError: the folder holds no trie, or one that is incomplete or altered, or has a
+                token that the model lacks.
         """
         folder = Path(folder)
         manifest = read_manifest(folder, {"end_id": int}, ["trie"])
         check_files(folder, manifest["sha256"], [f"{name}.npy" for name in DTYPES])
-        try:
-            arrays = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in DTYPES}
-            is_valid = is_trie(arrays, manifest["end_id"])
-        except (OSError, ValueError, IndexError):
-            is_valid = False
-        if not is_valid:
-            raise RagJaxError(f"{folder} holds arrays that do not form a trie: build it again")
+        arrays = {name: np.array(map_array(folder / f"{name}.npy")) for name in DTYPES}
+        with parsing(folder, "holds arrays that do not form a trie", "build it again"):
+            if not is_trie(arrays, manifest["end_id"]):
+                raise ValueError("they contradict each other")
+        largest = max(arrays[name].max(initial=manifest["end_id"]) for name in ("tokens", "tails"))
+        if largest >= vocab_size:
+            raise RagJaxError(
+                f"{folder} has the token {largest}, but the model's vocabulary ends at "
+                f"{vocab_size - 1}: build it again"
+            )
         return cls(**arrays, end_id=manifest["end_id"])
 
     def _places(self) -> int:

@@ -116,12 +116,13 @@ def is_trie(arrays: Mapping[str, np.ndarray], end_id: int) -> bool:
     size, count = len(tokens), len(tail_starts) - 1
     if size < 1 or count < 1 or len(first_child) != size + 1 or len(leaves) != size:
         return False
-    degrees = np.diff(first_child)
+    degrees = np.diff(first_child.astype(np.int64))
+    # Before the edges are listed, whose number is the sum of the degrees.
+    if first_child[0] != 1 or first_child[-1] != size or (degrees < 0).any():
+        return False
     edges = (np.repeat(np.arange(size), degrees) << 32) | tokens[1:]
     return bool(
-        first_child[0] == 1
-        and first_child[-1] == size
-        and (first_child[:-1] > np.arange(size)).all()
+        (first_child[:-1] > np.arange(size)).all()
         and (np.diff(edges) > 0).all()
         and all((part >= 0).all() for part in (tokens, tails))
         and np.array_equal(leaves >= 0, degrees == 0)

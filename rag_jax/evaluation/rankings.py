@@ -17,6 +17,7 @@ from rag_jax.data.matching import has_answer
 from rag_jax.data.questions import Question
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import open_atomic
+from rag_jax.runtime.outside import is_there, require_file
 
 Item = TypeVar("Item")
 
@@ -187,6 +188,8 @@ def read_run(path: Path) -> dict[str, list[tuple[str, float]]]:
         RagJaxError: the file cannot be read, is not UTF-8 or has a malformed line, which is named.
     """
     rankings: dict[str, list[tuple[str, float]]] = {}
+    if is_there(path):
+        require_file(path)
     try:
         with open(path, encoding="utf-8", newline="\n") as file:
             for number, line in enumerate(file, 1):

@@ -18,13 +18,19 @@ from rag_jax.lora.core import Tree, compute_scale, list_kernels
 from rag_jax.models.io.fields import Fields, read_fields
 from rag_jax.models.io.load import Pretrained
 from rag_jax.models.io.save import check_replaceable
-from rag_jax.models.io.tensors import StoredTensor, read_metadata, read_safetensors
+from rag_jax.models.io.tensors import (
+    StoredTensor,
+    check_finite,
+    read_metadata,
+    read_safetensors,
+)
 from rag_jax.models.io.weights import Slot, get_leaf, list_differences, list_slots, set_leaf
 from rag_jax.models.nn.bart import BartConfig
 from rag_jax.models.nn.bert import BertConfig
 from rag_jax.models.nn.decoder import DecoderConfig
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import replace_folder, write_json
+from rag_jax.runtime.outside import is_there, parsing, show
 from rag_jax.runtime.paths import expand_path
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -148,13 +154,17 @@ def load_peft(
     rank, alpha = fields.size("r"), fields.number("lora_alpha")
     for name in _find_copies(tensors, pretrained):
         del tensors[name]
-    _check_tensors(fields, rank, tensors, modules)
+    with parsing(fields.source):
+        _check_tensors(fields, rank, tensors, modules)
     adapter: dict = {}
     for module, slots in modules.items():
         name = f"base_model.model.{module}.lora_A.weight"
         if name not in tensors:
             continue
-        a, b = (tensors[name.replace("lora_A", f"lora_{side}")].read().T for side in "AB")
+        a, b = (
+            _read_finite(folder, name.replace("lora_A", f"lora_{side}"), tensors, dtype).T
+            for side in "AB"
+        )
         for slot in slots:
             outputs = b[:, slice(*slot.rows)] if slot.rows else b
             factors = {"a": jnp.asarray(a, dtype), "b": jnp.asarray(outputs, dtype)}
@@ -230,13 +240,10 @@ def _name_targets(targeted: Iterable[str], modules: Iterable[str]) -> list[str]:
 
 def _read_config(folder: Path) -> Fields:
     path = folder / _CONFIG
-    try:
-        fields = read_fields(path)
-    except OSError:
-        raise RagJaxError(f"{path} is missing: name a folder that PEFT saved") from None
+    fields = read_fields(path, "name a folder that PEFT saved")
     kind = fields.raw.get("peft_type")
     if kind != "LORA":
-        raise RagJaxError(f"{path}: peft_type {kind!r} is not supported; LORA is")
+        raise RagJaxError(f"{path}: peft_type {show(kind)} is not supported; LORA is")
     fields.refuse_unless("init_lora_weights", *_PLAIN_STARTS)
     fields.refuse_unless("use_rslora", True, False)
     for name in fields.raw.keys() - _KNOWN:
@@ -246,7 +253,7 @@ def _read_config(folder: Path) -> Fields:
 
 def _read_weights(folder: Path, pretrained: Pretrained) -> dict[str, StoredTensor]:
     path = folder / _WEIGHTS
-    if not path.is_file():
+    if not is_there(path):
         hint = "; pickled .bin weights are not read: save the adapter as safetensors"
         pickled = (folder / "adapter_model.bin").exists()
         raise RagJaxError(f"{path} is missing{hint if pickled else ''}")
@@ -257,6 +264,14 @@ def _read_weights(folder: Path, pretrained: Pretrained) -> dict[str, StoredTenso
             f"{base[:12]}, the loaded model {pretrained.fingerprint[:12]}"
         )
     return read_safetensors([path])
+
+
+def _read_finite(
+    folder: Path, name: str, tensors: Mapping[str, StoredTensor], dtype: Any
+) -> np.ndarray:
+    array = tensors[name].read()
+    check_finite(array, dtype, f"{folder / _WEIGHTS}: {name}")
+    return array
 
 
 def _find_copies(tensors: Mapping[str, StoredTensor], pretrained: Pretrained) -> list[str]:
@@ -286,7 +301,7 @@ def _check_tensors(
             expected[f"base_model.model.{module}.lora_B.weight"] = (outputs, rank)
     problems = list_differences(tensors, expected, "not")
     if not expected:
-        problems.append(f"no linear layer is one of {fields.raw.get('target_modules')!r}")
+        problems.append(f"no linear layer is one of {show(fields.raw.get('target_modules'))}")
     if problems:
         raise RagJaxError(
             f"the adapter described in {fields.source} does not fit its tensors and the base "
@@ -312,7 +327,7 @@ def _matches(module: str, fields: Fields, name: str) -> bool:
         try:
             return re.fullmatch(pattern, module) is not None
         except re.error as error:
-            raise RagJaxError(f"{fields.source}: {name} {pattern!r}: {error}") from None
+            raise RagJaxError(f"{fields.source}: {name} {show(pattern)}: {error}") from None
     return any(module == item or module.endswith(f".{item}") for item in _list(fields, name, str))
 
 
@@ -320,6 +335,6 @@ def _list(fields: Fields, name: str, kind: type) -> list:
     value = fields.raw.get(name) or []
     if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
         raise RagJaxError(
-            f"{fields.source}: {name} must be a list of {kind.__name__}s, not {value!r}"
+            f"{fields.source}: {name} must be a list of {kind.__name__}s, not {show(value)}"
         )
     return value

@@ -18,10 +18,12 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from rag_jax.models.io.tensors import check_finite
 from rag_jax.runtime.checkpoint import is_whole, load_tree, save_tree
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, to_json, write_json
 from rag_jax.runtime.hosts import is_first, wait_for_all
+from rag_jax.runtime.outside import is_there, parsing
 
 _MANIFEST, _FORMAT = "adapters.json", 1
 
@@ -113,7 +115,9 @@ class AdapterStore:
                 lost[passage] = f"passage {passage!r} has no adapter in {self._folder}"
                 continue
             try:
-                vectors[row] = load_tree(self._place(passage), abstract)["adapter"]
+                vector = load_tree(self._place(passage), abstract)["adapter"]
+                check_finite(np.asarray(vector), self._dtype, str(self._place(passage)))
+                vectors[row] = vector
             except RagJaxError as error:
                 lost[passage] = f"passage {passage!r}: its adapter is lost: {error}"
         leaves, start = [], 0
@@ -136,16 +140,13 @@ class AdapterStore:
     def _check(self, kind: Mapping[str, Any]) -> None:
         """Raises a RagJaxError unless the folder is empty or has a manifest of this kind."""
         path = self._folder / _MANIFEST
-        if not path.exists():
+        if not is_there(path):
             if self._folder.exists() and any(self._folder.iterdir()):
                 raise RagJaxError(f"{self._folder} is no store of adapters: choose another folder")
             return
-        try:
-            manifest = dict(read_json(path))
-        except (OSError, ValueError, TypeError):
-            raise RagJaxError(
-                f"{path} is damaged: delete {self._folder} and train the adapters again"
-            ) from None
+        damage = "is damaged", f"delete {self._folder} and train the adapters again"
+        with parsing(path, *damage):
+            manifest = dict(read_json(path, problem=damage[0], advice=damage[1]))
         for field, value in kind.items():
             stored = manifest.get(field)
             if stored != value:

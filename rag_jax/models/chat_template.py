@@ -15,16 +15,8 @@ from jinja2.visitor import NodeTransformer
 
 from rag_jax.models.traced import Traced, concatenate, join_items, trust
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.outside import parsing
 
-# What a template's own expressions raise on messages that they were not written for.
-_FAULTS = (
-    jinja2.TemplateError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    TypeError,
-    ValueError,
-)
 _PROBE = "Answer in one word."
 
 
@@ -52,18 +44,17 @@ class ChatTemplate:
         if [m["role"] for m in messages[:2]] == ["system", "user"] and not self._has_system:
             joined = "\n\n".join(m["content"] for m in messages[:2] if m["content"])
             messages = [{"role": "user", "content": joined}, *messages[2:]]
-        try:
+        with parsing("the chat template", "refuses these messages"):
             return self._render(messages, add_generation_prompt)
-        except _FAULTS as error:
-            raise RagJaxError(f"the chat template refuses these messages: {error}") from None
 
     @cached_property
     def _has_system(self) -> bool:
         """Whether a system message becomes part of the text."""
         messages = [{"role": "system", "content": _PROBE}, {"role": "user", "content": "?"}]
         try:
-            return _PROBE in self._render(messages, True)
-        except _FAULTS:
+            with parsing("the chat template"):
+                return _PROBE in self._render(messages, True)
+        except RagJaxError:
             return False
 
     def _render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> Traced:
@@ -81,12 +72,10 @@ class ChatTemplate:
 
     @cached_property
     def _compiled(self) -> jinja2.Template:
-        try:
+        with parsing("the chat template"):
             environment = _Environment()
             tree = environment.parse(self._source)
             return environment.from_string(_Marker().visit(tree))
-        except jinja2.TemplateError as error:
-            raise RagJaxError(f"the chat template cannot be read: {error}") from None
 
 
 def choose_template(templates: Mapping[str, str]) -> str | None:

@@ -19,6 +19,7 @@ from rag_jax.models.control_tokens import (
 )
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import write_json
+from rag_jax.runtime.outside import parsing
 
 _ROLES = ("system", "user", "assistant")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -101,8 +102,9 @@ class Tokenizer:
         Raises:
             RagJaxError: `tokenizer.json` is missing, or a file is damaged.
         """
-        core, names, template = tokenizer_files.read_folder(folder)
-        return cls(core, **names, chat_template=template, stop_ids=stop_ids)
+        with parsing(folder, "has tokenizer files that cannot be read"):
+            core, names, template = tokenizer_files.read_folder(folder)
+            return cls(core, **names, chat_template=template, stop_ids=stop_ids)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], *, source: str = "GGUF") -> "Tokenizer":
@@ -111,8 +113,9 @@ class Tokenizer:
         Raises:
             RagJaxError: the tokenizer is not byte-level BPE with SmolLM's pre-tokenizer.
         """
-        core, names, template, stop_ids = tokenizer_files.read_gguf(metadata, source)
-        return cls(core, **names, chat_template=template, stop_ids=stop_ids)
+        with parsing(source, "has a tokenizer that cannot be read"):
+            core, names, template, stop_ids = tokenizer_files.read_gguf(metadata, source)
+            return cls(core, **names, chat_template=template, stop_ids=stop_ids)
 
     def save(self, folder: Path, *, max_length: int) -> None:
         """Writes the files that `from_folder` and transformers' `AutoTokenizer` read.
@@ -138,8 +141,16 @@ class Tokenizer:
         """Token ids of a text, without BOS, EOS or any other control token.
 
         The unknown token is the exception. A lone surrogate is encoded as U+FFFD.
+
+        Raises:
+            RagJaxError: the tokenizer's files are damaged in a way that shows only now.
         """
-        ids = self._text_core.encode(_SURROGATE.sub("\ufffd", text), add_special_tokens=False).ids
+        text = _SURROGATE.sub("\ufffd", text)
+        try:
+            ids = self._text_core.encode(text, add_special_tokens=False).ids
+        except BaseException:  # without a cost for the many calls that do not fail
+            with parsing("the tokenizer", "cannot encode a text", "its files are damaged"):
+                raise
         return [i for i in ids if i not in self._control]
 
     def encode_prompt(self, text: str) -> list[int]:
@@ -152,9 +163,16 @@ class Tokenizer:
 
     @cached_property
     def _start_ids(self) -> list[int]:
-        encoding = self._core.encode("a", add_special_tokens=True)
+        with parsing("the tokenizer", "puts no tokens before a text"):
+            encoding = self._core.encode("a", add_special_tokens=True)
         pairs = zip(encoding.ids, encoding.sequence_ids, strict=True)
-        return [i for i, _ in itertools.takewhile(lambda pair: pair[1] is None, pairs)]
+        ids = [i for i, _ in itertools.takewhile(lambda pair: pair[1] is None, pairs)]
+        if beyond := [i for i in ids if i >= self.vocab_size]:
+            raise RagJaxError(
+                f"the token {beyond[0]}, which the tokenizer puts before every text, is none of "
+                f"its {self.vocab_size}"
+            )
+        return ids
 
     def encode_with_specials(
         self, text: str, *, max_length: int, pair: str | None = None

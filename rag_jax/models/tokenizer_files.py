@@ -9,6 +9,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json
+from rag_jax.runtime.outside import is_there, parsing, require_file, show
 
 NAMED_TOKENS = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
 # RoBERTa's and BART's special tokens, for folders with `vocab.json` and `merges.txt` alone.
@@ -34,10 +35,10 @@ def read_folder(
         RagJaxError: `tokenizer.json` is missing, or a file is damaged.
     """
     path, settings = folder / "tokenizer.json", {}
-    if not path.exists() and (folder / "merges.txt").exists():
+    if not is_there(path) and is_there(folder / "merges.txt"):
         core = _read_bpe(folder)
         settings = {f"{short}_token": name for short, name in _BPE_SPECIALS.items()}
-    elif not path.exists():
+    elif not is_there(path):
         raise RagJaxError(f"{path} is missing: save the fast version of the tokenizer there")
     else:
         core = _read_core(path)
@@ -46,6 +47,9 @@ def read_folder(
     names = {short: settings.get(f"{short}_token") for short in NAMED_TOKENS}
     # A name is stored either as a string or as an object with flags.
     names = {key: v.get("content") if isinstance(v, dict) else v for key, v in names.items()}
+    for key, name in names.items():
+        if not isinstance(name, str | None):
+            raise RagJaxError(f"{folder}: {key}_token must be a token's name, not {show(name)}")
     _follow_class(core, settings)
     _add_tokens(core, settings.get("added_tokens_decoder"), folder / "tokenizer_config.json")
     for short in ("bos", "eos", "pad"):
@@ -65,8 +69,8 @@ def read_gguf(
     kind = (metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre"))
     if kind != ("gpt2", "smollm"):
         raise RagJaxError(
-            f"{source}: tokenizer {kind[0]!r} with pre-tokenizer {kind[1]!r} cannot be read "
-            "from GGUF: use the model's Hugging Face folder"
+            f"{source}: tokenizer {show(kind[0])} with pre-tokenizer {show(kind[1])} cannot be "
+            "read from GGUF: use the model's Hugging Face folder"
         )
     tokens = metadata["tokenizer.ggml.tokens"]
     merges = [tuple(pair.split(" ")) for pair in metadata["tokenizer.ggml.merges"]]
@@ -84,6 +88,11 @@ def read_gguf(
         name: metadata.get(f"tokenizer.ggml.{name}_token_id")
         for name in ("bos", "eos", "padding", "eot", "eom")
     }
+    for name, i in ids.items():
+        if i is not None and not 0 <= i < len(tokens):
+            raise RagJaxError(
+                f"{source}: {name}_token_id {show(i)} is none of the tokenizer's {len(tokens)}"
+            )
     bos, eos, pad = (
         None if ids[name] is None else tokens[ids[name]] for name in ("bos", "eos", "padding")
     )
@@ -92,6 +101,8 @@ def read_gguf(
         core.post_processor = processors.TemplateProcessing(f"{bos} $A", special_tokens=pairs)
     stop_ids = [ids[name] for name in ("eot", "eom") if ids[name] is not None]
     template = metadata.get("tokenizer.chat_template")
+    if not isinstance(template, str | None):
+        raise RagJaxError(f"{source}: the chat template must be a text, not {show(template)}")
     return core, {"bos": bos, "eos": eos, "pad": pad}, template, stop_ids
 
 
@@ -101,17 +112,17 @@ def make_special_tokens(names: Iterable[str]) -> list[AddedToken]:
 
 
 def _read_core(path: Path) -> tokenizers.Tokenizer:
-    try:
+    require_file(path)
+    with parsing(path, "is no tokenizer", "download the file again"):
         return tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
-    except Exception as error:  # tokenizers raises no narrower class
-        raise RagJaxError(f"{path} is no tokenizer: {error}; download the file again") from None
 
 
 def _read_bpe(folder: Path) -> tokenizers.Tokenizer:
-    try:
-        model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    except Exception as error:
-        raise RagJaxError(f"{folder}: vocab.json and merges.txt cannot be read: {error}") from None
+    paths = folder / "vocab.json", folder / "merges.txt"
+    for path in paths:
+        require_file(path)
+    with parsing(f"{folder}: vocab.json and merges.txt"):
+        model = models.BPE.from_file(*map(str, paths))
     core = tokenizers.Tokenizer(model)
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -138,10 +149,8 @@ def _add_tokens(core: tokenizers.Tokenizer, described: Any, path: Path) -> None:
     """Gives the added tokens the flags of `tokenizer_config.json`, which hold in transformers."""
     if not isinstance(described, dict):
         return
-    try:
+    with parsing(f"{path}: added_tokens_decoder", "is damaged"):
         wanted = {int(i): AddedToken(**fields) for i, fields in described.items()}
-    except (TypeError, ValueError) as error:
-        raise RagJaxError(f"{path}: added_tokens_decoder is damaged: {error}") from None
     present = core.get_added_tokens_decoder()
     for i, token in sorted(wanted.items()):
         if repr(token) != repr(present.get(i)):
@@ -165,32 +174,32 @@ def _read_templates(folder: Path, settings: Mapping[str, Any]) -> str | dict[str
     files = {"default": folder / "chat_template.jinja"}
     for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
         files[path.stem] = path
-    files = {name: path.read_text("utf-8") for name, path in files.items() if path.exists()}
+    files = {name: _read_text(path) for name, path in files.items() if is_there(path)}
     if set(files) == {"default"}:
         return files["default"]
     if files:
         return files
     template, path = settings.get("chat_template"), folder / "tokenizer_config.json"
     if isinstance(template, list):
-        try:
+        with parsing(path, "needs a name and a template for each entry of chat_template"):
             template = {entry["name"]: entry["template"] for entry in template}
-        except (KeyError, TypeError):
-            raise RagJaxError(
-                f"{path}: chat_template needs a name and a template for each entry"
-            ) from None
     texts = template.values() if isinstance(template, dict) else [template]
-    if not all(isinstance(text, str) for text in texts if text is not None):
+    names = list(template) if isinstance(template, dict) else []
+    if not all(isinstance(text, str) for text in [*names, *texts] if text is not None):
         raise RagJaxError(f"{path}: chat_template must be a text, or texts by name")
     return template
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    if not path.exists():
+    if not is_there(path):
         return {}
-    try:
-        settings = read_json(path)
-    except ValueError as error:
-        raise RagJaxError(f"{path} is not valid JSON: {error}") from None
+    settings = read_json(path)
     if not isinstance(settings, dict):
         raise RagJaxError(f"{path} must hold a JSON object")
     return settings
+
+
+def _read_text(path: Path) -> str:
+    require_file(path)
+    with parsing(path):
+        return path.read_text("utf-8")

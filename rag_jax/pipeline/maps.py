@@ -20,7 +20,14 @@ from typing import Any
 import numpy as np
 
 from rag_jax.runtime import signals
-from rag_jax.runtime.files import map_array, open_atomic, read_jsonl, save_rows, write_jsonl
+from rag_jax.runtime.files import (
+    map_array,
+    open_atomic,
+    read_arrays,
+    read_jsonl,
+    save_rows,
+    write_jsonl,
+)
 from rag_jax.runtime.hosts import is_first, wait_for_all
 from rag_jax.runtime.progress import Progress, log
 
@@ -64,7 +71,7 @@ def _write_rows(path: Path, rows: Any) -> None:
 
 
 def _join_rows(path: Path, pieces: Sequence[Path], count: int) -> None:
-    save_rows(path, map(np.load, pieces), count)
+    save_rows(path, map(map_array, pieces), count)
 
 
 def _count_arrays(arrays: dict[str, np.ndarray]) -> int:
@@ -81,20 +88,15 @@ def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
         out.write(data.getbuffer())
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
-
-
 def _join_arrays(path: Path, pieces: Sequence[Path], count: int) -> None:
-    parts = [_read_arrays(piece) for piece in pieces]
+    parts = [read_arrays(piece) for piece in pieces]
     _write_arrays(path, {name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
 
 
 CODECS = {
     ".jsonl": Codec(len, write_jsonl, _join_lines, read_jsonl),
     ".npy": Codec(len, _write_rows, _join_rows, map_array),
-    ".npz": Codec(_count_arrays, _write_arrays, _join_arrays, _read_arrays),
+    ".npz": Codec(_count_arrays, _write_arrays, _join_arrays, read_arrays),
 }
 
 

@@ -1,15 +1,15 @@
 """What keeps a finished run from being overwritten by mistake."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rag_jax.pipeline import records
 from rag_jax.pipeline.records import ENDED, Record
 from rag_jax.pipeline.stage import Stage
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import open_atomic, read_json, write_json
+from rag_jax.runtime.outside import parsing
 
 REPORT, PAGE = "report.json", "report.html"
 _BODY = "<body>\n"
@@ -50,8 +50,9 @@ def check_finished(stages: Sequence[Stage], workdir: Path, *, overwrite: bool) -
 def _compare(place: Path, wanted: Record) -> str | None:
     """What differs in the stage's own settings or code, "" if nothing; None without a record."""
     try:
-        return records.describe_change(read_json(place / ENDED), wanted)
-    except (OSError, ValueError, KeyError, TypeError):
+        with parsing(place / ENDED):
+            return records.describe_change(read_json(place / ENDED), wanted)
+    except RagJaxError:
         return None
 
 
@@ -64,7 +65,8 @@ def _find_free(workdir: Path) -> Path:
 def _mark(workdir: Path) -> None:
     """Says in both forms of the report that the run is being changed."""
     note = "The run is being changed: this report is of the run as it was before."
-    report: Mapping[str, Any] = read_json(workdir / REPORT)
+    with parsing(workdir / REPORT):
+        report = dict(read_json(workdir / REPORT))
     if "under_change" in report:
         return
     page = workdir / PAGE

@@ -21,6 +21,7 @@ from rag_jax.pipeline.stage import Stage
 from rag_jax.runtime.clock import compile_seconds
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, sum_files, to_json, write_json
+from rag_jax.runtime.outside import is_there, parsing
 
 STARTED, ENDED = "started.json", "stage.json"
 # The way in which a work folder is laid out. Raise it when an older folder cannot be continued.
@@ -35,12 +36,13 @@ def check_layout(workdir: Path) -> None:
     # In this order: another worker may lay out the folder at this moment.
     if not (workdir / "stages").is_dir():
         return
-    try:
-        found = read_json(workdir / _LAYOUT_FILE)["layout"]
-    except FileNotFoundError:
-        found = 1
-    except (ValueError, KeyError, TypeError):
-        found = "unreadable"
+    path, found = workdir / _LAYOUT_FILE, 1
+    if is_there(path):
+        try:
+            with parsing(path):
+                found = read_json(path)["layout"]
+        except RagJaxError:
+            found = "unreadable"
     if found != LAYOUT:
         raise RagJaxError(
             f"{workdir}: the folder was made by another version of rag_jax (layout {found}, this "
@@ -164,8 +166,8 @@ def count_seconds(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # A disk that filled up must not hide the error that says so.
-        with contextlib.suppress(OSError):
+        # A disk that filled up must not hide the error that says so, nor may a damaged record.
+        with contextlib.suppress(OSError, RagJaxError):
             record = read_json(folder / STARTED)
             record["seconds"] += time.monotonic() - start
             record["compile_seconds"] += compile_seconds() - compiling
@@ -197,20 +199,34 @@ def read_record(
     folder: Path, wanted: Record, made: Mapping[str, Record]
 ) -> tuple[Record | None, str]:
     """As `find_record`, without a look at the stage's files."""
-    ended = (folder / ENDED).exists()
-    try:
-        found = read_json(folder / (ENDED if ended else STARTED))
-        matches = {key: found[key] == wanted[key] for key in wanted}
-    except FileNotFoundError:
+    ended = is_there(folder / ENDED)
+    path = folder / (ENDED if ended else STARTED)
+    if not is_there(path):
         return None, ""
-    except (ValueError, KeyError, TypeError):
+    try:
+        with parsing(path):
+            found = read_json(path)
+            _check_kinds(found)
+            if all(found[key] == wanted[key] for key in wanted):
+                return found | {"ended": ended}, ""
+            if change := describe_change(found, wanted):
+                return None, change
+            remade = [n for n in wanted["built_on"] if found["built_on"].get(n) != made[n]["run"]]
+            return None, f"{', '.join(remade) or 'what it needs'} was made again"
+    except RagJaxError:
         return None, "its record cannot be read"
-    if all(matches.values()):
-        return found | {"ended": ended}, ""
-    if change := describe_change(found, wanted):
-        return None, change
-    remade = [n for n in wanted["built_on"] if found["built_on"].get(n) != made[n]["run"]]
-    return None, f"{', '.join(remade) or 'what it needs'} was made again"
+
+
+def _check_kinds(found: Record) -> None:
+    """Raises a TypeError unless what a record holds beside its plan is of the kinds it is used as.
+
+    The plan is compared with the one wanted.
+    """
+    number = int | float
+    kinds = {"run": str, "seconds": number, "compile_seconds": number, "built_on": dict}
+    wrong = [name for name, kind in kinds.items() if not isinstance(found[name], kind)]
+    if wrong or not isinstance(found.get("files", {}), dict):
+        raise TypeError(f"{', '.join(wrong) or 'files'}: of another kind")
 
 
 def describe_change(found: Record, wanted: Record) -> str:

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,30 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_json
 from rag_jax.runtime.manifest import check_files, read_manifest, write_folder
+from rag_jax.runtime.outside import parsing, show
 
 # The defaults of bm25s (Lù 2024, arXiv 2407.03618): Lucene's BM25 without the rounding of lengths
 # (Kamphuis et al. 2020, table 1), k1 and b.
 _METHOD, _K1, _B = "lucene", 1.5, 0.75
 
+_PARAMS = "params.index.json"
+# What its files say of how an index was built.
+_SETTINGS = {
+    "method": _METHOD,
+    "k1": _K1,
+    "b": _B,
+    "dtype": "float32",
+    "int_dtype": "int32",
+    "backend": "numpy",
+}
 _FILES = {
     "data.csc.index.npy",
     "indices.csc.index.npy",
     "indptr.csc.index.npy",
     "vocab.index.json",
-    "params.index.json",
+    _PARAMS,
 }
 _WORD = re.compile(r"\w+")
 
@@ -125,19 +137,43 @@ class BM25:
         folder = Path(folder)
         manifest = read_manifest(folder, {"size": int}, ["bm25"])
         check_files(folder, manifest["sha256"], _FILES)
-        try:
+        size = manifest["size"]
+        with parsing(folder, "is no index that bm25s can read", "build the index again"):
+            _check_params(read_json(folder / _PARAMS))
             searcher = bm25s.BM25.load(folder, show_progress=False)
-        except (OSError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            message = f"bm25s cannot read {folder}: {reason}: build the index again"
-            raise RagJaxError(message) from None
-        size, counted = manifest["size"], searcher.scores["num_docs"]
-        if counted != size:
-            raise RagJaxError(
-                f"{folder} has {counted} passages, not the {size} in its manifest: build the index "
-                "again"
-            )
+            if (counted := searcher.scores["num_docs"]) != size:
+                raise RagJaxError(
+                    f"{folder} has {show(counted)} passages, not the {size} in its manifest: build "
+                    "the index again"
+                )
+            _check_arrays(searcher.scores, searcher.vocab_dict, size)
         return cls(size, searcher)
+
+
+def _check_params(params: Mapping[str, Any]) -> None:
+    """Raises a ValueError unless parameters of `bm25s` are those that `build` sets."""
+    for name, value in _SETTINGS.items():
+        if params[name] != value:
+            raise ValueError(f"{_PARAMS}: {name} is {show(params[name])}, not {value!r}")
+
+
+def _check_arrays(scores: Mapping[str, Any], vocabulary: Any, size: int) -> None:
+    """Raises a ValueError unless an index's arrays form a matrix `[words, size]` of finite scores.
+
+    `bm25s` adds up what the arrays point to, whatever that is.
+    """
+    data, rows, starts = (scores[name] for name in ("data", "indices", "indptr"))
+    kinds = zip((data, rows, starts), "fii", strict=True)
+    if any(a.ndim != 1 or a.dtype.kind != kind for a, kind in kinds) or not len(starts):
+        raise ValueError("an array is of another kind")
+    if starts[0] != 0 or starts[-1] != len(data) or (np.diff(starts) < 0).any():
+        raise ValueError("the words' rows do not follow each other")
+    if len(rows) != len(data) or rows.min(initial=0) < 0 or rows.max(initial=0) >= size:
+        raise ValueError(f"a row is none of the {size} passages")
+    if not np.isfinite(data).all():
+        raise ValueError("a score is NaN or infinite")
+    if not all(type(i) is int and 0 <= i < len(starts) - 1 for i in vocabulary.values()):
+        raise ValueError("a word's number is out of range")
 
 
 def _import_bm25s() -> Any:

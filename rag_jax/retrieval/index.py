@@ -23,6 +23,7 @@ from rag_jax.retrieval.searchers import (
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import map_array, read_json
 from rag_jax.runtime.manifest import check_files, read_manifest, write_folder
+from rag_jax.runtime.outside import parsing, show
 
 _EMBEDDINGS, _IDS = "dataset.npy", "ids.json"
 _FILES = {
@@ -262,18 +263,19 @@ class Index:
         backend, path = manifest["backend"], folder / _EMBEDDINGS
         _check_backend(backend, f"build the index in {folder} again with the backend 'exact'")
         check_files(folder, manifest["sha256"], _FILES[backend])
-        try:
-            embeddings = map_array(path)
-        except ValueError as error:
-            raise RagJaxError(f"{path} cannot be read: {error}") from None
+        embeddings = map_array(path)
+        if embeddings.dtype != np.float32:
+            raise RagJaxError(
+                f"{path} holds {embeddings.dtype}, not float32: build the index again"
+            )
         embeddings = check_matrix(embeddings, str(path))
-        if embeddings.shape != (manifest["size"], manifest["width"]):
+        if embeddings.shape != (manifest["size"], manifest["width"]) or not embeddings.size:
             raise RagJaxError(
                 f"{path} has shape {embeddings.shape}, not the size and width in its manifest: "
                 "build the index again"
             )
         has_ids = _IDS in manifest["sha256"]
-        ids = _check_ids(read_json(folder / _IDS), len(embeddings)) if has_ids else None
+        ids = _read_ids(folder / _IDS, len(embeddings)) if has_ids else None
         searcher = place_exact(embeddings) if backend == "exact" else load_scann(folder, embeddings)
         return cls(embeddings, backend, encoder, searcher, ids, manifest["corpus"])
 
@@ -298,6 +300,14 @@ def _check_backend(backend: str, remedy: str) -> None:
             ) from None
 
 
+def _read_ids(path: Path, size: int) -> tuple[str, ...]:
+    with parsing(path):
+        ids = read_json(path)
+        if not isinstance(ids, list):
+            raise TypeError("it must hold a list")
+        return _check_ids(ids, size)
+
+
 def _check_ids(ids: Sequence[str], size: int) -> tuple[str, ...]:
     if isinstance(ids, str):
         raise RagJaxError("ids are one string: pass a list of them")
@@ -306,7 +316,7 @@ def _check_ids(ids: Sequence[str], size: int) -> tuple[str, ...]:
     known: set[str] = set()
     for i, id in enumerate(ids):
         if not isinstance(id, str):
-            raise RagJaxError(f"ids: entry {i} is {id!r}, not a string")
+            raise RagJaxError(f"ids: entry {i} is {show(id)}, not a string")
         if id in known:
             raise RagJaxError(f"ids: {id!r} is not unique")
         known.add(id)

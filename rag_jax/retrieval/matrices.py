@@ -16,8 +16,10 @@ def check_matrix(values: Any, name: str) -> Float[np.ndarray, "N D"]:
     """Converts values to a contiguous float32 matrix; a matrix of this kind is not copied.
 
     Raises:
-        RagJaxError: the values do not have two dimensions, or not all are finite.
+        RagJaxError: the values do not have two dimensions, or not all are finite real numbers.
     """
+    if (kind := np.asarray(values).dtype).kind in "cSUmM":  # which NumPy would convert in silence
+        raise RagJaxError(f"{name} are {kind}: expected real numbers")
     with np.errstate(over="ignore"):
         matrix = np.ascontiguousarray(values, np.float32)
     if np.ndim(values) != 2:

@@ -6,6 +6,7 @@ Both backends return rows without scores, in any order. `Index` computes the sco
 import functools
 import logging
 import math
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,9 @@ from jaxtyping import Array, Float, Int
 
 from rag_jax.data.batches import round_up
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import map_array
 from rag_jax.runtime.hosts import fetch
+from rag_jax.runtime.outside import is_there, parsing, require_file
 
 # The number of queries is padded to one of these counts, and `k` to a power of two, so that few
 # programs are compiled.
@@ -27,6 +30,11 @@ _RECALL = 0.99
 # ScaNN's guide ("ScaNN Algorithms and Configuration", rules of thumb) recommends brute force below
 # the first size, asymmetric hashing below the second, and partitions for larger sizes.
 _HASH_FROM, _PARTITION_FROM = 20_000, 100_000
+# What ScaNN writes of its files, which it looks for wherever this says.
+_ASSET = r'assets {\s*asset_type: [A-Z_]+\s*asset_path: "([\w.]+)"\s*}\s*'
+_ASSETS, _HASHED, _LEAVES = "scann_assets.pbtxt", "hashed_dataset.npy", "datapoint_to_token.npy"
+# Dimensions that one code stands for, and number of codes.
+_CODED, _CODES = 2, 16
 # A row is long if it is so many times as long as the median; up to this number of long rows are
 # compared exactly with every query.
 _LONG, _MOST_LONG = 3, 256
@@ -188,7 +196,7 @@ def build_scann(embeddings: Float[np.ndarray, "N D"]) -> Scann:
         leaves = math.isqrt(size)
         builder = builder.tree(leaves, max(1, leaves // 10))
     # 0.2 is the threshold that Guo et al. (2020) use for vectors of length 1.
-    builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(100)
+    builder = builder.score_ah(_CODED, anisotropic_quantization_threshold=0.2).reorder(100)
     return Scann(builder.build(), long_rows, embeddings[long_rows])
 
 
@@ -224,7 +232,7 @@ def search_scann(
     """Rows of approximately the `k <= size` largest dot products. Always `k` different rows."""
     search = index.searcher.search_batched_parallel
     if size < _HASH_FROM:
-        return search(queries, k)[0].astype(np.int32)
+        return _check_rows(search(queries, k)[0], size)
     rows, scores = search(queries, k, min(size, max(100, 10 * k)))
     # If the searched partitions hold fewer than k rows, ScaNN pads with row 0 and a score of NaN.
     # These queries are searched again in all partitions.
@@ -240,6 +248,16 @@ def search_scann(
         scores = np.concatenate([scores, queries @ index.long_embeddings.T], axis=1)
         best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
         rows = np.take_along_axis(rows, best, axis=1)
+    return _check_rows(rows, size)
+
+
+def _check_rows(rows: Int[np.ndarray, "Q k"], size: int) -> Int[np.ndarray, "Q k"]:
+    """Refuses rows beyond the embeddings, which ScaNN finds if its files contradict them."""
+    if rows.max() >= size or rows.min() < 0:
+        raise RagJaxError(
+            f"ScaNN found row {rows.max()} among {size} embeddings: its files are of another "
+            "index; build the index again"
+        )
     return rows.astype(np.int32)
 
 
@@ -249,14 +267,31 @@ def load_scann(folder: Path, embeddings: Float[np.ndarray, "N D"]) -> Scann:
     ScaNN's loader would unpickle a file of ids. The caller must make sure that the folder has none.
 
     Raises:
-        RagJaxError: ScaNN cannot read the files, such as those of another version.
+        RagJaxError: ScaNN cannot read the files, such as those of another version, or they name
+            files elsewhere or contradict the embeddings.
     """
     from scann import scann_ops_pybind
 
-    try:
+    with parsing(folder, "is no index that ScaNN can read", "build the index again"):
+        _check_assets(folder, *embeddings.shape)
         searcher = scann_ops_pybind.load_searcher(str(folder), assets_backcompat_shim=False)
-    except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise RagJaxError(f"ScaNN cannot read {folder}: {reason}: build the index again") from None
     long_rows, _ = _find_long(embeddings)
     return Scann(searcher, long_rows, embeddings[long_rows])
+
+
+def _check_assets(folder: Path, size: int, width: int) -> None:
+    """Raises a ValueError if ScaNN would read files elsewhere, or beyond the ends of its arrays."""
+    text = (folder / _ASSETS).read_text("utf-8")
+    if not re.fullmatch(f"({_ASSET})+", text):
+        raise ValueError(f"{_ASSETS} is not as ScaNN writes it, or names a file elsewhere")
+    for name in (match[1] for match in re.finditer(_ASSET, text)):
+        require_file(folder / name)
+    codes = (size, -(-width // _CODED)), _CODES
+    for name, (shape, end) in {_HASHED: codes, _LEAVES: ((size,), math.isqrt(size))}.items():
+        if not is_there(folder / name):
+            continue
+        array = map_array(folder / name)
+        if array.shape != shape:
+            raise ValueError(f"{name} has shape {list(array.shape)}, not {list(shape)}")
+        if array.min() < 0 or array.max() >= end:
+            raise ValueError(f"{name} has numbers that are not from 0 to {end - 1}")

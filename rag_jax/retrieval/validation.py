@@ -23,6 +23,7 @@ from rag_jax.runtime.checkpoint import load_tree, save_tree
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import append_line, read_lines, to_json
 from rag_jax.runtime.hosts import is_first, wait_for_all
+from rag_jax.runtime.outside import parsing
 
 _TOGETHER = 64  # questions whose scores are in memory at once
 
@@ -99,7 +100,8 @@ class BestEpoch:
         self._folder, self._steps, self._after, self._measure = folder, steps, after, measure
         self._path = folder / "validation.jsonl"
         records, self._size = read_lines(self._path)
-        self._ranks = {record["epoch"]: record["average_rank"] for record in records}
+        with parsing(self._path):
+            self._ranks = {record["epoch"]: record["average_rank"] for record in records}
         wait_for_all(f"{self._path} was read")
 
     def before(self, step: int, params: PyTree[Array]) -> None:

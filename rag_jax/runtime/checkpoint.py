@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, sum_files, write_json
 from rag_jax.runtime.hosts import is_first, wait_for_all
+from rag_jax.runtime.outside import parsing, require_files
 from rag_jax.runtime.progress import log
 
 KEEP = 2
@@ -88,13 +89,13 @@ class Checkpoints:
             for partial in self._folder.glob(_name_partial("*") + "*"):
                 shutil.rmtree(partial)
         for step in reversed(self.steps()):
-            try:
-                return step, load_tree(self._folder / str(step), abstract)
-            except RagJaxError as error:
-                wait_for_all(f"checkpoint {step} is damaged")
-                log(f"warning: {error}; going back to the checkpoint before it")
-                if is_first():
-                    shutil.rmtree(self._folder / str(step))
+            folder = (self._folder / str(step)).absolute()
+            if is_whole(folder):
+                return step, _restore(folder, abstract)
+            wait_for_all(f"checkpoint {step} is damaged")
+            log(f"warning: {_describe_damage(folder)}; going back to the checkpoint before it")
+            if is_first():
+                shutil.rmtree(folder)
         return None
 
     def remove(self) -> None:
@@ -186,9 +187,12 @@ def _whole_or_not_at_all(folder: Path, partial: Path) -> Iterator[None]:
 
 def is_whole(folder: str | os.PathLike) -> bool:
     """Whether a folder holds a tree exactly as `save_tree` wrote it, by its checksums."""
+    folder = Path(folder)
     try:
-        return read_json(Path(folder) / _SUMS) == sum_files(Path(folder) / "tree")
-    except (OSError, ValueError):
+        with parsing(folder):
+            require_files(folder)  # the sums are those of files, but Orbax would follow a link
+            return read_json(folder / _SUMS) == sum_files(folder / "tree")
+    except RagJaxError:
         return False
 
 
@@ -201,12 +205,21 @@ def load_tree(folder: str | os.PathLike, abstract: Any) -> Any:
             no sharding.
 
     Raises:
-        RagJaxError: the folder is missing or damaged.
+        RagJaxError: the folder is missing or damaged, or holds another tree.
     """
     folder = Path(folder).absolute()
     # Orbax does not detect a changed bit in an array.
     if not is_whole(folder):
-        raise RagJaxError(f"checkpoint {folder}: missing, cut short or altered")
+        raise RagJaxError(_describe_damage(folder))
+    return _restore(folder, abstract)
+
+
+def _describe_damage(folder: Path) -> str:
+    return f"checkpoint {folder}: missing, cut short or altered"
+
+
+def _restore(folder: Path, abstract: Any) -> Any:
+    """As `load_tree`, of a folder that is whole."""
     first_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
     def describe(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -216,7 +229,8 @@ def load_tree(folder: str | os.PathLike, abstract: Any) -> Any:
     target = jax.tree.map(describe, abstract)
     arguments = ocp.checkpoint_utils.construct_restore_args(target)
     restore = ocp.args.PyTreeRestore(item=target, restore_args=arguments)
-    return ocp.Checkpointer(_handler()).restore(folder / "tree", args=restore)
+    with parsing(f"checkpoint {folder}"):
+        return ocp.Checkpointer(_handler()).restore(folder / "tree", args=restore)
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:

@@ -1,5 +1,7 @@
 """The exceptions that the commands print as one line."""
 
+_LONGEST = 5000  # characters of a message
+
 
 class RagJaxError(Exception):
     """An error in a setting, file or input. The message is one line with a remedy.
@@ -7,6 +9,11 @@ class RagJaxError(Exception):
     The commands in `launch/` print the message as `error: ...` and exit with status 1. Any other
     exception is a bug in the library and keeps its traceback.
     """
+
+    def __init__(self, message: str = ""):
+        """An error with a message, which may name things from a file: it becomes one line."""
+        line = " ".join(message.splitlines())
+        super().__init__(line if len(line) <= _LONGEST else f"{line[:_LONGEST]}...")
 
 
 class Preempted(BaseException):

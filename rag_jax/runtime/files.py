@@ -16,6 +16,7 @@ import numpy as np
 
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.hosts import is_first
+from rag_jax.runtime.outside import is_there, parsing, require_file
 
 # Advice for the errors that a user can fix. Any other OSError is a bug in the code.
 _FULL, _READ_ONLY = (errno.ENOSPC, errno.EDQUOT), (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -101,9 +102,20 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
         file.write(to_json(value, indent=2) + "\n")
 
 
-def read_json(path: str | os.PathLike) -> Any:
-    """Reads a JSON file; a ValueError if the file is not JSON."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+def read_json(
+    path: str | os.PathLike, *, problem: str = "is not valid JSON", advice: str = ""
+) -> Any:
+    """Reads a JSON file, whoever wrote it.
+
+    Args:
+        problem, advice: what the message says of a damaged file and what to do; see `parsing`.
+
+    Raises:
+        RagJaxError: the file is missing, no regular file or not JSON.
+    """
+    require_file(path, advice)
+    with parsing(path, problem, advice):
+        return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def write_jsonl(path: str | os.PathLike, records: Iterable[Any]) -> None:
@@ -113,17 +125,31 @@ def write_jsonl(path: str | os.PathLike, records: Iterable[Any]) -> None:
 
 
 def read_jsonl(path: str | os.PathLike) -> list[Any]:
-    """Reads JSON lines, one record per line; a ValueError if a line is not JSON."""
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    """Reads JSON lines, one record per line.
+
+    Raises:
+        RagJaxError: the file is missing or no regular file, or a line is not JSON.
+    """
+    require_file(path)
+    records: list[Any] = []
+    with parsing(path, "is not valid JSON lines"), open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            with parsing(f"{path}:{number}", "is not valid JSON"):
+                records.append(json.loads(line))
+    return records
 
 
 def read_lines(path: Path) -> tuple[list[Any], int]:
-    """The records that `append_line` wrote, up to the first torn line, and their size in bytes."""
+    """The records that `append_line` wrote, up to the first torn line, and their size in bytes.
+
+    Raises:
+        RagJaxError: the path is no regular file.
+    """
     records: list[Any] = []
     size = 0
-    if path.exists():
-        with open(path, "rb") as file, contextlib.suppress(ValueError):
+    if is_there(path):
+        require_file(path)
+        with open(path, "rb") as file, contextlib.suppress(ValueError, RecursionError):
             for line in file:
                 if not line.endswith(b"\n"):
                     break
@@ -166,8 +192,24 @@ def save_rows(path: Path, pieces: Iterable[np.ndarray], count: int) -> None:
 
 
 def map_array(path: Path) -> np.ndarray:
-    """Memory-maps the array of a `.npy` file; only the parts that are used are read."""
-    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    """Memory-maps the array of a `.npy` file; only the parts that are used are read.
+
+    Raises:
+        RagJaxError: the file is missing or damaged, or holds no numbers in this machine's order.
+    """
+    require_file(path)
+    with parsing(path):
+        array = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        if array.dtype.kind not in "biuf" or not array.dtype.isnative:
+            raise ValueError(f"it holds {array.dtype}, no numbers in this machine's order")
+        return array
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Reads the arrays of an `.npz` file by name; a RagJaxError if it is missing or damaged."""
+    require_file(path)
+    with parsing(path), np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 def sum_files(folder: Path) -> dict[str, int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, replace_folder, write_json
+from rag_jax.runtime.outside import is_there, require_file, show
 
 _MANIFEST, _FORMAT = "index.json", 2
 
@@ -48,20 +49,20 @@ def read_manifest(
         RagJaxError: the folder holds no index, a damaged index or an index of another kind.
     """
     path = folder / _MANIFEST
-    try:
-        manifest = read_json(path)
-    except OSError:
-        raise RagJaxError(f"{path} is missing: build the index first") from None
-    except ValueError:
-        raise RagJaxError(f"{path} is damaged: build the index again") from None
+    if not is_there(path):
+        raise RagJaxError(f"{path} is missing: build the index first")
+    manifest = read_json(path, problem="is damaged", advice="build the index again")
     if not isinstance(manifest, dict) or not _has_kinds(manifest, {"format": int, "backend": str}):
         raise RagJaxError(f"{path} is damaged: build the index again")
     if manifest["format"] != _FORMAT or manifest["backend"] not in backends:
         raise RagJaxError(
-            f"{path} has format {manifest['format']} and backend {manifest['backend']!r}, which "
-            "this version does not read here: build the index again"
+            f"{path} has format {show(manifest['format'])} and backend "
+            f"{show(manifest['backend'])}, which this version does not read here: build the index "
+            "again"
         )
-    if not _has_kinds(manifest, {**kinds, "sha256": dict}):
+    hashes = manifest.get("sha256")
+    is_listed = isinstance(hashes, dict) and all(isinstance(h, str) for h in hashes.values())
+    if not _has_kinds(manifest, kinds) or not is_listed:
         raise RagJaxError(f"{path} is damaged: build the index again")
     return manifest
 
@@ -89,10 +90,14 @@ def check_files(folder: Path, listed: Mapping[str, str], known: Collection[str])
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
+    """SHA-256 of a file's content, in hexadecimal; a RagJaxError for a named pipe or the like."""
+    if is_there(path):
+        require_file(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _has_kinds(manifest: Mapping[str, Any], kinds: Mapping[str, type]) -> bool:
-    return all(isinstance(manifest.get(key), kind) for key, kind in kinds.items())
+    # A bool is an int in Python, but no number of rows.
+    found = {key: manifest.get(key) for key in kinds}
+    return all(isinstance(found[k], kind) and found[k] is not True for k, kind in kinds.items())

@@ -30,6 +30,7 @@ from rag_jax.runtime.clock import Clock
 from rag_jax.runtime.errors import Preempted, RagJaxError
 from rag_jax.runtime.files import open_atomic, to_json, write_json
 from rag_jax.runtime.hosts import is_first, preempted
+from rag_jax.runtime.outside import parsing, require_file
 from rag_jax.runtime.sharding import Shardings, constrain, shardings_like, shardings_of
 
 LossFunction = Callable[[PyTree, PyTree, Any], tuple[Float[Array, ""], Mapping[str, Array]]]
@@ -315,9 +316,11 @@ def _open_log(path: Path, first: int) -> IO[str]:
         return open(os.devnull, "a", encoding="utf-8")
     if path.exists():
         kept = []
-        with open(path, encoding="utf-8") as file:
+        require_file(path)
+        with parsing(path), open(path, encoding="utf-8") as file:
             for line in file:
-                with contextlib.suppress(ValueError):
+                # A line that is no record of a step is torn or damaged, and goes.
+                with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
                     if line.endswith("\n") and json.loads(line)["step"] < first:
                         kept.append(line)
         with open_atomic(path) as file:

@@ -195,6 +195,18 @@ def test_a_copy_of_a_weight_of_the_base_model(saved):
         lora.load_peft(saved, model)
 
 
+@pytest.mark.parametrize(("value", "dtype"), [(np.nan, "f4"), (np.inf, "f4"), (1e5, "f2")])
+def test_numbers_that_are_none(saved, value, dtype):
+    name = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
+
+    def spoil(tensors):
+        tensors[name][-1, -1] = value
+
+    edit_tensors(saved, spoil)
+    with pytest.raises(RagJaxError, match=f"safetensors: {name} has a NaN, or a number beyond"):
+        lora.load_peft(saved, load_model("llama_tied"), dtype=dtype)
+
+
 def test_types(saved):
     adapter, _ = lora.load_peft(saved, load_model("llama_tied"), dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(adapter)} == {jnp.dtype(jnp.bfloat16)}
@@ -220,6 +232,10 @@ def test_types(saved):
         ({"peft_type": "IA3"}, "peft_type 'IA3' is not supported; LORA is"),
         ({"r": 0}, "r must be a positive integer, not 0"),
         ({"lora_alpha": "x"}, "lora_alpha must be a positive number"),
+        ({"lora_alpha": float("inf")}, "lora_alpha must be a positive number, not inf"),
+        ({"lora_alpha": float("nan")}, "lora_alpha must be a positive number, not nan"),
+        ({"lora_alpha": 1e39}, "lora_alpha must be a positive number, not 1e"),
+        ({"r": 10**30}, "r must be at most 2147483647, not 10000000000"),
         ({"target_modules": 3}, "target_modules must be a list of strs, not 3"),
         ({"target_modules": "("}, r"target_modules '\(': "),
         ({"layers_to_transform": ["a"]}, "layers_to_transform must be a list of ints"),
@@ -299,7 +315,7 @@ def test_missing_and_damaged_files(saved, tmp_path):
         with pytest.raises(RagJaxError, match="adapter_config.json is not valid JSON"):
             lora.load_peft(saved, model)
     config.write_text("[]")
-    with pytest.raises(RagJaxError, match="peft_type None is not supported"):
+    with pytest.raises(RagJaxError, match="must hold a JSON object"):
         lora.load_peft(saved, model)
 
 

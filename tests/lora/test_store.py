@@ -152,3 +152,12 @@ def test_bfloat16_takes_half_the_room(tmp_path):
     store = open_store(tmp_path, dtype=jnp.bfloat16)
     store.save(["a"], bank)
     assert_same(store.load(["a"])[0], bank)
+
+
+def test_an_adapter_with_nan_is_lost(tmp_path):
+    store = open_store(tmp_path / "store")
+    store.save(IDS[:2], jax.tree.map(lambda leaf: leaf.at[1].set(np.nan), make_bank(2)))
+    bank, lost = store.load(IDS[:2])
+    assert list(lost) == [IDS[1]] and "its adapter is lost: " in lost[IDS[1]]
+    assert "has a NaN" in lost[IDS[1]]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(bank))

@@ -27,14 +27,20 @@ def entry(kind, value):
     return text(b"key") + struct.pack("<I", kind) + value
 
 
+def tensor(*shape, offset=0):
+    sizes = struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
+    return text(b"weight") + sizes + struct.pack("<IQ", 0, offset)
+
+
+HALF = struct.pack("<IQ", 0, 600_000) + bytes(600_000)  # of more items than there may be
+
 GOOD = header(
     tensors=1,
     entries=3,
     rest=entry(4, struct.pack("<I", 7))
     + entry(8, text(b"value"))
     + entry(9, struct.pack("<IQ", 8, 2) + text(b"a") + text(b"b"))
-    + text(b"weight")
-    + struct.pack("<IQQIQ", 2, 4, 4, 0, 0),
+    + tensor(4, 4),
 )
 
 
@@ -56,8 +62,12 @@ def test_a_good_header(tmp_path):
         (header(entries=HUGE), "declares 1152921504606846976 metadata entries"),
         (header(entries=2), "runs past the end of the file"),
         (header(entries=1, rest=struct.pack("<Q", HUGE)), "larger than 256 MiB"),
-        (header(entries=1, rest=entry(9, struct.pack("<IQ", 0, HUGE))), "larger than 256 MiB"),
-        (header(entries=1, rest=entry(9, struct.pack("<IQ", 8, HUGE))), "past the end"),
+        (header(entries=1, rest=entry(9, struct.pack("<IQ", 0, HUGE))), "the limit is 1048576"),
+        (header(entries=1, rest=entry(9, struct.pack("<IQ", 8, HUGE))), "the limit is 1048576"),
+        (header(entries=1, rest=entry(9, struct.pack("<IQ", 8, 1 << 20))), "past the end"),
+        (header(entries=2, rest=2 * entry(9, HALF)), "have 1200000 items"),
+        (header(tensors=1, rest=tensor(1 << 32, 1 << 32)), "of 18446744073709551616 weights"),
+        (header(tensors=1, rest=tensor(4, offset=1 << 40)), "begins at byte 1099511627776"),
         (header(entries=1, rest=entry(9, struct.pack("<IQ", 9, 1))), "the unknown type 9"),
         (header(entries=1, rest=entry(13, b"")), "the unknown type 13"),
         (header(tensors=1, rest=text(b"w") + struct.pack("<I", 5)), "has 5 dimensions"),
@@ -66,7 +76,7 @@ def test_a_good_header(tmp_path):
 def test_headers_out_of_bounds(tmp_path, data, message):
     path = tmp_path / "a.gguf"
     path.write_bytes(data)
-    with pytest.raises(RagJaxError, match=f"a.gguf is truncated or not a GGUF file .*{message}"):
+    with pytest.raises(RagJaxError, match=f"a.gguf is truncated or not a GGUF file: .*{message}"):
         read_gguf(path)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -220,8 +221,54 @@ def alter(path):
 @pytest.mark.parametrize("name", ["model.safetensors", "files.json"])
 def test_damaged_cache(cache, damage, name):
     damage(hub.resolve("tiny") / name)
-    with pytest.raises(RagJaxError, match=f"{name} is .*: delete .*/tiny and rerun to restore"):
+    with pytest.raises(RagJaxError, match=f"{name} is .*[:;] delete .*/tiny and rerun to restore"):
         hub.resolve("tiny")
+
+
+def empty(folder):
+    (folder / "files.json").write_text("{}")
+
+
+def list_outside(folder):
+    (folder / "files.json").write_text('{"../a.safetensors": {"size": 0, "sha256": ""}}')
+
+
+def add(name):
+    return lambda folder: (folder / name).write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (add("chat_template.jinja"), "chat_template.jinja is no file of the model: remove it"),
+        (add("model.safetensors.index.json"), "index.json is no file of the model"),
+        (lambda folder: os.mkfifo(folder / "tokenizer.json"), "tokenizer.json is no file of the"),
+        (lambda folder: (folder / "sub").symlink_to(folder), "sub is no file of the model"),
+        (empty, "files.json is damaged: it lists no weights"),
+        (list_outside, "files.json is damaged: it lists '../a.safetensors', a path outside"),
+        (lambda folder: (folder / "files.json").write_text("[" * 10**5), "files.json is damaged"),
+    ],
+)
+def test_only_the_listed_files_are_read(cache, change, message):
+    change(hub.resolve("tiny"))
+    with pytest.raises(RagJaxError, match=message):
+        hub.resolve("tiny")
+
+
+def test_a_file_added_to_a_snapshot_of_the_hub(tmp_path, monkeypatch):
+    """The library's cache: links to the files that it fetched."""
+    import huggingface_hub
+
+    snapshot, blobs = tmp_path / "snapshots" / "0", tmp_path / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (blobs / "1").write_text("")
+    (snapshot / "tokenizer.json").symlink_to("../../blobs/1")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(snapshot))
+    assert hub.resolve("someone/model") == snapshot
+    (snapshot / "chat_template.jinja").write_text("")
+    with pytest.raises(RagJaxError, match=r"jinja was not fetched with the model: remove it"):
+        hub.resolve("someone/model")
 
 
 def test_run_killed_while_unpacking(cache):

@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.runtime.errors import RagJaxError
@@ -240,3 +240,24 @@ def test_gguf_tokens_that_are_not_marked_as_control(tmp_path):
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert len(tokens) - 1 in tokenizer.encode(text)
     assert len(tokens) - 2 not in tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("name", ["padding", "bos", "eos", "eot"])
+@pytest.mark.parametrize("i", [-1, 10**6])
+def test_gguf_names_no_token_beyond_its_own(name, i):
+    metadata = make_metadata(**{f"tokenizer.ggml.{name}_token_id": i})
+    with pytest.raises(RagJaxError, match=f"GGUF: {name}_token_id {i} is none of the tokenizer's"):
+        Tokenizer.from_gguf(metadata)
+
+
+def test_damage_that_shows_only_in_a_text():
+    core = tokenizers.Tokenizer(models.WordPiece({"a": 0}, unk_token="[UNK]"))
+    with pytest.raises(RagJaxError, match="cannot encode a text: .*its files are damaged"):
+        Tokenizer(core).encode("b")
+
+
+def test_tokens_before_a_text_are_in_the_vocabulary():
+    core = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1}, []))
+    core.post_processor = processors.TemplateProcessing("b $A", special_tokens=[("b", 7)])
+    with pytest.raises(RagJaxError, match="the token 7, which the tokenizer puts before every"):
+        Tokenizer(core).encode_prompt("a")

@@ -6,13 +6,17 @@ from pathlib import Path
 
 import gguf
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from rag_jax.models import load
 from rag_jax.models.io.configs import read_config
 from rag_jax.models.io.gguf_file import read_gguf, unpermute
+from rag_jax.models.io.tensors import check_finite
 from rag_jax.models.nn.bart import BartConfig
 from rag_jax.runtime.errors import RagJaxError
 
@@ -569,8 +573,8 @@ def test_gguf_of_another_architecture(llama, tmp_path):
         ("llama.rope.freq_scale", 1, "llama.rope.freq_scale 1 is not supported"),
         ("llama.expert_count", 8, "llama.expert_count 8 is not supported"),
         ("llama.rope.scaling.type", "yarn", "llama.rope.scaling.type 'yarn' is not supported"),
-        ("general.type", "adapter", "tiny.gguf is no model, but of type adapter: load its base"),
-        ("general.type", "imatrix", "tiny.gguf is no model, but of type imatrix$"),
+        ("general.type", "adapter", "tiny.gguf is no model, but of type 'adapter': load its base"),
+        ("general.type", "imatrix", "tiny.gguf is no model, but of type 'imatrix'$"),
         ("split.count", 2, "tiny.gguf is one of 2 parts of a model: join them"),
     ],
 )
@@ -605,3 +609,54 @@ def test_a_gguf_file_beside_others(llama, tmp_path):
         == load(llama / "model.safetensors").config
     )
     assert load(llama).fingerprint != load(llama / "a.gguf").fingerprint
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(np.nan, None), (-np.inf, None), (1e5, np.float16)])
+def test_numbers_that_are_none(llama, value, dtype):
+    def spoil(tensors):
+        tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = value
+
+    change_tensors(llama, spoil)
+    message = "layers.1.mlp.up_proj.weight has a NaN, or a number beyond float"
+    with pytest.raises(RagJaxError, match=message):
+        load(llama, dtype=dtype)
+
+
+@settings(max_examples=50)
+@given(
+    dtype=st.sampled_from(["float16", "float32", "float64", "bfloat16"]),
+    target=st.sampled_from(["float16", "float32", "bfloat16"]),
+    size=st.sampled_from([1, 5, (1 << 18) + 1]),
+    number=st.sampled_from([0.0, -1e30, 65504.0, 65519.0, 65520.0, 3.3e38, 1e39, np.inf, np.nan]),
+)
+def test_what_is_looked_for_is_what_the_parameter_becomes(dtype, target, size, number):
+    array = np.zeros(size, jnp.dtype(dtype))
+    with np.errstate(over="ignore"):
+        array[-1] = number
+        becomes = array[-1:].astype(jnp.dtype(target))
+    if np.isfinite(becomes.astype(float)).all():
+        check_finite(array, jnp.dtype(target), "w")
+    else:
+        with pytest.raises(RagJaxError, match="^w has a NaN, or a number beyond"):
+            check_finite(array, jnp.dtype(target), "w")
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "message"),
+    [
+        ("rms_norm_eps", "NaN", "rms_norm_eps must be a positive number, not nan"),
+        ("rms_norm_eps", "1e400", "rms_norm_eps must be a positive number, not inf"),
+        ("num_hidden_layers", "1000000000", "num_hidden_layers must be at most 4096"),
+        ("vocab_size", "1" + "0" * 400, "vocab_size must be at most 2147483647"),
+        ("hidden_size", "1" + "0" * 5000, "is not valid JSON: Exceeds the limit"),
+        ("model_type", "[" * 400 + "]" * 400, "model_type .* is not supported"),
+        ("hidden_act", "[" * 100000, "is not valid JSON: maximum recursion depth"),
+        ("model_type", "{}", "model_type {} is not supported"),
+    ],
+)
+def test_numbers_and_nesting_of_a_config(llama, field, text, message):
+    path = llama / "config.json"
+    fields = json.loads(path.read_text()) | {field: "HERE"}
+    path.write_text(json.dumps(fields).replace('"HERE"', text))
+    with pytest.raises(RagJaxError, match=f"config.json.* {message}|config.json:? {message}"):
+        read_config(path)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from rag_jax.retrieval import BM25, Index
 from rag_jax.retrieval.bm25 import split_words
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.manifest import hash_file
 
 TEXTS = [
     ("Oil crisis", "The 1973 oil crisis began in October 1973."),
@@ -206,6 +207,57 @@ def test_damaged_folders(tmp_path, damage, message):
     damage(tmp_path / "bm25")
     with pytest.raises(RagJaxError, match=message):
         BM25.load(tmp_path / "bm25")
+
+
+def edit_array(name, change):
+    def edit(folder):
+        path = folder / f"{name}.csc.index.npy"
+        array = np.load(path)
+        change(array)
+        np.save(path, array)
+
+    return edit
+
+
+def edit_json(name, **changes):
+    def edit(folder):
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return edit
+
+
+def set_item(index, value):
+    return lambda array: array.__setitem__(index, value)
+
+
+CONTRADICTIONS = {
+    "row below zero": (edit_array("indices", set_item(0, -1)), "a row is none of the"),
+    "row beyond": (edit_array("indices", set_item(0, 99)), "a row is none of the"),
+    "start": (edit_array("indptr", set_item(0, 1)), "the words' rows do not follow each other"),
+    "starts": (edit_array("indptr", set_item(1, 99)), "the words' rows do not follow"),
+    "nan": (edit_array("data", set_item(0, np.nan)), "a score is NaN or infinite"),
+    "word beyond": (edit_json("vocab.index.json", a=10**6), "a word's number is out of range"),
+    "word": (edit_json("vocab.index.json", a="b"), "a word's number is out of range"),
+    "backend": (edit_json("params.index.json", backend="numba"), "backend is 'numba', not 'numpy'"),
+    "k1": (edit_json("params.index.json", k1=float("inf")), "k1 is inf, not 1.5"),
+    "count": (edit_json("params.index.json", num_docs=2), "has 2 passages, not the"),
+    "unknown": (edit_json("params.index.json", a=1), "TypeError"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
+def test_files_that_contradict_each_other(tmp_path, change, message):
+    """Even if their author wrote a manifest for them."""
+    folder = tmp_path / "bm25"
+    BM25.build(TEXTS).save(folder)
+    change(folder)
+    manifest = json.loads((folder / "index.json").read_text())
+    manifest["sha256"] = {name: hash_file(folder / name) for name in manifest["sha256"]}
+    (folder / "index.json").write_text(json.dumps(manifest))
+    with pytest.raises(RagJaxError, match=message) as error:
+        BM25.load(folder)
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_kinds_of_index_are_not_mistaken(tmp_path):

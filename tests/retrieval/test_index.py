@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import sys
 from dataclasses import replace
 
@@ -238,6 +239,14 @@ def build_with_nan(row):
             "embeddings: row 1 has a NaN or an infinity",
         ),
         (
+            lambda: Index.build(np.ones((2, 2), complex), backend="exact", encoder="e"),
+            "embeddings are complex128: expected real numbers",
+        ),
+        (
+            lambda: Index.build([["1", "2"]], backend="exact", encoder="e"),
+            "embeddings are <U1: expected real numbers",
+        ),
+        (
             lambda: Index.build(np.zeros((0, 8)), backend="scann", encoder="e"),
             r"embeddings have shape \(0, 8\): the corpus is empty",
         ),
@@ -343,6 +352,67 @@ def test_pickled_arrays_are_refused(tmp_path):
     rewrite_manifest(folder, sha256={"dataset.npy": hash_file(folder / "dataset.npy")})
     with pytest.raises(RagJaxError, match=r"dataset\.npy cannot be read: .*Python objects"):
         Index.load(folder, encoder="e")
+
+
+def rewrite_file(folder, name, write):
+    """Changes a file, and its hash with it: the index's author may have made it so."""
+    write(folder / name)
+    hashes = json.loads((folder / "index.json").read_text())["sha256"]
+    rewrite_manifest(folder, sha256={**hashes, name: hash_file(folder / name)})
+
+
+@pytest.mark.parametrize("dtype", ["complex64", ">f4", "f8", "U8", "i4"])
+def test_embeddings_of_another_kind_are_refused(tmp_path, dtype):
+    index_exactly(make_vectors(20, 4)).save(tmp_path / "index")
+    array = np.load(tmp_path / "index" / "dataset.npy").astype(dtype)
+    rewrite_file(tmp_path / "index", "dataset.npy", lambda path: np.save(path, array))
+    with pytest.raises(RagJaxError, match=r"dataset\.npy .*holds"):
+        Index.load(tmp_path / "index", encoder="e")
+
+
+def edit_array(change):
+    def edit(path):
+        np.save(path, change(np.load(path)))
+
+    return edit
+
+
+def edit_text(old, new):
+    def edit(path):
+        path.write_text(path.read_text().replace(old, new))
+
+    return edit
+
+
+ELSEWHERE = {
+    "outside": ("scann_assets.pbtxt", edit_text('"hashed', '"../hashed'), "names a file elsewhere"),
+    "root": ("scann_assets.pbtxt", edit_text('"hashed', '"/tmp/hashed'), "names a file elsewhere"),
+    "missing": ("scann_assets.pbtxt", edit_text('"hashed', '"un'), "un_dataset.npy is missing"),
+    "comment": ("scann_assets.pbtxt", edit_text("assets", "# assets"), "not as ScaNN writes it"),
+    "codes": ("hashed_dataset.npy", edit_array(lambda a: a + 16), "are not from 0 to 15"),
+    "fewer codes": ("hashed_dataset.npy", edit_array(lambda a: a[:, :1]), "has shape"),
+    "fewer rows": ("hashed_dataset.npy", edit_array(lambda a: a[1:]), "has shape"),
+    "partition": ("datapoint_to_token.npy", edit_array(lambda a: a + 999), "are not from 0 to 14"),
+    "below zero": ("datapoint_to_token.npy", edit_array(lambda a: a - 1), "are not from 0 to 14"),
+    "config": ("scann_config.pb", lambda path: path.write_bytes(b"\xff"), "Failed to parse"),
+}
+
+
+@pytest.mark.parametrize(("name", "write", "message"), ELSEWHERE.values(), ids=ELSEWHERE)
+def test_scann_reads_within_the_folder_and_its_arrays(
+    tmp_path_factory, small_thresholds, name, write, message
+):
+    pytest.importorskip("scann")
+    small_thresholds(100, 200)
+    whole = tmp_path_factory.getbasetemp() / "partitioned"
+    if not whole.exists():
+        Index.build(make_vectors(240, 4), backend="scann", encoder="e").save(whole)
+    folder = shutil.copytree(whole, tmp_path_factory.mktemp("scann") / "index")
+    Index.load(folder, encoder="e")
+    rewrite_file(folder, name, write)
+    with pytest.raises(RagJaxError, match=message) as error:
+        Index.load(folder, encoder="e")
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_another_encoders_index_is_refused(tmp_path):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.outside import is_there, require_file
 
 LONGEST = 1 << 26  # maximum length of a line in bytes, or of a JSON value in characters
 CHUNK = 1 << 16  # bytes or characters read at a time
@@ -87,6 +88,8 @@ def open_data(path: Path) -> Iterator[io.BufferedReader]:
         RagJaxError: in the block too, if the file cannot be read, is damaged, or is another file
             than it seems to be, such as a pointer of Git LFS, a web page or UTF-16.
     """
+    if is_there(path):
+        require_file(path)
     with _named_errors(path), open(path, "rb") as file, contextlib.ExitStack() as stack:
         head = file.peek(_HEAD)
         decompress = next((d for pattern, d in _DECOMPRESSORS if re.match(pattern, head)), None)

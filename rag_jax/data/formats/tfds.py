@@ -7,7 +7,6 @@ list of strings, or the structure of SQuAD or TriviaQA in TensorFlow Datasets. `
 plain JSON lines.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from rag_jax.data.formats import dpr, jsonl
 from rag_jax.data.formats.fields import Item, is_impossible
 from rag_jax.data.formats.lines import BadLineError, BadLines, Place
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_json
+from rag_jax.runtime.outside import parsing, require_files, show
 
 _INFO = "dataset_info.json"
 _FEATURES = "features.json"
@@ -48,8 +49,8 @@ def is_of_hugging_face(path: Path) -> bool:
     if path.name != _INFO or (path.parent / "state.json").exists():
         return path.name in (_INFO, "dataset_infos.json", "dataset_dict.json", "state.json")
     try:
-        info = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        info = read_json(path)
+    except RagJaxError:
         return False  # a damaged file of TensorFlow Datasets is reported when the dataset is read
     return isinstance(info, dict) and bool(_HUGGING_FACE & info.keys())
 
@@ -65,34 +66,31 @@ def read_examples(dataset: Path, bad: BadLines) -> Iterator[tuple[str, Place, di
     """
     import tensorflow_datasets as tfds  # the import takes a second, and few runs need the package
 
-    _check_features(dataset)
-    try:
+    with parsing(dataset, "is not a prepared dataset"):
+        require_files(dataset)
+        _check_features(dataset)
+        _check_names(dataset)
         builder = tfds.builder_from_directory(dataset)
-        sources = {split: builder.as_data_source(split=split) for split in builder.info.splits}
-    except NotImplementedError:
-        raise RagJaxError(
-            f"{dataset}: is not in ArrayRecord; prepare the dataset again with "
-            "download_and_prepare(file_format='array_record')"
-        ) from None
-    except Exception as error:  # the library raises errors of many types for damaged files
-        reason = " ".join(str(error).split())[:200]
-        raise RagJaxError(f"{dataset}: is not a prepared dataset ({reason})") from None
+        try:
+            sources = {split: builder.as_data_source(split=split) for split in builder.info.splits}
+        except NotImplementedError:
+            raise RagJaxError(
+                f"{dataset}: is not in ArrayRecord; prepare the dataset again with "
+                "download_and_prepare(file_format='array_record')"
+            ) from None
+        sizes = {split: len(source) for split, source in sources.items()}
     for split, source in sources.items():
-        for row in range(len(source)):
+        for row in range(sizes[split]):
             place = Place(dataset / split, row + 1, row + 1)
+            with parsing(place):
+                example = source[row]
             with bad:
-                yield split, place, _simplify(source[row], place)
+                yield split, place, _simplify(example, place)
 
 
 def _check_features(dataset: Path) -> None:
     """Raises a RagJaxError if a dataset has features of a kind that is not read."""
-    try:
-        pending = [json.loads((dataset / _FEATURES).read_bytes())]
-    except FileNotFoundError:
-        raise RagJaxError(f"{dataset}: is not a prepared dataset (no {_FEATURES})") from None
-    except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RagJaxError(f"{dataset}: is not a prepared dataset ({_FEATURES}: {reason})") from None
+    pending = [read_json(dataset / _FEATURES, advice="it is not a prepared dataset")]
     while pending:
         value = pending.pop()
         if isinstance(value, dict):
@@ -102,12 +100,25 @@ def _check_features(dataset: Path) -> None:
                 if kind not in _KINDS:
                     known = ", ".join(sorted(name.rsplit(".", 1)[1] for name in _KINDS))
                     raise RagJaxError(
-                        f"{dataset / _FEATURES}: features of the kind {kind!r} are not read, only "
-                        f"{known} of TensorFlow Datasets itself"
+                        f"{dataset / _FEATURES}: features of the kind {show(kind)} are not read, "
+                        f"only {known} of TensorFlow Datasets itself"
                     )
             pending += value.values()
         elif isinstance(value, list):
             pending += value
+
+
+def _check_names(dataset: Path) -> None:
+    """Raises a ValueError if a dataset says that its files lie elsewhere.
+
+    The library makes the files' names of these.
+    """
+    info = read_json(dataset / _INFO)
+    names = [info.get("name"), info.get("fileFormat")]
+    for split in info.get("splits", []):
+        names += [split.get(key) for key in ("name", "filepathTemplate", "filepath_template")]
+    if outside := [name for name in names if isinstance(name, str) and {"/", "\\"} & {*name}]:
+        raise ValueError(f"{_INFO} names files elsewhere: {show(outside[0])}")
 
 
 def is_question(example: Mapping[str, Any]) -> bool:

@@ -6,9 +6,10 @@ Missing fields have the defaults of transformers' `BartConfig`.
 from pathlib import Path
 from typing import Any
 
-from rag_jax.models.io.fields import Fields, read_fields
+from rag_jax.models.io.fields import LARGEST, MOST_LAYERS, Fields, read_fields
 from rag_jax.models.nn.bart import BartConfig
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.outside import is_there, show
 
 # From the attributes of `BartConfig` to the fields of a `config.json`.
 _SIZES = {
@@ -44,7 +45,12 @@ def read_bart(fields: Fields) -> BartConfig:
     fields.refuse_unless("activation_function", "gelu")
     fields.refuse_unless("tie_word_embeddings", True)
     sizes = {
-        name: fields.size(hf_name, getattr(BartConfig, name)) for name, hf_name in _SIZES.items()
+        name: fields.size(
+            hf_name,
+            getattr(BartConfig, name),
+            most=MOST_LAYERS if name.endswith("_layers") else LARGEST,
+        )
+        for name, hf_name in _SIZES.items()
     }
     hidden = sizes["hidden_size"]
     for side in ("encoder", "decoder"):
@@ -54,7 +60,7 @@ def read_bart(fields: Fields) -> BartConfig:
                 f"{heads}"
             )
     path = Path(fields.source).with_name("generation_config.json")
-    generation = read_fields(path) if path.exists() else fields
+    generation = read_fields(path) if is_there(path) else fields
     vocab_size = sizes["vocab_size"]
     ids = {
         name: _read_id(fields, hf_name, vocab_size, default=getattr(BartConfig, name))
@@ -87,6 +93,6 @@ def _read_id(
         return default
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < vocab_size:
         raise RagJaxError(
-            f"{fields.source}: {name} must be a token id below {vocab_size}, not {value!r}"
+            f"{fields.source}: {name} must be a token id below {vocab_size}, not {show(value)}"
         )
     return value

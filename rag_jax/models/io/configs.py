@@ -18,12 +18,13 @@ from rag_jax.models.io.decoder_configs import (
     describe_decoder,
     read_decoder,
 )
-from rag_jax.models.io.fields import Fields, read_fields
+from rag_jax.models.io.fields import MOST_LAYERS, Fields, read_fields
 from rag_jax.models.io.tensors import StoredTensor
 from rag_jax.models.nn.bart import BartConfig
 from rag_jax.models.nn.bert import BertConfig
 from rag_jax.models.nn.decoder import DecoderConfig
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.outside import parsing, show
 
 # Names of the field with the number of experts, in the configs of mixtures of experts.
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
@@ -36,10 +37,12 @@ def read_config(path: Path) -> Config:
     Raises:
         RagJaxError: the file is missing or damaged, or the architecture or an option unsupported.
     """
-    try:
-        fields = read_fields(path)
-    except FileNotFoundError:
-        raise RagJaxError(f"{path} is missing: copy the model's config.json there") from None
+    fields = read_fields(path, "copy the model's config.json there")
+    with parsing(path):
+        return _read_any(fields)
+
+
+def _read_any(fields: Fields) -> Config:
     readers = {
         **dict.fromkeys(DECODER_FAMILIES, read_decoder),
         "bert": _read_bert,
@@ -48,18 +51,20 @@ def read_config(path: Path) -> Config:
     }
     if experts := next((name for name in _EXPERTS if fields.raw.get(name)), None):
         raise RagJaxError(
-            f"{path}: {experts} {fields.raw[experts]!r}: mixtures of experts are not supported"
+            f"{fields.source}: {experts} {show(fields.raw[experts])}: mixtures of experts are not "
+            "supported"
         )
     model_type = fields.raw.get("model_type")
-    if model_type not in readers:
+    if model_type not in tuple(readers):
         supported = ", ".join(sorted(readers))
         raise RagJaxError(
-            f"{path}: model_type {model_type!r} is not supported; supported are {supported}"
+            f"{fields.source}: model_type {show(model_type)} is not supported; supported are "
+            f"{supported}"
         )
     if quantisation := fields.section("quantization_config"):
         raise RagJaxError(
-            f"{path}: quantization_config {quantisation.get('quant_method')!r} is not supported: "
-            "use float weights or a GGUF file"
+            f"{fields.source}: quantization_config {show(quantisation.get('quant_method'))} is not "
+            "supported: use float weights or a GGUF file"
         )
     return readers[model_type](fields)
 
@@ -81,6 +86,13 @@ def read_gguf_config(
     Raises:
         RagJaxError: a size is missing, or the rotary positions are scaled or partial.
     """
+    with parsing(path):
+        return _read_gguf(metadata, tensors, path)
+
+
+def _read_gguf(
+    metadata: Mapping[str, Any], tensors: Mapping[str, StoredTensor], path: Path
+) -> DecoderConfig:
     # Metadata floats are float32: 1e-05 reads as 9.999999747378752e-06.
     metadata = {
         name: float(str(np.float32(value))) if isinstance(value, float) else value
@@ -98,7 +110,7 @@ def read_gguf_config(
         vocab_size=fields.size("llama.vocab_size", embedding and embedding.shape[0]),
         hidden_size=hidden,
         ffn_size=fields.size("llama.feed_forward_length"),
-        num_layers=fields.size("llama.block_count"),
+        num_layers=fields.size("llama.block_count", most=MOST_LAYERS),
         num_heads=heads,
         num_kv_heads=fields.size("llama.attention.head_count_kv", heads),
         head_dim=head_dim,
@@ -124,7 +136,7 @@ def _refuse_gguf_rope(fields: Fields) -> None:
     for name in fields.raw:
         short = name.removeprefix("llama.rope.")
         if short != name and short not in known and not short.startswith("scaling."):
-            raise RagJaxError(f"{fields.source}: {name} {fields.raw[name]!r} is not supported")
+            raise RagJaxError(f"{fields.source}: {name} {show(fields.raw[name])} is not supported")
 
 
 def _read_bert(fields: Fields) -> BertConfig:
@@ -141,7 +153,7 @@ def _read_bert(fields: Fields) -> BertConfig:
         vocab_size=fields.size("vocab_size"),
         hidden_size=hidden,
         ffn_size=fields.size("intermediate_size"),
-        num_layers=fields.size("num_hidden_layers"),
+        num_layers=fields.size("num_hidden_layers", most=MOST_LAYERS),
         num_heads=heads,
         num_types=fields.size("type_vocab_size", 2),
         norm_eps=fields.number("layer_norm_eps", 1e-12),
@@ -154,7 +166,7 @@ def _read_dpr(fields: Fields) -> BertConfig:
     role = next((role for role, name in _DPR_CLASSES.items() if architectures == [name]), None)
     if role is None:
         raise RagJaxError(
-            f"{fields.source}: architectures {architectures!r} is not supported; for DPR, "
+            f"{fields.source}: architectures {show(architectures)} is not supported; for DPR, "
             f"supported are {' and '.join(_DPR_CLASSES.values())}"
         )
     projection = fields.size("projection_dim") if fields.raw.get("projection_dim") else None

@@ -7,10 +7,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from rag_jax.models.io.fields import Fields
+from rag_jax.models.io.fields import MOST_LAYERS, Fields
 from rag_jax.models.nn.decoder import DecoderConfig
 from rag_jax.models.nn.rope import LlamaScaling, LongScaling
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.outside import show
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def read_decoder(fields: Fields) -> DecoderConfig:
         _refuse_window(fields, family, max_length)
     for kind in fields.raw.get("layer_types") or ():
         if kind != "full_attention":
-            raise RagJaxError(f"{fields.source}: layer_types {kind!r} is not supported")
+            raise RagJaxError(f"{fields.source}: layer_types {show(kind)} is not supported")
     hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     if name == "stablelm":
         fields.refuse_unless("head_dim", hidden // heads)
@@ -86,7 +87,7 @@ def read_decoder(fields: Fields) -> DecoderConfig:
         vocab_size=fields.size("vocab_size"),
         hidden_size=hidden,
         ffn_size=fields.size("intermediate_size"),
-        num_layers=fields.size("num_hidden_layers"),
+        num_layers=fields.size("num_hidden_layers", most=MOST_LAYERS),
         num_heads=heads,
         num_kv_heads=fields.size("num_key_value_heads", family.kv_heads or heads),
         head_dim=fields.size("head_dim", hidden // heads),
@@ -169,8 +170,8 @@ def _refuse_window(fields: Fields, family: _Family, max_length: int) -> None:
     window = fields.raw.get("sliding_window", family.window)
     if window is not None and fields.size("sliding_window", window) < max_length:
         raise RagJaxError(
-            f"{fields.source}: sliding_window {window} is not supported: it is shorter than the "
-            f"context of {max_length} tokens"
+            f"{fields.source}: sliding_window {show(window)} is not supported: it is shorter than "
+            f"the context of {max_length} tokens"
         )
 
 
@@ -226,7 +227,7 @@ def _read_rope(
         )
         return fraction, theta, scaling
     raise RagJaxError(
-        f"{fields.source}: rope scaling {kind!r} is not supported; supported are llama3 and "
+        f"{fields.source}: rope scaling {show(kind)} is not supported; supported are llama3 and "
         "longrope"
     )
 

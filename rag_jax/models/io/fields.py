@@ -4,8 +4,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json
+from rag_jax.runtime.outside import show
+
+# The largest size and id: JAX counts rows and tokens in int32.
+LARGEST = 2**31 - 1
+# Every layer has its own parameters, so their number is the length of lists.
+MOST_LAYERS = 1 << 12
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class Fields:
@@ -17,29 +26,34 @@ class Fields:
     def __init__(self, raw: Mapping[str, Any], source: str):
         self.raw, self.source = raw, source
 
-    def size(self, name: str, default: int | None = None, *, least: int = 1) -> int:
+    def size(
+        self, name: str, default: int | None = None, *, least: int = 1, most: int = LARGEST
+    ) -> int:
         """An integer field; None as `default` makes the field required.
 
         Raises:
-            RagJaxError: a required field is missing, or the value is no integer of `least` or more.
+            RagJaxError: a required field is missing, or the value is no integer of `least` or more,
+                or is above `most`.
         """
         value = self.raw.get(name)
         value = default if value is None else value
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             kind = "a positive integer" if least == 1 else f"an integer of {least} or more"
-            raise RagJaxError(f"{self.source}: {name} must be {kind}, not {value!r}")
+            raise RagJaxError(f"{self.source}: {name} must be {kind}, not {show(value)}")
+        if value > most:
+            raise RagJaxError(f"{self.source}: {name} must be at most {most}, not {show(value)}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A number field above 0; None as `default` makes the field required.
+        """A number field above 0 that float32 has; None as `default` makes the field required.
 
         Raises:
-            RagJaxError: a required field is missing, or the value is not a number above 0.
+            RagJaxError: a required field is missing, or the value is not such a number.
         """
         value = self.raw.get(name)
         value = default if value is None else value
         if not _is_positive(value):
-            raise RagJaxError(f"{self.source}: {name} must be a positive number, not {value!r}")
+            raise RagJaxError(f"{self.source}: {name} must be a positive number, not {show(value)}")
         return float(value)
 
     def numbers(self, name: str, count: int) -> tuple[float, ...]:
@@ -61,7 +75,7 @@ class Fields:
         """
         value = self.raw.get(name)
         if value is not None and not isinstance(value, Mapping):
-            raise RagJaxError(f"{self.source}: {name} must be a JSON object, not {value!r}")
+            raise RagJaxError(f"{self.source}: {name} must be a JSON object, not {show(value)}")
         return value or {}
 
     def refuse_unless(self, name: str, *allowed: Any) -> None:
@@ -72,21 +86,25 @@ class Fields:
         """
         value = self.raw.get(name)
         if value is not None and value not in allowed:
-            raise RagJaxError(f"{self.source}: {name} {value!r} is not supported")
+            raise RagJaxError(f"{self.source}: {name} {show(value)} is not supported")
 
 
-def read_fields(path: Path) -> Fields:
-    """The fields of a JSON file; none if the file holds no object.
+def read_fields(path: Path, advice: str = "") -> Fields:
+    """The fields of a JSON file.
+
+    Args:
+        advice: what to do if the file is missing or damaged.
 
     Raises:
-        RagJaxError: the file is not valid JSON.
+        RagJaxError: the file is missing, not valid JSON or no JSON object.
     """
-    try:
-        raw = read_json(path)
-    except ValueError as error:
-        raise RagJaxError(f"{path} is not valid JSON: {error}") from None
-    return Fields(raw if isinstance(raw, dict) else {}, str(path))
+    raw = read_json(path, advice=advice)
+    if not isinstance(raw, dict):
+        raise RagJaxError(f"{path} must hold a JSON object")
+    return Fields(raw, str(path))
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    # Parameters and activations are float32: above its largest number, one would become infinite.
+    return is_number and 0 < value <= _FLOAT32_MAX

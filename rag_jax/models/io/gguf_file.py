@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,9 @@ from jaxtyping import Float
 from rag_jax.models.io.gguf_header import check_header
 from rag_jax.models.io.tensors import StoredTensor
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.outside import parsing, require_file, show
 
+_DAMAGE = "is truncated or not a GGUF file", "download it again"
 _BLOCK = 4096  # rows to dequantise at a time
 
 # From GGUF names to Hugging Face names.
@@ -56,17 +59,32 @@ def read_gguf(path: Path) -> GgufFile:
     Raises:
         RagJaxError: the file is truncated or no GGUF file, or the architecture is not Llama.
     """
-    try:
+    require_file(path)
+    with parsing(path, *_DAMAGE):
         check_header(path)
         reader = gguf.GGUFReader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
-    except Exception as error:  # on damaged files the reader raises many kinds of NumPy errors
-        raise RagJaxError(
-            f"{path} is truncated or not a GGUF file ({error}): download it again"
-        ) from None
+        _check_kind(path, metadata)
+        num_heads = metadata.get("llama.attention.head_count")
+        rotary_heads = {
+            "self_attn.q_proj.weight": num_heads,
+            "self_attn.k_proj.weight": metadata.get("llama.attention.head_count_kv", num_heads),
+        }
+        tensors = {}
+        for tensor in reader.tensors:
+            name = _translate_name(tensor.name)
+            heads = next((n for suffix, n in rotary_heads.items() if name.endswith(suffix)), None)
+            tensors[name] = StoredTensor(_shape(tensor), partial(_read, path, tensor, heads))
+        return GgufFile(path, metadata, tensors)
+
+
+def _check_kind(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Raises a RagJaxError unless a file's metadata are those of a whole model of Llama's kind."""
     if (kind := metadata.get("general.type", "model")) != "model":
         hint = ": load its base model, and convert the adapter to PEFT's format for lora.load_peft"
-        raise RagJaxError(f"{path} is no model, but of type {kind}{hint * (kind == 'adapter')}")
+        raise RagJaxError(
+            f"{path} is no model, but of type {show(kind)}{hint * (kind == 'adapter')}"
+        )
     if (parts := metadata.get("split.count", 0)) > 1:
         raise RagJaxError(
             f"{path} is one of {parts} parts of a model: join them with `llama-gguf-split --merge "
@@ -74,18 +92,9 @@ def read_gguf(path: Path) -> GgufFile:
         )
     architecture = metadata.get("general.architecture")
     if architecture != "llama":
-        raise RagJaxError(f"{path}: architecture {architecture!r} is not supported; only llama is")
-    num_heads = metadata.get("llama.attention.head_count")
-    rotary_heads = {
-        "self_attn.q_proj.weight": num_heads,
-        "self_attn.k_proj.weight": metadata.get("llama.attention.head_count_kv", num_heads),
-    }
-    tensors = {}
-    for tensor in reader.tensors:
-        name = _translate_name(tensor.name)
-        heads = next((n for suffix, n in rotary_heads.items() if name.endswith(suffix)), None)
-        tensors[name] = StoredTensor(_shape(tensor), partial(_read, path, tensor, heads))
-    return GgufFile(path, metadata, tensors)
+        raise RagJaxError(
+            f"{path}: architecture {show(architecture)} is not supported; only llama is"
+        )
 
 
 def _translate_name(name: str) -> str:
@@ -105,21 +114,21 @@ def _read(path: Path, tensor: gguf.ReaderTensor, heads: int | None) -> np.ndarra
     # From the file, because pages that are read through the memory map stay in memory.
     array = np.empty(_shape(tensor), np.float32)
     stored, start = tensor.data, 0
-    try:
-        with open(path, "rb") as file:
-            file.seek(tensor.data_offset)
-            while start < len(array):
-                shape = (min(_BLOCK, len(array) - start), *stored.shape[1:])
-                block = np.fromfile(file, stored.dtype, math.prod(shape)).reshape(shape)
+    with parsing(path, *_DAMAGE), open(path, "rb") as file:
+        file.seek(tensor.data_offset)
+        while start < len(array):
+            shape = (min(_BLOCK, len(array) - start), *stored.shape[1:])
+            block = np.fromfile(file, stored.dtype, math.prod(shape)).reshape(shape)
+            try:
                 block = gguf.quants.dequantize(block, tensor.tensor_type)
-                array[start : start + len(block)] = block
-                start += len(block)
-    except NotImplementedError:
-        kind = tensor.tensor_type.name
-        raise RagJaxError(
-            f"{path}: quantisation {kind} of {tensor.name} is not supported"
-        ) from None
-    return array if heads is None else unpermute(array, heads=heads)
+            except NotImplementedError:
+                kind = tensor.tensor_type.name
+                raise RagJaxError(
+                    f"{path}: quantisation {kind} of {tensor.name} is not supported"
+                ) from None
+            array[start : start + len(block)] = block
+            start += len(block)
+        return array if heads is None else unpermute(array, heads=heads)
 
 
 def unpermute(kernel: Float[np.ndarray, "R D"], *, heads: int) -> Float[np.ndarray, "R D"]:

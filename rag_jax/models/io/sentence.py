@@ -7,6 +7,7 @@ from pathlib import Path
 from rag_jax.models.io.fields import read_fields
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json
+from rag_jax.runtime.outside import is_there, parsing, show
 
 MODULES, PROMPTS = "modules.json", "config_sentence_transformers.json"
 _PACKAGE = "sentence_transformers."
@@ -46,31 +47,32 @@ def read_sentence_settings(folder: Path) -> SentenceSettings | None:
         RagJaxError: a file is damaged or missing, or the model has a module after its pooling that
             is not supported.
     """
-    modules = _read_modules(folder / MODULES) if (folder / MODULES).exists() else None
+    modules = _read_modules(folder / MODULES) if is_there(folder / MODULES) else None
     pooling = folder / (modules or {}).get("Pooling", "1_Pooling") / "config.json"
-    if modules is None and not pooling.exists() and not (folder / PROMPTS).exists():
+    if modules is None and not is_there(pooling) and not is_there(folder / PROMPTS):
         return None
     if modules is not None and "Pooling" not in modules:
         raise RagJaxError(f"{folder / MODULES} has no module Pooling: it makes no embeddings")
     transformer = folder / "sentence_bert_config.json"
-    lower_case = transformer.exists() and read_fields(transformer).raw.get("do_lower_case") is True
+    lower_case = is_there(transformer) and read_fields(transformer).raw.get("do_lower_case") is True
     return SentenceSettings(
         source=str(folder / MODULES if modules is not None else pooling),
-        pooling=_read_pooling(pooling) if modules is not None or pooling.exists() else "mean",
+        pooling=_read_pooling(pooling) if modules is not None or is_there(pooling) else "mean",
         normalized=None if modules is None else "Normalize" in modules,
-        prompts=_read_prompts(folder / PROMPTS) if (folder / PROMPTS).exists() else {},
+        prompts=_read_prompts(folder / PROMPTS) if is_there(folder / PROMPTS) else {},
         lower_case=lower_case,
     )
 
 
 def _read_modules(path: Path) -> dict[str, str]:
     """The folder of each module by its class, in the order of `modules.json`."""
-    try:
-        found = [(entry["type"], entry["path"]) for entry in read_json(path)]
+    problem = "is no list of modules"
+    with parsing(path, problem):
+        found = [(entry["type"], entry["path"]) for entry in read_json(path, problem=problem)]
         modules = {kind.rpartition(".")[2]: folder for kind, folder in found}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RagJaxError(f"{path} is no list of modules: {error}") from None
-    for kind, _ in found:
+    for kind, place in found:
+        if not isinstance(place, str) or {"..", "/"} & {*Path(place).parts}:
+            raise RagJaxError(f"{path}: module {kind} lies outside its folder: {show(place)}")
         known = {"Transformer", "Pooling", "Normalize", "Dropout"}
         if not kind.startswith(_PACKAGE) or kind.rpartition(".")[2] not in known:
             names = ", ".join(sorted(known))
@@ -79,10 +81,7 @@ def _read_modules(path: Path) -> dict[str, str]:
 
 
 def _read_pooling(path: Path) -> str:
-    try:
-        fields = read_fields(path)
-    except OSError:
-        raise RagJaxError(f"{path} is missing: copy the encoder's file there") from None
+    fields = read_fields(path, "copy the encoder's file there")
     if isinstance(named := fields.raw.get("pooling_mode"), str):
         return named
     # The mean is what sentence-transformers adds to the modes unless the file turns it off.
@@ -93,4 +92,6 @@ def _read_pooling(path: Path) -> str:
 
 def _read_prompts(path: Path) -> dict[str, str]:
     prompts = read_fields(path).section("prompts")
+    if wrong := [name for name, prompt in prompts.items() if not isinstance(prompt, str | None)]:
+        raise RagJaxError(f"{path}: prompt {show(wrong[0])} must be a text")
     return {name: prompt for name, prompt in prompts.items() if prompt}

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from rag_jax.models.io.fields import read_fields
+from rag_jax.models.io.fields import LARGEST, read_fields
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.outside import is_there, show
 
 
 def read_stop_ids(folder: Path) -> tuple[int, ...]:
@@ -15,11 +16,11 @@ def read_stop_ids(folder: Path) -> tuple[int, ...]:
         RagJaxError: the field is no token id and no list of them, or the file is not valid JSON.
     """
     paths = (folder / "generation_config.json", folder / "config.json")
-    path = next((path for path in paths if path.exists()), None)
+    path = next((path for path in paths if is_there(path)), None)
     if path is None:
         return ()
     value = read_fields(path).raw.get("eos_token_id")
     ids = value if isinstance(value, list) else [] if value is None else [value]
-    if any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in ids):
-        raise RagJaxError(f"{path}: eos_token_id {value!r} is no token id and no list of them")
+    if any(not isinstance(i, int) or isinstance(i, bool) or not 0 <= i <= LARGEST for i in ids):
+        raise RagJaxError(f"{path}: eos_token_id {show(value)} is no token id and no list of them")
     return tuple(ids)

@@ -7,6 +7,7 @@ from pathlib import Path
 from rag_jax.models.io.fields import read_fields
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json
+from rag_jax.runtime.outside import is_there, parsing, show
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _ADAPTER = "adapter_config.json"
@@ -27,15 +28,16 @@ def find_weights(path: Path) -> list[Path]:
     if path.is_file():
         _refuse_part(path)
         return [path]
-    if (path / _ADAPTER).exists():
+    if is_there(path / _ADAPTER):
         base = read_fields(path / _ADAPTER).raw.get("base_model_name_or_path") or "its base model"
+        base = base if isinstance(base, str) else show(base)
         raise RagJaxError(
             f"{path} is the folder of an adapter: load {base}, then the adapter with "
             f"rag_jax.lora.load_peft; if the folder holds a whole model, remove {_ADAPTER} from it"
         )
     name = _read_name(path / "config.json")
     names = [name] if name else [_WHOLE, _INDEX]
-    found = next((path / name for name in names if (path / name).exists()), None)
+    found = next((path / name for name in names if is_there(path / name)), None)
     if name and found is None:
         raise RagJaxError(f"{path} lacks {name}, which config.json names as its weights")
     if found is not None:
@@ -86,28 +88,29 @@ def _refuse_part(path: Path) -> None:
 
 def _read_name(path: Path) -> str | None:
     """The file of weights that a `config.json` names."""
-    name = read_fields(path).raw.get("transformers_weights") if path.exists() else None
+    name = read_fields(path).raw.get("transformers_weights") if is_there(path) else None
     if name is not None and (
         not isinstance(name, str)
         or Path(name).name != name
         or not name.endswith((".safetensors", ".safetensors.index.json"))
     ):
         raise RagJaxError(
-            f"{path}: transformers_weights {name!r} is no .safetensors file of the folder and no "
-            "index of such files"
+            f"{path}: transformers_weights {show(name)} is no .safetensors file of the folder and "
+            "no index of such files"
         )
     return name
 
 
 def _find_indexed_files(index: Path) -> list[Path]:
     """The weight files that an index names."""
-    try:
-        names = sorted(set(read_json(index)["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RagJaxError(f"{index} is not an index of weight files: {error}") from None
-    if any(Path(name).name != name for name in names):
-        raise RagJaxError(f"{index} names weight files outside its folder")
-    missing = [name for name in names if not (index.parent / name).exists()]
+    problem = "is not an index of weight files"
+    with parsing(index, problem):
+        names = sorted(set(read_json(index, problem=problem)["weight_map"].values()))
+        if not names:
+            raise ValueError("it names none")
+        if any(Path(name).name != name for name in names):
+            raise RagJaxError(f"{index} names weight files outside its folder")
+        missing = [name for name in names if not is_there(index.parent / name)]
     if missing:
         raise RagJaxError(
             f"{index.parent} lacks {', '.join(missing)}: copy the missing weight files there"

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from rag_jax.models.io.architectures import Config, get_rules
-from rag_jax.models.io.tensors import StoredTensor
+from rag_jax.models.io.tensors import StoredTensor, check_finite
 from rag_jax.models.nn.bart import POSITION_OFFSET, BartConfig
 from rag_jax.models.nn.bert import BertConfig
 from rag_jax.models.nn.decoder import DecoderConfig
@@ -101,7 +101,8 @@ def build_params(
 
     Raises:
         RagJaxError: tensors are missing, unexpected, not float or of the wrong shape (one message
-            lists all of them), or a parameter does not match exactly one sharding rule.
+            lists all of them), a number is NaN or infinite, or a parameter does not match exactly
+            one sharding rule.
     """
     tensors = _rename(config, tensors)
     slots = list_slots(config)
@@ -116,6 +117,7 @@ def build_params(
     params: dict = {}
     for slot in slots:
         array = tensors[slot.name].read()
+        check_finite(array, dtype, f"{source}: {slot.name}")
         array = array[slice(*slot.rows)] if slot.rows else array
         array = array.T if slot.transposed else array
         if mesh is None:

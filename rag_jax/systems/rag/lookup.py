@@ -17,6 +17,7 @@ from rag_jax.retrieval.index import Index
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import append_line, map_array, read_lines, save_rows, to_json
 from rag_jax.runtime.hosts import fetch, wait_for_all
+from rag_jax.runtime.outside import parsing
 from rag_jax.runtime.progress import log
 from rag_jax.runtime.sharding import count_data_rows, shard_batch
 
@@ -64,7 +65,11 @@ class Lookup:
         self._refreshed, self._ahead, self._first_entropy = 0, None, None
         self._path = self.folder / "found.jsonl"
         records, self._size = read_lines(self._path)
-        self._rows = {record["step"]: record["rows"] for record in records}
+        with parsing(self._path):
+            self._rows = {record["step"]: record["rows"] for record in records}
+            for rows in map(np.asarray, self._rows.values()):
+                if rows.dtype.kind != "i" or rows.min() < 0 or rows.max() >= len(self.passages):
+                    raise ValueError(f"a row is none of the {len(self.passages)} passages")
         wait_for_all(f"{self._path} was read")
         self.search(0, self.embed(0, self.encoder.params))
 

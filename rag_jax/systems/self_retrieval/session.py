@@ -32,12 +32,13 @@ class Session(session.Session):
 
     def open_engine(self, context: StageContext, stage: str, *, titled: bool = True) -> Engine:
         """The model that a stage trained, ready to retrieve from the corpus."""
+        folder = context.path("trie" if titled else "trie_untitled", "trie")
         return Engine(
             model=self.base.model,
             params=self.trainable.load_merged(context.path(stage, "params")),
             format=self.make_format(titled=titled),
             passages=self.passages,
-            trie=Trie.load(context.path("trie" if titled else "trie_untitled", "trie")),
+            trie=Trie.load(folder, vocab_size=self.base.config.vocab_size),
             settings=self.config.search,
         )
 

@@ -13,8 +13,9 @@ from jaxtyping import Array, Float, Int
 
 from rag_jax.data.questions import Question
 from rag_jax.pipeline.stage import StageContext
-from rag_jax.runtime.files import write_json
+from rag_jax.runtime.files import read_arrays, write_json
 from rag_jax.runtime.hosts import fetch
+from rag_jax.runtime.outside import parsing
 from rag_jax.runtime.progress import log
 from rag_jax.runtime.sharding import shard_over_devices
 from rag_jax.systems.srrag.config import DatastoreConfig, Decision, Metric, SourceConfig
@@ -207,15 +208,21 @@ def read_datastore(
     Args:
         check_size: refuses too small a datastore.
     """
-    with np.load(path, allow_pickle=False) as arrays:
-        keys, labels = arrays["key"], arrays["source"]
+    keys, labels = _read_entries(path)
     check_size(len(labels))
     return Datastore(shard_over_devices(keys), jnp.asarray(labels), settings.metric)
 
 
 def grow_datastore(datastore: Datastore, path: Path) -> Datastore:
     """A datastore with further entries, that `run_datastore` found with the same model."""
-    with np.load(path, allow_pickle=False) as arrays:
-        keys = np.concatenate([fetch(datastore.keys), arrays["key"]])
-        labels = np.concatenate([fetch(datastore.labels), arrays["source"]])
+    keys, labels = _read_entries(path)
+    keys = np.concatenate([fetch(datastore.keys), keys])
+    labels = np.concatenate([fetch(datastore.labels), labels])
     return Datastore(shard_over_devices(keys), jnp.asarray(labels), datastore.metric)
+
+
+def _read_entries(path: Path) -> tuple[Float[np.ndarray, "N D"], Int[np.ndarray, "N"]]:
+    """The keys and the sources of a datastore's file."""
+    arrays = read_arrays(path)
+    with parsing(path):
+        return arrays["key"], arrays["source"]

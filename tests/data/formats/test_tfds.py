@@ -1,6 +1,7 @@
 """Datasets that TensorFlow Datasets prepared: our own builder's, and others' features."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -116,4 +117,31 @@ def test_an_empty_folder(tmp_path):
         read_collection(DataConfig(str(tmp_path), "tfds"), WorldConfig())
     (tmp_path / "dataset_info.json").write_text("{}")
     with pytest.raises(RagJaxError, match="is not a prepared dataset"):
+        list(tfds.read_examples(tmp_path, BadLines()))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"splits": [{"name": "a", "filepathTemplate": "{DIRNAME}/../b"}]},
+            "names files elsewhere",
+        ),
+        ({"splits": [{"name": "/etc/a"}]}, "dataset_info.json names files elsewhere: '/etc/a'"),
+        ({"name": "../other"}, "dataset_info.json names files elsewhere: '../other'"),
+        ({"splits": 3}, "is not a prepared dataset: TypeError"),
+        ([], "is not a prepared dataset: AttributeError"),
+    ],
+)
+def test_a_dataset_names_no_files_elsewhere(tmp_path, change, message):
+    (tmp_path / "features.json").write_text("{}")
+    (tmp_path / "dataset_info.json").write_text(json.dumps(change))
+    with pytest.raises(RagJaxError, match=message):
+        list(tfds.read_examples(tmp_path, BadLines()))
+
+
+def test_a_dataset_is_files(tmp_path):
+    (tmp_path / "dataset_info.json").write_text("{}")
+    os.mkfifo(tmp_path / "features.json")
+    with pytest.raises(RagJaxError, match="features.json is a named pipe in the place of a file"):
         list(tfds.read_examples(tmp_path, BadLines()))

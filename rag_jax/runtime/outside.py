@@ -1,0 +1,110 @@
+"""The wall around files that others made: a fault in one is a single line that names the file.
+
+Parsers raise errors of any class on damaged content, and opening a named pipe waits for ever. Every
+loader looks at a file with `require_file` before it opens it, and interprets the content within
+`parsing`. Nothing else belongs into such a block: a bug in other code would be taken for damage.
+"""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rag_jax.runtime.errors import RagJaxError
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+_LONGEST = 300  # characters of a value or a reason in a message
+
+
+def is_there(path: str | os.PathLike) -> bool:
+    """Whether a path exists, if only as a link that leads nowhere, which no loader may overlook."""
+    return os.path.lexists(path)
+
+
+def require_file(path: str | os.PathLike, advice: str = "") -> None:
+    """Looks whether a path is a regular file or a link to one, without opening it.
+
+    Args:
+        advice: what to do, as the end of the message.
+
+    Raises:
+        RagJaxError: the file is missing, or the path is something else, such as a named pipe.
+    """
+    end = f": {advice}" if advice else ""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError as error:
+        raise RagJaxError(f"{path} is missing{end}") from error
+    except (OSError, ValueError) as error:
+        raise RagJaxError(f"{path} cannot be read: {_explain(error)}") from error
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+        raise RagJaxError(f"{path} is {kind} in the place of a file{end}")
+
+
+def require_files(folder: Path) -> None:
+    """As `require_file`, for everything in a folder that a library reads by itself.
+
+    Raises:
+        RagJaxError: the folder is missing, or holds something other than files and folders, or a
+            link to a folder.
+    """
+    if not folder.is_dir():
+        raise RagJaxError(f"{folder} is missing or no folder")
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not path.is_dir():
+            require_file(path)
+
+
+@contextlib.contextmanager
+def parsing(source: object, problem: str = "cannot be read", advice: str = "") -> Iterator[None]:
+    """Turns whatever a parser raises in the block into one RagJaxError, which keeps its cause.
+
+    Rust libraries raise panics, which derive from BaseException, as do stops, which pass. A
+    RagJaxError passes too.
+
+    Args:
+        source: the path, or what else was read, as the start of the message.
+        problem: what follows the source.
+        advice: what to do, as the end of the message.
+
+    Raises:
+        RagJaxError: in the place of any other error.
+    """
+    try:
+        yield
+    except RagJaxError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
+            raise
+        end = f"; {advice}" if advice else ""
+        raise RagJaxError(f"{source} {problem}: {_explain(error)}{end}") from error
+
+
+def show(value: Any) -> str:
+    """A value from a file as it stands in a message: on one line, and not longer than a few."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of many thousand digits, or deep nesting
+        text = "what is too large to show"
+    return _shorten(text)
+
+
+def _explain(error: BaseException) -> str:
+    """An error's reason on one line."""
+    text = getattr(error, "strerror", None) or _shorten(" ".join(str(error).split()))
+    vague = isinstance(error, LookupError | TypeError | AttributeError)
+    return f"{type(error).__name__}: {text}" if vague else text or type(error).__name__
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
