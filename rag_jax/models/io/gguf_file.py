@@ -1,6 +1,5 @@
 """GGUF files: metadata, and tensors under Hugging Face's names and in its layout."""
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import gguf
 import numpy as np
 from jaxtyping import Float
 
-from rag_jax.models.io.gguf_header import check_header
+from rag_jax.models.io.gguf_header import TensorPlace, read_header
 from rag_jax.models.io.tensors import StoredTensor
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.outside import parsing, require_file, show
@@ -61,9 +60,7 @@ def read_gguf(path: Path) -> GgufFile:
     """
     require_file(path)
     with parsing(path, *_DAMAGE):
-        check_header(path)
-        reader = gguf.GGUFReader(path)
-        metadata = {name: field.contents() for name, field in reader.fields.items()}
+        metadata, places = read_header(path)
         _check_kind(path, metadata)
         num_heads = metadata.get("llama.attention.head_count")
         rotary_heads = {
@@ -71,10 +68,10 @@ def read_gguf(path: Path) -> GgufFile:
             "self_attn.k_proj.weight": metadata.get("llama.attention.head_count_kv", num_heads),
         }
         tensors = {}
-        for tensor in reader.tensors:
-            name = _translate_name(tensor.name)
+        for place in places:
+            name = _translate_name(place.name)
             heads = next((n for suffix, n in rotary_heads.items() if name.endswith(suffix)), None)
-            tensors[name] = StoredTensor(_shape(tensor), partial(_read, path, tensor, heads))
+            tensors[name] = StoredTensor(place.shape, partial(_read, path, place, heads))
         return GgufFile(path, metadata, tensors)
 
 
@@ -105,30 +102,28 @@ def _translate_name(name: str) -> str:
     return _NAMES.get(name, name)
 
 
-def _shape(tensor: gguf.ReaderTensor) -> tuple[int, ...]:
-    return tuple(int(size) for size in reversed(tensor.shape))  # GGUF lists the last axis first
-
-
-def _read(path: Path, tensor: gguf.ReaderTensor, heads: int | None) -> np.ndarray:
+def _read(path: Path, place: TensorPlace, heads: int | None) -> np.ndarray:
     # In blocks of rows, because dequantising needs several times the memory of its result.
-    # From the file, because pages that are read through the memory map stay in memory.
-    array = np.empty(_shape(tensor), np.float32)
-    stored, start = tensor.data, 0
+    # From the file, because pages that are read through a memory map stay in memory.
+    array = np.empty(place.shape, np.float32)
+    rows = array.reshape(-1, array.shape[-1] if array.ndim else 1)
     with parsing(path, *_DAMAGE), open(path, "rb") as file:
-        file.seek(tensor.data_offset)
-        while start < len(array):
-            shape = (min(_BLOCK, len(array) - start), *stored.shape[1:])
-            block = np.fromfile(file, stored.dtype, math.prod(shape)).reshape(shape)
+        kind = gguf.GGMLQuantizationType(place.kind)
+        block_weights, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+        if rows.shape[1] % block_weights:
+            raise ValueError(f"{place.name} has rows of {rows.shape[1]} weights, quantised {kind}")
+        width = rows.shape[1] // block_weights * block_bytes
+        file.seek(place.offset)
+        for start in range(0, len(rows), _BLOCK):
+            block = rows[start : start + _BLOCK]
+            stored = np.fromfile(file, np.uint8, len(block) * width).reshape(len(block), width)
             try:
-                block = gguf.quants.dequantize(block, tensor.tensor_type)
+                block[:] = gguf.quants.dequantize(stored, kind)
             except NotImplementedError:
-                kind = tensor.tensor_type.name
                 raise RagJaxError(
-                    f"{path}: quantisation {kind} of {tensor.name} is not supported"
+                    f"{path}: quantisation {kind.name} of {place.name} is not supported"
                 ) from None
-            array[start : start + len(block)] = block
-            start += len(block)
-        return array if heads is None else unpermute(array, heads=heads)
+    return array if heads is None else unpermute(array, heads=heads)
 
 
 def unpermute(kernel: Float[np.ndarray, "R D"], *, heads: int) -> Float[np.ndarray, "R D"]:
