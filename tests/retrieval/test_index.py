@@ -138,7 +138,7 @@ def test_scann_recall(small_thresholds, partition_from):
 @needs_scann
 def test_scann_is_built_alike_from_the_same_embeddings(small_thresholds, tmp_path):
     small_thresholds(1_000, 2_000)
-    embeddings, queries = make_vectors(3_000, 16), make_vectors(50, 16, seed=1)
+    embeddings, queries = make_vectors(8_000, 16), make_vectors(50, 16, seed=1)
     built = [Index.build(embeddings, backend="scann", encoder="e") for _ in range(2)]
     for index, name in zip(built, ("first", "second"), strict=True):
         index.save(tmp_path / name)
