@@ -68,6 +68,7 @@ def run_stages(
             finished run that would be overwritten.
         Preempted: every stage is made, and this worker is not the one that reports on them.
     """
+    signals.begin_work()
     workdir = Path(workdir)
     check_path(workdir)
     with explain_disk_errors(workdir):
