@@ -153,12 +153,17 @@ def read_count(options: Mapping[str, str | None], name: str) -> int | None:
 
 
 def read_path(options: Mapping[str, str | None], name: str) -> Path | None:
-    """A flag's value as a path, None without the flag or with an empty value; `~` is expanded.
+    """A flag's value as a path, None without the flag; `~` is expanded.
 
     Raises:
-        RagJaxError: there is no such home folder.
+        RagJaxError: the value is blank, or there is no such home folder.
     """
-    return expand_path(options[name]) if options[name] else None
+    value = options[name]
+    if value is None:
+        return None
+    if not value.strip():  # of a shell's variable that is not set
+        raise RagJaxError(f"--{name}={value}: is blank; name a path, or leave the flag out")
+    return expand_path(value)
 
 
 def read_worker(value: str | None) -> Any:
