@@ -66,13 +66,13 @@ def _answer(
     neighbours: Sequence[Question],
     question: str,
 ) -> Iterator[Facts | Piece | Note]:
-    c, k = session.config, session.config.datastore.k
+    c, k = session.config, min(session.config.datastore.k, len(neighbours))
     routed = engine.route([question])
     nobody = jnp.full(engine.batch_size, -1)
     votes = fetch(vote(datastore, routed.key, nobody, k=k, num_sources=len(c.sources)))[:1]
     probabilities = fetch(routed.probabilities)[:1]
     number = int(choose(c, probabilities, votes, tau)[0])
-    yield Facts("sources", _tabulate(session, probabilities[0], votes[0], number, tau))
+    yield Facts("sources", _tabulate(session, probabilities[0], votes[0], number, tau, k))
     found = fetch(find_nearest(datastore, routed.key, nobody, k=min(k, _NEAREST)))
     labels = fetch(datastore.labels)
     nearest = [
@@ -97,10 +97,15 @@ def _answer(
 
 
 def _tabulate(
-    session: Session, probabilities: np.ndarray, votes: np.ndarray, chosen: int, tau: float
+    session: Session,
+    probabilities: np.ndarray,
+    votes: np.ndarray,
+    chosen: int,
+    tau: float,
+    k: int,
 ) -> list[tuple[str, ...]]:
     """A line a source: `p_M`, the vote, their product, and the rule by which it was chosen."""
-    c, k = session.config, session.config.datastore.k
+    c = session.config
     mass = float(weigh(probabilities[None], votes[None], list_kinds(c)).mass[0])
     searches = c.sources[chosen].kind == "search"
     if c.route.decision == "argmax_product":
