@@ -2,7 +2,7 @@
 
 import sys
 
-from rag_jax.commands.train import run
+from rag_jax.commands.main import run_module
 
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(run_module("train"))

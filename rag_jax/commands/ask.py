@@ -21,6 +21,7 @@ from collections.abc import Callable
 
 from rag_jax.commands.describe import describe_config
 from rag_jax.pipeline import command
+from rag_jax.runtime import signals
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems import list_systems, open_room
 
@@ -54,6 +55,7 @@ def main(arguments: list[str]) -> None:
     session = pipeline.Session(build(pipeline.CONFIG, config))
     with jax.set_mesh(session.mesh):
         ask = open_room(name, "ask").open_run(session, workdir, corpus)
+        signals.begin_work()
         if question is not None:
             answer_question(ask, question)
         else:
@@ -110,6 +112,7 @@ def converse(answer: Callable[[str], None]) -> None:
             if not person:
                 raise
             print("\ninterrupted", file=sys.stderr)
+            signals.begin_work()
     if blank:
         print(f"{blank} blank line{'s' * (blank > 1)} skipped", file=sys.stderr)
 

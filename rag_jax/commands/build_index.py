@@ -16,7 +16,6 @@ that the index finds for 256 of the passages.
 """
 
 import argparse
-from pathlib import Path
 
 from rag_jax.pipeline import command
 from rag_jax.runtime.paths import expand_path
@@ -30,16 +29,17 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--backend", default="scann", choices=("scann", "exact"))
     parser.add_argument("--max_length", type=int, default=256)
     parser.add_argument("--bad_lines", type=int, default=0)
-    parser.add_argument("--workdir", type=expand_path, default=Path("runs/index"))
+    parser.add_argument("--workdir", default="runs/index")
     parser.add_argument("--shard")
     settings = vars(parser.parse_args(arguments))
     worker = command.read_worker(settings.pop("shard"))
+    workdir = command.read_path(settings, "workdir")
     # Imported here because it takes a second; see `command`.
     from rag_jax.systems.index.pipeline import build_index
 
     command.keep_programs()
-    files, workdir = list(map(str, settings.pop("files"))), settings.pop("workdir")
-    facts = build_index(files, workdir, worker=worker, **settings)
+    files = list(map(str, settings.pop("files")))
+    facts = build_index(files, **settings | {"workdir": workdir, "worker": worker})
     size, seconds = facts["passages"], facts["encode_seconds"]
     recall = f", recall@10 {facts['recall']:.4f}" if "recall" in facts else ""
     print(

@@ -7,22 +7,23 @@
 `configs/srrag.py` of the folder you are in or, failing that, the one that comes with the package.
 """
 
+import importlib
 import sys
 from pathlib import Path
 
 from rag_jax import __version__
-from rag_jax.commands import ask, build_index, evaluate, list_configs, plan, train
 from rag_jax.pipeline import command
+from rag_jax.runtime import signals
 from rag_jax.runtime.errors import RagJaxError
 
 # Each command's module and purpose.
 COMMANDS = {
-    "train": (train, "train and evaluate a system, from nothing to a report"),
-    "ask": (ask, "answer questions from a finished run"),
-    "evaluate": (evaluate, "evaluate a finished run on another dataset"),
-    "plan": (plan, "what a run costs on a TPU slice, without the slice"),
-    "index": (build_index, "build an index over your passages"),
-    "list": (list_configs, "the config files and their presets"),
+    "train": ("train", "train and evaluate a system, from nothing to a report"),
+    "ask": ("ask", "answer questions from a finished run"),
+    "evaluate": ("evaluate", "evaluate a finished run on another dataset"),
+    "plan": ("plan", "what a run costs on a TPU slice, without the slice"),
+    "index": ("build_index", "build an index over your passages"),
+    "list": ("list_configs", "the config files and their presets"),
 }
 
 
@@ -42,4 +43,13 @@ def run() -> int:
 
         return command.run(refuse, "")
     sys.argv = [f"{Path(sys.argv[0]).name} {name}", *rest]
-    return COMMANDS[name][0].run()
+    return run_module(COMMANDS[name][0])
+
+
+def run_module(name: str) -> int:
+    """Runs a command by the name of its module; returns the exit status.
+
+    The module is imported here, because that takes half a second, in which Ctrl-C is obeyed.
+    """
+    signals.start("interrupted")
+    return importlib.import_module(f"rag_jax.commands.{name}").run()

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import regex
 
+from rag_jax.data.words import space_characters
+
 _WORDS = regex.compile(r"\p{N}|\p{L}{4}")  # no article, whatever is around it
 # DPR's tokens: runs of letters, digits and marks, or any single other visible character.
 _TOKEN = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
@@ -17,9 +19,10 @@ def split_tokens(text: str) -> str:
     """Returns DPR's tokens of a text in lower case, with one space before and after each token.
 
     The spaces make token matching a substring search. The text is put into canonical decomposition
-    (NFD) first.
+    (NFD) first. In scripts without spaces, where DPR's token is a whole clause, each character is
+    one.
     """
-    tokens = _TOKEN.findall(unicodedata.normalize("NFD", text))
+    tokens = _TOKEN.findall(space_characters(unicodedata.normalize("NFD", text)))
     return f" {' '.join(tokens).lower()} "
 
 

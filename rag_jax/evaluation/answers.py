@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 from sacrebleu.metrics import BLEU
 
 from rag_jax.data.matching import normalize_answer
+from rag_jax.data.words import space_characters
 from rag_jax.evaluation.choices import pick_choice
 from rag_jax.evaluation.texts import list_words, normalize_pair, space_words
 from rag_jax.runtime.errors import RagJaxError
@@ -62,7 +63,8 @@ def f1(prediction: str, answers: Sequence[str]) -> float:
 def match(prediction: str, answers: Sequence[str]) -> float:
     """Match accuracy: 1 if a normalised answer occurs in the normalised prediction, else 0.
 
-    The answer must occur as a run of whole words: "Niger" does not occur in "Nigeria". An answer
+    The answer must occur as a run of whole words: "Niger" does not occur in "Nigeria". In scripts
+    without spaces every character is a word. An answer
     that is an article, such as "A", must be the whole prediction or occur with its own capitals,
     and a blank answer never occurs.
 
@@ -75,6 +77,7 @@ def match(prediction: str, answers: Sequence[str]) -> float:
         if not normalize_answer(answer) and predicted != words:
             spelled = rf"(?<!\w){re.escape(answer.strip())}(?!\w)"
             return float(bool(answer.strip()) and re.search(spelled, prediction) is not None)
+        predicted, words = (" ".join(space_characters(text).split()) for text in (predicted, words))
         return float(bool(words) and f" {words} " in f" {predicted} ")
 
     return _best(score, answers)

@@ -5,14 +5,10 @@ import unicodedata
 import regex
 
 from rag_jax.data.matching import normalize_answer, normalize_text
+from rag_jax.data.words import UNSPACED, space_characters
 
-# Scripts that are written without spaces between words; each character is a word, as in sacrebleu's
-# tokenizer for Chinese. Marks stay with their character.
-_UNSPACED = (
-    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}&&\p{L}]\p{M}*"
-)
-_WORD = regex.compile(rf"(?V1){_UNSPACED}|(?:(?!{_UNSPACED})[\p{{L}}\p{{N}}\p{{M}}])+")
-_SPLIT = regex.compile(rf"(?V1){_UNSPACED}")
+# In scripts without spaces each character is a word, as in sacrebleu's tokenizer for Chinese.
+_WORD = regex.compile(rf"(?V1){UNSPACED}|(?:(?!{UNSPACED})[\p{{L}}\p{{N}}\p{{M}}])+")
 # Punctuation outside ASCII, but not inside a word, where it is an apostrophe or a hyphen.
 _MARK = regex.compile(
     r"(?V1)(?<![\p{L}\p{N}])[\p{P}--\p{ASCII}]|[\p{P}--\p{ASCII}](?![\p{L}\p{N}])"
@@ -57,5 +53,5 @@ def space_words(text: str) -> str:
     """
     if text.isascii():
         return text
-    text = unicodedata.normalize("NFKC", text)
-    return _MARK.sub(r" \g<0> ", _SPLIT.sub(r" \g<0> ", text))
+    text = space_characters(unicodedata.normalize("NFKC", text))
+    return _MARK.sub(r" \g<0> ", text)

@@ -1,9 +1,10 @@
 """Chat templates: a conversation as text, in which the template's own characters are known."""
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, wraps
 from typing import Any
 
 import jinja2
@@ -13,11 +14,23 @@ from jinja2.filters import make_attrgetter
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-from rag_jax.models.traced import Traced, concatenate, join_items, trust
+from rag_jax.models.traced import (
+    MESSAGE,
+    TEMPLATE,
+    Traced,
+    concatenate,
+    join_items,
+    mark,
+    read_mask,
+    settle,
+    trust,
+)
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.outside import parsing
 
 _PROBE = "Answer in one word."
+# Conversations in which a template writes the marker of every role.
+_TURNS = (("user",), ("system", "user"), ("user", "assistant", "user"))
 
 
 class ChatTemplate:
@@ -47,6 +60,18 @@ class ChatTemplate:
         with parsing("the chat template", "refuses these messages"):
             return self._render(messages, add_generation_prompt)
 
+    def sample(self) -> str:
+        """What the template writes itself in short conversations; "" if it refuses them all."""
+        written = []
+        for roles in _TURNS:
+            messages = [{"role": role, "content": _PROBE} for role in roles]
+            with contextlib.suppress(RagJaxError, *_FAULTS):
+                text = self._render(messages, add_generation_prompt=True)
+                kept = zip(text, read_mask(text), strict=True)
+                # A zero byte keeps apart what a message stands between.
+                written += [*(c if writer == TEMPLATE else "\0" for c, writer in kept), "\0"]
+        return "".join(written)
+
     @cached_property
     def _has_system(self) -> bool:
         """Whether a system message becomes part of the text."""
@@ -58,7 +83,9 @@ class ChatTemplate:
             return False
 
     def _render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> Traced:
-        traced = [{"role": trust(m["role"]), "content": Traced(m["content"])} for m in messages]
+        traced = [
+            {"role": trust(m["role"]), "content": mark(m["content"], MESSAGE)} for m in messages
+        ]
         return self._compiled.render(
             {
                 "messages": traced,
@@ -114,7 +141,15 @@ class _Environment(ImmutableSandboxedEnvironment):
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
         self.filters |= {"tojson": _to_json, "join": _join}
+        self.filters = {name: _follow(function) for name, function in self.filters.items()}
         self.globals |= {"raise_exception": _raise_exception, "strftime_now": _format_now}
+
+    def call(self, context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """Calls a function, or a text's method, for a template."""
+        owner = getattr(getattr(function, "__wrapped__", function), "__self__", None)
+        # Jinja adds its own arguments, which begin with an underscore.
+        named = [value for name, value in kwargs.items() if not name.startswith("_")]
+        return settle(super().call(context, function, *args, **kwargs), owner, args, named)
 
 
 class _Marker(NodeTransformer):
@@ -140,6 +175,17 @@ class _Generation(Extension):
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.Scope(body).set_lineno(line)
+
+
+def _follow(function: Callable) -> Callable:
+    """A filter whose text, if it is made of one writer's texts, is that writer's."""
+
+    @wraps(function)
+    def follow(*args: Any, **kwargs: Any) -> Any:
+        seen = args[1:] if hasattr(function, "jinja_pass_arg") else args
+        return settle(function(*args, **kwargs), seen, kwargs)
+
+    return follow
 
 
 def _call(name: str, argument: nodes.Expr, line: int) -> nodes.Expr:

@@ -9,24 +9,28 @@ from functools import lru_cache
 import tokenizers
 from tokenizers import AddedToken
 
-from rag_jax.models.traced import Traced, read_mask
+from rag_jax.models.traced import TEMPLATE, UNKNOWN, Traced, read_mask
 from rag_jax.runtime.errors import RagJaxError
 
 # What control tokens are called, marked as special or not: <tool_call>, <|im_end|>, [INST].
-_MARKUP = re.compile(r"<\S+>|\[\S+\]")
+_MARKUP = re.compile(r"<.*\S.*>|\[.*\S.*\]|[◁⟨〈].*\S.*[▷⟩〉]", re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # The private-use planes 15 and 16, without their last two code points, which are no characters.
 _PRIVATE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 
 
 def find_control_tokens(
-    core: tokenizers.Tokenizer, *, names: Collection[str], template: str
+    core: tokenizers.Tokenizer, *, names: Collection[str], written: str
 ) -> dict[str, int]:
     """The ids of the added tokens that are control tokens, by name.
 
     These are the special tokens, those that the tokenizer's settings name, those whose name is
-    markup such as `<tool_call>`, and those that the chat template writes. Others are words or runs
-    of white space, which texts do become.
+    markup such as `<tool_call>`, and those that the chat template writes, such as `### User:`.
+    Others are words or runs of white space, which texts do become.
+
+    Args:
+        names: of the settings.
+        written: the chat template and what it writes; see `ChatTemplate.sample`.
     """
     return {
         token.content: i
@@ -34,7 +38,7 @@ def find_control_tokens(
         if token.special
         or token.content in names
         or _MARKUP.fullmatch(token.content)
-        or (token.content in template and not token.content.isspace())
+        or (token.content in written and not token.content.isspace())
     }
 
 
@@ -71,6 +75,7 @@ class ChatEncoder:
     def __init__(self, core: tokenizers.Tokenizer, control: Mapping[str, int]):
         self._source = core.to_str()
         self._control = {name: number for number, name in enumerate(control)}
+        self._control_ids = {*control.values()} - {find_unknown(core)}
         self._tokens = core.get_added_tokens_decoder()
         self._single = {token.content for token in self._tokens.values() if token.single_word}
         longest_first = sorted(control, key=len, reverse=True)
@@ -90,21 +95,25 @@ class ChatEncoder:
             parts += [text[end:start], marks[self._control[text[start:stop]]]]
             end = stop
         marked = _SURROGATE.sub("\ufffd", "".join([*parts, text[end:]]))
-        return [ids.get(i, i) for i in core.encode(marked, add_special_tokens=False).ids]
+        encoded = core.encode(marked, add_special_tokens=False).ids
+        # A vocabulary that lists control tokens among its words makes them of text as well.
+        return [ids.get(i, i) for i in encoded if i in ids or i not in self._control_ids]
 
     def _find_written(self, text: Traced, contents: str) -> list[tuple[int, int]]:
         """Where the template wrote a control token: the start and the end of its name."""
         written, mask, start = [], read_mask(text), 0
         while match := self._names.search(text, start):
             span = match.span()
-            if 0 not in mask[slice(*span)]:
+            writers = {*mask[slice(*span)]}
+            if writers == {TEMPLATE}:
                 written += [span] * self._stands_alone(text, match)
-            elif 1 not in mask[slice(*span)] and match[0] not in contents:
+            elif writers == {UNKNOWN} and match[0] not in contents:
                 raise RagJaxError(
-                    f"the chat template makes {match[0]!r} by an operation that is not followed, "
-                    "such as the filter indent or a % format: write the token's name as it is"
+                    f"the chat template makes {match[0]!r} by an operation that is not followed "
+                    "on texts of its own and of messages, such as a % format: write the token's "
+                    "name as it is"
                 )
-            start = span[1] if 0 not in mask[slice(*span)] else span[0] + 1
+            start = span[1] if writers == {TEMPLATE} else span[0] + 1
         return written
 
     def _stands_alone(self, text: str, match: re.Match) -> bool:

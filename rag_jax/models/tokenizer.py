@@ -69,10 +69,8 @@ class Tokenizer:
         core.no_truncation()
         self._names = {"bos": bos, "eos": eos, "pad": pad, **others}
         self._template = chat_template
-        named = chat_template if isinstance(chat_template, Mapping) else {"": chat_template or ""}
-        self._special = find_control_tokens(
-            core, names=set(self._names.values()), template="\n".join(named.values())
-        )
+        named = set(self._names.values())
+        self._special = find_control_tokens(core, names=named, written=self._read_template())
         self._text_core = make_text_core(core, self._special)
         # The unknown token is no control token: text outside the vocabulary encodes to it.
         self._control = set(self._special.values()) - {find_unknown(core)}
@@ -260,14 +258,25 @@ class Tokenizer:
         text = self._chat_template.render(messages, add_generation_prompt=add_generation_prompt)
         return self._chat_encoder.encode(text, [message["content"] for message in messages])
 
+    def _read_template(self) -> str:
+        """The sources of the chat templates, and what they write."""
+        template = self._template or {}
+        sources = [*template.values()] if isinstance(template, Mapping) else [template]
+        written = [ChatTemplate(source, self._template_tokens).sample() for source in sources]
+        return "\n".join([*sources, *written])
+
+    @property
+    def _template_tokens(self) -> dict[str, str]:
+        """The names of special tokens by the chat template's variables."""
+        return {f"{short}_token": name for short, name in self._names.items() if name is not None}
+
     @cached_property
     def _chat_template(self) -> ChatTemplate:
         source = self._template
         source = choose_template(source) if isinstance(source, Mapping) else source
         if source is None:
             raise RagJaxError("this tokenizer has no chat template: use a model tuned for chat")
-        tokens = {f"{short}_token": name for short, name in self._names.items() if name is not None}
-        return ChatTemplate(source, tokens)
+        return ChatTemplate(source, self._template_tokens)
 
     @cached_property
     def _chat_encoder(self) -> ChatEncoder:

@@ -1,23 +1,26 @@
-"""Text that remembers which of its characters a chat template wrote itself."""
+"""Text that remembers of each character whether a chat template or a message wrote it."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
+
+# Who wrote a character. It is unknown after an operation that is not followed.
+UNKNOWN, TEMPLATE, MESSAGE = 0, 1, 2
 
 
 class Traced(str):
-    """A text, and for each of its characters whether a chat template wrote it.
+    """A text, and for each of its characters who wrote it.
 
     To a template it is a `str` like any other: equal, as long, and found in other texts in the same
     way. The operations that templates use on texts keep track of the characters. An operation that
-    does not gives a plain `str`, whose characters count as not written by the template.
+    does not gives a plain `str`, whose characters are `UNKNOWN`; see `settle`.
     """
 
     __slots__ = ("_mask",)
 
     def __new__(cls, text: str, mask: bytes | None = None) -> "Traced":
-        """A text with a byte a character: 1 if the template wrote it. None for no such character.
+        """A text with a byte a character, `UNKNOWN`, `TEMPLATE` or `MESSAGE`.
 
-        The text keeps its own mask if it has one and `mask` is None.
+        If `mask` is None, the text keeps its own mask, or all of it is `UNKNOWN`.
         """
         traced = super().__new__(cls, text)
         traced._mask = read_mask(text) if mask is None else mask
@@ -36,6 +39,9 @@ class Traced(str):
         return Traced(super().__mul__(times), self._mask * times)
 
     __rmul__ = __mul__
+
+    def __mod__(self, values: Any) -> str:
+        return settle(super().__mod__(values), self, values)
 
     def __getitem__(self, key: Any) -> "Traced":
         mask = self._mask[key]
@@ -114,18 +120,46 @@ class Traced(str):
         return cut
 
     def _change(self, changed: str) -> str:
-        """A text whose characters were changed one by one; plain if there are more than before."""
-        return Traced(changed, self._mask) if len(changed) == len(self) else changed
+        """A text whose characters were changed one by one, or that got more by it."""
+        return Traced(changed, self._mask) if len(changed) == len(self) else settle(changed, self)
 
 
 def read_mask(text: str) -> bytes:
-    """For each character 1 if a template wrote it, else 0."""
+    """For each character `UNKNOWN`, `TEMPLATE` or `MESSAGE`."""
     return text._mask if isinstance(text, Traced) else bytes(len(text))
+
+
+def mark(text: str, writer: int) -> Traced:
+    """A text that a template (`TEMPLATE`) or a message (`MESSAGE`) wrote."""
+    return Traced(text, bytes([writer]) * len(text))
 
 
 def trust(text: str) -> Traced:
     """A text that a template wrote."""
-    return Traced(text, b"\1" * len(text))
+    return mark(text, TEMPLATE)
+
+
+def settle(value: Any, *sources: Any) -> Any:
+    """What an operation made of `sources` without following the characters.
+
+    A plain or unknown text is their writer's if all their characters have the same one. Other
+    values, and texts that have several writers, come back as they are.
+    """
+    if type(value) not in (str, Traced) or any(read_mask(value)):
+        return value
+    writers = _find_writers(sources)
+    return mark(value, *writers) if len(writers) == 1 else value
+
+
+def _find_writers(value: Any) -> set[int]:
+    """Who wrote the texts in a value; also `UNKNOWN` if it can hold texts that are not seen."""
+    if isinstance(value, str):
+        return {*read_mask(value)}
+    if isinstance(value, Mapping):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple | set):
+        return set().union(*map(_find_writers, value))
+    return set() if value is None or isinstance(value, int | float) else {UNKNOWN}
 
 
 def concatenate(parts: Iterable[Any]) -> Traced:

@@ -153,12 +153,17 @@ def read_count(options: Mapping[str, str | None], name: str) -> int | None:
 
 
 def read_path(options: Mapping[str, str | None], name: str) -> Path | None:
-    """A flag's value as a path, None without the flag or with an empty value; `~` is expanded.
+    """A flag's value as a path, None without the flag; `~` is expanded.
 
     Raises:
-        RagJaxError: there is no such home folder.
+        RagJaxError: the value is blank, or there is no such home folder.
     """
-    return expand_path(options[name]) if options[name] else None
+    value = options[name]
+    if value is None:
+        return None
+    if not value.strip():  # of a shell's variable that is not set
+        raise RagJaxError(f"--{name}={value}: is blank; name a path, or leave the flag out")
+    return expand_path(value)
 
 
 def read_worker(value: str | None) -> Any:
@@ -205,7 +210,7 @@ def run(
         describe: the settings of a config as text, for --help with --config.
     """
     arguments = _join_config(sys.argv[1:])
-    signals.listen()
+    signals.start(interrupted)
     try:
         if {"--help", "-h"} & {*arguments}:
             print(usage)
@@ -215,17 +220,22 @@ def run(
             return 0
         main(arguments)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
-        return 130
-    except Preempted as preempted:
-        print(str(preempted) or interrupted, file=sys.stderr)
-        return 0
-    except RagJaxError as error:
+    except (KeyboardInterrupt, Preempted) as stop:
+        return signals.end(type(stop), str(stop) or interrupted)
+    except Exception as error:
+        if reason := signals.noted():  # which some code between made into another exception
+            return signals.end(reason, interrupted)
+        return _report(error)
+    return 0
+
+
+def _report(error: Exception) -> int:
+    """Prints what ended a command; returns the exit status. A bug keeps its traceback."""
+    if isinstance(error, RagJaxError):
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:
+    if isinstance(error, BrokenPipeError):
         # Whoever read the output has gone. What is still to be written goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # as a shell reports SIGPIPE
-    return 0
+    raise error

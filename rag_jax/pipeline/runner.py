@@ -33,7 +33,13 @@ from rag_jax.pipeline.stage import Stage, StageContext, WorkerDone
 from rag_jax.runtime import signals
 from rag_jax.runtime.checkpoint import check_path
 from rag_jax.runtime.errors import Preempted, RagJaxError
-from rag_jax.runtime.files import explain_disk_errors, read_json, read_jsonl, write_json
+from rag_jax.runtime.files import (
+    explain_disk_errors,
+    explain_removal,
+    read_json,
+    read_jsonl,
+    write_json,
+)
 from rag_jax.runtime.hosts import is_first, wait_for_all
 from rag_jax.runtime.progress import log
 
@@ -68,13 +74,14 @@ def run_stages(
             finished run that would be overwritten.
         Preempted: every stage is made, and this worker is not the one that reports on them.
     """
+    signals.begin_work()
     workdir = Path(workdir)
     check_path(workdir)
     with explain_disk_errors(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
+        _make_workdir(workdir)
         follows = worker is not None and worker.index > 0
         lock = workdir / (f".lock.{worker.index}-of-{worker.count}" if follows else ".lock")
-        with _lock(lock) if is_first() else contextlib.nullcontext():
+        with _lock(lock) if is_first() else contextlib.nullcontext(), explain_removal(workdir):
             records.check_layout(workdir)
             wait_for_all(f"{workdir} is there")
             made: dict[str, Record] = {}
@@ -177,12 +184,21 @@ def run_session(
     Raises:
         RagJaxError: a fault of the settings, the data, the models or the disk.
     """
-    config, folder = session.config, Path(workdir) / "stages"
+    config = session.config
     with jax.set_mesh(session.mesh):
         options = {"worker": worker, "reuse": reuse, "overwrite": overwrite}
         made = run_stages(stages, workdir, config=config, **options)
     if not is_first():
         return {}
+    with explain_removal(Path(workdir)):
+        return _report(session, workdir, made, report)
+
+
+def _report(
+    session: Any, workdir: Path, made: Sequence[Mapping[str, Any]], report: ReportSpec
+) -> dict[str, Any]:
+    """Writes and returns the report of a run whose stages are all made."""
+    config, folder = session.config, Path(workdir) / "stages"
     predictions = {
         method: read_jsonl(folder / stage / f"{method}.jsonl")
         for method, stage in report.methods.items()
@@ -290,6 +306,15 @@ def _follow_stage(stage: Stage, folder: Path, made: Mapping[str, Record], worker
             log(f"stage {stage.name}: waiting for worker 0")
             said = True
         time.sleep(POLL)
+
+
+def _make_workdir(workdir: Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError:  # as below /proc
+        raise RagJaxError(
+            f"cannot write {workdir}: no folder can be made there; choose a folder with --workdir"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from rag_jax.data.words import list_bigrams
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json
 from rag_jax.runtime.manifest import check_files, read_manifest, write_folder
@@ -190,13 +191,14 @@ def split_words(text: str) -> list[str]:
 
     Marks are accents and the vowel points of Hebrew, Arabic or Hindi, which questions often omit.
     Compatible forms (full-width letters, ligatures, decomposed Korean) are equal. Emoji and
-    punctuation are not words. In scripts without spaces (Chinese, Japanese, Thai), each run between
-    punctuation marks is one word.
+    punctuation are not words. In scripts without spaces (Chinese, Japanese, Thai), every two
+    neighbouring characters are a word, as in Lucene's analyser for Chinese and Japanese.
     """
     if not text.isascii():
         text = unicodedata.normalize("NFKD", text).casefold()
         text = "".join(c for c in text if unicodedata.category(c)[0] != "M")
-    return _WORD.findall(text.lower())
+    words = _WORD.findall(text.lower())
+    return words if text.isascii() else [part for word in words for part in list_bigrams(word)]
 
 
 def _join_pairs(texts: Iterable[str | tuple[str, str]], name: str) -> Iterator[str]:

@@ -56,8 +56,8 @@ class Index:
       asymmetric hashing over blocks of two dimensions, then rescoring. For more rows: the same
       within about sqrt(N) partitions. The guide does not fix the shares: a tenth of the partitions
       is searched, and 10 times `k` candidates, at least 100, are rescored. A few rows that are far
-      longer than the others are compared with every query (`searchers.Scann`). The training of
-      partitions and codes is not reproducible to the bit.
+      longer than the others are compared with every query (`searchers.Scann`). The same embeddings
+      give the same partitions and codes to the bit.
 
     Indices are made by `build` or `load` and are immutable: `add` and `remove` return a new index.
 

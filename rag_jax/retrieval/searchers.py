@@ -179,7 +179,10 @@ class Scann(NamedTuple):
 
 
 def build_scann(embeddings: Float[np.ndarray, "N D"]) -> Scann:
-    """Builds a ScaNN searcher without ids, with settings by the number of float32 embeddings."""
+    """Builds a ScaNN searcher without ids, with settings by the number of float32 embeddings.
+
+    The same embeddings give the same searcher to the bit, on any number of threads.
+    """
     from scann import scann_ops_pybind
 
     size = len(embeddings)
@@ -194,7 +197,8 @@ def build_scann(embeddings: Float[np.ndarray, "N D"]) -> Scann:
         return Scann(builder.score_brute_force().build(), long_rows, embeddings[long_rows])
     if size >= _PARTITION_FROM:
         leaves = math.isqrt(size)
-        builder = builder.tree(leaves, max(1, leaves // 10))
+        # Of ScaNN's two ways to choose the first centres, k-means++ alone has a seed of its own.
+        builder = builder.tree(leaves, max(1, leaves // 10), random_init=False)
     # 0.2 is the threshold that Guo et al. (2020) use for vectors of length 1.
     builder = builder.score_ah(_CODED, anisotropic_quantization_threshold=0.2).reorder(100)
     return Scann(builder.build(), long_rows, embeddings[long_rows])

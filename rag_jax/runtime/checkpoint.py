@@ -108,14 +108,21 @@ class Checkpoints:
 def check_path(folder: str | os.PathLike) -> None:
     """Raises a RagJaxError if trees saved in a folder could not be read again.
 
-    TensorStore takes `[` for a pattern when it reads, and a backslash for a slash.
+    TensorStore takes `[` for a pattern when it reads, and a backslash for a slash. Orbax takes a
+    folder `gs:` for a bucket. Both know UTF-8 alone.
     """
     path = str(Path(folder).absolute())
-    if found := re.search(r"[\[\\]", path):
+    found = re.search(r"[\[\\]|gs:(?=/|$)", path)
+    name = f"a {found[0]}" if found else "bytes that are no UTF-8" if not _is_utf8(path) else None
+    if name is not None:
         raise RagJaxError(
-            f"{path}: has a {found[0]} in its name, with which checkpoints cannot be read again; "
+            f"{path}: has {name} in its name, with which checkpoints cannot be read again; "
             "choose another folder with --workdir"
         )
+
+
+def _is_utf8(path: str) -> bool:
+    return not re.search("[\ud800-\udfff]", path)
 
 
 def save_tree(folder: str | os.PathLike, tree: Any) -> None:

@@ -23,7 +23,10 @@ _FULL, _READ_ONLY = (errno.ENOSPC, errno.EDQUOT), (errno.EROFS, errno.EACCES, er
 _DISK_ERRORS = {
     **dict.fromkeys(_FULL, "free some space, then run the same command again"),
     **dict.fromkeys(_READ_ONLY, "choose a folder that can be written with --workdir"),
-    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "choose a folder with --workdir"),
+    **dict.fromkeys(
+        (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+        "choose a folder with --workdir",
+    ),
 }
 
 
@@ -84,6 +87,32 @@ def explain_disk_errors(folder: Path) -> Iterator[None]:
         path = error.filename or folder
         advice = _DISK_ERRORS[error.errno]
         raise RagJaxError(f"cannot write {path}: {error.strerror.lower()}; {advice}") from error
+
+
+@contextlib.contextmanager
+def explain_removal(folder: Path) -> Iterator[None]:
+    """Turns whatever error comes of the removal of a folder into a RagJaxError.
+
+    What still writes may have made the folder again, so its identity counts and not its name.
+    """
+    opened = os.open(folder, os.O_RDONLY)  # keeps its number from being used again
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, RagJaxError) or _is_same(folder, opened):
+            raise
+        raise RagJaxError(
+            f"{folder}: was removed during the run; run the same command again, which begins anew"
+        ) from error
+    finally:
+        os.close(opened)
+
+
+def _is_same(path: Path, opened: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(opened))
+    except FileNotFoundError:
+        return False
 
 
 def to_json(value: Any, **options: Any) -> str:

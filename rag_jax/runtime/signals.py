@@ -1,35 +1,71 @@
-"""Ctrl-C and SIGTERM: raised as exceptions on arrival, and again if the exception was lost.
+"""Ctrl-C and SIGTERM: the end of a command with one line and one status, whenever they come.
+
+A command has three parts. While it starts, there is nothing to save, and a signal ends the process
+at once: an exception in the middle of an import would come out as some other error. While it works,
+the first signal is raised as an exception, so that a run can save what it has; a second signal ends
+the process at once. While it ends, signals are ignored.
 
 Python ignores exceptions in finalisers and in callbacks of weak references, and JAX has many of
-both: of eight signals sent to SR-RAG runs at random moments, one was lost this way.
+both: of eight signals sent to SR-RAG runs at random moments, one was lost this way. `check` raises
+such a lost exception again.
 """
 
 import contextlib
+import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rag_jax.runtime.errors import Preempted
 
 _REASONS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Preempted}
+_STATUSES = {KeyboardInterrupt: 130, Preempted: 0}
 _noted: list[type[BaseException]] = []
+_line, _working = "interrupted", False
 
 
-def listen() -> None:
-    """Installs handlers that raise KeyboardInterrupt on SIGINT and Preempted on SIGTERM.
+def start(line: str) -> None:
+    """Installs the handlers of a command. Until `begin_work` they end the process with a line.
 
     A signal that the process ignores stays ignored.
     """
+    global _line, _working
+    _line, _working = line, False
     _noted.clear()
-    for number in _REASONS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _note)
+    _install(_handle)
+
+
+def begin_work() -> None:
+    """Has the first signal from now on raise KeyboardInterrupt (SIGINT) or Preempted (SIGTERM).
+
+    The handlers of a program that did not call `start` stay its own.
+    """
+    global _working
+    _working = True
+    _noted.clear()
+
+
+def end(reason: type[BaseException], line: str) -> int:
+    """Ends a command that a signal stopped: ignores further ones, and prints the line.
+
+    Returns:
+        The exit status.
+    """
+    # A handler of our own would be taken down before the interpreter has ended; this one is not.
+    _install(signal.SIG_IGN)
+    print(line, file=sys.stderr)
+    return _STATUSES[reason]
+
+
+def noted() -> type[BaseException] | None:
+    """The exception of the first signal since `begin_work`; None if there was no signal."""
+    return _noted[0] if _noted else None
 
 
 def check() -> None:
-    """Raises the exception of the first signal since `listen`, if any.
+    """Raises the exception of the first signal since `begin_work`, if any.
 
     If the exception was not lost, the run has already ended.
     """
@@ -68,7 +104,23 @@ def hold() -> Iterator[list[type[BaseException]]]:
         restore()
 
 
-def _note(number: int, _: Any) -> None:
+def _install(handler: Callable | signal.Handlers) -> None:
+    for number in _REASONS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def _handle(number: int, _: Any) -> None:
     reason = _REASONS[signal.Signals(number)]
+    if _noted or not _working:
+        _leave(_noted[0] if _noted else reason)
     _noted.append(reason)
     raise reason
+
+
+def _leave(reason: type[BaseException]) -> None:
+    """Ends the process at once."""
+    # Not `print`, in the middle of which the signal may have come.
+    with contextlib.suppress(OSError):
+        os.write(2, f"{_line}\n".encode())
+    os._exit(_STATUSES[reason])

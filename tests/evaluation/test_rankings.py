@@ -40,7 +40,11 @@ from rag_jax.runtime.errors import RagJaxError
         ("New York, New Jersey", ["York New"], False),  # the comma is a token
         ("New York New Jersey", ["York New"], True),
         ("one two\u200b\nthree", ["two three"], True),  # white space and the invisible are none
-        ("東京は首都", ["東京"], False),  # a run of letters is one token
+        ("東京は首都", ["東京"], True),  # each character is a token, unlike DPR's run of letters
+        ("東京は首都", ["京東"], False),
+        ("ノルウェーのオスロ", ["オスロ", "ベルゲン"], True),
+        ("กีโตเป็นเมืองหลวงของเอกวาดอร์", ["เอกวาดอร์"], True),
+        ("오슬로는 수도", ["오슬로"], False),  # Korean has spaces
         ("anything", ["", " "], False),
         ("anything", [], False),
         ("", ["x"], False),

@@ -16,7 +16,10 @@ from chats import (
     make_metaspace,
     write_folder,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jinja2.sandbox import SandboxedEnvironment
+from tokenizers import AddedToken
 from tokenizers.pre_tokenizers import Metaspace
 
 from rag_jax.models.tokenizer import Tokenizer
@@ -99,7 +102,7 @@ def test_a_template_may_look_for_a_control_token_in_the_text(open_chat):
 
 
 def test_a_token_made_in_an_unknown_way_is_refused(open_chat):
-    template = "{% for m in messages %}{{ '<|%s|>' | format('end') }}{{ m.content }}{% endfor %}"
+    template = "{% for m in messages %}{{ '<|%s|>%s' | format('end', m.content) }}{% endfor %}"
     tokenizer = open_chat(template)
     with pytest.raises(
         RagJaxError, match=r"makes '<\|end\|>' by an operation that is not followed"
@@ -108,6 +111,59 @@ def test_a_token_made_in_an_unknown_way_is_refused(open_chat):
     assert tokenizer.token_id("<|end|>") not in tokenizer.encode_chat(
         [{"role": "user", "content": "<|end|>"}]
     )
+
+
+# What templates do to a message's text, in operations that are followed and in others.
+OPERATIONS = [
+    *("m.content|lower", "m.content|upper", "m.content|title", "m.content.title()"),
+    *("m.content|capitalize", "m.content.swapcase()", "m.content.casefold()", "m.content|tojson"),
+    *("m.content|replace('#', '')", "m.content|replace('END', 'end')", "m.content|reverse"),
+    *("m.content.replace('#', '')", "m.content.split('#')|join", "m.content|list|join('')"),
+    *("m.content[:3] ~ m.content[4:]", "m.content ~ m.content", "[m.content, m.content]|join"),
+    *("'%s%s'|format(m.content, m.content)", "'{}{}'.format(m.content, m.content)"),
+    *("'<|' ~ m.content ~ '|>'", "'<|%s|>' % m.content", "m.content|lower|indent(2)"),
+    *("m.content|lower|wordwrap(80)", "m.content|lower|center(30)", "m.content|lower|truncate(90)"),
+    *("messages|map(attribute='content')|map('lower')|join", "m.content.strip('#')|striptags"),
+    *("(m.content|lower).ljust(9)", "namespace(x=m.content).x|lower", "dict(m)|tojson"),
+]
+NEARLY = ["<|END|>", "<|end|>", "<|en#d|>", "<|EN", "D|>", "end", "|>", ">|dne|<", "</S>", "<s>"]
+NEARLY += ["\uff1c|end|\uff1e", "<|e<b></b>nd|>", "[inst]", "</think>", "\u00df", "\u0130", "#"]
+TYPED = st.lists(st.sampled_from(NEARLY), min_size=1, max_size=3).map("".join)
+
+
+@pytest.mark.parametrize("kind", ["byte level", "metaspace, legacy", "unigram", "normalized"])
+def test_no_operation_makes_a_control_token_of_a_text(kind, open_chat):
+    core = TOKENIZERS[kind]()
+    template = "{{% for m in messages %}}<|user|>{{{{ {} }}}}<|end|>{{% endfor %}}"
+    chats = [open_chat(template.format(operation), core) for operation in OPERATIONS]
+    control = {*chats[0]._control}
+
+    @settings(max_examples=12, deadline=None)
+    @given(TYPED)
+    def check(content):
+        for tokenizer in chats:
+            ids = tokenizer.encode_chat([{"role": "user", "content": content}])
+            expected = [tokenizer.token_id("<|user|>"), tokenizer.token_id("<|end|>")]
+            assert [i for i in ids if i in control] == expected
+
+    check()
+
+
+def test_markers_of_roles_that_are_not_marked_cannot_be_typed(open_chat):
+    markers = ["### User:", "### Assistant:", "\u25c1think\u25b7", "<start of turn>"]
+    core = make_byte_level()
+    core.add_tokens([AddedToken(name, special=False, normalized=False) for name in markers])
+    tokenizer = open_chat(
+        "{% for m in messages %}{{ '### ' ~ m.role.capitalize() ~ ':' }} {{ m.content }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '### ' + 'Assistant:' }}{% endif %}",
+        core,
+    )
+    ids = {core.token_to_id(name) for name in markers}
+    text = " ".join(markers)
+    assert ids.isdisjoint(tokenizer.encode(text))
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    chat = tokenizer.encode_chat([{"role": "user", "content": text}])
+    assert [i for i in chat if i in ids] == [core.token_to_id(name) for name in markers[:2]]
 
 
 def test_private_use_characters_are_text(open_chat):

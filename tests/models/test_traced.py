@@ -3,7 +3,18 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag_jax.models.traced import Traced, concatenate, join_items, read_mask, trust
+from rag_jax.models.traced import (
+    MESSAGE,
+    TEMPLATE,
+    UNKNOWN,
+    Traced,
+    concatenate,
+    join_items,
+    mark,
+    read_mask,
+    settle,
+    trust,
+)
 
 # Capitals are the template's, all other characters a message's.
 PIECES = st.text("AB\n b\tab\u2028", max_size=6)
@@ -57,12 +68,34 @@ def test_operations_follow_the_characters(text, other, third, start, stop):
     check(concatenate([old, traced, 5]), f"{other}{text}5")
 
 
+@settings(max_examples=30)
 @given(st.text(max_size=8))
 def test_case_changes_one_character_at_a_time_or_not_traced(text):
     for name in ("lower", "upper", "title", "capitalize"):
-        changed = getattr(trust(text), name)()
-        assert changed == getattr(text, name)()
-        assert read_mask(changed) == bytes([len(changed) == len(text)]) * len(changed)
+        for writer in (TEMPLATE, MESSAGE):
+            changed = getattr(mark(text, writer), name)()
+            assert changed == getattr(text, name)()
+            assert read_mask(changed) == bytes([writer]) * len(changed)
+        mixed = Traced(text, bytes(i % 3 for i in range(len(text))))
+        changed = getattr(mixed, name)()
+        followed = len(changed) == len(text) or len({*read_mask(mixed)}) == 1
+        assert followed or read_mask(changed) == bytes(len(changed))
+
+
+def test_what_is_made_of_one_writers_texts_is_that_writers():
+    own, typed = mark("a", TEMPLATE), mark("b", MESSAGE)
+    for writer, sources in (
+        (TEMPLATE, (own, 5, [own, None, {own: True}])),
+        (MESSAGE, (typed, {1: (typed,)})),
+        (UNKNOWN, (own, typed)),
+        (UNKNOWN, (own, "plain")),
+        (UNKNOWN, (own, object())),  # which may hold a message
+        (UNKNOWN, (5,)),
+    ):
+        assert read_mask(settle("xy", *sources)) == bytes([writer, writer])
+    assert settle(5, own) == 5 and read_mask(settle(own, typed)) == bytes([TEMPLATE])
+    assert read_mask(own % ()) == bytes([TEMPLATE])
+    assert read_mask(trust("x%s") % typed) == bytes([UNKNOWN, UNKNOWN])
 
 
 def test_a_traced_text_is_a_text():

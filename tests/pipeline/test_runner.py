@@ -605,7 +605,7 @@ def test_a_signal_that_python_lost_stops_before_the_next_batch(tmp_path, number,
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signals.listen()
+    signals.start("interrupted")
     try:
         with pytest.raises(reason):
             run_stages([Stage("map", run)], tmp_path)

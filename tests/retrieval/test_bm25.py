@@ -267,3 +267,16 @@ def test_kinds_of_index_are_not_mistaken(tmp_path):
     Index.build(np.eye(3), backend="exact", encoder="e").save(tmp_path / "exact")
     with pytest.raises(RagJaxError, match="backend 'exact', which this version does not read here"):
         BM25.load(tmp_path / "exact")
+
+
+@pytest.mark.parametrize(
+    ("texts", "question"),
+    [
+        (["奥斯陆是挪威的首都", "基多是厄瓜多尔的首都", "里加在河边"], "厄瓜多尔的首都是哪里"),
+        (["オスロはノルウェーの首都", "キトはエクアドルの首都", "川"], "エクアドルはどこですか"),
+        (["ออสโลเป็นเมืองหลวง", "กีโตเป็นเมืองหลวงของเอกวาดอร์", "แม่น้ำ"], "เอกวาดอร์อยู่ที่ไหน"),
+    ],
+)
+def test_scripts_without_spaces_are_found_by_pairs_of_characters(texts, question):
+    (rows,) = BM25.build(texts).search([question], 1)[1]
+    assert rows.tolist() == [1]

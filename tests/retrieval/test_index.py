@@ -137,6 +137,21 @@ def test_scann_recall(small_thresholds, partition_from):
 
 
 @needs_scann
+def test_scann_is_built_alike_from_the_same_embeddings(small_thresholds, tmp_path):
+    small_thresholds(1_000, 2_000)
+    embeddings, queries = make_vectors(8_000, 16), make_vectors(50, 16, seed=1)
+    built = [Index.build(embeddings, backend="scann", encoder="e") for _ in range(2)]
+    for index, name in zip(built, ("first", "second"), strict=True):
+        index.save(tmp_path / name)
+    files = saved_files(tmp_path / "first")
+    assert "serialized_partitioner.pb" in files and files == saved_files(tmp_path / "second")
+    hashes = [{f: hash_file(tmp_path / n / f) for f in files} for n in ("first", "second")]
+    assert hashes[0] == hashes[1]
+    found = [index.search(queries, 10)[1] for index in built]
+    np.testing.assert_array_equal(*found)
+
+
+@needs_scann
 @pytest.mark.parametrize("k", [1, 150, 1_500, 2_000])
 def test_scann_fills_up_beyond_the_partitions_searched(small_thresholds, k):
     small_thresholds(1_000, 1_000)
@@ -478,7 +493,6 @@ def test_a_growing_index_gets_the_settings_of_its_size(small_thresholds, tmp_pat
         expected = search_slowly(embeddings[:size], queries, 10)[1]
         rows = index.search(queries, 10)[1]
         found = [len(set(a) & set(b)) for a, b in zip(rows, expected, strict=True)]
-        # ScaNN trains partitions and codes on several threads, not twice alike.
         assert np.mean(found) / 10 == 1 if size == 900 else np.mean(found) / 10 > 0.8
     assert "ah_codebook.pb" not in files[900][0]
     assert files[1_500][0] == files[900][0] | {"ah_codebook.pb", "hashed_dataset.npy"}

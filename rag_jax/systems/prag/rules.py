@@ -4,12 +4,16 @@ Sentences are reversed, and values are asked for. A rule takes only what the tex
 whose end is unclear is not asked for.
 """
 
-import re
+import regex
 
 from rag_jax.data.passages import Passage
+from rag_jax.data.words import UNSPACED
 from rag_jax.evaluation.answers import match, normalize_answer
 from rag_jax.systems.prag.data import Pair
 from rag_jax.systems.prag.phrases import VALUE, list_claims, list_statements
+
+# The last word of a sentence: two characters in scripts without spaces.
+_LAST = regex.compile(rf"(?:(?:{UNSPACED}){{1,2}}|(?:(?!{UNSPACED})\w)+)(?=\W*$)", regex.V1)
 
 
 def rewrite_by_rules(passage: Passage) -> str:
@@ -38,7 +42,7 @@ def ask_by_rules(passage: Passage, *, count: int) -> list[Pair]:
             named.append(Pair(f"What {verb} the {place}?", value, sentence))
         # A sentence's first word has a capital whatever it is.
         values = [m for m in VALUE.finditer(sentence) if m.start() and m[0] not in title]
-        values = values or list(re.finditer(r"\w+(?=\W*$)", sentence))
+        values = values or list(_LAST.finditer(sentence))
         for value in values:
             gap = f"{sentence[: value.start()]}___{sentence[value.end() :]}"
             question = f"Which words are missing about {title}? {gap}"

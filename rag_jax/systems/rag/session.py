@@ -183,7 +183,9 @@ class Session(session.Session):
         numbers = {"passages": c.passages, "decode.passages": c.decode.passages}
         for name, number in {**numbers, "decode.curve": curve}.items():
             if number > size:
-                raise RagJaxError(f"config.{name}={number}: the data has only {size} passages")
+                raise RagJaxError(
+                    f"config.{name}={number}: the data has only {size} passages; lower it to {size}"
+                )
         self.list_labels(corpus)
 
     @property

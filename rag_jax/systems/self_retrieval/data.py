@@ -25,6 +25,7 @@ from rag_jax.data.matching import has_answer
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.data.sentences import list_sentences
+from rag_jax.data.words import count_words, take_words
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.systems.self_retrieval.config import ExamplesConfig
 from rag_jax.training.rows import Row
@@ -104,7 +105,7 @@ def split_sentences(text: str) -> list[str]:
 
     A text without such a sentence counts as one sentence.
     """
-    kept = [part for part in list_sentences(text) if len(part.split()) in _SENTENCE_WORDS]
+    kept = [part for part in list_sentences(text) if count_words(part) in _SENTENCE_WORDS]
     return kept or [" ".join(text.split())]
 
 
@@ -112,7 +113,8 @@ def cut_target(format: Format, text: str, examples: ExamplesConfig) -> int:
     """Number of tokens of a passage's text that the model is trained to generate."""
     if examples.target == "passage":
         return len(format.encode_text(text)[: format.max_text])
-    return len(format.encode_text(" ".join(text.split()[: examples.prefix_words])))
+    prefix = format.encode_text(take_words(text, examples.prefix_words))
+    return min(len(prefix), format.max_text)
 
 
 def make_index_rows(

@@ -63,14 +63,14 @@ def _answer(
     neighbours: Sequence[Question],
     question: str,
 ) -> Iterator[Facts | Piece | Note]:
-    c, k = session.config, session.config.datastore.k
+    c, k = session.config, min(session.config.datastore.k, len(neighbours))
     routed = engine.route([question])
     nobody, labels = np.full(engine.batch_size, -1), fetch(datastore.labels)
     similarities, entries = fetch(find_nearest(datastore, routed.key, nobody, k=k))
     votes = np.bincount(labels[entries[0]], minlength=len(c.sources))[None] / k
     probabilities = fetch(routed.probabilities)[:1]
     number = int(choose(c, probabilities, votes, tau)[0])
-    yield Facts("sources", _tabulate(session, probabilities[0], votes[0], number, tau))
+    yield Facts("sources", _tabulate(session, probabilities[0], votes[0], number, tau, k))
     nearest = [
         (f"{similarity:.3f}", c.sources[labels[row]].name, neighbours[row].question)
         for similarity, row in zip(similarities[0, :_NEAREST], entries[0], strict=False)
@@ -97,10 +97,15 @@ def _answer(
 
 
 def _tabulate(
-    session: Session, probabilities: np.ndarray, votes: np.ndarray, chosen: int, tau: float
+    session: Session,
+    probabilities: np.ndarray,
+    votes: np.ndarray,
+    chosen: int,
+    tau: float,
+    k: int,
 ) -> list[tuple[str, ...]]:
     """A line a source: `p_M`, the vote, their product, and the rule by which it was chosen."""
-    c, k = session.config, session.config.datastore.k
+    c = session.config
     mass = float(weigh(probabilities[None], votes[None], list_kinds(c)).mass[0])
     searches = c.sources[chosen].kind == "search"
     if c.route.decision == "argmax_product":

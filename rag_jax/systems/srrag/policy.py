@@ -73,12 +73,20 @@ def vote(
 ) -> Float[Array, "B S"]:
     """`p_D(s | q)`: the share of each source among a question's `k` nearest entries.
 
+    All entries vote where there are no more than `k`; without any, the sources have equal shares.
+
     Args:
         itself: as for `find_nearest`: an entry must not vote for its own question.
     """
-    _, nearest = find_nearest(datastore, queries, itself, k=k)
+    size = datastore.keys.shape[0]
+    scores, nearest = find_nearest(datastore, queries, itself, k=min(k, size))
     labels = jax.nn.one_hot(datastore.labels[nearest], num_sources)
-    return labels.mean(axis=1)
+    if k < size:
+        return labels.mean(axis=1)
+    # [B, k, 1]: an entry that is left out is among them, because there is no other.
+    voting = jnp.isfinite(scores)[..., None]
+    votes, voters = (labels * voting).sum(axis=1), voting.sum(axis=1)
+    return jnp.where(voters > 0, votes / jnp.maximum(voters, 1), 1 / num_sources)
 
 
 class Weights(NamedTuple):

@@ -16,6 +16,7 @@ from rag_jax.models import Pretrained
 from rag_jax.models.vocabulary import grow_vocabulary, put_tokens, take_tokens
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.progress import log
 from rag_jax.runtime.sharding import DECODER_RULES, shard_params
 from rag_jax.systems import session
 from rag_jax.systems.srrag import sources
@@ -199,7 +200,10 @@ class Session(session.Session):
         A source needs as many passages as a training question gets contexts.
         """
         c = self.config
-        self.check_size(len(self.choose_questions(corpus, "train", c.train_questions)))
+        count = len(self.choose_questions(corpus, "train", c.train_questions))
+        self.check_size(count)
+        if c.datastore.k > count:
+            log(f"config.datastore.k={c.datastore.k}: all {count} training questions vote")
         self.check_evaluation(corpus)
         if c.route.is_tuned and not any(q.answers for q in corpus.questions.get("dev", [])):
             raise RagJaxError(
@@ -218,9 +222,8 @@ class Session(session.Session):
 
     def check_size(self, count: int) -> None:
         """Raises a RagJaxError if `count` training questions are too few for the settings."""
-        c = self.config
-        for name, wanted in (("datastore.k", c.datastore.k), ("contexts", c.contexts)):
-            if wanted > count:
-                raise RagJaxError(
-                    f"config.{name}={wanted}: is above the {count} training questions; lower it"
-                )
+        contexts = self.config.contexts
+        if contexts > count:
+            raise RagJaxError(
+                f"config.contexts={contexts}: is above the {count} training questions; lower it"
+            )

@@ -1,4 +1,5 @@
 """Augmentations of documents, by rules and from a model's text."""
+# ruff: noqa: RUF001 (full-width marks are what is tested)
 
 import pytest
 
@@ -97,3 +98,18 @@ def test_rules_take_any_text(passage):
         assert answer in text and not match(question, [answer])
         assert answer in full and full in " ".join(text.split())
     assert rewrite_by_rules(passage).strip()
+
+
+def test_rules_ask_for_the_last_characters_where_there_are_no_words():
+    passage = Passage("p", "奥斯陆", "奥斯陆是挪威的首都。人口很多。")
+    assert rewrite_by_rules(passage) == "人口很多。 奥斯陆是挪威的首都。"
+    assert ask_by_rules(passage, count=3) == [
+        Pair(
+            "Which words are missing about 奥斯陆? 奥斯陆是挪威的___。",
+            "首都",
+            "奥斯陆是挪威的首都。",
+        ),
+        Pair("Which words are missing about 奥斯陆? 人口___。", "很多", "人口很多。"),
+    ]
+    written = parse_pairs("Question: 首都是哪国的？\nAnswer: 挪威", passage, full=False)
+    assert written == [Pair("首都是哪国的？", "挪威")]

@@ -1,4 +1,5 @@
 """Self-Retrieval's texts: one set of tokens in training, trie and inference, and their spans."""
+# ruff: noqa: RUF001 (full-width marks are what is tested)
 
 from collections import Counter
 from dataclasses import replace
@@ -207,3 +208,29 @@ def test_a_questions_negatives_do_not_depend_on_other_questions(ids, count, rand
     for found in drawn.values():
         assert len(found) == len(set(found)) == min(count, len(NEGATIVES))
         assert set(found) <= NEGATIVES
+
+
+CHINESE = "奥斯陆是挪威的首都，位于河边，人口很多。" * 6
+
+
+@pytest.mark.parametrize(
+    "text", [CHINESE, CHINESE.replace("。", ""), "x" * 400, "https://a/" + "b" * 300]
+)
+@pytest.mark.parametrize("target", ["passage", "prefix"])
+def test_spans_end_with_their_rows_whatever_a_word_is(tokenizer, text, target):
+    format = Format(tokenizer, titled=True, assessment="phrase", max_text=24)
+    examples = ExamplesConfig(target=target)
+    passage = Passage("p", "奥斯陆", text)
+    question = Question("q", "奥斯陆在哪里？", ("挪威",), {"p": 1})
+    rows = [*make_index_rows(format, [passage], examples, seed=0)]
+    rows += make_question_rows(format, question, {"p": passage}, [], examples)
+    for row in rows:
+        assert all(start < stop <= len(row.tokens) for start, stop in row.spans.values())
+        start, stop = row.spans["retrieval"]
+        assert stop - start <= len(format.encode_title(passage.title)) + format.max_text
+
+
+def test_a_chinese_prefix_has_as_many_words(format):
+    examples = ExamplesConfig(target="prefix", prefix_words=3)
+    assert cut_target(format, CHINESE, examples) == len(format.encode_text("奥斯陆是挪威"))
+    assert split_sentences(CHINESE) == ["奥斯陆是挪威的首都，位于河边，人口很多。"] * 6

@@ -370,7 +370,6 @@ def check_refused(config, workdir, stage, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"world.train": 4}, "config.datastore.k=5: is above the 4 training questions; lower it"),
         (
             {"world.train": 6, "contexts": 7},
             "config.contexts=7: is above the 6 training questions; lower it",

@@ -57,6 +57,16 @@ def test_votes(seed, k, size):
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_where_there_are_fewer_entries_than_voters_all_others_vote(size):
+    few = Datastore(DATASTORE.keys[:size], DATASTORE.labels[:size])
+    for k in (size, size + 3):
+        shares = vote(few, jnp.asarray(KEYS[:2]), jnp.asarray([0, -1]), k=k, num_sources=2)
+        for share, voters in zip(shares, (LABELS[1:size], LABELS[:size]), strict=True):
+            wanted = [np.mean(voters == s) for s in range(2)] if len(voters) else [0.5, 0.5]
+            np.testing.assert_allclose(share, wanted, rtol=1e-6)
+
+
 def test_an_entry_does_not_vote_on_itself():
     queries = jnp.asarray(KEYS[:4])
     own, others = (

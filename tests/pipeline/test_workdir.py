@@ -1,0 +1,106 @@
+"""Work folders with odd names, where none can be, and one that is removed during the run."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rag_jax.commands import build_index
+from rag_jax.pipeline import command
+from rag_jax.pipeline.runner import run_stages
+from rag_jax.pipeline.stage import Stage
+from rag_jax.runtime.checkpoint import load_tree, save_tree
+from rag_jax.runtime.errors import RagJaxError
+
+NAMES = [
+    *("a b", " ", "\t", "new\nline", "trail/", "-lead", "--flag=x", "x" * 255, "50%", "%s{}", "*"),
+    *("?", "{a,b}", "~user", "'q'", '"d"', "emoji\U0001f5fc", "\u6771\u4eac", "e\u0301", "\u202e"),
+    *("a:b", "file:x", "$HOME;&|", "<x>(y)!#@", "...", "a//b/../c"),
+]
+TREE = {"a": np.arange(3.0)}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def make(context):
+    save_tree(context.folder / "tree", TREE)
+    work = lambda batch: [{"item": item} for item in batch]  # noqa: E731
+    context.map("out.jsonl", range(4), work, batch_size=2, unit="items")
+
+
+def test_any_name_will_do(here):
+    for name in NAMES:
+        run_stages([Stage("one", make)], name)
+        (record,) = run_stages([Stage("one", make)], name)
+        assert record["reused"]
+        loaded = load_tree(Path(name) / "stages" / "one" / "tree", TREE)
+        np.testing.assert_array_equal(loaded["a"], TREE["a"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gs://bucket/x", "/gs:/bucket/x: has a gs: in its name, .* choose another folder with"),
+        ("ags:", "ags:: has a gs: in its name"),
+        ("[x]", r"has a \[ in its name"),
+        ("a\\b", r"has a \\ in its name"),
+        ("\udcff", "has bytes that are no UTF-8 in its name"),
+        ("x" * 256, "cannot write x*: file name too long; choose a folder with --workdir"),
+        ("/proc/x", "cannot write /proc/x: no folder can be made there; choose a folder with"),
+        ("/dev/null/x", "cannot write /dev/null/x: not a directory; choose a folder with"),
+        ("loop", "cannot write loop: file exists; choose a folder with --workdir"),
+        ("loop/x", "cannot write loop/x: too many levels of symbolic links; choose a folder with"),
+    ],
+)
+def test_where_no_folder_can_be(here, name, message):
+    Path("loop").symlink_to("loop")
+    with pytest.raises(RagJaxError, match=message) as caught:
+        run_stages([Stage("one", make)], name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["gone", "made again"])
+def test_a_folder_that_is_removed_during_the_run(here, again):
+    def remove(context):
+        shutil.rmtree("run")
+        if again:
+            Path("run").mkdir()
+
+    def save(context):
+        remove(context)
+        save_tree(context.folder / "tree", TREE)
+
+    def map_items(context):
+        work = lambda batch: remove(context) or [{"item": item} for item in batch]  # noqa: E731
+        context.map("out.jsonl", range(4), work, batch_size=2, unit="items")
+
+    for body in (remove, save, map_items):
+        with pytest.raises(RagJaxError) as caught:
+            run_stages([Stage("one", body), Stage("two", make, needs=("one",))], "run")
+        advice = "run the same command again, which begins anew"
+        assert str(caught.value) == f"run: was removed during the run; {advice}"
+        shutil.rmtree("run", ignore_errors=True)
+    run_stages([Stage("one", make)], "run")
+
+
+def test_errors_in_a_folder_that_is_there_stay_what_they_are(here):
+    def fail(context):
+        (context.folder / "none").read_text()
+
+    with pytest.raises(FileNotFoundError):
+        run_stages([Stage("one", fail)], "run")
+
+
+@pytest.mark.parametrize("value", ["", " "])
+def test_a_blank_path_on_the_command_line_is_refused(here, value):
+    refused = f"--workdir={value}: is blank; name a path, or leave the flag out"
+    with pytest.raises(RagJaxError, match=refused):
+        command.find_workdir(["--config=rag"], {"workdir": value})
+    with pytest.raises(RagJaxError, match=refused):
+        build_index.main(["passages.jsonl", f"--workdir={value}"])
+    assert list(here.iterdir()) == []

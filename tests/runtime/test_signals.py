@@ -1,0 +1,97 @@
+"""Ctrl-C and SIGTERM at any moment of a command: one line, and one status."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# A command that says where it is, on standard output, and waits there.
+PROGRAM = textwrap.dedent("""
+    import signal
+    import sys
+    import time
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    from rag_jax.commands import main
+    from rag_jax.pipeline import command
+    from rag_jax.runtime import signals
+    from rag_jax.runtime.errors import RagJaxError
+
+    moment = sys.argv[1]
+
+    def wait(place):
+        if place == moment:
+            print(place, flush=True)
+            time.sleep(20)
+
+    class Slow:
+        def run(self):
+            return command.run(work, "", interrupted="stopped")
+
+    def find(name):
+        wait("importing")
+        return Slow()
+
+    def work(arguments):
+        wait("starting")
+        signals.begin_work()
+        try:
+            print("working", flush=True)
+            time.sleep(20)
+        except BaseException as error:
+            if moment == "turned":
+                raise RuntimeError("callback failed") from error
+            if moment == "refused":
+                raise RagJaxError("the disk is full") from error
+            raise
+        finally:
+            wait("cleaning")
+
+    main.importlib.import_module = find
+    sys.exit(main.run_module("slow"))
+""")
+
+
+@pytest.fixture
+def stop(tmp_path):
+    """Sends signals when a command says that it is at a place; its status, and what it said."""
+
+    def stop(moment, *numbers):
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        command = [sys.executable, "-c", PROGRAM, moment]
+        with subprocess.Popen(
+            command, env=environment, cwd=tmp_path, text=True, **pipes
+        ) as process:
+            places = {"working", "turned", "refused", "cleaning"}
+            wanted = "working" if moment in places else moment
+            assert process.stdout.readline() == f"{wanted}\n"
+            process.send_signal(numbers[0])
+            if moment == "cleaning":
+                assert process.stdout.readline() == "cleaning\n"
+            for number in numbers[1:]:
+                process.send_signal(number)
+            _, said = process.communicate()
+        return process.returncode, said
+
+    return stop
+
+
+@pytest.mark.parametrize("moment", ["importing", "starting", "working", "cleaning"])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_three_signals_leave_one_line_and_the_firsts_status(stop, moment, number, status):
+    line = "interrupted\n" if moment == "importing" else "stopped\n"
+    # Python handles signals that come together by their numbers, not in order.
+    others = [signal.SIGINT, signal.SIGTERM] if moment == "cleaning" else [number, number]
+    assert stop(moment, number, *others) == (status, line)
+
+
+@pytest.mark.parametrize("moment", ["turned", "refused"])
+def test_what_a_signal_led_to_is_no_error(stop, moment):
+    assert stop(moment, signal.SIGINT) == (130, "stopped\n")
+    assert stop(moment, signal.SIGTERM) == (0, "stopped\n")
