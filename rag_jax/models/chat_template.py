@@ -65,7 +65,7 @@ class ChatTemplate:
         written = []
         for roles in _TURNS:
             messages = [{"role": role, "content": _PROBE} for role in roles]
-            with contextlib.suppress(RagJaxError, *_FAULTS):
+            with contextlib.suppress(RagJaxError), parsing("the chat template"):
                 text = self._render(messages, add_generation_prompt=True)
                 kept = zip(text, read_mask(text), strict=True)
                 # A zero byte keeps apart what a message stands between.
