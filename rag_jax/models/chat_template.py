@@ -1,19 +1,13 @@
 """Chat templates: a conversation as text, in which the template's own characters are known."""
 
-import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from functools import cached_property
-from typing import Any
 
 import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.filters import make_attrgetter
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.visitor import NodeTransformer
 
-from rag_jax.models.traced import Traced, concatenate, join_items, trust
+from rag_jax.models.template_budget import Budget, SpentError
+from rag_jax.models.template_sandbox import TemplateEnvironment
+from rag_jax.models.traced import Traced, trust
 from rag_jax.runtime.errors import RagJaxError
 
 # What a template's own expressions raise on messages that they were not written for.
@@ -22,18 +16,27 @@ _FAULTS = (
     ArithmeticError,
     AttributeError,
     LookupError,
+    RecursionError,
     TypeError,
     ValueError,
 )
 _PROBE = "Answer in one word."
+_LONGEST = 1 << 20  # characters of a template
+_REASON = 300  # characters of a fault that an error repeats
+# A `Budget`'s units. The layouts of known families in tests/chats.py spend at most 500 units a
+# message and 20 a character; the one that looks at all that a text has spends 100 a character.
+_UNITS, _UNITS_A_CHARACTER = 500_000, 200
 
 
 class ChatTemplate:
-    """A chat template in Jinja, rendered as in transformers."""
+    """A chat template in Jinja, rendered as in transformers but for what takes too long."""
 
-    def __init__(self, source: str, tokens: Mapping[str, str]):
-        """A template, and the names of special tokens by its variables (`bos_token`, ...)."""
-        self._source, self._tokens = source, tokens
+    def __init__(self, source: str, tokens: Mapping[str, str], *, name: str = "the chat template"):
+        """A template, and the names of special tokens by its variables (`bos_token`, ...).
+
+        `name` says in errors which template it is.
+        """
+        self._source, self._tokens, self._name = source, tokens, name
 
     def render(
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool
@@ -47,15 +50,19 @@ class ChatTemplate:
             messages: dicts with `role` and `content`.
 
         Raises:
-            RagJaxError: the template has an error, or refuses the messages.
+            RagJaxError: the template has an error, refuses the messages, or takes too many steps
+                or makes too long texts.
         """
         if [m["role"] for m in messages[:2]] == ["system", "user"] and not self._has_system:
             joined = "\n\n".join(m["content"] for m in messages[:2] if m["content"])
             messages = [{"role": "user", "content": joined}, *messages[2:]]
         try:
             return self._render(messages, add_generation_prompt)
+        except SpentError as error:
+            raise RagJaxError(f"{self._name} {error}: use another template") from None
         except _FAULTS as error:
-            raise RagJaxError(f"the chat template refuses these messages: {error}") from None
+            reason = " ".join(str(error).split())[:_REASON]
+            raise RagJaxError(f"{self._name} refuses these messages: {reason}") from None
 
     @cached_property
     def _has_system(self) -> bool:
@@ -67,6 +74,8 @@ class ChatTemplate:
             return False
 
     def _render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> Traced:
+        characters = sum(len(m["content"]) for m in messages)
+        self._environment.budget = Budget(_UNITS + _UNITS_A_CHARACTER * characters)
         traced = [{"role": trust(m["role"]), "content": Traced(m["content"])} for m in messages]
         return self._compiled.render(
             {
@@ -80,13 +89,21 @@ class ChatTemplate:
         )
 
     @cached_property
+    def _environment(self) -> TemplateEnvironment:
+        return TemplateEnvironment(Budget(_UNITS))
+
+    @cached_property
     def _compiled(self) -> jinja2.Template:
+        if len(self._source) > _LONGEST:
+            raise RagJaxError(
+                f"{self._name} has {len(self._source):,} characters, more than the limit of "
+                f"{_LONGEST:,}: use another template"
+            )
         try:
-            environment = _Environment()
-            tree = environment.parse(self._source)
-            return environment.from_string(_Marker().visit(tree))
-        except jinja2.TemplateError as error:
-            raise RagJaxError(f"the chat template cannot be read: {error}") from None
+            return self._environment.read(self._source)
+        except (jinja2.TemplateError, RecursionError, SyntaxError) as error:
+            reason = " ".join(str(error).split())[:_REASON]
+            raise RagJaxError(f"{self._name} cannot be read: {reason}") from None
 
 
 def choose_template(templates: Mapping[str, str]) -> str | None:
@@ -106,86 +123,3 @@ def choose_template(templates: Mapping[str, str]) -> str | None:
             "give the one to use that name"
         )
     return templates[names[0]] if names else None
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox with transformers' settings and helpers, which traces the template's texts.
-
-    Attributes:
-        concat: joins the parts of a text; Jinja calls it for the result and for every block.
-        trust, join: for `_Marker`'s calls.
-    """
-
-    concat = staticmethod(concatenate)
-    join = staticmethod(concatenate)
-    trust = staticmethod(trust)
-
-    def __init__(self):
-        super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-        )
-        self.filters |= {"tojson": _to_json, "join": _join}
-        self.globals |= {"raise_exception": _raise_exception, "strftime_now": _format_now}
-
-
-class _Marker(NodeTransformer):
-    """Marks the texts in a template as written by it, and traces `~`, which Jinja joins itself."""
-
-    def visit_TemplateData(self, node: nodes.TemplateData) -> nodes.Expr:
-        return _call("trust", nodes.Const(node.data), node.lineno)
-
-    def visit_Const(self, node: nodes.Const) -> nodes.Expr:
-        return _call("trust", node, node.lineno) if isinstance(node.value, str) else node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:
-        parts = [self.visit(part) for part in node.nodes]
-        return _call("join", nodes.List(parts), node.lineno)
-
-
-class _Generation(Extension):
-    """The block `generation`, which marks what the assistant writes in training; it is its body."""
-
-    tags = {"generation"}  # noqa: RUF012 (Jinja's name for it)
-
-    def parse(self, parser: Any) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body).set_lineno(line)
-
-
-def _call(name: str, argument: nodes.Expr, line: int) -> nodes.Expr:
-    function = nodes.EnvironmentAttribute(name)
-    call = nodes.Call(function, [argument], [], None, None)
-    return call.set_lineno(line)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's filter would escape the characters of HTML.
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-@jinja2.pass_environment
-def _join(
-    environment: ImmutableSandboxedEnvironment,
-    value: Any,
-    d: str = "",
-    attribute: str | int | None = None,
-) -> Traced:
-    getter = None if attribute is None else make_attrgetter(environment, attribute)
-    return join_items(value, d, getter)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _format_now(format: str) -> str:
-    return datetime.now().strftime(format)

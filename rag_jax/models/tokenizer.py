@@ -47,6 +47,7 @@ class Tokenizer:
         eos: str | None = None,
         pad: str | None = None,
         chat_template: str | Mapping[str, str] | None = None,
+        template_name: str = "the chat template",
         stop_ids: Iterable[int] = (),
         **others: str | None,
     ):
@@ -56,6 +57,7 @@ class Tokenizer:
 
         Args:
             chat_template: Jinja source, or several by name.
+            template_name: what errors call the chat template.
             stop_ids: ids of further tokens at which the model stops.
             others: names of `unk`, `sep`, `cls` and `mask`, for `save` and the chat template.
 
@@ -67,7 +69,7 @@ class Tokenizer:
         core.no_padding()
         core.no_truncation()
         self._names = {"bos": bos, "eos": eos, "pad": pad, **others}
-        self._template = chat_template
+        self._template, self._template_name = chat_template, template_name
         named = chat_template if isinstance(chat_template, Mapping) else {"": chat_template or ""}
         self._special = find_control_tokens(
             core, names=set(self._names.values()), template="\n".join(named.values())
@@ -101,8 +103,9 @@ class Tokenizer:
         Raises:
             RagJaxError: `tokenizer.json` is missing, or a file is damaged.
         """
-        core, names, template = tokenizer_files.read_folder(folder)
-        return cls(core, **names, chat_template=template, stop_ids=stop_ids)
+        core, names, template, path = tokenizer_files.read_folder(folder)
+        named = {"chat_template": template, "template_name": f"{path}: the chat template"}
+        return cls(core, **names, **named, stop_ids=stop_ids)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], *, source: str = "GGUF") -> "Tokenizer":
@@ -112,7 +115,8 @@ class Tokenizer:
             RagJaxError: the tokenizer is not byte-level BPE with SmolLM's pre-tokenizer.
         """
         core, names, template, stop_ids = tokenizer_files.read_gguf(metadata, source)
-        return cls(core, **names, chat_template=template, stop_ids=stop_ids)
+        named = {"chat_template": template, "template_name": f"{source}: the chat template"}
+        return cls(core, **names, **named, stop_ids=stop_ids)
 
     def save(self, folder: Path, *, max_length: int) -> None:
         """Writes the files that `from_folder` and transformers' `AutoTokenizer` read.
@@ -216,8 +220,8 @@ class Tokenizer:
         core.add_special_tokens(tokenizer_files.make_special_tokens(new))
         if any(core.token_to_id(name) != self.vocab_size + i for i, name in enumerate(new)):
             raise RagJaxError("the vocabulary has unused ids: special tokens cannot be added to it")
-        options = {"chat_template": self._template, "stop_ids": self.stop_ids}
-        return Tokenizer(core, **self._names, **options)
+        options = {"chat_template": self._template, "template_name": self._template_name}
+        return Tokenizer(core, **self._names, **options, stop_ids=self.stop_ids)
 
     def encode_chat(
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
@@ -249,7 +253,7 @@ class Tokenizer:
         if source is None:
             raise RagJaxError("this tokenizer has no chat template: use a model tuned for chat")
         tokens = {f"{short}_token": name for short, name in self._names.items() if name is not None}
-        return ChatTemplate(source, tokens)
+        return ChatTemplate(source, tokens, name=self._template_name)
 
     @cached_property
     def _chat_encoder(self) -> ChatEncoder:
