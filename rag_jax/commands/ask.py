@@ -20,6 +20,7 @@ from collections.abc import Callable
 from rag_jax.commands.describe import describe_config
 from rag_jax.pipeline import command
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.terminal import write_error, write_text
 from rag_jax.systems import list_systems, open_room
 
 OPTIONS = {"workdir": "the work folder", "corpus": "a file of your own passages"}
@@ -33,7 +34,7 @@ def main(arguments: list[str]) -> None:
     workdir = command.find_workdir(flags, options)
     corpus = command.read_path(options, "corpus")
     if question is not None and not question.strip():
-        print("error: the question is blank: write one, or leave it out", file=sys.stderr)
+        write_error("the question is blank: write one, or leave it out")
         sys.exit(2)
     for file in (sys.stdin, sys.stdout, sys.stderr):
         file.reconfigure(errors="replace")
@@ -91,11 +92,11 @@ def converse(answer: Callable[[str], None]) -> None:
         try:
             answer(line)
         except RagJaxError as error:
-            print(f"error: {error}", file=sys.stderr)
+            write_error(error)
         except KeyboardInterrupt:
             if not person:
                 raise
-            print("\ninterrupted", file=sys.stderr)
+            write_text("\ninterrupted", sys.stderr)
 
 
 def run() -> int:

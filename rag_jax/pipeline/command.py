@@ -14,6 +14,7 @@ from typing import Any
 from rag_jax.runtime import signals
 from rag_jax.runtime.errors import Preempted, RagJaxError
 from rag_jax.runtime.paths import expand_path
+from rag_jax.runtime.terminal import write_error, write_text
 
 
 def read_command(
@@ -208,21 +209,21 @@ def run(
     signals.listen()
     try:
         if {"--help", "-h"} & {*arguments}:
-            print(usage)
+            write_text(usage)
             flags = [argument for argument in arguments if re.match(r"--?config[=.]", argument)]
             if describe and flags:
-                print(describe(read_command(flags, {})[0]))
+                write_text(describe(read_command(flags, {})[0]))
             return 0
         main(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
+        write_text(interrupted, sys.stderr)
         return 130
     except Preempted as preempted:
-        print(str(preempted) or interrupted, file=sys.stderr)
+        write_text(str(preempted) or interrupted, sys.stderr)
         return 0
     except RagJaxError as error:
-        print(f"error: {error}", file=sys.stderr)
+        write_error(error)
         return 1
     except BrokenPipeError:
         # Whoever read the output has gone. What is still to be written goes nowhere.

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rag_jax.runtime.errors import Preempted
+from rag_jax.runtime.terminal import write_text
 
 _REASONS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Preempted}
 _noted: list[type[BaseException]] = []
@@ -56,7 +57,7 @@ def hold() -> Iterator[list[type[BaseException]]]:
             signal.signal(number, handler)
 
     def note(number: int, _: Any) -> None:
-        print("\nstopping after this step and a checkpoint", file=sys.stderr)
+        write_text("\nstopping after this step and a checkpoint", sys.stderr)
         held.append(_REASONS[signal.Signals(number)])
         restore()
 
