@@ -21,6 +21,10 @@ from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import write_json
 
 _ROLES = ("system", "user", "assistant")
+# Characters of a text that is tokenised. Without a space, 10 million take 82 s. Cutting a text to
+# what `limit` tokens can need would not do: where words are not split first, or the likeliest split
+# of a whole word is taken, the last characters can change the first tokens.
+_LONGEST = 1_000_000
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -142,7 +146,11 @@ class Tokenizer:
         """Token ids of a text, without BOS, EOS or any other control token.
 
         The unknown token is the exception. A lone surrogate is encoded as U+FFFD.
+
+        Raises:
+            RagJaxError: the text is longer than 1,000,000 characters.
         """
+        _check_length(text)
         ids = self._text_core.encode(_SURROGATE.sub("\ufffd", text), add_special_tokens=False).ids
         return [i for i in ids if i not in self._control]
 
@@ -244,6 +252,7 @@ class Tokenizer:
             if message.get("role") not in _ROLES or not isinstance(message.get("content"), str):
                 raise RagJaxError(f"message {i} needs a role among {_ROLES} and text as content")
         text = self._chat_template.render(messages, add_generation_prompt=add_generation_prompt)
+        _check_length(text)
         return self._chat_encoder.encode(text, [message["content"] for message in messages])
 
     @cached_property
@@ -258,3 +267,11 @@ class Tokenizer:
     @cached_property
     def _chat_encoder(self) -> ChatEncoder:
         return ChatEncoder(self._core, self._special)
+
+
+def _check_length(text: str) -> None:
+    if len(text) > _LONGEST:
+        raise RagJaxError(
+            f"the text {text[:30]!r}... has {len(text):,} characters, more than the limit of "
+            f"{_LONGEST:,} for a text of tokens: shorten it, or split it into passages"
+        )
