@@ -58,6 +58,7 @@ setup(
         "jinja2",  # chat templates
         "huggingface_hub",  # model names, where there is a hub
         "requests",  # downloads
+        "urllib3>=2.2",  # reading what has come of a download
         "filelock",  # two runs that fetch the same model
         "tqdm",  # progress bars
         "zstandard",  # corpora compressed so; no module of Python 3.11 reads them

@@ -23,6 +23,7 @@ from rag_jax.commands.describe import describe_config
 from rag_jax.pipeline import command
 from rag_jax.runtime import signals
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.terminal import write_error, write_text
 from rag_jax.systems import list_systems, open_room
 
 OPTIONS = {
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> None:
     workdir = command.find_workdir(flags, options)
     corpus = command.read_path(options, "corpus")
     if question is not None and not question.strip():
-        print("error: the question is blank: write one, or leave it out", file=sys.stderr)
+        write_error("the question is blank: write one, or leave it out")
         sys.exit(2)
     for file in (sys.stdin, sys.stdout, sys.stderr):
         file.reconfigure(errors="replace")
@@ -107,14 +108,14 @@ def converse(answer: Callable[[str], None]) -> None:
         try:
             answer(line)
         except RagJaxError as error:
-            print(f"error: {error}", file=sys.stderr)
+            write_error(error)
         except KeyboardInterrupt:
             if not person:
                 raise
-            print("\ninterrupted", file=sys.stderr)
+            write_text("\ninterrupted", sys.stderr)
             signals.begin_work()
     if blank:
-        print(f"{blank} blank line{'s' * (blank > 1)} skipped", file=sys.stderr)
+        write_text(f"{blank} blank line{'s' * (blank > 1)} skipped", sys.stderr)
 
 
 def run() -> int:

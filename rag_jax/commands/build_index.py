@@ -19,6 +19,7 @@ import argparse
 
 from rag_jax.pipeline import command
 from rag_jax.runtime.paths import expand_path
+from rag_jax.runtime.terminal import write_text
 
 
 def main(arguments: list[str]) -> None:
@@ -42,7 +43,7 @@ def main(arguments: list[str]) -> None:
     facts = build_index(files, **settings | {"workdir": workdir, "worker": worker})
     size, seconds = facts["passages"], facts["encode_seconds"]
     recall = f", recall@10 {facts['recall']:.4f}" if "recall" in facts else ""
-    print(
+    write_text(
         f"{facts['folder']}: {size:,} passages by {facts['width']} ({facts['backend']}), encoded "
         f"in {seconds:.1f} s, {size / seconds:.0f} a second, indexed in "
         f"{facts['build_seconds']:.2f} s, {facts['bytes'] / 1e6:.1f} MB, "

@@ -10,6 +10,7 @@ import runpy
 
 from rag_jax.pipeline import command
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.terminal import write_text
 
 
 def main(arguments: list[str]) -> None:
@@ -18,9 +19,9 @@ def main(arguments: list[str]) -> None:
         raise RagJaxError(f"{arguments[0]}: this command takes no arguments")
     for path in command.list_config_files():
         found = runpy.run_path(str(path))
-        print(f"{path.stem:16}{found['__doc__'].splitlines()[0]}")
+        write_text(f"{path.stem:16}{found['__doc__'].splitlines()[0]}")
         if presets := ", ".join(name for name in found["PRESETS"] if name):
-            print(f"{'':16}presets: {presets}")
+            write_text(f"{'':16}presets: {presets}")
 
 
 def run() -> int:

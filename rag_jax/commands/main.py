@@ -15,6 +15,7 @@ from rag_jax import __version__
 from rag_jax.pipeline import command
 from rag_jax.runtime import signals
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.terminal import write_text
 
 # Each command's module and purpose.
 COMMANDS = {
@@ -31,10 +32,10 @@ def run() -> int:
     """Runs the command that the first argument names; returns the exit status."""
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("--version", "-V"):
-        return command.run(lambda _: print(__version__), "")
+        return command.run(lambda _: write_text(__version__), "")
     if name in ("--help", "-h", "help"):
         lines = [f"    {name:10}{purpose}" for name, (_, purpose) in COMMANDS.items()]
-        print(__doc__ + "\n" + "\n".join(lines))
+        write_text(__doc__ + "\n" + "\n".join(lines))
         return 0
     if name not in COMMANDS:
 

@@ -26,6 +26,7 @@ _NEGATED_AFTER = re.compile(
     r"(?:wrong|incorrect|false|untrue)\b)"
 )
 _DENIALS = re.compile(r" (?:isnt|wasnt|is (?:not|wrong|incorrect|false)|was not) ")
+_REACH = 400  # characters before a label in which a negation of it begins
 _NEGATIONS = {"not", "isnt", "wasnt", "arent", "doesnt", "cannot", "never", "nor", "neither"}
 
 
@@ -81,7 +82,7 @@ class _Spelling:
             same = (x for x in self.labels if x == spelling)
             # Not by case folding, which leaves letters apart that a pattern takes as one.
             alike = (x for x in self.labels if re.fullmatch(f"(?i:{re.escape(x)})", spelling))
-            denied = _NEGATED_BEFORE.search(prediction, 0, start)
+            denied = _NEGATED_BEFORE.search(prediction, max(0, start - _REACH), start)
             denied = denied or _NEGATED_AFTER.match(prediction, end)
             yield next(same, None) or next(alike), bool(denied)
 
@@ -111,7 +112,7 @@ def _find_words(prediction: str, choices: Mapping[str, str]) -> Iterator[tuple[s
         asserted = [
             place
             for place in places
-            if not _NEGATIONS & {*predicted[:place].split()[-1:]}
+            if not _NEGATIONS & {*predicted[max(0, place - _REACH) : place].split()[-1:]}
             and not _DENIALS.match(predicted, place + size)
         ]
         found.append((min(asserted or places), label, not asserted))

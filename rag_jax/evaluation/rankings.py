@@ -23,7 +23,7 @@ Item = TypeVar("Item")
 
 # Characters that would end a name in a TREC run, and percent signs that would be unescaped.
 _UNSAFE = regex.compile(r"\s|[\x1c-\x1f]|%(?=[0-9A-Fa-f]{2})")
-_NUMBER = regex.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+_NUMBER = regex.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _TOLERANCE = 1e-6
 
 

@@ -15,6 +15,7 @@ import jax
 from rag_jax.evaluation.pairs import tabulate_pairs
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import explain_disk_errors, open_atomic, write_json, write_jsonl
+from rag_jax.runtime.terminal import write_text
 
 # The columns that "ci95" may be the interval of; the first column that the report has.
 _SCORES = ("hits@1", "accuracy", "exact_match")
@@ -78,8 +79,8 @@ def write_report(
         with open_atomic(folder / "report.html") as file:
             file.write(format_html(report, columns, figures or {}))
         write_json(folder / "report.json", report)
-    print(format_text(report, columns))
-    print(f"\nreport: {folder / 'report.html'}")
+    write_text(format_text(report, columns))
+    write_text(f"\nreport: {folder / 'report.html'}")
     return report
 
 

@@ -4,6 +4,7 @@
 `lora_A` is our `a` transposed, and PEFT's `lora_B` is our `b` transposed.
 """
 
+import functools
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,6 +33,7 @@ from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import replace_folder, write_json
 from rag_jax.runtime.outside import is_there, parsing, show
 from rag_jax.runtime.paths import expand_path
+from rag_jax.runtime.patterns import NamePattern
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _BASE = "base_fingerprint"  # field of the weights' metadata, which PEFT ignores
@@ -324,11 +326,13 @@ def _matches(module: str, fields: Fields, name: str) -> bool:
     """PEFT's rule: a regular expression for the whole name, or a list of names or last parts."""
     pattern = fields.raw.get(name)
     if isinstance(pattern, str):
-        try:
-            return re.fullmatch(pattern, module) is not None
-        except re.error as error:
-            raise RagJaxError(f"{fields.source}: {name} {show(pattern)}: {error}") from None
+        return _read_pattern(pattern, f"{fields.source}: {name}").fullmatch(module)
     return any(module == item or module.endswith(f".{item}") for item in _list(fields, name, str))
+
+
+@functools.lru_cache(maxsize=8)
+def _read_pattern(pattern: str, source: str) -> NamePattern:
+    return NamePattern(pattern, source=source)
 
 
 def _list(fields: Fields, name: str, kind: type) -> list:

@@ -1,44 +1,35 @@
 """Chat templates: a conversation as text, in which the template's own characters are known."""
 
 import contextlib
-import json
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
-from functools import cached_property, wraps
-from typing import Any
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.filters import make_attrgetter
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.visitor import NodeTransformer
 
-from rag_jax.models.traced import (
-    MESSAGE,
-    TEMPLATE,
-    Traced,
-    concatenate,
-    join_items,
-    mark,
-    read_mask,
-    settle,
-    trust,
-)
+from rag_jax.models.template_budget import Budget, SpentError
+from rag_jax.models.template_sandbox import TemplateEnvironment
+from rag_jax.models.traced import MESSAGE, TEMPLATE, Traced, mark, read_mask, trust
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.outside import parsing
 
 _PROBE = "Answer in one word."
 # Conversations in which a template writes the marker of every role.
 _TURNS = (("user",), ("system", "user"), ("user", "assistant", "user"))
+_LONGEST = 1 << 20  # characters of a template
+# A `Budget`'s units. The layouts of known families in tests/chats.py spend at most 500 units a
+# message and 20 a character; the one that looks at all that a text has spends 100 a character.
+_UNITS, _UNITS_A_CHARACTER = 500_000, 200
 
 
 class ChatTemplate:
-    """A chat template in Jinja, rendered as in transformers."""
+    """A chat template in Jinja, rendered as in transformers but for what takes too long."""
 
-    def __init__(self, source: str, tokens: Mapping[str, str]):
-        """A template, and the names of special tokens by its variables (`bos_token`, ...)."""
-        self._source, self._tokens = source, tokens
+    def __init__(self, source: str, tokens: Mapping[str, str], *, name: str = "the chat template"):
+        """A template, and the names of special tokens by its variables (`bos_token`, ...).
+
+        `name` says in errors which template it is.
+        """
+        self._source, self._tokens, self._name = source, tokens, name
 
     def render(
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool
@@ -52,12 +43,13 @@ class ChatTemplate:
             messages: dicts with `role` and `content`.
 
         Raises:
-            RagJaxError: the template has an error, or refuses the messages.
+            RagJaxError: the template has an error, refuses the messages, or takes too many steps
+                or makes too long texts.
         """
         if [m["role"] for m in messages[:2]] == ["system", "user"] and not self._has_system:
             joined = "\n\n".join(m["content"] for m in messages[:2] if m["content"])
             messages = [{"role": "user", "content": joined}, *messages[2:]]
-        with parsing("the chat template", "refuses these messages"):
+        with parsing(self._name, "refuses these messages"):
             return self._render(messages, add_generation_prompt)
 
     def sample(self) -> str:
@@ -65,7 +57,7 @@ class ChatTemplate:
         written = []
         for roles in _TURNS:
             messages = [{"role": role, "content": _PROBE} for role in roles]
-            with contextlib.suppress(RagJaxError), parsing("the chat template"):
+            with contextlib.suppress(RagJaxError), parsing(self._name):
                 text = self._render(messages, add_generation_prompt=True)
                 kept = zip(text, read_mask(text), strict=True)
                 # A zero byte keeps apart what a message stands between.
@@ -77,32 +69,43 @@ class ChatTemplate:
         """Whether a system message becomes part of the text."""
         messages = [{"role": "system", "content": _PROBE}, {"role": "user", "content": "?"}]
         try:
-            with parsing("the chat template"):
+            with parsing(self._name):
                 return _PROBE in self._render(messages, True)
         except RagJaxError:
             return False
 
     def _render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> Traced:
+        characters = sum(len(m["content"]) for m in messages)
+        self._environment.budget = Budget(_UNITS + _UNITS_A_CHARACTER * characters)
         traced = [
             {"role": trust(m["role"]), "content": mark(m["content"], MESSAGE)} for m in messages
         ]
-        return self._compiled.render(
-            {
-                "messages": traced,
-                "add_generation_prompt": add_generation_prompt,
-                # As in transformers, which defines them for every template.
-                "tools": None,
-                "documents": None,
-                **{name: trust(token) for name, token in self._tokens.items()},
-            }
-        )
+        given = {
+            "messages": traced,
+            "add_generation_prompt": add_generation_prompt,
+            # As in transformers, which defines them for every template.
+            "tools": None,
+            "documents": None,
+            **{name: trust(token) for name, token in self._tokens.items()},
+        }
+        try:
+            return self._compiled.render(given)
+        except SpentError as error:
+            raise RagJaxError(f"{self._name} {error}: use another template") from None
+
+    @cached_property
+    def _environment(self) -> TemplateEnvironment:
+        return TemplateEnvironment(Budget(_UNITS))
 
     @cached_property
     def _compiled(self) -> jinja2.Template:
-        with parsing("the chat template"):
-            environment = _Environment()
-            tree = environment.parse(self._source)
-            return environment.from_string(_Marker().visit(tree))
+        if len(self._source) > _LONGEST:
+            raise RagJaxError(
+                f"{self._name} has {len(self._source):,} characters, more than the limit of "
+                f"{_LONGEST:,}: use another template"
+            )
+        with parsing(self._name):
+            return self._environment.read(self._source)
 
 
 def choose_template(templates: Mapping[str, str]) -> str | None:
@@ -122,105 +125,3 @@ def choose_template(templates: Mapping[str, str]) -> str | None:
             "give the one to use that name"
         )
     return templates[names[0]] if names else None
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox with transformers' settings and helpers, which traces the template's texts.
-
-    Attributes:
-        concat: joins the parts of a text; Jinja calls it for the result and for every block.
-        trust, join: for `_Marker`'s calls.
-    """
-
-    concat = staticmethod(concatenate)
-    join = staticmethod(concatenate)
-    trust = staticmethod(trust)
-
-    def __init__(self):
-        super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-        )
-        self.filters |= {"tojson": _to_json, "join": _join}
-        self.filters = {name: _follow(function) for name, function in self.filters.items()}
-        self.globals |= {"raise_exception": _raise_exception, "strftime_now": _format_now}
-
-    def call(self, context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
-        """Calls a function, or a text's method, for a template."""
-        owner = getattr(getattr(function, "__wrapped__", function), "__self__", None)
-        # Jinja adds its own arguments, which begin with an underscore.
-        named = [value for name, value in kwargs.items() if not name.startswith("_")]
-        return settle(super().call(context, function, *args, **kwargs), owner, args, named)
-
-
-class _Marker(NodeTransformer):
-    """Marks the texts in a template as written by it, and traces `~`, which Jinja joins itself."""
-
-    def visit_TemplateData(self, node: nodes.TemplateData) -> nodes.Expr:
-        return _call("trust", nodes.Const(node.data), node.lineno)
-
-    def visit_Const(self, node: nodes.Const) -> nodes.Expr:
-        return _call("trust", node, node.lineno) if isinstance(node.value, str) else node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:
-        parts = [self.visit(part) for part in node.nodes]
-        return _call("join", nodes.List(parts), node.lineno)
-
-
-class _Generation(Extension):
-    """The block `generation`, which marks what the assistant writes in training; it is its body."""
-
-    tags = {"generation"}  # noqa: RUF012 (Jinja's name for it)
-
-    def parse(self, parser: Any) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body).set_lineno(line)
-
-
-def _follow(function: Callable) -> Callable:
-    """A filter whose text, if it is made of one writer's texts, is that writer's."""
-
-    @wraps(function)
-    def follow(*args: Any, **kwargs: Any) -> Any:
-        seen = args[1:] if hasattr(function, "jinja_pass_arg") else args
-        return settle(function(*args, **kwargs), seen, kwargs)
-
-    return follow
-
-
-def _call(name: str, argument: nodes.Expr, line: int) -> nodes.Expr:
-    function = nodes.EnvironmentAttribute(name)
-    call = nodes.Call(function, [argument], [], None, None)
-    return call.set_lineno(line)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's filter would escape the characters of HTML.
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-@jinja2.pass_environment
-def _join(
-    environment: ImmutableSandboxedEnvironment,
-    value: Any,
-    d: str = "",
-    attribute: str | int | None = None,
-) -> Traced:
-    getter = None if attribute is None else make_attrgetter(environment, attribute)
-    return join_items(value, d, getter)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _format_now(format: str) -> str:
-    return datetime.now().strftime(format)

@@ -22,6 +22,10 @@ from rag_jax.runtime.files import write_json
 from rag_jax.runtime.outside import parsing
 
 _ROLES = ("system", "user", "assistant")
+# Characters of a text that is tokenised. Without a space, 10 million take 82 s. Cutting a text to
+# what `limit` tokens can need would not do: where words are not split first, or the likeliest split
+# of a whole word is taken, the last characters can change the first tokens.
+_LONGEST = 1_000_000
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -48,6 +52,7 @@ class Tokenizer:
         eos: str | None = None,
         pad: str | None = None,
         chat_template: str | Mapping[str, str] | None = None,
+        template_name: str = "the chat template",
         stop_ids: Iterable[int] = (),
         **others: str | None,
     ):
@@ -57,6 +62,7 @@ class Tokenizer:
 
         Args:
             chat_template: Jinja source, or several by name.
+            template_name: what errors call the chat template.
             stop_ids: ids of further tokens at which the model stops.
             others: names of `unk`, `sep`, `cls` and `mask`, for `save` and the chat template.
 
@@ -68,7 +74,7 @@ class Tokenizer:
         core.no_padding()
         core.no_truncation()
         self._names = {"bos": bos, "eos": eos, "pad": pad, **others}
-        self._template = chat_template
+        self._template, self._template_name = chat_template, template_name
         named = set(self._names.values())
         self._special = find_control_tokens(core, names=named, written=self._read_template())
         self._text_core = make_text_core(core, self._special)
@@ -101,8 +107,9 @@ class Tokenizer:
             RagJaxError: `tokenizer.json` is missing, or a file is damaged.
         """
         with parsing(folder, "has tokenizer files that cannot be read"):
-            core, names, template = tokenizer_files.read_folder(folder)
-            return cls(core, **names, chat_template=template, stop_ids=stop_ids)
+            core, names, template, path = tokenizer_files.read_folder(folder)
+            named = {"chat_template": template, "template_name": f"{path}: the chat template"}
+            return cls(core, **names, **named, stop_ids=stop_ids)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], *, source: str = "GGUF") -> "Tokenizer":
@@ -113,7 +120,8 @@ class Tokenizer:
         """
         with parsing(source, "has a tokenizer that cannot be read"):
             core, names, template, stop_ids = tokenizer_files.read_gguf(metadata, source)
-            return cls(core, **names, chat_template=template, stop_ids=stop_ids)
+            named = {"chat_template": template, "template_name": f"{source}: the chat template"}
+            return cls(core, **names, **named, stop_ids=stop_ids)
 
     def save(self, folder: Path, *, max_length: int) -> None:
         """Writes the files that `from_folder` and transformers' `AutoTokenizer` read.
@@ -141,8 +149,10 @@ class Tokenizer:
         The unknown token is the exception. A lone surrogate is encoded as U+FFFD.
 
         Raises:
-            RagJaxError: the tokenizer's files are damaged in a way that shows only now.
+            RagJaxError: the text is longer than 1,000,000 characters, or the tokenizer's files are
+                damaged in a way that shows only now.
         """
+        _check_length(text)
         text = _SURROGATE.sub("\ufffd", text)
         try:
             ids = self._text_core.encode(text, add_special_tokens=False).ids
@@ -232,8 +242,8 @@ class Tokenizer:
         core.add_special_tokens(tokenizer_files.make_special_tokens(new))
         if any(core.token_to_id(name) != self.vocab_size + i for i, name in enumerate(new)):
             raise RagJaxError("the vocabulary has unused ids: special tokens cannot be added to it")
-        options = {"chat_template": self._template, "stop_ids": self.stop_ids}
-        return Tokenizer(core, **self._names, **options)
+        options = {"chat_template": self._template, "template_name": self._template_name}
+        return Tokenizer(core, **self._names, **options, stop_ids=self.stop_ids)
 
     def encode_chat(
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
@@ -256,6 +266,7 @@ class Tokenizer:
             if message.get("role") not in _ROLES or not isinstance(message.get("content"), str):
                 raise RagJaxError(f"message {i} needs a role among {_ROLES} and text as content")
         text = self._chat_template.render(messages, add_generation_prompt=add_generation_prompt)
+        _check_length(text)
         return self._chat_encoder.encode(text, [message["content"] for message in messages])
 
     def _read_template(self) -> str:
@@ -276,8 +287,16 @@ class Tokenizer:
         source = choose_template(source) if isinstance(source, Mapping) else source
         if source is None:
             raise RagJaxError("this tokenizer has no chat template: use a model tuned for chat")
-        return ChatTemplate(source, self._template_tokens)
+        return ChatTemplate(source, self._template_tokens, name=self._template_name)
 
     @cached_property
     def _chat_encoder(self) -> ChatEncoder:
         return ChatEncoder(self._core, self._special)
+
+
+def _check_length(text: str) -> None:
+    if len(text) > _LONGEST:
+        raise RagJaxError(
+            f"the text {text[:30]!r}... has {len(text):,} characters, more than the limit of "
+            f"{_LONGEST:,} for a text of tokens: shorten it, or split it into passages"
+        )

@@ -22,12 +22,14 @@ _BLANKS = repr(
 )
 
 Names = dict[str, str | None]
+Templates = str | dict[str, str] | None
 
 
 def read_folder(
     folder: Path,
-) -> tuple[tokenizers.Tokenizer, Names, str | dict[str, str] | None]:
-    """The core tokenizer of a folder, the names of its special tokens, and its chat template.
+) -> tuple[tokenizers.Tokenizer, Names, Templates, Path]:
+    """The core tokenizer of a folder, the names of its special tokens, its chat template and where
+    that comes from.
 
     Several chat templates are returned by name.
 
@@ -54,7 +56,7 @@ def read_folder(
     _add_tokens(core, settings.get("added_tokens_decoder"), folder / "tokenizer_config.json")
     for short in ("bos", "eos", "pad"):
         _add_named(core, names[short])
-    return core, names, _read_templates(folder, settings)
+    return core, names, *_read_templates(folder, settings)
 
 
 def read_gguf(
@@ -169,16 +171,19 @@ def _add_named(core: tokenizers.Tokenizer, name: str | None) -> None:
         core.add_special_tokens(make_special_tokens([name]))
 
 
-def _read_templates(folder: Path, settings: Mapping[str, Any]) -> str | dict[str, str] | None:
-    """A folder's chat template; several by name. Files come before `tokenizer_config.json`."""
+def _read_templates(folder: Path, settings: Mapping[str, Any]) -> tuple[Templates, Path]:
+    """A folder's chat template, several by name, and the file or folder that has them.
+
+    Files come before `tokenizer_config.json`.
+    """
     files = {"default": folder / "chat_template.jinja"}
     for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
         files[path.stem] = path
     files = {name: _read_text(path) for name, path in files.items() if is_there(path)}
     if set(files) == {"default"}:
-        return files["default"]
+        return files["default"], folder / "chat_template.jinja"
     if files:
-        return files
+        return files, folder
     template, path = settings.get("chat_template"), folder / "tokenizer_config.json"
     if isinstance(template, list):
         with parsing(path, "needs a name and a template for each entry of chat_template"):
@@ -187,7 +192,7 @@ def _read_templates(folder: Path, settings: Mapping[str, Any]) -> str | dict[str
     names = list(template) if isinstance(template, dict) else []
     if not all(isinstance(text, str) for text in [*names, *texts] if text is not None):
         raise RagJaxError(f"{path}: chat_template must be a text, or texts by name")
-    return template
+    return template, path
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from typing import IO, NamedTuple
 from rag_jax.data.passages import Passage
 from rag_jax.runtime.clock import xla_seconds
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.terminal import OBEYED, write_text
 
 PASSAGES = "passages read"
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
-# Control characters, which a terminal would obey, and halves of surrogate pairs.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_CONTROL = re.compile(f"[\t\n{OBEYED}]")
 
 
 class Facts(NamedTuple):
@@ -57,7 +57,7 @@ def answer_question(ask: Ask, question: str) -> None:
     show(ask(question), sys.stdout)
     seconds, compiling = time.perf_counter() - start, xla_seconds() - compiling
     extra = f", {compiling:.2f} of them compiling" if compiling >= 0.01 else ""
-    print(f"{seconds:.2f} s{extra}", flush=True)
+    write_text(f"{seconds:.2f} s{extra}")
 
 
 def show(shown: Iterator[Facts | Piece | Note], out: IO[str]) -> None:
@@ -71,12 +71,12 @@ def show(shown: Iterator[Facts | Piece | Note], out: IO[str]) -> None:
         if title is None:
             for item in items:
                 if isinstance(item, Facts):
-                    print(f"{before}{item.title}{after}", file=out)
+                    print(f"{before}{clean(item.title)}{after}", file=out)
                     print("\n".join(_align(item.rows)), file=out, flush=True)
                 else:
                     print(f"({clean(item.text)})", file=out, flush=True)
         else:
-            out.write(f"{before}{title}:{after} ")
+            out.write(f"{before}{clean(title)}:{after} ")
             empty = True
             for piece in items:
                 out.write(clean(piece.text))

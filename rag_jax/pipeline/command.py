@@ -14,6 +14,7 @@ from typing import Any
 from rag_jax.runtime import signals
 from rag_jax.runtime.errors import Preempted, RagJaxError
 from rag_jax.runtime.paths import expand_path
+from rag_jax.runtime.terminal import write_error, write_text
 
 
 def read_command(
@@ -213,10 +214,10 @@ def run(
     signals.start(interrupted)
     try:
         if {"--help", "-h"} & {*arguments}:
-            print(usage)
+            write_text(usage)
             flags = [argument for argument in arguments if re.match(r"--?config[=.]", argument)]
             if describe and flags:
-                print(describe(read_command(flags, {})[0]))
+                write_text(describe(read_command(flags, {})[0]))
             return 0
         main(arguments)
         sys.stdout.flush()
@@ -232,7 +233,7 @@ def run(
 def _report(error: Exception) -> int:
     """Prints what ended a command; returns the exit status. A bug keeps its traceback."""
     if isinstance(error, RagJaxError):
-        print(f"error: {error}", file=sys.stderr)
+        write_error(error)
         return 1
     if isinstance(error, BrokenPipeError):
         # Whoever read the output has gone. What is still to be written goes nowhere.

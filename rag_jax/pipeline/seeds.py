@@ -14,6 +14,7 @@ from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import explain_disk_errors, open_atomic, read_jsonl, write_json
 from rag_jax.runtime.hosts import is_first
 from rag_jax.runtime.progress import log
+from rag_jax.runtime.terminal import write_text
 
 _PAIRED = (
     "Differences on the same questions, each question's score the mean over the seeds: paired "
@@ -162,5 +163,5 @@ def _write(report: Mapping[str, Any], spec: ReportSpec, folder: Path) -> None:
             file.write(format_page(title, tables))
         write_json(folder / "report.json", report)
     for heading, rows in tables.items():
-        print(f"\n{heading}\n\n{format_columns(rows)}")
-    print(f"\nreport: {folder / 'report.html'}")
+        write_text(f"\n{heading}\n\n{format_columns(rows)}")
+    write_text(f"\nreport: {folder / 'report.html'}")

@@ -24,7 +24,7 @@ def count_collectives(text: str, devices: int) -> tuple[dict[str, float], dict[s
             continue
         kind, start = found.groups()
         result = line[: found.start()].split(" = ", 1)[-1]
-        sizes = [_count_shape(*shape) for shape in re.findall(r"(\w+)\[([\d,]*)\]", result)]
+        sizes = [_count_shape(*shape) for shape in re.findall(r"\b(\w+)\[([\d,]*)\]", result)]
         # An asynchronous one lists its operands as well as its result.
         size = max(sizes) if start else sum(sizes)
         n = _read_group_size(line, devices)

@@ -11,6 +11,7 @@ from rag_jax.planning.planner import Planner, Program
 from rag_jax.runtime.chips import find_chip
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.progress import log
+from rag_jax.runtime.terminal import write_text
 
 _GIB = 2**30
 
@@ -66,11 +67,11 @@ def plan_run(system: Any, config: Any, topology: str, *, only: str = "") -> list
     if not planner.programs:
         raise RagJaxError(f"--only={only}: no program's name has this in it")
     chip, mesh = planner.chip, dict(planner.mesh.shape)
-    print(
+    write_text(
         f"{len(devices)} x {devices[0].device_kind}, mesh {mesh['data']} data by {mesh['model']} "
         f"model, {chip.memory / _GIB:.2f} GiB a device\n"
     )
-    print(format_columns(_list_rows(planner)))
+    write_text(format_columns(_list_rows(planner)))
     large = [program for program in planner.programs if program.needed > chip.memory]
     if large:
         worst = max(large, key=lambda program: program.needed)

@@ -9,11 +9,13 @@ from contextlib import AbstractContextManager
 from tqdm import tqdm
 
 from rag_jax.runtime.hosts import is_first
+from rag_jax.runtime.terminal import show_controls, write_text
 
 # Opens a bar: `progress(total, unit=..., initial=...)`, as `show_progress` does for one name.
 Progress = Callable[..., AbstractContextManager[tqdm]]
 
 
+_UP = "\x1b[A"  # what a bar below another one writes to get to its line
 _EVERY = 30.0  # seconds between two lines without a terminal
 _LINE = "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_noinv_fmt}{postfix}, {remaining} left"
 
@@ -22,7 +24,7 @@ class _Lines:
     """A file that gives what a progress bar draws as lines of the log."""
 
     def write(self, text: str) -> None:
-        if line := text.strip():
+        if line := text.replace(_UP, "").strip():
             log(line)
 
     def flush(self) -> None: ...
@@ -36,6 +38,7 @@ def show_progress(name: str, total: int, *, unit: str, initial: int = 0) -> Iter
     the number that is done, the rate, what the bar has as its postfix, and the time left. Of
     `total` units, named in the plural, an earlier run did the first `initial`.
     """
+    name = show_controls(name, one_line=True)
     options = {"total": total, "initial": initial, "desc": name, "unit": f" {unit}"}
     if sys.stderr.isatty() and is_first():
         with tqdm(**options) as bar:
@@ -53,4 +56,4 @@ def show_progress(name: str, total: int, *, unit: str, initial: int = 0) -> Iter
 def log(line: str) -> None:
     """Writes one line to standard error, from the first process."""
     if is_first():
-        print(line, file=sys.stderr, flush=True)
+        write_text(line, sys.stderr)

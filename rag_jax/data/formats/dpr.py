@@ -28,6 +28,10 @@ def matches(record: Mapping[str, Any]) -> bool:
     return "question" in record and bool({"ctxs", "positive_ctxs"} & record.keys())
 
 
+# Characters of a list of answers in Python's notation: reading takes some 200 bytes for each.
+_LONGEST = 1 << 20
+
+
 def parse(record: Mapping[str, Any], place: Place) -> Item:
     """Parses a question with its passages. A missing id becomes `<file name>:<record number>`.
 
@@ -56,6 +60,11 @@ def parse_row(row: Sequence[str], place: Place) -> Item:
     """
     if len(row) != 2:
         raise BadLineError(f"{place}: must be a question and its answers, separated by a tab")
+    if len(row[1]) > _LONGEST:
+        raise BadLineError(
+            f"{place}: the answers have {len(row[1]):,} characters, more than the limit of "
+            f"{_LONGEST:,}: shorten the list"
+        )
     try:
         answers = ast.literal_eval(row[1].strip())
     except (ValueError, SyntaxError, RecursionError, MemoryError):

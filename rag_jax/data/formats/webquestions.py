@@ -13,8 +13,9 @@ from rag_jax.data.formats.fields import Item, get_filled, get_text
 from rag_jax.data.formats.lines import BadLineError, Place
 from rag_jax.data.questions import Question
 
-_LIST = re.compile(r"\(list((?:\s*\(description\s+(?:\"(?:[^\"\\]|\\.)*\"|[^()\"]+)\))*)\s*\)")
-_DESCRIPTION = re.compile(r"\(description\s+(?:\"((?:[^\"\\]|\\.)*)\"|([^()\"]+))\)")
+# White space before a bare description belongs to it, so that there is one way to read it.
+_LIST = re.compile(r"\(list((?:\s*\(description\s(?:\s*\"(?:[^\"\\]|\\.)*\"|[^()\"]+)\))*)\s*\)")
+_DESCRIPTION = re.compile(r"\(description\s(?:\s*\"((?:[^\"\\]|\\.)*)\"|([^()\"]+))\)")
 
 
 def matches(record: Mapping[str, Any]) -> bool:

@@ -7,12 +7,14 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 import requests
+import urllib3
 from tqdm import tqdm
 
 from rag_jax.runtime.errors import RagJaxError
@@ -21,6 +23,10 @@ from rag_jax.runtime.manifest import hash_file
 _CHUNK = 1 << 16  # bytes; the most that a broken connection loses
 _ATTEMPTS = 5  # attempts in a row without a new byte before the download fails
 _TIMEOUT = 60  # seconds without a byte
+# The lowest rate, in bytes a second on average over a connection, after the first `_TIMEOUT`
+# seconds; and the most bytes of a wheel whose size is not pinned.
+_SLOWEST, _LARGEST = 1000, 8 << 30
+_PIP_HOURS = 12  # the longest time for pip's own download
 
 # pip has no public command that prints a file's URL without downloading the file (`--dry-run` does
 # download, unless both pip and the registry are recent). This script therefore calls pip's internal
@@ -46,21 +52,29 @@ class _Refused(Exception):
     """The registry refuses a direct download; pip may have the credentials or certificates."""
 
 
-def fetch_wheel(package: str, version: str, sha256: str, *, folder: Path) -> Path:
+class _Endless(Exception):
+    """The download is too large or too slow; the text says which limit it passes."""
+
+
+def fetch_wheel(
+    package: str, version: str, sha256: str, *, folder: Path, size: int | None = None
+) -> Path:
     """The path of a wheel in `folder`, downloaded first if the file is missing.
 
     An interrupted download leaves a `.part` file, from which the next call continues. A wheel
-    already in `folder` is used without a download. The SHA-256 (hexadecimal) is always checked.
+    already in `folder` is used without a download. The SHA-256 (hexadecimal) is always checked. A
+    download that is larger than `size` bytes, or slower than 1,000 bytes a second, ends.
 
     Raises:
-        RagJaxError: the wheel cannot be downloaded, or its hash differs from `sha256`.
+        RagJaxError: the wheel cannot be downloaded, passes a limit, or its hash differs from
+            `sha256`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pattern = f"{package.replace('-', '_')}-{version}-*.whl"
     wheels = sorted(folder.glob(pattern))
     if not wheels:
         try:
-            wheels = [_download(package, version, folder)]
+            wheels = [_download(package, version, folder, size or _LARGEST)]
         except _Refused:
             _run_pip_download(package, version, folder)
             wheels = sorted(folder.glob(pattern))
@@ -76,7 +90,7 @@ def fetch_wheel(package: str, version: str, sha256: str, *, folder: Path) -> Pat
     return wheel
 
 
-def _download(package: str, version: str, folder: Path) -> Path:
+def _download(package: str, version: str, folder: Path, largest: int) -> Path:
     location = _ask_pip(package, version, folder)
     url = urlsplit(location["url"])
     wheel = folder / Path(unquote(url.path)).name
@@ -84,7 +98,10 @@ def _download(package: str, version: str, folder: Path) -> Path:
     if url.scheme == "file":
         shutil.copyfile(url2pathname(url.path), part)
     else:
-        _stream(location, part, f"{package}=={version}")
+        try:
+            _stream(location, part, f"{package}=={version}", largest)
+        except _Endless as reason:
+            raise RagJaxError(_explain(package, version, folder, str(reason))) from None
     os.replace(part, wheel)
     return wheel
 
@@ -105,16 +122,16 @@ def _ask_pip(package: str, version: str, folder: Path) -> dict[str, Any]:
     return location
 
 
-def _stream(location: dict[str, Any], part: Path, label: str) -> None:
+def _stream(location: dict[str, Any], part: Path, label: str, largest: int) -> None:
     """Downloads the missing bytes of the file `part`, and reconnects after broken connections."""
     failures = 0
     while True:
         offset = part.stat().st_size if part.exists() else 0
         try:
-            return _stream_from(offset, location, part, label)
+            return _stream_from(offset, location, part, label, largest)
         except (requests.exceptions.SSLError, requests.exceptions.ProxyError):
             raise _Refused from None
-        except requests.RequestException as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             grown = part.exists() and part.stat().st_size > offset
             failures = 0 if grown else failures + 1
             if failures >= _ATTEMPTS:
@@ -126,7 +143,9 @@ def _stream(location: dict[str, Any], part: Path, label: str) -> None:
             time.sleep(failures)
 
 
-def _stream_from(offset: int, location: dict[str, Any], part: Path, label: str) -> None:
+def _stream_from(
+    offset: int, location: dict[str, Any], part: Path, label: str, largest: int
+) -> None:
     # Without compression: ranges count the bytes of the uncompressed file.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
     options = {"verify": location["verify"], "proxies": location["proxies"], "timeout": _TIMEOUT}
@@ -144,9 +163,26 @@ def _stream_from(offset: int, location: dict[str, Any], part: Path, label: str) 
             open(part, "ab" if resumed else "wb") as file,
             tqdm(desc=f"downloading {label}", total=total or None, initial=start, **units) as bar,
         ):
-            for chunk in response.iter_content(_CHUNK):
+            for chunk in _read_chunks(response, largest - start):
                 file.write(chunk)
                 bar.update(len(chunk))
+
+
+def _read_chunks(response: requests.Response, room: int) -> Iterator[bytes]:
+    """What comes, as it comes: waiting for whole chunks would hide that hardly any bytes do.
+
+    Raises:
+        _Endless: more than `room` bytes come, or they come too slowly. The bytes before are kept.
+    """
+    start, received = time.monotonic(), 0
+    while chunk := response.raw.read1(_CHUNK):
+        received += len(chunk)
+        if received > room:
+            raise _Endless("the file is larger than it should be: delete its .part file")
+        yield chunk
+        seconds = time.monotonic() - start
+        if seconds > _TIMEOUT and received < _SLOWEST * seconds:
+            raise _Endless(f"less than {_SLOWEST:,} bytes a second come")
 
 
 def _range_start(response: requests.Response) -> int:
@@ -158,7 +194,12 @@ def _range_start(response: requests.Response) -> int:
 def _run_pip_download(package: str, version: str, folder: Path) -> None:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--dest", str(folder), f"{package}=={version}"]
-    done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": sys.stderr, "stderr": subprocess.PIPE, "text": True}
+    try:
+        done = subprocess.run(command, timeout=_PIP_HOURS * 3600, **pipes)
+    except subprocess.TimeoutExpired:
+        reason = f"pip takes more than {_PIP_HOURS} hours"
+        raise RagJaxError(_explain(package, version, folder, reason)) from None
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         raise RagJaxError(_explain(package, version, folder, lines[-1] if lines else "pip failed"))

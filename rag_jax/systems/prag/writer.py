@@ -57,10 +57,12 @@ _SAMPLE_PAIRS = (
         "The Eiffel Tower was built from 1887 to 1889, so it was finished in 1889.",
     ),
 )
+_MARK, _COLON = r"[\W\d]{0,200}", r"\s{0,20}\d{0,20}\s{0,20}[:.)]\s*"  # "**1.", " 1:"
+# In lines that are neither blank nor begin or end with white space.
 _PAIR = re.compile(
-    r"^[\W\d]*question\s*\d*\s*[:.)]\s*(?P<question>\S.*?)\s*$\s*"
-    r"^[\W\d]*answer\s*\d*\s*[:.)]\s*(?P<answer>\S.*?)\s*$"
-    r"(?:\s*^[\W\d]*full\s+answer\s*\d*\s*[:.)]\s*(?P<full>\S.*?)\s*$)?",
+    rf"^{_MARK}question{_COLON}(?P<question>\S.*)\n"
+    rf"{_MARK}answer{_COLON}(?P<answer>\S.*)$"
+    rf"(?:\n{_MARK}full\s{{1,20}}answer{_COLON}(?P<full>\S.*)$)?",
     re.IGNORECASE | re.MULTILINE,
 )
 _KEPT = 0.7  # least share of a passage's names and numbers in its rewrite
@@ -77,7 +79,8 @@ def parse_pairs(text: str, passage: Passage, *, full: bool) -> list[Pair]:
     """
     pairs: dict[str, Pair] = {}
     source = f"{passage.title}: {passage.text}"
-    for found in _PAIR.finditer(text):
+    lines = "\n".join(filter(None, map(str.strip, text.split("\n"))))
+    for found in _PAIR.finditer(lines):
         pair = Pair(found["question"], found["answer"].rstrip("."), found["full"] or "")
         usable = match(source, [pair.answer]) and not match(pair.question, [pair.answer])
         if usable and (not full or match(pair.full_answer, [pair.answer])):

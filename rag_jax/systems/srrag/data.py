@@ -31,6 +31,8 @@ from rag_jax.training.rows import PROGRAM_TOKENS, Row, pack_rows
 
 TERMS = ("source", "verbalisation", "answer")
 
+_MAX_TITLE = 64  # tokens of a title that are read in any case
+
 
 @dataclass(frozen=True)
 class Format:
@@ -73,6 +75,16 @@ class Format:
     def shorten(self, text: str) -> str:
         """A passage's text, cut to `max_text` tokens."""
         return self.tokenizer.shorten(text, self.max_text)
+
+    def shorten_title(self, title: str) -> str:
+        """A passage's title, cut to 64 tokens, or to `max_text` if that is more.
+
+        All rows have room for the longest passage, so one endless title would cost the memory of
+        all. Short titles are whole, however few tokens of a text are read.
+        """
+        limit = max(_MAX_TITLE, self.max_text)
+        short = len(title.encode(errors="replace")) <= limit  # most are, and need no tokens
+        return title if short else self.tokenizer.shorten(title, limit)
 
     def encode_knowledge(self, text: str) -> list[int]:
         """A knowledge block, without `<EOK>`."""

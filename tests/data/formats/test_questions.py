@@ -344,3 +344,14 @@ def test_questions_that_are_there_twice(tmp_path):
         read(tmp_path, files)
     found = read(tmp_path, {}, bad_lines=1).questions
     assert found == {s: [Question("q", "Where?", ("x", "y"), {})] for s in ("dev", "test")}
+
+
+def test_a_long_list_of_answers_is_not_read(tmp_path, monkeypatch):
+    """Reading takes 200 times the memory of the text, so the length is looked at before."""
+    from rag_jax.data.formats import dpr
+    from rag_jax.data.formats.lines import BadLineError, Place
+
+    monkeypatch.setattr(dpr.ast, "literal_eval", lambda text: pytest.fail("it is read"))
+    row = ("Where?", "[" + "'a'," * 300_000 + "]")
+    with pytest.raises(BadLineError, match="1,200,002 characters, more than the limit of 1,048,5"):
+        dpr.parse_row(row, Place(tmp_path / "nq.csv", 1, 1))

@@ -29,10 +29,13 @@ from rag_jax.systems.srrag.data import (
 from rag_jax.systems.srrag.label import choose_source
 from rag_jax.systems.srrag.session import Session
 from rag_jax.systems.srrag.sources import (
+    Searched,
     check_sources,
     count_slots,
+    measure_passages,
     read_longest,
     run_lengths,
+    search_indices,
     select_rows,
 )
 from systems.srrag.tiny_run import describe_run, open_stage, quick_programs
@@ -415,6 +418,29 @@ def test_lengths_are_of_what_is_read_of_a_passage(format, tmp_path):
     assert lengths[0] > lengths[2]
     assert np.load(context.folder / "lengths.npy").tolist() == lengths
     assert read_longest(context) == lengths[0]
+
+
+@pytest.mark.parametrize("size", [100, 3_000])
+def test_one_long_passage_does_not_widen_the_programs(size, format):
+    """The room for knowledge follows the setting, whatever a title or a text has."""
+    long = Passage("a", "The Republic of Latvia " * size, "Riga is its capital. " * size)
+    short = replace(format, max_text=70)
+    (tokens,) = measure_passages([long], short)
+    assert 130 < tokens <= 2 * 70 + 10
+    search = search_indices(
+        {0: Searched(FirstIndex(), np.zeros(1, int))}, [long], lambda texts: texts, short, count=1
+    )
+    ((found,),) = search(0, ["?"])
+    assert len(short.encode_knowledge(join_passages([found]))) == tokens
+
+
+class FirstIndex:
+    """An index that finds its only passage."""
+
+    size = 1
+
+    def search(self, questions, count):
+        return np.ones((1, 1)), np.zeros((1, 1), int)
 
 
 @pytest.mark.parametrize(
