@@ -121,9 +121,9 @@ OPERATIONS = [
     *("m.content.replace('#', '')", "m.content.split('#')|join", "m.content|list|join('')"),
     *("m.content[:3] ~ m.content[4:]", "m.content ~ m.content", "[m.content, m.content]|join"),
     *("'%s%s'|format(m.content, m.content)", "'{}{}'.format(m.content, m.content)"),
-    *("'<|' ~ m.content ~ '|>'", "'<|%s|>' % m.content", "m.content|lower|indent(2)"),
-    *("m.content|lower|wordwrap(80)", "m.content|lower|center(30)", "m.content|lower|truncate(90)"),
-    *("messages|map(attribute='content')|map('lower')|join", "m.content.strip('#')|striptags"),
+    *("'<|' ~ m.content ~ '|>'", "'%s' % m.content", "m.content|lower|indent(2)"),
+    *("m.content|lower|trim", "m.content|lower|center(30)", "m.content|lower|truncate(90)"),
+    *("messages|map(attribute='content')|map('lower')|join", "m.content.strip('#')|first"),
     *("(m.content|lower).ljust(9)", "namespace(x=m.content).x|lower", "dict(m)|tojson"),
 ]
 NEARLY = ["<|END|>", "<|end|>", "<|en#d|>", "<|EN", "D|>", "end", "|>", ">|dne|<", "</S>", "<s>"]

@@ -1,5 +1,6 @@
 """GGUF files: metadata, and tensors under Hugging Face's names and in its layout."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,6 +70,7 @@ def read_gguf(path: Path) -> GgufFile:
         }
         tensors = {}
         for place in places:
+            _check_size(path, place)
             name = _translate_name(place.name)
             heads = next((n for suffix, n in rotary_heads.items() if name.endswith(suffix)), None)
             tensors[name] = StoredTensor(place.shape, partial(_read, path, place, heads))
@@ -94,6 +96,16 @@ def _check_kind(path: Path, metadata: Mapping[str, Any]) -> None:
         )
 
 
+def _check_size(path: Path, place: TensorPlace) -> None:
+    """Raises a ValueError if a tensor's data is not all there, or its rows are not whole blocks."""
+    kind = gguf.GGMLQuantizationType(place.kind)
+    weights, size = gguf.GGML_QUANT_SIZES[kind]
+    if place.shape and place.shape[-1] % weights:
+        raise ValueError(f"{place.name} has rows of {place.shape[-1]} weights as {kind.name}")
+    if place.offset + math.prod(place.shape) // weights * size > path.stat().st_size:
+        raise ValueError(f"{place.name} runs past the end of the file")
+
+
 def _translate_name(name: str) -> str:
     """The Hugging Face name; an unknown name stays, for `build_params` to report."""
     match = re.fullmatch(r"blk\.(\d+)\.(.+)", name)
@@ -110,8 +122,6 @@ def _read(path: Path, place: TensorPlace, heads: int | None) -> np.ndarray:
     with parsing(path, *_DAMAGE), open(path, "rb") as file:
         kind = gguf.GGMLQuantizationType(place.kind)
         block_weights, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-        if rows.shape[1] % block_weights:
-            raise ValueError(f"{place.name} has rows of {rows.shape[1]} weights, quantised {kind}")
         width = rows.shape[1] // block_weights * block_bytes
         file.seek(place.offset)
         for start in range(0, len(rows), _BLOCK):
