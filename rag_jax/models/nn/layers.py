@@ -34,7 +34,7 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N F"]:
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.normal(0.02), shape)
-        y = x @ kernel
+        y = x @ getattr(kernel, "array", kernel)  # `lora.AdaptedKernel`, with an adapter
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,))[None]
         if self.has_variable("params", "lora_a"):
@@ -71,7 +71,7 @@ def check_adapters(params: Mapping, rows: int) -> None:
         ValueError: a layer's number of adapters does not divide `rows`.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if path[-1].key == "lora_a" and leaf.ndim == 3 and rows % len(leaf):
+        if getattr(path[-1], "key", "") == "lora_a" and leaf.ndim == 3 and rows % len(leaf):
             where = jax.tree_util.keystr(path, simple=True, separator="/")
             raise ValueError(
                 f"{where}: {len(leaf)} adapters for a batch of {rows} rows; "
