@@ -70,7 +70,12 @@ class AdaptedKernel:
 
 
 def compute_scale(alpha: float, rank: int, *, rank_stabilized: bool = False) -> float:
-    """Scale of an adapter: `alpha / rank`, or rsLoRA's `alpha / sqrt(rank)`, Kalajdzievski 2023."""
+    """Scale of an adapter: `alpha / rank`, or rsLoRA's `alpha / sqrt(rank)`, Kalajdzievski 2023.
+
+    Raises:
+        ValueError: `rank` is below 1.
+    """
+    _check_rank(rank)
     return alpha / (rank**0.5 if rank_stabilized else rank)
 
 
@@ -87,8 +92,9 @@ def init(key: Key[Array, ""], params: PyTree, *, targets: str, rank: int) -> Tre
         targets: regular expression that must match a kernel's whole path (`a/b/kernel`).
 
     Raises:
-        ValueError: no matrix matches `targets`.
+        ValueError: no matrix matches `targets`, or `rank` is below 1.
     """
+    _check_rank(rank)
     adapter: dict = {}
     count = 0
     for path, leaf in _list_leaves(params):
@@ -128,6 +134,8 @@ def stack(adapters: Sequence[Tree]) -> Tree:
     """
     if not adapters:
         return {}
+    for i, adapter in enumerate(adapters):
+        _check_adapter(adapter, f"adapters: entry {i}")
     first, *others = (dict(list_kernels(adapter)) for adapter in adapters)
     for i, other in enumerate(others, 1):
         for path in sorted(first.keys() ^ other.keys(), key=_join):
@@ -151,8 +159,13 @@ def select(bank: Tree, indices: Int[ArrayLike, "..."]) -> Tree:
         indices: indices of any shape, such as `[B, k]` for `k` documents for each of `B`
             questions. An index out of range, such as -1 for a missing document, gives an adapter
             of zeros, which leaves the model unchanged.
+
+    Raises:
+        TypeError: the indices are no integers.
     """
     indices = jnp.asarray(indices)
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise TypeError(f"indices: {indices.dtype}{[*indices.shape]}, expected integers")
 
     def take_or_zero(leaf):
         # JAX counts negative indices from the end, so they become an index beyond the end.
@@ -185,6 +198,7 @@ def merge(
         ValueError: the adapters differ in kind, are a single adapter, or do not have `k` weights.
     """
     bank = stack(adapters) if isinstance(adapters, list | tuple) else adapters
+    _check_adapter(bank, "adapters")
 
     def concatenate_ranks(node, path):
         if not _is_kernel(node):
@@ -308,8 +322,26 @@ def _is_kernel(node: Mapping) -> bool:
     return node.keys() == {"a", "b"} and not isinstance(node["a"], Mapping)
 
 
+def _check_rank(rank: int) -> None:
+    if not isinstance(rank, int) or rank < 1:
+        raise ValueError(f"rank={rank!r}: must be an integer, at least 1")
+
+
+def _check_adapter(adapter: Any, name: str) -> None:
+    """Raises a TypeError unless an adapter is nested dicts that end in factors `a` and `b`."""
+    if not isinstance(adapter, Mapping):
+        raise TypeError(
+            f"{name}: a {type(adapter).__name__}, expected the nested dicts of lora.init"
+        )
+    if adapter.keys() == {"a", "b"} and not isinstance(adapter["a"], Mapping):
+        return
+    for key, node in adapter.items():
+        _check_adapter(node, f"{name}: {key}")
+
+
 def check_fit(params: PyTree, adapter: Tree, *, lead: int) -> None:
     """Raises a ValueError unless every `a` and `b` fits its kernel, after up to `lead` axes."""
+    _check_adapter(adapter, "adapter")
     kernels = dict(_list_leaves(params))
     for path, factors in list_kernels(adapter):
         if path not in kernels:

@@ -17,6 +17,7 @@ from rag_jax.models.control_tokens import (
     find_unknown,
     make_text_core,
 )
+from rag_jax.runtime.arguments import check_token_row, describe
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import write_json
 
@@ -138,7 +139,12 @@ class Tokenizer:
         """Token ids of a text, without BOS, EOS or any other control token.
 
         The unknown token is the exception. A lone surrogate is encoded as U+FFFD.
+
+        Raises:
+            TypeError: `text` is no string.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"text is {describe(text)}, expected a str: encode one text at a time")
         ids = self._text_core.encode(_SURROGATE.sub("\ufffd", text), add_special_tokens=False).ids
         return [i for i in ids if i not in self._control]
 
@@ -184,7 +190,13 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of token ids; special tokens are skipped."""
+        """Text of token ids; special tokens are skipped.
+
+        Raises:
+            RagJaxError: `ids` is not a list of integers.
+        """
+        ids = ids if hasattr(ids, "__len__") else list(ids)
+        check_token_row("ids", ids)
         return self._core.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def shorten(self, text: str, limit: int) -> str:

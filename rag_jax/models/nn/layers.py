@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 MASKED = -1e9  # finite: a row of `-inf` would make softmax return NaN
 
@@ -77,6 +77,24 @@ def check_adapters(params: Mapping, rows: int) -> None:
                 f"{where}: {len(leaf)} adapters for a batch of {rows} rows; "
                 f"make the number of rows a multiple of {len(leaf)}"
             )
+
+
+def check_vocabulary(tokens: Int[Array, "B T"], vocab_size: int) -> None:
+    """Checks token ids outside `jax.jit`, where their values are known and on this machine.
+
+    JAX clamps an id out of range, so the model would read another token.
+
+    Raises:
+        ValueError: an id is not from 0 to `vocab_size` - 1.
+    """
+    if isinstance(tokens, jax.core.Tracer) or not tokens.size:
+        return
+    if isinstance(tokens, jax.Array) and not tokens.is_fully_addressable:
+        return
+    least, most = int(tokens.min()), int(tokens.max())
+    if least < 0 or most >= vocab_size:
+        wrong = least if least < 0 else most
+        raise ValueError(f"tokens: the id {wrong}, but the model's ids are 0 to {vocab_size - 1}")
 
 
 class RMSNorm(nn.Module):
