@@ -218,16 +218,16 @@ CASES = {
         r"^search_trie: starts is int32\[1\], expected integers \[B\], beside hidden float32",
     ),
     # Models.
-    "decoder: floats": (lambda: run(DECODER, PARAMS, FLOATS), "^__call__: tokens is float64"),
-    "decoder: a list": (lambda: run(DECODER, PARAMS, ONE), "^__call__: tokens is a list, expected"),
-    "decoder: flat": (lambda: run(DECODER, PARAMS, TOKENS[0]), r"^__call__: tokens is int32\[3\]"),
+    "decoder: floats": (lambda: run(DECODER, PARAMS, FLOATS), "^Decoder.__call__: tokens is f"),
+    "decoder: a list": (lambda: run(DECODER, PARAMS, ONE), "^Decoder.__call__: tokens is a list"),
+    "decoder: flat": (lambda: run(DECODER, PARAMS, TOKENS[0]), r"^Decoder.__call__: tokens is int"),
     "decoder: an id too high": (
         lambda: run(DECODER, PARAMS, TOKENS * 31),
         "^tokens: the id 31, but the model's ids are 0 to 30",
     ),
     "decoder: another mask": (
         lambda: run(DECODER, PARAMS, TOKENS, MASK[:, :2]),
-        r"^__call__: mask is bool\[2, 2\], expected booleans \[B, T\] or None, beside tokens",
+        r"^Decoder.__call__: mask is bool\[2, 2\], expected booleans \[B, T\] or None, beside",
     ),
     "encoder: an id below 0": (lambda: run(BERT, BERT_PARAMS, -TOKENS), "^tokens: the id -1, but"),
     "encoder: too long": (
@@ -236,7 +236,7 @@ CASES = {
     ),
     "encoder-decoder: other rows": (
         lambda: run(BART, BART_PARAMS, TOKENS, TOKENS[:1]),
-        r"^__call__: decoder_tokens is int32\[1, 3\], expected integers \[B, T\], beside input",
+        r"^Bart.__call__: decoder_tokens is int32\[1, 3\], expected integers \[B, T\], beside",
     ),
     "save: the module": (
         lambda: save(DECODER, "folder"),

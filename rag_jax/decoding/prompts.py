@@ -34,7 +34,7 @@ def check_prompts(
     *,
     max_tokens: int,
     batch_size: int,
-    prefix: Sequence[int] = (),
+    prefix: int = 0,
     stop_ids: Sequence[int] = (),
 ) -> None:
     """Checks prompts before anything is compiled.
@@ -43,7 +43,7 @@ def check_prompts(
     length: positions go on there, but no text so long was in the model's training.
 
     Args:
-        prefix: tokens before every prompt.
+        prefix: number of tokens before every prompt.
 
     Raises:
         RagJaxError: `max_tokens` or `batch_size` is out of range, a prompt is empty or not a list
@@ -52,7 +52,6 @@ def check_prompts(
     if max_tokens < 1:
         raise RagJaxError(f"max_tokens={max_tokens}: must be at least 1")
     check_token_rows("prompts", prompts, model.config.vocab_size)
-    check_token_row("prefix", prefix, model.config.vocab_size)
     check_token_row("stop_ids", stop_ids)
     empty = [i for i, prompt in enumerate(prompts) if not len(prompt)]
     if empty:
@@ -61,7 +60,7 @@ def check_prompts(
     if batch_size < 1 or batch_size % parts:
         raise RagJaxError(f"batch_size={batch_size}: must be a multiple of the mesh's {parts} rows")
     if not isinstance(model, Bart):
-        longest = len(prefix) + max(map(len, prompts), default=0)
+        longest = prefix + max(map(len, prompts), default=0)
         _warn_beyond_context(longest, max_tokens, model.config.max_length)
         return
     # An encoder-decoder's positions are learned: there are none beyond its `max_length`.

@@ -18,7 +18,7 @@ from rag_jax.decoding.prompts import batch_prompts, check_prompts, prefill, read
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.nn.layers import MASKED
-from rag_jax.runtime.arguments import checked
+from rag_jax.runtime.arguments import check_token_row, checked
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.hosts import fetch
 from rag_jax.runtime.sharding import shard_batch
@@ -244,7 +244,8 @@ def generate(
             the number of adapters is not that of the prompts.
     """
     sizes = {"max_tokens": max_tokens, "batch_size": batch_size}
-    check_prompts(model, prompts, prefix=prefix, stop_ids=stop_ids, **sizes)
+    check_token_row("prefix", prefix, model.config.vocab_size)
+    check_prompts(model, prompts, prefix=len(prefix), stop_ids=stop_ids, **sizes)
     if len(prefix) and isinstance(model, Bart):
         raise RagJaxError("prefix: an encoder-decoder has none; put its tokens into the prompts")
     if len(prefix) and adapters is not None:

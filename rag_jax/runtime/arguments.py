@@ -48,7 +48,7 @@ def checked(function: _Function) -> _Function:
         with jaxtyped("context"):
             for name, kinds in wanted.items():
                 if name in given and not isinstance(given[name], kinds):
-                    _refuse(function.__name__, name, given, kinds)
+                    _refuse(function.__qualname__, name, given, kinds)
         return function(*args, **kwargs)
 
     return call
