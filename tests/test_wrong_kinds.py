@@ -445,3 +445,13 @@ def test_a_checked_function_compiles_and_maps():
     assert mapped.shape == (3, 2)
     with pytest.raises(TypeError, match="missing .*argument: 'weights'"):
         losses.span_cross_entropy(X)
+
+
+def test_an_object_of_another_project_may_stand_in_for_ours():
+    """A model with the interface of a decoder, as of an encoder in `tests/retrieval`."""
+
+    class Foreign:
+        config = DECODER.config
+        apply = staticmethod(DECODER.apply)
+
+    assert generate(Foreign(), PARAMS, ONE, **LIMITS) == prompt(ONE)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from rag_jax.data.batches import choose_widths, pad_rows, round_up
 from rag_jax.data.passages import Passage
 from rag_jax.models import Pretrained
-from rag_jax.models.nn.bert import Bert, BertConfig
+from rag_jax.models.nn.bert import Bert
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.runtime.arguments import checked
 from rag_jax.runtime.errors import RagJaxError
@@ -80,7 +80,7 @@ def encode_texts(
         RagJaxError: as `tokenize_texts`, or the model is no encoder, or `batch_size` or
             `max_length` is out of range, or the encoder's own files ask for other embeddings.
     """
-    if not isinstance(encoder.config, BertConfig):
+    if not hasattr(encoder.config, "dpr_role"):
         kind = type(encoder.model).__name__
         raise RagJaxError(f"encoder: a {kind} embeds no texts; load a BERT or DPR encoder")
     _check_settings(encoder)

@@ -29,7 +29,8 @@ def checked(function: _Function) -> _Function:
 
     Compared are arrays (NumPy's and JAX's, by kind and shape, where a letter is one size in all
     arguments), instances of the package's own classes, and `params`, which is a dict. Arguments of
-    other annotations are not looked at.
+    other annotations are not looked at, and an object of another project's class may stand in for
+    one of the package's.
 
     Raises, when called:
         TypeError: an argument is of another kind.
@@ -47,7 +48,9 @@ def checked(function: _Function) -> _Function:
             return function(*args, **kwargs)
         with jaxtyped("context"):
             for name, kinds in wanted.items():
-                if name in given and not isinstance(given[name], kinds):
+                if name not in given or isinstance(given[name], kinds):
+                    continue
+                if not _stands_in(given[name], kinds):
                     _refuse(function.__qualname__, name, given, kinds)
         return function(*args, **kwargs)
 
@@ -127,6 +130,13 @@ def _find_class(annotation: Any) -> type | None:
         return {int: numbers.Integral}.get(annotation, annotation)  # NumPy's too
     is_own = isinstance(annotation, type) and annotation.__module__.startswith("rag_jax.")
     return annotation if is_own else None
+
+
+def _stands_in(value: Any, kinds: tuple[type, ...]) -> bool:
+    """Whether a value of another project's class comes in the place of one of ours."""
+    ours = any(not hasattr(kind, "dim_str") for kind in kinds)
+    home = type(value).__module__.partition(".")[0]
+    return ours and home not in ("builtins", "rag_jax", "numpy", "jax", "jaxlib")
 
 
 def _refuse(function: str, name: str, given: Mapping[str, Any], kinds: tuple[type, ...]) -> None:
