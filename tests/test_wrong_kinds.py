@@ -455,3 +455,8 @@ def test_an_object_of_another_project_may_stand_in_for_ours():
         apply = staticmethod(DECODER.apply)
 
     assert generate(Foreign(), PARAMS, ONE, **LIMITS) == prompt(ONE)
+
+
+def test_a_traced_function_may_close_over_its_tokens():
+    loss = lambda params: run(DECODER, params, TOKENS).mean()  # noqa: E731
+    assert jax.eval_shape(jax.grad(loss), PARAMS).keys() == PARAMS.keys()

@@ -22,9 +22,7 @@ try:
     from jaxtyping import Array, Float, Int, Key, PyTree
 except ModuleNotFoundError:  # the shapes in signatures are then for the reader alone
 
-    class Float:
-        """Any array."""
-
+    class Float:  # any array
         def __class_getitem__(cls, shape: Any) -> Any:
             return Any
 
@@ -49,13 +47,11 @@ class AdaptedKernel:
     array: Any
     path: str = field(metadata={"static": True})
 
-    def __jax_array__(self):
-        """Refuses the use by JAX."""
+    def __jax_array__(self, *args: Any, **kwargs: Any):
+        """Refuses the use by JAX and NumPy."""
         raise ValueError(self._explain())
 
-    def __array__(self, *args: Any, **kwargs: Any):
-        """Refuses the use by NumPy."""
-        raise ValueError(self._explain())
+    __array__ = __jax_array__
 
     def __getattr__(self, name: str):
         """Refuses the attributes of an array."""
@@ -323,20 +319,18 @@ def _is_kernel(node: Mapping) -> bool:
 
 
 def _check_rank(rank: int) -> None:
-    if not isinstance(rank, int) or rank < 1:
+    if not hasattr(rank, "__index__") or rank < 1:  # NumPy's integers have it too
         raise ValueError(f"rank={rank!r}: must be an integer, at least 1")
 
 
 def _check_adapter(adapter: Any, name: str) -> None:
     """Raises a TypeError unless an adapter is nested dicts that end in factors `a` and `b`."""
     if not isinstance(adapter, Mapping):
-        raise TypeError(
-            f"{name}: a {type(adapter).__name__}, expected the nested dicts of lora.init"
-        )
-    if adapter.keys() == {"a", "b"} and not isinstance(adapter["a"], Mapping):
-        return
-    for key, node in adapter.items():
-        _check_adapter(node, f"{name}: {key}")
+        kind = type(adapter).__name__
+        raise TypeError(f"{name}: a {kind}, expected the nested dicts of lora.init")
+    if not _is_kernel(adapter):
+        for key, node in adapter.items():
+            _check_adapter(node, f"{name}: {key}")
 
 
 def check_fit(params: PyTree, adapter: Tree, *, lead: int) -> None:

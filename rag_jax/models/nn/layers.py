@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
@@ -91,7 +92,8 @@ def check_vocabulary(tokens: Int[Array, "B T"], vocab_size: int) -> None:
         return
     if isinstance(tokens, jax.Array) and not tokens.is_fully_addressable:
         return
-    least, most = int(tokens.min()), int(tokens.max())
+    ids = np.asarray(tokens)  # known too where a traced function closes over it
+    least, most = ids.min(), ids.max()
     if least < 0 or most >= vocab_size:
         wrong = least if least < 0 else most
         raise ValueError(f"tokens: the id {wrong}, but the model's ids are 0 to {vocab_size - 1}")
