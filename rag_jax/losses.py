@@ -4,7 +4,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from rag_jax.runtime.arguments import checked
 
+
+@checked
 def token_logprobs(
     logits: Float[Array, "*batch V"], targets: Int[Array, "*batch"]
 ) -> Float[Array, "*batch"]:
@@ -14,6 +17,7 @@ def token_logprobs(
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
+@checked
 def span_cross_entropy(
     logprobs: Float[Array, "B P"], weights: Float[Array, "B P"]
 ) -> Float[Array, "B"]:
@@ -26,6 +30,7 @@ def span_cross_entropy(
     return -(logprobs * weights).sum(axis=-1)
 
 
+@checked
 def dpo_loss(
     policy_chosen: Float[Array, "B"],
     policy_rejected: Float[Array, "B"],
@@ -43,6 +48,7 @@ def dpo_loss(
     return -jax.nn.log_sigmoid(beta * margin)
 
 
+@checked
 def in_batch_contrastive(
     queries: Float[Array, "B E"],
     passages: Float[Array, "P E"],
@@ -74,6 +80,7 @@ def in_batch_contrastive(
     return -token_logprobs(scores, positives)
 
 
+@checked
 def rag_sequence_nll(
     doc_scores: Float[Array, "B K"],
     token_logprobs: Float[Array, "B K T"],
@@ -113,6 +120,7 @@ def rag_sequence_nll(
     return (1 - smoothing) * nll + smoothing / vocab_size * marginalise(vocab_sums, vocab_size)
 
 
+@checked
 def rag_token_nll(
     doc_scores: Float[Array, "B K"],
     token_logprobs: Float[Array, "B K T"],
@@ -138,6 +146,7 @@ def rag_token_nll(
     return (1 - smoothing) * nll + smoothing / vocab_size * smooth
 
 
+@checked
 def mix_documents(
     doc_scores: Float[Array, "B K"], logprobs: Float[Array, "B K *rest"]
 ) -> Float[Array, "B *rest"]:

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Int, PyTree
 
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.decoder import Decoder, LayerCache, Output
+from rag_jax.runtime.arguments import checked
 
 
 @jax.tree_util.register_dataclass
@@ -46,6 +47,7 @@ class Cache:
         return self.token_mask.shape[1]
 
 
+@checked
 def init_cache(
     model: Decoder | Bart, rows: int, *, dtype: Any = jnp.float32, prefix: Cache | None = None
 ) -> Cache:
@@ -57,6 +59,9 @@ def init_cache(
     c = model.config
     if isinstance(model, Bart) and prefix is None:
         raise ValueError("rows of an encoder-decoder need a source: prefix=encode_source(...)")
+    if rows < 1 or (prefix is not None and rows % len(prefix.position)):
+        multiple = 1 if prefix is None else len(prefix.position)
+        raise ValueError(f"rows={rows}: must be a multiple of the prefix's {multiple} rows")
     keys = jnp.zeros((rows, c.num_kv_heads, c.head_dim, 0), dtype)
     layers = tuple((keys, keys.swapaxes(2, 3)) for _ in range(c.num_layers))
     position = jnp.zeros(rows, jnp.int32)
@@ -75,6 +80,7 @@ def grow(cache: Cache, slots: int) -> Cache:
     return Cache(layers, pad(cache.token_mask, 1), cache.position, cache.prefix)
 
 
+@checked
 def fork(model: Decoder | Bart, cache: Cache, times: int) -> Cache:
     """A cache in which `times` consecutive rows continue each row of `cache`.
 
@@ -92,6 +98,7 @@ def fork(model: Decoder | Bart, cache: Cache, times: int) -> Cache:
     return Cache(layers, token_mask, position, cache.prefix)
 
 
+@checked
 def encode_source(
     model: Bart, params: PyTree, tokens: Int[Array, "P L"], mask: Bool[Array, "P L"]
 ) -> Cache:
@@ -164,6 +171,10 @@ def write_branches(
 
 
 def _run(model, params, cache, tokens, attention_mask, positions, **settings) -> Output:
+    if len(tokens) != len(cache.position):
+        raise ValueError(
+            f"tokens of {len(tokens)} rows after a cache of {len(cache.position)} rows"
+        )
     return model.apply(
         {"params": params},
         tokens,
@@ -177,6 +188,7 @@ def _run(model, params, cache, tokens, attention_mask, positions, **settings) ->
     )
 
 
+@checked
 def append(
     model: Decoder | Bart,
     params: PyTree,

@@ -14,6 +14,7 @@ from rag_jax.data.batches import pad_rows, round_up
 from rag_jax.decoding.cache import Cache, append, encode_source, init_cache
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.decoder import Decoder
+from rag_jax.runtime.arguments import check_token_row, check_token_rows, checked
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import count_data_rows
 
@@ -34,6 +35,7 @@ def check_prompts(
     max_tokens: int,
     batch_size: int,
     prefix: int = 0,
+    stop_ids: Sequence[int] = (),
 ) -> None:
     """Checks prompts before anything is compiled.
 
@@ -44,11 +46,13 @@ def check_prompts(
         prefix: number of tokens before every prompt.
 
     Raises:
-        RagJaxError: `max_tokens` or `batch_size` is out of range, a prompt is empty, or an
-            encoder-decoder has too few positions.
+        RagJaxError: `max_tokens` or `batch_size` is out of range, a prompt is empty or not a list
+            of the model's token ids, or an encoder-decoder has too few positions.
     """
     if max_tokens < 1:
         raise RagJaxError(f"max_tokens={max_tokens}: must be at least 1")
+    check_token_rows("prompts", prompts, model.config.vocab_size)
+    check_token_row("stop_ids", stop_ids)
     empty = [i for i, prompt in enumerate(prompts) if not len(prompt)]
     if empty:
         raise RagJaxError(f"prompts: prompt {empty[0]} is empty; give at least one token")
@@ -107,6 +111,7 @@ def batch_prompts(
         yield rows, pad_rows([prompts[i] for i in rows], width, pad_id=0, batch=batch_size)
 
 
+@checked
 def read_prompts(
     model: Decoder | Bart,
     params: PyTree,
@@ -143,8 +148,14 @@ def split_prefix(prompts: Sequence[Sequence[int]]) -> tuple[list[int], list[list
     return list(prompts[0][:shared]), [list(prompt[shared:]) for prompt in prompts]
 
 
+@checked
 def prefill(model: Decoder, params: PyTree, tokens: Sequence[int]) -> Cache:
-    """The cache of one row, for use as a prefix; padded so that few programs are compiled."""
+    """The cache of one row, for use as a prefix; padded so that few programs are compiled.
+
+    Raises:
+        RagJaxError: `tokens` is not a list of the model's token ids.
+    """
+    check_token_row("tokens", tokens, model.config.vocab_size)
     return prefill_batch(model, params, *pad_rows([tokens], round_up(len(tokens), 64), pad_id=0))
 
 

@@ -18,6 +18,7 @@ from rag_jax.decoding.prompts import batch_prompts, check_prompts, prefill, read
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.nn.layers import MASKED
+from rag_jax.runtime.arguments import check_token_row, checked
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.hosts import fetch
 from rag_jax.runtime.sharding import shard_batch
@@ -170,6 +171,7 @@ def decode_until(
     )
 
 
+@checked
 def decode(
     model: Decoder | Bart,
     params: PyTree,
@@ -189,13 +191,19 @@ def decode(
         hidden: the hidden state of each row's last token, as `append` returned it.
         keys: a random key a row; needed unless `sampling.temperature` is 0.
         active: False on rows that take no part (padding rows, rows on another route).
+
+    Raises:
+        ValueError: sampling at a temperature has no keys.
     """
+    if keys is None and sampling.temperature != 0:
+        raise ValueError(f"keys: temperature {sampling.temperature} needs a random key a row")
     active = jnp.ones(hidden.shape[0], bool) if active is None else active
     next_token = make_next_token(model, params, stop_ids=stop_ids, keys=keys, sampling=sampling)
     state = init_decode(cache, hidden, next_token, max_tokens=max_tokens, active=active)
     return decode_until(model, params, state, next_token, limit=max_tokens).decoded
 
 
+@checked
 def generate(
     model: Decoder | Bart,
     params: PyTree,
@@ -236,15 +244,16 @@ def generate(
             the number of adapters is not that of the prompts.
     """
     sizes = {"max_tokens": max_tokens, "batch_size": batch_size}
-    check_prompts(model, prompts, prefix=len(prefix), **sizes)
-    if prefix and isinstance(model, Bart):
+    check_token_row("prefix", prefix, model.config.vocab_size)
+    check_prompts(model, prompts, prefix=len(prefix), stop_ids=stop_ids, **sizes)
+    if len(prefix) and isinstance(model, Bart):
         raise RagJaxError("prefix: an encoder-decoder has none; put its tokens into the prompts")
-    if prefix and adapters is not None:
+    if len(prefix) and adapters is not None:
         raise RagJaxError("prefix: every adapter reads it anew; put its tokens into the prompts")
     for count in map(len, jax.tree.leaves(adapters)):
         if count != len(prompts):
             raise RagJaxError(f"adapters: {count} for {len(prompts)} prompts; give one for each")
-    shared = prefill(model, params, prefix) if prefix else None
+    shared = prefill(model, params, prefix) if len(prefix) else None
     settings = {"max_tokens": max_tokens, "stop_ids": tuple(stop_ids), "sampling": sampling}
     written: list[list[int]] = [[] for _ in prompts]
     for rows, arrays in batch_prompts(model, prompts, batch_size=batch_size):

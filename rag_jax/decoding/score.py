@@ -7,8 +7,10 @@ from rag_jax.decoding.cache import Cache, append
 from rag_jax.losses import token_logprobs
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.decoder import Decoder
+from rag_jax.runtime.arguments import checked
 
 
+@checked
 def score_text(
     model: Decoder | Bart,
     params: PyTree,
@@ -31,6 +33,7 @@ def score_text(
     return (score_at(model, params, output.hidden, at, targets) * weights).sum(axis=-1)
 
 
+@checked
 def score_continuation(
     model: Decoder | Bart,
     params: PyTree,

@@ -11,9 +11,11 @@ from rag_jax.decoding.prompts import last_hidden
 from rag_jax.decoding.sample import Decoded, DecodeState, decode_until, init_decode, make_next_token
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.tokenizer import Tokenizer
+from rag_jax.runtime.arguments import checked
 from rag_jax.runtime.hosts import fetch
 
 
+@checked
 def stream(
     model: Decoder,
     params: PyTree,

@@ -32,6 +32,7 @@ from rag_jax.decoding.trie import Trie, TrieArrays
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.nn.layers import MASKED
+from rag_jax.runtime.arguments import checked
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.hosts import fetch
 from rag_jax.runtime.sharding import shard_batch
@@ -210,6 +211,7 @@ class TriePaths:
         return ended, Continuations(onward.parents, tokens, onward.logprobs, onward.nodes)
 
 
+@checked
 def search_trie(
     model: Decoder | Bart,
     params: PyTree,
@@ -252,6 +254,7 @@ def search_trie(
     return TrieBeams(beams.ends, beams.tokens, beams.lengths, beams.scores, beams.logprobs)
 
 
+@checked
 def trie_search(
     model: Decoder | Bart,
     params: PyTree,

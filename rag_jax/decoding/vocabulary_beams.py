@@ -24,6 +24,7 @@ from rag_jax.losses import mix_documents
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.nn.layers import MASKED
+from rag_jax.runtime.arguments import checked
 from rag_jax.runtime.hosts import fetch
 from rag_jax.runtime.sharding import shard_batch
 
@@ -152,6 +153,7 @@ def make_expansion(
     return Mixture(model, params, stop_ids, max_tokens, doc_scores)
 
 
+@checked
 def search_beams(
     model: Decoder | Bart,
     params: PyTree,
@@ -181,6 +183,7 @@ def search_beams(
     return search(cache, hidden, expansion, config, active)
 
 
+@checked
 def beam_search(
     model: Decoder | Bart,
     params: PyTree,
@@ -204,7 +207,7 @@ def beam_search(
         RagJaxError: as `generate` does, or the number of beams is below 1.
     """
     check_beams(config)
-    check_prompts(model, prompts, max_tokens=max_tokens, batch_size=batch_size)
+    check_prompts(model, prompts, max_tokens=max_tokens, batch_size=batch_size, stop_ids=stop_ids)
     results: list[list[tuple[list[int], float]]] = [[] for _ in prompts]
     settings = {"max_tokens": max_tokens, "stop_ids": tuple(stop_ids), "config": config}
     for rows, arrays in batch_prompts(model, prompts, batch_size=batch_size):

@@ -5,23 +5,73 @@ An adapter is a nested dict along the paths of the parameter tree. In place of e
 of `N` adapters stacked along a leading axis, ready for `jax.vmap`. Merging `k` adapters
 concatenates their ranks, `[..., k, in, r]` to `[..., in, k * r]`, and gives an adapter again.
 
-This file imports only JAX and jaxtyping, so the file can be copied into another project.
+This file needs only JAX, so the file can be copied into another project. With jaxtyping, in which
+the signatures are written, a checker of types can also check their shapes.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, Key, PyTree
+
+try:
+    from jaxtyping import Array, Float, Int, Key, PyTree
+except ModuleNotFoundError:  # the shapes in signatures are then for the reader alone
+
+    class Float:  # any array
+        def __class_getitem__(cls, shape: Any) -> Any:
+            return Any
+
+    Array, Int, Key, PyTree = jax.Array, Float, Float, Float
 
 Tree = PyTree[Float[Array, "..."]]
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class AdaptedKernel:
+    """A kernel with `lora_a` and `lora_b` next to it, for layers that read all three.
+
+    A layer that knows no adapters would read the kernel alone and leave the adapter out. So every
+    use of an `AdaptedKernel` as an array is an error.
+
+    Attributes:
+        array: the kernel.
+        path: names of the kernel's path, joined by `/`.
+    """
+
+    array: Any
+    path: str = field(metadata={"static": True})
+
+    def __jax_array__(self, *args: Any, **kwargs: Any):
+        """Refuses the use by JAX and NumPy."""
+        raise ValueError(self._explain())
+
+    __array__ = __jax_array__
+
+    def __getattr__(self, name: str):
+        """Refuses the attributes of an array."""
+        raise AttributeError(name if name.startswith("_") else self._explain())
+
+    def _explain(self) -> str:
+        return (
+            f"{self.path}: this layer is not one of rag_jax.models and would leave the adapter "
+            "out: use lora.fold in place of lora.apply, or rag_jax.lora.flax_layers for Flax's "
+            "dense layers"
+        )
+
+
 def compute_scale(alpha: float, rank: int, *, rank_stabilized: bool = False) -> float:
-    """Scale of an adapter: `alpha / rank`, or rsLoRA's `alpha / sqrt(rank)`, Kalajdzievski 2023."""
+    """Scale of an adapter: `alpha / rank`, or rsLoRA's `alpha / sqrt(rank)`, Kalajdzievski 2023.
+
+    Raises:
+        ValueError: `rank` is below 1.
+    """
+    _check_rank(rank)
     return alpha / (rank**0.5 if rank_stabilized else rank)
 
 
@@ -38,8 +88,9 @@ def init(key: Key[Array, ""], params: PyTree, *, targets: str, rank: int) -> Tre
         targets: regular expression that must match a kernel's whole path (`a/b/kernel`).
 
     Raises:
-        ValueError: no matrix matches `targets`.
+        ValueError: no matrix matches `targets`, or `rank` is below 1.
     """
+    _check_rank(rank)
     adapter: dict = {}
     count = 0
     for path, leaf in _list_leaves(params):
@@ -79,6 +130,8 @@ def stack(adapters: Sequence[Tree]) -> Tree:
     """
     if not adapters:
         return {}
+    for i, adapter in enumerate(adapters):
+        _check_adapter(adapter, f"adapters: entry {i}")
     first, *others = (dict(list_kernels(adapter)) for adapter in adapters)
     for i, other in enumerate(others, 1):
         for path in sorted(first.keys() ^ other.keys(), key=_join):
@@ -102,8 +155,13 @@ def select(bank: Tree, indices: Int[ArrayLike, "..."]) -> Tree:
         indices: indices of any shape, such as `[B, k]` for `k` documents for each of `B`
             questions. An index out of range, such as -1 for a missing document, gives an adapter
             of zeros, which leaves the model unchanged.
+
+    Raises:
+        TypeError: the indices are no integers.
     """
     indices = jnp.asarray(indices)
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise TypeError(f"indices: {indices.dtype}{[*indices.shape]}, expected integers")
 
     def take_or_zero(leaf):
         # JAX counts negative indices from the end, so they become an index beyond the end.
@@ -136,6 +194,7 @@ def merge(
         ValueError: the adapters differ in kind, are a single adapter, or do not have `k` weights.
     """
     bank = stack(adapters) if isinstance(adapters, list | tuple) else adapters
+    _check_adapter(bank, "adapters")
 
     def concatenate_ranks(node, path):
         if not _is_kernel(node):
@@ -167,9 +226,11 @@ def merge(
 def apply(params: PyTree, adapter: Tree, *, scale: float) -> PyTree:
     """The parameters with an unfused adapter: `lora_a` and `scale * lora_b` next to each kernel.
 
-    The linear layers of `rag_jax.models` add `(x @ lora_a) @ lora_b` to their outputs. The base
-    kernels are shared, not copied. `P` adapters, arrays `[P, ...]`, are applied to `P` equal parts
-    of a batch: the first adapter to the first `B / P` rows, and so on.
+    The linear layers of `rag_jax.models` add `(x @ lora_a) @ lora_b` to their outputs, and so do
+    Flax's dense layers with `rag_jax.lora.flax_layers`. All other layers fail, by `AdaptedKernel`,
+    and name themselves: `fold` is for any layer. The base kernels are shared, not copied. `P`
+    adapters, arrays `[P, ...]`, are applied to `P` equal parts of a batch: the first adapter to the
+    first `B / P` rows, and so on.
 
     Args:
         adapter: an adapter or a bank.
@@ -178,21 +239,25 @@ def apply(params: PyTree, adapter: Tree, *, scale: float) -> PyTree:
     Raises:
         ValueError: the adapter does not fit, or targets no linear layer (such as an embedding).
     """
-    _check_fit(params, adapter, lead=1)
+    check_fit(params, adapter, lead=1)
     for path, _ in list_kernels(adapter):
         if path[-1] != "kernel":
             raise ValueError(f"no layer reads an adapter next to {path[-1]!r}: use fold")
 
-    def insert(tree, factors):
+    def insert(tree, factors, path):
         tree = dict(tree)
         for name, node in factors.items():
+            here = (*path, name)
             if isinstance(tree[name], Mapping):
-                tree[name] = insert(tree[name], node)
+                tree[name] = insert(tree[name], node, here)
+            elif not _is_kernel(node):
+                raise ValueError(f"{_join(here)}: a layer of ours is a dict, not this: use fold")
             else:
+                tree[name] = AdaptedKernel(tree[name], _join(here))
                 tree["lora_a"], tree["lora_b"] = node["a"], scale * node["b"]
         return tree
 
-    return insert(params, adapter)
+    return insert(params, adapter, ())
 
 
 def fold(params: PyTree, adapter: Tree, *, scale: float) -> PyTree:
@@ -205,7 +270,7 @@ def fold(params: PyTree, adapter: Tree, *, scale: float) -> PyTree:
     Raises:
         ValueError: the adapter does not fit the parameters.
     """
-    _check_fit(params, adapter, lead=0)
+    check_fit(params, adapter, lead=0)
 
     def add(tree, factors):
         if isinstance(tree, Mapping):
@@ -253,8 +318,24 @@ def _is_kernel(node: Mapping) -> bool:
     return node.keys() == {"a", "b"} and not isinstance(node["a"], Mapping)
 
 
-def _check_fit(params: PyTree, adapter: Tree, *, lead: int) -> None:
+def _check_rank(rank: int) -> None:
+    if not hasattr(rank, "__index__") or rank < 1:  # NumPy's integers have it too
+        raise ValueError(f"rank={rank!r}: must be an integer, at least 1")
+
+
+def _check_adapter(adapter: Any, name: str) -> None:
+    """Raises a TypeError unless an adapter is nested dicts that end in factors `a` and `b`."""
+    if not isinstance(adapter, Mapping):
+        kind = type(adapter).__name__
+        raise TypeError(f"{name}: a {kind}, expected the nested dicts of lora.init")
+    if not _is_kernel(adapter):
+        for key, node in adapter.items():
+            _check_adapter(node, f"{name}: {key}")
+
+
+def check_fit(params: PyTree, adapter: Tree, *, lead: int) -> None:
     """Raises a ValueError unless every `a` and `b` fits its kernel, after up to `lead` axes."""
+    _check_adapter(adapter, "adapter")
     kernels = dict(_list_leaves(params))
     for path, factors in list_kernels(adapter):
         if path not in kernels:

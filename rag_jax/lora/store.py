@@ -79,9 +79,11 @@ class AdapterStore:
         """Saves the adapters `[len(passages), ...]` of passage ids; replaces those that exist.
 
         Raises:
+            TypeError: `passages` is one string.
             ValueError: the bank does not hold `len(passages)` adapters of the store's shapes.
             OSError: with its errno, if the disk is full or not writable.
         """
+        _check_passages(passages)
         count = len(passages)
         expected = jax.tree.map(lambda leaf: (count, *leaf.shape), self._template)
         if jax.tree.map(np.shape, bank) != expected:
@@ -104,7 +106,11 @@ class AdapterStore:
             A bank with the passages' adapters in order, and the reasons for missing or damaged
             adapters by passage id. Rows of missing adapters and padding rows are zeros, which
             leave the model unchanged.
+
+        Raises:
+            TypeError: `passages` is one string.
         """
+        _check_passages(passages)
         size = sum(map(math.prod, self._shapes.values()))
         abstract = {"adapter": jax.ShapeDtypeStruct((size,), self._dtype)}
         count = len(passages) if rows is None else rows
@@ -158,3 +164,8 @@ class AdapterStore:
                     f"{self._folder} holds adapters of another {field}{detail}: choose another "
                     "folder, or delete this one and train the adapters again"
                 )
+
+
+def _check_passages(passages: Sequence[str]) -> None:
+    if isinstance(passages, str):
+        raise TypeError(f"passages={passages!r}: one string; give a list of ids")

@@ -17,6 +17,7 @@ from rag_jax.models.control_tokens import (
     find_unknown,
     make_text_core,
 )
+from rag_jax.runtime.arguments import check_token_row, describe
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import write_json
 from rag_jax.runtime.outside import parsing
@@ -151,7 +152,10 @@ class Tokenizer:
         Raises:
             RagJaxError: the text is longer than 1,000,000 characters, or the tokenizer's files are
                 damaged in a way that shows only now.
+            TypeError: `text` is no string.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"text is {describe(text)}, expected a str: encode one text at a time")
         _check_length(text)
         text = _SURROGATE.sub("\ufffd", text)
         try:
@@ -210,7 +214,13 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of token ids; special tokens are skipped."""
+        """Text of token ids; special tokens are skipped.
+
+        Raises:
+            RagJaxError: `ids` is not a list of integers.
+        """
+        ids = ids if hasattr(ids, "__len__") else list(ids)
+        check_token_row("ids", ids)
         return self._core.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def shorten(self, text: str, limit: int) -> str:

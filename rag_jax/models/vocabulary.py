@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rag_jax.models.io.load import Pretrained
 from rag_jax.models.nn.decoder import DecoderConfig
+from rag_jax.runtime.arguments import check_token_row, checked
 from rag_jax.runtime.errors import RagJaxError
 
 
+@checked
 def grow_vocabulary(
     pretrained: Pretrained, names: Sequence[str], *, multiple: int = 1
 ) -> Pretrained:
@@ -27,9 +30,14 @@ def grow_vocabulary(
             divides it. `DecoderConfig.vocab_padding` keeps padding rows from being generated.
 
     Raises:
-        RagJaxError: a name is taken or given twice, or the model is not a decoder.
+        RagJaxError: a name is taken or given twice, the names are one string, `multiple` is below
+            1, or the model is not a decoder.
     """
     config = pretrained.config
+    if isinstance(names, str):
+        raise RagJaxError(f"names={names!r}: one string; give a list of names")
+    if multiple < 1:
+        raise RagJaxError(f"multiple={multiple}: must be at least 1")
     if not isinstance(config, DecoderConfig):
         raise RagJaxError("new tokens: the model must be a decoder; choose another base model")
     first = pretrained.tokenizer.vocab_size
@@ -54,13 +62,18 @@ def grow_vocabulary(
     return replace(pretrained, config=config, model=model, params=params, tokenizer=tokenizer)
 
 
+@checked
 def take_tokens(params: dict, ids: Sequence[int]) -> dict:
     """Parameters of `n` tokens of a decoder, for instance to train or to store them separately.
 
     Returns:
         A tree along the paths of `params`: embeddings `[n, D]` and, for an untied output layer,
         its columns `[D, n]`. `put_tokens` writes such a tree back.
+
+    Raises:
+        RagJaxError: `ids` is not a list of the decoder's token ids.
     """
+    _check_ids(ids, params)
     ids = jnp.asarray(ids)
     taken = {"embed": {"embedding": params["embed"]["embedding"][ids]}}
     if "head" in params:
@@ -68,8 +81,14 @@ def take_tokens(params: dict, ids: Sequence[int]) -> dict:
     return taken
 
 
+@checked
 def put_tokens(params: dict, taken: dict, ids: Sequence[int]) -> dict:
-    """A copy of a decoder's parameters with the result `taken` of `take_tokens` put back."""
+    """A copy of a decoder's parameters with the result `taken` of `take_tokens` put back.
+
+    Raises:
+        RagJaxError: `ids` is not a list of the decoder's token ids.
+    """
+    _check_ids(ids, params)
     ids = jnp.asarray(ids)
     table = params["embed"]["embedding"].at[ids].set(taken["embed"]["embedding"])
     params = {**params, "embed": {"embedding": table}}
@@ -77,3 +96,8 @@ def put_tokens(params: dict, taken: dict, ids: Sequence[int]) -> dict:
         kernel = params["head"]["kernel"].at[:, ids].set(taken["head"]["kernel"])
         params["head"] = {**params["head"], "kernel": kernel}
     return params
+
+
+def _check_ids(ids: Sequence[int], params: dict) -> None:
+    if not isinstance(ids, jax.core.Tracer):
+        check_token_row("ids", ids, len(params["embed"]["embedding"]))

@@ -103,7 +103,7 @@ class BM25:
         Raises:
             RagJaxError: `k` is not from 1 to `size`, or a question is not a string.
         """
-        if not 1 <= k <= self.size:
+        if not isinstance(k, int | np.integer) or not 1 <= k <= self.size:
             raise RagJaxError(f"k is {k}: it must be from 1 to {self.size}, the index's size")
         questions = list(_join_pairs(questions, "questions"))
         best_scores, best_rows = [], []

@@ -27,6 +27,7 @@ from rag_jax.losses import in_batch_contrastive
 from rag_jax.models import Pretrained
 from rag_jax.models.nn.bert import Bert
 from rag_jax.retrieval.encode import embed, list_texts, pad_texts, tokenize_texts
+from rag_jax.runtime.arguments import checked
 from rag_jax.runtime.progress import Progress
 from rag_jax.runtime.sharding import BERT_RULES, constrain_rows, count_data_rows
 from rag_jax.training.fit import Batch, Hook, fit
@@ -67,7 +68,12 @@ def list_pairs(
         negatives: for each question, rows of `passages`.
         positives: "first" for one example a question, of the first relevant passage that the data
             names, as DPR's code takes it.
+
+    Raises:
+        ValueError: there is not one row of negatives for each question.
     """
+    if len(negatives) != len(questions):
+        raise ValueError(f"negatives: {len(negatives)} rows for {len(questions)} questions")
     count = 1 if positives == "first" else None
     rows = {passage.id: row for row, passage in enumerate(passages)}
     return [
@@ -99,6 +105,7 @@ class Encoders:
         return replace(self, **sides)
 
 
+@checked
 def embed_in_chunks(
     model: Bert, params: PyTree, tokens: Int[Array, "B T"], lengths: Int[Array, "B"], *, rows: int
 ) -> Float[Array, "B E"]:

@@ -16,6 +16,7 @@ from rag_jax.data.passages import Passage
 from rag_jax.models import Pretrained
 from rag_jax.models.nn.bert import Bert
 from rag_jax.models.tokenizer import Tokenizer
+from rag_jax.runtime.arguments import checked
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.hosts import fetch
 from rag_jax.runtime.sharding import count_data_rows, shard_batch
@@ -39,10 +40,18 @@ def make_text(passage: Passage) -> str | tuple[str, str]:
 
     An empty title would add a separator, which encoders did not see before untitled passages in
     training.
+
+    Raises:
+        TypeError: it is no `Passage`.
     """
+    if not isinstance(passage, Passage):
+        raise TypeError(
+            f"{passage!r} is no Passage: read a corpus, or use Passage(id, title, text)"
+        )
     return (passage.title, passage.text) if passage.title else passage.text
 
 
+@checked
 def encode_texts(
     encoder: Pretrained,
     texts: Sequence[str | tuple[str, str]],
@@ -68,9 +77,12 @@ def encode_texts(
         progress: called after each batch with the number of encoded texts and the total number.
 
     Raises:
-        RagJaxError: as `tokenize_texts`, or `batch_size` or `max_length` is out of range, or the
-            encoder's own files ask for other embeddings.
+        RagJaxError: as `tokenize_texts`, or the model is no encoder, or `batch_size` or
+            `max_length` is out of range, or the encoder's own files ask for other embeddings.
     """
+    if not hasattr(encoder.config, "dpr_role"):
+        kind = type(encoder.model).__name__
+        raise RagJaxError(f"encoder: a {kind} embeds no texts; load a BERT or DPR encoder")
     _check_settings(encoder)
     if batch_size < 1:
         raise RagJaxError(f"batch_size is {batch_size}: it must be at least 1")
@@ -130,6 +142,7 @@ def _embed_batches(
         yield indices, fetch(values)[: len(indices)]
 
 
+@checked
 def embed(
     model: Bert, params: PyTree, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]
 ) -> Float[Array, "B E"]:
@@ -150,6 +163,7 @@ def embed(
     return states.astype(jnp.float32)
 
 
+@checked
 def pool_mean(hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B D"]:
     """Mean of the states of each row's tokens, scaled to length 1; zeros for a row of padding."""
     weights = mask.astype(jnp.float32)[..., None]

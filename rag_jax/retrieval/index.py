@@ -202,7 +202,7 @@ class Index:
         """
         queries = check_matrix(queries, "queries")
         self._check_width(queries, "queries")
-        if not 1 <= k <= self.size:
+        if not isinstance(k, int | np.integer) or not 1 <= k <= self.size:
             raise RagJaxError(f"k is {k}: it must be from 1 to {self.size}, the index's size")
         if len(queries) == 0:
             return np.zeros((0, k), np.float32), np.zeros((0, k), np.int32)
@@ -281,9 +281,15 @@ class Index:
 
 
 def fingerprint_corpus(passages: Iterable[Passage]) -> str:
-    """SHA-256 of the passages (ids, titles and texts, in order), in hexadecimal."""
+    """SHA-256 of the passages (ids, titles and texts, in order), in hexadecimal.
+
+    Raises:
+        TypeError: one of them is no `Passage`.
+    """
     digest = hashlib.sha256()
     for p in passages:
+        if not isinstance(p, Passage):
+            raise TypeError(f"{p!r} is no Passage: read a corpus, or use Passage(id, title, text)")
         digest.update(json.dumps((p.id, p.title, p.text)).encode() + b"\n")
     return digest.hexdigest()
 

@@ -16,12 +16,17 @@ def check_matrix(values: Any, name: str) -> Float[np.ndarray, "N D"]:
     """Converts values to a contiguous float32 matrix; a matrix of this kind is not copied.
 
     Raises:
-        RagJaxError: the values do not have two dimensions, or not all are finite real numbers.
+        RagJaxError: the values are no real numbers, do not have two dimensions, or not all are
+            finite.
     """
-    if (kind := np.asarray(values).dtype).kind in "cSUmM":  # which NumPy would convert in silence
-        raise RagJaxError(f"{name} are {kind}: expected real numbers")
-    with np.errstate(over="ignore"):
-        matrix = np.ascontiguousarray(values, np.float32)
+    try:
+        kind = np.asarray(values).dtype
+        if kind.kind in "cSUmM":  # which NumPy would convert in silence
+            raise RagJaxError(f"{name} are {kind}: expected real numbers")
+        with np.errstate(over="ignore"):
+            matrix = np.ascontiguousarray(values, np.float32)
+    except (TypeError, ValueError):
+        raise RagJaxError(f"{name} are no matrix of numbers: encode texts first") from None
     if np.ndim(values) != 2:
         raise RagJaxError(f"{name} have shape {np.shape(values)}: expected [rows, dimensions]")
     for start in range(0, len(matrix), _CHECKED_TOGETHER):

@@ -122,7 +122,9 @@ def choose_spec(path: str, shape: Sequence[int], mesh: Mesh, rules: Rules) -> Pa
     """
     if not len(shape):
         return _WHOLE
-    # A factor is `kernel/a` in a tree of adapters, and `lora_a` in a tree with the kernels.
+    # With adapters, a kernel is `kernel/array`, see `lora.AdaptedKernel`. A factor is `kernel/a` in
+    # a tree of adapters, and `lora_a` in a tree with the kernels.
+    path = path.removesuffix("/array")
     factor = re.fullmatch(r"(.*/)(?:kernel/|lora_)([ab])", path)
     kernel = f"{factor[1]}kernel" if factor else path
     matching = [spec for regex, spec in rules if re.search(rf"(?:^|/)(?:{regex})$", kernel)]

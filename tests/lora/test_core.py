@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 from tiny import make_decoder, make_rows
 
 from rag_jax import lora
@@ -86,7 +88,8 @@ def test_the_base_is_left_alone_and_shared():
     assert jax.tree.structure(PARAMS) == jax.tree.structure(before)
     jax.tree.map(np.testing.assert_array_equal, PARAMS, before)
     kernel = applied["layers_1"]["ffn"]["up"]["kernel"]
-    assert kernel is PARAMS["layers_1"]["ffn"]["up"]["kernel"]
+    assert kernel.path == "layers_1/ffn/up/kernel"
+    assert kernel.array is PARAMS["layers_1"]["ffn"]["up"]["kernel"]
 
 
 def test_targets_are_a_regular_expression_over_whole_paths():
@@ -338,11 +341,58 @@ def test_adapters_of_another_model_are_named(use):
             use(PARAMS, adapter, scale=1.0)
 
 
-def test_the_file_imports_jax_alone():
-    """So that it can be copied alone into another project."""
-    code = f"import runpy, sys; runpy.run_path({core.__file__!r}); print([*sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not [name for name in ("flax", "optax", "rag_jax") if f"'{name}" in done.stdout]
+ABSENT = ["flax", "jaxtyping", "optax", "orbax", "safetensors", "scann", "tensorflow", "tokenizers"]
+ABSENT += ["ml_collections", "transformers"]
+WITHOUT = f"""
+import sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {ABSENT}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Finder())
+import jax, jax.numpy as jnp
+"""
+USE = """
+params = {"up": {"kernel": jnp.ones((3, 2))}}
+adapter = core.init(jax.random.key(0), params, targets=".*", rank=2)
+bank = core.stack([adapter, adapter])
+merged = core.merge(core.select(bank, jnp.asarray([0, 1])), scale=core.compute_scale(4, 2))
+assert core.fold(params, merged, scale=1.0)["up"]["kernel"].shape == (3, 2)
+assert set(core.apply(params, merged, scale=1.0)["up"]) == {"kernel", "lora_a", "lora_b"}
+"""
+
+
+def run_without(code):
+    command = [sys.executable, "-c", WITHOUT + code]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_the_file_needs_jax_alone(tmp_path):
+    """Copied alone into another project."""
+    (tmp_path / "core.py").write_bytes(Path(core.__file__).read_bytes())
+    code = (
+        f"sys.path.insert(0, {str(tmp_path)!r}); import core; assert 'rag_jax' not in sys.modules"
+    )
+    done = run_without(code + USE)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_package_needs_jax_alone_until_it_meets_a_file():
+    done = run_without("import rag_jax.lora as core" + USE + "core.load_peft('folder', None)")
+    (last,) = done.stderr.strip().splitlines()[-1:]
+    assert last.startswith("ModuleNotFoundError: files in PEFT's format need ") and any(
+        f"need {name}, which is not installed" in last for name in ABSENT
+    )
+
+
+def test_shapes_in_signatures_are_still_checked():
+    """By the checker of `conftest.py`, though annotations are strings."""
+    with pytest.raises(TypeCheckError):
+        lora.select(make_bank(2), np.ones(2, np.float32))
+    with pytest.raises(TypeCheckError):
+        lora.merge([], scale="1")
 
 
 def test_a_bank_over_one_base_trains_in_one_trace():

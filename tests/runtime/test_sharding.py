@@ -113,6 +113,7 @@ def test_every_parameter_has_one_rule_and_little_is_on_every_device(family, size
         # Factors, in an adapter and beside the kernel; and what has a parameter's path in its own.
         ("adapter/layers_0/ffn/up/kernel/a", (16, 2), P("data")),
         ("adapter/layers_0/ffn/up/kernel/b", (2, 32), P(None, "model")),
+        ("layers_0/ffn/down/kernel/array", (32, 16), P("model", "data")),
         ("layers_0/ffn/down/lora_a", (32, 2), P("model")),
         ("layers_0/ffn/down/lora_b", (2, 16), P(None, "data")),
         ("opt_state/1/0/mu/weights/layers_0/ffn/up/kernel", (16, 32), P("data", "model")),

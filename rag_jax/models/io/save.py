@@ -12,6 +12,7 @@ from rag_jax.models.io.configs import describe_config
 from rag_jax.models.io.load import Pretrained
 from rag_jax.models.io.weights import Slot, get_leaf, list_slots
 from rag_jax.models.tokenizer import Tokenizer
+from rag_jax.runtime.arguments import checked
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import replace_folder, write_json
 from rag_jax.runtime.paths import expand_path
@@ -20,6 +21,7 @@ from rag_jax.runtime.paths import expand_path
 _REPLACEABLE = ("*.safetensors", "*.json", "*.jinja")
 
 
+@checked
 def save(
     pretrained: Pretrained, path: str | os.PathLike, *, shard_bytes: int = 5_000_000_000
 ) -> None:

@@ -9,8 +9,9 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from rag_jax.models.nn.decoder import LayerCache, Output
-from rag_jax.models.nn.layers import LayerNorm, check_adapters, run_layer
+from rag_jax.models.nn.layers import LayerNorm, check_adapters, check_vocabulary, run_layer
 from rag_jax.models.nn.post_norm import FFN, Attention, EncoderLayer
+from rag_jax.runtime.arguments import checked
 
 # The first rows of the position tables belong to no position, as in fairseq, BART's origin.
 POSITION_OFFSET = 2
@@ -157,6 +158,7 @@ class Bart(nn.Module):
         self.decoder_layers = [DecoderLayer(c) for _ in range(c.decoder_layers)]
         self.logits_bias = self.param("logits_bias", nn.initializers.zeros, (1, c.vocab_size))
 
+    @checked
     def __call__(
         self,
         input_tokens: Int[Array, "B S"],
@@ -174,8 +176,12 @@ class Bart(nn.Module):
             decoder_mask: token mask of the decoder's tokens; None if there is no padding.
 
         Raises:
-            ValueError: `S` or `T` exceeds `max_length`, or the adapters do not divide the rows.
+            TypeError: an argument is no array of its kind.
+            ValueError: the arrays differ in shape, an id is not in the vocabulary (outside `jit`),
+                `S` or `T` exceeds `max_length`, or the adapters do not divide the rows.
         """
+        for tokens in (input_tokens, decoder_tokens):
+            check_vocabulary(tokens, self.config.vocab_size)
         source_mask = jnp.ones(input_tokens.shape, bool) if mask is None else mask.astype(bool)
         prefix = self.read_source(self.encode(input_tokens, source_mask))
         output = self.hidden(

@@ -6,8 +6,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from rag_jax.models.nn.layers import LayerNorm, Linear, check_adapters, run_layer
+from rag_jax.models.nn.layers import (
+    LayerNorm,
+    Linear,
+    check_adapters,
+    check_vocabulary,
+    run_layer,
+)
 from rag_jax.models.nn.post_norm import EncoderLayer
+from rag_jax.runtime.arguments import checked
 from rag_jax.runtime.sharding import constrain_rows
 
 
@@ -82,6 +89,7 @@ class Bert(nn.Module):
         if c.projection_size:
             self.projection = Linear(c.projection_size, use_bias=True)
 
+    @checked
     def __call__(
         self,
         tokens: Int[Array, "B T"],
@@ -98,9 +106,12 @@ class Bert(nn.Module):
             types: 0 for the first text of a pair and 1 for the second; None for all 0.
 
         Raises:
-            ValueError: `T` exceeds `max_length`, or the adapters do not divide the rows.
+            TypeError: `tokens`, `mask` or `types` is no array of its kind.
+            ValueError: the arrays differ in shape, an id is not in the vocabulary (outside `jit`),
+                `T` exceeds `max_length`, or the adapters do not divide the rows.
         """
         rows, width = tokens.shape
+        check_vocabulary(tokens, self.config.vocab_size)
         if width > self.config.max_length:
             raise ValueError(
                 f"{width} tokens in a row, but only {self.config.max_length} positions; "

@@ -22,9 +22,11 @@ from rag_jax.models.nn.layers import (
     RMSNorm,
     attend,
     check_adapters,
+    check_vocabulary,
     run_layer,
 )
 from rag_jax.models.nn.rope import Angles, LlamaScaling, LongScaling, rotary_angles, rotate
+from rag_jax.runtime.arguments import checked
 from rag_jax.runtime.sharding import constrain_rows
 
 # Keys and values of one layer.
@@ -211,6 +213,7 @@ class Decoder(nn.Module):
         if not c.tie_embeddings:
             self.head = Linear(c.vocab_size)
 
+    @checked
     def __call__(
         self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None
     ) -> Float[Array, "B T V"]:
@@ -218,7 +221,12 @@ class Decoder(nn.Module):
 
         Args:
             mask: token mask; padding may be anywhere in a row. None if there is no padding.
+
+        Raises:
+            TypeError: `tokens` or `mask` is no array of integers or booleans.
+            ValueError: the two differ in shape, or an id is not in the vocabulary (outside `jit`).
         """
+        check_vocabulary(tokens, self.config.vocab_size)
         return self.logits(self.hidden(tokens, mask=mask).hidden)
 
     def hidden(

@@ -15,8 +15,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 MASKED = -1e9  # finite: a row of `-inf` would make softmax return NaN
 
@@ -57,7 +58,7 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N F"]:
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.normal(0.02), shape)
-        y = x @ kernel
+        y = x @ getattr(kernel, "array", kernel)  # `lora.AdaptedKernel`, with an adapter
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,))[None]
         if self.has_variable("params", "lora_a"):
@@ -94,12 +95,31 @@ def check_adapters(params: Mapping, rows: int) -> None:
         ValueError: a layer's number of adapters does not divide `rows`.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if path[-1].key == "lora_a" and leaf.ndim == 3 and rows % len(leaf):
+        if getattr(path[-1], "key", "") == "lora_a" and leaf.ndim == 3 and rows % len(leaf):
             where = jax.tree_util.keystr(path, simple=True, separator="/")
             raise ValueError(
                 f"{where}: {len(leaf)} adapters for a batch of {rows} rows; "
                 f"make the number of rows a multiple of {len(leaf)}"
             )
+
+
+def check_vocabulary(tokens: Int[Array, "B T"], vocab_size: int) -> None:
+    """Checks token ids outside `jax.jit`, where their values are known and on this machine.
+
+    JAX clamps an id out of range, so the model would read another token.
+
+    Raises:
+        ValueError: an id is not from 0 to `vocab_size` - 1.
+    """
+    if isinstance(tokens, jax.core.Tracer) or not tokens.size:
+        return
+    if isinstance(tokens, jax.Array) and not tokens.is_fully_addressable:
+        return
+    ids = np.asarray(tokens)  # known too where a traced function closes over it
+    least, most = ids.min(), ids.max()
+    if least < 0 or most >= vocab_size:
+        wrong = least if least < 0 else most
+        raise ValueError(f"tokens: the id {wrong}, but the model's ids are 0 to {vocab_size - 1}")
 
 
 class RMSNorm(nn.Module):

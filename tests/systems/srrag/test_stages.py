@@ -203,7 +203,7 @@ def test_an_adapter_leaves_the_base_as_it_was(finished, session, make_config):
         assert np.abs(kernels["lora_a"] @ kernels["lora_b"]).max() > 1e-4
         del kernels["lora_a"], kernels["lora_b"]
         np.testing.assert_array_equal(
-            kernels["kernel"], fresh["layers_1"]["attention"]["query"]["kernel"]
+            kernels["kernel"].array, fresh["layers_1"]["attention"]["query"]["kernel"]
         )
 
 
