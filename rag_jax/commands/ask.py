@@ -26,6 +26,8 @@ from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.terminal import write_error, write_text
 from rag_jax.systems import list_systems, open_room
 
+_PATIENCE = 1.5  # seconds from Ctrl-C to the end of a command that is compiling
+
 OPTIONS = {
     "workdir": "the work folder",
     "corpus": "your own passages: a file, or the work folder of build_index",
@@ -44,7 +46,8 @@ def main(arguments: list[str]) -> None:
         sys.exit(2)
     for file in (sys.stdin, sys.stdout, sys.stderr):
         file.reconfigure(errors="replace")
-    print(f"opening {workdir}: models, passages, index", file=sys.stderr, flush=True)
+    signals.leave_within(_PATIENCE)
+    write_text(f"opening {workdir}: models, passages, index", sys.stderr)
     # Imported here because it takes a second; see `command`.
     import jax
 
@@ -104,7 +107,7 @@ def converse(answer: Callable[[str], None]) -> None:
             blank += 1
             continue
         if not person:
-            print(f"question: {clean(line)}", flush=True)
+            write_text(f"question: {clean(line)}")
         try:
             answer(line)
         except RagJaxError as error:

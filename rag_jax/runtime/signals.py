@@ -13,8 +13,10 @@ such a lost exception again.
 import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,6 +27,7 @@ _REASONS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Preempted}
 _STATUSES = {KeyboardInterrupt: 130, Preempted: 0}
 _noted: list[type[BaseException]] = []
 _line, _working = "interrupted", False
+_dealt_with = 0  # number of times that a signal was dealt with
 
 
 def start(line: str) -> None:
@@ -43,8 +46,9 @@ def begin_work() -> None:
 
     The handlers of a program that did not call `start` stay its own.
     """
-    global _working
+    global _working, _dealt_with
     _working = True
+    _dealt_with += 1
     _noted.clear()
 
 
@@ -54,10 +58,33 @@ def end(reason: type[BaseException], line: str) -> int:
     Returns:
         The exit status.
     """
+    global _dealt_with
+    _dealt_with += 1
     # A handler of our own would be taken down before the interpreter has ended; this one is not.
     _install(signal.SIG_IGN)
     print(line, file=sys.stderr)
     return _STATUSES[reason]
+
+
+def leave_within(seconds: float) -> None:
+    """Has a signal that is not dealt with in time end the process, whatever it is doing.
+
+    Python runs a handler between two of its own instructions, so that a call that compiles for ten
+    seconds holds it up. For commands that have nothing to save.
+    """
+    woken, waking = socket.socketpair()
+    waking.setblocking(False)
+    signal.set_wakeup_fd(waking.fileno(), warn_on_full_buffer=False)
+
+    def watch() -> None:
+        waking.fileno()  # kept open as long as the thread lives
+        while number := woken.recv(1):
+            before = _dealt_with
+            time.sleep(seconds)
+            if _dealt_with == before and number[0] in _REASONS:
+                _leave(_REASONS[signal.Signals(number[0])])
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def noted() -> type[BaseException] | None:

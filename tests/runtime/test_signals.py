@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # A command that says where it is, on standard output, and waits there.
 PROGRAM = textwrap.dedent("""
+    import hashlib
     import signal
     import sys
     import time
@@ -40,6 +41,11 @@ PROGRAM = textwrap.dedent("""
     def work(arguments):
         wait("starting")
         signals.begin_work()
+        if moment == "stuck":
+            signals.leave_within(0.2)
+            print("stuck", flush=True)
+            # One call, during which Python runs no handler.
+            hashlib.pbkdf2_hmac("sha256", b"a", b"b", 10**8)
         try:
             print("working", flush=True)
             time.sleep(20)
@@ -89,6 +95,11 @@ def test_three_signals_leave_one_line_and_the_firsts_status(stop, moment, number
     # Python handles signals that come together by their numbers, not in order.
     others = [signal.SIGINT, signal.SIGTERM] if moment == "cleaning" else [number, number]
     assert stop(moment, number, *others) == (status, line)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_call_that_lets_no_handler_run_is_left(stop, number, status):
+    assert stop("stuck", number) == (status, "stopped\n")
 
 
 @pytest.mark.parametrize("moment", ["turned", "refused"])
