@@ -194,8 +194,8 @@ CASES = {
         "^keys: temperature 0.7 needs a random key a row$",
     ),
     "stream: a flat mask": (
-        lambda: next(stream(DECODER, PARAMS, CACHE, TOKENS, MASK, max_tokens=2, stop_ids=(0,))),
-        r"^stream: active is bool\[2, 3\], expected booleans \[B\], beside tokens int32\[2, 3\]$",
+        lambda: next(stream(DECODER, PARAMS, CACHE, TOKENS, MASK[0], max_tokens=2, stop_ids=(0,))),
+        r"^stream: mask is bool\[3\], expected booleans \[B, T\], beside tokens int32\[2, 3\]$",
     ),
     "score_text: other targets": (
         lambda: score_text(DECODER, PARAMS, CACHE, TOKENS, MASK, TOKENS, TOKENS[:, :2], X),

@@ -4,8 +4,6 @@ import html
 import os
 import platform
 import re
-import resource
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import jax
 from rag_jax.evaluation.pairs import tabulate_pairs
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import explain_disk_errors, open_atomic, write_json, write_jsonl
+from rag_jax.runtime.memory import read_peak
 from rag_jax.runtime.terminal import write_text
 
 # The columns that "ci95" may be the interval of; the first column that the report has.
@@ -52,7 +51,8 @@ def write_report(
         dataset: name of the questions.
         methods: metrics by method, all over the same questions. Required: the number of questions
             "n". Usual: "accuracy", its interval "ci95", "retrieval_rate", "seconds_per_question".
-        stages: records of the stages, with "name", "seconds", "compile_seconds" and "reused".
+        stages: records of the stages, with "name", "seconds", "compile_seconds", "peak_bytes"
+            and "reused".
         columns: metrics in the table, in order. A metric that no method has is left out.
         tables: further tables by title, as rows of texts and numbers with the heading first.
         analysis: further numbers for `report.json` only.
@@ -69,7 +69,7 @@ def write_report(
     run = {"system": system, "config": config, "model": model, "dataset": dataset}
     results = {"methods": methods, "tables": tables or {}, "analysis": analysis or {}}
     results |= {"paired": paired} if paired else {}
-    report = {**run, **results, "stages": stages, "environment": describe_environment()}
+    report = {**run, **results, "stages": stages, "environment": describe_environment(stages)}
     with explain_disk_errors(folder):
         (folder / "predictions").mkdir(exist_ok=True)
         for name, records in predictions.items():
@@ -84,9 +84,8 @@ def write_report(
     return report
 
 
-def describe_environment() -> dict[str, Any]:
-    """Versions and hardware of the run, and the peak resident memory of this process in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def describe_environment(stages: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """Versions and hardware of the run, and the peak resident memory of its stages in bytes."""
     return {
         "python": platform.python_version(),
         "jax": jax.__version__,
@@ -94,8 +93,7 @@ def describe_environment() -> dict[str, Any]:
         "devices": jax.device_count(),
         "cpus": os.cpu_count(),
         "platform": platform.platform(),
-        # ru_maxrss is in KiB on Linux and in bytes on macOS.
-        "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,
+        "peak_memory_bytes": max([read_peak(), *(stage["peak_bytes"] for stage in stages)]),
     }
 
 
@@ -173,12 +171,18 @@ def _format_cells(rows: Sequence[Sequence[str | float]]) -> list[list[str]]:
 
 
 def _stage_rows(report: Mapping[str, Any]) -> list[list[str]]:
-    rows = [["stage", "seconds", "compiling", ""]]
+    rows = [["stage", "seconds", "compiling", "peak GB", ""]]
     for stage in report["stages"]:
         seconds = [f"{stage['seconds']:.1f}", f"{stage['compile_seconds']:.1f}"]
-        rows.append([stage["name"], *seconds, "kept" if stage["reused"] else ""])
+        peak = _format_bytes(stage["peak_bytes"])
+        rows.append([stage["name"], *seconds, peak, "kept" if stage["reused"] else ""])
     totals = [sum(s[key] for s in report["stages"]) for key in ("seconds", "compile_seconds")]
-    return [*rows, ["total", *(f"{total:.1f}" for total in totals), ""]]
+    peak = _format_bytes(max((stage["peak_bytes"] for stage in report["stages"]), default=0))
+    return [*rows, ["total", *(f"{total:.1f}" for total in totals), peak, ""]]
+
+
+def _format_bytes(count: int) -> str:
+    return f"{count / 1e9:.2f}" if count else "-"
 
 
 def _format_number(name: str, value: float | None) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rag_jax.pipeline.stage import Stage
+from rag_jax.runtime import memory
 from rag_jax.runtime.clock import compile_seconds
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, sum_files, to_json, write_json
@@ -121,6 +122,7 @@ def begin(folder: Path, wanted: Record) -> None:
     """Empties a stage's folder and records that the stage began."""
     _empty(folder)
     fresh = {"run": uuid.uuid4().hex, "seconds": 0.0, "compile_seconds": 0.0}
+    fresh |= {"peak_bytes": 0}
     write_json(folder / STARTED, {**wanted, **fresh})
 
 
@@ -160,8 +162,9 @@ def end(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def count_seconds(folder: Path) -> Iterator[None]:
-    """Adds the block's seconds to the record of a stage that began, however the block ends."""
+def measure(folder: Path) -> Iterator[None]:
+    """Records the block's seconds and peak memory of a stage that began, however it ends."""
+    memory.start_peak()
     start, compiling = time.monotonic(), compile_seconds()
     try:
         yield
@@ -171,6 +174,7 @@ def count_seconds(folder: Path) -> Iterator[None]:
             record = read_json(folder / STARTED)
             record["seconds"] += time.monotonic() - start
             record["compile_seconds"] += compile_seconds() - compiling
+            record["peak_bytes"] = max(record.get("peak_bytes", 0), memory.read_peak())
             write_json(folder / STARTED, record)
 
 

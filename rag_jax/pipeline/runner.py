@@ -41,6 +41,7 @@ from rag_jax.runtime.files import (
     write_json,
 )
 from rag_jax.runtime.hosts import is_first, wait_for_all
+from rag_jax.runtime.memory import release_memory
 from rag_jax.runtime.progress import log
 
 
@@ -65,9 +66,10 @@ def run_stages(
         overwrite: whether a run that has a report may be overwritten; see `check_finished`.
 
     Returns:
-        For each stage `{"name", "seconds", "compile_seconds", "fingerprint", "reused"}`. Seconds
-        are those that making the stage took, without interruptions; `compile_seconds` is the part
-        of them that was tracing and compiling.
+        For each stage `{"name", "seconds", "compile_seconds", "peak_bytes", "fingerprint",
+        "reused"}`. Seconds are those that making the stage took, without interruptions;
+        `compile_seconds` is the part of them that was tracing and compiling; `peak_bytes` is the
+        largest resident memory while it was made, 0 if unknown.
 
     Raises:
         RagJaxError: the folder is in use, was made by another version, cannot be written, or has a
@@ -98,7 +100,10 @@ def run_stages(
                 if len(made) == 1:  # nothing was touched before the inputs were read and checked
                     write_json(workdir / "config.json", config)
             keys = ("name", "seconds", "compile_seconds", "fingerprint", "reused")
-            return [{key: record[key] for key in keys} for record in made.values()]
+            return [
+                {**{key: record[key] for key in keys}, "peak_bytes": record.get("peak_bytes", 0)}
+                for record in made.values()
+            ]
 
 
 def open_stages(
@@ -279,8 +284,9 @@ def _run_stage(
             for left in at.glob(".*.tmp"):
                 left.unlink()
     wait_for_all(f"stage {stage.name} is to begin")
-    with records.count_seconds(at):
+    with records.measure(at):
         stage.run(StageContext(stage, folder, worker, at))
+    release_memory()
     if is_first():
         records.end(at)
         records.put_in_place(at, place)

@@ -21,7 +21,9 @@ def check_matrix(values: Any, name: str) -> Float[np.ndarray, "N D"]:
     """
     try:
         kind = np.asarray(values).dtype
-        if kind.kind in "cSUmM":  # which NumPy would convert in silence
+        if kind.kind in "SU":
+            raise ValueError
+        if kind.kind in "cmM":  # which NumPy would convert in silence
             raise RagJaxError(f"{name} are {kind}: expected real numbers")
         with np.errstate(over="ignore"):
             matrix = np.ascontiguousarray(values, np.float32)

@@ -99,7 +99,7 @@ def explain_removal(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, RagJaxError) or _is_same(folder, opened):
+        if _is_same(folder, opened):
             raise
         raise RagJaxError(
             f"{folder}: was removed during the run; run the same command again, which begins anew"

@@ -62,7 +62,7 @@ def end(reason: type[BaseException], line: str) -> int:
     _dealt_with += 1
     # A handler of our own would be taken down before the interpreter has ended; this one is not.
     _install(signal.SIG_IGN)
-    print(line, file=sys.stderr)
+    write_text(line, sys.stderr)
     return _STATUSES[reason]
 
 

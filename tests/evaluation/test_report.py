@@ -34,8 +34,8 @@ def read_json_value(value):
 
 
 STAGES = [
-    {"name": "label", "seconds": 61.23, "compile_seconds": 9.5, "reused": True},
-    {"name": "<b>&", "seconds": 0.0, "compile_seconds": 0.0, "reused": False},
+    dict(name="label", seconds=61.23, compile_seconds=9.5, peak_bytes=2_500_000_000, reused=True),
+    dict(name="<b>&", seconds=0.0, compile_seconds=0.0, peak_bytes=0, reused=False),
 ]
 PREDICTIONS = {"srrag": [{"id": "q1", "prediction": "Łódź"}], "direct": []}
 
@@ -83,11 +83,11 @@ def test_table(tmp_path, capsys):
         "direct  300  0.500 ± 0.060      -       -      -               -                 0.012\n"
         "srrag   300  0.750 ± 0.050  0.900   0.700  0.650           0.400                 0.100\n"
         "\n"
-        "stage  seconds  compiling\n"
-        "-------------------------------\n"
-        "label     61.2        9.5  kept\n"
-        "<b>&       0.0        0.0\n"
-        "total     61.2        9.5\n"
+        "stage  seconds  compiling  peak GB\n"
+        "----------------------------------------\n"
+        "label     61.2        9.5     2.50  kept\n"
+        "<b>&       0.0        0.0        -\n"
+        "total     61.2        9.5     2.50\n"
         f"\nreport: {tmp_path / 'report.html'}\n"
     )
 

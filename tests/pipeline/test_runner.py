@@ -10,6 +10,7 @@ import time
 import tracemalloc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -239,6 +240,20 @@ def test_compiling_is_counted_once(tmp_path):
 
     (record,) = run_stages([Stage("compile", run)], tmp_path)
     assert 0 < record["compile_seconds"] <= record["seconds"]
+
+
+def test_the_peak_of_a_stage_is_its_own(tmp_path):
+    sizes = {"small": 1, "large": 400_000_000, "after": 1}
+
+    def run(context, size):
+        np.ones(size, np.int8).sum()
+
+    stages = [Stage(name, partial(run, size=size)) for name, size in sizes.items()]
+    peaks = {record["name"]: record["peak_bytes"] for record in run_stages(stages, tmp_path)}
+    assert peaks["large"] - peaks["small"] > 0.8 * sizes["large"]
+    assert peaks["large"] - peaks["after"] > 0.8 * sizes["large"]
+    (kept, *_) = run_stages(stages, tmp_path)
+    assert kept["reused"] and kept["peak_bytes"] == peaks["small"]
 
 
 def test_a_missing_record_of_a_batch_is_a_fault(tmp_path):

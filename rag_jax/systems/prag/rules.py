@@ -16,7 +16,8 @@ from rag_jax.systems.prag.data import Pair
 from rag_jax.systems.prag.phrases import VALUE, list_claims, list_statements
 
 # The last word of a sentence: two characters in scripts without spaces.
-_LAST = regex.compile(rf"(?:(?:{UNSPACED}){{1,2}}|(?:(?!{UNSPACED})\w)+)(?=\W*$)", regex.V1)
+_SPACED = rf"(?!{UNSPACED})\w"
+_LAST = regex.compile(rf"(?:(?:{UNSPACED}){{1,2}}|(?<!{_SPACED})(?:{_SPACED})++)(?=\W*$)", regex.V1)
 # Values of one sentence that are asked for. Each question repeats the sentence, so without a limit
 # they would fill the memory for a text of numbers without a full stop.
 _MOST_GAPS = 200

@@ -21,6 +21,7 @@ from jaxtyping import Int
 
 from rag_jax.config import TrainConfig
 from rag_jax.data.batches import BatchPlan, Microbatch
+from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.runtime.errors import RagJaxError
@@ -75,6 +76,10 @@ class Format:
     def shorten(self, text: str) -> str:
         """A passage's text, cut to `max_text` tokens."""
         return self.tokenizer.shorten(text, self.max_text)
+
+    def cut(self, passage: Passage) -> tuple[str, str]:
+        """The part of a passage's title and text that is read."""
+        return self.shorten_title(passage.title), self.shorten(passage.text)
 
     def shorten_title(self, title: str) -> str:
         """A passage's title, cut to 64 tokens, or to `max_text` if that is more.

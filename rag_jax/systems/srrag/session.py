@@ -147,7 +147,7 @@ class Session(session.Session):
         """
         encoder, passages = self.fingerprint("encoder.name"), self.passages
         searched = sources.load_indices(context, passages, self.config.sources, encoder=encoder)
-        reading = (passages, self.embed, self.format)
+        reading = (passages, self.embed, self.format.cut)
         return sources.search_indices(searched, *reading, count=count)
 
     def open_engine(self, context: StageContext, params: Path) -> Engine:
@@ -175,7 +175,7 @@ class Session(session.Session):
         """An engine that searches other passages."""
         c, encoder = self.config, self.fingerprint("encoder.name")
         searched = sources.build_indices(passages, c.sources, embeddings, c.index, encoder=encoder)
-        reading = (passages, self.embed, self.format)
+        reading = (passages, self.embed, self.format.cut)
         return replace(
             engine,
             search=sources.search_indices(searched, *reading, count=c.answer.passages),

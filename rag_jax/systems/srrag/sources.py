@@ -134,21 +134,21 @@ def search_indices(
     searched: Mapping[int, Searched],
     passages: Sequence[Passage],
     embed: Embed,
-    format: Format,
+    cut: Callable[[Passage], tuple[str, str]],
     *,
     count: int,
 ) -> Search:
     """A search of each source's index for `count` passages, or all if the source has fewer.
 
     Args:
-        format: cuts titles and texts to the tokens that are read.
+        cut: gives the part of a passage's title and text that is read.
     """
 
     def search(source: int, questions: Sequence[str]) -> list[list[tuple[str, str]]]:
         index, rows = searched[source]
         _, found = index.search(embed(questions), min(count, index.size))
         ranked = [[passages[row] for row in rows[places]] for places in found]
-        return [[_cut(passage, format) for passage in best] for best in ranked]
+        return [list(map(cut, best)) for best in ranked]
 
     return search
 
@@ -178,13 +178,8 @@ def read_longest(context: StageContext) -> int:
 def measure_passages(passages: Sequence[Passage], format: Format) -> Iterator[int]:
     """Yields the number of tokens of each passage as a knowledge block of its own."""
     for passage in passages:
-        block = join_passages([_cut(passage, format)])
+        block = join_passages([format.cut(passage)])
         yield len(format.encode_knowledge(block))
-
-
-def _cut(passage: Passage, format: Format) -> tuple[str, str]:
-    """The part of a passage's title and text that is read."""
-    return format.shorten_title(passage.title), format.shorten(passage.text)
 
 
 def count_slots(longest: int, passages: int, max_verbalised: int) -> int:

@@ -602,7 +602,7 @@ def test_asking_gives_the_answers_of_the_evaluation(finished, make_config, mode)
         assert read_text(shown) == record["prediction"]
         assert read_facts(shown, "passages found") == [
             (mark, ": ".join(filter(None, (passages[id]["title"], passages[id]["text"]))))
-            for id in record["passages"]
+            for id in record["adapters" if mode == "parametric" else "passages"]
         ]
         (said,) = list_notes(shown)
         assert note in said

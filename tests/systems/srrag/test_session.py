@@ -89,7 +89,6 @@ def test_embeddings_are_those_of_the_index(session, finished):
     ("changes", "message"),
     [
         ({"contexts": 13, "verbalise.pool": 13}, "config.contexts=13: is above the 12 training"),
-        ({"train_questions": 4}, "config.datastore.k=5: is above the 4 training"),
         ({"answer.passages": 1000}, "lower config.answer.passages or give the source more"),
     ],
 )

@@ -428,7 +428,11 @@ def test_one_long_passage_does_not_widen_the_programs(size, format):
     (tokens,) = measure_passages([long], short)
     assert 130 < tokens <= 2 * 70 + 10
     search = search_indices(
-        {0: Searched(FirstIndex(), np.zeros(1, int))}, [long], lambda texts: texts, short, count=1
+        {0: Searched(FirstIndex(), np.zeros(1, int))},
+        [long],
+        lambda texts: texts,
+        short.cut,
+        count=1,
     )
     ((found,),) = search(0, ["?"])
     assert len(short.encode_knowledge(join_passages([found]))) == tokens
