@@ -259,7 +259,7 @@ def build_with_nan(row):
         ),
         (
             lambda: Index.build([["1", "2"]], backend="exact", encoder="e"),
-            "embeddings are <U1: expected real numbers",
+            "embeddings are no matrix of numbers: encode texts first",
         ),
         (
             lambda: Index.build(np.zeros((0, 8)), backend="scann", encoder="e"),
