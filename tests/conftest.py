@@ -4,9 +4,11 @@ import gc
 import os
 import shutil
 import tempfile
+import uuid
 
 import hypothesis
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 # Before the first import of any of them: their arguments' shapes are checked at every call.
@@ -55,3 +57,10 @@ def pytest_configure(config):
         os.environ[_COMPILED] = tempfile.mkdtemp(prefix="rag_jax-compiled-")
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(_COMPILED)))
     jax.config.update("jax_compilation_cache_dir", os.environ[_COMPILED])
+
+
+@pytest.fixture(autouse=True)
+def own_embeddings(monkeypatch, tmp_path_factory):
+    """Embeddings of asked passages are kept in a folder of the test's own, not in the user's."""
+    folder = tmp_path_factory.getbasetemp() / f"cache-{uuid.uuid4().hex}"
+    monkeypatch.setattr("rag_jax.pipeline.own_corpus.cache_folder", lambda: folder)
