@@ -27,8 +27,9 @@ from rag_jax.runtime.manifest import hash_file
 from rag_jax.systems.srrag import pipeline
 from rag_jax.systems.srrag.config import SourceConfig, SRRAGConfig
 from rag_jax.systems.srrag.data import join_passages
+from rag_jax.systems.srrag.entries import evaluate_with_entries
+from rag_jax.systems.srrag.pipeline import evaluate_on
 from rag_jax.systems.srrag.session import Session
-from rag_jax.systems.srrag.transfer import evaluate_on
 from rag_jax.training import fit as training
 from systems.srrag.tiny_run import (
     BACKEND,
@@ -456,7 +457,7 @@ def test_a_datastore_grows_by_questions_of_another_dataset(
     workdir, before = finished[0], hash_files(finished[0])
     data = DataConfig(path=str(write_world(tmp_path / "other", train=6, test=5)))
     config, out = make_config(), tmp_path / "out"
-    report = evaluate_on(config, workdir, data, "test", out, entries=4)
+    report = evaluate_with_entries(config, workdir, data, "test", out, entries=4)
     made = ["corpus", "index", "lengths", "entries", "evaluate"]
     assert list_names(report, reused=False) == made
     assert hash_files(workdir) == before
@@ -496,7 +497,7 @@ def test_a_datastore_grows_by_questions_of_another_dataset(
             assert row["source"] == source["source"]
     assert any(old["votes"] != new["votes"] for old, new in zip(*[*rows.values()][:2], strict=True))
     # The same call again keeps everything; without entries the other rows are the same.
-    again = evaluate_on(config, workdir, data, "test", out, entries=4)
+    again = evaluate_with_entries(config, workdir, data, "test", out, entries=4)
     assert list_names(again, reused=False) == []
     plain = evaluate_on(config, workdir, data, "test", tmp_path / "plain")
     assert without_times(plain["methods"]) == {
@@ -509,7 +510,7 @@ def test_a_datastore_grows_by_questions_of_another_dataset(
 def test_more_entries_than_there_are_questions(finished, make_config, tmp_path):
     data = DataConfig(path=str(write_world(tmp_path / "other", train=3, test=2)))
     with pytest.raises(RagJaxError, match="--entries=4: there are 3 'train' questions"):
-        evaluate_on(make_config(), finished[0], data, "test", tmp_path / "out", entries=4)
+        evaluate_with_entries(make_config(), finished[0], data, "test", tmp_path / "out", entries=4)
 
 
 def hash_files(folder):
