@@ -61,6 +61,9 @@ def make_evaluation(
                 folder, or has trained stages of its own.
         """
         own = build(settings, config)
+        _check_out(out, workdir, trained)
+        if workdir:  # before any model is looked for
+            find_finished([], workdir, ())
         changes: dict[str, Any] = {"data": data, "evaluate_on": split}
         if "ablations" in {field.name for field in fields(own)}:
             changes["ablations"] = False
@@ -68,7 +71,6 @@ def make_evaluation(
         session = session_type(changed, trains=False)
         stages = list_stages(session)
         names = [stage.name for stage in stages if stage.name in trained]
-        _check_out(out, workdir, trained)
         given = NOTHING
         if workdir:
             given = find_finished(list_stages(session_type(own)), workdir, names)
