@@ -203,6 +203,7 @@ def test_a_command_serves_the_systems_that_have_its_room(monkeypatch):
 )
 def test_a_mistake_in_an_evaluation(monkeypatch, arguments, message):
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(evaluate.command, "keep_programs", lambda: None)
     with pytest.raises(RagJaxError) as caught:
         evaluate.main([CONFIG, *arguments])
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
@@ -220,6 +221,7 @@ def test_a_mistake_in_an_evaluation(monkeypatch, arguments, message):
 )
 def test_where_an_evaluation_goes(monkeypatch, arguments, workdir, out):
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(evaluate.command, "keep_programs", lambda: None)
     called = []
     monkeypatch.setattr(
         pipeline, "evaluate_on", lambda *given, **more: called.append((given, more))
