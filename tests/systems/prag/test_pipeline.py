@@ -41,7 +41,7 @@ from systems.asked import (
     take_stock,
     write_corpus,
 )
-from systems.evaluated import check_evaluation, list_made, read_answers
+from systems.evaluated import check_evaluation, evaluate_directly, list_made, read_answers
 
 ROOT = Path(__file__).parents[3]
 QUICK = {
@@ -657,10 +657,8 @@ def test_asking_too_much(finished, session, tmp_path):
 
 def test_evaluate_on_another_dataset(finished, make_config, tmp_path):
     """Documents are encoded anew, from the run's warm-up where they start from one."""
-    warm, made = (
-        make_config(**{"encode.start": "warm"}),
-        ["corpus", "retrieve", "augment", "encode", "evaluate"],
-    )
+    warm = make_config(**{"encode.start": "warm"})
+    made = ["corpus", "retrieve", "augment", "encode", "evaluate"]
     shared = {"trained": ["warm_up"], "made": made}
     data, trained = check_evaluation(pipeline, Session, warm, finished, tmp_path, **shared)
     assert list(trained["methods"]) == list(METHODS)
@@ -668,10 +666,8 @@ def test_evaluate_on_another_dataset(finished, make_config, tmp_path):
     loaded = pipeline.evaluate_on(warm, None, data, "test", tmp_path / "loaded")
     assert list_made(loaded) == made
     assert loaded["model"].endswith("tiny-llama, untrained")
-    pipeline.evaluate_on(make_config(), finished[0], data, "test", tmp_path / "random")
-    answers, expected = (
-        read_answers(tmp_path / name / "predictions", METHODS) for name in ("loaded", "random")
-    )
-    assert answers == expected
-    with pytest.raises(RagJaxError, match="there is no finished run"):
-        pipeline.evaluate_on(make_config(), tmp_path, data, "test", tmp_path / "out")
+    record = read_json(tmp_path / "loaded" / "stages" / "encode" / "stage.json")
+    assert record["settings"]["variant"]["start"] == "random"
+    direct = make_config(), data, tmp_path / "random", made, METHODS
+    answers = read_answers(tmp_path / "loaded" / "predictions", METHODS)
+    assert answers == evaluate_directly(pipeline, Session, *direct)

@@ -501,7 +501,7 @@ def test_a_refreshed_index_is_made_anew_over_other_passages(refreshed, make_conf
     config, data = make_config(**REFRESH), write_world(tmp_path / "other", test=2)
     report = pipeline.evaluate_on(config, refreshed, data, "test", tmp_path / "out")
     assert list_made(report) == ["corpus", "index", "refreshed", "evaluate"]
-    session = Session(build(RAGConfig, config))
+    session = Session(build(RAGConfig, config), trains=False)
     session.open_corpus(tmp_path / "out" / "stages" / "corpus")
     query = load_trained(session, refreshed, "joint")["query"]
     texts = list_texts(session.passages)
