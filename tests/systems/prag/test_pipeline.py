@@ -41,7 +41,7 @@ from systems.asked import (
     take_stock,
     write_corpus,
 )
-from systems.evaluated import check_evaluation, evaluate_directly, list_made, read_answers
+from systems.evaluated import check_evaluation, list_made
 
 ROOT = Path(__file__).parents[3]
 QUICK = {
@@ -668,6 +668,3 @@ def test_evaluate_on_another_dataset(finished, make_config, tmp_path):
     assert loaded["model"].endswith("tiny-llama, untrained")
     record = read_json(tmp_path / "loaded" / "stages" / "encode" / "stage.json")
     assert record["settings"]["variant"]["start"] == "random"
-    direct = make_config(), data, tmp_path / "random", made, METHODS
-    answers = read_answers(tmp_path / "loaded" / "predictions", METHODS)
-    assert answers == evaluate_directly(pipeline, Session, *direct)
