@@ -73,7 +73,7 @@ def check_evaluation(system, session_type, config, finished, tmp_path, *, traine
     a second call keeps all that the first one made, and what was built on a stage that has been
     trained again is made again.
     """
-    workdir, data = finished[0], write_world(tmp_path / "other", test=3)
+    workdir, data = finished[0], write_world(tmp_path / "other", test=2)
     before, out = take_stock(workdir), tmp_path / "out"
     report = system.evaluate_on(config, workdir, data, "test", out)
     assert list_made(report) == made
