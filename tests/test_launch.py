@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from rag_jax.commands import evaluate, plan
+from rag_jax.config import DataConfig
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.systems.dpr import pipeline
 
 ROOT = Path(__file__).parent.parent
 CONFIG = "--config=configs/srrag.py"
@@ -174,21 +176,65 @@ def test_a_folder_of_another_version(tmp_path, system):
 
 
 @pytest.mark.filterwarnings("ignore:the load_module")
-@pytest.mark.parametrize(
-    ("command", "systems"), [(plan, "rag, srrag"), (evaluate, "srrag")], ids=["plan", "evaluate"]
-)
-def test_a_command_serves_the_systems_that_have_its_room(monkeypatch, command, systems):
+def test_a_command_serves_the_systems_that_have_its_room(monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(RagJaxError) as caught:
-        command.main(["--config=configs/dpr.py"])
-    assert str(caught.value) == f"config.system='dpr': must be one of {systems}"
+        plan.main(["--config=configs/dpr.py"])
+    assert str(caught.value) == "config.system='dpr': must be one of rag, srrag"
 
 
 @pytest.mark.filterwarnings("ignore:the load_module")
-def test_entries_are_a_number(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--data=FOLDER is missing: the dataset to evaluate the run on"),
+        (["--data=x", "--split=train"], "--split=train: must be test or dev"),
+        (["--data=x", "--entries=few"], "--entries=few: must be a whole number"),
+        (
+            ["--config=configs/dpr.py", "--data=x", "--entries=2"],
+            "--entries=2: config.system='dpr'",
+        ),
+        (["--data=x", "--untrained", "--entries=2"], "--entries=2: an untrained model has no data"),
+        (["--data=x", "--untrained", "--workdir=y"], "--untrained: takes no work folder; leave"),
+        (["--data=x", "--workdir=no"], "no: there is no finished run; run launch/train.py with"),
+        (["--config=configs/prag.py", "--data=x", "--workdir=no"], "no: there is no finished run"),
+        (["--data=x", "--workdir=no", "--out=no/x"], "--out=no/x: is in the work folder no, which"),
+    ],
+)
+def test_a_mistake_in_an_evaluation(monkeypatch, arguments, message):
     monkeypatch.chdir(ROOT)
-    with pytest.raises(RagJaxError, match="--entries=few: must be a whole number"):
-        evaluate.main([CONFIG, f"--data={tmp_path}", "--entries=few"])
+    monkeypatch.setattr(evaluate.command, "keep_programs", lambda: None)
+    with pytest.raises(RagJaxError) as caught:
+        evaluate.main([CONFIG, *arguments])
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")
+@pytest.mark.parametrize(
+    ("arguments", "workdir", "out"),
+    [
+        ([], "runs/dpr", "runs/dpr-x"),
+        (["--workdir=w", "--split=dev"], "w", "w-x"),
+        (["--untrained"], None, "runs/dpr-untrained-x"),
+        (["--untrained", "--out=o", "--overwrite"], None, "o"),
+    ],
+)
+def test_where_an_evaluation_goes(monkeypatch, arguments, workdir, out):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(evaluate.command, "keep_programs", lambda: None)
+    called = []
+    monkeypatch.setattr(
+        pipeline, "evaluate_on", lambda *given, **more: called.append((given, more))
+    )
+    evaluate.main(["--config=configs/dpr.py", "--data=a/x", *arguments])
+    ((given, more),) = called
+    assert given[1:] == (
+        workdir and Path(workdir),
+        DataConfig(path="a/x"),
+        "dev" if "--split=dev" in arguments else "test",
+        Path(out),
+    )
+    assert more == {"overwrite": "--overwrite" in arguments}
 
 
 def test_a_value_out_of_range(tmp_path, system):

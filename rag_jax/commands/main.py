@@ -21,7 +21,7 @@ from rag_jax.runtime.terminal import write_text
 COMMANDS = {
     "train": ("train", "train and evaluate a system, from nothing to a report"),
     "ask": ("ask", "answer questions from a finished run"),
-    "evaluate": ("evaluate", "evaluate a finished run on another dataset"),
+    "evaluate": ("evaluate", "evaluate a finished run, or models as loaded, on another dataset"),
     "plan": ("plan", "what a run costs on a TPU slice, without the slice"),
     "index": ("build_index", "build an index over your passages"),
     "list": ("list_configs", "the config files and their presets"),

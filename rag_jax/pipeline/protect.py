@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from rag_jax.pipeline import records
 from rag_jax.pipeline.records import ENDED, Record
@@ -15,12 +16,23 @@ REPORT, PAGE = "report.json", "report.html"
 _BODY = "<body>\n"
 
 
-def check_finished(stages: Sequence[Stage], workdir: Path, *, overwrite: bool) -> None:
+def check_finished(
+    stages: Sequence[Stage],
+    workdir: Path,
+    *,
+    given: Mapping[str, Record] = MappingProxyType({}),
+    overwrite: bool,
+    flag: str = "--workdir",
+) -> None:
     """Refuses to make stages of a finished run again with other settings, unless `overwrite`.
 
     A run is finished if it has a report. Stages that evaluate, or that no other stage needs, may
     change, and so may stages that the run does not have, such as ablations. If a stage will be made
     again, the report says so from now on, until it is written again.
+
+    Args:
+        given: the records of another run's stages that this run takes, by name.
+        flag: by which the command line names the work folder.
 
     Raises:
         RagJaxError: naming what differs, and a work folder that is free.
@@ -28,11 +40,11 @@ def check_finished(stages: Sequence[Stage], workdir: Path, *, overwrite: bool) -
     if not (workdir / REPORT).exists():
         return
     needed = {need for stage in stages for need in stage.needs}
-    changes, pending, made = [], False, {}
+    changes, pending, made = [], False, {**given}
     for stage in stages:
         wanted = records.describe(stage, made)
         change = _compare(workdir / "stages" / stage.name, wanted)
-        pending |= change != ""
+        pending |= change != "" or _is_outdated(workdir / "stages" / stage.name, given)
         if change and stage.name in needed and not stage.evaluates:
             changes.append(f"stage {stage.name}: {change}")
         made[stage.name] = wanted | {"run": ""}
@@ -40,7 +52,7 @@ def check_finished(stages: Sequence[Stage], workdir: Path, *, overwrite: bool) -
         others = f", and {len(changes) - 1} more" if len(changes) > 1 else ""
         raise RagJaxError(
             f"{workdir}: holds a finished run that this command would overwrite ({changes[0]}"
-            f"{others}): give the new run a folder of its own, --workdir={_find_free(workdir)}, or "
+            f"{others}): give the new run a folder of its own, {flag}={_find_free(workdir)}, or "
             "overwrite the finished run with --overwrite"
         )
     if pending:
@@ -54,6 +66,12 @@ def _compare(place: Path, wanted: Record) -> str | None:
             return records.describe_change(read_json(place / ENDED), wanted)
     except RagJaxError:
         return None
+
+
+def _is_outdated(place: Path, given: Mapping[str, Record]) -> bool:
+    """Whether a stage with a record was built on another making of a given stage."""
+    built_on = read_json(place / ENDED)["built_on"]
+    return any(built_on.get(name, record["run"]) != record["run"] for name, record in given.items())
 
 
 def _find_free(workdir: Path) -> Path:

@@ -17,7 +17,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ import jax
 from rag_jax.evaluation.pairs import compare_rows, tabulate_pairs
 from rag_jax.evaluation.report import tabulate_methods, write_report
 from rag_jax.pipeline import protect, records
+from rag_jax.pipeline.finished import NOTHING, Finished, find_finished
 from rag_jax.pipeline.maps import POLL, Worker
 from rag_jax.pipeline.records import ENDED, Record
 from rag_jax.pipeline.stage import Stage, StageContext, WorkerDone
@@ -52,7 +53,9 @@ def run_stages(
     config: Any = None,
     worker: Worker | None = None,
     reuse: Path | None = None,
+    given: Finished = NOTHING,
     overwrite: bool = False,
+    flag: str = "--workdir",
 ) -> list[dict[str, Any]]:
     """Runs the stages that are not made yet, in order.
 
@@ -63,7 +66,9 @@ def run_stages(
             interrupted and started again by itself while the others wait.
         reuse: another work folder. A stage that ended there with the same fingerprint, on the same
             artefacts, is taken from there instead of being made.
+        given: stages of another work folder, which are not among `stages` but may be needed.
         overwrite: whether a run that has a report may be overwritten; see `check_finished`.
+        flag: by which the command line names the work folder, for messages.
 
     Returns:
         For each stage `{"name", "seconds", "compile_seconds", "peak_bytes", "fingerprint",
@@ -83,26 +88,31 @@ def run_stages(
         _make_workdir(workdir)
         follows = worker is not None and worker.index > 0
         lock = workdir / (f".lock.{worker.index}-of-{worker.count}" if follows else ".lock")
-        with _lock(lock) if is_first() else contextlib.nullcontext(), explain_removal(workdir):
+        with (
+            _lock(lock, flag) if is_first() else contextlib.nullcontext(),
+            explain_removal(workdir),
+        ):
             records.check_layout(workdir)
             wait_for_all(f"{workdir} is there")
-            made: dict[str, Record] = {}
+            made, place = {**given.records}, (workdir / "stages", given)
             if follows:
                 for stage in stages:
-                    made[stage.name] = _follow_stage(stage, workdir / "stages", made, worker)
+                    made[stage.name] = _follow_stage(stage, *place, made, worker)
                 raise Preempted("every stage is made; worker 0 writes the report")
             records.write_layout(workdir)
-            protect.check_finished(stages, workdir, overwrite=overwrite)
+            options = {"given": given.records, "overwrite": overwrite, "flag": flag}
+            protect.check_finished(stages, workdir, **options)
             for stage in stages:
                 if reuse is not None and is_first():
                     _take_stage(stage, workdir / "stages", made, reuse / "stages")
-                made[stage.name] = _run_stage(stage, workdir / "stages", made, worker)
-                if len(made) == 1:  # nothing was touched before the inputs were read and checked
+                made[stage.name] = _run_stage(stage, *place, made, worker)
+                if stage is stages[0]:  # nothing was touched before the inputs were checked
                     write_json(workdir / "config.json", config)
             keys = ("name", "seconds", "compile_seconds", "fingerprint", "reused")
             return [
-                {**{key: record[key] for key in keys}, "peak_bytes": record.get("peak_bytes", 0)}
-                for record in made.values()
+                {key: made[stage.name][key] for key in keys}
+                | {"peak_bytes": made[stage.name].get("peak_bytes", 0)}
+                for stage in stages
             ]
 
 
@@ -116,31 +126,14 @@ def open_stages(
             settings, among `needs` and the stages that those need themselves.
     """
     workdir = Path(workdir)
-    advice = "run launch/train.py with the same --config and --workdir first"
-    if not (workdir / "stages").is_dir():
-        raise RagJaxError(f"{workdir}: there is no finished run; {advice}")
-    records.check_layout(workdir)
-    by_name = {stage.name: stage for stage in stages}
-    wanted, pending = set(), list(needs)
-    while pending:
-        name = pending.pop()
-        wanted.add(name)
-        pending += by_name[name].needs
-    made: dict[str, Record] = {}
-    for stage in stages:
-        if stage.name not in wanted:
-            continue
-        folder = workdir / "stages" / stage.name
-        record, reason = records.read_record(folder, records.describe(stage, made), made)
-        if record and not stage.repairs:  # a stage that repairs its files can be read without some
-            reason = records.find_damage(folder, record)
-        if record is None or not record.pop("ended") or reason:
-            if reason.startswith("settings"):
-                advice += ", or give the settings that the run was made with"
-            reason = reason or "is not finished"
-            raise RagJaxError(f"{workdir}: stage {stage.name}: {reason}; {advice}")
-        made[stage.name] = record
-    return StageContext(Stage("", lambda context: None, needs=tuple(needs)), workdir / "stages")
+    find_finished(stages, workdir, needs)
+    return _read_stages(needs, workdir / "stages", NOTHING)
+
+
+def _read_stages(names: Iterable[str], folder: Path, given: Finished) -> StageContext:
+    """A context that gives the paths of the artefacts of stages by name."""
+    reader = Stage("", lambda context: None, needs=tuple(names))
+    return StageContext(reader, folder, given=given.folders)
 
 
 @dataclass(frozen=True)
@@ -154,8 +147,8 @@ class ReportSpec:
         summarize: a method's numbers from the method's records.
         reference: the method that every other one is compared with, question by question.
         scores: the scores that are compared: the field of a record by the score's name.
-        extras: further arguments of `write_report` ("tables", "analysis", "figures"), from the
-            folder of all stages, every method's records and every method's numbers.
+        extras: further arguments of `write_report` ("tables", "analysis", "figures"), from a
+            context of all stages, every method's records and every method's numbers.
     """
 
     model: str
@@ -175,7 +168,9 @@ def run_session(
     *,
     worker: Worker | None = None,
     reuse: Path | None = None,
+    given: Finished = NOTHING,
     overwrite: bool = False,
+    flag: str = "--workdir",
 ) -> dict[str, Any]:
     """Runs the stages of a session that are not made yet; writes and returns the report.
 
@@ -184,25 +179,31 @@ def run_session(
 
     Args:
         reuse: another work folder, as for `run_stages`.
-        overwrite: as for `run_stages`.
+        given: as for `run_stages`, as are `overwrite` and `flag`.
 
     Raises:
         RagJaxError: a fault of the settings, the data, the models or the disk.
     """
     config = session.config
     with jax.set_mesh(session.mesh):
-        options = {"worker": worker, "reuse": reuse, "overwrite": overwrite}
-        made = run_stages(stages, workdir, config=config, **options)
+        options = {"worker": worker, "reuse": reuse, "given": given, "flag": flag}
+        made = run_stages(stages, workdir, config=config, overwrite=overwrite, **options)
     if not is_first():
         return {}
     with explain_removal(Path(workdir)):
-        return _report(session, workdir, made, report)
+        names = (*given.records, *(stage.name for stage in stages))
+        found = _read_stages(names, Path(workdir) / "stages", given)
+        return _report(session, workdir, made, report, found)
 
 
 def _report(
-    session: Any, workdir: Path, made: Sequence[Mapping[str, Any]], report: ReportSpec
+    session: Any,
+    workdir: Path,
+    made: Sequence[Mapping[str, Any]],
+    report: ReportSpec,
+    found: StageContext,
 ) -> dict[str, Any]:
-    """Writes and returns the report of a run whose stages are all made."""
+    """Writes and returns the report of a run whose stages are all made; `found` has their files."""
     config, folder = session.config, Path(workdir) / "stages"
     predictions = {
         method: read_jsonl(folder / stage / f"{method}.jsonl")
@@ -211,7 +212,7 @@ def _report(
     for path in sorted(folder.glob("[!.]*/*.trec")):
         shutil.copy(path, workdir)
     methods = {method: report.summarize(rows) for method, rows in predictions.items()}
-    extras = dict(report.extras(folder, predictions, methods))
+    extras = dict(report.extras(found, predictions, methods))
     extras["tables"] = {**extras.get("tables", {}), **_list_dataset_tables(report, predictions)}
     return write_report(
         workdir,
@@ -258,7 +259,7 @@ def _take_stage(stage: Stage, folder: Path, made: Mapping[str, Record], other: P
 
 
 def _run_stage(
-    stage: Stage, folder: Path, made: Mapping[str, Record], worker: Worker | None
+    stage: Stage, folder: Path, given: Finished, made: Mapping[str, Record], worker: Worker | None
 ) -> Record:
     """Keeps, continues or makes a stage; returns the stage's record."""
     signals.check()
@@ -285,7 +286,7 @@ def _run_stage(
                 left.unlink()
     wait_for_all(f"stage {stage.name} is to begin")
     with records.measure(at):
-        stage.run(StageContext(stage, folder, worker, at))
+        stage.run(StageContext(stage, folder, worker, at, given.folders))
     release_memory()
     if is_first():
         records.end(at)
@@ -294,7 +295,9 @@ def _run_stage(
     return read_json(place / ENDED) | {"reused": False}
 
 
-def _follow_stage(stage: Stage, folder: Path, made: Mapping[str, Record], worker: Worker) -> Record:
+def _follow_stage(
+    stage: Stage, folder: Path, given: Finished, made: Mapping[str, Record], worker: Worker
+) -> Record:
     """Makes a worker's part of a stage that worker 0 has begun; waits until the stage has ended."""
     place, wanted = folder / stage.name, records.describe(stage, made)
     done, said = not stage.shardable, False
@@ -304,7 +307,7 @@ def _follow_stage(stage: Stage, folder: Path, made: Mapping[str, Record], worker
             return record
         if record and not done:
             with contextlib.suppress(WorkerDone):
-                stage.run(StageContext(stage, folder, worker, at))
+                stage.run(StageContext(stage, folder, worker, at, given.folders))
                 raise ValueError(f"stage {stage.name} did not map {', '.join(stage.shardable)}")
             done = True
             continue
@@ -324,7 +327,7 @@ def _make_workdir(workdir: Path) -> None:
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def _lock(path: Path, flag: str) -> Iterator[None]:
     """Holds a file for this process; the system releases it when the process ends."""
     with open(path, "a+") as file:
         try:
@@ -334,7 +337,7 @@ def _lock(path: Path) -> Iterator[None]:
             owner = file.read().strip() or "unknown"
             raise RagJaxError(
                 f"{path.parent}: in use by another run (process {owner}); wait for it or choose "
-                "another folder with --workdir"
+                f"another folder with {flag}"
             ) from None
         file.truncate(0)
         print(os.getpid(), file=file, flush=True)

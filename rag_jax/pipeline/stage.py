@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tqdm import tqdm
@@ -19,8 +20,9 @@ class WorkerDone(Exception):
 class StageContext:
     """What a stage's function works with: its folder, the artefacts it needs, resumable maps.
 
-    `stages_folder` holds a folder for each stage. The stage itself works in `folder`, by default
-    its own among them. Several workers may divide the stage's maps.
+    `stages_folder` holds a folder for each stage, but for the stages of another run that this run
+    was `given`: their folders, by name. The stage itself works in `folder`, by default its own
+    among them. Several workers may divide the stage's maps.
     """
 
     def __init__(
@@ -29,17 +31,21 @@ class StageContext:
         stages_folder: Path,
         worker: Worker | None = None,
         folder: Path | None = None,
+        given: Mapping[str, Path] = MappingProxyType({}),
     ):
         self.name = stage.name
         self.folder = folder or stages_folder / stage.name
         self._stage, self._stages_folder, self._worker = stage, stages_folder, worker
+        self._given = given
         self._shared: set[str] = set()
 
     def path(self, stage: str, file: str) -> Path:
         """An artefact of this stage, or of a stage that this stage declares in `needs`."""
         if stage not in (self._stage.name, *self._stage.needs):
             raise ValueError(f"stage {self._stage.name} does not declare that it needs {stage}")
-        return (self.folder if stage == self._stage.name else self._stages_folder / stage) / file
+        if stage == self._stage.name:
+            return self.folder / file
+        return self._given.get(stage, self._stages_folder / stage) / file
 
     def needs(self, stage: str) -> bool:
         """Whether this stage declares that it needs the artefacts of `stage`."""

@@ -34,6 +34,7 @@ class Session:
 
     Args:
         devices: to run on; all devices if None.
+        trains: whether the run trains, for which the data need questions to train on.
     """
 
     # Paths of settings: batch sizes that the mesh's data rows must divide, the language model, the
@@ -44,8 +45,10 @@ class Session:
     train_count: str | None = None
     question_count: str | None = None
 
-    def __init__(self, config: Any, devices: Sequence[jax.Device] | None = None):
-        self.config = config
+    def __init__(
+        self, config: Any, devices: Sequence[jax.Device] | None = None, *, trains: bool = True
+    ):
+        self.config, self.trains = config, trains
         self.mesh = make_mesh(config.mesh, devices)
         sizes = {f"config.{path}": self._get_setting(path) for path in self.batch_sizes}
         check_batches(self.mesh, sizes)
@@ -176,7 +179,7 @@ class Session:
 
     def check_corpus(self, corpus: Collection) -> None:
         """Raises a RagJaxError if there are no questions to train on or to evaluate."""
-        for split in ("train", self.config.evaluate_on):
+        for split in (*["train"] * self.trains, self.config.evaluate_on):
             self.choose_questions(corpus, split)
 
     def open_corpus(self, folder: Path) -> None:

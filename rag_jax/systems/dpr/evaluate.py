@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from rag_jax.retrieval.contrastive import Encoders
 from rag_jax.runtime.files import read_jsonl
 from rag_jax.systems.dpr.config import DPRConfig
 from rag_jax.systems.dpr.infer import Ranking, rank_passages
+from rag_jax.systems.evaluation import name_model
 from rag_jax.systems.stages import list_ranked
 
 METHODS = ("bm25", "untrained", "trained")
@@ -38,15 +38,16 @@ MEASURES = {f"passage@{k}": f"Success@{k}" for k in DEPTHS} | {
 _SHOWN = 5  # passages of a ranking that a record names
 
 
-def describe_report(config: DPRConfig) -> ReportSpec:
-    """What the report shows: a row for each ranking."""
-    methods = dict.fromkeys(METHODS, "evaluate")
-    shown = config.encoder.name, methods, COLUMNS, summarize, "trained", COMPARED
-    if config.validation.after is None:
+def describe_report(config: DPRConfig, *, trained: bool = True) -> ReportSpec:
+    """What the report shows: a row for each ranking, with one of `trained` encoders."""
+    names = METHODS if trained else METHODS[:-1]
+    model, methods = name_model(config.encoder.name, trained), dict.fromkeys(names, "evaluate")
+    shown = model, methods, COLUMNS, summarize, names[-1], COMPARED
+    if config.validation.after is None or not trained:
         return ReportSpec(*shown)
 
-    def make_tables(stages: Path, *_: Any) -> dict[str, Any]:
-        found = read_jsonl(stages / "train" / "validation.jsonl")
+    def make_tables(context: StageContext, *_: Any) -> dict[str, Any]:
+        found = read_jsonl(context.path("train", "validation.jsonl"))
         rows = [[str(record["epoch"]), record["average_rank"]] for record in found]
         title = "average rank of a dev question's passage; the smallest one's epoch is kept"
         return {"tables": {title: [["epoch", "average rank"], *rows]}}
@@ -69,7 +70,10 @@ def run_evaluation(
     encode: Callable[..., Float[np.ndarray, "N E"]],
     depth: int,
 ) -> None:
-    """Ranks passages for every question by BM25 and by both pairs of encoders."""
+    """Ranks passages for every question by BM25 and by both pairs of encoders.
+
+    A stage that does not need "train" has no trained pair.
+    """
     wide = min(depth + 1, len(passages))  # one of them may be the question itself
     asked = [question.question for question in questions]
 
@@ -81,8 +85,9 @@ def run_evaluation(
     rankings = {
         "bm25": BM25.build(map(make_text, passages)).search(asked, wide),
         "untrained": rank(untrained, "untrained"),
-        "trained": rank(load_trained(context.path("train", "")), "trained"),
     }
+    if context.needs("train"):
+        rankings["trained"] = rank(load_trained(context.path("train", "")), "trained")
     methods = []
     for name, ranking in rankings.items():
         read = [[(passages[row], score) for row, score in r] for r in list_ranked(*ranking)]

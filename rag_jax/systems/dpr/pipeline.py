@@ -8,6 +8,7 @@ from rag_jax.systems.dpr.config import DPRConfig
 from rag_jax.systems.dpr.evaluate import describe_report, run_evaluation
 from rag_jax.systems.dpr.session import Session
 from rag_jax.systems.dpr.train import run_dev_negatives, run_training
+from rag_jax.systems.evaluation import make_evaluation
 from rag_jax.systems.session import make_stage
 from rag_jax.systems.stages import corpus_stage, make_run, run_index, run_negatives
 
@@ -49,4 +50,6 @@ def list_stages(session: Session) -> list[Stage]:
     ]
 
 
-run = make_run(CONFIG, Session, list_stages, describe_report)
+_SYSTEM = CONFIG, Session, list_stages, describe_report
+run = make_run(*_SYSTEM)
+evaluate_on = make_evaluation(*_SYSTEM, trained=("train",))

@@ -47,6 +47,8 @@ class Session(session.Session):
             raise RagJaxError(
                 f"config.evaluate_on={split!r}: the data has no such questions, but {has or 'none'}"
             )
+        if not self.trains:
+            return
         trained = self.config.train.epochs > 0
         if trained and not any(q.relevant for q in corpus.questions.get("train", [])):
             raise RagJaxError(

@@ -17,6 +17,7 @@ from rag_jax.pipeline.runner import ReportSpec
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.files import read_json, read_jsonl, write_json, write_jsonl
 from rag_jax.runtime.progress import log
+from rag_jax.systems.evaluation import name_model
 from rag_jax.systems.prag.augment import list_documents, read_augmented
 from rag_jax.systems.prag.config import AnswerConfig, PRAGConfig
 from rag_jax.systems.prag.data import Augmented, Format, Variant, list_variants
@@ -40,20 +41,24 @@ METHODS = {
 _FACTS = ("prompt_tokens", "passages", "adapters", "covered")
 
 
-def describe_report(config: PRAGConfig) -> ReportSpec:
-    """What the report shows: a row for each way to give the passages, and for each ablation."""
+def describe_report(config: PRAGConfig, *, trained: bool = True) -> ReportSpec:
+    """What the report shows: a row for each way to give the passages, and for each ablation.
+
+    Without a warm-up of the adapters it is not of a `trained` model.
+    """
     ablations = [name for name in list_variants(config) if name != "encode"]
     methods = dict.fromkeys([*METHODS, *ablations], "evaluate")
     summarize = partial(summarize_answers, names=COLUMNS[1:-1], main="exact_match")
     paired = "parametric", {name: name for name in ("exact_match", "f1")}
-    return ReportSpec(config.model.name, methods, COLUMNS, summarize, *paired, _make_tables)
+    model = name_model(config.model.name, trained)
+    return ReportSpec(model, methods, COLUMNS, summarize, *paired, _make_tables)
 
 
 def _make_tables(
-    stages: Path, predictions: Mapping[str, Sequence[Record]], methods: Any
+    context: StageContext, predictions: Mapping[str, Sequence[Record]], methods: Any
 ) -> dict[str, Any]:
     del methods
-    tables = {"the documents' adapters": tabulate_adapters(stages)}
+    tables = {"the documents' adapters": tabulate_adapters(context)}
     title = "exact match by whether the documents' adapters were trained to say the gold answer"
     tables[title] = tabulate_coverage(predictions)
     if any(row["type"] for rows in predictions.values() for row in rows):
@@ -261,10 +266,10 @@ def tabulate_coverage(predictions: Mapping[str, Sequence[Record]]) -> list[list[
     return table
 
 
-def tabulate_adapters(stages: Path) -> list[list[str | float]]:
+def tabulate_adapters(context: StageContext) -> list[list[str | float]]:
     """What the documents' adapters of a finished run cost to train and to use."""
-    made = read_json(stages / "encode" / "groups.json")
-    used = read_json(stages / "evaluate" / "adapters.json")
+    made = read_json(context.path("encode", "groups.json"))
+    used = read_json(context.path("evaluate", "adapters.json"))
     return [
         ["", "value"],
         ["documents encoded", str(used["documents"])],

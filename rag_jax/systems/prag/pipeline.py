@@ -1,8 +1,10 @@
 """The stages of Parametric RAG, from an empty folder to the report."""
 
+from dataclasses import replace
 from functools import partial
 
 from rag_jax.pipeline.stage import Stage
+from rag_jax.systems.evaluation import make_evaluation
 from rag_jax.systems.prag.augment import run_augmentation
 from rag_jax.systems.prag.config import PRAGConfig
 from rag_jax.systems.prag.evaluate import describe_report, run_evaluation, run_retrieval
@@ -57,4 +59,11 @@ def list_stages(session: Session) -> list[Stage]:
     ]
 
 
-run = make_run(CONFIG, Session, list_stages, describe_report)
+def _start_at_random(config: PRAGConfig) -> PRAGConfig:
+    """The settings of documents that are encoded without a warm-up."""
+    return replace(config, encode=replace(config.encode, start="random"))
+
+
+_SYSTEM = CONFIG, Session, list_stages, describe_report
+run = make_run(*_SYSTEM)
+evaluate_on = make_evaluation(*_SYSTEM, trained=("warm_up",), untrain=_start_at_random)

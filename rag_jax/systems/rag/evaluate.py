@@ -18,6 +18,7 @@ from rag_jax.pipeline.runner import ReportSpec
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval import Index
 from rag_jax.runtime.files import read_json
+from rag_jax.systems.evaluation import name_model
 from rag_jax.systems.rag.config import RAGConfig
 from rag_jax.systems.rag.data import pick_passages
 from rag_jax.systems.rag.infer import Engine, Way
@@ -51,13 +52,16 @@ class Reading(NamedTuple):
     ways: dict[Way, str]
 
 
-def describe_report(config: RAGConfig) -> ReportSpec:
-    """What the report shows: a row for each way of answering and each retriever."""
+def describe_report(config: RAGConfig, *, trained: bool = True) -> ReportSpec:
+    """What the report shows: a row for each way of answering and each retriever.
+
+    Without "frozen" for models as loaded, not `trained`: a generator that was trained alone.
+    """
     task, main, k = config.task, choose_way(config), config.passages_read
     labelled = task == "classification"
     hits = [f"answer@{k}" for k in sorted({*_HITS, k})] if task == "qa" else []
 
-    def make_tables(stages: Path, predictions: Mapping[str, Any], *_: Any) -> dict[str, Any]:
+    def make_tables(context: StageContext, predictions: Mapping[str, Any], *_: Any) -> Any:
         tables: dict[str, Any] = {}
         if task == "generation":
             answers = [record["answers"][0] for record in next(iter(predictions.values()))]
@@ -66,19 +70,21 @@ def describe_report(config: RAGConfig) -> ReportSpec:
             tables["distinct tri-grams of the data"] = [["texts", "share"], ["answers", shown]]
         if config.decode.curve:
             title = f"{SCORES[task][0].replace('_', ' ')} by the number of passages read"
-            tables[title] = read_json(stages / "curve" / "curve.json")
+            tables[title] = read_json(context.path("curve", "curve.json"))
         if config.data.path is None:
             title = "exact match on the facts that the world's other revision changed"
-            tables[title] = read_json(stages / "memory" / "memory.json")
+            tables[title] = read_json(context.path("memory", "memory.json"))
         return {"tables": tables}
 
     columns = ("n", *SCORES[task], *hits, "seconds_per_question")
-    methods = dict.fromkeys(list_names(list_readings(task, main)), "evaluate")
+    model, readings = name_model(config.generator.name, trained), list_readings(task, main)
+    readings = [reading for reading in readings if trained or reading.trained == "joint"]
+    methods = dict.fromkeys(list_names(readings), "evaluate")
     if config.ablations:
         methods |= dict.fromkeys(ABLATIONS, "compare")
     numbers, reference = partial(summarize, task=task), "joint" if labelled else main
     paired = reference, {name: name for name in SCORES[task] if name not in _JOINT_SCORES}
-    return ReportSpec(config.generator.name, methods, columns, numbers, *paired, make_tables)
+    return ReportSpec(model, methods, columns, numbers, *paired, make_tables)
 
 
 def summarize(rows: Sequence[Record], task: str) -> dict[str, Any]:
@@ -138,7 +144,7 @@ def run_evaluation(
     `frozen` is the generator trained with the retriever as it was. All other methods use the
     generator trained together with the question's encoder: `shared_closed_book` without passages,
     `shared_bm25` with BM25's passages and scores, and the last three with the trained encoder's
-    passages.
+    passages. In a stage that needs no training, all of them are as loaded.
     """
     asked = [question.question for question in questions]
     depth = choose_depth(config, len(passages))

@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 from rag_jax.pipeline.stage import Stage
+from rag_jax.systems.evaluation import make_evaluation
 from rag_jax.systems.rag.ablations import list_ablations
 from rag_jax.systems.rag.config import RAGConfig
 from rag_jax.systems.rag.curve import run_curve
@@ -46,8 +47,12 @@ def list_stages(session: Session) -> list[Stage]:
             stage(name, run_training, settings, *read, joint=name == "joint", k=c.passages)
             for name, settings in trainings.items()
         ),
-        stage("evaluate", run_evaluation, evaluation, *read, *trainings),
     ]
+    if c.train.refresh_every and not session.trains:  # the passages are not those of the training
+        again = {**load, "load": session.load_embedder}
+        stages.append(stage("refreshed", run_index, indexing, "corpus", "joint", **again))
+        read = (*read, "refreshed")
+    stages.append(stage("evaluate", run_evaluation, evaluation, *read, *trainings))
     if c.decode.curve:
         stages.append(stage("curve", run_curve, {**evaluation, "decode": c.decode}, *read, "joint"))
     if c.ablations:
@@ -58,4 +63,6 @@ def list_stages(session: Session) -> list[Stage]:
     return stages
 
 
-run = make_run(CONFIG, Session, list_stages, describe_report)
+_SYSTEM = CONFIG, Session, list_stages, describe_report
+run = make_run(*_SYSTEM)
+evaluate_on = make_evaluation(*_SYSTEM, trained=("frozen", "joint"))

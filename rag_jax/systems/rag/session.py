@@ -130,10 +130,11 @@ class Session(session.Session):
     def load_trained(self, context: StageContext, stage: str) -> PyTree[Array]:
         """The merged parameters after a stage that trained them.
 
-        Those of the stage "frozen" are as loaded if the generator is not trained.
+        They are as loaded if the context does not need the stage: "frozen" where the generator is
+        not trained, and both trainings for models as loaded.
         """
         trainable = self.make_trainable(joint=stage == "joint")
-        if stage == "frozen" and not self.config.train.generator:
+        if not context.needs(stage):
             return trainable.base
         return trainable.load_merged(context.path(stage, "params"))
 
@@ -160,18 +161,35 @@ class Session(session.Session):
     ) -> tuple[Index, Pretrained]:
         """The index of the trained question encoder, and the encoder that embedded its passages.
 
-        The index is as it was before training, unless training refreshed it.
+        The index is as it was before training, unless training refreshed it. What training
+        refreshed is of the passages that it read: for others there is the stage "refreshed".
 
         Args:
-            context: of a stage that needs the stages "index" and "joint".
+            context: of a stage that needs the stages "index" and "joint"; the latter not for models
+                as loaded.
         """
+        steps, embedder = self._list_refreshed(context), self.passage_encoder
+        if steps:
+            embedder = replace(self.encoder, params=trained["query"])
+        if context.needs("refreshed"):
+            return self.load_index(context.path("refreshed", "index")), embedder
         index = self.load_index(context.path("index", "index"))
-        folder = context.path("joint", "")
-        refreshed = [int(p.stem.removeprefix("passages-")) for p in folder.glob("passages-*.npy")]
-        if not refreshed:
-            return index, self.passage_encoder
-        last = load_refreshed(folder, max(refreshed), index.backend)
-        return last, replace(self.encoder, params=trained["query"])
+        if steps:
+            index = load_refreshed(context.path("joint", ""), max(steps), index.backend)
+        return index, embedder
+
+    def load_embedder(self, context: StageContext) -> Pretrained:
+        """The encoder of passages after the stage "joint", which the context's stage needs."""
+        if not self._list_refreshed(context):
+            return self.passage_encoder
+        return replace(self.encoder, params=self.load_trained(context, "joint")["query"])
+
+    def _list_refreshed(self, context: StageContext) -> list[int]:
+        """The steps at which the stage "joint" refreshed the index; none without the stage."""
+        if not context.needs("joint"):
+            return []
+        files = context.path("joint", "").glob("passages-*.npy")
+        return [int(path.stem.removeprefix("passages-")) for path in files]
 
     # Passages and questions.
 
@@ -201,6 +219,11 @@ class Session(session.Session):
         """
         if self.config.task != "classification":
             return []
+        if not corpus.questions.get("train"):
+            raise RagJaxError(
+                "config.task='classification': the labels are the answers of 'train' questions, "
+                "which the data do not have"
+            )
         questions = self.choose_questions(corpus, "train")
         labels = sorted({question.answers[0] for question in questions})
         if not 2 <= len(labels) <= MAX_LABELS:

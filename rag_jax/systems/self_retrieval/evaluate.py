@@ -23,6 +23,7 @@ from rag_jax.pipeline.runner import ReportSpec
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval import BM25, Index, list_texts
 from rag_jax.retrieval.contrastive import Encoders
+from rag_jax.systems.evaluation import name_model
 from rag_jax.systems.self_retrieval.config import SearchConfig, SelfRetrievalConfig
 from rag_jax.systems.self_retrieval.infer import Engine
 from rag_jax.systems.self_retrieval.scores import Candidate, score, score_unassessed
@@ -41,12 +42,16 @@ _DEPTH = 100
 _TOGETHER = 16  # questions of a piece on disk
 
 
-def describe_report(config: SelfRetrievalConfig) -> ReportSpec:
-    """What the report shows: a row for each retriever and each ablation."""
-    methods = dict.fromkeys((*METHODS, *ABLATIONS) if config.ablations else METHODS, "evaluate")
+def describe_report(config: SelfRetrievalConfig, *, trained: bool = True) -> ReportSpec:
+    """What the report shows: a row for each retriever and each ablation.
+
+    Without the tuned encoder for models as loaded, not `trained`.
+    """
+    names = [name for name in METHODS if trained or name != "dense_tuned"]
+    methods = dict.fromkeys((*names, *ABLATIONS) if config.ablations else names, "evaluate")
     summarize = partial(summarize_answers, names=COLUMNS[1:-1], main="hits@1")
     paired = "self_retrieval", {name: name for name in COMPARED}
-    return ReportSpec(config.model.name, methods, COLUMNS, summarize, *paired)
+    return ReportSpec(name_model(config.model.name, trained), methods, COLUMNS, summarize, *paired)
 
 
 def rank(groups: Sequence[Sequence[Candidate]], scores: Sequence[Sequence[float]]) -> Ranked:
@@ -71,7 +76,10 @@ def run_evaluation(
     search: SearchConfig,
     ablations: bool,
 ) -> None:
-    """Ranks and answers by every method; the trained model answers from the first passage."""
+    """Ranks and answers by every method; the trained model answers from the first passage.
+
+    In a stage that does not need "train" and "dense_tuned", models are as loaded.
+    """
     asked = [question.question for question in questions]
     engine = open_engine(context, "train")
     # Questions of all engines have one width, so that every program is compiled once.
@@ -160,11 +168,13 @@ def _rank_by_others(
     load_encoders: Callable[..., Encoders],
     encode: Callable[..., np.ndarray],
 ) -> dict[str, list[Ranked]]:
-    """The rankings by BM25 and by the dense encoder, before and after training."""
+    """The rankings by BM25 and by the dense encoder, before training and, if trained, after."""
     depth = min(_DEPTH + 1, len(passages))  # one of them may be the question itself
     texts = list_texts(passages)
     found = {"bm25": BM25.build(texts).search(asked, depth)}
-    folders = {"dense": None, "dense_tuned": context.path("dense_tuned", "encoder")}
+    folders: dict[str, Path | None] = {"dense": None}
+    if context.needs("dense_tuned"):
+        folders["dense_tuned"] = context.path("dense_tuned", "encoder")
     for name, folder in folders.items():
         encoder = load_encoders(folder).passage
         embeddings = encode(encoder, texts)

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 from rag_jax.pipeline.stage import Stage
+from rag_jax.systems.evaluation import make_evaluation
 from rag_jax.systems.self_retrieval.config import SelfRetrievalConfig
 from rag_jax.systems.self_retrieval.evaluate import ABLATIONS, describe_report, run_evaluation
 from rag_jax.systems.self_retrieval.index import run_titled_corpus, run_trie
@@ -67,4 +68,6 @@ def list_stages(session: Session) -> list[Stage]:
     return [*stages, stage("evaluate", run_evaluation, evaluation, *evaluated)]
 
 
-run = make_run(CONFIG, Session, list_stages, describe_report)
+_SYSTEM = CONFIG, Session, list_stages, describe_report
+run = make_run(*_SYSTEM)
+evaluate_on = make_evaluation(*_SYSTEM, trained=("train", "dense_tuned"))

@@ -31,11 +31,17 @@ class Session(session.Session):
         return Format(self.base.tokenizer, titled, c.examples.assessment, c.model.max_text)
 
     def open_engine(self, context: StageContext, stage: str, *, titled: bool = True) -> Engine:
-        """The model that a stage trained, ready to retrieve from the corpus."""
+        """The model that a stage trained, ready to retrieve from the corpus.
+
+        The model is as loaded if the context does not need the stage.
+        """
+        params = self.base.params
+        if context.needs(stage):
+            params = self.trainable.load_merged(context.path(stage, "params"))
         folder = context.path("trie" if titled else "trie_untitled", "trie")
         return Engine(
             model=self.base.model,
-            params=self.trainable.load_merged(context.path(stage, "params")),
+            params=params,
             format=self.make_format(titled=titled),
             passages=self.passages,
             trie=Trie.load(folder, vocab_size=self.base.config.vocab_size),

@@ -21,6 +21,8 @@ from rag_jax.models import Pretrained
 from rag_jax.pipeline.runner import ReportSpec
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.files import read_json, write_json
+from rag_jax.runtime.progress import log
+from rag_jax.systems.evaluation import name_model
 from rag_jax.systems.srrag.baselines import answer_directly
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.infer import Engine
@@ -35,13 +37,15 @@ from rag_jax.systems.srrag.passes import (
     weigh_passes,
 )
 from rag_jax.systems.srrag.policy import Datastore, Weights, grow_datastore
-from rag_jax.systems.srrag.thresholds import ROUTERS, read_thresholds
+from rag_jax.systems.srrag.thresholds import ROUTERS, get_fixed, read_thresholds
 from rag_jax.systems.stages import answer_timed
 
 _COSTS = ("retrieval_rate", "prompt_tokens", "generated_tokens", "seconds_per_question")
 COLUMNS = ("n", "accuracy", "head", "middle", "tail", *_COSTS)
+COMPARED = {"accuracy": "correct"}  # the scores that the report compares question by question
 TAUS = "taus.json"  # the thresholds that a stage's methods chose by
-GROWN = "srrag_grown"  # SR-RAG whose datastore has entries of the evaluated dataset
+# SR-RAG whose datastore has entries of the evaluated dataset, and the stage that finds them.
+GROWN, GROWN_BY = "srrag_grown", "entries"
 ABLATIONS = ("without_verbalisation", "without_stage2")
 
 
@@ -53,27 +57,26 @@ class Policy(NamedTuple):
 
 
 def describe_report(
-    config: SRRAGConfig, finished: Path | None = None, *, grown: bool = False
+    config: SRRAGConfig, *, trained: bool = True, grown: bool = False
 ) -> ReportSpec:
     """What the report shows: a row for each method, and what the choice of sources is worth.
 
     Args:
-        finished: the folder of the stages that trained the model, if that is another run's.
+        trained: False for the model as loaded. It has no datastore, so neither SR-RAG nor an
+            analysis, and a choice by the model alone only where the settings give a threshold.
         grown: whether there is a datastore with further entries.
     """
 
     def describe_routing(
-        stages: Path, predictions: Mapping[str, Any], methods: Mapping[str, Any]
+        context: StageContext, predictions: Mapping[str, Any], methods: Mapping[str, Any]
     ) -> dict[str, Any]:
         statistics = {
-            stage: read_json((finished or stages) / stage / "statistics.json")
-            for stage in ("labels", "datastore")
+            stage: read_json(context.path(stage, "statistics.json"))
+            for stage in ("labels", "datastore", *([GROWN_BY] if grown else []))
         }
-        if grown:
-            statistics["entries"] = read_json(stages / "entries" / "statistics.json")
         taus = {}
         for stage in dict.fromkeys(stage_of.values()):
-            taus |= read_json(stages / stage / TAUS)
+            taus |= read_json(context.path(stage, TAUS))
         if config.route.decision != "threshold":  # but one router has a threshold whatever the rule
             taus = {name: tau for name, tau in taus.items() if name == "selective_fixed"}
         sides = {"predictions": predictions, "sources": config.sources}
@@ -90,14 +93,17 @@ def describe_report(
     several = external if len(external) > 1 else []
     own = ["direct", "verbalise", "retrieve", *(f"retrieve_{name}" for name in several)]
     policies = ["srrag", *([GROWN] if grown else []), "without_knn"]
+    rows, model = (COLUMNS, summarize), name_model(config.model.name, trained)
+    if not trained:
+        policies = [] if config.route.is_tuned else ["without_knn"]
     stage_of = dict.fromkeys([*own, *policies], "evaluate")
+    if not trained:
+        return ReportSpec(model, stage_of, *rows, "direct", COMPARED)
     if config.ablations:
         raw = [f"raw_retrieve_{name}" for name in several] or ["raw_retrieve"]
         selective = ("selective", "selective_fixed", "selective_retrieve")
         stage_of |= dict.fromkeys(["raw_verbalise", *raw, *selective, *ABLATIONS], "compare")
-    paired = "srrag", {"accuracy": "correct"}
-    rows = stage_of, COLUMNS, summarize
-    return ReportSpec(config.model.name, *rows, *paired, describe_routing)
+    return ReportSpec(model, stage_of, *rows, "srrag", COMPARED, describe_routing)
 
 
 def summarize(rows: Sequence[Record]) -> dict[str, Any]:
@@ -130,23 +136,21 @@ def run_evaluation(
     open_engine: Callable[[StageContext, Path], Engine],
     open_datastore: Callable[[StageContext], Datastore],
     config: SRRAGConfig,
-    trained: StageContext | None = None,
-    grown: bool = False,
 ) -> None:
     """Answers every question directly, from every source, and by every policy.
 
-    Args:
-        trained: has the stages "stage2", "datastore" and, where thresholds are tuned,
-            "thresholds", if another run trained the model.
-        grown: whether to choose also by the datastore with the entries of the stage "entries".
+    A stage that does not need "stage2" and "datastore" has the model as loaded, and no datastore.
+    One that needs "entries" also chooses by a datastore with these entries.
     """
-    trained = trained or context
-    engine = open_engine(context, trained.path("stage2", "params"))
-    datastore, taus = open_datastore(trained), read_thresholds(trained, config)
+    params = context.path("stage2", "params") if context.needs("stage2") else None
+    engine, datastore = open_engine(context, params), None
+    if context.needs("datastore"):
+        datastore = open_datastore(context)
+    taus = _read_taus(context, config)
     direct = partial(answer_directly, base=base, answer=config.answer, seed=config.seed)
     size = 4 * config.answer.batch_size
     answers = answer_timed(context, "direct", questions, direct, batch_size=size)
-    settings = {"tau": taus["srrag"], "file": "passes.jsonl"}
+    settings = {"tau": taus.get("srrag", get_fixed(config)), "file": "passes.jsonl"}
     passes = answer_with_all(context, engine, datastore, questions, config, **settings)
     methods = [Method("direct", lambda: answers)]
 
@@ -155,8 +159,8 @@ def run_evaluation(
 
     for name, policy in list_policies(config, passes, taus).items():
         add(name, passes, policy)
-    if grown:
-        datastore = grow_datastore(datastore, context.path("entries", "datastore.npz"))
+    if datastore is not None and context.needs(GROWN_BY):
+        datastore = grow_datastore(datastore, context.path(GROWN_BY, "datastore.npz"))
         inputs = context, engine, datastore, questions, config
         routed = route_all(*inputs, file="grown.jsonl")
         voted = [found | {"votes": r["votes"]} for found, r in zip(passes, routed, strict=True)]
@@ -164,6 +168,16 @@ def run_evaluation(
         taus[GROWN] = taus["srrag"]
     compare(methods, questions, grade, context.folder)
     write_json(context.folder / TAUS, taus)
+
+
+def _read_taus(context: StageContext, config: SRRAGConfig) -> dict[str, float]:
+    """The threshold of each router; without a datastore there are fewer routers."""
+    if context.needs("datastore"):
+        return read_thresholds(context, config)
+    taus = {} if config.route.is_tuned else {"without_knn": get_fixed(config)}
+    left_out = ", ".join(name for name in ROUTERS if name not in taus)
+    log(f"left out, as an untrained model has no datastore to choose by: {left_out}")
+    return taus
 
 
 def list_policies(
@@ -175,7 +189,7 @@ def list_policies(
     sources there is also a method for each.
 
     Args:
-        taus: the threshold of each router in `ROUTERS`.
+        taus: the threshold of each router, of those in `ROUTERS`.
     """
     kinds, weights = list_kinds(config), weigh_passes(config, passes)
     external = [number for number, kind in enumerate(kinds) if kind == "search"]
@@ -185,8 +199,9 @@ def list_policies(
         always[f"retrieve_{config.sources[number].name}"] = np.full(len(passes), number)
     policies = {name: Policy(chosen, weights) for name, chosen in always.items()}
     for name, knn in ROUTERS.items():
-        chosen = choose(config, *stack_beliefs(passes, knn=knn), taus[name])
-        policies[name] = Policy(chosen, weigh_passes(config, passes, knn=knn))
+        if name in taus:
+            chosen = choose(config, *stack_beliefs(passes, knn=knn), taus[name])
+            policies[name] = Policy(chosen, weigh_passes(config, passes, knn=knn))
     return policies
 
 

@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from rag_jax.pipeline.stage import Stage
+from rag_jax.systems.evaluation import make_evaluation
 from rag_jax.systems.session import make_stage
 from rag_jax.systems.srrag.ablations import list_ablations
 from rag_jax.systems.srrag.config import SRRAGConfig
@@ -30,6 +31,8 @@ _SHARDABLE = {
     "thresholds": ("passes.jsonl",),
     "evaluate": ("answers_direct.jsonl", "passes.jsonl"),
 }
+# What an evaluation on another dataset takes from the run; the report reads the labels.
+TRAINED = ("labels", "stage2", "datastore", "thresholds")
 # Stages whose code makes other artefacts from the same settings than it once did.
 _VERSIONS = {"demonstrations": 2, "contexts": 2, "evaluate": 2}
 
@@ -79,4 +82,6 @@ def list_stages(session: Session) -> list[Stage]:
     return stages
 
 
-run = make_run(CONFIG, Session, list_stages, describe_report)
+_SYSTEM = CONFIG, Session, list_stages, describe_report
+run = make_run(*_SYSTEM)
+evaluate_on = make_evaluation(*_SYSTEM, trained=TRAINED)

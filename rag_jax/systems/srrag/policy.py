@@ -167,7 +167,6 @@ def run_datastore(
     open_engine: Callable[[StageContext, Path], Engine],
     datastore: DatastoreConfig,
     after: str = "stage2",
-    trained: StageContext | None = None,
 ) -> None:
     """Finds the source that works better for each training question, now that the model is tuned.
 
@@ -176,9 +175,8 @@ def run_datastore(
 
     Args:
         after: the stage that trained the model.
-        trained: has that stage, if another run trained the model.
     """
-    engine = open_engine(context, (trained or context).path(after, "params"))
+    engine = open_engine(context, context.path(after, "params"))
 
     def roll_out(batch: Sequence[Question]) -> dict[str, np.ndarray]:
         asked = [question.question for question in batch]

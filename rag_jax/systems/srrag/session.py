@@ -150,16 +150,17 @@ class Session(session.Session):
         reading = (passages, self.embed, self.format.cut)
         return sources.search_indices(searched, *reading, count=count)
 
-    def open_engine(self, context: StageContext, params: Path) -> Engine:
+    def open_engine(self, context: StageContext, params: Path | None) -> Engine:
         """A trained model over the run's passages.
 
         Args:
             context: of a stage that needs the stages "index" and "lengths".
+            params: the folder of the trained tree; None for the model before training.
         """
-        c = self.config
+        c, untrained = self.config, self.base.params
         return Engine(
             model=self.base.model,
-            params=self.trainable.load_merged(params),
+            params=self.trainable.load_merged(params) if params else untrained,
             format=self.format,
             search=self.open_search(context, c.answer.passages),
             layer=c.datastore.layer,
@@ -197,9 +198,12 @@ class Session(session.Session):
     def check_corpus(self, corpus: Collection) -> None:
         """Raises a RagJaxError if the corpus cannot be trained on and evaluated.
 
-        A source needs as many passages as a training question gets contexts.
+        To train, a source needs as many passages as a training question gets contexts.
         """
         c = self.config
+        if not self.trains:
+            self.check_evaluation(corpus)
+            return
         count = len(self.choose_questions(corpus, "train", c.train_questions))
         self.check_size(count)
         if c.datastore.k > count:

@@ -22,7 +22,9 @@ from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
 from rag_jax.systems.dpr import ask, evaluate, pipeline
 from rag_jax.systems.dpr.config import DPRConfig
+from rag_jax.systems.dpr.session import Session
 from systems.asked import LONG, OWN, read_facts, take_stock, write_corpus
+from systems.evaluated import check_evaluation, list_made, write_world
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 STAGES = ["corpus", "negatives", "untrained", "train", "trained", "evaluate"]
@@ -344,3 +346,28 @@ def test_asking_finds_the_passages_of_the_evaluation(finished, tmp_path, caplog)
         assert len(read_facts(asked(LONG), "passages found")) == 2
     assert "1 of 1 texts were cut to 24 tokens" in caplog.text
     assert take_stock(workdir) == before
+
+
+# Another dataset.
+
+
+def test_evaluate_on_another_dataset(finished, tmp_path):
+    made = ["corpus", "untrained", "trained", "evaluate"]
+    shared = {"trained": ["train"], "made": made}
+    data, trained = check_evaluation(pipeline, Session, make_config(), finished, tmp_path, **shared)
+    # Models as loaded are the run's before its training, which is not needed.
+    config = make_config(**{"validation.after": 0})
+    report = pipeline.evaluate_on(config, None, data, "test", tmp_path / "loaded")
+    assert list_made(report) == ["corpus", "untrained", "evaluate"]
+    assert report["model"].endswith("bert, untrained")
+    assert report["methods"] == {n: trained["methods"][n] for n in ("bm25", "untrained")}
+    with pytest.raises(RagJaxError, match="evaluate_on='dev': the data has no such questions"):
+        pipeline.evaluate_on(make_config(), finished[0], data, "dev", tmp_path / "dev")
+
+
+def test_evaluate_on_another_dataset_with_other_settings(finished, tmp_path):
+    data = write_world(tmp_path / "other", test=3)
+    with pytest.raises(RagJaxError, match="stage train: settings changed .train.epochs: 2 -> 1"):
+        config = make_config(**{"train.epochs": 1})
+        pipeline.evaluate_on(config, finished[0], data, "test", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

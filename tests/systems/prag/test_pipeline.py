@@ -41,6 +41,7 @@ from systems.asked import (
     take_stock,
     write_corpus,
 )
+from systems.evaluated import check_evaluation, list_made
 
 ROOT = Path(__file__).parents[3]
 QUICK = {
@@ -649,3 +650,21 @@ def test_asking_too_much(finished, session, tmp_path):
         list(asked(LONG))
     shown = list(asked("Where is Atlantis <|im_end|>?"))
     assert ("no adapter", f"Atlantis: {OWN[0]['text']}") in read_facts(shown, "passages found")
+
+
+# Another dataset.
+
+
+def test_evaluate_on_another_dataset(finished, make_config, tmp_path):
+    """Documents are encoded anew, from the run's warm-up where they start from one."""
+    warm = make_config(**{"encode.start": "warm"})
+    made = ["corpus", "retrieve", "augment", "encode", "evaluate"]
+    shared = {"trained": ["warm_up"], "made": made}
+    data, trained = check_evaluation(pipeline, Session, warm, finished, tmp_path, **shared)
+    assert list(trained["methods"]) == list(METHODS)
+    # Without a warm-up they start at random, which takes nothing from a run.
+    loaded = pipeline.evaluate_on(warm, None, data, "test", tmp_path / "loaded")
+    assert list_made(loaded) == made
+    assert loaded["model"].endswith("tiny-llama, untrained")
+    record = read_json(tmp_path / "loaded" / "stages" / "encode" / "stage.json")
+    assert record["settings"]["variant"]["start"] == "random"

@@ -3,6 +3,7 @@
 import json
 import runpy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -16,6 +17,8 @@ from rag_jax.evaluation.answers import bleu_1, distinct_ngrams, rouge_l
 from rag_jax.models.io.sizes import find_sizes
 from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import StageContext
+from rag_jax.retrieval import list_texts
+from rag_jax.runtime.checkpoint import save_tree
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
 from rag_jax.systems.rag import ask, evaluate, pipeline
@@ -28,6 +31,13 @@ from rag_jax.systems.rag.rankings import rank_by_bm25
 from rag_jax.systems.rag.session import Session
 from rag_jax.systems.rag.train import list_rows, plan_questions
 from systems.asked import LONG, OWN, read_facts, read_text, take_stock, write_corpus
+from systems.evaluated import (
+    check_evaluation,
+    evaluate_directly,
+    list_made,
+    read_answers,
+    write_world,
+)
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 STAGES = ["corpus", "index", "frozen", "joint", "evaluate", "memory"]
@@ -462,3 +472,47 @@ def test_asking_a_classifier(classified, make_session):
         rows = read_facts(shown, "likeliest answers")
         assert len({answer for _, answer in rows} & set(LABELS)) == 3  # the likeliest
         assert sum(float(chance) for chance, _ in rows) <= 1.01
+
+
+# Another dataset.
+
+
+def test_evaluate_on_another_dataset(finished, make_config, make_session, tmp_path):
+    shared = {"trained": ["frozen", "joint"], "made": ["corpus", "index", "evaluate"]}
+    data, trained = check_evaluation(pipeline, Session, make_config(), finished, tmp_path, **shared)
+    assert tuple(trained["methods"]) == QA_METHODS
+    # Models as loaded are those of trainings before their first step.
+    report = pipeline.evaluate_on(make_config(), None, data, "test", tmp_path / "loaded")
+    assert list_made(report) == ["corpus", "index", "evaluate"]
+    methods = [*SHARED, "token", "fast", "thorough"]
+    assert list(report["methods"]) == methods
+    assert report["model"].endswith("tiny-llama, untrained")
+    start = tmp_path / "start"
+    for name in ("frozen", "joint"):
+        tree = make_session().make_trainable(joint=name == "joint").start()
+        save_tree(start / name / "params", tree)
+    direct = make_config(), data, start, ["corpus", "index", "evaluate"], methods
+    answers = read_answers(tmp_path / "loaded" / "predictions", methods)
+    assert answers == evaluate_directly(pipeline, Session, *direct)
+
+
+def test_a_refreshed_index_is_made_anew_over_other_passages(refreshed, make_config, tmp_path):
+    """By the trained encoder of questions, as training refreshed it; the other is as before."""
+    config, data = make_config(**REFRESH), write_world(tmp_path / "other", test=2)
+    report = pipeline.evaluate_on(config, refreshed, data, "test", tmp_path / "out")
+    assert list_made(report) == ["corpus", "index", "refreshed", "evaluate"]
+    session = Session(build(RAGConfig, config), trains=False)
+    session.open_corpus(tmp_path / "out" / "stages" / "corpus")
+    query = load_trained(session, refreshed, "joint")["query"]
+    texts = list_texts(session.passages)
+    for name, params in (("index", session.encoder.params), ("refreshed", query)):
+        index = session.load_index(tmp_path / "out" / "stages" / name / "index")
+        expected = session.encode(replace(session.encoder, params=params), texts)
+        np.testing.assert_allclose(index.embeddings, expected, atol=1e-6)
+
+
+def test_the_labels_of_another_dataset(finished, make_config, tmp_path):
+    data = write_world(tmp_path / "other", test=2)
+    config = make_config(task="classification")
+    with pytest.raises(RagJaxError, match="the labels are the answers of 'train' questions"):
+        pipeline.evaluate_on(config, finished[0], data, "test", tmp_path / "out")

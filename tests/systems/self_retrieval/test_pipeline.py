@@ -16,6 +16,7 @@ from rag_jax.config import build, to_config_dict
 from rag_jax.losses import token_logprobs
 from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import StageContext
+from rag_jax.runtime.checkpoint import save_tree
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
 from rag_jax.systems.self_retrieval import ask, evaluate, pipeline, steps
@@ -25,6 +26,7 @@ from rag_jax.systems.self_retrieval.scores import score
 from rag_jax.systems.self_retrieval.session import Session
 from rag_jax.training.rows import pack_rows
 from systems.asked import LONG, read_facts, read_text, take_stock, write_corpus
+from systems.evaluated import check_evaluation, evaluate_directly, list_made, read_answers
 
 ROOT = Path(__file__).parents[3]
 QUICK = {
@@ -403,3 +405,24 @@ def test_asking_a_corpus_that_is_not_in_the_weights(finished, make_config, tmp_p
     session = Session(build(SelfRetrievalConfig, make_config(ablations=True)))
     with pytest.raises(RagJaxError, match="the corpus of Self-Retrieval is in its weights"):
         ask.open_run(session, finished[0], write_corpus(tmp_path / "own.jsonl"))
+
+
+# Another dataset.
+
+
+def test_evaluate_on_another_dataset(finished, make_config, tmp_path):
+    config, made = make_config(ablations=True), ["corpus", "trie", "evaluate"]
+    shared = {"trained": ["train", "dense_tuned"], "made": made}
+    data, trained = check_evaluation(pipeline, Session, config, finished, tmp_path, **shared)
+    assert sorted(trained["methods"]) == sorted(evaluate.METHODS)
+    # Models as loaded are those of a training before its first step.
+    report = pipeline.evaluate_on(config, None, data, "test", tmp_path / "loaded")
+    assert list_made(report) == made
+    methods = [name for name in evaluate.METHODS if name != "dense_tuned"]
+    assert sorted(report["methods"]) == sorted(methods)
+    assert report["model"].endswith("tiny-llama, untrained")
+    start, session = tmp_path / "start", Session(build(SelfRetrievalConfig, config))
+    save_tree(start / "train" / "params", session.trainable.start())
+    shutil.copytree(finished[0] / "stages" / "dense_tuned", start / "dense_tuned")
+    direct = evaluate_directly(pipeline, Session, config, data, start, made, methods)
+    assert read_answers(tmp_path / "loaded" / "predictions", methods) == direct

@@ -21,15 +21,18 @@ from rag_jax.data.gazetteer import build_world
 from rag_jax.evaluation.answers import match
 from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import StageContext
+from rag_jax.runtime.checkpoint import save_tree
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl, to_json, write_jsonl
 from rag_jax.runtime.manifest import hash_file
 from rag_jax.systems.srrag import pipeline
 from rag_jax.systems.srrag.config import SourceConfig, SRRAGConfig
 from rag_jax.systems.srrag.data import join_passages
+from rag_jax.systems.srrag.entries import evaluate_with_entries
+from rag_jax.systems.srrag.pipeline import evaluate_on
 from rag_jax.systems.srrag.session import Session
-from rag_jax.systems.srrag.transfer import evaluate_on
 from rag_jax.training import fit as training
+from systems import evaluated
 from systems.srrag.tiny_run import (
     BACKEND,
     METHODS,
@@ -455,7 +458,7 @@ def test_a_datastore_grows_by_questions_of_another_dataset(
     workdir, before = finished[0], hash_files(finished[0])
     data = DataConfig(path=str(write_world(tmp_path / "other", train=6, test=5)))
     config, out = make_config(), tmp_path / "out"
-    report = evaluate_on(config, workdir, data, "test", out, entries=4)
+    report = evaluate_with_entries(config, workdir, data, "test", out, entries=4)
     made = ["corpus", "index", "lengths", "entries", "evaluate"]
     assert list_names(report, reused=False) == made
     assert hash_files(workdir) == before
@@ -495,7 +498,7 @@ def test_a_datastore_grows_by_questions_of_another_dataset(
             assert row["source"] == source["source"]
     assert any(old["votes"] != new["votes"] for old, new in zip(*[*rows.values()][:2], strict=True))
     # The same call again keeps everything; without entries the other rows are the same.
-    again = evaluate_on(config, workdir, data, "test", out, entries=4)
+    again = evaluate_with_entries(config, workdir, data, "test", out, entries=4)
     assert list_names(again, reused=False) == []
     plain = evaluate_on(config, workdir, data, "test", tmp_path / "plain")
     assert without_times(plain["methods"]) == {
@@ -508,7 +511,7 @@ def test_a_datastore_grows_by_questions_of_another_dataset(
 def test_more_entries_than_there_are_questions(finished, make_config, tmp_path):
     data = DataConfig(path=str(write_world(tmp_path / "other", train=3, test=2)))
     with pytest.raises(RagJaxError, match="--entries=4: there are 3 'train' questions"):
-        evaluate_on(make_config(), finished[0], data, "test", tmp_path / "out", entries=4)
+        evaluate_with_entries(make_config(), finished[0], data, "test", tmp_path / "out", entries=4)
 
 
 def hash_files(folder):
@@ -585,3 +588,35 @@ def test_the_command_line(tmp_path):
     assert done.stderr.startswith("error: config.route.tau=1.5: must be from 0 to 1")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_evaluate_the_model_as_loaded(finished, make_config, tmp_path, capsys):
+    """Rows that need a datastore are left out; others are of the model before its first step."""
+    config, data = make_config(), evaluated.write_world(tmp_path / "other", test=3)
+    report = evaluate_on(config, None, data, "test", tmp_path / "loaded")
+    made = ["corpus", "index", "lengths", "evaluate"]
+    methods = ["direct", "verbalise", "retrieve", "without_knn"]
+    assert list_names(report, reused=False) == made and list(report["methods"]) == methods
+    assert "left out, as an untrained model has no datastore to choose by: srrag" in "".join(
+        capsys.readouterr()
+    )
+    start, session = tmp_path / "start", Session(build(SRRAGConfig, config))
+    save_tree(start / "stage2" / "params", session.trainable.start())
+    shutil.copytree(finished[0] / "stages" / "datastore", start / "datastore")
+    direct = evaluated.evaluate_directly(pipeline, Session, config, data, start, made, methods)
+    answers = evaluated.read_answers(tmp_path / "loaded" / "predictions", methods)
+    for method in methods:
+        for row, expected in zip(answers[method], direct[method], strict=True):
+            assert row["prediction"] == expected["prediction"]
+            assert row["source"] == expected["source"] if "source" in row else method == "direct"
+    # A threshold that was to be tuned cannot be.
+    config = make_config(**{"route.tau": None})
+    report = evaluate_on(config, None, data, "test", tmp_path / "tuned")
+    assert list(report["methods"]) == methods[:3]
+
+
+def test_evaluate_as_the_trained_weights_answer(finished, make_config, tmp_path):
+    made = ["corpus", "index", "lengths", "evaluate"]
+    shared = {"trained": ["labels", "stage2", "datastore"], "made": made}
+    config = make_config()
+    evaluated.check_evaluation(pipeline, Session, config, finished, tmp_path, **shared)

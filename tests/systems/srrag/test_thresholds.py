@@ -13,9 +13,9 @@ from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
 from rag_jax.systems.srrag import ask, pipeline
 from rag_jax.systems.srrag.config import SRRAGConfig
+from rag_jax.systems.srrag.pipeline import evaluate_on
 from rag_jax.systems.srrag.session import Session
 from rag_jax.systems.srrag.thresholds import choose_by_accuracy, choose_by_rate
-from rag_jax.systems.srrag.transfer import evaluate_on
 from systems.asked import read_facts, read_text
 from systems.srrag.tiny_run import list_names, quick_programs
 
