@@ -1,7 +1,7 @@
 """What keeps a finished run from being overwritten by mistake."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
