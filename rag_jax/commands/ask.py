@@ -18,6 +18,8 @@ in the user's cache.
 import contextlib
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from rag_jax.commands.describe import describe_config
 from rag_jax.pipeline import command
@@ -46,7 +48,11 @@ def main(arguments: list[str]) -> None:
         sys.exit(2)
     for file in (sys.stdin, sys.stdout, sys.stderr):
         file.reconfigure(errors="replace")
-    signals.leave_within(_PATIENCE)
+    with signals.leave_within(_PATIENCE):
+        _ask(config, name, workdir, corpus, question)
+
+
+def _ask(config: Any, name: str, workdir: Path, corpus: Path | None, question: str | None) -> None:
     write_text(f"opening {workdir}: models, passages, index", sys.stderr)
     # Imported here because it takes a second; see `command`.
     import jax

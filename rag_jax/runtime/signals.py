@@ -66,25 +66,30 @@ def end(reason: type[BaseException], line: str) -> int:
     return _STATUSES[reason]
 
 
-def leave_within(seconds: float) -> None:
-    """Has a signal that is not dealt with in time end the process, whatever it is doing.
+@contextlib.contextmanager
+def leave_within(seconds: float) -> Iterator[None]:
+    """Has a signal that is not dealt with in time end the process, whatever the block is doing.
 
     Python runs a handler between two of its own instructions, so that a call that compiles for ten
     seconds holds it up. For commands that have nothing to save.
     """
     woken, waking = socket.socketpair()
     waking.setblocking(False)
-    signal.set_wakeup_fd(waking.fileno(), warn_on_full_buffer=False)
 
     def watch() -> None:
-        waking.fileno()  # kept open as long as the thread lives
         while number := woken.recv(1):
             before = _dealt_with
             time.sleep(seconds)
-            if _dealt_with == before and number[0] in _REASONS:
+            if _dealt_with == before and number[0] in _REASONS and waking.fileno() >= 0:
                 _leave(_REASONS[signal.Signals(number[0])])
 
+    earlier = signal.set_wakeup_fd(waking.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(earlier)
+        waking.close()  # which ends the thread
 
 
 def noted() -> type[BaseException] | None:

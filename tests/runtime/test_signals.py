@@ -5,9 +5,13 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from pathlib import Path
 
 import pytest
+
+from rag_jax.runtime import signals
 
 ROOT = Path(__file__).parents[2]
 # A command that says where it is, on standard output, and waits there.
@@ -42,10 +46,10 @@ PROGRAM = textwrap.dedent("""
         wait("starting")
         signals.begin_work()
         if moment == "stuck":
-            signals.leave_within(0.2)
-            print("stuck", flush=True)
-            # One call, during which Python runs no handler.
-            hashlib.pbkdf2_hmac("sha256", b"a", b"b", 10**8)
+            with signals.leave_within(0.2):
+                print("stuck", flush=True)
+                # One call, during which Python runs no handler.
+                hashlib.pbkdf2_hmac("sha256", b"a", b"b", 10**8)
         try:
             print("working", flush=True)
             time.sleep(20)
@@ -100,6 +104,17 @@ def test_three_signals_leave_one_line_and_the_firsts_status(stop, moment, number
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_a_call_that_lets_no_handler_run_is_left(stop, number, status):
     assert stop("stuck", number) == (status, "stopped\n")
+
+
+def test_leaving_ends_with_its_block():
+    before, threads = signal.set_wakeup_fd(-1), threading.active_count()
+    with signals.leave_within(0.1):
+        assert threading.active_count() == threads + 1
+    deadline = time.monotonic() + 10
+    while threading.active_count() > threads and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == threads
+    assert signal.set_wakeup_fd(before) == -1
 
 
 @pytest.mark.parametrize("moment", ["turned", "refused"])
