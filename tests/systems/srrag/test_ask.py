@@ -15,11 +15,12 @@ from tiny import continue_row
 
 from rag_jax.commands import ask as command
 from rag_jax.config import build
+from rag_jax.decoding.stream import _continue, _start
 from rag_jax.pipeline.ask import Facts, Piece, clean
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_jsonl
 from rag_jax.systems import list_systems, open_room
-from rag_jax.systems.srrag import ask
+from rag_jax.systems.srrag import ask, steps
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.policy import Datastore, find_nearest, read_datastore, scale_keys
 from rag_jax.systems.srrag.session import Session
@@ -64,6 +65,21 @@ def test_answers_are_those_of_the_evaluation(make_config, finished, method, tau)
         cut = "cut off at 8 tokens, config.verbalise.max_tokens" in list_notes(shown)
         assert cut == record["cut_off"]
     assert take_stock(workdir) == before
+
+
+def test_few_programs(opened, finished):
+    """Asking compiles nothing that only the evaluation runs, and one width for short questions."""
+    counted = (steps.route, steps.verbalise, steps.read, _start, _continue)
+    before = [program._cache_size() for program in counted]
+    records = read_jsonl(finished[0] / "predictions" / "srrag.jsonl")
+    assert len({record["retrieved"] for record in records}) == 2
+    for record in records:
+        list(opened(record["question"]))
+    made = [program._cache_size() - size for program, size in zip(counted, before, strict=True)]
+    # One width of questions; a reading and a writing program for passages, for the verbalisation
+    # and for the answer after it. Other tests may have made some.
+    assert made[1:3] == [0, 0]
+    assert made[0] <= 1 and made[3] <= 3 and made[4] <= 3
 
 
 def test_nearest_questions(opened, session, finished):
