@@ -173,6 +173,9 @@ def _collect(
                 raise BadLineError(f"{item.place}: another {split} question has the id {id!r}")
             relevant = source.find_relevant(item)
             negatives, missing = find_negatives(item, relevant, source)
+            # A blank answer would make an empty prediction a right one.
+            answers = tuple(answer for answer in item.question.answers if answer.strip())
+            item = replace(item, question=replace(item.question, answers=answers))
             found = {"relevant": relevant, "negatives": negatives}
             questions[split][id] = replace(item.question, id=id, **found)
             ledger.add_question(split, item, missing=missing)
