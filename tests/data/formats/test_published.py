@@ -308,17 +308,14 @@ def test_blank_answers_of_any_format_are_left_out(tmp_path, answers):
     """With one, an empty prediction would be right."""
     squad = {"id": "1", "question": "?", "answers": [{"text": a} for a in answers]}
     paragraphs = [{"context": "A is American.", "qas": [squad]}]
+    aliases = {"Value": "", "Aliases": answers}
     files = {
         "dev.jsonl": {"id": "1", "question": "?", "answers": answers},
         "fr_dev.jsonl": {"id": "2", "question": "?", "golden_answers": answers},
         "qa_dev.csv": f"?\t{answers}\n",
         "dpr_dev.json": [{"question": "?", "answers": answers, "ctxs": []}],
         "squad_dev.json": {"data": [{"title": "A", "paragraphs": paragraphs}]},
-        "trivia_dev.json": {
-            "Data": [
-                {"QuestionId": "1", "Question": "?", "Answer": {"Value": "", "Aliases": answers}}
-            ]
-        },
+        "trivia_dev.json": {"Data": [{"QuestionId": "1", "Question": "?", "Answer": aliases}]},
         "popqa_dev.jsonl": {
             **{"id": "1", "question": "?", "prop": "", "s_pop": 1},
             "possible_answers": json.dumps(answers),
