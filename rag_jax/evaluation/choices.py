@@ -90,7 +90,10 @@ class _Spelling:
         self.loose = f"(?<!\\w)((?i:{'|'.join(text for _, text in escaped) or '(?!)'}))(?!\\w)"
         joint = r"[\"')*\s]*(?:,|(?:,\s*|\s)(?:and|or|nor)\s)[\s(\"'*]*"
         self._list = re.compile(f"{self.exact}(?:{joint}{self.exact})+")
-        self._texts = {x: re.escape(text.strip()) for x, text in choices.items()}
+        self._texts = {
+            x: re.compile(rf"(?i)[).:]*\s*{re.escape(text.strip()) or '(?!)'}")
+            for x, text in choices.items()
+        }
 
     def find(self, pattern: str, prediction: str) -> Iterator[tuple[str, bool]]:
         """The labels that a pattern finds, in their order, and whether each is denied."""
@@ -104,14 +107,12 @@ class _Spelling:
             denied = denied or _NEGATED_AFTER.match(prediction, end)
             label = next(same, None) or next(alike)
             denied = denied or self._is_denied_with_others(prediction, start)
-            text = re.compile(rf"(?i)[).:]*\s*{self._texts[label] or '(?!)'}").match(
-                prediction, end
-            )
+            text = self._texts[label].match(prediction, end)
             denied = denied or (text and _CALLED_WRONG.match(prediction, text.end()))
             yield label, bool(denied)
 
     def _is_denied_with_others(self, prediction: str, start: int) -> bool:
-        """Whether the label at `start` is one of several, as in "not A or B", "A and B are wrong"."""
+        """Whether a label is denied as one of several: "not A or B", "A and B are wrong"."""
         found = self._list.finditer(prediction, max(0, start - _REACH), start + _REACH)
         among = next((m for m in found if m.start() <= start < m.end()), None)
         if among is None:

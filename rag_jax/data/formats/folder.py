@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -32,7 +33,7 @@ def list_files(folder: Path) -> list[Path]:
     Raises:
         RagJaxError: if the folder does not exist, or a data file is a link to a missing file.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # nor is a name that is too long
         raise RagJaxError(f"config.data.path={folder}: no such folder")
     direct = [
         path

@@ -116,6 +116,12 @@ def test_a_zstandard_file_that_is_cut_short(tmp_path):
             read_passages([tmp_path / "a.jsonl.zst"])
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "x" * 300 + ":y"])
+def test_a_name_that_no_folder_can_have(name):
+    with pytest.raises(RagJaxError, match="no such folder"):
+        read_collection(DataConfig(f"/{name}"), WorldConfig())
+
+
 def test_links_to_missing_files(tmp_path):
     (tmp_path / "passages_2.jsonl").symlink_to("/nowhere/passages")
     with pytest.raises(RagJaxError, match="2.jsonl: is a link to /nowhere/passages, which is miss"):
