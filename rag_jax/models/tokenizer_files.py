@@ -53,7 +53,8 @@ def read_folder(
         if not isinstance(name, str | None):
             raise RagJaxError(f"{folder}: {key}_token must be a token's name, not {show(name)}")
     _follow_class(core, settings)
-    _add_tokens(core, settings.get("added_tokens_decoder"), folder / "tokenizer_config.json")
+    source = f"{folder / 'tokenizer_config.json'}: added_tokens_decoder"
+    _add_tokens(core, settings.get("added_tokens_decoder"), source)
     extras = _read_extras(settings, folder)
     usual = [names[short] for short in ("bos", "eos", "pad")]
     _add_older(core, folder, settings, [*usual, *extras.values()])
@@ -152,11 +153,11 @@ def _follow_class(core: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> No
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
 
 
-def _add_tokens(core: tokenizers.Tokenizer, described: Any, path: Path) -> None:
-    """Gives the added tokens the flags of `tokenizer_config.json`, which hold in transformers."""
+def _add_tokens(core: tokenizers.Tokenizer, described: Any, source: str) -> None:
+    """Gives the added tokens the flags that a file has by id, which hold in transformers."""
     if not isinstance(described, dict):
         return
-    with parsing(f"{path}: added_tokens_decoder", "is damaged"):
+    with parsing(source, "is damaged"):
         wanted = {int(i): AddedToken(**fields) for i, fields in described.items()}
     present = core.get_added_tokens_decoder()
     for i, token in sorted(wanted.items()):
@@ -164,7 +165,7 @@ def _add_tokens(core: tokenizers.Tokenizer, described: Any, path: Path) -> None:
             core.add_tokens([token])
             if core.token_to_id(token.content) != i:
                 raise RagJaxError(
-                    f"{path}: added_tokens_decoder gives {token.content!r} the id {i}, "
+                    f"{source} gives {token.content!r} the id {i}, "
                     f"tokenizer.json {core.token_to_id(token.content)}: save the tokenizer again"
                 )
 
@@ -178,6 +179,8 @@ def _read_extras(settings: Mapping[str, Any], folder: Path) -> dict[str, str]:
     keys = "extra_special_tokens", "additional_special_tokens"
     key = next((key for key in keys if settings.get(key)), keys[0])
     listed = settings.get(key) or []
+    if not isinstance(listed, list | dict):
+        raise RagJaxError(f"{folder}: {key} must be a list or an object, not {show(listed)}")
     named = listed if isinstance(listed, dict) else {str(i): v for i, v in enumerate(listed)}
     named = {k: v.get("content") if isinstance(v, dict) else v for k, v in named.items()}
     for name in named.values():
@@ -203,7 +206,7 @@ def _add_older(
         for name, i in ids.items()
         if name not in present
     }
-    _add_tokens(core, described, path)
+    _add_tokens(core, described, str(path))
 
 
 def _add_named(core: tokenizers.Tokenizer, names: Sequence[str]) -> None:

@@ -398,6 +398,8 @@ def test_variables_of_extra_tokens(open_chat, tmp_path):
         assert one.encode_chat(USER)[0] == one.token_id("<|user|>")
     with pytest.raises(RagJaxError, match="extra_special_tokens must hold names of tokens, not 3"):
         open_chat(None, extra_special_tokens=[3])
+    with pytest.raises(RagJaxError, match="extra_special_tokens must be a list or an object"):
+        open_chat(None, extra_special_tokens="<|new|>")
 
 
 def test_an_older_file_with_an_id_that_is_taken(tmp_path):

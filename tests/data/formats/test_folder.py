@@ -283,6 +283,22 @@ def test_judgements(tmp_path):
         read(tmp_path, BEIR | {"qrels/test.tsv": HEADING})
 
 
+def test_judgements_as_json_lines(tmp_path):
+    """MTEB's datasets have them so, with grades that may be written as 1.0."""
+    given = ("q", "1", 2.0), ("q", 2, 1), ("q", "3", 1)
+    keys = "query-id", "corpus-id", "score"
+    lines = [json.dumps(dict(zip(keys, row, strict=True))) for row in given]
+    expected = read(tmp_path, BEIR).questions["test"][0].relevant
+    (tmp_path / "qrels" / "test.tsv").unlink()
+    files = {name: content for name, content in BEIR.items() if not name.startswith("qrels/")}
+    found = read(tmp_path, files | {"qrels/test.jsonl": "\n".join(lines)})
+    assert found.questions["test"][0].relevant == expected
+    for grade in ("1.5", "true", '"1"', "null", "1e999", str(10**12)):
+        with pytest.raises(RagJaxError, match=r"test.jsonl:1: score=.* must be a whole number"):
+            bad = '{"query-id": "q", "corpus-id": "1", "score": %s}' % grade  # noqa: UP031
+            read(tmp_path, files | {"qrels/test.jsonl": bad})
+
+
 def test_splits_of_beir(tmp_path, caplog):
     judged = BEIR["qrels/test.tsv"]
     files = BEIR | {"qrels/validation.tsv": judged}
