@@ -1,9 +1,11 @@
 """The choice that a free text names, for questions with several choices."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Iterator, Mapping
 
 from rag_jax.data.matching import normalize_answer
+from rag_jax.data.words import space_characters
 
 # What may follow "A" as a label; before any other word, "A" is the article.
 _AFTER_LABEL = (
@@ -16,15 +18,17 @@ _CALLED = (
     r"(?i:\s+(?:probably|likely|most likely|clearly|definitely|therefore|thus))?"
 )
 _NEGATED_BEFORE = re.compile(
-    r"(?i)(?:\bnot|n['\u2019]t|\bcannot|\bnever|\bnor|\bneither|\bno\s+longer)\s+"
+    r"(?i)(?:\bnot|n['\u2019]t|\bcannot|\bnever|\bnor|\bneither|\bno\s+longer|"
+    r"\brul(?:e|es|ed|ing)\s+out|\b(?:eliminat|exclud)(?:e|es|ed|ing))\s+"
     r"(?:(?:be|the|an?|answer|option|choice|really|entirely|completely|strictly|quite|exactly|"
     r"necessarily|actually|always|at\s+all)\s+|"
     r"(?:think|believe|accurate|correct|right|case)\s+(?:\w+\s+){0,6}?is\s+)*[\"'(*\u201c\u2018]*$"
 )
 _NEGATED_AFTER = re.compile(
-    r"(?i)[\"')*\u201d\u2019.]*[^\S\n]+(?:is|was)(?:n['\u2019]t\b|\s+not\b|\s+(?:clearly\s+|also\s+)?"
-    r"(?:wrong|incorrect|false|untrue)\b)"
+    r"(?i)[\"')*\u201d\u2019.]*[^\S\n]+(?:is|was|are|were)(?:n['\u2019]t\b|\s+not\b|"
+    r"\s+(?:clearly\s+|also\s+|both\s+|all\s+)?(?:wrong|incorrect|false|untrue)\b)"
 )
+_CALLED_WRONG = re.compile(r"(?i)[\"')*]*\s+(?:is|was)\s+(?:wrong|incorrect|false|untrue)\b")
 _DENIALS = re.compile(r" (?:isnt|wasnt|is (?:not|wrong|incorrect|false)|was not) ")
 _REACH = 400  # characters before a label in which a negation of it begins
 _NEGATIONS = {"not", "isnt", "wasnt", "arent", "doesnt", "cannot", "never", "nor", "neither"}
@@ -47,10 +51,11 @@ def pick_choice(prediction: str, choices: Mapping[str, str]) -> str:
     the other one, as in "It is not true". Labels of one letter are case-sensitive in rules 2 and 4
     unless punctuation follows.
     """
-    labels, stripped = {label.casefold(): label for label in choices}, prediction.strip(" \n.:()")
-    if stripped.casefold() in labels:
-        return labels[stripped.casefold()]
-    spelled = _Spelling(list(choices))
+    labels = {label.casefold(): label for label in choices}
+    for text in (prediction, prediction := _plain(prediction, choices)):
+        if (stripped := text.strip(" \n.:()").casefold()) in labels:
+            return labels[stripped]
+    spelled = _Spelling(choices)
     rules = (_find_called(prediction, spelled), _find_words(prediction, choices))
     for found in (*rules, _find_alone(prediction, spelled)):
         for label, denied in found:
@@ -61,18 +66,34 @@ def pick_choice(prediction: str, choices: Mapping[str, str]) -> str:
     return ""
 
 
+def _plain(prediction: str, choices: Mapping[str, str]) -> str:
+    """A prediction with wide letters as usual ones, and spaces in scripts that have none.
+
+    Labels that are no usual letters themselves leave it as it is.
+    """
+    if any(unicodedata.normalize("NFKC", label) != label for label in choices):
+        return prediction
+    return space_characters(unicodedata.normalize("NFKC", prediction))
+
+
 class _Spelling:
     """Regular expressions for the labels, and the label of a spelling.
 
     `exact` takes a letter in its own case, `loose` in any case; longer labels come first.
     """
 
-    def __init__(self, labels: Sequence[str]):
-        self.labels = sorted(labels, key=len, reverse=True)
+    def __init__(self, choices: Mapping[str, str]):
+        self.labels = sorted(choices, key=len, reverse=True)
         escaped = [(x, re.escape(x)) for x in self.labels if x]
         spelled = [text if len(x) == 1 else f"(?i:{text})" for x, text in escaped]
         self.exact = f"(?<!\\w)({'|'.join(spelled) or '(?!)'})(?!\\w)"
         self.loose = f"(?<!\\w)((?i:{'|'.join(text for _, text in escaped) or '(?!)'}))(?!\\w)"
+        joint = r"[\"')*\s]*(?:,|(?:,\s*|\s)(?:and|or|nor)\s)[\s(\"'*]*"
+        self._list = re.compile(f"{self.exact}(?:{joint}{self.exact})+")
+        self._texts = {
+            x: re.compile(rf"(?i)[).:]*\s*{re.escape(text.strip()) or '(?!)'}")
+            for x, text in choices.items()
+        }
 
     def find(self, pattern: str, prediction: str) -> Iterator[tuple[str, bool]]:
         """The labels that a pattern finds, in their order, and whether each is denied."""
@@ -84,7 +105,26 @@ class _Spelling:
             alike = (x for x in self.labels if re.fullmatch(f"(?i:{re.escape(x)})", spelling))
             denied = _NEGATED_BEFORE.search(prediction, max(0, start - _REACH), start)
             denied = denied or _NEGATED_AFTER.match(prediction, end)
-            yield next(same, None) or next(alike), bool(denied)
+            label = next(same, None) or next(alike)
+            denied = denied or self._is_denied_with_others(prediction, start)
+            text = self._texts[label].match(prediction, end)
+            denied = denied or (text and _CALLED_WRONG.match(prediction, text.end()))
+            yield label, bool(denied)
+
+    def _is_denied_with_others(self, prediction: str, start: int) -> bool:
+        """Whether a label is denied as one of several: "not A or B", "A and B are wrong"."""
+        found = self._list.finditer(prediction, max(0, start - _REACH), start + _REACH)
+        among = next((m for m in found if m.start() <= start < m.end()), None)
+        if among is None:
+            return False
+        first = among.start()
+        return bool(
+            _NEGATED_AFTER.match(prediction, among.end())
+            or (
+                (re.search(r"\bn?or\b", among[0]) is not None)
+                and _NEGATED_BEFORE.search(prediction, max(0, first - _REACH), first)
+            )
+        )
 
 
 def _find_called(prediction: str, label: _Spelling) -> Iterator[tuple[str, bool]]:
@@ -102,7 +142,7 @@ def _find_called(prediction: str, label: _Spelling) -> Iterator[tuple[str, bool]
 def _find_words(prediction: str, choices: Mapping[str, str]) -> Iterator[tuple[str, bool]]:
     """The choices whose words occur, by the place of their first word that is not denied."""
     predicted = f" {normalize_answer(prediction)} "
-    words = {x: normalize_answer(text) for x, text in choices.items()}
+    words = {x: normalize_answer(space_characters(text)) for x, text in choices.items()}
     present = [x for x in choices if words[x] and f" {words[x]} " in predicted]
     longest = [x for x in present if not any(_is_within(words[x], words[y]) for y in present)]
     found = []

@@ -23,6 +23,7 @@ from rag_jax.runtime.files import write_json
 from rag_jax.runtime.outside import parsing
 
 _ROLES = ("system", "user", "assistant")
+_USUAL = tokenizer_files.NAMED_TOKENS
 # Characters of a text that is tokenised. Without a space, 10 million take 82 s. Cutting a text to
 # what `limit` tokens can need would not do: where words are not split first, or the likeliest split
 # of a whole word is taken, the last characters can change the first tokens.
@@ -65,7 +66,8 @@ class Tokenizer:
             chat_template: Jinja source, or several by name.
             template_name: what errors call the chat template.
             stop_ids: ids of further tokens at which the model stops.
-            others: names of `unk`, `sep`, `cls` and `mask`, for `save` and the chat template.
+            others: names of `unk`, `sep`, `cls`, `mask` and what else the chat template writes by
+                a variable (`image` for `image_token`), for `save` and the chat template.
 
         Raises:
             RagJaxError: `bos`, `eos` or `pad` is no added token of `core`, or an id of `stop_ids`
@@ -136,6 +138,9 @@ class Tokenizer:
             # Names that are None too: transformers would replace a missing name by its default.
             **{f"{short}_token": self._names.get(short) for short in tokenizer_files.NAMED_TOKENS},
         }
+        extra = {f"{s}_token": name for s, name in self._names.items() if s not in _USUAL}
+        if extra:
+            settings["extra_special_tokens"] = extra
         if isinstance(self._template, Mapping):
             named = self._template.items()
             settings["chat_template"] = [{"name": n, "template": source} for n, source in named]

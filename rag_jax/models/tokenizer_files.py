@@ -1,6 +1,6 @@
 """Tokenizer files: the core tokenizer and its settings in a folder or in GGUF metadata."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,15 @@ def read_folder(
         if not isinstance(name, str | None):
             raise RagJaxError(f"{folder}: {key}_token must be a token's name, not {show(name)}")
     _follow_class(core, settings)
-    _add_tokens(core, settings.get("added_tokens_decoder"), folder / "tokenizer_config.json")
-    for short in ("bos", "eos", "pad"):
-        _add_named(core, names[short])
+    source = f"{folder / 'tokenizer_config.json'}: added_tokens_decoder"
+    _add_tokens(core, settings.get("added_tokens_decoder"), source)
+    extras = _read_extras(settings, folder)
+    usual = [names[short] for short in ("bos", "eos", "pad")]
+    _add_older(core, folder, settings, [*usual, *extras.values()])
+    # A usual name that is no piece of the vocabulary is a mistake, which the class refuses.
+    _add_named(core, [name for name in usual if name and core.token_to_id(name) is not None])
+    _add_named(core, [*extras.values()])
+    names |= {key.removesuffix("_token"): name for key, name in extras.items() if "_token" in key}
     return core, names, *_read_templates(folder, settings)
 
 
@@ -147,11 +153,11 @@ def _follow_class(core: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> No
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
 
 
-def _add_tokens(core: tokenizers.Tokenizer, described: Any, path: Path) -> None:
-    """Gives the added tokens the flags of `tokenizer_config.json`, which hold in transformers."""
+def _add_tokens(core: tokenizers.Tokenizer, described: Any, source: str) -> None:
+    """Gives the added tokens the flags that a file has by id, which hold in transformers."""
     if not isinstance(described, dict):
         return
-    with parsing(f"{path}: added_tokens_decoder", "is damaged"):
+    with parsing(source, "is damaged"):
         wanted = {int(i): AddedToken(**fields) for i, fields in described.items()}
     present = core.get_added_tokens_decoder()
     for i, token in sorted(wanted.items()):
@@ -159,16 +165,58 @@ def _add_tokens(core: tokenizers.Tokenizer, described: Any, path: Path) -> None:
             core.add_tokens([token])
             if core.token_to_id(token.content) != i:
                 raise RagJaxError(
-                    f"{path}: added_tokens_decoder gives {token.content!r} the id {i}, "
+                    f"{source} gives {token.content!r} the id {i}, "
                     f"tokenizer.json {core.token_to_id(token.content)}: save the tokenizer again"
                 )
 
 
-def _add_named(core: tokenizers.Tokenizer, name: str | None) -> None:
-    """Makes a piece of the vocabulary a special token, as transformers does with those it names."""
+def _read_extras(settings: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """The special tokens that have no usual name, by what a chat template calls them.
+
+    Those of a list have no such name, and get a number. `additional_special_tokens` is what older
+    versions of transformers call the field.
+    """
+    keys = "extra_special_tokens", "additional_special_tokens"
+    key = next((key for key in keys if settings.get(key)), keys[0])
+    listed = settings.get(key) or []
+    if not isinstance(listed, list | dict):
+        raise RagJaxError(f"{folder}: {key} must be a list or an object, not {show(listed)}")
+    named = listed if isinstance(listed, dict) else {str(i): v for i, v in enumerate(listed)}
+    named = {k: v.get("content") if isinstance(v, dict) else v for k, v in named.items()}
+    for name in named.values():
+        if not isinstance(name, str) or not name:
+            raise RagJaxError(f"{folder}: {key} must hold names of tokens, not {show(name)}")
+    return named
+
+
+def _add_older(
+    core: tokenizers.Tokenizer,
+    folder: Path,
+    settings: Mapping[str, Any],
+    special: Sequence[str | None],
+) -> None:
+    """Adds the tokens of `added_tokens.json`, which counts without `added_tokens_decoder`."""
+    path = folder / "added_tokens.json"
+    if "added_tokens_decoder" in settings or not is_there(path):
+        return
+    ids = _read_settings(path)
+    present = {token.content for token in core.get_added_tokens_decoder().values()}
+    described = {
+        i: {"content": name, "special": name in special, "normalized": name not in special}
+        for name, i in ids.items()
+        if name not in present
+    }
+    _add_tokens(core, described, str(path))
+
+
+def _add_named(core: tokenizers.Tokenizer, names: Sequence[str]) -> None:
+    """Adds special tokens that the settings name and `tokenizer.json` lacks, as transformers does.
+
+    A piece of the vocabulary keeps its id; others get the next ones.
+    """
     added = {token.content for token in core.get_added_tokens_decoder().values()}
-    if name is not None and name not in added and core.token_to_id(name) is not None:
-        core.add_special_tokens(make_special_tokens([name]))
+    missing = dict.fromkeys(name for name in names if name not in added)
+    core.add_special_tokens(make_special_tokens(missing))
 
 
 def _read_templates(folder: Path, settings: Mapping[str, Any]) -> tuple[Templates, Path]:

@@ -14,7 +14,9 @@ from typing import Any
 from rag_jax.runtime import signals
 from rag_jax.runtime.errors import Preempted, RagJaxError
 from rag_jax.runtime.paths import expand_path
-from rag_jax.runtime.terminal import write_error, write_text
+from rag_jax.runtime.terminal import discard_output, open_closed, write_error, write_text
+
+_NO_BACKEND = "Unable to initialize backend"  # how JAX begins to say that a platform is missing
 
 
 def read_command(
@@ -210,6 +212,7 @@ def run(
         interrupted: the line after Ctrl-C and SIGTERM.
         describe: the settings of a config as text, for --help with --config.
     """
+    open_closed()
     arguments = _join_config(sys.argv[1:])
     signals.start(interrupted)
     try:
@@ -220,7 +223,7 @@ def run(
                 write_text(describe(read_command(flags, {})[0]))
             return 0
         main(arguments)
-        sys.stdout.flush()
+        write_text("", end="")
     except (KeyboardInterrupt, Preempted) as stop:
         return signals.end(type(stop), str(stop) or interrupted)
     except Exception as error:
@@ -235,8 +238,11 @@ def _report(error: Exception) -> int:
     if isinstance(error, RagJaxError):
         write_error(error)
         return 1
-    if isinstance(error, BrokenPipeError):
-        # Whoever read the output has gone. What is still to be written goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):  # whoever read the output has gone
+        discard_output()
         return 141  # as a shell reports SIGPIPE
+    if isinstance(error, RuntimeError) and str(error).startswith(_NO_BACKEND):
+        set_to = os.environ.get("JAX_PLATFORMS", "")
+        write_error(f"JAX_PLATFORMS={set_to}: {error}" if set_to else error)
+        return 1
     raise error

@@ -4,9 +4,12 @@ Passages, titles, file names and settings come from others. A control sequence i
 hide what was printed, rename the window or put text on the command line.
 """
 
+import os
 import re
 import sys
 from typing import IO
+
+from rag_jax.runtime.errors import RagJaxError
 
 # Controls but for tab and line feed, C1 controls, marks that change the direction of writing, line
 # and paragraph separators, and halves of surrogate pairs, which no encoding has.
@@ -27,9 +30,37 @@ def show_controls(text: str, *, one_line: bool = False) -> str:
     return _BREAK.sub(_spell, text) if one_line else text
 
 
-def write_text(text: str, file: IO[str] | None = None) -> None:
-    """Writes lines to standard output, or to another file, with control characters shown."""
-    print(show_controls(text), file=file or sys.stdout, flush=True)
+def open_closed() -> None:
+    """Opens what is closed of standard input, output and errors: nothing to read, or to nowhere.
+
+    Python has None for a closed one, and the next file that a library opens would take its number:
+    what is printed would be written into that file.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (as long as the process)
+
+
+def discard_output() -> None:
+    """Sends what is still to be written to standard output nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def write_text(text: str, file: IO[str] | None = None, *, end: str = "\n") -> None:
+    """Writes lines to standard output, or to another file, with control characters shown.
+
+    Raises:
+        RagJaxError: standard output is a file on a full disk, for instance.
+        BrokenPipeError: whoever reads the output has gone.
+    """
+    try:
+        print(show_controls(text), end=end, file=file or sys.stdout, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if file is None:
+            discard_output()  # or Python tries again at the end
+        raise RagJaxError(f"the output cannot be written: {error.strerror}") from None
 
 
 def write_error(error: BaseException | str) -> None:

@@ -1,6 +1,7 @@
 """The command `rag-jax`: its commands, its help, and config files by name."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,42 @@ def test_config_and_its_file_may_be_two_arguments(call):
     one, two = call("train", "--config=dpr", "-h"), call("train", "--config", "dpr", "-h")
     assert one == two and "--config.negatives.depth=" in one[1]
     assert call("train", "--config", "--help")[0] == 0
+
+
+LIST = "import sys; from rag_jax.commands import main; sys.argv = ['rag-jax', 'list']; "
+ASK = LIST.replace("'list'", "'ask', '--config=configs/rag.py', '--workdir=/nowhere'")
+TRAIN = LIST.replace("'list'", "'train', '--config=configs/rag.py'")
+
+
+def run_in_shell(program, redirection, **variables):
+    """The status, output and errors of a command whose streams a shell redirects."""
+    command = f"exec '{sys.executable}' -c \"{program} sys.exit(main.run())\" {redirection}"
+    options = {"cwd": ROOT, "env": os.environ | variables, "capture_output": True, "text": True}
+    done = subprocess.run(["sh", "-c", command], **options, timeout=120)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_streams_that_are_closed():
+    """A service or a cron job may start a command without them."""
+    assert run_in_shell(LIST, ">&-") == (0, "", "")
+    _, out, error = run_in_shell(ASK, "<&-")
+    assert (out, error.count("\n")) == ("", 2)
+    assert error.endswith("/nowhere: there is no finished run; run launch/train.py with the same "
+                          "--config and --workdir first\n")  # fmt: skip
+    assert run_in_shell(LIST, "2>&-")[0] == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+def test_output_to_a_full_disk_takes_one_line():
+    message = "error: the output cannot be written: No space left on device\n"
+    assert run_in_shell(LIST, ">/dev/full") == (1, "", message)
+
+
+def test_a_platform_that_is_not_there_takes_one_line(tmp_path):
+    program = TRAIN.replace("rag.py'", f"rag.py', '--workdir={tmp_path}/run'")
+    status, out, error = run_in_shell(program, "", JAX_PLATFORMS="vax")
+    assert (status, out, error.count("\n")) == (1, "", 1)
+    assert error.startswith("error: JAX_PLATFORMS=vax: Unable to initialize backend 'vax'")
 
 
 def test_a_reader_that_leaves_ends_it_quietly():

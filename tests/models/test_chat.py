@@ -356,3 +356,54 @@ def test_added_words_stay_words(open_chat):
     written = open_chat("{{ messages[0].content }}|||", core)
     assert written.encode_chat([{"role": "user", "content": "COVID-19    "}]) == ids
     assert ids[2] not in written.encode("|||")
+
+
+NEW = "{{ bos_token }}{% for m in messages %}<|new|>{{ m.content }}<|more|>{% endfor %}"
+MAP, OLDER = "special_tokens_map.json", "added_tokens.json"
+
+
+@pytest.mark.parametrize(
+    ("settings", "files"),
+    [
+        ({}, {MAP: {"additional_special_tokens": ["<|new|>", "<|more|>"]}}),
+        ({"additional_special_tokens": ["<|new|>", "<|more|>"]}, {}),
+        ({"extra_special_tokens": ["<|new|>", {"content": "<|more|>"}]}, {}),
+        ({"extra_special_tokens": {"new_token": "<|new|>", "more": "<|more|>"}}, {}),
+        ({}, {OLDER: {"<|more|>": 1, "<|new|>": 0}}),
+        ({"pad_token": "<|new|>"}, {OLDER: {"<|new|>": 0, "<|more|>": 1}}),
+    ],
+)
+def test_tokens_that_other_files_add(settings, files, tmp_path):
+    """They get the next ids, as in transformers, and are control tokens."""
+    core = make_byte_level()
+    first = core.get_vocab_size(with_added_tokens=True)
+    folder = write_folder(tmp_path, core, NEW, **settings)
+    for name, content in files.items():
+        content = {k: v + first if name == OLDER else v for k, v in content.items()}
+        (folder / name).write_text(json.dumps(content))
+    tokenizer = Tokenizer.from_folder(folder)
+    text = core.encode("Hi", add_special_tokens=False).ids
+    wanted = [tokenizer.bos_id, first, *text, first + 1]
+    assert tokenizer.encode_chat([{"role": "user", "content": "Hi"}]) == wanted
+    assert tokenizer.vocab_size == first + 2
+    assert not {first, first + 1} & {*tokenizer.encode("<|new|><|more|>")}
+
+
+def test_variables_of_extra_tokens(open_chat, tmp_path):
+    """A template calls them by their names, also after the tokenizer was saved."""
+    extra = {"extra_special_tokens": {"image_token": "<|user|>"}}
+    tokenizer = open_chat("{{ image_token }}{{ messages[0].content }}", **extra)
+    tokenizer.save(tmp_path, max_length=9)
+    for one in (tokenizer, Tokenizer.from_folder(tmp_path)):
+        assert one.encode_chat(USER)[0] == one.token_id("<|user|>")
+    with pytest.raises(RagJaxError, match="extra_special_tokens must hold names of tokens, not 3"):
+        open_chat(None, extra_special_tokens=[3])
+    with pytest.raises(RagJaxError, match="extra_special_tokens must be a list or an object"):
+        open_chat(None, extra_special_tokens="<|new|>")
+
+
+def test_an_older_file_with_an_id_that_is_taken(tmp_path):
+    folder = write_folder(tmp_path, make_byte_level(), None)
+    (folder / OLDER).write_text(json.dumps({"<|new|>": 3}))
+    with pytest.raises(RagJaxError, match=r"added_tokens.json.* gives '<\|new\|>' the id 3,"):
+        Tokenizer.from_folder(folder)

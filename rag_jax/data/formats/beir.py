@@ -2,14 +2,17 @@
 
 `corpus.jsonl` has `_id`, `title` and `text`, `queries.jsonl` has `_id` and `text`, and
 `qrels/<split>.tsv` has a heading and then one line per judgement: query, passage and grade,
-separated by tabs. TREC's format, `query 0 passage grade` without a heading, is accepted too.
+separated by tabs. TREC's format, `query 0 passage grade` without a heading, is accepted too, and so
+is `qrels/<split>.jsonl`, with `query-id`, `corpus-id` and `score`, as MTEB's datasets have it.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
+from typing import Any
 
 from rag_jax.data.formats.fields import Item, get_filled, get_id
+from rag_jax.data.formats.files import find_suffix
 from rag_jax.data.formats.lines import BadLineError, BadLines, Place, read_lines
 from rag_jax.data.formats.records import read_records
 from rag_jax.data.questions import Question
@@ -71,6 +74,12 @@ def read_qrels(path: Path, bad: BadLines) -> Iterator[tuple[Place, tuple[str, st
     Raises:
         RagJaxError: if the file cannot be read, or has too many bad lines.
     """
+    if find_suffix(path) in (".jsonl", ".ndjson", ".json"):
+        for place, record in read_records(path, bad):
+            with bad:
+                names = get_id(record, ["query-id"], place), get_id(record, ["corpus-id"], place)
+                yield place, (*names, _get_grade(record, place))
+        return
     for place, line in read_lines(path, bad):
         fields = line.split("\t")
         is_heading = place.line == 1 and re.fullmatch(r"[A-Za-z_ -]+", fields[-1])
@@ -82,3 +91,11 @@ def read_qrels(path: Path, bad: BadLines) -> Iterator[tuple[Place, tuple[str, st
         elif not is_heading:
             error = f"{place}: must be query, passage and grade, separated by tabs"
             bad.skip(BadLineError(error))
+
+
+def _get_grade(record: Mapping[str, Any], place: Place) -> int:
+    """Returns the grade of a judgement, a whole number, which may be written as 1.0."""
+    grade = record.get("score")
+    if type(grade) not in (int, float) or not abs(grade) < 1e9 or grade != int(grade):
+        raise BadLineError(f"{place}: score={grade!r:.40} must be a whole number")
+    return int(grade)

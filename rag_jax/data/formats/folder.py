@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -32,7 +33,7 @@ def list_files(folder: Path) -> list[Path]:
     Raises:
         RagJaxError: if the folder does not exist, or a data file is a link to a missing file.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # nor is a name that is too long
         raise RagJaxError(f"config.data.path={folder}: no such folder")
     direct = [
         path
@@ -173,6 +174,9 @@ def _collect(
                 raise BadLineError(f"{item.place}: another {split} question has the id {id!r}")
             relevant = source.find_relevant(item)
             negatives, missing = find_negatives(item, relevant, source)
+            # A blank answer would make an empty prediction a right one.
+            answers = tuple(answer for answer in item.question.answers if answer.strip())
+            item = replace(item, question=replace(item.question, answers=answers))
             found = {"relevant": relevant, "negatives": negatives}
             questions[split][id] = replace(item.question, id=id, **found)
             ledger.add_question(split, item, missing=missing)

@@ -28,7 +28,7 @@ def list_folders(path: str) -> list[Path]:
     Raises:
         RagJaxError: if a name is blank, or two folders have the same name.
     """
-    if Path(path).is_dir():  # a folder with a colon in its name
+    if os.path.isdir(path):  # a folder with a colon in its name
         return [Path(path)]
     names = path.split(os.pathsep)
     if not all(name.strip() for name in names):

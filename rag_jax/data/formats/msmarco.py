@@ -2,8 +2,9 @@
 
 A question has `query_id`, `query`, `answers`, `wellFormedAnswers`, `query_type`, which becomes the
 type of the question, and `passages`, a list of objects with `passage_text` and `is_selected`, which
-marks the relevant ones; or an object of lists, as in Hugging Face's `datasets`. The well-formed
-answers, which the NLG task asks for, come before `answers`; "No Answer Present." is no answer.
+marks the relevant ones (1; -1 in the test files, which hide them); or an object of lists, as in
+Hugging Face's `datasets`. The well-formed answers, which the NLG task asks for, come before
+`answers`; "No Answer Present." is no answer.
 
 The published files of version 2.1 are one object of columns, each an object of values by row.
 """
@@ -108,11 +109,18 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
     contexts = [
         Context(
             Passage("", "", get_filled(passage, "passage_text", place)),
-            int(bool(passage.get("is_selected"))),
+            int(_is_selected(passage, place)),
         )
         for passage in _list_passages(record, place)
     ]
     return Item(place, question, tuple(contexts))
+
+
+def _is_selected(passage: Mapping[str, Any], place: Place) -> bool:
+    flag = passage.get("is_selected")
+    if flag not in (None, -1, 0, 1):
+        raise BadLineError(f"{place}: is_selected={flag!r:.40} must be 0 or 1, or -1 if hidden")
+    return flag == 1
 
 
 def _list_answers(record: Mapping[str, Any], name: str, place: Place) -> list[str]:

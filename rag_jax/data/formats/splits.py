@@ -19,7 +19,10 @@ _WORDS = {
 _SPLITS = {word: split for split, words in _WORDS.items() for word in words}
 _ANY = "|".join(sorted(_SPLITS, key=len, reverse=True))
 _WHOLE = re.compile(rf"({_ANY})(?:set|data|split|questions|queries|examples|qs)?")
-_DOUBTFUL = re.compile(rf"(?:pre)?train.*|trn|validat.*|(?:{_ANY}){{2,}}")
+# A word that ends in a split, such as `nqtrain`, may name it; "strain" and its kind do not.
+_DOUBTFUL = re.compile(
+    rf"(?:pre)?train.*|trn|validat.*|(?:{_ANY}){{2,}}|.*(?<!s)train(?:ing|set|data)?|.*dev(?:set)?"
+)
 
 
 def name_split(name: str) -> str:
@@ -63,7 +66,8 @@ def check_splits(paths: Iterable[Path]) -> None:
 
 def _find_words(path: Path) -> list[str]:
     """Returns the words of a file's name that name a split, or that may."""
-    stem = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", find_stem(path)).lower()
+    # Words begin at a capital after a small letter, and before one: "HotpotQATrain" has three.
+    stem = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", find_stem(path)).lower()
     found = []
     for word in re.split(r"[^a-z]+", stem):
         if whole := _WHOLE.fullmatch(word):

@@ -116,6 +116,12 @@ def test_a_zstandard_file_that_is_cut_short(tmp_path):
             read_passages([tmp_path / "a.jsonl.zst"])
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "x" * 300 + ":y"])
+def test_a_name_that_no_folder_can_have(name):
+    with pytest.raises(RagJaxError, match="no such folder"):
+        read_collection(DataConfig(f"/{name}"), WorldConfig())
+
+
 def test_links_to_missing_files(tmp_path):
     (tmp_path / "passages_2.jsonl").symlink_to("/nowhere/passages")
     with pytest.raises(RagJaxError, match="2.jsonl: is a link to /nowhere/passages, which is miss"):
@@ -191,7 +197,13 @@ def test_answers_without_words_are_told(tmp_path, caplog):
         ("trainset.json", "train"),
         ("devset2.json", "dev"),
         ("valid.csv", "dev"),
+        ("HotpotQATrain.jsonl", "train"),
+        ("TriviaQADevSet.json", "dev"),
+        ("NQTraining.json", "train"),
+        ("RAGTest.json", "test"),
         ("device_questions.jsonl", "test"),
+        ("strain_questions.jsonl", "test"),
+        ("WHO-developed.jsonl", "test"),
         ("latest.jsonl", "test"),
         ("questions.jsonl", "test"),
     ],
@@ -211,6 +223,11 @@ def test_names_of_splits(tmp_path, name, split):
         "trainsmall.json",
         "devtest.json",
         "dev-test.json",
+        "nqtrain.json",
+        "NQtrain.json",
+        "minidev.jsonl",
+        "qatrainset.json",
+        "retraining.json",
     ],
 )
 def test_doubtful_names_of_splits(tmp_path, name):
@@ -264,6 +281,22 @@ def test_judgements(tmp_path):
         read(tmp_path, BEIR | {"qrels/test.tsv": "q\t1\t1.5\nq\t3\t1\n"})
     with pytest.raises(RagJaxError, match="test.tsv: holds no questions"):
         read(tmp_path, BEIR | {"qrels/test.tsv": HEADING})
+
+
+def test_judgements_as_json_lines(tmp_path):
+    """MTEB's datasets have them so, with grades that may be written as 1.0."""
+    given = ("q", "1", 2.0), ("q", 2, 1), ("q", "3", 1)
+    keys = "query-id", "corpus-id", "score"
+    lines = [json.dumps(dict(zip(keys, row, strict=True))) for row in given]
+    expected = read(tmp_path, BEIR).questions["test"][0].relevant
+    (tmp_path / "qrels" / "test.tsv").unlink()
+    files = {name: content for name, content in BEIR.items() if not name.startswith("qrels/")}
+    found = read(tmp_path, files | {"qrels/test.jsonl": "\n".join(lines)})
+    assert found.questions["test"][0].relevant == expected
+    for grade in ("1.5", "true", '"1"', "null", "1e999", str(10**12)):
+        with pytest.raises(RagJaxError, match=r"test.jsonl:1: score=.* must be a whole number"):
+            bad = '{"query-id": "q", "corpus-id": "1", "score": %s}' % grade  # noqa: UP031
+            read(tmp_path, files | {"qrels/test.jsonl": bad})
 
 
 def test_splits_of_beir(tmp_path, caplog):

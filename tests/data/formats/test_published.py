@@ -248,6 +248,18 @@ def test_msmarco(tmp_path):
     assert read(tmp_path, {"dev_v1.1.json": "\n".join(map(json.dumps, lines))}) == found
 
 
+def test_judgements_of_msmarco_that_are_hidden(tmp_path):
+    """The test files have -1 for every passage."""
+    passages = [{**MARCO["passages"][0], "is_selected": flag} for flag in (-1, 0, 1)]
+    passages = [{**p, "passage_text": f"Text {i}."} for i, p in enumerate(passages)]
+    question = MARCO | {"passages": passages, "answers": [], "wellFormedAnswers": []}
+    found = read(tmp_path, {"eval.json": [question]})
+    assert len(found.passages) == 3
+    assert list(found.questions["test"][0].relevant) == [found.passages[2].id]
+    with pytest.raises(RagJaxError, match="eval.json:1: is_selected='0' must be 0 or 1"):
+        read(tmp_path, {"eval.json": [MARCO | {"passages": [{**passages[0], "is_selected": "0"}]}]})
+
+
 def test_nq_open(tmp_path):
     """Ids are made of the text, so neither the place nor the file's name makes a difference."""
     lines = [json.dumps({"question": q, "answer": ["X", "Y"]}) for q in ("a?", "b?", "a?")]
@@ -289,6 +301,31 @@ def test_webquestions(tmp_path):
 )
 def test_aliases_and_impossible_questions(tmp_path, fields, wanted):
     assert read_one(tmp_path, {"id": "q", "question": "?"} | fields).answers == wanted
+
+
+@pytest.mark.parametrize("answers", [["", "x", " "], ["\t", "\n"]])
+def test_blank_answers_of_any_format_are_left_out(tmp_path, answers):
+    """With one, an empty prediction would be right."""
+    squad = {"id": "1", "question": "?", "answers": [{"text": a} for a in answers]}
+    paragraphs = [{"context": "A is American.", "qas": [squad]}]
+    aliases = {"Value": "", "Aliases": answers}
+    files = {
+        "dev.jsonl": {"id": "1", "question": "?", "answers": answers},
+        "fr_dev.jsonl": {"id": "2", "question": "?", "golden_answers": answers},
+        "qa_dev.csv": f"?\t{answers}\n",
+        "dpr_dev.json": [{"question": "?", "answers": answers, "ctxs": []}],
+        "squad_dev.json": {"data": [{"title": "A", "paragraphs": paragraphs}]},
+        "trivia_dev.json": {"Data": [{"QuestionId": "1", "Question": "?", "Answer": aliases}]},
+        "popqa_dev.jsonl": {
+            **{"id": "1", "question": "?", "prop": "", "s_pop": 1},
+            "possible_answers": json.dumps(answers),
+        },
+    }
+    for name, content in files.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (question,) = read(folder, PASSAGES | {name: content}).questions["dev"]
+        assert question.answers == (("x",) if "x" in answers else ()), name
 
 
 def test_impossible_questions_of_squad(tmp_path):
