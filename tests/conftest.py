@@ -11,6 +11,8 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
+from rag_jax.runtime import memory
+
 # Before the first import of any of them: their arguments' shapes are checked at every call.
 CHECKED = (
     "rag_jax.losses",
@@ -47,6 +49,9 @@ for _name, _value in _SETTINGS.items():
 # Tracing makes many objects and drops few: looking for cycles at every 700th took a twentieth of
 # the time.
 gc.set_threshold(50_000, 20, 100)
+
+# A process of many tests is large, whatever a run holds, and compiles the same programs for most.
+memory.CROWDED = 1 << 50
 
 # A program that several tests, workers or launched commands have is compiled once.
 _COMPILED = "JAX_COMPILATION_CACHE_DIR"

@@ -11,9 +11,9 @@ from pathlib import Path
 import jax
 
 _PROCESS = Path("/proc/self")
-# Bytes from which compiled programs are let go of. A program of 30 layers takes 50 to 100 MB, and
+# Resident bytes from which compiled programs are let go of. A program of 30 layers takes 50 to 100 MB, and
 # SR-RAG's main job compiles some thirty; made again from the cache on the disk it takes a second.
-_CROWDED = 1_500_000_000
+CROWDED = 1_500_000_000
 
 
 def start_peak() -> None:
@@ -31,11 +31,11 @@ def read_peak() -> int:
 
 
 def release_memory() -> None:
-    """Frees what nothing refers to any more and, in a large process, JAX's compiled programs."""
+    """In a large process, frees compiled programs and what nothing refers to any more."""
+    if _read_status("VmRSS") <= CROWDED:
+        return
+    jax.clear_caches()
     gc.collect()
-    if _read_status("VmRSS") > _CROWDED:
-        jax.clear_caches()
-        gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
