@@ -11,8 +11,9 @@ from pathlib import Path
 import jax
 
 _PROCESS = Path("/proc/self")
-# Resident bytes from which compiled programs are let go of. A program of 30 layers takes 50 to 100 MB, and
-# SR-RAG's main job compiles some thirty; made again from the cache on the disk it takes a second.
+# Resident bytes from which compiled programs are let go of. A program of 30 layers takes 50 to
+# 100 MB, and SR-RAG's main job compiles some thirty; made again from the cache on the disk it takes
+# a second.
 CROWDED = 1_500_000_000
 
 
