@@ -67,7 +67,8 @@ def keep_programs(folder: Path) -> None:
     compilation_cache.get_file_cache = lambda path: (CheckedCache(path, max_size=-1), path)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     # JAX keeps what took a second; reading a small program takes a tenth of compiling it.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+    seconds = min(0.05, jax.config.jax_persistent_cache_min_compile_time_secs)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
 
 
 def _find_others(folder: Path) -> str:

@@ -73,7 +73,7 @@ def test_an_evaluation_looks_in_the_home_folder(home, monkeypatch):
     flags = ["--config=~/rag.py", "--workdir=~/runs", "--data=~/data"]
     with pytest.raises(RagJaxError, match=f"{home}/runs: there is no finished run"):
         evaluate.main(flags)
-    with pytest.raises(RagJaxError, match=f"--out={home}/runs: is the work folder"):
+    with pytest.raises(RagJaxError, match=f"--out={home}/runs: is in the work folder"):
         evaluate.main([*flags, "--out=~/runs"])
 
 
