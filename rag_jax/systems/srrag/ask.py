@@ -14,9 +14,12 @@ from rag_jax.decoding.sample import Decoded
 from rag_jax.decoding.stream import spell, stream
 from rag_jax.pipeline.ask import PASSAGES, Ask, Facts, Note, Piece
 from rag_jax.pipeline.runner import open_stages
+from rag_jax.runtime.files import read_json
 from rag_jax.runtime.hosts import fetch
+from rag_jax.runtime.outside import parsing
 from rag_jax.runtime.progress import log
 from rag_jax.runtime.sharding import count_data_rows, shard_batch
+from rag_jax.systems.srrag.config import GroundedAnswerConfig
 from rag_jax.systems.srrag.data import join_passages
 from rag_jax.systems.srrag.infer import Engine
 from rag_jax.systems.srrag.passes import choose, list_kinds
@@ -40,7 +43,7 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
     """
     tuned = ("thresholds",) if session.config.route.is_tuned else ()
     needs = ("corpus", "index", "lengths", "stage2", "datastore", *tuned)
-    context = open_stages(list_stages(session), workdir, needs)
+    context = open_stages(list_stages(_restore(session, workdir)), workdir, needs)
     session.open_corpus(context.path("corpus", ""))
     engine = session.open_engine(context, context.path("stage2", "params"))
     engine = replace(engine, batch_size=count_data_rows())
@@ -53,6 +56,19 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
         engine = session.replace_corpus(engine, passages, embeddings)
     policy = session.open_datastore(context), read_thresholds(context, session.config)["srrag"]
     return partial(_answer, session, engine, *policy, session.train_questions)
+
+
+def _restore(session: Session, workdir: Path) -> Session:
+    """The session by whose settings the run was made: it can be asked with other `answer`.
+
+    The datastore was filled with the run's own ones.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        return session
+    with parsing(path):
+        answer = GroundedAnswerConfig(**read_json(path)["answer"])
+    return Session(replace(session.config, answer=answer))
 
 
 def _answer(

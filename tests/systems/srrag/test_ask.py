@@ -67,6 +67,16 @@ def test_answers_are_those_of_the_evaluation(make_config, finished, method, tau)
     assert take_stock(workdir) == before
 
 
+def test_other_settings_of_answers(make_config, finished):
+    changes = {"answer.max_tokens": 1, "answer.passages": 2, "route.tau": 0.0}
+    session = Session(build(SRRAGConfig, make_config(**changes)))
+    (record, *_) = read_jsonl(finished[0] / "predictions" / "srrag.jsonl")
+    shown = list(ask.open_run(session, finished[0], None)(record["question"]))
+    ((knowledge,),) = read_facts(shown, "passages read")
+    assert "[2] " in knowledge
+    assert "cut off at 1 tokens, config.answer.max_tokens" in list_notes(shown)
+
+
 def test_few_programs(opened, finished):
     """Asking compiles nothing that only the evaluation runs, and one width for short questions."""
     counted = (steps.route, steps.verbalise, steps.read, _start, _continue)
