@@ -144,11 +144,14 @@ def _embed_batches(
 
 @checked
 def embed(
-    model: Bert, params: PyTree, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]
+    model: Bert,
+    params: PyTree,
+    tokens: Int[Array, "B T"],
+    mask: Bool[Array, "B T"] | Int[Array, "B T"],
 ) -> Float[Array, "B E"]:
     """Embeddings of tokenised texts in float32, pooled as in the training of the encoder.
 
-    Rows of `tokens` have special tokens and padding on the right, where `mask` is False.
+    Rows of `tokens` have special tokens and padding on the right, where `mask` is False or 0.
 
     For a plain BERT, the embedding is the mean of the last layer's states over all tokens of the
     text, [CLS] and [SEP] included, scaled to length 1. This is the pooling of all-MiniLM-L6-v2
@@ -164,7 +167,9 @@ def embed(
 
 
 @checked
-def pool_mean(hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B D"]:
+def pool_mean(
+    hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"] | Int[Array, "B T"]
+) -> Float[Array, "B D"]:
     """Mean of the states of each row's tokens, scaled to length 1; zeros for a row of padding."""
     weights = mask.astype(jnp.float32)[..., None]
     total = jnp.sum(hidden.astype(jnp.float32) * weights, axis=1)
