@@ -253,7 +253,7 @@ CASES = {
     ),
     "embed: another mask": (
         lambda: embed(BERT, BERT_PARAMS, TOKENS, MASK[:1]),
-        r"^embed: mask is bool\[1, 3\], expected booleans \[B, T\] or integers \[B, T\], beside tok",
+        r"^embed: mask is bool\[1, 3\], expected booleans \[B, T\] or integers \[B, T\], beside t",
     ),
     "embed_in_chunks: other lengths": (
         lambda: embed_in_chunks(BERT, BERT_PARAMS, TOKENS, STARTS[:1], rows=1),
