@@ -50,7 +50,12 @@ def run() -> int:
 def run_module(name: str) -> int:
     """Runs a command by the name of its module; returns the exit status.
 
-    The module is imported here, because that takes half a second, in which Ctrl-C is obeyed.
+    The module is imported here, because that takes half a second, in which Ctrl-C is obeyed. After
+    a signal the process ends at once: the end of the interpreter would wait for what XLA compiles
+    in its own threads, and crash on it.
     """
     signals.start("interrupted")
-    return importlib.import_module(f"rag_jax.commands.{name}").run()
+    status = importlib.import_module(f"rag_jax.commands.{name}").run()
+    if signals.noted():
+        signals.leave(status)
+    return status

@@ -151,6 +151,14 @@ def _handle(number: int, _: Any) -> None:
     raise reason
 
 
+def leave(status: int) -> None:
+    """Ends the process at once, after what was printed."""
+    for file in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or never open
+            file.flush()
+    os._exit(status)
+
+
 def _leave(reason: type[BaseException]) -> None:
     """Ends the process at once."""
     # Not `print`, in the middle of which the signal may have come.
