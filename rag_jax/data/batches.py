@@ -172,6 +172,11 @@ def round_up(length: int, multiple: int) -> int:
     return max(1, -(-length // multiple)) * multiple
 
 
+def double_up(length: int, multiple: int) -> int:
+    """As `round_up`, of the next power of two: few sizes, whatever the lengths."""
+    return round_up(1 << (length - 1).bit_length(), multiple)
+
+
 def pad_rows(
     rows: Sequence[Sequence[int]], length: int, *, pad_id: int, batch: int | None = None
 ) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from rag_jax.data.batches import pad_rows, round_up
+from rag_jax.data.batches import double_up, pad_rows, round_up
 from rag_jax.decoding.cache import Cache, append, encode_source, init_cache
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.decoder import Decoder
@@ -101,7 +101,7 @@ def batch_prompts(
     """
     if not len(prompts):
         return
-    batch_size = min(batch_size, round_up(1 << (len(prompts) - 1).bit_length(), count_data_rows()))
+    batch_size = min(batch_size, double_up(len(prompts), count_data_rows()))
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]

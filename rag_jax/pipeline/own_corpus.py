@@ -4,6 +4,7 @@ Embeddings are kept in the user's cache by the passages' content, so that a seco
 none of them.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from rag_jax.data.formats import read_passages
 from rag_jax.data.passages import Passage, PassageFile
 from rag_jax.models.io.hub import cache_folder
 from rag_jax.retrieval import Index, list_texts
+from rag_jax.retrieval.matrices import check_matrix
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import map_array, open_atomic
 from rag_jax.runtime.progress import log, show_progress
@@ -73,12 +75,10 @@ def embed_texts(
 def _read_kept(path: Path, count: int) -> Float[np.ndarray, "N E"] | None:
     if not path.exists():
         return None
-    try:
-        embeddings = map_array(path)
-        if embeddings.ndim == 2 and len(embeddings) == count and np.isfinite(embeddings).all():
+    with contextlib.suppress(RagJaxError):
+        embeddings = check_matrix(map_array(path), str(path))
+        if len(embeddings) == count:
             return embeddings
-    except (ValueError, RagJaxError):
-        pass
     log(f"{path}: is damaged, and the passages are embedded again")
     return None
 

@@ -121,9 +121,8 @@ def locate(
 def begin(folder: Path, wanted: Record) -> None:
     """Empties a stage's folder and records that the stage began."""
     _empty(folder)
-    fresh = {"run": uuid.uuid4().hex, "seconds": 0.0, "compile_seconds": 0.0}
-    fresh |= {"peak_bytes": 0}
-    write_json(folder / STARTED, {**wanted, **fresh})
+    costs = {"seconds": 0.0, "compile_seconds": 0.0, "peak_bytes": 0}
+    write_json(folder / STARTED, {**wanted, "run": uuid.uuid4().hex, **costs})
 
 
 def take(folder: Path, other: Path) -> None:

@@ -98,12 +98,18 @@ def _check_kind(path: Path, metadata: Mapping[str, Any]) -> None:
 
 def _check_size(path: Path, place: TensorPlace) -> None:
     """Raises a ValueError if a tensor's data is not all there, or its rows are not whole blocks."""
+    kind, width = _measure_row(place)
+    if place.shape and place.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
+        raise ValueError(f"{place.name} has rows of {place.shape[-1]} weights as {kind.name}")
+    if place.offset + math.prod(place.shape[:-1]) * width > path.stat().st_size:
+        raise ValueError(f"{place.name} runs past the end of the file")
+
+
+def _measure_row(place: TensorPlace) -> tuple[gguf.GGMLQuantizationType, int]:
+    """How a tensor is quantised, and the bytes of a row of its last axis."""
     kind = gguf.GGMLQuantizationType(place.kind)
     weights, size = gguf.GGML_QUANT_SIZES[kind]
-    if place.shape and place.shape[-1] % weights:
-        raise ValueError(f"{place.name} has rows of {place.shape[-1]} weights as {kind.name}")
-    if place.offset + math.prod(place.shape) // weights * size > path.stat().st_size:
-        raise ValueError(f"{place.name} runs past the end of the file")
+    return kind, (place.shape[-1] if place.shape else 1) // weights * size
 
 
 def _translate_name(name: str) -> str:
@@ -120,9 +126,7 @@ def _read(path: Path, place: TensorPlace, heads: int | None) -> np.ndarray:
     array = np.empty(place.shape, np.float32)
     rows = array.reshape(-1, array.shape[-1] if array.ndim else 1)
     with parsing(path, *_DAMAGE), open(path, "rb") as file:
-        kind = gguf.GGMLQuantizationType(place.kind)
-        block_weights, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-        width = rows.shape[1] // block_weights * block_bytes
+        kind, width = _measure_row(place)
         file.seek(place.offset)
         for start in range(0, len(rows), _BLOCK):
             block = rows[start : start + _BLOCK]

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from rag_jax.data.batches import round_up
+from rag_jax.data.batches import double_up
 from rag_jax.data.formats import read_passages
 from rag_jax.lora.store import AdapterStore
 from rag_jax.pipeline.ask import Ask, Facts, Note, Piece, check_length, name_passage
@@ -69,7 +69,7 @@ def _answer(
     prompt = session.format.encode_prompt(question, found if reads else ())
     check_length(len(prompt), limit)
     # Few widths: a program is compiled for each.
-    width = min(round_up(1 << (len(prompt) - 1).bit_length(), 32), limit)
+    width = min(double_up(len(prompt), 32), limit)
     engine = session.make_engine(width, batch_size=count_data_rows())
     answers = engine.answer([prompt], store if encoded else None, [encoded])
     for reason in answers.lost.values():

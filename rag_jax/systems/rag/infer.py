@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Array, Float
 
-from rag_jax.data.batches import pad_rows, round_up
+from rag_jax.data.batches import double_up, pad_rows, round_up
 from rag_jax.decoding.beams import BeamConfig
 from rag_jax.decoding.cache import Cache
 from rag_jax.decoding.prompts import check_prompts
@@ -158,7 +158,7 @@ class Engine:
         inputs = [tokens for example in examples for tokens in example.inputs]
         check_prompts(self.model, inputs, max_tokens=self.max_tokens, batch_size=self.batch_size)
         parts = count_data_rows()
-        batch = min(self.batch_size, round_up(1 << (len(questions) - 1).bit_length(), parts))
+        batch = min(self.batch_size, double_up(len(questions), parts))
         order = sorted(range(len(questions)), key=lambda i: examples[i].width)
         for start in range(0, len(order), batch):
             picked = order[start : start + batch]

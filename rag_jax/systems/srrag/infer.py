@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from rag_jax.data.batches import pad_rows, round_up
+from rag_jax.data.batches import double_up, pad_rows, round_up
 from rag_jax.decoding.cache import Cache
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.runtime.errors import RagJaxError
@@ -94,7 +94,7 @@ class Engine:
                 f"context of {self.model.config.max_length} has for it; shorten it"
             )
         # Few widths: every later program is compiled for each.
-        width = min(round_up(1 << (longest - 1).bit_length(), 32), round_up(self.room, 32))
+        width = min(double_up(longest, 32), round_up(self.room, 32))
         options = {"source_ids": self.format.source_ids}
         parts = []
         for start in range(0, len(rows), self.batch_size):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rag_jax.config import TrainConfig
-from rag_jax.data.batches import round_up
+from rag_jax.data.batches import double_up, round_up
 from rag_jax.decoding.prompts import prefill_batch
 from rag_jax.decoding.sample import Sampling, generate_batch
 from rag_jax.models import Pretrained
@@ -128,7 +128,7 @@ def _plan_documents(session: PlannedSession, planner: Planner) -> None:
     shared = {"B": 1, "T": round_up(examples, 64)}
     prefix = planner.compile("read demonstrations", prefill_batch, *lm, sizes=shared)
     with jax.set_mesh(mesh):
-        few = round_up(1 << (count - 1).bit_length(), count_data_rows())
+        few = double_up(count, count_data_rows())
     # Questions that are demonstrations themselves share the instruction alone with each other.
     own = {"B": min(few, c.verbalise.batch_size), "T": round_up(examples + QUESTION, 32)}
     for names, sizes, start in (
