@@ -48,6 +48,7 @@ setup(
         "bm25s>=0.3.16,<0.4",  # search by words, on NumPy
         "scipy",  # confidence intervals
         "rouge-score",  # ROUGE-L, Google's
+        "nltk",  # words of questions, for Q-BLEU-1
         "sacrebleu",  # BLEU-1
         "regex",  # DPR's tokens, by Unicode category
         "scikit-learn",  # k-means over documents

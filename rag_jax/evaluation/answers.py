@@ -7,9 +7,7 @@ leave nothing of an answer, such as "A" or "The", articles or punctuation are ke
 """
 
 import functools
-import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +20,13 @@ from sacrebleu.metrics import BLEU
 from rag_jax.data.matching import normalize_answer
 from rag_jax.data.words import space_characters
 from rag_jax.evaluation.choices import pick_choice
-from rag_jax.evaluation.texts import list_words, normalize_pair, space_words
+from rag_jax.evaluation.texts import (
+    best_score,
+    home_folder,
+    list_words,
+    normalize_pair,
+    space_words,
+)
 from rag_jax.runtime.errors import RagJaxError
 
 
@@ -37,7 +41,7 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
         predicted, wanted = normalize_pair(prediction, answer)
         return float(predicted == wanted)
 
-    return _best(score, answers)
+    return best_score(score, answers)
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:
@@ -57,7 +61,7 @@ def f1(prediction: str, answers: Sequence[str]) -> float:
         overlap = sum((Counter(predicted) & Counter(words)).values())
         return 2 * overlap / (len(predicted) + len(words))
 
-    return _best(score, answers)
+    return best_score(score, answers)
 
 
 def match(prediction: str, answers: Sequence[str]) -> float:
@@ -80,7 +84,7 @@ def match(prediction: str, answers: Sequence[str]) -> float:
         predicted, words = (" ".join(space_characters(text).split()) for text in (predicted, words))
         return float(bool(words) and f" {words} " in f" {predicted} ")
 
-    return _best(score, answers)
+    return best_score(score, answers)
 
 
 def contains_answer(prediction: str, answers: Sequence[str]) -> float:
@@ -92,7 +96,7 @@ def contains_answer(prediction: str, answers: Sequence[str]) -> float:
     Raises:
         RagJaxError: there are no answers.
     """
-    return _best(lambda answer: float(bool(answer.strip()) and answer in prediction), answers)
+    return best_score(lambda answer: float(bool(answer.strip()) and answer in prediction), answers)
 
 
 def choice_match(prediction: str, answers: Sequence[str], choices: Mapping[str, str]) -> float:
@@ -104,7 +108,7 @@ def choice_match(prediction: str, answers: Sequence[str], choices: Mapping[str, 
         RagJaxError: there are no answers.
     """
     picked = pick_choice(prediction, choices)
-    return _best(lambda answer: float(bool(picked) and picked == answer), answers)
+    return best_score(lambda answer: float(bool(picked) and picked == answer), answers)
 
 
 def rouge_l(prediction: str, answers: Sequence[str]) -> float:
@@ -117,25 +121,15 @@ def rouge_l(prediction: str, answers: Sequence[str]) -> float:
         RagJaxError: there are no answers.
     """
     scorer = _make_rouge()
-    return _best(lambda answer: scorer.score(answer, prediction)["rougeL"].fmeasure, answers)
+    return best_score(lambda answer: scorer.score(answer, prediction)["rougeL"].fmeasure, answers)
 
 
 @functools.cache
 def _make_rouge() -> Any:
-    """The scorer of `rouge_score`, imported here because that is slow, and rarely needed.
-
-    `nltk`, which stems, looks for a home folder while it is imported, and fails where there is none
-    (a container with a user id of its own). It needs no file from there.
-    """
-    homeless = os.path.expanduser("~/") == "~/"
-    if homeless:
-        os.environ["HOME"] = tempfile.gettempdir()
-    try:
+    """The scorer of `rouge_score`, imported here because that is slow, and rarely needed."""
+    with home_folder():
         from nltk.stem.porter import PorterStemmer
         from rouge_score.rouge_scorer import RougeScorer
-    finally:
-        if homeless:
-            del os.environ["HOME"]
     return RougeScorer(["rougeL"], tokenizer=_Stems(PorterStemmer().stem))
 
 
@@ -183,14 +177,6 @@ def distinct_ngrams(texts: Sequence[str], n: int) -> float | None:
         for start in range(len(words) - n + 1)
     ]
     return len(set(ngrams)) / len(ngrams) if ngrams else None
-
-
-def _best(score: Callable[[str], float], answers: Sequence[str]) -> float:
-    if isinstance(answers, str):
-        raise TypeError("answers must be a sequence of strings, not a string")
-    if not answers:
-        raise RagJaxError("answers: a question without answers cannot be scored")
-    return max(map(score, answers))
 
 
 def compute_accuracy(scores: Sequence[float]) -> tuple[float, tuple[float, float]]:

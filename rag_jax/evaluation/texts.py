@@ -1,11 +1,16 @@
 """Texts as metrics compare them: pairs in one normalisation, and words in any script."""
 
+import contextlib
+import os
+import tempfile
 import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 
 import regex
 
 from rag_jax.data.matching import normalize_answer, normalize_text
 from rag_jax.data.words import UNSPACED, space_characters
+from rag_jax.runtime.errors import RagJaxError
 
 # In scripts without spaces each character is a word, as in sacrebleu's tokenizer for Chinese.
 _WORD = regex.compile(rf"(?V1){UNSPACED}|(?:(?!{UNSPACED})[\p{{L}}\p{{N}}\p{{M}}])+")
@@ -55,3 +60,33 @@ def space_words(text: str) -> str:
         return text
     text = space_characters(unicodedata.normalize("NFKC", text))
     return _MARK.sub(r" \g<0> ", text)
+
+
+def best_score(score: Callable[[str], float], answers: Sequence[str]) -> float:
+    """The highest score with any of the answers.
+
+    Raises:
+        RagJaxError: there are no answers.
+    """
+    if isinstance(answers, str):
+        raise TypeError("answers must be a sequence of strings, not a string")
+    if not answers:
+        raise RagJaxError("answers: a question without answers cannot be scored")
+    return max(map(score, answers))
+
+
+@contextlib.contextmanager
+def home_folder() -> Iterator[None]:
+    """Names a home folder while `nltk` is imported, where there is none.
+
+    `nltk` looks for one, and fails in a container with a user id of its own. It needs no file from
+    there.
+    """
+    if os.path.expanduser("~/") != "~/":
+        yield
+        return
+    os.environ["HOME"] = tempfile.gettempdir()
+    try:
+        yield
+    finally:
+        del os.environ["HOME"]

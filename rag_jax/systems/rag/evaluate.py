@@ -12,6 +12,7 @@ from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.evaluation.answers import bleu_1, distinct_ngrams, exact_match, f1, rouge_l
 from rag_jax.evaluation.compare import Method, Record, compare, describe_question, summarize_answers
+from rag_jax.evaluation.questions import q_bleu_1
 from rag_jax.evaluation.rankings import answer_hits
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.runner import ReportSpec
@@ -29,7 +30,7 @@ from rag_jax.systems.stages import answer_timed, list_ranked
 SCORES = {
     "qa": ("exact_match", "f1"),
     "classification": ("accuracy",),
-    "generation": ("rouge_l", "bleu_1", "distinct_trigrams"),
+    "generation": ("rouge_l", "bleu_1", "q_bleu_1", "distinct_trigrams"),
 }
 # Of all answers of a method together; no single question has them.
 _JOINT_SCORES = ("bleu_1", "distinct_trigrams")
@@ -256,7 +257,7 @@ def score_answer(question: Question, prediction: str, task: str) -> dict[str, fl
     """The scores of one answer by the task's metrics that a single question has."""
     answers = question.answers
     if task == "generation":
-        return {"rouge_l": rouge_l(prediction, answers)}
+        return {"rouge_l": rouge_l(prediction, answers), "q_bleu_1": q_bleu_1(prediction, answers)}
     if task == "classification":
         return {"accuracy": exact_match(prediction, answers)}
     return {"exact_match": exact_match(prediction, answers), "f1": f1(prediction, answers)}

@@ -14,6 +14,7 @@ from rag_jax.config import build
 from rag_jax.data.matching import has_answer
 from rag_jax.data.questions import Question
 from rag_jax.evaluation.answers import bleu_1, distinct_ngrams, rouge_l
+from rag_jax.evaluation.questions import q_bleu_1
 from rag_jax.models.io.sizes import find_sizes
 from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import StageContext
@@ -347,6 +348,8 @@ def test_an_encoder_decoder_writes_texts_about_a_folder(make_config, tmp_path):
         assert numbers.get("distinct_trigrams") == distinct_ngrams(written, 3)
         rouge = [rouge_l(*pair) for pair in zip(written, answers, strict=True)]
         assert numbers["rouge_l"] == pytest.approx(np.mean(rouge))
+        asked = [q_bleu_1(*pair) for pair in zip(written, answers, strict=True)]
+        assert numbers["q_bleu_1"] == pytest.approx(np.mean(asked))
         assert "exact_match" not in numbers
 
 
