@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from rag_jax.decoding.cache import Cache, append
+from rag_jax.decoding.cache import Cache, append, fork
 from rag_jax.losses import token_logprobs
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.decoder import Decoder
@@ -29,6 +29,7 @@ def score_text(
         at: positions in `tokens`; the state at `at[b, p]` predicts `targets[b, p]`.
         weights: 0 on padding of the targets.
     """
+    cache = fork(model, cache, 1)  # a longer cache would be a copy of it
     output, _ = append(model, params, cache, tokens, mask)
     return (score_at(model, params, output.hidden, at, targets) * weights).sum(axis=-1)
 

@@ -8,13 +8,25 @@ import resource
 import sys
 from pathlib import Path
 
-import jax
-
 _PROCESS = Path("/proc/self")
 # Resident bytes from which compiled programs are let go of. A program of 30 layers takes 50 to
 # 100 MB, and SR-RAG's main job compiles some thirty; made again from the cache on the disk it takes
 # a second.
 CROWDED = 1_500_000_000
+
+
+# What is freed above this size goes back to the system at once. By default glibc raises its own
+# threshold to 32 MiB after the first large array, and keeps between arrays in use what is freed.
+_KEPT = 1 << 20
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # numbers of `mallopt`, from malloc.h
+
+
+def return_freed() -> None:
+    """Has the C library give freed memory back to the system, from here on."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        library = ctypes.CDLL("libc.so.6")
+        library.mallopt(_MMAP_THRESHOLD, _KEPT)
+        library.mallopt(_TRIM_THRESHOLD, _KEPT)
 
 
 def start_peak() -> None:
@@ -35,6 +47,8 @@ def release_memory() -> None:
     """In a large process, frees compiled programs and what nothing refers to any more."""
     if _read_status("VmRSS") <= CROWDED:
         return
+    import jax  # imported here: commands begin without it
+
     jax.clear_caches()
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # another C library

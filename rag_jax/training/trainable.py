@@ -51,8 +51,8 @@ class Trainable:
         return load_tree(folder, self.abstract())
 
     def load_merged(self, folder: Path) -> PyTree[Array]:
-        """The model's parameters with the trained tree of `load`."""
-        return jax.jit(self.merge)(self.load(folder), self.base)
+        """The model's parameters with the trained tree of `load`; what is not trained is shared."""
+        return self.merge(self.load(folder), self.base)  # a program would copy what it passes on
 
 
 def make_trainable(

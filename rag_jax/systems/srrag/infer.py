@@ -232,6 +232,7 @@ class Engine:
                     "cut_off": not knowledge.ended[i],
                     "fell_back": False,
                 }
+            del knowledge  # the next one needs its room
         if missing:
             written = self.answer_questions(routed, missing, self.format.internal, questions)
             records |= {row: record | {"fell_back": True} for row, record in written.items()}

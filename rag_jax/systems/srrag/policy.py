@@ -187,6 +187,7 @@ def run_datastore(
             values = engine.score_answers(knowledge, [q.answers[0] for q in batch])
             # A source without a passage is never the better one.
             scores.append(np.where(knowledge.found, values, np.finfo(np.float32).min))
+            del knowledge  # the next one needs its room
         keys = fetch(scale_keys(routed.key, datastore.metric))
         scores, ids = np.stack(scores, axis=1), np.asarray([question.id for question in batch])
         better = scores.argmax(axis=1).astype(np.int32)

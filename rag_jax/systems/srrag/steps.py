@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from rag_jax.decoding.cache import Cache, append, grow, init_cache
+from rag_jax.decoding.cache import Cache, append, fork, grow, init_cache
 from rag_jax.decoding.prompts import last_hidden
 from rag_jax.decoding.sample import decode
 from rag_jax.decoding.score import score_continuation, score_text
@@ -140,6 +140,7 @@ def answer(
         The answers and their lengths.
     """
     tokens = jnp.tile(jnp.asarray(cue, jnp.int32), (active.shape[0], 1))
+    cache = fork(model, cache, 1)  # a longer cache would be a copy of it
     output, cache = append(model, params, cache, tokens, jnp.tile(active[:, None], len(cue)))
     hidden, limits = output.hidden[:, -1], {"max_tokens": max_tokens, "stop_ids": stop_ids}
     decoded = decode(model, params, cache, hidden, **limits, active=active)
