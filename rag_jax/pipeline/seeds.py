@@ -103,7 +103,7 @@ def summarize_seeds(
         method: {
             name: values
             for name in of_first
-            if _are_numbers(values := [report["methods"][method][name] for report in reports])
+            if _are_numbers(values := [report["methods"][method].get(name) for report in reports])
         }
         for method, of_first in reports[0]["methods"].items()
     }
@@ -153,7 +153,9 @@ def _write(report: Mapping[str, Any], spec: ReportSpec, folder: Path) -> None:
     names = f"seeds {report['seeds'][0]} to {report['seeds'][-1]}"
     tables = {
         f"mean over {names}": tabulate_methods(report["methods"], spec.columns),
-        "deviation over the seeds": tabulate_methods(report["deviation"], spec.columns),
+        "deviation over the seeds": tabulate_methods(
+            report["deviation"], [name for name in spec.columns if name != "n"]
+        ),
         _PAIRED: tabulate_pairs(report["paired"]),
     }
     title = f"{report['system']}: {report['model']} on {report['dataset']}, {names}"

@@ -46,6 +46,10 @@ def test_the_numbers_over_seeds_are_those_of_a_slow_computation():
         assert found["methods"][name] == pytest.approx({"n": 40, "accuracy": mean})
         deviation = (sum((m - mean) ** 2 for m in means) / 2) ** 0.5
         assert found["deviation"][name] == pytest.approx({"n": 0, "accuracy": deviation})
+    reports[1]["methods"]["ours"]["late"] = 1.0  # a number that not every seed has
+    assert summarize_seeds([5, 6, 7], reports, predictions, SPEC) == found
+    reports[0]["methods"]["ours"]["late"] = 1.0
+    assert summarize_seeds([5, 6, 7], reports, predictions, SPEC) == found
     pair = found["paired"]["rows"]["other"]["accuracy"]
     averages = [
         [sum(scores[s][i] for s in range(3)) / 3 for i in range(40)] for scores in (other, ours)
