@@ -195,6 +195,10 @@ class Session:
             self.check_corpus(corpus)
             self._corpus = folder, corpus
 
+    def check_stage(self, context: StageContext) -> None:
+        """Checks the corpus of a finished stage; raises a RagJaxError as `check_corpus`."""
+        self.open_corpus(context.path("corpus", ""))
+
     @property
     def corpus(self) -> Collection:
         """The passages and questions of the run.

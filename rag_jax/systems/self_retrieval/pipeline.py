@@ -49,7 +49,7 @@ def list_stages(session: Session) -> list[Stage]:
     mined = {"depth": _DEPTH, "count": kept}
     full = train_twice("indexing", "train", titled=True)
     stages = [
-        Stage("corpus", corpus, source, version=2),
+        Stage("corpus", corpus, source, version=2, check=session.check_stage),
         stage("negatives", run_negatives, {"kept": kept}, "corpus", **mined),
         trie("trie", titled=True),
         *full,
