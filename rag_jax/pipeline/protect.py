@@ -64,6 +64,20 @@ def check_finished(
     return pending
 
 
+def list_pending(
+    stages: Sequence[Stage], workdir: Path, given: Mapping[str, Record] = MappingProxyType({})
+) -> list[Stage]:
+    """The stages that will be made, as far as their records tell."""
+    made, pending = {**given}, {}
+    for stage in stages:
+        wanted = records.describe(stage, made)
+        changed = _compare(workdir / "stages" / stage.name, wanted) != ""
+        if changed or pending.keys() & {*stage.needs}:
+            pending[stage.name] = stage
+        made[stage.name] = wanted | {"run": ""}
+    return [*pending.values()]
+
+
 def _compare_systems(workdir: Path, system: str | None) -> Iterator[str]:
     """Says so if the finished run is of another system; a report that is damaged tells nothing."""
     with contextlib.suppress(RagJaxError), parsing(workdir / REPORT):

@@ -27,6 +27,7 @@ import jax
 from rag_jax.evaluation.pairs import compare_rows, tabulate_pairs
 from rag_jax.evaluation.report import tabulate_methods, write_report
 from rag_jax.pipeline import protect, records
+from rag_jax.pipeline.begin import begin_run
 from rag_jax.pipeline.finished import NOTHING, Finished, find_finished
 from rag_jax.pipeline.maps import POLL, Worker
 from rag_jax.pipeline.records import ENDED, Record
@@ -40,7 +41,6 @@ from rag_jax.runtime.files import (
     explain_removal,
     read_json,
     read_jsonl,
-    write_json,
 )
 from rag_jax.runtime.hosts import is_first, wait_for_all
 from rag_jax.runtime.memory import release_memory
@@ -104,7 +104,8 @@ def run_stages(
             options = {"given": given.records, "overwrite": overwrite, "flag": flag}
             options["system"] = getattr(config, "system", None)
             changes = protect.check_finished(stages, workdir, **options)
-            begin = {stages[0].name: partial(_begin_run, stages[0], workdir, config, changes)}
+            inputs = stages, workdir, config, given.records, flag, changes
+            begin = {stages[0].name: partial(begin_run, *inputs)}
             for stage in stages:
                 if reuse is not None and is_first():
                     _take_stage(stage, workdir / "stages", made, reuse / "stages")
@@ -258,22 +259,6 @@ def _take_stage(stage: Stage, folder: Path, made: Mapping[str, Record], other: P
     if record and record["ended"]:
         log(f"stage {stage.name}: taken from {other.parent}")
         records.take(folder / stage.name, other / stage.name)
-
-
-def _begin_run(
-    first: Stage, workdir: Path, config: Any, changes: bool, context: StageContext
-) -> None:
-    """Checks the artefacts of a run's first stage, and then touches the first files of the run.
-
-    Args:
-        changes: whether a finished run is changed.
-        context: of the first stage.
-    """
-    if changes:
-        first.check(context)
-        if is_first():
-            protect.mark_report(workdir)
-    write_json(workdir / "config.json", config)
 
 
 def _run_stage(

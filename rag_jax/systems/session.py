@@ -281,8 +281,9 @@ def make_stage(
     *needs: str,
     shardable: tuple[str, ...] = (),
     version: int = 1,
+    room: Callable[[], tuple[int, int]] = lambda: (0, 0),
     **given: Any,
 ) -> Stage:
     """A stage with its function bound to a session; see `Stage` and `bind`."""
     run = bind(session, function, **given)
-    return Stage(name, run, settings, needs, version=version, shardable=shardable)
+    return Stage(name, run, settings, needs, version=version, shardable=shardable, room=room)

@@ -13,12 +13,14 @@ from jaxtyping import Array, Float, PyTree
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection, Question
 from rag_jax.models import Pretrained
+from rag_jax.models.io.load import load_config
 from rag_jax.models.vocabulary import grow_vocabulary, put_tokens, take_tokens
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.progress import log
 from rag_jax.runtime.sharding import DECODER_RULES, shard_params
 from rag_jax.systems import session
+from rag_jax.systems.room import Room, index_room, train_room, weigh_arrays, weigh_trained
 from rag_jax.systems.srrag import sources
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.data import Example, Format, make_examples, special_tokens
@@ -27,6 +29,7 @@ from rag_jax.systems.srrag.label import read_labels
 from rag_jax.systems.srrag.loss import make_losses
 from rag_jax.systems.srrag.policy import Datastore, read_datastore
 from rag_jax.systems.srrag.train import fit_examples
+from rag_jax.systems.srrag.verbalise import draw_pool
 from rag_jax.training.loop import LossFunction
 from rag_jax.training.trainable import Trainable, cast, init_trained, merge_trained
 
@@ -132,6 +135,34 @@ class Session(session.Session):
         model = {"base": self.base, "trainable": self.trainable, "losses": self.losses}
         return partial(fit_examples, **model, **settings)
 
+    # Room on the disk.
+
+    @property
+    def rooms(self) -> dict[str, Callable[[], Room]]:
+        """The estimates of stages of every run."""
+        trainings = dict.fromkeys(("stage1", "stage2"), self.estimate_training)
+        return {"index": self.estimate_index, "datastore": self.estimate_datastore, **trainings}
+
+    def estimate_training(self) -> Room:
+        """What a training writes: all weights or an adapter, and the special tokens' embeddings."""
+        c, model = self.config, load_config(self.config.model.name)
+        rows = len(special_tokens(c.sources)) + c.model.vocab_multiple
+        # Embeddings and head, apart and, where all is trained, as rows of the grown tables.
+        tables = [(rows, model.hidden_size)] * (4 if c.tuning.mode == "full" else 2)
+        return train_room(weigh_trained(c.tuning, model) + weigh_arrays(tables))
+
+    def estimate_index(self) -> Room:
+        """What the index stage writes: all embeddings, and those of each searched source."""
+        selected = sources.select_all(self.config.sources, self.passages).values()
+        indexed = sum(map(len, selected))
+        return index_room(self.config.encoder.name, len(self.passages), indexed=indexed)
+
+    def estimate_datastore(self) -> Room:
+        """What a datastore's entries take, and their parts before they are joined."""
+        width = load_config(self.config.model.name).hidden_size + 32  # a key, an id, scores
+        entries = weigh_arrays([(len(self.train_questions), width)])
+        return entries, entries
+
     # Inference.
 
     def open_datastore(self, context: StageContext, stage: str = "datastore") -> Datastore:
@@ -204,8 +235,10 @@ class Session(session.Session):
         if not self.trains:
             self.check_evaluation(corpus)
             return
-        count = len(self.choose_questions(corpus, "train", c.train_questions))
+        questions = self.choose_questions(corpus, "train", c.train_questions)
+        count = len(questions)
         self.check_size(count)
+        draw_pool(questions, c.verbalise, contexts=c.contexts, seed=c.seed)
         if c.datastore.k > count:
             log(f"config.datastore.k={c.datastore.k}: all {count} training questions vote")
         self.check_evaluation(corpus)

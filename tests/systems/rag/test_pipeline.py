@@ -39,6 +39,7 @@ from systems.evaluated import (
     read_answers,
     write_world,
 )
+from systems.rooms import check_rooms
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 STAGES = ["corpus", "index", "frozen", "joint", "evaluate", "memory"]
@@ -78,6 +79,15 @@ def load_trained(session, workdir, stage):
 
 def assert_same(left, right):
     jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def test_room_on_the_disk(finished, refreshed, make_session):
+    session = make_session()
+    assert check_rooms(session, list_stages(session), finished[0]) == ["index", "frozen", "joint"]
+    # With the embeddings of an index that is refreshed twice.
+    session = make_session(**REFRESH)
+    stages = list_stages(session)[:4]
+    assert check_rooms(session, stages, refreshed) == ["index", "frozen", "joint"]
 
 
 def test_report(finished, make_config):

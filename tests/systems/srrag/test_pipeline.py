@@ -33,6 +33,7 @@ from rag_jax.systems.srrag.pipeline import evaluate_on
 from rag_jax.systems.srrag.session import Session
 from rag_jax.training import fit as training
 from systems import evaluated
+from systems.rooms import check_rooms
 from systems.srrag.tiny_run import (
     BACKEND,
     METHODS,
@@ -52,6 +53,11 @@ def quick():
 
 
 # The report.
+
+
+def test_room_on_the_disk(finished, session):
+    estimated = check_rooms(session, pipeline.list_stages(session), finished[0])
+    assert estimated == ["index", "stage1", "stage2", "datastore"]
 
 
 def test_report(finished, make_config):
