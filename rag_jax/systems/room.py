@@ -12,12 +12,13 @@ from rag_jax.config import TuningConfig
 from rag_jax.models.io.architectures import Config
 from rag_jax.models.io.load import load_config
 from rag_jax.models.io.weights import list_slots
+from rag_jax.runtime.checkpoint import KEEP
 
 Room = tuple[int, int]
 _FLOAT = 4  # bytes of a float32, in which trained parameters and embeddings are kept
-# Of the trained tree: the parameters and AdamW's two moments, in the newest checkpoint and in the
-# one that is being written.
-_CHECKPOINTS = 2 * 3
+# Times that checkpoints hold the trained tree: parameters and AdamW's two moments, in those that
+# are kept and in the one that is being written.
+_CHECKPOINTS = 3 * (KEEP + 1)
 # Bytes of a saved tree's description: of each array, and of the tree.
 _ARRAY, _TREE = 1536, 4096
 

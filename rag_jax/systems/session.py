@@ -23,6 +23,7 @@ from rag_jax.pipeline.own_corpus import read_corpus
 from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.retrieval import Index, encode_texts, fingerprint_corpus, list_texts
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.progress import log
 from rag_jax.runtime.sharding import DECODER_RULES, check_batches, make_mesh
 from rag_jax.training.trainable import Trainable, make_trainable
 
@@ -53,6 +54,13 @@ class Session:
         sizes = {f"config.{path}": self._get_setting(path) for path in self.batch_sizes}
         check_batches(self.mesh, sizes)
         self._corpus: tuple[Path, Collection] | None = None
+        self._noted: set[str] = set()
+
+    def note(self, line: str) -> None:
+        """Logs a line, unless the session has logged it before."""
+        if line not in self._noted:
+            self._noted.add(line)
+            log(line)
 
     def _get_setting(self, path: str) -> Any:
         value = self.config

@@ -213,16 +213,14 @@ class Session(session.Session):
     # Passages and questions.
 
     def check_corpus(self, corpus: Collection) -> None:
-        """Raises a RagJaxError if there are too few passages, or no questions or labels."""
+        """Raises a RagJaxError if there are no questions or labels; says if passages are few."""
         super().check_corpus(corpus)
         c, size = self.config, len(corpus.passages)
         curve = max(c.decode.curve, default=0)
         numbers = {"passages": c.passages, "decode.passages": c.decode.passages}
         for name, number in {**numbers, "decode.curve": curve}.items():
             if number > size:
-                raise RagJaxError(
-                    f"config.{name}={number}: the data has only {size} passages; lower it to {size}"
-                )
+                self.note(f"config.{name}={number}: the corpus has only {size}, and all are read")
         self.list_labels(corpus)
 
     @property

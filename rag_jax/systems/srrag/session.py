@@ -1,5 +1,6 @@
 """What a run of SR-RAG has open: the language model with special tokens, encoder, losses."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -17,7 +18,6 @@ from rag_jax.models.io.load import load_config
 from rag_jax.models.vocabulary import grow_vocabulary, put_tokens, take_tokens
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.progress import log
 from rag_jax.runtime.sharding import DECODER_RULES, shard_params
 from rag_jax.systems import session
 from rag_jax.systems.room import Room, index_room, train_room, weigh_arrays, weigh_trained
@@ -168,7 +168,7 @@ class Session(session.Session):
     def open_datastore(self, context: StageContext, stage: str = "datastore") -> Datastore:
         """The policy datastore that a stage filled."""
         path = context.path(stage, "datastore.npz")
-        return read_datastore(path, self.config.datastore, self.check_size)
+        return read_datastore(path, self.config.datastore)
 
     def open_search(self, context: StageContext, count: int) -> Search:
         """The searched sources over the run's passages; see `sources.search_indices`.
@@ -226,41 +226,51 @@ class Session(session.Session):
         c = self.config
         return self.choose_questions(self.corpus, "dev", c.questions) if c.route.is_tuned else []
 
-    def check_corpus(self, corpus: Collection) -> None:
-        """Raises a RagJaxError if the corpus cannot be trained on and evaluated.
+    @cached_property
+    def contexts(self) -> int:
+        """Number of contexts that each source gives for a training question."""
+        return self.count_contexts(self.corpus)
 
-        To train, a source needs as many passages as a training question gets contexts.
+    def count_contexts(self, corpus: Collection) -> int:
+        """Number of contexts that every source has: odd, and fewer where there is little.
+
+        A source needs as many passages, and a dataset as many training questions.
         """
+        c = self.config
+        searched = sources.select_all(c.sources, corpus.passages)
+        counts = {c.sources[i].name: len(rows) for i, rows in searched.items()}
+        asked = self.choose_questions(corpus, "train", c.train_questions)
+        counts["the training set"] = min(Counter(q.dataset for q in asked).values())
+        least = min(counts, key=counts.__getitem__)
+        count = min(c.contexts, counts[least])
+        count -= 1 - count % 2  # the better half of two sources' contexts has to have a majority
+        if count < c.contexts:
+            few = f"{least} has only {counts[least]}"
+            self.note(f"config.contexts={c.contexts}: {count} of each source, because {few}")
+        return count
+
+    def check_corpus(self, corpus: Collection) -> None:
+        """Raises a RagJaxError if the corpus cannot be trained on and evaluated."""
         c = self.config
         if not self.trains:
             self.check_evaluation(corpus)
             return
         questions = self.choose_questions(corpus, "train", c.train_questions)
-        count = len(questions)
-        self.check_size(count)
-        draw_pool(questions, c.verbalise, contexts=c.contexts, seed=c.seed)
+        contexts, count = self.count_contexts(corpus), len(questions)
+        draw_pool(questions, c.verbalise, contexts=contexts, seed=c.seed)
         if c.datastore.k > count:
-            log(f"config.datastore.k={c.datastore.k}: all {count} training questions vote")
+            self.note(f"config.datastore.k={c.datastore.k}: all {count} training questions vote")
         self.check_evaluation(corpus)
         if c.route.is_tuned and not any(q.answers for q in corpus.questions.get("dev", [])):
             raise RagJaxError(
                 "config.route.tau=None: there are no 'dev' questions with answers to choose it on; "
                 "give a number (the paper's is 0.2), or config.data.held_out training questions"
             )
-        setting = "config.contexts"
-        sources.check_sources(corpus.passages, c.sources, count=c.contexts, setting=setting)
 
     def check_evaluation(self, corpus: Collection) -> None:
-        """Raises a RagJaxError if the corpus cannot be evaluated."""
+        """Raises a RagJaxError if there are no questions or a source has no passages."""
         c = self.config
         self.choose_questions(corpus, c.evaluate_on, c.questions)
-        setting = "config.answer.passages"
-        sources.check_sources(corpus.passages, c.sources, count=c.answer.passages, setting=setting)
-
-    def check_size(self, count: int) -> None:
-        """Raises a RagJaxError if `count` training questions are too few for the settings."""
-        contexts = self.config.contexts
-        if contexts > count:
-            raise RagJaxError(
-                f"config.contexts={contexts}: is above the {count} training questions; lower it"
-            )
+        asked = {"count": c.answer.passages, "setting": "config.answer.passages"}
+        for remark in sources.check_sources(corpus.passages, c.sources, **asked):
+            self.note(remark)

@@ -391,15 +391,6 @@ def test_labels_are_the_answers_of_a_classification(classified):
         assert numbers["accuracy"] == np.mean(right) and len(right) == 2
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("passages", 7), ("decode.passages", 7), ("decode.curve", (1, 7))]
-)
-def test_more_passages_than_the_data_have(make_session, tmp_path, name, value):
-    changes = {name: value} | write_folder(tmp_path / "data", lambda i, place: [place])
-    with pytest.raises(RagJaxError, match=f"config.{name}=7: the data has only 6 passages"):
-        run_stages(list_stages(make_session(**changes))[:1], tmp_path / "run")
-
-
 def test_too_many_labels(make_session, tmp_path, monkeypatch):
     monkeypatch.setattr(sessions, "MAX_LABELS", 3)
     with pytest.raises(RagJaxError, match="classification': the training answers are . different"):
