@@ -1,7 +1,8 @@
 """What keeps a finished run from being overwritten by mistake."""
 
+import contextlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -23,24 +24,29 @@ def check_finished(
     given: Mapping[str, Record] = MappingProxyType({}),
     overwrite: bool,
     flag: str = "--workdir",
-) -> None:
+    system: str | None = None,
+) -> bool:
     """Refuses to make stages of a finished run again with other settings, unless `overwrite`.
 
     A run is finished if it has a report. Stages that evaluate, or that no other stage needs, may
-    change, and so may stages that the run does not have, such as ablations. If a stage will be made
-    again, the report says so from now on, until it is written again.
+    change, and so may stages that the run does not have, such as ablations.
 
     Args:
         given: the records of another run's stages that this run takes, by name.
         flag: by which the command line names the work folder.
+        system: whose stages they are; a finished run of another one is refused.
+
+    Returns:
+        Whether a stage of a finished run will be made again.
 
     Raises:
         RagJaxError: naming what differs, and a work folder that is free.
     """
     if not (workdir / REPORT).exists():
-        return
+        return False
     needed = {need for stage in stages for need in stage.needs}
-    changes, pending, made = [], False, {**given}
+    changes, made = list(_compare_systems(workdir, system)), {**given}
+    pending = bool(changes)
     for stage in stages:
         wanted = records.describe(stage, made)
         change = _compare(workdir / "stages" / stage.name, wanted)
@@ -55,8 +61,29 @@ def check_finished(
             f"{others}): give the new run a folder of its own, {flag}={_find_free(workdir)}, or "
             "overwrite the finished run with --overwrite"
         )
-    if pending:
-        _mark(workdir)
+    return pending
+
+
+def list_pending(
+    stages: Sequence[Stage], workdir: Path, given: Mapping[str, Record] = MappingProxyType({})
+) -> list[Stage]:
+    """The stages that will be made, as far as their records tell."""
+    made, pending = {**given}, {}
+    for stage in stages:
+        wanted = records.describe(stage, made)
+        changed = _compare(workdir / "stages" / stage.name, wanted) != ""
+        if changed or pending.keys() & {*stage.needs}:
+            pending[stage.name] = stage
+        made[stage.name] = wanted | {"run": ""}
+    return [*pending.values()]
+
+
+def _compare_systems(workdir: Path, system: str | None) -> Iterator[str]:
+    """Says so if the finished run is of another system; a report that is damaged tells nothing."""
+    with contextlib.suppress(RagJaxError), parsing(workdir / REPORT):
+        before = read_json(workdir / REPORT).get("system")
+        if None not in (before, system) and before != system:
+            yield f"system: {before} -> {system}"
 
 
 def _compare(place: Path, wanted: Record) -> str | None:
@@ -80,8 +107,12 @@ def _find_free(workdir: Path) -> Path:
     return next(path for path in names if not path.exists())
 
 
-def _mark(workdir: Path) -> None:
-    """Says in both forms of the report that the run is being changed."""
+def mark_report(workdir: Path) -> None:
+    """Says in both forms of the report, until it is written again, that the run is being changed.
+
+    Raises:
+        RagJaxError: the report is damaged.
+    """
     note = "The run is being changed: this report is of the run as it was before."
     with parsing(workdir / REPORT):
         report = dict(read_json(workdir / REPORT))

@@ -95,10 +95,20 @@ def find_folder(place: Path) -> Path:
 
 
 def put_in_place(folder: Path, place: Path) -> None:
-    """Moves the draft of a stage that ended to the stage's place; removes drafts not needed."""
+    """Moves the draft of a stage that ended to the stage's place; removes drafts not needed.
+
+    What was there is removed when the draft is in its place, and is put back if that fails.
+    """
     if folder != place:
-        _discard(place)
-        folder.rename(place)
+        old = _set_aside(place)
+        try:
+            folder.rename(place)
+        except BaseException:
+            if old.exists() and not place.exists():
+                old.rename(place)
+            raise
+        if old.exists():
+            shutil.rmtree(old)
     elif (draft := find_folder(place)) != place:
         _discard(draft)
 
@@ -271,8 +281,14 @@ def _empty(folder: Path) -> None:
 
 def _discard(folder: Path) -> None:
     """Removes a folder. It is renamed first, so never half of it remains."""
+    if (doomed := _set_aside(folder)).exists():
+        shutil.rmtree(doomed)
+
+
+def _set_aside(folder: Path) -> Path:
+    """Renames a folder, if there is one, and returns the name beside it that it has now."""
     doomed = folder.with_name(f".{folder.name.strip('.')}.old")
     shutil.rmtree(doomed, ignore_errors=True)
     if folder.exists():
         folder.rename(doomed)
-        shutil.rmtree(doomed)
+    return doomed

@@ -13,12 +13,12 @@ Several workers can divide the maps of shardable stages. They share nothing but 
 """
 
 import contextlib
-import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,20 @@ import jax
 from rag_jax.evaluation.pairs import compare_rows, tabulate_pairs
 from rag_jax.evaluation.report import tabulate_methods, write_report
 from rag_jax.pipeline import protect, records
+from rag_jax.pipeline.begin import begin_run
 from rag_jax.pipeline.finished import NOTHING, Finished, find_finished
 from rag_jax.pipeline.maps import POLL, Worker
 from rag_jax.pipeline.records import ENDED, Record
 from rag_jax.pipeline.stage import Stage, StageContext, WorkerDone
+from rag_jax.pipeline.workdir import hold_lock, make_workdir
 from rag_jax.runtime import signals
 from rag_jax.runtime.checkpoint import check_path
-from rag_jax.runtime.errors import Preempted, RagJaxError
+from rag_jax.runtime.errors import Preempted
 from rag_jax.runtime.files import (
     explain_disk_errors,
     explain_removal,
     read_json,
     read_jsonl,
-    write_json,
 )
 from rag_jax.runtime.hosts import is_first, wait_for_all
 from rag_jax.runtime.memory import release_memory
@@ -85,11 +86,11 @@ def run_stages(
     workdir = Path(workdir)
     check_path(workdir)
     with explain_disk_errors(workdir):
-        _make_workdir(workdir)
+        make_workdir(workdir)
         follows = worker is not None and worker.index > 0
         lock = workdir / (f".lock.{worker.index}-of-{worker.count}" if follows else ".lock")
         with (
-            _lock(lock, flag) if is_first() else contextlib.nullcontext(),
+            hold_lock(lock, flag) if is_first() else contextlib.nullcontext(),
             explain_removal(workdir),
         ):
             records.check_layout(workdir)
@@ -101,13 +102,15 @@ def run_stages(
                 raise Preempted("every stage is made; worker 0 writes the report")
             records.write_layout(workdir)
             options = {"given": given.records, "overwrite": overwrite, "flag": flag}
-            protect.check_finished(stages, workdir, **options)
+            options["system"] = getattr(config, "system", None)
+            changes = protect.check_finished(stages, workdir, **options)
+            inputs = stages, workdir, config, given.records, flag, changes
+            begin = {stages[0].name: partial(begin_run, *inputs)}
             for stage in stages:
                 if reuse is not None and is_first():
                     _take_stage(stage, workdir / "stages", made, reuse / "stages")
-                made[stage.name] = _run_stage(stage, *place, made, worker)
-                if stage is stages[0]:  # nothing was touched before the inputs were checked
-                    write_json(workdir / "config.json", config)
+                before = begin.get(stage.name, lambda context: None)
+                made[stage.name] = _run_stage(stage, *place, made, worker, before)
             keys = ("name", "seconds", "compile_seconds", "fingerprint", "reused")
             return [
                 {key: made[stage.name][key] for key in keys}
@@ -259,14 +262,25 @@ def _take_stage(stage: Stage, folder: Path, made: Mapping[str, Record], other: P
 
 
 def _run_stage(
-    stage: Stage, folder: Path, given: Finished, made: Mapping[str, Record], worker: Worker | None
+    stage: Stage,
+    folder: Path,
+    given: Finished,
+    made: Mapping[str, Record],
+    worker: Worker | None,
+    before: Callable[[StageContext], None],
 ) -> Record:
-    """Keeps, continues or makes a stage; returns the stage's record."""
+    """Keeps, continues or makes a stage; returns the stage's record.
+
+    Args:
+        before: is called before the stage is put in its place.
+    """
     signals.check()
     place, wanted = folder / stage.name, records.describe(stage, made)
     at, record, reason = records.locate(place, wanted, made, repairs=stage.repairs)
+    context = StageContext(stage, folder, worker, at, given.folders)
     wait_for_all(f"stage {stage.name} was looked for")
     if record and record.pop("ended"):
+        before(context)
         if is_first():
             records.put_in_place(at, place)
         wait_for_all(f"stage {stage.name} is in its place")
@@ -286,10 +300,12 @@ def _run_stage(
                 left.unlink()
     wait_for_all(f"stage {stage.name} is to begin")
     with records.measure(at):
-        stage.run(StageContext(stage, folder, worker, at, given.folders))
+        stage.run(context)
     release_memory()
     if is_first():
         records.end(at)
+    before(context)
+    if is_first():
         records.put_in_place(at, place)
     wait_for_all(f"stage {stage.name} has ended")
     return read_json(place / ENDED) | {"reused": False}
@@ -315,30 +331,3 @@ def _follow_stage(
             log(f"stage {stage.name}: waiting for worker 0")
             said = True
         time.sleep(POLL)
-
-
-def _make_workdir(workdir: Path) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except FileNotFoundError:  # as below /proc
-        raise RagJaxError(
-            f"cannot write {workdir}: no folder can be made there; choose a folder with --workdir"
-        ) from None
-
-
-@contextlib.contextmanager
-def _lock(path: Path, flag: str) -> Iterator[None]:
-    """Holds a file for this process; the system releases it when the process ends."""
-    with open(path, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
-            raise RagJaxError(
-                f"{path.parent}: in use by another run (process {owner}); wait for it or choose "
-                f"another folder with {flag}"
-            ) from None
-        file.truncate(0)
-        print(os.getpid(), file=file, flush=True)
-        yield

@@ -92,6 +92,10 @@ class Stage:
         shardable: names of the files that `run` maps items to and that several workers may divide.
         evaluates: whether the stage only measures, so that its settings may change in a finished
             run. A stage that no other one needs may in any case.
+        check: looks at the artefacts of a run's first stage before a finished run is changed, and
+            raises a RagJaxError if later stages cannot work with them.
+        room: estimates the bytes that the stage leaves on the disk, and the bytes that it needs
+            beside those while it is made; called after the first stage's check.
         repairs: if True, the stage repairs its own damaged outputs and is re-run on the existing
             folder; otherwise a damaged stage is rebuilt from scratch.
     """
@@ -104,3 +108,5 @@ class Stage:
     shardable: tuple[str, ...] = ()
     repairs: bool = False
     evaluates: bool = False
+    check: Callable[[StageContext], None] = lambda context: None
+    room: Callable[[], tuple[int, int]] = lambda: (0, 0)

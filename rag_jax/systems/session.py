@@ -23,6 +23,7 @@ from rag_jax.pipeline.own_corpus import read_corpus
 from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.retrieval import Index, encode_texts, fingerprint_corpus, list_texts
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.progress import log
 from rag_jax.runtime.sharding import DECODER_RULES, check_batches, make_mesh
 from rag_jax.training.trainable import Trainable, make_trainable
 
@@ -53,6 +54,13 @@ class Session:
         sizes = {f"config.{path}": self._get_setting(path) for path in self.batch_sizes}
         check_batches(self.mesh, sizes)
         self._corpus: tuple[Path, Collection] | None = None
+        self._noted: set[str] = set()
+
+    def note(self, line: str) -> None:
+        """Logs a line, unless the session has logged it before."""
+        if line not in self._noted:
+            self._noted.add(line)
+            log(line)
 
     def _get_setting(self, path: str) -> Any:
         value = self.config
@@ -195,6 +203,10 @@ class Session:
             self.check_corpus(corpus)
             self._corpus = folder, corpus
 
+    def check_stage(self, context: StageContext) -> None:
+        """Checks the corpus of a finished stage; raises a RagJaxError as `check_corpus`."""
+        self.open_corpus(context.path("corpus", ""))
+
     @property
     def corpus(self) -> Collection:
         """The passages and questions of the run.
@@ -277,8 +289,9 @@ def make_stage(
     *needs: str,
     shardable: tuple[str, ...] = (),
     version: int = 1,
+    room: Callable[[], tuple[int, int]] = lambda: (0, 0),
     **given: Any,
 ) -> Stage:
     """A stage with its function bound to a session; see `Stage` and `bind`."""
     run = bind(session, function, **given)
-    return Stage(name, run, settings, needs, version=version, shardable=shardable)
+    return Stage(name, run, settings, needs, version=version, shardable=shardable, room=room)

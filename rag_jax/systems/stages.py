@@ -73,7 +73,8 @@ def make_run(
 
 def corpus_stage(session: Session) -> Stage:
     """The stage that copies passages and questions, whatever their format, into one."""
-    return Stage("corpus", bind(session, run_corpus), settings=session.source, version=2)
+    make = bind(session, run_corpus)
+    return Stage("corpus", make, session.source, version=2, check=session.check_stage)
 
 
 def run_corpus(

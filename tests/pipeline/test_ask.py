@@ -17,6 +17,7 @@ from rag_jax.pipeline.ask import (
     name_passage,
     show,
 )
+from rag_jax.runtime import signals
 from rag_jax.runtime.errors import RagJaxError
 
 SHOWN = [
@@ -154,6 +155,8 @@ def test_ctrl_c_at_the_prompt_or_without_a_person(prompt, monkeypatch, capsys):
         command.converse(lambda line: None)
     # Where nobody sits the whole command ends, in one line.
     monkeypatch.setattr(sys, "argv", ["ask.py"])
+    # The end of a command has signals ignored, also by the tests after this one.
+    monkeypatch.setattr(signals, "_install", lambda handler: None)
 
     def interrupt(arguments):
         raise KeyboardInterrupt

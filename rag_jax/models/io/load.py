@@ -109,6 +109,20 @@ def load_tokenizer(name_or_path: str | Path) -> Tokenizer:
     return _read_tokenizer(folder, read_config(folder / "config.json"))
 
 
+def load_config(name_or_path: str | Path) -> Config:
+    """A model's sizes without the model's weights, as `load` gives them.
+
+    Raises:
+        RagJaxError: the model is not found or cannot be fetched, or a file is damaged.
+    """
+    path = resolve(name_or_path)
+    file, folder = find_weights(path)[0], path.parent if path.is_file() else path
+    if file.suffix == ".gguf":
+        gguf = read_gguf(file)
+        return read_gguf_config(gguf.metadata, gguf.tensors, path=file)
+    return read_config(folder / "config.json")
+
+
 def _read_tokenizer(folder: Path, config: Config) -> Tokenizer:
     stop_ids = () if isinstance(config, BertConfig) else read_stop_ids(folder)
     return Tokenizer.from_folder(folder, stop_ids=stop_ids)

@@ -9,6 +9,7 @@ from rag_jax.systems.dpr.evaluate import describe_report, run_evaluation
 from rag_jax.systems.dpr.session import Session
 from rag_jax.systems.dpr.train import run_dev_negatives, run_training
 from rag_jax.systems.evaluation import make_evaluation
+from rag_jax.systems.room import encoder_room, index_room
 from rag_jax.systems.session import make_stage
 from rag_jax.systems.stages import corpus_stage, make_run, run_index, run_negatives
 
@@ -20,6 +21,7 @@ def list_stages(session: Session) -> list[Stage]:
     c = session.config
     encoder = {"weights": session.fingerprint("encoder.name"), "encoder": c.encoder}
     index, kept = {**encoder, "index": c.index}, {"ids": True, "shardable": ("embeddings.npy",)}
+    kept["room"] = lambda: index_room(c.encoder.name, len(session.passages))
 
     def load_untrained(context: StageContext) -> Pretrained:
         del context
@@ -32,11 +34,13 @@ def list_stages(session: Session) -> list[Stage]:
     hard = {"depth": c.negatives.depth, "count": c.negatives.kept}
     training = {**encoder, "train": c.train, "seed": c.seed, "positives": c.positives}
     mining, needs = {"negatives": c.negatives}, ("corpus", "negatives")
-    validation = []
-    if c.validation.after is not None:
+    validation, validated = [], c.validation.after is not None
+    if validated:
         name, pool = "dev_negatives", {"depth": c.negatives.depth, "validation": c.validation}
         validation = [stage(name, run_dev_negatives, pool, "corpus")]
         training, needs = {**training, "validation": c.validation}, (*needs, name)
+    options = {"sides": 2, "shared": c.encoder.shared, "validated": validated}
+    room = partial(encoder_room, c.encoder.name, **options)
     evaluation = {**encoder, "on": c.evaluate_on, "depth": c.depth}
     evaluated = ("corpus", "untrained", "train", "trained")
     return [
@@ -44,7 +48,7 @@ def list_stages(session: Session) -> list[Stage]:
         stage("negatives", run_negatives, mining, "corpus", **hard),
         *validation,
         stage("untrained", run_index, index, "corpus", load=load_untrained, **kept),
-        stage("train", run_training, training, *needs),
+        stage("train", run_training, training, *needs, room=room),
         stage("trained", run_index, index, "corpus", "train", load=load_trained, **kept),
         stage("evaluate", run_evaluation, evaluation, *evaluated),
     ]

@@ -26,7 +26,8 @@ def list_stages(session: Session) -> list[Stage]:
     training = {**model, "tuning": c.tuning, "prompt": c.prompt, "seed": c.seed}
     stage = partial(make_stage, session)
     warming = {**training, "warm_up": c.warm_up}
-    warm_up = stage("warm_up", run_warm_up, warming, "corpus", version=2)
+    options = {"version": 2, "room": session.estimate_warm_up}
+    warm_up = stage("warm_up", run_warm_up, warming, "corpus", **options)
     encodings = [
         Stage(
             name,
@@ -36,6 +37,7 @@ def list_stages(session: Session) -> list[Stage]:
             version=2,
             shardable=("encoded.jsonl",),
             repairs=True,
+            room=session.estimate_adapters,
         )
         for name, variant in session.variants.items()
     ]

@@ -12,12 +12,14 @@ from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection
 from rag_jax.lora.store import AdapterStore
 from rag_jax.models import Pretrained, load_tokenizer
+from rag_jax.models.io.load import load_config
 from rag_jax.retrieval import BM25, Index, list_texts, make_text
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems import session
 from rag_jax.systems.prag.config import PRAGConfig
 from rag_jax.systems.prag.data import Format, Variant, list_variants
 from rag_jax.systems.prag.infer import Engine, Search
+from rag_jax.systems.room import Room, adapters_room, train_room, weigh_trained
 from rag_jax.training.trainable import init_trained
 
 
@@ -113,6 +115,16 @@ class Session(session.Session):
             width=width,
         )
 
+    def estimate_warm_up(self) -> Room:
+        """What the training of one adapter writes."""
+        return train_room(weigh_trained(self.config.tuning, load_config(self.config.model.name)))
+
+    def estimate_adapters(self) -> Room:
+        """What the adapters of as many documents take as the questions can find."""
+        c = self.config
+        documents = min(len(self.passages), len(self.questions) * c.retrieve.passages)
+        return adapters_room(documents, c.tuning, load_config(c.model.name))
+
     def check_length(self, tokens: int) -> None:
         """Raises a RagJaxError if a text of that many tokens exceeds the model's context."""
         limit = self.base.config.max_length
@@ -123,5 +135,7 @@ class Session(session.Session):
             )
 
     def check_corpus(self, corpus: Collection) -> None:
-        """Raises a RagJaxError if there is no question to evaluate."""
+        """Raises a RagJaxError if there is no question to evaluate, or to warm up on."""
         self.choose_questions(corpus, self.config.evaluate_on)
+        if self.trains and any(variant.start == "warm" for variant in self.variants.values()):
+            self.choose_questions(corpus, "train")

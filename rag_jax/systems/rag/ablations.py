@@ -47,8 +47,9 @@ def list_ablations(
     """The stages that train a generator for each of `ABLATIONS` and evaluate them."""
     c, stage = session.config, partial(make_stage, session)
     read: dict[Reads, dict[str, int]] = {"closed_book": {}, "bm25": {"passages": c.passages}}
+    options = {"k": c.passages, "room": partial(session.estimate_training, joint=False)}
     trainings = [
-        stage(name, run_fixed_training, {**training, **more}, "corpus", reads=name, k=c.passages)
+        stage(name, run_fixed_training, {**training, **more}, "corpus", reads=name, **options)
         for name, more in read.items()
     ]
     return [*trainings, stage("compare", run_comparison, evaluation, "corpus", *ABLATIONS)]

@@ -35,23 +35,21 @@ def run_curve(
 
     Writes `curve.json`: for each number the main score of RAG-Token and of RAG-Sequence (Thorough),
     or of a classification's labels, and for short answers the share of questions with an answer in
-    the passages read.
-
-    Raises:
-        RagJaxError: a number is larger than the corpus.
+    the passages read. A number above the corpus's size is that size.
     """
     task, asked = config.task, [question.question for question in questions]
     trained = load_trained(context, "joint")
     engine, (index, _) = make_engine(trained["generator"]), open_final_index(context, trained)
     queries = encode_questions(trained["query"], asked)
-    scores, rows = index.search(queries, max(config.decode.curve))
+    numbers = sorted({min(k, index.size) for k in config.decode.curve})
+    scores, rows = index.search(queries, max(numbers))
     found = Ranking(config.retriever.scale * scores, rows)
     both: tuple[Way, ...] = ("token", "thorough")
     ways = (choose_way(config),) if task == "classification" else both
     table: list[list[str | float]] = [
         ["passages", *ways, *(["answer in them"] if task == "qa" else [])]
     ]
-    for k in sorted({*config.decode.curve}):
+    for k in numbers:
         names, options = {way: f"{way}_{k}" for way in ways}, {"k": k, "labels": labels}
         answers = answer_all(context, engine, asked, passages, found, names, **options)
         means = [_mean_score(questions, answers, way, task) for way in ways]

@@ -56,7 +56,7 @@ def run_memory(
         if changed:
             embeddings[changed] = encode_passages(embedder, [revised[i] for i in changed])
         swapped = build_corpus_index(embeddings, revised)
-        scores, rows = swapped.search(queries, config.passages_read)
+        scores, rows = swapped.search(queries, min(config.passages_read, swapped.size))
         found = Ranking(config.retriever.scale * scores, rows)
         ways, k = {way: name}, config.passages_read
         records = answer_all(context, engine, asked, revised, found, ways, k=k)

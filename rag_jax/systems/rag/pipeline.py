@@ -12,6 +12,7 @@ from rag_jax.systems.rag.evaluate import describe_report, run_evaluation
 from rag_jax.systems.rag.memory import run_memory
 from rag_jax.systems.rag.session import Session
 from rag_jax.systems.rag.train import run_training
+from rag_jax.systems.room import index_room
 from rag_jax.systems.session import make_stage
 from rag_jax.systems.stages import corpus_stage, make_run, run_index
 
@@ -37,6 +38,7 @@ def list_stages(session: Session) -> list[Stage]:
     indexing = {"encoder": encoder, "index": c.index}
     stage, read = partial(make_stage, session), ("corpus", "index")
     load = {"load": lambda context: session.passage_encoder, "shardable": ("embeddings.npy",)}
+    load["room"] = lambda: index_room(c.retriever.name, len(session.passages))
     trainings = {"frozen": {**common, **frozen}, "joint": {**common, **training}}
     if not c.train.generator:  # nothing is trained without the retriever
         del trainings["frozen"]
@@ -44,7 +46,15 @@ def list_stages(session: Session) -> list[Stage]:
         corpus_stage(session),
         stage("index", run_index, indexing, "corpus", **load),
         *(
-            stage(name, run_training, settings, *read, joint=name == "joint", k=c.passages)
+            stage(
+                name,
+                run_training,
+                settings,
+                *read,
+                joint=name == "joint",
+                k=c.passages,
+                room=partial(session.estimate_training, joint=name == "joint"),
+            )
             for name, settings in trainings.items()
         ),
     ]

@@ -1,5 +1,6 @@
 """What a run of RAG has open: the generator, both sides of the retriever, the index."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -13,6 +14,7 @@ from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection
 from rag_jax.decoding.beams import BeamConfig
 from rag_jax.models import Pretrained
+from rag_jax.models.io.load import load_config
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.bert import Bert
 from rag_jax.pipeline.stage import StageContext
@@ -25,6 +27,8 @@ from rag_jax.systems.rag.data import Format, make_format
 from rag_jax.systems.rag.infer import Engine
 from rag_jax.systems.rag.lookup import load_refreshed
 from rag_jax.systems.rag.loss import rag_loss, score_passages
+from rag_jax.systems.rag.train import list_rows
+from rag_jax.systems.room import Room, index_room, train_room, weigh_params, weigh_trained
 from rag_jax.training.loop import LossFunction
 from rag_jax.training.trainable import Trainable, cast, init_trained, merge_trained
 
@@ -138,6 +142,21 @@ class Session(session.Session):
             return trainable.base
         return trainable.load_merged(context.path(stage, "params"))
 
+    def estimate_training(self, *, joint: bool) -> Room:
+        """What a training writes; of a joint one also the embeddings of each refreshed index."""
+        c, train = self.config, self.config.train
+        generator, encoder = (load_config(n) for n in (c.generator.name, c.retriever.name))
+        trained = weigh_trained(c.tuning, generator) * train.generator
+        trained += weigh_params(encoder) * joint
+        keeps, passing = train_room(trained)
+        if joint and train.refresh_every:
+            rows = len(list_rows(self.train_questions, train.answers))
+            steps = train.epochs * math.ceil(rows / train.batch_size)
+            refreshed = steps // train.refresh_every + 1
+            embedded, _ = index_room(c.retriever.name, len(self.passages), indexed=0)
+            keeps += refreshed * embedded
+        return keeps, passing
+
     # Inference.
 
     def make_engine(self, params: PyTree, batch_size: int | None = None) -> Engine:
@@ -194,16 +213,14 @@ class Session(session.Session):
     # Passages and questions.
 
     def check_corpus(self, corpus: Collection) -> None:
-        """Raises a RagJaxError if there are too few passages, or no questions or labels."""
+        """Raises a RagJaxError if there are no questions or labels; says if passages are few."""
         super().check_corpus(corpus)
         c, size = self.config, len(corpus.passages)
         curve = max(c.decode.curve, default=0)
         numbers = {"passages": c.passages, "decode.passages": c.decode.passages}
         for name, number in {**numbers, "decode.curve": curve}.items():
             if number > size:
-                raise RagJaxError(
-                    f"config.{name}={number}: the data has only {size} passages; lower it to {size}"
-                )
+                self.note(f"config.{name}={number}: the corpus has only {size}, and all are read")
         self.list_labels(corpus)
 
     @property

@@ -86,7 +86,7 @@ def run_training(
         index=load_index(context.path("index", "index")),
         plan=plan,
         queries=queries,
-        count=k,
+        count=min(k, len(passages)),
         total_steps=train.epochs * plan.num_steps_per_epoch,
         joint=joint,
         refresh_every=train.refresh_every if joint else 0,

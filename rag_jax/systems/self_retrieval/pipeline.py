@@ -3,8 +3,10 @@
 from functools import partial
 from typing import Any
 
+from rag_jax.models.io.load import load_config
 from rag_jax.pipeline.stage import Stage
 from rag_jax.systems.evaluation import make_evaluation
+from rag_jax.systems.room import Room, encoder_room, train_room, weigh_trained
 from rag_jax.systems.self_retrieval.config import SelfRetrievalConfig
 from rag_jax.systems.self_retrieval.evaluate import ABLATIONS, describe_report, run_evaluation
 from rag_jax.systems.self_retrieval.index import run_titled_corpus, run_trie
@@ -29,12 +31,16 @@ def list_stages(session: Session) -> list[Stage]:
     kept = max(c.dense.hard, 4 * c.examples.other)
     stage = partial(make_stage, session)
 
+    def estimate_training() -> Room:
+        return train_room(weigh_trained(c.tuning, load_config(c.model.name)))
+
     def trie(name: str, *, titled: bool) -> Stage:
         return stage(name, run_trie, model, "corpus", titled=titled)
 
     def train(name: str, *needs: str, **options: Any) -> Stage:
         needs = "corpus", "negatives", *needs
-        return stage(name, run_training, {**model, **learning}, *needs, version=2, **options)
+        options |= {"version": 2, "room": estimate_training}
+        return stage(name, run_training, {**model, **learning}, *needs, **options)
 
     def train_twice(first: str, second: str, *, titled: bool) -> list[Stage]:
         """The run on sentences alone, where there is one, and after it the run on the mix."""
@@ -42,18 +48,20 @@ def list_stages(session: Session) -> list[Stage]:
             return [train(second, titled=titled)]
         read = {name: getattr(c.examples, name) for name in _INDEXING}
         settings = {**model, **learning, "examples": read, "train": c.indexing}
-        indexing = stage(first, run_indexing, settings, "corpus", titled=titled)
+        options = {"titled": titled, "room": estimate_training}
+        indexing = stage(first, run_indexing, settings, "corpus", **options)
         return [indexing, train(second, first, start=first, titled=titled)]
 
     corpus, source = bind(session, run_titled_corpus), {**session.source, **model}
     mined = {"depth": _DEPTH, "count": kept}
     full = train_twice("indexing", "train", titled=True)
+    tuned, dense_room = {**dense, "seed": c.seed}, partial(encoder_room, c.dense.encoder.name)
     stages = [
-        Stage("corpus", corpus, source, version=2),
+        Stage("corpus", corpus, source, version=2, check=session.check_stage),
         stage("negatives", run_negatives, {"kept": kept}, "corpus", **mined),
         trie("trie", titled=True),
         *full,
-        stage("dense_tuned", run_dense_training, {**dense, "seed": c.seed}, "corpus", "negatives"),
+        stage("dense_tuned", run_dense_training, tuned, "corpus", "negatives", room=dense_room),
     ]
     evaluated = ("corpus", "trie", "train", "dense_tuned")
     if c.ablations:

@@ -48,21 +48,23 @@ def list_ablations(
     stage1, stage2 = {**training, "stage1": c.stage1}, {**training, "stage2": c.stage2}
     reference = {**training, "microbatch_tokens": c.stage2.microbatch_tokens}
     first, second = "stage1_closed_book", "reference_closed_book"
+    trains = {"room": session.estimate_training}
     after = {"after": first, **closed_book}
-    preference = {"reference": second, **after}
-    answers = {"writes": False, **closed_book}
+    preference = {"reference": second, **after, **trains}
+    answers = {"writes": False, **closed_book, **trains}
     again = {"after": "selective", **answers}
     stages = [
         stage("selective", run_stage1, stage1, *rows, **answers),
         stage("selective_again", run_stage1_again, stage2, *rows, "selective", **again),
-        stage("stage1_again", run_stage1_again, stage2, *rows, "stage1"),
-        stage(first, run_stage1, stage1, *rows, **closed_book),
+        stage("stage1_again", run_stage1_again, stage2, *rows, "stage1", **trains),
+        stage(first, run_stage1, stage1, *rows, **closed_book, **trains),
         stage(second, run_reference, reference, *rows, first, **after),
         stage("stage2_closed_book", run_stage2, stage2, *rows, first, second, **preference),
     ]
     for trained, datastore in _TRAINED.values():
         needs = ("corpus", "index", "lengths", trained)
-        stages.append(stage(datastore, run_datastore, passes, *needs, after=trained))
+        options = {"after": trained, "room": session.estimate_datastore}
+        stages.append(stage(datastore, run_datastore, passes, *needs, **options))
     compared = {**evaluation, "verbalise": c.verbalise, "selective": c.selective}
     needs = ("corpus", "index", "lengths", "selective_again")
     made = [name for pair in _TRAINED.values() for name in pair]

@@ -58,6 +58,7 @@ def list_stages(session: Session) -> list[Stage]:
 
     def stage(name: str, function: Any, settings: Any, *needs: str) -> Stage:
         options = {"shardable": _SHARDABLE.get(name, ()), "version": _VERSIONS.get(name, 1)}
+        options |= {"room": session.rooms[name]} if name in session.rooms else {}
         return make_stage(session, name, function, settings, *needs, **options)
 
     stages = [

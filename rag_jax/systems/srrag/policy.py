@@ -207,16 +207,9 @@ def run_datastore(
         )
 
 
-def read_datastore(
-    path: Path, settings: DatastoreConfig, check_size: Callable[[int], None]
-) -> Datastore:
-    """Reads a datastore and puts it on the devices.
-
-    Args:
-        check_size: refuses too small a datastore.
-    """
+def read_datastore(path: Path, settings: DatastoreConfig) -> Datastore:
+    """Reads a datastore and puts it on the devices."""
     keys, labels = _read_entries(path)
-    check_size(len(labels))
     return Datastore(shard_over_devices(keys), jnp.asarray(labels), settings.metric)
 
 

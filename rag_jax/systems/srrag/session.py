@@ -1,5 +1,6 @@
 """What a run of SR-RAG has open: the language model with special tokens, encoder, losses."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -13,12 +14,13 @@ from jaxtyping import Array, Float, PyTree
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection, Question
 from rag_jax.models import Pretrained
+from rag_jax.models.io.load import load_config
 from rag_jax.models.vocabulary import grow_vocabulary, put_tokens, take_tokens
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.progress import log
 from rag_jax.runtime.sharding import DECODER_RULES, shard_params
 from rag_jax.systems import session
+from rag_jax.systems.room import Room, index_room, train_room, weigh_arrays, weigh_trained
 from rag_jax.systems.srrag import sources
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.data import Example, Format, make_examples, special_tokens
@@ -27,6 +29,7 @@ from rag_jax.systems.srrag.label import read_labels
 from rag_jax.systems.srrag.loss import make_losses
 from rag_jax.systems.srrag.policy import Datastore, read_datastore
 from rag_jax.systems.srrag.train import fit_examples
+from rag_jax.systems.srrag.verbalise import draw_pool
 from rag_jax.training.loop import LossFunction
 from rag_jax.training.trainable import Trainable, cast, init_trained, merge_trained
 
@@ -132,12 +135,40 @@ class Session(session.Session):
         model = {"base": self.base, "trainable": self.trainable, "losses": self.losses}
         return partial(fit_examples, **model, **settings)
 
+    # Room on the disk.
+
+    @property
+    def rooms(self) -> dict[str, Callable[[], Room]]:
+        """The estimates of stages of every run."""
+        trainings = dict.fromkeys(("stage1", "stage2"), self.estimate_training)
+        return {"index": self.estimate_index, "datastore": self.estimate_datastore, **trainings}
+
+    def estimate_training(self) -> Room:
+        """What a training writes: all weights or an adapter, and the special tokens' embeddings."""
+        c, model = self.config, load_config(self.config.model.name)
+        rows = len(special_tokens(c.sources)) + c.model.vocab_multiple
+        # Embeddings and head, apart and, where all is trained, as rows of the grown tables.
+        tables = [(rows, model.hidden_size)] * (4 if c.tuning.mode == "full" else 2)
+        return train_room(weigh_trained(c.tuning, model) + weigh_arrays(tables))
+
+    def estimate_index(self) -> Room:
+        """What the index stage writes: all embeddings, and those of each searched source."""
+        selected = sources.select_all(self.config.sources, self.passages).values()
+        indexed = sum(map(len, selected))
+        return index_room(self.config.encoder.name, len(self.passages), indexed=indexed)
+
+    def estimate_datastore(self) -> Room:
+        """What a datastore's entries take, and their parts before they are joined."""
+        width = load_config(self.config.model.name).hidden_size + 32  # a key, an id, scores
+        entries = weigh_arrays([(len(self.train_questions), width)])
+        return entries, entries
+
     # Inference.
 
     def open_datastore(self, context: StageContext, stage: str = "datastore") -> Datastore:
         """The policy datastore that a stage filled."""
         path = context.path(stage, "datastore.npz")
-        return read_datastore(path, self.config.datastore, self.check_size)
+        return read_datastore(path, self.config.datastore)
 
     def open_search(self, context: StageContext, count: int) -> Search:
         """The searched sources over the run's passages; see `sources.search_indices`.
@@ -195,39 +226,51 @@ class Session(session.Session):
         c = self.config
         return self.choose_questions(self.corpus, "dev", c.questions) if c.route.is_tuned else []
 
-    def check_corpus(self, corpus: Collection) -> None:
-        """Raises a RagJaxError if the corpus cannot be trained on and evaluated.
+    @cached_property
+    def contexts(self) -> int:
+        """Number of contexts that each source gives for a training question."""
+        return self.count_contexts(self.corpus)
 
-        To train, a source needs as many passages as a training question gets contexts.
+    def count_contexts(self, corpus: Collection) -> int:
+        """Number of contexts that every source has: odd, and fewer where there is little.
+
+        A source needs as many passages, and a dataset as many training questions.
         """
+        c = self.config
+        searched = sources.select_all(c.sources, corpus.passages)
+        counts = {c.sources[i].name: len(rows) for i, rows in searched.items()}
+        asked = self.choose_questions(corpus, "train", c.train_questions)
+        counts["the training set"] = min(Counter(q.dataset for q in asked).values())
+        least = min(counts, key=counts.__getitem__)
+        count = min(c.contexts, counts[least])
+        count -= 1 - count % 2  # the better half of two sources' contexts has to have a majority
+        if count < c.contexts:
+            few = f"{least} has only {counts[least]}"
+            self.note(f"config.contexts={c.contexts}: {count} of each source, because {few}")
+        return count
+
+    def check_corpus(self, corpus: Collection) -> None:
+        """Raises a RagJaxError if the corpus cannot be trained on and evaluated."""
         c = self.config
         if not self.trains:
             self.check_evaluation(corpus)
             return
-        count = len(self.choose_questions(corpus, "train", c.train_questions))
-        self.check_size(count)
+        questions = self.choose_questions(corpus, "train", c.train_questions)
+        contexts, count = self.count_contexts(corpus), len(questions)
+        draw_pool(questions, c.verbalise, contexts=contexts, seed=c.seed)
         if c.datastore.k > count:
-            log(f"config.datastore.k={c.datastore.k}: all {count} training questions vote")
+            self.note(f"config.datastore.k={c.datastore.k}: all {count} training questions vote")
         self.check_evaluation(corpus)
         if c.route.is_tuned and not any(q.answers for q in corpus.questions.get("dev", [])):
             raise RagJaxError(
                 "config.route.tau=None: there are no 'dev' questions with answers to choose it on; "
                 "give a number (the paper's is 0.2), or config.data.held_out training questions"
             )
-        setting = "config.contexts"
-        sources.check_sources(corpus.passages, c.sources, count=c.contexts, setting=setting)
 
     def check_evaluation(self, corpus: Collection) -> None:
-        """Raises a RagJaxError if the corpus cannot be evaluated."""
+        """Raises a RagJaxError if there are no questions or a source has no passages."""
         c = self.config
         self.choose_questions(corpus, c.evaluate_on, c.questions)
-        setting = "config.answer.passages"
-        sources.check_sources(corpus.passages, c.sources, count=c.answer.passages, setting=setting)
-
-    def check_size(self, count: int) -> None:
-        """Raises a RagJaxError if `count` training questions are too few for the settings."""
-        contexts = self.config.contexts
-        if contexts > count:
-            raise RagJaxError(
-                f"config.contexts={contexts}: is above the {count} training questions; lower it"
-            )
+        asked = {"count": c.answer.passages, "setting": "config.answer.passages"}
+        for remark in sources.check_sources(corpus.passages, c.sources, **asked):
+            self.note(remark)

@@ -61,22 +61,21 @@ def select_all(
 
 def check_sources(
     passages: Sequence[Passage], sources: Sequence[SourceConfig], *, count: int, setting: str
-) -> None:
-    """Checks that every searched source has enough passages.
+) -> list[str]:
+    """A remark for every searched source that has fewer passages than it is asked for.
 
     Args:
         count: number of passages that a source has to give a question.
         setting: the setting that asks for them.
 
     Raises:
-        RagJaxError: a source has fewer passages.
+        RagJaxError: a source has no passages.
     """
-    for number, rows in select_all(sources, passages).items():
-        if len(rows) < count:
-            raise RagJaxError(
-                f"config.sources[{number}]: {sources[number].name} has {len(rows)} passages, fewer "
-                f"than {setting}={count}; lower {setting} or give the source more passages"
-            )
+    return [
+        f"{setting}={count}: {sources[number].name} has only {len(rows)}, and all are read"
+        for number, rows in select_all(sources, passages).items()
+        if len(rows) < count
+    ]
 
 
 def run_source_indices(

@@ -9,6 +9,7 @@ document.
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -102,6 +103,26 @@ def list_datasets(questions: Sequence[Question]) -> list[str]:
     return list(dict.fromkeys(question.dataset for question in questions))
 
 
+def draw_pool(
+    questions: Sequence[Question], settings: VerbaliseConfig, *, contexts: int, seed: int
+) -> list[Question]:
+    """The training questions that the first round writes documents for.
+
+    Raises:
+        RagJaxError: a dataset has fewer of them than there are contexts.
+    """
+    order = np.random.default_rng(seed).permutation(len(questions))[: settings.pool]
+    drawn = [questions[i] for i in order]
+    counts = Counter(question.dataset for question in drawn)
+    for name in list_datasets(questions):
+        if counts[name] < contexts:
+            raise RagJaxError(
+                f"config.verbalise.pool={settings.pool}: has {counts[name]} questions of {name}, "
+                f"and each of the {contexts} contexts (config.contexts) needs one; raise it"
+            )
+    return drawn
+
+
 def choose_demonstrations(
     cluster: Sequence[Demonstration], question: str, *, count: int
 ) -> list[Demonstration]:
@@ -128,7 +149,7 @@ def run_demonstrations(
 
     The documents of each dataset of a mixture are clustered by themselves, as in the paper.
     """
-    order = np.random.default_rng(seed).permutation(len(train_questions))[: verbalise.pool]
+    asked = draw_pool(train_questions, verbalise, contexts=contexts, seed=seed)
 
     def write(batch: Sequence[Question]) -> list[dict[str, Any]]:
         texts, none = [q.question for q in batch], [()] * len(batch)
@@ -143,16 +164,11 @@ def run_demonstrations(
             for q, document in zip(batch, documents, strict=True)
         ]
 
-    asked, size = [train_questions[i] for i in order], verbalise.batch_size
+    size = verbalise.batch_size
     records = context.map("documents.jsonl", asked, write, batch_size=size, unit="documents")
     clusters = []
     for name in list_datasets(train_questions):
         own = [record for q, record in zip(asked, records, strict=True) if q.dataset == name]
-        if len(own) < contexts:
-            raise RagJaxError(
-                f"config.verbalise.pool={verbalise.pool}: has {len(own)} questions of {name}, and "
-                f"each of the {contexts} contexts (config.contexts) needs one; raise it"
-            )
         # If the model knows too little for a full set, all of its documents are used.
         enough = contexts * verbalise.demonstrations
         good = [record for record in own if record["good"]]

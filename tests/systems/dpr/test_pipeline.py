@@ -25,6 +25,7 @@ from rag_jax.systems.dpr.config import DPRConfig
 from rag_jax.systems.dpr.session import Session
 from systems.asked import LONG, OWN, read_facts, take_stock, write_corpus
 from systems.evaluated import check_evaluation, list_made, write_world
+from systems.rooms import check_rooms
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 STAGES = ["corpus", "negatives", "untrained", "train", "trained", "evaluate"]
@@ -56,6 +57,12 @@ def finished(tmp_path_factory):
 
 def list_reused(report):
     return [stage["name"] for stage in report["stages"] if stage["reused"]]
+
+
+def test_room_on_the_disk(finished):
+    session = Session(build(DPRConfig, make_config()))
+    stages = pipeline.list_stages(session)
+    assert check_rooms(session, stages, finished[0]) == ["untrained", "train", "trained"]
 
 
 def test_report(finished):

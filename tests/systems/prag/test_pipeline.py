@@ -41,7 +41,8 @@ from systems.asked import (
     take_stock,
     write_corpus,
 )
-from systems.evaluated import check_evaluation, list_made
+from systems.evaluated import check_evaluation, list_made, write_world
+from systems.rooms import check_rooms
 
 ROOT = Path(__file__).parents[3]
 QUICK = {
@@ -143,6 +144,11 @@ def make_engine(session, **changes):
         "width": 64,
     }
     return Engine(**settings | changes)
+
+
+def test_room_on_the_disk(finished, session):
+    estimated = check_rooms(session, list_stages(session), finished[0])
+    assert estimated == ["warm_up", *session.variants]
 
 
 def test_report(finished, make_config):
@@ -574,6 +580,14 @@ def test_presets():
 def test_mistakes_are_told(make_config, tmp_path, changes, message):
     with pytest.raises(RagJaxError, match=message):
         pipeline.run(make_config(**changes), tmp_path / "run")
+
+
+def test_a_warm_start_needs_training_questions(make_config, tmp_path):
+    """Told before any document is augmented."""
+    changes = {"data.path": write_world(tmp_path / "data", test=2).path, "encode.start": "warm"}
+    with pytest.raises(RagJaxError, match="there are no 'train' questions with answers"):
+        pipeline.run(make_config(**changes), tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run" / "stages").iterdir()] == ["corpus"]
 
 
 def test_an_encoder_is_no_language_model(make_config, bert_folder, tmp_path):

@@ -39,6 +39,7 @@ from systems.evaluated import (
     read_answers,
     write_world,
 )
+from systems.rooms import check_rooms
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 STAGES = ["corpus", "index", "frozen", "joint", "evaluate", "memory"]
@@ -78,6 +79,15 @@ def load_trained(session, workdir, stage):
 
 def assert_same(left, right):
     jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def test_room_on_the_disk(finished, refreshed, make_session):
+    session = make_session()
+    assert check_rooms(session, list_stages(session), finished[0]) == ["index", "frozen", "joint"]
+    # With the embeddings of an index that is refreshed twice.
+    session = make_session(**REFRESH)
+    stages = list_stages(session)[:4]
+    assert check_rooms(session, stages, refreshed) == ["index", "frozen", "joint"]
 
 
 def test_report(finished, make_config):
@@ -379,15 +389,6 @@ def test_labels_are_the_answers_of_a_classification(classified):
         assert {record["prediction"] for record in records} <= set(LABELS)
         right = [record["prediction"] == record["answers"][0] for record in records]
         assert numbers["accuracy"] == np.mean(right) and len(right) == 2
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("passages", 7), ("decode.passages", 7), ("decode.curve", (1, 7))]
-)
-def test_more_passages_than_the_data_have(make_session, tmp_path, name, value):
-    changes = {name: value} | write_folder(tmp_path / "data", lambda i, place: [place])
-    with pytest.raises(RagJaxError, match=f"config.{name}=7: the data has only 6 passages"):
-        run_stages(list_stages(make_session(**changes))[:1], tmp_path / "run")
 
 
 def test_too_many_labels(make_session, tmp_path, monkeypatch):

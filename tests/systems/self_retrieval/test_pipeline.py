@@ -27,6 +27,7 @@ from rag_jax.systems.self_retrieval.session import Session
 from rag_jax.training.rows import pack_rows
 from systems.asked import LONG, read_facts, read_text, take_stock, write_corpus
 from systems.evaluated import check_evaluation, evaluate_directly, list_made, read_answers
+from systems.rooms import check_rooms
 
 ROOT = Path(__file__).parents[3]
 QUICK = {
@@ -125,6 +126,12 @@ def engine(finished, make_config):
     context = StageContext(stage, finished[0] / "stages")
     session.open_corpus(context.path("corpus", ""))
     return session.open_engine(context, "train")
+
+
+def test_room_on_the_disk(finished, make_config):
+    session = Session(build(SelfRetrievalConfig, make_config(ablations=True)))
+    estimated = check_rooms(session, list_stages(session), finished[0])
+    assert {"train", "dense_tuned", "without_indexing", "without_titles"} <= {*estimated}
 
 
 def test_report(finished, make_config):

@@ -115,7 +115,7 @@ def make_engine(session, finished, **changes):
 
 def ask_with(session, engine, context, question):
     path = context.path("datastore", "datastore.npz")
-    datastore = read_datastore(path, session.config.datastore, session.check_size)
+    datastore = read_datastore(path, session.config.datastore)
     inputs = engine, datastore, session.config.route.tau, session.train_questions
     return list(ask._answer(session, *inputs, question))
 

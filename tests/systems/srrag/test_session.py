@@ -1,15 +1,20 @@
 """What a run of SR-RAG has open: its engine, over the run's passages and over others."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Collection, Question
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.retrieval import list_texts
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems.srrag import ask, pipeline
 from rag_jax.systems.srrag.data import join_passages
+from rag_jax.systems.srrag.session import Session
 from rag_jax.systems.srrag.sources import count_slots, read_longest
+from systems.asked import take_stock
 from systems.srrag.tiny_run import open_stage
 
 WIKI = 1
@@ -88,14 +93,33 @@ def test_embeddings_are_those_of_the_index(session, finished):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"contexts": 13, "verbalise.pool": 13}, "config.contexts=13: is above the 12 training"),
-        ({"answer.passages": 1000}, "lower config.answer.passages or give the source more"),
+        ({"evaluate_on": "dev"}, "config.data: there are no 'dev' questions with answers"),
+        ({"route.tau": None}, "config.route.tau=None: there are no 'dev' questions with answers"),
     ],
 )
 def test_a_kept_corpus_is_checked_against_changed_settings(make_config, copied, changes, message):
-    """Before any other stage is made."""
-    before = {path: path.stat().st_mtime_ns for path in (copied / "stages").rglob("*.json*")}
+    """Before anything of the finished run is touched."""
+    before = take_stock(copied)
     with pytest.raises(RagJaxError, match=message):
         pipeline.run(make_config(**changes), copied, overwrite=True)
-    made = {path for path in (copied / "stages").rglob("*.json*") if path not in before}
-    assert {path.name for path in made} <= {"started.json"}
+    after = take_stock(copied)
+    assert {p for p in before | after if before.get(p) != after.get(p)} <= {
+        copied / ".lock",
+        copied / "layout.json",
+    }
+
+
+def test_a_dataset_with_too_few_documents_is_told_at_the_start(session):
+    """The pool is drawn of a mixture's questions: of the smaller dataset it has too few."""
+    questions = [
+        Question(f"{name}/{i}", f"{name}{i}?", ("x",), {"1": 1}, dataset=name)
+        for name, size in {"a": 60, "b": 4}.items()
+        for i in range(size)
+    ]
+    corpus = Collection([Passage("1", "", "x")] * 9, {"train": questions, "test": questions})
+    whole = replace(session.config.verbalise, pool=64)
+    config = replace(session.config, train_questions=0, verbalise=whole)
+    Session(config).check_corpus(corpus)
+    few = replace(config, verbalise=session.config.verbalise)
+    with pytest.raises(RagJaxError, match="config.verbalise.pool=12: has . questions of b, and ea"):
+        Session(few).check_corpus(corpus)

@@ -4,7 +4,6 @@ the method is compared with. Its questions are a folder's, as ARC has them."""
 import re
 import runpy
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,6 @@ from rag_jax.systems.srrag.label import choose_source
 from rag_jax.systems.srrag.session import Session
 from rag_jax.systems.srrag.sources import (
     Searched,
-    check_sources,
     count_slots,
     measure_passages,
     read_longest,
@@ -337,48 +335,32 @@ def test_sources_that_cannot_be(changes, message):
         build(SourceConfig, good | changes)
 
 
-def test_a_source_of_too_few_passages(several):
-    session, workdir, _ = several
-    open_stage(session, workdir, "contexts")
-    message = (
-        "config.sources[2]: Cities has 10 passages, fewer than config.contexts=11; lower "
-        "config.contexts or give the source more passages"
-    )
-    check = partial(check_sources, session.passages, SOURCES, setting="config.contexts")
-    check(count=10)
-    with pytest.raises(RagJaxError, match=re.escape(message)):
-        check(count=11)
+def test_a_source_of_few_passages_gives_fewer(several, capfd):
+    """The number of contexts is odd, and the same of each source; it is told once."""
+    settings, workdir = several[0].config, several[1]
+    many = replace(settings, contexts=11, answer=replace(settings.answer, passages=11))
+    session = Session(replace(many, verbalise=replace(settings.verbalise, pool=11)))
+    for _ in range(2):
+        open_stage(session, workdir, "contexts")
+        assert session.contexts == 9
+    said = capfd.readouterr().err
+    assert said.count("config.contexts=11: 9 of each source, because Cities has only 10") == 1
+    assert said.count("config.answer.passages=11: Cities has only 10, and all are read") == 1
 
 
-TOO_FEW = (
-    "config.sources[2]: Cities has 10 passages, fewer than {0}=11; lower {0} or give the source "
-    "more passages"
-)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"contexts": 11}, TOO_FEW.format("config.contexts")),
-        ({"answer.passages": 11}, TOO_FEW.format("config.answer.passages")),
-        (
-            {"sources": (*SOURCES, SourceConfig("Rivers", "<Rivers>", "search", "river/"))},
-            "source Rivers: no passage's id begins with its prefix 'river/'; they are like ",
-        ),
-    ],
-)
-def test_too_small_a_source_is_refused_before_anything_is_kept(several, tmp_path, changes, message):
+def test_a_source_without_passages_is_refused_before_anything_is_kept(several, tmp_path):
     settings, workdir = several[0].config, tmp_path / "run"
-    config = to_config_dict(settings)
-    config.update_from_flattened_dict(changes)
+    rivers = SourceConfig("Rivers", "<Rivers>", "search", "river/")
+    config = to_config_dict(replace(settings, sources=(*SOURCES, rivers)))
+    message = "source Rivers: no passage's id begins with its prefix 'river/'; they are like "
     with pytest.raises(RagJaxError, match=re.escape(message)) as caught:
         pipeline.run(config, workdir)
     assert "\n" not in str(caught.value)
     stages = workdir / "stages"
     assert [path.name for path in stages.iterdir()] == ["corpus"]
     assert [path.name for path in (stages / "corpus").iterdir()] == ["started.json"]
-    # The same folder does for settings that ask for less.
-    session = Session(replace(settings, contexts=9, answer=replace(settings.answer, passages=10)))
+    # The same folder does for other settings.
+    session = Session(settings)
     (made,) = run_stages(pipeline.list_stages(session)[:1], workdir)
     assert (made["name"], made["reused"]) == ("corpus", False)
     open_stage(session, workdir, "corpus")

@@ -1,0 +1,77 @@
+"""The room on the disk that a run needs, estimated and compared before the long stages begin."""
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rag_jax.pipeline import protect, records
+from rag_jax.pipeline.records import Record
+from rag_jax.pipeline.stage import Stage
+from rag_jax.runtime.errors import RagJaxError
+
+
+class Need(NamedTuple):
+    """What a stage that will be made needs, in bytes.
+
+    Attributes:
+        keeps: that it leaves on the disk.
+        passing: that it needs beside those while it is made, such as for checkpoints.
+        begun: of those that are on the disk already, of a part that was made.
+        replaced: that are freed when it has ended, of the stage in its place.
+    """
+
+    keeps: int
+    passing: int
+    begun: int = 0
+    replaced: int = 0
+
+
+def check_room(
+    stages: Sequence[Stage], workdir: Path, given: Mapping[str, Record], *, flag: str
+) -> None:
+    """Compares what the stages that will be made write with what the disk has left.
+
+    Args:
+        given: the records of another run's stages that this run takes, by name.
+        flag: by which the command line names the work folder.
+
+    Raises:
+        RagJaxError: the disk has less room, with both numbers.
+    """
+    needed = add_needs(map_needs(stages, workdir, given))
+    free = shutil.disk_usage(workdir).free
+    if needed > free:
+        raise RagJaxError(
+            f"{workdir}: the run needs about {needed / 1e9:.1f} GB ({needed} bytes) on the disk, "
+            f"which has {free / 1e9:.1f} GB ({free} bytes) left; free some space, or choose a "
+            f"folder on another disk with {flag}"
+        )
+
+
+def map_needs(
+    stages: Sequence[Stage], workdir: Path, given: Mapping[str, Record]
+) -> Iterable[Need]:
+    """Yields what each stage needs, without those that are made with their present settings."""
+    for stage in protect.list_pending(stages, workdir, given):
+        place = workdir / "stages" / stage.name
+        folder = records.find_folder(place)
+        replaced = measure_folder(place) if folder != place else 0
+        yield Need(*stage.room(), measure_folder(folder), replaced)
+
+
+def add_needs(needs: Iterable[Need]) -> int:
+    """The most bytes that are written before others are freed, over stages in their order."""
+    total = largest = 0
+    for need in needs:
+        keeps = max(0, need.keeps - need.begun)
+        largest = max(largest, total + keeps + need.passing)
+        total += keeps - need.replaced
+    return largest
+
+
+def measure_folder(folder: Path) -> int:
+    """Bytes of all files in a folder; 0 if there is none."""
+    paths = (Path(at) / name for at, _, names in os.walk(folder) for name in names)
+    return sum(path.lstat().st_size for path in paths)

@@ -1,0 +1,44 @@
+"""A work folder: made where one can be, and held by one process at a time."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from rag_jax.runtime.errors import RagJaxError
+
+
+def make_workdir(workdir: Path) -> None:
+    """Makes a work folder; raises a RagJaxError where none can be, or an OSError."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError:  # as below /proc
+        raise RagJaxError(
+            f"cannot write {workdir}: no folder can be made there; choose a folder with --workdir"
+        ) from None
+
+
+@contextlib.contextmanager
+def hold_lock(path: Path, flag: str) -> Iterator[None]:
+    """Holds a file for this process; the system releases it when the process ends.
+
+    Args:
+        flag: by which the command line names the work folder, for the message.
+
+    Raises:
+        RagJaxError: another process holds it.
+    """
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise RagJaxError(
+                f"{path.parent}: in use by another run (process {owner}); wait for it or choose "
+                f"another folder with {flag}"
+            ) from None
+        file.truncate(0)
+        print(os.getpid(), file=file, flush=True)
+        yield
