@@ -6,9 +6,8 @@ SILENCE = 60  # seconds without a byte from a package registry
 ANSWER = 10  # seconds for an answer of the hub
 # The lowest rate, in bytes a second on average, after the first `SILENCE` seconds.
 SLOWEST = 1000
-# The most bytes of a wheel whose size is not pinned, of all files of a model, and of each of a
-# model's files that are read as a whole, such as its tokenizer: those of known models have 35 MB.
-LARGEST_WHEEL, LARGEST_MODEL, LARGEST_SETTINGS = 8 << 30, 1 << 40, 256 << 20
+# The most bytes of a wheel whose size is not pinned, and of all files of a model.
+LARGEST_WHEEL, LARGEST_MODEL = 8 << 30, 1 << 40
 
 
 class Endless(Exception):

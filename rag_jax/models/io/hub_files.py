@@ -9,8 +9,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from rag_jax.runtime.downloads import ANSWER, LARGEST_MODEL, LARGEST_SETTINGS, Meter
+from rag_jax.runtime.downloads import ANSWER, LARGEST_MODEL, Meter
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.outside import LARGEST_SETTINGS
 
 
 class HubModel:
