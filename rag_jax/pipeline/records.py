@@ -28,6 +28,7 @@ STARTED, ENDED = "started.json", "stage.json"
 # The way in which a work folder is laid out. Raise it when an older folder cannot be continued.
 LAYOUT = 2
 _LAYOUT_FILE = "layout.json"
+_MOST = 1e18  # seconds or bytes that a stage may have taken
 
 Record = dict[str, Any]
 
@@ -221,7 +222,7 @@ def read_record(
 
 
 def _check_kinds(found: Record) -> None:
-    """Raises a TypeError unless what a record holds beside its plan is of the kinds it is used as.
+    """Raises an error unless what a record holds beside its plan is of the kinds it is used as.
 
     The plan is compared with the one wanted.
     """
@@ -230,6 +231,9 @@ def _check_kinds(found: Record) -> None:
     wrong = [name for name, kind in kinds.items() if not isinstance(found[name], kind)]
     if wrong or not isinstance(found.get("files", {}), dict):
         raise TypeError(f"{', '.join(wrong) or 'files'}: of another kind")
+    costs = found["seconds"], found["compile_seconds"], found.get("peak_bytes", 0)
+    if not all(0 <= cost < _MOST for cost in costs):
+        raise ValueError("seconds or bytes that cannot be")
 
 
 def describe_change(found: Record, wanted: Record) -> str:
@@ -270,9 +274,17 @@ def _empty(folder: Path) -> None:
 
 
 def _discard(folder: Path) -> None:
-    """Removes a folder. It is renamed first, so never half of it remains."""
+    """Removes a folder, or whatever is in its place, by a rename: never half of it remains."""
     doomed = folder.with_name(f".{folder.name.strip('.')}.old")
-    shutil.rmtree(doomed, ignore_errors=True)
-    if folder.exists():
+    _remove(doomed)
+    if is_there(folder):
         folder.rename(doomed)
-        shutil.rmtree(doomed)
+        _remove(doomed)
+
+
+def _remove(path: Path) -> None:
+    # A link's target is not the run's, and opening a named pipe would wait for ever.
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

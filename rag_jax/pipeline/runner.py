@@ -43,6 +43,7 @@ from rag_jax.runtime.files import (
 )
 from rag_jax.runtime.hosts import is_first, wait_for_all
 from rag_jax.runtime.memory import release_memory
+from rag_jax.runtime.outside import is_there, require_file
 from rag_jax.runtime.progress import log
 
 
@@ -329,6 +330,8 @@ def _make_workdir(workdir: Path) -> None:
 @contextlib.contextmanager
 def _lock(path: Path, flag: str) -> Iterator[None]:
     """Holds a file for this process; the system releases it when the process ends."""
+    if is_there(path):
+        require_file(path, "remove it")
     with open(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
