@@ -5,7 +5,7 @@ from collections.abc import Callable
 from string import Formatter
 from typing import Any
 
-from rag_jax.models.traced import Traced, concatenate, settle
+from rag_jax.models.traced import Traced, concatenate, read_mask, settle
 
 # A field of `%`: its key, what it does to the value, and its kind. Longer ones are not followed.
 _FIELD = re.compile(r"%(?:\(([^()]{0,99})\))?([-#0 +]{0,9}[0-9]{0,9}(?:\.[0-9]{0,9})?)(.)", re.S)
@@ -35,7 +35,7 @@ def _follow(result: str, split: Callable[[], list[str]]) -> str:
 
 
 def _split_percent(text: Traced, values: Any) -> list[str]:
-    in_order = iter(values if isinstance(values, tuple) else (values,))
+    own, in_order = _sample(text), iter(values if isinstance(values, tuple) else (values,))
     parts: list[str] = []
     end = 0
     for field in _FIELD.finditer(text):
@@ -49,17 +49,17 @@ def _split_percent(text: Traced, values: Any) -> list[str]:
         if isinstance(value, str) and kind == "s" and not options:
             parts.append(value)
         else:
-            parts.append(settle(f"%{options}{kind}" % (value,), text, value))
+            parts.append(settle(f"%{options}{kind}" % (value,), own, value))
     return [*parts, text[end:]]
 
 
 def _split_format(
     text: Traced, args: tuple[Any, ...], kwargs: Any, formatter: Formatter
 ) -> list[str]:
+    own, number = _sample(text), 0
     parts: list[str] = []
-    number = 0
     for literal, name, options, conversion in formatter.parse(str.__str__(text)):
-        parts.append(settle(literal, text))
+        parts.append(settle(literal, own))
         if name is None:
             continue
         if options and "{" in options:
@@ -71,5 +71,11 @@ def _split_format(
             parts.append(value)
         else:
             shown = formatter.convert_field(value, conversion)
-            parts.append(settle(formatter.format_field(shown, options or ""), text, value))
+            parts.append(settle(formatter.format_field(shown, options or ""), own, value))
     return parts
+
+
+def _sample(text: Traced) -> Traced:
+    """A short text of the writers of a text, for each of its fields."""
+    writers = bytes({*read_mask(text)})
+    return Traced("?" * len(writers), writers)

@@ -2,6 +2,7 @@
 
 from string import Formatter
 
+from damage import at_most
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -72,6 +73,14 @@ def check(got, expected):
         writers = {*read_mask(got)[start : start + len(TYPED)]}
         assert writers <= {MESSAGE, UNKNOWN}
         start = expected.find(TYPED, start + 1)
+
+
+def test_very_many_fields():
+    """Looking at the whole text for each of them would take minutes."""
+    text = trust("%d{0}" * 200_000)
+    with at_most(30):
+        percent(text, (1,) * 200_000)
+        braces(text, TYPED)
 
 
 def test_a_text_of_one_writer_is_that_writers():
