@@ -75,6 +75,13 @@ TEMPLATES = {
         "{{ '[INST] ' + m.content + '[/INST]' }}{% endif %}{% elif m.role == 'assistant' %}"
         "{{ ' ' + m.content|trim + eos_token }}{% endif %}{% endfor %}"
     ),
+    "formats": (
+        "{% for m in messages %}{{ '<|%s|>\n%s%%' % (m.role, m.content) }}"
+        "{{ '<|{}|>{:>3}{{'.format('end', loop.index) }}"
+        "{{ '%s|%-9s' | format(m.content, m.content) }}"
+        "{{ '<|%(role)s|>%(content)s' % m }}{{ '<|{role}|>{content}'.format_map(m) }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|%s%s|>' % ('assist', 'ant') }}{% endif %}"
+    ),
     "looks": (  # at everything that a text has
         "{% macro tag(name) %}<|{{ name }}|>{% endmacro %}{% for m in messages %}{{ tag('user') }}"
         "{{ m.content|length }} {{ m.content[:7] }}|{{ m.content[-3:] }} {{ m.content|tojson }}"

@@ -1,6 +1,7 @@
 """Files that others made: whatever is in one, loading it works or is refused in one line."""
 
 import json
+import os
 import shutil
 from functools import cache, partial
 from pathlib import Path
@@ -297,3 +298,19 @@ def test_what_is_no_file_is_refused_in_a_line(tmp_path, good, kind):
         if path.is_dir():
             path.rmdir()
         path.unlink(missing_ok=True)
+
+
+# Whose files are looked at as a whole, by their hash, before they are read.
+HASHED = {kind for kind in KINDS if kind.startswith(("BM25", "trie", "metadata"))}
+HASHED |= {"ids", "embeddings"}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in HASHED])
+def test_a_file_with_a_hole_is_refused_in_a_line(tmp_path, good, kind):
+    """It has 64 GiB, of which the disk has none: reading it as a whole would take all memory."""
+    load, name, _ = KINDS[kind]
+    folder = shutil.copytree(good(kind), tmp_path / "files")
+    (folder / name).write_bytes(b"")
+    os.truncate(folder / name, 1 << 36)
+    with at_most(30):
+        assert refuses_in_a_line(partial(load, folder))

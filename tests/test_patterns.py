@@ -7,6 +7,7 @@ pattern needs, so a busy machine does not matter.
 
 import ast
 import importlib
+import itertools
 import pkgutil
 import re
 import signal
@@ -18,8 +19,9 @@ import regex
 import rag_jax
 from rag_jax.data.passages import Passage
 from rag_jax.evaluation.choices import pick_choice
+from rag_jax.runtime import patterns
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.patterns import NamePattern
+from rag_jax.runtime.patterns import MatchTime, NamePattern
 from rag_jax.systems.prag.phrases import list_claims, list_statements
 from rag_jax.systems.prag.rules import ask_by_rules, rewrite_by_rules
 from rag_jax.systems.prag.writer import is_rewrite, parse_pairs
@@ -159,10 +161,50 @@ def test_a_function_with_patterns_is_linear(function, alarm):
             check_time(alarm, function, start + piece * (SIZE // 2 // len(piece)) + "\nb")
 
 
-@pytest.mark.parametrize("pattern", [r"(a|aa)+$b", r"(?=((a|a)+b))", "a" * 10_001, "("])
+def read_pattern(pattern, time=None):
+    return NamePattern(pattern, source="x.json: target_modules", time=time or MatchTime())
+
+
+@pytest.mark.parametrize("pattern", [r"(a|aa)+$b", r"(?=((a|a)+b))", "a" * 10_001, "(", "(" * 5000])
 def test_a_pattern_of_a_file_has_a_limit(pattern):
-    with pytest.raises(RagJaxError, match=r"^x\.json: target_modules.*(limit of|missing)"):
-        NamePattern(pattern, source="x.json: target_modules").fullmatch("a" * 60)
+    with pytest.raises(RagJaxError, match=r"^x\.json: target_modules.*(limit of|missing|depth)"):
+        read_pattern(pattern).fullmatch("a" * 60)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(?:a|bc){1000000000}",
+        "(?:(?:a|bc){1,1000}){1000}",
+        "(?:a|bc){,999999}",
+        "(?x)(?:a|bc){ 9 999 99 }",
+        "(?:a?){" + "9" * 5000 + "}",
+    ],
+)
+def test_a_pattern_repeats_nothing_too_often(pattern):
+    """It would be compiled to gigabytes."""
+    with pytest.raises(RagJaxError, match=r"^x\.json: target_modules.* limit of 100,000 in"):
+        read_pattern(pattern)
+
+
+@pytest.mark.parametrize("pattern", ["(?R)", "(?:(?R)|a)*", "(?P<a>b)(?&a)", "(?1)(a)"])
+def test_a_pattern_does_not_contain_itself(pattern):
+    """It would take a gigabyte a second, and Python has no such patterns."""
+    with pytest.raises(RagJaxError, match=r"^x\.json: target_modules .*unknown extension"):
+        read_pattern(pattern)
+
+
+def test_all_patterns_and_names_of_a_file_have_one_limit(monkeypatch):
+    """By a clock on which each match takes 0.01 s: all that is accepted takes half a second."""
+    clock = itertools.count()
+    monkeypatch.setattr(patterns.time, "thread_time", lambda: next(clock) * 0.01)
+    time = MatchTime()
+    chosen, excluded = read_pattern(".*", time), read_pattern(".*b", time)
+    done = 0
+    with pytest.raises(RagJaxError, match=r"of all layers takes more than the limit of 0\.5 s"):
+        for done in range(1000):
+            assert chosen.fullmatch(f"a{done}") and not excluded.fullmatch(f"a{done}")
+    assert 24 <= done <= 26
 
 
 PATTERNS = (
@@ -179,4 +221,4 @@ PATTERNS = (
 def test_patterns_of_files_match_as_ever(pattern):
     for name in ("model.layers.3.mlp.down_proj", "layers.12.self_attn.q_proj", "lm_head", "q_proj"):
         expected = re.fullmatch(pattern, name) is not None
-        assert NamePattern(pattern, source="x").fullmatch(name) == expected
+        assert read_pattern(pattern).fullmatch(name) == expected

@@ -9,7 +9,7 @@ from typing import overload
 
 import numpy as np
 
-from rag_jax.runtime.files import map_array, open_atomic, to_json
+from rag_jax.runtime.files import list_lines, map_array, open_atomic, to_json
 from rag_jax.runtime.outside import parsing, require_file, show
 
 
@@ -88,7 +88,7 @@ class PassageFile(Sequence[Passage]):
 
     def __iter__(self) -> Iterator[Passage]:
         with parsing(self._path), open(self._path, "rb") as file:
-            for line in file:
+            for line in list_lines(file):
                 yield _parse(line)
 
     def _read(self, start: int, stop: int) -> list[Passage]:

@@ -12,6 +12,7 @@ from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, write_json
 from rag_jax.runtime.outside import parsing
 
+_LARGEST = 4 << 30  # bytes of all questions
 # Names of the files that `copy_collection` writes.
 PASSAGES, QUESTIONS = "passages.jsonl", "questions.json"
 # Stores a stream of passages, in memory (`list`) or in a file (`write_passages`).
@@ -107,7 +108,7 @@ def load_collection(folder: Path) -> Collection:
     with parsing(folder / QUESTIONS):
         questions = {
             split: [_load_question(record) for record in records]
-            for split, records in read_json(folder / QUESTIONS).items()
+            for split, records in read_json(folder / QUESTIONS, largest=_LARGEST).items()
         }
     return Collection(PassageFile(folder / PASSAGES), questions)
 

@@ -16,7 +16,7 @@ import regex
 from rag_jax.data.matching import has_answer
 from rag_jax.data.questions import Question
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.files import open_atomic
+from rag_jax.runtime.files import list_lines, open_atomic
 from rag_jax.runtime.outside import is_there, require_file
 
 Item = TypeVar("Item")
@@ -192,9 +192,10 @@ def read_run(path: Path) -> dict[str, list[tuple[str, float]]]:
         require_file(path)
     try:
         with open(path, encoding="utf-8", newline="\n") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(list_lines(file), 1):
                 fields = line.split()
-                if len(fields) != 6 or not _NUMBER.fullmatch(fields[4]):
+                is_number = len(fields) == 6 and _NUMBER.fullmatch(fields[4])
+                if not is_number or math.isinf(float(fields[4])):
                     raise RagJaxError(
                         f"{path}:{number}: must be question, Q0, passage, rank, score and name"
                     )
@@ -202,6 +203,8 @@ def read_run(path: Path) -> dict[str, list[tuple[str, float]]]:
                 rankings.setdefault(unquote(fields[0]), []).append(passage)
     except UnicodeDecodeError as error:
         raise RagJaxError(f"{path}: is not UTF-8 ({error.reason})") from None
+    except ValueError as error:
+        raise RagJaxError(f"{path}: {error}") from None
     except OSError as error:
         raise RagJaxError(f"{path}: cannot be read ({error.strerror})") from None
     return rankings

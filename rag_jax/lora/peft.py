@@ -4,9 +4,7 @@
 `lora_A` is our `a` transposed, and PEFT's `lora_B` is our `b` transposed.
 """
 
-import functools
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from rag_jax.lora.core import Tree, compute_scale, list_kernels
+from rag_jax.lora.targets import read_targets
 from rag_jax.models.io.fields import Fields, read_fields
 from rag_jax.models.io.load import Pretrained
 from rag_jax.models.io.save import check_replaceable
@@ -33,7 +32,6 @@ from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import replace_folder, write_json
 from rag_jax.runtime.outside import is_there, parsing, show
 from rag_jax.runtime.paths import expand_path
-from rag_jax.runtime.patterns import NamePattern
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _BASE = "base_fingerprint"  # field of the weights' metadata, which PEFT ignores
@@ -295,9 +293,9 @@ def _check_tensors(
     fields: Fields, rank: int, tensors: Mapping[str, StoredTensor], modules: dict[str, list[Slot]]
 ) -> None:
     """Raises a RagJaxError unless the tensors are those of the config and the base model."""
-    expected = {}
+    expected, is_target = {}, read_targets(fields)
     for module, slots in modules.items():
-        if _is_target(module, fields):
+        if is_target(module):
             outputs = sum(slot.shape[1] for slot in slots)
             expected[f"base_model.model.{module}.lora_A.weight"] = (rank, slots[0].shape[0])
             expected[f"base_model.model.{module}.lora_B.weight"] = (outputs, rank)
@@ -309,36 +307,3 @@ def _check_tensors(
             f"the adapter described in {fields.source} does not fit its tensors and the base "
             f"model: {'; '.join(sorted(problems))}"
         )
-
-
-def _is_target(module: str, fields: Fields) -> bool:
-    layers = fields.raw.get("layers_to_transform")
-    if layers is not None:
-        layers = [layers] if isinstance(layers, int) else _list(fields, "layers_to_transform", int)
-        number = re.search(r"\.(\d+)\.", module)
-        if number is None or int(number[1]) not in layers:
-            return False
-    names = ("target_modules", "exclude_modules")
-    return tuple(_matches(module, fields, name) for name in names) == (True, False)
-
-
-def _matches(module: str, fields: Fields, name: str) -> bool:
-    """PEFT's rule: a regular expression for the whole name, or a list of names or last parts."""
-    pattern = fields.raw.get(name)
-    if isinstance(pattern, str):
-        return _read_pattern(pattern, f"{fields.source}: {name}").fullmatch(module)
-    return any(module == item or module.endswith(f".{item}") for item in _list(fields, name, str))
-
-
-@functools.lru_cache(maxsize=8)
-def _read_pattern(pattern: str, source: str) -> NamePattern:
-    return NamePattern(pattern, source=source)
-
-
-def _list(fields: Fields, name: str, kind: type) -> list:
-    value = fields.raw.get(name) or []
-    if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
-        raise RagJaxError(
-            f"{fields.source}: {name} must be a list of {kind.__name__}s, not {show(value)}"
-        )
-    return value

@@ -110,7 +110,7 @@ class ChatEncoder:
             elif writers == {UNKNOWN} and match[0] not in contents:
                 raise RagJaxError(
                     f"the chat template makes {match[0]!r} by an operation that is not followed "
-                    "on texts of its own and of messages, such as a % format: write the token's "
+                    "on texts of its own and of messages, such as casefold: write the token's "
                     "name as it is"
                 )
             start = span[1] if writers == {TEMPLATE} else span[0] + 1

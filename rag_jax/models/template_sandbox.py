@@ -10,11 +10,12 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.filters import make_attrgetter
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.visitor import NodeTransformer
 
 from rag_jax.models.template_budget import Budget
 from rag_jax.models.traced import Traced, concatenate, join_items, settle, trust
+from rag_jax.models.traced_format import follow_format, follow_percent
 
 # For web pages and for finding errors. No conversation needs them, and what they cost is not known
 # before they have run.
@@ -86,7 +87,10 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         self.budget.pay_binary(operator, left, right)
-        return super().call_binop(context, operator, left, right)
+        result = super().call_binop(context, operator, left, right)
+        if operator == "%" and isinstance(left, Traced):
+            return follow_percent(result, left, right)
+        return result
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         if isinstance(obj, str) and attr in _LEFT_OUT_METHODS:
@@ -100,8 +104,12 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
         @functools.wraps(format)
         def wrapped(*args: Any, **kwargs: Any) -> str:
-            self.budget.pay_format(value.__self__, list(args), kwargs)
-            return format(*args, **kwargs)
+            text = value.__self__
+            self.budget.pay_format(text, list(args), kwargs)
+            result = format(*args, **kwargs)
+            if value.__name__ == "format_map":
+                args, kwargs = (), args[0]
+            return follow_format(result, text, args, kwargs, SandboxedFormatter(self))
 
         return wrapped
 
@@ -263,7 +271,8 @@ def _indent(
 @jinja2.pass_environment
 def _format(environment: TemplateEnvironment, value: str, *args: Any, **kwargs: Any) -> str:
     environment.budget.pay_format(str(value), args, kwargs)
-    return jinja2.filters.do_format(value, *args, **kwargs)
+    result = jinja2.filters.do_format(value, *args, **kwargs)
+    return follow_percent(result, value, kwargs or args) if isinstance(value, Traced) else result
 
 
 def _raise_exception(message: str) -> None:

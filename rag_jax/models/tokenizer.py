@@ -28,6 +28,7 @@ _USUAL = tokenizer_files.NAMED_TOKENS
 # what `limit` tokens can need would not do: where words are not split first, or the likeliest split
 # of a whole word is taken, the last characters can change the first tokens.
 _LONGEST = 1_000_000
+_MOST_TEMPLATES = 8  # all are rendered, to see which tokens they write
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -288,6 +289,11 @@ class Tokenizer:
         """The sources of the chat templates, and what they write."""
         template = self._template or {}
         sources = [*template.values()] if isinstance(template, Mapping) else [template]
+        if len(sources) > _MOST_TEMPLATES:
+            raise RagJaxError(
+                f"{self._template_name}: there are {len(sources):,} of them, more than the limit "
+                f"of {_MOST_TEMPLATES}: keep the one to use"
+            )
         written = [ChatTemplate(source, self._template_tokens).sample() for source in sources]
         return "\n".join([*sources, *written])
 

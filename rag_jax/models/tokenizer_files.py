@@ -7,9 +7,10 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
+from rag_jax.models.tokenizer_growth import check_growth
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json
-from rag_jax.runtime.outside import is_there, parsing, require_file, show
+from rag_jax.runtime.outside import LARGEST_SETTINGS, is_there, parsing, require_file, show
 
 NAMED_TOKENS = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
 # RoBERTa's and BART's special tokens, for folders with `vocab.json` and `merges.txt` alone.
@@ -120,15 +121,17 @@ def make_special_tokens(names: Iterable[str]) -> list[AddedToken]:
 
 
 def _read_core(path: Path) -> tokenizers.Tokenizer:
-    require_file(path)
+    require_file(path, largest=LARGEST_SETTINGS)
     with parsing(path, "is no tokenizer", "download the file again"):
-        return tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
+        core = tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
+        check_growth(core)
+        return core
 
 
 def _read_bpe(folder: Path) -> tokenizers.Tokenizer:
     paths = folder / "vocab.json", folder / "merges.txt"
     for path in paths:
-        require_file(path)
+        require_file(path, largest=LARGEST_SETTINGS)
     with parsing(f"{folder}: vocab.json and merges.txt"):
         model = models.BPE.from_file(*map(str, paths))
     core = tokenizers.Tokenizer(model)
@@ -246,13 +249,13 @@ def _read_templates(folder: Path, settings: Mapping[str, Any]) -> tuple[Template
 def _read_settings(path: Path) -> dict[str, Any]:
     if not is_there(path):
         return {}
-    settings = read_json(path)
+    settings = read_json(path, largest=LARGEST_SETTINGS)
     if not isinstance(settings, dict):
         raise RagJaxError(f"{path} must hold a JSON object")
     return settings
 
 
 def _read_text(path: Path) -> str:
-    require_file(path)
+    require_file(path, largest=LARGEST_SETTINGS)
     with parsing(path):
         return path.read_text("utf-8")

@@ -40,9 +40,6 @@ class Traced(str):
 
     __rmul__ = __mul__
 
-    def __mod__(self, values: Any) -> str:
-        return settle(super().__mod__(values), self, values)
-
     def __getitem__(self, key: Any) -> "Traced":
         mask = self._mask[key]
         return Traced(super().__getitem__(key), mask if isinstance(mask, bytes) else bytes([mask]))

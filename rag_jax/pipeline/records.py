@@ -28,6 +28,7 @@ STARTED, ENDED = "started.json", "stage.json"
 # The way in which a work folder is laid out. Raise it when an older folder cannot be continued.
 LAYOUT = 2
 _LAYOUT_FILE = "layout.json"
+_MOST = 1e18  # seconds or bytes that a stage may have taken
 
 Record = dict[str, Any]
 
@@ -104,11 +105,10 @@ def put_in_place(folder: Path, place: Path) -> None:
         try:
             folder.rename(place)
         except BaseException:
-            if old.exists() and not place.exists():
+            if is_there(old) and not is_there(place):
                 old.rename(place)
             raise
-        if old.exists():
-            shutil.rmtree(old)
+        _remove(old)
     elif (draft := find_folder(place)) != place:
         _discard(draft)
 
@@ -231,7 +231,7 @@ def read_record(
 
 
 def _check_kinds(found: Record) -> None:
-    """Raises a TypeError unless what a record holds beside its plan is of the kinds it is used as.
+    """Raises an error unless what a record holds beside its plan is of the kinds it is used as.
 
     The plan is compared with the one wanted.
     """
@@ -240,6 +240,9 @@ def _check_kinds(found: Record) -> None:
     wrong = [name for name, kind in kinds.items() if not isinstance(found[name], kind)]
     if wrong or not isinstance(found.get("files", {}), dict):
         raise TypeError(f"{', '.join(wrong) or 'files'}: of another kind")
+    costs = found["seconds"], found["compile_seconds"], found.get("peak_bytes", 0)
+    if not all(0 <= cost < _MOST for cost in costs):
+        raise ValueError("seconds or bytes that cannot be")
 
 
 def describe_change(found: Record, wanted: Record) -> str:
@@ -280,15 +283,22 @@ def _empty(folder: Path) -> None:
 
 
 def _discard(folder: Path) -> None:
-    """Removes a folder. It is renamed first, so never half of it remains."""
-    if (doomed := _set_aside(folder)).exists():
-        shutil.rmtree(doomed)
+    """Removes a folder, or whatever is in its place, by a rename: never half of it remains."""
+    _remove(_set_aside(folder))
 
 
 def _set_aside(folder: Path) -> Path:
     """Renames a folder, if there is one, and returns the name beside it that it has now."""
     doomed = folder.with_name(f".{folder.name.strip('.')}.old")
-    shutil.rmtree(doomed, ignore_errors=True)
-    if folder.exists():
+    _remove(doomed)
+    if is_there(folder):
         folder.rename(doomed)
     return doomed
+
+
+def _remove(path: Path) -> None:
+    # A link's target is not the run's, and opening a named pipe would wait for ever.
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

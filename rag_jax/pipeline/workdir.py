@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.outside import is_there, require_file
 
 
 def make_workdir(workdir: Path) -> None:
@@ -27,8 +28,10 @@ def hold_lock(path: Path, flag: str) -> Iterator[None]:
         flag: by which the command line names the work folder, for the message.
 
     Raises:
-        RagJaxError: another process holds it.
+        RagJaxError: another process holds it, or it is no file.
     """
+    if is_there(path):
+        require_file(path, "remove it")
     with open(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -26,6 +26,7 @@ from rag_jax.runtime.manifest import check_files, read_manifest, write_folder
 from rag_jax.runtime.outside import parsing, show
 
 _EMBEDDINGS, _IDS = "dataset.npy", "ids.json"
+_LARGEST_IDS = 4 << 30  # bytes
 _FILES = {
     "exact": {_EMBEDDINGS, _IDS},
     "scann": {
@@ -308,7 +309,7 @@ def _check_backend(backend: str, remedy: str) -> None:
 
 def _read_ids(path: Path, size: int) -> tuple[str, ...]:
     with parsing(path):
-        ids = read_json(path)
+        ids = read_json(path, largest=_LARGEST_IDS)
         if not isinstance(ids, list):
             raise TypeError("it must hold a list")
         return _check_ids(ids, size)

@@ -32,6 +32,7 @@ _RECALL = 0.99
 _HASH_FROM, _PARTITION_FROM = 20_000, 100_000
 # What ScaNN writes of its files, which it looks for wherever this says.
 _ASSET = r'assets {\s*asset_type: [A-Z_]+\s*asset_path: "([\w.]+)"\s*}\s*'
+_LARGEST_ASSETS = 1 << 16  # bytes
 _ASSETS, _HASHED, _LEAVES = "scann_assets.pbtxt", "hashed_dataset.npy", "datapoint_to_token.npy"
 # Dimensions that one code stands for, and number of codes.
 _CODED, _CODES = 2, 16
@@ -285,6 +286,7 @@ def load_scann(folder: Path, embeddings: Float[np.ndarray, "N D"]) -> Scann:
 
 def _check_assets(folder: Path, size: int, width: int) -> None:
     """Raises a ValueError if ScaNN would read files elsewhere, or beyond the ends of its arrays."""
+    require_file(folder / _ASSETS, largest=_LARGEST_ASSETS)
     text = (folder / _ASSETS).read_text("utf-8")
     if not re.fullmatch(f"({_ASSET})+", text):
         raise ValueError(f"{_ASSETS} is not as ScaNN writes it, or names a file elsewhere")

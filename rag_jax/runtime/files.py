@@ -16,15 +16,16 @@ import numpy as np
 
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.hosts import is_first
-from rag_jax.runtime.outside import is_there, parsing, require_file
+from rag_jax.runtime.outside import LARGEST_JSON, is_there, parsing, require_file
 
+_LONGEST_LINE = 1 << 27  # bytes or characters
 # Advice for the errors that a user can fix. Any other OSError is a bug in the code.
 _FULL, _READ_ONLY = (errno.ENOSPC, errno.EDQUOT), (errno.EROFS, errno.EACCES, errno.EPERM)
 _DISK_ERRORS = {
     **dict.fromkeys(_FULL, "free some space, then run the same command again"),
     **dict.fromkeys(_READ_ONLY, "choose a folder that can be written with --workdir"),
     **dict.fromkeys(
-        (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+        (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
         "choose a folder with --workdir",
     ),
 }
@@ -84,7 +85,7 @@ def explain_disk_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        path = error.filename or folder
+        path = error.filename2 or error.filename or folder
         advice = _DISK_ERRORS[error.errno]
         raise RagJaxError(f"cannot write {path}: {error.strerror.lower()}; {advice}") from error
 
@@ -132,17 +133,22 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def read_json(
-    path: str | os.PathLike, *, problem: str = "is not valid JSON", advice: str = ""
+    path: str | os.PathLike,
+    *,
+    problem: str = "is not valid JSON",
+    advice: str = "",
+    largest: int = LARGEST_JSON,
 ) -> Any:
     """Reads a JSON file, whoever wrote it.
 
     Args:
         problem, advice: what the message says of a damaged file and what to do; see `parsing`.
+        largest: the most bytes that the file may have.
 
     Raises:
-        RagJaxError: the file is missing, no regular file or not JSON.
+        RagJaxError: the file is missing, no regular file, too large or not JSON.
     """
-    require_file(path, advice)
+    require_file(path, advice, largest=largest)
     with parsing(path, problem, advice):
         return json.loads(Path(path).read_text(encoding="utf-8"))
 
@@ -162,7 +168,7 @@ def read_jsonl(path: str | os.PathLike) -> list[Any]:
     require_file(path)
     records: list[Any] = []
     with parsing(path, "is not valid JSON lines"), open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(list_lines(file), 1):
             with parsing(f"{path}:{number}", "is not valid JSON"):
                 records.append(json.loads(line))
     return records
@@ -179,12 +185,20 @@ def read_lines(path: Path) -> tuple[list[Any], int]:
     if is_there(path):
         require_file(path)
         with open(path, "rb") as file, contextlib.suppress(ValueError, RecursionError):
-            for line in file:
+            for line in list_lines(file):
                 if not line.endswith(b"\n"):
                     break
                 records.append(json.loads(line))
                 size += len(line)
     return records, size
+
+
+def list_lines(file: IO) -> Iterator[Any]:
+    """The lines of an open file; a ValueError for one that is longer than memory may have to be."""
+    while line := file.readline(_LONGEST_LINE):
+        if len(line) == _LONGEST_LINE:
+            raise ValueError(f"a line is longer than {_LONGEST_LINE >> 20} MiB")
+        yield line
 
 
 def append_line(path: Path, size: int, line: str) -> int:

@@ -6,6 +6,7 @@ loader looks at a file with `require_file` before it opens it, and interprets th
 """
 
 import contextlib
+import itertools
 import os
 import stat
 from collections.abc import Iterator
@@ -21,6 +22,10 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+# The most bytes of a file that is read as a whole: a model's settings or tokenizer (those of known
+# models have 35 MB), and any other JSON.
+LARGEST_SETTINGS, LARGEST_JSON = 256 << 20, 1 << 30
+_MOST_FILES = 100_000  # in a folder that a library reads by itself
 _LONGEST = 300  # characters of a value or a reason in a message
 
 
@@ -29,37 +34,46 @@ def is_there(path: str | os.PathLike) -> bool:
     return os.path.lexists(path)
 
 
-def require_file(path: str | os.PathLike, advice: str = "") -> None:
+def require_file(path: str | os.PathLike, advice: str = "", *, largest: int | None = None) -> None:
     """Looks whether a path is a regular file or a link to one, without opening it.
 
     Args:
         advice: what to do, as the end of the message.
+        largest: the most bytes that the file may have; None for any number.
 
     Raises:
-        RagJaxError: the file is missing, or the path is something else, such as a named pipe.
+        RagJaxError: the file is missing or too large, or the path is something else, such as a
+            named pipe.
     """
     end = f": {advice}" if advice else ""
     try:
-        mode = os.stat(path).st_mode
+        found = os.stat(path)
     except FileNotFoundError as error:
         raise RagJaxError(f"{path} is missing{end}") from error
     except (OSError, ValueError) as error:
         raise RagJaxError(f"{path} cannot be read: {_explain(error)}") from error
-    if not stat.S_ISREG(mode):
-        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+    if not stat.S_ISREG(found.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
         raise RagJaxError(f"{path} is {kind} in the place of a file{end}")
+    if largest is not None and found.st_size > largest:
+        raise RagJaxError(
+            f"{path} has {found.st_size:,} bytes, more than the limit of {largest:,}{end}"
+        )
 
 
 def require_files(folder: Path) -> None:
     """As `require_file`, for everything in a folder that a library reads by itself.
 
     Raises:
-        RagJaxError: the folder is missing, or holds something other than files and folders, or a
-            link to a folder.
+        RagJaxError: the folder is missing, or holds something other than files and folders, a link
+            to a folder, or very many files.
     """
     if not folder.is_dir():
         raise RagJaxError(f"{folder} is missing or no folder")
-    for path in sorted(folder.rglob("*")):
+    paths = [*itertools.islice(folder.rglob("*"), _MOST_FILES + 1)]
+    if len(paths) > _MOST_FILES:
+        raise RagJaxError(f"{folder} holds more than {_MOST_FILES:,} files and folders")
+    for path in sorted(paths):
         if path.is_symlink() or not path.is_dir():
             require_file(path)
 

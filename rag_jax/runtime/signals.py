@@ -39,6 +39,7 @@ def start(line: str) -> None:
     _line, _working = line, False
     _noted.clear()
     _install(_handle)
+    sys.unraisablehook = _leave_out_lost
 
 
 def begin_work() -> None:
@@ -141,6 +142,12 @@ def _install(handler: Callable | signal.Handlers) -> None:
     for number in _REASONS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+def _leave_out_lost(unraisable: Any) -> None:
+    """Shows an exception that Python ignores, but for that of a signal, which `check` raises."""
+    if unraisable.exc_type not in _noted:
+        sys.__unraisablehook__(unraisable)
 
 
 def _handle(number: int, _: Any) -> None:

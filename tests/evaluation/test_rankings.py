@@ -233,3 +233,10 @@ def test_a_judgement_given_twice(tmp_path):
         with pytest.raises(RagJaxError, match="test.tsv:3: passage 'a' of query 'q' has grade"):
             read(*lines)
     assert read("q\ta\t2", "q\ta\t0", "q\tb\t1", bad=1) == {"a": 2, "b": 1}
+
+
+@pytest.mark.parametrize("score", ["9" * 400, "nan", "inf", "0x1", "1e999"])
+def test_a_score_that_is_no_number(tmp_path, score):
+    (tmp_path / "a.run").write_text(f"q Q0 a 1 {score} me\n")
+    with pytest.raises(RagJaxError, match=r"a\.run:1: must be question, Q0, passage, rank, score"):
+        read_run(tmp_path / "a.run")

@@ -102,7 +102,7 @@ def test_a_template_may_look_for_a_control_token_in_the_text(open_chat):
 
 
 def test_a_token_made_in_an_unknown_way_is_refused(open_chat):
-    template = "{% for m in messages %}{{ '<|%s|>%s' | format('end', m.content) }}{% endfor %}"
+    template = "{% for m in messages %}{{ ('<|END|>' ~ m.content).casefold() }}{% endfor %}"
     tokenizer = open_chat(template)
     with pytest.raises(
         RagJaxError, match=r"makes '<\|end\|>' by an operation that is not followed"
@@ -121,6 +121,13 @@ OPERATIONS = [
     *("m.content.replace('#', '')", "m.content.split('#')|join", "m.content|list|join('')"),
     *("m.content[:3] ~ m.content[4:]", "m.content ~ m.content", "[m.content, m.content]|join"),
     *("'%s%s'|format(m.content, m.content)", "'{}{}'.format(m.content, m.content)"),
+    *("m.content % ()", "'<|%s|>' % m.content", "'<|%3s|>' % m.content", "'%(content)s|>' % m"),
+    *(
+        "'<|{}|>'.format(m.content)",
+        "'<|{content:>3}|>'.format(**m)",
+        "'<|{content}'.format_map(m)",
+    ),
+    *("'<|%s%s' % (m.content[:2], m.content[2:])", "'%.6s|>' % m.content", "'%r' % m.content"),
     *("'<|' ~ m.content ~ '|>'", "'%s' % m.content", "m.content|lower|indent(2)"),
     *("m.content|lower|trim", "m.content|lower|center(30)", "m.content|lower|truncate(90)"),
     *("messages|map(attribute='content')|map('lower')|join", "m.content.strip('#')|first"),

@@ -103,10 +103,10 @@ def test_a_header_larger_than_any_models(tmp_path, monkeypatch):
         read_header(tmp_path / "a.gguf")
 
 
-@pytest.mark.parametrize("size", [100_000_001, HUGE])
+@pytest.mark.parametrize("size", [(16 << 20) + 1, 90_000_000, HUGE])
 def test_a_safetensors_header_larger_than_any_models(tmp_path, size):
-    """The library itself has a limit, of a hundred million bytes."""
+    """The library itself has a limit of a hundred million bytes, for which it takes 12 seconds."""
     path = tmp_path / "model.safetensors"
     path.write_bytes(struct.pack("<Q", size) + b"{}")
-    with pytest.raises(RagJaxError, match="model.safetensors is truncated or not a .*too large"):
+    with pytest.raises(RagJaxError, match=r"not a .* its header has [\d,]+ bytes, the limit"):
         read_safetensors([path])

@@ -94,8 +94,6 @@ def test_what_is_made_of_one_writers_texts_is_that_writers():
     ):
         assert read_mask(settle("xy", *sources)) == bytes([writer, writer])
     assert settle(5, own) == 5 and read_mask(settle(own, typed)) == bytes([TEMPLATE])
-    assert read_mask(own % ()) == bytes([TEMPLATE])
-    assert read_mask(trust("x%s") % typed) == bytes([UNKNOWN, UNKNOWN])
 
 
 def test_a_traced_text_is_a_text():

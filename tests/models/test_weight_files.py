@@ -106,3 +106,11 @@ def test_an_adapters_folder(names, make):
     make(adapter_config={})
     with pytest.raises(RagJaxError, match="folder of an adapter: load its base model, then"):
         find_weights(folder)
+
+
+def test_an_index_of_very_many_files(make):
+    folder = make(
+        **{INDEX.removesuffix(".json"): {"weight_map": {str(i): f"{i}" for i in range(10_001)}}}
+    )
+    with pytest.raises(RagJaxError, match=r"it names 10,001 files, the limit is 10,000"):
+        find_weights(folder)

@@ -1,13 +1,17 @@
 """Work folders with odd names, where none can be, and one that is removed during the run."""
 
+import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import at_most
 
 from rag_jax.commands import build_index
 from rag_jax.pipeline import command
+from rag_jax.pipeline.records import ENDED, LAYOUT
 from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import Stage
 from rag_jax.runtime.checkpoint import load_tree, save_tree
@@ -104,3 +108,53 @@ def test_a_blank_path_on_the_command_line_is_refused(here, value):
     with pytest.raises(RagJaxError, match=refused):
         build_index.main(["passages.jsonl", f"--workdir={value}"])
     assert list(here.iterdir()) == []
+
+
+def put_fifo(path):
+    os.mkfifo(path)
+
+
+def put_link_out(path):
+    path.with_name("elsewhere").mkdir()
+    (path.with_name("elsewhere") / "kept").write_text("")
+    path.symlink_to("elsewhere")
+
+
+@pytest.mark.parametrize("put", [put_fifo, put_link_out, Path.write_text, Path.mkdir])
+def test_something_else_in_a_stages_place_is_replaced(here, put):
+    """Without opening it, which would wait for ever, and without a look at what it leads to."""
+    place = Path("run/stages/one")
+    place.parent.mkdir(parents=True)
+    Path("run/layout.json").write_text(f'{{"layout": {LAYOUT}}}')
+    put(place, *[""][: put is Path.write_text])
+    with at_most(30):
+        (record,) = run_stages([Stage("one", make)], "run")
+    assert not record["reused"] and place.is_dir() and not place.is_symlink()
+    if put is put_link_out:
+        assert (place.with_name("elsewhere") / "kept").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "put", "message"),
+    [
+        (".lock", put_fifo, r"run/\.lock is a named pipe in the place of a file: remove it$"),
+        (".lock", Path.mkdir, r"run/\.lock is a folder in the place of a file: remove it$"),
+        ("config.json", Path.mkdir, r"cannot write run/config\.json: is a directory; choose"),
+    ],
+)
+def test_something_else_in_a_files_place(here, name, put, message):
+    Path("run").mkdir()
+    put(Path("run") / name)
+    with at_most(30), pytest.raises(RagJaxError, match=message):
+        run_stages([Stage("one", make)], "run")
+
+
+@pytest.mark.parametrize("value", ["1e400", "-1", "NaN", "1" + "0" * 400, '"a"', "null", "[]"])
+@pytest.mark.parametrize("name", ["seconds", "compile_seconds", "peak_bytes"])
+def test_a_record_with_numbers_that_cannot_be_is_no_record(here, name, value):
+    run_stages([Stage("one", make)], "run")
+    (path,) = Path("run/stages/one").glob(ENDED)
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {name: "\0"}).replace(r'"\u0000"', value))
+    (made,) = run_stages([Stage("one", make)], "run")
+    assert not made["reused"]

@@ -404,6 +404,7 @@ ELSEWHERE = {
     "root": ("scann_assets.pbtxt", edit_text('"hashed', '"/tmp/hashed'), "names a file elsewhere"),
     "missing": ("scann_assets.pbtxt", edit_text('"hashed', '"un'), "un_dataset.npy is missing"),
     "comment": ("scann_assets.pbtxt", edit_text("assets", "# assets"), "not as ScaNN writes it"),
+    "large": ("scann_assets.pbtxt", edit_text("assets", "assets" * 20_000), "more than the limit"),
     "codes": ("hashed_dataset.npy", edit_array(lambda a: a + 16), "are not from 0 to 15"),
     "fewer codes": ("hashed_dataset.npy", edit_array(lambda a: a[:, :1]), "has shape"),
     "fewer rows": ("hashed_dataset.npy", edit_array(lambda a: a[1:]), "has shape"),

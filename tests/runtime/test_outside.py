@@ -1,12 +1,14 @@
 """The wall around files that others made: what passes through it, and what becomes one line."""
 
+import io
 import os
 import socket
 
 import pytest
 
+from rag_jax.runtime import files, outside
 from rag_jax.runtime.errors import Preempted, RagJaxError
-from rag_jax.runtime.files import read_lines
+from rag_jax.runtime.files import list_lines, read_json, read_lines
 from rag_jax.runtime.outside import parsing, require_file, require_files, show
 
 
@@ -91,3 +93,30 @@ def test_a_folder_for_a_library(tmp_path):
         require_files(tmp_path)
     with pytest.raises(RagJaxError, match="none is missing"):
         require_files(tmp_path / "none")
+
+
+def test_a_file_has_a_largest_size(tmp_path):
+    (tmp_path / "a").write_bytes(b"12345")
+    require_file(tmp_path / "a", largest=5)
+    with pytest.raises(RagJaxError, match=r"/a has 5 bytes, more than the limit of 4: fetch it$"):
+        require_file(tmp_path / "a", "fetch it", largest=4)
+    with pytest.raises(RagJaxError, match="more than the limit of 4$"):
+        read_json(tmp_path / "a", largest=4)
+
+
+def test_a_folder_has_a_most_of_files(tmp_path, monkeypatch):
+    for name in "abc":
+        (tmp_path / name).write_text("")
+    monkeypatch.setattr(outside, "_MOST_FILES", 3)
+    require_files(tmp_path)
+    monkeypatch.setattr(outside, "_MOST_FILES", 2)
+    with pytest.raises(RagJaxError, match="holds more than 2 files and folders"):
+        require_files(tmp_path)
+
+
+def test_a_line_has_a_largest_length(monkeypatch):
+    monkeypatch.setattr(files, "_LONGEST_LINE", 1 << 20)
+    text = "a\n" + "b" * ((1 << 20) - 2) + "\nc"
+    assert [len(line) for line in list_lines(io.StringIO(text))] == [2, (1 << 20) - 1, 1]
+    with pytest.raises(ValueError, match="a line is longer than 1 MiB"):
+        list(list_lines(io.BytesIO(b"a\n" + b"b" * (1 << 20))))

@@ -121,3 +121,39 @@ def test_leaving_ends_with_its_block():
 def test_what_a_signal_led_to_is_no_error(stop, moment):
     assert stop(moment, signal.SIGINT) == (130, "stopped\n")
     assert stop(moment, signal.SIGTERM) == (0, "stopped\n")
+
+
+LOSES = textwrap.dedent("""
+    import signal
+    import sys
+    from rag_jax.runtime import signals
+
+    class Dropped:
+        def __del__(self):
+            if sys.argv[1] == "signal":
+                signal.raise_signal(signal.SIGINT)
+            else:
+                raise ValueError("a bug")
+
+    signals.start("stopped")
+    signals.begin_work()
+    dropped = Dropped()
+    del dropped
+    try:
+        signals.check()
+        print("nothing")
+    except KeyboardInterrupt:
+        print("raised again")
+""")
+
+
+@pytest.mark.parametrize(
+    ("what", "out", "shown"), [("signal", "raised again", False), ("bug", "nothing", True)]
+)
+def test_a_signal_that_python_ignores_is_raised_again_without_a_word(what, out, shown):
+    """Other exceptions that Python ignores are shown as ever."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOSES, what], capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
+    assert done.stdout == f"{out}\n" and ("Traceback" in done.stderr) == shown
+    assert bool(done.stderr) == shown

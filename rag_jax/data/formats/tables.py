@@ -4,6 +4,7 @@ A table says nowhere whether its fields are quoted. A field that only seems quot
 rows up to the next quote, so the whole table is looked through before the first row is read.
 """
 
+import collections
 import csv
 import re
 import sys
@@ -66,7 +67,8 @@ def read_table(path: Path, bad: BadLines) -> Iterator[tuple[Place, dict[str, Any
     """
     rows = read_rows(path, bad)
     _, names = next(rows, (None, []))
-    if repeated := [name for name in names if name and names.count(name) > 1]:
+    counts = collections.Counter(filter(None, names))
+    if repeated := [name for name, count in counts.items() if count > 1]:
         raise RagJaxError(f"{path}: two columns have the name {repeated[0]!r}: rename one")
     for place, row in rows:
         if len(row) != len(names):

@@ -34,6 +34,7 @@ _KINDS = {
         "text_feature.Text",
     )
 }
+_MOST_FEATURES, _MOST_SHARDS = 1000, 10_000  # the library takes long for each
 # Fields that only Hugging Face's file of the same name has.
 _HUGGING_FACE = {"features", "builder_name", "dataset_name"}
 
@@ -91,12 +92,18 @@ def read_examples(dataset: Path, bad: BadLines) -> Iterator[tuple[str, Place, di
 def _check_features(dataset: Path) -> None:
     """Raises a RagJaxError if a dataset has features of a kind that is not read."""
     pending = [read_json(dataset / _FEATURES, advice="it is not a prepared dataset")]
+    count = 0
     while pending:
         value = pending.pop()
         if isinstance(value, dict):
             # Three spellings: protobuf's two, and that of old versions of the library.
             named = (value.get(key) for key in ("pythonClassName", "python_class_name", "type"))
             for kind in (name for name in named if isinstance(name, str)):
+                count += 1
+                if count > _MOST_FEATURES:
+                    raise RagJaxError(
+                        f"{dataset / _FEATURES}: has more than {_MOST_FEATURES} features"
+                    )
                 if kind not in _KINDS:
                     known = ", ".join(sorted(name.rsplit(".", 1)[1] for name in _KINDS))
                     raise RagJaxError(
@@ -109,7 +116,7 @@ def _check_features(dataset: Path) -> None:
 
 
 def _check_names(dataset: Path) -> None:
-    """Raises a ValueError if a dataset says that its files lie elsewhere.
+    """Raises a ValueError if a dataset says that its files lie elsewhere, or are very many.
 
     The library makes the files' names of these.
     """
@@ -117,6 +124,8 @@ def _check_names(dataset: Path) -> None:
     names = [info.get("name"), info.get("fileFormat")]
     for split in info.get("splits", []):
         names += [split.get(key) for key in ("name", "filepathTemplate", "filepath_template")]
+        if (count := len(split.get("shardLengths", ()))) > _MOST_SHARDS:
+            raise ValueError(f"{_INFO} has {count:,} shards, the limit is {_MOST_SHARDS:,}")
     if outside := [name for name in names if isinstance(name, str) and {"/", "\\"} & {*name}]:
         raise ValueError(f"{_INFO} names files elsewhere: {show(outside[0])}")
 

@@ -17,15 +17,12 @@ import requests
 import urllib3
 from tqdm import tqdm
 
+from rag_jax.runtime.downloads import LARGEST_WHEEL, SILENCE, Endless, Meter
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.manifest import hash_file
 
 _CHUNK = 1 << 16  # bytes; the most that a broken connection loses
 _ATTEMPTS = 5  # attempts in a row without a new byte before the download fails
-_TIMEOUT = 60  # seconds without a byte
-# The lowest rate, in bytes a second on average over a connection, after the first `_TIMEOUT`
-# seconds; and the most bytes of a wheel whose size is not pinned.
-_SLOWEST, _LARGEST = 1000, 8 << 30
 _PIP_HOURS = 12  # the longest time for pip's own download
 
 # pip has no public command that prints a file's URL without downloading the file (`--dry-run` does
@@ -52,10 +49,6 @@ class _Refused(Exception):
     """The registry refuses a direct download; pip may have the credentials or certificates."""
 
 
-class _Endless(Exception):
-    """The download is too large or too slow; the text says which limit it passes."""
-
-
 def fetch_wheel(
     package: str, version: str, sha256: str, *, folder: Path, size: int | None = None
 ) -> Path:
@@ -74,7 +67,7 @@ def fetch_wheel(
     wheels = sorted(folder.glob(pattern))
     if not wheels:
         try:
-            wheels = [_download(package, version, folder, size or _LARGEST)]
+            wheels = [_download(package, version, folder, size or LARGEST_WHEEL)]
         except _Refused:
             _run_pip_download(package, version, folder)
             wheels = sorted(folder.glob(pattern))
@@ -100,7 +93,7 @@ def _download(package: str, version: str, folder: Path, largest: int) -> Path:
     else:
         try:
             _stream(location, part, f"{package}=={version}", largest)
-        except _Endless as reason:
+        except Endless as reason:
             raise RagJaxError(_explain(package, version, folder, str(reason))) from None
     os.replace(part, wheel)
     return wheel
@@ -131,7 +124,7 @@ def _stream(location: dict[str, Any], part: Path, label: str, largest: int) -> N
             return _stream_from(offset, location, part, label, largest)
         except (requests.exceptions.SSLError, requests.exceptions.ProxyError):
             raise _Refused from None
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
             grown = part.exists() and part.stat().st_size > offset
             failures = 0 if grown else failures + 1
             if failures >= _ATTEMPTS:
@@ -148,20 +141,21 @@ def _stream_from(
 ) -> None:
     # Without compression: ranges count the bytes of the uncompressed file.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
-    options = {"verify": location["verify"], "proxies": location["proxies"], "timeout": _TIMEOUT}
+    options = {"verify": location["verify"], "proxies": location["proxies"], "timeout": SILENCE}
     with requests.get(location["url"], headers=headers, stream=True, **options) as response:
-        if response.status_code == 416:  # no bytes after `offset`; the hash is checked later
+        if response.status_code == 416 and offset:  # no more bytes; the hash is checked later
             return
         if 400 <= response.status_code < 500:
             raise _Refused
         response.raise_for_status()
         resumed = response.status_code == 206 and _range_start(response) == offset
         start = offset if resumed else 0
-        total = start + int(response.headers.get("Content-Length", 0))
+        length = response.headers.get("Content-Length", "")[:18]
+        total = start + int(length) if length.isdecimal() else None
         units = {"unit": "B", "unit_scale": True, "mininterval": 0.5}
         with (
             open(part, "ab" if resumed else "wb") as file,
-            tqdm(desc=f"downloading {label}", total=total or None, initial=start, **units) as bar,
+            tqdm(desc=f"downloading {label}", total=total, initial=start, **units) as bar,
         ):
             for chunk in _read_chunks(response, largest - start):
                 file.write(chunk)
@@ -172,17 +166,12 @@ def _read_chunks(response: requests.Response, room: int) -> Iterator[bytes]:
     """What comes, as it comes: waiting for whole chunks would hide that hardly any bytes do.
 
     Raises:
-        _Endless: more than `room` bytes come, or they come too slowly. The bytes before are kept.
+        Endless: more than `room` bytes come, or they come too slowly. The bytes before are kept.
     """
-    start, received = time.monotonic(), 0
+    meter = Meter(room)
     while chunk := response.raw.read1(_CHUNK):
-        received += len(chunk)
-        if received > room:
-            raise _Endless("the file is larger than it should be: delete its .part file")
+        meter.add(len(chunk))
         yield chunk
-        seconds = time.monotonic() - start
-        if seconds > _TIMEOUT and received < _SLOWEST * seconds:
-            raise _Endless(f"less than {_SLOWEST:,} bytes a second come")
 
 
 def _range_start(response: requests.Response) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json
-from rag_jax.runtime.outside import show
+from rag_jax.runtime.outside import LARGEST_SETTINGS, show
 
 # The largest size and id: JAX counts rows and tokens in int32.
 LARGEST = 2**31 - 1
@@ -98,7 +98,7 @@ def read_fields(path: Path, advice: str = "") -> Fields:
     Raises:
         RagJaxError: the file is missing, not valid JSON or no JSON object.
     """
-    raw = read_json(path, advice=advice)
+    raw = read_json(path, advice=advice, largest=LARGEST_SETTINGS)
     if not isinstance(raw, dict):
         raise RagJaxError(f"{path} must hold a JSON object")
     return Fields(raw, str(path))

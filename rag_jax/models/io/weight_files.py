@@ -10,6 +10,7 @@ from rag_jax.runtime.files import read_json
 from rag_jax.runtime.outside import is_there, parsing, show
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_MOST_FILES = 10_000
 _ADAPTER = "adapter_config.json"
 _PART = re.compile(r"(.*)-(\d+)-of-(\d+)\.(gguf|safetensors)")
 
@@ -108,6 +109,8 @@ def _find_indexed_files(index: Path) -> list[Path]:
         names = sorted(set(read_json(index, problem=problem)["weight_map"].values()))
         if not names:
             raise ValueError("it names none")
+        if len(names) > _MOST_FILES:
+            raise ValueError(f"it names {len(names):,} files, the limit is {_MOST_FILES:,}")
         if any(Path(name).name != name for name in names):
             raise RagJaxError(f"{index} names weight files outside its folder")
         missing = [name for name in names if not is_there(index.parent / name)]

@@ -130,6 +130,7 @@ def test_an_empty_folder(tmp_path):
         ({"splits": [{"name": "/etc/a"}]}, "dataset_info.json names files elsewhere: '/etc/a'"),
         ({"name": "../other"}, "dataset_info.json names files elsewhere: '../other'"),
         ({"splits": 3}, "is not a prepared dataset: TypeError"),
+        ({"splits": [{"shardLengths": ["1"] * 10_001}]}, "10,001 shards, the limit is 10,000"),
         ([], "is not a prepared dataset: AttributeError"),
     ],
 )
@@ -137,6 +138,14 @@ def test_a_dataset_names_no_files_elsewhere(tmp_path, change, message):
     (tmp_path / "features.json").write_text("{}")
     (tmp_path / "dataset_info.json").write_text(json.dumps(change))
     with pytest.raises(RagJaxError, match=message):
+        list(tfds.read_examples(tmp_path, BadLines()))
+
+
+def test_a_dataset_has_not_very_many_features(tmp_path):
+    kind = {"pythonClassName": "tensorflow_datasets.core.features.text_feature.Text"}
+    (tmp_path / "dataset_info.json").write_text("{}")
+    (tmp_path / "features.json").write_text(json.dumps({str(i): kind for i in range(1001)}))
+    with pytest.raises(RagJaxError, match=r"features\.json: has more than 1000 features"):
         list(tfds.read_examples(tmp_path, BadLines()))
 
 
