@@ -17,7 +17,7 @@ from rag_jax.runtime.terminal import show_controls, write_text
 EVIL = "\x1b]0;x\x07\x1b[2J\x9b1m\rgone\u202eback\u2066\udcff\u2028"
 SHOWN = r"\x1b]0;x\x07\x1b[2J\x9b1m\rgone\u202eback\u2066\udcff\u2028"
 # Where `print` does not write to a terminal, and where each text is cleaned before.
-OTHERS = {"terminal.py", "loop.py", "runner.py", "ask.py"}
+OTHERS = {"terminal.py", "loop.py", "workdir.py", "ask.py"}
 
 
 @settings(max_examples=50, deadline=None)
