@@ -205,7 +205,7 @@ class Session:
 
     def check_stage(self, context: StageContext) -> None:
         """Checks the corpus of a finished stage; raises a RagJaxError as `check_corpus`."""
-        self.open_corpus(context.path("corpus", ""))
+        self.check_corpus(load_collection(context.path("corpus", "")))
 
     @property
     def corpus(self) -> Collection:

@@ -135,6 +135,7 @@ LOSES = textwrap.dedent("""
             else:
                 raise ValueError("a bug")
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     signals.start("stopped")
     signals.begin_work()
     dropped = Dropped()
