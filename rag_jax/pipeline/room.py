@@ -1,5 +1,6 @@
 """The room on the disk that a run needs, estimated and compared before the long stages begin."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -73,5 +74,8 @@ def add_needs(needs: Iterable[Need]) -> int:
 
 def measure_folder(folder: Path) -> int:
     """Bytes of all files in a folder; 0 if there is none."""
-    paths = (Path(at) / name for at, _, names in os.walk(folder) for name in names)
-    return sum(path.lstat().st_size for path in paths)
+    total = 0
+    for path in (Path(at) / name for at, _, names in os.walk(folder) for name in names):
+        with contextlib.suppress(FileNotFoundError):  # another worker renamed or removed it
+            total += path.lstat().st_size
+    return total

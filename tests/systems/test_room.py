@@ -61,3 +61,10 @@ def test_in_closed_form(bert_folder):
 def _list_leaves(tree):
     for value in tree.values():
         yield from _list_leaves(value) if isinstance(value, dict) else [value]
+
+
+def test_a_file_that_another_worker_removed_is_not_counted(tmp_path, monkeypatch):
+    (tmp_path / "here").write_bytes(b"123")
+    walked = [(str(tmp_path), [], ["gone", "here"])]
+    monkeypatch.setattr("rag_jax.pipeline.room.os.walk", lambda folder: walked)
+    assert measure_folder(tmp_path) == 3
