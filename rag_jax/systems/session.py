@@ -54,6 +54,7 @@ class Session:
         sizes = {f"config.{path}": self._get_setting(path) for path in self.batch_sizes}
         check_batches(self.mesh, sizes)
         self._corpus: tuple[Path, Collection] | None = None
+        self.corpus_declared = True  # unless a stage runs that does not declare its need
         self._noted: set[str] = set()
 
     def note(self, line: str) -> None:
@@ -205,7 +206,7 @@ class Session:
 
     def check_stage(self, context: StageContext) -> None:
         """Checks the corpus of a finished stage; raises a RagJaxError as `check_corpus`."""
-        self.check_corpus(load_collection(context.path("corpus", "")))
+        self.open_corpus(context.path("corpus", ""))
 
     @property
     def corpus(self) -> Collection:
@@ -214,7 +215,7 @@ class Session:
         Raises:
             ValueError: the corpus is not open.
         """
-        if self._corpus is None:
+        if self._corpus is None or not self.corpus_declared:
             raise ValueError("the corpus is not open: the stage does not declare that it needs it")
         return self._corpus[1]
 
@@ -273,10 +274,14 @@ def bind(
         raise TypeError(f"{function.__name__}: the session has no {', '.join(unknown)}")
 
     def run(context: StageContext) -> None:
-        if context.needs("corpus"):
-            session.open_corpus(context.path("corpus", ""))
-        found = {n: getattr(session if n in attributes else session.config, n) for n in wanted}
-        function(context, **found, **given)
+        session.corpus_declared = context.needs("corpus")
+        try:
+            if session.corpus_declared:
+                session.open_corpus(context.path("corpus", ""))
+            found = {n: getattr(session if n in attributes else session.config, n) for n in wanted}
+            function(context, **found, **given)
+        finally:
+            session.corpus_declared = True
 
     return run
 
