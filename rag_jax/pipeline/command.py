@@ -13,7 +13,6 @@ from typing import Any
 
 from rag_jax.runtime import signals
 from rag_jax.runtime.errors import Preempted, RagJaxError
-from rag_jax.runtime.memory import return_freed
 from rag_jax.runtime.paths import expand_path
 from rag_jax.runtime.terminal import discard_output, open_closed, write_error, write_text
 
@@ -216,7 +215,6 @@ def run(
     open_closed()
     arguments = _join_config(sys.argv[1:])
     signals.start(interrupted)
-    return_freed()
     try:
         if {"--help", "-h"} & {*arguments}:
             write_text(usage)

@@ -29,6 +29,7 @@ from rag_jax.runtime.files import (
     write_jsonl,
 )
 from rag_jax.runtime.hosts import is_first, wait_for_all
+from rag_jax.runtime.memory import return_freed
 from rag_jax.runtime.progress import Progress, log
 
 # Seconds between two looks at what other workers have made.
@@ -159,6 +160,7 @@ class ResumableMap:
                     raise ValueError(f"{self.path.name}: {count} results for {batch}")
                 self.codec.write(self.pieces[batch], result)
                 bar.update(len(batch))
+                return_freed()
 
     def collect(self) -> Any:
         """The results of all items: the records, the rows as a memory map, or the arrays.

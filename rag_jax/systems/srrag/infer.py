@@ -16,6 +16,7 @@ from rag_jax.decoding.cache import Cache
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.hosts import fetch
+from rag_jax.runtime.memory import return_freed
 from rag_jax.runtime.progress import log
 from rag_jax.runtime.sharding import shard_batch
 from rag_jax.systems.srrag import steps
@@ -233,6 +234,7 @@ class Engine:
                     "fell_back": False,
                 }
             del knowledge  # the next one needs its room
+            return_freed()
         if missing:
             written = self.answer_questions(routed, missing, self.format.internal, questions)
             records |= {row: record | {"fell_back": True} for row, record in written.items()}
