@@ -20,7 +20,7 @@ _FLOAT = 4  # bytes of a float32, in which trained parameters and embeddings are
 # are kept and in the one that is being written.
 _CHECKPOINTS = 3 * (KEEP + 1)
 # Bytes of a saved tree's description: of each array, and of the tree.
-_ARRAY, _TREE = 1536, 4096
+_ARRAY, _TREE = 2048, 8192
 
 
 def weigh_arrays(shapes: Iterable[Sequence[int]]) -> int:
