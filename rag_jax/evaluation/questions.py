@@ -49,13 +49,13 @@ def q_bleu_1(prediction: str, answers: Sequence[str]) -> float:
     Raises:
         RagJaxError: there are no answers.
     """
-    words = _list_kinds(prediction)
+    words, predicted = _list_kinds(prediction), _tokenize(prediction)
 
     def score(answer: str) -> float:
         wanted = _list_kinds(answer)
         shares = {kind: _match_kind(words[kind], wanted[kind]) for kind in _WEIGHTS}
         answerability = sum(weight * shares[kind] for kind, weight in _WEIGHTS.items())
-        fluency = _score_words(_tokenize(prediction), _tokenize(answer))
+        fluency = _score_words(predicted, _tokenize(answer))
         return _ANSWERABILITY * answerability + (1 - _ANSWERABILITY) * fluency
 
     return best_score(score, answers)

@@ -27,9 +27,9 @@ def begin_run(
         changes: whether a finished run is changed.
         context: of the first stage, whose artefacts are there.
     """
-    if protect.list_pending(stages, workdir, given):
+    if pending := protect.list_pending(stages, workdir, given):
         stages[0].check(context)
-        check_room(stages, workdir, given, flag=flag)
+        check_room(pending, workdir, flag=flag)
     if changes and is_first():
         protect.mark_report(workdir)
     write_json(workdir / "config.json", config)

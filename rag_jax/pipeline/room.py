@@ -3,12 +3,11 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rag_jax.pipeline import protect, records
-from rag_jax.pipeline.records import Record
+from rag_jax.pipeline import records
 from rag_jax.pipeline.stage import Stage
 from rag_jax.runtime.errors import RagJaxError
 
@@ -29,19 +28,16 @@ class Need(NamedTuple):
     replaced: int = 0
 
 
-def check_room(
-    stages: Sequence[Stage], workdir: Path, given: Mapping[str, Record], *, flag: str
-) -> None:
-    """Compares what the stages that will be made write with what the disk has left.
+def check_room(stages: Sequence[Stage], workdir: Path, *, flag: str) -> None:
+    """Compares what stages that will be made write with what the disk has left.
 
     Args:
-        given: the records of another run's stages that this run takes, by name.
         flag: by which the command line names the work folder.
 
     Raises:
         RagJaxError: the disk has less room, with both numbers.
     """
-    needed = add_needs(map_needs(stages, workdir, given))
+    needed = add_needs(map_needs(stages, workdir))
     free = shutil.disk_usage(workdir).free
     if needed > free:
         raise RagJaxError(
@@ -51,11 +47,9 @@ def check_room(
         )
 
 
-def map_needs(
-    stages: Sequence[Stage], workdir: Path, given: Mapping[str, Record]
-) -> Iterable[Need]:
-    """Yields what each stage needs, without those that are made with their present settings."""
-    for stage in protect.list_pending(stages, workdir, given):
+def map_needs(stages: Sequence[Stage], workdir: Path) -> Iterable[Need]:
+    """Yields what each stage needs."""
+    for stage in stages:
         place = workdir / "stages" / stage.name
         folder = records.find_folder(place)
         replaced = measure_folder(place) if folder != place else 0

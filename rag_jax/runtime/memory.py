@@ -8,6 +8,8 @@ import resource
 import sys
 from pathlib import Path
 
+import jax
+
 _PROCESS = Path("/proc/self")
 # Resident bytes from which compiled programs are let go of. A program of 30 layers takes 50 to
 # 100 MB, and SR-RAG's main job compiles some thirty; made again from the cache on the disk it takes
@@ -32,11 +34,9 @@ def read_peak() -> int:
 def release_memory() -> None:
     """In a large process, frees compiled programs and what nothing refers to any more."""
     if _read_status("VmRSS") > CROWDED:
-        import jax  # imported here: commands begin without it
-
         jax.clear_caches()
         gc.collect()
-        return_freed()
+        _trim()
 
 
 def return_freed() -> None:
@@ -46,8 +46,12 @@ def return_freed() -> None:
     (glibc's `mallopt`) took training steps a third longer.
     """
     if _read_status("VmRSS") > CROWDED:
-        with contextlib.suppress(OSError, AttributeError):  # another C library
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        _trim()
+
+
+def _trim() -> None:
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _read_status(name: str) -> int:

@@ -53,6 +53,11 @@ def train_room(trained: int, *, saved: int | None = None) -> Room:
     return (trained if saved is None else saved) + _TREE, trained * _CHECKPOINTS
 
 
+def tuning_room(tuning: TuningConfig, name: str) -> Room:
+    """Of the training of a language model by its name."""
+    return train_room(weigh_trained(tuning, load_config(name)))
+
+
 def encoder_room(
     name: str, *, sides: int = 1, shared: bool = True, validated: bool = False
 ) -> Room:

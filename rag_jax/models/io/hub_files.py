@@ -5,7 +5,6 @@ as `HF_HUB_DOWNLOAD_TIMEOUT` says) and tries a few times more.
 """
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +57,16 @@ class HubModel:
             Exception: of the library, of any class.
         """
         from huggingface_hub import snapshot_download
+        from huggingface_hub.utils import filter_repo_objects
 
-        options: dict[str, Any] = {"allow_patterns": list(patterns), "etag_timeout": ANSWER}
-        if not subfolders:
-            options["ignore_patterns"] = ["*/*"]
+        chosen = {"allow_patterns": list(patterns)}
+        chosen |= {} if subfolders else {"ignore_patterns": ["*/*"]}
+        options: dict[str, Any] = {**chosen, "etag_timeout": ANSWER}
         if self._commit is None:
             options |= {"revision": self._revision, "local_files_only": True}
         else:
-            wanted = {
-                name: size
-                for name, size in self._sizes.items()
-                if any(fnmatch(name, p) for p in patterns) and (subfolders or "/" not in name)
-            }
-            room = self._measure(wanted)
+            names = filter_repo_objects(self._sizes, **chosen)
+            room = self._measure({name: self._sizes[name] for name in names})
             options["revision"] = self._commit if pinned else self._revision
             options["tqdm_class"] = _make_bar(room)
         return Path(snapshot_download(self._repository, **options))

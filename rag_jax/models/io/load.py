@@ -70,9 +70,8 @@ def load(
             architecture is not supported, the tokenizer has more ids than the config allows, or
             the tensors contradict the config (one message lists all of them).
     """
-    path = resolve(name_or_path)
-    files, sentence = find_weights(path), None
-    folder = path.parent if path.is_file() else path
+    path, files, folder = _find_files(name_or_path)
+    sentence = None
     if files[0].suffix == ".gguf":
         gguf = read_gguf(files[0])
         tensors = gguf.tensors
@@ -102,8 +101,7 @@ def load_tokenizer(name_or_path: str | Path) -> Tokenizer:
     Raises:
         RagJaxError: the model is not found or cannot be fetched, or a file is damaged.
     """
-    path = resolve(name_or_path)
-    file, folder = find_weights(path)[0], path.parent if path.is_file() else path
+    _, (file, *_), folder = _find_files(name_or_path)
     if file.suffix == ".gguf":
         return Tokenizer.from_gguf(read_gguf(file).metadata, source=str(file))
     return _read_tokenizer(folder, read_config(folder / "config.json"))
@@ -115,12 +113,17 @@ def load_config(name_or_path: str | Path) -> Config:
     Raises:
         RagJaxError: the model is not found or cannot be fetched, or a file is damaged.
     """
-    path = resolve(name_or_path)
-    file, folder = find_weights(path)[0], path.parent if path.is_file() else path
+    _, (file, *_), folder = _find_files(name_or_path)
     if file.suffix == ".gguf":
         gguf = read_gguf(file)
         return read_gguf_config(gguf.metadata, gguf.tensors, path=file)
     return read_config(folder / "config.json")
+
+
+def _find_files(name_or_path: str | Path) -> tuple[Path, list[Path], Path]:
+    """The path of a model, the files of its weights, and the folder of its other files."""
+    path = resolve(name_or_path)
+    return path, find_weights(path), path.parent if path.is_file() else path
 
 
 def _read_tokenizer(folder: Path, config: Config) -> Tokenizer:

@@ -19,7 +19,7 @@ from rag_jax.systems import session
 from rag_jax.systems.prag.config import PRAGConfig
 from rag_jax.systems.prag.data import Format, Variant, list_variants
 from rag_jax.systems.prag.infer import Engine, Search
-from rag_jax.systems.room import Room, adapters_room, train_room, weigh_trained
+from rag_jax.systems.room import Room, adapters_room, tuning_room
 from rag_jax.training.trainable import init_trained
 
 
@@ -117,7 +117,7 @@ class Session(session.Session):
 
     def estimate_warm_up(self) -> Room:
         """What the training of one adapter writes."""
-        return train_room(weigh_trained(self.config.tuning, load_config(self.config.model.name)))
+        return tuning_room(self.config.tuning, self.config.model.name)
 
     def estimate_adapters(self) -> Room:
         """What the adapters of as many documents take as the questions can find."""

@@ -3,10 +3,9 @@
 from functools import partial
 from typing import Any
 
-from rag_jax.models.io.load import load_config
 from rag_jax.pipeline.stage import Stage
 from rag_jax.systems.evaluation import make_evaluation
-from rag_jax.systems.room import Room, encoder_room, train_room, weigh_trained
+from rag_jax.systems.room import encoder_room, tuning_room
 from rag_jax.systems.self_retrieval.config import SelfRetrievalConfig
 from rag_jax.systems.self_retrieval.evaluate import ABLATIONS, describe_report, run_evaluation
 from rag_jax.systems.self_retrieval.index import run_titled_corpus, run_trie
@@ -29,17 +28,14 @@ def list_stages(session: Session) -> list[Stage]:
     dense = {"weights": session.fingerprint("dense.encoder.name"), "dense": c.dense}
     # Some mined passages may be of the relevant documents, whose negatives are chosen otherwise.
     kept = max(c.dense.hard, 4 * c.examples.other)
-    stage = partial(make_stage, session)
-
-    def estimate_training() -> Room:
-        return train_room(weigh_trained(c.tuning, load_config(c.model.name)))
+    stage, room = partial(make_stage, session), partial(tuning_room, c.tuning, c.model.name)
 
     def trie(name: str, *, titled: bool) -> Stage:
         return stage(name, run_trie, model, "corpus", titled=titled)
 
     def train(name: str, *needs: str, **options: Any) -> Stage:
         needs = "corpus", "negatives", *needs
-        options |= {"version": 2, "room": estimate_training}
+        options |= {"version": 2, "room": room}
         return stage(name, run_training, {**model, **learning}, *needs, **options)
 
     def train_twice(first: str, second: str, *, titled: bool) -> list[Stage]:
@@ -48,7 +44,7 @@ def list_stages(session: Session) -> list[Stage]:
             return [train(second, titled=titled)]
         read = {name: getattr(c.examples, name) for name in _INDEXING}
         settings = {**model, **learning, "examples": read, "train": c.indexing}
-        options = {"titled": titled, "room": estimate_training}
+        options = {"titled": titled, "room": room}
         indexing = stage(first, run_indexing, settings, "corpus", **options)
         return [indexing, train(second, first, start=first, titled=titled)]
 
