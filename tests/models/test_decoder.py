@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tiny import make_decoder, make_rows, read_row, softmax, turn
 
 from rag_jax import lora
+from rag_jax.models.nn import decoder
 from rag_jax.models.nn.layers import Linear, attend
 from rag_jax.models.nn.rope import rotary_angles, rotate
 
@@ -200,3 +201,17 @@ def test_each_part_of_a_batch_has_its_own_adapter():
     # 5 rows of 3 tokens divide into 3 parts of tokens, but not of rows.
     with pytest.raises(ValueError, match=r"head/lora_a: 3 adapters for a batch of 5 rows"):
         read(lora.apply(PARAMS, bank, scale=0.5), tokens[:5, :3])
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_layers_are_traced_once_for_all(adapted, monkeypatch):
+    model, params = make_decoder(num_layers=3)
+    if adapted:
+        adapter = lora.init(jax.random.key(0), params, targets=".*(query|up)/kernel", rank=2)
+        params = lora.apply(params, adapter, scale=1.0)
+    traced = []
+    rotate_one = decoder.rotate
+    monkeypatch.setattr(decoder, "rotate", lambda *args: traced.append(1) or rotate_one(*args))
+    tokens = jnp.ones((1, 23), jnp.int32)  # a width that no other test has
+    jax.jit(model.apply).trace({"params": params}, tokens)
+    assert len(traced) == 2  # queries and keys of one layer

@@ -35,12 +35,21 @@ def run_layer(layer: nn.Module, *args: PyTree, **kwargs: PyTree) -> PyTree:
     if layer.is_initializing():
         return layer(*args, **kwargs)
     unbound = layer.clone(parent=None, name=None)
-    return _apply_layer(unbound, layer.variables["params"], args, kwargs)
+    # A `lora.AdaptedKernel` holds its path, which would make every layer's tree another one.
+    params = jax.tree.map(
+        _unwrap, layer.variables["params"], is_leaf=lambda leaf: hasattr(leaf, "array")
+    )
+    return _apply_layer(unbound, params, args, kwargs)
 
 
 @partial(jax.jit, static_argnums=0)
 def _apply_layer(layer: nn.Module, params: PyTree, args: Any, kwargs: Any) -> PyTree:
     return layer.apply({"params": params}, *args, **kwargs)
+
+
+def _unwrap(kernel: Any) -> Any:
+    """The array of a kernel that may be a `lora.AdaptedKernel`."""
+    return getattr(kernel, "array", kernel)
 
 
 class Linear(nn.Module):
@@ -58,7 +67,7 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N F"]:
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.normal(0.02), shape)
-        y = x @ getattr(kernel, "array", kernel)  # `lora.AdaptedKernel`, with an adapter
+        y = x @ _unwrap(kernel)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,))[None]
         if self.has_variable("params", "lora_a"):
