@@ -75,10 +75,10 @@ def compare(ours: Any, folder: Path, count: int, length: int) -> bench.Compared:
     pairs = make_pairs(ours.tokenizer, count, length)
     cached, uncached = (make_trainer(folder, pairs, cached=cached) for cached in (True, False))
     arrays = pack_pairs(list(cached.train_dataset), width=collate(cached)["input_ids"].shape[1])
-    score = jax.jit(lambda params, arrays: sequence_logprobs(ours.model, params, arrays))
+    score = jax.jit(lambda params, arrays: sequence_logprobs(ours.model, params, arrays, rows=2))
     arrays["reference"] = np.asarray(score(ours.params, arrays))
     stored = [cached.train_dataset[f"ref_{side}_logps"] for side in ("chosen", "rejected")]
-    difference = measure_difference(arrays["reference"], np.concatenate(stored))
+    difference = measure_difference(arrays["reference"], np.stack(stored, axis=1))
     bench.require(difference < 1e-4, f"reference log-probabilities differ by {difference:.1e}")
 
     sides: bench.Sides = {
@@ -166,28 +166,18 @@ def collate(trainer: trl.DPOTrainer) -> dict[str, torch.Tensor]:
 
 
 def pack_pairs(pairs: list[dict[str, list[int]]], *, width: int) -> dict[str, np.ndarray]:
-    """The same tokens as stage 2 has them: the preferred sides, then the rejected ones."""
-    longest = max(len(pair[side]) for pair in pairs for side in ("chosen_ids", "rejected_ids"))
+    """The same tokens as stage 2 has them: both sides of a pair in one sequence."""
+    sides = [pair[side] for pair in pairs for side in ("chosen_ids", "rejected_ids")]
 
-    def pack(side: str) -> dict[str, np.ndarray]:
-        rows = []
-        for pair in pairs:
-            tokens = pair["prompt_ids"] + pair[side]
-            spans = {"verbalisation": (len(pair["prompt_ids"]), len(tokens))}
-            rows.append(Row(side, tokens, spans))
-        return pack_rows(
-            rows,
-            terms=TERMS,
-            width=width,
-            targets=round_up(longest, 16),
-            batch=len(rows),
-            scale=1 / len(rows),
-            reduction="sum",
-        )
+    def make_row(pair: dict[str, list[int]], side: str) -> Row:
+        tokens = pair["prompt_ids"] + pair[side]
+        return Row(side, tokens, {"verbalisation": (len(pair["prompt_ids"]), len(tokens))})
 
-    halves = pack("chosen_ids"), pack("rejected_ids")
-    arrays = {key: np.concatenate([half[key] for half in halves]) for key in halves[0]}
-    return arrays | {"pair": np.full(len(pairs), 1 / len(pairs), np.float32)}
+    both = [[make_row(pair, side) for side in ("chosen_ids", "rejected_ids")] for pair in pairs]
+    sizes = {"targets": round_up(2 * max(map(len, sides)), 16), "batch": len(pairs)}
+    weights = {"terms": TERMS, "scale": 1 / len(pairs), "reduction": "sum"}
+    arrays = pack_rows(both, width=2 * width, **sizes, **weights)
+    return arrays | {"pair": np.full((len(pairs), 1), 1 / len(pairs), np.float32)}
 
 
 def make_our_step(ours: Any, arrays: dict[str, np.ndarray]) -> Callable[[], float]:

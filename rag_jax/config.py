@@ -210,6 +210,8 @@ class ConstantTrainConfig:
         microbatch_tokens: maximum number of tokens, padding included, of one gradient computation,
             unless a single row has more. Gradients are summed over the microbatches of a step,
             which bounds the memory and changes the result by rounding only.
+        program_tokens: number of tokens that could be trained on while one program compiles; fewer
+            programs are compiled the larger it is. 1,600 was measured on two CPU cores.
         checkpoint_every: number of steps between two checkpoints.
     """
 
@@ -218,6 +220,7 @@ class ConstantTrainConfig:
     learning_rate: Positive = 1e-3
     weight_decay: NonNegative = 0.0
     microbatch_tokens: Count = 128
+    program_tokens: CountOrZero = 1600
     checkpoint_every: Count = 10
 
 

@@ -1,11 +1,9 @@
-"""Batches of fixed shapes, in an order that is a pure function of the seed and the step.
+"""Batches of examples in an order that is a pure function of the seed and the step; widths of rows.
 
-Examples are grouped by length into buckets, so a program is compiled once per bucket instead of
-once per length. The batches keep no state between steps: resuming only needs the step number.
+The batches keep no state between steps: resuming only needs the step number.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,92 +13,44 @@ from jaxtyping import Bool, Int
 from rag_jax.runtime.errors import RagJaxError
 
 
-@dataclass(frozen=True)
-class Microbatch:
-    """Examples of one kind that are computed in one call.
-
-    Attributes:
-        indices: positions of the examples in `BatchPlan.lengths`; at most `rows`.
-        rows: number of rows of the arrays. Rows past the last index are padding and must not count
-            in the loss.
-        width: number of tokens that each row is padded to.
-    """
-
-    kind: str
-    indices: list[int]
-    rows: int
-    width: int
-
-
 @dataclass(frozen=True, eq=False)
 class BatchPlan:
-    """Assignment of examples to batches, each example once per epoch, and to microbatches.
-
-    The examples of a batch are spread over microbatches by length, so a short example is not padded
-    to the longest example of the batch. The shape of a microbatch depends only on its kind and its
-    width.
+    """Assignment of examples to the batches of a training's steps, each example once per epoch.
 
     Args:
-        lengths: length of every example, in tokens.
-        kinds: kind of every example. Examples of different kinds never share a microbatch.
         strata: stratum of every example. Every batch gets an even share of each stratum: with a
             dozen steps per epoch, a batch of a single class would pull the probability of that
             class far to one side.
         batch_size: maximum number of examples per batch. Batches differ by at most one example.
-        budget: maximum number of tokens of a microbatch, unless `row_multiple` rows alone exceed
-            the maximum.
-        program_tokens: number of tokens that could be computed while one program compiles; see
-            `choose_widths`.
         seed: seed of the order, which differs between epochs.
-        row_multiple: divisor of the number of rows of every microbatch, so that a mesh divides the
-            rows evenly.
 
     Raises:
         RagJaxError: if a setting is out of range, or there are no examples.
-        ValueError: if `lengths`, `kinds` and `strata` differ in length.
     """
 
-    lengths: Sequence[int]
-    _: dataclasses.KW_ONLY
-    kinds: Sequence[str]
     strata: Sequence[int]
+    _: dataclasses.KW_ONLY
     batch_size: int
-    budget: int
-    program_tokens: int
     seed: int
-    row_multiple: int = 1
 
     def __post_init__(self) -> None:
-        if not len(self.lengths):
-            raise RagJaxError("lengths: there are no examples to make batches of")
-        if not len(self.lengths) == len(self.kinds) == len(self.strata):
-            raise ValueError("every example has a length, a kind and a stratum")
-        for name in ("batch_size", "budget", "program_tokens", "seed", "row_multiple"):
+        if not len(self.strata):
+            raise RagJaxError("strata: there are no examples to make batches of")
+        for name, minimum in (("batch_size", 1), ("seed", 0)):
             value = getattr(self, name)
-            minimum = 0 if name in ("program_tokens", "seed") else 1
             if value < minimum:
                 raise RagJaxError(f"{name}={value}: must be at least {minimum}")
-
-    @functools.cached_property
-    def widths(self) -> dict[str, list[int]]:
-        """Widths of the microbatches of each kind, in ascending order."""
-        members = {kind: [] for kind in self.kinds}
-        for kind, length in zip(self.kinds, self.lengths, strict=True):
-            members[kind].append(length)
-        choose = functools.partial(choose_widths, program_tokens=self.program_tokens)
-        return {kind: choose(lengths) for kind, lengths in members.items()}
 
     @property
     def num_steps_per_epoch(self) -> int:
         """Number of batches that contain every example once."""
-        return -(-len(self.lengths) // self.batch_size)
+        return -(-len(self.strata) // self.batch_size)
 
     def examples_at(self, step: int) -> list[int]:
         """Returns the indices of the examples of one step, counted from 0 through all epochs.
 
-        The result is the same in every process: microbatches differ in shape, and all processes of
-        a run must run the same programs. Each process then feeds only its own rows of every
-        microbatch to its devices.
+        The result is the same in every process: all processes of a run must run the same programs.
+        Each process then feeds only its own rows of every microbatch to its devices.
 
         Raises:
             ValueError: if `step` is negative.
@@ -118,25 +68,6 @@ class BatchPlan:
             position[members] = (np.arange(len(members)) + rng.random()) / len(members)
         batches = np.array_split(np.argsort(position, kind="stable"), self.num_steps_per_epoch)
         return batches[rng.permutation(len(batches))[step_in_epoch]].tolist()
-
-    def place(self, example: int) -> tuple[str, int]:
-        """Returns the kind and the width of the microbatches that an example belongs to."""
-        kind = self.kinds[example]
-        return kind, choose_bucket(self.lengths[example], self.widths[kind])
-
-    def group(self, examples: Sequence[int]) -> list[Microbatch]:
-        """Groups examples, each once, into microbatches, sorted by kind and width."""
-        members: dict[tuple[str, int], list[int]] = {}
-        for i in examples:
-            members.setdefault(self.place(i), []).append(i)
-        microbatches = []
-        for (kind, width), indices in sorted(members.items()):
-            rows = max(1, self.budget // width // self.row_multiple) * self.row_multiple
-            microbatches += [
-                Microbatch(kind, indices[start : start + rows], rows, width)
-                for start in range(0, len(indices), rows)
-            ]
-        return microbatches
 
 
 def choose_bucket(length: int, buckets: Sequence[int]) -> int:

@@ -188,17 +188,8 @@ class PairBatches:
     @functools.cached_property
     def plan(self) -> BatchPlan:
         """Which pairs make each step's batch."""
-        # Lengths do not matter: all batches are padded to one width.
-        equal = [0] * len(self.pairs)
-        return BatchPlan(
-            equal,
-            kinds=["pair"] * len(self.pairs),
-            strata=equal,
-            batch_size=self.settings.batch_size,
-            budget=1,
-            program_tokens=0,
-            seed=self.seed,
-        )
+        size, seed = self.settings.batch_size, self.seed
+        return BatchPlan([0] * len(self.pairs), batch_size=size, seed=seed)
 
     @functools.cached_property
     def _widths(self) -> tuple[int, int]:

@@ -4,18 +4,18 @@
 and `fit_rows` trains on rows from first to last.
 """
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from rag_jax.config import ConstantTrainConfig
-from rag_jax.data.batches import BatchPlan, pad_rows, round_up
+from rag_jax.data.batches import BatchPlan, pad_rows
+from rag_jax.data.packing import Packing
 from rag_jax.losses import token_logprobs
 from rag_jax.models.nn.decoder import Decoder, DecoderConfig
 from rag_jax.runtime.progress import Progress
@@ -24,8 +24,7 @@ from rag_jax.training.fit import Batch, fit
 from rag_jax.training.loop import LossFunction
 from rag_jax.training.trainable import Trainable
 
-# How many tokens could be trained on while one program compiles, measured on two CPU cores.
-PROGRAM_TOKENS = 1600
+_SAMPLED = 32  # steps on which the shapes of microbatches are chosen
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Row:
 
 
 def pack_rows(
-    rows: Sequence[Row],
+    sequences: Sequence[Sequence[Row]],
     *,
     terms: Sequence[str],
     width: int,
@@ -52,44 +51,65 @@ def pack_rows(
     scale: float,
     reduction: str,
 ) -> dict[str, np.ndarray]:
-    """The arrays of one microbatch; logits are computed at `targets` positions of a row alone.
+    """The arrays of one microbatch; logits are computed at `targets` positions of a sequence alone.
 
     Args:
-        rows: at most `batch`; missing rows are padding with weight 0.
+        sequences: the rows of each sequence, one after the other; at most `batch` sequences.
         terms: of the loss; a row may have a span for each.
-        width: number of tokens T that a row is padded to.
-        targets: number of target positions P that a row is padded to.
+        width: number of tokens T that a sequence is padded to.
+        targets: number of target positions P that a sequence is padded to.
         scale: weight of a row in the batch's loss.
         reduction: "mean" over a term's tokens, or "sum".
 
     Returns:
-        `tokens` `[B, T]`, `mask` `[B, T]`; `at` `[B, P]`, the positions whose next token is
-        predicted; `next` `[B, P]`, those next tokens; and for each term its weights `[B, P]`.
+        `tokens` `[B, T]`; `segments` `[B, T]`, the number of each token's row in its sequence, from
+        1 on, and 0 on padding; `positions` `[B, T]` within the rows; `at` `[B, P]`, the positions
+        whose next token is predicted; `next` `[B, P]`, those next tokens; `row` `[B, P]`, the row
+        of each target in its sequence, from 0 on; and for each term its weights `[B, P]`.
+
+    Raises:
+        RagJaxError: the rows of a sequence are longer than `width`, or there are too many.
     """
-    tokens, mask = pad_rows([row.tokens for row in rows], width, pad_id=0, batch=batch)
-    at = np.zeros((batch, targets), np.int32)
+    joined = [[token for row in rows for token in row.tokens] for rows in sequences]
+    tokens, _ = pad_rows(joined, width, pad_id=0, batch=batch)
+    segments, positions = np.zeros_like(tokens), np.zeros_like(tokens)
+    at, of = np.zeros((2, batch, targets), np.int32)
     weights = {term: np.zeros((batch, targets), np.float32) for term in terms}
-    for r, row in enumerate(rows):
-        place = 0
-        for term, (start, stop) in row.spans.items():
-            size = stop - start
-            at[r, place : place + size] = np.arange(start - 1, stop - 1)
-            per_token = scale / size if reduction == "mean" else scale
-            weights[term][r, place : place + size] = per_token
-            place += size
-    next_tokens = np.take_along_axis(tokens, at + 1, axis=1)
-    return {"tokens": tokens, "mask": mask, "at": at, "next": next_tokens, **weights}
+    for b, rows in enumerate(sequences):
+        begin = place = 0
+        for number, row in enumerate(rows):
+            end = begin + len(row.tokens)
+            segments[b, begin:end], positions[b, begin:end] = number + 1, np.arange(end - begin)
+            for term, (start, stop) in row.spans.items():
+                size = stop - start
+                part = slice(place, place + size)
+                at[b, part] = np.arange(begin + start - 1, begin + stop - 1)
+                of[b, part] = number
+                weights[term][b, part] = scale / size if reduction == "mean" else scale
+                place += size
+            begin = end
+    following = np.take_along_axis(tokens, at + 1, axis=1)
+    arrays = {"tokens": tokens, "segments": segments, "positions": positions}
+    return {**arrays, "at": at, "next": following, "row": of, **weights}
 
 
 def target_logprobs(
     model: Decoder, params: PyTree, batch: Mapping[str, Array]
 ) -> Float[Array, "B P"]:
     """Log-probabilities in nats of the target tokens, `batch["next"]`, of a `pack_rows` batch."""
-    tokens, mask, at = batch["tokens"], batch["mask"], batch["at"]
-    hidden = model.apply({"params": params}, tokens, mask=mask, method="hidden").hidden
+    tokens, at, segments = batch["tokens"], batch["at"], batch["segments"]
+    texts = {"mask": segments > 0, "segments": segments, "positions": batch["positions"]}
+    hidden = model.apply({"params": params}, tokens, **texts, method="hidden").hidden
     picked = jnp.take_along_axis(hidden, at[:, :, None], axis=1)  # [B, T, D] -> [B, P, D]
     logits = model.apply({"params": params}, picked, method="logits")
     return token_logprobs(logits, batch["next"])
+
+
+def sum_rows(
+    values: Float[Array, "B P"], row: Int[Array, "B P"], count: int
+) -> Float[Array, "B R"]:
+    """The sum of the targets' values for each of the first `count` (R) rows of a sequence."""
+    return jnp.einsum("bp,bpr->br", values, jax.nn.one_hot(row, count, dtype=values.dtype))
 
 
 def count_step_flops(config: DecoderConfig, rows: Iterable[Row], *, full: bool) -> float:
@@ -103,34 +123,27 @@ def count_step_flops(config: DecoderConfig, rows: Iterable[Row], *, full: bool) 
     return (3 if full else 2) * config.count_flops(tokens, targets)
 
 
-def plan_rows(
-    rows: Sequence[Row], settings: ConstantTrainConfig, *, strata: Sequence[int], seed: int
-) -> BatchPlan:
-    """Which rows make a step's batch and which of those a microbatch.
-
-    `strata` are the rows' strata, of each of which every batch has its share.
-    """
-    return BatchPlan(
-        [len(row.tokens) for row in rows],
-        kinds=["rows"] * len(rows),
-        strata=strata,
-        batch_size=settings.batch_size,
+def plan_packing(
+    examples: Sequence[Sequence[Row]],
+    plan: BatchPlan,
+    settings: ConstantTrainConfig,
+    config: DecoderConfig,
+    *,
+    kinds: Sequence[str],
+) -> Packing:
+    """How the rows of each step's examples share sequences; `kinds` as for `Packing`."""
+    heads = 4 * config.num_heads * config.head_dim * config.num_layers
+    return Packing(
+        [sum(len(row.tokens) for row in rows) for rows in examples],
+        targets=[sum(row.num_targets for row in rows) for rows in examples],
+        kinds=kinds,
         budget=settings.microbatch_tokens,
-        program_tokens=PROGRAM_TOKENS,
-        seed=seed,
-        row_multiple=count_data_rows(),
+        batches=[plan.examples_at(step) for step in range(min(_SAMPLED, plan.num_steps_per_epoch))],
+        steps=max(1, settings.epochs) * plan.num_steps_per_epoch,
+        slot_cost=heads / config.count_flops(1, 0),
+        program_tokens=settings.program_tokens,
+        multiple=count_data_rows(),
     )
-
-
-def widest_targets(plan: BatchPlan, rows: Mapping[int, Sequence[Row]]) -> dict[Any, int]:
-    """The number of target positions that microbatches are padded to, by their kind and width.
-
-    `rows` are the rows of each example of the plan.
-    """
-    most: dict[tuple[str, int], int] = defaultdict(int)
-    for i, example in rows.items():
-        most[plan.place(i)] = max(most[plan.place(i)], *(row.num_targets for row in example))
-    return {place: round_up(count, 16) for place, count in most.items()}
 
 
 def fit_rows(
@@ -155,24 +168,19 @@ def fit_rows(
     mean over the term's tokens, and a batch's loss the mean over its rows. `config` is the model's,
     for counting operations.
     """
-    plan = plan_rows(rows, settings, strata=strata, seed=seed)
-    targets = widest_targets(plan, {i: [row] for i, row in enumerate(rows)})
+    plan = BatchPlan(strata, batch_size=settings.batch_size, seed=seed)
+    packing = plan_packing([[row] for row in rows], plan, settings, config, kinds=[""] * len(rows))
+    full = trainable.frozen is None
 
     def pack(step: int, chosen: list[int]) -> Batch:
         del step
+        weights = {"terms": terms, "scale": 1 / len(chosen), "reduction": "mean"}
         microbatches = []
-        for micro in plan.group(chosen):
-            arrays = pack_rows(
-                [rows[i] for i in micro.indices],
-                terms=terms,
-                width=micro.width,
-                targets=targets[micro.kind, micro.width],
-                batch=micro.rows,
-                scale=1 / len(chosen),
-                reduction="mean",
-            )
-            microbatches.append((micro.kind, arrays))
-        full = trainable.frozen is None
+        for micro in packing.group(chosen):
+            targets = packing.shapes[micro.kind].targets
+            sizes = {"width": micro.width, "targets": targets, "batch": micro.rows}
+            sequences = [[rows[i] for i in sequence] for sequence in micro.sequences]
+            microbatches.append(("rows", pack_rows(sequences, **sizes, **weights)))
         return Batch(microbatches, count_step_flops(config, (rows[i] for i in chosen), full=full))
 
     fit(

@@ -11,12 +11,13 @@ from tqdm import tqdm
 
 from rag_jax import lora
 from rag_jax.config import MeshConfig, TrainConfig, TuningConfig
+from rag_jax.data.batches import BatchPlan
 from rag_jax.decoding import Sampling, generate
 from rag_jax.runtime.clock import compile_seconds
 from rag_jax.runtime.files import read_jsonl
 from rag_jax.runtime.sharding import DECODER_RULES, make_mesh, shard_params, shardings_of
 from rag_jax.training.fit import Batch, fit
-from rag_jax.training.rows import Row, pack_rows, plan_rows, target_logprobs
+from rag_jax.training.rows import Row, pack_rows, target_logprobs
 from rag_jax.training.trainable import make_trainable
 
 SIZES = [(8, 1), (4, 2), (1, 8)]
@@ -77,7 +78,7 @@ def fit_rows(folder, mesh=None, *, mode="lora", stop=None, progress=no_bar):
         dtype=jnp.float32,
     )
     settings = TrainConfig(epochs=2, batch_size=8, microbatch_tokens=128, checkpoint_every=2)
-    plan = plan_rows(ROWS, settings, strata=[0] * len(ROWS), seed=0)
+    plan = BatchPlan([0] * len(ROWS), batch_size=settings.batch_size, seed=0)
 
     def loss(trained, frozen, batch):
         logprobs = target_logprobs(model, trainable.merge(trained, frozen), batch)
@@ -86,7 +87,7 @@ def fit_rows(folder, mesh=None, *, mode="lora", stop=None, progress=no_bar):
     def pack(step, chosen):
         if step == stop:
             raise KeyboardInterrupt
-        rows = [ROWS[i] for i in chosen]
+        rows = [[ROWS[i]] for i in chosen]
         sizes = {"width": 16, "targets": 16, "batch": 8, "scale": 1 / 8, "reduction": "mean"}
         return Batch([("rows", pack_rows(rows, terms=("answer",), **sizes))], 0.0)
 

@@ -51,10 +51,11 @@ def make_parts(seed):
     ]
     settings = {"width": 16, "targets": 16, "batch": 8, "scale": 1 / 16, "reduction": "mean"}
     settings["terms"] = TERMS
-    first, chosen, rejected = (pack_rows(rows[s : s + 8], **settings) for s in (0, 8, 16))
-    pairs = {key: np.concatenate([chosen[key], rejected[key]]) for key in chosen}
-    reference = np.random.default_rng(seed).normal(-8, 1, 16).astype(np.float32)
-    pairs |= {"reference": reference, "pair": np.full(8, 1 / 16, np.float32)}
+    first = pack_rows([[row] for row in rows[:8]], **settings)
+    both = [list(pair) for pair in zip(rows[8:16], rows[16:], strict=True)]
+    pairs = pack_rows(both, **settings | {"width": 32})
+    reference = np.random.default_rng(seed).normal(-8, 1, (8, 2)).astype(np.float32)
+    pairs |= {"reference": reference, "pair": np.full((8, 1), 1 / 16, np.float32)}
     return [("rows", first), ("pairs", pairs)]
 
 

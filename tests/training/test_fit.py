@@ -26,15 +26,7 @@ SETTINGS = TrainConfig(
     epochs=3, batch_size=4, learning_rate=0.05, weight_decay=0.1, checkpoint_every=2
 )
 EXAMPLES, STEPS = 10, 9  # three steps an epoch
-PLAN = BatchPlan(
-    [1] * EXAMPLES,
-    kinds=["row"] * EXAMPLES,
-    strata=[0] * EXAMPLES,
-    batch_size=4,
-    budget=8,
-    program_tokens=0,
-    seed=3,
-)
+PLAN = BatchPlan([0] * EXAMPLES, batch_size=4, seed=3)
 IDS = [f"q{i}" for i in range(EXAMPLES)]
 BASE = {
     "in": {"kernel": jax.random.normal(jax.random.key(0), (4, 8))},
@@ -277,15 +269,7 @@ def test_a_resumed_run_calls_its_hook_from_where_it_stopped(tmp_path, straight):
 def test_rates_are_factors_on_the_learning_rate(tmp_path):
     """One step without decay or clipping: Adam's update is proportional to its rate."""
     settings = TrainConfig(epochs=1, batch_size=10, learning_rate=0.01, clip_norm=1e6)
-    plan = BatchPlan(
-        [1] * EXAMPLES,
-        kinds=["row"] * EXAMPLES,
-        strata=[0] * EXAMPLES,
-        batch_size=10,
-        budget=8,
-        program_tokens=0,
-        seed=0,
-    )
+    plan = BatchPlan([0] * EXAMPLES, batch_size=10, seed=0)
 
     def pack_whole(step, chosen):
         return Batch(pack(step, chosen[:4]).microbatches, 0.0)

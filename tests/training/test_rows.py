@@ -10,6 +10,7 @@ from tiny import make_decoder, make_rows
 from tqdm import tqdm
 
 from rag_jax.config import MeshConfig, TrainConfig, TuningConfig
+from rag_jax.data.batches import BatchPlan
 from rag_jax.runtime.checkpoint import load_tree
 from rag_jax.runtime.files import read_jsonl
 from rag_jax.runtime.sharding import DECODER_RULES, make_mesh
@@ -19,9 +20,9 @@ from rag_jax.training.rows import (
     count_step_flops,
     fit_rows,
     pack_rows,
-    plan_rows,
+    plan_packing,
+    sum_rows,
     target_logprobs,
-    widest_targets,
 )
 from rag_jax.training.trainable import make_trainable
 
@@ -57,6 +58,18 @@ def make_loss(trainable):
     return loss
 
 
+def make_plan():
+    plan = BatchPlan(STRATA, batch_size=SETTINGS.batch_size, seed=1)
+    rows = [[row] for row in ROWS]
+    return plan, plan_packing(rows, plan, SETTINGS, MODEL.config, kinds=[""] * len(ROWS))
+
+
+def pack(packing, micro):
+    sequences = [[ROWS[i] for i in sequence] for sequence in micro.sequences]
+    sizes = {"width": micro.width, "targets": packing.shapes[""].targets, "batch": micro.rows}
+    return pack_rows(sequences, terms=TERMS, **sizes, scale=1 / 5, reduction="mean")
+
+
 @contextlib.contextmanager
 def quiet(total, *, unit, initial):
     yield tqdm(disable=True)
@@ -85,33 +98,15 @@ def test_rows_are_trained_on_in_the_plans_order(tmp_path, mode):
     loss = make_loss(trainable)
     found = run(tmp_path, trainable, loss)
 
-    plan, optimizer = plan_rows(ROWS, SETTINGS, strata=STRATA, seed=1), make_optimizer(SETTINGS, 4)
+    plan, packing = make_plan()
+    optimizer = make_optimizer(SETTINGS, STEPS)
     step, state = make_step({"rows": loss}, optimizer), init_state(trainable.start(), optimizer)
-    targets, losses, seen = {}, [], []
-    for i, row in enumerate(ROWS):
-        targets.setdefault(plan.place(i), []).append(row.num_targets)
-    assert widest_targets(plan, {i: [row] for i, row in enumerate(ROWS)}) == dict.fromkeys(
-        targets, 16
-    )
+    losses, seen = [], []
     for number in range(STEPS):
         chosen = plan.examples_at(number)
         assert sum(STRATA[i] for i in chosen) in (2, 3)
         seen += chosen
-        parts = [
-            (
-                "rows",
-                pack_rows(
-                    [ROWS[i] for i in micro.indices],
-                    terms=TERMS,
-                    width=micro.width,
-                    targets=16,
-                    batch=micro.rows,
-                    scale=1 / 5,
-                    reduction="mean",
-                ),
-            )
-            for micro in plan.group(chosen)
-        ]
+        parts = [("rows", pack(packing, micro)) for micro in packing.group(chosen)]
         state, metrics = step(state, trainable.frozen, parts)
         losses.append(float(metrics["loss"]))
         assert metrics["targets"] == 5 * 4
@@ -148,3 +143,34 @@ def test_flops_count_the_tokens_and_the_targets():
     once = config.count_flops(6 + 9 + 13, 12)
     assert count_step_flops(config, iter(rows), full=False) == 2 * once
     assert count_step_flops(config, rows, full=True) == 3 * once
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_rows_in_one_sequence_are_as_rows_alone(mode):
+    """Losses, gradients and sums of packed rows against a sequence for each row."""
+    trainable = make(mode)
+    start, loss = trainable.start(), make_loss(trainable)
+    if mode == "lora":  # b starts at zero, and a would have no gradient
+        start = jax.tree.map(lambda leaf: leaf + 0.1, start)
+    settings = {"terms": TERMS, "targets": 16, "scale": 0.1, "reduction": "mean"}
+    alone = pack_rows([[row] for row in ROWS], width=32, batch=12, **settings)
+    packed = [[ROWS[i] for i in part] for part in ((8,), (0, 4, 6), (1, 2), (3, 5, 7), (9,))]
+    packed = pack_rows(packed, width=40, batch=6, **settings)
+    compute = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (one, _), wanted = compute(start, trainable.frozen, alone)
+    (other, _), found = compute(start, trainable.frozen, packed)
+    assert float(one) == pytest.approx(float(other), rel=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, wanted)
+
+    params = trainable.merge(start, trainable.frozen)
+
+    def score(batch, count):
+        weights = (batch["answer"] > 0).astype(jnp.float32)
+        return sum_rows(target_logprobs(MODEL, params, batch) * weights, batch["row"], count)
+
+    score = jax.jit(score, static_argnums=1)
+    single, many = score(alone, 1)[:, 0], score(packed, 3)
+    order = [(0, 8), (1, 0), (1, 4), (1, 6), (2, 1), (2, 2), (3, 3), (3, 5), (3, 7), (4, 9)]
+    places = [(b, [p for p, _ in order[:n]].count(b)) for n, (b, _) in enumerate(order)]
+    for (b, place), (_, row) in zip(places, order, strict=True):
+        np.testing.assert_allclose(many[b, place], single[row], rtol=1e-5)

@@ -235,6 +235,7 @@ class Decoder(nn.Module):
         *,
         mask: Bool[Array, "B T"] | Bool[Array, "B T S"] | None = None,
         positions: Int[Array, "B T"] | None = None,
+        segments: Int[Array, "B T"] | None = None,
         cache: Sequence[LayerCache] | None = None,
         slot: Int[Array, ""] | int = 0,
         length: int | None = None,
@@ -248,7 +249,9 @@ class Decoder(nn.Module):
             mask: without a cache, the token mask `[B, T]`, to which causality is added. With a
                 cache, the attention mask `[B, T, S]` over the cache's slots.
             positions: rotary positions; by default the number of tokens before each token, without
-                padding. Required with a cache.
+                padding. Required with a cache, and with segments.
+            segments: without a cache, the text that each token belongs to, where several texts
+                share a row; tokens attend within their own text.
             cache: keys and values of every layer, into which the chunk is written at `slot`.
             slot: first slot of the chunk in the cache, the same for every row.
             length: longest text in the cache, in slots, if several texts share the slots; by
@@ -270,6 +273,8 @@ class Decoder(nn.Module):
             token_mask = jnp.ones(tokens.shape, bool) if mask is None else mask
             # [B, 1, T] & [1, T, T] -> [B, T, T]
             attention_mask = token_mask[:, None, :] & jnp.tril(jnp.ones((1, width, width), bool))
+            if segments is not None:
+                attention_mask &= segments[:, :, None] == segments[:, None, :]
             if positions is None:
                 positions = jnp.maximum(jnp.cumsum(token_mask, axis=1) - 1, 0)
         else:

@@ -131,9 +131,7 @@ def list_rows(
 
 def plan_questions(count: int, *, batch_size: int, seed: int) -> BatchPlan:
     """Which questions make each step's batch; microbatches are by `group_examples`."""
-    equal = {"kinds": [""] * count, "strata": [0] * count}
-    options = {"batch_size": batch_size, "budget": 1, "program_tokens": 0, "seed": seed}
-    return BatchPlan([1] * count, **equal, **options)
+    return BatchPlan([0] * count, batch_size=batch_size, seed=seed)
 
 
 def pack_microbatches(

@@ -20,15 +20,16 @@ import numpy as np
 from jaxtyping import Int
 
 from rag_jax.config import TrainConfig
-from rag_jax.data.batches import BatchPlan, Microbatch
+from rag_jax.data.batches import BatchPlan
+from rag_jax.data.packing import Microbatch, Packing
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
+from rag_jax.models.nn.decoder import DecoderConfig
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_jsonl
-from rag_jax.runtime.sharding import count_data_rows
 from rag_jax.systems.srrag.config import SourceConfig
-from rag_jax.training.rows import PROGRAM_TOKENS, Row, pack_rows
+from rag_jax.training.rows import Row, pack_rows, plan_packing
 
 TERMS = ("source", "verbalisation", "answer")
 
@@ -222,11 +223,6 @@ class Example:
         """The example's row, or its pair of rows."""
         return [self.row] if self.rejected is None else [self.row, self.rejected]
 
-    @property
-    def length(self) -> int:
-        """Number of tokens that the example is computed with."""
-        return len(self.rows) * max(len(row.tokens) for row in self.rows)
-
 
 def make_examples(
     format: Format,
@@ -283,38 +279,34 @@ def make_examples(
     return examples
 
 
-def plan_examples(examples: Sequence[Example], settings: TrainConfig, *, seed: int) -> BatchPlan:
-    """Which examples make a step's batch, and which of those a microbatch.
+def plan_examples(
+    examples: Sequence[Example], settings: TrainConfig, config: DecoderConfig, *, seed: int
+) -> tuple[BatchPlan, Packing]:
+    """Which examples make a step's batch, and which of those share a sequence.
 
-    An example with a rejected side is computed as a pair of rows, so its length is that of both.
+    Both sides of an example with a rejected side are in one sequence.
     """
-    return BatchPlan(
-        [example.length for example in examples],
-        kinds=["pairs" if example.rejected else "rows" for example in examples],
-        strata=[example.source for example in examples],
-        batch_size=settings.batch_size,
-        budget=settings.microbatch_tokens,
-        program_tokens=PROGRAM_TOKENS,
-        seed=seed,
-        row_multiple=count_data_rows(),
-    )
+    sources = [example.source for example in examples]
+    plan = BatchPlan(sources, batch_size=settings.batch_size, seed=seed)
+    kinds = ["pairs" if example.rejected else "rows" for example in examples]
+    return plan, plan_packing([e.rows for e in examples], plan, settings, config, kinds=kinds)
 
 
 def pack_examples(
-    examples: Sequence[Example], micro: Microbatch, *, targets: int, scale: float, reduction: str
+    examples: Sequence[Example],
+    packing: Packing,
+    micro: Microbatch,
+    *,
+    scale: float,
+    reduction: str,
 ) -> dict[str, np.ndarray]:
-    """The arrays of a microbatch; the rejected sides of pairs are the second half of the rows.
+    """The arrays of a microbatch; of pairs, every second row of a sequence is a rejected side.
 
     Args:
-        targets: number of target positions that a row is padded to.
         scale: weight of an example in the batch's loss.
         reduction: "mean" over a term's tokens, or "sum".
     """
-    chosen = [examples[i] for i in micro.indices]
-    sides = [[e.row for e in chosen]]
-    if micro.kind == "pairs":
-        sides.append([e.rejected for e in chosen])
-    weights = {"terms": TERMS, "scale": scale, "reduction": reduction}
-    sizes = {"width": micro.width // len(sides), "targets": targets, "batch": micro.rows}
-    halves = [pack_rows(rows, **weights, **sizes) for rows in sides]
-    return {key: np.concatenate([half[key] for half in halves]) for key in halves[0]}
+    targets = packing.shapes[micro.kind].targets
+    sequences = [[row for i in s for row in examples[i].rows] for s in micro.sequences]
+    sizes = {"width": micro.width, "targets": targets, "batch": micro.rows}
+    return pack_rows(sequences, terms=TERMS, **sizes, scale=scale, reduction=reduction)

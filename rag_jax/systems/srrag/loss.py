@@ -14,7 +14,7 @@ from rag_jax.losses import dpo_loss, span_cross_entropy
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.systems.srrag.data import TERMS
 from rag_jax.training.loop import LossFunction
-from rag_jax.training.rows import target_logprobs
+from rag_jax.training.rows import sum_rows, target_logprobs
 from rag_jax.training.trainable import Trainable
 
 Batch = Mapping[str, Array]
@@ -35,10 +35,12 @@ def make_losses(model: Decoder, trainable: Trainable, *, beta: float) -> dict[st
     return {"rows": of_rows, "pairs": of_pairs}
 
 
-def sequence_logprobs(model: Decoder, params: PyTree, batch: Batch) -> Float[Array, "B"]:
-    """`log p(verbalisation | question)` of each row, summed over the span's tokens, in nats."""
+def sequence_logprobs(
+    model: Decoder, params: PyTree, batch: Batch, *, rows: int
+) -> Float[Array, "B R"]:
+    """`log p(verbalisation | question)` of each of a sequence's first `rows` rows, in nats."""
     inside = (batch["verbalisation"] > 0).astype(jnp.float32)
-    return (target_logprobs(model, params, batch) * inside).sum(axis=-1)
+    return sum_rows(target_logprobs(model, params, batch) * inside, batch["row"], rows)
 
 
 def stage1_loss(
@@ -56,18 +58,21 @@ def stage2_loss(
     """`L_src + L_DPO + L_ans` for rows whose source is the model itself.
 
     Args:
-        batch: the first half of its rows has the better verbalisations; the second half, in the
-            same order, the worse ones. `reference` `[B]` holds the log-probabilities of the
-            verbalisations under the stage-1 model, and `pair` `[B / 2]` the weights of the pairs.
+        batch: every second row of a sequence, from the first on, has the better verbalisation of a
+            pair, and the row after it the worse one. `reference` `[B, R]` holds the
+            log-probabilities of the rows' verbalisations under the stage-1 model, and `pair`
+            `[B, R / 2]` the weights of the pairs.
     """
-    logprobs = target_logprobs(model, params, batch)
+    logprobs, rows = target_logprobs(model, params, batch), batch["reference"].shape[1]
     terms = {term: span_cross_entropy(logprobs, batch[term]).sum() for term in ("source", "answer")}
     inside = (batch["verbalisation"] > 0).astype(jnp.float32)
-    chosen, rejected = jnp.split((logprobs * inside).sum(axis=-1), 2)
-    reference_chosen, reference_rejected = jnp.split(batch["reference"], 2)
+    sums = sum_rows(logprobs * inside, batch["row"], rows).reshape(-1)
+    reference, weights = batch["reference"].reshape(-1), batch["pair"].reshape(-1)
+    chosen, rejected = sums[0::2], sums[1::2]
+    reference_chosen, reference_rejected = reference[0::2], reference[1::2]
     preference = dpo_loss(chosen, rejected, reference_chosen, reference_rejected, beta=beta)
-    terms["preference"] = (preference * batch["pair"]).sum()
+    terms["preference"] = (preference * weights).sum()
     margin = (chosen - reference_chosen) - (rejected - reference_rejected)
-    preferred = ((margin > 0) * (batch["pair"] > 0)).sum().astype(jnp.float32)
+    preferred = ((margin > 0) * (weights > 0)).sum().astype(jnp.float32)
     loss = terms["source"] + terms["preference"] + terms["answer"]
     return loss, terms | {"preferred": jax.lax.stop_gradient(preferred)}

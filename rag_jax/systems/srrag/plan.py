@@ -35,7 +35,7 @@ from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.data import Example, pack_examples, plan_examples, special_tokens
 from rag_jax.systems.srrag.sources import count_slots
 from rag_jax.systems.srrag.train import make_pairs
-from rag_jax.training.rows import Row, widest_targets
+from rag_jax.training.rows import Row
 
 CONFIG = SRRAGConfig
 
@@ -156,9 +156,9 @@ def _plan_training(session: PlannedSession, planner: Planner) -> None:
     rows, pairs = session.losses["rows"], session.losses["pairs"]
     searched, verbalised, pair = _make_examples(c)
     with jax.set_mesh(session.mesh):
-        of_searched, of_verbalised = (_pack(e, c.stage1) for e in (searched, verbalised))
-        of_pairs = _pack(pair, c.stage2)
-    reference = np.zeros(len(of_pairs["tokens"]), np.float32)
+        of_searched, of_verbalised = (_pack(base, e, c.stage1) for e in (searched, verbalised))
+        of_pairs = _pack(base, pair, c.stage2)
+    reference = np.zeros((len(of_pairs["tokens"]), 2), np.float32)
     microbatches = {
         "stage 1, gradients of searched rows": (rows, of_searched),
         "stage 1, gradients of verbalised rows": (rows, of_verbalised),
@@ -168,7 +168,8 @@ def _plan_training(session: PlannedSession, planner: Planner) -> None:
     compile_training(planner, "", trainable, c.stage1, microbatches, *held)
     planner.hold(*held)
     inputs = base.model, copy(base.params), split_rows(of_pairs, session.mesh)
-    planner.compile("score pairs under the reference", steps.score_verbalisations, *inputs)
+    name, rows = "score pairs under the reference", reference.shape[1]
+    planner.compile(name, steps.score_verbalisations, *inputs, rows=rows)
 
 
 def _make_examples(c: SRRAGConfig) -> tuple[Example, Example, Example]:
@@ -187,14 +188,12 @@ def _make_examples(c: SRRAGConfig) -> tuple[Example, Example, Example]:
     return Example(1, searched, None), Example(0, verbalised, None), pair
 
 
-def _pack(example: Example, settings: TrainConfig) -> dict[str, np.ndarray]:
+def _pack(base: Pretrained, example: Example, settings: TrainConfig) -> dict[str, np.ndarray]:
     """A microbatch of equal examples, as many as it holds."""
     examples = [example] * settings.batch_size
-    plan = plan_examples(examples, settings, seed=0)
-    targets = widest_targets(plan, {i: e.rows for i, e in enumerate(examples)})
-    micro = plan.group(range(len(examples)))[0]
-    width = targets[micro.kind, micro.width]
-    return pack_examples(examples, micro, targets=width, scale=1.0, reduction="mean")
+    _, packing = plan_examples(examples, settings, base.config, seed=0)
+    micro = packing.group(range(len(examples)))[0]
+    return pack_examples(examples, packing, micro, scale=1.0, reduction="mean")
 
 
 def _plan_passes(session: PlannedSession, planner: Planner) -> None:

@@ -20,7 +20,7 @@ from rag_jax.runtime.sharding import constrain_rows
 from rag_jax.systems.srrag.loss import sequence_logprobs
 
 # `log p(verbalisation | question)` of a batch's rows, for the reference of stage 2.
-score_verbalisations = jax.jit(sequence_logprobs, static_argnames="model")
+score_verbalisations = jax.jit(sequence_logprobs, static_argnames=("model", "rows"))
 
 
 @partial(jax.jit, static_argnames="model")

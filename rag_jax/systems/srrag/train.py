@@ -1,6 +1,6 @@
 """Both training stages, and the reference's log-probabilities between them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from rag_jax.config import TrainConfig
-from rag_jax.data.batches import Microbatch
+from rag_jax.data.packing import Microbatch, Packing
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.files import read_jsonl, write_json
@@ -19,12 +19,13 @@ from rag_jax.systems.srrag.config import SourceConfig
 from rag_jax.systems.srrag.data import Example, pack_examples, plan_examples
 from rag_jax.training.fit import Batch, fit
 from rag_jax.training.loop import LossFunction
-from rag_jax.training.rows import count_step_flops, widest_targets
+from rag_jax.training.rows import count_step_flops
 from rag_jax.training.trainable import Trainable
 
 MakeExamples = Callable[..., list[Example]]  # `data.make_examples` of a run
 FitExamples = Callable[..., None]  # `fit_examples` of a run
 Arrays = dict[str, np.ndarray]
+Finish = Callable[[Packing, Microbatch, Arrays], Arrays]
 
 
 def fit_examples(
@@ -39,7 +40,7 @@ def fit_examples(
     seed: int,
     profile_steps: int,
     start: PyTree[Array] | None = None,
-    finish: Callable[[Microbatch, Arrays], Arrays] = lambda micro, arrays: arrays,
+    finish: Finish = lambda packing, micro, arrays: arrays,
 ) -> None:
     """Trains on examples to the end; see `fit`.
 
@@ -48,18 +49,16 @@ def fit_examples(
         start: the trained tree to start from; a fresh one if None.
         finish: changes a microbatch's arrays.
     """
-    plan = plan_examples(examples, settings, seed=seed)
-    targets = widest_targets(plan, {i: e.rows for i, e in enumerate(examples)})
+    plan, packing = plan_examples(examples, settings, base.config, seed=seed)
     ids, full = [example.row.id for example in examples], trainable.frozen is None
 
     def pack(step: int, chosen: list[int]) -> Batch:
         del step
         weights = {"scale": 1 / len(chosen), "reduction": reduction}
         microbatches = []
-        for micro in plan.group(chosen):
-            width = targets[micro.kind, micro.width]
-            arrays = pack_examples(examples, micro, targets=width, **weights)
-            microbatches.append((micro.kind, finish(micro, arrays)))
+        for micro in packing.group(chosen):
+            arrays = pack_examples(examples, packing, micro, **weights)
+            microbatches.append((micro.kind, finish(packing, micro, arrays)))
         rows = [row for i in chosen for row in examples[i].rows]
         return Batch(microbatches, count_step_flops(base.config, rows, full=full))
 
@@ -127,20 +126,21 @@ def run_reference(
 ) -> None:
     """Log-probabilities of both verbalisations under the stage-1 model, computed once."""
     examples = make_examples(context, closed_book=closed_book)
-    plan, reduction = plan_examples(examples, stage2, seed=seed), loss_reduction
-    targets = widest_targets(plan, {i: e.rows for i, e in enumerate(examples)})
+    _, packing = plan_examples(examples, stage2, base.config, seed=seed)
     params = trainable.load_merged(context.path(after, "params"))
     pairs = [i for i, e in enumerate(examples) if e.rejected]
 
     def score(batch: Sequence[int]) -> list[dict[str, Any]]:
         records = {}
-        for micro in plan.group(batch):
-            width = targets[micro.kind, micro.width]
-            arrays = pack_examples(examples, micro, targets=width, scale=1.0, reduction=reduction)
-            values = fetch(steps.score_verbalisations(base.model, params, shard_batch(arrays)))
-            for place, i in enumerate(micro.indices):
-                both = {"chosen": values[place], "rejected": values[micro.rows + place]}
-                records[i] = {"id": examples[i].row.id, **both}
+        for micro in packing.group(batch):
+            options = {"scale": 1.0, "reduction": loss_reduction}
+            arrays = pack_examples(examples, packing, micro, **options)
+            rows = 2 * packing.shapes[micro.kind].items
+            inputs = base.model, params, shard_batch(arrays)
+            values = fetch(steps.score_verbalisations(*inputs, rows=rows))
+            for b, place, i in _list_places(micro):
+                chosen, rejected = values[b, 2 * place : 2 * place + 2]
+                records[i] = {"id": examples[i].row.id, "chosen": chosen, "rejected": rejected}
         return [records[i] for i in batch]
 
     context.map("reference.jsonl", pairs, score, batch_size=16, unit="pairs")
@@ -167,29 +167,36 @@ def run_stage2(
     records = read_jsonl(context.path(reference, "reference.jsonl"))
     known = {r["id"]: (r["chosen"], r["rejected"]) for r in records}
 
-    def add_reference(micro: Microbatch, arrays: Arrays) -> Arrays:
+    def add_reference(packing: Packing, micro: Microbatch, arrays: Arrays) -> Arrays:
         if micro.kind == "rows":  # the verbalisation is trained by preference alone
             return {**arrays, "verbalisation": np.zeros_like(arrays["verbalisation"])}
-        values = np.zeros(2 * micro.rows, np.float32)
-        for place, i in enumerate(micro.indices):
-            values[[place, micro.rows + place]] = known[examples[i].row.id]
-        return make_pairs(arrays, values)
+        values = np.zeros((micro.rows, packing.shapes[micro.kind].items, 2), np.float32)
+        for b, place, i in _list_places(micro):
+            values[b, place] = known[examples[i].row.id]
+        return make_pairs(arrays, values.reshape(micro.rows, -1))
 
     start = trainable.load(context.path(after, "params"))
     fit_examples(context, examples, stage2, start=start, finish=add_reference)
 
 
-def make_pairs(arrays: Arrays, reference: Float[np.ndarray, "B"]) -> Arrays:
+def _list_places(micro: Microbatch) -> Iterator[tuple[int, int, int]]:
+    """For each example its sequence, its number in the sequence, and itself."""
+    for b, sequence in enumerate(micro.sequences):
+        for place, i in enumerate(sequence):
+            yield b, place, i
+
+
+def make_pairs(arrays: Arrays, reference: Float[np.ndarray, "B R"]) -> Arrays:
     """A microbatch's arrays for the preference loss; see `loss.stage2_loss`.
 
     Args:
-        arrays: from `data.pack_examples`, of `B / 2` pairs.
+        arrays: from `data.pack_examples`, of pairs.
         reference: log-probabilities of the verbalisations under the stage-1 model.
     """
-    half = len(reference) // 2
     # The rejected side takes part in the preference alone: its source token would count the
     # question twice.
-    source = arrays["source"].copy()
-    source[half:] = 0
-    pair = source[:half].sum(axis=1)  # the source is one token, with a row's weight
+    source = arrays["source"] * (arrays["row"] % 2 == 0)
+    # The source is one token, with a row's weight.
+    places = arrays["row"][..., None] == np.arange(0, reference.shape[1], 2)
+    pair = (source[..., None] * places).sum(axis=1, dtype=np.float32)
     return {**arrays, "source": source, "reference": reference, "pair": pair}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import make_decoder
 
 from rag_jax.config import TrainConfig
 from rag_jax.decoding.prompts import split_prefix
@@ -18,9 +19,10 @@ from rag_jax.systems.srrag.data import (
     pack_examples,
     plan_examples,
 )
-from rag_jax.training.rows import Row, pack_rows, widest_targets
+from rag_jax.training.rows import Row, pack_rows
 
 SELF, WIKI = 0, 1
+CONFIG = make_decoder(num_layers=1)[0].config
 SPELLED = ["<Self>", "<Wiki>", "<EOQ>", "<EOK>", "<|im_end|>", "<|im_start|>", "<|endoftext|>"]
 # Any text, and texts that spell special tokens, whole, broken and run together.
 TEXTS = st.text(max_size=20) | st.lists(
@@ -191,44 +193,48 @@ def draw_rows(draw):
     return rows
 
 
-@given(draw_rows(), st.sampled_from(["mean", "sum"]), st.sampled_from([1.0, 0.25]))
-def test_packed_rows(rows, reduction, scale):
-    width, targets, batch = 32, 16, 5
-    arrays = pack_rows(
-        rows,
-        terms=TERMS,
-        width=width,
-        targets=targets,
-        batch=batch,
-        scale=scale,
-        reduction=reduction,
-    )
-    assert set(arrays) == {"tokens", "mask", "at", "next", *TERMS}
-    assert arrays["tokens"].shape == arrays["mask"].shape == (batch, width)
-    assert all(arrays[key].shape == (batch, targets) for key in ("at", "next", *TERMS))
-    for r in range(batch):
-        tokens = rows[r].tokens if r < len(rows) else []
-        spans = rows[r].spans if r < len(rows) else {}
-        assert arrays["mask"][r].tolist() == [True] * len(tokens) + [False] * (width - len(tokens))
-        assert arrays["tokens"][r][arrays["mask"][r]].tolist() == tokens
-        # What each term asks: (position, the token behind it, weight).
+@given(draw_rows(), st.integers(1, 3), st.sampled_from(["mean", "sum"]))
+def test_packed_rows(rows, together, reduction):
+    width, targets, batch, scale = 96, 48, 5, 0.25
+    sequences = [rows[start : start + together] for start in range(0, len(rows), together)]
+    settings = {"terms": TERMS, "scale": scale, "reduction": reduction}
+    arrays = pack_rows(sequences, width=width, targets=targets, batch=batch, **settings)
+    of_tokens, of_targets = ("tokens", "segments", "positions"), ("at", "next", "row", *TERMS)
+    assert set(arrays) == {*of_tokens, *of_targets}
+    assert all(arrays[key].shape == (batch, width) for key in of_tokens)
+    assert all(arrays[key].shape == (batch, targets) for key in of_targets)
+    for b in range(batch):
+        inside = sequences[b] if b < len(sequences) else []
+        assert set(arrays["segments"][b]) <= {*range(len(inside) + 1)}
+        begins = np.cumsum([0, *(len(row.tokens) for row in inside)])
+        for number, (row, begin) in enumerate(zip(inside, begins[:-1], strict=True)):
+            part = slice(begin, begin + len(row.tokens))
+            assert (arrays["segments"][b] == number + 1).nonzero()[0].tolist() == [
+                *range(part.start, part.stop)
+            ]
+            assert arrays["tokens"][b, part].tolist() == row.tokens
+            assert arrays["positions"][b, part].tolist() == [*range(len(row.tokens))]
+        # What each term asks: (row, position, the token behind it, weight).
         for term in TERMS:
-            start, stop = spans.get(term, (0, 0))
-            weight = scale / (stop - start or 1) if reduction == "mean" else scale
-            expected = [(t - 1, tokens[t], pytest.approx(weight)) for t in range(start, stop)]
-            weights = arrays[term][r]
-            kept = np.flatnonzero(weights)
-            columns = [arrays["at"][r], arrays["next"][r], weights]
-            assert list(zip(*(c[kept].tolist() for c in columns), strict=True)) == expected
+            expected = []
+            for number, (row, begin) in enumerate(zip(inside, begins[:-1], strict=True)):
+                start, stop = row.spans.get(term, (0, 0))
+                weight = scale / (stop - start or 1) if reduction == "mean" else scale
+                for t in range(start, stop):
+                    asked = (number, begin + t - 1, row.tokens[t])
+                    expected.append((*asked, pytest.approx(weight)))
+            kept = np.flatnonzero(arrays[term][b])
+            columns = [arrays[key][b][kept].tolist() for key in ("row", "at", "next", term)]
+            assert list(zip(*columns, strict=True)) == expected
 
 
 def test_rows_that_do_not_fit():
     row = Row("long", list(range(9)), {"source": (1, 2)})
-    settings = {"targets": 4, "scale": 1.0, "reduction": "mean"}
-    with pytest.raises(RagJaxError, match="length=8: 1 of 1 rows are longer"):
-        pack_rows([row], terms=TERMS, width=8, batch=1, **settings)
+    settings = {"terms": TERMS, "targets": 4, "scale": 1.0, "reduction": "mean"}
+    with pytest.raises(RagJaxError, match="length=17: 1 of 1 rows are longer"):
+        pack_rows([[row, row]], width=17, batch=1, **settings)
     with pytest.raises(RagJaxError, match="batch=1: there are 2 rows"):
-        pack_rows([row, row], terms=TERMS, width=9, batch=1, **settings)
+        pack_rows([[row], [row]], width=9, batch=1, **settings)
 
 
 # Examples.
@@ -266,42 +272,28 @@ def make_example(name, question, better, worse, answer, found=False):
     st.sampled_from(["mean", "sum"]),
 )
 def test_packed_microbatches(lengths, batch_size, budget, reduction):
-    """Every example of a step once, with its partner beside it, in shapes of a kind and width."""
+    """Every example of a step once, both sides of a pair in one sequence."""
     examples = [make_example(str(i), *one) for i, one in enumerate(lengths)]
     settings = TrainConfig(batch_size=batch_size, microbatch_tokens=budget)
-    plan = plan_examples(examples, settings, seed=0)
-    targets = widest_targets(plan, {i: example.rows for i, example in enumerate(examples)})
-    shapes, dealt = {}, []
+    plan, packing = plan_examples(examples, settings, CONFIG, seed=0)
+    dealt = []
     for step in range(plan.num_steps_per_epoch):
-        for micro in plan.group(plan.examples_at(step)):
-            dealt += micro.indices
-            arrays = pack_examples(
-                examples,
-                micro,
-                targets=targets[micro.kind, micro.width],
-                scale=0.5,
-                reduction=reduction,
-            )
-            shape = shapes.setdefault((micro.kind, micro.width), arrays["at"].shape)
-            assert arrays["at"].shape == shape
-            paired = micro.kind == "pairs"
-            assert arrays["tokens"].size <= max(budget, micro.width)
-            assert len(arrays["tokens"]) == micro.rows * (1 + paired)
-            sides = [[examples[i].row for i in micro.indices]]
-            if paired:
-                sides.append([examples[i].rejected for i in micro.indices])
-            for side, rows in enumerate(sides):
-                for place in range(micro.rows):
-                    row = rows[place] if place < len(rows) else Row("", [], {})
-                    check_packed_row(row, arrays, side * micro.rows + place, reduction)
+        for micro in packing.group(plan.examples_at(step)):
+            weights = {"scale": 0.5, "reduction": reduction}
+            arrays = pack_examples(examples, packing, micro, **weights)
+            assert arrays["tokens"].shape == (micro.rows, micro.width)
+            assert arrays["tokens"].size <= max(budget, packing.shapes[micro.kind].widths[-1])
+            for b, sequence in enumerate(micro.sequences):
+                dealt += sequence
+                rows = [row for i in sequence for row in examples[i].rows]
+                if micro.kind == "pairs":
+                    assert rows[1::2] == [examples[i].rejected for i in sequence]
+                tokens = arrays["tokens"][b][arrays["segments"][b] > 0]
+                assert tokens.tolist() == [token for row in rows for token in row.tokens]
+                for term in TERMS:
+                    counts = [np.subtract(*row.spans.get(term, (0, 0))[::-1]) for row in rows]
+                    wanted = [0.5 * (c if reduction == "sum" else c > 0) for c in counts]
+                    found = np.zeros(max(len(rows), arrays["row"].max() + 1))
+                    np.add.at(found, arrays["row"][b], arrays[term][b])
+                    assert found[: len(rows)] == pytest.approx(wanted)
     assert sorted(dealt) == list(range(len(examples)))
-
-
-def check_packed_row(row, arrays, place, reduction):
-    assert arrays["tokens"][place][arrays["mask"][place]].tolist() == row.tokens
-    for term in TERMS:
-        start, stop = row.spans.get(term, (0, 0))
-        weights = arrays[term][place]
-        assert arrays["at"][place][weights > 0].tolist() == list(range(start - 1, stop - 1))
-        total = 0.5 * (stop - start if reduction == "sum" else stop > start)
-        assert weights.sum() == pytest.approx(total)

@@ -9,12 +9,13 @@ import pytest
 
 from rag_jax.systems.srrag.data import TERMS, make_row
 from rag_jax.systems.srrag.loss import sequence_logprobs, stage1_loss, stage2_loss
+from rag_jax.systems.srrag.train import make_pairs
 from rag_jax.training.rows import pack_rows
 from systems.srrag.reference import span_logprobs, sum_terms
 
 SELF, WIKI = 0, 1
 WIDTH, TARGETS, BETA = 72, 48, 0.3
-SCORED = ("tokens", "mask", "at", "next", *TERMS)
+SCORED = ("tokens", "segments", "positions", "at", "next", "row", *TERMS)
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +52,12 @@ def gradients(base):
 
 @pytest.fixture(scope="module")
 def score(base):
-    return jax.jit(partial(sequence_logprobs, base.model))
+    return jax.jit(partial(sequence_logprobs, base.model), static_argnames="rows")
 
 
-def pack(rows, *, batch, scale=0.25, reduction="mean", width=WIDTH):
+def pack(sequences, *, batch, scale=0.25, reduction="mean", width=WIDTH):
     return pack_rows(
-        rows,
+        sequences,
         terms=TERMS,
         width=width,
         targets=TARGETS,
@@ -67,15 +68,15 @@ def pack(rows, *, batch, scale=0.25, reduction="mean", width=WIDTH):
 
 
 def pack_pairs(chosen, rejected, *, batch, scale=0.25, reduction="mean", seed=0):
-    """As stage 2 does: the rejected half takes part in the preference alone."""
-    halves = [
-        pack(half, batch=batch, scale=scale, reduction=reduction) for half in (chosen, rejected)
-    ]
-    arrays = {key: np.concatenate([half[key] for half in halves]) for key in halves[0]}
-    arrays["source"][batch:] = 0
-    reference = np.random.default_rng(seed).normal(-30, 5, 2 * batch).astype(np.float32)
-    weights = np.where(np.arange(batch) < len(chosen), scale, 0).astype(np.float32)
-    return arrays | {"reference": reference, "pair": weights}
+    """As stage 2 does: the rejected sides take part in the preference alone."""
+    pairs = [list(pair) for pair in zip(chosen, rejected, strict=True)]
+    arrays = pack(pairs, batch=batch, scale=scale, reduction=reduction, width=2 * WIDTH)
+    reference = np.random.default_rng(seed).normal(-30, 5, (batch, 2)).astype(np.float32)
+    return make_pairs(arrays, reference)
+
+
+def alone(rows):
+    return [[row] for row in rows]
 
 
 def close_trees(ours, theirs, *, rtol=1e-4):
@@ -93,7 +94,7 @@ def add_trees(trees):
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_stage1(base, rows, gradients, reduction):
-    arrays = pack(rows, batch=5, reduction=reduction)
+    arrays = pack(alone(rows), batch=5, reduction=reduction)
     (loss, terms), _ = gradients["stage1"](base.params, arrays)
     expected = sum_terms(
         base.model, base.params, rows, terms=TERMS, scale=0.25, reduction=reduction
@@ -106,16 +107,18 @@ def test_stage1(base, rows, gradients, reduction):
 
 
 def test_searched_rows_have_no_verbalisation_loss(base, rows, gradients):
-    (_, terms), _ = gradients["stage1"](base.params, pack([rows[1]], batch=5))
+    (_, terms), _ = gradients["stage1"](base.params, pack([[rows[1]]], batch=5))
     assert terms["verbalisation"] == 0
     assert terms["source"] > 0 and terms["answer"] > 0
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_sequence_logprobs_are_sums(base, rows, score, reduction):
-    found = score(base.params, pack(rows, batch=6, reduction=reduction))
+    sequences = [[rows[0], rows[1]], [rows[2]], [rows[3]]]
+    found = score(base.params, pack(sequences, batch=4, reduction=reduction), rows=2)
     expected = [span_logprobs(base.model, base.params, row, "verbalisation").sum() for row in rows]
-    np.testing.assert_allclose(found, [*expected, 0, 0], rtol=2e-5)
+    wanted = [expected[:2], [expected[2], 0], [expected[3], 0], [0, 0]]
+    np.testing.assert_allclose(found, wanted, rtol=2e-5)
     assert expected[0] < -10 and expected[1] == 0
 
 
@@ -129,7 +132,7 @@ def test_stage2(base, pairs, gradients, reduction):
     expected = sum_terms(
         base.model, base.params, chosen, terms=("source", "answer"), scale=0.25, reduction=reduction
     )
-    ours, reference = [], arrays["reference"].reshape(2, 3)[:, :2]
+    ours, reference = [], arrays["reference"].T[:, :2]
     for half in (chosen, rejected):
         ours.append(
             [span_logprobs(base.model, base.params, row, "verbalisation").sum() for row in half]
@@ -145,7 +148,7 @@ def test_stage2(base, pairs, gradients, reduction):
 
 def test_preference_at_the_reference_is_log_two(base, pairs, gradients, score):
     arrays = pack_pairs(*pairs, batch=3)
-    arrays["reference"] = np.asarray(score(base.params, {k: arrays[k] for k in SCORED}))
+    arrays["reference"] = np.asarray(score(base.params, {k: arrays[k] for k in SCORED}, rows=2))
     (_, terms), _ = gradients["stage2"](base.params, arrays)
     np.testing.assert_allclose(terms["preference"], 2 * 0.25 * np.log(2), rtol=1e-5)
     assert terms["preferred"] == 0
@@ -157,19 +160,19 @@ def test_stage2_raises_the_chosen_and_lowers_the_rejected(base, pairs, gradients
     _, grads = gradients["stage2"](base.params, only)
     moved = jax.tree.map(lambda p, g: p - 1e-4 * g, base.params, grads)
     scored = {k: arrays[k] for k in SCORED}
-    change = np.asarray(score(moved, scored) - score(base.params, scored)).reshape(2, 3)
-    assert (change[0] - change[1])[:2].sum() > 1e-3
+    change = np.asarray(score(moved, scored, rows=2) - score(base.params, scored, rows=2))
+    assert (change[:, 0] - change[:, 1])[:2].sum() > 1e-3
 
 
 def spoil_padding(arrays):
     """Other tokens wherever no row's own token is."""
     noise = np.random.default_rng(1).integers(0, 400, arrays["tokens"].shape).astype(np.int32)
-    return arrays | {"tokens": np.where(arrays["mask"], arrays["tokens"], noise)}
+    return arrays | {"tokens": np.where(arrays["segments"] > 0, arrays["tokens"], noise)}
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_padding_contributes_nothing(base, rows, pairs, gradients, stage):
-    arrays = pack(rows, batch=5) if stage == "stage1" else pack_pairs(*pairs, batch=3)
+    arrays = pack(alone(rows), batch=5) if stage == "stage1" else pack_pairs(*pairs, batch=3)
     spoilt = spoil_padding(arrays)
     assert (spoilt["tokens"] != arrays["tokens"]).sum() > 100
     before, after = (gradients[stage](base.params, part) for part in (arrays, spoilt))
@@ -179,9 +182,9 @@ def test_padding_contributes_nothing(base, rows, pairs, gradients, stage):
 
 
 def test_microbatches_add_up_to_the_batch(base, rows, gradients):
-    (loss, terms), grads = gradients["stage1"](base.params, pack(rows, batch=5))
+    (loss, terms), grads = gradients["stage1"](base.params, pack(alone(rows), batch=5))
     parts = [
-        gradients["stage1"](base.params, pack(part, batch=2))
+        gradients["stage1"](base.params, pack([part], batch=1, width=2 * WIDTH))
         for part in (rows[:2], rows[2:3], rows[3:])
     ]
     np.testing.assert_allclose(sum(part[0][0] for part in parts), loss, rtol=1e-5)
@@ -196,7 +199,7 @@ def test_microbatches_of_pairs_add_up_to_the_batch(base, pairs, gradients):
     parts = []
     for i in range(2):
         arrays = pack_pairs(pairs[0][i : i + 1], pairs[1][i : i + 1], batch=1)
-        arrays["reference"] = whole["reference"].reshape(2, 3)[:, i]
+        arrays["reference"] = whole["reference"][i : i + 1]
         parts.append(gradients["stage2"](base.params, arrays))
     np.testing.assert_allclose(sum(part[0][0] for part in parts), loss, rtol=1e-5)
     close_trees(add_trees([part[0][1] for part in parts]), terms)

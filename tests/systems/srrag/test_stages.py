@@ -166,7 +166,8 @@ def test_first_steps(finished, session):
     """The losses that were logged first, from full passes over the rows of the first batch."""
     workdir, _ = finished
     examples = session.make_examples(open_stage(session, workdir, "stage1"))
-    plan = plan_examples(examples, session.config.stage1, seed=session.config.seed)
+    settings, seed = session.config.stage1, session.config.seed
+    plan, _ = plan_examples(examples, settings, session.base.config, seed=seed)
     first = [examples[i] for i in plan.examples_at(0)]
     rows, model = [example.row for example in first], session.base.model
     settings = {"scale": 1 / len(first), "reduction": session.config.loss_reduction}

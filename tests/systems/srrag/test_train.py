@@ -112,7 +112,7 @@ def test_losses_reach_the_new_tokens_and_the_adapter_alone(base):
     row = Row("0", [1] * 19, spans)
     row.tokens[5] = 422
     settings = {"terms": TERMS, "scale": 1.0, "reduction": "sum"}
-    arrays = pack_rows([row], width=24, targets=16, batch=1, **settings)
+    arrays = pack_rows([[row]], width=24, targets=16, batch=1, **settings)
     loss, trained = session.losses["rows"], session.trainable.start()
     grads = jax.jit(jax.grad(lambda *a: loss(*a)[0]))(trained, base.params, arrays)
     assert jnp.abs(grads["new_tokens"]["embed"]["embedding"]).max() > 1e-4

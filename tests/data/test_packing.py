@@ -1,0 +1,82 @@
+"""Examples in sequences, and sequences in microbatches of few shapes."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rag_jax.data.packing import Packing
+from rag_jax.runtime.errors import RagJaxError
+
+# The kind, the number of tokens and the share of these that are targets.
+EXAMPLES = st.lists(
+    st.tuples(st.sampled_from(["a", "b"]), st.integers(1, 60), st.floats(0, 1)),
+    min_size=1,
+    max_size=60,
+)
+
+
+def make_packing(examples, batch_size=8, **changes):
+    kinds, lengths, shares = zip(*examples, strict=True)
+    batches = np.array_split(np.arange(len(examples)), -(-len(examples) // batch_size))
+    options = {"budget": 128, "slot_cost": 1e-3, "program_tokens": 200, "multiple": 1}
+    targets = [int(share * length) for length, share in zip(lengths, shares, strict=True)]
+    options |= {"targets": targets, "kinds": kinds, "steps": len(batches)}
+    options |= {"batches": [batch.tolist() for batch in batches]}
+    return Packing(lengths, **options | changes)
+
+
+@given(EXAMPLES, st.integers(1, 20), st.integers(1, 400), st.integers(1, 4))
+def test_examples_are_packed_once_at_few_shapes(examples, batch_size, budget, multiple):
+    packing = make_packing(examples, batch_size, budget=budget, multiple=multiple)
+    seen, shapes = [], set()
+    for batch in packing.batches:
+        for micro in packing.group(batch):
+            seen += [i for sequence in micro.sequences for i in sequence]
+            shapes.add((micro.kind, micro.rows, micro.width))
+            of_kind = packing.shapes[micro.kind]
+            assert 0 < len(micro.sequences) <= micro.rows and micro.rows % multiple == 0
+            least = multiple * min(w for w in of_kind.widths)
+            assert micro.rows * micro.width <= max(budget, least, multiple * micro.width)
+            for sequence in micro.sequences:
+                assert 0 < len(sequence) <= of_kind.items
+                assert all(packing.kinds[i] == micro.kind for i in sequence)
+                assert sum(packing.lengths[i] for i in sequence) <= micro.width
+                assert sum(packing.targets[i] for i in sequence) <= of_kind.targets
+    assert sorted(seen) == list(range(len(examples)))
+    for kind in {kind for kind, *_ in shapes}:
+        of_kind = packing.shapes[kind]
+        assert 1 in (len(of_kind.rows), len(of_kind.widths)) and len(of_kind.rows) <= 3
+
+
+def test_other_steps_than_those_that_the_shapes_were_chosen_on_are_packed():
+    examples = [("a", 10, 0.5)] * 20 + [("a", 60, 1.0)] * 20
+    packing = make_packing(examples)
+    packing = make_packing(examples, batches=packing.batches[:1], steps=5)
+    grouped = packing.group(range(20, 40))
+    assert sorted(i for micro in grouped for s in micro.sequences for i in s) == [*range(20, 40)]
+
+
+def test_little_is_padding():
+    rng = np.random.default_rng(0)
+    examples = [("a", int(length), 0.1) for length in rng.integers(20, 200, 640)]
+    for budget, batch_size in ((65_536, 64), (2_048, 64)):
+        packing = make_packing(examples, batch_size, budget=budget, slot_cost=1e-4)
+        counted = [packing.count_tokens(batch) for batch in packing.batches]
+        tokens, computed = np.sum(counted, axis=0)
+        assert tokens == sum(length for _, length, _ in examples)
+        assert tokens / computed > 0.85, packing.shapes
+
+
+def test_many_programs_where_they_cost_little():
+    rng = np.random.default_rng(0)
+    examples = [("a", int(length), 0.1) for length in rng.integers(10, 120, 200)]
+    few, many = (
+        make_packing(examples, 2, program_tokens=tokens).shapes["a"] for tokens in (5_000, 50)
+    )
+    assert len(few.widths) < len(many.widths)
+
+
+def test_a_budget_below_one():
+    with pytest.raises(RagJaxError, match="budget=0"):
+        make_packing([("a", 3, 0.5)], budget=0)
