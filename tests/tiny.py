@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rag_jax.models.nn.decoder import Decoder, DecoderConfig
+from rag_jax.systems.rag.data import Example, pack_examples
 
 CONFIG = DecoderConfig(
     vocab_size=31,
@@ -111,3 +112,26 @@ def make_rows(lengths, *, seed=0):
     """Random rows of tokens."""
     rng = np.random.default_rng(seed)
     return [rng.integers(0, CONFIG.vocab_size, length).tolist() for length in lengths]
+
+
+def pack_questions(tokens, mask, targets, target_mask, *, start_ids=(), scale=1.0):
+    """A `pack_examples` batch of padded arrays `[B * K, L]` and `[B, T]`, a sequence a question."""
+    docs = len(tokens) // len(targets)
+    inputs, answers = (
+        [row[real].tolist() for row, real in zip(np.asarray(rows), np.asarray(keep), strict=True)]
+        for rows, keep in ((tokens, mask), (targets, target_mask))
+    )
+    examples = [
+        Example(inputs[i * docs : (i + 1) * docs], answer) for i, answer in enumerate(answers)
+    ]
+    sizes = [example.measure(start_ids) for example in examples]
+    return pack_examples(
+        [[example] for example in examples],
+        start_ids=start_ids,
+        width=max(size.tokens for size in sizes),
+        written=max(1, *(size.targets for size in sizes)),
+        items=1,
+        answer=np.shape(targets)[1],
+        batch=len(examples),
+        scale=scale,
+    )

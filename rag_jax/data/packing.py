@@ -11,6 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+from jaxtyping import Int
+
 from rag_jax.data.batches import choose_widths, round_up
 from rag_jax.runtime.errors import RagJaxError
 
@@ -21,51 +24,67 @@ _SLACK = 1.25
 _HALVINGS = 2  # of the number of sequences, for the last microbatch of a step
 
 
+class Size(NamedTuple):
+    """Numbers of an example's tokens, and of those that are targets."""
+
+    tokens: int
+    targets: int
+
+
 class Microbatch(NamedTuple):
-    """Examples of one kind that are computed in one call.
+    """Examples that are computed in one call.
 
     Attributes:
         sequences: the examples of each sequence; at most `rows` sequences.
         rows: number of sequences of the arrays. Those past the last are padding.
         width: number of tokens that a sequence is padded to.
+        kind: of the examples.
     """
 
-    kind: str
     sequences: list[list[int]]
     rows: int
     width: int
+    kind: str = ""
 
 
 class Shapes(NamedTuple):
-    """The shapes of one kind's microbatches: of several widths, or of several numbers of sequences.
+    """The shapes of microbatches: of several widths, or of several numbers of sequences.
 
     Attributes:
         widths: numbers of tokens of a sequence that there are programs for, ascending.
         rows: numbers of sequences that there are programs for, ascending.
+        room: largest number of tokens of the examples that share a sequence.
         targets: number of target tokens of a sequence, P.
         items: largest number of examples in a sequence.
     """
 
     widths: tuple[int, ...]
     rows: tuple[int, ...]
+    room: int
     targets: int
     items: int
 
 
-@dataclass(frozen=True, eq=False)
-class Packing:
-    """Packs the examples of each step into microbatches of few shapes.
+def choose_shapes(
+    batches: Sequence[Sequence[Size]],
+    *,
+    largest: Size,
+    budget: int,
+    steps: int,
+    slot_cost: float,
+    program_tokens: int,
+    multiple: int = 1,
+) -> Shapes:
+    """The shapes with the least work on some steps.
 
-    The width of a kind's sequences is chosen for the least work on the first steps: a wider one has
-    less padding at its end, and more of the attention between examples that is masked. Where a
-    microbatch holds a single sequence, there are several widths, for what is left of a step.
+    A wider sequence has less padding at its end, and more of the attention between examples that is
+    masked. Where a microbatch holds a single sequence, there are several widths, for what is left
+    of a step.
 
     Args:
-        lengths: length of every example, in tokens.
-        targets: number of every example's target tokens.
-        kinds: kind of every example. Examples of different kinds never share a microbatch.
+        batches: the sizes of the examples of some steps.
+        largest: what no example of any step exceeds.
         budget: maximum number of tokens of a microbatch, unless one sequence has more.
-        batches: the examples of the first steps.
         steps: number of all steps.
         slot_cost: operations of attention for one slot, as a share of a token's others.
         program_tokens: number of tokens that could be computed while one program compiles.
@@ -74,21 +93,54 @@ class Packing:
     Raises:
         RagJaxError: the budget is not positive.
     """
+    if budget < 1:
+        raise RagJaxError(f"budget={budget}: must be at least 1")
+    longest = round_up(largest.tokens, _LANES)
+    widths = [longest * times for times in range(1, _WIDEST + 1) if longest * times <= budget]
+    share = program_tokens * len(batches) / steps  # what a program is worth on these steps
 
-    lengths: Sequence[int]
+    def cost(shapes: Shapes) -> float:
+        micros = (micro for batch in batches for micro in group_examples(batch, shapes))
+        computed = sum(m.rows * m.width * (1 + m.width * slot_cost) for m in micros)
+        return computed + len(shapes.widths) * len(shapes.rows) * share
+
+    limits = {"largest": largest, "budget": budget, "share": share, "multiple": multiple}
+    return min((_make_shapes(batches, width, **limits) for width in widths or [longest]), key=cost)
+
+
+def group_examples(sizes: Sequence[Size], shapes: Shapes) -> Iterator[Microbatch]:
+    """Packs examples, each once, into microbatches; numbers of examples are those in `sizes`."""
+    sequences = [
+        (sum(sizes[i].tokens for i in sequence), sequence) for sequence in _pack(sizes, shapes)
+    ]
+    sequences.sort(key=lambda filled: -filled[0])
+    for start in range(0, len(sequences), shapes.rows[-1]):
+        part = sequences[start : start + shapes.rows[-1]]
+        rows = min(rows for rows in shapes.rows if rows >= len(part))
+        width = min(width for width in shapes.widths if width >= part[0][0])
+        yield Microbatch([sequence for _, sequence in part], rows, width)
+
+
+@dataclass(frozen=True, eq=False)
+class Packing:
+    """Packs examples of known sizes and several kinds, which never share a microbatch.
+
+    Args:
+        sizes: size of every example.
+        kinds: kind of every example.
+        batches: the examples of the steps that shapes are chosen on.
+        budget: as for `choose_shapes`, as are the arguments after it.
+    """
+
+    sizes: Sequence[Size]
     _: dataclasses.KW_ONLY
-    targets: Sequence[int]
     kinds: Sequence[str]
-    budget: int
     batches: Sequence[Sequence[int]]
+    budget: int
     steps: int
     slot_cost: float
     program_tokens: int
     multiple: int = 1
-
-    def __post_init__(self) -> None:
-        if self.budget < 1:
-            raise RagJaxError(f"budget={self.budget}: must be at least 1")
 
     @functools.cached_property
     def shapes(self) -> dict[str, Shapes]:
@@ -99,79 +151,111 @@ class Packing:
         """Packs examples, each once, into microbatches, sorted by kind."""
         grouped = []
         for kind, shapes in self.shapes.items():
-            members = [i for i in examples if self.kinds[i] == kind]
-            grouped += [Microbatch(kind, *micro) for micro in self._group(members, shapes)]
+            members = self._list_members(kind, examples)
+            for micro in group_examples([self.sizes[i] for i in members], shapes):
+                sequences = [[members[i] for i in sequence] for sequence in micro.sequences]
+                grouped.append(micro._replace(sequences=sequences, kind=kind))
         return grouped
 
     def count_tokens(self, examples: Sequence[int]) -> tuple[int, int]:
         """Numbers of tokens of some examples, and of those that are computed, with padding."""
         computed = sum(micro.rows * micro.width for micro in self.group(examples))
-        return sum(self.lengths[i] for i in examples), computed
+        return sum(self.sizes[i].tokens for i in examples), computed
+
+    def _list_members(self, kind: str, examples: Sequence[int]) -> list[int]:
+        return [i for i in examples if self.kinds[i] == kind]
 
     def _choose(self, kind: str) -> Shapes:
-        members = [i for i, k in enumerate(self.kinds) if k == kind]
-        batches = [[i for i in batch if self.kinds[i] == kind] for batch in self.batches]
-        longest = round_up(max(self.lengths[i] for i in members), _LANES)
-        wider = [longest * times for times in range(1, _WIDEST + 1)]
-        widths = [width for width in wider if width <= self.budget] or [longest]
+        sizes = [self.sizes[i] for i in self._list_members(kind, range(len(self.sizes)))]
+        batches = [self._list_members(kind, batch) for batch in self.batches]
+        return choose_shapes(
+            [[self.sizes[i] for i in batch] for batch in batches],
+            largest=Size(*(max(of) for of in zip(*sizes, strict=True))),
+            budget=self.budget,
+            steps=self.steps,
+            slot_cost=self.slot_cost,
+            program_tokens=self.program_tokens,
+            multiple=self.multiple,
+        )
 
-        def cost(shapes: Shapes) -> float:
-            micros = [micro for batch in batches for micro in self._group(batch, shapes)]
-            computed = sum(rows * w * (1 + w * self.slot_cost) for _, rows, w in micros)
-            programs = len(shapes.widths) * len(shapes.rows)
-            return computed + programs * self._program_share
 
-        return min((self._make_shapes(members, batches, width) for width in widths), key=cost)
+class Sequences:
+    """The arrays of a microbatch's sequences, which are filled with texts one after the other."""
 
-    @property
-    def _program_share(self) -> float:
-        """What a program is worth on the first steps, in tokens."""
-        return self.program_tokens * len(self.batches) / self.steps
+    def __init__(self, batch: int, width: int) -> None:
+        self._arrays = np.zeros((3, batch, width), np.int32)
+        self._ends, self._counts = [0] * batch, [0] * batch
 
-    def _make_shapes(
-        self, members: Sequence[int], batches: Sequence[Sequence[int]], width: int
-    ) -> Shapes:
-        tokens, targets = (sum(of[i] for i in members) for of in (self.lengths, self.targets))
-        most = max(self.targets[i] for i in members)
-        most = round_up(max(most, int(_SLACK * width * targets / max(tokens, 1))), _LANES)
-        items = max(1, width // max(1, min(self.lengths[i] for i in members)))
-        shapes = Shapes((width,), (1,), most, items)
-        packed = [self._pack(batch, shapes) for batch in batches]
-        needed = max(1, *(len(sequences) for sequences in packed))
-        rows = max(1, min(self.budget // width // self.multiple, -(-needed // self.multiple)))
-        if rows == 1:
-            fills = [self._fill(sequence) for sequences in packed for sequence in sequences]
-            chosen = choose_widths(fills, program_tokens=int(self._program_share))
-            return shapes._replace(widths=(*chosen[:-1], width), rows=(self.multiple,))
-        halved = {-(-rows // 2**n) * self.multiple for n in range(_HALVINGS + 1)}
-        return shapes._replace(rows=tuple(sorted(halved)))
+    def add(self, sequence: int, tokens: Sequence[int]) -> int:
+        """Adds a text to a sequence; returns the text's first position.
 
-    def _fill(self, sequence: Sequence[int]) -> int:
-        return sum(self.lengths[i] for i in sequence)
+        Raises:
+            RagJaxError: the sequence has no room for the text, or there is no such sequence.
+        """
+        _, batch, width = self._arrays.shape
+        if sequence >= batch:
+            raise RagJaxError(f"batch={batch}: there are more sequences")
+        begin = self._ends[sequence]
+        end = begin + len(tokens)
+        if end > width:
+            raise RagJaxError(f"width={width}: the texts of a sequence have {end} tokens or more")
+        self._ends[sequence], number = end, self._counts[sequence] + 1
+        self._counts[sequence] = number
+        places = self._arrays[:, sequence, begin:end]
+        places[0], places[1], places[2] = tokens, number, np.arange(len(tokens))
+        return begin
 
-    def _group(
-        self, examples: Sequence[int], shapes: Shapes
-    ) -> Iterator[tuple[list[list[int]], int, int]]:
-        """Sequences with the number of sequences of their microbatch, and its width."""
-        sequences = sorted(self._pack(examples, shapes), key=self._fill, reverse=True)
-        for start in range(0, len(sequences), shapes.rows[-1]):
-            part = sequences[start : start + shapes.rows[-1]]
-            rows = min(rows for rows in shapes.rows if rows >= len(part))
-            width = min(width for width in shapes.widths if width >= self._fill(part[0]))
-            yield part, rows, width
+    def list_arrays(
+        self,
+    ) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B T"], Int[np.ndarray, "B T"]]:
+        """Tokens; the number of each token's text in its sequence, from 1 on, and 0 on padding
+        (segments); and the position in the text."""
+        tokens, segments, positions = self._arrays
+        return tokens, segments, positions
 
-    def _pack(self, examples: Sequence[int], shapes: Shapes) -> list[list[int]]:
-        """First fit, from the longest example on."""
-        sequences: list[list[int]] = []
-        room: list[tuple[int, int]] = []  # tokens and targets that are left in each
-        for i in sorted(examples, key=lambda i: (-self.lengths[i], i)):
-            length, targets = self.lengths[i], self.targets[i]
-            for place, (tokens, left) in enumerate(room):
-                if length <= tokens and targets <= left and len(sequences[place]) < shapes.items:
-                    sequences[place].append(i)
-                    room[place] = (tokens - length, left - targets)
-                    break
-            else:
-                sequences.append([i])
-                room.append((shapes.widths[-1] - length, shapes.targets - targets))
-        return sequences
+
+def _make_shapes(
+    batches: Sequence[Sequence[Size]],
+    width: int,
+    *,
+    largest: Size,
+    budget: int,
+    share: float,
+    multiple: int,
+) -> Shapes:
+    sizes = [size for batch in batches for size in batch] or [largest]
+    tokens, targets = (max(1, sum(of)) for of in zip(*sizes, strict=True))
+    room = min(width, max(budget, *(size.tokens for size in sizes)))
+    average = int(_SLACK * width * targets / tokens)
+    targets = round_up(max(largest.targets, average), _LANES)
+    shapes = Shapes((width,), (1,), room, targets, max(1, len(sizes)))
+    packed = [list(_pack(batch, shapes)) for batch in batches]
+    items = max((len(sequence) for sequences in packed for sequence in sequences), default=1)
+    needed = -(-max((len(sequences) for sequences in packed), default=1) // multiple)
+    rows = max(1, min(budget // width // multiple, needed))
+    if rows == 1:
+        steps = zip(batches, packed, strict=True)
+        fills = [sum(b[i].tokens for i in sequence) for b, p in steps for sequence in p]
+        chosen = choose_widths(fills, program_tokens=int(share))
+        widths = tuple(sorted({*chosen, width}))
+        return shapes._replace(widths=widths, rows=(multiple,), items=items)
+    halved = {-(-rows // 2**n) * multiple for n in range(_HALVINGS + 1)}
+    return shapes._replace(rows=tuple(sorted(halved)), items=items)
+
+
+def _pack(sizes: Sequence[Size], shapes: Shapes) -> list[list[int]]:
+    """First fit, from the longest example on."""
+    sequences: list[list[int]] = []
+    left: list[Size] = []  # in each sequence
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i].tokens, i)):
+        tokens, targets = sizes[i]
+        for place, room in enumerate(left):
+            fits = tokens <= room.tokens and targets <= room.targets
+            if fits and len(sequences[place]) < shapes.items:
+                sequences[place].append(i)
+                left[place] = Size(room.tokens - tokens, room.targets - targets)
+                break
+        else:
+            sequences.append([i])
+            left.append(Size(shapes.room - tokens, shapes.targets - targets))
+    return sequences

@@ -7,6 +7,7 @@ and `fit_rows` trains on rows from first to last.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from rag_jax.config import ConstantTrainConfig
-from rag_jax.data.batches import BatchPlan, pad_rows
-from rag_jax.data.packing import Packing
+from rag_jax.data.batches import BatchPlan
+from rag_jax.data.packing import Packing, Sequences, Size
 from rag_jax.losses import token_logprobs
+from rag_jax.models.nn.bart import BartConfig
 from rag_jax.models.nn.decoder import Decoder, DecoderConfig
 from rag_jax.runtime.progress import Progress
 from rag_jax.runtime.sharding import count_data_rows
@@ -68,18 +70,15 @@ def pack_rows(
         of each target in its sequence, from 0 on; and for each term its weights `[B, P]`.
 
     Raises:
-        RagJaxError: the rows of a sequence are longer than `width`, or there are too many.
+        RagJaxError: the rows of a sequence are longer than `width`.
     """
-    joined = [[token for row in rows for token in row.tokens] for rows in sequences]
-    tokens, _ = pad_rows(joined, width, pad_id=0, batch=batch)
-    segments, positions = np.zeros_like(tokens), np.zeros_like(tokens)
+    texts = Sequences(batch, width)
     at, of = np.zeros((2, batch, targets), np.int32)
     weights = {term: np.zeros((batch, targets), np.float32) for term in terms}
     for b, rows in enumerate(sequences):
-        begin = place = 0
+        place = 0
         for number, row in enumerate(rows):
-            end = begin + len(row.tokens)
-            segments[b, begin:end], positions[b, begin:end] = number + 1, np.arange(end - begin)
+            begin = texts.add(b, row.tokens)
             for term, (start, stop) in row.spans.items():
                 size = stop - start
                 part = slice(place, place + size)
@@ -87,7 +86,7 @@ def pack_rows(
                 of[b, part] = number
                 weights[term][b, part] = scale / size if reduction == "mean" else scale
                 place += size
-            begin = end
+    tokens, segments, positions = texts.list_arrays()
     following = np.take_along_axis(tokens, at + 1, axis=1)
     arrays = {"tokens": tokens, "segments": segments, "positions": positions}
     return {**arrays, "at": at, "next": following, "row": of, **weights}
@@ -97,8 +96,8 @@ def target_logprobs(
     model: Decoder, params: PyTree, batch: Mapping[str, Array]
 ) -> Float[Array, "B P"]:
     """Log-probabilities in nats of the target tokens, `batch["next"]`, of a `pack_rows` batch."""
-    tokens, at, segments = batch["tokens"], batch["at"], batch["segments"]
-    texts = {"mask": segments > 0, "segments": segments, "positions": batch["positions"]}
+    tokens, at = batch["tokens"], batch["at"]
+    texts = {name: batch[name] for name in ("segments", "positions")}
     hidden = model.apply({"params": params}, tokens, **texts, method="hidden").hidden
     picked = jnp.take_along_axis(hidden, at[:, :, None], axis=1)  # [B, T, D] -> [B, P, D]
     logits = model.apply({"params": params}, picked, method="logits")
@@ -132,18 +131,30 @@ def plan_packing(
     kinds: Sequence[str],
 ) -> Packing:
     """How the rows of each step's examples share sequences; `kinds` as for `Packing`."""
-    heads = 4 * config.num_heads * config.head_dim * config.num_layers
-    return Packing(
-        [sum(len(row.tokens) for row in rows) for rows in examples],
-        targets=[sum(row.num_targets for row in rows) for rows in examples],
-        kinds=kinds,
-        budget=settings.microbatch_tokens,
-        batches=[plan.examples_at(step) for step in range(min(_SAMPLED, plan.num_steps_per_epoch))],
-        steps=max(1, settings.epochs) * plan.num_steps_per_epoch,
-        slot_cost=heads / config.count_flops(1, 0),
-        program_tokens=settings.program_tokens,
-        multiple=count_data_rows(),
-    )
+    sizes = [
+        Size(sum(len(row.tokens) for row in rows), sum(row.num_targets for row in rows))
+        for rows in examples
+    ]
+    batches = [plan.examples_at(step) for step in list_sampled(plan)]
+    return Packing(sizes, kinds=kinds, batches=batches, **list_costs(plan, settings, config))
+
+
+def list_sampled(plan: BatchPlan) -> range:
+    """The steps on which the shapes of microbatches are chosen."""
+    return range(min(_SAMPLED, plan.num_steps_per_epoch))
+
+
+def list_costs(
+    plan: BatchPlan, settings: ConstantTrainConfig, config: DecoderConfig | BartConfig
+) -> dict[str, Any]:
+    """The arguments of `choose_shapes` that do not depend on the examples."""
+    return {
+        "budget": settings.microbatch_tokens,
+        "steps": max(1, settings.epochs) * plan.num_steps_per_epoch,
+        "slot_cost": config.slot_flops / config.count_flops(1, 0),
+        "program_tokens": settings.program_tokens,
+        "multiple": count_data_rows(),
+    }
 
 
 def fit_rows(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag_jax.data.packing import Packing
+from rag_jax.data.packing import Packing, Sequences, Size, choose_shapes, group_examples
 from rag_jax.runtime.errors import RagJaxError
 
 # The kind, the number of tokens and the share of these that are targets.
@@ -20,10 +20,10 @@ def make_packing(examples, batch_size=8, **changes):
     kinds, lengths, shares = zip(*examples, strict=True)
     batches = np.array_split(np.arange(len(examples)), -(-len(examples) // batch_size))
     options = {"budget": 128, "slot_cost": 1e-3, "program_tokens": 200, "multiple": 1}
-    targets = [int(share * length) for length, share in zip(lengths, shares, strict=True)]
-    options |= {"targets": targets, "kinds": kinds, "steps": len(batches)}
+    sizes = [Size(n, int(share * n)) for n, share in zip(lengths, shares, strict=True)]
+    options |= {"kinds": kinds, "steps": len(batches)}
     options |= {"batches": [batch.tolist() for batch in batches]}
-    return Packing(lengths, **options | changes)
+    return Packing(sizes, **options | changes)
 
 
 @given(EXAMPLES, st.integers(1, 20), st.integers(1, 400), st.integers(1, 4))
@@ -41,11 +41,11 @@ def test_examples_are_packed_once_at_few_shapes(examples, batch_size, budget, mu
             for sequence in micro.sequences:
                 assert 0 < len(sequence) <= of_kind.items
                 assert all(packing.kinds[i] == micro.kind for i in sequence)
-                assert sum(packing.lengths[i] for i in sequence) <= micro.width
-                assert sum(packing.targets[i] for i in sequence) <= of_kind.targets
+                tokens, targets = map(sum, zip(*(packing.sizes[i] for i in sequence), strict=True))
+                assert tokens <= micro.width and targets <= of_kind.targets
+                assert len(sequence) == 1 or tokens <= of_kind.room
     assert sorted(seen) == list(range(len(examples)))
-    for kind in {kind for kind, *_ in shapes}:
-        of_kind = packing.shapes[kind]
+    for of_kind in packing.shapes.values():
         assert 1 in (len(of_kind.rows), len(of_kind.widths)) and len(of_kind.rows) <= 3
 
 
@@ -77,6 +77,31 @@ def test_many_programs_where_they_cost_little():
     assert len(few.widths) < len(many.widths)
 
 
+def test_sizes_that_are_known_at_their_step_alone():
+    """An example as large as allowed has a place, and others do not pay for it."""
+    batches = [[Size(90, 10)] * 4] * 4
+    options = {"largest": Size(400, 40), "budget": 120, "steps": 40, "slot_cost": 1e-3}
+    shapes = choose_shapes(batches, **options, program_tokens=100)
+    assert shapes.widths == (96, 400) and shapes.room == 120 and shapes.items == 1
+    micros = list(group_examples([Size(90, 40), Size(400, 1), Size(25, 1)], shapes))
+    assert [(m.sequences, m.rows, m.width) for m in micros] == [
+        ([[1]], 1, 400),
+        ([[0]], 1, 96),
+        ([[2]], 1, 96),
+    ]
+
+
+def test_sequences():
+    sequences = Sequences(2, 6)
+    assert [sequences.add(1, [7, 8]), sequences.add(1, [9]), sequences.add(0, [5])] == [0, 2, 0]
+    tokens, segments, positions = sequences.list_arrays()
+    assert tokens.tolist() == [[5, 0, 0, 0, 0, 0], [7, 8, 9, 0, 0, 0]]
+    assert segments.tolist() == [[1, 0, 0, 0, 0, 0], [1, 1, 2, 0, 0, 0]]
+    assert positions.tolist() == [[0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0]]
+    with pytest.raises(RagJaxError, match="^width=6: the texts of a sequence have 7 tokens"):
+        sequences.add(1, [1] * 4)
+
+
 def test_a_budget_below_one():
     with pytest.raises(RagJaxError, match="budget=0"):
-        make_packing([("a", 3, 0.5)], budget=0)
+        make_packing([("a", 3, 0.5)], budget=0).group([0])

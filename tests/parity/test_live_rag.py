@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import pack_questions
 
 from rag_jax.decoding import BeamConfig
 from rag_jax.losses import rag_sequence_nll, token_logprobs
@@ -106,9 +107,8 @@ def make_targets(lengths, seed=1):
     return np.where(mask, targets, PAD).astype(np.int32), mask
 
 
-def make_batch(*arrays):
-    names = ("tokens", "mask", "targets", "target_mask")
-    return dict(zip(names, map(jnp.asarray, arrays), strict=True))
+def make_batch(model, *arrays):
+    return pack_questions(*arrays, start_ids=model.config.start_ids)
 
 
 def ask(model, tokens, mask, scores, **settings):
@@ -152,8 +152,8 @@ def test_losses(models, marginal, smoothing):
     targets, target_mask = make_targets([7, 4, 3])
     start = np.full((QUESTIONS, 1), EOS)
     labels = np.concatenate([start, targets], axis=1)
-    batch = make_batch(tokens, mask, targets, target_mask)
-    target_mask = batch["target_mask"]
+    batch = make_batch(ours.model, tokens, mask, targets, target_mask)
+    target_mask = jnp.asarray(batch["target_mask"])
     nll = partial(marginal_nll, marginal=marginal, smoothing=smoothing)
 
     def value_and_grad(function):
@@ -178,7 +178,7 @@ def test_losses(models, marginal, smoothing):
     close(found[1], wanted[1], "gradient without BOS")
     # ... or as what a model that forces it starts with.
     model = Bart(replace(ours.config, forced_bos_id=BOS))
-    rest = batch | {"targets": targets[:, 1:], "target_mask": target_mask[:, 1:]}
+    rest = make_batch(model, tokens, mask, targets[:, 1:], target_mask[:, 1:])
     found = value_and_grad(
         lambda scores: marginal_nll(model, ours.params, scores, rest, marginal=marginal)
     )
@@ -206,7 +206,7 @@ def test_an_answer_of_one_token(models):
     targets = np.full((QUESTIONS, 1), EOS)
     labels = np.concatenate([targets, targets], axis=1)
     real = np.ones((QUESTIONS, 1), bool)
-    batch = make_batch(tokens, mask, targets, real)
+    batch = make_batch(ours.model, tokens, mask, targets, real)
     logprobs = jax.nn.log_softmax(target_logits(ours.model, ours.params, batch), axis=-1)
     wanted, _ = compute_loss(theirs["sequence"], inputs, labels, smoothing=0.0)
     close(-jax.nn.logsumexp(logprobs[:, :, 0, EOS], axis=1), wanted, "their loss")

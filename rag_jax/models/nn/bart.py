@@ -67,6 +67,11 @@ class BartConfig:
         decoder = self.decoder_layers * (6 * square + 2 * d * self.decoder_ffn_size)
         return 2.0 * (tokens * (encoder + read) + targets * (decoder + d * self.vocab_size))
 
+    @property
+    def slot_flops(self) -> float:
+        """Operations of an encoder token's attention to one slot; `count_flops` leaves them out."""
+        return 4.0 * self.hidden_size * self.encoder_layers
+
     # Sizes of the cache of the decoder's self-attention, under the names of `DecoderConfig`.
 
     @property
@@ -107,7 +112,7 @@ class DecoderLayer(nn.Module):
         cache: LayerCache | None,
         slot: Int[Array, ""] | int,
         source: LayerCache,
-        source_mask: Bool[Array, "P L"],
+        source_mask: Bool[Array, "P L"] | Bool[Array, "P M L"],
     ) -> tuple[Float[Array, "N D"], LayerCache]:
         """Runs the layer over a chunk of `N = B * T` tokens.
 
@@ -115,7 +120,8 @@ class DecoderLayer(nn.Module):
             cache: keys and values of the row's earlier tokens; None if the chunk is the whole row.
             slot: first slot of the chunk in the cache.
             source: keys and values of `P` sources, each read by `B / P` consecutive rows.
-            source_mask: token mask of the sources.
+            source_mask: token mask of the sources; or for each of the `M = N / P` tokens that read
+                a source, True where it may look.
 
         Returns:
             The output, and the keys and values of the row, this chunk included.
@@ -126,9 +132,9 @@ class DecoderLayer(nn.Module):
             values = jax.lax.dynamic_update_slice(cache[1], values, (0, 0, slot, 0))
         y = self.attention(x, keys=keys, values=values, attention_mask=attention_mask[:, None])
         x = self.attention_norm(x + y)
-        sources, length = source_mask.shape
+        sources, length = len(source_mask), source_mask.shape[-1]
         # [P, L] -> [P, 1, (B / P) * T, L]: the rows of one source are one matrix of queries.
-        cross_mask = source_mask[:, None, None, :]
+        cross_mask = source_mask.reshape(sources, 1, -1, length)
         cross_mask = jnp.broadcast_to(cross_mask, (sources, 1, x.shape[0] // sources, length))
         y = self.cross_attention(x, keys=source[0], values=source[1], attention_mask=cross_mask)
         x = self.cross_attention_norm(x + y)
@@ -190,22 +196,34 @@ class Bart(nn.Module):
         return self.logits(output.hidden)
 
     def encode(
-        self, tokens: Int[Array, "B S"], mask: Bool[Array, "B S"] | Int[Array, "B S"] | None = None
+        self,
+        tokens: Int[Array, "B S"],
+        mask: Bool[Array, "B S"] | Int[Array, "B S"] | None = None,
+        *,
+        segments: Int[Array, "B S"] | None = None,
+        positions: Int[Array, "B S"] | None = None,
     ) -> Float[Array, "B S D"]:
         """Hidden states after the encoder's last layer.
 
         Args:
             mask: token mask, boolean or 0 and 1; None if there is no padding.
+            segments: as for `Decoder.hidden`.
+            positions: learned positions; by default the columns. Required with segments.
 
         Raises:
             ValueError: `S` exceeds `max_length`, or the adapters do not divide the rows.
         """
         rows, width = tokens.shape
-        self._check_length(width)
-        token_mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
-        x = self._embed(tokens, jnp.arange(width)[None], self.encoder_position, self.encoder_norm)
+        if segments is None:
+            self._check_length(width)
+            positions = jnp.arange(width)[None]
+            token_mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
+            attention_mask = token_mask[:, None]  # [B, 1, S]
+        else:
+            attention_mask = segments[:, :, None] == segments[:, None]  # [B, S, S]
+        x = self._embed(tokens, positions, self.encoder_position, self.encoder_norm)
         for layer in self.encoder_layers:
-            x = run_layer(layer, x, token_mask=token_mask)
+            x = run_layer(layer, x, attention_mask=attention_mask)
         return x.reshape(rows, width, self.config.hidden_size)
 
     def read_source(self, encoded: Float[Array, "P L D"]) -> tuple[LayerCache, ...]:
@@ -219,9 +237,10 @@ class Bart(nn.Module):
         tokens: Int[Array, "B T"],
         *,
         prefix: Sequence[LayerCache],
-        prefix_mask: Bool[Array, "P L"],
+        prefix_mask: Bool[Array, "P L"] | Bool[Array, "P M L"],
         mask: Bool[Array, "B T"] | Bool[Array, "B T S"] | None = None,
         positions: Int[Array, "B T"] | None = None,
+        segments: Int[Array, "B T"] | None = None,
         cache: Sequence[LayerCache] | None = None,
         slot: Int[Array, ""] | int = 0,
         length: int | None = None,
@@ -231,10 +250,12 @@ class Bart(nn.Module):
 
         Args:
             prefix: result of `read_source` for `P` sources, each read by `B / P` consecutive rows.
-            prefix_mask: token mask of the sources.
+            prefix_mask: token mask of the sources; or for each of the `M` tokens of the rows that
+                read a source, True where it may look.
             mask: without a cache, the token mask `[B, T]`, boolean or 0 and 1, to which causality
                 is added. With a cache, the attention mask `[B, T, S]` over the cache's slots.
-            positions: learned positions; by default the columns. Required with a cache.
+            positions: learned positions; by default the columns. Required with a cache or segments.
+            segments: as for `Decoder.hidden`.
             cache: keys and values of every layer, into which the chunk is written at `slot`.
             slot: first slot of the chunk in the cache, the same for every row.
             length: longest text in the cache, in slots, if several share them; by default `S`.
@@ -250,11 +271,14 @@ class Bart(nn.Module):
             token_mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
             # [B, 1, T] & [1, T, T] -> [B, T, T]
             attention_mask = token_mask[:, None, :] & jnp.tril(jnp.ones((1, width, width), bool))
+            if segments is not None:
+                attention_mask &= segments[:, :, None] == segments[:, None]
             if positions is None:
                 positions = jnp.arange(width)[None]
         else:
             attention_mask = mask
-        self._check_length(attention_mask.shape[-1] if length is None else length)
+        if segments is None:
+            self._check_length(attention_mask.shape[-1] if length is None else length)
         x = self._embed(tokens, positions, self.decoder_position, self.decoder_norm)
         layer_output, layer_caches = (x if return_layer == 0 else None), []
         for i, layer in enumerate(self.decoder_layers):

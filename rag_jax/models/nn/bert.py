@@ -121,7 +121,7 @@ class Bert(nn.Module):
         token_mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
         x = self.embed(tokens, jnp.zeros_like(tokens) if types is None else types)
         for layer in self.layers:
-            x = run_layer(layer, constrain_rows(x, rows), token_mask=token_mask)
+            x = run_layer(layer, constrain_rows(x, rows), attention_mask=token_mask[:, None])
         if self.is_initializing():
             self.project(x)  # `init` must create the projection's parameters too
         return x.reshape(rows, width, self.config.hidden_size)

@@ -91,6 +91,11 @@ class DecoderConfig:
         head = self.hidden_size * self.vocab_size
         return 2.0 * (tokens * self.num_layers * layer + targets * head)
 
+    @property
+    def slot_flops(self) -> float:
+        """Operations of a token's attention to one slot, which `count_flops` leaves out."""
+        return 4.0 * self.num_heads * self.head_dim * self.num_layers
+
 
 class Output(NamedTuple):
     """Result of a pass over a chunk of tokens.
@@ -249,9 +254,9 @@ class Decoder(nn.Module):
             mask: without a cache, the token mask `[B, T]`, to which causality is added. With a
                 cache, the attention mask `[B, T, S]` over the cache's slots.
             positions: rotary positions; by default the number of tokens before each token, without
-                padding. Required with a cache, and with segments.
-            segments: without a cache, the text that each token belongs to, where several texts
-                share a row; tokens attend within their own text.
+                padding. Required with a cache or segments.
+            segments: without a cache, the number of each token's text where several texts share a
+                row. Tokens attend within their own text. Padding has a number of its own.
             cache: keys and values of every layer, into which the chunk is written at `slot`.
             slot: first slot of the chunk in the cache, the same for every row.
             length: longest text in the cache, in slots, if several texts share the slots; by

@@ -68,7 +68,7 @@ class FFN(nn.Module):
 class EncoderLayer(nn.Module):
     """Post-norm Transformer layer: `x = norm(x + attention(x))`, then `norm(x + ffn(x))`.
 
-    Attention is bidirectional: every token attends to all tokens of its row except padding.
+    Attention is bidirectional: of its row's tokens, a token attends to those that the mask allows.
     """
 
     num_heads: int
@@ -77,11 +77,11 @@ class EncoderLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "N D"], *, token_mask: Bool[Array, "B T"]
+        self, x: Float[Array, "N D"], *, attention_mask: Bool[Array, "B 1 T"] | Bool[Array, "B T T"]
     ) -> Float[Array, "N D"]:
-        rows, width = token_mask.shape
-        # [B, T] -> [B, 1, T, T]
-        attention_mask = jnp.broadcast_to(token_mask[:, None, None, :], (rows, 1, width, width))
+        rows, _, width = attention_mask.shape
+        # [B, T, T] -> [B, 1, T, T]
+        attention_mask = jnp.broadcast_to(attention_mask[:, None], (rows, 1, width, width))
         attention = Attention(x.shape[-1], self.num_heads, name="attention")
         keys, values = attention.read(x, rows)
         y = attention(x, keys=keys, values=values, attention_mask=attention_mask)

@@ -11,13 +11,19 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import PyTree
 
-from rag_jax.data.batches import round_up
+from rag_jax.data.batches import BatchPlan
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.systems.rag.config import JointTrainConfig, RAGConfig
-from rag_jax.systems.rag.data import Format, make_examples, pack_scores, pick_passages
+from rag_jax.systems.rag.data import (
+    Example,
+    Format,
+    make_examples,
+    pack_scores,
+    pick_passages,
+)
 from rag_jax.systems.rag.evaluate import (
     ABLATIONS,
     Reading,
@@ -30,12 +36,12 @@ from rag_jax.systems.rag.rankings import Ranking, rank_by_bm25
 from rag_jax.systems.rag.train import (
     count_generator_flops,
     list_rows,
-    pack_microbatches,
     plan_questions,
 )
 from rag_jax.systems.session import Session, make_stage
 from rag_jax.training.fit import Batch, fit
 from rag_jax.training.loop import LossFunction
+from rag_jax.training.rows import list_costs, list_sampled
 from rag_jax.training.trainable import Trainable
 
 Reads = Literal["closed_book", "bm25"]
@@ -84,26 +90,29 @@ def run_fixed_training(
     asked = [question.question for question, _ in rows]
     found = rank_fixed(reads, passages, asked, k)
     trainable = make_trainable(joint=False)
-    sizes = {
-        "budget": train.microbatch_tokens,
-        "limit": generator.config.max_length,
-        "targets": round_up(max(len(format.encode_answer(answer)) for _, answer in rows), 8),
-    }
     passes = 3 if trainable.frozen["generator"] is None else 2
+    plan = BatchPlan([0] * len(rows), batch_size=train.batch_size, seed=seed)
+
+    def read(chosen: Sequence[int]) -> list[Example]:
+        texts = pick_passages(passages, found.rows[chosen])
+        batch = [asked[i] for i in chosen], texts, [rows[i][1] for i in chosen]
+        return make_examples(format, *batch)
+
+    sampled = [read(plan.examples_at(step)) for step in list_sampled(plan)]
+    packing = plan_questions(
+        sampled,
+        generator.model,
+        max_length=format.max_length,
+        answer=max(len(format.encode_answer(answer)) for _, answer in rows),
+        **list_costs(plan, train, generator.config),
+    )
 
     def pack(step: int, chosen: list[int]) -> Batch:
         del step
-        texts = pick_passages(passages, found.rows[chosen])
-        batch = [asked[i] for i in chosen], texts, [rows[i][1] for i in chosen]
-        examples, scores = make_examples(format, *batch), found.scores[chosen]
-
-        def pack_found(members: list[int], count: int) -> dict[str, np.ndarray]:
-            return pack_scores(scores[members], batch=count)
-
+        examples, pack_found = read(chosen), partial(pack_scores, found.scores[chosen])
         flops = count_generator_flops(generator, examples, passes=passes)
-        return Batch(pack_microbatches(examples, pack_found, **sizes), flops)
+        return Batch(packing.pack(examples, pack_found), flops)
 
-    plan = plan_questions(len(rows), batch_size=train.batch_size, seed=seed)
     losses, files = {"questions": make_loss(joint=False)}, (context.folder, context.progress)
     options = {"ids": [question.id for question, _ in rows], "profile_steps": profile_steps}
     fit(plan, pack, losses, trainable, train, *files, **options)

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from rag_jax.data.batches import pad_rows
+from rag_jax.data.packing import Sequences, Size
 from rag_jax.data.passages import Passage
 from rag_jax.models import Pretrained
 from rag_jax.models.nn.bart import BartConfig
@@ -138,6 +139,12 @@ class Example:
         """Number of tokens of the longest input."""
         return max(map(len, self.inputs))
 
+    def measure(self, start_ids: Sequence[int]) -> Size:
+        """The size of the question's rows in a sequence; `start_ids` as for `pack_examples`."""
+        docs, answer = len(self.inputs), len(start_ids) + len(self.target) - 1
+        read = sum(map(len, self.inputs))
+        return Size(read, docs * answer) if start_ids else Size(read + docs * answer, 0)
+
 
 def make_examples(
     format: Format,
@@ -192,32 +199,83 @@ def pack_inputs(
 
 
 def pack_examples(
-    examples: Sequence[Example], *, width: int, targets: int, batch: int, scale: float
+    sequences: Sequence[Sequence[Example]],
+    *,
+    start_ids: Sequence[int],
+    width: int,
+    written: int,
+    items: int,
+    answer: int,
+    batch: int,
+    scale: float,
 ) -> dict[str, np.ndarray]:
-    """The generator's arrays of one microbatch; their shapes depend on the settings and `K` alone.
+    """The generator's arrays of one microbatch.
+
+    All of a question's rows are in one sequence, the question after each passage. A decoder's row
+    goes on with the answer. An encoder-decoder writes the answers in a sequence of their own, each
+    by reading its own row of the other.
 
     Args:
-        examples: at most `batch`; missing questions are padding with weight 0.
-        width: number of tokens L that an input is padded to.
-        targets: number of tokens T that an answer is padded to.
+        sequences: the questions of each sequence S; at most `batch` sequences.
+        start_ids: tokens that an encoder-decoder's answer starts with; none for a decoder.
+        width: number of tokens W of a sequence.
+        written: number of tokens P of a sequence of an encoder-decoder's answers.
+        items: number of questions Q that a sequence is padded to. These have weight 0.
+        answer: number of tokens T that an answer is padded to.
         scale: weight of a question in the batch's loss.
 
     Returns:
-        `tokens` and `mask` `[B * K, L]`, `targets` and `target_mask` `[B, T]`, `weight` `[B]`.
+        `tokens`, `segments` and `positions` `[S, W]`, as of `rows.pack_rows`; of an
+        encoder-decoder's answers `written`, `written_segments` and `written_positions` `[S, P]`;
+        `at` `[S, Q * K * T]`, the positions whose next tokens are the targets; `targets` and
+        `target_mask` `[S * Q, T]`; `weight` `[S * Q]`.
     """
-    tokens, mask = pack_inputs(examples, width=width, batch=batch)
-    rows = [example.target for example in examples]
-    answers, answer_mask = pad_rows(rows, targets, pad_id=0, batch=batch)
-    weight = np.where(np.arange(batch) < len(examples), scale, 0).astype(np.float32)
-    arrays = {"tokens": tokens, "mask": mask, "targets": answers, "target_mask": answer_mask}
+    docs, start = len(sequences[0][0].inputs), len(start_ids)
+    read = Sequences(batch, width)
+    answers = Sequences(batch, written) if start_ids else read
+    at = np.zeros((batch, items, docs, answer), np.int32)
+    for s, examples in enumerate(sequences):
+        for q, example in enumerate(examples):
+            begun = example.target[:-1]
+            for k, tokens in enumerate(example.inputs):
+                first = read.add(s, tokens if start_ids else [*tokens, *begun]) + len(tokens) - 1
+                if start_ids:
+                    first = answers.add(s, [*start_ids, *begun]) + start - 1
+                at[s, q, k, : len(example.target)] = first + np.arange(len(example.target))
+    targets = [e.target for examples in sequences for e in _fill(examples, items)]
+    targets, target_mask = pad_rows(targets, answer, pad_id=0, batch=batch * items)
+    names = ("tokens", "segments", "positions")
+    arrays = dict(zip(names, read.list_arrays(), strict=True))
+    if start_ids:
+        names = ("written", "written_segments", "written_positions")
+        arrays |= zip(names, answers.list_arrays(), strict=True)
+    weight = np.where(target_mask.any(axis=1), scale, 0).astype(np.float32)
+    arrays |= {"at": at.reshape(batch, -1), "targets": targets, "target_mask": target_mask}
     return arrays | {"weight": weight}
 
 
-def pack_scores(doc_scores: Float[np.ndarray, "N K"], *, batch: int) -> dict[str, np.ndarray]:
-    """One microbatch's logits of `p(z|x)`, `doc_scores` `[B, K]`, of passages that are fixed."""
-    scores = np.zeros((batch, doc_scores.shape[1]), np.float32)
-    scores[: len(doc_scores)] = doc_scores
-    return {"doc_scores": scores}
+def _fill(examples: Sequence[Example], items: int) -> list[Example]:
+    return [*examples, *[Example([])] * (items - len(examples))]
+
+
+def list_slots(sequences: Sequence[Sequence[int]], *, batch: int, items: int) -> list[int]:
+    """The question in each of the `batch * items` places of `pack_examples`; -1 for none."""
+    slots = np.full((batch, items), -1)
+    for s, questions in enumerate(sequences):
+        slots[s, : len(questions)] = questions
+    return slots.reshape(-1).tolist()
+
+
+def pack_scores(
+    doc_scores: Float[np.ndarray, "N K"], slots: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """One microbatch's logits of `p(z|x)`, `doc_scores` `[B, K]`, of passages that are fixed.
+
+    Args:
+        doc_scores: of all questions of the step.
+        slots: the questions of the microbatch, from `list_slots`.
+    """
+    return {"doc_scores": _pick(doc_scores, slots)}
 
 
 def encode_queries(
@@ -237,18 +295,31 @@ def encode_queries(
 def pack_queries(
     queries: Sequence[Sequence[int]],
     embeddings: Float[np.ndarray, "N K E"],
+    slots: Sequence[int],
     *,
     width: int,
-    batch: int,
 ) -> dict[str, np.ndarray]:
     """The retriever's arrays of one microbatch: questions, and embeddings of their passages.
+
+    Args:
+        queries: of all questions of the step, as are the embeddings.
+        slots: the questions of the microbatch, from `list_slots`.
+        width: number of tokens Q that a question is padded to.
 
     Returns:
         `query` and `query_mask` `[B, Q]`, and `passages` `[B, K, E]`.
     """
     # A padding row has one token: attention needs at least one.
-    filled = [*queries, *[[0]] * (batch - len(queries))]
-    query, mask = pad_rows(filled, width, pad_id=0, batch=batch)
-    passages = np.zeros((batch, *embeddings.shape[1:]), np.float32)
-    passages[: len(embeddings)] = embeddings
-    return {"query": query, "query_mask": mask, "passages": passages}
+    rows = [queries[i] if i >= 0 else [0] for i in slots]
+    query, mask = pad_rows(rows, width, pad_id=0)
+    return {"query": query, "query_mask": mask, "passages": _pick(embeddings, slots)}
+
+
+def _pick(
+    values: Float[np.ndarray, "N *rest"], slots: Sequence[int]
+) -> Float[np.ndarray, "B *rest"]:
+    """The values of each place's question; zeros for none."""
+    picked = np.zeros((len(slots), *values.shape[1:]), np.float32)
+    filled = np.asarray(slots) >= 0
+    picked[filled] = values[np.asarray(slots)[filled]]
+    return picked

@@ -112,12 +112,22 @@ class Lookup:
             tokens[i, : len(row)], lengths[i] = row, len(row)
         return embed_batch(self.encoder.model, params, *shard_batch((tokens, lengths)))
 
+    def expect(self, step: int) -> Int[np.ndarray, "B K"]:
+        """The rows of the passages that a step would read if nothing were trained before it."""
+        queries = self.embed(step, self.encoder.params)
+        return self._search(self._find_index(0), step, queries)
+
+    def _search(
+        self, index: Index, step: int, queries: Float[Array, "B E"]
+    ) -> Int[np.ndarray, "B K"]:
+        count = len(self.plan.examples_at(step))
+        return index.search(fetch(queries)[:count], self.count)[1]
+
     def search(self, step: int, queries: Float[Array, "B E"]) -> None:
         """Searches a step's passages and writes them down."""
         if step in self._rows:
             return
-        count = len(self.plan.examples_at(step))
-        _, rows = self._find_index(step).search(fetch(queries)[:count], self.count)
+        rows = self._search(self._find_index(step), step, queries)
         self._rows[step] = rows
         line = to_json({"step": step, "rows": rows.tolist()})
         self._size = append_line(self._path, self._size, f"{line}\n")

@@ -1,7 +1,8 @@
 """The marginal likelihood of answers (Lewis et al. 2020, section 2.1), over microbatches.
 
-A batch is from `data.pack_examples` and `data.pack_queries`. It holds the questions' weights, so
-the losses of a step's microbatches add up to the step's loss.
+A batch is from `data.pack_examples` and `data.pack_queries`, of `B = S * Q` questions in `S`
+sequences. It holds the questions' weights, so the losses of a step's microbatches add up to the
+step's loss.
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from rag_jax.decoding.prompts import last_hidden
 from rag_jax.losses import mix_documents, rag_sequence_nll, rag_token_nll, token_logprobs
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.bert import Bert
@@ -44,29 +44,23 @@ def score_passages(
 def target_logits(
     model: Decoder | Bart, params: PyTree, batch: Mapping[str, Array]
 ) -> Float[Array, "B K T V"]:
-    """The logits of each target token under each document."""
-    rows, (questions, width) = batch["tokens"].shape[0], batch["targets"].shape
-    docs, apply = rows // questions, partial(model.apply, {"params": params})
-    # Every document's rows have the same targets: [B, T] -> [B * K, T].
-    targets, target_mask = (jnp.repeat(batch[x], docs, axis=0) for x in ("targets", "target_mask"))
+    """The logits of each target token under each document, of a `data.pack_examples` batch."""
+    questions, width = batch["targets"].shape
+    apply = partial(model.apply, {"params": params})
+    read = {name: batch[name] for name in ("segments", "positions")}
     if isinstance(model, Bart):
-        start = jnp.tile(jnp.asarray(model.config.start_ids, jnp.int32), (rows, 1))
-        encoded = apply(batch["tokens"], batch["mask"], method="encode")
-        source = {"prefix": apply(encoded, method="read_source"), "prefix_mask": batch["mask"]}
-        tokens = jnp.concatenate([start, targets[:, :-1]], axis=1)
-        mask = jnp.concatenate([jnp.ones(start.shape, bool), target_mask[:, :-1]], axis=1)
-        hidden = apply(tokens, mask=mask, **source, method="hidden").hidden
-        hidden = hidden[:, start.shape[1] - 1 :]
+        encoded = apply(batch["tokens"], **read, method="encode")
+        segments, positions = batch["written_segments"], batch["written_positions"]
+        texts = {"segments": segments, "positions": positions}
+        # Each answer reads its own row of the sources: [S, P, 1] == [S, 1, W].
+        texts["prefix_mask"] = segments[:, :, None] == batch["segments"][:, None]
+        texts["prefix"] = apply(encoded, method="read_source")
+        hidden = apply(batch["written"], **texts, method="hidden").hidden
     else:
-        # One sequence of prompt and answer. The prompt's last token predicts the answer's first.
-        read = batch["tokens"].shape[1]
-        tokens = jnp.concatenate([batch["tokens"], targets[:, :-1]], axis=1)
-        mask = jnp.concatenate([batch["mask"], target_mask[:, :-1]], axis=1)
-        hidden = apply(tokens, mask=mask, method="hidden").hidden
-        first = last_hidden(hidden[:, :read], batch["mask"])[:, None]
-        hidden = jnp.concatenate([first, hidden[:, read:]], axis=1)
-    logits = apply(hidden, method="logits")
-    return logits.reshape(questions, docs, width, -1)  # [B * K, T, V] -> [B, K, T, V]
+        hidden = apply(batch["tokens"], **read, method="hidden").hidden
+    picked = jnp.take_along_axis(hidden, batch["at"][:, :, None], axis=1)  # [S, Q * K * T, D]
+    logits = apply(picked, method="logits")
+    return logits.reshape(questions, -1, width, logits.shape[-1])  # [S * Q, K, T, V]
 
 
 def marginal_nll(

@@ -1,13 +1,14 @@
 """Every compiled program of a run, for a slice of TPUs that need not be there."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rag_jax.data.batches import round_up
+from rag_jax.data.batches import BatchPlan, round_up
 from rag_jax.decoding.beams import BeamConfig
 from rag_jax.models.io.sizes import find_sizes
 from rag_jax.models.nn.bart import BartConfig
@@ -28,7 +29,8 @@ from rag_jax.runtime.sharding import abstract_params
 from rag_jax.systems.rag import session, steps
 from rag_jax.systems.rag.config import RAGConfig
 from rag_jax.systems.rag.data import Example, pack_queries
-from rag_jax.systems.rag.train import pack_microbatches
+from rag_jax.systems.rag.train import plan_questions
+from rag_jax.training.rows import list_costs
 
 CONFIG = RAGConfig
 
@@ -90,22 +92,18 @@ def _plan_training(session: PlannedSession, planner: Planner, *, joint: bool) ->
     """A training step, in microbatches of the longest questions."""
     c, encoder = session.config, session.encoder.config
     stage = "joint, " if joint else "frozen, "
-    count, docs = c.train.batch_size, c.passages
+    count, docs, generator = c.train.batch_size, c.passages, session.generator
     example = Example([[0] * c.generator.max_length] * docs, [0] * (c.decode.max_tokens + 1))
     width = min(QUESTION, encoder.max_length)
-    sizes = {
-        "budget": c.train.microbatch_tokens,
-        "limit": session.generator.config.max_length,
-        "targets": round_up(c.decode.max_tokens + 1, 8),
-    }
+    queries = [[0] * width] * count
     embeddings = np.zeros((count, docs, encoder.embedding_size), np.float32)
-
-    def pack_found(members: list[int], rows: int) -> dict[str, np.ndarray]:
-        queries = [[0] * width] * len(members)
-        return pack_queries(queries, embeddings[members], width=width, batch=rows)
-
+    plan = BatchPlan([0] * count, batch_size=count, seed=c.seed)
+    limits = {"max_length": c.generator.max_length, "answer": c.decode.max_tokens + 1}
     with jax.set_mesh(session.mesh):
-        _, arrays = pack_microbatches([example] * count, pack_found, **sizes)[0]
+        costs = list_costs(plan, c.train, generator.config)
+        packing = plan_questions([[example] * count], generator.model, **limits, **costs)
+        found = partial(pack_queries, queries, embeddings, width=width)
+        _, arrays = packing.pack([example] * count, found)[0]
     microbatches = {f"{stage}gradients of questions": (session.make_loss(joint=joint), arrays)}
     trainable = session.make_trainable(joint=joint)
     compile_training(planner, stage, trainable, c.train, microbatches, session.models)

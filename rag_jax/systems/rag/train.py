@@ -1,24 +1,27 @@
 """Training the generator, and the question's encoder with it, by the marginal likelihood."""
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Int
 
 from rag_jax.data.batches import BatchPlan, round_up
+from rag_jax.data.packing import Shapes, choose_shapes, group_examples
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.models import Pretrained
 from rag_jax.models.nn.bart import Bart
+from rag_jax.models.nn.decoder import Decoder
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval import Index
-from rag_jax.runtime.sharding import count_data_rows
 from rag_jax.systems.rag.config import JointTrainConfig, RetrieverConfig
 from rag_jax.systems.rag.data import (
     Example,
     Format,
     encode_queries,
+    list_slots,
     make_examples,
     pack_examples,
     pack_queries,
@@ -27,26 +30,8 @@ from rag_jax.systems.rag.data import (
 from rag_jax.systems.rag.lookup import Lookup
 from rag_jax.training.fit import Batch, fit
 from rag_jax.training.loop import LossFunction
+from rag_jax.training.rows import list_costs, list_sampled
 from rag_jax.training.trainable import Trainable
-
-
-def group_examples(
-    examples: Sequence[Example], *, docs: int, budget: int, limit: int
-) -> list[tuple[list[int], int, int]]:
-    """The microbatches of a step's questions: their numbers, number of rows, and width.
-
-    Args:
-        budget: as for `pack_microbatches`, as is `limit`.
-    """
-    members: dict[int, list[int]] = defaultdict(list)
-    for i, example in enumerate(examples):
-        members[min(round_up(example.width, 32), limit)].append(i)
-    parts, groups = count_data_rows(), []
-    for width, indices in sorted(members.items()):
-        count = max(1, budget // (docs * width) // parts) * parts
-        starts = range(0, len(indices), count)
-        groups += [(indices[start : start + count], count, width) for start in starts]
-    return groups
 
 
 def run_training(
@@ -78,7 +63,7 @@ def run_training(
     asked = [question.question for question, _ in pairs]
     answers = [answer for _, answer in pairs]
     queries = encode_queries(encoder.tokenizer, asked, max_length=retriever.max_length)
-    plan = plan_questions(len(asked), batch_size=train.batch_size, seed=seed)
+    plan = BatchPlan([0] * len(asked), batch_size=train.batch_size, seed=seed)
     lookup = Lookup(
         folder=context.folder,
         encoder=encoder,
@@ -92,26 +77,31 @@ def run_training(
         refresh_every=train.refresh_every if joint else 0,
         encode_passages=encode_passages,
     )
-    sizes = {
-        "budget": train.microbatch_tokens,
-        "limit": generator.config.max_length,
-        "targets": round_up(max(len(format.encode_answer(answer)) for answer in answers), 8),
-    }
     passes = 1 if not train.generator else 3 if trainable.frozen["generator"] is None else 2
+
+    def read(chosen: Sequence[int], rows: Int[np.ndarray, "N K"]) -> list[Example]:
+        batch = [asked[i] for i in chosen], pick_passages(passages, rows)
+        return make_examples(format, *batch, [answers[i] for i in chosen])
+
+    sampled = [read(plan.examples_at(step), lookup.expect(step)) for step in list_sampled(plan)]
+    packing = plan_questions(
+        sampled,
+        generator.model,
+        max_length=format.max_length,
+        answer=max(len(format.encode_answer(answer)) for answer in answers),
+        **list_costs(plan, train, generator.config),
+    )
 
     def pack(step: int, chosen: list[int]) -> Batch:
         rows, embeddings = lookup.find(step)
-        texts = pick_passages(passages, rows)
-        batch = ([asked[i] for i in chosen], texts, [answers[i] for i in chosen])
-        examples, read = make_examples(format, *batch), [queries[i] for i in chosen]
+        examples, asking = read(chosen, rows), [queries[i] for i in chosen]
 
-        def pack_found(members: list[int], count: int) -> dict[str, np.ndarray]:
-            part = [read[i] for i in members]
-            return pack_queries(part, embeddings[members], width=lookup.width, batch=count)
+        def pack_found(slots: list[int]) -> dict[str, np.ndarray]:
+            return pack_queries(asking, embeddings, slots, width=lookup.width)
 
         flops = count_generator_flops(generator, examples, passes=passes)
-        flops += (3 if joint else 1) * encoder.config.count_flops(sum(map(len, read)))
-        return Batch(pack_microbatches(examples, pack_found, **sizes), flops)
+        flops += (3 if joint else 1) * encoder.config.count_flops(sum(map(len, asking)))
+        return Batch(packing.pack(examples, pack_found), flops)
 
     options = {"ids": [question.id for question, _ in pairs], "profile_steps": profile_steps}
     losses, files = {"questions": make_loss(joint=joint)}, (context.folder, context.progress)
@@ -129,35 +119,69 @@ def list_rows(
     ]
 
 
-def plan_questions(count: int, *, batch_size: int, seed: int) -> BatchPlan:
-    """Which questions make each step's batch; microbatches are by `group_examples`."""
-    return BatchPlan([0] * count, batch_size=batch_size, seed=seed)
+@dataclass(frozen=True)
+class QuestionPacking:
+    """Packs a step's questions into microbatches.
+
+    Attributes:
+        shapes: of the microbatches.
+        start_ids: as for `pack_examples`.
+        answer: number of tokens that an answer is padded to.
+    """
+
+    shapes: Shapes
+    start_ids: tuple[int, ...]
+    answer: int
+
+    def pack(
+        self,
+        examples: Sequence[Example],
+        pack_found: Callable[[list[int]], dict[str, np.ndarray]],
+    ) -> list[tuple[str, dict[str, np.ndarray]]]:
+        """The microbatches of one step.
+
+        Args:
+            pack_found: the passages' arrays of a microbatch, from its places' questions (see
+                `list_slots`): what `pack_queries` or `pack_scores` gives.
+        """
+        sizes = [example.measure(self.start_ids) for example in examples]
+        shared = {
+            "start_ids": self.start_ids,
+            "written": self.shapes.targets,
+            "items": self.shapes.items,
+            "answer": self.answer,
+            "scale": 1 / len(examples),
+        }
+        packed = []
+        for micro in group_examples(sizes, self.shapes):
+            sequences = [[examples[i] for i in sequence] for sequence in micro.sequences]
+            arrays = pack_examples(sequences, width=micro.width, batch=micro.rows, **shared)
+            slots = list_slots(micro.sequences, batch=micro.rows, items=self.shapes.items)
+            packed.append(("questions", arrays | pack_found(slots)))
+        return packed
 
 
-def pack_microbatches(
-    examples: Sequence[Example],
-    pack_found: Callable[[list[int], int], dict[str, np.ndarray]],
+def plan_questions(
+    sampled: Sequence[Sequence[Example]],
+    model: Bart | Decoder,
     *,
-    budget: int,
-    limit: int,
-    targets: int,
-) -> list[tuple[str, dict[str, np.ndarray]]]:
-    """The microbatches of one step.
+    max_length: int,
+    answer: int,
+    **costs: Any,
+) -> QuestionPacking:
+    """How questions share sequences.
 
     Args:
-        pack_found: the passages' arrays of a microbatch, from the numbers of its examples and the
-            number of rows: what `pack_queries` or `pack_scores` gives.
-        budget: number of tokens of a microbatch.
-        limit: largest number of tokens that an input is padded to.
-        targets: number of tokens that an answer is padded to.
+        sampled: the questions of some steps.
+        max_length: largest number of tokens of an input.
+        answer: largest number of tokens of an answer.
+        costs: from `rows.list_costs`.
     """
-    microbatches, docs = [], len(examples[0].inputs)
-    for members, count, width in group_examples(examples, docs=docs, budget=budget, limit=limit):
-        sizes = {"width": width, "targets": targets, "batch": count}
-        arrays = pack_examples([examples[i] for i in members], **sizes, scale=1 / len(examples))
-        arrays |= pack_found(members, count)
-        microbatches.append(("questions", arrays))
-    return microbatches
+    start_ids = tuple(model.config.start_ids) if isinstance(model, Bart) else ()
+    longest = Example([[0] * max_length] * len(sampled[0][0].inputs), [0] * answer)
+    sizes = [[example.measure(start_ids) for example in batch] for batch in sampled]
+    shapes = choose_shapes(sizes, largest=longest.measure(start_ids), **costs)
+    return QuestionPacking(shapes, start_ids, round_up(answer, 8))
 
 
 def count_generator_flops(

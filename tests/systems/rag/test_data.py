@@ -10,11 +10,13 @@ from rag_jax.models import load
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems.rag.data import (
     encode_queries,
+    list_slots,
     make_examples,
     make_format,
     pack_examples,
     pack_inputs,
     pack_queries,
+    pack_scores,
 )
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -89,25 +91,62 @@ def test_arrays():
     format = make_format(BART, max_length=24)
     passages = [[("a", "b"), ("c", "d e f")], [None, ("g", "h")]]
     examples = make_examples(format, ["x", "y z"], passages, ["one", "two"])
-    arrays = pack_examples(examples, width=24, targets=9, batch=3, scale=0.5)
-    shapes = [part.shape for part in arrays.values()]
-    assert list(arrays) == ["tokens", "mask", "targets", "target_mask", "weight"]
-    assert shapes == [(6, 24), (6, 24), (3, 9), (3, 9), (3,)]
+    start = BART.config.start_ids
+    options = {"answer": 9, "batch": 2, "items": 2, "scale": 0.5}
+    arrays = pack_examples([examples], start_ids=start, width=99, written=40, **options)
+    assert {name: part.shape for name, part in arrays.items()} == {
+        **dict.fromkeys(("tokens", "segments", "positions"), (2, 99)),
+        **dict.fromkeys(("written", "written_segments", "written_positions"), (2, 40)),
+        "at": (2, 2 * 2 * 9),
+        **dict.fromkeys(("targets", "target_mask"), (4, 9)),
+        "weight": (4,),
+    }
 
-    def unpad(name, mask):
-        return [row[real].tolist() for row, real in zip(arrays[name], arrays[mask], strict=True)]
+    def list_texts(tokens, segments, positions):
+        numbers = range(1, segments[0].max() + 1)
+        places = [positions[0][segments[0] == n].tolist() for n in numbers]
+        assert places == [list(range(len(place))) for place in places]
+        assert not segments[1].any()
+        return [tokens[0][segments[0] == n].tolist() for n in numbers]
 
-    rows = unpad("tokens", "mask")
-    assert rows == [*examples[0].inputs, *examples[1].inputs, [], []]
-    assert rows[3] == format.encode_input("y z", ("g", "h"))[0]
-    assert unpad("targets", "target_mask") == [
-        format.encode_answer("one"),
-        format.encode_answer("two"),
-        [],
-    ]
-    assert arrays["weight"].tolist() == [0.5, 0.5, 0]
-    assert examples[0].width == max(map(len, rows[:2]))
-    np.testing.assert_array_equal(pack_inputs(examples, width=24, batch=3)[0], arrays["tokens"])
+    inputs = [*examples[0].inputs, *examples[1].inputs]
+    assert inputs[3] == format.encode_input("y z", ("g", "h"))[0]
+    answers = [format.encode_answer(answer) for answer in ("one", "two")]
+    read, written, at, targets, target_mask, weight = (
+        [*arrays.values()][:3], [*arrays.values()][3:6], *[*arrays.values()][6:]
+    )  # fmt: skip
+    assert list_texts(*read) == inputs
+    begun = [[*start, *answer[:-1]] for answer in answers for _ in range(2)]
+    assert list_texts(*written) == begun
+    assert [row[real].tolist() for row, real in zip(targets, target_mask, strict=True)] == [
+        *answers, [], []
+    ]  # fmt: skip
+    assert weight.tolist() == [0.5, 0.5, 0, 0]
+    for q, answer in enumerate(answers):  # what is read before each target
+        for k in range(2):
+            places = at[0].reshape(2, 2, 9)[q, k, : len(answer)]
+            assert arrays["written"][0, places].tolist() == [start[-1], *answer[:-1]]
+    assert examples[0].measure(start) == (sum(map(len, inputs[:2])), sum(map(len, begun[:2])))
+    assert examples[0].width == max(map(len, inputs[:2]))
+    rows = pack_inputs(examples, width=24, batch=3)
+    assert [t[m].tolist() for t, m in zip(*rows, strict=True)] == [*inputs, [], []]
+
+    # A decoder's row is an input and the answer after it.
+    arrays = pack_examples([examples], start_ids=(), width=150, written=0, **options)
+    rows = [[*tokens, *answers[i // 2][:-1]] for i, tokens in enumerate(inputs)]
+    assert list_texts(*[*arrays.values()][:3]) == rows
+    assert examples[0].measure(()) == (sum(map(len, rows[:2])), 0)
+    before = arrays["tokens"][0, arrays["at"][0].reshape(2, 2, 9)[1, 0, : len(answers[1])]]
+    assert before.tolist() == [inputs[2][-1], *answers[1][:-1]]
+    with pytest.raises(RagJaxError, match="^width=20: the texts of a sequence have"):
+        pack_examples([examples], start_ids=(), width=20, written=0, **options)
+
+
+def test_slots():
+    slots = list_slots([[2, 0], [1]], batch=3, items=2)
+    assert slots == [2, 0, 1, -1, -1, -1]
+    scores = pack_scores(np.arange(6, dtype=np.float32).reshape(3, 2), slots)["doc_scores"]
+    assert scores.tolist() == [[4, 5], [0, 1], [2, 3], [0, 0], [0, 0], [0, 0]]
 
 
 def test_queries(caplog):
@@ -116,7 +155,7 @@ def test_queries(caplog):
     assert [len(row) for row in rows] == [len(rows[0]), 12] and len(rows[0]) < 12
     assert "1 of 2 questions were cut to 12 tokens" in caplog.text
     embeddings = np.ones((2, 3, 5), np.float32)
-    arrays = pack_queries(rows, embeddings, width=16, batch=4)
+    arrays = pack_queries(rows, embeddings, [0, 1, -1, -1], width=16)
     assert arrays["query"].shape == arrays["query_mask"].shape == (4, 16)
     assert arrays["query_mask"].sum(axis=1).tolist() == [len(rows[0]), 12, 1, 1]
     assert arrays["passages"].shape == (4, 3, 5) and arrays["passages"].sum() == 30

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from rag_jax.data.batches import BatchPlan
 from rag_jax.data.passages import Passage
 from rag_jax.models import load
 from rag_jax.retrieval import Index, encode_texts, list_texts
@@ -13,12 +14,11 @@ from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_jsonl
 from rag_jax.systems.rag.data import encode_queries
 from rag_jax.systems.rag.lookup import WINDOW, Lookup
-from rag_jax.systems.rag.train import plan_questions
 
 PLACES = ("Riga", "Lyon", "Gitega", "Oslo", "Paris", "Bern", "Quito")
 PASSAGES = [Passage(place, place, f"{place} is a town.") for place in PLACES]
 QUESTIONS = [f"Where is {place}?" for place in PLACES[:6]]
-PLAN = plan_questions(len(QUESTIONS), batch_size=2, seed=0)
+PLAN = BatchPlan([0] * len(QUESTIONS), batch_size=2, seed=0)
 STEPS = 6  # two epochs
 
 

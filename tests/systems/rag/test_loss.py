@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import pack_questions
 
 from rag_jax.losses import mix_documents, rag_sequence_nll, rag_token_nll
 from rag_jax.models import load
@@ -28,11 +29,21 @@ PASSAGES = [[("a", "b c d"), ("Paris", "It is"), ("x", "y")], [("c", "d"), ("e",
 SCORES = np.asarray([[0.5, -1.0, 2.0], [1.0, 0.0, 0.3]], np.float32)
 
 
-def make_batch(generator, *, batch=2, targets=10, questions=slice(None)):
+def make_batch(generator, sequences=((0,), (1,)), *, items=1, answer=10, batch=None):
     width = min(generator.config.max_length, 40)
     format = make_format(generator, max_length=width)
-    examples = make_examples(format, QUESTIONS, PASSAGES, ["it", "a city"])[questions]
-    return examples, pack_examples(examples, width=width, targets=targets, batch=batch, scale=0.5)
+    examples = make_examples(format, QUESTIONS, PASSAGES, ["it", "a city"])
+    arrays = pack_examples(
+        [[examples[i] for i in sequence] for sequence in sequences],
+        start_ids=getattr(generator.config, "start_ids", ()),
+        width=3 * items * (width + answer),
+        written=3 * items * (answer + 2),
+        items=items,
+        answer=answer,
+        batch=batch or len(sequences),
+        scale=0.5,
+    )
+    return examples, arrays
 
 
 @partial(jax.jit, static_argnums=0)
@@ -51,10 +62,12 @@ def row_logprobs(generator, source, target):
     return np.asarray(read_whole(*given, row))[0, len(source) - 1 :]
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("name", GENERATORS)
-def test_marginals_are_those_of_rows_by_themselves(name):
+def test_marginals_are_those_of_rows_by_themselves(name, packed):
     generator = GENERATORS[name]
-    examples, batch = make_batch(generator, batch=3, targets=12)
+    options = {"sequences": ((0, 1),), "items": 3} if packed else {"batch": 3}
+    examples, batch = make_batch(generator, answer=12, **options)
     scores = np.concatenate([SCORES, np.zeros((1, 3), np.float32)])
     tables = [
         np.asarray([row_logprobs(generator, tokens, example.target) for tokens in example.inputs])
@@ -86,15 +99,15 @@ def test_marginals_are_those_of_rows_by_themselves(name):
 def test_rows_are_apart_and_padding_changes_nothing(name):
     generator = GENERATORS[name]
     nll = jax.jit(partial(marginal_nll, generator.model, marginal="sequence"))
-    _, both = make_batch(generator)
+    _, both = make_batch(generator, ((0, 1),), items=2)
     together = nll(generator.params, SCORES, both)
-    _, alone = make_batch(generator, questions=slice(1, 2), batch=1, targets=14)
+    _, alone = make_batch(generator, ((1,),), answer=14)
     np.testing.assert_allclose(nll(generator.params, SCORES[1:], alone), together[1:], rtol=2e-5)
 
 
 def test_gradients_of_padding_are_finite():
     generator = GENERATORS["bart"]
-    batch = make_batch(generator, batch=4)[1]
+    batch = make_batch(generator, ((0,),), items=2, batch=2)[1]
     scores = jnp.zeros((4, 3))
 
     def loss(params, batch):
@@ -112,7 +125,7 @@ def test_scores_are_products_and_the_gradient_goes_through_them_alone(name, scal
     passages = np.random.default_rng(0).normal(size=(2, 3, size)).astype(np.float32)
     queries = encode_queries(encoder.tokenizer, questions, max_length=24)
     _, batch = make_batch(generator)
-    batch |= pack_queries(queries, passages, width=24, batch=2)
+    batch |= pack_queries(queries, passages, [0, 1], width=24)
 
     def loss(params, batch):
         scores = score_passages(encoder.model, params["encoder"], batch, scale=scale)
@@ -136,10 +149,9 @@ def test_golden():
     """What transformers computes, with a model that forces no BOS (tests/golden/make.py)."""
     golden = dict(np.load(GOLDEN / "rag" / "golden.npz"))
     generator = GENERATORS["bart"]
-    batch = {
-        "tokens": golden["tokens"], "mask": golden["mask"].astype(bool),
-        "targets": golden["labels"][:, 2:], "target_mask": golden["labels"][:, 2:] != 1,
-    }  # fmt: skip
+    targets = golden["labels"][:, 2:]
+    inputs = golden["tokens"], golden["mask"].astype(bool), targets, targets != 1
+    batch = pack_questions(*inputs, start_ids=generator.config.start_ids)
     loss = jax.jit(partial(marginal_nll, generator.model, marginal="sequence"))
     np.testing.assert_allclose(
         loss(generator.params, golden["scores"], batch), golden["sequence_without_bos"], rtol=1e-5
