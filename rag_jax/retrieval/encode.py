@@ -19,13 +19,14 @@ from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.runtime.arguments import checked
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.hosts import fetch
-from rag_jax.runtime.sharding import count_data_rows, shard_batch
+from rag_jax.runtime.sharding import count_data_rows, count_program_tokens, shard_batch
 
 # Number of passages whose texts are in memory together, and which an interrupted run may lose.
 PIECE = 1024
-# Number of tokens that could be encoded while one program compiles: 0.6 s at 8,000 tokens per
-# second, measured with all-MiniLM-L6-v2 on two CPU cores.
+# Number of tokens that could be encoded while one program compiles, on CPU: 0.6 s at 8,000 tokens
+# per second, measured with all-MiniLM-L6-v2 on two cores.
 _PROGRAM_TOKENS = 5_000
+_SAMPLED = 4096  # texts of a corpus by which its widths are chosen
 
 _logger = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ def encode_texts(
     *,
     max_length: int = 128,
     batch_size: int = 64,
+    widths: Sequence[int] = (),
+    program_tokens: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Float[np.ndarray, "N E"]:
     """Embeddings of texts, in the order of the texts, pooled by `embed`.
@@ -74,6 +77,10 @@ def encode_texts(
         batch_size: number of rows of 16 tokens in a batch. Batches of wider rows have fewer rows,
             so that all batches cost the same; 1,024 tokens is where a CPU is fastest. The number of
             rows is rounded up to a multiple of `count_data_rows`.
+        widths: numbers of tokens that texts may be padded to, from `plan_widths`; without them they
+            are chosen for these texts.
+        program_tokens: number of tokens that could be encoded while one program compiles; None for
+            that of the platform, see `EncoderConfig`.
         progress: called after each batch with the number of encoded texts and the total number.
 
     Raises:
@@ -94,7 +101,10 @@ def encode_texts(
     token_rows = tokenize_texts(encoder.tokenizer, texts, max_length)
     embeddings = np.empty((len(token_rows), encoder.config.embedding_size), np.float32)
     num_encoded = 0
-    for indices, values in _embed_batches(encoder, token_rows, batch_size):
+    if not widths:
+        worth = count_program_tokens(program_tokens, on_cpu=_PROGRAM_TOKENS)
+        widths = choose_widths([len(row) for row in token_rows], program_tokens=worth)
+    for indices, values in _embed_batches(encoder, token_rows, batch_size, widths):
         embeddings[indices] = values
         num_encoded += len(indices)
         if progress is not None:
@@ -127,7 +137,7 @@ def _check_settings(encoder: Pretrained) -> None:
 
 
 def _embed_batches(
-    encoder: Pretrained, token_rows: list[list[int]], batch_size: int
+    encoder: Pretrained, token_rows: list[list[int]], batch_size: int, widths: Sequence[int]
 ) -> Iterator[tuple[list[int], Float[np.ndarray, "B E"]]]:
     """Yields batches as indices of texts and their embeddings, longest texts first."""
 
@@ -136,7 +146,7 @@ def _embed_batches(
         arrays = pad_texts([token_rows[i] for i in indices], *shape)
         return indices, embed_batch(encoder.model, encoder.params, *shard_batch(arrays))
 
-    running = map(dispatch, plan_batches(token_rows, batch_size))
+    running = map(dispatch, plan_batches(list(map(len, token_rows)), batch_size, widths))
     # Each batch is dispatched to the device before the previous one is waited for.
     for (indices, values), _ in itertools.pairwise(itertools.chain(running, [None])):
         yield indices, fetch(values)[: len(indices)]
@@ -225,21 +235,42 @@ def _is_pair(text: Any) -> bool:
     return is_sequence and all(isinstance(part, str) for part in text)
 
 
+def plan_widths(
+    tokenizer: Tokenizer,
+    passages: Sequence[Passage],
+    max_length: int,
+    *,
+    program_tokens: int | None = None,
+) -> list[int]:
+    """Widths for the texts of a corpus, ascending, chosen by some thousand of them.
+
+    The last one holds any text. Further arguments are those of `encode_texts`.
+    """
+    rows = range(0, len(passages), max(1, -(-len(passages) // _SAMPLED)))
+    texts = list_texts(passages[i] for i in rows)
+    lengths = [len(row) for row in tokenize_texts(tokenizer, texts, max_length)]
+    worth = count_program_tokens(program_tokens, on_cpu=_PROGRAM_TOKENS)
+    chosen = choose_widths(lengths, program_tokens=worth * len(rows) // max(1, len(passages)))
+    return sorted({*(width for width in chosen if width < max_length), max_length})
+
+
 def plan_batches(
-    token_rows: list[list[int]], batch_size: int
+    lengths: Sequence[int], batch_size: int, widths: Sequence[int]
 ) -> Iterator[tuple[list[int], tuple[int, int]]]:
     """Yields the indices of the rows of each batch and its padded shape `[B, T]`, longest first.
 
     If too few rows have the width of a batch, shorter rows fill it up, so only the last batch has
     empty rows.
+
+    Args:
+        lengths: number of tokens of each text; the largest width holds the longest.
     """
-    order = sorted(range(len(token_rows)), key=lambda i: -len(token_rows[i]))
-    widths = choose_widths([len(row) for row in token_rows], program_tokens=_PROGRAM_TOKENS)
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     start = 0
     while start < len(order):
-        width = next(w for w in widths if w >= len(token_rows[order[start]]))
+        width = min(w for w in widths if w >= lengths[order[start]])
         # A single text is usually the question of a waiting user, so it is not padded to a batch.
-        count = 1 if len(token_rows) == 1 else batch_size * 16 // width
+        count = 1 if len(lengths) == 1 else batch_size * 16 // width
         count = round_up(count, count_data_rows())
         yield order[start : start + count], (count, width)
         start += count

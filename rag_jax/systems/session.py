@@ -145,13 +145,14 @@ class Session:
         """Embeddings by the run's settings; further `options` of `encode_texts`."""
         c = self.encoding
         sizes = {"max_length": c.max_length, "batch_size": c.batch_size}
+        options = {"program_tokens": c.program_tokens, **options}
         return encode_texts(encoder, texts, **sizes, **options)
 
     def encode_passages(
-        self, encoder: Pretrained, passages: Sequence[Passage]
+        self, encoder: Pretrained, passages: Sequence[Passage], **options: Any
     ) -> Float[np.ndarray, "N E"]:
-        """Embeddings of passages."""
-        return self.encode(encoder, list_texts(passages))
+        """Embeddings of passages; further `options` of `encode_texts`."""
+        return self.encode(encoder, list_texts(passages), **options)
 
     def build_index(
         self,

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
-from rag_jax.config import ContrastiveConfig, DataConfig, WorldConfig, build
+from rag_jax.config import ContrastiveConfig, DataConfig, EncoderConfig, WorldConfig, build
 from rag_jax.data.formats import copy_collection
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection, Question
@@ -30,7 +30,7 @@ from rag_jax.retrieval.contrastive import (
     fit_encoders,
     make_batches,
 )
-from rag_jax.retrieval.encode import PIECE
+from rag_jax.retrieval.encode import PIECE, plan_widths
 from rag_jax.retrieval.negatives import make_miner
 from rag_jax.runtime.hosts import fetch, is_first
 from rag_jax.systems.session import Session, bind
@@ -91,9 +91,17 @@ def run_corpus(
 def embed_corpus(
     context: StageContext,
     passages: Sequence[Passage],
-    encode: Callable[[Sequence[Passage]], Float[np.ndarray, "N E"]],
+    encoder: Pretrained,
+    encode_passages: Callable[..., Float[np.ndarray, "N E"]],
+    encoding: EncoderConfig,
 ) -> Float[np.ndarray, "N E"]:
     """Embeddings of all passages, as a memory map of the stage's `embeddings.npy`."""
+    worth = {"program_tokens": encoding.program_tokens}
+    widths = plan_widths(encoder.tokenizer, passages, encoding.max_length, **worth)
+
+    def encode(part: Sequence[Passage]) -> Float[np.ndarray, "n E"]:
+        return encode_passages(encoder, part, widths=widths)
+
     return context.map("embeddings.npy", passages, encode, batch_size=PIECE, unit="passages")
 
 
@@ -120,6 +128,7 @@ def run_index(
     passages: Sequence[Passage],
     load: Callable[[StageContext], Pretrained],
     encode_passages: Callable[..., Float[np.ndarray, "N E"]],
+    encoding: EncoderConfig,
     build_index: Callable[..., Index],
     ids: bool = False,
 ) -> None:
@@ -129,7 +138,7 @@ def run_index(
         ids: whether the index keeps the passages' ids.
     """
     encoder = load(context)
-    embeddings = embed_corpus(context, passages, lambda part: encode_passages(encoder, part))
+    embeddings = embed_corpus(context, passages, encoder, encode_passages, encoding)
     if is_first():
         build_index(encoder, embeddings, passages, ids=ids).save(context.folder / "index")
 

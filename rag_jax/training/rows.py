@@ -21,11 +21,12 @@ from rag_jax.losses import token_logprobs
 from rag_jax.models.nn.bart import BartConfig
 from rag_jax.models.nn.decoder import Decoder, DecoderConfig
 from rag_jax.runtime.progress import Progress
-from rag_jax.runtime.sharding import count_data_rows
+from rag_jax.runtime.sharding import count_data_rows, count_program_tokens
 from rag_jax.training.fit import Batch, fit
 from rag_jax.training.loop import LossFunction
 from rag_jax.training.trainable import Trainable
 
+PROGRAM_TOKENS = 1600  # on CPU, see `ConstantTrainConfig`
 _SAMPLED = 32  # steps on which the shapes of microbatches are chosen
 
 
@@ -152,7 +153,7 @@ def list_costs(
         "budget": settings.microbatch_tokens,
         "steps": max(1, settings.epochs) * plan.num_steps_per_epoch,
         "slot_cost": config.slot_flops / config.count_flops(1, 0),
-        "program_tokens": settings.program_tokens,
+        "program_tokens": count_program_tokens(settings.program_tokens, on_cpu=PROGRAM_TOKENS),
         "multiple": count_data_rows(),
     }
 

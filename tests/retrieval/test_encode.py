@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rag_jax.data.passages import Passage
 from rag_jax.retrieval import encode, encode_texts, pool_mean
 from rag_jax.runtime.errors import RagJaxError
 
@@ -132,11 +133,27 @@ def test_single_text_is_not_padded_to_a_batch(encoder):
 
 
 def test_batches_hold_about_as_many_tokens_each(encoder):
-    rows = [[0] * length for length in [*range(2, 65)] * 40]
-    batches = list(encode.plan_batches(rows, 64))
-    assert sorted(i for picked, _ in batches for i in picked) == list(range(len(rows)))
+    lengths = [*range(2, 65)] * 40
+    batches = list(encode.plan_batches(lengths, 64, [16, 40, 64]))
+    assert sorted(i for picked, _ in batches for i in picked) == list(range(len(lengths)))
+    assert {width for _, (_, width) in batches} == {16, 40, 64}
     assert all(len(picked) == count for picked, (count, _) in batches[:-1])
     assert all(64 * 16 - width < count * width <= 64 * 16 for _, (count, width) in batches)
+
+
+def test_all_pieces_of_a_corpus_have_the_widths_of_its_sample(encoder):
+    fresh = dataclasses.replace(encoder, model=Model())
+    rng = np.random.default_rng(0)
+    passages = [Passage(str(i), "", "x" * n) for i, n in enumerate(rng.integers(1, 50, 9000))]
+    widths = encode.plan_widths(fresh.tokenizer, passages, 64, program_tokens=30_000)
+    assert 2 <= len(widths) <= 6 and widths[-1] == 64
+    few = encode.plan_widths(fresh.tokenizer, passages, 64, program_tokens=10**7)
+    assert len(few) < len(widths)
+    assert encode.plan_widths(fresh.tokenizer, [], 64) == [64]
+    texts = encode.list_texts([*passages[:500], Passage("long", "", "y" * 62)])
+    given = encode_texts(fresh, texts, max_length=64, widths=widths)
+    assert {width for _, width in fresh.model.traces} <= {*widths}
+    np.testing.assert_allclose(given, encode_texts(encoder, texts, max_length=64), atol=1e-6)
 
 
 def test_cut_texts_are_counted(encoder, caplog):

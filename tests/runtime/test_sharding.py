@@ -6,6 +6,8 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +34,7 @@ from rag_jax.runtime.sharding import (
     choose_spec,
     count_bytes_per_device,
     count_data_rows,
+    count_program_tokens,
     count_replicated,
     make_mesh,
     shard_batch,
@@ -221,3 +224,12 @@ def test_on_eight_devices():
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", *files]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+
+
+def test_tokens_that_a_program_is_worth():
+    assert count_program_tokens(None, on_cpu=1600) == 1600
+    assert count_program_tokens(0, on_cpu=1600) == 0
+    tpu = SimpleNamespace(empty=False, devices=np.asarray([SimpleNamespace(platform="tpu")]))
+    with mock.patch.object(jax.sharding, "get_mesh", lambda: tpu):
+        assert count_program_tokens(None, on_cpu=1600) == 10_000_000
+        assert count_program_tokens(7, on_cpu=1600) == 7

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from rag_jax.config import EncoderConfig
 from rag_jax.data.formats import BadLines, stream_passages
 from rag_jax.data.passages import Passage, PassageFile, write_passages
-from rag_jax.models import load
+from rag_jax.models import Pretrained, load
 from rag_jax.models.io.hub import fingerprint, resolve
 from rag_jax.pipeline.maps import Worker
 from rag_jax.pipeline.runner import run_stages
@@ -95,12 +96,14 @@ def _copy(context: StageContext, *, files: Sequence[str], bad_lines: int) -> Non
 
 
 def _encode(context: StageContext, *, encoder: str, max_length: int) -> None:
-    pretrained, passages = load(encoder), _open_passages(context)
 
-    def encode(part: Sequence[Passage]) -> Float[np.ndarray, "n E"]:
-        return encode_texts(pretrained, list_texts(part), max_length=max_length)
+    def encode(
+        encoder: Pretrained, part: Sequence[Passage], **options: Any
+    ) -> Float[np.ndarray, "n E"]:
+        return encode_texts(encoder, list_texts(part), max_length=max_length, **options)
 
-    embed_corpus(context, passages, encode)
+    settings = EncoderConfig(max_length=max_length)
+    embed_corpus(context, _open_passages(context), load(encoder), encode, settings)
 
 
 def _index(context: StageContext, *, backend: str, encoder: str) -> None:

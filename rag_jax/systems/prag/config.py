@@ -116,6 +116,7 @@ class EncodeConfig:
         together: maximum number of documents that are trained at once.
         start: the adapter that every document starts from: a "random" one, or one that was "warm"ed
             up on training questions.
+        program_tokens: as for other trainings.
     """
 
     epochs: Count = 1
@@ -123,6 +124,7 @@ class EncodeConfig:
     weight_decay: NonNegative = 0.01
     together: Count = 16
     start: Literal["random", "warm"] = "random"
+    program_tokens: CountOrZero | None = None
 
 
 @dataclass(frozen=True)

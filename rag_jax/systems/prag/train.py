@@ -19,7 +19,7 @@ from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.files import write_json
 from rag_jax.runtime.hosts import fetch
 from rag_jax.runtime.progress import log
-from rag_jax.runtime.sharding import count_data_rows, shard_batch
+from rag_jax.runtime.sharding import count_data_rows, count_program_tokens, shard_batch
 from rag_jax.systems.prag.augment import list_augmented, report_left_out
 from rag_jax.systems.prag.config import AugmentConfig, EncodeConfig, WarmUpConfig
 from rag_jax.systems.prag.data import (
@@ -35,11 +35,8 @@ from rag_jax.systems.prag.data import (
 from rag_jax.systems.prag.loss import TERMS, make_document_loss, make_warm_up_loss
 from rag_jax.training.bank import init_bank_state, make_bank_step
 from rag_jax.training.loop import LossFunction
-from rag_jax.training.rows import Row, fit_rows
+from rag_jax.training.rows import PROGRAM_TOKENS, Row, fit_rows
 from rag_jax.training.trainable import Trainable
-
-# How many tokens could be trained on while one program compiles, measured on two CPU cores.
-_PROGRAM_TOKENS = 1600
 
 
 def run_warm_up(
@@ -98,7 +95,8 @@ def run_encoding(
     check_length(max(len(tokens) for rows in examples for tokens in rows))
     lengths = np.asarray([[len(tokens) for tokens in rows] for rows in examples])
     sizes = {"together": settings.together, "multiple": count_data_rows()}
-    groups = group_documents(lengths, program_tokens=_PROGRAM_TOKENS, **sizes)
+    worth = count_program_tokens(settings.program_tokens, on_cpu=PROGRAM_TOKENS)
+    groups = group_documents(lengths, program_tokens=worth, **sizes)
     _write_groups(context, groups, tokens=int(lengths.sum()) * settings.epochs)
     loss = make_document_loss(base.model.clone(remat=tuning.remat), trainable)
     start = load_start(context, trainable, variant.start)

@@ -77,9 +77,9 @@ def _plan_encoding(session: PlannedSession, planner: Planner) -> None:
     """The index, and the questions that a training step asks it."""
     c, encoder, parts = session.config, session.passage_encoder, session.mesh.shape["data"]
     width = min(c.retriever.max_length, encoder.config.max_length)
-    texts = [[0] * width] * c.retriever.batch_size
+    lengths = [width] * c.retriever.batch_size
     with jax.set_mesh(session.mesh):
-        _, (rows, width) = next(plan_batches(texts, c.retriever.batch_size))
+        _, (rows, width) = next(plan_batches(lengths, c.retriever.batch_size, lengths[:1]))
     passage = {"B": rows, "T": width}
     planner.compile("embed passages", embed_batch, encoder.model, encoder.params, sizes=passage)
     encoder = session.encoder

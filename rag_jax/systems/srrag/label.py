@@ -16,10 +16,12 @@ from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_jsonl, write_json, write_jsonl
 from rag_jax.runtime.hosts import fetch
-from rag_jax.runtime.sharding import shard_batch
+from rag_jax.runtime.sharding import count_program_tokens, shard_batch
 from rag_jax.systems.srrag import steps
 from rag_jax.systems.srrag.config import LabelConfig, LabelRule, SourceConfig
 from rag_jax.systems.srrag.data import encode_answer_prompt, render_context, share_by_source
+
+_PROGRAM_TOKENS = 2500  # on CPU, see `LabelConfig`
 
 
 def choose_source(scores: Float[np.ndarray, "S n"], rule: LabelRule = "top_half_majority") -> int:
@@ -82,7 +84,7 @@ def run_labels(
     ]
     # The model often writes equal texts after different demonstrations: each is scored once.
     items = sorted({(q, t) for q, by_source in enumerate(texts) for s in by_source for t in s})
-    score = _make_scorer(context, base, train_questions, batch_size=label.batch_size)
+    score = _make_scorer(context, base, train_questions, label)
     likelihoods = dict(zip(items, score("scores.jsonl", items, "contexts"), strict=True))
     alone = [(q, "") for q in range(len(train_questions))]
     closed_book = score("closed_book.jsonl", alone, "questions alone")
@@ -105,10 +107,12 @@ def run_labels(
 
 
 def _make_scorer(
-    context: StageContext, base: Pretrained, questions: Sequence[Question], *, batch_size: int
+    context: StageContext, base: Pretrained, questions: Sequence[Question], settings: LabelConfig
 ) -> Callable[[str, Sequence[tuple[int, str]], str], list[float]]:
     """A function from (question's number, context) pairs to `log p(answer | question, context)`."""
     answers = [base.tokenizer.encode(f" {q.answers[0]}") for q in questions]
+    batch_size = settings.batch_size
+    program_tokens = count_program_tokens(settings.program_tokens, on_cpu=_PROGRAM_TOKENS)
 
     def score_all(file: str, items: Sequence[tuple[int, str]], unit: str) -> list[float]:
         prompts = [
@@ -117,7 +121,7 @@ def _make_scorer(
         ]
         prefix, prompts = split_prefix(prompts)
         sizes = [len(p) + len(answers[item[0]]) for p, item in zip(prompts, items, strict=True)]
-        widths = choose_widths(sizes, program_tokens=2500)
+        widths = choose_widths(sizes, program_tokens=program_tokens)
         shared = prefill(base.model, base.params, prefix)
 
         def score(batch: Sequence[int]) -> list[dict[str, Any]]:

@@ -105,9 +105,9 @@ def _plan_contexts(session: PlannedSession, planner: Planner) -> None:
     """Index, demonstrations, contexts and labels: the models as they were."""
     c, base, encoder, mesh = session.config, session.base, session.encoder, session.mesh
     lm = base.model, base.params
-    passages = [[0] * c.encoder.max_length] * c.encoder.batch_size
+    lengths = [c.encoder.max_length] * c.encoder.batch_size
     with jax.set_mesh(mesh):
-        _, (rows, width) = next(plan_batches(passages, c.encoder.batch_size))
+        _, (rows, width) = next(plan_batches(lengths, c.encoder.batch_size, lengths[:1]))
     passage = {"B": rows, "T": width}
     planner.compile("embed passages", embed_batch, encoder.model, encoder.params, sizes=passage)
     _plan_documents(session, planner)

@@ -6,11 +6,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from rag_jax.config import IndexConfig
+from rag_jax.config import EncoderConfig, IndexConfig
 from rag_jax.data.batches import round_up
 from rag_jax.data.passages import Passage
+from rag_jax.models import Pretrained
 from rag_jax.pipeline.stage import StageContext
-from rag_jax.retrieval.encode import PIECE, list_texts
+from rag_jax.retrieval.encode import PIECE
 from rag_jax.retrieval.index import Index, fingerprint_corpus
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, write_json
@@ -83,15 +84,16 @@ def run_source_indices(
     *,
     passages: Sequence[Passage],
     sources: Sequence[SourceConfig],
-    embed: Embed,
+    encoder: Pretrained,
+    encode_passages: Callable[..., Float[np.ndarray, "N E"]],
+    encoding: EncoderConfig,
     index: IndexConfig,
-    fingerprint: Callable[[str], str],
 ) -> None:
     """Embeds the passages and indexes the passages of each searched source."""
-    embeddings = embed_corpus(context, passages, lambda part: embed(list_texts(part)))
+    embeddings = embed_corpus(context, passages, encoder, encode_passages, encoding)
     if is_first():
-        encoder = fingerprint("encoder.name")
-        built = build_indices(passages, sources, embeddings, index, encoder=encoder)
+        made_by = {"encoder": encoder.fingerprint}
+        built = build_indices(passages, sources, embeddings, index, **made_by)
         for number, source in built.items():
             source.index.save(context.folder / sources[number].name)
 
