@@ -108,7 +108,7 @@ def make_targets(lengths, seed=1):
 
 
 def make_batch(model, *arrays):
-    return pack_questions(*arrays, start_ids=model.config.start_ids)
+    return jax.tree.map(jnp.asarray, pack_questions(*arrays, start_ids=model.config.start_ids))
 
 
 def ask(model, tokens, mask, scores, **settings):
@@ -153,7 +153,7 @@ def test_losses(models, marginal, smoothing):
     start = np.full((QUESTIONS, 1), EOS)
     labels = np.concatenate([start, targets], axis=1)
     batch = make_batch(ours.model, tokens, mask, targets, target_mask)
-    target_mask = jnp.asarray(batch["target_mask"])
+    target_mask = batch["target_mask"]
     nll = partial(marginal_nll, marginal=marginal, smoothing=smoothing)
 
     def value_and_grad(function):
