@@ -14,7 +14,7 @@ from rag_jax.decoding.cache import Cache, grow, init_cache
 from rag_jax.models import Pretrained
 from rag_jax.models.io.architectures import Config, get_rules, make_model
 from rag_jax.models.io.sizes import describe_params, find_sizes
-from rag_jax.runtime.sharding import abstract_params
+from rag_jax.runtime.sharding import Rules, abstract_params
 
 QUESTION = 64  # tokens, rounded up, of the longest question: those of all the papers' datasets
 
@@ -23,16 +23,24 @@ class AbstractModels:
     """Models of a planning session, without weights."""
 
     mesh: Mesh
+    choose_rules: Callable[[Config], Rules]
 
     def load_model(self, name: str, *, dtype: Any = None) -> Pretrained:
         """A published model's sizes, or those of a folder, without its weights and tokenizer."""
-        return describe_model(find_sizes(name), self.mesh, dtype=dtype or jnp.float32)
+        config, dtype = find_sizes(name), dtype or jnp.float32
+        return describe_model(config, self.mesh, dtype=dtype, rules=self.choose_rules(config))
 
 
-def describe_model(config: Config, mesh: Mesh, *, dtype: Any = jnp.float32) -> Pretrained:
-    """A model whose parameters are descriptions of arrays; it has no tokenizer."""
+def describe_model(
+    config: Config, mesh: Mesh, *, dtype: Any = jnp.float32, rules: Rules | None = None
+) -> Pretrained:
+    """A model whose parameters are descriptions of arrays; it has no tokenizer.
+
+    Args:
+        rules: as for `load`.
+    """
     shapes = describe_params(config, jnp.dtype(dtype))
-    params = abstract_params(shapes, mesh, get_rules(config))
+    params = abstract_params(shapes, mesh, get_rules(config) if rules is None else rules)
     return Pretrained(config, make_model(config), params, None, "")
 
 

@@ -53,15 +53,20 @@ NonNegative = Annotated[float, Range(0)]
 class MeshConfig:
     """The mesh of devices. The product of both sizes is the number of devices.
 
-    Weights are split over both axes. The default gives every device its part of the batch.
+    The default gives every device its part of the batch.
 
     Attributes:
         data: number of parts of a batch's rows, or -1 for all devices that `model` leaves.
         model: number of parts of a matrix product, or -1 for all devices that `data` leaves.
+        weights: how weights lie that are not being trained. "split" over both axes takes the least
+            memory, and every pass collects them from all of `data`. Split over "model" alone, they
+            stay where they are, which is much for each token that is decoded; a device then holds
+            one of `model` parts. What is trained is split over both.
     """
 
     data: Annotated[int, Range(-1)] = -1
     model: Annotated[int, Range(-1)] = 1
+    weights: Literal["split", "model"] = "split"
 
     def check(self, path: str) -> None:
         """Raises a RagJaxError if the two sizes leave the mesh undetermined."""

@@ -1,9 +1,9 @@
 """Sharding of arrays over a mesh: the axis `data` splits batches, `model` splits matrices.
 
-Weights are split over both axes. The sharding of a parameter follows from rules, which are pairs of
-a regular expression and a `PartitionSpec`. Exactly one rule must match the parameter's path.
-Adapters and optimiser moments are sharded like their parameter, because their paths contain the
-path of the parameter.
+Weights are split over both axes, or over `model` alone (`keep_over_data`). The sharding of a
+parameter follows from rules, which are pairs of a regular expression and a `PartitionSpec`. Exactly
+one rule must match the parameter's path. Adapters and optimiser moments are sharded like their
+parameter, because their paths contain the path of the parameter.
 
 Programs run on the mesh in effect (`with jax.set_mesh(mesh)`). Without a mesh, or on a mesh of a
 single device, the functions of this module that move or constrain arrays change nothing.
@@ -105,6 +105,15 @@ def check_batches(mesh: Mesh, sizes: dict[str, int]) -> None:
 def prefix_rules(prefix: str, rules: Rules) -> Rules:
     """Rules for parameters that are under a name of a larger tree, such as `generator/...`."""
     return tuple((f"{prefix}/(?:{regex})", spec) for regex, spec in rules)
+
+
+def keep_over_data(rules: Rules) -> Rules:
+    """The rules for weights that are split over `model` alone."""
+
+    def drop(spec: PartitionSpec) -> PartitionSpec:
+        return PartitionSpec(*(None if axis == "data" else axis for axis in spec))
+
+    return tuple((regex, drop(spec)) for regex, spec in rules)
 
 
 def choose_spec(path: str, shape: Sequence[int], mesh: Mesh, rules: Rules) -> PartitionSpec:
@@ -216,6 +225,21 @@ def shard_params(tree: PyTree, mesh: Mesh, rules: Rules) -> PyTree[Array]:
     """Moves the arrays of a tree to their shardings by the rules, see `abstract_params`."""
     abstract = abstract_params(tree, mesh, rules)
     return jax.tree.map(lambda leaf, to: jax.device_put(leaf, to.sharding), tree, abstract)
+
+
+def place_like(tree: PyTree, params: PyTree) -> PyTree[Array]:
+    """Moves the arrays of a tree that have a parameter's path and shape to where that lies."""
+    places = {path: leaf for path, leaf in jax.tree.leaves_with_path(params)}
+
+    def place(path: tuple[Any, ...], leaf: Any) -> Any:
+        like = places.get(path)
+        if like is None or like.shape != leaf.shape or like.sharding == leaf.sharding:
+            return leaf
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=like.sharding)
+        return jax.device_put(leaf, like.sharding)
+
+    return jax.tree_util.tree_map_with_path(place, tree)
 
 
 def shard_array(array: np.ndarray, sharding: NamedSharding, dtype: Any = None) -> Array:

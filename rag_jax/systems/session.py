@@ -16,7 +16,9 @@ from rag_jax.data.formats import describe_source
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection, Question, choose_questions, load_collection
 from rag_jax.models import Pretrained, load
+from rag_jax.models.io.architectures import Config, get_rules
 from rag_jax.models.io.hub import fingerprint, resolve
+from rag_jax.models.io.load import load_config
 from rag_jax.models.nn.bert import Bert
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.pipeline.own_corpus import read_corpus
@@ -24,7 +26,13 @@ from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.retrieval import Index, encode_texts, fingerprint_corpus, list_texts
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.progress import log
-from rag_jax.runtime.sharding import DECODER_RULES, check_batches, make_mesh
+from rag_jax.runtime.sharding import (
+    DECODER_RULES,
+    Rules,
+    check_batches,
+    keep_over_data,
+    make_mesh,
+)
 from rag_jax.training.trainable import Trainable, make_trainable
 
 
@@ -72,8 +80,15 @@ class Session:
     # Models.
 
     def load_model(self, name: str | Path, *, dtype: Any = None) -> Pretrained:
-        """A model on the mesh."""
-        return load(name, dtype=dtype, mesh=self.mesh)
+        """A model on the mesh, its weights where `config.mesh.weights` has them."""
+        moved = self.config.mesh.weights == "model"
+        rules = self.choose_rules(load_config(name)) if moved else None
+        return load(name, dtype=dtype, mesh=self.mesh, rules=rules)
+
+    def choose_rules(self, config: Config) -> Rules:
+        """How the weights of a model lie that are not being trained."""
+        rules = get_rules(config)
+        return keep_over_data(rules) if self.config.mesh.weights == "model" else rules
 
     def load_language_model(self, field: str, *, dtype: Any = None) -> Pretrained:
         """The decoder that a setting names.

@@ -15,7 +15,7 @@ from rag_jax import lora
 from rag_jax.config import TuningConfig
 from rag_jax.runtime.checkpoint import load_tree
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.sharding import Rules, abstract_params, shard_params
+from rag_jax.runtime.sharding import Rules, abstract_params, place_like, shard_params
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +51,12 @@ class Trainable:
         return load_tree(folder, self.abstract())
 
     def load_merged(self, folder: Path) -> PyTree[Array]:
-        """The model's parameters with the trained tree of `load`; what is not trained is shared."""
-        return self.merge(self.load(folder), self.base)  # a program would copy what it passes on
+        """The model's parameters with the trained tree of `load`, each where the base's lies.
+
+        What is not trained is shared.
+        """
+        merged = self.merge(self.load(folder), self.base)  # a program would copy what it passes on
+        return place_like(merged, self.base)
 
 
 def make_trainable(

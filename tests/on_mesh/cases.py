@@ -5,6 +5,7 @@ The systems' cases are in `system_cases.py`.
 
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -29,14 +30,18 @@ from on_mesh.common import (
 from tiny import make_decoder, make_rows
 
 from rag_jax import lora
-from rag_jax.config import ContrastiveConfig, MeshConfig
+from rag_jax.config import ContrastiveConfig, MeshConfig, TuningConfig
 from rag_jax.decoding import BeamConfig, Trie, generate, trie_search
+from rag_jax.decoding.cache import grow, init_cache
+from rag_jax.decoding.cache import write as write_chunk
 from rag_jax.losses import token_logprobs
 from rag_jax.models import load
 from rag_jax.models.nn.bert import Bert
+from rag_jax.planning.collectives import count_collectives
 from rag_jax.retrieval import Index, encode_texts
 from rag_jax.retrieval.contrastive import Encoders, Pair, PairBatches, fit_encoders, make_loss
 from rag_jax.retrieval.searchers import find_top
+from rag_jax.runtime.checkpoint import save_tree
 from rag_jax.runtime.clock import compile_seconds
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_jsonl
@@ -45,12 +50,15 @@ from rag_jax.runtime.sharding import (
     DECODER_RULES,
     abstract_params,
     count_data_rows,
+    keep_over_data,
     make_mesh,
     shard_batch,
+    shard_params,
     shardings_of,
 )
 from rag_jax.training.bank import init_bank_state, make_bank_step
 from rag_jax.training.loop import compute_gradients, init_state, make_optimizer, make_step
+from rag_jax.training.trainable import make_trainable
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -63,6 +71,41 @@ def test_load(mesh, name):
     jax.tree.map(np.testing.assert_array_equal, found.params, wanted.params)
     half = load(GOLDEN / name, mesh=mesh, dtype="bfloat16").params
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(half))
+
+
+@pytest.mark.parametrize("mesh", [(4, 2)], indirect=True)
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_weights_that_stay_where_they_are(mesh, mode, tmp_path):
+    """Split over `model` alone: a decoded token collects none, and what is written is the same."""
+    model, params = make_model(None)
+    kept = shard_params(params, mesh, keep_over_data(DECODER_RULES))
+    assert not any("data" in str(leaf.sharding.spec) for leaf in jax.tree.leaves(kept))
+    settings = {"rules": DECODER_RULES, "mesh": mesh, "seed": 0, "dtype": jnp.float32}
+    trainable = make_trainable(TuningConfig(mode=mode, rank=2), kept, **settings)
+    if mode == "full":
+        assert any("data" in str(leaf.sharding.spec) for leaf in jax.tree.leaves(trainable.start()))
+    save_tree(tmp_path / "params", trainable.start())
+    merged = trainable.load_merged(tmp_path / "params")
+    if mode == "full":
+        assert shardings_of(merged) == shardings_of(kept)
+    else:
+        kernel = merged["layers_0"]["ffn"]["up"]["kernel"].array
+        assert kernel is kept["layers_0"]["ffn"]["up"]["kernel"]
+    prompts = make_rows([3, 5, 6, 4, 8, 7, 3, 2])
+    sizes = {"max_tokens": 6, "stop_ids": (2,), "batch_size": 8}
+    wanted = off_mesh(generate, model, params, prompts, **sizes)
+    assert generate(model, merged, prompts, **sizes) == wanted
+
+    def count_gathers(params):
+        cache = grow(init_cache(model, rows=8), 4)
+        inputs = shard_batch((np.zeros((8, 1), np.int32), np.ones((8, 1), bool)))
+        step = jax.jit(partial(write_chunk, model, slot=0))
+        text = step.lower(params, cache, *inputs).compile().as_text()
+        return count_collectives(text, 8)[1].get("all-gather", 0)
+
+    split = shard_params(params, mesh, DECODER_RULES)
+    # The keys and values of the cache are all that is left to collect.
+    assert count_gathers(kept) < count_gathers(split) / 2
 
 
 # Training.

@@ -25,7 +25,7 @@ from rag_jax.planning.planner import Planner
 from rag_jax.planning.training import compile_training
 from rag_jax.planning.turns import compile_beams
 from rag_jax.retrieval.encode import embed_batch, plan_batches
-from rag_jax.runtime.sharding import abstract_params
+from rag_jax.runtime.sharding import abstract_params, place_like
 from rag_jax.systems.rag import session, steps
 from rag_jax.systems.rag.config import RAGConfig
 from rag_jax.systems.rag.data import Example, pack_queries
@@ -116,7 +116,10 @@ def _plan_answers(session: PlannedSession, planner: Planner) -> None:
     trainable = session.make_trainable(joint=True)
     merged = jax.eval_shape(trainable.merge, trainable.abstract(), trainable.base)
     params, query = (
-        abstract_params({name: merged[name]}, session.mesh, trainable.rules)[name]
+        place_like(
+            abstract_params({name: merged[name]}, session.mesh, trainable.rules)[name],
+            trainable.base[name],
+        )
         for name in ("generator", "query")
     )
     # Without a trained generator there is only the one that was loaded.

@@ -57,7 +57,8 @@ class Session(session.Session):
         self.check_layer(loaded.config.num_layers)
         names = special_tokens(c.sources)
         grown = grow_vocabulary(loaded, names, multiple=c.model.vocab_multiple)
-        return replace(grown, params=shard_params(grown.params, self.mesh, DECODER_RULES))
+        rules = self.choose_rules(grown.config)
+        return replace(grown, params=shard_params(grown.params, self.mesh, rules))
 
     def check_layer(self, num_layers: int) -> None:
         """Raises a RagJaxError if the model does not have the datastore's layer."""
