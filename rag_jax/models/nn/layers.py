@@ -19,6 +19,8 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from rag_jax.models.nn.attention import SegmentMask, attend_rows
+
 MASKED = -1e9  # finite: a row of `-inf` would make softmax return NaN
 
 
@@ -175,7 +177,7 @@ def attend(
     query: Float[Array, "B K M d"],
     keys: Float[Array, "B K d S"],
     values: Float[Array, "B K S d"],
-    mask: Bool[Array, "B 1 M S"],
+    mask: Bool[Array, "B 1 M S"] | SegmentMask,
     *,
     prefix: tuple[Float[Array, "P K d L"], Float[Array, "P K L d"]] | None = None,
     prefix_mask: Bool[Array, "P L"] | None = None,
@@ -188,11 +190,14 @@ def attend(
 
     Args:
         query: rotated queries; scaled here by `1 / sqrt(d)`.
-        mask: attention mask, True where a query may look.
+        mask: attention mask, True where a query may look; or for whole rows without a prefix what
+            `attention.mask_rows` makes for a fused kernel.
         prefix: keys and values of `P` prefixes. Each prefix is stored once and read by `B / P`
             consecutive rows.
         prefix_mask: token mask of the prefixes.
     """
+    if isinstance(mask, SegmentMask):
+        return attend_rows(query, keys, values, mask)
     rows, heads, width, depth = query.shape
     query = query * jnp.asarray(depth**-0.5, query.dtype)
     scores = jnp.where(mask, (query @ keys).astype(jnp.float32), MASKED)
