@@ -25,6 +25,7 @@ from rag_jax.models.nn.layers import (
     check_adapters,
     check_vocabulary,
     run_layer,
+    scan_layers,
 )
 from rag_jax.models.nn.rope import Angles, LlamaScaling, LongScaling, rotary_angles, rotate
 from rag_jax.runtime.arguments import checked
@@ -210,10 +211,12 @@ class Decoder(nn.Module):
     Attributes:
         remat: activations that the backward pass recomputes to save memory: "none"; "full", all
             within a layer; or "dots", all within a layer except the results of its projections.
+        scan_layers: whether passes over whole rows scan over the layers, so that one is compiled.
     """
 
     config: DecoderConfig
     remat: str = "none"
+    scan_layers: bool = False
 
     def setup(self):
         c = self.config
@@ -296,16 +299,14 @@ class Decoder(nn.Module):
         )
         x = constrain_rows(self.embed(tokens).reshape(rows * width, c.hidden_size), rows)
         layer_output, layer_caches = (x if return_layer == 0 else None), []
+        chunk = Chunk(angles, attention_mask, None, slot, None, prefix_mask)
+        scans = self.scan_layers and cache is prefix is return_layer is None
+        if scans and not self.is_initializing():
+            x = scan_layers(self.layers, x, self._rematerialize, chunk=chunk)
+            return Output(self.final_norm(x).reshape(rows, width, c.hidden_size), None, None)
         for i, layer in enumerate(self.layers):
-            chunk = Chunk(
-                angles=angles,
-                attention_mask=attention_mask,
-                cache=cache and cache[i],
-                slot=slot,
-                prefix=prefix and prefix[i],
-                prefix_mask=prefix_mask,
-            )
-            x, layer_cache = self._rematerialize(partial(run_layer, layer, chunk=chunk))(x)
+            own = chunk._replace(cache=cache and cache[i], prefix=prefix and prefix[i])
+            x, layer_cache = self._rematerialize(partial(run_layer, layer, chunk=own))(x)
             layer_caches.append(layer_cache)
             if return_layer == i + 1:
                 layer_output = x
@@ -331,4 +332,6 @@ class Decoder(nn.Module):
             return run_layer
         # `jax.checkpoint` suffices: a layer reads parameters and writes no Flax variables.
         policies = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
-        return jax.checkpoint(run_layer, policy=policies[self.remat])
+        # A loop keeps the passes apart by itself.
+        prevent_cse = not self.scan_layers
+        return jax.checkpoint(run_layer, policy=policies[self.remat], prevent_cse=prevent_cse)
