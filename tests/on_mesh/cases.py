@@ -47,6 +47,7 @@ from rag_jax.runtime.sharding import (
     count_data_rows,
     make_mesh,
     shard_batch,
+    shard_params,
     shardings_of,
 )
 from rag_jax.training.bank import init_bank_state, make_bank_step
@@ -107,9 +108,18 @@ def test_splash_attention(mesh, monkeypatch):
         assert_close(read_packed(mesh), off_mesh(read_packed))
 
 
-def read_packed(mesh=None):
+@pytest.mark.parametrize("mesh", [(4, 2)], indirect=True)
+def test_scanned_layers(mesh):
+    """Outputs and gradients, whatever the split of the stacked weights."""
+    found = read_packed(mesh, num_layers=3, scan_layers=True)
+    assert_close(found, off_mesh(read_packed, num_layers=3))
+
+
+def read_packed(mesh=None, num_layers=1, scan_layers=False):
     """Hidden states of two texts a row, and gradients."""
-    model, params = make_model(mesh)
+    model, params = make_decoder(num_layers=num_layers)
+    model = model.clone(scan_layers=scan_layers)
+    params = params if mesh is None else shard_params(params, mesh, DECODER_RULES)
     tokens = np.asarray(make_rows([24] * 4), np.int32)
     segments = np.where(np.arange(24) < np.arange(4, 20, 4)[:, None], 1, 2)
     positions = np.tile(np.arange(24, dtype=np.int32), (4, 1))
