@@ -5,6 +5,7 @@ same call.
 """
 
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,14 @@ import numpy as np
 import pytest
 from tiny import make_decoder, make_rows
 
+from rag_jax.models import load
 from rag_jax.models.nn import attention, decoder
 from rag_jax.models.nn.attention import SegmentMask, choose_kernel, mask_rows
 from rag_jax.models.nn.layers import attend
 
 ROWS, WIDTH = 2, 150  # not a multiple of a tile, and more than one
 FUSED = ("cudnn", "splash")
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +40,11 @@ def draw_segments():
     return {"plain": (mask | True, None), "padded": (mask, None), "packed": (mask, segments)}
 
 
-@pytest.mark.parametrize("kind", ["plain", "padded", "packed"])
+@pytest.mark.parametrize(
+    ("kind", "causal"), [("plain", True), ("padded", True), ("packed", True), ("packed", False)]
+)
 @pytest.mark.parametrize("kernel", FUSED)
-def test_a_kernel_attends_as_xla(kernel, kind):
+def test_a_kernel_attends_as_xla(kernel, kind, causal):
     """Outputs of tokens, and gradients of queries, keys and values; three queries a key head."""
     rng = np.random.default_rng(0)
     token_mask, segments = draw_segments()[kind]
@@ -48,9 +53,9 @@ def test_a_kernel_attends_as_xla(kernel, kind):
     weights = rng.normal(size=shapes[0]) * np.tile(token_mask, (1, 3))[:, None, :, None]
 
     def run(kernel):
-        mask = mask_rows(jnp.asarray(token_mask), segments, kernel)
+        mask = mask_rows(jnp.asarray(token_mask), segments, kernel, causal=causal)
         if kernel == "xla":
-            mask = jnp.tile(mask, (1, 1, 3, 1))
+            mask = jnp.tile(mask[:, None], (1, 1, 3, 1))
         else:
             assert isinstance(mask, SegmentMask)
 
@@ -87,6 +92,23 @@ def test_a_decoder_reads_packed_rows_with_a_kernel(remat, monkeypatch):
     wanted = run("xla")
     close = partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3)
     jax.tree.map(close, run("splash"), wanted)
+
+
+def test_an_encoder_decoder_reads_packed_rows_with_a_kernel(monkeypatch):
+    loaded = load(GOLDEN / "bart")
+    apply = partial(loaded.model.apply, {"params": loaded.params})
+    rows = np.random.default_rng(0).integers(0, loaded.config.vocab_size, (2, 24))
+    segments = np.where(np.arange(24) < np.asarray([[9], [20]]), 1, 2)
+    texts = {"segments": segments, "positions": np.tile(np.arange(24), (2, 1))}
+
+    def run(kernel):
+        monkeypatch.setattr("rag_jax.models.nn.bart.choose_kernel", lambda *sizes: kernel)
+        encoded = apply(rows, **texts, method="encode")
+        source = {"prefix": apply(encoded, method="read_source"), "prefix_mask": segments > 1}
+        return encoded, apply(rows, **texts, **source, method="hidden").hidden
+
+    for found, wanted in zip(run("splash"), run("xla"), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
 @pytest.mark.parametrize(

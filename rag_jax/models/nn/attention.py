@@ -2,7 +2,7 @@
 
 Training and scoring without a cache read whole rows. `mask_rows` says what the rows' tokens attend
 to, in the form that the best kernel of the platform takes, and `layers.attend` follows it. On CPU,
-for short rows and for sizes that no kernel has, that is a mask `[B, 1, T, T]` for plain XLA.
+for short rows and for sizes that no kernel has, that is an array for plain XLA.
 
 The letters in shapes are those of `rag_jax.models.nn.layers`.
 """
@@ -29,15 +29,17 @@ _PADDING = -1  # the segment of padding
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SegmentMask:
-    """Attention of every token to the tokens of its own segment, up to itself.
+    """Attention of every token to the tokens of its own segment.
 
     Attributes:
         segments: number of each token's text; padding has a number of its own.
         kernel: what computes the attention.
+        causal: whether a token attends to no later one.
     """
 
     segments: Int[Array, "B T"]
     kernel: Kernel = field(metadata={"static": True})
+    causal: bool = field(default=True, metadata={"static": True})
 
 
 def choose_kernel(rows: int, width: int, head_dim: int, dtype: Any) -> Kernel:
@@ -57,9 +59,13 @@ def choose_kernel(rows: int, width: int, head_dim: int, dtype: Any) -> Kernel:
 
 
 def mask_rows(
-    token_mask: Bool[Array, "B T"], segments: Int[Array, "B T"] | None, kernel: Kernel
-) -> Bool[Array, "B 1 T T"] | SegmentMask:
-    """What the tokens of whole rows attend to: their own text's tokens, up to themselves.
+    token_mask: Bool[Array, "B T"],
+    segments: Int[Array, "B T"] | None,
+    kernel: Kernel,
+    *,
+    causal: bool = True,
+) -> Bool[Array, "B T T"] | Bool[Array, "B 1 T"] | SegmentMask:
+    """What the tokens of whole rows attend to: their own text's tokens, if `causal` no later ones.
 
     Args:
         token_mask: False on padding, to which no other token attends. What padding itself attends
@@ -68,13 +74,14 @@ def mask_rows(
     """
     if kernel != "xla":
         segments = jnp.zeros(token_mask.shape, jnp.int32) if segments is None else segments
-        return SegmentMask(jnp.where(token_mask, segments, _PADDING), kernel)
+        return SegmentMask(jnp.where(token_mask, segments, _PADDING), kernel, causal)
     width = token_mask.shape[1]
-    # [B, 1, T] & [1, T, T] -> [B, T, T]
-    mask = token_mask[:, None, :] & jnp.tril(jnp.ones((1, width, width), bool))
+    mask = token_mask[:, None, :]  # [B, 1, T]
+    if causal:
+        mask = mask & jnp.tril(jnp.ones((1, width, width), bool))
     if segments is not None:
-        mask &= segments[:, :, None] == segments[:, None, :]
-    return mask[:, None]
+        mask = mask & (segments[:, :, None] == segments[:, None, :])
+    return mask
 
 
 def attend_rows(
@@ -95,7 +102,8 @@ def attend_rows(
     width = values.shape[2]
     # [B, K, (H / K) * T, d] -> [B, H, T, d]
     heads = query.reshape(rows, -1, width, depth)
-    compute = {"cudnn": _attend_cudnn, "splash": _attend_splash}[mask.kernel]
+    kernel = {"cudnn": _attend_cudnn, "splash": _attend_splash}[mask.kernel]
+    compute = partial(kernel, causal=mask.causal)
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
     if any(size > 1 for size in sizes.values()):
         split = sizes.get("model", 1) > 1 and groups % sizes["model"] == 0
@@ -112,12 +120,13 @@ def _attend_cudnn(
     values: Float[Array, "B K T d"],
     segments: Int[Array, "B T"],
     *,
+    causal: bool,
     implementation: str = "cudnn",
 ) -> Float[Array, "B H T d"]:
     same = segments[:, None, :, None] == segments[:, None, None, :]  # [B, 1, T, T]
     query, keys, values = (x.swapaxes(1, 2) for x in (query, keys, values))  # [B, T, heads, d]
     y = jax.nn.dot_product_attention(
-        query, keys, values, mask=same, is_causal=True, implementation=implementation
+        query, keys, values, mask=same, is_causal=causal, implementation=implementation
     )
     return y.swapaxes(1, 2)
 
@@ -127,6 +136,8 @@ def _attend_splash(
     keys: Float[Array, "B K T d"],
     values: Float[Array, "B K T d"],
     segments: Int[Array, "B T"],
+    *,
+    causal: bool,
 ) -> Float[Array, "B H T d"]:
     # Imported late: Pallas takes half a second.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
@@ -136,10 +147,11 @@ def _attend_splash(
     padding = -width % block
     pad = partial(jnp.pad, pad_width=((0, 0), (0, 0), (0, padding), (0, 0)))
     segments = jnp.pad(segments, ((0, 0), (0, padding)), constant_values=_PADDING)
-    length = width + padding
+    shape = (width + padding, width + padding)
+    mask = splash.CausalMask(shape) if causal else splash.FullMask(shape)
     backward = {"block_q_dkv": block, "block_kv_dkv": block, "block_q_dq": block}
     kernel = splash.make_splash_mha(
-        splash.MultiHeadMask([splash.CausalMask((length, length))] * heads),
+        splash.MultiHeadMask([mask] * heads),
         block_sizes=splash.BlockSizes(block, block, **backward, block_kv_dq=block),
         head_shards=1,
         q_seq_shards=1,

@@ -286,11 +286,11 @@ class Decoder(nn.Module):
             token_mask = jnp.ones(tokens.shape, bool) if mask is None else mask
             dtype = self.embed.embedding.dtype
             kernel = "xla" if prefix else choose_kernel(rows, width, c.head_dim, dtype)
-            attention_mask = mask_rows(token_mask, segments, kernel)
+            attention_mask = mask_rows(token_mask, segments, kernel)  # [B, T, T]
             if positions is None:
                 positions = jnp.maximum(jnp.cumsum(token_mask, axis=1) - 1, 0)
         else:
-            attention_mask = mask[:, None]  # [B, 1, T, S]
+            attention_mask = mask  # [B, T, S]
             if isinstance(c.rope_scaling, LongScaling):
                 slots = attention_mask.shape[-1] if length is None else length
                 c.rope_scaling.check_cache(slots + (prefix[0][0].shape[-1] if prefix else 0))
@@ -299,6 +299,8 @@ class Decoder(nn.Module):
         )
         x = constrain_rows(self.embed(tokens).reshape(rows * width, c.hidden_size), rows)
         layer_output, layer_caches = (x if return_layer == 0 else None), []
+        if not isinstance(attention_mask, SegmentMask):
+            attention_mask = attention_mask[:, None]  # [B, 1, T, S]
         chunk = Chunk(angles, attention_mask, None, slot, None, prefix_mask)
         scans = self.scan_layers and cache is prefix is return_layer is None
         if scans and not self.is_initializing():
