@@ -1,10 +1,16 @@
 """Losses and log-probabilities of language models and retrievers, as functions of arrays."""
 
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from rag_jax.runtime.arguments import checked
+from rag_jax.runtime.sharding import count_data_rows
+
+_LOGIT_BYTES = 2**28  # of a device's float32 logits that are there at once
 
 
 @checked
@@ -15,6 +21,66 @@ def token_logprobs(
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def hidden_logprobs(
+    to_logits: Callable[[Float[Array, "B C D"]], Float[Array, "B C V"]],
+    hidden: Float[Array, "B P D"],
+    targets: Int[Array, "B P"],
+    *,
+    vocab_size: int,
+) -> Float[Array, "B P"]:
+    """Log-probability of each target token by its hidden state, in nats, by `map_positions`."""
+
+    def score(hidden: Float[Array, "B C D"], targets: Int[Array, "B C"]) -> Float[Array, "B C"]:
+        return token_logprobs(to_logits(hidden), targets)
+
+    return map_positions(score, hidden, targets, vocab_size=vocab_size)
+
+
+def map_positions(
+    function: Callable[..., PyTree],
+    hidden: Float[Array, "*rows P D"],
+    targets: Int[Array, "*rows P"],
+    *,
+    vocab_size: int,
+) -> PyTree[Float[Array, "..."]]:
+    """`function(hidden, targets)`, which takes logits, over chunks of positions.
+
+    The logits of one chunk are there at once, at most 256 MiB in float32 on a device: the backward
+    pass computes them again. If those of all positions are no more, there is one chunk, and
+    nothing is computed again.
+
+    Args:
+        function: of hidden states `[*rows, C, D]` and targets `[*rows, C]`; gives arrays whose
+            last axis are the positions, each the result of its own position.
+        vocab_size: number of logits V of a position.
+    """
+    *rows, count, size = hidden.shape
+    chunk = _choose_chunk(math.prod(rows), count, vocab_size)
+    if chunk >= count:
+        return function(hidden, targets)
+    parts = -(-count // chunk)
+    padding = [(0, 0)] * len(rows) + [(0, parts * chunk - count)]
+    # [*rows, P, D] -> [parts, *rows, C, D]
+    hidden = jnp.pad(hidden, [*padding, (0, 0)]).reshape(*rows, parts, chunk, size)
+    targets = jnp.pad(targets, padding).reshape(*rows, parts, chunk)
+    chunks = jnp.moveaxis(hidden, -3, 0), jnp.moveaxis(targets, -2, 0)
+    again = jax.checkpoint(function, prevent_cse=False)  # the loop keeps the passes apart
+    values = jax.lax.map(lambda part: again(*part), chunks)
+
+    def join(value):
+        # [parts, ..., C] -> [..., P]
+        return jnp.moveaxis(value, 0, -2).reshape(*value.shape[1:-1], -1)[..., :count]
+
+    return jax.tree.map(join, values)
+
+
+def _choose_chunk(rows: int, count: int, vocab_size: int) -> int:
+    """Number of positions of a chunk: equal chunks, as few as the bound allows."""
+    position = -(-rows // count_data_rows()) * vocab_size * 4  # bytes on a device
+    most = max(1, _LOGIT_BYTES // max(1, position))
+    return -(-count // max(1, -(-count // most)))
 
 
 @checked

@@ -1,10 +1,12 @@
 """The likelihood of given texts after a cache; for use inside `jax.jit`."""
 
+from functools import partial
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from rag_jax.decoding.cache import Cache, append, fork
-from rag_jax.losses import token_logprobs
+from rag_jax.losses import hidden_logprobs
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.runtime.arguments import checked
@@ -68,5 +70,5 @@ def score_at(
     Logits are computed at the `P` positions alone.
     """
     picked = jnp.take_along_axis(hidden, at[:, :, None], axis=1)  # [B, T, D] -> [B, P, D]
-    logits = model.apply({"params": params}, picked, method="logits")
-    return token_logprobs(logits, targets)
+    to_logits = partial(model.apply, {"params": params}, method="logits")
+    return hidden_logprobs(to_logits, picked, targets, vocab_size=model.config.vocab_size)

@@ -293,9 +293,13 @@ def count_program_tokens(setting: int | None, *, on_cpu: int) -> int:
     """
     if setting is not None:
         return setting
-    mesh = jax.sharding.get_mesh()
-    platform = jax.default_backend() if mesh.empty else mesh.devices.flat[0].platform
-    return on_cpu if platform == "cpu" else _ACCELERATOR_TOKENS
+    return on_cpu if find_platform() == "cpu" else _ACCELERATOR_TOKENS
+
+
+def find_platform() -> str:
+    """The platform of the mesh in effect, such as "tpu", also within `jax.jit`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.default_backend() if mesh.empty else mesh.abstract_device.platform
 
 
 def count_data_rows() -> int:

@@ -6,6 +6,7 @@ and `fit_rows` trains on rows from first to last.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from rag_jax.config import ConstantTrainConfig
 from rag_jax.data.batches import BatchPlan
 from rag_jax.data.packing import Packing, Sequences, Size
-from rag_jax.losses import token_logprobs
+from rag_jax.losses import hidden_logprobs
 from rag_jax.models.nn.bart import BartConfig
 from rag_jax.models.nn.decoder import Decoder, DecoderConfig
 from rag_jax.runtime.progress import Progress
@@ -101,8 +102,9 @@ def target_logprobs(
     texts = {name: batch[name] for name in ("segments", "positions")}
     hidden = model.apply({"params": params}, tokens, **texts, method="hidden").hidden
     picked = jnp.take_along_axis(hidden, at[:, :, None], axis=1)  # [B, T, D] -> [B, P, D]
-    logits = model.apply({"params": params}, picked, method="logits")
-    return token_logprobs(logits, batch["next"])
+    to_logits = partial(model.apply, {"params": params}, method="logits")
+    vocab_size = model.config.vocab_size
+    return hidden_logprobs(to_logits, picked, batch["next"], vocab_size=vocab_size)
 
 
 def sum_rows(

@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 
 from rag_jax import lora
 from rag_jax.config import TuningConfig
+from rag_jax.models.nn.decoder import Decoder
 from rag_jax.runtime.checkpoint import load_tree
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import Rules, abstract_params, place_like, shard_params
@@ -69,6 +70,11 @@ def make_trainable(
     init = partial(init_trained, tuning, seed=seed)
     merge = partial(merge_trained, tuning, dtype=dtype)
     return Trainable(params, None if tuning.mode == "full" else params, init, merge, rules, mesh)
+
+
+def set_passes(model: Decoder, tuning: TuningConfig) -> Decoder:
+    """The model with passes as the tuning settings have them, for a loss."""
+    return model.clone(remat=tuning.remat, scan_layers=tuning.scan_layers)
 
 
 def init_trained(tuning: TuningConfig, params: PyTree, *, seed: int) -> PyTree[Array]:

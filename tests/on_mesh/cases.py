@@ -141,6 +141,39 @@ def test_fit_continues_with_other_devices(tmp_path):
     assert_close(trained, wanted, tolerance=1e-3)
 
 
+@pytest.mark.parametrize("mesh", [(4, 2), (1, 8)], indirect=True)
+def test_splash_attention(mesh, monkeypatch):
+    """Packed rows, in Pallas' interpreter; `model` divides the two key heads or does not."""
+    choose = lambda rows, *sizes: "splash" if rows == 4 else "xla"  # noqa: E731
+    monkeypatch.setattr("rag_jax.models.nn.decoder.choose_kernel", choose)
+    with jax.numpy_rank_promotion("allow"):  # Pallas' own code promotes
+        assert_close(read_packed(mesh), off_mesh(read_packed))
+
+
+@pytest.mark.parametrize("mesh", [(4, 2)], indirect=True)
+def test_scanned_layers(mesh):
+    """Outputs and gradients, whatever the split of the stacked weights."""
+    found = read_packed(mesh, num_layers=3, scan_layers=True)
+    assert_close(found, off_mesh(read_packed, num_layers=3))
+
+
+def read_packed(mesh=None, num_layers=1, scan_layers=False):
+    """Hidden states of two texts a row, and gradients."""
+    model, params = make_decoder(num_layers=num_layers)
+    model = model.clone(scan_layers=scan_layers)
+    params = params if mesh is None else shard_params(params, mesh, DECODER_RULES)
+    tokens = np.asarray(make_rows([24] * 4), np.int32)
+    segments = np.where(np.arange(24) < np.arange(4, 20, 4)[:, None], 1, 2)
+    positions = np.tile(np.arange(24, dtype=np.int32), (4, 1))
+
+    def loss(params, tokens, **texts):
+        hidden = model.apply({"params": params}, tokens, **texts, method="hidden").hidden
+        return (hidden**2).mean(), hidden
+
+    arrays = shard_batch({"tokens": tokens, "segments": segments, "positions": positions})
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(params, **arrays)
+
+
 def train_bank(mesh=None, steps=3):
     """Losses and adapters of eight documents after some steps."""
     model, params = make_model(mesh)

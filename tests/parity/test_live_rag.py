@@ -29,7 +29,7 @@ from rag_jax.losses import rag_sequence_nll, token_logprobs
 from rag_jax.models import load
 from rag_jax.models.nn.bart import Bart
 from rag_jax.systems.rag import steps
-from rag_jax.systems.rag.loss import marginal_nll, target_logits
+from rag_jax.systems.rag.loss import marginal_nll, target_hidden
 
 pytestmark = pytest.mark.parity
 
@@ -111,6 +111,12 @@ def make_batch(model, *arrays):
     return jax.tree.map(jnp.asarray, pack_questions(*arrays, start_ids=model.config.start_ids))
 
 
+def read_logits(ours, batch):
+    """The logits of each target token under each document, `[B, K, T, V]`."""
+    hidden = target_hidden(ours.model, ours.params, batch)
+    return ours.model.apply({"params": ours.params}, hidden, method="logits")
+
+
 def ask(model, tokens, mask, scores, **settings):
     import torch
 
@@ -169,7 +175,7 @@ def test_losses(models, marginal, smoothing):
         return
     # It is left out: by a mask, ...
     wanted = compute_loss(theirs[marginal], inputs, labels, smoothing=0.0, exclude_bos_score=True)
-    logits = target_logits(ours.model, ours.params, batch)
+    logits = read_logits(ours, batch)
     every = jnp.broadcast_to(targets[:, None], logits.shape[:-1])
     logprobs = token_logprobs(logits, every)
     but_bos = target_mask.at[:, 0].set(False)
@@ -207,7 +213,7 @@ def test_an_answer_of_one_token(models):
     labels = np.concatenate([targets, targets], axis=1)
     real = np.ones((QUESTIONS, 1), bool)
     batch = make_batch(ours.model, tokens, mask, targets, real)
-    logprobs = jax.nn.log_softmax(target_logits(ours.model, ours.params, batch), axis=-1)
+    logprobs = jax.nn.log_softmax(read_logits(ours, batch), axis=-1)
     wanted, _ = compute_loss(theirs["sequence"], inputs, labels, smoothing=0.0)
     close(-jax.nn.logsumexp(logprobs[:, :, 0, EOS], axis=1), wanted, "their loss")
     wanted, gradient = compute_loss(theirs["token"], inputs, labels, smoothing=0.0)

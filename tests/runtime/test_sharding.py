@@ -6,8 +6,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -229,7 +227,8 @@ def test_on_eight_devices():
 def test_tokens_that_a_program_is_worth():
     assert count_program_tokens(None, on_cpu=1600) == 1600
     assert count_program_tokens(0, on_cpu=1600) == 0
-    tpu = SimpleNamespace(empty=False, devices=np.asarray([SimpleNamespace(platform="tpu")]))
-    with mock.patch.object(jax.sharding, "get_mesh", lambda: tpu):
+    device = jax.sharding.AbstractDevice("TPU v5 lite", num_cores=1, platform="tpu")
+    tpu = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(tpu):
         assert count_program_tokens(None, on_cpu=1600) == 10_000_000
         assert count_program_tokens(7, on_cpu=1600) == 7

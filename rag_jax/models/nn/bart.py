@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from rag_jax.models.nn.attention import Kernel, SegmentMask, choose_kernel, mask_rows
 from rag_jax.models.nn.decoder import LayerCache, Output
 from rag_jax.models.nn.layers import LayerNorm, check_adapters, check_vocabulary, run_layer
 from rag_jax.models.nn.post_norm import FFN, Attention, EncoderLayer
@@ -108,7 +109,7 @@ class DecoderLayer(nn.Module):
         self,
         x: Float[Array, "N D"],
         *,
-        attention_mask: Bool[Array, "B T S"],
+        attention_mask: Bool[Array, "B T S"] | SegmentMask,
         cache: LayerCache | None,
         slot: Int[Array, ""] | int,
         source: LayerCache,
@@ -126,11 +127,15 @@ class DecoderLayer(nn.Module):
         Returns:
             The output, and the keys and values of the row, this chunk included.
         """
-        keys, values = self.attention.read(x, attention_mask.shape[0])
+        if isinstance(attention_mask, SegmentMask):
+            rows = len(attention_mask.segments)
+        else:
+            rows, attention_mask = len(attention_mask), attention_mask[:, None]  # [B, 1, T, S]
+        keys, values = self.attention.read(x, rows)
         if cache is not None:
             keys = jax.lax.dynamic_update_slice(cache[0], keys, (0, 0, 0, slot))
             values = jax.lax.dynamic_update_slice(cache[1], values, (0, 0, slot, 0))
-        y = self.attention(x, keys=keys, values=values, attention_mask=attention_mask[:, None])
+        y = self.attention(x, keys=keys, values=values, attention_mask=attention_mask)
         x = self.attention_norm(x + y)
         sources, length = len(source_mask), source_mask.shape[-1]
         # [P, L] -> [P, 1, (B / P) * T, L]: the rows of one source are one matrix of queries.
@@ -217,10 +222,9 @@ class Bart(nn.Module):
         if segments is None:
             self._check_length(width)
             positions = jnp.arange(width)[None]
-            token_mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
-            attention_mask = token_mask[:, None]  # [B, 1, S]
-        else:
-            attention_mask = segments[:, :, None] == segments[:, None]  # [B, S, S]
+        token_mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
+        kernel = self._choose_kernel(tokens, self.config.encoder_heads)
+        attention_mask = mask_rows(token_mask, segments, kernel, causal=False)
         x = self._embed(tokens, positions, self.encoder_position, self.encoder_norm)
         for layer in self.encoder_layers:
             x = run_layer(layer, x, attention_mask=attention_mask)
@@ -269,16 +273,15 @@ class Bart(nn.Module):
         c, (rows, width) = self.config, tokens.shape
         if cache is None:
             token_mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
-            # [B, 1, T] & [1, T, T] -> [B, T, T]
-            attention_mask = token_mask[:, None, :] & jnp.tril(jnp.ones((1, width, width), bool))
-            if segments is not None:
-                attention_mask &= segments[:, :, None] == segments[:, None]
+            kernel = self._choose_kernel(tokens, c.decoder_heads)
+            attention_mask = mask_rows(token_mask, segments, kernel)  # [B, T, T]
             if positions is None:
                 positions = jnp.arange(width)[None]
         else:
             attention_mask = mask
         if segments is None:
-            self._check_length(attention_mask.shape[-1] if length is None else length)
+            slots = width if cache is None else attention_mask.shape[-1]
+            self._check_length(slots if length is None else length)
         x = self._embed(tokens, positions, self.decoder_position, self.decoder_norm)
         layer_output, layer_caches = (x if return_layer == 0 else None), []
         for i, layer in enumerate(self.decoder_layers):
@@ -320,6 +323,10 @@ class Bart(nn.Module):
             x = x * jnp.asarray(c.hidden_size**0.5, x.dtype)
         x = x + table(positions + POSITION_OFFSET)
         return norm(x.reshape(-1, c.hidden_size))
+
+    def _choose_kernel(self, tokens: Int[Array, "B T"], heads: int) -> Kernel:
+        depth = self.config.hidden_size // heads
+        return choose_kernel(*tokens.shape, depth, self.embed.embedding.dtype)
 
     def _check_length(self, width: int) -> None:
         # JAX would clamp a position out of range: the token would get the vector of the last one.

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from rag_jax.models.nn.attention import SegmentMask, choose_kernel, mask_rows
 from rag_jax.models.nn.layers import (
     MASKED,
     GatedFFN,
@@ -24,6 +25,7 @@ from rag_jax.models.nn.layers import (
     check_adapters,
     check_vocabulary,
     run_layer,
+    scan_layers,
 )
 from rag_jax.models.nn.rope import Angles, LlamaScaling, LongScaling, rotary_angles, rotate
 from rag_jax.runtime.arguments import checked
@@ -116,7 +118,7 @@ class Chunk(NamedTuple):
 
     Attributes:
         angles: cosines and sines of the tokens' positions.
-        attention_mask: True where a query may look.
+        attention_mask: True where a query may look; or what `mask_rows` makes for whole rows.
         cache: keys and values of the row's earlier tokens; None if the chunk is the whole row.
         slot: first slot of the chunk in the cache.
         prefix: keys and values of `P` prefixes, each shared by `B / P` consecutive rows.
@@ -124,7 +126,7 @@ class Chunk(NamedTuple):
     """
 
     angles: Angles
-    attention_mask: Bool[Array, "B 1 T S"]
+    attention_mask: Bool[Array, "B 1 T S"] | SegmentMask
     cache: LayerCache | None
     slot: Int[Array, ""] | int
     prefix: LayerCache | None
@@ -133,6 +135,8 @@ class Chunk(NamedTuple):
     @property
     def batch_shape(self) -> tuple[int, int]:
         """`(B, T)`, for the unflattening of `N = B * T`."""
+        if isinstance(self.attention_mask, SegmentMask):
+            return self.attention_mask.segments.shape
         rows, _, width, _ = self.attention_mask.shape
         return rows, width
 
@@ -171,7 +175,9 @@ class Attention(nn.Module):
         if chunk.cache is not None:
             keys = jax.lax.dynamic_update_slice(chunk.cache[0], keys, (0, 0, 0, slot))
             values = jax.lax.dynamic_update_slice(chunk.cache[1], values, (0, 0, slot, 0))
-        mask = jnp.tile(chunk.attention_mask, (1, 1, groups, 1))  # [B, 1, (H / K) * T, S]
+        mask = chunk.attention_mask
+        if not isinstance(mask, SegmentMask):
+            mask = jnp.tile(mask, (1, 1, groups, 1))  # [B, 1, (H / K) * T, S]
         y = attend(query, keys, values, mask, prefix=chunk.prefix, prefix_mask=chunk.prefix_mask)
         # [B, K, (H / K) * T, d] -> [B, T, H, d] -> [B * T, H * d]
         y = y.reshape(rows, c.num_heads, width, c.head_dim).swapaxes(1, 2)
@@ -205,10 +211,12 @@ class Decoder(nn.Module):
     Attributes:
         remat: activations that the backward pass recomputes to save memory: "none"; "full", all
             within a layer; or "dots", all within a layer except the results of its projections.
+        scan_layers: whether passes over whole rows scan over the layers, so that one is compiled.
     """
 
     config: DecoderConfig
     remat: str = "none"
+    scan_layers: bool = False
 
     def setup(self):
         c = self.config
@@ -276,14 +284,13 @@ class Decoder(nn.Module):
         check_adapters(self.variables.get("params", {}), rows)
         if cache is None:
             token_mask = jnp.ones(tokens.shape, bool) if mask is None else mask
-            # [B, 1, T] & [1, T, T] -> [B, T, T]
-            attention_mask = token_mask[:, None, :] & jnp.tril(jnp.ones((1, width, width), bool))
-            if segments is not None:
-                attention_mask &= segments[:, :, None] == segments[:, None, :]
+            dtype = self.embed.embedding.dtype
+            kernel = "xla" if prefix else choose_kernel(rows, width, c.head_dim, dtype)
+            attention_mask = mask_rows(token_mask, segments, kernel)  # [B, T, T]
             if positions is None:
                 positions = jnp.maximum(jnp.cumsum(token_mask, axis=1) - 1, 0)
         else:
-            attention_mask = mask
+            attention_mask = mask  # [B, T, S]
             if isinstance(c.rope_scaling, LongScaling):
                 slots = attention_mask.shape[-1] if length is None else length
                 c.rope_scaling.check_cache(slots + (prefix[0][0].shape[-1] if prefix else 0))
@@ -292,16 +299,16 @@ class Decoder(nn.Module):
         )
         x = constrain_rows(self.embed(tokens).reshape(rows * width, c.hidden_size), rows)
         layer_output, layer_caches = (x if return_layer == 0 else None), []
+        if not isinstance(attention_mask, SegmentMask):
+            attention_mask = attention_mask[:, None]  # [B, 1, T, S]
+        chunk = Chunk(angles, attention_mask, None, slot, None, prefix_mask)
+        scans = self.scan_layers and cache is prefix is return_layer is None
+        if scans and not self.is_initializing():
+            x = scan_layers(self.layers, x, self._rematerialize, chunk=chunk)
+            return Output(self.final_norm(x).reshape(rows, width, c.hidden_size), None, None)
         for i, layer in enumerate(self.layers):
-            chunk = Chunk(
-                angles=angles,
-                attention_mask=attention_mask[:, None],  # [B, 1, T, S]
-                cache=cache and cache[i],
-                slot=slot,
-                prefix=prefix and prefix[i],
-                prefix_mask=prefix_mask,
-            )
-            x, layer_cache = self._rematerialize(partial(run_layer, layer, chunk=chunk))(x)
+            own = chunk._replace(cache=cache and cache[i], prefix=prefix and prefix[i])
+            x, layer_cache = self._rematerialize(partial(run_layer, layer, chunk=own))(x)
             layer_caches.append(layer_cache)
             if return_layer == i + 1:
                 layer_output = x
@@ -327,4 +334,6 @@ class Decoder(nn.Module):
             return run_layer
         # `jax.checkpoint` suffices: a layer reads parameters and writes no Flax variables.
         policies = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
-        return jax.checkpoint(run_layer, policy=policies[self.remat])
+        # A loop keeps the passes apart by itself.
+        prevent_cse = not self.scan_layers
+        return jax.checkpoint(run_layer, policy=policies[self.remat], prevent_cse=prevent_cse)

@@ -9,7 +9,7 @@ features, `H` query heads, `K` key heads, `d` features of a head, `S` cache slot
 encoded sources, or adapters), each for `B / P` consecutive rows, and `L` tokens of a prefix.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from rag_jax.models.nn.attention import SegmentMask, attend_rows
+from rag_jax.runtime.errors import RagJaxError
 
 MASKED = -1e9  # finite: a row of `-inf` would make softmax return NaN
 
@@ -34,12 +37,45 @@ def run_layer(layer: nn.Module, *args: PyTree, **kwargs: PyTree) -> PyTree:
     """
     if layer.is_initializing():
         return layer(*args, **kwargs)
-    unbound = layer.clone(parent=None, name=None)
+    return _apply_layer(*_unbind(layer), args, kwargs)
+
+
+def scan_layers(
+    layers: Sequence[nn.Module], x: PyTree, wrap: Callable[[Callable], Callable], **kwargs: PyTree
+) -> PyTree:
+    """Runs layers one after the other as one loop over their stacked parameters.
+
+    XLA compiles one layer, whatever their number. The parameters are stacked where they are used,
+    so that a tree of parameters, adapters or moments stays a layer a name.
+
+    Args:
+        layers: submodules that are alike, and return what the next one takes and a second result,
+            which is dropped.
+        x: the first layer's input.
+        wrap: of the call of a layer, such as `jax.checkpoint`.
+        kwargs: further inputs, the same for every layer.
+
+    Raises:
+        RagJaxError: adapters are on some of the layers alone.
+    """
+    modules, trees = zip(*(_unbind(layer) for layer in layers), strict=True)
+    if len({jax.tree.structure(tree) for tree in trees}) > 1:
+        raise RagJaxError(
+            "config.tuning.scan_layers=True: the layers have different adapters; let "
+            "config.tuning.targets match the same kernels in every layer, or set scan_layers=False"
+        )
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+    call = wrap(lambda params, x: _apply_layer(modules[0], params, (x,), kwargs)[0])
+    return jax.lax.scan(lambda x, params: (call(params, x), None), x, stacked)[0]
+
+
+def _unbind(layer: nn.Module) -> tuple[nn.Module, PyTree]:
+    """A submodule without its place in a model, and its parameters."""
     # A `lora.AdaptedKernel` holds its path, which would make every layer's tree another one.
     params = jax.tree.map(
         _unwrap, layer.variables["params"], is_leaf=lambda leaf: hasattr(leaf, "array")
     )
-    return _apply_layer(unbound, params, args, kwargs)
+    return layer.clone(parent=None, name=None), params
 
 
 @partial(jax.jit, static_argnums=0)
@@ -175,7 +211,7 @@ def attend(
     query: Float[Array, "B K M d"],
     keys: Float[Array, "B K d S"],
     values: Float[Array, "B K S d"],
-    mask: Bool[Array, "B 1 M S"],
+    mask: Bool[Array, "B 1 M S"] | SegmentMask,
     *,
     prefix: tuple[Float[Array, "P K d L"], Float[Array, "P K L d"]] | None = None,
     prefix_mask: Bool[Array, "P L"] | None = None,
@@ -188,11 +224,14 @@ def attend(
 
     Args:
         query: rotated queries; scaled here by `1 / sqrt(d)`.
-        mask: attention mask, True where a query may look.
+        mask: attention mask, True where a query may look; or for whole rows without a prefix what
+            `attention.mask_rows` makes for a fused kernel.
         prefix: keys and values of `P` prefixes. Each prefix is stored once and read by `B / P`
             consecutive rows.
         prefix_mask: token mask of the prefixes.
     """
+    if isinstance(mask, SegmentMask):
+        return attend_rows(query, keys, values, mask)
     rows, heads, width, depth = query.shape
     query = query * jnp.asarray(depth**-0.5, query.dtype)
     scores = jnp.where(mask, (query @ keys).astype(jnp.float32), MASKED)

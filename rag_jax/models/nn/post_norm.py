@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from rag_jax.models.nn.attention import SegmentMask
 from rag_jax.models.nn.layers import LayerNorm, Linear, attend
 
 
@@ -37,7 +38,7 @@ class Attention(nn.Module):
         *,
         keys: Float[Array, "P H d S"],
         values: Float[Array, "P H S d"],
-        attention_mask: Bool[Array, "P 1 M S"],
+        attention_mask: Bool[Array, "P 1 M S"] | SegmentMask,
     ) -> Float[Array, "N D"]:
         """Attends from `N = P * M` tokens.
 
@@ -77,11 +78,17 @@ class EncoderLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "N D"], *, attention_mask: Bool[Array, "B 1 T"] | Bool[Array, "B T T"]
+        self,
+        x: Float[Array, "N D"],
+        *,
+        attention_mask: Bool[Array, "B 1 T"] | Bool[Array, "B T T"] | SegmentMask,
     ) -> Float[Array, "N D"]:
-        rows, _, width = attention_mask.shape
-        # [B, T, T] -> [B, 1, T, T]
-        attention_mask = jnp.broadcast_to(attention_mask[:, None], (rows, 1, width, width))
+        if isinstance(attention_mask, SegmentMask):
+            rows = len(attention_mask.segments)
+        else:
+            rows, _, width = attention_mask.shape
+            # [B, T, T] -> [B, 1, T, T]
+            attention_mask = jnp.broadcast_to(attention_mask[:, None], (rows, 1, width, width))
         attention = Attention(x.shape[-1], self.num_heads, name="attention")
         keys, values = attention.read(x, rows)
         y = attention(x, keys=keys, values=values, attention_mask=attention_mask)

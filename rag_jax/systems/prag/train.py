@@ -36,7 +36,7 @@ from rag_jax.systems.prag.loss import TERMS, make_document_loss, make_warm_up_lo
 from rag_jax.training.bank import init_bank_state, make_bank_step
 from rag_jax.training.loop import LossFunction
 from rag_jax.training.rows import PROGRAM_TOKENS, Row, fit_rows
-from rag_jax.training.trainable import Trainable
+from rag_jax.training.trainable import Trainable, set_passes
 
 
 def run_warm_up(
@@ -58,7 +58,7 @@ def run_warm_up(
         tokens = format.encode_prompt(question.question) + answer
         rows.append(Row(question.id, tokens, {"text": (1, len(tokens))}))
     check_length(max(len(row.tokens) for row in rows))
-    loss = make_warm_up_loss(base.model.clone(remat=tuning.remat), trainable)
+    loss = make_warm_up_loss(set_passes(base.model, tuning), trainable)
     options = {"config": base.config, "terms": TERMS, "strata": [0] * len(rows), "seed": seed}
     fit_rows(rows, loss, trainable, warm_up, context.folder, context.progress, **options)
 
@@ -98,7 +98,7 @@ def run_encoding(
     worth = count_program_tokens(settings.program_tokens, on_cpu=PROGRAM_TOKENS)
     groups = group_documents(lengths, program_tokens=worth, **sizes)
     _write_groups(context, groups, tokens=int(lengths.sum()) * settings.epochs)
-    loss = make_document_loss(base.model.clone(remat=tuning.remat), trainable)
+    loss = make_document_loss(set_passes(base.model, tuning), trainable)
     start = load_start(context, trainable, variant.start)
     train_group = _make_group_trainer(base, loss, settings, groups, examples, start)
     store = open_store(context.folder / "adapters", variant)

@@ -11,9 +11,15 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
-from rag_jax.losses import mix_documents, rag_sequence_nll, rag_token_nll, token_logprobs
+from rag_jax.losses import (
+    map_positions,
+    mix_documents,
+    rag_sequence_nll,
+    rag_token_nll,
+    token_logprobs,
+)
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.bert import Bert
 from rag_jax.models.nn.decoder import Decoder
@@ -41,10 +47,10 @@ def score_passages(
     return scale * jnp.einsum("be,bke->bk", queries, batch["passages"])
 
 
-def target_logits(
+def target_hidden(
     model: Decoder | Bart, params: PyTree, batch: Mapping[str, Array]
-) -> Float[Array, "B K T V"]:
-    """The logits of each target token under each document, of a `data.pack_examples` batch."""
+) -> Float[Array, "B K T D"]:
+    """The states that predict each target token under each document, of a `pack_examples` batch."""
     questions, width = batch["targets"].shape
     apply = partial(model.apply, {"params": params})
     read = {name: batch[name] for name in ("segments", "positions")}
@@ -59,8 +65,7 @@ def target_logits(
     else:
         hidden = apply(batch["tokens"], **read, method="hidden").hidden
     picked = jnp.take_along_axis(hidden, batch["at"][:, :, None], axis=1)  # [S, Q * K * T, D]
-    logits = apply(picked, method="logits")
-    return logits.reshape(questions, -1, width, logits.shape[-1])  # [S * Q, K, T, V]
+    return picked.reshape(questions, -1, width, picked.shape[-1])  # [S * Q, K, T, D]
 
 
 def marginal_nll(
@@ -78,17 +83,24 @@ def marginal_nll(
         doc_scores: logits of `p(z|x)`: from `score_passages`, or BM25's scores.
         smoothing: transformers' label smoothing, as `rag_sequence_nll` has it.
     """
-    logits = target_logits(model, params, batch)
-    targets = jnp.broadcast_to(batch["targets"][:, None], logits.shape[:-1])
-    nll = {"sequence": rag_sequence_nll, "token": rag_token_nll}[marginal]
-    settings = {}
-    if smoothing:
+    hidden = target_hidden(model, params, batch)
+    targets = jnp.broadcast_to(batch["targets"][:, None], hidden.shape[:-1])
+
+    def score(hidden: Float[Array, "B K C D"], targets: Int[Array, "B K C"]) -> dict[str, Array]:
+        logits = model.apply({"params": params}, hidden, method="logits")
+        scored = {"token_logprobs": token_logprobs(logits, targets)}
+        if not smoothing:
+            return scored
         logprobs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
         if marginal == "token":
             logprobs = mix_documents(doc_scores, logprobs)
-        settings = {"vocab_sums": logprobs.sum(axis=-1), "vocab_size": logits.shape[-1]}
-    logprobs = token_logprobs(logits, targets)
-    return nll(doc_scores, logprobs, batch["target_mask"], smoothing=smoothing, **settings)
+        return scored | {"vocab_sums": logprobs.sum(axis=-1)}
+
+    vocab_size = model.config.vocab_size
+    scored = map_positions(score, hidden, targets, vocab_size=vocab_size)
+    nll = {"sequence": rag_sequence_nll, "token": rag_token_nll}[marginal]
+    settings = {"smoothing": smoothing, "vocab_size": vocab_size}
+    return nll(doc_scores, mask=batch["target_mask"], **scored, **settings)
 
 
 def rag_loss(

@@ -30,7 +30,7 @@ from rag_jax.systems.rag.loss import rag_loss, score_passages
 from rag_jax.systems.rag.train import list_rows
 from rag_jax.systems.room import Room, index_room, train_room, weigh_params, weigh_trained
 from rag_jax.training.loop import LossFunction
-from rag_jax.training.trainable import Trainable, cast, init_trained, merge_trained
+from rag_jax.training.trainable import Trainable, cast, init_trained, merge_trained, set_passes
 
 MAX_LABELS = 100  # every label is scored under every passage
 
@@ -117,7 +117,7 @@ class Session(session.Session):
         """
         c, trainable, model = self.config, self.make_trainable(joint=joint), self.generator.model
         if not isinstance(model, Bart):
-            model = model.clone(remat=c.tuning.remat)
+            model = set_passes(model, c.tuning)
 
         encoder, scale = self.encoder.model, c.retriever.scale
         marginal = {"marginal": c.marginal, "smoothing": c.train.smoothing}

@@ -27,7 +27,7 @@ from rag_jax.systems.self_retrieval.loss import make_loss
 from rag_jax.systems.stages import train_encoders
 from rag_jax.training.loop import LossFunction
 from rag_jax.training.rows import Row, fit_rows
-from rag_jax.training.trainable import Trainable
+from rag_jax.training.trainable import Trainable, set_passes
 
 
 def run_indexing(
@@ -54,7 +54,7 @@ def run_indexing(
     """
     format, sentences = make_format(titled=titled), examples.indexing_sentences
     rows = make_index_rows(format, passages, replace(examples, sentences=sentences), seed=seed)
-    loss = make_loss(base.model.clone(remat=tuning.remat), trainable)
+    loss = make_loss(set_passes(base.model, tuning), trainable)
     options = {"seed": seed, "profile_steps": profile_steps}
     _fit(context, [*rows], loss, trainable, indexing, config=base.config, **options)
 
@@ -91,7 +91,7 @@ def run_training(
     mined = [r["rows"] for r in read_jsonl(context.path("negatives", "negatives.jsonl"))]
     rows = [] if instead_of else list(make_index_rows(format, passages, examples, seed=seed))
     rows += list_question_rows(format, train_questions, passages, mined, examples, seed=seed)
-    loss = make_loss(base.model.clone(remat=tuning.remat), trainable)
+    loss = make_loss(set_passes(base.model, tuning), trainable)
     options = {"config": base.config, "seed": seed, "profile_steps": profile_steps}
     if start:
         options["start"] = trainable.load(context.path(start, "params"))

@@ -31,7 +31,7 @@ from rag_jax.systems.srrag.policy import Datastore, read_datastore
 from rag_jax.systems.srrag.train import fit_examples
 from rag_jax.systems.srrag.verbalise import draw_pool
 from rag_jax.training.loop import LossFunction
-from rag_jax.training.trainable import Trainable, cast, init_trained, merge_trained
+from rag_jax.training.trainable import Trainable, cast, init_trained, merge_trained, set_passes
 
 
 class Session(session.Session):
@@ -115,7 +115,7 @@ class Session(session.Session):
     def losses(self) -> dict[str, LossFunction]:
         """Both stages' losses, made once, so that both stages share compiled programs."""
         c = self.config
-        model = self.base.model.clone(remat=c.tuning.remat)
+        model = set_passes(self.base.model, c.tuning)
         return make_losses(model, self.trainable, beta=c.stage2.beta)
 
     def make_examples(

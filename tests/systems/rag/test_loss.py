@@ -95,6 +95,26 @@ def test_marginals_are_those_of_rows_by_themselves(name, packed):
         )
 
 
+@pytest.mark.parametrize(
+    ("marginal", "smoothing"), [("sequence", 0.0), ("sequence", 0.1), ("token", 0.1)]
+)
+def test_chunks_of_an_answers_tokens_change_nothing(marginal, smoothing, monkeypatch):
+    """The loss, and its gradients by the model and by the documents' scores."""
+    generator = GENERATORS["llama_tied"]
+    _, batch = make_batch(generator, ((0, 1),), items=2)
+
+    def run():
+        def loss(params, scores, batch):
+            settings = {"marginal": marginal, "smoothing": smoothing}
+            return rag_loss(generator.model, params, scores, batch, **settings)[0]
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1)))(generator.params, SCORES, batch)
+
+    wanted = run()
+    monkeypatch.setattr("rag_jax.losses._LOGIT_BYTES", 4 * 6 * 4 * generator.config.vocab_size)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), run(), wanted)
+
+
 @pytest.mark.parametrize("name", GENERATORS)
 def test_rows_are_apart_and_padding_changes_nothing(name):
     generator = GENERATORS[name]
