@@ -23,6 +23,7 @@ COMMANDS = {
     "ask": ("ask", "answer questions from a finished run"),
     "evaluate": ("evaluate", "evaluate a finished run, or models as loaded, on another dataset"),
     "plan": ("plan", "what a run costs on a TPU slice, without the slice"),
+    "rehearse": ("rehearse", "try a preset's counts on this machine, with models in miniature"),
     "index": ("build_index", "build an index over your passages"),
     "list": ("list_configs", "the config files and their presets"),
 }

@@ -1,13 +1,16 @@
 """Passages of a corpus, and the file format that stores passages for access by row."""
 
+import hashlib
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import overload
 
 import numpy as np
+from jaxtyping import Int
 
 from rag_jax.runtime.files import list_lines, map_array, open_atomic, to_json
 from rag_jax.runtime.outside import parsing, require_file, show
@@ -48,7 +51,8 @@ class PassageFile(Sequence[Passage]):
     """Sequence of the passages in a file of `write_passages`, read from disk on access.
 
     Opening it raises a RagJaxError if a file is missing or the two do not belong together, and so
-    does a passage that is damaged when it is read.
+    does a passage that is damaged when it is read. What is found in a pass through the whole file
+    is kept: a run asks for it whenever it opens an index.
     """
 
     def __init__(self, path: Path):
@@ -65,6 +69,7 @@ class PassageFile(Sequence[Passage]):
             ):
                 raise ValueError("its offsets do not divide the file")
         self._offsets = offsets
+        self._prefixed: dict[str, Int[np.ndarray, n]] = {}
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -91,6 +96,17 @@ class PassageFile(Sequence[Passage]):
             for line in list_lines(file):
                 yield _parse(line)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """The passages' `fingerprint_corpus`."""
+        return _hash(self)
+
+    def find_prefixed(self, prefix: str) -> Int[np.ndarray, "n"]:
+        """The rows of the passages whose ids begin with a prefix."""
+        if prefix not in self._prefixed:
+            self._prefixed[prefix] = _find_prefixed(self, prefix)
+        return self._prefixed[prefix]
+
     def _read(self, start: int, stop: int) -> list[Passage]:
         first, last = self._offsets[start], self._offsets[stop]
         with parsing(self._path), open(self._path, "rb") as file:
@@ -100,6 +116,34 @@ class PassageFile(Sequence[Passage]):
             if len(passages) != stop - start:
                 raise ValueError(f"rows {start} to {stop} hold {len(passages)} passages")
         return passages
+
+
+def fingerprint_corpus(passages: Iterable[Passage]) -> str:
+    """SHA-256 of the passages (ids, titles and texts, in order), in hexadecimal.
+
+    Raises:
+        TypeError: one of them is no `Passage`.
+    """
+    return passages.fingerprint if isinstance(passages, PassageFile) else _hash(passages)
+
+
+def find_prefixed(passages: Sequence[Passage], prefix: str) -> Int[np.ndarray, "n"]:
+    """The rows of the passages whose ids begin with a prefix."""
+    is_file = isinstance(passages, PassageFile)
+    return passages.find_prefixed(prefix) if is_file else _find_prefixed(passages, prefix)
+
+
+def _hash(passages: Iterable[Passage]) -> str:
+    digest = hashlib.sha256()
+    for p in passages:
+        if not isinstance(p, Passage):
+            raise TypeError(f"{p!r} is no Passage: read a corpus, or use Passage(id, title, text)")
+        digest.update(json.dumps((p.id, p.title, p.text)).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _find_prefixed(passages: Iterable[Passage], prefix: str) -> Int[np.ndarray, "n"]:
+    return np.flatnonzero([passage.id.startswith(prefix) for passage in passages])
 
 
 def _parse(line: bytes) -> Passage:

@@ -123,7 +123,8 @@ class ChatEncoder:
 
     def _choose_marks(self, text: str) -> str:
         """As many private-use characters as there are control tokens, none of them in the text."""
-        count, used = len(self._control), set(text)
+        # Of `str`: a traced text would give a traced text for each character.
+        count, used = len(self._control), set(str.__iter__(text))
         for plane in _PRIVATE:
             for start in range(plane.start, plane.stop - count, count or 1):
                 marks = "".join(map(chr, range(start, start + count)))

@@ -84,6 +84,7 @@ class Tokenizer:
         self._text_core = make_text_core(core, self._special)
         # The unknown token is no control token: text outside the vocabulary encodes to it.
         self._control = set(self._special.values()) - {find_unknown(core)}
+        self._ids: dict[int, int] = {}  # see `_share`
         self.vocab_size = max(core.get_vocab(with_added_tokens=True).values()) + 1
         self.bos_id, self.eos_id, self.pad_id = (
             None if name is None else self.token_id(name) for name in (bos, eos, pad)
@@ -169,7 +170,12 @@ class Tokenizer:
         except BaseException:  # without a cost for the many calls that do not fail
             with parsing("the tokenizer", "cannot encode a text", "its files are damaged"):
                 raise
-        return [i for i in ids if i not in self._control]
+        return self._share(i for i in ids if i not in self._control)
+
+    def _share(self, ids: Iterable[int]) -> list[int]:
+        """The same ids, with one object for each: a list of a corpus's tokens is mostly objects."""
+        share = self._ids.setdefault
+        return [share(i, i) for i in ids]
 
     def encode_prompt(self, text: str) -> list[int]:
         """Token ids of a text that a decoder reads from its start.
@@ -283,7 +289,8 @@ class Tokenizer:
                 raise RagJaxError(f"message {i} needs a role among {_ROLES} and text as content")
         text = self._chat_template.render(messages, add_generation_prompt=add_generation_prompt)
         _check_length(text)
-        return self._chat_encoder.encode(text, [message["content"] for message in messages])
+        contents = [message["content"] for message in messages]
+        return self._share(self._chat_encoder.encode(text, contents))
 
     def _read_template(self) -> str:
         """The sources of the chat templates, and what they write."""

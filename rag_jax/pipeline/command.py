@@ -77,7 +77,7 @@ def find_config_file(arguments: list[str]) -> Path:
     Raises:
         RagJaxError: the flag or the file is missing.
     """
-    named = [a.split("=", 1)[1] for a in arguments if re.match(r"--?config=", a)]
+    named = _list_named(arguments)
     known = sorted(map(str, Path("configs").glob("*.py")))
     known = ", ".join(known or [path.stem for path in list_config_files()])
     if not named or not named[-1]:
@@ -90,6 +90,15 @@ def find_config_file(arguments: list[str]) -> Path:
     if not file.is_file():
         raise RagJaxError(f"config file {file}: not found; there are {known}")
     return file
+
+
+def find_preset(arguments: list[str]) -> str:
+    """The preset that `--config` names after the file; empty without one."""
+    return _list_named(arguments)[-1].partition(":")[2]
+
+
+def _list_named(arguments: list[str]) -> list[str]:
+    return [a.split("=", 1)[1] for a in arguments if re.match(r"--?config=", a)]
 
 
 def list_config_files() -> list[Path]:

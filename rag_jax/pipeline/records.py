@@ -4,7 +4,7 @@ A stage's fingerprint is a hash of its name, version, settings and the fingerpri
 that it needs. `started.json` is written when a stage begins and `stage.json`, last of all, when the
 stage ends. Each holds the fingerprint, the identifier of this making of the stage (`run`) and the
 identifiers of the makings that the stage was built on. `stage.json` also holds the checksums of
-the stage's files.
+the stage's files, and a hash of their sizes and times.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rag_jax.pipeline.stage import Stage
+from rag_jax.pipeline.unchanged import list_altered, note_seen
 from rag_jax.runtime import memory
 from rag_jax.runtime.clock import compile_seconds
 from rag_jax.runtime.errors import RagJaxError
@@ -164,10 +165,11 @@ def resume(folder: Path) -> None:
 
 
 def end(folder: Path) -> None:
-    """Records that a stage ended, with the checksums of its files."""
+    """Records that a stage ended, with the checksums of its files, their sizes and times."""
     sums = sum_files(folder)
     files = {name: sums[name] for name in sums if name not in (STARTED, ENDED)}
-    write_json(folder / ENDED, read_json(folder / STARTED) | {"files": files})
+    seen = {"files": files, "seen": note_seen(folder, files)}
+    write_json(folder / ENDED, read_json(folder / STARTED) | seen)
 
 
 @contextlib.contextmanager
@@ -254,12 +256,14 @@ def describe_change(found: Record, wanted: Record) -> str:
 
 
 def find_damage(folder: Path, record: Record) -> str:
-    """Says which of a stage's files differ from the stage's record; empty if none does."""
+    """Says which of a stage's files differ from the stage's record; empty if none does.
+
+    Files of the sizes and times that were noted are not read; see `unchanged`.
+    """
     # A stage that has not ended has no checksums.
     if not (files := record.get("files")):
         return ""
-    sums = sum_files(folder)
-    damaged = [name for name in files if sums.get(name) != files[name]]
+    damaged = list_altered(folder, files, record.get("seen"), folder / ENDED)
     if not damaged:
         return ""
     others = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""

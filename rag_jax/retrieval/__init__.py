@@ -1,8 +1,9 @@
 """Retrieval: text encoders, dense and BM25 indices, hard negatives, contrastive training."""
 
+from rag_jax.data.passages import fingerprint_corpus
 from rag_jax.retrieval.bm25 import BM25
 from rag_jax.retrieval.encode import embed, encode_texts, list_texts, make_text, pool_mean
-from rag_jax.retrieval.index import Index, fingerprint_corpus
+from rag_jax.retrieval.index import Index
 
 __all__ = [
     "BM25",

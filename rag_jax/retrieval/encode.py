@@ -3,6 +3,7 @@
 import functools
 import itertools
 import logging
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -52,10 +53,32 @@ def make_text(passage: Passage) -> str | tuple[str, str]:
     return (passage.title, passage.text) if passage.title else passage.text
 
 
+class TokenRows(Sequence[Int[np.ndarray, "T"]]):
+    """The token ids of many texts in one array, of which a row is a slice: 4 bytes a token."""
+
+    def __init__(self, rows: Iterable[Sequence[int]]):
+        flat, ends = array("i"), array("q", [0])
+        for row in rows:
+            flat.extend(row)
+            ends.append(len(flat))
+        self._flat, self._ends = np.frombuffer(flat, np.int32), np.frombuffer(ends, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, row: int) -> Int[np.ndarray, "T"]:
+        return self._flat[self._ends[row] : self._ends[row + 1]]
+
+    @property
+    def lengths(self) -> list[int]:
+        """The number of tokens of each text."""
+        return np.diff(self._ends).tolist()
+
+
 @checked
 def encode_texts(
     encoder: Pretrained,
-    texts: Sequence[str | tuple[str, str]],
+    texts: Iterable[str | tuple[str, str]],
     *,
     max_length: int = 128,
     batch_size: int = 64,
@@ -71,8 +94,9 @@ def encode_texts(
     embeddings by rounding only.
 
     Args:
-        texts: strings, or (title, text) pairs. A pair is encoded as `[CLS] title [SEP] text [SEP]`
-            with a single token type, as in the training of DPR; MiniLM saw single texts only.
+        texts: strings, or (title, text) pairs; only their tokens are kept in memory. A pair is
+            encoded as `[CLS] title [SEP] text [SEP]` with a single token type, as in the training
+            of DPR; MiniLM saw single texts only.
         max_length: as for `tokenize_texts`.
         batch_size: number of rows of 16 tokens in a batch. Batches of wider rows have fewer rows,
             so that all batches cost the same; 1,024 tokens is where a CPU is fastest. The number of
@@ -98,12 +122,12 @@ def encode_texts(
             f"max_length is {max_length}, but the encoder has positions for only "
             f"{encoder.config.max_length} tokens: lower it"
         )
-    token_rows = tokenize_texts(encoder.tokenizer, texts, max_length)
+    token_rows = TokenRows(_tokenize(encoder.tokenizer, texts, max_length))
     embeddings = np.empty((len(token_rows), encoder.config.embedding_size), np.float32)
     num_encoded = 0
     if not widths:
         worth = count_program_tokens(program_tokens, on_cpu=_PROGRAM_TOKENS)
-        widths = choose_widths([len(row) for row in token_rows], program_tokens=worth)
+        widths = choose_widths(token_rows.lengths, program_tokens=worth)
     for indices, values in _embed_batches(encoder, token_rows, batch_size, widths):
         embeddings[indices] = values
         num_encoded += len(indices)
@@ -137,7 +161,7 @@ def _check_settings(encoder: Pretrained) -> None:
 
 
 def _embed_batches(
-    encoder: Pretrained, token_rows: list[list[int]], batch_size: int, widths: Sequence[int]
+    encoder: Pretrained, token_rows: TokenRows, batch_size: int, widths: Sequence[int]
 ) -> Iterator[tuple[list[int], Float[np.ndarray, "B E"]]]:
     """Yields batches as indices of texts and their embeddings, longest texts first."""
 
@@ -146,7 +170,7 @@ def _embed_batches(
         arrays = pad_texts([token_rows[i] for i in indices], *shape)
         return indices, embed_batch(encoder.model, encoder.params, *shard_batch(arrays))
 
-    running = map(dispatch, plan_batches(list(map(len, token_rows)), batch_size, widths))
+    running = map(dispatch, plan_batches(token_rows.lengths, batch_size, widths))
     # Each batch is dispatched to the device before the previous one is waited for.
     for (indices, values), _ in itertools.pairwise(itertools.chain(running, [None])):
         yield indices, fetch(values)[: len(indices)]
@@ -211,9 +235,16 @@ def tokenize_texts(
         RagJaxError: a text is neither a string nor a pair of strings, or `max_length` is too small
             for the special tokens.
     """
+    return list(_tokenize(tokenizer, texts, max_length))
+
+
+def _tokenize(
+    tokenizer: Tokenizer, texts: Iterable[str | tuple[str, str]], max_length: int
+) -> Iterator[list[int]]:
+    """Yields what `tokenize_texts` returns."""
     if isinstance(texts, str):
         raise RagJaxError("texts is one string: pass a list of texts")
-    rows, num_cut = [], 0
+    num_cut, i = 0, -1
     for i, text in enumerate(texts):
         parts = (text,) if isinstance(text, str) else tuple(text) if _is_pair(text) else None
         if parts is None:
@@ -224,10 +255,9 @@ def tokenize_texts(
         if len(row) > max_length:
             num_cut += 1
             row = tokenizer.encode_with_specials(parts[0], max_length=max_length, pair=pair)
-        rows.append(row)
+        yield row
     if num_cut:
-        _logger.warning("%d of %d texts were cut to %d tokens", num_cut, len(rows), max_length)
-    return rows
+        _logger.warning("%d of %d texts were cut to %d tokens", num_cut, i + 1, max_length)
 
 
 def _is_pair(text: Any) -> bool:

@@ -1,17 +1,15 @@
 """Index of a corpus: search by dot product of embeddings, exactly on the devices or by ScaNN."""
 
 import dataclasses
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from rag_jax.data.passages import Passage
 from rag_jax.retrieval.matrices import check_matrix, score_rows
 from rag_jax.retrieval.searchers import (
     build_scann,
@@ -279,20 +277,6 @@ class Index:
         ids = _read_ids(folder / _IDS, len(embeddings)) if has_ids else None
         searcher = place_exact(embeddings) if backend == "exact" else load_scann(folder, embeddings)
         return cls(embeddings, backend, encoder, searcher, ids, manifest["corpus"])
-
-
-def fingerprint_corpus(passages: Iterable[Passage]) -> str:
-    """SHA-256 of the passages (ids, titles and texts, in order), in hexadecimal.
-
-    Raises:
-        TypeError: one of them is no `Passage`.
-    """
-    digest = hashlib.sha256()
-    for p in passages:
-        if not isinstance(p, Passage):
-            raise TypeError(f"{p!r} is no Passage: read a corpus, or use Passage(id, title, text)")
-        digest.update(json.dumps((p.id, p.title, p.text)).encode() + b"\n")
-    return digest.hexdigest()
 
 
 def _check_backend(backend: str, remedy: str) -> None:

@@ -257,14 +257,19 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def sum_files(folder: Path) -> dict[str, int]:
     """CRC-32 of every file in a folder and its subfolders, by path relative to the folder."""
-    sums = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        checksum = 0
-        with open(path, "rb") as file:
-            while block := file.read(1 << 24):
-                checksum = zlib.crc32(block, checksum)
-        sums[str(path.relative_to(folder))] = checksum
-    return sums
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): sum_file(path) for path in files}
+
+
+def sum_file(path: Path) -> int | None:
+    """CRC-32 of a file; None for a folder or anything else that is no file."""
+    if not path.is_file():
+        return None
+    checksum = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 24):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
 
 
 def _to_plain(value: Any) -> Any:

@@ -1,6 +1,8 @@
 """The training driver: plans batches, packs microbatches, resumes, trains to the end, saves."""
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -16,6 +18,17 @@ from rag_jax.training.loop import LossFunction, init_state, make_optimizer, make
 from rag_jax.training.trainable import Trainable
 
 PARAMS = "params"  # the folder of the trained tree that `fit` saves
+_MOST_STEPS: ContextVar[int | None] = ContextVar("most_steps", default=None)
+
+
+@contextlib.contextmanager
+def limit_steps(count: int | None) -> Iterator[None]:
+    """Within the block, `fit` takes at most `count` steps, for a rehearsal; all of them if None."""
+    token = _MOST_STEPS.set(count)
+    try:
+        yield
+    finally:
+        _MOST_STEPS.reset(token)
 
 
 class Batch(NamedTuple):
@@ -76,6 +89,8 @@ def fit(
     if (folder / PARAMS).exists():
         return
     total = settings.epochs * plan.num_steps_per_epoch if steps is None else steps
+    if (most := _MOST_STEPS.get()) is not None:
+        total = min(total, most)
     optimizer = make_optimizer(settings, max(total, 1), rates=trainable.rates)
     take_step = make_step(losses, optimizer)
     flops: dict[int, float] = {}  # of the steps that are dispatched

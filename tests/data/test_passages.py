@@ -7,8 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rag_jax.data import passages
 from rag_jax.data.formats import BadLines, stream_passages
-from rag_jax.data.passages import Passage, PassageFile, write_passages
+from rag_jax.data.passages import (
+    Passage,
+    PassageFile,
+    find_prefixed,
+    fingerprint_corpus,
+    write_passages,
+)
 from rag_jax.runtime.errors import RagJaxError
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -52,3 +59,16 @@ def test_nothing_is_read_ahead(tmp_path):
     assert next(passages) == Passage("1", "", "One.")
     with pytest.raises(RagJaxError, match="a.jsonl:2: has no 'text'"):
         next(passages)
+
+
+def test_a_pass_through_a_file_is_made_once(tmp_path, monkeypatch):
+    listed = [Passage(f"{kind}/{i}", "title", f"text {i}") for i in range(5) for kind in "ab"]
+    found = write_passages(tmp_path / "passages.jsonl", listed)
+    read, parse = [], passages._parse
+    monkeypatch.setattr(passages, "_parse", lambda line: read.append(line) or parse(line))
+    for _ in range(3):
+        assert fingerprint_corpus(found) == fingerprint_corpus(listed)
+        assert find_prefixed(found, "b/").tolist() == [1, 3, 5, 7, 9]
+        assert find_prefixed(listed, "b/").tolist() == [1, 3, 5, 7, 9]
+    assert len(read) == 2 * len(listed)
+    assert find_prefixed(found, "a").tolist() == [0, 2, 4, 6, 8] and len(read) == 3 * len(listed)

@@ -23,6 +23,7 @@ from tokenizers import AddedToken
 from tokenizers.pre_tokenizers import Metaspace
 
 from rag_jax.models.tokenizer import Tokenizer
+from rag_jax.models.traced import Traced
 from rag_jax.runtime.errors import RagJaxError
 
 USER = [{"role": "user", "content": "Where is Oslo?"}]
@@ -179,6 +180,17 @@ def test_private_use_characters_are_text(open_chat):
     ids = tokenizer.encode_chat([{"role": "user", "content": content}])
     at = ids.index(tokenizer.token_id("<|end|>"))
     assert ids[1:at] == tokenizer.encode(f"\n{content}")
+
+
+def test_a_long_message_is_not_cut_into_characters(open_chat, monkeypatch):
+    tokenizer, cut, made = open_chat(TEMPLATES["phi3"]), Traced.__getitem__, []
+    monkeypatch.setattr(Traced, "__getitem__", lambda text, key: made.append(key) or cut(text, key))
+    counts = []
+    for length in (10, 1000):
+        tokenizer.encode_chat([{"role": "user", "content": "a" * length}])
+        counts.append(len(made))
+        made.clear()
+    assert counts[0] == counts[1] < 100
 
 
 def test_a_word_of_its_own(open_chat):

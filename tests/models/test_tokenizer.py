@@ -95,6 +95,15 @@ def test_special_tokens_do_not_form_across_the_edge_of_a_content(content):
     assert not {0, 1, 2} & set(tokenizer.encode_chat([{"role": "user", "content": "end"}]))
 
 
+def test_an_id_is_one_object_in_all_texts():
+    """Python makes one for each use of a number above 256, of 28 bytes beside a list's 8."""
+    tokenizer, text = Tokenizer.from_gguf(make_metadata()), "the and the " * 50
+    texts = [tokenizer.encode(text), tokenizer.encode(text)]
+    texts += [tokenizer.encode_chat([{"role": "user", "content": text}])]
+    assert max(map(max, texts)) > 256
+    assert len({id(i) for ids in texts for i in ids}) == len({i for ids in texts for i in ids})
+
+
 def test_template_may_strip_and_inspect_contents():
     template = (
         "{% for m in messages %}{% if m['role'] == 'user' %}<|im_start|>{{ m['content'] | trim }}"

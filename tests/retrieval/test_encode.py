@@ -113,6 +113,29 @@ def test_no_texts(encoder):
     assert embeddings.dtype == np.float32
 
 
+def test_texts_are_read_once_and_only_their_tokens_are_kept(encoder, monkeypatch):
+    texts = ["x" * (i % 40) for i in range(200)]
+    alive, most = 0, 0
+
+    class Text(str):
+        def __new__(cls, text):
+            nonlocal alive, most
+            alive += 1
+            most = max(most, alive)
+            return super().__new__(cls, text)
+
+        def __del__(self):
+            nonlocal alive
+            alive -= 1
+
+    found, wanted = (encode_texts(encoder, t, max_length=64) for t in (map(Text, texts), texts))
+    assert np.array_equal(found, wanted)
+    assert alive == 0 and most <= 2
+    rows = encode.TokenRows(encode.tokenize_texts(encoder.tokenizer, texts, 64))
+    assert [row.tolist() for row in rows] == encode.tokenize_texts(encoder.tokenizer, texts, 64)
+    assert sum(row.nbytes for row in rows) == 4 * sum(rows.lengths)
+
+
 def test_second_call_compiles_nothing(encoder):
     fresh = dataclasses.replace(encoder, model=Model())
     texts = ["x" * (i % 60) for i in range(300)]

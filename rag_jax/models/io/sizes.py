@@ -25,6 +25,38 @@ _BERT_BASE = BertConfig(
     max_length=512,
 )
 
+_LLAMA2 = DecoderConfig(
+    vocab_size=32000,
+    hidden_size=4096,
+    ffn_size=11008,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=32,
+    head_dim=128,
+    rope_theta=1e4,
+    norm_eps=1e-5,
+    tie_embeddings=False,
+    max_length=4096,
+)
+_LLAMA3 = replace(
+    _LLAMA2, vocab_size=128256, ffn_size=14336, num_kv_heads=8, rope_theta=5e5, max_length=8192
+)
+_QWEN = DecoderConfig(
+    vocab_size=152064,
+    hidden_size=3584,
+    ffn_size=18944,
+    num_layers=28,
+    num_heads=28,
+    num_kv_heads=4,
+    head_dim=128,
+    rope_theta=1e6,
+    norm_eps=1e-6,
+    tie_embeddings=False,
+    max_length=32768,
+    family="qwen2",
+    qkv_bias=True,
+)
+
 # Without rotary scaling, which takes no memory and almost no time.
 _SIZES: dict[str, Config] = {
     "smollm2-135m-instruct": DecoderConfig(
@@ -40,18 +72,33 @@ _SIZES: dict[str, Config] = {
         tie_embeddings=True,
         max_length=8192,
     ),
-    "meta-llama/Llama-2-7b-chat-hf": DecoderConfig(
-        vocab_size=32000,
-        hidden_size=4096,
-        ffn_size=11008,
+    "meta-llama/Llama-2-7b-chat-hf": _LLAMA2,
+    "meta-llama/Llama-2-7b-hf": _LLAMA2,
+    "meta-llama/Llama-3.2-1B-Instruct": replace(
+        _LLAMA3,
+        hidden_size=2048,
+        ffn_size=8192,
+        num_layers=16,
+        head_dim=64,
+        tie_embeddings=True,
+        max_length=131072,
+    ),
+    "meta-llama/Meta-Llama-3-8B-Instruct": _LLAMA3,
+    "stabilityai/stablelm-3b-4e1t": DecoderConfig(
+        vocab_size=50304,
+        hidden_size=2560,
+        ffn_size=6912,
         num_layers=32,
         num_heads=32,
         num_kv_heads=32,
-        head_dim=128,
+        head_dim=80,
         rope_theta=1e4,
         norm_eps=1e-5,
         tie_embeddings=False,
         max_length=4096,
+        family="stablelm",
+        layer_norm=True,
+        rotary_fraction=0.25,
     ),
     "microsoft/Phi-3.5-mini-instruct": DecoderConfig(
         vocab_size=32064,
@@ -67,21 +114,17 @@ _SIZES: dict[str, Config] = {
         max_length=131072,
         family="phi3",
     ),
-    "Qwen/Qwen2.5-7B-Instruct": DecoderConfig(
-        vocab_size=152064,
-        hidden_size=3584,
-        ffn_size=18944,
-        num_layers=28,
-        num_heads=28,
-        num_kv_heads=4,
-        head_dim=128,
-        rope_theta=1e6,
-        norm_eps=1e-6,
-        tie_embeddings=False,
-        max_length=32768,
-        family="qwen2",
-        qkv_bias=True,
+    "Qwen/Qwen2.5-7B-Instruct": _QWEN,
+    "Qwen/Qwen2.5-1.5B-Instruct": replace(
+        _QWEN,
+        vocab_size=151936,
+        hidden_size=1536,
+        ffn_size=8960,
+        num_heads=12,
+        num_kv_heads=2,
+        tie_embeddings=True,
     ),
+    "google-bert/bert-base-uncased": _BERT_BASE,
     "all-minilm-l6-v2": replace(_BERT_BASE, hidden_size=384, ffn_size=1536, num_layers=6),
     "facebook/bart-large": BartConfig(forced_bos_id=0),
     "facebook/dpr-question_encoder-single-nq-base": replace(_BERT_BASE, dpr_role="question"),

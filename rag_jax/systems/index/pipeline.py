@@ -12,14 +12,14 @@ from jaxtyping import Float
 
 from rag_jax.config import EncoderConfig
 from rag_jax.data.formats import BadLines, stream_passages
-from rag_jax.data.passages import Passage, PassageFile, write_passages
+from rag_jax.data.passages import Passage, PassageFile, fingerprint_corpus, write_passages
 from rag_jax.models import Pretrained, load
 from rag_jax.models.io.hub import fingerprint, resolve
 from rag_jax.pipeline.maps import Worker
 from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.retrieval.encode import encode_texts, list_texts
-from rag_jax.retrieval.index import Index, fingerprint_corpus
+from rag_jax.retrieval.index import Index
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import map_array, read_json, write_json
 from rag_jax.runtime.hosts import is_first

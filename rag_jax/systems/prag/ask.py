@@ -10,6 +10,7 @@ from rag_jax.lora.store import AdapterStore
 from rag_jax.pipeline.ask import Ask, Facts, Note, Piece, check_length, name_passage
 from rag_jax.pipeline.own_corpus import embed_texts
 from rag_jax.pipeline.runner import open_stages
+from rag_jax.retrieval import list_texts
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import count_data_rows
 from rag_jax.systems.prag.evaluate import METHODS
@@ -39,9 +40,11 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
     else:
         store, passages, name = None, read_passages([corpus]), str(corpus)
 
-    def embed(encoder, texts):
+    def embed(encoder, passages):
         made_by = {"encoder": encoder.fingerprint, "max_length": session.encoding.max_length}
-        return embed_texts(texts, partial(session.encode, encoder), name=name, **made_by)
+        return embed_texts(
+            list_texts(passages), partial(session.encode, encoder), name=name, **made_by
+        )
 
     return partial(_answer, session, store, session.make_search(passages, embed))
 

@@ -6,23 +6,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
+from rag_jax.config import EncoderConfig
 from rag_jax.data.batches import round_up
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.evaluation.answers import exact_match, f1, match
 from rag_jax.evaluation.compare import Method, Record, compare, describe_question, summarize_answers
 from rag_jax.lora.store import AdapterStore
+from rag_jax.models import Pretrained
 from rag_jax.pipeline.runner import ReportSpec
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.files import read_json, read_jsonl, write_json, write_jsonl
+from rag_jax.runtime.hosts import is_first
 from rag_jax.runtime.progress import log
 from rag_jax.systems.evaluation import name_model
 from rag_jax.systems.prag.augment import list_documents, read_augmented
 from rag_jax.systems.prag.config import AnswerConfig, PRAGConfig
 from rag_jax.systems.prag.data import Augmented, Format, Variant, list_variants
 from rag_jax.systems.prag.infer import Engine, Search
-from rag_jax.systems.stages import answer_timed
+from rag_jax.systems.stages import answer_timed, embed_corpus
 
 COLUMNS = ("n", "exact_match", "f1", "match", "prompt_tokens", "seconds_per_question")
 # For each method what its prompt has of the documents, and whose adapters are merged. The paper's
@@ -71,16 +75,25 @@ def run_retrieval(
     *,
     passages: Sequence[Passage],
     questions: Sequence[Question],
-    make_search: Callable[[Sequence[Passage]], Search],
+    make_search: Callable[..., Search],
+    encode_passages: Callable[..., Float[np.ndarray, "N E"]],
+    encoding: EncoderConfig,
 ) -> None:
     """Finds the documents of every question that is evaluated.
 
-    BM25 finds none for a question that shares no word with any document.
+    BM25 finds none for a question that shares no word with any document. An encoder embeds the
+    passages piece by piece, and an interrupted search goes on with the pieces that are there.
     """
-    found = make_search(passages)([question.question for question in questions])
+
+    def embed(encoder: Pretrained, passages: Sequence[Passage]) -> Float[np.ndarray, "N E"]:
+        return embed_corpus(context, passages, encoder, encode_passages, encoding)
+
+    found = make_search(passages, embed)([question.question for question in questions])
     pairs = zip(questions, found, strict=True)
     records = [{"id": question.id, "passages": [p.id for p in own]} for question, own in pairs]
     write_jsonl(context.folder / "found.jsonl", records)
+    if is_first():  # nothing else needs them
+        (context.folder / "embeddings.npy").unlink(missing_ok=True)
 
 
 def draw_others(
@@ -90,12 +103,19 @@ def draw_others(
     *,
     seed: int,
 ) -> list[list[str]]:
-    """For each question as many random documents as it found, none of them found or relevant."""
-    drawn = []
+    """For each question as many random documents as it found, none of them found or relevant.
+
+    Args:
+        encoded: ids of documents, each once.
+    """
+    drawn, places = [], {id: place for place, id in enumerate(encoded)}
     for i, (question, own) in enumerate(zip(questions, found, strict=True)):
-        others = [id for id in encoded if id not in own and id not in question.relevant]
-        rng = np.random.default_rng((seed, i))
-        drawn.append([others[j] for j in rng.permutation(len(others))[: len(own)]])
+        left_out = sorted({places[id] for id in (*own, *question.relevant) if id in places})
+        order = np.random.default_rng((seed, i)).permutation(len(encoded) - len(left_out))
+        chosen = order[: len(own)]  # numbers among the documents that are not left out
+        for place in left_out:
+            chosen = chosen + (chosen >= place)
+        drawn.append([encoded[place] for place in chosen])
     return drawn
 
 

@@ -13,7 +13,7 @@ from rag_jax.data.questions import Collection
 from rag_jax.lora.store import AdapterStore
 from rag_jax.models import Pretrained, load_tokenizer
 from rag_jax.models.io.load import load_config
-from rag_jax.retrieval import BM25, Index, list_texts, make_text
+from rag_jax.retrieval import BM25, Index, make_text
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems import session
 from rag_jax.systems.prag.config import PRAGConfig
@@ -77,7 +77,7 @@ class Session(session.Session):
         BM25 finds no passage for a question that shares no word with any.
 
         Args:
-            embed: embeds passages' texts by an encoder; `encode` if None.
+            embed: embeds passages by an encoder; `encode_passages` if None.
         """
         c = self.config.retrieve
         k = min(c.passages, len(passages))
@@ -85,7 +85,7 @@ class Session(session.Session):
             words = BM25.build(map(make_text, passages))
         else:
             encoder = self.encoder
-            embeddings = (embed or self.encode)(encoder, list_texts(passages))
+            embeddings = (embed or self.encode_passages)(encoder, passages)
             index = Index.build(embeddings, backend="exact", encoder=encoder.fingerprint)
 
         def search(questions: Sequence[str]) -> list[list[Passage]]:

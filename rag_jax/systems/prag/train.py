@@ -160,9 +160,10 @@ def _make_group_trainer(
     step = make_bank_step(loss, optimizer)
     bank = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (groups.size, *leaf.shape)), start)
     bank = jax.tree.map(jnp.asarray, shard_batch(bank))
+    number_of = {first: number for number, first in enumerate(groups.order[:: groups.size])}
 
     def train(group: Sequence[int]) -> tuple[PyTree, Float[np.ndarray, "S D"], int]:
-        widths = groups.widths[groups.order.index(group[0]) // groups.size]
+        widths = groups.widths[number_of[group[0]]]
         state, losses = init_bank_state(shard_batch(bank), optimizer), []
         batches = [
             pad_rows([examples[i][e] for i in group], width, pad_id=0, batch=groups.size)

@@ -15,9 +15,9 @@ or, where the answer is the assessment, `Final answer: {answer}` after the text.
 first heading is that of the content.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -65,7 +65,7 @@ class Format:
         """A passage's text."""
         return self.tokenizer.encode(f" {' '.join(text.split())}")
 
-    @property
+    @cached_property
     def _heading(self) -> list[int]:
         return self.tokenizer.encode("\n Related document content:")
 
@@ -75,7 +75,10 @@ class Format:
 
     def encode_title_end(self, title: str) -> list[int]:
         """A title up to the first token of the heading: no longer title begins so."""
-        tokens = self.encode_title(title)
+        return self.cut_title(self.encode_title(title))
+
+    def cut_title(self, tokens: list[int]) -> list[int]:
+        """What `encode_title` gives, up to the first token of the heading."""
         return tokens[: len(tokens) - len(self._heading) + 1]
 
     def encode_reading(self, passage: Passage) -> list[int]:
@@ -222,18 +225,35 @@ def list_question_rows(
         mined: for each question rows of `passages` that BM25 ranks high and that do not answer it.
         seed: of the draw of negatives of the same documents.
     """
-    by_id = {passage.id: passage for passage in passages}
-    by_title = defaultdict(list)
-    for passage in passages:
-        by_title[passage.title].append(passage)
+    row_of, by_title = _find_documents(questions, passages)
     for question, rows in zip(questions, mined, strict=True):
-        titles = dict.fromkeys(by_id[id].title for id in question.relevant if id in by_id)
-        documents = [by_title[title] for title in titles]
+        by_id = {id: passages[row_of[id]] for id in question.relevant if id in row_of}
+        titles = dict.fromkeys(passage.title for passage in by_id.values())
+        documents = [[passages[row] for row in by_title[title]] for title in titles]
         others = [p for p in (passages[row] for row in rows) if p.title not in titles]
         negatives = choose_same(question, documents, count=examples.same, seed=seed)
         negatives += others[: examples.other]
         made = make_question_rows(format, question, by_id, negatives, examples)
         yield from [*made] * examples.repeats
+
+
+def _find_documents(
+    questions: Sequence[Question], passages: Sequence[Passage]
+) -> tuple[dict[str, int], dict[str, list[int]]]:
+    """Rows of the relevant passages by id, and of all passages by title, of the relevant titles.
+
+    Of the corpus itself nothing is kept: it may be far larger than what questions are about.
+    """
+    wanted = {id for question in questions for id in question.relevant}
+    row_of, by_title = {}, {}
+    for row, passage in enumerate(passages):
+        if passage.id in wanted:
+            row_of[passage.id] = row
+            by_title[passage.title] = []
+    for row, passage in enumerate(passages):
+        if passage.title in by_title:
+            by_title[passage.title].append(row)
+    return row_of, by_title
 
 
 def describe_rows(rows: Sequence[Row]) -> dict[str, int]:

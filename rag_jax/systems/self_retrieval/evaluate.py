@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from rag_jax.evaluation.compare import (
 from rag_jax.evaluation.rankings import rank_hits, recall, reciprocal_rank
 from rag_jax.pipeline.runner import ReportSpec
 from rag_jax.pipeline.stage import StageContext
-from rag_jax.retrieval import BM25, Index, list_texts
+from rag_jax.retrieval import BM25, Index, make_text
 from rag_jax.retrieval.contrastive import Encoders
 from rag_jax.systems.evaluation import name_model
 from rag_jax.systems.self_retrieval.config import SearchConfig, SelfRetrievalConfig
@@ -116,10 +116,19 @@ def run_evaluation(
         Method(name, lambda r=records: r, partial(_name_passages, records, passages), MEASURES)
         for name, records in methods.items()
     ]
-    compare(named, questions, partial(grade, passages=passages), context.folder)
+    known = {"passages": passages, "titles": find_titles(questions, passages)}
+    compare(named, questions, partial(grade, **known), context.folder)
 
 
-def grade(question: Question, record: Record, *, passages: Sequence[Passage]) -> Record:
+def find_titles(questions: Sequence[Question], passages: Sequence[Passage]) -> dict[str, str]:
+    """The titles of the relevant passages, by id, found in one pass through the corpus."""
+    wanted = {id for question in questions for id in question.relevant}
+    return {passage.id: passage.title for passage in passages if passage.id in wanted}
+
+
+def grade(
+    question: Question, record: Record, *, passages: Sequence[Passage], titles: Mapping[str, str]
+) -> Record:
     """One question's record.
 
     A passage is a hit if it is relevant. A document, which is all passages of one title, ranks by
@@ -127,19 +136,20 @@ def grade(question: Question, record: Record, *, passages: Sequence[Passage]) ->
 
     Args:
         record: "ranked", rows and scores; "prediction" and "seconds".
+        titles: of the relevant passages, by id.
     """
     ranked, prediction = record["ranked"], record["prediction"]
     found = [passages[row] for row, _ in ranked]
-    ids, titles = [p.id for p in found], list(dict.fromkeys(p.title for p in found))
-    documents = dict.fromkeys((p.title for p in passages if p.id in question.relevant), 1)
+    ids, ranked_titles = [p.id for p in found], list(dict.fromkeys(p.title for p in found))
+    documents = dict.fromkeys((titles[id] for id in question.relevant if id in titles), 1)
     return describe_question(question) | {
         "prediction": prediction,
         "hits@1": float(bool(ids) and ids[0] in question.relevant),
         "hits@5": float(any(id in question.relevant for id in ids[:5])),
         "mrr@5": reciprocal_rank(ids[:5], question.relevant),
-        "document_recall@1": recall(titles, documents, 1),
-        "document_recall@10": recall(titles, documents, 10),
-        "document_mrr@100": reciprocal_rank(titles[:100], documents),
+        "document_recall@1": recall(ranked_titles, documents, 1),
+        "document_recall@10": recall(ranked_titles, documents, 10),
+        "document_mrr@100": reciprocal_rank(ranked_titles[:100], documents),
         "exact_match": exact_match(prediction, question.answers),
         "f1": f1(prediction, question.answers),
         "passages": [{"id": id, "score": s} for id, (_, s) in zip(ids[:10], ranked, strict=False)],
@@ -151,8 +161,9 @@ def _order(
     rankings: Sequence[Ranked], *, questions: Sequence[Question], passages: Sequence[Passage]
 ) -> list[Ranked]:
     """The rankings in trec_eval's order, without passages that are the question itself."""
+    get_id = cache(lambda row: passages[row].id)  # a passage is read from disk once
     pairs = zip(questions, rankings, strict=True)
-    return [rank_hits(q, hits, lambda row: passages[row].id, depth=_DEPTH) for q, hits in pairs]
+    return [rank_hits(q, hits, get_id, depth=_DEPTH) for q, hits in pairs]
 
 
 def _name_passages(
@@ -170,14 +181,13 @@ def _rank_by_others(
 ) -> dict[str, list[Ranked]]:
     """The rankings by BM25 and by the dense encoder, before training and, if trained, after."""
     depth = min(_DEPTH + 1, len(passages))  # one of them may be the question itself
-    texts = list_texts(passages)
-    found = {"bm25": BM25.build(texts).search(asked, depth)}
+    found = {"bm25": BM25.build(map(make_text, passages)).search(asked, depth)}
     folders: dict[str, Path | None] = {"dense": None}
     if context.needs("dense_tuned"):
         folders["dense_tuned"] = context.path("dense_tuned", "encoder")
     for name, folder in folders.items():
         encoder = load_encoders(folder).passage
-        embeddings = encode(encoder, texts)
+        embeddings = encode(encoder, map(make_text, passages))
         index = Index.build(embeddings, backend="exact", encoder=encoder.fingerprint)
         found[name] = index.search(encode(encoder, asked), depth)
     return {name: list_ranked(*ranking) for name, ranking in found.items()}

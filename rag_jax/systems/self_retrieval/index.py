@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from rag_jax.config import DataConfig, ReaderConfig, WorldConfig
 from rag_jax.data.passages import Passage, write_passages
 from rag_jax.data.questions import PASSAGES, Collection, load_collection
@@ -77,7 +79,8 @@ def run_trie(
 ) -> None:
     """Builds the trie of all passages, with or without their titles."""
     format = make_format(titled=titled)
-    sequences = [format.encode_sequence(passage) for passage in passages]
+    # As arrays, of 4 bytes a token.
+    sequences = [np.asarray(format.encode_sequence(passage), np.int32) for passage in passages]
     trie = Trie.from_sequences(sequences, end_id=format.tokenizer.eos_id)
     if is_first():
         trie.save(context.folder / "trie")

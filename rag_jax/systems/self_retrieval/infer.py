@@ -270,7 +270,7 @@ class Engine:
         """By the node where a title is known: its tokens, and the node after its heading."""
         titles = list(dict.fromkeys(passage.title for passage in self.passages))
         tokens = [self.format.encode_title(title) for title in titles]
-        ends = self.trie.find([self.format.encode_title_end(title) for title in titles])
+        ends = self.trie.find(list(map(self.format.cut_title, tokens)))
         nodes = self.trie.find(tokens)
         return dict(zip(ends.tolist(), zip(tokens, nodes.tolist(), strict=True), strict=True))
 

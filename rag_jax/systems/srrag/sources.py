@@ -8,11 +8,11 @@ from jaxtyping import Float, Int
 
 from rag_jax.config import EncoderConfig, IndexConfig
 from rag_jax.data.batches import round_up
-from rag_jax.data.passages import Passage
+from rag_jax.data.passages import Passage, find_prefixed, fingerprint_corpus
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval.encode import PIECE
-from rag_jax.retrieval.index import Index, fingerprint_corpus
+from rag_jax.retrieval.index import Index
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, write_json
 from rag_jax.runtime.hosts import is_first
@@ -38,7 +38,7 @@ def select_rows(source: SourceConfig, passages: Sequence[Passage]) -> Int[np.nda
         RagJaxError: there are none.
     """
     if source.prefix:
-        rows = np.flatnonzero([p.id.startswith(source.prefix) for p in passages])
+        rows = find_prefixed(passages, source.prefix)
     else:
         rows = np.arange(len(passages))
     if not rows.size:

@@ -1,0 +1,99 @@
+"""What many documents cost: passes over them and pieces in memory; results are as they were."""
+
+import hypothesis
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from rag_jax.config import EncoderConfig
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Question
+from rag_jax.pipeline.stage import Stage, StageContext
+from rag_jax.runtime.files import read_jsonl
+from rag_jax.systems import stages
+from rag_jax.systems.prag import train
+from rag_jax.systems.prag.config import EncodeConfig
+from rag_jax.systems.prag.data import Groups
+from rag_jax.systems.prag.evaluate import draw_others, run_retrieval
+
+IDS = st.integers(0, 9).map(str)
+
+
+class Counted(list):
+    """A list that counts passes over it, and refuses to be searched."""
+
+    passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        return super().__iter__()
+
+    def index(self, *_):
+        raise AssertionError("searched from the start")
+
+
+@hypothesis.settings(deadline=None, max_examples=50)
+@hypothesis.given(
+    st.lists(IDS, unique=True), st.lists(st.tuples(st.lists(IDS, max_size=4), st.sets(IDS)))
+)
+def test_other_documents_are_drawn_as_from_a_list_of_all_others(encoded, asked):
+    questions = [
+        Question(str(i), "", (), dict.fromkeys(own, 1)) for i, (_, own) in enumerate(asked)
+    ]
+    found, counted = [own for own, _ in asked], Counted(encoded)
+    wanted = []
+    for i, (question, own) in enumerate(zip(questions, found, strict=True)):
+        others = [id for id in encoded if id not in own and id not in question.relevant]
+        order = np.random.default_rng((7, i)).permutation(len(others))
+        wanted.append([others[j] for j in order[: len(own)]])
+    assert draw_others(questions, found, counted, seed=7) == wanted
+    assert counted.passes == 1
+
+
+def test_a_group_finds_its_widths_without_a_search(monkeypatch):
+    shapes = []
+
+    def make_step(loss, optimizer):
+        def step(state, frozen, arrays):
+            shapes.append(arrays["tokens"].shape)
+            return state, {"loss": jnp.zeros(2)}
+
+        return step
+
+    monkeypatch.setattr(train, "make_bank_step", make_step)
+    groups = Groups(2, Counted([3, 0, 1, 2]), [[8, 16], [24, 8]], 0.0)
+    base = type("Base", (), {"params": {}})
+    given = base, None, EncodeConfig(), groups, [[[1], [1, 2]]] * 4, {"a": np.zeros(3, np.float32)}
+    run = train._make_group_trainer(*given)
+    run([1, 2])
+    run([3, 0])
+    assert shapes == [(2, 24), (2, 8), (2, 8), (2, 16)]
+
+
+def test_dense_retrieval_embeds_in_pieces_and_goes_on(monkeypatch, tmp_path):
+    monkeypatch.setattr(stages, "PIECE", 4)
+    monkeypatch.setattr(stages, "plan_widths", lambda *_, **__: [8])
+    passages = [Passage(str(i), "", "text") for i in range(10)]
+    sizes = []
+
+    def encode(encoder, part, widths):
+        if len(sizes) == 2:
+            raise KeyboardInterrupt
+        sizes.append(len(part))
+        return np.asarray([[float(passage.id), 1.0] for passage in part], np.float32)
+
+    def make_search(passages, embed):
+        table = embed(encoder=type("E", (), {"tokenizer": None}), passages=passages)
+        return lambda asked: [[passages[int(table[:, 0].argmax())]] for _ in asked]
+
+    context = StageContext(Stage("retrieve", lambda context: None), tmp_path, folder=tmp_path)
+    given = {"passages": passages, "questions": [Question("q", "?", (), {})]}
+    given |= {"make_search": make_search, "encoding": EncoderConfig()}
+    with pytest.raises(KeyboardInterrupt):
+        run_retrieval(context, encode_passages=encode, **given)
+    sizes.append(None)
+    run_retrieval(context, encode_passages=encode, **given)
+    assert sizes == [4, 4, None, 2]
+    assert read_jsonl(tmp_path / "found.jsonl") == [{"id": "q", "passages": ["9"]}]
+    assert [path.name for path in tmp_path.iterdir()] == ["found.jsonl"]
