@@ -36,7 +36,11 @@ PRESETS = {
     "bert-base": dataclasses.replace(
         DPRConfig(),
         encoder=DPREncoderConfig(
-            name="google-bert/bert-base-uncased", max_length=256, shared=False, pooling="cls"
+            name="google-bert/bert-base-uncased",
+            max_length=256,
+            batch_size=1024,
+            shared=False,
+            pooling="cls",
         ),
         positives="first",
         negatives=NegativesConfig(kept=30),

@@ -1,13 +1,19 @@
-"""Compiles every program of a run for a TPU slice without having the slice, and says what it costs.
+"""Plans a run on a slice of TPUs without having the slice: its batches, its programs, their cost.
 
-    python launch/plan.py --config=configs/srrag.py:llama2-7b --topology=v5e:8x8
-        [--only=TEXT] [--config.field=value ...]
+    python launch/plan.py --config=configs/srrag.py:llama2-7b --topology=v5e:8x8 [--batches]
+        [--only=TEXT] [--questions=N] [--passages=N] [--lengths=FILE] [--config.field=value ...]
 
-Needs `pip install -e '.[tpu]'`. --only plans the programs with a text in their names: a program of
-a 7B model takes from seconds to six minutes. Memory and FLOPs are those of one device. The column
-"at least" is a lower bound of the program's seconds, and "set by" is computing, memory or links,
-whichever sets the bound. The exit status is 1 if a program does not fit; settings with which it
-fits are then searched for.
+First the batches are drawn: examples by the lengths of a corpus's texts, as many as the run's data
+have (or --questions to train on and to evaluate, and --passages). From these follow the programs of
+every training, how often each runs, and the share of the computed tokens that is no padding. With
+--batches that is all, takes seconds and needs no compiler; without --topology it is for one CPU.
+--lengths is a file as benchmarks/lengths.py writes it.
+
+Without --batches every program is compiled, for which `pip install -e '.[tpu]'` is needed. --only
+plans the programs with a text in their names: a program of a 7B model takes from seconds to six
+minutes. Memory and FLOPs are those of one device. The column "at least" is a lower bound of the
+program's seconds, and "set by" is computing, memory or links, whichever sets the bound. The exit
+status is 1 if a program does not fit; settings with which it fits are then searched for.
 """
 
 import os
@@ -15,24 +21,47 @@ import os
 from rag_jax.commands.describe import describe_config
 from rag_jax.pipeline import command
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.terminal import write_text
 from rag_jax.systems import list_systems, open_room
 
-OPTIONS = {"topology": "the slice, such as v5e:8x8", "only": "part of a program's name"}
+OPTIONS = {
+    "topology": "the slice, such as v5e:8x8",
+    "only": "part of a program's name",
+    "lengths": "a file of lengths of texts",
+    "questions": "number of questions that are trained on, and of those that are evaluated",
+    "passages": "number of passages",
+}
+SWITCHES = {"batches": "whether to draw the batches and compile nothing"}
 
 
 def main(arguments: list[str]) -> None:
     """Plans the command line's run."""
-    config, options = command.read_command(arguments, OPTIONS)
-    system = command.find_system(config, list_systems("plan"))
-    if options["topology"] is None:
+    config, options = command.read_command(arguments, OPTIONS, switches=SWITCHES)
+    system = command.find_system(config, list_systems("batches" if options["batches"] else "plan"))
+    numbers = {name: command.read_count(options, name) for name in ("questions", "passages")}
+    file = command.read_path(options, "lengths")
+    if options["topology"] is None and not options["batches"]:
         raise RagJaxError("--topology is missing: write CHIP:AxB, such as --topology=v5e:8x8")
     # The slice is only described: JAX must not look for a real one.
     os.environ["JAX_PLATFORMS"] = "cpu"
     from rag_jax.config import build
+    from rag_jax.planning import drawing, lengths
+    from rag_jax.planning.corpus import count_corpus
     from rag_jax.planning.run import plan_run
+    from rag_jax.planning.slices import read_slice
 
     settings = build(open_room(system, "pipeline").CONFIG, config)
-    plan_run(open_room(system, "plan"), settings, options["topology"], only=options["only"] or "")
+    slice, batches = read_slice(options["topology"]), open_room(system, "batches")
+    if not options["batches"]:
+        only = options["only"] or ""
+        plan_run(open_room(system, "plan"), settings, options["topology"], only=only)
+        return
+    read = lengths.read_lengths(file or lengths.DEFAULT)
+    corpus = count_corpus(settings, read, batches.list_counts(settings), **numbers)
+    sizes = open_room(system, "session").Session.batch_sizes
+    stages = drawing.draw_run(batches, settings, sizes, slice, corpus)
+    write_text(f"{drawing.describe_run(settings, slice, corpus)}\n")
+    write_text(drawing.format_batches(stages))
 
 
 def run() -> int:

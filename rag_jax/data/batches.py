@@ -32,6 +32,10 @@ class BatchPlan:
     _: dataclasses.KW_ONLY
     batch_size: int
     seed: int
+    # The batches of the last epoch that was asked for: a step then costs what its batch costs.
+    _kept: dict[int, list[np.ndarray]] = dataclasses.field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         if not len(self.strata):
@@ -58,6 +62,15 @@ class BatchPlan:
         if step < 0:
             raise ValueError(f"step={step}: must not be negative")
         epoch, step_in_epoch = divmod(step, self.num_steps_per_epoch)
+        batches = self._kept.get(epoch)
+        if batches is None:
+            batches = self._deal(epoch)
+            self._kept.clear()
+            self._kept[epoch] = batches
+        return batches[step_in_epoch].tolist()
+
+    def _deal(self, epoch: int) -> list[np.ndarray]:
+        """The batches of an epoch, in order."""
         rng = np.random.default_rng((self.seed, epoch))
         strata = np.asarray(self.strata)
         # The members of a stratum get evenly spaced positions in [0, 1), in random order and with a
@@ -67,7 +80,7 @@ class BatchPlan:
             members = rng.permutation(np.flatnonzero(strata == stratum))
             position[members] = (np.arange(len(members)) + rng.random()) / len(members)
         batches = np.array_split(np.argsort(position, kind="stable"), self.num_steps_per_epoch)
-        return batches[rng.permutation(len(batches))[step_in_epoch]].tolist()
+        return [batches[i] for i in rng.permutation(len(batches))]
 
 
 def choose_bucket(length: int, buckets: Sequence[int]) -> int:

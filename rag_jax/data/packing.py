@@ -19,8 +19,12 @@ from rag_jax.runtime.errors import RagJaxError
 
 _WIDEST = 8  # widest sequence that is tried, as a multiple of the longest example
 _LANES = 8  # widths and numbers of targets are multiples of this
-# Room for target tokens in a sequence, as a multiple of what its tokens have on average.
-_SLACK = 1.25
+# Room for target tokens in a sequence, as a multiple of what its tokens have on average; more on a
+# mesh, where one sequence too many is as many as the mesh has data rows.
+_SLACK, _MESH_SLACK = 1.25, 1.5
+# On a mesh: numbers of sequences that are tried, as multiples of the mesh's data rows, and room in
+# these sequences, as multiples of what a step of average size fills.
+_TIMES, _ROOMS = 4, (1.06, 1.12, 1.2, 1.3)
 _HALVINGS = 2  # of the number of sequences, for the last microbatch of a step
 
 
@@ -84,7 +88,8 @@ def choose_shapes(
     Args:
         batches: the sizes of the examples of some steps.
         largest: what no example of any step exceeds.
-        budget: maximum number of tokens of a microbatch, unless one sequence has more.
+        budget: maximum number of tokens of a microbatch, unless one example in each of `multiple`
+            sequences has more.
         steps: number of all steps.
         slot_cost: operations of attention for one slot, as a share of a token's others.
         program_tokens: number of tokens that could be computed while one program compiles.
@@ -96,7 +101,10 @@ def choose_shapes(
     if budget < 1:
         raise RagJaxError(f"budget={budget}: must be at least 1")
     longest = round_up(largest.tokens, _LANES)
-    widths = [longest * times for times in range(1, _WIDEST + 1) if longest * times <= budget]
+    most = budget // multiple  # tokens of a sequence, where a microbatch has the fewest sequences
+    widths = {longest * times for times in range(2, _WIDEST + 1) if longest * times <= most}
+    if multiple > 1:
+        widths |= {w for w in _list_even(batches, multiple) if longest < w <= most}
     share = program_tokens * len(batches) / steps  # what a program is worth on these steps
 
     def cost(shapes: Shapes) -> float:
@@ -105,7 +113,8 @@ def choose_shapes(
         return computed + len(shapes.widths) * len(shapes.rows) * share
 
     limits = {"largest": largest, "budget": budget, "share": share, "multiple": multiple}
-    return min((_make_shapes(batches, width, **limits) for width in widths or [longest]), key=cost)
+    made = (_make_shapes(batches, width, **limits) for width in sorted({longest, *widths}))
+    return min(made, key=cost)
 
 
 def group_examples(sizes: Sequence[Size], shapes: Shapes) -> Iterator[Microbatch]:
@@ -113,7 +122,7 @@ def group_examples(sizes: Sequence[Size], shapes: Shapes) -> Iterator[Microbatch
     sequences = [
         (sum(sizes[i].tokens for i in sequence), sequence) for sequence in _pack(sizes, shapes)
     ]
-    sequences.sort(key=lambda filled: -filled[0])
+    sequences.sort(key=lambda filled: (-filled[0], filled[1]))
     for start in range(0, len(sequences), shapes.rows[-1]):
         part = sequences[start : start + shapes.rows[-1]]
         rows = min(rows for rows in shapes.rows if rows >= len(part))
@@ -226,7 +235,7 @@ def _make_shapes(
     sizes = [size for batch in batches for size in batch] or [largest]
     tokens, targets = (max(1, sum(of)) for of in zip(*sizes, strict=True))
     room = min(width, max(budget, *(size.tokens for size in sizes)))
-    average = int(_SLACK * width * targets / tokens)
+    average = int((_MESH_SLACK if multiple > 1 else _SLACK) * width * targets / tokens)
     targets = round_up(max(largest.targets, average), _LANES)
     shapes = Shapes((width,), (1,), room, targets, max(1, len(sizes)))
     packed = [list(_pack(batch, shapes)) for batch in batches]
@@ -243,11 +252,25 @@ def _make_shapes(
     return shapes._replace(rows=tuple(sorted(halved)), items=items)
 
 
+def _list_even(batches: Sequence[Sequence[Size]], multiple: int) -> Iterator[int]:
+    """Widths at which a step of average size fills its sequences, a few times `multiple`."""
+    average = sum(size.tokens for batch in batches for size in batch) / max(1, len(batches))
+    for times in range(1, _TIMES + 1):
+        for room in _ROOMS:
+            yield round_up(int(average * room / (times * multiple)), _LANES)
+
+
 def _pack(sizes: Sequence[Size], shapes: Shapes) -> list[list[int]]:
-    """First fit, from the longest example on."""
+    """First fit, from the example on that takes the largest share of a sequence's room.
+
+    An example of many targets takes more of the room for targets than of that for tokens. If such
+    examples came last, sequences of them alone would have no room for targets left, but for tokens.
+    """
+    limits = Size(shapes.room, max(1, shapes.targets))
+    shares = [max(size.tokens / limits.tokens, size.targets / limits.targets) for size in sizes]
     sequences: list[list[int]] = []
     left: list[Size] = []  # in each sequence
-    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i].tokens, i)):
+    for i in sorted(range(len(sizes)), key=lambda i: (-shares[i], -sizes[i].tokens, i)):
         tokens, targets = sizes[i]
         for place, room in enumerate(left):
             fits = tokens <= room.tokens and targets <= room.targets

@@ -279,8 +279,15 @@ def plan_widths(
     rows = range(0, len(passages), max(1, -(-len(passages) // _SAMPLED)))
     texts = list_texts(passages[i] for i in rows)
     lengths = [len(row) for row in tokenize_texts(tokenizer, texts, max_length)]
+    return choose_corpus_widths(lengths, len(passages), max_length, program_tokens=program_tokens)
+
+
+def choose_corpus_widths(
+    lengths: Sequence[int], count: int, max_length: int, *, program_tokens: int | None = None
+) -> list[int]:
+    """Widths for the texts of a corpus of `count`, by the lengths of some; see `plan_widths`."""
     worth = count_program_tokens(program_tokens, on_cpu=_PROGRAM_TOKENS)
-    chosen = choose_widths(lengths, program_tokens=worth * len(rows) // max(1, len(passages)))
+    chosen = choose_widths(lengths, program_tokens=worth * len(lengths) // max(1, count))
     return sorted({*(width for width in chosen if width < max_length), max_length})
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from rag_jax.runtime.errors import RagJaxError
@@ -70,21 +70,31 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         RagJaxError: the product of the sizes is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = {"data": config.data, "model": config.model}
-    fixed = math.prod(size for size in sizes.values() if size > 0)
-    for axis, size in sizes.items():
-        if size == -1:
-            sizes[axis] = len(devices) // fixed
-    if math.prod(sizes.values()) != len(devices):
-        raise RagJaxError(
-            f"config.mesh.data={config.data} by config.mesh.model={config.model} does not fit "
-            f"{len(devices)} device(s): the product must be their number (-1 for all that remain)"
-        )
+    sizes = choose_axes(config, len(devices))
     types = (jax.sharding.AxisType.Auto,) * len(sizes)
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types, devices=devices)
 
 
-def check_batches(mesh: Mesh, sizes: dict[str, int]) -> None:
+def choose_axes(config: MeshConfig, devices: int) -> dict[str, int]:
+    """The sizes of the axes of a mesh of a number of devices.
+
+    Raises:
+        RagJaxError: the product of the sizes is not the number of devices.
+    """
+    sizes = {"data": config.data, "model": config.model}
+    fixed = math.prod(size for size in sizes.values() if size > 0)
+    for axis, size in sizes.items():
+        if size == -1:
+            sizes[axis] = devices // fixed
+    if math.prod(sizes.values()) != devices:
+        raise RagJaxError(
+            f"config.mesh.data={config.data} by config.mesh.model={config.model} does not fit "
+            f"{devices} device(s): the product must be their number (-1 for all that remain)"
+        )
+    return sizes
+
+
+def check_batches(mesh: Mesh | AbstractMesh, sizes: dict[str, int]) -> None:
     """Checks that the mesh divides the rows of batches, numbers by the names of their settings.
 
     Raises:
@@ -281,7 +291,7 @@ def count_bytes_per_device(tree: PyTree) -> int:
 
 
 # A minute of compiling at 170,000 tokens a second, a v5e 8x8's on a model of 7B with adapters.
-_ACCELERATOR_TOKENS = 10_000_000
+ACCELERATOR_TOKENS = 10_000_000
 
 
 def count_program_tokens(setting: int | None, *, on_cpu: int) -> int:
@@ -293,7 +303,7 @@ def count_program_tokens(setting: int | None, *, on_cpu: int) -> int:
     """
     if setting is not None:
         return setting
-    return on_cpu if find_platform() == "cpu" else _ACCELERATOR_TOKENS
+    return on_cpu if find_platform() == "cpu" else ACCELERATOR_TOKENS
 
 
 def find_platform() -> str:

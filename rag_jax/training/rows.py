@@ -36,7 +36,7 @@ class Row:
     """One training sequence; `spans` are the half-open ranges of each loss term's target tokens."""
 
     id: str
-    tokens: list[int]
+    tokens: Sequence[int]
     spans: dict[str, tuple[int, int]]
 
     @property
@@ -142,6 +142,20 @@ def plan_packing(
     return Packing(sizes, kinds=kinds, batches=batches, **list_costs(plan, settings, config))
 
 
+def plan_rows(
+    rows: Sequence[Row],
+    settings: ConstantTrainConfig,
+    config: DecoderConfig,
+    *,
+    strata: Sequence[int],
+    seed: int,
+) -> tuple[BatchPlan, Packing]:
+    """Which rows make a step's batch, and which of those share a sequence; see `fit_rows`."""
+    plan = BatchPlan(strata, batch_size=settings.batch_size, seed=seed)
+    kinds = [""] * len(rows)
+    return plan, plan_packing([[row] for row in rows], plan, settings, config, kinds=kinds)
+
+
 def list_sampled(plan: BatchPlan) -> range:
     """The steps on which the shapes of microbatches are chosen."""
     return range(min(_SAMPLED, plan.num_steps_per_epoch))
@@ -182,8 +196,7 @@ def fit_rows(
     mean over the term's tokens, and a batch's loss the mean over its rows. `config` is the model's,
     for counting operations.
     """
-    plan = BatchPlan(strata, batch_size=settings.batch_size, seed=seed)
-    packing = plan_packing([[row] for row in rows], plan, settings, config, kinds=[""] * len(rows))
+    plan, packing = plan_rows(rows, settings, config, strata=strata, seed=seed)
     full = trainable.frozen is None
 
     def pack(step: int, chosen: list[int]) -> Batch:

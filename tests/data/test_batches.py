@@ -42,6 +42,18 @@ def test_epochs_and_seeds_differ():
     assert order(0, 0) != order(1, 0)
 
 
+def test_an_epoch_is_dealt_once(monkeypatch):
+    """A step costs what its batch costs, and not what the epoch's order does."""
+    dealt, sort = [], np.argsort
+    monkeypatch.setattr(np, "argsort", lambda *args, **kw: dealt.append(1) or sort(*args, **kw))
+    plan = BatchPlan([0] * 40, batch_size=4, seed=0)
+    first = [plan.examples_at(step) for step in range(10)]
+    assert len(dealt) == 1
+    plan.examples_at(10)
+    assert len(dealt) == 2
+    assert [plan.examples_at(step) for step in range(10)] == first and len(dealt) == 3
+
+
 def test_strata_are_spread_evenly():
     strata = [0] * 30 + [1] * 70
     plan = BatchPlan(strata, batch_size=10, seed=0)

@@ -36,8 +36,8 @@ def test_examples_are_packed_once_at_few_shapes(examples, batch_size, budget, mu
             shapes.add((micro.kind, micro.rows, micro.width))
             of_kind = packing.shapes[micro.kind]
             assert 0 < len(micro.sequences) <= micro.rows and micro.rows % multiple == 0
-            least = multiple * min(w for w in of_kind.widths)
-            assert micro.rows * micro.width <= max(budget, least, multiple * micro.width)
+            longest = max(packing.sizes[i].tokens for i in range(len(examples)))
+            assert micro.rows * micro.width <= max(budget, multiple * (longest + 7))
             for sequence in micro.sequences:
                 assert 0 < len(sequence) <= of_kind.items
                 assert all(packing.kinds[i] == micro.kind for i in sequence)
@@ -66,6 +66,18 @@ def test_little_is_padding():
         tokens, computed = np.sum(counted, axis=0)
         assert tokens == sum(length for _, length, _ in examples)
         assert tokens / computed > 0.85, packing.shapes
+
+
+def test_little_is_padding_on_a_mesh():
+    """Where a microbatch has a multiple of 16 sequences, a step's tokens fill such a number."""
+    rng = np.random.default_rng(0)
+    # Half of the examples are longer and have few targets.
+    kinds = [(200, 0.9), (900, 0.02)] * 1280
+    examples = [("a", int(rng.integers(100, longest)), share) for longest, share in kinds]
+    packing = make_packing(examples, 128, budget=65_536, slot_cost=1e-5, multiple=16)
+    tokens, computed = np.sum([packing.count_tokens(batch) for batch in packing.batches], axis=0)
+    assert tokens / computed > 0.8, packing.shapes
+    assert len(packing.shapes["a"].widths) * len(packing.shapes["a"].rows) <= 6
 
 
 def test_many_programs_where_they_cost_little():

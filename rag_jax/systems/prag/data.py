@@ -245,6 +245,8 @@ def repeat_examples(examples: Sequence[list[int]], count: int) -> list[list[int]
 # Groups of documents that are trained together.
 
 MAX_PADDING = 0.15  # of all computed tokens
+# Where compiling costs more than all the training: the number of programs, and the padding.
+MOST_PROGRAMS, MOST_PADDING = 6, 0.2
 
 
 @dataclass(frozen=True)
@@ -263,6 +265,11 @@ class Groups:
     widths: list[list[int]]
     padding: float
 
+    @property
+    def programs(self) -> int:
+        """Number of programs, one for each width."""
+        return len({width for widths in self.widths for width in widths})
+
 
 def group_documents(
     lengths: Int[np.ndarray, "D E"], *, together: int, program_tokens: int, multiple: int = 1
@@ -270,7 +277,8 @@ def group_documents(
     """Groups documents of similar length, at few widths, so that little is padding.
 
     One program is compiled for each width. If the cheapest widths leave more than `MAX_PADDING`,
-    more widths are tried and then smaller groups.
+    more widths are tried and then smaller groups. Where the programs cost more than all the
+    training, `MOST_PADDING` will do, and there are at most `MOST_PROGRAMS`.
 
     Args:
         lengths: number of tokens of each of a document's examples.
@@ -282,16 +290,20 @@ def group_documents(
     best, size = None, min(together, len(lengths))
     while True:
         tokens = program_tokens
-        while best is None or best.padding >= MAX_PADDING:
+        while True:
             # Groups of nearly one size: a last group of a single document would be mostly padding.
             even = round_up(-(-len(order) // -(-len(order) // size)), multiple)
             made = _choose(lengths, order, size=even, program_tokens=tokens // even)
+            is_dear = made.programs * program_tokens > lengths.sum()
+            limit = MOST_PADDING if is_dear else MAX_PADDING
+            if best is not None and is_dear and made.programs > MOST_PROGRAMS:
+                break
             if best is None or made.padding < best.padding:
                 best = made
-            if not tokens:
+            if best.padding < limit or not tokens:
                 break
             tokens //= 2
-        if best.padding < MAX_PADDING or size <= multiple:
+        if best.padding < limit or size <= multiple:
             return best
         size //= 2
 

@@ -142,9 +142,10 @@ def _list_examples(
 
 
 def _write_groups(context: StageContext, groups: Groups, *, tokens: int) -> None:
-    programs = len({width for widths in groups.widths for width in widths})
     facts = {"size": groups.size, "groups": len(groups.widths), "padding": groups.padding}
-    write_json(context.folder / "groups.json", facts | {"programs": programs, "tokens": tokens})
+    write_json(
+        context.folder / "groups.json", facts | {"programs": groups.programs, "tokens": tokens}
+    )
 
 
 def _make_group_trainer(

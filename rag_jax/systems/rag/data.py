@@ -7,7 +7,7 @@ room for the question is cut at its end.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -131,8 +131,8 @@ class Example:
         target: tokens of the answer; empty at test time.
     """
 
-    inputs: list[list[int]]
-    target: list[int] = field(default_factory=list)
+    inputs: Sequence[Sequence[int]]
+    target: Sequence[int] = ()
 
     @property
     def width(self) -> int:
