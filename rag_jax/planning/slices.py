@@ -9,8 +9,9 @@ from typing import Any
 from jax.sharding import AbstractMesh, AxisType
 
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.platforms import ACCELERATOR_TOKENS
 from rag_jax.runtime.settings import MeshConfig
-from rag_jax.runtime.sharding import ACCELERATOR_TOKENS, check_batches, choose_axes
+from rag_jax.runtime.sharding import check_batches, choose_axes
 
 CHIPS = ("v4", "v5e", "v5p", "v6e")
 

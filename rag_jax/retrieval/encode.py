@@ -20,7 +20,8 @@ from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.runtime.arguments import checked
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.hosts import fetch
-from rag_jax.runtime.sharding import count_data_rows, count_program_tokens, shard_batch
+from rag_jax.runtime.platforms import count_program_tokens
+from rag_jax.runtime.sharding import count_data_rows, shard_batch
 
 # Number of passages whose texts are in memory together, and which an interrupted run may lose.
 PIECE = 1024

@@ -21,8 +21,9 @@ from rag_jax.data.packing import Packing, Sequences, Size
 from rag_jax.losses import hidden_logprobs
 from rag_jax.models.nn.bart import BartConfig
 from rag_jax.models.nn.decoder import Decoder, DecoderConfig
+from rag_jax.runtime.platforms import count_program_tokens
 from rag_jax.runtime.progress import Progress
-from rag_jax.runtime.sharding import count_data_rows, count_program_tokens
+from rag_jax.runtime.sharding import count_data_rows
 from rag_jax.training.fit import Batch, fit
 from rag_jax.training.loop import LossFunction
 from rag_jax.training.trainable import Trainable

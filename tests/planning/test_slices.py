@@ -5,7 +5,7 @@ import pytest
 from rag_jax.config import MeshConfig
 from rag_jax.planning.slices import check_mesh, read_slice
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.sharding import ACCELERATOR_TOKENS
+from rag_jax.runtime.platforms import ACCELERATOR_TOKENS
 from rag_jax.systems.srrag.config import LabelConfig, SRRAGConfig
 
 

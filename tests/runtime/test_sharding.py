@@ -23,6 +23,7 @@ from rag_jax.models.io.weights import list_slots
 from rag_jax.models.nn.bart import BartConfig
 from rag_jax.models.nn.bert import BertConfig
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.platforms import count_program_tokens
 from rag_jax.runtime.sharding import (
     BART_RULES,
     BERT_RULES,
@@ -32,7 +33,6 @@ from rag_jax.runtime.sharding import (
     choose_spec,
     count_bytes_per_device,
     count_data_rows,
-    count_program_tokens,
     count_replicated,
     make_mesh,
     shard_batch,

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from rag_jax.runtime.sharding import count_data_rows, find_platform
+from rag_jax.runtime.platforms import find_platform
+from rag_jax.runtime.sharding import count_data_rows
 
 Kernel = Literal["xla", "cudnn", "splash"]
 

@@ -15,7 +15,8 @@ from rag_jax.planning.batches import (
     count_encoding,
     count_packed,
 )
-from rag_jax.runtime.sharding import count_data_rows, count_program_tokens
+from rag_jax.runtime.platforms import count_program_tokens
+from rag_jax.runtime.sharding import count_data_rows
 from rag_jax.systems.prag.config import PRAGConfig
 from rag_jax.systems.prag.data import group_documents, list_variants
 from rag_jax.systems.prag.demonstrations import DEMONSTRATIONS

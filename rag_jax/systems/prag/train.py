@@ -18,8 +18,9 @@ from rag_jax.models import Pretrained
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.files import write_json
 from rag_jax.runtime.hosts import fetch
+from rag_jax.runtime.platforms import count_program_tokens
 from rag_jax.runtime.progress import log
-from rag_jax.runtime.sharding import count_data_rows, count_program_tokens, shard_batch
+from rag_jax.runtime.sharding import count_data_rows, shard_batch
 from rag_jax.systems.prag.augment import list_augmented, report_left_out
 from rag_jax.systems.prag.config import AugmentConfig, EncodeConfig, WarmUpConfig
 from rag_jax.systems.prag.data import (

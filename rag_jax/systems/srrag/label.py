@@ -16,7 +16,8 @@ from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_jsonl, write_json, write_jsonl
 from rag_jax.runtime.hosts import fetch
-from rag_jax.runtime.sharding import count_program_tokens, shard_batch
+from rag_jax.runtime.platforms import count_program_tokens
+from rag_jax.runtime.sharding import shard_batch
 from rag_jax.systems.srrag import steps
 from rag_jax.systems.srrag.config import LabelConfig, LabelRule, SourceConfig
 from rag_jax.systems.srrag.data import encode_answer_prompt, render_context, share_by_source
