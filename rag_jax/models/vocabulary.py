@@ -98,6 +98,26 @@ def put_tokens(params: dict, taken: dict, ids: Sequence[int]) -> dict:
     return params
 
 
+@checked
+def overlay_tokens(params: dict, taken: dict, ids: Sequence[int]) -> dict:
+    """As `put_tokens`, with the tokens' vectors beside the tables, which are shared, not copied.
+
+    Gradients reach the vectors and leave the tables out. For `Decoder` alone, as nothing else reads
+    what lies beside a table; `put_tokens` is for all else, such as saving.
+
+    Raises:
+        RagJaxError: `ids` is not a list of the decoder's token ids.
+    """
+    _check_ids(ids, params)
+    ids = jnp.asarray(ids, jnp.int32)
+    rows = taken["embed"]["embedding"]
+    params = {**params, "embed": {**params["embed"], "rows": rows, "ids": ids}}
+    if "head" in params:
+        columns = taken["head"]["kernel"]
+        params["head"] = {**params["head"], "columns": columns, "ids": ids}
+    return params
+
+
 def _check_ids(ids: Sequence[int], params: dict) -> None:
     if not isinstance(ids, jax.core.Tracer):
         check_token_row("ids", ids, len(params["embed"]["embedding"]))

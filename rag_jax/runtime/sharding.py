@@ -32,6 +32,7 @@ _WHOLE = PartitionSpec()
 # `model`: the activations between the two stay on their device (Shoeybi et al. 2019, section 3).
 DECODER_RULES: Rules = (
     (r"embed/embedding", _SPLIT_IN),
+    (r"(embed|head)/(rows|columns|ids)", _WHOLE),  # `vocabulary.overlay_tokens`
     (r"layers_\d+/attention/(query|key|value)/kernel", _SPLIT_OUT),
     (r"layers_\d+/attention/output/kernel", _SPLIT_IN),
     (r"layers_\d+/ffn/(gate|up)/kernel", _SPLIT_OUT),

@@ -10,7 +10,12 @@ import pytest
 
 from rag_jax.decoding import Sampling, generate
 from rag_jax.models import load
-from rag_jax.models.vocabulary import grow_vocabulary, put_tokens, take_tokens
+from rag_jax.models.vocabulary import (
+    grow_vocabulary,
+    overlay_tokens,
+    put_tokens,
+    take_tokens,
+)
 from rag_jax.runtime.errors import RagJaxError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -170,6 +175,33 @@ def test_tokens_taken_and_put_back(name):
         change = np.asarray(after - before)
         change = change.T if path == "head" else change
         assert (change[ids] > 0.5).all() and (np.delete(change, ids, axis=0) == 0).all()
+
+
+@pytest.mark.parametrize("name", ["llama_tied", "llama_untied_sharded"])
+def test_tokens_beside_their_tables(name):
+    """Logits and gradients are those of tokens put into the tables, and nothing is copied."""
+    lm, ids = load(GOLDEN / name), [3, 289, 17]
+    taken = jax.tree.map(lambda leaf: leaf * 2 + 0.1, take_tokens(lm.params, ids))
+    tokens = jnp.asarray([[1, 3, 7, 289, 3], [5, 17, 2, 3, 9]])
+    weights = jax.random.normal(jax.random.key(0), (2, 5, lm.config.vocab_size))
+
+    def compute(put):
+        def loss(taken):
+            logits = lm.model.apply({"params": put(lm.params, taken, ids)}, tokens)
+            return (logits * weights).sum(), logits
+
+        (_, logits), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(taken)
+        return logits, grads
+
+    (ours, grads), (wanted, wanted_grads) = compute(overlay_tokens), compute(put_tokens)
+    np.testing.assert_allclose(ours, wanted, atol=1e-5)
+    assert all(np.abs(leaf).max() > 0.1 for leaf in jax.tree.leaves(wanted_grads))
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)  # noqa: E731
+    jax.tree.map(close, grads, wanted_grads)
+    laid = overlay_tokens(lm.params, taken, ids)
+    assert laid["embed"]["embedding"] is lm.params["embed"]["embedding"]
+    with pytest.raises(RagJaxError, match=r"^ids: .*500"):
+        overlay_tokens(lm.params, taken, [500])
 
 
 @pytest.mark.parametrize(

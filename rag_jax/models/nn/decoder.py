@@ -28,6 +28,7 @@ from rag_jax.models.nn.layers import (
     scan_layers,
 )
 from rag_jax.models.nn.rope import Angles, LlamaScaling, LongScaling, rotary_angles, rotate
+from rag_jax.models.nn.tokens import TokenTable, score_by_head
 from rag_jax.runtime.arguments import checked
 from rag_jax.runtime.sharding import constrain_rows
 
@@ -220,7 +221,7 @@ class Decoder(nn.Module):
 
     def setup(self):
         c = self.config
-        self.embed = nn.Embed(c.vocab_size, c.hidden_size)
+        self.embed = TokenTable(c.vocab_size, c.hidden_size)
         self.layers = [Layer(c) for _ in range(c.num_layers)]
         self.final_norm = _norm(c)
         if not c.tie_embeddings:
@@ -321,7 +322,8 @@ class Decoder(nn.Module):
         """Logits over the vocabulary, about -1e9 for the padding rows of the embedding."""
         c, rows = self.config, hidden.shape[0]
         flat = constrain_rows(hidden.reshape(-1, c.hidden_size), rows)
-        scores = flat @ self.embed.embedding.T if c.tie_embeddings else self.head(flat)
+        tied = c.tie_embeddings
+        scores = self.embed.score(flat) if tied else score_by_head(self.head, flat)
         if c.vocab_padding:
             is_token = jnp.arange(c.vocab_size) < c.vocab_size - c.vocab_padding
             # float16 cannot hold MASKED.

@@ -15,7 +15,12 @@ from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection, Question
 from rag_jax.models import Pretrained
 from rag_jax.models.io.load import load_config
-from rag_jax.models.vocabulary import grow_vocabulary, put_tokens, take_tokens
+from rag_jax.models.vocabulary import (
+    grow_vocabulary,
+    overlay_tokens,
+    put_tokens,
+    take_tokens,
+)
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import DECODER_RULES, shard_params
@@ -87,10 +92,11 @@ class Session(session.Session):
     def trainable(self) -> Trainable:
         """All weights or an adapter, and the embeddings of the special tokens.
 
-        The rows of the special tokens are trained in both modes, apart from the table, because they
-        learn faster.
+        The rows of the special tokens are trained in both modes, apart from the table: they learn
+        faster, and with an adapter the table needs no gradient.
         """
         c, ids, dtype = self.config, self.new_ids, self.dtype
+        put = put_tokens if c.tuning.mode == "full" else overlay_tokens
 
         def init(params: PyTree) -> PyTree[Array]:
             tokens = cast(take_tokens(params, ids), jnp.float32)
@@ -98,7 +104,7 @@ class Session(session.Session):
 
         def merge(trained: PyTree, base: PyTree) -> PyTree[Array]:
             params = merge_trained(c.tuning, trained["model"], base, dtype=dtype)
-            return put_tokens(params, cast(trained["new_tokens"], dtype), ids)
+            return put(params, cast(trained["new_tokens"], dtype), ids)
 
         params = self.base.params
         return Trainable(

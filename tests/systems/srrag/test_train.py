@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rag_jax import lora
-from rag_jax.models.vocabulary import grow_vocabulary
+from rag_jax.models.vocabulary import grow_vocabulary, put_tokens
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems.srrag.config import NewTokensConfig, SRRAGConfig
 from rag_jax.systems.srrag.data import TERMS
@@ -53,10 +53,11 @@ def test_assembled_parameters(base):
     trainable = make_session(base, mode="lora").trainable
     trained = jax.tree.map(lambda leaf: leaf + 0.1, trainable.start())
     params = trainable.merge(trained, base.params)
-    table = np.asarray(base.params["embed"]["embedding"])
-    np.testing.assert_array_equal(params["embed"]["embedding"][:-4], table[:-4])
-    np.testing.assert_allclose(params["embed"]["embedding"][-4:], table[-4:] + 0.1)
-    folded = lora.fold(base.params, trained["model"], scale=2.0) | {"embed": params["embed"]}
+    table = base.params["embed"]["embedding"]
+    assert params["embed"]["embedding"] is table
+    np.testing.assert_allclose(params["embed"]["rows"], table[-4:] + 0.1)
+    whole = put_tokens(base.params, trained["new_tokens"], range(len(table) - 4, len(table)))
+    folded = lora.fold(whole, trained["model"], scale=2.0)
     ours, theirs = run(base, params), run(base, folded)
     assert np.abs(theirs - run(base, base.params)).max() > 0.1
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
@@ -90,9 +91,13 @@ def test_new_tokens_of_a_padded_table_and_a_head_of_its_own(base, mode):
     trained = session.trainable.start()
     trained["new_tokens"] = jax.tree.map(lambda leaf: leaf + 0.1, trained["new_tokens"])
     params = session.trainable.merge(trained, untied.params)
+    start = np.asarray(padded.params["embed"]["embedding"])
+    if mode == "lora":  # beside the tables, which stay as they are
+        for new in (params["embed"]["rows"], params["head"]["columns"].T):
+            np.testing.assert_allclose(new, start[first : first + 4] + 0.1, rtol=1e-6)
     for table in (params["embed"]["embedding"], params["head"]["kernel"].T):
-        moved = np.asarray(table - padded.params["embed"]["embedding"])
-        assert (moved[first : first + 4] > 0.05).all()
+        moved = np.asarray(table) - start
+        assert mode == "lora" or (moved[first : first + 4] > 0.05).all()
         assert (moved[:first] == 0).all() and (moved[first + 4 :] == 0).all()
 
 
