@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 
 from rag_jax.decoding.cache import Cache, grow, init_cache
 from rag_jax.models import Pretrained
+from rag_jax.models.int8 import quantize_layers
 from rag_jax.models.io.architectures import Config, get_rules, make_model
 from rag_jax.models.io.sizes import describe_params, find_sizes
 from rag_jax.runtime.sharding import abstract_params
@@ -24,14 +25,18 @@ class AbstractModels:
 
     mesh: Mesh
 
-    def load_model(self, name: str, *, dtype: Any = None) -> Pretrained:
+    def load_model(self, name: str, *, dtype: Any = None, int8: bool = False) -> Pretrained:
         """A published model's sizes, or those of a folder, without its weights and tokenizer."""
-        return describe_model(find_sizes(name), self.mesh, dtype=dtype or jnp.float32)
+        sizes = find_sizes(name)
+        return describe_model(sizes, self.mesh, dtype=dtype or jnp.float32, int8=int8)
 
 
-def describe_model(config: Config, mesh: Mesh, *, dtype: Any = jnp.float32) -> Pretrained:
+def describe_model(
+    config: Config, mesh: Mesh, *, dtype: Any = jnp.float32, int8: bool = False
+) -> Pretrained:
     """A model whose parameters are descriptions of arrays; it has no tokenizer."""
     shapes = describe_params(config, jnp.dtype(dtype))
+    shapes = jax.eval_shape(quantize_layers, shapes) if int8 else shapes
     params = abstract_params(shapes, mesh, get_rules(config))
     return Pretrained(config, make_model(config), params, None, "")
 

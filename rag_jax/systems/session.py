@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from rag_jax.data.formats import describe_source
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection, Question, choose_questions, load_collection
 from rag_jax.models import Pretrained, load
+from rag_jax.models.int8 import quantize_layers
+from rag_jax.models.io.architectures import get_rules
 from rag_jax.models.io.hub import fingerprint, resolve
 from rag_jax.models.nn.bert import Bert
 from rag_jax.models.nn.decoder import Decoder
@@ -24,7 +27,7 @@ from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.retrieval import Index, encode_texts, fingerprint_corpus, list_texts
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.progress import log
-from rag_jax.runtime.sharding import DECODER_RULES, check_batches, make_mesh
+from rag_jax.runtime.sharding import DECODER_RULES, check_batches, make_mesh, shard_params
 from rag_jax.training.trainable import Trainable, make_trainable
 
 
@@ -71,21 +74,28 @@ class Session:
 
     # Models.
 
-    def load_model(self, name: str | Path, *, dtype: Any = None) -> Pretrained:
-        """A model on the mesh."""
-        return load(name, dtype=dtype, mesh=self.mesh)
+    def load_model(self, name: str | Path, *, dtype: Any = None, int8: bool = False) -> Pretrained:
+        """A model on the mesh; `int8` as in `ModelConfig`."""
+        loaded = load(name, dtype=dtype, mesh=self.mesh)
+        if not int8:
+            return loaded
+        params = shard_params(quantize_layers(loaded.params), self.mesh, get_rules(loaded.config))
+        return replace(loaded, params=params)
 
-    def load_language_model(self, field: str, *, dtype: Any = None) -> Pretrained:
+    def load_language_model(
+        self, field: str, *, dtype: Any = None, int8: bool = False
+    ) -> Pretrained:
         """The decoder that a setting names.
 
         Args:
             field: path of the setting, such as "model.name".
+            int8: as in `ModelConfig`.
 
         Raises:
             RagJaxError: the model is no decoder, or as `load`.
         """
         name = self._get_setting(field)
-        loaded = self.load_model(name, dtype=dtype)
+        loaded = self.load_model(name, dtype=dtype, int8=int8)
         if not isinstance(loaded.model, Decoder):
             raise RagJaxError(f"config.{field}={name}: is no language model")
         return loaded
@@ -118,7 +128,8 @@ class Session:
     @cached_property
     def base(self) -> Pretrained:
         """The language model before training."""
-        return self.load_language_model(f"{self.model_field}.name", dtype=self.dtype)
+        int8 = self._get_setting(f"{self.model_field}.int8")
+        return self.load_language_model(f"{self.model_field}.name", dtype=self.dtype, int8=int8)
 
     @property
     def trainable(self) -> Trainable:

@@ -55,7 +55,7 @@ class PlannedSession(AbstractModels, session.Session):
         tokens = config.vocab_size + len(special_tokens(self.config.sources))
         padded = round_up(tokens, c.vocab_multiple)
         config = replace(config, vocab_size=padded, vocab_padding=padded - tokens)
-        return describe_model(config, self.mesh, dtype=c.dtype)
+        return describe_model(config, self.mesh, dtype=c.dtype, int8=c.int8)
 
     @property
     def new_ids(self) -> list[int]:
