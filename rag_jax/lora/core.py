@@ -5,8 +5,7 @@ An adapter is a nested dict along the paths of the parameter tree. In place of e
 of `N` adapters stacked along a leading axis, ready for `jax.vmap`. Merging `k` adapters
 concatenates their ranks, `[..., k, in, r]` to `[..., in, k * r]`, and gives an adapter again.
 
-This file needs only JAX, so the file can be copied into another project. With jaxtyping, in which
-the signatures are written, a checker of types can also check their shapes.
+This file needs only JAX, so that other projects can copy it. With jaxtyping, shapes are checked.
 """
 
 import re
@@ -280,6 +279,8 @@ def fold(params: PyTree, adapter: Tree, *, scale: float) -> PyTree:
             node = factors
             for key in keys:
                 node = node.get(_name(key), {})
+            if node and leaf.dtype == jnp.int8:
+                raise ValueError(f"{jax.tree_util.keystr(keys)}: a kernel in int8: use apply")
             return leaf + scale * jnp.tensordot(node["a"], node["b"], 1) if node else leaf
 
         return jax.tree_util.tree_map_with_path(add_leaf, tree)

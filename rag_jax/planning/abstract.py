@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 
 from rag_jax.decoding.cache import Cache, grow, init_cache
 from rag_jax.models import Pretrained
+from rag_jax.models.int8 import quantize_layers
 from rag_jax.models.io.architectures import Config, get_rules, make_model
 from rag_jax.models.io.sizes import describe_params, find_sizes
 from rag_jax.runtime.sharding import Rules, abstract_params
@@ -25,21 +26,29 @@ class AbstractModels:
     mesh: Mesh
     choose_rules: Callable[[Config], Rules]
 
-    def load_model(self, name: str, *, dtype: Any = None) -> Pretrained:
+    def load_model(self, name: str, *, dtype: Any = None, int8: bool = False) -> Pretrained:
         """A published model's sizes, or those of a folder, without its weights and tokenizer."""
-        config, dtype = find_sizes(name), dtype or jnp.float32
-        return describe_model(config, self.mesh, dtype=dtype, rules=self.choose_rules(config))
+        config, rules = find_sizes(name), self.choose_rules(find_sizes(name))
+        options = {"dtype": dtype or jnp.float32, "rules": rules, "int8": int8}
+        return describe_model(config, self.mesh, **options)
 
 
 def describe_model(
-    config: Config, mesh: Mesh, *, dtype: Any = jnp.float32, rules: Rules | None = None
+    config: Config,
+    mesh: Mesh,
+    *,
+    dtype: Any = jnp.float32,
+    rules: Rules | None = None,
+    int8: bool = False,
 ) -> Pretrained:
     """A model whose parameters are descriptions of arrays; it has no tokenizer.
 
     Args:
         rules: as for `load`.
+        int8: as in `ModelConfig`.
     """
     shapes = describe_params(config, jnp.dtype(dtype))
+    shapes = jax.eval_shape(quantize_layers, shapes) if int8 else shapes
     params = abstract_params(shapes, mesh, get_rules(config) if rules is None else rules)
     return Pretrained(config, make_model(config), params, None, "")
 

@@ -130,7 +130,8 @@ def keep_over_data(rules: Rules) -> Rules:
 def choose_spec(path: str, shape: Sequence[int], mesh: Mesh, rules: Rules) -> PartitionSpec:
     """The spec of a parameter, or of an adapter or optimiser moment that belongs to a parameter.
 
-    An adapter's `a` is split like the input of its kernel, and `b` like the output. If an axis
+    An adapter's `a` is split like the input of its kernel, and `b` like the output, as the scales
+    of a kernel in int8. If an axis
     does not divide the dimension in the rule, the axis splits the largest dimension that it does
     divide, if any.
 
@@ -146,10 +147,12 @@ def choose_spec(path: str, shape: Sequence[int], mesh: Mesh, rules: Rules) -> Pa
     # a tree of adapters, and `lora_a` in a tree with the kernels.
     path = path.removesuffix("/array")
     factor = re.fullmatch(r"(.*/)(?:kernel/|lora_)([ab])", path)
-    kernel = f"{factor[1]}kernel" if factor else path
+    kernel = f"{factor[1]}kernel" if factor else path.removesuffix("_scale")
     matching = [spec for regex, spec in rules if re.search(rf"(?:^|/)(?:{regex})$", kernel)]
     if len(matching) != 1:
         raise RagJaxError(f"parameter {path}: {len(matching)} sharding rules match it, not one")
+    if path.endswith("/kernel_scale"):  # of a kernel in int8: a number for each output
+        return _fit(matching[0][1:], shape, mesh)
     spec = (*matching[0], *[None] * len(shape))[: len(shape)]
     if factor:
         spec = (spec[0], None) if factor[2] == "a" else (None, spec[1])

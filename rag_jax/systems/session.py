@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from rag_jax.data.formats import describe_source
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection, Question, choose_questions, load_collection
 from rag_jax.models import Pretrained, load
+from rag_jax.models.int8 import quantize_layers
 from rag_jax.models.io.architectures import Config, get_rules
 from rag_jax.models.io.hub import fingerprint, resolve
 from rag_jax.models.io.load import load_config
@@ -32,6 +34,7 @@ from rag_jax.runtime.sharding import (
     check_batches,
     keep_over_data,
     make_mesh,
+    shard_params,
 )
 from rag_jax.training.trainable import Trainable, make_trainable
 
@@ -79,28 +82,37 @@ class Session:
 
     # Models.
 
-    def load_model(self, name: str | Path, *, dtype: Any = None) -> Pretrained:
-        """A model on the mesh, its weights where `config.mesh.weights` has them."""
+    def load_model(self, name: str | Path, *, dtype: Any = None, int8: bool = False) -> Pretrained:
+        """A model on the mesh, its weights where `mesh.weights` has them; `int8` as a setting."""
         moved = self.config.mesh.weights == "model"
         rules = self.choose_rules(load_config(name)) if moved else None
-        return load(name, dtype=dtype, mesh=self.mesh, rules=rules)
+        loaded = load(name, dtype=dtype, mesh=self.mesh, rules=rules)
+        if not int8:
+            return loaded
+        rules = self.choose_rules(loaded.config)
+        return replace(
+            loaded, params=shard_params(quantize_layers(loaded.params), self.mesh, rules)
+        )
 
     def choose_rules(self, config: Config) -> Rules:
         """How the weights of a model lie that are not being trained."""
         rules = get_rules(config)
         return keep_over_data(rules) if self.config.mesh.weights == "model" else rules
 
-    def load_language_model(self, field: str, *, dtype: Any = None) -> Pretrained:
+    def load_language_model(
+        self, field: str, *, dtype: Any = None, int8: bool = False
+    ) -> Pretrained:
         """The decoder that a setting names.
 
         Args:
             field: path of the setting, such as "model.name".
+            int8: as in `ModelConfig`.
 
         Raises:
             RagJaxError: the model is no decoder, or as `load`.
         """
         name = self._get_setting(field)
-        loaded = self.load_model(name, dtype=dtype)
+        loaded = self.load_model(name, dtype=dtype, int8=int8)
         if not isinstance(loaded.model, Decoder):
             raise RagJaxError(f"config.{field}={name}: is no language model")
         return loaded
@@ -133,7 +145,8 @@ class Session:
     @cached_property
     def base(self) -> Pretrained:
         """The language model before training."""
-        return self.load_language_model(f"{self.model_field}.name", dtype=self.dtype)
+        int8 = self._get_setting(f"{self.model_field}.int8")
+        return self.load_language_model(f"{self.model_field}.name", dtype=self.dtype, int8=int8)
 
     @property
     def trainable(self) -> Trainable:

@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 
 from rag_jax import lora
 from rag_jax.config import TuningConfig
+from rag_jax.models.int8 import describe_floats, is_quantized
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.runtime.checkpoint import load_tree
 from rag_jax.runtime.errors import RagJaxError
@@ -83,13 +84,19 @@ def init_trained(tuning: TuningConfig, params: PyTree, *, seed: int) -> PyTree[A
     The tree is float32 whatever the model's dtype: small updates vanish in bfloat16.
 
     Raises:
-        RagJaxError: no kernel's path matches `tuning.targets`.
+        RagJaxError: no kernel's path matches `tuning.targets`, or all weights are to be trained and
+            are in int8.
     """
+    if tuning.mode == "full" and is_quantized(params):
+        raise RagJaxError(
+            "config.tuning.mode='full': the weights are in int8 and cannot be trained; set it to "
+            "'lora', or config.model.int8 to False"
+        )
     if tuning.mode == "full":
         return cast(params, jnp.float32)
     targets, key = f".*({tuning.targets})/kernel", jax.random.key(seed)
     try:
-        adapter = lora.init(key, params, targets=targets, rank=tuning.rank)
+        adapter = lora.init(key, describe_floats(params), targets=targets, rank=tuning.rank)
     except ValueError as error:
         raise RagJaxError(f"config.tuning.targets={tuning.targets!r}: {error}") from error
     return cast(adapter, jnp.float32)

@@ -93,7 +93,7 @@ class Linear(nn.Module):
 
     `rag_jax.lora.apply` adds `lora_a` and `lora_b` next to a kernel: one adapter for the whole
     batch, or `P` adapters, each for `N / P` consecutive tokens. The models need no other code for
-    LoRA.
+    LoRA. With `kernel_scale` beside it, the kernel is in int8, see `rag_jax.models.int8`.
     """
 
     features: int
@@ -102,8 +102,11 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N F"]:
         shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.normal(0.02), shape)
-        y = x @ _unwrap(kernel)
+        kernel = _unwrap(self.param("kernel", nn.initializers.normal(0.02), shape))
+        if self.has_variable("params", "kernel_scale"):
+            y = x @ kernel.astype(x.dtype) * self.get_variable("params", "kernel_scale")[None]
+        else:
+            y = x @ kernel
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,))[None]
         if self.has_variable("params", "lora_a"):

@@ -56,7 +56,7 @@ class Session(session.Session):
     def generator(self) -> Pretrained:
         """The generator before training."""
         name = self.config.generator.name
-        loaded = self.load_model(name, dtype=self.dtype)
+        loaded = self.load_model(name, dtype=self.dtype, int8=self.config.generator.int8)
         if isinstance(loaded.model, Bert):
             raise RagJaxError(f"config.generator.name={name}: is no generator but an encoder")
         return loaded

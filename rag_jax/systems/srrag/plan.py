@@ -55,7 +55,8 @@ class PlannedSession(AbstractModels, session.Session):
         tokens = config.vocab_size + len(special_tokens(self.config.sources))
         padded = round_up(tokens, c.vocab_multiple)
         config = replace(config, vocab_size=padded, vocab_padding=padded - tokens)
-        return describe_model(config, self.mesh, dtype=c.dtype, rules=self.choose_rules(config))
+        options = {"dtype": c.dtype, "int8": c.int8, "rules": self.choose_rules(config)}
+        return describe_model(config, self.mesh, **options)
 
     @property
     def new_ids(self) -> list[int]:

@@ -58,7 +58,7 @@ class Session(session.Session):
     def base(self) -> Pretrained:
         """The language model with the special tokens added, before training."""
         c = self.config
-        loaded = self.load_language_model("model.name", dtype=self.dtype)
+        loaded = self.load_language_model("model.name", dtype=self.dtype, int8=c.model.int8)
         self.check_layer(loaded.config.num_layers)
         names = special_tokens(c.sources)
         grown = grow_vocabulary(loaded, names, multiple=c.model.vocab_multiple)

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from rag_jax.config import build
+from rag_jax.models.int8 import is_quantized
 from rag_jax.runtime import chips
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import count_bytes_per_device
@@ -22,18 +23,20 @@ def settings(make_config, monkeypatch):
     return build(SRRAGConfig, make_config(**{"verbalise.max_tokens": 6}))
 
 
-@pytest.mark.parametrize("mode", ["lora", "full"])
-def test_the_planned_session_is_the_real_one(settings, session, mode):
+@pytest.mark.parametrize(("mode", "int8"), [("lora", False), ("full", False), ("lora", True)])
+def test_the_planned_session_is_the_real_one(settings, session, mode, int8):
     """The same trees, shapes and losses as the run itself trains."""
-    changed = replace(settings, tuning=replace(settings.tuning, mode=mode))
+    model, tuning = replace(settings.model, int8=int8), replace(settings.tuning, mode=mode)
+    changed = replace(settings, model=model, tuning=tuning)
     abstract = planned.PlannedSession(changed, jax.devices()[:1])
     describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
+    real = type(session)(changed)
+    assert is_quantized(real.base.params) == int8
     assert abstract.new_ids == session.new_ids
     assert abstract.base.config == session.base.config
-    assert describe(abstract.base.params) == describe(session.base.params)
+    assert describe(abstract.base.params) == describe(real.base.params)
     assert describe(abstract.encoder.params) == describe(session.encoder.params)
-    real = type(session)(changed).trainable.start()
-    assert describe(abstract.trainable.abstract()) == describe(real)
+    assert describe(abstract.trainable.abstract()) == describe(real.trainable.start())
 
 
 def test_programs_are_planned(settings):
