@@ -37,7 +37,7 @@ WORLDS = {
     # 40,000 documents of several passages each.
     "self_retrieval": WorldConfig(cities=33_000, train=50_000, dev=2_000, test=4_000),
     # The banks of `docs/results/scale.md`: 50,000 questions, of which each finds three documents.
-    "prag": WorldConfig(cities=30_000, train=600, dev=60, test=50_000),
+    "prag": WorldConfig(cities=30_000, train=600, dev=0, test=50_000),
 }
 # The settings that are scaled: numbers of passages and questions.
 COUNTS = (
