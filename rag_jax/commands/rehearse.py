@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> None:
     from rag_jax.runtime.files import explain_disk_errors, write_json
 
     command.keep_programs()
-    planned, changes = plan_rehearsal(config, scale=scale, preset=preset)
+    planned, changes = plan_rehearsal(config, scale=scale, preset=preset, steps=steps)
     for path, (old, new) in changes.items():
         write_text(f"config.{path}: {old} -> {new}")
     measured = rehearse(planned, workdir, steps=steps)

@@ -103,9 +103,10 @@ def choose_widths(lengths: Sequence[int], *, program_tokens: int) -> list[int]:
     """
     if not len(lengths):
         return []
+    ordered = np.sort(np.asarray(lengths))
     best = [(0, 0, [])]  # number of rows that fit, cost in tokens, widths
-    for width in range(8, round_up(max(lengths), 8) + 8, 8):
-        num_fitting = sum(length <= width for length in lengths)
+    for width in range(8, round_up(int(ordered[-1]), 8) + 8, 8):
+        num_fitting = int(np.searchsorted(ordered, width, side="right"))
         cost, widths = min((cost - width * fitting, widths) for fitting, cost, widths in best)
         best.append((num_fitting, cost + width * num_fitting + program_tokens, [*widths, width]))
     return best[-1][2]

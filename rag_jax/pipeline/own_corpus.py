@@ -1,7 +1,7 @@
 """The passages that a question is asked over in place of the run's, and their embeddings.
 
-Embeddings are kept in the user's cache by the passages' content, so that a second start computes
-none of them.
+Embeddings, and numbers that take a pass of the tokenizer, are kept in the user's cache by the
+passages' content, so that a second start computes none of them.
 """
 
 import contextlib
@@ -9,17 +9,19 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from rag_jax.data.formats import read_passages
-from rag_jax.data.passages import Passage, PassageFile
+from rag_jax.data.passages import Passage, PassageFile, fingerprint_corpus
 from rag_jax.models.io.hub import cache_folder
 from rag_jax.retrieval import Index, list_texts
 from rag_jax.retrieval.matrices import check_matrix
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.files import map_array, open_atomic
+from rag_jax.runtime.files import map_array, open_atomic, read_json, write_json
+from rag_jax.runtime.outside import is_there, parsing
 from rag_jax.runtime.progress import log, show_progress
 
 Encode = Callable[..., Float[np.ndarray, "N E"]]
@@ -81,6 +83,29 @@ def _read_kept(path: Path, count: int) -> Float[np.ndarray, "N E"] | None:
             return embeddings
     log(f"{path}: is damaged, and the passages are embedded again")
     return None
+
+
+def keep_measured(
+    passages: Sequence[Passage], measure: Callable[[], dict[str, int]], **made_by: Any
+) -> dict[str, int]:
+    """What `measure` counts in the passages' tokens, from the user's cache if it is there.
+
+    Args:
+        made_by: JSON values of all that the numbers depend on beside the passages.
+    """
+    digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode())
+    digest.update(fingerprint_corpus(passages).encode())
+    path = cache_folder() / "measured" / f"{digest.hexdigest()}.json"
+    if is_there(path):
+        with contextlib.suppress(RagJaxError), parsing(path):
+            kept = read_json(path)
+            if all(type(number) is int and number >= 0 for number in kept.values()):
+                return kept
+        log(f"{path}: is damaged, and the passages are measured again")
+    measured = measure()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_json(path, measured)
+    return measured
 
 
 def _open_index(folder: Path, encoder: str) -> tuple[Sequence[Passage], Float[np.ndarray, "N E"]]:

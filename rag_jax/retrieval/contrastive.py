@@ -75,7 +75,8 @@ def list_pairs(
     if len(negatives) != len(questions):
         raise ValueError(f"negatives: {len(negatives)} rows for {len(questions)} questions")
     count = 1 if positives == "first" else None
-    rows = {passage.id: row for row, passage in enumerate(passages)}
+    wanted = {id for question in questions for id in question.relevant}
+    rows = {p.id: row for row, p in enumerate(passages) if p.id in wanted}
     return [
         Pair(q.id, number, row, tuple(wrong), frozenset(relevant))
         for number, (q, wrong) in enumerate(zip(questions, negatives, strict=True))

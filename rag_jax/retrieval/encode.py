@@ -3,7 +3,6 @@
 import functools
 import itertools
 import logging
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from rag_jax.data.batches import choose_widths, pad_rows, round_up
 from rag_jax.data.passages import Passage
+from rag_jax.data.token_rows import TokenRows
 from rag_jax.models import Pretrained
 from rag_jax.models.nn.bert import Bert
 from rag_jax.models.tokenizer import Tokenizer
@@ -52,28 +52,6 @@ def make_text(passage: Passage) -> str | tuple[str, str]:
             f"{passage!r} is no Passage: read a corpus, or use Passage(id, title, text)"
         )
     return (passage.title, passage.text) if passage.title else passage.text
-
-
-class TokenRows(Sequence[Int[np.ndarray, "T"]]):
-    """The token ids of many texts in one array, of which a row is a slice: 4 bytes a token."""
-
-    def __init__(self, rows: Iterable[Sequence[int]]):
-        flat, ends = array("i"), array("q", [0])
-        for row in rows:
-            flat.extend(row)
-            ends.append(len(flat))
-        self._flat, self._ends = np.frombuffer(flat, np.int32), np.frombuffer(ends, np.int64)
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, row: int) -> Int[np.ndarray, "T"]:
-        return self._flat[self._ends[row] : self._ends[row + 1]]
-
-    @property
-    def lengths(self) -> list[int]:
-        """The number of tokens of each text."""
-        return np.diff(self._ends).tolist()
 
 
 @checked

@@ -16,9 +16,9 @@ from rag_jax.retrieval.encode import make_text
 
 
 def make_miner(
-    passages: Sequence[Passage], *, depth: int, count: int
+    passages: Sequence[Passage], questions: Sequence[Question], *, depth: int, count: int
 ) -> Callable[[Sequence[Question]], list[dict[str, Any]]]:
-    """A function from a batch of questions to records `{"id", "rows"}` of hard negatives.
+    """A function from a batch of the questions to records `{"id", "rows"}` of hard negatives.
 
     The first `count` negatives that the data names, as DPR's files do. Without any, BM25 ranks
     `depth` passages for a question, of which `choose_negatives` takes up to `count`.
@@ -31,7 +31,8 @@ def make_miner(
 
     @functools.cache
     def number_rows() -> dict[str, int]:
-        return {passage.id: row for row, passage in enumerate(passages)}
+        wanted = {id for question in questions for id in question.negatives[:count]}
+        return {p.id: row for row, p in enumerate(passages) if p.id in wanted}
 
     def mine(batch: Sequence[Question]) -> list[dict[str, Any]]:
         rows = {q.id: [number_rows()[id] for id in q.negatives[:count]] for q in batch}

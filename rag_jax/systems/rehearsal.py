@@ -37,7 +37,7 @@ WORLDS = {
     # 40,000 documents of several passages each.
     "self_retrieval": WorldConfig(cities=33_000, train=50_000, dev=2_000, test=4_000),
     # The banks of `docs/results/scale.md`: 50,000 questions, of which each finds three documents.
-    "prag": WorldConfig(cities=30_000, train=600, dev=60, test=50_000),
+    "prag": WorldConfig(cities=30_000, train=600, dev=0, test=50_000),
 }
 # The settings that are scaled: numbers of passages and questions.
 COUNTS = (
@@ -54,12 +54,15 @@ Changes = dict[str, tuple[Any, Any]]
 _Costs = dict[str, dict[str, float]]
 
 
-def plan_rehearsal(config: ConfigDict, *, scale: float, preset: str) -> tuple[ConfigDict, Changes]:
+def plan_rehearsal(
+    config: ConfigDict, *, scale: float, preset: str, steps: int | None = None
+) -> tuple[ConfigDict, Changes]:
     """The settings of a rehearsal, but for the models.
 
     Args:
         scale: factor on the numbers of passages and questions, `COUNTS`.
         preset: that `config` was made of; empty for a config file's small run.
+        steps: as for `rehearse`. Epochs that do not end are not validated.
 
     Returns:
         The settings, and by the path of a changed one its old and its new value.
@@ -78,8 +81,8 @@ def plan_rehearsal(config: ConfigDict, *, scale: float, preset: str) -> tuple[Co
     new |= {path: "float32" for path in new if path.endswith(".dtype")}
     # Further epochs try nothing new.
     new |= {path: 1 for path in new if path.endswith("epochs") and new[path] > 1}
-    if new.get("validation.after"):
-        new["validation.after"] = 0
+    if new.get("validation.after") is not None:
+        new["validation.after"] = 0 if steps is None else None
     new |= {f"mesh.{axis}": size for axis, size in _fit_mesh(config.mesh).items()}
     return _change(config, new), {p: (old[p], new[p]) for p in new if old[p] != new[p]}
 

@@ -118,7 +118,7 @@ def run_negatives(
     Writes `negatives.jsonl`, lines `{"id", "rows"}` with at most `count` rows of `passages` among
     the first `depth`.
     """
-    mine = make_miner(passages, depth=depth, count=count)
+    mine = make_miner(passages, train_questions, depth=depth, count=count)
     context.map("negatives.jsonl", train_questions, mine, batch_size=1024, unit="questions")
 
 

@@ -124,3 +124,18 @@ def test_choose_bucket():
     assert [choose_bucket(n, BUCKETS) for n in (0, 4, 5, 32)] == [4, 4, 8, 32]
     with pytest.raises(RagJaxError, match="none holds 33 tokens"):
         choose_bucket(33, BUCKETS)
+
+
+def test_widths_are_chosen_in_one_pass_over_the_lengths():
+    class Counted(list):
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            return super().__iter__()
+
+    lengths = Counted(range(1, 400))
+    assert batches.choose_widths(lengths, program_tokens=8_000) == batches.choose_widths(
+        np.arange(1, 400), program_tokens=8_000
+    )
+    assert lengths.passes <= 1

@@ -8,7 +8,7 @@ import pytest
 
 from rag_jax.data.passages import Passage, write_passages
 from rag_jax.pipeline import own_corpus
-from rag_jax.pipeline.own_corpus import embed_texts, read_corpus
+from rag_jax.pipeline.own_corpus import embed_texts, keep_measured, read_corpus
 from rag_jax.retrieval import Index
 from rag_jax.runtime.errors import RagJaxError
 
@@ -88,3 +88,24 @@ def test_a_file_of_passages(tmp_path):
     path.write_text(json.dumps({"id": "a", "title": "T", "text": "Text."}) + "\n")
     passages, embeddings = read_corpus(path, Encoder(), **MADE_BY)
     assert passages == [Passage("a", "T", "Text.")] and embeddings.shape == (1, 2)
+
+
+def test_what_the_tokenizer_counts_is_kept_by_content(cache, capsys):
+    passages, calls = [Passage("a", "b", "c"), Passage("d", "", "e")], []
+
+    def measure():
+        calls.append(None)
+        return {"longest": 7, "cut": 0}
+
+    for _ in range(2):
+        assert keep_measured(passages, measure, model="abc", cut=8) == {"longest": 7, "cut": 0}
+    assert len(calls) == 1
+    keep_measured(passages, measure, model="abc", cut=9)
+    keep_measured(passages[:1], measure, model="abc", cut=8)
+    assert len(calls) == 3
+    for path in (cache.parent / "measured").iterdir():
+        path.write_text('{"longest": "7"}')
+    assert keep_measured(passages, measure, model="abc", cut=8)["longest"] == 7
+    assert (
+        len(calls) == 4 and "is damaged, and the passages are measured" in capsys.readouterr().err
+    )

@@ -83,8 +83,9 @@ def test_a_tokenizer_with_fewer_ids_writes_the_same_texts(tokenizers, llama_fold
 def test_a_rehearsal_measures_every_stage_and_goes_on(tokenizers, tmp_path):
     config = FILES["dpr"]["get_config"]("bert-base")
     config.encoder.max_length, config.train.batch_size = 24, 8
-    planned, _ = plan_rehearsal(config, scale=0.001, preset="bert-base")
-    planned.validation.after, planned.world.countries = None, 40
+    planned, changes = plan_rehearsal(config, scale=0.001, preset="bert-base", steps=2)
+    assert changes["validation.after"] == (30, None)
+    planned.world.countries = 40
     first = rehearse(planned, tmp_path, steps=2)
     assert first["questions"] == {"train": 50, "dev": 7, "test": 4}
     assert len((tmp_path / "run/stages/train/log.jsonl").read_text().splitlines()) == 2

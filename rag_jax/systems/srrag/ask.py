@@ -49,11 +49,12 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
     engine = replace(engine, batch_size=count_data_rows())
     if corpus is not None:
         passages, embeddings = session.read_corpus(corpus, session.encoder)
-        cut = sum(session.format.shorten(passage.text) != passage.text for passage in passages)
-        if cut:
+        measured = session.measure_corpus(passages)
+        if measured["cut"]:
             limit = session.format.max_text
-            log(f"{cut} passages are cut to {limit} tokens (config.model.max_text)")
-        engine = session.replace_corpus(engine, passages, embeddings)
+            log(f"{measured['cut']} passages are cut to {limit} tokens (config.model.max_text)")
+        longest = measured["longest"]
+        engine = session.replace_corpus(engine, passages, embeddings, longest=longest)
     policy = session.open_datastore(context), read_thresholds(context, session.config)["srrag"]
     return partial(_answer, session, engine, *policy, session.train_questions)
 

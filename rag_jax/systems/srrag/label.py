@@ -9,8 +9,9 @@ from jaxtyping import Float
 
 from rag_jax.data.batches import choose_bucket, choose_widths, pad_rows, round_up
 from rag_jax.data.questions import Question
+from rag_jax.data.token_rows import TokenRows
 from rag_jax.decoding.cache import Cache
-from rag_jax.decoding.prompts import prefill, split_prefix
+from rag_jax.decoding.prompts import prefill
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.errors import RagJaxError
@@ -116,18 +117,19 @@ def _make_scorer(
     program_tokens = count_program_tokens(settings.program_tokens, on_cpu=_PROGRAM_TOKENS)
 
     def score_all(file: str, items: Sequence[tuple[int, str]], unit: str) -> list[float]:
-        prompts = [
+        prompts = TokenRows(
             encode_answer_prompt(base.tokenizer, questions[q].question, text, questions[q].choices)
             for q, text in items
-        ]
-        prefix, prompts = split_prefix(prompts)
-        sizes = [len(p) + len(answers[item[0]]) for p, item in zip(prompts, items, strict=True)]
+        )
+        start = prompts.count_shared()
+        rest = [length - start for length in prompts.lengths]
+        sizes = [size + len(answers[q]) for size, (q, _) in zip(rest, items, strict=True)]
         widths = choose_widths(sizes, program_tokens=program_tokens)
-        shared = prefill(base.model, base.params, prefix)
+        shared = prefill(base.model, base.params, prompts[0][:start].tolist())
 
         def score(batch: Sequence[int]) -> list[dict[str, Any]]:
             width = choose_bucket(max(sizes[i] for i in batch), widths)
-            rows = [prompts[i] for i in batch], [answers[items[i][0]] for i in batch]
+            rows = [prompts[i][start:] for i in batch], [answers[items[i][0]] for i in batch]
             options = {"prefix": shared, "width": width, "batch_size": batch_size}
             scores = score_answers(base, *rows, **options)
             return [{"item": i, "score": value} for i, value in zip(batch, scores, strict=True)]

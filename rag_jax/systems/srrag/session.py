@@ -21,6 +21,7 @@ from rag_jax.models.vocabulary import (
     put_tokens,
     take_tokens,
 )
+from rag_jax.pipeline.own_corpus import keep_measured
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import DECODER_RULES, shard_params
@@ -208,17 +209,33 @@ class Session(session.Session):
             max_answer=c.answer.max_tokens,
         )
 
+    def measure_corpus(self, passages: Sequence[Passage]) -> dict[str, int]:
+        """See `sources.measure_corpus`; the numbers are kept in the user's cache."""
+        names = special_tokens(self.config.sources)
+        made_by = {"model": self.model_fingerprint, "names": names, "cut": self.format.max_text}
+        measure = partial(sources.measure_corpus, passages, self.format)
+        return keep_measured(passages, measure, **made_by)
+
     def replace_corpus(
-        self, engine: Engine, passages: Sequence[Passage], embeddings: Float[np.ndarray, "N E"]
+        self,
+        engine: Engine,
+        passages: Sequence[Passage],
+        embeddings: Float[np.ndarray, "N E"],
+        *,
+        longest: int,
     ) -> Engine:
-        """An engine that searches other passages."""
+        """An engine that searches other passages.
+
+        Args:
+            longest: number of tokens of the longest one, from `measure_corpus`.
+        """
         c, encoder = self.config, self.fingerprint("encoder.name")
         searched = sources.build_indices(passages, c.sources, embeddings, c.index, encoder=encoder)
         reading = (passages, self.embed, self.format.cut)
         return replace(
             engine,
             search=sources.search_indices(searched, *reading, count=c.answer.passages),
-            knowledge_width=self._count_slots(max(sources.measure_passages(passages, self.format))),
+            knowledge_width=self._count_slots(longest),
         )
 
     def _count_slots(self, longest: int) -> int:

@@ -183,6 +183,16 @@ def measure_passages(passages: Sequence[Passage], format: Format) -> Iterator[in
         yield len(format.encode_knowledge(block))
 
 
+def measure_corpus(passages: Sequence[Passage], format: Format) -> dict[str, int]:
+    """The number of tokens of the `longest` passage as knowledge, and how many are `cut`."""
+    longest = cut = 0
+    for passage in passages:
+        read = format.cut(passage)
+        longest = max(longest, len(format.encode_knowledge(join_passages([read]))))
+        cut += read[1] != passage.text
+    return {"longest": longest, "cut": cut}
+
+
 def count_slots(longest: int, passages: int, max_verbalised: int) -> int:
     """Number of cache slots for the knowledge of any source.
 

@@ -69,7 +69,9 @@ def test_an_engine_over_other_passages(session, finished):
         Passage("b", "Lyon", "Lyon is a city in France."),
     ]
     embeddings = session.embed(list_texts(passages))
-    other = session.replace_corpus(engine, passages, embeddings)
+    measured = session.measure_corpus(passages)
+    assert measured["cut"] == 1
+    other = session.replace_corpus(engine, passages, embeddings, longest=measured["longest"])
     found = other.search(WIKI, ["Riga: Riga is the capital of Latvia.", "Lyon"])
     shown = {(p.title, session.format.shorten(p.text)) for p in passages}
     assert all(len(texts) == 1 and set(texts) <= shown for texts in found)
