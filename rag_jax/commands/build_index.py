@@ -1,14 +1,15 @@
 """Encodes the passages of files and builds an index over them.
 
     python launch/build_index.py FILE... [--encoder=all-minilm-l6-v2] [--backend=scann|exact]
-        [--max_length=256] [--bad_lines=0] [--workdir=DIR] [--shard=I/N]
+        [--max_length=256] [--bad_lines=0] [--workdir=DIR]
+        [--executor=ray [--ray_address=auto] [--workers=N] [--worker_resources='{"TPU": 4}']]
 
 The files are JSON lines with `id`, `text` and optionally `title`, or passages in BEIR's, DPR's,
 FlashRAG's or KILT's format, as gzip or not. A bad line is reported with its number, and --bad_lines
 of them are skipped. The index is written to DIR/stages/index/index, and the passages, in the order
 of the index's rows, to DIR/stages/passages/passages.jsonl; DIR is runs/index unless --workdir names
 another folder. The same command again continues where the last one stopped; with other files or
-settings it redoes only what depends on them. --shard=I/N divides the encoding over N workers, as in
+settings it redoes only what depends on them. --executor=ray has workers encode the passages, as in
 launch/train.py.
 
 Ends with the size, the time, the bytes and, for ScaNN, the share of the exact ten best passages
@@ -17,7 +18,7 @@ that the index finds for 256 of the passages.
 
 import argparse
 
-from rag_jax.pipeline import command
+from rag_jax.pipeline import command, executors
 from rag_jax.runtime.paths import expand_path
 from rag_jax.runtime.terminal import write_text
 
@@ -31,16 +32,18 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--max_length", type=int, default=256)
     parser.add_argument("--bad_lines", type=int, default=0)
     parser.add_argument("--workdir", default="runs/index")
-    parser.add_argument("--shard")
+    for name in executors.FLAGS:
+        parser.add_argument(f"--{name}")
     settings = vars(parser.parse_args(arguments))
-    worker = command.read_worker(settings.pop("shard"))
+    workers = executors.read_executor({name: settings.pop(name) for name in executors.FLAGS})
     workdir = command.read_path(settings, "workdir")
     # Imported here because it takes a second; see `command`.
     from rag_jax.systems.index.pipeline import build_index
 
     command.keep_programs()
     files = list(map(str, settings.pop("files")))
-    facts = build_index(files, **settings | {"workdir": workdir, "worker": worker})
+    with executors.open_executor(workers) as executor:
+        facts = build_index(files, **settings | {"workdir": workdir, "executor": executor})
     size, seconds = facts["passages"], facts["encode_seconds"]
     recall = f", recall@10 {facts['recall']:.4f}" if "recall" in facts else ""
     write_text(
