@@ -160,7 +160,7 @@ class RayExecutor:
         import ray
 
         need = dict(self._resources)
-        options = {"num_cpus": need.pop("CPU", 1), "num_gpus": need.pop("GPU", 0)}
+        options = {"num_cpus": need.pop("CPU", 0), "num_gpus": need.pop("GPU", 0)}
         # As many threads as the driver's libraries use: Ray would have one a processor taken.
         threads = {"env_vars": {"OMP_NUM_THREADS": ray_cluster.count_threads()}}
         options |= {"resources": need, "runtime_env": threads, "scheduling_strategy": "SPREAD"}
@@ -193,8 +193,8 @@ class RayExecutor:
             result = ray.get(answer)
         except ray.exceptions.RayTaskError as error:
             if current:
-                self._refuse(member, job, error)
-            return None  # or the map was made by others while this worker opened it
+                _meet_error(member, job, error)
+            return None  # or others made the map while this worker opened it
         except ray.exceptions.RayError as error:
             said = " ".join(str(error).split())
             self._lose(member, job, said.partition("The actor is dead because ")[2] or said)
@@ -210,48 +210,60 @@ class RayExecutor:
         job.losses = 0
         return member.batch
 
-    def _refuse(self, member: _Member, job: _Job, error: Any) -> None:
-        """Parts with a worker that raised an error, unless other workers would raise it too.
-
-        Raises:
-            RagJaxError: a fault that the user can mend, or the worker could not open the map.
-        """
-        cause, said = error.cause, f"{type(error.cause).__name__}: {error.cause}"
-        where = f"stage {job.task.stage}: a worker on {member.host}"
-        if isinstance(cause, RagJaxError):
-            raise RagJaxError(f"{where}: {cause}") from None
-        write_text(re.sub(r"\x1b\[\d+m", "", str(error)), sys.stderr)  # without Ray's colours
-        if member.batch is None:
-            raise RagJaxError(f"{where} cannot open {job.task.file}: {said}") from None
-        self._lose(member, job, said)
-
     def _lose(self, member: _Member, job: _Job, reason: str) -> None:
-        """Parts with a worker; raises a RagJaxError if that is no use any more."""
+        """Parts with a worker; raises a RagJaxError if another one would be lost too."""
         import ray
 
         self._members.remove(member)
         ray.kill(member.actor)
-        batch = member.batch if member.job is job else None
-        reason = reason if len(reason) < 500 else f"{reason[:500]}..."
+        reason = _shorten(reason)
         log(f"stage {job.task.stage}: lost a worker on {member.host}: {reason}")
-        if batch is not None:
-            job.waiting.appendleft(batch)
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        at_work = member.job is job and member.batch is not None
         if member.node and member.node not in alive:  # with its machine, whatever it was making
+            if at_work:
+                job.waiting.appendleft(member.batch)
             return
+        if at_work:
+            _note_failure(member, job, reason)
         job.losses += 1
-        if batch is not None:
-            job.failed[batch] += 1
-            if job.failed[batch] == _TRIES:
-                raise RagJaxError(
-                    f"stage {job.task.stage}: the piece {job.pieces[batch].name} failed {_TRIES} "
-                    f"times, last on {member.host}: {reason}"
-                )
         if job.losses == _LOSSES:
             raise RagJaxError(
                 f"stage {job.task.stage}: {_LOSSES} workers were lost one after another before "
                 f"they made a piece, the last on {member.host}: {reason}"
             )
+
+
+def _meet_error(member: _Member, job: _Job, error: Any) -> None:
+    """Notes an error that a worker raised, so that its piece is tried again.
+
+    Raises:
+        RagJaxError: a fault that the user can mend; a piece that has failed before; or a map that
+            the worker could not open.
+    """
+    cause, where = error.cause, f"stage {job.task.stage}: a worker on {member.host}"
+    if isinstance(cause, RagJaxError):
+        raise RagJaxError(f"{where}: {cause}") from None
+    write_text(re.sub(r"\x1b\[\d+m", "", str(error)), sys.stderr)  # without Ray's colours
+    said = _shorten(f"{type(cause).__name__}: {cause}")
+    if member.batch is None:
+        raise RagJaxError(f"{where} cannot open {job.task.file}: {said}") from None
+    _note_failure(member, job, said)
+
+
+def _note_failure(member: _Member, job: _Job, reason: str) -> None:
+    """Has a piece tried again; raises a RagJaxError if it has failed before."""
+    job.waiting.appendleft(member.batch)
+    job.failed[member.batch] += 1
+    if job.failed[member.batch] == _TRIES:
+        raise RagJaxError(
+            f"stage {job.task.stage}: the piece {job.pieces[member.batch].name} failed {_TRIES} "
+            f"times, last on {member.host}: {reason}"
+        )
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) < 500 else f"{text[:500]}..."
 
 
 def _compare(member: _Member, job: _Job, found: Mapping[str, Any]) -> None:

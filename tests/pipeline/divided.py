@@ -6,10 +6,14 @@ Notes are files in a folder: a line for every opened run and for every made batc
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
+from rag_jax.commands import train
+from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import Stage
 from rag_jax.pipeline.workers import Opener
 from rag_jax.runtime.errors import RagJaxError
@@ -97,8 +101,26 @@ def make_opener(notes, **faults):
     return Opener(open_divided, {"notes": str(notes), "faults": faults})
 
 
+def run(workdir, opener, executor=None):
+    """Runs the stages, here or by an executor's workers."""
+    stages = opener.function(**opener.arguments)[1]
+    divide = executor and partial(executor.divide, opener)
+    return run_stages(stages, workdir, divide=divide)
+
+
 def read_results(workdir):
     """The files of the stage by name, but for those of one run alone."""
     own = ("started.json", "stage.json", "begun", "ended")
     folder = workdir / "stages" / "both"
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in own}
+
+
+def launch():
+    """The command launch/train.py with this run in a system's place; gives its exit status."""
+    notes = Path(os.environ["NOTES"])
+
+    def run_here(config, workdir, *, executor, seeds, overwrite):
+        run(workdir, make_opener(notes, **{"records 10": "wait:go"}), executor)
+
+    train.open_room = lambda *room: SimpleNamespace(run=run_here)
+    return train.run()

@@ -2,10 +2,9 @@
 
 import os
 from dataclasses import replace
-from functools import partial
 
 import pytest
-from divided import ITEMS, PIECES, make_opener, read_notes, read_results
+from divided import ITEMS, PIECES, make_opener, read_notes, read_results, run
 
 from rag_jax.pipeline import workers
 from rag_jax.pipeline.maps import ResumableMap
@@ -45,12 +44,6 @@ class InProcess:
                 yield batch
 
         return make_all
-
-
-def run(workdir, opener, executor=None):
-    stages = opener.function(**opener.arguments)[1]
-    divide = executor and partial(executor.divide, opener)
-    return run_stages(stages, workdir, divide=divide)
 
 
 def test_workers_make_what_one_process_makes(tmp_path):
