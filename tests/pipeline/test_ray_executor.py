@@ -15,7 +15,10 @@ from divided import PIECES, make_opener, read_notes, read_results, run
 from rag_jax.pipeline import ray_cluster, ray_executor, workers
 from rag_jax.pipeline.ray_cluster import RaySettings, connect
 from rag_jax.pipeline.ray_executor import RayExecutor, open_ray
+from rag_jax.retrieval.encode import PIECE
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import write_jsonl
+from rag_jax.systems.index.pipeline import build_index
 
 ray = pytest.importorskip("ray")
 ROOT, HOST = Path(__file__).parents[2], socket.gethostname()
@@ -185,3 +188,16 @@ def test_an_address_of_another_kind(address):
     with pytest.raises(RagJaxError) as caught, open_ray(RaySettings(address, 1, {})):
         pass
     assert str(caught.value).startswith(f"--ray_address={address}: must be auto or HOST:PORT")
+
+
+def test_an_index_of_two_pieces(tmp_path, cluster, connected):
+    passages = [{"id": i, "text": f"Passage number {i}."} for i in range(PIECE + 30)]
+    write_jsonl(tmp_path / "passages.jsonl", passages)
+    encoder = str(ROOT / "tests" / "golden" / "bert")
+    settings = {"encoder": encoder, "backend": "exact", "max_length": 8}
+    files = [str(tmp_path / "passages.jsonl")]
+    build_index(files, tmp_path / "one", **settings)
+    build_index(files, tmp_path / "two", **settings, executor=RayExecutor(2, {"CPU": 1}))
+    one, two = (tmp_path / name / "stages" for name in ("one", "two"))
+    for file in ("embeddings/embeddings.npy", "index/index/embeddings.npy"):
+        assert (one / file).read_bytes() == (two / file).read_bytes()

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from divided import ITEMS, PIECES, make_opener, read_notes, read_results, run
+from in_process import InProcess
 
 from rag_jax.pipeline import workers
 from rag_jax.pipeline.maps import ResumableMap
@@ -22,28 +23,6 @@ def here(monkeypatch):
     monkeypatch.chdir(os.getcwd())
     monkeypatch.setattr(workers, "keep_programs", lambda: None)
     monkeypatch.setattr(workers, "_SEEN_WITHIN", 0.2)
-
-
-class InProcess:
-    """An executor with two workers in this process, which make the last batches first."""
-
-    def __init__(self):
-        self.workers, self.tasks, self.found = [Worker(), Worker()], [], []
-
-    def divide(self, opener, stage, mapped, stages_folder):
-        def make_all(batches, make):
-            task = MapTask.of(stage, mapped, stages_folder)
-            self.tasks.append(task)
-            before = {path: path.stat().st_mtime_ns for path in stages_folder.rglob("*")}
-            self.found += [worker.open(opener, task) for worker in self.workers]
-            assert self.found[-2:] == [describe_map(stage, mapped)] * 2
-            # Whatever the stage's function writes before the map, opening writes nothing.
-            assert before == {path: path.stat().st_mtime_ns for path in stages_folder.rglob("*")}
-            for number, batch in enumerate(reversed(batches)):
-                self.workers[number % 2].make(batch.start, batch.stop)
-                yield batch
-
-        return make_all
 
 
 def test_workers_make_what_one_process_makes(tmp_path):
