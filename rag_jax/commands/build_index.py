@@ -17,14 +17,19 @@ that the index finds for 256 of the passages.
 """
 
 import argparse
+from typing import Any
 
 from rag_jax.pipeline import command, executors
 from rag_jax.runtime.paths import expand_path
 from rag_jax.runtime.terminal import write_text
 
 
-def main(arguments: list[str]) -> None:
-    """Builds the index that the command line describes."""
+def read(arguments: list[str]) -> dict[str, Any]:
+    """What the command line says by name, with the workers that it asks for; runs nothing.
+
+    Raises:
+        RagJaxError: a flag has a value that it cannot have.
+    """
     parser = argparse.ArgumentParser(prog="launch/build_index.py", add_help=False)
     parser.add_argument("files", nargs="+", metavar="FILE", type=expand_path)
     parser.add_argument("--encoder", default="all-minilm-l6-v2")
@@ -36,14 +41,19 @@ def main(arguments: list[str]) -> None:
         parser.add_argument(f"--{name}")
     settings = vars(parser.parse_args(arguments))
     workers = executors.read_executor({name: settings.pop(name) for name in executors.FLAGS})
-    workdir = command.read_path(settings, "workdir")
+    return settings | {"workdir": command.read_path(settings, "workdir"), "workers": workers}
+
+
+def main(arguments: list[str]) -> None:
+    """Builds the index that the command line describes."""
+    settings = read(arguments)
     # Imported here because it takes a second; see `command`.
     from rag_jax.systems.index.pipeline import build_index
 
     command.keep_programs()
     files = list(map(str, settings.pop("files")))
-    with executors.open_executor(workers) as executor:
-        facts = build_index(files, **settings | {"workdir": workdir, "executor": executor})
+    with executors.open_executor(settings.pop("workers")) as executor:
+        facts = build_index(files, **settings, executor=executor)
     size, seconds = facts["passages"], facts["encode_seconds"]
     recall = f", recall@10 {facts['recall']:.4f}" if "recall" in facts else ""
     write_text(

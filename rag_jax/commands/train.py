@@ -24,6 +24,8 @@ folder's own run; further ones, in DIR/seeds/<seed>, take from it what does not 
 DIR/seeds/report.html has means, deviations and the paired comparison over all of them.
 """
 
+from typing import Any
+
 from rag_jax.commands.describe import describe_config
 from rag_jax.pipeline import command, executors
 from rag_jax.runtime.errors import RagJaxError
@@ -40,20 +42,31 @@ OPTIONS = {
 SWITCHES = {"overwrite": "overwrite a finished run that has other settings"}
 
 
+def read(arguments: list[str]) -> tuple[Any, dict[str, Any]]:
+    """The config, and by name what the flags say; runs nothing.
+
+    Raises:
+        RagJaxError: a flag or a field that there is not, or a value that it cannot have.
+    """
+    config, options = command.read_command(arguments, OPTIONS, switches=SWITCHES)
+    found = {"system": command.find_system(config, list_systems("pipeline"))}
+    found["workdir"] = command.find_workdir(arguments, options)
+    found |= {name: command.read_count(options, name) for name in ("processes", "process")}
+    found["workers"] = executors.read_executor(options)
+    if options["coordinator"] is None and (found["processes"], found["process"]) != (None, None):
+        raise RagJaxError("--processes and --process need --coordinator=HOST:PORT")
+    found["seeds"] = command.read_count(options, "seeds")
+    if found["seeds"] == 0:
+        raise RagJaxError("--seeds=0: must be at least 1")
+    if options["coordinator"] is not None and found["workers"] is not None:
+        raise RagJaxError("--executor=ray: needs no --coordinator; leave one of the two out")
+    return config, found | {name: options[name] for name in ("coordinator", "overwrite")}
+
+
 def main(arguments: list[str]) -> None:
     """Runs the command line's system."""
-    config, options = command.read_command(arguments, OPTIONS, switches=SWITCHES)
-    system = command.find_system(config, list_systems("pipeline"))
-    workdir = command.find_workdir(arguments, options)
-    processes, process = (command.read_count(options, name) for name in ("processes", "process"))
-    coordinator, workers = options["coordinator"], executors.read_executor(options)
-    if coordinator is None and (processes, process) != (None, None):
-        raise RagJaxError("--processes and --process need --coordinator=HOST:PORT")
-    seeds = command.read_count(options, "seeds")
-    if seeds == 0:
-        raise RagJaxError("--seeds=0: must be at least 1")
-    if coordinator is not None and workers is not None:
-        raise RagJaxError("--executor=ray: needs no --coordinator; leave one of the two out")
+    config, options = read(arguments)
+    coordinator = options["coordinator"]
     # Imported here because it takes a second; see `command`.
     import jax
 
@@ -61,11 +74,12 @@ def main(arguments: list[str]) -> None:
 
     command.keep_programs()
     if coordinator is not None:
-        hosts.connect(coordinator, processes, process)
+        hosts.connect(coordinator, options["processes"], options["process"])
     try:
-        with executors.open_executor(workers) as executor:
-            given = {"executor": executor, "seeds": seeds or 1, "overwrite": options["overwrite"]}
-            open_room(system, "pipeline").run(config, workdir, **given)
+        with executors.open_executor(options["workers"]) as executor:
+            given = {"seeds": options["seeds"] or 1, "overwrite": options["overwrite"]}
+            room = open_room(options["system"], "pipeline")
+            room.run(config, options["workdir"], executor=executor, **given)
     finally:
         if coordinator is not None:
             jax.distributed.shutdown()
