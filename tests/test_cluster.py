@@ -99,7 +99,8 @@ def test_every_path_of_the_files_is_there():
 
 def start_until(file, program):
     command = [FOLDER / "until.sh", file, sys.executable, "-c", textwrap.dedent(program)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=os.environ | {"UNTIL_SECONDS": "1"}, **pipes)
 
 
 @pytest.mark.parametrize(("status", "there", "wanted"), [(0, 1, 0), (0, 0, 75), (3, 1, 3)])

@@ -8,8 +8,8 @@ usage: launch/cluster/ray.sh --rank=I --head=ADDRESS [--port=6379] [--head-flags
 
 The same line on each machine, but for I: 0 on the machine with ADDRESS, which runs COMMAND, and any
 other number on machines that join and wait. These may be started later and stopped at any time. All
-need the same code in the same folder, the same files, and one token in ~/.ray/auth_token, made by
-`ray get-auth-token --generate`.
+need the same code in the same folder, the same files, and one token: in ~/.ray/auth_token, made by
+`ray get-auth-token --generate`, or in RAY_AUTH_TOKEN.
 
 FLAGS of `ray start` keep a place for COMMAND itself, such as --num-gpus=0 where it has the only GPU.
 
@@ -36,6 +36,7 @@ if [[ -z $rank || -z $head || $# -eq 0 ]]; then
   exit 2
 fi
 
+export RAY_AUTH_MODE=token
 answers() { (: < "/dev/tcp/$head/$port") 2> /dev/null; }
 
 if [[ $rank != 0 ]]; then

@@ -11,13 +11,16 @@ file=$1
 shift
 "$@" &
 child=$!
-trap 'kill -TERM "$child" 2> /dev/null || true' TERM INT
+wait_seconds=${UNTIL_SECONDS-30}  # for a file of another host, which a network's disk shows late
+trap 'wait_seconds=0; kill -TERM "$child" 2> /dev/null || true' TERM INT
 status=0
 wait "$child" || status=$?
 while kill -0 "$child" 2> /dev/null; do  # a signal ended the waiting, and not yet the command
   status=0
   wait "$child" || status=$?
 done
+end=$((SECONDS + wait_seconds))
+while [[ $status -eq 0 && ! -e $file && $SECONDS -lt $end ]]; do sleep 1; done
 if [[ $status -eq 0 && ! -e $file ]]; then
   echo "$file is not there yet: the same command continues" >&2
   exit 75

@@ -58,7 +58,10 @@ def connect(settings: RaySettings) -> Iterator[int]:
             ray.init(address=address, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise RagJaxError(f"--ray_address={address}: cannot be used: {reason}") from None
+            advice = "RAY_AUTH_MODE=token is needed if the cluster was started with a token"
+            raise RagJaxError(
+                f"--ray_address={address}: cannot be used ({reason}); {advice}"
+            ) from None
     try:
         yield _count_workers(settings)
     finally:

@@ -18,6 +18,7 @@ from rag_jax.pipeline.stage import Stage
 from rag_jax.pipeline.workers import Opener
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, write_json
+from rag_jax.runtime.hosts import is_first
 
 ITEMS, SIZE = list(range(11)), 2
 MAPS = ("out.jsonl", "out.npy")
@@ -71,6 +72,8 @@ def open_divided(notes, faults):
         write_json(context.folder / "factor", 3)
 
     def both(context):
+        if not is_first():  # in a worker, which opens the stage
+            suffer(notes, faults.get("open", "none:0"))
         factor = read_json(context.path("first", "factor"))
         write_json(context.folder / "begun", os.getpid())
         sizes = {"batch_size": SIZE, "unit": "items"}

@@ -120,6 +120,24 @@ def test_a_worker_that_differs_is_refused(tmp_path, executor, monkeypatch):
     assert read_notes(tmp_path / "notes", "made") == []
 
 
+def test_a_map_that_cannot_be_opened_ends_the_run(tmp_path, executor):
+    with pytest.raises(RagJaxError) as caught:
+        run(tmp_path / "run", make_opener(tmp_path / "notes", open="raise"), executor)
+    line = f"stage both: a worker on {HOST} cannot open out.jsonl: ValueError: no such luck"
+    assert str(caught.value) == line
+
+
+def test_workers_that_are_lost_before_they_make_anything_end_the_run(
+    tmp_path, executor, monkeypatch
+):
+    monkeypatch.setattr(ray_executor, "_LOSSES", 1)
+    with pytest.raises(RagJaxError) as caught:
+        run(tmp_path / "run", make_opener(tmp_path / "notes", open="die"), executor)
+    line = "stage both: 1 workers were lost one after another before they made a piece, the last on"
+    assert str(caught.value).startswith(line)
+    assert "its worker process has died" in str(caught.value)
+
+
 def test_a_driver_that_is_stopped(tmp_path, cluster, executor, expected):
     """The command's workers end with it, and one process continues."""
     notes = tmp_path / "notes"
@@ -149,9 +167,12 @@ def test_a_driver_that_is_stopped(tmp_path, cluster, executor, expected):
     assert read_results(tmp_path / "run") == expected
 
 
-def test_a_machine_that_joins_and_leaves(tmp_path, cluster, connected, expected, monkeypatch):
+def test_a_machine_that_joins_and_leaves(
+    tmp_path, cluster, connected, expected, monkeypatch, capsys
+):
     """A worker that has no place waits for one; one that is lost with its node is no failure."""
     monkeypatch.setattr(ray_executor, "_TRIES", 1)
+    monkeypatch.setattr(ray_executor, "_QUIET", 0.5)
     opener = make_opener(tmp_path / "notes", **{"records 4": "wait:left"})
     executor = RayExecutor(1, {"joining": 1})
     inputs = tmp_path / "run", opener, executor
@@ -168,6 +189,8 @@ def test_a_machine_that_joins_and_leaves(tmp_path, cluster, connected, expected,
     running.join(30)
     assert read_results(tmp_path / "run") == expected
     assert len(list_makers(tmp_path / "notes")) == 2
+    said = capsys.readouterr().err
+    assert "stage both: no worker has begun yet; one takes 1 joining, and the cluster has" in said
 
 
 @pytest.mark.parametrize("listens", [False, True])
