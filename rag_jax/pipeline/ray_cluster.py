@@ -129,13 +129,18 @@ def show_resources(resources: Mapping[str, float]) -> str:
 
 @contextlib.contextmanager
 def _keep_handlers() -> Iterator[None]:
-    """Keeps this process's handlers of signals, which Ray replaces by its own."""
+    """Keeps this process's handlers of signals, in whose place Ray puts its own."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    stopped = False
     try:
         yield
+    except SystemExit:  # what Ray's handler of SIGTERM raises
+        stopped = True
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+    if stopped:
+        signal.raise_signal(signal.SIGTERM)
 
 
 def count_threads() -> str:

@@ -1,6 +1,7 @@
 """The flags of an executor, from any text."""
 
 import json
+import signal
 import sys
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from rag_jax.pipeline import ray_cluster
 from rag_jax.pipeline.executors import FLAGS, open_executor, read_executor
 from rag_jax.pipeline.ray_cluster import RaySettings
-from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.errors import Preempted, RagJaxError
 
 NONE = dict.fromkeys(FLAGS)
 RAY = NONE | {"executor": "ray"}
@@ -99,3 +100,20 @@ def test_the_number_of_workers(monkeypatch, workers, resources, wanted):
             ray_cluster._count_workers(RaySettings(None, workers, resources))
         line = "--worker_resources: a worker takes 4 TPU, and this machine has 10 CPU"
         assert str(caught.value) == line
+
+
+def test_a_signal_that_rays_handler_gets_is_this_process_own():
+    def stop(*_):
+        raise Preempted
+
+    def leave(*_):
+        sys.exit(15)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with pytest.raises(Preempted), ray_cluster._keep_handlers():
+            signal.signal(signal.SIGTERM, leave)
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
