@@ -76,6 +76,7 @@ setup(
         # TRL's trainer is the other side of preference optimisation; it changes between versions.
         "bench": [TORCH, FACTS, "accelerate", "peft", "faiss-cpu", "trl>=1.16,<1.17"],
         "tpu": [TPU],
+        "ray": ["ray[default]>=2.60,<3"],  # workers, on one machine or a cluster
         "cuda12": ["jax[cuda12]>=0.10.2,<0.12"],
         "docs": [
             "mkdocs-material>=9.6,<10",

@@ -72,7 +72,7 @@ def system(tmp_path):
             from rag_jax.pipeline.stage import Stage
             from rag_jax.systems.srrag.config import SRRAGConfig
 
-            def run(config, workdir, *, worker, seeds, overwrite):
+            def run(config, workdir, *, executor, seeds, overwrite):
                 settings = build(SRRAGConfig, config)
 
                 def count(context):
@@ -84,9 +84,7 @@ def system(tmp_path):
 
                     context.map("out.jsonl", range(60), work, batch_size=2, unit="items")
 
-                read = {"seed": settings.seed}
-                stage = Stage("count", count, read, shardable=("out.jsonl",))
-                run_stages([stage], workdir, worker=worker)
+                run_stages([Stage("count", count, {"seed": settings.seed})], workdir)
         """)
     )
     (tmp_path / "main.py").write_text(
@@ -148,22 +146,6 @@ def test_stopped_and_the_same_command_again(tmp_path, system, number, status):
     assert process.returncode == 0
     assert batches == ""
     assert "stage count: kept" in said
-
-
-def test_workers(tmp_path, system):
-    arguments = [f"--workdir={tmp_path / 'run'}", "--config.seed=7"]
-    for value in ("2/2", "1", "-1/2", "a/b"):
-        with system(*arguments, f"--shard={value}") as process:
-            _, said = process.communicate()
-        assert process.returncode == 1
-        assert said.startswith(f"error: --shard={value}: must be I/N")
-    with system(*arguments, "--shard=0/2") as one, system(*arguments, "--shard=1/2") as other:
-        made = [process.communicate() for process in (one, other)]
-    assert [one.returncode, other.returncode] == [0, 0]
-    assert [batches.count("\n") for batches, _ in made] == [15, 15]
-    assert made[1][1].endswith("every stage is made; worker 0 writes the report\n")
-    out = tmp_path / "run" / "stages" / "count" / "out.jsonl"
-    assert out.read_text() == "".join(f'{{"seed": 7, "item": {i}}}\n' for i in range(60))
 
 
 def test_a_folder_of_another_version(tmp_path, system):

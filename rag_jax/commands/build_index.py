@@ -1,14 +1,15 @@
 """Encodes the passages of files and builds an index over them.
 
     python launch/build_index.py FILE... [--encoder=all-minilm-l6-v2] [--backend=scann|exact]
-        [--max_length=256] [--bad_lines=0] [--workdir=DIR] [--shard=I/N]
+        [--max_length=256] [--bad_lines=0] [--workdir=DIR]
+        [--executor=ray [--ray_address=auto] [--workers=N] [--worker_resources='{"TPU": 4}']]
 
 The files are JSON lines with `id`, `text` and optionally `title`, or passages in BEIR's, DPR's,
 FlashRAG's or KILT's format, as gzip or not. A bad line is reported with its number, and --bad_lines
 of them are skipped. The index is written to DIR/stages/index/index, and the passages, in the order
 of the index's rows, to DIR/stages/passages/passages.jsonl; DIR is runs/index unless --workdir names
 another folder. The same command again continues where the last one stopped; with other files or
-settings it redoes only what depends on them. --shard=I/N divides the encoding over N workers, as in
+settings it redoes only what depends on them. --executor=ray has workers encode the passages, as in
 launch/train.py.
 
 Ends with the size, the time, the bytes and, for ScaNN, the share of the exact ten best passages
@@ -16,14 +17,19 @@ that the index finds for 256 of the passages.
 """
 
 import argparse
+from typing import Any
 
-from rag_jax.pipeline import command
+from rag_jax.pipeline import command, executors
 from rag_jax.runtime.paths import expand_path
 from rag_jax.runtime.terminal import write_text
 
 
-def main(arguments: list[str]) -> None:
-    """Builds the index that the command line describes."""
+def read(arguments: list[str]) -> dict[str, Any]:
+    """What the command line says by name, with the workers that it asks for; runs nothing.
+
+    Raises:
+        RagJaxError: a flag has a value that it cannot have.
+    """
     parser = argparse.ArgumentParser(prog="launch/build_index.py", add_help=False)
     parser.add_argument("files", nargs="+", metavar="FILE", type=expand_path)
     parser.add_argument("--encoder", default="all-minilm-l6-v2")
@@ -31,16 +37,23 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--max_length", type=int, default=256)
     parser.add_argument("--bad_lines", type=int, default=0)
     parser.add_argument("--workdir", default="runs/index")
-    parser.add_argument("--shard")
+    for name in executors.FLAGS:
+        parser.add_argument(f"--{name}")
     settings = vars(parser.parse_args(arguments))
-    worker = command.read_worker(settings.pop("shard"))
-    workdir = command.read_path(settings, "workdir")
+    workers = executors.read_executor({name: settings.pop(name) for name in executors.FLAGS})
+    return settings | {"workdir": command.read_path(settings, "workdir"), "workers": workers}
+
+
+def main(arguments: list[str]) -> None:
+    """Builds the index that the command line describes."""
+    settings = read(arguments)
     # Imported here because it takes a second; see `command`.
     from rag_jax.systems.index.pipeline import build_index
 
     command.keep_programs()
     files = list(map(str, settings.pop("files")))
-    facts = build_index(files, **settings | {"workdir": workdir, "worker": worker})
+    with executors.open_executor(settings.pop("workers")) as executor:
+        facts = build_index(files, **settings, executor=executor)
     size, seconds = facts["passages"], facts["encode_seconds"]
     recall = f", recall@10 {facts['recall']:.4f}" if "recall" in facts else ""
     write_text(

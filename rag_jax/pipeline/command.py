@@ -178,22 +178,6 @@ def read_path(options: Mapping[str, str | None], name: str) -> Path | None:
     return expand_path(value)
 
 
-def read_worker(value: str | None) -> Any:
-    """The worker that `--shard=I/N` names, or None without the flag.
-
-    Raises:
-        RagJaxError: the value does not name a worker.
-    """
-    if value is None:
-        return None
-    numbers = re.fullmatch(r"(\d+)/(\d+)", value)
-    if not numbers or not int(numbers[1]) < int(numbers[2]):
-        raise RagJaxError(f"--shard={value}: must be I/N, with I from 0 to N - 1, such as 0/4")
-    from rag_jax.pipeline.maps import Worker
-
-    return Worker(int(numbers[1]), int(numbers[2]))
-
-
 def find_workdir(arguments: list[str], options: Mapping[str, str | None]) -> Path:
     """The work folder: the value of --workdir, or runs/<config>."""
     return read_path(options, "workdir") or Path("runs") / find_config_file(arguments).stem

@@ -5,15 +5,14 @@ at most one batch. Once all pieces exist, the first process joins them into the 
 format of pieces and file is a codec, chosen by the file's suffix: `.jsonl` for a JSON record an
 item, `.npy` for a float32 row an item, `.npz` for several arrays with a row an item.
 
-Several workers that share nothing but the folder can divide a map: each makes every N-th piece.
+The pieces are made one after another in this process, unless the caller has them made elsewhere.
 """
 
 import io
 import shutil
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +29,20 @@ from rag_jax.runtime.files import (
 )
 from rag_jax.runtime.hosts import is_first, wait_for_all
 from rag_jax.runtime.memory import return_freed
-from rag_jax.runtime.progress import Progress, log
+from rag_jax.runtime.progress import Progress
 
-# Seconds between two looks at what other workers have made.
-POLL = 1.0
+# Has the pieces of batches made, and gives each batch once its piece is on disk. The function that
+# it is given makes one in this process.
+MakeAll = Callable[[Sequence[range], Callable[[range], None]], Iterator[range]]
 
 
-@dataclass(frozen=True)
-class Worker:
-    """The part of a divided map that one worker makes: every `count`-th batch from `index` on.
-
-    Worker 0 also joins the pieces, and makes whatever is not divided.
-    """
-
-    index: int
-    count: int
+def make_here(batches: Sequence[range], make: Callable[[range], None]) -> Iterator[range]:
+    """Makes the pieces one after another in this process."""
+    for batch in batches:
+        signals.check()
+        make(batch)
+        yield batch
+        return_freed()
 
 
 @dataclass(frozen=True)
@@ -108,13 +106,11 @@ class ResumableMap:
     Attributes:
         path: the file that holds the results; its suffix chooses the codec.
         items: in the same order at every call. Slices of `items` are the batches.
-        worker: the worker that this process is, if several divide the map.
     """
 
     path: Path
     items: Sequence[Any]
     batch_size: int
-    worker: Worker | None = None
 
     @property
     def codec(self) -> Codec:
@@ -130,9 +126,14 @@ class ResumableMap:
         return {b: self.path.with_name(f"{stem}.{b.start}-{b.stop}{suffix}") for b in batches}
 
     def make_pieces(
-        self, run: Callable[[Sequence[Any]], Any], *, unit: str, progress: Progress
+        self,
+        run: Callable[[Sequence[Any]], Any],
+        *,
+        unit: str,
+        progress: Progress,
+        make_all: MakeAll = make_here,
     ) -> None:
-        """Makes the pieces of this worker that are not on disk yet.
+        """Makes the pieces that are not on disk yet.
 
         Args:
             run: gives a batch's result: JSON records, rows `[batch, ...]`, or a dict of arrays
@@ -143,49 +144,30 @@ class ResumableMap:
             ValueError: `run` gave a result for another number of items than it was given.
         """
         batches = [] if self.path.exists() else list(self.pieces)
-        if self.worker is not None:
-            batches = batches[self.worker.index :: self.worker.count]
         missing = [batch for batch in batches if not self.pieces[batch].exists()]
         wait_for_all(f"{self.path} was looked for")
         if not batches:
             return
         total = sum(map(len, batches))
         with progress(total, unit=unit, initial=total - sum(map(len, missing))) as bar:
-            for batch in missing:
-                signals.check()
-                if self.worker is not None and self.path.exists():  # joined in the meantime
-                    return
-                result = run(self.items[batch.start : batch.stop])
-                if (count := self.codec.count(result)) != len(batch):
-                    raise ValueError(f"{self.path.name}: {count} results for {batch}")
-                self.codec.write(self.pieces[batch], result)
+            for batch in make_all(missing, partial(self.make_piece, run)):
                 bar.update(len(batch))
-                return_freed()
+
+    def make_piece(self, run: Callable[[Sequence[Any]], Any], batch: range) -> None:
+        """Makes one piece; arguments and errors as for `make_pieces`."""
+        result = run(self.items[batch.start : batch.stop])
+        if (count := self.codec.count(result)) != len(batch):
+            raise ValueError(f"{self.path.name}: {count} results for {batch}")
+        self.codec.write(self.pieces[batch], result)
 
     def collect(self) -> Any:
-        """The results of all items: the records, the rows as a memory map, or the arrays.
-
-        Waits until every worker has made its pieces.
-        """
-        if self.worker is not None and self.worker.index:
-            self._wait_for([self.path])
-            return self.codec.read(self.path)
+        """The results of all items: the records, the rows as a memory map, or the arrays."""
         complete = self.path.exists()
         wait_for_all(f"{self.path} is to be joined")
-        if not complete:
-            self._wait_for(self.pieces.values())
-            if is_first():
-                self.codec.join(self.path, list(self.pieces.values()), len(self.items))
+        if not complete and is_first():
+            self.codec.join(self.path, list(self.pieces.values()), len(self.items))
         wait_for_all(f"{self.path} was written")
         if is_first():
             for piece in self.pieces.values():
                 piece.unlink(missing_ok=True)
         return self.codec.read(self.path)
-
-    def _wait_for(self, files: Iterable[Path]) -> None:
-        said = False
-        while self.worker is not None and not all(file.exists() for file in files):
-            if not said:
-                log(f"{self.path.name}: waiting for the other workers")
-                said = True
-            time.sleep(POLL)

@@ -36,7 +36,6 @@ Record = dict[str, Any]
 
 def check_layout(workdir: Path) -> None:
     """Raises a RagJaxError if another version of the library laid the work folder out otherwise."""
-    # In this order: another worker may lay out the folder at this moment.
     if not (workdir / "stages").is_dir():
         return
     path, found = workdir / _LAYOUT_FILE, 1

@@ -70,6 +70,6 @@ def measure_folder(folder: Path) -> int:
     """Bytes of all files in a folder; 0 if there is none."""
     total = 0
     for path in (Path(at) / name for at, _, names in os.walk(folder) for name in names):
-        with contextlib.suppress(FileNotFoundError):  # another worker renamed or removed it
+        with contextlib.suppress(FileNotFoundError):  # by a worker that a stopped run left
             total += path.lstat().st_size
     return total

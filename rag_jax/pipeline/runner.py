@@ -9,13 +9,12 @@ stage is
   that it needs was made again, or one of its files no longer has its checksum. The stage that
   ended stays in its place until the new one has ended too.
 
-Several workers can divide the maps of shardable stages. They share nothing but the work folder.
+Workers can make the pieces of divisible maps; see `workers`.
 """
 
 import contextlib
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,13 +28,11 @@ from rag_jax.evaluation.report import tabulate_methods, write_report
 from rag_jax.pipeline import protect, records
 from rag_jax.pipeline.begin import begin_run
 from rag_jax.pipeline.finished import NOTHING, Finished, find_finished
-from rag_jax.pipeline.maps import POLL, Worker
 from rag_jax.pipeline.records import ENDED, Record
-from rag_jax.pipeline.stage import Stage, StageContext, WorkerDone
+from rag_jax.pipeline.stage import Divide, Stage, StageContext
 from rag_jax.pipeline.workdir import hold_lock, make_workdir
 from rag_jax.runtime import signals
 from rag_jax.runtime.checkpoint import check_path
-from rag_jax.runtime.errors import Preempted
 from rag_jax.runtime.files import (
     explain_disk_errors,
     explain_removal,
@@ -52,7 +49,7 @@ def run_stages(
     workdir: str | os.PathLike,
     *,
     config: Any = None,
-    worker: Worker | None = None,
+    divide: Divide | None = None,
     reuse: Path | None = None,
     given: Finished = NOTHING,
     overwrite: bool = False,
@@ -63,8 +60,7 @@ def run_stages(
     Args:
         stages: every stage after the stages that it needs.
         config: written to `config.json` in the work folder for the reader; no stage depends on it.
-        worker: the worker that this process is, if several divide the run. Each worker can be
-            interrupted and started again by itself while the others wait.
+        divide: has workers make the pieces of divisible maps; without it this process makes them.
         reuse: another work folder. A stage that ended there with the same fingerprint, on the same
             artefacts, is taken from there instead of being made.
         given: stages of another work folder, which are not among `stages` but may be needed.
@@ -80,26 +76,19 @@ def run_stages(
     Raises:
         RagJaxError: the folder is in use, was made by another version, cannot be written, or has a
             finished run that would be overwritten.
-        Preempted: every stage is made, and this worker is not the one that reports on them.
     """
     signals.begin_work()
     workdir = Path(workdir)
     check_path(workdir)
     with explain_disk_errors(workdir):
         make_workdir(workdir)
-        follows = worker is not None and worker.index > 0
-        lock = workdir / (f".lock.{worker.index}-of-{worker.count}" if follows else ".lock")
         with (
-            hold_lock(lock, flag) if is_first() else contextlib.nullcontext(),
+            hold_lock(workdir / ".lock", flag) if is_first() else contextlib.nullcontext(),
             explain_removal(workdir),
         ):
             records.check_layout(workdir)
             wait_for_all(f"{workdir} is there")
             made, place = {**given.records}, (workdir / "stages", given)
-            if follows:
-                for stage in stages:
-                    made[stage.name] = _follow_stage(stage, *place, made, worker)
-                raise Preempted("every stage is made; worker 0 writes the report")
             records.write_layout(workdir)
             options = {"given": given.records, "overwrite": overwrite, "flag": flag}
             options["system"] = getattr(config, "system", None)
@@ -110,7 +99,7 @@ def run_stages(
                 if reuse is not None and is_first():
                     _take_stage(stage, workdir / "stages", made, reuse / "stages")
                 before = begin.get(stage.name, lambda context: None)
-                made[stage.name] = _run_stage(stage, *place, made, worker, before)
+                made[stage.name] = _run_stage(stage, *place, made, divide, before)
             keys = ("name", "seconds", "compile_seconds", "fingerprint", "reused")
             return [
                 {key: made[stage.name][key] for key in keys}
@@ -169,7 +158,7 @@ def run_session(
     workdir: Path,
     report: ReportSpec,
     *,
-    worker: Worker | None = None,
+    divide: Divide | None = None,
     reuse: Path | None = None,
     given: Finished = NOTHING,
     overwrite: bool = False,
@@ -189,7 +178,7 @@ def run_session(
     """
     config = session.config
     with jax.set_mesh(session.mesh):
-        options = {"worker": worker, "reuse": reuse, "given": given, "flag": flag}
+        options = {"divide": divide, "reuse": reuse, "given": given, "flag": flag}
         made = run_stages(stages, workdir, config=config, overwrite=overwrite, **options)
     if not is_first():
         return {}
@@ -266,7 +255,7 @@ def _run_stage(
     folder: Path,
     given: Finished,
     made: Mapping[str, Record],
-    worker: Worker | None,
+    divide: Divide | None,
     before: Callable[[StageContext], None],
 ) -> Record:
     """Keeps, continues or makes a stage; returns the stage's record.
@@ -277,7 +266,7 @@ def _run_stage(
     signals.check()
     place, wanted = folder / stage.name, records.describe(stage, made)
     at, record, reason = records.locate(place, wanted, made, repairs=stage.repairs)
-    context = StageContext(stage, folder, worker, at, given.folders)
+    context = StageContext(stage, folder, divide, at, given.folders)
     wait_for_all(f"stage {stage.name} was looked for")
     if record and record.pop("ended"):
         before(context)
@@ -295,9 +284,8 @@ def _run_stage(
             records.begin(at, wanted)
         else:
             records.resume(at)
-        if worker is None:  # temporary files may be another worker's
-            for left in at.glob(".*.tmp"):
-                left.unlink()
+        for left in at.glob(".*.tmp"):
+            left.unlink()
     wait_for_all(f"stage {stage.name} is to begin")
     with records.measure(at):
         stage.run(context)
@@ -309,25 +297,3 @@ def _run_stage(
         records.put_in_place(at, place)
     wait_for_all(f"stage {stage.name} has ended")
     return read_json(place / ENDED) | {"reused": False}
-
-
-def _follow_stage(
-    stage: Stage, folder: Path, given: Finished, made: Mapping[str, Record], worker: Worker
-) -> Record:
-    """Makes a worker's part of a stage that worker 0 has begun; waits until the stage has ended."""
-    place, wanted = folder / stage.name, records.describe(stage, made)
-    done, said = not stage.shardable, False
-    while True:
-        at, record, _ = records.locate(place, wanted, made, repairs=stage.repairs)
-        if record and record.pop("ended") and at == place:
-            return record
-        if record and not done:
-            with contextlib.suppress(WorkerDone):
-                stage.run(StageContext(stage, folder, worker, at, given.folders))
-                raise ValueError(f"stage {stage.name} did not map {', '.join(stage.shardable)}")
-            done = True
-            continue
-        if not said:
-            log(f"stage {stage.name}: waiting for worker 0")
-            said = True
-        time.sleep(POLL)

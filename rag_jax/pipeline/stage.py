@@ -9,12 +9,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rag_jax.pipeline.maps import ResumableMap, Worker
+from rag_jax.pipeline.maps import MakeAll, ResumableMap, make_here
 from rag_jax.runtime.progress import show_progress
 
-
-class WorkerDone(Exception):
-    """Ends a stage's function in a worker that has made its part of every shardable file."""
+# Has workers make the pieces of a stage's map. The path is the folder of all stages.
+Divide = Callable[["Stage", ResumableMap, Path], MakeAll]
 
 
 class StageContext:
@@ -22,22 +21,21 @@ class StageContext:
 
     `stages_folder` holds a folder for each stage, but for the stages of another run that this run
     was `given`: their folders, by name. The stage itself works in `folder`, by default its own
-    among them. Several workers may divide the stage's maps.
+    among them. `divide` has workers make what the stage declares `divisible`.
     """
 
     def __init__(
         self,
         stage: "Stage",
         stages_folder: Path,
-        worker: Worker | None = None,
+        divide: Divide | None = None,
         folder: Path | None = None,
         given: Mapping[str, Path] = MappingProxyType({}),
     ):
         self.name = stage.name
         self.folder = folder or stages_folder / stage.name
-        self._stage, self._stages_folder, self._worker = stage, stages_folder, worker
-        self._given = given
-        self._shared: set[str] = set()
+        self._stage, self._stages_folder, self._given = stage, stages_folder, given
+        self._divide = divide
 
     def path(self, stage: str, file: str) -> Path:
         """An artefact of this stage, or of a stage that this stage declares in `needs`."""
@@ -64,18 +62,11 @@ class StageContext:
         batch_size: int,
         unit: str,
     ) -> Any:
-        """Maps batches of items into `file` in this stage's folder; see `ResumableMap`.
-
-        Raises:
-            WorkerDone: in a worker other than the first, after the stage's last shardable file.
-        """
-        worker = self._worker if file in self._stage.shardable else None
-        mapped = ResumableMap(self.folder / file, items, batch_size, worker)
-        mapped.make_pieces(run, unit=unit, progress=self.progress)
-        if worker and worker.index:
-            self._shared.add(file)
-            if self._shared.issuperset(self._stage.shardable):
-                raise WorkerDone
+        """Maps batches of items into `file` in this stage's folder; see `ResumableMap`."""
+        mapped, make_all = ResumableMap(self.folder / file, items, batch_size), make_here
+        if self._divide and file in self._stage.divisible:
+            make_all = self._divide(self._stage, mapped, self._stages_folder)
+        mapped.make_pieces(run, unit=unit, progress=self.progress, make_all=make_all)
         return mapped.collect()
 
 
@@ -89,7 +80,7 @@ class Stage:
         settings: every setting that `run` reads, and the fingerprints of weights; JSON-able.
         needs: names of earlier stages whose artefacts `run` reads.
         version: raise it when the code makes other artefacts from the same settings.
-        shardable: names of the files that `run` maps items to and that several workers may divide.
+        divisible: names of the files that `run` maps items to and whose pieces workers may make.
         evaluates: whether the stage only measures, so that its settings may change in a finished
             run. A stage that no other one needs may in any case.
         check: looks at the artefacts of a run's first stage before a finished run is changed, and
@@ -105,7 +96,7 @@ class Stage:
     settings: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     version: int = 1
-    shardable: tuple[str, ...] = ()
+    divisible: tuple[str, ...] = ()
     repairs: bool = False
     evaluates: bool = False
     check: Callable[[StageContext], None] = lambda context: None

@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import json
 import os
+import secrets
 import shutil
 import uuid
 import zlib
@@ -43,7 +44,8 @@ def open_atomic(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
         with open(os.devnull, mode, encoding=encoding) as file:
             yield file
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not the process's number: processes in containers on several machines have the same.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, mode, encoding=encoding) as file:
             yield file

@@ -5,6 +5,8 @@ devices. Every decision (by files on disk, or by the result of a computation) is
 processes, because all processes wait for each other before and after the first process writes.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,6 +15,8 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, PyTree
 
 from rag_jax.runtime.errors import RagJaxError
+
+_reading = False
 
 
 def connect(coordinator: str, processes: int | None, process: int | None) -> None:
@@ -50,7 +54,18 @@ def connect(coordinator: str, processes: int | None, process: int | None) -> Non
 
 def is_first() -> bool:
     """Whether this process is the first process, which alone writes files and messages."""
-    return jax.process_index() == 0
+    return jax.process_index() == 0 and not _reading
+
+
+@contextlib.contextmanager
+def only_reading() -> Iterator[None]:
+    """Has this process write neither files nor messages, as if it were not the first one."""
+    global _reading
+    _reading = True
+    try:
+        yield
+    finally:
+        _reading = False
 
 
 def wait_for_all(what: str) -> None:

@@ -321,11 +321,11 @@ def make_stage(
     function: Callable[..., None],
     settings: Mapping[str, Any],
     *needs: str,
-    shardable: tuple[str, ...] = (),
+    divisible: tuple[str, ...] = (),
     version: int = 1,
     room: Callable[[], tuple[int, int]] = lambda: (0, 0),
     **given: Any,
 ) -> Stage:
     """A stage with its function bound to a session; see `Stage` and `bind`."""
     run = bind(session, function, **given)
-    return Stage(name, run, settings, needs, version=version, shardable=shardable, room=room)
+    return Stage(name, run, settings, needs, version=version, divisible=divisible, room=room)

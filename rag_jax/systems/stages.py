@@ -1,5 +1,6 @@
 """What several systems have: the run of a list of stages, and stages and parts of stages."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,10 +19,10 @@ from rag_jax.data.questions import Collection, Question
 from rag_jax.decoding import generate
 from rag_jax.evaluation.compare import Record, timed
 from rag_jax.models import Pretrained, save
-from rag_jax.pipeline.maps import Worker
 from rag_jax.pipeline.runner import ReportSpec, run_session
 from rag_jax.pipeline.seeds import run_seeds
 from rag_jax.pipeline.stage import Stage, StageContext
+from rag_jax.pipeline.workers import Executor, Opener
 from rag_jax.retrieval import Index
 from rag_jax.retrieval.contrastive import (
     Encoders,
@@ -32,7 +33,9 @@ from rag_jax.retrieval.contrastive import (
 )
 from rag_jax.retrieval.encode import PIECE, plan_widths
 from rag_jax.retrieval.negatives import make_miner
+from rag_jax.runtime.files import to_json
 from rag_jax.runtime.hosts import fetch, is_first
+from rag_jax.systems import open_room
 from rag_jax.systems.session import Session, bind
 
 Ranked = list[tuple[int, float]]  # rows of the corpus and their scores, best first
@@ -46,29 +49,48 @@ def make_run(
 ) -> Callable[..., dict[str, Any]]:
     """The function that runs a system's stages, from an empty folder to the report."""
 
-    def run_one(config: ConfigDict, workdir: Path, **options: Any) -> dict[str, Any]:
+    def run_one(
+        config: ConfigDict, workdir: Path, *, executor: Executor | None, **options: Any
+    ) -> dict[str, Any]:
         session = session_type(build(settings, config))
         report = describe_report(session.config)
+        if executor is not None:
+            options["divide"] = partial(executor.divide, _make_opener(session))
         return run_session(session, list_stages(session), workdir, report, **options)
 
     def run(
         config: ConfigDict,
         workdir: Path,
         *,
-        worker: Worker | None = None,
+        executor: Executor | None = None,
         seeds: int = 1,
         overwrite: bool = False,
     ) -> dict[str, Any]:
         """Runs every stage that is not made yet, and writes the report.
 
-        See `run_session`, and `run_seeds` for more than one seed.
+        See `run_session`, and `run_seeds` for more than one seed. Workers of the executor, if there
+        is one, make the pieces of divisible maps.
         """
+        options = {"executor": executor, "overwrite": overwrite}
         if seeds == 1:
-            return run_one(config, workdir, worker=worker, overwrite=overwrite)
+            return run_one(config, workdir, **options)
         describe = lambda config: describe_report(build(settings, config))  # noqa: E731
-        return run_seeds(partial(run_one, overwrite=overwrite), describe, config, workdir, seeds)
+        return run_seeds(partial(run_one, **options), describe, config, workdir, seeds)
 
     return run
+
+
+def _make_opener(session: Session) -> Opener:
+    """How a worker opens the run of a session."""
+    config = json.loads(to_json(session.config))
+    return Opener(open_run, {"system": config["system"], "config": config})
+
+
+def open_run(system: str, config: Mapping[str, Any]) -> tuple[Mesh, list[Stage]]:
+    """Opens a run from its settings as JSON: its mesh, and its stages."""
+    room = open_room(system, "pipeline")
+    session = room.Session(build(room.CONFIG, config))
+    return session.mesh, room.list_stages(session)
 
 
 def corpus_stage(session: Session) -> Stage:

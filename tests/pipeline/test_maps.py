@@ -1,17 +1,11 @@
-"""Resumable maps: each codec whole, interrupted at every batch, and divided over workers."""
+"""Resumable maps: each codec whole, interrupted at every batch, and with pieces made elsewhere."""
 
 import contextlib
-import itertools
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from rag_jax.pipeline.maps import CODECS, ResumableMap, Worker
-from rag_jax.pipeline.runner import run_stages
-from rag_jax.pipeline.stage import Stage, StageContext, WorkerDone
-from rag_jax.runtime.errors import Preempted
-from rag_jax.runtime.files import read_jsonl, write_json
+from rag_jax.pipeline.maps import CODECS, ResumableMap, make_here
 
 ITEMS, SIZE = [f"item {i}" for i in range(11)], 3
 BATCHES = [ITEMS[i : i + SIZE] for i in range(0, len(ITEMS), SIZE)]
@@ -70,7 +64,7 @@ class Bars:
         self.shown[-1].append(count)
 
 
-def run_map(path, *, worker=None, stop_at=None, items=ITEMS, collect=True):
+def run_map(path, *, stop_at=None, items=ITEMS, collect=True, make_all=make_here):
     """Makes the pieces and joins them; interrupts call `stop_at`. Gives batches, bars, result."""
     batches, bars = [], Bars()
 
@@ -80,9 +74,9 @@ def run_map(path, *, worker=None, stop_at=None, items=ITEMS, collect=True):
         batches.append(list(batch))
         return RESULTS[path.suffix](batch)
 
-    mapped = ResumableMap(path, items, SIZE, worker)
+    mapped = ResumableMap(path, items, SIZE)
     with pytest.raises(KeyboardInterrupt) if stop_at is not None else contextlib.nullcontext():
-        mapped.make_pieces(run, unit="items", progress=bars)
+        mapped.make_pieces(run, unit="items", progress=bars, make_all=make_all)
     result = mapped.collect() if collect and stop_at is None else None
     return batches, bars.shown, result
 
@@ -95,13 +89,6 @@ def name_pieces(suffix, count):
     """The names of the first `count` pieces of `out`, sorted as names are."""
     bounds = [(0, 3), (3, 6), (6, 9), (9, 11)][:count]
     return sorted(f"out.{start}-{stop}{suffix}" for start, stop in bounds)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Workers look for each other's files often."""
-    monkeypatch.setattr("rag_jax.pipeline.maps.POLL", 0.01)
-    monkeypatch.setattr("rag_jax.pipeline.runner.POLL", 0.01)
 
 
 @pytest.fixture
@@ -169,66 +156,23 @@ def test_interrupted_before_and_after_joining(tmp_path, whole, suffix):
 
 
 @codecs
-@pytest.mark.parametrize("count", [2, 3, 9])
-def test_divided_over_workers_that_run_in_any_order(tmp_path, whole, suffix, count):
-    orders = itertools.permutations(range(count)) if count < 4 else [range(count)[::-1]]
-    for number, order in enumerate(orders):
-        path = tmp_path / str(number) / f"out{suffix}"
-        path.parent.mkdir()
-        for index in order:
-            batches, bars, _ = run_map(path, worker=Worker(index, count), collect=False)
-            own = BATCHES[index::count]
-            assert batches == own
-            assert bars == ([[sum(map(len, own)), "items", 0, *map(len, own)]] if own else [])
-        _, _, result = run_map(path, worker=Worker(0, count))
-        assert_result(result, suffix)
-        batches, _, result = run_map(path, worker=Worker(count - 1, count))
-        assert batches == []
-        assert_result(result, suffix)
-        assert list_names(path.parent) == [path.name]
-        assert path.read_bytes() == whole
-
-
-@codecs
-@pytest.mark.parametrize("at", [0, 1])
-def test_an_interrupted_worker_makes_only_its_missing_pieces(tmp_path, whole, suffix, at):
+def test_pieces_made_elsewhere_in_any_order(tmp_path, whole, suffix):
     path = tmp_path / f"out{suffix}"
-    batches, _, _ = run_map(path, worker=Worker(1, 2), stop_at=at)
-    assert batches == BATCHES[1::2][:at]
-    run_map(path, worker=Worker(0, 2), collect=False)
-    batches, bars, _ = run_map(path, worker=Worker(1, 2), collect=False)
-    own = BATCHES[1::2]
-    assert batches == own[at:]
-    assert bars == [[5, "items", 3 * at, *map(len, own[at:])]]
-    run_map(path, worker=Worker(0, 2))
+    run_map(path, stop_at=1)
+    asked = []
+
+    def make_all(batches, make):
+        asked.extend(batches)
+        for batch in reversed(batches):
+            make(batch)
+            yield batch
+
+    batches, bars, result = run_map(path, make_all=make_all)
+    assert batches == BATCHES[:0:-1]
+    assert asked == [range(3, 6), range(6, 9), range(9, 11)]
+    assert bars == [[11, "items", 3, 2, 3, 3]]
+    assert_result(result, suffix)
     assert path.read_bytes() == whole
-
-
-@codecs
-def test_one_process_ends_what_workers_began(tmp_path, whole, suffix):
-    path = tmp_path / f"out{suffix}"
-    run_map(path, worker=Worker(2, 3), collect=False)
-    batches, bars, _ = run_map(path)
-    assert batches == [BATCHES[0], BATCHES[1], BATCHES[3]]
-    assert bars == [[11, "items", 3, 3, 3, 2]]
-    assert path.read_bytes() == whole
-
-
-@codecs
-def test_a_worker_stops_when_the_map_is_joined_in_the_meantime(tmp_path, whole, suffix):
-    path = tmp_path / f"out{suffix}"
-    batches = []
-
-    def run(batch):
-        batches.append(batch)
-        path.write_bytes(whole)
-        return RESULTS[suffix](batch)
-
-    mapped = ResumableMap(path, ITEMS, SIZE, Worker(0, 2))
-    mapped.make_pieces(run, unit="items", progress=Bars())
-    assert batches == BATCHES[:1]
-    assert_result(mapped.collect(), suffix)
-    assert list_names(tmp_path) == sorted(["whole", path.name])
 
 
 @codecs
@@ -278,68 +222,3 @@ def test_items_need_no_more_than_a_length_and_slices(tmp_path, suffix):
             return ITEMS[part]
 
     assert_result(run_map(tmp_path / f"out{suffix}", items=Items())[2], suffix)
-
-
-# Several files of one stage.
-
-FILES = ("records.jsonl", "rows.npy", "arrays.npz")
-
-
-class Run:
-    """A worker's run of a stage that maps `FILES` in one order and declares them in another."""
-
-    def __init__(self, workdir, worker, order):
-        self.workdir, self.worker, self.order = workdir, worker, order
-        self.batches, self.ended = [], False
-
-    def map(self, context):
-        for file in self.order:
-            run = RESULTS[file[file.index(".") :]]
-            result = context.map(file, ITEMS, self.count(run), batch_size=SIZE, unit="items")
-            assert_result(result, file[file.index(".") :])
-        write_json(context.folder / "sum", 1)
-        self.ended = True
-
-    def count(self, run):
-        return lambda batch: self.batches.append(batch) or run(batch)
-
-    def run(self):
-        stage = Stage("map", self.map, shardable=FILES)
-        try:
-            return run_stages([stage], self.workdir, worker=self.worker)
-        except Preempted as error:
-            return error
-
-
-@pytest.mark.parametrize("order", list(itertools.permutations(FILES)))
-def test_workers_divide_files_in_any_order(tmp_path, order):
-    alone = Run(tmp_path / "one", None, FILES)
-    alone.run()
-    runs = [Run(tmp_path / "run", Worker(index, 2), order) for index in range(2)]
-    with ThreadPoolExecutor() as threads:
-        ended = [future.result(60) for future in [threads.submit(run.run) for run in runs]]
-    assert len(ended[0]) == 1 and isinstance(ended[1], Preempted)
-    # After the last of its files a worker leaves the stage's end to worker 0.
-    assert [run.ended for run in runs] == [True, False]
-    for index, run in enumerate(runs):
-        assert run.batches == 3 * BATCHES[index::2]
-    one, two = (tmp_path / name / "stages" / "map" for name in ("one", "run"))
-    assert list_names(one) == list_names(two)
-    for file in (*FILES, "sum"):
-        assert (one / file).read_bytes() == (two / file).read_bytes()
-
-
-def test_a_worker_is_done_after_the_last_shardable_file(tmp_path):
-    """It waits for worker 0 to join the others first."""
-    stage = Stage("map", lambda context: None, shardable=("b.jsonl", "a.jsonl"))
-    first, second = (StageContext(stage, tmp_path, Worker(index, 2)) for index in range(2))
-    first.folder.mkdir()
-    sizes = {"batch_size": SIZE, "unit": "items"}
-    with ThreadPoolExecutor() as threads:
-        waiting = threads.submit(second.map, "a.jsonl", ITEMS, make_records, **sizes)
-        assert first.map("a.jsonl", ITEMS, make_records, **sizes) == make_records(ITEMS)
-        assert waiting.result(60) == make_records(ITEMS)
-        with pytest.raises(WorkerDone):
-            second.map("b.jsonl", ITEMS, make_records, **sizes)
-    assert first.map("b.jsonl", ITEMS, make_records, **sizes) == make_records(ITEMS)
-    assert read_jsonl(first.folder / "b.jsonl") == make_records(ITEMS)

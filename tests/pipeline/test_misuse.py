@@ -134,6 +134,9 @@ def check_refused(place, capsys, module, arguments, *wanted):
         assert part in said[-1]
 
 
+RAY = "--executor=ray"
+
+
 @pytest.mark.parametrize(
     ("module", "arguments", "wanted"),
     [
@@ -146,7 +149,19 @@ def check_refused(place, capsys, module, arguments, *wanted):
         (train, ["--workdir=own"], "own: the folder was made by another version of rag_jax"),
         (train, ["--seeds=0"], "--seeds=0: must be at least 1"),
         (train, ["--seeds=2", "--config.seed=3"], "stage train: settings changed (seed: 0 -> 3)"),
-        (train, ["--shard=2/2"], "--shard=2/2: must be I/N"),
+        (train, ["--executor=slurm"], "--executor=slurm: must be local or ray"),
+        (train, ["--workers=2"], "--workers=2: needs --executor=ray"),
+        (train, ["--ray_address=auto"], "--ray_address=auto: needs --executor=ray"),
+        (train, ["--executor=ray"], "--executor=ray: needs a number of workers by --workers=N, or"),
+        (train, [RAY, "--workers=0"], "--workers=0: must be a whole number of at least 1"),
+        (train, [RAY, "--workers=x"], "--workers=x: must be a whole number of at least 1"),
+        (train, [RAY, "--worker_resources=TPU"], "--worker_resources=TPU: must be JSON with an"),
+        (train, [RAY, '--worker_resources={{"GPU": 0}}'], "must be JSON with an amount above 0"),
+        (
+            train,
+            [RAY, "--workers=2", "--coordinator=auto"],
+            "--executor=ray: needs no --coordinator; leave",
+        ),
         (train, ["--overwrite", "--config.data.path=none"], "none"),
         (train, ["--overwrite", "--config.encoder.name=none"], "none is neither a folder nor"),
         (train, ["run"], "run: not a flag"),

@@ -6,10 +6,8 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 import tracemalloc
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import jax
@@ -17,8 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rag_jax.pipeline import records
-from rag_jax.pipeline.maps import Worker
 from rag_jax.pipeline.records import LAYOUT
 from rag_jax.pipeline.runner import open_stages, run_stages
 from rag_jax.pipeline.stage import Stage
@@ -354,16 +350,13 @@ def test_a_folder_of_another_layout_is_refused(tmp_path, layout, shown):
     )
     calls = (
         lambda: run_stages(chain.stages(one=1), tmp_path, config={"seed": 1}),
-        lambda: run_stages(chain.stages(), tmp_path, worker=Worker(0, 2)),
-        lambda: run_stages(chain.stages(), tmp_path, worker=Worker(1, 2)),
         lambda: open_stages(chain.stages(), tmp_path, ["two"]),
     )
     for call in calls:
         with pytest.raises(RagJaxError) as caught:
             call()
         assert str(caught.value) == message
-    # Nothing was touched but the lock of the second worker, which is there now.
-    (tmp_path / ".lock.1-of-2").unlink()
+    # Nothing was touched.
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert chain.ran == ["one", "two", "other"]
 
@@ -380,18 +373,6 @@ def test_a_folder_without_stages_has_no_layout_yet(tmp_path, layout):
     assert read_json(tmp_path / "layout.json") == {"layout": LAYOUT}
     assert (tmp_path / "notes.txt").read_text() == "precious"
     open_stages(Chain().stages(), tmp_path, ["two"])
-
-
-def test_a_folder_that_another_worker_lays_out_at_the_moment(tmp_path, monkeypatch):
-    def read(path):
-        try:
-            return read_json(path)
-        finally:  # here worker 0 gets its turn
-            records.write_layout(tmp_path)
-            (tmp_path / "stages").mkdir(exist_ok=True)
-
-    monkeypatch.setattr(records, "read_json", read)
-    records.check_layout(tmp_path)
 
 
 def test_open_atomic_keeps_the_old_file_when_writing_fails(tmp_path):
@@ -478,123 +459,6 @@ def test_a_stage_that_repairs_is_called_on_what_is_there(tmp_path, capsys):
     )
     assert [record["reused"] for record in records] == [False, True]
     assert [record["reused"] for record in run_stages(stages, tmp_path)] == [True, True]
-
-
-# Stages divided over workers.
-
-
-class Divided:
-    """A run with a stage of two maps, whose batches are counted, and stages around it."""
-
-    def __init__(self, workdir, *worker, stop_at=None):
-        self.workdir, self.worker = workdir, Worker(*worker) if worker else None
-        self.calls, self.stop_at = [], stop_at
-
-    def work(self, made):
-        def run(batch):
-            if len(self.calls) == self.stop_at:
-                raise KeyboardInterrupt
-            self.calls.append(batch)
-            return made(batch)
-
-        return run
-
-    def map(self, context):
-        sizes = {"batch_size": 4, "unit": "items"}
-        records = context.map("out.jsonl", ITEMS, self.work(make_records), **sizes)
-        rows = context.map("out.npy", ITEMS, self.work(make_rows), **sizes)
-        assert records == make_records(ITEMS)
-        np.testing.assert_array_equal(rows, make_rows(ITEMS))
-        assert self.worker is None or self.worker.index == 0
-        write_json(context.folder / "sum", float(rows.sum()))
-
-    def run(self):
-        stages = [
-            Stage("before", lambda context: None),
-            Stage("map", self.map, needs=("before",), shardable=("out.jsonl", "out.npy")),
-            Stage("after", self.map_alone, needs=("map",)),
-        ]
-        return run_stages(stages, self.workdir, worker=self.worker)
-
-    def map_alone(self, context):
-        """Maps batches that are not divided."""
-        sizes = {"batch_size": 4, "unit": "items"}
-        context.map("alone.jsonl", ITEMS, make_records, **sizes)
-        context.map("alone.npy", ITEMS, make_rows, **sizes)
-
-    def start(self):
-        """Runs beside the test; gives what it ended with."""
-        return self._threads.submit(self._end)
-
-    def _end(self):
-        try:
-            return self.run()
-        except BaseException as error:
-            return error
-
-    _threads = ThreadPoolExecutor(max_workers=9)
-
-
-def read_files(workdir):
-    folder = workdir / "stages" / "map"
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.stem[:3] != "sta"}
-
-
-@pytest.fixture
-def whole(tmp_path, monkeypatch):
-    """The files that one process makes."""
-    monkeypatch.setattr("rag_jax.pipeline.maps.POLL", 0.01)
-    monkeypatch.setattr("rag_jax.pipeline.runner.POLL", 0.01)
-    Divided(tmp_path / "one").run()
-    return read_files(tmp_path / "one")
-
-
-@pytest.mark.parametrize("count", [2, 3, 9])
-def test_workers_make_what_one_process_makes(tmp_path, whole, count):
-    runs = [Divided(tmp_path / "run", number, count) for number in range(count)]
-    first, *others = [future.result(60) for future in [run.start() for run in reversed(runs)]][::-1]
-    assert [record["name"] for record in first] == ["before", "map", "after"]
-    for error in others:
-        assert isinstance(error, Preempted)
-        assert str(error).startswith("every stage is made; worker 0")
-    assert read_files(tmp_path / "run") == whole
-    assert [len(run.calls) for run in runs] == [2 * len(range(i, 6, count)) for i in range(count)]
-    assert Divided(tmp_path / "run").run() == [record | {"reused": True} for record in first]
-
-
-@pytest.mark.parametrize("number", [0, 1])
-@pytest.mark.parametrize("at", range(6))
-def test_an_interrupted_worker_is_started_again_by_itself(tmp_path, whole, number, at):
-    other = Divided(tmp_path / "run", 1 - number, 2)
-    waiting = other.start()
-    stopped = Divided(tmp_path / "run", number, 2, stop_at=at)
-    with pytest.raises(KeyboardInterrupt):
-        stopped.run()
-    again = Divided(tmp_path / "run", number, 2)
-    ended = {number: again.start().result(60), 1 - number: waiting.result(60)}
-    assert isinstance(ended[1], Preempted) and len(ended[0]) == 3
-    assert len(stopped.calls) == at and len(again.calls) == 6 - at and len(other.calls) == 6
-    assert read_files(tmp_path / "run") == whole
-
-
-def test_one_process_ends_what_workers_began(tmp_path, whole):
-    for number, stop_at in ((0, 1), (1, 1)):
-        with pytest.raises(KeyboardInterrupt):
-            Divided(tmp_path / "run", number, 3, stop_at=stop_at).run()
-    alone = Divided(tmp_path / "run")
-    alone.run()
-    assert len(alone.calls) == 12 - 1 - 1
-    assert read_files(tmp_path / "run") == whole
-
-
-def test_a_worker_runs_once(tmp_path, whole):
-    waiting = Divided(tmp_path / "run", 1, 2).start()
-    while not (tmp_path / "run" / ".lock.1-of-2").exists():
-        time.sleep(0.01)
-    with pytest.raises(RagJaxError, match="in use by another run"):
-        Divided(tmp_path / "run", 1, 2).run()
-    Divided(tmp_path / "run", 0, 2).run()
-    assert isinstance(waiting.result(60), Preempted)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

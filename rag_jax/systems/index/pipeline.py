@@ -15,9 +15,9 @@ from rag_jax.data.formats import BadLines, stream_passages
 from rag_jax.data.passages import Passage, PassageFile, fingerprint_corpus, write_passages
 from rag_jax.models import Pretrained, load
 from rag_jax.models.io.hub import fingerprint, resolve
-from rag_jax.pipeline.maps import Worker
 from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import Stage, StageContext
+from rag_jax.pipeline.workers import Executor, Opener
 from rag_jax.retrieval.encode import encode_texts, list_texts
 from rag_jax.retrieval.index import Index
 from rag_jax.runtime.errors import RagJaxError
@@ -38,7 +38,7 @@ def build_index(
     backend: str,
     max_length: int,
     bad_lines: int = 0,
-    worker: Worker | None = None,
+    executor: Executor | None = None,
 ) -> dict[str, Any]:
     """Encodes passages and writes an index over them, continuing what an earlier call began.
 
@@ -51,6 +51,7 @@ def build_index(
         backend: "scann" or "exact".
         max_length: number of tokens that are read of a passage.
         bad_lines: number of lines of the files that may be skipped, each with a warning.
+        executor: its workers encode the passages.
 
     Returns:
         `{"folder", "backend", "passages", "width", "bytes", "encode_seconds", "build_seconds"}`
@@ -60,18 +61,32 @@ def build_index(
     Raises:
         RagJaxError: as `stream_passages`, `encode_texts`, `Index.build` and `run_stages` do.
     """
+    given = {"files": list(files), "encoder": encoder, "backend": backend}
+    given |= {"max_length": max_length, "bad_lines": bad_lines}
+    divide = executor and partial(executor.divide, Opener(open_index, given))
+    stages = open_index(**given)[1]
+    made = {s["name"]: s for s in run_stages(stages, workdir, config=given, divide=divide)}
+    folder = Path(workdir) / "stages" / "index"
+    facts = {"folder": str(folder / "index"), "encode_seconds": made["embeddings"]["seconds"]}
+    return facts | read_json(folder / "facts.json")
+
+
+def open_index(
+    files: Sequence[str], encoder: str, backend: str, max_length: int, bad_lines: int
+) -> tuple[None, list[Stage]]:
+    """The stages of an index; arguments as for `build_index`. They need no mesh."""
     copied = {"files": files, "bad_lines": bad_lines}
     encoded = {"encoder": encoder, "max_length": max_length}
     weights = {"encoder": fingerprint(resolve(encoder))}
     read = {**copied, "files": _hash_files(files)}
-    stages = [
+    return None, [
         Stage("passages", partial(_copy, **copied), read, version=2),
         Stage(
             "embeddings",
             partial(_encode, **encoded),
             {**encoded, **weights},
             needs=("passages",),
-            shardable=("embeddings.npy",),
+            divisible=("embeddings.npy",),
         ),
         Stage(
             "index",
@@ -80,11 +95,6 @@ def build_index(
             needs=("passages", "embeddings"),
         ),
     ]
-    config = {"files": files, "encoder": encoder, "backend": backend, **encoded, **copied}
-    made = {s["name"]: s for s in run_stages(stages, workdir, config=config, worker=worker)}
-    folder = Path(workdir) / "stages" / "index"
-    facts = {"folder": str(folder / "index"), "encode_seconds": made["embeddings"]["seconds"]}
-    return facts | read_json(folder / "facts.json")
 
 
 def _copy(context: StageContext, *, files: Sequence[str], bad_lines: int) -> None:

@@ -35,7 +35,7 @@ def list_stages(session: Session) -> list[Stage]:
             needs=("corpus", "retrieve", "augment", *["warm_up"] * (variant.start == "warm")),
             settings={**training, "variant": variant, "encode": c.encode, "augment": c.augment},
             version=2,
-            shardable=("encoded.jsonl",),
+            divisible=("encoded.jsonl",),
             repairs=True,
             room=session.estimate_adapters,
         )
@@ -50,7 +50,7 @@ def list_stages(session: Session) -> list[Stage]:
     evaluation = {**asked, **model, **answering, "seed": c.seed}
     shared, evaluated = ("augmented.jsonl",), ("corpus", "retrieve", "augment", *session.variants)
     needed = "corpus", "retrieve"
-    options = {"shardable": shared, "version": 2}
+    options = {"divisible": shared, "version": 2}
     return [
         corpus_stage(session),
         stage("retrieve", run_retrieval, retrieval, "corpus"),

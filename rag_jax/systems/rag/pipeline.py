@@ -37,7 +37,7 @@ def list_stages(session: Session) -> list[Stage]:
     evaluation = {**tested, "on": c.evaluate_on, "task": c.task}
     indexing = {"encoder": encoder, "index": c.index}
     stage, read = partial(make_stage, session), ("corpus", "index")
-    load = {"load": lambda context: session.passage_encoder, "shardable": ("embeddings.npy",)}
+    load = {"load": lambda context: session.passage_encoder, "divisible": ("embeddings.npy",)}
     load["room"] = lambda: index_room(c.retriever.name, len(session.passages))
     trainings = {"frozen": {**common, **frozen}, "joint": {**common, **training}}
     if not c.train.generator:  # nothing is trained without the retriever

@@ -19,8 +19,8 @@ from rag_jax.systems.srrag.verbalise import run_contexts, run_demonstrations
 from rag_jax.systems.stages import corpus_stage, make_run
 
 CONFIG = SRRAGConfig
-# By stage the files that several workers may divide.
-_SHARDABLE = {
+# By stage the files whose pieces workers may make.
+_DIVISIBLE = {
     "index": ("embeddings.npy",),
     "lengths": ("lengths.npy",),
     "demonstrations": ("documents.jsonl",),
@@ -57,7 +57,7 @@ def list_stages(session: Session) -> list[Stage]:
     evaluation_needs = (*pass_needs, "datastore", *(["thresholds"] if c.route.is_tuned else []))
 
     def stage(name: str, function: Any, settings: Any, *needs: str) -> Stage:
-        options = {"shardable": _SHARDABLE.get(name, ()), "version": _VERSIONS.get(name, 1)}
+        options = {"divisible": _DIVISIBLE.get(name, ()), "version": _VERSIONS.get(name, 1)}
         options |= {"room": session.rooms[name]} if name in session.rooms else {}
         return make_stage(session, name, function, settings, *needs, **options)
 

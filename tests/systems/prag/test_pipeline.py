@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from in_process import InProcess
 
 from rag_jax import lora
 from rag_jax.config import build, to_config_dict
@@ -379,6 +380,21 @@ def test_adapters_of_another_kind_are_refused(finished, make_config):
         session = Session(build(PRAGConfig, make_config(ablations=True, **changes)))
         with pytest.raises(RagJaxError, match=f"holds adapters of another {what}"):
             open_store(session, finished[0])
+
+
+def test_workers_make_what_one_process_makes(finished, session, make_config, tmp_path):
+    """Adapters too, which are files of their own beside the maps."""
+    executor, folders = InProcess(1), (finished[0], tmp_path)
+    pipeline.run(make_config(ablations=True), tmp_path, executor=executor)
+    first, *others = (task.file for task in executor.tasks)
+    assert first == "augmented.jsonl" and {*others} == {"encoded.jsonl"}
+    assert len(others) == len(session.variants)
+    for file in ("augment/augmented.jsonl", *(f"{n}/encoded.jsonl" for n in session.variants)):
+        one, two = ((folder / "stages" / file).read_bytes() for folder in folders)
+        assert one == two
+    for name in session.variants:
+        banks = [open_store(session, at, name).load([*NAMES.values()])[0] for at in folders]
+        jax.tree.map(np.testing.assert_array_equal, *banks)
 
 
 def test_running_again_continues_group_by_group(finished, make_config, tmp_path, monkeypatch):
