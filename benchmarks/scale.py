@@ -96,7 +96,8 @@ def list_bytes(items: dict[str, Any], size: int, asked: int) -> Iterable[list[st
     contexts = 10 * (corpus["text_bytes"] + 20)  # a context's text and its score's digits
     for what, each, count in (
         ("passages: ids while they are copied", corpus["bytes_to_copy"], size),
-        ("Self-Retrieval: passages as Python objects", corpus["bytes_in_memory"], size),
+        # A list has 8 bytes for each token; the tokenizer gives one object for each id.
+        ("Self-Retrieval: tokens to index passages by", 8 * corpus["indexing"]["tokens"], size),
         ("DPR: embeddings, 768 of float32", 4 * DPR.embedding_size, size),
         ("DPR: ScaNN's files, embeddings included", index["bytes_a_passage"], size),
         (

@@ -57,7 +57,8 @@ def main(arguments: list[str]) -> None:
     for path, (old, new) in changes.items():
         write_text(f"config.{path}: {old} -> {new}")
     measured = rehearse(planned, workdir, steps=steps)
-    asked = {"config": file.stem, "preset": preset, "scale": scale, "steps": steps}
+    given = [a for a in arguments if a.lstrip("-").startswith("config.")]
+    asked = {"config": file.stem, "preset": preset, "scale": scale, "steps": steps, "given": given}
     described = {"changes": changes, **measured}
     write_text("\n" + describe_rehearsal(measured))
     if results is not None:

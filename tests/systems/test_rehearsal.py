@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rag_jax.commands import rehearse as command
 from rag_jax.commands.rehearse import describe_rehearsal
 from rag_jax.config import build
 from rag_jax.models import load
@@ -15,6 +16,8 @@ from rag_jax.models.io.sizes import find_sizes
 from rag_jax.models.nn.bart import BartConfig
 from rag_jax.models.nn.bert import BertConfig
 from rag_jax.models.nn.decoder import DecoderConfig
+from rag_jax.pipeline.command import find_preset
+from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems import open_room
 from rag_jax.systems.rehearsal import plan_rehearsal, rehearse
 
@@ -78,6 +81,17 @@ def test_a_tokenizer_with_fewer_ids_writes_the_same_texts(tokenizers, llama_fold
     assert fewer.vocab_size == 400 and max(fewer.encode(text)) < 400
     assert len(fewer.encode(text)) > len(given.encode(text))
     assert fewer.decode(fewer.encode(text)) == text
+
+
+@pytest.mark.parametrize("scale", ["0", "1.5", "-0.1", "nan", "tenth"])
+def test_a_scale_that_is_none(scale):
+    with pytest.raises(RagJaxError, match=f"--scale={scale}: must be a number above 0, and at"):
+        command.main(["--config=dpr:bert-base", f"--scale={scale}"])
+
+
+def test_the_preset_of_a_command_line():
+    assert find_preset(["--config=configs/dpr.py:bert-base", "--config.seed=1"]) == "bert-base"
+    assert find_preset(["--config=dpr"]) == ""
 
 
 def test_a_rehearsal_measures_every_stage_and_goes_on(tokenizers, tmp_path):

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Int
@@ -34,6 +34,8 @@ from rag_jax.data.passages import Passage
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.systems.prag.config import AugmentConfig, PRAGConfig
 from rag_jax.systems.prag.demonstrations import DEMONSTRATIONS
+
+T = TypeVar("T")
 
 _INSTRUCTION = (
     "Answer the question with a few words. Use the passages, if there are any, and what you know."
@@ -234,7 +236,7 @@ def count_examples(augment: AugmentConfig) -> int:
     return (augment.questions + 1) // 2 * augment.rewrites + augment.questions
 
 
-def repeat_examples(examples: Sequence[list[int]], count: int) -> list[list[int]]:
+def repeat_examples(examples: Sequence[T], count: int) -> list[T]:
     """Examples from first to last, again and again until there are `count`.
 
     An ablation has fewer examples; so it takes as many optimiser steps as the whole recipe.

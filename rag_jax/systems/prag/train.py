@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Bool, Float, PyTree
+from jaxtyping import Bool, Float, Int, PyTree
 
 from rag_jax.config import TuningConfig
 from rag_jax.data.batches import pad_rows
@@ -133,13 +133,14 @@ def _list_examples(
     documents: Sequence[Passage],
     augmented: Sequence[Augmented],
     augment: AugmentConfig,
-) -> list[list[list[int]]]:
-    """The examples of every document, as many as of the whole recipe."""
-    made = [
-        make_examples(format, document, texts, questions=augment.questions)
-        for document, texts in zip(documents, augmented, strict=True)
-    ]
-    return [repeat_examples(own, count_examples(augment)) for own in made]
+) -> list[list[Int[np.ndarray, "T"]]]:
+    """The examples of every document, as many as of the whole recipe; 4 bytes a token."""
+    count, examples = count_examples(augment), []
+    for document, texts in zip(documents, augmented, strict=True):
+        made = make_examples(format, document, texts, questions=augment.questions)
+        arrays = [np.asarray(tokens, np.int32) for tokens in made]
+        examples.append(repeat_examples(arrays, count))
+    return examples
 
 
 def _write_groups(context: StageContext, groups: Groups, *, tokens: int) -> None:
@@ -154,7 +155,7 @@ def _make_group_trainer(
     loss: LossFunction,
     settings: EncodeConfig,
     groups: Groups,
-    examples: Sequence[Sequence[Sequence[int]]],
+    examples: Sequence[Sequence[Int[np.ndarray, "T"]]],
     start: PyTree,
 ) -> Callable[[Sequence[int]], tuple[PyTree, Float[np.ndarray, "S D"], int]]:
     """Makes `train(group)`, which gives a bank `[D, ...]`, losses in nats, and steps an epoch."""

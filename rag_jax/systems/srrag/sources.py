@@ -1,5 +1,6 @@
 """The searched sources: an index of passages each, and the room that their knowledge needs."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -148,8 +149,10 @@ def search_indices(
     def search(source: int, questions: Sequence[str]) -> list[list[tuple[str, str]]]:
         index, rows = searched[source]
         _, found = index.search(embed(questions), min(count, index.size))
-        ranked = [[passages[row] for row in rows[places]] for places in found]
-        return [list(map(cut, best)) for best in ranked]
+        ranked = rows[found].tolist()
+        # Many questions find the same passages, and a cut takes the tokenizer.
+        texts = {row: cut(passages[row]) for row in sorted(set(itertools.chain(*ranked)))}
+        return [[texts[row] for row in best] for best in ranked]
 
     return search
 

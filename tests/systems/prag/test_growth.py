@@ -9,12 +9,21 @@ from hypothesis import strategies as st
 from rag_jax.config import EncoderConfig
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
+from rag_jax.models.io.load import load_tokenizer
 from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.runtime.files import read_jsonl
 from rag_jax.systems import stages
 from rag_jax.systems.prag import train
-from rag_jax.systems.prag.config import EncodeConfig
-from rag_jax.systems.prag.data import Groups
+from rag_jax.systems.prag.config import AugmentConfig, EncodeConfig
+from rag_jax.systems.prag.data import (
+    Augmented,
+    Format,
+    Groups,
+    Pair,
+    count_examples,
+    make_examples,
+    repeat_examples,
+)
 from rag_jax.systems.prag.evaluate import draw_others, run_retrieval
 
 IDS = st.integers(0, 9).map(str)
@@ -97,3 +106,17 @@ def test_dense_retrieval_embeds_in_pieces_and_goes_on(monkeypatch, tmp_path):
     assert sizes == [4, 4, None, 2]
     assert read_jsonl(tmp_path / "found.jsonl") == [{"id": "q", "passages": ["9"]}]
     assert [path.name for path in tmp_path.iterdir()] == ["found.jsonl"]
+
+
+def test_examples_take_four_bytes_a_token_and_are_shared(llama_folder):
+    format = Format(load_tokenizer(llama_folder), chat=False, max_text=50)
+    passages = [Passage(str(i), "Riga", "Riga is a town. " * (i + 1)) for i in range(3)]
+    augmented = [Augmented((), (Pair("Where?", "Latvia"),))] * 3
+    augment = AugmentConfig()
+    examples = train._list_examples(format, passages, augmented, augment)
+    for passage, texts, own in zip(passages, augmented, examples, strict=True):
+        made = make_examples(format, passage, texts, questions=augment.questions)
+        wanted = repeat_examples(made, count_examples(augment))
+        assert [tokens.tolist() for tokens in own] == wanted
+        assert all(tokens.itemsize == 4 for tokens in own)
+        assert len({id(tokens) for tokens in own}) == len(made) < len(own)

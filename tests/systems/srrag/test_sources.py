@@ -420,6 +420,30 @@ def test_one_long_passage_does_not_widen_the_programs(size, format):
     assert len(short.encode_knowledge(join_passages([found]))) == tokens
 
 
+@pytest.mark.parametrize("asked", [4, 40])
+def test_a_passage_is_read_and_cut_once_however_many_questions_find_it(asked):
+    passages, read = [Passage(f"{i}", f"t{i}", f"text {i}") for i in range(6)], []
+
+    def cut(passage):
+        read.append(passage.id)
+        return passage.title, passage.text[:5]
+
+    class Index:
+        size = 3
+
+        def search(self, questions, count):
+            return None, np.tile([[2, 0], [0, 1]], (len(questions) // 2, 1))
+
+    search = search_indices(
+        {1: Searched(Index(), np.asarray([1, 3, 5]))}, passages, list, cut, count=2
+    )
+    found = search(1, ["?"] * asked)
+    assert found == [[("t5", "text "), ("t1", "text ")], [("t1", "text "), ("t3", "text ")]] * (
+        asked // 2
+    )
+    assert sorted(read) == ["1", "3", "5"]
+
+
 class FirstIndex:
     """An index that finds its only passage."""
 
