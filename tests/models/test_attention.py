@@ -18,7 +18,7 @@ from rag_jax.models.nn import attention, decoder
 from rag_jax.models.nn.attention import SegmentMask, choose_kernel, mask_rows
 from rag_jax.models.nn.layers import attend
 
-ROWS, WIDTH = 2, 150  # not a multiple of a tile, and more than one
+ROWS, WIDTH = 2, 151  # odd, not a multiple of a tile, and more than one
 FUSED = ("cudnn", "splash")
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -156,6 +156,14 @@ def test_splash_attention_is_lowered_for_tpus(data, model, heads):
     assert "tpu_custom_call" in text
     assert f"bf16[{4 // data},{heads},1152,64]" in str(traced.jaxpr)
     assert "[4,1,1032,1032]" not in str(traced.jaxpr)
+
+
+def test_cudnn_has_an_even_number_of_tokens():
+    shapes = (ROWS, 2, 3 * WIDTH, 8), (ROWS, 2, 8, WIDTH), (ROWS, 2, WIDTH, 8)
+    inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    mask = SegmentMask(jnp.zeros((ROWS, WIDTH), jnp.int32), "cudnn")
+    text = str(jax.make_jaxpr(lambda *given: attend(*given, mask))(*inputs))
+    assert f"{WIDTH + 1},{WIDTH + 1}]" in text and f"{WIDTH},{WIDTH}]" not in text
 
 
 def test_tiles_pad_little():

@@ -124,12 +124,15 @@ def _attend_cudnn(
     causal: bool,
     implementation: str = "cudnn",
 ) -> Float[Array, "B H T d"]:
+    width = segments.shape[1]
+    # With a mask, cuDNN has no gradients of rows of an odd length.
+    query, keys, values, segments = _pad_rows(query, keys, values, segments, multiple=2)
     same = segments[:, None, :, None] == segments[:, None, None, :]  # [B, 1, T, T]
     query, keys, values = (x.swapaxes(1, 2) for x in (query, keys, values))  # [B, T, heads, d]
     y = jax.nn.dot_product_attention(
         query, keys, values, mask=same, is_causal=causal, implementation=implementation
     )
-    return y.swapaxes(1, 2)
+    return y.swapaxes(1, 2)[:, :, :width]
 
 
 def _attend_splash(
@@ -145,10 +148,9 @@ def _attend_splash(
 
     _, heads, width, depth = query.shape
     block = _choose_block(width)
-    padding = -width % block
-    pad = partial(jnp.pad, pad_width=((0, 0), (0, 0), (0, padding), (0, 0)))
-    segments = jnp.pad(segments, ((0, 0), (0, padding)), constant_values=_PADDING)
-    shape = (width + padding, width + padding)
+    query = query * jnp.asarray(depth**-0.5, query.dtype)
+    query, keys, values, segments = _pad_rows(query, keys, values, segments, multiple=block)
+    shape = (segments.shape[1],) * 2
     mask = splash.CausalMask(shape) if causal else splash.FullMask(shape)
     backward = {"block_q_dkv": block, "block_kv_dkv": block, "block_q_dq": block}
     kernel = splash.make_splash_mha(
@@ -158,11 +160,17 @@ def _attend_splash(
         q_seq_shards=1,
         interpret=find_platform() != "tpu",
     )
-    query = query * jnp.asarray(depth**-0.5, query.dtype)
-    y = jax.vmap(kernel)(
-        pad(query), pad(keys), pad(values), splash.SegmentIds(q=segments, kv=segments)
-    )
+    y = jax.vmap(kernel)(query, keys, values, splash.SegmentIds(q=segments, kv=segments))
     return y[:, :, :width]
+
+
+def _pad_rows(*heads: Array, multiple: int) -> tuple[Array, ...]:
+    """Queries, keys, values and segments, padded to a number of tokens that `multiple` divides."""
+    *arrays, segments = heads
+    padding = -segments.shape[1] % multiple
+    arrays = [jnp.pad(x, ((0, 0), (0, 0), (0, padding), (0, 0))) for x in arrays]
+    segments = jnp.pad(segments, ((0, 0), (0, padding)), constant_values=_PADDING)
+    return *arrays, segments
 
 
 def _choose_block(width: int) -> int:
