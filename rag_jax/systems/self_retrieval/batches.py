@@ -5,9 +5,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from rag_jax.config import TrainConfig
-from rag_jax.models.io.sizes import find_sizes
+from rag_jax.models.io.sizes import find_decoder
 from rag_jax.planning.batches import Corpus, StageBatches, choose_drawn, count_packed
 from rag_jax.planning.contrastive import count_pairs
+from rag_jax.planning.stages import HostWork
 from rag_jax.systems.self_retrieval.config import ExamplesConfig, SelfRetrievalConfig
 from rag_jax.training.rows import Row, plan_rows
 
@@ -20,13 +21,21 @@ _SENTENCES = 3  # of a passage of a hundred words that are long enough, as measu
 
 def list_heads(config: SelfRetrievalConfig) -> dict[str, int]:
     """The number of attention heads of each model, by its setting."""
-    return {"config.model.name": find_sizes(config.model.name).num_heads}
+    return {"config.model.name": find_decoder("model.name", config.model.name).num_heads}
 
 
 def list_counts(config: SelfRetrievalConfig) -> dict[str, int]:
     """The largest numbers of questions that are trained on and evaluated; 0 for all."""
     del config
     return {"trained": 0, "asked": 0}
+
+
+def list_host(config: SelfRetrievalConfig, corpus: Corpus) -> Iterator[HostWork]:
+    """What the host does: BM25 for negatives and as a baseline, and the tries."""
+    yield HostWork("negatives", "BM25: build", corpus.passages)
+    searches = corpus.trained + corpus.asked
+    yield HostWork("negatives and evaluate", "BM25: search", searches * corpus.passages)
+    yield HostWork("trie", "trie: build", corpus.passages * (1 + config.ablations))
 
 
 def list_batches(config: SelfRetrievalConfig, corpus: Corpus) -> Iterator[StageBatches]:
@@ -66,7 +75,7 @@ def _count_training(
         for row in draw_rows(kind, round(number * drawn / total), *limits, corpus, rng)
     ]
     strata = [2 * ("retrieval" in row.spans) + ("assessment" in row.spans) for row in rows]
-    sizes = find_sizes(config.model.name)
+    sizes = find_decoder("model.name", config.model.name)
     plan, packing = plan_rows(rows, scaled, sizes, strata=strata, seed=config.seed)
     return count_packed(stage, settings, total, plan, packing)
 
