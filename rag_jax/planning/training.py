@@ -1,11 +1,11 @@
 """The programs of stages: gradients, their sum, the optimiser's step; and the encoder's."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxtyping import PyTree
 
-from rag_jax.config import TrainConfig
+from rag_jax.config import ConstantTrainConfig
 from rag_jax.models import Pretrained
 from rag_jax.planning.abstract import copy, split_rows
 from rag_jax.planning.batches import Shape, StageBatches
@@ -20,6 +20,7 @@ from rag_jax.training.loop import (
     compute_gradients,
     make_optimizer,
 )
+from rag_jax.training.rows import pack_rows
 from rag_jax.training.trainable import Trainable
 
 
@@ -27,7 +28,7 @@ def compile_training(
     planner: Planner,
     batches: StageBatches,
     trainable: Trainable,
-    settings: TrainConfig,
+    settings: ConstantTrainConfig,
     losses: Mapping[str, LossFunction],
     make_arrays: Callable[[Shape], Mapping[str, Any]],
     *held: PyTree,
@@ -59,6 +60,26 @@ def compile_training(
     inputs, options = (optimizer, state, total), {"shardings": shardings_of(state)}
     options["runs"] = {stage: batches.steps}
     planner.compile(f"{stage}, optimiser step", apply_gradients, *inputs, **options)
+
+
+def compile_rows(
+    planner: Planner,
+    batches: StageBatches,
+    trainable: Trainable,
+    settings: ConstantTrainConfig,
+    loss: LossFunction,
+    terms: Sequence[str],
+    *held: PyTree,
+) -> None:
+    """Plans a training on rows, as `fit_rows` trains; `held` as for `compile_training`."""
+
+    def make_arrays(shape: Shape) -> dict[str, Any]:
+        targets = batches.packing.shapes[shape.kind].targets
+        sizes = {"width": shape.width, "targets": targets, "batch": shape.rows}
+        return pack_rows([], terms=terms, **sizes, scale=1.0, reduction="mean")
+
+    inputs = trainable, settings, {"": loss}, make_arrays
+    compile_training(planner, batches, *inputs, *held)
 
 
 def compile_encoding(planner: Planner, batches: StageBatches, encoder: Pretrained) -> None:

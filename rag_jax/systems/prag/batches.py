@@ -24,7 +24,7 @@ from rag_jax.training.rows import PROGRAM_TOKENS, Row, plan_rows
 
 # Tokens of a prompt around its texts, in a chat template and in plain text: the instruction,
 # `Question: ...` and `The answer is`; and of `Passage 1: ...: ...`.
-_CHAT, _PLAIN, _PASSAGE_MARKS = 45, 8, 6
+_CHAT, _PLAIN, PASSAGE_MARKS = 45, 8, 6
 _WORD = 1.5  # tokens of a word
 _FULL_ANSWER = 12  # tokens of a sentence around an answer, with reasoning
 _MOST = 200_000  # documents that are drawn
@@ -64,7 +64,7 @@ def list_batches(config: PRAGConfig, corpus: Corpus) -> Iterator[StageBatches]:
 def _count_warm_up(config: PRAGConfig, corpus: Corpus, rng: np.random.Generator) -> StageBatches:
     c = config
     drawn, scaled = choose_drawn(c.warm_up, corpus.trained)
-    prompts = _count_prompt(c) + corpus.lengths.draw("question", drawn, rng)
+    prompts = count_prompt(c) + corpus.lengths.draw("question", drawn, rng)
     tokens = (prompts + _draw_answers(c, corpus, drawn, rng)).tolist()
     rows = [Row("", range(end), {"text": (1, end)}) for end in tokens]
     sizes, strata = find_decoder("model.name", c.model.name), [0] * drawn
@@ -97,10 +97,10 @@ def draw_documents(
     """The numbers of tokens of documents' examples; see `data.make_examples`."""
     c, draw = config, corpus.lengths.draw
     versions = 1 + c.augment.rewrites
-    titles = draw("title", count, rng) + _PASSAGE_MARKS
+    titles = draw("title", count, rng) + PASSAGE_MARKS
     texts = np.minimum(draw("passage", count * versions, rng), c.model.max_text)
     read = titles[:, None] + texts.reshape(count, versions)
-    prompt = _count_prompt(c)
+    prompt = count_prompt(c)
     if not c.augment.questions:
         return prompt + read
     examples = []
@@ -111,7 +111,7 @@ def draw_documents(
     return np.concatenate(examples, axis=1)
 
 
-def _count_prompt(config: PRAGConfig) -> int:
+def count_prompt(config: PRAGConfig) -> int:
     """Tokens of a prompt without passages and question: instruction, worked examples, cue."""
     shown = DEMONSTRATIONS[: config.prompt.demonstrations]
     words = sum(count_words(f"{question} {answer}") for question, answer in shown)

@@ -14,7 +14,7 @@ from rag_jax.training.rows import Row, plan_rows
 
 # Tokens around the texts: `Question: ...\n\n Related document title:`, the content's heading, the
 # cue for the assessment, the acceptance before an answer, and a rejection with its end.
-_QUESTION, _HEADING, _CUE, _ACCEPT, _REJECT = 9, 6, 4, 9, 6
+_QUESTION, _HEADING, _CUE, ACCEPT, REJECT = 9, 6, 4, 9, 6
 _WORD = 1.5  # tokens of a word
 _SENTENCES = 3  # of a passage of a hundred words that are long enough, as measured on SQuAD's
 
@@ -104,7 +104,7 @@ def draw_rows(
         written = np.minimum(read, round(_WORD * examples.prefix_words))
     answers = draw("answer", count, rng) + 1
     if examples.assessment == "phrase":
-        answers += _ACCEPT
+        answers += ACCEPT
 
     def make(i: int) -> Row:
         start, stop = int(asked[i]), int(asked[i] + headed[i] + written[i])
@@ -112,7 +112,7 @@ def draw_rows(
         if kind == "index":
             return Row("", range(stop), spans)
         cue = int(asked[i] + headed[i] + read[i]) + _CUE
-        end = cue + (_REJECT if kind == "negative" else int(answers[i]))
+        end = cue + (REJECT if kind == "negative" else int(answers[i]))
         return Row("", range(end), {**spans, "assessment": (cue, end)})
 
     return [make(i) for i in range(count)]
