@@ -93,6 +93,30 @@ def test_every_program_of_a_tiny_run_of_rag(tmp_path, generator):
     assert "all-reduce" in programs["write with RAG-Token"]
 
 
+@pytest.mark.parametrize(
+    ("system", "models", "flags", "wanted"),
+    [
+        ("dpr", {"encoder": BERT}, ["--config.encoder.max_length=64"], "train, gradients of pairs"),
+        (
+            "prag",
+            {"model": LLAMA, "retrieve.encoder": BERT},
+            ["--config.model.chat=False", "--config.augment.by=model"],
+            "encode, a step of documents",
+        ),
+        (
+            "self_retrieval",
+            {"model": LLAMA, "dense.encoder": BERT},
+            ["--config.dense.encoder.max_length=64"],
+            "train, gradients of",
+        ),
+    ],
+)
+def test_every_program_of_a_tiny_run_of_the_others(tmp_path, system, models, flags, wanted):
+    programs = plan_tiny(tmp_path, f"--config=configs/{system}.py", models, *flags)
+    assert any(name.startswith(wanted) for name in programs)
+    assert any(name.startswith("evaluate, ") for name in programs)
+
+
 def test_one_program_of_a_preset_that_does_not_fit():
     """Llama-2-7B with its optimiser on four chips, which no setting but adapters makes fit."""
     preset = f"{CONFIG}:llama2-7b"

@@ -62,7 +62,7 @@ def list_remedies(
 ) -> Iterator[tuple[str, SelfRetrievalConfig]]:
     """Settings, one change each, with which a program needs less memory; and the flag for each."""
     stage = name.split(",")[0]
-    if stage in ("indexing", "train"):
+    if stage in ("indexing", "train") and "gradients" in name:
         if config.tuning.remat != "full":
             yield change(config, "tuning.remat", "full")
         yield halve(config, f"{stage}.microbatch_tokens")

@@ -83,7 +83,7 @@ def plan(
 def list_remedies(config: SRRAGConfig, name: str) -> Iterator[tuple[str, SRRAGConfig]]:
     """Settings, one change each, with which a program needs less memory; and the flag for each."""
     stage = name.split(",")[0]
-    if stage in ("stage1", "stage2"):
+    if stage in ("stage1", "stage2") and "gradients" in name:
         if config.tuning.remat != "full":
             yield change(config, "tuning.remat", "full")
         yield halve(config, f"{stage}.microbatch_tokens")

@@ -96,6 +96,8 @@ def test_remedies_change_one_setting_each(settings):
         "--config.tuning.mode=lora",
     ]
     assert flags["--config.stage2.microbatch_tokens=450"].stage2.microbatch_tokens == 450
+    flags = dict(planned.list_remedies(full, "stage2, optimiser step"))
+    assert list(flags) == ["--config.mesh.model=2", "--config.tuning.mode=lora"]
     assert list(dict(planned.list_remedies(settings, "write documents"))) == [
         "--config.verbalise.batch_size=9",
         "--config.mesh.model=2",
