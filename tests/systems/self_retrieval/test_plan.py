@@ -36,17 +36,18 @@ def test_every_program_is_planned(config, monkeypatch):
             end = f"{shape.kind} {shape.rows} x {shape.width}".lstrip()
             assert programs[f"{stage}, gradients of {end}"] == {stage: runs}
         assert programs[f"{stage}, optimiser step"] == {stage: batches.steps}
-    for name in ("read questions", "read titles", "assess", "answer"):
+    searched = "search titles", "search passages"
+    for name in ("read questions", "read titles", *searched, "assess", "answer"):
         assert programs[f"evaluate, {name}"] == {"evaluate": 5}
     alone = replace(config, indexing=replace(config.indexing, epochs=0))
     assert list(draw("self_retrieval", alone).stages) == ["train", "dense"]
 
 
-def test_an_answer_is_counted_with_all_its_turns(config):
-    planner = plan("self_retrieval", config, only="answer")
-    one, whole = planner.programs
-    assert one.name == "evaluate, one token of an answer" and one.runs == {}
-    assert whole.cost.flops > 3 * one.cost.flops > 0
+def test_a_search_is_counted_with_a_dozen_turns(config):
+    one, whole = plan("self_retrieval", config, only="passages").programs
+    assert one.name == "evaluate, one token of passages" and one.runs == {}
+    assert whole.name == "evaluate, search passages" and whole.runs == {"evaluate": 5}
+    assert whole.cost.flops > 11 * one.cost.flops > 0
 
 
 def test_remedies_change_one_setting_each(config):
