@@ -43,6 +43,8 @@ def main(arguments: list[str]) -> None:
     file = command.read_path(options, "lengths")
     if options["topology"] is None and not options["batches"]:
         raise RagJaxError("--topology is missing: write CHIP:AxB, such as --topology=v5e:8x8")
+    if options["batches"] and options["only"] is not None:
+        raise RagJaxError("--only and --batches: with batches nothing is compiled; leave one out")
     # The slice is only described: JAX must not look for a real one.
     os.environ["JAX_PLATFORMS"] = "cpu"
     from rag_jax.config import build

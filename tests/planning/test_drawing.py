@@ -115,6 +115,7 @@ def test_numbers_are_those_of_the_data():
         count_corpus(config, read_lengths(), {}, questions=0)
 
 
+@pytest.mark.filterwarnings("ignore:the load_module")
 def test_the_command_prints_the_batches(capsys, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     arguments = ["--config=configs/prag.py", "--batches", "--questions=20", "--passages=90"]
@@ -123,6 +124,7 @@ def test_the_command_prints_the_batches(capsys, monkeypatch):
     assert lines[0].startswith("cpu: 1 device(s), mesh 1 data by 1 model; 20 questions to train on")
     assert any(line.startswith("encode, documents") for line in lines)
     for wrong, message in (
+        ("--only=train", "--only and --batches: with batches nothing is compiled"),
         ("--topology=v5x:8x8", "--topology=v5x:8x8: no such slice"),
         ("--questions=many", "--questions=many: must be a whole number"),
         ("--lengths=missing.json", "missing.json is missing"),
