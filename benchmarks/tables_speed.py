@@ -14,6 +14,8 @@ RESULTS = Path(__file__).parent / "results"
 
 Rows = list[list[str]]
 
+_NO_TRAININGS = "index", "retrieve", "labels", "reference"  # of the stages of a plan
+
 
 def read_bench(name: str) -> list[dict[str, Any]]:
     """A benchmark's results."""
@@ -130,6 +132,20 @@ def list_plan() -> Rows:
     return rows
 
 
+def list_batches() -> Rows:
+    """The trainings of every preset, as `launch/plan.py --batches` draws them."""
+    rows = [["preset", "slice", "training", "steps", "programs", "useful"]]
+    for file in sorted((RESULTS / "plans" / "batches").glob("*.txt")):
+        head, stages, *_ = file.read_text("utf-8").split("\n\n")
+        slice, data, model = re.match(r"(\S+): .* mesh (\d+) data by (\d+)", head).groups()
+        where = "a CPU" if slice == "cpu" else f"{slice}, {data} data by {model} model"
+        for line in stages.splitlines()[2:]:
+            stage, steps, _, count, useful = re.split(r" {2,}", line)
+            if stage not in _NO_TRAININGS:
+                rows.append([file.stem, where, stage, steps, count, useful])
+    return rows
+
+
 def list_scale(number: int) -> Rows:
     """A table of `scale.py`, for 21 million passages and 50,000 questions."""
     head, rows = list(scale.list_tables(21_000_000, 50_000, 0.4))[number]
@@ -148,6 +164,7 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "speed_index": list_index_speed,
     "faults": list_faults,
     "plan": list_plan,
+    "batches": list_batches,
     "scale_kept": lambda: list_scale(0),
     "scale_computed": lambda: list_scale(1),
     "scale_host": lambda: list_scale(2),

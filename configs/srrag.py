@@ -49,7 +49,7 @@ def _follow_paper(name: str, *, tau: float, layer: int) -> SRRAGConfig:
     Optimiser, schedule and sizes of everything that a mesh splits are ours.
     """
     # With 64 questions a step, a quarter of what 16 data rows compute would be padding.
-    stage = {"batch_size": 128, "microbatch_tokens": 32768, "checkpoint_every": 50}
+    stage = {"batch_size": 128, "microbatch_tokens": 65536, "checkpoint_every": 50}
     return SRRAGConfig(
         contexts=5,
         extra_mean=2.0,

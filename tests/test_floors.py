@@ -22,12 +22,14 @@ FLOORS = (
 SYSTEMS = ("dpr", "prag", "rag", "self_retrieval", "srrag")
 ROOMS = (
     "ask",
+    "batches",
     "config",
     "data",
     "evaluate",
     "infer",
     "loss",
     "pipeline",
+    "plan",
     "session",
     "steps",
     "train",

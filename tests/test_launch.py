@@ -12,6 +12,7 @@ import pytest
 from rag_jax.commands import evaluate, plan
 from rag_jax.config import DataConfig
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.systems import SYSTEMS
 from rag_jax.systems.dpr import pipeline
 
 ROOT = Path(__file__).parent.parent
@@ -158,11 +159,12 @@ def test_a_folder_of_another_version(tmp_path, system):
 
 
 @pytest.mark.filterwarnings("ignore:the load_module")
-def test_a_command_serves_the_systems_that_have_its_room(monkeypatch):
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_system_is_planned_for_a_slice(monkeypatch, system):
     monkeypatch.chdir(ROOT)
     with pytest.raises(RagJaxError) as caught:
-        plan.main(["--config=configs/dpr.py"])
-    assert str(caught.value) == "config.system='dpr': must be one of rag, srrag"
+        plan.main([f"--config=configs/{system}.py"])
+    assert str(caught.value).startswith("--topology is missing: write CHIP:AxB")
 
 
 @pytest.mark.filterwarnings("ignore:the load_module")

@@ -17,6 +17,7 @@ status is 1 if a program does not fit; settings with which it fits are then sear
 """
 
 import os
+from typing import Any
 
 from rag_jax.commands.describe import describe_config
 from rag_jax.pipeline import command
@@ -42,26 +43,37 @@ def main(arguments: list[str]) -> None:
     file = command.read_path(options, "lengths")
     if options["topology"] is None and not options["batches"]:
         raise RagJaxError("--topology is missing: write CHIP:AxB, such as --topology=v5e:8x8")
+    if options["batches"] and options["only"] is not None:
+        raise RagJaxError("--only and --batches: with batches nothing is compiled; leave one out")
     # The slice is only described: JAX must not look for a real one.
     os.environ["JAX_PLATFORMS"] = "cpu"
     from rag_jax.config import build
     from rag_jax.planning import drawing, lengths
+    from rag_jax.planning.batches import Drawn
     from rag_jax.planning.corpus import count_corpus
     from rag_jax.planning.run import plan_run
     from rag_jax.planning.slices import read_slice
+    from rag_jax.planning.stages import format_host
 
     settings = build(open_room(system, "pipeline").CONFIG, config)
     slice, batches = read_slice(options["topology"]), open_room(system, "batches")
-    if not options["batches"]:
-        only = options["only"] or ""
-        plan_run(open_room(system, "plan"), settings, options["topology"], only=only)
-        return
+    slice.make_mesh(settings.mesh)
     read = lengths.read_lengths(file or lengths.DEFAULT)
     corpus = count_corpus(settings, read, batches.list_counts(settings), **numbers)
     sizes = open_room(system, "session").Session.batch_sizes
-    stages = drawing.draw_run(batches, settings, sizes, slice, corpus)
-    write_text(f"{drawing.describe_run(settings, slice, corpus)}\n")
-    write_text(drawing.format_batches(stages))
+
+    def draw(settings: Any) -> Drawn:
+        return drawing.draw_run(batches, settings, sizes, slice, corpus)
+
+    if options["batches"]:
+        stages = draw(settings).stages.values()
+        write_text(f"{drawing.describe_run(settings, slice, corpus)}\n")
+        write_text(drawing.format_batches(stages))
+    else:
+        only = options["only"] or ""
+        plan_run(open_room(system, "plan"), settings, options["topology"], draw, only=only)
+    if work := list(batches.list_host(settings, corpus)):
+        write_text(f"\n{format_host(work)}")
 
 
 def run() -> int:

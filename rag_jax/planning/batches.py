@@ -72,6 +72,17 @@ class StageBatches:
     packing: Any = None
 
 
+class Drawn(NamedTuple):
+    """What is drawn of a run.
+
+    Attributes:
+        stages: by their names, those that have batches of drawn examples.
+    """
+
+    corpus: Corpus
+    stages: dict[str, StageBatches]
+
+
 def choose_drawn(settings: _Settings, count: int) -> tuple[int, _Settings]:
     """How many of a stage's `count` examples are drawn, and settings for these.
 
@@ -150,7 +161,7 @@ def count_encoding(
     def encode(start: int) -> tuple[int, list[Microbatch]]:
         piece = lengths[start : start + PIECE]
         planned = plan_batches(piece, settings.batch_size, widths)
-        micros = [Microbatch([rows], *shape) for rows, shape in planned]
+        micros = [Microbatch([rows], *shape, "passages") for rows, shape in planned]
         return sum(piece), micros
 
     pieces = -(-count // PIECE)

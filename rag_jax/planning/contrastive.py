@@ -1,10 +1,21 @@
-"""The batches of a contrastive training, of pairs drawn by their lengths."""
+"""A contrastive training: its batches, of pairs drawn by their lengths, and its programs."""
+
+from typing import Any
 
 import numpy as np
+from jaxtyping import PyTree
 
 from rag_jax.config import ContrastiveConfig
 from rag_jax.planning.batches import STEPS, Corpus, Shape, StageBatches
-from rag_jax.retrieval.contrastive import Pair, PairBatches
+from rag_jax.planning.planner import Planner
+from rag_jax.planning.training import compile_training
+from rag_jax.retrieval.contrastive import (
+    Encoders,
+    Pair,
+    PairBatches,
+    make_loss,
+    make_trainable,
+)
 
 
 def draw_pairs(
@@ -56,3 +67,22 @@ def count_pairs(
     total = settings.epochs * -(-corpus.trained // settings.batch_size)
     runs = {Shape("pairs", *arrays["passage"].shape): float(total)}
     return StageBatches(stage, total, drawn, useful / computed, runs, batches)
+
+
+def compile_pairs(
+    planner: Planner,
+    batches: StageBatches,
+    encoders: Encoders,
+    settings: ContrastiveConfig,
+    *held: PyTree,
+) -> None:
+    """Plans a contrastive training; `held` as for `compile_training`."""
+    pairs = batches.packing
+
+    def make_arrays(shape: Shape) -> dict[str, Any]:
+        del shape  # there is one
+        return pairs.pack(0, pairs.plan.examples_at(0))
+
+    trainable, loss = make_trainable(encoders, planner.mesh), make_loss(encoders, settings)
+    inputs = trainable, settings, {"pairs": loss}, make_arrays
+    compile_training(planner, batches, *inputs, *held)

@@ -1,19 +1,19 @@
 """The batch plans of a whole run, drawn for a slice, and their tables."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 
 from rag_jax.evaluation.report import format_columns
-from rag_jax.planning.batches import Corpus, StageBatches
+from rag_jax.planning.batches import Corpus, Drawn, StageBatches
 from rag_jax.planning.slices import Slice, check_mesh
 
 
 def draw_run(
     system: Any, config: Any, batch_sizes: Sequence[str], slice: Slice, corpus: Corpus
-) -> list[StageBatches]:
+) -> Drawn:
     """The batches of a run's stages on a slice.
 
     Args:
@@ -28,7 +28,8 @@ def draw_run(
     sizes = {f"config.{path}": operator.attrgetter(path)(config) for path in batch_sizes}
     check_mesh(mesh, system.list_heads(config), sizes)
     with jax.sharding.use_abstract_mesh(mesh):
-        return list(system.list_batches(slice.fill_program_tokens(config), corpus))
+        stages = system.list_batches(slice.fill_program_tokens(config), corpus)
+        return Drawn(corpus, {stage.stage: stage for stage in stages})
 
 
 def describe_run(config: Any, slice: Slice, corpus: Corpus) -> str:
@@ -36,12 +37,19 @@ def describe_run(config: Any, slice: Slice, corpus: Corpus) -> str:
     axes = slice.make_mesh(config.mesh).shape
     return (
         f"{slice.name}: {slice.devices} device(s), mesh {axes['data']} data by {axes['model']} "
-        f"model; {corpus.trained:,} questions to train on, {corpus.asked:,} to evaluate, "
+        f"model; {describe_corpus(corpus)}"
+    )
+
+
+def describe_corpus(corpus: Corpus) -> str:
+    """What a run reads."""
+    return (
+        f"{corpus.trained:,} questions to train on, {corpus.asked:,} to evaluate, "
         f"{corpus.passages:,} passages"
     )
 
 
-def format_batches(stages: Sequence[StageBatches]) -> str:
+def format_batches(stages: Iterable[StageBatches]) -> str:
     """A table of the stages, and one of their programs."""
     rows = [["stage", "steps", "drawn", "programs", "useful"]]
     programs = [["program", "rows", "tokens a row", "runs"]]

@@ -60,6 +60,8 @@ class Program:
         temporaries: bytes beyond the arguments, with the results that take no argument's memory.
         resident: bytes that stay in memory while the program runs and are no arguments of it.
         seconds: of compiling, here.
+        runs: number of runs in each stage of the planned run, by the stage's name; none where the
+            program is a part of another one.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Program:
     resident: float
     cost: Cost
     seconds: float
+    runs: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def needed(self) -> float:
@@ -114,6 +117,7 @@ class Planner:
         *args: Any,
         sizes: Mapping[str, int] = types.MappingProxyType({}),
         loop: tuple[str, int] | None = None,
+        runs: Mapping[str, float] = types.MappingProxyType({}),
         **kwargs: Any,
     ) -> PyTree[jax.ShapeDtypeStruct]:
         """Compiles a jitted function; describes its results, where the compiler placed them.
@@ -123,6 +127,7 @@ class Planner:
             sizes: of the missing arguments' axes.
             loop: the name of a program that costs what one turn of the function's loop costs, and
                 the number of turns that are not counted in the function itself.
+            runs: as for `Program`.
         """
         kwargs |= describe_inputs(function, self.mesh, sizes, *args, **kwargs)
         if self._only not in name:
@@ -142,7 +147,7 @@ class Planner:
                 arguments = count_bytes_per_device(passed)
                 temporaries = _read_shortage(str(error), arguments)
                 seconds = time.monotonic() - start
-                self._add(Program(name, arguments, temporaries, resident, Cost(), seconds))
+                self._add(Program(name, arguments, temporaries, resident, Cost(), seconds, runs))
                 return self._guess(function, *args, **kwargs)
         seconds = time.monotonic() - start
         memory = compiled.memory_analysis()
@@ -152,7 +157,7 @@ class Planner:
             step = next((p for p in self.programs if p.name == loop[0]), None)
             cost = cost.add(step.cost, loop[1]) if step else cost
         arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes + results
-        self._add(Program(name, arguments, temporaries, resident, cost, seconds))
+        self._add(Program(name, arguments, temporaries, resident, cost, seconds, runs))
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             compiled.out_info,

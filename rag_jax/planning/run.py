@@ -1,13 +1,17 @@
 """Planning a whole run: the slice's devices, the table of its programs, what makes them fit."""
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
 from rag_jax.evaluation.report import format_columns
+from rag_jax.planning.batches import Drawn
+from rag_jax.planning.drawing import describe_corpus
 from rag_jax.planning.planner import Planner, Program
+from rag_jax.planning.stages import format_stages
 from rag_jax.runtime.chips import find_chip
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.progress import log
@@ -49,13 +53,16 @@ def find_devices(topology: str) -> Sequence[jax.Device]:
     return devices
 
 
-def plan_run(system: Any, config: Any, topology: str, *, only: str = "") -> list[Program]:
-    """Plans a run and prints its table.
+def plan_run(
+    system: Any, config: Any, topology: str, draw: Callable[[Any], Drawn], *, only: str = ""
+) -> list[Program]:
+    """Plans a run and prints the tables of its programs and of its stages.
 
     Args:
         system: a system's `plan` module, with the class of its settings as `CONFIG`,
-            `plan(config, devices, ...) -> Planner`, and `list_remedies(config, name)`, which
-            yields flags and the configs that they make.
+            `plan(config, devices, drawn, ...) -> Planner`, and `list_remedies(config, name)`,
+            which yields flags and the configs that they make.
+        draw: the batches of a run with some settings.
         only: as for `Planner`.
 
     Raises:
@@ -63,21 +70,23 @@ def plan_run(system: Any, config: Any, topology: str, *, only: str = "") -> list
             says what would make it fit.
     """
     devices = find_devices(topology)
-    planner = system.plan(config, devices, only=only, note=_say_compiled)
+    drawn = draw(config)
+    planner = system.plan(config, devices, drawn, only=only, note=_say_compiled)
     if not planner.programs:
         raise RagJaxError(f"--only={only}: no program's name has this in it")
     chip, mesh = planner.chip, dict(planner.mesh.shape)
     write_text(
         f"{len(devices)} x {devices[0].device_kind}, mesh {mesh['data']} data by {mesh['model']} "
-        f"model, {chip.memory / _GIB:.2f} GiB a device\n"
+        f"model, {chip.memory / _GIB:.2f} GiB a device; {describe_corpus(drawn.corpus)}\n"
     )
-    write_text(format_columns(_list_rows(planner)))
+    write_text(f"{format_columns(_list_rows(planner))}\n")
+    write_text(format_stages(planner.programs, drawn, chip))
     large = [program for program in planner.programs if program.needed > chip.memory]
     if large:
         worst = max(large, key=lambda program: program.needed)
         raise RagJaxError(
             f"{worst.name} needs {worst.needed / _GIB:.2f} GiB of {chip.memory / _GIB:.2f} GiB a "
-            f"device on {topology}; {_advise(system, config, devices, worst)}"
+            f"device on {topology}; {_advise(system, config, devices, draw, worst)}"
         )
     return planner.programs
 
@@ -87,26 +96,33 @@ def _say_compiled(program: Program) -> None:
     log(f"{program.name}: {needed:.2f} GiB a device, compiled in {program.seconds:.0f} s")
 
 
-def _advise(system: Any, config: Any, devices: Sequence[jax.Device], program: Program) -> str:
+def _advise(
+    system: Any,
+    config: Any,
+    devices: Sequence[jax.Device],
+    draw: Callable[[Any], Drawn],
+    program: Program,
+) -> str:
     """What makes a program fit, by compiling it with one changed setting after the other."""
     tried = []
+    kind = re.sub(r" \d+ x \d+$", "", program.name)  # with other settings there are other shapes
     for flag, changed in system.list_remedies(config, program.name):
         log(f"trying {flag}")
         try:
-            planner = system.plan(changed, devices, only=program.name)
+            planner = system.plan(changed, devices, draw(changed), only=kind)
         except RagJaxError as error:  # a mesh that does not divide, a batch that is too small
             tried.append(f"{flag} ({error})")
             continue
-        (again,) = planner.programs
-        if again.needed <= planner.chip.memory:
-            return f"with {flag} it needs {again.needed / _GIB:.2f} GiB and fits"
-        tried.append(f"{flag} ({again.needed / _GIB:.2f} GiB)")
+        needed = max((again.needed for again in planner.programs), default=0.0)
+        if needed <= planner.chip.memory:
+            return f"with {flag} it needs {needed / _GIB:.2f} GiB and fits"
+        tried.append(f"{flag} ({needed / _GIB:.2f} GiB)")
     return f"no single change is enough, tried {', '.join(tried)}: take a larger slice"
 
 
 _HEAD = [
     *("program", "arguments GiB", "temporary GiB", "resident GiB", "of memory", "TFLOP"),
-    *("GB moved", "GB sent", "collectives", "compiling s", "at least", "set by"),
+    *("GB moved", "GB sent", "collectives", "compiling s", "runs", "at least", "set by"),
 ]
 
 
@@ -125,6 +141,7 @@ def _list_rows(planner: Planner) -> list[list[str]]:
                 f"{sum(p.cost.sent.values()) / 1e9:.2f}",
                 " ".join(f"{n} {kind}" for kind, n in sorted(p.cost.counts.items())) or "none",
                 f"{p.seconds:.1f}",
+                f"{sum(p.runs.values()):,.0f}" if p.runs else "",
                 f"{1000 * seconds:.1f} ms" if fits else "-",
                 bound if fits else "does not fit",
             ]

@@ -3,19 +3,21 @@
 The compiler counts the body of a loop once, so a plan compiles a turn and adds the others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
-from rag_jax.decoding.beams import BeamConfig, LoopState, beam_step, init_beams
+from rag_jax.decoding.beams import BeamConfig, Expansion, LoopState, beam_step, init_beams
 from rag_jax.decoding.cache import Cache
 from rag_jax.decoding.sample import DecodeState, decode_step, init_decode, make_next_token
+from rag_jax.decoding.trie import TrieArrays
+from rag_jax.decoding.trie_beams import TriePaths
 from rag_jax.decoding.vocabulary_beams import make_expansion
 from rag_jax.models import Pretrained
-from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.planning.abstract import describe_state, split_rows
 from rag_jax.planning.planner import Planner
@@ -47,21 +49,16 @@ def compile_token(
     return name
 
 
-@partial(
-    jax.jit, static_argnames=("model", "stop_ids", "config", "max_tokens"), donate_argnames="state"
-)
+@partial(jax.jit, static_argnames=("make", "config"), donate_argnames="state")
 def _beam_turn(
-    model: Decoder | Bart,
+    make: Callable[[PyTree, Any], Expansion],
     params: PyTree,
     state: LoopState,
-    doc_scores: Array | None,
+    inputs: Any,
     *,
-    stop_ids: tuple[int, ...],
     config: BeamConfig,
-    max_tokens: int,
 ) -> LoopState:
-    expansion = make_expansion(model, params, stop_ids, max_tokens, doc_scores)
-    return beam_step(state, expansion, config)
+    return beam_step(state, make(params, inputs), config)
 
 
 def compile_beams(
@@ -79,16 +76,61 @@ def compile_beams(
 ) -> str:
     """Plans one turn of `search_beams` with these arguments; gives back the program's name."""
 
-    def start(params, cache, hidden, doc_scores, active) -> LoopState:
-        expansion = make_expansion(lm.model, params, stop_ids, max_tokens, doc_scores)
-        return init_beams(cache, hidden, expansion, config, active)
+    def make(params: PyTree, doc_scores: Any) -> Expansion:
+        return make_expansion(lm.model, params, stop_ids, max_tokens, doc_scores)
 
     rows = len(hidden) if doc_scores is None else len(doc_scores)
+    inputs = lm, params, cache, hidden, rows, doc_scores
+    return _compile_turn(planner, name, make, *inputs, config=config)
+
+
+def compile_paths(
+    planner: Planner,
+    name: str,
+    lm: Pretrained,
+    params: PyTree,
+    cache: Cache,
+    hidden: Float[Array, "B D"],
+    trie: TrieArrays,
+    starts: Int[Array, "B"],
+    *,
+    config: BeamConfig,
+    max_tokens: int,
+    greedy: bool,
+) -> str:
+    """Plans one turn of `search_trie` with these arguments; gives back the program's name."""
+
+    def make(params: PyTree, inputs: tuple[TrieArrays, Array]) -> Expansion:
+        trie, starts = inputs
+        is_leaf = trie.first_child[1:] == trie.first_child[:-1]
+        return TriePaths(lm.model, params, trie, starts, is_leaf, is_leaf, max_tokens, greedy)
+
+    inputs = lm, params, cache, hidden, len(starts), (trie, starts)
+    return _compile_turn(planner, name, make, *inputs, config=config)
+
+
+def _compile_turn(
+    planner: Planner,
+    name: str,
+    make: Callable[[PyTree, Any], Expansion],
+    lm: Pretrained,
+    params: PyTree,
+    cache: Cache,
+    hidden: Float[Array, "R D"],
+    rows: int,
+    inputs: Any,
+    *,
+    config: BeamConfig,
+) -> str:
+    """Plans one turn of a search of `rows` questions' beams, which `make` makes of `inputs`."""
+
+    def start(params, cache, hidden, inputs, active) -> LoopState:
+        return init_beams(cache, hidden, make(params, inputs), config, active)
+
     active = split_rows(jax.ShapeDtypeStruct((rows,), bool), planner.mesh)
-    inputs = params, cache, hidden, doc_scores, active
     # The cache of a decoder becomes the prefix of the beams.
     prefix = cache if isinstance(lm.model, Decoder) else cache.prefix
-    state = describe_state(start, planner.mesh, *inputs, prefix=prefix)
-    settings = {"stop_ids": stop_ids, "config": config, "max_tokens": max_tokens}
-    planner.compile(name, _beam_turn, lm.model, params, state, doc_scores, **settings)
+    given = params, cache, hidden, inputs, active
+    state = describe_state(start, planner.mesh, *given, prefix=prefix)
+    planner.compile(name, _beam_turn, make, params, state, inputs, config=config)
     return name

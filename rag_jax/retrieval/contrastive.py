@@ -296,14 +296,7 @@ def fit_encoders(
         )
         return Batch([("pairs", arrays)], flops)
 
-    trainable = Trainable(
-        base=encoders.params(),
-        frozen=None,
-        init=lambda params: params,
-        merge=lambda trained, base: trained,
-        rules=BERT_RULES,
-        mesh=mesh,
-    )
+    trainable = make_trainable(encoders, mesh)
     hook = None
     if make_hook is not None:
         hook = make_hook(steps=batches.plan.num_steps_per_epoch, restore=encoders.with_params)
@@ -317,6 +310,18 @@ def fit_encoders(
     fit(batches.plan, pack, losses, trainable, settings, folder, progress, **options)
     if hook is not None:
         hook.remove()
+
+
+def make_trainable(encoders: Encoders, mesh: Mesh) -> Trainable:
+    """All weights of the encoders."""
+    return Trainable(
+        base=encoders.params(),
+        frozen=None,
+        init=lambda params: params,
+        merge=lambda trained, base: trained,
+        rules=BERT_RULES,
+        mesh=mesh,
+    )
 
 
 def _pick_side(params: PyTree, side: str) -> PyTree:

@@ -5,7 +5,7 @@ from types import ModuleType
 
 # Every system, and the rooms that only some of them have.
 SYSTEMS = ("dpr", "prag", "rag", "self_retrieval", "srrag")
-_RARE_ROOMS = {"plan": ("rag", "srrag"), "entries": ("srrag",)}
+_RARE_ROOMS = {"entries": ("srrag",)}
 
 
 def list_systems(room: str) -> tuple[str, ...]:

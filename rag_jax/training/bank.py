@@ -27,8 +27,14 @@ def init_bank_state(bank: PyTree, optimizer: optax.GradientTransformation) -> Tr
     updates one adapter at a time, so clipping is by each adapter's own norm.
     """
     bank = jax.tree.map(jnp.asarray, bank)
-    described = shardings_like(jax.eval_shape(partial(_build_states, optimizer), bank), bank)
-    return _init(optimizer, bank, shardings=shardings_of(described))
+    return _init(optimizer, bank, shardings=shardings_of(abstract_bank_state(bank, optimizer)))
+
+
+def abstract_bank_state(
+    bank: PyTree, optimizer: optax.GradientTransformation
+) -> PyTree[jax.ShapeDtypeStruct]:
+    """The arrays of `init_bank_state`, described; of a bank that is there or described itself."""
+    return shardings_like(jax.eval_shape(partial(_build_states, optimizer), bank), bank)
 
 
 def make_bank_step(loss_fn: LossFunction, optimizer: optax.GradientTransformation) -> BankStep:
@@ -44,7 +50,8 @@ def make_bank_step(loss_fn: LossFunction, optimizer: optax.GradientTransformatio
     """
 
     def step(state, frozen, arrays):
-        return _step(loss_fn, optimizer, state, frozen, arrays, shardings=shardings_of(state))
+        shardings = shardings_of(state)
+        return take_bank_step(loss_fn, optimizer, state, frozen, arrays, shardings=shardings)
 
     return step
 
@@ -61,7 +68,7 @@ def _init(
 
 
 @partial(jax.jit, static_argnames=("loss_fn", "optimizer", "shardings"), donate_argnames="state")
-def _step(
+def take_bank_step(
     loss_fn: LossFunction,
     optimizer: optax.GradientTransformation,
     state: TrainState,
@@ -70,6 +77,8 @@ def _step(
     *,
     shardings: Shardings,
 ) -> tuple[TrainState, dict[str, Array]]:
+    """The compiled step of `make_bank_step`."""
+
     def step(state, arrays):
         differentiate = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, metrics), grads = differentiate(state.params, frozen, arrays)

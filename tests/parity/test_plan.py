@@ -61,25 +61,26 @@ BART = {
 
 def plan_tiny(folder, config, models, *flags):
     """The lines of a tiny run's programs, by name."""
-    flags = [*flags, "--config.mesh.model=2"]
+    flags = [*flags, "--config.mesh.model=2", "--questions=50", "--passages=500"]
     for name, sizes in models.items():
         (folder / name).mkdir()
         (folder / name / "config.json").write_text(json.dumps(sizes))
         flags.append(f"--config.{name}.name={folder / name}")
     done = launch(config, "--topology=v5e:2x2", *flags)
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert lines[0] == "4 x TPU v5 lite, mesh 2 data by 2 model, 15.75 GiB a device"
-    assert all(line.split()[-1] in ("compute", "memory", "links") for line in lines[4:])
-    return {line.split("  ")[0]: line for line in lines[4:]}
+    head, programs, stages, *_ = done.stdout.split("\n\n")
+    assert head.startswith("4 x TPU v5 lite, mesh 2 data by 2 model, 15.75 GiB a device; 50 quest")
+    lines = programs.splitlines()[2:]
+    assert all(line.split()[-1] in ("compute", "memory", "links") for line in lines)
+    assert stages.splitlines()[-1].startswith("all")
+    return {line.split("  ")[0]: line for line in lines}
 
 
 def test_every_program_of_a_tiny_run(tmp_path):
     models = {"model": LLAMA, "encoder": BERT}
     programs = plan_tiny(tmp_path, CONFIG, models, "--config.datastore.layer=1")
-    assert len(programs) == 20
-    assert {"write documents", "second round of shown questions"} <= programs.keys()
-    assert {"stage 2, gradients of pairs", "vote"} <= programs.keys()
+    assert {"write documents", "second round of shown questions", "vote"} <= programs.keys()
+    assert any(name.startswith("stage2, gradients of pairs") for name in programs)
     assert "all-reduce" in programs["route"]
 
 
@@ -87,15 +88,39 @@ def test_every_program_of_a_tiny_run(tmp_path):
 def test_every_program_of_a_tiny_run_of_rag(tmp_path, generator):
     models = {"generator": generator, "retriever": BERT}
     programs = plan_tiny(tmp_path, RAG, models, "--config.generator.max_length=100")
-    assert len(programs) == 15
-    assert {"embed passages", "joint, gradients of questions", "score answers"} <= programs.keys()
+    for start in ("index, embed passages", "joint, gradients of questions", "score answers"):
+        assert any(name.startswith(start) for name in programs)
     assert "all-reduce" in programs["write with RAG-Token"]
+
+
+@pytest.mark.parametrize(
+    ("system", "models", "flags", "wanted"),
+    [
+        ("dpr", {"encoder": BERT}, ["--config.encoder.max_length=64"], "train, gradients of pairs"),
+        (
+            "prag",
+            {"model": LLAMA, "retrieve.encoder": BERT},
+            ["--config.model.chat=False", "--config.augment.by=model"],
+            "encode, a step of documents",
+        ),
+        (
+            "self_retrieval",
+            {"model": LLAMA, "dense.encoder": BERT},
+            ["--config.dense.encoder.max_length=64"],
+            "train, gradients of",
+        ),
+    ],
+)
+def test_every_program_of_a_tiny_run_of_the_others(tmp_path, system, models, flags, wanted):
+    programs = plan_tiny(tmp_path, f"--config=configs/{system}.py", models, *flags)
+    assert any(name.startswith(wanted) for name in programs)
+    assert any(name.startswith("evaluate, ") for name in programs)
 
 
 def test_one_program_of_a_preset_that_does_not_fit():
     """Llama-2-7B with its optimiser on four chips, which no setting but adapters makes fit."""
     preset = f"{CONFIG}:llama2-7b"
-    done = launch(preset, "--topology=v5e:2x2", "--only=optimiser step")
+    done = launch(preset, "--topology=v5e:2x2", "--only=stage1, optimiser step")
     assert done.returncode == 1
     assert "does not fit" in done.stdout
     assert "optimiser step needs" in done.stderr

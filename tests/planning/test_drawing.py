@@ -35,7 +35,7 @@ def draw(system, config, topology):
     numbers = {"questions": QUESTIONS, "passages": PASSAGES}
     corpus = count_corpus(config, read_lengths(), room.list_counts(config), **numbers)
     sizes = open_room(system, "session").Session.batch_sizes
-    return draw_run(room, config, sizes, read_slice(topology), corpus)
+    return draw_run(room, config, sizes, read_slice(topology), corpus).stages
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,9 @@ def few_steps(monkeypatch):
 def test_most_of_what_a_preset_computes_is_useful(system, preset, topology, model):
     config = replace(load_presets(system)[preset], mesh=MeshConfig(model=model))
     stages = draw(system, config, topology)
-    trained = [stage for stage in stages if stage.stage not in ("index", "retrieve", "dense")]
+    trained = [
+        stages[name] for name in stages if name not in ("index", "labels", "retrieve", "dense")
+    ]
     assert trained
     for stage in trained:
         assert stage.useful > 0.78 and len(stage.runs) <= 6, (stage.stage, stage.runs)
@@ -66,7 +68,7 @@ def test_most_of_what_a_preset_computes_is_useful(system, preset, topology, mode
 
 def test_a_contrastive_training_has_one_program():
     """All passages of a batch are one array, padded to the longest."""
-    trained, index = draw("dpr", load_presets("dpr")["bert-base"], "v5e:4x4")
+    trained, index = draw("dpr", load_presets("dpr")["bert-base"], "v5e:4x4").values()
     assert list(trained.runs) == [("pairs", 256, 256)] and 0.4 < trained.useful < 0.6
     assert trained.runs[("pairs", 256, 256)] == trained.steps == 40 * 24
     assert index.useful > 0.9 and sum(index.runs.values()) == pytest.approx(index.steps, abs=1)
@@ -74,9 +76,9 @@ def test_a_contrastive_training_has_one_program():
 
 def test_one_cpu_without_a_slice():
     stages = draw("srrag", load_presets("srrag")[""], None)
-    assert [stage.stage for stage in stages] == ["index", "stage1", "stage2"]
-    assert all(shape.rows == 1 for stage in stages[1:] for shape in stage.runs)
-    text = format_batches(stages)
+    assert list(stages) == ["index", "labels", "stage1", "reference", "stage2"]
+    assert all(shape.rows == 1 for name in ("stage1", "stage2") for shape in stages[name].runs)
+    text = format_batches(stages.values())
     assert "stage2, pairs" in text and "useful" in text
 
 
@@ -95,7 +97,7 @@ def test_all_steps_stand_for_themselves_and_some_for_all():
 def test_a_corpus_is_encoded_in_pieces():
     settings = EncoderConfig(batch_size=64, max_length=32, program_tokens=10**6)
     found = planned.count_encoding("index", settings, 1500, lambda n: [40] * n)
-    assert found.runs == {("", 32, 32): 47} and found.steps == 47
+    assert found.runs == {("passages", 32, 32): 47} and found.steps == 47
     assert found.useful == 1500 / (47 * 32)
 
 
@@ -113,6 +115,7 @@ def test_numbers_are_those_of_the_data():
         count_corpus(config, read_lengths(), {}, questions=0)
 
 
+@pytest.mark.filterwarnings("ignore:the load_module")
 def test_the_command_prints_the_batches(capsys, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     arguments = ["--config=configs/prag.py", "--batches", "--questions=20", "--passages=90"]
@@ -121,6 +124,7 @@ def test_the_command_prints_the_batches(capsys, monkeypatch):
     assert lines[0].startswith("cpu: 1 device(s), mesh 1 data by 1 model; 20 questions to train on")
     assert any(line.startswith("encode, documents") for line in lines)
     for wrong, message in (
+        ("--only=train", "--only and --batches: with batches nothing is compiled"),
         ("--topology=v5x:8x8", "--topology=v5x:8x8: no such slice"),
         ("--questions=many", "--questions=many: must be a whole number"),
         ("--lengths=missing.json", "missing.json is missing"),

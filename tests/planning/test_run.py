@@ -9,6 +9,7 @@ import pytest
 from rag_jax.config import MeshConfig
 from rag_jax.planning import run as planning
 from rag_jax.planning.abstract import split_rows
+from rag_jax.planning.batches import Corpus, Drawn
 from rag_jax.planning.planner import Planner
 from rag_jax.runtime import chips
 from rag_jax.runtime.errors import RagJaxError
@@ -26,7 +27,8 @@ def cpu_is_a_chip(monkeypatch):
 def make_system(sizes):
     """A system of one program whose square of `sizes[config]` rows needs that much memory."""
 
-    def plan(config, devices, **options):
+    def plan(config, devices, drawn, **options):
+        assert drawn.stages == {"config": config}
         planner = Planner(make_mesh(MeshConfig(), devices), **options)
         if sizes[config] is None:
             raise RagJaxError("does not divide")
@@ -39,8 +41,15 @@ def make_system(sizes):
     return SimpleNamespace(plan=plan, list_remedies=lambda config, name: iter(remedies))
 
 
+CORPUS = Corpus(1, 1, 1, None)
+
+
+def draw(config):
+    return Drawn(CORPUS, {"config": config})
+
+
 def test_what_fits_is_a_table(capsys):
-    programs = planning.plan_run(make_system({"first": 256}), "first", "v5e:1x1")
+    programs = planning.plan_run(make_system({"first": 256}), "first", "v5e:1x1", draw)
     assert [program.name for program in programs] == ["square"]
     printed = capsys.readouterr().out
     assert "square" in printed
@@ -50,11 +59,11 @@ def test_what_fits_is_a_table(capsys):
 def test_what_does_not_fit_is_told_with_what_would(capsys):
     system = make_system({"first": 1024, "odd": None, "half": 512, "small": 256})
     with pytest.raises(RagJaxError, match="square needs .* v5e:1x1; with --config.x=half it needs"):
-        planning.plan_run(system, "first", "v5e:1x1")
+        planning.plan_run(system, "first", "v5e:1x1", draw)
     assert "does not fit" in capsys.readouterr().out
 
 
 def test_where_nothing_helps_all_that_was_tried_is_named():
     system = make_system({"first": 1024, "odd": None, "half": 900})
     with pytest.raises(RagJaxError, match="no single change is enough, tried .*odd .*half"):
-        planning.plan_run(system, "first", "v5e:1x1")
+        planning.plan_run(system, "first", "v5e:1x1", draw)

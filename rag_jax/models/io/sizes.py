@@ -150,6 +150,22 @@ def find_sizes(name_or_path: str) -> Config:
     )
 
 
+def find_decoder(field: str, name_or_path: str) -> DecoderConfig:
+    """As `find_sizes`, of a setting that names a language model; a RagJaxError if it names none."""
+    sizes = find_sizes(name_or_path)
+    if not isinstance(sizes, DecoderConfig):
+        raise RagJaxError(f"config.{field}={name_or_path}: is no language model")
+    return sizes
+
+
+def find_encoder(field: str, name_or_path: str) -> BertConfig:
+    """As `find_sizes`, of a setting that names an encoder; a RagJaxError if it names none."""
+    sizes = find_sizes(name_or_path)
+    if not isinstance(sizes, BertConfig):
+        raise RagJaxError(f"config.{field}={name_or_path}: is no encoder")
+    return sizes
+
+
 def describe_params(config: Config, dtype: jnp.dtype) -> PyTree[jax.ShapeDtypeStruct]:
     """The tree of a model's parameters, all of the given dtype, without their values."""
     model = make_model(config)

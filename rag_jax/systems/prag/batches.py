@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Int
 
 from rag_jax.data.words import count_words
-from rag_jax.models.io.sizes import find_sizes
+from rag_jax.models.io.sizes import find_decoder
 from rag_jax.planning.batches import (
     Corpus,
     Shape,
@@ -15,6 +15,7 @@ from rag_jax.planning.batches import (
     count_encoding,
     count_packed,
 )
+from rag_jax.planning.stages import HostWork
 from rag_jax.runtime.platforms import count_program_tokens
 from rag_jax.runtime.sharding import count_data_rows
 from rag_jax.systems.prag.config import PRAGConfig
@@ -24,7 +25,7 @@ from rag_jax.training.rows import PROGRAM_TOKENS, Row, plan_rows
 
 # Tokens of a prompt around its texts, in a chat template and in plain text: the instruction,
 # `Question: ...` and `The answer is`; and of `Passage 1: ...: ...`.
-_CHAT, _PLAIN, _PASSAGE_MARKS = 45, 8, 6
+_CHAT, _PLAIN, PASSAGE_MARKS = 45, 8, 6
 _WORD = 1.5  # tokens of a word
 _FULL_ANSWER = 12  # tokens of a sentence around an answer, with reasoning
 _MOST = 200_000  # documents that are drawn
@@ -32,12 +33,22 @@ _MOST = 200_000  # documents that are drawn
 
 def list_heads(config: PRAGConfig) -> dict[str, int]:
     """The number of attention heads of each model, by its setting."""
-    return {"config.model.name": find_sizes(config.model.name).num_heads}
+    return {"config.model.name": find_decoder("model.name", config.model.name).num_heads}
 
 
 def list_counts(config: PRAGConfig) -> dict[str, int]:
     """The largest numbers of questions that are trained on and evaluated; 0 for all."""
     return {"trained": config.warm_up.questions, "asked": config.questions}
+
+
+def list_host(config: PRAGConfig, corpus: Corpus) -> Iterator[HostWork]:
+    """What the host does: BM25, and the adapters' files."""
+    if config.retrieve.by == "bm25":
+        yield HostWork("retrieve", "BM25: build", corpus.passages)
+        yield HostWork("retrieve", "BM25: search", corpus.asked * corpus.passages)
+    documents = min(corpus.passages, corpus.asked * config.retrieve.passages)
+    yield HostWork("encode", "adapters: write", documents * len(list_variants(config)))
+    yield HostWork("evaluate", "adapters: read", corpus.asked * config.retrieve.passages)
 
 
 def list_batches(config: PRAGConfig, corpus: Corpus) -> Iterator[StageBatches]:
@@ -54,10 +65,10 @@ def list_batches(config: PRAGConfig, corpus: Corpus) -> Iterator[StageBatches]:
 def _count_warm_up(config: PRAGConfig, corpus: Corpus, rng: np.random.Generator) -> StageBatches:
     c = config
     drawn, scaled = choose_drawn(c.warm_up, corpus.trained)
-    prompts = _count_prompt(c) + corpus.lengths.draw("question", drawn, rng)
+    prompts = count_prompt(c) + corpus.lengths.draw("question", drawn, rng)
     tokens = (prompts + _draw_answers(c, corpus, drawn, rng)).tolist()
     rows = [Row("", range(end), {"text": (1, end)}) for end in tokens]
-    sizes, strata = find_sizes(c.model.name), [0] * drawn
+    sizes, strata = find_decoder("model.name", c.model.name), [0] * drawn
     plan, packing = plan_rows(rows, scaled, sizes, strata=strata, seed=c.seed)
     return count_packed("warm_up", c.warm_up, corpus.trained, plan, packing)
 
@@ -87,10 +98,10 @@ def draw_documents(
     """The numbers of tokens of documents' examples; see `data.make_examples`."""
     c, draw = config, corpus.lengths.draw
     versions = 1 + c.augment.rewrites
-    titles = draw("title", count, rng) + _PASSAGE_MARKS
+    titles = draw("title", count, rng) + PASSAGE_MARKS
     texts = np.minimum(draw("passage", count * versions, rng), c.model.max_text)
     read = titles[:, None] + texts.reshape(count, versions)
-    prompt = _count_prompt(c)
+    prompt = count_prompt(c)
     if not c.augment.questions:
         return prompt + read
     examples = []
@@ -101,7 +112,7 @@ def draw_documents(
     return np.concatenate(examples, axis=1)
 
 
-def _count_prompt(config: PRAGConfig) -> int:
+def count_prompt(config: PRAGConfig) -> int:
     """Tokens of a prompt without passages and question: instruction, worked examples, cue."""
     shown = DEMONSTRATIONS[: config.prompt.demonstrations]
     words = sum(count_words(f"{question} {answer}") for question, answer in shown)

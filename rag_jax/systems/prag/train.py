@@ -150,6 +150,11 @@ def _write_groups(context: StageContext, groups: Groups, *, tokens: int) -> None
     )
 
 
+def make_optimizer(settings: EncodeConfig) -> optax.GradientTransformation:
+    """The optimiser of every document's adapter."""
+    return optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay)
+
+
 def _make_group_trainer(
     base: Pretrained,
     loss: LossFunction,
@@ -159,7 +164,7 @@ def _make_group_trainer(
     start: PyTree,
 ) -> Callable[[Sequence[int]], tuple[PyTree, Float[np.ndarray, "S D"], int]]:
     """Makes `train(group)`, which gives a bank `[D, ...]`, losses in nats, and steps an epoch."""
-    optimizer = optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay)
+    optimizer = make_optimizer(settings)
     step = make_bank_step(loss, optimizer)
     bank = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (groups.size, *leaf.shape)), start)
     bank = jax.tree.map(jnp.asarray, shard_batch(bank))

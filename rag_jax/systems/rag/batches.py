@@ -8,8 +8,9 @@ import numpy as np
 from rag_jax.data.batches import BatchPlan
 from rag_jax.data.packing import Microbatch, group_examples
 from rag_jax.models.io.architectures import make_model
-from rag_jax.models.io.sizes import find_sizes
+from rag_jax.models.io.sizes import find_encoder, find_sizes
 from rag_jax.models.nn.bart import BartConfig
+from rag_jax.models.nn.bert import BertConfig
 from rag_jax.planning.batches import (
     Corpus,
     StageBatches,
@@ -17,6 +18,8 @@ from rag_jax.planning.batches import (
     count_encoding,
     count_steps,
 )
+from rag_jax.planning.stages import HostWork
+from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems.rag.config import RAGConfig
 from rag_jax.systems.rag.data import Example
 from rag_jax.systems.rag.train import plan_questions
@@ -28,7 +31,10 @@ _MARKS = {"source": 4, "prompt": 9, "chat": 22}
 
 def list_heads(config: RAGConfig) -> dict[str, int]:
     """The number of attention heads of each model, by its setting."""
-    sizes = find_sizes(config.generator.name)
+    name, sizes = config.generator.name, find_sizes(config.generator.name)
+    if isinstance(sizes, BertConfig):
+        raise RagJaxError(f"config.generator.name={name}: is no generator but an encoder")
+    find_encoder("retriever.name", config.retriever.name)
     is_seq2seq = isinstance(sizes, BartConfig)
     heads = [sizes.encoder_heads, sizes.decoder_heads] if is_seq2seq else [sizes.num_heads]
     return {"config.generator.name": int(np.gcd.reduce(heads))}
@@ -37,6 +43,16 @@ def list_heads(config: RAGConfig) -> dict[str, int]:
 def list_counts(config: RAGConfig) -> dict[str, int]:
     """The largest numbers of questions that are trained on and evaluated; 0 for all."""
     return {"trained": config.train.questions, "asked": config.decode.questions}
+
+
+def list_host(config: RAGConfig, corpus: Corpus) -> Iterator[HostWork]:
+    """What the host does: the index and its searches."""
+    if config.index.backend != "scann":
+        return
+    yield HostWork("index", "ScaNN: build", corpus.passages)
+    trainings = 1 + config.train.generator
+    searches = trainings * config.train.epochs * corpus.trained + corpus.asked
+    yield HostWork("trainings and evaluate", "ScaNN: search", searches * corpus.passages)
 
 
 def list_batches(config: RAGConfig, corpus: Corpus) -> Iterator[StageBatches]:
@@ -67,7 +83,9 @@ def _count_training(config: RAGConfig, corpus: Corpus, rng: np.random.Generator)
 
     def pack(step: int) -> tuple[int, list[Microbatch]]:
         measured = [examples[i].measure(packing.start_ids) for i in plan.examples_at(step)]
-        return sum(m.tokens for m in measured), [*group_examples(measured, packing.shapes)]
+        return sum(m.tokens for m in measured), [
+            micro._replace(kind="questions") for micro in group_examples(measured, packing.shapes)
+        ]
 
     steps = map(pack, range(plan.num_steps_per_epoch))
     return count_steps("", c.train, corpus.trained, steps, packing=packing)

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rag_jax.data.batches import BatchPlan, round_up
+from rag_jax.data.batches import round_up
+from rag_jax.data.packing import Microbatch
 from rag_jax.decoding.beams import BeamConfig
 from rag_jax.models.io.sizes import find_sizes
 from rag_jax.models.nn.bart import BartConfig
 from rag_jax.planning.abstract import (
-    QUESTION,
     AbstractModels,
     change,
     copy,
@@ -21,16 +21,15 @@ from rag_jax.planning.abstract import (
     list_wider,
     split_rows,
 )
+from rag_jax.planning.batches import Corpus, Drawn, Shape
 from rag_jax.planning.planner import Planner
-from rag_jax.planning.training import compile_training
+from rag_jax.planning.training import compile_encoding, compile_training
 from rag_jax.planning.turns import compile_beams
-from rag_jax.retrieval.encode import embed_batch, plan_batches
+from rag_jax.retrieval.encode import embed_batch
 from rag_jax.runtime.sharding import abstract_params, place_like
 from rag_jax.systems.rag import session, steps
 from rag_jax.systems.rag.config import RAGConfig
 from rag_jax.systems.rag.data import Example, pack_queries
-from rag_jax.systems.rag.train import plan_questions
-from rag_jax.training.rows import list_costs
 
 CONFIG = RAGConfig
 
@@ -44,74 +43,66 @@ class PlannedSession(AbstractModels, session.Session):
         return [m.params for m in (self.generator, self.encoder, self.passage_encoder)]
 
 
-def plan(config: RAGConfig, devices: Sequence[jax.Device], **options: Any) -> Planner:
-    """Compiles the run's programs at the largest shapes it has for rows of the planned lengths.
+def plan(config: RAGConfig, devices: Sequence[jax.Device], drawn: Drawn, **options: Any) -> Planner:
+    """Compiles the run's programs: of batches that were drawn all, of others at the largest shape.
 
     The ablations' training needs no more than that with the retriever as it was.
     """
     session = PlannedSession(config, devices)
     planner = Planner(session.mesh, **options)
     planner.hold(session.models)
-    _plan_encoding(session, planner)
+    compile_encoding(planner, drawn.stages["index"], session.passage_encoder)
     for joint in (False, True) if config.train.generator else (True,):
-        _plan_training(session, planner, joint=joint)
-    _plan_answers(session, planner)
+        _plan_training(session, planner, drawn, joint=joint)
+    _plan_answers(session, planner, drawn.corpus)
     return planner
 
 
 def list_remedies(config: RAGConfig, name: str) -> Iterator[tuple[str, RAGConfig]]:
     """Settings, one change each, with which a program needs less memory; and the flag for each."""
-    if name.endswith("gradients of questions"):
+    if "gradients of questions" in name:
         is_decoder = not isinstance(find_sizes(config.generator.name), BartConfig)
         if is_decoder and config.tuning.remat != "full":
             yield change(config, "tuning.remat", "full")
         yield halve(config, "train.microbatch_tokens")
-    elif name == "embed passages":
+    elif name.startswith("index, embed"):
         yield halve(config, "retriever.batch_size")
-    elif not name.startswith(("frozen", "joint", "embed")):
+    elif not name.startswith(("frozen", "joint")):
         yield halve(config, "decode.batch_size")
     yield from list_wider(config)
 
 
-def _plan_encoding(session: PlannedSession, planner: Planner) -> None:
-    """The index, and the questions that a training step asks it."""
-    c, encoder, parts = session.config, session.passage_encoder, session.mesh.shape["data"]
-    width = min(c.retriever.max_length, encoder.config.max_length)
-    lengths = [width] * c.retriever.batch_size
-    with jax.set_mesh(session.mesh):
-        _, (rows, width) = next(plan_batches(lengths, c.retriever.batch_size, lengths[:1]))
-    passage = {"B": rows, "T": width}
-    planner.compile("embed passages", embed_batch, encoder.model, encoder.params, sizes=passage)
-    encoder = session.encoder
-    width = min(QUESTION, encoder.config.max_length)
-    question = {"B": round_up(c.train.batch_size, parts), "T": width}
-    planner.compile("embed questions", embed_batch, encoder.model, encoder.params, sizes=question)
+def _plan_training(session: PlannedSession, planner: Planner, drawn: Drawn, *, joint: bool) -> None:
+    """A training in the batches that were drawn, and the search for each step's passages."""
+    c, encoder = session.config, session.encoder
+    batches = drawn.stages["joint" if joint else "frozen"]
+    docs = min(c.passages, drawn.corpus.passages)
+    longest = round_up(int(drawn.corpus.lengths.query[-1]), 16)
+    width = min(longest, c.retriever.max_length, encoder.config.max_length)
+    rows = round_up(c.train.batch_size, session.mesh.shape["data"])
+    inputs, sizes = (encoder.model, encoder.params), {"B": rows, "T": width}
+    options = {"sizes": sizes, "runs": {batches.stage: batches.steps}}
+    name = f"{batches.stage}, embed questions {rows} x {width}"
+    planner.compile(name, embed_batch, *inputs, **options)
+    queries = [[0] * width]
+    embeddings = np.zeros((1, docs, encoder.config.embedding_size), np.float32)
 
-
-def _plan_training(session: PlannedSession, planner: Planner, *, joint: bool) -> None:
-    """A training step, in microbatches of the longest questions."""
-    c, encoder = session.config, session.encoder.config
-    stage = "joint, " if joint else "frozen, "
-    count, docs, generator = c.train.batch_size, c.passages, session.generator
-    example = Example([[0] * c.generator.max_length] * docs, [0] * (c.decode.max_tokens + 1))
-    width = min(QUESTION, encoder.max_length)
-    queries = [[0] * width] * count
-    embeddings = np.zeros((count, docs, encoder.embedding_size), np.float32)
-    plan = BatchPlan([0] * count, batch_size=count, seed=c.seed)
-    limits = {"max_length": c.generator.max_length, "answer": c.decode.max_tokens + 1}
-    with jax.set_mesh(session.mesh):
-        costs = list_costs(plan, c.train, generator.config)
-        packing = plan_questions([[example] * count], generator.model, **limits, **costs)
+    def make_arrays(shape: Shape) -> dict[str, np.ndarray]:
         found = partial(pack_queries, queries, embeddings, width=width)
-        _, arrays = packing.pack([example] * count, found)[0]
-    microbatches = {f"{stage}gradients of questions": (session.make_loss(joint=joint), arrays)}
-    trainable = session.make_trainable(joint=joint)
-    compile_training(planner, stage, trainable, c.train, microbatches, session.models)
+        example = Example([[0]] * docs, [0])
+        micro = Microbatch([[0]], shape.rows, shape.width)
+        return batches.packing.pack_micro([example], micro, found, scale=1.0)
+
+    trainable, loss = session.make_trainable(joint=joint), session.make_loss(joint=joint)
+    losses, held = {"questions": loss}, session.models
+    compile_training(planner, batches, trainable, c.train, losses, make_arrays, held)
 
 
-def _plan_answers(session: PlannedSession, planner: Planner) -> None:
+def _plan_answers(session: PlannedSession, planner: Planner, corpus: Corpus) -> None:
     """Every way of answering, with the trained models; both trainings' are kept."""
-    c, generator, docs = session.config, session.generator, session.config.passages_read
+    c, generator = session.config, session.generator
+    docs = min(c.passages_read, corpus.passages)
+    asked = -(-corpus.asked // c.decode.batch_size)
     decode, limit = c.decode, generator.config.max_length
     trainable = session.make_trainable(joint=True)
     merged = jax.eval_shape(trainable.merge, trainable.abstract(), trainable.base)
@@ -129,7 +120,8 @@ def _plan_answers(session: PlannedSession, planner: Planner) -> None:
     width = min(round_up(c.generator.max_length, 32), limit)
     inputs = {"B": decode.batch_size * docs, "T": width}
     lm = generator.model, params
-    cache, hidden = planner.compile("read passages", steps.read, *lm, prefix=None, sizes=inputs)
+    options = {"sizes": inputs, "runs": {"evaluate": asked}, "prefix": None}
+    cache, hidden = planner.compile("read passages", steps.read, *lm, **options)
     settings = {
         "max_tokens": decode.max_tokens,
         "stop_ids": (0,),
@@ -143,7 +135,8 @@ def _plan_answers(session: PlannedSession, planner: Planner) -> None:
     def compile_searched(name: str, step: Any, one: str, doc_scores: Any) -> Any:
         """A program that searches beams, and one turn of its loop."""
         one = compile_beams(planner, one, generator, params, *read, doc_scores, **settings)
-        return planner.compile(name, step, *lm, *read, scores, loop=(one, turns - 1), **settings)
+        options = {"loop": (one, turns - 1), "runs": {"evaluate": asked}, **settings}
+        return planner.compile(name, step, *lm, *read, scores, **options)
 
     one = "one token of a question's beams"
     compile_searched("write with RAG-Token", steps.write_token, one, scores)
@@ -160,4 +153,5 @@ def _plan_answers(session: PlannedSession, planner: Planner) -> None:
     # Every passage has its own beams' already, and scores as many of each other passage's.
     one = "score answers of one passage"
     score(one, decode.beams)
-    score("score answers", docs * decode.beams, loop=(one, max(0, docs - 2)))
+    options = {"loop": (one, max(0, docs - 2)), "runs": {"evaluate": asked}}
+    score("score answers", docs * decode.beams, **options)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from rag_jax.data.batches import BatchPlan, round_up
-from rag_jax.data.packing import Shapes, choose_shapes, group_examples
+from rag_jax.data.packing import Microbatch, Shapes, choose_shapes, group_examples
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.models import Pretrained
@@ -145,20 +145,33 @@ class QuestionPacking:
                 `list_slots`): what `pack_queries` or `pack_scores` gives.
         """
         sizes = [example.measure(self.start_ids) for example in examples]
-        shared = {
-            "start_ids": self.start_ids,
-            "written": self.shapes.targets,
-            "items": self.shapes.items,
-            "answer": self.answer,
-            "scale": 1 / len(examples),
-        }
-        packed = []
-        for micro in group_examples(sizes, self.shapes):
-            sequences = [[examples[i] for i in sequence] for sequence in micro.sequences]
-            arrays = pack_examples(sequences, width=micro.width, batch=micro.rows, **shared)
-            slots = list_slots(micro.sequences, batch=micro.rows, items=self.shapes.items)
-            packed.append(("questions", arrays | pack_found(slots)))
-        return packed
+        return [
+            ("questions", self.pack_micro(examples, micro, pack_found, scale=1 / len(examples)))
+            for micro in group_examples(sizes, self.shapes)
+        ]
+
+    def pack_micro(
+        self,
+        examples: Sequence[Example],
+        micro: Microbatch,
+        pack_found: Callable[[list[int]], dict[str, np.ndarray]],
+        *,
+        scale: float,
+    ) -> dict[str, np.ndarray]:
+        """The arrays of a microbatch, with `scale` as a question's weight; see `pack`."""
+        sequences = [[examples[i] for i in sequence] for sequence in micro.sequences]
+        items = self.shapes.items
+        arrays = pack_examples(
+            sequences,
+            start_ids=self.start_ids,
+            width=micro.width,
+            written=self.shapes.targets,
+            items=items,
+            answer=self.answer,
+            batch=micro.rows,
+            scale=scale,
+        )
+        return arrays | pack_found(list_slots(micro.sequences, batch=micro.rows, items=items))
 
 
 def plan_questions(

@@ -5,28 +5,37 @@ from collections.abc import Iterator
 import numpy as np
 
 from rag_jax.config import TrainConfig
-from rag_jax.models.io.sizes import find_sizes
+from rag_jax.models.io.sizes import find_decoder
 from rag_jax.planning.batches import Corpus, StageBatches, choose_drawn, count_packed
 from rag_jax.planning.contrastive import count_pairs
+from rag_jax.planning.stages import HostWork
 from rag_jax.systems.self_retrieval.config import ExamplesConfig, SelfRetrievalConfig
 from rag_jax.training.rows import Row, plan_rows
 
 # Tokens around the texts: `Question: ...\n\n Related document title:`, the content's heading, the
 # cue for the assessment, the acceptance before an answer, and a rejection with its end.
-_QUESTION, _HEADING, _CUE, _ACCEPT, _REJECT = 9, 6, 4, 9, 6
+_QUESTION, _HEADING, _CUE, ACCEPT, REJECT = 9, 6, 4, 9, 6
 _WORD = 1.5  # tokens of a word
 _SENTENCES = 3  # of a passage of a hundred words that are long enough, as measured on SQuAD's
 
 
 def list_heads(config: SelfRetrievalConfig) -> dict[str, int]:
     """The number of attention heads of each model, by its setting."""
-    return {"config.model.name": find_sizes(config.model.name).num_heads}
+    return {"config.model.name": find_decoder("model.name", config.model.name).num_heads}
 
 
 def list_counts(config: SelfRetrievalConfig) -> dict[str, int]:
     """The largest numbers of questions that are trained on and evaluated; 0 for all."""
     del config
     return {"trained": 0, "asked": 0}
+
+
+def list_host(config: SelfRetrievalConfig, corpus: Corpus) -> Iterator[HostWork]:
+    """What the host does: BM25 for negatives and as a baseline, and the tries."""
+    yield HostWork("negatives", "BM25: build", corpus.passages)
+    searches = corpus.trained + corpus.asked
+    yield HostWork("negatives and evaluate", "BM25: search", searches * corpus.passages)
+    yield HostWork("trie", "trie: build", corpus.passages * (1 + config.ablations))
 
 
 def list_batches(config: SelfRetrievalConfig, corpus: Corpus) -> Iterator[StageBatches]:
@@ -66,7 +75,7 @@ def _count_training(
         for row in draw_rows(kind, round(number * drawn / total), *limits, corpus, rng)
     ]
     strata = [2 * ("retrieval" in row.spans) + ("assessment" in row.spans) for row in rows]
-    sizes = find_sizes(config.model.name)
+    sizes = find_decoder("model.name", config.model.name)
     plan, packing = plan_rows(rows, scaled, sizes, strata=strata, seed=config.seed)
     return count_packed(stage, settings, total, plan, packing)
 
@@ -95,7 +104,7 @@ def draw_rows(
         written = np.minimum(read, round(_WORD * examples.prefix_words))
     answers = draw("answer", count, rng) + 1
     if examples.assessment == "phrase":
-        answers += _ACCEPT
+        answers += ACCEPT
 
     def make(i: int) -> Row:
         start, stop = int(asked[i]), int(asked[i] + headed[i] + written[i])
@@ -103,7 +112,7 @@ def draw_rows(
         if kind == "index":
             return Row("", range(stop), spans)
         cue = int(asked[i] + headed[i] + read[i]) + _CUE
-        end = cue + (_REJECT if kind == "negative" else int(answers[i]))
+        end = cue + (REJECT if kind == "negative" else int(answers[i]))
         return Row("", range(end), {**spans, "assessment": (cue, end)})
 
     return [make(i) for i in range(count)]

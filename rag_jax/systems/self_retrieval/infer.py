@@ -34,7 +34,7 @@ from rag_jax.systems.self_retrieval.scores import Candidate, score, to_probabili
 
 # Largest number of candidates' tokens in one row: with more, attention to other candidates' tokens
 # would cost as much as padding.
-_ROW_TOKENS = 512
+ROW_TOKENS = 512
 
 # The candidate that the answer continues from is padded to a multiple of this number of tokens.
 _READ_MULTIPLE = 64
@@ -215,7 +215,7 @@ class Engine:
             [[*self.format.encode_reading(self.passages[rows[0]]), *predicting] for rows in group]
             for group in found
         ]
-        packed = pack_texts([*texts, *[[]] * (batch - len(texts))], limit=_ROW_TOKENS)
+        packed = pack_texts([*texts, *[[]] * (batch - len(texts))], limit=ROW_TOKENS)
         order: dict[int, list[list[int]]] = defaultdict(list)  # candidates of each row
         numbers = []
         for row, path in itertools.chain(*packed.texts):

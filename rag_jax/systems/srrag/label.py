@@ -23,7 +23,7 @@ from rag_jax.systems.srrag import steps
 from rag_jax.systems.srrag.config import LabelConfig, LabelRule, SourceConfig
 from rag_jax.systems.srrag.data import encode_answer_prompt, render_context, share_by_source
 
-_PROGRAM_TOKENS = 2500  # on CPU, see `LabelConfig`
+PROGRAM_TOKENS = 2500  # on CPU, see `LabelConfig`
 
 
 def choose_source(scores: Float[np.ndarray, "S n"], rule: LabelRule = "top_half_majority") -> int:
@@ -114,7 +114,7 @@ def _make_scorer(
     """A function from (question's number, context) pairs to `log p(answer | question, context)`."""
     answers = [base.tokenizer.encode(f" {q.answers[0]}") for q in questions]
     batch_size = settings.batch_size
-    program_tokens = count_program_tokens(settings.program_tokens, on_cpu=_PROGRAM_TOKENS)
+    program_tokens = count_program_tokens(settings.program_tokens, on_cpu=PROGRAM_TOKENS)
 
     def score_all(file: str, items: Sequence[tuple[int, str]], unit: str) -> list[float]:
         prompts = TokenRows(

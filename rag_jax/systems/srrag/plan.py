@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rag_jax.config import TrainConfig
 from rag_jax.data.batches import double_up, round_up
+from rag_jax.data.packing import Microbatch
 from rag_jax.decoding.prompts import prefill_batch
 from rag_jax.decoding.sample import Sampling, generate_batch
 from rag_jax.models import Pretrained
@@ -25,17 +25,16 @@ from rag_jax.planning.abstract import (
     list_wider,
     split_rows,
 )
+from rag_jax.planning.batches import Corpus, Drawn, Shape, StageBatches
 from rag_jax.planning.planner import Planner
-from rag_jax.planning.training import compile_training
+from rag_jax.planning.training import compile_encoding, compile_training, name_shape
 from rag_jax.planning.turns import compile_token
-from rag_jax.retrieval.encode import embed_batch, plan_batches
 from rag_jax.runtime.sharding import count_data_rows
 from rag_jax.systems.srrag import policy, session, steps
 from rag_jax.systems.srrag.config import SRRAGConfig
-from rag_jax.systems.srrag.data import Example, pack_examples, plan_examples, special_tokens
+from rag_jax.systems.srrag.data import pack_examples, special_tokens
 from rag_jax.systems.srrag.sources import count_slots
 from rag_jax.systems.srrag.train import make_pairs
-from rag_jax.training.rows import Row
 
 CONFIG = SRRAGConfig
 
@@ -65,24 +64,29 @@ class PlannedSession(AbstractModels, session.Session):
         return list(range(end - len(special_tokens(self.config.sources)), end))
 
 
-def plan(config: SRRAGConfig, devices: Sequence[jax.Device], **options: Any) -> Planner:
-    """Compiles the run's programs at the largest shapes it has for rows of the planned lengths."""
+def plan(
+    config: SRRAGConfig, devices: Sequence[jax.Device], drawn: Drawn, **options: Any
+) -> Planner:
+    """Compiles the run's programs: of batches that were drawn all, of others at the largest shape.
+
+    The largest shape is that of rows of the planned lengths.
+    """
     session = PlannedSession(config, devices)
     planner = Planner(session.mesh, **options)
     planner.hold(session.base.params, session.encoder.params)
-    _plan_contexts(session, planner)
-    _plan_training(session, planner)
+    _plan_contexts(session, planner, drawn)
+    _plan_training(session, planner, drawn)
     planner.hold(session.base.params, session.encoder.params)
-    _plan_passes(session, planner)
+    _plan_passes(session, planner, drawn.corpus)
     return planner
 
 
 def list_remedies(config: SRRAGConfig, name: str) -> Iterator[tuple[str, SRRAGConfig]]:
     """Settings, one change each, with which a program needs less memory; and the flag for each."""
-    if name.startswith("stage"):
+    stage = name.split(",")[0]
+    if stage in ("stage1", "stage2") and "gradients" in name:
         if config.tuning.remat != "full":
             yield change(config, "tuning.remat", "full")
-        stage = "stage1" if name.startswith("stage 1") else "stage2"
         yield halve(config, f"{stage}.microbatch_tokens")
     else:
         batch = next((path for part, path in _BATCHES.items() if part in name), None)
@@ -94,7 +98,7 @@ def list_remedies(config: SRRAGConfig, name: str) -> Iterator[tuple[str, SRRAGCo
 # Which setting a program's rows come from, by a part of its name.
 _BATCHES = {
     "document": "verbalise.batch_size",
-    "score contexts": "label.batch_size",
+    "labels": "label.batch_size",
     "passages": "encoder.batch_size",
     "verbalis": "answer.batch_size",
     "answer": "answer.batch_size",
@@ -102,110 +106,102 @@ _BATCHES = {
 }
 
 
-def _plan_contexts(session: PlannedSession, planner: Planner) -> None:
+def _plan_contexts(session: PlannedSession, planner: Planner, drawn: Drawn) -> None:
     """Index, demonstrations, contexts and labels: the models as they were."""
-    c, base, encoder, mesh = session.config, session.base, session.encoder, session.mesh
-    lm = base.model, base.params
-    lengths = [c.encoder.max_length] * c.encoder.batch_size
-    with jax.set_mesh(mesh):
-        _, (rows, width) = next(plan_batches(lengths, c.encoder.batch_size, lengths[:1]))
-    passage = {"B": rows, "T": width}
-    planner.compile("embed passages", embed_batch, encoder.model, encoder.params, sizes=passage)
-    _plan_documents(session, planner)
-    sizes = {
-        "B": c.label.batch_size,
-        "T": QUESTION + max(PASSAGE, c.verbalise.max_tokens) + 32,
-        "P": round_up(c.answer.max_tokens, 8),
-    }
+    c, base, mesh = session.config, session.base, session.mesh
+    compile_encoding(planner, drawn.stages["index"], session.encoder)
+    _plan_documents(session, planner, drawn.corpus)
     prefix = describe_cache(base, mesh, 1, 64)
-    planner.compile("score contexts", steps.score_contexts, *lm, prefix, sizes=sizes)
+    for shape, runs in drawn.stages["labels"].runs.items():
+        sizes = {"B": shape.rows, "T": shape.width, "P": round_up(c.answer.max_tokens, 8)}
+        options = {"sizes": sizes, "runs": {"labels": runs}}
+        inputs, name = (base.model, base.params, prefix), f"labels, score {name_shape(shape)}"
+        planner.compile(name, steps.score_contexts, *inputs, **options)
 
 
-def _plan_documents(session: PlannedSession, planner: Planner) -> None:
+def _plan_documents(session: PlannedSession, planner: Planner, corpus: Corpus) -> None:
     """GenRead's second round, after demonstrations that a batch shares and that it does not."""
     c, base, mesh = session.config, session.base, session.mesh
     lm, limit, count = (base.model, base.params), c.verbalise.max_tokens, c.verbalise.demonstrations
     examples = count * (QUESTION + limit + 16)
+    pool, written = c.verbalise.pool, corpus.trained * c.contexts
     shared = {"B": 1, "T": round_up(examples, 64)}
-    prefix = planner.compile("read demonstrations", prefill_batch, *lm, sizes=shared)
+    options = {"sizes": shared, "runs": {"contexts": c.contexts}}
+    prefix = planner.compile("read demonstrations", prefill_batch, *lm, **options)
     with jax.set_mesh(mesh):
         few = double_up(count, count_data_rows())
     # Questions that are demonstrations themselves share the instruction alone with each other.
     own = {"B": min(few, c.verbalise.batch_size), "T": round_up(examples + QUESTION, 32)}
-    for names, sizes, start in (
+    batch = c.verbalise.batch_size
+    for names, sizes, start, runs in (
         (
             ("write documents", "one token of a document"),
-            {"B": c.verbalise.batch_size, "T": QUESTION},
+            {"B": batch, "T": QUESTION},
             prefix,
+            {"demonstrations": -(-pool // batch), "contexts": -(-written // batch)},
         ),
         (
             ("second round of shown questions", "one token of the second round"),
             own,
             describe_cache(base, mesh, 1, 64),
+            {"contexts": -(-pool // own["B"])},
         ),
     ):
         cache = describe_cache(base, mesh, *sizes.values(), start)
         one = compile_token(planner, names[1], base, base.params, cache, max_tokens=limit)
         options = {"sampling": Sampling(temperature=c.verbalise.temperature), "seed": 0}
-        options |= {"max_tokens": limit, "stop_ids": (0,), "loop": (one, limit - 1)}
+        options |= {"max_tokens": limit, "stop_ids": (0,), "loop": (one, limit - 1), "runs": runs}
         planner.compile(names[0], generate_batch, *lm, start, sizes=sizes, **options)
 
 
-def _plan_training(session: PlannedSession, planner: Planner) -> None:
-    """Both stages and the reference, in microbatches of the longest rows."""
+def _plan_training(session: PlannedSession, planner: Planner, drawn: Drawn) -> None:
+    """Both stages and the reference, in the batches that were drawn."""
     c, base, trainable = session.config, session.base, session.trainable
-    rows, pairs = session.losses["rows"], session.losses["pairs"]
-    searched, verbalised, pair = _make_examples(c)
-    with jax.set_mesh(session.mesh):
-        of_searched, of_verbalised = (_pack(base, e, c.stage1) for e in (searched, verbalised))
-        of_pairs = _pack(base, pair, c.stage2)
-    reference = np.zeros((len(of_pairs["tokens"]), 2), np.float32)
-    microbatches = {
-        "stage 1, gradients of searched rows": (rows, of_searched),
-        "stage 1, gradients of verbalised rows": (rows, of_verbalised),
-        "stage 2, gradients of pairs": (pairs, make_pairs(of_pairs, reference)),
-    }
     held = base.params, session.encoder.params
-    compile_training(planner, "", trainable, c.stage1, microbatches, *held)
+    for stage, settings in (("stage1", c.stage1), ("stage2", c.stage2)):
+        batches = drawn.stages[stage]
+        make_arrays = partial(_make_arrays, batches)
+        inputs = trainable, settings, session.losses, make_arrays
+        compile_training(planner, batches, *inputs, *held)
     planner.hold(*held)
-    inputs = base.model, copy(base.params), split_rows(of_pairs, session.mesh)
-    name, rows = "score pairs under the reference", reference.shape[1]
-    planner.compile(name, steps.score_verbalisations, *inputs, rows=rows)
+    batches = drawn.stages["reference"]
+    for shape, runs in batches.runs.items():
+        arrays = _pack_none(batches, shape)
+        inputs = base.model, copy(base.params), split_rows(arrays, session.mesh)
+        name = f"reference, score {name_shape(shape)}"
+        options = {"rows": 2 * batches.packing.shapes[shape.kind].items}
+        options["runs"] = {"reference": runs}
+        planner.compile(name, steps.score_verbalisations, *inputs, **options)
 
 
-def _make_examples(c: SRRAGConfig) -> tuple[Example, Example, Example]:
-    """The longest searched row, verbalised row, and pair of verbalised rows."""
-    start = QUESTION + 1
-
-    def make_row(knowledge: int, spans: dict[str, tuple[int, int]]) -> Row:
-        answer = start + knowledge + _CUE - 1
-        end = answer + c.answer.max_tokens + 1
-        return Row("", [0] * end, {"source": (QUESTION, start), **spans, "answer": (answer, end)})
-
-    searched = make_row(c.contexts * PASSAGE, {})
-    limit = c.verbalise.max_tokens
-    verbalised = make_row(limit, {"verbalisation": (start, start + limit + 1)})
-    pair = Example(0, verbalised, verbalised)
-    return Example(1, searched, None), Example(0, verbalised, None), pair
+def _make_arrays(batches: StageBatches, shape: Shape) -> dict[str, np.ndarray]:
+    """What a training's loss takes of a microbatch."""
+    arrays = _pack_none(batches, shape)
+    if shape.kind == "rows":
+        return arrays
+    items = batches.packing.shapes[shape.kind].items
+    return make_pairs(arrays, np.zeros((shape.rows, 2 * items), np.float32))
 
 
-def _pack(base: Pretrained, example: Example, settings: TrainConfig) -> dict[str, np.ndarray]:
-    """A microbatch of equal examples, as many as it holds."""
-    examples = [example] * settings.batch_size
-    _, packing = plan_examples(examples, settings, base.config, seed=0)
-    micro = packing.group(range(len(examples)))[0]
-    return pack_examples(examples, packing, micro, scale=1.0, reduction="mean")
+def _pack_none(batches: StageBatches, shape: Shape) -> dict[str, np.ndarray]:
+    """The arrays of a microbatch of padding alone."""
+    micro = Microbatch([], shape.rows, shape.width, shape.kind)
+    return pack_examples([], batches.packing, micro, scale=1.0, reduction="mean")
 
 
-def _plan_passes(session: PlannedSession, planner: Planner) -> None:
+def _plan_passes(session: PlannedSession, planner: Planner, corpus: Corpus) -> None:
     """The trained model's pass over questions, for the datastore and at test time."""
     c, base, mesh = session.config, session.base, session.mesh
     # The tuned parameters are kept beside those that they came from.
     params = copy(base.params)
     lm, rows, limit = (base.model, params), {"B": c.answer.batch_size}, c.verbalise.max_tokens
     knowledge = count_slots(PASSAGE, c.answer.passages, limit)
+    asked = -(-corpus.asked // c.answer.batch_size)
+    both = {"datastore": -(-corpus.trained // c.answer.batch_size), "evaluate": asked}
+    evaluated = {"evaluate": asked}
     options = {"source_ids": tuple(session.new_ids[2:]), "layer": c.datastore.layer}
-    routed = planner.compile("route", steps.route, *lm, sizes={**rows, "T": QUESTION}, **options)
+    options |= {"sizes": {**rows, "T": QUESTION}, "runs": both}
+    routed = planner.compile("route", steps.route, *lm, **options)
 
     def compile_written(
         names: tuple[str, str], step: Any, slots: int, limit: int, *args: Any, **options: Any
@@ -218,15 +214,18 @@ def _plan_passes(session: PlannedSession, planner: Planner) -> None:
         return planner.compile(name, step, *lm, *args, sizes=rows, loop=loop, **options)
 
     slots, names = QUESTION + 1, ("verbalise", "one token of a verbalisation")
-    written = compile_written(names, steps.verbalise, slots, limit, routed.cache)[0]
-    sizes = {**rows, "T": knowledge}
-    read = planner.compile("read for answers", steps.read, *lm, written, sizes=sizes)
+    inputs = slots, limit, routed.cache
+    written = compile_written(names, steps.verbalise, *inputs, runs=both)[0]
+    options = {"sizes": {**rows, "T": knowledge}, "runs": evaluated}
+    read = planner.compile("read for answers", steps.read, *lm, written, **options)
     slots, names = slots + limit + knowledge + _CUE, ("answer", "one token of an answer")
     cue = (0,) * (_CUE - 1)
-    compile_written(names, steps.answer, slots, c.answer.max_tokens, read, cue=cue)
-    entries = c.train_questions or c.world.train
+    inputs, options = (slots, c.answer.max_tokens, read), {"cue": cue, "runs": evaluated}
+    compile_written(names, steps.answer, *inputs, **options)
+    entries = corpus.trained
     keys = jax.ShapeDtypeStruct((entries, base.config.hidden_size), jnp.float32)
     labels = jax.ShapeDtypeStruct((entries,), jnp.int32)
     datastore = policy.Datastore(*split_rows((keys, labels), mesh), c.datastore.metric)
     options = {"k": c.datastore.k, "num_sources": len(c.sources), "sizes": rows}
+    options["runs"] = evaluated
     planner.compile("vote", policy.vote, datastore, routed.key, **options)

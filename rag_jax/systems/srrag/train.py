@@ -143,7 +143,12 @@ def run_reference(
                 records[i] = {"id": examples[i].row.id, "chosen": chosen, "rejected": rejected}
         return [records[i] for i in batch]
 
-    context.map("reference.jsonl", pairs, score, batch_size=16, unit="pairs")
+    context.map("reference.jsonl", pairs, score, batch_size=count_scored(stage2), unit="pairs")
+
+
+def count_scored(stage2: TrainConfig) -> int:
+    """Number of pairs that are scored together under the reference: a step's, or more."""
+    return max(16, stage2.batch_size)
 
 
 def run_stage2(

@@ -1,0 +1,79 @@
+"""The plan of a tiny run, compiled for a CPU that stands in for a slice."""
+
+from dataclasses import replace
+
+import jax
+import pytest
+
+from rag_jax.config import EncoderConfig, TuningConfig
+from rag_jax.runtime import chips
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.sharding import count_bytes_per_device
+from rag_jax.systems.prag import plan as planned
+from rag_jax.systems.prag.config import (
+    AnswerConfig,
+    AugmentConfig,
+    ChatReaderConfig,
+    EncodeConfig,
+    PRAGConfig,
+    RetrieveConfig,
+)
+from systems.planned import CHIP, draw, list_programs, plan
+
+
+@pytest.fixture
+def config(llama_folder, bert_folder, monkeypatch):
+    monkeypatch.setitem(chips._CHIPS, jax.devices()[0].device_kind, CHIP)
+    return PRAGConfig(
+        model=ChatReaderConfig(name=str(llama_folder), max_text=24),
+        retrieve=RetrieveConfig(passages=2, encoder=EncoderConfig(str(bert_folder), 32)),
+        tuning=TuningConfig(rank=2, targets=r"ffn/(gate|up|down)"),
+        encode=EncodeConfig(together=8, start="warm"),
+        answer=AnswerConfig(max_tokens=4, batch_size=4),
+    )
+
+
+def test_every_program_is_planned(config, monkeypatch):
+    drawn = draw("prag", config)
+    programs = list_programs("prag", config, monkeypatch)
+    for stage in ("retrieve", "warm_up", "encode"):
+        for shape, runs in drawn.stages[stage].runs.items():
+            end = f"{shape.kind} {shape.rows} x {shape.width}".lstrip()
+            (found,) = (n for n in programs if n.startswith(stage) and n.endswith(end))
+            assert programs[found] == {stage: runs}
+    assert programs["evaluate, answer after passages"] == {"evaluate": 5}
+    assert not any(name.startswith("augment") for name in programs)
+    asked = replace(config, augment=AugmentConfig(by="model", batch_size=8, max_tokens=16))
+    programs = list_programs("prag", asked, monkeypatch)
+    assert programs["augment, write"] == {"augment": 10}
+
+
+def test_a_bank_is_counted(config):
+    drawn = draw("prag", config)
+    shape = next(iter(drawn.stages["encode"].runs))
+    only = f"documents {shape.rows} x {shape.width}"
+    (program,) = plan("prag", config, drawn, only=only).programs
+    session = planned.PlannedSession(config, jax.devices()[:1])
+    weights = count_bytes_per_device(session.base.params)
+    bank = count_bytes_per_device(session.describe_bank(shape.rows))
+    # The adapters, and the optimiser's two moments.
+    assert program.arguments > weights + 3 * bank and program.cost.flops > 0
+
+
+def test_remedies_change_one_setting_each(config):
+    def list_flags(name):
+        return [flag for flag, _ in planned.list_remedies(config, name)]
+
+    assert list_flags("encode, a step of documents 8 x 64") == [
+        "--config.tuning.remat=full",
+        "--config.encode.together=4",
+        "--config.mesh.model=2",
+    ]
+    assert list_flags("evaluate, answer after passages")[0] == "--config.answer.batch_size=2"
+    assert list_flags("retrieve, embed passages 8 x 32") == ["--config.mesh.model=2"]
+
+
+def test_an_encoder_is_no_language_model(config, bert_folder):
+    wrong = replace(config, model=replace(config.model, name=str(bert_folder)))
+    with pytest.raises(RagJaxError, match="config.model.name=.*: is no language model"):
+        plan("prag", wrong)
