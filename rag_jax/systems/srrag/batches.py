@@ -18,7 +18,7 @@ from rag_jax.planning.batches import (
     count_packed,
 )
 from rag_jax.planning.stages import HostWork
-from rag_jax.runtime.sharding import count_program_tokens
+from rag_jax.runtime.platforms import count_program_tokens
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.data import Example, plan_examples
 from rag_jax.systems.srrag.label import PROGRAM_TOKENS
