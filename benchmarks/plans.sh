@@ -19,14 +19,13 @@ done
 
 # Preset, slice (cpu: of one CPU) and flags. The numbers of questions and passages are those of the
 # built-in world or, where named, of Natural Questions (as RAG and DPR train on it) with Wikipedia's
-# 21 million passages, of SQuAD (Self-Retrieval), and 300 questions to Wikipedia (PRAG). A model axis
-# of 4 divides the heads of all models of 3B and more.
+# 21 million passages, of SQuAD (Self-Retrieval), and 300 questions to Wikipedia (PRAG).
 plans() {
   wikipedia=--passages=21015324
   echo "srrag.py cpu"
   echo "srrag.py:two-indexes cpu"
   for model in llama2-7b phi3.5-mini qwen2.5-7b; do
-    echo "srrag.py:$model v5e:8x8 --config.mesh.model=4"
+    echo "srrag.py:$model v5e:8x8"
   done
   echo "rag.py cpu"
   echo "rag.py:bart-large v5e:4x4 --questions=79168 $wikipedia"
@@ -34,7 +33,7 @@ plans() {
   echo "dpr.py:bert-base v5e:4x4 --questions=58880 $wikipedia"
   echo "self_retrieval.py cpu"
   for model in stablelm-3b llama2-7b; do
-    echo "self_retrieval.py:$model v5e:8x8 --config.mesh.model=4 --questions=87599 --passages=20963"
+    echo "self_retrieval.py:$model v5e:8x8 --questions=87599 --passages=20963"
   done
   echo "prag.py cpu"
   for model in llama3.2-1b qwen2.5-1.5b llama3-8b; do

@@ -24,7 +24,7 @@ and 4 beams instead. All tables, SQuAD's among them, are in `docs/systems/rag.md
 
 import ml_collections
 
-from rag_jax.config import TuningConfig, choose_preset, to_config_dict
+from rag_jax.config import MeshConfig, TuningConfig, choose_preset, to_config_dict
 from rag_jax.systems.rag.config import (
     DecodeConfig,
     GeneratorConfig,
@@ -37,6 +37,7 @@ PRESETS = {
     "": RAGConfig(),
     "bart-large": RAGConfig(
         passages=5,
+        mesh=MeshConfig(weights="model"),  # whole on every device: a decoded token collects none
         generator=GeneratorConfig(name="facebook/bart-large", max_length=300),
         retriever=RetrieverConfig(
             name="facebook/dpr-question_encoder-multiset-base",

@@ -25,6 +25,7 @@ their commands.
 import ml_collections
 
 from rag_jax.config import (
+    MeshConfig,
     ReaderConfig,
     TrainConfig,
     TuningConfig,
@@ -54,6 +55,8 @@ def _follow_paper(name: str) -> SelfRetrievalConfig:
     )
     return SelfRetrievalConfig(
         ablations=True,
+        # Four parts divide the heads of both models, and a decoded token collects no weights.
+        mesh=MeshConfig(model=4, weights="model"),
         model=ReaderConfig(name=name, dtype="bfloat16", vocab_multiple=128, max_text=512),
         examples=ExamplesConfig(sentences=3, same=5, other=0, positives=3, repeats=2),
         tuning=TuningConfig(mode="full", remat="full"),

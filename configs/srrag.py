@@ -24,6 +24,7 @@ import ml_collections
 
 from rag_jax.config import (
     EncoderConfig,
+    MeshConfig,
     ReaderConfig,
     TrainConfig,
     WorldConfig,
@@ -53,6 +54,8 @@ def _follow_paper(name: str, *, tau: float, layer: int) -> SRRAGConfig:
     return SRRAGConfig(
         contexts=5,
         extra_mean=2.0,
+        # Four parts divide the heads of all three models, and a decoded token collects no weights.
+        mesh=MeshConfig(model=4, weights="model"),
         model=ReaderConfig(name=name, dtype="bfloat16", vocab_multiple=128),
         encoder=EncoderConfig(max_length=256, batch_size=1024),
         world=WorldConfig(cities=30000, train=50000, dev=2000, test=4000),
