@@ -58,9 +58,11 @@ def connect(settings: RaySettings) -> Iterator[int]:
             ray.init(address=address, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            advice = "RAY_AUTH_MODE=token is needed if the cluster was started with a token"
+            if settings.address is None:
+                raise RagJaxError(f"--executor=ray: Ray does not start here: {reason}") from None
             raise RagJaxError(
-                f"--ray_address={address}: cannot be used ({reason}); {advice}"
+                f"--ray_address={address}: cannot be used: {reason}; if the cluster was started "
+                "with a token, set RAY_AUTH_MODE=token"
             ) from None
     try:
         yield _count_workers(settings)

@@ -117,3 +117,28 @@ def test_a_signal_that_rays_handler_gets_is_this_process_own():
         assert signal.getsignal(signal.SIGTERM) is stop
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        (None, "--executor=ray: Ray does not start here: no luck"),
+        (
+            "auto",
+            "--ray_address=auto: cannot be used: no luck; if the cluster was started with a token, "
+            "set RAY_AUTH_MODE=token",
+        ),
+    ],
+)
+def test_a_ray_that_fails(monkeypatch, address, message):
+    ray = pytest.importorskip("ray")
+
+    def init(**options):
+        raise ConnectionError("no luck\nwith more lines")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    with pytest.raises(RagJaxError) as caught, open_executor(RaySettings(address, 1, {"CPU": 1})):
+        pass
+    assert str(caught.value) == message
