@@ -167,13 +167,17 @@ def read_jsonl(path: str | os.PathLike) -> list[Any]:
     Raises:
         RagJaxError: the file is missing or no regular file, or a line is not JSON.
     """
+    return list(stream_jsonl(path))
+
+
+def stream_jsonl(path: str | os.PathLike) -> Iterator[Any]:
+    """Yields what `read_jsonl` returns, a line at a time."""
     require_file(path)
-    records: list[Any] = []
     with parsing(path, "is not valid JSON lines"), open(path, encoding="utf-8") as file:
         for number, line in enumerate(list_lines(file), 1):
             with parsing(f"{path}:{number}", "is not valid JSON"):
-                records.append(json.loads(line))
-    return records
+                record = json.loads(line)
+            yield record
 
 
 def read_lines(path: Path) -> tuple[list[Any], int]:

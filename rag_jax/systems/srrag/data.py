@@ -27,7 +27,7 @@ from rag_jax.data.questions import Question
 from rag_jax.models.nn.decoder import DecoderConfig
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.files import read_jsonl
+from rag_jax.runtime.files import stream_jsonl
 from rag_jax.systems.srrag.config import SourceConfig
 from rag_jax.training.rows import Row, pack_rows, plan_packing
 
@@ -252,7 +252,7 @@ def make_examples(
     """
     rng = np.random.default_rng((seed, 1))
     examples = []
-    for question, record, label in zip(questions, read_jsonl(contexts), labels, strict=True):
+    for question, record, label in zip(questions, stream_jsonl(contexts), labels, strict=True):
         source = label["closed_book_source" if closed_book else "source"]
         scores = np.asarray(label["scores"][source])
         texts = record["contexts"][source]
