@@ -135,9 +135,7 @@ class Planner:
         _release_memory()
         passed = jax.tree.leaves((args, kwargs))
         passed = [leaf for leaf in passed if isinstance(leaf, jax.ShapeDtypeStruct)]
-        inside = {id(leaf) for leaf in passed}
-        held = [leaf for leaf in jax.tree.leaves(self._held) if id(leaf) not in inside]
-        resident = count_bytes_per_device(held)
+        resident = self._count_resident(passed)
         start = time.monotonic()
         with jax.set_mesh(self.mesh):
             lowered = function.lower(*args, **kwargs)
@@ -163,6 +161,12 @@ class Planner:
             compiled.out_info,
             compiled.output_shardings,
         )
+
+    def _count_resident(self, passed: list[jax.ShapeDtypeStruct]) -> int:
+        """Bytes of what stays in memory and is not among the arrays that are passed."""
+        inside = {id(leaf) for leaf in passed}
+        held = [leaf for leaf in jax.tree.leaves(self._held) if id(leaf) not in inside]
+        return count_bytes_per_device(held)
 
     def _add(self, program: Program) -> None:
         self.programs.append(program)

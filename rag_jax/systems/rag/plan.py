@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from rag_jax.data.batches import round_up
 from rag_jax.data.packing import Microbatch
@@ -98,12 +99,8 @@ def _plan_training(session: PlannedSession, planner: Planner, drawn: Drawn, *, j
     compile_training(planner, batches, trainable, c.train, losses, make_arrays, held)
 
 
-def _plan_answers(session: PlannedSession, planner: Planner, corpus: Corpus) -> None:
-    """Every way of answering, with the trained models; both trainings' are kept."""
-    c, generator = session.config, session.generator
-    docs = min(c.passages_read, corpus.passages)
-    asked = -(-corpus.asked // c.decode.batch_size)
-    decode, limit = c.decode, generator.config.max_length
+def _hold_trained(session: PlannedSession, planner: Planner) -> PyTree:
+    """The trained generator; its parameters stay in memory, as do the other training's."""
     trainable = session.make_trainable(joint=True)
     merged = jax.eval_shape(trainable.merge, trainable.abstract(), trainable.base)
     params, query = (
@@ -114,13 +111,21 @@ def _plan_answers(session: PlannedSession, planner: Planner, corpus: Corpus) -> 
         for name in ("generator", "query")
     )
     # Without a trained generator there is only the one that was loaded.
-    trained = (copy(params), params) if c.train.generator else ()
+    trained = (copy(params), params) if session.config.train.generator else ()
     planner.hold(session.models, *trained, query)
+    return params
 
+
+def _plan_answers(session: PlannedSession, planner: Planner, corpus: Corpus) -> None:
+    """Every way of answering, with the trained models."""
+    c, generator, params = session.config, session.generator, _hold_trained(session, planner)
+    docs = min(c.passages_read, corpus.passages)
+    decode, limit = c.decode, generator.config.max_length
+    runs = {"evaluate": -(-corpus.asked // decode.batch_size)}
     width = min(round_up(c.generator.max_length, 32), limit)
     inputs = {"B": decode.batch_size * docs, "T": width}
     lm = generator.model, params
-    options = {"sizes": inputs, "runs": {"evaluate": asked}, "prefix": None}
+    options = {"sizes": inputs, "runs": runs, "prefix": None}
     cache, hidden = planner.compile("read passages", steps.read, *lm, **options)
     settings = {
         "max_tokens": decode.max_tokens,
@@ -135,7 +140,7 @@ def _plan_answers(session: PlannedSession, planner: Planner, corpus: Corpus) -> 
     def compile_searched(name: str, step: Any, one: str, doc_scores: Any) -> Any:
         """A program that searches beams, and one turn of its loop."""
         one = compile_beams(planner, one, generator, params, *read, doc_scores, **settings)
-        options = {"loop": (one, turns - 1), "runs": {"evaluate": asked}, **settings}
+        options = {"loop": (one, turns - 1), "runs": runs, **settings}
         return planner.compile(name, step, *lm, *read, scores, **options)
 
     one = "one token of a question's beams"
@@ -153,5 +158,4 @@ def _plan_answers(session: PlannedSession, planner: Planner, corpus: Corpus) -> 
     # Every passage has its own beams' already, and scores as many of each other passage's.
     one = "score answers of one passage"
     score(one, decode.beams)
-    options = {"loop": (one, max(0, docs - 2)), "runs": {"evaluate": asked}}
-    score("score answers", docs * decode.beams, **options)
+    score("score answers", docs * decode.beams, loop=(one, max(0, docs - 2)), runs=runs)
