@@ -196,6 +196,7 @@ def train_bank(mesh=None, steps=3):
     return losses, state.params
 
 
+@pytest.mark.parametrize("mesh", [(8, 1), (4, 2)], indirect=True)
 def test_a_bank_is_split_by_documents(mesh):
     losses, bank = train_bank(mesh)
     wanted_losses, wanted = off_mesh(train_bank)
@@ -245,9 +246,7 @@ def contrast(mesh=None, *, shared):
     return grads, logs
 
 
-@pytest.mark.parametrize(
-    ("mesh", "shared"), [((8, 1), True), ((4, 2), False), ((1, 8), True)], indirect=["mesh"]
-)
+@pytest.mark.parametrize(("mesh", "shared"), [((8, 1), True), ((4, 2), False)], indirect=["mesh"])
 def test_negatives_of_the_whole_batch(mesh, shared):
     """Every question sees the passages of all devices, and chunks lie over all of them."""
     assert_close(contrast(mesh, shared=shared), off_mesh(contrast, shared=shared))
@@ -278,14 +277,14 @@ def test_encoders_are_fitted(mesh, shared, tmp_path):
 
 @pytest.mark.parametrize(
     ("mesh", "settings"),
-    [*((sizes, GREEDY) for sizes in SIZES), ((4, 2), SAMPLED), ((4, 2), ADAPTED)],
+    [((1, 8), GREEDY), ((4, 2), GREEDY), ((4, 2), SAMPLED), ((4, 2), ADAPTED)],
     indirect=["mesh"],
 )
 def test_generation(mesh, settings):
     assert write(mesh, **settings) == off_mesh(write, **settings)
 
 
-@pytest.mark.parametrize("mesh", [(8, 1), (4, 2)], indirect=True)
+@pytest.mark.parametrize("mesh", [(4, 2)], indirect=True)
 def test_beams_along_a_trie(mesh):
     assert_close(search_passages(mesh), off_mesh(search_passages), tolerance=1e-4)
 
