@@ -18,7 +18,6 @@ from on_mesh.common import (
     FIT_STEPS,
     GREEDY,
     SAMPLED,
-    SIZES,
     assert_close,
     fit_rows,
     make_bank,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from on_mesh.common import SIZES, assert_close, make_model, no_bar, off_mesh
+from on_mesh.common import assert_close, make_model, no_bar, off_mesh
 from tiny import make_rows
 
 from rag_jax.config import MeshConfig

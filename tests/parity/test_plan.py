@@ -111,7 +111,7 @@ def test_every_program_of_a_tiny_run_of_rag(tmp_path, generator):
         (
             "self_retrieval",
             {"model": LLAMA, "dense.encoder": BERT},
-            ["--config.dense.encoder.max_length=64", "--only=a turn of"],
+            ["--config.dense.encoder.max_length=64", "--only=one token of"],
             "evaluate, ",
         ),
     ],
