@@ -3,11 +3,10 @@
     python launch/train.py --config=configs/srrag.py
     python launch/ask.py --config=configs/srrag.py "QUESTION"    # after the training
 
-Cost: 10 minutes on two CPU cores (12 beside other work), 2 of them compiling; 7.5 GB of memory;
-176 MB of downloads.
+Cost: 10 minutes on two CPU cores, 2 of them compiling; 3.6 GB of memory; 176 MB of downloads.
 
 Score, 300 test questions, accuracy with 95 % interval (share of retrievals): direct 0.210 +- 0.046,
-verbalise 0.517 +- 0.056 (0), retrieve 0.933 +- 0.029 (1), srrag 0.920 +- 0.031 (0.783).
+verbalise 0.517 +- 0.056 (0), retrieve 0.933 +- 0.029 (1), srrag 0.920 +- 0.031 (0.773).
 
 The run chooses every router's threshold on the development questions: the least that searches at
 most `route.rate`, 80 %, of them. `--config.route.rate=None` takes the most accurate threshold, and

@@ -121,17 +121,6 @@ def test_programs_of_a_tiny_run_of_the_others(tmp_path, system, models, flags, w
     assert programs and all(name.startswith(wanted) for name in programs)
 
 
-def test_one_program_of_a_preset_that_does_not_fit():
-    """Llama-2-7B with its optimiser on four chips, which no setting but adapters makes fit."""
-    preset = f"{CONFIG}:llama2-7b"
-    few = "--questions=128", "--passages=500"
-    done = launch(preset, "--topology=v5e:2x2", "--only=stage1, optimiser step", *few)
-    assert done.returncode == 1
-    assert "does not fit" in done.stdout
-    assert "optimiser step needs" in done.stderr
-    assert "with --config.tuning.mode=lora it needs" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
