@@ -166,11 +166,6 @@ class Packing:
                 grouped.append(micro._replace(sequences=sequences, kind=kind))
         return grouped
 
-    def count_tokens(self, examples: Sequence[int]) -> tuple[int, int]:
-        """Numbers of tokens of some examples, and of those that are computed, with padding."""
-        computed = sum(micro.rows * micro.width for micro in self.group(examples))
-        return sum(self.sizes[i].tokens for i in examples), computed
-
     def _list_members(self, kind: str, examples: Sequence[int]) -> list[int]:
         return [i for i in examples if self.kinds[i] == kind]
 
@@ -208,10 +203,11 @@ class Sequences:
         end = begin + len(tokens)
         if end > width:
             raise RagJaxError(f"width={width}: the texts of a sequence have {end} tokens or more")
-        self._ends[sequence], number = end, self._counts[sequence] + 1
-        self._counts[sequence] = number
+        self._ends[sequence] = end
+        self._counts[sequence] += 1
         places = self._arrays[:, sequence, begin:end]
-        places[0], places[1], places[2] = tokens, number, np.arange(len(tokens))
+        places[0], places[1] = tokens, self._counts[sequence]
+        places[2] = np.arange(len(tokens))
         return begin
 
     def list_arrays(

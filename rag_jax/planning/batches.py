@@ -13,7 +13,7 @@ from rag_jax.config import ConstantTrainConfig, EncoderConfig
 from rag_jax.data.batches import BatchPlan
 from rag_jax.data.packing import Microbatch, Packing
 from rag_jax.planning.lengths import Lengths
-from rag_jax.retrieval.encode import PIECE, choose_corpus_widths, plan_batches
+from rag_jax.retrieval.encode import PIECE, SAMPLED, choose_corpus_widths, plan_batches
 
 STEPS = 400  # steps of a stage that are drawn, at most
 
@@ -156,7 +156,7 @@ def count_encoding(
     drawn = min(count, PIECE * STEPS // 2)
     lengths = [min(length, settings.max_length) for length in draw(drawn)]
     options = {"program_tokens": settings.program_tokens}
-    widths = choose_corpus_widths(lengths[:4096], count, settings.max_length, **options)
+    widths = choose_corpus_widths(lengths[:SAMPLED], count, settings.max_length, **options)
 
     def encode(start: int) -> tuple[int, list[Microbatch]]:
         piece = lengths[start : start + PIECE]

@@ -28,7 +28,7 @@ def draw_run(
     sizes = {f"config.{path}": operator.attrgetter(path)(config) for path in batch_sizes}
     check_mesh(mesh, system.list_heads(config), sizes)
     with jax.sharding.use_abstract_mesh(mesh):
-        stages = system.list_batches(slice.fill_program_tokens(config), corpus)
+        stages = system.list_batches(config, corpus)
         return Drawn(corpus, {stage.stage: stage for stage in stages})
 
 

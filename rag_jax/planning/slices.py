@@ -1,15 +1,12 @@
 """Slices of TPUs by their names, such as v5e:8x8, and the mesh of one that need not be there."""
 
-import dataclasses
 import math
 import re
 from dataclasses import dataclass
-from typing import Any
 
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.platforms import ACCELERATOR_TOKENS
 from rag_jax.runtime.settings import MeshConfig
 from rag_jax.runtime.sharding import check_batches, choose_axes
 
@@ -27,36 +24,18 @@ class Slice:
     name: str
     devices: int
 
-    @property
-    def is_cpu(self) -> bool:
-        """Whether the devices are no accelerators."""
-        return self.name == "cpu"
-
     def make_mesh(self, config: MeshConfig) -> AbstractMesh:
-        """The mesh that a run would make of the devices, without these.
+        """The mesh that a run would make of the devices, of their platform but without them.
 
         Raises:
             RagJaxError: as `choose_axes`.
         """
         axes = choose_axes(config, self.devices)
         types = (AxisType.Auto,) * len(axes)
-        return AbstractMesh(tuple(axes.values()), tuple(axes), axis_types=types)
-
-    def fill_program_tokens(self, settings: Any) -> Any:
-        """Settings, with the platform's default for every `program_tokens` that is None.
-
-        A run takes that default from the devices of its mesh.
-        """
-        if self.is_cpu or not dataclasses.is_dataclass(settings):
-            return settings
-        changes: dict[str, Any] = {}
-        for field in dataclasses.fields(settings):
-            value = getattr(settings, field.name)
-            if field.name == "program_tokens" and value is None:
-                changes[field.name] = ACCELERATOR_TOKENS
-            elif dataclasses.is_dataclass(value):
-                changes[field.name] = self.fill_program_tokens(value)
-        return dataclasses.replace(settings, **changes)
+        platform = "cpu" if self.name == "cpu" else "tpu"
+        device = AbstractDevice(device_kind=self.name, num_cores=None, platform=platform)
+        names = tuple(axes)
+        return AbstractMesh(tuple(axes.values()), names, axis_types=types, abstract_device=device)
 
 
 def read_slice(topology: str | None) -> Slice:

@@ -28,7 +28,7 @@ PIECE = 1024
 # Number of tokens that could be encoded while one program compiles, on CPU: 0.6 s at 8,000 tokens
 # per second, measured with all-MiniLM-L6-v2 on two cores.
 _PROGRAM_TOKENS = 5_000
-_SAMPLED = 4096  # texts of a corpus by which its widths are chosen
+SAMPLED = 4096  # texts of a corpus by which its widths are chosen
 
 _logger = logging.getLogger(__name__)
 
@@ -255,7 +255,7 @@ def plan_widths(
 
     The last one holds any text. Further arguments are those of `encode_texts`.
     """
-    rows = range(0, len(passages), max(1, -(-len(passages) // _SAMPLED)))
+    rows = range(0, len(passages), max(1, -(-len(passages) // SAMPLED)))
     texts = list_texts(passages[i] for i in rows)
     lengths = [len(row) for row in tokenize_texts(tokenizer, texts, max_length)]
     return choose_corpus_widths(lengths, len(passages), max_length, program_tokens=program_tokens)

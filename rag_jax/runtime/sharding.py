@@ -131,9 +131,8 @@ def choose_spec(path: str, shape: Sequence[int], mesh: Mesh, rules: Rules) -> Pa
     """The spec of a parameter, or of an adapter or optimiser moment that belongs to a parameter.
 
     An adapter's `a` is split like the input of its kernel, and `b` like the output, as the scales
-    of a kernel in int8. If an axis
-    does not divide the dimension in the rule, the axis splits the largest dimension that it does
-    divide, if any.
+    of a kernel in int8. If an axis does not divide the dimension in the rule, the axis splits the
+    largest dimension that it does divide, if any.
 
     Args:
         path: names joined by `/`. Names before the path of the parameter are ignored.

@@ -1,12 +1,12 @@
 """Slices by their names, and what a mesh on one must divide."""
 
+import jax
 import pytest
 
 from rag_jax.config import MeshConfig
 from rag_jax.planning.slices import check_mesh, read_slice
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.platforms import ACCELERATOR_TOKENS
-from rag_jax.systems.srrag.config import LabelConfig, SRRAGConfig
+from rag_jax.runtime.platforms import ACCELERATOR_TOKENS, count_program_tokens
 
 
 def test_devices_are_counted():
@@ -35,8 +35,7 @@ def test_a_mesh_that_does_not_divide():
 
 
 def test_what_a_program_is_worth_is_the_platforms():
-    config = SRRAGConfig(label=LabelConfig(program_tokens=7))
-    filled = read_slice("v5e:4x4").fill_program_tokens(config)
-    assert filled.stage1.program_tokens == filled.encoder.program_tokens == ACCELERATOR_TOKENS
-    assert filled.label.program_tokens == 7
-    assert read_slice(None).fill_program_tokens(config) == config
+    for name, wanted in (("v5e:4x4", ACCELERATOR_TOKENS), (None, 1600)):
+        with jax.sharding.use_abstract_mesh(read_slice(name).make_mesh(MeshConfig())):
+            assert count_program_tokens(None, on_cpu=1600) == wanted
+            assert count_program_tokens(7, on_cpu=1600) == 7

@@ -16,9 +16,9 @@ class TokenTable(nn.Embed):
     def __call__(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
         """The tokens' embeddings."""
         x = super().__call__(tokens)
-        if not self.has_variable("params", "rows"):
+        if (beside := _read_beside(self, "rows")) is None:
             return x
-        rows, ids = (self.get_variable("params", name) for name in ("rows", "ids"))
+        rows, ids = beside
         found = tokens[..., None] == ids.reshape(*[1] * tokens.ndim, -1)  # [*batch, n]
         own = jnp.take(rows, jnp.argmax(found, axis=-1), axis=0)
         return jnp.where(found.any(axis=-1, keepdims=True), own, x)
@@ -26,16 +26,23 @@ class TokenTable(nn.Embed):
     def score(self, hidden: Float[Array, "N D"]) -> Float[Array, "N V"]:
         """Products with all embeddings, the logits of a tied output layer."""
         scores = hidden @ self.embedding.T
-        if not self.has_variable("params", "rows"):
+        if (beside := _read_beside(self, "rows")) is None:
             return scores
-        rows, ids = (self.get_variable("params", name) for name in ("rows", "ids"))
+        rows, ids = beside
         return scores.at[:, ids].set(hidden @ rows.T)
 
 
 def score_by_head(head: nn.Module, hidden: Float[Array, "N D"]) -> Float[Array, "N V"]:
     """The logits of an output layer of its own, which may have `columns` `[D, n]` of some `ids`."""
     scores = head(hidden)
-    if not head.has_variable("params", "columns"):
+    if (beside := _read_beside(head, "columns")) is None:
         return scores
-    columns, ids = (head.get_variable("params", name) for name in ("columns", "ids"))
+    columns, ids = beside
     return scores.at[:, ids].set(hidden @ columns)
+
+
+def _read_beside(module: nn.Module, name: str) -> tuple[Array, Array] | None:
+    """The vectors beside a module's table and their tokens' ids; None if there are none."""
+    if not module.has_variable("params", name):
+        return None
+    return module.get_variable("params", name), module.get_variable("params", "ids")

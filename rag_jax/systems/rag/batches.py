@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from rag_jax.data.batches import BatchPlan
-from rag_jax.data.packing import Microbatch, group_examples
+from rag_jax.data.packing import Microbatch
 from rag_jax.models.io.architectures import make_model
 from rag_jax.models.io.sizes import find_encoder, find_sizes
 from rag_jax.models.nn.bart import BartConfig
@@ -82,10 +82,9 @@ def _count_training(config: RAGConfig, corpus: Corpus, rng: np.random.Generator)
     )
 
     def pack(step: int) -> tuple[int, list[Microbatch]]:
-        measured = [examples[i].measure(packing.start_ids) for i in plan.examples_at(step)]
-        return sum(m.tokens for m in measured), [
-            micro._replace(kind="questions") for micro in group_examples(measured, packing.shapes)
-        ]
+        chosen = [examples[i] for i in plan.examples_at(step)]
+        useful = sum(example.measure(packing.start_ids).tokens for example in chosen)
+        return useful, packing.group(chosen)
 
     steps = map(pack, range(plan.num_steps_per_epoch))
     return count_steps("", c.train, corpus.trained, steps, packing=packing)

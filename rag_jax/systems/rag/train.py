@@ -144,11 +144,16 @@ class QuestionPacking:
             pack_found: the passages' arrays of a microbatch, from its places' questions (see
                 `list_slots`): what `pack_queries` or `pack_scores` gives.
         """
-        sizes = [example.measure(self.start_ids) for example in examples]
         return [
-            ("questions", self.pack_micro(examples, micro, pack_found, scale=1 / len(examples)))
-            for micro in group_examples(sizes, self.shapes)
+            (micro.kind, self.pack_micro(examples, micro, pack_found, scale=1 / len(examples)))
+            for micro in self.group(examples)
         ]
+
+    def group(self, examples: Sequence[Example]) -> list[Microbatch]:
+        """Which questions of a step share sequences and microbatches; numbers are in `examples`."""
+        sizes = [example.measure(self.start_ids) for example in examples]
+        found = group_examples(sizes, self.shapes)
+        return [micro._replace(kind="questions") for micro in found]
 
     def pack_micro(
         self,
