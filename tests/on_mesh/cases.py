@@ -3,6 +3,7 @@
 The systems' cases are in `system_cases.py`.
 """
 
+import re
 import tempfile
 from dataclasses import replace
 from functools import partial
@@ -35,6 +36,7 @@ from rag_jax.decoding.cache import grow, init_cache
 from rag_jax.decoding.cache import write as write_chunk
 from rag_jax.losses import token_logprobs
 from rag_jax.models import load
+from rag_jax.models.nn.bart import Bart, BartConfig
 from rag_jax.models.nn.bert import Bert
 from rag_jax.planning.collectives import count_collectives
 from rag_jax.retrieval import Index, encode_texts
@@ -45,6 +47,7 @@ from rag_jax.runtime.clock import compile_seconds
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_jsonl
 from rag_jax.runtime.sharding import (
+    BART_RULES,
     BERT_RULES,
     DECODER_RULES,
     abstract_params,
@@ -171,6 +174,23 @@ def read_packed(mesh=None, num_layers=1, scan_layers=False):
 
     arrays = shard_batch({"tokens": tokens, "segments": segments, "positions": positions})
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(params, **arrays)
+
+
+@pytest.mark.parametrize("mesh", [(8, 1)], indirect=True)
+def test_barts_logits_stay_with_their_rows(mesh):
+    """The compiler would sum the tied table's parts over the logits of all devices' rows."""
+    model = Bart(BartConfig(509, 16, 1, 1, 2, 2, 16, 16, max_length=16))
+    rows = shard_batch({"tokens": np.ones((16, 8), np.int32)})
+    params = model.init(jax.random.key(0), *2 * (rows["tokens"],))["params"]
+    params = shard_params(params, mesh, BART_RULES)
+
+    def loss(params, tokens):
+        return -token_logprobs(model.apply({"params": params}, tokens, tokens), tokens).mean()
+
+    compiled = jax.jit(jax.grad(loss)).lower(params, **rows).compile().as_text()
+    counts = {int(count) for count in re.findall(r"f32\[(\d+),509\]", compiled)}
+    assert 16 in counts  # two rows of eight tokens
+    assert max(counts) < 16 * 8
 
 
 def train_bank(mesh=None, steps=3):

@@ -13,6 +13,7 @@ from rag_jax.models.nn.decoder import LayerCache, Output
 from rag_jax.models.nn.layers import LayerNorm, check_adapters, check_vocabulary, run_layer
 from rag_jax.models.nn.post_norm import FFN, Attention, EncoderLayer
 from rag_jax.runtime.arguments import checked
+from rag_jax.runtime.sharding import constrain_rows
 
 # The first rows of the position tables belong to no position, as in fairseq, BART's origin.
 POSITION_OFFSET = 2
@@ -227,7 +228,7 @@ class Bart(nn.Module):
         attention_mask = mask_rows(token_mask, segments, kernel, causal=False)
         x = self._embed(tokens, positions, self.encoder_position, self.encoder_norm)
         for layer in self.encoder_layers:
-            x = run_layer(layer, x, attention_mask=attention_mask)
+            x = run_layer(layer, constrain_rows(x, rows), attention_mask=attention_mask)
         return x.reshape(rows, width, self.config.hidden_size)
 
     def read_source(self, encoded: Float[Array, "P L D"]) -> tuple[LayerCache, ...]:
@@ -287,7 +288,7 @@ class Bart(nn.Module):
         for i, layer in enumerate(self.decoder_layers):
             x, layer_cache = run_layer(
                 layer,
-                x,
+                constrain_rows(x, rows),
                 attention_mask=attention_mask,
                 cache=cache and cache[i],
                 slot=slot,
@@ -304,10 +305,11 @@ class Bart(nn.Module):
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Logits over the vocabulary."""
-        scores = hidden.reshape(-1, self.config.hidden_size) @ self.embed.embedding.T
+        rows = hidden.shape[0]
+        flat = constrain_rows(hidden.reshape(-1, self.config.hidden_size), rows)
         # In transformers, this bias is a buffer, not a trainable parameter.
-        scores = scores + jax.lax.stop_gradient(self.logits_bias)
-        return scores.reshape(*hidden.shape[:-1], -1)
+        scores = flat @ self.embed.embedding.T + jax.lax.stop_gradient(self.logits_bias)
+        return constrain_rows(scores, rows, free=True).reshape(*hidden.shape[:-1], -1)
 
     def _embed(
         self,
