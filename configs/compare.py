@@ -1,0 +1,37 @@
+"""Four ways to give a model a corpus's knowledge, compared on the same corpus and questions.
+
+python launch/compare.py --config=configs/compare.py [--config.data.path=FOLDER]
+"""
+
+import ml_collections
+
+from rag_jax.comparison.config import CompareConfig, to_shared_dict
+from rag_jax.config import choose_preset
+from rag_jax.systems.prag.config import ChatReaderConfig, EncodeConfig, PRAGConfig, RetrieveConfig
+from rag_jax.systems.self_retrieval.config import (
+    ExamplesConfig,
+    SearchConfig,
+    SelfRetrievalConfig,
+)
+from rag_jax.systems.srrag.config import RouteConfig, SRRAGConfig
+
+PRESETS = {
+    "": CompareConfig(
+        # The paper's threshold needs no development questions, which a folder may not have.
+        srrag=SRRAGConfig(route=RouteConfig(tau=0.2)),
+        self_retrieval=SelfRetrievalConfig(
+            examples=ExamplesConfig(target="prefix", same=1, other=1),
+            search=SearchConfig(over="all"),
+        ),
+        prag=PRAGConfig(
+            model=ChatReaderConfig(chat=True),
+            retrieve=RetrieveConfig(passages=1),
+            encode=EncodeConfig(learning_rate=2.5e-3),
+        ),
+    ),
+}
+
+
+def get_config(preset: str = "") -> ml_collections.ConfigDict:
+    """The settings of the small comparison, for two cores and 8 GiB, or of a preset."""
+    return to_shared_dict(choose_preset(PRESETS, preset))
