@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> None:
     """
     system, folder, number = arguments
     settings = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_comparison, daemon=True).start()
+    watch()
     with open(int(number), "w", encoding="utf-8") as outcome:
         try:
             command.keep_programs()
@@ -41,10 +41,14 @@ def main(arguments: list[str]) -> None:
         outcome.write(DONE)
 
 
-def _end_with_comparison() -> None:
-    """Ends this process as SIGTERM does, with its work saved, when the comparison has ended."""
-    os.read(0, 1)  # not by `sys.stdin`, whose lock the end of the interpreter would wait for
-    os.kill(os.getpid(), signal.SIGTERM)
+def watch() -> None:
+    """Has this process end as SIGTERM ends it, its work saved, when the comparison has ended."""
+
+    def wait() -> None:
+        os.read(0, 1)  # not by `sys.stdin`, whose lock the end of the interpreter would wait for
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A comparison from an empty folder to the report: data, the systems' runs, one table."""
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,12 @@ def compare(
         make_workdir(workdir)
         with hold_lock(workdir / ".lock", "--workdir"):
             data = workdir / DATA
+            for left in workdir.glob(f".{DATA}.*"):  # by a process that was killed
+                shutil.rmtree(left)
             prepare_data(config, data, described)
             failed = run_all(config, workdir, run)
             questions = read_questions(data, config.evaluate_on)
-            graded, report = _grade_all(config, workdir, questions, failed), None
+            graded = _grade_all(config, workdir, questions, failed)
             report = _report(config, workdir, graded, failed, reference)
     if failed:
         raise RagJaxError(

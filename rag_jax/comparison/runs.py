@@ -28,6 +28,7 @@ def run_system(system: str, settings: Any, folder: Path) -> str | None:
     # In a group of its own, or Ctrl-C would reach the run twice: the second ends it unsaved.
     child = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(write,), process_group=0)
     os.close(write)
+    said = ""
     try:
         with open(read, encoding="utf-8") as outcome, contextlib.suppress(BrokenPipeError):
             child.stdin.write(f"{to_json(settings)}\n".encode())

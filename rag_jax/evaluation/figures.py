@@ -119,8 +119,9 @@ class Costs:
         ticks = {place((10.0**n, 0))[0]: _name_decade(n) for n in range(low, high + 1)}
         ticks |= {_scale((0, 0))[0]: "0"} if zero else {}
         parts, legend = [_draw_axes(self.x, self.y, ticks=False), _draw_ticks(ticks)], {}
-        line = " ".join("{:.1f},{:.1f}".format(*place(self.points[n])) for n in self.frontier)
-        parts.append(f'<polyline points="{line}" class="guide"/>')
+        if self.frontier:
+            line = " ".join("{:.1f},{:.1f}".format(*place(self.points[n])) for n in self.frontier)
+            parts.append(f'<polyline points="{line}" class="guide"/>')
         names = dict.fromkeys(self.groups.values())
         colours = dict(zip(names, itertools.cycle(_COLOURS), strict=False))
         for number, (name, point) in enumerate(self.points.items(), start=1):
