@@ -143,10 +143,10 @@ def list_changes(before: Mapping[str, Any], config: CompareConfig) -> Iterator[s
         before: as `to_plain` gives them.
     """
     old, new = (dict(_list_leaves(values)) for values in (before, to_plain(config)))
-    for path in dict.fromkeys((*old, *new)):
-        free = path.startswith("systems") or path == "reference"
-        if not free and old.get(path) != new.get(path):
-            yield f"config.{path}: {old.get(path)} -> {new.get(path)}"
+    for path in old:
+        free = path in ("systems", "reference") or path not in new
+        if not free and old[path] != new[path]:
+            yield f"config.{path}: {old[path]} -> {new[path]}"
 
 
 def to_plain(config: CompareConfig) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def describe_data(config: CompareConfig) -> dict[str, Any]:
     """
     counts = {"questions": config.questions, "train_questions": config.train_questions}
     chosen = {**counts, "on": config.evaluate_on, "seed": config.data.seed}
-    # Self-Retrieval is asked and trained on no question without a relevant passage.
+    # Self-Retrieval is asked, and trained on, no question without a relevant passage.
     chosen["relevant"] = "self_retrieval" in config.systems
     return {"source": describe_source(config.data, config.world), **chosen}
 
@@ -53,7 +53,7 @@ def prepare_data(config: CompareConfig, folder: Path, described: dict[str, Any])
     with replace_folder(folder) as new:
         keep = partial(write_passages, new / _SCRATCH)
         collection = read_collection(config.data, config.world, keep=keep)
-        questions = choose_all(collection, config)
+        questions, alike = choose_all(collection, config)
         # Documents of BEIR, whose ids are `_id`, may be without title and text, as here.
         records = ({"_id": p.id, "title": p.title, "text": p.text} for p in collection.passages)
         write_jsonl(new / "passages.jsonl", records)
@@ -63,7 +63,7 @@ def prepare_data(config: CompareConfig, folder: Path, described: dict[str, Any])
         counts["passages"] = len(collection.passages)
         for path in new.glob(".passages.*"):
             path.unlink()
-        write_json(new / _RECORD, {"made_from": described, "counts": counts})
+        write_json(new / _RECORD, {"made_from": described, "counts": counts, "alike": alike})
     log("data: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
     return False
 
@@ -74,7 +74,9 @@ def is_prepared(folder: Path, described: dict[str, Any]) -> bool:
     if not record.exists():
         return False
     with parsing(record):
-        return read_json(record)["made_from"] == described
+        made = read_json(record)
+        ignored = {"relevant": None} if made["alike"] else {}
+        return made["made_from"] | ignored == described | ignored
 
 
 def count_passages(folder: Path) -> int:
@@ -83,23 +85,32 @@ def count_passages(folder: Path) -> int:
         return int(read_json(folder / _RECORD)["counts"]["passages"])
 
 
-def choose_all(collection: Collection, config: CompareConfig) -> dict[str, list[Question]]:
+def choose_all(
+    collection: Collection, config: CompareConfig
+) -> tuple[dict[str, list[Question]], bool]:
     """The questions of each split that systems get: drawn at random, in the order of the data.
 
     With Self-Retrieval among the systems only questions with a relevant passage are drawn from, if
     the split has any: it is asked no others.
+
+    Returns:
+        The questions by split, and whether they are the same with any systems.
 
     Raises:
         RagJaxError: there is no question with an answer to ask.
     """
     counts = {config.evaluate_on: config.questions, "train": config.train_questions}
     chosen: dict[str, list[Question]] = {}
+    alike = True
     for split in dict.fromkeys(("train", "dev", config.evaluate_on)):
         own = [q for q in collection.questions.get(split, []) if q.answers]
-        relevant = [q for q in own if q.relevant] if "self_retrieval" in config.systems else []
-        if relevant and len(relevant) < len(own):
-            log(f"data: {len(relevant)} of {len(own)} {split} questions have a relevant passage")
-        part = Collection(collection.passages, {split: relevant or own})
+        relevant = [q for q in own if q.relevant]
+        if 0 < len(relevant) < len(own):
+            alike = False
+            if "self_retrieval" in config.systems:
+                log(f"data: {len(relevant)} of {len(own)} {split} questions name a passage")
+                own = relevant
+        part = Collection(collection.passages, {split: own})
         if own:
             count = counts.get(split, 0)
             chosen[split] = choose_questions(part, split, count=count, seed=config.data.seed)
@@ -109,7 +120,7 @@ def choose_all(collection: Collection, config: CompareConfig) -> dict[str, list[
             f"config.evaluate_on={config.evaluate_on!r}: the data has no such questions with "
             f"answers, but {has}"
         )
-    return chosen
+    return chosen, alike
 
 
 def read_questions(folder: Path, split: str) -> list[Question]:

@@ -94,6 +94,16 @@ def test_data_is_kept_until_something_changes(source, tmp_path):
     assert [q.id for q in read_questions(folder, "test")] == ["a", "d", "e"]
 
 
+def test_data_is_kept_with_other_systems_that_are_asked_the_same(source, tmp_path):
+    config, folder = CompareConfig(data=DataConfig(path=str(source))), tmp_path / "data"
+    fewer = replace(config, systems=("rag",))
+    make(config, folder)
+    assert not is_prepared(folder, describe_data(fewer))  # which is also asked "c"
+    write(source, test_questions=[ask("a", passage_id="p0")])
+    make(config, folder)
+    assert is_prepared(folder, describe_data(fewer))
+
+
 def test_data_without_a_question_leaves_nothing(source, tmp_path):
     config = CompareConfig(data=DataConfig(path=str(source)), evaluate_on="dev")
     with pytest.raises(RagJaxError, match=r"evaluate_on='dev': .* no such questions .* but train"):
