@@ -52,7 +52,8 @@ def watch() -> None:
 
 
 if __name__ == "__main__":
-    status = command.run(main, __doc__)
+    saved = "the run of the system has stopped, and what it made is kept"
+    status = command.run(main, __doc__, interrupted=saved)
     if signals.noted():
         signals.leave(status)
     sys.exit(status)

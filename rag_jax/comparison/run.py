@@ -109,7 +109,10 @@ def check_finished(config: CompareConfig, workdir: Path, described: Mapping[str,
         if report["system"] != config.system:
             change = f"system: {report['system']} -> {config.system}"
         else:
-            change = next(list_changes(report["config"], config), "")
+            # A system that failed has nothing to lose.
+            free = tuple(f"config.{system}." for system in report["analysis"]["failed"])
+            changes = list_changes(report["config"], config)
+            change = next((change for change in changes if not change.startswith(free)), "")
     if not change and not is_prepared(workdir / DATA, dict(described)):
         change = "the files of the data, or which questions have to be chosen"
     if change:

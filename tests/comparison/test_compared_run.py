@@ -121,7 +121,11 @@ def test_a_system_that_fails_is_a_row_and_is_tried_again(config, runs, tmp_path,
     page = (workdir / "report.html").read_text("utf-8")
     assert HOSTILE not in page and "&lt;script&gt;" in page
     runs.ends.clear()
-    report = compare(config, workdir, run=runs)
+    wrong = replace(config, srrag=replace(config.srrag, contexts=5))
+    with pytest.raises(RagJaxError, match=r"would overwrite \(config.srrag.contexts: 3 -> 5\)"):
+        compare(wrong, workdir, run=runs)
+    mended = replace(config, prag=replace(config.prag, ask="in_context"))
+    report = compare(mended, workdir, run=runs)
     assert report["analysis"]["failed"] == {} and report["paired"]["reference"] == "prag.direct"
 
 
