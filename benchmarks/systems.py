@@ -2,9 +2,9 @@
 
     python benchmarks/systems.py [--data=FOLDER] [--runs=runs] [NAME ...]
 
-Needs the extra `demo`. Runs the named ones, or all, through `launch/train.py`, each in a work
-folder, and writes `benchmarks/results/systems/NAME.json`: the command, every method's numbers, the
-seconds. The same command again continues. Real data is read from FOLDER (default `data`), which
+Needs the extra `demo`. Runs the named ones, or all, through their scripts in `launch/`, each in a
+work folder, and writes `benchmarks/results/systems/NAME.json`: the command, every method's numbers,
+the seconds. The same command again continues. Real data is read from FOLDER (default `data`), which
 has, as their authors publish them: `squad` (dev and train, passages and questions as JSON lines),
 `popqa` (`questions.jsonl`, `passages.jsonl`), `2wikimultihopqa`, `scifact` (BEIR).
 """
@@ -34,6 +34,7 @@ class Run:
         data: the folder of the dataset; the built-in encyclopedia if empty.
         prepare: writes the folder that is trained on from the dataset's folder.
         folder: the work folder, if it is another run's, whose stages are kept.
+        script: of `launch/`, that runs it.
     """
 
     config: str
@@ -41,6 +42,7 @@ class Run:
     data: str = ""
     prepare: Callable[[Path, Path], None] | None = None
     folder: str = ""
+    script: str = "launch/train.py"
 
 
 def split_popqa(source: Path, folder: Path) -> None:
@@ -135,6 +137,7 @@ RUNS = {
         ),
         "scifact",
     ),
+    "compare": Run("configs/compare.py", script="launch/compare.py"),
 }
 
 
@@ -152,7 +155,7 @@ def write(path: Path, records: Sequence[Any]) -> None:
 
 
 def find_command(name: str, run: Run, data: Path, runs: Path) -> list[str]:
-    """The arguments of `launch/train.py`; prepares the run's data."""
+    """The script and its arguments; prepares the run's data."""
     flags = [*run.flags]
     if run.data:
         folder = data / run.data
@@ -160,7 +163,8 @@ def find_command(name: str, run: Run, data: Path, runs: Path) -> list[str]:
             folder = runs / "data" / name
             run.prepare(data / run.data, folder)
         flags = [f"--config.data.path={folder}", *flags]
-    return [f"--config={run.config}", *flags, f"--workdir={runs / (run.folder or name)}"]
+    workdir = runs / (run.folder or name)
+    return [run.script, f"--config={run.config}", *flags, f"--workdir={workdir}"]
 
 
 def summarise(
@@ -170,7 +174,7 @@ def summarise(
     stages, environment = report["stages"], report["environment"]
     shown = [shorten(flag) for flag in command if not flag.startswith("--workdir")]
     return {
-        "command": " ".join(["python launch/train.py", *shown]),
+        "command": " ".join(["python", *shown]),
         "dataset": shorten(report["dataset"]),
         "methods": report["methods"],
         "paired": report["paired"],
@@ -196,7 +200,7 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name in arguments.names or RUNS:
         command = find_command(name, RUNS[name], arguments.data, arguments.runs)
-        subprocess.run([sys.executable, "launch/train.py", *command], check=True)
+        subprocess.run([sys.executable, *command], check=True)
         folder = arguments.runs / (RUNS[name].folder or name)
         report = json.loads((folder / "report.json").read_text())
         text = json.dumps(summarise(report, command, shorten), indent=1, ensure_ascii=False)

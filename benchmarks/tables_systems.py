@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rag_jax.comparison.grade import COLUMNS
 from rag_jax.evaluation.pairs import tabulate_pairs
+from rag_jax.evaluation.report import tabulate_methods
 
 RESULTS = Path(__file__).parent / "results" / "systems"
 
@@ -283,6 +285,17 @@ def list_prag_ablations() -> Rows:
     return list_methods({"": "prag_ablations"}, columns, names, score="exact_match")
 
 
+def list_compared() -> Rows:
+    """The rows of the comparison of systems, with where their knowledge comes from."""
+    report = read_run("compare")
+    kinds = {name: texts for name, *texts in report["tables"]["what the rows are"][1:]}
+    (_, _, *head), *rows = tabulate_methods(report["methods"], COLUMNS)
+    return [
+        ["row", "knowledge", "model", *head],
+        *([name, *kinds[name], *numbers] for name, _, *numbers in rows),
+    ]
+
+
 TABLES: dict[str, Callable[[], Rows]] = {
     "headlines": list_headlines,
     "srrag": lambda: list_methods(RUNS["srrag"], SRRAG, SRRAG_METHODS, score="accuracy"),
@@ -301,5 +314,7 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "prag": lambda: list_methods(RUNS["prag"], PRAG, PRAG_NAMES, score="exact_match"),
     "prag_coverage": list_prag_coverage,
     "prag_ablations": list_prag_ablations,
+    "compare": list_compared,
+    "compare_pairs": lambda: list_pairs("compare", "accuracy"),
     "dpr": lambda: list_methods(RUNS["dpr"], DPR, DPR_NAMES, score="answer@1"),
 }

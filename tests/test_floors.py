@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1] / "rag_jax"
 # From the top. A module imports from its own package and from lower floors.
 FLOORS = (
     ("commands",),
+    ("comparison",),
     ("systems",),
     ("pipeline", "planning"),
     ("retrieval", "evaluation"),

@@ -5,7 +5,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Annotated, Any, Literal
 
 from rag_jax.config import build
@@ -23,19 +23,24 @@ def describe_config(config: Any) -> str:
     """
     system = command.find_system(config, list_systems("pipeline"))
     settings = build(open_room(system, "pipeline").CONFIG, config)
-    return "\n".join(_list_settings(settings, "config"))
+    return "\n".join(list_settings(settings, "config"))
 
 
-def _list_settings(settings: Any, path: str) -> Iterator[str]:
+def list_settings(
+    settings: Any, path: str, *, hidden: Collection[str] = frozenset()
+) -> Iterator[str]:
+    """Yields the lines of `describe_config` for the settings at a path, but for hidden paths."""
     hints = typing.get_type_hints(type(settings), include_extras=True)
     purposes = read_purposes(type(settings))
     for name, hint in hints.items():
         value = getattr(settings, name)
+        if f"{path}.{name}" in hidden:
+            continue
         if dataclasses.is_dataclass(value):
-            yield from _list_settings(value, f"{path}.{name}")
+            yield from list_settings(value, f"{path}.{name}", hidden=hidden)
         elif isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
             for number, item in enumerate(value):
-                yield from _list_settings(item, f"{path}.{name}[{number}]")
+                yield from list_settings(item, f"{path}.{name}[{number}]", hidden=hidden)
         else:
             yield f"--{path}.{name}={value}\n    {describe_type(hint)}"
             if name in purposes:

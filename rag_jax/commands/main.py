@@ -22,6 +22,7 @@ COMMANDS = {
     "train": ("train", "train and evaluate a system, from nothing to a report"),
     "ask": ("ask", "answer questions from a finished run"),
     "evaluate": ("evaluate", "evaluate a finished run, or models as loaded, on another dataset"),
+    "compare": ("compare", "compare systems on your corpus and questions, in one table"),
     "plan": ("plan", "what a run costs on a TPU slice, without the slice"),
     "rehearse": ("rehearse", "try a preset's counts on this machine, with models in miniature"),
     "index": ("build_index", "build an index over your passages"),

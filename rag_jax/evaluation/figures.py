@@ -2,6 +2,7 @@
 
 import html
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -81,6 +82,72 @@ class Bars:
                     parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" {size} {colour}>{title}</rect>')
             legend[name] = f'<rect x="4" y="2" width="12" height="12" {colour}/>'
         return _finish(parts, legend)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """A chart of scores from 0 to 1 against costs on a logarithmic axis.
+
+    Points are numbered, as their entries in the legend are, and coloured by group. A cost of 0 is
+    at the left end of the axis.
+
+    Attributes:
+        points: cost and score by name.
+        groups: of every point.
+        frontier: names of the points that a dashed line joins, by rising cost.
+    """
+
+    x: str
+    y: str
+    points: Mapping[str, Point]
+    groups: Mapping[str, str]
+    frontier: Sequence[str] = ()
+
+    def draw(self) -> str:
+        """The chart as an `svg` element."""
+        costs = [cost for cost, _ in self.points.values() if cost > 0] or [1.0]
+        # A whole number of decades, at least one, after room for a cost of 0.
+        low, high = math.floor(math.log10(min(costs))), math.ceil(math.log10(max(costs)))
+        high = max(high, low + 1)
+        zero = any(cost <= 0 for cost, _ in self.points.values())
+        start = low - (high - low) / 8 if zero else low
+
+        def place(point: Point) -> Point:
+            decades = math.log10(point[0]) if point[0] > 0 else start
+            return _scale(((decades - start) / (high - start), point[1]))
+
+        ticks = {place((10.0**n, 0))[0]: _name_decade(n) for n in range(low, high + 1)}
+        ticks |= {_scale((0, 0))[0]: "0"} if zero else {}
+        parts, legend = [_draw_axes(self.x, self.y, ticks=False), _draw_ticks(ticks)], {}
+        if self.frontier:
+            line = " ".join("{:.1f},{:.1f}".format(*place(self.points[n])) for n in self.frontier)
+            parts.append(f'<polyline points="{line}" class="guide"/>')
+        names = dict.fromkeys(self.groups.values())
+        colours = dict(zip(names, itertools.cycle(_COLOURS), strict=False))
+        for number, (name, point) in enumerate(self.points.items(), start=1):
+            (x, y), colour = place(point), colours[self.groups[name]]
+            mark = f'r="4.5" fill="{colour}" stroke="#fff"'
+            title = f"<title>{html.escape(name)}: {point[0]:.4g}, {point[1]:.3f}</title>"
+            parts.append(
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" {mark}>{title}</circle>'
+                f'<text x="{x + 6:.1f}" y="{y - 4:.1f}" fill="{colour}">{number}</text>'
+            )
+            legend[f"{number} {name}"] = f'<circle cx="9" cy="8" {mark}/>'
+        return _finish(parts, legend)
+
+
+def _name_decade(number: int) -> str:
+    """A power of ten as it is written on an axis."""
+    return f"{10**number:,}" if 0 <= number < 6 else f"{10.0**number:g}"
+
+
+def _draw_ticks(ticks: Mapping[float, str]) -> str:
+    """Grid lines from the horizontal axis up, with their labels below, by their place."""
+    return "\n".join(
+        f'<line x1="{x:.1f}" y1="{_TOP}" x2="{x:.1f}" y2="{_TOP + _HEIGHT}" class="grid"/>'
+        f'<text x="{x:.1f}" y="{_TOP + _HEIGHT + 18}" text-anchor="middle">{label}</text>'
+        for x, label in ticks.items()
+    )
 
 
 def _scale(point: Point) -> Point:

@@ -19,7 +19,10 @@ from rag_jax.runtime.terminal import write_text
 # The columns that "ci95" may be the interval of; the first column that the report has.
 _SCORES = ("hits@1", "accuracy", "exact_match")
 # Number of digits after the point, by column; 3 for all other columns.
-_DIGITS = {"n": 0, "prompt_tokens": 1, "generated_tokens": 1}
+_DIGITS = {
+    **dict.fromkeys(("n", "offline_seconds", "bytes_a_document"), 0),
+    **dict.fromkeys(("prompt_tokens", "generated_tokens"), 1),
+}
 _PAIRED = (
     "Differences on the same questions: paired bootstrap, and McNemar's exact test (a permutation "
     "test where scores are graded)"
@@ -50,7 +53,8 @@ def write_report(
         config: settings of the run, as a dataclass or JSON value.
         dataset: name of the questions.
         methods: metrics by method, all over the same questions. Required: the number of questions
-            "n". Usual: "accuracy", its interval "ci95", "retrieval_rate", "seconds_per_question".
+            "n", or "error" for a method that failed, which then has an empty row. Usual:
+            "accuracy", its interval "ci95", "retrieval_rate", "seconds_per_question".
         stages: records of the stages, with "name", "seconds", "compile_seconds", "peak_bytes"
             and "reused".
         columns: metrics in the table, in order. A metric that no method has is left out.
@@ -64,7 +68,7 @@ def write_report(
     """
     folder = Path(folder)
     for name, numbers in methods.items():
-        if not numbers["n"]:
+        if "error" not in numbers and not numbers["n"]:
             raise RagJaxError(f"method {name}: no questions were left to evaluate it on")
     run = {"system": system, "config": config, "model": model, "dataset": dataset}
     results = {"methods": methods, "tables": tables or {}, "analysis": analysis or {}}

@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from rag_jax.evaluation.figures import Bars, Chart
+from rag_jax.evaluation.figures import Bars, Chart, Costs
 
 
 def find(svg, tag, **attributes):
@@ -57,6 +57,29 @@ def test_bars():
     assert [e.text for e in find(svg, "title")] == ["a: 1.000", "a: 0.500", "b: 0.250"]
 
 
+def test_scores_against_costs_of_several_decades():
+    points = {"a": (0, 0.0), "b": (10, 0.5), "<c>": (1000, 1.0), "d": (100, 0.2)}
+    groups = {"a": "one", "b": "two", "<c>": "two", "d": "one"}
+    svg = Costs("bytes", "accuracy", points, groups, ("a", "b", "<c>")).draw()
+    drawn = [e for e in find(svg, "circle") if len(e)]
+    places = [(float(e.get("cx")), float(e.get("cy"))) for e in drawn]
+    (line,) = find(svg, "polyline")
+    assert read_points(line) == places[:3]
+    ticks = {e.text: float(e.get("x")) for e in find(svg, "text")}
+    # A decade has one width, and 0 is at the left end.
+    assert places[0][0] == ticks["0"] < places[1][0] == ticks["10"]
+    assert ticks["1,000"] - ticks["100"] == pytest.approx(ticks["100"] - ticks["10"], abs=0.2)
+    fills = [e.get("fill") for e in drawn]
+    assert fills[0] == fills[3] != fills[1] == fills[2]
+    assert {"1 a", "3 <c>", "3", "bytes"} <= {*ticks}
+    ((whole, _),) = [
+        (float(e.get("cx")), e)
+        for e in find(Costs("s", "y", {"x": (0.02, 1)}, {"x": "g"}).draw(), "circle")
+        if len(e)
+    ]
+    assert 0 < whole < ticks["1,000"]
+
+
 def test_nothing_to_draw():
-    for empty in (Chart("x", "y"), Bars("y", [], {})):
+    for empty in (Chart("x", "y"), Bars("y", [], {}), Costs("x", "y", {}, {})):
         assert not find(empty.draw(), "polyline") and not find(empty.draw(), "circle")

@@ -145,6 +145,13 @@ def test_no_questions(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_method_that_failed_has_an_empty_row(tmp_path, capsys):
+    methods = {"whole": {"n": 2, "accuracy": 0.5}, "failed": {"error": "why"}}
+    report = write(tmp_path, methods=methods)
+    assert report["methods"]["failed"] == {"error": "why"}
+    assert "failed  -" in capsys.readouterr().out
+
+
 def test_a_number_that_is_none_writes_no_report(tmp_path):
     with pytest.raises(ValueError):
         write(tmp_path, methods={"direct": {"n": 1, "accuracy": float("nan")}})

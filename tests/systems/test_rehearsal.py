@@ -18,11 +18,11 @@ from rag_jax.models.nn.bert import BertConfig
 from rag_jax.models.nn.decoder import DecoderConfig
 from rag_jax.pipeline.command import find_preset
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.systems import open_room
+from rag_jax.systems import SYSTEMS, open_room
 from rag_jax.systems.rehearsal import plan_rehearsal, rehearse
 
 ROOT = Path(__file__).parents[2]
-FILES = {path.stem: runpy.run_path(str(path)) for path in (ROOT / "configs").glob("*.py")}
+FILES = {name: runpy.run_path(str(ROOT / "configs" / f"{name}.py")) for name in SYSTEMS}
 PRESETS = [(name, preset) for name, file in FILES.items() for preset in file["PRESETS"]]
 
 

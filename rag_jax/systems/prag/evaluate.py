@@ -225,10 +225,11 @@ def _answer_batch(
         {
             "prediction": text,
             **facts[i],
+            "generated_tokens": length,
             "load_ms": load,
             "lost": {id: answers.lost[id] for id in ids if id in answers.lost},
         }
-        for i, ids, text in zip(batch, merged, answers.texts, strict=True)
+        for i, ids, text, length in zip(batch, merged, answers.texts, answers.lengths, strict=True)
     ]
 
 

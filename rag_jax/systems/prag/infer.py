@@ -31,12 +31,14 @@ class Answers(NamedTuple):
     """The answers of a batch of questions.
 
     Attributes:
+        lengths: numbers of tokens that were written.
         lost: for each adapter that could not be used, by document id, the reason.
         load_seconds: seconds of reading adapters.
         loaded: number of adapters that were read.
     """
 
     texts: list[str]
+    lengths: list[int]
     lost: dict[str, str]
     load_seconds: float
     loaded: int
@@ -93,4 +95,5 @@ class Engine:
         how = {"scale": self.scale, "merge": s.merge}
         tokens, lengths = fetch(steps.answer_batch(*inputs, **how, **limits))
         texts = [self.format.decode_answer(tokens[b, : lengths[b]]) for b in range(len(prompts))]
-        return Answers(texts, lost, seconds, len(rows) - len(lost))
+        written = lengths[: len(prompts)].tolist()
+        return Answers(texts, written, lost, seconds, len(rows) - len(lost))

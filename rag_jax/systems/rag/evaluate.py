@@ -21,7 +21,7 @@ from rag_jax.retrieval import Index
 from rag_jax.runtime.files import read_json
 from rag_jax.systems.evaluation import name_model
 from rag_jax.systems.rag.config import RAGConfig
-from rag_jax.systems.rag.data import pick_passages
+from rag_jax.systems.rag.data import Format, PassageText, pick_passages
 from rag_jax.systems.rag.infer import Engine, Way
 from rag_jax.systems.rag.rankings import Ranking, rank_by_bm25
 from rag_jax.systems.stages import answer_timed, list_ranked
@@ -189,17 +189,40 @@ def compare_readings(
         options = {"k": k, "labels": labels}
         answers = answer_all(context, engines[name], asked, passages, found, ways, **options)
         ranked = list_ranked(*found) if found else [None] * len(asked)
+        counts = count_prompts(engines[name].format, asked, passages, found, k)
         for way, method in ways.items():
             records = [
                 {
                     "prediction": answer["answers"][way],
                     "seconds": answer["seconds"],
+                    "prompt_tokens": tokens,
                     "found": pairs and [(passages[row], score) for row, score in pairs if row >= 0],
                 }
-                for answer, pairs in zip(answers, ranked, strict=True)
+                for answer, pairs, tokens in zip(answers, ranked, counts, strict=True)
             ]
             methods.append(Method(method, lambda r=records: r))
     compare(methods, questions, partial(grade, task=config.task, k=k), context.folder)
+
+
+def count_prompts(
+    format: Format,
+    asked: Sequence[str],
+    passages: Sequence[Passage],
+    found: Ranking | None,
+    k: int,
+) -> list[int]:
+    """The number of tokens that the generator reads for each question: of all K inputs.
+
+    Args:
+        found: the passages of each question; None to read none.
+    """
+    read: Sequence[Sequence[PassageText | None]] = [[None]] * len(asked)
+    if found is not None:
+        read = pick_passages(passages, found.rows[:, :k])
+    return [
+        sum(len(format.encode_input(question, passage)[0]) for passage in own)
+        for question, own in zip(asked, read, strict=True)
+    ]
 
 
 def answer_all(
@@ -241,10 +264,12 @@ def grade(question: Question, record: Record, *, task: str, k: int) -> Record:
     """One question's record; hits are DPR's, whether a passage's text has an answer.
 
     Args:
-        record: "prediction", "seconds", and "found": the passages found with their scores, or None.
+        record: "prediction", "seconds", "prompt_tokens", and "found": the passages found with their
+            scores, or None.
     """
     prediction, answers, found = record["prediction"], question.answers, record["found"]
-    graded = describe_question(question) | {"prediction": prediction, "seconds": record["seconds"]}
+    graded = describe_question(question) | {"prediction": prediction}
+    graded |= {name: record[name] for name in ("seconds", "prompt_tokens")}
     graded |= score_answer(question, prediction, task)
     if found is None:
         return graded

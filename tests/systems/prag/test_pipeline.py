@@ -42,6 +42,7 @@ from systems.asked import (
     take_stock,
     write_corpus,
 )
+from systems.compared import check_rows
 from systems.evaluated import check_evaluation, list_made, write_world
 from systems.rooms import check_rooms
 
@@ -145,6 +146,13 @@ def make_engine(session, **changes):
         "width": 64,
     }
     return Engine(**settings | changes)
+
+
+def test_rows_of_a_comparison(finished):
+    rows = check_rows("prag", finished[0])
+    for name, row in ((name, rows[name]) for name in METHODS):
+        assert row["retrieval_rate"] == (name != "direct")
+        assert 0 <= row["generated_tokens"] <= 3 and row["prompt_tokens"] > 0
 
 
 def test_room_on_the_disk(finished, session):

@@ -33,6 +33,7 @@ from rag_jax.systems.rag.rankings import rank_by_bm25
 from rag_jax.systems.rag.session import Session
 from rag_jax.systems.rag.train import list_rows
 from systems.asked import LONG, OWN, read_facts, read_text, take_stock, write_corpus
+from systems.compared import check_rows
 from systems.evaluated import (
     check_evaluation,
     evaluate_directly,
@@ -80,6 +81,13 @@ def load_trained(session, workdir, stage):
 
 def assert_same(left, right):
     jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def test_rows_of_a_comparison(finished):
+    rows = check_rows("rag", finished[0])
+    tokens = {name: row["prompt_tokens"] for name, row in rows.items()}
+    assert 0 < tokens["shared_closed_book"] < tokens["shared_bm25"]
+    assert tokens["token"] == tokens["fast"] == tokens["thorough"]
 
 
 def test_room_on_the_disk(finished, refreshed, make_session):

@@ -26,6 +26,7 @@ from rag_jax.systems.self_retrieval.scores import score
 from rag_jax.systems.self_retrieval.session import Session
 from rag_jax.training.rows import pack_rows
 from systems.asked import LONG, read_facts, read_text, take_stock, write_corpus
+from systems.compared import check_rows
 from systems.evaluated import check_evaluation, evaluate_directly, list_made, read_answers
 from systems.rooms import check_rooms
 
@@ -126,6 +127,11 @@ def engine(finished, make_config):
     context = StageContext(stage, finished[0] / "stages")
     session.open_corpus(context.path("corpus", ""))
     return session.open_engine(context, "train")
+
+
+def test_rows_of_a_comparison(finished):
+    rows = check_rows("self_retrieval", finished[0])
+    assert {row["retrieval_rate"] for row in rows.values() if "offline_seconds" in row} == {1}
 
 
 def test_room_on_the_disk(finished, make_config):

@@ -34,6 +34,7 @@ from rag_jax.systems.srrag.pipeline import evaluate_on
 from rag_jax.systems.srrag.session import Session
 from rag_jax.training import fit as training
 from systems import evaluated
+from systems.compared import check_rows
 from systems.rooms import check_rooms
 from systems.srrag.tiny_run import (
     BACKEND,
@@ -103,6 +104,13 @@ def test_report(finished, make_config):
     assert (rates["direct"], rates["verbalise"], rates["retrieve"]) == (0, 0, 1)
     assert all(numbers["fell_back"] == 0 for numbers in report["methods"].values())
     assert json.loads(to_json(returned["methods"])) == report["methods"]
+
+
+def test_rows_of_a_comparison(finished):
+    rows = check_rows("srrag", finished[0])
+    for name, numbers in finished[1]["methods"].items():
+        for column in ("accuracy", "retrieval_rate", "prompt_tokens", "generated_tokens"):
+            assert rows[name][column] == pytest.approx(numbers[column])
 
 
 def test_page_needs_no_other_file(finished):

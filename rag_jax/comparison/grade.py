@@ -1,0 +1,127 @@
+"""One rule for all systems' answers, and the numbers of a row: accuracy and costs."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rag_jax.comparison.rows import Row, find_row, weigh_documents
+from rag_jax.data.questions import Question
+from rag_jax.evaluation.answers import choice_match, compute_accuracy, match
+from rag_jax.evaluation.compare import Record, describe_question, mean_numbers
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_json, read_jsonl
+from rag_jax.runtime.outside import parsing
+
+COLUMNS = (
+    *("n", "accuracy", "retrieval_rate", "prompt_tokens", "generated_tokens"),
+    *("seconds_median", "seconds_95th", "offline_seconds", "bytes_a_document"),
+)
+# What a prediction says of its costs, where the system counts them.
+_COSTS = ("seconds", "prompt_tokens", "generated_tokens")
+
+
+def judge(question: Question, prediction: str) -> float:
+    """1 if a gold answer is in the prediction in whole words, else 0; see `match`.
+
+    A question with choices needs the right choice, read off the prediction by `choice_match`.
+    """
+    if question.choices:
+        return choice_match(prediction, question.answers, question.choices)
+    return match(prediction, question.answers)
+
+
+def grade_rows(
+    system: str, workdir: Path, questions: Sequence[Question]
+) -> dict[str, list[Record]]:
+    """The predictions of each row of a finished run, in the questions' order, graded by one rule.
+
+    Rows are named `<system>.<method>`.
+
+    Raises:
+        RagJaxError: a file is damaged, or the run answered other questions.
+    """
+    with parsing(workdir / "report.json"):
+        methods = list(read_json(workdir / "report.json")["methods"])
+    rows = {}
+    for method in methods:
+        path = workdir / "predictions" / f"{method}.jsonl"
+        with parsing(path):
+            records = read_jsonl(path)
+            graded = grade_records(records, questions, find_row(system, method))
+        if graded is None:
+            raise RagJaxError(
+                f"{path}: answers other questions than the comparison asks; remove {workdir} and "
+                "run the same command again"
+            )
+        rows[f"{system}.{method}"] = graded
+    return rows
+
+
+def grade_records(
+    records: Sequence[Mapping[str, Any]], questions: Sequence[Question], row: Row
+) -> list[Record] | None:
+    """Graded records in the order of the questions; None if they are of other questions."""
+    by_id = {record["id"]: record for record in records}
+    if len(by_id) != len(records) or {*by_id} != {question.id for question in questions}:
+        return None
+    graded = []
+    for question in questions:
+        record = by_id[question.id]
+        retrieved = record.get("retrieved") if row.searches is None else float(row.searches)
+        costs = {name: record[name] for name in _COSTS if record.get(name) is not None}
+        graded.append(
+            describe_question(question)
+            | {"prediction": record["prediction"], **costs}
+            | ({} if retrieved is None else {"retrieved": retrieved})
+            | {"correct": judge(question, record["prediction"])}
+        )
+    return graded
+
+
+def summarize(records: Sequence[Record]) -> dict[str, Any]:
+    """A row's numbers over its questions: accuracy with its interval, and costs a question."""
+    accuracy, interval = compute_accuracy([record["correct"] for record in records])
+    numbers = {"n": len(records), "accuracy": accuracy, "ci95": interval}
+    means = mean_numbers(records, ["retrieved", "prompt_tokens", "generated_tokens"])
+    if "retrieved" in means:
+        numbers["retrieval_rate"] = means.pop("retrieved")
+    seconds = [record["seconds"] for record in records if "seconds" in record]
+    if seconds:
+        median, high = np.quantile(seconds, (0.5, 0.95))
+        means |= {"seconds_median": float(median), "seconds_95th": float(high)}
+    return numbers | means
+
+
+def weigh_row(
+    system: str, method: str, workdir: Path, stages: Sequence[Mapping[str, Any]], passages: int
+) -> dict[str, float]:
+    """What a row costs before any question: seconds of its stages, and bytes a document.
+
+    Args:
+        stages: the records of the run's stages.
+        passages: number of passages of the corpus.
+    """
+    row = find_row(system, method)
+    weight = weigh_documents(row, workdir / "stages", passages)
+    if weight is None:
+        return {}
+    seconds = sum(stage["seconds"] for stage in stages if stage["name"] in row.made_by)
+    return {"offline_seconds": float(seconds), "bytes_a_document": weight}
+
+
+def list_frontier(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """The names of the points, cost and accuracy, that no other one beats in both; cheapest first.
+
+    Of equal points all are listed.
+    """
+    best, frontier = -np.inf, []
+    costs = sorted({cost for cost, _ in points.values()})
+    for cost in costs:
+        at = {name: score for name, (c, score) in points.items() if c == cost}
+        top = max(at.values())
+        if top > best:
+            best = top
+            frontier += [name for name, score in at.items() if score == top]
+    return frontier
