@@ -27,7 +27,7 @@ ENTRY %main (x: f32[8]) -> f32[8] {
         "reduce-scatter": 1,
         "collective-permute": 1,
         "all-to-all": 1,
-}
+    }
     assert sent["all-gather"] == 2 * 4096 * 512 * 3 / 4 + 4 * 32 * 3 / 4
     assert sent["all-reduce"] == 2 * 4 * 1024 * 7 / 8 + 2 * 4 * 20 / 2
     assert sent["reduce-scatter"] == 4 * 128 * 3
