@@ -28,8 +28,9 @@ def config(llama_folder, bert_folder, monkeypatch):
 
 
 def test_trainings_pass_over_layers_as_a_runs_do(config, monkeypatch):
-    models = []
-    monkeypatch.setattr(planned, "make_loss", lambda model, trainable: models.append(model))
+    models, make = [], planned.make_loss
+    note = lambda model, trainable: models.append(model) or make(model, trainable)  # noqa: E731
+    monkeypatch.setattr(planned, "make_loss", note)
     scanned = replace(config, tuning=replace(config.tuning, scan_layers=True, remat="full"))
     list_programs("self_retrieval", scanned, monkeypatch)
     assert [(model.scan_layers, model.remat) for model in models] == [(True, "full")]
