@@ -132,6 +132,35 @@ def list_plan() -> Rows:
     return rows
 
 
+def list_step_plans(beginnings: Sequence[str]) -> Rows:
+    """The planned gradients of `step_plan.py`'s cases whose names begin so."""
+    found = json.loads((RESULTS / "plans" / "steps.json").read_text("utf-8"))
+    rows = [["weights", "trained", "slice", "rows", "GiB a device", "TFLOP", "GB moved", "GB sent"]]
+    rows[0] += ["at least", "set by", "computing", "best MFU"]
+    for name, case in found.items():
+        if not name.startswith(tuple(beginnings)):
+            continue
+        needed = case["arguments"] + case["temporaries"] + case["resident"]
+        fits, share = case["fits"], needed / case["memory"]
+        rows.append(
+            [
+                "int8" if case["int8"] else "bfloat16",
+                {"lora": "adapters", "full": "all weights"}[case["mode"]],
+                f"{case['slice']}, {case['devices'] // case['model']} by {case['model']}",
+                f"{case['rows']} x {case['width']:,}",
+                f"{needed / 2**30:.2f} ({share:.0%})",
+                f"{case['flops'] / 1e12:.1f}" if fits else "-",
+                f"{case['moved'] / 1e9:.1f}" if fits else "-",
+                f"{case['sent'] / 1e9:.1f}" if fits else "-",
+                f"{1000 * case['seconds']:.0f} ms" if fits else "-",
+                case["bound"],
+                f"{case['roofline']:.0%}" if fits else "-",
+                f"{case['mfu']:.0%}" if fits else "-",
+            ]
+        )
+    return rows
+
+
 def list_batches() -> Rows:
     """The trainings of every preset, as `launch/plan.py --batches` draws them."""
     rows = [["preset", "slice", "training", "steps", "programs", "useful"]]
@@ -164,6 +193,8 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "speed_index": list_index_speed,
     "faults": list_faults,
     "plan": list_plan,
+    "plan_steps": lambda: list_step_plans(["lora", "full"]),
+    "plan_int8": lambda: list_step_plans(["int8", "bfloat16"]),
     "batches": list_batches,
     "scale_kept": lambda: list_scale(0),
     "scale_computed": lambda: list_scale(1),

@@ -199,15 +199,13 @@ def _count_bytes(module: Module, lines: Lines, i: Instruction, size: Size) -> fl
         return min(written, lines[i.operands[1]].size) + sum(operands[1:])
     if i.opcode != "fusion":
         return written + sum(operands)
-    return _count_fusion(module.computations[i.called[0]], i, operands, size)
+    return _count_fusion(module, i, operands, size)
 
 
-def _count_fusion(lines: Lines, fusion: Instruction, operands: list[float], size: Size) -> float:
+def _count_fusion(module: Module, fusion: Instruction, operands: list[float], size: Size) -> float:
     """Of an operand that is only sliced, the slices; of one that is written into, what is new."""
-    users: dict[str, list[Instruction]] = {}
-    for i in lines.values():
-        for name in i.operands:
-            users.setdefault(name, []).append(i)
+    lines = module.computations[fusion.called[0]]
+    users = _list_users(lines)
     root = _find_root(lines)
     results = [lines[name] for name in root.operands] if root.opcode == "tuple" else [root]
     total = sum(
@@ -216,8 +214,16 @@ def _count_fusion(lines: Lines, fusion: Instruction, operands: list[float], size
     )
     for i in lines.values():
         if i.opcode == "parameter":
-            total += min(operands[i.number], _count_read(i, users))
+            total += min(operands[i.number], _count_read(module, i, users))
     return total
+
+
+def _list_users(lines: Lines) -> dict[str, list[Instruction]]:
+    users: dict[str, list[Instruction]] = {}
+    for i in lines.values():
+        for name in dict.fromkeys(i.operands):
+            users.setdefault(name, []).append(i)
+    return users
 
 
 def _count_written(lines: Lines, i: Instruction) -> float:
@@ -226,11 +232,17 @@ def _count_written(lines: Lines, i: Instruction) -> float:
     return lines[i.operands[1]].size if i.opcode == "dynamic-update-slice" else i.size
 
 
-def _count_read(i: Instruction, users: dict[str, list[Instruction]]) -> float:
+def _count_read(module: Module, i: Instruction, users: dict[str, list[Instruction]]) -> float:
     total = 0.0
     for user in users.get(i.name, ()):
         if user.opcode == "bitcast":
-            total += _count_read(user, users)
+            total += _count_read(module, user, users)
+        elif user.opcode == "fusion":  # within a fusion
+            lines = module.computations[user.called[0]]
+            inner = _list_users(lines)
+            for p in lines.values():
+                if p.opcode == "parameter" and user.operands[p.number] == i.name:
+                    total += _count_read(module, p, inner)
         elif user.opcode in _SLICES and user.operands[0] == i.name:
             total += user.size
         elif user.opcode != "dynamic-update-slice" or user.operands[0] != i.name:

@@ -41,8 +41,11 @@ def find_devices(topology: str) -> Sequence[jax.Device]:
         raise RagJaxError(
             "planning needs the TPU compiler: pip install -e '.[tpu]' (Linux on x86-64 only)"
         ) from None
+    # A host has four chips unless told otherwise.
+    options = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}
+    options |= {"platform": "tpu", "topology_name": topology}
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        devices = topologies.get_topology_desc(**options).devices
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise RagJaxError(

@@ -128,6 +128,37 @@ def test_a_collective_in_several_fusions_is_one_and_a_loop_repeats_it():
     assert sent["all-reduce"] == 7 * 2 * 8 * 64 * 2 * 1 / 2
 
 
+def test_of_stacked_weights_that_are_sliced_in_a_fusion_a_slice_is_read():
+    """Also where the slice is taken by a fusion within the fusion."""
+    text = """
+%cut (p: bf16[32,64,16], i: s32[]) -> bf16[64,16] {
+  %p = bf16[32,64,16]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %slice = bf16[1,64,16]{2,1,0} dynamic-slice(%p, %i, %zero, %zero), dynamic_slice_sizes={1,64,16}
+  ROOT %layer = bf16[64,16]{1,0} bitcast(%slice)
+}
+
+%multiply (x: bf16[8,64], p: bf16[32,64,16], i: s32[]) -> bf16[8,16] {
+  %x = bf16[8,64]{1,0} parameter(0)
+  %p = bf16[32,64,16]{2,1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %w = bf16[64,16]{1,0} fusion(%p, %i), kind=kLoop, calls=%cut
+  ROOT %y = bf16[8,16]{1,0} convolution(%x, %w), dim_labels=bf_io->bf
+}
+
+ENTRY %main (x: bf16[8,64], p: bf16[32,64,16], i: s32[]) -> bf16[8,16] {
+  %x = bf16[8,64]{1,0} parameter(0)
+  %p = bf16[32,64,16]{2,1,0} parameter(1)
+  %i = s32[] parameter(2)
+  ROOT %y = bf16[8,16]{1,0} fusion(%x, %p, %i), kind=kOutput, calls=%multiply
+}
+"""
+    work = count_computation(read_module(text), "main")
+    assert work.flops == 2 * 8 * 64 * 16
+    assert work.accessed == 2 * (8 * 64 + 64 * 16 + 8 * 16) + 4
+
+
 def test_a_window_counts_the_places_that_meet_the_input():
     """A batch of eight products, as a window that meets one place of each output's, and a sum."""
     text = """
