@@ -132,30 +132,46 @@ def list_plan() -> Rows:
     return rows
 
 
-def list_step_plans(beginnings: Sequence[str]) -> Rows:
-    """The planned gradients of `step_plan.py`'s cases whose names begin so."""
+def _read_steps(beginnings: tuple[str, ...]) -> list[dict[str, Any]]:
     found = json.loads((RESULTS / "plans" / "steps.json").read_text("utf-8"))
-    rows = [["weights", "trained", "slice", "rows", "GiB a device", "TFLOP", "GB moved", "GB sent"]]
-    rows[0] += ["at least", "set by", "computing", "best MFU"]
-    for name, case in found.items():
-        if not name.startswith(tuple(beginnings)):
-            continue
+    return [case for name, case in found.items() if name.startswith(beginnings)]
+
+
+def list_step_plans() -> Rows:
+    """The planned gradients of Llama-2-7B, of `step_plan.py`."""
+    rows = [["trained", "slice, data by model", "rows", "GiB a device", "TFLOP", "GB moved"]]
+    rows[0] += ["GB sent", "at least", "set by", "computing", "best MFU"]
+    for case in _read_steps(("lora", "full")):
         needed = case["arguments"] + case["temporaries"] + case["resident"]
-        fits, share = case["fits"], needed / case["memory"]
+        row = [
+            {"lora": "adapters", "full": "all weights"}[case["mode"]],
+            f"{case['slice']}, {case['devices'] // case['model']} by {case['model']}",
+            f"{case['rows']} x {case['width']:,}",
+            f"{needed / 2**30:.2f} ({needed / case['memory']:.0%})",
+        ]
+        if case["fits"]:
+            row += [f"{case['flops'] / 1e12:.1f}", f"{case['moved'] / 1e9:.1f}"]
+            row += [f"{case['sent'] / 1e9:.1f}", f"{1000 * case['seconds']:.0f} ms", case["bound"]]
+            row += [f"{case['roofline']:.0%}", f"{case['mfu']:.0%}"]
+        else:
+            row += ["-", "-", "-", "-", "does not fit", "-", "-"]
+        rows.append(row)
+    return rows
+
+
+def list_int8_plans() -> Rows:
+    """The planned memory of Llama-3-8B's adapters over weights in int8, of `step_plan.py`."""
+    rows = [["slice, data by model", "rows", "arguments", "temporaries", "GiB a device", "fits"]]
+    for case in _read_steps(("int8",)):
+        sizes = [case[part] / 2**30 for part in ("arguments", "temporaries", "resident")]
+        share = sum(sizes) * 2**30 / case["memory"]
         rows.append(
             [
-                "int8" if case["int8"] else "bfloat16",
-                {"lora": "adapters", "full": "all weights"}[case["mode"]],
                 f"{case['slice']}, {case['devices'] // case['model']} by {case['model']}",
                 f"{case['rows']} x {case['width']:,}",
-                f"{needed / 2**30:.2f} ({share:.0%})",
-                f"{case['flops'] / 1e12:.1f}" if fits else "-",
-                f"{case['moved'] / 1e9:.1f}" if fits else "-",
-                f"{case['sent'] / 1e9:.1f}" if fits else "-",
-                f"{1000 * case['seconds']:.0f} ms" if fits else "-",
-                case["bound"],
-                f"{case['roofline']:.0%}" if fits else "-",
-                f"{case['mfu']:.0%}" if fits else "-",
+                *(f"{size:.2f}" for size in sizes[:2]),
+                f"{sum(sizes):.2f} ({share:.0%})",
+                "yes" if case["fits"] else "no",
             ]
         )
     return rows
@@ -193,8 +209,8 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "speed_index": list_index_speed,
     "faults": list_faults,
     "plan": list_plan,
-    "plan_steps": lambda: list_step_plans(["lora", "full"]),
-    "plan_int8": lambda: list_step_plans(["int8", "bfloat16"]),
+    "plan_steps": list_step_plans,
+    "plan_int8": list_int8_plans,
     "batches": list_batches,
     "scale_kept": lambda: list_scale(0),
     "scale_computed": lambda: list_scale(1),
