@@ -132,6 +132,51 @@ def list_plan() -> Rows:
     return rows
 
 
+def _read_steps(beginnings: tuple[str, ...]) -> list[dict[str, Any]]:
+    found = json.loads((RESULTS / "plans" / "steps.json").read_text("utf-8"))
+    return [case for name, case in found.items() if name.startswith(beginnings)]
+
+
+def list_step_plans() -> Rows:
+    """The planned gradients of Llama-2-7B, of `step_plan.py`."""
+    rows = [["trained", "slice, data by model", "rows", "GiB a device", "TFLOP", "GB moved"]]
+    rows[0] += ["GB sent", "at least", "set by", "computing", "best MFU"]
+    for case in _read_steps(("lora", "full")):
+        needed = case["arguments"] + case["temporaries"] + case["resident"]
+        row = [
+            {"lora": "adapters", "full": "all weights"}[case["mode"]],
+            f"{case['slice']}, {case['devices'] // case['model']} by {case['model']}",
+            f"{case['rows']} x {case['width']:,}",
+            f"{needed / 2**30:.2f} ({needed / case['memory']:.0%})",
+        ]
+        if case["fits"]:
+            row += [f"{case['flops'] / 1e12:.1f}", f"{case['moved'] / 1e9:.1f}"]
+            row += [f"{case['sent'] / 1e9:.1f}", f"{1000 * case['seconds']:.0f} ms", case["bound"]]
+            row += [f"{case['roofline']:.0%}", f"{case['mfu']:.0%}"]
+        else:
+            row += ["-", "-", "-", "-", "does not fit", "-", "-"]
+        rows.append(row)
+    return rows
+
+
+def list_int8_plans() -> Rows:
+    """The planned memory of Llama-3-8B's adapters over weights in int8, of `step_plan.py`."""
+    rows = [["slice, data by model", "rows", "arguments", "temporaries", "GiB a device", "fits"]]
+    for case in _read_steps(("int8",)):
+        sizes = [case[part] / 2**30 for part in ("arguments", "temporaries", "resident")]
+        share = sum(sizes) * 2**30 / case["memory"]
+        rows.append(
+            [
+                f"{case['slice']}, {case['devices'] // case['model']} by {case['model']}",
+                f"{case['rows']} x {case['width']:,}",
+                *(f"{size:.2f}" for size in sizes[:2]),
+                f"{sum(sizes):.2f} ({share:.0%})",
+                "yes" if case["fits"] else "no",
+            ]
+        )
+    return rows
+
+
 def list_batches() -> Rows:
     """The trainings of every preset, as `launch/plan.py --batches` draws them."""
     rows = [["preset", "slice", "training", "steps", "programs", "useful"]]
@@ -164,6 +209,8 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "speed_index": list_index_speed,
     "faults": list_faults,
     "plan": list_plan,
+    "plan_steps": list_step_plans,
+    "plan_int8": list_int8_plans,
     "batches": list_batches,
     "scale_kept": lambda: list_scale(0),
     "scale_computed": lambda: list_scale(1),

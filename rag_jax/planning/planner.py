@@ -1,8 +1,9 @@
 """What a program costs on a TPU slice, found by compiling it for the slice without having one.
 
 The TPU compiler (`libtpu`) runs on any machine and is given descriptions of arrays in place of
-arrays. Memory is what it then reserves. FLOPs and bytes are its own count, of one device, in which
-the body of a loop counts once: `Planner.compile` is told how often it runs.
+arrays. Memory is what it then reserves. FLOPs and bytes are its own count, of one device, with all
+turns of its loops and the operations of attention kernels (`rag_jax.planning.loops`). A loop that
+only its data end, as decoding does, counts once: `Planner.compile` is told how often it runs.
 """
 
 import contextlib
@@ -21,6 +22,8 @@ from jaxtyping import PyTree
 
 from rag_jax.planning.abstract import describe_inputs, split_rows
 from rag_jax.planning.collectives import count_collectives
+from rag_jax.planning.hlo import read_module
+from rag_jax.planning.loops import scale_counts
 from rag_jax.runtime.chips import Chip, find_chip
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import count_bytes_per_device
@@ -34,21 +37,27 @@ class Cost:
         moved: bytes read from and written to its memory.
         sent: bytes over its links, by kind of collective.
         counts: number of collectives, by kind.
+        overlapped: how many of them run while something else is computed, by kind.
     """
 
     flops: float = 0.0
     moved: float = 0.0
     sent: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    overlapped: dict[str, int] = field(default_factory=dict)
 
     def add(self, other: "Cost", times: int) -> "Cost":
         """This cost and `times` the other."""
-        kinds = sorted({*self.sent, *other.sent})
+
+        def add(own: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+            return {k: own.get(k, 0) + times * others.get(k, 0) for k in sorted({*own, *others})}
+
         return Cost(
             self.flops + times * other.flops,
             self.moved + times * other.moved,
-            {k: self.sent.get(k, 0.0) + times * other.sent.get(k, 0.0) for k in kinds},
-            {k: self.counts.get(k, 0) + times * other.counts.get(k, 0) for k in kinds},
+            add(self.sent, other.sent),
+            add(self.counts, other.counts),
+            add(self.overlapped, other.overlapped),
         )
 
 
@@ -202,6 +211,6 @@ def _read_shortage(message: str, arguments: float) -> float:
 
 
 def _count(compiled: Any, devices: int) -> Cost:
-    analysis = compiled.cost_analysis()
-    sent, counts = count_collectives(compiled.as_text(), devices)
-    return Cost(analysis.get("flops", 0.0), analysis.get("bytes accessed", 0.0), sent, counts)
+    analysis, module = compiled.cost_analysis(), read_module(compiled.as_text())
+    counted = analysis.get("flops", 0.0), analysis.get("bytes accessed", 0.0)
+    return Cost(*scale_counts(module, *counted), *count_collectives(module, devices))

@@ -10,7 +10,7 @@ import jax
 from rag_jax.evaluation.report import format_columns
 from rag_jax.planning.batches import Drawn
 from rag_jax.planning.drawing import describe_corpus
-from rag_jax.planning.planner import Planner, Program
+from rag_jax.planning.planner import Cost, Planner, Program
 from rag_jax.planning.stages import format_stages
 from rag_jax.runtime.chips import find_chip
 from rag_jax.runtime.errors import RagJaxError
@@ -41,8 +41,11 @@ def find_devices(topology: str) -> Sequence[jax.Device]:
         raise RagJaxError(
             "planning needs the TPU compiler: pip install -e '.[tpu]' (Linux on x86-64 only)"
         ) from None
+    # A host has four chips unless told otherwise.
+    options = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}
+    options |= {"platform": "tpu", "topology_name": topology}
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        devices = topologies.get_topology_desc(**options).devices
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise RagJaxError(
@@ -126,6 +129,15 @@ _HEAD = [
 ]
 
 
+def _name_collectives(cost: Cost) -> str:
+    """Such as "224 all-gather (192 overlap) 64 all-reduce"."""
+    names = []
+    for kind, count in sorted(cost.counts.items()):
+        overlapped = cost.overlapped.get(kind, 0)
+        names.append(f"{count} {kind}" + (f" ({overlapped} overlap)" if overlapped else ""))
+    return " ".join(names) or "none"
+
+
 def _list_rows(planner: Planner) -> list[list[str]]:
     rows = [_HEAD]
     for p in planner.programs:
@@ -139,7 +151,7 @@ def _list_rows(planner: Planner) -> list[list[str]]:
                 f"{p.cost.flops / 1e12:.3f}",
                 f"{p.cost.moved / 1e9:.2f}",
                 f"{sum(p.cost.sent.values()) / 1e9:.2f}",
-                " ".join(f"{n} {kind}" for kind, n in sorted(p.cost.counts.items())) or "none",
+                _name_collectives(p.cost),
                 f"{p.seconds:.1f}",
                 f"{sum(p.runs.values()):,.0f}" if p.runs else "",
                 f"{1000 * seconds:.1f} ms" if fits else "-",

@@ -1,10 +1,14 @@
 """Collectives are counted from a compiled program's text."""
 
 from rag_jax.planning.collectives import count_collectives
+from rag_jax.planning.hlo import read_module
 
 
 def test_collectives_are_read_in_every_notation():
     text = """
+%sum (x: f32[10]) -> f32[10] {
+}
+ENTRY %main (x: f32[8]) -> f32[8] {
       %a = bf16[4096,512]{1,0:T(8,128)(2,1)} all-gather(%x), replica_groups=[8,4]<=[32], dim={0}
       %b = f32[1024]{0} all-reduce(%x), replica_groups=mesh['axis_0'=4,'axis_1'=8] {'axis_1'}, to
       %c = (f32[16]{0}, f32[4]{0}) all-reduce(%x, %y), replica_groups={{0,1},{2,3}}, to_apply=%add
@@ -13,9 +17,10 @@ def test_collectives_are_read_in_every_notation():
       %f = f32[32]{0} all-gather-done(%e)
       %g = s8[100]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}
       %h = f32[10]{0} all-to-all(%x), replica_groups={}, dimensions={0}
-      %i = f32[10]{0} fusion(%x), kind=kLoop, calls=%all-reduce.clone
+      %i = f32[10]{0} fusion(%x), kind=kLoop, calls=%sum
     """
-    sent, counts = count_collectives(text, 5)
+    sent, counts, overlapped = count_collectives(read_module(text), 5)
+    assert overlapped == {"all-gather": 1}
     assert counts == {
         "all-gather": 2,
         "all-reduce": 2,

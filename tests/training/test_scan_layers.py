@@ -1,5 +1,6 @@
 """Training passes over stacked layers against a list of layers, and what they compile."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -55,6 +56,21 @@ def test_gradients_are_those_of_a_list_of_layers(mode, remat):
     wanted, found = jax.jit(compute)(start, BATCH), jax.jit(scanned)(start, BATCH)
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(wanted))
     close = partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6 * largest)
+    jax.tree.map(close, found, wanted)
+
+
+def test_a_bank_of_adapters_scans_its_layers():
+    """Every adapter its own weights, over the same frozen ones."""
+    tuning = TuningConfig(rank=2, targets=r"ffn/(gate|up|down)", remat="full")
+    start, compute = make(tuning)
+    scanned = make(replace(tuning, scan_layers=True))[1]
+    bank = jax.tree.map(lambda leaf: jnp.stack([leaf / 2, leaf / 4]), start)
+    wanted, found = (
+        jax.jit(jax.vmap(gradients, in_axes=(0, None)))(bank, BATCH)
+        for gradients in (compute, scanned)
+    )
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(wanted))
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5 * largest)
     jax.tree.map(close, found, wanted)
 
 

@@ -30,7 +30,7 @@ from rag_jax.systems.prag.config import PRAGConfig
 from rag_jax.systems.prag.loss import TERMS, make_document_loss, make_warm_up_loss
 from rag_jax.systems.prag.train import make_optimizer
 from rag_jax.training.bank import abstract_bank_state, take_bank_step
-from rag_jax.training.trainable import init_trained
+from rag_jax.training.trainable import init_trained, set_passes
 
 CONFIG = PRAGConfig
 
@@ -61,7 +61,7 @@ def plan(
         _plan_writing(session, planner, drawn)
     if "warm_up" in drawn.stages:
         trainable = session.trainable
-        loss = make_warm_up_loss(base.model.clone(remat=c.tuning.remat), trainable)
+        loss = make_warm_up_loss(set_passes(base.model, c.tuning), trainable)
         batches = drawn.stages["warm_up"]
         compile_rows(planner, batches, trainable, c.warm_up, loss, TERMS, base.params)
     planner.hold(base.params)
@@ -103,7 +103,7 @@ def _plan_writing(session: PlannedSession, planner: Planner, drawn: Drawn) -> No
 def _plan_banks(session: PlannedSession, planner: Planner, batches: StageBatches) -> None:
     """A step of a group of documents, at every width."""
     c, base = session.config, session.base
-    loss = make_document_loss(base.model.clone(remat=c.tuning.remat), session.trainable)
+    loss = make_document_loss(set_passes(base.model, c.tuning), session.trainable)
     optimizer = make_optimizer(c.encode)
     for shape, runs in batches.runs.items():
         state = abstract_bank_state(session.describe_bank(shape.rows), optimizer)

@@ -33,6 +33,7 @@ from rag_jax.systems.self_retrieval.config import SelfRetrievalConfig
 from rag_jax.systems.self_retrieval.data import TERMS
 from rag_jax.systems.self_retrieval.infer import ROW_TOKENS
 from rag_jax.systems.self_retrieval.loss import make_loss
+from rag_jax.training.trainable import set_passes
 
 CONFIG = SelfRetrievalConfig
 
@@ -51,7 +52,7 @@ def plan(
     session = PlannedSession(config, devices)
     planner, c = Planner(session.mesh, **options), config
     base, trainable = session.base, session.trainable
-    loss = make_loss(base.model.clone(remat=c.tuning.remat), trainable)
+    loss = make_loss(set_passes(base.model, c.tuning), trainable)
     for stage, settings in (("indexing", c.indexing), ("train", c.train)):
         if stage in drawn.stages:
             batches = drawn.stages[stage]

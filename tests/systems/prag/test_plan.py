@@ -48,6 +48,19 @@ def test_every_program_is_planned(config, monkeypatch):
     assert programs["augment, write"] == {"augment": 10}
 
 
+def test_trainings_pass_over_layers_as_a_runs_do(config, monkeypatch):
+    models = []
+
+    def note(make):
+        return lambda model, trainable: models.append(model) or make(model, trainable)
+
+    for name in ("make_document_loss", "make_warm_up_loss"):
+        monkeypatch.setattr(planned, name, note(getattr(planned, name)))
+    scanned = replace(config, tuning=replace(config.tuning, scan_layers=True, remat="full"))
+    list_programs("prag", scanned, monkeypatch)
+    assert [(model.scan_layers, model.remat) for model in models] == 2 * [(True, "full")]
+
+
 def test_a_bank_is_counted(config):
     drawn = draw("prag", config)
     shape = next(iter(drawn.stages["encode"].runs))

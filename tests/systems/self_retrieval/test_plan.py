@@ -27,6 +27,15 @@ def config(llama_folder, bert_folder, monkeypatch):
     )
 
 
+def test_trainings_pass_over_layers_as_a_runs_do(config, monkeypatch):
+    models, make = [], planned.make_loss
+    note = lambda model, trainable: models.append(model) or make(model, trainable)  # noqa: E731
+    monkeypatch.setattr(planned, "make_loss", note)
+    scanned = replace(config, tuning=replace(config.tuning, scan_layers=True, remat="full"))
+    list_programs("self_retrieval", scanned, monkeypatch)
+    assert [(model.scan_layers, model.remat) for model in models] == [(True, "full")]
+
+
 def test_every_program_is_planned(config, monkeypatch):
     drawn = draw("self_retrieval", config)
     programs = list_programs("self_retrieval", config, monkeypatch)
