@@ -17,7 +17,7 @@ TEST = [
     "ruff==0.17.5",  # pinned: another version formats in another way
 ]
 
-TPU = "jax[tpu]>=0.10.2,<0.12"  # with the compiler that plans for slices
+TPU = "jax[tpu]>=0.10.2,<0.13"  # with the compiler that plans for slices
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.*)"', (ROOT / "rag_jax" / "__init__.py").read_text("utf-8"))
@@ -36,7 +36,7 @@ setup(
     package_data={"rag_jax": ["py.typed", "planning/lengths.json"]},
     entry_points={"console_scripts": ["rag-jax = rag_jax.commands.main:run"]},
     install_requires=[
-        "jax>=0.10.2,<0.12",  # 0.10.2 is the last for Python 3.11
+        "jax>=0.10.2,<0.13",  # 0.10.2 is the last for Python 3.11
         "flax>=0.12,<0.13",  # layers, in models/nn only
         "optax>=0.2.8,<0.3",  # optimisers
         "orbax-checkpoint>=0.12,<0.13",  # checkpoints, in runtime/checkpoint.py only
@@ -77,7 +77,7 @@ setup(
         "bench": [TORCH, FACTS, "accelerate", "peft", "faiss-cpu", "trl>=1.16,<1.17"],
         "tpu": [TPU],
         "ray": ["ray[default]>=2.60,<3"],  # workers, on one machine or a cluster
-        "cuda12": ["jax[cuda12]>=0.10.2,<0.12"],
+        "cuda12": ["jax[cuda12]>=0.10.2,<0.13"],
         "docs": [
             "mkdocs-material>=9.6,<10",
             "mkdocstrings[python]>=0.30",

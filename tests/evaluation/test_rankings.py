@@ -1,5 +1,6 @@
 """Rankings' metrics against ir_measures, and DPR's has_answer on cases worked out by hand."""
 
+import ast
 import itertools
 
 import ir_measures
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ir_measures import RR, R, nDCG
+from ir_measures import RR, R, Success, nDCG
 
 from rag_jax.data.formats.beir import read_questions
 from rag_jax.data.formats.lines import BadLines
@@ -90,9 +91,12 @@ def test_answer_hits_by_depth():
     assert answer_hits([], ["Africa"], (1,)) == {"answer@1": 0.0}
 
 
-def measure(run, qrels, names=("RR", "nDCG@10", "R@2", "Success@1", "RR@5")):
+THEIRS = {str(m): m for m in (RR, nDCG @ 10, R @ 2, Success @ 1, RR @ 5)}
+
+
+def measure(run, qrels, names=tuple(THEIRS)):
     """ir_measures' numbers by measure and question."""
-    parsed = [ir_measures.parse_measure(name) for name in names]
+    parsed = [THEIRS[name] for name in names]
     pairs = [(q, *grade) for q, grades in qrels.items() for grade in grades.items()]
     judgements = [ir_measures.Qrel(*pair) for pair in pairs]
     found = ir_measures.iter_calc(parsed, judgements, run)
@@ -206,6 +210,13 @@ def test_a_report_that_differs_from_its_run_is_refused(tmp_path):
     check_run(path, questions, [{"mrr": 0.0}, {}], {"mrr": "RR"})
     with pytest.raises(RagJaxError, match="ir_measures reads RR = 0"):
         check_run(path, questions, [{"mrr": 1.0}, {}], {"mrr": "RR"})
+
+
+def test_a_cutoff_is_read_without_classes_that_newer_pythons_lack(tmp_path, monkeypatch):
+    monkeypatch.setitem(vars(ast), "Num", None)  # gone from 3.14, and a warning before
+    path, question = tmp_path / "run.trec", Question("q", "?", (), {"b": 1})
+    write_run(path, "m", ["q"], [[("a", 2.0), ("b", 1.0)]])
+    check_run(path, [question], [{"first": 0.0, "two": 1.0}], {"first": "R@1", "two": "Success@2"})
 
 
 def test_a_passage_that_is_ranked_twice_counts_once():

@@ -77,7 +77,7 @@ def test_what_is_no_file(tmp_path, monkeypatch):
         require_file("pipe")
     with pytest.raises(RagJaxError, match="pipe is a named pipe"):
         read_lines(tmp_path / "pipe")
-    with pytest.raises(RagJaxError, match=r"^a.b cannot be read: embedded null byte$"):
+    with pytest.raises(RagJaxError, match="^a.b cannot be read: .*embedded null"):
         require_file("a\0b")
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to("file")

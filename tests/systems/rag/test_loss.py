@@ -162,7 +162,7 @@ def test_scores_are_products_and_the_gradient_goes_through_them_alone(name, scal
     equal = batch | {"passages": np.repeat(passages[:, :1], 3, axis=1)}
     grads = jax.jit(jax.grad(loss))(params, equal)
     left = max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads["encoder"]))
-    assert left < 5e-6  # scores of some hundred are equal but for rounding
+    assert left < 2e-5  # scores of some hundred are equal but for rounding
 
 
 def test_golden():

@@ -46,7 +46,7 @@ def test_adapter_starts_as_the_base_model(base):
     assert set(trained["model"]["layers_0"]) == {"attention", "ffn"}
     before = run(base, base.params)
     after = trainable.merge(trained, base.params)
-    np.testing.assert_allclose(run(base, after), before)
+    np.testing.assert_allclose(run(base, after), before, rtol=1e-5)  # two programs
 
 
 def test_assembled_parameters(base):
