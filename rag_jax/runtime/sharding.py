@@ -51,6 +51,7 @@ BERT_RULES: Rules = (
     (r"(embed/norm|layers_\d+/(attention|ffn)_norm)/(scale|bias)", _WHOLE),
     (r"projection/kernel", _SPLIT_OUT),
     (r"projection/bias", _WHOLE),
+    (r"dense_\d+/(kernel|bias)", _WHOLE),  # of its pooling
 )
 BART_RULES: Rules = (
     (r"(embed|(en|de)coder_position)/embedding", _SPLIT_IN),

@@ -13,6 +13,7 @@ from rag_jax.models.nn.layers import (
     check_vocabulary,
     run_layer,
 )
+from rag_jax.models.nn.pooling import MEAN, Pooling
 from rag_jax.models.nn.post_norm import EncoderLayer
 from rag_jax.runtime.arguments import checked
 from rag_jax.runtime.sharding import constrain_rows
@@ -31,7 +32,7 @@ class BertConfig:
         max_length: number of learned positions, in tokens.
         dpr_role: "question" or "context" for one of DPR's two encoders, which embed a text as its
             [CLS] state (Karpukhin et al. 2020, section 3.1); None for a plain BERT, which embeds
-            a text as the mean of its hidden states, scaled to length one.
+            a text by its module's `pooling`.
         projection_size: features of DPR's projection of the [CLS] state; None without projection.
     """
 
@@ -45,11 +46,6 @@ class BertConfig:
     max_length: int
     dpr_role: str | None = None
     projection_size: int | None = None
-
-    @property
-    def embedding_size(self) -> int:
-        """Number of features of a text's embedding (`E`)."""
-        return self.projection_size or self.hidden_size
 
     def count_flops(self, tokens: int) -> float:
         """Floating-point operations of a forward pass: the matrix products with the weights.
@@ -76,9 +72,23 @@ class Embeddings(nn.Module):
 
 
 class Bert(nn.Module):
-    """BERT encoder; `apply({"params": params}, tokens, mask)` gives hidden states `[B, T, D]`."""
+    """BERT encoder; `apply({"params": params}, tokens, mask)` gives hidden states `[B, T, D]`.
+
+    Attributes:
+        pooling: how `retrieval.encode.embed` makes an embedding of the states; None, where no file
+            says so, for their mean scaled to length 1. DPR's encoders have their own way.
+    """
 
     config: BertConfig
+    pooling: Pooling | None = None
+
+    @property
+    def embedding_size(self) -> int:
+        """Number of features of a text's embedding (`E`)."""
+        c = self.config
+        if c.dpr_role is not None:
+            return c.projection_size or c.hidden_size
+        return (self.pooling or MEAN).count_features(c.hidden_size)
 
     def setup(self):
         c = self.config

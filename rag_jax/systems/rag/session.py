@@ -254,7 +254,7 @@ class Session(session.Session):
         self, params: PyTree, questions: Sequence[str]
     ) -> Float[np.ndarray, "N E"]:
         """Embeddings of questions by some parameters of their encoder."""
-        return self.encode(replace(self.encoder, params=params), questions)
+        return self.encode_queries(replace(self.encoder, params=params), questions)
 
     def load_index(self, folder: Path) -> Index:
         """The index over the corpus as it was before any training."""
