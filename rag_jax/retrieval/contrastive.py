@@ -25,12 +25,12 @@ from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.losses import in_batch_contrastive
 from rag_jax.models import Pretrained
-from rag_jax.models.nn.bert import Bert
+from rag_jax.models.io.architectures import Encoder, get_rules
 from rag_jax.retrieval.encode import embed, pad_texts
 from rag_jax.retrieval.texts import list_texts, tokenize_for_training
 from rag_jax.runtime.arguments import checked
 from rag_jax.runtime.progress import Progress
-from rag_jax.runtime.sharding import BERT_RULES, constrain_rows, count_data_rows
+from rag_jax.runtime.sharding import constrain_rows, count_data_rows
 from rag_jax.training.fit import Batch, Hook, fit
 from rag_jax.training.loop import LossFunction
 from rag_jax.training.trainable import Trainable
@@ -109,7 +109,12 @@ class Encoders:
 
 @checked
 def embed_in_chunks(
-    model: Bert, params: PyTree, tokens: Int[Array, "B T"], lengths: Int[Array, "B"], *, rows: int
+    model: Encoder,
+    params: PyTree,
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, "B"],
+    *,
+    rows: int,
 ) -> Float[Array, "B E"]:
     """Embeddings as from `embed`, for `jax.grad`: only one chunk's activations exist at a time.
 
@@ -320,7 +325,7 @@ def make_trainable(encoders: Encoders, mesh: Mesh) -> Trainable:
         frozen=None,
         init=lambda params: params,
         merge=lambda trained, base: trained,
-        rules=BERT_RULES,
+        rules=get_rules(encoders.question.config),
         mesh=mesh,
     )
 

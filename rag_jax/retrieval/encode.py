@@ -14,7 +14,7 @@ from rag_jax.data.batches import choose_widths, pad_rows, round_up
 from rag_jax.data.passages import Passage
 from rag_jax.data.token_rows import TokenRows
 from rag_jax.models import Pretrained
-from rag_jax.models.nn.bert import Bert
+from rag_jax.models.io.architectures import Encoder
 from rag_jax.models.nn.pooling import MEAN, pool_states
 from rag_jax.retrieval.texts import Role, list_texts, read_texts, tokenize_texts, tokenize_with
 from rag_jax.runtime.arguments import checked
@@ -123,7 +123,7 @@ def _embed_batches(
 
 @checked
 def embed(
-    model: Bert,
+    model: Encoder,
     params: PyTree,
     tokens: Int[Array, "B T"],
     mask: Bool[Array, "B T"] | Int[Array, "B T"],
@@ -152,7 +152,7 @@ def embed(
 
 @functools.partial(jax.jit, static_argnames=("model", "skipped"))
 def embed_batch(
-    model: Bert,
+    model: Encoder,
     params: PyTree,
     tokens: Int[Array, "B T"],
     lengths: Int[Array, "B"],

@@ -21,7 +21,6 @@ from rag_jax.models.int8 import quantize_layers
 from rag_jax.models.io.architectures import Config, get_rules
 from rag_jax.models.io.hub import fingerprint, resolve
 from rag_jax.models.io.load import load_config
-from rag_jax.models.nn.bert import Bert
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.pipeline.own_corpus import read_corpus
 from rag_jax.pipeline.stage import Stage, StageContext
@@ -130,7 +129,7 @@ class Session:
         """
         name = self._get_setting(field) if name is None else name
         loaded = self.load_model(name)
-        if not isinstance(loaded.model, Bert):
+        if not hasattr(loaded.model, "embedding_size"):
             raise RagJaxError(f"config.{field}={name}: is no encoder")
         return configure_encoder(loaded, self.encoding)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from rag_jax.models.io.architectures import Config, make_model
+from rag_jax.models.io.architectures import Config, Encoder, EncoderConfig, make_model
 from rag_jax.models.io.configs import read_config, read_gguf_config
 from rag_jax.models.io.gguf_file import read_gguf
 from rag_jax.models.io.hub import fingerprint, resolve
@@ -17,7 +17,6 @@ from rag_jax.models.io.tensors import read_safetensors
 from rag_jax.models.io.weight_files import find_weights
 from rag_jax.models.io.weights import build_params
 from rag_jax.models.nn.bart import Bart
-from rag_jax.models.nn.bert import Bert, BertConfig
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.runtime.errors import RagJaxError
@@ -42,7 +41,7 @@ class Pretrained:
     """
 
     config: Config
-    model: Decoder | Bert | Bart
+    model: Decoder | Encoder | Bart
     params: dict
     tokenizer: Tokenizer
     fingerprint: str
@@ -83,7 +82,7 @@ def load(
     else:
         config = read_config(folder / "config.json")
         tensors = read_safetensors(files)
-        is_encoder = isinstance(config, BertConfig)
+        is_encoder = isinstance(config, EncoderConfig)
         sentence_files = read_sentence(folder) if is_encoder else None
         tokenizer = _read_tokenizer(folder, config)
     if tokenizer.vocab_size > config.vocab_size:
@@ -96,7 +95,7 @@ def load(
     source = f"the weights in {folder}"
     params = build_params(config, tensors, dtype=dtype, mesh=mesh, rules=rules, source=source)
     sentence = None
-    if sentence_files is None and isinstance(config, BertConfig) and config.dpr_role is None:
+    if sentence_files is None and getattr(config, "dpr_role", "none") is None:
         _logger.warning(
             "%s has no %s, which would say what an embedding is: the mean of the tokens' states, "
             "scaled to length 1, is assumed",
@@ -141,5 +140,6 @@ def _find_files(name_or_path: str | Path) -> tuple[Path, list[Path], Path]:
 
 
 def _read_tokenizer(folder: Path, config: Config) -> Tokenizer:
-    stop_ids = () if isinstance(config, BertConfig) else read_stop_ids(folder)
+    is_encoder = isinstance(config, EncoderConfig)
+    stop_ids = () if is_encoder else read_stop_ids(folder)
     return Tokenizer.from_folder(folder, stop_ids=stop_ids)

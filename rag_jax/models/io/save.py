@@ -61,7 +61,8 @@ def save(
         _write_weights(new, weights, slots, shard_bytes)
         if pooling is not None:
             sentence = pretrained.sentence or Sentence()
-            write_sentence(new, pooling, sentence, pretrained.params)
+            width = pretrained.config.hidden_size
+            write_sentence(new, pooling, sentence, pretrained.params, width=width)
 
 
 def _describe_stops(tokenizer: Tokenizer) -> int | list[int] | None:

@@ -166,11 +166,14 @@ def _place(array: np.ndarray, dtype: Any, mesh: Mesh | None) -> Array:
     return shard_array(array, NamedSharding(mesh, PartitionSpec()), dtype)
 
 
-def write_sentence(folder: Path, pooling: Pooling, sentence: Sentence, params: Mapping) -> None:
+def write_sentence(
+    folder: Path, pooling: Pooling, sentence: Sentence, params: Mapping, *, width: int
+) -> None:
     """Writes the files that `read_sentence` and sentence-transformers read.
 
     Args:
         params: the encoder's parameters, with those of the dense layers.
+        width: number of features of a token's state.
     """
     modules = [("Transformer", ""), ("Pooling", _POOLING)]
     modules += [
@@ -186,7 +189,8 @@ def write_sentence(folder: Path, pooling: Pooling, sentence: Sentence, params: M
     for _, path in modules[1:]:
         (folder / path).mkdir()
     modes = {name: mode in pooling.modes for name, mode in _MODES.items()}
-    written = {**modes, "include_prompt": pooling.include_prompt}
+    written = {"word_embedding_dimension": width, **modes}
+    written["include_prompt"] = pooling.include_prompt
     write_json(folder / _POOLING / "config.json", written)
     for (_, path), step in zip(modules[2:], pooling.steps, strict=True):
         if isinstance(step, Dense):
