@@ -72,7 +72,8 @@ setup(
     extras_require={
         "demo": [FACTS],
         "test": TEST,
-        "parity": [*TEST, TORCH, "accelerate", "peft", TPU],  # accelerate for GGUF in transformers
+        # accelerate for GGUF in transformers
+        "parity": [*TEST, TORCH, "accelerate", "peft", "sentence-transformers>=6.2,<7", TPU],
         # TRL's trainer is the other side of preference optimisation; it changes between versions.
         "bench": [TORCH, FACTS, "accelerate", "peft", "faiss-cpu", "trl>=1.16,<1.17"],
         "tpu": [TPU],

@@ -32,7 +32,7 @@ from rag_jax.decoding import Trie
 from rag_jax.lora.store import AdapterStore
 from rag_jax.models import load
 from rag_jax.retrieval import BM25, Index
-from rag_jax.retrieval.encode import tokenize_texts
+from rag_jax.retrieval.texts import TextReading, tokenize_with
 from rag_jax.runtime.paths import expand_path
 from rag_jax.systems.prag import data as prag
 from rag_jax.systems.prag.rules import ask_by_rules, rewrite_by_rules
@@ -144,7 +144,7 @@ def measure_corpus(files: list[str]) -> dict[str, Any]:
         "bytes_in_memory": in_memory / count,
         "text_bytes": sum(len(text.encode()) for pair in texts for text in pair) / count,
         "words": sum(len(p.text.split()) for p in passages) / count,
-        "encoder_tokens": sum(map(len, tokenize_texts(encoder, texts, 512))) / count,
+        "encoder_tokens": sum(map(len, tokenize_with(TextReading(encoder), texts, 512))) / count,
         "trie": {
             "tokens": sum(map(len, sequences)) / count,
             "nodes": trie.size / count,

@@ -19,7 +19,7 @@ import numpy as np
 
 from rag_jax.data.formats import BadLines, stream_passages
 from rag_jax.models import load_tokenizer
-from rag_jax.retrieval.encode import list_texts, tokenize_texts
+from rag_jax.retrieval.texts import TextReading, list_texts, tokenize_with
 from rag_jax.runtime.files import read_jsonl
 from rag_jax.systems.self_retrieval.data import split_sentences
 
@@ -45,7 +45,7 @@ def main() -> None:
         return [len(decoder.encode(f" {text}")) for text in texts]
 
     def count_read(texts: Sequence) -> list[int]:
-        return [len(row) for row in tokenize_texts(encoder, texts, LONGEST)]
+        return [len(row) for row in tokenize_with(TextReading(encoder), texts, LONGEST)]
 
     tokens = {
         "question": count(questions),

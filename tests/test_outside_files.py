@@ -27,7 +27,7 @@ from rag_jax.lora.store import AdapterStore
 from rag_jax.models.io.configs import read_config, read_gguf_config
 from rag_jax.models.io.gguf_file import read_gguf
 from rag_jax.models.io.load import load as load_model
-from rag_jax.models.io.sentence import read_sentence_settings
+from rag_jax.models.io.sentence import read_sentence
 from rag_jax.models.io.stops import read_stop_ids
 from rag_jax.models.io.tensors import read_safetensors
 from rag_jax.models.io.weight_files import find_weights
@@ -119,8 +119,8 @@ KINDS = {
     "tokenizer": (read_tokenizer, "tokenizer.json", True),
     "tokenizer's settings": (read_tokenizer, "tokenizer_config.json", True),
     "chat template": (read_tokenizer, "chat_template.jinja", None),
-    "modules": (read_sentence_settings, "modules.json", True),
-    "pooling": (read_sentence_settings, "1_Pooling/config.json", True),
+    "modules": (read_sentence, "modules.json", True),
+    "pooling": (read_sentence, "1_Pooling/config.json", True),
     "vocabulary": (read_tokenizer, "vocab.json", True),
     "merges": (read_tokenizer, "merges.txt", None),
     "PEFT's config": (read_peft, "adapter_config.json", True),

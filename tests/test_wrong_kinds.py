@@ -34,6 +34,7 @@ from rag_jax.lora.store import AdapterStore
 from rag_jax.models import load, save
 from rag_jax.models.nn.bart import Bart, BartConfig
 from rag_jax.models.nn.bert import Bert, BertConfig
+from rag_jax.models.nn.pooling import MEAN, pool_states
 from rag_jax.models.vocabulary import grow_vocabulary, put_tokens, take_tokens
 from rag_jax.retrieval import (
     BM25,
@@ -43,7 +44,6 @@ from rag_jax.retrieval import (
     fingerprint_corpus,
     list_texts,
     make_text,
-    pool_mean,
 )
 from rag_jax.retrieval.contrastive import embed_in_chunks, list_pairs
 from rag_jax.runtime.errors import RagJaxError
@@ -259,7 +259,10 @@ CASES = {
         lambda: embed_in_chunks(BERT, BERT_PARAMS, TOKENS, STARTS[:1], rows=1),
         r"^embed_in_chunks: lengths is int32\[1\], expected integers \[B\], beside tokens int32",
     ),
-    "pool_mean: flat": (lambda: pool_mean(X, MASK), r"^pool_mean: hidden is float32\[2, 3\], exp"),
+    "pool_states: flat": (
+        lambda: pool_states(X, MASK, MEAN, {}),
+        r"^pool_states: hidden is float32\[2, 3\], exp",
+    ),
     "encode_texts: a module": (
         lambda: encode_texts(BERT, ["a"]),
         "^encode_texts: encoder is",

@@ -28,6 +28,7 @@ from rag_jax.models.io.weights import Slot, get_leaf, list_differences, list_slo
 from rag_jax.models.nn.bart import BartConfig
 from rag_jax.models.nn.bert import BertConfig
 from rag_jax.models.nn.decoder import DecoderConfig
+from rag_jax.models.nn.modern_bert import ModernBertConfig
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import replace_folder, write_json
 from rag_jax.runtime.outside import is_there, parsing, show
@@ -35,7 +36,12 @@ from rag_jax.runtime.paths import expand_path
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _BASE = "base_fingerprint"  # field of the weights' metadata, which PEFT ignores
-_TASKS = {DecoderConfig: "CAUSAL_LM", BartConfig: "SEQ_2_SEQ_LM", BertConfig: "FEATURE_EXTRACTION"}
+_TASKS = {
+    DecoderConfig: "CAUSAL_LM",
+    BartConfig: "SEQ_2_SEQ_LM",
+    BertConfig: "FEATURE_EXTRACTION",
+    ModernBertConfig: "FEATURE_EXTRACTION",
+}
 # Options that do not change what the adapter computes (how its training started, for instance), or
 # that this module implements. All other options, including future ones of PEFT, must be off.
 _KNOWN = {

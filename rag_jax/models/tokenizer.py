@@ -187,43 +187,77 @@ class Tokenizer:
 
     @cached_property
     def _start_ids(self) -> list[int]:
-        with parsing("the tokenizer", "puts no tokens before a text"):
-            encoding = self._core.encode("a", add_special_tokens=True)
-        pairs = zip(encoding.ids, encoding.sequence_ids, strict=True)
-        ids = [i for i, _ in itertools.takewhile(lambda pair: pair[1] is None, pairs)]
-        if beyond := [i for i in ids if i >= self.vocab_size]:
+        return self._read_frame(None)[0]
+
+    @cached_property
+    def _frames(self) -> dict[int, list[list[int]]]:
+        """What an encoder reads around one text and around two: before, between and after.
+
+        Raises:
+            RagJaxError: the tokenizer's files put nothing there, and it has no [CLS] and [SEP].
+        """
+        frames = {1: self._read_frame(None), 2: self._read_frame("a")}
+        if any(map(len, frames[1])) and len(frames[2]) == 3:
+            return frames
+        start, end = [self.token_id("[CLS]")], [self.token_id("[SEP]")]
+        return {1: [start, end], 2: [start, end, end]}
+
+    def _read_frame(self, pair: str | None) -> list[list[int]]:
+        """The tokens that the tokenizer puts before a text, maybe before a second one, and after.
+
+        Raises:
+            RagJaxError: one is none of the vocabulary.
+        """
+        with parsing("the tokenizer", "puts no tokens around a text"):
+            encoding = self._core.encode("a", pair, add_special_tokens=True)
+        parts, before = [[]], None
+        for token, text in zip(encoding.ids, encoding.sequence_ids, strict=True):
+            if text is None:
+                parts[-1].append(token)
+            elif text != before:
+                parts, before = [*parts, []], text
+        if beyond := [i for i in itertools.chain(*parts) if i >= self.vocab_size]:
             raise RagJaxError(
-                f"the token {beyond[0]}, which the tokenizer puts before every text, is none of "
+                f"the token {beyond[0]}, which the tokenizer puts around every text, is none of "
                 f"its {self.vocab_size}"
             )
-        return ids
+        return parts
 
     def encode_with_specials(
         self, text: str, *, max_length: int, pair: str | None = None
     ) -> list[int]:
-        """Token ids of `[CLS] text [SEP]`, or `[CLS] text [SEP] pair [SEP]`, for a BERT encoder.
+        """Token ids of a text, or of two, as an encoder reads them.
+
+        What stands around them is as the tokenizer's files have it, for BERT `[CLS] text [SEP]` and
+        `[CLS] text [SEP] pair [SEP]`.
 
         Args:
             max_length: maximum number of ids, special tokens included. Texts are truncated at the
                 end, the longer text of a pair first.
 
         Raises:
-            RagJaxError: there is no [CLS] or [SEP], or `max_length` has no room for both.
+            RagJaxError: there are no such tokens, or `max_length` has no room for them.
         """
         texts = [self.encode(part) for part in (text, pair) if part is not None]
-        room = max_length - 1 - len(texts)
+        start, *ends = self._frames[len(texts)]
+        room = max_length - len(start) - sum(map(len, ends))
         if room < 0:
-            raise RagJaxError(f"max_length {max_length} has no room for [CLS] and [SEP]; raise it")
+            tokens = " and ".join({self._core.id_to_token(i) for i in (*start, *ends[-1])})
+            raise RagJaxError(f"max_length {max_length} has no room for {tokens}; raise it")
         if pair is not None:
             shorter = min(len(texts[0]), len(texts[1]), room // 2)
             kept = shorter if len(texts[0]) <= len(texts[1]) else room - shorter
             texts[1] = texts[1][: room - min(kept, len(texts[0]))]
             room = kept
         texts[0] = texts[0][:room]
-        ids = [self.token_id("[CLS]")]
-        for part in texts:
-            ids += [*part, self.token_id("[SEP]")]
+        ids = list(start)
+        for part, end in zip(texts, ends, strict=True):
+            ids += [*part, *end]
         return ids
+
+    def count_tokens_after(self) -> int:
+        """Number of tokens that `encode_with_specials` puts after a text."""
+        return len(self._frames[1][-1])
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids; special tokens are skipped.

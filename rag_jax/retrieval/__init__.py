@@ -2,8 +2,9 @@
 
 from rag_jax.data.passages import fingerprint_corpus
 from rag_jax.retrieval.bm25 import BM25
-from rag_jax.retrieval.encode import embed, encode_texts, list_texts, make_text, pool_mean
+from rag_jax.retrieval.encode import embed, encode_texts
 from rag_jax.retrieval.index import Index
+from rag_jax.retrieval.texts import list_texts, make_text
 
 __all__ = [
     "BM25",
@@ -13,5 +14,4 @@ __all__ = [
     "fingerprint_corpus",
     "list_texts",
     "make_text",
-    "pool_mean",
 ]

@@ -25,11 +25,12 @@ from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.losses import in_batch_contrastive
 from rag_jax.models import Pretrained
-from rag_jax.models.nn.bert import Bert
-from rag_jax.retrieval.encode import embed, list_texts, pad_texts, tokenize_texts
+from rag_jax.models.io.architectures import Encoder, get_rules
+from rag_jax.retrieval.encode import embed, pad_texts
+from rag_jax.retrieval.texts import list_texts, tokenize_for_training
 from rag_jax.runtime.arguments import checked
 from rag_jax.runtime.progress import Progress
-from rag_jax.runtime.sharding import BERT_RULES, constrain_rows, count_data_rows
+from rag_jax.runtime.sharding import constrain_rows, count_data_rows
 from rag_jax.training.fit import Batch, Hook, fit
 from rag_jax.training.loop import LossFunction
 from rag_jax.training.trainable import Trainable
@@ -108,7 +109,12 @@ class Encoders:
 
 @checked
 def embed_in_chunks(
-    model: Bert, params: PyTree, tokens: Int[Array, "B T"], lengths: Int[Array, "B"], *, rows: int
+    model: Encoder,
+    params: PyTree,
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, "B"],
+    *,
+    rows: int,
 ) -> Float[Array, "B E"]:
     """Embeddings as from `embed`, for `jax.grad`: only one chunk's activations exist at a time.
 
@@ -248,11 +254,11 @@ def make_batches(
     """Batches of pairs, with their texts tokenized and cut to `max_length` tokens."""
     rows = sorted({row for pair in pairs for row in (pair.positive, *pair.negatives)})
     texts = list_texts([passages[row] for row in rows])
-    cut = functools.partial(tokenize_texts, max_length=max_length)
+    cut = functools.partial(tokenize_for_training, max_length=max_length)
     return PairBatches(
         pairs,
-        cut(encoders.question.tokenizer, [question.question for question in questions]),
-        dict(zip(rows, cut(encoders.passage.tokenizer, texts), strict=True)),
+        cut(encoders.question, [question.question for question in questions], role="query"),
+        dict(zip(rows, cut(encoders.passage, texts, role="document"), strict=True)),
         settings,
         seed,
     )
@@ -319,7 +325,7 @@ def make_trainable(encoders: Encoders, mesh: Mesh) -> Trainable:
         frozen=None,
         init=lambda params: params,
         merge=lambda trained, base: trained,
-        rules=BERT_RULES,
+        rules=get_rules(encoders.question.config),
         mesh=mesh,
     )
 

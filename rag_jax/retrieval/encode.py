@@ -1,10 +1,9 @@
-"""Text encoding: embeddings by the normalised mean of the token states, or by DPR's [CLS] state."""
+"""Text encoding: embeddings as the encoder's own files have them, or by DPR's [CLS] state."""
 
 import functools
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +14,9 @@ from rag_jax.data.batches import choose_widths, pad_rows, round_up
 from rag_jax.data.passages import Passage
 from rag_jax.data.token_rows import TokenRows
 from rag_jax.models import Pretrained
-from rag_jax.models.nn.bert import Bert
-from rag_jax.models.tokenizer import Tokenizer
+from rag_jax.models.io.architectures import Encoder
+from rag_jax.models.nn.pooling import MEAN, pool_states
+from rag_jax.retrieval.texts import Role, list_texts, read_texts, tokenize_texts, tokenize_with
 from rag_jax.runtime.arguments import checked
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.hosts import fetch
@@ -33,32 +33,12 @@ SAMPLED = 4096  # texts of a corpus by which its widths are chosen
 _logger = logging.getLogger(__name__)
 
 
-def list_texts(passages: Iterable[Passage]) -> list[str | tuple[str, str]]:
-    """Texts of passages as encoders read them, by `make_text`."""
-    return list(map(make_text, passages))
-
-
-def make_text(passage: Passage) -> str | tuple[str, str]:
-    """Text of a passage as encoders and BM25 read it: (title, text), or the text if untitled.
-
-    An empty title would add a separator, which encoders did not see before untitled passages in
-    training.
-
-    Raises:
-        TypeError: it is no `Passage`.
-    """
-    if not isinstance(passage, Passage):
-        raise TypeError(
-            f"{passage!r} is no Passage: read a corpus, or use Passage(id, title, text)"
-        )
-    return (passage.title, passage.text) if passage.title else passage.text
-
-
 @checked
 def encode_texts(
     encoder: Pretrained,
     texts: Iterable[str | tuple[str, str]],
     *,
+    role: Role | None = None,
     max_length: int = 128,
     batch_size: int = 64,
     widths: Sequence[int] = (),
@@ -73,9 +53,9 @@ def encode_texts(
     embeddings by rounding only.
 
     Args:
-        texts: strings, or (title, text) pairs; only their tokens are kept in memory. A pair is
-            encoded as `[CLS] title [SEP] text [SEP]` with a single token type, as in the training
-            of DPR; MiniLM saw single texts only.
+        texts: strings, or (title, text) pairs; only their tokens are kept in memory; see
+            `tokenize_texts`.
+        role: which of the encoder's prompts stands before the texts; see `Sentence.find_prompt`.
         max_length: as for `tokenize_texts`.
         batch_size: number of rows of 16 tokens in a batch. Batches of wider rows have fewer rows,
             so that all batches cost the same; 1,024 tokens is where a CPU is fastest. The number of
@@ -88,12 +68,9 @@ def encode_texts(
 
     Raises:
         RagJaxError: as `tokenize_texts`, or the model is no encoder, or `batch_size` or
-            `max_length` is out of range, or the encoder's own files ask for other embeddings.
+            `max_length` is out of range.
     """
-    if not hasattr(encoder.config, "dpr_role"):
-        kind = type(encoder.model).__name__
-        raise RagJaxError(f"encoder: a {kind} embeds no texts; load a BERT or DPR encoder")
-    _check_settings(encoder)
+    _check_encoder(encoder)
     if batch_size < 1:
         raise RagJaxError(f"batch_size is {batch_size}: it must be at least 1")
     if max_length > encoder.config.max_length:
@@ -101,13 +78,14 @@ def encode_texts(
             f"max_length is {max_length}, but the encoder has positions for only "
             f"{encoder.config.max_length} tokens: lower it"
         )
-    token_rows = TokenRows(_tokenize(encoder.tokenizer, texts, max_length))
-    embeddings = np.empty((len(token_rows), encoder.config.embedding_size), np.float32)
+    reading = read_texts(encoder, role)
+    token_rows = TokenRows(tokenize_with(reading, texts, max_length))
+    embeddings = np.empty((len(token_rows), encoder.model.embedding_size), np.float32)
     num_encoded = 0
     if not widths:
         worth = count_program_tokens(program_tokens, on_cpu=_PROGRAM_TOKENS)
         widths = choose_widths(token_rows.lengths, program_tokens=worth)
-    for indices, values in _embed_batches(encoder, token_rows, batch_size, widths):
+    for indices, values in _embed_batches(encoder, token_rows, batch_size, widths, reading.skipped):
         embeddings[indices] = values
         num_encoded += len(indices)
         if progress is not None:
@@ -115,39 +93,27 @@ def encode_texts(
     return embeddings
 
 
-def _check_settings(encoder: Pretrained) -> None:
-    """Raises a RagJaxError if the encoder's files ask for other embeddings than `embed` makes."""
-    settings, by_role = encoder.sentence, encoder.config.dpr_role is not None
-    if settings is None:
-        return
-    pooling, made = ("cls", "the [CLS] state") if by_role else ("mean", "the normalised mean")
-    asked = [] if settings.pooling == pooling else [f"the pooling {settings.pooling!r}"]
-    if settings.normalized is by_role:
-        asked.append("embeddings scaled to length 1" if by_role else "embeddings of any length")
-    if settings.prompts:
-        asked.append(f"the prompts {', '.join(map(repr, settings.prompts))}")
-    if settings.lower_case and encoder.tokenizer.encode("A") != encoder.tokenizer.encode("a"):
-        asked.append("texts in lower case")
-    if asked:
-        plain_cls = settings.pooling == "cls" and not settings.normalized and not by_role
-        hint = "set config.encoder.pooling='cls' (dpr), " if plain_cls else ""
-        raise RagJaxError(
-            f"{settings.source} asks for {' and '.join(asked)}, but embeddings here are {made} of "
-            f"the text alone: {hint}choose another encoder, or remove the encoder's files "
-            "modules.json, 1_Pooling and config_sentence_transformers.json to have these all the "
-            "same"
-        )
+def _check_encoder(encoder: Pretrained) -> None:
+    """Raises a RagJaxError if the model is no encoder."""
+    if not hasattr(encoder.model, "embedding_size"):
+        kind = type(encoder.model).__name__
+        raise RagJaxError(f"encoder: a {kind} embeds no texts; load a BERT or DPR encoder")
 
 
 def _embed_batches(
-    encoder: Pretrained, token_rows: TokenRows, batch_size: int, widths: Sequence[int]
+    encoder: Pretrained,
+    token_rows: TokenRows,
+    batch_size: int,
+    widths: Sequence[int],
+    skipped: int,
 ) -> Iterator[tuple[list[int], Float[np.ndarray, "B E"]]]:
     """Yields batches as indices of texts and their embeddings, longest texts first."""
 
     def dispatch(batch: tuple[list[int], tuple[int, int]]) -> tuple[list[int], Array]:
         indices, shape = batch
         arrays = pad_texts([token_rows[i] for i in indices], *shape)
-        return indices, embed_batch(encoder.model, encoder.params, *shard_batch(arrays))
+        inputs = encoder.model, encoder.params, *shard_batch(arrays)
+        return indices, embed_batch(*inputs, skipped=skipped)
 
     running = map(dispatch, plan_batches(token_rows.lengths, batch_size, widths))
     # Each batch is dispatched to the device before the previous one is waited for.
@@ -157,95 +123,49 @@ def _embed_batches(
 
 @checked
 def embed(
-    model: Bert,
+    model: Encoder,
     params: PyTree,
     tokens: Int[Array, "B T"],
     mask: Bool[Array, "B T"] | Int[Array, "B T"],
+    *,
+    skipped: int = 0,
 ) -> Float[Array, "B E"]:
     """Embeddings of tokenised texts in float32, pooled as in the training of the encoder.
 
     Rows of `tokens` have special tokens and padding on the right, where `mask` is False or 0.
 
-    For a plain BERT, the embedding is the mean of the last layer's states over all tokens of the
-    text, [CLS] and [SEP] included, scaled to length 1. This is the pooling of all-MiniLM-L6-v2
-    (Reimers and Gurevych 2019, section 3); dot products are cosines. For one of DPR's encoders, the
-    embedding is the state at the first token, [CLS], without a scaling (Karpukhin et al. 2020,
-    section 3.1).
+    For a plain BERT, the states of the last layer are pooled by the model's `pooling`; without one
+    the embedding is their mean over all tokens of the text, [CLS] and [SEP] included, scaled to
+    length 1. This is the pooling of all-MiniLM-L6-v2 (Reimers and Gurevych 2019, section 3); dot
+    products are cosines. For one of DPR's encoders, the embedding is the state at the first token,
+    [CLS], without a scaling (Karpukhin et al. 2020, section 3.1).
+
+    Args:
+        skipped: as for `pool_states`.
     """
     hidden = model.apply({"params": params}, tokens, mask)
     if model.config.dpr_role is None:
-        return pool_mean(hidden, mask)
+        return pool_states(hidden, mask, model.pooling or MEAN, params, skipped=skipped)
     states = model.apply({"params": params}, hidden[:, 0], method="project")
     return states.astype(jnp.float32)
 
 
-@checked
-def pool_mean(
-    hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"] | Int[Array, "B T"]
-) -> Float[Array, "B D"]:
-    """Mean of the states of each row's tokens, scaled to length 1; zeros for a row of padding."""
-    weights = mask.astype(jnp.float32)[..., None]
-    total = jnp.sum(hidden.astype(jnp.float32) * weights, axis=1)
-    # The divisor cancels in the normalisation, but keeps the squares within the range of float32.
-    mean = total / jnp.maximum(jnp.sum(weights, axis=1), 1)
-    squared = jnp.sum(mean * mean, axis=-1, keepdims=True)
-    return mean * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))
-
-
-@functools.partial(jax.jit, static_argnames="model")
+@functools.partial(jax.jit, static_argnames=("model", "skipped"))
 def embed_batch(
-    model: Bert, params: PyTree, tokens: Int[Array, "B T"], lengths: Int[Array, "B"]
+    model: Encoder,
+    params: PyTree,
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, "B"],
+    *,
+    skipped: int = 0,
 ) -> Float[Array, "B E"]:
     """Embeddings by `embed` of rows of `lengths` tokens, at least 1; compiled once per shape."""
     mask = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
-    return embed(model, params, tokens, mask)
-
-
-def tokenize_texts(
-    tokenizer: Tokenizer, texts: Sequence[str | tuple[str, str]], max_length: int
-) -> list[list[int]]:
-    """Token ids of each text, or (title, text) pair, with special tokens.
-
-    Args:
-        max_length: maximum number of tokens of a text, special tokens included. Longer texts are
-            cut, and their number is logged as a warning.
-
-    Raises:
-        RagJaxError: a text is neither a string nor a pair of strings, or `max_length` is too small
-            for the special tokens.
-    """
-    return list(_tokenize(tokenizer, texts, max_length))
-
-
-def _tokenize(
-    tokenizer: Tokenizer, texts: Iterable[str | tuple[str, str]], max_length: int
-) -> Iterator[list[int]]:
-    """Yields what `tokenize_texts` returns."""
-    if isinstance(texts, str):
-        raise RagJaxError("texts is one string: pass a list of texts")
-    num_cut, i = 0, -1
-    for i, text in enumerate(texts):
-        parts = (text,) if isinstance(text, str) else tuple(text) if _is_pair(text) else None
-        if parts is None:
-            raise RagJaxError(f"text {i} is neither a string nor a (title, text) pair of strings")
-        pair = parts[1] if len(parts) == 2 else None
-        # A limit of one more token distinguishes a text that is too long from one that just fits.
-        row = tokenizer.encode_with_specials(parts[0], max_length=max_length + 1, pair=pair)
-        if len(row) > max_length:
-            num_cut += 1
-            row = tokenizer.encode_with_specials(parts[0], max_length=max_length, pair=pair)
-        yield row
-    if num_cut:
-        _logger.warning("%d of %d texts were cut to %d tokens", num_cut, i + 1, max_length)
-
-
-def _is_pair(text: Any) -> bool:
-    is_sequence = isinstance(text, (tuple, list)) and len(text) == 2
-    return is_sequence and all(isinstance(part, str) for part in text)
+    return embed(model, params, tokens, mask, skipped=skipped)
 
 
 def plan_widths(
-    tokenizer: Tokenizer,
+    encoder: Pretrained,
     passages: Sequence[Passage],
     max_length: int,
     *,
@@ -257,7 +177,7 @@ def plan_widths(
     """
     rows = range(0, len(passages), max(1, -(-len(passages) // SAMPLED)))
     texts = list_texts(passages[i] for i in rows)
-    lengths = [len(row) for row in tokenize_texts(tokenizer, texts, max_length)]
+    lengths = [len(row) for row in tokenize_texts(encoder, texts, max_length, role="document")]
     return choose_corpus_widths(lengths, len(passages), max_length, program_tokens=program_tokens)
 
 

@@ -12,7 +12,7 @@ from rag_jax.data.matching import has_answer
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.retrieval.bm25 import BM25
-from rag_jax.retrieval.encode import make_text
+from rag_jax.retrieval.texts import make_text
 
 
 def make_miner(

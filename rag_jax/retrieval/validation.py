@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.retrieval.contrastive import Encoders, Pair
-from rag_jax.retrieval.encode import list_texts
+from rag_jax.retrieval.texts import list_texts
 from rag_jax.runtime.checkpoint import load_tree, save_tree
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import append_line, read_lines, to_json
@@ -76,9 +76,9 @@ def measure_rank(
     encode: Callable[..., Float[np.ndarray, "N E"]],
 ) -> float:
     """The average rank by a pair of encoders."""
-    queries = encode(encoders.question, pool.questions)
+    queries = encode(encoders.question, pool.questions, "query")
     texts = list_texts([passages[row] for row in pool.rows.tolist()])
-    candidates = encode(encoders.passage, texts)
+    candidates = encode(encoders.passage, texts, "document")
     return average_rank(queries, candidates, pool.counts, pool.positives)
 
 

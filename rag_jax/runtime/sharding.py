@@ -51,6 +51,15 @@ BERT_RULES: Rules = (
     (r"(embed/norm|layers_\d+/(attention|ffn)_norm)/(scale|bias)", _WHOLE),
     (r"projection/kernel", _SPLIT_OUT),
     (r"projection/bias", _WHOLE),
+    (r"near/embedding", _WHOLE),
+    (r"dense_\d+/(kernel|bias)", _WHOLE),  # of its pooling
+)
+MODERN_BERT_RULES: Rules = (
+    (r"embed/embedding", _SPLIT_IN),
+    (r"layers_\d+/(query|key|value|gate|up)/kernel", _SPLIT_OUT),
+    (r"layers_\d+/(output|down)/kernel", _SPLIT_IN),
+    (r"(layers_\d+/(attention|ffn)_norm|(embed|final)_norm)/scale", _WHOLE),
+    (r"dense_\d+/(kernel|bias)", _WHOLE),  # of its pooling
 )
 BART_RULES: Rules = (
     (r"(embed|(en|de)coder_position)/embedding", _SPLIT_IN),

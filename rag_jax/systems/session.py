@@ -21,11 +21,11 @@ from rag_jax.models.int8 import quantize_layers
 from rag_jax.models.io.architectures import Config, get_rules
 from rag_jax.models.io.hub import fingerprint, resolve
 from rag_jax.models.io.load import load_config
-from rag_jax.models.nn.bert import Bert
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.pipeline.own_corpus import read_corpus
 from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.retrieval import Index, encode_texts, fingerprint_corpus, list_texts
+from rag_jax.retrieval.texts import Role, configure_encoder, extend_fingerprint
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.progress import log
 from rag_jax.runtime.sharding import (
@@ -129,13 +129,15 @@ class Session:
         """
         name = self._get_setting(field) if name is None else name
         loaded = self.load_model(name)
-        if not isinstance(loaded.model, Bert):
+        if not hasattr(loaded.model, "embedding_size"):
             raise RagJaxError(f"config.{field}={name}: is no encoder")
-        return loaded
+        return configure_encoder(loaded, self.encoding)
 
     def fingerprint(self, field: str) -> str:
-        """SHA-256 of the files of the model that a setting names."""
-        return fingerprint(resolve(self._get_setting(field)))
+        """SHA-256 of the files of the model that a setting names, and of an encoder's settings."""
+        found = fingerprint(resolve(self._get_setting(field)))
+        is_encoder = field.startswith(f"{self.encoder_field}.")
+        return extend_fingerprint(found, self.encoding) if is_encoder else found
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -168,19 +170,29 @@ class Session:
         return self.load_encoder(f"{self.encoder_field}.name")
 
     def encode(
-        self, encoder: Pretrained, texts: Sequence[str | tuple[str, str]], **options: Any
+        self,
+        encoder: Pretrained,
+        texts: Sequence[str | tuple[str, str]],
+        role: Role | None,
+        **options: Any,
     ) -> Float[np.ndarray, "N E"]:
-        """Embeddings by the run's settings; further `options` of `encode_texts`."""
+        """Embeddings by the run's settings; `role` and further `options` of `encode_texts`."""
         c = self.encoding
         sizes = {"max_length": c.max_length, "batch_size": c.batch_size}
         options = {"program_tokens": c.program_tokens, **options}
-        return encode_texts(encoder, texts, **sizes, **options)
+        return encode_texts(encoder, texts, role=role, **sizes, **options)
+
+    def encode_queries(
+        self, encoder: Pretrained, questions: Sequence[str], **options: Any
+    ) -> Float[np.ndarray, "N E"]:
+        """Embeddings of questions; further `options` of `encode_texts`."""
+        return self.encode(encoder, questions, "query", **options)
 
     def encode_passages(
         self, encoder: Pretrained, passages: Sequence[Passage], **options: Any
     ) -> Float[np.ndarray, "N E"]:
         """Embeddings of passages; further `options` of `encode_texts`."""
-        return self.encode(encoder, list_texts(passages), **options)
+        return self.encode(encoder, list_texts(passages), "document", **options)
 
     def build_index(
         self,
@@ -205,7 +217,7 @@ class Session:
         """Passages in place of the run's and their embeddings; see `own_corpus.read_corpus`."""
         limit = self.encoding.max_length
         made_by = {"encoder": encoder.fingerprint, "max_length": limit}
-        return read_corpus(path, partial(self.encode, encoder), **made_by)
+        return read_corpus(path, partial(self.encode, encoder, role="document"), **made_by)
 
     # Passages and questions.
 

@@ -119,7 +119,7 @@ def embed_corpus(
 ) -> Float[np.ndarray, "N E"]:
     """Embeddings of all passages, as a memory map of the stage's `embeddings.npy`."""
     worth = {"program_tokens": encoding.program_tokens}
-    widths = plan_widths(encoder.tokenizer, passages, encoding.max_length, **worth)
+    widths = plan_widths(encoder, passages, encoding.max_length, **worth)
 
     def encode(part: Sequence[Passage]) -> Float[np.ndarray, "n E"]:
         return encode_passages(encoder, part, widths=widths)

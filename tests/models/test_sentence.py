@@ -1,16 +1,19 @@
-"""A sentence encoder's own settings are those that are followed, or they are refused by name."""
+"""An encoder's own settings are followed, or refused by name."""
 
 import json
+import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from rag_jax.models import load
-from rag_jax.models.nn.bert import Bert
+from rag_jax.config import EncoderConfig
+from rag_jax.models import load, save
 from rag_jax.retrieval import encode_texts
+from rag_jax.retrieval.texts import configure_encoder, tokenize_for_training
 from rag_jax.runtime.errors import RagJaxError
 
 BERT = Path(__file__).parents[1] / "golden" / "bert"
@@ -22,8 +25,13 @@ def folder(tmp_path):
     return shutil.copytree(BERT, tmp_path / "model")
 
 
-def write(folder, *, modules=("Transformer", "Pooling", "Normalize"), pooling=None, prompts=None):
-    """Writes the files of sentence-transformers; `pooling` are the fields of 1_Pooling."""
+def write(
+    folder, *, modules=("Transformer", "Pooling", "Normalize"), pooling=None, prompts=None, dense=()
+):
+    """Writes the files of sentence-transformers; `pooling` are the fields of 1_Pooling.
+
+    `dense` are a layer's fields and tensors, one for each Dense of `modules`.
+    """
     folders = {"Transformer": "", "Pooling": "1_Pooling"}
     entries = [
         {"idx": i, "name": str(i), "path": folders.get(kind, f"{i}_{kind}"), "type": prefix + kind}
@@ -35,15 +43,36 @@ def write(folder, *, modules=("Transformer", "Pooling", "Normalize"), pooling=No
     (folder / "1_Pooling").mkdir(exist_ok=True)
     pooling = {"pooling_mode_mean_tokens": True} if pooling is None else pooling
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    layers = iter(dense)
+    for i, kind in enumerate(modules):
+        if kind == "Dense":
+            fields, tensors = next(layers)
+            (folder / f"{i}_Dense").mkdir()
+            (folder / f"{i}_Dense" / "config.json").write_text(json.dumps(fields))
+            save_file(tensors, folder / f"{i}_Dense" / "model.safetensors")
     if prompts is not None:
         (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
 
 
-def embed(folder):
-    return encode_texts(load(folder), ["What is the capital of France?"], max_length=16)
+def embed(folder, text="What is the capital of France?", **options):
+    return encode_texts(load(folder), [text], max_length=16, **options)
+
+
+def states(text="What is the capital of France?"):
+    """The states of a text's tokens."""
+    bert = load(BERT)
+    row = bert.tokenizer.encode_with_specials(text, max_length=16)
+    tokens = np.asarray([row])
+    return np.asarray(bert.model.apply({"params": bert.params}, tokens, np.ones_like(tokens)))[0]
+
+
+def scale(x):
+    return x / np.linalg.norm(x)
 
 
 MEAN = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+CLS = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+PLAIN = ("Transformer", "Pooling")
 
 
 @pytest.mark.parametrize(
@@ -57,55 +86,181 @@ MEAN = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
         {"prompts": {"default_prompt_name": None, "similarity_fn_name": "cosine"}},
     ],
 )
-def test_the_normalised_mean_is_followed(settings, folder):
-    expected = embed(BERT)
+def test_the_normalised_mean_changes_nothing(settings, folder):
     write(folder, **settings)
-    np.testing.assert_array_equal(embed(folder), expected)
+    np.testing.assert_array_equal(embed(folder), embed(BERT))
     assert load(folder).fingerprint == load(BERT).fingerprint
 
 
-CLS = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
-PLAIN = ("Transformer", "Pooling")
+def join(*modes):
+    return {"pooling_mode": list(modes)}
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("pooling", "wanted"),
     [
-        ({"pooling": CLS}, r"modules.json asks for the pooling 'cls', .* choose another"),
-        ({"pooling": CLS, "modules": PLAIN}, "'cls' and .* any length, .*encoder.pooling='cls'"),
-        ({"modules": PLAIN}, "modules.json asks for embeddings of any length, but .* normalised"),
-        ({"pooling": {"pooling_mode_cls_token": True}}, r"the pooling 'cls\+mean'"),
-        ({"pooling": {**MEAN, "pooling_mode_max_tokens": True}}, r"the pooling 'max\+mean'"),
-        ({"pooling": {"pooling_mode": "lasttoken"}}, "the pooling 'lasttoken'"),
-        ({"pooling": {"pooling_mode_mean_tokens": False}}, "the pooling 'none'"),
-        ({"prompts": {"prompts": {"query": "query: ", "x": ""}}}, "the prompts 'query', but"),
+        (CLS, lambda h: h[0]),
+        ({"pooling_mode_cls_token": True}, lambda h: h[0]),
+        ({"pooling_mode": "lasttoken"}, lambda h: h[-1]),
+        (join("max"), lambda h: h.max(axis=0)),
+        (join("mean_sqrt_len_tokens"), lambda h: h.sum(axis=0) / np.sqrt(len(h))),
+        (join("weightedmean"), lambda h: np.average(h, axis=0, weights=np.arange(1, len(h) + 1))),
+        (join("cls", "mean"), lambda h: np.concatenate([h[0], h.mean(axis=0)])),
     ],
 )
-def test_other_embeddings_are_refused(settings, message, folder):
-    write(folder, **settings)
-    with pytest.raises(RagJaxError, match=message):
-        embed(folder)
+def test_pooling(pooling, wanted, folder):
+    write(folder, pooling=pooling, modules=PLAIN)
+    expected = wanted(states().astype(np.float64))
+    np.testing.assert_allclose(embed(folder)[0], expected, atol=1e-5)
+    write(folder, pooling=pooling)
+    np.testing.assert_allclose(embed(folder)[0], scale(expected), atol=1e-5)
+    assert load(folder).fingerprint != load(BERT).fingerprint
+
+
+def make_dense(inputs, outputs, *, activation="torch.nn.modules.linear.Identity", bias=False):
+    rng = np.random.default_rng(inputs)
+    fields = {"in_features": inputs, "out_features": outputs, "bias": bias}
+    tensors = {"linear.weight": rng.normal(size=(outputs, inputs)).astype(np.float32)}
+    tensors |= {"linear.bias": rng.normal(size=outputs).astype(np.float32)} if bias else {}
+    return {**fields, "activation_function": activation}, tensors
+
+
+TANH = "torch.nn.modules.activation.Tanh"
+
+
+def test_dense_layers_are_run_in_their_order_and_saved(folder, tmp_path):
+    size = states().shape[1]
+    layers = make_dense(size, 7), make_dense(7, 5, activation=TANH, bias=True)
+    write(folder, modules=(*PLAIN, "Dense", "Dense", "Normalize"), dense=layers)
+    (_, first), (_, second) = layers
+    x = first["linear.weight"] @ states().mean(axis=0)
+    x = np.tanh(second["linear.weight"] @ x + second["linear.bias"])
+    np.testing.assert_allclose(embed(folder)[0], scale(x), atol=1e-5)
+    (folder / "config_sentence_transformers.json").write_text('{"prompts": {"query": "Ask: "}}')
+    for _ in range(2):  # into a new folder, and over it
+        save(load(folder), tmp_path / "saved")
+    np.testing.assert_array_equal(embed(tmp_path / "saved"), embed(folder))
+    found, wanted = load(tmp_path / "saved"), load(folder)
+    assert found.model.pooling == wanted.model.pooling
+    assert dict(found.sentence.prompts) == {"query": "Ask: "}
+
+
+def test_a_prompt_is_chosen_by_role(folder):
+    prompts = {"query": "ask: ", "passage": "read: ", "default": "so: "}
+    write(folder, prompts={"prompts": prompts, "default_prompt_name": "default"})
+    wanted = {"query": "ask: ", "document": "read: ", None: "so: "}
+    for role, prompt in wanted.items():
+        text = f"{prompt}Paris Its capital"
+        np.testing.assert_array_equal(
+            embed(folder, "Paris Its capital", role=role), embed(BERT, text)
+        )
+        # With prompts, a title is no text of its own.
+        pair = embed(folder, ("Paris", "Its capital"), role=role)
+        np.testing.assert_array_equal(pair, embed(BERT, text))
+    with pytest.raises(RagJaxError, match=r"^role='passage': must be 'query' or 'document'"):
+        embed(folder, "a", role="passage")
+
+
+def test_prompts_that_are_no_part_of_the_embedding(folder):
+    write(folder, prompts={"prompts": {"query": "ask this: "}}, pooling={"include_prompt": False})
+    skipped = len(load(BERT).tokenizer.encode("ask this: "))
+    expected = states("ask this: who?")[1 + skipped :].mean(axis=0)
+    np.testing.assert_allclose(embed(folder, "who?", role="query")[0], scale(expected), atol=1e-5)
+    np.testing.assert_array_equal(embed(folder, "who?", role="document"), embed(BERT, "who?"))
+    with pytest.raises(RagJaxError, match="include_prompt is false.* query_prompt=''"):
+        tokenize_for_training(load(folder), ["who?"], 16, role="query")
+
+
+def test_the_run_s_settings_go_before_the_files(folder):
+    write(folder, prompts={"prompts": {"query": "ask: "}})
+    settings = EncoderConfig(query_prompt="", passage_prompt="P: ", dimensions=6)
+    encoder = configure_encoder(load(folder), settings)
+    whole = embed(BERT, "P: who?")[0]
+    found = encode_texts(encoder, ["who?"], max_length=16, role="document")[0]
+    np.testing.assert_allclose(found, scale(whole[:6]), atol=1e-6)
+    own = encode_texts(encoder, ["who?"], max_length=16, role="query")[0]
+    np.testing.assert_allclose(own, scale(embed(BERT, "who?")[0, :6]), atol=1e-6)
+    assert encoder.fingerprint not in (load(folder).fingerprint, load(BERT).fingerprint)
+    assert configure_encoder(load(folder), EncoderConfig()).fingerprint == load(folder).fingerprint
+    with pytest.raises(RagJaxError, match="dimensions is 6000: an embedding has"):
+        configure_encoder(load(folder), EncoderConfig(dimensions=6000))
+
+
+def test_lower_case(folder):
+    write(folder)
+    (folder / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
+    path = folder / "tokenizer.json"
+    core = json.loads(path.read_text())
+    core["normalizer"]["lowercase"] = False
+    path.write_text(json.dumps(core))
+    np.testing.assert_array_equal(embed(folder, "WHO?"), embed(folder, "who?"))
+
+
+def test_what_is_assumed_without_files_is_said(folder, caplog):
+    with caplog.at_level(logging.WARNING):
+        load(folder)
+    assert caplog.messages == [
+        f"{folder} has no modules.json, which would say what an embedding is: the mean of the "
+        "tokens' states, scaled to length 1, is assumed"
+    ]
+    caplog.clear()
+    write(folder)
+    load(folder)
+    assert not caplog.messages
 
 
 def test_settings_without_modules(folder):
     write(folder, pooling=CLS, prompts={"prompts": {}})
     (folder / "modules.json").unlink()
-    with pytest.raises(RagJaxError, match=r"1_Pooling.config.json asks for the pooling 'cls'"):
-        embed(folder)
+    np.testing.assert_allclose(embed(folder)[0], scale(states()[0]), atol=1e-5)
     shutil.rmtree(folder / "1_Pooling")
     np.testing.assert_array_equal(embed(folder), embed(BERT))
 
 
-@pytest.mark.parametrize("kind", ["Dense", "LSTM", "WeightedLayerPooling", "custom_st.Transformer"])
-def test_other_modules_are_refused_at_loading(kind, folder):
+@pytest.mark.parametrize("kind", ["LSTM", "WeightedLayerPooling", "custom_st.Transformer"])
+def test_other_modules_are_refused(kind, folder):
     write(folder, modules=("Transformer", "Pooling", kind, "Normalize"))
-    with pytest.raises(RagJaxError, match=rf"modules.json: module .*{kind} is not supported"):
+    with pytest.raises(RagJaxError, match=rf"modules.json: module .*{kind}.* is not supported"):
         load(folder)
+
+
+def change(folder, place, **fields):
+    path = folder / place / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+@pytest.mark.parametrize(
+    ("place", "fields", "message"),
+    [
+        ("1_Pooling", {"pooling_mode": "middle"}, "pooling_mode 'middle' is none of cls, max, "),
+        ("1_Pooling", {"pooling_mode": []}, "must name each mode once"),
+        ("1_Pooling", {"pooling_mode_mean_tokens": False}, "must name each mode once"),
+        ("1_Pooling", {"include_prompt": "no"}, "include_prompt must be true or false"),
+        ("2_Dense", {"activation_function": "os.system"}, "activation_function 'os.system' is no"),
+        ("2_Dense", {"activation_function": "torch.nn.Softmax2d"}, "is not supported; supported"),
+        ("2_Dense", {"use_residual": True}, "use_residual True is not supported"),
+        ("2_Dense", {"module_input_name": "token_embeddings"}, "module_input_name 'token_emb"),
+        ("2_Dense", {"out_features": 5}, "model.safetensors has tensors"),
+        ("2_Dense", {"in_features": -1}, "in_features must be a positive integer, not -1"),
+    ],
+)
+def test_what_a_layer_asks_for_beyond_is_refused(place, fields, message, folder):
+    write(folder, modules=(*PLAIN, "Dense"), dense=[make_dense(states().shape[1], 4)])
+    change(folder, place, **fields)
+    with pytest.raises(RagJaxError, match=message) as error:
+        load(folder)
+    assert "\n" not in str(error.value)
 
 
 def test_damaged_settings_are_named(folder):
     write(folder, modules=("Transformer",))
     with pytest.raises(RagJaxError, match="modules.json has no module Pooling"):
+        load(folder)
+    write(folder, prompts={"default_prompt_name": "ask", "prompts": {"query": "q: "}})
+    with pytest.raises(RagJaxError, match="default_prompt_name 'ask': there is query"):
+        load(folder)
+    write(folder, prompts={"similarity_fn_name": "manhattan"})
+    with pytest.raises(RagJaxError, match="similarity_fn_name 'manhattan' is not supported"):
         load(folder)
     write(folder)
     (folder / "1_Pooling" / "config.json").unlink()
@@ -116,26 +271,21 @@ def test_damaged_settings_are_named(folder):
         load(folder)
 
 
-def test_lower_case_matters_to_a_tokenizer_with_both_cases(folder):
-    write(folder)
-    (folder / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
-    path = folder / "tokenizer.json"
-    core = json.loads(path.read_text())
-    core["normalizer"]["lowercase"] = True
-    path.write_text(json.dumps(core))
-    embed(folder)
-    core["normalizer"]["lowercase"] = False
-    path.write_text(json.dumps(core))
-    with pytest.raises(RagJaxError, match="asks for texts in lower case"):
-        embed(folder)
+def test_a_damaged_layer_is_named(folder):
+    fields, tensors = make_dense(states().shape[1], 4)
+    tensors["linear.weight"][1, 2] = np.nan
+    write(folder, modules=(*PLAIN, "Dense"), dense=[(fields, tensors)])
+    with pytest.raises(RagJaxError, match="2_Dense/model.safetensors: linear.weight has a NaN"):
+        load(folder)
+    (folder / "2_Dense" / "model.safetensors").unlink()
+    with pytest.raises(RagJaxError, match="2_Dense/model.safetensors is missing: copy"):
+        load(folder)
 
 
-def test_the_cls_state_is_followed_by_dprs_encoders(folder):
-    write(folder, pooling=CLS, modules=PLAIN)
+def test_dprs_encoders_have_their_own_way(folder):
+    write(folder, prompts={"prompts": {"query": "ask: "}})
     encoder = load(folder)
     config = replace(encoder.config, dpr_role="question")
-    encode_texts(replace(encoder, config=config, model=Bert(config)), ["a"], max_length=16)
-    write(folder, pooling=MEAN, modules=("Transformer", "Pooling", "Normalize"))
-    encoder = replace(load(folder), config=config, model=Bert(config))
-    with pytest.raises(RagJaxError, match="the pooling 'mean' and embeddings scaled to length 1"):
-        encode_texts(encoder, ["a"], max_length=16)
+    encoder = replace(encoder, config=config, model=encoder.model.clone(config=config))
+    with pytest.raises(RagJaxError, match="DPR's encoders have no prompts"):
+        configure_encoder(encoder, EncoderConfig(query_prompt="a"))

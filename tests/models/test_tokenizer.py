@@ -269,7 +269,7 @@ def test_damage_that_shows_only_in_a_text():
 def test_tokens_before_a_text_are_in_the_vocabulary():
     core = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1}, []))
     core.post_processor = processors.TemplateProcessing("b $A", special_tokens=[("b", 7)])
-    with pytest.raises(RagJaxError, match="the token 7, which the tokenizer puts before every"):
+    with pytest.raises(RagJaxError, match="the token 7, which the tokenizer puts around every"):
         Tokenizer(core).encode_prompt("a")
 
 

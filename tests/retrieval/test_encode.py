@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rag_jax.data.passages import Passage
-from rag_jax.retrieval import encode, encode_texts, pool_mean
+from rag_jax.models.nn.pooling import MEAN, pool_states
+from rag_jax.retrieval import encode, encode_texts, list_texts
 from rag_jax.runtime.errors import RagJaxError
 
 CLS, SEP, VOCABULARY = 1, 2, 50
@@ -20,7 +21,6 @@ CLS, SEP, VOCABULARY = 1, 2, 50
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    embedding_size: int = 8
     max_length: int = 64
     dpr_role: str | None = None
 
@@ -28,7 +28,7 @@ class Config:
 class Model:
     """States that depend on a token and its place, and on nothing else; counts its traces."""
 
-    config = Config()
+    config, pooling, embedding_size = Config(), None, 8
 
     def __init__(self):
         self.traces = []
@@ -66,8 +66,8 @@ def encoder():
     config = Config()
     return Encoder(
         {
-            "word": jax.random.normal(word, (VOCABULARY, config.embedding_size)),
-            "place": jax.random.normal(place, (config.max_length, config.embedding_size)),
+            "word": jax.random.normal(word, (VOCABULARY, Model.embedding_size)),
+            "place": jax.random.normal(place, (config.max_length, Model.embedding_size)),
         }
     )
 
@@ -165,12 +165,12 @@ def test_all_pieces_of_a_corpus_have_the_widths_of_its_sample(encoder):
     fresh = dataclasses.replace(encoder, model=Model())
     rng = np.random.default_rng(0)
     passages = [Passage(str(i), "", "x" * n) for i, n in enumerate(rng.integers(1, 50, 9000))]
-    widths = encode.plan_widths(fresh.tokenizer, passages, 64, program_tokens=30_000)
+    widths = encode.plan_widths(fresh, passages, 64, program_tokens=30_000)
     assert 2 <= len(widths) <= 6 and widths[-1] == 64
-    few = encode.plan_widths(fresh.tokenizer, passages, 64, program_tokens=10**7)
+    few = encode.plan_widths(fresh, passages, 64, program_tokens=10**7)
     assert len(few) < len(widths)
-    assert encode.plan_widths(fresh.tokenizer, [], 64) == [64]
-    texts = encode.list_texts([*passages[:500], Passage("long", "", "y" * 62)])
+    assert encode.plan_widths(fresh, [], 64) == [64]
+    texts = list_texts([*passages[:500], Passage("long", "", "y" * 62)])
     given = encode_texts(fresh, texts, max_length=64, widths=widths)
     assert {width for _, width in fresh.model.traces} <= {*widths}
     np.testing.assert_allclose(given, encode_texts(encoder, texts, max_length=64), atol=1e-6)
@@ -202,29 +202,29 @@ def test_progress_counts_up_to_the_total(encoder):
     assert calls == [(8, 20), (16, 20), (20, 20)]
 
 
-def test_pool_mean_against_numpy():
+def test_the_mean_against_numpy():
     rng = np.random.default_rng(0)
     hidden = rng.standard_normal((5, 7, 3)).astype(np.float32)
     lengths = [7, 1, 3, 0, 5]
     mask = np.arange(7) < np.array(lengths)[:, None]
-    pooled = np.asarray(pool_mean(hidden, mask))
+    pooled = np.asarray(pool_states(hidden, mask, MEAN, {}))
     for row, states, length in zip(pooled, hidden, lengths, strict=True):
         mean = states[:length].mean(0) if length else np.zeros(3)
         norm = np.linalg.norm(mean)
         np.testing.assert_allclose(row, mean / norm if length else mean, atol=1e-6)
 
 
-def test_pool_mean_has_finite_gradients_for_empty_rows():
+def test_the_mean_has_finite_gradients_for_empty_rows():
     hidden, mask = jnp.ones((2, 3, 4)), jnp.array([[True, True, False], [False] * 3])
-    gradient = jax.grad(lambda h: jnp.sum(pool_mean(h, mask)[:, 0]))(hidden)
+    gradient = jax.grad(lambda h: jnp.sum(pool_states(h, mask, MEAN, {})[:, 0]))(hidden)
     assert np.isfinite(gradient).all()
     assert not gradient[1].any()
     assert not gradient[0, 2].any()
 
 
-def test_pool_mean_is_float32_for_bfloat16():
+def test_the_mean_is_float32_for_bfloat16():
     hidden = jnp.ones((1, 300, 2), jnp.bfloat16)
-    pooled = pool_mean(hidden, jnp.ones((1, 300), bool))
+    pooled = pool_states(hidden, jnp.ones((1, 300), bool), MEAN, {})
     assert pooled.dtype == jnp.float32
     np.testing.assert_allclose(pooled, np.full((1, 2), 2**-0.5), atol=1e-6)
 

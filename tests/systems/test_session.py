@@ -216,7 +216,7 @@ def test_batches_that_the_mesh_must_divide_are_checked(monkeypatch):
 def test_a_model_of_another_kind_is_named(session):
     assert session.load_language_model("model.name").config.num_layers
     encoder = session.load_encoder("encoder.name")
-    assert session.encode(encoder, ["one", ("two", "three")]).shape[0] == 2
+    assert session.encode(encoder, ["one", ("two", "three")], None).shape[0] == 2
     assert session.fingerprint("encoder.name") == encoder.fingerprint
     with pytest.raises(RagJaxError, match=f"config.encoder.name={GOLDEN}/bert: is no language m"):
         session.load_language_model("encoder.name")

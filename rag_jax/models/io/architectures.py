@@ -3,15 +3,34 @@
 from rag_jax.models.nn.bart import Bart, BartConfig
 from rag_jax.models.nn.bert import Bert, BertConfig
 from rag_jax.models.nn.decoder import Decoder, DecoderConfig
-from rag_jax.runtime.sharding import BART_RULES, BERT_RULES, DECODER_RULES, Rules
+from rag_jax.models.nn.modern_bert import ModernBert, ModernBertConfig
+from rag_jax.runtime.sharding import (
+    BART_RULES,
+    BERT_RULES,
+    DECODER_RULES,
+    MODERN_BERT_RULES,
+    Rules,
+)
 
-Config = DecoderConfig | BertConfig | BartConfig
+Encoder = Bert | ModernBert
+EncoderConfig = BertConfig | ModernBertConfig
+Config = DecoderConfig | EncoderConfig | BartConfig
 
-_MODELS = {DecoderConfig: Decoder, BertConfig: Bert, BartConfig: Bart}
-_RULES = {DecoderConfig: DECODER_RULES, BertConfig: BERT_RULES, BartConfig: BART_RULES}
+_MODELS = {
+    DecoderConfig: Decoder,
+    BertConfig: Bert,
+    ModernBertConfig: ModernBert,
+    BartConfig: Bart,
+}
+_RULES = {
+    DecoderConfig: DECODER_RULES,
+    BertConfig: BERT_RULES,
+    ModernBertConfig: MODERN_BERT_RULES,
+    BartConfig: BART_RULES,
+}
 
 
-def make_model(config: Config) -> Decoder | Bert | Bart:
+def make_model(config: Config) -> Decoder | Encoder | Bart:
     """The module of a config."""
     return _MODELS[type(config)](config)
 

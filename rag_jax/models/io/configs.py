@@ -4,7 +4,6 @@ Missing fields have the defaults of the models' configs in transformers.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,23 @@ from rag_jax.models.io.decoder_configs import (
     describe_decoder,
     read_decoder,
 )
+from rag_jax.models.io.encoder_configs import (
+    ENCODER_FAMILIES,
+    describe_encoder,
+    read_dpr,
+    read_encoder,
+)
 from rag_jax.models.io.fields import MOST_LAYERS, Fields, read_fields
 from rag_jax.models.io.tensors import StoredTensor
 from rag_jax.models.nn.bart import BartConfig
 from rag_jax.models.nn.bert import BertConfig
 from rag_jax.models.nn.decoder import DecoderConfig
+from rag_jax.models.nn.modern_bert import ModernBertConfig
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.outside import parsing, show
 
 # Names of the field with the number of experts, in the configs of mixtures of experts.
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
-_DPR_CLASSES = {"question": "DPRQuestionEncoder", "context": "DPRContextEncoder"}
 
 
 def read_config(path: Path) -> Config:
@@ -45,8 +50,8 @@ def read_config(path: Path) -> Config:
 def _read_any(fields: Fields) -> Config:
     readers = {
         **dict.fromkeys(DECODER_FAMILIES, read_decoder),
-        "bert": _read_bert,
-        "dpr": _read_dpr,
+        **dict.fromkeys(ENCODER_FAMILIES, read_encoder),
+        "dpr": read_dpr,
         "bart": read_bart,
     }
     if experts := next((name for name in _EXPERTS if fields.raw.get(name)), None):
@@ -73,7 +78,9 @@ def describe_config(config: Config) -> dict[str, Any]:
     """The fields of a `config.json` that describe a model to transformers and `read_config`."""
     if isinstance(config, BartConfig):
         return describe_bart(config)
-    return _describe_bert(config) if isinstance(config, BertConfig) else describe_decoder(config)
+    if isinstance(config, BertConfig | ModernBertConfig):
+        return describe_encoder(config)
+    return describe_decoder(config)
 
 
 def read_gguf_config(
@@ -137,55 +144,3 @@ def _refuse_gguf_rope(fields: Fields) -> None:
         short = name.removeprefix("llama.rope.")
         if short != name and short not in known and not short.startswith("scaling."):
             raise RagJaxError(f"{fields.source}: {name} {show(fields.raw[name])} is not supported")
-
-
-def _read_bert(fields: Fields) -> BertConfig:
-    fields.refuse_unless("hidden_act", "gelu")
-    fields.refuse_unless("position_embedding_type", "absolute")
-    fields.refuse_unless("is_decoder", False)
-    hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
-    if hidden % heads:
-        raise RagJaxError(
-            f"{fields.source}: hidden_size {hidden} is not a multiple of num_attention_heads "
-            f"{heads}"
-        )
-    return BertConfig(
-        vocab_size=fields.size("vocab_size"),
-        hidden_size=hidden,
-        ffn_size=fields.size("intermediate_size"),
-        num_layers=fields.size("num_hidden_layers", most=MOST_LAYERS),
-        num_heads=heads,
-        num_types=fields.size("type_vocab_size", 2),
-        norm_eps=fields.number("layer_norm_eps", 1e-12),
-        max_length=fields.size("max_position_embeddings", 512),
-    )
-
-
-def _read_dpr(fields: Fields) -> BertConfig:
-    architectures = fields.raw.get("architectures")
-    role = next((role for role, name in _DPR_CLASSES.items() if architectures == [name]), None)
-    if role is None:
-        raise RagJaxError(
-            f"{fields.source}: architectures {show(architectures)} is not supported; for DPR, "
-            f"supported are {' and '.join(_DPR_CLASSES.values())}"
-        )
-    projection = fields.size("projection_dim") if fields.raw.get("projection_dim") else None
-    return replace(_read_bert(fields), dpr_role=role, projection_size=projection)
-
-
-def _describe_bert(config: BertConfig) -> dict[str, Any]:
-    dpr = {"model_type": "dpr", "projection_dim": config.projection_size or 0}
-    return {
-        "architectures": [_DPR_CLASSES.get(config.dpr_role, "BertModel")],
-        **(dpr if config.dpr_role else {"model_type": "bert"}),
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.ffn_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "type_vocab_size": config.num_types,
-        "layer_norm_eps": config.norm_eps,
-        "max_position_embeddings": config.max_length,
-        "hidden_act": "gelu",
-        "position_embedding_type": "absolute",
-    }

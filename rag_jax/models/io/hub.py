@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from filelock import FileLock
 
 from rag_jax.models.io.fetch import fetch_wheel
-from rag_jax.models.io.sentence import MODULES, PROMPTS
+from rag_jax.models.io.sentence import MODULES, PROMPTS, TRANSFORMER, describe_sentence
 from rag_jax.runtime.downloads import Endless
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json
@@ -36,9 +36,9 @@ _MODEL_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-# A sentence encoder's settings. A model is refused unless it is as without these files, so they are
-# no part of its fingerprint.
-_SENTENCE_FILES = (MODULES, PROMPTS, "sentence_bert_config.json")
+# A sentence encoder's settings, of whose fingerprint they are no part where an embedding is as
+# without them.
+_SENTENCE_FILES = (MODULES, PROMPTS, TRANSFORMER)
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,10 @@ def fingerprint(path: Path) -> str:
         beside = {file for pattern in _MODEL_FILES for file in folder.glob(pattern)}
         files |= {file for file in beside if path == folder or file.suffix not in _WEIGHTS}
     digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(f"{path.name}\0{hash_file(path)}\n".encode())
+    for file in sorted(files):
+        digest.update(f"{file.name}\0{hash_file(file)}\n".encode())
+    if path.is_dir() and (settings := describe_sentence(path)):
+        digest.update(f"{settings}\n".encode())
     return digest.hexdigest()
 
 
@@ -174,7 +176,9 @@ def _resolve_hub(name: str) -> Path:
             read_config(config)
         folder = model.fetch(patterns, pinned=True)
         if (folder / MODULES).exists():
-            model.fetch(["*_Pooling/config.json"], pinned=True, subfolders=True)
+            # Dense layers have weights of their own; a layer of pooling has none.
+            layers = ["*_Pooling/config.json", "*_Dense/config.json", "*_Dense/model.safetensors"]
+            model.fetch(layers, pinned=True, subfolders=True)
         _refuse_added(folder)
         return folder
     except RagJaxError:

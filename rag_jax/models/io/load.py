@@ -1,26 +1,28 @@
 """Loading of a pretrained model: config, module, parameters and tokenizer."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
-from rag_jax.models.io.architectures import Config, make_model
+from rag_jax.models.io.architectures import Config, Encoder, EncoderConfig, make_model
 from rag_jax.models.io.configs import read_config, read_gguf_config
 from rag_jax.models.io.gguf_file import read_gguf
 from rag_jax.models.io.hub import fingerprint, resolve
-from rag_jax.models.io.sentence import SentenceSettings, read_sentence_settings
+from rag_jax.models.io.sentence import MODULES, Sentence, read_dense, read_sentence
 from rag_jax.models.io.stops import read_stop_ids
 from rag_jax.models.io.tensors import read_safetensors
 from rag_jax.models.io.weight_files import find_weights
 from rag_jax.models.io.weights import build_params
 from rag_jax.models.nn.bart import Bart
-from rag_jax.models.nn.bert import Bert, BertConfig
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import Rules
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,15 +37,15 @@ class Pretrained:
             `[B, T, V]`.
         params: parameters as a nested dict of arrays.
         fingerprint: SHA-256 over the model's files.
-        sentence: how an encoder's own files make an embedding; None without such files.
+        sentence: what an encoder reads besides a text, by its own files; None without such files.
     """
 
     config: Config
-    model: Decoder | Bert | Bart
+    model: Decoder | Encoder | Bart
     params: dict
     tokenizer: Tokenizer
     fingerprint: str
-    sentence: SentenceSettings | None = None
+    sentence: Sentence | None = None
 
 
 def load(
@@ -71,7 +73,7 @@ def load(
             the tensors contradict the config (one message lists all of them).
     """
     path, files, folder = _find_files(name_or_path)
-    sentence = None
+    sentence_files = None
     if files[0].suffix == ".gguf":
         gguf = read_gguf(files[0])
         tensors = gguf.tensors
@@ -80,8 +82,8 @@ def load(
     else:
         config = read_config(folder / "config.json")
         tensors = read_safetensors(files)
-        is_encoder = isinstance(config, BertConfig)
-        sentence = read_sentence_settings(folder) if is_encoder else None
+        is_encoder = isinstance(config, EncoderConfig)
+        sentence_files = read_sentence(folder) if is_encoder else None
         tokenizer = _read_tokenizer(folder, config)
     if tokenizer.vocab_size > config.vocab_size:
         # JAX clamps indices that are out of range: the model would read another token's vector.
@@ -92,6 +94,17 @@ def load(
     model = make_model(config)
     source = f"the weights in {folder}"
     params = build_params(config, tensors, dtype=dtype, mesh=mesh, rules=rules, source=source)
+    sentence = None
+    if sentence_files is None and getattr(config, "dpr_role", "none") is None:
+        _logger.warning(
+            "%s has no %s, which would say what an embedding is: the mean of the tokens' states, "
+            "scaled to length 1, is assumed",
+            folder,
+            MODULES,
+        )
+    if sentence_files is not None:
+        model, sentence = model.clone(pooling=sentence_files.pooling), sentence_files.sentence
+        params |= read_dense(sentence_files, dtype=dtype, mesh=mesh)
     return Pretrained(config, model, params, tokenizer, fingerprint(path), sentence)
 
 
@@ -127,5 +140,6 @@ def _find_files(name_or_path: str | Path) -> tuple[Path, list[Path], Path]:
 
 
 def _read_tokenizer(folder: Path, config: Config) -> Tokenizer:
-    stop_ids = () if isinstance(config, BertConfig) else read_stop_ids(folder)
+    is_encoder = isinstance(config, EncoderConfig)
+    stop_ids = () if is_encoder else read_stop_ids(folder)
     return Tokenizer.from_folder(folder, stop_ids=stop_ids)

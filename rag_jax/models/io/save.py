@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from rag_jax.models.io.configs import describe_config
 from rag_jax.models.io.load import Pretrained
+from rag_jax.models.io.sentence import FOLDERS, Sentence, write_sentence
 from rag_jax.models.io.weights import Slot, get_leaf, list_slots
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.runtime.arguments import checked
@@ -18,7 +19,7 @@ from rag_jax.runtime.files import replace_folder, write_json
 from rag_jax.runtime.paths import expand_path
 
 # The files of a model folder, which `save` may delete.
-_REPLACEABLE = ("*.safetensors", "*.json", "*.jinja")
+_REPLACEABLE = ("*.safetensors", "*.json", "*.jinja", *FOLDERS)
 
 
 @checked
@@ -41,7 +42,10 @@ def save(
     """
     folder = expand_path(path).absolute()
     slots = list_slots(pretrained.config)
-    _check_params(pretrained.params, slots)
+    pooling = getattr(pretrained.model, "pooling", None)
+    beside = {layer.name for layer in pooling.dense} if pooling else set()
+    weights = {name: leaf for name, leaf in pretrained.params.items() if name not in beside}
+    _check_params(weights, slots)
     check_replaceable(folder, _REPLACEABLE, "a model")
     with replace_folder(folder) as new:
         tokenizer = pretrained.tokenizer
@@ -54,7 +58,11 @@ def save(
             "dtype": get_leaf(pretrained.params, slots[0].path).dtype.name,
         }
         write_json(new / "config.json", fields)
-        _write_weights(new, pretrained.params, slots, shard_bytes)
+        _write_weights(new, weights, slots, shard_bytes)
+        if pooling is not None:
+            sentence = pretrained.sentence or Sentence()
+            width = pretrained.config.hidden_size
+            write_sentence(new, pooling, sentence, pretrained.params, width=width)
 
 
 def _describe_stops(tokenizer: Tokenizer) -> int | list[int] | None:

@@ -1,97 +1,323 @@
-"""The settings of a sentence encoder: the files that sentence-transformers keeps beside a model."""
+"""The files that sentence-transformers keeps beside an encoder: what an embedding of a text is."""
 
+import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, get_args
 
-from rag_jax.models.io.fields import read_fields
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+from safetensors.numpy import save_file
+
+from rag_jax.models.io.fields import Fields, read_fields
+from rag_jax.models.io.tensors import check_finite, read_safetensors
+from rag_jax.models.nn.pooling import ACTIVATIONS, MEAN, Dense, Mode, Pooling
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.files import read_json
+from rag_jax.runtime.files import read_json, write_json
+from rag_jax.runtime.manifest import hash_file
 from rag_jax.runtime.outside import is_there, parsing, show
+from rag_jax.runtime.sharding import shard_array
 
 MODULES, PROMPTS = "modules.json", "config_sentence_transformers.json"
-_PACKAGE = "sentence_transformers."
+TRANSFORMER = "sentence_bert_config.json"
+# The folders that `write_sentence` makes.
+FOLDERS = ("1_Pooling", "[2-9]_Dense", "[2-9]_Normalize")
+_POOLING = "1_Pooling"
+_KNOWN = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")
 _MODES = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+# Where sentence-transformers looks for the prompt of a role, in this order.
+_ROLES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 
 @dataclass(frozen=True)
-class SentenceSettings:
-    """How an encoder's authors make an embedding of a text.
+class Sentence:
+    """What an encoder reads: a text's prompt and case.
 
     Attributes:
-        source: the file that says so.
-        pooling: what is taken of the tokens' states: "mean", "cls", ...; several joined by "+".
-        normalized: whether embeddings are scaled to length 1; None if the files do not say.
-        prompts: by name, what is put before a text; empty prompts are left out.
+        prompts: by name, what is put before a text; empty ones are left out.
+        default_prompt: name of the prompt of texts without a role; None for no prompt.
         lower_case: whether texts are put in lower case before they are tokenised.
+        max_length: maximum number of tokens that the authors give it; None if they do not say.
+        similarity: by which embeddings are compared: "cosine" or "dot".
+        source: the file that says so; empty if none does.
     """
 
-    source: str
-    pooling: str
-    normalized: bool | None
-    prompts: Mapping[str, str]
-    lower_case: bool
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+    lower_case: bool = False
+    max_length: int | None = None
+    similarity: str = "cosine"
+    source: str = ""
+
+    def find_prompt(self, role: str | None) -> str:
+        """The prompt of a role: "query", "document", or None for the default; "" for no prompt.
+
+        Raises:
+            RagJaxError: there is no such role.
+        """
+        if role is None:
+            return self.prompts.get(self.default_prompt or "", "")
+        if role not in _ROLES:
+            raise RagJaxError(f"role={role!r}: must be 'query' or 'document'")
+        return next((self.prompts[name] for name in _ROLES[role] if name in self.prompts), "")
 
 
-def read_sentence_settings(folder: Path) -> SentenceSettings | None:
+@dataclass(frozen=True)
+class SentenceFolder:
+    """The settings in an encoder's folder.
+
+    Attributes:
+        dense: the folder of each dense layer, by its name.
+    """
+
+    pooling: Pooling
+    sentence: Sentence
+    dense: Mapping[str, Path]
+
+
+def read_sentence(folder: Path) -> SentenceFolder | None:
     """The settings in an encoder's folder; None if there are none.
 
     Raises:
-        RagJaxError: a file is damaged or missing, or the model has a module after its pooling that
-            is not supported.
+        RagJaxError: a file is damaged or missing, or asks for what is not supported.
     """
-    modules = _read_modules(folder / MODULES) if is_there(folder / MODULES) else None
-    pooling = folder / (modules or {}).get("Pooling", "1_Pooling") / "config.json"
-    if modules is None and not is_there(pooling) and not is_there(folder / PROMPTS):
+    names = (MODULES, _POOLING, PROMPTS)
+    if not any(is_there(folder / name) for name in names):
         return None
-    if modules is not None and "Pooling" not in modules:
-        raise RagJaxError(f"{folder / MODULES} has no module Pooling: it makes no embeddings")
-    transformer = folder / "sentence_bert_config.json"
-    lower_case = is_there(transformer) and read_fields(transformer).raw.get("do_lower_case") is True
-    return SentenceSettings(
-        source=str(folder / MODULES if modules is not None else pooling),
-        pooling=_read_pooling(pooling) if modules is not None or is_there(pooling) else "mean",
-        normalized=None if modules is None else "Normalize" in modules,
-        prompts=_read_prompts(folder / PROMPTS) if is_there(folder / PROMPTS) else {},
-        lower_case=lower_case,
-    )
+    if is_there(folder / MODULES):
+        modules = _read_modules(folder / MODULES)
+        pooling, dense = _read_pooling(folder, modules)
+    elif is_there(folder / _POOLING / "config.json"):
+        pooling, dense = Pooling(*_read_modes(folder / _POOLING / "config.json")), {}
+    else:
+        pooling, dense = MEAN, {}
+    return SentenceFolder(pooling, _read_texts(folder), dense)
 
 
-def _read_modules(path: Path) -> dict[str, str]:
-    """The folder of each module by its class, in the order of `modules.json`."""
+def describe_sentence(folder: Path) -> str:
+    """What a fingerprint has of the settings; empty if embeddings are as without the files.
+
+    Raises:
+        RagJaxError: as `read_sentence`, or a file of a dense layer is missing.
+    """
+    found = read_sentence(folder)
+    if found is None:
+        return ""
+    texts = found.sentence
+    own = found.pooling, dict(texts.prompts), texts.default_prompt, texts.lower_case
+    if own == (MEAN, {}, None, False):
+        return ""
+    weights = [hash_file(_weights(place)) for place in found.dense.values()]
+    return repr((*own, weights))
+
+
+def _weights(folder: Path) -> Path:
+    """The file with a dense layer's weights."""
+    path = folder / "model.safetensors"
+    if not is_there(path):
+        raise RagJaxError(f"{path} is missing: copy the encoder's file there")
+    return path
+
+
+def read_dense(
+    found: SentenceFolder, *, dtype: Any = None, mesh: Mesh | None = None
+) -> dict[str, dict[str, Array]]:
+    """The parameters of the dense layers, kernels as `[inputs, outputs]`.
+
+    Args:
+        dtype: of the parameters, float32 by default.
+        mesh: devices that have a copy each; None for one device.
+
+    Raises:
+        RagJaxError: a file is missing or damaged, a tensor has another shape, or a number is NaN
+            or infinite.
+    """
+    params, dtype = {}, dtype or jnp.float32
+    for layer in found.pooling.dense:
+        path = _weights(found.dense[layer.name])
+        tensors, wanted = read_safetensors([path]), {"linear.weight": (layer.outputs, layer.inputs)}
+        wanted |= {"linear.bias": (layer.outputs,)} if layer.bias else {}
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if shapes != wanted:
+            raise RagJaxError(f"{path} has tensors {show(shapes)}, its config.json wants {wanted}")
+        params[layer.name] = own = {}
+        for name, tensor in tensors.items():
+            if tensor.fault is not None:
+                raise RagJaxError(f"{path}: {name} {tensor.fault}")
+            array = tensor.read()
+            check_finite(array, dtype, f"{path}: {name}")
+            own["kernel" if array.ndim == 2 else "bias"] = _place(array.T, dtype, mesh)
+    return params
+
+
+def _place(array: np.ndarray, dtype: Any, mesh: Mesh | None) -> Array:
+    if mesh is None:
+        return jnp.asarray(array, dtype)
+    return shard_array(array, NamedSharding(mesh, PartitionSpec()), dtype)
+
+
+def write_sentence(
+    folder: Path, pooling: Pooling, sentence: Sentence, params: Mapping, *, width: int
+) -> None:
+    """Writes the files that `read_sentence` and sentence-transformers read.
+
+    Args:
+        params: the encoder's parameters, with those of the dense layers.
+        width: number of features of a token's state.
+    """
+    modules = [("Transformer", ""), ("Pooling", _POOLING)]
+    modules += [
+        (kind, f"{number}_{kind}")
+        for number, step in enumerate(pooling.steps, 2)
+        for kind in ["Dense" if isinstance(step, Dense) else "Normalize"]
+    ]
+    entries = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, path) in enumerate(modules)
+    ]
+    write_json(folder / MODULES, entries)
+    for _, path in modules[1:]:
+        (folder / path).mkdir()
+    modes = {name: mode in pooling.modes for name, mode in _MODES.items()}
+    written = {"word_embedding_dimension": width, **modes}
+    written["include_prompt"] = pooling.include_prompt
+    write_json(folder / _POOLING / "config.json", written)
+    for (_, path), step in zip(modules[2:], pooling.steps, strict=True):
+        if isinstance(step, Dense):
+            _write_dense(folder / path, step, params[step.name])
+    texts = {
+        "prompts": dict(sentence.prompts),
+        "default_prompt_name": sentence.default_prompt,
+        "similarity_fn_name": sentence.similarity,
+    }
+    write_json(folder / PROMPTS, texts)
+    length = {} if sentence.max_length is None else {"max_seq_length": sentence.max_length}
+    write_json(folder / TRANSFORMER, {**length, "do_lower_case": sentence.lower_case})
+
+
+def _write_dense(folder: Path, layer: Dense, params: Mapping[str, Any]) -> None:
+    activation = f"torch.nn.modules.{_TORCH[layer.activation]}.{layer.activation}"
+    sizes = {"in_features": layer.inputs, "out_features": layer.outputs, "bias": layer.bias}
+    write_json(folder / "config.json", {**sizes, "activation_function": activation})
+    tensors = {"linear.weight": np.ascontiguousarray(np.asarray(params["kernel"]).T)}
+    tensors |= {"linear.bias": np.asarray(params["bias"])} if layer.bias else {}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+_TORCH = dict.fromkeys(ACTIVATIONS, "activation") | {"Identity": "linear"}
+
+
+def _read_modules(path: Path) -> list[tuple[str, Path]]:
+    """Class and folder of each module, in the order of `modules.json`."""
     problem = "is no list of modules"
     with parsing(path, problem):
         found = [(entry["type"], entry["path"]) for entry in read_json(path, problem=problem)]
-        modules = {kind.rpartition(".")[2]: folder for kind, folder in found}
+        kinds = [kind.rpartition(".")[2] for kind, _ in found]
     for kind, place in found:
         if not isinstance(place, str) or {"..", "/"} & {*Path(place).parts}:
-            raise RagJaxError(f"{path}: module {kind} lies outside its folder: {show(place)}")
-        known = {"Transformer", "Pooling", "Normalize", "Dropout"}
-        if not kind.startswith(_PACKAGE) or kind.rpartition(".")[2] not in known:
-            names = ", ".join(sorted(known))
-            raise RagJaxError(f"{path}: module {kind} is not supported; supported are {names}")
-    return modules
+            raise RagJaxError(f"{path}: module {show(kind)} lies outside its folder: {show(place)}")
+        if not kind.startswith("sentence_transformers.") or kind.rpartition(".")[2] not in _KNOWN:
+            raise RagJaxError(
+                f"{path}: module {show(kind)} is not supported; supported are {', '.join(_KNOWN)}"
+            )
+    if kinds[:2] != ["Transformer", "Pooling"] or {"Transformer", "Pooling"} & {*kinds[2:]}:
+        raise RagJaxError(f"{path} has no module Pooling after its Transformer: no embeddings")
+    return [(kind, path.parent / place) for kind, (_, place) in zip(kinds, found, strict=True)]
 
 
-def _read_pooling(path: Path) -> str:
+def _read_pooling(folder: Path, modules: list[tuple[str, Path]]) -> tuple[Pooling, dict[str, Path]]:
+    """The pooling, and the folders of its dense layers by their names."""
+    modes, include_prompt = _read_modes(modules[1][1] / "config.json")
+    steps, places = [], {}
+    for kind, place in modules[2:]:
+        if kind == "Normalize":
+            steps.append("normalize")
+        elif kind == "Dense":
+            name = f"dense_{len(places)}"
+            steps.append(_read_layer(place / "config.json", name))
+            places[name] = place
+    layers = [step for step in steps if isinstance(step, Dense)]
+    for before, after in itertools.pairwise(layers):
+        if before.outputs != after.inputs:
+            raise RagJaxError(
+                f"{places[after.name] / 'config.json'}: in_features {after.inputs}, but the layer "
+                f"before it gives {before.outputs}"
+            )
+    return Pooling(modes, include_prompt, tuple(steps)), places
+
+
+def _read_modes(path: Path) -> tuple[tuple[Mode, ...], bool]:
+    """What is taken of the tokens' states, and whether a prompt's tokens count."""
     fields = read_fields(path, "copy the encoder's file there")
-    if isinstance(named := fields.raw.get("pooling_mode"), str):
-        return named
-    # The mean is what sentence-transformers adds to the modes unless the file turns it off.
-    modes = {name: fields.raw.get(name) for name in _MODES}
-    modes["pooling_mode_mean_tokens"] = fields.raw.get("pooling_mode_mean_tokens", True)
-    return "+".join(_MODES[name] for name, on in modes.items() if on) or "none"
+    named = fields.raw.get("pooling_mode")
+    if named is None:
+        # Without any mode the mean is taken, as in sentence-transformers.
+        on = [mode for name, mode in _MODES.items() if fields.raw.get(name) is True]
+        turned_off = fields.raw.get("pooling_mode_mean_tokens") is False
+        named = on or ([] if turned_off else ["mean"])
+    modes = tuple(named) if isinstance(named, list) else (named,)
+    if unknown := [mode for mode in modes if mode not in get_args(Mode)]:
+        names = ", ".join(get_args(Mode))
+        raise RagJaxError(f"{path}: pooling_mode {show(unknown[0])} is none of {names}")
+    if not modes or len({*modes}) < len(modes):
+        raise RagJaxError(f"{path}: pooling_mode {show(modes)} must name each mode once")
+    include_prompt = fields.raw.get("include_prompt", True)
+    if not isinstance(include_prompt, bool):
+        raise RagJaxError(f"{path}: include_prompt must be true or false")
+    return modes, include_prompt
 
 
-def _read_prompts(path: Path) -> dict[str, str]:
-    prompts = read_fields(path).section("prompts")
+def _read_layer(path: Path, name: str) -> Dense:
+    fields = read_fields(path, "copy the encoder's file there")
+    for end in ("input", "output"):
+        fields.refuse_unless(f"module_{end}_name", "sentence_embedding")
+    fields.refuse_unless("use_residual", False)
+    activation = fields.raw.get("activation_function", "torch.nn.modules.activation.Tanh")
+    short = activation.rpartition(".")[2] if isinstance(activation, str) else ""
+    if short not in ACTIVATIONS or not activation.startswith("torch.nn."):
+        raise RagJaxError(
+            f"{path}: activation_function {show(activation)} is not supported; supported are "
+            f"torch's {', '.join(ACTIVATIONS)}"
+        )
+    bias = fields.raw.get("bias", True)
+    if not isinstance(bias, bool):
+        raise RagJaxError(f"{path}: bias must be true or false")
+    return Dense(name, fields.size("in_features"), fields.size("out_features"), bias, short)
+
+
+def _read_texts(folder: Path) -> Sentence:
+    source = next(str(folder / n) for n in (MODULES, _POOLING, PROMPTS) if is_there(folder / n))
+    path, prompts, default, similarity = folder / PROMPTS, {}, None, "cosine"
+    if is_there(path):
+        fields = read_fields(path)
+        prompts = _read_prompts(fields)
+        default = fields.raw.get("default_prompt_name")
+        if default is not None and default not in fields.section("prompts"):
+            names = ", ".join(prompts) or "none"
+            raise RagJaxError(f"{path}: default_prompt_name {show(default)}: there is {names}")
+        fields.refuse_unless("similarity_fn_name", "cosine", "dot", "dot_score")
+        similarity = (fields.raw.get("similarity_fn_name") or "cosine").removesuffix("_score")
+    transformer, lower_case, length = folder / TRANSFORMER, False, None
+    if is_there(transformer):
+        fields = read_fields(transformer)
+        lower_case = fields.raw.get("do_lower_case") is True
+        if fields.raw.get("max_seq_length") is not None:
+            length = fields.size("max_seq_length")
+    return Sentence(prompts, default, lower_case, length, similarity, source)
+
+
+def _read_prompts(fields: Fields) -> dict[str, str]:
+    prompts = fields.section("prompts")
     if wrong := [name for name, prompt in prompts.items() if not isinstance(prompt, str | None)]:
-        raise RagJaxError(f"{path}: prompt {show(wrong[0])} must be a text")
+        raise RagJaxError(f"{fields.source}: prompt {show(wrong[0])} must be a text")
     return {name: prompt for name, prompt in prompts.items() if prompt}

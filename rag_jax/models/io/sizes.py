@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from rag_jax.models.io.architectures import Config, make_model
+from rag_jax.models.io.architectures import Config, EncoderConfig, make_model
 from rag_jax.models.io.configs import read_config
 from rag_jax.models.nn.bart import BartConfig
 from rag_jax.models.nn.bert import BertConfig
@@ -158,10 +158,10 @@ def find_decoder(field: str, name_or_path: str) -> DecoderConfig:
     return sizes
 
 
-def find_encoder(field: str, name_or_path: str) -> BertConfig:
+def find_encoder(field: str, name_or_path: str) -> EncoderConfig:
     """As `find_sizes`, of a setting that names an encoder; a RagJaxError if it names none."""
     sizes = find_sizes(name_or_path)
-    if not isinstance(sizes, BertConfig):
+    if not isinstance(sizes, EncoderConfig):
         raise RagJaxError(f"config.{field}={name_or_path}: is no encoder")
     return sizes
 

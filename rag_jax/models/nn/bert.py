@@ -1,8 +1,9 @@
-"""A BERT encoder: post-norm, learned positions, bidirectional attention (Devlin et al. 2019)."""
+"""BERT and its kin: post-norm, learned positions, bidirectional attention (Devlin et al. 2019)."""
 
 from dataclasses import dataclass
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
@@ -13,6 +14,7 @@ from rag_jax.models.nn.layers import (
     check_vocabulary,
     run_layer,
 )
+from rag_jax.models.nn.pooling import MEAN, Pooling
 from rag_jax.models.nn.post_norm import EncoderLayer
 from rag_jax.runtime.arguments import checked
 from rag_jax.runtime.sharding import constrain_rows
@@ -26,12 +28,16 @@ class BertConfig:
         vocab_size: number of token ids.
         hidden_size: features of a hidden state (`D`).
         ffn_size: features of the FFN's hidden layer.
-        num_types: number of token types: text 0 and text 1 of a pair.
+        num_types: number of token types: text 0 and text 1 of a pair; 0 for none.
         norm_eps: constant under the root of every norm.
         max_length: number of learned positions, in tokens.
+        family: "bert", "roberta", "xlm-roberta" or "mpnet", after which files are named.
+        position_offset: rows of the table of positions before that of the first token.
+        position_buckets: buckets of distances that have a learned term in the attention's scores,
+            as MPNet has them; 0 for none.
         dpr_role: "question" or "context" for one of DPR's two encoders, which embed a text as its
             [CLS] state (Karpukhin et al. 2020, section 3.1); None for a plain BERT, which embeds
-            a text as the mean of its hidden states, scaled to length one.
+            a text by its module's `pooling`.
         projection_size: features of DPR's projection of the [CLS] state; None without projection.
     """
 
@@ -43,13 +49,11 @@ class BertConfig:
     num_types: int
     norm_eps: float
     max_length: int
+    family: str = "bert"
+    position_offset: int = 0
+    position_buckets: int = 0
     dpr_role: str | None = None
     projection_size: int | None = None
-
-    @property
-    def embedding_size(self) -> int:
-        """Number of features of a text's embedding (`E`)."""
-        return self.projection_size or self.hidden_size
 
     def count_flops(self, tokens: int) -> float:
         """Floating-point operations of a forward pass: the matrix products with the weights.
@@ -69,16 +73,32 @@ class Embeddings(nn.Module):
     def __call__(self, tokens: Int[Array, "B T"], types: Int[Array, "B T"]) -> Float[Array, "N D"]:
         c = self.config
         x = nn.Embed(c.vocab_size, c.hidden_size, name="word")(tokens)
-        positions = jnp.arange(tokens.shape[1])[None]  # [1, T]
-        x = x + nn.Embed(c.max_length, c.hidden_size, name="position")(positions)
-        x = x + nn.Embed(c.num_types, c.hidden_size, name="type")(types)
+        positions = jnp.arange(tokens.shape[1])[None] + c.position_offset  # [1, T]
+        rows = c.max_length + c.position_offset
+        x = x + nn.Embed(rows, c.hidden_size, name="position")(positions)
+        if c.num_types:
+            x = x + nn.Embed(c.num_types, c.hidden_size, name="type")(types)
         return LayerNorm(c.norm_eps, name="norm")(x.reshape(-1, c.hidden_size))  # [B * T, D]
 
 
 class Bert(nn.Module):
-    """BERT encoder; `apply({"params": params}, tokens, mask)` gives hidden states `[B, T, D]`."""
+    """BERT encoder; `apply({"params": params}, tokens, mask)` gives hidden states `[B, T, D]`.
+
+    Attributes:
+        pooling: how `retrieval.encode.embed` makes an embedding of the states; None, where no file
+            says so, for their mean scaled to length 1. DPR's encoders have their own way.
+    """
 
     config: BertConfig
+    pooling: Pooling | None = None
+
+    @property
+    def embedding_size(self) -> int:
+        """Number of features of a text's embedding (`E`)."""
+        c = self.config
+        if c.dpr_role is not None:
+            return c.projection_size or c.hidden_size
+        return (self.pooling or MEAN).count_features(c.hidden_size)
 
     def setup(self):
         c = self.config
@@ -86,6 +106,8 @@ class Bert(nn.Module):
         self.layers = [
             EncoderLayer(c.num_heads, c.ffn_size, c.norm_eps) for _ in range(c.num_layers)
         ]
+        if c.position_buckets:
+            self.near = nn.Embed(c.position_buckets, c.num_heads)
         if c.projection_size:
             self.projection = Linear(c.projection_size, use_bias=True)
 
@@ -120,8 +142,13 @@ class Bert(nn.Module):
         check_adapters(self.variables.get("params", {}), rows)
         token_mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
         x = self.embed(tokens, jnp.zeros_like(tokens) if types is None else types)
+        bias = None
+        if self.config.position_buckets:
+            buckets = find_buckets(width, self.config.position_buckets)
+            bias = jnp.transpose(self.near(buckets), (2, 0, 1))[None]  # [1, H, T, T]
         for layer in self.layers:
-            x = run_layer(layer, constrain_rows(x, rows), attention_mask=token_mask[:, None])
+            x = constrain_rows(x, rows)
+            x = run_layer(layer, x, attention_mask=token_mask[:, None], bias=bias)
         if self.is_initializing():
             self.project(x)  # `init` must create the projection's parameters too
         return x.reshape(rows, width, self.config.hidden_size)
@@ -129,3 +156,18 @@ class Bert(nn.Module):
     def project(self, states: Float[Array, "B D"]) -> Float[Array, "B E"]:
         """Text embeddings from [CLS] states: DPR's projection of the states, if there is one."""
         return self.projection(states) if self.config.projection_size else states
+
+
+def find_buckets(width: int, count: int, *, most: int = 128) -> Int[np.ndarray, "T T"]:
+    """The bucket of each distance of a key from a query (Raffel et al. 2020, section 2.1).
+
+    Half of the buckets are of keys after the query. Of each half, one half has a distance each, and
+    the others grow until the distance `most`.
+    """
+    distance = np.arange(width)[None] - np.arange(width)[:, None]
+    half, far = count // 2, np.abs(distance)
+    exact = half // 2
+    # In float32, as in the models' training: a bucket's border moves with the rounding.
+    grown = np.log(np.maximum(far, 1).astype(np.float32) / exact) / np.log(most / exact)
+    large = np.minimum(exact + (grown * (half - exact)).astype(np.int64), half - 1)
+    return half * (distance > 0) + np.where(far < exact, far, large)

@@ -218,6 +218,7 @@ def attend(
     *,
     prefix: tuple[Float[Array, "P K d L"], Float[Array, "P K L d"]] | None = None,
     prefix_mask: Bool[Array, "P L"] | None = None,
+    bias: Float[Array, "1 K M S"] | None = None,
 ) -> Float[Array, "B K M d"]:
     """Grouped-query attention to each row's keys and, optionally, to a shared prefix before them.
 
@@ -232,12 +233,14 @@ def attend(
         prefix: keys and values of `P` prefixes. Each prefix is stored once and read by `B / P`
             consecutive rows.
         prefix_mask: token mask of the prefixes.
+        bias: what is added to the scores of the row's keys, without a fused kernel.
     """
     if isinstance(mask, SegmentMask):
         return attend_rows(query, keys, values, mask)
     rows, heads, width, depth = query.shape
     query = query * jnp.asarray(depth**-0.5, query.dtype)
-    scores = jnp.where(mask, (query @ keys).astype(jnp.float32), MASKED)
+    scores = (query @ keys).astype(jnp.float32)
+    scores = jnp.where(mask, scores if bias is None else scores + bias, MASKED)
     if prefix is None:
         return jax.nn.softmax(scores, axis=-1).astype(values.dtype) @ values
     prefix_keys, prefix_values = prefix

@@ -39,15 +39,17 @@ class Attention(nn.Module):
         keys: Float[Array, "P H d S"],
         values: Float[Array, "P H S d"],
         attention_mask: Bool[Array, "P 1 M S"] | SegmentMask,
+        bias: Float[Array, "1 H M S"] | None = None,
     ) -> Float[Array, "N D"]:
         """Attends from `N = P * M` tokens.
 
         Args:
             x: inputs of the queries. Consecutive rows that attend to the same keys are one row of
                 `M` queries.
+            bias: as for `attend`.
         """
         query = self._split(self.query(x), keys.shape[0])
-        y = attend(query, keys, values, attention_mask)
+        y = attend(query, keys, values, attention_mask, bias=bias)
         return self.output(y.swapaxes(1, 2).reshape(x.shape))  # [P, H, M, d] -> [P * M, H * d]
 
     def _split(self, y: Float[Array, "N D"], rows: int) -> Float[Array, "P H T d"]:
@@ -82,6 +84,7 @@ class EncoderLayer(nn.Module):
         x: Float[Array, "N D"],
         *,
         attention_mask: Bool[Array, "B 1 T"] | Bool[Array, "B T T"] | SegmentMask,
+        bias: Float[Array, "1 H T T"] | None = None,
     ) -> Float[Array, "N D"]:
         if isinstance(attention_mask, SegmentMask):
             rows = len(attention_mask.segments)
@@ -91,7 +94,8 @@ class EncoderLayer(nn.Module):
             attention_mask = jnp.broadcast_to(attention_mask[:, None], (rows, 1, width, width))
         attention = Attention(x.shape[-1], self.num_heads, name="attention")
         keys, values = attention.read(x, rows)
-        y = attention(x, keys=keys, values=values, attention_mask=attention_mask)
+        read = {"keys": keys, "values": values, "attention_mask": attention_mask}
+        y = attention(x, **read, bias=bias)
         x = LayerNorm(self.norm_eps, name="attention_norm")(x + y)
         y = FFN(self.ffn_size, name="ffn")(x)
         return LayerNorm(self.norm_eps, name="ffn_norm")(x + y)

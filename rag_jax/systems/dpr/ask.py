@@ -43,7 +43,7 @@ def _answer(
     session: Session, encoder: Pretrained, index: Index, passages: Sequence[Passage], question: str
 ) -> Iterator[Facts]:
     k = min(session.config.depth, index.size)
-    (found,) = list_ranked(*index.search(session.encode(encoder, [question]), k))
+    (found,) = list_ranked(*index.search(session.encode_queries(encoder, [question]), k))
     ranked = rank_hits(Question("", question, (), {}), found, lambda row: passages[row].id)
     shown = [(f"{score:.3f}", name_passage(passages[row])) for row, score in ranked[:_SHOWN]]
     yield Facts("passages found", shown)

@@ -22,5 +22,6 @@ def rank_passages(
     depth: int,
 ) -> Ranking:
     """The `depth` passages nearest to each question: their scores, and their rows in the index."""
-    queries: Any = encode(encoders.question, [question.question for question in questions])
+    asked = [question.question for question in questions]
+    queries: Any = encode(encoders.question, asked, "query")
     return index.search(queries, depth)

@@ -18,7 +18,7 @@ from rag_jax.models.io.hub import fingerprint, resolve
 from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.pipeline.workers import Executor, Opener
-from rag_jax.retrieval.encode import encode_texts, list_texts
+from rag_jax.retrieval import encode_texts, list_texts
 from rag_jax.retrieval.index import Index
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import map_array, read_json, write_json
@@ -110,7 +110,8 @@ def _encode(context: StageContext, *, encoder: str, max_length: int) -> None:
     def encode(
         encoder: Pretrained, part: Sequence[Passage], **options: Any
     ) -> Float[np.ndarray, "n E"]:
-        return encode_texts(encoder, list_texts(part), max_length=max_length, **options)
+        sizes = {"max_length": max_length, **options}
+        return encode_texts(encoder, list_texts(part), role="document", **sizes)
 
     settings = EncoderConfig(max_length=max_length)
     embed_corpus(context, _open_passages(context), load(encoder), encode, settings)

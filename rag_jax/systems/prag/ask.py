@@ -42,9 +42,8 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
 
     def embed(encoder, passages):
         made_by = {"encoder": encoder.fingerprint, "max_length": session.encoding.max_length}
-        return embed_texts(
-            list_texts(passages), partial(session.encode, encoder), name=name, **made_by
-        )
+        encode = partial(session.encode, encoder, role="document")
+        return embed_texts(list_texts(passages), encode, name=name, **made_by)
 
     return partial(_answer, session, store, session.make_search(passages, embed))
 

@@ -92,7 +92,7 @@ class Session(session.Session):
             if c.by == "bm25":
                 _, rows = words.search(questions, k)
             else:
-                _, rows = index.search(self.encode(encoder, questions), k)
+                _, rows = index.search(self.encode_queries(encoder, questions), k)
             return [[passages[row] for row in found.tolist()] for found in rows]
 
         return search

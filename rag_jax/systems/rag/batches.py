@@ -7,10 +7,9 @@ import numpy as np
 
 from rag_jax.data.batches import BatchPlan
 from rag_jax.data.packing import Microbatch
-from rag_jax.models.io.architectures import make_model
+from rag_jax.models.io.architectures import EncoderConfig, make_model
 from rag_jax.models.io.sizes import find_encoder, find_sizes
 from rag_jax.models.nn.bart import BartConfig
-from rag_jax.models.nn.bert import BertConfig
 from rag_jax.planning.batches import (
     Corpus,
     StageBatches,
@@ -32,7 +31,7 @@ _MARKS = {"source": 4, "prompt": 9, "chat": 22}
 def list_heads(config: RAGConfig) -> dict[str, int]:
     """The number of attention heads of each model, by its setting."""
     name, sizes = config.generator.name, find_sizes(config.generator.name)
-    if isinstance(sizes, BertConfig):
+    if isinstance(sizes, EncoderConfig):
         raise RagJaxError(f"config.generator.name={name}: is no generator but an encoder")
     find_encoder("retriever.name", config.retriever.name)
     is_seq2seq = isinstance(sizes, BartConfig)

@@ -278,20 +278,6 @@ def pack_scores(
     return {"doc_scores": _pick(doc_scores, slots)}
 
 
-def encode_queries(
-    tokenizer: Tokenizer, questions: Sequence[str], *, max_length: int
-) -> list[list[int]]:
-    """Questions as the query encoder reads them; warns of questions that are cut at their end."""
-    rows = [tokenizer.encode_with_specials(q, max_length=max_length + 1) for q in questions]
-    long = [i for i, row in enumerate(rows) if len(row) > max_length]
-    for i in long:
-        rows[i] = tokenizer.encode_with_specials(questions[i], max_length=max_length)
-    if long:
-        counts = len(long), len(rows), max_length
-        _logger.warning("%d of %d questions were cut to %d tokens", *counts)
-    return rows
-
-
 def pack_queries(
     queries: Sequence[Sequence[int]],
     embeddings: Float[np.ndarray, "N K E"],

@@ -20,8 +20,8 @@ from rag_jax.losses import (
     rag_token_nll,
     token_logprobs,
 )
+from rag_jax.models.io.architectures import Encoder
 from rag_jax.models.nn.bart import Bart
-from rag_jax.models.nn.bert import Bert
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.retrieval.encode import embed
 
@@ -29,7 +29,7 @@ Marginal = Literal["sequence", "token"]
 
 
 def score_passages(
-    encoder: Bert,
+    encoder: Encoder,
     params: PyTree,
     batch: Mapping[str, Array],
     *,

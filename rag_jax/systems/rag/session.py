@@ -14,13 +14,13 @@ from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection
 from rag_jax.decoding.beams import BeamConfig
 from rag_jax.models import Pretrained
+from rag_jax.models.io.architectures import get_rules
 from rag_jax.models.io.load import load_config
 from rag_jax.models.nn.bart import Bart
-from rag_jax.models.nn.bert import Bert
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval import Index, fingerprint_corpus
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.sharding import BART_RULES, BERT_RULES, DECODER_RULES, prefix_rules
+from rag_jax.runtime.sharding import BART_RULES, DECODER_RULES, prefix_rules
 from rag_jax.systems import session
 from rag_jax.systems.rag.config import RAGConfig
 from rag_jax.systems.rag.data import Format, make_format
@@ -57,7 +57,7 @@ class Session(session.Session):
         """The generator before training."""
         name = self.config.generator.name
         loaded = self.load_model(name, dtype=self.dtype, int8=self.config.generator.int8)
-        if isinstance(loaded.model, Bert):
+        if hasattr(loaded.model, "embedding_size"):
             raise RagJaxError(f"config.generator.name={name}: is no generator but an encoder")
         return loaded
 
@@ -105,7 +105,7 @@ class Session(session.Session):
             frozen=frozen if joint else {**frozen, "query": query},
             init=init,
             merge=merge,
-            rules=(*rules, *prefix_rules("query", BERT_RULES)),
+            rules=(*rules, *prefix_rules("query", get_rules(self.encoder.config))),
             mesh=self.mesh,
             rates={"query": c.train.retriever_rate},
         )
@@ -254,7 +254,7 @@ class Session(session.Session):
         self, params: PyTree, questions: Sequence[str]
     ) -> Float[np.ndarray, "N E"]:
         """Embeddings of questions by some parameters of their encoder."""
-        return self.encode(replace(self.encoder, params=params), questions)
+        return self.encode_queries(replace(self.encoder, params=params), questions)
 
     def load_index(self, folder: Path) -> Index:
         """The index over the corpus as it was before any training."""

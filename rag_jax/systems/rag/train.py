@@ -16,11 +16,11 @@ from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval import Index
+from rag_jax.retrieval.texts import tokenize_for_training
 from rag_jax.systems.rag.config import JointTrainConfig, RetrieverConfig
 from rag_jax.systems.rag.data import (
     Example,
     Format,
-    encode_queries,
     list_slots,
     make_examples,
     pack_examples,
@@ -62,7 +62,7 @@ def run_training(
     pairs = list_rows(train_questions, train.answers)
     asked = [question.question for question, _ in pairs]
     answers = [answer for _, answer in pairs]
-    queries = encode_queries(encoder.tokenizer, asked, max_length=retriever.max_length)
+    queries = tokenize_for_training(encoder, asked, retriever.max_length, role="query")
     plan = BatchPlan([0] * len(asked), batch_size=train.batch_size, seed=seed)
     lookup = Lookup(
         folder=context.folder,

@@ -187,9 +187,9 @@ def _rank_by_others(
         folders["dense_tuned"] = context.path("dense_tuned", "encoder")
     for name, folder in folders.items():
         encoder = load_encoders(folder).passage
-        embeddings = encode(encoder, map(make_text, passages))
+        embeddings = encode(encoder, map(make_text, passages), "document")
         index = Index.build(embeddings, backend="exact", encoder=encoder.fingerprint)
-        found[name] = index.search(encode(encoder, asked), depth)
+        found[name] = index.search(encode(encoder, asked, "query"), depth)
     return {name: list_ranked(*ranking) for name, ranking in found.items()}
 
 

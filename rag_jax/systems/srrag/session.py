@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -83,9 +82,9 @@ class Session(session.Session):
         c = self.config
         return Format(self.base.tokenizer, c.sources, c.model.max_text)
 
-    def embed(self, texts: Sequence[Any], **options: Any) -> Float[np.ndarray, "N E"]:
-        """Embeddings by the sentence encoder; further `options` of `encode_texts`."""
-        return self.encode(self.encoder, texts, **options)
+    def embed(self, questions: Sequence[str]) -> Float[np.ndarray, "N E"]:
+        """Embeddings of questions by the sentence encoder."""
+        return self.encode_queries(self.encoder, questions)
 
     # Training.
 

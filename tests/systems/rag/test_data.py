@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from rag_jax.models import load
+from rag_jax.retrieval.texts import tokenize_texts
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems.rag.data import (
-    encode_queries,
     list_slots,
     make_examples,
     make_format,
@@ -149,11 +149,9 @@ def test_slots():
     assert scores.tolist() == [[4, 5], [0, 1], [2, 3], [0, 0], [0, 0], [0, 0]]
 
 
-def test_queries(caplog):
-    with caplog.at_level(logging.WARNING):
-        rows = encode_queries(BERT.tokenizer, ["paris", "what is " * 20], max_length=12)
+def test_queries():
+    rows = tokenize_texts(BERT, ["paris", "what is " * 20], 12)
     assert [len(row) for row in rows] == [len(rows[0]), 12] and len(rows[0]) < 12
-    assert "1 of 2 questions were cut to 12 tokens" in caplog.text
     embeddings = np.ones((2, 3, 5), np.float32)
     arrays = pack_queries(rows, embeddings, [0, 1, -1, -1], width=16)
     assert arrays["query"].shape == arrays["query_mask"].shape == (4, 16)

@@ -10,9 +10,9 @@ from rag_jax.data.batches import BatchPlan
 from rag_jax.data.passages import Passage
 from rag_jax.models import load
 from rag_jax.retrieval import Index, encode_texts, list_texts
+from rag_jax.retrieval.texts import tokenize_texts
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_jsonl
-from rag_jax.systems.rag.data import encode_queries
 from rag_jax.systems.rag.lookup import WINDOW, Lookup
 
 PLACES = ("Riga", "Lyon", "Gitega", "Oslo", "Paris", "Bern", "Quito")
@@ -42,7 +42,7 @@ def make_lookup(encoder, tmp_path):
                 encode_passages(encoder, PASSAGES), backend="exact", encoder="before training"
             ),
             "plan": PLAN,
-            "queries": encode_queries(encoder.tokenizer, QUESTIONS, max_length=24),
+            "queries": tokenize_texts(encoder, QUESTIONS, 24),
             "count": 2,
             "total_steps": STEPS,
             "joint": True,

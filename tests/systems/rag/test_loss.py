@@ -12,8 +12,8 @@ from tiny import pack_questions
 from rag_jax.losses import mix_documents, rag_sequence_nll, rag_token_nll
 from rag_jax.models import load
 from rag_jax.retrieval import encode_texts
+from rag_jax.retrieval.texts import tokenize_texts
 from rag_jax.systems.rag.data import (
-    encode_queries,
     make_examples,
     make_format,
     pack_examples,
@@ -143,7 +143,7 @@ def test_scores_are_products_and_the_gradient_goes_through_them_alone(name, scal
     questions = ["Where is Paris?", "What is the capital of France?"]
     size = encoder.config.embedding_size
     passages = np.random.default_rng(0).normal(size=(2, 3, size)).astype(np.float32)
-    queries = encode_queries(encoder.tokenizer, questions, max_length=24)
+    queries = tokenize_texts(encoder, questions, 24)
     _, batch = make_batch(generator)
     batch |= pack_queries(queries, passages, [0, 1], width=24)
 

@@ -520,7 +520,7 @@ def test_a_refreshed_index_is_made_anew_over_other_passages(refreshed, make_conf
     texts = list_texts(session.passages)
     for name, params in (("index", session.encoder.params), ("refreshed", query)):
         index = session.load_index(tmp_path / "out" / "stages" / name / "index")
-        expected = session.encode(replace(session.encoder, params=params), texts)
+        expected = session.encode(replace(session.encoder, params=params), texts, "document")
         np.testing.assert_allclose(index.embeddings, expected, atol=1e-6)
 
 

@@ -8,7 +8,6 @@ import pytest
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection, Question
 from rag_jax.models.tokenizer import Tokenizer
-from rag_jax.retrieval import list_texts
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems.srrag import ask, pipeline
 from rag_jax.systems.srrag.data import join_passages
@@ -68,7 +67,7 @@ def test_an_engine_over_other_passages(session, finished):
         Passage("a", "Riga", "Riga is the capital of Latvia. " * 30),
         Passage("b", "Lyon", "Lyon is a city in France."),
     ]
-    embeddings = session.embed(list_texts(passages))
+    embeddings = session.encode_passages(session.encoder, passages)
     measured = session.measure_corpus(passages)
     assert measured["cut"] == 1
     other = session.replace_corpus(engine, passages, embeddings, longest=measured["longest"])
@@ -89,7 +88,7 @@ def test_embeddings_are_those_of_the_index(session, finished):
     context = open_stage(session, finished[0], "contexts")
     kept = np.load(context.path("index", "embeddings.npy"))
     some = session.passages[:3]
-    np.testing.assert_allclose(session.embed(list_texts(some)), kept[:3], atol=1e-6)
+    np.testing.assert_allclose(session.encode_passages(session.encoder, some), kept[:3], atol=1e-6)
 
 
 @pytest.mark.parametrize(
