@@ -16,6 +16,7 @@ in the user's cache.
 """
 
 import contextlib
+import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,9 @@ from rag_jax.runtime.terminal import write_error, write_text
 from rag_jax.systems import list_systems, open_room
 
 _PATIENCE = 1.5  # seconds from Ctrl-C to the end of a command that is compiling
+# Imports and tracing make many objects and drop few: to look for cycles at every 700th takes a
+# twentieth of the time of a first question.
+_OBJECTS = 50_000
 
 OPTIONS = {
     "workdir": "the work folder",
@@ -38,6 +42,7 @@ OPTIONS = {
 
 def main(arguments: list[str]) -> None:
     """Answers the command line's question, or questions at a prompt."""
+    gc.set_threshold(_OBJECTS, 20)
     flags, question = split_question(arguments)
     config, options = command.read_command(flags, OPTIONS)
     name = command.find_system(config, list_systems("ask"))

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
-from sacrebleu.metrics import BLEU
 
 from rag_jax.data.matching import normalize_answer
 from rag_jax.data.words import space_characters
@@ -153,6 +152,8 @@ def bleu_1(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> floa
     Raises:
         RagJaxError: there are no predictions, or a prediction has no answers.
     """
+    from sacrebleu.metrics import BLEU  # imported here: slow, and asking needs none
+
     if not predictions or not all(answers):
         raise RagJaxError("answers: a question without answers cannot be scored")
     # sacrebleu takes the first references of all predictions, then the second references, and so

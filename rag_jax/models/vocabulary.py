@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -49,17 +50,21 @@ def grow_vocabulary(
     padding = -num_tokens % multiple
     config = replace(config, vocab_size=num_tokens + padding, vocab_padding=padding)
 
-    def grow(table: Float[Array, "V D"]) -> Float[Array, "W D"]:
-        table = table[:first]
-        mean = table.mean(axis=0, keepdims=True, dtype=jnp.float32).astype(table.dtype)
-        return jnp.concatenate([table, jnp.repeat(mean, config.vocab_size - first, axis=0)])
-
-    params = {**pretrained.params}
+    grow, params = partial(_grow, first=first, size=config.vocab_size), {**pretrained.params}
     params["embed"] = {"embedding": grow(params["embed"]["embedding"])}
     if not config.tie_embeddings:
         params["head"] = {"kernel": grow(params["head"]["kernel"].T).T}  # [D, V] -> [D, W]
     model = pretrained.model.clone(config=config)
     return replace(pretrained, config=config, model=model, params=params, tokenizer=tokenizer)
+
+
+# One program: each operation by itself would be compiled, and would copy the table.
+@partial(jax.jit, static_argnames=("first", "size"))
+def _grow(table: Float[Array, "V D"], *, first: int, size: int) -> Float[Array, "W D"]:
+    """The first rows of a table, followed by their mean up to a number of rows."""
+    table = table[:first]
+    mean = table.mean(axis=0, keepdims=True, dtype=jnp.float32).astype(table.dtype)
+    return jnp.concatenate([table, jnp.repeat(mean, size - first, axis=0)])
 
 
 @checked

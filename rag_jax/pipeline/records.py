@@ -91,8 +91,30 @@ def find_folder(place: Path) -> Path:
     It is `place` itself, or a draft beside it where `place` has a stage that ended: what is
     finished stays until what replaces it is finished too.
     """
-    draft = place.with_name(f".{place.name}.draft")
+    draft = _name_draft(place)
     return draft if draft.exists() or (place / ENDED).exists() else place
+
+
+def _name_draft(place: Path) -> Path:
+    return place.with_name(f".{place.name}.draft")
+
+
+def _name_old(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name.strip('.')}.old")
+
+
+def recover(place: Path) -> None:
+    """Mends what a process that was killed while it swapped or removed a stage left beside it.
+
+    A stage that was set aside for a draft that has not taken its place is put back, and the draft
+    stays. Anything else that was set aside was to be removed, and is.
+    """
+    old, draft = _name_old(place), _name_draft(place)
+    _remove(_name_old(draft))
+    if is_there(draft) and not is_there(place) and (old / ENDED).is_file():
+        old.rename(place)
+    else:
+        _remove(old)
 
 
 def put_in_place(folder: Path, place: Path) -> None:
@@ -292,7 +314,7 @@ def _discard(folder: Path) -> None:
 
 def _set_aside(folder: Path) -> Path:
     """Renames a folder, if there is one, and returns the name beside it that it has now."""
-    doomed = folder.with_name(f".{folder.name.strip('.')}.old")
+    doomed = _name_old(folder)
     _remove(doomed)
     if is_there(folder):
         folder.rename(doomed)

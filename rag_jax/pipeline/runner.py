@@ -90,6 +90,9 @@ def run_stages(
             wait_for_all(f"{workdir} is there")
             made, place = {**given.records}, (workdir / "stages", given)
             records.write_layout(workdir)
+            for stage in stages if is_first() else ():
+                records.recover(workdir / "stages" / stage.name)
+            wait_for_all(f"{workdir} is mended")
             options = {"given": given.records, "overwrite": overwrite, "flag": flag}
             options["system"] = getattr(config, "system", None)
             changes = protect.check_finished(stages, workdir, **options)

@@ -12,10 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rag_jax.runtime.files import sum_file
-
-# Set to anything, it has every file read and compared with its checksum.
-VERIFY = "RAG_JAX_VERIFY"
-_MOMENT = 2_000_000_000  # nanoseconds; the coarsest clock of a file system has two seconds
+from rag_jax.runtime.known_sums import MOMENT, VERIFY
 
 _Seen = dict[str, tuple[int, int]]  # size and time of change in nanoseconds, by file
 
@@ -62,5 +59,5 @@ def _hash(found: _Seen) -> str:
 
 def _list_young(found: _Seen, noted: Path) -> set[str]:
     """The files that were changed within a moment before `noted` was written, or after it."""
-    start = noted.stat().st_mtime_ns - _MOMENT
+    start = noted.stat().st_mtime_ns - MOMENT
     return {name for name, (_, time) in found.items() if time >= start}

