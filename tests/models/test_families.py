@@ -196,9 +196,19 @@ LONGROPE = {"short_factor": [1.0, 1.1, 1.3], "long_factor": [1.5, 4.0, 9.0]}
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [
-        ("qwen2", {"use_sliding_window": True}, "use_sliding_window True is not supported"),
+        ("qwen2", {"use_sliding_window": "yes"}, "use_sliding_window 'yes' is not supported"),
+        (
+            "qwen2",
+            {"layer_types": ["sliding_attention", "full_attention"]},
+            "layer_types 'sliding_attention' is not supported",
+        ),
+        (
+            "qwen2",
+            {"use_sliding_window": True, "sliding_window": 8, "layer_types": ["full_attention"]},
+            "layer_types has 1 entries, num_hidden_layers is 2",
+        ),
         ("qwen2", {"num_experts": 60}, "num_experts 60: mixtures of experts are not supported"),
-        ("phi3", {"sliding_window": 31}, "sliding_window 31 is not supported: it is shorter"),
+        ("llama3", {"sliding_window": 31}, "sliding_window 31 is not supported: it is shorter"),
         ("phi3", {"sliding_window": "x"}, "sliding_window must be a positive integer, not 'x'"),
         ("stablelm", {"use_parallel_residual": True}, "use_parallel_residual True is not supp"),
         ("stablelm", {"qk_layernorm": True}, "qk_layernorm True is not supported"),
@@ -246,11 +256,7 @@ LONGROPE = {"short_factor": [1.0, 1.1, 1.3], "long_factor": [1.5, 4.0, 9.0]}
         ("llama3", {"vocab_padding": -1}, "vocab_padding must be an integer of 0 or more, not -1"),
         ("llama3", {"vocab_padding": 40}, "vocab_padding 40 must be below vocab_size 40"),
         ("llama3", {"model_type": "mistral"}, None),
-        (
-            "llama3",
-            {"model_type": "mistral", "max_position_embeddings": 32768},
-            "sliding_window 4096 is not supported: it is shorter than the context of 32768",
-        ),
+        ("llama3", {"model_type": "mistral", "max_position_embeddings": 32768}, None),
         ("llama3", {"model_type": "mixtral", "num_local_experts": 8}, "num_local_experts 8: mix"),
         ("llama3", {"model_type": "gemma2"}, "model_type 'gemma2' is not supported; supported are"),
     ],
@@ -295,9 +301,11 @@ def test_phi_3_5_mini(tmp_path):
     config = read_config(path)
     assert config.head_dim == config.rotary_dim == 96 and config.norm_eps == 1e-5
     assert config.rope_scaling.attention_factor == pytest.approx(1.1902380714238083)
+    assert config.window is None
     path.write_text(json.dumps(published | {"sliding_window": 2047}))
-    with pytest.raises(RagJaxError, match="sliding_window 2047 is not supported"):
-        read_config(path)
+    assert read_config(path) == replace(
+        config, window=2047, sliding_layers=tuple(range(config.num_layers))
+    )
 
 
 @pytest.mark.parametrize("name", (*FAMILIES, "bert"))

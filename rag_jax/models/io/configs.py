@@ -45,6 +45,7 @@ def read_config(path: Path) -> Config:
 def _read_any(fields: Fields) -> Config:
     readers = {
         **dict.fromkeys(DECODER_FAMILIES, read_decoder),
+        "gemma3": _read_gemma,
         "bert": _read_bert,
         "dpr": _read_dpr,
         "bart": read_bart,
@@ -137,6 +138,12 @@ def _refuse_gguf_rope(fields: Fields) -> None:
         short = name.removeprefix("llama.rope.")
         if short != name and short not in known and not short.startswith("scaling."):
             raise RagJaxError(f"{fields.source}: {name} {show(fields.raw[name])} is not supported")
+
+
+def _read_gemma(fields: Fields) -> DecoderConfig:
+    """The language model of a Gemma 3 that reads images too."""
+    text = {**fields.section("text_config"), "model_type": "gemma3_text"}
+    return read_decoder(Fields(text, f"{fields.source}: text_config"))
 
 
 def _read_bert(fields: Fields) -> BertConfig:
