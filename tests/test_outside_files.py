@@ -24,7 +24,8 @@ from rag_jax.data.questions import Question, load_collection, store_questions
 from rag_jax.decoding.trie import Trie
 from rag_jax.evaluation.rankings import read_run
 from rag_jax.lora.store import AdapterStore
-from rag_jax.models.io.configs import read_config, read_gguf_config
+from rag_jax.models.io.configs import read_config
+from rag_jax.models.io.gguf_config import read_gguf_config
 from rag_jax.models.io.gguf_file import read_gguf
 from rag_jax.models.io.load import load as load_model
 from rag_jax.models.io.sentence import read_sentence_settings

@@ -62,7 +62,7 @@ from rag_jax.training.trainable import make_trainable
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-@pytest.mark.parametrize("name", ["llama_tied", "llama_untied_sharded", "bert"])
+@pytest.mark.parametrize("name", ["llama_tied", "llama_untied_sharded", "gemma3", "bert"])
 def test_load(mesh, name):
     wanted, found = load(GOLDEN / name), load(GOLDEN / name, mesh=mesh)
     rules = BERT_RULES if isinstance(found.model, Bert) else DECODER_RULES

@@ -162,7 +162,7 @@ def read_decoder(fields: Fields) -> DecoderConfig:
         fields.refuse_unless("head_dim", head_dim)
     rope, local_theta = _read_positions(fields, family, head_dim, max_length)
     window, sliding = read_sliding(fields, family.sliding, layers, max_length, window=family.window)
-    options = dict(family.options)
+    options = list_options(name)
     if name == "stablelm":
         options["qkv_bias"] = fields.raw.get("use_qkv_bias") is True
     scalar = None
@@ -186,7 +186,6 @@ def read_decoder(fields: Fields) -> DecoderConfig:
         rotary_fraction=rope.fraction,
         rope_scaling=rope.scaling,
         vocab_padding=fields.size("vocab_padding", 0, least=0),
-        activation=_ACTIVATIONS[family.activation[1]],
         query_scalar=scalar,
         window=window,
         sliding_layers=sliding,
@@ -235,6 +234,12 @@ def describe_decoder(config: DecoderConfig) -> dict[str, Any]:
     if c.vocab_padding:
         fields["vocab_padding"] = c.vocab_padding
     return fields
+
+
+def list_options(name: str) -> dict[str, Any]:
+    """What a family always sets of `DecoderConfig`, whatever the file that describes a model."""
+    family = _FAMILIES[name]
+    return {**family.options, "activation": _ACTIVATIONS[family.activation[1]]}
 
 
 def check_sizes(config: DecoderConfig, source: str) -> DecoderConfig:

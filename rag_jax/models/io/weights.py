@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from rag_jax.models.io.architectures import Config, get_rules
+from rag_jax.models.io.gguf_names import ROPE_DIVISORS
 from rag_jax.models.io.slots import Slot, list_slots, stored_shapes
 from rag_jax.models.io.tensors import StoredTensor, check_finite
 from rag_jax.models.nn.bart import BartConfig
@@ -22,11 +23,11 @@ from rag_jax.runtime.sharding import (
 )
 
 # Tensors in some checkpoints that are not parameters of these models: rotary tables, position ids,
-# the pooling layer over [CLS], BERT's pre-training heads, and the format version in early BART
-# checkpoints.
+# the pooling layer over [CLS], BERT's pre-training heads, the format version in early BART
+# checkpoints, and what says in GGUF files how rotary frequencies are scaled.
 _NOT_PARAMETERS = re.compile(
     r".*rotary_emb\.inv_freq|(.*\.)?embeddings\.position_ids|(.*\.)?pooler\..*|cls\..*"
-    r"|(.*\.)?(en|de)coder\.version"
+    r"|(.*\.)?(en|de)coder\.version" + f"|{re.escape(ROPE_DIVISORS)}"
 )
 # Gemma 3 with images keeps the language model beside these.
 _OF_IMAGES = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\..*")
