@@ -165,8 +165,8 @@ def test_digits_are_split_one_by_one_and_no_space_is_put_before():
 
 
 def test_other_tokenizers_in_gguf_are_refused():
-    with pytest.raises(RagJaxError, match=r"'gpt2' with pre-tokenizer 'llama-bpe' cannot be read"):
-        Tokenizer.from_gguf(make_metadata(**{"tokenizer.ggml.pre": "llama-bpe"}))
+    with pytest.raises(RagJaxError, match=r"the pre-tokenizer 'tekken' cannot be read from GGUF"):
+        Tokenizer.from_gguf(make_metadata(**{"tokenizer.ggml.pre": "tekken"}))
 
 
 def test_encoder_form():

@@ -42,7 +42,7 @@ def read_gguf_config(
         # Of the architecture's own entries, under their names within it.
         own = f"{architecture}."
         raw = {n.removeprefix(own): value for n, value in rounded.items() if n.startswith(own)}
-        return _read(Fields(raw, f"{path}: {architecture}"), tensors, ARCHITECTURES[architecture])
+        return _read(Fields(raw, str(path), prefix=own), tensors, ARCHITECTURES[architecture])
 
 
 def _read(fields: Fields, tensors: Mapping[str, StoredTensor], family: str) -> DecoderConfig:
@@ -72,10 +72,10 @@ def _read(fields: Fields, tensors: Mapping[str, StoredTensor], family: str) -> D
         **list_options(family),
         **(_read_gemma(fields, layers, hidden, heads, head_dim) if family == "gemma3_text" else {}),
     )
-    if config.window is None and fields.raw.get("attention.sliding_window"):
-        window = fields.size("attention.sliding_window")
-        if window < max_length:
-            raise RagJaxError(f"{fields.source}.attention.sliding_window {window} is not supported")
+    name = "attention.sliding_window"
+    window = max_length if config.window or not fields.raw.get(name) else fields.size(name)
+    if window < max_length:
+        raise RagJaxError(f"{fields.place(name)} {window} is not supported")
     return check_sizes(config, fields.source)
 
 
@@ -103,7 +103,7 @@ def _refuse_options(fields: Fields, family: str) -> None:
     for name in fields.raw:
         short = name.removeprefix("rope.")
         if short != name and short not in known and not short.startswith("scaling."):
-            raise RagJaxError(f"{fields.source}.{name} {show(fields.raw[name])} is not supported")
+            raise RagJaxError(f"{fields.place(name)} {show(fields.raw[name])} is not supported")
 
 
 def _read_scaling(
