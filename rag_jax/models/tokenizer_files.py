@@ -91,12 +91,15 @@ def _read_bpe(folder: Path) -> tokenizers.Tokenizer:
 
 
 def _follow_class(core: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> None:
-    """Gives a tokenizer of the class `LlamaTokenizer` the blanks that transformers 5 gives it.
+    """Gives a tokenizer what its class in transformers 5 gives it, whatever `tokenizer.json` says.
 
-    The older `tokenizer.json` puts a blank before every piece between special tokens. In
-    transformers 5, the class puts one before the text alone, or before every piece if `legacy`.
+    `Qwen2Tokenizer` composes characters (NFC). `LlamaTokenizer` has blanks of its own: the older
+    `tokenizer.json` puts one before every piece between special tokens, the class before the text
+    alone, or before every piece if `legacy`.
     """
     kind = str(settings.get("tokenizer_class")).removesuffix("Fast")
+    if kind == "Qwen2Tokenizer" and core.normalizer is None:
+        core.normalizer = normalizers.NFC()
     if kind != "LlamaTokenizer" or repr(core.normalizer) != _BLANKS or core.pre_tokenizer:
         return
     scheme = "always" if settings.get("legacy") is True else "first"

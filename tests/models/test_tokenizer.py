@@ -232,6 +232,17 @@ def test_vocabulary_and_merges_without_a_tokenizer_file(tmp_path):
         Tokenizer.from_folder(tmp_path)
 
 
+def test_qwens_class_composes_characters(tmp_path):
+    """As in transformers, where `tokenizer.json` has no normalizer."""
+    BASE.save(tmp_path, max_length=8)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    for kind, same in (("PreTrainedTokenizerFast", False), ("Qwen2TokenizerFast", True)):
+        changed = json.dumps(settings | {"tokenizer_class": kind})
+        (tmp_path / "tokenizer_config.json").write_text(changed)
+        tokenizer = Tokenizer.from_folder(tmp_path)
+        assert (tokenizer.encode("e\u0301") == tokenizer.encode("é")) == same
+
+
 def test_gguf_says_what_begins_a_text_and_ends_a_turn():
     assert (BASE.encode_prompt("the"), BASE.stop_ids) == (BASE.encode("the"), (2,))
     for field, prompt in ((True, [1, *BASE.encode("the")]), (False, BASE.encode("the"))):

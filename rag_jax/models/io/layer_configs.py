@@ -99,7 +99,9 @@ def _read_types(fields: Fields, layers: int) -> list[str] | None:
     listed = fields.raw.get("layer_types")
     if listed is None:
         return None
-    for kind in listed if isinstance(listed, list) else [listed]:
+    if not isinstance(listed, list):
+        raise RagJaxError(f"{fields.place('layer_types')} must be a list, not {show(listed)}")
+    for kind in listed:
         if kind not in (_FULL, _SLIDING):
             raise RagJaxError(f"{fields.source}: layer_types {show(kind)} is not supported")
     if len(listed) != layers:
