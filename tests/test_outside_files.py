@@ -14,6 +14,7 @@ import pytest
 from damage import ODD_FILES, at_most, damage_bytes, damage_json, refuses_in_a_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_gguf import describe, write, write_parts
 from tokenizers import pre_tokenizers
 
 from rag_jax import lora
@@ -24,7 +25,8 @@ from rag_jax.data.questions import Question, load_collection, store_questions
 from rag_jax.decoding.trie import Trie
 from rag_jax.evaluation.rankings import read_run
 from rag_jax.lora.store import AdapterStore
-from rag_jax.models.io.configs import read_config, read_gguf_config
+from rag_jax.models.io.configs import read_config
+from rag_jax.models.io.gguf_config import read_gguf_config
 from rag_jax.models.io.gguf_file import read_gguf
 from rag_jax.models.io.load import load as load_model
 from rag_jax.models.io.sentence import read_sentence
@@ -62,6 +64,12 @@ def read_gguf_model(folder):
     for tensor in found.tensors.values():
         if np.prod(tensor.shape, dtype=float) < 1e6:
             tensor.read()
+
+
+def read_gguf_parts(folder):
+    first, *others = find_weights(folder)
+    for tensor in read_gguf(first, others).tensors.values():
+        tensor.read()
 
 
 def read_passages(folder):
@@ -129,6 +137,8 @@ KINDS = {
     "weights": (read_weights, "model.safetensors", 3000),
     "index of weights": (read_weights, "model.safetensors.index.json", True),
     "GGUF": (read_gguf_model, "a.gguf", 5000),
+    "GGUF of a Gemma": (read_gguf_model, "a.gguf", 5000),
+    "GGUF in parts": (read_gguf_parts, "m-00002-of-00002.gguf", 300),
     "passages": (read_passages, "passages.jsonl", None),
     "offsets": (read_passages, "passages.offsets.npy", None),
     "questions": (load_collection, "questions.json", True),
@@ -204,6 +214,16 @@ def make_files(kind, folder):
     elif kind == "GGUF":
         folder.mkdir()
         write_gguf(folder / "a.gguf")
+    elif kind == "GGUF of a Gemma":
+        folder.mkdir()
+        fields, tensors = describe(GOLDEN / "gemma3", "gemma3"), {}
+        tokens = fields["tokenizer.ggml.tokens"]
+        fields["tokenizer.ggml.scores"] = [-float(i) for i in range(len(tokens))]
+        write(folder / "a.gguf", "gemma3", fields | {"tokenizer.ggml.model": "llama"}, tensors)
+    elif kind == "GGUF in parts":
+        folder.mkdir()
+        tensors = {f"{name}.weight": np.ones(4, np.float32) for name in "abcd"}
+        write_parts(folder, "qwen3", {}, tensors, parts=2)
     elif kind in ("vocabulary", "merges"):
         folder.mkdir()
         model = json.loads((BART / "tokenizer.json").read_text())["model"]

@@ -68,19 +68,22 @@ def read_row(model, params, row):
 
     x = params["embed"]["embedding"][list(row)]
     positions, streams = np.arange(len(row)), [x]
-    for i in range(c.num_layers):
+    for i, kind in enumerate(c.layer_kinds):
         p = params[f"layers_{i}"]
         h = norm(x, p["attention_norm"])
         query, key, value = (
             (h @ p["attention"][name]["kernel"]).reshape(len(row), -1, c.head_dim)
             for name in ("query", "key", "value")
         )
-        query, key = turn(query, positions, c.rope_theta), turn(key, positions, c.rope_theta)
+        if kind.rotates:
+            query, key = turn(query, positions, c.rope_theta), turn(key, positions, c.rope_theta)
+        distance = positions[:, None] - positions
+        seen = (distance >= 0) & (distance < (c.window if kind.slides else len(row)))
         heads = []
         for head in range(c.num_heads):
             shared = head * c.num_kv_heads // c.num_heads
             scores = query[:, head] @ key[:, shared].T / np.sqrt(c.head_dim)
-            scores = np.where(positions[:, None] >= positions, scores, -np.inf)
+            scores = np.where(seen, scores, -np.inf)
             heads.append(softmax(scores) @ value[:, shared])
         x = x + np.concatenate(heads, axis=-1) @ p["attention"]["output"]["kernel"]
         h = norm(x, p["ffn_norm"])

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
+from rag_jax.models.nn.attention import mask_slots
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.decoder import Decoder, LayerCache, Output
 from rag_jax.runtime.arguments import checked
@@ -128,12 +129,11 @@ def write(
     `Decoder.hidden`.
     """
     token_mask = jax.lax.dynamic_update_slice(cache.token_mask, mask, (0, slot))
-    query_slots = slot + jnp.arange(tokens.shape[1])
-    # Causality, slot by slot: [1, T, S].
-    causal = jnp.arange(token_mask.shape[1])[None, None, :] <= query_slots[None, :, None]
+    attention_mask = token_mask
+    if isinstance(model, Bart):
+        attention_mask = mask_slots(token_mask, slot, tokens.shape[1])
     positions = cache.position[:, None] + jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     settings = {"slot": slot, "return_layer": return_layer}
-    attention_mask = token_mask[:, None, :] & causal
     output = _run(model, params, cache, tokens, attention_mask, positions, **settings)
     position = cache.position + mask.sum(axis=1, dtype=jnp.int32)
     return output, Cache(output.cache, token_mask, position, cache.prefix)

@@ -9,7 +9,7 @@ from typing import Any
 
 import tokenizers
 
-from rag_jax.models import tokenizer_files
+from rag_jax.models import tokenizer_files, tokenizer_gguf
 from rag_jax.models.chat_template import ChatTemplate, choose_template
 from rag_jax.models.control_tokens import (
     ChatEncoder,
@@ -121,10 +121,11 @@ class Tokenizer:
         """Builds the tokenizer described in a GGUF file's metadata.
 
         Raises:
-            RagJaxError: the tokenizer is not byte-level BPE with SmolLM's pre-tokenizer.
+            RagJaxError: the tokenizer is of another kind than those of SmolLM2, Llama, Qwen and
+                Gemma.
         """
         with parsing(source, "has a tokenizer that cannot be read"):
-            core, names, template, stop_ids = tokenizer_files.read_gguf(metadata, source)
+            core, names, template, stop_ids = tokenizer_gguf.read_gguf(metadata, source)
             named = {"chat_template": template, "template_name": f"{source}: the chat template"}
             return cls(core, **names, **named, stop_ids=stop_ids)
 

@@ -1,11 +1,11 @@
-"""Tokenizer files: the core tokenizer and its settings in a folder or in GGUF metadata."""
+"""Tokenizer files: the core tokenizer and its settings in a folder."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from rag_jax.models.tokenizer_growth import check_growth
 from rag_jax.runtime.errors import RagJaxError
@@ -15,8 +15,6 @@ from rag_jax.runtime.outside import LARGEST_SETTINGS, is_there, parsing, require
 NAMED_TOKENS = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
 # RoBERTa's and BART's special tokens, for folders with `vocab.json` and `merges.txt` alone.
 _BPE_SPECIALS = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
-# Token types in GGUF metadata (llama.cpp, `llama_token_type`).
-_CONTROL, _USER_DEFINED = 3, 4
 # The normalizer of Llama's, Mistral's and Phi-3's files from before transformers 5.
 _BLANKS = repr(
     normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
@@ -66,55 +64,6 @@ def read_folder(
     return core, names, *_read_templates(folder, settings)
 
 
-def read_gguf(
-    metadata: Mapping[str, Any], source: str
-) -> tuple[tokenizers.Tokenizer, Names, str | None, list[int]]:
-    """The core tokenizer in GGUF metadata, the names of its special tokens, its chat template, and
-    the ids of the tokens that end a turn or a message.
-
-    Raises:
-        RagJaxError: the tokenizer is not byte-level BPE with SmolLM's pre-tokenizer.
-    """
-    kind = (metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre"))
-    if kind != ("gpt2", "smollm"):
-        raise RagJaxError(
-            f"{source}: tokenizer {show(kind[0])} with pre-tokenizer {show(kind[1])} cannot be "
-            "read from GGUF: use the model's Hugging Face folder"
-        )
-    tokens = metadata["tokenizer.ggml.tokens"]
-    merges = [tuple(pair.split(" ")) for pair in metadata["tokenizer.ggml.merges"]]
-    core = tokenizers.Tokenizer(
-        models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges)
-    )
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    core.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
-    core.decoder = decoders.ByteLevel()
-    typed = list(zip(tokens, metadata["tokenizer.ggml.token_type"], strict=True))
-    core.add_special_tokens(make_special_tokens(t for t, k in typed if k == _CONTROL))
-    core.add_tokens([AddedToken(t, normalized=False) for t, k in typed if k == _USER_DEFINED])
-    ids = {
-        name: metadata.get(f"tokenizer.ggml.{name}_token_id")
-        for name in ("bos", "eos", "padding", "eot", "eom")
-    }
-    for name, i in ids.items():
-        if i is not None and not 0 <= i < len(tokens):
-            raise RagJaxError(
-                f"{source}: {name}_token_id {show(i)} is none of the tokenizer's {len(tokens)}"
-            )
-    bos, eos, pad = (
-        None if ids[name] is None else tokens[ids[name]] for name in ("bos", "eos", "padding")
-    )
-    if metadata.get("tokenizer.ggml.add_bos_token") and bos is not None:
-        pairs = [(bos, ids["bos"])]
-        core.post_processor = processors.TemplateProcessing(f"{bos} $A", special_tokens=pairs)
-    stop_ids = [ids[name] for name in ("eot", "eom") if ids[name] is not None]
-    template = metadata.get("tokenizer.chat_template")
-    if not isinstance(template, str | None):
-        raise RagJaxError(f"{source}: the chat template must be a text, not {show(template)}")
-    return core, {"bos": bos, "eos": eos, "pad": pad}, template, stop_ids
-
-
 def make_special_tokens(names: Iterable[str]) -> list[AddedToken]:
     """Special tokens with these names."""
     return [AddedToken(name, special=True, normalized=False) for name in names]
@@ -142,12 +91,15 @@ def _read_bpe(folder: Path) -> tokenizers.Tokenizer:
 
 
 def _follow_class(core: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> None:
-    """Gives a tokenizer of the class `LlamaTokenizer` the blanks that transformers 5 gives it.
+    """Gives a tokenizer what its class in transformers 5 gives it, whatever `tokenizer.json` says.
 
-    The older `tokenizer.json` puts a blank before every piece between special tokens. In
-    transformers 5, the class puts one before the text alone, or before every piece if `legacy`.
+    `Qwen2Tokenizer` composes characters (NFC). `LlamaTokenizer` has blanks of its own: the older
+    `tokenizer.json` puts one before every piece between special tokens, the class before the text
+    alone, or before every piece if `legacy`.
     """
     kind = str(settings.get("tokenizer_class")).removesuffix("Fast")
+    if kind == "Qwen2Tokenizer" and core.normalizer is None:
+        core.normalizer = normalizers.NFC()
     if kind != "LlamaTokenizer" or repr(core.normalizer) != _BLANKS or core.pre_tokenizer:
         return
     scheme = "always" if settings.get("legacy") is True else "first"

@@ -38,7 +38,8 @@ DECODER_RULES: Rules = (
     (r"layers_\d+/ffn/(gate|up)/kernel", _SPLIT_OUT),
     (r"layers_\d+/ffn/down/kernel", _SPLIT_IN),
     (r"layers_\d+/attention/(query|key|value)/bias", _WHOLE),
-    (r"(layers_\d+/(attention|ffn)_norm|final_norm)/(scale|bias)", _WHOLE),
+    (r"(layers_\d+/(attention|ffn)(_output)?_norm|final_norm)/(scale|bias)", _WHOLE),
+    (r"layers_\d+/attention/(query|key)_norm/scale", _WHOLE),
     (r"head/kernel", _SPLIT_OUT),
 )
 BERT_RULES: Rules = (

@@ -21,15 +21,19 @@ from transformers import (
     DPRConfig,
     DPRContextEncoder,
     DPRQuestionEncoder,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
     Phi3Config,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3Config,
     RagConfig,
     RagSequenceForGeneration,
     RagTokenForGeneration,
+    SmolLM3Config,
     StableLmConfig,
 )
 
@@ -439,3 +443,18 @@ if __name__ == "__main__":
             rope_parameters={"rope_theta": 100.0, "partial_rotary_factor": 0.5},
         ),
     )  # fmt: skip
+    # Windows that the rows of the batch outgrow.
+    make_family("mistral", MistralConfig(**sizes, num_key_value_heads=2, sliding_window=4))
+    make_family("qwen3", Qwen3Config(**sizes, num_key_value_heads=2, head_dim=16))
+    make_family(
+        "gemma3",
+        Gemma3TextConfig(
+            **sizes, num_key_value_heads=1, head_dim=16, sliding_window=4,
+            layer_types=["sliding_attention", "full_attention"], query_pre_attn_scalar=24,
+            rope_parameters={
+                "full_attention": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            },
+        ),
+    )  # fmt: skip
+    make_family("smollm3", SmolLM3Config(**sizes, num_key_value_heads=2, no_rope_layers=[0, 1]))

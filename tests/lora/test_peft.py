@@ -15,7 +15,7 @@ from rag_jax.models import load
 from rag_jax.runtime.errors import RagJaxError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-DECODERS = ("llama_tied", "llama_untied_sharded", "llama3", "phi3", "qwen2", "stablelm")
+DECODERS = ("llama_tied", "llama_untied_sharded", "llama3", "phi3", "qwen2", "stablelm", "gemma3")
 FFN = ".*ffn/(gate|up|down)/kernel"
 MODELS = {}
 

@@ -94,6 +94,26 @@ def test_a_decoder_reads_packed_rows_with_a_kernel(remat, monkeypatch):
     jax.tree.map(close, run("splash"), wanted)
 
 
+@pytest.mark.parametrize("kind", ["padded", "packed"])
+def test_windows_by_a_kernel_are_those_by_blocks(kind, monkeypatch):
+    """One layer slides and one does not; padding stands between tokens of a text."""
+    kinds = {"window": 37, "sliding_layers": (0,), "unrotated_layers": (1,)}
+    model, params = make_decoder(**kinds)
+    tokens = jnp.asarray(make_rows([WIDTH] * ROWS))
+    token_mask, segments = draw_segments()[kind]
+    texts = {"mask": token_mask, "segments": segments}
+    texts["positions"] = np.tile(np.arange(WIDTH), (ROWS, 1))
+
+    def run(kernel):
+        monkeypatch.setattr(decoder, "choose_kernel", lambda *sizes: kernel)
+        hidden = model.apply({"params": params}, tokens, **texts, method="hidden").hidden
+        return hidden * token_mask[:, :, None]
+
+    wanted = run("xla")
+    for kernel in FUSED:
+        np.testing.assert_allclose(run(kernel), wanted, rtol=1e-3, atol=1e-3)
+
+
 def test_an_encoder_decoder_reads_packed_rows_with_a_kernel(monkeypatch):
     loaded = load(GOLDEN / "bart")
     apply = partial(loaded.model.apply, {"params": loaded.params})
@@ -156,6 +176,16 @@ def test_splash_attention_is_lowered_for_tpus(data, model, heads):
     assert "tpu_custom_call" in text
     assert f"bf16[{4 // data},{heads},1152,64]" in str(traced.jaxpr)
     assert "[4,1,1032,1032]" not in str(traced.jaxpr)
+
+
+def test_splash_attention_has_a_window():
+    sizes = {"num_layers": 1, "num_heads": 4, "num_kv_heads": 2, "head_dim": 64}
+    network, params = make_decoder(**sizes, window=256, sliding_layers=(0,))
+    tokens = jax.ShapeDtypeStruct((1, 1032), jnp.int32)
+    with jax.sharding.use_abstract_mesh(describe_mesh(1, 1)):
+        read = jax.jit(lambda p, t: network.apply({"params": p}, t, method="hidden").hidden)
+        text = read.trace(params, tokens).lower(lowering_platforms=("tpu",)).as_text()
+    assert "tpu_custom_call" in text and "1032x1032" not in text
 
 
 def test_cudnn_has_an_even_number_of_tokens():

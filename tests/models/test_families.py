@@ -1,6 +1,8 @@
 """What sets the decoder's families apart: their configs, biases, rotary positions and caches."""
 
 import json
+import math
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,18 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from rag_jax import lora
 from rag_jax.decoding.cache import append, grow, init_cache, write
 from rag_jax.models import load
 from rag_jax.models.io.configs import describe_config, read_config
+from rag_jax.models.io.sizes import find_sizes
+from rag_jax.models.io.slots import list_slots
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.nn.layers import Linear
 from rag_jax.models.nn.rope import LlamaScaling, LongScaling, rotary_angles, rotate
 from rag_jax.runtime.errors import RagJaxError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-FAMILIES = ("llama_tied", "llama_untied_sharded", "llama3", "phi3", "qwen2", "stablelm")
+NEWER = ("mistral", "qwen3", "gemma3", "smollm3")
+FAMILIES = ("llama_tied", "llama_untied_sharded", "llama3", "phi3", "qwen2", "stablelm", *NEWER)
 
 
 def close(ours, theirs):
@@ -44,7 +50,7 @@ def extend(model, params, cache, tokens, mask, slot):
     return model.apply({"params": params}, output.hidden, method="logits"), cache
 
 
-@pytest.mark.parametrize("name", ["llama3", "phi3", "qwen2", "stablelm"])
+@pytest.mark.parametrize("name", ["llama3", "phi3", "qwen2", "stablelm", *NEWER])
 def test_cached_chunks_give_the_logits_of_one_pass(name):
     """A prefix that two rows share, then chunks in which padding stands anywhere."""
     loaded = load(GOLDEN / name)
@@ -116,14 +122,14 @@ def test_a_cache_does_not_outgrow_the_short_factors():
         read(after, 6)
 
 
-@pytest.mark.parametrize("name", ["qwen2", "phi3"])
+@pytest.mark.parametrize("name", ["qwen2", "phi3", "gemma3"])
 def test_adapters_on_every_kernel(name):
     """Unfused beside a bias or on part of a tensor that is fused on disk, and folded: the same."""
     loaded = load(GOLDEN / name)
     adapter = lora.init(jax.random.key(0), loaded.params, targets=".*kernel", rank=2)
     adapter = jax.tree.map(lambda leaf: leaf + 0.03, adapter)
     count = sum(path[-1].key == "a" for path, _ in jax.tree.leaves_with_path(adapter))
-    assert count == 2 * 7 + 1
+    assert count == 2 * 7 + (not loaded.config.tie_embeddings)
     tokens = jnp.asarray(read_golden(name)[0])
     unfused = run(loaded.model, lora.apply(loaded.params, adapter, scale=2.0), tokens)
     folded = run(loaded.model, lora.fold(loaded.params, adapter, scale=2.0), tokens)
@@ -196,9 +202,19 @@ LONGROPE = {"short_factor": [1.0, 1.1, 1.3], "long_factor": [1.5, 4.0, 9.0]}
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [
-        ("qwen2", {"use_sliding_window": True}, "use_sliding_window True is not supported"),
+        ("qwen2", {"use_sliding_window": "yes"}, "use_sliding_window 'yes' is not supported"),
+        (
+            "qwen2",
+            {"layer_types": ["sliding_attention", "full_attention"]},
+            "layer_types 'sliding_attention' is not supported",
+        ),
+        (
+            "qwen2",
+            {"use_sliding_window": True, "sliding_window": 8, "layer_types": ["full_attention"]},
+            "layer_types has 1 entries, num_hidden_layers is 2",
+        ),
         ("qwen2", {"num_experts": 60}, "num_experts 60: mixtures of experts are not supported"),
-        ("phi3", {"sliding_window": 31}, "sliding_window 31 is not supported: it is shorter"),
+        ("llama3", {"sliding_window": 31}, "sliding_window 31 is not supported: it is shorter"),
         ("phi3", {"sliding_window": "x"}, "sliding_window must be a positive integer, not 'x'"),
         ("stablelm", {"use_parallel_residual": True}, "use_parallel_residual True is not supp"),
         ("stablelm", {"qk_layernorm": True}, "qk_layernorm True is not supported"),
@@ -246,11 +262,27 @@ LONGROPE = {"short_factor": [1.0, 1.1, 1.3], "long_factor": [1.5, 4.0, 9.0]}
         ("llama3", {"vocab_padding": -1}, "vocab_padding must be an integer of 0 or more, not -1"),
         ("llama3", {"vocab_padding": 40}, "vocab_padding 40 must be below vocab_size 40"),
         ("llama3", {"model_type": "mistral"}, None),
+        ("gemma3", {"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0 is not supp"),
+        ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0 is not supp"),
+        ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention True is"),
+        ("gemma3", {"hidden_activation": "silu"}, "hidden_activation 'silu' is not supported"),
         (
-            "llama3",
-            {"model_type": "mistral", "max_position_embeddings": 32768},
-            "sliding_window 4096 is not supported: it is shorter than the context of 32768",
+            "gemma3",
+            {"layer_types": ["chunked_attention"] * 2},
+            "layer_types 'chunked_att",
         ),
+        ("gemma3", {"layer_types": "full_attention"}, "layer_types must be a list, not 'full_"),
+        ("gemma3", {"sliding_window": -1}, "sliding_window must be a positive integer, not -1"),
+        ("gemma3", {"rope_parameters": {"rope_theta": 1.0}}, "rope_parameters 'rope_theta' is not"),
+        (
+            "gemma3",
+            {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
+            "rope_type 'linear' is not supported",
+        ),
+        ("gemma3", {"query_pre_attn_scalar": 0.5}, "query_pre_attn_scalar must be a positive int"),
+        ("smollm3", {"no_rope_layers": [1]}, "no_rope_layers must be a list of a 0 or 1 for each"),
+        ("smollm3", {"no_rope_layers": [1, 2]}, "no_rope_layers must be a list of a 0 or 1 for"),
+        ("llama3", {"model_type": "mistral", "max_position_embeddings": 32768}, None),
         ("llama3", {"model_type": "mixtral", "num_local_experts": 8}, "num_local_experts 8: mix"),
         ("llama3", {"model_type": "gemma2"}, "model_type 'gemma2' is not supported; supported are"),
     ],
@@ -274,6 +306,60 @@ def test_fields_where_earlier_versions_keep_them(tmp_path):
     assert read_config(path) == expected
 
 
+def test_gemma_as_earlier_versions_write_it(tmp_path):
+    """A pattern in place of a list, and rotary fields at the top level."""
+    older = {
+        "rope_parameters": None,
+        "rope_theta": 1000.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+        "rope_local_base_freq": 100.0,
+        "layer_types": None,
+        "sliding_window_pattern": 2,
+    }
+    wanted = load(GOLDEN / "gemma3").config
+    assert read_config(change_config("gemma3", tmp_path, **older)) == wanted
+
+
+def test_the_language_model_of_a_gemma_with_images(tmp_path):
+    """Under either of the names that versions of transformers give it; the rest is left out."""
+    text = json.loads((GOLDEN / "gemma3" / "config.json").read_text())
+    config = {"model_type": "gemma3", "text_config": text, "vision_config": {"hidden_size": 8}}
+    tensors = load_file(GOLDEN / "gemma3" / "model.safetensors")
+    wanted, rows = load(GOLDEN / "gemma3"), np.zeros((2, 2), np.float32)
+    older = {"model.": "language_model.model."}, "vision_tower.a.weight"
+    newer = {"model.": "model.language_model."}, "model.multi_modal_projector.a"
+    for i, (names, other) in enumerate((older, newer)):
+        folder = tmp_path / str(i)
+        shutil.copytree(GOLDEN / "gemma3", folder)
+        (folder / "config.json").write_text(json.dumps(config))
+        renamed = {name.replace(*pair): x for pair in names.items() for name, x in tensors.items()}
+        save_file(renamed | {other: rows}, folder / "model.safetensors")
+        found = load(folder)
+        assert found.config == wanted.config
+        jax.tree.map(np.testing.assert_array_equal, found.params, wanted.params)
+    (folder / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": 1}))
+    with pytest.raises(RagJaxError, match="config.json: text_config must be a JSON object, not 1"):
+        read_config(folder / "config.json")
+
+
+def test_published_sizes_have_the_published_numbers_of_parameters():
+    """And a product with every weight but the norms' counts twice for a token."""
+    published = {
+        "Qwen/Qwen3-0.6B": 596_049_920,
+        "Qwen/Qwen3-8B": 8_190_735_360,
+        "google/gemma-3-270m": 268_098_176,
+        "google/gemma-3-1b-it": 999_885_952,
+        "HuggingFaceTB/SmolLM3-3B": 3_075_098_624,
+    }
+    for name, wanted in published.items():
+        config = find_sizes(name)
+        shapes = [slot.shape for slot in list_slots(config)]
+        assert sum(map(math.prod, shapes)) == wanted
+        kernels = sum(math.prod(shape) for shape in shapes if len(shape) == 2)
+        table = 0 if config.tie_embeddings else config.vocab_size * config.hidden_size
+        assert config.count_flops(1, 1) == 2 * (kernels - table)
+
+
 def test_phi_3_5_mini(tmp_path):
     """The published settings: a window as long as the context, an attention factor from both."""
     path = tmp_path / "config.json"
@@ -295,9 +381,11 @@ def test_phi_3_5_mini(tmp_path):
     config = read_config(path)
     assert config.head_dim == config.rotary_dim == 96 and config.norm_eps == 1e-5
     assert config.rope_scaling.attention_factor == pytest.approx(1.1902380714238083)
+    assert config.window is None
     path.write_text(json.dumps(published | {"sliding_window": 2047}))
-    with pytest.raises(RagJaxError, match="sliding_window 2047 is not supported"):
-        read_config(path)
+    assert read_config(path) == replace(
+        config, window=2047, sliding_layers=tuple(range(config.num_layers))
+    )
 
 
 @pytest.mark.parametrize("name", (*FAMILIES, "bert"))

@@ -22,7 +22,7 @@ from rag_jax.retrieval import embed, encode_texts
 GOLDEN = Path(__file__).parents[1] / "golden"
 LLAMAS = ("llama_tied", "llama_untied_sharded")
 DPRS = ("dpr_question", "dpr_context")
-FAMILIES = ("llama3", "phi3", "qwen2", "stablelm")
+FAMILIES = ("llama3", "phi3", "qwen2", "stablelm", "mistral", "qwen3", "gemma3", "smollm3")
 
 
 def compare(ours, theirs, mask):

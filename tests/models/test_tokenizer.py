@@ -165,8 +165,8 @@ def test_digits_are_split_one_by_one_and_no_space_is_put_before():
 
 
 def test_other_tokenizers_in_gguf_are_refused():
-    with pytest.raises(RagJaxError, match=r"'gpt2' with pre-tokenizer 'llama-bpe' cannot be read"):
-        Tokenizer.from_gguf(make_metadata(**{"tokenizer.ggml.pre": "llama-bpe"}))
+    with pytest.raises(RagJaxError, match=r"the pre-tokenizer 'tekken' cannot be read from GGUF"):
+        Tokenizer.from_gguf(make_metadata(**{"tokenizer.ggml.pre": "tekken"}))
 
 
 def test_encoder_form():
@@ -230,6 +230,17 @@ def test_vocabulary_and_merges_without_a_tokenizer_file(tmp_path):
     (tmp_path / "merges.txt").write_text("#version: 0.2\na b c\n", "utf-8")
     with pytest.raises(RagJaxError, match=r"vocab.json and merges.txt cannot be read"):
         Tokenizer.from_folder(tmp_path)
+
+
+def test_qwens_class_composes_characters(tmp_path):
+    """As in transformers, where `tokenizer.json` has no normalizer."""
+    BASE.save(tmp_path, max_length=8)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    for kind, same in (("PreTrainedTokenizerFast", False), ("Qwen2TokenizerFast", True)):
+        changed = json.dumps(settings | {"tokenizer_class": kind})
+        (tmp_path / "tokenizer_config.json").write_text(changed)
+        tokenizer = Tokenizer.from_folder(tmp_path)
+        assert (tokenizer.encode("e\u0301") == tokenizer.encode("é")) == same
 
 
 def test_gguf_says_what_begins_a_text_and_ends_a_turn():

@@ -8,6 +8,7 @@ from rag_jax.models.io.weight_files import find_weights
 from rag_jax.runtime.errors import RagJaxError
 
 PARTS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+GGUF_PARTS = ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"]
 INDEX = "model.safetensors.index.json"
 
 
@@ -40,6 +41,7 @@ def make(tmp_path):
         (["model-00001-of-00001.safetensors"], ["model-00001-of-00001.safetensors"]),
         (["m-q8.gguf"], ["m-q8.gguf"]),
         (["m-00001-of-00001.gguf"], ["m-00001-of-00001.gguf"]),
+        (["m-00002-of-00002.gguf", "m-00001-of-00002.gguf"], GGUF_PARTS),
     ],
 )
 def test_folders(names, found, make):
@@ -74,11 +76,9 @@ def test_weights_that_the_config_names(make):
     [
         (["a.gguf", "b.gguf"], "several weight files .a.gguf, b.gguf.: keep one, or give its path"),
         (["a.safetensors", "b.safetensors"], "several weight files .*keep one, or give its path"),
-        (
-            ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"],
-            "m-00001-of-00002.gguf is part 1 of 2 .* `llama-gguf-split --merge .* m.gguf`",
-        ),
-        (["m-00002-of-00003.gguf"], "is part 2 of 3 of a model's weights: join the parts"),
+        (["m-00002-of-00003.gguf"], "lacks m-00001-of-00003.gguf, m-00003-of-00003.gguf: copy all"),
+        (["m-1-of-99999.gguf"], "is one of 99,999 parts, the limit is 10,000"),
+        ([*GGUF_PARTS, "m-00001-of-00003.gguf"], "several weight files"),
         (["a-00001-of-00002.gguf", "b-00002-of-00002.gguf"], "several weight files"),
         (PARTS, f"part 1 of 2 of a model's weights: copy {INDEX} and all parts into"),
         (PARTS[1:], "part 2 of 2 of a model's weights"),
@@ -94,8 +94,10 @@ def test_a_part_by_its_name(make):
     folder = make(INDEX, *PARTS, "m-00001-of-00002.gguf")
     with pytest.raises(RagJaxError, match=f"is part 2 of 2 .*: give the folder {folder}"):
         find_weights(folder / PARTS[1])
-    with pytest.raises(RagJaxError, match="is part 1 of 2 .*: join the parts"):
+    with pytest.raises(RagJaxError, match="lacks m-00002-of-00002.gguf: copy all 2 parts"):
         find_weights(folder / "m-00001-of-00002.gguf")
+    make(*GGUF_PARTS)
+    assert find_weights(folder / GGUF_PARTS[1]) == [folder / name for name in GGUF_PARTS]
 
 
 @pytest.mark.parametrize("names", [["adapter_model.safetensors"], ["model.safetensors"], []])

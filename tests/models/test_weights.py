@@ -12,12 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
+from tiny_gguf import interleave
 
 from rag_jax.models import load
 from rag_jax.models.io.configs import read_config
 from rag_jax.models.io.gguf_file import read_gguf, unpermute
 from rag_jax.models.io.tensors import check_finite
 from rag_jax.models.nn.bart import BartConfig
+from rag_jax.models.nn.rope import LinearScaling
 from rag_jax.runtime.errors import RagJaxError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -69,16 +71,6 @@ def change_config(folder, **fields):
 
 def assert_same(params, others):
     jax.tree.map(np.testing.assert_array_equal, params, others)
-
-
-def interleave(kernel, heads):
-    """Row by row, the rotary layout llama.cpp stores: the halves of each head in turn."""
-    size = len(kernel) // heads
-    rows = []
-    for head in range(heads):
-        for i in range(size // 2):
-            rows += [kernel[head * size + i], kernel[head * size + size // 2 + i]]
-    return np.stack(rows)
 
 
 def write_gguf(path, folder, *, skip=(), **metadata):
@@ -418,7 +410,7 @@ def test_tokenizer_larger_than_the_embedding(llama):
         ("hidden_act", "relu", "hidden_act 'relu' is not supported"),
         ("sliding_window", 32, "sliding_window 32 is not supported: it is shorter than the"),
         ("num_local_experts", 8, "num_local_experts 8: mixtures of experts are not supported"),
-        ("rope_scaling", {"type": "linear", "factor": 2.0}, "rope scaling 'linear'"),
+        ("rope_scaling", {"type": "linear"}, "factor must be a positive number, not None"),
         ("rope_scaling", {"type": "yarn", "factor": 2.0}, "rope scaling 'yarn' is not supported"),
         ("rope_scaling", {"factor": 2.0}, "factor 2.0 is not supported"),
         (
@@ -558,7 +550,7 @@ def test_truncated_gguf(llama, tmp_path, keep):
 def test_gguf_of_another_architecture(llama, tmp_path):
     path = tmp_path / "tiny.gguf"
     write_gguf(path, llama, architecture="gemma")
-    with pytest.raises(RagJaxError, match="architecture 'gemma' is not supported; only llama is"):
+    with pytest.raises(RagJaxError, match="architecture 'gemma' is not supported; supported are"):
         read_gguf(path)
 
 
@@ -567,15 +559,13 @@ def test_gguf_of_another_architecture(llama, tmp_path):
     [
         ("llama.block_count", None, "llama.block_count must be a positive integer, not None"),
         ("llama.rope.dimension_count", 4, "llama.rope.dimension_count 4 is not supported"),
-        ("llama.rope.scaling.factor", 4, "llama.rope.scaling.factor 4 is not supported"),
-        ("llama.rope.scale_linear", 2, "llama.rope.scale_linear 2 is not supported"),
         ("llama.rope.scaling.attn_factor", 2, "llama.rope.scaling.attn_factor 2 is not supported"),
         ("llama.rope.freq_scale", 1, "llama.rope.freq_scale 1 is not supported"),
         ("llama.expert_count", 8, "llama.expert_count 8 is not supported"),
         ("llama.rope.scaling.type", "yarn", "llama.rope.scaling.type 'yarn' is not supported"),
         ("general.type", "adapter", "tiny.gguf is no model, but of type 'adapter': load its base"),
         ("general.type", "imatrix", "tiny.gguf is no model, but of type 'imatrix'$"),
-        ("split.count", 2, "tiny.gguf is one of 2 parts of a model: join them"),
+        ("split.count", 2, "tiny.gguf is part 0 .from 0. of 2 of a model"),
     ],
 )
 def test_gguf_config_refused(llama, tmp_path, field, value, message):
@@ -597,6 +587,12 @@ def test_gguf_config_refused(llama, tmp_path, field, value, message):
 def test_gguf_settings_without_effect(llama, tmp_path, fields):
     write_gguf(tmp_path / "tiny.gguf", llama, **fields)
     assert load(tmp_path / "tiny.gguf").config == load(llama).config
+
+
+@pytest.mark.parametrize("name", ["llama.rope.scaling.factor", "llama.rope.scale_linear"])
+def test_gguf_linear_scaling(llama, tmp_path, name):
+    write_gguf(tmp_path / "tiny.gguf", llama, **{name: 4})
+    assert load(tmp_path / "tiny.gguf").config.rope_scaling == LinearScaling(4.0)
 
 
 def test_a_gguf_file_beside_others(llama, tmp_path):

@@ -65,7 +65,7 @@ from rag_jax.training.trainable import make_trainable
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-@pytest.mark.parametrize("name", ["llama_tied", "llama_untied_sharded", "bert"])
+@pytest.mark.parametrize("name", ["llama_tied", "llama_untied_sharded", "gemma3", "bert"])
 def test_load(mesh, name):
     wanted, found = load(GOLDEN / name), load(GOLDEN / name, mesh=mesh)
     rules = BERT_RULES if isinstance(found.model, Bert) else DECODER_RULES
@@ -159,9 +159,18 @@ def test_scanned_layers(mesh):
     assert_close(found, off_mesh(read_packed, num_layers=3))
 
 
-def read_packed(mesh=None, num_layers=1, scan_layers=False):
+@pytest.mark.parametrize("mesh", [(4, 2), (1, 8)], indirect=True)
+def test_windows(mesh):
+    """Packed rows by blocks, and prompts that outgrow the window."""
+    kinds = {"num_layers": 2, "window": 3, "sliding_layers": (0,), "unrotated_layers": (1,)}
+    found = read_packed(mesh, **kinds, scan_layers=True)
+    assert_close(found, off_mesh(read_packed, **kinds))
+    assert write(mesh, **GREEDY, **kinds) == off_mesh(write, **GREEDY, **kinds)
+
+
+def read_packed(mesh=None, scan_layers=False, num_layers=1, **changes):
     """Hidden states of two texts a row, and gradients."""
-    model, params = make_decoder(num_layers=num_layers)
+    model, params = make_decoder(num_layers=num_layers, **changes)
     model = model.clone(scan_layers=scan_layers)
     params = params if mesh is None else shard_params(params, mesh, DECODER_RULES)
     tokens = np.asarray(make_rows([24] * 4), np.int32)

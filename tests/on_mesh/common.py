@@ -45,7 +45,7 @@ _known = {}
 
 def make_model(mesh, **changes):
     """The tiny decoder, on one device where `mesh` is None."""
-    model, params = make_decoder(num_layers=1, **changes)
+    model, params = make_decoder(**{"num_layers": 1, **changes})
     return model, params if mesh is None else shard_params(params, mesh, DECODER_RULES)
 
 
@@ -114,9 +114,9 @@ def make_bank(params, size):
     return jax.tree.map(lambda leaf: 0.2 * rng.normal(size=leaf.shape).astype("f"), bank)
 
 
-def write(mesh=None, *, sampling, prefix, adapted=False):
+def write(mesh=None, *, sampling, prefix, adapted=False, **changes):
     """Two lots of texts, the second of which compiles nothing."""
-    model, params = make_model(mesh)
+    model, params = make_model(mesh, **changes)
     adapters = make_bank(make_model(None)[1], 7) if adapted else None
     texts = []
     for seed in range(2):

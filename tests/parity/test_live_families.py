@@ -77,7 +77,76 @@ CASES = {
         "Qwen2",
         {"num_attention_heads": 6, "num_key_value_heads": 1, "tie_word_embeddings": True},
     ),
+    "llama-linear": (
+        "Llama",
+        {
+            "num_attention_heads": 6,
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0},
+        },
+    ),
+    "mistral-sliding": (
+        "Mistral",
+        {"num_attention_heads": 6, "num_key_value_heads": 2, "sliding_window": 6},
+    ),
+    "qwen2-sliding": (
+        "Qwen2",
+        {
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "use_sliding_window": True,
+            "sliding_window": 4,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+    "qwen3": ("Qwen3", {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16}),
+    "qwen3-tied-sliding": (
+        "Qwen3",
+        {
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
+            "head_dim": 16,
+            "tie_word_embeddings": True,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "max_window_layers": 1,
+        },
+    ),
+    "gemma3": (
+        "Gemma3Text",
+        {
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "sliding_window": 5,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "query_pre_attn_scalar": 24,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            },
+        },
+    ),
+    "gemma3-all-sliding": (
+        "Gemma3Text",
+        {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 16},
+    ),
+    "smollm3": (
+        "SmolLM3",
+        {"num_attention_heads": 6, "num_key_value_heads": 2, "no_rope_layers": [1, 0, 1]},
+    ),
+    "smollm3-untied-sliding": (
+        "SmolLM3",
+        {
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "tie_word_embeddings": False,
+            "no_rope_layer_interval": 2,
+            "use_sliding_window": True,
+            "sliding_window": 6,
+        },
+    ),
     "phi3": ("Phi3", {"num_attention_heads": 6, "sliding_window": 128}),
+    "phi3-sliding": ("Phi3", {"num_attention_heads": 6, "sliding_window": 7}),
     "phi3-grouped-long": (
         "Phi3",
         {

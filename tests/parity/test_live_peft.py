@@ -33,7 +33,12 @@ SIZES = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-KINDS = {"Llama": {}, "Qwen2": {}, "Phi3": {"sliding_window": 128}}
+KINDS = {
+    "Llama": {},
+    "Qwen2": {},
+    "Phi3": {"sliding_window": 128},
+    "Gemma3Text": {"head_dim": 16, "sliding_window": 6, "tie_word_embeddings": False},
+}
 FFN = ["gate_proj", "up_proj", "down_proj"]
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", *FFN, "lm_head"]
 FUSED = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}

@@ -65,6 +65,7 @@ FAMILIES = {
     "decoder": (DECODER, DECODER_RULES),
     "tied": (replace(DECODER, tie_embeddings=True), DECODER_RULES),
     "stablelm": (replace(DECODER, layer_norm=True, qkv_bias=True), DECODER_RULES),
+    "gemma3": (replace(DECODER, query_key_norm=True, output_norms=True), DECODER_RULES),
     "bert": (BERT, BERT_RULES),
     "dpr": (replace(BERT, projection_size=128), BERT_RULES),
     "bart": (BART, BART_RULES),

@@ -74,6 +74,14 @@ def test_a_bank_of_adapters_scans_its_layers():
     jax.tree.map(close, found, wanted)
 
 
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_layers_of_several_kinds(mode, monkeypatch):
+    """Two slide, by blocks as the rows are longer than the window, and one does not rotate."""
+    kinds = {"window": 5, "sliding_layers": (0, 2), "unrotated_layers": (1,)}
+    monkeypatch.setitem(globals(), "MODEL", make_decoder(num_layers=3, **kinds)[0])
+    test_gradients_are_those_of_a_list_of_layers(mode, "full")
+
+
 def count_calls(remat, scan_layers, num_layers):
     model, params = make_decoder(num_layers=num_layers)
     model = set_passes(model, TuningConfig(remat=remat, scan_layers=scan_layers))

@@ -1,19 +1,15 @@
-"""Model configs from a Hugging Face `config.json` or GGUF metadata, and back to `config.json`.
+"""Model configs from a Hugging Face `config.json`, and back.
 
 Missing fields have the defaults of the models' configs in transformers.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from rag_jax.models.io.architectures import Config
 from rag_jax.models.io.bart_configs import describe_bart, read_bart
 from rag_jax.models.io.decoder_configs import (
     DECODER_FAMILIES,
-    check_sizes,
     describe_decoder,
     read_decoder,
 )
@@ -23,8 +19,7 @@ from rag_jax.models.io.encoder_configs import (
     read_dpr,
     read_encoder,
 )
-from rag_jax.models.io.fields import MOST_LAYERS, Fields, read_fields
-from rag_jax.models.io.tensors import StoredTensor
+from rag_jax.models.io.fields import Fields, read_fields
 from rag_jax.models.nn.bart import BartConfig
 from rag_jax.models.nn.bert import BertConfig
 from rag_jax.models.nn.decoder import DecoderConfig
@@ -50,6 +45,7 @@ def read_config(path: Path) -> Config:
 def _read_any(fields: Fields) -> Config:
     readers = {
         **dict.fromkeys(DECODER_FAMILIES, read_decoder),
+        "gemma3": _read_gemma,
         **dict.fromkeys(ENCODER_FAMILIES, read_encoder),
         "dpr": read_dpr,
         "bart": read_bart,
@@ -83,64 +79,7 @@ def describe_config(config: Config) -> dict[str, Any]:
     return describe_decoder(config)
 
 
-def read_gguf_config(
-    metadata: Mapping[str, Any], tensors: Mapping[str, StoredTensor], *, path: Path
-) -> DecoderConfig:
-    """The config of the decoder that a GGUF file's metadata describes.
-
-    Without `lm_head.weight` among the tensors, the output head is tied to the embedding.
-
-    Raises:
-        RagJaxError: a size is missing, or the rotary positions are scaled or partial.
-    """
-    with parsing(path):
-        return _read_gguf(metadata, tensors, path)
-
-
-def _read_gguf(
-    metadata: Mapping[str, Any], tensors: Mapping[str, StoredTensor], path: Path
-) -> DecoderConfig:
-    # Metadata floats are float32: 1e-05 reads as 9.999999747378752e-06.
-    metadata = {
-        name: float(str(np.float32(value))) if isinstance(value, float) else value
-        for name, value in metadata.items()
-    }
-    fields = Fields(metadata, str(path))
-    _refuse_gguf_rope(fields)
-    fields.refuse_unless("llama.expert_count", 0)
-    embedding = tensors.get("model.embed_tokens.weight")
-    hidden, heads = fields.size("llama.embedding_length"), fields.size("llama.attention.head_count")
-    head_dim = fields.size("llama.attention.key_length", hidden // heads)
-    fields.refuse_unless("llama.rope.dimension_count", head_dim)
-    fields.refuse_unless("llama.attention.value_length", head_dim)
-    config = DecoderConfig(
-        vocab_size=fields.size("llama.vocab_size", embedding and embedding.shape[0]),
-        hidden_size=hidden,
-        ffn_size=fields.size("llama.feed_forward_length"),
-        num_layers=fields.size("llama.block_count", most=MOST_LAYERS),
-        num_heads=heads,
-        num_kv_heads=fields.size("llama.attention.head_count_kv", heads),
-        head_dim=head_dim,
-        rope_theta=fields.number("llama.rope.freq_base", 10000.0),
-        norm_eps=fields.number("llama.attention.layer_norm_rms_epsilon"),
-        tie_embeddings="lm_head.weight" not in tensors,
-        max_length=fields.size("llama.context_length"),
-    )
-    return check_sizes(config, str(path))
-
-
-def _refuse_gguf_rope(fields: Fields) -> None:
-    """Refuses scaled rotary positions.
-
-    As in llama.cpp, the type is linear where none is given, and the factor may have its old name.
-    """
-    fields.refuse_unless("llama.rope.scaling.type", "none", "linear")
-    if fields.raw.get("llama.rope.scaling.type") != "none":
-        for name in ("llama.rope.scaling.factor", "llama.rope.scale_linear"):
-            fields.refuse_unless(name, 0, 1)
-    fields.refuse_unless("llama.rope.scaling.attn_factor", 0, 1)
-    known = {"dimension_count", "freq_base", "scale_linear"}
-    for name in fields.raw:
-        short = name.removeprefix("llama.rope.")
-        if short != name and short not in known and not short.startswith("scaling."):
-            raise RagJaxError(f"{fields.source}: {name} {show(fields.raw[name])} is not supported")
+def _read_gemma(fields: Fields) -> DecoderConfig:
+    """The language model of a Gemma 3 that reads images too."""
+    text = {**fields.section("text_config"), "model_type": "gemma3_text"}
+    return read_decoder(Fields(text, f"{fields.source}: text_config"))

@@ -3,15 +3,24 @@
 Missing fields have the defaults of the families' configs in transformers.
 """
 
-import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from rag_jax.models.io.fields import MOST_LAYERS, Fields
+from rag_jax.models.io.layer_configs import (
+    Sliding,
+    describe_sliding,
+    read_sliding,
+    read_unrotated,
+)
+from rag_jax.models.io.rope_configs import Rope, describe_rope, read_rope, read_rope_by_layer
 from rag_jax.models.nn.decoder import DecoderConfig
+from rag_jax.models.nn.decoder_config import Activation
 from rag_jax.models.nn.rope import LlamaScaling, LongScaling
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.outside import show
+
+_ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
 @dataclass(frozen=True)
@@ -22,39 +31,113 @@ class _Family:
         architecture: the model class in transformers.
         max_length: default of `max_position_embeddings`, in tokens.
         eps_name: name of the field with the epsilon of the norms.
-        kv_heads: default number of key/value heads; None for the number of query heads.
+        sizes: defaults of fields with sizes; without `num_key_value_heads` there are as many as
+            query heads.
+        tied: default of `tie_word_embeddings`.
+        activation: name and only value of the field with the FFN's activation.
+        sliding: how the family declares windows.
         window: default of `sliding_window`, in tokens; None for full attention.
+        theta: default of `rope_theta`, the full layers' one where they differ.
+        local_theta: default of the sliding layers' `rope_theta`; None if all layers rotate alike.
         rotary_fraction: default of `partial_rotary_factor`; None for families without this field,
             which rotate every feature of a head.
         original_length: default of `original_max_position_embeddings`, in tokens, for families with
             this field at the top level; None for families with this field among the rotary
             parameters, where the default is `max_length`.
+        options: what the family always sets of `DecoderConfig`.
+        refused: further fields that must be missing, null or false.
     """
 
     architecture: str
     max_length: int
     norm_eps: float = 1e-6
     eps_name: str = "rms_norm_eps"
-    kv_heads: int | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    tied: bool = False
+    activation: tuple[str, str] = ("hidden_act", "silu")
+    sliding: Sliding = "none"
     window: int | None = None
+    theta: float = 10000.0
+    local_theta: float | None = None
     rotary_fraction: float | None = None
     original_length: int | None = None
+    options: Mapping[str, bool] = field(default_factory=dict)
+    refused: tuple[str, ...] = ()
 
 
 _FAMILIES = {
-    "llama": _Family("LlamaForCausalLM", 2048),
-    "mistral": _Family("MistralForCausalLM", 131072, kv_heads=8, window=4096),
-    "phi3": _Family(
-        "Phi3ForCausalLM", 4096, norm_eps=1e-5, rotary_fraction=1.0, original_length=4096
+    "gemma3_text": _Family(
+        "Gemma3ForCausalLM",
+        131072,
+        sizes={
+            "vocab_size": 262208,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+        },
+        tied=True,
+        activation=("hidden_activation", "gelu_pytorch_tanh"),
+        sliding="some",
+        window=4096,
+        theta=1e6,
+        local_theta=1e4,
+        options=dict.fromkeys(
+            ("query_key_norm", "output_norms", "offset_norms", "scale_embedding"), True
+        ),
+        refused=(
+            "attn_logit_softcapping",
+            "final_logit_softcapping",
+            "use_bidirectional_attention",
+        ),
     ),
-    "qwen2": _Family("Qwen2ForCausalLM", 32768, kv_heads=32),
+    "llama": _Family("LlamaForCausalLM", 2048),
+    "mistral": _Family(
+        "MistralForCausalLM",
+        131072,
+        sizes={"num_key_value_heads": 8},
+        sliding="all",
+        window=4096,
+    ),
+    "phi3": _Family(
+        "Phi3ForCausalLM",
+        4096,
+        norm_eps=1e-5,
+        sliding="all",
+        rotary_fraction=1.0,
+        original_length=4096,
+    ),
+    "qwen2": _Family(
+        "Qwen2ForCausalLM",
+        32768,
+        sizes={"num_key_value_heads": 32},
+        sliding="if used",
+        window=4096,
+        options={"qkv_bias": True},
+    ),
+    "qwen3": _Family(
+        "Qwen3ForCausalLM",
+        32768,
+        sizes={"num_key_value_heads": 32, "head_dim": 128},
+        sliding="if used",
+        window=4096,
+        options={"query_key_norm": True},
+    ),
+    "smollm3": _Family(
+        "SmolLM3ForCausalLM",
+        32768,
+        sizes={"num_key_value_heads": 4},
+        tied=True,
+        sliding="if used",
+        theta=2e6,
+    ),
     "stablelm": _Family(
         "StableLmForCausalLM",
         4096,
         norm_eps=1e-5,
         eps_name="layer_norm_eps",
-        kv_heads=32,
+        sizes={"num_key_value_heads": 32},
         rotary_fraction=0.25,
+        options={"layer_norm": True},
     ),
 }
 DECODER_FAMILIES = tuple(_FAMILIES)
@@ -68,39 +151,47 @@ def read_decoder(fields: Fields) -> DecoderConfig:
     """
     name = fields.raw["model_type"]
     family = _FAMILIES[name]
+    _refuse_others(fields, family)
     max_length = fields.size("max_position_embeddings", family.max_length)
-    fields.refuse_unless("hidden_act", "silu")
-    for flag in ("attention_bias", "mlp_bias", "use_parallel_residual", "qk_layernorm"):
-        fields.refuse_unless(flag, False)
-    if name == "qwen2":  # `sliding_window` has no effect here unless `use_sliding_window` is set
-        fields.refuse_unless("use_sliding_window", False)
-    else:
-        _refuse_window(fields, family, max_length)
-    for kind in fields.raw.get("layer_types") or ():
-        if kind != "full_attention":
-            raise RagJaxError(f"{fields.source}: layer_types {show(kind)} is not supported")
-    hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+    sizes = {key: family.sizes.get(key) for key in ("vocab_size", "num_attention_heads")}
+    layers = fields.size("num_hidden_layers", most=MOST_LAYERS)
+    hidden = fields.size("hidden_size")
+    heads = fields.size("num_attention_heads", sizes["num_attention_heads"])
+    head_dim = family.sizes.get("head_dim", hidden // heads)
     if name == "stablelm":
-        fields.refuse_unless("head_dim", hidden // heads)
-    fraction, theta, scaling = _read_rope(fields, family, hidden // heads, max_length)
+        fields.refuse_unless("head_dim", head_dim)
+    rope, local_theta = _read_positions(fields, family, head_dim, max_length)
+    window, sliding = read_sliding(fields, family.sliding, layers, max_length, window=family.window)
+    options = list_options(name)
+    if name == "stablelm":
+        options["qkv_bias"] = fields.raw.get("use_qkv_bias") is True
+    scalar = None
+    if name == "gemma3_text":
+        scalar = fields.size("query_pre_attn_scalar", 256)
     config = DecoderConfig(
-        vocab_size=fields.size("vocab_size"),
+        vocab_size=fields.size("vocab_size", sizes["vocab_size"]),
         hidden_size=hidden,
         ffn_size=fields.size("intermediate_size"),
-        num_layers=fields.size("num_hidden_layers", most=MOST_LAYERS),
+        num_layers=layers,
         num_heads=heads,
-        num_kv_heads=fields.size("num_key_value_heads", family.kv_heads or heads),
-        head_dim=fields.size("head_dim", hidden // heads),
-        rope_theta=theta,
+        num_kv_heads=fields.size(
+            "num_key_value_heads", family.sizes.get("num_key_value_heads", heads)
+        ),
+        head_dim=fields.size("head_dim", head_dim),
+        rope_theta=rope.theta,
         norm_eps=fields.number(family.eps_name, family.norm_eps),
-        tie_embeddings=fields.raw.get("tie_word_embeddings") is True,
+        tie_embeddings=fields.raw.get("tie_word_embeddings", family.tied) is True,
         max_length=max_length,
         family=name,
-        layer_norm=name == "stablelm",
-        qkv_bias=name == "qwen2" or (name == "stablelm" and fields.raw.get("use_qkv_bias") is True),
-        rotary_fraction=fraction,
-        rope_scaling=scaling,
+        rotary_fraction=rope.fraction,
+        rope_scaling=rope.scaling,
         vocab_padding=fields.size("vocab_padding", 0, least=0),
+        query_scalar=scalar,
+        window=window,
+        sliding_layers=sliding,
+        local_rope_theta=local_theta,
+        unrotated_layers=read_unrotated(fields, layers) if name == "smollm3" else (),
+        **options,
     )
     return check_sizes(config, fields.source)
 
@@ -110,7 +201,9 @@ def describe_decoder(config: DecoderConfig) -> dict[str, Any]:
 
     The field `vocab_padding` is present only if there is padding; transformers ignores the field.
     """
-    c, family, rope = config, _FAMILIES[config.family], _describe_rope(config)
+    c, family = config, _FAMILIES[config.family]
+    nested = family.original_length is None
+    activation, value = family.activation
     fields = {
         "architectures": [family.architecture],
         "model_type": c.family,
@@ -121,23 +214,32 @@ def describe_decoder(config: DecoderConfig) -> dict[str, Any]:
         "num_attention_heads": c.num_heads,
         "num_key_value_heads": c.num_kv_heads,
         "head_dim": c.head_dim,
-        "hidden_act": "silu",
+        activation: value,
         "max_position_embeddings": c.max_length,
         family.eps_name: c.norm_eps,
         "tie_word_embeddings": c.tie_embeddings,
-        "rope_parameters": rope,
+        "rope_parameters": describe_rope(
+            c, partial=family.rotary_fraction is not None, original=nested
+        ),
+        **describe_sliding(c, family.sliding),
     }
     if c.family == "stablelm":
         fields["use_qkv_bias"] = c.qkv_bias
-    if family.window is not None:
-        fields["sliding_window"] = None
-    if c.rope_scaling is not None:
-        # Most families keep the field among the rotary parameters, Phi-3 at the top level.
-        section = rope if family.original_length is None else fields
-        section["original_max_position_embeddings"] = c.rope_scaling.original_length
+    if c.family == "gemma3_text":
+        fields["query_pre_attn_scalar"] = c.query_scalar
+    if c.family == "smollm3":
+        fields["no_rope_layers"] = [int(kind.rotates) for kind in c.layer_kinds]
+    if not nested and isinstance(c.rope_scaling, LlamaScaling | LongScaling):
+        fields["original_max_position_embeddings"] = c.rope_scaling.original_length
     if c.vocab_padding:
         fields["vocab_padding"] = c.vocab_padding
     return fields
+
+
+def list_options(name: str) -> dict[str, Any]:
+    """What a family always sets of `DecoderConfig`, whatever the file that describes a model."""
+    family = _FAMILIES[name]
+    return {**family.options, "activation": _ACTIVATIONS[family.activation[1]]}
 
 
 def check_sizes(config: DecoderConfig, source: str) -> DecoderConfig:
@@ -165,90 +267,20 @@ def check_sizes(config: DecoderConfig, source: str) -> DecoderConfig:
     return config
 
 
-def _refuse_window(fields: Fields, family: _Family, max_length: int) -> None:
-    """Refuses sliding-window attention, unless the window covers the whole context."""
-    window = fields.raw.get("sliding_window", family.window)
-    if window is not None and fields.size("sliding_window", window) < max_length:
-        raise RagJaxError(
-            f"{fields.source}: sliding_window {show(window)} is not supported: it is shorter than "
-            f"the context of {max_length} tokens"
-        )
+def _refuse_others(fields: Fields, family: _Family) -> None:
+    """Refuses options that change the result and are not followed."""
+    fields.refuse_unless(*family.activation)
+    flags = ("attention_bias", "mlp_bias", "use_parallel_residual", "qk_layernorm")
+    for flag in (*flags, *family.refused):
+        fields.refuse_unless(flag, False)
 
 
-def _read_rope(
+def _read_positions(
     fields: Fields, family: _Family, head_dim: int, max_length: int
-) -> tuple[float, float, LlamaScaling | LongScaling | None]:
-    """The rotary fraction of each head, the base frequency, and the scaling."""
-    # transformers 5 keeps every rotary field in `rope_parameters`. Earlier versions keep the
-    # scaling in `rope_scaling` and these two at the top level.
-    top_level = {name: fields.raw.get(name) for name in ("rope_theta", "partial_rotary_factor")}
-    sections = ("rope_scaling", "rope_parameters")
-    for name in sections:
-        if by_layer := [key for key, v in fields.section(name).items() if isinstance(v, dict)]:
-            raise RagJaxError(
-                f"{fields.source}: {name} by type of layer ({', '.join(by_layer)}) is not supported"
-            )
-    nested = {key: v for name in sections for key, v in fields.section(name).items()}
-    rope = Fields({**top_level, **nested}, fields.source)
-    theta = rope.number("rope_theta", 10000.0)
-    fraction = rope.number("partial_rotary_factor", family.rotary_fraction or 1.0)
-    if family.rotary_fraction is None:
-        rope.refuse_unless("partial_rotary_factor", 1)
-    kind = rope.raw.get("rope_type", rope.raw.get("type", "default"))
-    if family.original_length is not None and kind in ("su", "yarn"):
-        kind = "longrope"  # the first Phi-3 checkpoints use these older names
-    if kind == "default":
-        rope.refuse_unless("factor", 1)  # whose type is missing
-        return fraction, theta, None
-    # As in transformers, the top level takes precedence over the rotary parameters.
-    name = "original_max_position_embeddings"
-    original = family.original_length or rope.size(name, max_length)
-    original = fields.size(name, original, least=2)
-    if kind == "llama3":
-        scaling = LlamaScaling(
-            factor=rope.number("factor"),
-            low_turns=rope.number("low_freq_factor"),
-            high_turns=rope.number("high_freq_factor"),
-            original_length=original,
-        )
-        if scaling.low_turns >= scaling.high_turns:
-            raise RagJaxError(f"{rope.source}: high_freq_factor must be above low_freq_factor")
-        return fraction, theta, scaling
-    if kind == "longrope":
-        pairs = int(fields.size("head_dim", head_dim) * fraction) // 2
-        factor = rope.number("factor", max_length / original)
-        # Ding et al. 2024, in Phi-3's form: longer contexts need sharper attention.
-        sharpening = math.sqrt(1 + math.log(max(factor, 1)) / math.log(original))
-        scaling = LongScaling(
-            short_factors=rope.numbers("short_factor", pairs),
-            long_factors=rope.numbers("long_factor", pairs),
-            attention_factor=rope.number("attention_factor", sharpening),
-            original_length=original,
-        )
-        return fraction, theta, scaling
-    raise RagJaxError(
-        f"{fields.source}: rope scaling {show(kind)} is not supported; supported are llama3 and "
-        "longrope"
-    )
-
-
-def _describe_rope(c: DecoderConfig) -> dict[str, Any]:
-    """The field `rope_parameters` of a decoder, without the original context length."""
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": c.rope_theta}
-    if _FAMILIES[c.family].rotary_fraction is not None:
-        rope["partial_rotary_factor"] = c.rotary_fraction
-    if isinstance(c.rope_scaling, LlamaScaling):
-        rope |= {
-            "rope_type": "llama3",
-            "factor": c.rope_scaling.factor,
-            "low_freq_factor": c.rope_scaling.low_turns,
-            "high_freq_factor": c.rope_scaling.high_turns,
-        }
-    if isinstance(c.rope_scaling, LongScaling):
-        rope |= {
-            "rope_type": "longrope",
-            "short_factor": list(c.rope_scaling.short_factors),
-            "long_factor": list(c.rope_scaling.long_factors),
-            "attention_factor": c.rope_scaling.attention_factor,
-        }
-    return rope
+) -> tuple[Rope, float | None]:
+    """The rotary positions, and the base of the sliding layers' frequencies if it is another."""
+    sizes = {"head_dim": head_dim, "max_length": max_length, "theta": family.theta}
+    if family.local_theta is not None:
+        return read_rope_by_layer(fields, **sizes, local_theta=family.local_theta)
+    options = {"fraction": family.rotary_fraction, "original_length": family.original_length}
+    return read_rope(fields, **sizes, **options), None

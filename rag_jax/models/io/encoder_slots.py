@@ -1,6 +1,6 @@
 """The slots of encoders' parameters."""
 
-from rag_jax.models.io.slots import Slot, linear_slots, norm_slots, scale_slots
+from rag_jax.models.io.slot import Slot, linear_slots, norm_slots, scale_slots
 from rag_jax.models.nn.bert import BertConfig
 from rag_jax.models.nn.modern_bert import ModernBertConfig
 

@@ -20,11 +20,16 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 class Fields:
     """Named values of a config file, read with type checks.
 
-    A field that is null counts as missing. Every error names the file (`source`) and the field.
+    A field that is null counts as missing. Every error names the file (`source`) and the field,
+    whose name there begins with `prefix`.
     """
 
-    def __init__(self, raw: Mapping[str, Any], source: str):
-        self.raw, self.source = raw, source
+    def __init__(self, raw: Mapping[str, Any], source: str, *, prefix: str = ""):
+        self.raw, self.source, self.prefix = raw, source, prefix
+
+    def place(self, name: str) -> str:
+        """The file and the field, as the start of an error."""
+        return f"{self.source}: {self.prefix}{name}"
 
     def size(
         self, name: str, default: int | None = None, *, least: int = 1, most: int = LARGEST
@@ -39,9 +44,9 @@ class Fields:
         value = default if value is None else value
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             kind = "a positive integer" if least == 1 else f"an integer of {least} or more"
-            raise RagJaxError(f"{self.source}: {name} must be {kind}, not {show(value)}")
+            raise RagJaxError(f"{self.place(name)} must be {kind}, not {show(value)}")
         if value > most:
-            raise RagJaxError(f"{self.source}: {name} must be at most {most}, not {show(value)}")
+            raise RagJaxError(f"{self.place(name)} must be at most {most}, not {show(value)}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
@@ -53,7 +58,7 @@ class Fields:
         value = self.raw.get(name)
         value = default if value is None else value
         if not _is_positive(value):
-            raise RagJaxError(f"{self.source}: {name} must be a positive number, not {show(value)}")
+            raise RagJaxError(f"{self.place(name)} must be a positive number, not {show(value)}")
         return float(value)
 
     def numbers(self, name: str, count: int) -> tuple[float, ...]:
@@ -64,7 +69,7 @@ class Fields:
         """
         value = self.raw.get(name)
         if not isinstance(value, list) or len(value) != count or not all(map(_is_positive, value)):
-            raise RagJaxError(f"{self.source}: {name} must be a list of {count} positive numbers")
+            raise RagJaxError(f"{self.place(name)} must be a list of {count} positive numbers")
         return tuple(map(float, value))
 
     def section(self, name: str) -> Mapping[str, Any]:
@@ -75,7 +80,7 @@ class Fields:
         """
         value = self.raw.get(name)
         if value is not None and not isinstance(value, Mapping):
-            raise RagJaxError(f"{self.source}: {name} must be a JSON object, not {show(value)}")
+            raise RagJaxError(f"{self.place(name)} must be a JSON object, not {show(value)}")
         return value or {}
 
     def refuse_unless(self, name: str, *allowed: Any) -> None:
@@ -86,7 +91,7 @@ class Fields:
         """
         value = self.raw.get(name)
         if value is not None and value not in allowed:
-            raise RagJaxError(f"{self.source}: {name} {show(value)} is not supported")
+            raise RagJaxError(f"{self.place(name)} {show(value)} is not supported")
 
 
 def read_fields(path: Path, advice: str = "") -> Fields:

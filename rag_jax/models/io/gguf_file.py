@@ -1,8 +1,7 @@
 """GGUF files: metadata, and tensors under Hugging Face's names and in its layout."""
 
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,12 @@ import numpy as np
 from jaxtyping import Float
 
 from rag_jax.models.io.gguf_header import TensorPlace, read_header
+from rag_jax.models.io.gguf_names import (
+    ARCHITECTURES,
+    is_interleaved,
+    is_offset,
+    translate_name,
+)
 from rag_jax.models.io.tensors import StoredTensor
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.outside import parsing, require_file, show
@@ -20,28 +25,10 @@ from rag_jax.runtime.outside import parsing, require_file, show
 _DAMAGE = "is truncated or not a GGUF file", "download it again"
 _BLOCK = 4096  # rows to dequantise at a time
 
-# From GGUF names to Hugging Face names.
-_NAMES = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-_LAYER_NAMES = {
-    "attn_norm.weight": "input_layernorm.weight",
-    "attn_q.weight": "self_attn.q_proj.weight",
-    "attn_k.weight": "self_attn.k_proj.weight",
-    "attn_v.weight": "self_attn.v_proj.weight",
-    "attn_output.weight": "self_attn.o_proj.weight",
-    "ffn_norm.weight": "post_attention_layernorm.weight",
-    "ffn_gate.weight": "mlp.gate_proj.weight",
-    "ffn_up.weight": "mlp.up_proj.weight",
-    "ffn_down.weight": "mlp.down_proj.weight",
-}
-
 
 @dataclass(frozen=True)
 class GgufFile:
-    """Contents of a GGUF file of the Llama architecture.
+    """Contents of a GGUF file, or of the files that a model is split into.
 
     Attributes:
         metadata: values by their GGUF keys.
@@ -53,46 +40,64 @@ class GgufFile:
     tensors: dict[str, StoredTensor]
 
 
-def read_gguf(path: Path) -> GgufFile:
+def read_gguf(path: Path, others: Sequence[Path] = ()) -> GgufFile:
     """Reads the metadata and the tensors' shapes. The data is read later, one tensor at a time.
 
+    Args:
+        path: the file, or the first of several that a model is split into.
+        others: the further parts of a model in several files, in order.
+
     Raises:
-        RagJaxError: the file is truncated or no GGUF file, or the architecture is not Llama.
+        RagJaxError: a file is truncated or no GGUF file, the architecture is not supported, or the
+            files are not the parts of one model.
     """
-    require_file(path)
-    with parsing(path, *_DAMAGE):
-        metadata, places = read_header(path)
-        _check_kind(path, metadata)
-        num_heads = metadata.get("llama.attention.head_count")
-        rotary_heads = {
-            "self_attn.q_proj.weight": num_heads,
-            "self_attn.k_proj.weight": metadata.get("llama.attention.head_count_kv", num_heads),
-        }
-        tensors = {}
-        for place in places:
-            _check_size(path, place)
-            name = _translate_name(place.name)
-            heads = next((n for suffix, n in rotary_heads.items() if name.endswith(suffix)), None)
-            tensors[name] = StoredTensor(place.shape, partial(_read, path, place, heads))
-        return GgufFile(path, metadata, tensors)
+    metadata, tensors, architecture = {}, {}, ""
+    for i, part in enumerate((path, *others)):
+        require_file(part)
+        with parsing(part, *_DAMAGE):
+            own, places = read_header(part)
+            _check_part(part, own, i, 1 + len(others))
+            if i == 0:
+                metadata, architecture = own, _check_kind(path, own)
+            for place in places:
+                _check_size(part, place)
+                name = translate_name(place.name, architecture)
+                if name in tensors:
+                    raise ValueError(f"{place.name} comes twice")
+                read = partial(_read_weight, part, place, name, metadata)
+                tensors[name] = StoredTensor(place.shape, read)
+    count = metadata.get("split.tensors.count", len(tensors))
+    if others and count != len(tensors):
+        raise RagJaxError(
+            f"{path}: the {1 + len(others)} parts have {len(tensors)} tensors, not {show(count)}: "
+            "download them again"
+        )
+    return GgufFile(path, metadata, tensors)
 
 
-def _check_kind(path: Path, metadata: Mapping[str, Any]) -> None:
-    """Raises a RagJaxError unless a file's metadata are those of a whole model of Llama's kind."""
+def _check_kind(path: Path, metadata: Mapping[str, Any]) -> str:
+    """The architecture, after a check that a file's metadata are those of a whole model."""
     if (kind := metadata.get("general.type", "model")) != "model":
         hint = ": load its base model, and convert the adapter to PEFT's format for lora.load_peft"
         raise RagJaxError(
             f"{path} is no model, but of type {show(kind)}{hint * (kind == 'adapter')}"
         )
-    if (parts := metadata.get("split.count", 0)) > 1:
-        raise RagJaxError(
-            f"{path} is one of {parts} parts of a model: join them with `llama-gguf-split --merge "
-            "FIRST_PART OUTPUT`"
-        )
     architecture = metadata.get("general.architecture")
-    if architecture != "llama":
+    if architecture not in ARCHITECTURES:
         raise RagJaxError(
-            f"{path}: architecture {show(architecture)} is not supported; only llama is"
+            f"{path}: architecture {show(architecture)} is not supported; supported are "
+            f"{', '.join(ARCHITECTURES)}"
+        )
+    return architecture
+
+
+def _check_part(path: Path, metadata: Mapping[str, Any], number: int, parts: int) -> None:
+    """Raises a RagJaxError unless a file is the part of a model that its name says."""
+    count, own = metadata.get("split.count", 0), metadata.get("split.no", 0)
+    if max(count, 1) != parts or own != number:
+        raise RagJaxError(
+            f"{path} is part {show(own)} (from 0) of {show(count)} of a model, read as part "
+            f"{number} of {parts}: name the parts NAME-00001-of-0000N.gguf, in their order"
         )
 
 
@@ -112,15 +117,23 @@ def _measure_row(place: TensorPlace) -> tuple[gguf.GGMLQuantizationType, int]:
     return kind, (place.shape[-1] if place.shape else 1) // weights * size
 
 
-def _translate_name(name: str) -> str:
-    """The Hugging Face name; an unknown name stays, for `build_params` to report."""
-    match = re.fullmatch(r"blk\.(\d+)\.(.+)", name)
-    if match and match[2] in _LAYER_NAMES:
-        return f"model.layers.{match[1]}.{_LAYER_NAMES[match[2]]}"
-    return _NAMES.get(name, name)
+def _read_weight(
+    path: Path, place: TensorPlace, name: str, metadata: Mapping[str, Any]
+) -> np.ndarray:
+    """A tensor's weights as Hugging Face stores them."""
+    array, architecture = _read(path, place), metadata["general.architecture"]
+    if is_offset(name, architecture):
+        array -= 1
+    if is_interleaved(name, architecture):
+        heads = metadata.get("llama.attention.head_count")
+        if "k_proj" in name:
+            heads = metadata.get("llama.attention.head_count_kv", heads)
+        with parsing(path, *_DAMAGE):
+            return unpermute(array, heads=heads)
+    return array
 
 
-def _read(path: Path, place: TensorPlace, heads: int | None) -> np.ndarray:
+def _read(path: Path, place: TensorPlace) -> np.ndarray:
     # In blocks of rows, because dequantising needs several times the memory of its result.
     # From the file, because pages that are read through a memory map stay in memory.
     array = np.empty(place.shape, np.float32)
@@ -137,7 +150,7 @@ def _read(path: Path, place: TensorPlace, heads: int | None) -> np.ndarray:
                 raise RagJaxError(
                     f"{path}: quantisation {kind.name} of {place.name} is not supported"
                 ) from None
-    return array if heads is None else unpermute(array, heads=heads)
+    return array
 
 
 def unpermute(kernel: Float[np.ndarray, "R D"], *, heads: int) -> Float[np.ndarray, "R D"]:

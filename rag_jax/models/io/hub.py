@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from filelock import FileLock
 
 from rag_jax.models.io.sentence import MODULES, PROMPTS, TRANSFORMER, describe_sentence
+from rag_jax.models.io.weight_files import list_parts
 from rag_jax.runtime.downloads import Endless
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json
@@ -110,7 +111,7 @@ def fingerprint(path: Path) -> str:
         path: the model's folder, or its weight file: a GGUF file by itself is a model, and a
             safetensors file is one together with the folder's settings.
     """
-    files = {path} if path.is_file() else set()
+    files = set(list_parts(path)) if path.is_file() else set()
     if path.suffix != ".gguf" or not files:
         folder = path.parent if files else path
         beside = {file for pattern in _MODEL_FILES for file in folder.glob(pattern)}

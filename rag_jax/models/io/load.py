@@ -8,7 +8,8 @@ from typing import Any
 from jax.sharding import Mesh
 
 from rag_jax.models.io.architectures import Config, Encoder, EncoderConfig, make_model
-from rag_jax.models.io.configs import read_config, read_gguf_config
+from rag_jax.models.io.configs import read_config
+from rag_jax.models.io.gguf_config import read_gguf_config
 from rag_jax.models.io.gguf_file import read_gguf
 from rag_jax.models.io.hub import fingerprint, resolve
 from rag_jax.models.io.sentence import MODULES, Sentence, read_dense, read_sentence
@@ -59,8 +60,8 @@ def load(
 
     Args:
         name_or_path: a folder in Hugging Face's layout (one or several safetensors files) or with
-            one GGUF file, one of several weight files in a folder, the name of a known model, or a
-            name on the Hugging Face hub; see `hub.resolve`.
+            one GGUF model, whole or in parts; one of several weight files in a folder; the name of
+            a known model, or a name on the Hugging Face hub; see `hub.resolve`.
         dtype: NumPy or JAX dtype of the parameters, float32 by default.
         mesh: devices to shard the parameters over. Each tensor is sharded right after it is read,
             so no device and no host holds the whole model. None for one device.
@@ -75,7 +76,7 @@ def load(
     path, files, folder = _find_files(name_or_path)
     sentence_files = None
     if files[0].suffix == ".gguf":
-        gguf = read_gguf(files[0])
+        gguf = read_gguf(files[0], files[1:])
         tensors = gguf.tensors
         config = read_gguf_config(gguf.metadata, tensors, path=files[0])
         tokenizer = Tokenizer.from_gguf(gguf.metadata, source=str(files[0]))
@@ -114,9 +115,9 @@ def load_tokenizer(name_or_path: str | Path) -> Tokenizer:
     Raises:
         RagJaxError: the model is not found or cannot be fetched, or a file is damaged.
     """
-    _, (file, *_), folder = _find_files(name_or_path)
+    _, (file, *others), folder = _find_files(name_or_path)
     if file.suffix == ".gguf":
-        return Tokenizer.from_gguf(read_gguf(file).metadata, source=str(file))
+        return Tokenizer.from_gguf(read_gguf(file, others).metadata, source=str(file))
     return _read_tokenizer(folder, read_config(folder / "config.json"))
 
 
@@ -126,9 +127,9 @@ def load_config(name_or_path: str | Path) -> Config:
     Raises:
         RagJaxError: the model is not found or cannot be fetched, or a file is damaged.
     """
-    _, (file, *_), folder = _find_files(name_or_path)
+    _, (file, *others), folder = _find_files(name_or_path)
     if file.suffix == ".gguf":
-        gguf = read_gguf(file)
+        gguf = read_gguf(file, others)
         return read_gguf_config(gguf.metadata, gguf.tensors, path=file)
     return read_config(folder / "config.json")
 

@@ -56,6 +56,8 @@ def _shrink(config: Config, tokenizer: Tokenizer) -> Config:
     elif isinstance(config, DecoderConfig):
         sizes = {"ffn_size": _FFN, "num_layers": LAYERS, "head_dim": _WIDTH // _HEADS}
         sizes |= dict.fromkeys(("num_heads", "num_kv_heads"), _HEADS)
+        for name in ("sliding_layers", "unrotated_layers"):
+            sizes[name] = tuple(i for i in getattr(config, name) if i < LAYERS)
     else:
         sides = ("encoder", "decoder")
         sizes = {f"{side}_layers": LAYERS for side in sides}

@@ -1,7 +1,6 @@
 """Which file, or files, of a folder hold a model's weights."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from rag_jax.models.io.fields import read_fields
@@ -11,6 +10,7 @@ from rag_jax.runtime.outside import is_there, parsing, show
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _MOST_FILES = 10_000
+_SHOWN = 3  # names in an error
 _ADAPTER = "adapter_config.json"
 _PART = re.compile(r"(.*)-(\d+)-of-(\d+)\.(gguf|safetensors)")
 
@@ -22,13 +22,14 @@ def find_weights(path: Path) -> list[Path]:
     `config.json` names, or else `model.safetensors`, or else all files of its index. Without these,
     they are the folder's only safetensors file, or else its only GGUF file.
 
+    A GGUF file whose name says that it is a part stands for all parts.
+
     Raises:
-        RagJaxError: there are no weights, several candidates, or a file of the index is missing; or
-            the path is a part of a model, or a LoRA adapter.
+        RagJaxError: there are no weights, several candidates, or a part or a file of the index is
+            missing; or the path is a part of safetensors, or a LoRA adapter.
     """
     if path.is_file():
-        _refuse_part(path)
-        return [path]
+        return list_parts(path)
     if is_there(path / _ADAPTER):
         base = read_fields(path / _ADAPTER).raw.get("base_model_name_or_path") or "its base model"
         base = base if isinstance(base, str) else show(base)
@@ -43,45 +44,56 @@ def find_weights(path: Path) -> list[Path]:
         raise RagJaxError(f"{path} lacks {name}, which config.json names as its weights")
     if found is not None:
         return _find_indexed_files(found) if found.suffix == ".json" else [found]
-    return [_find_only(path)]
+    return _find_only(path)
 
 
-def _find_only(folder: Path) -> Path:
+def list_parts(path: Path) -> list[Path]:
+    """The files of a GGUF model that one of its parts belongs to, in order; or the file itself.
+
+    Raises:
+        RagJaxError: a part is missing, or the file is a part of safetensors.
+    """
+    match = _PART.fullmatch(path.name)
+    if match is None or int(match[3]) < 2:
+        return [path]
+    if match[4] == "safetensors":
+        _refuse_part(path, match)
+    count = int(match[3])
+    if count > _MOST_FILES:
+        raise RagJaxError(f"{path} is one of {count:,} parts, the limit is {_MOST_FILES:,}")
+    number, digits = len(match[2]), match[3]
+    names = [f"{match[1]}-{i + 1:0{number}d}-of-{digits}.gguf" for i in range(count)]
+    paths = [path.parent / name for name in names]
+    if missing := [part.name for part in paths if not is_there(part)]:
+        shown = ", ".join(missing[:_SHOWN]) + ", ..." * (len(missing) > _SHOWN)
+        raise RagJaxError(f"{path.parent} lacks {shown}: copy all {count} parts of the model there")
+    return paths
+
+
+def _find_only(folder: Path) -> list[Path]:
     for pattern in ("*.safetensors", "*.gguf"):
         files = sorted(folder.glob(pattern))
         if len(files) > 1:
-            _refuse_parts(folder, files)
+            matches = [_PART.fullmatch(path.name) for path in files]
+            if all(matches) and len({(match[1], match[3]) for match in matches}) == 1:
+                return list_parts(files[0])
             names = ", ".join(path.name for path in files)
             raise RagJaxError(
                 f"{folder} contains several weight files ({names}): keep one, or give its path"
             )
         if files:
-            _refuse_part(files[0])
-            return files[0]
+            return list_parts(files[0])
     hint = ""
     if any(folder.glob("*.bin")):
         hint = "; pickled .bin weights are not supported: save the model as safetensors"
     raise RagJaxError(f"no .safetensors or .gguf weights in {folder}{hint}")
 
 
-def _refuse_parts(folder: Path, files: Sequence[Path]) -> None:
-    """Raises a RagJaxError if the files are parts of one model."""
-    matches = [_PART.fullmatch(path.name) for path in files]
-    if all(matches) and len({match[1] for match in matches}) == 1:
-        _refuse_part(files[0])
-
-
-def _refuse_part(path: Path) -> None:
-    """Raises a RagJaxError if a file's name is that of a part of a model."""
-    match = _PART.fullmatch(path.name)
-    if match is None or int(match[3]) < 2:
-        return
-    if match[4] == "gguf":
-        advice = f"join the parts with `llama-gguf-split --merge {path.name} {match[1]}.gguf`"
-    elif (path.parent / _INDEX).exists():
+def _refuse_part(path: Path, match: re.Match) -> None:
+    """Raises a RagJaxError about a part of safetensors, which an index belongs to."""
+    advice = f"copy {_INDEX} and all parts into {path.parent}, and give the folder"
+    if (path.parent / _INDEX).exists():
         advice = f"give the folder {path.parent}"
-    else:
-        advice = f"copy {_INDEX} and all parts into {path.parent}, and give the folder"
     raise RagJaxError(
         f"{path} is part {int(match[2])} of {int(match[3])} of a model's weights: {advice}"
     )

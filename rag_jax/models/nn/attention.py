@@ -21,6 +21,7 @@ from rag_jax.runtime.sharding import count_data_rows
 
 Kernel = Literal["xla", "cudnn", "splash"]
 
+MASKED = -1e9  # finite: a row of `-inf` would make softmax return NaN
 # Shorter rows have scores of few megabytes, which XLA computes in one piece.
 _SHORTEST = 1024
 _BLOCKS = (512, 256, 128)  # tokens, of splash attention's tiles; it has none below 128
@@ -36,11 +37,14 @@ class SegmentMask:
         segments: number of each token's text; padding has a number of its own.
         kernel: what computes the attention.
         causal: whether a token attends to no later one.
+        window: largest number of tokens that a token attends to, its own and those before it; None
+            for all. For a causal mask and the kernel "splash" alone.
     """
 
     segments: Int[Array, "B T"]
     kernel: Kernel = field(metadata={"static": True})
     causal: bool = field(default=True, metadata={"static": True})
+    window: int | None = field(default=None, metadata={"static": True})
 
 
 def choose_kernel(rows: int, width: int, head_dim: int, dtype: Any) -> Kernel:
@@ -85,6 +89,16 @@ def mask_rows(
     return mask
 
 
+def mask_slots(
+    token_mask: Bool[Array, "B S"], slot: Int[Array, ""] | int, width: int
+) -> Bool[Array, "B T S"]:
+    """What a chunk of `width` tokens from `slot` on attends to: the row's tokens up to each."""
+    query_slots = slot + jnp.arange(width)
+    # Causality, slot by slot: [1, T, S].
+    causal = jnp.arange(token_mask.shape[1])[None, None, :] <= query_slots[None, :, None]
+    return token_mask[:, None, :] & causal
+
+
 def attend_rows(
     query: Float[Array, "B K M d"],
     keys: Float[Array, "B K d T"],
@@ -105,6 +119,8 @@ def attend_rows(
     heads = query.reshape(rows, -1, width, depth)
     kernel = {"cudnn": _attend_cudnn, "splash": _attend_splash}[mask.kernel]
     compute = partial(kernel, causal=mask.causal)
+    if mask.window is not None:
+        compute = partial(_attend_splash_window, window=mask.window)
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
     if any(size > 1 for size in sizes.values()):
         split = sizes.get("model", 1) > 1 and groups % sizes["model"] == 0
@@ -142,6 +158,7 @@ def _attend_splash(
     segments: Int[Array, "B T"],
     *,
     causal: bool,
+    window: int | None = None,
 ) -> Float[Array, "B H T d"]:
     # Imported late: Pallas takes half a second.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
@@ -152,6 +169,8 @@ def _attend_splash(
     query, keys, values, segments = _pad_rows(query, keys, values, segments, multiple=block)
     shape = (segments.shape[1],) * 2
     mask = splash.CausalMask(shape) if causal else splash.FullMask(shape)
+    if window is not None:
+        mask = splash.LocalMask(shape, (window - 1, 0), 0)
     backward = {"block_q_dkv": block, "block_kv_dkv": block, "block_q_dq": block}
     kernel = splash.make_splash_mha(
         splash.MultiHeadMask([mask] * heads),
@@ -162,6 +181,23 @@ def _attend_splash(
     )
     y = jax.vmap(kernel)(query, keys, values, splash.SegmentIds(q=segments, kv=segments))
     return y[:, :, :width]
+
+
+def _attend_splash_window(
+    query: Float[Array, "B H T d"],
+    keys: Float[Array, "B K T d"],
+    values: Float[Array, "B K T d"],
+    segments: Int[Array, "B T"],
+    *,
+    window: int,
+) -> Float[Array, "B H T d"]:
+    """Attention to the last `window` tokens of a text, wherever padding and other texts stand."""
+    # The kernel's window counts columns: each text's tokens are moved side by side.
+    order = jnp.argsort(segments, axis=1, stable=True)
+    moved = [jnp.take_along_axis(x, order[:, None, :, None], axis=2) for x in (query, keys, values)]
+    moved_segments = jnp.take_along_axis(segments, order, axis=1)
+    y = _attend_splash(*moved, moved_segments, causal=True, window=window)
+    return jnp.take_along_axis(y, jnp.argsort(order, axis=1)[:, None, :, None], axis=2)
 
 
 def _pad_rows(*heads: Array, multiple: int) -> tuple[Array, ...]:

@@ -5,7 +5,6 @@ the cache's slots, or the row's `T` tokens if there is no cache.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -14,7 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from rag_jax.models.nn.attention import SegmentMask, choose_kernel, mask_rows
+from rag_jax.models.nn.attention import SegmentMask, choose_kernel, mask_rows, mask_slots
+from rag_jax.models.nn.decoder_config import DecoderConfig, LayerKind
 from rag_jax.models.nn.layers import (
     MASKED,
     GatedFFN,
@@ -27,77 +27,14 @@ from rag_jax.models.nn.layers import (
     run_layer,
     scan_layers,
 )
-from rag_jax.models.nn.rope import Angles, LlamaScaling, LongScaling, rotary_angles, rotate
+from rag_jax.models.nn.rope import Angles, LongScaling, rotary_angles, rotate
 from rag_jax.models.nn.tokens import TokenTable, score_by_head
+from rag_jax.models.nn.windows import WindowBlocks, limit_to_window
 from rag_jax.runtime.arguments import checked
 from rag_jax.runtime.sharding import constrain_rows
 
 # Keys and values of one layer.
 LayerCache = tuple[Float[Array, "B K d S"], Float[Array, "B K S d"]]
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """Sizes of a decoder and the options in which the model families differ.
-
-    Attributes:
-        vocab_size: number of rows of the embedding, padding rows included.
-        hidden_size: features of the residual stream (`D`).
-        ffn_size: features of the FFN's hidden layer.
-        num_heads: query heads (`H`).
-        num_kv_heads: key heads (`K`), a divisor of `num_heads`.
-        head_dim: features of a head (`d`).
-        rope_theta: base of the rotary frequencies.
-        norm_eps: constant under the root of every norm.
-        tie_embeddings: whether the output layer is the transposed embedding.
-        max_length: longest context in training, in tokens.
-        family: Hugging Face's `model_type`, which determines the names of the stored weights.
-        layer_norm: True for layer norms with a bias, False for RMS norms.
-        qkv_bias: whether the projections to queries, keys and values have a bias.
-        rotary_fraction: fraction of each head's features that is rotated.
-        rope_scaling: context extension of the rotary positions; None for none.
-        vocab_padding: number of rows at the end of the embedding that belong to no token. Padding
-            rows are never generated.
-    """
-
-    vocab_size: int
-    hidden_size: int
-    ffn_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rope_theta: float
-    norm_eps: float
-    tie_embeddings: bool
-    max_length: int
-    family: str = "llama"
-    layer_norm: bool = False
-    qkv_bias: bool = False
-    rotary_fraction: float = 1.0
-    rope_scaling: LlamaScaling | LongScaling | None = None
-    vocab_padding: int = 0
-
-    @property
-    def rotary_dim(self) -> int:
-        """Number of features of a head that are rotated."""
-        return int(self.head_dim * self.rotary_fraction)
-
-    def count_flops(self, tokens: int, targets: int) -> float:
-        """Floating-point operations of a forward pass: the matrix products with the weights.
-
-        The products of attention (queries with keys, weights with values) are not counted.
-        `targets` is the number of positions with logits.
-        """
-        heads = 2 * (self.num_heads + self.num_kv_heads) * self.head_dim
-        layer = self.hidden_size * (heads + 3 * self.ffn_size)
-        head = self.hidden_size * self.vocab_size
-        return 2.0 * (tokens * self.num_layers * layer + targets * head)
-
-    @property
-    def slot_flops(self) -> float:
-        """Operations of a token's attention to one slot, which `count_flops` leaves out."""
-        return 4.0 * self.num_heads * self.head_dim * self.num_layers
 
 
 class Output(NamedTuple):
@@ -118,32 +55,37 @@ class Chunk(NamedTuple):
     """Inputs of a layer besides the residual stream of a chunk of tokens.
 
     Attributes:
-        angles: cosines and sines of the tokens' positions.
-        attention_mask: True where a query may look; or what `mask_rows` makes for whole rows.
+        angles: cosines and sines of the tokens' positions; None for layers that do not rotate.
+        attention_mask: True where a query may look; or what `mask_rows` makes for whole rows, or
+            `limit_to_window` for long chunks.
         cache: keys and values of the row's earlier tokens; None if the chunk is the whole row.
         slot: first slot of the chunk in the cache.
         prefix: keys and values of `P` prefixes, each shared by `B / P` consecutive rows.
-        prefix_mask: token mask of the prefixes.
+        prefix_mask: token mask of the prefixes, or the attention mask of each query.
     """
 
-    angles: Angles
-    attention_mask: Bool[Array, "B 1 T S"] | SegmentMask
+    angles: Angles | None
+    attention_mask: Bool[Array, "B 1 T S"] | SegmentMask | WindowBlocks
     cache: LayerCache | None
     slot: Int[Array, ""] | int
     prefix: LayerCache | None
-    prefix_mask: Bool[Array, "P L"] | None
+    prefix_mask: Bool[Array, "P L"] | Bool[Array, "B 1 T L"] | None
 
     @property
     def batch_shape(self) -> tuple[int, int]:
         """`(B, T)`, for the unflattening of `N = B * T`."""
         if isinstance(self.attention_mask, SegmentMask):
             return self.attention_mask.segments.shape
+        if isinstance(self.attention_mask, WindowBlocks):
+            return self.attention_mask.places.shape
         rows, _, width, _ = self.attention_mask.shape
         return rows, width
 
 
 def _norm(config: DecoderConfig, **options) -> nn.Module:
-    return (LayerNorm if config.layer_norm else RMSNorm)(config.norm_eps, **options)
+    if config.layer_norm:
+        return LayerNorm(config.norm_eps, **options)
+    return RMSNorm(config.norm_eps, config.offset_norms, **options)
 
 
 class Attention(nn.Module):
@@ -163,23 +105,33 @@ class Attention(nn.Module):
         c, (rows, width), slot = self.config, chunk.batch_shape, chunk.slot
         groups = c.num_heads // c.num_kv_heads
 
-        def project(name: str, heads: int) -> Float[Array, "B heads T d"]:
+        def project(name: str, heads: int, *, norm: bool = False) -> Float[Array, "B heads T d"]:
             y = Linear(heads * c.head_dim, use_bias=c.qkv_bias, name=name)(x)
+            if norm:
+                y = _norm(c, name=f"{name}_norm")(y.reshape(-1, c.head_dim))
             # [B * T, heads * d] -> [B, heads, T, d]
             return y.reshape(rows, width, heads, c.head_dim).swapaxes(1, 2)
 
-        query = rotate(project("query", c.num_heads), chunk.angles)
+        def place(x: Float[Array, "B heads T d"]) -> Float[Array, "B heads T d"]:
+            return x if chunk.angles is None else rotate(x, chunk.angles)
+
+        query = place(project("query", c.num_heads, norm=c.query_key_norm))
+        if c.query_scalar is not None and c.query_scalar != c.head_dim:
+            query = query * jnp.asarray((c.head_dim / c.query_scalar) ** 0.5, query.dtype)
         # [B, H, T, d] -> [B, K, (H / K) * T, d]: the query heads of a key head are one matrix.
         query = query.reshape(rows, c.num_kv_heads, groups * width, c.head_dim)
-        keys = rotate(project("key", c.num_kv_heads), chunk.angles).swapaxes(2, 3)  # [B, K, d, T]
+        keys = place(project("key", c.num_kv_heads, norm=c.query_key_norm))
+        keys = keys.swapaxes(2, 3)  # [B, K, d, T]
         values = project("value", c.num_kv_heads)  # [B, K, T, d]
         if chunk.cache is not None:
             keys = jax.lax.dynamic_update_slice(chunk.cache[0], keys, (0, 0, 0, slot))
             values = jax.lax.dynamic_update_slice(chunk.cache[1], values, (0, 0, slot, 0))
-        mask = chunk.attention_mask
-        if not isinstance(mask, SegmentMask):
-            mask = jnp.tile(mask, (1, 1, groups, 1))  # [B, 1, (H / K) * T, S]
-        y = attend(query, keys, values, mask, prefix=chunk.prefix, prefix_mask=chunk.prefix_mask)
+        # [B, 1, T, S] -> [B, 1, (H / K) * T, S]; what is no array knows the heads.
+        mask, prefix_mask = (
+            jnp.tile(x, (1, 1, groups, 1)) if getattr(x, "ndim", 0) == 4 else x
+            for x in (chunk.attention_mask, chunk.prefix_mask)
+        )
+        y = attend(query, keys, values, mask, prefix=chunk.prefix, prefix_mask=prefix_mask)
         # [B, K, (H / K) * T, d] -> [B, T, H, d] -> [B * T, H * d]
         y = y.reshape(rows, c.num_heads, width, c.head_dim).swapaxes(1, 2)
         y = Linear(c.hidden_size, name="output")(y.reshape(rows * width, -1))
@@ -197,9 +149,14 @@ class Layer(nn.Module):
     ) -> tuple[Float[Array, "N D"], LayerCache]:
         """Runs the layer; arguments and results are those of `Attention`."""
         c = self.config
+
+        def norm_output(y: Float[Array, "N D"], name: str) -> Float[Array, "N D"]:
+            return _norm(c, name=name)(y) if c.output_norms else y
+
         y, cache = Attention(c, name="attention")(_norm(c, name="attention_norm")(x), chunk)
-        x = x + y
-        x = x + GatedFFN(c.ffn_size, name="ffn")(_norm(c, name="ffn_norm")(x))
+        x = x + norm_output(y, "attention_output_norm")
+        y = GatedFFN(c.ffn_size, c.activation, name="ffn")(_norm(c, name="ffn_norm")(x))
+        x = x + norm_output(y, "ffn_output_norm")
         return constrain_rows(x, chunk.batch_shape[0]), cache
 
 
@@ -247,7 +204,7 @@ class Decoder(nn.Module):
         self,
         tokens: Int[Array, "B T"],
         *,
-        mask: Bool[Array, "B T"] | Bool[Array, "B T S"] | None = None,
+        mask: Bool[Array, "B S"] | Bool[Array, "B T S"] | None = None,
         positions: Int[Array, "B T"] | None = None,
         segments: Int[Array, "B T"] | None = None,
         cache: Sequence[LayerCache] | None = None,
@@ -260,8 +217,9 @@ class Decoder(nn.Module):
         """Hidden states of a chunk of tokens.
 
         Args:
-            mask: without a cache, the token mask `[B, T]`, to which causality is added. With a
-                cache, the attention mask `[B, T, S]` over the cache's slots.
+            mask: without a cache, the token mask `[B, T]`; with a cache, that of all its slots,
+                `[B, S]`, this chunk's among them. Causality is added. With a cache, it may also be
+                the attention mask `[B, T, S]` over the slots.
             positions: rotary positions; by default the number of tokens before each token, without
                 padding. Required with a cache or segments.
             segments: without a cache, the number of each token's text where several texts share a
@@ -283,6 +241,7 @@ class Decoder(nn.Module):
         """
         c, (rows, width) = self.config, tokens.shape
         check_adapters(self.variables.get("params", {}), rows)
+        token_mask = None
         if cache is None:
             token_mask = jnp.ones(tokens.shape, bool) if mask is None else mask
             dtype = self.embed.embedding.dtype
@@ -292,23 +251,34 @@ class Decoder(nn.Module):
                 positions = jnp.maximum(jnp.cumsum(token_mask, axis=1) - 1, 0)
         else:
             attention_mask = mask  # [B, T, S]
+            if mask.ndim == 2:
+                token_mask, attention_mask = mask, mask_slots(mask, slot, width)
             if isinstance(c.rope_scaling, LongScaling):
                 slots = attention_mask.shape[-1] if length is None else length
                 c.rope_scaling.check_cache(slots + (prefix[0][0].shape[-1] if prefix else 0))
-        angles = rotary_angles(
-            positions, rotary_dim=c.rotary_dim, theta=c.rope_theta, scaling=c.rope_scaling
-        )
-        x = constrain_rows(self.embed(tokens).reshape(rows * width, c.hidden_size), rows)
+        x = self.embed(tokens).reshape(rows * width, c.hidden_size)
+        if c.scale_embedding:
+            x = x * jnp.asarray(c.hidden_size**0.5, x.dtype)
+        x = constrain_rows(x, rows)
         layer_output, layer_caches = (x if return_layer == 0 else None), []
-        if not isinstance(attention_mask, SegmentMask):
-            attention_mask = attention_mask[:, None]  # [B, 1, T, S]
-        chunk = Chunk(angles, attention_mask, None, slot, None, prefix_mask)
+        reach = partial(
+            limit_to_window, width=width, token_mask=token_mask, segments=segments, slot=slot
+        )
+        chunks = self._make_chunks(attention_mask, positions, slot, prefix_mask, reach)
         scans = self.scan_layers and cache is prefix is return_layer is None
         if scans and not self.is_initializing():
-            x = scan_layers(self.layers, x, self._rematerialize, chunk=chunk)
+            kinds = list(chunks)
+            x = scan_layers(
+                self.layers,
+                x,
+                self._rematerialize,
+                kinds=[kinds.index(kind) for kind in c.layer_kinds],
+                inputs=[{"chunk": chunk} for chunk in chunks.values()],
+            )
             return Output(self.final_norm(x).reshape(rows, width, c.hidden_size), None, None)
         for i, layer in enumerate(self.layers):
-            own = chunk._replace(cache=cache and cache[i], prefix=prefix and prefix[i])
+            own = chunks[c.layer_kinds[i]]
+            own = own._replace(cache=cache and cache[i], prefix=prefix and prefix[i])
             x, layer_cache = self._rematerialize(partial(run_layer, layer, chunk=own))(x)
             layer_caches.append(layer_cache)
             if return_layer == i + 1:
@@ -317,6 +287,36 @@ class Decoder(nn.Module):
         if layer_output is not None:
             layer_output = layer_output.reshape(rows, width, c.hidden_size)
         return Output(x, tuple(layer_caches) if cache is not None else None, layer_output)
+
+    def _make_chunks(
+        self,
+        mask: Bool[Array, "B T S"] | SegmentMask,
+        positions: Int[Array, "B T"],
+        slot: Int[Array, ""] | int,
+        prefix_mask: Bool[Array, "P L"] | None,
+        limit: Callable,
+    ) -> dict[LayerKind, Chunk]:
+        """The inputs of each kind of layer, without a cache and a prefix.
+
+        Args:
+            mask: attention mask of the layers without a window.
+            limit: of a mask and the number of tokens of a window, the mask of a sliding layer.
+        """
+        c, chunks = self.config, {}
+        turn = partial(rotary_angles, positions, rotary_dim=c.rotary_dim)
+        angles = turn(theta=c.rope_theta, scaling=c.rope_scaling)
+        for kind in dict.fromkeys(c.layer_kinds):
+            own, own_prefix, own_angles = mask, prefix_mask, angles if kind.rotates else None
+            if kind.slides:
+                own, own_prefix = limit(mask, c.window, prefix_mask=prefix_mask)
+                if kind.rotates and c.local_rope_theta is not None:
+                    own_angles = turn(theta=c.local_rope_theta)
+            # [B, T, S] -> [B, 1, T, S]
+            own, own_prefix = (
+                x[:, None] if getattr(x, "ndim", 0) == 3 else x for x in (own, own_prefix)
+            )
+            chunks[kind] = Chunk(own_angles, own, None, slot, None, own_prefix)
+        return chunks
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Logits over the vocabulary, about -1e9 for the padding rows of the embedding."""

@@ -19,10 +19,10 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from rag_jax.models.nn.attention import SegmentMask, attend_rows
+from rag_jax.models.nn.attention import MASKED, SegmentMask, attend_rows
+from rag_jax.models.nn.decoder_config import Activation
+from rag_jax.models.nn.windows import WindowBlocks, attend_blocks
 from rag_jax.runtime.errors import RagJaxError
-
-MASKED = -1e9  # finite: a row of `-inf` would make softmax return NaN
 
 
 def run_layer(layer: nn.Module, *args: PyTree, **kwargs: PyTree) -> PyTree:
@@ -41,19 +41,25 @@ def run_layer(layer: nn.Module, *args: PyTree, **kwargs: PyTree) -> PyTree:
 
 
 def scan_layers(
-    layers: Sequence[nn.Module], x: PyTree, wrap: Callable[[Callable], Callable], **kwargs: PyTree
+    layers: Sequence[nn.Module],
+    x: PyTree,
+    wrap: Callable[[Callable], Callable],
+    *,
+    kinds: Sequence[int],
+    inputs: Sequence[Mapping[str, PyTree]],
 ) -> PyTree:
     """Runs layers one after the other as one loop over their stacked parameters.
 
-    XLA compiles one layer, whatever their number. The parameters are stacked where they are used,
-    so that a tree of parameters, adapters or moments stays a layer a name.
+    XLA compiles one layer of each kind, whatever their number. The parameters are stacked where
+    they are used, so that a tree of parameters, adapters or moments stays a layer a name.
 
     Args:
         layers: submodules that are alike, and return what the next one takes and a second result,
             which is dropped.
         x: the first layer's input.
         wrap: of the call of a layer, such as `jax.checkpoint`.
-        kwargs: further inputs, the same for every layer.
+        kinds: each layer's place in `inputs`.
+        inputs: further inputs, the same for every layer of a kind.
 
     Raises:
         RagJaxError: adapters are on some of the layers alone.
@@ -65,8 +71,19 @@ def scan_layers(
             "config.tuning.targets match the same kernels in every layer, or set scan_layers=False"
         )
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-    call = wrap(lambda params, x: _apply_layer(modules[0], params, (x,), kwargs)[0])
-    return jax.lax.scan(lambda x, params: (call(params, x), None), x, stacked)[0]
+
+    def call(params: PyTree, x: PyTree, given: Mapping[str, PyTree]) -> PyTree:
+        return _apply_layer(modules[0], params, (x,), given)[0]
+
+    calls = [wrap(partial(call, given=given)) for given in inputs]
+
+    def step(x: PyTree, layer: tuple[PyTree, Array]) -> tuple[PyTree, None]:
+        params, kind = layer
+        return (
+            calls[0](params, x) if len(calls) == 1 else jax.lax.switch(kind, calls, params, x)
+        ), None
+
+    return jax.lax.scan(step, x, (stacked, jnp.asarray(kinds)))[0]
 
 
 def _unbind(layer: nn.Module) -> tuple[nn.Module, PyTree]:
@@ -182,15 +199,21 @@ def check_vocabulary(tokens: Int[Array, "B T"], vocab_size: int) -> None:
 
 
 class RMSNorm(nn.Module):
-    """RMS norm, `x / rms(x) * scale`, with float32 statistics (Zhang and Sennrich 2019)."""
+    """RMS norm, `x / rms(x) * scale`, with float32 statistics (Zhang and Sennrich 2019).
+
+    With `offset`, `1 + scale` takes the place of `scale`, and the product is float32 too (Gemma).
+    """
 
     eps: float
+    offset: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
         scale = read_param(self, "scale", nn.initializers.ones, (x.shape[-1],))
         wide = x.astype(jnp.float32)
         inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        if self.offset:
+            return (wide * inverse * (1 + scale.astype(jnp.float32))[None]).astype(x.dtype)
         return (wide * inverse).astype(x.dtype) * scale[None]
 
 
@@ -210,25 +233,27 @@ class LayerNorm(nn.Module):
 
 
 class GatedFFN(nn.Module):
-    """SwiGLU feed-forward network, `down(silu(gate(x)) * up(x))` (Shazeer 2020)."""
+    """Gated feed-forward network, `down(activation(gate(x)) * up(x))` (Shazeer 2020)."""
 
     size: int
+    activation: Activation = "silu"
 
     @nn.compact
     def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
         gate = Linear(self.size, name="gate")(x)
         up = Linear(self.size, name="up")(x)
-        return Linear(x.shape[-1], name="down")(nn.silu(gate) * up)
+        gate = nn.silu(gate) if self.activation == "silu" else nn.gelu(gate, approximate=True)
+        return Linear(x.shape[-1], name="down")(gate * up)
 
 
 def attend(
     query: Float[Array, "B K M d"],
     keys: Float[Array, "B K d S"],
     values: Float[Array, "B K S d"],
-    mask: Bool[Array, "B 1 M S"] | SegmentMask,
+    mask: Bool[Array, "B 1 M S"] | SegmentMask | WindowBlocks,
     *,
     prefix: tuple[Float[Array, "P K d L"], Float[Array, "P K L d"]] | None = None,
-    prefix_mask: Bool[Array, "P L"] | None = None,
+    prefix_mask: Bool[Array, "P L"] | Bool[Array, "B 1 M L"] | None = None,
     bias: Float[Array, "1 K M S"] | None = None,
 ) -> Float[Array, "B K M d"]:
     """Grouped-query attention to each row's keys and, optionally, to a shared prefix before them.
@@ -240,14 +265,17 @@ def attend(
     Args:
         query: rotated queries; scaled here by `1 / sqrt(d)`.
         mask: attention mask, True where a query may look; or for whole rows without a prefix what
-            `attention.mask_rows` makes for a fused kernel.
+            `attention.mask_rows` makes for a fused kernel; or blocks of queries and keys, which
+            know of the prefix what its mask tells otherwise.
         prefix: keys and values of `P` prefixes. Each prefix is stored once and read by `B / P`
             consecutive rows.
-        prefix_mask: token mask of the prefixes.
-        bias: what is added to the scores of the row's keys, without a fused kernel.
+        prefix_mask: token mask of the prefixes, or the attention mask of each query.
+        bias: what is added to the scores of the row's keys; for arrays as `mask` alone.
     """
     if isinstance(mask, SegmentMask):
         return attend_rows(query, keys, values, mask)
+    if isinstance(mask, WindowBlocks):
+        return attend_blocks(query, keys, values, mask, prefix)
     rows, heads, width, depth = query.shape
     query = query * jnp.asarray(depth**-0.5, query.dtype)
     scores = (query @ keys).astype(jnp.float32)
@@ -267,7 +295,10 @@ def attend(
         return x.swapaxes(1, 2).reshape(rows, heads, width, x.shape[-1])
 
     prefix_scores = (fold(query) @ prefix_keys).astype(jnp.float32)
-    prefix_scores = unfold(jnp.where(prefix_mask[:, None, None, :], prefix_scores, MASKED))
+    if prefix_mask.ndim == 2:
+        prefix_scores = unfold(jnp.where(prefix_mask[:, None, None, :], prefix_scores, MASKED))
+    else:
+        prefix_scores = jnp.where(prefix_mask, unfold(prefix_scores), MASKED)
     # One softmax over prefix and row: [B, K, M, L + S].
     weights = jax.nn.softmax(jnp.concatenate([prefix_scores, scores], axis=-1), axis=-1)
     weights = weights.astype(values.dtype)

@@ -13,6 +13,16 @@ Angles = tuple[Float[Array, "B 1 T E"], Float[Array, "B 1 T E"]]
 
 
 @dataclass(frozen=True)
+class LinearScaling:
+    """Context extension by slower turns (Chen et al. 2023): `factor` divides all frequencies.
+
+    It is Hugging Face's `rope_type` linear.
+    """
+
+    factor: float
+
+
+@dataclass(frozen=True)
 class LlamaScaling:
     """Llama 3.1's context extension: low frequencies are divided by `factor`.
 
@@ -77,12 +87,15 @@ class LongScaling:
             )
 
 
+RopeScaling = LinearScaling | LlamaScaling | LongScaling
+
+
 def rotary_angles(
     positions: Int[Array, "B T"],
     *,
     rotary_dim: int,
     theta: float,
-    scaling: LlamaScaling | LongScaling | None = None,
+    scaling: RopeScaling | None = None,
 ) -> Angles:
     """Cosines and sines of the rotary embedding, `E = rotary_dim / 2` (Su et al. 2021, eq. 15).
 
@@ -93,12 +106,7 @@ def rotary_angles(
         theta: base of the frequencies; the slowest pair turns about `1 / theta` radians per token.
         scaling: context extension; None for the plain frequencies.
     """
-    frequencies = theta ** -(np.arange(0, rotary_dim, 2) / rotary_dim)  # [E], radians per token
-    if isinstance(scaling, LlamaScaling):
-        turns = scaling.original_length * frequencies / (2 * np.pi)
-        kept = (turns - scaling.low_turns) / (scaling.high_turns - scaling.low_turns)
-        kept = np.clip(kept, 0, 1)
-        frequencies = kept * frequencies + (1 - kept) * frequencies / scaling.factor
+    frequencies = scale_frequencies(theta ** -(np.arange(0, rotary_dim, 2) / rotary_dim), scaling)
     scale, row_frequencies = 1.0, jnp.asarray(frequencies, jnp.float32)[None, None, None]
     if isinstance(scaling, LongScaling):
         scale = scaling.attention_factor
@@ -111,6 +119,20 @@ def rotary_angles(
     # [B, 1, T, 1] * [B or 1, 1, 1, E] -> [B, 1, T, E]
     angles = positions[:, None, :, None].astype(jnp.float32) * row_frequencies
     return scale * jnp.cos(angles), scale * jnp.sin(angles)
+
+
+def scale_frequencies(
+    frequencies: Float[np.ndarray, "E"], scaling: RopeScaling | None
+) -> Float[np.ndarray, "E"]:
+    """The frequencies in radians a token, scaled if that does not depend on the text."""
+    if isinstance(scaling, LinearScaling):
+        return frequencies / scaling.factor
+    if not isinstance(scaling, LlamaScaling):
+        return frequencies
+    turns = scaling.original_length * frequencies / (2 * np.pi)
+    kept = (turns - scaling.low_turns) / (scaling.high_turns - scaling.low_turns)
+    kept = np.clip(kept, 0, 1)
+    return kept * frequencies + (1 - kept) * frequencies / scaling.factor
 
 
 def rotate(x: Float[Array, "B H T d"], angles: Angles) -> Float[Array, "B H T d"]:
