@@ -256,7 +256,7 @@ CASES = {
         r"^embed: mask is bool\[1, 3\], expected booleans \[B, T\] or integers \[B, T\], beside t",
     ),
     "embed_in_chunks: other lengths": (
-        lambda: embed_in_chunks(BERT, BERT_PARAMS, TOKENS, STARTS[:1], rows=1),
+        lambda: embed_in_chunks(BERT, BERT_PARAMS, TOKENS, STARTS[:1], rows=1, widths=[1]),
         r"^embed_in_chunks: lengths is int32\[1\], expected integers \[B\], beside tokens int32",
     ),
     "pool_states: flat": (

@@ -4,13 +4,20 @@ The batches keep no state between steps: resuming only needs the step number.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from rag_jax.runtime.errors import RagJaxError
+
+# Share of padding that more widths than a program's worth allows are chosen to avoid: a fifth, less
+# what other batches have more than those looked at. And the largest number of those widths.
+MOST_PADDING, MOST_WIDTHS = 0.18, 6
+
+_Choice = TypeVar("_Choice")
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +117,25 @@ def choose_widths(lengths: Sequence[int], *, program_tokens: int) -> list[int]:
         cost, widths = min((cost - width * fitting, widths) for fitting, cost, widths in best)
         best.append((num_fitting, cost + width * num_fitting + program_tokens, [*widths, width]))
     return best[-1][2]
+
+
+def limit_padding(
+    choose: Callable[[int], tuple[_Choice, int, float]], program_tokens: int
+) -> _Choice:
+    """The widths that a program's worth gives, or more of them where too much would be padding.
+
+    Args:
+        choose: from what a program is worth to widths, as of `choose_widths`, their number, and the
+            share of padding with them.
+    """
+    chosen, _, padding = choose(program_tokens)
+    while padding > MOST_PADDING and program_tokens:
+        program_tokens //= 2
+        more, count, padding = choose(program_tokens)
+        if count > MOST_WIDTHS:
+            break
+        chosen = more
+    return chosen
 
 
 def round_up(length: int, multiple: int) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from rag_jax.config import ContrastiveConfig
-from rag_jax.planning.batches import STEPS, Corpus, Shape, StageBatches
+from rag_jax.planning.batches import Corpus, Shape, StageBatches, choose_drawn
 from rag_jax.planning.planner import Planner
 from rag_jax.planning.training import compile_training
 from rag_jax.retrieval.contrastive import (
@@ -27,7 +27,7 @@ def draw_pairs(
         kept: number of hard negatives of a question.
     """
     rng, draw = np.random.default_rng(seed), corpus.lengths.draw
-    count = min(corpus.trained, STEPS * settings.batch_size)
+    count, settings = choose_drawn(settings, corpus.trained)
     pool = min(corpus.passages, max(count, 1 + kept))
     questions = np.minimum(draw("query", count, rng), max_length).tolist()
     passages = np.minimum(draw("text", pool, rng), max_length).tolist()
@@ -63,7 +63,7 @@ def count_pairs(
         for side in ("question", "passage"):
             lengths = arrays[f"{side}_lengths"]
             useful += int(lengths[lengths > 1].sum())  # a row that fills up a batch has one token
-            computed += arrays[side].size
+        computed += batches.count_tokens(arrays)
     total = settings.epochs * -(-corpus.trained // settings.batch_size)
     runs = {Shape("pairs", *arrays["passage"].shape): float(total)}
     return StageBatches(stage, total, drawn, useful / computed, runs, batches)
@@ -83,6 +83,7 @@ def compile_pairs(
         del shape  # there is one
         return pairs.pack(0, pairs.plan.examples_at(0))
 
-    trainable, loss = make_trainable(encoders, planner.mesh), make_loss(encoders, settings)
+    trainable = make_trainable(encoders, planner.mesh)
+    loss = make_loss(encoders, settings, pairs.widths)
     inputs = trainable, settings, {"pairs": loss}, make_arrays
     compile_training(planner, batches, *inputs, *held)

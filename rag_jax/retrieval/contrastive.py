@@ -3,8 +3,7 @@
 The more passages a batch has, the better its negatives, and a loss over the whole batch cannot be
 summed over microbatches. So the encoders read the batch in chunks and keep only the embeddings; the
 loss's gradient with respect to the embeddings is computed, and each chunk is read again for the
-gradient with respect to the weights (GradCache, Gao et al. 2021, arXiv 2101.06983, section 3.2). In
-JAX that is rematerialisation of each chunk's embeddings, and gives the same gradient.
+gradient with respect to the weights (GradCache, Gao et al. 2021, arXiv 2101.06983, section 3.2).
 """
 
 import functools
@@ -13,11 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from rag_jax.config import ContrastiveConfig
 from rag_jax.data.batches import BatchPlan, round_up
@@ -25,14 +22,22 @@ from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.losses import in_batch_contrastive
 from rag_jax.models import Pretrained
-from rag_jax.models.io.architectures import Encoder, get_rules
-from rag_jax.retrieval.encode import embed, pad_texts
+from rag_jax.models.io.architectures import get_rules
+from rag_jax.retrieval.chunks import (
+    Sample,
+    choose_chunk,
+    choose_chunk_widths,
+    count_chunk_tokens,
+    embed_in_chunks,
+    order_rows,
+)
+from rag_jax.retrieval.encode import pad_texts
 from rag_jax.retrieval.texts import list_texts, tokenize_for_training
-from rag_jax.runtime.arguments import checked
+from rag_jax.runtime.platforms import count_program_tokens
 from rag_jax.runtime.progress import Progress
-from rag_jax.runtime.sharding import constrain_rows, count_data_rows
 from rag_jax.training.fit import Batch, Hook, fit
 from rag_jax.training.loop import LossFunction
+from rag_jax.training.rows import PROGRAM_TOKENS, list_sampled
 from rag_jax.training.trainable import Trainable
 
 _SIDES = ("question", "passage")
@@ -107,45 +112,14 @@ class Encoders:
         return replace(self, **sides)
 
 
-@checked
-def embed_in_chunks(
-    model: Encoder,
-    params: PyTree,
-    tokens: Int[Array, "B T"],
-    lengths: Int[Array, "B"],
-    *,
-    rows: int,
-) -> Float[Array, "B E"]:
-    """Embeddings as from `embed`, for `jax.grad`: only one chunk's activations exist at a time.
-
-    The rows of `tokens` are padded on the right after `lengths` tokens, at least 1. A chunk has
-    `rows` rows, which must divide B.
-    """
-
-    def read(part):
-        tokens, lengths = part
-        mask = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
-        return embed(model, params, tokens, mask)
-
-    if rows == len(tokens):  # a single chunk: reading it twice would save no memory
-        return read((tokens, lengths))
-
-    def split(x):
-        # [B, ...] -> [B / rows, rows, ...], each chunk with rows from all over the batch: a device
-        # of a mesh, which has consecutive rows, then has its share of every chunk.
-        return x.reshape(rows, -1, *x.shape[1:]).swapaxes(0, 1)
-
-    # Inside a loop XLA cannot merge the second reading with the first, so no barrier is needed.
-    read = jax.checkpoint(read, prevent_cse=False)
-    embeddings = jax.lax.map(read, (split(tokens), split(lengths)))
-    return constrain_rows(embeddings.swapaxes(0, 1).reshape(len(tokens), -1), len(tokens))
-
-
-def make_loss(encoders: Encoders, settings: ContrastiveConfig) -> LossFunction:
+def make_loss(
+    encoders: Encoders, settings: ContrastiveConfig, widths: Mapping[str, Sequence[int]]
+) -> LossFunction:
     """The loss `loss(params, frozen, arrays) -> (mean over the questions, {})`.
 
     DPR's loss (Karpukhin et al. 2020, eq. 2) over the whole batch, on a mesh too. `params` is a
-    tree like `Encoders.params`, nothing is frozen, and `arrays` are from `PairBatches.pack`.
+    tree like `Encoders.params`, nothing is frozen, and `arrays` are from `PairBatches.pack`, as
+    `widths` are from `PairBatches.widths`.
     """
     models = {side: getattr(encoders, side).model for side in _SIDES}
 
@@ -155,8 +129,8 @@ def make_loss(encoders: Encoders, settings: ContrastiveConfig) -> LossFunction:
         def read(side: str) -> Float[Array, "B E"]:
             tokens, lengths = arrays[side], arrays[f"{side}_lengths"]
             rows = choose_chunk(*tokens.shape, budget=settings.microbatch_tokens)
-            side_params = _pick_side(params, side)
-            return embed_in_chunks(models[side], side_params, tokens, lengths, rows=rows)
+            inputs = models[side], _pick_side(params, side), tokens, lengths
+            return embed_in_chunks(*inputs, rows=rows, widths=widths[side])
 
         values = in_batch_contrastive(
             *map(read, _SIDES), arrays["positives"], masked=arrays["masked"], scale=settings.scale
@@ -164,16 +138,6 @@ def make_loss(encoders: Encoders, settings: ContrastiveConfig) -> LossFunction:
         return (values * arrays["weights"]).sum(), {}
 
     return loss
-
-
-def choose_chunk(batch: int, width: int, *, budget: int) -> int:
-    """Number of rows of a chunk of at most `budget` tokens: a divisor of the batch.
-
-    A chunk exceeds the budget if the mesh's data rows need more.
-    """
-    parts = count_data_rows()
-    divisors = (rows for rows in range(parts, batch + 1, parts) if batch % rows == 0)
-    return max((rows for rows in divisors if rows * width <= budget), default=parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,35 +163,83 @@ class PairBatches:
         return BatchPlan([0] * len(self.pairs), batch_size=size, seed=seed)
 
     @functools.cached_property
-    def _widths(self) -> tuple[int, int]:
-        longest = (max(map(len, rows)) for rows in (self.questions, self.passages.values()))
-        return tuple(round_up(length, 8) for length in longest)
+    def widths(self) -> dict[str, tuple[int, ...]]:
+        """The widths of each side's chunks, ascending, chosen on the first steps."""
+        steps = list_sampled(self.plan)
+        listed = [self._list_rows(step, self.plan.examples_at(step))[0] for step in steps]
+        samples = {
+            side: Sample([list(map(len, rows[side])) for rows in listed], longest, rows)
+            for side, (longest, rows) in self._shapes.items()
+        }
+        total = max(1, self.settings.epochs) * self.plan.num_steps_per_epoch
+        worth = count_program_tokens(self.settings.program_tokens, on_cpu=PROGRAM_TOKENS)
+        return choose_chunk_widths(samples, share=len(steps) / total, program_tokens=worth)
+
+    @functools.cached_property
+    def _shapes(self) -> dict[str, tuple[int, int]]:
+        """Number of tokens of each side's rows, and number of rows of its chunks."""
+        s, shapes = self.settings, {}
+        numbers = s.batch_size, (1 + s.negatives) * s.batch_size
+        texts = self.questions, self.passages.values()
+        for side, count, rows in zip(_SIDES, numbers, texts, strict=True):
+            longest = round_up(max(map(len, rows)), 8)
+            shapes[side] = longest, choose_chunk(count, longest, budget=s.microbatch_tokens)
+        return shapes
 
     def pack(self, step: int, chosen: Sequence[int]) -> dict[str, np.ndarray]:
         """The arrays of a step's batch; the step's epoch decides the hard negatives.
 
+        Questions and passages are in the order in which `embed_in_chunks` computes the least
+        padding.
+
         Returns:
             `question` `[B, T]` and `question_lengths` `[B]`; `passage` `[P, U]` and
-            `passage_lengths` `[P]`, each question's positive and then its negatives; `positives`
-            `[B]`; `masked` `[B, P]`, as for `in_batch_contrastive`; `weights` `[B]`, which add up
-            to 1. A batch is filled up with questions of weight 0 and with passages that are masked
-            for all questions.
+            `passage_lengths` `[P]`, all questions' positives and negatives; `positives` `[B]`;
+            `masked` `[B, P]`, as for `in_batch_contrastive`; `weights` `[B]`, which add up to 1. A
+            batch is filled up with questions of weight 0 and with passages that are masked for all
+            questions.
         """
-        batch, each = self.settings.batch_size, 1 + self.settings.negatives
+        listed, columns = self._list_rows(step, chosen)
+        places, arrays = {}, {}  # where each row is put
+        for side, (longest, rows) in self._shapes.items():
+            order = order_rows(list(map(len, listed[side])), rows)
+            places[side] = np.argsort(order)
+            ordered = [listed[side][i] for i in order]
+            packed = pad_texts(ordered, len(ordered), longest)
+            arrays[side], arrays[f"{side}_lengths"] = packed
+        batch, count = self.settings.batch_size, len(chosen)
+        positives, weights = np.zeros(batch, np.int32), np.zeros(batch, np.float32)
+        masked = np.empty((batch, len(columns)), bool)
+        positives[places["question"]] = places["passage"][:: len(columns) // batch]
+        weights[places["question"][:count]] = 1 / count
+        masked[np.ix_(places["question"], places["passage"])] = self._mask(columns, chosen)
+        return arrays | {"positives": positives, "masked": masked, "weights": weights}
+
+    def count_tokens(self, arrays: Mapping[str, np.ndarray]) -> int:
+        """Number of tokens that are computed for a batch of `pack`, padding included."""
+        return sum(
+            count_chunk_tokens(arrays[f"{side}_lengths"], rows, self.widths[side])
+            for side, (_, rows) in self._shapes.items()
+        )
+
+    def _list_rows(
+        self, step: int, chosen: Sequence[int]
+    ) -> tuple[dict[str, list[Sequence[int]]], Int[np.ndarray, "P"]]:
+        """Each side's rows of tokens, empty ones included, and the passages' rows in the corpus."""
         columns = self._choose_passages(step // self.plan.num_steps_per_epoch, chosen)
-        masked = np.tile(columns < 0, (batch, 1))
+        questions = [self.questions[self.pairs[number].question] for number in chosen]
+        questions += [()] * (self.settings.batch_size - len(chosen))
+        passages = [self.passages[row] if row >= 0 else () for row in columns.tolist()]
+        return {"question": questions, "passage": passages}, columns
+
+    def _mask(
+        self, columns: Int[np.ndarray, "P"], chosen: Sequence[int]
+    ) -> Bool[np.ndarray, "B P"]:
+        """Which passages are no negatives of each question."""
+        masked = np.tile(columns < 0, (self.settings.batch_size, 1))
         for i, number in enumerate(chosen):
             masked[i] |= np.isin(columns, list(self.pairs[number].relevant))
-        weights = np.zeros(batch, np.float32)
-        weights[: len(chosen)] = 1 / len(chosen)
-        positives = np.arange(batch, dtype=np.int32) * each
-        arrays = {"positives": positives, "masked": masked, "weights": weights}
-        questions = [self.questions[self.pairs[number].question] for number in chosen]
-        passages = [self.passages[row] if row >= 0 else () for row in columns.tolist()]
-        sides = ("question", questions, batch), ("passage", passages, len(columns))
-        for (side, rows, count), width in zip(sides, self._widths, strict=True):
-            arrays[side], arrays[f"{side}_lengths"] = pad_texts(rows, count, width)
-        return arrays
+        return masked
 
     def _choose_passages(self, epoch: int, chosen: Sequence[int]) -> Int[np.ndarray, "P"]:
         """Rows of each pair's positive and its hard negatives of an epoch; -1 fills up."""
@@ -311,7 +323,10 @@ def fit_encoders(
         chosen = params if hook is None else hook.load(trainable.abstract())
         save(encoders.with_params(chosen))
 
-    losses, ids = {"pairs": make_loss(encoders, settings)}, [pair.id for pair in batches.pairs]
+    losses, ids = (
+        {"pairs": make_loss(encoders, settings, batches.widths)},
+        [pair.id for pair in batches.pairs],
+    )
     options = {"ids": ids, "hook": hook, "save": save_chosen}
     fit(batches.plan, pack, losses, trainable, settings, folder, progress, **options)
     if hook is not None:

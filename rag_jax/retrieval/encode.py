@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from rag_jax.data.batches import choose_widths, pad_rows, round_up
+from rag_jax.data.batches import choose_widths, limit_padding, pad_rows, round_up
 from rag_jax.data.passages import Passage
 from rag_jax.data.token_rows import TokenRows
 from rag_jax.models import Pretrained
@@ -185,9 +185,18 @@ def choose_corpus_widths(
     lengths: Sequence[int], count: int, max_length: int, *, program_tokens: int | None = None
 ) -> list[int]:
     """Widths for the texts of a corpus of `count`, by the lengths of some; see `plan_widths`."""
+
+    def choose(program_tokens: int) -> tuple[list[int], int, float]:
+        worth = program_tokens * len(lengths) // max(1, count)
+        chosen = choose_widths(lengths, program_tokens=worth)
+        widths = sorted({*(width for width in chosen if width < max_length), max_length})
+        computed = np.asarray(widths)[np.searchsorted(widths, lengths)].sum()
+        return widths, len(widths), 1 - sum(lengths) / max(1, computed)
+
     worth = count_program_tokens(program_tokens, on_cpu=_PROGRAM_TOKENS)
-    chosen = choose_widths(lengths, program_tokens=worth * len(lengths) // max(1, count))
-    return sorted({*(width for width in chosen if width < max_length), max_length})
+    if count < SAMPLED:  # a few seconds' work, whatever the padding
+        return choose(worth)[0]
+    return limit_padding(choose, worth)
 
 
 def plan_batches(

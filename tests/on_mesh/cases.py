@@ -261,7 +261,7 @@ def contrast(mesh=None, *, shared):
     """The first gradients of a retriever, and its losses in two steps, read in chunks."""
     bert, batches = load_encoder(mesh), make_pairs()
     encoders = Encoders(bert, bert, shared=shared)
-    loss, optimizer = make_loss(encoders, RETRIEVER), make_optimizer(RETRIEVER, 2)
+    loss, optimizer = make_loss(encoders, RETRIEVER, batches.widths), make_optimizer(RETRIEVER, 2)
     parts = [[("pairs", shard_batch(take_batch(batches, number)))] for number in range(2)]
     start, logs = encoders.params(), []
     shardings = shardings_of(start)

@@ -1,5 +1,6 @@
 """Chunked gradients against gradients of the whole batch, and what goes into a batch."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,18 +8,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rag_jax.config import ContrastiveConfig, MeshConfig
 from rag_jax.losses import in_batch_contrastive
 from rag_jax.models import load
 from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.retrieval import contrastive, embed
+from rag_jax.retrieval.chunks import (
+    Sample,
+    choose_chunk,
+    choose_chunk_widths,
+    count_chunk_tokens,
+    embed_in_chunks,
+    order_rows,
+)
 from rag_jax.retrieval.contrastive import (
     Encoders,
     Pair,
     PairBatches,
-    choose_chunk,
-    embed_in_chunks,
     fit_encoders,
     make_loss,
 )
@@ -73,45 +82,104 @@ def batch_at(batches, step):
     return batches.pack(step, chosen), [batches.pairs[number].id for number in chosen]
 
 
+def list_side(arrays, side):
+    return arrays[side], arrays[f"{side}_lengths"]
+
+
 def flatten(tree):
     return {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-# Some rows at a time, or all at once.
-@pytest.mark.parametrize(("kind", "budgets"), [("shared", (32, 10_000)), ("two", (32,))])
-def test_chunks_give_the_gradient_of_the_whole(kind, budgets, bert, two):
+def read_padded(batches, step, params, encoders):
+    """The loss of a batch whose rows are all padded to the longest, in the order of the pairs."""
+    chosen, each = batches.plan.examples_at(step), 1 + batches.settings.negatives
+    rows = batches._choose_passages(step // batches.plan.num_steps_per_epoch, chosen)
+    texts = {
+        "question": [batches.questions[batches.pairs[i].question] for i in chosen],
+        "passage": [batches.passages[row] if row >= 0 else [0] for row in rows],
+    }
+
+    def read(side):
+        width = max(map(len, texts[side]))
+        tokens = np.asarray([[*row, *[0] * (width - len(row))] for row in texts[side]])
+        mask = np.asarray([[i < len(row) for i in range(width)] for row in texts[side]])
+        tree = params.get("shared", params.get(side))
+        return embed(getattr(encoders, side).model, tree, tokens, mask)
+
+    known = [np.isin(rows, list(batches.pairs[i].relevant)) | (rows < 0) for i in chosen]
+    return in_batch_contrastive(
+        read("question"),
+        read("passage"),
+        each * jnp.arange(len(chosen)),
+        masked=jnp.asarray(known),
+        scale=batches.settings.scale,
+    ).mean()
+
+
+# Chunks of one row, of several, or of as many as there can be; batches that are full or not.
+@pytest.mark.parametrize(
+    ("kind", "budget", "step"),
+    [("shared", 16, 0), ("shared", 32, 1), ("shared", 10_000, 2), ("two", 32, 0)],
+)
+def test_chunks_give_the_gradient_of_the_padded_batch(kind, budget, step, bert, two):
     encoders = Encoders(bert, bert, shared=True) if kind == "shared" else two
     if kind == "two":  # embeddings of one size
         encoders = replace(two, passage=replace(two.question))
-    arrays, _ = batch_at(make_batches(), 0)
-    params = encoders.params()
+    settings = replace(SETTINGS, microbatch_tokens=budget, program_tokens=0)
+    batches, params = make_batches(settings), encoders.params()
+    arrays, _ = batch_at(batches, step)
+    wanted, wanted_gradient = jax.jit(
+        jax.value_and_grad(lambda params: read_padded(batches, step, params, encoders))
+    )(params)
+    loss = make_loss(encoders, settings, batches.widths)
+    (value, _), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, None, arrays)
+    assert len(batches.widths["passage"]) > 1
+    assert abs(value - wanted) <= 1e-5 * abs(wanted)
+    gradient, flat = flatten(gradient), flatten(wanted_gradient)
+    assert gradient.keys() == flat.keys()
+    # Some gradients are zero but for rounding, as those of the keys' biases.
+    size = max(float(jnp.abs(leaf).max()) for leaf in flat.values())
+    for name, leaf in gradient.items():
+        np.testing.assert_allclose(leaf, flat[name], atol=2e-6 * size, rtol=1e-4, err_msg=name)
 
-    def of_whole(params):
-        def read(side, model):
-            tree = params.get("shared", params.get(side))
-            mask = np.arange(arrays[side].shape[1])[None] < arrays[f"{side}_lengths"][:, None]
-            return embed(model, tree, arrays[side], mask)
 
-        values = in_batch_contrastive(
-            read("question", encoders.question.model),
-            read("passage", encoders.passage.model),
-            jnp.asarray(arrays["positives"]),
-            masked=jnp.asarray(arrays["masked"]),
-            scale=SETTINGS.scale,
-        )
-        return (values * arrays["weights"]).sum()
+def test_one_program_for_batches_of_any_lengths(bert):
+    encoders, settings = Encoders(bert, bert, shared=True), replace(SETTINGS, program_tokens=0)
+    batches = make_batches(settings)
+    loss = jax.jit(make_loss(encoders, settings, batches.widths))
+    for step in range(6):
+        loss(encoders.params(), None, batch_at(batches, step)[0])
+    assert loss._cache_size() == 1
 
-    wanted, wanted_gradient = jax.jit(jax.value_and_grad(of_whole))(params)
-    for budget in budgets:
-        loss = make_loss(encoders, replace(SETTINGS, microbatch_tokens=budget))
-        (value, _), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, None, arrays)
-        assert abs(value - wanted) <= 1e-5 * abs(wanted)
-        gradient, flat = flatten(gradient), flatten(wanted_gradient)
-        assert gradient.keys() == flat.keys()
-        # Some gradients are zero but for rounding, as those of the keys' biases.
-        size = max(float(jnp.abs(leaf).max()) for leaf in flat.values())
-        for name, leaf in gradient.items():
-            np.testing.assert_allclose(leaf, flat[name], atol=2e-6 * size, rtol=1e-4, err_msg=name)
+
+@given(
+    lengths=st.lists(st.integers(0, 40), min_size=1, max_size=48),
+    rows=st.integers(1, 4),
+    program_tokens=st.sampled_from([0, 30, 10**6]),
+)
+@settings(max_examples=50)
+def test_chunks_have_rows_of_similar_length(lengths, rows, program_tokens):
+    lengths += [0] * (-len(lengths) % rows)
+    sample = Sample([lengths], 40, rows)
+    options = {"share": 1.0, "program_tokens": program_tokens}
+    widths = choose_chunk_widths({"": sample}, **options)[""]
+    assert list(widths) == sorted({*widths}) and widths[-1] == 40
+    order = order_rows(lengths, rows)
+    assert sorted(order) == list(range(len(lengths)))
+    # As `embed_in_chunks` splits them: [R * C] -> [R, C], a chunk a column.
+    chunks = np.asarray(lengths)[order].reshape(rows, -1).T
+    assert all(a.min() >= b.max() for a, b in itertools.pairwise(chunks))
+    cut = [min(width for width in widths if width >= chunk.max()) for chunk in chunks]
+    assert count_chunk_tokens(lengths, rows, widths) == rows * sum(cut)
+
+
+def test_more_widths_than_a_program_is_worth_where_most_is_padding():
+    batch = [10] * 60 + [100] * 4
+    for program_tokens, wanted in ((100, (16, 104)), (10**9, (16, 104)), (0, (16, 104))):
+        options = {"share": 0.01, "program_tokens": program_tokens}
+        assert choose_chunk_widths({"": Sample([batch], 104, 4)}, **options)[""] == wanted
+    even = Sample([[90] * 60 + [100] * 4], 104, 4)  # here there is little padding with one
+    assert choose_chunk_widths({"": even}, share=0.01, program_tokens=10**9)[""] == (104,)
 
 
 def test_memory_is_bounded_by_the_chunk(bert):
@@ -120,7 +188,8 @@ def test_memory_is_bounded_by_the_chunk(bert):
 
     def measure(rows):
         def total(params):
-            return embed_in_chunks(bert.model, params, tokens, lengths, rows=rows).sum()
+            sizes = {"rows": rows, "widths": (16, 24)}
+            return embed_in_chunks(bert.model, params, tokens, lengths, **sizes).sum()
 
         compiled = jax.jit(jax.grad(total)).lower(bert.params).compile()
         return compiled.memory_analysis().temp_size_in_bytes
@@ -132,7 +201,7 @@ def test_memory_is_bounded_by_the_chunk(bert):
 
 @pytest.mark.parametrize(
     ("batch", "width", "budget", "rows"),
-    [(64, 32, 1024, 32), (64, 32, 5000, 64), (64, 32, 31, 1), (12, 10, 55, 4), (7, 10, 60, 1)],
+    [(64, 32, 320, 8), (64, 32, 5000, 16), (64, 32, 31, 1), (12, 10, 25, 2), (7, 10, 60, 1)],
 )
 def test_chunks_divide_the_batch(batch, width, budget, rows):
     assert choose_chunk(batch, width, budget=budget) == rows
@@ -147,25 +216,30 @@ def test_batches():
         shapes.add(tuple((name, array.shape, str(array.dtype)) for name, array in arrays.items()))
         seen += ids
         assert arrays["weights"].sum() == pytest.approx(1)
-        assert (arrays["weights"] > 0).sum() == len(ids)
         again, _ = batch_at(batches, step)
         jax.tree.map(np.testing.assert_array_equal, arrays, again)
-        read = [
-            tuple(row[:length])
-            for row, length in zip(arrays["passage"], arrays["passage_lengths"], strict=True)
-        ]
+        assert (arrays["weights"] > 0).sum() == len(ids)
+        texts, read = (
+            [
+                tuple(row[:length])
+                for row, length in zip(arrays[side], arrays[f"{side}_lengths"], strict=True)
+            ]
+            for side in ("question", "passage")
+        )
         columns = [[r for r, p in batches.passages.items() if tuple(p) == row] for row in read]
-        for i, id in enumerate(ids):
+        for id in ids:
             pair = next(p for p in batches.pairs if p.id == id)
-            question = arrays["question"][i, : arrays["question_lengths"][i]]
-            assert question.tolist() == batches.questions[pair.question]
-            assert arrays["positives"][i] == 3 * i
-            own, *wrong = (c[0] for c in columns[3 * i : 3 * i + 3])
-            assert own == pair.positive and set(wrong) < set(pair.negatives)
-            drawn.add((id, *sorted(wrong)))
+            (i,) = (
+                i for i, text in enumerate(texts) if text == tuple(batches.questions[pair.question])
+            )
+            assert arrays["weights"][i] > 0
+            assert pair.positive in columns[arrays["positives"][i]]
+            drawn.add(
+                (id, *sorted(row for rows in columns for row in rows[:1] if row in pair.negatives))
+            )
             for j, rows in enumerate(columns):
-                known = rows and rows[0] in pair.relevant
-                assert arrays["masked"][i, j] == bool(known or j >= 3 * len(ids))
+                known = not rows or rows[0] in pair.relevant
+                assert arrays["masked"][i, j] == known
     assert len(shapes) == 1
     assert sorted(seen) == sorted(pair.id for pair in batches.pairs for _ in range(3))
     assert len(drawn) > len(batches.pairs)  # other negatives in other epochs
@@ -173,10 +247,14 @@ def test_batches():
 
 def test_a_question_without_enough_negatives():
     pairs = [Pair("a", 0, 4, (7,), frozenset({4})), Pair("b", 1, 5, (), frozenset({5}))]
-    arrays, ids = batch_at(make_batches(pairs=pairs), 0)
-    masked = arrays["masked"][ids.index("a")]
-    a, b = 3 * ids.index("a"), 3 * ids.index("b")
-    assert sorted(np.flatnonzero(~masked)) == sorted([a + 1, b])
+    batches = make_batches(pairs=pairs)
+    arrays, _ = batch_at(batches, 0)
+    asked = [row[:size].tolist() for row, size in zip(*list_side(arrays, "question"), strict=True)]
+    read = [row[:size].tolist() for row, size in zip(*list_side(arrays, "passage"), strict=True)]
+    a = asked.index(batches.questions[0])
+    left = [read[j] for j in np.flatnonzero(~arrays["masked"][a])]
+    assert sorted(left) == sorted([batches.passages[7], batches.passages[5]])
+    assert read[arrays["positives"][a]] == batches.passages[4]
     assert (arrays["passage_lengths"] >= 1).all()
 
 
@@ -198,7 +276,7 @@ def test_training_tells_passages_apart(tmp_path, bert, shared):
     assert (after.question.params is after.passage.params) == shared
     losses = []
     for encoders in (before, after):
-        loss = jax.jit(make_loss(encoders, settings))
+        loss = jax.jit(make_loss(encoders, settings, batches.widths))
         arrays = (batch_at(batches, step)[0] for step in range(3))
         losses.append(np.mean([loss(encoders.params(), None, a)[0] for a in arrays]))
     assert losses[1] < 0.8 * losses[0]

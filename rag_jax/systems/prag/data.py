@@ -22,7 +22,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
@@ -246,9 +246,9 @@ def repeat_examples(examples: Sequence[T], count: int) -> list[T]:
 
 # Groups of documents that are trained together.
 
-MAX_PADDING = 0.15  # of all computed tokens
-# Where compiling costs more than all the training: the number of programs, and the padding.
-MOST_PROGRAMS, MOST_PADDING = 6, 0.2
+MOST_PROGRAMS = 6
+# Of all computed tokens; the second one where compiling costs more than all the training.
+MAX_PADDING, MOST_PADDING = 0.15, 0.2
 
 
 @dataclass(frozen=True)
@@ -278,9 +278,9 @@ def group_documents(
 ) -> Groups:
     """Groups documents of similar length, at few widths, so that little is padding.
 
-    One program is compiled for each width. If the cheapest widths leave more than `MAX_PADDING`,
-    more widths are tried and then smaller groups. Where the programs cost more than all the
-    training, `MOST_PADDING` will do, and there are at most `MOST_PROGRAMS`.
+    One program is compiled for each width, and there are at most `MOST_PROGRAMS`. If the cheapest
+    widths leave more than `MAX_PADDING`, more widths are tried and then smaller groups. Where the
+    programs cost more than all the training, `MOST_PADDING` will do.
 
     Args:
         lengths: number of tokens of each of a document's examples.
@@ -291,23 +291,35 @@ def group_documents(
     order = np.argsort(lengths.sum(axis=1), kind="stable")
     best, size = None, min(together, len(lengths))
     while True:
-        tokens = program_tokens
-        while True:
-            # Groups of nearly one size: a last group of a single document would be mostly padding.
-            even = round_up(-(-len(order) // -(-len(order) // size)), multiple)
-            made = _choose(lengths, order, size=even, program_tokens=tokens // even)
-            is_dear = made.programs * program_tokens > lengths.sum()
-            limit = MOST_PADDING if is_dear else MAX_PADDING
-            if best is not None and is_dear and made.programs > MOST_PROGRAMS:
-                break
-            if best is None or made.padding < best.padding:
-                best = made
-            if best.padding < limit or not tokens:
-                break
-            tokens //= 2
-        if best.padding < limit or size <= multiple:
+        # Groups of nearly one size: a last group of a single document would be mostly padding.
+        even = round_up(-(-len(order) // -(-len(order) // size)), multiple)
+        made, is_full = _choose_at(lengths, order, size=even, program_tokens=program_tokens)
+        if best is None or made.padding < best.padding:
+            best = made
+        if is_full or size <= multiple:
             return best
         size //= 2
+
+
+def _choose_at(
+    lengths: Int[np.ndarray, "D E"], order: Int[np.ndarray, "D"], *, size: int, program_tokens: int
+) -> tuple[Groups, bool]:
+    """The groups of one size with as many widths as it takes, and whether padding is little."""
+    choose, tokens = partial(_choose, lengths, order, size=size), program_tokens
+    made = choose(program_tokens=tokens // size)
+    while made.programs > MOST_PROGRAMS:
+        tokens = 2 * max(size, tokens)
+        made = choose(program_tokens=tokens // size)
+    while True:
+        is_dear = made.programs * program_tokens > lengths.sum()
+        is_full = made.padding < (MOST_PADDING if is_dear else MAX_PADDING)
+        if is_full or not tokens:
+            return made, is_full
+        tokens = 3 * tokens // 4
+        more = choose(program_tokens=tokens // size)
+        if more.programs > MOST_PROGRAMS:
+            return made, is_full
+        made = more
 
 
 def _choose(
