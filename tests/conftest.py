@@ -59,6 +59,48 @@ memory.CROWDED = 1 << 50
 _COMPILED = "JAX_COMPILATION_CACHE_DIR"
 
 
+# What takes the most time, which workers begin with so that they end together: files, and folders
+# whose files share a run and its programs and are left to one worker.
+LONGEST = (
+    "tests/systems/srrag",
+    "tests/runtime/test_sharding.py",
+    "tests/systems/rag",
+    "tests/systems/prag",
+    "tests/systems/self_retrieval",
+    "tests/systems/dpr",
+    "tests/runtime/test_hosts.py",
+    "tests/pipeline",
+    "tests/lora",
+    "tests/retrieval",
+    "tests/decoding",
+    "tests/training",
+)
+TOGETHER = LONGEST[:1]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Hands out files, those in `LONGEST` first, and the folders in `TOGETHER` whole."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class LongestFirst(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            path = nodeid.split("::")[0]
+            return next((name for name in TOGETHER if path.startswith(name)), path)
+
+    config.option.loadscopereorder = False  # the files with the most tests are not the longest
+    return LongestFirst(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    def rank(item):
+        return next((i for i, x in enumerate(LONGEST) if item.nodeid.startswith(x)), len(LONGEST))
+
+    items.sort(key=rank)
+
+
 def pytest_configure(config):
     if _COMPILED not in os.environ:
         os.environ[_COMPILED] = tempfile.mkdtemp(prefix="rag_jax-compiled-")

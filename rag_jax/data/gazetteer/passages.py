@@ -149,7 +149,7 @@ def _write_city(scene: Scene, city: City) -> Iterator[Passage]:
     sentences = [say(templates.CITY)]
     if places.find_city(city.country, scene.facts.capital[city.country]) == city:
         sentences.append(say(templates.CITY_IS_CAPITAL))
-    nearest = places.find_nearest_big().get(city.id)
+    nearest = places.find_nearest_big(city)
     if nearest:
         big_city, km, direction = nearest
         distance = f"{km:.0f}" if km < 20 else f"{round(km / 10) * 10}"

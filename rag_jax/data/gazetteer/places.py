@@ -83,6 +83,7 @@ class City:
     longitude: float
 
 
+@functools.lru_cache(maxsize=1 << 16)  # the names of all cities, which are compared many times
 def fold_name(text: str) -> str:
     """Returns a name in lower case, without accents, full stops and apostrophes.
 
@@ -192,34 +193,39 @@ def find_city(country: str, name: str) -> City | None:
 
 
 @functools.cache
-def find_nearest_big() -> dict[int, tuple[City, float, str]]:
-    """Returns the nearest big city of every city.
+def find_nearest_big(city: City) -> tuple[City, float, str] | None:
+    """Returns the nearest big city of a city.
 
     A big city is in the same country, has more people than the city, and has at least 100,000
     people. Distances are great-circle distances by the haversine formula on a sphere of radius
-    6371 km. Cities without a big city, or within 3 km of the nearest big city (parts of the same
-    town), are left out.
+    6371 km.
 
     Returns:
-        `{city id: (nearest big city, distance in kilometres, direction seen from the big city)}`.
+        The nearest big city, the distance in kilometres, and the direction seen from the big city;
+        None without a big city, or within 3 km of the nearest one (parts of the same town).
     """
-    nearest = {}
-    for cities in load_cities_by_country().values():
-        lat = np.radians([c.latitude for c in cities])
-        lon = np.radians([c.longitude for c in cities])
-        populations = np.array([c.population for c in cities])
-        for i, city in enumerate(cities):
-            # The most populous cities come first, so the big cities are a prefix.
-            num_big = int(np.sum((populations > city.population) & (populations >= _BIG)))
-            if not num_big:
-                continue
-            dlat, dlon = lat[:num_big] - lat[i], lon[:num_big] - lon[i]
-            across = np.cos(lat[i]) * np.cos(lat[:num_big]) * np.sin(dlon / 2) ** 2
-            haversine = np.sin(dlat / 2) ** 2 + across
-            distances = 2 * 6371 * np.arcsin(np.sqrt(haversine))
-            j = int(np.argmin(distances))
-            if distances[j] >= 3:
-                east = math.remainder(float(lon[i] - lon[j]), 2 * math.pi) * math.cos(lat[j])
-                angle = math.degrees(math.atan2(east, float(lat[i] - lat[j])))
-                nearest[city.id] = (cities[j], float(distances[j]), _WINDS[round(angle / 45) % 8])
-    return nearest
+    cities, lat, lon, populations = _locate_cities(city.country)
+    # The most populous cities come first, so the big cities are a prefix.
+    num_big = int(np.sum((populations > city.population) & (populations >= _BIG)))
+    if not num_big:
+        return None
+    i = cities.index(city)
+    dlat, dlon = lat[:num_big] - lat[i], lon[:num_big] - lon[i]
+    across = np.cos(lat[i]) * np.cos(lat[:num_big]) * np.sin(dlon / 2) ** 2
+    haversine = np.sin(dlat / 2) ** 2 + across
+    distances = 2 * 6371 * np.arcsin(np.sqrt(haversine))
+    j = int(np.argmin(distances))
+    if distances[j] < 3:
+        return None
+    east = math.remainder(float(lon[i] - lon[j]), 2 * math.pi) * math.cos(lat[j])
+    angle = math.degrees(math.atan2(east, float(lat[i] - lat[j])))
+    return cities[j], float(distances[j]), _WINDS[round(angle / 45) % 8]
+
+
+@functools.cache
+def _locate_cities(country: str) -> tuple[tuple[City, ...], np.ndarray, np.ndarray, np.ndarray]:
+    """Cities of a country, their latitudes and longitudes in radians, and their populations."""
+    cities = load_cities_by_country()[country]
+    lat = np.radians([c.latitude for c in cities])
+    lon = np.radians([c.longitude for c in cities])
+    return cities, lat, lon, np.array([c.population for c in cities])

@@ -1,5 +1,6 @@
 """Questions of the gazetteer, and their assignment to splits."""
 
+import functools
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
@@ -119,7 +120,7 @@ def _write_questions(scene: Scene) -> Iterator[_Candidate]:
         if country.population:
             yield from _ask_about_country(scene, country)
     unique_ids = _find_unique(scene.cities)
-    location_counts = Counter(_locate(c) for c in places.load_cities())
+    location_counts = _count_locations()
     for city in scene.cities:
         component = capital_cities.get(city.id, f"city/{city.id}")
         is_unique = city.id in unique_ids
@@ -134,9 +135,7 @@ def _find_unique(cities: list[City]) -> set[int]:
     anywhere has less than a tenth of the city's population.
     """
     name_counts = Counter(places.fold_name(c.name) for c in cities)
-    populations: dict[str, list[int]] = {}
-    for city in places.load_cities():  # the most populous first
-        populations.setdefault(places.fold_name(city.name), []).append(city.population)
+    populations = _list_populations()
     unique_ids = set()
     for city in cities:
         name = places.fold_name(city.name)
@@ -145,6 +144,21 @@ def _find_unique(cities: list[City]) -> set[int]:
         if name_counts[name] == 1 and (is_only or city.population > 10 * namesakes[0]):
             unique_ids.add(city.id)
     return unique_ids
+
+
+@functools.cache
+def _list_populations() -> dict[str, list[int]]:
+    """Returns the populations of all cities by folded name, the largest first."""
+    populations: dict[str, list[int]] = {}
+    for city in places.load_cities():  # the most populous first
+        populations.setdefault(places.fold_name(city.name), []).append(city.population)
+    return populations
+
+
+@functools.cache
+def _count_locations() -> Counter[tuple[str, str, str]]:
+    """Returns the number of cities by folded name, country and state."""
+    return Counter(_locate(city) for city in places.load_cities())
 
 
 def _locate(city: City) -> tuple[str, str, str]:
@@ -195,7 +209,7 @@ def _ask_about_city(
     if not is_unique:
         phrase = f"{city.name}, {city.state}" if city.state else f"{city.name} in {country.running}"
     subject = _Subject(phrase, phrase, city.population)
-    near = places.find_nearest_big().get(city.id)
+    near = places.find_nearest_big(city)
     # A city that shares its name gets this question only: its phrase names the country or state.
     if near:
         options = [_add_plain((near[0].name,))]

@@ -1,5 +1,6 @@
 """The scene, which holds the settings and facts of one world, and the types of a world."""
 
+import functools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,6 +91,7 @@ class Scene:
         return make_rng(self.seed, *key).choice(options)
 
 
+@functools.lru_cache(maxsize=4)  # a run asks for both revisions twice
 def set_scene(*, cities: int, countries: int, seed: int, revision: int) -> Scene:
     """Chooses the places of a world and the facts of both revisions; see `build_world`.
 
