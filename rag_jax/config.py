@@ -26,6 +26,7 @@ from rag_jax.runtime.settings import (
 )
 
 __all__ = [
+    "BM25Config",
     "ConstantTrainConfig",
     "ContrastiveConfig",
     "Count",
@@ -190,6 +191,38 @@ class DataConfig:
             )
         if self.path is None and self.longtail:
             raise RagJaxError(f"{path}.longtail=True: set {path}.path to a folder with PopQA")
+
+
+@dataclass(frozen=True)
+class BM25Config:
+    """The search for words.
+
+    Attributes:
+        k1: how slowly a term's weight grows with its frequency in a passage; with 0 it does not.
+        b: how much a long passage's frequencies count less, from not at all to in full proportion.
+        language: of passages and questions. Words count as their stems by Snowball's stemmer of the
+            language, and stop words do not count. With "none" all words count, as they are. "auto"
+            is English for an English corpus and none for others; see `rag_jax.retrieval.BM25`.
+    """
+
+    k1: NonNegative = 1.2
+    b: Fraction = 0.75
+    language: Literal[
+        "auto",
+        "none",
+        "danish",
+        "dutch",
+        "english",
+        "french",
+        "german",
+        "italian",
+        "norwegian",
+        "portuguese",
+        "russian",
+        "spanish",
+        "swedish",
+        "turkish",
+    ] = "auto"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from rag_jax.config import (
+    BM25Config,
     ConstantTrainConfig,
     Count,
     CountOrZero,
@@ -182,6 +183,7 @@ class PRAGConfig:
     data: DataConfig = DataConfig()
     world: WorldConfig = WorldConfig(cities=40, train=100, dev=60, test=100)
     retrieve: RetrieveConfig = RetrieveConfig()
+    bm25: BM25Config = BM25Config()
     augment: AugmentConfig = AugmentConfig()
     tuning: TuningConfig = TuningConfig(rank=2, targets=r"ffn/(gate|up|down)")
     warm_up: WarmUpConfig = WarmUpConfig()

@@ -41,7 +41,8 @@ def list_stages(session: Session) -> list[Stage]:
         )
         for name, variant in session.variants.items()
     ]
-    retrieval = {**asked, **encoder, "retrieve": c.retrieve}
+    searched = encoder if dense else {"bm25": c.bm25}
+    retrieval = {**asked, **searched, "retrieve": c.retrieve}
     sampled = {"seed": c.seed} if c.augment.by == "model" else {}  # rules draw nothing
     augmentation = {**model, "augment": c.augment, "full": c.prompt.reasoning, **sampled}
     if c.augment.model is not None:

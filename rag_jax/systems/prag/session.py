@@ -82,7 +82,7 @@ class Session(session.Session):
         c = self.config.retrieve
         k = min(c.passages, len(passages))
         if c.by == "bm25":
-            words = BM25.build(map(make_text, passages))
+            words = BM25.build(map(make_text, passages), self.config.bm25)
         else:
             encoder = self.encoder
             embeddings = (embed or self.encode_passages)(encoder, passages)
