@@ -73,7 +73,8 @@ setup(
     extras_require={
         "demo": [FACTS],
         "test": TEST,
-        "parity": [*TEST, TORCH, "accelerate", "peft", TPU],  # accelerate for GGUF in transformers
+        # accelerate for GGUF in transformers, lancedb for the documentation
+        "parity": [*TEST, TORCH, "accelerate", "peft", "lancedb", TPU],
         # TRL's trainer is the other side of preference optimisation; it changes between versions.
         "bench": [TORCH, FACTS, "accelerate", "peft", "faiss-cpu", "trl>=1.16,<1.17"],
         "tpu": [TPU],

@@ -34,6 +34,7 @@ __all__ = [
     "DataConfig",
     "EncoderConfig",
     "Fraction",
+    "FusionConfig",
     "IndexConfig",
     "MeshConfig",
     "ModelConfig",
@@ -223,6 +224,24 @@ class BM25Config:
         "swedish",
         "turkish",
     ] = "auto"
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """The fusion of several searchers' rankings; see `rag_jax.retrieval.Fused`.
+
+    Attributes:
+        by: "ranks" for reciprocal-rank fusion, "scores" for the sum of each searcher's scores, from
+            0 for the last to 1 for the first passage of a question.
+        depth: number of passages of each searcher that are fused.
+        constant: what is added to a rank; the larger it is, the less the first ranks stand out.
+        weights: of the searchers, in their order; none for equal weights.
+    """
+
+    by: Literal["ranks", "scores"] = "ranks"
+    depth: Count = 100
+    constant: NonNegative = 60.0
+    weights: tuple[Positive, ...] = ()
 
 
 @dataclass(frozen=True)

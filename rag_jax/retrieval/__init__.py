@@ -3,11 +3,16 @@
 from rag_jax.data.passages import fingerprint_corpus
 from rag_jax.retrieval.bm25 import BM25
 from rag_jax.retrieval.encode import embed, encode_texts, list_texts, make_text, pool_mean
+from rag_jax.retrieval.fusion import Fused
 from rag_jax.retrieval.index import Index
+from rag_jax.retrieval.searcher import Dense, Searcher
 
 __all__ = [
     "BM25",
+    "Dense",
+    "Fused",
     "Index",
+    "Searcher",
     "embed",
     "encode_texts",
     "fingerprint_corpus",

@@ -10,6 +10,7 @@ from rag_jax.config import (
     CountOrZero,
     DataConfig,
     EncoderConfig,
+    FusionConfig,
     MeshConfig,
     NonNegative,
     Positive,
@@ -60,11 +61,34 @@ class PromptConfig:
 
 @dataclass(frozen=True)
 class RetrieveConfig:
-    """Retrieval of the documents of a question, by BM25 or a dense encoder."""
+    """Retrieval of the documents of a question, by BM25, a dense encoder or both.
 
-    by: Literal["bm25", "dense"] = "dense"
+    Attributes:
+        by: "fused" for the fusion of BM25's ranking with the encoder's, in this order.
+    """
+
+    by: Literal["bm25", "dense", "fused"] = "dense"
     passages: Count = 3
     encoder: EncoderConfig = EncoderConfig()
+    fusion: FusionConfig = FusionConfig()
+
+    @property
+    def by_words(self) -> bool:
+        """Whether BM25 ranks documents."""
+        return self.by != "dense"
+
+    @property
+    def by_encoder(self) -> bool:
+        """Whether an encoder ranks documents."""
+        return self.by != "bm25"
+
+    def check(self, path: str) -> None:
+        """Raises a RagJaxError unless there is a weight for each of two searchers, or none."""
+        if len(self.fusion.weights) not in (0, 2):
+            raise RagJaxError(
+                f"{path}.fusion.weights={self.fusion.weights}: must be two, BM25's and the "
+                "encoder's, or none"
+            )
 
 
 @dataclass(frozen=True)
