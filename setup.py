@@ -46,6 +46,7 @@ setup(
         "numpy",
         "ir-measures>=0.4",  # trec_eval's own numbers, with which every run's report is compared
         "bm25s>=0.3.16,<0.4",  # search by words, on NumPy
+        "PyStemmer>=2.2",  # Snowball's stemmers, for the words
         "scipy",  # confidence intervals
         "rouge-score",  # ROUGE-L, Google's
         "nltk",  # words of questions, for Q-BLEU-1
@@ -72,11 +73,15 @@ setup(
     extras_require={
         "demo": [FACTS],
         "test": TEST,
-        # accelerate for GGUF in transformers
-        "parity": [*TEST, TORCH, "accelerate", "peft", "sentence-transformers>=6.2,<7", TPU],
+        # accelerate for GGUF in transformers, lancedb for the documentation
+        "parity": [
+            *[*TEST, TORCH, "accelerate", "peft", "lancedb", TPU],
+            "sentence-transformers>=6.2,<7",  # the other side of encoders
+        ],
         # TRL's trainer is the other side of preference optimisation; it changes between versions.
         "bench": [TORCH, FACTS, "accelerate", "peft", "faiss-cpu", "trl>=1.16,<1.17"],
         "tpu": [TPU],
+        "numba": ["numba"],  # adds up BM25's scores
         "ray": ["ray[default]>=2.60,<3"],  # workers, on one machine or a cluster
         "cuda12": ["jax[cuda12]>=0.10.2,<0.13"],
         "docs": [

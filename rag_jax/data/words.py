@@ -20,6 +20,11 @@ def space_characters(text: str) -> str:
     return text if text.isascii() else _CHARACTER.sub(r" \g<0> ", text)
 
 
+def has_unspaced(text: str) -> bool:
+    """Whether a text has a character of a script without spaces."""
+    return not text.isascii() and _CHARACTER.search(text) is not None
+
+
 def list_bigrams(text: str) -> list[str]:
     """The parts of a text: runs without spaces as overlapping pairs of characters, others whole.
 
@@ -44,7 +49,7 @@ def take_words(text: str, count: int) -> str:
 
 def _split(text: str) -> list[str]:
     """The words of a text, each with the space before it and the punctuation after it."""
-    if not _CHARACTER.search(text):
+    if not has_unspaced(text):
         return [f" {word}" for word in text.split()]
     words: list[str] = []
     for word in text.split():

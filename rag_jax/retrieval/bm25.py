@@ -1,10 +1,9 @@
 """BM25: lexical search, by the words that questions and passages share."""
 
 import dataclasses
+import functools
 import logging
 import os
-import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,26 +11,21 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from rag_jax.data.words import list_bigrams
+from rag_jax.config import BM25Config, build
+from rag_jax.retrieval.analysis import ENGLISH_FROM, Analysis, count_english, list_words
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json
 from rag_jax.runtime.manifest import check_files, read_manifest, write_folder
 from rag_jax.runtime.outside import parsing, show
+from rag_jax.runtime.progress import log
 
-# The defaults of bm25s (Lù 2024, arXiv 2407.03618): Lucene's BM25 without the rounding of lengths
-# (Kamphuis et al. 2020, table 1), k1 and b.
-_METHOD, _K1, _B = "lucene", 1.5, 0.75
+# Lucene's BM25 without the rounding of lengths (Kamphuis et al. 2020, table 1), as bm25s has it
+# (Lù 2024, arXiv 2407.03618).
+_METHOD = "lucene"
 
 _PARAMS = "params.index.json"
-# What its files say of how an index was built.
-_SETTINGS = {
-    "method": _METHOD,
-    "k1": _K1,
-    "b": _B,
-    "dtype": "float32",
-    "int_dtype": "int32",
-    "backend": "numpy",
-}
+# What its files say of how an index was built, beside k1 and b.
+_SETTINGS = {"method": _METHOD, "dtype": "float32", "int_dtype": "int32", "backend": "numpy"}
 _FILES = {
     "data.csc.index.npy",
     "indices.csc.index.npy",
@@ -39,62 +33,86 @@ _FILES = {
     "vocab.index.json",
     _PARAMS,
 }
-_WORD = re.compile(r"\w+")
+_SAMPLED = 1000  # passages by which a corpus's language is told
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BM25:
     """BM25 index of a corpus.
 
-    The score of a passage for a question is the sum over the words of the question that occur in
-    the passage (repeated words count repeatedly) of
+    The score of a passage for a question is the sum over the terms of the question that occur in
+    the passage (repeated terms count repeatedly) of
 
         log(1 + (N - n + 0.5) / (n + 0.5)) * f / (f + k1 * (1 - b + b * L / mean L))
 
-    N is the number of passages, n the number of passages with the word, f the frequency of the word
-    in this passage, L the number of words of this passage; k1 = 1.5 and b = 0.75. Words are split
-    by `split_words`. There are no stop words and there is no stemming: the logarithm gives frequent
-    words little weight in any language.
+    N is the number of passages, n the number of passages with the term, f the frequency of the term
+    in this passage, L the number of terms of this passage. A text is split by `list_words`, and the
+    words are reduced to terms by the language's `Analysis`.
 
     Indices are made by `build` or `load`. `searcher` is the `bm25s` index, with the score of every
-    word in every passage.
+    term in every passage. NumPy adds the scores up, or numba where it is installed, with the same
+    sums to the bit.
+
+    Attributes:
+        settings: of the index; the language is the one that was used, never "auto".
     """
 
     size: int
+    settings: BM25Config
     searcher: Any = dataclasses.field(repr=False)
 
     @classmethod
-    def build(cls, texts: Iterable[str | tuple[str, str]]) -> "BM25":
+    def build(
+        cls, texts: Iterable[str | tuple[str, str]], settings: BM25Config = BM25Config()
+    ) -> "BM25":
         """Builds an index.
 
         Args:
             texts: strings, or (title, text) pairs. Words of titles and texts have the same weight.
                 A text without words has a row and always scores 0. Texts are not kept in memory.
+            settings: by "auto" the language is English if enough of the words of up to 1,000 evenly
+                spaced texts are English stop words (`analysis.ENGLISH_FROM`), else none.
 
         Raises:
-            RagJaxError: there are no texts, or a text is neither a string nor a pair of strings.
+            RagJaxError: there are no texts, a text is neither a string nor a pair of strings, or a
+                setting has a value that it cannot have.
         """
+        settings = build(BM25Config, vars(settings), path="settings")
         bm25s = _import_bm25s()
         # Words are numbered in the order of first use, so that equal texts give equal files.
-        vocabulary: dict[str, int] = {}
+        words: dict[str, int] = {}
         rows = [
-            [vocabulary.setdefault(word, len(vocabulary)) for word in split_words(text)]
+            [words.setdefault(word, len(words)) for word in list_words(text)]
             for text in _join_pairs(texts, "texts")
         ]
         if not rows:
             raise RagJaxError("texts are empty: the corpus has no passage")
-        searcher = bm25s.BM25(method=_METHOD, k1=_K1, b=_B)
+        told = ""
+        if settings.language == "auto":
+            language, told = _tell_language(rows, list(words))
+            settings = dataclasses.replace(settings, language=language)
+        vocabulary = _reduce(rows, words, Analysis(settings.language))
+        log(
+            f"BM25: {len(rows):,} passages, language {settings.language}{told}, "
+            f"{len(vocabulary):,} terms, k1 {settings.k1:g}, b {settings.b:g}"
+        )
+        searcher = bm25s.BM25(method=_METHOD, k1=settings.k1, b=settings.b)
         # bm25s divides by the mean length, which is 0 if no text has words.
         with np.errstate(invalid="ignore"):
             searcher.index((rows, vocabulary), create_empty_token=False, show_progress=False)
-        return cls(len(rows), searcher)
+        return cls(len(rows), settings, _speed_up(searcher))
+
+    @property
+    def analysis(self) -> Analysis:
+        """How texts and questions become terms."""
+        return Analysis(self.settings.language)
 
     def search(
         self, questions: Sequence[str], k: int
     ) -> tuple[list[Float[np.ndarray, "n"]], list[Int[np.ndarray, "n"]]]:
         """The at most `k` passages with the largest scores for each question, largest first.
 
-        Equal scores are in the order of the rows. A passage that shares no word with the question
+        Equal scores are in the order of the rows. A passage that shares no term with the question
         has score 0 and is not found, so `n` is smaller than `k` where few passages share one.
 
         Returns:
@@ -108,9 +126,9 @@ class BM25:
         questions = list(_join_pairs(questions, "questions"))
         best_scores, best_rows = [], []
         for question in questions:
-            words = self.searcher.get_tokens_ids(split_words(question))
+            terms = self.searcher.get_tokens_ids(self.analysis.split(question))
             no_score = np.zeros(self.size, np.float32)
-            scores = self.searcher.get_scores_from_ids(words) if words else no_score
+            scores = self.searcher.get_scores_from_ids(terms) if terms else no_score
             rows = _find_best(scores, k)
             best_rows.append(rows)
             best_scores.append(scores[rows])
@@ -124,23 +142,30 @@ class BM25:
         Raises:
             RagJaxError: the folder holds something other than an index.
         """
-        manifest = {"backend": "bm25", "size": self.size}
+        manifest = {"backend": "bm25", "size": self.size, **vars(self.settings)}
+        manifest["analysis"] = self.analysis.fingerprint
         write_folder(folder, manifest, lambda f: self.searcher.save(f, show_progress=False))
 
     @classmethod
-    def load(cls, folder: str | os.PathLike) -> "BM25":
+    def load(cls, folder: str | os.PathLike, settings: BM25Config | None = None) -> "BM25":
         """Reads an index that `save` wrote. Every file is compared with its SHA-256 first.
 
+        Args:
+            settings: that the index must have been built with, where "auto" is any language; None
+                to accept any.
+
         Raises:
-            RagJaxError: the folder holds no BM25 index, or one that is incomplete or altered.
+            RagJaxError: the folder holds no BM25 index, one that is incomplete or altered, or one
+                whose settings or terms are not those of questions.
         """
         bm25s = _import_bm25s()
         folder = Path(folder)
         manifest = read_manifest(folder, {"size": int}, ["bm25"])
+        found = _read_settings(folder, manifest, settings)
         check_files(folder, manifest["sha256"], _FILES)
         size = manifest["size"]
         with parsing(folder, "is no index that bm25s can read", "build the index again"):
-            _check_params(read_json(folder / _PARAMS))
+            _check_params(read_json(folder / _PARAMS), found)
             searcher = bm25s.BM25.load(folder, show_progress=False)
             if (counted := searcher.scores["num_docs"]) != size:
                 raise RagJaxError(
@@ -148,12 +173,61 @@ class BM25:
                     "the index again"
                 )
             _check_arrays(searcher.scores, searcher.vocab_dict, size)
-        return cls(size, searcher)
+        return cls(size, found, _speed_up(searcher))
 
 
-def _check_params(params: Mapping[str, Any]) -> None:
+def _tell_language(rows: Sequence[Sequence[int]], words: Sequence[str]) -> tuple[str, str]:
+    """The language of a corpus, "english" or "none", and by what it was told."""
+    places = np.linspace(0, len(rows) - 1, min(_SAMPLED, len(rows)), dtype=int)
+    sampled = [words[number] for place in places for number in rows[place]]
+    share = count_english(sampled) / max(1, len(sampled))
+    told = f" ({share:.0%} of the words of {len(places):,} passages are English stop words)"
+    return ("english" if share >= ENGLISH_FROM else "none"), told
+
+
+def _reduce(rows: list[list[int]], words: Mapping[str, int], analysis: Analysis) -> dict[str, int]:
+    """Replaces the numbers of words in `rows` by numbers of terms; returns the latter by term."""
+    vocabulary: dict[str, int] = {}
+    terms = analysis.reduce([*words])
+    numbers = [vocabulary.setdefault(term, len(vocabulary)) if term else -1 for term in terms]
+    for place, row in enumerate(rows):
+        rows[place] = [number for word in row if (number := numbers[word]) >= 0]
+    return vocabulary
+
+
+def _read_settings(
+    folder: Path, manifest: Mapping[str, Any], wanted: BM25Config | None
+) -> BM25Config:
+    """The settings of a stored index, if its terms are those that this version makes."""
+    names = [field.name for field in dataclasses.fields(BM25Config)]
+    if not {"analysis", *names} <= manifest.keys():
+        raise RagJaxError(
+            f"{folder} is of an older version, which kept no analysis of words: build the index "
+            "again"
+        )
+    try:
+        found = build(BM25Config, {name: manifest[name] for name in names}, path="settings")
+    except RagJaxError as error:
+        raise RagJaxError(f"{folder}: {error}; build the index again") from None
+    made = found.language != "auto" and Analysis(found.language).fingerprint
+    if manifest["analysis"] != made:
+        raise RagJaxError(
+            f"{folder} has terms of another analysis ({show(found.language)}, "
+            f"{show(manifest['analysis'])[:18]}) than questions: build the index again"
+        )
+    for name in names if wanted else ():
+        value = getattr(wanted, name)
+        if value not in (getattr(found, name), "auto"):
+            raise RagJaxError(
+                f"{folder} was built with {name} {getattr(found, name)}, not {value}: build the "
+                "index again, or ask it with its own settings"
+            )
+    return found
+
+
+def _check_params(params: Mapping[str, Any], settings: BM25Config) -> None:
     """Raises a ValueError unless parameters of `bm25s` are those that `build` sets."""
-    for name, value in _SETTINGS.items():
+    for name, value in {**_SETTINGS, "k1": settings.k1, "b": settings.b}.items():
         if params[name] != value:
             raise ValueError(f"{_PARAMS}: {name} is {show(params[name])}, not {value!r}")
 
@@ -186,19 +260,23 @@ def _import_bm25s() -> Any:
     return bm25s
 
 
-def split_words(text: str) -> list[str]:
-    r"""Words of a text: runs of `\w` (letters, digits, underscores), without case and marks.
+def _speed_up(searcher: Any) -> Any:
+    """A `bm25s` index whose scores numba adds up, where it is installed."""
+    if (scorer := _compile_scorer()) is not None:
+        searcher._compute_relevance_from_scores = scorer
+    return searcher
 
-    Marks are accents and the vowel points of Hebrew, Arabic or Hindi, which questions often omit.
-    Compatible forms (full-width letters, ligatures, decomposed Korean) are equal. Emoji and
-    punctuation are not words. In scripts without spaces (Chinese, Japanese, Thai), every two
-    neighbouring characters are a word, as in Lucene's analyser for Chinese and Japanese.
-    """
-    if not text.isascii():
-        text = unicodedata.normalize("NFKD", text).casefold()
-        text = "".join(c for c in text if unicodedata.category(c)[0] != "M")
-    words = _WORD.findall(text.lower())
-    return words if text.isascii() else [part for word in words for part in list_bigrams(word)]
+
+@functools.cache
+def _compile_scorer() -> Any:
+    """The compiled sum of scores, one for all indices, or None without numba."""
+    bm25s = _import_bm25s()
+    if not bm25s.NUMBA_AVAILABLE:
+        log("BM25: numba is not installed, NumPy adds up the scores: pip install 'rag_jax[numba]'")
+        return None
+    index = bm25s.BM25()
+    index.activate_numba_scorer()
+    return index._compute_relevance_from_scores
 
 
 def _join_pairs(texts: Iterable[str | tuple[str, str]], name: str) -> Iterator[str]:

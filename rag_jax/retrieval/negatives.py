@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from rag_jax.config import BM25Config
 from rag_jax.data.matching import has_answer
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
@@ -16,7 +17,12 @@ from rag_jax.retrieval.texts import make_text
 
 
 def make_miner(
-    passages: Sequence[Passage], questions: Sequence[Question], *, depth: int, count: int
+    passages: Sequence[Passage],
+    questions: Sequence[Question],
+    settings: BM25Config = BM25Config(),
+    *,
+    depth: int,
+    count: int,
 ) -> Callable[[Sequence[Question]], list[dict[str, Any]]]:
     """A function from a batch of the questions to records `{"id", "rows"}` of hard negatives.
 
@@ -27,7 +33,7 @@ def make_miner(
 
     @functools.cache
     def build_bm25() -> BM25:
-        return BM25.build(map(make_text, passages))
+        return BM25.build(map(make_text, passages), settings)
 
     @functools.cache
     def number_rows() -> dict[str, int]:

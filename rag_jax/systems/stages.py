@@ -12,7 +12,14 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
-from rag_jax.config import ContrastiveConfig, DataConfig, EncoderConfig, WorldConfig, build
+from rag_jax.config import (
+    BM25Config,
+    ContrastiveConfig,
+    DataConfig,
+    EncoderConfig,
+    WorldConfig,
+    build,
+)
 from rag_jax.data.formats import copy_collection
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection, Question
@@ -132,6 +139,7 @@ def run_negatives(
     *,
     passages: Sequence[Passage],
     train_questions: Sequence[Question],
+    bm25: BM25Config,
     depth: int,
     count: int,
 ) -> None:
@@ -140,7 +148,7 @@ def run_negatives(
     Writes `negatives.jsonl`, lines `{"id", "rows"}` with at most `count` rows of `passages` among
     the first `depth`.
     """
-    mine = make_miner(passages, train_questions, depth=depth, count=count)
+    mine = make_miner(passages, train_questions, bm25, depth=depth, count=count)
     context.map("negatives.jsonl", train_questions, mine, batch_size=1024, unit="questions")
 
 

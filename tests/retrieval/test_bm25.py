@@ -5,7 +5,7 @@ import json
 import math
 import subprocess
 import sys
-import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rag_jax.retrieval import BM25, Index
-from rag_jax.retrieval.bm25 import split_words
+from rag_jax.config import BM25Config
+from rag_jax.retrieval import BM25, Index, bm25
+from rag_jax.retrieval.analysis import Analysis
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.manifest import hash_file
 
@@ -30,12 +31,13 @@ TEXTS = [
 ]
 
 
-def score_slowly(texts, question, k1=1.5, b=0.75):
-    """The formula in BM25's docstring, word by word, in float64."""
-    words = [split_words(text if isinstance(text, str) else " ".join(text)) for text in texts]
+def score_slowly(texts, question, settings):
+    """The formula in BM25's docstring, term by term, in float64."""
+    split, k1, b = Analysis(settings.language).split, settings.k1, settings.b
+    words = [split(text if isinstance(text, str) else " ".join(text)) for text in texts]
     mean = sum(map(len, words)) / len(words)
     scores = np.zeros(len(texts))
-    for word in split_words(question):
+    for word in split(question):
         n = sum(word in row for row in words)
         for i, row in enumerate(words):
             f = collections.Counter(row)[word]
@@ -45,11 +47,14 @@ def score_slowly(texts, question, k1=1.5, b=0.75):
     return scores
 
 
-def check_search(texts, questions, k):
-    scores, rows = BM25.build(texts).search(questions, k)
+def check_search(texts, questions, k, given=BM25Config()):
+    index = BM25.build(texts, given)
+    scores, rows = index.search(questions, k)
+    settings = index.settings
+    assert given in (settings, replace(settings, language="auto"))
     assert len(scores) == len(rows) == len(questions)
     for i, question in enumerate(questions):
-        wanted = score_slowly(texts, question)
+        wanted = score_slowly(texts, question, settings)
         count = min(k, int((wanted > 0).sum()))  # a passage that shares no word is no hit
         assert scores[i].shape == rows[i].shape == (count,)
         assert (scores[i].dtype, rows[i].dtype) == (np.float32, np.int32)
@@ -60,8 +65,10 @@ def check_search(texts, questions, k):
         assert (falls | ((np.diff(scores[i]) == 0) & (np.diff(rows[i]) > 0))).all()
 
 
+@pytest.mark.parametrize("language", ["none", "english", "russian"])
+@pytest.mark.parametrize(("k1", "b"), [(1.2, 0.75), (0.0, 1.0), (2.5, 0.0)])
 @pytest.mark.parametrize("k", [1, 3, len(TEXTS)])
-def test_against_the_formula(k):
+def test_against_the_formula(k, k1, b, language):
     questions = [
         "oil",
         "oil oil crisis?",
@@ -72,7 +79,7 @@ def test_against_the_formula(k):
         "🍕",
         "",
     ]
-    check_search(TEXTS, questions, k)
+    check_search(TEXTS, questions, k, BM25Config(k1, b, language))
 
 
 WILD = st.text() | st.text(st.sampled_from("aAbé é각각\u0301ى🍕 -.\n_1ß")) | st.just("a b")
@@ -88,31 +95,6 @@ WILD = st.text() | st.text(st.sampled_from("aAbé é각각\u0301ى🍕 -.\n_1ß"
 def test_wild_texts(texts, questions, data):
     k = data.draw(st.integers(1, len(texts))) if data else len(texts)
     check_search(texts, questions, k)
-
-
-@given(st.text())
-def test_words_do_not_depend_on_how_characters_are_composed(text):
-    words = split_words(text)
-    for form in ("NFC", "NFD", "NFKC", "NFKD"):
-        assert split_words(unicodedata.normalize(form, text)) == words
-    assert split_words(" ".join(words)) == words
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("It's 3.5 km, A_B!", ["it", "s", "3", "5", "km", "a_b"]),
-        ("CAFÉ Straße ﬁn İzmir", ["cafe", "strasse", "fin", "izmir"]),
-        (unicodedata.normalize("NFD", "서울은 수도"), split_words("서울은 수도")),
-        ("서울은 수도", split_words(unicodedata.normalize("NFKD", "서울은 수도"))),
-        ("يَوْم ירוּשלים", ["يوم", "ירושלים"]),
-        ("हिन्दी भाषा", ["हनद", "भष"]),
-        ("🍕 … — !?", []),
-        ("\ud800 half", ["half"]),
-    ],
-)
-def test_words(text, words):
-    assert split_words(text) == words
 
 
 def test_marks_and_case_do_not_hide_a_passage():
@@ -240,7 +222,7 @@ CONTRADICTIONS = {
     "word beyond": (edit_json("vocab.index.json", a=10**6), "a word's number is out of range"),
     "word": (edit_json("vocab.index.json", a="b"), "a word's number is out of range"),
     "backend": (edit_json("params.index.json", backend="numba"), "backend is 'numba', not 'numpy'"),
-    "k1": (edit_json("params.index.json", k1=float("inf")), "k1 is inf, not 1.5"),
+    "k1": (edit_json("params.index.json", k1=float("inf")), "k1 is inf, not 1.2"),
     "count": (edit_json("params.index.json", num_docs=2), "has 2 passages, not the"),
     "unknown": (edit_json("params.index.json", a=1), "TypeError"),
 }
@@ -280,3 +262,85 @@ def test_kinds_of_index_are_not_mistaken(tmp_path):
 def test_scripts_without_spaces_are_found_by_pairs_of_characters(texts, question):
     (rows,) = BM25.build(texts).search([question], 1)[1]
     assert rows.tolist() == [1]
+
+
+ENGLISH = ["The cat is running in the garden.", "A dog ran to the house.", "Cats and dogs."]
+
+
+def test_an_english_corpus_has_stems_and_stop_words(capfd):
+    index = BM25.build(ENGLISH)
+    assert index.settings == BM25Config(language="english")
+    assert "language english (50% of the words of 3 passages are" in capfd.readouterr().err
+    assert index.search(["runs"], 3)[1][0].tolist() == [0]
+    found = [rows.tolist() for rows in index.search(["the houses of a dog", "is it the"], 3)[1]]
+    assert found == [[1, 2], []]
+
+
+def test_the_language_is_told_by_passages_all_over_the_corpus():
+    """One in a thousand is looked at, the first and the last among them."""
+    texts = ["der Hund und die Katze"] * 3_000
+    assert BM25.build(texts).settings.language == "none"
+    assert BM25.build(texts[:1_500] + ENGLISH * 500).settings.language == "english"
+    assert BM25.build(["서울은 수도이다"] * 3).settings.language == "none"
+    assert BM25.build(["", "!"]).settings.language == "none"
+
+
+def test_a_stored_index_keeps_its_settings(tmp_path):
+    settings = BM25Config(0.9, 0.4, "german")
+    BM25.build(ENGLISH, settings).save(tmp_path / "bm25")
+    for wanted in (None, settings, replace(settings, language="auto")):
+        assert BM25.load(tmp_path / "bm25", wanted).settings == settings
+    for change in ({"language": "english"}, {"language": "none"}, {"k1": 1.2}, {"b": 0.5}):
+        (name, value) = next(iter(change.items()))
+        message = f"was built with {name} {getattr(settings, name)}, not {value}: build"
+        with pytest.raises(RagJaxError, match=message):
+            BM25.load(tmp_path / "bm25", replace(settings, **change))
+
+
+def edit_manifest(folder, change):
+    path = folder / "index.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+OLD = {
+    "older form": (lambda m: m.pop("analysis"), "is of an older version, which kept no analysis"),
+    "no language": (lambda m: m.pop("language"), "is of an older version"),
+    "analysis": (
+        lambda m: m.update(analysis="ab"),
+        "another analysis ('english', 'ab') than",
+    ),
+    "other type": (lambda m: m.update(analysis=[1]), "has terms of another analysis"),
+    "language": (lambda m: m.update(language="none"), "has terms of another analysis ('none', "),
+    "auto": (lambda m: m.update(language="auto"), "has terms of another analysis ('auto', "),
+    "unknown": (lambda m: m.update(language="latin"), "settings.language='latin': must be one of"),
+    "k1": (lambda m: m.update(k1=-1.0), "settings.k1=-1.0: must be at least 0"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), OLD.values(), ids=OLD)
+def test_indices_of_another_analysis_are_refused(tmp_path, change, message):
+    BM25.build(ENGLISH).save(tmp_path / "bm25")
+    edit_manifest(tmp_path / "bm25", change)
+    with pytest.raises(RagJaxError) as error:
+        BM25.load(tmp_path / "bm25")
+    assert message in str(error.value) and str(tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_settings_are_checked():
+    with pytest.raises(RagJaxError, match="settings.language='latin': must be one of 'auto', 'no"):
+        BM25.build(ENGLISH, BM25Config(language="latin"))
+    with pytest.raises(RagJaxError, match="settings.b=2.0: must be from 0 to 1"):
+        BM25.build(ENGLISH, BM25Config(b=2))
+
+
+def test_numba_gives_the_same_bits(monkeypatch):
+    pytest.importorskip("numba", reason="the extra numba is not installed")
+    texts = [" ".join("abcdefgh"[i % p] for p in (2, 3, 5, 7)) for i in range(200)]
+    found = BM25.build(texts).search(["a b", "c d e a", "h"], 20)
+    monkeypatch.setattr(bm25, "_compile_scorer", lambda: None)
+    plain = BM25.build(texts).search(["a b", "c d e a", "h"], 20)
+    for one, other in zip((*found[0], *found[1]), (*plain[0], *plain[1]), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rag_jax.config import (
+    BM25Config,
     ContrastiveConfig,
     Count,
     CountOrZero,
@@ -81,6 +82,7 @@ class DPRConfig:
     data: DataConfig = DataConfig()
     world: WorldConfig = WorldConfig(train=1000, talk_pages=2)
     index: IndexConfig = IndexConfig(backend="exact")
+    bm25: BM25Config = BM25Config()
     positives: Literal["all", "first"] = "all"
     negatives: NegativesConfig = NegativesConfig()
     validation: ValidationConfig = ValidationConfig()

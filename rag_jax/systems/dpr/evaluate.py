@@ -7,19 +7,21 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from rag_jax.config import BM25Config
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.evaluation.compare import Method, Record, compare, describe_question, mean_numbers
 from rag_jax.evaluation.rankings import answer_hits, ndcg, rank_hits, recall, reciprocal_rank
 from rag_jax.pipeline.runner import ReportSpec
 from rag_jax.pipeline.stage import StageContext
-from rag_jax.retrieval import BM25, Index, make_text
+from rag_jax.retrieval import Index
 from rag_jax.retrieval.contrastive import Encoders
 from rag_jax.runtime.files import read_jsonl
 from rag_jax.systems.dpr.config import DPRConfig
 from rag_jax.systems.dpr.infer import Ranking, rank_passages
 from rag_jax.systems.evaluation import name_model
 from rag_jax.systems.stages import list_ranked
+from rag_jax.systems.words import build_words, tabulate_words
 
 METHODS = ("bm25", "untrained", "trained")
 DEPTHS = (1, 5, 20)
@@ -43,14 +45,15 @@ def describe_report(config: DPRConfig, *, trained: bool = True) -> ReportSpec:
     names = METHODS if trained else METHODS[:-1]
     model, methods = name_model(config.encoder.name, trained), dict.fromkeys(names, "evaluate")
     shown = model, methods, COLUMNS, summarize, names[-1], COMPARED
-    if config.validation.after is None or not trained:
-        return ReportSpec(*shown)
 
     def make_tables(context: StageContext, *_: Any) -> dict[str, Any]:
+        tables = tabulate_words(context, "evaluate")
+        if config.validation.after is None or not trained:
+            return {"tables": tables}
         found = read_jsonl(context.path("train", "validation.jsonl"))
         rows = [[str(record["epoch"]), record["average_rank"]] for record in found]
         title = "average rank of a dev question's passage; the smallest one's epoch is kept"
-        return {"tables": {title: [["epoch", "average rank"], *rows]}}
+        return {"tables": {title: [["epoch", "average rank"], *rows], **tables}}
 
     return ReportSpec(*shown, make_tables)
 
@@ -68,6 +71,7 @@ def run_evaluation(
     untrained: Encoders,
     load_trained: Callable[..., Encoders],
     encode: Callable[..., Float[np.ndarray, "N E"]],
+    bm25: BM25Config,
     depth: int,
 ) -> None:
     """Ranks passages for every question by BM25 and by both pairs of encoders.
@@ -83,7 +87,7 @@ def run_evaluation(
         return rank_passages(encoders, index, questions, encode, depth=wide)
 
     rankings = {
-        "bm25": BM25.build(map(make_text, passages)).search(asked, wide),
+        "bm25": build_words(context, passages, bm25).search(asked, wide),
         "untrained": rank(untrained, "untrained"),
     }
     if context.needs("train"):

@@ -33,15 +33,16 @@ def list_stages(session: Session) -> list[Stage]:
     stage = partial(make_stage, session)
     hard = {"depth": c.negatives.depth, "count": c.negatives.kept}
     training = {**encoder, "train": c.train, "seed": c.seed, "positives": c.positives}
-    mining, needs = {"negatives": c.negatives}, ("corpus", "negatives")
+    mining, needs = {"negatives": c.negatives, "bm25": c.bm25}, ("corpus", "negatives")
     validation, validated = [], c.validation.after is not None
     if validated:
         name, pool = "dev_negatives", {"depth": c.negatives.depth, "validation": c.validation}
+        pool |= {"bm25": c.bm25}
         validation = [stage(name, run_dev_negatives, pool, "corpus")]
         training, needs = {**training, "validation": c.validation}, (*needs, name)
     options = {"sides": 2, "shared": c.encoder.shared, "validated": validated}
     room = partial(encoder_room, c.encoder.name, **options)
-    evaluation = {**encoder, "on": c.evaluate_on, "depth": c.depth}
+    evaluation = {**encoder, "on": c.evaluate_on, "depth": c.depth, "bm25": c.bm25}
     evaluated = ("corpus", "untrained", "train", "trained")
     return [
         corpus_stage(session),

@@ -28,7 +28,8 @@ def run_dev_negatives(
 ) -> None:
     """Writes the wrong passages of the questions to validate on, as `run_negatives` does."""
     counts = {"depth": config.negatives.depth, "count": config.validation.negatives}
-    run_negatives(context, passages=passages, train_questions=dev_questions, **counts)
+    options = {"bm25": config.bm25, **counts}
+    run_negatives(context, passages=passages, train_questions=dev_questions, **options)
 
 
 def run_training(

@@ -43,7 +43,7 @@ def list_counts(config: PRAGConfig) -> dict[str, int]:
 
 def list_host(config: PRAGConfig, corpus: Corpus) -> Iterator[HostWork]:
     """What the host does: BM25, and the adapters' files."""
-    if config.retrieve.by == "bm25":
+    if config.retrieve.by_words:
         yield HostWork("retrieve", "BM25: build", corpus.passages)
         yield HostWork("retrieve", "BM25: search", corpus.asked * corpus.passages)
     documents = min(corpus.passages, corpus.asked * config.retrieve.passages)
@@ -54,7 +54,7 @@ def list_host(config: PRAGConfig, corpus: Corpus) -> Iterator[HostWork]:
 def list_batches(config: PRAGConfig, corpus: Corpus) -> Iterator[StageBatches]:
     """The batches of the stages that are drawn: the warm-up and the documents' banks."""
     c, rng = config, np.random.default_rng(config.seed)
-    if c.retrieve.by == "dense":
+    if c.retrieve.by_encoder:
         draw = lambda n: corpus.lengths.draw("text", n, rng)  # noqa: E731
         yield count_encoding("retrieve", c.retrieve.encoder, corpus.passages, draw)
     if any(variant.start == "warm" for variant in list_variants(c).values()):

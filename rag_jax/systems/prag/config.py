@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from rag_jax.config import (
+    BM25Config,
     ConstantTrainConfig,
     Count,
     CountOrZero,
     DataConfig,
     EncoderConfig,
+    FusionConfig,
     MeshConfig,
     NonNegative,
     Positive,
@@ -59,11 +61,34 @@ class PromptConfig:
 
 @dataclass(frozen=True)
 class RetrieveConfig:
-    """Retrieval of the documents of a question, by BM25 or a dense encoder."""
+    """Retrieval of the documents of a question, by BM25, a dense encoder or both.
 
-    by: Literal["bm25", "dense"] = "dense"
+    Attributes:
+        by: "fused" for the fusion of BM25's ranking with the encoder's, in this order.
+    """
+
+    by: Literal["bm25", "dense", "fused"] = "dense"
     passages: Count = 3
     encoder: EncoderConfig = EncoderConfig()
+    fusion: FusionConfig = FusionConfig()
+
+    @property
+    def by_words(self) -> bool:
+        """Whether BM25 ranks documents."""
+        return self.by != "dense"
+
+    @property
+    def by_encoder(self) -> bool:
+        """Whether an encoder ranks documents."""
+        return self.by != "bm25"
+
+    def check(self, path: str) -> None:
+        """Raises a RagJaxError unless there is a weight for each of two searchers, or none."""
+        if len(self.fusion.weights) not in (0, 2):
+            raise RagJaxError(
+                f"{path}.fusion.weights={self.fusion.weights}: must be two, BM25's and the "
+                "encoder's, or none"
+            )
 
 
 @dataclass(frozen=True)
@@ -182,6 +207,7 @@ class PRAGConfig:
     data: DataConfig = DataConfig()
     world: WorldConfig = WorldConfig(cities=40, train=100, dev=60, test=100)
     retrieve: RetrieveConfig = RetrieveConfig()
+    bm25: BM25Config = BM25Config()
     augment: AugmentConfig = AugmentConfig()
     tuning: TuningConfig = TuningConfig(rank=2, targets=r"ffn/(gate|up|down)")
     warm_up: WarmUpConfig = WarmUpConfig()

@@ -27,6 +27,7 @@ from rag_jax.systems.prag.config import AnswerConfig, PRAGConfig
 from rag_jax.systems.prag.data import Augmented, Format, Variant, list_variants
 from rag_jax.systems.prag.infer import Engine, Search
 from rag_jax.systems.stages import answer_timed, embed_corpus
+from rag_jax.systems.words import keep_settings, tabulate_words
 
 COLUMNS = ("n", "exact_match", "f1", "match", "prompt_tokens", "seconds_per_question")
 # For each method what its prompt has of the documents, and whose adapters are merged. The paper's
@@ -55,11 +56,16 @@ def describe_report(config: PRAGConfig, *, trained: bool = True) -> ReportSpec:
     summarize = partial(summarize_answers, names=COLUMNS[1:-1], main="exact_match")
     paired = "parametric", {name: name for name in ("exact_match", "f1")}
     model = name_model(config.model.name, trained)
-    return ReportSpec(model, methods, COLUMNS, summarize, *paired, _make_tables)
+    make_tables = partial(_make_tables, by_words=config.retrieve.by_words)
+    return ReportSpec(model, methods, COLUMNS, summarize, *paired, make_tables)
 
 
 def _make_tables(
-    context: StageContext, predictions: Mapping[str, Sequence[Record]], methods: Any
+    context: StageContext,
+    predictions: Mapping[str, Sequence[Record]],
+    methods: Any,
+    *,
+    by_words: bool,
 ) -> dict[str, Any]:
     del methods
     tables = {"the documents' adapters": tabulate_adapters(context)}
@@ -67,6 +73,8 @@ def _make_tables(
     tables[title] = tabulate_coverage(predictions)
     if any(row["type"] for rows in predictions.values() for row in rows):
         tables["F1 by type of question"] = tabulate_types(predictions)
+    if by_words:
+        tables |= tabulate_words(context, "retrieve")
     return {"tables": tables}
 
 
@@ -88,7 +96,8 @@ def run_retrieval(
     def embed(encoder: Pretrained, passages: Sequence[Passage]) -> Float[np.ndarray, "N E"]:
         return embed_corpus(context, passages, encoder, encode_passages, encoding)
 
-    found = make_search(passages, embed)([question.question for question in questions])
+    search = make_search(passages, embed, partial(keep_settings, context))
+    found = search([question.question for question in questions])
     pairs = zip(questions, found, strict=True)
     records = [{"id": question.id, "passages": [p.id for p in own]} for question, own in pairs]
     write_jsonl(context.folder / "found.jsonl", records)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from rag_jax.pipeline.stage import Stage
 from rag_jax.systems.evaluation import make_evaluation
@@ -20,8 +21,6 @@ def list_stages(session: Session) -> list[Stage]:
     """Every stage with its settings and the stages that it needs."""
     c = session.config
     model = {"weights": session.fingerprint("model.name"), "model": c.model}
-    dense = c.retrieve.by == "dense"
-    encoder = {"encoder": session.fingerprint("retrieve.encoder.name")} if dense else {}
     asked = {"on": c.evaluate_on, "questions": c.questions}
     training = {**model, "tuning": c.tuning, "prompt": c.prompt, "seed": c.seed}
     stage = partial(make_stage, session)
@@ -41,7 +40,7 @@ def list_stages(session: Session) -> list[Stage]:
         )
         for name, variant in session.variants.items()
     ]
-    retrieval = {**asked, **encoder, "retrieve": c.retrieve}
+    retrieval = {**asked, **_list_searching(session)}
     sampled = {"seed": c.seed} if c.augment.by == "model" else {}  # rules draw nothing
     augmentation = {**model, "augment": c.augment, "full": c.prompt.reasoning, **sampled}
     if c.augment.model is not None:
@@ -59,6 +58,19 @@ def list_stages(session: Session) -> list[Stage]:
         *encodings,
         stage("evaluate", run_evaluation, evaluation, *evaluated, version=2),
     ]
+
+
+def _list_searching(session: Session) -> dict[str, Any]:
+    """The settings of the searchers that find documents."""
+    c = session.config
+    settings: dict[str, Any] = {"retrieve": {**vars(c.retrieve)}}
+    if c.retrieve.by != "fused":
+        del settings["retrieve"]["fusion"]
+    if c.retrieve.by_encoder:
+        settings["encoder"] = session.fingerprint("retrieve.encoder.name")
+    if c.retrieve.by_words:
+        settings["bm25"] = c.bm25
+    return settings
 
 
 def _start_at_random(config: PRAGConfig) -> PRAGConfig:

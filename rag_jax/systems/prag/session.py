@@ -13,7 +13,7 @@ from rag_jax.data.questions import Collection
 from rag_jax.lora.store import AdapterStore
 from rag_jax.models import Pretrained, load_tokenizer
 from rag_jax.models.io.load import load_config
-from rag_jax.retrieval import BM25, Index, make_text
+from rag_jax.retrieval import BM25, Dense, Fused, Index, make_text
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems import session
 from rag_jax.systems.prag.config import PRAGConfig
@@ -70,7 +70,10 @@ class Session(session.Session):
         return AdapterStore(folder, template, base=self.base.fingerprint, settings=settings)
 
     def make_search(
-        self, passages: Sequence[Passage], embed: Callable[..., Any] | None = None
+        self,
+        passages: Sequence[Passage],
+        embed: Callable[..., Any] | None = None,
+        keep_words: Callable[[BM25], None] = lambda words: None,
     ) -> Search:
         """A search for the run's number of passages, best first.
 
@@ -78,21 +81,21 @@ class Session(session.Session):
 
         Args:
             embed: embeds passages by an encoder; `encode_passages` if None.
+            keep_words: called with BM25, if it is searched.
         """
-        c = self.config.retrieve
-        k = min(c.passages, len(passages))
-        if c.by == "bm25":
-            words = BM25.build(map(make_text, passages))
-        else:
+        c, searchers = self.config.retrieve, []
+        if c.by_words:
+            searchers.append(BM25.build(map(make_text, passages), self.config.bm25))
+            keep_words(searchers[0])
+        if c.by_encoder:
             encoder = self.encoder
             embeddings = (embed or self.encode_passages)(encoder, passages)
             index = Index.build(embeddings, backend="exact", encoder=encoder.fingerprint)
+            searchers.append(Dense(index, partial(self.encode_queries, encoder)))
+        searcher = searchers[0] if len(searchers) == 1 else Fused(searchers, c.fusion)
 
         def search(questions: Sequence[str]) -> list[list[Passage]]:
-            if c.by == "bm25":
-                _, rows = words.search(questions, k)
-            else:
-                _, rows = index.search(self.encode_queries(encoder, questions), k)
+            _, rows = searcher.search(questions, min(c.passages, len(passages)))
             return [[passages[row] for row in found.tolist()] for found in rows]
 
         return search

@@ -11,11 +11,13 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import PyTree
 
+from rag_jax.config import BM25Config
 from rag_jax.data.batches import BatchPlan
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.stage import Stage, StageContext
+from rag_jax.retrieval import BM25
 from rag_jax.systems.rag.config import JointTrainConfig, RAGConfig
 from rag_jax.systems.rag.data import (
     Example,
@@ -32,13 +34,14 @@ from rag_jax.systems.rag.evaluate import (
     compare_readings,
 )
 from rag_jax.systems.rag.infer import Engine
-from rag_jax.systems.rag.rankings import Ranking, rank_by_bm25
+from rag_jax.systems.rag.rankings import Ranking, rank_by_words
 from rag_jax.systems.rag.train import (
     count_generator_flops,
     list_rows,
     plan_questions,
 )
 from rag_jax.systems.session import Session, make_stage
+from rag_jax.systems.words import build_words
 from rag_jax.training.fit import Batch, fit
 from rag_jax.training.loop import LossFunction
 from rag_jax.training.rows import list_costs, list_sampled
@@ -52,7 +55,10 @@ def list_ablations(
 ) -> list[Stage]:
     """The stages that train a generator for each of `ABLATIONS` and evaluate them."""
     c, stage = session.config, partial(make_stage, session)
-    read: dict[Reads, dict[str, int]] = {"closed_book": {}, "bm25": {"passages": c.passages}}
+    read: dict[Reads, dict[str, Any]] = {
+        "closed_book": {},
+        "bm25": {"passages": c.passages, "bm25": c.bm25},
+    }
     options = {"k": c.passages, "room": partial(session.estimate_training, joint=False)}
     trainings = [
         stage(name, run_fixed_training, {**training, **more}, "corpus", reads=name, **options)
@@ -62,11 +68,19 @@ def list_ablations(
 
 
 def rank_fixed(
-    reads: Reads, passages: Sequence[Passage], asked: Sequence[str], depth: int
+    reads: Reads,
+    asked: Sequence[str],
+    depth: int,
+    open_words: Callable[[], BM25],
 ) -> Ranking:
-    """BM25's passages for each question, or a single place without a passage."""
+    """BM25's passages for each question, or a single place without a passage.
+
+    Args:
+        open_words: gives BM25, if it is read.
+    """
     if reads == "bm25":
-        return rank_by_bm25(passages, asked, min(depth, len(passages)))
+        words = open_words()
+        return rank_by_words(words, asked, min(depth, words.size))
     return Ranking(np.zeros((len(asked), 1), np.float32), np.full((len(asked), 1), -1, np.int32))
 
 
@@ -81,6 +95,7 @@ def run_fixed_training(
     make_trainable: Callable[..., Trainable],
     make_loss: Callable[..., LossFunction],
     k: int,
+    bm25: BM25Config,
     train: JointTrainConfig,
     seed: int,
     profile_steps: int,
@@ -88,7 +103,7 @@ def run_fixed_training(
     """Trains the generator by the marginal likelihood of each row's answer; passages are fixed."""
     rows = list_rows(train_questions, train.answers)
     asked = [question.question for question, _ in rows]
-    found = rank_fixed(reads, passages, asked, k)
+    found = rank_fixed(reads, asked, k, partial(build_words, context, passages, bm25))
     trainable = make_trainable(joint=False)
     passes = 3 if trainable.frozen["generator"] is None else 2
     plan = BatchPlan([0] * len(rows), batch_size=train.batch_size, seed=seed)
@@ -131,7 +146,8 @@ def run_comparison(
     """Answers every question by each of `ABLATIONS`, which reads what it was trained to read."""
     asked = [question.question for question in questions]
     engines = {name: make_engine(load_trained(context, name)["generator"]) for name in ABLATIONS}
-    bm25 = rank_by_bm25(passages, asked, choose_depth(config, len(passages)))
+    words = build_words(context, passages, config.bm25)
+    bm25 = rank_by_words(words, asked, choose_depth(config, len(passages)))
     readings = [
         Reading("closed_book", None, {"fast": "closed_book"}),
         Reading("bm25", "bm25", {choose_way(config): "bm25"}),

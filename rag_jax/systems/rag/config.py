@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rag_jax.config import (
+    BM25Config,
     Count,
     CountOrZero,
     DataConfig,
@@ -130,6 +131,7 @@ class RAGConfig:
     data: DataConfig = DataConfig()
     world: WorldConfig = WorldConfig(train=96, dev=60, test=100, talk_pages=2)
     index: IndexConfig = IndexConfig()
+    bm25: BM25Config = BM25Config()
     tuning: TuningConfig = TuningConfig()
     train: JointTrainConfig = JointTrainConfig()
     decode: DecodeConfig = DecodeConfig()

@@ -23,8 +23,9 @@ from rag_jax.systems.evaluation import name_model
 from rag_jax.systems.rag.config import RAGConfig
 from rag_jax.systems.rag.data import Format, PassageText, pick_passages
 from rag_jax.systems.rag.infer import Engine, Way
-from rag_jax.systems.rag.rankings import Ranking, rank_by_bm25
+from rag_jax.systems.rag.rankings import Ranking, rank_by_words
 from rag_jax.systems.stages import answer_timed, list_ranked
+from rag_jax.systems.words import build_words, tabulate_words
 
 # The scores of answers by task; the first one has the interval.
 SCORES = {
@@ -75,7 +76,7 @@ def describe_report(config: RAGConfig, *, trained: bool = True) -> ReportSpec:
         if config.data.path is None:
             title = "exact match on the facts that the world's other revision changed"
             tables[title] = read_json(context.path("memory", "memory.json"))
-        return {"tables": tables}
+        return {"tables": tables | tabulate_words(context, "evaluate")}
 
     columns = ("n", *SCORES[task], *hits, "seconds_per_question")
     model, readings = name_model(config.generator.name, trained), list_readings(task, main)
@@ -157,7 +158,7 @@ def run_evaluation(
 
     final, _ = open_final_index(context, trained["joint"])
     rankings = {
-        "bm25": rank_by_bm25(passages, asked, depth),
+        "bm25": rank_by_words(build_words(context, passages, config.bm25), asked, depth),
         "frozen": search(load_index(context.path("index", "index")), "frozen"),
         "joint": search(final, "joint"),
     }

@@ -34,7 +34,7 @@ def list_stages(session: Session) -> list[Stage]:
     # Without training of the retriever, the settings of that training do not matter.
     frozen = {**training, "train": replace(c.train, refresh_every=0, retriever_rate=1.0)}
     tested = {**common, "decode": replace(c.decode, curve=()), "tuning": c.tuning}
-    evaluation = {**tested, "on": c.evaluate_on, "task": c.task}
+    evaluation = {**tested, "on": c.evaluate_on, "task": c.task, "bm25": c.bm25}
     indexing = {"encoder": encoder, "index": c.index}
     stage, read = partial(make_stage, session), ("corpus", "index")
     load = {"load": lambda context: session.passage_encoder, "divisible": ("embeddings.npy",)}

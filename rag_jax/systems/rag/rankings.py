@@ -6,9 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from rag_jax.data.passages import Passage
 from rag_jax.models.nn.layers import MASKED
-from rag_jax.retrieval import BM25, make_text
+from rag_jax.retrieval import BM25
 
 
 class Ranking(NamedTuple):
@@ -39,6 +38,6 @@ def pad_hits(
     return ranking
 
 
-def rank_by_bm25(passages: Sequence[Passage], asked: Sequence[str], depth: int) -> Ranking:
+def rank_by_words(words: BM25, asked: Sequence[str], depth: int) -> Ranking:
     """BM25's passages for each question; its scores are the logits of `p(z|x)`."""
-    return pad_hits(*BM25.build(map(make_text, passages)).search(asked, depth), depth)
+    return pad_hits(*words.search(asked, depth), depth)

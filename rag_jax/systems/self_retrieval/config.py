@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rag_jax.config import (
+    BM25Config,
     ContrastiveConfig,
     Count,
     CountOrZero,
@@ -126,3 +127,4 @@ class SelfRetrievalConfig:
     train: TrainConfig = TrainConfig(batch_size=16)
     search: SearchConfig = SearchConfig()
     dense: DenseConfig = DenseConfig()
+    bm25: BM25Config = BM25Config()

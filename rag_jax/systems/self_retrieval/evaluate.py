@@ -4,9 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from rag_jax.config import BM25Config
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.evaluation.answers import exact_match, f1
@@ -21,13 +23,14 @@ from rag_jax.evaluation.compare import (
 from rag_jax.evaluation.rankings import rank_hits, recall, reciprocal_rank
 from rag_jax.pipeline.runner import ReportSpec
 from rag_jax.pipeline.stage import StageContext
-from rag_jax.retrieval import BM25, Index, make_text
+from rag_jax.retrieval import Index, make_text
 from rag_jax.retrieval.contrastive import Encoders
 from rag_jax.systems.evaluation import name_model
 from rag_jax.systems.self_retrieval.config import SearchConfig, SelfRetrievalConfig
 from rag_jax.systems.self_retrieval.infer import Engine
 from rag_jax.systems.self_retrieval.scores import Candidate, score, score_unassessed
 from rag_jax.systems.stages import Ranked, answer_timed, list_ranked
+from rag_jax.systems.words import build_words, tabulate_words
 
 METHODS = ("bm25", "dense", "dense_tuned", "self_retrieval", "without_assessment")
 ABLATIONS = ("without_indexing", "without_titles")
@@ -51,7 +54,12 @@ def describe_report(config: SelfRetrievalConfig, *, trained: bool = True) -> Rep
     methods = dict.fromkeys((*names, *ABLATIONS) if config.ablations else names, "evaluate")
     summarize = partial(summarize_answers, names=COLUMNS[1:-1], main="hits@1")
     paired = "self_retrieval", {name: name for name in COMPARED}
-    return ReportSpec(name_model(config.model.name, trained), methods, COLUMNS, summarize, *paired)
+    model = name_model(config.model.name, trained)
+    return ReportSpec(model, methods, COLUMNS, summarize, *paired, _make_tables)
+
+
+def _make_tables(context: StageContext, *_: Any) -> dict[str, Any]:
+    return {"tables": tabulate_words(context, "evaluate")}
 
 
 def rank(groups: Sequence[Sequence[Candidate]], scores: Sequence[Sequence[float]]) -> Ranked:
@@ -74,6 +82,7 @@ def run_evaluation(
     load_encoders: Callable[[Path | None], Encoders],
     encode: Callable[..., np.ndarray],
     search: SearchConfig,
+    bm25: BM25Config,
     ablations: bool,
 ) -> None:
     """Ranks and answers by every method; the trained model answers from the first passage.
@@ -85,7 +94,7 @@ def run_evaluation(
     # Questions of all engines have one width, so that every program is compiled once.
     width = max(len(engine.format.encode_question(question)) for question in asked)
     engine = replace(engine, width=width)
-    rankings = _rank_by_others(context, passages, asked, load_encoders, encode)
+    rankings = _rank_by_others(context, passages, asked, load_encoders, encode, bm25)
     found = _retrieve(context, engine, asked, "self_retrieval")
     candidates = [_read_groups(record) for record in found]
     rankings["without_assessment"] = [rank(g, score_unassessed(g, search)) for g in candidates]
@@ -178,10 +187,11 @@ def _rank_by_others(
     asked: Sequence[str],
     load_encoders: Callable[..., Encoders],
     encode: Callable[..., np.ndarray],
+    bm25: BM25Config,
 ) -> dict[str, list[Ranked]]:
     """The rankings by BM25 and by the dense encoder, before training and, if trained, after."""
     depth = min(_DEPTH + 1, len(passages))  # one of them may be the question itself
-    found = {"bm25": BM25.build(map(make_text, passages)).search(asked, depth)}
+    found = {"bm25": build_words(context, passages, bm25).search(asked, depth)}
     folders: dict[str, Path | None] = {"dense": None}
     if context.needs("dense_tuned"):
         folders["dense_tuned"] = context.path("dense_tuned", "encoder")

@@ -54,7 +54,7 @@ def list_stages(session: Session) -> list[Stage]:
     tuned, dense_room = {**dense, "seed": c.seed}, partial(encoder_room, c.dense.encoder.name)
     stages = [
         Stage("corpus", corpus, source, version=2, check=session.check_stage),
-        stage("negatives", run_negatives, {"kept": kept}, "corpus", **mined),
+        stage("negatives", run_negatives, {"kept": kept, "bm25": c.bm25}, "corpus", **mined),
         trie("trie", titled=True),
         *full,
         stage("dense_tuned", run_dense_training, tuned, "corpus", "negatives", room=dense_room),
@@ -69,6 +69,7 @@ def list_stages(session: Session) -> list[Stage]:
         ]
         evaluated += ("trie_untitled", *ABLATIONS)
     evaluation = {"search": c.search, "on": c.evaluate_on, "examples": c.examples}
+    evaluation["bm25"] = c.bm25
     return [*stages, stage("evaluate", run_evaluation, evaluation, *evaluated)]
 
 

@@ -231,7 +231,8 @@ def test_the_epoch_with_the_best_average_rank(finished, tmp_path, monkeypatch):
     report = pipeline.run(make_config(**VALIDATED), workdirs[0], overwrite=True)
     names = [stage["name"] for stage in report["stages"]]
     assert names == [*STAGES[:2], "dev_negatives", *STAGES[2:]]
-    (table,) = report["tables"].values()
+    table, words = report["tables"].values()
+    assert words == [["k1", "b", "language"], [1.2, 0.75, "english"]]
     assert [row[0] for row in table] == ["epoch", "2", "3"]
     ranks = {int(epoch): rank for epoch, rank in table[1:]}
     stages = workdirs[0] / "stages"

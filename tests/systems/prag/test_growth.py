@@ -92,7 +92,7 @@ def test_dense_retrieval_embeds_in_pieces_and_goes_on(monkeypatch, tmp_path):
         sizes.append(len(part))
         return np.asarray([[float(passage.id), 1.0] for passage in part], np.float32)
 
-    def make_search(passages, embed):
+    def make_search(passages, embed, keep_words):
         table = embed(encoder=type("E", (), {"tokenizer": None}), passages=passages)
         return lambda asked: [[passages[int(table[:, 0].argmax())]] for _ in asked]
 

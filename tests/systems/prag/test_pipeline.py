@@ -563,11 +563,26 @@ def test_the_augmenting_model_is_part_of_the_augmentation(make_config, llama_fol
     assert own["augment"] != describe(**{"prompt.reasoning": True})["augment"]
 
 
-def test_a_dense_retriever(make_config, tmp_path):
-    session = Session(build(PRAGConfig, make_config(**{"retrieve.by": "dense"})))
+@pytest.mark.parametrize("by", ["dense", "fused"])
+def test_other_retrievers(make_config, tmp_path, by):
+    session = Session(build(PRAGConfig, make_config(**{"retrieve.by": by})))
     run_stages(list_stages(session)[:2], tmp_path / "run")
     records = read_jsonl(tmp_path / "run" / "stages" / "retrieve" / "found.jsonl")
     assert len(records) == 5 and all(len(set(record["passages"])) == 2 for record in records)
+
+
+def test_a_search_depends_on_the_settings_of_its_own_searchers(make_config):
+    def describe(by, **changes):
+        settings = make_config(**{"retrieve.by": by, **changes})
+        stages = list_stages(Session(build(PRAGConfig, settings)))
+        return next(stage.settings for stage in stages if stage.name == "retrieve")
+
+    changes = {"bm25.k1": 0.5, "retrieve.fusion.depth": 7}
+    for by, read in {"bm25": ["bm25.k1"], "dense": [], "fused": [*changes]}.items():
+        changed = {name: describe(by, **{name: value}) for name, value in changes.items()}
+        assert [name for name in changed if changed[name] != describe(by)] == read
+    with pytest.raises(RagJaxError, match="config.retrieve.fusion.weights=.*: must be two, BM25's"):
+        describe("fused", **{"retrieve.fusion.weights": (1.0,)})
 
 
 def test_presets():

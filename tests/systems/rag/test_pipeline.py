@@ -19,7 +19,7 @@ from rag_jax.evaluation.questions import q_bleu_1
 from rag_jax.models.io.sizes import find_sizes
 from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import StageContext
-from rag_jax.retrieval import list_texts
+from rag_jax.retrieval import BM25, list_texts, make_text
 from rag_jax.runtime.checkpoint import save_tree
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
@@ -29,7 +29,7 @@ from rag_jax.systems.rag.config import RAGConfig
 from rag_jax.systems.rag.data import pick_passages
 from rag_jax.systems.rag.lookup import Lookup
 from rag_jax.systems.rag.pipeline import list_stages
-from rag_jax.systems.rag.rankings import rank_by_bm25
+from rag_jax.systems.rag.rankings import rank_by_words
 from rag_jax.systems.rag.session import Session
 from rag_jax.systems.rag.train import list_rows
 from systems.asked import LONG, OWN, read_facts, read_text, take_stock, write_corpus
@@ -114,7 +114,7 @@ def test_report(finished, make_config):
     # The last three read the same passages.
     hits = [[report["methods"][m][f"answer@{k}"] for k in (1, 2, 5)] for m in QA_METHODS[3:]]
     assert hits[0] == hits[1] == hits[2]
-    (table,) = report["tables"].values()
+    table, _ = report["tables"].values()
     assert [row[0] for row in table] == ["index", "old index", "new index"]
     assert all(0 <= share <= 1 for row in table[1:] for share in row[1:3])
     assert "old index" in (workdir / "report.html").read_text("utf-8")
@@ -285,7 +285,8 @@ def test_ablations_are_trained_for_what_they_read(finished, make_config, make_se
     session.open_corpus(workdir / "stages" / "corpus")
     before = session.make_trainable(joint=False)
     questions, passages = session.train_questions, session.passages
-    found = rank_by_bm25(passages, [q.question for q in questions], 2)
+    words = BM25.build(map(make_text, passages))
+    found = rank_by_words(words, [q.question for q in questions], 2)
     for name in trained:
         log = read_jsonl(workdir / "stages" / name / "log.jsonl")
         chosen = BatchPlan([0] * len(questions), batch_size=3, seed=0).examples_at(0)
@@ -354,7 +355,7 @@ def test_an_encoder_decoder_writes_texts_about_a_folder(make_config, tmp_path):
     } | write_folder(tmp_path / "data", lambda i, place: [place, f"the town of {place}"])
     report = pipeline.run(make_config(**changes), tmp_path / "run")
     assert [stage["name"] for stage in report["stages"]] == STAGES[:-1]
-    (table,) = report["tables"].values()  # "Paris" and "Zürich" have no three words
+    table, _ = report["tables"].values()  # "Paris" and "Zürich" have no three words
     assert table == [["texts", "share"], ["answers", "none"]]
     assert tuple(report["methods"]) == QA_METHODS
     # Four questions with two answers each are eight rows, in batches of three.

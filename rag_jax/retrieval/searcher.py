@@ -1,0 +1,59 @@
+"""What finds passages for questions: BM25, an index with its encoder, or any class like these."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from rag_jax.retrieval.index import Index
+
+# For each question the scores, largest first, and the rows of the passages.
+Found = tuple[Sequence[Float[ndarray, "n"]], Sequence[Int[ndarray, "n"]]]
+
+
+class Searcher(Protocol):
+    """A search over one corpus. `BM25`, `Dense` and `Fused` are searchers.
+
+    A class of your own needs these two, and nothing of this library.
+    """
+
+    @property
+    def size(self) -> int:
+        """Number of passages of the corpus."""
+        ...
+
+    def search(self, questions: Sequence[str], k: int) -> Found:
+        """The at most `k` best passages for each question, best first.
+
+        Returns:
+            For each question the scores, which fall, and the passages as their positions in the
+            corpus, each at most once. Scores of two searchers need not be comparable.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """A search for the passages whose embeddings have the largest dot product with a question's.
+
+    Attributes:
+        encode: questions to their embeddings, by the encoder that the index was made with.
+    """
+
+    index: Index
+    encode: Callable[[Sequence[str]], Float[ndarray, "Q D"]]
+
+    @property
+    def size(self) -> int:
+        """Number of passages of the corpus."""
+        return self.index.size
+
+    def search(self, questions: Sequence[str], k: int) -> Found:
+        """As `Index.search` of the questions' embeddings.
+
+        Raises:
+            RagJaxError: as `Index.search`.
+        """
+        return self.index.search(self.encode(questions), k)
