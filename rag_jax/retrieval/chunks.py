@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from rag_jax.data.batches import choose_widths, limit_padding
-from rag_jax.models.io.architectures import Encoder
+from rag_jax.models.io.architectures import Embedder
 from rag_jax.retrieval.encode import embed
 from rag_jax.runtime.arguments import checked
 from rag_jax.runtime.sharding import constrain_rows, count_data_rows
@@ -25,7 +25,7 @@ _LEAST_CHUNKS = 4
 
 @checked
 def embed_in_chunks(
-    model: Encoder,
+    model: Embedder,
     params: PyTree,
     tokens: Int[Array, "B T"],
     lengths: Int[Array, "B"],
@@ -53,7 +53,7 @@ def embed_in_chunks(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _embed_chunks(
-    model: Encoder,
+    model: Embedder,
     widths: tuple[int, ...],
     params: PyTree,
     tokens: Int[Array, "C R T"],
@@ -92,7 +92,7 @@ _embed_chunks.defvjp(_start_gradient, _end_gradient)
 
 
 def _embed(
-    model: Encoder, params: PyTree, tokens: Int[Array, "R T"], lengths: Int[Array, "R"]
+    model: Embedder, params: PyTree, tokens: Int[Array, "R T"], lengths: Int[Array, "R"]
 ) -> Float[Array, "R E"]:
     mask = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
     return embed(model, params, tokens, mask)

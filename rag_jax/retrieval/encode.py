@@ -14,7 +14,8 @@ from rag_jax.data.batches import choose_widths, limit_padding, pad_rows, round_u
 from rag_jax.data.passages import Passage
 from rag_jax.data.token_rows import TokenRows
 from rag_jax.models import Pretrained
-from rag_jax.models.io.architectures import Encoder
+from rag_jax.models.io.architectures import Embedder, embeds_texts
+from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.nn.pooling import MEAN, pool_states
 from rag_jax.retrieval.texts import Role, list_texts, read_texts, tokenize_texts, tokenize_with
 from rag_jax.runtime.arguments import checked
@@ -95,9 +96,12 @@ def encode_texts(
 
 def _check_encoder(encoder: Pretrained) -> None:
     """Raises a RagJaxError if the model is no encoder."""
-    if not hasattr(encoder.model, "embedding_size"):
+    if not embeds_texts(encoder.model):
         kind = type(encoder.model).__name__
-        raise RagJaxError(f"encoder: a {kind} embeds no texts; load a BERT or DPR encoder")
+        raise RagJaxError(
+            f"encoder: a {kind} embeds no texts; load a BERT or DPR encoder, or a decoder whose "
+            "folder has a modules.json"
+        )
 
 
 def _embed_batches(
@@ -123,7 +127,7 @@ def _embed_batches(
 
 @checked
 def embed(
-    model: Encoder,
+    model: Embedder,
     params: PyTree,
     tokens: Int[Array, "B T"],
     mask: Bool[Array, "B T"] | Int[Array, "B T"],
@@ -134,17 +138,21 @@ def embed(
 
     Rows of `tokens` have special tokens and padding on the right, where `mask` is False or 0.
 
-    For a plain BERT, the states of the last layer are pooled by the model's `pooling`; without one
-    the embedding is their mean over all tokens of the text, [CLS] and [SEP] included, scaled to
-    length 1. This is the pooling of all-MiniLM-L6-v2 (Reimers and Gurevych 2019, section 3); dot
-    products are cosines. For one of DPR's encoders, the embedding is the state at the first token,
-    [CLS], without a scaling (Karpukhin et al. 2020, section 3.1).
+    For a decoder or a plain BERT, the states of the last layer are pooled by the model's `pooling`;
+    without one the embedding is their mean over all tokens of the text, [CLS] and [SEP] included,
+    scaled to length 1, the pooling of all-MiniLM-L6-v2 (Reimers and Gurevych 2019, section 3); dot
+    products are then cosines. For one of DPR's encoders, the embedding is the state at the first
+    token, [CLS], without a scaling (Karpukhin et al. 2020, section 3.1).
 
     Args:
         skipped: as for `pool_states`.
     """
-    hidden = model.apply({"params": params}, tokens, mask)
-    if model.config.dpr_role is None:
+    if isinstance(model, Decoder):
+        read = {"mask": mask.astype(bool), "method": "hidden"}
+        hidden = model.apply({"params": params}, tokens, **read).hidden
+    else:
+        hidden = model.apply({"params": params}, tokens, mask)
+    if isinstance(model, Decoder) or model.config.dpr_role is None:
         return pool_states(hidden, mask, model.pooling or MEAN, params, skipped=skipped)
     states = model.apply({"params": params}, hidden[:, 0], method="project")
     return states.astype(jnp.float32)
@@ -152,7 +160,7 @@ def embed(
 
 @functools.partial(jax.jit, static_argnames=("model", "skipped"))
 def embed_batch(
-    model: Encoder,
+    model: Embedder,
     params: PyTree,
     tokens: Int[Array, "B T"],
     lengths: Int[Array, "B"],

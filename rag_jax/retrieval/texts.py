@@ -55,7 +55,7 @@ def configure_encoder(encoder: Pretrained, settings: EncoderConfig) -> Pretraine
     own = extend_fingerprint(encoder.fingerprint, settings)
     if own == encoder.fingerprint:
         return encoder
-    if encoder.config.dpr_role is not None:
+    if getattr(encoder.config, "dpr_role", None) is not None:
         raise RagJaxError("DPR's encoders have no prompts, and no dimensions to choose")
     sentence, most = encoder.sentence or Sentence(), encoder.model.embedding_size
     if (settings.dimensions or 0) > most:

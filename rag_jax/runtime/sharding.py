@@ -41,6 +41,7 @@ DECODER_RULES: Rules = (
     (r"(layers_\d+/(attention|ffn)(_output)?_norm|final_norm)/(scale|bias)", _WHOLE),
     (r"layers_\d+/attention/(query|key)_norm/scale", _WHOLE),
     (r"head/kernel", _SPLIT_OUT),
+    (r"dense_\d+/(kernel|bias)", _WHOLE),  # of its pooling
 )
 BERT_RULES: Rules = (
     (r"embed/(word|position|type)/embedding", _SPLIT_IN),

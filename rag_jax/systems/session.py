@@ -18,7 +18,7 @@ from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection, Question, choose_questions, load_collection
 from rag_jax.models import Pretrained, load
 from rag_jax.models.int8 import quantize_layers
-from rag_jax.models.io.architectures import Config, get_rules
+from rag_jax.models.io.architectures import Config, embeds_texts, get_rules
 from rag_jax.models.io.hub import fingerprint, resolve
 from rag_jax.models.io.load import load_config
 from rag_jax.models.nn.decoder import Decoder
@@ -129,7 +129,7 @@ class Session:
         """
         name = self._get_setting(field) if name is None else name
         loaded = self.load_model(name)
-        if not hasattr(loaded.model, "embedding_size"):
+        if not embeds_texts(loaded.model):
             raise RagJaxError(f"config.{field}={name}: is no encoder")
         return configure_encoder(loaded, self.encoding)
 

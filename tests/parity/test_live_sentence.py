@@ -32,7 +32,8 @@ TEXTS = [
     "Paris is the capital and the largest city of France. " * 12,
     "東京 naïve \U0001f5fc",
 ]
-KINDS = ["bert", "roberta", "xlm-roberta", "mpnet", "modernbert"]
+KINDS = ["bert", "roberta", "xlm-roberta", "mpnet", "modernbert", "qwen3", "mistral"]
+DECODERS = {"head_dim": 8, "num_key_value_heads": 2, "pad_token_id": 0, "sliding_window": None}
 
 
 def make_transformer(kind, folder):
@@ -41,9 +42,9 @@ def make_transformer(kind, folder):
     import transformers
 
     torch.manual_seed(0)
-    padding = {} if kind in ("bert", "modernbert") else {"pad_token_id": 1}
+    padding = {"pad_token_id": 1} if kind in ("roberta", "xlm-roberta", "mpnet") else {}
     local = {"local_attention": 16, "pad_token_id": 0, "global_attn_every_n_layers": 2}
-    own = {"modernbert": local}
+    own = {"modernbert": local, "qwen3": DECODERS, "mistral": DECODERS}
     config = transformers.AutoConfig.for_model(
         kind, **SIZES, max_position_embeddings=160, **padding, **own.get(kind, {})
     )
@@ -101,7 +102,8 @@ def test_kinds(kind, tmp_path):
     from sentence_transformers import SentenceTransformer
 
     pytest.importorskip("torch")
-    folder, theirs = make_folder(kind, tmp_path, normalize=False)
+    pooling = "lasttoken" if kind in ("qwen3", "mistral") else "mean"
+    folder, theirs = make_folder(kind, tmp_path, pooling=pooling, normalize=False)
     ours = compare(folder, theirs)
     save_model(ours, tmp_path / "ours")
     again = SentenceTransformer(str(tmp_path / "ours"), device="cpu")

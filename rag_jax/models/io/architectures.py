@@ -13,6 +13,7 @@ from rag_jax.runtime.sharding import (
 )
 
 Encoder = Bert | ModernBert
+Embedder = Encoder | Decoder  # a decoder whose files say how it embeds a text
 EncoderConfig = BertConfig | ModernBertConfig
 Config = DecoderConfig | EncoderConfig | BartConfig
 
@@ -38,3 +39,8 @@ def make_model(config: Config) -> Decoder | Encoder | Bart:
 def get_rules(config: Config) -> Rules:
     """How the parameters of a config's module are split over a mesh."""
     return _RULES[type(config)]
+
+
+def embeds_texts(model: Decoder | Encoder | Bart) -> bool:
+    """Whether a model embeds texts: an encoder, or a decoder whose files say how."""
+    return isinstance(model, Encoder) or getattr(model, "pooling", None) is not None

@@ -168,6 +168,9 @@ def read_decoder(fields: Fields) -> DecoderConfig:
     scalar = None
     if name == "gemma3_text":
         scalar = fields.size("query_pre_attn_scalar", 256)
+    # The model class of an encoder has no head, whatever the field says.
+    bare = family.architecture.replace("ForCausalLM", "Model")
+    headless = fields.raw.get("architectures") in ([bare], ["Gemma3TextModel"])
     config = DecoderConfig(
         vocab_size=fields.size("vocab_size", sizes["vocab_size"]),
         hidden_size=hidden,
@@ -180,7 +183,7 @@ def read_decoder(fields: Fields) -> DecoderConfig:
         head_dim=fields.size("head_dim", head_dim),
         rope_theta=rope.theta,
         norm_eps=fields.number(family.eps_name, family.norm_eps),
-        tie_embeddings=fields.raw.get("tie_word_embeddings", family.tied) is True,
+        tie_embeddings=headless or fields.raw.get("tie_word_embeddings", family.tied) is True,
         max_length=max_length,
         family=name,
         rotary_fraction=rope.fraction,

@@ -21,6 +21,7 @@ from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.outside import is_there
 from rag_jax.runtime.sharding import Rules
 
 _logger = logging.getLogger(__name__)
@@ -83,8 +84,8 @@ def load(
     else:
         config = read_config(folder / "config.json")
         tensors = read_safetensors(files)
-        is_encoder = isinstance(config, EncoderConfig)
-        sentence_files = read_sentence(folder) if is_encoder else None
+        embeds = isinstance(config, EncoderConfig) or is_there(folder / MODULES)
+        sentence_files = read_sentence(folder) if embeds else None
         tokenizer = _read_tokenizer(folder, config)
     if tokenizer.vocab_size > config.vocab_size:
         # JAX clamps indices that are out of range: the model would read another token's vector.

@@ -122,6 +122,8 @@ def _rename(config: Config, tensors: Mapping[str, StoredTensor]) -> dict[str, St
             name = re.sub(r"^(bert|roberta|mpnet)\.", "", name)
             name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
             name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+        if isinstance(config, DecoderConfig):  # an encoder's file has no head, and no prefix
+            name = re.sub(r"^(?=(embed_tokens|layers|norm)\.)", "model.", name)
         if isinstance(config, DecoderConfig) and config.family == "gemma3_text":
             name = re.sub(r"^(model\.)?language_model\.(model\.)?(?!lm_head)", "model.", name)
             name = name.removeprefix("language_model.")

@@ -27,6 +27,7 @@ from rag_jax.models.nn.layers import (
     run_layer,
     scan_layers,
 )
+from rag_jax.models.nn.pooling import MEAN, Pooling
 from rag_jax.models.nn.rope import Angles, LongScaling, rotary_angles, rotate
 from rag_jax.models.nn.tokens import TokenTable, score_by_head
 from rag_jax.models.nn.windows import WindowBlocks, limit_to_window
@@ -170,11 +171,19 @@ class Decoder(nn.Module):
         remat: activations that the backward pass recomputes to save memory: "none"; "full", all
             within a layer; or "dots", all within a layer except the results of its projections.
         scan_layers: whether passes over whole rows scan over the layers, so that one is compiled.
+        pooling: how `retrieval.encode.embed` makes an embedding of the states, by the files of a
+            decoder that was trained to; None for a language model alone.
     """
 
     config: DecoderConfig
     remat: str = "none"
     scan_layers: bool = False
+    pooling: Pooling | None = None
+
+    @property
+    def embedding_size(self) -> int:
+        """Number of features of a text's embedding (`E`)."""
+        return (self.pooling or MEAN).count_features(self.config.hidden_size)
 
     def setup(self):
         c = self.config

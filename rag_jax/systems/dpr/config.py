@@ -24,11 +24,12 @@ class DPREncoderConfig(EncoderConfig):
     Attributes:
         shared: whether both sides stay one model during training.
         pooling: what an embedding is: "mean" is the mean of the hidden states, normalised to length
-            one; "cls" is the [CLS] state, not normalised. DPR's own encoders always use "cls".
+            one; "cls" is BERT's [CLS] state, not normalised, as DPR's own encoders always have it.
+            None for what the encoder's files say.
     """
 
     shared: bool = True
-    pooling: Literal["mean", "cls"] = "mean"
+    pooling: Literal["mean", "cls"] | None = None
 
 
 @dataclass(frozen=True)

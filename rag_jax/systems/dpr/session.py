@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rag_jax.data.questions import Collection, Question
 from rag_jax.models.nn.bert import Bert
+from rag_jax.models.nn.pooling import MEAN
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval.contrastive import Encoders
 from rag_jax.retrieval.validation import Pool, make_pool
@@ -27,6 +28,14 @@ class Session(session.Session):
         """Both sides before training."""
         loaded, c = self.encoder, self.config.encoder
         question, passage = loaded, loaded
+        if c.pooling is not None and not isinstance(loaded.model, Bert):
+            kind = type(loaded.model).__name__
+            raise RagJaxError(
+                f"config.encoder.pooling={c.pooling!r}: is for BERT, and the encoder is a {kind}: "
+                "leave it out"
+            )
+        if c.pooling == "mean" and loaded.config.dpr_role is None:
+            question = passage = replace(loaded, model=loaded.model.clone(pooling=MEAN))
         if c.pooling == "cls" and loaded.config.dpr_role is None:
             roles = (replace(loaded.config, dpr_role=role) for role in ("question", "context"))
             question, passage = (replace(loaded, config=r, model=Bert(r)) for r in roles)

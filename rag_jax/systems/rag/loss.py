@@ -20,7 +20,7 @@ from rag_jax.losses import (
     rag_token_nll,
     token_logprobs,
 )
-from rag_jax.models.io.architectures import Encoder
+from rag_jax.models.io.architectures import Embedder
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.retrieval.encode import embed
@@ -29,7 +29,7 @@ Marginal = Literal["sequence", "token"]
 
 
 def score_passages(
-    encoder: Encoder,
+    encoder: Embedder,
     params: PyTree,
     batch: Mapping[str, Array],
     *,

@@ -86,7 +86,7 @@ def _plan_training(session: PlannedSession, planner: Planner, drawn: Drawn, *, j
     name = f"{batches.stage}, embed questions {rows} x {width}"
     planner.compile(name, embed_batch, *inputs, **options)
     queries = [[0] * width]
-    embeddings = np.zeros((1, docs, encoder.config.embedding_size), np.float32)
+    embeddings = np.zeros((1, docs, encoder.model.embedding_size), np.float32)
 
     def make_arrays(shape: Shape) -> dict[str, np.ndarray]:
         found = partial(pack_queries, queries, embeddings, width=width)

@@ -14,7 +14,7 @@ from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection
 from rag_jax.decoding.beams import BeamConfig
 from rag_jax.models import Pretrained
-from rag_jax.models.io.architectures import get_rules
+from rag_jax.models.io.architectures import Encoder, get_rules
 from rag_jax.models.io.load import load_config
 from rag_jax.models.nn.bart import Bart
 from rag_jax.pipeline.stage import StageContext
@@ -57,7 +57,7 @@ class Session(session.Session):
         """The generator before training."""
         name = self.config.generator.name
         loaded = self.load_model(name, dtype=self.dtype, int8=self.config.generator.int8)
-        if hasattr(loaded.model, "embedding_size"):
+        if isinstance(loaded.model, Encoder):
             raise RagJaxError(f"config.generator.name={name}: is no generator but an encoder")
         return loaded
 
