@@ -98,7 +98,7 @@ def list_bytes(items: dict[str, Any], size: int, asked: int) -> Iterable[list[st
         ("passages: ids while they are copied", corpus["bytes_to_copy"], size),
         # A list has 8 bytes for each token; the tokenizer gives one object for each id.
         ("Self-Retrieval: tokens to index passages by", 8 * corpus["indexing"]["tokens"], size),
-        ("DPR: embeddings, 768 of float32", 4 * DPR.embedding_size, size),
+        ("DPR: embeddings, 768 of float32", 4 * DPR.hidden_size, size),
         ("DPR: ScaNN's files, embeddings included", index["bytes_a_passage"], size),
         (
             "DPR: ScaNN's memory beside the embeddings, built",
@@ -112,7 +112,7 @@ def list_bytes(items: dict[str, Any], size: int, asked: int) -> Iterable[list[st
         ("trie: memory to build, tokens not included", trie["peak_bytes_to_build"], size),
         ("PRAG: adapters of all passages", 4 * adapter, size),
         ("PRAG: adapters of what is found, 3 a question", 4 * adapter, found),
-        ("SR-RAG: embeddings, 384 of float32", 4 * MINILM.embedding_size, size),
+        ("SR-RAG: embeddings, 384 of float32", 4 * MINILM.hidden_size, size),
         ("SR-RAG: contexts and labels", contexts, asked),
         ("SR-RAG: datastore, 4,096 of float32", 4 * LLAMA_2.hidden_size, asked),
     ):

@@ -148,6 +148,8 @@ def embed(
         skipped: as for `pool_states`.
     """
     if isinstance(model, Decoder):
+        if model.pooling is None:
+            raise TypeError("embed: model is a Decoder without a pooling: it embeds no texts")
         read = {"mask": mask.astype(bool), "method": "hidden"}
         hidden = model.apply({"params": params}, tokens, **read).hidden
     else:

@@ -11,7 +11,6 @@ from rag_jax.commands import plan as command
 from rag_jax.config import EncoderConfig, MeshConfig, TrainConfig, WorldConfig, build
 from rag_jax.data.packing import Microbatch
 from rag_jax.planning import batches as planned
-from rag_jax.planning import contrastive
 from rag_jax.planning.corpus import count_corpus
 from rag_jax.planning.drawing import draw_run, format_batches
 from rag_jax.planning.lengths import read_lengths
@@ -40,8 +39,7 @@ def draw(system, config, topology):
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
-    for module in (planned, contrastive):
-        monkeypatch.setattr(module, "STEPS", 8)
+    monkeypatch.setattr(planned, "STEPS", 8)
 
 
 @pytest.mark.parametrize(
@@ -57,9 +55,7 @@ def few_steps(monkeypatch):
 def test_most_of_what_a_preset_computes_is_useful(system, preset, topology, model):
     config = replace(load_presets(system)[preset], mesh=MeshConfig(model=model))
     stages = draw(system, config, topology)
-    trained = [
-        stages[name] for name in stages if name not in ("index", "labels", "retrieve", "dense")
-    ]
+    trained = [stages[name] for name in stages if name not in ("index", "labels", "retrieve")]
     assert trained
     for stage in trained:
         assert stage.useful > 0.78 and len(stage.runs) <= 6, (stage.stage, stage.runs)
@@ -67,9 +63,9 @@ def test_most_of_what_a_preset_computes_is_useful(system, preset, topology, mode
 
 
 def test_a_contrastive_training_has_one_program():
-    """All passages of a batch are one array, padded to the longest."""
+    """Its chunks have widths of their own, whatever the batch."""
     trained, index = draw("dpr", load_presets("dpr")["bert-base"], "v5e:4x4").values()
-    assert list(trained.runs) == [("pairs", 256, 256)] and 0.4 < trained.useful < 0.6
+    assert list(trained.runs) == [("pairs", 256, 256)] and 0.75 < trained.useful < 0.9
     assert trained.runs[("pairs", 256, 256)] == trained.steps == 40 * 24
     assert index.useful > 0.9 and sum(index.runs.values()) == pytest.approx(index.steps, abs=1)
 

@@ -116,10 +116,10 @@ def read_padded(batches, step, params, encoders):
     ).mean()
 
 
-# Chunks of one row, of several, or of as many as there can be; batches that are full or not.
+# Chunks of one row or of several; batches that are full or not.
 @pytest.mark.parametrize(
     ("kind", "budget", "step"),
-    [("shared", 16, 0), ("shared", 32, 1), ("shared", 10_000, 2), ("two", 32, 0)],
+    [("shared", 16, 0), ("shared", 32, 2), ("two", 32, 1)],
 )
 def test_chunks_give_the_gradient_of_the_padded_batch(kind, budget, step, bert, two):
     encoders = Encoders(bert, bert, shared=True) if kind == "shared" else two
@@ -188,7 +188,7 @@ def test_memory_is_bounded_by_the_chunk(bert):
 
     def measure(rows):
         def total(params):
-            sizes = {"rows": rows, "widths": (16, 24)}
+            sizes = {"rows": rows, "widths": (24,)}
             return embed_in_chunks(bert.model, params, tokens, lengths, **sizes).sum()
 
         compiled = jax.jit(jax.grad(total)).lower(bert.params).compile()

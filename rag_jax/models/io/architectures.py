@@ -43,4 +43,6 @@ def get_rules(config: Config) -> Rules:
 
 def embeds_texts(model: Decoder | Encoder | Bart) -> bool:
     """Whether a model embeds texts: an encoder, or a decoder whose files say how."""
-    return isinstance(model, Encoder) or getattr(model, "pooling", None) is not None
+    if isinstance(model, Decoder):
+        return model.pooling is not None
+    return not isinstance(model, Bart)

@@ -25,11 +25,11 @@ class DPREncoderConfig(EncoderConfig):
         shared: whether both sides stay one model during training.
         pooling: what an embedding is: "mean" is the mean of the hidden states, normalised to length
             one; "cls" is BERT's [CLS] state, not normalised, as DPR's own encoders always have it.
-            None for what the encoder's files say.
+            "files" for what the encoder's files say.
     """
 
     shared: bool = True
-    pooling: Literal["mean", "cls"] | None = None
+    pooling: Literal["files", "mean", "cls"] = "files"
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Session(session.Session):
         """Both sides before training."""
         loaded, c = self.encoder, self.config.encoder
         question, passage = loaded, loaded
-        if c.pooling is not None and not isinstance(loaded.model, Bert):
+        if c.pooling != "files" and not isinstance(loaded.model, Bert):
             kind = type(loaded.model).__name__
             raise RagJaxError(
                 f"config.encoder.pooling={c.pooling!r}: is for BERT, and the encoder is a {kind}: "
