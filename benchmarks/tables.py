@@ -11,12 +11,13 @@ import re
 import sys
 from pathlib import Path
 
+import tables_retrieval
 import tables_speed
 import tables_systems
 
 ROOT = Path(__file__).parent.parent
 _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-TABLES = {**tables_systems.TABLES, **tables_speed.TABLES}
+TABLES = {**tables_systems.TABLES, **tables_speed.TABLES, **tables_retrieval.TABLES}
 
 
 def format_table(rows: list[list[str]]) -> str:

@@ -1,0 +1,148 @@
+"""Retrievers on judged questions: BM25, a dense encoder, and their fusions.
+
+    pip install -e '.[bench]'
+    python launch/build_index.py FOLDER/corpus.jsonl --backend=exact --workdir=DIR
+    python benchmarks/retrievers.py FOLDER --index=DIR/stages/index/index [--runs=7] [--out=FILE]
+
+FOLDER is a dataset in BEIR's layout, whose test questions are asked; in the committed results it is
+SciFact. Rankings are graded in trec_eval's order and compared with BM25's question by question. All
+retrievers then take turns at all questions, the encoding of the questions included. A further
+retriever is a line of `RETRIEVERS`.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import bench
+import numpy as np
+
+from rag_jax.config import DataConfig, FusionConfig, WorldConfig
+from rag_jax.data.formats import copy_collection
+from rag_jax.data.questions import load_collection
+from rag_jax.evaluation.pairs import compare_pairs
+from rag_jax.evaluation.rankings import ndcg, rank_hits, recall, reciprocal_rank
+from rag_jax.models import load
+from rag_jax.models.io.hub import fingerprint, resolve
+from rag_jax.retrieval import BM25, Dense, Fused, Index, Searcher, encode_texts, make_text
+from rag_jax.runtime.paths import expand_path
+from rag_jax.systems.stages import list_ranked
+
+ENCODER, DEPTH, REFERENCE = "all-minilm-l6-v2", 100, "BM25"
+
+
+class Data:
+    """A dataset and the searchers over it that several retrievers share."""
+
+    def __init__(self, folder: Path, index: Path):
+        with tempfile.TemporaryDirectory() as copied:
+            data = DataConfig(path=str(folder), format="beir")
+            copy_collection(Path(copied), data, WorldConfig(), check=lambda collection: None)
+            collection = load_collection(Path(copied))
+            self.passages = [*collection.passages]
+        self.questions = collection.questions["test"]
+        self._index = index
+
+    @cached_property
+    def words(self) -> BM25:
+        """BM25 with its defaults."""
+        return BM25.build(map(make_text, self.passages))
+
+    @cached_property
+    def dense(self) -> Dense:
+        """The encoder with the index that was built of the same passages."""
+        index = Index.load(self._index, encoder=fingerprint(resolve(ENCODER)))
+        bench.require(
+            list(index.ids or ()) == [passage.id for passage in self.passages],
+            f"{self._index} has other passages than the dataset",
+        )
+        return Dense(index, partial(encode_texts, load(ENCODER)))
+
+
+# By name: what makes the searcher, and of which stored parts it is made.
+RETRIEVERS: Mapping[str, tuple[Callable[[Data], Searcher], tuple[str, ...]]] = {
+    "BM25": (lambda data: data.words, ("words",)),
+    "MiniLM": (lambda data: data.dense, ("dense",)),
+    "fused by ranks": (
+        lambda data: Fused([data.words, data.dense], FusionConfig("ranks")),
+        ("words", "dense"),
+    ),
+    "fused by scores": (
+        lambda data: Fused([data.words, data.dense], FusionConfig("scores")),
+        ("words", "dense"),
+    ),
+}
+
+
+def main() -> None:
+    """Grades and times every retriever, and writes the report."""
+    parser = bench.make_parser(__doc__)
+    parser.add_argument("folder", type=expand_path, help="a dataset in BEIR's layout")
+    parser.add_argument("--index", type=expand_path, required=True, help="an index's folder")
+    arguments = parser.parse_args()
+    data = Data(arguments.folder, arguments.index)
+    facts = {"passages": len(data.passages), "questions": len(data.questions), "depth": DEPTH}
+    facts["bm25"] = vars(data.words.settings)
+    packages = ("jax", "bm25s", "PyStemmer", "numpy")
+    options = {"describe": describe, "dataset": arguments.folder.name}
+    bench.run_cases(arguments, {"test": partial(compare, data)}, packages, **options, **facts)
+
+
+def compare(data: Data) -> bench.Compared:
+    """The grades of every retriever; the sides that take turns."""
+    asked = [question.question for question in data.questions]
+    stored = {"words": count_bytes(data.words), "dense": count_bytes(data.dense.index)}
+    sides, grades, sizes = {}, {}, {}
+    for name, (make, parts) in RETRIEVERS.items():
+        searcher = make(data)
+        sides[name] = partial(searcher.search, asked, DEPTH)
+        grades[name] = grade(data, *sides[name]())
+        sizes[name] = sum(stored[part] for part in parts) / len(data.passages)
+    means = {name: {k: float(v.mean()) for k, v in own.items()} for name, own in grades.items()}
+    paired = {
+        name: {k: compare_pairs(own[k], grades[REFERENCE][k]) for k in own}
+        for name, own in grades.items()
+        if name != REFERENCE
+    }
+    facts = {"questions": len(asked), "bytes_a_passage": sizes, "means": means, "paired": paired}
+    return sides, facts
+
+
+def grade(data: Data, scores: Any, rows: Any) -> dict[str, np.ndarray]:
+    """Each metric of every question."""
+    graded = []
+    for question, hits in zip(data.questions, list_ranked(scores, rows), strict=True):
+        found = rank_hits(question, hits, lambda row: data.passages[row].id)
+        ids, relevant = [data.passages[row].id for row, _ in found], question.relevant
+        graded.append(
+            {
+                "ndcg@10": ndcg(ids, relevant, 10),
+                "mrr": reciprocal_rank(ids, relevant),
+                "recall@100": recall(ids, relevant, 100),
+            }
+        )
+    return {name: np.asarray([own[name] for own in graded]) for name in graded[0]}
+
+
+def count_bytes(index: BM25 | Index) -> int:
+    """Bytes of an index on disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        index.save(Path(folder) / "index")
+        return sum(path.stat().st_size for path in (Path(folder) / "index").iterdir())
+
+
+def describe(result: dict[str, Any], _peak: None) -> str:
+    """A line for each retriever."""
+    lines = []
+    for name, means in result["means"].items():
+        milliseconds = 1000 * result["wall_seconds"][name] / result["questions"]
+        numbers = "  ".join(f"{metric} {value:.4f}" for metric, value in means.items())
+        size = result["bytes_a_passage"][name]
+        lines.append(f"{name:16s} {numbers}  {milliseconds:.2f} ms  {size:.0f} bytes a passage")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""The tables of retrievers, from `results`; see `tables.py`."""
+
+from collections.abc import Callable
+
+from tables_speed import Rows, read_bench
+
+_METRICS = {"ndcg@10": "nDCG@10", "mrr": "MRR", "recall@100": "recall@100"}
+
+
+def list_retrievers() -> Rows:
+    """The grades, the time and the size of each retriever."""
+    (result,) = read_bench("retrievers")
+    rows = [["", *_METRICS.values(), "ms a question", "bytes a passage"]]
+    for name, means in result["means"].items():
+        milliseconds = 1000 * result["wall_seconds"][name] / result["questions"]
+        numbers = [f"{means[metric]:.3f}" for metric in _METRICS]
+        rows.append(
+            [name, *numbers, f"{milliseconds:.3g}", f"{result['bytes_a_passage'][name]:,.0f}"]
+        )
+    return rows
+
+
+def list_paired() -> Rows:
+    """The differences of each retriever from BM25."""
+    (result,) = read_bench("retrievers")
+    rows = [["against BM25", "metric", "difference", "95 % interval", "better", "worse", "p"]]
+    for name, by_metric in result["paired"].items():
+        for metric, title in _METRICS.items():
+            pair = by_metric[metric]
+            low, high = pair["ci95"]
+            p = f"{pair['p']:.3f}" if pair["p"] >= 0.001 else "< 0.001"
+            counts = str(pair["better"]), str(pair["worse"])
+            shown = f"{pair['difference']:+.3f}", f"{low:+.3f} to {high:+.3f}"
+            rows.append([name, title, *shown, *counts, p])
+    return rows
+
+
+TABLES: dict[str, Callable[[], Rows]] = {
+    "retrievers": list_retrievers,
+    "retrievers_paired": list_paired,
+}
