@@ -90,24 +90,24 @@ class EncoderConfig:
 
     Attributes:
         name: an encoder that `rag_jax.models.load` knows by name, or a folder with its files.
-        query_prompt: what stands before a question; None for what the encoder's files say.
-        passage_prompt: what stands before a passage; None for what the encoder's files say.
-        dimensions: number of features of an embedding that are kept, for an encoder whose first
-            ones serve alone (Matryoshka); None for all.
         max_length: maximum number of tokens of a text, special tokens included; the rest is cut.
         batch_size: number of texts of 16 tokens in a batch. Longer texts have fewer rows, so every
             batch has about as many tokens. 64 texts are 1,024 tokens, where a CPU is fastest.
         program_tokens: number of tokens that could be encoded while one program compiles, for the
             choice of widths. None for 5,000 on CPU (0.6 s of two cores) and 10 million elsewhere.
+        query_prompt: what stands before a question; None for what the encoder's files say.
+        passage_prompt: what stands before a passage; None for what the encoder's files say.
+        dimensions: number of features of an embedding that are kept, for an encoder whose first
+            ones serve alone (Matryoshka); None for all.
     """
 
     name: str = "all-minilm-l6-v2"
-    query_prompt: str | None = None
-    passage_prompt: str | None = None
-    dimensions: Count | None = None
     max_length: Annotated[int, Range(3)] = 128
     batch_size: Count = 64
     program_tokens: CountOrZero | None = None
+    query_prompt: str | None = None
+    passage_prompt: str | None = None
+    dimensions: Count | None = None
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def test_dpr_embeddings(name):
     dpr = load(GOLDEN / name)
     read = jax.jit(partial(embed, dpr.model))
     embeddings = read(dpr.params, arrays["tokens"], arrays["mask"])
-    assert embeddings.shape == (4, dpr.config.embedding_size) and embeddings.std() > 0.3
+    assert embeddings.shape == (4, dpr.model.embedding_size) and embeddings.std() > 0.3
     np.testing.assert_allclose(embeddings, arrays["embeddings"], atol=1e-4, rtol=0)
     texts = [text if isinstance(text, str) else tuple(text) for text in golden["texts"]]
     of_texts = encode_texts(dpr, texts, max_length=64)

@@ -39,6 +39,7 @@ from rag_jax.models import load
 from rag_jax.models.nn.bart import Bart, BartConfig
 from rag_jax.models.nn.bert import Bert
 from rag_jax.planning.collectives import count_collectives
+from rag_jax.planning.hlo import read_module
 from rag_jax.retrieval import Index, encode_texts
 from rag_jax.retrieval.contrastive import Encoders, Pair, PairBatches, fit_encoders, make_loss
 from rag_jax.retrieval.searchers import find_top
@@ -103,7 +104,7 @@ def test_weights_that_stay_where_they_are(mesh, mode, tmp_path):
         inputs = shard_batch((np.zeros((8, 1), np.int32), np.ones((8, 1), bool)))
         step = jax.jit(partial(write_chunk, model, slot=0))
         text = step.lower(params, cache, *inputs).compile().as_text()
-        return count_collectives(text, 8)[1].get("all-gather", 0)
+        return count_collectives(read_module(text), 8)[1].get("all-gather", 0)
 
     split = shard_params(params, mesh, DECODER_RULES)
     # The keys and values of the cache are all that is left to collect.

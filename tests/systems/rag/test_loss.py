@@ -141,7 +141,7 @@ def test_gradients_of_padding_are_finite():
 def test_scores_are_products_and_the_gradient_goes_through_them_alone(name, scale):
     encoder, generator = QUERY[name], GENERATORS["bart"]
     questions = ["Where is Paris?", "What is the capital of France?"]
-    size = encoder.config.embedding_size
+    size = encoder.model.embedding_size
     passages = np.random.default_rng(0).normal(size=(2, 3, size)).astype(np.float32)
     queries = tokenize_texts(encoder, questions, 24)
     _, batch = make_batch(generator)
