@@ -19,7 +19,7 @@ from typing import Any
 import bench
 import numpy as np
 
-from rag_jax.config import DataConfig, FusionConfig, WorldConfig
+from rag_jax.config import DataConfig, WorldConfig
 from rag_jax.data.formats import copy_collection
 from rag_jax.data.questions import load_collection
 from rag_jax.evaluation.pairs import compare_pairs
@@ -28,6 +28,7 @@ from rag_jax.models import load
 from rag_jax.models.io.hub import fingerprint, resolve
 from rag_jax.retrieval import BM25, Dense, Fused, Index, Searcher, encode_texts, make_text
 from rag_jax.runtime.paths import expand_path
+from rag_jax.search_config import FusionConfig
 from rag_jax.systems.stages import list_ranked
 
 ENCODER, DEPTH, REFERENCE = "all-minilm-l6-v2", 100, "BM25"

@@ -17,7 +17,7 @@ FLOORS = (
     ("training", "decoding"),
     ("lora", "data"),
     ("models",),
-    ("config", "losses"),
+    ("config", "search_config", "losses"),
     ("runtime",),
 )
 SYSTEMS = ("dpr", "prag", "rag", "self_retrieval", "srrag")

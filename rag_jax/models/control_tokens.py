@@ -1,5 +1,6 @@
 """Control tokens: added tokens that steer a model, and that no text may become."""
 
+import itertools
 import json
 import re
 import unicodedata
@@ -11,6 +12,7 @@ from tokenizers import AddedToken
 
 from rag_jax.models.traced import TEMPLATE, UNKNOWN, Traced, read_mask
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.outside import parsing
 
 # What control tokens are called, marked as special or not: <tool_call>, <|im_end|>, [INST].
 _MARKUP = re.compile(r"<.*\S.*>|\[.*\S.*\]|[◁⟨〈].*\S.*[▷⟩〉]", re.DOTALL)
@@ -166,3 +168,25 @@ def _copy(token: AddedToken, name: str) -> AddedToken:
         rstrip=token.rstrip,
         single_word=token.single_word,
     )
+
+
+def read_frame(core: tokenizers.Tokenizer, pair: str | None, *, vocab_size: int) -> list[list[int]]:
+    """The tokens that a tokenizer puts before a text, maybe before a second one, and after.
+
+    Raises:
+        RagJaxError: one is none of the vocabulary.
+    """
+    with parsing("the tokenizer", "puts no tokens around a text"):
+        encoding = core.encode("a", pair, add_special_tokens=True)
+    parts, before = [[]], None
+    for token, text in zip(encoding.ids, encoding.sequence_ids, strict=True):
+        if text is None:
+            parts[-1].append(token)
+        elif text != before:
+            parts, before = [*parts, []], text
+    if beyond := [i for i in itertools.chain(*parts) if i >= vocab_size]:
+        raise RagJaxError(
+            f"the token {beyond[0]}, which the tokenizer puts around every text, is none of its "
+            f"{vocab_size}"
+        )
+    return parts

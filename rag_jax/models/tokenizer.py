@@ -1,9 +1,8 @@
 """Tokenizer: text to token ids and back. Text never encodes to control tokens."""
 
-import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from rag_jax.models.control_tokens import (
     find_control_tokens,
     find_unknown,
     make_text_core,
+    read_frame,
 )
 from rag_jax.runtime.arguments import check_token_row, describe
 from rag_jax.runtime.errors import RagJaxError
@@ -188,7 +188,7 @@ class Tokenizer:
 
     @cached_property
     def _start_ids(self) -> list[int]:
-        return self._read_frame(None)[0]
+        return read_frame(self._core, None, vocab_size=self.vocab_size)[0]
 
     @cached_property
     def _frames(self) -> dict[int, list[list[int]]]:
@@ -197,32 +197,12 @@ class Tokenizer:
         Raises:
             RagJaxError: the tokenizer's files put nothing there, and it has no [CLS] and [SEP].
         """
-        frames = {1: self._read_frame(None), 2: self._read_frame("a")}
+        read = partial(read_frame, self._core, vocab_size=self.vocab_size)
+        frames = {1: read(None), 2: read("a")}
         if any(map(len, frames[1])) and len(frames[2]) == 3:
             return frames
         start, end = [self.token_id("[CLS]")], [self.token_id("[SEP]")]
         return {1: [start, end], 2: [start, end, end]}
-
-    def _read_frame(self, pair: str | None) -> list[list[int]]:
-        """The tokens that the tokenizer puts before a text, maybe before a second one, and after.
-
-        Raises:
-            RagJaxError: one is none of the vocabulary.
-        """
-        with parsing("the tokenizer", "puts no tokens around a text"):
-            encoding = self._core.encode("a", pair, add_special_tokens=True)
-        parts, before = [[]], None
-        for token, text in zip(encoding.ids, encoding.sequence_ids, strict=True):
-            if text is None:
-                parts[-1].append(token)
-            elif text != before:
-                parts, before = [*parts, []], text
-        if beyond := [i for i in itertools.chain(*parts) if i >= self.vocab_size]:
-            raise RagJaxError(
-                f"the token {beyond[0]}, which the tokenizer puts around every text, is none of "
-                f"its {self.vocab_size}"
-            )
-        return parts
 
     def encode_with_specials(
         self, text: str, *, max_length: int, pair: str | None = None
@@ -243,7 +223,7 @@ class Tokenizer:
         start, *ends = self._frames[len(texts)]
         room = max_length - len(start) - sum(map(len, ends))
         if room < 0:
-            tokens = " and ".join({self._core.id_to_token(i) for i in (*start, *ends[-1])})
+            tokens = " and ".join(map(self._core.id_to_token, (*start, *ends[-1])))
             raise RagJaxError(f"max_length {max_length} has no room for {tokens}; raise it")
         if pair is not None:
             shorter = min(len(texts[0]), len(texts[1]), room // 2)

@@ -105,10 +105,11 @@ def count_kernel(i: Instruction) -> float:
     kernel = re.match(r"splash_m[hq]a_(fwd|dq|dkv)", i.name)
     if i.opcode != "custom-call" or not kernel:
         return 0.0
-    operands = re.search(r"operand_layout_constraints=\{(.*?)\}, \w+=", i.text)[1]
+    _, _, after = i.text.partition("operand_layout_constraints={")
+    operands, _, _ = after.partition("}}")
     shapes = [
         (dtype, [int(d) for d in dimensions.split(",")])
-        for dtype, dimensions in re.findall(r"(\w+)\[([\d,]+)\]", operands)
+        for dtype, dimensions in re.findall(r"\b(\w+)\[([\d,]+)\]", operands)
     ]
     queries = next(d for dtype, d in shapes if "f" in dtype and len(d) >= 3)
     tiles = shapes[0][1][-1]  # of the table of tiles, the first operand

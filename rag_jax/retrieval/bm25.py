@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from rag_jax.config import BM25Config, build
+from rag_jax.config import build
 from rag_jax.retrieval.analysis import ENGLISH_FROM, Analysis, count_english, list_words
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json
 from rag_jax.runtime.manifest import check_files, read_manifest, write_folder
 from rag_jax.runtime.outside import parsing, show
 from rag_jax.runtime.progress import log
+from rag_jax.search_config import BM25Config
 
 # Lucene's BM25 without the rounding of lengths (Kamphuis et al. 2020, table 1), as bm25s has it
 # (Lù 2024, arXiv 2407.03618).

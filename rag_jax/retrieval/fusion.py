@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from rag_jax.config import FusionConfig, build
+from rag_jax.config import build
 from rag_jax.retrieval.searcher import Found, Searcher
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.search_config import FusionConfig
 
 
 class Fused:

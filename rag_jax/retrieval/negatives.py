@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from rag_jax.config import BM25Config
 from rag_jax.data.matching import has_answer
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.retrieval.bm25 import BM25
 from rag_jax.retrieval.texts import make_text
+from rag_jax.search_config import BM25Config
 
 
 def make_miner(

@@ -13,7 +13,6 @@ from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from rag_jax.config import (
-    BM25Config,
     ContrastiveConfig,
     DataConfig,
     EncoderConfig,
@@ -42,6 +41,7 @@ from rag_jax.retrieval.encode import PIECE, plan_widths
 from rag_jax.retrieval.negatives import make_miner
 from rag_jax.runtime.files import to_json
 from rag_jax.runtime.hosts import fetch, is_first
+from rag_jax.search_config import BM25Config
 from rag_jax.systems import open_room
 from rag_jax.systems.session import Session, bind
 

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rag_jax.config import BM25Config
 from rag_jax.data.passages import Passage
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval import BM25, make_text
 from rag_jax.runtime.files import read_json, write_json
+from rag_jax.search_config import BM25Config
 
 _FILE = "bm25.json"
 

@@ -120,7 +120,7 @@ def list_names(folder):
 def test_only_a_models_files_come(server, is_sentence_encoder):
     needed = {*server.files} - SENTENCE.keys()
     if is_sentence_encoder:
-        needed |= {"modules.json", "1_Pooling/config.json"}
+        needed |= {"modules.json", "1_Pooling/config.json", "2_Dense/config.json"}
     else:
         del server.files["modules.json"]
     folder = hub.resolve("someone/model")

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag_jax.config import BM25Config
 from rag_jax.data.words import list_bigrams
 from rag_jax.retrieval.analysis import Analysis, count_english, list_words, split_words
+from rag_jax.search_config import BM25Config
 
 WILD = st.text() | st.text(st.sampled_from("aAbé é각각\u0301ى -.\n_1ßกำ漢字がｶﾞ हिन्दी"))
 LANGUAGES = ("danish", "dutch", "english", "french", "german", "italian")

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rag_jax.config import BM25Config
 from rag_jax.retrieval import BM25, Index, bm25
 from rag_jax.retrieval.analysis import Analysis
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.manifest import hash_file
+from rag_jax.search_config import BM25Config
 
 TEXTS = [
     ("Oil crisis", "The 1973 oil crisis began in October 1973."),

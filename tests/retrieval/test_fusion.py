@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag_jax.config import FusionConfig
 from rag_jax.retrieval import BM25, Dense, Fused, Index
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.search_config import FusionConfig
 
 
 @dataclass

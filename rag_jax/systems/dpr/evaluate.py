@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from rag_jax.config import BM25Config
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.evaluation.compare import Method, Record, compare, describe_question, mean_numbers
@@ -17,6 +16,7 @@ from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval import Index
 from rag_jax.retrieval.contrastive import Encoders
 from rag_jax.runtime.files import read_jsonl
+from rag_jax.search_config import BM25Config
 from rag_jax.systems.dpr.config import DPRConfig
 from rag_jax.systems.dpr.infer import Ranking, rank_passages
 from rag_jax.systems.evaluation import name_model

@@ -4,13 +4,11 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from rag_jax.config import (
-    BM25Config,
     ConstantTrainConfig,
     Count,
     CountOrZero,
     DataConfig,
     EncoderConfig,
-    FusionConfig,
     MeshConfig,
     NonNegative,
     Positive,
@@ -20,6 +18,7 @@ from rag_jax.config import (
     WorldConfig,
 )
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.search_config import BM25Config, FusionConfig
 from rag_jax.systems.prag.demonstrations import DEMONSTRATIONS
 
 

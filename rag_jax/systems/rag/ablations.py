@@ -11,13 +11,13 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import PyTree
 
-from rag_jax.config import BM25Config
 from rag_jax.data.batches import BatchPlan
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.retrieval import BM25
+from rag_jax.search_config import BM25Config
 from rag_jax.systems.rag.config import JointTrainConfig, RAGConfig
 from rag_jax.systems.rag.data import (
     Example,

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rag_jax.config import (
-    BM25Config,
     Count,
     CountOrZero,
     DataConfig,
@@ -20,6 +19,7 @@ from rag_jax.config import (
     WorldConfig,
 )
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.search_config import BM25Config
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rag_jax.config import (
-    BM25Config,
     ContrastiveConfig,
     Count,
     CountOrZero,
@@ -17,6 +16,7 @@ from rag_jax.config import (
     TuningConfig,
     WorldConfig,
 )
+from rag_jax.search_config import BM25Config
 
 
 @dataclass(frozen=True)

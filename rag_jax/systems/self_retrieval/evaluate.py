@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from rag_jax.config import BM25Config
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.evaluation.answers import exact_match, f1
@@ -25,6 +24,7 @@ from rag_jax.pipeline.runner import ReportSpec
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval import Index, make_text
 from rag_jax.retrieval.contrastive import Encoders
+from rag_jax.search_config import BM25Config
 from rag_jax.systems.evaluation import name_model
 from rag_jax.systems.self_retrieval.config import SearchConfig, SelfRetrievalConfig
 from rag_jax.systems.self_retrieval.infer import Engine
