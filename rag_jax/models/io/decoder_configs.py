@@ -165,9 +165,7 @@ def read_decoder(fields: Fields) -> DecoderConfig:
     options = list_options(name)
     if name == "stablelm":
         options["qkv_bias"] = fields.raw.get("use_qkv_bias") is True
-    scalar = None
-    if name == "gemma3_text":
-        scalar = fields.size("query_pre_attn_scalar", 256)
+    scalar = fields.size("query_pre_attn_scalar", 256) if name == "gemma3_text" else None
     # The model class of an encoder has no head, whatever the field says.
     bare = family.architecture.replace("ForCausalLM", "Model")
     headless = fields.raw.get("architectures") in ([bare], ["Gemma3TextModel"])
