@@ -178,9 +178,10 @@ def tokenize_for_training(
     Raises:
         RagJaxError: the encoder leaves its prompt out of an embedding, which is not trained here.
     """
-    if read_texts(encoder, role).skipped:
+    reading = read_texts(encoder, role)
+    if reading.skipped:
         raise RagJaxError(
             "the encoder leaves its prompts' tokens out of an embedding (include_prompt is false), "
             "with which it cannot be trained: set query_prompt='' and passage_prompt=''"
         )
-    return tokenize_texts(encoder, texts, max_length, role=role)
+    return list(tokenize_with(reading, texts, max_length))

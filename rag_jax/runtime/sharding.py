@@ -27,6 +27,7 @@ Shardings = tuple[jax.sharding.Sharding, ...]
 
 _SPLIT_IN, _SPLIT_OUT = PartitionSpec("model", "data"), PartitionSpec("data", "model")
 _WHOLE = PartitionSpec()
+_DENSE = (r"dense_\d+/(kernel|bias)", _WHOLE)  # the layers of a pooling
 
 # A product with its output split over `model` is followed by a product with its input split over
 # `model`: the activations between the two stay on their device (Shoeybi et al. 2019, section 3).
@@ -41,7 +42,7 @@ DECODER_RULES: Rules = (
     (r"(layers_\d+/(attention|ffn)(_output)?_norm|final_norm)/(scale|bias)", _WHOLE),
     (r"layers_\d+/attention/(query|key)_norm/scale", _WHOLE),
     (r"head/kernel", _SPLIT_OUT),
-    (r"dense_\d+/(kernel|bias)", _WHOLE),  # of its pooling
+    _DENSE,
 )
 BERT_RULES: Rules = (
     (r"embed/(word|position|type)/embedding", _SPLIT_IN),
@@ -54,14 +55,14 @@ BERT_RULES: Rules = (
     (r"projection/kernel", _SPLIT_OUT),
     (r"projection/bias", _WHOLE),
     (r"near/embedding", _WHOLE),
-    (r"dense_\d+/(kernel|bias)", _WHOLE),  # of its pooling
+    _DENSE,
 )
 MODERN_BERT_RULES: Rules = (
     (r"embed/embedding", _SPLIT_IN),
     (r"layers_\d+/(query|key|value|gate|up)/kernel", _SPLIT_OUT),
     (r"layers_\d+/(output|down)/kernel", _SPLIT_IN),
     (r"(layers_\d+/(attention|ffn)_norm|(embed|final)_norm)/scale", _WHOLE),
-    (r"dense_\d+/(kernel|bias)", _WHOLE),  # of its pooling
+    _DENSE,
 )
 BART_RULES: Rules = (
     (r"(embed|(en|de)coder_position)/embedding", _SPLIT_IN),

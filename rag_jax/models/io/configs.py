@@ -6,7 +6,7 @@ Missing fields have the defaults of the models' configs in transformers.
 from pathlib import Path
 from typing import Any
 
-from rag_jax.models.io.architectures import Config
+from rag_jax.models.io.architectures import Config, EncoderConfig
 from rag_jax.models.io.bart_configs import describe_bart, read_bart
 from rag_jax.models.io.decoder_configs import (
     DECODER_FAMILIES,
@@ -21,9 +21,7 @@ from rag_jax.models.io.encoder_configs import (
 )
 from rag_jax.models.io.fields import Fields, read_fields
 from rag_jax.models.nn.bart import BartConfig
-from rag_jax.models.nn.bert import BertConfig
 from rag_jax.models.nn.decoder import DecoderConfig
-from rag_jax.models.nn.modern_bert import ModernBertConfig
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.outside import parsing, show
 
@@ -74,7 +72,7 @@ def describe_config(config: Config) -> dict[str, Any]:
     """The fields of a `config.json` that describe a model to transformers and `read_config`."""
     if isinstance(config, BartConfig):
         return describe_bart(config)
-    if isinstance(config, BertConfig | ModernBertConfig):
+    if isinstance(config, EncoderConfig):
         return describe_encoder(config)
     return describe_decoder(config)
 

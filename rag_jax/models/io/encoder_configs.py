@@ -6,6 +6,7 @@ Missing fields have the defaults of the models' configs in transformers.
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rag_jax.models.io.architectures import EncoderConfig
 from rag_jax.models.io.fields import MOST_LAYERS, Fields
 from rag_jax.models.nn.bert import BertConfig
 from rag_jax.models.nn.modern_bert import ModernBertConfig
@@ -40,7 +41,7 @@ ENCODER_FAMILIES = (*_FAMILIES, "modernbert")
 _DPR_CLASSES = {"question": "DPRQuestionEncoder", "context": "DPRContextEncoder"}
 
 
-def read_encoder(fields: Fields) -> BertConfig | ModernBertConfig:
+def read_encoder(fields: Fields) -> EncoderConfig:
     """The config of an encoder, from the fields of a `config.json`.
 
     Raises:
@@ -64,7 +65,7 @@ def read_dpr(fields: Fields) -> BertConfig:
     return replace(_read_bert(fields, "bert"), dpr_role=role, projection_size=projection)
 
 
-def describe_encoder(config: BertConfig | ModernBertConfig) -> dict[str, Any]:
+def describe_encoder(config: EncoderConfig) -> dict[str, Any]:
     """The fields of a `config.json` that describe an encoder to transformers and `read_encoder`."""
     if isinstance(config, ModernBertConfig):
         return _describe_modern_bert(config)

@@ -119,7 +119,7 @@ def fingerprint(path: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(f"{file.name}\0{_sum_file(file)}\n".encode())
-    if path.is_dir() and (settings := describe_sentence(path)):
+    if path.is_dir() and (settings := describe_sentence(path, _sum_file)):
         digest.update(f"{settings}\n".encode())
     return digest.hexdigest()
 

@@ -1,7 +1,7 @@
 """The files that sentence-transformers keeps beside an encoder: what an embedding of a text is."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -17,7 +17,6 @@ from rag_jax.models.io.tensors import check_finite, read_safetensors
 from rag_jax.models.nn.pooling import ACTIVATIONS, MEAN, Dense, Mode, Pooling
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, write_json
-from rag_jax.runtime.manifest import hash_file
 from rag_jax.runtime.outside import is_there, parsing, show
 from rag_jax.runtime.sharding import shard_array
 
@@ -49,7 +48,6 @@ class Sentence:
         lower_case: whether texts are put in lower case before they are tokenised.
         max_length: maximum number of tokens that the authors give it; None if they do not say.
         similarity: by which embeddings are compared: "cosine" or "dot".
-        source: the file that says so; empty if none does.
     """
 
     prompts: Mapping[str, str] = field(default_factory=dict)
@@ -57,7 +55,6 @@ class Sentence:
     lower_case: bool = False
     max_length: int | None = None
     similarity: str = "cosine"
-    source: str = ""
 
     def find_prompt(self, role: str | None) -> str:
         """The prompt of a role: "query", "document", or None for the default; "" for no prompt.
@@ -104,8 +101,11 @@ def read_sentence(folder: Path) -> SentenceFolder | None:
     return SentenceFolder(pooling, _read_texts(folder), dense)
 
 
-def describe_sentence(folder: Path) -> str:
+def describe_sentence(folder: Path, sum_file: Callable[[Path], str]) -> str:
     """What a fingerprint has of the settings; empty if embeddings are as without the files.
+
+    Args:
+        sum_file: the checksum of a dense layer's weights.
 
     Raises:
         RagJaxError: as `read_sentence`, or a file of a dense layer is missing.
@@ -117,7 +117,7 @@ def describe_sentence(folder: Path) -> str:
     own = found.pooling, dict(texts.prompts), texts.default_prompt, texts.lower_case
     if own == (MEAN, {}, None, False):
         return ""
-    weights = [hash_file(_weights(place)) for place in found.dense.values()]
+    weights = [sum_file(_weights(place)) for place in found.dense.values()]
     return repr((*own, weights))
 
 
@@ -296,7 +296,6 @@ def _read_layer(path: Path, name: str) -> Dense:
 
 
 def _read_texts(folder: Path) -> Sentence:
-    source = next(str(folder / n) for n in (MODULES, _POOLING, PROMPTS) if is_there(folder / n))
     path, prompts, default, similarity = folder / PROMPTS, {}, None, "cosine"
     if is_there(path):
         fields = read_fields(path)
@@ -313,7 +312,7 @@ def _read_texts(folder: Path) -> Sentence:
         lower_case = fields.raw.get("do_lower_case") is True
         if fields.raw.get("max_seq_length") is not None:
             length = fields.size("max_seq_length")
-    return Sentence(prompts, default, lower_case, length, similarity, source)
+    return Sentence(prompts, default, lower_case, length, similarity)
 
 
 def _read_prompts(fields: Fields) -> dict[str, str]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from rag_jax.models.io.architectures import Config, get_rules
+from rag_jax.models.io.architectures import Config, EncoderConfig, get_rules
 from rag_jax.models.io.gguf_names import ROPE_DIVISORS
 from rag_jax.models.io.slots import Slot, list_slots, stored_shapes
 from rag_jax.models.io.tensors import StoredTensor, check_finite
@@ -129,7 +129,7 @@ def _rename(config: Config, tensors: Mapping[str, StoredTensor]) -> dict[str, St
             name = name.removeprefix("language_model.")
             if _OF_IMAGES.fullmatch(name):
                 continue
-        is_encoder = isinstance(config, BertConfig | ModernBertConfig)
+        is_encoder = isinstance(config, EncoderConfig)
         if not (_NOT_PARAMETERS.fullmatch(name) or (is_encoder and _HEADS.fullmatch(name))):
             renamed[name] = tensor
     return _complete_bart(config, renamed) if isinstance(config, BartConfig) else renamed

@@ -221,15 +221,18 @@ class LayerNorm(nn.Module):
     """Layer norm, `(x - mean) / std * scale + bias`, with float32 statistics (Ba et al. 2016)."""
 
     eps: float
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
         scale = read_param(self, "scale", nn.initializers.ones, (x.shape[-1],))
-        bias = read_param(self, "bias", nn.initializers.zeros, (x.shape[-1],))
         wide = x.astype(jnp.float32)
         wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
         inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return (wide * inverse).astype(x.dtype) * scale[None] + bias[None]
+        y = (wide * inverse).astype(x.dtype) * scale[None]
+        if not self.use_bias:
+            return y
+        return y + read_param(self, "bias", nn.initializers.zeros, (x.shape[-1],))[None]
 
 
 class GatedFFN(nn.Module):

@@ -8,6 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from rag_jax.models.nn.layers import (
+    LayerNorm,
     Linear,
     attend,
     check_adapters,
@@ -64,20 +65,6 @@ class ModernBertConfig:
         return 2.0 * tokens * self.num_layers * layer
 
 
-class ScaleNorm(nn.Module):
-    """Layer norm without a bias, `(x - mean) / std * scale`, with float32 statistics."""
-
-    eps: float
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        wide = x.astype(jnp.float32)
-        wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
-        inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return (wide * inverse).astype(x.dtype) * scale[None]
-
-
 class Layer(nn.Module):
     """Pre-norm layer with a GeGLU: `x + attention(norm(x))`, then `x + ffn(norm(x))`.
 
@@ -92,9 +79,9 @@ class Layer(nn.Module):
         self, x: Float[Array, "N D"], *, angles: Angles, mask: Bool[Array, "B 1 T T"]
     ) -> Float[Array, "N D"]:
         c, rows = self.config, len(mask)
-        y = x if self.is_first else ScaleNorm(c.norm_eps, name="attention_norm")(x)
+        y = x if self.is_first else LayerNorm(c.norm_eps, use_bias=False, name="attention_norm")(x)
         x = x + self._attend(y, angles, mask)
-        y = ScaleNorm(c.norm_eps, name="ffn_norm")(x)
+        y = LayerNorm(c.norm_eps, use_bias=False, name="ffn_norm")(x)
         gate = jax.nn.gelu(Linear(c.ffn_size, name="gate")(y), approximate=False)
         y = gate * Linear(c.ffn_size, name="up")(y)
         return constrain_rows(x + Linear(c.hidden_size, name="down")(y), rows)
@@ -132,9 +119,9 @@ class ModernBert(nn.Module):
     def setup(self):
         c = self.config
         self.embed = nn.Embed(c.vocab_size, c.hidden_size)
-        self.embed_norm = ScaleNorm(c.norm_eps)
+        self.embed_norm = LayerNorm(c.norm_eps, use_bias=False)
         self.layers = [Layer(c, i == 0) for i in range(c.num_layers)]
-        self.final_norm = ScaleNorm(c.norm_eps)
+        self.final_norm = LayerNorm(c.norm_eps, use_bias=False)
 
     @checked
     def __call__(
