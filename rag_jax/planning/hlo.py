@@ -8,7 +8,9 @@ _BITS = {"pred": 8, "bf16": 16}
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"(ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)$")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*S\([1-9]\d*\)[^}]*\})?")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.-]+)|_computations?=\{?(%[^}]*)\}?")
+_CALLED = re.compile(
+    r"\b(?:calls|to_apply|body|condition|\w+_computation)=%?([\w.-]+)|_computations=\{([^}]*)\}"
+)
 
 
 class Array(NamedTuple):

@@ -64,6 +64,36 @@ def test_a_loop_that_data_end_counts_once():
     assert scale_counts(read_module(compiled.as_text()), *counts) == pytest.approx(counts)
 
 
+@pytest.mark.parametrize(
+    "called",
+    [
+        "true_computation=%first, false_computation=%second.1",
+        "branch_computations={%first, %second.1}",
+    ],
+)
+def test_both_forms_of_a_branch_name_its_computations(called):
+    module = read_module(BRANCHES.replace("CALLED", called))
+    assert count_runs(module) == [("main", 1), ("first", 1), ("second.1", 1)]
+
+
+BRANCHES = """
+HloModule jit_step, is_scheduled=true
+
+%first (a: f32[8]) -> f32[8] {
+  ROOT %a = f32[8]{0} parameter(0)
+}
+
+%second.1 (b: f32[8]) -> f32[8] {
+  ROOT %b = f32[8]{0} parameter(0)
+}
+
+ENTRY %main (p: pred[], x: f32[8]) -> f32[8] {
+  %p = pred[] parameter(0)
+  %x = f32[8]{0} parameter(1)
+  ROOT %branch = f32[8]{0} conditional(%p, %x, %x), CALLED, metadata={op_name="jit(step)/cond"}
+}
+"""
+
 # As the TPU compiler writes programs: without the number of turns, and with products as windows.
 TPU = """
 HloModule jit_step, is_scheduled=true
