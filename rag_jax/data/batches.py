@@ -130,7 +130,7 @@ def limit_padding(
     """
     chosen, _, padding = choose(program_tokens)
     while padding > MOST_PADDING and program_tokens:
-        program_tokens //= 2
+        program_tokens = 3 * program_tokens // 4
         more, count, padding = choose(program_tokens)
         if count > MOST_WIDTHS:
             break

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Int, PyTree
 
 from rag_jax.data.batches import BatchPlan
 from rag_jax.data.passages import Passage
@@ -36,15 +36,15 @@ from rag_jax.systems.rag.evaluate import (
 from rag_jax.systems.rag.infer import Engine
 from rag_jax.systems.rag.rankings import Ranking, rank_by_words
 from rag_jax.systems.rag.train import (
+    ExampleReader,
     count_generator_flops,
     list_rows,
-    plan_questions,
+    plan_training,
 )
 from rag_jax.systems.session import Session, make_stage
 from rag_jax.systems.words import build_words
 from rag_jax.training.fit import Batch, fit
 from rag_jax.training.loop import LossFunction
-from rag_jax.training.rows import list_costs, list_sampled
 from rag_jax.training.trainable import Trainable
 
 Reads = Literal["closed_book", "bm25"]
@@ -108,23 +108,16 @@ def run_fixed_training(
     passes = 3 if trainable.frozen["generator"] is None else 2
     plan = BatchPlan([0] * len(rows), batch_size=train.batch_size, seed=seed)
 
-    def read(chosen: Sequence[int]) -> list[Example]:
-        texts = pick_passages(passages, found.rows[chosen])
-        batch = [asked[i] for i in chosen], texts, [rows[i][1] for i in chosen]
-        return make_examples(format, *batch)
+    def read(chosen: Sequence[int], picked: Int[np.ndarray, "N K"]) -> list[Example]:
+        batch = [asked[i] for i in chosen], pick_passages(passages, picked)
+        return make_examples(format, *batch, [rows[i][1] for i in chosen])
 
-    sampled = [read(plan.examples_at(step)) for step in list_sampled(plan)]
-    packing = plan_questions(
-        sampled,
-        generator.model,
-        max_length=format.max_length,
-        answer=max(len(format.encode_answer(answer)) for _, answer in rows),
-        **list_costs(plan, train, generator.config),
-    )
+    reader = ExampleReader(read, lambda step: found.rows[plan.examples_at(step)], plan)
+    packing = plan_training(reader, [answer for _, answer in rows], train, generator, format)
 
     def pack(step: int, chosen: list[int]) -> Batch:
-        del step
-        examples, pack_found = read(chosen), partial(pack_scores, found.scores[chosen])
+        examples = reader.read(step, found.rows[chosen])
+        pack_found = partial(pack_scores, found.scores[chosen])
         flops = count_generator_flops(generator, examples, passes=passes)
         return Batch(packing.pack(examples, pack_found), flops)
 

@@ -83,18 +83,12 @@ def run_training(
         batch = [asked[i] for i in chosen], pick_passages(passages, rows)
         return make_examples(format, *batch, [answers[i] for i in chosen])
 
-    sampled = [read(plan.examples_at(step), lookup.expect(step)) for step in list_sampled(plan)]
-    packing = plan_questions(
-        sampled,
-        generator.model,
-        max_length=format.max_length,
-        answer=max(len(format.encode_answer(answer)) for answer in answers),
-        **list_costs(plan, train, generator.config),
-    )
+    reader = ExampleReader(read, lookup.expect, plan)
+    packing = plan_training(reader, answers, train, generator, format)
 
     def pack(step: int, chosen: list[int]) -> Batch:
         rows, embeddings = lookup.find(step)
-        examples, asking = read(chosen, rows), [queries[i] for i in chosen]
+        examples, asking = reader.read(step, rows), [queries[i] for i in chosen]
 
         def pack_found(slots: list[int]) -> dict[str, np.ndarray]:
             return pack_queries(asking, embeddings, slots, width=lookup.width)
@@ -106,6 +100,39 @@ def run_training(
     options = {"ids": [question.id for question, _ in pairs], "profile_steps": profile_steps}
     losses, files = {"questions": make_loss(joint=joint)}, (context.folder, context.progress)
     fit(plan, pack, losses, trainable, train, *files, hook=lookup, **options)
+
+
+class ExampleReader:
+    """Reads the examples of each step: once those of the first steps, by which shapes are chosen.
+
+    Args:
+        read: from numbers of questions and rows of their passages to examples.
+        expect: rows of the passages that a step would read if nothing were trained before it.
+        plan: which questions make each step's batch.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Sequence[int], Int[np.ndarray, "N K"]], list[Example]],
+        expect: Callable[[int], Int[np.ndarray, "N K"]],
+        plan: BatchPlan,
+    ) -> None:
+        self._read, self.plan = read, plan
+        self._ahead: dict[int, tuple[Int[np.ndarray, "N K"], list[Example]]] = {}
+        for step in list_sampled(plan):
+            rows = expect(step)
+            self._ahead[step] = rows, read(plan.examples_at(step), rows)
+
+    def list_read(self) -> list[list[Example]]:
+        """The examples of the first steps."""
+        return [examples for _, examples in self._ahead.values()]
+
+    def read(self, step: int, rows: Int[np.ndarray, "N K"]) -> list[Example]:
+        """The examples of a step with the passages that it found."""
+        expected, examples = self._ahead.pop(step, (None, []))
+        if expected is not None and np.array_equal(rows, expected):
+            return examples
+        return self._read(self.plan.examples_at(step), rows)
 
 
 def list_rows(
@@ -200,6 +227,23 @@ def plan_questions(
     sizes = [[example.measure(start_ids) for example in batch] for batch in sampled]
     shapes = choose_shapes(sizes, largest=longest.measure(start_ids), **costs)
     return QuestionPacking(shapes, start_ids, round_up(answer, 8))
+
+
+def plan_training(
+    reader: ExampleReader,
+    answers: Sequence[str],
+    train: JointTrainConfig,
+    generator: Pretrained,
+    format: Format,
+) -> QuestionPacking:
+    """How the questions of a training share sequences, by the steps that were read ahead."""
+    return plan_questions(
+        reader.list_read(),
+        generator.model,
+        max_length=format.max_length,
+        answer=max(len(format.encode_answer(answer)) for answer in answers),
+        **list_costs(reader.plan, train, generator.config),
+    )
 
 
 def count_generator_flops(

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rag_jax.data.batches import BatchPlan
 from rag_jax.models import load
 from rag_jax.retrieval.texts import tokenize_texts
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems.rag.data import (
+    Example,
     list_slots,
     make_examples,
     make_format,
@@ -18,6 +20,7 @@ from rag_jax.systems.rag.data import (
     pack_queries,
     pack_scores,
 )
+from rag_jax.systems.rag.train import ExampleReader
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 BART, LLAMA, BERT = (load(GOLDEN / name) for name in ("bart", "llama_tied", "bert"))
@@ -157,3 +160,24 @@ def test_queries():
     assert arrays["query"].shape == arrays["query_mask"].shape == (4, 16)
     assert arrays["query_mask"].sum(axis=1).tolist() == [len(rows[0]), 12, 1, 1]
     assert arrays["passages"].shape == (4, 3, 5) and arrays["passages"].sum() == 30
+
+
+def test_the_examples_of_the_first_steps_are_read_once():
+    plan, read = BatchPlan([0] * 70, batch_size=2, seed=0), []
+
+    def make(chosen, rows):
+        read.append((tuple(chosen), rows.tolist()))
+        return [Example([[i, row]], []) for i, (row,) in zip(chosen, rows.tolist(), strict=True)]
+
+    reader = ExampleReader(make, lambda step: np.full((2, 1), step), plan)
+    first = len(reader.list_read())
+    assert first == len(read) == 32
+    found = [reader.read(step, np.full((2, 1), step)) for step in range(35)]
+    assert len(read) == 35  # those after the first ones
+    assert [example.inputs[0][1] for examples in found for example in examples] == [
+        step for step in range(35) for _ in range(2)
+    ]
+    # A step that found other passages than expected reads these.
+    reader = ExampleReader(make, lambda step: np.full((2, 1), step), plan)
+    (a, b) = reader.read(1, np.asarray([[7], [1]]))
+    assert (a.inputs[0][1], b.inputs[0][1]) == (7, 1)
