@@ -77,7 +77,7 @@ setup(
         # accelerate for GGUF in transformers, lancedb for the documentation
         "parity": [*TEST, TORCH, SENTENCES, "accelerate", "peft", "lancedb", TPU],
         # TRL's trainer is the other side of preference optimisation; it changes between versions.
-        # ONNX Runtime and OpenVINO are the other sides of encoding, with graphs that PyTorch writes.
+        # ONNX Runtime and OpenVINO are the other sides of encoding, with PyTorch's own graphs.
         "bench": [
             *[TORCH, FACTS, "accelerate", "peft", "faiss-cpu", "trl>=1.16,<1.17"],
             *[SENTENCES, "onnx", "onnxscript", "onnxruntime", "openvino"],

@@ -65,7 +65,9 @@ def main() -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     torch.set_num_threads(os.cpu_count())
     with open(arguments.file, encoding="utf-8") as lines:
-        records = [json.loads(line) for line, _ in zip(lines, range(arguments.passages))]
+        records = [
+            json.loads(line) for line, _ in zip(lines, range(arguments.passages), strict=False)
+        ]
     texts = [f"{record['title']} {record['text']}" for record in records]
     cases = {arguments.encoder: partial(compare, arguments.encoder, texts)}
     bench.run_cases(arguments, cases, PACKAGES, passages=len(texts))
