@@ -53,6 +53,7 @@ PRESETS = {
             warmup_fraction=1237 / 18_400,
             microbatch_tokens=16_384,
             scale=1.0,
+            scan_layers=True,
         ),
     ),
 }

@@ -25,6 +25,7 @@ their commands.
 import ml_collections
 
 from rag_jax.config import (
+    ContrastiveConfig,
     MeshConfig,
     ReaderConfig,
     TrainConfig,
@@ -33,6 +34,7 @@ from rag_jax.config import (
     to_config_dict,
 )
 from rag_jax.systems.self_retrieval.config import (
+    DenseConfig,
     ExamplesConfig,
     SearchConfig,
     SelfRetrievalConfig,
@@ -63,6 +65,7 @@ def _follow_paper(name: str) -> SelfRetrievalConfig:
         indexing=train,
         train=train,
         search=SearchConfig(titles=5, passages=10, batch_size=64),
+        dense=DenseConfig(train=ContrastiveConfig(batch_size=16, scan_layers=True)),
     )
 
 

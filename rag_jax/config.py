@@ -302,6 +302,8 @@ class ContrastiveConfig(TrainConfig):
             `TrainConfig`, the loss still spans the whole batch.
         negatives: number of mined negatives per question.
         scale: factor on the scores in the softmax: 20 is usual for cosines, 1 for dot products.
+        scan_layers: whether to loop over the stacked weights of BERT's layers, so that one is
+            compiled for each width: for TPUs, where a list of them compiles for very long.
     """
 
     batch_size: Count = 32
@@ -310,3 +312,4 @@ class ContrastiveConfig(TrainConfig):
     microbatch_tokens: Count = 2048
     negatives: CountOrZero = 1
     scale: Positive = 20.0
+    scan_layers: bool = False

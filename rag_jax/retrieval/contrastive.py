@@ -23,6 +23,8 @@ from rag_jax.data.questions import Question
 from rag_jax.losses import in_batch_contrastive
 from rag_jax.models import Pretrained
 from rag_jax.models.io.architectures import get_rules
+from rag_jax.models.nn.bert import Bert
+from rag_jax.models.nn.layers import stack_layers
 from rag_jax.retrieval.chunks import (
     Sample,
     choose_chunk,
@@ -33,6 +35,7 @@ from rag_jax.retrieval.chunks import (
 )
 from rag_jax.retrieval.encode import pad_texts
 from rag_jax.retrieval.texts import list_texts, tokenize_for_training
+from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.platforms import count_program_tokens
 from rag_jax.runtime.progress import Progress
 from rag_jax.training.fit import Batch, Hook, fit
@@ -120,8 +123,14 @@ def make_loss(
     DPR's loss (Karpukhin et al. 2020, eq. 2) over the whole batch, on a mesh too. `params` is a
     tree like `Encoders.params`, nothing is frozen, and `arrays` are from `PairBatches.pack`, as
     `widths` are from `PairBatches.widths`.
+
+    Raises:
+        RagJaxError: the encoders cannot loop over their layers, as the settings want.
     """
     models = {side: getattr(encoders, side).model for side in _SIDES}
+    if settings.scan_layers and not all(isinstance(model, Bert) for model in models.values()):
+        kind = type(models["passage"]).__name__
+        raise RagJaxError(f"config.train.scan_layers=True: not for a {kind}: set it to False")
 
     def loss(params, frozen, arrays):
         del frozen
@@ -129,7 +138,10 @@ def make_loss(
         def read(side: str) -> Float[Array, "B E"]:
             tokens, lengths = arrays[side], arrays[f"{side}_lengths"]
             rows = choose_chunk(*tokens.shape, budget=settings.microbatch_tokens)
-            inputs = models[side], _pick_side(params, side), tokens, lengths
+            own = _pick_side(params, side)
+            if settings.scan_layers:
+                own = stack_layers(own)  # once a step: a chunk would stack them again
+            inputs = models[side], own, tokens, lengths
             return embed_in_chunks(*inputs, rows=rows, widths=widths[side])
 
         values = in_batch_contrastive(

@@ -116,16 +116,16 @@ def read_padded(batches, step, params, encoders):
     ).mean()
 
 
-# Chunks of one row or of several; batches that are full or not.
+# Chunks of one row or of several; batches that are full or not; layers listed or in a loop.
 @pytest.mark.parametrize(
-    ("kind", "budget", "step"),
-    [("shared", 16, 0), ("shared", 32, 2), ("two", 32, 1)],
+    ("kind", "budget", "step", "scans"),
+    [("shared", 16, 0, False), ("shared", 32, 2, True), ("two", 32, 1, False)],
 )
-def test_chunks_give_the_gradient_of_the_padded_batch(kind, budget, step, bert, two):
+def test_chunks_give_the_gradient_of_the_padded_batch(kind, budget, step, scans, bert, two):
     encoders = Encoders(bert, bert, shared=True) if kind == "shared" else two
     if kind == "two":  # embeddings of one size
         encoders = replace(two, passage=replace(two.question))
-    settings = replace(SETTINGS, microbatch_tokens=budget, program_tokens=0)
+    settings = replace(SETTINGS, microbatch_tokens=budget, program_tokens=0, scan_layers=scans)
     batches, params = make_batches(settings), encoders.params()
     arrays, _ = batch_at(batches, step)
     wanted, wanted_gradient = jax.jit(

@@ -13,6 +13,7 @@ from rag_jax.models.nn.layers import (
     check_adapters,
     check_vocabulary,
     run_layer,
+    run_stacked,
 )
 from rag_jax.models.nn.pooling import MEAN, Pooling
 from rag_jax.models.nn.post_norm import EncoderLayer
@@ -84,6 +85,9 @@ class Embeddings(nn.Module):
 class Bert(nn.Module):
     """BERT encoder; `apply({"params": params}, tokens, mask)` gives hidden states `[B, T, D]`.
 
+    The parameters of the layers are `layers_0`, `layers_1`, ..., or stacked in one tree `layers`
+    (`layers.stack_layers`), over which the encoder loops.
+
     Attributes:
         pooling: how `retrieval.encode.embed` makes an embedding of the states; None, where no file
             says so, for their mean scaled to length 1. DPR's encoders have their own way.
@@ -146,9 +150,12 @@ class Bert(nn.Module):
         if self.config.position_buckets:
             buckets = find_buckets(width, self.config.position_buckets)
             bias = jnp.transpose(self.near(buckets), (2, 0, 1))[None]  # [1, H, T, T]
-        for layer in self.layers:
-            x = constrain_rows(x, rows)
-            x = run_layer(layer, x, attention_mask=token_mask[:, None], bias=bias)
+        x, given = constrain_rows(x, rows), {"attention_mask": token_mask[:, None], "bias": bias}
+        if (stacked := self.variables.get("params", {}).get("layers")) is not None:
+            x = run_stacked(self.layers[0], stacked, x, lambda x: constrain_rows(x, rows), **given)
+        else:
+            for layer in self.layers:
+                x = constrain_rows(run_layer(layer, x, **given), rows)
         if self.is_initializing():
             self.project(x)  # `init` must create the projection's parameters too
         return x.reshape(rows, width, self.config.hidden_size)

@@ -86,6 +86,38 @@ def scan_layers(
     return jax.lax.scan(step, x, (stacked, jnp.asarray(kinds)))[0]
 
 
+def stack_layers(params: Mapping[str, PyTree]) -> dict[str, PyTree]:
+    """A model's parameters with those of its layers stacked: `layers` for `layers_0`, ...
+
+    Raises:
+        ValueError: there are no such layers.
+    """
+    names = [f"layers_{i}" for i in range(sum(name.startswith("layers_") for name in params))]
+    if not names or not {*names} <= {*params}:
+        raise ValueError("params: have no layers layers_0, layers_1, ... to stack")
+    others = {name: tree for name, tree in params.items() if name not in names}
+    layers = [params[name] for name in names]
+    return others | {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
+
+
+def run_stacked(
+    layer: nn.Module, stacked: PyTree, x: PyTree, keep: Callable[[PyTree], PyTree], **given: PyTree
+) -> PyTree:
+    """Runs layers that are alike as one loop over their stacked parameters.
+
+    Args:
+        layer: any of them.
+        keep: constrains what goes from a layer to the next one.
+        given: further inputs, the same for every layer.
+    """
+    unbound = layer.clone(parent=None, name=None)
+
+    def step(x: PyTree, params: PyTree) -> tuple[PyTree, None]:
+        return keep(_apply_layer(unbound, params, (x,), given)), None
+
+    return jax.lax.scan(step, x, stacked)[0]
+
+
 def _unbind(layer: nn.Module) -> tuple[nn.Module, PyTree]:
     """A submodule without its place in a model, and its parameters."""
     # A `lora.AdaptedKernel` holds its path, which would make every layer's tree another one.
