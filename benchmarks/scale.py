@@ -3,15 +3,13 @@
     python benchmarks/scale.py [--passages=21000000] [--questions=50000] [--share=0.4]
 
 Nothing is run. Bytes and seconds an item are those of `benchmarks/results` (`items_cpu.json` is by
-`items.py`), operations those that the models' `count_flops` counts at the lengths measured there,
-and seconds a batch of SR-RAG those that `launch/plan.py` says no run can stay below. Hours are of
-`--share` of a chip's peak, which is to be measured on the chip: nothing here has run on one.
+`items.py`), and operations those that the models' `count_flops` counts at the lengths measured
+there. Hours are of `--share` of a chip's peak, which is to be measured on the chip: nothing here
+has run on one.
 """
 
 import argparse
 import json
-import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -38,24 +36,6 @@ LLAMA_3 = replace(LLAMA_2, vocab_size=128_256, ffn_size=14_336, num_kv_heads=8)
 STEPS = 12  # of a trie search, as in `trie_cpu.json`
 
 
-def read_plan() -> dict[str, float]:
-    """Least seconds of a batch of 256 or of a microbatch, as Llama-2-7B is planned for v5e:8x8."""
-    lines = (RESULTS / "plans" / "llama2-7b-v5e-8x8.txt").read_text("utf-8").splitlines()[4:]
-    cells = [re.split(r" {2,}", line) for line in lines]
-    seconds = {row[0]: float(row[-2].removesuffix(" ms")) / 1000 for row in cells}
-    update = 2 * seconds["add gradients"] + seconds["optimiser step"]
-    searched = seconds["stage 1, gradients of searched rows"]
-    return {
-        "write documents": seconds["write documents"],
-        "score contexts": seconds["score contexts"],
-        "a step of stage 1": searched + seconds["stage 1, gradients of verbalised rows"] + update,
-        "score pairs under the reference": seconds["score pairs under the reference"],
-        "a step of stage 2": searched + seconds["stage 2, gradients of pairs"] + update,
-        "route and verbalise": seconds["route"] + seconds["verbalise"],
-        "read and answer": seconds["read for answers"] + seconds["answer"],
-    }
-
-
 def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -80,7 +60,6 @@ def list_tables(
             list_work(items, size, asked, share),
         ),
         ("on a CPU core, seconds an item, items, hours", list_cpu(items, size, asked)),
-        ("planned for v5e:8x8, s a batch, batches, hours", list_planned(asked)),
     ):
         yield head.split(", "), rows
 
@@ -169,24 +148,6 @@ def list_cpu(items: dict[str, Any], size: int, asked: int) -> Iterable[list[str]
         ("PRAG: read three", 3 * adapters["load_cpu_seconds"], asked),
     ):
         yield [what, f"{each:.2g}", f"{count:,}", f"{each * count / 3600:,.2g}"]
-
-
-def list_planned(asked: int) -> Iterable[list[str]]:
-    """SR-RAG with Llama-2-7B: five documents, eleven scores, two stages and the passes."""
-    plan = read_plan()
-    for what, program, count, batch in (
-        ("documents", "write documents", 5 * asked + 2048, 256),
-        ("labels", "score contexts", 11 * asked, 256),
-        ("stage 1", "a step of stage 1", asked, 64),
-        ("reference", "score pairs under the reference", asked, 64),
-        ("stage 2", "a step of stage 2", asked, 64),
-        ("datastore", "route and verbalise", asked, 256),
-        ("evaluation", "route and verbalise", asked, 256),
-        ("evaluation", "read and answer", asked, 256),
-    ):
-        batches = math.ceil(count / batch)
-        hours = plan[program] * batches / 3600
-        yield [f"{what}: {program}", f"{plan[program]:.3g}", f"{batches:,}", f"{hours:.2g}"]
 
 
 def count_adapter() -> int:

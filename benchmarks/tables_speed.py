@@ -1,5 +1,6 @@
 """The tables of speed, faults and plans, from `results`; see `tables.py`."""
 
+import itertools
 import json
 import re
 import statistics
@@ -116,19 +117,54 @@ def list_faults() -> Rows:
     return rows
 
 
+def _read_table(text: str) -> list[dict[str, str]]:
+    """The lines of a table that `launch/plan.py` printed, by its headings.
+
+    All columns but the first end with their headings; a cell may be empty.
+    """
+    head, _, *lines = text.splitlines()
+    names = [(match[0], match.end()) for match in re.finditer(r"\S+(?: \S+)*", head)]
+    records = []
+    for line in lines:
+        first = re.split(r" {2,}", line)[0]
+        ends = [len(first), *(end for _, end in names[1:])]
+        cells = [line[start:end].strip() for start, end in itertools.pairwise(ends)]
+        records.append(dict(zip((name for name, _ in names), [first, *cells], strict=True)))
+    return records
+
+
+def _needs(record: dict[str, str]) -> float:
+    """GiB of a device that a program takes."""
+    parts = ("arguments GiB", "temporary GiB", "resident GiB")
+    return sum(float(record[part]) for part in parts)
+
+
 def list_plan() -> Rows:
     """The planned programs of SR-RAG with Llama-2-7B on a v5e 8x8."""
-    text = (RESULTS / "plans" / "llama2-7b-v5e-8x8.txt").read_text("utf-8")
-    head, _, *lines = text.split("\n\n", 1)[1].splitlines()
-    records = [
-        dict(zip(re.split(r" {2,}", head), re.split(r" {2,}", line), strict=True)) for line in lines
-    ]
-    rows = [["program", "GiB a device", "TFLOP", "GB moved", "GB sent", "at least", "set by"]]
-    for record in records:
-        parts = ("arguments GiB", "temporary GiB", "resident GiB")
-        needed = sum(float(record[part]) for part in parts)
+    _, programs, *_ = read_plan("srrag-llama2-7b-v5e-8x8").split("\n\n")
+    rows = [["program", "GiB a device", "TFLOP", "GB moved", "GB sent", "runs", "at least"]]
+    rows[0] += ["set by"]
+    for record in _read_table(programs):
         rest = (record[name] for name in rows[0][2:])
-        rows.append([record["program"], f"{needed:.2f}", *rest])
+        rows.append([record["program"], f"{_needs(record):.2f}", *rest])
+    return rows
+
+
+def read_plan(name: str) -> str:
+    """What `launch/plan.py` printed of a preset, every program compiled."""
+    return (RESULTS / "plans" / f"{name}.txt").read_text("utf-8")
+
+
+def list_stage_plans() -> Rows:
+    """The stages of every preset that was compiled whole."""
+    rows = [["preset", "slice, data by model", "stage", "programs", "useful", "steps"]]
+    rows[0] += ["hours at least", "GiB a device", "compiling"]
+    for file in sorted((RESULTS / "plans").glob("*.txt")):
+        head, _, stages, *_ = read_plan(file.stem).split("\n\n")
+        preset, chip, size = re.fullmatch(r"(.+)-(v\w+)-(\w+)", file.stem).groups()
+        data, model = re.search(r"mesh (\d+) data by (\d+) model", head).groups()
+        for record in _read_table(stages):
+            rows.append([preset, f"{chip}:{size}, {data} by {model}", *record.values()])
     return rows
 
 
@@ -209,11 +245,11 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "speed_index": list_index_speed,
     "faults": list_faults,
     "plan": list_plan,
+    "plan_stages": list_stage_plans,
     "plan_steps": list_step_plans,
     "plan_int8": list_int8_plans,
     "batches": list_batches,
     "scale_kept": lambda: list_scale(0),
     "scale_computed": lambda: list_scale(1),
     "scale_host": lambda: list_scale(2),
-    "scale_planned": lambda: list_scale(3),
 }
