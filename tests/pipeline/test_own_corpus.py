@@ -92,7 +92,7 @@ def test_a_file_of_passages(tmp_path):
 
 def test_a_folder_of_documents(tmp_path):
     (tmp_path / "a.md").write_text("# T\nText. More of it.\n")
-    passages, embeddings = read_corpus(tmp_path, Encoder(), words=3, **MADE_BY)
+    passages, embeddings = read_corpus(tmp_path, Encoder(), words=4, **MADE_BY)
     assert passages == [Passage("a.md#2", "T", "Text."), Passage("a.md#2.2", "T", "More of it.")]
     assert embeddings.shape == (2, 2)
 

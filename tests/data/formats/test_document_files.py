@@ -155,32 +155,49 @@ def test_what_cannot_be_read_is_named(tmp_path, monkeypatch, name, write, proble
 
 
 texts = st.text(st.sampled_from("ab .!?\n北京。ก"), max_size=120)
+headings = st.sampled_from([(), ("H",), ("H", "I"), ("H", "I J"), ("K",)])
 
 
-@given(
-    st.lists(st.tuples(st.sampled_from([(), ("h",), ("h", "i")]), texts), max_size=6),
-    st.integers(1, 9),
-)
+@given(st.lists(st.tuples(headings, texts), max_size=8), st.integers(1, 9))
 def test_passages_keep_all_words_and_stay_short(paragraphs, words):
     document = Document("t", tuple(Paragraph(n, *own) for n, own in enumerate(paragraphs)))
     passages = list(cut_document(document, "f.txt", words))
-    squeeze = lambda text: "".join(text.split())  # noqa: E731
-    assert "".join(squeeze(p.text) for p in passages) == "".join(squeeze(t) for _, t in paragraphs)
+
+    def squeeze(texts):
+        return "".join(c for text in texts for c in text if not c.isspace() and c not in "HIJK:")
+
+    assert squeeze(p.text for p in passages) == squeeze(text for _, text in paragraphs)
     assert all(count_words(p.text) <= words for p in passages)
     assert len({p.id for p in passages}) == len(passages)
 
 
+def cut(words, *paragraphs, name="docs/a.md", title="Guide"):
+    document = Document(title, tuple(Paragraph(*own) for own in paragraphs))
+    return [(p.id, p.title, p.text) for p in cut_document(document, name, words)]
+
+
 def test_ids_and_titles_say_where():
-    own = Paragraph(3, ("Guide", "Setup"), "One two. Three four. Five.")
-    other = Paragraph(9, ("Guide", "Use"), "Six.")
-    passages = list(cut_document(Document("Guide", (own, other)), "docs/a.md", 4))
-    assert [(p.id, p.title, p.text) for p in passages] == [
+    own, other = ("Guide", "Setup"), ("Guide", "Use")
+    assert cut(6, (3, own, "One two. Three four. Five six. Seven."), (9, other, "Eight nine.")) == [
         ("docs/a.md#3", "Guide: Setup", "One two. Three four."),
-        ("docs/a.md#3.2", "Guide: Setup", "Five."),
-        ("docs/a.md#9", "Guide: Use", "Six."),
+        ("docs/a.md#3.2", "Guide: Setup", "Five six. Seven."),
+        ("docs/a.md#9", "Guide: Use", "Eight nine."),
     ]
-    untitled = cut_document(Document("", (Paragraph(1, (), "Words."),)), "b/notes.txt", 4)
-    assert next(untitled).title == "notes"
+    assert cut(4, (1, (), "Words."), name="b/notes.txt", title="")[0][1] == "notes"
+
+
+def test_short_sections_share_a_passage_and_keep_their_headings():
+    sections = [
+        (3, ("Chad", "People", "Age"), "Median 17 years."),
+        (5, ("Chad", "People", "Urban"), "A quarter."),
+        (7, ("Chad", "Land"), "Deserts in the north and savanna in the south of it."),
+        (9, ("Chad", "Trade"), "Oil."),
+    ]
+    assert cut(16, *sections, title="Chad") == [
+        ("docs/a.md#3", "Chad: People", "Age: Median 17 years. Urban: A quarter."),
+        ("docs/a.md#7", "Chad: Land", sections[2][2]),
+        ("docs/a.md#9", "Chad: Trade", "Oil."),
+    ]
 
 
 def test_a_folder_of_documents_is_a_corpus(tmp_path, caplog):
