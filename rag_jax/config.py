@@ -145,6 +145,7 @@ class DataConfig:
         longtail: whether to keep only the dev and test questions in PopQA's long tail.
         bad_lines: maximum number of malformed lines that are skipped, each with a warning. One more
             ends the run.
+        passage_words: the most words of a passage that is cut from a document.
     """
 
     path: str | None = None
@@ -174,6 +175,7 @@ class DataConfig:
     seed: CountOrZero = 0
     longtail: bool = False
     bad_lines: CountOrZero = 0
+    passage_words: Count = 100
 
     def __post_init__(self) -> None:
         """Expands home folders in `path`; raises a RagJaxError if there is none."""

@@ -1,7 +1,7 @@
 """Answers questions from a finished work folder, and shows what each answer rests on.
 
     python launch/ask.py --config=configs/srrag.py[:preset] [--config.field=value ...]
-        [--workdir=DIR] [--corpus=FILE] ["QUESTION"]
+        [--workdir=DIR] [--corpus=PATH] ["QUESTION"]
 
 The config and its changes are those that launch/train.py made the work folder with. Nothing is
 trained, and nothing is written into the folder. Settings that training does not depend on can be
@@ -10,8 +10,9 @@ a question there is a prompt, which an empty line ends, or each line of standard
 and blank lines are skipped. A question that begins with a dash is written after --.
 
 --corpus searches your own passages in place of the run's: a file of JSON lines with `id`, `text`
-and optionally `title`, or of passages in BEIR's, DPR's, FlashRAG's or KILT's format, or the work
-folder of launch/build_index.py. A file is embedded at the first start, and its embeddings are kept
+and optionally `title`, or of passages in BEIR's, DPR's, FlashRAG's or KILT's format; a document
+(.txt, .md, .html, .pdf or .docx, with the extra `documents`) or a folder of such; or the work
+folder of launch/build_index.py. Passages are embedded at the first start, and their embeddings kept
 in the user's cache.
 """
 
@@ -36,7 +37,7 @@ _OBJECTS = 50_000
 
 OPTIONS = {
     "workdir": "the work folder",
-    "corpus": "your own passages: a file, or the work folder of build_index",
+    "corpus": "your own passages: a file, a folder of documents, or that of build_index",
 }
 
 

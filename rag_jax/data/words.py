@@ -47,6 +47,12 @@ def take_words(text: str, count: int) -> str:
     return "".join(_split(text)[:count]).strip()
 
 
+def cut_words(text: str, count: int) -> list[str]:
+    """The parts of a text of `count` words each, the last one of the rest, with single spaces."""
+    words = _split(text)
+    return ["".join(words[i : i + count]).strip() for i in range(0, len(words), count)]
+
+
 def _split(text: str) -> list[str]:
     """The words of a text, each with the space before it and the punctuation after it."""
     if not has_unspaced(text):

@@ -28,21 +28,22 @@ Encode = Callable[..., Float[np.ndarray, "N E"]]
 
 
 def read_corpus(
-    path: Path, encode: Encode, *, encoder: str, max_length: int
+    path: Path, encode: Encode, *, encoder: str, max_length: int, words: int
 ) -> tuple[Sequence[Passage], Float[np.ndarray, "N E"]]:
-    """The passages of a file and their embeddings, or those of a folder of `build_index`.
+    """The passages of a file or of documents, and their embeddings, or those of an index's folder.
 
     Args:
         encode: takes texts and a `progress`, as `encode_texts` does.
         encoder: fingerprint of the encoder.
         max_length: number of tokens that are read of a passage.
+        words: the most words of a passage of a document.
 
     Raises:
         RagJaxError: the file or the index cannot be read, or another encoder made the index.
     """
-    if path.is_dir():
+    if (path / "stages").is_dir():
         return _open_index(path, encoder)
-    passages = read_passages([path])
+    passages = read_passages([path], words=words)
     kept = {"name": str(path), "encoder": encoder, "max_length": max_length}
     return passages, embed_texts(list_texts(passages), encode, **kept)
 
@@ -112,8 +113,7 @@ def _open_index(folder: Path, encoder: str) -> tuple[Sequence[Passage], Float[np
     stages = folder / "stages"
     if not (stages / "index" / "index").is_dir():
         raise RagJaxError(
-            f"--corpus={folder}: is neither a file of passages nor a work folder that "
-            "launch/build_index.py has finished"
+            f"--corpus={folder}: is a work folder, but none that launch/build_index.py has finished"
         )
     passages = PassageFile(stages / "passages" / "passages.jsonl")
     index = Index.load(stages / "index" / "index", encoder=encoder)

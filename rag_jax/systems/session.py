@@ -217,6 +217,7 @@ class Session:
         """Passages in place of the run's and their embeddings; see `own_corpus.read_corpus`."""
         limit = self.encoding.max_length
         made_by = {"encoder": encoder.fingerprint, "max_length": limit}
+        made_by["words"] = self.config.data.passage_words
         return read_corpus(path, partial(self.encode, encoder, role="document"), **made_by)
 
     # Passages and questions.

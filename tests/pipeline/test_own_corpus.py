@@ -72,22 +72,29 @@ def test_the_index_of_build_index_is_read_and_not_embedded(tmp_path):
     embeddings = encode(passages, lambda done, total: None)
     (folder / "stages" / "passages").mkdir(parents=True)
     write_passages(folder / "stages" / "passages" / "passages.jsonl", passages)
-    with pytest.raises(RagJaxError, match="--corpus=.*built: is neither a file of passages nor a"):
-        read_corpus(folder, encode, **MADE_BY)
+    with pytest.raises(RagJaxError, match="--corpus=.*built: is a work folder, but none"):
+        read_corpus(folder, encode, words=9, **MADE_BY)
     index = Index.build(embeddings, backend="exact", encoder="abc", ids=list("abc"))
     index.save(folder / "stages" / "index" / "index")
-    found, rows = read_corpus(folder, encode, **MADE_BY)
+    found, rows = read_corpus(folder, encode, words=9, **MADE_BY)
     assert list(found) == passages and encode.calls == 1
     np.testing.assert_array_equal(rows, index.embeddings)
     with pytest.raises(RagJaxError, match="encoder"):
-        read_corpus(folder, encode, **(MADE_BY | {"encoder": "other"}))
+        read_corpus(folder, encode, words=9, **(MADE_BY | {"encoder": "other"}))
 
 
 def test_a_file_of_passages(tmp_path):
     path = tmp_path / "own.jsonl"
     path.write_text(json.dumps({"id": "a", "title": "T", "text": "Text."}) + "\n")
-    passages, embeddings = read_corpus(path, Encoder(), **MADE_BY)
+    passages, embeddings = read_corpus(path, Encoder(), words=9, **MADE_BY)
     assert passages == [Passage("a", "T", "Text.")] and embeddings.shape == (1, 2)
+
+
+def test_a_folder_of_documents(tmp_path):
+    (tmp_path / "a.md").write_text("# T\nText. More of it.\n")
+    passages, embeddings = read_corpus(tmp_path, Encoder(), words=4, **MADE_BY)
+    assert passages == [Passage("a.md#2", "T", "Text."), Passage("a.md#2.2", "T", "More of it.")]
+    assert embeddings.shape == (2, 2)
 
 
 def test_what_the_tokenizer_counts_is_kept_by_content(cache, capsys):

@@ -6,12 +6,14 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rag_jax.data.formats import beir, dpr, tfds
 from rag_jax.data.formats.corpus import Corpus, GatheredCorpus, find_negatives
 from rag_jax.data.formats.detect import DOCUMENTS, PASSAGES, RECORDS, sort_files
+from rag_jax.data.formats.documents import list_documents, stream_documents
 from rag_jax.data.formats.fields import Item
 from rag_jax.data.formats.files import SUFFIXES, find_stem, find_suffix, looks_like_data
 from rag_jax.data.formats.ledger import Ledger
@@ -23,6 +25,8 @@ from rag_jax.data.formats.tables import is_table, read_rows
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection, Keep, Question
 from rag_jax.runtime.errors import RagJaxError
+
+PLAIN = "jsonl"  # the format of questions without passages of their own
 
 _logger = logging.getLogger(__name__)
 
@@ -52,24 +56,54 @@ def list_files(folder: Path) -> list[Path]:
     return [path for path in visible if path.is_file()]
 
 
-def read_folder(folder: Path, format: str, bad: BadLines, keep: Keep) -> Collection:
+def find_documents(folder: Path, files: Sequence[Path], format: str) -> list[Path]:
+    """The documents of a folder if they are its corpus, else none.
+
+    They are if no data file holds passages and the questions are plain ones, which come without.
+
+    Args:
+        files: the data files of the folder, by `list_files`.
+        format: of the questions, or "auto".
+
+    Raises:
+        RagJaxError: as `sort_files`.
+    """
+    stems = [find_stem(path).lower() for path in files]
+    if format not in ("auto", PLAIN) or "queries" in stems or tfds.list_datasets(folder):
+        return []
+    found = list_documents(folder)
+    if not found:
+        return []
+    direct = [path for path in files if path.parent == folder]
+    passage_files, question_files, _ = sort_files(folder, direct, format)
+    return found if not passage_files and {*question_files.values()} == {PLAIN} else []
+
+
+def read_folder(folder: Path, format: str, bad: BadLines, keep: Keep, *, words: int) -> Collection:
     """Reads the passages and questions of a folder; `format` "auto" detects the questions' format.
 
     There may be no passages. What was read of each file is logged, and a warning or an error names
     a file that is not read.
 
+    Args:
+        words: the most words of a passage of a document.
+
     Raises:
         RagJaxError: if data is missing or violates the format, naming the file and the line.
     """
     files, ledger = list_files(folder), Ledger()
-    _check_other_files(folder, files, ledger)
+    documents = find_documents(folder, files, format)
+    _check_other_files(folder, [*files, *documents], ledger)
     stems = [find_stem(path).lower() for path in files if path.parent == folder]
     if format == "beir" or (format == "auto" and "queries" in stems):
         collection = _read_beir(folder, files, bad, keep, ledger)
     elif format == "tfds" or (format == "auto" and tfds.list_datasets(folder)):
         collection = _read_prepared(folder, files, bad, keep, ledger)
     else:
-        collection = _read_files(folder, files, format, bad, keep, ledger)
+        stream = partial(stream_documents, folder, documents, words=words)
+        collection = _read_files(
+            folder, files, format, bad, keep, ledger, stream if documents else None
+        )
     ledger.close()
     return collection
 
@@ -96,7 +130,9 @@ def _check_other_files(folder: Path, files: Sequence[Path], ledger: Ledger) -> N
                     f"{path}: looks like data, but has no suffix of {', '.join(SUFFIXES)}, plain "
                     "or with .gz, .bz2, .xz or .zst: convert or unpack the file, or move it away"
                 )
-        elif path.name != "qrels" and not any(d.is_relative_to(path) for d in datasets):
+        elif path.name != "qrels" and not any(
+            read.is_relative_to(path) for read in (*datasets, *files)
+        ):
             ledger.leave_out(path, "is a folder: move its files up, if they are data")
 
 
@@ -107,8 +143,13 @@ def _read_files(
     bad: BadLines,
     keep: Keep,
     ledger: Ledger,
+    stream: Callable[..., Iterator[Passage]] | None,
 ) -> Collection:
-    """Reads a folder in which every file holds passages or questions."""
+    """Reads a folder in which every file holds passages or questions.
+
+    Args:
+        stream: gives the passages of the documents, if they are the corpus.
+    """
     for path in (path for path in files if path.parent != folder):
         ledger.leave_out(path, "judgements need a file queries.jsonl")
     direct = [path for path in files if path.parent == folder]
@@ -117,7 +158,11 @@ def _read_files(
         ledger.leave_out(path, reason)
     check_splits(question_files)
     ids: set[str] = set()
-    corpus = Corpus(keep(_stream_corpus(passage_files, ids, bad, ledger)), ids)
+    if stream is None:
+        passages = _stream_corpus(passage_files, ids, bad, ledger)
+    else:
+        passages = stream(bad=bad, seen=ids, ledger=ledger)
+    corpus = Corpus(keep(passages), ids)
     items = (
         item
         for path, name in question_files.items()

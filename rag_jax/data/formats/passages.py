@@ -4,7 +4,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rag_jax.config import DataConfig
 from rag_jax.data.formats import fever, flashrag, jsonl, kilt
+from rag_jax.data.formats.document_files import is_document
+from rag_jax.data.formats.documents import list_documents, stream_documents
+from rag_jax.data.formats.ledger import Ledger
 from rag_jax.data.formats.lines import BadLineError, BadLines, Place
 from rag_jax.data.formats.records import read_records
 from rag_jax.data.passages import Passage
@@ -12,9 +16,13 @@ from rag_jax.runtime.errors import RagJaxError
 
 
 def stream_passages(
-    files: Sequence[str | Path], bad: BadLines, seen: set[str] | None = None
+    files: Sequence[str | Path],
+    bad: BadLines,
+    seen: set[str] | None = None,
+    *,
+    words: int = DataConfig.passage_words,
 ) -> Iterator[Passage]:
-    """Yields the passages of files.
+    """Yields the passages of files, and of folders of documents.
 
     A file contains records as in `read_records`, plain or compressed. A record has `id` (or
     `_id`), `text` and optionally `title`, as in the files of BEIR and DPR, or the fields of
@@ -25,6 +33,7 @@ def stream_passages(
         bad: counter of bad lines. A line is bad without an id, without text and title, or with the
             id of an earlier passage.
         seen: set that collects the ids; None creates a new set.
+        words: the most words of a passage of a document; see `stream_documents`.
 
     Raises:
         RagJaxError: if a file cannot be read or has no passages, or there are too many bad lines.
@@ -32,9 +41,20 @@ def stream_passages(
     seen = set() if seen is None else seen
     for path in map(Path, files):
         count = len(seen)
-        yield from parse_records(read_records(path, bad), seen, bad)
+        if path.is_dir() or is_document(path):
+            yield from _stream_documents(path, bad, seen, words)
+        else:
+            yield from parse_records(read_records(path, bad), seen, bad)
         if len(seen) == count:
             raise RagJaxError(f"{path}: holds no passages")
+
+
+def _stream_documents(path: Path, bad: BadLines, seen: set[str], words: int) -> Iterator[Passage]:
+    """Yields the passages of a document, or of the documents in a folder, and logs each file."""
+    folder, paths = (path, list_documents(path)) if path.is_dir() else (path.parent, [path])
+    ledger = Ledger()
+    yield from stream_documents(folder, paths, words=words, bad=bad, seen=seen, ledger=ledger)
+    ledger.close()
 
 
 def parse_records(
@@ -55,13 +75,18 @@ def parse_records(
             yield from passages
 
 
-def read_passages(files: Sequence[str | Path], *, bad_lines: int = 0) -> list[Passage]:
+def read_passages(
+    files: Sequence[str | Path],
+    *,
+    bad_lines: int = 0,
+    words: int = DataConfig.passage_words,
+) -> list[Passage]:
     """Reads the passages of files into memory, and skips at most `bad_lines` bad lines.
 
     Raises:
         RagJaxError: if a file cannot be read or has no passages, or there are too many bad lines.
     """
-    return list(stream_passages(files, BadLines(bad_lines, "bad_lines")))
+    return list(stream_passages(files, BadLines(bad_lines, "bad_lines"), words=words))
 
 
 def holds_passages(record: Mapping[str, Any]) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 
 from rag_jax.config import DataConfig, WorldConfig
 from rag_jax.data import gazetteer
-from rag_jax.data.formats.folder import list_files, read_folder
+from rag_jax.data.formats.folder import find_documents, list_files, read_folder
 from rag_jax.data.formats.lines import BadLines
 from rag_jax.data.formats.mixture import list_folders, mix_collections
 from rag_jax.data.matching import has_answer
@@ -46,15 +46,18 @@ def read_collection(
         return Collection(keep(collection.passages), collection.questions)
     data = data if seed is None else dataclasses.replace(data, seed=seed)
     folders, bad = list_folders(data.path), BadLines(data.bad_lines)
+
+    def read(folder: Path, keep: Keep) -> Collection:
+        return read_folder(folder, data.format, bad, keep, words=data.passage_words)
+
     if len(folders) == 1:
-        collection = read_folder(folders[0], data.format, bad, keep)
+        collection = read(folders[0], keep)
         if data.held_out:
             collection = _hold_out(collection, data.held_out, seed=data.seed)
         collection = _select_long_tail(collection) if data.longtail else collection
     else:
         parts = {
-            folder.name: read_folder(folder, data.format, bad, keep_part(number))
-            for number, folder in enumerate(folders)
+            folder.name: read(folder, keep_part(number)) for number, folder in enumerate(folders)
         }
         collection = mix_collections(_prepare_parts(parts, data), keep)
     if not collection.passages:
@@ -113,11 +116,20 @@ def describe_source(data: DataConfig, world: WorldConfig) -> dict[str, Any]:
     if data.path is None:
         return {"world": dataclasses.asdict(world)}
     folders = list_folders(data.path)
+    documents: list[Path] = []
+
+    def list_read(folder: Path) -> list[Path]:
+        files = list_files(folder)
+        found = find_documents(folder, files, data.format)
+        documents.extend(found)
+        return [*files, *found]
+
     hashes = {
-        folder.name: {p.relative_to(folder).as_posix(): hash_file(p) for p in list_files(folder)}
+        folder.name: {p.relative_to(folder).as_posix(): hash_file(p) for p in list_read(folder)}
         for folder in folders
     }
-    names = ("format", "held_out", "longtail", "bad_lines")
+    names = ["format", "held_out", "longtail", "bad_lines"]
+    names += ["passage_words"] if documents else []
     # The name of a single folder makes no difference.
     files = hashes if len(folders) > 1 else hashes[folders[0].name]
     return {**{name: getattr(data, name) for name in names}, "files": files}

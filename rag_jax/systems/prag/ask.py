@@ -38,7 +38,8 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
         session.open_corpus(context.path("corpus", ""))
         passages, name = session.passages, str(workdir)
     else:
-        store, passages, name = None, read_passages([corpus]), str(corpus)
+        words = session.config.data.passage_words
+        store, passages, name = None, read_passages([corpus], words=words), str(corpus)
 
     def embed(encoder, passages):
         made_by = {"encoder": encoder.fingerprint, "max_length": session.encoding.max_length}

@@ -1,0 +1,259 @@
+"""Documents: text, Markdown, web pages, PDF and Word files, read as paragraphs under headings.
+
+Web pages are read by trafilatura, PDF by pypdf, Word by python-docx and Markdown by markdown-it, of
+the extra `documents`. Nothing in a file is run or fetched.
+"""
+
+import contextlib
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rag_jax.data.formats.files import open_data
+from rag_jax.data.formats.lines import BadLineError
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.outside import parsing, require_file
+
+# Maximum size in bytes: of what is in memory whole, once parsed at many times its size, and of a
+# PDF, whose pages are read one by one.
+LARGEST, LARGEST_PDF = 32 << 20, 512 << 20
+_SCANNED = "has no text: if it is scanned, a program for text recognition has to read it first"
+_EXTRA = "pip install 'rag_jax[documents]'"
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """A paragraph of a document.
+
+    Attributes:
+        place: where it begins: a line, a page of a PDF, or the number of a paragraph.
+        headings: those that it stands under, from the largest to the smallest.
+    """
+
+    place: int
+    headings: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document's title, empty if it has none, and its paragraphs."""
+
+    title: str
+    paragraphs: tuple[Paragraph, ...]
+
+
+def is_document(path: Path) -> bool:
+    """Whether a file's name is that of a document that can be read."""
+    return path.suffix.lower() in READERS
+
+
+def read_document(path: Path) -> Document:
+    """Reads a document.
+
+    Raises:
+        BadLineError: the document is damaged, encrypted, too large or without text.
+        RagJaxError: it cannot be read, or a library is missing.
+    """
+    suffix = path.suffix.lower()
+    limit = LARGEST_PDF if suffix == ".pdf" else LARGEST
+    require_file(path)
+    if path.stat().st_size > limit:
+        raise BadLineError(f"{path}: has more than {limit >> 20} MiB: divide it")
+    document = READERS[suffix](path)
+    if not any(paragraph.text for paragraph in document.paragraphs):
+        raise BadLineError(f"{path}: {_SCANNED if suffix == '.pdf' else 'has no text'}")
+    return document
+
+
+@contextlib.contextmanager
+def _within(path: Path) -> Iterator[None]:
+    """Turns what a parser raises into a BadLineError, and a missing library into a RagJaxError."""
+    try:
+        with parsing(path, "is damaged"):
+            yield
+    except BadLineError:
+        raise
+    except RagJaxError as error:
+        if isinstance(cause := error.__cause__, ImportError):
+            raise RagJaxError(f"{path}: {cause.msg.splitlines()[0]}: {_EXTRA}") from None
+        raise BadLineError(str(error)) from None
+
+
+def _read_text(path: Path) -> str:
+    with open_data(path) as file, _within(path):
+        return file.read().decode("utf-8-sig")
+
+
+def read_plain(path: Path) -> Document:
+    """A text file, whose paragraphs are divided by blank lines."""
+    paragraphs, lines, first = [], [], 1
+    for number, line in enumerate([*_read_text(path).splitlines(), ""], 1):
+        if line.strip():
+            first = first if lines else number
+            lines.append(line)
+        elif lines:
+            paragraphs.append(Paragraph(first, (), " ".join(" ".join(lines).split())))
+            lines = []
+    return Document("", tuple(paragraphs))
+
+
+def read_markdown(path: Path) -> Document:
+    """A Markdown file: CommonMark with tables."""
+    text = _read_text(path)
+    with _within(path):
+        return parse_markdown(text)
+
+
+def parse_markdown(text: str) -> Document:
+    """The paragraphs of a Markdown text without its marks; a table has one a row.
+
+    A first heading that stands alone on its level above all others is the title.
+    """
+    from markdown_it import MarkdownIt
+
+    paragraphs: list[Paragraph] = []
+    headings: dict[int, str] = {}
+    levels: list[tuple[int, str]] = []
+    cells: list[str] = []
+    tokens = MarkdownIt("commonmark").enable("table").parse(_cut_front_matter(text))
+    for token, before in zip(tokens, [None, *tokens], strict=False):
+        place = token.map[0] + 1 if token.map else 0
+        under = tuple(headings[level] for level in sorted(headings))
+        if token.type == "inline" and before.type == "heading_open":
+            level = int(before.tag[1:])
+            headings = {n: own for n, own in headings.items() if n < level}
+            headings[level] = _flatten(token)
+            levels.append((level, headings[level]))
+        elif token.type == "inline" and before.type in ("th_open", "td_open"):
+            cells.append(_flatten(token))
+        elif token.type == "tr_open":
+            cells, row = [], place
+        elif token.type == "tr_close":
+            paragraphs.append(Paragraph(row, under, " | ".join(cells)))
+        elif token.type == "inline":
+            paragraphs.append(Paragraph(place, under, _flatten(token)))
+        elif token.type in ("fence", "code_block"):
+            paragraphs.append(Paragraph(place, under, " ".join(token.content.split())))
+        elif token.type == "html_block":
+            paragraphs.append(Paragraph(place, under, _strip_tags(token.content)))
+    return Document(_find_title(levels), tuple(p for p in paragraphs if p.text))
+
+
+def _cut_front_matter(text: str) -> str:
+    """A text with the lines of settings that stand above it, between `---`, left blank."""
+    match = re.match(r"---\n(?:(?!---\n).*\n){0,200}?---\n", text)
+    return "\n" * match[0].count("\n") + text[match.end() :] if match else text
+
+
+def _flatten(token: Any) -> str:
+    """The words of a token's content."""
+    parts = []
+    for child in token.children:
+        if child.type in ("softbreak", "hardbreak"):
+            parts.append(" ")
+        elif child.type in ("text", "code_inline", "image"):
+            parts.append(child.content)
+    return " ".join("".join(parts).split())
+
+
+def _strip_tags(text: str) -> str:
+    """The words of a piece of HTML."""
+    import lxml.etree
+    import lxml.html
+
+    parser = lxml.html.HTMLParser(remove_comments=True, remove_pis=True)
+    try:
+        tree = lxml.html.fragment_fromstring(text, create_parent="div", parser=parser)
+    except lxml.etree.ParserError:  # nothing but a comment
+        return ""
+    return " ".join(" ".join(tree.itertext()).split())
+
+
+def _find_title(levels: list[tuple[int, str]]) -> str:
+    """The first heading, if no other is as large."""
+    if levels and all(level > levels[0][0] for level, _ in levels[1:]):
+        return levels[0][1]
+    return ""
+
+
+def read_page(path: Path) -> Document:
+    """A web page: its main text, without menus. The place of a paragraph is its number."""
+    with open_page(path) as content, _within(path):
+        import trafilatura
+
+        options = {"include_comments": False, "include_tables": True, "favor_recall": True}
+        found = trafilatura.extract(content, output_format="markdown", **options) or ""
+        document = parse_markdown(found)
+        known = trafilatura.extract_metadata(content)
+    title = (known.title if known else "") or document.title
+    numbered = [Paragraph(n, p.headings, p.text) for n, p in enumerate(document.paragraphs, 1)]
+    return Document(title or "", tuple(numbered))
+
+
+@contextlib.contextmanager
+def open_page(path: Path) -> Iterator[bytes]:
+    """The bytes of a web page, whose encoding is the page's own matter."""
+    try:
+        yield path.read_bytes()
+    except OSError as error:
+        raise RagJaxError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def read_pdf(path: Path) -> Document:
+    """A PDF file, of which each page is a paragraph."""
+    with _within(path):
+        import pypdf
+
+        with open(path, "rb") as file:
+            reader = pypdf.PdfReader(file)
+            # A file may be encrypted for the sake of its permissions, with an empty password.
+            if reader.is_encrypted and not reader.decrypt(""):
+                raise BadLineError(f"{path}: is encrypted: save it without a password")
+            title = (reader.metadata.title if reader.metadata else None) or ""
+            pages = [" ".join((page.extract_text() or "").split()) for page in reader.pages]
+    return Document(
+        " ".join(title.split()), tuple(Paragraph(n, (), text) for n, text in enumerate(pages, 1))
+    )
+
+
+def read_word(path: Path) -> Document:
+    """A Word file: paragraphs under headings, and a paragraph a row of a table."""
+    with _within(path):
+        import docx
+
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > 8 * LARGEST:
+                raise BadLineError(f"{path}: unpacks to more than {8 * LARGEST >> 20} MiB")
+        opened = docx.Document(str(path))
+        title, headings, paragraphs = opened.core_properties.title or "", {}, []
+        for number, block in enumerate(opened.iter_inner_content(), 1):
+            if isinstance(block, docx.table.Table):
+                texts = [" | ".join(cell.text for cell in row.cells) for row in block.rows]
+                style = ""
+            else:
+                texts, style = [block.text], block.style.name if block.style else ""
+            if style == "Title":
+                title = block.text
+            elif level := re.fullmatch(r"Heading (\d)", style):
+                headings = {n: own for n, own in headings.items() if n < int(level[1])}
+                headings[int(level[1])] = " ".join(block.text.split())
+            else:
+                under = tuple(headings[level] for level in sorted(headings))
+                paragraphs += [Paragraph(number, under, " ".join(t.split())) for t in texts]
+    return Document(" ".join(title.split()), tuple(p for p in paragraphs if p.text))
+
+
+# By the suffix of a file's name.
+READERS: dict[str, Callable[[Path], Document]] = {
+    ".txt": read_plain,
+    ".md": read_markdown,
+    ".markdown": read_markdown,
+    ".html": read_page,
+    ".htm": read_page,
+    ".pdf": read_pdf,
+    ".docx": read_word,
+}

@@ -1,0 +1,270 @@
+"""Documents as passages: every kind of file, where passages are cut, and files that are refused."""
+
+import logging
+import zipfile
+
+import docx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rag_jax.config import DataConfig, WorldConfig
+from rag_jax.data.formats import describe_source, read_collection, read_passages
+from rag_jax.data.formats import document_files as kinds
+from rag_jax.data.formats.document_files import Document, Paragraph, parse_markdown, read_document
+from rag_jax.data.formats.documents import cut_document
+from rag_jax.data.formats.lines import BadLineError
+from rag_jax.data.words import count_words
+from rag_jax.runtime.errors import RagJaxError
+
+QUESTION = '{"question": "Where is it?", "answers": ["there"]}\n'
+MARKDOWN = """---
+layout: page
+---
+# Rivers
+
+They *flow*.
+A [link](http://x) and `code`.
+
+## Long ones
+
+| name | length |
+|------|--------|
+| Nile | 6,650  |
+
+<div><!-- unseen --><b>Bold</b> words</div>
+
+```python
+# no heading
+```
+"""
+
+
+def write_pdf(path, *pages, encrypt=""):
+    """A PDF file with a line of text on each page."""
+    objects = [b"<< /Type /Catalog /Pages 2 0 R >>"]
+    kids = " ".join(f"{4 + 2 * n} 0 R" for n in range(len(pages)))
+    objects.append(f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} >>".encode())
+    objects.append(b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>")
+    for n, text in enumerate(pages):
+        font = "/Resources << /Font << /F1 3 0 R >> >> /MediaBox [0 0 600 800]"
+        page = f"<< /Type /Page /Parent 2 0 R {font} /Contents {5 + 2 * n} 0 R >>"
+        drawn = f"BT /F1 12 Tf 50 700 Td ({text}) Tj ET".encode()
+        stream = b"<< /Length %d >>\nstream\n%s\nendstream" % (len(drawn), drawn)
+        objects += [page.encode(), stream]
+    content, places = b"%PDF-1.4\n", []
+    for number, own in enumerate(objects, 1):
+        places.append(len(content))
+        content += b"%d 0 obj\n%s\nendobj\n" % (number, own)
+    table = b"".join(b"%010d 00000 n \n" % place for place in places)
+    size = len(objects) + 1
+    end = b"xref\n0 %d\n0000000000 65535 f \n%s" % (size, table)
+    end += b"trailer << /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF" % (size, len(content))
+    path.write_bytes(content + end)
+    if encrypt:
+        import pypdf
+
+        writer = pypdf.PdfWriter(clone_from=path)
+        writer.encrypt(encrypt, algorithm="RC4-128")
+        writer.write(path)
+
+
+def write_word(path):
+    document = docx.Document()
+    document.add_heading("Atlas", level=0)
+    document.add_heading("Lakes", level=1)
+    document.add_paragraph("Deep and cold.")
+    table = document.add_table(rows=1, cols=2)
+    table.rows[0].cells[0].text, table.rows[0].cells[1].text = "Baikal", "1,642 m"
+    document.save(str(path))
+
+
+def list_paragraphs(document):
+    return [(p.place, p.headings, p.text) for p in document.paragraphs]
+
+
+def test_markdown():
+    document = parse_markdown(MARKDOWN)
+    assert document.title == "Rivers"
+    assert list_paragraphs(document) == [
+        (6, ("Rivers",), "They flow. A link and code."),
+        (11, ("Rivers", "Long ones"), "name | length"),
+        (13, ("Rivers", "Long ones"), "Nile | 6,650"),
+        (15, ("Rivers", "Long ones"), "Bold words"),
+        (17, ("Rivers", "Long ones"), "# no heading"),
+    ]
+    assert parse_markdown("# One\na\n# Two\nb").title == ""
+
+
+def test_text_pages_pdf_and_word(tmp_path):
+    (tmp_path / "a.txt").write_text("\ufeffOne line\nand another.\n\n\nNext.\n", "utf-8")
+    read = lambda name: read_document(tmp_path / name)  # noqa: E731
+    assert list_paragraphs(read("a.txt")) == [(1, (), "One line and another."), (5, (), "Next.")]
+
+    words = "The harbour was built by the town in 1912 and has had three piers since. "
+    body = f"<h1>Harbour</h1><p>{words * 4}</p><h2>Ships</h2><p>{words * 4}</p>"
+    menu = "<nav><a href='/'>Home</a></nav><script>steal()</script>"
+    html = f"<html><head><title>Ports</title></head><body>{menu}<main>{body}</main></body></html>"
+    (tmp_path / "b.html").write_text(html)
+    page = read("b.html")
+    assert page.title == "Harbour"
+    assert page.paragraphs[0].headings == ("Harbour",)
+    assert page.paragraphs[-1].headings == ("Harbour", "Ships")
+    assert "steal" not in str(page) and "Home" not in str(page)
+
+    write_pdf(tmp_path / "c.pdf", "First page", "Second page")
+    assert list_paragraphs(read("c.pdf")) == [(1, (), "First page"), (2, (), "Second page")]
+    write_word(tmp_path / "d.docx")
+    word = read("d.docx")
+    assert word.title == "Atlas"
+    assert [(p.headings, p.text) for p in word.paragraphs] == [
+        (("Lakes",), "Deep and cold."),
+        (("Lakes",), "Baikal | 1,642 m"),
+    ]
+
+
+def write_bomb(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("word/document.xml", b"0" * 3000)
+
+
+@pytest.mark.parametrize(
+    "name, write, problem",
+    [
+        ("a.pdf", lambda p: write_pdf(p, "Secret", encrypt="word"), "is encrypted"),
+        ("a.pdf", lambda p: write_pdf(p, "", ""), "has no text: if it is scanned"),
+        ("a.pdf", lambda p: p.write_bytes(b"%PDF-1.4 cut short"), "is damaged"),
+        ("a.docx", lambda p: p.write_bytes(b"no archive"), "is damaged"),
+        ("a.docx", write_bomb, "unpacks to more than"),
+        ("a.html", lambda p: p.write_text("<html><body></body></html>"), "has no text"),
+        ("a.md", lambda p: p.write_text("# Only a heading\n"), "has no text"),
+        ("a.txt", lambda p: p.write_bytes(b"\xff\xfe\x00a"), "UTF-16"),
+        ("a.txt", lambda p: p.write_bytes(b"caf\xe9 au lait"), "is damaged"),
+        ("a.txt", lambda p: p.write_text("words " * 500), "divide it"),
+        ("a.txt", lambda p: p.write_text(" \n \n"), "has no text"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path, monkeypatch, name, write, problem):
+    if problem in ("unpacks to more than", "divide it"):
+        monkeypatch.setattr(kinds, "LARGEST", 300)
+    path = tmp_path / name
+    write(path)
+    with pytest.raises(RagJaxError, match=problem) as caught:
+        read_document(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+texts = st.text(st.sampled_from("ab .!?\n北京。ก"), max_size=120)
+headings = st.sampled_from([(), ("H",), ("H", "I"), ("H", "I J"), ("K",)])
+
+
+@given(st.lists(st.tuples(headings, texts), max_size=8), st.integers(1, 9))
+def test_passages_keep_all_words_and_stay_short(paragraphs, words):
+    document = Document("t", tuple(Paragraph(n, *own) for n, own in enumerate(paragraphs)))
+    passages = list(cut_document(document, "f.txt", words))
+
+    def squeeze(texts):
+        return "".join(c for text in texts for c in text if not c.isspace() and c not in "HIJK:")
+
+    assert squeeze(p.text for p in passages) == squeeze(text for _, text in paragraphs)
+    assert all(count_words(p.text) <= words for p in passages)
+    assert len({p.id for p in passages}) == len(passages)
+
+
+def cut(words, *paragraphs, name="docs/a.md", title="Guide"):
+    document = Document(title, tuple(Paragraph(*own) for own in paragraphs))
+    return [(p.id, p.title, p.text) for p in cut_document(document, name, words)]
+
+
+def test_ids_and_titles_say_where():
+    own, other = ("Guide", "Setup"), ("Guide", "Use")
+    assert cut(6, (3, own, "One two. Three four. Five six. Seven."), (9, other, "Eight nine.")) == [
+        ("docs/a.md#3", "Guide: Setup", "One two. Three four."),
+        ("docs/a.md#3.2", "Guide: Setup", "Five six. Seven."),
+        ("docs/a.md#9", "Guide: Use", "Eight nine."),
+    ]
+    assert cut(4, (1, (), "Words."), name="b/notes.txt", title="")[0][1] == "notes"
+
+
+def test_short_sections_share_a_passage_and_keep_their_headings():
+    sections = [
+        (3, ("Chad", "People", "Age"), "Median 17 years."),
+        (5, ("Chad", "People", "Urban"), "A quarter."),
+        (7, ("Chad", "Land"), "Deserts in the north and savanna in the south of it."),
+        (9, ("Chad", "Trade"), "Oil."),
+    ]
+    assert cut(16, *sections, title="Chad") == [
+        ("docs/a.md#3", "Chad: People", "Age: Median 17 years. Urban: A quarter."),
+        ("docs/a.md#7", "Chad: Land", sections[2][2]),
+        ("docs/a.md#9", "Chad: Trade", "Oil."),
+    ]
+
+
+def test_a_folder_of_documents_is_a_corpus(tmp_path, caplog):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.md").write_text("# A\nFirst things. Second things.\n")
+    (tmp_path / "sub" / "b.txt").write_text("Below.\n")
+    (tmp_path / "sub" / "c.txt").write_text("Below.\n")
+    (tmp_path / "bad.pdf").write_bytes(b"%PDF")
+    (tmp_path / ".hidden.md").write_text("unseen\n")
+    (tmp_path / "test_questions.jsonl").write_text(
+        '{"question": "Which?", "answers": ["First"], "passage_id": "a.md#2"}\n'
+    )
+    settings = DataConfig(path=str(tmp_path), bad_lines=1)
+    with caplog.at_level(logging.INFO):
+        collection = read_collection(settings, WorldConfig())
+    assert [p.id for p in collection.passages] == ["a.md#2", "sub/b.txt#1"]
+    assert collection.questions["test"][0].relevant == {"a.md#2": 1}
+    before = describe_source(settings, WorldConfig())
+    assert {*before["files"]} == {
+        *("a.md", "bad.pdf", "sub/b.txt", "sub/c.txt", "test_questions.jsonl")
+    }
+    (tmp_path / "sub" / "b.txt").write_text("Other.\n")
+    assert describe_source(settings, WorldConfig()) != before
+    with pytest.raises(RagJaxError, match=r"bad\.pdf is damaged.*bad_lines=0"):
+        read_collection(DataConfig(path=str(tmp_path)), WorldConfig())
+    (tmp_path / "bad.pdf").unlink()
+    assert [p.id for p in read_passages([tmp_path])] == ["a.md#2", "sub/b.txt#1", "sub/c.txt#1"]
+    (passage,) = read_passages([tmp_path / "a.md"])
+    assert passage.text == "First things. Second things."
+
+
+def test_documents_beside_passages_are_left_out(tmp_path, caplog):
+    (tmp_path / "README.md").write_text("About this.\n")
+    (tmp_path / "passages.jsonl").write_text('{"id": "1", "text": "Words."}\n')
+    (tmp_path / "test_questions.jsonl").write_text(QUESTION)
+    collection = read_collection(DataConfig(path=str(tmp_path)), WorldConfig())
+    assert [p.id for p in collection.passages] == ["1"]
+    assert "README.md: is not read" in caplog.text
+    assert (
+        "README.md" not in describe_source(DataConfig(path=str(tmp_path)), WorldConfig())["files"]
+    )
+
+
+def test_damage_is_a_bad_line(tmp_path):
+    (tmp_path / "a.docx").write_bytes(b"PK\x03\x04")
+    with pytest.raises(BadLineError):
+        read_document(tmp_path / "a.docx")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    write_pdf(folder / "a.pdf", "First page", "Second page")
+    write_word(folder / "a.docx")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["a.pdf", "a.docx"])
+@given(data=st.data())
+def test_whatever_is_in_a_file_is_one_line(whole, name, data):
+    content = bytearray((whole / name).read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(content) - 1))
+        content[start : start + data.draw(st.integers(0, 30))] = data.draw(st.binary(max_size=8))
+    path = whole / f"mutated-{name}"
+    path.write_bytes(content)
+    try:
+        read_document(path)
+    except RagJaxError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
