@@ -2,5 +2,6 @@
 
 from rag_jax.models.io.load import Pretrained, load, load_tokenizer
 from rag_jax.models.io.save import save
+from rag_jax.models.io.sparse import SparseEncoder, load_sparse
 
-__all__ = ["Pretrained", "load", "load_tokenizer", "save"]
+__all__ = ["Pretrained", "SparseEncoder", "load", "load_sparse", "load_tokenizer", "save"]

@@ -6,15 +6,17 @@ from typing import Protocol
 
 from jaxtyping import Float, Int
 from numpy import ndarray
+from scipy.sparse import csr_array
 
 from rag_jax.retrieval.index import Index
+from rag_jax.retrieval.sparse import SparseIndex
 
 # For each question the scores, largest first, and the rows of the passages.
 Found = tuple[Sequence[Float[ndarray, "n"]], Sequence[Int[ndarray, "n"]]]
 
 
 class Searcher(Protocol):
-    """A search over one corpus. `BM25`, `Dense` and `Fused` are searchers.
+    """A search over one corpus. `BM25`, `Dense`, `Sparse` and `Fused` are searchers.
 
     A class of your own needs these two, and nothing of this library.
     """
@@ -55,5 +57,30 @@ class Dense:
 
         Raises:
             RagJaxError: as `Index.search`.
+        """
+        return self.index.search(self.encode(questions), k)
+
+
+@dataclass(frozen=True, eq=False)
+class Sparse:
+    """A search for the passages whose weights of words have the largest product with a question's.
+
+    Attributes:
+        encode: questions to their weights, by the encoder that the index was made with.
+    """
+
+    index: SparseIndex
+    encode: Callable[[Sequence[str]], csr_array]
+
+    @property
+    def size(self) -> int:
+        """Number of passages of the corpus."""
+        return self.index.size
+
+    def search(self, questions: Sequence[str], k: int) -> Found:
+        """As `SparseIndex.search` of the questions' weights.
+
+        Raises:
+            RagJaxError: as `SparseIndex.search`.
         """
         return self.index.search(self.encode(questions), k)
