@@ -68,3 +68,26 @@ def write_splade(folder, **fields):
     prompts = {"query": "ask: ", "document": ""}
     change_json(folder / "config_sentence_transformers.json", prompts=prompts)
     return folder
+
+
+def write_colbert(folder, *, expansion=None, width=6, **fields):
+    """A folder of a late-interaction encoder; `fields` are those of its mask."""
+    shutil.copytree(BERT, folder)
+    sizes = {"in_features": WIDTH, "out_features": width, "bias": False}
+    identity = {"activation_function": "torch.nn.modules.linear.Identity"}
+    reads = {"module_input_name": "token_embeddings", "module_output_name": "token_embeddings"}
+    write_modules(
+        folder,
+        ("Dense", {**sizes, **identity, **reads}),
+        ("MultiVectorMask", {"skiplist_words": [".", ",", "*"], **fields}),
+        ("Normalize", reads),
+    )
+    kernel = np.random.default_rng(1).normal(size=(width, WIDTH)).astype(np.float32)
+    save_file({"linear.weight": kernel}, folder / "1_Dense" / "model.safetensors")
+    settings = {"transformer_task": "feature-extraction", "document_length": 16}
+    if expansion is not None:
+        settings["query_expansion"] = expansion
+    change_json(folder / "sentence_bert_config.json", **settings)
+    prompts = {"query": "ask: ", "document": "read: "}
+    change_json(folder / "config_sentence_transformers.json", prompts=prompts)
+    return folder

@@ -3,27 +3,15 @@
 pip install -e .[parity] && pytest -m parity tests/parity
 """
 
-import json
-import shutil
-from pathlib import Path
-
 import numpy as np
 import pytest
+from tiny_transformers import make_transformer
 
 from rag_jax.models import load_sparse
 from rag_jax.retrieval import SparseIndex, encode_sparse
 
 pytestmark = pytest.mark.parity
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-SIZES = {
-    "vocab_size": 300,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "max_position_embeddings": 160,
-}
 TEXTS = [
     "What is the capital of France?",
     "",
@@ -34,31 +22,7 @@ KINDS = ["bert", "roberta", "xlm-roberta", "mpnet", "modernbert"]
 
 
 def make_masked(kind, folder, **changes):
-    """A folder of a tiny masked language model with random weights, and golden BERT's tokenizer."""
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    padded = kind in ("roberta", "xlm-roberta", "mpnet")
-    own = {"modernbert": {"local_attention": 16, "global_attn_every_n_layers": 2}}.get(kind, {})
-    own |= {"pad_token_id": 1 if padded else 0, **changes}
-    config = transformers.AutoConfig.for_model(kind, **SIZES, **own)
-    model = transformers.AutoModelForMaskedLM.from_config(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            scale = "norm" in name.lower() and "bias" not in name
-            parameter.copy_(torch.randn(parameter.shape) * 0.3 + scale)
-    model.save_pretrained(folder)
-    for path in (GOLDEN / "bert").glob("tokenizer*"):
-        shutil.copy(path, folder)
-    if padded:  # these models count positions by the padding's id
-        core = json.loads((folder / "tokenizer.json").read_text("utf-8"))
-        swapped = {0: 1, 1: 0}
-        vocabulary = core["model"]["vocab"].items()
-        core["model"]["vocab"] = {name: swapped.get(i, i) for name, i in vocabulary}
-        for token in core["added_tokens"]:
-            token["id"] = swapped.get(token["id"], token["id"])
-        (folder / "tokenizer.json").write_text(json.dumps(core), "utf-8")
+    make_transformer(kind, folder, model="AutoModelForMaskedLM", **changes)
     return folder
 
 
