@@ -28,6 +28,14 @@ def change_weights(folder, tensors, *, drop=""):
     save_file({**old, **tensors}, path, metadata={"format": "pt"})
 
 
+def lengthen(folder, positions):
+    """Gives an encoder more positions."""
+    name = "embeddings.position_embeddings.weight"
+    table = np.resize(load_file(folder / "model.safetensors")[name], (positions, WIDTH))
+    change_weights(folder, {name: table})
+    change_json(folder / "config.json", max_position_embeddings=positions)
+
+
 def write_modules(folder, *modules):
     """Writes `modules.json` and the folder of each module, given as its class and its fields."""
     entries = [{"idx": 0, "name": "0", "path": "", "type": f"{PREFIX}models.Transformer"}]
