@@ -14,6 +14,8 @@ from tiny_encoders import lengthen, write_colbert, write_splade
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# Of real weights, or of a library that is no requirement.
+PARITY = re.compile(r'(?<!\.)\bload\("|import lancedb')
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -23,7 +25,7 @@ def find_blocks():
         for found in BLOCK.finditer(text):
             line = text.count("\n", 0, found.start()) + 2
             name = f"{page.relative_to(ROOT)}:{line}"
-            marks = [pytest.mark.parity] if re.search(r'(?<!\.)\bload\("|import lancedb', found[1]) else []
+            marks = [pytest.mark.parity] if PARITY.search(found[1]) else []
             yield pytest.param(found[1], page, line, id=name, marks=marks)
 
 

@@ -14,7 +14,7 @@ import pytest
 from damage import ODD_FILES, at_most, damage_bytes, damage_json, refuses_in_a_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_encoders import write_modules
+from tiny_encoders import write_colbert, write_modules
 from tiny_gguf import describe, write, write_parts
 from tokenizers import pre_tokenizers
 
@@ -30,6 +30,7 @@ from rag_jax.models.io.configs import read_config
 from rag_jax.models.io.gguf_config import read_gguf_config
 from rag_jax.models.io.gguf_file import read_gguf
 from rag_jax.models.io.load import load as load_model
+from rag_jax.models.io.multi_vector import read_token_settings
 from rag_jax.models.io.sentence import read_sentence
 from rag_jax.models.io.sparse import read_splade
 from rag_jax.models.io.stops import read_stop_ids
@@ -39,6 +40,8 @@ from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.retrieval.bm25 import BM25
 from rag_jax.retrieval.index import Index
 from rag_jax.retrieval.sparse import SparseIndex
+from rag_jax.retrieval.token_index import TokenIndex
+from rag_jax.retrieval.token_vectors import TokenVectors
 from rag_jax.runtime.checkpoint import load_tree, save_tree
 from rag_jax.runtime.files import map_array, read_arrays, read_json, read_jsonl, sum_files
 from rag_jax.runtime.manifest import hash_file
@@ -91,6 +94,14 @@ def search_vectors(folder):
 
 def search_weights(folder):
     SparseIndex.load(folder, encoder="e").search(np.ones((2, 3)), 2)
+
+
+def make_tokens():
+    return TokenVectors(np.ones((4, 3), np.float32), np.asarray([0, 1, 4]))
+
+
+def search_tokens(folder):
+    TokenIndex.load(folder, encoder="e").search(make_tokens(), 2)
 
 
 def walk_trie(folder):
@@ -161,6 +172,11 @@ KINDS = {
     "sparse weights": (search_weights, "data.npy", 200),
     "sparse rows": (search_weights, "rows.npy", None),
     "sparse starts": (search_weights, "starts.npy", None),
+    "mask of tokens": (read_token_settings, "2_MultiVectorMask/config.json", True),
+    "lengths of tokens": (read_token_settings, "sentence_bert_config.json", True),
+    "tokens' vectors": (search_tokens, "vectors.npy", 200),
+    "tokens' starts": (search_tokens, "starts.npy", None),
+    "tokens' scales": (search_tokens, "scales.npy", None),
     "trie": (walk_trie, "first_child.npy", None),
     "trie's rows": (walk_trie, "row_starts.npy", None),
     "manifest of adapters": (load_adapters, "adapters.json", True),
@@ -263,6 +279,10 @@ def make_files(kind, folder):
     elif kind == "weighing of words":
         folder.mkdir()
         write_modules(folder, ("SpladePooling", {"pooling_strategy": "max"}))
+    elif kind.startswith("tokens'"):
+        TokenIndex.build(make_tokens(), encoder="e", dtype="int8").save(folder)
+    elif kind.endswith("of tokens"):
+        write_colbert(folder, expansion={"strategy": "fixed", "length": 8})
     elif kind.startswith("trie"):
         Trie.from_sequences([[1, 2], [1, 3, 4], [5], [5]], end_id=0).save(folder)
     elif kind == "manifest of adapters":
@@ -337,7 +357,9 @@ def test_what_is_no_file_is_refused_in_a_line(tmp_path, good, kind):
 
 
 # Whose files are looked at as a whole, by their hash, before they are read.
-HASHED = {kind for kind in KINDS if kind.startswith(("BM25", "sparse", "trie", "metadata"))}
+HASHED = {
+    kind for kind in KINDS if kind.startswith(("BM25", "sparse", "tokens'", "trie", "metadata"))
+}
 HASHED |= {"ids", "embeddings"}
 
 
