@@ -20,7 +20,7 @@ TEXTS = [
     "Paris, the capital, is the largest city of France. " * 12,
     "東京 naïve \U0001f5fc!",
 ]
-KINDS = ["bert", "roberta", "xlm-roberta", "mpnet", "modernbert"]
+KINDS = ["bert", "roberta", "xlm-roberta", "mpnet", "distilbert", "modernbert"]
 FIXED = {"strategy": "fixed", "length": 32}
 
 

@@ -21,7 +21,7 @@ TEXTS = [
     "Paris is the capital and the largest city of France. " * 12,
     "東京 naïve \U0001f5fc",
 ]
-KINDS = ["bert", "roberta", "xlm-roberta", "mpnet", "modernbert", "qwen3", "mistral"]
+KINDS = ["bert", "roberta", "xlm-roberta", "mpnet", "distilbert", "modernbert", "qwen3", "mistral"]
 
 
 def make_folder(kind, folder, *, pooling="mean", dense=(), normalize=True, **options):

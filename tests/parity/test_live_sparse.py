@@ -18,7 +18,7 @@ TEXTS = [
     "Paris is the capital and the largest city of France. " * 12,
     "東京 naïve \U0001f5fc",
 ]
-KINDS = ["bert", "roberta", "xlm-roberta", "mpnet", "modernbert"]
+KINDS = ["bert", "roberta", "xlm-roberta", "mpnet", "distilbert", "modernbert"]
 
 
 def make_masked(kind, folder, **changes):

@@ -25,7 +25,8 @@ def make_transformer(kind, folder, *, model="AutoModel", **changes):
 
     torch.manual_seed(0)
     padding = {"pad_token_id": 1} if kind in PADDED else {}
-    own = {"modernbert": LOCAL, "qwen3": DECODERS, "mistral": DECODERS}.get(kind, {})
+    others = {"qwen3": DECODERS, "mistral": DECODERS, "distilbert": {"hidden_dim": 48}}
+    own = {"modernbert": LOCAL, **others}.get(kind, {})
     settings = {**SIZES, **padding, **own, **changes}
     config = transformers.AutoConfig.for_model(kind, **settings)
     made = getattr(transformers, model).from_config(config)

@@ -29,6 +29,12 @@ _ROBERTA = (
     ("lm_head.bias", "lm_head.decoder.bias"),
     "lm_head.decoder.weight",
 )
+_DISTILBERT = (
+    "vocab_transform",
+    "vocab_layer_norm",
+    ("vocab_projector.bias",),
+    "vocab_projector.weight",
+)
 _MODERN_BERT = ("head.dense", "head.norm", ("decoder.bias",), "decoder.weight")
 _RULES = ((r"head/.+", PartitionSpec()),)  # a copy on every device
 
@@ -82,7 +88,7 @@ def build_head(
 def _name_tensors(config: EncoderConfig) -> tuple[str, str, tuple[str, ...], str]:
     if isinstance(config, ModernBertConfig):
         return _MODERN_BERT
-    return _BERT if config.family == "bert" else _ROBERTA
+    return {"bert": _BERT, "distilbert": _DISTILBERT}.get(config.family, _ROBERTA)
 
 
 def _list_slots(config: EncoderConfig, dense: str, norm: str) -> list[Slot]:

@@ -182,7 +182,7 @@ def describe_tokens(folder: Path, sum_file: Callable[[Path], str]) -> str:
     """What a fingerprint has of a late-interaction encoder's settings."""
     settings, places = read_token_settings(folder)
     texts = _read_texts(folder)
-    own = settings, dict(texts.prompts), texts.lower_case
+    own = settings, dict(texts.prompts), texts.lower_case, texts.max_length
     return repr((*own, [sum_file(find_layer_weights(place)) for place in places.values()]))
 
 

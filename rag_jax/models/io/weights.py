@@ -30,7 +30,8 @@ _NOT_PARAMETERS = re.compile(
     r".*rotary_emb\.inv_freq|(.*\.)?embeddings\.position_ids|(.*\.)?pooler\..*|cls\..*"
     r"|(.*\.)?(en|de)coder\.version" + f"|{re.escape(ROPE_DIVISORS)}"
 )
-_HEADS = re.compile(r"lm_head\..*|head\..*|decoder\..*")  # of masked tokens, beside an encoder
+# Of masked tokens, beside an encoder.
+_HEADS = re.compile(r"lm_head\..*|head\..*|decoder\..*|vocab_(transform|layer_norm|projector)\..*")
 # Gemma 3 with images keeps the language model beside these.
 _OF_IMAGES = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\..*")
 # The vocabulary embedding, then the tensors tied to the embedding, which a file may repeat.
@@ -150,7 +151,7 @@ def rename(config: Config, tensors: Mapping[str, StoredTensor]) -> dict[str, Sto
         if isinstance(config, ModernBertConfig):
             name = name.removeprefix("model.")
         if isinstance(config, BertConfig):
-            name = re.sub(r"^(bert|roberta|mpnet)\.", "", name)
+            name = re.sub(r"^(bert|roberta|mpnet|distilbert)\.", "", name)
             name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
             name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
         if isinstance(config, DecoderConfig):  # an encoder's file has no head, and no prefix
