@@ -28,7 +28,7 @@ from rag_jax.runtime.outside import parsing
 from rag_jax.runtime.sharding import shard_batch
 
 _BACKEND = "sparse"
-_FILES = ("data.npy", "rows.npy", "starts.npy")
+_FILES = ("data.npy", "rows.npy", "starts.npy", "counts.npy")
 
 
 @checked
@@ -179,6 +179,10 @@ class SparseIndex:
             scores[self.rows[places]] += weight * self.data[places]  # a word's rows are distinct
         return scores
 
+    def _count(self) -> Int[np.ndarray, "N"]:
+        """Number of words of each passage, by which a stored index tells how many there are."""
+        return np.bincount(self.rows, minlength=self.size).astype(np.int32)
+
     def save(self, folder: str | os.PathLike) -> None:
         """Writes the index as a folder of NumPy arrays, atomically, and replaces an older index.
 
@@ -186,7 +190,7 @@ class SparseIndex:
             RagJaxError: the folder holds something other than an index.
         """
         manifest = {"backend": _BACKEND, "encoder": self.encoder, "size": self.size}
-        arrays = zip(_FILES, (self.data, self.rows, self.starts), strict=True)
+        arrays = zip(_FILES, (self.data, self.rows, self.starts, self._count()), strict=True)
 
         def write(folder: Path) -> None:
             for name, array in arrays:
@@ -210,12 +214,17 @@ class SparseIndex:
         manifest = read_manifest(folder, kinds, [_BACKEND])
         check_encoder(folder, manifest, encoder)
         check_files(folder, manifest["sha256"], _FILES)
-        data, rows, starts = (map_array(folder / name) for name in _FILES)
+        data, rows, starts, counts = (map_array(folder / name) for name in _FILES)
         with parsing(folder, "is no sparse index", "build the index again"):
-            check_postings(data, rows, starts, manifest["size"])
+            if counts.shape != (manifest["size"],):
+                raise ValueError("its passages are not those of its manifest")
+            check_postings(data, rows, starts, len(counts))
             if len(starts) != manifest["width"] + 1 or data.dtype != np.float32:
                 raise ValueError("its words are not those of its manifest")
-        return cls(encoder, manifest["size"], data, rows, starts)
+            index = cls(encoder, len(counts), data, rows, starts)
+            if not np.array_equal(index._count(), counts):
+                raise ValueError("its passages have other numbers of words")
+        return index
 
 
 def _check_weights(values: Any, name: str) -> csr_array:

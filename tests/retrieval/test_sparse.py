@@ -233,6 +233,8 @@ def test_save_and_load(tmp_path):
         ("data", lambda a: a * np.inf, "a score is NaN or infinite"),
         ("data", lambda a: a.astype(np.float64), "its words are not those of its manifest"),
         ("data", lambda a: a[None], "an array is of another kind"),
+        ("counts", lambda a: np.append(a, 0), "its passages are not those of its manifest"),
+        ("counts", lambda a: a + 1, "its passages have other numbers of words"),
     ],
 )
 def test_files_that_contradict_each_other(tmp_path, name, change, message):
