@@ -3,11 +3,13 @@
     pip install -e '.[bench]'
     python launch/build_index.py FOLDER/corpus.jsonl --backend=exact --workdir=DIR
     python benchmarks/retrievers.py FOLDER --index=DIR/stages/index/index [--runs=7] [--out=FILE]
+        [--sparse=ENCODER] [--tokens=ENCODER]
 
-FOLDER is a dataset in BEIR's layout, whose test questions are asked; in the committed results it is
-SciFact. Rankings are graded in trec_eval's order and compared with BM25's question by question. All
+ENCODER is the folder of a sparse or a late-interaction encoder, which then are rows too. FOLDER is
+a dataset in BEIR's layout, whose test questions are asked; in the committed results it is SciFact.
+Rankings are graded in trec_eval's order and compared with BM25's question by question. All
 retrievers then take turns at all questions, the encoding of the questions included. A further
-retriever is a line of `RETRIEVERS`.
+retriever is a line of `RETRIEVERS`, or of `OPTIONAL` if it needs a folder.
 """
 
 import tempfile
@@ -24,9 +26,23 @@ from rag_jax.data.formats import copy_collection
 from rag_jax.data.questions import load_collection
 from rag_jax.evaluation.pairs import compare_pairs
 from rag_jax.evaluation.rankings import ndcg, rank_hits, recall, reciprocal_rank
-from rag_jax.models import load
+from rag_jax.models import load, load_multi_vector, load_sparse
 from rag_jax.models.io.hub import fingerprint, resolve
-from rag_jax.retrieval import BM25, Dense, Fused, Index, Searcher, encode_texts, make_text
+from rag_jax.retrieval import (
+    BM25,
+    Dense,
+    Fused,
+    Index,
+    LateInteraction,
+    Searcher,
+    Sparse,
+    SparseIndex,
+    TokenIndex,
+    encode_sparse,
+    encode_texts,
+    encode_tokens,
+    make_text,
+)
 from rag_jax.runtime.paths import expand_path
 from rag_jax.search_config import FusionConfig
 from rag_jax.systems.stages import list_ranked
@@ -37,14 +53,14 @@ ENCODER, DEPTH, REFERENCE = "all-minilm-l6-v2", 100, "BM25"
 class Data:
     """A dataset and the searchers over it that several retrievers share."""
 
-    def __init__(self, folder: Path, index: Path):
+    def __init__(self, folder: Path, index: Path, encoders: Mapping[str, Path]):
         with tempfile.TemporaryDirectory() as copied:
             data = DataConfig(path=str(folder), format="beir")
             copy_collection(Path(copied), data, WorldConfig(), check=lambda collection: None)
             collection = load_collection(Path(copied))
             self.passages = [*collection.passages]
         self.questions = collection.questions["test"]
-        self._index = index
+        self._index, self.encoders = index, encoders
 
     @cached_property
     def words(self) -> BM25:
@@ -61,6 +77,23 @@ class Data:
         )
         return Dense(index, partial(encode_texts, load(ENCODER)))
 
+    @cached_property
+    def sparse(self) -> Sparse:
+        """A sparse encoder with the index of up to 256 tokens a passage."""
+        encoder, texts = load_sparse(self.encoders["sparse"]), map(make_text, self.passages)
+        weights = encode_sparse(encoder, texts, role="document", max_length=256)
+        index = SparseIndex.build(weights, encoder=encoder.fingerprint)
+        return Sparse(index, partial(encode_sparse, encoder, role="query", max_length=256))
+
+    @cached_property
+    def tokens(self) -> LateInteraction:
+        """A late-interaction encoder over the best passages of BM25."""
+        encoder, texts = load_multi_vector(self.encoders["tokens"]), map(make_text, self.passages)
+        vectors = encode_tokens(encoder, texts, role="document")
+        index = TokenIndex.build(vectors, encoder=encoder.fingerprint)
+        encode = partial(encode_tokens, encoder, role="query")
+        return LateInteraction(index, encode, self.words, DEPTH)
+
 
 # By name: what makes the searcher, and of which stored parts it is made.
 RETRIEVERS: Mapping[str, tuple[Callable[[Data], Searcher], tuple[str, ...]]] = {
@@ -75,6 +108,11 @@ RETRIEVERS: Mapping[str, tuple[Callable[[Data], Searcher], tuple[str, ...]]] = {
         ("words", "dense"),
     ),
 }
+# By the option with the encoder's folder: the name, and as above.
+OPTIONAL: Mapping[str, tuple[str, tuple[Callable[[Data], Searcher], tuple[str, ...]]]] = {
+    "sparse": ("sparse", (lambda data: data.sparse, ("sparse",))),
+    "tokens": ("BM25, then tokens", (lambda data: data.tokens, ("words", "tokens"))),
+}
 
 
 def main() -> None:
@@ -82,8 +120,12 @@ def main() -> None:
     parser = bench.make_parser(__doc__)
     parser.add_argument("folder", type=expand_path, help="a dataset in BEIR's layout")
     parser.add_argument("--index", type=expand_path, required=True, help="an index's folder")
+    for option in OPTIONAL:
+        parser.add_argument(f"--{option}", type=expand_path, help="an encoder's folder")
     arguments = parser.parse_args()
-    data = Data(arguments.folder, arguments.index)
+    given = {option: getattr(arguments, option) for option in OPTIONAL}
+    encoders = {option: folder for option, folder in given.items() if folder is not None}
+    data = Data(arguments.folder, arguments.index, encoders)
     facts = {"passages": len(data.passages), "questions": len(data.questions), "depth": DEPTH}
     facts["bm25"] = vars(data.words.settings)
     packages = ("jax", "bm25s", "PyStemmer", "numpy")
@@ -95,8 +137,10 @@ def compare(data: Data) -> bench.Compared:
     """The grades of every retriever; the sides that take turns."""
     asked = [question.question for question in data.questions]
     stored = {"words": count_bytes(data.words), "dense": count_bytes(data.dense.index)}
+    stored |= {option: count_bytes(getattr(data, option).index) for option in data.encoders}
+    retrievers = dict(RETRIEVERS) | dict(OPTIONAL[option] for option in data.encoders)
     sides, grades, sizes = {}, {}, {}
-    for name, (make, parts) in RETRIEVERS.items():
+    for name, (make, parts) in retrievers.items():
         searcher = make(data)
         sides[name] = partial(searcher.search, asked, DEPTH)
         grades[name] = grade(data, *sides[name]())
@@ -127,7 +171,7 @@ def grade(data: Data, scores: Any, rows: Any) -> dict[str, np.ndarray]:
     return {name: np.asarray([own[name] for own in graded]) for name in graded[0]}
 
 
-def count_bytes(index: BM25 | Index) -> int:
+def count_bytes(index: BM25 | Index | SparseIndex | TokenIndex) -> int:
     """Bytes of an index on disk."""
     with tempfile.TemporaryDirectory() as folder:
         index.save(Path(folder) / "index")

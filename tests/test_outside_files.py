@@ -14,6 +14,7 @@ import pytest
 from damage import ODD_FILES, at_most, damage_bytes, damage_json, refuses_in_a_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_encoders import write_colbert, write_modules
 from tiny_gguf import describe, write, write_parts
 from tokenizers import pre_tokenizers
 
@@ -29,13 +30,18 @@ from rag_jax.models.io.configs import read_config
 from rag_jax.models.io.gguf_config import read_gguf_config
 from rag_jax.models.io.gguf_file import read_gguf
 from rag_jax.models.io.load import load as load_model
+from rag_jax.models.io.multi_vector import read_token_settings
 from rag_jax.models.io.sentence import read_sentence
+from rag_jax.models.io.sparse import read_splade
 from rag_jax.models.io.stops import read_stop_ids
 from rag_jax.models.io.tensors import read_safetensors
 from rag_jax.models.io.weight_files import find_weights
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.retrieval.bm25 import BM25
 from rag_jax.retrieval.index import Index
+from rag_jax.retrieval.sparse import SparseIndex
+from rag_jax.retrieval.token_index import TokenIndex
+from rag_jax.retrieval.token_vectors import TokenVectors
 from rag_jax.runtime.checkpoint import load_tree, save_tree
 from rag_jax.runtime.files import map_array, read_arrays, read_json, read_jsonl, sum_files
 from rag_jax.runtime.manifest import hash_file
@@ -84,6 +90,18 @@ def search_words(folder):
 def search_vectors(folder):
     index = Index.load(folder, encoder="e")
     index.search(np.ones((2, index.width), np.float32), min(3, index.size))
+
+
+def search_weights(folder):
+    SparseIndex.load(folder, encoder="e").search(np.ones((2, 3)), 2)
+
+
+def make_tokens():
+    return TokenVectors(np.ones((4, 3), np.float32), np.asarray([0, 1, 4]))
+
+
+def search_tokens(folder):
+    TokenIndex.load(folder, encoder="e").search(make_tokens(), 2)
 
 
 def walk_trie(folder):
@@ -150,6 +168,18 @@ KINDS = {
     "BM25's rows": (search_words, "indices.csc.index.npy", None),
     "BM25's starts": (search_words, "indptr.csc.index.npy", None),
     "BM25's scores": (search_words, "data.csc.index.npy", None),
+    "weighing of words": (read_splade, "1_SpladePooling/config.json", True),
+    "sparse manifest": (search_weights, "index.json", True),
+    "sparse weights": (search_weights, "data.npy", 200),
+    "sparse counts": (search_weights, "counts.npy", None),
+    "sparse rows": (search_weights, "rows.npy", None),
+    "sparse starts": (search_weights, "starts.npy", None),
+    "mask of tokens": (read_token_settings, "2_MultiVectorMask/config.json", True),
+    "lengths of tokens": (read_token_settings, "sentence_bert_config.json", True),
+    "tokens' manifest": (search_tokens, "index.json", True),
+    "tokens' vectors": (search_tokens, "vectors.npy", 200),
+    "tokens' starts": (search_tokens, "starts.npy", None),
+    "tokens' scales": (search_tokens, "scales.npy", None),
     "trie": (walk_trie, "first_child.npy", None),
     "trie's rows": (walk_trie, "row_starts.npy", None),
     "manifest of adapters": (load_adapters, "adapters.json", True),
@@ -247,6 +277,15 @@ def make_files(kind, folder):
         Index.build(vectors, backend="exact", encoder="e", ids=list("abcde")).save(folder)
     elif kind.startswith("BM25"):
         BM25.build(["the cat sat", "a dog ran", "the mouse"]).save(folder)
+    elif kind.startswith("sparse"):
+        SparseIndex.build(np.asarray([[1.0, 0, 2], [3, 0, 0]]), encoder="e").save(folder)
+    elif kind == "weighing of words":
+        folder.mkdir()
+        write_modules(folder, ("SpladePooling", {"pooling_strategy": "max"}))
+    elif kind.startswith("tokens'"):
+        TokenIndex.build(make_tokens(), encoder="e", dtype="int8").save(folder)
+    elif kind.endswith("of tokens"):
+        write_colbert(folder, expansion={"strategy": "fixed", "length": 8})
     elif kind.startswith("trie"):
         Trie.from_sequences([[1, 2], [1, 3, 4], [5], [5]], end_id=0).save(folder)
     elif kind == "manifest of adapters":
@@ -321,7 +360,9 @@ def test_what_is_no_file_is_refused_in_a_line(tmp_path, good, kind):
 
 
 # Whose files are looked at as a whole, by their hash, before they are read.
-HASHED = {kind for kind in KINDS if kind.startswith(("BM25", "trie", "metadata"))}
+HASHED = {
+    kind for kind in KINDS if kind.startswith(("BM25", "sparse", "tokens'", "trie", "metadata"))
+}
 HASHED |= {"ids", "embeddings"}
 
 

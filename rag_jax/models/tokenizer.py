@@ -17,6 +17,8 @@ from rag_jax.models.control_tokens import (
     make_text_core,
     read_frame,
 )
+from rag_jax.models.frames import frame_texts
+from rag_jax.models.traced import MESSAGE, concatenate, mark, trust
 from rag_jax.runtime.arguments import check_token_row, describe
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import write_json
@@ -43,6 +45,7 @@ class Tokenizer:
         bos_id: id of the token that starts a text, or None.
         eos_id: id of the token that ends a text, or None.
         pad_id: id of the padding token, or None.
+        mask_id: id of the token in the place of one to guess, or None.
         stop_ids: ids of the tokens at which a model stops: `eos_id`, and those that the model's
             settings add.
     """
@@ -89,6 +92,7 @@ class Tokenizer:
         self.bos_id, self.eos_id, self.pad_id = (
             None if name is None else self.token_id(name) for name in (bos, eos, pad)
         )
+        self.mask_id = self._special.get(others.get("mask"))
         own = () if self.eos_id is None else (self.eos_id,)
         self.stop_ids = tuple(dict.fromkeys((*own, *stop_ids)))
         if unknown_ids := [i for i in self.stop_ids if not 0 <= i < self.vocab_size]:
@@ -205,7 +209,7 @@ class Tokenizer:
         return {1: [start, end], 2: [start, end, end]}
 
     def encode_with_specials(
-        self, text: str, *, max_length: int, pair: str | None = None
+        self, text: str, *, max_length: int, pair: str | None = None, prompt: str = ""
     ) -> list[int]:
         """Token ids of a text, or of two, as an encoder reads them.
 
@@ -215,26 +219,22 @@ class Tokenizer:
         Args:
             max_length: maximum number of ids, special tokens included. Texts are truncated at the
                 end, the longer text of a pair first.
+            prompt: by the model's authors, before the text; control tokens in it are such.
 
         Raises:
             RagJaxError: there are no such tokens, or `max_length` has no room for them.
         """
-        texts = [self.encode(part) for part in (text, pair) if part is not None]
-        start, *ends = self._frames[len(texts)]
-        room = max_length - len(start) - sum(map(len, ends))
-        if room < 0:
-            tokens = " and ".join(map(self._core.id_to_token, (*start, *ends[-1])))
-            raise RagJaxError(f"max_length {max_length} has no room for {tokens}; raise it")
-        if pair is not None:
-            shorter = min(len(texts[0]), len(texts[1]), room // 2)
-            kept = shorter if len(texts[0]) <= len(texts[1]) else room - shorter
-            texts[1] = texts[1][: room - min(kept, len(texts[0]))]
-            room = kept
-        texts[0] = texts[0][:room]
-        ids = list(start)
-        for part, end in zip(texts, ends, strict=True):
-            ids += [*part, *end]
-        return ids
+        texts = [self._encode_after(prompt, text)]
+        texts += [] if pair is None else [self.encode(pair)]
+        return frame_texts(texts, self._frames[len(texts)], max_length, self._core.id_to_token)
+
+    def _encode_after(self, prompt: str, text: str) -> list[int]:
+        """Token ids of a text after a prompt, with the control tokens of the prompt alone."""
+        if not any(name in prompt for name in self._special):
+            return self.encode(prompt + text)
+        whole = concatenate([trust(prompt), mark(text, MESSAGE)])
+        _check_length(whole)
+        return self._share(self._chat_encoder.encode(whole, [text]))
 
     def count_tokens_after(self) -> int:
         """Number of tokens that `encode_with_specials` puts after a text."""
@@ -261,6 +261,10 @@ class Tokenizer:
             known = ", ".join(sorted(self._special)) or "none"
             raise RagJaxError(f"{name!r} is no special token of this tokenizer; it has: {known}")
         return self._special[name]
+
+    def find_id(self, token: str) -> int | None:
+        """Id of any token of the vocabulary, as it is written there; None without one."""
+        return self._core.token_to_id(token)
 
     def add_special_tokens(self, names: Sequence[str]) -> "Tokenizer":
         """A copy of the tokenizer with additional special tokens, numbered from `vocab_size`.

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 
 from rag_jax.config import build
 from rag_jax.retrieval.analysis import ENGLISH_FROM, Analysis, count_english, list_words
+from rag_jax.retrieval.postings import check_postings, find_best
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json
 from rag_jax.runtime.manifest import check_files, read_manifest, write_folder
@@ -130,7 +131,7 @@ class BM25:
             terms = self.searcher.get_tokens_ids(self.analysis.split(question))
             no_score = np.zeros(self.size, np.float32)
             scores = self.searcher.get_scores_from_ids(terms) if terms else no_score
-            rows = _find_best(scores, k)
+            rows = find_best(scores, k)
             best_rows.append(rows)
             best_scores.append(scores[rows])
         return best_scores, best_rows
@@ -239,15 +240,7 @@ def _check_arrays(scores: Mapping[str, Any], vocabulary: Any, size: int) -> None
     `bm25s` adds up what the arrays point to, whatever that is.
     """
     data, rows, starts = (scores[name] for name in ("data", "indices", "indptr"))
-    kinds = zip((data, rows, starts), "fii", strict=True)
-    if any(a.ndim != 1 or a.dtype.kind != kind for a, kind in kinds) or not len(starts):
-        raise ValueError("an array is of another kind")
-    if starts[0] != 0 or starts[-1] != len(data) or (np.diff(starts) < 0).any():
-        raise ValueError("the words' rows do not follow each other")
-    if len(rows) != len(data) or rows.min(initial=0) < 0 or rows.max(initial=0) >= size:
-        raise ValueError(f"a row is none of the {size} passages")
-    if not np.isfinite(data).all():
-        raise ValueError("a score is NaN or infinite")
+    check_postings(data, rows, starts, size)
     if not all(type(i) is int and 0 <= i < len(starts) - 1 for i in vocabulary.values()):
         raise ValueError("a word's number is out of range")
 
@@ -288,10 +281,3 @@ def _join_pairs(texts: Iterable[str | tuple[str, str]], name: str) -> Iterator[s
         if len(parts) > 2 or not all(isinstance(part, str) for part in parts):
             raise RagJaxError(f"{name}: entry {i} is neither a string nor a pair of strings")
         yield " ".join(parts)
-
-
-def _find_best(scores: Float[np.ndarray, "N"], k: int) -> Int[np.ndarray, "n"]:
-    """Rows of the up to `k` largest scores above 0, largest first, equal ones in row order."""
-    threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
-    rows = np.flatnonzero((scores >= threshold) & (scores > 0))
-    return rows[np.argsort(-scores[rows], kind="stable")[:k]].astype(np.int32)

@@ -72,6 +72,25 @@ def encode_texts(
             `max_length` is out of range.
     """
     _check_encoder(encoder)
+    check_sizes(encoder, batch_size, max_length)
+    reading = read_texts(encoder, role)
+    token_rows = TokenRows(tokenize_with(reading, texts, max_length))
+    embeddings = np.empty((len(token_rows), encoder.model.embedding_size), np.float32)
+    if not widths:
+        widths = choose_text_widths(token_rows.lengths, program_tokens=program_tokens)
+
+    def run(indices: list[int], shape: tuple[int, int]) -> Array:
+        arrays = pad_texts([token_rows[i] for i in indices], *shape)
+        inputs = encoder.model, encoder.params, *shard_batch(arrays)
+        return embed_batch(*inputs, skipped=reading.skipped)
+
+    for indices, values in run_batches(token_rows.lengths, run, batch_size, widths, progress):
+        embeddings[indices] = values
+    return embeddings
+
+
+def check_sizes(encoder: Pretrained, batch_size: int, max_length: int) -> None:
+    """Raises a RagJaxError if a batch has no row, or texts may be longer than the positions."""
     if batch_size < 1:
         raise RagJaxError(f"batch_size is {batch_size}: it must be at least 1")
     if max_length > encoder.config.max_length:
@@ -79,19 +98,12 @@ def encode_texts(
             f"max_length is {max_length}, but the encoder has positions for only "
             f"{encoder.config.max_length} tokens: lower it"
         )
-    reading = read_texts(encoder, role)
-    token_rows = TokenRows(tokenize_with(reading, texts, max_length))
-    embeddings = np.empty((len(token_rows), encoder.model.embedding_size), np.float32)
-    num_encoded = 0
-    if not widths:
-        worth = count_program_tokens(program_tokens, on_cpu=_PROGRAM_TOKENS)
-        widths = choose_widths(token_rows.lengths, program_tokens=worth)
-    for indices, values in _embed_batches(encoder, token_rows, batch_size, widths, reading.skipped):
-        embeddings[indices] = values
-        num_encoded += len(indices)
-        if progress is not None:
-            progress(num_encoded, len(token_rows))
-    return embeddings
+
+
+def choose_text_widths(lengths: Sequence[int], *, program_tokens: int | None = None) -> list[int]:
+    """Widths for texts of these lengths; see `encode_texts`."""
+    worth = count_program_tokens(program_tokens, on_cpu=_PROGRAM_TOKENS)
+    return choose_widths(lengths, program_tokens=worth)
 
 
 def _check_encoder(encoder: Pretrained) -> None:
@@ -104,25 +116,32 @@ def _check_encoder(encoder: Pretrained) -> None:
         )
 
 
-def _embed_batches(
-    encoder: Pretrained,
-    token_rows: TokenRows,
+def run_batches(
+    lengths: Sequence[int],
+    run: Callable[[list[int], tuple[int, int]], Array],
     batch_size: int,
     widths: Sequence[int],
-    skipped: int,
-) -> Iterator[tuple[list[int], Float[np.ndarray, "B E"]]]:
-    """Yields batches as indices of texts and their embeddings, longest texts first."""
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[list[int], Float[np.ndarray, "B ..."]]]:
+    """Yields batches as indices of texts and what `run` gives for them, longest texts first.
+
+    Args:
+        lengths: number of tokens of each text.
+        run: from the indices of a batch's texts and its padded shape `[B, T]` to an array on the
+            devices, with a row for each text and rows of padding.
+        progress: as for `encode_texts`.
+    """
 
     def dispatch(batch: tuple[list[int], tuple[int, int]]) -> tuple[list[int], Array]:
-        indices, shape = batch
-        arrays = pad_texts([token_rows[i] for i in indices], *shape)
-        inputs = encoder.model, encoder.params, *shard_batch(arrays)
-        return indices, embed_batch(*inputs, skipped=skipped)
+        return batch[0], run(*batch)
 
-    running = map(dispatch, plan_batches(token_rows.lengths, batch_size, widths))
+    running, num_encoded = map(dispatch, plan_batches(lengths, batch_size, widths)), 0
     # Each batch is dispatched to the device before the previous one is waited for.
     for (indices, values), _ in itertools.pairwise(itertools.chain(running, [None])):
         yield indices, fetch(values)[: len(indices)]
+        num_encoded += len(indices)
+        if progress is not None:
+            progress(num_encoded, len(lengths))
 
 
 @checked

@@ -20,7 +20,7 @@ from rag_jax.retrieval.searchers import (
 )
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import map_array, read_json
-from rag_jax.runtime.manifest import check_files, read_manifest, write_folder
+from rag_jax.runtime.manifest import check_encoder, check_files, read_manifest, write_folder
 from rag_jax.runtime.outside import parsing, show
 
 _EMBEDDINGS, _IDS = "dataset.npy", "ids.json"
@@ -249,11 +249,7 @@ class Index:
         folder = Path(folder)
         kinds = {"encoder": str, "corpus": str, "size": int, "width": int}
         manifest = read_manifest(folder, kinds, _FILES)
-        if manifest["encoder"] != encoder:
-            raise RagJaxError(
-                f"{folder} was made by encoder {manifest['encoder'][:16]}, not {encoder[:16]}: "
-                "build the index again with the encoder in use"
-            )
+        check_encoder(folder, manifest, encoder)
         if corpus is not None and manifest["corpus"] != corpus:
             raise RagJaxError(
                 f"{folder} was made over corpus {manifest['corpus'][:16] or 'unknown'}, not "

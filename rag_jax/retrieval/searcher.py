@@ -6,15 +6,20 @@ from typing import Protocol
 
 from jaxtyping import Float, Int
 from numpy import ndarray
+from scipy.sparse import csr_array
 
 from rag_jax.retrieval.index import Index
+from rag_jax.retrieval.sparse import SparseIndex
+from rag_jax.retrieval.token_index import TokenIndex
+from rag_jax.retrieval.token_vectors import TokenVectors
+from rag_jax.runtime.errors import RagJaxError
 
 # For each question the scores, largest first, and the rows of the passages.
 Found = tuple[Sequence[Float[ndarray, "n"]], Sequence[Int[ndarray, "n"]]]
 
 
 class Searcher(Protocol):
-    """A search over one corpus. `BM25`, `Dense` and `Fused` are searchers.
+    """A search over one corpus. `BM25`, `Dense`, `Sparse`, `LateInteraction` and `Fused` are.
 
     A class of your own needs these two, and nothing of this library.
     """
@@ -57,3 +62,72 @@ class Dense:
             RagJaxError: as `Index.search`.
         """
         return self.index.search(self.encode(questions), k)
+
+
+@dataclass(frozen=True, eq=False)
+class Sparse:
+    """A search for the passages whose weights of words have the largest product with a question's.
+
+    Attributes:
+        encode: questions to their weights, by the encoder that the index was made with.
+    """
+
+    index: SparseIndex
+    encode: Callable[[Sequence[str]], csr_array]
+
+    @property
+    def size(self) -> int:
+        """Number of passages of the corpus."""
+        return self.index.size
+
+    def search(self, questions: Sequence[str], k: int) -> Found:
+        """As `SparseIndex.search` of the questions' weights.
+
+        Raises:
+            RagJaxError: as `SparseIndex.search`.
+        """
+        return self.index.search(self.encode(questions), k)
+
+
+@dataclass(frozen=True, eq=False)
+class LateInteraction:
+    """A search for the passages whose tokens are the nearest to those of a question, by MaxSim.
+
+    Attributes:
+        encode: questions to their token embeddings, by the encoder that the index was made with.
+        first: the searcher whose best passages are compared; None for all passages, which is exact
+            and takes time in proportion to the corpus.
+        depth: number of passages of `first` that are compared, at least `k`.
+    """
+
+    index: TokenIndex
+    encode: Callable[[Sequence[str]], TokenVectors]
+    first: Searcher | None = None
+    depth: int = 100
+
+    def __post_init__(self) -> None:
+        """Raises a RagJaxError if the two corpora differ in size, or nothing is compared."""
+        if self.first is not None and self.first.size != self.index.size:
+            raise RagJaxError(
+                f"first is over {self.first.size} passages, the index over {self.index.size}: take "
+                "those of one corpus"
+            )
+        if self.depth < 1:
+            raise RagJaxError(f"depth is {self.depth}: it must be at least 1")
+
+    @property
+    def size(self) -> int:
+        """Number of passages of the corpus."""
+        return self.index.size
+
+    def search(self, questions: Sequence[str], k: int) -> Found:
+        """The at most `k` passages with the largest scores for each question, largest first.
+
+        Raises:
+            RagJaxError: as `TokenIndex.search`, or `first` found what is not in the corpus.
+        """
+        queries = self.encode(questions)
+        if self.first is None:
+            return self.index.search(queries, k)
+        _, candidates = self.first.search(questions, min(max(k, self.depth), self.size))
+        return self.index.rank(queries, candidates, k)

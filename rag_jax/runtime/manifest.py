@@ -67,6 +67,15 @@ def read_manifest(
     return manifest
 
 
+def check_encoder(folder: Path, manifest: Mapping[str, Any], encoder: str) -> None:
+    """Raises a RagJaxError if the manifest's encoder is not the queries', by its fingerprint."""
+    if manifest["encoder"] != encoder:
+        raise RagJaxError(
+            f"{folder} was made by encoder {manifest['encoder'][:16]}, not {encoder[:16]}: "
+            "build the index again with the encoder in use"
+        )
+
+
 def check_files(folder: Path, listed: Mapping[str, str], known: Collection[str]) -> None:
     """Compares the files of an index with the manifest and with the files its backend may write.
 

@@ -402,7 +402,7 @@ def test_tokenizer_larger_than_the_embedding(llama):
         (
             "model_type",
             "gemma",
-            "model_type 'gemma' is not supported; supported are bart, bert, dpr",
+            "model_type 'gemma' is not supported; supported are bart, bert, distilbert, dpr",
         ),
         ("model_type", None, "model_type None is not supported"),
         ("attention_bias", True, "attention_bias True is not supported"),

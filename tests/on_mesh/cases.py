@@ -28,6 +28,7 @@ from on_mesh.common import (
     write,
 )
 from tiny import make_decoder, make_rows
+from tiny_encoders import write_colbert, write_splade
 
 from rag_jax import lora
 from rag_jax.config import ContrastiveConfig, MeshConfig, TuningConfig
@@ -35,12 +36,12 @@ from rag_jax.decoding import BeamConfig, Trie, generate, trie_search
 from rag_jax.decoding.cache import grow, init_cache
 from rag_jax.decoding.cache import write as write_chunk
 from rag_jax.losses import token_logprobs
-from rag_jax.models import load
+from rag_jax.models import load, load_multi_vector, load_sparse
 from rag_jax.models.nn.bart import Bart, BartConfig
 from rag_jax.models.nn.bert import Bert
 from rag_jax.planning.collectives import count_collectives
 from rag_jax.planning.hlo import read_module
-from rag_jax.retrieval import Index, encode_texts
+from rag_jax.retrieval import Index, TokenIndex, encode_sparse, encode_texts, encode_tokens
 from rag_jax.retrieval.contrastive import Encoders, Pair, PairBatches, fit_encoders, make_loss
 from rag_jax.retrieval.searchers import find_top
 from rag_jax.runtime.checkpoint import save_tree
@@ -352,6 +353,23 @@ def test_encoding(mesh):
         wanted = encode_texts(load(GOLDEN / "bert"), texts[:count], max_length=24)
         found = encode_texts(load(GOLDEN / "bert", mesh=mesh), texts[:count], max_length=24)
         np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("mesh", [(4, 2)], indirect=True)
+def test_encoding_of_words_and_tokens(mesh, tmp_path):
+    texts = [" ".join(["word", "cat", "the"][: 1 + i % 3]) for i in range(9)]
+    splade = write_splade(tmp_path / "splade")
+    colbert = write_colbert(tmp_path / "colbert", expansion={"strategy": "fixed", "length": 8})
+
+    def encode(mesh=None):
+        weights = encode_sparse(load_sparse(splade, mesh=mesh), texts, max_length=16)
+        encoder = load_multi_vector(colbert, mesh=mesh)
+        tokens = [encode_tokens(encoder, texts, role=role) for role in ("query", "document")]
+        found = TokenIndex.build(tokens[1], encoder="e").search(tokens[0], 9)
+        return weights.toarray(), *(own.vectors for own in tokens), np.asarray(found[0])
+
+    for own, wanted in zip(encode(mesh), off_mesh(encode), strict=True):
+        np.testing.assert_allclose(own, wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [3, 61, 64])

@@ -3,12 +3,9 @@
 pip install -e .[parity] && pytest -m parity tests/parity
 """
 
-import json
-import shutil
-from pathlib import Path
-
 import numpy as np
 import pytest
+from tiny_transformers import make_transformer
 
 from rag_jax.config import EncoderConfig
 from rag_jax.models import load
@@ -18,52 +15,13 @@ from rag_jax.retrieval.texts import configure_encoder
 
 pytestmark = pytest.mark.parity
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-SIZES = {
-    "vocab_size": 300,
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-}
 TEXTS = [
     "What is the capital of France?",
     "a",
     "Paris is the capital and the largest city of France. " * 12,
     "東京 naïve \U0001f5fc",
 ]
-KINDS = ["bert", "roberta", "xlm-roberta", "mpnet", "modernbert", "qwen3", "mistral"]
-DECODERS = {"head_dim": 8, "num_key_value_heads": 2, "pad_token_id": 0, "sliding_window": None}
-
-
-def make_transformer(kind, folder):
-    """A folder of a tiny model with random weights, and golden BERT's tokenizer."""
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    padding = {"pad_token_id": 1} if kind in ("roberta", "xlm-roberta", "mpnet") else {}
-    local = {"local_attention": 16, "pad_token_id": 0, "global_attn_every_n_layers": 2}
-    own = {"modernbert": local, "qwen3": DECODERS, "mistral": DECODERS}
-    config = transformers.AutoConfig.for_model(
-        kind, **SIZES, max_position_embeddings=160, **padding, **own.get(kind, {})
-    )
-    model = transformers.AutoModel.from_config(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            scale = "norm" in name.lower() and "bias" not in name
-            parameter.copy_(torch.randn(parameter.shape) * 0.3 + scale)
-    model.save_pretrained(folder)
-    for path in (GOLDEN / "bert").glob("tokenizer*"):
-        shutil.copy(path, folder)
-    if padding:  # these models count positions by the padding's id
-        core = json.loads((folder / "tokenizer.json").read_text("utf-8"))
-        swapped = {0: 1, 1: 0}
-        vocabulary = core["model"]["vocab"].items()
-        core["model"]["vocab"] = {name: swapped.get(i, i) for name, i in vocabulary}
-        for token in core["added_tokens"]:
-            token["id"] = swapped.get(token["id"], token["id"])
-        (folder / "tokenizer.json").write_text(json.dumps(core), "utf-8")
+KINDS = ["bert", "roberta", "xlm-roberta", "mpnet", "distilbert", "modernbert", "qwen3", "mistral"]
 
 
 def make_folder(kind, folder, *, pooling="mean", dense=(), normalize=True, **options):

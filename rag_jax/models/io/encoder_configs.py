@@ -3,6 +3,7 @@
 Missing fields have the defaults of the models' configs in transformers.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,8 +37,17 @@ _FAMILIES = {
     "roberta": _Family("RobertaModel", padded=True),
     "xlm-roberta": _Family("XLMRobertaModel", padded=True),
     "mpnet": _Family("MPNetModel", types=0, padded=True),
+    "distilbert": _Family("DistilBertModel", types=0),
 }
 ENCODER_FAMILIES = (*_FAMILIES, "modernbert")
+# What BERT's fields are called in DistilBERT.
+_DISTILBERT = {
+    "hidden_size": "dim",
+    "intermediate_size": "hidden_dim",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "hidden_act": "activation",
+}
 _DPR_CLASSES = {"question": "DPRQuestionEncoder", "context": "DPRContextEncoder"}
 
 
@@ -47,9 +57,10 @@ def read_encoder(fields: Fields) -> EncoderConfig:
     Raises:
         RagJaxError: a size is not valid, or an option is not supported.
     """
-    if fields.raw.get("model_type") == "modernbert":
+    name = fields.raw.get("model_type")
+    if name == "modernbert":
         return _read_modern_bert(fields)
-    return _read_bert(fields, fields.raw.get("model_type"))
+    return _read_bert(fields, name, _DISTILBERT if name == "distilbert" else {})
 
 
 def read_dpr(fields: Fields) -> BertConfig:
@@ -62,7 +73,7 @@ def read_dpr(fields: Fields) -> BertConfig:
             f"supported are {' and '.join(_DPR_CLASSES.values())}"
         )
     projection = fields.size("projection_dim") if fields.raw.get("projection_dim") else None
-    return replace(_read_bert(fields, "bert"), dpr_role=role, projection_size=projection)
+    return replace(_read_bert(fields, "bert", {}), dpr_role=role, projection_size=projection)
 
 
 def describe_encoder(config: EncoderConfig) -> dict[str, Any]:
@@ -71,7 +82,8 @@ def describe_encoder(config: EncoderConfig) -> dict[str, Any]:
         return _describe_modern_bert(config)
     family, offset = _FAMILIES[config.family], config.position_offset
     dpr = {"model_type": "dpr", "projection_dim": config.projection_size or 0}
-    return {
+    names = _DISTILBERT if config.family == "distilbert" else {}
+    fields = {
         "architectures": [_DPR_CLASSES.get(config.dpr_role, family.architecture)],
         **(dpr if config.dpr_role else {"model_type": config.family}),
         "vocab_size": config.vocab_size,
@@ -86,14 +98,16 @@ def describe_encoder(config: EncoderConfig) -> dict[str, Any]:
         "hidden_act": "gelu",
         "position_embedding_type": "absolute",
     }
+    return {names.get(field, field): value for field, value in fields.items()}
 
 
-def _read_bert(fields: Fields, name: str) -> BertConfig:
+def _read_bert(fields: Fields, name: str, names: Mapping[str, str]) -> BertConfig:
+    """The config of one of BERT's kin; `names` are those of fields that it calls otherwise."""
     family = _FAMILIES[name]
-    fields.refuse_unless("hidden_act", "gelu")
+    fields.refuse_unless(names.get("hidden_act", "hidden_act"), "gelu")
     fields.refuse_unless("position_embedding_type", "absolute")
     fields.refuse_unless("is_decoder", False)
-    hidden, heads = _read_width(fields)
+    hidden, heads = _read_width(fields, names)
     positions, offset, buckets = fields.size("max_position_embeddings", 512), 0, 0
     if family.padded:
         # MPNet counts from 1, whatever its padding.
@@ -111,8 +125,10 @@ def _read_bert(fields: Fields, name: str) -> BertConfig:
     return BertConfig(
         vocab_size=fields.size("vocab_size"),
         hidden_size=hidden,
-        ffn_size=fields.size("intermediate_size"),
-        num_layers=fields.size("num_hidden_layers", most=MOST_LAYERS),
+        ffn_size=fields.size(names.get("intermediate_size", "intermediate_size")),
+        num_layers=fields.size(
+            names.get("num_hidden_layers", "num_hidden_layers"), most=MOST_LAYERS
+        ),
         num_heads=heads,
         num_types=fields.size("type_vocab_size", family.types) if family.types else 0,
         norm_eps=fields.number("layer_norm_eps", family.eps),
@@ -123,14 +139,12 @@ def _read_bert(fields: Fields, name: str) -> BertConfig:
     )
 
 
-def _read_width(fields: Fields) -> tuple[int, int]:
+def _read_width(fields: Fields, names: Mapping[str, str]) -> tuple[int, int]:
     """The features of a state and the number of heads, which divides them."""
-    hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+    width, count = (names.get(name, name) for name in ("hidden_size", "num_attention_heads"))
+    hidden, heads = fields.size(width), fields.size(count)
     if hidden % heads:
-        raise RagJaxError(
-            f"{fields.source}: hidden_size {hidden} is not a multiple of num_attention_heads "
-            f"{heads}"
-        )
+        raise RagJaxError(f"{fields.source}: {width} {hidden} is not a multiple of {count} {heads}")
     return hidden, heads
 
 
@@ -141,7 +155,7 @@ def _read_modern_bert(fields: Fields) -> ModernBertConfig:
     fields.refuse_unless("hidden_activation", "gelu")
     for name in ("norm_bias", "attention_bias", "mlp_bias"):
         fields.refuse_unless(name, False)
-    hidden, heads = _read_width(fields)
+    hidden, heads = _read_width(fields, {})
     layers = fields.size("num_hidden_layers", 22, most=MOST_LAYERS)
     kinds = fields.raw.get("layer_types")
     if kinds is None:

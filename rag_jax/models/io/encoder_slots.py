@@ -4,25 +4,36 @@ from rag_jax.models.io.slot import Slot, linear_slots, norm_slots, scale_slots
 from rag_jax.models.nn.bert import BertConfig
 from rag_jax.models.nn.modern_bert import ModernBertConfig
 
-# Names of the attention's query, key, value and output and of the norm after it.
-_ATTENTION = {
-    "bert": ("self.query", "self.key", "self.value", "output.dense", "output.LayerNorm"),
-    "mpnet": ("attn.q", "attn.k", "attn.v", "attn.o", "LayerNorm"),
+# Names of the attention's query, key, value and output and of the norm after it, and of the FFN's
+# layers and its norm.
+_ATTENTION = ("attention.self.query", "attention.self.key", "attention.self.value")
+_FFN = ("intermediate.dense", "output.dense", "output.LayerNorm")
+_BERT = (*_ATTENTION, "attention.output.dense", "attention.output.LayerNorm", *_FFN)
+_NAMES = {
+    "mpnet": (*(f"attention.attn.{name}" for name in "qkvo"), "attention.LayerNorm", *_FFN),
+    "distilbert": (
+        *(f"attention.{name}_lin" for name in ("q", "k", "v", "out")),
+        "sa_layer_norm",
+        "ffn.lin1",
+        "ffn.lin2",
+        "output_layer_norm",
+    ),
 }
 
 
 def list_bert(c: BertConfig) -> list[Slot]:
-    """The slots of BERT, RoBERTa, XLM-R or MPNet, in layer order."""
-    query, key, value, output, norm = _ATTENTION["mpnet" if c.family == "mpnet" else "bert"]
+    """The slots of BERT, RoBERTa, XLM-R, MPNet or DistilBERT, in layer order."""
+    query, key, value, output, norm, up, down, last = _NAMES.get(c.family, _BERT)
     linears = {
-        "attention/query": (f"attention.{query}", c.hidden_size, c.hidden_size),
-        "attention/key": (f"attention.{key}", c.hidden_size, c.hidden_size),
-        "attention/value": (f"attention.{value}", c.hidden_size, c.hidden_size),
-        "attention/output": (f"attention.{output}", c.hidden_size, c.hidden_size),
-        "ffn/up": ("intermediate.dense", c.hidden_size, c.ffn_size),
-        "ffn/down": ("output.dense", c.ffn_size, c.hidden_size),
+        "attention/query": (query, c.hidden_size, c.hidden_size),
+        "attention/key": (key, c.hidden_size, c.hidden_size),
+        "attention/value": (value, c.hidden_size, c.hidden_size),
+        "attention/output": (output, c.hidden_size, c.hidden_size),
+        "ffn/up": (up, c.hidden_size, c.ffn_size),
+        "ffn/down": (down, c.ffn_size, c.hidden_size),
     }
-    norms = {"attention_norm": f"attention.{norm}", "ffn_norm": "output.LayerNorm"}
+    norms = {"attention_norm": norm, "ffn_norm": last}
+    layers = "transformer" if c.family == "distilbert" else "encoder"
     tables = {
         "word": ("word_embeddings", c.vocab_size),
         "position": ("position_embeddings", c.max_length + c.position_offset),
@@ -36,7 +47,7 @@ def list_bert(c: BertConfig) -> list[Slot]:
     ]
     slots += norm_slots(f"{bert}embeddings.LayerNorm", "embed/norm", c.hidden_size)
     for i in range(c.num_layers):
-        hf_layer, layer = f"{bert}encoder.layer.{i}", f"layers_{i}"
+        hf_layer, layer = f"{bert}{layers}.layer.{i}", f"layers_{i}"
         for path, (name, *shape) in linears.items():
             slots += linear_slots(f"{hf_layer}.{name}", f"{layer}/{path}", *shape)
         for path, name in norms.items():

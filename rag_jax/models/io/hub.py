@@ -6,12 +6,14 @@ import os
 import re
 import shutil
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
-from rag_jax.models.io.sentence import MODULES, PROMPTS, TRANSFORMER, describe_sentence
+from rag_jax.models.io.modules import MODULES, PROMPTS, TRANSFORMER
+from rag_jax.models.io.sentence import describe_sentence
 from rag_jax.models.io.weight_files import list_parts
 from rag_jax.runtime.downloads import Endless
 from rag_jax.runtime.errors import RagJaxError
@@ -104,12 +106,16 @@ def resolve(name_or_path: str | Path) -> Path:
     )
 
 
-def fingerprint(path: Path) -> str:
+def fingerprint(
+    path: Path, describe: Callable[[Path, Callable[[Path], str]], str] = describe_sentence
+) -> str:
     """SHA-256, in hexadecimal, over the files that define a model, names included.
 
     Args:
         path: the model's folder, or its weight file: a GGUF file by itself is a model, and a
             safetensors file is one together with the folder's settings.
+        describe: what a folder's settings are, by the checksums of further weights; by default
+            those of a dense encoder.
     """
     files = set(list_parts(path)) if path.is_file() else set()
     if path.suffix != ".gguf" or not files:
@@ -119,7 +125,7 @@ def fingerprint(path: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(f"{file.name}\0{_sum_file(file)}\n".encode())
-    if path.is_dir() and (settings := describe_sentence(path, _sum_file)):
+    if path.is_dir() and (settings := describe(path, _sum_file)):
         digest.update(f"{settings}\n".encode())
     return digest.hexdigest()
 
@@ -186,8 +192,10 @@ def _resolve_hub(name: str) -> Path:
             read_config(config)
         folder = model.fetch(patterns, pinned=True)
         if (folder / MODULES).exists():
-            # Dense layers have weights of their own; a layer of pooling has none.
-            layers = ["*_Pooling/config.json", "*_Dense/config.json", "*_Dense/model.safetensors"]
+            # Dense layers have weights of their own; other modules have none.
+            kinds = ("Pooling", "SpladePooling", "MultiVectorMask", "Normalize", "Dense")
+            layers = [f"*_{kind}/config.json" for kind in kinds]
+            layers.append("*_Dense/model.safetensors")
             model.fetch(layers, pinned=True, subfolders=True)
         _refuse_added(folder)
         return folder

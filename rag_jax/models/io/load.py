@@ -1,6 +1,7 @@
 """Loading of a pretrained model: config, module, parameters and tokenizer."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from rag_jax.models.io.configs import read_config
 from rag_jax.models.io.gguf_config import read_gguf_config
 from rag_jax.models.io.gguf_file import read_gguf
 from rag_jax.models.io.hub import fingerprint, resolve
-from rag_jax.models.io.sentence import MODULES, Sentence, read_dense, read_sentence
+from rag_jax.models.io.modules import MODULES, read_dense
+from rag_jax.models.io.sentence import Sentence, read_sentence
 from rag_jax.models.io.stops import read_stop_ids
-from rag_jax.models.io.tensors import read_safetensors
+from rag_jax.models.io.tensors import StoredTensor, read_safetensors
 from rag_jax.models.io.weight_files import find_weights
 from rag_jax.models.io.weights import build_params
 from rag_jax.models.nn.bart import Bart
@@ -74,28 +76,12 @@ def load(
             architecture is not supported, the tokenizer has more ids than the config allows, or
             the tensors contradict the config (one message lists all of them).
     """
-    path, files, folder = _find_files(name_or_path)
-    sentence_files = None
-    if files[0].suffix == ".gguf":
-        gguf = read_gguf(files[0], files[1:])
-        tensors = gguf.tensors
-        config = read_gguf_config(gguf.metadata, tensors, path=files[0])
-        tokenizer = Tokenizer.from_gguf(gguf.metadata, source=str(files[0]))
-    else:
-        config = read_config(folder / "config.json")
-        tensors = read_safetensors(files)
-        embeds = isinstance(config, EncoderConfig) or is_there(folder / MODULES)
-        sentence_files = read_sentence(folder) if embeds else None
-        tokenizer = _read_tokenizer(folder, config)
-    if tokenizer.vocab_size > config.vocab_size:
-        # JAX clamps indices that are out of range: the model would read another token's vector.
-        raise RagJaxError(
-            f"the tokenizer in {folder} has {tokenizer.vocab_size} ids, but the config's "
-            f"vocab_size is {config.vocab_size}"
-        )
+    found = open_model(name_or_path)
+    config, folder = found.config, found.folder
+    sentence_files = read_sentence(folder) if found.embeds else None
     model = make_model(config)
     source = f"the weights in {folder}"
-    params = build_params(config, tensors, dtype=dtype, mesh=mesh, rules=rules, source=source)
+    params = build_params(config, found.tensors, dtype=dtype, mesh=mesh, rules=rules, source=source)
     sentence = None
     if sentence_files is None and getattr(config, "dpr_role", "none") is None:
         _logger.warning(
@@ -106,8 +92,54 @@ def load(
         )
     if sentence_files is not None:
         model, sentence = model.clone(pooling=sentence_files.pooling), sentence_files.sentence
-        params |= read_dense(sentence_files, dtype=dtype, mesh=mesh)
-    return Pretrained(config, model, params, tokenizer, fingerprint(path), sentence)
+        layers = sentence_files.pooling.dense
+        params |= read_dense(layers, sentence_files.dense, dtype=dtype, mesh=mesh)
+    return Pretrained(config, model, params, found.tokenizer, fingerprint(found.path), sentence)
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model's files, before its weights are read.
+
+    Attributes:
+        path: of the model: its folder, or its weight file.
+        folder: of its other files.
+        tensors: without their data, under the names in the files.
+        embeds: whether the folder may say how a text is embedded.
+    """
+
+    path: Path
+    folder: Path
+    config: Config
+    tensors: Mapping[str, StoredTensor]
+    tokenizer: Tokenizer
+    embeds: bool
+
+
+def open_model(name_or_path: str | Path) -> OpenedModel:
+    """Opens a model's files, and downloads them first if needed; see `load`.
+
+    Raises:
+        RagJaxError: as `load`, but for what the tensors hold.
+    """
+    path, files, folder = _find_files(name_or_path)
+    if files[0].suffix == ".gguf":
+        gguf = read_gguf(files[0], files[1:])
+        tensors, embeds = gguf.tensors, False
+        config = read_gguf_config(gguf.metadata, tensors, path=files[0])
+        tokenizer = Tokenizer.from_gguf(gguf.metadata, source=str(files[0]))
+    else:
+        config = read_config(folder / "config.json")
+        tensors = read_safetensors(files)
+        embeds = isinstance(config, EncoderConfig) or is_there(folder / MODULES)
+        tokenizer = _read_tokenizer(folder, config)
+    if tokenizer.vocab_size > config.vocab_size:
+        # JAX clamps indices that are out of range: the model would read another token's vector.
+        raise RagJaxError(
+            f"the tokenizer in {folder} has {tokenizer.vocab_size} ids, but the config's "
+            f"vocab_size is {config.vocab_size}"
+        )
+    return OpenedModel(path, folder, config, tensors, tokenizer, embeds)
 
 
 def load_tokenizer(name_or_path: str | Path) -> Tokenizer:

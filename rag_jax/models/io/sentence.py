@@ -6,26 +6,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
 from safetensors.numpy import save_file
 
 from rag_jax.models.io.fields import Fields, read_fields
-from rag_jax.models.io.tensors import check_finite, read_safetensors
+from rag_jax.models.io.modules import (
+    COPY,
+    MODULES,
+    PROMPTS,
+    TRANSFORMER,
+    check_layers,
+    find_layer_weights,
+    read_layer,
+    read_modules,
+)
 from rag_jax.models.nn.pooling import ACTIVATIONS, MEAN, Dense, Mode, Pooling
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.files import read_json, write_json
-from rag_jax.runtime.outside import is_there, parsing, show
-from rag_jax.runtime.sharding import shard_array
+from rag_jax.runtime.files import write_json
+from rag_jax.runtime.outside import is_there, show
 
-MODULES, PROMPTS = "modules.json", "config_sentence_transformers.json"
-TRANSFORMER = "sentence_bert_config.json"
 # The folders that `write_sentence` makes.
 FOLDERS = ("1_Pooling", "[2-9]_Dense", "[2-9]_Normalize")
 _POOLING = "1_Pooling"
-_KNOWN = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")
 _MODES = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -34,6 +36,7 @@ _MODES = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+_SIMILARITIES = ("cosine", "dot", "dot_score")
 # Where sentence-transformers looks for the prompt of a role, in this order.
 _ROLES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
@@ -47,7 +50,8 @@ class Sentence:
         default_prompt: name of the prompt of texts without a role; None for no prompt.
         lower_case: whether texts are put in lower case before they are tokenised.
         max_length: maximum number of tokens that the authors give it; None if they do not say.
-        similarity: by which embeddings are compared: "cosine" or "dot".
+        similarity: by which embeddings are compared: "cosine" or "dot"; for token embeddings
+            "maxsim" or "meanmaxsim".
     """
 
     prompts: Mapping[str, str] = field(default_factory=dict)
@@ -92,13 +96,18 @@ def read_sentence(folder: Path) -> SentenceFolder | None:
     if not any(is_there(folder / name) for name in names):
         return None
     if is_there(folder / MODULES):
-        modules = _read_modules(folder / MODULES)
-        pooling, dense = _read_pooling(folder, modules)
+        modules = read_modules(folder / MODULES, "dense")
+        kinds = [kind for kind, _ in modules]
+        if kinds[:2] != ["Transformer", "Pooling"] or {"Transformer", "Pooling"} & {*kinds[2:]}:
+            raise RagJaxError(
+                f"{folder / MODULES} has no module Pooling after its Transformer: no embeddings"
+            )
+        pooling, dense = _read_pooling(modules)
     elif is_there(folder / _POOLING / "config.json"):
         pooling, dense = Pooling(*_read_modes(folder / _POOLING / "config.json")), {}
     else:
         pooling, dense = MEAN, {}
-    return SentenceFolder(pooling, _read_texts(folder), dense)
+    return SentenceFolder(pooling, read_text_settings(folder, *_SIMILARITIES), dense)
 
 
 def describe_sentence(folder: Path, sum_file: Callable[[Path], str]) -> str:
@@ -117,53 +126,8 @@ def describe_sentence(folder: Path, sum_file: Callable[[Path], str]) -> str:
     own = found.pooling, dict(texts.prompts), texts.default_prompt, texts.lower_case
     if own == (MEAN, {}, None, False):
         return ""
-    weights = [sum_file(_weights(place)) for place in found.dense.values()]
+    weights = [sum_file(find_layer_weights(place)) for place in found.dense.values()]
     return repr((*own, weights))
-
-
-def _weights(folder: Path) -> Path:
-    """The file with a dense layer's weights."""
-    path = folder / "model.safetensors"
-    if not is_there(path):
-        raise RagJaxError(f"{path} is missing: copy the encoder's file there")
-    return path
-
-
-def read_dense(
-    found: SentenceFolder, *, dtype: Any = None, mesh: Mesh | None = None
-) -> dict[str, dict[str, Array]]:
-    """The parameters of the dense layers, kernels as `[inputs, outputs]`.
-
-    Args:
-        dtype: of the parameters, float32 by default.
-        mesh: devices that have a copy each; None for one device.
-
-    Raises:
-        RagJaxError: a file is missing or damaged, a tensor has another shape, or a number is NaN
-            or infinite.
-    """
-    params, dtype = {}, dtype or jnp.float32
-    for layer in found.pooling.dense:
-        path = _weights(found.dense[layer.name])
-        tensors, wanted = read_safetensors([path]), {"linear.weight": (layer.outputs, layer.inputs)}
-        wanted |= {"linear.bias": (layer.outputs,)} if layer.bias else {}
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if shapes != wanted:
-            raise RagJaxError(f"{path} has tensors {show(shapes)}, its config.json wants {wanted}")
-        params[layer.name] = own = {}
-        for name, tensor in tensors.items():
-            if tensor.fault is not None:
-                raise RagJaxError(f"{path}: {name} {tensor.fault}")
-            array = tensor.read()
-            check_finite(array, dtype, f"{path}: {name}")
-            own["kernel" if array.ndim == 2 else "bias"] = _place(array.T, dtype, mesh)
-    return params
-
-
-def _place(array: np.ndarray, dtype: Any, mesh: Mesh | None) -> Array:
-    if mesh is None:
-        return jnp.asarray(array, dtype)
-    return shard_array(array, NamedSharding(mesh, PartitionSpec()), dtype)
 
 
 def write_sentence(
@@ -217,25 +181,7 @@ def _write_dense(folder: Path, layer: Dense, params: Mapping[str, Any]) -> None:
 _TORCH = dict.fromkeys(ACTIVATIONS, "activation") | {"Identity": "linear"}
 
 
-def _read_modules(path: Path) -> list[tuple[str, Path]]:
-    """Class and folder of each module, in the order of `modules.json`."""
-    problem = "is no list of modules"
-    with parsing(path, problem):
-        found = [(entry["type"], entry["path"]) for entry in read_json(path, problem=problem)]
-        kinds = [kind.rpartition(".")[2] for kind, _ in found]
-    for kind, place in found:
-        if not isinstance(place, str) or {"..", "/"} & {*Path(place).parts}:
-            raise RagJaxError(f"{path}: module {show(kind)} lies outside its folder: {show(place)}")
-        if not kind.startswith("sentence_transformers.") or kind.rpartition(".")[2] not in _KNOWN:
-            raise RagJaxError(
-                f"{path}: module {show(kind)} is not supported; supported are {', '.join(_KNOWN)}"
-            )
-    if kinds[:2] != ["Transformer", "Pooling"] or {"Transformer", "Pooling"} & {*kinds[2:]}:
-        raise RagJaxError(f"{path} has no module Pooling after its Transformer: no embeddings")
-    return [(kind, path.parent / place) for kind, (_, place) in zip(kinds, found, strict=True)]
-
-
-def _read_pooling(folder: Path, modules: list[tuple[str, Path]]) -> tuple[Pooling, dict[str, Path]]:
+def _read_pooling(modules: list[tuple[str, Path]]) -> tuple[Pooling, dict[str, Path]]:
     """The pooling, and the folders of its dense layers by their names."""
     modes, include_prompt = _read_modes(modules[1][1] / "config.json")
     steps, places = [], {}
@@ -244,21 +190,17 @@ def _read_pooling(folder: Path, modules: list[tuple[str, Path]]) -> tuple[Poolin
             steps.append("normalize")
         elif kind == "Dense":
             name = f"dense_{len(places)}"
-            steps.append(_read_layer(place / "config.json", name))
+            steps.append(read_layer(place / "config.json", name, reads="sentence_embedding"))
             places[name] = place
-    layers = [step for step in steps if isinstance(step, Dense)]
-    for before, after in itertools.pairwise(layers):
-        if before.outputs != after.inputs:
-            raise RagJaxError(
-                f"{places[after.name] / 'config.json'}: in_features {after.inputs}, but the layer "
-                f"before it gives {before.outputs}"
-            )
-    return Pooling(modes, include_prompt, tuple(steps)), places
+    pooling = Pooling(modes, include_prompt, tuple(steps))
+    for before, after in itertools.pairwise(pooling.dense):
+        check_layers([after], places, width=before.outputs)
+    return pooling, places
 
 
 def _read_modes(path: Path) -> tuple[tuple[Mode, ...], bool]:
     """What is taken of the tokens' states, and whether a prompt's tokens count."""
-    fields = read_fields(path, "copy the encoder's file there")
+    fields = read_fields(path, COPY)
     named = fields.raw.get("pooling_mode")
     if named is None:
         # Without any mode the mean is taken, as in sentence-transformers.
@@ -277,26 +219,16 @@ def _read_modes(path: Path) -> tuple[tuple[Mode, ...], bool]:
     return modes, include_prompt
 
 
-def _read_layer(path: Path, name: str) -> Dense:
-    fields = read_fields(path, "copy the encoder's file there")
-    for end in ("input", "output"):
-        fields.refuse_unless(f"module_{end}_name", "sentence_embedding")
-    fields.refuse_unless("use_residual", False)
-    activation = fields.raw.get("activation_function", "torch.nn.modules.activation.Tanh")
-    short = activation.rpartition(".")[2] if isinstance(activation, str) else ""
-    if short not in ACTIVATIONS or not activation.startswith("torch.nn."):
-        raise RagJaxError(
-            f"{path}: activation_function {show(activation)} is not supported; supported are "
-            f"torch's {', '.join(ACTIVATIONS)}"
-        )
-    bias = fields.raw.get("bias", True)
-    if not isinstance(bias, bool):
-        raise RagJaxError(f"{path}: bias must be true or false")
-    return Dense(name, fields.size("in_features"), fields.size("out_features"), bias, short)
+def read_text_settings(folder: Path, *similarities: str) -> Sentence:
+    """What an encoder reads, by the files in its folder.
 
+    Args:
+        similarities: names of the similarities that the encoder may have, the default first.
 
-def _read_texts(folder: Path) -> Sentence:
-    path, prompts, default, similarity = folder / PROMPTS, {}, None, "cosine"
+    Raises:
+        RagJaxError: a file is damaged, or asks for what is not supported.
+    """
+    path, prompts, default, similarity = folder / PROMPTS, {}, None, similarities[0]
     if is_there(path):
         fields = read_fields(path)
         prompts = _read_prompts(fields)
@@ -304,8 +236,8 @@ def _read_texts(folder: Path) -> Sentence:
         if default is not None and default not in fields.section("prompts"):
             names = ", ".join(prompts) or "none"
             raise RagJaxError(f"{path}: default_prompt_name {show(default)}: there is {names}")
-        fields.refuse_unless("similarity_fn_name", "cosine", "dot", "dot_score")
-        similarity = (fields.raw.get("similarity_fn_name") or "cosine").removesuffix("_score")
+        fields.refuse_unless("similarity_fn_name", *similarities)
+        similarity = (fields.raw.get("similarity_fn_name") or similarity).removesuffix("_score")
     transformer, lower_case, length = folder / TRANSFORMER, False, None
     if is_there(transformer):
         fields = read_fields(transformer)

@@ -30,7 +30,8 @@ _NOT_PARAMETERS = re.compile(
     r".*rotary_emb\.inv_freq|(.*\.)?embeddings\.position_ids|(.*\.)?pooler\..*|cls\..*"
     r"|(.*\.)?(en|de)coder\.version" + f"|{re.escape(ROPE_DIVISORS)}"
 )
-_HEADS = re.compile(r"lm_head\..*|head\..*|decoder\..*")  # of masked tokens, beside an encoder
+# Of masked tokens, beside an encoder.
+_HEADS = re.compile(r"lm_head\..*|head\..*|decoder\..*|vocab_(transform|layer_norm|projector)\..*")
 # Gemma 3 with images keeps the language model beside these.
 _OF_IMAGES = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\..*")
 # The vocabulary embedding, then the tensors tied to the embedding, which a file may repeat.
@@ -72,13 +73,31 @@ def build_params(
             lists all of them), a number is NaN or infinite, or a parameter does not match exactly
             one sharding rule.
     """
-    tensors = _rename(config, tensors)
-    slots = list_slots(config)
-    _check(slots, tensors, _TIED.get(type(config), ("",)), source)
+    slots, tied = list_slots(config), _TIED.get(type(config), ("",))
+    rules = get_rules(config) if rules is None else rules
+    options = {"dtype": dtype, "mesh": mesh, "rules": rules, "source": source, "tied": tied}
+    return build_slots(slots, select_parameters(config, tensors), **options)
+
+
+def build_slots(
+    slots: list[Slot],
+    tensors: Mapping[str, StoredTensor],
+    *,
+    dtype: Any,
+    mesh: Mesh | None,
+    rules: Rules,
+    source: str,
+    tied: Sequence[str] = ("",),
+) -> dict:
+    """As `build_params`, of tensors that are named as in `slots`.
+
+    Args:
+        tied: the name of an embedding, and those of tensors that may repeat it.
+    """
+    _check(slots, tensors, tied, source)
     dtype = dtype or jnp.float32
     shardings = {}
     if mesh is not None:
-        rules = get_rules(config) if rules is None else rules
         for slot in slots:
             spec = choose_spec(slot.path, slot.shape, mesh, rules)
             shardings[slot.path] = NamedSharding(mesh, spec)
@@ -112,14 +131,27 @@ def set_leaf(tree: dict, path: str, leaf: Any) -> None:
     tree[name] = leaf
 
 
-def _rename(config: Config, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The tensors that are parameters, under the names that current transformers versions use."""
+def select_parameters(
+    config: Config, tensors: Mapping[str, StoredTensor]
+) -> dict[str, StoredTensor]:
+    """The tensors that are a model's parameters, under their current names."""
+    is_encoder = isinstance(config, EncoderConfig)
+    renamed = {
+        name: tensor
+        for name, tensor in rename(config, tensors).items()
+        if not (_NOT_PARAMETERS.fullmatch(name) or (is_encoder and _HEADS.fullmatch(name)))
+    }
+    return _complete_bart(config, renamed) if isinstance(config, BartConfig) else renamed
+
+
+def rename(config: Config, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors under the names that current transformers versions use."""
     renamed = {}
     for name, tensor in tensors.items():
         if isinstance(config, ModernBertConfig):
             name = name.removeprefix("model.")
         if isinstance(config, BertConfig):
-            name = re.sub(r"^(bert|roberta|mpnet)\.", "", name)
+            name = re.sub(r"^(bert|roberta|mpnet|distilbert)\.", "", name)
             name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
             name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
         if isinstance(config, DecoderConfig):  # an encoder's file has no head, and no prefix
@@ -129,10 +161,8 @@ def _rename(config: Config, tensors: Mapping[str, StoredTensor]) -> dict[str, St
             name = name.removeprefix("language_model.")
             if _OF_IMAGES.fullmatch(name):
                 continue
-        is_encoder = isinstance(config, EncoderConfig)
-        if not (_NOT_PARAMETERS.fullmatch(name) or (is_encoder and _HEADS.fullmatch(name))):
-            renamed[name] = tensor
-    return _complete_bart(config, renamed) if isinstance(config, BartConfig) else renamed
+        renamed[name] = tensor
+    return renamed
 
 
 def _complete_bart(config: BartConfig, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:

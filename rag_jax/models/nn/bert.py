@@ -32,7 +32,8 @@ class BertConfig:
         num_types: number of token types: text 0 and text 1 of a pair; 0 for none.
         norm_eps: constant under the root of every norm.
         max_length: number of learned positions, in tokens.
-        family: "bert", "roberta", "xlm-roberta" or "mpnet", after which files are named.
+        family: "bert", "roberta", "xlm-roberta", "mpnet" or "distilbert", after which files are
+            named.
         position_offset: rows of the table of positions before that of the first token.
         position_buckets: buckets of distances that have a learned term in the attention's scores,
             as MPNet has them; 0 for none.

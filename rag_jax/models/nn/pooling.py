@@ -4,6 +4,7 @@ Pooling follows the modules of a sentence-transformers folder (Reimers and Gurev
 section 3): what is taken of the tokens' states, then dense layers and scalings, in their order.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -100,11 +101,23 @@ def pool_states(
     states = hidden.astype(jnp.float32)
     counted = mask.astype(bool) & (jnp.arange(mask.shape[1])[None] >= skipped)
     x = jnp.concatenate([_take(mode, states, counted, mask) for mode in pooling.modes], axis=-1)
-    for step in pooling.steps:
-        x = _scale(x) if step == "normalize" else _run_dense(step, params[step.name], x)
+    x = run_steps(x, pooling.steps, params)
     if pooling.dimensions is not None:
         x = x[:, : pooling.dimensions]
         x = _scale(x) if pooling.normalized else x
+    return x
+
+
+def run_steps(
+    x: Float[Array, "B I"], steps: Sequence[Dense | Literal["normalize"]], params: PyTree
+) -> Float[Array, "B E"]:
+    """Runs dense layers and scalings to length 1, in their order.
+
+    Args:
+        params: the encoder's parameters, with those of the dense layers.
+    """
+    for step in steps:
+        x = _scale(x) if step == "normalize" else _run_dense(step, params[step.name], x)
     return x
 
 

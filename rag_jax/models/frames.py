@@ -1,0 +1,40 @@
+"""What an encoder reads around a text: special tokens, within a number of tokens."""
+
+from collections.abc import Callable, Sequence
+
+from rag_jax.runtime.errors import RagJaxError
+
+
+def frame_texts(
+    texts: Sequence[Sequence[int]],
+    frame: Sequence[Sequence[int]],
+    max_length: int,
+    name: Callable[[int], str],
+) -> list[int]:
+    """One or two texts with special tokens before, between and after them.
+
+    Args:
+        texts: token ids of each text, which is cut at its end, the longer text of a pair first.
+        frame: the special tokens before the first text and after each.
+        max_length: maximum number of ids, special tokens included.
+        name: from the id of a special token to its name.
+
+    Raises:
+        RagJaxError: `max_length` has no room for the special tokens.
+    """
+    start, *ends = frame
+    texts = list(texts)
+    room = max_length - len(start) - sum(map(len, ends))
+    if room < 0:
+        tokens = " and ".join(map(name, (*start, *ends[-1])))
+        raise RagJaxError(f"max_length {max_length} has no room for {tokens}; raise it")
+    if len(texts) == 2:
+        shorter = min(len(texts[0]), len(texts[1]), room // 2)
+        kept = shorter if len(texts[0]) <= len(texts[1]) else room - shorter
+        texts[1] = texts[1][: room - min(kept, len(texts[0]))]
+        room = kept
+    texts[0] = texts[0][:room]
+    ids = list(start)
+    for part, end in zip(texts, ends, strict=True):
+        ids += [*part, *end]
+    return ids

@@ -1,0 +1,160 @@
+"""The modules that sentence-transformers lists in an encoder's folder, and their dense layers."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from rag_jax.models.io.fields import read_fields
+from rag_jax.models.io.tensors import check_finite, read_safetensors
+from rag_jax.models.nn.pooling import ACTIVATIONS, Dense
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import read_json
+from rag_jax.runtime.outside import is_there, parsing, show
+from rag_jax.runtime.sharding import shard_array
+
+MODULES, PROMPTS = "modules.json", "config_sentence_transformers.json"
+TRANSFORMER = "sentence_bert_config.json"
+COPY = "copy the encoder's file there"
+# The modules of each kind of encoder that are read.
+_KNOWN = {
+    "dense": ("Transformer", "Pooling", "Dense", "Normalize", "Dropout"),
+    "sparse": ("Transformer", "MLMTransformer", "SpladePooling"),
+    "late-interaction": ("Transformer", "Dense", "MultiVectorMask", "Normalize"),
+}
+# What tells a kind, and the function of `rag_jax.models` that loads it.
+_TOLD = {
+    "Pooling": ("dense", "load"),
+    "SpladePooling": ("sparse", "load_sparse"),
+    "MultiVectorMask": ("late-interaction", "load_multi_vector"),
+}
+
+
+def read_modules(path: Path, encoder: str) -> list[tuple[str, Path]]:
+    """Class and folder of each module, in the order of `modules.json`.
+
+    Args:
+        encoder: the kind of encoder that is loaded: "dense", "sparse" or "late-interaction".
+
+    Raises:
+        RagJaxError: the file is damaged or missing, lists a module that is not supported or lies
+            elsewhere, or is of an encoder of another kind.
+    """
+    problem = "is no list of modules"
+    with parsing(path, problem):
+        found = [(entry["type"], entry["path"]) for entry in read_json(path, problem=problem)]
+        kinds = [kind.rpartition(".")[2] for kind, _ in found]
+    told = [_TOLD[kind] for kind in kinds if kind in _TOLD]
+    if other := [named for named in told if named[0] != encoder]:
+        kind, loader = other[0]
+        raise RagJaxError(
+            f"{path} is of a {kind} encoder, not a {encoder} one: load it by "
+            f"rag_jax.models.{loader}"
+        )
+    for kind, place in found:
+        if not isinstance(place, str) or {"..", "/"} & {*Path(place).parts}:
+            raise RagJaxError(f"{path}: module {show(kind)} lies outside its folder: {show(place)}")
+        own = kind.startswith("sentence_transformers.")
+        if not own or kind.rpartition(".")[2] not in _KNOWN[encoder]:
+            names = ", ".join(_KNOWN[encoder])
+            raise RagJaxError(
+                f"{path}: module {show(kind)} is not supported; supported are {names}"
+            )
+    return [(kind, path.parent / place) for kind, (_, place) in zip(kinds, found, strict=True)]
+
+
+def read_layer(path: Path, name: str, *, reads: str) -> Dense:
+    """The sizes of a dense layer, from its `config.json`.
+
+    Args:
+        name: of the layer's parameters in the encoder's tree.
+        reads: what the layer must read and write: "sentence_embedding" or "token_embeddings".
+
+    Raises:
+        RagJaxError: the file is damaged or missing, or asks for what is not supported.
+    """
+    fields = read_fields(path, COPY)
+    for end in ("input", "output"):
+        fields.refuse_unless(f"module_{end}_name", reads)
+    fields.refuse_unless("use_residual", False)
+    activation = fields.raw.get("activation_function", "torch.nn.modules.activation.Tanh")
+    short = activation.rpartition(".")[2] if isinstance(activation, str) else ""
+    if short not in ACTIVATIONS or not activation.startswith("torch.nn."):
+        raise RagJaxError(
+            f"{path}: activation_function {show(activation)} is not supported; supported are "
+            f"torch's {', '.join(ACTIVATIONS)}"
+        )
+    bias = fields.raw.get("bias", True)
+    if not isinstance(bias, bool):
+        raise RagJaxError(f"{path}: bias must be true or false")
+    return Dense(name, fields.size("in_features"), fields.size("out_features"), bias, short)
+
+
+def check_layers(layers: Sequence[Dense], places: Mapping[str, Path], *, width: int) -> None:
+    """Raises a RagJaxError unless each layer reads as many features as it is given.
+
+    Args:
+        places: the folder of each layer, by its name.
+        width: number of features that the first layer is given.
+    """
+    for layer in layers:
+        if layer.inputs != width:
+            raise RagJaxError(
+                f"{places[layer.name] / 'config.json'}: in_features {layer.inputs}, but what is "
+                f"before it gives {width}"
+            )
+        width = layer.outputs
+
+
+def find_layer_weights(folder: Path) -> Path:
+    """The file with a dense layer's weights; a RagJaxError if there is none."""
+    path = folder / "model.safetensors"
+    if not is_there(path):
+        raise RagJaxError(f"{path} is missing: {COPY}")
+    return path
+
+
+def read_dense(
+    layers: Sequence[Dense],
+    places: Mapping[str, Path],
+    *,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+) -> dict[str, dict[str, Array]]:
+    """The parameters of dense layers by their names, kernels as `[inputs, outputs]`.
+
+    Args:
+        places: the folder of each layer, by its name.
+        dtype: of the parameters, float32 by default.
+        mesh: devices that have a copy each; None for one device.
+
+    Raises:
+        RagJaxError: a file is missing or damaged, a tensor has another shape, or a number is NaN
+            or infinite.
+    """
+    params, dtype = {}, dtype or jnp.float32
+    for layer in layers:
+        path = find_layer_weights(places[layer.name])
+        tensors, wanted = read_safetensors([path]), {"linear.weight": (layer.outputs, layer.inputs)}
+        wanted |= {"linear.bias": (layer.outputs,)} if layer.bias else {}
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if shapes != wanted:
+            raise RagJaxError(f"{path} has tensors {show(shapes)}, its config.json wants {wanted}")
+        params[layer.name] = own = {}
+        for name, tensor in tensors.items():
+            if tensor.fault is not None:
+                raise RagJaxError(f"{path}: {name} {tensor.fault}")
+            array = tensor.read()
+            check_finite(array, dtype, f"{path}: {name}")
+            own["kernel" if array.ndim == 2 else "bias"] = _place(array.T, dtype, mesh)
+    return params
+
+
+def _place(array: np.ndarray, dtype: Any, mesh: Mesh | None) -> Array:
+    if mesh is None:
+        return jnp.asarray(array, dtype)
+    return shard_array(array, NamedSharding(mesh, PartitionSpec()), dtype)
