@@ -11,11 +11,11 @@ from rag_jax.planning.planner import Planner
 from rag_jax.planning.training import compile_training
 from rag_jax.retrieval.contrastive import (
     Encoders,
-    Pair,
     PairBatches,
     make_loss,
     make_trainable,
 )
+from rag_jax.retrieval.pairs import Pair
 
 
 def draw_pairs(

@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
-from rag_jax.retrieval.contrastive import Encoders, Pair
+from rag_jax.retrieval.contrastive import Encoders
+from rag_jax.retrieval.pairs import Pair
 from rag_jax.retrieval.texts import list_texts
 from rag_jax.runtime.checkpoint import load_tree, save_tree
 from rag_jax.runtime.errors import RagJaxError

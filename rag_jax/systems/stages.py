@@ -33,12 +33,12 @@ from rag_jax.retrieval import Index
 from rag_jax.retrieval.contrastive import (
     Encoders,
     KeepingHook,
-    Pair,
     fit_encoders,
     make_batches,
 )
 from rag_jax.retrieval.encode import PIECE, plan_widths
 from rag_jax.retrieval.negatives import make_miner
+from rag_jax.retrieval.pairs import Pair
 from rag_jax.runtime.files import to_json
 from rag_jax.runtime.hosts import fetch, is_first
 from rag_jax.search_config import BM25Config

@@ -42,7 +42,8 @@ from rag_jax.models.nn.bert import Bert
 from rag_jax.planning.collectives import count_collectives
 from rag_jax.planning.hlo import read_module
 from rag_jax.retrieval import Index, TokenIndex, encode_sparse, encode_texts, encode_tokens
-from rag_jax.retrieval.contrastive import Encoders, Pair, PairBatches, fit_encoders, make_loss
+from rag_jax.retrieval.contrastive import Encoders, PairBatches, fit_encoders, make_loss
+from rag_jax.retrieval.pairs import Pair
 from rag_jax.retrieval.searchers import find_top
 from rag_jax.runtime.checkpoint import save_tree
 from rag_jax.runtime.clock import compile_seconds

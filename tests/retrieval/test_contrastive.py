@@ -26,11 +26,11 @@ from rag_jax.retrieval.chunks import (
 )
 from rag_jax.retrieval.contrastive import (
     Encoders,
-    Pair,
     PairBatches,
     fit_encoders,
     make_loss,
 )
+from rag_jax.retrieval.pairs import Pair
 from rag_jax.runtime.files import read_jsonl
 from rag_jax.runtime.sharding import make_mesh
 from rag_jax.training import fit

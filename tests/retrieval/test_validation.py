@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
-from rag_jax.retrieval.contrastive import list_pairs
+from rag_jax.retrieval.pairs import list_pairs
 from rag_jax.retrieval.validation import BestEpoch, average_rank, make_pool
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_jsonl

@@ -10,7 +10,7 @@ from typing import Literal
 
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
-from rag_jax.retrieval.contrastive import Pair, list_pairs
+from rag_jax.retrieval.pairs import Pair, list_pairs
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_jsonl
 

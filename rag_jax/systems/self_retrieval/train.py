@@ -12,7 +12,8 @@ from rag_jax.data.questions import Question
 from rag_jax.models import Pretrained
 from rag_jax.models.nn.decoder import DecoderConfig
 from rag_jax.pipeline.stage import StageContext
-from rag_jax.retrieval.contrastive import Encoders, Pair, list_pairs
+from rag_jax.retrieval.contrastive import Encoders
+from rag_jax.retrieval.pairs import Pair, list_pairs
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_jsonl, write_json
 from rag_jax.systems.self_retrieval.config import DenseConfig, ExamplesConfig

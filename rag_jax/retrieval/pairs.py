@@ -1,0 +1,57 @@
+"""Training examples of retrievers: a question, a passage that answers it, and some that do not."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Question
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A training example: a question and a passage that answers it.
+
+    Attributes:
+        question: number of the question.
+        positive: row of the passage in the corpus.
+        negatives: rows of hard negatives to choose from.
+        relevant: rows of all passages known to answer the question, which are no negatives to it.
+    """
+
+    id: str
+    question: int
+    positive: int
+    negatives: tuple[int, ...]
+    relevant: frozenset[int]
+
+
+def list_pairs(
+    questions: Sequence[Question],
+    negatives: Sequence[Sequence[int]],
+    passages: Sequence[Passage],
+    *,
+    positives: Literal["all", "first"] = "all",
+) -> list[Pair]:
+    """A training example for each question and each passage relevant to the question.
+
+    Args:
+        negatives: for each question, rows of `passages`.
+        positives: "first" for one example a question, of the first relevant passage that the data
+            names, as DPR's code takes it.
+
+    Raises:
+        ValueError: there is not one row of negatives for each question.
+    """
+    if len(negatives) != len(questions):
+        raise ValueError(f"negatives: {len(negatives)} rows for {len(questions)} questions")
+    count = 1 if positives == "first" else None
+    wanted = {id for question in questions for id in question.relevant}
+    rows = {p.id: row for row, p in enumerate(passages) if p.id in wanted}
+    return [
+        Pair(q.id, number, row, tuple(wrong), frozenset(relevant))
+        for number, (q, wrong) in enumerate(zip(questions, negatives, strict=True))
+        # The data can name passages that are not in the corpus.
+        for relevant in [[rows[id] for id in q.relevant if id in rows]]
+        for row in relevant[:count]
+    ]
