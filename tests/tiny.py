@@ -78,6 +78,7 @@ def read_row(model, params, row):
         if kind.rotates:
             query, key = turn(query, positions, c.rope_theta), turn(key, positions, c.rope_theta)
         distance = positions[:, None] - positions
+        distance = np.abs(distance) if c.bidirectional else distance
         seen = (distance >= 0) & (distance < (c.window if kind.slides else len(row)))
         heads = []
         for head in range(c.num_heads):

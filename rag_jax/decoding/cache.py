@@ -19,7 +19,8 @@ from jaxtyping import Array, Bool, Int, PyTree
 
 from rag_jax.models.nn.attention import mask_slots
 from rag_jax.models.nn.bart import Bart
-from rag_jax.models.nn.decoder import Decoder, LayerCache, Output
+from rag_jax.models.nn.chunk import LayerCache, Output
+from rag_jax.models.nn.decoder import Decoder
 from rag_jax.runtime.arguments import checked
 
 

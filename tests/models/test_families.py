@@ -264,7 +264,7 @@ LONGROPE = {"short_factor": [1.0, 1.1, 1.3], "long_factor": [1.5, 4.0, 9.0]}
         ("llama3", {"model_type": "mistral"}, None),
         ("gemma3", {"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0 is not supp"),
         ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0 is not supp"),
-        ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention True is"),
+        ("gemma3", {"use_bidirectional_attention": "yes"}, "use_bidirectional_attention 'yes' is"),
         ("gemma3", {"hidden_activation": "silu"}, "hidden_activation 'silu' is not supported"),
         (
             "gemma3",

@@ -13,6 +13,7 @@ from tiny import make_decoder, make_rows, read_row
 from rag_jax.decoding.cache import append, fork, init_cache
 from rag_jax.models.int8 import quantize_layers
 from rag_jax.models.nn.windows import WindowBlocks, limit_to_window
+from rag_jax.runtime.errors import RagJaxError
 
 # Layers that slide and rotate, that do neither, and that slide without rotation.
 KINDS = {"num_layers": 3, "sliding_layers": (0, 2), "unrotated_layers": (1, 2)}
@@ -39,6 +40,19 @@ def test_texts_and_padding_in_any_order(of_text, seed):
     assert np.isfinite(hidden).all()
     for text in set(of_text) - {0}:
         close(hidden[segments == text], read_row(MODEL, PARAMS, tokens[segments == text])[1])
+
+
+def test_tokens_that_attend_to_later_ones():
+    model, params = make_decoder(window=WINDOW, bidirectional=True, **KINDS)
+    rows = make_rows([WIDTH, 7])
+    tokens, mask = np.zeros((2, WIDTH), np.int32), np.zeros((2, WIDTH), bool)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)], mask[i, : len(row)] = row, True
+    hidden = model.apply({"params": params}, tokens, mask=mask, method="hidden").hidden
+    for i, row in enumerate(rows):
+        close(hidden[i, : len(row)], read_row(model, params, row)[1])
+    with pytest.raises(RagJaxError, match="it only embeds texts"):
+        append(model, params, init_cache(model, 1), tokens[:1], mask[:1])
 
 
 def test_a_window_makes_a_difference():

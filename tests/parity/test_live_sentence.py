@@ -69,6 +69,19 @@ def test_kinds(kind, tmp_path):
     np.testing.assert_allclose(again.encode(TEXTS), theirs.encode(TEXTS), atol=1e-6)
 
 
+def test_tokens_that_attend_to_later_ones(tmp_path):
+    """EmbeddingGemma's kind: windows to both sides, dense layers, texts longer than a window."""
+    import torch
+
+    folder, theirs = make_folder(
+        "gemma3_text", tmp_path, dense=[(24, torch.nn.Identity), (32, torch.nn.Identity)]
+    )
+    ours = compare(folder, theirs)
+    assert ours.config.window == 9 and ours.config.bidirectional
+    save_model(ours, tmp_path / "ours")
+    compare(tmp_path / "ours", theirs)
+
+
 @pytest.mark.parametrize(
     "pooling",
     ["cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken", ("cls", "max", "mean")],

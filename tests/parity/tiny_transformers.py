@@ -15,6 +15,7 @@ SIZES = {
 }
 PADDED = ("roberta", "xlm-roberta", "mpnet")  # these count positions by the padding's id
 DECODERS = {"head_dim": 8, "num_key_value_heads": 2, "pad_token_id": 0, "sliding_window": None}
+GEMMA = {"sliding_window": 16, "use_bidirectional_attention": True, "query_pre_attn_scalar": 8}
 LOCAL = {"local_attention": 16, "pad_token_id": 0, "global_attn_every_n_layers": 2}
 
 
@@ -26,6 +27,7 @@ def make_transformer(kind, folder, *, model="AutoModel", **changes):
     torch.manual_seed(0)
     padding = {"pad_token_id": 1} if kind in PADDED else {}
     others = {"qwen3": DECODERS, "mistral": DECODERS, "distilbert": {"hidden_dim": 48}}
+    others["gemma3_text"] = DECODERS | GEMMA
     own = {"modernbert": LOCAL, **others}.get(kind, {})
     settings = {**SIZES, **padding, **own, **changes}
     config = transformers.AutoConfig.for_model(kind, **settings)

@@ -87,7 +87,6 @@ _FAMILIES = {
         refused=(
             "attn_logit_softcapping",
             "final_logit_softcapping",
-            "use_bidirectional_attention",
         ),
     ),
     "llama": _Family("LlamaForCausalLM", 2048),
@@ -162,6 +161,9 @@ def read_decoder(fields: Fields) -> DecoderConfig:
         fields.refuse_unless("head_dim", head_dim)
     rope, local_theta = _read_positions(fields, family, head_dim, max_length)
     window, sliding = read_sliding(fields, family.sliding, layers, max_length, window=family.window)
+    bidirectional = _is_bidirectional(fields, name)
+    if bidirectional and window is not None:
+        window = window // 2 + 1  # as transformers has it: the file's counts both sides
     options = list_options(name)
     if name == "stablelm":
         options["qkv_bias"] = fields.raw.get("use_qkv_bias") is True
@@ -192,6 +194,7 @@ def read_decoder(fields: Fields) -> DecoderConfig:
         sliding_layers=sliding,
         local_rope_theta=local_theta,
         unrotated_layers=read_unrotated(fields, layers) if name == "smollm3" else (),
+        bidirectional=bidirectional,
         **options,
     )
     return check_sizes(config, fields.source)
@@ -228,6 +231,10 @@ def describe_decoder(config: DecoderConfig) -> dict[str, Any]:
         fields["use_qkv_bias"] = c.qkv_bias
     if c.family == "gemma3_text":
         fields["query_pre_attn_scalar"] = c.query_scalar
+    if c.bidirectional:
+        fields["use_bidirectional_attention"] = True
+        if c.window is not None:
+            fields["sliding_window"] = 2 * (c.window - 1)
     if c.family == "smollm3":
         fields["no_rope_layers"] = [int(kind.rotates) for kind in c.layer_kinds]
     if not nested and isinstance(c.rope_scaling, LlamaScaling | LongScaling):
@@ -266,6 +273,14 @@ def check_sizes(config: DecoderConfig, source: str) -> DecoderConfig:
             f"{config.vocab_size}"
         )
     return config
+
+
+def _is_bidirectional(fields: Fields, family: str) -> bool:
+    """Whether tokens attend to later ones, as in encoders that are made of Gemma 3."""
+    if family != "gemma3_text":
+        return False
+    fields.refuse_unless("use_bidirectional_attention", True, False)
+    return fields.raw.get("use_bidirectional_attention") is True
 
 
 def _refuse_others(fields: Fields, family: _Family) -> None:

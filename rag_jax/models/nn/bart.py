@@ -9,7 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from rag_jax.models.nn.attention import Kernel, SegmentMask, choose_kernel, mask_rows
-from rag_jax.models.nn.decoder import LayerCache, Output
+from rag_jax.models.nn.chunk import LayerCache, Output
 from rag_jax.models.nn.layers import LayerNorm, check_adapters, check_vocabulary, run_layer
 from rag_jax.models.nn.post_norm import FFN, Attention, EncoderLayer
 from rag_jax.runtime.arguments import checked

@@ -6,7 +6,6 @@ the cache's slots, or the row's `T` tokens if there is no cache.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from rag_jax.models.nn.attention import SegmentMask, choose_kernel, mask_rows, mask_slots
+from rag_jax.models.nn.chunk import Chunk, LayerCache, Output
 from rag_jax.models.nn.decoder_config import DecoderConfig, LayerKind
 from rag_jax.models.nn.layers import (
     MASKED,
@@ -28,59 +28,12 @@ from rag_jax.models.nn.layers import (
     scan_layers,
 )
 from rag_jax.models.nn.pooling import MEAN, Pooling
-from rag_jax.models.nn.rope import Angles, LongScaling, rotary_angles, rotate
+from rag_jax.models.nn.rope import LongScaling, rotary_angles, rotate
 from rag_jax.models.nn.tokens import TokenTable, score_by_head
-from rag_jax.models.nn.windows import WindowBlocks, limit_to_window
+from rag_jax.models.nn.windows import limit_to_both_sides, limit_to_window
 from rag_jax.runtime.arguments import checked
+from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import constrain_rows
-
-# Keys and values of one layer.
-LayerCache = tuple[Float[Array, "B K d S"], Float[Array, "B K S d"]]
-
-
-class Output(NamedTuple):
-    """Result of a pass over a chunk of tokens.
-
-    Attributes:
-        hidden: hidden states after the final norm, the input of `Decoder.logits`.
-        cache: keys and values of every layer, this chunk included; None without a cache.
-        layer_output: residual stream after the layer named by `return_layer`, or None.
-    """
-
-    hidden: Float[Array, "B T D"]
-    cache: tuple[LayerCache, ...] | None
-    layer_output: Float[Array, "B T D"] | None
-
-
-class Chunk(NamedTuple):
-    """Inputs of a layer besides the residual stream of a chunk of tokens.
-
-    Attributes:
-        angles: cosines and sines of the tokens' positions; None for layers that do not rotate.
-        attention_mask: True where a query may look; or what `mask_rows` makes for whole rows, or
-            `limit_to_window` for long chunks.
-        cache: keys and values of the row's earlier tokens; None if the chunk is the whole row.
-        slot: first slot of the chunk in the cache.
-        prefix: keys and values of `P` prefixes, each shared by `B / P` consecutive rows.
-        prefix_mask: token mask of the prefixes, or the attention mask of each query.
-    """
-
-    angles: Angles | None
-    attention_mask: Bool[Array, "B 1 T S"] | SegmentMask | WindowBlocks
-    cache: LayerCache | None
-    slot: Int[Array, ""] | int
-    prefix: LayerCache | None
-    prefix_mask: Bool[Array, "P L"] | Bool[Array, "B 1 T L"] | None
-
-    @property
-    def batch_shape(self) -> tuple[int, int]:
-        """`(B, T)`, for the unflattening of `N = B * T`."""
-        if isinstance(self.attention_mask, SegmentMask):
-            return self.attention_mask.segments.shape
-        if isinstance(self.attention_mask, WindowBlocks):
-            return self.attention_mask.places.shape
-        rows, _, width, _ = self.attention_mask.shape
-        return rows, width
 
 
 def _norm(config: DecoderConfig, **options) -> nn.Module:
@@ -245,7 +198,8 @@ class Decoder(nn.Module):
                 before the final norm. None for no layer.
 
         Raises:
-            RagJaxError: the cache is longer than the model's rotary positions allow.
+            RagJaxError: the cache is longer than the model's rotary positions allow, or the model
+                only embeds texts.
             ValueError: the adapters in the parameters do not divide the rows.
         """
         c, (rows, width) = self.config, tokens.shape
@@ -254,11 +208,17 @@ class Decoder(nn.Module):
         if cache is None:
             token_mask = jnp.ones(tokens.shape, bool) if mask is None else mask
             dtype = self.embed.embedding.dtype
-            kernel = "xla" if prefix else choose_kernel(rows, width, c.head_dim, dtype)
-            attention_mask = mask_rows(token_mask, segments, kernel)  # [B, T, T]
+            kernel = choose_kernel(rows, width, c.head_dim, dtype)
+            kernel = "xla" if prefix or c.bidirectional else kernel
+            causal = not c.bidirectional
+            attention_mask = mask_rows(token_mask, segments, kernel, causal=causal)  # [B, T, T]
+            if c.bidirectional:
+                attention_mask = jnp.broadcast_to(attention_mask, (rows, width, width))
             if positions is None:
                 positions = jnp.maximum(jnp.cumsum(token_mask, axis=1) - 1, 0)
         else:
+            if c.bidirectional:
+                raise RagJaxError("the model's tokens attend to later ones: it only embeds texts")
             attention_mask = mask  # [B, T, S]
             if mask.ndim == 2:
                 token_mask, attention_mask = mask, mask_slots(mask, slot, width)
@@ -273,6 +233,8 @@ class Decoder(nn.Module):
         reach = partial(
             limit_to_window, width=width, token_mask=token_mask, segments=segments, slot=slot
         )
+        if c.bidirectional:
+            reach = partial(limit_to_both_sides, positions=positions)
         chunks = self._make_chunks(attention_mask, positions, slot, prefix_mask, reach)
         scans = self.scan_layers and cache is prefix is return_layer is None
         if scans and not self.is_initializing():

@@ -54,6 +54,8 @@ class DecoderConfig:
         local_rope_theta: base of the sliding layers' rotary frequencies, which are then not scaled;
             None if all layers rotate alike.
         unrotated_layers: numbers of the layers without rotary positions.
+        bidirectional: whether tokens attend to later ones too, and within the window to those that
+            are less than it away. Such a model only embeds texts.
     """
 
     vocab_size: int
@@ -83,6 +85,7 @@ class DecoderConfig:
     sliding_layers: tuple[int, ...] = ()
     local_rope_theta: float | None = None
     unrotated_layers: tuple[int, ...] = ()
+    bidirectional: bool = False
 
     @property
     def rotary_dim(self) -> int:

@@ -92,6 +92,18 @@ def limit_mask(
     return limited, prefix_mask & (mask.sum(axis=2, keepdims=True) + before <= window)
 
 
+def limit_to_both_sides(
+    mask: Bool[Array, "B #T T"],
+    window: int,
+    *,
+    positions: Int[Array, "B T"],
+    prefix_mask: None = None,
+) -> tuple[Bool[Array, "B T T"], None]:
+    """What the tokens of whole rows attend to if later ones count too: those less than it away."""
+    distance = jnp.abs(positions[:, :, None] - positions[:, None, :])
+    return mask & (distance < window), prefix_mask
+
+
 def cut_blocks(
     token_mask: Bool[Array, "B S"],
     slot: Int[Array, ""] | int,
