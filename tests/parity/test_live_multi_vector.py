@@ -8,6 +8,7 @@ import string
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from tiny_transformers import make_transformer
 
 from rag_jax.models import load_multi_vector
@@ -100,8 +101,35 @@ def test_markers_that_are_special_tokens(tmp_path):
     assert [row.count(tokenizer.token_id(name)) for name in markers] == [1, 0]
 
 
-def test_other_forms_after_their_conversion(tmp_path):
-    """PyLate's folders, whose markers are ordinary words of the vocabulary."""
+def add_markers(folder):
+    """As ordinary words of the vocabulary."""
+    core = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    core["model"]["vocab"] |= {"[unused0]": 200, "[unused1]": 201}
+    (folder / "tokenizer.json").write_text(json.dumps(core), "utf-8")
+
+
+def test_stanford_s_form_after_its_conversion(tmp_path):
+    from sentence_transformers import MultiVectorEncoder
+
+    folder = tmp_path / "colbert"
+    make_transformer("bert", folder)
+    path = folder / "model.safetensors"
+    tensors = {f"bert.{name}": tensor for name, tensor in load_file(path).items()}
+    tensors["linear.weight"] = np.random.default_rng(0).normal(size=(12, 32)).astype(np.float32)
+    save_file(tensors, path, metadata={"format": "pt"})
+    fields = json.loads((folder / "config.json").read_text()) | {"architectures": ["HF_ColBERT"]}
+    (folder / "config.json").write_text(json.dumps(fields))
+    add_markers(folder)
+    with pytest.raises(RagJaxError, match="ColBERT in another form"):
+        load_multi_vector(folder)
+    theirs = MultiVectorEncoder(str(folder), device="cpu")
+    theirs.save(str(tmp_path / "anew"))
+    ours = compare(tmp_path / "anew", theirs)
+    row = ours.base.tokenizer.encode_with_specials("a", prompt="[unused1] ", max_length=9)
+    assert row[1] == 201
+
+
+def test_pylate_s_form_after_its_conversion(tmp_path):
     from sentence_transformers import MultiVectorEncoder
 
     folder, _ = make_folder("bert", tmp_path, normalize=False, mask={})
@@ -112,9 +140,7 @@ def test_other_forms_after_their_conversion(tmp_path):
     layer = {name: value for name, value in layer.items() if not name.startswith("module_")}
     (folder / "1_Dense" / "config.json").write_text(json.dumps(layer))
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 100}')
-    core = json.loads((folder / "tokenizer.json").read_text("utf-8"))
-    core["model"]["vocab"] |= {"[unused0]": 200, "[unused1]": 201}
-    (folder / "tokenizer.json").write_text(json.dumps(core), "utf-8")
+    add_markers(folder)
     settings = {"query_prefix": "[unused0]", "document_prefix": "[unused1]", "query_length": 32}
     settings |= {"document_length": 60, "attend_to_expansion_tokens": False}
     path = folder / "config_sentence_transformers.json"
