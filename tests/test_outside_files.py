@@ -39,7 +39,7 @@ from rag_jax.models.io.weight_files import find_weights
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.retrieval.bm25 import BM25
 from rag_jax.retrieval.index import Index
-from rag_jax.retrieval.sparse import SparseIndex
+from rag_jax.retrieval.sparse_index import SparseIndex
 from rag_jax.retrieval.token_index import TokenIndex
 from rag_jax.retrieval.token_vectors import TokenVectors
 from rag_jax.runtime.checkpoint import load_tree, save_tree

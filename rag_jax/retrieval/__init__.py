@@ -6,7 +6,8 @@ from rag_jax.retrieval.encode import embed, encode_texts
 from rag_jax.retrieval.fusion import Fused
 from rag_jax.retrieval.index import Index
 from rag_jax.retrieval.searcher import Dense, LateInteraction, Searcher, Sparse
-from rag_jax.retrieval.sparse import SparseIndex, encode_sparse
+from rag_jax.retrieval.sparse import encode_sparse
+from rag_jax.retrieval.sparse_index import SparseIndex
 from rag_jax.retrieval.texts import list_texts, make_text
 from rag_jax.retrieval.token_index import TokenIndex
 from rag_jax.retrieval.token_vectors import TokenVectors, encode_tokens

@@ -9,7 +9,7 @@ from numpy import ndarray
 from scipy.sparse import csr_array
 
 from rag_jax.retrieval.index import Index
-from rag_jax.retrieval.sparse import SparseIndex
+from rag_jax.retrieval.sparse_index import SparseIndex
 from rag_jax.retrieval.token_index import TokenIndex
 from rag_jax.retrieval.token_vectors import TokenVectors
 from rag_jax.runtime.errors import RagJaxError

@@ -69,8 +69,13 @@ def test_an_encoder_of_another_kind_is_named(folder, tmp_path):
     write_modules(folder, ("Pooling", {}))
     with pytest.raises(RagJaxError, match="is of a dense encoder, not a late-interaction one"):
         load_multi_vector(folder)
-    with pytest.raises(RagJaxError, match=r"has no modules.json.*by rag_jax.models.load$"):
+    with pytest.raises(RagJaxError, match=r"has no modules.json.*ColBERT in another form: load it"):
         load_multi_vector(BERT)
+    path = folder / "modules.json"
+    path.write_text('[{"path": "", "type": "T"}, {"path": "a", "type": "pylate.models.Dense"}]')
+    for loader in (load, load_sparse, load_multi_vector):
+        with pytest.raises(RagJaxError, match=r"in PyLate's form: load it by the MultiVectorEnc"):
+            loader(folder)
     with pytest.raises(RagJaxError, match="a Decoder is no late-interaction encoder"):
         load_multi_vector(BERT.parent / "llama_tied")
 

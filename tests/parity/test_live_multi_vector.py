@@ -3,14 +3,17 @@
 pip install -e .[parity] && pytest -m parity tests/parity
 """
 
+import json
 import string
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from tiny_transformers import make_transformer
 
 from rag_jax.models import load_multi_vector
 from rag_jax.retrieval import TokenIndex, encode_tokens
+from rag_jax.runtime.errors import RagJaxError
 
 pytestmark = pytest.mark.parity
 
@@ -96,3 +99,57 @@ def test_markers_that_are_special_tokens(tmp_path):
     tokenizer = ours.base.tokenizer
     row = tokenizer.encode_with_specials("[DOC] a", prompt="[QUERY] ", max_length=20)
     assert [row.count(tokenizer.token_id(name)) for name in markers] == [1, 0]
+
+
+def add_markers(folder):
+    """As ordinary words of the vocabulary."""
+    core = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    core["model"]["vocab"] |= {"[unused0]": 200, "[unused1]": 201}
+    (folder / "tokenizer.json").write_text(json.dumps(core), "utf-8")
+
+
+def test_stanford_s_form_after_its_conversion(tmp_path):
+    from sentence_transformers import MultiVectorEncoder
+
+    folder = tmp_path / "colbert"
+    make_transformer("bert", folder)
+    path = folder / "model.safetensors"
+    tensors = {f"bert.{name}": tensor for name, tensor in load_file(path).items()}
+    tensors["linear.weight"] = np.random.default_rng(0).normal(size=(12, 32)).astype(np.float32)
+    save_file(tensors, path, metadata={"format": "pt"})
+    fields = json.loads((folder / "config.json").read_text()) | {"architectures": ["HF_ColBERT"]}
+    (folder / "config.json").write_text(json.dumps(fields))
+    add_markers(folder)
+    with pytest.raises(RagJaxError, match="ColBERT in another form"):
+        load_multi_vector(folder)
+    theirs = MultiVectorEncoder(str(folder), device="cpu")
+    theirs.save(str(tmp_path / "anew"))
+    ours = compare(tmp_path / "anew", theirs)
+    row = ours.base.tokenizer.encode_with_specials("a", prompt="[unused1] ", max_length=9)
+    assert row[1] == 201
+
+
+def test_pylate_s_form_after_its_conversion(tmp_path):
+    from sentence_transformers import MultiVectorEncoder
+
+    folder, _ = make_folder("bert", tmp_path, normalize=False, mask={})
+    modules = json.loads((folder / "modules.json").read_text())[:2]
+    modules[1]["type"] = "pylate.models.Dense.Dense"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    layer = json.loads((folder / "1_Dense" / "config.json").read_text())
+    layer = {name: value for name, value in layer.items() if not name.startswith("module_")}
+    (folder / "1_Dense" / "config.json").write_text(json.dumps(layer))
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 100}')
+    add_markers(folder)
+    settings = {"query_prefix": "[unused0]", "document_prefix": "[unused1]", "query_length": 32}
+    settings |= {"document_length": 60, "attend_to_expansion_tokens": False}
+    path = folder / "config_sentence_transformers.json"
+    path.write_text(json.dumps({"model_type": "ColBERT", "prompts": {}, **settings}))
+    with pytest.raises(RagJaxError, match="in PyLate's form"):
+        load_multi_vector(folder)
+    theirs = MultiVectorEncoder(str(folder), device="cpu")
+    theirs.save(str(tmp_path / "anew"))
+    ours = compare(tmp_path / "anew", theirs)
+    assert ours.lengths == {"query": 32, "document": 60} and ours.settings.steps[-1] == "normalize"
+    row = ours.base.tokenizer.encode_with_specials("a", prompt="[unused0]", max_length=9)
+    assert row[1] == 200

@@ -26,8 +26,9 @@ def encoder(tmp_path_factory):
 def embed_slowly(encoder, row, attended):
     """The embeddings of one row of tokens, of which all attend to the first ones alone."""
     base = encoder.base
-    mask = (np.arange(len(row)) < attended)[None]
-    states = base.model.apply({"params": base.params}, np.asarray([row]), mask)[0]
+    mask = (np.arange(24) < attended)[None]
+    tokens = np.asarray([[*row, *[0] * (24 - len(row))]])  # one shape for all texts
+    states = base.model.apply({"params": base.params}, tokens, mask)[0, : len(row)]
     x = np.asarray(states, np.float64) @ np.asarray(base.params["dense_0"]["kernel"])
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 

@@ -37,9 +37,11 @@ def weigh_slowly(encoder, text, pooling):
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), base.params["head"])
     table = np.asarray(base.params["embed"]["word"]["embedding"], np.float64)
     row = base.tokenizer.encode_with_specials(text, max_length=16)
-    hidden = base.model.apply({"params": base.params}, np.asarray([row]))[0]
+    mask = np.arange(16)[None] < len(row)
+    tokens = np.asarray([[*row, *[0] * (16 - len(row))]])  # one shape for all texts
+    hidden = base.model.apply({"params": base.params}, tokens, mask)[0]
     words = []
-    for state in np.asarray(hidden, np.float64):
+    for state in np.asarray(hidden, np.float64)[: len(row)]:
         x = gelu(state @ params["dense"]["kernel"] + params["dense"]["bias"])
         x = (x - x.mean()) / np.sqrt(x.var() + base.config.norm_eps)
         x = x * params["norm"]["scale"] + params["norm"]["bias"]
@@ -70,6 +72,16 @@ def test_no_texts(encoder):
     assert found.shape == (0, 128) and found.nnz == 0
 
 
+def make_head(rng, words):
+    """A head's parameters for states of 4 features."""
+
+    def draw(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
+    dense, norm = {"kernel": draw(4, 4), "bias": draw(4)}, {"scale": draw(4), "bias": draw(4)}
+    return {"dense": dense, "norm": norm, "bias": draw(words)}
+
+
 @pytest.mark.parametrize("strategy", ["max", "sum"])
 @pytest.mark.parametrize("activation", ["relu", "log1p_relu"])
 def test_chunks_do_not_matter(strategy, activation, monkeypatch):
@@ -79,8 +91,7 @@ def test_chunks_do_not_matter(strategy, activation, monkeypatch):
     mask = np.asarray([[True] * 7, [True] * 3 + [False] * 4])
     table = rng.normal(size=(9, 4)).astype(np.float32)
     head = MaskedHead(1e-5)
-    params = dict(head.init({"params": np.zeros(2, np.uint32)}, hidden[0])["params"])
-    params["bias"] = rng.normal(size=9).astype(np.float32)
+    params = make_head(rng, 9)
     arguments = head, params, hidden, mask, table, Splade(strategy, activation)
     whole = pool_words(*arguments)
     monkeypatch.setattr(masked_head, "_CHUNK", 6)
@@ -97,12 +108,11 @@ def test_logits_are_never_held_for_more_than_a_chunk():
     """The largest array with the vocabulary has as many tokens as a chunk, whatever the batch."""
     rows, width, words = 8, 256, 1000
     head = MaskedHead(1e-5)
-    arrays = [np.zeros(shape, np.float32) for shape in ((rows, width, 4), (words, 4), (words,))]
-    params = dict(head.init(jax.random.key(0), arrays[0][0])["params"], bias=arrays[2])
+    params, table = make_head(np.random.default_rng(0), words), np.zeros((words, 4), np.float32)
     mask = np.ones((rows, width), bool)
-    traced = jax.make_jaxpr(
-        lambda hidden: pool_words(head, params, hidden, mask, arrays[1], Splade())
-    )(arrays[0])
+    traced = jax.make_jaxpr(lambda x: pool_words(head, params, x, mask, table, Splade()))(
+        np.zeros((rows, width, 4), np.float32)
+    )
 
     def list_sizes(jaxpr):
         for equation in jaxpr.eqns:

@@ -20,6 +20,10 @@ from rag_jax.runtime.sharding import shard_array
 MODULES, PROMPTS = "modules.json", "config_sentence_transformers.json"
 TRANSFORMER = "sentence_bert_config.json"
 COPY = "copy the encoder's file there"
+CONVERT = (
+    "load it by the MultiVectorEncoder of sentence-transformers 6, save it there, and give that "
+    "folder to rag_jax.models.load_multi_vector"
+)
 # The modules of each kind of encoder that are read.
 _KNOWN = {
     "dense": ("Transformer", "Pooling", "Dense", "Normalize", "Dropout"),
@@ -48,6 +52,8 @@ def read_modules(path: Path, encoder: str) -> list[tuple[str, Path]]:
     with parsing(path, problem):
         found = [(entry["type"], entry["path"]) for entry in read_json(path, problem=problem)]
         kinds = [kind.rpartition(".")[2] for kind, _ in found]
+    if any(kind.startswith("pylate.") for kind, _ in found):
+        raise RagJaxError(f"{path} is of a late-interaction encoder in PyLate's form: {CONVERT}")
     told = [_TOLD[kind] for kind in kinds if kind in _TOLD]
     if other := [named for named in told if named[0] != encoder]:
         kind, loader = other[0]

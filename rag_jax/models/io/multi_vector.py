@@ -12,6 +12,7 @@ from rag_jax.models.io.fields import Fields, read_fields
 from rag_jax.models.io.hub import fingerprint
 from rag_jax.models.io.load import OpenedModel, Pretrained, open_model
 from rag_jax.models.io.modules import (
+    CONVERT,
     COPY,
     MODULES,
     TRANSFORMER,
@@ -155,8 +156,8 @@ def read_token_settings(folder: Path) -> tuple[TokenSettings, dict[str, Path]]:
     """
     if not is_there(folder / MODULES):
         raise RagJaxError(
-            f"{folder} has no {MODULES}, which would say what a token's embedding is: a dense "
-            "encoder is loaded by rag_jax.models.load"
+            f"{folder} has no {MODULES}, which would say what a token's embedding is. If it is a "
+            f"ColBERT in another form: {CONVERT}"
         )
     modules = read_modules(folder / MODULES, "late-interaction")
     kinds = [kind for kind, _ in modules]
