@@ -4,7 +4,7 @@ import itertools
 import json
 import re
 import unicodedata
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from functools import lru_cache
 
 import tokenizers
@@ -190,3 +190,16 @@ def read_frame(core: tokenizers.Tokenizer, pair: str | None, *, vocab_size: int)
             f"{vocab_size}"
         )
     return parts
+
+
+def count_needed(core: tokenizers.Tokenizer, unused: Set[int]) -> int:
+    """Number of ids that a model must have: but for control tokens at the end of no use to it.
+
+    Gemma's tokenizer ends with a token for images, which its models for text do not have. No text
+    encodes to it.
+
+    Args:
+        unused: the control tokens that are not named and that no chat template writes.
+    """
+    ids = core.get_vocab(with_added_tokens=True).values()
+    return max((i for i in ids if i not in unused), default=0) + 1

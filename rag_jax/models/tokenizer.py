@@ -12,12 +12,14 @@ from rag_jax.models import tokenizer_files, tokenizer_gguf
 from rag_jax.models.chat_template import ChatTemplate, choose_template
 from rag_jax.models.control_tokens import (
     ChatEncoder,
+    count_needed,
     find_control_tokens,
     find_unknown,
     make_text_core,
     read_frame,
 )
 from rag_jax.models.frames import frame_texts
+from rag_jax.models.tokenizer_growth import check_length
 from rag_jax.models.traced import MESSAGE, concatenate, mark, trust
 from rag_jax.runtime.arguments import check_token_row, describe
 from rag_jax.runtime.errors import RagJaxError
@@ -26,10 +28,6 @@ from rag_jax.runtime.outside import parsing
 
 _ROLES = ("system", "user", "assistant")
 _USUAL = tokenizer_files.NAMED_TOKENS
-# Characters of a text that is tokenised. Without a space, 10 million take 82 s. Cutting a text to
-# what `limit` tokens can need would not do: where words are not split first, or the likeliest split
-# of a whole word is taken, the last characters can change the first tokens.
-_LONGEST = 1_000_000
 _MOST_TEMPLATES = 8  # all are rendered, to see which tokens they write
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -42,6 +40,7 @@ class Tokenizer:
 
     Attributes:
         vocab_size: number of ids, added tokens included.
+        needed_size: number of ids that a model must have; see `count_needed`.
         bos_id: id of the token that starts a text, or None.
         eos_id: id of the token that ends a text, or None.
         pad_id: id of the padding token, or None.
@@ -83,10 +82,11 @@ class Tokenizer:
         self._names = {"bos": bos, "eos": eos, "pad": pad, **others}
         self._template, self._template_name = chat_template, template_name
         named = set(self._names.values())
-        self._special = find_control_tokens(core, names=named, written=self._read_template())
+        written = self._read_template()
+        self._special = find_control_tokens(core, names=named, written=written)
         self._text_core = make_text_core(core, self._special)
-        # The unknown token is no control token: text outside the vocabulary encodes to it.
-        self._control = set(self._special.values()) - {find_unknown(core)}
+        # The unknown token is none: text outside the vocabulary encodes to it.
+        self._control = {*self._special.values()} - {find_unknown(core)}
         self._ids: dict[int, int] = {}  # see `_share`
         self.vocab_size = max(core.get_vocab(with_added_tokens=True).values()) + 1
         self.bos_id, self.eos_id, self.pad_id = (
@@ -95,11 +95,15 @@ class Tokenizer:
         self.mask_id = self._special.get(others.get("mask"))
         own = () if self.eos_id is None else (self.eos_id,)
         self.stop_ids = tuple(dict.fromkeys((*own, *stop_ids)))
-        if unknown_ids := [i for i in self.stop_ids if not 0 <= i < self.vocab_size]:
-            raise RagJaxError(
-                f"the token {unknown_ids[0]}, at which the model stops, is none of the tokenizer's "
-                f"{self.vocab_size}"
-            )
+        for id in self.stop_ids:
+            if not 0 <= id < self.vocab_size:
+                raise RagJaxError(
+                    f"the token {id}, at which the model stops, is none of the tokenizer's "
+                    f"{self.vocab_size}"
+                )
+        usual = {self._names.get(short) for short in _USUAL}  # and not `image` or the like
+        used = {id for name, id in self._special.items() if name in usual or name in written}
+        self.needed_size = count_needed(core, self._control - used - {*self.stop_ids})
 
     @classmethod
     def from_folder(cls, folder: Path, *, stop_ids: Iterable[int] = ()) -> "Tokenizer":
@@ -168,7 +172,7 @@ class Tokenizer:
         """
         if not isinstance(text, str):
             raise TypeError(f"text is {describe(text)}, expected a str: encode one text at a time")
-        _check_length(text)
+        check_length(text)
         text = _SURROGATE.sub("\ufffd", text)
         try:
             ids = self._text_core.encode(text, add_special_tokens=False).ids
@@ -233,7 +237,7 @@ class Tokenizer:
         if not any(name in prompt for name in self._special):
             return self.encode(prompt + text)
         whole = concatenate([trust(prompt), mark(text, MESSAGE)])
-        _check_length(whole)
+        check_length(whole)
         return self._share(self._chat_encoder.encode(whole, [text]))
 
     def count_tokens_after(self) -> int:
@@ -307,7 +311,7 @@ class Tokenizer:
             if message.get("role") not in _ROLES or not isinstance(message.get("content"), str):
                 raise RagJaxError(f"message {i} needs a role among {_ROLES} and text as content")
         text = self._chat_template.render(messages, add_generation_prompt=add_generation_prompt)
-        _check_length(text)
+        check_length(text)
         contents = [message["content"] for message in messages]
         return self._share(self._chat_encoder.encode(text, contents))
 
@@ -339,11 +343,3 @@ class Tokenizer:
     @cached_property
     def _chat_encoder(self) -> ChatEncoder:
         return ChatEncoder(self._core, self._special)
-
-
-def _check_length(text: str) -> None:
-    if len(text) > _LONGEST:
-        raise RagJaxError(
-            f"the text {text[:30]!r}... has {len(text):,} characters, more than the limit of "
-            f"{_LONGEST:,} for a text of tokens: shorten it, or split it into passages"
-        )

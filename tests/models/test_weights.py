@@ -396,6 +396,25 @@ def test_tokenizer_larger_than_the_embedding(llama):
         load(llama)
 
 
+def test_control_tokens_that_the_model_has_no_use_for(llama):
+    core = json.loads((llama / "tokenizer.json").read_text())
+    image = {"id": 290, "content": "<image>", "special": True}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    core["added_tokens"].append(image | flags)
+    (llama / "tokenizer.json").write_text(json.dumps(core))
+    settings = json.loads((llama / "tokenizer_config.json").read_text())
+    named = {"extra_special_tokens": {"image_token": "<image>"}}
+    (llama / "tokenizer_config.json").write_text(json.dumps(settings | named))
+    ours = load(llama)
+    assert ours.tokenizer.vocab_size == ours.config.vocab_size + 1 == 291
+    assert 290 not in ours.tokenizer.encode("an <image> here")
+    core["added_tokens"][-1]["special"] = False  # a word
+    core["added_tokens"][-1]["content"] = "image"
+    (llama / "tokenizer.json").write_text(json.dumps(core))
+    with pytest.raises(RagJaxError, match="has 291 ids, but the config's vocab_size is 290"):
+        load(llama)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

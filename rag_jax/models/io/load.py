@@ -133,10 +133,10 @@ def open_model(name_or_path: str | Path) -> OpenedModel:
         tensors = read_safetensors(files)
         embeds = isinstance(config, EncoderConfig) or is_there(folder / MODULES)
         tokenizer = _read_tokenizer(folder, config)
-    if tokenizer.vocab_size > config.vocab_size:
+    if tokenizer.needed_size > config.vocab_size:
         # JAX clamps indices that are out of range: the model would read another token's vector.
         raise RagJaxError(
-            f"the tokenizer in {folder} has {tokenizer.vocab_size} ids, but the config's "
+            f"the tokenizer in {folder} has {tokenizer.needed_size} ids, but the config's "
             f"vocab_size is {config.vocab_size}"
         )
     return OpenedModel(path, folder, config, tensors, tokenizer, embeds)
