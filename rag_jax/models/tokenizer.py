@@ -228,11 +228,11 @@ class Tokenizer:
         Raises:
             RagJaxError: there are no such tokens, or `max_length` has no room for them.
         """
-        texts = [self._encode_after(prompt, text)]
+        texts = [self.encode_after(prompt, text)]
         texts += [] if pair is None else [self.encode(pair)]
         return frame_texts(texts, self._frames[len(texts)], max_length, self._core.id_to_token)
 
-    def _encode_after(self, prompt: str, text: str) -> list[int]:
+    def encode_after(self, prompt: str, text: str) -> list[int]:
         """Token ids of a text after a prompt, with the control tokens of the prompt alone."""
         if not any(name in prompt for name in self._special):
             return self.encode(prompt + text)

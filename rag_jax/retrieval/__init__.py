@@ -5,6 +5,7 @@ from rag_jax.retrieval.bm25 import BM25
 from rag_jax.retrieval.encode import embed, encode_texts
 from rag_jax.retrieval.fusion import Fused
 from rag_jax.retrieval.index import Index
+from rag_jax.retrieval.rerank import Reranked, rerank, score_pairs
 from rag_jax.retrieval.searcher import Dense, LateInteraction, Searcher, Sparse
 from rag_jax.retrieval.sparse import encode_sparse
 from rag_jax.retrieval.sparse_index import SparseIndex
@@ -18,6 +19,7 @@ __all__ = [
     "Fused",
     "Index",
     "LateInteraction",
+    "Reranked",
     "Searcher",
     "Sparse",
     "SparseIndex",
@@ -30,4 +32,6 @@ __all__ = [
     "fingerprint_corpus",
     "list_texts",
     "make_text",
+    "rerank",
+    "score_pairs",
 ]

@@ -26,7 +26,12 @@ def make_transformer(kind, folder, *, model="AutoModel", **changes):
 
     torch.manual_seed(0)
     padding = {"pad_token_id": 1} if kind in PADDED else {}
-    others = {"qwen3": DECODERS, "mistral": DECODERS, "distilbert": {"hidden_dim": 48}}
+    others = {
+        "llama": DECODERS,
+        "qwen3": DECODERS,
+        "mistral": DECODERS,
+        "distilbert": {"hidden_dim": 48},
+    }
     others["gemma3_text"] = DECODERS | GEMMA
     own = {"modernbert": LOCAL, **others}.get(kind, {})
     settings = {**SIZES, **padding, **own, **changes}

@@ -22,6 +22,8 @@ from rag_jax.runtime.errors import RagJaxError
 
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
+_SCORED = "ForSequenceClassification"  # of a reranker
+
 
 @dataclass(frozen=True)
 class _Family:
@@ -169,8 +171,9 @@ def read_decoder(fields: Fields) -> DecoderConfig:
         options["qkv_bias"] = fields.raw.get("use_qkv_bias") is True
     scalar = fields.size("query_pre_attn_scalar", 256) if name == "gemma3_text" else None
     # The model class of an encoder has no head, whatever the field says.
-    bare = family.architecture.replace("ForCausalLM", "Model")
-    headless = fields.raw.get("architectures") in ([bare], ["Gemma3TextModel"])
+    bare = [family.architecture.replace("ForCausalLM", end) for end in ("Model", _SCORED)]
+    names = fields.raw.get("architectures")
+    headless = names in ([name] for name in (*bare, "Gemma3TextModel"))
     config = DecoderConfig(
         vocab_size=fields.size("vocab_size", sizes["vocab_size"]),
         hidden_size=hidden,

@@ -1,0 +1,175 @@
+"""Loading of rerankers, which read a question and a passage together and give them a score."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh, PartitionSpec
+
+from rag_jax.models.io.architectures import Config, EncoderConfig, make_model
+from rag_jax.models.io.fields import Fields, read_fields
+from rag_jax.models.io.hub import fingerprint
+from rag_jax.models.io.load import OpenedModel, Pretrained, load, open_model
+from rag_jax.models.io.slot import Slot, linear_slots, scale_slots
+from rag_jax.models.io.weights import build_params, build_slots, rename
+from rag_jax.models.nn.bert import BertConfig
+from rag_jax.models.nn.decoder import DecoderConfig
+from rag_jax.models.nn.modern_bert import ModernBertConfig
+from rag_jax.models.nn.score_head import ScoreHead
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.outside import show
+
+_RULES = ((r"head/.+", PartitionSpec()),)  # a copy on every device
+_ENDING = "ForSequenceClassification"
+# By the family: names of the dense layer and of the last one, and the activation between them.
+_BERT_HEADS = {
+    "bert": ("pooler.dense", "classifier", "tanh"),
+    "distilbert": ("pre_classifier", "classifier", "relu"),
+}
+_ROBERTA_HEAD = ("classifier.dense", "classifier.out_proj", "tanh")
+# Qwen3-Reranker's form: a chat in which the model answers yes or no.
+_SYSTEM = (
+    "Judge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".'
+)
+_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
+
+
+@dataclass(frozen=True)
+class YesNo:
+    """What a language model is asked about a question and a passage, to answer yes or no.
+
+    Attributes:
+        before: what stands before the question; control tokens in it are such.
+        between: what stands between the question and the passage.
+        after: what stands after the passage; control tokens in it are such.
+        yes, no: the answers, a token each, whose log odds are the score.
+    """
+
+    before: str = (
+        f"<|im_start|>system\n{_SYSTEM}<|im_end|>\n<|im_start|>user\n"
+        f"<Instruct>: {_INSTRUCTION}\n<Query>: "
+    )
+    between: str = "\n<Document>: "
+    after: str = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    yes: str = "yes"
+    no: str = "no"
+
+
+@dataclass(frozen=True)
+class Reranker:
+    """A model that scores a question and a passage that it reads together.
+
+    Attributes:
+        base: the model below the head, whose parameters have the head's too, under `head`.
+        head: how states become a score.
+        question: what a language model is asked; None for a model with a head of its own.
+    """
+
+    base: Pretrained
+    head: ScoreHead
+    question: YesNo | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the model's files."""
+        return self.base.fingerprint
+
+
+def load_reranker(
+    name_or_path: str | Path,
+    *,
+    question: YesNo | None = None,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+) -> Reranker:
+    """Loads a reranker, and downloads the files first if needed.
+
+    Args:
+        name_or_path: a folder of a cross-encoder, `BertForSequenceClassification` and its kin, or
+            of a decoder with a score for its last token, `LlamaForSequenceClassification` and its
+            kin, each with one label; or a name, as for `load`.
+        question: for a language model: what it is asked, to which it answers yes or no.
+        dtype, mesh: as for `load`; the head is on every device.
+
+    Raises:
+        RagJaxError: as `load`, or the model is no reranker, or has several labels.
+    """
+    if question is not None:
+        return _ask(load(name_or_path, dtype=dtype, mesh=mesh), question)
+    found = open_model(name_or_path)
+    fields = _check_config(found)
+    head, slots = _find_head(found.config, fields)
+    options = {"dtype": dtype, "mesh": mesh, "source": f"the weights in {found.folder}"}
+    names = {slot.name for slot in slots}
+    tensors = rename(found.config, found.tensors)
+    own = {name: tensor for name, tensor in tensors.items() if name in names}
+    others = {name: tensor for name, tensor in tensors.items() if name not in names}
+    params = build_params(found.config, others, **options)
+    params |= build_slots(slots, own, rules=_RULES, **options)
+    model = make_model(found.config)
+    files = found.config, model, params, found.tokenizer, fingerprint(found.path)
+    return Reranker(Pretrained(*files), head)
+
+
+def _check_config(found: OpenedModel) -> Fields:
+    """The fields of a config with a head for one score."""
+    kind = type(found.config).__name__.removesuffix("Config")
+    fields = read_fields(found.folder / "config.json")
+    names = fields.raw.get("architectures")
+    has_head = isinstance(names, list) and any(str(name).endswith(_ENDING) for name in names)
+    if not has_head or not isinstance(found.config, DecoderConfig | EncoderConfig):
+        raise RagJaxError(
+            f"{found.folder}: a {kind} with architectures {show(names)} is no reranker, which has "
+            f"a head for a score ({_ENDING}); a language model is one if it is asked a question"
+        )
+    labels = fields.raw.get("id2label", {0: "", 1: ""})
+    count = fields.raw.get("num_labels", len(labels) if isinstance(labels, Mapping) else None)
+    if count != 1:
+        raise RagJaxError(f"{fields.source}: {show(count)} labels: a reranker has one, the score")
+    return fields
+
+
+def _find_head(config: Config, fields: Fields) -> tuple[ScoreHead, list[Slot]]:
+    width = config.hidden_size
+    if isinstance(config, DecoderConfig):
+        kernel = Slot("score.weight", "head/out/kernel", (width, 1), True)
+        return ScoreHead("last"), [kernel]
+    if isinstance(config, ModernBertConfig):
+        fields.refuse_unless("classifier_pooling", "cls", "mean")
+        fields.refuse_unless("classifier_activation", "gelu")
+        fields.refuse_unless("classifier_bias", False)
+        pools = "mean" if fields.raw.get("classifier_pooling") == "mean" else "first"
+        slots = [
+            Slot("head.dense.weight", "head/dense/kernel", (width, width), True),
+            *scale_slots("head.norm", "head/norm", width),
+            *linear_slots("classifier", "head/out", width, 1),
+        ]
+        return ScoreHead(pools, "gelu", config.norm_eps), slots
+    assert isinstance(config, BertConfig)
+    dense, out, activation = _BERT_HEADS.get(config.family, _ROBERTA_HEAD)
+    slots = [
+        *linear_slots(dense, "head/dense", width, width),
+        *linear_slots(out, "head/out", width, 1),
+    ]
+    return ScoreHead("first", activation), slots
+
+
+def _ask(base: Pretrained, question: YesNo) -> Reranker:
+    """A language model that is asked; its head is the column of yes less that of no."""
+    if not isinstance(base.config, DecoderConfig):
+        raise RagJaxError("question: only a language model can be asked: leave it out")
+    ids = [base.tokenizer.encode(answer) for answer in (question.yes, question.no)]
+    for answer, own in zip((question.yes, question.no), ids, strict=True):
+        if len(own) != 1:
+            raise RagJaxError(f"question: the answer {answer!r} has {len(own)} tokens, not one")
+    (yes,), (no,) = ids
+    if base.config.tie_embeddings:
+        table = base.params["embed"]["embedding"]
+        column = table[yes] - table[no]
+    else:
+        kernel = base.params["head"]["kernel"]
+        column = kernel[:, yes] - kernel[:, no]
+    params = {**base.params, "head": {"out": {"kernel": column[:, None]}}}
+    return Reranker(replace(base, params=params), ScoreHead("last"), question)

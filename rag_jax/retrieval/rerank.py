@@ -1,0 +1,211 @@
+"""Reranking: what a search found, ordered anew by a model that reads it with the question."""
+
+import functools
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from rag_jax.data.passages import Passage
+from rag_jax.data.token_rows import TokenRows
+from rag_jax.models import Reranker
+from rag_jax.models.io.architectures import Encoder
+from rag_jax.models.nn.bert import BertConfig
+from rag_jax.models.nn.decoder import Decoder
+from rag_jax.models.nn.score_head import ScoreHead, score_states
+from rag_jax.retrieval.encode import check_sizes, choose_text_widths, pad_texts, run_batches
+from rag_jax.retrieval.searcher import Found, Searcher
+from rag_jax.runtime.arguments import checked
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.sharding import shard_batch
+
+_logger = logging.getLogger(__name__)
+
+
+@checked
+def score_pairs(
+    reranker: Reranker,
+    pairs: Iterable[tuple[str, str]],
+    *,
+    max_length: int = 512,
+    batch_size: int = 64,
+    widths: Sequence[int] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> Float[np.ndarray, "N"]:
+    """Scores of (question, passage) pairs: logits, of which the larger is the better.
+
+    Pairs are sorted by length and padded to a few widths, as by `encode_texts`.
+
+    Args:
+        max_length: maximum number of tokens of a pair. Of a longer one the longer text is cut at
+            its end, for a question that a language model is asked the passage; their number is
+            logged as a warning.
+        batch_size, widths, progress: as for `encode_texts`.
+
+    Raises:
+        RagJaxError: a pair is not two strings, a question is blank, `batch_size` or `max_length` is
+            out of range, or a score is NaN or infinite.
+    """
+    base = reranker.base
+    check_sizes(base, batch_size, max_length)
+    rows = TokenRows(tokenize_pairs(reranker, pairs, max_length))
+    scores = np.empty(len(rows), np.float32)
+    has_types = _has_types(base.model)
+
+    def run(indices: list[int], shape: tuple[int, int]) -> Array:
+        chosen = [rows[i] for i in indices]
+        tokens, lengths = pad_texts(chosen, *shape)
+        firsts = np.full(len(tokens), shape[1], np.int32)
+        if has_types:  # the passage begins after the first separator, the last token of a row
+            firsts[: len(chosen)] = [list(row).index(row[-1]) + 1 for row in chosen]
+        return score_batch(
+            base.model, reranker.head, base.params, *shard_batch((tokens, lengths, firsts))
+        )
+
+    widths = widths or choose_text_widths(rows.lengths)
+    for indices, values in run_batches(rows.lengths, run, batch_size, widths, progress):
+        scores[indices] = values
+    is_finite = np.isfinite(scores)
+    if not is_finite.all():
+        raise RagJaxError(f"pair {int(np.argmin(is_finite))} has a score that is NaN or infinite")
+    return scores
+
+
+def tokenize_pairs(
+    reranker: Reranker, pairs: Iterable[tuple[str, str]], max_length: int
+) -> Iterable[list[int]]:
+    """Yields the token ids of each pair; see `score_pairs`."""
+    encode = functools.partial(_encode_pair, reranker)
+    num_cut, i = 0, -1
+    for i, pair in enumerate(pairs):
+        if not (isinstance(pair, tuple) and len(pair) == 2 and all(map(_is_text, pair))):
+            raise RagJaxError(f"pair {i} is no (question, passage) pair of strings")
+        if not pair[0].strip():
+            raise RagJaxError(f"pair {i}: its question is blank")
+        row = encode(*pair, max_length + 1)
+        if len(row) > max_length:
+            num_cut += 1
+            row = encode(*pair, max_length)
+        yield row
+    if num_cut:
+        _logger.warning("%d of %d pairs were cut to %d tokens", num_cut, i + 1, max_length)
+
+
+def _has_types(model: Encoder | Decoder) -> bool:
+    """Whether a passage's tokens have a type of their own: in BERT, not in what followed it."""
+    config = model.config
+    return isinstance(config, BertConfig) and config.family == "bert" and config.num_types == 2
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _encode_pair(reranker: Reranker, question: str, passage: str, max_length: int) -> list[int]:
+    tokenizer, asked = reranker.base.tokenizer, reranker.question
+    if asked is None:
+        return tokenizer.encode_with_specials(question, max_length=max_length, pair=passage)
+    after = tokenizer.encode_after(asked.after, "")
+    before = tokenizer.encode_after(asked.before, f"{question}{asked.between}{passage}")
+    if max_length <= len(after):
+        raise RagJaxError(f"max_length {max_length} has no room for a passage; raise it")
+    return [*before[: max_length - len(after)], *after]
+
+
+@functools.partial(jax.jit, static_argnames=("model", "head"))
+def score_batch(
+    model: Encoder | Decoder,
+    head: ScoreHead,
+    params: PyTree,
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, "B"],
+    firsts: Int[Array, "B"],
+) -> Float[Array, "B"]:
+    """Scores of rows of `lengths` tokens, at least 1; compiled once per shape.
+
+    Args:
+        firsts: number of tokens of each row before its passage, for models with token types.
+    """
+    columns = jnp.arange(tokens.shape[1])[None]
+    mask = columns < lengths[:, None]
+    if isinstance(model, Decoder):
+        hidden = model.apply({"params": params}, tokens, mask=mask, method="hidden").hidden
+    elif _has_types(model):
+        types = (columns >= firsts[:, None]).astype(jnp.int32)
+        hidden = model.apply({"params": params}, tokens, mask, types)
+    else:
+        hidden = model.apply({"params": params}, tokens, mask)
+    return score_states(head, params["head"], hidden, mask)
+
+
+def rerank(
+    reranker: Reranker, question: str, passages: Sequence[str], *, max_length: int = 512
+) -> tuple[Float[np.ndarray, "N"], Int[np.ndarray, "N"]]:
+    """Scores of a question's passages, largest first, and the passages' positions.
+
+    Equal scores are in the order of the passages.
+
+    Raises:
+        RagJaxError: as `score_pairs`.
+    """
+    if not passages:
+        return np.zeros(0, np.float32), np.zeros(0, np.int32)
+    scores = score_pairs(reranker, [(question, text) for text in passages], max_length=max_length)
+    order = np.argsort(-scores, kind="stable").astype(np.int32)
+    return scores[order], order
+
+
+@dataclass(frozen=True, eq=False)
+class Reranked:
+    """A search whose first passages are those of another searcher, ordered anew.
+
+    Attributes:
+        first: the searcher whose best passages are read.
+        passages: of its corpus, by their rows.
+        depth: number of passages that are read for a question; others are not found.
+        max_length: as for `score_pairs`.
+    """
+
+    reranker: Reranker
+    first: Searcher
+    passages: Sequence[Passage]
+    depth: int = 100
+    max_length: int = 512
+
+    def __post_init__(self) -> None:
+        """Raises a RagJaxError if the two corpora differ in size, or nothing is read."""
+        if self.first.size != len(self.passages):
+            raise RagJaxError(
+                f"first is over {self.first.size} passages, not the {len(self.passages)} given: "
+                "take those of one corpus"
+            )
+        if self.depth < 1:
+            raise RagJaxError(f"depth is {self.depth}: it must be at least 1")
+
+    @property
+    def size(self) -> int:
+        """Number of passages of the corpus."""
+        return self.first.size
+
+    def search(self, questions: Sequence[str], k: int) -> Found:
+        """The at most `k` best of the `depth` passages that `first` finds, best first.
+
+        Raises:
+            RagJaxError: as `score_pairs`, or as the searcher's own `search`.
+        """
+        _, rows = self.first.search(questions, min(max(k, self.depth), self.size))
+        rows = [np.asarray(own, np.int32) for own in rows]
+        wanted = {row: self.passages[row] for own in rows for row in own.tolist()}
+        texts = {row: " ".join(filter(None, (p.title, p.text))) for row, p in wanted.items()}
+        asked = zip(questions, rows, strict=True)
+        pairs = [(question, texts[row]) for question, own in asked for row in own.tolist()]
+        scores = score_pairs(self.reranker, pairs, max_length=self.max_length)
+        parts = np.split(scores, np.cumsum([len(own) for own in rows])[:-1])
+        order = [np.argsort(-own, kind="stable")[:k] for own in parts]
+        found = zip(parts, rows, order, strict=True)
+        ranked = [(own[best], places[best]) for own, places, best in found]
+        return [own for own, _ in ranked], [places for _, places in ranked]

@@ -1,0 +1,133 @@
+"""Rerankers: heads against NumPy, the searcher against a loop, and what is refused."""
+
+import logging
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tiny_encoders import BERT, WIDTH, change_json, change_weights, lengthen
+
+from rag_jax.data.passages import Passage
+from rag_jax.models import load, load_reranker
+from rag_jax.models.io.reranker import YesNo
+from rag_jax.retrieval import BM25, Reranked, make_text, rerank, score_pairs
+from rag_jax.runtime.errors import RagJaxError
+
+TEXTS = ["the river flows", "a mountain of snow and ice", "the river bank", "bread"]
+PASSAGES = [Passage(str(i), "river" if i == 2 else "", text) for i, text in enumerate(TEXTS)]
+GOLDEN = BERT.parent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Golden BERT with a head for scores."""
+
+    folder = tmp_path_factory.mktemp("reranker") / "bert"
+    shutil.copytree(BERT, folder)
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    tensors = {
+        "bert.pooler.dense.weight": draw(WIDTH, WIDTH),
+        "bert.pooler.dense.bias": draw(WIDTH),
+    }
+    tensors |= {"classifier.weight": draw(1, WIDTH), "classifier.bias": draw(1)}
+    change_weights(folder, tensors, drop="pooler.")
+    lengthen(folder, 64)
+    fields = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+    change_json(folder / "config.json", **fields)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reranker(folder):
+    return load_reranker(folder)
+
+
+def score_slowly(reranker, question, passage):
+    """The score of one pair, without padding, by NumPy's head."""
+    base, head = reranker.base, reranker.base.params["head"]
+    row = base.tokenizer.encode_with_specials(question, pair=passage, max_length=64)
+    types = np.zeros((1, len(row)), np.int32)
+    types[0, row.index(row[-1]) + 1 :] = 1
+    states = base.model.apply({"params": base.params}, np.asarray([row]), None, types)
+    first = np.tanh(states[0, 0] @ head["dense"]["kernel"] + head["dense"]["bias"])
+    return float((first @ head["out"]["kernel"] + head["out"]["bias"])[0])
+
+
+def test_scores_are_those_of_each_pair_alone(reranker):
+    pairs = [("where is the river", text) for text in TEXTS] + [("snow", TEXTS[1])]
+    found = score_pairs(reranker, pairs, max_length=64)
+    np.testing.assert_allclose(found, [score_slowly(reranker, *p) for p in pairs], atol=2e-5)
+    scores, order = rerank(reranker, "where is the river", TEXTS, max_length=64)
+    np.testing.assert_array_equal(order, np.argsort(-found[:4], kind="stable"))
+    np.testing.assert_allclose(scores, found[:4][order], atol=2e-5)
+    assert rerank(reranker, "anything", [])[0].shape == (0,)
+
+
+def test_a_searchers_passages_are_ordered_anew(reranker):
+    words = BM25.build(map(make_text, PASSAGES))
+    searcher = Reranked(reranker, words, PASSAGES, depth=3, max_length=64)
+    assert searcher.size == 4
+    questions = ["river bank", "bread of the mountain", "nothing known"]
+    scores, rows = searcher.search(questions, 2)
+    _, found = words.search(questions, 3)
+    for question, own, places, first in zip(questions, scores, rows, found, strict=True):
+        texts = {r: f"{PASSAGES[r].title} {PASSAGES[r].text}".strip() for r in first.tolist()}
+        slow = {r: score_slowly(reranker, question, text) for r, text in texts.items()}
+        wanted = sorted(slow, key=lambda r: -slow[r])[:2]
+        assert places.tolist() == wanted
+        np.testing.assert_allclose(own, [slow[r] for r in wanted], atol=2e-5)
+    with pytest.raises(RagJaxError, match="first is over 4 passages, not the 3 given"):
+        Reranked(reranker, words, PASSAGES[:3])
+    with pytest.raises(RagJaxError, match="depth is 0"):
+        Reranked(reranker, words, PASSAGES, depth=0)
+
+
+def test_what_is_no_pair_is_refused(reranker, caplog):
+    for pairs, problem in [
+        ([("", "text")], "pair 0: its question is blank"),
+        ([("a", "b"), ("a", 1)], r"pair 1 is no \(question, passage\) pair"),
+        (["ab"], "pair 0 is no"),
+    ]:
+        with pytest.raises(RagJaxError, match=problem):
+            score_pairs(reranker, pairs, max_length=64)
+    with caplog.at_level(logging.WARNING):
+        score_pairs(reranker, [("river", "snow " * 90), ("a", "b")], max_length=32)
+    assert "1 of 2 pairs were cut to 32 tokens" in caplog.text
+
+
+def test_numbers_that_are_none_are_named(reranker):
+
+    head = {**reranker.base.params["head"]}
+    head["out"] = {"kernel": head["out"]["kernel"] * np.float32(3e38), "bias": head["out"]["bias"]}
+    base = replace(reranker.base, params={**reranker.base.params, "head": head})
+    with pytest.raises(RagJaxError, match="pair 0 has a score that is NaN or infinite"):
+        score_pairs(replace(reranker, base=base), [("a", "b")], max_length=64)
+
+
+def test_other_kinds_are_told(folder, tmp_path):
+    with pytest.raises(RagJaxError, match="have a head for scores: load a reranker by"):
+        load(folder)
+    with pytest.raises(RagJaxError, match="a Bert with architectures .* is no reranker"):
+        load_reranker(BERT)
+    with pytest.raises(RagJaxError, match="only a language model can be asked"):
+        load_reranker(BERT, question=YesNo())
+    with pytest.raises(RagJaxError, match="the answer 'yes and no' has . tokens, not one"):
+        load_reranker(GOLDEN / "llama_tied", question=YesNo("", "", "", yes="yes and no"))
+
+    shutil.copytree(folder, tmp_path / "two")
+    change_json(tmp_path / "two" / "config.json", id2label={"0": "a", "1": "b"})
+    with pytest.raises(RagJaxError, match="2 labels: a reranker has one, the score"):
+        load_reranker(tmp_path / "two")
+
+
+def test_a_language_model_is_asked():
+    asked = load_reranker(GOLDEN / "llama_tied", question=YesNo("", " ", "", yes="a", no="b"))
+    plain = load(GOLDEN / "llama_tied")
+    yes, no = (plain.tokenizer.encode(answer)[0] for answer in "ab")
+    pairs = [("who", "she"), ("a longer question", "and its passage")]
+    for score, pair in zip(score_pairs(asked, pairs, max_length=64), pairs, strict=True):
+        row = plain.tokenizer.encode(" ".join(pair))
+        logits = plain.model.apply({"params": plain.params}, np.asarray([row]))[0, -1]
+        np.testing.assert_allclose(score, logits[yes] - logits[no], atol=2e-5)
