@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from tiny_encoders import lengthen, write_colbert, write_splade
+from tiny_encoders import lengthen, write_colbert, write_reranker, write_splade
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -30,7 +30,11 @@ def find_blocks():
 
 
 # The folders that blocks load, of tiny encoders.
-FOLDERS = {"my_splade": write_splade, "my_colbert": write_colbert}
+FOLDERS = {
+    "my_splade": write_splade,
+    "my_colbert": write_colbert,
+    "my_reranker": write_reranker,
+}
 
 
 @pytest.mark.parametrize(("code", "page", "line"), list(find_blocks()))

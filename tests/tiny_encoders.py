@@ -29,11 +29,12 @@ def change_weights(folder, tensors, *, drop=""):
 
 
 def lengthen(folder, positions):
-    """Gives an encoder more positions."""
+    """Gives an encoder more positions, and returns its folder."""
     name = "embeddings.position_embeddings.weight"
     table = np.resize(load_file(folder / "model.safetensors")[name], (positions, WIDTH))
     change_weights(folder, {name: table})
     change_json(folder / "config.json", max_position_embeddings=positions)
+    return folder
 
 
 def write_modules(folder, *modules):
@@ -98,4 +99,21 @@ def write_colbert(folder, *, expansion=None, width=6, **fields):
     change_json(folder / "sentence_bert_config.json", **settings)
     prompts = {"query": "ask: ", "document": "read: "}
     change_json(folder / "config_sentence_transformers.json", prompts=prompts)
+    return folder
+
+
+def write_reranker(folder):
+    """A folder of golden BERT with a head for scores."""
+    shutil.copytree(BERT, folder)
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
+    tensors = {"classifier.weight": draw(1, WIDTH), "classifier.bias": draw(1)}
+    tensors["bert.pooler.dense.weight"] = draw(WIDTH, WIDTH)
+    tensors["bert.pooler.dense.bias"] = draw(WIDTH)
+    change_weights(folder, tensors, drop="pooler.")
+    fields = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+    change_json(folder / "config.json", **fields)
     return folder

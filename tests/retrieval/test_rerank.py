@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_encoders import BERT, WIDTH, change_json, change_weights, lengthen
+from tiny_encoders import BERT, change_json, lengthen, write_reranker
 
 from rag_jax.data.passages import Passage
 from rag_jax.models import load, load_reranker
@@ -22,21 +22,7 @@ GOLDEN = BERT.parent
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Golden BERT with a head for scores."""
-
-    folder = tmp_path_factory.mktemp("reranker") / "bert"
-    shutil.copytree(BERT, folder)
-    rng = np.random.default_rng(0)
-    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
-    tensors = {
-        "bert.pooler.dense.weight": draw(WIDTH, WIDTH),
-        "bert.pooler.dense.bias": draw(WIDTH),
-    }
-    tensors |= {"classifier.weight": draw(1, WIDTH), "classifier.bias": draw(1)}
-    change_weights(folder, tensors, drop="pooler.")
-    lengthen(folder, 64)
-    fields = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
-    change_json(folder / "config.json", **fields)
-    return folder
+    return lengthen(write_reranker(tmp_path_factory.mktemp("reranker") / "bert"), 64)
 
 
 @pytest.fixture(scope="module")
