@@ -2,7 +2,7 @@
 
 from rag_jax.models.io.load import Pretrained, load, load_tokenizer
 from rag_jax.models.io.multi_vector import MultiVectorEncoder, load_multi_vector
-from rag_jax.models.io.reranker import Reranker, load_reranker
+from rag_jax.models.io.reranker import Reranker, load_reranker, save_reranker
 from rag_jax.models.io.save import save
 from rag_jax.models.io.sparse import SparseEncoder, load_sparse
 
@@ -17,4 +17,5 @@ __all__ = [
     "load_sparse",
     "load_tokenizer",
     "save",
+    "save_reranker",
 ]

@@ -54,14 +54,12 @@ def score_pairs(
     check_sizes(base, batch_size, max_length)
     rows = TokenRows(tokenize_pairs(reranker, pairs, max_length))
     scores = np.empty(len(rows), np.float32)
-    has_types = _has_types(base.model)
 
     def run(indices: list[int], shape: tuple[int, int]) -> Array:
         chosen = [rows[i] for i in indices]
         tokens, lengths = pad_texts(chosen, *shape)
         firsts = np.full(len(tokens), shape[1], np.int32)
-        if has_types:  # the passage begins after the first separator, the last token of a row
-            firsts[: len(chosen)] = [list(row).index(row[-1]) + 1 for row in chosen]
+        firsts[: len(chosen)] = [count_first(reranker, row, shape[1]) for row in chosen]
         return score_batch(
             base.model, reranker.head, base.params, *shard_batch((tokens, lengths, firsts))
         )
@@ -99,6 +97,18 @@ def _has_types(model: Encoder | Decoder) -> bool:
     """Whether a passage's tokens have a type of their own: in BERT, not in what followed it."""
     config = model.config
     return isinstance(config, BertConfig) and config.family == "bert" and config.num_types == 2
+
+
+def count_first(reranker: Reranker, row: Sequence[int], width: int) -> int:
+    """Number of tokens of a pair before its passage, `width` if the model tells no types."""
+    if not len(row) or not _has_types(reranker.base.model):
+        return width
+    return list(row).index(row[-1]) + 1  # after the first separator, a row's last token
+
+
+def join_passage(passage: Passage) -> str:
+    """What is read of a passage: its title and its text."""
+    return " ".join(filter(None, (passage.title, passage.text)))
 
 
 def _is_text(value: object) -> bool:
@@ -200,7 +210,7 @@ class Reranked:
         _, rows = self.first.search(questions, min(max(k, self.depth), self.size))
         rows = [np.asarray(own, np.int32) for own in rows]
         wanted = {row: self.passages[row] for own in rows for row in own.tolist()}
-        texts = {row: " ".join(filter(None, (p.title, p.text))) for row, p in wanted.items()}
+        texts = {row: join_passage(passage) for row, passage in wanted.items()}
         asked = zip(questions, rows, strict=True)
         pairs = [(question, texts[row]) for question, own in asked for row in own.tolist()]
         scores = score_pairs(self.reranker, pairs, max_length=self.max_length)

@@ -4,12 +4,13 @@ pip install -e .[parity] && pytest -m parity tests/parity
 """
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from tiny_transformers import make_transformer
 
-from rag_jax.models import load_reranker
+from rag_jax.models import load_reranker, save_reranker
 from rag_jax.models.io.reranker import YesNo
 from rag_jax.retrieval import score_pairs
 
@@ -48,6 +49,12 @@ def test_cross_encoders(kind, changes, tmp_path):
     found = score_pairs(load_reranker(folder), PAIRS, max_length=128)
     print("scores", np.abs(found - wanted).max(), "of", np.abs(wanted).max())
     np.testing.assert_allclose(found, wanted, atol=1e-4 * max(1, np.abs(wanted).max()))
+    save_reranker(load_reranker(folder), tmp_path / "ours")
+    if kind == "bert":
+        shutil.copy(folder / "tokenizer_config.json", tmp_path / "ours")
+    again = CrossEncoder(str(tmp_path / "ours"), device="cpu", max_length=128)
+    saved = again.predict(PAIRS, activation_fn=torch.nn.Identity())
+    np.testing.assert_allclose(saved, wanted, atol=1e-5 * max(1, np.abs(wanted).max()))
 
 
 def read(model, rows):

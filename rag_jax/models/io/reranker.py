@@ -1,5 +1,7 @@
 """Loading of rerankers, which read a question and a passage together and give them a score."""
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,12 +10,14 @@ from typing import Any
 from jax.sharding import Mesh, PartitionSpec
 
 from rag_jax.models.io.architectures import Config, EncoderConfig, make_model
+from rag_jax.models.io.configs import describe_config
 from rag_jax.models.io.fields import Fields, read_fields
 from rag_jax.models.io.hub import fingerprint
 from rag_jax.models.io.load import OpenedModel, Pretrained, load, open_model
+from rag_jax.models.io.save import write_model
 from rag_jax.models.io.slot import Slot, linear_slots, scale_slots
+from rag_jax.models.io.slots import list_slots
 from rag_jax.models.io.weights import build_params, build_slots, rename
-from rag_jax.models.nn.bert import BertConfig
 from rag_jax.models.nn.decoder import DecoderConfig
 from rag_jax.models.nn.modern_bert import ModernBertConfig
 from rag_jax.models.nn.score_head import ScoreHead
@@ -22,12 +26,12 @@ from rag_jax.runtime.outside import show
 
 _RULES = ((r"head/.+", PartitionSpec()),)  # a copy on every device
 _ENDING = "ForSequenceClassification"
-# By the family: names of the dense layer and of the last one, and the activation between them.
+# By the family: names of the dense layer and of the last one.
 _BERT_HEADS = {
-    "bert": ("pooler.dense", "classifier", "tanh"),
-    "distilbert": ("pre_classifier", "classifier", "relu"),
+    "bert": ("pooler.dense", "classifier"),
+    "distilbert": ("pre_classifier", "classifier"),
 }
-_ROBERTA_HEAD = ("classifier.dense", "classifier.out_proj", "tanh")
+_ROBERTA_HEAD = ("classifier.dense", "classifier.out_proj")
 # Qwen3-Reranker's form: a chat in which the model answers yes or no.
 _SYSTEM = (
     "Judge whether the Document meets the requirements based on the Query and the Instruct "
@@ -100,7 +104,8 @@ def load_reranker(
         return _ask(load(name_or_path, dtype=dtype, mesh=mesh), question)
     found = open_model(name_or_path)
     fields = _check_config(found)
-    head, slots = _find_head(found.config, fields)
+    head = _find_head(found.config, fields)
+    slots = _list_head(found.config)
     options = {"dtype": dtype, "mesh": mesh, "source": f"the weights in {found.folder}"}
     names = {slot.name for slot in slots}
     tensors = rename(found.config, found.tensors)
@@ -111,6 +116,24 @@ def load_reranker(
     model = make_model(found.config)
     files = found.config, model, params, found.tokenizer, fingerprint(found.path)
     return Reranker(Pretrained(*files), head)
+
+
+def save_reranker(reranker: Reranker, path: str | os.PathLike) -> None:
+    """Saves a reranker as a folder for `load_reranker` and for sentence-transformers' CrossEncoder.
+
+    Raises:
+        RagJaxError: it is a language model that is asked, which `save` keeps, or as `save`.
+    """
+    config = reranker.base.config
+    if reranker.question is not None:
+        raise RagJaxError("a language model that is asked has no head to save: save the model")
+    names = describe_config(config)["architectures"]
+    ends = [re.sub(r"(Model|ForCausalLM|ForMaskedLM)$", _ENDING, name) for name in names]
+    slots = [*list_slots(config), *_list_head(config)]
+    labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    if isinstance(config, ModernBertConfig):
+        labels["classifier_pooling"] = "mean" if reranker.head.pools == "mean" else "cls"
+    write_model(reranker.base, path, slots, architectures=ends, **labels)
 
 
 def _check_config(found: OpenedModel) -> Fields:
@@ -131,29 +154,34 @@ def _check_config(found: OpenedModel) -> Fields:
     return fields
 
 
-def _find_head(config: Config, fields: Fields) -> tuple[ScoreHead, list[Slot]]:
-    width = config.hidden_size
+def _find_head(config: Config, fields: Fields) -> ScoreHead:
     if isinstance(config, DecoderConfig):
-        kernel = Slot("score.weight", "head/out/kernel", (width, 1), True)
-        return ScoreHead("last"), [kernel]
+        return ScoreHead("last")
     if isinstance(config, ModernBertConfig):
         fields.refuse_unless("classifier_pooling", "cls", "mean")
         fields.refuse_unless("classifier_activation", "gelu")
         fields.refuse_unless("classifier_bias", False)
         pools = "mean" if fields.raw.get("classifier_pooling") == "mean" else "first"
-        slots = [
+        return ScoreHead(pools, "gelu", config.norm_eps)
+    return ScoreHead("first", "relu" if config.family == "distilbert" else "tanh")
+
+
+def _list_head(config: Config) -> list[Slot]:
+    """The slots of a head's parameters."""
+    width = config.hidden_size
+    if isinstance(config, DecoderConfig):
+        return [Slot("score.weight", "head/out/kernel", (width, 1), True)]
+    if isinstance(config, ModernBertConfig):
+        return [
             Slot("head.dense.weight", "head/dense/kernel", (width, width), True),
             *scale_slots("head.norm", "head/norm", width),
             *linear_slots("classifier", "head/out", width, 1),
         ]
-        return ScoreHead(pools, "gelu", config.norm_eps), slots
-    assert isinstance(config, BertConfig)
-    dense, out, activation = _BERT_HEADS.get(config.family, _ROBERTA_HEAD)
-    slots = [
+    dense, out = _BERT_HEADS.get(config.family, _ROBERTA_HEAD)
+    return [
         *linear_slots(dense, "head/dense", width, width),
         *linear_slots(out, "head/out", width, 1),
     ]
-    return ScoreHead("first", activation), slots
 
 
 def _ask(base: Pretrained, question: YesNo) -> Reranker:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -40,8 +41,23 @@ def save(
         RagJaxError: the parameters contradict the config, or `path` holds other files.
         OSError: the disk is full or not writable.
     """
+    write_model(pretrained, path, list_slots(pretrained.config), shard_bytes=shard_bytes)
+
+
+def write_model(
+    pretrained: Pretrained,
+    path: str | os.PathLike,
+    slots: Sequence[Slot],
+    *,
+    shard_bytes: int = 5_000_000_000,
+    **changes: Any,
+) -> None:
+    """As `save`, of a model whose parameters have other slots, or whose config has other fields.
+
+    Args:
+        changes: fields of `config.json`.
+    """
     folder = expand_path(path).absolute()
-    slots = list_slots(pretrained.config)
     pooling = getattr(pretrained.model, "pooling", None)
     beside = {layer.name for layer in pooling.dense} if pooling else set()
     weights = {name: leaf for name, leaf in pretrained.params.items() if name not in beside}
@@ -56,6 +72,7 @@ def save(
             "eos_token_id": _describe_stops(tokenizer),
             "pad_token_id": tokenizer.pad_id,
             "dtype": get_leaf(pretrained.params, slots[0].path).dtype.name,
+            **changes,
         }
         write_json(new / "config.json", fields)
         _write_weights(new, weights, slots, shard_bytes)

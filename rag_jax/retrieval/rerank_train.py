@@ -1,0 +1,211 @@
+"""Training of a reranker: each question's right passage against passages that do not answer it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Bool, Float, PyTree
+
+from rag_jax.config import RerankTrainConfig
+from rag_jax.data.batches import BatchPlan, choose_widths, round_up
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Question
+from rag_jax.models import Pretrained, Reranker
+from rag_jax.models.io.architectures import get_rules
+from rag_jax.models.nn.bert import Bert
+from rag_jax.models.nn.score_head import ScoreHead
+from rag_jax.retrieval.encode import pad_texts
+from rag_jax.retrieval.pairs import Pair
+from rag_jax.retrieval.rerank import count_first, join_passage, score_batch, tokenize_pairs
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.platforms import count_program_tokens
+from rag_jax.runtime.progress import Progress
+from rag_jax.runtime.sharding import count_data_rows
+from rag_jax.training.fit import Batch, fit
+from rag_jax.training.loop import LossFunction
+from rag_jax.training.rows import PROGRAM_TOKENS, list_sampled
+from rag_jax.training.trainable import Trainable
+
+Group = list[list[int]]  # the token ids of a question with each of its passages
+
+_DEVIATION = 0.02  # of BERT's own new weights (Devlin et al. 2019)
+
+
+def start_reranker(encoder: Pretrained, *, seed: int = 0) -> Reranker:
+    """An encoder with a new head for scores, whose numbers are drawn, to be trained.
+
+    Raises:
+        RagJaxError: it is no BERT or of its kin.
+    """
+    if not isinstance(encoder.model, Bert) or encoder.config.dpr_role is not None:
+        kind = type(encoder.model).__name__
+        raise RagJaxError(f"a {kind} starts no reranker: take a BERT, or load a reranker")
+    width = encoder.config.hidden_size
+    keys = jax.random.split(jax.random.key(seed))
+    shapes = {"dense": (width, width), "out": (width, 1)}
+    head = {
+        name: {"kernel": _DEVIATION * jax.random.normal(key, shape), "bias": jnp.zeros(shape[1])}
+        for (name, shape), key in zip(shapes.items(), keys, strict=True)
+    }
+    model = encoder.model.clone(pooling=None)
+    base = replace(encoder, model=model, params={**encoder.params, "head": head}, sentence=None)
+    activation = "relu" if encoder.config.family == "distilbert" else "tanh"
+    return Reranker(base, ScoreHead("first", activation))
+
+
+def rank_loss(
+    scores: Float[Array, "B N"],
+    masked: Bool[Array, "B N"],
+    *,
+    pairwise: bool,
+) -> Float[Array, "B"]:
+    """The loss of each question, of which the first passage is the right one.
+
+    Listwise it is `-log softmax(scores)[0]` (ListNet, Cao et al. 2007, with one right passage), and
+    pairwise the mean of `log(1 + exp(s_i - s_0))` over the others (RankNet, Burges et al. 2005).
+
+    Args:
+        masked: passages that do not count.
+    """
+    if not pairwise:
+        return -jax.nn.log_softmax(jnp.where(masked, -jnp.inf, scores), axis=1)[:, 0]
+    losses = jnp.where(masked, 0.0, jax.nn.softplus(scores - scores[:, :1]))[:, 1:]
+    return losses.sum(axis=1) / jnp.maximum(1, (~masked[:, 1:]).sum(axis=1))
+
+
+def make_loss(reranker: Reranker, settings: RerankTrainConfig) -> LossFunction:
+    """The loss `loss(params, frozen, arrays) -> (sum of weighted losses, {})`.
+
+    `params` is a tree like the reranker's, nothing is frozen, and `arrays` are from `pack_groups`.
+    """
+    model, head, each = reranker.base.model, reranker.head, 1 + settings.negatives
+
+    def loss(params: PyTree, frozen: PyTree, arrays: Mapping[str, Array]) -> tuple[Array, dict]:
+        del frozen
+        read = (arrays[name] for name in ("tokens", "lengths", "firsts"))
+        scores = score_batch(model, head, params, *read).reshape(-1, each)
+        losses = rank_loss(scores, arrays["masked"], pairwise=settings.by == "pairs")
+        return (losses * arrays["weights"]).sum(), {}
+
+    return loss
+
+
+def pack_groups(
+    reranker: Reranker,
+    groups: Sequence[Group],
+    settings: RerankTrainConfig,
+    widths: Sequence[int],
+) -> list[dict[str, np.ndarray]]:
+    """The microbatches of a step, each of questions whose longest rows are of similar length.
+
+    Returns:
+        `tokens` `[G * N, T]`, `lengths` and `firsts` `[G * N]`, as `score_batch` takes them, with
+        the right passage first of each question's `N`; `masked` `[G, N]`; `weights` `[G]`, which
+        add up to 1 over the step.
+    """
+    each, arrays, rest = 1 + settings.negatives, [], sorted(groups, key=_measure)
+    while rest:
+        width = min(w for w in widths if w >= _measure(rest[-1]))
+        count = max(1, settings.microbatch_tokens // (each * width))
+        count = round_up(min(count, settings.batch_size), count_data_rows())
+        taken, rest = rest[-count:], rest[:-count]
+        masked, weights = np.ones((count, each), bool), np.zeros(count, np.float32)
+        rows: list[Sequence[int]] = []
+        for i, group in enumerate(taken):
+            masked[i, : len(group)], weights[i] = False, 1 / len(groups)
+            rows += [*group, *[()] * (each - len(group))]
+        tokens, lengths = pad_texts(rows, count * each, width)
+        firsts = np.full(count * each, width, np.int32)
+        firsts[: len(rows)] = [count_first(reranker, row, width) for row in rows]
+        packed = {"tokens": tokens, "lengths": lengths, "firsts": firsts}
+        arrays.append({**packed, "masked": masked, "weights": weights})
+    return arrays
+
+
+def _measure(group: Group) -> int:
+    return max(map(len, group))
+
+
+def _choose(
+    pair: Pair,
+    questions: Sequence[Question],
+    passages: Sequence[Passage],
+    count: int,
+    rng: np.random.Generator,
+) -> list[tuple[str, str]]:
+    """A question with its right passage and some of its negatives."""
+    drawn = rng.permutation(len(pair.negatives))[:count]
+    rows = [pair.positive, *(pair.negatives[i] for i in drawn)]
+    question = questions[pair.question].question
+    return [(question, join_passage(passages[row])) for row in rows]
+
+
+def fit_reranker(
+    reranker: Reranker,
+    pairs: Sequence[Pair],
+    questions: Sequence[Question],
+    passages: Sequence[Passage],
+    settings: RerankTrainConfig,
+    mesh: Mesh,
+    folder: Path,
+    progress: Progress,
+    *,
+    max_length: int,
+    seed: int,
+    save: Callable[[Reranker], None],
+) -> None:
+    """Trains all weights of a reranker; see `fit`.
+
+    Args:
+        pairs: by `list_pairs`; each step's negatives are drawn from a pair's.
+        max_length: as for `score_pairs`.
+        seed: of the order, and of the choice among negatives.
+        save: keeps the trained reranker.
+    """
+    base = reranker.base
+    plan = BatchPlan([0] * len(pairs), batch_size=settings.batch_size, seed=seed)
+
+    def list_groups(step: int) -> list[Group]:
+        rng = np.random.default_rng((seed, step))
+        chosen = [pairs[i] for i in plan.examples_at(step)]
+        read = [_choose(pair, questions, passages, settings.negatives, rng) for pair in chosen]
+        return [list(tokenize_pairs(reranker, own, max_length)) for own in read]
+
+    sampled = [group for step in list_sampled(plan) for group in list_groups(step)]
+    worth = count_program_tokens(settings.program_tokens, on_cpu=PROGRAM_TOKENS)
+    widths = choose_widths(
+        [round_up(max_length, 8), *(len(row) for group in sampled for row in group)],
+        program_tokens=worth,
+    )
+
+    def pack(step: int, chosen: list[int]) -> Batch:
+        del chosen
+        groups = list_groups(step)
+        read = sum(len(row) for group in groups for row in group)
+        arrays = pack_groups(reranker, groups, settings, widths)
+        return Batch([("groups", a) for a in arrays], 3 * base.config.count_flops(read))
+
+    trainable = Trainable(
+        base=base.params,
+        frozen=None,
+        init=lambda params: params,
+        merge=lambda trained, base: trained,
+        rules=((r"head/.+", PartitionSpec()), *get_rules(base.config)),
+        mesh=mesh,
+    )
+    losses = {"groups": make_loss(reranker, settings)}
+    fit(
+        plan,
+        pack,
+        losses,
+        trainable,
+        settings,
+        folder,
+        progress,
+        ids=[pair.id for pair in pairs],
+        save=lambda params: save(replace(reranker, base=replace(base, params=params))),
+    )
