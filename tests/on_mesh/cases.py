@@ -42,7 +42,7 @@ from rag_jax.planning.collectives import count_collectives
 from rag_jax.planning.hlo import read_module
 from rag_jax.retrieval import Index, encode_texts
 from rag_jax.retrieval.contrastive import Encoders, Pair, PairBatches, fit_encoders, make_loss
-from rag_jax.retrieval.searchers import find_top
+from rag_jax.retrieval.exact import find_top
 from rag_jax.runtime.checkpoint import save_tree
 from rag_jax.runtime.clock import compile_seconds
 from rag_jax.runtime.errors import RagJaxError

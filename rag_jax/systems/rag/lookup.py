@@ -154,7 +154,7 @@ class Lookup:
                 f"{self._path} has no line for step {step}: delete {self.folder} to train anew"
             )
         rows = np.asarray(self._rows[step], np.int32)
-        return rows, self._find_index(step).embeddings[rows]
+        return rows, self._find_index(step).stored.take(rows)
 
     def measure_entropy(self, step: int) -> float:
         """The entropy of the passages of the last steps, as a share of its largest value."""
