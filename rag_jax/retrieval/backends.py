@@ -106,10 +106,12 @@ def find_backend(name: str, storage: str, remedy: str) -> Backend:
     if name not in BACKENDS:
         raise RagJaxError(f"index backend {name!r} is unknown: choose from {sorted(BACKENDS)}")
     backend = BACKENDS[name]
+    if storage not in STORAGES:
+        raise RagJaxError(f"storage {storage!r} is unknown: choose from {list(STORAGES)}")
     if storage not in backend.storages:
         raise RagJaxError(
-            f"storage {storage!r} is not for the backend {name!r}: choose from "
-            f"{list(backend.storages)}, or use the backend 'exact'"
+            f"storage {storage!r} is not for the backend {name!r}: use the storage 'float32', or "
+            "the backend 'exact'"
         )
     if backend.package:
         try:

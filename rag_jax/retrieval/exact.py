@@ -57,14 +57,15 @@ def _place_rows(
     parts = max(mesh.size, 1)
     rows = count_shard_rows(len(array), parts)
 
+    group = _count_group(rows) if grouped else 1
+
     def pad(shard: Num[np.ndarray, "m *rest"]) -> Num[np.ndarray, "n *rest"]:
-        padded = np.pad(shard, ((0, rows - len(shard)), *[(0, 0)] * (shard.ndim - 1)))
-        group = _count_group(rows)
-        if not grouped or group == 1:
-            return padded
         # The first rows of all groups, then the second ones: [n, D] -> [group, n / group, D]
-        apart = padded.reshape(-1, group, *shard.shape[1:]).swapaxes(0, 1)
-        return np.ascontiguousarray(apart).reshape(padded.shape)
+        apart = np.zeros((group, rows // group, *shard.shape[1:]), shard.dtype)
+        for i in range(group):
+            own = shard[i::group]
+            apart[i, : len(own)] = own
+        return apart.reshape(rows, *shard.shape[1:])
 
     if parts == 1:
         return jnp.asarray(pad(array)[None])

@@ -20,16 +20,16 @@ from rag_jax.runtime.errors import RagJaxError
 _INDEX_FROM = 10_000
 # The guidelines: 4 sqrt(N) to 16 sqrt(N) partitions, trained on 30 to 256 rows for each.
 _PARTITIONS, _TRAINED, _FEWEST = 4, 64, 39
-# The guidelines: a graph with 4 to 64 neighbours of a row. Rows that are looked at as candidates
-# for them, and rows that a search looks at if it is for fewer.
-_NEIGHBOURS, _CONSIDERED, _EXPLORED = 32, 80, 128
-# A search reads one partition in so many, and this number at least.
-_PROBED, _FEWEST_PROBED = 32, 16
+# The guidelines: a graph with 4 to 64 neighbours of a row; and the rows that a search keeps on its
+# way, at least.
+_NEIGHBOURS, _EXPLORED = 32, 128
+# A search reads one partition in so many, as ScaNN's here does, and this number at least.
+_PROBED, _FEWEST_PROBED = 10, 8
 # Candidates of codes that are rescored: so many times k, and this number at least.
 _RESCORED, _FEWEST_RESCORED = 10, 100
 # Dimensions for each byte of a product quantiser's code; bits of a RaBitQ code for a dimension, and
 # of a query's numbers.
-_QUANTISED, _BITS, _QUERY_BITS = 4, 1, 8
+_QUANTISED, _BITS, _QUERY_BITS = 8, 1, 8
 # Rows of one part are at most so many times as long as each other, in so many parts at most.
 _SPREAD, MOST_PARTS = 3, 8
 _ADDED_TOGETHER = 1 << 16  # rows, which bounds the memory
@@ -102,9 +102,7 @@ def make_hnsw(width: int) -> Any:
     """An empty graph."""
     import faiss
 
-    index = faiss.IndexHNSWFlat(width, _NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction = _CONSIDERED
-    return index
+    return faiss.IndexHNSWFlat(width, _NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
 
 
 def make_ivfpq(width: int, size: int) -> Any:
@@ -113,7 +111,7 @@ def make_ivfpq(width: int, size: int) -> Any:
 
     dimensions = next(d for d in range(_QUANTISED, 0, -1) if width % d == 0)
     options = width, count_partitions(size), width // dimensions, 8, faiss.METRIC_INNER_PRODUCT
-    return _prepare(faiss.IndexIVFPQ(faiss.IndexFlatIP(width), *options))
+    return _make_ivf(faiss.IndexIVFPQ, *options)
 
 
 def make_ivfrabitq(width: int, size: int) -> Any:
@@ -121,7 +119,7 @@ def make_ivfrabitq(width: int, size: int) -> Any:
     import faiss
 
     options = width, count_partitions(size), faiss.METRIC_INNER_PRODUCT, True, _BITS
-    return _prepare(faiss.IndexIVFRaBitQ(faiss.IndexFlatIP(width), *options))
+    return _make_ivf(faiss.IndexIVFRaBitQ, *options)
 
 
 def count_partitions(size: int) -> int:
@@ -201,9 +199,13 @@ def _build_ivf(
     return Faiss(embeddings, _build_parts(embeddings, build), rotation)
 
 
-def _prepare(index: Any) -> Any:
-    index.own_fields = True  # of the quantiser, which Python would free
-    index.quantizer.this.disown()
+def _make_ivf(kind: Callable[..., Any], width: int, *options: Any) -> Any:
+    import faiss
+
+    quantiser = faiss.IndexFlatIP(width)
+    index = kind(quantiser, width, *options)
+    quantiser.this.disown()  # the index frees it
+    index.own_fields = True
     index.cp.spherical = True  # centres of length 1, as FAISS has it for dot products
     return index
 

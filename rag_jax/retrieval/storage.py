@@ -19,6 +19,8 @@ from rag_jax.runtime.files import map_array
 STORAGES = ("float32", "float16", "int8")
 VALUES, SCALES = "dataset.npy", "scales.npy"
 _LARGEST_CODE = 127
+# By which 127 is still within float32, whichever way a scale is rounded.
+_LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(127), np.float32(0))
 _READ_TOGETHER = 1 << 16  # rows, which bounds the memory
 
 
@@ -70,10 +72,8 @@ def store(embeddings: Float[np.ndarray, "N D"], kind: str) -> Stored:
     """Converts finite float32 embeddings to one of `STORAGES`; float32 ones are not copied.
 
     Raises:
-        RagJaxError: the kind is unknown, or a number is too large for float16.
+        RagJaxError: a number is too large for float16.
     """
-    if kind not in STORAGES:
-        raise RagJaxError(f"storage {kind!r} is unknown: choose from {sorted(STORAGES)}")
     if kind == "float32":
         return Stored(embeddings)
     values = np.empty(embeddings.shape, kind)
@@ -103,7 +103,7 @@ def _halve(block: Float[np.ndarray, "n D"], start: int) -> Float[np.ndarray, "n 
 def _quantise(
     block: Float[np.ndarray, "n D"],
 ) -> tuple[Int[np.ndarray, "n D"], Float32[np.ndarray, "n"]]:
-    scales = np.abs(block).max(axis=1) / np.float32(_LARGEST_CODE)
+    scales = np.minimum(np.abs(block).max(axis=1) / np.float32(_LARGEST_CODE), _LARGEST_SCALE)
     # A row of zeros, or of numbers so small that its scale is zero, has the codes 0.
     divisors = np.where(scales > 0, scales, np.inf)[:, None]
     # The scales of the smallest numbers are rounded so coarsely that a quotient exceeds 127.
