@@ -30,6 +30,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import bench
 import faiss
+import jax
 import numpy as np
 from index import COUNTS, ENCODER, K, measure_recall
 
@@ -169,7 +170,7 @@ def search_ours(index: Index, queries: np.ndarray, effort: int) -> np.ndarray:
     """As `Index.search`, with an effort."""
     search = BACKENDS[index.backend].search
     rows = search(index.searcher, queries, K, index.size, effort=effort)
-    return score_rows(index.stored, queries, rows, K)[1]
+    return score_rows(index.stored, queries, rows)[1]
 
 
 def list_theirs(built: dict[str, Index]) -> dict[str, Search]:
@@ -198,11 +199,11 @@ def list_theirs(built: dict[str, Index]) -> dict[str, Search]:
 
 def measure_memory(folder: Path) -> int:
     """Bytes that a saved index takes of this process once it is loaded, without mapped files."""
-    warm = Index.build(np.eye(4, dtype=np.float32), backend="exact", encoder="")
-    warm.search(np.eye(4), 1)
+    jax.block_until_ready(Index.build(np.eye(4), backend="exact", encoder="").searcher)
     before = read_memory()
     index = Index.load(folder, encoder="")
-    index.search(np.asarray(index.stored.take(np.arange(1))), K)
+    if index.backend == "exact":
+        jax.block_until_ready(index.searcher)
     return read_memory() - before
 
 

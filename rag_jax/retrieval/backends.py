@@ -23,8 +23,8 @@ class Backend:
 
     Attributes:
         build: makes what searches the embeddings.
-        search: of what `build` made, queries, `k` and the number of embeddings, gives at least `k`
-            different rows for each query, and -1 for none.
+        search: of what `build` made, queries, `k` and the number of embeddings, gives `k` different
+            rows for each query.
         save: writes the embeddings and what `build` made into a folder.
         load: gives what `build` made, of a folder that `save` wrote and of its embeddings.
         files: names that `save` may write.
@@ -34,7 +34,7 @@ class Backend:
     """
 
     build: Callable[[Stored], Any]
-    search: Callable[[Any, Float[np.ndarray, "Q D"], int, int], Int[np.ndarray, "Q c"]]
+    search: Callable[[Any, Float[np.ndarray, "Q D"], int, int], Int[np.ndarray, "Q k"]]
     save: Callable[[Any, Stored, Path], None]
     load: Callable[[Path, Stored], Any]
     files: frozenset[str] = frozenset()

@@ -235,8 +235,8 @@ def search_faiss(
     size: int,
     *,
     effort: int | None = None,
-) -> Int[np.ndarray, "Q c"]:
-    """At least `k` different rows for each query, and -1 for none: approximately the best ones.
+) -> Int[np.ndarray, "Q k"]:
+    """`k` different rows for each query, approximately the best ones.
 
     Args:
         effort: number of rows of a graph or of partitions that a search looks at; None for one by
@@ -252,12 +252,30 @@ def search_faiss(
     found = [_search_part(part, queries, rotated, k, effort) for part in searcher.parts]
     rows = np.concatenate(found, axis=1)
     # Partitions that were looked at may hold too few rows, and a graph of equal rows falls apart.
-    is_short = (rows >= 0).sum(axis=1) < k
+    rows = _choose(searcher.embeddings, queries, rows, k)
+    is_short = (rows < 0).any(axis=1)
     if is_short.any():
-        rows = np.concatenate([rows, np.full((len(rows), k), -1, np.int32)], axis=1)
-        rows[is_short] = -1
-        rows[is_short, :k] = _compare_all(searcher.embeddings, queries[is_short], k)
+        rows[is_short] = _compare_all(searcher.embeddings, queries[is_short], k)
     return rows
+
+
+def _choose(
+    embeddings: Float[np.ndarray, "N D"],
+    queries: Float[np.ndarray, "Q D"],
+    rows: Int[np.ndarray, "Q c"],
+    k: int,
+) -> Int[np.ndarray, "Q k"]:
+    """The candidates with the `k` largest dot products, and -1 where there are fewer."""
+    import faiss
+
+    count = rows.shape[1]
+    if count <= k:
+        return np.pad(rows, ((0, 0), (0, k - count)), constant_values=-1)
+    scores, read = np.empty(rows.shape, np.float32), np.maximum(rows, 0, dtype=np.int64)
+    arrays = [faiss.swig_ptr(array) for array in (scores, queries, embeddings, read)]
+    faiss.fvec_inner_products_by_idx(*arrays, queries.shape[1], len(queries), count)
+    scores[rows < 0] = -np.inf
+    return np.take_along_axis(rows, np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
 
 
 def _search_part(

@@ -210,7 +210,7 @@ class Index:
         if len(queries) == 0:
             return np.zeros((0, k), np.float32), np.zeros((0, k), np.int32)
         rows = BACKENDS[self.backend].search(self.searcher, queries, k, self.size)
-        return score_rows(self.stored, queries, rows, k)
+        return score_rows(self.stored, queries, rows)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes the index as a folder, atomically, and replaces an older index.

@@ -8,9 +8,8 @@ from jaxtyping import Float, Int
 from rag_jax.retrieval.storage import Stored, check_finite
 from rag_jax.runtime.errors import RagJaxError
 
-# Number of queries whose passages are gathered together, and of such passages, which bound the
-# memory.
-_SCORED_TOGETHER, _GATHERED = 64, 8192
+# Number of queries whose passages are gathered together, which bounds the memory.
+_SCORED_TOGETHER = 64
 
 
 def check_matrix(values: Any, name: str) -> Float[np.ndarray, "N D"]:
@@ -39,19 +38,16 @@ def check_matrix(values: Any, name: str) -> Float[np.ndarray, "N D"]:
 def score_rows(
     embeddings: Stored,
     queries: Float[np.ndarray, "Q D"],
-    rows: Int[np.ndarray, "Q c"],
-    k: int,
+    rows: Int[np.ndarray, "Q k"],
 ) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
-    """The `k` largest dot products of each query with its `rows`, largest first, and their rows.
+    """Dot products of each query with its `rows` of the embeddings, largest first, and the rows.
 
-    Equal dot products are in the order of the rows. Rows of -1 are none; each query has `k` others.
+    Equal dot products are in the order of the rows.
     """
     scores = np.empty(rows.shape, np.float32)
-    together = max(1, min(_SCORED_TOGETHER, _GATHERED // rows.shape[1]))
-    for start in range(0, len(rows), together):
-        block = slice(start, start + together)
-        # [Q, D] x [Q, c, D] -> [Q, c]
-        scores[block] = np.einsum("qd,qcd->qc", queries[block], embeddings.take(rows[block]))
-    scores[rows < 0] = -np.inf
-    order = np.lexsort((rows, -scores))[:, :k]
+    for start in range(0, len(rows), _SCORED_TOGETHER):
+        block = slice(start, start + _SCORED_TOGETHER)
+        # [Q, D] x [Q, k, D] -> [Q, k]
+        scores[block] = np.einsum("qd,qkd->qk", queries[block], embeddings.take(rows[block]))
+    order = np.lexsort((rows, -scores))
     return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
