@@ -47,7 +47,8 @@ def save_faiss(searcher: Faiss, stored: Stored, folder: Path) -> None:
                 np.save(folder / name_file(number, name), array, allow_pickle=False)
     np.save(folder / _PARTS, numbers, allow_pickle=False)
     if searcher.rotation is not None:
-        np.save(folder / _ROTATION, searcher.rotation, allow_pickle=False)
+        matrix = faiss_index.read_rotation(searcher.rotation)
+        np.save(folder / _ROTATION, matrix, allow_pickle=False)
 
 
 def _read_index(index: Any) -> dict[str, np.ndarray]:
@@ -104,7 +105,7 @@ def load_ivfpq(folder: Path, stored: Stored) -> Faiss:
 def load_ivfrabitq(folder: Path, stored: Stored) -> Faiss:
     """Reads partitions and the rotation that `save_faiss` wrote; raises as `load_hnsw`."""
     width = stored.values.shape[1]
-    rotation = load_array(folder / _ROTATION, "float32", (width, width))
+    rotation = faiss_index.make_rotation(load_array(folder / _ROTATION, "float32", (width, width)))
     parts = _load_ivf(folder, stored, faiss_index.make_ivfrabitq)
     return Faiss(stored.values, parts, rotation)
 

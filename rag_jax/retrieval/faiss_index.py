@@ -58,13 +58,13 @@ class Faiss(NamedTuple):
     Attributes:
         embeddings: of the corpus, not copied.
         parts: none if all rows are compared one by one.
-        rotation: applied to embeddings and queries, because RaBitQ's codes take all dimensions for
-            equally important; None without.
+        rotation: FAISS's transform of embeddings and queries, because RaBitQ's codes take all
+            dimensions for equally important; None without.
     """
 
     embeddings: Float[np.ndarray, "N D"]
     parts: tuple[Part, ...] = ()
-    rotation: Float[np.ndarray, "D D"] | None = None
+    rotation: Any = None
 
 
 def build_flat(stored: Stored) -> Faiss:
@@ -95,7 +95,8 @@ def build_ivfpq(stored: Stored) -> Faiss:
 
 def build_ivfrabitq(stored: Stored) -> Faiss:
     """Partitions of RaBitQ's codes (Gao and Long 2024), the same to the bit each time."""
-    return _build_ivf(stored.values, make_ivfrabitq, make_rotation(stored.values.shape[1]))
+    rotation = make_rotation(draw_rotation(stored.values.shape[1]))
+    return _build_ivf(stored.values, make_ivfrabitq, rotation)
 
 
 def make_hnsw(width: int) -> Any:
@@ -127,10 +128,27 @@ def count_partitions(size: int) -> int:
     return max(1, min(_PARTITIONS * math.isqrt(size), size // _FEWEST))
 
 
-def make_rotation(width: int) -> Float[np.ndarray, "D D"]:
-    """A random rotation, always the same."""
+def draw_rotation(width: int) -> Float[np.ndarray, "D D"]:
+    """The matrix of a random rotation, always the same."""
     normal = np.random.default_rng(0).standard_normal((width, width))
     return np.linalg.qr(normal)[0].astype(np.float32)
+
+
+def make_rotation(matrix: Float[np.ndarray, "D D"]) -> Any:
+    """FAISS's transform by a matrix. NumPy's threads would contend with those of its search."""
+    import faiss
+
+    rotation = faiss.LinearTransform(*matrix.shape, False)
+    faiss.copy_array_to_vector(matrix.ravel(), rotation.A)
+    rotation.is_trained = True
+    return rotation
+
+
+def read_rotation(rotation: Any) -> Float[np.ndarray, "D D"]:
+    """The matrix of FAISS's transform."""
+    import faiss
+
+    return faiss.vector_to_array(rotation.A).reshape(rotation.d_out, rotation.d_in)
 
 
 def split_by_length(embeddings: Float[np.ndarray, "N D"]) -> list[Int[np.ndarray, "n"]]:
@@ -182,7 +200,7 @@ def _build_parts(
 def _build_ivf(
     embeddings: Float[np.ndarray, "N D"],
     make: Callable[[int, int], Any],
-    rotation: Float[np.ndarray, "D D"] | None,
+    rotation: Any,
 ) -> Faiss:
     def build(rows: Int[np.ndarray, "n"]) -> Any:
         index = make(embeddings.shape[1], len(rows))
@@ -210,10 +228,8 @@ def _make_ivf(kind: Callable[..., Any], width: int, *options: Any) -> Any:
     return index
 
 
-def _rotate(
-    vectors: Float[np.ndarray, "n D"], rotation: Float[np.ndarray, "D D"] | None
-) -> Float[np.ndarray, "n D"]:
-    return vectors if rotation is None else vectors @ rotation
+def _rotate(vectors: Float[np.ndarray, "n D"], rotation: Any) -> Float[np.ndarray, "n D"]:
+    return vectors if rotation is None else rotation.apply(vectors)
 
 
 @contextlib.contextmanager
@@ -301,7 +317,7 @@ def _search_part(
         else:
             options = faiss.SearchParametersIVF(**options)
         count = min(size, max(_FEWEST_RESCORED, _RESCORED * k))
-        found = part.index.search(np.ascontiguousarray(rotated), count, params=options)[1]
+        found = part.index.search(rotated, count, params=options)[1]
     return np.where(found < 0, np.int32(-1), part.rows[found])
 
 
