@@ -322,7 +322,7 @@ def test_what_is_no_file_is_refused_in_a_line(tmp_path, good, kind):
 
 # Whose files are looked at as a whole, by their hash, before they are read.
 HASHED = {kind for kind in KINDS if kind.startswith(("BM25", "trie", "metadata"))}
-HASHED |= {"ids", "embeddings"}
+HASHED |= {"ids"}
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in HASHED])

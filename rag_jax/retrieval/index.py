@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from rag_jax.retrieval.backends import BACKENDS, find_backend
 from rag_jax.retrieval.matrices import check_matrix, score_rows
 from rag_jax.retrieval.row_ids import check_ids, read_ids, write_ids
-from rag_jax.retrieval.storage import STORAGES, Stored, load_stored, store
+from rag_jax.retrieval.storage import STORAGES, Stored, limit_array, load_stored, store
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.manifest import check_files, read_manifest, write_folder
 from rag_jax.runtime.outside import show
@@ -259,8 +259,10 @@ class Index:
         _check_asked(folder, manifest, backend=backend, storage=storage)
         remedy = f"build the index in {folder} again with the backend 'exact'"
         found = find_backend(manifest["backend"], manifest["storage"], remedy)
-        check_files(folder, manifest["sha256"], found.files | {_IDS})
-        stored = load_stored(folder, manifest["storage"], (manifest["size"], manifest["width"]))
+        shape = manifest["size"], manifest["width"]
+        limits = {"largest_array": limit_array(*shape)}
+        check_files(folder, manifest["sha256"], found.files | {_IDS}, **limits)
+        stored = load_stored(folder, manifest["storage"], shape)
         has_ids = _IDS in manifest["sha256"]
         ids = read_ids(folder / _IDS, manifest["size"]) if has_ids else None
         made = found.load(folder, stored)

@@ -22,6 +22,7 @@ _LARGEST_CODE = 127
 # By which 127 is still within float32, whichever way a scale is rounded.
 _LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(127), np.float32(0))
 _READ_TOGETHER = 1 << 16  # rows, which bounds the memory
+_LARGEST_HEADER, _LARGEST_ROW = 1 << 16, 2048  # bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +132,14 @@ def load_stored(folder: Path, kind: str, shape: tuple[int, int]) -> Stored:
     if kind != "int8":
         return Stored(values)
     return Stored(values, load_array(folder / SCALES, "float32", shape[:1]))
+
+
+def limit_array(size: int, width: int) -> int:
+    """The most bytes that an array of an index has.
+
+    The largest are embeddings, a matrix of their width, and the neighbours of rows in a graph.
+    """
+    return _LARGEST_HEADER + max(0, size) * max(4 * width, _LARGEST_ROW) + 4 * width * width
 
 
 def load_array(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:

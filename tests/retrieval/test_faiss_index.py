@@ -6,7 +6,8 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from damage import damage_bytes, refuses_in_a_line
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rag_jax.retrieval import Index, faiss_index
@@ -170,16 +171,21 @@ def test_dot_products_beyond_float32_are_refused():
         index.search(np.full((40, 64), 1e38), 3)
 
 
+def sign(path):
+    """Writes the hash of a file into the manifest: the index's author may have made it so."""
+    manifest = path.with_name("index.json")
+    read = json.loads(manifest.read_text())
+    read["sha256"][path.name] = hash_file(path)
+    manifest.write_text(json.dumps(read))
+
+
 def edit(change):
-    """Changes an array in place, of an index whose author has the hash right."""
+    """Changes an array in place."""
 
     def write(path):
         array = np.load(path)
         np.save(path, array if (changed := change(array)) is None else changed)
-        manifest = path.with_name("index.json")
-        read = json.loads(manifest.read_text())
-        read["sha256"][path.name] = hash_file(path)
-        manifest.write_text(json.dumps(read))
+        sign(path)
 
     return write
 
@@ -196,8 +202,9 @@ def remove(path):
 
 
 def add_hole(path):
+    """64 GiB that the disk does not have: the file is refused before it is read."""
     with open(path, "r+b") as file:
-        file.truncate(1 << 26)
+        file.truncate(1 << 36)
 
 
 HNSW, PQ, RABITQ = INDEXED
@@ -205,7 +212,7 @@ DAMAGE = {
     "no ids": (PQ, "faiss_0_rows", remove, "is missing: build the index again"),
     "no parts": (HNSW, "faiss_parts", remove, "is missing: build the index again"),
     "a byte": (PQ, "faiss_0_codes", lambda p: p.write_bytes(p.read_bytes()[:-1]), "was altered"),
-    "huge": (HNSW, "faiss_0_neighbours", add_hole, "was altered or cut short"),
+    "huge": (HNSW, "faiss_0_neighbours", add_hole, "bytes, more than the limit of .*: build"),
     "a part": (HNSW, "faiss_parts", put(0, 9), "names a part that there is not"),
     "fewer parts": (HNSW, "faiss_parts", edit(lambda a: a[1:]), "has shape"),
     "level": (HNSW, "faiss_0_levels", put(0, 99), "has levels out of range"),
@@ -238,6 +245,35 @@ def test_damaged_arrays_are_refused_in_a_line(
     with pytest.raises(RagJaxError, match=message) as error:
         Index.load(folder, encoder="e")
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+ARRAYS = [(HNSW, name) for name in ("levels", "neighbours", "entry")]
+ARRAYS += [(PQ, name) for name in ("centres", "sizes", "rows", "codes", "codebooks")]
+ARRAYS += [(RABITQ, "codes"), (RABITQ, "centres")]
+
+
+@pytest.mark.parametrize(("backend", "name"), ARRAYS)
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_damage_is_refused_or_searched(small, saved, backend, name, data):
+    """Whatever is in a file, of which the hash is right, FAISS reads within its arrays."""
+    path, queries = saved / backend / f"faiss_0_{name}.npy", make_clusters(9, seed=1)
+    whole, manifest = path.read_bytes(), (saved / backend / "index.json").read_bytes()
+
+    def load():
+        for k in (1, 300):
+            Index.load(saved / backend, encoder="e").search(queries, k)
+
+    try:
+        path.write_bytes(data.draw(damage_bytes(whole)))
+        if len(path.read_bytes()) > 128 and data.draw(st.booleans()):  # the header stays
+            path.write_bytes(whole[:128] + data.draw(damage_bytes(whole[128:])))
+        sign(path)
+        refuses_in_a_line(load)
+    finally:
+        path.write_bytes(whole)
+        (saved / backend / "index.json").write_bytes(manifest)
+    assert not refuses_in_a_line(load)
 
 
 def test_a_neighbour_has_the_level_that_leads_to_it(small, saved, tmp_path):
