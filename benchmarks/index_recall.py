@@ -128,6 +128,13 @@ class Corpus:
             name: functools.partial(search_ours, index) for name, index in built.items()
         }
         self.sides |= list_theirs(built)
+        most = {side: len(embeddings) // 4 for side in self.sides}
+        partitions = built["faiss_ivfrabitq"].searcher.parts[0].index.nlist
+        most |= {"faiss_ivfrabitq": partitions, "FAISS IVF-RaBitQ": partitions}
+        self.efforts = {
+            side: [*(effort for effort in EFFORTS if effort < end), end]
+            for side, end in most.items()
+        }
         self.tuned: dict[float, dict[str, tuple[int, float]]] = {}
 
     def _build(self, backend: str, storage: str, folder: Path) -> Index:
@@ -149,9 +156,9 @@ class Corpus:
 
     def tune(self, side: str, recall: float) -> tuple[int, float]:
         """The least effort of a side that has the recall, and the recall; else the most effort."""
-        for effort in EFFORTS:
+        for effort in self.efforts[side]:
             found = measure_recall(self.sides[side](self.queries, effort), self.best)
-            if found >= recall or effort >= len(self.embeddings) // 4:
+            if found >= recall:
                 break
         return effort, found
 
@@ -193,7 +200,8 @@ def list_theirs(built: dict[str, Index]) -> dict[str, Search]:
     def search_codes(queries: np.ndarray, effort: int) -> np.ndarray:
         probed = faiss.IVFRaBitQSearchParameters(nprobe=effort, qb=8)
         within = faiss.SearchParametersPreTransform(index_params=probed)
-        options = faiss.IndexRefineSearchParameters(k_factor=10, base_index_params=within)
+        factor = max(20, effort / K)  # as many candidates as this library's search rescores
+        options = faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=within)
         return refined.search(queries, K, params=options)[1]
 
     return {"FAISS HNSW": search_graph, "FAISS IVF-RaBitQ": search_codes}

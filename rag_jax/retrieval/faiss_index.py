@@ -25,8 +25,9 @@ _PARTITIONS, _TRAINED, _FEWEST = 4, 64, 39
 _NEIGHBOURS, _EXPLORED = 32, 128
 # A search reads one partition in so many, as ScaNN's here does, and this number at least.
 _PROBED, _FEWEST_PROBED = 10, 8
-# Candidates of codes that are rescored: so many times k, and this number at least.
-_RESCORED, _FEWEST_RESCORED = 10, 100
+# Candidates of codes that are rescored: so many times k, and this number and one for each
+# partition that is read at least.
+_RESCORED, _FEWEST_RESCORED = 20, 200
 # Dimensions for each byte of a product quantiser's code; bits of a RaBitQ code for a dimension, and
 # of a query's numbers.
 _QUANTISED, _BITS, _QUERY_BITS = 8, 1, 8
@@ -311,12 +312,13 @@ def _search_part(
         found = part.index.search(queries, min(k, size), params=options)[1]
     else:
         probed = effort or max(_FEWEST_PROBED, part.index.nlist // _PROBED)
-        options = {"nprobe": min(probed, part.index.nlist)}
+        probed = min(probed, part.index.nlist)
+        options = {"nprobe": probed}
         if isinstance(part.index, faiss.IndexIVFRaBitQ):
             options = faiss.IVFRaBitQSearchParameters(**options, qb=_QUERY_BITS)
         else:
             options = faiss.SearchParametersIVF(**options)
-        count = min(size, max(_FEWEST_RESCORED, _RESCORED * k))
+        count = min(size, max(_FEWEST_RESCORED, _RESCORED * k, probed))
         found = part.index.search(rotated, count, params=options)[1]
     return np.where(found < 0, np.int32(-1), part.rows[found])
 
