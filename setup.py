@@ -69,7 +69,7 @@ setup(
         "tensorflow-datasets>=4.9.10",  # datasets as ArrayRecord, without TensorFlow
         "importlib_resources",  # which it imports but does not ask for
         "array_record",  # likewise
-        # Approximate search; wheels for this platform only, elsewhere the exact backend serves.
+        # Approximate search; wheels for this platform only, elsewhere the extra faiss serves.
         'scann==1.4.2; platform_system=="Linux" and platform_machine=="x86_64"',
     ],
     extras_require={

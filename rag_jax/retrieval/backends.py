@@ -79,7 +79,8 @@ BACKENDS = {
         load=lambda folder, stored: scann_index.load_scann(folder, stored.values),
         files=scann_index.FILES | {VALUES},
         package="scann",
-        absence="ScaNN is not installed here (it exists for Linux on x86-64 only)",
+        absence="ScaNN is not installed here (it exists for Linux on x86-64 only; FAISS's backends "
+        "are elsewhere too)",
     ),
     "faiss_flat": _make_faiss(faiss_index.build_flat, faiss_files.load_flat),
     "faiss_hnsw": _make_faiss(

@@ -285,9 +285,9 @@ def _choose(
     """The candidates with the `k` largest dot products, and -1 where there are fewer."""
     import faiss
 
-    count = rows.shape[1]
-    if count <= k:
-        return np.pad(rows, ((0, 0), (0, k - count)), constant_values=-1)
+    count = rows.shape[1]  # at least k: every part gives that many, or all of its rows
+    if count == k:
+        return rows
     scores, read = np.empty(rows.shape, np.float32), np.maximum(rows, 0, dtype=np.int64)
     arrays = [faiss.swig_ptr(array) for array in (scores, queries, embeddings, read)]
     faiss.fvec_inner_products_by_idx(*arrays, queries.shape[1], len(queries), count)

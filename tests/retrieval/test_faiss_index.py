@@ -164,6 +164,17 @@ def test_equal_rows(small, backend, value):
     assert {len(set(row)) for row in rows.tolist()} == {350} and rows.min() >= 0
 
 
+@pytest.mark.parametrize("backend", INDEXED)
+def test_more_effort_finds_more(small, saved, backend):
+    index, queries = Index.load(saved / backend, encoder="e"), make_clusters(50, seed=1)
+    wanted, found = search_slowly(index.embeddings, queries, 5), []
+    for effort in (1, 15):
+        rows = faiss_index.search_faiss(index.searcher, queries, 5, 600, effort=effort)
+        pairs = zip(rows.tolist(), wanted.tolist(), strict=True)
+        found.append(np.mean([len({*a} & {*b}) / 5 for a, b in pairs]))
+    assert found[0] <= found[1] and found[1] > 0.95
+
+
 def test_dot_products_beyond_float32_are_refused():
     embeddings = np.tile(np.asarray([1e38, -1e38], np.float32), (300, 32))
     index = Index.build(embeddings, backend="faiss_flat", encoder="e")
