@@ -57,7 +57,8 @@ def build_index(
     Returns:
         `{"folder", "backend", "passages", "width", "bytes", "encode_seconds", "build_seconds"}`
         and, unless the search is exact, `"recall"`: the share of the exact ten best passages that
-        the index finds for 256 evenly spaced passages. Bytes are those on disk.
+        the index finds for 256 evenly spaced passages; and `"storage"` unless it is float32. Bytes
+        are those on disk.
 
     Raises:
         RagJaxError: as `stream_passages`, `encode_texts`, `Index.build` and `run_stages` do.
