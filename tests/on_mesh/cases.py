@@ -374,6 +374,18 @@ def test_exact_search(mesh, size):
     assert compile_seconds() == before
 
 
+@pytest.mark.parametrize("storage", ["float16", "int8"])
+def test_exact_search_of_fewer_bytes(mesh, storage):
+    rng = np.random.default_rng(0)
+    vectors, queries = rng.normal(size=(61, 6)), rng.normal(size=(9, 6)).astype(np.float32)
+    index = Index.build(vectors, backend="exact", encoder="e", storage=storage)
+    shards = index.searcher if storage == "int8" else [index.searcher]
+    assert {len(array.sharding.device_set) for array in shards} == {8}
+    scores = np.sort(-queries @ index.embeddings.T, axis=1)
+    for k in (1, 17):
+        np.testing.assert_allclose(index.search(queries, k)[0], -scores[:, :k], rtol=1e-5)
+
+
 def test_a_saved_index_is_split_anew(mesh, tmp_path):
     vectors = np.random.default_rng(0).normal(size=(21, 6))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
