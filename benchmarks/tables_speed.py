@@ -96,6 +96,38 @@ def list_index_speed() -> Rows:
     return rows
 
 
+def list_index_sizes(corpus: str) -> Rows:
+    """What an index takes, and what it finds with the settings of its size.
+
+    Args:
+        corpus: "real" or "jittered".
+    """
+    rows = [["", "built in", "bytes a passage on disk", "in memory", "recall@10"]]
+    (result,) = (r for r in read_bench("index_recall") if r["name"] == f"{corpus}, building")
+    for name, seconds in result["build_seconds"].items():
+        sizes = (result[place][name] for place in ("bytes_on_disk", "bytes_in_memory"))
+        found = f"{result['recall'][name]:.4f}"
+        rows.append([name, format_seconds(seconds), *(f"{size:,.0f}" for size in sizes), found])
+    return rows
+
+
+def list_index_recall(corpus: str) -> Rows:
+    """Seconds and CPU seconds of each side at equal recall; corpora as for `list_index_sizes`."""
+    rows: Rows = []
+    for result in read_bench("index_recall"):
+        name, wall, cpu = result["name"], result.get("wall_seconds"), result.get("cpu_seconds")
+        if wall is None or not name.startswith(f"{corpus}, "):
+            continue
+        rows = rows or [["", *wall]]
+        cells = [
+            f"{format_seconds(wall[side])} (CPU {format_seconds(cpu[side])}), "
+            f"{result['recalls'][side]:.3f}"
+            for side in wall
+        ]
+        rows.append([name.removeprefix(f"{corpus}, "), *cells])
+    return rows
+
+
 def list_faults() -> Rows:
     """The injected faults of all systems."""
     titles = {"srrag": "SR-RAG", "prag": "Parametric RAG", "self_retrieval": "Self-Retrieval"}
@@ -243,6 +275,10 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "speed_srrag": list_srrag_speed,
     "speed_dpo": lambda: list_speed("dpo", {"trl": "TRL, cached", "trl_uncached": "TRL"}),
     "speed_index": list_index_speed,
+    "index_sizes": lambda: list_index_sizes("real"),
+    "index_sizes_jittered": lambda: list_index_sizes("jittered"),
+    "index_recall": lambda: list_index_recall("real"),
+    "index_recall_jittered": lambda: list_index_recall("jittered"),
     "faults": list_faults,
     "plan": list_plan,
     "plan_stages": list_stage_plans,

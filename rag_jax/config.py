@@ -207,11 +207,31 @@ class IndexConfig:
 
     Attributes:
         backend: "scann" for ScaNN, which is approximate for large corpora and exists for Linux on
-            x86-64 only, or "exact" for a matrix product on the devices. See
-            `rag_jax.retrieval.Index`.
+            x86-64 only, "exact" for a matrix product on the devices, or one of FAISS's, of which
+            "faiss_flat" is exact. See `rag_jax.retrieval.Index`.
+        storage: how the embeddings are kept. Only "exact" has others than "float32".
     """
 
-    backend: Literal["scann", "exact"] = "scann"
+    backend: Literal[
+        "scann", "exact", "faiss_flat", "faiss_hnsw", "faiss_ivfpq", "faiss_ivfrabitq"
+    ] = "scann"
+    storage: Literal["float32", "float16", "int8"] = "float32"
+
+    def check(self, path: str) -> None:
+        """Raises a RagJaxError if the backend cannot keep embeddings so."""
+        if self.storage != "float32" and self.backend != "exact":
+            raise RagJaxError(
+                f"{path}.storage={self.storage!r}: {path}.backend={self.backend!r} keeps float32; "
+                f"set {path}.backend='exact', or leave {path}.storage unset"
+            )
+
+    def describe(self) -> dict[str, str]:
+        """What a stage's artefacts depend on.
+
+        Without the default storage, which was the only one when older work folders were made.
+        """
+        stored = {} if self.storage == "float32" else {"storage": self.storage}
+        return {"backend": self.backend, **stored}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag_jax.config import WorldConfig, build, to_config_dict
+from rag_jax.config import IndexConfig, WorldConfig, build, to_config_dict
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems.dpr.config import DPRConfig
 from rag_jax.systems.prag.config import PRAGConfig
@@ -79,7 +79,12 @@ SELF = {"name": "Self", "token": "<Self>", "kind": "verbalise"}
         ({"datastore": {"k": 0}}, "config.datastore.k=0: must be at least 1"),
         ({"contexts": 4}, "config.contexts=4: must be odd"),
         ({"verbalise": {"pool": 2}}, "config.verbalise.pool=2 is below config.contexts=3"),
-        ({"index": {"backend": "faiss"}}, "must be one of 'scann', 'exact'"),
+        ({"index": {"backend": "faiss"}}, "must be one of 'scann', 'exact', 'faiss_flat', 'faiss_"),
+        ({"index": {"storage": "int4"}}, "must be one of 'float32', 'float16', 'int8'"),
+        (
+            {"index": {"storage": "int8"}},
+            "config.index.storage='int8': config.index.backend='scann' keeps float32; set",
+        ),
         ({"tuning": {"targets": "("}}, "config.tuning.targets='(': not a regular expression"),
         ({"sources": [SELF]}, "config.sources: routing needs at least two sources"),
         ({"sources": [SELF, SELF]}, "config.sources[1].name='Self': another source has it"),
@@ -93,6 +98,12 @@ def test_refused(values, message):
         build(SRRAGConfig, values)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_stage_depends_on_a_storage_that_is_set():
+    """Fingerprints of stages that are older than the field stay as they were."""
+    assert IndexConfig("exact").describe() == {"backend": "exact"}
+    assert IndexConfig("exact", "int8").describe() == {"backend": "exact", "storage": "int8"}
 
 
 @dataclass(frozen=True)

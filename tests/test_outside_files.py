@@ -363,7 +363,7 @@ def test_what_is_no_file_is_refused_in_a_line(tmp_path, good, kind):
 HASHED = {
     kind for kind in KINDS if kind.startswith(("BM25", "sparse", "tokens'", "trie", "metadata"))
 }
-HASHED |= {"ids", "embeddings"}
+HASHED |= {"ids"}
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in HASHED])

@@ -1,7 +1,8 @@
 """Encodes the passages of files and builds an index over them.
 
-    python launch/build_index.py FILE... [--encoder=all-minilm-l6-v2] [--backend=scann|exact]
-        [--max_length=256] [--bad_lines=0] [--workdir=DIR]
+    python launch/build_index.py FILE... [--encoder=all-minilm-l6-v2]
+        [--backend=scann|exact|faiss_flat|faiss_hnsw|faiss_ivfpq|faiss_ivfrabitq]
+        [--storage=float32|float16|int8] [--max_length=256] [--bad_lines=0] [--workdir=DIR]
         [--executor=ray [--ray_address=auto] [--workers=N] [--worker_resources='{"TPU": 4}']]
 
 The files are JSON lines with `id`, `text` and optionally `title`, or passages in BEIR's, DPR's,
@@ -12,13 +13,15 @@ another folder. The same command again continues where the last one stopped; wit
 settings it redoes only what depends on them. --executor=ray has workers encode the passages, as in
 launch/train.py.
 
-Ends with the size, the time, the bytes and, for ScaNN, the share of the exact ten best passages
-that the index finds for 256 of the passages.
+Ends with the size, the time, the bytes and, for an approximate index, the share of the exact ten
+best passages that it finds for 256 of the passages. docs/library/retrieval.md says when to use
+which --backend; --storage is for --backend=exact.
 """
 
 import argparse
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
+from rag_jax.config import IndexConfig
 from rag_jax.pipeline import command, executors
 from rag_jax.runtime.paths import expand_path
 from rag_jax.runtime.terminal import write_text
@@ -33,7 +36,9 @@ def read(arguments: list[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser(prog="launch/build_index.py", add_help=False)
     parser.add_argument("files", nargs="+", metavar="FILE", type=expand_path)
     parser.add_argument("--encoder", default="all-minilm-l6-v2")
-    parser.add_argument("--backend", default="scann", choices=("scann", "exact"))
+    kinds = get_type_hints(IndexConfig)
+    parser.add_argument("--backend", default="scann", choices=get_args(kinds["backend"]))
+    parser.add_argument("--storage", default="float32", choices=get_args(kinds["storage"]))
     parser.add_argument("--max_length", type=int, default=256)
     parser.add_argument("--bad_lines", type=int, default=0)
     parser.add_argument("--workdir", default="runs/index")
@@ -55,9 +60,10 @@ def main(arguments: list[str]) -> None:
     with executors.open_executor(settings.pop("workers")) as executor:
         facts = build_index(files, **settings, executor=executor)
     size, seconds = facts["passages"], facts["encode_seconds"]
+    kind = ", ".join(facts[name] for name in ("backend", "storage") if name in facts)
     recall = f", recall@10 {facts['recall']:.4f}" if "recall" in facts else ""
     write_text(
-        f"{facts['folder']}: {size:,} passages by {facts['width']} ({facts['backend']}), encoded "
+        f"{facts['folder']}: {size:,} passages by {facts['width']} ({kind}), encoded "
         f"in {seconds:.1f} s, {size / seconds:.0f} a second, indexed in "
         f"{facts['build_seconds']:.2f} s, {facts['bytes'] / 1e6:.1f} MB, "
         f"{facts['bytes'] / size:.0f} bytes a passage{recall}"

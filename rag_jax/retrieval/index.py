@@ -1,74 +1,60 @@
-"""Index of a corpus: search by dot product of embeddings, exactly on the devices or by ScaNN."""
+"""Index of a corpus: search by dot product of embeddings, exactly or approximately."""
 
 import dataclasses
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from rag_jax.retrieval.backends import BACKENDS, find_backend
 from rag_jax.retrieval.matrices import check_matrix, score_rows
-from rag_jax.retrieval.searchers import (
-    build_scann,
-    load_scann,
-    place_exact,
-    search_exact,
-    search_scann,
-)
+from rag_jax.retrieval.row_ids import check_ids, read_ids, write_ids
+from rag_jax.retrieval.storage import STORAGES, Stored, limit_array, load_stored, store
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.files import map_array, read_json
 from rag_jax.runtime.manifest import check_encoder, check_files, read_manifest, write_folder
-from rag_jax.runtime.outside import parsing, show
+from rag_jax.runtime.outside import show
 
-_EMBEDDINGS, _IDS = "dataset.npy", "ids.json"
-_LARGEST_IDS = 4 << 30  # bytes
-_FILES = {
-    "exact": {_EMBEDDINGS, _IDS},
-    "scann": {
-        _EMBEDDINGS,
-        _IDS,
-        "scann_assets.pbtxt",
-        "scann_config.pb",
-        "ah_codebook.pb",
-        "hashed_dataset.npy",
-        "serialized_partitioner.pb",
-        "datapoint_to_token.npy",
-    },
-}
+_IDS = "ids.json"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Index:
     """Embeddings of a corpus, searchable by dot product.
 
-    There are two backends:
+    The backends:
 
-    - `exact`: a matrix product and a top-k on the devices (`searchers.find_top`, which may also be
+    - `exact`: a matrix product and a top-k on the devices (`exact.find_top`, which may also be
       called within `jax.jit`). The embeddings are split over the mesh in effect when the index is
-      built or loaded. Programs are compiled for the rounded-up size (`searchers.place_exact`), so
-      most indices of a similar size share a program.
+      built or loaded. Programs are compiled for the rounded-up size (`exact.place_exact`), so
+      most indices of a similar size share a program. It can keep the embeddings as float16 or int8
+      (`storage`), which is less memory; scores are then those of the embeddings as they are kept.
     - `scann` (Guo et al. 2020): approximate search, set up by size according to the rules of thumb
       in ScaNN's guide. Below 20,000 rows: brute force, which is exact. Below 100,000 rows:
       asymmetric hashing over blocks of two dimensions, then rescoring. For more rows: the same
       within about sqrt(N) partitions. The guide does not fix the shares: a tenth of the partitions
       is searched, and 10 times `k` candidates, at least 100, are rescored. A few rows that are far
-      longer than the others are compared with every query (`searchers.Scann`). The same embeddings
-      give the same partitions and codes to the bit.
+      longer than the others are compared with every query (`scann_index.Scann`).
+    - `faiss_flat`, `faiss_hnsw`, `faiss_ivfpq`, `faiss_ivfrabitq`: FAISS's exhaustive search, its
+      graph, and its partitions with two kinds of codes, the last three exhaustive below 10,000
+      rows. Rows of very different lengths are in indices of their own (`faiss_index.Faiss`).
+
+    The same embeddings give the same index to the bit, whatever the backend.
 
     Indices are made by `build` or `load` and are immutable: `add` and `remove` return a new index.
 
     Attributes:
+        stored: the embeddings as they are kept.
         encoder: fingerprint of the encoder that made the embeddings.
-        searcher: data structure of the backend: an array on the devices, or a ScaNN searcher.
+        searcher: what the backend searches: arrays on the devices, or another library's index.
         ids: id of the passage of each row, or None. Rows are positions, which move when an earlier
             row is removed; ids do not change.
         corpus: `fingerprint_corpus` of the passages, or "" if unknown.
     """
 
-    embeddings: Float[np.ndarray, "N D"]
+    stored: Stored
     backend: str
     encoder: str
     searcher: Any = dataclasses.field(repr=False)
@@ -76,14 +62,24 @@ class Index:
     corpus: str = ""
 
     @property
+    def embeddings(self) -> Float[np.ndarray, "N D"]:
+        """The embeddings as float32: a copy, unless they are kept so."""
+        return self.stored.read()
+
+    @property
+    def storage(self) -> str:
+        """How the embeddings are kept: one of `storage.STORAGES`."""
+        return self.stored.kind
+
+    @property
     def size(self) -> int:
         """Number of rows, N."""
-        return self.embeddings.shape[0]
+        return self.stored.values.shape[0]
 
     @property
     def width(self) -> int:
         """Length of an embedding, D."""
-        return self.embeddings.shape[1]
+        return self.stored.values.shape[1]
 
     @classmethod
     def build(
@@ -92,6 +88,7 @@ class Index:
         *,
         backend: str,
         encoder: str,
+        storage: str = "float32",
         ids: Sequence[str] | None = None,
         corpus: str = "",
     ) -> "Index":
@@ -100,16 +97,27 @@ class Index:
         Contiguous float32 embeddings are not copied.
 
         Raises:
-            RagJaxError: the embeddings are empty, not two-dimensional or not finite, the backend is
-                unknown or not installed, or the ids are not distinct strings, one per passage.
+            RagJaxError: the embeddings are empty, not two-dimensional, not finite or too large for
+                the storage, the backend is unknown, not installed or has no such storage, or the
+                ids are not distinct strings, one per passage.
         """
         embeddings = check_matrix(embeddings, "embeddings")
         if embeddings.size == 0:
             raise RagJaxError(f"embeddings have shape {embeddings.shape}: the corpus is empty")
-        ids = None if ids is None else _check_ids(ids, len(embeddings))
-        _check_backend(backend, "use the backend 'exact'")
-        make_searcher = place_exact if backend == "exact" else build_scann
-        return cls(embeddings, backend, encoder, make_searcher(embeddings), ids, corpus)
+        ids = None if ids is None else check_ids(ids, len(embeddings))
+        find_backend(backend, storage, "use the backend 'exact'")
+        return cls._make(store(embeddings, storage), backend, encoder, ids, corpus)
+
+    @classmethod
+    def _make(
+        cls,
+        stored: Stored,
+        backend: str,
+        encoder: str,
+        ids: tuple[str, ...] | None,
+        corpus: str,
+    ) -> "Index":
+        return cls(stored, backend, encoder, BACKENDS[backend].build(stored), ids, corpus)
 
     def add(
         self,
@@ -138,8 +146,10 @@ class Index:
             advice = "no ids: leave ids out" if self.ids is None else "ids: pass ids for all rows"
             raise RagJaxError(f"the index has {advice}")
         if ids is not None:
-            ids = (*self.ids, *_check_ids(ids, len(embeddings)))
-        return self._rebuild(np.concatenate([self.embeddings, embeddings]), ids, corpus)
+            ids = (*self.ids, *check_ids(ids, len(embeddings)))
+            check_ids(ids, len(ids))
+        stored = self.stored.join(store(embeddings, self.storage))
+        return self._make(stored, self.backend, self.encoder, ids, corpus)
 
     def remove(self, which: Sequence[str] | Sequence[int], *, corpus: str = "") -> "Index":
         """A new index without the given rows, as `build` would make it. The order does not change.
@@ -156,14 +166,8 @@ class Index:
         if not keep.any():
             raise RagJaxError(f"removing all {self.size} rows leaves no index: delete it instead")
         ids = self.ids and tuple(self.ids[row] for row in np.flatnonzero(keep))
-        return self._rebuild(self.embeddings[keep], ids, corpus)
-
-    def _rebuild(
-        self, embeddings: Float[np.ndarray, "N D"], ids: tuple[str, ...] | None, corpus: str
-    ) -> "Index":
-        return Index.build(
-            embeddings, backend=self.backend, encoder=self.encoder, ids=ids, corpus=corpus
-        )
+        stored = self.stored.keep(np.flatnonzero(keep))
+        return self._make(stored, self.backend, self.encoder, ids, corpus)
 
     def _find_rows(self, which: Sequence[str] | Sequence[int]) -> list[int]:
         if isinstance(which, str):
@@ -189,9 +193,9 @@ class Index:
     ) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
         """The `k` rows with the largest dot products with each query, largest first.
 
-        ScaNN may miss some of these rows. The scores are float32 dot products for both backends,
-        because they are computed from the embeddings after the search. Equal scores are in the
-        order of the rows.
+        An approximate backend may miss some of these rows. The scores are float32 dot products for
+        all backends, because they are computed after the search from the embeddings as they are
+        kept. Equal scores are in the order of the rows.
 
         Returns:
             Scores, and rows as positions in `embeddings` and in `ids`.
@@ -205,34 +209,35 @@ class Index:
             raise RagJaxError(f"k is {k}: it must be from 1 to {self.size}, the index's size")
         if len(queries) == 0:
             return np.zeros((0, k), np.float32), np.zeros((0, k), np.int32)
-        search = search_exact if self.backend == "exact" else search_scann
-        return score_rows(self.embeddings, queries, search(self.searcher, queries, k, self.size))
+        rows = BACKENDS[self.backend].search(self.searcher, queries, k, self.size)
+        return score_rows(self.stored, queries, rows)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes the index as a folder, atomically, and replaces an older index.
 
-        See `rag_jax.runtime.files.replace_folder`. No pickle is written, because the ScaNN searcher
-        stores no ids.
+        See `rag_jax.runtime.files.replace_folder`. No pickle is written.
 
         Raises:
             RagJaxError: the folder holds something other than an index.
         """
-        fields = ("backend", "encoder", "corpus", "size", "width")
+        fields = ("backend", "storage", "encoder", "corpus", "size", "width")
         write_folder(folder, {name: getattr(self, name) for name in fields}, self._write_files)
 
     def _write_files(self, folder: Path) -> None:
-        if self.backend == "exact":
-            np.save(folder / _EMBEDDINGS, self.embeddings, allow_pickle=False)
-        else:
-            self.searcher.searcher.serialize(str(folder), relative_path=True)
-            if len(self.searcher.long_rows):  # which ScaNN has at another length
-                np.save(folder / _EMBEDDINGS, self.embeddings, allow_pickle=False)
+        BACKENDS[self.backend].save(self.searcher, self.stored, folder)
         if self.ids is not None:
-            # ASCII, because ids may hold half a surrogate pair, which UTF-8 cannot encode.
-            (folder / _IDS).write_text(json.dumps(self.ids), "ascii")
+            write_ids(folder / _IDS, self.ids)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike, *, encoder: str, corpus: str | None = None) -> "Index":
+    def load(
+        cls,
+        folder: str | os.PathLike,
+        *,
+        encoder: str,
+        corpus: str | None = None,
+        backend: str | None = None,
+        storage: str | None = None,
+    ) -> "Index":
         """Reads an index that `save` wrote.
 
         Every file is compared with its SHA-256 before it is parsed. A file that `save` does not
@@ -241,70 +246,43 @@ class Index:
         Args:
             encoder: fingerprint of the encoder of the queries.
             corpus: `fingerprint_corpus` of the passages that rows refer to; None to accept any.
+            backend, storage: those that the index has to have; None to accept any.
 
         Raises:
             RagJaxError: the folder holds no index, a file is missing, unexpected or altered, the
-                encoder or corpus differs, or the backend is not installed.
+                encoder, corpus, backend or storage differs, or the backend is not installed.
         """
         folder = Path(folder)
         kinds = {"encoder": str, "corpus": str, "size": int, "width": int}
-        manifest = read_manifest(folder, kinds, _FILES)
+        manifest = {"storage": "float32"} | read_manifest(folder, kinds, BACKENDS)
         check_encoder(folder, manifest, encoder)
         if corpus is not None and manifest["corpus"] != corpus:
             raise RagJaxError(
                 f"{folder} was made over corpus {manifest['corpus'][:16] or 'unknown'}, not "
                 f"{corpus[:16]}: build the index again over the passages in use"
             )
-        backend, path = manifest["backend"], folder / _EMBEDDINGS
-        _check_backend(backend, f"build the index in {folder} again with the backend 'exact'")
-        check_files(folder, manifest["sha256"], _FILES[backend])
-        embeddings = map_array(path)
-        if embeddings.dtype != np.float32:
-            raise RagJaxError(
-                f"{path} holds {embeddings.dtype}, not float32: build the index again"
-            )
-        embeddings = check_matrix(embeddings, str(path))
-        if embeddings.shape != (manifest["size"], manifest["width"]) or not embeddings.size:
-            raise RagJaxError(
-                f"{path} has shape {embeddings.shape}, not the size and width in its manifest: "
-                "build the index again"
-            )
+        _check_asked(folder, manifest, backend=backend, storage=storage)
+        remedy = f"build the index in {folder} again with the backend 'exact'"
+        found = find_backend(manifest["backend"], manifest["storage"], remedy)
+        shape = manifest["size"], manifest["width"]
+        limits = {"largest_array": limit_array(*shape)}
+        check_files(folder, manifest["sha256"], found.files | {_IDS}, **limits)
+        stored = load_stored(folder, manifest["storage"], shape)
         has_ids = _IDS in manifest["sha256"]
-        ids = _read_ids(folder / _IDS, len(embeddings)) if has_ids else None
-        searcher = place_exact(embeddings) if backend == "exact" else load_scann(folder, embeddings)
-        return cls(embeddings, backend, encoder, searcher, ids, manifest["corpus"])
+        ids = read_ids(folder / _IDS, manifest["size"]) if has_ids else None
+        made = found.load(folder, stored)
+        return cls(stored, manifest["backend"], encoder, made, ids, manifest["corpus"])
 
 
-def _check_backend(backend: str, remedy: str) -> None:
-    if backend not in _FILES:
-        raise RagJaxError(f"index backend {backend!r} is unknown: choose from {sorted(_FILES)}")
-    if backend == "scann":
-        try:
-            import scann  # noqa: F401
-        except ImportError:
+def _check_asked(folder: Path, manifest: Mapping[str, Any], **asked: str | None) -> None:
+    if manifest["storage"] not in STORAGES:
+        raise RagJaxError(
+            f"{folder} has the storage {show(manifest['storage'])}, which this version does not "
+            "read: build the index again"
+        )
+    for name, wanted in asked.items():
+        if wanted is not None and manifest[name] != wanted:
             raise RagJaxError(
-                f"ScaNN is not installed here (it exists for Linux on x86-64 only): {remedy}"
-            ) from None
-
-
-def _read_ids(path: Path, size: int) -> tuple[str, ...]:
-    with parsing(path):
-        ids = read_json(path, largest=_LARGEST_IDS)
-        if not isinstance(ids, list):
-            raise TypeError("it must hold a list")
-        return _check_ids(ids, size)
-
-
-def _check_ids(ids: Sequence[str], size: int) -> tuple[str, ...]:
-    if isinstance(ids, str):
-        raise RagJaxError("ids are one string: pass a list of them")
-    if len(ids) != size:
-        raise RagJaxError(f"ids are {len(ids)} for {size} embeddings: pass one id per embedding")
-    known: set[str] = set()
-    for i, id in enumerate(ids):
-        if not isinstance(id, str):
-            raise RagJaxError(f"ids: entry {i} is {show(id)}, not a string")
-        if id in known:
-            raise RagJaxError(f"ids: {id!r} is not unique")
-        known.add(id)
-    return tuple(ids)
+                f"{folder} was built with {name} {manifest[name]!r}, not {wanted!r}: build the "
+                "index again"
+            )

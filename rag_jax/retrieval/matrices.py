@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from rag_jax.retrieval.storage import Stored, check_finite
 from rag_jax.runtime.errors import RagJaxError
 
-# Number of queries whose passages are gathered together, and of rows that are checked together.
-# Both bound the memory.
-_SCORED_TOGETHER, _CHECKED_TOGETHER = 64, 1 << 16
+# Number of queries whose passages are gathered together, which bounds the memory.
+_SCORED_TOGETHER = 64
 
 
 def check_matrix(values: Any, name: str) -> Float[np.ndarray, "N D"]:
@@ -31,16 +31,12 @@ def check_matrix(values: Any, name: str) -> Float[np.ndarray, "N D"]:
         raise RagJaxError(f"{name} are no matrix of numbers: encode texts first") from None
     if np.ndim(values) != 2:
         raise RagJaxError(f"{name} have shape {np.shape(values)}: expected [rows, dimensions]")
-    for start in range(0, len(matrix), _CHECKED_TOGETHER):
-        is_finite = np.isfinite(matrix[start : start + _CHECKED_TOGETHER]).all(axis=1)
-        if not is_finite.all():
-            row = start + int(np.argmin(is_finite))
-            raise RagJaxError(f"{name}: row {row} has a NaN or an infinity")
+    check_finite(matrix, name)
     return matrix
 
 
 def score_rows(
-    embeddings: Float[np.ndarray, "N D"],
+    embeddings: Stored,
     queries: Float[np.ndarray, "Q D"],
     rows: Int[np.ndarray, "Q k"],
 ) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
@@ -52,6 +48,6 @@ def score_rows(
     for start in range(0, len(rows), _SCORED_TOGETHER):
         block = slice(start, start + _SCORED_TOGETHER)
         # [Q, D] x [Q, k, D] -> [Q, k]
-        scores[block] = np.einsum("qd,qkd->qk", queries[block], embeddings[rows[block]])
+        scores[block] = np.einsum("qd,qkd->qk", queries[block], embeddings.take(rows[block]))
     order = np.lexsort((rows, -scores))
     return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)

@@ -76,15 +76,23 @@ def check_encoder(folder: Path, manifest: Mapping[str, Any], encoder: str) -> No
         )
 
 
-def check_files(folder: Path, listed: Mapping[str, str], known: Collection[str]) -> None:
+def check_files(
+    folder: Path,
+    listed: Mapping[str, str],
+    known: Collection[str],
+    *,
+    largest_array: int | None = None,
+) -> None:
     """Compares the files of an index with the manifest and with the files its backend may write.
 
     Args:
         listed: SHA-256 by file name, from the manifest's `sha256`.
         known: names of the files that the backend may write.
+        largest_array: the most bytes that a `.npy` file may have, which is looked at before it is
+            read; None for any number.
 
     Raises:
-        RagJaxError: a file is missing, unexpected or altered.
+        RagJaxError: a file is missing, unexpected, too large or altered.
     """
     present = {path.name for path in folder.iterdir()} - {_MANIFEST}
     for name in sorted((present | set(listed)) - (set(known) & set(listed))):
@@ -94,6 +102,8 @@ def check_files(folder: Path, listed: Mapping[str, str], known: Collection[str])
     for name, expected in sorted(listed.items()):
         if name not in present:
             raise RagJaxError(f"{folder / name} is missing: build the index again")
+        if name.endswith(".npy") and largest_array is not None:
+            require_file(folder / name, "build the index again", largest=largest_array)
         if hash_file(folder / name) != expected:
             raise RagJaxError(f"{folder / name} was altered or cut short: build the index again")
 

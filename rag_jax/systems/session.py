@@ -208,7 +208,7 @@ class Session:
             ids: whether the index keeps the passages' ids.
         """
         own = [passage.id for passage in passages] if ids else None
-        settings = {"backend": self.config.index.backend, "encoder": encoder.fingerprint}
+        settings = {**vars(self.config.index), "encoder": encoder.fingerprint}
         return Index.build(embeddings, **settings, ids=own, corpus=fingerprint_corpus(passages))
 
     def read_corpus(

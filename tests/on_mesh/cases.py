@@ -43,8 +43,8 @@ from rag_jax.planning.collectives import count_collectives
 from rag_jax.planning.hlo import read_module
 from rag_jax.retrieval import Index, TokenIndex, encode_sparse, encode_texts, encode_tokens
 from rag_jax.retrieval.contrastive import Encoders, PairBatches, fit_encoders, make_loss
+from rag_jax.retrieval.exact import find_top
 from rag_jax.retrieval.pairs import Pair
-from rag_jax.retrieval.searchers import find_top
 from rag_jax.runtime.checkpoint import save_tree
 from rag_jax.runtime.clock import compile_seconds
 from rag_jax.runtime.errors import RagJaxError
@@ -391,6 +391,18 @@ def test_exact_search(mesh, size):
     before = compile_seconds()
     index.search(-queries, k)
     assert compile_seconds() == before
+
+
+@pytest.mark.parametrize("storage", ["float16", "int8"])
+def test_exact_search_of_fewer_bytes(mesh, storage):
+    rng = np.random.default_rng(0)
+    vectors, queries = rng.normal(size=(61, 6)), rng.normal(size=(9, 6)).astype(np.float32)
+    index = Index.build(vectors, backend="exact", encoder="e", storage=storage)
+    shards = index.searcher if storage == "int8" else [index.searcher]
+    assert {len(array.sharding.device_set) for array in shards} == {8}
+    scores = np.sort(-queries @ index.embeddings.T, axis=1)
+    for k in (1, 17):
+        np.testing.assert_allclose(index.search(queries, k)[0], -scores[:, :k], rtol=1e-5)
 
 
 def test_a_saved_index_is_split_anew(mesh, tmp_path):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rag_jax.data.passages import Passage
-from rag_jax.retrieval import Index, fingerprint_corpus, searchers
+from rag_jax.retrieval import Index, exact, fingerprint_corpus, scann_index
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.manifest import hash_file
 
@@ -102,10 +102,10 @@ def test_exact_search_compiles_once_per_bucket():
     jax.clear_caches()
     index.search(queries[:130], 5)  # 64 + 64 + 8
     index.search(queries[:1], 5)
-    compiled = searchers._find_top._cache_size()
+    compiled = exact._find_top._cache_size()
     for count, k in [(1, 8), (3, 6), (64, 7), (129, 5), (200, 5)]:
         index.search(queries[:count], k)
-    assert searchers._find_top._cache_size() == compiled == 3
+    assert exact._find_top._cache_size() == compiled == 3
 
 
 @pytest.fixture
@@ -113,8 +113,8 @@ def small_thresholds(monkeypatch):
     """Lets small corpora use the settings meant for large ones."""
 
     def use(hash_from, partition_from):
-        monkeypatch.setattr(searchers, "_HASH_FROM", hash_from)
-        monkeypatch.setattr(searchers, "_PARTITION_FROM", partition_from)
+        monkeypatch.setattr(scann_index, "_HASH_FROM", hash_from)
+        monkeypatch.setattr(scann_index, "_PARTITION_FROM", partition_from)
 
     return use
 
@@ -275,7 +275,7 @@ def build_with_nan(row):
         ),
         (
             lambda: Index.build(np.zeros((2, 2)), backend="faiss", encoder="e"),
-            "index backend 'faiss' is unknown: choose from .*'exact', 'scann'",
+            "index backend 'faiss' is unknown: choose from .*'exact', 'faiss_flat', .*'scann'",
         ),
     ],
 )
@@ -506,7 +506,7 @@ def test_a_changed_index_of_nearly_the_same_size_compiles_nothing():
     jax.clear_caches()
     index = index_exactly(embeddings[:545])
     index.search(queries, 5)
-    compiled = searchers._find_top._cache_size()
+    compiled = exact._find_top._cache_size()
     for changed in [
         index.add(embeddings[545:560]),
         index_exactly(-embeddings[:550]),
@@ -515,12 +515,10 @@ def test_a_changed_index_of_nearly_the_same_size_compiles_nothing():
         np.testing.assert_array_equal(
             changed.search(queries, 5)[1], search_slowly(changed.embeddings, queries, 5)[1]
         )
-    assert searchers._find_top._cache_size() == compiled == 1
+    assert exact._find_top._cache_size() == compiled == 1
 
     # Nor does a program of the caller's own that takes the shards and the size as arguments.
-    find = jax.jit(
-        lambda shards, queries, size: searchers.find_top(shards, queries, k=3, size=size)
-    )
+    find = jax.jit(lambda shards, queries, size: exact.find_top(shards, queries, k=3, size=size))
     for size in (545, 550, 576):
         index = index_exactly(embeddings[:size])
         rows = find(index.searcher, queries, size)
@@ -531,7 +529,7 @@ def test_a_changed_index_of_nearly_the_same_size_compiles_nothing():
 @settings(max_examples=15, deadline=None)
 @given(size=st.integers(1, 3_000))
 def test_shards_are_rounded_up_by_a_sixteenth_at_most(size):
-    _, rows, _ = searchers.place_exact(np.ones((size, 1), np.float32)).shape
+    _, rows, _ = exact.place_exact(np.ones((size, 1), np.float32)).shape
     assert size <= rows <= size * 17 / 16
     assert rows == size or size >= 32
 
@@ -540,7 +538,7 @@ def test_shards_are_rounded_up_by_a_sixteenth_at_most(size):
 def test_filling_is_never_found(k):
     """Its dot products are zero, and larger than any other here."""
     embeddings = -np.abs(make_vectors(33, 4))
-    assert searchers.place_exact(embeddings).shape[1] > 33
+    assert exact.place_exact(embeddings).shape[1] > 33
     rows = index_exactly(embeddings).search(-embeddings[:3], k)[1]
     np.testing.assert_array_equal(rows, search_slowly(embeddings, -embeddings[:3], k)[1])
 

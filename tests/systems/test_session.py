@@ -4,9 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from rag_jax.config import DataConfig, EncoderConfig, MeshConfig, ModelConfig, WorldConfig
+from rag_jax.config import (
+    DataConfig,
+    EncoderConfig,
+    IndexConfig,
+    MeshConfig,
+    ModelConfig,
+    WorldConfig,
+)
+from rag_jax.data.passages import Passage
 from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.runtime.errors import RagJaxError
@@ -241,3 +250,11 @@ def test_the_source_depends_on_the_data_and_not_on_the_seed(session):
     assert TinySession(Config(8)).source == session.source
     assert TinySession(Config(7, data=DataConfig(seed=1))).source != session.source
     assert TinySession(Config(7, world=WorldConfig(cities=5))).source != session.source
+
+
+def test_an_index_is_kept_as_the_config_says():
+    session = TinySession(SimpleNamespace(**vars(CONFIG), index=IndexConfig("exact", "int8")))
+    passages = [Passage("a", "", "One."), Passage("b", "", "Two.")]
+    encoder = SimpleNamespace(fingerprint="e")
+    index = session.build_index(encoder, np.eye(2, dtype=np.float32), passages, ids=True)
+    assert (index.backend, index.storage, index.ids) == ("exact", "int8", ("a", "b"))

@@ -20,7 +20,10 @@ def list_stages(session: Session) -> list[Stage]:
     """Every stage with its settings and the stages that it needs."""
     c = session.config
     encoder = {"weights": session.fingerprint("encoder.name"), "encoder": c.encoder}
-    index, kept = {**encoder, "index": c.index}, {"ids": True, "divisible": ("embeddings.npy",)}
+    index, kept = (
+        {**encoder, "index": c.index.describe()},
+        {"ids": True, "divisible": ("embeddings.npy",)},
+    )
     kept["room"] = lambda: index_room(c.encoder.name, len(session.passages))
 
     def load_untrained(context: StageContext) -> Pretrained:

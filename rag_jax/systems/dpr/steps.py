@@ -4,6 +4,6 @@ Every system that encodes a corpus runs the same two, so both are in `retrieval`
 """
 
 from rag_jax.retrieval.encode import embed_batch
-from rag_jax.retrieval.searchers import find_top
+from rag_jax.retrieval.exact import find_top
 
 __all__ = ["embed_batch", "find_top"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from rag_jax.config import EncoderConfig
+from rag_jax.config import EncoderConfig, IndexConfig
 from rag_jax.data.formats import BadLines, stream_passages
 from rag_jax.data.passages import Passage, PassageFile, fingerprint_corpus, write_passages
 from rag_jax.models import Pretrained, load
@@ -36,6 +36,7 @@ def build_index(
     *,
     encoder: str,
     backend: str,
+    storage: str = "float32",
     max_length: int,
     bad_lines: int = 0,
     executor: Executor | None = None,
@@ -48,20 +49,23 @@ def build_index(
 
     Args:
         encoder: name or folder of an encoder.
-        backend: "scann" or "exact".
+        backend, storage: as for `Index`.
         max_length: number of tokens that are read of a passage.
         bad_lines: number of lines of the files that may be skipped, each with a warning.
         executor: its workers encode the passages.
 
     Returns:
         `{"folder", "backend", "passages", "width", "bytes", "encode_seconds", "build_seconds"}`
-        and, unless the backend is exact, `"recall"`: the share of the exact ten best passages that
-        the index finds for 256 evenly spaced passages. Bytes are those on disk.
+        and, unless the search is exact, `"recall"`: the share of the exact ten best passages that
+        the index finds for 256 evenly spaced passages; and `"storage"` unless it is float32. Bytes
+        are those on disk.
 
     Raises:
         RagJaxError: as `stream_passages`, `encode_texts`, `Index.build` and `run_stages` do.
     """
-    given = {"files": list(files), "encoder": encoder, "backend": backend}
+    config = IndexConfig(backend, storage)
+    config.check("index")
+    given = {"files": list(files), "encoder": encoder, **config.describe()}
     given |= {"max_length": max_length, "bad_lines": bad_lines}
     divide = executor and partial(executor.divide, Opener(open_index, given))
     stages = open_index(**given)[1]
@@ -72,7 +76,12 @@ def build_index(
 
 
 def open_index(
-    files: Sequence[str], encoder: str, backend: str, max_length: int, bad_lines: int
+    files: Sequence[str],
+    encoder: str,
+    backend: str,
+    max_length: int,
+    bad_lines: int,
+    storage: str = "float32",
 ) -> tuple[None, list[Stage]]:
     """The stages of an index; arguments as for `build_index`. They need no mesh."""
     copied = {"files": files, "bad_lines": bad_lines}
@@ -90,8 +99,8 @@ def open_index(
         ),
         Stage(
             "index",
-            partial(_index, backend=backend, **weights),
-            {**weights, "backend": backend},
+            partial(_index, kept=IndexConfig(backend, storage), **weights),
+            {**weights, **IndexConfig(backend, storage).describe()},
             needs=("passages", "embeddings"),
         ),
     ]
@@ -117,19 +126,19 @@ def _encode(context: StageContext, *, encoder: str, max_length: int) -> None:
     embed_corpus(context, _open_passages(context), load(encoder), encode, settings)
 
 
-def _index(context: StageContext, *, backend: str, encoder: str) -> None:
+def _index(context: StageContext, *, kept: IndexConfig, encoder: str) -> None:
     embeddings = map_array(context.path("embeddings", "embeddings.npy"))
     start = time.monotonic()
     ids = [passage.id for passage in _open_passages(context)]
     corpus = read_json(context.path("passages", "corpus.json"))
-    built = Index.build(embeddings, backend=backend, encoder=encoder, ids=ids, corpus=corpus)
-    facts = {"passages": built.size, "width": built.width, "backend": backend}
+    built = Index.build(embeddings, **vars(kept), encoder=encoder, ids=ids, corpus=corpus)
+    facts = {"passages": built.size, "width": built.width, **kept.describe()}
     facts["build_seconds"] = time.monotonic() - start
     folder = context.folder / "index"
     built.save(folder)
     facts["bytes"] = sum(path.stat().st_size for path in folder.iterdir())
-    if backend != "exact":
-        facts["recall"] = _measure_recall(built)
+    if kept != IndexConfig("exact"):
+        facts["recall"] = _measure_recall(built, embeddings)
     write_json(context.folder / "facts.json", facts)
 
 
@@ -144,9 +153,9 @@ def _hash_files(files: Sequence[str]) -> list[str]:
         raise RagJaxError(f"{error.filename}: cannot be read ({error.strerror})") from None
 
 
-def _measure_recall(index: Index) -> float:
+def _measure_recall(index: Index, embeddings: Float[np.ndarray, "N D"]) -> float:
     rows = np.linspace(0, index.size - 1, min(_QUERIES, index.size), dtype=int)
-    exact = Index.build(index.embeddings, backend="exact", encoder=index.encoder)
-    queries, k = index.embeddings[rows], min(_DEPTH, index.size)
+    exact = Index.build(embeddings, backend="exact", encoder=index.encoder)
+    queries, k = embeddings[rows], min(_DEPTH, index.size)
     pairs = zip(index.search(queries, k)[1].tolist(), exact.search(queries, k)[1], strict=True)
     return float(np.mean([len({*found} & {*wanted.tolist()}) / k for found, wanted in pairs]))

@@ -25,10 +25,11 @@ from rag_jax.runtime.sharding import count_data_rows, shard_batch
 WINDOW = 8
 
 
-def load_refreshed(folder: Path, step: int, backend: str) -> Index:
+def load_refreshed(folder: Path, step: int, like: Index) -> Index:
     """The index of the passages as the question's encoder of a step embedded them."""
     embeddings = map_array(folder / f"passages-{step}.npy")
-    return Index.build(embeddings, backend=backend, encoder=f"step {step}")
+    made = {"backend": like.backend, "storage": like.storage}
+    return Index.build(embeddings, **made, encoder=f"step {step}")
 
 
 @dataclass
@@ -154,7 +155,7 @@ class Lookup:
                 f"{self._path} has no line for step {step}: delete {self.folder} to train anew"
             )
         rows = np.asarray(self._rows[step], np.int32)
-        return rows, self._find_index(step).embeddings[rows]
+        return rows, self._find_index(step).stored.take(rows)
 
     def measure_entropy(self, step: int) -> float:
         """The entropy of the passages of the last steps, as a share of its largest value."""
@@ -168,7 +169,7 @@ class Lookup:
         every = self.refresh_every
         at = step // every * every if every else 0
         if at != self._refreshed:
-            self.index = load_refreshed(self.folder, at, self.index.backend)
+            self.index = load_refreshed(self.folder, at, self.index)
             self._refreshed = at
         return self.index
 

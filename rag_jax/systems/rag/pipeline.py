@@ -35,7 +35,7 @@ def list_stages(session: Session) -> list[Stage]:
     frozen = {**training, "train": replace(c.train, refresh_every=0, retriever_rate=1.0)}
     tested = {**common, "decode": replace(c.decode, curve=()), "tuning": c.tuning}
     evaluation = {**tested, "on": c.evaluate_on, "task": c.task, "bm25": c.bm25}
-    indexing = {"encoder": encoder, "index": c.index}
+    indexing = {"encoder": encoder, "index": c.index.describe()}
     stage, read = partial(make_stage, session), ("corpus", "index")
     load = {"load": lambda context: session.passage_encoder, "divisible": ("embeddings.npy",)}
     load["room"] = lambda: index_room(c.retriever.name, len(session.passages))

@@ -194,7 +194,7 @@ class Session(session.Session):
             return self.load_index(context.path("refreshed", "index")), embedder
         index = self.load_index(context.path("index", "index"))
         if steps:
-            index = load_refreshed(context.path("joint", ""), max(steps), index.backend)
+            index = load_refreshed(context.path("joint", ""), max(steps), index)
         return index, embedder
 
     def load_embedder(self, context: StageContext) -> Pretrained:

@@ -112,7 +112,7 @@ def build_indices(
     corpus = fingerprint_corpus(passages)  # of all passages: rows depend on all of them
     for number, rows in select_all(sources, passages).items():
         own = embeddings if len(rows) == len(embeddings) else embeddings[rows]
-        built = Index.build(own, backend=index.backend, encoder=encoder, corpus=corpus)
+        built = Index.build(own, **vars(index), encoder=encoder, corpus=corpus)
         searched[number] = Searched(built, rows)
     return searched
 

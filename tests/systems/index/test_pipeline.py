@@ -57,12 +57,15 @@ def test_the_index_and_its_passages(tmp_path, files, monkeypatch, capsys):
     # Nothing is made again, and another backend keeps the embeddings.
     monkeypatch.setattr(build, "encode_texts", None)
     assert build_index(files, tmp_path / "run", **SETTINGS) == facts
+    facts = build_index(files, tmp_path / "run", **SETTINGS, storage="int8")
+    assert (facts["storage"], facts["recall"]) == ("int8", 1.0)
+    assert Index.load(facts["folder"], encoder=index.encoder, storage="int8").backend == "exact"
     pytest.importorskip("scann")
     facts = build_index(files, tmp_path / "run", **{**SETTINGS, "backend": "scann"})
     assert (facts["backend"], facts["recall"]) == ("scann", 1.0)
     said = capsys.readouterr().err
     assert 'backend: "exact" -> "scann"' in said
-    assert said.count("stage embeddings: kept") == 2
+    assert said.count("stage embeddings: kept") == 3
 
 
 def test_going_on_after_a_stop(tmp_path, files, monkeypatch):

@@ -13,7 +13,7 @@ from rag_jax.retrieval import Index, encode_texts, list_texts
 from rag_jax.retrieval.texts import tokenize_texts
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_jsonl
-from rag_jax.systems.rag.lookup import WINDOW, Lookup
+from rag_jax.systems.rag.lookup import WINDOW, Lookup, load_refreshed
 
 PLACES = ("Riga", "Lyon", "Gitega", "Oslo", "Paris", "Bern", "Quito")
 PASSAGES = [Passage(place, place, f"{place} is a town.") for place in PLACES]
@@ -159,3 +159,11 @@ def test_a_collapse_is_reported_once(make_lookup, capsys):
         lookup._warn_of_collapse(entropy, WINDOW)
     (line,) = capsys.readouterr().err.splitlines()
     assert "entropy is 0.44 of its largest value, at first 0.90" in line
+
+
+def test_a_refreshed_index_is_kept_as_the_first_one(tmp_path):
+    vectors = np.eye(3, dtype=np.float32)
+    np.save(tmp_path / "passages-4.npy", vectors)
+    first = Index.build(vectors, backend="exact", encoder="e", storage="float16")
+    found = load_refreshed(tmp_path, 4, first)
+    assert (found.backend, found.storage, found.encoder) == ("exact", "float16", "step 4")

@@ -1,32 +1,19 @@
-"""Backends of an index: exhaustive search on the devices, and approximate search by ScaNN.
+"""Approximate search by ScaNN (Guo et al. 2020)."""
 
-Both backends return rows without scores, in any order. `Index` computes the scores.
-"""
-
-import functools
 import logging
 import math
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
-from rag_jax.data.batches import round_up
+from rag_jax.retrieval.storage import Stored, save_stored
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import map_array
-from rag_jax.runtime.hosts import fetch
 from rag_jax.runtime.outside import is_there, parsing, require_file
 
-# The number of queries is padded to one of these counts, and `k` to a power of two, so that few
-# programs are compiled.
-_QUERY_COUNTS = (1, 8, 64)
-# Expected share of a shard's largest dot products that a TPU finds.
-_RECALL = 0.99
 # ScaNN's guide ("ScaNN Algorithms and Configuration", rules of thumb) recommends brute force below
 # the first size, asymmetric hashing below the second, and partitions for larger sizes.
 _HASH_FROM, _PARTITION_FROM = 20_000, 100_000
@@ -34,6 +21,16 @@ _HASH_FROM, _PARTITION_FROM = 20_000, 100_000
 _ASSET = r'assets {\s*asset_type: [A-Z_]+\s*asset_path: "([\w.]+)"\s*}\s*'
 _LARGEST_ASSETS = 1 << 16  # bytes
 _ASSETS, _HASHED, _LEAVES = "scann_assets.pbtxt", "hashed_dataset.npy", "datapoint_to_token.npy"
+FILES = frozenset(
+    {
+        _ASSETS,
+        _HASHED,
+        _LEAVES,
+        "scann_config.pb",
+        "ah_codebook.pb",
+        "serialized_partitioner.pb",
+    }
+)
 # Dimensions that one code stands for, and number of codes.
 _CODED, _CODES = 2, 16
 # A row is long if it is so many times as long as the median; up to this number of long rows are
@@ -41,129 +38,6 @@ _CODED, _CODES = 2, 16
 _LONG, _MOST_LONG = 3, 256
 
 _logger = logging.getLogger(__name__)
-
-
-def place_exact(embeddings: Float[np.ndarray, "N D"]) -> Float[Array, "S n D"]:
-    """Moves the embeddings to the mesh in effect, in shards of equal size, one per device.
-
-    The last shards are padded with zero rows. `find_top` ignores the padding by its argument
-    `size`.
-    """
-    mesh = jax.sharding.get_mesh()
-    parts = max(mesh.size, 1)
-    size, width = embeddings.shape
-    rows = count_shard_rows(size, parts)
-    if parts == 1:
-        return jnp.asarray(np.pad(embeddings, ((0, rows - size), (0, 0)))[None])
-
-    def read(index: tuple[slice, ...]) -> Float[np.ndarray, "s n D"]:
-        shards = [embeddings[i * rows : (i + 1) * rows] for i in range(parts)[index[0]]]
-        return np.stack([np.pad(shard, ((0, rows - len(shard)), (0, 0))) for shard in shards])
-
-    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    return jax.make_array_from_callback((parts, rows, width), sharding, read)
-
-
-def count_shard_rows(size: int, parts: int) -> int:
-    """Number of rows of each of `parts` shards of `size` embeddings, padding included.
-
-    The number is rounded up by at most a sixteenth, so that indices of a similar size have shards
-    of the same shape. Numbers below 32 are not rounded.
-    """
-    rows = -(-size // parts)
-    return round_up(rows, 1 << max(0, rows.bit_length() - 5))
-
-
-def find_top(
-    shards: Float[Array, "S n D"],
-    queries: Float[Array, "Q D"],
-    *,
-    k: int,
-    size: int | Int[Array, ""],
-) -> Int[Array, "Q k"]:
-    """Rows of the `k` largest dot products, largest first. To be called within `jax.jit`.
-
-    Each device searches its own shard, and only the best rows of each shard are gathered. On TPUs
-    the best rows of a shard are found by `jax.lax.approx_max_k` (Chern et al. 2022), which misses
-    one in a hundred. On other devices the search is exact, and equal dot products are in the order
-    of the rows.
-
-    Args:
-        shards: embeddings by `place_exact`. As an argument of the jitted function, the shards can
-            be replaced by those of another index with the same shape without a compilation.
-        k: number of rows per query, at most the number of rows of all shards. If `k` exceeds
-            `size`, the last rows are padding.
-        size: number of embeddings without padding, N. As an array, the size can also change without
-            a compilation.
-    """
-    parts, shard_rows, _ = shards.shape
-    search = functools.partial(_search_shards, k=min(k, shard_rows))
-    first = jnp.arange(parts, dtype=jnp.int32) * shard_rows
-    end = jnp.asarray(size, jnp.int32)
-    mesh = jax.sharding.get_abstract_mesh()
-    if parts > 1 and parts == mesh.size:
-        split = PartitionSpec(mesh.axis_names)
-        search = jax.shard_map(
-            search,
-            in_specs=(split, PartitionSpec(), split, PartitionSpec()),
-            out_specs=PartitionSpec(None, mesh.axis_names),
-        )
-    best = search(shards, queries, first, end)
-    # [Q, S, k] -> [Q, S * k]
-    scores, rows = (array.reshape(len(queries), -1) for array in best)
-    if parts == 1:
-        return rows
-    return jnp.take_along_axis(rows, jax.lax.top_k(scores, k)[1], axis=1)
-
-
-def _search_shards(
-    shards: Float[Array, "s n D"],
-    queries: Float[Array, "Q D"],
-    first: Int[Array, "s"],
-    end: Int[Array, ""],
-    *,
-    k: int,
-) -> tuple[Float[Array, "Q s k"], Int[Array, "Q s k"]]:
-    """Scores and rows of each shard's best; shards begin at rows `first`, padding at row `end`."""
-    parts, shard_rows, width = shards.shape
-    # [s, n, D] -> [D, s * n]
-    flat = shards.reshape(-1, width).T
-    # Highest precision, because TPUs would round both factors to bfloat16.
-    scores = jnp.matmul(queries, flat, precision=jax.lax.Precision.HIGHEST)
-    scores = scores.reshape(len(queries), parts, shard_rows)
-    row_mask = first[:, None] + jnp.arange(shard_rows, dtype=jnp.int32)[None] < end
-    scores = jnp.where(row_mask[None], scores, -jnp.inf)
-    best_scores, positions = jax.lax.platform_dependent(
-        scores,
-        tpu=lambda x: tuple(jax.lax.approx_max_k(x, k, recall_target=_RECALL)),
-        default=lambda x: tuple(jax.lax.top_k(x, k)),
-    )
-    return best_scores, positions + first[None, :, None]
-
-
-_find_top = jax.jit(find_top, static_argnames="k")
-
-
-def search_exact(
-    shards: Float[Array, "S n D"], queries: Float[np.ndarray, "Q D"], k: int, size: int
-) -> Int[np.ndarray, "Q k"]:
-    """Rows of the `k` largest dot products, largest first. Equal ones are in the order of the rows.
-
-    `shards` come from `place_exact`, and `k` is at most the number `size` of embeddings. One
-    program is compiled for each of three numbers of queries and each power of two that `k` is
-    rounded up to.
-    """
-    capacity = shards.shape[0] * shards.shape[1]
-    results, start = [], 0
-    while start < len(queries):
-        count = next((c for c in _QUERY_COUNTS if c >= len(queries) - start), _QUERY_COUNTS[-1])
-        batch = queries[start : start + count]
-        padded = np.zeros((count, queries.shape[1]), np.float32)
-        padded[: len(batch)] = batch
-        rows = _find_top(shards, padded, k=min(capacity, 1 << (k - 1).bit_length()), size=size)
-        results.append(fetch(rows)[: len(batch), :k])
-        start += count
-    return np.concatenate(results)
 
 
 class Scann(NamedTuple):
@@ -232,13 +106,22 @@ def _find_long(
 
 
 def search_scann(
-    index: Scann, queries: Float[np.ndarray, "Q D"], k: int, size: int
+    index: Scann,
+    queries: Float[np.ndarray, "Q D"],
+    k: int,
+    size: int,
+    *,
+    effort: int | None = None,
 ) -> Int[np.ndarray, "Q k"]:
-    """Rows of approximately the `k <= size` largest dot products. Always `k` different rows."""
+    """Rows of approximately the `k <= size` largest dot products. Always `k` different rows.
+
+    Args:
+        effort: number of partitions that are looked at; None for the built searcher's.
+    """
     search = index.searcher.search_batched_parallel
     if size < _HASH_FROM:
         return _check_rows(search(queries, k)[0], size)
-    rows, scores = search(queries, k, min(size, max(100, 10 * k)))
+    rows, scores = search(queries, k, min(size, max(100, 10 * k)), effort)
     # If the searched partitions hold fewer than k rows, ScaNN pads with row 0 and a score of NaN.
     # These queries are searched again in all partitions.
     is_short = np.isnan(scores).any(axis=1)
@@ -264,6 +147,16 @@ def _check_rows(rows: Int[np.ndarray, "Q k"], size: int) -> Int[np.ndarray, "Q k
             "index; build the index again"
         )
     return rows.astype(np.int32)
+
+
+def save_scann(index: Scann, stored: Stored, folder: Path) -> None:
+    """Writes ScaNN's files, which include the embeddings.
+
+    No pickle is among them, because the searcher stores no ids.
+    """
+    index.searcher.serialize(str(folder), relative_path=True)
+    if len(index.long_rows):  # which ScaNN has at another length
+        save_stored(stored, folder)
 
 
 def load_scann(folder: Path, embeddings: Float[np.ndarray, "N D"]) -> Scann:
