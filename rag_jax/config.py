@@ -313,23 +313,6 @@ class TuningConfig:
 
 
 @dataclass(frozen=True)
-class RerankTrainConfig(TrainConfig):
-    """Training of a reranker, which reads each question with its gold passage and some negatives.
-
-    Attributes:
-        negatives: number of mined negatives per question, drawn anew for each step.
-        by: "list" for the softmax over all of a question's passages, "pairs" for the logistic loss
-            of the gold one against each other.
-    """
-
-    batch_size: Count = 16
-    learning_rate: Positive = 2e-5
-    microbatch_tokens: Count = 4096
-    negatives: Count = 7
-    by: Literal["list", "pairs"] = "list"
-
-
-@dataclass(frozen=True)
 class ContrastiveConfig(TrainConfig):
     """Training of a retriever with in-batch negatives.
 

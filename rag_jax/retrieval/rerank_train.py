@@ -1,8 +1,9 @@
 """Training of a reranker: each question's right passage against passages that do not answer it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, PyTree
 
-from rag_jax.config import RerankTrainConfig
+from rag_jax.config import TrainConfig
 from rag_jax.data.batches import BatchPlan, choose_widths, round_up
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
@@ -24,6 +25,7 @@ from rag_jax.retrieval.rerank import count_first, join_passage, score_batch, tok
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.platforms import count_program_tokens
 from rag_jax.runtime.progress import Progress
+from rag_jax.runtime.settings import Count, Positive
 from rag_jax.runtime.sharding import count_data_rows
 from rag_jax.training.fit import Batch, fit
 from rag_jax.training.loop import LossFunction
@@ -33,6 +35,23 @@ from rag_jax.training.trainable import Trainable
 Group = list[list[int]]  # the token ids of a question with each of its passages
 
 _DEVIATION = 0.02  # of BERT's own new weights (Devlin et al. 2019)
+
+
+@dataclass(frozen=True)
+class RerankTrainConfig(TrainConfig):
+    """Training of a reranker, which reads each question with its gold passage and some negatives.
+
+    Attributes:
+        negatives: number of mined negatives per question, drawn anew for each step.
+        by: "list" for the softmax over all of a question's passages, "pairs" for the logistic loss
+            of the gold one against each other.
+    """
+
+    batch_size: Count = 16
+    learning_rate: Positive = 2e-5
+    microbatch_tokens: Count = 4096
+    negatives: Count = 7
+    by: Literal["list", "pairs"] = "list"
 
 
 def start_reranker(encoder: Pretrained, *, seed: int = 0) -> Reranker:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_encoders import BERT, lengthen, write_reranker
 
-from rag_jax.config import MeshConfig, RerankTrainConfig
+from rag_jax.config import MeshConfig
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.models import load, load_reranker, save_reranker
@@ -17,6 +17,7 @@ from rag_jax.retrieval import score_pairs
 from rag_jax.retrieval.pairs import list_pairs
 from rag_jax.retrieval.rerank import score_batch, tokenize_pairs
 from rag_jax.retrieval.rerank_train import (
+    RerankTrainConfig,
     fit_reranker,
     make_loss,
     pack_groups,
