@@ -44,10 +44,8 @@ def list_stages(session: Session) -> list[Stage]:
     common = {**model, "seed": c.seed, "train_questions": c.train_questions}
     encoder = {"encoder": session.fingerprint("encoder.name"), **asdict(c.encoder)}
     read = {"max_text": c.model.max_text}
-    searched = {
-        "index": c.index.describe(),
-        "sources": [s for s in c.sources if s.kind == "search"],
-    }
+    sources = [source for source in c.sources if source.kind == "search"]
+    searched = {"index": c.index.describe(), "sources": sources}
     tuning = {"extra_mean": c.extra_mean, "loss_reduction": c.loss_reduction, "tuning": c.tuning}
     training = {**common, **tuning}
     state = {"layer": c.datastore.layer, "metric": c.datastore.metric, "answer": c.answer}
