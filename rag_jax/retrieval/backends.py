@@ -3,7 +3,6 @@
 Every backend returns rows without scores, in any order. `Index` computes the scores.
 """
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +28,8 @@ class Backend:
         load: gives what `build` made, of a folder that `save` wrote and of its embeddings.
         files: names that `save` may write.
         storages: how it can keep embeddings.
-        package: what it imports.
-        absence: what to know if the package is not installed.
+        find_package: imports what it needs beside this library.
+        absence: what to know if that is not installed.
     """
 
     build: Callable[[Stored], Any]
@@ -39,12 +38,20 @@ class Backend:
     load: Callable[[Path, Stored], Any]
     files: frozenset[str] = frozenset()
     storages: tuple[str, ...] = ("float32",)
-    package: str | None = None
+    find_package: Callable[[], None] = lambda: None
     absence: str = ""
 
 
 def _place(stored: Stored) -> exact.Shards:
     return exact.place_exact(stored.values, stored.scales)
+
+
+def _find_faiss() -> None:
+    import faiss  # noqa: F401
+
+
+def _find_scann() -> None:
+    import scann  # noqa: F401
 
 
 def _make_faiss(
@@ -58,7 +65,7 @@ def _make_faiss(
         save=faiss_files.save_faiss,
         load=load,
         files=files | {VALUES},
-        package="faiss",
+        find_package=_find_faiss,
         absence="FAISS is not installed here (pip install 'rag_jax[faiss]')",
     )
 
@@ -78,7 +85,7 @@ BACKENDS = {
         save=scann_index.save_scann,
         load=lambda folder, stored: scann_index.load_scann(folder, stored.values),
         files=scann_index.FILES | {VALUES},
-        package="scann",
+        find_package=_find_scann,
         absence="ScaNN is not installed here (it exists for Linux on x86-64 only; FAISS's backends "
         "are elsewhere too)",
     ),
@@ -114,9 +121,8 @@ def find_backend(name: str, storage: str, remedy: str) -> Backend:
             f"storage {storage!r} is not for the backend {name!r}: use the storage 'float32', or "
             "the backend 'exact'"
         )
-    if backend.package:
-        try:
-            importlib.import_module(backend.package)
-        except ImportError:
-            raise RagJaxError(f"{backend.absence}: {remedy}") from None
+    try:
+        backend.find_package()
+    except ImportError:
+        raise RagJaxError(f"{backend.absence}: {remedy}") from None
     return backend
