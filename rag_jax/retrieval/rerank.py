@@ -74,9 +74,13 @@ def score_pairs(
 
 
 def tokenize_pairs(
-    reranker: Reranker, pairs: Iterable[tuple[str, str]], max_length: int
+    reranker: Reranker, pairs: Iterable[tuple[str, str]], max_length: int, *, warns: bool = True
 ) -> Iterable[list[int]]:
-    """Yields the token ids of each pair; see `score_pairs`."""
+    """Yields the token ids of each pair; see `score_pairs`.
+
+    Args:
+        warns: whether the number of pairs that are cut is logged.
+    """
     encode = functools.partial(_encode_pair, reranker)
     num_cut, i = 0, -1
     for i, pair in enumerate(pairs):
@@ -89,7 +93,7 @@ def tokenize_pairs(
             num_cut += 1
             row = encode(*pair, max_length)
         yield row
-    if num_cut:
+    if num_cut and warns:
         _logger.warning("%d of %d pairs were cut to %d tokens", num_cut, i + 1, max_length)
 
 

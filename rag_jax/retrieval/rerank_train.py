@@ -133,6 +133,7 @@ def pack_groups(
         count = round_up(min(count, settings.batch_size), count_data_rows())
         taken, rest = rest[-count:], rest[:-count]
         masked, weights = np.ones((count, each), bool), np.zeros(count, np.float32)
+        masked[:, 0] = False  # where all are masked, a loss of weight 0 would be NaN
         rows: list[Sequence[int]] = []
         for i, group in enumerate(taken):
             masked[i, : len(group)], weights[i] = False, 1 / len(groups)
@@ -192,7 +193,7 @@ def fit_reranker(
         rng = np.random.default_rng((seed, step))
         chosen = [pairs[i] for i in plan.examples_at(step)]
         read = [_choose(pair, questions, passages, settings.negatives, rng) for pair in chosen]
-        return [list(tokenize_pairs(reranker, own, max_length)) for own in read]
+        return [list(tokenize_pairs(reranker, own, max_length, warns=False)) for own in read]
 
     sampled = [group for step in list_sampled(plan) for group in list_groups(step)]
     worth = count_program_tokens(settings.program_tokens, on_cpu=PROGRAM_TOKENS)

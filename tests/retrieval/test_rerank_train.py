@@ -29,7 +29,7 @@ from rag_jax.runtime.files import read_jsonl
 from rag_jax.runtime.sharding import make_mesh
 
 SETTINGS = RerankTrainConfig(
-    epochs=20, batch_size=4, learning_rate=3e-3, negatives=2, microbatch_tokens=100
+    epochs=20, batch_size=4, learning_rate=3e-3, negatives=2, microbatch_tokens=220
 )
 WORDS = ["river", "snow", "bread", "music", "iron", "glass", "horse", "paper"]
 ENDS = ["", "and more", "and very much more"]
@@ -80,7 +80,7 @@ def test_packed_gradients_are_those_of_each_question_alone(reranker, by):
         return total
 
     batches = pack_groups(reranker, groups, settings, [16, 24, 64])
-    assert len(batches) > 1
+    assert len(batches) > 1 and any((arrays["weights"] == 0).any() for arrays in batches)
     assert sum(float(arrays["weights"].sum()) for arrays in batches) == pytest.approx(1)
     wanted, wanted_gradient = jax.value_and_grad(alone)(base.params)
     value, gradient = 0.0, jax.tree.map(jnp.zeros_like, base.params)
