@@ -62,7 +62,7 @@ def saved(tmp_path_factory):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=10)
+@settings(max_examples=8)
 @given(data=st.data(), size=st.integers(1, 40), width=st.integers(1, 9))
 def test_search_against_argsort(backend, data, size, width):
     """Few rows are compared one by one, whatever the backend."""
@@ -264,7 +264,7 @@ ARRAYS += [(RABITQ, "codes"), (RABITQ, "centres")]
 
 
 @pytest.mark.parametrize(("backend", "name"), ARRAYS)
-@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_damage_is_refused_or_searched(small, saved, backend, name, data):
     """Whatever is in a file, of which the hash is right, FAISS reads within its arrays."""

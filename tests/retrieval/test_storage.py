@@ -41,7 +41,7 @@ def test_float16_is_off_by_half_a_step_at_most(embeddings):
 
 
 @pytest.mark.parametrize("kind", STORAGES)
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(data=st.data(), size=st.sampled_from([1, 7, 40]), width=st.sampled_from([1, 6]))
 def test_search_against_argsort(kind, data, size, width):
     """Of the embeddings as they are kept, of which the scores are the dot products."""
