@@ -1,17 +1,20 @@
-"""Retrievers on judged questions: BM25, a dense encoder, and their fusions.
+"""Retrievers on judged questions: BM25, a dense encoder, their fusions, and a reranker.
 
     pip install -e '.[bench]'
-    python launch/build_index.py FOLDER/corpus.jsonl --backend=exact --workdir=DIR
-    python benchmarks/retrievers.py FOLDER --index=DIR/stages/index/index [--runs=7] [--out=FILE]
-        [--sparse=ENCODER] [--tokens=ENCODER]
+    python launch/build_index.py FILE... --backend=exact --workdir=DIR
+    python benchmarks/retrievers.py FOLDER --index=DIR/stages/index/index [--split=test]
+        [--questions=N] [--sparse=MODEL] [--tokens=MODEL] [--reranker=MODEL] [--runs=7] [--out=FILE]
 
-ENCODER is the folder of a sparse or a late-interaction encoder, which then are rows too. FOLDER is
-a dataset in BEIR's layout, whose test questions are asked; in the committed results it is SciFact.
-Rankings are graded in trec_eval's order and compared with BM25's question by question. All
-retrievers then take turns at all questions, the encoding of the questions included. A further
-retriever is a line of `RETRIEVERS`, or of `OPTIONAL` if it needs a folder.
+MODEL is the folder of a sparse or a late-interaction encoder or of a reranker, which then are rows
+too; `train_reranker.py` makes one. FOLDER is a dataset in a format of `docs/guides/data.md`, and
+the FILEs are its passages. In the committed results it is SciFact, and the development questions of
+SQuAD over the passages of both of its parts. --questions takes as many, evenly spaced. Rankings are
+graded in trec_eval's order and compared with BM25's question by question. All retrievers then take
+turns at the first 64 questions, the encoding of the questions included. A further retriever is a
+line of `RETRIEVERS`, or of `OPTIONAL` if it needs a folder.
 """
 
+import argparse
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
@@ -26,7 +29,7 @@ from rag_jax.data.formats import copy_collection
 from rag_jax.data.questions import load_collection
 from rag_jax.evaluation.pairs import compare_pairs
 from rag_jax.evaluation.rankings import ndcg, rank_hits, recall, reciprocal_rank
-from rag_jax.models import load, load_multi_vector, load_sparse
+from rag_jax.models import load, load_multi_vector, load_reranker, load_sparse
 from rag_jax.models.io.hub import fingerprint, resolve
 from rag_jax.retrieval import (
     BM25,
@@ -34,6 +37,7 @@ from rag_jax.retrieval import (
     Fused,
     Index,
     LateInteraction,
+    Reranked,
     Searcher,
     Sparse,
     SparseIndex,
@@ -48,19 +52,22 @@ from rag_jax.search_config import FusionConfig
 from rag_jax.systems.stages import list_ranked
 
 ENCODER, DEPTH, REFERENCE = "all-minilm-l6-v2", 100, "BM25"
+TIMED, RERANKED = 64, 20  # questions that are timed; passages of a question that are reranked
 
 
 class Data:
     """A dataset and the searchers over it that several retrievers share."""
 
-    def __init__(self, folder: Path, index: Path, encoders: Mapping[str, Path]):
+    def __init__(self, arguments: argparse.Namespace, encoders: Mapping[str, Path]):
         with tempfile.TemporaryDirectory() as copied:
-            data = DataConfig(path=str(folder), format="beir")
+            data = DataConfig(path=str(arguments.folder))
             copy_collection(Path(copied), data, WorldConfig(), check=lambda collection: None)
             collection = load_collection(Path(copied))
             self.passages = [*collection.passages]
-        self.questions = collection.questions["test"]
-        self._index, self.encoders = index, encoders
+        questions = collection.questions[arguments.split]
+        step = max(1, len(questions) // (arguments.questions or len(questions)))
+        self.questions = questions[::step][: arguments.questions]
+        self._index, self.encoders = arguments.index, encoders
 
     @cached_property
     def words(self) -> BM25:
@@ -94,6 +101,13 @@ class Data:
         encode = partial(encode_tokens, encoder, role="query")
         return LateInteraction(index, encode, self.words, DEPTH)
 
+    @cached_property
+    def reranked(self) -> Reranked:
+        """A reranker over the best passages of the fusion by scores."""
+        fused = Fused([self.words, self.dense], FusionConfig("scores"))
+        reranker = load_reranker(self.encoders["reranker"])
+        return Reranked(reranker, fused, self.passages, RERANKED, max_length=192)
+
 
 # By name: what makes the searcher, and of which stored parts it is made.
 RETRIEVERS: Mapping[str, tuple[Callable[[Data], Searcher], tuple[str, ...]]] = {
@@ -112,38 +126,43 @@ RETRIEVERS: Mapping[str, tuple[Callable[[Data], Searcher], tuple[str, ...]]] = {
 OPTIONAL: Mapping[str, tuple[str, tuple[Callable[[Data], Searcher], tuple[str, ...]]]] = {
     "sparse": ("sparse", (lambda data: data.sparse, ("sparse",))),
     "tokens": ("BM25, then tokens", (lambda data: data.tokens, ("words", "tokens"))),
+    "reranker": ("fused, then reranked", (lambda data: data.reranked, ("words", "dense"))),
 }
 
 
 def main() -> None:
     """Grades and times every retriever, and writes the report."""
     parser = bench.make_parser(__doc__)
-    parser.add_argument("folder", type=expand_path, help="a dataset in BEIR's layout")
+    parser.add_argument("folder", type=expand_path, help="a dataset")
+    parser.add_argument("--split", default="test", help="of the questions that are asked")
+    parser.add_argument("--questions", type=int, help="the most of them")
     parser.add_argument("--index", type=expand_path, required=True, help="an index's folder")
     for option in OPTIONAL:
-        parser.add_argument(f"--{option}", type=expand_path, help="an encoder's folder")
+        parser.add_argument(f"--{option}", type=expand_path, help="a model's folder")
     arguments = parser.parse_args()
     given = {option: getattr(arguments, option) for option in OPTIONAL}
     encoders = {option: folder for option, folder in given.items() if folder is not None}
-    data = Data(arguments.folder, arguments.index, encoders)
+    data = Data(arguments, encoders)
     facts = {"passages": len(data.passages), "questions": len(data.questions), "depth": DEPTH}
     facts["bm25"] = vars(data.words.settings)
     packages = ("jax", "bm25s", "PyStemmer", "numpy")
     options = {"describe": describe, "dataset": arguments.folder.name}
-    bench.run_cases(arguments, {"test": partial(compare, data)}, packages, **options, **facts)
+    cases = {arguments.split: partial(compare, data)}
+    bench.run_cases(arguments, cases, packages, **options, **facts)
 
 
 def compare(data: Data) -> bench.Compared:
     """The grades of every retriever; the sides that take turns."""
     asked = [question.question for question in data.questions]
     stored = {"words": count_bytes(data.words), "dense": count_bytes(data.dense.index)}
-    stored |= {option: count_bytes(getattr(data, option).index) for option in data.encoders}
+    indexed = [option for option in data.encoders if option != "reranker"]
+    stored |= {option: count_bytes(getattr(data, option).index) for option in indexed}
     retrievers = dict(RETRIEVERS) | dict(OPTIONAL[option] for option in data.encoders)
     sides, grades, sizes = {}, {}, {}
     for name, (make, parts) in retrievers.items():
         searcher = make(data)
-        sides[name] = partial(searcher.search, asked, DEPTH)
-        grades[name] = grade(data, *sides[name]())
+        sides[name] = partial(searcher.search, asked[:TIMED], DEPTH)
+        grades[name] = grade(data, *searcher.search(asked, DEPTH))
         sizes[name] = sum(stored[part] for part in parts) / len(data.passages)
     means = {name: {k: float(v.mean()) for k, v in own.items()} for name, own in grades.items()}
     paired = {
@@ -151,7 +170,13 @@ def compare(data: Data) -> bench.Compared:
         for name, own in grades.items()
         if name != REFERENCE
     }
-    facts = {"questions": len(asked), "bytes_a_passage": sizes, "means": means, "paired": paired}
+    facts = {
+        "questions": len(asked),
+        "timed": min(TIMED, len(asked)),
+        "bytes_a_passage": sizes,
+        "means": means,
+        "paired": paired,
+    }
     return sides, facts
 
 
@@ -182,7 +207,7 @@ def describe(result: dict[str, Any], _peak: None) -> str:
     """A line for each retriever."""
     lines = []
     for name, means in result["means"].items():
-        milliseconds = 1000 * result["wall_seconds"][name] / result["questions"]
+        milliseconds = 1000 * result["wall_seconds"][name] / result["timed"]
         numbers = "  ".join(f"{metric} {value:.4f}" for metric, value in means.items())
         size = result["bytes_a_passage"][name]
         lines.append(f"{name:16s} {numbers}  {milliseconds:.2f} ms  {size:.0f} bytes a passage")

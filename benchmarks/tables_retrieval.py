@@ -7,12 +7,12 @@ from tables_speed import Rows, read_bench
 _METRICS = {"ndcg@10": "nDCG@10", "mrr": "MRR", "recall@100": "recall@100"}
 
 
-def list_retrievers() -> Rows:
+def list_retrievers(dataset: str) -> Rows:
     """The grades, the time and the size of each retriever."""
-    (result,) = read_bench("retrievers")
+    (result,) = read_bench(f"retrievers_{dataset}")
     rows = [["", *_METRICS.values(), "ms a question", "bytes a passage"]]
     for name, means in result["means"].items():
-        milliseconds = 1000 * result["wall_seconds"][name] / result["questions"]
+        milliseconds = 1000 * result["wall_seconds"][name] / result["timed"]
         numbers = [f"{means[metric]:.3f}" for metric in _METRICS]
         rows.append(
             [name, *numbers, f"{milliseconds:.3g}", f"{result['bytes_a_passage'][name]:,.0f}"]
@@ -20,9 +20,9 @@ def list_retrievers() -> Rows:
     return rows
 
 
-def list_paired() -> Rows:
+def list_paired(dataset: str) -> Rows:
     """The differences of each retriever from BM25."""
-    (result,) = read_bench("retrievers")
+    (result,) = read_bench(f"retrievers_{dataset}")
     rows = [["against BM25", "metric", "difference", "95 % interval", "better", "worse", "p"]]
     for name, by_metric in result["paired"].items():
         for metric, title in _METRICS.items():
@@ -36,6 +36,8 @@ def list_paired() -> Rows:
 
 
 TABLES: dict[str, Callable[[], Rows]] = {
-    "retrievers": list_retrievers,
-    "retrievers_paired": list_paired,
+    "retrievers": lambda: list_retrievers("scifact"),
+    "retrievers_paired": lambda: list_paired("scifact"),
+    "retrievers_squad": lambda: list_retrievers("squad"),
+    "retrievers_squad_paired": lambda: list_paired("squad"),
 }

@@ -1,4 +1,4 @@
-"""Settings of the search for words and of the fusion of searches, as in `rag_jax.config`."""
+"""Settings of the search for words, of fusion and of reranking, as in `rag_jax.config`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -54,3 +54,18 @@ class FusionConfig:
     depth: Count = 100
     constant: NonNegative = 60.0
     weights: tuple[Positive, ...] = ()
+
+
+@dataclass(frozen=True)
+class RerankConfig:
+    """The reranking of what a search finds; see `rag_jax.retrieval.Reranked`.
+
+    Attributes:
+        name: name or folder of a reranker; None for no reranking.
+        depth: number of passages that are read for a question, at least as many as are wanted.
+        max_length: number of tokens that are read of a question and a passage.
+    """
+
+    name: str | None = None
+    depth: Count = 20
+    max_length: Count = 512

@@ -45,7 +45,8 @@ from rag_jax.retrieval import (
     list_texts,
     make_text,
 )
-from rag_jax.retrieval.contrastive import embed_in_chunks, list_pairs
+from rag_jax.retrieval.contrastive import embed_in_chunks
+from rag_jax.retrieval.pairs import list_pairs
 from rag_jax.runtime.errors import RagJaxError
 
 GOLDEN = "tests/golden"

@@ -39,6 +39,7 @@ from rag_jax.retrieval.texts import list_texts, tokenize_for_training
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.platforms import count_program_tokens
 from rag_jax.runtime.progress import Progress
+from rag_jax.runtime.sharding import collect_over_data
 from rag_jax.training.fit import Batch, Hook, fit
 from rag_jax.training.loop import LossFunction
 from rag_jax.training.rows import PROGRAM_TOKENS, list_sampled
@@ -90,7 +91,7 @@ def make_loss(
         def read(side: str) -> Float[Array, "B E"]:
             tokens, lengths = arrays[side], arrays[f"{side}_lengths"]
             rows = choose_chunk(*tokens.shape, budget=settings.microbatch_tokens)
-            own = _pick_side(params, side)
+            own = collect_over_data(_pick_side(params, side), get_rules(models[side].config))
             if settings.scan_layers:
                 own = stack_layers(own)  # once a step: a chunk would stack them again
             inputs = models[side], own, tokens, lengths

@@ -93,7 +93,7 @@ def test_numbers_that_are_none_are_named(reranker):
 
 
 def test_other_kinds_are_told(folder, tmp_path):
-    with pytest.raises(RagJaxError, match="have a head for scores: load a reranker by"):
+    with pytest.raises(RagJaxError, match="has a head for scores: load a reranker by"):
         load(folder)
     with pytest.raises(RagJaxError, match="a Bert with architectures .* is no reranker"):
         load_reranker(BERT)

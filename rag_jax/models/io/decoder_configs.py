@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rag_jax.models.io.fields import MOST_LAYERS, Fields
+from rag_jax.models.io.fields import MOST_LAYERS, SCORED, Fields
 from rag_jax.models.io.layer_configs import (
     Sliding,
     describe_sliding,
@@ -21,8 +21,6 @@ from rag_jax.models.nn.rope import LlamaScaling, LongScaling
 from rag_jax.runtime.errors import RagJaxError
 
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
-
-_SCORED = "ForSequenceClassification"  # of a reranker
 
 
 @dataclass(frozen=True)
@@ -171,7 +169,7 @@ def read_decoder(fields: Fields) -> DecoderConfig:
         options["qkv_bias"] = fields.raw.get("use_qkv_bias") is True
     scalar = fields.size("query_pre_attn_scalar", 256) if name == "gemma3_text" else None
     # The model class of an encoder has no head, whatever the field says.
-    bare = [family.architecture.replace("ForCausalLM", end) for end in ("Model", _SCORED)]
+    bare = [family.architecture.replace("ForCausalLM", end) for end in ("Model", SCORED)]
     names = fields.raw.get("architectures")
     headless = names in ([name] for name in (*bare, "Gemma3TextModel"))
     config = DecoderConfig(

@@ -16,6 +16,8 @@ LARGEST = 2**31 - 1
 MOST_LAYERS = 1 << 12
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
+SCORED = "ForSequenceClassification"  # the end of a classification's name in `architectures`
+
 
 class Fields:
     """Named values of a config file, read with type checks.
@@ -92,6 +94,12 @@ class Fields:
         value = self.raw.get(name)
         if value is not None and value not in allowed:
             raise RagJaxError(f"{self.place(name)} {show(value)} is not supported")
+
+
+def gives_scores(fields: Fields) -> bool:
+    """Whether a `config.json` is of a classification, as rerankers are."""
+    names = fields.raw.get("architectures")
+    return isinstance(names, list) and any(str(name).endswith(SCORED) for name in names)
 
 
 def read_fields(path: Path, advice: str = "") -> Fields:

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from rag_jax.models.io.architectures import Config, Encoder, EncoderConfig, make_model
 from rag_jax.models.io.configs import read_config
+from rag_jax.models.io.fields import gives_scores, read_fields
 from rag_jax.models.io.gguf_config import read_gguf_config
 from rag_jax.models.io.gguf_file import read_gguf
 from rag_jax.models.io.hub import fingerprint, resolve
@@ -78,6 +79,10 @@ def load(
     """
     found = open_model(name_or_path)
     config, folder = found.config, found.folder
+    if found.scores:
+        raise RagJaxError(
+            f"{folder} has a head for scores: load a reranker by rag_jax.models.load_reranker"
+        )
     sentence_files = read_sentence(folder) if found.embeds else None
     model = make_model(config)
     source = f"the weights in {folder}"
@@ -106,6 +111,7 @@ class OpenedModel:
         folder: of its other files.
         tensors: without their data, under the names in the files.
         embeds: whether the folder may say how a text is embedded.
+        scores: whether the model is a classification, as rerankers are.
     """
 
     path: Path
@@ -114,6 +120,7 @@ class OpenedModel:
     tensors: Mapping[str, StoredTensor]
     tokenizer: Tokenizer
     embeds: bool
+    scores: bool
 
 
 def open_model(name_or_path: str | Path) -> OpenedModel:
@@ -125,11 +132,12 @@ def open_model(name_or_path: str | Path) -> OpenedModel:
     path, files, folder = _find_files(name_or_path)
     if files[0].suffix == ".gguf":
         gguf = read_gguf(files[0], files[1:])
-        tensors, embeds = gguf.tensors, False
+        tensors, embeds, scores = gguf.tensors, False, False
         config = read_gguf_config(gguf.metadata, tensors, path=files[0])
         tokenizer = Tokenizer.from_gguf(gguf.metadata, source=str(files[0]))
     else:
         config = read_config(folder / "config.json")
+        scores = gives_scores(read_fields(folder / "config.json"))
         tensors = read_safetensors(files)
         embeds = isinstance(config, EncoderConfig) or is_there(folder / MODULES)
         tokenizer = _read_tokenizer(folder, config)
@@ -139,7 +147,7 @@ def open_model(name_or_path: str | Path) -> OpenedModel:
             f"the tokenizer in {folder} has {tokenizer.needed_size} ids, but the config's "
             f"vocab_size is {config.vocab_size}"
         )
-    return OpenedModel(path, folder, config, tensors, tokenizer, embeds)
+    return OpenedModel(path, folder, config, tensors, tokenizer, embeds, scores)
 
 
 def load_tokenizer(name_or_path: str | Path) -> Tokenizer:

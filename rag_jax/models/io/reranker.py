@@ -11,7 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from rag_jax.models.io.architectures import Config, EncoderConfig, make_model
 from rag_jax.models.io.configs import describe_config
-from rag_jax.models.io.fields import Fields, read_fields
+from rag_jax.models.io.fields import SCORED, Fields, read_fields
 from rag_jax.models.io.hub import fingerprint
 from rag_jax.models.io.load import OpenedModel, Pretrained, load, open_model
 from rag_jax.models.io.save import write_model
@@ -25,7 +25,6 @@ from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.outside import show
 
 _RULES = ((r"head/.+", PartitionSpec()),)  # a copy on every device
-_ENDING = "ForSequenceClassification"
 # By the family: names of the dense layer and of the last one.
 _BERT_HEADS = {
     "bert": ("pooler.dense", "classifier"),
@@ -128,7 +127,7 @@ def save_reranker(reranker: Reranker, path: str | os.PathLike) -> None:
     if reranker.question is not None:
         raise RagJaxError("a language model that is asked has no head to save: save the model")
     names = describe_config(config)["architectures"]
-    ends = [re.sub(r"(Model|ForCausalLM|ForMaskedLM)$", _ENDING, name) for name in names]
+    ends = [re.sub(r"(Model|ForCausalLM|ForMaskedLM)$", SCORED, name) for name in names]
     slots = [*list_slots(config), *_list_head(config)]
     labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     if isinstance(config, ModernBertConfig):
@@ -140,12 +139,11 @@ def _check_config(found: OpenedModel) -> Fields:
     """The fields of a config with a head for one score."""
     kind = type(found.config).__name__.removesuffix("Config")
     fields = read_fields(found.folder / "config.json")
-    names = fields.raw.get("architectures")
-    has_head = isinstance(names, list) and any(str(name).endswith(_ENDING) for name in names)
-    if not has_head or not isinstance(found.config, DecoderConfig | EncoderConfig):
+    if not found.scores or not isinstance(found.config, DecoderConfig | EncoderConfig):
+        names = show(fields.raw.get("architectures"))
         raise RagJaxError(
-            f"{found.folder}: a {kind} with architectures {show(names)} is no reranker, which has "
-            f"a head for a score ({_ENDING}); a language model is one if it is asked a question"
+            f"{found.folder}: a {kind} with architectures {names} is no reranker, which has a head "
+            f"for a score ({SCORED}); a language model is one if it is asked a question"
         )
     labels = fields.raw.get("id2label", {0: "", 1: ""})
     count = fields.raw.get("num_labels", len(labels) if isinstance(labels, Mapping) else None)

@@ -32,8 +32,6 @@ _NOT_PARAMETERS = re.compile(
 )
 # Of masked tokens, beside an encoder.
 _HEADS = re.compile(r"lm_head\..*|head\..*|decoder\..*|vocab_(transform|layer_norm|projector)\..*")
-# Of scores, in rerankers and other classifications.
-_SCORES = re.compile(r"(pre_)?classifier\..*|score\.weight")
 # Gemma 3 with images keeps the language model beside these.
 _OF_IMAGES = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\..*")
 # The vocabulary embedding, then the tensors tied to the embedding, which a file may repeat.
@@ -75,10 +73,6 @@ def build_params(
             lists all of them), a number is NaN or infinite, or a parameter does not match exactly
             one sharding rule.
     """
-    if any(map(_SCORES.fullmatch, tensors)):
-        raise RagJaxError(
-            f"{source} have a head for scores: load a reranker by rag_jax.models.load_reranker"
-        )
     slots, tied = list_slots(config), _TIED.get(type(config), ("",))
     rules = get_rules(config) if rules is None else rules
     options = {"dtype": dtype, "mesh": mesh, "rules": rules, "source": source, "tied": tied}

@@ -18,7 +18,7 @@ from rag_jax.config import (
     WorldConfig,
 )
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.search_config import BM25Config, FusionConfig
+from rag_jax.search_config import BM25Config, FusionConfig, RerankConfig
 from rag_jax.systems.prag.demonstrations import DEMONSTRATIONS
 
 
@@ -70,6 +70,7 @@ class RetrieveConfig:
     passages: Count = 3
     encoder: EncoderConfig = EncoderConfig()
     fusion: FusionConfig = FusionConfig()
+    rerank: RerankConfig = RerankConfig()
 
     @property
     def by_words(self) -> bool:

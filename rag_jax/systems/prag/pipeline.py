@@ -66,6 +66,10 @@ def _list_searching(session: Session) -> dict[str, Any]:
     settings: dict[str, Any] = {"retrieve": {**vars(c.retrieve)}}
     if c.retrieve.by != "fused":
         del settings["retrieve"]["fusion"]
+    if c.retrieve.rerank.name is None:
+        del settings["retrieve"]["rerank"]
+    else:
+        settings["reranker"] = session.fingerprint("retrieve.rerank.name")
     if c.retrieve.by_encoder:
         settings["encoder"] = session.fingerprint("retrieve.encoder.name")
     if c.retrieve.by_words:

@@ -11,9 +11,9 @@ import jax
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection
 from rag_jax.lora.store import AdapterStore
-from rag_jax.models import Pretrained, load_tokenizer
+from rag_jax.models import Pretrained, load_reranker, load_tokenizer
 from rag_jax.models.io.load import load_config
-from rag_jax.retrieval import BM25, Dense, Fused, Index, make_text
+from rag_jax.retrieval import BM25, Dense, Fused, Index, Reranked, make_text
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems import session
 from rag_jax.systems.prag.config import PRAGConfig
@@ -93,6 +93,9 @@ class Session(session.Session):
             index = Index.build(embeddings, backend="exact", encoder=encoder.fingerprint)
             searchers.append(Dense(index, partial(self.encode_queries, encoder)))
         searcher = searchers[0] if len(searchers) == 1 else Fused(searchers, c.fusion)
+        if c.rerank.name is not None:
+            reading = {"depth": c.rerank.depth, "max_length": c.rerank.max_length}
+            searcher = Reranked(load_reranker(c.rerank.name), searcher, passages, **reading)
 
         def search(questions: Sequence[str]) -> list[list[Passage]]:
             _, rows = searcher.search(questions, min(c.passages, len(passages)))

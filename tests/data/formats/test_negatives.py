@@ -9,8 +9,8 @@ from rag_jax.data.formats import copy_collection, read_collection
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import QUESTIONS, Question, load_collection
 from rag_jax.retrieval import negatives
-from rag_jax.retrieval.contrastive import list_pairs
 from rag_jax.retrieval.negatives import make_miner
+from rag_jax.retrieval.pairs import list_pairs
 from rag_jax.runtime.files import read_json
 
 GOLD, HARD, EASY = ({"title": t, "text": f"text of {t}"} for t in ("Gold", "Hard", "Easy"))

@@ -11,7 +11,7 @@ from rag_jax.data.formats.lines import Place
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.evaluation.rankings import recall
-from rag_jax.retrieval.contrastive import list_pairs
+from rag_jax.retrieval.pairs import list_pairs
 from rag_jax.runtime.errors import RagJaxError
 
 WIKI = [

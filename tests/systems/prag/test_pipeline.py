@@ -13,15 +13,19 @@ import numpy as np
 import optax
 import pytest
 from in_process import InProcess
+from tiny_encoders import lengthen, write_reranker
 
 from rag_jax import lora
 from rag_jax.config import build, to_config_dict
 from rag_jax.data.questions import Question
 from rag_jax.evaluation.answers import exact_match, f1, match
 from rag_jax.lora.store import AdapterStore
+from rag_jax.models import load_reranker
 from rag_jax.pipeline.ask import Facts
 from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import StageContext
+from rag_jax.retrieval import score_pairs
+from rag_jax.retrieval.rerank import join_passage
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
 from rag_jax.systems.prag import ask, evaluate, pipeline, steps, train, writer
@@ -569,6 +573,24 @@ def test_other_retrievers(make_config, tmp_path, by):
     run_stages(list_stages(session)[:2], tmp_path / "run")
     records = read_jsonl(tmp_path / "run" / "stages" / "retrieve" / "found.jsonl")
     assert len(records) == 5 and all(len(set(record["passages"])) == 2 for record in records)
+
+
+def test_documents_are_ordered_anew_by_a_reranker(make_config, tmp_path):
+    reranker = lengthen(write_reranker(tmp_path / "reranker"), 64)
+    changes = {"name": str(reranker), "depth": 4, "max_length": 64}
+    changes = {f"retrieve.rerank.{name}": value for name, value in changes.items()}
+    session = Session(build(PRAGConfig, make_config(**changes)))
+    run_stages(list_stages(session)[:2], tmp_path / "run")
+    records = read_jsonl(tmp_path / "run" / "stages" / "retrieve" / "found.jsonl")
+    passages = {passage.id: join_passage(passage) for passage in session.passages}
+    asked, model = {q.id: q.question for q in session.questions}, load_reranker(reranker)
+    for record in records:
+        pairs = [(asked[record["id"]], passages[id]) for id in record["passages"]]
+        scores = score_pairs(model, pairs, max_length=64)
+        assert len(pairs) == 2 and scores[0] >= scores[1]
+    plain = list_stages(Session(build(PRAGConfig, make_config())))
+    assert "rerank" not in plain[1].settings["retrieve"]
+    assert "reranker" in list_stages(session)[1].settings
 
 
 def test_a_search_depends_on_the_settings_of_its_own_searchers(make_config):
