@@ -14,7 +14,8 @@ from rag_jax.decoding.cache import Cache, grow, init_cache
 from rag_jax.models import Pretrained
 from rag_jax.models.int8 import quantize_layers
 from rag_jax.models.io.architectures import Config, get_rules, make_model
-from rag_jax.models.io.sizes import describe_params, find_sizes
+from rag_jax.models.io.sizes import describe_params, find_pooling, find_sizes
+from rag_jax.models.nn.pooling import Pooling
 from rag_jax.runtime.sharding import Rules, abstract_params
 
 QUESTION = 64  # tokens, rounded up, of the longest question: those of all the papers' datasets
@@ -30,6 +31,7 @@ class AbstractModels:
         """A published model's sizes, or those of a folder, without its weights and tokenizer."""
         config, rules = find_sizes(name), self.choose_rules(find_sizes(name))
         options = {"dtype": dtype or jnp.float32, "rules": rules, "int8": int8}
+        options["pooling"] = find_pooling(name)
         return describe_model(config, self.mesh, **options)
 
 
@@ -40,17 +42,22 @@ def describe_model(
     dtype: Any = jnp.float32,
     rules: Rules | None = None,
     int8: bool = False,
+    pooling: Pooling | None = None,
 ) -> Pretrained:
     """A model whose parameters are descriptions of arrays; it has no tokenizer.
 
     Args:
         rules: as for `load`.
         int8: as in `ModelConfig`.
+        pooling: how the model embeds texts, where its files say so.
     """
-    shapes = describe_params(config, jnp.dtype(dtype))
+    dense = pooling.dense if pooling else ()
+    shapes = describe_params(config, jnp.dtype(dtype), dense)
     shapes = jax.eval_shape(quantize_layers, shapes) if int8 else shapes
     params = abstract_params(shapes, mesh, get_rules(config) if rules is None else rules)
-    return Pretrained(config, make_model(config), params, None, "")
+    model = make_model(config)
+    model = model.clone(pooling=pooling) if pooling else model
+    return Pretrained(config, model, params, None, "")
 
 
 def copy(tree: PyTree) -> PyTree:

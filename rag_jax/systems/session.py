@@ -113,7 +113,7 @@ class Session:
         """
         name = self._get_setting(field)
         loaded = self.load_model(name, dtype=dtype, int8=int8)
-        if not isinstance(loaded.model, Decoder):
+        if not isinstance(loaded.model, Decoder) or loaded.config.bidirectional:
             raise RagJaxError(f"config.{field}={name}: is no language model")
         return loaded
 

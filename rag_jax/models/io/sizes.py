@@ -1,5 +1,6 @@
 """Sizes of published models, copied from each `config.json`, for planning without weights."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import jax
@@ -8,10 +9,14 @@ from jaxtyping import PyTree
 
 from rag_jax.models.io.architectures import Config, EncoderConfig, make_model
 from rag_jax.models.io.configs import read_config
+from rag_jax.models.io.modules import MODULES
+from rag_jax.models.io.sentence import read_sentence
 from rag_jax.models.nn.bart import BartConfig
 from rag_jax.models.nn.bert import BertConfig
-from rag_jax.models.nn.decoder import DecoderConfig
+from rag_jax.models.nn.decoder_config import DecoderConfig
+from rag_jax.models.nn.pooling import Dense, Pooling
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.outside import is_there
 from rag_jax.runtime.paths import expand_path
 
 _BERT_BASE = BertConfig(
@@ -197,6 +202,18 @@ _SIZES: dict[str, Config] = {
         family="smollm3",
         unrotated_layers=tuple(range(3, 36, 4)),
     ),
+    "Qwen/Qwen3-Embedding-0.6B": replace(_QWEN3, vocab_size=151669, max_length=32768),
+    "google/embeddinggemma-300m": replace(
+        _GEMMA3,
+        hidden_size=768,
+        ffn_size=1152,
+        num_layers=24,
+        num_heads=3,
+        max_length=2048,
+        window=257,
+        sliding_layers=tuple(i for i in range(24) if (i + 1) % 6),
+        bidirectional=True,
+    ),
     "google-bert/bert-base-uncased": _BERT_BASE,
     "all-minilm-l6-v2": replace(_BERT_BASE, hidden_size=384, ffn_size=1536, num_layers=6),
     "facebook/bart-large": BartConfig(forced_bos_id=0),
@@ -204,6 +221,18 @@ _SIZES: dict[str, Config] = {
     "facebook/dpr-ctx_encoder-single-nq-base": replace(_BERT_BASE, dpr_role="context"),
     "facebook/dpr-question_encoder-multiset-base": replace(_BERT_BASE, dpr_role="question"),
     "facebook/dpr-ctx_encoder-multiset-base": replace(_BERT_BASE, dpr_role="context"),
+}
+
+# How the decoders among these embed texts.
+_POOLINGS = {
+    "Qwen/Qwen3-Embedding-0.6B": Pooling(("lasttoken",)),
+    "google/embeddinggemma-300m": Pooling(
+        steps=(
+            Dense("dense_0", 768, 3072, bias=False, activation="Identity"),
+            Dense("dense_1", 3072, 768, bias=False, activation="Identity"),
+            "normalize",
+        )
+    ),
 }
 
 
@@ -223,26 +252,54 @@ def find_sizes(name_or_path: str) -> Config:
     )
 
 
+def find_pooling(name_or_path: str) -> Pooling | None:
+    """How a model of `find_sizes` embeds texts, by the table or the files in its folder.
+
+    Returns:
+        None for a decoder that embeds no texts, and for an encoder without such files.
+
+    Raises:
+        RagJaxError: a file in the folder is damaged, or asks for what is not supported.
+    """
+    if name_or_path in _SIZES:
+        return _POOLINGS.get(name_or_path)
+    folder = expand_path(name_or_path)
+    files = read_sentence(folder) if is_there(folder / MODULES) else None
+    return files and files.pooling
+
+
 def find_decoder(field: str, name_or_path: str) -> DecoderConfig:
     """As `find_sizes`, of a setting that names a language model; a RagJaxError if it names none."""
     sizes = find_sizes(name_or_path)
-    if not isinstance(sizes, DecoderConfig):
+    if not isinstance(sizes, DecoderConfig) or sizes.bidirectional:
         raise RagJaxError(f"config.{field}={name_or_path}: is no language model")
     return sizes
 
 
-def find_encoder(field: str, name_or_path: str) -> EncoderConfig:
+def find_encoder(field: str, name_or_path: str) -> EncoderConfig | DecoderConfig:
     """As `find_sizes`, of a setting that names an encoder; a RagJaxError if it names none."""
     sizes = find_sizes(name_or_path)
-    if not isinstance(sizes, EncoderConfig):
+    embeds = isinstance(sizes, DecoderConfig) and find_pooling(name_or_path) is not None
+    if not embeds and not isinstance(sizes, EncoderConfig):
         raise RagJaxError(f"config.{field}={name_or_path}: is no encoder")
     return sizes
 
 
-def describe_params(config: Config, dtype: jnp.dtype) -> PyTree[jax.ShapeDtypeStruct]:
-    """The tree of a model's parameters, all of the given dtype, without their values."""
+def describe_params(
+    config: Config, dtype: jnp.dtype, dense: Sequence[Dense] = ()
+) -> PyTree[jax.ShapeDtypeStruct]:
+    """The tree of a model's parameters, all of the given dtype, without their values.
+
+    Args:
+        dense: the dense layers of its pooling.
+    """
     model = make_model(config)
     # BART takes the encoder's and the decoder's tokens.
     tokens = [jnp.zeros((1, 1), jnp.int32)] * (1 + isinstance(config, BartConfig))
     shapes = jax.eval_shape(model.init, jax.random.key(0), *tokens)["params"]
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)
+    tree = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)
+    for layer in dense:
+        tree[layer.name] = {"kernel": jax.ShapeDtypeStruct((layer.inputs, layer.outputs), dtype)}
+        if layer.bias:
+            tree[layer.name]["bias"] = jax.ShapeDtypeStruct((layer.outputs,), dtype)
+    return tree

@@ -1,11 +1,17 @@
 """The plan of a tiny run, compiled for a CPU that stands in for a slice."""
 
+import shutil
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from rag_jax.config import ContrastiveConfig
+from rag_jax.models.io.sentence import Sentence, write_sentence
+from rag_jax.models.io.sizes import describe_params, find_encoder, find_pooling, find_sizes
+from rag_jax.models.nn.pooling import Dense, Pooling
 from rag_jax.runtime import chips
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import count_bytes_per_device
@@ -60,3 +66,31 @@ def test_a_language_model_is_no_encoder(config, llama_folder):
     wrong = replace(config, encoder=replace(config.encoder, name=str(llama_folder)))
     with pytest.raises(RagJaxError, match="config.encoder.name=.*: is no encoder"):
         plan("dpr", wrong)
+
+
+def test_a_decoder_that_embeds_is_planned(config, llama_folder, tmp_path):
+    """By its shapes and the files that say how it embeds, dense layers included."""
+    folder = shutil.copytree(llama_folder, tmp_path / "model")
+    for weights in folder.glob("*.safetensors"):
+        weights.unlink()
+    width = find_sizes(str(folder)).hidden_size
+    dense = Dense("dense_0", width, 8, bias=True, activation="Tanh")
+    params = {"dense_0": {"kernel": np.zeros((width, 8)), "bias": np.zeros(8)}}
+    write_sentence(folder, Pooling(steps=(dense,)), Sentence(), params, width=width)
+    encoder = replace(config.encoder, name=str(folder), shared=True, pooling="files")
+    changed = replace(config, encoder=encoder)
+    (program,) = plan("dpr", changed, only="embed passages").programs
+    session = planned.PlannedSession(changed, jax.devices()[:1])
+    assert session.encoder.model.embedding_size == 8
+    assert session.encoder.params["dense_0"]["kernel"].shape == (width, 8)
+    assert program.arguments > count_bytes_per_device(session.encoder.params)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("Qwen/Qwen3-Embedding-0.6B", 595_776_512), ("google/embeddinggemma-300m", 307_581_696)],
+)
+def test_published_decoders_that_embed(name, count):
+    pooling, sizes = find_pooling(name), find_encoder("encoder.name", name)
+    tree = describe_params(sizes, jnp.float32, pooling.dense)
+    assert sum(leaf.size for leaf in jax.tree.leaves(tree)) == count
