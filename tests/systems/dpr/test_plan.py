@@ -10,7 +10,13 @@ import pytest
 
 from rag_jax.config import ContrastiveConfig
 from rag_jax.models.io.sentence import Sentence, write_sentence
-from rag_jax.models.io.sizes import describe_params, find_encoder, find_pooling, find_sizes
+from rag_jax.models.io.sizes import (
+    describe_params,
+    find_decoder,
+    find_encoder,
+    find_pooling,
+    find_sizes,
+)
 from rag_jax.models.nn.pooling import Dense, Pooling
 from rag_jax.runtime import chips
 from rag_jax.runtime.errors import RagJaxError
@@ -94,3 +100,8 @@ def test_published_decoders_that_embed(name, count):
     pooling, sizes = find_pooling(name), find_encoder("encoder.name", name)
     tree = describe_params(sizes, jnp.float32, pooling.dense)
     assert sum(leaf.size for leaf in jax.tree.leaves(tree)) == count
+
+
+def test_a_bidirectional_encoder_is_no_language_model():
+    with pytest.raises(RagJaxError, match="config.model.name=.*: is no language model"):
+        find_decoder("model.name", "google/embeddinggemma-300m")
