@@ -36,10 +36,10 @@ from rag_jax.retrieval.chunks import (
 from rag_jax.retrieval.encode import pad_texts
 from rag_jax.retrieval.pairs import Pair
 from rag_jax.retrieval.texts import list_texts, tokenize_for_training
+from rag_jax.runtime.collect import collect_over_data
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.platforms import count_program_tokens
 from rag_jax.runtime.progress import Progress
-from rag_jax.runtime.sharding import collect_over_data
 from rag_jax.training.fit import Batch, Hook, fit
 from rag_jax.training.loop import LossFunction
 from rag_jax.training.rows import PROGRAM_TOKENS, list_sampled

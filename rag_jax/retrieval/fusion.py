@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from rag_jax.config import build
-from rag_jax.retrieval.searcher import Found, Searcher
+from rag_jax.retrieval.searcher import Found, Searcher, check_count, check_found
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.search_config import FusionConfig
 
@@ -62,28 +61,14 @@ class Fused:
             RagJaxError: `k` is not from 1 to `size`, a searcher found what is not in the corpus, or
                 as the searchers' own `search`.
         """
-        if not isinstance(k, int | np.integer) or not 1 <= k <= self.size:
-            raise RagJaxError(f"k is {k}: it must be from 1 to {self.size}, the corpus's size")
+        check_count(k, self.size)
         depth = min(max(k, self.settings.depth), self.size)
         found = [searcher.search(questions, depth) for searcher in self.searchers]
-        for number, rankings in enumerate(found):
-            self._check(number, *rankings, len(questions))
+        for number, (searcher, ranked) in enumerate(zip(self.searchers, found, strict=True)):
+            name = f"searcher {number} ({type(searcher).__name__})"
+            check_found(ranked, len(questions), self.size, name)
         best = [self._fuse(found, place, k) for place in range(len(questions))]
         return [scores for scores, _ in best], [rows for _, rows in best]
-
-    def _check(self, number: int, scores: Sequence[Any], rows: Sequence[Any], asked: int) -> None:
-        """Refuses what a searcher found if it is not as `Searcher.search` says."""
-        name = f"searcher {number} ({type(self.searchers[number]).__name__})"
-        if len(scores) != asked or len(rows) != asked:
-            raise RagJaxError(f"{name} answered {len(rows)} of {asked} questions")
-        for worth, own in zip(scores, rows, strict=True):
-            own, worth = np.asarray(own), np.asarray(worth)
-            if own.shape != worth.shape or not np.isfinite(worth).all():
-                raise RagJaxError(f"{name} found passages without finite scores, one for each")
-            if own.size and not 0 <= own.min() <= own.max() < self.size:
-                raise RagJaxError(f"{name} found row {own.max()} among {self.size} passages")
-            if len(np.unique(own)) != len(own) or (np.diff(worth) > 0).any():
-                raise RagJaxError(f"{name} found a passage twice, or not the best one first")
 
     def _fuse(
         self, found: Sequence[Found], place: int, k: int

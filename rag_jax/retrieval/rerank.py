@@ -18,7 +18,7 @@ from rag_jax.models.nn.bert import BertConfig
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.nn.score_head import ScoreHead, score_states
 from rag_jax.retrieval.encode import check_sizes, choose_text_widths, pad_texts, run_batches
-from rag_jax.retrieval.searcher import Found, Searcher
+from rag_jax.retrieval.searcher import Found, Searcher, check_count, check_found
 from rag_jax.runtime.arguments import checked
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import shard_batch
@@ -121,6 +121,10 @@ def _is_text(value: object) -> bool:
 
 def _encode_pair(reranker: Reranker, question: str, passage: str, max_length: int) -> list[int]:
     tokenizer, asked = reranker.base.tokenizer, reranker.question
+    if asked is None and isinstance(reranker.base.model, Decoder):
+        # One text after the other, after what the tokenizer puts before a prompt.
+        row = [*tokenizer.encode_prompt(question), *tokenizer.encode(passage)]
+        return row[:max_length]
     if asked is None:
         return tokenizer.encode_with_specials(question, max_length=max_length, pair=passage)
     after = tokenizer.encode_after(asked.after, "")
@@ -209,10 +213,15 @@ class Reranked:
         """The at most `k` best of the `depth` passages that `first` finds, best first.
 
         Raises:
-            RagJaxError: as `score_pairs`, or as the searcher's own `search`.
+            RagJaxError: `k` is not from 1 to `size`, the searcher found what is not in the corpus,
+                or as `score_pairs` or the searcher's own `search`.
         """
-        _, rows = self.first.search(questions, min(max(k, self.depth), self.size))
-        rows = [np.asarray(own, np.int32) for own in rows]
+        check_count(k, self.size)
+        if not len(questions):
+            return [], []
+        found = self.first.search(questions, min(max(k, self.depth), self.size))
+        check_found(found, len(questions), self.size, type(self.first).__name__)
+        rows = [np.asarray(own, np.int32) for own in found[1]]
         wanted = {row: self.passages[row] for own in rows for row in own.tolist()}
         texts = {row: join_passage(passage) for row, passage in wanted.items()}
         asked = zip(questions, rows, strict=True)
@@ -220,6 +229,6 @@ class Reranked:
         scores = score_pairs(self.reranker, pairs, max_length=self.max_length)
         parts = np.split(scores, np.cumsum([len(own) for own in rows])[:-1])
         order = [np.argsort(-own, kind="stable")[:k] for own in parts]
-        found = zip(parts, rows, order, strict=True)
-        ranked = [(own[best], places[best]) for own, places, best in found]
+        ordered = zip(parts, rows, order, strict=True)
+        ranked = [(own[best], places[best]) for own, places, best in ordered]
         return [own for own, _ in ranked], [places for _, places in ranked]

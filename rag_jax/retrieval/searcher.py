@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 from scipy.sparse import csr_array
@@ -37,6 +38,37 @@ class Searcher(Protocol):
             corpus, each at most once. Scores of two searchers need not be comparable.
         """
         ...
+
+
+def check_count(k: int, size: int) -> None:
+    """Raises a RagJaxError if `k` is no number of passages of a corpus of `size`."""
+    if not isinstance(k, int | np.integer) or not 1 <= k <= size:
+        raise RagJaxError(f"k is {k}: it must be from 1 to {size}, the corpus's size")
+
+
+def check_found(found: Found, asked: int, size: int, name: str) -> None:
+    """Refuses what a searcher found if it is not as `Searcher.search` says.
+
+    Args:
+        asked: number of questions.
+        size: number of passages of the corpus.
+        name: of the searcher, for messages.
+
+    Raises:
+        RagJaxError: it did not answer all questions, or found what is not there, a passage twice,
+            or not the best one first.
+    """
+    scores, rows = found
+    if len(scores) != asked or len(rows) != asked:
+        raise RagJaxError(f"{name} answered {len(rows)} of {asked} questions")
+    for worth, own in zip(scores, rows, strict=True):
+        own, worth = np.asarray(own), np.asarray(worth)
+        if own.shape != worth.shape or not np.isfinite(worth).all():
+            raise RagJaxError(f"{name} found passages without finite scores, one for each")
+        if own.size and not 0 <= own.min() <= own.max() < size:
+            raise RagJaxError(f"{name} found row {own.max()} among {size} passages")
+        if len(np.unique(own)) != len(own) or (np.diff(worth) > 0).any():
+            raise RagJaxError(f"{name} found a passage twice, or not the best one first")
 
 
 @dataclass(frozen=True, eq=False)

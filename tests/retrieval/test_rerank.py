@@ -1,12 +1,13 @@
 """Rerankers: heads against NumPy, the searcher against a loop, and what is refused."""
 
+import json
 import logging
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_encoders import BERT, change_json, lengthen, write_reranker
+from tiny_encoders import BERT, change_json, change_weights, lengthen, write_reranker
 
 from rag_jax.data.passages import Passage
 from rag_jax.models import load, load_reranker
@@ -117,3 +118,47 @@ def test_a_language_model_is_asked():
         row = plain.tokenizer.encode(" ".join(pair))
         logits = plain.model.apply({"params": plain.params}, np.asarray([row]))[0, -1]
         np.testing.assert_allclose(score, logits[yes] - logits[no], atol=2e-5)
+
+
+class Wrong:
+    size = 4
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def search(self, questions, k):
+        return [np.arange(len(self.rows), 0, -1, dtype=np.float32)], [np.asarray(self.rows)]
+
+
+def test_what_a_searcher_finds_is_checked(reranker):
+    for rows, problem in [
+        ([0, -1], "found row"),
+        ([2, 2], "a passage twice"),
+        ([7], "found row 7"),
+    ]:
+        searcher = Reranked(reranker, Wrong(rows), PASSAGES, max_length=64)
+        with pytest.raises(RagJaxError, match=problem):
+            searcher.search(["river"], 2)
+    searcher = Reranked(reranker, Wrong([3, 0]), PASSAGES, max_length=64)
+    assert searcher.search([], 2) == ([], [])
+    for k in (0, 5):
+        with pytest.raises(RagJaxError, match="it must be from 1 to 4"):
+            searcher.search(["river"], k)
+
+
+def test_a_decoder_reads_one_text_after_the_other(tmp_path):
+    folder = tmp_path / "scored"
+    shutil.copytree(GOLDEN / "qwen2", folder)
+    width = json.loads((folder / "config.json").read_text())["hidden_size"]
+    column = np.random.default_rng(0).normal(size=(1, width)).astype(np.float32)
+    change_weights(folder, {"score.weight": column}, drop="lm_head.")
+    labels = {"architectures": ["Qwen2ForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+    change_json(folder / "config.json", **labels)
+    scored = load_reranker(folder)
+    tokenizer = scored.base.tokenizer
+    row = [*tokenizer.encode_prompt("who"), *tokenizer.encode("she did")]
+    inputs = {"params": scored.base.params}, np.asarray([row])
+    hidden = scored.base.model.apply(*inputs, method="hidden").hidden
+    wanted = hidden[0, -1] @ column[0]
+    (found,) = score_pairs(scored, [("who", "she did")], max_length=24)
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
