@@ -17,6 +17,8 @@ DOCUMENTS = [
     "markdown-it-py>=3",  # Markdown
 ]
 
+ARROW = "pyarrow>=14"  # Arrow files; from 14 on, a file's types name no code
+
 TEST = [
     "pytest>=8",
     "pytest-xdist>=3",  # both cores
@@ -24,6 +26,7 @@ TEST = [
     "beartype>=0.20",  # checks the shapes in signatures while testing
     FACTS,
     *DOCUMENTS,
+    ARROW,
     "ruff==0.17.5",  # pinned: another version formats in another way
 ]
 
@@ -83,6 +86,9 @@ setup(
     extras_require={
         "demo": [FACTS],
         "documents": DOCUMENTS,
+        # Folders of `save_to_disk`; writing them, and names on the hub, need the library, which
+        # runs no code of a dataset from version 4 on.
+        "datasets": [ARROW, "datasets>=4"],
         "test": TEST,
         # accelerate for GGUF in transformers, lancedb for the documentation
         "parity": [*TEST, TORCH, SENTENCES, "accelerate", "peft", "lancedb", TPU],
