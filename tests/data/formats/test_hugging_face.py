@@ -5,6 +5,8 @@ Most are written with pyarrow as `save_to_disk` writes them, and some by the lib
 
 import json
 import logging
+import sys
+from types import SimpleNamespace
 
 import pytest
 from damage import damage_bytes, damage_json, refuses_in_a_line
@@ -26,7 +28,7 @@ QUESTION = {"id": "q", "question": "Where?", "answers": ["x"], "passage_id": "p"
 
 def save(folder, rows, *, split=None, files=1, features=None):
     """Writes rows as `Dataset.save_to_disk` does, two to a batch."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     table = pyarrow.Table.from_pylist(rows)
     names = [f"data-{i:05d}-of-{files:05d}.arrow" for i in range(files)]
     size = -(-len(rows) // files)
@@ -46,8 +48,8 @@ def save_splits(folder, **splits):
     return folder
 
 
-def read(folder, **options):
-    return read_collection(DataConfig(str(folder), **options), WorldConfig())
+def read(folder):
+    return read_collection(DataConfig(str(folder)), WorldConfig())
 
 
 def write_lines(folder, **files):
@@ -199,3 +201,91 @@ def test_wild_files(tmp_path_factory, data, name):
         path = folder / names.get(name, "dataset_dict.json")
         path.write_bytes(data.draw(damage_json(path.read_text())))
     refuses_in_a_line(lambda: read(folder))
+
+
+def test_what_the_library_writes(tmp_path):
+    """Its own folders, with shards, and files of its own beside them, are read as JSON lines."""
+    datasets = pytest.importorskip("datasets", reason="writes the folders")
+    datasets.disable_progress_bars()
+    questions = [QUESTION | {"id": str(i)} for i in range(5)]
+    splits = {"train": questions, "validation": questions[:2], "corpus": [PASSAGE]}
+    saved = datasets.DatasetDict({n: datasets.Dataset.from_list(r) for n, r in splits.items()})
+    saved.save_to_disk(tmp_path / "saved", num_shards={"train": 2, "validation": 1, "corpus": 1})
+    again = datasets.load_from_disk(str(tmp_path / "saved"))
+    again["train"].map(lambda row: {"longer": row["question"] * 2})  # writes cache-*.arrow
+    assert any((tmp_path / "saved" / "train").glob("cache-*.arrow"))
+    assert read(tmp_path / "saved") == read(write_lines(tmp_path / "lines", **splits))
+    chosen = saved["train"].select([4, 1])
+    chosen.save_to_disk(tmp_path / "few" / "dev")
+    saved["corpus"].save_to_disk(tmp_path / "few" / "passages")
+    assert [q.id for q in read(tmp_path / "few").questions["dev"]] == ["4", "1"]
+
+
+class Hub:
+    """In the place of the library, with one dataset on the hub."""
+
+    __version__ = "5.0.0"
+
+    def __init__(self, cache):
+        self.config, self.asked = SimpleNamespace(HF_DATASETS_CACHE=str(cache)), []
+
+    def load_dataset(self, *names):
+        self.asked.append(names)
+        if names[0] != "owner/squad":
+            raise ConnectionError("Couldn't reach the Hub\n(offline)")
+        return SimpleNamespace(save_to_disk=self._save)
+
+    def _save(self, folder):
+        save_splits(folder, train=SQUAD, validation=SQUAD)
+
+
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = Hub(tmp_path / "cache")
+    monkeypatch.setitem(sys.modules, "datasets", found)
+    return found
+
+
+def test_names_on_the_hub(tmp_path, library):
+    """A dataset is fetched once; its configuration is part of the name."""
+    found = read("owner/squad")
+    assert set(found.questions) == {"train", "dev"}
+    describe_source(DataConfig("owner/squad"), WorldConfig())
+    read("owner/squad/plain_text")
+    assert library.asked == [("owner/squad",), ("owner/squad", "plain_text")]
+    save(tmp_path / "more" / "test", SQUAD)
+    mixed = read("owner/squad:more")
+    assert {q.dataset for q in mixed.questions["dev"]} == {"owner--squad"}
+    names = {path.name for path in (tmp_path / "cache" / "rag_jax").iterdir()}
+    assert names == {"owner--squad", "owner--squad--plain_text"}
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("owner/other", "is no folder, and no dataset that can be fetched .*the Hub [(]offline[)]"),
+        ("here/squad", "here/squad: no such folder"),  # misspelt: `here` is a folder
+        ("squad", "squad: no such folder"),
+        ("./owner/squad", "no such folder"),
+        ("/owner/squad", "no such folder"),
+    ],
+)
+def test_names_of_nothing(tmp_path, library, name, problem):
+    (tmp_path / "here").mkdir()
+    with pytest.raises(RagJaxError, match=f"config.data.path=.*{problem}") as caught:
+        read(name)
+    assert "\n" not in str(caught.value) and not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("version", [None, "3.6.0"])
+def test_other_libraries(library, monkeypatch, version):
+    """Without the library a name is no folder; an old one might run a dataset's code."""
+    problem = "no such folder; for a dataset of the Hugging Face hub, pip install"
+    if version is None:
+        monkeypatch.setitem(sys.modules, "datasets", None)
+    else:
+        library.__version__, problem = version, "datasets 3.6.0 may run a dataset's code"
+    with pytest.raises(RagJaxError, match=problem):
+        read("owner/squad")
+    assert library.asked == []
