@@ -38,16 +38,19 @@ def list_folders(path: str) -> list[Path]:
     if not all(name.strip() for name in names):
         raise RagJaxError(f"config.data.path={path}: a folder's name is blank; remove a colon")
     folders: dict[str, Path] = {}
-    for name in names:
-        is_remote = not os.path.isdir(name) and hub.is_hub_name(name)
-        folder = hub.fetch_dataset(name) if is_remote else Path(name)
+    for folder in map(Path, names):
         if folder.name in folders:
             raise RagJaxError(
                 f"config.data.path={path}: {folders[folder.name]} and {folder} have the same name, "
                 "which tells their questions apart; rename one of them"
             )
         folders[folder.name] = folder
-    return list(folders.values())
+    return list(map(_find_folder, names))
+
+
+def _find_folder(name: str) -> Path:
+    is_remote = not os.path.isdir(name) and hub.is_hub_name(name)
+    return hub.fetch_dataset(name) if is_remote else Path(name)
 
 
 def mix_collections(parts: Mapping[str, Collection], keep: Keep) -> Collection:
