@@ -17,6 +17,7 @@ DOCUMENTS = [
     "markdown-it-py>=3",  # Markdown
 ]
 
+MTEB = "mteb>=2.26,<3"  # the benchmark of encoders, which brings PyTorch
 ARROW = "pyarrow>=14"  # Arrow files; from 14 on, a file's types name no code
 
 TEST = [
@@ -89,9 +90,20 @@ setup(
         # Folders of `save_to_disk`; writing them, and names on the hub, need the library, which
         # runs no code of a dataset from version 4 on.
         "datasets": [ARROW, "datasets>=4"],
+        "mteb": [MTEB],
         "test": TEST,
         # accelerate for GGUF in transformers, lancedb for the documentation
-        "parity": [*TEST, TORCH, SENTENCES, "accelerate", "peft", "lancedb", TPU],
+        "parity": [
+            *TEST,
+            TORCH,
+            SENTENCES,
+            "accelerate",
+            "peft",
+            "lancedb",
+            "datasets>=4",
+            MTEB,
+            TPU,
+        ],
         # TRL's trainer is the other side of preference optimisation; it changes between versions.
         # ONNX Runtime and OpenVINO are the other sides of encoding, with PyTorch's own graphs.
         "bench": [

@@ -1,6 +1,6 @@
 """Folders that Hugging Face's `datasets` saved: what is read of them, and what is refused.
 
-Most are written with pyarrow as `save_to_disk` writes them, and some by the library itself.
+They are written with pyarrow as `save_to_disk` writes them; the parity suite has its own.
 """
 
 import json
@@ -201,24 +201,6 @@ def test_wild_files(tmp_path_factory, data, name):
         path = folder / names.get(name, "dataset_dict.json")
         path.write_bytes(data.draw(damage_json(path.read_text())))
     refuses_in_a_line(lambda: read(folder))
-
-
-def test_what_the_library_writes(tmp_path):
-    """Its own folders, with shards, and files of its own beside them, are read as JSON lines."""
-    datasets = pytest.importorskip("datasets", reason="writes the folders")
-    datasets.disable_progress_bars()
-    questions = [QUESTION | {"id": str(i)} for i in range(5)]
-    splits = {"train": questions, "validation": questions[:2], "corpus": [PASSAGE]}
-    saved = datasets.DatasetDict({n: datasets.Dataset.from_list(r) for n, r in splits.items()})
-    saved.save_to_disk(tmp_path / "saved", num_shards={"train": 2, "validation": 1, "corpus": 1})
-    again = datasets.load_from_disk(str(tmp_path / "saved"))
-    again["train"].map(lambda row: {"longer": row["question"] * 2})  # writes cache-*.arrow
-    assert any((tmp_path / "saved" / "train").glob("cache-*.arrow"))
-    assert read(tmp_path / "saved") == read(write_lines(tmp_path / "lines", **splits))
-    chosen = saved["train"].select([4, 1])
-    chosen.save_to_disk(tmp_path / "few" / "dev")
-    saved["corpus"].save_to_disk(tmp_path / "few" / "passages")
-    assert [q.id for q in read(tmp_path / "few").questions["dev"]] == ["4", "1"]
 
 
 class Hub:
