@@ -18,6 +18,9 @@ DOCUMENTS = [
     "markdown-it-py>=3",  # Markdown
 ]
 
+MTEB = "mteb>=2.26,<3"  # the benchmark of encoders, which brings PyTorch
+ARROW = "pyarrow>=14"  # Arrow files; from 14 on, a file's types name no code
+
 TEST = [
     "pytest>=8",
     "pytest-xdist>=3",  # both cores
@@ -26,6 +29,7 @@ TEST = [
     FAISS,
     FACTS,
     *DOCUMENTS,
+    ARROW,
     "ruff==0.17.5",  # pinned: another version formats in another way
 ]
 
@@ -85,9 +89,23 @@ setup(
     extras_require={
         "demo": [FACTS],
         "documents": DOCUMENTS,
+        # Folders of `save_to_disk`; writing them, and names on the hub, need the library, which
+        # runs no code of a dataset from version 4 on.
+        "datasets": [ARROW, "datasets>=4"],
+        "mteb": [MTEB],
         "test": TEST,
         # accelerate for GGUF in transformers, lancedb for the documentation
-        "parity": [*TEST, TORCH, SENTENCES, "accelerate", "peft", "lancedb", TPU],
+        "parity": [
+            *TEST,
+            TORCH,
+            SENTENCES,
+            "accelerate",
+            "peft",
+            "lancedb",
+            "datasets>=4",
+            MTEB,
+            TPU,
+        ],
         # TRL's trainer is the other side of preference optimisation; it changes between versions.
         # ONNX Runtime and OpenVINO are the other sides of encoding, with PyTorch's own graphs.
         "bench": [

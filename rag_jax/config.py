@@ -135,8 +135,9 @@ class DataConfig:
     """The source of passages and questions: the built-in world, or a folder of files.
 
     Attributes:
-        path: folder in one of the formats of `rag_jax/data/formats`; several with a colon between
-            them are a mixture (see `rag_jax.data.formats.mixture`); None for the built-in world.
+        path: folder in one of the formats of `rag_jax/data/formats`, or a dataset of the Hugging
+            Face hub; several with a colon between them are a mixture (see
+            `rag_jax.data.formats.mixture`); None for the built-in world.
         format: format of the questions. "auto" infers the format from the first record of a file.
         held_out: number of training questions that become the "dev" split of a folder without one.
         seed: of the choice of the held-out questions, and of the questions that are trained on and

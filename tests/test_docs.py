@@ -15,7 +15,7 @@ from tiny_encoders import lengthen, write_colbert, write_reranker, write_splade
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Of real weights, or of a library that is no requirement.
-PARITY = re.compile(r'(?<!\.)\bload\("|import lancedb')
+PARITY = re.compile(r'(?<!\.)\bload\("|import lancedb|import mteb')
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 

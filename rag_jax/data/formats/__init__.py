@@ -4,8 +4,9 @@ A folder contains files of JSON lines, JSON arrays, JSON objects or tables, with
 `.jsonl`, `.ndjson`, `.json`, `.tsv` or `.csv`, plain or compressed with gzip, bzip2, xz or
 Zstandard. The format of a file is detected from the first record, or `config.data.format` sets the
 format of the questions; the docstring of each format's module lists the fields. `beir` and `tfds`
-are formats of a whole folder. In all other folders, any file may contain passages (plain, DPR's,
-FEVER's, FlashRAG's or KILT's) and any file may contain questions:
+are formats of a whole folder. A dataset that Hugging Face's `datasets` saved, or one split of it,
+stands for a file. In all other folders, any file may contain passages (plain, DPR's, FEVER's,
+FlashRAG's or KILT's) and any file may contain questions:
 
 - A name that ends in `passages` or `questions`, such as `train_questions.jsonl`, determines the
   content. If a name ends in `questions`, questions are read only from files with such names.

@@ -4,8 +4,9 @@ A question has `question`, `choices` (or `options`), `answerKey` (or `answer_idx
 label, and optionally `id`. The choices are an object of texts by label, or of a list `label` and a
 list `text`; or a list of texts, as in MMLU (Hendrycks et al. 2021, arXiv 2009.03300), whose answer
 is a number counted from 0 or a letter. In the published files of ARC, `question` is an object with
-the choices and with the text as `stem`. Labels 1 to 5 become A to E, as in Self-RAG (Asai et al.
-2023), and so do labels from 0.
+the choices and with the text as `stem`; in Hugging Face's rows of OpenBookQA (Mihaylov et al. 2018,
+arXiv 1809.02789), `question_stem` stands for `question`. Labels 1 to 5 become A to E, as in
+Self-RAG (Asai et al. 2023), and so do labels from 0.
 """
 
 from collections.abc import Mapping
@@ -34,6 +35,8 @@ from rag_jax.data.questions import Question
 def matches(record: Mapping[str, Any]) -> bool:
     """Returns whether a record is a question of ARC."""
     has_choices = bool({"choices", "options"} & record.keys()) and "article" not in record
+    if "question_stem" in record:
+        return has_choices
     return "question" in record and (has_choices or isinstance(record["question"], dict))
 
 
@@ -51,7 +54,8 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
         stem = get_text(published, "stem", place)
     else:
         choices = _read_choices(_get_choices(record), place)
-        stem = get_text(record, "question", place)
+        name = "question_stem" if "question_stem" in record else "question"
+        stem = get_text(record, name, place)
     names = rename_labels(choices)
     choices = {names[label]: text for label, text in choices.items()}
     if not choices:

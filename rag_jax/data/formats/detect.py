@@ -50,6 +50,8 @@ RECORDS = {
     "arc": arc,
     "multihop": multihop,
     "dpr": dpr,
+    "squad": squad,
+    "triviaqa": triviaqa,
     "jsonl": jsonl,
 }
 # Formats of whole documents. `holds(path)` tells whether a file is such a document.

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rag_jax.data.formats import beir, dpr, tfds
+from rag_jax.data.formats import beir, dpr, hugging_face, tfds
 from rag_jax.data.formats.corpus import Corpus, GatheredCorpus, find_negatives
 from rag_jax.data.formats.detect import DOCUMENTS, PASSAGES, RECORDS, sort_files
 from rag_jax.data.formats.documents import list_documents, stream_documents
@@ -32,7 +32,7 @@ _logger = logging.getLogger(__name__)
 
 
 def list_files(folder: Path) -> list[Path]:
-    """Returns the data files of a folder, its `qrels` and prepared datasets: sorted, not hidden.
+    """Returns the data files of a folder, its `qrels` and its datasets: sorted, not hidden.
 
     Raises:
         RagJaxError: if the folder does not exist, or a data file is a link to a missing file.
@@ -45,7 +45,10 @@ def list_files(folder: Path) -> list[Path]:
         if find_suffix(path) in SUFFIXES and not tfds.is_of_hugging_face(path)
     ]
     prepared = [path for dataset in tfds.list_datasets(folder) for path in dataset.iterdir()]
-    paths = {*direct, *folder.glob("qrels/*"), *prepared}
+    saved = [
+        path for d in hugging_face.list_datasets(folder) for path in hugging_face.list_files(d)
+    ]
+    paths = {*direct, *folder.glob("qrels/*"), *prepared, *saved}
     visible = sorted(path for path in paths if not path.name.startswith("."))
     for path in visible:
         if not path.exists():
@@ -74,7 +77,7 @@ def find_documents(folder: Path, files: Sequence[Path], format: str) -> list[Pat
     found = list_documents(folder)
     if not found:
         return []
-    direct = [path for path in files if path.parent == folder]
+    direct = hugging_face.list_sources(folder, files)
     passage_files, question_files, _ = sort_files(folder, direct, format)
     return found if not passage_files and {*question_files.values()} == {PLAIN} else []
 
@@ -121,6 +124,8 @@ def _check_other_files(folder: Path, files: Sequence[Path], ledger: Ledger) -> N
         if not path.is_dir():
             if tfds.is_of_hugging_face(path):
                 ledger.leave_out(path, "describes a dataset of Hugging Face's `datasets`")
+            elif path.suffix == ".arrow" and folder / "state.json" in files:
+                ledger.leave_out(path, "is no part of the saved dataset")
             elif Path(path.parent, path.stem) in files:
                 ledger.leave_out(path, f"lies beside {path.stem}, which is read")
             elif not looks_like_data(path):
@@ -150,9 +155,9 @@ def _read_files(
     Args:
         stream: gives the passages of the documents, if they are the corpus.
     """
-    for path in (path for path in files if path.parent != folder):
+    for path in (path for path in files if path.parent == folder / "qrels"):
         ledger.leave_out(path, "judgements need a file queries.jsonl")
-    direct = [path for path in files if path.parent == folder]
+    direct = hugging_face.list_sources(folder, files)
     passage_files, question_files, left_out = sort_files(folder, direct, format)
     for path, reason in left_out.items():
         ledger.leave_out(path, reason)
@@ -183,7 +188,7 @@ def _stream_corpus(
 
 def _read_items(path: Path, name: str, bad: BadLines, ledger: Ledger) -> Iterator[tuple[str, Item]]:
     """Yields the splits and the questions of a file in a format."""
-    split = find_split(path)
+    split = hugging_face.find_dataset_split(path) if path.is_dir() else find_split(path)
     with ledger.read(path, name, bad) as account:
         if name in DOCUMENTS and (name not in RECORDS or DOCUMENTS[name].holds(path)):
             for item in DOCUMENTS[name].read(path, bad):
@@ -261,6 +266,8 @@ def _read_beir(
     folder: Path, files: Sequence[Path], bad: BadLines, keep: Keep, ledger: Ledger
 ) -> Collection:
     paths: dict[str, Path] = {}
+    for dataset in hugging_face.list_datasets(folder):
+        raise RagJaxError(f"{dataset}: lies beside BEIR's queries.jsonl: move one of them away")
     for path in (path for path in files if path.parent == folder):
         name = find_stem(path).lower()
         if name in paths or name not in ("corpus", "queries"):

@@ -170,11 +170,14 @@ def find_container(path: Path) -> tuple[str, list[Any] | dict[str, Any]] | None:
     """Returns the key of the first array or object in an object, and how the value begins.
 
     Of an array, a list of the first item is returned, and of an object a dict of the first member.
-    Returns None if the file does not begin with an object that contains an array or an object.
+    Returns None if the file does not begin with an object that contains an array or an object, or
+    is the folder of a saved dataset.
 
     Raises:
         RagJaxError: if the file cannot be read.
     """
+    if path.is_dir():
+        return None
     # Bytes that are not UTF-8 are reported, and skipped, when the records are read.
     with contextlib.suppress(NotJsonError), open_json(path, errors="replace") as stream:
         if stream.peek() == "{":

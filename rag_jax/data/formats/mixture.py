@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from rag_jax.data.formats import hub
 from rag_jax.data.formats.corpus import digest_passage
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection, Keep, Question
@@ -25,8 +26,11 @@ from rag_jax.runtime.errors import RagJaxError
 def list_folders(path: str) -> list[Path]:
     """The folders that `config.data.path` names: one, or several with a colon between them.
 
+    A name that is no folder may be that of a dataset on the hub, which is fetched; see `hub`.
+
     Raises:
-        RagJaxError: if a name is blank, or two folders have the same name.
+        RagJaxError: if a name is blank, two folders have the same name, or a dataset cannot be
+            fetched.
     """
     if os.path.isdir(path):  # a folder with a colon in its name
         return [Path(path)]
@@ -41,7 +45,12 @@ def list_folders(path: str) -> list[Path]:
                 "which tells their questions apart; rename one of them"
             )
         folders[folder.name] = folder
-    return list(folders.values())
+    return list(map(_find_folder, names))
+
+
+def _find_folder(name: str) -> Path:
+    is_remote = not os.path.isdir(name) and hub.is_hub_name(name)
+    return hub.fetch_dataset(name) if is_remote else Path(name)
 
 
 def mix_collections(parts: Mapping[str, Collection], keep: Keep) -> Collection:

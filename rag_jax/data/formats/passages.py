@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rag_jax.config import DataConfig
-from rag_jax.data.formats import fever, flashrag, jsonl, kilt
+from rag_jax.data.formats import fever, flashrag, hugging_face, jsonl, kilt
 from rag_jax.data.formats.document_files import is_document
 from rag_jax.data.formats.documents import list_documents, stream_documents
 from rag_jax.data.formats.ledger import Ledger
@@ -22,9 +22,10 @@ def stream_passages(
     *,
     words: int = DataConfig.passage_words,
 ) -> Iterator[Passage]:
-    """Yields the passages of files, and of folders of documents.
+    """Yields the passages of files, of saved datasets, and of folders of documents.
 
-    A file contains records as in `read_records`, plain or compressed. A record has `id` (or
+    A file contains records as in `read_records`, plain or compressed, and so does a folder that
+    `save_to_disk` of Hugging Face's `datasets` wrote. A record has `id` (or
     `_id`), `text` and optionally `title`, as in the files of BEIR and DPR, or the fields of
     FEVER, FlashRAG or KILT; see `jsonl` for passages without a text. An id may be an integer. Only
     the ids are kept in memory, to find duplicates.
@@ -41,7 +42,10 @@ def stream_passages(
     seen = set() if seen is None else seen
     for path in map(Path, files):
         count = len(seen)
-        if path.is_dir() or is_document(path):
+        if splits := hugging_face.list_splits(path):
+            for split in splits:
+                yield from parse_records(read_records(split, bad), seen, bad)
+        elif path.is_dir() or is_document(path):
             yield from _stream_documents(path, bad, seen, words)
         else:
             yield from parse_records(read_records(path, bad), seen, bad)

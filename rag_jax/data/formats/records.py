@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rag_jax.data.formats import hugging_face
 from rag_jax.data.formats.files import peek_text
 from rag_jax.data.formats.json_stream import JsonStream, NotJsonError, open_json, refuse_constant
 from rag_jax.data.formats.lines import BadLineError, BadLines, Place, read_lines
@@ -21,6 +22,8 @@ _ON_SEVERAL_LINES = re.compile(r'\{(\s*|[^\n]*,\s*)\n\s*["}]|\{[^\n]*:\s*\n|\{[^
 def read_records(path: Path, bad: BadLines) -> Iterator[tuple[Place, dict[str, Any]]]:
     """Yields the records of a file of JSON lines, JSON arrays, JSON objects, or a table.
 
+    A folder must be a dataset that Hugging Face's `datasets` saved; its rows are the records.
+
     Files with a name that ends in `.tsv` or `.csv`, before the suffix of a compression, are tables.
     A record of a table is a row, with the fields of the heading as keys. Invalid JSON inside an
     array, or an object on several lines, is an error regardless of the limit of bad lines, because
@@ -29,6 +32,9 @@ def read_records(path: Path, bad: BadLines) -> Iterator[tuple[Place, dict[str, A
     Raises:
         RagJaxError: if the file cannot be read, or has too many bad lines.
     """
+    if path.is_dir():
+        yield from hugging_face.read_rows(path, bad)
+        return
     if is_table(path):
         yield from read_table(path, bad)
         return

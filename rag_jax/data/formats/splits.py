@@ -36,6 +36,11 @@ def find_split(path: Path) -> str:
     Raises:
         RagJaxError: if words name several splits, or a word may or may not name one.
     """
+    return find_named_split(path) or "test"
+
+
+def find_named_split(path: Path) -> str | None:
+    """As `find_split`, but None if no word names a split."""
     words = _find_words(path)
     splits = {_SPLITS[word] for word in words if word in _SPLITS}
     doubtful = [word for word in words if word not in _SPLITS]
@@ -44,7 +49,7 @@ def find_split(path: Path) -> str:
             f"{path}: which split does {(doubtful or [path.name])[0]!r} name? rename the file, "
             "with train, dev or test as one word of the name"
         )
-    return splits.pop() if splits else "test"
+    return splits.pop() if splits else None
 
 
 def check_splits(paths: Iterable[Path]) -> None:

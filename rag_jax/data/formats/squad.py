@@ -1,8 +1,12 @@
-"""SQuAD's JSON documents (Rajpurkar et al. 2016, arXiv 1606.05250): articles under `data`.
+"""SQuAD (Rajpurkar et al. 2016, arXiv 1606.05250): JSON documents, and Hugging Face's rows.
 
-Each paragraph is a passage and the gold passage of the questions about the paragraph. The title is
-the title of the article, with spaces for underscores. A question that cannot be answered (SQuAD 2)
-has no answers. A file may hold several documents, one after the other.
+A document has articles under `data`. Each paragraph is a passage and the gold passage of the
+questions about the paragraph. The title is the title of the article, with spaces for underscores. A
+question that cannot be answered (SQuAD 2) has no answers. A file may hold several documents, one
+after the other.
+
+A row is one question: `id`, `title`, `context` (the paragraph), `question`, and `answers` with a
+list `text`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,6 +20,7 @@ from rag_jax.data.formats.fields import (
     get_id,
     get_objects,
     get_text,
+    get_texts,
     is_impossible,
 )
 from rag_jax.data.formats.json_stream import find_container
@@ -29,6 +34,34 @@ def holds(path: Path) -> bool:
     """Returns whether a file is a document of SQuAD."""
     key, begun = find_container(path) or ("", [])
     return key == "data" and isinstance(begun, list) and all("paragraphs" in a for a in begun)
+
+
+def matches(record: Mapping[str, Any]) -> bool:
+    """Returns whether a record is a row of SQuAD."""
+    answers = record.get("answers")
+    has_fields = {"question", "context"} <= record.keys()
+    return has_fields and isinstance(answers, dict) and "text" in answers
+
+
+def parse(record: Mapping[str, Any], place: Place) -> Item:
+    """Parses a row, with the paragraph as the gold passage.
+
+    Raises:
+        BadLineError: if a required field is missing or blank, or a field has the wrong type.
+    """
+    answers = record.get("answers")
+    if not isinstance(answers, dict):
+        raise BadLineError(f"{place}: answers must be an object with a list 'text'")
+    texts = () if is_impossible(record) else get_texts(answers, "text", place)
+    title = get_text(record, "title", place, default="").replace("_", " ")
+    text = get_filled(record, "context", place)
+    question = Question(
+        get_id(record, ["id"], place, default=""),
+        get_filled(record, "question", place),
+        tuple(dict.fromkeys(texts)),
+        {},
+    )
+    return Item(place, question, (Context(Passage("", title, text), 1),))
 
 
 def read(path: Path, bad: BadLines) -> Iterator[Item]:

@@ -20,7 +20,7 @@ from rag_jax.runtime.errors import RagJaxError
 
 def is_table(path: Path) -> bool:
     """Returns whether the name of a file is the name of a table."""
-    return find_suffix(path) in (".tsv", ".csv")
+    return find_suffix(path) in (".tsv", ".csv") and not path.is_dir()
 
 
 def read_heading(path: Path) -> list[str]:

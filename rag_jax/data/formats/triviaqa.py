@@ -1,17 +1,23 @@
-"""TriviaQA's JSON documents (Joshi et al. 2017, arXiv 1705.03551): questions under `Data`.
+"""TriviaQA (Joshi et al. 2017, arXiv 1705.03551): JSON documents, and Hugging Face's rows.
 
-A question has `QuestionId`, `Question` and `Answer`, with `Value` and `Aliases`; test files have no
-`Answer`. The evidence documents are not read, so the folder must contain a file of passages.
+A document has questions under `Data`. A question has `QuestionId`, `Question` and `Answer`, with
+`Value` and `Aliases`; test files have no `Answer`. A row is one question with the fields
+`question_id`, `question` and `answer`, with `value` and `aliases`; in the rows of the test split
+the value is `<unk>`, which is no answer. The evidence documents are not read, so the folder must
+contain a file of passages.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from rag_jax.data.formats.fields import Item, get_filled, get_id, get_text, get_texts
 from rag_jax.data.formats.json_stream import find_container
-from rag_jax.data.formats.lines import BadLineError, BadLines
+from rag_jax.data.formats.lines import BadLineError, BadLines, Place
 from rag_jax.data.formats.records import read_items
 from rag_jax.data.questions import Question
+
+_UNKNOWN = "<unk>"  # the value of an answer that is not published
 
 
 def holds(path: Path) -> bool:
@@ -28,16 +34,51 @@ def read(path: Path, bad: BadLines) -> Iterator[Item]:
     """
     for place, record in read_items(path, "Data"):
         with bad:
-            answer = record.get("Answer")
-            answers: tuple[str, ...] = ()
-            if isinstance(answer, dict):
-                answers = (get_text(answer, "Value", place), *get_texts(answer, "Aliases", place))
-            elif answer is not None:
-                raise BadLineError(f"{place}: Answer must be an object")
+            answers = _read_answers(record, ("Answer", "Value", "Aliases"), place)
             question = Question(
                 get_id(record, ["QuestionId"], place),
                 get_filled(record, "Question", place),
-                tuple(dict.fromkeys(answers)),
+                answers,
                 {},
             )
             yield Item(place, question)
+
+
+def matches(record: Mapping[str, Any]) -> bool:
+    """Returns whether a record is a row of TriviaQA."""
+    answer = record.get("answer")
+    return "question" in record and isinstance(answer, dict) and "value" in answer
+
+
+def parse(record: Mapping[str, Any], place: Place) -> Item:
+    """Parses a row.
+
+    Raises:
+        BadLineError: if a required field is missing or blank, or a field has the wrong type.
+    """
+    answers = _read_answers(record, ("answer", "value", "aliases"), place)
+    question = Question(
+        get_id(record, ["question_id"], place, default=""),
+        get_filled(record, "question", place),
+        tuple(answer for answer in answers if answer != _UNKNOWN),
+        {},
+    )
+    return Item(place, question)
+
+
+def _read_answers(
+    record: Mapping[str, Any], names: tuple[str, str, str], place: Place
+) -> tuple[str, ...]:
+    """Returns the value and the aliases of an answer; none if the answer is missing.
+
+    Args:
+        names: fields of the answer, of its value and of its aliases.
+    """
+    name, value, aliases = names
+    answer = record.get(name)
+    if answer is None:
+        return ()
+    if not isinstance(answer, dict):
+        raise BadLineError(f"{place}: {name} must be an object")
+    texts = (get_text(answer, value, place), *get_texts(answer, aliases, place))
+    return tuple(dict.fromkeys(texts))
