@@ -63,7 +63,8 @@ class MtebEncoder(AbsEncoder):
         Args:
             inputs: batches of texts by MTEB's names of their parts.
             task_metadata: of the task, for its name.
-            hf_split, hf_subset: part of the task, which makes no difference.
+            hf_split: part of the task, which makes no difference.
+            hf_subset: likewise.
             prompt_type: whether the texts are queries or documents; None in tasks without roles.
             **kwargs: `batch_size` is that of `encode_texts`; a progress bar is not shown.
 

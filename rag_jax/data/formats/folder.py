@@ -45,9 +45,7 @@ def list_files(folder: Path) -> list[Path]:
         if find_suffix(path) in SUFFIXES and not tfds.is_of_hugging_face(path)
     ]
     prepared = [path for dataset in tfds.list_datasets(folder) for path in dataset.iterdir()]
-    saved = [
-        path for d in hugging_face.list_datasets(folder) for path in hugging_face.list_files(d)
-    ]
+    saved = hugging_face.list_files(folder)
     paths = {*direct, *folder.glob("qrels/*"), *prepared, *saved}
     visible = sorted(path for path in paths if not path.name.startswith("."))
     for path in visible:
@@ -155,9 +153,9 @@ def _read_files(
     Args:
         stream: gives the passages of the documents, if they are the corpus.
     """
-    for path in (path for path in files if path.parent == folder / "qrels"):
-        ledger.leave_out(path, "judgements need a file queries.jsonl")
     direct = hugging_face.list_sources(folder, files)
+    for path in sorted({*files} - {*direct, *hugging_face.list_files(folder)}):
+        ledger.leave_out(path, "judgements need a file queries.jsonl")
     passage_files, question_files, left_out = sort_files(folder, direct, format)
     for path, reason in left_out.items():
         ledger.leave_out(path, reason)

@@ -198,7 +198,9 @@ def _read_object(dataset: Path, name: str) -> Mapping[str, Any]:
     path = dataset / name
     if not path.exists():
         arrow = next(iter(sorted(dataset.glob("*.arrow"))), dataset)
-        raise RagJaxError(f"{arrow}: looks like data, but {name} is missing beside it: {_AGAIN}")
+        raise RagJaxError(
+            f"{arrow}: looks like data, but {name} is missing beside it: {_AGAIN}, or move it away"
+        )
     found = read_json(path, advice=_AGAIN)
     if not isinstance(found, dict):
         raise RagJaxError(f"{path}: must be an object, not {show(found)}: {_AGAIN}")
