@@ -7,6 +7,7 @@ pattern needs, so a busy machine does not matter.
 
 import ast
 import importlib
+import importlib.util
 import itertools
 import pkgutil
 import re
@@ -47,10 +48,16 @@ KINDS = (re.Pattern, regex.Pattern)
 METHODS = ("search", "match", "fullmatch", "finditer", "findall", "sub", "split")
 
 
+# What cannot be imported without a package of an extra.
+OPTIONAL = {"rag_jax.retrieval.mteb": "mteb"}
+
+
 def list_named():
     """The patterns in the globals of all modules, with the methods that are called on them."""
     seen = set()
     for module in pkgutil.walk_packages(rag_jax.__path__, "rag_jax."):
+        if module.name in OPTIONAL and not importlib.util.find_spec(OPTIONAL[module.name]):
+            continue
         loaded = importlib.import_module(module.name)
         for name, value in vars(loaded).items():
             if isinstance(value, KINDS) and id(value) not in seen:

@@ -117,3 +117,14 @@ def write_reranker(folder):
     fields = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
     change_json(folder / "config.json", **fields)
     return folder
+
+
+def write_scored_decoder(folder):
+    """A folder of golden Qwen2 with a score of its last token."""
+    shutil.copytree(BERT.parent / "qwen2", folder)
+    width = json.loads((folder / "config.json").read_text())["hidden_size"]
+    column = np.random.default_rng(0).normal(size=(1, width)).astype(np.float32)
+    change_weights(folder, {"score.weight": column}, drop="lm_head.")
+    labels = {"architectures": ["Qwen2ForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+    change_json(folder / "config.json", **labels)
+    return folder

@@ -18,6 +18,7 @@ from rag_jax.data.questions import Question
 from rag_jax.models import Pretrained, Reranker
 from rag_jax.models.io.architectures import get_rules
 from rag_jax.models.nn.bert import Bert
+from rag_jax.models.nn.decoder_config import DecoderConfig
 from rag_jax.models.nn.score_head import ScoreHead
 from rag_jax.retrieval.encode import pad_texts
 from rag_jax.retrieval.pairs import Pair
@@ -185,8 +186,17 @@ def fit_reranker(
         max_length: as for `score_pairs`.
         seed: of the order, and of the choice among negatives.
         save: keeps the trained reranker.
+
+    Raises:
+        RagJaxError: a pair has no negatives, a language model is asked, or as `fit`.
     """
     base = reranker.base
+    if reranker.question is not None:
+        raise RagJaxError("a language model that is asked has no head to train")
+    if bare := [pair.id for pair in pairs if not pair.negatives]:
+        raise RagJaxError(
+            f"{len(bare)} pairs have no negatives, such as {bare[0]!r}: leave them out"
+        )
     plan = BatchPlan([0] * len(pairs), batch_size=settings.batch_size, seed=seed)
 
     def list_groups(step: int) -> list[Group]:
@@ -207,7 +217,9 @@ def fit_reranker(
         groups = list_groups(step)
         read = sum(len(row) for group in groups for row in group)
         arrays = pack_groups(reranker, groups, settings, widths)
-        return Batch([("groups", a) for a in arrays], 3 * base.config.count_flops(read))
+        count = base.config.count_flops
+        flops = count(read, 0) if isinstance(base.config, DecoderConfig) else count(read)
+        return Batch([("groups", a) for a in arrays], 3 * flops)
 
     trainable = Trainable(
         base=base.params,

@@ -63,7 +63,7 @@ def test_what_is_shared_is_there_once():
     for system in SYSTEMS:
         assert not {"system", "seed", "data", "world", "mesh", "questions"} & {*values[system]}
     assert {*values.rag.generator} == {"max_length", "chat"}
-    assert {*values.prag.retrieve} == {"by", "fusion", "passages"}
+    assert {*values.prag.retrieve} == {"by", "fusion", "passages", "rerank"}
     text = describe(values)
     assert text.count("the built-in world.") == 1 and text.count("batch_size=64\n") == 1
     assert "--config.prag.encode.learning_rate=" in text and "config.prag.seed" not in text

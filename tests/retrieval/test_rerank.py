@@ -1,13 +1,12 @@
 """Rerankers: heads against NumPy, the searcher against a loop, and what is refused."""
 
-import json
 import logging
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_encoders import BERT, change_json, change_weights, lengthen, write_reranker
+from tiny_encoders import BERT, change_json, lengthen, write_reranker, write_scored_decoder
 
 from rag_jax.data.passages import Passage
 from rag_jax.models import load, load_reranker
@@ -147,18 +146,11 @@ def test_what_a_searcher_finds_is_checked(reranker):
 
 
 def test_a_decoder_reads_one_text_after_the_other(tmp_path):
-    folder = tmp_path / "scored"
-    shutil.copytree(GOLDEN / "qwen2", folder)
-    width = json.loads((folder / "config.json").read_text())["hidden_size"]
-    column = np.random.default_rng(0).normal(size=(1, width)).astype(np.float32)
-    change_weights(folder, {"score.weight": column}, drop="lm_head.")
-    labels = {"architectures": ["Qwen2ForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
-    change_json(folder / "config.json", **labels)
-    scored = load_reranker(folder)
+    scored = load_reranker(write_scored_decoder(tmp_path / "scored"))
     tokenizer = scored.base.tokenizer
     row = [*tokenizer.encode_prompt("who"), *tokenizer.encode("she did")]
     inputs = {"params": scored.base.params}, np.asarray([row])
     hidden = scored.base.model.apply(*inputs, method="hidden").hidden
-    wanted = hidden[0, -1] @ column[0]
+    wanted = hidden[0, -1] @ scored.base.params["head"]["out"]["kernel"][:, 0]
     (found,) = score_pairs(scored, [("who", "she did")], max_length=24)
     np.testing.assert_allclose(found, wanted, atol=2e-5)

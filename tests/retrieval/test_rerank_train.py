@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_encoders import BERT, lengthen, write_reranker
+from tiny_encoders import BERT, lengthen, write_reranker, write_scored_decoder
 
 from rag_jax.config import MeshConfig
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.models import load, load_reranker, save_reranker
+from rag_jax.models.io.reranker import YesNo
 from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.retrieval import score_pairs
 from rag_jax.retrieval.pairs import list_pairs
@@ -107,6 +108,27 @@ def test_training_tells_passages_apart(tmp_path, reranker):
     np.testing.assert_array_equal(scores, score_pairs(trained, pairs, max_length=32))
     losses = [line["loss"] for line in read_jsonl(stage.folder / "log.jsonl")]
     assert losses[-1] < 0.2 * losses[0]
+
+
+def test_a_decoder_is_trained_and_what_cannot_be_is_refused(tmp_path):
+    folder = write_scored_decoder(tmp_path / "scored")
+    mesh, kept = make_mesh(MeshConfig(1, 1), devices=jax.devices()[:1]), []
+    stage = StageContext(Stage("train", lambda context: None), tmp_path)
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    settings = replace(SETTINGS, epochs=1)
+    inputs = QUESTIONS, PASSAGES, settings, mesh, stage.folder, stage.progress
+    options = {"max_length": 24, "seed": 0, "save": kept.append}
+    asked = load_reranker(BERT.parent / "llama_tied", question=YesNo("", " ", "", yes="a", no="b"))
+    with pytest.raises(RagJaxError, match="has no head to train"):
+        fit_reranker(asked, PAIRS, *inputs, **options)
+    scored = load_reranker(folder)
+    with pytest.raises(RagJaxError, match="1 pairs have no negatives, such as 'river'"):
+        fit_reranker(scored, [replace(PAIRS[0], negatives=()), *PAIRS[1:]], *inputs, **options)
+    fit_reranker(scored, PAIRS, *inputs, **options)
+    save_reranker(kept[0], tmp_path / "saved")
+    pairs = [("what is snow", passage.text) for passage in PASSAGES]
+    found = score_pairs(load_reranker(tmp_path / "saved"), pairs, max_length=24)
+    np.testing.assert_array_equal(found, score_pairs(kept[0], pairs, max_length=24))
 
 
 def test_an_encoder_starts_a_reranker():

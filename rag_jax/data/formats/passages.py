@@ -55,8 +55,12 @@ def stream_passages(
 
 def _stream_documents(path: Path, bad: BadLines, seen: set[str], words: int) -> Iterator[Passage]:
     """Yields the passages of a document, or of the documents in a folder, and logs each file."""
-    folder, paths = (path, list_documents(path)) if path.is_dir() else (path.parent, [path])
-    ledger = Ledger()
+    folder, paths, ledger = path.parent, [path], Ledger()
+    if path.is_dir():
+        folder, paths = path, list_documents(path)
+        for other in sorted(path.iterdir()):
+            if other.is_file() and not other.name.startswith(".") and not is_document(other):
+                ledger.leave_out(other, "is no document")
     yield from stream_documents(folder, paths, words=words, bad=bad, seen=seen, ledger=ledger)
     ledger.close()
 

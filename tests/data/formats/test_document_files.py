@@ -225,6 +225,7 @@ def test_a_folder_of_documents_is_a_corpus(tmp_path, caplog):
         read_collection(DataConfig(path=str(tmp_path)), WorldConfig())
     (tmp_path / "bad.pdf").unlink()
     assert [p.id for p in read_passages([tmp_path])] == ["a.md#2", "sub/b.txt#1", "sub/c.txt#1"]
+    assert "test_questions.jsonl: is not read: is no document" in caplog.text
     (passage,) = read_passages([tmp_path / "a.md"])
     assert passage.text == "First things. Second things."
 
