@@ -12,7 +12,7 @@ import pytest
 from damage import damage_bytes, damage_json, refuses_in_a_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_rows import OPENBOOKQA, PASSAGE, SQUAD, TRIVIAQA
+from test_exported_rows import OPENBOOKQA, PASSAGE, SQUAD, TRIVIAQA
 
 from rag_jax.config import DataConfig, WorldConfig
 from rag_jax.data.formats import describe_source, read_collection, read_passages
