@@ -209,10 +209,10 @@ def _build_ivf(
         sample = embeddings[rows[trained]]
         # Partitions have centres of length 1. A power of two rounds nothing, nor changes an order.
         scale = np.float32(0.5) ** np.round(np.log2(np.median(_measure_lengths(sample)) or 1.0))
-        index.train(_rotate(sample * scale, rotation))
+        index.train(_rotate_alike(sample * scale, rotation))
         for start in range(0, len(rows), _ADDED_TOGETHER):
             block = embeddings[rows[start : start + _ADDED_TOGETHER]]
-            index.add(_rotate(block * scale, rotation))
+            index.add(_rotate_alike(block * scale, rotation))
         return index
 
     return Faiss(embeddings, _build_parts(embeddings, build), rotation)
@@ -231,6 +231,12 @@ def _make_ivf(kind: Callable[..., Any], width: int, *options: Any) -> Any:
 
 def _rotate(vectors: Float[np.ndarray, "n D"], rotation: Any) -> Float[np.ndarray, "n D"]:
     return vectors if rotation is None else rotation.apply(vectors)
+
+
+def _rotate_alike(vectors: Float[np.ndarray, "n D"], rotation: Any) -> Float[np.ndarray, "n D"]:
+    """The same rotated vectors whatever the number of threads, with which BLAS rounds otherwise."""
+    with _use_threads(1):
+        return _rotate(vectors, rotation)
 
 
 @contextlib.contextmanager
