@@ -43,7 +43,7 @@ from rag_jax.runtime.progress import Progress
 from rag_jax.training.fit import Batch, Hook, fit
 from rag_jax.training.loop import LossFunction
 from rag_jax.training.rows import PROGRAM_TOKENS, list_sampled
-from rag_jax.training.trainable import Trainable
+from rag_jax.training.trainable import Trainable, train_all
 
 _SIDES = ("question", "passage")
 
@@ -300,14 +300,7 @@ def fit_encoders(
 
 def make_trainable(encoders: Encoders, mesh: Mesh) -> Trainable:
     """All weights of the encoders."""
-    return Trainable(
-        base=encoders.params(),
-        frozen=None,
-        init=lambda params: params,
-        merge=lambda trained, base: trained,
-        rules=get_rules(encoders.question.config),
-        mesh=mesh,
-    )
+    return train_all(encoders.params(), rules=get_rules(encoders.question.config), mesh=mesh)
 
 
 def _pick_side(params: PyTree, side: str) -> PyTree:

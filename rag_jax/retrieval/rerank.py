@@ -19,6 +19,7 @@ from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.nn.score_head import ScoreHead, score_states
 from rag_jax.retrieval.encode import check_sizes, choose_text_widths, pad_texts, run_batches
 from rag_jax.retrieval.searcher import Found, Searcher, check_count, check_found
+from rag_jax.retrieval.texts import is_pair
 from rag_jax.runtime.arguments import checked
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import shard_batch
@@ -56,13 +57,8 @@ def score_pairs(
     scores = np.empty(len(rows), np.float32)
 
     def run(indices: list[int], shape: tuple[int, int]) -> Array:
-        chosen = [rows[i] for i in indices]
-        tokens, lengths = pad_texts(chosen, *shape)
-        firsts = np.full(len(tokens), shape[1], np.int32)
-        firsts[: len(chosen)] = [count_first(reranker, row, shape[1]) for row in chosen]
-        return score_batch(
-            base.model, reranker.head, base.params, *shard_batch((tokens, lengths, firsts))
-        )
+        arrays = pad_texts([rows[i] for i in indices], *shape)
+        return score_batch(base.model, reranker.head, base.params, *shard_batch(arrays))
 
     widths = widths or choose_text_widths(rows.lengths)
     for indices, values in run_batches(rows.lengths, run, batch_size, widths, progress):
@@ -84,7 +80,7 @@ def tokenize_pairs(
     encode = functools.partial(_encode_pair, reranker)
     num_cut, i = 0, -1
     for i, pair in enumerate(pairs):
-        if not (isinstance(pair, tuple) and len(pair) == 2 and all(map(_is_text, pair))):
+        if not (isinstance(pair, tuple) and is_pair(pair)):
             raise RagJaxError(f"pair {i} is no (question, passage) pair of strings")
         if not pair[0].strip():
             raise RagJaxError(f"pair {i}: its question is blank")
@@ -103,20 +99,9 @@ def _has_types(model: Encoder | Decoder) -> bool:
     return isinstance(config, BertConfig) and config.family == "bert" and config.num_types == 2
 
 
-def count_first(reranker: Reranker, row: Sequence[int], width: int) -> int:
-    """Number of tokens of a pair before its passage, `width` if the model tells no types."""
-    if not len(row) or not _has_types(reranker.base.model):
-        return width
-    return list(row).index(row[-1]) + 1  # after the first separator, a row's last token
-
-
 def join_passage(passage: Passage) -> str:
     """What is read of a passage: its title and its text."""
     return " ".join(filter(None, (passage.title, passage.text)))
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
 
 
 def _encode_pair(reranker: Reranker, question: str, passage: str, max_length: int) -> list[int]:
@@ -141,19 +126,17 @@ def score_batch(
     params: PyTree,
     tokens: Int[Array, "B T"],
     lengths: Int[Array, "B"],
-    firsts: Int[Array, "B"],
 ) -> Float[Array, "B"]:
-    """Scores of rows of `lengths` tokens, at least 1; compiled once per shape.
-
-    Args:
-        firsts: number of tokens of each row before its passage, for models with token types.
-    """
+    """Scores of rows of `lengths` tokens, at least 1; compiled once per shape."""
     columns = jnp.arange(tokens.shape[1])[None]
     mask = columns < lengths[:, None]
     if isinstance(model, Decoder):
         hidden = model.apply({"params": params}, tokens, mask=mask, method="hidden").hidden
     elif _has_types(model):
-        types = (columns >= firsts[:, None]).astype(jnp.int32)
+        # A passage begins after the first separator, which is a row's last token too.
+        separators = jnp.take_along_axis(tokens, lengths[:, None] - 1, axis=1)
+        first = jnp.argmax(tokens == separators, axis=1)
+        types = (columns > first[:, None]).astype(jnp.int32)
         hidden = model.apply({"params": params}, tokens, mask, types)
     else:
         hidden = model.apply({"params": params}, tokens, mask)

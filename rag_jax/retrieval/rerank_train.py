@@ -8,7 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, PyTree
 
 from rag_jax.config import TrainConfig
@@ -22,16 +22,16 @@ from rag_jax.models.nn.decoder_config import DecoderConfig
 from rag_jax.models.nn.score_head import ScoreHead
 from rag_jax.retrieval.encode import pad_texts
 from rag_jax.retrieval.pairs import Pair
-from rag_jax.retrieval.rerank import count_first, join_passage, score_batch, tokenize_pairs
+from rag_jax.retrieval.rerank import join_passage, score_batch, tokenize_pairs
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.platforms import count_program_tokens
 from rag_jax.runtime.progress import Progress
 from rag_jax.runtime.settings import Count, Positive
-from rag_jax.runtime.sharding import count_data_rows
+from rag_jax.runtime.sharding import HEAD_RULES, count_data_rows
 from rag_jax.training.fit import Batch, fit
 from rag_jax.training.loop import LossFunction
 from rag_jax.training.rows import PROGRAM_TOKENS, list_sampled
-from rag_jax.training.trainable import Trainable
+from rag_jax.training.trainable import train_all
 
 Group = list[list[int]]  # the token ids of a question with each of its passages
 
@@ -106,8 +106,8 @@ def make_loss(reranker: Reranker, settings: RerankTrainConfig) -> LossFunction:
 
     def loss(params: PyTree, frozen: PyTree, arrays: Mapping[str, Array]) -> tuple[Array, dict]:
         del frozen
-        read = (arrays[name] for name in ("tokens", "lengths", "firsts"))
-        scores = score_batch(model, head, params, *read).reshape(-1, each)
+        scores = score_batch(model, head, params, arrays["tokens"], arrays["lengths"])
+        scores = scores.reshape(-1, each)
         losses = rank_loss(scores, arrays["masked"], pairwise=settings.by == "pairs")
         return (losses * arrays["weights"]).sum(), {}
 
@@ -115,7 +115,6 @@ def make_loss(reranker: Reranker, settings: RerankTrainConfig) -> LossFunction:
 
 
 def pack_groups(
-    reranker: Reranker,
     groups: Sequence[Group],
     settings: RerankTrainConfig,
     widths: Sequence[int],
@@ -123,9 +122,9 @@ def pack_groups(
     """The microbatches of a step, each of questions whose longest rows are of similar length.
 
     Returns:
-        `tokens` `[G * N, T]`, `lengths` and `firsts` `[G * N]`, as `score_batch` takes them, with
-        the right passage first of each question's `N`; `masked` `[G, N]`; `weights` `[G]`, which
-        add up to 1 over the step.
+        `tokens` `[G * N, T]` and `lengths` `[G * N]`, as `score_batch` takes them, with the right
+        passage first of each question's `N`; `masked` `[G, N]`; `weights` `[G]`, which add up to 1
+        over the step.
     """
     each, arrays, rest = 1 + settings.negatives, [], sorted(groups, key=_measure)
     while rest:
@@ -140,9 +139,7 @@ def pack_groups(
             masked[i, : len(group)], weights[i] = False, 1 / len(groups)
             rows += [*group, *[()] * (each - len(group))]
         tokens, lengths = pad_texts(rows, count * each, width)
-        firsts = np.full(count * each, width, np.int32)
-        firsts[: len(rows)] = [count_first(reranker, row, width) for row in rows]
-        packed = {"tokens": tokens, "lengths": lengths, "firsts": firsts}
+        packed = {"tokens": tokens, "lengths": lengths}
         arrays.append({**packed, "masked": masked, "weights": weights})
     return arrays
 
@@ -216,19 +213,13 @@ def fit_reranker(
         del chosen
         groups = list_groups(step)
         read = sum(len(row) for group in groups for row in group)
-        arrays = pack_groups(reranker, groups, settings, widths)
+        arrays = pack_groups(groups, settings, widths)
         count = base.config.count_flops
         flops = count(read, 0) if isinstance(base.config, DecoderConfig) else count(read)
         return Batch([("groups", a) for a in arrays], 3 * flops)
 
-    trainable = Trainable(
-        base=base.params,
-        frozen=None,
-        init=lambda params: params,
-        merge=lambda trained, base: trained,
-        rules=((r"head/.+", PartitionSpec()), *get_rules(base.config)),
-        mesh=mesh,
-    )
+    rules = (*HEAD_RULES, *get_rules(base.config))
+    trainable = train_all(base.params, rules=rules, mesh=mesh)
     losses = {"groups": make_loss(reranker, settings)}
     fit(
         plan,

@@ -144,7 +144,7 @@ def tokenize_with(
     encode = reading.tokenizer.encode_with_specials
     num_cut, i = 0, -1
     for i, text in enumerate(texts):
-        parts = (text,) if isinstance(text, str) else tuple(text) if _is_pair(text) else None
+        parts = (text,) if isinstance(text, str) else tuple(text) if is_pair(text) else None
         if parts is None:
             raise RagJaxError(f"text {i} is neither a string nor a (title, text) pair of strings")
         if not reading.separates:
@@ -161,7 +161,8 @@ def tokenize_with(
         _logger.warning("%d of %d texts were cut to %d tokens", num_cut, i + 1, max_length)
 
 
-def _is_pair(text: Any) -> bool:
+def is_pair(text: Any) -> bool:
+    """Whether a value is two strings."""
     is_sequence = isinstance(text, (tuple, list)) and len(text) == 2
     return is_sequence and all(isinstance(part, str) for part in text)
 

@@ -44,6 +44,7 @@ DECODER_RULES: Rules = (
     (r"head/kernel", _SPLIT_OUT),
     _DENSE,
 )
+HEAD_RULES: Rules = ((r"head/.+", _WHOLE),)  # beside an encoder, a copy on every device
 BERT_RULES: Rules = (
     (r"embed/(word|position|type)/embedding", _SPLIT_IN),
     (r"layers_\d+/attention/(query|key|value)/kernel", _SPLIT_OUT),

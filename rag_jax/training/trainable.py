@@ -73,6 +73,11 @@ def make_trainable(
     return Trainable(params, None if tuning.mode == "full" else params, init, merge, rules, mesh)
 
 
+def train_all(params: PyTree, *, rules: Rules, mesh: Mesh) -> Trainable:
+    """All of some parameters, in their own dtype, whatever models they are of."""
+    return Trainable(params, None, lambda params: params, lambda trained, _: trained, rules, mesh)
+
+
 def set_passes(model: Decoder, tuning: TuningConfig) -> Decoder:
     """The model with passes as the tuning settings have them, for a loss."""
     return model.clone(remat=tuning.remat, scan_layers=tuning.scan_layers)

@@ -7,7 +7,7 @@ the extra `documents`. Nothing in a file is run or fetched.
 import contextlib
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ def read_plain(path: Path) -> Document:
             first = first if lines else number
             lines.append(line)
         elif lines:
-            paragraphs.append(Paragraph(first, (), " ".join(" ".join(lines).split())))
+            paragraphs.append(Paragraph(first, (), _squeeze(" ".join(lines))))
             lines = []
     return Document("", tuple(paragraphs))
 
@@ -122,12 +122,10 @@ def parse_markdown(text: str) -> Document:
     tokens = MarkdownIt("commonmark").enable("table").parse(_cut_front_matter(text))
     for token, before in zip(tokens, [None, *tokens], strict=False):
         place = token.map[0] + 1 if token.map else 0
-        under = tuple(headings[level] for level in sorted(headings))
+        under = tuple(headings.values())
         if token.type == "inline" and before.type == "heading_open":
-            level = int(before.tag[1:])
-            headings = {n: own for n, own in headings.items() if n < level}
-            headings[level] = _flatten(token)
-            levels.append((level, headings[level]))
+            levels.append((int(before.tag[1:]), _flatten(token)))
+            headings = _put_under(headings, *levels[-1])
         elif token.type == "inline" and before.type in ("th_open", "td_open"):
             cells.append(_flatten(token))
         elif token.type == "tr_open":
@@ -137,10 +135,20 @@ def parse_markdown(text: str) -> Document:
         elif token.type == "inline":
             paragraphs.append(Paragraph(place, under, _flatten(token)))
         elif token.type in ("fence", "code_block"):
-            paragraphs.append(Paragraph(place, under, " ".join(token.content.split())))
+            paragraphs.append(Paragraph(place, under, _squeeze(token.content)))
         elif token.type == "html_block":
             paragraphs.append(Paragraph(place, under, _strip_tags(token.content)))
     return Document(_find_title(levels), tuple(p for p in paragraphs if p.text))
+
+
+def _put_under(headings: Mapping[int, str], level: int, text: str) -> dict[int, str]:
+    """The headings by their levels, rising, that stand above what follows a further one."""
+    return {n: own for n, own in headings.items() if n < level} | {level: text}
+
+
+def _squeeze(text: str) -> str:
+    """A text with single spaces."""
+    return " ".join(text.split())
 
 
 def _cut_front_matter(text: str) -> str:
@@ -157,7 +165,7 @@ def _flatten(token: Any) -> str:
             parts.append(" ")
         elif child.type in ("text", "code_inline", "image"):
             parts.append(child.content)
-    return " ".join("".join(parts).split())
+    return _squeeze("".join(parts))
 
 
 def _strip_tags(text: str) -> str:
@@ -170,7 +178,7 @@ def _strip_tags(text: str) -> str:
         tree = lxml.html.fragment_fromstring(text, create_parent="div", parser=parser)
     except lxml.etree.ParserError:  # nothing but a comment
         return ""
-    return " ".join(" ".join(tree.itertext()).split())
+    return _squeeze(" ".join(tree.itertext()))
 
 
 def _find_title(levels: list[tuple[int, str]]) -> str:
@@ -182,7 +190,9 @@ def _find_title(levels: list[tuple[int, str]]) -> str:
 
 def read_page(path: Path) -> Document:
     """A web page: its main text, without menus. The place of a paragraph is its number."""
-    with open_page(path) as content, _within(path):
+    with parsing(path):
+        content = path.read_bytes()  # the encoding is the page's own matter
+    with _within(path):
         import trafilatura
 
         options = {"include_comments": False, "include_tables": True, "favor_recall": True}
@@ -192,15 +202,6 @@ def read_page(path: Path) -> Document:
     title = (known.title if known else "") or document.title
     numbered = [Paragraph(n, p.headings, p.text) for n, p in enumerate(document.paragraphs, 1)]
     return Document(title or "", tuple(numbered))
-
-
-@contextlib.contextmanager
-def open_page(path: Path) -> Iterator[bytes]:
-    """The bytes of a web page, whose encoding is the page's own matter."""
-    try:
-        yield path.read_bytes()
-    except OSError as error:
-        raise RagJaxError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def read_pdf(path: Path) -> Document:
@@ -214,10 +215,9 @@ def read_pdf(path: Path) -> Document:
             if reader.is_encrypted and not reader.decrypt(""):
                 raise BadLineError(f"{path}: is encrypted: save it without a password")
             title = (reader.metadata.title if reader.metadata else None) or ""
-            pages = [" ".join((page.extract_text() or "").split()) for page in reader.pages]
-    return Document(
-        " ".join(title.split()), tuple(Paragraph(n, (), text) for n, text in enumerate(pages, 1))
-    )
+            pages = [_squeeze(page.extract_text() or "") for page in reader.pages]
+    paragraphs = tuple(Paragraph(n, (), text) for n, text in enumerate(pages, 1))
+    return Document(_squeeze(title), paragraphs)
 
 
 def read_word(path: Path) -> Document:
@@ -239,12 +239,11 @@ def read_word(path: Path) -> Document:
             if style == "Title":
                 title = block.text
             elif level := re.fullmatch(r"Heading (\d)", style):
-                headings = {n: own for n, own in headings.items() if n < int(level[1])}
-                headings[int(level[1])] = " ".join(block.text.split())
+                headings = _put_under(headings, int(level[1]), _squeeze(block.text))
             else:
-                under = tuple(headings[level] for level in sorted(headings))
-                paragraphs += [Paragraph(number, under, " ".join(t.split())) for t in texts]
-    return Document(" ".join(title.split()), tuple(p for p in paragraphs if p.text))
+                under = tuple(headings.values())
+                paragraphs += [Paragraph(number, under, _squeeze(text)) for text in texts]
+    return Document(_squeeze(title), tuple(p for p in paragraphs if p.text))
 
 
 # By the suffix of a file's name.

@@ -116,23 +116,20 @@ def describe_source(data: DataConfig, world: WorldConfig) -> dict[str, Any]:
     if data.path is None:
         return {"world": dataclasses.asdict(world)}
     folders = list_folders(data.path)
-    documents: list[Path] = []
-
-    def list_read(folder: Path) -> list[Path]:
-        files = list_files(folder)
-        found = find_documents(folder, files, data.format)
-        documents.extend(found)
-        return [*files, *found]
-
+    files = {folder: list_files(folder) for folder in folders}
+    documents = {folder: find_documents(folder, files[folder], data.format) for folder in folders}
     hashes = {
-        folder.name: {p.relative_to(folder).as_posix(): hash_file(p) for p in list_read(folder)}
+        folder.name: {
+            path.relative_to(folder).as_posix(): hash_file(path)
+            for path in (*files[folder], *documents[folder])
+        }
         for folder in folders
     }
     names = ["format", "held_out", "longtail", "bad_lines"]
-    names += ["passage_words"] if documents else []
+    names += ["passage_words"] if any(documents.values()) else []
     # The name of a single folder makes no difference.
-    files = hashes if len(folders) > 1 else hashes[folders[0].name]
-    return {**{name: getattr(data, name) for name in names}, "files": files}
+    own = hashes if len(folders) > 1 else hashes[folders[0].name]
+    return {**{name: getattr(data, name) for name in names}, "files": own}
 
 
 def _build_world(settings: WorldConfig) -> Collection:

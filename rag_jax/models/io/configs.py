@@ -35,9 +35,14 @@ def read_config(path: Path) -> Config:
     Raises:
         RagJaxError: the file is missing or damaged, or the architecture or an option unsupported.
     """
+    return open_config(path)[0]
+
+
+def open_config(path: Path) -> tuple[Config, Fields]:
+    """As `read_config`, with the file's fields, of which a config has those of the model alone."""
     fields = read_fields(path, "copy the model's config.json there")
     with parsing(path):
-        return _read_any(fields)
+        return _read_any(fields), fields
 
 
 def _read_any(fields: Fields) -> Config:

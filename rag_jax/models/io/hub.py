@@ -23,6 +23,9 @@ from rag_jax.runtime.manifest import hash_file
 from rag_jax.runtime.outside import parsing, require_file, show
 from rag_jax.runtime.paths import expand_path
 
+# From a model's folder, and the checksum of one of its files, to what its settings are.
+Describe = Callable[[Path, Callable[[Path], str]], str]
+
 _MANIFEST = "files.json"
 _WEIGHTS = (".gguf", ".safetensors")
 # The files that define a model. Other files in the folder have no influence on the model.
@@ -106,9 +109,7 @@ def resolve(name_or_path: str | Path) -> Path:
     )
 
 
-def fingerprint(
-    path: Path, describe: Callable[[Path, Callable[[Path], str]], str] = describe_sentence
-) -> str:
+def fingerprint(path: Path, describe: Describe = describe_sentence) -> str:
     """SHA-256, in hexadecimal, over the files that define a model, names included.
 
     Args:

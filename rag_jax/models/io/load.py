@@ -2,20 +2,20 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
 from rag_jax.models.io.architectures import Config, Encoder, EncoderConfig, make_model
-from rag_jax.models.io.configs import read_config
-from rag_jax.models.io.fields import gives_scores, read_fields
+from rag_jax.models.io.configs import open_config, read_config
+from rag_jax.models.io.fields import Fields, gives_scores
 from rag_jax.models.io.gguf_config import read_gguf_config
 from rag_jax.models.io.gguf_file import read_gguf
-from rag_jax.models.io.hub import fingerprint, resolve
+from rag_jax.models.io.hub import Describe, fingerprint, resolve
 from rag_jax.models.io.modules import MODULES, read_dense
-from rag_jax.models.io.sentence import Sentence, read_sentence
+from rag_jax.models.io.sentence import Sentence, describe_sentence, read_sentence
 from rag_jax.models.io.stops import read_stop_ids
 from rag_jax.models.io.tensors import StoredTensor, read_safetensors
 from rag_jax.models.io.weight_files import find_weights
@@ -84,10 +84,8 @@ def load(
             f"{folder} has a head for scores: load a reranker by rag_jax.models.load_reranker"
         )
     sentence_files = read_sentence(folder) if found.embeds else None
-    model = make_model(config)
-    source = f"the weights in {folder}"
-    params = build_params(config, found.tensors, dtype=dtype, mesh=mesh, rules=rules, source=source)
-    sentence = None
+    options = {"dtype": dtype, "mesh": mesh}
+    params = build_params(config, found.tensors, rules=rules, source=found.source, **options)
     if sentence_files is None and getattr(config, "dpr_role", "none") is None:
         _logger.warning(
             "%s has no %s, which would say what an embedding is: the mean of the tokens' states, "
@@ -95,11 +93,12 @@ def load(
             folder,
             MODULES,
         )
-    if sentence_files is not None:
-        model, sentence = model.clone(pooling=sentence_files.pooling), sentence_files.sentence
-        layers = sentence_files.pooling.dense
-        params |= read_dense(layers, sentence_files.dense, dtype=dtype, mesh=mesh)
-    return Pretrained(config, model, params, found.tokenizer, fingerprint(found.path), sentence)
+    if sentence_files is None:
+        return found.build(params)
+    pooling = sentence_files.pooling
+    params |= read_dense(pooling.dense, sentence_files.dense, **options)
+    built = found.build(params, sentence=sentence_files.sentence)
+    return replace(built, model=built.model.clone(pooling=pooling))
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class OpenedModel:
         folder: of its other files.
         tensors: without their data, under the names in the files.
         embeds: whether the folder may say how a text is embedded.
-        scores: whether the model is a classification, as rerankers are.
+        fields: of its `config.json`; None for a GGUF file.
     """
 
     path: Path
@@ -120,7 +119,33 @@ class OpenedModel:
     tensors: Mapping[str, StoredTensor]
     tokenizer: Tokenizer
     embeds: bool
-    scores: bool
+    fields: Fields | None
+
+    @property
+    def source(self) -> str:
+        """Name of the weights in error messages."""
+        return f"the weights in {self.folder}"
+
+    @property
+    def scores(self) -> bool:
+        """Whether the model is a classification, as rerankers are."""
+        return self.fields is not None and gives_scores(self.fields)
+
+    def build(
+        self,
+        params: dict,
+        describe: Describe = describe_sentence,
+        sentence: Sentence | None = None,
+    ) -> Pretrained:
+        """The model with parameters that were read of its tensors.
+
+        Args:
+            describe: of the folder's settings, as for `fingerprint`.
+        """
+        own = fingerprint(self.path, describe)
+        return Pretrained(
+            self.config, make_model(self.config), params, self.tokenizer, own, sentence
+        )
 
 
 def open_model(name_or_path: str | Path) -> OpenedModel:
@@ -132,12 +157,11 @@ def open_model(name_or_path: str | Path) -> OpenedModel:
     path, files, folder = _find_files(name_or_path)
     if files[0].suffix == ".gguf":
         gguf = read_gguf(files[0], files[1:])
-        tensors, embeds, scores = gguf.tensors, False, False
+        tensors, embeds, fields = gguf.tensors, False, None
         config = read_gguf_config(gguf.metadata, tensors, path=files[0])
         tokenizer = Tokenizer.from_gguf(gguf.metadata, source=str(files[0]))
     else:
-        config = read_config(folder / "config.json")
-        scores = gives_scores(read_fields(folder / "config.json"))
+        config, fields = open_config(folder / "config.json")
         tensors = read_safetensors(files)
         embeds = isinstance(config, EncoderConfig) or is_there(folder / MODULES)
         tokenizer = _read_tokenizer(folder, config)
@@ -147,7 +171,7 @@ def open_model(name_or_path: str | Path) -> OpenedModel:
             f"the tokenizer in {folder} has {tokenizer.needed_size} ids, but the config's "
             f"vocab_size is {config.vocab_size}"
         )
-    return OpenedModel(path, folder, config, tensors, tokenizer, embeds, scores)
+    return OpenedModel(path, folder, config, tensors, tokenizer, embeds, fields)
 
 
 def load_tokenizer(name_or_path: str | Path) -> Tokenizer:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from rag_jax.models.io.architectures import EncoderConfig
 from rag_jax.models.io.slot import Slot, linear_slots, norm_slots, scale_slots
@@ -13,6 +13,7 @@ from rag_jax.models.io.tensors import StoredTensor
 from rag_jax.models.io.weights import build_slots, rename
 from rag_jax.models.nn.modern_bert import ModernBertConfig
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.sharding import HEAD_RULES
 
 # Names of the dense layer and the norm, of the bias of the logits (where the words' vectors are the
 # embeddings, the second is a copy of the first; elsewhere the second alone counts), and of the
@@ -36,7 +37,6 @@ _DISTILBERT = (
     "vocab_projector.weight",
 )
 _MODERN_BERT = ("head.dense", "head.norm", ("decoder.bias",), "decoder.weight")
-_RULES = ((r"head/.+", PartitionSpec()),)  # a copy on every device
 
 
 def build_head(
@@ -81,7 +81,7 @@ def build_head(
             f"{source} do not fit the config: {table} differs from the embedding, the config says "
             "it is tied"
         )
-    options = {"dtype": dtype, "mesh": mesh, "rules": _RULES, "source": source}
+    options = {"dtype": dtype, "mesh": mesh, "rules": HEAD_RULES, "source": source}
     return build_slots(slots, own, **options)["head"]
 
 

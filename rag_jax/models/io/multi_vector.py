@@ -7,9 +7,8 @@ from typing import Any, Literal
 
 from jax.sharding import Mesh
 
-from rag_jax.models.io.architectures import EncoderConfig, make_model
+from rag_jax.models.io.architectures import EncoderConfig
 from rag_jax.models.io.fields import Fields, read_fields
-from rag_jax.models.io.hub import fingerprint
 from rag_jax.models.io.load import OpenedModel, Pretrained, open_model
 from rag_jax.models.io.modules import (
     CONVERT,
@@ -126,16 +125,9 @@ def load_multi_vector(
     settings, places = read_token_settings(folder)
     check_layers(settings.dense, places, width=config.hidden_size)
     options = {"dtype": dtype, "mesh": mesh}
-    params = build_params(config, found.tensors, **options, source=f"the weights in {folder}")
+    params = build_params(config, found.tensors, **options, source=found.source)
     params |= read_dense(settings.dense, places, **options)
-    base = Pretrained(
-        config,
-        make_model(config),
-        params,
-        found.tokenizer,
-        fingerprint(found.path, describe_tokens),
-        _read_texts(folder),
-    )
+    base = found.build(params, describe_tokens, _read_texts(folder))
     known = (found.tokenizer.find_id(token) for token in settings.skipped)
     ids = tuple(sorted({i for i in known if i is not None}))
     return MultiVectorEncoder(

@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
-from rag_jax.models.io.architectures import Config, EncoderConfig, make_model
+from rag_jax.models.io.architectures import Config, EncoderConfig
 from rag_jax.models.io.configs import describe_config
-from rag_jax.models.io.fields import SCORED, Fields, read_fields
-from rag_jax.models.io.hub import fingerprint
+from rag_jax.models.io.fields import SCORED, Fields
 from rag_jax.models.io.load import OpenedModel, Pretrained, load, open_model
 from rag_jax.models.io.save import write_model
 from rag_jax.models.io.slot import Slot, linear_slots, scale_slots
@@ -23,8 +22,8 @@ from rag_jax.models.nn.modern_bert import ModernBertConfig
 from rag_jax.models.nn.score_head import ScoreHead
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.outside import show
+from rag_jax.runtime.sharding import HEAD_RULES
 
-_RULES = ((r"head/.+", PartitionSpec()),)  # a copy on every device
 # By the family: names of the dense layer and of the last one.
 _BERT_HEADS = {
     "bert": ("pooler.dense", "classifier"),
@@ -102,19 +101,16 @@ def load_reranker(
     if question is not None:
         return _ask(load(name_or_path, dtype=dtype, mesh=mesh), question)
     found = open_model(name_or_path)
-    fields = _check_config(found)
-    head = _find_head(found.config, fields)
+    head = _find_head(found.config, _check_config(found))
     slots = _list_head(found.config)
-    options = {"dtype": dtype, "mesh": mesh, "source": f"the weights in {found.folder}"}
+    options = {"dtype": dtype, "mesh": mesh, "source": found.source}
     names = {slot.name for slot in slots}
     tensors = rename(found.config, found.tensors)
     own = {name: tensor for name, tensor in tensors.items() if name in names}
     others = {name: tensor for name, tensor in tensors.items() if name not in names}
     params = build_params(found.config, others, **options)
-    params |= build_slots(slots, own, rules=_RULES, **options)
-    model = make_model(found.config)
-    files = found.config, model, params, found.tokenizer, fingerprint(found.path)
-    return Reranker(Pretrained(*files), head)
+    params |= build_slots(slots, own, rules=HEAD_RULES, **options)
+    return Reranker(found.build(params), head)
 
 
 def save_reranker(reranker: Reranker, path: str | os.PathLike) -> None:
@@ -138,9 +134,9 @@ def save_reranker(reranker: Reranker, path: str | os.PathLike) -> None:
 def _check_config(found: OpenedModel) -> Fields:
     """The fields of a config with a head for one score."""
     kind = type(found.config).__name__.removesuffix("Config")
-    fields = read_fields(found.folder / "config.json")
+    fields = found.fields
     if not found.scores or not isinstance(found.config, DecoderConfig | EncoderConfig):
-        names = show(fields.raw.get("architectures"))
+        names = show(fields and fields.raw.get("architectures"))
         raise RagJaxError(
             f"{found.folder}: a {kind} with architectures {names} is no reranker, which has a head "
             f"for a score ({SCORED}); a language model is one if it is asked a question"

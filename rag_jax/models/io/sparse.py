@@ -7,9 +7,8 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from rag_jax.models.io.architectures import EncoderConfig, make_model
+from rag_jax.models.io.architectures import EncoderConfig
 from rag_jax.models.io.fields import Fields, read_fields
-from rag_jax.models.io.hub import fingerprint
 from rag_jax.models.io.load import OpenedModel, Pretrained, open_model
 from rag_jax.models.io.masked_head import build_head
 from rag_jax.models.io.modules import COPY, MODULES, PROMPTS, TRANSFORMER, read_modules
@@ -64,19 +63,13 @@ def load_sparse(
     found = open_model(name_or_path)
     config, fields = found.config, _check_config(found)
     pooling = read_splade(found.folder)
-    options = {"dtype": dtype, "mesh": mesh, "source": f"the weights in {found.folder}"}
+    options = {"dtype": dtype, "mesh": mesh, "source": found.source}
     tied = fields.raw.get("tie_word_embeddings", True) is not False
     # First the head's, which a dense encoder lacks.
     head = build_head(config, found.tensors, tied=tied, **options)
     params = build_params(config, found.tensors, **options) | {"head": head}
-    base = Pretrained(
-        config,
-        make_model(config),
-        params,
-        found.tokenizer,
-        fingerprint(found.path, describe_splade),
-        read_text_settings(found.folder, "dot", "dot_score"),
-    )
+    sentence = read_text_settings(found.folder, "dot", "dot_score")
+    base = found.build(params, describe_splade, sentence)
     plain = isinstance(config, ModernBertConfig)
     return SparseEncoder(base, MaskedHead(config.norm_eps, use_bias=not plain), pooling)
 
@@ -122,7 +115,7 @@ def _check_config(found: OpenedModel) -> Fields:
         raise RagJaxError(
             f"{found.folder}: a {kind} is no sparse encoder, which has a head over masked tokens"
         )
-    fields = read_fields(found.folder / "config.json")
+    fields = found.fields
     if isinstance(config, ModernBertConfig):
         fields.refuse_unless("classifier_activation", "gelu")
         fields.refuse_unless("classifier_bias", False)
