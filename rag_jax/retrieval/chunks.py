@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
 from rag_jax.data.batches import choose_widths, limit_padding
@@ -60,7 +61,8 @@ def _embed_chunks(
     lengths: Int[Array, "C R"],
 ) -> Float[Array, "C R E"]:
     read = functools.partial(_embed, model, params)
-    return jax.lax.map(lambda chunk: _cut(widths, read, *chunk), (tokens, lengths))
+    chunks = lengths.max(axis=1), tokens, lengths
+    return jax.lax.map(lambda chunk: _cut(widths, read, *chunk), chunks)
 
 
 def _start_gradient(model, widths, *inputs):
@@ -70,9 +72,33 @@ def _start_gradient(model, widths, *inputs):
 def _end_gradient(model, widths, inputs, cotangents):
     """The gradient with respect to the weights, from a second reading of each chunk."""
     params, tokens, lengths = inputs
+    add_up = functools.partial(_add_gradients, model, widths)
+    if count_data_rows() > 1:
+        # Every device adds up its own rows' gradients, and devices meet once, not once a chunk.
+        split, whole, own = PartitionSpec(None, "data"), PartitionSpec(), add_up
+        add_up = jax.shard_map(
+            lambda *inputs: jax.lax.psum(own(*inputs), "data"),
+            in_specs=(whole, whole, split, split, split),
+            out_specs=whole,
+            axis_names={"data"},
+            check_vma=False,
+        )
+    return add_up(params, lengths.max(axis=1), tokens, lengths, cotangents), None, None
+
+
+def _add_gradients(
+    model: Embedder,
+    widths: tuple[int, ...],
+    params: PyTree,
+    longest: Int[Array, "C"],
+    tokens: Int[Array, "C R T"],
+    lengths: Int[Array, "C R"],
+    cotangents: Float[Array, "C R E"],
+) -> PyTree:
+    """The sum of the chunks' gradients, of a device's own rows or of all."""
 
     def add(total, part):
-        tokens, lengths, cotangent = part
+        longest, tokens, lengths, cotangent = part
 
         # Within the branch of a width: what a branch keeps for later exists for all branches.
         def differentiate(tokens, lengths):
@@ -80,12 +106,11 @@ def _end_gradient(model, widths, inputs, cotangents):
             (gradient,) = jax.vjp(read, params)[1](cotangent)
             return gradient
 
-        gradient = _cut(widths, differentiate, tokens, lengths)
+        gradient = _cut(widths, differentiate, longest, tokens, lengths)
         return jax.tree.map(jnp.add, total, gradient), None
 
     zeros = jax.tree.map(jnp.zeros_like, params)
-    total, _ = jax.lax.scan(add, zeros, (tokens, lengths, cotangents))
-    return total, None, None
+    return jax.lax.scan(add, zeros, (longest, tokens, lengths, cotangents))[0]
 
 
 _embed_chunks.defvjp(_start_gradient, _end_gradient)
@@ -101,12 +126,13 @@ def _embed(
 def _cut(
     widths: Sequence[int],
     function: Callable[..., PyTree],
+    longest: Int[Array, ""],
     tokens: Int[Array, "R T"],
     lengths: Int[Array, "R"],
 ) -> PyTree:
-    """A function of a chunk that is cut to the narrowest width that holds it."""
+    """A function of a chunk that is cut to the narrowest width that holds its longest row."""
     branches = [lambda t, n, width=width: function(t[:, :width], n) for width in widths]
-    number = jnp.searchsorted(jnp.asarray(widths), lengths.max())
+    number = jnp.searchsorted(jnp.asarray(widths), longest)
     return jax.lax.switch(number, branches, tokens, lengths)
 
 

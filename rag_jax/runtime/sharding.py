@@ -307,8 +307,12 @@ def count_bytes_per_device(tree: PyTree) -> int:
 
 
 def count_data_rows() -> int:
-    """Number of parts that the mesh in effect splits a batch into, a divisor of its rows."""
-    return dict(jax.sharding.get_abstract_mesh().shape).get("data", 1)
+    """Number of parts that the mesh in effect splits a batch into, a divisor of its rows.
+
+    1 within a `jax.shard_map` over `data`, where a device has its own rows.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if "data" in mesh.manual_axes else dict(mesh.shape).get("data", 1)
 
 
 def shard_batch(arrays: PyTree[np.ndarray]) -> PyTree[Array]:

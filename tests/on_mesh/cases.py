@@ -39,9 +39,11 @@ from rag_jax.losses import token_logprobs
 from rag_jax.models import load, load_multi_vector, load_sparse
 from rag_jax.models.nn.bart import Bart, BartConfig
 from rag_jax.models.nn.bert import Bert
+from rag_jax.models.nn.pooling import MEAN
 from rag_jax.planning.collectives import count_collectives
 from rag_jax.planning.hlo import read_module
 from rag_jax.retrieval import Index, TokenIndex, encode_sparse, encode_texts, encode_tokens
+from rag_jax.retrieval.chunks import embed_in_chunks
 from rag_jax.retrieval.contrastive import Encoders, PairBatches, fit_encoders, make_loss
 from rag_jax.retrieval.exact import find_top
 from rag_jax.retrieval.pairs import Pair
@@ -153,6 +155,31 @@ def test_splash_attention(mesh, monkeypatch):
     monkeypatch.setattr("rag_jax.models.nn.decoder.choose_kernel", choose)
     with jax.numpy_rank_promotion("allow"):  # Pallas' own code promotes
         assert_close(read_packed(mesh), off_mesh(read_packed))
+
+
+def differentiate_chunks(mesh=None):
+    """Gradients of a decoder that embeds eight texts, four together."""
+    model, params = make_decoder(num_layers=1)
+    params = params if mesh is None else shard_params(params, mesh, DECODER_RULES)
+    model = model.clone(pooling=MEAN)
+    tokens = np.asarray(make_rows([24] * 8), np.int32)
+    lengths = np.asarray([24, 9, 17, 3, 24, 12, 5, 8], np.int32)
+
+    def loss(params, tokens, lengths):
+        options = {"rows": 4, "widths": (16, 24)}
+        return (embed_in_chunks(model, params, tokens, lengths, **options) ** 3).sum()
+
+    return jax.jit(jax.grad(loss))(params, *shard_batch((tokens, lengths)))
+
+
+@pytest.mark.parametrize("mesh", [(4, 2)], indirect=True)
+def test_chunks_that_a_kernel_reads(mesh, monkeypatch):
+    """Every device differentiates its own rows, with heads that `model` divides."""
+    wanted = off_mesh(differentiate_chunks)
+    choose = lambda rows, width, *sizes: "splash" if width > 1 else "xla"  # noqa: E731
+    monkeypatch.setattr("rag_jax.models.nn.decoder.choose_kernel", choose)
+    with jax.numpy_rank_promotion("allow"):  # Pallas' own code promotes
+        assert_close(differentiate_chunks(mesh), wanted)
 
 
 @pytest.mark.parametrize("mesh", [(4, 2)], indirect=True)

@@ -121,13 +121,16 @@ def attend_rows(
     compute = partial(kernel, causal=mask.causal)
     if mask.window is not None:
         compute = partial(_attend_splash_window, window=mask.window)
-    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    mesh = jax.sharding.get_abstract_mesh()
+    sizes = {name: mesh.shape[name] for name in mesh.axis_names if name not in mesh.manual_axes}
     if any(size > 1 for size in sizes.values()):
         split = sizes.get("model", 1) > 1 and groups % sizes["model"] == 0
         data = "data" if "data" in sizes else None
         by_head = PartitionSpec(data, "model" if split else None)
         specs = (by_head, by_head, by_head, PartitionSpec(data))
-        compute = jax.shard_map(compute, in_specs=specs, out_specs=by_head, check_vma=False)
+        compute = jax.shard_map(
+            compute, in_specs=specs, out_specs=by_head, axis_names=set(sizes), check_vma=False
+        )
     return compute(heads, keys.swapaxes(2, 3), values, mask.segments).reshape(query.shape)
 
 
