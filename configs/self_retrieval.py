@@ -64,7 +64,8 @@ def _follow_paper(name: str) -> SelfRetrievalConfig:
         tuning=TuningConfig(mode="full", remat="full", scan_layers=True),
         indexing=train,
         train=train,
-        search=SearchConfig(titles=5, passages=10, batch_size=64),
+        # 50 candidates a question; a multiple of the mesh's 16 data rows.
+        search=SearchConfig(titles=5, passages=10, batch_size=16),
         dense=DenseConfig(train=ContrastiveConfig(batch_size=16, scan_layers=True)),
     )
 

@@ -298,9 +298,13 @@ def count_replicated(tree: PyTree) -> int:
 
 
 def count_bytes_per_device(tree: PyTree) -> int:
-    """Bytes of the arrays, or descriptions of arrays, on one device."""
-    leaves = jax.tree.leaves(tree)
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+    """Bytes of the arrays, or descriptions of arrays, on one device: all without a sharding."""
+
+    def count(x: Any) -> int:
+        shape = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
+        return math.prod(shape) * x.dtype.itemsize
+
+    return sum(map(count, jax.tree.leaves(tree)))
 
 
 # Batches and activations, on the mesh in effect.

@@ -233,3 +233,7 @@ def test_tokens_that_a_program_is_worth():
     with jax.sharding.use_abstract_mesh(tpu):
         assert count_program_tokens(None, on_cpu=1600) == 10_000_000
         assert count_program_tokens(7, on_cpu=1600) == 7
+
+
+def test_bytes_of_an_array_without_a_sharding():
+    assert count_bytes_per_device({"a": jax.ShapeDtypeStruct((3, 5), np.int16)}) == 30
