@@ -33,7 +33,8 @@ from rag_jax.decoding import BeamConfig
 from rag_jax.models.io.bart_configs import describe_bart
 from rag_jax.models.io.tensors import StoredTensor
 from rag_jax.models.io.weights import build_params
-from rag_jax.models.nn.bart import Bart, BartConfig
+from rag_jax.models.nn.bart import Bart
+from rag_jax.models.nn.bart_config import BartConfig
 from rag_jax.runtime.hosts import fetch
 from rag_jax.systems.rag import steps
 

@@ -3,10 +3,12 @@
     pip install -e '.[bench]'
     python launch/build_index.py FILE... --backend=exact --workdir=DIR
     python benchmarks/retrievers.py FOLDER --index=DIR/stages/index/index [--split=test]
-        [--questions=N] [--sparse=MODEL] [--tokens=MODEL] [--reranker=MODEL] [--runs=7] [--out=FILE]
+        [--questions=N] [--sparse=MODEL] [--tokens=MODEL] [--reranker=MODEL]
+        [--encoder NAME MODEL INDEX] [--runs=7] [--out=FILE]
 
 MODEL is the folder of a sparse or a late-interaction encoder or of a reranker, which then are rows
-too; `train_reranker.py` makes one. FOLDER is a dataset in a format of `docs/guides/data.md`, and
+too; `train_reranker.py` makes one. --encoder adds a further dense encoder, with an index that
+`build_index.py --encoder=MODEL` made. FOLDER is a dataset in a format of `docs/guides/data.md`, and
 the FILEs are its passages. In the committed results it is SciFact, and the development questions of
 SQuAD over the passages of both of its parts. --questions takes as many, evenly spaced. Rankings are
 graded in trec_eval's order and compared with BM25's question by question. All retrievers then take
@@ -67,7 +69,7 @@ class Data:
         questions = collection.questions[arguments.split]
         step = max(1, len(questions) // (arguments.questions or len(questions)))
         self.questions = questions[::step][: arguments.questions]
-        self._index, self.encoders = arguments.index, encoders
+        self._index, self._further, self.encoders = arguments.index, arguments.encoder, encoders
 
     @cached_property
     def words(self) -> BM25:
@@ -77,12 +79,21 @@ class Data:
     @cached_property
     def dense(self) -> Dense:
         """The encoder with the index that was built of the same passages."""
-        index = Index.load(self._index, encoder=fingerprint(resolve(ENCODER)))
+        return self._open(ENCODER, self._index)
+
+    @cached_property
+    def further(self) -> Dense:
+        """The dense encoder of the command line, with its index."""
+        _, model, index = self._further
+        return self._open(model, index)
+
+    def _open(self, model: str, folder: Path) -> Dense:
+        index = Index.load(folder, encoder=fingerprint(resolve(model)))
         bench.require(
             list(index.ids or ()) == [passage.id for passage in self.passages],
-            f"{self._index} has other passages than the dataset",
+            f"{folder} has other passages than the dataset",
         )
-        return Dense(index, partial(encode_texts, load(ENCODER)))
+        return Dense(index, partial(encode_texts, load(model), role="query"))
 
     @cached_property
     def sparse(self) -> Sparse:
@@ -137,6 +148,8 @@ def main() -> None:
     parser.add_argument("--split", default="test", help="of the questions that are asked")
     parser.add_argument("--questions", type=int, help="the most of them")
     parser.add_argument("--index", type=expand_path, required=True, help="an index's folder")
+    names = {"nargs": 3, "metavar": ("NAME", "MODEL", "INDEX")}
+    parser.add_argument("--encoder", **names, help="a further dense encoder and its index")
     for option in OPTIONAL:
         parser.add_argument(f"--{option}", type=expand_path, help="a model's folder")
     arguments = parser.parse_args()
@@ -147,17 +160,22 @@ def main() -> None:
     facts["bm25"] = vars(data.words.settings)
     packages = ("jax", "bm25s", "PyStemmer", "numpy")
     options = {"describe": describe, "dataset": arguments.folder.name}
-    cases = {arguments.split: partial(compare, data)}
+    cases = {arguments.split: partial(compare, data, arguments.encoder and arguments.encoder[0])}
     bench.run_cases(arguments, cases, packages, **options, **facts)
 
 
-def compare(data: Data) -> bench.Compared:
+def compare(data: Data, further: str | None) -> bench.Compared:
     """The grades of every retriever; the sides that take turns."""
     asked = [question.question for question in data.questions]
     stored = {"words": count_bytes(data.words), "dense": count_bytes(data.dense.index)}
     indexed = [option for option in data.encoders if option != "reranker"]
     stored |= {option: count_bytes(getattr(data, option).index) for option in indexed}
     retrievers = dict(RETRIEVERS) | dict(OPTIONAL[option] for option in data.encoders)
+    if further is not None:
+        stored["further"] = count_bytes(data.further.index)
+        fuse = lambda data: Fused([data.words, data.further], FusionConfig("scores"))  # noqa: E731
+        retrievers[further] = lambda data: data.further, ("further",)
+        retrievers[f"fused with {further}"] = fuse, ("words", "further")
     sides, grades, sizes = {}, {}, {}
     for name, (make, parts) in retrievers.items():
         searcher = make(data)

@@ -46,7 +46,7 @@ PRESETS = {
             batch_size=1024,
             scale=1.0,
         ),
-        tuning=TuningConfig(mode="full"),
+        tuning=TuningConfig(mode="full", scan_layers=True),
         train=JointTrainConfig(
             epochs=100,
             batch_size=64,

@@ -286,8 +286,7 @@ class TuningConfig:
         targets: regular expression for the paths of the adapted kernels. The default matches all
             projections of a layer. Unused with "full".
         remat: activations that the backward pass computes again, to save memory: "none"; "full"
-            for all within a layer, or "dots" for all but the results of its projections. Decoders
-            alone have it, as they have `scan_layers`.
+            for all within a layer, or "dots" for all but the results of its projections.
         scan_layers: whether training loops over the layers' stacked weights: one layer is compiled,
             however many there are, and the weights are copied once a pass.
     """

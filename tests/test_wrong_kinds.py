@@ -32,7 +32,8 @@ from rag_jax.decoding import (
 from rag_jax.lora import core
 from rag_jax.lora.store import AdapterStore
 from rag_jax.models import load, save
-from rag_jax.models.nn.bart import Bart, BartConfig
+from rag_jax.models.nn.bart import Bart
+from rag_jax.models.nn.bart_config import BartConfig
 from rag_jax.models.nn.bert import Bert, BertConfig
 from rag_jax.models.nn.pooling import MEAN, pool_states
 from rag_jax.models.vocabulary import grow_vocabulary, put_tokens, take_tokens

@@ -25,7 +25,7 @@ from rag_jax.models.io.tensors import (
     read_safetensors,
 )
 from rag_jax.models.io.weights import Slot, get_leaf, list_differences, list_slots, set_leaf
-from rag_jax.models.nn.bart import BartConfig
+from rag_jax.models.nn.bart_config import BartConfig
 from rag_jax.models.nn.bert import BertConfig
 from rag_jax.models.nn.decoder import DecoderConfig
 from rag_jax.models.nn.modern_bert import ModernBertConfig

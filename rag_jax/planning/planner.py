@@ -25,8 +25,8 @@ from rag_jax.planning.collectives import count_collectives
 from rag_jax.planning.hlo import read_module
 from rag_jax.planning.loops import scale_counts
 from rag_jax.runtime.chips import Chip, find_chip
+from rag_jax.runtime.device_bytes import count_bytes_per_device
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.sharding import count_bytes_per_device
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from rag_jax.losses import in_batch_contrastive
 from rag_jax.models import Pretrained
 from rag_jax.models.io.architectures import get_rules
 from rag_jax.models.nn.bert import Bert
-from rag_jax.models.nn.layers import stack_layers
+from rag_jax.models.nn.stack import stack_layers
 from rag_jax.retrieval.chunks import (
     Sample,
     choose_chunk,

@@ -19,7 +19,7 @@ from rag_jax.config import ConstantTrainConfig
 from rag_jax.data.batches import BatchPlan
 from rag_jax.data.packing import Packing, Sequences, Size
 from rag_jax.losses import hidden_logprobs
-from rag_jax.models.nn.bart import BartConfig
+from rag_jax.models.nn.bart_config import BartConfig
 from rag_jax.models.nn.decoder import Decoder, DecoderConfig
 from rag_jax.runtime.platforms import count_program_tokens
 from rag_jax.runtime.progress import Progress

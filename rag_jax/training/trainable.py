@@ -14,6 +14,7 @@ from jaxtyping import Array, PyTree
 from rag_jax import lora
 from rag_jax.config import TuningConfig
 from rag_jax.models.int8 import describe_floats, is_quantized
+from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.runtime.checkpoint import load_tree
 from rag_jax.runtime.errors import RagJaxError
@@ -78,7 +79,7 @@ def train_all(params: PyTree, *, rules: Rules, mesh: Mesh) -> Trainable:
     return Trainable(params, None, lambda params: params, lambda trained, _: trained, rules, mesh)
 
 
-def set_passes(model: Decoder, tuning: TuningConfig) -> Decoder:
+def set_passes(model: Decoder | Bart, tuning: TuningConfig) -> Decoder | Bart:
     """The model with passes as the tuning settings have them, for a loss."""
     return model.clone(remat=tuning.remat, scan_layers=tuning.scan_layers)
 

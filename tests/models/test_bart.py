@@ -15,7 +15,8 @@ import pytest
 from rag_jax import lora
 from rag_jax.decoding import append, encode_source, generate, init_cache
 from rag_jax.models import load
-from rag_jax.models.nn.bart import Bart, BartConfig
+from rag_jax.models.nn.bart import Bart
+from rag_jax.models.nn.bart_config import BartConfig
 from rag_jax.runtime.errors import RagJaxError
 
 BART = load(Path(__file__).parents[1] / "golden" / "bart")

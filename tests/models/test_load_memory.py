@@ -32,7 +32,8 @@ import sys
 import jax
 from rag_jax.config import MeshConfig
 from rag_jax.models import load
-from rag_jax.runtime.sharding import count_bytes_per_device, make_mesh
+from rag_jax.runtime.device_bytes import count_bytes_per_device
+from rag_jax.runtime.sharding import make_mesh
 
 def read(field):
     line = next(l for l in open("/proc/self/status") if l.startswith(field))

@@ -18,7 +18,7 @@ from rag_jax.models import load
 from rag_jax.models.io.configs import read_config
 from rag_jax.models.io.gguf_file import read_gguf, unpermute
 from rag_jax.models.io.tensors import check_finite
-from rag_jax.models.nn.bart import BartConfig
+from rag_jax.models.nn.bart_config import BartConfig
 from rag_jax.models.nn.rope import LinearScaling
 from rag_jax.runtime.errors import RagJaxError
 

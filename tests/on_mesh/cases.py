@@ -37,7 +37,8 @@ from rag_jax.decoding.cache import grow, init_cache
 from rag_jax.decoding.cache import write as write_chunk
 from rag_jax.losses import token_logprobs
 from rag_jax.models import load, load_multi_vector, load_sparse
-from rag_jax.models.nn.bart import Bart, BartConfig
+from rag_jax.models.nn.bart import Bart
+from rag_jax.models.nn.bart_config import BartConfig
 from rag_jax.models.nn.bert import Bert
 from rag_jax.models.nn.pooling import MEAN
 from rag_jax.planning.collectives import count_collectives

@@ -20,8 +20,9 @@ from tiny import CONFIG
 from rag_jax import lora
 from rag_jax.config import MeshConfig, build
 from rag_jax.models.io.weights import list_slots
-from rag_jax.models.nn.bart import BartConfig
+from rag_jax.models.nn.bart_config import BartConfig
 from rag_jax.models.nn.bert import BertConfig
+from rag_jax.runtime.device_bytes import count_bytes_per_device, count_replicated
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.platforms import count_program_tokens
 from rag_jax.runtime.sharding import (
@@ -31,9 +32,7 @@ from rag_jax.runtime.sharding import (
     abstract_params,
     check_batches,
     choose_spec,
-    count_bytes_per_device,
     count_data_rows,
-    count_replicated,
     make_mesh,
     shard_batch,
     shardings_like,

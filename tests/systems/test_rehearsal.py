@@ -13,7 +13,7 @@ from rag_jax.models import load
 from rag_jax.models.io import miniature
 from rag_jax.models.io.load import load_tokenizer
 from rag_jax.models.io.sizes import find_sizes
-from rag_jax.models.nn.bart import BartConfig
+from rag_jax.models.nn.bart_config import BartConfig
 from rag_jax.models.nn.bert import BertConfig
 from rag_jax.models.nn.decoder import DecoderConfig
 from rag_jax.pipeline.command import find_preset

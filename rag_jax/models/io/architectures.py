@@ -1,6 +1,7 @@
 """The architectures: the Flax module and the sharding rules of each kind of config."""
 
-from rag_jax.models.nn.bart import Bart, BartConfig
+from rag_jax.models.nn.bart import Bart
+from rag_jax.models.nn.bart_config import BartConfig
 from rag_jax.models.nn.bert import Bert, BertConfig
 from rag_jax.models.nn.decoder import Decoder, DecoderConfig
 from rag_jax.models.nn.modern_bert import ModernBert, ModernBertConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rag_jax.models.io.fields import LARGEST, MOST_LAYERS, Fields, read_fields
-from rag_jax.models.nn.bart import BartConfig
+from rag_jax.models.nn.bart_config import BartConfig
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.outside import is_there, show
 

@@ -20,7 +20,7 @@ from rag_jax.models.io.encoder_configs import (
     read_encoder,
 )
 from rag_jax.models.io.fields import Fields, read_fields
-from rag_jax.models.nn.bart import BartConfig
+from rag_jax.models.nn.bart_config import BartConfig
 from rag_jax.models.nn.decoder import DecoderConfig
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.outside import parsing, show

@@ -18,7 +18,7 @@ from rag_jax.models.io.architectures import Config, make_model
 from rag_jax.models.io.load import Pretrained, load_tokenizer
 from rag_jax.models.io.save import save
 from rag_jax.models.io.sizes import describe_params, find_sizes
-from rag_jax.models.nn.bart import BartConfig
+from rag_jax.models.nn.bart_config import BartConfig
 from rag_jax.models.nn.bert import BertConfig
 from rag_jax.models.nn.decoder import DecoderConfig
 from rag_jax.models.tokenizer import Tokenizer

@@ -11,7 +11,7 @@ from rag_jax.models.io.architectures import Config, EncoderConfig, make_model
 from rag_jax.models.io.configs import read_config
 from rag_jax.models.io.modules import MODULES
 from rag_jax.models.io.sentence import read_sentence
-from rag_jax.models.nn.bart import BartConfig
+from rag_jax.models.nn.bart_config import BartConfig
 from rag_jax.models.nn.bert import BertConfig
 from rag_jax.models.nn.decoder_config import DecoderConfig
 from rag_jax.models.nn.pooling import Dense, Pooling

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from rag_jax.models.io.architectures import Config
 from rag_jax.models.io.encoder_slots import list_bert, list_modern_bert
 from rag_jax.models.io.slot import Slot, linear_slots, norm_slots, scale_slots
-from rag_jax.models.nn.bart import POSITION_OFFSET, BartConfig
+from rag_jax.models.nn.bart import POSITION_OFFSET
+from rag_jax.models.nn.bart_config import BartConfig
 from rag_jax.models.nn.bert import BertConfig
 from rag_jax.models.nn.decoder import DecoderConfig
 from rag_jax.models.nn.modern_bert import ModernBertConfig

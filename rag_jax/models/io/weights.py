@@ -12,7 +12,7 @@ from rag_jax.models.io.architectures import Config, EncoderConfig, get_rules
 from rag_jax.models.io.gguf_names import ROPE_DIVISORS
 from rag_jax.models.io.slots import Slot, list_slots, stored_shapes
 from rag_jax.models.io.tensors import StoredTensor, check_finite
-from rag_jax.models.nn.bart import BartConfig
+from rag_jax.models.nn.bart_config import BartConfig
 from rag_jax.models.nn.bert import BertConfig
 from rag_jax.models.nn.decoder import DecoderConfig
 from rag_jax.models.nn.modern_bert import ModernBertConfig

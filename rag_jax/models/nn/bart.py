@@ -1,95 +1,25 @@
 """BART: a post-norm encoder-decoder with learned positions (Lewis et al. 2020)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from rag_jax.models.nn.attention import Kernel, SegmentMask, choose_kernel, mask_rows
+from rag_jax.models.nn.bart_config import BartConfig
 from rag_jax.models.nn.chunk import LayerCache, Output
-from rag_jax.models.nn.layers import LayerNorm, check_adapters, check_vocabulary, run_layer
+from rag_jax.models.nn.layers import LayerNorm, check_adapters, check_vocabulary
 from rag_jax.models.nn.post_norm import FFN, Attention, EncoderLayer
+from rag_jax.models.nn.stack import rematerialize, run_layer, scan_layers
 from rag_jax.runtime.arguments import checked
 from rag_jax.runtime.sharding import constrain_rows
 
 # The first rows of the position tables belong to no position, as in fairseq, BART's origin.
 POSITION_OFFSET = 2
 _NORM_EPS = 1e-5  # PyTorch's default; BART's config.json has no such field
-
-
-@dataclass(frozen=True)
-class BartConfig:
-    """Sizes and token ids of an encoder-decoder; the defaults are those of BART-large.
-
-    Attributes:
-        vocab_size: number of token ids.
-        hidden_size: features of a hidden state (`D`).
-        encoder_ffn_size: features of the hidden layer of the encoder's FFNs.
-        max_length: number of learned positions of encoder and decoder each, in tokens.
-        scale_embedding: whether word vectors are multiplied by `sqrt(hidden_size)`.
-        start_id: first token of every decoder row.
-        forced_bos_id: token that transformers' `generate` forces after `start_id`, or None.
-        forced_eos_id: token that transformers' `generate` forces at the length limit, or None.
-    """
-
-    vocab_size: int = 50265
-    hidden_size: int = 1024
-    encoder_layers: int = 12
-    decoder_layers: int = 12
-    encoder_heads: int = 16
-    decoder_heads: int = 16
-    encoder_ffn_size: int = 4096
-    decoder_ffn_size: int = 4096
-    max_length: int = 1024
-    scale_embedding: bool = False
-    bos_id: int = 0
-    pad_id: int = 1
-    eos_id: int = 2
-    start_id: int = 2
-    forced_bos_id: int | None = None
-    forced_eos_id: int | None = 2
-
-    @property
-    def start_ids(self) -> tuple[int, ...]:
-        """Fixed tokens at the start of every decoder row."""
-        return tuple(i for i in (self.start_id, self.forced_bos_id) if i is not None)
-
-    def count_flops(self, tokens: int, targets: int) -> float:
-        """Floating-point operations of a forward pass: the matrix products with the weights.
-
-        The products of attention (queries with keys, weights with values) are not counted.
-        `tokens` are the encoder's, `targets` the decoder's, all with logits.
-        """
-        d, square = self.hidden_size, self.hidden_size**2
-        encoder = self.encoder_layers * (4 * square + 2 * d * self.encoder_ffn_size)
-        read = self.decoder_layers * 2 * square  # keys and values of the sources
-        decoder = self.decoder_layers * (6 * square + 2 * d * self.decoder_ffn_size)
-        return 2.0 * (tokens * (encoder + read) + targets * (decoder + d * self.vocab_size))
-
-    @property
-    def slot_flops(self) -> float:
-        """Operations of an encoder token's attention to one slot; `count_flops` leaves them out."""
-        return 4.0 * self.hidden_size * self.encoder_layers
-
-    # Sizes of the cache of the decoder's self-attention, under the names of `DecoderConfig`.
-
-    @property
-    def num_layers(self) -> int:
-        """Number of layers with a cache, the decoder's."""
-        return self.decoder_layers
-
-    @property
-    def num_kv_heads(self) -> int:
-        """Number of key heads of a decoder layer."""
-        return self.decoder_heads
-
-    @property
-    def head_dim(self) -> int:
-        """Number of features of a decoder layer's head."""
-        return self.hidden_size // self.decoder_heads
 
 
 class DecoderLayer(nn.Module):
@@ -152,9 +82,15 @@ class Bart(nn.Module):
 
     `hidden` and `logits` have the interface of `Decoder`, so that `rag_jax.decoding` runs on both
     models. The encoded source takes the place of a decoder's prefix.
+
+    Attributes:
+        remat: activations that the backward pass computes again, as for `rematerialize`.
+        scan_layers: whether passes over whole rows scan over the layers, so that one is compiled.
     """
 
     config: BartConfig
+    remat: str = "none"
+    scan_layers: bool = False
 
     def setup(self):
         c = self.config
@@ -219,17 +155,23 @@ class Bart(nn.Module):
         Raises:
             ValueError: `S` exceeds `max_length`, or the adapters do not divide the rows.
         """
-        rows, width = tokens.shape
+        c, (rows, width) = self.config, tokens.shape
         if segments is None:
             self._check_length(width)
             positions = jnp.arange(width)[None]
         token_mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
-        kernel = self._choose_kernel(tokens, self.config.encoder_heads)
+        kernel = self._choose_kernel(tokens, c.encoder_heads)
         attention_mask = mask_rows(token_mask, segments, kernel, causal=False)
         x = self._embed(tokens, positions, self.encoder_position, self.encoder_norm)
-        for layer in self.encoder_layers:
-            x = run_layer(layer, constrain_rows(x, rows), attention_mask=attention_mask)
-        return x.reshape(rows, width, self.config.hidden_size)
+        given, wrap = {"attention_mask": attention_mask}, partial(self._wrap, rows)
+        if self.scan_layers and not self.is_initializing():
+            kinds = [0] * c.encoder_layers
+            options = {"kinds": kinds, "inputs": [given], "pick": lambda x: x}
+            x = scan_layers(self.encoder_layers, x, wrap, **options)
+        else:
+            for layer in self.encoder_layers:
+                x = wrap(partial(run_layer, layer, **given))(x)
+        return x.reshape(rows, width, c.hidden_size)
 
     def read_source(self, encoded: Float[Array, "P L D"]) -> tuple[LayerCache, ...]:
         """Keys and values of encoded sources for every layer, the `prefix` of `hidden`."""
@@ -285,16 +227,20 @@ class Bart(nn.Module):
             self._check_length(slots if length is None else length)
         x = self._embed(tokens, positions, self.decoder_position, self.decoder_norm)
         layer_output, layer_caches = (x if return_layer == 0 else None), []
+        given = {
+            "attention_mask": attention_mask,
+            "cache": None,
+            "slot": slot,
+            "source_mask": prefix_mask,
+        }
+        wrap, sources = partial(self._wrap, rows), [{"source": source} for source in prefix]
+        if self.scan_layers and cache is return_layer is None and not self.is_initializing():
+            options = {"kinds": [0] * c.decoder_layers, "inputs": [given], "each": sources}
+            x = scan_layers(self.decoder_layers, x, wrap, **options)
+            return Output(x.reshape(rows, width, c.hidden_size), None, None)
         for i, layer in enumerate(self.decoder_layers):
-            x, layer_cache = run_layer(
-                layer,
-                constrain_rows(x, rows),
-                attention_mask=attention_mask,
-                cache=cache and cache[i],
-                slot=slot,
-                source=prefix[i],
-                source_mask=prefix_mask,
-            )
+            own = given | sources[i] | {"cache": cache and cache[i]}
+            x, layer_cache = wrap(partial(run_layer, layer, **own))(x)
             layer_caches.append(layer_cache)
             if return_layer == i + 1:
                 layer_output = x
@@ -325,6 +271,14 @@ class Bart(nn.Module):
             x = x * jnp.asarray(c.hidden_size**0.5, x.dtype)
         x = x + table(positions + POSITION_OFFSET)
         return norm(x.reshape(-1, c.hidden_size))
+
+    def _wrap(self, rows: int, call: Callable) -> Callable:
+        """The call of a layer whose last argument is the states of tokens, split by `rows`."""
+
+        def call_split(*inputs: PyTree) -> PyTree:
+            return call(*inputs[:-1], constrain_rows(inputs[-1], rows))
+
+        return rematerialize(call_split, self.remat, scans=self.scan_layers)
 
     def _choose_kernel(self, tokens: Int[Array, "B T"], heads: int) -> Kernel:
         depth = self.config.hidden_size // heads

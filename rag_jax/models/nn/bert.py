@@ -7,16 +7,10 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from rag_jax.models.nn.layers import (
-    LayerNorm,
-    Linear,
-    check_adapters,
-    check_vocabulary,
-    run_layer,
-    run_stacked,
-)
+from rag_jax.models.nn.layers import LayerNorm, Linear, check_adapters, check_vocabulary
 from rag_jax.models.nn.pooling import MEAN, Pooling
 from rag_jax.models.nn.post_norm import EncoderLayer
+from rag_jax.models.nn.stack import run_layer, run_stacked
 from rag_jax.runtime.arguments import checked
 from rag_jax.runtime.sharding import constrain_rows
 

@@ -24,11 +24,10 @@ from rag_jax.models.nn.layers import (
     attend,
     check_adapters,
     check_vocabulary,
-    run_layer,
-    scan_layers,
 )
 from rag_jax.models.nn.pooling import MEAN, Pooling
 from rag_jax.models.nn.rope import LongScaling, rotary_angles, rotate
+from rag_jax.models.nn.stack import rematerialize, run_layer, scan_layers
 from rag_jax.models.nn.tokens import TokenTable, score_by_head
 from rag_jax.models.nn.windows import limit_to_both_sides, limit_to_window
 from rag_jax.runtime.arguments import checked
@@ -121,8 +120,7 @@ class Decoder(nn.Module):
     step, which makes decoding on CPU twice as slow.
 
     Attributes:
-        remat: activations that the backward pass recomputes to save memory: "none"; "full", all
-            within a layer; or "dots", all within a layer except the results of its projections.
+        remat: activations that the backward pass computes again, as for `rematerialize`.
         scan_layers: whether passes over whole rows scan over the layers, so that one is compiled.
         pooling: how `retrieval.encode.embed` makes an embedding of the states, by the files of a
             decoder that was trained to; None for a language model alone.
@@ -303,10 +301,4 @@ class Decoder(nn.Module):
         return constrain_rows(scores, rows, free=True).reshape(*hidden.shape[:-1], -1)
 
     def _rematerialize(self, run_layer: Callable) -> Callable:
-        if self.remat == "none":
-            return run_layer
-        # `jax.checkpoint` suffices: a layer reads parameters and writes no Flax variables.
-        policies = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
-        # A loop keeps the passes apart by itself.
-        prevent_cse = not self.scan_layers
-        return jax.checkpoint(run_layer, policy=policies[self.remat], prevent_cse=prevent_cse)
+        return rematerialize(run_layer, self.remat, scans=self.scan_layers)

@@ -9,127 +9,18 @@ features, `H` query heads, `K` key heads, `d` features of a head, `S` cache slot
 encoded sources, or adapters), each for `B / P` consecutive rows, and `L` tokens of a prefix.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int
 
 from rag_jax.models.nn.attention import MASKED, SegmentMask, attend_rows
 from rag_jax.models.nn.decoder_config import Activation
 from rag_jax.models.nn.windows import WindowBlocks, attend_blocks
-from rag_jax.runtime.errors import RagJaxError
-
-
-def run_layer(layer: nn.Module, *args: PyTree, **kwargs: PyTree) -> PyTree:
-    """Calls a layer of a stack as a function of its parameters that JAX traces once for all layers.
-
-    XLA inlines the calls, so that the program is the same to the bit. A stack of 30 layers is
-    traced in a tenth of the time.
-
-    Args:
-        layer: a submodule that only reads parameters.
-        args, kwargs: the layer's inputs: arrays and trees of arrays.
-    """
-    if layer.is_initializing():
-        return layer(*args, **kwargs)
-    return _apply_layer(*_unbind(layer), args, kwargs)
-
-
-def scan_layers(
-    layers: Sequence[nn.Module],
-    x: PyTree,
-    wrap: Callable[[Callable], Callable],
-    *,
-    kinds: Sequence[int],
-    inputs: Sequence[Mapping[str, PyTree]],
-) -> PyTree:
-    """Runs layers one after the other as one loop over their stacked parameters.
-
-    XLA compiles one layer of each kind, whatever their number. The parameters are stacked where
-    they are used, so that a tree of parameters, adapters or moments stays a layer a name.
-
-    Args:
-        layers: submodules that are alike, and return what the next one takes and a second result,
-            which is dropped.
-        x: the first layer's input.
-        wrap: of the call of a layer, such as `jax.checkpoint`.
-        kinds: each layer's place in `inputs`.
-        inputs: further inputs, the same for every layer of a kind.
-
-    Raises:
-        RagJaxError: adapters are on some of the layers alone.
-    """
-    modules, trees = zip(*(_unbind(layer) for layer in layers), strict=True)
-    if len({jax.tree.structure(tree) for tree in trees}) > 1:
-        raise RagJaxError(
-            "config.tuning.scan_layers=True: the layers have different adapters; let "
-            "config.tuning.targets match the same kernels in every layer, or set scan_layers=False"
-        )
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-    def call(params: PyTree, x: PyTree, given: Mapping[str, PyTree]) -> PyTree:
-        return _apply_layer(modules[0], params, (x,), given)[0]
-
-    calls = [wrap(partial(call, given=given)) for given in inputs]
-
-    def step(x: PyTree, layer: tuple[PyTree, Array]) -> tuple[PyTree, None]:
-        params, kind = layer
-        return (
-            calls[0](params, x) if len(calls) == 1 else jax.lax.switch(kind, calls, params, x)
-        ), None
-
-    return jax.lax.scan(step, x, (stacked, jnp.asarray(kinds)))[0]
-
-
-def stack_layers(params: Mapping[str, PyTree]) -> dict[str, PyTree]:
-    """A model's parameters with those of its layers stacked: `layers` for `layers_0`, ...
-
-    Raises:
-        ValueError: there are no such layers.
-    """
-    names = [f"layers_{i}" for i in range(sum(name.startswith("layers_") for name in params))]
-    if not names or not {*names} <= {*params}:
-        raise ValueError("params: have no layers layers_0, layers_1, ... to stack")
-    others = {name: tree for name, tree in params.items() if name not in names}
-    layers = [params[name] for name in names]
-    return others | {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
-
-
-def run_stacked(
-    layer: nn.Module, stacked: PyTree, x: PyTree, keep: Callable[[PyTree], PyTree], **given: PyTree
-) -> PyTree:
-    """Runs layers that are alike as one loop over their stacked parameters.
-
-    Args:
-        layer: any of them.
-        keep: constrains what goes from a layer to the next one.
-        given: further inputs, the same for every layer.
-    """
-    unbound = layer.clone(parent=None, name=None)
-
-    def step(x: PyTree, params: PyTree) -> tuple[PyTree, None]:
-        return keep(_apply_layer(unbound, params, (x,), given)), None
-
-    return jax.lax.scan(step, x, stacked)[0]
-
-
-def _unbind(layer: nn.Module) -> tuple[nn.Module, PyTree]:
-    """A submodule without its place in a model, and its parameters."""
-    # A `lora.AdaptedKernel` holds its path, which would make every layer's tree another one.
-    params = jax.tree.map(
-        _unwrap, layer.variables["params"], is_leaf=lambda leaf: hasattr(leaf, "array")
-    )
-    return layer.clone(parent=None, name=None), params
-
-
-@partial(jax.jit, static_argnums=0)
-def _apply_layer(layer: nn.Module, params: PyTree, args: Any, kwargs: Any) -> PyTree:
-    return layer.apply({"params": params}, *args, **kwargs)
 
 
 def read_param(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]) -> Any:
@@ -138,12 +29,12 @@ def read_param(module: nn.Module, name: str, init: Callable, shape: tuple[int, .
     Flax's `param` traces `init` at every call to compare shapes, which takes longer than the layer.
     """
     found = module.get_variable("params", name)
-    if getattr(_unwrap(found), "shape", None) == shape:
+    if getattr(unwrap(found), "shape", None) == shape:
         return found
     return module.param(name, init, shape)
 
 
-def _unwrap(kernel: Any) -> Any:
+def unwrap(kernel: Any) -> Any:
     """The array of a kernel that may be a `lora.AdaptedKernel`."""
     return getattr(kernel, "array", kernel)
 
@@ -162,7 +53,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N F"]:
         shape = (x.shape[-1], self.features)
-        kernel = _unwrap(read_param(self, "kernel", nn.initializers.normal(0.02), shape))
+        kernel = unwrap(read_param(self, "kernel", nn.initializers.normal(0.02), shape))
         if self.has_variable("params", "kernel_scale"):
             y = x @ kernel.astype(x.dtype) * self.get_variable("params", "kernel_scale")[None]
         else:

@@ -7,16 +7,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from rag_jax.models.nn.layers import (
-    LayerNorm,
-    Linear,
-    attend,
-    check_adapters,
-    check_vocabulary,
-    run_layer,
-)
+from rag_jax.models.nn.layers import LayerNorm, Linear, attend, check_adapters, check_vocabulary
 from rag_jax.models.nn.pooling import MEAN, Pooling
 from rag_jax.models.nn.rope import Angles, rotary_angles, rotate
+from rag_jax.models.nn.stack import run_layer
 from rag_jax.runtime.arguments import checked
 from rag_jax.runtime.sharding import constrain_rows
 

@@ -9,7 +9,7 @@ from rag_jax.data.batches import BatchPlan
 from rag_jax.data.packing import Microbatch
 from rag_jax.models.io.architectures import EncoderConfig, make_model
 from rag_jax.models.io.sizes import find_encoder, find_sizes
-from rag_jax.models.nn.bart import BartConfig
+from rag_jax.models.nn.bart_config import BartConfig
 from rag_jax.planning.batches import (
     Corpus,
     StageBatches,

@@ -16,7 +16,7 @@ from rag_jax.data.batches import pad_rows
 from rag_jax.data.packing import Sequences, Size
 from rag_jax.data.passages import Passage
 from rag_jax.models import Pretrained
-from rag_jax.models.nn.bart import BartConfig
+from rag_jax.models.nn.bart_config import BartConfig
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.runtime.errors import RagJaxError
 

@@ -12,8 +12,6 @@ from jaxtyping import PyTree
 from rag_jax.data.batches import round_up
 from rag_jax.data.packing import Microbatch
 from rag_jax.decoding.beams import BeamConfig
-from rag_jax.models.io.sizes import find_sizes
-from rag_jax.models.nn.bart import BartConfig
 from rag_jax.planning.abstract import (
     AbstractModels,
     change,
@@ -62,8 +60,7 @@ def plan(config: RAGConfig, devices: Sequence[jax.Device], drawn: Drawn, **optio
 def list_remedies(config: RAGConfig, name: str) -> Iterator[tuple[str, RAGConfig]]:
     """Settings, one change each, with which a program needs less memory; and the flag for each."""
     if "gradients of questions" in name:
-        is_decoder = not isinstance(find_sizes(config.generator.name), BartConfig)
-        if is_decoder and config.tuning.remat != "full":
+        if config.tuning.remat != "full":
             yield change(config, "tuning.remat", "full")
         yield halve(config, "train.microbatch_tokens")
     elif name.startswith("index, embed"):

@@ -17,6 +17,8 @@ from rag_jax.models import Pretrained
 from rag_jax.models.io.architectures import Encoder, get_rules
 from rag_jax.models.io.load import load_config
 from rag_jax.models.nn.bart import Bart
+from rag_jax.models.nn.bert import Bert
+from rag_jax.models.nn.stack import stack_layers
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval import Index, fingerprint_corpus
 from rag_jax.runtime.errors import RagJaxError
@@ -115,18 +117,18 @@ class Session(session.Session):
 
         A batch with `doc_scores`, of passages that are fixed, needs no encoder.
         """
-        c, trainable, model = self.config, self.make_trainable(joint=joint), self.generator.model
-        if not isinstance(model, Bart):
-            model = set_passes(model, c.tuning)
-
+        c, trainable = self.config, self.make_trainable(joint=joint)
+        model = set_passes(self.generator.model, c.tuning)
         encoder, scale = self.encoder.model, c.retriever.scale
+        scans = c.tuning.scan_layers and isinstance(encoder, Bert)
         marginal = {"marginal": c.marginal, "smoothing": c.train.smoothing}
 
         def loss(trained, frozen, batch):
             params = trainable.merge(trained, frozen)
             scores = batch.get("doc_scores")
             if scores is None:
-                scores = score_passages(encoder, params["query"], batch, scale=scale)
+                query = stack_layers(params["query"]) if scans else params["query"]
+                scores = score_passages(encoder, query, batch, scale=scale)
             return rag_loss(model, params["generator"], scores, batch, **marginal)
 
         return loss

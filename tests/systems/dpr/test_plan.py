@@ -19,8 +19,8 @@ from rag_jax.models.io.sizes import (
 )
 from rag_jax.models.nn.pooling import Dense, Pooling
 from rag_jax.runtime import chips
+from rag_jax.runtime.device_bytes import count_bytes_per_device
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.sharding import count_bytes_per_device
 from rag_jax.systems.dpr import plan as planned
 from rag_jax.systems.dpr import session as sessions
 from rag_jax.systems.dpr.config import DPRConfig, DPREncoderConfig

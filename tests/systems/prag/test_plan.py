@@ -7,8 +7,8 @@ import pytest
 
 from rag_jax.config import EncoderConfig, TuningConfig
 from rag_jax.runtime import chips
+from rag_jax.runtime.device_bytes import count_bytes_per_device
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.sharding import count_bytes_per_device
 from rag_jax.systems.prag import plan as planned
 from rag_jax.systems.prag.config import (
     AnswerConfig,

@@ -115,6 +115,24 @@ def test_chunks_of_an_answers_tokens_change_nothing(marginal, smoothing, monkeyp
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), run(), wanted)
 
 
+@pytest.mark.parametrize("remat", ["none", "full", "dots"])
+def test_an_encoder_decoder_in_a_loop_has_the_gradients_of_a_list(remat):
+    generator = GENERATORS["bart"]
+    _, batch = make_batch(generator, ((0, 1),), items=2)
+
+    def differentiate(**passes):
+        model = generator.model.clone(**passes)
+
+        def loss(params, scores, batch):
+            return rag_loss(model, params, scores, batch, marginal="token")[0]
+
+        return jax.jit(jax.value_and_grad(loss))(generator.params, SCORES, batch)
+
+    assert generator.config.encoder_layers > 1 and generator.config.decoder_layers > 1
+    wanted, found = differentiate(), differentiate(remat=remat, scan_layers=True)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), found, wanted)
+
+
 @pytest.mark.parametrize("name", GENERATORS)
 def test_rows_are_apart_and_padding_changes_nothing(name):
     generator = GENERATORS[name]

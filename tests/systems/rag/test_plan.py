@@ -7,8 +7,8 @@ import pytest
 
 from rag_jax.config import build
 from rag_jax.runtime import chips
+from rag_jax.runtime.device_bytes import count_bytes_per_device
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.sharding import count_bytes_per_device
 from rag_jax.systems.rag import plan as planned
 from rag_jax.systems.rag import session as sessions
 from rag_jax.systems.rag.config import RAGConfig
@@ -135,8 +135,8 @@ def test_remedies_change_one_setting_each(settings):
         "--config.train.microbatch_tokens=100",
         "--config.mesh.model=2",
     ]
-    # An encoder-decoder keeps all its activations.
     assert list_flags("joint, gradients of questions 1 x 64", **BART) == [
+        "--config.tuning.remat=full",
         "--config.train.microbatch_tokens=100",
         "--config.mesh.model=2",
         "--config.tuning.mode=lora",

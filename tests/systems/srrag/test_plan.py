@@ -8,8 +8,8 @@ import pytest
 from rag_jax.config import build
 from rag_jax.models.int8 import is_quantized
 from rag_jax.runtime import chips
+from rag_jax.runtime.device_bytes import count_bytes_per_device
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.sharding import count_bytes_per_device
 from rag_jax.systems.srrag import plan as planned
 from rag_jax.systems.srrag.config import SRRAGConfig
 from systems.planned import CHIP, draw, list_programs, plan
