@@ -234,6 +234,8 @@ def _count_written(lines: Lines, i: Instruction) -> float:
 
 
 def _count_read(module: Module, i: Instruction, users: dict[str, list[Instruction]]) -> float:
+    if i.is_root:  # of a fusion within a fusion, which passes it on
+        return math.inf
     total = 0.0
     for user in users.get(i.name, ()):
         if user.opcode == "bitcast":

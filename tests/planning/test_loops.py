@@ -189,6 +189,30 @@ ENTRY %main (x: bf16[8,64], p: bf16[32,64,16], i: s32[]) -> bf16[8,16] {
     assert work.accessed == 2 * (8 * 64 + 64 * 16 + 8 * 16) + 4
 
 
+def test_what_a_fusion_within_a_fusion_passes_on_is_read_whole():
+    text = """
+%flatten (p: bf16[1,64,16]) -> bf16[64,16] {
+  %p = bf16[1,64,16]{2,1,0} parameter(0)
+  ROOT %flat = bf16[64,16]{1,0} bitcast(%p)
+}
+
+%multiply (x: bf16[8,64], p: bf16[1,64,16]) -> bf16[8,16] {
+  %x = bf16[8,64]{1,0} parameter(0)
+  %p = bf16[1,64,16]{2,1,0} parameter(1)
+  %w = bf16[64,16]{1,0} fusion(%p), kind=kLoop, calls=%flatten
+  ROOT %y = bf16[8,16]{1,0} convolution(%x, %w), dim_labels=bf_io->bf
+}
+
+ENTRY %main (x: bf16[8,64], p: bf16[1,64,16]) -> bf16[8,16] {
+  %x = bf16[8,64]{1,0} parameter(0)
+  %p = bf16[1,64,16]{2,1,0} parameter(1)
+  ROOT %y = bf16[8,16]{1,0} fusion(%x, %p), kind=kOutput, calls=%multiply
+}
+"""
+    work = count_computation(read_module(text), "main")
+    assert work.accessed == 2 * (8 * 64 + 64 * 16 + 8 * 16)
+
+
 def test_a_window_counts_the_places_that_meet_the_input():
     """A batch of eight products, as a window that meets one place of each output's, and a sum."""
     text = """
