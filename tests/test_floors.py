@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1] / "rag_jax"
 # From the top. A module imports from its own package and from lower floors.
 FLOORS = (
     ("commands",),
-    ("comparison",),
+    ("comparison", "serving"),
     ("systems",),
     ("pipeline", "planning"),
     ("retrieval", "evaluation"),
@@ -31,6 +31,7 @@ ROOMS = (
     "loss",
     "pipeline",
     "plan",
+    "serve",
     "session",
     "steps",
     "train",

@@ -21,6 +21,7 @@ from rag_jax.runtime.terminal import write_text
 COMMANDS = {
     "train": ("train", "train and evaluate a system, from nothing to a report"),
     "ask": ("ask", "answer questions from a finished run"),
+    "serve": ("serve", "serve a finished run in the format of OpenAI's API"),
     "evaluate": ("evaluate", "evaluate a finished run, or models as loaded, on another dataset"),
     "compare": ("compare", "compare systems on your corpus and questions, in one table"),
     "plan": ("plan", "what a run costs on a TPU slice, without the slice"),

@@ -148,6 +148,14 @@ def double_up(length: int, multiple: int) -> int:
     return round_up(1 << (length - 1).bit_length(), multiple)
 
 
+def list_widths(limit: int) -> list[int]:
+    """Numbers of tokens to pad to where the texts are not known: 32, doubled up to `limit`."""
+    widths, width = [], 32
+    while width < limit:
+        widths, width = [*widths, width], 2 * width
+    return [*widths, limit]
+
+
 def pad_rows(
     rows: Sequence[Sequence[int]], length: int, *, pad_id: int, batch: int | None = None
 ) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rag_jax.config import EncoderConfig
+from rag_jax.data.batches import list_widths
 from rag_jax.data.formats import describe_source
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection, Question, choose_questions, load_collection
@@ -67,6 +68,7 @@ class Session:
         self._corpus: tuple[Path, Collection] | None = None
         self.corpus_declared = True  # unless a stage runs that does not declare its need
         self._noted: set[str] = set()
+        self._query_widths: list[int] = []  # chosen for the questions at hand
 
     def note(self, line: str) -> None:
         """Logs a line, unless the session has logged it before."""
@@ -186,7 +188,14 @@ class Session:
         self, encoder: Pretrained, questions: Sequence[str], **options: Any
     ) -> Float[np.ndarray, "N E"]:
         """Embeddings of questions; further `options` of `encode_texts`."""
-        return self.encode(encoder, questions, "query", **options)
+        return self.encode(encoder, questions, "query", widths=self._query_widths, **options)
+
+    def fix_query_widths(self) -> None:
+        """Has questions padded to a few widths whatever their lengths, each of which compiles once.
+
+        For a server; a few questions more or less padding would choose another width each time.
+        """
+        self._query_widths = list_widths(self.encoding.max_length)
 
     def encode_passages(
         self, encoder: Pretrained, passages: Sequence[Passage], **options: Any

@@ -11,6 +11,7 @@ from rag_jax.models import Pretrained
 from rag_jax.pipeline.ask import Ask, Facts, name_passage
 from rag_jax.pipeline.runner import open_stages
 from rag_jax.retrieval import Index
+from rag_jax.retrieval.contrastive import Encoders
 from rag_jax.systems.dpr.pipeline import list_stages
 from rag_jax.systems.dpr.session import Session
 from rag_jax.systems.stages import list_ranked
@@ -19,7 +20,15 @@ _SHOWN = 5  # passages
 
 
 def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
-    """Opens a run's trained encoders and index.
+    """Opens a run for questions one by one; see `open_parts`."""
+    encoders, index, passages = open_parts(session, workdir, corpus)
+    return partial(_answer, session, encoders.question, index, passages)
+
+
+def open_parts(
+    session: Session, workdir: Path, corpus: Path | None
+) -> tuple[Encoders, Index, Sequence[Passage]]:
+    """Opens a run's trained encoders, index and passages.
 
     Args:
         corpus: passages to search in place of the run's.
@@ -36,7 +45,7 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
     else:
         passages, embeddings = session.read_corpus(corpus, encoders.passage)
         index = session.build_index(encoders.passage, embeddings, passages, ids=True)
-    return partial(_answer, session, encoders.question, index, passages)
+    return encoders, index, passages
 
 
 def _answer(

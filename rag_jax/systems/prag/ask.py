@@ -1,11 +1,12 @@
 """Asks a finished run of Parametric RAG: the documents found, merged into the model, the answer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from rag_jax.data.batches import double_up
 from rag_jax.data.formats import read_passages
+from rag_jax.data.passages import Passage
 from rag_jax.lora.store import AdapterStore
 from rag_jax.pipeline.ask import Ask, Facts, Note, Piece, check_length, name_passage
 from rag_jax.pipeline.own_corpus import embed_texts
@@ -20,7 +21,14 @@ from rag_jax.systems.prag.session import Session
 
 
 def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
-    """Opens a run's model, passages and adapters.
+    """Opens a run for questions one by one; see `open_parts`."""
+    return partial(_answer, session, *open_parts(session, workdir, corpus))
+
+
+def open_parts(
+    session: Session, workdir: Path, corpus: Path | None
+) -> tuple[AdapterStore | None, Search]:
+    """Opens a run's adapters, and the search for its passages.
 
     Args:
         corpus: passages to search in place of the run's; they have no adapters and are read in the
@@ -46,21 +54,18 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
         encode = partial(session.encode, encoder, role="document")
         return embed_texts(list_texts(passages), encode, name=name, **made_by)
 
-    return partial(_answer, session, store, session.make_search(passages, embed))
+    return store, session.make_search(passages, embed)
 
 
 def _answer(
     session: Session, store: AdapterStore | None, search: Search, question: str
 ) -> Iterator[Facts | Piece | Note]:
-    limit = session.base.config.max_length - session.config.answer.max_tokens
-    check_length(len(session.format.encode_prompt(question)), limit)
+    check_length(len(session.format.encode_prompt(question)), session.room)
     (found,) = search([question])
-    has, merged = METHODS[session.config.ask]
-    encoded = [p.id for p in found if merged and store is not None and p.id in store]
+    encoded, reads = pick_adapters(session, store, found)
     marks = ["adapter" if passage.id in encoded else "no adapter" for passage in found]
     if found:
         yield Facts("passages found", list(zip(marks, map(name_passage, found), strict=True)))
-    reads = has == "passages" or not encoded
     if not found:
         yield Note("no passage shares a word with the question: the model answers by itself")
     elif not encoded:
@@ -70,11 +75,20 @@ def _answer(
     else:
         yield Note("adapters are merged into the model, the passages are not read")
     prompt = session.format.encode_prompt(question, found if reads else ())
-    check_length(len(prompt), limit)
+    check_length(len(prompt), session.room)
     # Few widths: a program is compiled for each.
-    width = min(double_up(len(prompt), 32), limit)
+    width = min(double_up(len(prompt), 32), session.room)
     engine = session.make_engine(width, batch_size=count_data_rows())
     answers = engine.answer([prompt], store if encoded else None, [encoded])
     for reason in answers.lost.values():
         yield Note(f"answered without an adapter: {reason}")
     yield Piece("answer", answers.texts[0])
+
+
+def pick_adapters(
+    session: Session, store: AdapterStore | None, found: Sequence[Passage]
+) -> tuple[list[str], bool]:
+    """The ids of the documents whose adapters are merged, and whether the passages are read too."""
+    has, merged = METHODS[session.config.ask]
+    encoded = [p.id for p in found if merged and store is not None and p.id in store]
+    return encoded, has == "passages" or not encoded

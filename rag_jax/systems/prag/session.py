@@ -11,7 +11,7 @@ import jax
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection
 from rag_jax.lora.store import AdapterStore
-from rag_jax.models import Pretrained, load_reranker, load_tokenizer
+from rag_jax.models import Pretrained, Reranker, load_reranker, load_tokenizer
 from rag_jax.models.io.load import load_config
 from rag_jax.retrieval import BM25, Dense, Fused, Index, Reranked, make_text
 from rag_jax.runtime.errors import RagJaxError
@@ -69,6 +69,17 @@ class Session(session.Session):
         settings |= {"variant": variant, "seed": c.seed}
         return AdapterStore(folder, template, base=self.base.fingerprint, settings=settings)
 
+    @cached_property
+    def reranker(self) -> Reranker | None:
+        """The reranker of what is found; None if there is none."""
+        name = self.config.retrieve.rerank.name
+        return None if name is None else load_reranker(name)
+
+    @property
+    def room(self) -> int:
+        """Largest number of tokens of a prompt: the context without the answer."""
+        return self.base.config.max_length - self.config.answer.max_tokens
+
     def make_search(
         self,
         passages: Sequence[Passage],
@@ -93,9 +104,9 @@ class Session(session.Session):
             index = Index.build(embeddings, backend="exact", encoder=encoder.fingerprint)
             searchers.append(Dense(index, partial(self.encode_queries, encoder)))
         searcher = searchers[0] if len(searchers) == 1 else Fused(searchers, c.fusion)
-        if c.rerank.name is not None:
+        if self.reranker is not None:
             reading = {"depth": c.rerank.depth, "max_length": c.rerank.max_length}
-            searcher = Reranked(load_reranker(c.rerank.name), searcher, passages, **reading)
+            searcher = Reranked(self.reranker, searcher, passages, **reading)
 
         def search(questions: Sequence[str]) -> list[list[Passage]]:
             _, rows = searcher.search(questions, min(c.passages, len(passages)))

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rag_jax.data.passages import Passage
+from rag_jax.models import Pretrained
 from rag_jax.pipeline.ask import Ask, Facts, Piece, name_passage
 from rag_jax.pipeline.runner import open_stages
 from rag_jax.retrieval import Index
@@ -22,8 +24,31 @@ from rag_jax.systems.rag.session import Session
 _SHOWN = 3  # answers
 
 
+class Parts(NamedTuple):
+    """What a finished run has open.
+
+    Attributes:
+        query: the encoder of questions.
+        passage: the encoder that embedded the passages.
+    """
+
+    engine: Engine
+    query: Pretrained
+    passage: Pretrained
+    index: Index
+    passages: Sequence[Passage]
+
+
 def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
-    """Opens a run's generator, question encoder and index, as they were trained together.
+    """Opens a run for questions one by one; see `open_parts`."""
+    parts = open_parts(session, workdir, corpus)
+    engine = replace(parts.engine, batch_size=count_data_rows())
+    found = parts.index, parts.passages, session.labels
+    return partial(_answer, session, engine, parts.query.params, *found)
+
+
+def open_parts(session: Session, workdir: Path, corpus: Path | None) -> Parts:
+    """Opens a run's generator, both encoders and index, as they were trained together.
 
     Args:
         corpus: passages to search in place of the run's.
@@ -34,13 +59,14 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
     context = open_stages(list_stages(session), workdir, ("corpus", "index", "joint"))
     session.open_corpus(context.path("corpus", ""))
     trained = session.load_trained(context, "joint")
-    engine = session.make_engine(trained["generator"], batch_size=count_data_rows())
+    engine = session.make_engine(trained["generator"])
     index, encoder = session.open_final_index(context, trained)
     passages = session.passages
     if corpus is not None:
         passages, embeddings = session.read_corpus(corpus, encoder)
         index = session.build_corpus_index(embeddings, passages)
-    return partial(_answer, session, engine, trained["query"], index, passages, session.labels)
+    query = replace(session.encoder, params=trained["query"])
+    return Parts(engine, query, encoder, index, passages)
 
 
 def _answer(

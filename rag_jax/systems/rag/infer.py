@@ -33,6 +33,7 @@ class Engine:
     Attributes:
         beams: of RAG-Token, and of each document in RAG-Sequence.
         batch_size: number of questions of a program; a multiple of the mesh's data rows.
+        multiple: inputs are padded to a multiple of this number of tokens.
     """
 
     model: Decoder | Bart
@@ -41,6 +42,7 @@ class Engine:
     max_tokens: int
     beams: BeamConfig
     batch_size: int = 16
+    multiple: int = 32
 
     def answer(
         self,
@@ -162,7 +164,8 @@ class Engine:
         order = sorted(range(len(questions)), key=lambda i: examples[i].width)
         for start in range(0, len(order), batch):
             picked = order[start : start + batch]
-            width = min(round_up(examples[picked[-1]].width, 32), self.model.config.max_length)
+            width = round_up(examples[picked[-1]].width, self.multiple)
+            width = min(width, self.model.config.max_length)
             arrays = pack_inputs([examples[i] for i in picked], width=width, batch=batch)
             scores = np.full((batch, len(passages[0])), MASKED, np.float32)
             scores[: len(picked)] = doc_scores[picked]

@@ -33,7 +33,16 @@ _NEAREST = 5  # questions of the datastore that are shown
 
 
 def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
-    """Opens a run's model, datastore and indices.
+    """Opens a run for questions one by one; see `open_parts`."""
+    engine, *policy = open_parts(session, workdir, corpus)
+    engine = replace(engine, batch_size=count_data_rows())
+    return partial(_answer, session, engine, *policy, session.train_questions)
+
+
+def open_parts(
+    session: Session, workdir: Path, corpus: Path | None
+) -> tuple[Engine, Datastore, float]:
+    """Opens a run's model and indices, its datastore, and the threshold that it chose.
 
     Args:
         corpus: passages that the searched sources have in place of the run's.
@@ -46,7 +55,6 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
     context = open_stages(list_stages(_restore(session, workdir)), workdir, needs)
     session.open_corpus(context.path("corpus", ""))
     engine = session.open_engine(context, context.path("stage2", "params"))
-    engine = replace(engine, batch_size=count_data_rows())
     if corpus is not None:
         passages, embeddings = session.read_corpus(corpus, session.encoder)
         measured = session.measure_corpus(passages)
@@ -55,8 +63,8 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
             log(f"{measured['cut']} passages are cut to {limit} tokens (config.model.max_text)")
         longest = measured["longest"]
         engine = session.replace_corpus(engine, passages, embeddings, longest=longest)
-    policy = session.open_datastore(context), read_thresholds(context, session.config)["srrag"]
-    return partial(_answer, session, engine, *policy, session.train_questions)
+    tau = read_thresholds(context, session.config)["srrag"]
+    return engine, session.open_datastore(context), tau
 
 
 def _restore(session: Session, workdir: Path) -> Session:

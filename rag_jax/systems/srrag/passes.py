@@ -22,24 +22,30 @@ from rag_jax.systems.srrag.policy import Datastore, Weights, decide, vote, weigh
 from rag_jax.systems.srrag.steps import Routed
 
 
-class _Beliefs(NamedTuple):
+class Beliefs(NamedTuple):
+    """Routed questions, and what speaks for each of the `S` sources; `votes` of a datastore."""
+
     routed: Routed
     probabilities: Float[np.ndarray, "B S"]
     votes: Float[np.ndarray, "B S"] | None
 
 
-def _route(
+def route(
     engine: Engine, datastore: Datastore | None, config: SRRAGConfig, asked: Sequence[str]
-) -> _Beliefs:
-    """Routes questions that have no entry in the datastore themselves."""
+) -> Beliefs:
+    """Routes questions that have no entry in the datastore themselves.
+
+    Args:
+        datastore: None to route by the model's probabilities alone.
+    """
     routed = engine.route(asked)
     probabilities, count = fetch(routed.probabilities), len(asked)
     if datastore is None:
-        return _Beliefs(routed, probabilities[:count], None)
+        return Beliefs(routed, probabilities[:count], None)
     nobody = jnp.full(len(probabilities), -1)
     settings = {"k": config.datastore.k, "num_sources": len(config.sources)}
     votes = fetch(vote(datastore, routed.key, nobody, **settings))
-    return _Beliefs(routed, probabilities[:count], votes[:count])
+    return Beliefs(routed, probabilities[:count], votes[:count])
 
 
 def route_all(
@@ -62,14 +68,14 @@ def route_all(
     """
 
     def run(batch: Sequence[Question]) -> list[Record]:
-        beliefs = _route(engine, datastore, config, [question.question for question in batch])
+        beliefs = route(engine, datastore, config, [question.question for question in batch])
         return _list_beliefs(beliefs)
 
     size = 4 * config.answer.batch_size
     return context.map(file, questions, run, batch_size=size, unit="questions (routing)")
 
 
-def _list_beliefs(beliefs: _Beliefs) -> list[Record]:
+def _list_beliefs(beliefs: Beliefs) -> list[Record]:
     _, probabilities, votes = beliefs
     shares = [None] * len(probabilities) if votes is None else votes
     return [
@@ -104,7 +110,7 @@ def answer_with_all(
     def run(batch: Sequence[Question]) -> list[Record]:
         asked = [question.question for question in batch]
         clock = Clock()
-        beliefs = _route(engine, datastore, config, asked)
+        beliefs = route(engine, datastore, config, asked)
         chosen = choose(config, beliefs.probabilities, beliefs.votes, tau)
         routing_seconds = clock.read() / len(batch)
         answers: list[dict[int, Record]] = [{} for _ in batch]

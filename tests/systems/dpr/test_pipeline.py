@@ -20,12 +20,13 @@ from rag_jax.retrieval.negatives import choose_negatives
 from rag_jax.retrieval.validation import BestEpoch
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
-from rag_jax.systems.dpr import ask, evaluate, pipeline
+from rag_jax.systems.dpr import ask, evaluate, pipeline, serve
 from rag_jax.systems.dpr.config import DPRConfig
 from rag_jax.systems.dpr.session import Session
 from systems.asked import LONG, OWN, read_facts, take_stock, write_corpus
 from systems.evaluated import check_evaluation, list_made, write_world
 from systems.rooms import check_rooms
+from systems.served import check_embeddings
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 STAGES = ["corpus", "negatives", "untrained", "train", "trained", "evaluate"]
@@ -353,6 +354,19 @@ def test_asking_finds_the_passages_of_the_evaluation(finished, tmp_path, caplog)
     with caplog.at_level("WARNING"):
         assert len(read_facts(asked(LONG), "passages found")) == 2
     assert "1 of 1 texts were cut to 24 tokens" in caplog.text
+    assert take_stock(workdir) == before
+
+
+def test_served_embeddings_are_those_of_the_run(finished):
+    workdir = finished[0]
+    before = take_stock(workdir)
+    session = pipeline.Session(build(DPRConfig, make_config()))
+    served = serve.open_run(session, workdir, None)
+    encoders, *_ = ask.open_parts(session, workdir, None)
+    texts = ["Where is Gitega?", "Gitega is the capital.", "[SEP] [MASK] Burundi"]
+    check_embeddings(served, session, "query", encoders.question, texts)
+    check_embeddings(served, session, "document", encoders.passage, texts)
+    assert served.answer is None and served.score is None
     assert take_stock(workdir) == before
 
 

@@ -28,7 +28,7 @@ from rag_jax.retrieval import score_pairs
 from rag_jax.retrieval.rerank import join_passage
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
-from rag_jax.systems.prag import ask, evaluate, pipeline, steps, train, writer
+from rag_jax.systems.prag import ask, evaluate, pipeline, serve, steps, train, writer
 from rag_jax.systems.prag.augment import list_documents, read_augmented
 from rag_jax.systems.prag.config import PRAGConfig
 from rag_jax.systems.prag.data import Augmented, Pair, make_examples
@@ -49,6 +49,7 @@ from systems.asked import (
 from systems.compared import check_rows
 from systems.evaluated import check_evaluation, list_made, write_world
 from systems.rooms import check_rooms
+from systems.served import check_answers
 
 ROOT = Path(__file__).parents[3]
 QUICK = {
@@ -686,6 +687,22 @@ def test_asking_gives_the_answers_of_the_evaluation(finished, make_config, mode)
     note = "no passage shares a word with the question: the model answers by itself"
     assert list_notes(shown) == [note]
     assert [item for item in shown if isinstance(item, Facts)] == []
+    assert take_stock(workdir) == before
+
+
+@pytest.mark.parametrize("mode", ["parametric", "in_context", "both"])
+def test_served_answers_are_those_of_the_evaluation(finished, make_config, mode):
+    workdir, _ = finished
+    before = take_stock(workdir)
+    session = Session(build(PRAGConfig, make_config(ablations=True, ask=mode)))
+    served = serve.open_run(session, workdir, None)
+    records = read_jsonl(workdir / "predictions" / f"{mode}.jsonl")
+    answers = check_answers(served, session, records)
+    for answer, record in zip(answers, records, strict=True):
+        ids = record["adapters" if mode == "parametric" else "passages"]
+        assert [passage.id for passage in answer.passages] == ids
+        assert answer.prompt_tokens == record["prompt_tokens"]
+    assert served.embed is None and served.score is None  # words are searched
     assert take_stock(workdir) == before
 
 

@@ -23,7 +23,7 @@ from rag_jax.retrieval import BM25, list_texts, make_text
 from rag_jax.runtime.checkpoint import save_tree
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
-from rag_jax.systems.rag import ask, evaluate, pipeline
+from rag_jax.systems.rag import ask, evaluate, pipeline, serve
 from rag_jax.systems.rag import session as sessions
 from rag_jax.systems.rag.config import RAGConfig
 from rag_jax.systems.rag.data import pick_passages
@@ -42,6 +42,7 @@ from systems.evaluated import (
     write_world,
 )
 from systems.rooms import check_rooms
+from systems.served import check_answers, check_embeddings
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 STAGES = ["corpus", "index", "frozen", "joint", "evaluate", "memory"]
@@ -468,6 +469,21 @@ def test_asking_gives_the_answers_of_the_evaluation(finished, make_session):
     assert take_stock(workdir) == before
 
 
+def test_served_answers_are_those_of_the_evaluation(finished, make_session):
+    workdir, session = finished[0], make_session()
+    before = take_stock(workdir)
+    way, served = evaluate.choose_way(session.config), serve.open_run(session, workdir, None)
+    records = read_jsonl(workdir / "predictions" / f"{way}.jsonl")
+    answers = check_answers(served, session, records)
+    for answer, record in zip(answers, records, strict=True):
+        assert [p.id for p in answer.passages] == [p["id"] for p in record["passages"]]
+        assert answer.prompt_tokens == record["prompt_tokens"]
+    parts, texts = ask.open_parts(session, workdir, None), [r["question"] for r in records[:3]]
+    check_embeddings(served, session, "query", parts.query, texts)
+    check_embeddings(served, session, "document", session.passage_encoder, texts)
+    assert take_stock(workdir) == before
+
+
 def test_asking_a_corpus_of_ones_own(finished, make_session, tmp_path):
     session = make_session()
     asked = ask.open_run(session, finished[0], write_corpus(tmp_path / "own.jsonl", OWN[:1]))
@@ -475,6 +491,13 @@ def test_asking_a_corpus_of_ones_own(finished, make_session, tmp_path):
     assert read_facts(shown, "passages read") == [("1.000", f"Atlantis: {OWN[0]['text']}")]
     with pytest.raises(RagJaxError, match="a question has 1.... tokens by itself; raise it, or"):
         list(asked(LONG))
+
+
+def test_a_served_classifier(classified, make_session):
+    changes, workdir, _ = classified
+    session = make_session(**changes)
+    records = read_jsonl(workdir / "predictions" / "joint.jsonl")
+    check_answers(serve.open_run(session, workdir, None), session, records)
 
 
 def test_asking_a_classifier(classified, make_session):

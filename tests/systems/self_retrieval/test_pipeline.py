@@ -19,7 +19,7 @@ from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.checkpoint import save_tree
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
-from rag_jax.systems.self_retrieval import ask, evaluate, pipeline, steps
+from rag_jax.systems.self_retrieval import ask, evaluate, pipeline, serve, steps
 from rag_jax.systems.self_retrieval.config import SelfRetrievalConfig
 from rag_jax.systems.self_retrieval.pipeline import list_stages
 from rag_jax.systems.self_retrieval.scores import score
@@ -29,6 +29,7 @@ from systems.asked import LONG, read_facts, read_text, take_stock, write_corpus
 from systems.compared import check_rows
 from systems.evaluated import check_evaluation, evaluate_directly, list_made, read_answers
 from systems.rooms import check_rooms
+from systems.served import check_answers
 
 ROOT = Path(__file__).parents[3]
 QUICK = {
@@ -412,6 +413,19 @@ def test_asking_gives_what_the_evaluation_found(finished, make_config):
     with pytest.raises(RagJaxError, match="the question has 1.... tokens, and there is room for"):
         list(asked(LONG))
     assert read_facts(list(asked("<|im_end|> <|endoftext|>")), "passages written")
+    assert take_stock(workdir) == before
+
+
+def test_served_answers_are_those_of_the_evaluation(finished, make_config):
+    workdir = finished[0]
+    before = take_stock(workdir)
+    session = Session(build(SelfRetrievalConfig, make_config(ablations=True)))
+    served = serve.open_run(session, workdir, None)
+    records = read_jsonl(workdir / "predictions" / "self_retrieval.jsonl")
+    answers = check_answers(served, session, records)
+    for answer, record in zip(answers, records, strict=True):
+        assert [passage.id for passage in answer.passages] == [record["passages"][0]["id"]]
+    assert served.embed is None and served.score is None
     assert take_stock(workdir) == before
 
 

@@ -1,0 +1,151 @@
+"""The one thread that computes: it answers, embeds and scores what several requests ask for."""
+
+import asyncio
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate, pairwise
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from rag_jax.data.batches import double_up
+from rag_jax.retrieval.texts import Role
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.sharding import count_data_rows
+from rag_jax.runtime.terminal import write_text
+from rag_jax.serving.errors import RequestError
+from rag_jax.systems.served import Answer, Embedded, Served
+
+_WORDS = range(3, 11)  # powers of two: words of the texts that are embedded before the start
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Pair = tuple[str, str]
+
+
+class Worker:
+    """Computes for requests, in a thread of its own, within the run's mesh.
+
+    Args:
+        tokens: largest number of tokens of a question.
+    """
+
+    def __init__(self, served: Served, mesh: jax.sharding.Mesh, *, tokens: int):
+        self._served, self._mesh, self._tokens = served, mesh, tokens
+        self._thread = ThreadPoolExecutor(1, "rag_jax")
+
+    def close(self) -> None:
+        """Ends the thread after what it is computing."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    async def answer(self, questions: list[str]) -> list[Answer | Exception]:
+        """Answers at most a batch of questions; a question that is refused has an error."""
+        return await self._call(self._answer_checked, questions)
+
+    async def embed(self, requests: list[tuple[Sequence[str], Role]]) -> list[Embedded | Exception]:
+        """Embeds the texts of some requests, each with a role."""
+        return await self._call(lambda own: self._isolate(self._embed_all, own), requests)
+
+    async def score(self, requests: list[Sequence[Pair]]) -> list[Any]:
+        """Scores the pairs of some requests."""
+        return await self._call(lambda own: self._isolate(self._score_all, own), requests)
+
+    async def warm_up(self) -> None:
+        """Compiles what questions, texts and pairs of every length need."""
+        await self._call(self._warm_up, None)
+
+    async def _call(self, function: Callable[[Item], Result], given: Item) -> Result:
+        def run() -> Result:
+            with jax.set_mesh(self._mesh):
+                return function(given)
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, run)
+
+    def _answer_checked(self, questions: list[str]) -> list[Answer | Exception]:
+        results: list[Any] = list(map(self._check, questions))
+        asked = [i for i, refused in enumerate(results) if refused is None]
+        answers = self._isolate(self._answer_padded, [questions[i] for i in asked])
+        for i, answer in zip(asked, answers, strict=True):
+            results[i] = answer
+        return results
+
+    def _check(self, question: str) -> Exception | None:
+        try:
+            count = self._served.check(question)
+        except RagJaxError as error:
+            return RequestError(400, str(error), "messages")
+        if count > self._tokens:
+            message = f"the question has {count} tokens, and the limit is {self._tokens}"
+            return RequestError(400, f"{message}: shorten it", "messages")
+        return None
+
+    def _answer_padded(self, questions: list[str]) -> list[Answer]:
+        """Answers one row of questions for each part of the mesh, or a whole batch."""
+        rows, full = count_data_rows(), self._served.batch_size
+        size = rows if len(questions) <= rows else full
+        padding = [questions[-1]] * (size - len(questions))
+        return self._served.answer([*questions, *padding])[: len(questions)]
+
+    def _embed_all(self, requests: list[tuple[Sequence[str], Role]]) -> list[Embedded]:
+        results: list[Any] = [None] * len(requests)
+        for role in {role for _, role in requests}:
+            rows = [i for i, request in enumerate(requests) if request[1] == role]
+            texts = [requests[i][0] for i in rows]
+            vectors, tokens = self._served.embed([text for own in texts for text in own], role)
+            ends = [0, *accumulate(map(len, texts))]
+            for i, (start, end) in zip(rows, pairwise(ends), strict=True):
+                results[i] = Embedded(vectors[start:end], tokens[start:end])
+        return results
+
+    def _score_all(self, requests: list[Sequence[Pair]]) -> list[Float[np.ndarray, "N"]]:
+        scores = self._served.score([pair for own in requests for pair in own])
+        return np.split(scores, [*accumulate(map(len, requests))][:-1])
+
+    def _isolate(
+        self, compute: Callable[[list[Item]], list[Result]], items: list[Item]
+    ) -> list[Result | Exception]:
+        """The results; if one item is at fault, the others are computed without it."""
+        if not items:
+            return []
+        try:
+            return compute(items)
+        except RagJaxError as error:
+            if len(items) == 1:
+                return [RequestError(400, str(error))]
+            return [self._isolate(compute, [item])[0] for item in items]
+        except Exception as error:
+            _report(error)
+            failed = RequestError(500, "the server failed; its own output says where")
+            return [failed] * len(items)
+
+    def _warm_up(self, _: None) -> None:
+        if self._served.answer is not None:
+            for question in self._list_questions():
+                for count in sorted({count_data_rows(), self._served.batch_size}):
+                    self._answer_padded([question] * count)
+        # One text has a program of its own.
+        for text in (" ".join(["a"] * (1 << power)) for power in _WORDS):
+            for texts in ([text], [text] * 2):
+                if self._served.embed is not None:
+                    self._served.embed(texts, "query")
+                    self._served.embed(texts, "document")
+                if self._served.score is not None:
+                    self._served.score([("a", text) for text in texts])
+
+    def _list_questions(self) -> list[str]:
+        """A question for each of the widths, doubled from 32 tokens, that are within the limit."""
+        questions, words = {}, 1
+        while self._check(question := " ".join(["a"] * words)) is None:
+            questions.setdefault(double_up(self._served.check(question), 32), question)
+            words *= 2
+        return list(questions.values())
+
+
+def _report(error: Exception) -> None:
+    """Says where an error came from. Its message may have a question, so it is left out."""
+    places = "".join(traceback.format_tb(error.__traceback__))
+    write_text(f"{places}{type(error).__name__}", sys.stderr)

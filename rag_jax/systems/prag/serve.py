@@ -1,0 +1,55 @@
+"""Serves a finished run of Parametric RAG: answers with the adapters of the documents found."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from rag_jax.data.batches import double_up
+from rag_jax.lora.store import AdapterStore
+from rag_jax.pipeline.ask import check_length
+from rag_jax.systems.prag.ask import open_parts, pick_adapters
+from rag_jax.systems.prag.infer import Search
+from rag_jax.systems.prag.session import Session
+from rag_jax.systems.served import Answer, Served, make_embedding, make_scoring
+
+
+def open_run(session: Session, workdir: Path, corpus: Path | None) -> Served:
+    """Opens a run; see `ask.open_parts`."""
+    store, search = open_parts(session, workdir, corpus)
+    retrieve, embed, scoring = session.config.retrieve, None, None
+    if retrieve.by_encoder:
+        session.fix_query_widths()
+        embed = make_embedding(session, query=session.encoder, document=session.encoder)
+    if session.reranker is not None:
+        scoring = make_scoring(session.reranker, retrieve.rerank.max_length)
+
+    def check(question: str) -> int:
+        tokens = len(session.format.encode_prompt(question))
+        check_length(tokens, session.room)
+        return tokens
+
+    return Served(
+        batch_size=session.config.answer.batch_size,
+        answer=partial(_answer, session, store, search),
+        check=check,
+        embed=embed,
+        score=scoring,
+    )
+
+
+def _answer(
+    session: Session, store: AdapterStore | None, search: Search, questions: Sequence[str]
+) -> list[Answer]:
+    prompts, merged, found = [], [], search(questions)
+    for question, passages in zip(questions, found, strict=True):
+        encoded, reads = pick_adapters(session, store, passages)
+        prompts.append(session.format.encode_prompt(question, passages if reads else ()))
+        merged.append(encoded)
+    longest = max(map(len, prompts))
+    check_length(longest, session.room)
+    # Few widths: a program is compiled for each.
+    width = min(double_up(longest, 32), session.room)
+    engine = session.make_engine(width, batch_size=len(questions))
+    answers = engine.answer(prompts, store, merged)
+    columns = answers.texts, found, map(len, prompts), answers.lengths
+    return [Answer(*row) for row in zip(*columns, strict=True)]

@@ -1,0 +1,81 @@
+"""Servers in this process, over an engine that only shouts."""
+
+import asyncio
+import contextlib
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from rag_jax.config import MeshConfig
+from rag_jax.data.passages import Passage
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.sharding import make_mesh
+from rag_jax.systems.served import Answer, Embedded, Served
+
+PASSAGES = [Passage("../a b?", "Atlantis", "Poseidonis is its capital."), Passage("b", "", "No.")]
+
+
+class Shouter:
+    """Answers in capitals, embeds texts by their length, and scores a passage's shared letters."""
+
+    def __init__(self):
+        self.batches, self.going = [], threading.Event()
+        self.going.set()
+
+    def answer(self, questions):
+        self.batches.append(list(questions))
+        assert self.going.wait(10)
+        if "breaks" in questions:
+            raise ValueError(f"a secret of {questions}")
+        if "refused" in questions:
+            raise RagJaxError("the question is refused")
+        return [Answer(q.upper(), PASSAGES, len(q.split()), 3) for q in questions]
+
+    def embed(self, texts, role):
+        lengths = [float(len(text)) for text in texts]
+        vectors = np.asarray([[n, role == "query"] for n in lengths], np.float32)
+        return Embedded(vectors, [len(text.split()) for text in texts])
+
+    def score(self, pairs):
+        return np.asarray([len(set(a) & set(b)) - 2.0 for a, b in pairs], np.float32)
+
+    def serve(self, **changes):
+        parts = {"answer": self.answer, "embed": self.embed, "score": self.score} | changes
+        return Served(batch_size=4, check=lambda q: len(q.split()), **parts)
+
+
+@contextlib.contextmanager
+def serving(served, *, token=None, **limits):
+    """The address of a server of `served`; it ends cleanly with the block."""
+    from rag_jax.serving.app import make_app
+    from rag_jax.serving.limits import Limits
+    from rag_jax.serving.server import bind, make_server
+    from rag_jax.serving.worker import Worker
+
+    limits = Limits(**limits)
+    worker = Worker(served, make_mesh(MeshConfig()), tokens=limits.tokens)
+    bound = bind("127.0.0.1", 0)
+    server = make_server(make_app("rag", served, worker, token=token, limits=limits))
+    thread = threading.Thread(target=asyncio.run, args=(server.serve([bound]),))
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def shouter():
+    return Shouter()
+
+
+@pytest.fixture
+def address(shouter):
+    with serving(shouter.serve()) as address:
+        yield address
