@@ -21,6 +21,8 @@ DOCUMENTS = [
 MTEB = "mteb>=2.26,<3"  # the benchmark of encoders, which brings PyTorch
 ARROW = "pyarrow>=14"  # Arrow files; from 14 on, a file's types name no code
 
+SERVE = ["starlette>=1,<2", "uvicorn>=0.30,<1"]  # the endpoint's routes, and its server
+
 TEST = [
     "pytest>=8",
     "pytest-xdist>=3",  # both cores
@@ -30,6 +32,8 @@ TEST = [
     FACTS,
     *DOCUMENTS,
     ARROW,
+    *SERVE,
+    "openai>=3",  # the endpoint's client
     "ruff==0.17.5",  # pinned: another version formats in another way
 ]
 
@@ -114,6 +118,7 @@ setup(
         ],
         "tpu": [TPU],
         "numba": ["numba"],  # adds up BM25's scores
+        "serve": SERVE,
         "faiss": [FAISS],  # further backends of an index, also where ScaNN has no wheel
         "ray": ["ray[default]>=2.60,<3"],  # workers, on one machine or a cluster
         "cuda12": ["jax[cuda12]>=0.10.2,<0.13"],

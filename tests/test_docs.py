@@ -3,6 +3,7 @@
 Blocks that load real weights or need the database run in the parity suite.
 """
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from serving.shouter import Shouter, serving
 from tiny_encoders import lengthen, write_colbert, write_reranker, write_splade
 
 ROOT = Path(__file__).parents[1]
@@ -46,6 +48,18 @@ def test_a_block_of_code_runs(code, page, line, tmp_path, monkeypatch):
     for name, write in FOLDERS.items():
         if f'("{name}")' in code:
             lengthen(write(tmp_path / name), 128)
+    if "from openai import" in code:
+        pytest.importorskip("openai", reason="openai is not installed (the extra test)")
+        server = serving(Shouter().serve(), name="srrag")
+    else:
+        server = contextlib.nullcontext(None)
+    with server as address:
+        if address is not None:
+            code = code.replace("http://127.0.0.1:8000", address)
+        run_block(code, page, line)
+
+
+def run_block(code, page, line):
     program = compile("\n" * (line - 1) + code, str(page), "exec")
     with jax.numpy_rank_promotion("allow"):  # as a user has it
         exec(program, {"__name__": "__main__"})

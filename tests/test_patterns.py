@@ -49,7 +49,8 @@ METHODS = ("search", "match", "fullmatch", "finditer", "findall", "sub", "split"
 
 
 # What cannot be imported without a package of an extra.
-OPTIONAL = {"rag_jax.retrieval.mteb": "mteb"}
+OPTIONAL = {"rag_jax.retrieval.mteb": "mteb", "rag_jax.serving.server": "uvicorn"}
+OPTIONAL |= {f"rag_jax.serving.{name}": "starlette" for name in ("access", "app", "endpoints")}
 
 
 def list_named():

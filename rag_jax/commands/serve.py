@@ -19,6 +19,7 @@ that may wait; further ones get the status 429. --body is the largest number of 
 """
 
 import asyncio
+import logging
 import os
 import sys
 from pathlib import Path
@@ -46,10 +47,8 @@ def main(arguments: list[str]) -> None:
     """Serves the command line's run until a signal."""
     config, options = command.read_command(arguments, OPTIONS)
     name = command.find_system(config, list_systems("serve"))
-    workdir, corpus = (
-        command.find_workdir(arguments, options),
-        command.read_path(options, "corpus"),
-    )
+    workdir = command.find_workdir(arguments, options)
+    corpus = command.read_path(options, "corpus")
     try:
         from rag_jax.serving import access, server
         from rag_jax.serving.limits import Limits
@@ -85,6 +84,8 @@ def _serve(
     session = pipeline.Session(build(pipeline.CONFIG, config))
     with jax.set_mesh(session.mesh):
         served = open_room(name, "serve").open_run(session, workdir, corpus)
+    # How many texts were cut is nothing to say of every request.
+    logging.getLogger("rag_jax.retrieval").setLevel(logging.ERROR)
     worker = Worker(served, session.mesh, tokens=options["limits"].tokens)
     write_text("compiling", sys.stderr)
     asyncio.run(worker.warm_up())

@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.terminal import write_text
 
+_MOST_PORTS = 65_535
 _PATIENCE = 30  # seconds for requests that have come, after a signal
 
 
@@ -20,6 +21,8 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         RagJaxError: the port is in use, or there is no such address here.
     """
+    if port > _MOST_PORTS:
+        raise RagJaxError(f"--port={port}: must be at most {_MOST_PORTS}")
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family)
@@ -30,11 +33,13 @@ def bind(host: str, port: int) -> socket.socket:
             bound.close()
             raise
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise RagJaxError(
-            f"{host}, port {port}: {reason}; choose others with --host and --port"
-        ) from None
+        raise _explain(error, host, port) from None
     return bound
+
+
+def _explain(error: OSError, host: str, port: int) -> RagJaxError:
+    reason = error.strerror or str(error)
+    return RagJaxError(f"{host}, port {port}: {reason}; choose others with --host and --port")
 
 
 def make_server(app: Starlette) -> uvicorn.Server:
@@ -53,8 +58,16 @@ def make_server(app: Starlette) -> uvicorn.Server:
 
 
 def serve(app: Starlette, bound: socket.socket) -> None:
-    """Serves until a signal, which is raised again after the end."""
+    """Serves until a signal, which is raised again after the end.
+
+    Raises:
+        RagJaxError: the port came into use after it was bound.
+    """
     host, port = bound.getsockname()[:2]
+    try:
+        bound.listen()
+    except OSError as error:
+        raise _explain(error, host, port) from None
     shown = f"[{host}]" if ":" in host else host
     write_text(f"serving on http://{shown}:{port}/v1", sys.stderr)
     asyncio.run(make_server(app).serve([bound]))

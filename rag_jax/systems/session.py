@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Float
 
 from rag_jax.config import EncoderConfig
-from rag_jax.data.batches import list_widths
 from rag_jax.data.formats import describe_source
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection, Question, choose_questions, load_collection
@@ -57,6 +56,8 @@ class Session:
     encoder_field = "encoder"
     train_count: str | None = None
     question_count: str | None = None
+    # Numbers of tokens that questions are padded to; without them they are chosen for each call.
+    query_widths: Sequence[int] = ()
 
     def __init__(
         self, config: Any, devices: Sequence[jax.Device] | None = None, *, trains: bool = True
@@ -68,7 +69,6 @@ class Session:
         self._corpus: tuple[Path, Collection] | None = None
         self.corpus_declared = True  # unless a stage runs that does not declare its need
         self._noted: set[str] = set()
-        self._query_widths: list[int] = []  # chosen for the questions at hand
 
     def note(self, line: str) -> None:
         """Logs a line, unless the session has logged it before."""
@@ -188,14 +188,7 @@ class Session:
         self, encoder: Pretrained, questions: Sequence[str], **options: Any
     ) -> Float[np.ndarray, "N E"]:
         """Embeddings of questions; further `options` of `encode_texts`."""
-        return self.encode(encoder, questions, "query", widths=self._query_widths, **options)
-
-    def fix_query_widths(self) -> None:
-        """Has questions padded to a few widths whatever their lengths, each of which compiles once.
-
-        For a server; a few questions more or less padding would choose another width each time.
-        """
-        self._query_widths = list_widths(self.encoding.max_length)
+        return self.encode(encoder, questions, "query", widths=self.query_widths, **options)
 
     def encode_passages(
         self, encoder: Pretrained, passages: Sequence[Passage], **options: Any

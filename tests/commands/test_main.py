@@ -50,7 +50,7 @@ def test_version_and_list(call):
 def test_an_unknown_command(call):
     status, out, err = call("trian", "--config=x")
     assert (status, out) == (1, "")
-    assert err.startswith("error: trian: no such command; there are train, ask, evaluate")
+    assert err.startswith("error: trian: no such command; there are train, ask, serve")
 
 
 @pytest.mark.parametrize("name", [name for name in main.COMMANDS])

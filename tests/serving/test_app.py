@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from serving.conftest import PASSAGES, serving
+from serving.shouter import PASSAGES, Shouter, serving
 
 openai = pytest.importorskip("openai", reason="the extra `test` has it")
 httpx = pytest.importorskip("httpx2")
@@ -19,6 +19,17 @@ from rag_jax.serving.access import check_address  # noqa: E402
 from rag_jax.serving.server import bind  # noqa: E402
 
 CHAT, TOKEN = "/v1/chat/completions", "a secret"
+
+
+@pytest.fixture
+def shouter():
+    return Shouter()
+
+
+@pytest.fixture
+def address(shouter):
+    with serving(shouter.serve()) as address:
+        yield address
 
 
 def connect(address, key="none"):
@@ -116,7 +127,7 @@ def test_one_question_harms_no_other(address, shouter, capfd):
     with pytest.raises(openai.InternalServerError, match="its own output says where"):
         ask(client, "breaks")
     said = capfd.readouterr().err
-    assert "conftest.py" in said and "ValueError" in said
+    assert "shouter.py" in said and "ValueError" in said
     assert "['breaks" not in said  # the error's own message
 
 

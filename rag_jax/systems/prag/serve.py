@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from rag_jax.data.batches import double_up
+from rag_jax.data.batches import double_up, list_widths
 from rag_jax.lora.store import AdapterStore
 from rag_jax.pipeline.ask import check_length
 from rag_jax.systems.prag.ask import open_parts, pick_adapters
@@ -18,7 +18,7 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Served:
     store, search = open_parts(session, workdir, corpus)
     retrieve, embed, scoring = session.config.retrieve, None, None
     if retrieve.by_encoder:
-        session.fix_query_widths()
+        session.query_widths = list_widths(session.encoding.max_length)
         embed = make_embedding(session, query=session.encoder, document=session.encoder)
     if session.reranker is not None:
         scoring = make_scoring(session.reranker, retrieve.rerank.max_length)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from rag_jax.data.batches import round_up
+from rag_jax.data.batches import list_widths, round_up
 from rag_jax.systems.rag.ask import Parts, open_parts
 from rag_jax.systems.rag.data import pick_passages
 from rag_jax.systems.rag.evaluate import choose_way
@@ -19,7 +19,7 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Served:
     # Two widths, whatever passages are found: a program is compiled for each.
     multiple = round_up(parts.engine.format.max_length, 64) // 2
     parts = parts._replace(engine=replace(parts.engine, multiple=multiple))
-    session.fix_query_widths()
+    session.query_widths = list_widths(session.encoding.max_length)
     labels = session.labels
 
     def check(question: str) -> int:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from rag_jax.data.batches import list_widths
 from rag_jax.data.passages import Passage
 from rag_jax.pipeline.ask import check_length
 from rag_jax.systems.served import Answer, Served, make_embedding
@@ -18,7 +19,7 @@ from rag_jax.systems.srrag.session import Session
 def open_run(session: Session, workdir: Path, corpus: Path | None) -> Served:
     """Opens a run; see `ask.open_parts`."""
     engine, datastore, tau = open_parts(session, workdir, corpus)
-    session.fix_query_widths()
+    session.query_widths = list_widths(session.encoding.max_length)
 
     def check(question: str) -> int:
         tokens = len(engine.format.encode_question(question))

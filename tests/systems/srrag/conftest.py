@@ -66,3 +66,21 @@ def session(make_config):
 def copied(finished, tmp_path):
     """The finished run's folder, to change."""
     return Path(shutil.copytree(finished[0], tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def config_file(tmp_path_factory, llama_folder, bert_folder):
+    """A config file of the tiny run, for commands."""
+    path = tmp_path_factory.mktemp("configs") / "tiny.py"
+    path.write_text(
+        f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from rag_jax.config import to_config_dict
+from systems.srrag.tiny_run import describe_run
+
+def get_config(preset=""):
+    return to_config_dict(describe_run({str(llama_folder)!r}, {str(bert_folder)!r}))
+"""
+    )
+    return path

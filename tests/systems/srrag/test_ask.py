@@ -20,13 +20,11 @@ from rag_jax.pipeline.ask import Facts, Piece, clean
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_jsonl
 from rag_jax.systems import list_systems, open_room
-from rag_jax.systems.srrag import ask, serve, steps
+from rag_jax.systems.srrag import ask, steps
 from rag_jax.systems.srrag.config import SRRAGConfig
-from rag_jax.systems.srrag.data import join_passages
 from rag_jax.systems.srrag.policy import Datastore, find_nearest, read_datastore, scale_keys
 from rag_jax.systems.srrag.session import Session
 from systems.asked import OWN, list_notes, read_facts, read_text, take_stock, write_corpus
-from systems.served import check_answers, check_embeddings
 from systems.srrag.tiny_run import fold_trained, open_stage
 
 ROOT = Path(__file__).parents[3]
@@ -235,24 +233,6 @@ def test_every_system_is_asked_alike(name):
     assert pipeline.Session and pipeline.list_stages and open_room(name, "ask").open_run
 
 
-@pytest.fixture(scope="module")
-def config_file(tmp_path_factory, llama_folder, bert_folder):
-    path = tmp_path_factory.mktemp("configs") / "tiny.py"
-    path.write_text(
-        f"""
-import sys
-sys.path.insert(0, {str(ROOT / "tests")!r})
-from rag_jax.config import to_config_dict
-from systems.asked import OWN, list_notes, read_facts, read_text, take_stock, write_corpus
-from systems.srrag.tiny_run import describe_run
-
-def get_config(preset=""):
-    return to_config_dict(describe_run({str(llama_folder)!r}, {str(bert_folder)!r}))
-"""
-    )
-    return path
-
-
 @pytest.fixture
 def flags(config_file, finished):
     return [f"--config={config_file}", f"--workdir={finished[0]}"]
@@ -412,23 +392,3 @@ def test_bytes_that_are_no_text(config_file, finished):
     assert done.returncode == 0
     assert done.stdout.decode("utf-8").count("answer: ") == 1
     assert b"Traceback" not in done.stderr
-
-
-# Serving.
-
-
-def test_served_answers_are_those_of_the_evaluation(session, finished):
-    workdir = finished[0]
-    before = take_stock(workdir)
-    served = serve.open_run(session, workdir, None)
-    records = read_jsonl(workdir / "predictions" / "srrag.jsonl")
-    answers = check_answers(served, session, records)
-    for answer, record in zip(answers, records, strict=True):
-        costs = record["prompt_tokens"], record["generated_tokens"]
-        assert (answer.prompt_tokens, answer.written_tokens) == costs
-        read = [(passage.title, passage.text) for passage in answer.passages]
-        assert (join_passages(read) == record["knowledge"]) == bool(record["retrieved"])
-    texts = [record["question"] for record in records[:3]]
-    check_embeddings(served, session, "document", session.encoder, texts)
-    assert served.score is None
-    assert take_stock(workdir) == before

@@ -1,4 +1,4 @@
-"""Servers in this process, over an engine that only shouts."""
+"""A server in this process, over an engine that only shouts."""
 
 import asyncio
 import contextlib
@@ -6,7 +6,6 @@ import threading
 import time
 
 import numpy as np
-import pytest
 
 from rag_jax.config import MeshConfig
 from rag_jax.data.passages import Passage
@@ -47,7 +46,7 @@ class Shouter:
 
 
 @contextlib.contextmanager
-def serving(served, *, token=None, **limits):
+def serving(served, *, name="rag", token=None, **limits):
     """The address of a server of `served`; it ends cleanly with the block."""
     from rag_jax.serving.app import make_app
     from rag_jax.serving.limits import Limits
@@ -57,7 +56,7 @@ def serving(served, *, token=None, **limits):
     limits = Limits(**limits)
     worker = Worker(served, make_mesh(MeshConfig()), tokens=limits.tokens)
     bound = bind("127.0.0.1", 0)
-    server = make_server(make_app("rag", served, worker, token=token, limits=limits))
+    server = make_server(make_app(name, served, worker, token=token, limits=limits))
     thread = threading.Thread(target=asyncio.run, args=(server.serve([bound]),))
     thread.start()
     try:
@@ -68,14 +67,3 @@ def serving(served, *, token=None, **limits):
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
-
-
-@pytest.fixture
-def shouter():
-    return Shouter()
-
-
-@pytest.fixture
-def address(shouter):
-    with serving(shouter.serve()) as address:
-        yield address
