@@ -52,7 +52,7 @@ def make_app(
             Route("/v1/rerank", rerank, methods=["POST"]),
             Route("/v1/models", guard(endpoints.list_models)),
             Route("/v1/models/{name}", guard(endpoints.describe_model)),
-            Route("/health", _tell_health),
+            Route("/health", endpoints.tell_health),
         ],
         exception_handlers={RequestError: _refuse, HTTPException: _refuse_path, Exception: _fail},
         lifespan=lambda _: _run(endpoints, worker),
@@ -69,10 +69,6 @@ async def _run(endpoints: Endpoints, worker: Worker) -> AsyncIterator[None]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         worker.close()
-
-
-async def _tell_health(request: Request) -> Response:
-    return JSONResponse({"status": "ok"})
 
 
 async def _refuse(request: Request, error: RequestError) -> Response:

@@ -38,6 +38,11 @@ class Batcher(Generic[Item, Result]):
         self._arrived = asyncio.Event()
         self._seconds = 0.0  # that the last batch took
 
+    @property
+    def waiting(self) -> int:
+        """Number of items that wait for their batch."""
+        return len(self._waiting)
+
     async def submit(self, item: Item) -> Result:
         """The result of an item; when it is cancelled, the item leaves the queue.
 

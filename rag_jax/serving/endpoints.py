@@ -73,6 +73,11 @@ class Endpoints:
         check_model({"model": request.path_params["name"]}, self._name)
         return JSONResponse(responses.describe_model(self._name, self._created))
 
+    async def tell_health(self, request: Request) -> Response:
+        """Says that the server lives, and how many requests wait for their batch."""
+        waiting = sum(batcher.waiting for batcher in self.batchers)
+        return JSONResponse({"status": "ok", "waiting": waiting})
+
     async def _read_fields(self, request: Request) -> dict[str, Any]:
         """The fields of a body, of which no more is read than the limit."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -113,14 +113,13 @@ class Worker:
             return []
         try:
             return compute(items)
-        except RagJaxError as error:
-            if len(items) == 1:
-                return [RequestError(400, str(error))]
-            return [self._isolate(compute, [item])[0] for item in items]
         except Exception as error:
+            if len(items) > 1:
+                return [self._isolate(compute, [item])[0] for item in items]
+            if isinstance(error, RagJaxError):
+                return [RequestError(400, str(error))]
             _report(error)
-            failed = RequestError(500, "the server failed; its own output says where")
-            return [failed] * len(items)
+            return [RequestError(500, "the server failed; its own output says where")]
 
     def _warm_up(self, _: None) -> None:
         if self._served.answer is not None:
@@ -141,7 +140,7 @@ class Worker:
         questions, words = {}, 1
         while self._check(question := " ".join(["a"] * words)) is None:
             questions.setdefault(double_up(self._served.check(question), 32), question)
-            words *= 2
+            words += 1 + words // 16
         return list(questions.values())
 
 

@@ -62,6 +62,13 @@ def make_chat(question, **fields):
     return json.dumps({"model": "rag", "messages": messages, **fields})
 
 
+def wait_for(address, waiting):
+    """Returns when so many requests wait for their batch."""
+    while (found := httpx.get(f"{address}/health").json())["waiting"] != waiting:
+        assert found["status"] == "ok"
+        time.sleep(0.01)
+
+
 def test_a_chat(address):
     """The last question, with citations; settings of sampling change nothing."""
     client = connect(address)
@@ -103,7 +110,7 @@ def test_requests_are_answered_together_and_each_gets_its_own(address, shouter):
         while not shouter.batches:
             time.sleep(0.01)
         rest = [pool.submit(ask, client, question) for question in asked[1:]]
-        time.sleep(0.3)
+        wait_for(address, 8)
         shouter.going.set()
         answers = [f.result().choices[0].message.content for f in (first, *rest)]
     assert answers == [question.upper() for question in asked]
@@ -118,14 +125,16 @@ def test_one_question_harms_no_other(address, shouter, capfd):
         first = pool.submit(ask, client, "first")
         while not shouter.batches:
             time.sleep(0.01)
-        refused, other = pool.submit(ask, client, "refused"), pool.submit(ask, client, "other")
-        time.sleep(0.3)
+        refused, broken, other = (
+            pool.submit(ask, client, question) for question in ("refused", "breaks", "other")
+        )
+        wait_for(address, 3)
         shouter.going.set()
         assert first.result() and other.result().choices[0].message.content == "OTHER"
         with pytest.raises(openai.BadRequestError, match="the question is refused"):
             refused.result()
-    with pytest.raises(openai.InternalServerError, match="its own output says where"):
-        ask(client, "breaks")
+        with pytest.raises(openai.InternalServerError, match="its own output says where"):
+            broken.result()
     said = capfd.readouterr().err
     assert "shouter.py" in said and "ValueError" in said
     assert "['breaks" not in said  # the error's own message
@@ -173,7 +182,7 @@ def test_models(address):
         client.models.retrieve("gpt")
     with pytest.raises(openai.NotFoundError, match="is not served here"):
         client.embeddings.create(model="../rag", input="a")
-    assert httpx.get(f"{address}/health").json() == {"status": "ok"}
+    assert httpx.get(f"{address}/health").json() == {"status": "ok", "waiting": 0}
 
 
 def test_what_a_run_does_not_have(shouter):
@@ -274,17 +283,16 @@ def test_a_full_queue_and_clients_that_go_away(shouter):
         first = pool.submit(ask, client, "first")
         while not shouter.batches:
             time.sleep(0.01)
-        leaving = openai.OpenAI(
-            base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=0.3
-        )
+        leaving = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=2)
         gone = [pool.submit(ask, leaving, f"gone {i}", stream=bool(i)) for i in range(2)]
-        time.sleep(0.15)
+        wait_for(address, 2)
         refused = post(address, make_chat("too many"))
         assert read_error(refused)[0] == 429
         assert refused.headers["Retry-After"] == "1"
         assert all(isinstance(f.exception(), openai.APITimeoutError) for f in gone)
+        wait_for(address, 0)
         last = pool.submit(ask, client, "last")
-        time.sleep(0.2)
+        wait_for(address, 1)
         shouter.going.set()
         assert first.result().choices[0].message.content == "FIRST"
         assert last.result().choices[0].message.content == "LAST"

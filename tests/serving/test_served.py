@@ -8,7 +8,7 @@ from serving.shouter import Shouter
 from tiny_encoders import lengthen, write_reranker
 
 from rag_jax.config import MeshConfig
-from rag_jax.data.batches import list_widths
+from rag_jax.data.batches import double_up, list_widths
 from rag_jax.models import load_reranker
 from rag_jax.retrieval import score_pairs
 from rag_jax.runtime.clock import xla_seconds
@@ -45,5 +45,5 @@ def test_the_warm_up_meets_every_width_of_questions():
     worker = Worker(shouter.serve(), make_mesh(MeshConfig()), tokens=100)
     asyncio.run(worker.warm_up())
     worker.close()
-    met = {(len(batch), len(batch[0].split())) for batch in shouter.batches}
-    assert met == {(count, words) for count in (1, 4) for words in (1, 64)}
+    met = [(len(batch), double_up(len(batch[0].split()), 32)) for batch in shouter.batches]
+    assert met == [(count, width) for width in (32, 64, 128) for count in (1, 4)]

@@ -8,6 +8,7 @@ from rag_jax.data.batches import double_up, list_widths
 from rag_jax.lora.store import AdapterStore
 from rag_jax.pipeline.ask import check_length
 from rag_jax.systems.prag.ask import open_parts, pick_adapters
+from rag_jax.systems.prag.evaluate import METHODS
 from rag_jax.systems.prag.infer import Search
 from rag_jax.systems.prag.session import Session
 from rag_jax.systems.served import Answer, Served, make_embedding, make_scoring
@@ -16,6 +17,8 @@ from rag_jax.systems.served import Answer, Served, make_embedding, make_scoring
 def open_run(session: Session, workdir: Path, corpus: Path | None) -> Served:
     """Opens a run; see `ask.open_parts`."""
     store, search = open_parts(session, workdir, corpus)
+    _, merged = METHODS[session.config.ask]
+    store = store if merged else None  # the program without adapters is a faster one
     retrieve, embed, scoring = session.config.retrieve, None, None
     if retrieve.by_encoder:
         session.query_widths = list_widths(session.encoding.max_length)
@@ -51,5 +54,7 @@ def _answer(
     width = min(double_up(longest, 32), session.room)
     engine = session.make_engine(width, batch_size=len(questions))
     answers = engine.answer(prompts, store, merged)
+    for reason in answers.lost.values():
+        session.note(f"answered without an adapter: {reason}")
     columns = answers.texts, found, map(len, prompts), answers.lengths
     return [Answer(*row) for row in zip(*columns, strict=True)]
