@@ -3,6 +3,7 @@
 import base64
 import json
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -297,6 +298,22 @@ def test_a_full_queue_and_clients_that_go_away(shouter):
         assert first.result().choices[0].message.content == "FIRST"
         assert last.result().choices[0].message.content == "LAST"
     assert shouter.batches == [["first"], ["last"]]
+
+
+def test_requests_that_have_come_are_answered_before_the_end(shouter):
+    with ThreadPoolExecutor(3) as pool:
+        with serving(shouter.serve()) as address:
+            shouter.going.clear()
+            asked = [pool.submit(ask, connect(address), "first")]
+            while not shouter.batches:
+                time.sleep(0.01)
+            asked += [pool.submit(ask, connect(address), "last") for _ in range(2)]
+            wait_for(address, 2)
+            threading.Timer(0.5, shouter.going.set).start()  # after the end began
+        answers = [f.result().choices[0].message.content for f in asked]
+    assert answers == ["FIRST", "LAST", "LAST"]
+    with pytest.raises(openai.APIConnectionError):
+        ask(connect(address))
 
 
 def test_a_token(shouter):
