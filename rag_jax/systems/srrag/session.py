@@ -186,7 +186,7 @@ class Session(session.Session):
         encoder, passages = self.fingerprint("encoder.name"), self.passages
         searched = sources.load_indices(context, passages, self.config.sources, encoder=encoder)
         reading = (passages, self.embed, self.format.cut)
-        return sources.search_indices(searched, *reading, count=count)
+        return sources.search_indices(searched, *reading, count=count, reranking=self.reranking)
 
     def open_engine(self, context: StageContext, params: Path | None) -> Engine:
         """A trained model over the run's passages.
@@ -231,9 +231,10 @@ class Session(session.Session):
         c, encoder = self.config, self.fingerprint("encoder.name")
         searched = sources.build_indices(passages, c.sources, embeddings, c.index, encoder=encoder)
         reading = (passages, self.embed, self.format.cut)
+        options = {"count": c.answer.passages, "reranking": self.reranking}
         return replace(
             engine,
-            search=sources.search_indices(searched, *reading, count=c.answer.passages),
+            search=sources.search_indices(searched, *reading, **options),
             knowledge_width=self._count_slots(longest),
         )
 

@@ -17,10 +17,11 @@ from rag_jax.retrieval.index import Index
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, write_json
 from rag_jax.runtime.hosts import is_first
+from rag_jax.systems.reranking import Reranking, list_ranks
 from rag_jax.systems.srrag.config import SourceConfig
 from rag_jax.systems.srrag.data import Format, join_passages
-from rag_jax.systems.srrag.infer import Search
-from rag_jax.systems.stages import embed_corpus
+from rag_jax.systems.srrag.infer import RankedText, Search
+from rag_jax.systems.stages import embed_corpus, list_ranked
 
 Embed = Callable[..., Float[np.ndarray, "N E"]]  # embeds texts
 
@@ -139,22 +140,42 @@ def search_indices(
     cut: Callable[[Passage], tuple[str, str]],
     *,
     count: int,
+    reranking: Reranking | None = None,
 ) -> Search:
     """A search of each source's index for `count` passages, or all if the source has fewer.
 
     Args:
         cut: gives the part of a passage's title and text that is read.
+        reranking: orders what the index finds anew; None to leave that as it is.
     """
+
+    def cut_once(ranked: Sequence[Sequence[int]]) -> dict[int, tuple[str, str]]:
+        # Many questions find the same passages, and a cut takes the tokenizer.
+        return {row: cut(passages[row]) for row in sorted(set(itertools.chain(*ranked)))}
 
     def search(source: int, questions: Sequence[str]) -> list[list[tuple[str, str]]]:
         index, rows = searched[source]
         _, found = index.search(embed(questions), min(count, index.size))
         ranked = rows[found].tolist()
-        # Many questions find the same passages, and a cut takes the tokenizer.
-        texts = {row: cut(passages[row]) for row in sorted(set(itertools.chain(*ranked)))}
+        texts = cut_once(ranked)
         return [[texts[row] for row in best] for best in ranked]
 
-    return search
+    def search_anew(source: int, questions: Sequence[str]) -> list[list[RankedText]]:
+        index, rows = searched[source]
+        scores, places = index.search(embed(questions), reranking.count(count, index.size))
+        found = list_ranked(scores, rows[places])
+        best = [own[:count] for own in reranking.order(questions, found, passages)]
+        texts = cut_once([[row for row, _ in own] for own in best])
+        ranks = [list_ranks(*pair) for pair in zip(found, best, strict=True)]
+        return [
+            [
+                RankedText(*texts[row], {"id": passages[row].id, **own})
+                for (row, _), own in zip(ranked, places, strict=True)
+            ]
+            for ranked, places in zip(best, ranks, strict=True)
+        ]
+
+    return search if reranking is None else search_anew
 
 
 # The room for knowledge.
