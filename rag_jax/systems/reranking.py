@@ -3,7 +3,7 @@
 Every system's search is reranked by what is here; where the reranked passages go is the system's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,8 +167,7 @@ def add_ranks(passages: Sequence[Record], record: Record) -> list[Record]:
 def keep_scores(
     context: StageContext,
     questions: Sequence[Question],
-    found: Sequence[Ranked],
-    reranked: Sequence[Ranked],
+    rankings: Mapping[str, Sequence[Ranked]],
     passages: Sequence[Passage],
     *,
     k: int,
@@ -176,25 +175,28 @@ def keep_scores(
     """Writes what was found and what was reranked as rows of `tabulate_reranking`.
 
     `answer@k` is DPR's accuracy, whether the text of one of the first `k` passages has an answer;
-    `mrr` is over all passages found, of the questions with relevant ones.
+    `mrr` is over all passages given, of the questions with relevant ones.
+
+    Args:
+        rankings: by the name of the row.
     """
     rows = {}
-    for name, rankings in {"found": found, RERANKED: reranked}.items():
+    for row, own_rankings in rankings.items():
         scores = []
-        for question, ranked in zip(questions, rankings, strict=True):
+        for question, ranked in zip(questions, own_rankings, strict=True):
             own = [passages[row] for row, _ in ranked]
             texts = [passage.text for passage in own[:k]]
             scores.append(answer_hits(texts, question.answers, sorted({1, k})))
             if question.relevant:
                 ids = [passage.id for passage in own]
                 scores[-1]["mrr"] = reciprocal_rank(ids, question.relevant)
-        rows[name] = mean_numbers(scores, ["answer@1", f"answer@{k}", "mrr"])
+        rows[row] = mean_numbers(scores, ["answer@1", f"answer@{k}", "mrr"])
     write_json(context.folder / _FILE, rows)
 
 
 def tabulate_reranking(stages: StageContext, stage: str) -> dict[str, list[list[Any]]]:
     """A table of the report: the scores that `keep_scores` wrote into a stage's folder."""
     rows = read_json(stages.path(stage, _FILE))
-    names = list(rows["found"])
-    table = [["passages", *names], *([name, *own.values()] for name, own in rows.items())]
+    names = list(next(iter(rows.values())))
+    table = [["passages", *names], *([row, *own.values()] for row, own in rows.items())]
     return {"passages as found and reranked": table}

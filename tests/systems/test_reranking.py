@@ -105,7 +105,7 @@ def test_an_interrupted_reranking_goes_on(reranking, monkeypatch, tmp_path):
 def test_a_table_of_both_orders(tmp_path):
     context = open_stage(tmp_path)
     reranked = [[(1, 2.0), (0, 1.0)], [(3, 1.0), (5, 0.0)], []]
-    keep_scores(context, QUESTIONS, FOUND, reranked, PASSAGES, k=2)
+    keep_scores(context, QUESTIONS, {"found": FOUND, "reranked": reranked}, PASSAGES, k=2)
     assert read_json(context.folder / "reranking.json")["found"]["mrr"] == pytest.approx(1 / 6)
     (table,) = tabulate_reranking(context, "evaluate").values()
     assert table[0] == ["passages", "answer@1", "answer@2", "mrr"]

@@ -27,6 +27,7 @@ from rag_jax.systems.prag.config import AnswerConfig, DocumentsConfig, PRAGConfi
 from rag_jax.systems.prag.data import Augmented, Format, Variant, list_variants
 from rag_jax.systems.prag.infer import Engine, Search
 from rag_jax.systems.reranking import (
+    RERANKED,
     Reranking,
     add_ranks,
     keep_scores,
@@ -116,7 +117,8 @@ def run_retrieval(
     if reranking is not None:
         read = rerank_found(context, "found", reranking, asked, found, passages)
         reranked = [ranked for ranked, _ in read]
-        keep_scores(context, questions, found, reranked, passages, k=retrieve.passages)
+        rankings = {"found": found, RERANKED: reranked}
+        keep_scores(context, questions, rankings, passages, k=retrieve.passages)
         chosen = [ranked[: retrieve.passages] for ranked in reranked]
         ranks = rank_anew(found, chosen)
     records = [

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from rag_jax.config import EncoderConfig, IndexConfig
 from rag_jax.data.batches import round_up
 from rag_jax.data.passages import Passage, find_prefixed, fingerprint_corpus
+from rag_jax.evaluation.rankings import Ranked
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval.encode import PIECE
@@ -176,6 +177,17 @@ def search_indices(
         ]
 
     return search if reranking is None else search_anew
+
+
+def list_found(
+    searched: Mapping[int, Searched], embed: Embed, questions: Sequence[str], *, count: int
+) -> dict[int, list[Ranked]]:
+    """What each source's index finds for questions, as rows of the corpus, at most `count`."""
+    queries, found = embed(questions), {}
+    for number, (index, rows) in searched.items():
+        scores, places = index.search(queries, min(count, index.size))
+        found[number] = list_ranked(scores, rows[places])
+    return found
 
 
 # The room for knowledge.

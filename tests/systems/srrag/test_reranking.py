@@ -7,6 +7,7 @@ import jax
 from rag_jax.config import build
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.files import read_jsonl
+from rag_jax.systems.srrag import evaluate
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.data import join_passages
 from rag_jax.systems.srrag.pipeline import list_stages
@@ -47,8 +48,13 @@ def test_a_source_gives_what_a_reranker_puts_first(finished, make_config, tmp_pa
         found = find(record["question"])
         check_ranks(changes, record["question"], [shown], found, passages)
         assert record["knowledge"] == join_passages([session.format.cut(known[shown["id"]])])
+    spec = evaluate.describe_report(session.config, trained=False)
+    tables = spec.extras(StageContext(stages["evaluate"], folder), {}, {})["tables"]
+    head, found, reranked = tables["passages as found and reranked"]
+    assert head[:2] == ["passages", "answer@1"]
+    assert (found[0], reranked[0]) == ("found", "reranked")
     direct = read_jsonl(folder / "evaluate" / "verbalise.jsonl")
-    assert not any("passages" in record for record in direct)
+    assert direct and not any("passages" in record for record in direct)
 
     asked = {question.id: question.question for question in session.train_questions}
     cut = {session.format.cut(passage): id for id, passage in known.items()}
