@@ -58,7 +58,7 @@ def score_pairs(
             out of range, or a score is NaN or infinite.
     """
     base = reranker.base
-    max_length = choose_length(reranker, max_length)
+    max_length = choose_length(base.config.max_length, max_length)
     check_sizes(base, batch_size, max_length)
     rows = TokenRows(tokenize_pairs(reranker, pairs, max_length))
     scores = np.empty(len(rows), np.float32)
@@ -76,9 +76,22 @@ def score_pairs(
     return scores
 
 
-def choose_length(reranker: Reranker, max_length: int | None) -> int:
-    """Number of tokens that are read of a pair; see `score_pairs`."""
-    return min(_MAX_LENGTH, reranker.base.config.max_length) if max_length is None else max_length
+def choose_length(reads: int, max_length: int | None) -> int:
+    """Number of tokens that a model which reads so many reads of a pair; see `score_pairs`."""
+    return min(_MAX_LENGTH, reads) if max_length is None else max_length
+
+
+def count_room(tokenizer: Tokenizer, asked: YesNo, max_length: int) -> int:
+    """Number of tokens that a question about a pair leaves for the pair, at least 2.
+
+    Raises:
+        RagJaxError: it leaves fewer.
+    """
+    frame = tokenizer.encode_after(asked.before, asked.between)
+    room = max_length - len(frame) - len(tokenizer.encode_after(asked.after, ""))
+    if room < 2:
+        raise RagJaxError(f"max_length {max_length} has no room for a passage; raise it")
+    return room
 
 
 def tokenize_pairs(
@@ -155,9 +168,7 @@ def _encode_asked(
     before = read(question, passage)
     if len(before) <= room:
         return [*before, *after], False
-    left = room - len(read("", ""))
-    if left < 2:
-        raise RagJaxError(f"max_length {max_length} has no room for a passage; raise it")
+    left = count_room(tokenizer, asked, max_length)
     kept = tokenizer.shorten(question, _keep_question(len(tokenizer.encode(passage)), left))
     return [*read(kept, passage)[:room], *after], True
 

@@ -209,7 +209,7 @@ def fit_reranker(
             range, or as `fit`.
     """
     base = reranker.base
-    max_length = choose_length(reranker, max_length)
+    max_length = choose_length(base.config.max_length, max_length)
     check_sizes(base, settings.batch_size, max_length)
     if reranker.question is not None:
         raise RagJaxError("a language model that is asked has no head to train")

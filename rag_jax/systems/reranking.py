@@ -18,12 +18,12 @@ from rag_jax.models import Reranker, load_reranker
 from rag_jax.models.io.hub import fingerprint, resolve
 from rag_jax.models.io.reranker import check_reranker
 from rag_jax.pipeline.stage import StageContext
-from rag_jax.retrieval.rerank import choose_length, join_passage, rerank_all
+from rag_jax.retrieval.rerank import choose_length, count_room, join_passage, rerank_all
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, write_json
 from rag_jax.search_config import RerankConfig
 
-FIELD = "config.retrieve.rerank"
+_FIELD = "config.retrieve.rerank"
 RERANKED = "reranked"  # the row of a report with what the system itself finds, reranked
 _FILE = "reranking.json"
 _TOGETHER = 32  # questions of a piece on disk
@@ -92,19 +92,26 @@ def describe_reranking(settings: RerankConfig) -> dict[str, Any]:
     """What reranking depends on, for the settings of a stage; nothing without a reranker.
 
     Raises:
-        RagJaxError: the reranker is none, or reads fewer tokens than the settings say.
+        RagJaxError: the reranker is none, reads fewer tokens than the settings say, or has no room
+            for a passage among them.
     """
     if settings.name is None:
         return {}
     try:
-        config = check_reranker(settings.name, question=settings.asked)
+        opened = check_reranker(settings.name, question=settings.asked)
     except RagJaxError as error:
-        raise RagJaxError(f"{FIELD}.name={settings.name}: {error}") from None
-    if (settings.max_length or 0) > config.max_length:
+        raise RagJaxError(f"{_FIELD}.name={settings.name}: {error}") from None
+    reads, asked = opened.config.max_length, settings.asked
+    if (settings.max_length or 0) > reads:
         raise RagJaxError(
-            f"{FIELD}.max_length={settings.max_length}: the reranker reads at most "
-            f"{config.max_length} tokens; lower it, or leave it out"
+            f"{_FIELD}.max_length={settings.max_length}: the reranker reads at most {reads} "
+            "tokens; lower it, or leave it out"
         )
+    if asked is not None:
+        try:
+            count_room(opened.tokenizer, asked, choose_length(reads, settings.max_length))
+        except RagJaxError as error:
+            raise RagJaxError(f"{_FIELD}.max_length={settings.max_length}: {error}") from None
     return {"rerank": settings, "reranker": fingerprint(resolve(settings.name))}
 
 
@@ -118,7 +125,8 @@ def open_reranking(settings: RerankConfig, mesh: Mesh) -> Reranking | None:
         return None
     options = {"question": settings.asked, "dtype": jnp.dtype(settings.dtype), "mesh": mesh}
     reranker = load_reranker(settings.name, **options)
-    return Reranking(reranker, settings.depth, choose_length(reranker, settings.max_length))
+    reads = reranker.base.config.max_length
+    return Reranking(reranker, settings.depth, choose_length(reads, settings.max_length))
 
 
 def rerank_found(
@@ -181,16 +189,16 @@ def keep_scores(
         rankings: by the name of the row.
     """
     rows = {}
-    for row, own_rankings in rankings.items():
+    for name, found in rankings.items():
         scores = []
-        for question, ranked in zip(questions, own_rankings, strict=True):
+        for question, ranked in zip(questions, found, strict=True):
             own = [passages[row] for row, _ in ranked]
             texts = [passage.text for passage in own[:k]]
             scores.append(answer_hits(texts, question.answers, sorted({1, k})))
             if question.relevant:
                 ids = [passage.id for passage in own]
                 scores[-1]["mrr"] = reciprocal_rank(ids, question.relevant)
-        rows[row] = mean_numbers(scores, ["answer@1", f"answer@{k}", "mrr"])
+        rows[name] = mean_numbers(scores, ["answer@1", f"answer@{k}", "mrr"])
     write_json(context.folder / _FILE, rows)
 
 
@@ -198,5 +206,5 @@ def tabulate_reranking(stages: StageContext, stage: str) -> dict[str, list[list[
     """A table of the report: the scores that `keep_scores` wrote into a stage's folder."""
     rows = read_json(stages.path(stage, _FILE))
     names = list(next(iter(rows.values())))
-    table = [["passages", *names], *([row, *own.values()] for row, own in rows.items())]
+    table = [["passages", *names], *([name, *own.values()] for name, own in rows.items())]
     return {"passages as found and reranked": table}

@@ -126,7 +126,7 @@ def test_mistakes_are_told(settings, mesh):
     assert describe_reranking(RerankConfig()) == {}
     assert open_reranking(RerankConfig(), mesh) is None
     name = "config.retrieve.rerank.name="
-    question = YesNo(yes="yes and no")
+    question, short = YesNo(yes="yes and no"), YesNo("a b c d", " ", "", yes="a", no="b")
     for changes, message in [
         ({"name": str(BERT)}, f"{name}.*a Bert with architectures .* is no reranker"),
         ({"name": "nowhere/at-all"}, name),
@@ -134,6 +134,10 @@ def test_mistakes_are_told(settings, mesh):
         (
             {"name": str(LLAMA), "asks": True, "question": question},
             f"{name}.*the answer 'yes and no' has . tokens",
+        ),
+        (
+            {"name": str(LLAMA), "asks": True, "question": short, "max_length": 3},
+            "config.retrieve.rerank.max_length=3: max_length 3 has no room for a passage",
         ),
         (
             {"name": settings.name, "max_length": 65},

@@ -88,8 +88,8 @@ def load_reranker(
     return Reranker(found.build(params), head)
 
 
-def check_reranker(name_or_path: str | Path, *, question: YesNo | None = None) -> Config:
-    """The sizes of a reranker that can be loaded, found without reading its weights.
+def check_reranker(name_or_path: str | Path, *, question: YesNo | None = None) -> OpenedModel:
+    """A reranker that can be loaded, without its weights.
 
     Args:
         question: as for `load_reranker`.
@@ -102,7 +102,7 @@ def check_reranker(name_or_path: str | Path, *, question: YesNo | None = None) -
         _check_asked(found.config, found.tokenizer, question)
     else:
         _find_head(found.config, _check_config(found))
-    return found.config
+    return found
 
 
 def save_reranker(reranker: Reranker, path: str | os.PathLike) -> None:
