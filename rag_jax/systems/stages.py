@@ -24,6 +24,7 @@ from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection, Question
 from rag_jax.decoding import generate
 from rag_jax.evaluation.compare import Record, timed
+from rag_jax.evaluation.rankings import Ranked
 from rag_jax.models import Pretrained, save
 from rag_jax.pipeline.runner import ReportSpec, run_session
 from rag_jax.pipeline.seeds import run_seeds
@@ -44,8 +45,6 @@ from rag_jax.runtime.hosts import fetch, is_first
 from rag_jax.search_config import BM25Config
 from rag_jax.systems import open_room
 from rag_jax.systems.session import Session, bind
-
-Ranked = list[tuple[int, float]]  # rows of the corpus and their scores, best first
 
 
 def make_run(

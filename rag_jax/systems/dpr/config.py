@@ -14,7 +14,7 @@ from rag_jax.config import (
     WorldConfig,
 )
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.search_config import BM25Config
+from rag_jax.search_config import BM25Config, RetrieveConfig
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,23 @@ class DPRConfig:
     world: WorldConfig = WorldConfig(train=1000, talk_pages=2)
     index: IndexConfig = IndexConfig(backend="exact")
     bm25: BM25Config = BM25Config()
+    retrieve: RetrieveConfig = RetrieveConfig()
     positives: Literal["all", "first"] = "all"
     negatives: NegativesConfig = NegativesConfig()
     validation: ValidationConfig = ValidationConfig()
     train: ContrastiveConfig = ContrastiveConfig()
 
     def check(self, path: str) -> None:
-        """Raises a RagJaxError if too few negatives are kept, or no epoch would be validated."""
+        """Raises a RagJaxError if too few negatives are kept, or no epoch would be validated.
+
+        Also if more passages would be reranked than are found.
+        """
+        rerank = self.retrieve.rerank
+        if rerank.name is not None and rerank.depth > self.depth:
+            raise RagJaxError(
+                f"{path}.retrieve.rerank.depth={rerank.depth} is above {path}.depth={self.depth}: "
+                "no more passages are found than that"
+            )
         after = self.validation.after
         if after is not None and after >= self.train.epochs:
             raise RagJaxError(

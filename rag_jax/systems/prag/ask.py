@@ -1,11 +1,12 @@
 """Asks a finished run of Parametric RAG: the documents found, merged into the model, the answer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from rag_jax.data.batches import double_up
 from rag_jax.data.formats import read_passages
+from rag_jax.data.passages import Passage
 from rag_jax.lora.store import AdapterStore
 from rag_jax.pipeline.ask import Ask, Facts, Note, Piece, check_length, name_passage
 from rag_jax.pipeline.own_corpus import embed_texts
@@ -46,15 +47,22 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
         encode = partial(session.encode, encoder, role="document")
         return embed_texts(list_texts(passages), encode, name=name, **made_by)
 
-    return partial(_answer, session, store, session.make_search(passages, embed))
+    return partial(_answer, session, store, session.make_search(passages, embed), passages)
 
 
 def _answer(
-    session: Session, store: AdapterStore | None, search: Search, question: str
+    session: Session,
+    store: AdapterStore | None,
+    search: Search,
+    passages: Sequence[Passage],
+    question: str,
 ) -> Iterator[Facts | Piece | Note]:
     limit = session.base.config.max_length - session.config.answer.max_tokens
     check_length(len(session.format.encode_prompt(question)), limit)
-    (found,) = search([question])
+    (ranked,) = search([question])
+    if session.reranking is not None:
+        (ranked,) = session.reranking.order([question], [ranked], passages)
+    found = [passages[row] for row, _ in ranked[: session.config.retrieve.passages]]
     has, merged = METHODS[session.config.ask]
     encoded = [p.id for p in found if merged and store is not None and p.id in store]
     marks = ["adapter" if passage.id in encoded else "no adapter" for passage in found]

@@ -18,7 +18,7 @@ from rag_jax.config import (
     WorldConfig,
 )
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.search_config import BM25Config, FusionConfig, RerankConfig
+from rag_jax.search_config import BM25Config, FusionConfig, RetrieveConfig
 from rag_jax.systems.prag.demonstrations import DEMONSTRATIONS
 
 
@@ -59,7 +59,7 @@ class PromptConfig:
 
 
 @dataclass(frozen=True)
-class RetrieveConfig:
+class DocumentsConfig(RetrieveConfig):
     """Retrieval of the documents of a question, by BM25, a dense encoder or both.
 
     Attributes:
@@ -70,7 +70,6 @@ class RetrieveConfig:
     passages: Count = 3
     encoder: EncoderConfig = EncoderConfig()
     fusion: FusionConfig = FusionConfig()
-    rerank: RerankConfig = RerankConfig()
 
     @property
     def by_words(self) -> bool:
@@ -206,7 +205,7 @@ class PRAGConfig:
     prompt: PromptConfig = PromptConfig()
     data: DataConfig = DataConfig()
     world: WorldConfig = WorldConfig(cities=40, train=100, dev=60, test=100)
-    retrieve: RetrieveConfig = RetrieveConfig()
+    retrieve: DocumentsConfig = DocumentsConfig()
     bm25: BM25Config = BM25Config()
     augment: AugmentConfig = AugmentConfig()
     tuning: TuningConfig = TuningConfig(rank=2, targets=r"ffn/(gate|up|down)")

@@ -17,7 +17,9 @@ from rag_jax.systems.rag.data import pick_passages
 from rag_jax.systems.rag.evaluate import choose_way
 from rag_jax.systems.rag.infer import Engine
 from rag_jax.systems.rag.pipeline import list_stages
+from rag_jax.systems.rag.rankings import reorder
 from rag_jax.systems.rag.session import Session
+from rag_jax.systems.stages import list_ranked
 
 _SHOWN = 3  # answers
 
@@ -55,8 +57,14 @@ def _answer(
     engine.format.encode_input(question, None)  # refuses a question that is too long
     c, way = session.config, choose_way(session.config)
     queries = session.encode_questions(query, [question])
-    scores, rows = index.search(queries, min(c.passages_read, index.size))
+    count, reranking = min(c.passages_read, index.size), session.reranking
+    wanted = count if reranking is None else reranking.count(count, index.size)
+    scores, rows = index.search(queries, wanted)
     scores = c.retriever.scale * scores
+    if reranking is not None:
+        found = list_ranked(scores, rows)
+        (ranked,) = reranking.order([question], found, passages)
+        scores, rows = reorder(found, [ranked[:count]])
     weights = np.exp(scores[0] - np.logaddexp.reduce(scores[0]))
     found = zip(weights, rows[0].tolist(), strict=True)
     shown = [(f"{weight:.3f}", name_passage(passages[row])) for weight, row in found]

@@ -19,7 +19,7 @@ from rag_jax.config import (
     WorldConfig,
 )
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.search_config import BM25Config
+from rag_jax.search_config import BM25Config, RetrieveConfig
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,7 @@ class RAGConfig:
     world: WorldConfig = WorldConfig(train=96, dev=60, test=100, talk_pages=2)
     index: IndexConfig = IndexConfig()
     bm25: BM25Config = BM25Config()
+    retrieve: RetrieveConfig = RetrieveConfig()
     tuning: TuningConfig = TuningConfig()
     train: JointTrainConfig = JointTrainConfig()
     decode: DecodeConfig = DecodeConfig()

@@ -12,6 +12,7 @@ from rag_jax.pipeline.ask import Ask, Facts, Note, Piece, check_length, name_pas
 from rag_jax.pipeline.runner import open_stages
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import count_data_rows
+from rag_jax.systems.reranking import Reranking
 from rag_jax.systems.self_retrieval.evaluate import rank
 from rag_jax.systems.self_retrieval.infer import Engine
 from rag_jax.systems.self_retrieval.pipeline import list_stages
@@ -36,10 +37,12 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
     session.open_corpus(context.path("corpus", ""))
     engine = session.open_engine(context, "train")
     settings = replace(engine.settings, batch_size=count_data_rows())
-    return partial(_answer, replace(engine, settings=settings))
+    return partial(_answer, replace(engine, settings=settings), session.reranking)
 
 
-def _answer(engine: Engine, question: str) -> Iterator[Facts | Piece | Note]:
+def _answer(
+    engine: Engine, reranking: Reranking | None, question: str
+) -> Iterator[Facts | Piece | Note]:
     format, settings = engine.format, engine.settings
     cues = len(format.encode_reading(Passage("", "", ""))) + len(format.encode_accept())
     after = engine.trie.depth + cues + settings.max_answer
@@ -47,7 +50,12 @@ def _answer(engine: Engine, question: str) -> Iterator[Facts | Piece | Note]:
     ((groups, answer),) = engine.retrieve([question])
     rejected = {row: c.reject for group in groups for c in group for row in c.rows}
     found = rank(groups, score(groups, settings))
-    ranked = rank_hits(Question("", question, (), {}), found, lambda row: engine.passages[row].id)
+    get_id = lambda row: engine.passages[row].id  # noqa: E731
+    order = partial(rank_hits, Question("", question, (), {}), get_id=get_id)
+    ranked = order(found)
+    if reranking is not None:
+        ranked = order(*reranking.order([question], [ranked], engine.passages))
+        (answer,) = engine.answer([question], [ranked[0][0]])
     shown = [
         (f"{value:.3f}", f"{rejected[row]:.3f}", name_passage(engine.passages[row]))
         for row, value in ranked[:_SHOWN]

@@ -16,7 +16,7 @@ from rag_jax.config import (
     TuningConfig,
     WorldConfig,
 )
-from rag_jax.search_config import BM25Config
+from rag_jax.search_config import BM25Config, RetrieveConfig
 
 
 @dataclass(frozen=True)
@@ -128,3 +128,4 @@ class SelfRetrievalConfig:
     search: SearchConfig = SearchConfig()
     dense: DenseConfig = DenseConfig()
     bm25: BM25Config = BM25Config()
+    retrieve: RetrieveConfig = RetrieveConfig()

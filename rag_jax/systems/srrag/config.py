@@ -20,6 +20,7 @@ from rag_jax.config import (
     WorldConfig,
 )
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.search_config import RetrieveConfig
 
 LabelRule = Literal["top_half_majority", "mean", "best_single", "all_rank"]
 Metric = Literal["cosine", "dot"]
@@ -213,6 +214,7 @@ class SRRAGConfig:
     data: DataConfig = DataConfig()
     world: WorldConfig = WorldConfig()
     index: IndexConfig = IndexConfig()
+    retrieve: RetrieveConfig = RetrieveConfig()
     verbalise: VerbaliseConfig = VerbaliseConfig()
     label: LabelConfig = LabelConfig()
     tuning: NewTokensConfig = NewTokensConfig()

@@ -14,6 +14,7 @@ from rag_jax.config import build, to_config_dict
 from rag_jax.data.matching import has_answer
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
+from rag_jax.evaluation.rankings import read_run
 from rag_jax.models import load
 from rag_jax.retrieval import Index, encode_texts
 from rag_jax.retrieval.negatives import choose_negatives
@@ -25,6 +26,7 @@ from rag_jax.systems.dpr.config import DPRConfig
 from rag_jax.systems.dpr.session import Session
 from systems.asked import LONG, OWN, read_facts, take_stock, write_corpus
 from systems.evaluated import check_evaluation, list_made, write_world
+from systems.reranked import check_ranks, set_reranker
 from systems.rooms import check_rooms
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -354,6 +356,35 @@ def test_asking_finds_the_passages_of_the_evaluation(finished, tmp_path, caplog)
         assert len(read_facts(asked(LONG), "passages found")) == 2
     assert "1 of 1 texts were cut to 24 tokens" in caplog.text
     assert take_stock(workdir) == before
+
+
+# Reranking.
+
+
+def test_a_reranked_row(finished, tmp_path):
+    workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    changes = set_reranker(tmp_path)
+    report = pipeline.run(make_config(**changes), workdir)
+    assert list_made(report) == ["evaluate"]
+    methods = dict(report["methods"])
+    assert list(methods.pop("reranked")) == list(evaluate.COLUMNS)
+    assert methods == finished[1]["methods"]  # what was found stays as it was
+    session = Session(build(DPRConfig, make_config(**changes)))
+    asked = ask.open_run(session, workdir, None)
+    found = read_run(workdir / "trained.trec")
+    for record in read_jsonl(workdir / "predictions" / "reranked.jsonl"):
+        ids = [id for id, _ in found[record["id"]]]
+        inputs = record["question"], record["passages"], ids
+        check_ranks(changes, *inputs, session.passages)
+        rows = read_facts(asked(record["question"]), "passages found")
+        assert [text for _, text in rows] == [
+            f"{p['title']}: {p['text']}" for p in record["passages"]
+        ]
+    # Off again, nothing tells that there was a reranker.
+    again = pipeline.run(make_config(), workdir)
+    assert list_made(again) == ["evaluate"] and again["methods"] == finished[1]["methods"]
+    files = {path.name for path in (workdir / "stages" / "evaluate").iterdir()}
+    assert files == {path.name for path in (finished[0] / "stages" / "evaluate").iterdir()}
 
 
 # Another dataset.
