@@ -30,8 +30,11 @@ TEST = [
     FACTS,
     *DOCUMENTS,
     ARROW,
+    TENSORBOARD,
     "ruff==0.17.5",  # pinned: another version formats in another way
 ]
+
+TENSORBOARD = "tensorboardX>=2.6.5,<3"  # event files, without TensorBoard and TensorFlow
 
 TPU = "jax[tpu]>=0.10.2,<0.13"  # with the compiler that plans for slices
 
@@ -113,6 +116,9 @@ setup(
             *[SENTENCES, "onnx", "onnxscript", "onnxruntime", "openvino"],
         ],
         "tpu": [TPU],
+        "tensorboard": [TENSORBOARD],
+        "wandb": ["wandb>=0.31,<1"],
+        "trackio": ["trackio>=0.43,<1"],
         "numba": ["numba"],  # adds up BM25's scores
         "faiss": [FAISS],  # further backends of an index, also where ScaNN has no wheel
         "ray": ["ray[default]>=2.60,<3"],  # workers, on one machine or a cluster

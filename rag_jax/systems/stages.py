@@ -42,6 +42,7 @@ from rag_jax.retrieval.negatives import make_miner
 from rag_jax.retrieval.pairs import Pair
 from rag_jax.runtime.files import to_json
 from rag_jax.runtime.hosts import fetch, is_first
+from rag_jax.runtime.track import check_tracker
 from rag_jax.search_config import BM25Config
 from rag_jax.systems import open_room
 from rag_jax.systems.session import Session, bind
@@ -58,7 +59,9 @@ def make_run(
     def run_one(
         config: ConfigDict, workdir: Path, *, executor: Executor | None, **options: Any
     ) -> dict[str, Any]:
-        session = session_type(build(settings, config))
+        built = build(settings, config)
+        check_tracker(built)
+        session = session_type(built)
         report = describe_report(session.config)
         if executor is not None:
             options["divide"] = partial(executor.divide, _make_opener(session))

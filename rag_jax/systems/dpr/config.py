@@ -11,6 +11,7 @@ from rag_jax.config import (
     EncoderConfig,
     IndexConfig,
     MeshConfig,
+    TrackerName,
     WorldConfig,
 )
 from rag_jax.runtime.errors import RagJaxError
@@ -72,12 +73,14 @@ class DPRConfig:
         positives: whether a question has a training example for each of its relevant passages, or
             one, with the first that the data names, as in DPR.
         depth: number of passages that are ranked for each question evaluated.
+        track: where the curves of the run go besides the run's own files.
     """
 
     system: Literal["dpr"] = "dpr"
     seed: CountOrZero = 0
     evaluate_on: Literal["test", "dev"] = "test"
     depth: Count = 100
+    track: TrackerName = "none"
     mesh: MeshConfig = MeshConfig()
     encoder: DPREncoderConfig = DPREncoderConfig()
     data: DataConfig = DataConfig()

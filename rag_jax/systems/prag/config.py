@@ -14,6 +14,7 @@ from rag_jax.config import (
     Positive,
     Range,
     ReaderConfig,
+    TrackerName,
     TuningConfig,
     WorldConfig,
 )
@@ -192,6 +193,7 @@ class PRAGConfig:
             the other start.
         ask: how `launch/ask.py` uses the documents: "parametric" merges their adapters,
             "in_context" reads their passages, and "both" does both.
+        track: where the curves of the run go besides the run's own files.
     """
 
     system: Literal["prag"] = "prag"
@@ -200,6 +202,7 @@ class PRAGConfig:
     evaluate_on: Literal["test", "dev"] = "test"
     ablations: bool = False
     ask: Literal["parametric", "in_context", "both"] = "both"
+    track: TrackerName = "none"
     mesh: MeshConfig = MeshConfig()
     model: ChatReaderConfig = ChatReaderConfig()
     prompt: PromptConfig = PromptConfig()

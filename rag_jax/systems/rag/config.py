@@ -14,6 +14,7 @@ from rag_jax.config import (
     ModelConfig,
     NonNegative,
     Positive,
+    TrackerName,
     TrainConfig,
     TuningConfig,
     WorldConfig,
@@ -115,6 +116,7 @@ class RAGConfig:
         ablations: whether to train two more generators: with BM25's passages and scores in place of
             the retriever's, and without passages.
         profile_steps: number of steps of each training that are traced.
+        track: where the curves of the run go besides the run's own files.
     """
 
     system: Literal["rag"] = "rag"
@@ -125,6 +127,7 @@ class RAGConfig:
     evaluate_on: Literal["test", "dev"] = "test"
     ablations: bool = False
     profile_steps: CountOrZero = 0
+    track: TrackerName = "none"
     mesh: MeshConfig = MeshConfig()
     generator: GeneratorConfig = GeneratorConfig()
     retriever: RetrieverConfig = RetrieverConfig()

@@ -15,6 +15,7 @@ from rag_jax.config import (
     NonNegative,
     Positive,
     ReaderConfig,
+    TrackerName,
     TrainConfig,
     TuningConfig,
     WorldConfig,
@@ -192,6 +193,7 @@ class SRRAGConfig:
             retrieval, and with the method without verbalising in its labels and without preferences
             in stage 2. Five more trainings.
         profile_steps: number of steps of each training stage that are traced.
+        track: where the curves of the run go besides the run's own files.
     """
 
     system: Literal["srrag"] = "srrag"
@@ -208,6 +210,7 @@ class SRRAGConfig:
         SourceConfig(name="Self", token="<Self>", kind="verbalise"),
         SourceConfig(name="Wiki", token="<Wiki>", kind="search"),
     )
+    track: TrackerName = "none"
     mesh: MeshConfig = MeshConfig()
     model: ReaderConfig = ReaderConfig()
     encoder: EncoderConfig = EncoderConfig()

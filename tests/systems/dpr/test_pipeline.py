@@ -19,6 +19,7 @@ from rag_jax.models import load
 from rag_jax.retrieval import Index, encode_texts
 from rag_jax.retrieval.negatives import choose_negatives
 from rag_jax.retrieval.validation import BestEpoch
+from rag_jax.runtime import trackers
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
 from rag_jax.systems.dpr import ask, evaluate, pipeline
@@ -51,10 +52,26 @@ def make_config(**changes):
     return config
 
 
+TOLD = []  # for each stage that was tracked what is tracked, and the points
+
+
+class Told:
+    def __init__(self, tracked):
+        TOLD.append((tracked, {}))
+
+    def log(self, values, step):
+        TOLD[-1][1][step] = values
+
+    def close(self): ...
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("dpr") / "run"
-    return workdir, pipeline.run(make_config(), workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(trackers.OPENERS, "trackio", Told)
+        patch.setitem(trackers.PACKAGES, "trackio", "json")
+        return workdir, pipeline.run(make_config(track="trackio"), workdir)
 
 
 def list_reused(report):
@@ -71,7 +88,7 @@ def test_report(finished):
     workdir, returned = finished
     report = read_json(workdir / "report.json")
     assert report["methods"] == returned["methods"]
-    assert build(DPRConfig, report["config"]) == build(DPRConfig, make_config())
+    assert build(DPRConfig, report["config"]) == build(DPRConfig, make_config(track="trackio"))
     assert [stage["name"] for stage in report["stages"]] == STAGES
     assert list(report["methods"]) == ["bm25", "untrained", "trained"]
     for numbers in report["methods"].values():
@@ -84,6 +101,24 @@ def test_report(finished):
     assert report["methods"]["trained"] != report["methods"]["untrained"]
     page = (workdir / "report.html").read_text("utf-8")
     assert all(f"<th>{name}</th>" in page for name in ("answer@5", "mrr", "ndcg@10"))
+
+
+def test_what_is_tracked(finished):
+    workdir, report = finished
+    train, evaluation = TOLD
+    assert [tracked.name for tracked, _ in (train, evaluation)] == ["train", "evaluation"]
+    assert train[0].making == read_json(workdir / "stages" / "train" / "stage.json")["run"]
+    assert train[0].settings == read_json(workdir / "report.json")["config"]
+    for line in read_jsonl(workdir / "stages" / "train" / "log.jsonl"):
+        assert train[1][line["step"]]["train/loss"] == line["loss"]
+    assert len(train[1]) == line["step"] + 1
+    wanted = {
+        f"evaluation/{method}/{name}": value
+        for method, numbers in report["methods"].items()
+        for name, value in numbers.items()
+        if isinstance(value, int | float)
+    }
+    assert evaluation[1] == {0: wanted} and f"evaluation/trained/{evaluate.COLUMNS[1]}" in wanted
 
 
 def test_rankings_as_others_score_them(finished):
