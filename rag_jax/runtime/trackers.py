@@ -20,7 +20,7 @@ NONE = "none"
 # The package that each tracker needs, which the extra of the tracker's name brings.
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio"}
 _FLUSH = 5.0  # seconds between two times that events reach the disk
-_WAIT = 60.0  # seconds that the end of a stage waits for an upload
+_WAIT = 60.0  # seconds that the start of a stage waits for a service, and its end for an upload
 _PROJECT = "rag_jax"
 
 
@@ -157,7 +157,9 @@ def _begin_wandb(tracked: Tracked, run_id: str) -> tuple[Callable, Callable]:
         resume="allow",
         dir=tracked.workdir,  # it names the folder below itself
         config=dict(tracked.settings),
-        settings=wandb.Settings(console="off", reinit="finish_previous", finish_timeout=_WAIT),
+        settings=wandb.Settings(
+            console="off", reinit="finish_previous", init_timeout=_WAIT, finish_timeout=_WAIT
+        ),
     )
     try:
         run = begin()
@@ -165,6 +167,7 @@ def _begin_wandb(tracked: Tracked, run_id: str) -> tuple[Callable, Callable]:
         reason = " ".join(str(error).split())
         later = f"wandb sync {tracked.folder}/offline-run-*"
         log(f"config.track='wandb': kept offline, for `{later}` ({reason})")
+        wandb.teardown()  # its process holds on to the run that did not begin
         run = begin(mode="offline")
     return partial(run.log, commit=True), run.finish
 

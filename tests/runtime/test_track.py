@@ -3,15 +3,17 @@
 import importlib.util
 import re
 import struct
+import sys
 import typing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from rag_jax.config import TrackerName
 from rag_jax.runtime import trackers
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.files import write_jsonl
+from rag_jax.runtime.files import read_json, write_jsonl
 from rag_jax.runtime.hosts import only_reading
 from rag_jax.runtime.track import check_tracker, open_tracker, tracking
 from rag_jax.runtime.trackers import NONE, OPENERS, PACKAGES, Service, Tracked
@@ -140,6 +142,32 @@ def test_a_service_is_sent_no_step_twice(tmp_path):
     assert send("a", range(12)) == [[*range(10)], [*range(12)]]
     assert send("b", range(2)) == [[*range(10)], [*range(12)], [0, 1]]
     assert len(runs) == 3 and all(re.fullmatch("[0-9a-f]{32}", run_id) for run_id in runs)
+
+
+def test_weights_and_biases_goes_on_offline(tmp_path, monkeypatch, capsys):
+    calls, points = [], []
+
+    def init(mode=None, **options):
+        calls.append((mode, options["id"], options["group"].split("/")[-1], options["name"]))
+        if mode is None:
+            raise wandb.Error("no\nsuch host")
+        log = lambda values, step, commit: points.append((values, step, commit))  # noqa: E731
+        return SimpleNamespace(log=log, finish=lambda: calls.append("finish"))
+
+    wandb = SimpleNamespace(
+        init=init,
+        teardown=lambda: calls.append("teardown"),
+        Error=type("Error", (Exception,), {}),
+        Settings=lambda **settings: settings,
+    )
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    with tracking(Tracked("wandb", tmp_path, "stage", "m")), open_tracker() as tracker:
+        tracker.log({"loss": 2.0}, 3)
+    run = read_json(tmp_path / "wandb" / "stage.json")["run"]
+    rest = run, tmp_path.name, "stage"
+    assert calls == [(None, *rest), "teardown", ("offline", *rest), "finish"]
+    assert points == [({"stage/loss": 2.0}, 3, True)]
+    assert "offline-run-*` (no such host)\n" in capsys.readouterr().err
 
 
 def read_events(folder):
