@@ -34,8 +34,11 @@ TEST = [
     ARROW,
     *SERVE,
     "openai>=3",  # the endpoint's client
+    TENSORBOARD,
     "ruff==0.17.5",  # pinned: another version formats in another way
 ]
+
+TENSORBOARD = "tensorboardX>=2.6.5,<3"  # event files, without TensorBoard and TensorFlow
 
 TPU = "jax[tpu]>=0.10.2,<0.13"  # with the compiler that plans for slices
 
@@ -117,6 +120,9 @@ setup(
             *[SENTENCES, "onnx", "onnxscript", "onnxruntime", "openvino"],
         ],
         "tpu": [TPU],
+        "tensorboard": [TENSORBOARD],
+        "wandb": ["wandb>=0.31,<1"],
+        "trackio": ["trackio>=0.43,<1"],
         "numba": ["numba"],  # adds up BM25's scores
         "serve": SERVE,
         "faiss": [FAISS],  # further backends of an index, also where ScaNN has no wheel

@@ -11,7 +11,7 @@ import ml_collections
 
 from rag_jax.comparison.config import CompareConfig, to_shared_dict
 from rag_jax.config import choose_preset
-from rag_jax.systems.prag.config import ChatReaderConfig, EncodeConfig, PRAGConfig, RetrieveConfig
+from rag_jax.systems.prag.config import ChatReaderConfig, DocumentsConfig, EncodeConfig, PRAGConfig
 from rag_jax.systems.self_retrieval.config import (
     ExamplesConfig,
     SearchConfig,
@@ -29,7 +29,7 @@ PRESETS = {
         ),
         prag=PRAGConfig(
             model=ChatReaderConfig(chat=True),
-            retrieve=RetrieveConfig(passages=1),
+            retrieve=DocumentsConfig(passages=1),
             # Adapters are trained apart, so that fewer at once take memory alone.
             encode=EncodeConfig(learning_rate=2.5e-3, together=8),
         ),

@@ -28,10 +28,10 @@ from rag_jax.systems.prag.config import (
     AnswerConfig,
     AugmentConfig,
     ChatReaderConfig,
+    DocumentsConfig,
     EncodeConfig,
     PRAGConfig,
     PromptConfig,
-    RetrieveConfig,
 )
 
 
@@ -45,7 +45,7 @@ def _follow_paper(name: str, *, demonstrations: int = 0) -> PRAGConfig:
     return PRAGConfig(
         model=ChatReaderConfig(name=name, chat=True),
         prompt=PromptConfig(reasoning=reasoning, demonstrations=demonstrations),
-        retrieve=RetrieveConfig(by="bm25", passages=3),
+        retrieve=DocumentsConfig(by="bm25", passages=3),
         augment=AugmentConfig(by="model", batch_size=64),
         encode=EncodeConfig(epochs=1, learning_rate=3e-4, together=64),
         answer=AnswerConfig(max_tokens=128 if reasoning else 20, batch_size=64),
@@ -62,7 +62,7 @@ _DATA = {"": 0, "-2wiki": 8, "-hotpot": 11}
 PRESETS = {
     "": PRAGConfig(
         model=ChatReaderConfig(chat=True),
-        retrieve=RetrieveConfig(passages=1),
+        retrieve=DocumentsConfig(passages=1),
         encode=EncodeConfig(learning_rate=2.5e-3),
     ),
     **{

@@ -40,6 +40,7 @@ __all__ = [
     "Positive",
     "Range",
     "ReaderConfig",
+    "TrackerName",
     "TrainConfig",
     "TuningConfig",
     "WorldConfig",
@@ -48,6 +49,9 @@ __all__ = [
     "describe_unknown",
     "to_config_dict",
 ]
+
+# Where the curves of a run go besides its own files; see `docs/guides/track.md`.
+TrackerName = Literal["none", "tensorboard", "wandb", "trackio"]
 
 
 @dataclass(frozen=True)

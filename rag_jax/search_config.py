@@ -3,7 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.settings import Count, Fraction, NonNegative, Positive
+
+# Qwen3-Reranker's form: a chat in which the model answers yes or no.
+_SYSTEM = (
+    "Judge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".'
+)
+_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 
 
 @dataclass(frozen=True)
@@ -57,15 +65,62 @@ class FusionConfig:
 
 
 @dataclass(frozen=True)
+class YesNo:
+    """What a language model is asked about a question and a passage, to answer yes or no.
+
+    Attributes:
+        before: what stands before the question; control tokens in it are such.
+        between: what stands between the question and the passage.
+        after: what stands after the passage; control tokens in it are such.
+        yes, no: the answers, a token each, whose log odds are the score.
+    """
+
+    before: str = (
+        f"<|im_start|>system\n{_SYSTEM}<|im_end|>\n<|im_start|>user\n"
+        f"<Instruct>: {_INSTRUCTION}\n<Query>: "
+    )
+    between: str = "\n<Document>: "
+    after: str = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    yes: str = "yes"
+    no: str = "no"
+
+
+@dataclass(frozen=True)
 class RerankConfig:
-    """The reranking of what a search finds; see `rag_jax.retrieval.Reranked`.
+    """The reranking of what a search finds; see `rag_jax.retrieval.rerank`.
 
     Attributes:
         name: name or folder of a reranker; None for no reranking.
-        depth: number of passages that are read for a question, at least as many as are wanted.
-        max_length: number of tokens that are read of a question and a passage.
+        depth: number of passages that are read for a question, the first that are found. If more
+            are wanted, the others follow in the order in which they were found.
+        max_length: maximum number of tokens that are read of a question and a passage; None for
+            512, or as many as the reranker reads if that is fewer.
+        dtype: type of weights and activations.
+        asks: whether the reranker is a language model that is asked `question`.
     """
 
     name: str | None = None
     depth: Count = 20
-    max_length: Count = 512
+    max_length: Count | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    asks: bool = False
+    question: YesNo = YesNo()
+
+    @property
+    def asked(self) -> YesNo | None:
+        """What a language model is asked; None for a reranker with a head of its own."""
+        return self.question if self.asks else None
+
+    def check(self, path: str) -> None:
+        """Raises a RagJaxError if there is a question that nobody is asked."""
+        if self.question != YesNo() and not self.asks:
+            raise RagJaxError(
+                f"{path}.question: only a language model is asked; set {path}.asks=True"
+            )
+
+
+@dataclass(frozen=True)
+class RetrieveConfig:
+    """What is done with the passages that a system's own search finds."""
+
+    rerank: RerankConfig = RerankConfig()

@@ -14,6 +14,7 @@ from rag_jax.config import (
     EncoderConfig,
     MeshConfig,
     ModelConfig,
+    TrackerName,
     WorldConfig,
     build,
     to_config_dict,
@@ -41,7 +42,7 @@ _COUNTS = {
     "self_retrieval": {},
     "prag": {"questions": "questions"},
 }
-_WHOLE = ("seed", "evaluate_on", "mesh", "data", "world")
+_WHOLE = ("seed", "evaluate_on", "track", "mesh", "data", "world")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class CompareConfig:
         evaluate_on: the questions that are asked.
         questions: maximum number of questions that are asked; 0 for all.
         train_questions: maximum number of questions that are trained on; 0 for all.
+        track: where the curves of each system's run go besides the run's own files.
     """
 
     system: Literal["compare"] = "compare"
@@ -64,6 +66,7 @@ class CompareConfig:
     evaluate_on: Literal["test", "dev"] = "test"
     questions: CountOrZero = 100
     train_questions: CountOrZero = 80
+    track: TrackerName = "none"
     mesh: MeshConfig = MeshConfig()
     model: ModelConfig = ModelConfig()
     encoder: EncoderConfig = EncoderConfig()
@@ -144,7 +147,7 @@ def list_changes(before: Mapping[str, Any], config: CompareConfig) -> Iterator[s
     """
     old, new = (dict(_list_leaves(values)) for values in (before, to_plain(config)))
     for path in old:
-        free = path in ("systems", "reference") or path not in new
+        free = path in ("systems", "reference", "track") or path not in new
         if not free and old[path] != new[path]:
             yield f"config.{path}: {old[path]} -> {new[path]}"
 

@@ -27,6 +27,7 @@ from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import explain_disk_errors, read_json
 from rag_jax.runtime.outside import parsing
 from rag_jax.runtime.progress import log
+from rag_jax.runtime.track import check_tracker
 from rag_jax.systems import open_room
 
 DATA, REPORT = "data", "report.json"
@@ -51,8 +52,10 @@ def compare(
 
     Raises:
         RagJaxError: before anything is made, if the reference is no row, the data has no question
-            to ask, or a finished comparison would be overwritten; at the end, if a system failed.
+            to ask, the tracker is not installed, or a finished comparison would be overwritten; at
+            the end, if a system failed.
     """
+    check_tracker(config)
     reference = find_reference(config)
     described = describe_data(config)
     with explain_disk_errors(workdir):

@@ -20,6 +20,7 @@ from rag_jax.runtime.files import list_lines, open_atomic
 from rag_jax.runtime.outside import is_there, require_file
 
 Item = TypeVar("Item")
+Ranked = list[tuple[int, float]]  # rows of the corpus and their scores, best first
 
 # Characters that would end a name in a TREC run, and percent signs that would be unescaped.
 _UNSAFE = regex.compile(r"\s|[\x1c-\x1f]|%(?=[0-9A-Fa-f]{2})")

@@ -13,6 +13,7 @@ Workers can make the pieces of divisible maps; see `workers`.
 """
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,7 +29,7 @@ from rag_jax.evaluation.report import tabulate_methods, write_report
 from rag_jax.pipeline import protect, records
 from rag_jax.pipeline.begin import begin_run
 from rag_jax.pipeline.finished import NOTHING, Finished, find_finished
-from rag_jax.pipeline.records import ENDED, Record
+from rag_jax.pipeline.records import ENDED, STARTED, Record
 from rag_jax.pipeline.stage import Divide, Stage, StageContext
 from rag_jax.pipeline.workdir import hold_lock, make_workdir
 from rag_jax.runtime import signals
@@ -38,10 +39,13 @@ from rag_jax.runtime.files import (
     explain_removal,
     read_json,
     read_jsonl,
+    to_json,
 )
 from rag_jax.runtime.hosts import is_first, wait_for_all
 from rag_jax.runtime.memory import release_memory
 from rag_jax.runtime.progress import log
+from rag_jax.runtime.track import find_tracker, open_tracker, tracking
+from rag_jax.runtime.trackers import Tracked
 
 
 def run_stages(
@@ -60,6 +64,7 @@ def run_stages(
     Args:
         stages: every stage after the stages that it needs.
         config: written to `config.json` in the work folder for the reader; no stage depends on it.
+            Its field "track", if it has one, names the tracker of the stages' curves.
         divide: has workers make the pieces of divisible maps; without it this process makes them.
         reuse: another work folder. A stage that ended there with the same fingerprint, on the same
             artefacts, is taken from there instead of being made.
@@ -102,7 +107,8 @@ def run_stages(
                 if reuse is not None and is_first():
                     _take_stage(stage, workdir / "stages", made, reuse / "stages")
                 before = begin.get(stage.name, lambda context: None)
-                made[stage.name] = _run_stage(stage, *place, made, divide, before)
+                track = partial(_describe_tracked, config, workdir, stage.name)
+                made[stage.name] = _run_stage(stage, *place, made, divide, before, track)
             keys = ("name", "seconds", "compile_seconds", "fingerprint", "reused")
             return [
                 {key: made[stage.name][key] for key in keys}
@@ -188,7 +194,9 @@ def run_session(
     with explain_removal(Path(workdir)):
         names = (*given.records, *(stage.name for stage in stages))
         found = _read_stages(names, Path(workdir) / "stages", given)
-        return _report(session, workdir, made, report, found)
+        written = _report(session, workdir, made, report, found)
+        _track_methods(config, Path(workdir), report, written["methods"])
+        return written
 
 
 def _report(
@@ -222,6 +230,29 @@ def _report(
         paired=compare_rows(predictions, report.reference, report.scores),
         **extras,
     )
+
+
+def _track_methods(
+    config: Any, workdir: Path, report: ReportSpec, methods: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Tracks every method's numbers, once for the stages that they come from."""
+    numbers = {
+        f"{method}/{name}": value
+        for method, values in methods.items()
+        for name, value in values.items()
+        if isinstance(value, int | float)
+    }
+    stages = sorted({*report.methods.values()})
+    makings = [read_json(workdir / "stages" / stage / ENDED)["run"] for stage in stages]
+    making = records.fingerprint(makings)
+    with tracking(_describe_tracked(config, workdir, "evaluation", making)), open_tracker() as to:
+        to.log(numbers, 0)
+
+
+def _describe_tracked(config: Any, workdir: Path, name: str, making: str) -> Tracked:
+    """How the curves of a stage are tracked, or of the evaluation."""
+    settings = json.loads(to_json(config))
+    return Tracked(find_tracker(config), workdir, name, making, settings)
 
 
 def _list_dataset_tables(
@@ -260,11 +291,13 @@ def _run_stage(
     made: Mapping[str, Record],
     divide: Divide | None,
     before: Callable[[StageContext], None],
+    track: Callable[[str], Tracked],
 ) -> Record:
     """Keeps, continues or makes a stage; returns the stage's record.
 
     Args:
         before: is called before the stage is put in its place.
+        track: says how a making of the stage is tracked.
     """
     signals.check()
     place, wanted = folder / stage.name, records.describe(stage, made)
@@ -290,7 +323,8 @@ def _run_stage(
         for left in at.glob(".*.tmp"):
             left.unlink()
     wait_for_all(f"stage {stage.name} is to begin")
-    with records.measure(at):
+    making = record["run"] if record else read_json(at / STARTED)["run"]
+    with records.measure(at), tracking(track(making)):
         stage.run(context)
     release_memory()
     if is_first():

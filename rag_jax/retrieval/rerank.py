@@ -4,6 +4,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +18,16 @@ from rag_jax.models.io.architectures import Encoder
 from rag_jax.models.nn.bert import BertConfig
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.nn.score_head import ScoreHead, score_states
+from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.retrieval.encode import check_sizes, choose_text_widths, pad_texts, run_batches
 from rag_jax.retrieval.searcher import Found, Searcher, check_count, check_found
 from rag_jax.retrieval.texts import is_pair
 from rag_jax.runtime.arguments import checked
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import shard_batch
+from rag_jax.search_config import YesNo
 
+_MAX_LENGTH = 512  # tokens of a pair, as the cross-encoders of sentence-transformers read
 _logger = logging.getLogger(__name__)
 
 
@@ -32,7 +36,7 @@ def score_pairs(
     reranker: Reranker,
     pairs: Iterable[tuple[str, str]],
     *,
-    max_length: int = 512,
+    max_length: int | None = None,
     batch_size: int = 64,
     widths: Sequence[int] = (),
     progress: Callable[[int, int], None] | None = None,
@@ -42,8 +46,10 @@ def score_pairs(
     Pairs are sorted by length and padded to a few widths, as by `encode_texts`.
 
     Args:
-        max_length: maximum number of tokens of a pair. Of a longer one the longer text is cut at
-            its end, for a question that a language model is asked the passage; their number is
+        max_length: maximum number of tokens of a pair; None for 512, or as many as the model reads
+            if that is fewer. Of a longer pair an encoder's longer text is cut at its end. A decoder
+            reads the question first: its passage is cut, and its question only where that would
+            leave the passage less than half of the room. The number of pairs that were cut is
             logged as a warning.
         batch_size, widths, progress: as for `encode_texts`.
 
@@ -52,6 +58,7 @@ def score_pairs(
             out of range, or a score is NaN or infinite.
     """
     base = reranker.base
+    max_length = choose_length(base.config.max_length, max_length)
     check_sizes(base, batch_size, max_length)
     rows = TokenRows(tokenize_pairs(reranker, pairs, max_length))
     scores = np.empty(len(rows), np.float32)
@@ -69,28 +76,54 @@ def score_pairs(
     return scores
 
 
+def choose_length(reads: int, max_length: int | None) -> int:
+    """Number of tokens that a model which reads so many reads of a pair; see `score_pairs`."""
+    return min(_MAX_LENGTH, reads) if max_length is None else max_length
+
+
+def count_room(tokenizer: Tokenizer, asked: YesNo, max_length: int) -> int:
+    """Number of tokens that a question about a pair leaves for the pair, at least 2.
+
+    Raises:
+        RagJaxError: it leaves fewer.
+    """
+    frame = tokenizer.encode_after(asked.before, asked.between)
+    room = max_length - len(frame) - len(tokenizer.encode_after(asked.after, ""))
+    if room < 2:
+        raise RagJaxError(f"max_length {max_length} has no room for a passage; raise it")
+    return room
+
+
 def tokenize_pairs(
-    reranker: Reranker, pairs: Iterable[tuple[str, str]], max_length: int, *, warns: bool = True
+    reranker: Reranker,
+    pairs: Iterable[tuple[str, str]],
+    max_length: int,
+    *,
+    count_cut: Callable[[int, int], None] | None = None,
 ) -> Iterable[list[int]]:
     """Yields the token ids of each pair; see `score_pairs`.
 
     Args:
-        warns: whether the number of pairs that are cut is logged.
+        count_cut: called at the end with the number of pairs that were cut, and that of all pairs;
+            None to log a warning.
     """
-    encode = functools.partial(_encode_pair, reranker)
     num_cut, i = 0, -1
     for i, pair in enumerate(pairs):
         if not (isinstance(pair, tuple) and is_pair(pair)):
             raise RagJaxError(f"pair {i} is no (question, passage) pair of strings")
         if not pair[0].strip():
             raise RagJaxError(f"pair {i}: its question is blank")
-        row = encode(*pair, max_length + 1)
-        if len(row) > max_length:
-            num_cut += 1
-            row = encode(*pair, max_length)
+        row, is_cut = _encode_pair(reranker, *pair, max_length)
+        num_cut += is_cut
         yield row
-    if num_cut and warns:
-        _logger.warning("%d of %d pairs were cut to %d tokens", num_cut, i + 1, max_length)
+    (count_cut or functools.partial(warn_of_cuts, max_length))(num_cut, i + 1)
+
+
+def warn_of_cuts(max_length: int, num_cut: int, count: int, where: str = "") -> None:
+    """Logs how many of some pairs were cut, if any; `where` says of which."""
+    if num_cut:
+        message = "%d of %d pairs%s were cut to %d tokens"
+        _logger.warning(message, num_cut, count, where, max_length)
 
 
 def _has_types(model: Encoder | Decoder) -> bool:
@@ -104,19 +137,45 @@ def join_passage(passage: Passage) -> str:
     return " ".join(filter(None, (passage.title, passage.text)))
 
 
-def _encode_pair(reranker: Reranker, question: str, passage: str, max_length: int) -> list[int]:
+def _encode_pair(
+    reranker: Reranker, question: str, passage: str, max_length: int
+) -> tuple[list[int], bool]:
+    """The token ids of a pair, and whether the pair was cut."""
     tokenizer, asked = reranker.base.tokenizer, reranker.question
-    if asked is None and isinstance(reranker.base.model, Decoder):
+    if asked is not None:
+        return _encode_asked(tokenizer, asked, question, passage, max_length)
+    if isinstance(reranker.base.model, Decoder):
         # One text after the other, after what the tokenizer puts before a prompt.
-        row = [*tokenizer.encode_prompt(question), *tokenizer.encode(passage)]
-        return row[:max_length]
-    if asked is None:
-        return tokenizer.encode_with_specials(question, max_length=max_length, pair=passage)
+        before, after = tokenizer.encode_prompt(question), tokenizer.encode(passage)
+        kept = before[: _keep_question(len(after), max_length)]
+        return [*kept, *after][:max_length], len(before) + len(after) > max_length
+    encode = functools.partial(tokenizer.encode_with_specials, question, pair=passage)
+    row = encode(max_length=max_length + 1)
+    is_cut = len(row) > max_length
+    return encode(max_length=max_length) if is_cut else row, is_cut
+
+
+def _encode_asked(
+    tokenizer: Tokenizer, asked: YesNo, question: str, passage: str, max_length: int
+) -> tuple[list[int], bool]:
+    """The token ids of a question about a pair, and whether the pair was cut."""
     after = tokenizer.encode_after(asked.after, "")
-    before = tokenizer.encode_after(asked.before, f"{question}{asked.between}{passage}")
-    if max_length <= len(after):
-        raise RagJaxError(f"max_length {max_length} has no room for a passage; raise it")
-    return [*before[: max_length - len(after)], *after]
+    room = max_length - len(after)
+
+    def read(question: str, passage: str) -> list[int]:
+        return tokenizer.encode_after(asked.before, f"{question}{asked.between}{passage}")
+
+    before = read(question, passage)
+    if len(before) <= room:
+        return [*before, *after], False
+    left = count_room(tokenizer, asked, max_length)
+    kept = tokenizer.shorten(question, _keep_question(len(tokenizer.encode(passage)), left))
+    return [*read(kept, passage)[:room], *after], True
+
+
+def _keep_question(passage: int, room: int) -> int:
+    """Number of a question's tokens that leave a passage half of the room, or what it needs."""
+    return room - min(passage, room // 2)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "head"))
@@ -144,20 +203,35 @@ def score_batch(
 
 
 def rerank(
-    reranker: Reranker, question: str, passages: Sequence[str], *, max_length: int = 512
+    reranker: Reranker, question: str, passages: Sequence[str], *, max_length: int | None = None
 ) -> tuple[Float[np.ndarray, "N"], Int[np.ndarray, "N"]]:
     """Scores of a question's passages, largest first, and the passages' positions.
 
     Equal scores are in the order of the passages.
 
+    Args:
+        max_length: as for `score_pairs`.
+
     Raises:
         RagJaxError: as `score_pairs`.
     """
-    if not passages:
-        return np.zeros(0, np.float32), np.zeros(0, np.int32)
-    scores = score_pairs(reranker, [(question, text) for text in passages], max_length=max_length)
-    order = np.argsort(-scores, kind="stable").astype(np.int32)
-    return scores[order], order
+    return rerank_all(reranker, [question], [passages], max_length=max_length)[0]
+
+
+def rerank_all(
+    reranker: Reranker, questions: Sequence[str], passages: Sequence[Sequence[str]], **options: Any
+) -> list[tuple[Float[np.ndarray, "N"], Int[np.ndarray, "N"]]]:
+    """As `rerank` for several questions, each with its passages; `options` of `score_pairs`.
+
+    Raises:
+        RagJaxError: as `score_pairs`.
+    """
+    asked = zip(questions, passages, strict=True)
+    pairs = [(question, text) for question, own in asked for text in own]
+    scores = score_pairs(reranker, pairs, **options) if pairs else np.zeros(0, np.float32)
+    parts = np.split(scores, np.cumsum(list(map(len, passages)))[:-1]) if passages else []
+    orders = [np.argsort(-own, kind="stable").astype(np.int32) for own in parts]
+    return [(own[order], order) for own, order in zip(parts, orders, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +249,7 @@ class Reranked:
     first: Searcher
     passages: Sequence[Passage]
     depth: int = 100
-    max_length: int = 512
+    max_length: int | None = None
 
     def __post_init__(self) -> None:
         """Raises a RagJaxError if the two corpora differ in size, or nothing is read."""
@@ -207,11 +281,7 @@ class Reranked:
         rows = [np.asarray(own, np.int32) for own in found[1]]
         wanted = {row: self.passages[row] for own in rows for row in own.tolist()}
         texts = {row: join_passage(passage) for row, passage in wanted.items()}
-        asked = zip(questions, rows, strict=True)
-        pairs = [(question, texts[row]) for question, own in asked for row in own.tolist()]
-        scores = score_pairs(self.reranker, pairs, max_length=self.max_length)
-        parts = np.split(scores, np.cumsum([len(own) for own in rows])[:-1])
-        order = [np.argsort(-own, kind="stable")[:k] for own in parts]
-        ordered = zip(parts, rows, order, strict=True)
-        ranked = [(own[best], places[best]) for own, places, best in ordered]
-        return [own for own, _ in ranked], [places for _, places in ranked]
+        read = [[texts[row] for row in own.tolist()] for own in rows]
+        ranked = rerank_all(self.reranker, questions, read, max_length=self.max_length)
+        places = [own[order[:k]] for own, (_, order) in zip(rows, ranked, strict=True)]
+        return [scores[:k] for scores, _ in ranked], places

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,17 @@ from rag_jax.models import Pretrained, Reranker
 from rag_jax.models.io.architectures import get_rules
 from rag_jax.models.nn.bert import Bert
 from rag_jax.models.nn.decoder_config import DecoderConfig
+from rag_jax.models.nn.modern_bert import ModernBert
 from rag_jax.models.nn.score_head import ScoreHead
-from rag_jax.retrieval.encode import pad_texts
+from rag_jax.retrieval.encode import check_sizes, pad_texts
 from rag_jax.retrieval.pairs import Pair
-from rag_jax.retrieval.rerank import join_passage, score_batch, tokenize_pairs
+from rag_jax.retrieval.rerank import (
+    choose_length,
+    join_passage,
+    score_batch,
+    tokenize_pairs,
+    warn_of_cuts,
+)
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.platforms import count_program_tokens
 from rag_jax.runtime.progress import Progress
@@ -58,23 +65,34 @@ class RerankTrainConfig(TrainConfig):
 def start_reranker(encoder: Pretrained, *, seed: int = 0) -> Reranker:
     """An encoder with a new head for scores, whose numbers are drawn, to be trained.
 
+    The head is that of the encoder's kind in transformers, over the state of the first token.
+
     Raises:
-        RagJaxError: it is no BERT or of its kin.
+        RagJaxError: it is no BERT or of its kin, and no ModernBERT.
     """
-    if not isinstance(encoder.model, Bert) or encoder.config.dpr_role is not None:
+    config = encoder.config
+    is_bert = isinstance(encoder.model, Bert) and config.dpr_role is None
+    if not is_bert and not isinstance(encoder.model, ModernBert):
         kind = type(encoder.model).__name__
         raise RagJaxError(f"a {kind} starts no reranker: take a BERT, or load a reranker")
-    width = encoder.config.hidden_size
-    keys = jax.random.split(jax.random.key(seed))
-    shapes = {"dense": (width, width), "out": (width, 1)}
-    head = {
-        name: {"kernel": _DEVIATION * jax.random.normal(key, shape), "bias": jnp.zeros(shape[1])}
-        for (name, shape), key in zip(shapes.items(), keys, strict=True)
-    }
+    width = config.hidden_size
+    dense, out = (
+        _DEVIATION * jax.random.normal(key, shape)
+        for key, shape in zip(
+            jax.random.split(jax.random.key(seed)), [(width, width), (width, 1)], strict=True
+        )
+    )
+    params: dict[str, Any] = {"dense": {"kernel": dense}}
+    params["out"] = {"kernel": out, "bias": jnp.zeros(1)}
+    if is_bert:
+        params["dense"]["bias"] = jnp.zeros(width)
+        head = ScoreHead("first", "relu" if config.family == "distilbert" else "tanh")
+    else:
+        params["norm"] = {"scale": jnp.ones(width)}
+        head = ScoreHead("first", "gelu", config.norm_eps)
     model = encoder.model.clone(pooling=None)
-    base = replace(encoder, model=model, params={**encoder.params, "head": head}, sentence=None)
-    activation = "relu" if encoder.config.family == "distilbert" else "tanh"
-    return Reranker(base, ScoreHead("first", activation))
+    base = replace(encoder, model=model, params={**encoder.params, "head": params}, sentence=None)
+    return Reranker(base, head)
 
 
 def rank_loss(
@@ -172,11 +190,13 @@ def fit_reranker(
     folder: Path,
     progress: Progress,
     *,
-    max_length: int,
+    max_length: int | None = None,
     seed: int,
     save: Callable[[Reranker], None],
 ) -> None:
     """Trains all weights of a reranker; see `fit`.
+
+    How many of the pairs read are cut is logged, first of those of some steps, in the end of all.
 
     Args:
         pairs: by `list_pairs`; each step's negatives are drawn from a pair's.
@@ -185,9 +205,12 @@ def fit_reranker(
         save: keeps the trained reranker.
 
     Raises:
-        RagJaxError: a pair has no negatives, a language model is asked, or as `fit`.
+        RagJaxError: a pair has no negatives, a language model is asked, `max_length` is out of
+            range, or as `fit`.
     """
     base = reranker.base
+    max_length = choose_length(base.config.max_length, max_length)
+    check_sizes(base, settings.batch_size, max_length)
     if reranker.question is not None:
         raise RagJaxError("a language model that is asked has no head to train")
     if bare := [pair.id for pair in pairs if not pair.negatives]:
@@ -195,14 +218,26 @@ def fit_reranker(
             f"{len(bare)} pairs have no negatives, such as {bare[0]!r}: leave them out"
         )
     plan = BatchPlan([0] * len(pairs), batch_size=settings.batch_size, seed=seed)
+    counts = np.zeros(2, int)  # of pairs that were cut, and of all
+
+    def count_cut(*found: int) -> None:
+        counts[:] += found
 
     def list_groups(step: int) -> list[Group]:
         rng = np.random.default_rng((seed, step))
         chosen = [pairs[i] for i in plan.examples_at(step)]
         read = [_choose(pair, questions, passages, settings.negatives, rng) for pair in chosen]
-        return [list(tokenize_pairs(reranker, own, max_length, warns=False)) for own in read]
+        options = {"count_cut": count_cut}
+        return [list(tokenize_pairs(reranker, own, max_length, **options)) for own in read]
 
-    sampled = [group for step in list_sampled(plan) for group in list_groups(step)]
+    def finish(params: PyTree[Array]) -> None:
+        warn_of_cuts(max_length, *counts, " read")
+        save(replace(reranker, base=replace(base, params=params)))
+
+    steps = list_sampled(plan)
+    sampled = [group for step in steps for group in list_groups(step)]
+    warn_of_cuts(max_length, *counts, f" of the first {len(steps)} steps")
+    counts[:] = 0  # these steps are still to be trained
     worth = count_program_tokens(settings.program_tokens, on_cpu=PROGRAM_TOKENS)
     widths = choose_widths(
         [round_up(max_length, 8), *(len(row) for group in sampled for row in group)],
@@ -230,5 +265,5 @@ def fit_reranker(
         folder,
         progress,
         ids=[pair.id for pair in pairs],
-        save=lambda params: save(replace(reranker, base=replace(base, params=params))),
+        save=finish,
     )

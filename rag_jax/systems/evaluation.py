@@ -13,6 +13,7 @@ from rag_jax.pipeline.runner import ReportSpec, run_session
 from rag_jax.pipeline.stage import Stage
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.progress import log
+from rag_jax.runtime.track import check_tracker
 from rag_jax.systems.session import Session
 
 
@@ -61,6 +62,7 @@ def make_evaluation(
                 folder, or has trained stages of its own.
         """
         own = build(settings, config)
+        check_tracker(own)
         _check_out(out, workdir, trained)
         if workdir:  # before any model is looked for
             find_finished([], workdir, ())

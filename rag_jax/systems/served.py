@@ -14,9 +14,10 @@ from jaxtyping import Float
 
 from rag_jax.data.batches import list_widths
 from rag_jax.data.passages import Passage
-from rag_jax.models import Pretrained, Reranker
+from rag_jax.models import Pretrained
 from rag_jax.retrieval.rerank import score_pairs
 from rag_jax.retrieval.texts import Role
+from rag_jax.systems.reranking import Reranking
 from rag_jax.systems.session import Session
 
 
@@ -83,6 +84,9 @@ def make_embedding(session: Session, *, query: Pretrained, document: Pretrained)
     return embed
 
 
-def make_scoring(reranker: Reranker, max_length: int) -> Scoring:
-    """Scores pairs of which `max_length` tokens are read."""
-    return partial(score_pairs, reranker, max_length=max_length, widths=list_widths(max_length))
+def make_scoring(reranking: Reranking | None) -> Scoring | None:
+    """Scores pairs by a run's reranker; None without one."""
+    if reranking is None:
+        return None
+    limit = reranking.max_length
+    return partial(score_pairs, reranking.reranker, max_length=limit, widths=list_widths(limit))

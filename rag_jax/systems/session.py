@@ -36,6 +36,7 @@ from rag_jax.runtime.sharding import (
     make_mesh,
     shard_params,
 )
+from rag_jax.systems.reranking import Reranking, open_reranking
 from rag_jax.training.trainable import Trainable, make_trainable
 
 
@@ -91,10 +92,8 @@ class Session:
         loaded = load(name, dtype=dtype, mesh=self.mesh, rules=rules)
         if not int8:
             return loaded
-        rules = self.choose_rules(loaded.config)
-        return replace(
-            loaded, params=shard_params(quantize_layers(loaded.params), self.mesh, rules)
-        )
+        rules, params = self.choose_rules(loaded.config), quantize_layers(loaded.params)
+        return replace(loaded, params=shard_params(params, self.mesh, rules))
 
     def choose_rules(self, config: Config) -> Rules:
         """How the weights of a model lie that are not being trained."""
@@ -151,6 +150,11 @@ class Session:
         """The language model before training."""
         int8 = self._get_setting(f"{self.model_field}.int8")
         return self.load_language_model(f"{self.model_field}.name", dtype=self.dtype, int8=int8)
+
+    @cached_property
+    def reranking(self) -> Reranking | None:
+        """The reranker of what is found; None if there is none."""
+        return open_reranking(self.config.retrieve.rerank, self.mesh)
 
     @property
     def trainable(self) -> Trainable:

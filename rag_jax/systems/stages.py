@@ -24,6 +24,7 @@ from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection, Question
 from rag_jax.decoding import generate
 from rag_jax.evaluation.compare import Record, timed
+from rag_jax.evaluation.rankings import Ranked
 from rag_jax.models import Pretrained, save
 from rag_jax.pipeline.runner import ReportSpec, run_session
 from rag_jax.pipeline.seeds import run_seeds
@@ -41,11 +42,10 @@ from rag_jax.retrieval.negatives import make_miner
 from rag_jax.retrieval.pairs import Pair
 from rag_jax.runtime.files import to_json
 from rag_jax.runtime.hosts import fetch, is_first
+from rag_jax.runtime.track import check_tracker
 from rag_jax.search_config import BM25Config
 from rag_jax.systems import open_room
 from rag_jax.systems.session import Session, bind
-
-Ranked = list[tuple[int, float]]  # rows of the corpus and their scores, best first
 
 
 def make_run(
@@ -59,7 +59,9 @@ def make_run(
     def run_one(
         config: ConfigDict, workdir: Path, *, executor: Executor | None, **options: Any
     ) -> dict[str, Any]:
-        session = session_type(build(settings, config))
+        built = build(settings, config)
+        check_tracker(built)
+        session = session_type(built)
         report = describe_report(session.config)
         if executor is not None:
             options["divide"] = partial(executor.divide, _make_opener(session))

@@ -32,6 +32,7 @@ from rag_jax.runtime.files import open_atomic, to_json, write_json
 from rag_jax.runtime.hosts import is_first, preempted
 from rag_jax.runtime.outside import parsing, require_file
 from rag_jax.runtime.sharding import Shardings, constrain, shardings_like, shardings_of
+from rag_jax.runtime.track import Tracker, open_tracker
 
 LossFunction = Callable[[PyTree, PyTree, Any], tuple[Float[Array, ""], Mapping[str, Array]]]
 
@@ -211,12 +212,14 @@ def train(
     with (
         _open_log(log_path, first) as log,
         _open_log(log_path.with_name("speed.jsonl"), first) as speed,
+        open_tracker(log_path) as tracker,
         progress(total_steps, unit="steps", initial=first) as bar,
         checkpoints,
         # One of several processes that stopped alone would leave the others waiting.
         signals.hold() if jax.process_count() == 1 else contextlib.nullcontext([]) as held,
     ):
-        recorder = _Recorder(log, speed, log_path, bar, checkpoints, first, flops_at, peak)
+        logs = log, speed, tracker, log_path
+        recorder = _Recorder(*logs, bar, checkpoints, first, flops_at, peak)
 
         def stop_if_signalled(step: int) -> None:
             if held:
@@ -253,6 +256,7 @@ class _Recorder:
 
     log: IO[str]
     speed: IO[str]
+    tracker: Tracker
     log_path: Path
     bar: Any
     checkpoints: Checkpoints
@@ -269,7 +273,7 @@ class _Recorder:
             return
         (step, ids, metrics), self.pending = self.pending, None
         values = jax.device_get(metrics)
-        _log_step(self.log, self.log_path, step, ids, values)
+        self.tracker.log(_log_step(self.log, self.log_path, step, ids, values), step)
         measured = _measure_speed(self.clock, self.flops_at(step), self.peak)
         speed = {"step": step, **measured, "save_seconds": self.save_seconds}
         print(to_json(speed), file=self.speed, flush=True)
@@ -295,7 +299,8 @@ def _measure_speed(clock: Clock, flops: float, peak: float) -> dict[str, float]:
 
 def _log_step(
     log: Any, path: Path, step: int, ids: Sequence[str], metrics: Mapping[str, Any]
-) -> None:
+) -> dict[str, float | None]:
+    """Writes a step's line; returns the metrics that it has, None for one that is not finite."""
     values = {name: float(value) for name, value in metrics.items()}
     if not math.isfinite(values["loss"]):
         path = path.with_name("nonfinite.json")
@@ -308,6 +313,7 @@ def _log_step(
         )
     finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
     print(to_json({"step": step, **finite}), file=log, flush=True)
+    return finite
 
 
 def _open_log(path: Path, first: int) -> IO[str]:

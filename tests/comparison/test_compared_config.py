@@ -94,6 +94,7 @@ def test_settings_that_change_a_finished_comparison():
     before = to_plain(config)
     assert list(list_changes(before, config)) == []
     assert list(list_changes(before, replace(config, systems=("rag",), reference="x"))) == []
+    assert list(list_changes(before, replace(config, track="tensorboard"))) == []
     changed = replace(config, questions=5, rag=replace(config.rag, passages=9))
     assert list(list_changes(before, changed)) == [
         "config.questions: 100 -> 5",

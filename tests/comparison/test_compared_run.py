@@ -10,6 +10,7 @@ import pytest
 from rag_jax.comparison.config import CompareConfig
 from rag_jax.comparison.run import compare
 from rag_jax.config import DataConfig
+from rag_jax.runtime import trackers
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
 from rag_jax.systems import open_room
@@ -193,9 +194,13 @@ def test_a_finished_comparison_is_not_overwritten_by_another(config, runs, tmp_p
         ({"reference": "rag.thorough"}, "no such row"),  # of a system that is left out
         ({"evaluate_on": "dev"}, "config.evaluate_on='dev': the data has no such questions"),
         ({"data": DataConfig(path="/nowhere")}, "config.data.path=/nowhere: no such folder"),
+        ({"track": "wandb"}, "config.track='wandb': none is not installed"),
     ],
 )
-def test_bad_input_is_refused_before_anything_runs(config, runs, tmp_path, changes, message):
+def test_bad_input_is_refused_before_anything_runs(
+    config, runs, tmp_path, monkeypatch, changes, message
+):
+    monkeypatch.setitem(trackers.PACKAGES, "wandb", "none")
     with pytest.raises(RagJaxError, match=message):
         compare(replace(config, **changes), tmp_path / "run", run=runs)
     assert runs.called == [] and not (tmp_path / "run" / "report.json").exists()

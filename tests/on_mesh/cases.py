@@ -28,7 +28,7 @@ from on_mesh.common import (
     write,
 )
 from tiny import make_decoder, make_rows
-from tiny_encoders import write_colbert, write_splade
+from tiny_encoders import write_colbert, write_reranker, write_splade
 
 from rag_jax import lora
 from rag_jax.config import ContrastiveConfig, MeshConfig, TuningConfig
@@ -36,14 +36,21 @@ from rag_jax.decoding import BeamConfig, Trie, generate, trie_search
 from rag_jax.decoding.cache import grow, init_cache
 from rag_jax.decoding.cache import write as write_chunk
 from rag_jax.losses import token_logprobs
-from rag_jax.models import load, load_multi_vector, load_sparse
+from rag_jax.models import load, load_multi_vector, load_reranker, load_sparse
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.bart_config import BartConfig
 from rag_jax.models.nn.bert import Bert
 from rag_jax.models.nn.pooling import MEAN
 from rag_jax.planning.collectives import count_collectives
 from rag_jax.planning.hlo import read_module
-from rag_jax.retrieval import Index, TokenIndex, encode_sparse, encode_texts, encode_tokens
+from rag_jax.retrieval import (
+    Index,
+    TokenIndex,
+    encode_sparse,
+    encode_texts,
+    encode_tokens,
+    score_pairs,
+)
 from rag_jax.retrieval.chunks import embed_in_chunks
 from rag_jax.retrieval.contrastive import Encoders, PairBatches, fit_encoders, make_loss
 from rag_jax.retrieval.exact import find_top
@@ -64,6 +71,7 @@ from rag_jax.runtime.sharding import (
     shard_params,
     shardings_of,
 )
+from rag_jax.search_config import YesNo
 from rag_jax.training.bank import init_bank_state, make_bank_step
 from rag_jax.training.loop import compute_gradients, init_state, make_optimizer, make_step
 from rag_jax.training.trainable import make_trainable
@@ -399,6 +407,20 @@ def test_encoding_of_words_and_tokens(mesh, tmp_path):
 
     for own, wanted in zip(encode(mesh), off_mesh(encode), strict=True):
         np.testing.assert_allclose(own, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("mesh", [(4, 2)], indirect=True)
+def test_reranking(mesh, tmp_path):
+    asked = YesNo("", " ", "", yes="a", no="b")
+    models = (write_reranker(tmp_path / "bert"), None), (GOLDEN / "llama_tied", asked)
+    pairs = [("who", " ".join(["word", "cat", "the"][: 1 + i % 3])) for i in range(9)]
+
+    def score(mesh=None):
+        opened = (load_reranker(name, question=question, mesh=mesh) for name, question in models)
+        return [score_pairs(reranker, pairs) for reranker in opened]
+
+    for own, wanted in zip(score(mesh), off_mesh(score), strict=True):
+        np.testing.assert_allclose(own, wanted, atol=2e-5)
 
 
 @pytest.mark.parametrize("size", [3, 61, 64])

@@ -11,8 +11,8 @@ import pytest
 from tiny_transformers import make_transformer
 
 from rag_jax.models import load_reranker, save_reranker
-from rag_jax.models.io.reranker import YesNo
 from rag_jax.retrieval import score_pairs
+from rag_jax.search_config import YesNo
 
 pytestmark = pytest.mark.parity
 

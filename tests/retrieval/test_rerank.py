@@ -10,9 +10,10 @@ from tiny_encoders import BERT, change_json, lengthen, write_reranker, write_sco
 
 from rag_jax.data.passages import Passage
 from rag_jax.models import load, load_reranker
-from rag_jax.models.io.reranker import YesNo
 from rag_jax.retrieval import BM25, Reranked, make_text, rerank, score_pairs
+from rag_jax.retrieval.rerank import tokenize_pairs
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.search_config import YesNo
 
 TEXTS = ["the river flows", "a mountain of snow and ice", "the river bank", "bread"]
 PASSAGES = [Passage(str(i), "river" if i == 2 else "", text) for i, text in enumerate(TEXTS)]
@@ -154,3 +155,44 @@ def test_a_decoder_reads_one_text_after_the_other(tmp_path):
     wanted = hidden[0, -1] @ scored.base.params["head"]["out"]["kernel"][:, 0]
     (found,) = score_pairs(scored, [("who", "she did")], max_length=24)
     np.testing.assert_allclose(found, wanted, atol=2e-5)
+
+
+def test_a_long_question_leaves_a_decoder_its_passage(tmp_path, caplog):
+    scored = load_reranker(write_scored_decoder(tmp_path / "scored"))
+    tokenizer, long, text = scored.base.tokenizer, "who is she " * 20, "he said it " * 20
+    start, question = len(tokenizer.encode_prompt("")), tokenizer.encode_prompt(long)
+    for pair, kept in [((long, text), 10), ((long, "a"), 19), (("who", text), start + 1)]:
+        passage = tokenizer.encode(pair[1])
+        wanted = [*tokenizer.encode_prompt(pair[0])[:kept], *passage][:20]
+        assert list(tokenize_pairs(scored, [pair], 20)) == [wanted]
+    assert len(question) > 20 and caplog.text.count("1 of 1 pairs were cut to 20 tokens") == 3
+    caplog.clear()
+
+    asked = YesNo("ask: ", " in ", " is it?", yes="a", no="b")
+    reranker = load_reranker(GOLDEN / "llama_tied", question=asked)
+    encode = reranker.base.tokenizer.encode
+    end, frame = encode(asked.after), len(encode(f"{asked.before}{asked.between}"))
+    room = 60 - len(end) - frame
+    (row,) = tokenize_pairs(reranker, [(long, text)], 60)
+    assert len(row) == 60 and row[-len(end) :] == end
+    kept = reranker.base.tokenizer.shorten(long, room - room // 2)
+    whole = encode(f"{asked.before}{kept}{asked.between}{text}")
+    assert row == [*whole[: 60 - len(end)], *end]
+    read = reranker.base.tokenizer.decode(row)
+    assert "he said it" in read.partition(" in ")[2]
+    assert "1 of 1 pairs were cut to 60 tokens" in caplog.text
+    (short,) = tokenize_pairs(reranker, [("who", "she")], 60)
+    assert short == [*encode("ask: who in she"), *end]
+    with pytest.raises(RagJaxError, match=f"max_length {60 - room + 1} has no room for a passage"):
+        list(tokenize_pairs(reranker, [(long, text)], 60 - room + 1))
+
+
+def test_a_pair_is_cut_to_what_the_model_reads(tmp_path, caplog):
+    reranker = load_reranker(write_reranker(tmp_path / "bert"))
+    limit = reranker.base.config.max_length
+    pairs = [("river", "snow " * 90)]
+    found = score_pairs(reranker, pairs)
+    np.testing.assert_array_equal(found, score_pairs(reranker, pairs, max_length=limit))
+    assert f"1 of 1 pairs were cut to {limit} tokens" in caplog.text
+    with pytest.raises(RagJaxError, match=f"max_length is {limit + 1}, but the encoder has"):
+        score_pairs(reranker, pairs, max_length=limit + 1)

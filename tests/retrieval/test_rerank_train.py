@@ -1,5 +1,6 @@
 """Training of rerankers: losses against NumPy, packed gradients against each question's alone."""
 
+import re
 from dataclasses import replace
 
 import jax
@@ -11,8 +12,8 @@ from tiny_encoders import BERT, lengthen, write_reranker, write_scored_decoder
 from rag_jax.config import MeshConfig
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
-from rag_jax.models import load, load_reranker, save_reranker
-from rag_jax.models.io.reranker import YesNo
+from rag_jax.models import Pretrained, load, load_reranker, save_reranker
+from rag_jax.models.nn.modern_bert import ModernBert, ModernBertConfig
 from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.retrieval import score_pairs
 from rag_jax.retrieval.pairs import list_pairs
@@ -28,6 +29,7 @@ from rag_jax.retrieval.rerank_train import (
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_jsonl
 from rag_jax.runtime.sharding import make_mesh
+from rag_jax.search_config import YesNo
 
 SETTINGS = RerankTrainConfig(
     epochs=20, batch_size=4, learning_rate=3e-3, negatives=2, microbatch_tokens=220
@@ -139,3 +141,43 @@ def test_an_encoder_starts_a_reranker():
     assert scores[0] != scores[1]
     with pytest.raises(RagJaxError, match="a Decoder starts no reranker"):
         start_reranker(load(BERT.parent / "llama_tied"))
+
+
+def test_pairs_that_are_cut_are_counted(tmp_path, reranker, caplog):
+    mesh = make_mesh(MeshConfig(1, 1), devices=jax.devices()[:1])
+    stage = StageContext(Stage("train", lambda context: None), tmp_path)
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    settings = replace(SETTINGS, epochs=2)
+    inputs = PAIRS, QUESTIONS, PASSAGES, settings, mesh, stage.folder, stage.progress
+    with caplog.at_level("WARNING"):
+        fit_reranker(reranker, *inputs, max_length=20, seed=0, save=lambda trained: None)
+    # Two steps of four questions an epoch, each with its passage and two others.
+    lines = [line for line in caplog.messages if "pairs" in line]
+    first, last = (re.fullmatch(r"(\d+) of (\d+) pairs (.*)", line).groups() for line in lines)
+    assert first[1:] == ("24", "of the first 2 steps were cut to 20 tokens")
+    assert last[1:] == ("48", "read were cut to 20 tokens")
+    assert 0 < int(first[0]) <= int(last[0]) < 48
+
+
+def test_a_modernbert_starts_a_reranker(tmp_path):
+    sizes = {"vocab_size": 128, "hidden_size": 16, "ffn_size": 24, "num_heads": 2}
+    reach = {"is_local": (False, True), "window": 4, "global_theta": 1e4, "local_theta": 1e4}
+    config = ModernBertConfig(**sizes, **reach, norm_eps=1e-5, max_length=32)
+    model, tokens = ModernBert(config), jnp.zeros((1, 3), jnp.int32)
+    params = model.init(jax.random.key(0), tokens)["params"]
+    started = start_reranker(Pretrained(config, model, params, load(BERT).tokenizer, "own"), seed=1)
+    save_reranker(started, tmp_path / "saved")
+    again = load_reranker(tmp_path / "saved")
+    assert again.head == started.head
+    pairs = [("a", "b"), ("b", "a")]
+    scores = score_pairs(started, pairs)
+    np.testing.assert_array_equal(scores, score_pairs(again, pairs))
+    assert scores[0] != scores[1]
+
+    mesh, kept = make_mesh(MeshConfig(1, 1), devices=jax.devices()[:1]), []
+    stage = StageContext(Stage("train", lambda context: None), tmp_path)
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    settings = replace(SETTINGS, epochs=1)
+    inputs = PAIRS, QUESTIONS, PASSAGES, settings, mesh, stage.folder, stage.progress
+    fit_reranker(started, *inputs, seed=0, save=kept.append)
+    assert (score_pairs(kept[0], pairs) != scores).all()

@@ -14,6 +14,7 @@ from rag_jax.retrieval import score_pairs
 from rag_jax.runtime.clock import xla_seconds
 from rag_jax.runtime.sharding import make_mesh
 from rag_jax.serving.worker import Worker
+from rag_jax.systems.reranking import Reranking
 from rag_jax.systems.served import Served, make_scoring
 
 
@@ -27,7 +28,7 @@ def test_widths(limit, widths):
 def test_pairs_of_several_requests_are_scored_as_by_the_reranker(tmp_path):
     """After the warm-up nothing is compiled, whatever the numbers and lengths of documents."""
     reranker = load_reranker(lengthen(write_reranker(tmp_path / "reranker"), 64))
-    served = Served(score=make_scoring(reranker, 64))
+    served = Served(score=make_scoring(Reranking(reranker, 4, 64)))
     worker = Worker(served, make_mesh(MeshConfig()), tokens=16)
     asyncio.run(worker.warm_up())
     before = xla_seconds()

@@ -12,10 +12,12 @@ import optax
 import pytest
 
 from rag_jax.config import ConstantTrainConfig, TrainConfig
+from rag_jax.runtime import trackers
 from rag_jax.runtime.checkpoint import Checkpoints
 from rag_jax.runtime.clock import compile_seconds
 from rag_jax.runtime.errors import Preempted, RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
+from rag_jax.runtime.track import tracking
 from rag_jax.training import loop
 from rag_jax.training.loop import init_state, make_optimizer, make_schedule, make_step, train
 
@@ -172,6 +174,36 @@ def test_a_killed_run_loses_at_most_the_checkpoint_interval(tmp_path, straight, 
     assert seen == list(range(at // 3 * 3, STEPS))
     assert_same(state, straight[0])
     assert read_jsonl(tmp_path / "log.jsonl") == straight[1]
+
+
+@pytest.mark.parametrize("fails", [None, 0, 6])
+def test_a_tracker_has_the_log_and_changes_nothing(tmp_path, straight, monkeypatch, fails):
+    opened = []
+
+    class Told(list):
+        def log(self, values, step):
+            if step == fails:
+                raise OSError("full")
+            self.append({"step": step, **values})
+
+        def close(self):
+            opened.append(self)
+
+    def killed(step):
+        if step == 5:
+            raise ValueError
+        return batch_at(step)
+
+    monkeypatch.setitem(trackers.OPENERS, "trackio", lambda tracked: Told())
+    with tracking(trackers.Tracked("trackio", tmp_path, "s", "m")):
+        with pytest.raises(ValueError):
+            run(tmp_path, batch_at=killed, checkpoint_every=2)
+        state = run(tmp_path)
+    assert_same(state, straight[0])
+    assert read_jsonl(tmp_path / "log.jsonl") == straight[1]
+    names = {f"s/{name}": name for name in straight[1][0]} | {"step": "step"}
+    told = [[{names[n]: v for n, v in line.items()} for line in lines] for lines in opened]
+    assert told == [straight[1][:4][:fails], straight[1][:fails]]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

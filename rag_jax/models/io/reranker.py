@@ -20,9 +20,11 @@ from rag_jax.models.io.weights import build_params, build_slots, rename
 from rag_jax.models.nn.decoder import DecoderConfig
 from rag_jax.models.nn.modern_bert import ModernBertConfig
 from rag_jax.models.nn.score_head import ScoreHead
+from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.outside import show
 from rag_jax.runtime.sharding import HEAD_RULES
+from rag_jax.search_config import YesNo
 
 # By the family: names of the dense layer and of the last one.
 _BERT_HEADS = {
@@ -30,33 +32,6 @@ _BERT_HEADS = {
     "distilbert": ("pre_classifier", "classifier"),
 }
 _ROBERTA_HEAD = ("classifier.dense", "classifier.out_proj")
-# Qwen3-Reranker's form: a chat in which the model answers yes or no.
-_SYSTEM = (
-    "Judge whether the Document meets the requirements based on the Query and the Instruct "
-    'provided. Note that the answer can only be "yes" or "no".'
-)
-_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
-
-
-@dataclass(frozen=True)
-class YesNo:
-    """What a language model is asked about a question and a passage, to answer yes or no.
-
-    Attributes:
-        before: what stands before the question; control tokens in it are such.
-        between: what stands between the question and the passage.
-        after: what stands after the passage; control tokens in it are such.
-        yes, no: the answers, a token each, whose log odds are the score.
-    """
-
-    before: str = (
-        f"<|im_start|>system\n{_SYSTEM}<|im_end|>\n<|im_start|>user\n"
-        f"<Instruct>: {_INSTRUCTION}\n<Query>: "
-    )
-    between: str = "\n<Document>: "
-    after: str = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
-    yes: str = "yes"
-    no: str = "no"
 
 
 @dataclass(frozen=True)
@@ -111,6 +86,23 @@ def load_reranker(
     params = build_params(found.config, others, **options)
     params |= build_slots(slots, own, rules=HEAD_RULES, **options)
     return Reranker(found.build(params), head)
+
+
+def check_reranker(name_or_path: str | Path, *, question: YesNo | None = None) -> OpenedModel:
+    """A reranker that can be loaded, without its weights.
+
+    Args:
+        question: as for `load_reranker`.
+
+    Raises:
+        RagJaxError: as `load_reranker`, but for what the weights hold.
+    """
+    found = open_model(name_or_path)
+    if question is not None:
+        _check_asked(found.config, found.tokenizer, question)
+    else:
+        _find_head(found.config, _check_config(found))
+    return found
 
 
 def save_reranker(reranker: Reranker, path: str | os.PathLike) -> None:
@@ -178,15 +170,21 @@ def _list_head(config: Config) -> list[Slot]:
     ]
 
 
-def _ask(base: Pretrained, question: YesNo) -> Reranker:
-    """A language model that is asked; its head is the column of yes less that of no."""
-    if not isinstance(base.config, DecoderConfig):
+def _check_asked(config: Config, tokenizer: Tokenizer, question: YesNo) -> tuple[int, int]:
+    """The tokens of yes and no; a RagJaxError if the model cannot be asked."""
+    if not isinstance(config, DecoderConfig):
         raise RagJaxError("question: only a language model can be asked: leave it out")
-    ids = [base.tokenizer.encode(answer) for answer in (question.yes, question.no)]
+    ids = [tokenizer.encode(answer) for answer in (question.yes, question.no)]
     for answer, own in zip((question.yes, question.no), ids, strict=True):
         if len(own) != 1:
             raise RagJaxError(f"question: the answer {answer!r} has {len(own)} tokens, not one")
     (yes,), (no,) = ids
+    return yes, no
+
+
+def _ask(base: Pretrained, question: YesNo) -> Reranker:
+    """A language model that is asked; its head is the column of yes less that of no."""
+    yes, no = _check_asked(base.config, base.tokenizer, question)
     if base.config.tie_embeddings:
         table = base.params["embed"]["embedding"]
         column = table[yes] - table[no]

@@ -6,6 +6,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rag_jax.models.nn.attention import SegmentMask
 from rag_jax.models.nn.rope import Angles
+from rag_jax.models.nn.window_slots import WindowSlots
 from rag_jax.models.nn.windows import WindowBlocks
 
 # Keys and values of one layer.
@@ -32,7 +33,7 @@ class Chunk(NamedTuple):
     Attributes:
         angles: cosines and sines of the tokens' positions; None for layers that do not rotate.
         attention_mask: True where a query may look; or what `mask_rows` makes for whole rows, or
-            `limit_to_window` for long chunks.
+            `limit_to_window` for sliding layers.
         cache: keys and values of the row's earlier tokens; None if the chunk is the whole row.
         slot: first slot of the chunk in the cache.
         prefix: keys and values of `P` prefixes, each shared by `B / P` consecutive rows.
@@ -40,7 +41,7 @@ class Chunk(NamedTuple):
     """
 
     angles: Angles | None
-    attention_mask: Bool[Array, "B 1 T S"] | SegmentMask | WindowBlocks
+    attention_mask: Bool[Array, "B 1 T S"] | SegmentMask | WindowBlocks | WindowSlots
     cache: LayerCache | None
     slot: Int[Array, ""] | int
     prefix: LayerCache | None
@@ -53,5 +54,7 @@ class Chunk(NamedTuple):
             return self.attention_mask.segments.shape
         if isinstance(self.attention_mask, WindowBlocks):
             return self.attention_mask.places.shape
+        if isinstance(self.attention_mask, WindowSlots):
+            return self.attention_mask.mask.shape[:2]
         rows, _, width, _ = self.attention_mask.shape
         return rows, width

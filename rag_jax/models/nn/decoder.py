@@ -179,7 +179,8 @@ class Decoder(nn.Module):
         Args:
             mask: without a cache, the token mask `[B, T]`; with a cache, that of all its slots,
                 `[B, S]`, this chunk's among them. Causality is added. With a cache, it may also be
-                the attention mask `[B, T, S]` over the slots.
+                the attention mask `[B, T, S]` over the slots. A token attends to its own slot; one
+                that does not is padding.
             positions: rotary positions; by default the number of tokens before each token, without
                 padding. Required with a cache or segments.
             segments: without a cache, the number of each token's text where several texts share a

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rag_jax.models.nn.attention import MASKED, SegmentMask, attend_rows
 from rag_jax.models.nn.decoder_config import Activation
+from rag_jax.models.nn.window_slots import WindowSlots, attend_window
 from rag_jax.models.nn.windows import WindowBlocks, attend_blocks
 
 
@@ -176,7 +177,7 @@ def attend(
     query: Float[Array, "B K M d"],
     keys: Float[Array, "B K d S"],
     values: Float[Array, "B K S d"],
-    mask: Bool[Array, "B 1 M S"] | SegmentMask | WindowBlocks,
+    mask: Bool[Array, "B 1 M S"] | SegmentMask | WindowBlocks | WindowSlots,
     *,
     prefix: tuple[Float[Array, "P K d L"], Float[Array, "P K L d"]] | None = None,
     prefix_mask: Bool[Array, "P L"] | Bool[Array, "B 1 M L"] | None = None,
@@ -191,8 +192,8 @@ def attend(
     Args:
         query: rotated queries; scaled here by `1 / sqrt(d)`.
         mask: attention mask, True where a query may look; or for whole rows without a prefix what
-            `attention.mask_rows` makes for a fused kernel; or blocks of queries and keys, which
-            know of the prefix what its mask tells otherwise.
+            `attention.mask_rows` makes for a fused kernel; or blocks of queries and keys, or the
+            slots of a sliding layer, which know of the prefix what its mask tells otherwise.
         prefix: keys and values of `P` prefixes. Each prefix is stored once and read by `B / P`
             consecutive rows.
         prefix_mask: token mask of the prefixes, or the attention mask of each query.
@@ -202,6 +203,8 @@ def attend(
         return attend_rows(query, keys, values, mask)
     if isinstance(mask, WindowBlocks):
         return attend_blocks(query, keys, values, mask, prefix)
+    if isinstance(mask, WindowSlots):
+        return attend_window(attend, query, keys, values, mask, prefix)
     rows, heads, width, depth = query.shape
     query = query * jnp.asarray(depth**-0.5, query.dtype)
     scores = (query @ keys).astype(jnp.float32)

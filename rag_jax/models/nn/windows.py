@@ -1,9 +1,10 @@
 """Sliding windows: attention of each token to the last few tokens of its text alone.
 
 A window counts the tokens that a token may attend to, not slots: padding may stand anywhere, and
-several texts may share a row. A chunk of few tokens takes a mask over all slots. A longer one is
-cut into blocks of tokens, each with the keys that its windows reach, so that the scores of `T`
-tokens are `T` times a little more than the window, and not `T` times `T`.
+several texts may share a row. A chunk of few tokens takes a mask over all slots, of which it reads
+those that `window_slots` finds. A longer one is cut into blocks of tokens, each with the keys that
+its windows reach, so that the scores of `T` tokens are `T` times a little more than the window, and
+not `T` times `T`.
 
 The letters in shapes are those of `rag_jax.models.nn.layers`; `n` is the number of blocks, `b` of
 a block's tokens and `w` of a window's.
@@ -17,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from rag_jax.models.nn.attention import MASKED, SegmentMask
+from rag_jax.models.nn.window_slots import WindowSlots, find_slots
 
 _BLOCKS_PER_WINDOW = 4  # the smaller the blocks, the less their windows overlap in vain
 
@@ -49,10 +51,12 @@ def limit_to_window(
     slot: Int[Array, ""] | int = 0,
     prefix_mask: Bool[Array, "P L"] | None = None,
 ) -> tuple[
-    Bool[Array, "B T S"] | SegmentMask | WindowBlocks,
+    Bool[Array, "B T S"] | SegmentMask | WindowBlocks | WindowSlots,
     Bool[Array, "P L"] | Bool[Array, "B T L"] | None,
 ]:
     """What a chunk of `width` tokens attends to in a sliding layer, of the row and of its prefix.
+
+    Blocks and slots hold what is attended to of the prefix.
 
     Args:
         mask: what it attends to in a layer without a window.
@@ -65,7 +69,9 @@ def limit_to_window(
         length = 0 if prefix_mask is None else prefix_mask.shape[1]
         if isinstance(mask, SegmentMask) or mask.shape[2] + length <= window:
             return mask, prefix_mask
-        return limit_mask(mask, window, prefix_mask)
+        limited = limit_mask(mask, window, prefix_mask)
+        found = find_slots(*limited, window, slot)
+        return limited if found is None else (found, None)
     if isinstance(mask, SegmentMask) and mask.kernel == "splash":
         return replace(mask, window=window), None
     if prefix_mask is not None:

@@ -53,6 +53,9 @@ def _answer(
 ) -> Iterator[Facts]:
     k = min(session.config.depth, index.size)
     (found,) = list_ranked(*index.search(session.encode_queries(encoder, [question]), k))
-    ranked = rank_hits(Question("", question, (), {}), found, lambda row: passages[row].id)
+    order = partial(rank_hits, Question("", question, (), {}), get_id=lambda row: passages[row].id)
+    ranked = order(found)
+    if session.reranking is not None:
+        ranked = order(*session.reranking.order([question], [ranked], passages))
     shown = [(f"{score:.3f}", name_passage(passages[row])) for row, score in ranked[:_SHOWN]]
     yield Facts("passages found", shown)

@@ -11,10 +11,11 @@ from rag_jax.config import (
     EncoderConfig,
     IndexConfig,
     MeshConfig,
+    TrackerName,
     WorldConfig,
 )
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.search_config import BM25Config
+from rag_jax.search_config import BM25Config, RetrieveConfig
 
 
 @dataclass(frozen=True)
@@ -72,25 +73,37 @@ class DPRConfig:
         positives: whether a question has a training example for each of its relevant passages, or
             one, with the first that the data names, as in DPR.
         depth: number of passages that are ranked for each question evaluated.
+        track: where the curves of the run go besides the run's own files.
     """
 
     system: Literal["dpr"] = "dpr"
     seed: CountOrZero = 0
     evaluate_on: Literal["test", "dev"] = "test"
     depth: Count = 100
+    track: TrackerName = "none"
     mesh: MeshConfig = MeshConfig()
     encoder: DPREncoderConfig = DPREncoderConfig()
     data: DataConfig = DataConfig()
     world: WorldConfig = WorldConfig(train=1000, talk_pages=2)
     index: IndexConfig = IndexConfig(backend="exact")
     bm25: BM25Config = BM25Config()
+    retrieve: RetrieveConfig = RetrieveConfig()
     positives: Literal["all", "first"] = "all"
     negatives: NegativesConfig = NegativesConfig()
     validation: ValidationConfig = ValidationConfig()
     train: ContrastiveConfig = ContrastiveConfig()
 
     def check(self, path: str) -> None:
-        """Raises a RagJaxError if too few negatives are kept, or no epoch would be validated."""
+        """Raises a RagJaxError if too few negatives are kept, or no epoch would be validated.
+
+        Also if more passages would be reranked than are found.
+        """
+        rerank = self.retrieve.rerank
+        if rerank.name is not None and rerank.depth > self.depth:
+            raise RagJaxError(
+                f"{path}.retrieve.rerank.depth={rerank.depth} is above {path}.depth={self.depth}: "
+                "no more passages are found than that"
+            )
         after = self.validation.after
         if after is not None and after >= self.train.epochs:
             raise RagJaxError(

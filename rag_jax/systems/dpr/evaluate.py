@@ -1,6 +1,7 @@
 """The comparison of rankings: by BM25, by the encoders before training and by the trained ones."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -10,7 +11,14 @@ from jaxtyping import Float
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.evaluation.compare import Method, Record, compare, describe_question, mean_numbers
-from rag_jax.evaluation.rankings import answer_hits, ndcg, rank_hits, recall, reciprocal_rank
+from rag_jax.evaluation.rankings import (
+    Ranked,
+    answer_hits,
+    ndcg,
+    rank_hits,
+    recall,
+    reciprocal_rank,
+)
 from rag_jax.pipeline.runner import ReportSpec
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval import Index
@@ -20,6 +28,7 @@ from rag_jax.search_config import BM25Config
 from rag_jax.systems.dpr.config import DPRConfig
 from rag_jax.systems.dpr.infer import Ranking, rank_passages
 from rag_jax.systems.evaluation import name_model
+from rag_jax.systems.reranking import RERANKED, Reranking, add_ranks, rank_anew, rerank_found
 from rag_jax.systems.stages import list_ranked
 from rag_jax.systems.words import build_words, tabulate_words
 
@@ -43,7 +52,8 @@ _SHOWN = 5  # passages of a ranking that a record names
 def describe_report(config: DPRConfig, *, trained: bool = True) -> ReportSpec:
     """What the report shows: a row for each ranking, with one of `trained` encoders."""
     names = METHODS if trained else METHODS[:-1]
-    model, methods = name_model(config.encoder.name, trained), dict.fromkeys(names, "evaluate")
+    rows = [*names, *[RERANKED] * (config.retrieve.rerank.name is not None)]
+    model, methods = name_model(config.encoder.name, trained), dict.fromkeys(rows, "evaluate")
     shown = model, methods, COLUMNS, summarize, names[-1], COMPARED
 
     def make_tables(context: StageContext, *_: Any) -> dict[str, Any]:
@@ -73,10 +83,12 @@ def run_evaluation(
     encode: Callable[..., Float[np.ndarray, "N E"]],
     bm25: BM25Config,
     depth: int,
+    reranking: Reranking | None,
 ) -> None:
     """Ranks passages for every question by BM25 and by both pairs of encoders.
 
-    A stage that does not need "train" has no trained pair.
+    A stage that does not need "train" has no trained pair. A reranker orders anew what the last
+    pair finds.
     """
     wide = min(depth + 1, len(passages))  # one of them may be the question itself
     asked = [question.question for question in questions]
@@ -92,15 +104,32 @@ def run_evaluation(
     }
     if context.needs("train"):
         rankings["trained"] = rank(load_trained(context.path("train", "")), "trained")
+    order = partial(_order, questions, passages, depth)
+    found = {name: order(list_ranked(*ranking)) for name, ranking in rankings.items()}
+    ranks = dict.fromkeys(found, [{}] * len(asked))
+    if reranking is not None:
+        name = list(found)[-1]
+        read = rerank_found(context, name, reranking, asked, found[name], passages)
+        found[RERANKED] = order([ranked for ranked, _ in read])
+        ranks[RERANKED] = rank_anew(found[name], found[RERANKED])
     methods = []
-    for name, ranking in rankings.items():
-        read = [[(passages[row], score) for row, score in r] for r in list_ranked(*ranking)]
-        pairs = zip(questions, read, strict=True)
-        found = [rank_hits(question, hits, get_id, depth=depth) for question, hits in pairs]
-        ranked = [[(passage.id, score) for passage, score in hits] for hits in found]
-        records = [{"found": hits} for hits in found]
+    for name, rows in found.items():
+        hits = [[(passages[row], score) for row, score in own] for own in rows]
+        records = [{"found": own} | more for own, more in zip(hits, ranks[name], strict=True)]
+        ranked = [[(passage.id, score) for passage, score in own] for own in hits]
         methods.append(Method(name, lambda r=records: r, lambda r=ranked: r, MEASURES))
     compare(methods, questions, score_ranking, context.folder)
+
+
+def _order(
+    questions: Sequence[Question],
+    passages: Sequence[Passage],
+    depth: int,
+    rankings: Sequence[Ranked],
+) -> list[Ranked]:
+    """The rankings in trec_eval's order, without passages that are the question itself."""
+    pairs = zip(questions, rankings, strict=True)
+    return [rank_hits(q, hits, lambda row: passages[row].id, depth=depth) for q, hits in pairs]
 
 
 def score_ranking(question: Question, record: Record) -> Record:
@@ -110,14 +139,14 @@ def score_ranking(question: Question, record: Record) -> Record:
     `passage@k` is whether one of them is relevant.
 
     Args:
-        record: "found", the passages and their scores, best first.
+        record: "found", the passages and their scores, best first; "ranks" if they were reranked.
     """
     found = rank_hits(question, record["found"], get_id)
     ids = [passage.id for passage, _ in found]
-    shown = found[:_SHOWN]
+    shown = [{"id": p.id, "title": p.title, "text": p.text, "score": s} for p, s in found[:_SHOWN]]
     record = describe_question(question) | {
         "relevant": question.relevant,
-        "passages": [{"id": p.id, "title": p.title, "text": p.text, "score": s} for p, s in shown],
+        "passages": add_ranks(shown, record),
     }
     if question.answers:
         record |= answer_hits([p.text for p, _ in found], question.answers, DEPTHS)

@@ -9,6 +9,7 @@ from rag_jax.systems.dpr.evaluate import describe_report, run_evaluation
 from rag_jax.systems.dpr.session import Session
 from rag_jax.systems.dpr.train import run_dev_negatives, run_training
 from rag_jax.systems.evaluation import make_evaluation
+from rag_jax.systems.reranking import describe_reranking
 from rag_jax.systems.room import encoder_room, index_room
 from rag_jax.systems.session import make_stage
 from rag_jax.systems.stages import corpus_stage, make_run, run_index, run_negatives
@@ -46,6 +47,7 @@ def list_stages(session: Session) -> list[Stage]:
     options = {"sides": 2, "shared": c.encoder.shared, "validated": validated}
     room = partial(encoder_room, c.encoder.name, **options)
     evaluation = {**encoder, "on": c.evaluate_on, "depth": c.depth, "bm25": c.bm25}
+    evaluation |= describe_reranking(c.retrieve.rerank)
     evaluated = ("corpus", "untrained", "train", "trained")
     return [
         corpus_stage(session),

@@ -27,8 +27,8 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
 
 def open_parts(
     session: Session, workdir: Path, corpus: Path | None
-) -> tuple[AdapterStore | None, Search]:
-    """Opens a run's adapters, and the search for its passages.
+) -> tuple[AdapterStore | None, Search, Sequence[Passage]]:
+    """Opens a run's adapters, the search for its passages, and the passages.
 
     Args:
         corpus: passages to search in place of the run's; they have no adapters and are read in the
@@ -54,14 +54,29 @@ def open_parts(
         encode = partial(session.encode, encoder, role="document")
         return embed_texts(list_texts(passages), encode, name=name, **made_by)
 
-    return store, session.make_search(passages, embed)
+    return store, session.make_search(passages, embed), passages
+
+
+def find_documents(
+    session: Session, search: Search, passages: Sequence[Passage], questions: Sequence[str]
+) -> list[list[Passage]]:
+    """The documents of each question, best first: as found or, with a reranker, as it has them."""
+    found = search(questions)
+    if session.reranking is not None:
+        found = session.reranking.order(questions, found, passages)
+    count = session.config.retrieve.passages
+    return [[passages[row] for row, _ in ranked[:count]] for ranked in found]
 
 
 def _answer(
-    session: Session, store: AdapterStore | None, search: Search, question: str
+    session: Session,
+    store: AdapterStore | None,
+    search: Search,
+    passages: Sequence[Passage],
+    question: str,
 ) -> Iterator[Facts | Piece | Note]:
     check_length(len(session.format.encode_prompt(question)), session.room)
-    (found,) = search([question])
+    (found,) = find_documents(session, search, passages, [question])
     encoded, reads = pick_adapters(session, store, found)
     marks = ["adapter" if passage.id in encoded else "no adapter" for passage in found]
     if found:

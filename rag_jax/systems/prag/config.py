@@ -14,11 +14,12 @@ from rag_jax.config import (
     Positive,
     Range,
     ReaderConfig,
+    TrackerName,
     TuningConfig,
     WorldConfig,
 )
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.search_config import BM25Config, FusionConfig, RerankConfig
+from rag_jax.search_config import BM25Config, FusionConfig, RetrieveConfig
 from rag_jax.systems.prag.demonstrations import DEMONSTRATIONS
 
 
@@ -59,7 +60,7 @@ class PromptConfig:
 
 
 @dataclass(frozen=True)
-class RetrieveConfig:
+class DocumentsConfig(RetrieveConfig):
     """Retrieval of the documents of a question, by BM25, a dense encoder or both.
 
     Attributes:
@@ -70,7 +71,6 @@ class RetrieveConfig:
     passages: Count = 3
     encoder: EncoderConfig = EncoderConfig()
     fusion: FusionConfig = FusionConfig()
-    rerank: RerankConfig = RerankConfig()
 
     @property
     def by_words(self) -> bool:
@@ -193,6 +193,7 @@ class PRAGConfig:
             the other start.
         ask: how `launch/ask.py` uses the documents: "parametric" merges their adapters,
             "in_context" reads their passages, and "both" does both.
+        track: where the curves of the run go besides the run's own files.
     """
 
     system: Literal["prag"] = "prag"
@@ -201,12 +202,13 @@ class PRAGConfig:
     evaluate_on: Literal["test", "dev"] = "test"
     ablations: bool = False
     ask: Literal["parametric", "in_context", "both"] = "both"
+    track: TrackerName = "none"
     mesh: MeshConfig = MeshConfig()
     model: ChatReaderConfig = ChatReaderConfig()
     prompt: PromptConfig = PromptConfig()
     data: DataConfig = DataConfig()
     world: WorldConfig = WorldConfig(cities=40, train=100, dev=60, test=100)
-    retrieve: RetrieveConfig = RetrieveConfig()
+    retrieve: DocumentsConfig = DocumentsConfig()
     bm25: BM25Config = BM25Config()
     augment: AugmentConfig = AugmentConfig()
     tuning: TuningConfig = TuningConfig(rank=2, targets=r"ffn/(gate|up|down)")

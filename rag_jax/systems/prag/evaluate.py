@@ -23,9 +23,18 @@ from rag_jax.runtime.hosts import is_first
 from rag_jax.runtime.progress import log
 from rag_jax.systems.evaluation import name_model
 from rag_jax.systems.prag.augment import list_documents, read_augmented
-from rag_jax.systems.prag.config import AnswerConfig, PRAGConfig
+from rag_jax.systems.prag.config import AnswerConfig, DocumentsConfig, PRAGConfig
 from rag_jax.systems.prag.data import Augmented, Format, Variant, list_variants
 from rag_jax.systems.prag.infer import Engine, Search
+from rag_jax.systems.reranking import (
+    RERANKED,
+    Reranking,
+    add_ranks,
+    keep_scores,
+    rank_anew,
+    rerank_found,
+    tabulate_reranking,
+)
 from rag_jax.systems.stages import answer_timed, embed_corpus
 from rag_jax.systems.words import keep_settings, tabulate_words
 
@@ -56,7 +65,7 @@ def describe_report(config: PRAGConfig, *, trained: bool = True) -> ReportSpec:
     summarize = partial(summarize_answers, names=COLUMNS[1:-1], main="exact_match")
     paired = "parametric", {name: name for name in ("exact_match", "f1")}
     model = name_model(config.model.name, trained)
-    make_tables = partial(_make_tables, by_words=config.retrieve.by_words)
+    make_tables = partial(_make_tables, retrieve=config.retrieve)
     return ReportSpec(model, methods, COLUMNS, summarize, *paired, make_tables)
 
 
@@ -65,7 +74,7 @@ def _make_tables(
     predictions: Mapping[str, Sequence[Record]],
     methods: Any,
     *,
-    by_words: bool,
+    retrieve: DocumentsConfig,
 ) -> dict[str, Any]:
     del methods
     tables = {"the documents' adapters": tabulate_adapters(context)}
@@ -73,7 +82,9 @@ def _make_tables(
     tables[title] = tabulate_coverage(predictions)
     if any(row["type"] for rows in predictions.values() for row in rows):
         tables["F1 by type of question"] = tabulate_types(predictions)
-    if by_words:
+    if retrieve.rerank.name is not None:
+        tables |= tabulate_reranking(context, "retrieve")
+    if retrieve.by_words:
         tables |= tabulate_words(context, "retrieve")
     return {"tables": tables}
 
@@ -86,20 +97,34 @@ def run_retrieval(
     make_search: Callable[..., Search],
     encode_passages: Callable[..., Float[np.ndarray, "N E"]],
     encoding: EncoderConfig,
+    reranking: Reranking | None,
+    retrieve: DocumentsConfig,
 ) -> None:
     """Finds the documents of every question that is evaluated.
 
     BM25 finds none for a question that shares no word with any document. An encoder embeds the
-    passages piece by piece, and an interrupted search goes on with the pieces that are there.
+    passages piece by piece, and an interrupted search goes on with the pieces that are there. A
+    reranker then orders them anew, and the first ones are a question's documents.
     """
 
     def embed(encoder: Pretrained, passages: Sequence[Passage]) -> Float[np.ndarray, "N E"]:
         return embed_corpus(context, passages, encoder, encode_passages, encoding)
 
     search = make_search(passages, embed, partial(keep_settings, context))
-    found = search([question.question for question in questions])
-    pairs = zip(questions, found, strict=True)
-    records = [{"id": question.id, "passages": [p.id for p in own]} for question, own in pairs]
+    asked = [question.question for question in questions]
+    found = search(asked)
+    chosen, ranks = found, [{}] * len(asked)
+    if reranking is not None:
+        read = rerank_found(context, "found", reranking, asked, found, passages)
+        reranked = [ranked for ranked, _ in read]
+        rankings = {"found": found, RERANKED: reranked}
+        keep_scores(context, questions, rankings, passages, k=retrieve.passages)
+        chosen = [ranked[: retrieve.passages] for ranked in reranked]
+        ranks = rank_anew(found, chosen)
+    records = [
+        {"id": question.id, "passages": [passages[row].id for row, _ in own], **more}
+        for question, own, more in zip(questions, chosen, ranks, strict=True)
+    ]
     write_jsonl(context.folder / "found.jsonl", records)
     if is_first():  # nothing else needs them
         (context.folder / "embeddings.npy").unlink(missing_ok=True)
@@ -150,7 +175,8 @@ def run_evaluation(
     documents = {passage.id: passage for passage in list_documents(path, passages)}
     augmented = read_augmented(context.path("augment", "augmented.jsonl"))
     encoded = list_encoded(context.path("encode", "encoded.jsonl"))
-    found = [[i for i in r["passages"] if i in encoded] for r in read_jsonl(path)]
+    retrieved = read_jsonl(path)
+    found = [[i for i in r["passages"] if i in encoded] for r in retrieved]
     stores = {n: open_store(context.path(n, "adapters"), v) for n, v in variants.items()}
     others = draw_others(questions, found, list(encoded), seed=seed)
     nothing: list[list[str]] = [[]] * len(found)
@@ -162,6 +188,7 @@ def run_evaluation(
     check_length(
         max(len(prompt) for made in prompts.values() for prompt in made) + answer.max_tokens
     )
+    ranks = [_describe_ranks(record) for record in retrieved]
     covered = list(map(partial(is_covered, augmented=augmented), questions, found))
     passes: dict[str, list[Record]] = {}
 
@@ -171,6 +198,7 @@ def run_evaluation(
         given = nothing if read == "nothing" else found
         columns = map(len, texts), given, adapters, covered
         facts = [dict(zip(_FACTS, row, strict=True)) for row in zip(*columns, strict=True)]
+        facts = [fact | own for fact, own in zip(facts, ranks, strict=True)]
         engine = make_engine(round_up(max(map(len, texts)), 32))
         run = partial(_answer_batch, engine, texts, facts, store)
         passes[name] = answer_timed(context, name, places, run, batch_size=answer.batch_size)
@@ -179,6 +207,13 @@ def run_evaluation(
     compare([Method(n, partial(answer_all, n)) for n in ways], questions, grade, context.folder)
     sizes = [stores["encode"].count_bytes(id) for id in encoded if id in stores["encode"]]
     _write_costs(context, passes, sizes)
+
+
+def _describe_ranks(record: Record) -> Record:
+    """What a prediction says of the documents that were reranked, by a record of `found.jsonl`."""
+    if "ranks" not in record:
+        return {}
+    return {"retrieved": add_ranks([{"id": id} for id in record["passages"]], record)}
 
 
 def list_encoded(file: Path) -> dict[str, None]:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rag_jax.data.batches import pad_rows
-from rag_jax.data.passages import Passage
 from rag_jax.decoding.prompts import check_prompts
+from rag_jax.evaluation.rankings import Ranked
 from rag_jax.lora.store import AdapterStore
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.runtime.hosts import fetch
@@ -23,8 +23,8 @@ from rag_jax.systems.prag import steps
 from rag_jax.systems.prag.config import AnswerConfig
 from rag_jax.systems.prag.data import Format
 
-# Questions to the passages found for each, best first.
-Search = Callable[[Sequence[str]], list[list[Passage]]]
+# Questions to the passages found for each: rows of the corpus and scores, best first.
+Search = Callable[[Sequence[str]], list[Ranked]]
 
 
 class Answers(NamedTuple):

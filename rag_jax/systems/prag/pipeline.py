@@ -11,6 +11,7 @@ from rag_jax.systems.prag.config import PRAGConfig
 from rag_jax.systems.prag.evaluate import describe_report, run_evaluation, run_retrieval
 from rag_jax.systems.prag.session import Session
 from rag_jax.systems.prag.train import run_encoding, run_warm_up
+from rag_jax.systems.reranking import describe_reranking
 from rag_jax.systems.session import bind, make_stage
 from rag_jax.systems.stages import corpus_stage, make_run
 
@@ -63,13 +64,13 @@ def list_stages(session: Session) -> list[Stage]:
 def _list_searching(session: Session) -> dict[str, Any]:
     """The settings of the searchers that find documents."""
     c = session.config
-    settings: dict[str, Any] = {"retrieve": {**vars(c.retrieve)}}
+    settings: dict[str, Any] = {
+        "retrieve": {**vars(c.retrieve)},
+        **describe_reranking(c.retrieve.rerank),
+    }
+    del settings["retrieve"]["rerank"]
     if c.retrieve.by != "fused":
         del settings["retrieve"]["fusion"]
-    if c.retrieve.rerank.name is None:
-        del settings["retrieve"]["rerank"]
-    else:
-        settings["reranker"] = session.fingerprint("retrieve.rerank.name")
     if c.retrieve.by_encoder:
         settings["encoder"] = session.fingerprint("retrieve.encoder.name")
     if c.retrieve.by_words:

@@ -5,9 +5,10 @@ from functools import partial
 from pathlib import Path
 
 from rag_jax.data.batches import double_up, list_widths
+from rag_jax.data.passages import Passage
 from rag_jax.lora.store import AdapterStore
 from rag_jax.pipeline.ask import check_length
-from rag_jax.systems.prag.ask import open_parts, pick_adapters
+from rag_jax.systems.prag.ask import find_documents, open_parts, pick_adapters
 from rag_jax.systems.prag.evaluate import METHODS
 from rag_jax.systems.prag.infer import Search
 from rag_jax.systems.prag.session import Session
@@ -16,15 +17,13 @@ from rag_jax.systems.served import Answer, Served, make_embedding, make_scoring
 
 def open_run(session: Session, workdir: Path, corpus: Path | None) -> Served:
     """Opens a run; see `ask.open_parts`."""
-    store, search = open_parts(session, workdir, corpus)
+    store, *search = open_parts(session, workdir, corpus)
     _, merged = METHODS[session.config.ask]
     store = store if merged else None  # the program without adapters is a faster one
-    retrieve, embed, scoring = session.config.retrieve, None, None
-    if retrieve.by_encoder:
+    embed = None
+    if session.config.retrieve.by_encoder:
         session.query_widths = list_widths(session.encoding.max_length)
         embed = make_embedding(session, query=session.encoder, document=session.encoder)
-    if session.reranker is not None:
-        scoring = make_scoring(session.reranker, retrieve.rerank.max_length)
 
     def check(question: str) -> int:
         tokens = len(session.format.encode_prompt(question))
@@ -33,20 +32,24 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Served:
 
     return Served(
         batch_size=session.config.answer.batch_size,
-        answer=partial(_answer, session, store, search),
+        answer=partial(_answer, session, store, *search),
         check=check,
         embed=embed,
-        score=scoring,
+        score=make_scoring(session.reranking),
     )
 
 
 def _answer(
-    session: Session, store: AdapterStore | None, search: Search, questions: Sequence[str]
+    session: Session,
+    store: AdapterStore | None,
+    search: Search,
+    passages: Sequence[Passage],
+    questions: Sequence[str],
 ) -> list[Answer]:
-    prompts, merged, found = [], [], search(questions)
-    for question, passages in zip(questions, found, strict=True):
-        encoded, reads = pick_adapters(session, store, passages)
-        prompts.append(session.format.encode_prompt(question, passages if reads else ()))
+    prompts, merged, found = [], [], find_documents(session, search, passages, questions)
+    for question, documents in zip(questions, found, strict=True):
+        encoded, reads = pick_adapters(session, store, documents)
+        prompts.append(session.format.encode_prompt(question, documents if reads else ()))
         merged.append(encoded)
     longest = max(map(len, prompts))
     check_length(longest, session.room)

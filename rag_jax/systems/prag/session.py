@@ -11,15 +11,16 @@ import jax
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection
 from rag_jax.lora.store import AdapterStore
-from rag_jax.models import Pretrained, Reranker, load_reranker, load_tokenizer
+from rag_jax.models import Pretrained, load_tokenizer
 from rag_jax.models.io.load import load_config
-from rag_jax.retrieval import BM25, Dense, Fused, Index, Reranked, make_text
+from rag_jax.retrieval import BM25, Dense, Fused, Index, make_text
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems import session
 from rag_jax.systems.prag.config import PRAGConfig
 from rag_jax.systems.prag.data import Format, Variant, list_variants
 from rag_jax.systems.prag.infer import Engine, Search
 from rag_jax.systems.room import Room, adapters_room, tuning_room
+from rag_jax.systems.stages import list_ranked
 from rag_jax.training.trainable import init_trained
 
 
@@ -69,12 +70,6 @@ class Session(session.Session):
         settings |= {"variant": variant, "seed": c.seed}
         return AdapterStore(folder, template, base=self.base.fingerprint, settings=settings)
 
-    @cached_property
-    def reranker(self) -> Reranker | None:
-        """The reranker of what is found; None if there is none."""
-        name = self.config.retrieve.rerank.name
-        return None if name is None else load_reranker(name)
-
     @property
     def room(self) -> int:
         """Largest number of tokens of a prompt: the context without the answer."""
@@ -86,7 +81,7 @@ class Session(session.Session):
         embed: Callable[..., Any] | None = None,
         keep_words: Callable[[BM25], None] = lambda words: None,
     ) -> Search:
-        """A search for the run's number of passages, best first.
+        """A search for the run's number of passages, or for as many as are reranked, best first.
 
         BM25 finds no passage for a question that shares no word with any.
 
@@ -104,15 +99,10 @@ class Session(session.Session):
             index = Index.build(embeddings, backend="exact", encoder=encoder.fingerprint)
             searchers.append(Dense(index, partial(self.encode_queries, encoder)))
         searcher = searchers[0] if len(searchers) == 1 else Fused(searchers, c.fusion)
-        if self.reranker is not None:
-            reading = {"depth": c.rerank.depth, "max_length": c.rerank.max_length}
-            searcher = Reranked(self.reranker, searcher, passages, **reading)
-
-        def search(questions: Sequence[str]) -> list[list[Passage]]:
-            _, rows = searcher.search(questions, min(c.passages, len(passages)))
-            return [[passages[row] for row in found.tolist()] for found in rows]
-
-        return search
+        count = min(c.passages, len(passages))
+        if self.reranking is not None:
+            count = self.reranking.count(count, len(passages))
+        return lambda questions: list_ranked(*searcher.search(questions, count))
 
     def make_engine(self, width: int, batch_size: int | None = None) -> Engine:
         """The language model, ready to answer.

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,9 @@ from rag_jax.systems.rag.data import pick_passages
 from rag_jax.systems.rag.evaluate import choose_way
 from rag_jax.systems.rag.infer import Engine
 from rag_jax.systems.rag.pipeline import list_stages
+from rag_jax.systems.rag.rankings import Ranking, reorder
 from rag_jax.systems.rag.session import Session
+from rag_jax.systems.stages import list_ranked
 
 _SHOWN = 3  # answers
 
@@ -44,7 +46,7 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
     parts = open_parts(session, workdir, corpus)
     engine = replace(parts.engine, batch_size=count_data_rows())
     found = parts.index, parts.passages, session.labels
-    return partial(_answer, session, engine, parts.query.params, *found)
+    return partial(_answer, session, engine, parts.query, *found)
 
 
 def open_parts(session: Session, workdir: Path, corpus: Path | None) -> Parts:
@@ -69,20 +71,41 @@ def open_parts(session: Session, workdir: Path, corpus: Path | None) -> Parts:
     return Parts(engine, query, encoder, index, passages)
 
 
+def search(
+    session: Session,
+    query: Pretrained,
+    index: Index,
+    passages: Sequence[Passage],
+    questions: Sequence[str],
+) -> Ranking:
+    """The passages that are read for each question: as found or, with a reranker, as it has them.
+
+    Args:
+        query: the encoder of questions.
+    """
+    count, reranking = min(session.config.passages_read, index.size), session.reranking
+    wanted = count if reranking is None else reranking.count(count, index.size)
+    scores, rows = index.search(session.encode_queries(query, questions), wanted)
+    scores = session.config.retriever.scale * scores
+    if reranking is None:
+        return Ranking(scores, rows)
+    found = list_ranked(scores, rows)
+    ranked = reranking.order(questions, found, passages)
+    return reorder(found, [own[:count] for own in ranked])
+
+
 def _answer(
     session: Session,
     engine: Engine,
-    query: Any,
+    query: Pretrained,
     index: Index,
     passages: Sequence[Passage],
     labels: Sequence[str],
     question: str,
 ) -> Iterator[Facts | Piece]:
     engine.format.encode_input(question, None)  # refuses a question that is too long
-    c, way = session.config, choose_way(session.config)
-    queries = session.encode_questions(query, [question])
-    scores, rows = index.search(queries, min(c.passages_read, index.size))
-    scores = c.retriever.scale * scores
+    way = choose_way(session.config)
+    scores, rows = search(session, query, index, passages, [question])
     weights = np.exp(scores[0] - np.logaddexp.reduce(scores[0]))
     found = zip(weights, rows[0].tolist(), strict=True)
     shown = [(f"{weight:.3f}", name_passage(passages[row])) for weight, row in found]

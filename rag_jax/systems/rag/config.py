@@ -14,12 +14,13 @@ from rag_jax.config import (
     ModelConfig,
     NonNegative,
     Positive,
+    TrackerName,
     TrainConfig,
     TuningConfig,
     WorldConfig,
 )
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.search_config import BM25Config
+from rag_jax.search_config import BM25Config, RetrieveConfig
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ class RAGConfig:
         ablations: whether to train two more generators: with BM25's passages and scores in place of
             the retriever's, and without passages.
         profile_steps: number of steps of each training that are traced.
+        track: where the curves of the run go besides the run's own files.
     """
 
     system: Literal["rag"] = "rag"
@@ -125,6 +127,7 @@ class RAGConfig:
     evaluate_on: Literal["test", "dev"] = "test"
     ablations: bool = False
     profile_steps: CountOrZero = 0
+    track: TrackerName = "none"
     mesh: MeshConfig = MeshConfig()
     generator: GeneratorConfig = GeneratorConfig()
     retriever: RetrieverConfig = RetrieverConfig()
@@ -132,6 +135,7 @@ class RAGConfig:
     world: WorldConfig = WorldConfig(train=96, dev=60, test=100, talk_pages=2)
     index: IndexConfig = IndexConfig()
     bm25: BM25Config = BM25Config()
+    retrieve: RetrieveConfig = RetrieveConfig()
     tuning: TuningConfig = TuningConfig()
     train: JointTrainConfig = JointTrainConfig()
     decode: DecodeConfig = DecodeConfig()

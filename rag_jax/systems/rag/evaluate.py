@@ -23,7 +23,8 @@ from rag_jax.systems.evaluation import name_model
 from rag_jax.systems.rag.config import RAGConfig
 from rag_jax.systems.rag.data import Format, PassageText, pick_passages
 from rag_jax.systems.rag.infer import Engine, Way
-from rag_jax.systems.rag.rankings import Ranking, rank_by_words
+from rag_jax.systems.rag.rankings import Ranking, rank_by_words, reorder
+from rag_jax.systems.reranking import RERANKED, Reranking, add_ranks, rank_anew, rerank_found
 from rag_jax.systems.stages import answer_timed, list_ranked
 from rag_jax.systems.words import build_words, tabulate_words
 
@@ -79,7 +80,7 @@ def describe_report(config: RAGConfig, *, trained: bool = True) -> ReportSpec:
         return {"tables": tables | tabulate_words(context, "evaluate")}
 
     columns = ("n", *SCORES[task], *hits, "seconds_per_question")
-    model, readings = name_model(config.generator.name, trained), list_readings(task, main)
+    model, readings = name_model(config.generator.name, trained), list_readings(config)
     readings = [reading for reading in readings if trained or reading.trained == "joint"]
     methods = dict.fromkeys(list_names(readings), "evaluate")
     if config.ablations:
@@ -106,16 +107,20 @@ def choose_way(config: RAGConfig) -> Way:
     return "token" if config.marginal == "token" else "thorough"
 
 
-def list_readings(task: str, main: Way) -> list[Reading]:
-    """The readings of every run; `shared` ones are of the generator of the reading "joint"."""
+def list_readings(config: RAGConfig) -> list[Reading]:
+    """The readings of a run; `shared` ones are of the generator of the reading "joint"."""
+    task, main = config.task, choose_way(config)
     every: dict[Way, str] = {way: way for way in ("token", "fast", "thorough")}
     # In a classification the labels are scored, so the ways of decoding do not differ.
-    return [
+    readings = [
         Reading("joint", None, {"fast": "shared_closed_book"}),
         Reading("joint", "bm25", {main: "shared_bm25"}),
         Reading("frozen", "frozen", {main: "frozen"}),
         Reading("joint", "joint", {main: "joint"} if task == "classification" else every),
     ]
+    if config.retrieve.rerank.name is not None:
+        readings.append(Reading("joint", RERANKED, {main: RERANKED}))
+    return readings
 
 
 def list_names(readings: Sequence[Reading]) -> list[str]:
@@ -139,6 +144,7 @@ def run_evaluation(
     load_index: Callable[[Path], Index],
     open_final_index: Callable[[StageContext, PyTree], tuple[Index, Pretrained]],
     encode_questions: Callable[..., Float[np.ndarray, "N E"]],
+    reranking: Reranking | None,
     config: RAGConfig,
 ) -> None:
     """Answers every question in every way.
@@ -147,25 +153,39 @@ def run_evaluation(
     generator trained together with the question's encoder: `shared_closed_book` without passages,
     `shared_bm25` with BM25's passages and scores, and the last three with the trained encoder's
     passages. In a stage that needs no training, all of them are as loaded.
+
+    `reranked` reads those of the trained encoder's passages that a reranker puts first, with
+    `p(z|x)` as the encoder has it.
     """
     asked = [question.question for question in questions]
     depth = choose_depth(config, len(passages))
     trained = {name: load_trained(context, name) for name in ("frozen", "joint")}
 
-    def search(index: Index, name: str) -> Ranking:
+    def search(index: Index, name: str, depth: int = depth) -> Ranking:
         scores, rows = index.search(encode_questions(trained[name]["query"], asked), depth)
         return Ranking(config.retriever.scale * scores, rows)
 
     final, _ = open_final_index(context, trained["joint"])
+    deep = depth if reranking is None else reranking.count(depth, len(passages))
+    joint = search(final, "joint", deep)
     rankings = {
         "bm25": rank_by_words(build_words(context, passages, config.bm25), asked, depth),
         "frozen": search(load_index(context.path("index", "index")), "frozen"),
-        "joint": search(final, "joint"),
+        "joint": Ranking(joint.scores[:, :depth], joint.rows[:, :depth]),
     }
+    facts: dict[str, list[Record]] = {}
+    if reranking is not None:
+        found = list_ranked(*joint)
+        read = rerank_found(context, "joint", reranking, asked, found, passages)
+        first = [ranked[:depth] for ranked, _ in read]
+        rankings[RERANKED] = reorder(found, first)
+        seconds = [{"seconds": seconds} for _, seconds in read]
+        pairs = zip(rank_anew(found, first), seconds, strict=True)
+        facts[RERANKED] = [ranks | spent for ranks, spent in pairs]
     engines = {name: make_engine(params["generator"]) for name, params in trained.items()}
     shared = {"passages": passages, "labels": labels, "config": config}
-    readings = list_readings(config.task, choose_way(config))
-    compare_readings(context, readings, engines, rankings, questions, **shared)
+    readings = list_readings(config)
+    compare_readings(context, readings, engines, rankings, questions, **shared, facts=facts)
 
 
 def compare_readings(
@@ -178,11 +198,13 @@ def compare_readings(
     passages: Sequence[Passage],
     labels: Sequence[str],
     config: RAGConfig,
+    facts: Mapping[str, Sequence[Record]] | None = None,
 ) -> None:
     """Answers and grades the questions by every reading's methods, a file each.
 
     Args:
         engines: by the name of the stage that trained the generator.
+        facts: for rankings that were reranked each question's `ranks` and `seconds`, by name.
     """
     asked, k, methods = [question.question for question in questions], config.passages_read, []
     for name, ranking, ways in readings:
@@ -191,15 +213,17 @@ def compare_readings(
         answers = answer_all(context, engines[name], asked, passages, found, ways, **options)
         ranked = list_ranked(*found) if found else [None] * len(asked)
         counts = count_prompts(engines[name].format, asked, passages, found, k)
+        more = (facts or {}).get(ranking, [{}] * len(asked))
         for way, method in ways.items():
             records = [
                 {
                     "prediction": answer["answers"][way],
-                    "seconds": answer["seconds"],
+                    **own,
+                    "seconds": answer["seconds"] + own.get("seconds", 0.0),
                     "prompt_tokens": tokens,
                     "found": pairs and [(passages[row], score) for row, score in pairs if row >= 0],
                 }
-                for answer, pairs, tokens in zip(answers, ranked, counts, strict=True)
+                for answer, pairs, tokens, own in zip(answers, ranked, counts, more, strict=True)
             ]
             methods.append(Method(method, lambda r=records: r))
     compare(methods, questions, partial(grade, task=config.task, k=k), context.folder)
@@ -265,8 +289,8 @@ def grade(question: Question, record: Record, *, task: str, k: int) -> Record:
     """One question's record; hits are DPR's, whether a passage's text has an answer.
 
     Args:
-        record: "prediction", "seconds", "prompt_tokens", and "found": the passages found with their
-            scores, or None.
+        record: "prediction", "seconds", "prompt_tokens", "found": the passages found with their
+            scores, or None; and "ranks" if they were reranked.
     """
     prediction, answers, found = record["prediction"], question.answers, record["found"]
     graded = describe_question(question) | {"prediction": prediction}
@@ -276,7 +300,8 @@ def grade(question: Question, record: Record, *, task: str, k: int) -> Record:
         return graded
     if task == "qa":
         graded |= answer_hits([p.text for p, _ in found], answers, sorted({*_HITS, k}))
-    return graded | {"passages": [{"id": p.id, "score": score} for p, score in found[:k]]}
+    read = [{"id": p.id, "score": score} for p, score in found[:k]]
+    return graded | {"passages": add_ranks(read, record)}
 
 
 def score_answer(question: Question, prediction: str, task: str) -> dict[str, float]:

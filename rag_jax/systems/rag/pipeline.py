@@ -12,6 +12,7 @@ from rag_jax.systems.rag.evaluate import describe_report, run_evaluation
 from rag_jax.systems.rag.memory import run_memory
 from rag_jax.systems.rag.session import Session
 from rag_jax.systems.rag.train import run_training
+from rag_jax.systems.reranking import describe_reranking
 from rag_jax.systems.room import index_room
 from rag_jax.systems.session import make_stage
 from rag_jax.systems.stages import corpus_stage, make_run, run_index
@@ -35,6 +36,7 @@ def list_stages(session: Session) -> list[Stage]:
     frozen = {**training, "train": replace(c.train, refresh_every=0, retriever_rate=1.0)}
     tested = {**common, "decode": replace(c.decode, curve=()), "tuning": c.tuning}
     evaluation = {**tested, "on": c.evaluate_on, "task": c.task, "bm25": c.bm25}
+    reranked = {**evaluation, **describe_reranking(c.retrieve.rerank)}
     indexing = {"encoder": encoder, "index": c.index.describe()}
     stage, read = partial(make_stage, session), ("corpus", "index")
     load = {"load": lambda context: session.passage_encoder, "divisible": ("embeddings.npy",)}
@@ -62,7 +64,7 @@ def list_stages(session: Session) -> list[Stage]:
         again = {**load, "load": session.load_embedder}
         stages.append(stage("refreshed", run_index, indexing, "corpus", "joint", **again))
         read = (*read, "refreshed")
-    stages.append(stage("evaluate", run_evaluation, evaluation, *read, *trainings))
+    stages.append(stage("evaluate", run_evaluation, reranked, *read, *trainings))
     if c.decode.curve:
         stages.append(stage("curve", run_curve, {**evaluation, "decode": c.decode}, *read, "joint"))
     if c.ablations:

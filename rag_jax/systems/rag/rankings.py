@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from rag_jax.evaluation.rankings import Ranked
 from rag_jax.models.nn.layers import MASKED
 from rag_jax.retrieval import BM25
 
@@ -36,6 +37,19 @@ def pad_hits(
         if not len(found):
             ranking.scores[i, 0] = 0
     return ranking
+
+
+def reorder(found: Sequence[Ranked], reranked: Sequence[Ranked]) -> Ranking:
+    """The passages that a reranker put first, with the retriever's own logits of `p(z|x)`.
+
+    Args:
+        found: what the retriever found for each question, with its logits.
+        reranked: as many passages for each question, all of them found.
+    """
+    rows = [[row for row, _ in own] for own in reranked]
+    logits = [dict(own) for own in found]
+    scores = [[worth[row] for row in own] for worth, own in zip(logits, rows, strict=True)]
+    return Ranking(np.asarray(scores, np.float32), np.asarray(rows, np.int32))
 
 
 def rank_by_words(words: BM25, asked: Sequence[str], depth: int) -> Ranking:

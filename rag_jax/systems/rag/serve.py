@@ -6,11 +6,11 @@ from functools import partial
 from pathlib import Path
 
 from rag_jax.data.batches import list_widths, round_up
-from rag_jax.systems.rag.ask import Parts, open_parts
+from rag_jax.systems.rag.ask import Parts, open_parts, search
 from rag_jax.systems.rag.data import pick_passages
 from rag_jax.systems.rag.evaluate import choose_way
 from rag_jax.systems.rag.session import Session
-from rag_jax.systems.served import Answer, Served, make_embedding
+from rag_jax.systems.served import Answer, Served, make_embedding, make_scoring
 
 
 def open_run(session: Session, workdir: Path, corpus: Path | None) -> Served:
@@ -30,17 +30,17 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Served:
         answer=partial(_answer, session, parts, labels),
         check=check,
         embed=make_embedding(session, query=parts.query, document=parts.passage),
+        score=make_scoring(session.reranking),
     )
 
 
 def _answer(
     session: Session, parts: Parts, labels: Sequence[str], questions: Sequence[str]
 ) -> list[Answer]:
-    c, way = session.config, choose_way(session.config)
+    way = choose_way(session.config)
     engine = replace(parts.engine, batch_size=len(questions))
-    queries = session.encode_queries(parts.query, questions)
-    scores, rows = parts.index.search(queries, min(c.passages_read, parts.index.size))
-    scores, read = c.retriever.scale * scores, pick_passages(parts.passages, rows)
+    scores, rows = search(session, parts.query, parts.index, parts.passages, questions)
+    read = pick_passages(parts.passages, rows)
     if labels:
         best = engine.classify(questions, read, scores, labels).argmax(axis=1)
         texts = [labels[i] for i in best]

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
@@ -12,6 +13,7 @@ from rag_jax.pipeline.ask import Ask, Facts, Note, Piece, check_length, name_pas
 from rag_jax.pipeline.runner import open_stages
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import count_data_rows
+from rag_jax.systems.reranking import Reranking
 from rag_jax.systems.self_retrieval.evaluate import rank
 from rag_jax.systems.self_retrieval.infer import Engine
 from rag_jax.systems.self_retrieval.pipeline import list_stages
@@ -26,7 +28,7 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
     """Opens a run for questions one by one; see `open_engine`."""
     engine = open_engine(session, workdir, corpus)
     settings = replace(engine.settings, batch_size=count_data_rows())
-    return partial(_answer, replace(engine, settings=settings))
+    return partial(_answer, replace(engine, settings=settings), session.reranking)
 
 
 def open_engine(session: Session, workdir: Path, corpus: Path | None) -> Engine:
@@ -55,17 +57,36 @@ def check_question(engine: Engine, question: str) -> int:
     return tokens
 
 
-def rank_found(engine: Engine, groups: Sequence[Sequence[Candidate]]) -> Ranked:
-    """The rows and scores of the passages that were found for a question, best first."""
-    found = rank(groups, score(groups, engine.settings))
-    return rank_hits(Question("", "", (), {}), found, lambda row: engine.passages[row].id)
+class Found(NamedTuple):
+    """What was found for a question: candidates by title, rows of the corpus by score, answer."""
+
+    groups: list[list[Candidate]]
+    ranked: Ranked
+    answer: str
 
 
-def _answer(engine: Engine, question: str) -> Iterator[Facts | Piece | Note]:
+def find(engine: Engine, reranking: Reranking | None, questions: Sequence[str]) -> list[Found]:
+    """What each question finds; the answer continues from the best passage, reranked or not."""
+
+    def order(ranked: Sequence[Ranked]) -> list[Ranked]:
+        pairs = zip(questions, ranked, strict=True)
+        get_id = lambda row: engine.passages[row].id  # noqa: E731
+        return [rank_hits(Question("", asked, (), {}), own, get_id) for asked, own in pairs]
+
+    groups, answers = zip(*engine.retrieve(questions), strict=True)
+    ranked = order([rank(own, score(own, engine.settings)) for own in groups])
+    if reranking is not None:
+        ranked = order(reranking.order(questions, ranked, engine.passages))
+        answers = engine.answer(questions, [own[0][0] for own in ranked])
+    return [Found(*own) for own in zip(groups, ranked, answers, strict=True)]
+
+
+def _answer(
+    engine: Engine, reranking: Reranking | None, question: str
+) -> Iterator[Facts | Piece | Note]:
     check_question(engine, question)
-    ((groups, answer),) = engine.retrieve([question])
+    ((groups, ranked, answer),) = find(engine, reranking, [question])
     rejected = {row: c.reject for group in groups for c in group for row in c.rows}
-    ranked = rank_found(engine, groups)
     shown = [
         (f"{value:.3f}", f"{rejected[row]:.3f}", name_passage(engine.passages[row]))
         for row, value in ranked[:_SHOWN]

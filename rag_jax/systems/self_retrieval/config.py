@@ -12,11 +12,12 @@ from rag_jax.config import (
     MeshConfig,
     Positive,
     ReaderConfig,
+    TrackerName,
     TrainConfig,
     TuningConfig,
     WorldConfig,
 )
-from rag_jax.search_config import BM25Config
+from rag_jax.search_config import BM25Config, RetrieveConfig
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class SelfRetrievalConfig:
             none; the paper has 3, at the second run's rate.
         train: the second training run, on the mix of all tasks.
         profile_steps: number of steps of each training that are traced.
+        track: where the curves of the run go besides the run's own files.
     """
 
     system: Literal["self_retrieval"] = "self_retrieval"
@@ -115,6 +117,7 @@ class SelfRetrievalConfig:
     evaluate_on: Literal["test", "dev"] = "test"
     ablations: bool = False
     profile_steps: CountOrZero = 0
+    track: TrackerName = "none"
     mesh: MeshConfig = MeshConfig()
     model: ReaderConfig = ReaderConfig()
     data: DataConfig = DataConfig()
@@ -128,3 +131,4 @@ class SelfRetrievalConfig:
     search: SearchConfig = SearchConfig()
     dense: DenseConfig = DenseConfig()
     bm25: BM25Config = BM25Config()
+    retrieve: RetrieveConfig = RetrieveConfig()

@@ -19,20 +19,24 @@ from rag_jax.evaluation.compare import (
     summarize_answers,
     timed,
 )
-from rag_jax.evaluation.rankings import rank_hits, recall, reciprocal_rank
+from rag_jax.evaluation.rankings import Ranked, rank_hits, recall, reciprocal_rank
 from rag_jax.pipeline.runner import ReportSpec
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval import Index, make_text
 from rag_jax.retrieval.contrastive import Encoders
 from rag_jax.search_config import BM25Config
 from rag_jax.systems.evaluation import name_model
+from rag_jax.systems.reranking import RERANKED, Reranking, add_ranks, rank_anew, rerank_found
 from rag_jax.systems.self_retrieval.config import SearchConfig, SelfRetrievalConfig
 from rag_jax.systems.self_retrieval.infer import Engine
 from rag_jax.systems.self_retrieval.scores import Candidate, score, score_unassessed
-from rag_jax.systems.stages import Ranked, answer_timed, list_ranked
+from rag_jax.systems.stages import answer_timed, list_ranked
 from rag_jax.systems.words import build_words, tabulate_words
 
 METHODS = ("bm25", "dense", "dense_tuned", "self_retrieval", "without_assessment")
+# The row with what each of these finds, reranked; the method's own is without its assessment.
+RERANKINGS = {name: f"{name}_reranked" for name in ("bm25", "dense", "dense_tuned")}
+RERANKINGS["self_retrieval"] = RERANKED
 ABLATIONS = ("without_indexing", "without_titles")
 _PASSAGES = ("hits@1", "hits@5", "mrr@5")
 _DOCUMENTS = ("document_recall@1", "document_recall@10", "document_mrr@100")
@@ -51,6 +55,9 @@ def describe_report(config: SelfRetrievalConfig, *, trained: bool = True) -> Rep
     Without the tuned encoder for models as loaded, not `trained`.
     """
     names = [name for name in METHODS if trained or name != "dense_tuned"]
+    if config.retrieve.rerank.name is not None:
+        shown = ([name, RERANKINGS.get(name)] for name in names)
+        names = [name for own in shown for name in own if name is not None]
     methods = dict.fromkeys((*names, *ABLATIONS) if config.ablations else names, "evaluate")
     summarize = partial(summarize_answers, names=COLUMNS[1:-1], main="hits@1")
     paired = "self_retrieval", {name: name for name in COMPARED}
@@ -83,9 +90,13 @@ def run_evaluation(
     encode: Callable[..., np.ndarray],
     search: SearchConfig,
     bm25: BM25Config,
+    reranking: Reranking | None,
     ablations: bool,
 ) -> None:
     """Ranks and answers by every method; the trained model answers from the first passage.
+
+    A reranker orders anew what the other retrievers find, and what the trained model writes: there
+    its order takes the place of the model's own assessment.
 
     In a stage that does not need "train" and "dense_tuned", models are as loaded.
     """
@@ -100,23 +111,35 @@ def run_evaluation(
     rankings["without_assessment"] = [rank(g, score_unassessed(g, search)) for g in candidates]
     order = partial(_order, questions=questions, passages=passages)
     rankings = {name: order(ranked) for name, ranked in rankings.items()}
-    answers = _answer_first(context, engine, asked, rankings)
     # Other retrievers' searches are not timed.
-    searching = {"without_assessment": [record["seconds"] for record in found]}
+    seconds = dict.fromkeys(rankings, [0.0] * len(asked))
+    seconds["without_assessment"] = [record["seconds"] for record in found]
+    methods = {"self_retrieval": _score_found(found, search, order)}
+    ranks = dict.fromkeys(rankings, [{}] * len(asked))
+    if reranking is not None:
+        first = {name: rankings[name] for name in rankings if name in RERANKINGS}
+        first["self_retrieval"] = [record["ranked"] for record in methods["self_retrieval"]]
+        spent = seconds | {"self_retrieval": seconds["without_assessment"]}
+        for name, ranked in first.items():
+            row = RERANKINGS[name]
+            read = rerank_found(context, name, reranking, asked, ranked, passages)
+            rankings[row] = order([reranked for reranked, _ in read])
+            ranks[row] = rank_anew(ranked, rankings[row])
+            seconds[row] = [s + own for s, (_, own) in zip(spent[name], read, strict=True)]
+    answers = _answer_first(context, engine, asked, rankings)
 
     def list_answers(name: str) -> list[Record]:
-        seconds = searching.get(name, [0.0] * len(asked))
         nothing = {"answer": "", "seconds": 0.0}  # no passage to answer from
         firsts = [
             answers[i, ranked[0][0]] if ranked else nothing
             for i, ranked in enumerate(rankings[name])
         ]
+        columns = zip(rankings[name], firsts, seconds[name], ranks[name], strict=True)
         return [
-            {"ranked": r, "prediction": first["answer"], "seconds": s + first["seconds"]}
-            for r, first, s in zip(rankings[name], firsts, seconds, strict=True)
+            {"ranked": r, "prediction": first["answer"], "seconds": s + first["seconds"], **more}
+            for r, first, s, more in columns
         ]
 
-    methods = {"self_retrieval": _score_found(found, search, order)}
     for name, titled in zip(ABLATIONS, (True, False), strict=True) if ablations else ():
         variant = replace(open_engine(context, name, titled=titled), width=width)
         methods[name] = _score_found(_retrieve(context, variant, asked, name), search, order)
@@ -144,13 +167,14 @@ def grade(
     its best passage and is relevant if one of its passages is.
 
     Args:
-        record: "ranked", rows and scores; "prediction" and "seconds".
+        record: "ranked", rows and scores; "prediction" and "seconds"; "ranks" if reranked.
         titles: of the relevant passages, by id.
     """
     ranked, prediction = record["ranked"], record["prediction"]
     found = [passages[row] for row, _ in ranked]
     ids, ranked_titles = [p.id for p in found], list(dict.fromkeys(p.title for p in found))
     documents = dict.fromkeys((titles[id] for id in question.relevant if id in titles), 1)
+    shown = [{"id": id, "score": s} for id, (_, s) in zip(ids[:10], ranked, strict=False)]
     return describe_question(question) | {
         "prediction": prediction,
         "hits@1": float(bool(ids) and ids[0] in question.relevant),
@@ -161,7 +185,7 @@ def grade(
         "document_mrr@100": reciprocal_rank(ranked_titles[:100], documents),
         "exact_match": exact_match(prediction, question.answers),
         "f1": f1(prediction, question.answers),
-        "passages": [{"id": id, "score": s} for id, (_, s) in zip(ids[:10], ranked, strict=False)],
+        "passages": add_ranks(shown, record),
         "seconds": record["seconds"],
     }
 

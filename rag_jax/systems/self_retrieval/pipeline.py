@@ -5,6 +5,7 @@ from typing import Any
 
 from rag_jax.pipeline.stage import Stage
 from rag_jax.systems.evaluation import make_evaluation
+from rag_jax.systems.reranking import describe_reranking
 from rag_jax.systems.room import encoder_room, tuning_room
 from rag_jax.systems.self_retrieval.config import SelfRetrievalConfig
 from rag_jax.systems.self_retrieval.evaluate import ABLATIONS, describe_report, run_evaluation
@@ -69,7 +70,7 @@ def list_stages(session: Session) -> list[Stage]:
         ]
         evaluated += ("trie_untitled", *ABLATIONS)
     evaluation = {"search": c.search, "on": c.evaluate_on, "examples": c.examples}
-    evaluation["bm25"] = c.bm25
+    evaluation |= {"bm25": c.bm25, **describe_reranking(c.retrieve.rerank)}
     return [*stages, stage("evaluate", run_evaluation, evaluation, *evaluated)]
 
 

@@ -7,6 +7,7 @@ from rag_jax.evaluation.compare import Record
 from rag_jax.models import Pretrained
 from rag_jax.systems.srrag.config import GroundedAnswerConfig, VerbaliseConfig
 from rag_jax.systems.srrag.data import encode_answer_prompt, encode_document_prompt, join_passages
+from rag_jax.systems.srrag.infer import read_ranks
 from rag_jax.systems.srrag.verbalise import clean_document, write_texts
 
 
@@ -26,11 +27,12 @@ def answer_from_passages(
     seed: int,
 ) -> list[Record]:
     """Answers from retrieved passages, in the form that the trained model reads them in."""
-    knowledge = [join_passages(p) for p in search([question.question for question in questions])]
+    found = search([question.question for question in questions])
+    knowledge = [join_passages(passages) for passages in found]
     records = _predict(questions, knowledge, base, answer, seed)
     return [
-        record | {"knowledge": text, "retrieved": 1.0}
-        for record, text in zip(records, knowledge, strict=True)
+        record | {"knowledge": text, "retrieved": 1.0} | ({"passages": ranks} if ranks else {})
+        for record, text, ranks in zip(records, knowledge, map(read_ranks, found), strict=True)
     ]
 
 

@@ -15,11 +15,13 @@ from rag_jax.config import (
     NonNegative,
     Positive,
     ReaderConfig,
+    TrackerName,
     TrainConfig,
     TuningConfig,
     WorldConfig,
 )
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.search_config import RetrieveConfig
 
 LabelRule = Literal["top_half_majority", "mean", "best_single", "all_rank"]
 Metric = Literal["cosine", "dot"]
@@ -191,6 +193,7 @@ class SRRAGConfig:
             retrieval, and with the method without verbalising in its labels and without preferences
             in stage 2. Five more trainings.
         profile_steps: number of steps of each training stage that are traced.
+        track: where the curves of the run go besides the run's own files.
     """
 
     system: Literal["srrag"] = "srrag"
@@ -207,12 +210,14 @@ class SRRAGConfig:
         SourceConfig(name="Self", token="<Self>", kind="verbalise"),
         SourceConfig(name="Wiki", token="<Wiki>", kind="search"),
     )
+    track: TrackerName = "none"
     mesh: MeshConfig = MeshConfig()
     model: ReaderConfig = ReaderConfig()
     encoder: EncoderConfig = EncoderConfig()
     data: DataConfig = DataConfig()
     world: WorldConfig = WorldConfig()
     index: IndexConfig = IndexConfig()
+    retrieve: RetrieveConfig = RetrieveConfig()
     verbalise: VerbaliseConfig = VerbaliseConfig()
     label: LabelConfig = LabelConfig()
     tuning: NewTokensConfig = NewTokensConfig()

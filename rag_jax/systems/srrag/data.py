@@ -125,7 +125,8 @@ def render_passage(title: str, text: str) -> str:
 
 def join_passages(passages: Sequence[tuple[str, str]]) -> str:
     """A knowledge block of (title, text) passages: `[1] title: text [2] title: text`."""
-    return " ".join(f"[{i}] {render_passage(*passage)}" for i, passage in enumerate(passages, 1))
+    texts = (render_passage(passage[0], passage[1]) for passage in passages)
+    return " ".join(f"[{i}] {text}" for i, text in enumerate(texts, 1))
 
 
 def make_row(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.evaluation import routing
 from rag_jax.evaluation.answers import (
@@ -17,12 +18,14 @@ from rag_jax.evaluation.answers import (
     popularity_thirds,
 )
 from rag_jax.evaluation.compare import Method, Record, compare, describe_question, mean_numbers
+from rag_jax.evaluation.rankings import Ranked
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.runner import ReportSpec
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.files import read_json, write_json
 from rag_jax.runtime.progress import log
 from rag_jax.systems.evaluation import name_model
+from rag_jax.systems.reranking import RERANKED, keep_scores, tabulate_reranking
 from rag_jax.systems.srrag.baselines import answer_directly
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.infer import Engine
@@ -84,10 +87,14 @@ def describe_report(
         tables = routing.list_tables(choices, compared, statistics, **sides, taus=taus)
         found = {"routing": choices, "routers": compared, "thresholds": taus, **statistics}
         return {
-            "tables": tables,
+            "tables": tables | tabulate(context)["tables"],
             "analysis": found,
             "figures": routing.draw_figures(choices, methods),
         }
+
+    def tabulate(context: StageContext, *_: Any) -> dict[str, Any]:
+        is_reranked = config.retrieve.rerank.name is not None
+        return {"tables": tabulate_reranking(context, "evaluate") if is_reranked else {}}
 
     external = [source.name for source in config.sources if source.kind == "search"]
     several = external if len(external) > 1 else []
@@ -98,7 +105,7 @@ def describe_report(
         policies = [] if config.route.is_tuned else ["without_knn"]
     stage_of = dict.fromkeys([*own, *policies], "evaluate")
     if not trained:
-        return ReportSpec(model, stage_of, *rows, "direct", COMPARED)
+        return ReportSpec(model, stage_of, *rows, "direct", COMPARED, tabulate)
     if config.ablations:
         raw = [f"raw_retrieve_{name}" for name in several] or ["raw_retrieve"]
         selective = ("selective", "selective_fixed", "selective_retrieve")
@@ -135,6 +142,8 @@ def run_evaluation(
     base: Pretrained,
     open_engine: Callable[[StageContext, Path], Engine],
     open_datastore: Callable[[StageContext], Datastore],
+    list_found: Callable[[StageContext, Sequence[str]], dict[int, list[Ranked]]],
+    passages: Sequence[Passage],
     config: SRRAGConfig,
 ) -> None:
     """Answers every question directly, from every source, and by every policy.
@@ -152,6 +161,9 @@ def run_evaluation(
     answers = answer_timed(context, "direct", questions, direct, batch_size=size)
     settings = {"tau": taus.get("srrag", get_fixed(config)), "file": "passes.jsonl"}
     passes = answer_with_all(context, engine, datastore, questions, config, **settings)
+    if config.retrieve.rerank.name is not None:
+        found = list_found(context, [question.question for question in questions])
+        _keep_reranked(context, questions, found, passes, passages, config)
     methods = [Method("direct", lambda: answers)]
 
     def add(name: str, passes: Sequence[Record], policy: Policy) -> None:
@@ -168,6 +180,31 @@ def run_evaluation(
         taus[GROWN] = taus["srrag"]
     compare(methods, questions, grade, context.folder)
     write_json(context.folder / TAUS, taus)
+
+
+def _keep_reranked(
+    context: StageContext,
+    questions: Sequence[Question],
+    found: Mapping[int, Sequence[Ranked]],
+    passes: Sequence[Record],
+    passages: Sequence[Passage],
+    config: SRRAGConfig,
+) -> None:
+    """Keeps a table of the passages that would have been read, and of those that were.
+
+    Args:
+        found: by source, of each question, at least what was reranked.
+    """
+    k, rankings = config.answer.passages, {}
+    for number, ranked in found.items():
+        read = [record["answers"][number].get("passages", []) for record in passes]
+        name = f"{config.sources[number].name}, " if len(found) > 1 else ""
+        rankings[f"{name}found"] = [own[:k] for own in ranked]
+        rankings[f"{name}{RERANKED}"] = [
+            [own[passage["rank_before"] - 1] for passage in places]
+            for own, places in zip(ranked, read, strict=True)
+        ]
+    keep_scores(context, questions, rankings, passages, k=k)
 
 
 def _read_taus(context: StageContext, config: SRRAGConfig) -> dict[str, float]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from rag_jax.pipeline.stage import Stage
 from rag_jax.systems.evaluation import make_evaluation
+from rag_jax.systems.reranking import describe_reranking
 from rag_jax.systems.session import make_stage
 from rag_jax.systems.srrag.ablations import list_ablations
 from rag_jax.systems.srrag.config import SRRAGConfig
@@ -44,13 +45,14 @@ def list_stages(session: Session) -> list[Stage]:
     common = {**model, "seed": c.seed, "train_questions": c.train_questions}
     encoder = {"encoder": session.fingerprint("encoder.name"), **asdict(c.encoder)}
     read = {"max_text": c.model.max_text}
+    hits = {**read, **describe_reranking(c.retrieve.rerank)}
     sources = [source for source in c.sources if source.kind == "search"]
     searched = {"index": c.index.describe(), "sources": sources}
     tuning = {"extra_mean": c.extra_mean, "loss_reduction": c.loss_reduction, "tuning": c.tuning}
     training = {**common, **tuning}
     state = {"layer": c.datastore.layer, "metric": c.datastore.metric, "answer": c.answer}
     passes = {**common, **encoder, **state, **read, "max_knowledge": c.verbalise.max_tokens}
-    routing = {"k": c.datastore.k, "route": c.route, "questions": c.questions}
+    routing = {"k": c.datastore.k, "route": c.route, "questions": c.questions, **hits}
     documents = {**common, **encoder, "verbalise": c.verbalise, "contexts": c.contexts}
     reference = {**training, "microbatch_tokens": c.stage2.microbatch_tokens}
     evaluation = {**passes, **routing, "on": c.evaluate_on}
@@ -67,7 +69,7 @@ def list_stages(session: Session) -> list[Stage]:
         stage("index", run_source_indices, {**encoder, **searched}, "corpus"),
         stage("lengths", run_lengths, {**model, **read}, "corpus"),
         stage("demonstrations", run_demonstrations, documents, "corpus"),
-        stage("contexts", run_contexts, {**documents, **read}, "corpus", "index", "demonstrations"),
+        stage("contexts", run_contexts, {**documents, **hits}, "corpus", "index", "demonstrations"),
         stage("labels", run_labels, {**common, "label": c.label}, "corpus", "contexts"),
         stage("stage1", run_stage1, {**training, "stage1": c.stage1}, *rows),
         stage("reference", run_reference, reference, *rows, "stage1"),
@@ -75,8 +77,7 @@ def list_stages(session: Session) -> list[Stage]:
         stage("datastore", run_datastore, passes, *pass_needs),
     ]
     if c.route.is_tuned:
-        tuning = {**passes, **routing}
-        tuned = stage("thresholds", run_thresholds, tuning, *pass_needs, "datastore")
+        tuned = stage("thresholds", run_thresholds, {**passes, **routing}, *pass_needs, "datastore")
         stages.append(replace(tuned, evaluates=True))
     stages.append(stage("evaluate", run_evaluation, evaluation, *evaluation_needs))
     if c.ablations:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rag_jax.data.batches import list_widths
 from rag_jax.data.passages import Passage
 from rag_jax.pipeline.ask import check_length
-from rag_jax.systems.served import Answer, Served, make_embedding
+from rag_jax.systems.served import Answer, Served, make_embedding, make_scoring
 from rag_jax.systems.srrag.ask import open_parts
 from rag_jax.systems.srrag.infer import Engine
 from rag_jax.systems.srrag.passes import choose, route
@@ -31,6 +31,7 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Served:
         answer=partial(_answer, session, engine, datastore, tau),
         check=check,
         embed=make_embedding(session, query=session.encoder, document=session.encoder),
+        score=make_scoring(session.reranking),
     )
 
 
@@ -51,7 +52,7 @@ def _answer(
     return [
         Answer(
             rows[i]["prediction"],
-            [Passage(title, title, text) for title, text in found.get(question, ())],
+            [Passage(title, title, text) for title, text, *_ in found.get(question, ())],
             rows[i]["prompt_tokens"],
             rows[i]["generated_tokens"],
         )

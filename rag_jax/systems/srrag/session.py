@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection, Question
+from rag_jax.evaluation.rankings import Ranked
 from rag_jax.models import Pretrained
 from rag_jax.models.io.load import load_config
 from rag_jax.models.vocabulary import (
@@ -186,7 +187,16 @@ class Session(session.Session):
         encoder, passages = self.fingerprint("encoder.name"), self.passages
         searched = sources.load_indices(context, passages, self.config.sources, encoder=encoder)
         reading = (passages, self.embed, self.format.cut)
-        return sources.search_indices(searched, *reading, count=count)
+        return sources.search_indices(searched, *reading, count=count, reranking=self.reranking)
+
+    def list_found(
+        self, context: StageContext, questions: Sequence[str]
+    ) -> dict[int, list[Ranked]]:
+        """What each searched source's index finds of what is reranked; see `sources.list_found`."""
+        encoder, passages = self.fingerprint("encoder.name"), self.passages
+        searched = sources.load_indices(context, passages, self.config.sources, encoder=encoder)
+        count = self.reranking.count(self.config.answer.passages, len(passages))
+        return sources.list_found(searched, self.embed, questions, count=count)
 
     def open_engine(self, context: StageContext, params: Path | None) -> Engine:
         """A trained model over the run's passages.
@@ -231,9 +241,10 @@ class Session(session.Session):
         c, encoder = self.config, self.fingerprint("encoder.name")
         searched = sources.build_indices(passages, c.sources, embeddings, c.index, encoder=encoder)
         reading = (passages, self.embed, self.format.cut)
+        options = {"count": c.answer.passages, "reranking": self.reranking}
         return replace(
             engine,
-            search=sources.search_indices(searched, *reading, count=c.answer.passages),
+            search=sources.search_indices(searched, *reading, **options),
             knowledge_width=self._count_slots(longest),
         )
 

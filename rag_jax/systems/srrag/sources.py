@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from rag_jax.config import EncoderConfig, IndexConfig
 from rag_jax.data.batches import round_up
 from rag_jax.data.passages import Passage, find_prefixed, fingerprint_corpus
+from rag_jax.evaluation.rankings import Ranked
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval.encode import PIECE
@@ -17,10 +18,11 @@ from rag_jax.retrieval.index import Index
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, write_json
 from rag_jax.runtime.hosts import is_first
+from rag_jax.systems.reranking import Reranking, list_ranks
 from rag_jax.systems.srrag.config import SourceConfig
 from rag_jax.systems.srrag.data import Format, join_passages
-from rag_jax.systems.srrag.infer import Search
-from rag_jax.systems.stages import embed_corpus
+from rag_jax.systems.srrag.infer import RankedText, Search
+from rag_jax.systems.stages import embed_corpus, list_ranked
 
 Embed = Callable[..., Float[np.ndarray, "N E"]]  # embeds texts
 
@@ -139,22 +141,53 @@ def search_indices(
     cut: Callable[[Passage], tuple[str, str]],
     *,
     count: int,
+    reranking: Reranking | None = None,
 ) -> Search:
     """A search of each source's index for `count` passages, or all if the source has fewer.
 
     Args:
         cut: gives the part of a passage's title and text that is read.
+        reranking: orders what the index finds anew; None to leave that as it is.
     """
+
+    def cut_once(ranked: Sequence[Sequence[int]]) -> dict[int, tuple[str, str]]:
+        # Many questions find the same passages, and a cut takes the tokenizer.
+        return {row: cut(passages[row]) for row in sorted(set(itertools.chain(*ranked)))}
 
     def search(source: int, questions: Sequence[str]) -> list[list[tuple[str, str]]]:
         index, rows = searched[source]
         _, found = index.search(embed(questions), min(count, index.size))
         ranked = rows[found].tolist()
-        # Many questions find the same passages, and a cut takes the tokenizer.
-        texts = {row: cut(passages[row]) for row in sorted(set(itertools.chain(*ranked)))}
+        texts = cut_once(ranked)
         return [[texts[row] for row in best] for best in ranked]
 
-    return search
+    def search_anew(source: int, questions: Sequence[str]) -> list[list[RankedText]]:
+        index, rows = searched[source]
+        scores, places = index.search(embed(questions), reranking.count(count, index.size))
+        found = list_ranked(scores, rows[places])
+        best = [own[:count] for own in reranking.order(questions, found, passages)]
+        texts = cut_once([[row for row, _ in own] for own in best])
+        ranks = [list_ranks(*pair) for pair in zip(found, best, strict=True)]
+        return [
+            [
+                RankedText(*texts[row], {"id": passages[row].id, **own})
+                for (row, _), own in zip(ranked, places, strict=True)
+            ]
+            for ranked, places in zip(best, ranks, strict=True)
+        ]
+
+    return search if reranking is None else search_anew
+
+
+def list_found(
+    searched: Mapping[int, Searched], embed: Embed, questions: Sequence[str], *, count: int
+) -> dict[int, list[Ranked]]:
+    """What each source's index finds for questions, as rows of the corpus, at most `count`."""
+    queries, found = embed(questions), {}
+    for number, (index, rows) in searched.items():
+        scores, places = index.search(queries, min(count, index.size))
+        found[number] = list_ranked(scores, rows[places])
+    return found
 
 
 # The room for knowledge.

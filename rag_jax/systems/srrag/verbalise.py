@@ -11,6 +11,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,14 @@ from rag_jax.models import Pretrained
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, write_json, write_jsonl
+from rag_jax.systems.reranking import Reranking
 from rag_jax.systems.srrag.config import SourceConfig, VerbaliseConfig
 from rag_jax.systems.srrag.data import encode_document_prompt
-from rag_jax.systems.srrag.infer import Search
+from rag_jax.systems.srrag.infer import RankedText, Search
 from rag_jax.systems.stages import continue_prompts
 
 Demonstration = tuple[str, str]  # a question and its document
+_TOGETHER = 32  # questions of a piece on disk whose passages are reranked
 
 
 def write_texts(
@@ -214,6 +217,7 @@ def run_contexts(
     train_questions: Sequence[Question],
     base: Pretrained,
     open_search: Callable[[StageContext, int], Search],
+    reranking: Reranking | None,
     sources: Sequence[SourceConfig],
     verbalise: VerbaliseConfig,
     contexts: int,
@@ -238,11 +242,33 @@ def run_contexts(
     search = open_search(context, contexts)
     by_source: list[Sequence[Any]] = []
     for number, source in enumerate(sources):
-        if source.kind == "search":
+        if source.kind == "search" and reranking is None:
             by_source.append(search(number, asked))
+        elif source.kind == "search":
+            by_source.append(_find_slowly(context, source.name, partial(search, number), asked))
         else:
             texts = [record["text"] for record in written]
             by_source.append([texts[i :: len(asked)] for i in range(len(asked))])
     gathered = zip(train_questions, zip(*by_source, strict=True), strict=True)
     records = [{"id": question.id, "contexts": texts} for question, texts in gathered]
     write_jsonl(context.folder / "contexts.jsonl", records)
+
+
+def _find_slowly(
+    context: StageContext,
+    name: str,
+    search: Callable[[Sequence[str]], list[list[RankedText]]],
+    asked: Sequence[str],
+) -> list[list[tuple[str, str]]]:
+    """The passages of a source that is reranked, piece by piece, so that an interruption is cheap.
+
+    Args:
+        name: of the source; `found_<name>.jsonl` keeps the pieces.
+    """
+
+    def find(batch: Sequence[str]) -> list[dict[str, Any]]:
+        return [{"texts": [(p.title, p.text) for p in own]} for own in search(batch)]
+
+    options = {"batch_size": _TOGETHER, "unit": f"questions (reranking, {name})"}
+    records = context.map(f"found_{name}.jsonl", asked, find, **options)
+    return [record["texts"] for record in records]

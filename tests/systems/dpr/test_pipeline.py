@@ -14,10 +14,12 @@ from rag_jax.config import build, to_config_dict
 from rag_jax.data.matching import has_answer
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
+from rag_jax.evaluation.rankings import read_run
 from rag_jax.models import load
 from rag_jax.retrieval import Index, encode_texts
 from rag_jax.retrieval.negatives import choose_negatives
 from rag_jax.retrieval.validation import BestEpoch
+from rag_jax.runtime import trackers
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
 from rag_jax.systems.dpr import ask, evaluate, pipeline, serve
@@ -25,6 +27,7 @@ from rag_jax.systems.dpr.config import DPRConfig
 from rag_jax.systems.dpr.session import Session
 from systems.asked import LONG, OWN, read_facts, take_stock, write_corpus
 from systems.evaluated import check_evaluation, list_made, write_world
+from systems.reranked import check_ranks, set_reranker
 from systems.rooms import check_rooms
 from systems.served import check_embeddings
 
@@ -50,10 +53,26 @@ def make_config(**changes):
     return config
 
 
+TOLD = []  # for each stage that was tracked what is tracked, and the points
+
+
+class Told:
+    def __init__(self, tracked):
+        TOLD.append((tracked, {}))
+
+    def log(self, values, step):
+        TOLD[-1][1][step] = values
+
+    def close(self): ...
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("dpr") / "run"
-    return workdir, pipeline.run(make_config(), workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(trackers.OPENERS, "trackio", Told)
+        patch.setitem(trackers.PACKAGES, "trackio", "json")
+        return workdir, pipeline.run(make_config(track="trackio"), workdir)
 
 
 def list_reused(report):
@@ -70,7 +89,7 @@ def test_report(finished):
     workdir, returned = finished
     report = read_json(workdir / "report.json")
     assert report["methods"] == returned["methods"]
-    assert build(DPRConfig, report["config"]) == build(DPRConfig, make_config())
+    assert build(DPRConfig, report["config"]) == build(DPRConfig, make_config(track="trackio"))
     assert [stage["name"] for stage in report["stages"]] == STAGES
     assert list(report["methods"]) == ["bm25", "untrained", "trained"]
     for numbers in report["methods"].values():
@@ -83,6 +102,24 @@ def test_report(finished):
     assert report["methods"]["trained"] != report["methods"]["untrained"]
     page = (workdir / "report.html").read_text("utf-8")
     assert all(f"<th>{name}</th>" in page for name in ("answer@5", "mrr", "ndcg@10"))
+
+
+def test_what_is_tracked(finished):
+    workdir, report = finished
+    train, evaluation = TOLD
+    assert [tracked.name for tracked, _ in (train, evaluation)] == ["train", "evaluation"]
+    assert train[0].making == read_json(workdir / "stages" / "train" / "stage.json")["run"]
+    assert train[0].settings == read_json(workdir / "report.json")["config"]
+    for line in read_jsonl(workdir / "stages" / "train" / "log.jsonl"):
+        assert train[1][line["step"]]["train/loss"] == line["loss"]
+    assert len(train[1]) == line["step"] + 1
+    wanted = {
+        f"evaluation/{method}/{name}": value
+        for method, numbers in report["methods"].items()
+        for name, value in numbers.items()
+        if isinstance(value, int | float)
+    }
+    assert evaluation[1] == {0: wanted} and f"evaluation/trained/{evaluate.COLUMNS[1]}" in wanted
 
 
 def test_rankings_as_others_score_them(finished):
@@ -368,6 +405,35 @@ def test_served_embeddings_are_those_of_the_run(finished):
     check_embeddings(served, session, "document", encoders.passage, texts)
     assert served.answer is None and served.score is None
     assert take_stock(workdir) == before
+
+
+# Reranking.
+
+
+def test_a_reranked_row(finished, tmp_path):
+    workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    changes = set_reranker(tmp_path)
+    report = pipeline.run(make_config(**changes), workdir)
+    assert list_made(report) == ["evaluate"]
+    methods = dict(report["methods"])
+    assert list(methods.pop("reranked")) == list(evaluate.COLUMNS)
+    assert methods == finished[1]["methods"]  # what was found stays as it was
+    session = Session(build(DPRConfig, make_config(**changes)))
+    asked = ask.open_run(session, workdir, None)
+    found = read_run(workdir / "trained.trec")
+    for record in read_jsonl(workdir / "predictions" / "reranked.jsonl"):
+        ids = [id for id, _ in found[record["id"]]]
+        inputs = record["question"], record["passages"], ids
+        check_ranks(changes, *inputs, session.passages)
+        rows = read_facts(asked(record["question"]), "passages found")
+        assert [text for _, text in rows] == [
+            f"{p['title']}: {p['text']}" for p in record["passages"]
+        ]
+    # Off again, nothing tells that there was a reranker.
+    again = pipeline.run(make_config(), workdir)
+    assert list_made(again) == ["evaluate"] and again["methods"] == finished[1]["methods"]
+    files = {path.name for path in (workdir / "stages" / "evaluate").iterdir()}
+    assert files == {path.name for path in (finished[0] / "stages" / "evaluate").iterdir()}
 
 
 # Another dataset.

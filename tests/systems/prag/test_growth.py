@@ -14,7 +14,7 @@ from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.runtime.files import read_jsonl
 from rag_jax.systems import stages
 from rag_jax.systems.prag import train
-from rag_jax.systems.prag.config import AugmentConfig, EncodeConfig
+from rag_jax.systems.prag.config import AugmentConfig, DocumentsConfig, EncodeConfig
 from rag_jax.systems.prag.data import (
     Augmented,
     Format,
@@ -94,11 +94,12 @@ def test_dense_retrieval_embeds_in_pieces_and_goes_on(monkeypatch, tmp_path):
 
     def make_search(passages, embed, keep_words):
         table = embed(encoder=type("E", (), {"tokenizer": None}), passages=passages)
-        return lambda asked: [[passages[int(table[:, 0].argmax())]] for _ in asked]
+        return lambda asked: [[(int(table[:, 0].argmax()), 9.0)] for _ in asked]
 
     context = StageContext(Stage("retrieve", lambda context: None), tmp_path, folder=tmp_path)
     given = {"passages": passages, "questions": [Question("q", "?", (), {})]}
     given |= {"make_search": make_search, "encoding": EncoderConfig()}
+    given |= {"reranking": None, "retrieve": DocumentsConfig()}
     with pytest.raises(KeyboardInterrupt):
         run_retrieval(context, encode_passages=encode, **given)
     sizes.append(None)

@@ -13,19 +13,15 @@ import numpy as np
 import optax
 import pytest
 from in_process import InProcess
-from tiny_encoders import lengthen, write_reranker
 
 from rag_jax import lora
 from rag_jax.config import build, to_config_dict
 from rag_jax.data.questions import Question
 from rag_jax.evaluation.answers import exact_match, f1, match
 from rag_jax.lora.store import AdapterStore
-from rag_jax.models import load_reranker
 from rag_jax.pipeline.ask import Facts
 from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import StageContext
-from rag_jax.retrieval import score_pairs
-from rag_jax.retrieval.rerank import join_passage
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
 from rag_jax.systems.prag import ask, evaluate, pipeline, serve, steps, train, writer
@@ -48,6 +44,7 @@ from systems.asked import (
 )
 from systems.compared import check_rows
 from systems.evaluated import check_evaluation, list_made, write_world
+from systems.reranked import check_ranks, set_reranker
 from systems.rooms import check_rooms
 from systems.served import check_answers
 
@@ -577,21 +574,38 @@ def test_other_retrievers(make_config, tmp_path, by):
 
 
 def test_documents_are_ordered_anew_by_a_reranker(make_config, tmp_path):
-    reranker = lengthen(write_reranker(tmp_path / "reranker"), 64)
-    changes = {"name": str(reranker), "depth": 4, "max_length": 64}
-    changes = {f"retrieve.rerank.{name}": value for name, value in changes.items()}
+    changes, workdir = set_reranker(tmp_path), tmp_path / "run"
+    changes |= {"retrieve.by": "dense", "encode.epochs": 1}
+    report = pipeline.run(make_config(**changes), workdir)
     session = Session(build(PRAGConfig, make_config(**changes)))
-    run_stages(list_stages(session)[:2], tmp_path / "run")
-    records = read_jsonl(tmp_path / "run" / "stages" / "retrieve" / "found.jsonl")
-    passages = {passage.id: join_passage(passage) for passage in session.passages}
-    asked, model = {q.id: q.question for q in session.questions}, load_reranker(reranker)
-    for record in records:
-        pairs = [(asked[record["id"]], passages[id]) for id in record["passages"]]
-        scores = score_pairs(model, pairs, max_length=64)
-        assert len(pairs) == 2 and scores[0] >= scores[1]
-    plain = list_stages(Session(build(PRAGConfig, make_config())))
-    assert "rerank" not in plain[1].settings["retrieve"]
-    assert "reranker" in list_stages(session)[1].settings
+    session.open_corpus(workdir / "stages" / "corpus")
+    search, passages = session.make_search(session.passages), session.passages
+    folder = workdir / "stages" / "retrieve"
+    for found in read_jsonl(folder / "found.jsonl"):
+        (question,) = (q.question for q in session.questions if q.id == found["id"])
+        ids = [passages[row].id for row, _ in search([question])[0]]
+        shown = [{"id": i} | r for i, r in zip(found["passages"], found["ranks"], strict=True)]
+        assert len(ids) == 4 and len(shown) == 2
+        check_ranks(changes, question, shown, ids, passages)
+        for name in METHODS:
+            records = read_jsonl(workdir / "predictions" / f"{name}.jsonl")
+            (record,) = (r for r in records if r["id"] == found["id"])
+            assert record["retrieved"] == shown
+            if METHODS[name][0] != "nothing":  # what was reranked is what is read
+                assert record["passages"] == found["passages"]
+    table = report["tables"]["passages as found and reranked"]
+    assert [row[0] for row in table] == ["passages", "found", "reranked"]
+    records = read_jsonl(workdir / "predictions" / f"{session.config.ask}.jsonl")
+    check_answers(serve.open_run(session, workdir, None), session, records)
+    asked = ask.open_run(session, workdir, None)
+    rows = read_facts(asked(question), "passages found")
+    titles = {passage.id: passage.title or passage.text for passage in passages}
+    assert [titles[id] in text for id, (_, text) in zip(found["passages"], rows, strict=True)]
+
+    stages = list_stages(session)
+    assert stages[1].settings["rerank"] == session.config.retrieve.rerank
+    plain = list_stages(Session(build(PRAGConfig, make_config())))[1]
+    assert not {"rerank", "reranker"} & {*plain.settings, *plain.settings["retrieve"]}
 
 
 def test_a_search_depends_on_the_settings_of_its_own_searchers(make_config):

@@ -14,9 +14,9 @@ from rag_jax.systems.prag.config import (
     AnswerConfig,
     AugmentConfig,
     ChatReaderConfig,
+    DocumentsConfig,
     EncodeConfig,
     PRAGConfig,
-    RetrieveConfig,
 )
 from systems.planned import CHIP, draw, list_programs, plan
 
@@ -26,7 +26,7 @@ def config(llama_folder, bert_folder, monkeypatch):
     monkeypatch.setitem(chips._CHIPS, jax.devices()[0].device_kind, CHIP)
     return PRAGConfig(
         model=ChatReaderConfig(name=str(llama_folder), max_text=24),
-        retrieve=RetrieveConfig(passages=2, encoder=EncoderConfig(str(bert_folder), 32)),
+        retrieve=DocumentsConfig(passages=2, encoder=EncoderConfig(str(bert_folder), 32)),
         tuning=TuningConfig(rank=2, targets=r"ffn/(gate|up|down)"),
         encode=EncodeConfig(together=8, start="warm"),
         answer=AnswerConfig(max_tokens=4, batch_size=4),

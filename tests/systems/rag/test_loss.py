@@ -115,7 +115,7 @@ def test_chunks_of_an_answers_tokens_change_nothing(marginal, smoothing, monkeyp
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), run(), wanted)
 
 
-@pytest.mark.parametrize("remat", ["none", "full", "dots"])
+@pytest.mark.parametrize("remat", ["none", "full"])
 def test_an_encoder_decoder_in_a_loop_has_the_gradients_of_a_list(remat):
     generator = GENERATORS["bart"]
     _, batch = make_batch(generator, ((0, 1),), items=2)

@@ -41,6 +41,7 @@ from systems.evaluated import (
     read_answers,
     write_world,
 )
+from systems.reranked import check_ranks, set_reranker
 from systems.rooms import check_rooms
 from systems.served import check_answers, check_embeddings
 
@@ -509,6 +510,45 @@ def test_asking_a_classifier(classified, make_session):
         rows = read_facts(shown, "likeliest answers")
         assert len({answer for _, answer in rows} & set(LABELS)) == 3  # the likeliest
         assert sum(float(chance) for chance, _ in rows) <= 1.01
+
+
+# Reranking.
+
+
+def test_the_generator_reads_what_a_reranker_puts_first(
+    finished, make_config, make_session, tmp_path
+):
+    workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    changes = set_reranker(tmp_path)
+    report = pipeline.run(make_config(**changes), workdir)
+    assert list_made(report) == ["evaluate"]
+    assert tuple(report["methods"]) == (*QA_METHODS, "reranked")
+    session = make_session(**changes)
+    asked = ask.open_run(session, workdir, None)
+    trained = load_trained(session, workdir, "joint")
+    engine, passages = session.make_engine(trained["generator"]), session.passages
+    folder = workdir / "stages" / "index" / "index"
+    records = read_jsonl(workdir / "predictions" / "reranked.jsonl")
+    check_answers(serve.open_run(session, workdir, None), session, records)
+    queries = session.encode_questions(trained["query"], [r["question"] for r in records])
+    found = session.load_index(folder).search(queries, 5)
+    rows = {passage.id: row for row, passage in enumerate(passages)}
+    for record, scores, places in zip(records, *found, strict=True):
+        ids, read = [passages[row].id for row in places], record["passages"]
+        assert len(read) == 2
+        check_ranks(changes, record["question"], read, ids, passages)
+        # The retriever's own p(z|x), of the passages that are read.
+        logits = dict(zip(ids, session.config.retriever.scale * scores, strict=True))
+        weights = np.asarray([[logits[passage["id"]] for passage in read]], np.float32)
+        np.testing.assert_allclose([passage["score"] for passage in read], weights[0], atol=1e-3)
+        texts = pick_passages(passages, np.asarray([[rows[passage["id"]] for passage in read]]))
+        answers = engine.answer([record["question"]], texts, weights, ways=["thorough"])
+        assert answers["thorough"][0][0][0] == record["prediction"]
+        shown = list(asked(record["question"]))
+        assert read_text(shown) == record["prediction"]
+        assert len(read_facts(shown, "passages read")) == 2
+    before, after = (read_answers(w / "predictions", QA_METHODS) for w in (finished[0], workdir))
+    assert before == after
 
 
 # Another dataset.

@@ -13,6 +13,7 @@ import pytest
 from ir_measures import RR, Success
 
 from rag_jax.config import build, to_config_dict
+from rag_jax.evaluation.rankings import read_run
 from rag_jax.losses import token_logprobs
 from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import StageContext
@@ -28,6 +29,7 @@ from rag_jax.training.rows import pack_rows
 from systems.asked import LONG, read_facts, read_text, take_stock, write_corpus
 from systems.compared import check_rows
 from systems.evaluated import check_evaluation, evaluate_directly, list_made, read_answers
+from systems.reranked import check_ranks, set_reranker
 from systems.rooms import check_rooms
 from systems.served import check_answers
 
@@ -433,6 +435,39 @@ def test_asking_a_corpus_that_is_not_in_the_weights(finished, make_config, tmp_p
     session = Session(build(SelfRetrievalConfig, make_config(ablations=True)))
     with pytest.raises(RagJaxError, match="the corpus of Self-Retrieval is in its weights"):
         ask.open_run(session, finished[0], write_corpus(tmp_path / "own.jsonl"))
+
+
+# Reranking.
+
+
+def test_what_is_written_and_what_others_find_is_reranked(finished, make_config, tmp_path):
+    workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    changes = set_reranker(tmp_path)
+    report = pipeline.run(make_config(ablations=True, **changes), workdir)
+    assert list_made(report) == ["evaluate"]
+    names = [*evaluate.METHODS[:4], *evaluate.METHODS[4:], *evaluate.ABLATIONS]
+    rows = evaluate.RERANKINGS
+    wanted = [row for name in names for row in (name, rows.get(name)) if row]
+    assert list(report["methods"]) == wanted
+    session = Session(build(SelfRetrievalConfig, make_config(ablations=True, **changes)))
+    asked = ask.open_run(session, workdir, None)
+    engine = asked.args[0]
+    places = {passage.id: row for row, passage in enumerate(session.passages)}
+    for name, row in rows.items():
+        found = read_run(workdir / f"{name}.trec")
+        for record in read_jsonl(workdir / "predictions" / f"{row}.jsonl"):
+            question, shown = record["question"], record["passages"]
+            ids = [id for id, _ in found[record["id"]]]
+            check_ranks(changes, question, shown, ids, session.passages)
+            (answer,) = engine.answer([question], [places[shown[0]["id"]]])
+            assert record["prediction"] == answer
+            if row == "reranked":
+                assert read_text(asked(question)) == answer
+    records = read_jsonl(workdir / "predictions" / "reranked.jsonl")
+    check_answers(serve.open_run(session, workdir, None), session, records)
+    shared = [name for name in names if name in finished[1]["methods"]]
+    before, after = (read_answers(w / "predictions", shared) for w in (finished[0], workdir))
+    assert before == after
 
 
 # Another dataset.

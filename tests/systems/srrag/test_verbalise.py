@@ -191,6 +191,7 @@ def run_rounds(folder, questions, monkeypatch, *, pool, contexts=2):
     second.folder.mkdir()
     options = {
         "open_search": lambda *_: None,
+        "reranking": None,
         "sources": [SourceConfig("Self", "<Self>", "verbalise")],
     }
     verbalise.run_contexts(second, **common, **options, contexts=contexts)
