@@ -22,6 +22,7 @@ MTEB = "mteb>=2.26,<3"  # the benchmark of encoders, which brings PyTorch
 ARROW = "pyarrow>=14"  # Arrow files; from 14 on, a file's types name no code
 
 SERVE = ["starlette>=1,<2", "uvicorn>=0.30,<1"]  # the endpoint's routes, and its server
+TENSORBOARD = "tensorboardX>=2.6.5,<3"  # event files, without TensorBoard and TensorFlow
 
 TEST = [
     "pytest>=8",
@@ -37,8 +38,6 @@ TEST = [
     TENSORBOARD,
     "ruff==0.17.5",  # pinned: another version formats in another way
 ]
-
-TENSORBOARD = "tensorboardX>=2.6.5,<3"  # event files, without TensorBoard and TensorFlow
 
 TPU = "jax[tpu]>=0.10.2,<0.13"  # with the compiler that plans for slices
 
