@@ -2,18 +2,19 @@
 
     pip install -e '.[bench]'
     python launch/build_index.py FILE... --backend=exact --workdir=DIR
-    python benchmarks/retrievers.py FOLDER --index=DIR/stages/index/index [--split=test]
+    python benchmarks/retrievers.py FOLDER [--index=DIR/stages/index/index] [--split=test]
         [--questions=N] [--sparse=MODEL] [--tokens=MODEL] [--reranker=MODEL]
-        [--encoder NAME MODEL INDEX] [--runs=7] [--out=FILE]
+        [--encoder NAME MODEL [INDEX]] [--runs=7] [--out=FILE]
 
 MODEL is the folder of a sparse or a late-interaction encoder or of a reranker, which then are rows
 too; `train_reranker.py` makes one. --encoder adds a further dense encoder, with an index that
-`build_index.py --encoder=MODEL` made. FOLDER is a dataset in a format of `docs/guides/data.md`, and
-the FILEs are its passages. In the committed results it is SciFact, and the development questions of
-SQuAD over the passages of both of its parts. --questions takes as many, evenly spaced. Rankings are
-graded in trec_eval's order and compared with BM25's question by question. All retrievers then take
-turns at the first 64 questions, the encoding of the questions included. A further retriever is a
-line of `RETRIEVERS`, or of `OPTIONAL` if it needs a folder.
+`build_index.py --encoder=MODEL` made. Without an index the passages are encoded first. FOLDER is a
+dataset in a format of `docs/guides/data.md`, and the FILEs are its passages. In the committed
+results it is SciFact; the development questions of SQuAD over the passages of both of its parts;
+and a thousand questions of PopQA over their paragraphs. --questions takes as many, evenly spaced.
+Rankings are graded in trec_eval's order and compared with BM25's question by question. All
+retrievers then take turns at the first 64 questions, the encoding of the questions included. A
+further retriever is a line of `RETRIEVERS`, or of `OPTIONAL` if it needs a folder.
 """
 
 import argparse
@@ -32,7 +33,6 @@ from rag_jax.data.questions import load_collection
 from rag_jax.evaluation.pairs import compare_pairs
 from rag_jax.evaluation.rankings import ndcg, rank_hits, recall, reciprocal_rank
 from rag_jax.models import load, load_multi_vector, load_reranker, load_sparse
-from rag_jax.models.io.hub import fingerprint, resolve
 from rag_jax.retrieval import (
     BM25,
     Dense,
@@ -54,6 +54,7 @@ from rag_jax.search_config import FusionConfig
 from rag_jax.systems.stages import list_ranked
 
 ENCODER, DEPTH, REFERENCE = "all-minilm-l6-v2", 100, "BM25"
+LENGTH = 256  # tokens of a text that an encoder reads
 TIMED, RERANKED = 64, 20  # questions that are timed; passages of a question that are reranked
 
 
@@ -84,24 +85,29 @@ class Data:
     @cached_property
     def further(self) -> Dense:
         """The dense encoder of the command line, with its index."""
-        _, model, index = self._further
-        return self._open(model, index)
+        _, model, *index = self._further
+        return self._open(model, *index)
 
-    def _open(self, model: str, folder: Path) -> Dense:
-        index = Index.load(folder, encoder=fingerprint(resolve(model)))
-        bench.require(
-            list(index.ids or ()) == [passage.id for passage in self.passages],
-            f"{folder} has other passages than the dataset",
-        )
-        return Dense(index, partial(encode_texts, load(model), role="query"))
+    def _open(self, model: str, folder: Path | None = None) -> Dense:
+        encoder, ids = load(model), [passage.id for passage in self.passages]
+        encode = partial(encode_texts, encoder, max_length=LENGTH)
+        if folder is None:
+            embeddings = encode(map(make_text, self.passages), role="document")
+            options = {"backend": "exact", "encoder": encoder.fingerprint, "ids": ids}
+            index = Index.build(embeddings, **options)
+        else:
+            index = Index.load(folder, encoder=encoder.fingerprint)
+            found = list(index.ids or ())
+            bench.require(found == ids, f"{folder} has other passages than the dataset")
+        return Dense(index, partial(encode, role="query"))
 
     @cached_property
     def sparse(self) -> Sparse:
         """A sparse encoder with the index of up to 256 tokens a passage."""
         encoder, texts = load_sparse(self.encoders["sparse"]), map(make_text, self.passages)
-        weights = encode_sparse(encoder, texts, role="document", max_length=256)
+        weights = encode_sparse(encoder, texts, role="document", max_length=LENGTH)
         index = SparseIndex.build(weights, encoder=encoder.fingerprint)
-        return Sparse(index, partial(encode_sparse, encoder, role="query", max_length=256))
+        return Sparse(index, partial(encode_sparse, encoder, role="query", max_length=LENGTH))
 
     @cached_property
     def tokens(self) -> LateInteraction:
@@ -147,8 +153,8 @@ def main() -> None:
     parser.add_argument("folder", type=expand_path, help="a dataset")
     parser.add_argument("--split", default="test", help="of the questions that are asked")
     parser.add_argument("--questions", type=int, help="the most of them")
-    parser.add_argument("--index", type=expand_path, required=True, help="an index's folder")
-    names = {"nargs": 3, "metavar": ("NAME", "MODEL", "INDEX")}
+    parser.add_argument("--index", type=expand_path, help="an index's folder")
+    names = {"nargs": "+", "metavar": ("NAME", "MODEL [INDEX]")}
     parser.add_argument("--encoder", **names, help="a further dense encoder and its index")
     for option in OPTIONAL:
         parser.add_argument(f"--{option}", type=expand_path, help="a model's folder")

@@ -40,4 +40,6 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "retrievers_paired": lambda: list_paired("scifact"),
     "retrievers_squad": lambda: list_retrievers("squad"),
     "retrievers_squad_paired": lambda: list_paired("squad"),
+    "retrievers_popqa": lambda: list_retrievers("popqa"),
+    "retrievers_popqa_paired": lambda: list_paired("popqa"),
 }
