@@ -82,7 +82,8 @@ def test_a_worker_that_is_killed(tmp_path, executor, expected, capsys):
     opened = [process for process, _ in read_notes(tmp_path / "notes", "opened")]
     assert len(opened) == len({*opened}) == 4
     assert opened[0] == str(os.getpid()) and killed in opened[1:3]
-    assert len(list_makers(tmp_path / "notes") - {killed}) == 2
+    # On a busy machine the new one may come when all is made.
+    assert len(list_makers(tmp_path / "notes") - {killed}) in (1, 2)
     said = capsys.readouterr().err
     assert said.count("stage both: lost a worker on ") == 1
     assert "stage both: 11 items in" in said
