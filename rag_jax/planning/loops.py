@@ -234,20 +234,36 @@ def _count_written(lines: Lines, i: Instruction) -> float:
 
 
 def _count_read(module: Module, i: Instruction, users: dict[str, list[Instruction]]) -> float:
-    if i.is_root:  # of a fusion within a fusion, which passes it on
-        return math.inf
-    total = 0.0
+    read, is_passed_on = _follow(module, i, users)
+    return math.inf if is_passed_on else read
+
+
+def _follow(
+    module: Module, i: Instruction, users: dict[str, list[Instruction]]
+) -> tuple[float, bool]:
+    """Bytes that are read of an array within its fusion, and whether the fusion passes it on."""
+    if i.is_root:
+        return 0.0, True
+    total, is_passed_on = 0.0, False
+
+    def add(read: float, is_passed: bool) -> None:
+        nonlocal total, is_passed_on
+        total, is_passed_on = total + read, is_passed_on or is_passed
+
     for user in users.get(i.name, ()):
         if user.opcode == "bitcast":
-            total += _count_read(module, user, users)
+            add(*_follow(module, user, users))
         elif user.opcode == "fusion":  # within a fusion
             lines = module.computations[user.called[0]]
             inner = _list_users(lines)
             for p in lines.values():
                 if p.opcode == "parameter" and user.operands[p.number] == i.name:
-                    total += _count_read(module, p, inner)
+                    read, comes_out = _follow(module, p, inner)
+                    add(read, False)
+                    if comes_out:
+                        add(*_follow(module, user, users))
         elif user.opcode in _SLICES and user.operands[0] == i.name:
             total += user.size
         elif user.opcode != "dynamic-update-slice" or user.operands[0] != i.name:
-            return math.inf
-    return total
+            return math.inf, is_passed_on
+    return total, is_passed_on

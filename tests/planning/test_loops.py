@@ -213,6 +213,31 @@ ENTRY %main (x: bf16[8,64], p: bf16[1,64,16]) -> bf16[8,16] {
     assert work.accessed == 2 * (8 * 64 + 64 * 16 + 8 * 16)
 
 
+def test_of_what_a_fusion_within_a_fusion_passes_on_a_slice_is_read():
+    text = """
+%flatten (p: bf16[1,256,16]) -> bf16[256,16] {
+  %p = bf16[1,256,16]{2,1,0} parameter(0)
+  ROOT %flat = bf16[256,16]{1,0} bitcast(%p)
+}
+
+%multiply (x: bf16[8,64], p: bf16[1,256,16]) -> bf16[8,16] {
+  %x = bf16[8,64]{1,0} parameter(0)
+  %p = bf16[1,256,16]{2,1,0} parameter(1)
+  %all = bf16[256,16]{1,0} fusion(%p), kind=kLoop, calls=%flatten
+  %w = bf16[64,16]{1,0} slice(%all), slice={[0:64], [0:16]}
+  ROOT %y = bf16[8,16]{1,0} convolution(%x, %w), dim_labels=bf_io->bf
+}
+
+ENTRY %main (x: bf16[8,64], p: bf16[1,256,16]) -> bf16[8,16] {
+  %x = bf16[8,64]{1,0} parameter(0)
+  %p = bf16[1,256,16]{2,1,0} parameter(1)
+  ROOT %y = bf16[8,16]{1,0} fusion(%x, %p), kind=kOutput, calls=%multiply
+}
+"""
+    work = count_computation(read_module(text), "main")
+    assert work.accessed == 2 * (8 * 64 + 64 * 16 + 8 * 16)
+
+
 def test_a_window_counts_the_places_that_meet_the_input():
     """A batch of eight products, as a window that meets one place of each output's, and a sum."""
     text = """
