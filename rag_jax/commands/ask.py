@@ -20,57 +20,45 @@ import contextlib
 import gc
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 from rag_jax.commands.describe import describe_config
+from rag_jax.commands.finished import OPENING, FinishedRun, find_run
 from rag_jax.pipeline import command
 from rag_jax.runtime import signals
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.terminal import write_error, write_text
-from rag_jax.systems import list_systems, open_room
+from rag_jax.systems import open_room
 
 _PATIENCE = 1.5  # seconds from Ctrl-C to the end of a command that is compiling
 # Imports and tracing make many objects and drop few: to look for cycles at every 700th takes a
 # twentieth of the time of a first question.
 _OBJECTS = 50_000
 
-OPTIONS = {
-    "workdir": "the work folder",
-    "corpus": "your own passages: a file, a folder of documents, or that of build_index",
-}
-
 
 def main(arguments: list[str]) -> None:
     """Answers the command line's question, or questions at a prompt."""
     gc.set_threshold(_OBJECTS, 20)
     flags, question = split_question(arguments)
-    config, options = command.read_command(flags, OPTIONS)
-    name = command.find_system(config, list_systems("ask"))
-    workdir = command.find_workdir(flags, options)
-    corpus = command.read_path(options, "corpus")
+    finished, _ = find_run(flags, OPENING, "ask")
     if question is not None and not question.strip():
         write_error("the question is blank: write one, or leave it out")
         sys.exit(2)
     for file in (sys.stdin, sys.stdout, sys.stderr):
         file.reconfigure(errors="replace")
     with signals.leave_within(_PATIENCE):
-        _ask(config, name, workdir, corpus, question)
+        _ask(finished, question)
 
 
-def _ask(config: Any, name: str, workdir: Path, corpus: Path | None, question: str | None) -> None:
-    write_text(f"opening {workdir}: models, passages, index", sys.stderr)
+def _ask(finished: FinishedRun, question: str | None) -> None:
+    session = finished.open_session()
     # Imported here because it takes a second; see `command`.
     import jax
 
-    from rag_jax.config import build
     from rag_jax.pipeline.ask import answer_question
 
-    command.keep_programs()
-    pipeline = open_room(name, "pipeline")
-    session = pipeline.Session(build(pipeline.CONFIG, config))
     with jax.set_mesh(session.mesh):
-        ask = open_room(name, "ask").open_run(session, workdir, corpus)
+        room = open_room(finished.system, "ask")
+        ask = room.open_run(session, finished.workdir, finished.corpus)
         signals.begin_work()
         if question is not None:
             answer_question(ask, question)

@@ -22,19 +22,18 @@ import asyncio
 import logging
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from rag_jax.commands.describe import describe_config
+from rag_jax.commands.finished import OPENING, FinishedRun, find_run
 from rag_jax.pipeline import command
 from rag_jax.runtime import signals
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.terminal import write_text
-from rag_jax.systems import list_systems, open_room
+from rag_jax.systems import open_room
 
 OPTIONS = {
-    "workdir": "the work folder",
-    "corpus": "your own passages: a file, a folder of documents, or that of build_index",
+    **OPENING,
     "host": "the address to serve on",
     "port": "the port to serve on; 0 for any",
     "tokens": "largest number of tokens of a question",
@@ -45,10 +44,7 @@ OPTIONS = {
 
 def main(arguments: list[str]) -> None:
     """Serves the command line's run until a signal."""
-    config, options = command.read_command(arguments, OPTIONS)
-    name = command.find_system(config, list_systems("serve"))
-    workdir = command.find_workdir(arguments, options)
-    corpus = command.read_path(options, "corpus")
+    found, options = find_run(arguments, OPTIONS, "serve")
     try:
         from rag_jax.serving import access, server
         from rag_jax.serving.limits import Limits
@@ -64,33 +60,28 @@ def main(arguments: list[str]) -> None:
     port = command.read_count(options, "port")
     bound = server.bind(host, 8000 if port is None else port)
     with bound:
-        _serve(config, name, workdir, corpus, bound, token=token, limits=limits)
+        _serve(found, bound, token=token, limits=limits)
 
 
-def _serve(
-    config: Any, name: str, workdir: Path, corpus: Path | None, bound: Any, **options: Any
-) -> None:
-    write_text(f"opening {workdir}: models, passages, index", sys.stderr)
+def _serve(found: FinishedRun, bound: Any, **options: Any) -> None:
+    session = found.open_session()
     # Imported here because it takes a second; see `command`.
     import jax
 
-    from rag_jax.config import build
     from rag_jax.serving.app import make_app
     from rag_jax.serving.server import serve
     from rag_jax.serving.worker import Worker
 
-    command.keep_programs()
-    pipeline = open_room(name, "pipeline")
-    session = pipeline.Session(build(pipeline.CONFIG, config))
     with jax.set_mesh(session.mesh):
-        served = open_room(name, "serve").open_run(session, workdir, corpus)
+        room = open_room(found.system, "serve")
+        served = room.open_run(session, found.workdir, found.corpus)
     # How many texts were cut is nothing to say of every request.
     logging.getLogger("rag_jax.retrieval").setLevel(logging.ERROR)
     worker = Worker(served, session.mesh, tokens=options["limits"].tokens)
     write_text("compiling", sys.stderr)
     asyncio.run(worker.warm_up())
     signals.begin_work()
-    serve(make_app(name, served, worker, **options), bound)
+    serve(make_app(found.system, served, worker, **options), bound)
 
 
 def run() -> int:

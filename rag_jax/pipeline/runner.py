@@ -45,7 +45,7 @@ from rag_jax.runtime.hosts import is_first, wait_for_all
 from rag_jax.runtime.memory import release_memory
 from rag_jax.runtime.progress import log
 from rag_jax.runtime.track import find_tracker, open_tracker, tracking
-from rag_jax.runtime.trackers import Tracked
+from rag_jax.runtime.trackers import NONE, Tracked
 
 
 def run_stages(
@@ -236,6 +236,8 @@ def _track_methods(
     config: Any, workdir: Path, report: ReportSpec, methods: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Tracks every method's numbers, once for the stages that they come from."""
+    if find_tracker(config) == NONE:
+        return
     numbers = {
         f"{method}/{name}": value
         for method, values in methods.items()

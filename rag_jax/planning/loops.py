@@ -244,26 +244,27 @@ def _follow(
     """Bytes that are read of an array within its fusion, and whether the fusion passes it on."""
     if i.is_root:
         return 0.0, True
-    total, is_passed_on = 0.0, False
+    into = [_follow_into(module, i, user, users) for user in users.get(i.name, ())]
+    return sum(read for read, _ in into), any(is_passed_on for _, is_passed_on in into)
 
-    def add(read: float, is_passed: bool) -> None:
-        nonlocal total, is_passed_on
-        total, is_passed_on = total + read, is_passed_on or is_passed
 
-    for user in users.get(i.name, ()):
-        if user.opcode == "bitcast":
-            add(*_follow(module, user, users))
-        elif user.opcode == "fusion":  # within a fusion
-            lines = module.computations[user.called[0]]
-            inner = _list_users(lines)
-            for p in lines.values():
-                if p.opcode == "parameter" and user.operands[p.number] == i.name:
-                    read, comes_out = _follow(module, p, inner)
-                    add(read, False)
-                    if comes_out:
-                        add(*_follow(module, user, users))
-        elif user.opcode in _SLICES and user.operands[0] == i.name:
-            total += user.size
-        elif user.opcode != "dynamic-update-slice" or user.operands[0] != i.name:
-            return math.inf, is_passed_on
-    return total, is_passed_on
+def _follow_into(
+    module: Module, i: Instruction, user: Instruction, users: dict[str, list[Instruction]]
+) -> tuple[float, bool]:
+    """As `_follow`, of what one instruction does with an array."""
+    if user.opcode == "bitcast":
+        return _follow(module, user, users)
+    if user.opcode == "fusion":  # within a fusion
+        lines = module.computations[user.called[0]]
+        inner = _list_users(lines)
+        parameters = [p for p in lines.values() if p.opcode == "parameter"]
+        own = [p for p in parameters if user.operands[p.number] == i.name]
+        into = [_follow(module, p, inner) for p in own]
+        into = [(read, False) for read, _ in into] + [
+            _follow(module, user, users) for _, comes_out in into if comes_out
+        ]
+        return sum(read for read, _ in into), any(is_passed_on for _, is_passed_on in into)
+    if user.opcode in _SLICES and user.operands[0] == i.name:
+        return user.size, False
+    is_written = user.opcode == "dynamic-update-slice" and user.operands[0] == i.name
+    return (0.0 if is_written else math.inf), False

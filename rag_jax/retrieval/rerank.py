@@ -234,6 +234,23 @@ def rerank_all(
     return [(own[order], order) for own, order in zip(parts, orders, strict=True)]
 
 
+def rerank_rows(
+    reranker: Reranker,
+    questions: Sequence[str],
+    rows: Sequence[Sequence[int]],
+    passages: Sequence[Passage],
+    **options: Any,
+) -> list[tuple[Float[np.ndarray, "N"], Int[np.ndarray, "N"]]]:
+    """As `rerank_all`, of passages by their rows, each of which is read from its corpus once.
+
+    Raises:
+        RagJaxError: as `score_pairs`.
+    """
+    wanted = sorted({row for own in rows for row in own})
+    texts = {row: join_passage(passages[row]) for row in wanted}
+    return rerank_all(reranker, questions, [[texts[row] for row in own] for own in rows], **options)
+
+
 @dataclass(frozen=True, eq=False)
 class Reranked:
     """A search whose first passages are those of another searcher, ordered anew.
@@ -279,9 +296,7 @@ class Reranked:
         found = self.first.search(questions, min(max(k, self.depth), self.size))
         check_found(found, len(questions), self.size, type(self.first).__name__)
         rows = [np.asarray(own, np.int32) for own in found[1]]
-        wanted = {row: self.passages[row] for own in rows for row in own.tolist()}
-        texts = {row: join_passage(passage) for row, passage in wanted.items()}
-        read = [[texts[row] for row in own.tolist()] for own in rows]
-        ranked = rerank_all(self.reranker, questions, read, max_length=self.max_length)
+        read = questions, [own.tolist() for own in rows], self.passages
+        ranked = rerank_rows(self.reranker, *read, max_length=self.max_length)
         places = [own[order[:k]] for own, (_, order) in zip(rows, ranked, strict=True)]
         return [scores[:k] for scores, _ in ranked], places

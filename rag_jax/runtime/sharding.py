@@ -295,12 +295,17 @@ def shard_over_devices(array: np.ndarray) -> Array:
 
 
 def count_data_rows() -> int:
-    """Number of parts that the mesh in effect splits a batch into, a divisor of its rows.
+    """Number of parts that the mesh in effect splits a batch into, a divisor of its rows."""
+    return list_free_axes().get("data", 1)
 
-    1 within a `jax.shard_map` over `data`, where a device has its own rows.
+
+def list_free_axes() -> dict[str, int]:
+    """Sizes of the axes of the mesh in effect over which something can be split.
+
+    Not over those of a `jax.shard_map` around the caller, where a device has its own part.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if "data" in mesh.manual_axes else dict(mesh.shape).get("data", 1)
+    return {axis: size for axis, size in mesh.shape.items() if axis not in mesh.manual_axes}
 
 
 def shard_batch(arrays: PyTree[np.ndarray]) -> PyTree[Array]:

@@ -1,6 +1,7 @@
 """The one thread that computes: it answers, embeds and scores what several requests ask for."""
 
 import asyncio
+import contextlib
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -66,22 +67,28 @@ class Worker:
         return await asyncio.get_running_loop().run_in_executor(self._thread, run)
 
     def _answer_checked(self, questions: list[str]) -> list[Answer | Exception]:
-        results: list[Any] = list(map(self._check, questions))
+        results: list[Any] = [None] * len(questions)
+        for i, question in enumerate(questions):
+            try:
+                self._count(question)
+            except RequestError as error:
+                results[i] = error
         asked = [i for i, refused in enumerate(results) if refused is None]
         answers = self._isolate(self._answer_padded, [questions[i] for i in asked])
         for i, answer in zip(asked, answers, strict=True):
             results[i] = answer
         return results
 
-    def _check(self, question: str) -> Exception | None:
+    def _count(self, question: str) -> int:
+        """The number of a question's tokens; raises a RequestError if it is refused."""
         try:
             count = self._served.check(question)
         except RagJaxError as error:
-            return RequestError(400, str(error), "messages")
+            raise RequestError(400, str(error), "messages") from None
         if count > self._tokens:
             message = f"the question has {count} tokens, and the limit is {self._tokens}"
-            return RequestError(400, f"{message}: shorten it", "messages")
-        return None
+            raise RequestError(400, f"{message}: shorten it", "messages")
+        return count
 
     def _answer_padded(self, questions: list[str]) -> list[Answer]:
         """Answers one row of questions for each part of the mesh, or a whole batch."""
@@ -138,9 +145,11 @@ class Worker:
     def _list_questions(self) -> list[str]:
         """A question for each of the widths, doubled from 32 tokens, that are within the limit."""
         questions, words = {}, 1
-        while self._check(question := " ".join(["a"] * words)) is None:
-            questions.setdefault(double_up(self._served.check(question), 32), question)
-            words += 1 + words // 16
+        with contextlib.suppress(RequestError):  # the first that is refused
+            while True:
+                question = " ".join(["a"] * words)
+                questions.setdefault(double_up(self._count(question), 32), question)
+                words += 1 + words // 16
         return list(questions.values())
 
 

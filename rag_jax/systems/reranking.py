@@ -19,7 +19,7 @@ from rag_jax.models import Reranker, load_reranker
 from rag_jax.models.io.hub import fingerprint, resolve
 from rag_jax.models.io.reranker import check_reranker
 from rag_jax.pipeline.stage import StageContext
-from rag_jax.retrieval.rerank import choose_length, count_room, join_passage, rerank_all
+from rag_jax.retrieval.rerank import choose_length, count_room, rerank_rows
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, write_json
 from rag_jax.search_config import RerankConfig
@@ -65,14 +65,9 @@ class Reranking:
             RagJaxError: as `score_pairs`.
         """
         rows = [[row for row, _ in ranked] for ranked in found]
-        read = [own[: self.depth] for own in rows]
-        # A passage that several questions found is read from disk once.
-        wanted = sorted({row for own in read for row in own})
-        texts = {row: join_passage(passages[row]) for row in wanted}
+        read = questions, [own[: self.depth] for own in rows], passages
         options = {"max_length": self.max_length, "widths": list_widths(self.max_length)}
-        pairs = [[texts[row] for row in own] for own in read]
-        ranked = []
-        scored = rerank_all(self.reranker, questions, pairs, **options)
+        ranked, scored = [], rerank_rows(self.reranker, *read, **options)
         for (scores, order), own in zip(scored, rows, strict=True):
             first = [(own[i], s) for i, s in zip(order.tolist(), scores.tolist(), strict=True)]
             rest = enumerate(own[self.depth :], 1)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection, Question
 from rag_jax.decoding import generate
 from rag_jax.evaluation.compare import Record, timed
-from rag_jax.evaluation.rankings import Ranked
+from rag_jax.evaluation.rankings import Ranked, rank_hits
 from rag_jax.models import Pretrained, save
 from rag_jax.pipeline.runner import ReportSpec, run_session
 from rag_jax.pipeline.seeds import run_seeds
@@ -227,6 +227,24 @@ def list_ranked(
     """The rows and scores that a search found, as one list a question."""
     pairs = zip(rows, scores, strict=True)
     return [list(zip(r.tolist(), s.tolist(), strict=True)) for r, s in pairs]
+
+
+def order_found(
+    questions: Sequence[Question],
+    rankings: Sequence[Ranked],
+    passages: Sequence[Passage],
+    *,
+    depth: int | None = None,
+) -> list[Ranked]:
+    """The rankings in trec_eval's order, without passages that are the question itself.
+
+    Args:
+        rankings: rows of `passages` for each question.
+        depth: as for `rank_hits`.
+    """
+    get_id = cache(lambda row: passages[row].id)  # a passage is read from disk once
+    pairs = zip(questions, rankings, strict=True)
+    return [rank_hits(question, hits, get_id, depth=depth) for question, hits in pairs]
 
 
 def answer_timed(

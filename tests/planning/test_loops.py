@@ -189,50 +189,30 @@ ENTRY %main (x: bf16[8,64], p: bf16[32,64,16], i: s32[]) -> bf16[8,16] {
     assert work.accessed == 2 * (8 * 64 + 64 * 16 + 8 * 16) + 4
 
 
-def test_what_a_fusion_within_a_fusion_passes_on_is_read_whole():
-    text = """
-%flatten (p: bf16[1,64,16]) -> bf16[64,16] {
-  %p = bf16[1,64,16]{2,1,0} parameter(0)
-  ROOT %flat = bf16[64,16]{1,0} bitcast(%p)
-}
-
-%multiply (x: bf16[8,64], p: bf16[1,64,16]) -> bf16[8,16] {
-  %x = bf16[8,64]{1,0} parameter(0)
-  %p = bf16[1,64,16]{2,1,0} parameter(1)
-  %w = bf16[64,16]{1,0} fusion(%p), kind=kLoop, calls=%flatten
-  ROOT %y = bf16[8,16]{1,0} convolution(%x, %w), dim_labels=bf_io->bf
-}
-
-ENTRY %main (x: bf16[8,64], p: bf16[1,64,16]) -> bf16[8,16] {
-  %x = bf16[8,64]{1,0} parameter(0)
-  %p = bf16[1,64,16]{2,1,0} parameter(1)
-  ROOT %y = bf16[8,16]{1,0} fusion(%x, %p), kind=kOutput, calls=%multiply
-}
-"""
-    work = count_computation(read_module(text), "main")
-    assert work.accessed == 2 * (8 * 64 + 64 * 16 + 8 * 16)
+_CUT = "\n  %w = bf16[64,16]{1,0} slice(%all), slice={[0:64], [0:16]}"
 
 
-def test_of_what_a_fusion_within_a_fusion_passes_on_a_slice_is_read():
-    text = """
-%flatten (p: bf16[1,256,16]) -> bf16[256,16] {
-  %p = bf16[1,256,16]{2,1,0} parameter(0)
-  ROOT %flat = bf16[256,16]{1,0} bitcast(%p)
-}
+@pytest.mark.parametrize(("size", "flat", "cut"), [(64, "w", ""), (256, "all", _CUT)])
+def test_what_a_fusion_within_a_fusion_passes_on_is_read_where_it_goes(size, flat, cut):
+    """Whole, or the slice of it that is taken then."""
+    text = f"""
+%flatten (p: bf16[1,{size},16]) -> bf16[{size},16] {{
+  %p = bf16[1,{size},16]{{2,1,0}} parameter(0)
+  ROOT %flat = bf16[{size},16]{{1,0}} bitcast(%p)
+}}
 
-%multiply (x: bf16[8,64], p: bf16[1,256,16]) -> bf16[8,16] {
-  %x = bf16[8,64]{1,0} parameter(0)
-  %p = bf16[1,256,16]{2,1,0} parameter(1)
-  %all = bf16[256,16]{1,0} fusion(%p), kind=kLoop, calls=%flatten
-  %w = bf16[64,16]{1,0} slice(%all), slice={[0:64], [0:16]}
-  ROOT %y = bf16[8,16]{1,0} convolution(%x, %w), dim_labels=bf_io->bf
-}
+%multiply (x: bf16[8,64], p: bf16[1,{size},16]) -> bf16[8,16] {{
+  %x = bf16[8,64]{{1,0}} parameter(0)
+  %p = bf16[1,{size},16]{{2,1,0}} parameter(1)
+  %{flat} = bf16[{size},16]{{1,0}} fusion(%p), kind=kLoop, calls=%flatten{cut}
+  ROOT %y = bf16[8,16]{{1,0}} convolution(%x, %w), dim_labels=bf_io->bf
+}}
 
-ENTRY %main (x: bf16[8,64], p: bf16[1,256,16]) -> bf16[8,16] {
-  %x = bf16[8,64]{1,0} parameter(0)
-  %p = bf16[1,256,16]{2,1,0} parameter(1)
-  ROOT %y = bf16[8,16]{1,0} fusion(%x, %p), kind=kOutput, calls=%multiply
-}
+ENTRY %main (x: bf16[8,64], p: bf16[1,{size},16]) -> bf16[8,16] {{
+  %x = bf16[8,64]{{1,0}} parameter(0)
+  %p = bf16[1,{size},16]{{2,1,0}} parameter(1)
+  ROOT %y = bf16[8,16]{{1,0}} fusion(%x, %p), kind=kOutput, calls=%multiply
+}}
 """
     work = count_computation(read_module(text), "main")
     assert work.accessed == 2 * (8 * 64 + 64 * 16 + 8 * 16)

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from rag_jax.runtime.platforms import find_platform
-from rag_jax.runtime.sharding import count_data_rows
+from rag_jax.runtime.sharding import count_data_rows, list_free_axes
 
 Kernel = Literal["xla", "cudnn", "splash"]
 
@@ -121,8 +121,7 @@ def attend_rows(
     compute = partial(kernel, causal=mask.causal)
     if mask.window is not None:
         compute = partial(_attend_splash_window, window=mask.window)
-    mesh = jax.sharding.get_abstract_mesh()
-    sizes = {name: mesh.shape[name] for name in mesh.axis_names if name not in mesh.manual_axes}
+    sizes = list_free_axes()
     if any(size > 1 for size in sizes.values()):
         split = sizes.get("model", 1) > 1 and groups % sizes["model"] == 0
         data = "data" if "data" in sizes else None

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
-from rag_jax.evaluation.rankings import rank_hits
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.ask import Ask, Facts, name_passage
 from rag_jax.pipeline.runner import open_stages
@@ -14,7 +13,7 @@ from rag_jax.retrieval import Index
 from rag_jax.retrieval.contrastive import Encoders
 from rag_jax.systems.dpr.pipeline import list_stages
 from rag_jax.systems.dpr.session import Session
-from rag_jax.systems.stages import list_ranked
+from rag_jax.systems.stages import list_ranked, order_found
 
 _SHOWN = 5  # passages
 
@@ -52,10 +51,10 @@ def _answer(
     session: Session, encoder: Pretrained, index: Index, passages: Sequence[Passage], question: str
 ) -> Iterator[Facts]:
     k = min(session.config.depth, index.size)
-    (found,) = list_ranked(*index.search(session.encode_queries(encoder, [question]), k))
-    order = partial(rank_hits, Question("", question, (), {}), get_id=lambda row: passages[row].id)
-    ranked = order(found)
+    order = partial(order_found, [Question("", question, (), {})], passages=passages)
+    found = index.search(session.encode_queries(encoder, [question]), k)
+    (ranked,) = order(list_ranked(*found))
     if session.reranking is not None:
-        ranked = order(*session.reranking.order([question], [ranked], passages))
+        (ranked,) = order(session.reranking.order([question], [ranked], passages))
     shown = [(f"{score:.3f}", name_passage(passages[row])) for row, score in ranked[:_SHOWN]]
     yield Facts("passages found", shown)

@@ -12,7 +12,6 @@ from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.evaluation.compare import Method, Record, compare, describe_question, mean_numbers
 from rag_jax.evaluation.rankings import (
-    Ranked,
     answer_hits,
     ndcg,
     rank_hits,
@@ -29,7 +28,7 @@ from rag_jax.systems.dpr.config import DPRConfig
 from rag_jax.systems.dpr.infer import Ranking, rank_passages
 from rag_jax.systems.evaluation import name_model
 from rag_jax.systems.reranking import RERANKED, Reranking, add_ranks, rank_anew, rerank_found
-from rag_jax.systems.stages import list_ranked
+from rag_jax.systems.stages import list_ranked, order_found
 from rag_jax.systems.words import build_words, tabulate_words
 
 METHODS = ("bm25", "untrained", "trained")
@@ -104,7 +103,7 @@ def run_evaluation(
     }
     if context.needs("train"):
         rankings["trained"] = rank(load_trained(context.path("train", "")), "trained")
-    order = partial(_order, questions, passages, depth)
+    order = partial(order_found, questions, passages=passages, depth=depth)
     found = {name: order(list_ranked(*ranking)) for name, ranking in rankings.items()}
     ranks = dict.fromkeys(found, [{}] * len(asked))
     if reranking is not None:
@@ -119,17 +118,6 @@ def run_evaluation(
         ranked = [[(passage.id, score) for passage, score in own] for own in hits]
         methods.append(Method(name, lambda r=records: r, lambda r=ranked: r, MEASURES))
     compare(methods, questions, score_ranking, context.folder)
-
-
-def _order(
-    questions: Sequence[Question],
-    passages: Sequence[Passage],
-    depth: int,
-    rankings: Sequence[Ranked],
-) -> list[Ranked]:
-    """The rankings in trec_eval's order, without passages that are the question itself."""
-    pairs = zip(questions, rankings, strict=True)
-    return [rank_hits(q, hits, lambda row: passages[row].id, depth=depth) for q, hits in pairs]
 
 
 def score_ranking(question: Question, record: Record) -> Record:

@@ -15,7 +15,7 @@ from rag_jax.retrieval import list_texts
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import count_data_rows
 from rag_jax.systems.prag.evaluate import METHODS
-from rag_jax.systems.prag.infer import Search
+from rag_jax.systems.prag.infer import Answers, Search
 from rag_jax.systems.prag.pipeline import list_stages
 from rag_jax.systems.prag.session import Session
 
@@ -90,14 +90,31 @@ def _answer(
     else:
         yield Note("adapters are merged into the model, the passages are not read")
     prompt = session.format.encode_prompt(question, found if reads else ())
-    check_length(len(prompt), session.room)
-    # Few widths: a program is compiled for each.
-    width = min(double_up(len(prompt), 32), session.room)
-    engine = session.make_engine(width, batch_size=count_data_rows())
-    answers = engine.answer([prompt], store if encoded else None, [encoded])
+    size, store = count_data_rows(), store if encoded else None
+    answers = answer_prompts(session, store, [prompt], [encoded], batch_size=size)
     for reason in answers.lost.values():
         yield Note(f"answered without an adapter: {reason}")
     yield Piece("answer", answers.texts[0])
+
+
+def answer_prompts(
+    session: Session,
+    store: AdapterStore | None,
+    prompts: Sequence[Sequence[int]],
+    merged: Sequence[Sequence[str]],
+    *,
+    batch_size: int,
+) -> Answers:
+    """Answers prompts of unknown lengths; see `Engine.answer`.
+
+    Raises:
+        RagJaxError: a prompt has no room.
+    """
+    longest = max(map(len, prompts))
+    check_length(longest, session.room)
+    # Few widths: a program is compiled for each.
+    width = min(double_up(longest, 32), session.room)
+    return session.make_engine(width, batch_size=batch_size).answer(prompts, store, merged)
 
 
 def pick_adapters(

@@ -4,11 +4,16 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from rag_jax.data.batches import double_up, list_widths
+from rag_jax.data.batches import list_widths
 from rag_jax.data.passages import Passage
 from rag_jax.lora.store import AdapterStore
 from rag_jax.pipeline.ask import check_length
-from rag_jax.systems.prag.ask import find_documents, open_parts, pick_adapters
+from rag_jax.systems.prag.ask import (
+    answer_prompts,
+    find_documents,
+    open_parts,
+    pick_adapters,
+)
 from rag_jax.systems.prag.evaluate import METHODS
 from rag_jax.systems.prag.infer import Search
 from rag_jax.systems.prag.session import Session
@@ -51,12 +56,7 @@ def _answer(
         encoded, reads = pick_adapters(session, store, documents)
         prompts.append(session.format.encode_prompt(question, documents if reads else ()))
         merged.append(encoded)
-    longest = max(map(len, prompts))
-    check_length(longest, session.room)
-    # Few widths: a program is compiled for each.
-    width = min(double_up(longest, 32), session.room)
-    engine = session.make_engine(width, batch_size=len(questions))
-    answers = engine.answer(prompts, store, merged)
+    answers = answer_prompts(session, store, prompts, merged, batch_size=len(questions))
     for reason in answers.lost.values():
         session.note(f"answered without an adapter: {reason}")
     columns = answers.texts, found, map(len, prompts), answers.lengths

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
-from rag_jax.evaluation.rankings import rank_hits
 from rag_jax.pipeline.ask import Ask, Facts, Note, Piece, check_length, name_passage
 from rag_jax.pipeline.runner import open_stages
 from rag_jax.runtime.errors import RagJaxError
@@ -19,7 +18,7 @@ from rag_jax.systems.self_retrieval.infer import Engine
 from rag_jax.systems.self_retrieval.pipeline import list_stages
 from rag_jax.systems.self_retrieval.scores import Candidate, score
 from rag_jax.systems.self_retrieval.session import Session
-from rag_jax.systems.stages import Ranked
+from rag_jax.systems.stages import Ranked, order_found
 
 _SHOWN = 5  # passages
 
@@ -67,12 +66,8 @@ class Found(NamedTuple):
 
 def find(engine: Engine, reranking: Reranking | None, questions: Sequence[str]) -> list[Found]:
     """What each question finds; the answer continues from the best passage, reranked or not."""
-
-    def order(ranked: Sequence[Ranked]) -> list[Ranked]:
-        pairs = zip(questions, ranked, strict=True)
-        get_id = lambda row: engine.passages[row].id  # noqa: E731
-        return [rank_hits(Question("", asked, (), {}), own, get_id) for asked, own in pairs]
-
+    asked = [Question("", question, (), {}) for question in questions]
+    order = partial(order_found, asked, passages=engine.passages)
     groups, answers = zip(*engine.retrieve(questions), strict=True)
     ranked = order([rank(own, score(own, engine.settings)) for own in groups])
     if reranking is not None:

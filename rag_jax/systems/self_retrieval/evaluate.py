@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from rag_jax.evaluation.compare import (
     summarize_answers,
     timed,
 )
-from rag_jax.evaluation.rankings import Ranked, rank_hits, recall, reciprocal_rank
+from rag_jax.evaluation.rankings import Ranked, recall, reciprocal_rank
 from rag_jax.pipeline.runner import ReportSpec
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval import Index, make_text
@@ -30,7 +30,7 @@ from rag_jax.systems.reranking import RERANKED, Reranking, add_ranks, rank_anew,
 from rag_jax.systems.self_retrieval.config import SearchConfig, SelfRetrievalConfig
 from rag_jax.systems.self_retrieval.infer import Engine
 from rag_jax.systems.self_retrieval.scores import Candidate, score, score_unassessed
-from rag_jax.systems.stages import answer_timed, list_ranked
+from rag_jax.systems.stages import answer_timed, list_ranked, order_found
 from rag_jax.systems.words import build_words, tabulate_words
 
 METHODS = ("bm25", "dense", "dense_tuned", "self_retrieval", "without_assessment")
@@ -109,7 +109,7 @@ def run_evaluation(
     found = _retrieve(context, engine, asked, "self_retrieval")
     candidates = [_read_groups(record) for record in found]
     rankings["without_assessment"] = [rank(g, score_unassessed(g, search)) for g in candidates]
-    order = partial(_order, questions=questions, passages=passages)
+    order = partial(order_found, questions, passages=passages, depth=_DEPTH)
     rankings = {name: order(ranked) for name, ranked in rankings.items()}
     # Other retrievers' searches are not timed.
     seconds = dict.fromkeys(rankings, [0.0] * len(asked))
@@ -188,15 +188,6 @@ def grade(
         "passages": add_ranks(shown, record),
         "seconds": record["seconds"],
     }
-
-
-def _order(
-    rankings: Sequence[Ranked], *, questions: Sequence[Question], passages: Sequence[Passage]
-) -> list[Ranked]:
-    """The rankings in trec_eval's order, without passages that are the question itself."""
-    get_id = cache(lambda row: passages[row].id)  # a passage is read from disk once
-    pairs = zip(questions, rankings, strict=True)
-    return [rank_hits(q, hits, get_id, depth=_DEPTH) for q, hits in pairs]
 
 
 def _name_passages(

@@ -1,0 +1,58 @@
+"""What commands that open a finished work folder share: which run it is, and its session."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rag_jax.pipeline import command
+from rag_jax.runtime.terminal import write_text
+from rag_jax.systems import list_systems, open_room
+
+# The flags that open it: what each is for.
+OPENING = {
+    "workdir": "the work folder",
+    "corpus": "your own passages: a file, a folder of documents, or that of build_index",
+}
+
+
+class FinishedRun(NamedTuple):
+    """A run that the command line names.
+
+    Attributes:
+        system: the name of the run's system.
+        corpus: passages to search in place of the run's; None for those.
+    """
+
+    config: Any
+    system: str
+    workdir: Path
+    corpus: Path | None
+
+    def open_session(self) -> Any:
+        """The session of the run's system, and a line that says what is being opened."""
+        write_text(f"opening {self.workdir}: models, passages, index", sys.stderr)
+        # Imported here because it takes a second; see `command`.
+        from rag_jax.config import build
+
+        command.keep_programs()
+        pipeline = open_room(self.system, "pipeline")
+        return pipeline.Session(build(pipeline.CONFIG, self.config))
+
+
+def find_run(
+    arguments: list[str], options: Mapping[str, str], room: str
+) -> tuple[FinishedRun, dict[str, str | None]]:
+    """The run that the command line names, and the options that it gives.
+
+    Args:
+        options: `OPENING` and further ones.
+        room: that the run's system needs.
+
+    Raises:
+        RagJaxError: a flag is wrong, or the system has no such room.
+    """
+    config, given = command.read_command(arguments, options)
+    system = command.find_system(config, list_systems(room))
+    workdir, corpus = command.find_workdir(arguments, given), command.read_path(given, "corpus")
+    return FinishedRun(config, system, workdir, corpus), given
