@@ -55,7 +55,7 @@ setup(
     # The config files come along, for `--config=NAME` away from a checkout.
     packages=[*find_packages(include=["rag_jax", "rag_jax.*"]), "rag_jax.configs"],
     package_dir={"rag_jax.configs": "configs"},
-    package_data={"rag_jax": ["py.typed", "planning/lengths.json"]},
+    package_data={"rag_jax": ["py.typed", "planning/lengths.json", "evaluation/report_page/*"]},
     entry_points={"console_scripts": ["rag-jax = rag_jax.commands.main:run"]},
     install_requires=[
         "jax>=0.10.2,<0.13",  # 0.10.2 is the last for Python 3.11
