@@ -126,6 +126,8 @@ setup(
         "serve": SERVE,
         "faiss": [FAISS],  # further backends of an index, also where ScaNN has no wheel
         "ray": ["ray[default]>=2.60,<3"],  # workers, on one machine or a cluster
+        # Drives Debian's Chromium; axe-core is in the second one, pinned as its rules change.
+        "browser": ["playwright>=1.50,<2", "axe-playwright-python==0.1.8"],
         "cuda12": ["jax[cuda12]>=0.10.2,<0.13"],
         "docs": [
             "mkdocs-material>=9.6,<10",

@@ -82,7 +82,7 @@ function makeShares(method, question) {
     const source = method.run.sources[number] || `source ${number + 1}`;
     return [source === chosen ? `${source}, chosen` : source, ...values.map((own) => own[number] === undefined ? "-" : own[number].toFixed(3))];
   });
-  return makeTable("Sources", [["source", ...columns.map((name) => names[name])], ...rows]);
+  return makeTable(`${method.label}: sources`, [["source", ...columns.map((name) => names[name])], ...rows]);
 }
 
 function makePassages(method, question, entries) {

@@ -87,7 +87,8 @@ function readPage() {
 function showList() {
   const page = readPage();
   const rows = found.slice((page - 1) * ROWS, page * ROWS);
-  active = Math.max(0, rows.findIndex((question) => KEYS[question] === STATE.q));
+  const last = STATE.q || opened; // a question that has been closed is where the list goes on
+  active = Math.max(0, rows.findIndex((question) => KEYS[question] === last));
   const hasPopularity = QUESTIONS.popularity.some((value) => value !== null);
   const columns = [
     ["question", "Question", "asked"],

@@ -79,16 +79,16 @@ function makeCurve(stage, metric, found) {
 
 function showRun(place) {
   for (const run of DATA.runs) {
-    const facts = Object.entries(run.environment).map(([name, value]) => [name.replaceAll("_", " "), format2(value)]);
+    const facts = Object.entries(run.environment).map(([name, value]) => [name.replaceAll("_", " "), describeFact(value)]);
     place.append(
       make("h2", {}, run.label),
       makeFacts([["system", run.system], ["model", run.model], ["questions", run.dataset], ...facts]),
       ...run.cuts.map((text) => make("p", { class: "quiet" }, text)),
-      makeTable("Where the time went: seconds of each stage when it was made", addBars(run.tables.stages)));
+      makeTable(nameOf(run, "seconds of each stage when it was made"), addBars(run.tables.stages)));
   }
 }
 
-function format2(value) {
+function describeFact(value) {
   return typeof value === "number" ? format(value) : String(value);
 }
 

@@ -76,6 +76,9 @@ def test_report(finished, make_config):
         "tables",
         "analysis",
         "paired",
+        "columns",
+        "scores",
+        "figures",
         "stages",
         "environment",
     }
