@@ -77,9 +77,7 @@ def explain_missing(run: Path) -> str:
         return f"{run}: there is no such folder"
     if not (run / "stages").is_dir():
         if any(run.glob("*/stages")):
-            return (
-                f"{run}: is no finished run; name the folder of one run, or finish the comparison"
-            )
+            return f"{run}: has no report; finish the comparison, or name the folder of one run"
         return f"{run}: is no work folder of a run: it has neither report.json nor stages"
     ended = {path.parent.name for path in (run / "stages").glob("[!.]*/stage.json")}
     missing = [stage for stage in list_needed(run) if stage not in ended]
