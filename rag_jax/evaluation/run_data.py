@@ -24,11 +24,14 @@ REPORT, PREDICTIONS = "report.json", "predictions"
 _LONGEST = {"question": 2000, "answer": 200, "prediction": 1000, "knowledge": 1200}
 _ANSWERS = 20  # of a question that are listed
 _CORPORA = ("stages/corpus", "[!.]*/stages/corpus")  # of a run, and of a comparison's systems
+# Numbers of a prediction that there is one of for each source.
+_BY_SOURCE = ("probabilities", "votes", "correct_by_source")
 # What a field of a prediction holds, of the fields that the page reads.
 _TYPES: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("id", "question", "prediction", "source", "knowledge", "dataset"), (str,)),
+    **dict.fromkeys(("id", "question", "dataset", "type"), (str,)),
+    **dict.fromkeys(("prediction", "source", "knowledge"), (str, type(None))),
     **dict.fromkeys(("answers", "passages", "adapters"), (list,)),
-    **dict.fromkeys(("probabilities", "votes"), (list, type(None))),
+    **dict.fromkeys(_BY_SOURCE, (list, type(None))),
 }
 _NEEDED = ("scores", "columns", "figures")  # of a report, which older ones do not have
 
@@ -77,7 +80,9 @@ def _find_problem(record: Any) -> str:
             return f"{name}={value}: must be finite"
     if not all(isinstance(answer, str) for answer in record.get("answers", [])):
         return f"answers={show(record['answers'])}: must be texts"
-    for name in ("probabilities", "votes"):
+    if not (record.get("popularity") is None or _is_number(record["popularity"])):
+        return f"popularity={show(record['popularity'])}: must be a number"
+    for name in _BY_SOURCE:
         if not all(map(_is_number, record.get(name) or ())):
             return f"{name}={show(record[name])}: must be numbers"
     for name in ("passages", "adapters", "retrieved"):
@@ -118,8 +123,9 @@ def collect_run(
           `third` and `relevant`.
         - `methods`: for each its columns, with None for a question that it does not answer:
           `prediction`; `numbers` by name; and of those that there are, `source`,
-          `probabilities`, `votes`, `knowledge` (a place in `texts`), `passages` (each a place in
-          `passages`, its score and its rank before reranking) and `adapters`.
+          `probabilities`, `votes`, `correct_by_source`, `knowledge` (a place in `texts`),
+          `passages` (each a place in `passages`, its score and its rank before reranking) and
+          `adapters`.
         - `texts`; `passages`: id, title and text of each, the text None if the page has none.
         - `cuts`: what was left out or shortened, a sentence each.
     """
@@ -239,8 +245,7 @@ def _list_columns(
     columns: dict[str, Any] = {
         "prediction": read("prediction", lambda text: texts.cut(text, "prediction")),
         "source": read("source", str),
-        "probabilities": read("probabilities", lambda values: list(map(_round, values))),
-        "votes": read("votes", lambda values: list(map(_round, values))),
+        **{name: read(name, lambda values: list(map(_round, values))) for name in _BY_SOURCE},
         "knowledge": read("knowledge", lambda t: texts.place(t, "knowledge") if t else None),
         "passages": [shelf.list_found(row) for row in answered],
         "adapters": [shelf.list_adapters(row) for row in answered],

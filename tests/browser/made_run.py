@@ -66,6 +66,7 @@ def make_records(questions, seed, method):
                 "source": SOURCES[number],
                 "probabilities": [1 - share, share],
                 "votes": [0.25, 0.75],
+                "correct_by_source": [right, 0.0] if number == 0 else [0.0, right],
                 "knowledge": f"[1] knowledge of {question.answers[0]} and more",
                 **({"passages": found} if number else {}),
             }

@@ -132,7 +132,8 @@ def test_a_link_opens_a_question_with_everything_known_of_it(visit, made):
     answer = detail.locator("details.answer").nth(1)
     text = answer.inner_text()
     assert text.startswith("routed: ✓ right, Land")
-    assert "Wiki, chosen" in text and f"{found['probabilities'][1]:.3f}" in text
+    shares = f"{found['probabilities'][1]:.3f}\t0.750\t✓ right"
+    assert f"Wiki, chosen\t{shares}" in text
     passages = answer.locator(".passages li")
     number = int(found["passages"][0]["id"][1:])
     for rank, item in enumerate(passages.all(), 1):
@@ -285,6 +286,8 @@ def test_runs_side_by_side(visit, pair):
     page = visit(pair.page, "view=questions&q=q/110")
     shown = page.locator("#detail .answer").all_inner_texts()
     assert [text.split(": ✓")[0].split(": ✗")[0] for text in shown] == rows
+    assert page.locator("#detail > *").last.get_attribute("class") == "answer"
+    assert not re.search(r"null|undefined|NaN", page.inner_text("body"))
     page = visit(pair.page, "view=questions&q=q/1")
     assert "Not asked in second." in page.inner_text("#detail")
 

@@ -136,6 +136,7 @@ def test_a_comparison_has_its_systems_corpus_and_curves(tmp_path):
         ('{"id": "a", "passages": "7"}', "first.jsonl:2: .*passages='7': must be a list"),
         ('{"id": "a", "passages": [{}]}', "first.jsonl:2: .*must be an id, or have one"),
         ('{"id": "a", "passages": [{"id": "7", "score": NaN}]}', "2: .*score and rank must be num"),
+        ('{"id": "a", "popularity": "x"}', "first.jsonl:2: .*popularity='x': must be a number"),
         ('{"id": "a", "votes": ["x"]}', "first.jsonl:2: .*votes=.*must be numbers"),
         ('{"id": "a", "seconds": Infinity}', "first.jsonl:2: .*seconds=inf: must be finite"),
     ],

@@ -20,7 +20,7 @@ function showQuestion(question) {
     ]),
     makeOverview(question),
     ...METHODS.filter((method) => method.at[question] >= 0).map((method, number) => makeAnswer(method, question, number)),
-    makeMissing(question));
+    ...makeMissing(question));
 }
 
 /** A line a method: whether it is right, its source, its answer. */
@@ -31,12 +31,13 @@ function makeOverview(question) {
     method.label, makeVerdict(rate(method, question)), ...hasSource ? [read(method, "source", question) || "-"] : [],
     make("span", { class: "given" }, read(method, "prediction", question) || "-"),
   ]);
-  return makeTable("Answers", [["method", "", ...hasSource ? ["source"] : [], "answer"], ...rows]);
+  return makeTable("Answers", [["method", "", ...hasSource ? ["source"] : [], make("span", { class: "given" }, "answer")], ...rows]);
 }
 
 function makeMissing(question) {
   const without = DATA.runs.filter((run) => !METHODS.some((method) => method.run === run && method.at[question] >= 0));
-  return without.length ? make("p", { class: "quiet" }, `Not asked in ${without.map((run) => run.label).join(", ")}.`) : null;
+  const names = without.map((run) => run.label).join(", ");
+  return without.length ? [make("p", { class: "quiet" }, `Not asked in ${names}.`)] : [];
 }
 
 function makeAnswer(method, question, number) {
@@ -71,18 +72,24 @@ function listFacts(method, question) {
   });
 }
 
-/** What speaks for each source: the model's probabilities, and the datastore's votes. */
+const BY_SOURCE = { probabilities: "probability", votes: "neighbours' share", correct_by_source: "right" };
+
+/** What speaks for each source, and whether its answer would be right. */
 function makeShares(method, question) {
-  const columns = ["probabilities", "votes"].filter((name) => read(method, name, question));
+  const columns = Object.keys(BY_SOURCE).filter((name) => read(method, name, question));
   if (!columns.length) return null;
-  const names = { probabilities: "probability", votes: "share of the neighbours" };
   const values = columns.map((name) => read(method, name, question));
   const chosen = read(method, "source", question);
   const rows = values[0].map((_, number) => {
     const source = method.run.sources[number] || `source ${number + 1}`;
-    return [source === chosen ? `${source}, chosen` : source, ...values.map((own) => own[number] === undefined ? "-" : own[number].toFixed(3))];
+    const cells = columns.map((name, column) => {
+      const value = values[column][number];
+      if (value === undefined) return "-";
+      return name === "correct_by_source" ? makeVerdict(value) : value.toFixed(3);
+    });
+    return [source === chosen ? `${source}, chosen` : source, ...cells];
   });
-  return makeTable(`${method.label}: sources`, [["source", ...columns.map((name) => names[name])], ...rows]);
+  return makeTable(`${method.label}: sources`, [["source", ...columns.map((name) => BY_SOURCE[name])], ...rows]);
 }
 
 function makePassages(method, question, entries) {
