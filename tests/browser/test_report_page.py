@@ -121,7 +121,8 @@ def test_another_score_may_say_what_is_right(visit, made):
 
 
 def test_a_link_opens_a_question_with_everything_known_of_it(visit, made):
-    found = next(r for r in made.records["routed"] if r["source"] == "Wiki" and r["correct"])
+    routed = made.records["routed"][60:]  # on the second page
+    found = next(r for r in routed if r["source"] == "Wiki" and r["correct"])
     question = QUESTIONS[found["id"]]
     page = visit(made.page, f"view=questions&q={found['id']}")
     detail = page.locator("#detail")
@@ -146,6 +147,8 @@ def test_a_link_opens_a_question_with_everything_known_of_it(visit, made):
     assert passages.count() == 3
     marked = answer.locator("mark").first.inner_text()
     assert marked == question.answers[0]
+    # Its row is the marked one of the list, on whatever page of it.
+    assert page.locator("#list tr.chosen a").inner_text() == question.question
     # By the browser's own history, and by the list.
     page.click("text=Next question")
     page.go_back()

@@ -9,6 +9,13 @@ function colour(number) {
   return `var(--series-${number % COLOURS})`;
 }
 
+/** The number of a name's colour: a method has one in all figures, other names have the others. */
+function numberName(name, names) {
+  const methods = [...new Set(METHODS.map((method) => method.name))];
+  const place = methods.indexOf(name);
+  return place >= 0 ? place : methods.length + names.filter((other) => !methods.includes(other)).indexOf(name);
+}
+
 /** Dashes, so that lines differ by more than their colour. */
 function dash(number) {
   return DASHES[Math.floor(number / COLOURS + number) % DASHES.length];
@@ -184,7 +191,7 @@ function describe([x, y]) {
 function makeLineFigure(title, { x, y, lines, points, guides }) {
   const names = [...new Set([...Object.keys(lines), ...Object.keys(points)])];
   const list = (from, kind, pick) => Object.entries(from).map(([name, value]) => ({
-    name, kind, number: names.indexOf(name), points: pick(value).map(describe),
+    name, kind, number: numberName(name, names), points: pick(value).map(describe),
   }));
   const series = [...list(guides, "guide", (v) => v), ...list(lines, "line", (v) => v), ...list(points, "dots", (v) => [v])];
   return makeChart({ title, x: { ...UNIT, label: x }, y: { ...UNIT, label: y }, series });
@@ -194,7 +201,7 @@ function makeBarFigure(title, { y, groups, bars }) {
   const names = Object.keys(bars);
   const width = 0.8 / names.length / groups.length;
   const series = names.map((name, number) => ({
-    name, number, kind: "bar",
+    name, kind: "bar", number: numberName(name, names),
     points: bars[name].map((height, group) => ({ height, group })).filter(({ height }) => height !== null)
       .map(({ height, group }) => ({
         x: (group + 0.1) / groups.length + (number + 0.5) * width, y: height, text: `${groups[group]}: ${format(height)}`,
@@ -212,8 +219,8 @@ function makeCostFigure(title, { x, y, points, groups, frontier }) {
   const zero = costs.some((cost) => cost <= 0) ? first - (last - first) / 8 : null;
   const place = (cost) => cost > 0 ? Math.log10(cost) : zero;
   const names = [...new Set(Object.values(groups))];
-  const series = names.map((group, number) => ({
-    name: group, kind: "dots", number,
+  const series = names.map((group) => ({
+    name: group, kind: "dots", number: numberName(group, names),
     points: Object.entries(points).filter(([name]) => groups[name] === group)
       .map(([name, [cost, score]]) => ({ x: place(cost), y: score, text: `${name}: ${format(cost)}, ${format(score)}` })),
   }));

@@ -30,10 +30,10 @@ function makeTable(caption, rows) {
 }
 
 /** A description list of names and what each is, without the empty ones. */
-function makeFacts(facts) {
+function makeFacts(facts, kind = "facts") {
   const shown = facts.filter(([, value]) => value !== "" && value !== null);
-  return make("dl", { class: "facts" },
-    ...shown.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
+  return make("dl", { class: kind },
+    ...shown.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))));
 }
 
 /** A text with every one of some words marked, whatever its case. */

@@ -11,7 +11,7 @@ function showQuestion(question) {
   const popularity = QUESTIONS.popularity[question];
   const third = QUESTIONS.third[question];
   at("detail").replaceChildren(
-    make("p", { class: "pages" }, make("a", { href: link({ q: "" }) }, "Back to the list"), ...steps),
+    make("p", { class: "pages" }, make("a", { href: link({ q: "", page: String(readPage()) }) }, "Back to the list"), ...steps),
     make("h2", { id: "asked", tabindex: "-1" }, QUESTIONS.question[question]),
     makeFacts([
       ["answers", QUESTIONS.answers[question].join("; ")], ["id", QUESTIONS.id[question]],
@@ -50,7 +50,7 @@ function makeAnswer(method, question, number) {
       read(method, "prediction", question) || "no answer"));
   details.addEventListener("toggle", () => unfolded.set(method.key, details.open));
   const answers = QUESTIONS.answers[question];
-  const parts = [makeFacts(listFacts(method, question))];
+  const parts = [];
   const shares = makeShares(method, question);
   if (shares) parts.push(shares);
   if (knowledge !== null) {
@@ -58,7 +58,7 @@ function makeAnswer(method, question, number) {
   }
   if (passages.length) parts.push(make("h3", {}, "Passages"), makePassages(method, question, passages));
   if (adapters.length) parts.push(make("h3", {}, "Merged adapters of"), makePassages(method, question, adapters.map((place) => [place])));
-  details.append(...parts);
+  details.append(...parts, make("h3", {}, "Numbers"), makeFacts(listFacts(method, question), "numbers"));
   return details;
 }
 
@@ -72,7 +72,7 @@ function listFacts(method, question) {
   });
 }
 
-const BY_SOURCE = { probabilities: "probability", votes: "neighbours' share", correct_by_source: "right" };
+const BY_SOURCE = { probabilities: "probability", votes: "neighbours' share", correct_by_source: "its answer" };
 
 /** What speaks for each source, and whether its answer would be right. */
 function makeShares(method, question) {

@@ -80,7 +80,9 @@ function countPages() {
   return Math.max(1, Math.ceil(found.length / ROWS));
 }
 
+/** The page of the list: the one that was gone to, or else the open question's. */
 function readPage() {
+  if (STATE.page === "") return Math.floor(Math.max(0, found.indexOf(KEYS.indexOf(STATE.q))) / ROWS) + 1;
   return Math.min(countPages(), Math.max(1, Math.floor(Number(STATE.page)) || 1));
 }
 
@@ -108,8 +110,9 @@ function showList() {
     make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...body));
   at("count").textContent = `${format(found.length)} of ${format(COUNT)} questions`;
   at("place").textContent = `Page ${format(page)} of ${format(countPages())}`;
-  at("before").disabled = page === 1;
-  at("after").disabled = page === countPages();
+  // Not `disabled`, which would take the focus from a button at the end of its way.
+  at("before").setAttribute("aria-disabled", page === 1);
+  at("after").setAttribute("aria-disabled", page === countPages());
 }
 
 function describeCount(question) {
@@ -125,7 +128,7 @@ function makeSortHead(name, label, kind) {
   const button = make("button", {
     type: "button", "data-sort": name,
     click: () => {
-      change({ sort: next, page: "1" });
+      change({ sort: next, page: "" });
       document.querySelector(`[data-sort="${CSS.escape(name)}"]`).focus();
     },
   }, label, make("span", { "aria-hidden": "true" }, sign));
@@ -201,11 +204,11 @@ function moveQuestion(step) {
   const place = found.indexOf(KEYS.indexOf(STATE.q));
   const next = found[place + step];
   if (place < 0 || next === undefined) return;
-  change({ q: KEYS[next], page: String(Math.floor((place + step) / ROWS) + 1) }, true);
+  change({ q: KEYS[next], page: "" }, true);
 }
 
 function closeQuestion() {
-  change({ q: "" }, true);
+  change({ q: "", page: String(readPage()) }, true);
 }
 
 function onKey(event) {
@@ -243,12 +246,16 @@ function startQuestions() {
   fillSelect("score", scores.length > 1 ? scores.map((name) => [name, `${name.replaceAll("_", " ")}, from 0.5 on`]) : [], "each run's own score");
   at("filters").addEventListener("submit", (event) => event.preventDefault());
   at("filters").addEventListener("input", () => {
-    change({ ...Object.fromEntries(FILTERS.map((name) => [name, at(name).value])), page: "1" });
+    change({ ...Object.fromEntries(FILTERS.map((name) => [name, at(name).value])), page: "" });
   });
   at("clear").addEventListener("click", () => {
-    change({ ...Object.fromEntries(FILTERS.map((name) => [name, ""])), sort: "", page: "1" });
+    change({ ...Object.fromEntries(FILTERS.map((name) => [name, ""])), sort: "", page: "" });
   });
-  at("before").addEventListener("click", () => change({ page: String(readPage() - 1) }));
-  at("after").addEventListener("click", () => change({ page: String(readPage() + 1) }));
+  for (const [name, step] of [["before", -1], ["after", 1]]) {
+    at(name).addEventListener("click", () => {
+      const page = readPage() + step;
+      if (page >= 1 && page <= countPages()) change({ page: String(page) });
+    });
+  }
   document.addEventListener("keydown", onKey);
 }

@@ -70,7 +70,7 @@ function format(value) {
 
 const DEFAULTS = {
   view: "summary", q: "", search: "", right: "", wrong: "", source: "", set: "", type: "",
-  third: "", score: "", sort: "", page: "1", metric: "loss", theme: "",
+  third: "", score: "", sort: "", page: "", metric: "loss", theme: "",
 };
 const FILTERS = ["search", "right", "wrong", "source", "set", "type", "third", "score"];
 const STATE = { ...DEFAULTS };
