@@ -239,20 +239,25 @@ def test_charts_tell_their_values(visit, made):
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowDown")
     said.append(readout.inner_text())
-    assert said == ["routed: 0: 0.25", "routed: 0.5: 0.75", "routed: 1: 0.5", "alone: 0: 0.125"]
+    assert said == [
+        "routed: retrieval rate 0, accuracy 0.25",
+        "routed: retrieval rate 0.5, accuracy 0.75",
+        "routed: retrieval rate 1, accuracy 0.5",
+        "alone: retrieval rate 0, accuracy 0.125",
+    ]
     # By pointer, in the middle of the chart's area: the point (0.5, 0.75) is nearest.
     box = plot.bounding_box()
     page.mouse.move(box["x"] + 58 + (box["width"] - 72) / 2, box["y"] + 12 + 300 / 4)
-    assert readout.inner_text() == "routed: 0.5: 0.75"
+    assert readout.inner_text() == said[1]
     rows = list_values(figure)
-    assert "routed\t0.5: 0.75" in rows and "at random\t1: 0.5" in rows
+    assert "routed\t0.5\t0.75" in rows and "at random\t1\t0.5" in rows
     bars = page.locator("figure", has=page.get_by_text("Thirds", exact=True))
     heights = bars.locator(".plot rect").evaluate_all(
         "r => r.map(x => Number(x.getAttribute('height')))"
     )
     assert heights == [150, 300, 75]
     costs = page.locator("figure", has=page.get_by_text("Costs", exact=True))
-    assert list_values(costs) == ["x\ta: 0, 0.5", "y\tb: 20, 1"]
+    assert list_values(costs) == ["a\t0\t0.5", "b\t20\t1"]
 
 
 def test_training_curves(visit, pair):
@@ -260,9 +265,9 @@ def test_training_curves(visit, pair):
     assert page.input_value("#metric") == "loss"
     page.locator(".plot").focus()
     page.keyboard.press("ArrowRight")
-    assert page.inner_text(".readout") == "first: loss: step 0: 4"
+    assert page.inner_text(".readout") == "first: loss: step 0, loss 4"
     page.keyboard.press("ArrowDown")
-    assert page.inner_text(".readout") == "second: loss: step 0: 2"
+    assert page.inner_text(".readout") == "second: loss: step 0, loss 2"
     page.select_option("#metric", "grad_norm")
     assert len(list_values(page.locator("figure"))) == 24
 

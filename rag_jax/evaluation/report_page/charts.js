@@ -39,8 +39,9 @@ function listDecades([low, high], zero) {
 }
 
 /**
- * A figure of a chart. Its series have a `name` and `points` {x, y, text}, and a `kind`: "line",
- * "dots", "guide" or "bar". Axes have a `label`, a `range` and `ticks`.
+ * A figure of a chart. Its series have a `name`, a `kind` ("line", "dots", "guide" or "bar") and
+ * `points` {x, y, values}, the values as texts, which may have a name of their own. Axes have a
+ * `label`, a `range` and `ticks`.
  */
 function makeChart({ title, x, y, series, wide = null }) {
   const plot = make("div", {
@@ -62,7 +63,8 @@ function makeChart({ title, x, y, series, wide = null }) {
     cursor.setAttribute("cx", across);
     cursor.setAttribute("cy", down);
     cursor.removeAttribute("visibility");
-    readout.textContent = `${name}: ${points[chosen.point].text}`;
+    const { values, name: own = name } = points[chosen.point];
+    readout.textContent = `${own}: ${x.label} ${values[0]}, ${y.label} ${values[1]}`;
   }
 
   function redraw(width) {
@@ -171,8 +173,8 @@ function makeValues(title, x, y, series) {
   const details = make("details", {}, make("summary", {}, "Values as a table"));
   details.addEventListener("toggle", () => {
     if (!details.open || details.children.length > 1) return;
-    const rows = series.flatMap(({ name, points }) => points.map((point) => [name, point.text]));
-    details.append(makeTable(`${title}: values`, [["series", `${x.label || "group"}: ${y.label}`], ...rows]));
+    const rows = series.filter(({ points }) => points[0]?.values).flatMap(({ name, points }) => points.map((point) => [point.name || name, ...point.values]));
+    details.append(makeTable(`${title}: values`, [["", x.label, y.label], ...rows]));
   });
   return details;
 }
@@ -185,7 +187,7 @@ function makeFigure(title, figure) {
 const UNIT = { range: [0, 1], ticks: listTicks([0, 1]) };
 
 function describe([x, y]) {
-  return { x, y, text: `${format(x)}: ${format(y)}` };
+  return { x, y, values: [format(x), format(y)] };
 }
 
 function makeLineFigure(title, { x, y, lines, points, guides }) {
@@ -204,11 +206,11 @@ function makeBarFigure(title, { y, groups, bars }) {
     name, kind: "bar", number: numberName(name, names),
     points: bars[name].map((height, group) => ({ height, group })).filter(({ height }) => height !== null)
       .map(({ height, group }) => ({
-        x: (group + 0.1) / groups.length + (number + 0.5) * width, y: height, text: `${groups[group]}: ${format(height)}`,
+        x: (group + 0.1) / groups.length + (number + 0.5) * width, y: height, values: [groups[group], format(height)],
       })),
   }));
   const ticks = groups.map((label, group) => ({ at: (group + 0.5) / groups.length, label }));
-  return makeChart({ title, x: { label: "", range: [0, 1], ticks }, y: { ...UNIT, label: y }, series, wide: width });
+  return makeChart({ title, x: { label: "group", range: [0, 1], ticks }, y: { ...UNIT, label: y }, series, wide: width });
 }
 
 function makeCostFigure(title, { x, y, points, groups, frontier }) {
@@ -222,9 +224,9 @@ function makeCostFigure(title, { x, y, points, groups, frontier }) {
   const series = names.map((group) => ({
     name: group, kind: "dots", number: numberName(group, names),
     points: Object.entries(points).filter(([name]) => groups[name] === group)
-      .map(([name, [cost, score]]) => ({ x: place(cost), y: score, text: `${name}: ${format(cost)}, ${format(score)}` })),
+      .map(([name, [cost, score]]) => ({ name, x: place(cost), y: score, values: [format(cost), format(score)] })),
   }));
-  const along = frontier.map((name) => ({ x: place(points[name][0]), y: points[name][1], text: name }));
+  const along = frontier.map((name) => ({ x: place(points[name][0]), y: points[name][1] }));
   if (along.length) series.unshift({ name: "no row beats these", kind: "guide", number: 0, points: along });
   const range = [zero === null ? first : zero, last];
   return makeChart({ title, x: { label: x, range, ticks: listDecades([first, last], zero) }, y: { ...UNIT, label: y }, series });

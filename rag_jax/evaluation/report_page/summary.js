@@ -62,7 +62,7 @@ function makeCurve(stage, metric, found) {
   if (!own.length) return null;
   const series = own.map(({ run, value }, number) => ({
     name: nameOf(run, metric.replaceAll("_", " ")), kind: "line", number,
-    points: value.metrics[metric].map(([x, y]) => ({ x, y, text: `step ${format(x)}: ${format(y)}` })),
+    points: value.metrics[metric].map(describe),
   }));
   const every = Math.max(...own.map(({ value }) => value.every));
   const title = every > 1 ? `${stage}: each point is the mean of ${every} steps` : stage;
