@@ -20,13 +20,8 @@ from rag_jax.runtime.files import open_atomic, to_json
 MARK = '<meta name="generator" content="rag_jax">'  # by which a page is known as one of these
 _FILES = importlib.resources.files("rag_jax.evaluation") / "report_page"
 _SCRIPTS = (
-    "values.js",
-    "elements.js",
-    "charts.js",
-    "summary.js",
-    "questions.js",
-    "question.js",
-    "page.js",
+    *("values.js", "elements.js", "charts.js", "figures.js", "summary.js"),
+    *("questions.js", "list.js", "question.js", "keys.js", "page.js"),
 )
 # What could end the element that holds the data, what JavaScript's older grammar takes for line
 # ends, and what UTF-8 does not have or an editor would not show.

@@ -13,7 +13,9 @@ function colour(number) {
 function numberName(name, names) {
   const methods = [...new Set(METHODS.map((method) => method.name))];
   const place = methods.indexOf(name);
-  return place >= 0 ? place : methods.length + names.filter((other) => !methods.includes(other)).indexOf(name);
+  return place >= 0
+    ? place
+    : methods.length + names.filter((other) => !methods.includes(other)).indexOf(name);
 }
 
 /** Dashes, so that lines differ by more than their colour. */
@@ -27,14 +29,16 @@ function listTicks([low, high]) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((n) => n * power).find((size) => size >= rough * 0.999);
   const ticks = [];
-  for (let n = Math.ceil(low / step - 1e-9); n * step <= high + step * 1e-9; n++) ticks.push(n * step);
+  for (let n = Math.ceil(low / step - 1e-9); n * step <= high + step * 1e-9; n++)
+    ticks.push(n * step);
   return ticks.map((at) => ({ at, label: format(Number(at.toPrecision(6))) }));
 }
 
 /** Powers of ten, and 0 at the left end where a cost of 0 has its place. */
 function listDecades([low, high], zero) {
   const ticks = zero === null ? [] : [{ at: zero, label: "0" }];
-  for (let n = Math.ceil(low); n <= high; n++) ticks.push({ at: n, label: n < 0 || n > 5 ? `1e${n}` : (10 ** n).toLocaleString("en") });
+  for (let n = Math.ceil(low); n <= high; n++)
+    ticks.push({ at: n, label: n < 0 || n > 5 ? `1e${n}` : (10 ** n).toLocaleString("en") });
   return ticks;
 }
 
@@ -45,10 +49,17 @@ function listDecades([low, high], zero) {
  */
 function makeChart({ title, x, y, series, wide = null }) {
   const plot = make("div", {
-    class: "plot", tabindex: "0", role: "application", "aria-roledescription": "chart",
+    class: "plot",
+    tabindex: "0",
+    role: "application",
+    "aria-roledescription": "chart",
     "aria-label": `${title}. Arrow keys go to the points.`,
   });
-  const readout = make("p", { class: "readout", "aria-live": "polite" }, "Point at the chart, or use its arrow keys.");
+  const readout = make(
+    "p",
+    { class: "readout", "aria-live": "polite" },
+    "Point at the chart, or use its arrow keys.",
+  );
   const shown = series.filter((one) => one.points.length && one.kind !== "guide");
   const chosen = { line: 0, point: -1 };
   let places = [];
@@ -75,7 +86,12 @@ function makeChart({ title, x, y, series, wide = null }) {
       MARGIN.left + scale(x.range, point.x) * inner,
       MARGIN.top + (1 - scale(y.range, point.y)) * LINE_HEIGHT,
     ];
-    const svg = draw("svg", { width, height, viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
+    const svg = draw("svg", {
+      width,
+      height,
+      viewBox: `0 0 ${width} ${height}`,
+      "aria-hidden": "true",
+    });
     drawAxes(svg, { x, y, inner, place });
     series.forEach((one) => svg.append(...drawSeries(one, place, inner, wide)));
     places = shown.map((one) => one.points.map(place));
@@ -88,10 +104,15 @@ function makeChart({ title, x, y, series, wide = null }) {
   function findNearest(event) {
     const box = plot.getBoundingClientRect();
     let best = { distance: Infinity };
-    places.forEach((own, line) => own.forEach(([across, down], point) => {
-      const distance = Math.hypot(across - event.clientX + box.left, down - event.clientY + box.top);
-      if (distance < best.distance) best = { distance, line, point };
-    }));
+    places.forEach((own, line) =>
+      own.forEach(([across, down], point) => {
+        const distance = Math.hypot(
+          across - event.clientX + box.left,
+          down - event.clientY + box.top,
+        );
+        if (distance < best.distance) best = { distance, line, point };
+      }),
+    );
     if (best.distance < Infinity) select(best.line, best.point);
   }
 
@@ -107,9 +128,17 @@ function makeChart({ title, x, y, series, wide = null }) {
   let drawn = 0;
   new ResizeObserver(() => {
     const width = Math.floor(plot.clientWidth);
-    if (width && width !== drawn) redraw(drawn = width);
+    if (width && width !== drawn) redraw((drawn = width));
   }).observe(plot);
-  return make("figure", {}, make("figcaption", {}, title), plot, readout, makeLegend(series), makeValues(title, x, y, series));
+  return make(
+    "figure",
+    {},
+    make("figcaption", {}, title),
+    plot,
+    readout,
+    makeLegend(series),
+    makeValues(title, x, y, series),
+  );
 }
 
 function drawAxes(svg, { x, y, inner, place }) {
@@ -118,18 +147,25 @@ function drawAxes(svg, { x, y, inner, place }) {
     const [, down] = place({ x: x.range[0], y: at });
     svg.append(
       draw("line", { class: "grid", x1: MARGIN.left, x2: MARGIN.left + inner, y1: down, y2: down }),
-      draw("text", { x: MARGIN.left - 6, y: down + 4, "text-anchor": "end" }, label));
+      draw("text", { x: MARGIN.left - 6, y: down + 4, "text-anchor": "end" }, label),
+    );
   }
   for (const { at, label } of x.ticks) {
     const [across] = place({ x: at, y: y.range[0] });
     svg.append(
       draw("line", { class: "grid", x1: across, x2: across, y1: MARGIN.top, y2: bottom }),
-      draw("text", { x: across, y: bottom + 18, "text-anchor": "middle" }, label));
+      draw("text", { x: across, y: bottom + 18, "text-anchor": "middle" }, label),
+    );
   }
   const middle = MARGIN.top + LINE_HEIGHT / 2;
   svg.append(
     draw("text", { x: MARGIN.left + inner / 2, y: bottom + 38, "text-anchor": "middle" }, x.label),
-    draw("text", { x: 14, y: middle, "text-anchor": "middle", transform: `rotate(-90 14 ${middle})` }, y.label));
+    draw(
+      "text",
+      { x: 14, y: middle, "text-anchor": "middle", transform: `rotate(-90 14 ${middle})` },
+      y.label,
+    ),
+  );
 }
 
 function drawSeries({ kind, points, number }, place, inner, wide) {
@@ -137,14 +173,25 @@ function drawSeries({ kind, points, number }, place, inner, wide) {
   const along = places.map((at) => at.map((value) => value.toFixed(1)).join(",")).join(" ");
   if (kind === "guide") return [draw("polyline", { class: "guide", points: along })];
   if (kind === "line") {
-    const line = { fill: "none", stroke: colour(number), "stroke-width": 2, "stroke-dasharray": dash(number) };
+    const line = {
+      fill: "none",
+      stroke: colour(number),
+      "stroke-width": 2,
+      "stroke-dasharray": dash(number),
+    };
     return places.length > 1 ? [draw("polyline", { points: along, ...line })] : places.map(drawDot);
   }
   if (kind === "bar") {
     const bottom = MARGIN.top + LINE_HEIGHT;
-    return places.map(([across, down]) => draw("rect", {
-      x: across - wide * inner / 2, width: wide * inner, y: down, height: Math.max(0, bottom - down), fill: colour(number),
-    }));
+    return places.map(([across, down]) =>
+      draw("rect", {
+        x: across - (wide * inner) / 2,
+        width: wide * inner,
+        y: down,
+        height: Math.max(0, bottom - down),
+        fill: colour(number),
+      }),
+    );
   }
   return places.map(drawDot);
 
@@ -155,16 +202,33 @@ function drawSeries({ kind, points, number }, place, inner, wide) {
 
 function makeLegend(series) {
   const marks = new Map();
-  for (const { name, kind, number } of series) marks.set(name, [...(marks.get(name) || []), drawMark(kind, number)]);
-  const entries = [...marks].map(([name, drawn]) => make("li", {},
-    draw("svg", { width: 24, height: 12, "aria-hidden": "true" }, ...drawn), make("span", {}, name)));
+  for (const { name, kind, number } of series)
+    marks.set(name, [...(marks.get(name) || []), drawMark(kind, number)]);
+  const entries = [...marks].map(([name, drawn]) =>
+    make(
+      "li",
+      {},
+      draw("svg", { width: 24, height: 12, "aria-hidden": "true" }, ...drawn),
+      make("span", {}, name),
+    ),
+  );
   return make("ul", { class: "legend" }, ...entries);
 }
 
 function drawMark(kind, number) {
   if (kind === "guide") return draw("line", { class: "guide", x1: 0, x2: 24, y1: 6, y2: 6 });
-  if (kind === "line") return draw("line", { x1: 0, x2: 24, y1: 6, y2: 6, stroke: colour(number), "stroke-width": 2, "stroke-dasharray": dash(number) });
-  if (kind === "bar") return draw("rect", { x: 6, y: 0, width: 12, height: 12, fill: colour(number) });
+  if (kind === "line")
+    return draw("line", {
+      x1: 0,
+      x2: 24,
+      y1: 6,
+      y2: 6,
+      stroke: colour(number),
+      "stroke-width": 2,
+      "stroke-dasharray": dash(number),
+    });
+  if (kind === "bar")
+    return draw("rect", { x: 6, y: 0, width: 12, height: 12, fill: colour(number) });
   return draw("circle", { cx: 12, cy: 6, r: 5, fill: colour(number) });
 }
 
@@ -173,61 +237,10 @@ function makeValues(title, x, y, series) {
   const details = make("details", {}, make("summary", {}, "Values as a table"));
   details.addEventListener("toggle", () => {
     if (!details.open || details.children.length > 1) return;
-    const rows = series.filter(({ points }) => points[0]?.values).flatMap(({ name, points }) => points.map((point) => [point.name || name, ...point.values]));
+    const rows = series
+      .filter(({ points }) => points[0]?.values)
+      .flatMap(({ name, points }) => points.map((point) => [point.name || name, ...point.values]));
     details.append(makeTable(`${title}: values`, [["", x.label, y.label], ...rows]));
   });
   return details;
-}
-
-/** A chart of a report's figure, as `rag_jax.evaluation.figures` describes it. */
-function makeFigure(title, figure) {
-  return { lines: makeLineFigure, bars: makeBarFigure, costs: makeCostFigure }[figure.kind](title, figure);
-}
-
-const UNIT = { range: [0, 1], ticks: listTicks([0, 1]) };
-
-function describe([x, y]) {
-  return { x, y, values: [format(x), format(y)] };
-}
-
-function makeLineFigure(title, { x, y, lines, points, guides }) {
-  const names = [...new Set([...Object.keys(lines), ...Object.keys(points)])];
-  const list = (from, kind, pick) => Object.entries(from).map(([name, value]) => ({
-    name, kind, number: numberName(name, names), points: pick(value).map(describe),
-  }));
-  const series = [...list(guides, "guide", (v) => v), ...list(lines, "line", (v) => v), ...list(points, "dots", (v) => [v])];
-  return makeChart({ title, x: { ...UNIT, label: x }, y: { ...UNIT, label: y }, series });
-}
-
-function makeBarFigure(title, { y, groups, bars }) {
-  const names = Object.keys(bars);
-  const width = 0.8 / names.length / groups.length;
-  const series = names.map((name, number) => ({
-    name, kind: "bar", number: numberName(name, names),
-    points: bars[name].map((height, group) => ({ height, group })).filter(({ height }) => height !== null)
-      .map(({ height, group }) => ({
-        x: (group + 0.1) / groups.length + (number + 0.5) * width, y: height, values: [groups[group], format(height)],
-      })),
-  }));
-  const ticks = groups.map((label, group) => ({ at: (group + 0.5) / groups.length, label }));
-  return makeChart({ title, x: { label: "group", range: [0, 1], ticks }, y: { ...UNIT, label: y }, series, wide: width });
-}
-
-function makeCostFigure(title, { x, y, points, groups, frontier }) {
-  const costs = Object.values(points).map(([cost]) => cost);
-  const logs = costs.filter((cost) => cost > 0).map(Math.log10);
-  const first = logs.length ? Math.floor(Math.min(...logs)) : 0;
-  const last = Math.max(first + 1, logs.length ? Math.ceil(Math.max(...logs)) : 0);
-  const zero = costs.some((cost) => cost <= 0) ? first - (last - first) / 8 : null;
-  const place = (cost) => cost > 0 ? Math.log10(cost) : zero;
-  const names = [...new Set(Object.values(groups))];
-  const series = names.map((group) => ({
-    name: group, kind: "dots", number: numberName(group, names),
-    points: Object.entries(points).filter(([name]) => groups[name] === group)
-      .map(([name, [cost, score]]) => ({ name, x: place(cost), y: score, values: [format(cost), format(score)] })),
-  }));
-  const along = frontier.map((name) => ({ x: place(points[name][0]), y: points[name][1] }));
-  if (along.length) series.unshift({ name: "no row beats these", kind: "guide", number: 0, points: along });
-  const range = [zero === null ? first : zero, last];
-  return makeChart({ title, x: { label: x, range, ticks: listDecades([first, last], zero) }, y: { ...UNIT, label: y }, series });
 }

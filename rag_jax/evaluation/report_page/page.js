@@ -1,6 +1,11 @@
 // The page: its views, its theme, and what it does when its address changes.
 
-const VIEWS = { summary: showSummary, questions: showQuestions, training: showTraining, run: showRun };
+const VIEWS = {
+  summary: showSummary,
+  questions: showQuestions,
+  training: showTraining,
+  run: showRun,
+};
 const THEMES = { "": "as the system", light: "light", dark: "dark" };
 const shown = {};
 
@@ -28,8 +33,13 @@ function render() {
   }
 }
 
-document.getElementById("notes").append(...DATA.runs.filter((run) => run.note)
-  .map((run) => make("p", { class: "note" }, nameOf(run, run.note))));
+document
+  .getElementById("notes")
+  .append(
+    ...DATA.runs
+      .filter((run) => run.note)
+      .map((run) => make("p", { class: "note" }, nameOf(run, run.note))),
+  );
 document.getElementById("skip").addEventListener("click", (event) => {
   event.preventDefault();
   document.getElementById("main").focus();
@@ -38,7 +48,10 @@ document.getElementById("theme").addEventListener("click", () => {
   const names = Object.keys(THEMES);
   change({ theme: names[(names.indexOf(STATE.theme) + 1) % names.length] });
 });
-window.addEventListener("hashchange", () => { readState(); render(); });
+window.addEventListener("hashchange", () => {
+  readState();
+  render();
+});
 readState();
 startQuestions();
 render();

@@ -13,7 +13,9 @@ function listMethods() {
   const methods = [];
   DATA.runs.forEach((run, number) => {
     const at = new Int32Array(COUNT).fill(-1);
-    run.rows.forEach((place, row) => { at[place] = row; });
+    run.rows.forEach((place, row) => {
+      at[place] = row;
+    });
     for (const [name, columns] of Object.entries(run.methods)) {
       const label = DATA.runs.length > 1 ? `${run.label}: ${name}` : name;
       methods.push({ run, name, label, columns, at, key: `${number}.${name}` });
@@ -69,8 +71,20 @@ function format(value) {
 }
 
 const DEFAULTS = {
-  view: "summary", q: "", search: "", right: "", wrong: "", source: "", set: "", type: "",
-  third: "", score: "", sort: "", page: "", metric: "loss", theme: "",
+  view: "summary",
+  q: "",
+  search: "",
+  right: "",
+  wrong: "",
+  source: "",
+  set: "",
+  type: "",
+  third: "",
+  score: "",
+  sort: "",
+  page: "",
+  metric: "loss",
+  theme: "",
 };
 const FILTERS = ["search", "right", "wrong", "source", "set", "type", "third", "score"];
 const STATE = { ...DEFAULTS };
