@@ -19,6 +19,8 @@ from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.paths import expand_path
 from rag_jax.runtime.terminal import write_text
 
+PAGE = "report.html"
+
 
 def read(arguments: Sequence[str]) -> tuple[list[Path], Path]:
     """The work folders of a command line, and the file to write.
@@ -40,7 +42,7 @@ def read(arguments: Sequence[str]) -> tuple[list[Path], Path]:
     for place, run in enumerate(runs):
         if run.resolve() in [other.resolve() for other in runs[:place]]:
             raise RagJaxError(f"{run}: is there twice; name every run once")
-    return runs, out or (runs[0] if len(runs) == 1 else Path()) / "report.html"
+    return runs, out or (runs[0] if len(runs) == 1 else Path()) / PAGE
 
 
 def main(arguments: list[str]) -> None:
@@ -57,7 +59,7 @@ def main(arguments: list[str]) -> None:
             raise RagJaxError(explain_missing(run))
     if out.is_dir():
         raise RagJaxError(f"--out={out}: is a folder; name a file")
-    own = [run / "report.html" for run in runs]
+    own = [run / PAGE for run in runs]
     if out.exists() and out not in own and MARK.encode() not in out.read_bytes()[: 1 << 16]:
         raise RagJaxError(f"{out}: is no page of a run, and would be overwritten; name --out=FILE")
     data = [read_run(run, room=ROOM // len(runs)) for run in runs]
