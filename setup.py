@@ -55,7 +55,7 @@ setup(
     # The config files come along, for `--config=NAME` away from a checkout.
     packages=[*find_packages(include=["rag_jax", "rag_jax.*"]), "rag_jax.configs"],
     package_dir={"rag_jax.configs": "configs"},
-    package_data={"rag_jax": ["py.typed", "planning/lengths.json"]},
+    package_data={"rag_jax": ["py.typed", "planning/lengths.json", "evaluation/report_page/*"]},
     entry_points={"console_scripts": ["rag-jax = rag_jax.commands.main:run"]},
     install_requires=[
         "jax>=0.10.2,<0.13",  # 0.10.2 is the last for Python 3.11
@@ -126,6 +126,8 @@ setup(
         "serve": SERVE,
         "faiss": [FAISS],  # further backends of an index, also where ScaNN has no wheel
         "ray": ["ray[default]>=2.60,<3"],  # workers, on one machine or a cluster
+        # Drives Debian's Chromium; axe-core is in the second one, pinned as its rules change.
+        "browser": ["playwright>=1.50,<2", "axe-playwright-python==0.1.8"],
         "cuda12": ["jax[cuda12]>=0.10.2,<0.13"],
         "docs": [
             "mkdocs-material>=9.6,<10",

@@ -265,6 +265,15 @@ def list_scale(number: int) -> Rows:
     return [head, *map(list, rows)]
 
 
+def list_report() -> Rows:
+    """What the page of a large run takes."""
+    found = json.loads((RESULTS / "report_cpu.json").read_text("utf-8"))["results"]
+    times = [f"{key}_seconds" for key in ("make", "open", "filter")]
+    head = ["questions", "methods", "MB", "made in", "open in", "filtered in"]
+    counts = [f"{found['questions']:,}", str(found["methods"]), f"{found['bytes'] / 1e6:.1f}"]
+    return [head, [*counts, *(format_seconds(found[name]) for name in times)]]
+
+
 TABLES: dict[str, Callable[[], Rows]] = {
     "speed_models": lambda: list_speed("models", {"theirs": "PyTorch"}),
     "speed_rag": lambda: list_speed("rag", {"theirs": "transformers"}),
@@ -279,6 +288,7 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "index_sizes_jittered": lambda: list_index_sizes("jittered"),
     "index_recall": lambda: list_index_recall("real"),
     "index_recall_jittered": lambda: list_index_recall("jittered"),
+    "report": list_report,
     "faults": list_faults,
     "plan": list_plan,
     "plan_stages": list_stage_plans,

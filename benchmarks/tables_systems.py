@@ -7,7 +7,7 @@ from typing import Any
 
 from rag_jax.comparison.grade import COLUMNS
 from rag_jax.evaluation.pairs import tabulate_pairs
-from rag_jax.evaluation.report import tabulate_methods
+from rag_jax.evaluation.tables import tabulate_methods
 
 RESULTS = Path(__file__).parent / "results" / "systems"
 

@@ -79,7 +79,7 @@ def _read_scale(text: str | None) -> float:
 
 def describe_rehearsal(measured: Mapping[str, Any]) -> str:
     """What `rehearse` measured, as text: the counts, and a table with a row a stage."""
-    from rag_jax.evaluation.report import format_columns
+    from rag_jax.evaluation.tables import format_columns
 
     asked = ", ".join(f"{count:,} {split}" for split, count in measured["questions"].items())
     mesh = " by ".join(f"{size} {axis}" for axis, size in measured["mesh"].items())

@@ -20,6 +20,8 @@ COLUMNS = (
 )
 # What a prediction says of its costs, where the system counts them.
 _COSTS = ("seconds", "prompt_tokens", "generated_tokens")
+# What it says of how the answer came about, for the report's page.
+_ORIGIN = ("source", "probabilities", "votes", "knowledge", "passages", "adapters")
 
 
 def judge(question: Question, prediction: str) -> float:
@@ -70,10 +72,11 @@ def grade_records(
     for question in questions:
         record = by_id[question.id]
         retrieved = record.get("retrieved") if row.searches is None else float(row.searches)
-        costs = {name: record[name] for name in _COSTS if record.get(name) is not None}
+        kept = (*_COSTS, *_ORIGIN)
+        known = {name: record[name] for name in kept if record.get(name) is not None}
         graded.append(
             describe_question(question)
-            | {"prediction": record["prediction"], **costs}
+            | {"prediction": record["prediction"], **known}
             | ({} if retrieved is None else {"retrieved": retrieved})
             | {"correct": judge(question, record["prediction"])}
         )

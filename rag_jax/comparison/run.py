@@ -18,7 +18,7 @@ from rag_jax.comparison.rows import find_row
 from rag_jax.comparison.runs import run_system
 from rag_jax.data.questions import Question
 from rag_jax.evaluation.compare import Record
-from rag_jax.evaluation.figures import Costs
+from rag_jax.evaluation.figures import Costs, Figure
 from rag_jax.evaluation.pairs import compare_rows
 from rag_jax.evaluation.report import write_report
 from rag_jax.pipeline.workdir import hold_lock, make_workdir
@@ -31,6 +31,7 @@ from rag_jax.runtime.track import check_tracker
 from rag_jax.systems import open_room
 
 DATA, REPORT = "data", "report.json"
+SCORES = {"accuracy": "correct"}  # what the rows are compared by
 _FRONTIERS = {
     "seconds": ("seconds_median", "seconds a question, median"),
     "bytes": ("bytes_a_document", "bytes a document"),
@@ -191,18 +192,22 @@ def _report(
         dataset=f"{config.data.path or 'gazetteer'}, {config.evaluate_on} questions",
         methods=methods,
         columns=COLUMNS,
+        scores=SCORES,
         stages=stages,
         predictions=predictions,
         tables=tables,
         analysis={"failed": dict(failed), "frontier": frontiers, "passages": passages},
-        paired=compare_rows(predictions, reference, {"accuracy": "correct"}) if has else None,
+        paired=compare_rows(predictions, reference, SCORES) if has else None,
         figures=figures,
     )
 
 
-def _draw_costs(methods: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, str]]:
+def _draw_costs(
+    methods: Mapping[str, Mapping[str, Any]],
+) -> tuple[dict[str, Any], dict[str, Figure]]:
     """For each cost the rows that no other row beats, and the chart of accuracy against it."""
-    frontiers, figures = {}, {}
+    frontiers: dict[str, Any] = {}
+    figures: dict[str, Figure] = {}
     for name, (column, label) in _FRONTIERS.items():
         points = {
             row: (numbers[column], numbers["accuracy"])
@@ -212,6 +217,6 @@ def _draw_costs(methods: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any
         if points:
             frontiers[name] = list_frontier(points)
             groups = {row: row.partition(".")[0] for row in points}
-            chart = Costs(label, "accuracy", points, groups, frontiers[name])
-            figures[f"accuracy against {label}; no row beats those on the line"] = chart.draw()
+            title = f"accuracy against {label}; no row beats those on the line"
+            figures[title] = Costs(label, "accuracy", points, groups, frontiers[name])
     return frontiers, figures

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from rag_jax.evaluation.answers import calibrate, compute_accuracy, popularity_thirds
-from rag_jax.evaluation.figures import Bars, Chart
+from rag_jax.evaluation.figures import Bars, Chart, Figure
 from rag_jax.evaluation.frontier import MEASURES, Router, compare_routers, trace_frontier
 
 
@@ -258,10 +258,10 @@ def _tabulate_shares(
     return {f"Shares of the sources; verbalising changes {flipped} of the labels": share}
 
 
-def draw_figures(
+def make_figures(
     routing: Mapping[str, Any], methods: Mapping[str, Mapping[str, Any]]
-) -> dict[str, str]:
-    """The report's figures as SVG by title, from `analyse` and from every method's numbers."""
+) -> dict[str, Figure]:
+    """The report's figures by title, from `analyse` and from every method's numbers."""
     lines = {
         name: [(p["retrieval_rate"], p["accuracy"]) for p in quality["frontier"]["points"]]
         for name, quality in routing.items()
@@ -276,12 +276,12 @@ def draw_figures(
     frontier = Chart("retrieval rate", "accuracy", lines, points, random)
     x = "share of the searched sources in all scores"
     calibration = Chart(x, "retrieval is better", curves, guides={"calibrated": [(0, 0), (1, 1)]})
-    figures = {
-        "Accuracy against retrieval rate, over all thresholds": frontier.draw(),
-        "Calibration": calibration.draw(),
+    figures: dict[str, Figure] = {
+        "Accuracy against retrieval rate, over all thresholds": frontier,
+        "Calibration": calibration,
     }
     thirds = {name: [m[t] for t in _THIRDS] for name, m in methods.items() if "head" in m}
     if thirds:
         bars = Bars(y="accuracy", groups=_THIRDS, bars=thirds)
-        figures["Accuracy by the subject's popularity"] = bars.draw()
+        figures["Accuracy by the subject's popularity"] = bars
     return figures

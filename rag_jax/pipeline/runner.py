@@ -25,7 +25,8 @@ from typing import Any
 import jax
 
 from rag_jax.evaluation.pairs import compare_rows, tabulate_pairs
-from rag_jax.evaluation.report import tabulate_methods, write_report
+from rag_jax.evaluation.report import write_report
+from rag_jax.evaluation.tables import tabulate_methods
 from rag_jax.pipeline import protect, records
 from rag_jax.pipeline.begin import begin_run
 from rag_jax.pipeline.finished import NOTHING, Finished, find_finished
@@ -147,7 +148,8 @@ class ReportSpec:
         columns: the numbers that the main table shows.
         summarize: a method's numbers from the method's records.
         reference: the method that every other one is compared with, question by question.
-        scores: the scores that are compared: the field of a record by the score's name.
+        scores: the scores that are compared: the field of a record by the score's name. An answer
+            is right by the first one.
         extras: further arguments of `write_report` ("tables", "analysis", "figures"), from a
             context of all stages, every method's records and every method's numbers.
     """
@@ -225,6 +227,7 @@ def _report(
         dataset=f"{config.data.path or 'gazetteer'}, {config.evaluate_on} questions",
         methods=methods,
         columns=report.columns,
+        scores=report.scores,
         stages=made,
         predictions=predictions,
         paired=compare_rows(predictions, report.reference, report.scores),

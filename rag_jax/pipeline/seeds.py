@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from rag_jax.evaluation.page import write_page
 from rag_jax.evaluation.pairs import compare_rows, tabulate_pairs
-from rag_jax.evaluation.report import format_columns, format_page, tabulate_methods
+from rag_jax.evaluation.run_data import collect_run
+from rag_jax.evaluation.run_passages import ROOM
+from rag_jax.evaluation.tables import format_tables, tabulate_methods
 from rag_jax.pipeline.runner import ReportSpec
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.files import explain_disk_errors, open_atomic, read_jsonl, write_json
+from rag_jax.runtime.files import explain_disk_errors, read_jsonl, write_json
 from rag_jax.runtime.hosts import is_first
 from rag_jax.runtime.progress import log
 from rag_jax.runtime.terminal import write_text
@@ -35,7 +38,7 @@ def run_seeds(
     The first seed's run is the work folder's own; those of further seeds are in
     `seeds/<seed>` within the work folder, and take from the first what does not depend on the seed.
     `seeds/report.json` and `seeds/report.html` have for each method the mean and the deviation over
-    the seeds, and the paired comparison.
+    the seeds, and the paired comparison; the page has the seeds' runs side by side.
 
     Args:
         run: `run(config, workdir, reuse=...)` runs one seed and returns the seed's report.
@@ -63,7 +66,11 @@ def run_seeds(
         for folder in folders
     ]
     report = summarize_seeds(seeds, reports, predictions, spec)
-    _write(report, spec, workdir / "seeds")
+    data = [
+        collect_run(own, rows, folder, room=ROOM // count) | {"name": f"seed {seed}"}
+        for seed, own, rows, folder in zip(seeds, reports, predictions, folders, strict=True)
+    ]
+    _write(report, spec, workdir / "seeds", data)
     return report
 
 
@@ -148,8 +155,14 @@ def _map_numbers(
     }
 
 
-def _write(report: Mapping[str, Any], spec: ReportSpec, folder: Path) -> None:
-    """Writes the report over all seeds as JSON and as a page, and prints the tables."""
+def _write(
+    report: Mapping[str, Any], spec: ReportSpec, folder: Path, runs: Sequence[Mapping[str, Any]]
+) -> None:
+    """Writes the report over all seeds as JSON and as a page, and prints the tables.
+
+    Args:
+        runs: the data of every seed's run, for the page.
+    """
     names = f"seeds {report['seeds'][0]} to {report['seeds'][-1]}"
     tables = {
         f"mean over {names}": tabulate_methods(report["methods"], spec.columns),
@@ -161,9 +174,7 @@ def _write(report: Mapping[str, Any], spec: ReportSpec, folder: Path) -> None:
     title = f"{report['system']}: {report['model']} on {report['dataset']}, {names}"
     with explain_disk_errors(folder):
         folder.mkdir(exist_ok=True)
-        with open_atomic(folder / "report.html") as file:
-            file.write(format_page(title, tables))
+        write_page(folder / "report.html", title, runs, tables)
         write_json(folder / "report.json", report)
-    for heading, rows in tables.items():
-        write_text(f"\n{heading}\n\n{format_columns(rows)}")
+    write_text(f"\n{format_tables(tables)}")
     write_text(f"\nreport: {folder / 'report.html'}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from rag_jax.evaluation.report import format_columns
+from rag_jax.evaluation.tables import format_columns
 from rag_jax.planning.batches import Corpus, Drawn, StageBatches
 from rag_jax.planning.slices import Slice, check_mesh
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from rag_jax.evaluation.report import format_columns
+from rag_jax.evaluation.tables import format_columns
 from rag_jax.planning.batches import Drawn
 from rag_jax.planning.drawing import describe_corpus
 from rag_jax.planning.planner import Cost, Planner, Program

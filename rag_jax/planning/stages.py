@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from rag_jax.evaluation.report import format_columns
+from rag_jax.evaluation.tables import format_columns
 from rag_jax.planning.batches import Drawn
 from rag_jax.planning.planner import Program
 from rag_jax.runtime.chips import Chip

@@ -45,6 +45,9 @@ def test_records_are_joined_by_question_and_graded_anew():
     assert graded[1]["answers"] == ("Norway", "Norge")
     assert all(r["retrieved"] == 0 and r["seconds"] == 0.5 for r in graded)
     assert not {"exact_match", "generated_tokens"} & {*graded[0]}
+    origin = {"source": "Wiki", "probabilities": [0.5, 0.5], "passages": [{"id": "p", "score": 1}]}
+    (first, *_) = grade_records(predict("", "", "", **origin), QUESTIONS, Row("none"))
+    assert first | origin == first  # for the report's page
     searched = grade_records(predict("", "", "", retrieved=1.0), QUESTIONS, Row("", searches=None))
     assert [record["retrieved"] for record in searched] == [1, 1, 1]
 

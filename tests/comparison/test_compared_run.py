@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pages import read_page, read_tables
 
 from rag_jax.comparison.config import CompareConfig
 from rag_jax.comparison.run import compare
@@ -105,8 +106,10 @@ def test_report(config, runs, tmp_path, capsys):
     assert [row["correct"] for row in graded] == [1, 1, 0, 0]
     assert report["analysis"]["frontier"]["bytes"] == ["prag.random"]
     assert "what the rows are" in capsys.readouterr().out
-    page = (workdir / "report.html").read_text("utf-8")
-    assert page.count("<svg") == 3 and HOSTILE not in page
+    (run,) = read_page(workdir / "report.html")["runs"]
+    assert HOSTILE not in (workdir / "report.html").read_text("utf-8")
+    assert [figure["kind"] for figure in run["figures"].values()] == ["costs", "costs"]
+    assert run["methods"]["srrag.direct"]["prediction"][0] == f"It is {HOSTILE}."
 
 
 def test_a_system_that_fails_is_a_row_and_is_tried_again(config, runs, tmp_path, capsys):
@@ -119,8 +122,8 @@ def test_a_system_that_fails_is_a_row_and_is_tried_again(config, runs, tmp_path,
     assert report["methods"]["srrag.direct"]["n"] == 4 and "paired" not in report
     out = capsys.readouterr().out
     assert re.search(r"^prag +(-\s*)+$", out, re.MULTILINE) and "systems that failed" in out
-    page = (workdir / "report.html").read_text("utf-8")
-    assert HOSTILE not in page and "&lt;script&gt;" in page
+    assert HOSTILE not in (workdir / "report.html").read_text("utf-8")
+    assert HOSTILE in read_tables(workdir / "report.html")["systems that failed"][1][1]
     runs.ends.clear()
     wrong = replace(config, srrag=replace(config.srrag, contexts=5))
     with pytest.raises(RagJaxError, match=r"would overwrite \(config.srrag.contexts: 3 -> 5\)"):

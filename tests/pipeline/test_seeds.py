@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from pages import read_page
 
 from rag_jax.evaluation.pairs import compare_pairs
 from rag_jax.pipeline.runner import ReportSpec, run_stages
@@ -28,7 +29,9 @@ def make_report(seed, ours, other):
     }
     paired = {"reference": "ours", "rows": {"other": {"accuracy": compare_pairs(other, ours)}}}
     about = {"system": "s", "config": {"seed": seed}, "model": "model", "dataset": "d"}
-    return {**about, "methods": methods, "paired": paired}
+    shown = {"columns": SPEC.columns, "scores": SPEC.scores, "figures": {}, "tables": {}}
+    made = {"stages": [], "environment": {}}
+    return {**about, "methods": methods, "paired": paired, **shown, **made}
 
 
 def test_the_numbers_over_seeds_are_those_of_a_slow_computation():
@@ -100,8 +103,11 @@ def test_what_does_not_depend_on_the_seed_is_made_once(tmp_path, capsys):
     ]
     assert read_json(tmp_path / "seeds" / "report.json") == json.loads(to_json(report))
     assert report["methods"]["ours"]["accuracy"] == pytest.approx((0.5 + 1 + 0.5) / 3)
-    page = (tmp_path / "seeds" / "report.html").read_text()
-    assert "deviation over the seeds" in page and "<table>" in page
+    page = read_page(tmp_path / "seeds" / "report.html")
+    assert [run["label"] for run in page["runs"]] == ["seed 4", "seed 5", "seed 6"]
+    assert list(page["tables"])[:2] == ["mean over seeds 4 to 6", "deviation over the seeds"]
+    scores = [run["methods"]["ours"]["numbers"]["correct"] for run in page["runs"]]
+    assert scores == [[1, 0], [1, 1], [1, 0]]
     assert "mean over seeds 4 to 6" in capsys.readouterr().out
     shared = tmp_path / "seeds" / "5" / "stages" / "shared"
     assert read_json(shared / "below" / "out") == [4]

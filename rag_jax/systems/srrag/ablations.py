@@ -68,7 +68,7 @@ def list_ablations(
     compared = {**evaluation, "verbalise": c.verbalise, "selective": c.selective}
     needs = ("corpus", "index", "lengths", "selective_again")
     made = [name for pair in _TRAINED.values() for name in pair]
-    return [*stages, stage("compare", run_comparison, compared, *needs, *made, version=2)]
+    return [*stages, stage("compare", run_comparison, compared, *needs, *made, version=3)]
 
 
 def run_comparison(

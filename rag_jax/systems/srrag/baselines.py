@@ -7,7 +7,7 @@ from rag_jax.evaluation.compare import Record
 from rag_jax.models import Pretrained
 from rag_jax.systems.srrag.config import GroundedAnswerConfig, VerbaliseConfig
 from rag_jax.systems.srrag.data import encode_answer_prompt, encode_document_prompt, join_passages
-from rag_jax.systems.srrag.infer import read_ranks
+from rag_jax.systems.srrag.infer import list_places
 from rag_jax.systems.srrag.verbalise import clean_document, write_texts
 
 
@@ -31,8 +31,8 @@ def answer_from_passages(
     knowledge = [join_passages(passages) for passages in found]
     records = _predict(questions, knowledge, base, answer, seed)
     return [
-        record | {"knowledge": text, "retrieved": 1.0} | ({"passages": ranks} if ranks else {})
-        for record, text, ranks in zip(records, knowledge, map(read_ranks, found), strict=True)
+        record | {"knowledge": text, "retrieved": 1.0} | ({"passages": places} if places else {})
+        for record, text, places in zip(records, knowledge, map(list_places, found), strict=True)
     ]
 
 

@@ -89,7 +89,7 @@ def describe_report(
         return {
             "tables": tables | tabulate(context)["tables"],
             "analysis": found,
-            "figures": routing.draw_figures(choices, methods),
+            "figures": routing.make_figures(choices, methods),
         }
 
     def tabulate(context: StageContext, *_: Any) -> dict[str, Any]:

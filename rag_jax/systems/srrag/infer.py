@@ -24,22 +24,26 @@ from rag_jax.systems.srrag.data import Format, join_passages
 from rag_jax.systems.srrag.steps import Routed
 
 
-class RankedText(NamedTuple):
-    """A passage of a source that is reranked: what is read of it, its id, and its ranks."""
+class FoundText(NamedTuple):
+    """A passage that an index found: what is read of it, and its id, score and ranks.
+
+    Attributes:
+        place: "id" and "score", of the index or of the reranker, and `list_ranks` if reranked.
+    """
 
     title: str
     text: str
-    ranks: dict[str, Any]
+    place: dict[str, Any]
 
 
 # A source's number and questions to the passages of each question as (title, text), best first; no
-# passage where the source has none. They are `RankedText`s where the source is reranked.
+# passage where the source has none. An index gives them as `FoundText`s.
 Search = Callable[[int, Sequence[str]], list[list[tuple[str, str]]]]
 
 
-def read_ranks(passages: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """The ids and ranks of passages that were reranked; none of others."""
-    return [passage.ranks for passage in passages if isinstance(passage, RankedText)]
+def list_places(passages: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """The ids, scores and ranks of the passages that an index found; none of others."""
+    return [passage.place for passage in passages if isinstance(passage, FoundText)]
 
 
 class KnowledgeBatch(NamedTuple):
@@ -49,7 +53,7 @@ class KnowledgeBatch(NamedTuple):
         written: number of tokens of the knowledge that the model wrote.
         ended: False where the limit cut the model's knowledge off.
         found: False where a searched source had no passage.
-        ranks: of the passages that were reranked.
+        places: of the passages that an index found.
     """
 
     cache: Cache
@@ -57,7 +61,7 @@ class KnowledgeBatch(NamedTuple):
     written: list[int]
     ended: list[bool]
     found: list[bool]
-    ranks: list[list[dict[str, Any]]]
+    places: list[list[dict[str, Any]]]
 
     @property
     def active(self) -> Bool[np.ndarray, "B"]:
@@ -156,8 +160,8 @@ class Engine:
         pairs = zip(texts, self._decode(tokens, lengths), strict=True)
         known = [text or verbalised for text, verbalised in pairs]
         has = [s == format.internal or bool(p) for s, p in zip(sources, found, strict=True)]
-        ranks = list(map(read_ranks, found))
-        return KnowledgeBatch(cache, known, lengths.tolist(), ended.tolist(), has, ranks)
+        places = list(map(list_places, found))
+        return KnowledgeBatch(cache, known, lengths.tolist(), ended.tolist(), has, places)
 
     def _find_all(
         self, sources: Int[np.ndarray, "B"], questions: Sequence[str]
@@ -221,7 +225,7 @@ class Engine:
             For each row `source`, the name of the source that was read; `probabilities` of all
             sources, `knowledge` and `prediction`; `prompt_tokens` read and `generated_tokens`
             written, without stop tokens; `cut_off`, whether the limit cut the knowledge off; and
-            `fell_back`. `passages` has the ids and ranks of passages that were reranked.
+            `fell_back`. `passages` has the ids, scores and ranks of passages that an index found.
         """
         sources = np.broadcast_to(np.asarray(source), len(rows))
         # Ordered by source: a batch in which no row writes, or none reads, skips that step.
@@ -249,7 +253,7 @@ class Engine:
                     "generated_tokens": knowledge.written[i] + lengths[i],
                     "cut_off": not knowledge.ended[i],
                     "fell_back": False,
-                    **({"passages": knowledge.ranks[i]} if knowledge.ranks[i] else {}),
+                    **({"passages": knowledge.places[i]} if knowledge.places[i] else {}),
                 }
             del knowledge  # the next one needs its room
             return_freed()

@@ -35,7 +35,7 @@ _DIVISIBLE = {
 # What an evaluation on another dataset takes from the run; the report reads the labels.
 TRAINED = ("labels", "stage2", "datastore", "thresholds")
 # Stages whose code makes other artefacts from the same settings than it once did.
-_VERSIONS = {"demonstrations": 2, "contexts": 2, "evaluate": 2}
+_VERSIONS = {"demonstrations": 2, "contexts": 2, "evaluate": 3}
 
 
 def list_stages(session: Session) -> list[Stage]:

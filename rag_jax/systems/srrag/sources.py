@@ -21,7 +21,7 @@ from rag_jax.runtime.hosts import is_first
 from rag_jax.systems.reranking import Reranking, list_ranks
 from rag_jax.systems.srrag.config import SourceConfig
 from rag_jax.systems.srrag.data import Format, join_passages
-from rag_jax.systems.srrag.infer import RankedText, Search
+from rag_jax.systems.srrag.infer import FoundText, Search
 from rag_jax.systems.stages import embed_corpus, list_ranked
 
 Embed = Callable[..., Float[np.ndarray, "N E"]]  # embeds texts
@@ -150,33 +150,30 @@ def search_indices(
         reranking: orders what the index finds anew; None to leave that as it is.
     """
 
-    def cut_once(ranked: Sequence[Sequence[int]]) -> dict[int, tuple[str, str]]:
+    def cut_once(ranked: Sequence[Sequence[int]]) -> dict[int, tuple[str, str, str]]:
         # Many questions find the same passages, and a cut takes the tokenizer.
-        return {row: cut(passages[row]) for row in sorted(set(itertools.chain(*ranked)))}
+        found = {row: passages[row] for row in sorted(set(itertools.chain(*ranked)))}
+        return {row: (*cut(passage), passage.id) for row, passage in found.items()}
 
-    def search(source: int, questions: Sequence[str]) -> list[list[tuple[str, str]]]:
+    def search(source: int, questions: Sequence[str]) -> list[list[FoundText]]:
         index, rows = searched[source]
-        _, found = index.search(embed(questions), min(count, index.size))
-        ranked = rows[found].tolist()
-        texts = cut_once(ranked)
-        return [[texts[row] for row in best] for best in ranked]
-
-    def search_anew(source: int, questions: Sequence[str]) -> list[list[RankedText]]:
-        index, rows = searched[source]
-        scores, places = index.search(embed(questions), reranking.count(count, index.size))
+        wanted = min(count, index.size) if reranking is None else reranking.count(count, index.size)
+        scores, places = index.search(embed(questions), wanted)
         found = list_ranked(scores, rows[places])
-        best = [own[:count] for own in reranking.order(questions, found, passages)]
-        texts = cut_once([[row for row, _ in own] for own in best])
-        ranks = [list_ranks(*pair) for pair in zip(found, best, strict=True)]
+        best, ranks = found, [[{}] * len(own) for own in found]
+        if reranking is not None:
+            best = [own[:count] for own in reranking.order(questions, found, passages)]
+            ranks = [list_ranks(*pair) for pair in zip(found, best, strict=True)]
+        read = cut_once([[row for row, _ in own] for own in best])
         return [
             [
-                RankedText(*texts[row], {"id": passages[row].id, **own})
-                for (row, _), own in zip(ranked, places, strict=True)
+                FoundText(*read[row][:2], {"id": read[row][2], "score": score, **own})
+                for (row, score), own in zip(ranked, places, strict=True)
             ]
             for ranked, places in zip(best, ranks, strict=True)
         ]
 
-    return search if reranking is None else search_anew
+    return search
 
 
 def list_found(

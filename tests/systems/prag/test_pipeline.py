@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 from in_process import InProcess
+from pages import read_tables
 
 from rag_jax import lora
 from rag_jax.config import build, to_config_dict
@@ -174,7 +175,7 @@ def test_report(finished, make_config):
     assert tokens["direct"] == tokens["parametric"] == tokens["random"]
     assert tokens["direct"] < tokens["in_context"] == tokens["both"]
     assert tokens["both"] < tokens["in_context_augmented"]
-    assert "the documents&#x27; adapters" in (workdir / "report.html").read_text("utf-8")
+    assert "the documents' adapters" in read_tables(workdir / "report.html")
     for line in read_jsonl(workdir / "predictions" / "random.jsonl"):
         own = {r["id"]: r for r in read_jsonl(workdir / "predictions" / "parametric.jsonl")}
         assert not {*line["adapters"]} & {*own[line["id"]]["adapters"]}

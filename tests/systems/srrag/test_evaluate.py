@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from pages import read_page
 
 from rag_jax.runtime.files import read_jsonl
 from systems.srrag.tiny_run import METHODS
@@ -28,9 +29,10 @@ def test_the_report_has_it(finished):
     assert report["methods"]["verbalise"]["cut_off"] == cut_off
     (table,) = [rows for rows in report["tables"].values() if rows[0][0] == "source"]
     assert [row[-2:] for row in table[1:]] == [[str(cut_off), "-"], ["-", "0"]]
-    page = (workdir / "report.html").read_text(encoding="utf-8")
-    assert page.count('class="chart"') == 3
-    assert "verbalising changes" in page and "AUROC" in page
+    (page,) = read_page(workdir / "report.html")["runs"]
+    assert [figure["kind"] for figure in page["figures"].values()] == ["lines", "lines", "bars"]
+    assert "verbalising changes" in " ".join(page["tables"])
+    assert any("AUROC" in rows[0] for rows in page["tables"].values())
 
 
 def test_a_file_for_each_method(finished):

@@ -15,10 +15,12 @@ import jax
 import numpy as np
 import pytest
 from in_process import InProcess
+from pages import read_page
 from safetensors.numpy import load_file, save_file
 
 from rag_jax.config import DataConfig, build
 from rag_jax.data.gazetteer import build_world
+from rag_jax.data.questions import load_collection
 from rag_jax.evaluation.answers import match
 from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import StageContext
@@ -74,6 +76,9 @@ def test_report(finished, make_config):
         "tables",
         "analysis",
         "paired",
+        "columns",
+        "scores",
+        "figures",
         "stages",
         "environment",
     }
@@ -113,11 +118,31 @@ def test_rows_of_a_comparison(finished):
             assert rows[name][column] == pytest.approx(numbers[column])
 
 
-def test_page_needs_no_other_file(finished):
-    page = (finished[0] / "report.html").read_text(encoding="utf-8")
-    assert page.startswith("<!DOCTYPE html>") and page.rstrip().endswith("</html>")
-    assert all(f"<td>{method}</td>" in page for method in METHODS)
-    assert not re.search(r"https?://|src=|href=|@import|<link|<script", page)
+def test_the_page_has_every_question_as_each_method_answers_it(finished):
+    workdir, _ = finished
+    page = read_page(workdir / "report.html")
+    (run,), asked = page["runs"], page["questions"]
+    assert list(run["methods"]) == [*METHODS] and run["sources"] == ["Self", "Wiki"]
+    assert list(run["curves"]) == ["stage1", "stage2"]
+    texts = {
+        passage.id: passage.text
+        for passage in load_collection(workdir / "stages" / "corpus").passages
+    }
+    records = read_jsonl(workdir / "predictions" / "srrag.jsonl")
+    assert asked["id"] == [record["id"] for record in records]
+    columns = run["methods"]["srrag"]
+    for row, record in enumerate(records):
+        assert columns["prediction"][row] == record["prediction"]
+        assert columns["source"][row] == record["source"]
+        assert columns["probabilities"][row] == pytest.approx(record["probabilities"], rel=1e-4)
+        assert columns["numbers"]["correct"][row] == record["correct"]
+        found = columns["passages"][row]
+        assert len(found) == (record["source"] == "Wiki")
+        for (place, score), passage in zip(found, record.get("passages", []), strict=True):
+            id, _, text = run["passages"][place]
+            assert (id, text) == (passage["id"], texts[id])
+            assert score == pytest.approx(passage["score"], rel=1e-4)
+            assert text[:20] in record["knowledge"]
 
 
 def test_predictions(finished, session):

@@ -73,7 +73,7 @@ def test_an_engine_over_other_passages(session, finished):
     other = session.replace_corpus(engine, passages, embeddings, longest=measured["longest"])
     found = other.search(WIKI, ["Riga: Riga is the capital of Latvia.", "Lyon"])
     shown = {(p.title, session.format.shorten(p.text)) for p in passages}
-    assert all(len(texts) == 1 and set(texts) <= shown for texts in found)
+    assert all(len(texts) == 1 and texts[0][:2] in shown for texts in found)
     longest = max(
         len(session.format.encode_knowledge(f"[1] {title}: {text}")) for title, text in shown
     )
@@ -81,7 +81,7 @@ def test_an_engine_over_other_passages(session, finished):
     # The engine over the run's passages is as it was.
     assert engine.knowledge_width == width
     (texts,) = engine.search(WIKI, ["Lyon"])
-    assert len(texts) == 1 and not set(texts) & shown
+    assert len(texts) == 1 and texts[0][:2] not in shown
 
 
 def test_embeddings_are_those_of_the_index(session, finished):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pages import read_page
 from tiny import continue_row
 
 from rag_jax.config import DataConfig, build, to_config_dict
@@ -272,8 +273,8 @@ def test_choices(several):
             assert record["correct"] == right
             assert record["popularity"] is None and "contains_answer" not in record
         assert not {"head", "middle", "tail", "contains_answer"} & set(numbers)
-    page = (workdir / "report.html").read_text(encoding="utf-8")
-    assert page.count('class="chart"') == 2
+    (page,) = read_page(workdir / "report.html")["runs"]
+    assert len(page["figures"]) == 2
 
 
 def test_each_method_has_a_file_in_the_stage_that_answered(several):
@@ -432,15 +433,19 @@ def test_a_passage_is_read_and_cut_once_however_many_questions_find_it(asked):
         size = 3
 
         def search(self, questions, count):
-            return None, np.tile([[2, 0], [0, 1]], (len(questions) // 2, 1))
+            rows = np.tile([[2, 0], [0, 1]], (len(questions) // 2, 1))
+            return np.tile([0.5, 0.25], (len(questions), 1)), rows
 
     search = search_indices(
         {1: Searched(Index(), np.asarray([1, 3, 5]))}, passages, list, cut, count=2
     )
     found = search(1, ["?"] * asked)
-    assert found == [[("t5", "text "), ("t1", "text ")], [("t1", "text "), ("t3", "text ")]] * (
-        asked // 2
-    )
+    wanted = [[("t5", "text "), ("t1", "text ")], [("t1", "text "), ("t3", "text ")]]
+    assert [[passage[:2] for passage in own] for own in found] == wanted * (asked // 2)
+    assert [passage.place for passage in found[1]] == [
+        {"id": "1", "score": 0.5},
+        {"id": "3", "score": 0.25},
+    ]
     assert sorted(read) == ["1", "3", "5"]
 
 
