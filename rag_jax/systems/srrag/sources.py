@@ -21,7 +21,7 @@ from rag_jax.runtime.hosts import is_first
 from rag_jax.systems.reranking import Reranking, list_ranks
 from rag_jax.systems.srrag.config import SourceConfig
 from rag_jax.systems.srrag.data import Format, join_passages
-from rag_jax.systems.srrag.infer import RankedText, Search
+from rag_jax.systems.srrag.infer import FoundText, Search
 from rag_jax.systems.stages import embed_corpus, list_ranked
 
 Embed = Callable[..., Float[np.ndarray, "N E"]]  # embeds texts
@@ -150,28 +150,30 @@ def search_indices(
         reranking: orders what the index finds anew; None to leave that as it is.
     """
 
-    def cut_once(ranked: Sequence[Sequence[int]]) -> dict[int, tuple[str, str]]:
+    def cut_once(ranked: Sequence[Ranked]) -> dict[int, tuple[str, str, str]]:
         # Many questions find the same passages, and a cut takes the tokenizer.
-        return {row: cut(passages[row]) for row in sorted(set(itertools.chain(*ranked)))}
+        rows = sorted({row for row, _ in itertools.chain(*ranked)})
+        found = zip(rows, map(passages.__getitem__, rows), strict=True)
+        return {row: (*cut(passage), passage.id) for row, passage in found}
 
-    def search(source: int, questions: Sequence[str]) -> list[list[tuple[str, str]]]:
+    def search(source: int, questions: Sequence[str]) -> list[list[FoundText]]:
         index, rows = searched[source]
-        _, found = index.search(embed(questions), min(count, index.size))
-        ranked = rows[found].tolist()
+        scores, places = index.search(embed(questions), min(count, index.size))
+        ranked = list_ranked(scores, rows[places])
         texts = cut_once(ranked)
-        return [[texts[row] for row in best] for best in ranked]
+        return [[FoundText(*texts[row], score) for row, score in best] for best in ranked]
 
-    def search_anew(source: int, questions: Sequence[str]) -> list[list[RankedText]]:
+    def search_anew(source: int, questions: Sequence[str]) -> list[list[FoundText]]:
         index, rows = searched[source]
         scores, places = index.search(embed(questions), reranking.count(count, index.size))
         found = list_ranked(scores, rows[places])
         best = [own[:count] for own in reranking.order(questions, found, passages)]
-        texts = cut_once([[row for row, _ in own] for own in best])
+        texts = cut_once(best)
         ranks = [list_ranks(*pair) for pair in zip(found, best, strict=True)]
         return [
             [
-                RankedText(*texts[row], {"id": passages[row].id, **own})
-                for (row, _), own in zip(ranked, places, strict=True)
+                FoundText(*texts[row], score, own)
+                for (row, score), own in zip(ranked, places, strict=True)
             ]
             for ranked, places in zip(best, ranks, strict=True)
         ]

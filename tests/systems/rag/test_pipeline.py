@@ -46,7 +46,7 @@ from systems.rooms import check_rooms
 from systems.served import check_answers, check_embeddings
 
 GOLDEN = Path(__file__).parents[2] / "golden"
-STAGES = ["corpus", "index", "frozen", "joint", "evaluate", "memory"]
+STAGES = ["corpus", "index", "frozen", "joint", "evaluate", "memory", "likelihood"]
 REFRESH = {"train.refresh_every": 2}
 SHARED = ("shared_closed_book", "shared_bm25")
 QA_METHODS = (*SHARED, "frozen", "token", "fast", "thorough")
@@ -241,7 +241,7 @@ def test_the_number_of_passages_at_test_time(finished, make_config, make_session
     changes = {"decode.passages": 3, "decode.curve": (4, 1, 3)}
     again = pipeline.run(make_config(**changes), workdir)
     assert list_reused(again) == STAGES[:4]
-    assert [stage["name"] for stage in again["stages"]] == [*STAGES[:5], "curve", "memory"]
+    assert [stage["name"] for stage in again["stages"]] == [*STAGES[:5], "curve", *STAGES[5:]]
     for name in ("frozen", "thorough"):
         records = read_jsonl(workdir / "predictions" / f"{name}.jsonl")
         assert all(len(record["passages"]) == 3 for record in records)
@@ -356,7 +356,7 @@ def test_an_encoder_decoder_writes_texts_about_a_folder(make_config, tmp_path):
         "train.answers": "all",
     } | write_folder(tmp_path / "data", lambda i, place: [place, f"the town of {place}"])
     report = pipeline.run(make_config(**changes), tmp_path / "run")
-    assert [stage["name"] for stage in report["stages"]] == STAGES[:-1]
+    assert [stage["name"] for stage in report["stages"]] == STAGES[:5]
     table, _ = report["tables"].values()  # "Paris" and "Zürich" have no three words
     assert table == [["texts", "share"], ["answers", "none"]]
     assert tuple(report["methods"]) == QA_METHODS
@@ -477,9 +477,10 @@ def test_served_answers_are_those_of_the_evaluation(finished, make_session):
     records = read_jsonl(workdir / "predictions" / f"{way}.jsonl")
     answers = check_answers(served, session, records)
     for answer, record in zip(answers, records, strict=True):
-        assert [p.id for p in answer.passages] == [p["id"] for p in record["passages"]]
+        cited = [passage.id for passage, _ in answer.citations]
+        assert cited == [p["id"] for p in record["passages"]]
         assert answer.prompt_tokens == record["prompt_tokens"]
-    parts, texts = ask.open_parts(session, workdir, None), [r["question"] for r in records[:3]]
+    parts, texts = ask.open_finished(session, workdir, None), [r["question"] for r in records[:3]]
     check_embeddings(served, session, "query", parts.query, texts)
     check_embeddings(served, session, "document", session.passage_encoder, texts)
     assert take_stock(workdir) == before
@@ -521,7 +522,7 @@ def test_the_generator_reads_what_a_reranker_puts_first(
     workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
     changes = set_reranker(tmp_path)
     report = pipeline.run(make_config(**changes), workdir)
-    assert list_made(report) == ["evaluate"]
+    assert list_made(report) == ["evaluate", "likelihood"]
     assert tuple(report["methods"]) == (*QA_METHODS, "reranked")
     session = make_session(**changes)
     asked = ask.open_run(session, workdir, None)

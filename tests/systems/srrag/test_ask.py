@@ -116,7 +116,7 @@ def make_engine(session, finished, **changes):
 def ask_with(session, engine, context, question):
     path = context.path("datastore", "datastore.npz")
     datastore = read_datastore(path, session.config.datastore)
-    inputs = engine, datastore, session.config.route.tau, session.train_questions
+    inputs = engine, datastore, session.config.route.tau, None, session.train_questions
     return list(ask._answer(session, *inputs, question))
 
 

@@ -73,7 +73,7 @@ def test_an_engine_over_other_passages(session, finished):
     other = session.replace_corpus(engine, passages, embeddings, longest=measured["longest"])
     found = other.search(WIKI, ["Riga: Riga is the capital of Latvia.", "Lyon"])
     shown = {(p.title, session.format.shorten(p.text)) for p in passages}
-    assert all(len(texts) == 1 and set(texts) <= shown for texts in found)
+    assert all(len(texts) == 1 and texts[0][:2] in shown for texts in found)
     longest = max(
         len(session.format.encode_knowledge(f"[1] {title}: {text}")) for title, text in shown
     )
