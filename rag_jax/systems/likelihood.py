@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from rag_jax.data.questions import Question
+from rag_jax.evaluation.answers import exact_match
 from rag_jax.pipeline.runner import open_stages
 from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.runtime.errors import RagJaxError
@@ -22,7 +23,7 @@ from rag_jax.runtime.outside import parsing
 from rag_jax.runtime.progress import log
 
 STAGE = "likelihood"
-QUESTIONS = 200  # at most: with more the threshold hardly changes, and each has to be answered
+QUESTIONS = 100  # at most, as each has to be answered
 _FILE = "likelihood.json"
 _TOGETHER = 64  # questions of a piece on disk
 
@@ -56,12 +57,17 @@ def choose_threshold(
     return best
 
 
+def match_exactly(question: Question, prediction: str) -> float:
+    """1 for an answer that is one of the question's, else 0."""
+    return exact_match(prediction, question.answers)
+
+
 def run_likelihood(
     context: StageContext,
     *,
     verdict_questions: Sequence[Question],
     open_reader: Callable[[StageContext], Reader],
-    judge: Callable[[Question, str], float],
+    judge: Callable[[Question, str], float] = match_exactly,
 ) -> None:
     """Answers the development questions and chooses the threshold.
 

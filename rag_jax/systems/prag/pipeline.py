@@ -6,9 +6,11 @@ from typing import Any
 
 from rag_jax.pipeline.stage import Stage
 from rag_jax.systems.evaluation import make_evaluation
+from rag_jax.systems.likelihood import STAGE, run_likelihood
 from rag_jax.systems.prag.augment import run_augmentation
 from rag_jax.systems.prag.config import PRAGConfig
 from rag_jax.systems.prag.evaluate import describe_report, run_evaluation, run_retrieval
+from rag_jax.systems.prag.reader import open_reader
 from rag_jax.systems.prag.session import Session
 from rag_jax.systems.prag.train import run_encoding, run_warm_up
 from rag_jax.systems.reranking import describe_reranking
@@ -51,6 +53,9 @@ def list_stages(session: Session) -> list[Stage]:
     shared, evaluated = ("augmented.jsonl",), ("corpus", "retrieve", "augment", *session.variants)
     needed = "corpus", "retrieve"
     options = {"divisible": shared, "version": 2}
+    reading = {**model, **answering, **_list_searching(session)}
+    read = partial(open_reader, session=session)
+    likelihood = stage(STAGE, run_likelihood, reading, "corpus", open_reader=read)
     return [
         corpus_stage(session),
         stage("retrieve", run_retrieval, retrieval, "corpus"),
@@ -58,6 +63,7 @@ def list_stages(session: Session) -> list[Stage]:
         *[warm_up] * any("warm_up" in encoding.needs for encoding in encodings),
         *encodings,
         stage("evaluate", run_evaluation, evaluation, *evaluated, version=2),
+        *[likelihood] * session.trains,
     ]
 
 

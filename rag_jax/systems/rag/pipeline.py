@@ -9,7 +9,7 @@ from rag_jax.systems.likelihood import STAGE, run_likelihood
 from rag_jax.systems.rag.ablations import list_ablations
 from rag_jax.systems.rag.config import RAGConfig
 from rag_jax.systems.rag.curve import run_curve
-from rag_jax.systems.rag.evaluate import describe_report, judge, run_evaluation
+from rag_jax.systems.rag.evaluate import describe_report, run_evaluation
 from rag_jax.systems.rag.memory import run_memory
 from rag_jax.systems.rag.reader import open_reader
 from rag_jax.systems.rag.session import Session
@@ -76,8 +76,8 @@ def list_stages(session: Session) -> list[Stage]:
         stages.append(stage("memory", run_memory, {**tested, "world": c.world}, *read, "joint"))
     if session.trains and c.task != "generation":  # whose answers are not right or wrong
         asking = {**tested, "task": c.task, **describe_reranking(c.retrieve.rerank)}
-        given = {"open_reader": partial(open_reader, session=session), "judge": judge}
-        stages.append(stage(STAGE, run_likelihood, asking, *read, "joint", **given))
+        reading = {"open_reader": partial(open_reader, session=session)}
+        stages.append(stage(STAGE, run_likelihood, asking, *read, "joint", **reading))
     return stages
 
 

@@ -5,11 +5,13 @@ from typing import Any
 
 from rag_jax.pipeline.stage import Stage
 from rag_jax.systems.evaluation import make_evaluation
+from rag_jax.systems.likelihood import STAGE, run_likelihood
 from rag_jax.systems.reranking import describe_reranking
 from rag_jax.systems.room import encoder_room, tuning_room
 from rag_jax.systems.self_retrieval.config import SelfRetrievalConfig
 from rag_jax.systems.self_retrieval.evaluate import ABLATIONS, describe_report, run_evaluation
 from rag_jax.systems.self_retrieval.index import run_titled_corpus, run_trie
+from rag_jax.systems.self_retrieval.reader import open_reader
 from rag_jax.systems.self_retrieval.session import Session
 from rag_jax.systems.self_retrieval.train import run_dense_training, run_indexing, run_training
 from rag_jax.systems.session import bind, make_stage
@@ -71,7 +73,13 @@ def list_stages(session: Session) -> list[Stage]:
         evaluated += ("trie_untitled", *ABLATIONS)
     evaluation = {"search": c.search, "on": c.evaluate_on, "examples": c.examples}
     evaluation |= {"bm25": c.bm25, **describe_reranking(c.retrieve.rerank)}
-    return [*stages, stage("evaluate", run_evaluation, evaluation, *evaluated)]
+    stages.append(stage("evaluate", run_evaluation, evaluation, *evaluated))
+    if session.trains:
+        asking = {"search": c.search, "examples": c.examples}
+        asking |= describe_reranking(c.retrieve.rerank)
+        reading = {"open_reader": partial(open_reader, session=session)}
+        stages.append(stage(STAGE, run_likelihood, asking, "corpus", "trie", "train", **reading))
+    return stages
 
 
 _SYSTEM = CONFIG, Session, list_stages, describe_report

@@ -714,7 +714,7 @@ def test_served_answers_are_those_of_the_evaluation(finished, make_config, mode)
     answers = check_answers(served, session, records)
     for answer, record in zip(answers, records, strict=True):
         ids = record["adapters" if mode == "parametric" else "passages"]
-        assert [passage.id for passage in answer.passages] == ids
+        assert [passage.id for passage, _ in answer.citations] == ids
         assert answer.prompt_tokens == record["prompt_tokens"]
     assert served.embed is None and served.score is None  # words are searched
     assert take_stock(workdir) == before

@@ -323,7 +323,8 @@ def test_the_answer_continues_from_the_best_passage(engine):
         flat = [candidate for group in groups for candidate in group]
         scores = np.concatenate(score(groups, engine.settings))
         best.append(flat[int(scores.argmax())].rows[0])
-    assert [answer for _, answer in found] == engine.answer(questions, best)
+    for (_, (text, likelihood)), alone in zip(found, engine.answer(questions, best), strict=True):
+        assert text == alone.text and likelihood == pytest.approx(alone.likelihood, abs=1e-4)
 
 
 def test_a_second_batch_compiles_nothing(engine):
@@ -346,7 +347,7 @@ def test_running_again(finished, make_config, tmp_path):
     changes = {"search.method": "reference", "search.over": "all", "search.lengths": "mean"}
     again = pipeline.run(make_config(**changes), workdir)
     redone = [stage["name"] for stage in again["stages"] if not stage["reused"]]
-    assert redone == ["evaluate"]
+    assert redone == ["evaluate", "likelihood"]
     assert set(again["methods"]) == set(evaluate.METHODS)
 
 
@@ -426,7 +427,7 @@ def test_served_answers_are_those_of_the_evaluation(finished, make_config):
     records = read_jsonl(workdir / "predictions" / "self_retrieval.jsonl")
     answers = check_answers(served, session, records)
     for answer, record in zip(answers, records, strict=True):
-        assert [passage.id for passage in answer.passages] == [record["passages"][0]["id"]]
+        assert [passage.id for passage, _ in answer.citations] == [record["passages"][0]["id"]]
     assert served.embed is None and served.score is None
     assert take_stock(workdir) == before
 
@@ -444,7 +445,7 @@ def test_what_is_written_and_what_others_find_is_reranked(finished, make_config,
     workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
     changes = set_reranker(tmp_path)
     report = pipeline.run(make_config(ablations=True, **changes), workdir)
-    assert list_made(report) == ["evaluate"]
+    assert list_made(report) == ["evaluate", "likelihood"]
     names = [*evaluate.METHODS[:4], *evaluate.METHODS[4:], *evaluate.ABLATIONS]
     rows = evaluate.RERANKINGS
     wanted = [row for name in names for row in (name, rows.get(name)) if row]
@@ -460,9 +461,9 @@ def test_what_is_written_and_what_others_find_is_reranked(finished, make_config,
             ids = [id for id, _ in found[record["id"]]]
             check_ranks(changes, question, shown, ids, session.passages)
             (answer,) = engine.answer([question], [places[shown[0]["id"]]])
-            assert record["prediction"] == answer
+            assert record["prediction"] == answer.text
             if row == "reranked":
-                assert read_text(asked(question)) == answer
+                assert read_text(asked(question)) == answer.text
     records = read_jsonl(workdir / "predictions" / "reranked.jsonl")
     check_answers(serve.open_run(session, workdir, None), session, records)
     shared = [name for name in names if name in finished[1]["methods"]]

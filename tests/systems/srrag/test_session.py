@@ -81,7 +81,7 @@ def test_an_engine_over_other_passages(session, finished):
     # The engine over the run's passages is as it was.
     assert engine.knowledge_width == width
     (texts,) = engine.search(WIKI, ["Lyon"])
-    assert len(texts) == 1 and not set(texts) & shown
+    assert len(texts) == 1 and texts[0][:2] not in shown
 
 
 def test_embeddings_are_those_of_the_index(session, finished):
