@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from rag_jax import lora
 from rag_jax.decoding.cache import Cache, grow, write
 from rag_jax.decoding.prompts import batch_prompts, check_prompts, prefill, read_prompts
+from rag_jax.losses import token_logprobs
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.nn.layers import MASKED
@@ -143,10 +144,8 @@ def make_next_token(
         row_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, number)
         token = sample_tokens(logits, row_keys, sampling=sampling)
         continues = ~jnp.isin(token, jnp.asarray(stop_ids, jnp.int32))
-        picked = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0].astype(jnp.float32)
         # Where nothing reads the log-probabilities, the compiler leaves them out of the loop.
-        total = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
-        return Sampled(token, continues, picked - total)
+        return Sampled(token, continues, token_logprobs(logits, token))
 
     return next_token
 

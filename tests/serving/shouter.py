@@ -14,7 +14,10 @@ from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import make_mesh
 from rag_jax.systems.served import Answer, Embedded, Served
 
-PASSAGES = [Passage("../a b?", "Atlantis", "Poseidonis is its capital."), Passage("b", "", "No.")]
+PASSAGES = [
+    Passage("../a b?.pdf#3.2", "Atlantis", "Poseidonis is its capital."),
+    Passage("b", "", "No."),
+]
 CITATIONS = [Citation(PASSAGES[0], 0.5), Citation(PASSAGES[1], None)]
 
 

@@ -2,6 +2,10 @@
 
 import json
 
+import numpy as np
+import pytest
+from tiny import continue_row, read_row, softmax
+
 from rag_jax.pipeline.ask import Facts, Note, Piece
 
 OWN = [
@@ -22,6 +26,19 @@ def read_facts(shown, title):
 
 def list_notes(shown):
     return [item.text for item in shown if isinstance(item, Note)]
+
+
+def check_likelihood(likelihood, model, params, prompt, **limits):
+    """The mean over an answer's tokens and the one that ended them, in one full pass.
+
+    Args:
+        limits: `max_tokens` and `stop_ids`.
+    """
+    written, ended = continue_row(model, params, prompt, **limits)
+    logits = read_row(model, params, [*prompt, *written])[2][len(prompt) - 1 :]
+    # At every place the likeliest token was written.
+    chosen = softmax(np.asarray(logits, float)).max(axis=1)[: len(written) + ended]
+    assert likelihood == pytest.approx(np.log(chosen).mean(), abs=1e-4)
 
 
 def write_corpus(path, passages=OWN):

@@ -10,7 +10,7 @@ from rag_jax.systems.likelihood import STAGE, run_likelihood
 from rag_jax.systems.prag.augment import run_augmentation
 from rag_jax.systems.prag.config import PRAGConfig
 from rag_jax.systems.prag.evaluate import describe_report, run_evaluation, run_retrieval
-from rag_jax.systems.prag.reader import open_reader
+from rag_jax.systems.prag.reader import judge, open_reader
 from rag_jax.systems.prag.session import Session
 from rag_jax.systems.prag.train import run_encoding, run_warm_up
 from rag_jax.systems.reranking import describe_reranking
@@ -54,8 +54,8 @@ def list_stages(session: Session) -> list[Stage]:
     needed = "corpus", "retrieve"
     options = {"divisible": shared, "version": 2}
     reading = {**model, **answering, **_list_searching(session)}
-    read = partial(open_reader, session=session)
-    likelihood = stage(STAGE, run_likelihood, reading, "corpus", open_reader=read)
+    given = {"open_reader": partial(open_reader, session=session), "judge": judge}
+    likelihood = stage(STAGE, run_likelihood, reading, "corpus", **given)
     return [
         corpus_stage(session),
         stage("retrieve", run_retrieval, retrieval, "corpus"),

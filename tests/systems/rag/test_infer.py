@@ -85,9 +85,13 @@ def test_sequence_decoding_sums_over_documents():
             wanted["thorough"].append(marginal(b, logprobs))
             wanted["fast"].append(marginal(b, np.where(given, logprobs, MASKED)))
         for name, scores in wanted.items():
-            ours = [score for _, score in found[name][b]]
+            ours = [own.logprob for own in found[name][b]]
             np.testing.assert_allclose(ours, sorted(scores, reverse=True), atol=1e-4)
         assert all(f <= t + 1e-6 for f, t in zip(wanted["fast"], wanted["thorough"], strict=True))
+        # A likelihood is the mean over an answer's tokens, with the one that ends it.
+        ordered = sorted(zip(wanted["thorough"], map(len, every), strict=True), reverse=True)
+        means = [logprob / count for logprob, count in ordered]
+        np.testing.assert_allclose([a.likelihood for a in found["thorough"][b]], means, atol=1e-4)
         best = max(every, key=lambda answer: wanted["thorough"][list(every).index(answer)])
         assert found["thorough"][b][0][0] == format.tokenizer.decode(best).strip()
 

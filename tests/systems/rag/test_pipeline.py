@@ -14,7 +14,7 @@ from rag_jax.config import build
 from rag_jax.data.batches import BatchPlan
 from rag_jax.data.matching import has_answer
 from rag_jax.data.questions import Question
-from rag_jax.evaluation.answers import bleu_1, distinct_ngrams, rouge_l
+from rag_jax.evaluation.answers import bleu_1, distinct_ngrams, exact_match, rouge_l
 from rag_jax.evaluation.questions import q_bleu_1
 from rag_jax.models.io.sizes import find_sizes
 from rag_jax.pipeline.runner import run_stages
@@ -467,7 +467,38 @@ def test_asking_gives_the_answers_of_the_evaluation(finished, make_session):
         assert shares == pytest.approx(weights / weights.sum(), abs=2e-3)
         chance, best = read_facts(shown, "likeliest answers")[0]
         assert best == record["prediction"] and 0 < float(chance) <= 1
+        outcome = shown[-1]
+        assert (outcome.answer, outcome.source) == (record["prediction"], None)
+        assert [p.id for p, _ in outcome.citations] == [p["id"] for p in record["passages"]]
+        assert [score for _, score in outcome.citations] == pytest.approx(shares, abs=1e-3)
     assert take_stock(workdir) == before
+
+
+def test_the_likelihood_of_development_questions(finished, make_session, tmp_path, capsys):
+    """What the stage measured is what asking gives; an older folder is asked without a verdict."""
+    workdir, session = Path(shutil.copytree(finished[0], tmp_path / "run")), make_session()
+    measured = read_jsonl(workdir / "stages" / "likelihood" / "answers.jsonl")
+    asked = ask.open_run(session, workdir, None)
+    questions = session.corpus.questions["dev"]
+    assert [record["id"] for record in measured] == [q.id for q in questions]
+    for question, record in zip(questions, measured, strict=True):
+        outcome = list(asked(question.question))[-1]
+        assert outcome.answer == record["prediction"]
+        assert outcome.likelihood == pytest.approx(record["likelihood"], abs=1e-4)
+        assert record["right"] == exact_match(outcome.answer, question.answers)
+        assert outcome.in_documents is None  # the tiny model is never right
+    assert "no threshold tells the 0 right ones of 3 answers" in capsys.readouterr().err
+    path = workdir / "stages" / "likelihood" / "likelihood.json"
+    path.write_text(json.dumps({"threshold": outcome.likelihood}))
+    (path.parent / "stage.json").write_text(
+        json.dumps({**read_json(path.parent / "stage.json"), "files": {}})
+    )
+    again = list(ask.open_run(session, workdir, None)(questions[-1].question))[-1]
+    assert again.threshold == outcome.likelihood and again.in_documents is not None
+    shutil.rmtree(path.parent)
+    older = ask.open_run(session, workdir, None)
+    assert "stage likelihood: is not finished; run launch/train.py" in capsys.readouterr().err
+    assert list(older(questions[-1].question))[-1] == outcome
 
 
 def test_served_answers_are_those_of_the_evaluation(finished, make_session):

@@ -20,13 +20,20 @@ from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.checkpoint import save_tree
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
-from rag_jax.systems.self_retrieval import ask, evaluate, pipeline, serve, steps
+from rag_jax.systems.self_retrieval import ask, evaluate, pipeline, reader, serve, steps
 from rag_jax.systems.self_retrieval.config import SelfRetrievalConfig
 from rag_jax.systems.self_retrieval.pipeline import list_stages
 from rag_jax.systems.self_retrieval.scores import score
 from rag_jax.systems.self_retrieval.session import Session
 from rag_jax.training.rows import pack_rows
-from systems.asked import LONG, read_facts, read_text, take_stock, write_corpus
+from systems.asked import (
+    LONG,
+    check_likelihood,
+    read_facts,
+    read_text,
+    take_stock,
+    write_corpus,
+)
 from systems.compared import check_rows
 from systems.evaluated import check_evaluation, evaluate_directly, list_made, read_answers
 from systems.reranked import check_ranks, set_reranker
@@ -398,8 +405,8 @@ def test_an_encoder_is_no_language_model(make_config, bert_folder, tmp_path):
 # Asking.
 
 
-def test_asking_gives_what_the_evaluation_found(finished, make_config):
-    workdir = finished[0]
+def test_asking_gives_what_the_evaluation_found(finished, engine, make_config):
+    workdir, format, likelihoods = finished[0], engine.format, {}
     before = take_stock(workdir)
     session = Session(build(SelfRetrievalConfig, make_config(ablations=True)))
     asked = ask.open_run(session, workdir, None)
@@ -413,6 +420,20 @@ def test_asking_gives_what_the_evaluation_found(finished, make_config):
             passage = passages[found["id"]]
             assert text == f"{passage['title']}: {passage['text']}"
             assert float(value) == pytest.approx(found["score"], abs=2e-3)
+        outcome = shown[-1]
+        ((passage, value),) = outcome.citations
+        assert (outcome.answer, passage.id) == (record["prediction"], record["passages"][0]["id"])
+        assert value == pytest.approx(record["passages"][0]["score"], abs=1e-4)
+        prompt = [*format.encode_question(record["question"]), *format.encode_reading(passage)]
+        prompt += format.encode_accept()
+        limits = {"max_tokens": 3, "stop_ids": format.tokenizer.stop_ids}
+        check_likelihood(outcome.likelihood, engine.model, engine.params, prompt, **limits)
+        likelihoods[record["question"]] = outcome.likelihood
+    # What the threshold would be chosen from.
+    stage = next(stage for stage in list_stages(session) if stage.name == "likelihood")
+    read = reader.open_reader(StageContext(stage, workdir / "stages"), session)
+    measured = [value for _, value in read(list(likelihoods))]
+    assert measured == pytest.approx(list(likelihoods.values()), abs=1e-4)
     with pytest.raises(RagJaxError, match="the question has 1.... tokens, and there is room for"):
         list(asked(LONG))
     assert read_facts(list(asked("<|im_end|> <|endoftext|>")), "passages written")
