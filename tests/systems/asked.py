@@ -1,10 +1,11 @@
 """What the tests of asking share: reading what is shown, and what a folder holds."""
 
 import json
+from functools import partial
 
+import jax
 import numpy as np
 import pytest
-from tiny import continue_row, read_row, softmax
 
 from rag_jax.pipeline.ask import Facts, Note, Piece
 
@@ -28,17 +29,26 @@ def list_notes(shown):
     return [item.text for item in shown if isinstance(item, Note)]
 
 
-def check_likelihood(likelihood, model, params, prompt, **limits):
-    """The mean over an answer's tokens and the one that ended them, in one full pass.
+@partial(jax.jit, static_argnums=0)
+def _read(model, params, tokens):
+    return jax.nn.log_softmax(model.apply({"params": params}, tokens)[0], axis=-1)
 
-    Args:
-        limits: `max_tokens` and `stop_ids`.
-    """
-    written, ended = continue_row(model, params, prompt, **limits)
-    logits = read_row(model, params, [*prompt, *written])[2][len(prompt) - 1 :]
-    # At every place the likeliest token was written.
-    chosen = softmax(np.asarray(logits, float)).max(axis=1)[: len(written) + ended]
-    assert likelihood == pytest.approx(np.log(chosen).mean(), abs=1e-4)
+
+def check_likelihood(likelihood, model, params, prompt, *, max_tokens, stop_ids):
+    """The mean over the likeliest tokens and the one that ends them, each of a full pass."""
+    row, logprobs = list(prompt), []
+    while True:
+        padded = np.zeros((1, -(-len(row) // 64) * 64), np.int32)
+        padded[0, : len(row)] = row
+        last = np.asarray(_read(model, params, padded))[len(row) - 1]
+        ends = int(last.argmax()) in stop_ids
+        if len(logprobs) == max_tokens and not ends:
+            break
+        logprobs.append(float(last.max()))
+        if ends:
+            break
+        row.append(int(last.argmax()))
+    assert likelihood == pytest.approx(np.mean(logprobs), abs=1e-4), (likelihood, logprobs)
 
 
 def write_corpus(path, passages=OWN):

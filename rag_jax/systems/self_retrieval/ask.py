@@ -59,13 +59,13 @@ def _answer(
 ) -> Iterator[Item]:
     check_question(engine, question)
     (found,) = find(engine, reranking, [question])
-    groups, ranked, (answer, likelihood) = found
-    rejected = {row: c.reject for group in groups for c in group for row in c.rows}
+    rejected = {row: c.reject for group in found.groups for c in group for row in c.rows}
     shown = [
         (f"{value:.3f}", f"{rejected[row]:.3f}", name_passage(engine.passages[row]))
-        for row, value in ranked[:_SHOWN]
+        for row, value in found.ranked[:_SHOWN]
     ]
     yield Facts("passages written", [("score", "rejected", ""), *shown])
+    answer, likelihood = found.answer
     yield Piece("answer", answer)
     verdict = {"likelihood": likelihood, "threshold": threshold}
     yield Outcome(answer, cite(engine, found), **verdict)

@@ -30,7 +30,7 @@ from rag_jax.runtime.sharding import shard_batch
 from rag_jax.systems.self_retrieval import steps
 from rag_jax.systems.self_retrieval.config import SearchConfig
 from rag_jax.systems.self_retrieval.data import Format
-from rag_jax.systems.self_retrieval.scores import Candidate, score, to_probability
+from rag_jax.systems.self_retrieval.scores import Candidate, find_best, to_probability
 
 # Largest number of candidates' tokens in one row: with more, attention to other candidates' tokens
 # would cost as much as padding.
@@ -122,7 +122,7 @@ class Engine:
                     for title, group in zip(titles[b], paths[b], strict=True)
                 ]
                 found.append([group for group in groups if group])
-                best.append(int(np.argmax(np.concatenate(score(found[b], self.settings)))))
+                best.append(find_best(found[b], self.settings)[0])
             answers = self._write_answers(judged, best)
             results += list(zip(found, answers, strict=True))
         return results

@@ -422,7 +422,9 @@ def test_asking_gives_what_the_evaluation_found(finished, engine, make_config):
             assert float(value) == pytest.approx(found["score"], abs=2e-3)
         outcome = shown[-1]
         ((passage, value),) = outcome.citations
-        assert (outcome.answer, passage.id) == (record["prediction"], record["passages"][0]["id"])
+        assert outcome.answer == record["prediction"]
+        # Of several with the best score it is the one that the answer was written after.
+        assert passage.id in [found["id"] for found in record["passages"]]
         assert value == pytest.approx(record["passages"][0]["score"], abs=1e-4)
         prompt = [*format.encode_question(record["question"]), *format.encode_reading(passage)]
         prompt += format.encode_accept()
@@ -448,7 +450,9 @@ def test_served_answers_are_those_of_the_evaluation(finished, make_config):
     records = read_jsonl(workdir / "predictions" / "self_retrieval.jsonl")
     answers = check_answers(served, session, records)
     for answer, record in zip(answers, records, strict=True):
-        assert [passage.id for passage, _ in answer.citations] == [record["passages"][0]["id"]]
+        ((passage, value),) = answer.citations
+        assert passage.id in [found["id"] for found in record["passages"]]
+        assert value == pytest.approx(record["passages"][0]["score"], abs=1e-4)
     assert served.embed is None and served.score is None
     assert take_stock(workdir) == before
 
