@@ -5,14 +5,15 @@ answer's tokens, after the passages, tells right answers from wrong ones better 
 "likelihood" measures how well on development questions, and chooses the threshold that asking uses.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from rag_jax.data.questions import Question
+from rag_jax.data.questions import Collection, Question
 from rag_jax.evaluation.answers import exact_match
 from rag_jax.pipeline.runner import open_stages
 from rag_jax.pipeline.stage import Stage, StageContext
@@ -29,7 +30,7 @@ _TOGETHER = 64  # questions of a piece on disk
 
 # Questions to their answers from passages and the answers' likelihoods, in nats a token; None where
 # no passage was read.
-Reader = Callable[[Sequence[str]], list[tuple[str, float | None]]]
+Read = Callable[[Sequence[str]], list[tuple[str, float | None]]]
 
 
 def choose_threshold(
@@ -62,12 +63,19 @@ def match_exactly(question: Question, prediction: str) -> float:
     return exact_match(prediction, question.answers)
 
 
+class Reader(NamedTuple):
+    """What answers from passages, and what is a right answer to a question: 1, or else 0."""
+
+    read: Read
+    judge: Callable[[Question, str], float] = match_exactly
+
+
 def run_likelihood(
     context: StageContext,
     *,
-    verdict_questions: Sequence[Question],
+    corpus: Collection,
+    choose_questions: Callable[..., list[Question]],
     open_reader: Callable[[StageContext], Reader],
-    judge: Callable[[Question, str], float] = match_exactly,
 ) -> None:
     """Answers the development questions and chooses the threshold.
 
@@ -76,11 +84,14 @@ def run_likelihood(
     are `right`, or a `threshold` of None and the `reason`.
 
     Args:
-        judge: gives 1 for a right answer to a question, else 0.
+        choose_questions: gives the questions of a split, a number of them; see `Session`.
     """
     records: list[dict[str, Any]] = []
-    if verdict_questions:
-        read = open_reader(context)
+    questions: list[Question] = []
+    with contextlib.suppress(RagJaxError):  # the data have none
+        questions = choose_questions(corpus, "dev", QUESTIONS)[:QUESTIONS]
+    if questions:
+        read, judge = open_reader(context)
 
         def answer(batch: Sequence[Question]) -> list[dict[str, Any]]:
             answered = _read_allowed(read, [question.question for question in batch])
@@ -90,12 +101,12 @@ def run_likelihood(
             ]
 
         options = {"batch_size": _TOGETHER, "unit": "questions (likelihood)"}
-        records = context.map("answers.jsonl", verdict_questions, answer, **options)
+        records = context.map("answers.jsonl", questions, answer, **options)
     if is_first():
         write_json(context.folder / _FILE, _summarize(records))
 
 
-def _read_allowed(read: Reader, questions: Sequence[str]) -> list[tuple[str, float | None]]:
+def _read_allowed(read: Read, questions: Sequence[str]) -> list[tuple[str, float | None]]:
     """What is read for the questions; nothing for one that is refused, such as a long one."""
     try:
         return read(questions)

@@ -1,6 +1,5 @@
 """What a run has open: mesh, models, corpus; and stage functions bound to what they need of it."""
 
-import contextlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -37,7 +36,6 @@ from rag_jax.runtime.sharding import (
     make_mesh,
     shard_params,
 )
-from rag_jax.systems.likelihood import QUESTIONS
 from rag_jax.systems.reranking import Reranking, open_reranking
 from rag_jax.training.trainable import Trainable, make_trainable
 
@@ -283,13 +281,6 @@ class Session:
     def questions(self) -> Sequence[Question]:
         """The questions to evaluate."""
         return self._choose_questions(self.config.evaluate_on, self.question_count)
-
-    @property
-    def verdict_questions(self) -> Sequence[Question]:
-        """The development questions that the threshold of likelihood is chosen on; maybe none."""
-        with contextlib.suppress(RagJaxError):
-            return self.choose_questions(self.corpus, "dev", QUESTIONS)[:QUESTIONS]
-        return []
 
     def _choose_questions(self, split: str, path: str | None) -> list[Question]:
         return self.choose_questions(self.corpus, split, self._get_setting(path) if path else 0)

@@ -7,12 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag_jax.data.questions import Question
+from rag_jax.data.questions import Collection, Question
 from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
-from rag_jax.systems.likelihood import STAGE, choose_threshold, open_threshold, run_likelihood
+from rag_jax.systems.likelihood import (
+    STAGE,
+    Reader,
+    choose_threshold,
+    open_threshold,
+    run_likelihood,
+)
 
 QUESTIONS = [Question(str(i), f"question {i}", (f"answer {i}",), {}) for i in range(8)]
 VALUES = [-3.0, -2.5, -0.5, -2.0, -0.25, -1.0, -4.0, None]
@@ -68,14 +74,20 @@ def test_no_threshold_is_better_than_chance(likelihoods, right):
 
 
 def make_stage(questions, open_reader, **settings):
+    def choose(corpus, split, count):
+        if not corpus.questions[split]:
+            raise RagJaxError("there are none")
+        return corpus.questions[split]
+
     def run(context):
-        run_likelihood(context, verdict_questions=questions, open_reader=open_reader)
+        corpus = Collection([], {"dev": questions})
+        run_likelihood(context, corpus=corpus, choose_questions=choose, open_reader=open_reader)
 
     return Stage(STAGE, run, settings)
 
 
 def test_what_is_measured_and_where_it_is_found_again(tmp_path, capsys):
-    stages = [make_stage(QUESTIONS, lambda context: read, beams=1)]
+    stages = [make_stage(QUESTIONS, lambda context: Reader(read), beams=1)]
     run_stages(stages, tmp_path / "run")
     records = read_jsonl(tmp_path / "run" / "stages" / STAGE / "answers.jsonl")
     assert [record["right"] for record in records] == RIGHT
@@ -89,7 +101,7 @@ def test_what_is_measured_and_where_it_is_found_again(tmp_path, capsys):
     assert open_threshold(stages, tmp_path / "run") == -1.5
     assert capsys.readouterr().err == ""
     # Asked with other settings, by a run without the stage, or in an older folder.
-    other = [make_stage(QUESTIONS, lambda context: read, beams=2)]
+    other = [make_stage(QUESTIONS, lambda context: Reader(read), beams=2)]
     for asked, folder, reason in (
         (other, "run", "stage likelihood: settings changed (beams: 1 -> 2)"),
         ([], "run", "whether an answer is right is not measured"),
@@ -119,7 +131,7 @@ def test_a_question_that_the_reader_refuses_is_left_out(tmp_path, capsys):
             raise RagJaxError("the question is too long")
         return read(questions)
 
-    stage = make_stage(QUESTIONS, lambda context: read_short)
+    stage = make_stage(QUESTIONS, lambda context: Reader(read_short))
     stage.run(StageContext(stage, tmp_path, folder=tmp_path))
     assert batches == [8, *[1] * 8]
     assert "left out: the question is too long" in capsys.readouterr().err
@@ -130,7 +142,7 @@ def test_a_question_that_the_reader_refuses_is_left_out(tmp_path, capsys):
 
 def test_all_answers_are_wrong(tmp_path, capsys):
     wrong = [Question(q.id, q.question, ("another",), {}) for q in QUESTIONS]
-    stages = [make_stage(wrong, lambda context: read)]
+    stages = [make_stage(wrong, lambda context: Reader(read))]
     run_stages(stages, tmp_path)
     assert open_threshold(stages, tmp_path) is None
     reason = "no threshold tells the 0 right ones of 7 answers to the 'dev' questions from the"

@@ -88,4 +88,4 @@ def open_reader(context: StageContext, session: Session) -> Reader:
             answered += [(text, value if own else None) for text, value, own in pairs]
         return answered
 
-    return read
+    return Reader(read, judge)

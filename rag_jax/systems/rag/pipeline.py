@@ -5,7 +5,6 @@ from functools import partial
 
 from rag_jax.pipeline.stage import Stage
 from rag_jax.systems.evaluation import make_evaluation
-from rag_jax.systems.likelihood import STAGE, run_likelihood
 from rag_jax.systems.rag.ablations import list_ablations
 from rag_jax.systems.rag.config import RAGConfig
 from rag_jax.systems.rag.curve import run_curve
@@ -17,7 +16,7 @@ from rag_jax.systems.rag.train import run_training
 from rag_jax.systems.reranking import describe_reranking
 from rag_jax.systems.room import index_room
 from rag_jax.systems.session import make_stage
-from rag_jax.systems.stages import corpus_stage, make_run, run_index
+from rag_jax.systems.stages import corpus_stage, likelihood_stages, make_run, run_index
 
 CONFIG = RAGConfig
 
@@ -74,10 +73,9 @@ def list_stages(session: Session) -> list[Stage]:
         stages += list_ablations(session, training=generator, evaluation=evaluation)
     if session.has_revisions:
         stages.append(stage("memory", run_memory, {**tested, "world": c.world}, *read, "joint"))
-    if session.trains and c.task != "generation":  # whose answers are not right or wrong
+    if c.task != "generation":  # whose answers are not right or wrong
         asking = {**tested, "task": c.task, **describe_reranking(c.retrieve.rerank)}
-        reading = {"open_reader": partial(open_reader, session=session)}
-        stages.append(stage(STAGE, run_likelihood, asking, *read, "joint", **reading))
+        stages += likelihood_stages(session, open_reader, asking, *read, "joint")
     return stages
 
 

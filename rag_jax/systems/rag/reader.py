@@ -114,4 +114,4 @@ def open_reader(context: StageContext, session: Session) -> Reader:
         answers = answer(session, parts.engine, questions, found, scores)
         return [(best[0].text, best[0].likelihood) for best in answers]
 
-    return read
+    return Reader(read)

@@ -5,7 +5,6 @@ from typing import Any
 
 from rag_jax.pipeline.stage import Stage
 from rag_jax.systems.evaluation import make_evaluation
-from rag_jax.systems.likelihood import STAGE, run_likelihood
 from rag_jax.systems.reranking import describe_reranking
 from rag_jax.systems.room import encoder_room, tuning_room
 from rag_jax.systems.self_retrieval.config import SelfRetrievalConfig
@@ -15,7 +14,7 @@ from rag_jax.systems.self_retrieval.reader import open_reader
 from rag_jax.systems.self_retrieval.session import Session
 from rag_jax.systems.self_retrieval.train import run_dense_training, run_indexing, run_training
 from rag_jax.systems.session import bind, make_stage
-from rag_jax.systems.stages import make_run, run_negatives
+from rag_jax.systems.stages import likelihood_stages, make_run, run_negatives
 
 CONFIG = SelfRetrievalConfig
 # The settings of `ExamplesConfig` that the first run reads: it is kept when others change.
@@ -74,12 +73,9 @@ def list_stages(session: Session) -> list[Stage]:
     evaluation = {"search": c.search, "on": c.evaluate_on, "examples": c.examples}
     evaluation |= {"bm25": c.bm25, **describe_reranking(c.retrieve.rerank)}
     stages.append(stage("evaluate", run_evaluation, evaluation, *evaluated))
-    if session.trains:
-        asking = {"search": c.search, "examples": c.examples}
-        asking |= describe_reranking(c.retrieve.rerank)
-        reading = {"open_reader": partial(open_reader, session=session)}
-        stages.append(stage(STAGE, run_likelihood, asking, "corpus", "trie", "train", **reading))
-    return stages
+    asking = {"search": c.search, "examples": c.examples, **describe_reranking(c.retrieve.rerank)}
+    needed = "corpus", "trie", "train"
+    return [*stages, *likelihood_stages(session, open_reader, asking, *needed)]
 
 
 _SYSTEM = CONFIG, Session, list_stages, describe_report

@@ -74,4 +74,4 @@ def open_reader(context: StageContext, session: Session) -> Reader:
         found = find(widen(engine, questions), session.reranking, questions)
         return [(own.answer.text, own.answer.likelihood) for own in found]
 
-    return read
+    return Reader(read)

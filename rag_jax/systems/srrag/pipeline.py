@@ -1,27 +1,23 @@
 """The stages of Self-Routing RAG, from an empty folder to the report."""
 
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 from rag_jax.pipeline.stage import Stage
 from rag_jax.systems.evaluation import make_evaluation
-from rag_jax.systems.likelihood import STAGE, run_likelihood
 from rag_jax.systems.reranking import describe_reranking
 from rag_jax.systems.session import make_stage
 from rag_jax.systems.srrag.ablations import list_ablations
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.evaluate import describe_report, run_evaluation
 from rag_jax.systems.srrag.label import run_labels
-from rag_jax.systems.srrag.passes import judge
 from rag_jax.systems.srrag.policy import run_datastore
-from rag_jax.systems.srrag.reader import open_reader
 from rag_jax.systems.srrag.session import Session
 from rag_jax.systems.srrag.sources import run_lengths, run_source_indices
-from rag_jax.systems.srrag.thresholds import run_thresholds
+from rag_jax.systems.srrag.thresholds import open_reader, run_thresholds
 from rag_jax.systems.srrag.train import run_reference, run_stage1, run_stage2
 from rag_jax.systems.srrag.verbalise import run_contexts, run_demonstrations
-from rag_jax.systems.stages import corpus_stage, make_run
+from rag_jax.systems.stages import corpus_stage, likelihood_stages, make_run
 
 CONFIG = SRRAGConfig
 # By stage the files whose pieces workers may make.
@@ -35,7 +31,6 @@ _DIVISIBLE = {
     "datastore": ("datastore.npz",),
     "thresholds": ("passes.jsonl",),
     "evaluate": ("answers_direct.jsonl", "passes.jsonl"),
-    STAGE: ("answers.jsonl",),
 }
 # What an evaluation on another dataset takes from the run; the report reads the labels.
 TRAINED = ("labels", "stage2", "datastore", "thresholds")
@@ -64,10 +59,10 @@ def list_stages(session: Session) -> list[Stage]:
     rows, pass_needs = ("corpus", "contexts", "labels"), ("corpus", "index", "lengths", "stage2")
     evaluation_needs = (*pass_needs, "datastore", *(["thresholds"] if c.route.is_tuned else []))
 
-    def stage(name: str, function: Any, settings: Any, *needs: str, **given: Any) -> Stage:
+    def stage(name: str, function: Any, settings: Any, *needs: str) -> Stage:
         options = {"divisible": _DIVISIBLE.get(name, ()), "version": _VERSIONS.get(name, 1)}
         options |= {"room": session.rooms[name]} if name in session.rooms else {}
-        return make_stage(session, name, function, settings, *needs, **options, **given)
+        return make_stage(session, name, function, settings, *needs, **options)
 
     stages = [
         corpus_stage(session),
@@ -87,10 +82,7 @@ def list_stages(session: Session) -> list[Stage]:
     stages.append(stage("evaluate", run_evaluation, evaluation, *evaluation_needs))
     if c.ablations:
         stages += list_ablations(session, training=training, passes=passes, evaluation=evaluation)
-    if session.trains:
-        reading = {"open_reader": partial(open_reader, session=session), "judge": judge}
-        stages.append(stage(STAGE, run_likelihood, {**passes, **hits}, *pass_needs, **reading))
-    return stages
+    return [*stages, *likelihood_stages(session, open_reader, {**passes, **hits}, *pass_needs)]
 
 
 _SYSTEM = CONFIG, Session, list_stages, describe_report

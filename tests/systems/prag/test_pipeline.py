@@ -761,7 +761,7 @@ def test_the_likelihood_of_development_questions(make_config, tmp_path, by):
     assert not (folder / "embeddings.npy").exists()
     search, records = session.make_search(session.passages), read_jsonl(folder / "answers.jsonl")
     limits = {"max_tokens": 3, "stop_ids": format.stop_ids}
-    for question, record in zip(session.verdict_questions, records, strict=True):
+    for question, record in zip(session.corpus.questions["dev"], records, strict=True):
         (found,) = search([question.question])
         documents = [session.passages[row] for row, _ in found]
         prompt = format.encode_prompt(question.question, documents)

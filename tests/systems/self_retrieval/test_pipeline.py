@@ -433,7 +433,7 @@ def test_asking_gives_what_the_evaluation_found(finished, engine, make_config):
         likelihoods[record["question"]] = outcome.likelihood
     # What the threshold would be chosen from.
     stage = next(stage for stage in list_stages(session) if stage.name == "likelihood")
-    read = reader.open_reader(StageContext(stage, workdir / "stages"), session)
+    read, _ = reader.open_reader(StageContext(stage, workdir / "stages"), session)
     measured = [value for _, value in read(list(likelihoods))]
     assert measured == pytest.approx(list(likelihoods.values()), abs=1e-4)
     with pytest.raises(RagJaxError, match="the question has 1.... tokens, and there is room for"):

@@ -157,7 +157,7 @@ def test_the_likelihood_of_development_questions(tuned, make_config, capsys):
     session = Session(build(SRRAGConfig, make_config(**TUNED | {"route.tau": 0.0})))
     opened = ask.open_run(session, workdir, None)
     read = 0
-    for question, record in zip(session.verdict_questions, records, strict=True):
+    for question, record in zip(session.corpus.questions["dev"], records, strict=True):
         outcome = list(opened(question.question))[-1]
         assert record["id"] == question.id and record["likelihood"] < 0
         assert record["right"] == bool(match(record["prediction"], question.answers))
