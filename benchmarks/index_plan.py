@@ -38,7 +38,7 @@ def main() -> None:
         rows = count_shard_rows(arguments.passages, mesh.size)
         split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         whole = NamedSharding(mesh, PartitionSpec())
-        shape = (mesh.size, rows, WIDTH)
+        shape = (mesh.size, WIDTH, rows)
         planner.compile(
             "search",
             jax.jit(find_top, static_argnames="k"),

@@ -21,6 +21,8 @@ examples. All tables, 2WikiMultihopQA's among them, are in `docs/systems/prag.md
 `benchmarks/systems.py` has their commands.
 """
 
+from dataclasses import replace
+
 import ml_collections
 
 from rag_jax.config import choose_preset, to_config_dict
@@ -47,6 +49,7 @@ def _follow_paper(name: str, *, demonstrations: int = 0) -> PRAGConfig:
         prompt=PromptConfig(reasoning=reasoning, demonstrations=demonstrations),
         retrieve=DocumentsConfig(by="bm25", passages=3),
         augment=AugmentConfig(by="model", batch_size=64),
+        tuning=replace(PRAGConfig().tuning, scan_layers=True),
         encode=EncodeConfig(epochs=1, learning_rate=3e-4, together=64),
         answer=AnswerConfig(max_tokens=128 if reasoning else 20, batch_size=64),
     )

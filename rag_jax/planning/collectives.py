@@ -4,10 +4,8 @@ import math
 import re
 from collections.abc import Iterator
 
-from rag_jax.planning.hlo import Instruction, Module
+from rag_jax.planning.hlo import COLLECTIVES, Instruction, Module, find_phase
 from rag_jax.planning.loops import count_runs
-
-_KINDS = "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"
 
 
 def count_collectives(
@@ -40,29 +38,24 @@ def _list_collectives(module: Module, name: str) -> Iterator[tuple[str, Instruct
     """The collectives of one run of a computation: kind, instruction, and whether it overlaps."""
     for i in module.computations[name].values():
         kind = i.opcode.removesuffix("-start")
-        if kind in _KINDS:
+        if kind in COLLECTIVES:
             yield kind, i, i.opcode != kind
         elif i.opcode == "fusion":
             yield from _list_fused(module, i.called[0])
 
 
 def _list_fused(module: Module, name: str) -> Iterator[tuple[str, Instruction, bool]]:
-    """The collective in a fusion, if it begins there.
-
-    One that overlaps stands in several fusions: that which starts it, those that compute meanwhile,
-    and that which waits for it.
-    """
-    lines = module.computations[name]
-    text = "".join(i.text for i in lines.values())
-    for i in lines.values():
-        if i.opcode not in _KINDS:
+    """The collective in a fusion, if it begins there."""
+    phase = find_phase(module, name)
+    if phase in ("meanwhile", "done"):
+        return
+    for i in module.computations[name].values():
+        if i.opcode not in COLLECTIVES:
             continue
         if name.startswith("all-reduce-scatter"):  # a reduction of which a device keeps its part
             yield "reduce-scatter", i, False
-        elif "AsyncCollectiveStart" in text:
-            yield i.opcode, i, True
-        elif not name.startswith("async_collective_fusion") and "AsyncCollectiveDone" not in text:
-            yield i.opcode, i, False
+        else:
+            yield i.opcode, i, phase == "start"
 
 
 def _count_sent(kind: str, i: Instruction, devices: int) -> float:

@@ -2,7 +2,9 @@
 
 import math
 import re
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+COLLECTIVES = "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"
 
 _BITS = {"pred": 8, "bf16": 16}
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$")
@@ -70,6 +72,7 @@ class Instruction(NamedTuple):
 
 
 Lines = dict[str, Instruction]
+Phase = Literal["start", "meanwhile", "done"]
 
 
 class Module(NamedTuple):
@@ -90,6 +93,28 @@ def read_module(text: str) -> Module:
         elif found := _INSTRUCTION.match(line.strip()):
             lines[found[2]] = _read_instruction(found)
     return Module(computations, entry)
+
+
+def find_root(lines: Lines) -> Instruction:
+    """The instruction whose result is the computation's."""
+    return next(i for i in lines.values() if i.is_root)
+
+
+def find_phase(module: Module, name: str) -> Phase | None:
+    """Which part of a collective that overlaps a fused computation has; none if it has no such.
+
+    The collective stands in several fusions: in that which starts it, in those that compute
+    meanwhile, and in that which waits for it.
+    """
+    lines = module.computations[name]
+    if not any(i.opcode in COLLECTIVES for i in lines.values()):
+        return None
+    text = "".join(i.text for i in lines.values())
+    if "AsyncCollectiveStart" in text:
+        return "start"
+    if "AsyncCollectiveDone" in text:
+        return "done"
+    return "meanwhile" if name.startswith("async_collective_fusion") else None
 
 
 def read_arrays(text: str) -> tuple[Array, ...]:

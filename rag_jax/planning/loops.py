@@ -8,13 +8,21 @@ turns to one is taken, so that a program without loops keeps the compiler's numb
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
 from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 
-from rag_jax.planning.hlo import Array, Instruction, Lines, Module
+from rag_jax.planning.hlo import (
+    COLLECTIVES,
+    Array,
+    Instruction,
+    Lines,
+    Module,
+    find_phase,
+    find_root,
+)
 
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _NESTED = "while", "call", "conditional"
@@ -30,9 +38,6 @@ _FREE = re.compile(
 _SLICES = "dynamic-slice", "slice", "gather"
 # Products of two matrices for a tile of scores, in each kernel of splash attention.
 _PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
-
-
-Size = Callable[[Array], float]
 
 
 class Work(NamedTuple):
@@ -87,9 +92,9 @@ def count_computation(module: Module, name: str) -> Work:
     """Counts what a computation does by itself."""
     lines = module.computations[name]
     flops = sum(_count_flops(module, lines, i) for i in lines.values())
-    sizes: list[Size] = [lambda a: a.size, lambda a: 0.0 if a.is_on_chip else a.size]
     accessed, moved = (
-        sum(_count_bytes(module, lines, i, size) for i in lines.values()) for size in sizes
+        sum(_count_bytes(module, lines, i, moved=moved) for i in lines.values())
+        for moved in (False, True)
     )
     return Work(flops, accessed, moved)
 
@@ -125,20 +130,16 @@ def _read_turns(module: Module, loop: Instruction) -> int:
     # TPU programs have no such note. A `scan` counts from 0 up to a constant, and so does the loop
     # that the compiler makes of a product and the exchange of its parts, which may count by twos.
     condition, body = (module.computations[loop.find(part)] for part in ("condition", "body"))
-    test = _find_root(condition)
+    test = find_root(condition)
     if test.opcode != "compare" or "direction=LT" not in test.text:
         return 1
     place, limit = (condition[name] for name in test.operands)
     if place.opcode != "get-tuple-element" or limit.opcode != "constant":
         return 1
-    step = body[_find_root(body).operands[int(place.find("index"))]]
+    step = body[find_root(body).operands[int(place.find("index"))]]
     steps = [body[name] for name in step.operands if body[name].opcode == "constant"]
     each = steps[0].number if step.opcode == "add" and steps else 1
     return -(-limit.number // each)
-
-
-def _find_root(lines: Lines) -> Instruction:
-    return next(i for i in lines.values() if i.is_root)
 
 
 def _count_flops(module: Module, lines: Lines, i: Instruction) -> float:
@@ -186,7 +187,12 @@ def _count_places(text: str, axis: int, size: int, outputs: int) -> int:
     return int(((places >= 0) & (places % apart == 0) & (places // apart < size)).sum())
 
 
-def _count_bytes(module: Module, lines: Lines, i: Instruction, size: Size) -> float:
+def _count_bytes(module: Module, lines: Lines, i: Instruction, *, moved: bool) -> float:
+    """Bytes read and written, or only those that `moved` (`Work`)."""
+
+    def size(array: Array) -> float:
+        return 0.0 if moved and array.is_on_chip else array.size
+
     if _FREE.fullmatch(i.opcode) or "AllocateBuffer" in i.text or "ConcatBitcast" in i.text:
         return 0.0
     if i.opcode in ("copy-start", "slice-start"):  # with both arrays in its result
@@ -200,23 +206,47 @@ def _count_bytes(module: Module, lines: Lines, i: Instruction, size: Size) -> fl
         return min(written, lines[i.operands[1]].size) + sum(operands[1:])
     if i.opcode != "fusion":
         return written + sum(operands)
-    return _count_fusion(module, i, operands, size)
-
-
-def _count_fusion(module: Module, fusion: Instruction, operands: list[float], size: Size) -> float:
-    """Of an operand that is only sliced, the slices; of one that is written into, what is new."""
-    lines = module.computations[fusion.called[0]]
+    # Of an operand that is only sliced, the slices; of one that is written into, what is new.
+    in_flight = _list_in_flight(module, i.called[0]) if moved else set()
+    written = [min(size(array), new) for array, new in _list_written(module, i, in_flight)]
+    lines = module.computations[i.called[0]]
     users = _list_users(lines)
-    root = _find_root(lines)
+    read = [
+        min(operands[p.number], _count_read(module, p, users))
+        for p in lines.values()
+        if p.opcode == "parameter" and p.name not in in_flight
+    ]
+    return sum(written) + sum(read)
+
+
+def _list_in_flight(module: Module, name: str) -> set[str]:
+    """Of a fusion with a part of a collective that overlaps, what only passes the collective on.
+
+    Its operand is read where it starts and its result written where it is done; between them every
+    fusion has both among its operands and its results, and touches neither.
+    """
+    lines, phase = module.computations[name], find_phase(module, name)
+    root, users = find_root(lines).name, _list_users(lines)
+    collectives = {i.name for i in lines.values() if i.opcode in COLLECTIVES}
+    ends = {root, *collectives}
+    passed = {
+        i.name
+        for i in lines.values()
+        if i.opcode == "parameter" and ends.issuperset(u.name for u in users.get(i.name, ()))
+    }
+    return {"start": {root}, "meanwhile": passed | collectives, "done": passed}.get(phase, set())
+
+
+def _list_written(
+    module: Module, fusion: Instruction, in_flight: set[str]
+) -> Iterator[tuple[Array, float]]:
+    """The arrays of a fusion's result with their bytes that are new."""
+    lines = module.computations[fusion.called[0]]
+    root = find_root(lines)
     results = [lines[name] for name in root.operands] if root.opcode == "tuple" else [root]
-    total = sum(
-        min(size(array), _count_written(lines, i))
-        for array, i in zip(fusion.results, results, strict=False)
-    )
-    for i in lines.values():
-        if i.opcode == "parameter":
-            total += min(operands[i.number], _count_read(module, i, users))
-    return total
+    for array, i in zip(fusion.results, results, strict=False):
+        if i.name not in in_flight:
+            yield array, _count_written(lines, i)
 
 
 def _list_users(lines: Lines) -> dict[str, list[Instruction]]:

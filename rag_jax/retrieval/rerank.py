@@ -27,6 +27,7 @@ from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import shard_batch
 from rag_jax.search_config import YesNo
 
+BATCH_SIZE = 64  # pairs that are scored together
 _MAX_LENGTH = 512  # tokens of a pair, as the cross-encoders of sentence-transformers read
 _logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def score_pairs(
     pairs: Iterable[tuple[str, str]],
     *,
     max_length: int | None = None,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     widths: Sequence[int] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Float[np.ndarray, "N"]:

@@ -431,7 +431,7 @@ def test_exact_search(mesh, size):
     vectors[size // 2 :: 3] = vectors[0]  # equal scores in several shards
     index = Index.build(vectors, backend="exact", encoder="e")
     assert len(index.searcher.sharding.device_set) == 8
-    assert index.searcher.sharding.shard_shape(index.searcher.shape)[:2] == (1, -(-size // 8))
+    assert index.searcher.sharding.shard_shape(index.searcher.shape) == (1, 6, -(-size // 8))
     for k in {1, 3, min(17, size), size}:
         scores = queries @ np.float32(vectors).T
         wanted = np.argsort(-scores, axis=1, kind="stable")[:, :k]

@@ -105,12 +105,24 @@ HloModule jit_step, is_scheduled=true
 custom_call_target="AsyncCollectiveStart"
 }
 
-%async_collective_fusion.1 (p: bf16[256,64], q: bf16[8,64]) -> bf16[8,32] {
+%async_collective_fusion.1 (p: bf16[256,64], g: bf16[1024,64], q: bf16[8,64]) -> \
+(bf16[8,32], bf16[256,64], bf16[1024,64], bf16[1024,64]) {
   %p = bf16[256,64]{1,0} parameter(0)
+  %g = bf16[1024,64]{1,0} parameter(1)
   %gather.2 = bf16[1024,64]{1,0} all-gather(%p), channel_id=1, replica_groups=[1,4]<=[4]
-  %q = bf16[8,64]{1,0} parameter(1)
+  %q = bf16[8,64]{1,0} parameter(2)
   %w = bf16[64,32]{1,0} constant({...})
-  ROOT %product = bf16[8,32]{1,0} convolution(%q, %w), dim_labels=bf_io->bf
+  %product = bf16[8,32]{1,0} convolution(%q, %w), dim_labels=bf_io->bf
+  ROOT %t = (bf16[8,32]{1,0}, bf16[256,64]{1,0}, bf16[1024,64]{1,0}, bf16[1024,64]{1,0}) \
+tuple(%product, %p, %g, %gather.2)
+}
+
+%end (p: bf16[256,64], g: bf16[1024,64]) -> bf16[1024,64] {
+  %p = bf16[256,64]{1,0} parameter(0)
+  %g = bf16[1024,64]{1,0} parameter(1)
+  %gather.3 = bf16[1024,64]{1,0} all-gather(%p), channel_id=1, replica_groups=[1,4]<=[4]
+  ROOT %done = bf16[1024,64]{1,0} custom-call(%p, %g, %gather.3), \
+custom_call_target="AsyncCollectiveDone"
 }
 
 %body (s: (s32[], bf16[8,64], bf16[256,64])) -> (s32[], bf16[8,64], bf16[256,64]) {
@@ -120,8 +132,11 @@ custom_call_target="AsyncCollectiveStart"
   %p = bf16[256,64]{1,0} get-tuple-element(%s), index=2
   %two = s32[]{:T(128)} constant(2)
   %next = s32[]{:T(128)} add(%i, %two)
-  %begun = (bf16[256,64]{1,0:S(1)}, bf16[1024,64]{1,0:S(1)}) fusion(%p), calls=%begin
-  %y = bf16[8,32]{1,0:S(1)} fusion(%p, %q), kind=kOutput, calls=%async_collective_fusion.1
+  %begun = (bf16[256,64]{1,0}, bf16[1024,64]{1,0}) fusion(%p), calls=%begin
+  %g = bf16[1024,64]{1,0} get-tuple-element(%begun), index=1
+  %y = (bf16[8,32]{1,0:S(1)}, bf16[256,64]{1,0}, bf16[1024,64]{1,0}, bf16[1024,64]{1,0}) \
+fusion(%p, %g, %q), kind=kOutput, calls=%async_collective_fusion.1
+  %gathered = bf16[1024,64]{1,0} fusion(%p, %g), kind=kCustom, calls=%end
   %sum = bf16[8,64]{1,0} all-reduce(%q), channel_id=2, replica_groups=[2,2]<=[4], to_apply=%plus
   ROOT %t = (s32[], bf16[8,64], /*index=2*/bf16[256,64]) tuple(%next, %q, /*index=2*/%p)
 }
@@ -145,9 +160,9 @@ def test_a_tpus_loop_is_counted_from_its_condition_and_step():
     assert dict(count_runs(module)) == {"main": 1, "condition": 7, "body": 7}
     work = count_computation(module, "body")
     assert work.flops == 2 * 8 * 64 * 32 + 1
-    # Of what is read and written, 256 rows by both fusions, the sum and the counter are not on
-    # the chip.
-    assert work.moved == 2 * (2 * 256 * 64) + 2 * 8 * 64 + 3 * 4
+    # Of what is read and written, the gather's rows (where it starts and where it is done, and not
+    # by the product beside it), the sum and the counter are not on the chip.
+    assert work.moved == 2 * 256 * 64 + 2 * 1024 * 64 + 2 * 8 * 64 + 3 * 4
 
 
 def test_a_collective_in_several_fusions_is_one_and_a_loop_repeats_it():

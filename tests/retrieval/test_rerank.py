@@ -4,12 +4,16 @@ import logging
 import shutil
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_encoders import BERT, change_json, lengthen, write_reranker, write_scored_decoder
 
 from rag_jax.data.passages import Passage
 from rag_jax.models import load, load_reranker
+from rag_jax.models.io.reranker import describe_head
+from rag_jax.models.io.sizes import find_sizes
 from rag_jax.retrieval import BM25, Reranked, make_text, rerank, score_pairs
 from rag_jax.retrieval.rerank import tokenize_pairs
 from rag_jax.runtime.errors import RagJaxError
@@ -29,6 +33,24 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def reranker(folder):
     return load_reranker(folder)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder", "asked"])
+def test_a_head_without_its_weights_is_the_loaded_one(folder, tmp_path, kind):
+    if kind == "decoder":
+        folder = write_scored_decoder(tmp_path / "qwen2")
+    question = None
+    if kind == "asked":
+        folder, question = GOLDEN / "qwen2", YesNo(yes="y", no="n")
+    loaded = load_reranker(folder, question=question)
+    config, dtype = find_sizes(str(folder)), jnp.dtype("float32")
+    head, params = describe_head(config, dtype, asked=question is not None)
+    assert head == loaded.head
+
+    def shape(tree):
+        return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree["head"])
+
+    assert shape(params) == shape(loaded.base.params)
 
 
 def score_slowly(reranker, question, passage):

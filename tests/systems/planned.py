@@ -1,6 +1,9 @@
 """Plans of tiny runs: what is drawn of them, and the names of their programs."""
 
+from dataclasses import replace
+
 import jax
+from tiny_encoders import lengthen, write_reranker
 
 from rag_jax.planning.batches import Corpus
 from rag_jax.planning.drawing import draw_run
@@ -8,8 +11,10 @@ from rag_jax.planning.lengths import read_lengths
 from rag_jax.planning.planner import Planner
 from rag_jax.planning.slices import read_slice
 from rag_jax.runtime import chips
+from rag_jax.search_config import RerankConfig
 from rag_jax.systems import open_room
 
+RERANKING = "rerank pairs 64 x 48"
 CHIP = chips.Chip(flops=1e12, bandwidth=1e11, memory=1e12, links=1e11)
 
 
@@ -24,6 +29,13 @@ def plan(system, config, drawn=None, **options):
     """A plan for a CPU that stands in for a slice."""
     drawn = drawn or draw(system, config)
     return open_room(system, "plan").plan(config, jax.devices()[:1], drawn, **options)
+
+
+def add_reranker(config, folder):
+    """The config with a tiny reranker of four passages, whose program is `RERANKING`."""
+    path = str(lengthen(write_reranker(folder / "reranker"), 48))
+    retrieve = replace(config.retrieve, rerank=RerankConfig(name=path, depth=4))
+    return replace(config, retrieve=retrieve)
 
 
 def list_programs(system, config, monkeypatch):

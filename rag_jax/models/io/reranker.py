@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from rag_jax.models.io.architectures import Config, EncoderConfig
 from rag_jax.models.io.configs import describe_config
@@ -16,7 +18,7 @@ from rag_jax.models.io.load import OpenedModel, Pretrained, load, open_model
 from rag_jax.models.io.save import write_model
 from rag_jax.models.io.slot import Slot, linear_slots, scale_slots
 from rag_jax.models.io.slots import list_slots
-from rag_jax.models.io.weights import build_params, build_slots, rename
+from rag_jax.models.io.weights import build_params, build_slots, rename, set_leaf
 from rag_jax.models.nn.decoder import DecoderConfig
 from rag_jax.models.nn.modern_bert import ModernBertConfig
 from rag_jax.models.nn.score_head import ScoreHead
@@ -105,6 +107,26 @@ def check_reranker(name_or_path: str | Path, *, question: YesNo | None = None) -
     return found
 
 
+def describe_head(
+    config: Config, dtype: Any, *, asked: bool
+) -> tuple[ScoreHead, PyTree[jax.ShapeDtypeStruct]]:
+    """The head of a model of these sizes, and its parameters, under `head`, without their values.
+
+    Args:
+        asked: whether the model is a language model that is asked a question.
+    """
+    if asked:
+        shapes = {"head/out/kernel": (config.hidden_size, 1)}
+        head = ScoreHead("last")
+    else:
+        shapes = {slot.path: slot.shape for slot in _list_head(config)}
+        head = _make_head(config)
+    params: dict = {}
+    for path, shape in shapes.items():
+        set_leaf(params, path, jax.ShapeDtypeStruct(shape, dtype))
+    return head, params
+
+
 def save_reranker(reranker: Reranker, path: str | os.PathLike) -> None:
     """Saves a reranker as a folder for `load_reranker` and for sentence-transformers' CrossEncoder.
 
@@ -141,14 +163,22 @@ def _check_config(found: OpenedModel) -> Fields:
 
 
 def _find_head(config: Config, fields: Fields) -> ScoreHead:
+    """The head as a model's files describe it."""
+    head = _make_head(config)
+    if not isinstance(config, ModernBertConfig):
+        return head
+    fields.refuse_unless("classifier_pooling", "cls", "mean")
+    fields.refuse_unless("classifier_activation", "gelu")
+    fields.refuse_unless("classifier_bias", False)
+    is_mean = fields.raw.get("classifier_pooling") == "mean"
+    return replace(head, pools="mean") if is_mean else head
+
+
+def _make_head(config: Config) -> ScoreHead:
     if isinstance(config, DecoderConfig):
         return ScoreHead("last")
     if isinstance(config, ModernBertConfig):
-        fields.refuse_unless("classifier_pooling", "cls", "mean")
-        fields.refuse_unless("classifier_activation", "gelu")
-        fields.refuse_unless("classifier_bias", False)
-        pools = "mean" if fields.raw.get("classifier_pooling") == "mean" else "first"
-        return ScoreHead(pools, "gelu", config.norm_eps)
+        return ScoreHead("first", "gelu", config.norm_eps)
     return ScoreHead("first", "relu" if config.family == "distilbert" else "tanh")
 
 

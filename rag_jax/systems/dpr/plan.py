@@ -10,6 +10,7 @@ from rag_jax.planning.abstract import AbstractModels, change, halve
 from rag_jax.planning.batches import Drawn
 from rag_jax.planning.contrastive import compile_pairs
 from rag_jax.planning.planner import Planner
+from rag_jax.planning.reranking import compile_reranking
 from rag_jax.planning.training import compile_encoding
 from rag_jax.retrieval.encode import embed_batch
 from rag_jax.systems.dpr import session
@@ -37,6 +38,7 @@ def plan(config: DPRConfig, devices: Sequence[jax.Device], drawn: Drawn, **optio
     runs = {"evaluate": -(-drawn.corpus.asked // rows)}
     inputs, name = (side.model, side.params), f"evaluate, embed questions {rows} x {width}"
     planner.compile(name, embed_batch, *inputs, sizes=sizes, runs=runs)
+    compile_reranking(planner, config.retrieve.rerank, {"evaluate": drawn.corpus.asked})
     return planner
 
 

@@ -21,6 +21,7 @@ from rag_jax.planning.abstract import (
 )
 from rag_jax.planning.batches import Drawn, StageBatches
 from rag_jax.planning.planner import Planner
+from rag_jax.planning.reranking import compile_reranking
 from rag_jax.planning.training import compile_encoding, compile_rows, name_shape
 from rag_jax.planning.turns import compile_token
 from rag_jax.runtime.sharding import shardings_of
@@ -57,6 +58,7 @@ def plan(
     if "retrieve" in drawn.stages:
         planner.hold(session.encoder.params)
         compile_encoding(planner, drawn.stages["retrieve"], session.encoder)
+    compile_reranking(planner, c.retrieve.rerank, {"retrieve": drawn.corpus.asked})
     if c.augment.by == "model":
         _plan_writing(session, planner, drawn)
     if "warm_up" in drawn.stages:

@@ -22,6 +22,7 @@ from rag_jax.planning.abstract import (
 )
 from rag_jax.planning.batches import Corpus, Drawn, Shape
 from rag_jax.planning.planner import Planner
+from rag_jax.planning.reranking import compile_reranking
 from rag_jax.planning.training import compile_encoding, compile_training
 from rag_jax.planning.turns import compile_beams
 from rag_jax.retrieval.encode import embed_batch
@@ -96,7 +97,7 @@ def _plan_training(session: PlannedSession, planner: Planner, drawn: Drawn, *, j
     compile_training(planner, batches, trainable, c.train, losses, make_arrays, held)
 
 
-def _hold_trained(session: PlannedSession, planner: Planner) -> PyTree:
+def _hold_trained(session: PlannedSession, planner: Planner, *held: PyTree) -> PyTree:
     """The trained generator; its parameters stay in memory, as do the other training's."""
     trainable = session.make_trainable(joint=True)
     merged = jax.eval_shape(trainable.merge, trainable.abstract(), trainable.base)
@@ -109,13 +110,15 @@ def _hold_trained(session: PlannedSession, planner: Planner) -> PyTree:
     )
     # Without a trained generator there is only the one that was loaded.
     trained = (copy(params), params) if session.config.train.generator else ()
-    planner.hold(session.models, *trained, query)
+    planner.hold(session.models, *trained, query, *held)
     return params
 
 
 def _plan_answers(session: PlannedSession, planner: Planner, corpus: Corpus) -> None:
     """Every way of answering, with the trained models."""
-    c, generator, params = session.config, session.generator, _hold_trained(session, planner)
+    c, generator = session.config, session.generator
+    reranker = compile_reranking(planner, c.retrieve.rerank, {"evaluate": corpus.asked})
+    params = _hold_trained(session, planner, *reranker)
     docs = min(c.passages_read, corpus.passages)
     decode, limit = c.decode, generator.config.max_length
     runs = {"evaluate": -(-corpus.asked // decode.batch_size)}

@@ -25,6 +25,7 @@ from rag_jax.planning.abstract import (
 from rag_jax.planning.batches import Drawn
 from rag_jax.planning.contrastive import compile_pairs
 from rag_jax.planning.planner import Planner
+from rag_jax.planning.reranking import compile_reranking
 from rag_jax.planning.training import compile_rows
 from rag_jax.planning.turns import compile_paths, compile_token
 from rag_jax.systems.self_retrieval import session, steps
@@ -62,6 +63,10 @@ def plan(
         held = base.params, encoders.params()
         compile_pairs(planner, drawn.stages["dense"], encoders, c.dense.train, *held)
     planner.hold(base.params)
+    # What every other retriever finds, and what the model writes.
+    reranked = drawn.corpus.asked * (3 + ("dense" in drawn.stages))
+    reranker = compile_reranking(planner, c.retrieve.rerank, {"evaluate": reranked})
+    planner.hold(base.params, *reranker)
     _plan_questions(session, planner, drawn)
     return planner
 

@@ -27,6 +27,7 @@ from rag_jax.planning.abstract import (
 )
 from rag_jax.planning.batches import Corpus, Drawn, Shape, StageBatches
 from rag_jax.planning.planner import Planner
+from rag_jax.planning.reranking import compile_reranking
 from rag_jax.planning.training import compile_encoding, compile_training, name_shape
 from rag_jax.planning.turns import compile_token
 from rag_jax.runtime.sharding import count_data_rows
@@ -75,8 +76,12 @@ def plan(
     planner = Planner(session.mesh, **options)
     planner.hold(session.base.params, session.encoder.params)
     _plan_contexts(session, planner, drawn)
+    searched = sum(source.kind == "search" for source in config.sources)
+    asked = {"contexts": drawn.corpus.trained, "evaluate": drawn.corpus.asked}
+    reranked = {stage: count * searched for stage, count in asked.items()}
+    reranker = compile_reranking(planner, config.retrieve.rerank, reranked)
     _plan_training(session, planner, drawn)
-    planner.hold(session.base.params, session.encoder.params)
+    planner.hold(session.base.params, session.encoder.params, *reranker)
     _plan_passes(session, planner, drawn.corpus)
     return planner
 

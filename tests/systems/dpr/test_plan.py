@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rag_jax.config import ContrastiveConfig
+from rag_jax.models import load_reranker
 from rag_jax.models.io.sentence import Sentence, write_sentence
 from rag_jax.models.io.sizes import (
     describe_params,
@@ -24,7 +25,7 @@ from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems.dpr import plan as planned
 from rag_jax.systems.dpr import session as sessions
 from rag_jax.systems.dpr.config import DPRConfig, DPREncoderConfig
-from systems.planned import CHIP, draw, list_programs, plan
+from systems.planned import CHIP, RERANKING, add_reranker, draw, list_programs, plan
 
 
 @pytest.fixture
@@ -41,14 +42,23 @@ def test_the_planned_session_is_the_real_one(config):
     assert abstract.untrained.question.config == real.untrained.question.config
 
 
-def test_every_program_is_planned(config, monkeypatch):
+def test_every_program_is_planned(config, monkeypatch, tmp_path):
+    config = add_reranker(config, tmp_path)
     (index,) = draw("dpr", config).stages["index"].runs
     assert list_programs("dpr", config, monkeypatch) == {
         "train, gradients of pairs 16 x 32": {"train": 3},
         "train, optimiser step": {"train": 3},
         f"index, embed passages {index.rows} x 32": {"index": 2},
         "evaluate, embed questions 32 x 32": {"evaluate": 1},
+        RERANKING: {"evaluate": 2},
     }
+
+
+def test_a_reranker_is_counted(config, tmp_path):
+    (program,) = plan("dpr", add_reranker(config, tmp_path), only=RERANKING).programs
+    reranker = load_reranker(tmp_path / "reranker")
+    assert program.arguments == count_bytes_per_device(reranker.base.params) + 64 * (48 + 1) * 4
+    assert program.cost.flops > 0
 
 
 def test_programs_are_counted(config):

@@ -18,7 +18,7 @@ from rag_jax.systems.prag.config import (
     EncodeConfig,
     PRAGConfig,
 )
-from systems.planned import CHIP, draw, list_programs, plan
+from systems.planned import CHIP, RERANKING, add_reranker, draw, list_programs, plan
 
 
 @pytest.fixture
@@ -33,7 +33,8 @@ def config(llama_folder, bert_folder, monkeypatch):
     )
 
 
-def test_every_program_is_planned(config, monkeypatch):
+def test_every_program_is_planned(config, monkeypatch, tmp_path):
+    config = add_reranker(config, tmp_path)
     drawn = draw("prag", config)
     programs = list_programs("prag", config, monkeypatch)
     for stage in ("retrieve", "warm_up", "encode"):
@@ -42,6 +43,7 @@ def test_every_program_is_planned(config, monkeypatch):
             (found,) = (n for n in programs if n.startswith(stage) and n.endswith(end))
             assert programs[found] == {stage: runs}
     assert programs["evaluate, answer after passages"] == {"evaluate": 5}
+    assert programs[RERANKING] == {"retrieve": 2}
     assert not any(name.startswith("augment") for name in programs)
     asked = replace(config, augment=AugmentConfig(by="model", batch_size=8, max_tokens=16))
     programs = list_programs("prag", asked, monkeypatch)

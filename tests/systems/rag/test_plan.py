@@ -12,7 +12,7 @@ from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems.rag import plan as planned
 from rag_jax.systems.rag import session as sessions
 from rag_jax.systems.rag.config import RAGConfig
-from systems.planned import CHIP, draw, list_programs, plan
+from systems.planned import CHIP, RERANKING, add_reranker, draw, list_programs, plan
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 ANSWERING = [
@@ -57,9 +57,9 @@ def test_the_planned_session_is_the_real_one(settings, changes):
         assert describe(abstract.make_trainable(joint=joint).abstract()) == describe(trained)
 
 
-def test_every_program_is_planned(settings, monkeypatch):
+def test_every_program_is_planned(settings, monkeypatch, tmp_path):
     """Every shape that was drawn, as often as it runs; all are compiled in the parity suite."""
-    config = settings()
+    config = add_reranker(settings(), tmp_path)
     drawn = draw("rag", config)
     programs = list_programs("rag", config, monkeypatch)
     for stage in ("frozen", "joint"):
@@ -73,6 +73,7 @@ def test_every_program_is_planned(settings, monkeypatch):
         assert programs[f"{stage}, add gradients"] == {stage: sum(runs.values()) - steps}
     assert set(ANSWERING) < programs.keys()
     assert programs["score answers"] == {"evaluate": 3}
+    assert programs[RERANKING] == {"evaluate": 2}
     assert programs["one token of a passage's beams"] == {}
 
 

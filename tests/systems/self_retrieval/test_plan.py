@@ -10,7 +10,7 @@ from rag_jax.runtime import chips
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems.self_retrieval import plan as planned
 from rag_jax.systems.self_retrieval.config import DenseConfig, SearchConfig, SelfRetrievalConfig
-from systems.planned import CHIP, draw, list_programs, plan
+from systems.planned import CHIP, RERANKING, add_reranker, draw, list_programs, plan
 
 
 @pytest.fixture
@@ -36,7 +36,8 @@ def test_trainings_pass_over_layers_as_a_runs_do(config, monkeypatch):
     assert [(model.scan_layers, model.remat) for model in models] == [(True, "full")]
 
 
-def test_every_program_is_planned(config, monkeypatch):
+def test_every_program_is_planned(config, monkeypatch, tmp_path):
+    config = add_reranker(config, tmp_path)
     drawn = draw("self_retrieval", config)
     programs = list_programs("self_retrieval", config, monkeypatch)
     assert list(drawn.stages) == ["indexing", "train", "dense"]
@@ -48,6 +49,7 @@ def test_every_program_is_planned(config, monkeypatch):
     searched = "search titles", "search passages"
     for name in ("read questions", "read titles", *searched, "assess", "answer"):
         assert programs[f"evaluate, {name}"] == {"evaluate": 5}
+    assert programs[RERANKING] == {"evaluate": 5}
     alone = replace(config, indexing=replace(config.indexing, epochs=0))
     assert list(draw("self_retrieval", alone).stages) == ["train", "dense"]
 

@@ -12,7 +12,7 @@ from rag_jax.runtime.device_bytes import count_bytes_per_device
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems.srrag import plan as planned
 from rag_jax.systems.srrag.config import SRRAGConfig
-from systems.planned import CHIP, draw, list_programs, plan
+from systems.planned import CHIP, RERANKING, add_reranker, draw, list_programs, plan
 from systems.srrag.tiny_run import quick_programs
 
 
@@ -38,8 +38,9 @@ def test_the_planned_session_is_the_real_one(settings, session, mode, int8):
     assert describe(abstract.trainable.abstract()) == describe(real.trainable.start())
 
 
-def test_every_program_is_planned(settings, monkeypatch):
+def test_every_program_is_planned(settings, monkeypatch, tmp_path):
     """Every shape that was drawn, as often as it runs; all are compiled in the parity suite."""
+    settings = add_reranker(settings, tmp_path)
     drawn = draw("srrag", settings)
     with quick_programs():
         programs = list_programs("srrag", settings, monkeypatch)
@@ -53,6 +54,7 @@ def test_every_program_is_planned(settings, monkeypatch):
     assert programs["route"] == {"datastore": 5, "evaluate": 5}
     assert programs["write documents"] == {"demonstrations": 1, "contexts": 4}
     assert programs["one token of an answer"] == {}
+    assert programs[RERANKING] == {"contexts": 2, "evaluate": 2}
 
 
 def test_programs_are_counted(settings):
