@@ -1,7 +1,7 @@
 """Answers questions from a finished work folder, and shows what each answer rests on.
 
     python launch/ask.py --config=configs/srrag.py[:preset] [--config.field=value ...]
-        [--workdir=DIR] [--corpus=PATH] ["QUESTION"]
+        [--workdir=DIR] [--corpus=PATH] [--json] ["QUESTION"]
 
 The config and its changes are those that launch/train.py made the work folder with. Nothing is
 trained, and nothing is written into the folder. Settings that training does not depend on can be
@@ -14,12 +14,17 @@ and optionally `title`, or of passages in BEIR's, DPR's, FlashRAG's or KILT's fo
 (.txt, .md, .html, .pdf or .docx, with the extra `documents`) or a folder of such; or the work
 folder of launch/build_index.py. Passages are embedded at the first start, and their embeddings kept
 in the user's cache.
+
+--json prints one JSON object a question, in a line, and nothing else: `question`, `answer`,
+`citations` (`rank`, `id`, `title`, `file`, `place`, `score`), `source`, `likelihood`, `threshold`,
+`in_documents` and `error`. There is no prompt. What is not known or does not apply is null.
 """
 
 import contextlib
 import gc
 import sys
 from collections.abc import Callable
+from functools import partial
 
 from rag_jax.commands.describe import describe_config
 from rag_jax.commands.finished import OPENING, FinishedRun, find_run
@@ -33,37 +38,39 @@ _PATIENCE = 1.5  # seconds from Ctrl-C to the end of a command that is compiling
 # Imports and tracing make many objects and drop few: to look for cycles at every 700th takes a
 # twentieth of the time of a first question.
 _OBJECTS = 50_000
+_SWITCHES = {"json": "one JSON object a question instead of text"}
 
 
 def main(arguments: list[str]) -> None:
     """Answers the command line's question, or questions at a prompt."""
     gc.set_threshold(_OBJECTS, 20)
     flags, question = split_question(arguments)
-    finished, _ = find_run(flags, OPENING, "ask")
+    finished, given = find_run(flags, OPENING, "ask", switches=_SWITCHES)
     if question is not None and not question.strip():
         write_error("the question is blank: write one, or leave it out")
         sys.exit(2)
     for file in (sys.stdin, sys.stdout, sys.stderr):
         file.reconfigure(errors="replace")
     with signals.leave_within(_PATIENCE):
-        _ask(finished, question)
+        _ask(finished, question, is_json=given["json"])
 
 
-def _ask(finished: FinishedRun, question: str | None) -> None:
+def _ask(finished: FinishedRun, question: str | None, *, is_json: bool) -> None:
     session = finished.open_session()
     # Imported here because it takes a second; see `command`.
     import jax
 
-    from rag_jax.pipeline.ask import answer_question
+    from rag_jax.pipeline.ask import answer_in_json, answer_question
 
     with jax.set_mesh(session.mesh):
         room = open_room(finished.system, "ask")
         ask = room.open_run(session, finished.workdir, finished.corpus)
         signals.begin_work()
+        answer = partial(answer_in_json if is_json else answer_question, ask)
         if question is not None:
-            answer_question(ask, question)
+            answer(question)
         else:
-            converse(lambda line: answer_question(ask, line))
+            converse(answer, is_json=is_json)
 
 
 def split_question(arguments: list[str]) -> tuple[list[str], str | None]:
@@ -83,15 +90,16 @@ def split_question(arguments: list[str]) -> tuple[list[str], str | None]:
     return flags, words[0] if words else None
 
 
-def converse(answer: Callable[[str], None]) -> None:
+def converse(answer: Callable[[str], None], *, is_json: bool = False) -> None:
     """Answers line after line; at a terminal, until a line is empty.
 
     At a terminal, Ctrl-C ends the present answer only, and a refused question does not end the
-    prompt. Elsewhere blank lines are skipped and counted, and every question is printed.
+    prompt. Elsewhere blank lines are skipped and counted, and every question is printed. With
+    `is_json` there is no prompt, and an object says what a question was refused for.
     """
-    from rag_jax.pipeline.ask import clean
+    from rag_jax.pipeline.ask import Outcome, clean, describe_outcome
 
-    person = sys.stdin.isatty() and sys.stdout.isatty()
+    person = sys.stdin.isatty() and sys.stdout.isatty() and not is_json
     if person:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401, gives `input` its history and editing keys
@@ -106,12 +114,14 @@ def converse(answer: Callable[[str], None]) -> None:
                 break
             blank += 1
             continue
-        if not person:
+        if not person and not is_json:
             write_text(f"question: {clean(line)}")
         try:
             answer(line)
         except RagJaxError as error:
             write_error(error)
+            if is_json:
+                write_text(describe_outcome(clean(line), Outcome(None, []), str(error)))
         except KeyboardInterrupt:
             if not person:
                 raise

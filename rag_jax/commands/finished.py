@@ -41,18 +41,23 @@ class FinishedRun(NamedTuple):
 
 
 def find_run(
-    arguments: list[str], options: Mapping[str, str], room: str
-) -> tuple[FinishedRun, dict[str, str | None]]:
+    arguments: list[str],
+    options: Mapping[str, str],
+    room: str,
+    *,
+    switches: Mapping[str, str] | None = None,
+) -> tuple[FinishedRun, dict[str, Any]]:
     """The run that the command line names, and the options that it gives.
 
     Args:
         options: `OPENING` and further ones.
         room: that the run's system needs.
+        switches: as for `read_command`.
 
     Raises:
         RagJaxError: a flag is wrong, or the system has no such room.
     """
-    config, given = command.read_command(arguments, options)
+    config, given = command.read_command(arguments, options, switches=switches)
     system = command.find_system(config, list_systems(room))
     workdir, corpus = command.find_workdir(arguments, given), command.read_path(given, "corpus")
     return FinishedRun(config, system, workdir, corpus), given

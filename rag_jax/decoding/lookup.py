@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from rag_jax.decoding.cache import Cache, grow, write
 from rag_jax.decoding.sample import Decoded, sample_tokens
+from rag_jax.losses import token_logprobs
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.runtime.arguments import checked
 
@@ -33,6 +34,7 @@ class LookupState(NamedTuple):
         lengths: number of these.
         text: what the row has read and written, and then the last token.
         ends: number of the text's tokens.
+        logprobs, last_logprob: as in `DecodeState`.
     """
 
     slot: Int[Array, ""]
@@ -43,6 +45,8 @@ class LookupState(NamedTuple):
     text: Int[Array, "B H"]
     ends: Int[Array, "B"]
     cache: Cache
+    logprobs: Float[Array, "B"]
+    last_logprob: Float[Array, "B"]
 
 
 def find_drafts(
@@ -120,7 +124,8 @@ def decode_by_lookup(
         return _step(model, params, state, writing, limit, stop_ids=stop_ids, drafted=drafted)
 
     state = jax.lax.while_loop(lambda state: is_writing(state).any(), step, state)
-    return Decoded(state.tokens, state.lengths, ~state.active, state.cache)
+    logprobs = state.logprobs + jnp.where(state.active, 0.0, state.last_logprob)
+    return Decoded(state.tokens, state.lengths, ~state.active, state.cache, logprobs)
 
 
 def _begin(
@@ -135,18 +140,23 @@ def _begin(
     active: Bool[Array, "B"],
 ) -> LookupState:
     """The state before the first write; its cache has no slots yet."""
-    token = _choose(model, params, hidden)
+    token, logprob = _choose(model, params, hidden)
     # The text may end with what is written and one token more.
     text = jnp.pad(text, [(0, 0), (0, max_tokens + 1)])
     text = text.at[jnp.arange(len(token)), ends].set(token)
     tokens = jnp.zeros((len(token), max_tokens), jnp.int32)
     lengths, continues = jnp.zeros(len(token), jnp.int32), _continues(token, stop_ids)
     begun = jnp.int32(cache.num_slots), token, active & continues, tokens, lengths, text, ends + 1
-    return LookupState(*begun, cache)
+    return LookupState(*begun, cache, jnp.zeros_like(logprob), jnp.where(active, logprob, 0.0))
 
 
-def _choose(model: Decoder, params: PyTree, hidden: Float[Array, "B *T D"]) -> Int[Array, "B *T"]:
-    return sample_tokens(model.apply({"params": params}, hidden, method="logits"), None)
+def _choose(
+    model: Decoder, params: PyTree, hidden: Float[Array, "B *T D"]
+) -> tuple[Int[Array, "B *T"], Float[Array, "B *T"]]:
+    """The likeliest tokens and their log-probabilities."""
+    logits = model.apply({"params": params}, hidden, method="logits")
+    tokens = sample_tokens(logits, None)
+    return tokens, token_logprobs(logits, tokens)
 
 
 def _continues(tokens: Int[Array, "*B"], stop_ids: Sequence[int]) -> Bool[Array, "*B"]:
@@ -169,7 +179,7 @@ def _step(
     read = jnp.concatenate([state.last_token[:, None], draft], axis=1)
     is_read = writing[:, None] & (columns <= count[:, None])
     output, cache = write(model, params, state.cache, read, is_read, slot=state.slot)
-    best = _choose(model, params, output.hidden)  # [B, 1 + drafted]
+    best, logprobs = _choose(model, params, output.hidden)  # [B, 1 + drafted]
     is_right = (draft == best[:, :-1]) & (columns[:, 1:] <= count[:, None])
     is_right &= _continues(draft, stop_ids) & (columns[:, :-1] < limit[:, None])
     kept = jnp.cumprod(is_right, axis=1).sum(axis=1)  # of the draft
@@ -178,6 +188,9 @@ def _step(
     position = state.cache.position + is_kept.sum(axis=1, dtype=jnp.int32)
     token = jnp.take_along_axis(best, kept[:, None], axis=1)[:, 0]
     token = jnp.where(writing, token, state.last_token)
+    # Written are the last token and the kept ones of the draft; the next one is the last now.
+    written = state.last_logprob + (logprobs * (columns < kept[:, None])).sum(axis=1)
+    last_logprob = jnp.take_along_axis(logprobs, kept[:, None], axis=1)[:, 0]
 
     def put(array: Int[Array, "B M"], starts: Int[Array, "B"], new: Int[Array, "B W"]) -> Array:
         places = jnp.where(is_kept, starts[:, None] + columns, array.shape[1])
@@ -194,4 +207,6 @@ def _step(
         put(state.text, state.ends, following),
         state.ends + grown,
         Cache(cache.layers, mask, position, cache.prefix),
+        state.logprobs + jnp.where(writing, written, 0.0),
+        jnp.where(writing, last_logprob, state.last_logprob),
     )

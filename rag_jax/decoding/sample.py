@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from rag_jax import lora
 from rag_jax.decoding.cache import Cache, grow, write
 from rag_jax.decoding.prompts import batch_prompts, check_prompts, prefill, read_prompts
+from rag_jax.losses import token_logprobs
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.nn.layers import MASKED
@@ -46,12 +47,20 @@ class Decoded(NamedTuple):
         tokens: padded with 0 after `lengths`.
         finished: False where the limit cut the row off.
         cache: with every written token, without the stop token.
+        logprobs: log-probability in nats of each row's tokens and of its stop token, by the model
+            itself, whatever the temperature.
     """
 
     tokens: Int[Array, "B N"]
     lengths: Int[Array, "B"]
     finished: Bool[Array, "B"]
     cache: Cache
+    logprobs: Float[Array, "B"]
+
+    @property
+    def likelihoods(self) -> Float[Array, "B"]:
+        """Mean log-probability in nats of each row's tokens and its stop token."""
+        return self.logprobs / jnp.maximum(self.lengths + self.finished, 1)
 
 
 class DecodeState(NamedTuple):
@@ -63,6 +72,8 @@ class DecodeState(NamedTuple):
         active: False where the last token is a stop token or the row takes no part.
         tokens: the tokens written, padded with 0.
         cache: with slots for `N` tokens at its end.
+        logprobs: log-probability in nats of the tokens written.
+        last_logprob: of the last token; 0 where the row takes no part.
     """
 
     step: Int[Array, ""]
@@ -70,18 +81,29 @@ class DecodeState(NamedTuple):
     active: Bool[Array, "B"]
     tokens: Int[Array, "B N"]
     cache: Cache
+    logprobs: Float[Array, "B"]
+    last_logprob: Float[Array, "B"]
 
     @property
     def decoded(self) -> Decoded:
         """The tokens written so far."""
         written = self.cache.token_mask[:, -self.tokens.shape[1] :]
         lengths = written.sum(axis=1, dtype=jnp.int32)
-        return Decoded(self.tokens, lengths, ~self.active, self.cache)
+        # A stop token is not written, but it is part of what the model chose.
+        logprobs = self.logprobs + jnp.where(self.active, 0.0, self.last_logprob)
+        return Decoded(self.tokens, lengths, ~self.active, self.cache, logprobs)
 
 
-# A row's next token from the row's hidden state `[B, D]` and the token's number, and whether the
-# row continues after it.
-NextToken = Callable[[Array, Any], tuple[Int[Array, "B"], Bool[Array, "B"]]]
+class Sampled(NamedTuple):
+    """A sampled token of each row, whether the row continues after it, and its log-probability."""
+
+    token: Int[Array, "B"]
+    continues: Bool[Array, "B"]
+    logprob: Float[Array, "B"]
+
+
+# A row's next token from the row's hidden state `[B, D]` and the token's number.
+NextToken = Callable[[Array, Any], Sampled]
 
 
 def sample_tokens(
@@ -121,7 +143,9 @@ def make_next_token(
         logits = model.apply({"params": params}, hidden, method="logits")
         row_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, number)
         token = sample_tokens(logits, row_keys, sampling=sampling)
-        return token, ~jnp.isin(token, jnp.asarray(stop_ids, jnp.int32))
+        continues = ~jnp.isin(token, jnp.asarray(stop_ids, jnp.int32))
+        # Where nothing reads the log-probabilities, the compiler leaves them out of the loop.
+        return Sampled(token, continues, token_logprobs(logits, token))
 
     return next_token
 
@@ -135,22 +159,32 @@ def init_decode(
     active: Bool[Array, "B"],
 ) -> DecodeState:
     """The state before the first write: the first token of each active row, and empty slots."""
-    token, continues = next_token(hidden, 0)
+    token, continues, logprob = next_token(hidden, 0)
     tokens = jnp.zeros((len(token), max_tokens), jnp.int32)
-    return DecodeState(jnp.int32(0), token, active & continues, tokens, grow(cache, max_tokens))
+    return DecodeState(
+        step=jnp.int32(0),
+        last_token=token,
+        active=active & continues,
+        tokens=tokens,
+        cache=grow(cache, max_tokens),
+        logprobs=jnp.zeros_like(logprob),
+        last_logprob=jnp.where(active, logprob, 0.0),
+    )
 
 
 def decode_step(
     model: Decoder | Bart, params: PyTree, state: DecodeState, next_token: NextToken
 ) -> DecodeState:
     """Writes each active row's last token and samples the next one; the body of the loop."""
-    step, token, active, tokens, cache = state
+    step, token, active, tokens, cache, logprobs, last_logprob = state
     column = jnp.where(active, token, 0)[:, None]
     tokens = jax.lax.dynamic_update_slice(tokens, column, (0, step))
     slot = cache.num_slots - tokens.shape[1] + step
     output, cache = write(model, params, cache, token[:, None], active[:, None], slot=slot)
-    token, continues = next_token(output.hidden[:, 0], step + 1)
-    return DecodeState(step + 1, token, active & continues, tokens, cache)
+    logprobs += jnp.where(active, last_logprob, 0.0)
+    token, continues, logprob = next_token(output.hidden[:, 0], step + 1)
+    last_logprob = jnp.where(active, logprob, last_logprob)
+    return DecodeState(step + 1, token, active & continues, tokens, cache, logprobs, last_logprob)
 
 
 def decode_until(

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import jax
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from rag_jax.decoding.cache import Cache, append
 from rag_jax.decoding.prompts import last_hidden
@@ -41,8 +41,9 @@ def stream(
     state = _start(model, params, cache, tokens, mask, max_tokens=max_tokens, stop_ids=stop_ids)
     for limit in range(every, max_tokens + every, every):
         limit = min(limit, max_tokens)
-        state, lengths, ended = _continue(model, params, state, limit, stop_ids=stop_ids)
-        yield Decoded(state.tokens, lengths, ended, state.cache)
+        state, *written = _continue(model, params, state, limit, stop_ids=stop_ids)
+        lengths, ended, logprobs = written
+        yield Decoded(state.tokens, lengths, ended, state.cache, logprobs)
         if not fetch(state.active).any():
             return
 
@@ -58,11 +59,12 @@ def _start(model, params, cache, tokens, mask, *, max_tokens, stop_ids) -> Decod
 @partial(jax.jit, static_argnames=("model", "stop_ids"))
 def _continue(
     model, params, state, limit, *, stop_ids
-) -> tuple[DecodeState, Int[Array, "B"], Bool[Array, "B"]]:
+) -> tuple[DecodeState, Int[Array, "B"], Bool[Array, "B"], Float[Array, "B"]]:
     """The state, and what `DecodeState.decoded` computes of it, in one program."""
     next_token = make_next_token(model, params, stop_ids=stop_ids)
     state = decode_until(model, params, state, next_token, limit=limit)
-    return state, state.decoded.lengths, state.decoded.finished
+    decoded = state.decoded
+    return state, decoded.lengths, decoded.finished, decoded.logprobs
 
 
 def spell(tokenizer: Tokenizer, written: Iterable[Sequence[int]]) -> Iterator[str]:

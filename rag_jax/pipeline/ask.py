@@ -1,17 +1,19 @@
 """Asking a finished run: the items that a system shows for a question, and how they are printed.
 
 A system's `ask.py` opens a work folder and gives a function from a question to the items to show,
-in the order in which they become known.
+in the order in which they become known; the last one is the outcome.
 """
 
 import itertools
+import json
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from rag_jax.data.passages import Passage
+from rag_jax.pipeline.citations import Citation, describe_citations, tabulate_citations
 from rag_jax.runtime.clock import xla_seconds
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.terminal import OBEYED, write_text
@@ -41,7 +43,35 @@ class Note(NamedTuple):
     text: str
 
 
-Ask = Callable[[str], Iterator[Facts | Piece | Note]]
+class Outcome(NamedTuple):
+    """What a question came to.
+
+    Attributes:
+        answer: None of a system that writes none.
+        citations: the passages that the answer rests on, best first.
+        source: the knowledge source that was chosen; None of a system without a choice.
+        likelihood: mean log-probability in nats of the answer's tokens, by the reader, after the
+            passages; None if nothing was read.
+        threshold: likelihood under which an answer is held not to be in the documents; None if the
+            run has none.
+    """
+
+    answer: str | None
+    citations: Sequence[Citation]
+    source: str | None = None
+    likelihood: float | None = None
+    threshold: float | None = None
+
+    @property
+    def in_documents(self) -> bool | None:
+        """Whether the answer is held to be in the passages; None without a verdict."""
+        if self.likelihood is None or self.threshold is None:
+            return None
+        return self.likelihood >= self.threshold
+
+
+Item = Facts | Piece | Note | Outcome
+Ask = Callable[[str], Iterator[Item]]
 
 
 def answer_question(ask: Ask, question: str) -> None:
@@ -50,9 +80,7 @@ def answer_question(ask: Ask, question: str) -> None:
     Raises:
         RagJaxError: the question is blank, or the system refuses it.
     """
-    question = clean(question)
-    if not question.strip():
-        raise RagJaxError("the question is blank: write one")
+    question = _check_question(question)
     start, compiling = time.perf_counter(), xla_seconds()
     show(ask(question), sys.stdout)
     seconds, compiling = time.perf_counter() - start, xla_seconds() - compiling
@@ -60,13 +88,44 @@ def answer_question(ask: Ask, question: str) -> None:
     write_text(f"{seconds:.2f} s{extra}")
 
 
-def show(shown: Iterator[Facts | Piece | Note], out: IO[str]) -> None:
+def answer_in_json(ask: Ask, question: str) -> None:
+    """Asks a question and prints one line, a JSON object; remarks go to standard error.
+
+    Raises:
+        RagJaxError: as `answer_question`.
+    """
+    question = _check_question(question)
+    for item in ask(question):
+        if isinstance(item, Note):
+            write_text(_render_note(item), sys.stderr)
+        elif isinstance(item, Outcome):
+            write_text(describe_outcome(question, item))
+
+
+def describe_outcome(question: str, outcome: Outcome, error: str | None = None) -> str:
+    """A question's outcome as JSON in one line, in which all but ASCII's letters are escaped."""
+    described: dict[str, Any] = {"question": question, **outcome._asdict()}
+    described["citations"] = describe_citations(outcome.citations)
+    described |= {"in_documents": outcome.in_documents, "error": error}
+    # Of ASCII's characters that a terminal obeys, `json` leaves this one.
+    return json.dumps(described, allow_nan=False).replace("\x7f", "\\u007f")
+
+
+def _check_question(question: str) -> str:
+    question = clean(question)
+    if not question.strip():
+        raise RagJaxError("the question is blank: write one")
+    return question
+
+
+def show(shown: Iterator[Item], out: IO[str]) -> None:
     """Writes each item as soon as it comes; titles are bold if `out` is a terminal."""
     before, after = (_BOLD, _PLAIN) if out.isatty() else ("", "")
 
     def text_title(item: Facts | Piece | Note) -> str | None:
         return item.title if isinstance(item, Piece) else None
 
+    shown = itertools.chain.from_iterable(map(_list_shown, shown))
     for title, items in itertools.groupby(shown, text_title):
         if title is None:
             for item in items:
@@ -74,7 +133,7 @@ def show(shown: Iterator[Facts | Piece | Note], out: IO[str]) -> None:
                     print(f"{before}{clean(item.title)}{after}", file=out)
                     print("\n".join(_align(item.rows)), file=out, flush=True)
                 else:
-                    print(f"({clean(item.text)})", file=out, flush=True)
+                    print(_render_note(item), file=out, flush=True)
         else:
             out.write(f"{before}{clean(title)}:{after} ")
             empty = True
@@ -83,6 +142,25 @@ def show(shown: Iterator[Facts | Piece | Note], out: IO[str]) -> None:
                 out.flush()
                 empty = empty and not piece.text
             print("(nothing)" if empty else "", file=out, flush=True)
+
+
+def _list_shown(item: Item) -> Iterator[Facts | Piece | Note]:
+    """What is shown of an item: of an outcome the citations and the verdict, not the answer."""
+    if not isinstance(item, Outcome):
+        yield item
+        return
+    if item.citations:
+        yield Facts("citations", tabulate_citations(item.citations))
+    else:
+        yield Note("no passage was read: the answer is the model's own")
+    if item.in_documents is not None:
+        held = "in the documents" if item.in_documents else "not in the documents"
+        sides = f"{item.likelihood:.3f}, {'not ' if item.in_documents else ''}under"
+        yield Note(f"{held}: the answer's likelihood is {sides} {item.threshold:.3f}")
+
+
+def _render_note(note: Note) -> str:
+    return f"({clean(note.text)})"
 
 
 def clean(text: str) -> str:

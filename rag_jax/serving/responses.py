@@ -11,7 +11,7 @@ from urllib.parse import quote
 import numpy as np
 from jaxtyping import Float
 
-from rag_jax.data.passages import Passage
+from rag_jax.pipeline.citations import describe_citations
 from rag_jax.serving.requests import ChatRequest, EmbeddingRequest, RerankRequest
 from rag_jax.systems.served import Answer, Embedded
 
@@ -82,14 +82,15 @@ def _begin(kind: str, name: str) -> Body:
 
 
 def _cite(answer: Answer) -> list[Body]:
-    return [_describe_passage(passage, len(answer.text)) for passage in answer.passages]
-
-
-def _describe_passage(passage: Passage, end: int) -> Body:
-    """A citation of a passage for the whole answer; the address has its id, and leads nowhere."""
-    cited = {"start_index": 0, "end_index": end, "title": passage.title}
-    cited["url"] = f"urn:passage:{quote(passage.id, safe='')}"
-    return {"type": "url_citation", "url_citation": {**cited, "text": passage.text}}
+    """Citations for the whole answer; an address has the passage's id, and leads nowhere."""
+    described = []
+    for (passage, _), named in zip(
+        answer.citations, describe_citations(answer.citations), strict=True
+    ):
+        cited = {"start_index": 0, "end_index": len(answer.text), **named, "text": passage.text}
+        cited["url"] = f"urn:passage:{quote(passage.id, safe='')}"
+        described.append({"type": "url_citation", "url_citation": cited})
+    return described
 
 
 def _count(answer: Answer) -> Body:

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Float
 
 from rag_jax.data.batches import list_widths
-from rag_jax.data.passages import Passage
 from rag_jax.models import Pretrained
+from rag_jax.pipeline.citations import Citation
 from rag_jax.retrieval.rerank import score_pairs
 from rag_jax.retrieval.texts import Role
 from rag_jax.systems.reranking import Reranking
@@ -25,13 +25,13 @@ class Answer(NamedTuple):
     """An answer and what it cost.
 
     Attributes:
-        passages: what the answer rests on, best first.
+        citations: the passages that the answer rests on, best first.
         prompt_tokens: number of tokens that were read.
         written_tokens: number of tokens that were written.
     """
 
     text: str
-    passages: Sequence[Passage]
+    citations: Sequence[Citation]
     prompt_tokens: int
     written_tokens: int
 

@@ -45,7 +45,8 @@ from rag_jax.runtime.hosts import fetch, is_first
 from rag_jax.runtime.track import check_tracker
 from rag_jax.search_config import BM25Config
 from rag_jax.systems import open_room
-from rag_jax.systems.session import Session, bind
+from rag_jax.systems.likelihood import STAGE, Reader, run_likelihood
+from rag_jax.systems.session import Session, bind, make_stage
 
 
 def make_run(
@@ -117,6 +118,23 @@ def run_corpus(
 ) -> None:
     """Copies passages and questions; leaves nothing if the system cannot work with them."""
     copy_collection(context.folder, data, world, check=check_corpus)
+
+
+def likelihood_stages(
+    session: Session,
+    open_reader: Callable[..., Reader],
+    settings: Mapping[str, Any],
+    *needs: str,
+) -> list[Stage]:
+    """The stage that chooses the threshold of likelihood; none in a run that does not train.
+
+    Args:
+        open_reader: called with the stage's context and the session.
+    """
+    if not session.trains:
+        return []
+    reading = partial(open_reader, session=session)
+    return [make_stage(session, STAGE, run_likelihood, settings, *needs, open_reader=reading)]
 
 
 def embed_corpus(

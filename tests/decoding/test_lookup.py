@@ -69,6 +69,7 @@ def check_written(seed, lengths, active, stop_ids, known):
     for name in ("tokens", "lengths", "finished"):
         np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name), err_msg=name)
     np.testing.assert_array_equal(found.cache.position, wanted.cache.position)
+    np.testing.assert_allclose(found.logprobs, wanted.logprobs, atol=1e-4)
     np.testing.assert_array_equal(
         found.cache.token_mask.sum(axis=1), wanted.cache.token_mask.sum(axis=1)
     )

@@ -52,6 +52,14 @@ def check_decode(tokens, mask, active, stop_ids):
     assert decoded.finished.tolist() == [finished for _, finished in expected]
 
     rows = [prompt + text for prompt, text in zip(prompts, written, strict=True)]
+    for b, (text, ended) in enumerate(expected):
+        total, count = 0.0, len(text) + ended
+        if active[b]:
+            # The likeliest token at every place is the one that was written, the stop token last.
+            logits = read_row(MODEL, PARAMS, rows[b])[2][len(prompts[b]) - 1 :][:count]
+            total = float(np.log(softmax(np.asarray(logits, np.float64)).max(axis=-1)).sum())
+        assert float(decoded.logprobs[b]) == pytest.approx(total, abs=1e-4)
+        assert float(decoded.likelihoods[b]) == pytest.approx(total / max(count, 1), abs=1e-4)
     assert decoded.cache.position.tolist() == [len(row) for row in rows]
     chunk = np.asarray(make_rows([3] * ROWS, seed=5))
     chunk_mask = np.asarray([[1, 1, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]], bool)

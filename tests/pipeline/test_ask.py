@@ -1,6 +1,7 @@
 """What is written down of an answer, for a person and for a file, and the prompt for many."""
 
 import io
+import json
 import re
 import sys
 
@@ -11,12 +12,15 @@ from rag_jax.data.passages import Passage
 from rag_jax.pipeline.ask import (
     Facts,
     Note,
+    Outcome,
     Piece,
+    answer_in_json,
     answer_question,
     clean,
     name_passage,
     show,
 )
+from rag_jax.pipeline.citations import Citation
 from rag_jax.runtime import signals
 from rag_jax.runtime.errors import RagJaxError
 
@@ -92,6 +96,85 @@ def test_a_question_and_its_seconds(capsys):
     assert len(asked) == 1
 
 
+# What an answer rests on.
+
+CITED = [
+    Citation(Passage("docs/pump.pdf#12.2", "Pumps: \x1b]0;owned\x07", "Oil it."), 0.75),
+    Citation(Passage("1", "", "No title."), None),
+]
+
+
+def show_outcome(outcome):
+    out = io.StringIO()
+    show(iter([outcome]), out)
+    return out.getvalue()
+
+
+def test_passages_are_cited_beneath_the_answer():
+    assert show_outcome(Outcome("Oil", CITED)) == (
+        "citations\n"
+        "  [1]  Pumps: \ufffd]0;owned\ufffd  docs/pump.pdf, page 12\n"
+        "  [2]                     1\n"
+    )
+    own = "(no passage was read: the answer is the model's own)\n"
+    assert show_outcome(Outcome("Oil", [])) == own
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "threshold", "held"),
+    [(-0.5, -0.5, True), (-0.51, -0.5, False), (-0.5, None, None), (None, -0.5, None)],
+)
+def test_whether_an_answer_is_in_the_documents(likelihood, threshold, held):
+    outcome = Outcome("Oil", CITED[1:], likelihood=likelihood, threshold=threshold)
+    assert outcome.in_documents is held
+    said = show_outcome(outcome)
+    assert ("in the documents" in said) == (held is not None)
+    if held is False:
+        line = "(not in the documents: the answer's likelihood is -0.510, under -0.500)"
+        assert said.splitlines()[-1] == line
+    if held:
+        line = "(in the documents: the answer's likelihood is -0.500, not under -0.500)"
+        assert said.splitlines()[-1] == line
+
+
+def test_json_is_one_object_a_question_and_nothing_else(capsys):
+    """Another script, an empty answer and what a terminal would obey, all in one line of ASCII."""
+
+    def ask(question):
+        yield Facts("passages read", [("Oil it.",)])
+        yield Piece("answer", "")
+        yield Note("cut off\x1b")
+        yield Outcome("", CITED, "Wiki", -0.25, -0.5)
+
+    answer_in_json(ask, "Что это\x1b\x7f?\n")
+    said = capsys.readouterr()
+    assert said.err == "(cut off\ufffd)\n"
+    (line,) = said.out.splitlines()
+    assert line.isascii() and line.isprintable() and "\x7f" not in line
+    assert json.loads(line) == {
+        "question": "Что это\ufffd\ufffd? ",
+        "answer": "",
+        "citations": [
+            {
+                "rank": 1,
+                "id": "docs/pump.pdf#12.2",
+                "title": "Pumps: \x1b]0;owned\x07",
+                "file": "docs/pump.pdf",
+                "place": "page 12",
+                "score": 0.75,
+            },
+            {"rank": 2, "id": "1", "title": "", "file": None, "place": None, "score": None},
+        ],
+        "source": "Wiki",
+        "likelihood": -0.25,
+        "threshold": -0.5,
+        "in_documents": True,
+        "error": None,
+    }
+    with pytest.raises(RagJaxError, match="the question is blank: write one"):
+        answer_in_json(ask, " ")
+
+
 # The prompt.
 
 
@@ -124,6 +207,29 @@ def test_lines_of_a_file(monkeypatch, capsys):
     said = capsys.readouterr()
     assert said.out == "question: Where?\nanswer: 6\nquestion: Why\ufffd?\nanswer: 5\n"
     assert said.err == "3 blank lines skipped\n"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_lines_in_json(monkeypatch, capsys, terminal):
+    """No prompt and no question is printed, and a refused line has an object too."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Where?\n\nlong\x9b\nWhy?\n"))
+    for file in (sys.stdin, sys.stdout):
+        monkeypatch.setattr(file, "isatty", lambda: terminal)
+
+    def ask(question):
+        if question.startswith("long"):
+            raise RagJaxError("the question is too long\x7f")
+        yield Outcome(question.upper(), [])
+
+    command.converse(lambda line: answer_in_json(ask, line), is_json=True)
+    said = capsys.readouterr()
+    found = [json.loads(line) for line in said.out.splitlines()]
+    assert [own["answer"] for own in found] == ["WHERE?", None, "WHY?"]
+    assert [own["question"] for own in found] == ["Where?", "long\ufffd", "Why?"]
+    assert [own["error"] for own in found] == [None, "the question is too long\x7f", None]
+    assert "\x7f" not in said.out
+    assert all(list(own) == list(found[0]) for own in found)
+    assert said.err == "error: the question is too long\\x7f\n1 blank line skipped\n"
 
 
 @pytest.mark.parametrize("end", ["", EOFError])

@@ -9,11 +9,16 @@ import numpy as np
 
 from rag_jax.config import MeshConfig
 from rag_jax.data.passages import Passage
+from rag_jax.pipeline.citations import Citation
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import make_mesh
 from rag_jax.systems.served import Answer, Embedded, Served
 
-PASSAGES = [Passage("../a b?", "Atlantis", "Poseidonis is its capital."), Passage("b", "", "No.")]
+PASSAGES = [
+    Passage("../a b?.pdf#3.2", "Atlantis", "Poseidonis is its capital."),
+    Passage("b", "", "No."),
+]
+CITATIONS = [Citation(PASSAGES[0], 0.5), Citation(PASSAGES[1], None)]
 
 
 class Shouter:
@@ -30,7 +35,7 @@ class Shouter:
             raise ValueError(f"a secret of {questions}")
         if "refused" in questions:
             raise RagJaxError("the question is refused")
-        return [Answer(q.upper(), PASSAGES, len(q.split()), 3) for q in questions]
+        return [Answer(q.upper(), CITATIONS, len(q.split()), 3) for q in questions]
 
     def embed(self, texts, role):
         lengths = [float(len(text)) for text in texts]

@@ -78,7 +78,10 @@ def test_a_chat(address):
     assert (choice.message.content, choice.finish_reason) == ("WHERE IS IT?", "stop")
     assert (completion.model, completion.usage.total_tokens) == ("rag", 6)
     cited = [annotation.url_citation for annotation in choice.message.annotations]
-    assert [c.url for c in cited] == ["urn:passage:..%2Fa%20b%3F", "urn:passage:b"]
+    assert [c.url for c in cited] == ["urn:passage:..%2Fa%20b%3F.pdf%233.2", "urn:passage:b"]
+    named = [(c.rank, c.id, c.file, c.place, c.score) for c in cited]
+    first, second = (passage.id for passage in PASSAGES)
+    assert named == [(1, first, "../a b?.pdf", "page 3", 0.5), (2, second, None, None, None)]
     assert [c.title for c in cited] == ["Atlantis", ""]
     assert [c.text for c in cited] == [passage.text for passage in PASSAGES]
     assert {(c.start_index, c.end_index) for c in cited} == {(0, 12)}

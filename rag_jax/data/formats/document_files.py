@@ -256,3 +256,13 @@ READERS: dict[str, Callable[[Path], Document]] = {
     ".pdf": read_pdf,
     ".docx": read_word,
 }
+# What the places of each count.
+PLACES = {
+    ".txt": "line",
+    ".md": "line",
+    ".markdown": "line",
+    ".html": "paragraph",
+    ".htm": "paragraph",
+    ".pdf": "page",
+    ".docx": "paragraph",
+}

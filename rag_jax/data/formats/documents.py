@@ -3,12 +3,14 @@
 import hashlib
 import itertools
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from rag_jax.data.formats.document_files import (
+    PLACES,
     Document,
     Paragraph,
     is_document,
@@ -24,6 +26,21 @@ from rag_jax.runtime.progress import show_progress
 DOCUMENT = "document"  # the format of such files
 # What ends a sentence of Chinese or Japanese, after which no space stands.
 _UNSPACED = tuple("\u3002\uff01\uff1f\uff61\u300d\u300f")
+_ID = re.compile(r"(.+)#([0-9]+)(?:\.[0-9]+)?", re.DOTALL)
+
+
+class Place(NamedTuple):
+    """Where a passage of a document begins: the document's file, and `page 3` of it."""
+
+    file: str
+    place: str
+
+
+def find_place(id: str) -> Place | None:
+    """The place that a passage's id names, as `cut_document` makes it; None for other ids."""
+    match = _ID.fullmatch(id)
+    unit = PLACES.get(Path(match[1]).suffix.lower()) if match else None
+    return Place(match[1], f"{unit} {match[2]}") if unit else None
 
 
 def list_documents(folder: Path) -> list[Path]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.models import Pretrained
-from rag_jax.pipeline.ask import Ask, Facts, name_passage
+from rag_jax.pipeline.ask import Ask, Facts, Item, Outcome, name_passage
+from rag_jax.pipeline.citations import Citation
 from rag_jax.pipeline.runner import open_stages
 from rag_jax.retrieval import Index
 from rag_jax.retrieval.contrastive import Encoders
@@ -49,12 +50,14 @@ def open_parts(
 
 def _answer(
     session: Session, encoder: Pretrained, index: Index, passages: Sequence[Passage], question: str
-) -> Iterator[Facts]:
+) -> Iterator[Item]:
     k = min(session.config.depth, index.size)
     order = partial(order_found, [Question("", question, (), {})], passages=passages)
     found = index.search(session.encode_queries(encoder, [question]), k)
     (ranked,) = order(list_ranked(*found))
     if session.reranking is not None:
         (ranked,) = order(session.reranking.order([question], [ranked], passages))
-    shown = [(f"{score:.3f}", name_passage(passages[row])) for row, score in ranked[:_SHOWN]]
+    citations = [Citation(passages[row], score) for row, score in ranked[:_SHOWN]]
+    shown = [(f"{score:.3f}", name_passage(passage)) for passage, score in citations]
     yield Facts("passages found", shown)
+    yield Outcome(None, citations)

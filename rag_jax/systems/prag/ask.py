@@ -1,28 +1,40 @@
 """Asks a finished run of Parametric RAG: the documents found, merged into the model, the answer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from rag_jax.data.batches import double_up
 from rag_jax.data.formats import read_passages
 from rag_jax.data.passages import Passage
 from rag_jax.lora.store import AdapterStore
-from rag_jax.pipeline.ask import Ask, Facts, Note, Piece, check_length, name_passage
+from rag_jax.pipeline.ask import (
+    Ask,
+    Facts,
+    Item,
+    Note,
+    Outcome,
+    Piece,
+    check_length,
+    name_passage,
+)
+from rag_jax.pipeline.citations import Citation
 from rag_jax.pipeline.own_corpus import embed_texts
 from rag_jax.pipeline.runner import open_stages
 from rag_jax.retrieval import list_texts
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import count_data_rows
+from rag_jax.systems.likelihood import open_threshold
 from rag_jax.systems.prag.evaluate import METHODS
-from rag_jax.systems.prag.infer import Answers, Search
+from rag_jax.systems.prag.infer import Search
 from rag_jax.systems.prag.pipeline import list_stages
+from rag_jax.systems.prag.reader import answer_prompts, find_documents
 from rag_jax.systems.prag.session import Session
 
 
 def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
     """Opens a run for questions one by one; see `open_parts`."""
-    return partial(_answer, session, *open_parts(session, workdir, corpus))
+    parts = open_parts(session, workdir, corpus)
+    return partial(_answer, session, *parts, open_threshold(list_stages(session), workdir))
 
 
 def open_parts(
@@ -57,30 +69,21 @@ def open_parts(
     return store, session.make_search(passages, embed), passages
 
 
-def find_documents(
-    session: Session, search: Search, passages: Sequence[Passage], questions: Sequence[str]
-) -> list[list[Passage]]:
-    """The documents of each question, best first: as found or, with a reranker, as it has them."""
-    found = search(questions)
-    if session.reranking is not None:
-        found = session.reranking.order(questions, found, passages)
-    count = session.config.retrieve.passages
-    return [[passages[row] for row, _ in ranked[:count]] for ranked in found]
-
-
 def _answer(
     session: Session,
     store: AdapterStore | None,
     search: Search,
     passages: Sequence[Passage],
+    threshold: float | None,
     question: str,
-) -> Iterator[Facts | Piece | Note]:
+) -> Iterator[Item]:
     check_length(len(session.format.encode_prompt(question)), session.room)
     (found,) = find_documents(session, search, passages, [question])
     encoded, reads = pick_adapters(session, store, found)
-    marks = ["adapter" if passage.id in encoded else "no adapter" for passage in found]
     if found:
-        yield Facts("passages found", list(zip(marks, map(name_passage, found), strict=True)))
+        marks = ["adapter" if own.passage.id in encoded else "no adapter" for own in found]
+        names = [name_passage(own.passage) for own in found]
+        yield Facts("passages found", list(zip(marks, names, strict=True)))
     if not found:
         yield Note("no passage shares a word with the question: the model answers by itself")
     elif not encoded:
@@ -89,38 +92,32 @@ def _answer(
         yield Note("adapters are merged into the model, and the passages are read in the context")
     else:
         yield Note("adapters are merged into the model, the passages are not read")
-    prompt = session.format.encode_prompt(question, found if reads else ())
+    read = [passage for passage, _ in found] if reads else ()
+    prompt = session.format.encode_prompt(question, read)
     size, store = count_data_rows(), store if encoded else None
     answers = answer_prompts(session, store, [prompt], [encoded], batch_size=size)
     for reason in answers.lost.values():
         yield Note(f"answered without an adapter: {reason}")
-    yield Piece("answer", answers.texts[0])
+    (text,), verdict = answers.texts, {}
+    yield Piece("answer", text)
+    merged = [id for id in encoded if id not in answers.lost]
+    if citations := list_read(found, merged, reads=reads):
+        # The threshold was chosen without adapters.
+        verdict = {"threshold": None if merged else threshold}
+        verdict["likelihood"] = answers.likelihoods[0]
+    yield Outcome(text, citations, **verdict)
 
 
-def answer_prompts(
-    session: Session,
-    store: AdapterStore | None,
-    prompts: Sequence[Sequence[int]],
-    merged: Sequence[Sequence[str]],
-    *,
-    batch_size: int,
-) -> Answers:
-    """Answers prompts of unknown lengths; see `Engine.answer`.
-
-    Raises:
-        RagJaxError: a prompt has no room.
-    """
-    longest = max(map(len, prompts))
-    check_length(longest, session.room)
-    # Few widths: a program is compiled for each.
-    width = min(double_up(longest, 32), session.room)
-    return session.make_engine(width, batch_size=batch_size).answer(prompts, store, merged)
+def list_read(found: Sequence[Citation], merged: Collection[str], *, reads: bool) -> list[Citation]:
+    """The documents that an answer rests on: those that were read or whose adapters were merged."""
+    return [own for own in found if reads or own.passage.id in merged]
 
 
 def pick_adapters(
-    session: Session, store: AdapterStore | None, found: Sequence[Passage]
+    session: Session, store: AdapterStore | None, found: Sequence[Citation]
 ) -> tuple[list[str], bool]:
     """The ids of the documents whose adapters are merged, and whether the passages are read too."""
     has, merged = METHODS[session.config.ask]
-    encoded = [p.id for p in found if merged and store is not None and p.id in store]
+    ids = [passage.id for passage, _ in found]
+    encoded = [id for id in ids if merged and store is not None and id in store]
     return encoded, has == "passages" or not encoded

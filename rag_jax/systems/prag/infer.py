@@ -32,6 +32,7 @@ class Answers(NamedTuple):
 
     Attributes:
         lengths: numbers of tokens that were written.
+        likelihoods: mean log-probabilities in nats of the tokens, with the one that ended them.
         lost: for each adapter that could not be used, by document id, the reason.
         load_seconds: seconds of reading adapters.
         loaded: number of adapters that were read.
@@ -39,6 +40,7 @@ class Answers(NamedTuple):
 
     texts: list[str]
     lengths: list[int]
+    likelihoods: list[float]
     lost: dict[str, str]
     load_seconds: float
     loaded: int
@@ -93,7 +95,7 @@ class Engine:
         limits = {"max_tokens": s.max_tokens, "stop_ids": self.format.stop_ids}
         inputs = self.model, self.params, bank, *arrays
         how = {"scale": self.scale, "merge": s.merge}
-        tokens, lengths = fetch(steps.answer_batch(*inputs, **how, **limits))
+        tokens, *numbers = fetch(steps.answer_batch(*inputs, **how, **limits))
+        lengths, likelihoods = (array[: len(prompts)].tolist() for array in numbers)
         texts = [self.format.decode_answer(tokens[b, : lengths[b]]) for b in range(len(prompts))]
-        written = lengths[: len(prompts)].tolist()
-        return Answers(texts, written, lost, seconds, len(rows) - len(lost))
+        return Answers(texts, lengths, likelihoods, lost, seconds, len(rows) - len(lost))

@@ -9,11 +9,12 @@ from rag_jax.systems.evaluation import make_evaluation
 from rag_jax.systems.prag.augment import run_augmentation
 from rag_jax.systems.prag.config import PRAGConfig
 from rag_jax.systems.prag.evaluate import describe_report, run_evaluation, run_retrieval
+from rag_jax.systems.prag.reader import open_reader
 from rag_jax.systems.prag.session import Session
 from rag_jax.systems.prag.train import run_encoding, run_warm_up
 from rag_jax.systems.reranking import describe_reranking
 from rag_jax.systems.session import bind, make_stage
-from rag_jax.systems.stages import corpus_stage, make_run
+from rag_jax.systems.stages import corpus_stage, likelihood_stages, make_run
 
 CONFIG = PRAGConfig
 
@@ -41,23 +42,24 @@ def list_stages(session: Session) -> list[Stage]:
         )
         for name, variant in session.variants.items()
     ]
-    retrieval = {**asked, **_list_searching(session)}
+    searching = _list_searching(session)
     sampled = {"seed": c.seed} if c.augment.by == "model" else {}  # rules draw nothing
     augmentation = {**model, "augment": c.augment, "full": c.prompt.reasoning, **sampled}
     if c.augment.model is not None:
         augmentation["writer"] = session.fingerprint("augment.model")
     answering = {"prompt": c.prompt, "answer": c.answer, "passages": c.retrieve.passages}
+    reading = {**model, **answering, **searching}
     evaluation = {**asked, **model, **answering, "seed": c.seed}
-    shared, evaluated = ("augmented.jsonl",), ("corpus", "retrieve", "augment", *session.variants)
-    needed = "corpus", "retrieve"
-    options = {"divisible": shared, "version": 2}
+    evaluated, needed = ("corpus", "retrieve", "augment", *session.variants), ("corpus", "retrieve")
+    options = {"divisible": ("augmented.jsonl",), "version": 2}
     return [
         corpus_stage(session),
-        stage("retrieve", run_retrieval, retrieval, "corpus"),
+        stage("retrieve", run_retrieval, {**asked, **searching}, "corpus"),
         stage("augment", run_augmentation, augmentation, *needed, **options),
         *[warm_up] * any("warm_up" in encoding.needs for encoding in encodings),
         *encodings,
         stage("evaluate", run_evaluation, evaluation, *evaluated, version=2),
+        *likelihood_stages(session, open_reader, reading, "corpus"),
     ]
 
 

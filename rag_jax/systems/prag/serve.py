@@ -8,14 +8,10 @@ from rag_jax.data.batches import list_widths
 from rag_jax.data.passages import Passage
 from rag_jax.lora.store import AdapterStore
 from rag_jax.pipeline.ask import check_length
-from rag_jax.systems.prag.ask import (
-    answer_prompts,
-    find_documents,
-    open_parts,
-    pick_adapters,
-)
+from rag_jax.systems.prag.ask import list_read, open_parts, pick_adapters
 from rag_jax.systems.prag.evaluate import METHODS
 from rag_jax.systems.prag.infer import Search
+from rag_jax.systems.prag.reader import answer_prompts, find_documents
 from rag_jax.systems.prag.session import Session
 from rag_jax.systems.served import Answer, Served, make_embedding, make_scoring
 
@@ -51,13 +47,19 @@ def _answer(
     passages: Sequence[Passage],
     questions: Sequence[str],
 ) -> list[Answer]:
-    prompts, merged, found = [], [], find_documents(session, search, passages, questions)
-    for question, documents in zip(questions, found, strict=True):
-        encoded, reads = pick_adapters(session, store, documents)
-        prompts.append(session.format.encode_prompt(question, documents if reads else ()))
-        merged.append(encoded)
+    found = find_documents(session, search, passages, questions)
+    picked = [pick_adapters(session, store, documents) for documents in found]
+    prompts = [
+        session.format.encode_prompt(question, [p for p, _ in documents] if reads else ())
+        for question, documents, (_, reads) in zip(questions, found, picked, strict=True)
+    ]
+    merged = [encoded for encoded, _ in picked]
     answers = answer_prompts(session, store, prompts, merged, batch_size=len(questions))
     for reason in answers.lost.values():
         session.note(f"answered without an adapter: {reason}")
-    columns = answers.texts, found, map(len, prompts), answers.lengths
+    cited = [
+        list_read(documents, {*encoded} - {*answers.lost}, reads=reads)
+        for documents, (encoded, reads) in zip(found, picked, strict=True)
+    ]
+    columns = answers.texts, cited, map(len, prompts), answers.lengths
     return [Answer(*row) for row in zip(*columns, strict=True)]

@@ -26,8 +26,10 @@ def answer_batch(
     merge: str,
     max_tokens: int,
     stop_ids: tuple[int, ...],
-) -> tuple[Int[Array, "B N"], Int[Array, "B"]]:
-    """Greedy answers and their lengths, each row with its own merged adapters.
+) -> tuple[Int[Array, "B N"], Int[Array, "B"], Float[Array, "B"]]:
+    """Greedy answers, their lengths and likelihoods, each row with its own merged adapters.
+
+    Likelihoods are those of `Decoded`.
 
     `W' = W + scale * sum_j A_j B_j` over the documents that a row has chosen (paper, eq. 6).
 
@@ -44,7 +46,7 @@ def answer_batch(
     cache, hidden = read_prompts(model, params, tokens, mask)
     active, limits = mask.any(axis=1), {"max_tokens": max_tokens, "stop_ids": stop_ids}
     decoded = decode(model, params, cache, hidden, **limits, active=active)
-    return decoded.tokens, decoded.lengths
+    return decoded.tokens, decoded.lengths, decoded.likelihoods
 
 
 def weigh_documents(chosen: Int[Array, "B k"], *, merge: str) -> Float[Array, "B k"]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float
@@ -20,10 +20,22 @@ from rag_jax.runtime.sharding import count_data_rows, shard_batch
 from rag_jax.systems.rag import steps
 from rag_jax.systems.rag.data import Example, Format, PassageText, make_examples, pack_inputs
 
-Answer = tuple[str, float]  # a text and its log-probability in nats
 Way = Literal["token", "fast", "thorough"]
 # The model, its parameters, and the cache and hidden states that `steps.read` left.
 State = tuple[Decoder | Bart, Any, Cache, Float[Array, "R D"]]
+
+
+class Answer(NamedTuple):
+    """A text, its log-probability in nats, and its number of tokens with the one that ended it."""
+
+    text: str
+    logprob: float
+    tokens: int
+
+    @property
+    def likelihood(self) -> float:
+        """Mean log-probability in nats of the tokens."""
+        return self.logprob / self.tokens
 
 
 @dataclass(frozen=True)
@@ -80,11 +92,12 @@ class Engine:
 
     def _write_token(self, state: State, scores: Float[Array, "B K"]) -> list[list[Answer]]:
         found = fetch(steps.write_token(*state, scores, **self._settings))
-        rows = zip(found.tokens, found.lengths, found.logprobs, found.exists, strict=True)
+        counts = found.lengths + (found.ends >= 0)
+        rows = zip(found.tokens, found.lengths, found.logprobs, counts, found.exists, strict=True)
         return [
             [
-                (self._decode(tokens[:length]), float(logprob))
-                for tokens, length, logprob, exists in zip(*row, strict=True)
+                Answer(self._decode(tokens[:length]), float(logprob), int(count))
+                for tokens, length, logprob, count, exists in zip(*row, strict=True)
                 if exists
             ]
             for row in rows
@@ -104,9 +117,9 @@ class Engine:
 
         def list_answers(b: int, marginal: Float[np.ndarray, "C"]) -> list[Answer]:
             order = [c for c in np.argsort(-marginal, kind="stable") if lengths[b, c]]
-            return [
-                (self._decode(tokens[b, c, : lengths[b, c]]), float(marginal[c])) for c in order
-            ]
+            texts = [self._decode(tokens[b, c, : lengths[b, c]]) for c in order]
+            numbers = [(float(marginal[c]), int(lengths[b, c])) for c in order]
+            return [Answer(text, *own) for text, own in zip(texts, numbers, strict=True)]
 
         return {
             way: [list_answers(b, marginal) for b, marginal in enumerate(values)]

@@ -10,12 +10,13 @@ from rag_jax.systems.rag.config import RAGConfig
 from rag_jax.systems.rag.curve import run_curve
 from rag_jax.systems.rag.evaluate import describe_report, run_evaluation
 from rag_jax.systems.rag.memory import run_memory
+from rag_jax.systems.rag.reader import open_reader
 from rag_jax.systems.rag.session import Session
 from rag_jax.systems.rag.train import run_training
 from rag_jax.systems.reranking import describe_reranking
 from rag_jax.systems.room import index_room
 from rag_jax.systems.session import make_stage
-from rag_jax.systems.stages import corpus_stage, make_run, run_index
+from rag_jax.systems.stages import corpus_stage, likelihood_stages, make_run, run_index
 
 CONFIG = RAGConfig
 
@@ -72,6 +73,9 @@ def list_stages(session: Session) -> list[Stage]:
         stages += list_ablations(session, training=generator, evaluation=evaluation)
     if session.has_revisions:
         stages.append(stage("memory", run_memory, {**tested, "world": c.world}, *read, "joint"))
+    if c.task != "generation":  # whose answers are not right or wrong
+        asking = {**tested, "task": c.task, **describe_reranking(c.retrieve.rerank)}
+        stages += likelihood_stages(session, open_reader, asking, *read, "joint")
     return stages
 
 

@@ -1,24 +1,21 @@
 """Asks a finished run of Self-Retrieval: passages generated, their assessment, the answer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from rag_jax.data.passages import Passage
-from rag_jax.data.questions import Question
-from rag_jax.pipeline.ask import Ask, Facts, Note, Piece, check_length, name_passage
+from rag_jax.pipeline.ask import Ask, Facts, Item, Outcome, Piece, check_length, name_passage
 from rag_jax.pipeline.runner import open_stages
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import count_data_rows
+from rag_jax.systems.likelihood import open_threshold
 from rag_jax.systems.reranking import Reranking
-from rag_jax.systems.self_retrieval.evaluate import rank
 from rag_jax.systems.self_retrieval.infer import Engine
 from rag_jax.systems.self_retrieval.pipeline import list_stages
-from rag_jax.systems.self_retrieval.scores import Candidate, score
+from rag_jax.systems.self_retrieval.reader import cite, find
 from rag_jax.systems.self_retrieval.session import Session
-from rag_jax.systems.stages import Ranked, order_found
 
 _SHOWN = 5  # passages
 
@@ -27,7 +24,8 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
     """Opens a run for questions one by one; see `open_engine`."""
     engine = open_engine(session, workdir, corpus)
     settings = replace(engine.settings, batch_size=count_data_rows())
-    return partial(_answer, replace(engine, settings=settings), session.reranking)
+    threshold = open_threshold(list_stages(session), workdir)
+    return partial(_answer, replace(engine, settings=settings), session.reranking, threshold)
 
 
 def open_engine(session: Session, workdir: Path, corpus: Path | None) -> Engine:
@@ -56,35 +54,18 @@ def check_question(engine: Engine, question: str) -> int:
     return tokens
 
 
-class Found(NamedTuple):
-    """What was found for a question: candidates by title, rows of the corpus by score, answer."""
-
-    groups: list[list[Candidate]]
-    ranked: Ranked
-    answer: str
-
-
-def find(engine: Engine, reranking: Reranking | None, questions: Sequence[str]) -> list[Found]:
-    """What each question finds; the answer continues from the best passage, reranked or not."""
-    asked = [Question("", question, (), {}) for question in questions]
-    order = partial(order_found, asked, passages=engine.passages)
-    groups, answers = zip(*engine.retrieve(questions), strict=True)
-    ranked = order([rank(own, score(own, engine.settings)) for own in groups])
-    if reranking is not None:
-        ranked = order(reranking.order(questions, ranked, engine.passages))
-        answers = engine.answer(questions, [own[0][0] for own in ranked])
-    return [Found(*own) for own in zip(groups, ranked, answers, strict=True)]
-
-
 def _answer(
-    engine: Engine, reranking: Reranking | None, question: str
-) -> Iterator[Facts | Piece | Note]:
+    engine: Engine, reranking: Reranking | None, threshold: float | None, question: str
+) -> Iterator[Item]:
     check_question(engine, question)
-    ((groups, ranked, answer),) = find(engine, reranking, [question])
-    rejected = {row: c.reject for group in groups for c in group for row in c.rows}
+    (found,) = find(engine, reranking, [question])
+    rejected = {row: c.reject for group in found.groups for c in group for row in c.rows}
     shown = [
         (f"{value:.3f}", f"{rejected[row]:.3f}", name_passage(engine.passages[row]))
-        for row, value in ranked[:_SHOWN]
+        for row, value in found.ranked[:_SHOWN]
     ]
     yield Facts("passages written", [("score", "rejected", ""), *shown])
+    answer, likelihood = found.answer
     yield Piece("answer", answer)
+    verdict = {"likelihood": likelihood, "threshold": threshold}
+    yield Outcome(answer, cite(engine, found), **verdict)

@@ -224,7 +224,7 @@ def _retrieve(
     """For each question the candidates in groups by title, the answer and the seconds."""
 
     def run(batch: Sequence[str]) -> list[Record]:
-        return [{"groups": groups, "answer": answer} for groups, answer in engine.retrieve(batch)]
+        return [{"groups": groups, "answer": own.text} for groups, own in engine.retrieve(batch)]
 
     return answer_timed(context, name, asked, run, batch_size=_TOGETHER, file="found")
 
@@ -259,7 +259,7 @@ def _answer_first(
 
     def run(batch: Sequence[tuple[int, int]]) -> list[Record]:
         rows = [row for _, row in batch]
-        return [{"answer": text} for text in engine.answer([asked[i] for i, _ in batch], rows)]
+        return [{"answer": own.text} for own in engine.answer([asked[i] for i, _ in batch], rows)]
 
     records = context.map("answers.jsonl", pairs, timed(run), batch_size=_TOGETHER, unit="answers")
     return dict(zip(pairs, records, strict=True))

@@ -30,7 +30,7 @@ from rag_jax.runtime.sharding import shard_batch
 from rag_jax.systems.self_retrieval import steps
 from rag_jax.systems.self_retrieval.config import SearchConfig
 from rag_jax.systems.self_retrieval.data import Format
-from rag_jax.systems.self_retrieval.scores import Candidate, score, to_probability
+from rag_jax.systems.self_retrieval.scores import Candidate, find_best, to_probability
 
 # Largest number of candidates' tokens in one row: with more, attention to other candidates' tokens
 # would cost as much as padding.
@@ -70,6 +70,13 @@ class Judged(NamedTuple):
     rejections: list[list[float]]
 
 
+class Written(NamedTuple):
+    """An answer, and the mean log-probability in nats of its tokens and of its stop token."""
+
+    text: str
+    likelihood: float
+
+
 @dataclass(frozen=True, eq=False)
 class Engine:
     """The model, trie and settings of retrieval; the methods take and give plain lists.
@@ -89,7 +96,7 @@ class Engine:
     settings: SearchConfig
     width: int = 32
 
-    def retrieve(self, questions: Sequence[str]) -> list[tuple[list[list[Candidate]], str]]:
+    def retrieve(self, questions: Sequence[str]) -> list[tuple[list[list[Candidate]], Written]]:
         """For each question its candidates in groups by title, and its answer.
 
         Titles are ordered by probability, and so are the passages of a title. Without titles there
@@ -115,14 +122,14 @@ class Engine:
                     for title, group in zip(titles[b], paths[b], strict=True)
                 ]
                 found.append([group for group in groups if group])
-                best.append(int(np.argmax(np.concatenate(score(found[b], self.settings)))))
+                best.append(find_best(found[b], self.settings)[0])
             answers = self._write_answers(judged, best)
             results += list(zip(found, answers, strict=True))
         return results
 
-    def answer(self, questions: Sequence[str], rows: Sequence[int]) -> list[str]:
+    def answer(self, questions: Sequence[str], rows: Sequence[int]) -> list[Written]:
         """Each question's answer from one passage of the corpus, by its row."""
-        results: list[str] = []
+        results: list[Written] = []
         for count, cache, _ in self._read(questions):
             given = rows[len(results) :][:count]
             judged = self._judge(cache, [[[row]] for row in given])
@@ -236,7 +243,7 @@ class Engine:
         places = [[(row, p[: len(p) - count + 1]) for row, p in group] for group in packed.texts]
         return Judged(cache, hidden, places, rejections)
 
-    def _write_answers(self, judged: Judged, best: Sequence[int]) -> list[str]:
+    def _write_answers(self, judged: Judged, best: Sequence[int]) -> list[Written]:
         """Answers from one candidate of each question, by its number among them."""
         batch, times = self.settings.batch_size, len(judged.hidden) // self.settings.batch_size
         rows, lengths = times * np.arange(batch, dtype=np.int32), np.ones(batch, np.int32)
@@ -255,9 +262,10 @@ class Engine:
             "max_tokens": self.settings.max_answer,
             "stop_ids": self.format.tokenizer.stop_ids,
         }
-        tokens, lengths = fetch(steps.answer(*inputs, **limits))
-        decode_text = self.format.tokenizer.decode
-        return [decode_text(tokens[b, : lengths[b]]).strip() for b in range(len(best))]
+        tokens, lengths, likelihoods = fetch(steps.answer(*inputs, **limits))
+        decode_text, count = self.format.tokenizer.decode, len(best)
+        texts = [decode_text(tokens[b, : lengths[b]]).strip() for b in range(count)]
+        return list(map(Written, texts, likelihoods[:count].tolist()))
 
     # Shared by all searches, made when first needed.
 

@@ -10,10 +10,11 @@ from rag_jax.systems.room import encoder_room, tuning_room
 from rag_jax.systems.self_retrieval.config import SelfRetrievalConfig
 from rag_jax.systems.self_retrieval.evaluate import ABLATIONS, describe_report, run_evaluation
 from rag_jax.systems.self_retrieval.index import run_titled_corpus, run_trie
+from rag_jax.systems.self_retrieval.reader import open_reader
 from rag_jax.systems.self_retrieval.session import Session
 from rag_jax.systems.self_retrieval.train import run_dense_training, run_indexing, run_training
 from rag_jax.systems.session import bind, make_stage
-from rag_jax.systems.stages import make_run, run_negatives
+from rag_jax.systems.stages import likelihood_stages, make_run, run_negatives
 
 CONFIG = SelfRetrievalConfig
 # The settings of `ExamplesConfig` that the first run reads: it is kept when others change.
@@ -71,7 +72,10 @@ def list_stages(session: Session) -> list[Stage]:
         evaluated += ("trie_untitled", *ABLATIONS)
     evaluation = {"search": c.search, "on": c.evaluate_on, "examples": c.examples}
     evaluation |= {"bm25": c.bm25, **describe_reranking(c.retrieve.rerank)}
-    return [*stages, stage("evaluate", run_evaluation, evaluation, *evaluated)]
+    stages.append(stage("evaluate", run_evaluation, evaluation, *evaluated))
+    asking = {"search": c.search, "examples": c.examples, **describe_reranking(c.retrieve.rerank)}
+    needed = "corpus", "trie", "train"
+    return [*stages, *likelihood_stages(session, open_reader, asking, *needed)]
 
 
 _SYSTEM = CONFIG, Session, list_stages, describe_report

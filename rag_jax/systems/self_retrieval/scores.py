@@ -40,6 +40,13 @@ def score(groups: Sequence[Sequence[Candidate]], settings: SearchConfig) -> list
     return _weigh(groups, trust, settings.delta, settings)
 
 
+def find_best(groups: Sequence[Sequence[Candidate]], settings: SearchConfig) -> tuple[int, float]:
+    """The candidate with the best score, of several the first: its number among all, its score."""
+    scores = np.concatenate(score(groups, settings))
+    best = int(np.argmax(scores))
+    return best, float(scores[best])
+
+
 def score_unassessed(
     groups: Sequence[Sequence[Candidate]], settings: SearchConfig
 ) -> list[list[float]]:

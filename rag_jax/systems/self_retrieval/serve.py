@@ -5,10 +5,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from rag_jax.data.batches import double_up
 from rag_jax.systems.reranking import Reranking
-from rag_jax.systems.self_retrieval.ask import check_question, find, open_engine
+from rag_jax.systems.self_retrieval.ask import check_question, open_engine
 from rag_jax.systems.self_retrieval.infer import Engine
+from rag_jax.systems.self_retrieval.reader import cite, find, widen
 from rag_jax.systems.self_retrieval.session import Session
 from rag_jax.systems.served import Answer, Served, make_scoring
 
@@ -26,12 +26,9 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Served:
 
 def _answer(engine: Engine, reranking: Reranking | None, questions: Sequence[str]) -> list[Answer]:
     settings = replace(engine.settings, batch_size=len(questions))
-    counts = [len(engine.format.encode_question(question)) for question in questions]
-    # Few widths: the programs after a question are compiled for each.
-    own = replace(engine, settings=settings, width=double_up(max(counts), 32))
-    answers = []
-    for read, (_, ranked, text) in zip(counts, find(own, reranking, questions), strict=True):
-        row, _ = ranked[0]  # the passage that the answer continues from
+    own, answers = replace(widen(engine, questions), settings=settings), []
+    for question, found in zip(questions, find(own, reranking, questions), strict=True):
+        text, read = found.answer.text, len(engine.format.encode_question(question))
         written = len(engine.format.tokenizer.encode(text))
-        answers.append(Answer(text, [engine.passages[row]], read, written))
+        answers.append(Answer(text, cite(engine, found), read, written))
     return answers

@@ -117,8 +117,10 @@ def answer(
     *,
     max_tokens: int,
     stop_ids: tuple[int, ...],
-) -> tuple[Int[Array, "B N"], Int[Array, "B"]]:
-    """Greedy answers after one candidate of each question, and their lengths.
+) -> tuple[Int[Array, "B N"], Int[Array, "B"], Float[Array, "B"]]:
+    """Greedy answers after one candidate of each question, their lengths and likelihoods.
+
+    Likelihoods are those of `Decoded`.
 
     Args:
         cache: from `pick_candidates`, as is `hidden`.
@@ -131,4 +133,4 @@ def answer(
     decoded = decode(
         model, params, cache, hidden, max_tokens=max_tokens, stop_ids=stop_ids, active=active
     )
-    return decoded.tokens, decoded.lengths
+    return decoded.tokens, decoded.lengths, decoded.likelihoods

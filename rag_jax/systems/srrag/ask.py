@@ -4,6 +4,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,16 +13,17 @@ from rag_jax.data.questions import Question
 from rag_jax.decoding.cache import Cache
 from rag_jax.decoding.sample import Decoded
 from rag_jax.decoding.stream import spell, stream
-from rag_jax.pipeline.ask import PASSAGES, Ask, Facts, Note, Piece
+from rag_jax.pipeline.ask import PASSAGES, Ask, Facts, Item, Note, Outcome, Piece
 from rag_jax.pipeline.runner import open_stages
 from rag_jax.runtime.files import read_json
 from rag_jax.runtime.hosts import fetch
 from rag_jax.runtime.outside import parsing
 from rag_jax.runtime.progress import log
 from rag_jax.runtime.sharding import count_data_rows, shard_batch
+from rag_jax.systems.likelihood import open_threshold
 from rag_jax.systems.srrag.config import GroundedAnswerConfig
 from rag_jax.systems.srrag.data import join_passages
-from rag_jax.systems.srrag.infer import Engine
+from rag_jax.systems.srrag.infer import Engine, cite
 from rag_jax.systems.srrag.passes import choose, list_kinds
 from rag_jax.systems.srrag.pipeline import list_stages
 from rag_jax.systems.srrag.policy import Datastore, find_nearest, weigh
@@ -32,11 +34,19 @@ from rag_jax.systems.srrag.thresholds import read_thresholds
 _NEAREST = 5  # questions of the datastore that are shown
 
 
+class Written(NamedTuple):
+    """What was written in the first row of a batch."""
+
+    decoded: Decoded
+    text: str
+
+
 def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
     """Opens a run for questions one by one; see `open_parts`."""
     engine, *policy = open_parts(session, workdir, corpus)
     engine = replace(engine, batch_size=count_data_rows())
-    return partial(_answer, session, engine, *policy, session.train_questions)
+    threshold = open_threshold(list_stages(session), workdir)
+    return partial(_answer, session, engine, *policy, threshold, session.train_questions)
 
 
 def open_parts(
@@ -85,9 +95,10 @@ def _answer(
     engine: Engine,
     datastore: Datastore,
     tau: float,
+    threshold: float | None,
     neighbours: Sequence[Question],
     question: str,
-) -> Iterator[Facts | Piece | Note]:
+) -> Iterator[Item]:
     c, k = session.config, min(session.config.datastore.k, len(neighbours))
     routed = engine.route([question])
     nobody, labels = np.full(engine.batch_size, -1), fetch(datastore.labels)
@@ -116,9 +127,14 @@ def _answer(
         cache, tokens, width = (yield from _verbalise(engine, routed)), [], 0
     cue = engine.format.encode_answer_cue()
     reading = [*tokens, *cue], width + len(cue)
-    decoded = yield from _write(engine, cache, *reading, engine.max_answer, "answer")
-    if not fetch(decoded.finished)[0]:
+    written = yield from _write(engine, cache, *reading, engine.max_answer, "answer")
+    if not fetch(written.decoded.finished)[0]:
         yield Note(f"cut off at {engine.max_answer} tokens, config.answer.max_tokens")
+    source, verdict = c.sources[number if texts else engine.format.internal].name, {}
+    if texts:
+        likelihood = float(fetch(written.decoded.likelihoods)[0])
+        verdict = {"likelihood": likelihood, "threshold": threshold}
+    yield Outcome(written.text, cite(texts), source, **verdict)
 
 
 def _tabulate(
@@ -148,7 +164,7 @@ def _tabulate(
 def _verbalise(engine: Engine, routed: Routed) -> Generator[Piece | Note, None, Cache]:
     """The model writes knowledge; returns the cache after it."""
     token, limit = engine.format.source_ids[engine.format.internal], engine.max_knowledge
-    decoded = yield from _write(engine, routed.cache, [token], 1, limit, "verbalised")
+    decoded, _ = yield from _write(engine, routed.cache, [token], 1, limit, "verbalised")
     if not fetch(decoded.finished)[0]:
         yield Note(f"cut off at {limit} tokens, config.verbalise.max_tokens")
     return decoded.cache
@@ -156,7 +172,7 @@ def _verbalise(engine: Engine, routed: Routed) -> Generator[Piece | Note, None, 
 
 def _write(
     engine: Engine, cache: Cache, tokens: Sequence[int], width: int, limit: int, title: str
-) -> Generator[Piece, None, Decoded]:
+) -> Generator[Piece, None, Written]:
     """Reads tokens, padded to a width, after the first row of a cache, and writes greedily."""
     decoded = None
     arrays = pad_rows([tokens], width, pad_id=0, batch=engine.batch_size)
@@ -169,6 +185,8 @@ def _write(
             yield ids[0, : lengths[0]].tolist()
 
     yield Piece(title, "")
+    pieces = []
     for text in spell(engine.format.tokenizer, list_tokens()):
+        pieces.append(text)
         yield Piece(title, text)
-    return decoded
+    return Written(decoded, "".join(pieces))

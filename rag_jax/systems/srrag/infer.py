@@ -4,16 +4,19 @@ Questions are routed in batches. Their rows then continue together from the cach
 whatever their sources, so nothing is read twice. The compiled steps are in `steps.py`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from rag_jax.data.batches import double_up, pad_rows, round_up
+from rag_jax.data.passages import Passage
 from rag_jax.decoding.cache import Cache
 from rag_jax.models.nn.decoder import Decoder
+from rag_jax.pipeline.citations import Citation
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.hosts import fetch
 from rag_jax.runtime.memory import return_freed
@@ -25,25 +28,48 @@ from rag_jax.systems.srrag.steps import Routed
 
 
 class FoundText(NamedTuple):
-    """A passage that an index found: what is read of it, and its id, score and ranks.
+    """A passage of a source's index.
 
     Attributes:
-        place: "id" and "score", of the index or of the reranker, and `list_ranks` if reranked.
+        title, text: what is read of it.
+        score: of the index, or of the reranker.
+        ranks: `list_ranks` of one that was reranked.
     """
 
     title: str
     text: str
-    place: dict[str, Any]
+    id: str
+    score: float
+    ranks: Mapping[str, int] = MappingProxyType({})
 
 
 # A source's number and questions to the passages of each question as (title, text), best first; no
-# passage where the source has none. An index gives them as `FoundText`s.
+# passage where the source has none. They are `FoundText`s where the source has an index.
 Search = Callable[[int, Sequence[str]], list[list[tuple[str, str]]]]
 
 
 def list_places(passages: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     """The ids, scores and ranks of the passages that an index found; none of others."""
-    return [passage.place for passage in passages if isinstance(passage, FoundText)]
+    found = [passage for passage in passages if isinstance(passage, FoundText)]
+    return [{"id": own.id, "score": own.score, **own.ranks} for own in found]
+
+
+def cite(passages: Sequence[tuple[str, str]]) -> list[Citation]:
+    """The passages that were read; the id of one without an id is its title."""
+    return [
+        Citation(Passage(own.id, own.title, own.text), own.score)
+        if isinstance(own, FoundText)
+        else Citation(Passage(own[0], *own), None)
+        for own in passages
+    ]
+
+
+class Written(NamedTuple):
+    """Answers: texts, numbers of tokens, and likelihoods in nats a token with the stop token."""
+
+    texts: list[str]
+    lengths: list[int]
+    likelihoods: list[float]
 
 
 class KnowledgeBatch(NamedTuple):
@@ -188,13 +214,13 @@ class Engine:
         rows = zip(tokens, lengths, strict=True)
         return [self.format.tokenizer.decode(row[:length]).strip() for row, length in rows]
 
-    def write_answers(self, knowledge: KnowledgeBatch) -> tuple[list[str], list[int]]:
-        """Greedy answers, and the number of tokens of each."""
+    def write_answers(self, knowledge: KnowledgeBatch) -> Written:
+        """Greedy answers."""
         inputs = self.model, self.params, knowledge.cache, shard_batch(knowledge.active)
         limits = {"max_tokens": self.max_answer, "stop_ids": self.format.stop_ids}
-        written = steps.answer(*inputs, cue=tuple(self.format.encode_answer_cue()), **limits)
-        tokens, lengths = (array[: len(knowledge.texts)] for array in fetch(written))
-        return self._decode(tokens, lengths), lengths.tolist()
+        written = fetch(steps.answer(*inputs, cue=tuple(self.format.encode_answer_cue()), **limits))
+        tokens, lengths, likelihoods = (array[: len(knowledge.texts)] for array in written)
+        return Written(self._decode(tokens, lengths), lengths.tolist(), likelihoods.tolist())
 
     def score_answers(
         self, knowledge: KnowledgeBatch, answers: Sequence[str]
@@ -236,7 +262,7 @@ class Engine:
             places = order[start : start + self.batch_size]
             batch, numbers = [int(rows[place]) for place in places], sources[places].tolist()
             knowledge = self.gather_knowledge(routed, batch, numbers, questions)
-            predictions, lengths = self.write_answers(knowledge)
+            predictions, lengths, _ = self.write_answers(knowledge)
             for i, (row, number) in enumerate(zip(batch, numbers, strict=True)):
                 if not knowledge.found[i]:
                     missing.append(row)

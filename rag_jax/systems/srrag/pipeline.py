@@ -14,10 +14,10 @@ from rag_jax.systems.srrag.label import run_labels
 from rag_jax.systems.srrag.policy import run_datastore
 from rag_jax.systems.srrag.session import Session
 from rag_jax.systems.srrag.sources import run_lengths, run_source_indices
-from rag_jax.systems.srrag.thresholds import run_thresholds
+from rag_jax.systems.srrag.thresholds import open_reader, run_thresholds
 from rag_jax.systems.srrag.train import run_reference, run_stage1, run_stage2
 from rag_jax.systems.srrag.verbalise import run_contexts, run_demonstrations
-from rag_jax.systems.stages import corpus_stage, make_run
+from rag_jax.systems.stages import corpus_stage, likelihood_stages, make_run
 
 CONFIG = SRRAGConfig
 # By stage the files whose pieces workers may make.
@@ -82,7 +82,7 @@ def list_stages(session: Session) -> list[Stage]:
     stages.append(stage("evaluate", run_evaluation, evaluation, *evaluation_needs))
     if c.ablations:
         stages += list_ablations(session, training=training, passes=passes, evaluation=evaluation)
-    return stages
+    return [*stages, *likelihood_stages(session, open_reader, {**passes, **hits}, *pass_needs)]
 
 
 _SYSTEM = CONFIG, Session, list_stages, describe_report

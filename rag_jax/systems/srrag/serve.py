@@ -6,11 +6,10 @@ from functools import partial
 from pathlib import Path
 
 from rag_jax.data.batches import list_widths
-from rag_jax.data.passages import Passage
 from rag_jax.pipeline.ask import check_length
 from rag_jax.systems.served import Answer, Served, make_embedding, make_scoring
 from rag_jax.systems.srrag.ask import open_parts
-from rag_jax.systems.srrag.infer import Engine
+from rag_jax.systems.srrag.infer import Engine, cite
 from rag_jax.systems.srrag.passes import choose, route
 from rag_jax.systems.srrag.policy import Datastore
 from rag_jax.systems.srrag.session import Session
@@ -52,7 +51,7 @@ def _answer(
     return [
         Answer(
             rows[i]["prediction"],
-            [Passage(title, title, text) for title, text, *_ in found.get(question, ())],
+            cite(found.get(question, ())),
             rows[i]["prompt_tokens"],
             rows[i]["generated_tokens"],
         )

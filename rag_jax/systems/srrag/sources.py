@@ -150,10 +150,11 @@ def search_indices(
         reranking: orders what the index finds anew; None to leave that as it is.
     """
 
-    def cut_once(ranked: Sequence[Sequence[int]]) -> dict[int, tuple[str, str, str]]:
+    def cut_once(ranked: Sequence[Ranked]) -> dict[int, tuple[str, str, str]]:
         # Many questions find the same passages, and a cut takes the tokenizer.
-        found = {row: passages[row] for row in sorted(set(itertools.chain(*ranked)))}
-        return {row: (*cut(passage), passage.id) for row, passage in found.items()}
+        rows = sorted({row for row, _ in itertools.chain(*ranked)})
+        found = zip(rows, map(passages.__getitem__, rows), strict=True)
+        return {row: (*cut(passage), passage.id) for row, passage in found}
 
     def search(source: int, questions: Sequence[str]) -> list[list[FoundText]]:
         index, rows = searched[source]
@@ -164,10 +165,10 @@ def search_indices(
         if reranking is not None:
             best = [own[:count] for own in reranking.order(questions, found, passages)]
             ranks = [list_ranks(*pair) for pair in zip(found, best, strict=True)]
-        read = cut_once([[row for row, _ in own] for own in best])
+        texts = cut_once(best)
         return [
             [
-                FoundText(*read[row][:2], {"id": read[row][2], "score": score, **own})
+                FoundText(*texts[row], score, own)
                 for (row, score), own in zip(ranked, places, strict=True)
             ]
             for ranked, places in zip(best, ranks, strict=True)

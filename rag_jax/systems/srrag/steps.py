@@ -130,21 +130,21 @@ def answer(
     cue: tuple[int, ...],
     max_tokens: int,
     stop_ids: tuple[int, ...],
-) -> tuple[Int[Array, "B N"], Int[Array, "B"]]:
+) -> tuple[Int[Array, "B N"], Int[Array, "B"], Float[Array, "B"]]:
     """Closes the knowledge, reads the cue and writes the answers greedily.
 
     Args:
         cue: tokens from `<EOK>` to the answer.
 
     Returns:
-        The answers and their lengths.
+        The answers, their lengths and their likelihoods; see `Decoded`.
     """
     tokens = jnp.tile(jnp.asarray(cue, jnp.int32), (active.shape[0], 1))
     cache = fork(model, cache, 1)  # a longer cache would be a copy of it
     output, cache = append(model, params, cache, tokens, jnp.tile(active[:, None], len(cue)))
     hidden, limits = output.hidden[:, -1], {"max_tokens": max_tokens, "stop_ids": stop_ids}
     decoded = decode(model, params, cache, hidden, **limits, active=active)
-    return decoded.tokens, decoded.lengths
+    return decoded.tokens, decoded.lengths, decoded.likelihoods
 
 
 @partial(jax.jit, static_argnames=("model", "cue_length"))

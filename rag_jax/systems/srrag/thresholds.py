@@ -1,4 +1,7 @@
-"""The thresholds of all routers, chosen by one rule on development questions."""
+"""The thresholds of all routers, chosen by one rule on development questions.
+
+The threshold of likelihood is chosen on them too, for the answers of `open_reader`.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,16 +13,20 @@ from jaxtyping import Float
 from rag_jax.data.questions import Question
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.files import read_json, write_json
+from rag_jax.runtime.hosts import fetch
+from rag_jax.systems.likelihood import Reader
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.infer import Engine
 from rag_jax.systems.srrag.passes import (
     answer_with_all,
+    judge,
     judge_sources,
     list_kinds,
     route_all,
     weigh_passes,
 )
 from rag_jax.systems.srrag.policy import Datastore
+from rag_jax.systems.srrag.session import Session
 
 # Routers on one model's weights, and whether the datastore votes.
 ROUTERS = {"srrag": True, "without_knn": False}
@@ -146,3 +153,31 @@ def take_taus(tuned: dict[str, Any]) -> dict[str, float]:
 def get_fixed(config: SRRAGConfig) -> float:
     """The threshold that the settings give; 0 where the decision has none."""
     return config.route.tau or 0.0
+
+
+def open_reader(context: StageContext, session: Session) -> Reader:
+    """Reads for every question the searched source that the model finds likeliest.
+
+    What the model writes from its own knowledge is in no document, so that it gets no verdict.
+
+    Args:
+        context: of a stage that needs the stages "index", "lengths" and "stage2".
+    """
+    engine = session.open_engine(context, context.path("stage2", "params"))
+    searched = np.flatnonzero([kind == "search" for kind in list_kinds(session.config)])
+
+    def read(questions: Sequence[str]) -> list[tuple[str, float | None]]:
+        routed = engine.route(questions)
+        probabilities = fetch(routed.probabilities)[: len(questions), searched]
+        sources, answers = searched[probabilities.argmax(axis=1)], []
+        for start in range(0, len(questions), engine.batch_size):
+            rows = range(start, min(start + engine.batch_size, len(questions)))
+            knowledge = engine.gather_knowledge(routed, rows, sources[rows], questions)
+            written = engine.write_answers(knowledge)
+            for text, value, found in zip(
+                written.texts, written.likelihoods, knowledge.found, strict=True
+            ):
+                answers.append((text, value if found else None))
+        return answers
+
+    return Reader(read, judge)

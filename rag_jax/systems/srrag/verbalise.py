@@ -28,7 +28,7 @@ from rag_jax.runtime.files import read_json, write_json, write_jsonl
 from rag_jax.systems.reranking import Reranking
 from rag_jax.systems.srrag.config import SourceConfig, VerbaliseConfig
 from rag_jax.systems.srrag.data import encode_document_prompt
-from rag_jax.systems.srrag.infer import FoundText, Search
+from rag_jax.systems.srrag.infer import Search
 from rag_jax.systems.stages import continue_prompts
 
 Demonstration = tuple[str, str]  # a question and its document
@@ -243,8 +243,7 @@ def run_contexts(
     by_source: list[Sequence[Any]] = []
     for number, source in enumerate(sources):
         if source.kind == "search" and reranking is None:
-            found = search(number, asked)
-            by_source.append([[passage[:2] for passage in own] for own in found])
+            by_source.append([[text[:2] for text in own] for own in search(number, asked)])
         elif source.kind == "search":
             by_source.append(_find_slowly(context, source.name, partial(search, number), asked))
         else:
@@ -258,7 +257,7 @@ def run_contexts(
 def _find_slowly(
     context: StageContext,
     name: str,
-    search: Callable[[Sequence[str]], list[list[FoundText]]],
+    search: Callable[[Sequence[str]], list[list[tuple[str, str]]]],
     asked: Sequence[str],
 ) -> list[list[tuple[str, str]]]:
     """The passages of a source that is reranked, piece by piece, so that an interruption is cheap.
@@ -268,7 +267,7 @@ def _find_slowly(
     """
 
     def find(batch: Sequence[str]) -> list[dict[str, Any]]:
-        return [{"texts": [(p.title, p.text) for p in own]} for own in search(batch)]
+        return [{"texts": [text[:2] for text in own]} for own in search(batch)]
 
     options = {"batch_size": _TOGETHER, "unit": f"questions (reranking, {name})"}
     records = context.map(f"found_{name}.jsonl", asked, find, **options)

@@ -12,7 +12,7 @@ from rag_jax.config import DataConfig, WorldConfig
 from rag_jax.data.formats import describe_source, read_collection, read_passages
 from rag_jax.data.formats import document_files as kinds
 from rag_jax.data.formats.document_files import Document, Paragraph, parse_markdown, read_document
-from rag_jax.data.formats.documents import cut_document
+from rag_jax.data.formats.documents import Place, cut_document, find_place
 from rag_jax.data.formats.lines import BadLineError
 from rag_jax.data.words import count_words
 from rag_jax.runtime.errors import RagJaxError
@@ -184,6 +184,27 @@ def test_ids_and_titles_say_where():
         ("docs/a.md#9", "Guide: Use", "Eight nine."),
     ]
     assert cut(4, (1, (), "Words."), name="b/notes.txt", title="")[0][1] == "notes"
+
+
+def test_an_id_is_read_as_the_place_that_it_names():
+    document = Document("Guide", tuple(Paragraph(7, (), f"{word}.") for word in "abc"))
+    units = {".pdf": "page", ".docx": "paragraph", ".HTML": "paragraph", ".md": "line"}
+    for suffix, unit in units.items():
+        name = f"a folder/x#1\n{suffix}"
+        found = [find_place(passage.id) for passage in cut_document(document, name, 1)]
+        assert found == [Place(name, f"{unit} 7")] * 3
+    assert {*kinds.PLACES} == {*kinds.READERS}
+    for other in (
+        "",
+        "wiki/Kenya#3",
+        "a.pdf",
+        "a.pdf#",
+        "a.pdf#x",
+        "a.pdf#1.2.3",
+        "#1",
+        "a.json#1",
+    ):
+        assert find_place(other) is None
 
 
 def test_short_sections_share_a_passage_and_keep_their_headings():

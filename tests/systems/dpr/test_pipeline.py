@@ -380,7 +380,12 @@ def test_asking_finds_the_passages_of_the_evaluation(finished, tmp_path, caplog)
     session = pipeline.Session(build(DPRConfig, make_config()))
     asked = ask.open_run(session, workdir, None)
     for record in read_jsonl(workdir / "predictions" / "trained.jsonl"):
-        rows = read_facts(asked(record["question"]), "passages found")
+        shown = list(asked(record["question"]))
+        rows, outcome = read_facts(shown, "passages found"), shown[-1]
+        assert (outcome.answer, outcome.likelihood, outcome.in_documents) == (None, None, None)
+        cited = [(passage.text, f"{score:.3f}") for passage, score in outcome.citations]
+        expected = zip(record["passages"], rows, strict=True)
+        assert cited == [(passage["text"], row[0]) for passage, row in expected]
         assert [text for _, text in rows] == [
             f"{p['title']}: {p['text']}" for p in record["passages"]
         ]

@@ -37,6 +37,7 @@ from rag_jax.systems.session import bind
 from systems.asked import (
     LONG,
     OWN,
+    check_likelihood,
     list_notes,
     read_facts,
     read_text,
@@ -698,7 +699,13 @@ def test_asking_gives_the_answers_of_the_evaluation(finished, make_config, mode)
         ]
         (said,) = list_notes(shown)
         assert note in said
+        outcome = shown[-1]
+        cited = record["adapters" if mode == "parametric" else "passages"]
+        assert [passage.id for passage, _ in outcome.citations] == cited
+        scores = [score for _, score in outcome.citations]
+        assert scores == sorted(scores, reverse=True) and outcome.likelihood < 0
     shown = list(asked("xyz?"))  # shares no word with any passage
+    assert (shown[-1].citations, shown[-1].likelihood) == ([], None)
     note = "no passage shares a word with the question: the model answers by itself"
     assert list_notes(shown) == [note]
     assert [item for item in shown if isinstance(item, Facts)] == []
@@ -715,7 +722,7 @@ def test_served_answers_are_those_of_the_evaluation(finished, make_config, mode)
     answers = check_answers(served, session, records)
     for answer, record in zip(answers, records, strict=True):
         ids = record["adapters" if mode == "parametric" else "passages"]
-        assert [passage.id for passage in answer.passages] == ids
+        assert [passage.id for passage, _ in answer.citations] == ids
         assert answer.prompt_tokens == record["prompt_tokens"]
     assert served.embed is None and served.score is None  # words are searched
     assert take_stock(workdir) == before
@@ -741,7 +748,34 @@ def test_asking_without_adapters_reads_the_passages(finished, session, tmp_path)
         assert list_notes(shown) == ["without adapters: the passages are read in the context"]
 
 
-def test_asking_with_a_damaged_adapter(finished, session, tmp_path):
+@pytest.mark.parametrize("by", ["bm25", "dense"])
+def test_the_likelihood_of_development_questions(make_config, tmp_path, by):
+    """They are read with their documents and without adapters."""
+    data, workdir = write_folder(tmp_path / "data"), tmp_path / "run"
+    lines = (tmp_path / "data" / "test_questions.jsonl").read_text("utf-8")
+    asked = lines.replace('"test/', '"dev/').replace("lies in which", "xyz" if by == "bm25" else "")
+    (tmp_path / "data" / "dev_questions.jsonl").write_text(asked, "utf-8")
+    session = Session(build(PRAGConfig, make_config(**data, **{"retrieve.by": by})))
+    stages = [stage for stage in list_stages(session) if stage.name in ("corpus", "likelihood")]
+    run_stages(stages, workdir)
+    folder, format = workdir / "stages" / "likelihood", session.format
+    assert not (folder / "embeddings.npy").exists()
+    search, records = session.make_search(session.passages), read_jsonl(folder / "answers.jsonl")
+    limits = {"max_tokens": 3, "stop_ids": format.stop_ids}
+    for question, record in zip(session.corpus.questions["dev"], records, strict=True):
+        (found,) = search([question.question])
+        documents = [session.passages[row] for row, _ in found]
+        prompt = format.encode_prompt(question.question, documents)
+        reading = record["likelihood"], session.base.model, session.base.params, prompt
+        check_likelihood(*reading, **limits)
+        assert record["right"] == bool(match(record["prediction"], question.answers))
+
+
+def list_cited(shown):
+    return [passage.id for passage, _ in shown[-1].citations]
+
+
+def test_asking_with_a_damaged_adapter(finished, session, make_config, tmp_path):
     workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
     store = open_store(session, workdir)
     shutil.rmtree(store._place(NAMES["Riga"]) / "tree")
@@ -749,6 +783,11 @@ def test_asking_with_a_damaged_adapter(finished, session, tmp_path):
     start = "answered without an adapter: "
     (note,) = [note for note in list_notes(shown) if note.startswith(start)]
     assert "'../up'" in note
+    # It was not merged, but with "both" its passage was read.
+    assert session.config.ask == "both" and list_cited(shown)[0] == NAMES["Riga"]
+    alone = Session(build(PRAGConfig, make_config(ablations=True, ask="parametric")))
+    shown = list(ask.open_run(alone, workdir, None)("Riga lies in which country?"))
+    assert list_cited(shown) and NAMES["Riga"] not in list_cited(shown)
 
 
 def test_asking_too_much(finished, session, tmp_path):

@@ -85,9 +85,13 @@ def test_sequence_decoding_sums_over_documents():
             wanted["thorough"].append(marginal(b, logprobs))
             wanted["fast"].append(marginal(b, np.where(given, logprobs, MASKED)))
         for name, scores in wanted.items():
-            ours = [score for _, score in found[name][b]]
+            ours = [own.logprob for own in found[name][b]]
             np.testing.assert_allclose(ours, sorted(scores, reverse=True), atol=1e-4)
         assert all(f <= t + 1e-6 for f, t in zip(wanted["fast"], wanted["thorough"], strict=True))
+        # A likelihood is the mean over an answer's tokens, with the one that ends it.
+        ordered = sorted(zip(wanted["thorough"], map(len, every), strict=True), reverse=True)
+        means = [logprob / count for logprob, count in ordered]
+        np.testing.assert_allclose([a.likelihood for a in found["thorough"][b]], means, atol=1e-4)
         best = max(every, key=lambda answer: wanted["thorough"][list(every).index(answer)])
         assert found["thorough"][b][0][0] == format.tokenizer.decode(best).strip()
 
@@ -106,6 +110,13 @@ def test_labels():
     for wrong in (["a"], ["a", "b", "a "]):
         with pytest.raises(RagJaxError, match="^labels=.*: give at least two different ones"):
             engine.classify(QUESTIONS, PASSAGES, SCORES, wrong)
+
+
+def check_same(ours, theirs):
+    assert [(a.text, a.tokens) for a in ours] == [(a.text, a.tokens) for a in theirs]
+    np.testing.assert_allclose(
+        [answer.logprob for answer in ours], [answer.logprob for answer in theirs], atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("generator", [LLAMA, BART], ids=["llama", "bart"])
@@ -128,10 +139,7 @@ def test_batches(generator, monkeypatch):
     assert read == [6] * 4  # two batches of two questions with three passages, twice
     for ours, theirs in zip(together, again, strict=True):
         for b in range(3):
-            assert [text for text, _ in ours[b]] == [text for text, _ in theirs[2 - b]]
-            np.testing.assert_allclose(
-                [s for _, s in ours[b]], [s for _, s in theirs[2 - b]], atol=1e-4
-            )
+            check_same(ours[b], theirs[2 - b])
     assert engine.answer([], [], SCORES[:0], ways=WAYS) == {way: [] for way in WAYS}
 
 
@@ -141,8 +149,7 @@ def test_one_document_is_plain_beam_search():
     found = engine.answer(QUESTIONS, passages, SCORES[:, :1], ways=WAYS)
     for way in ("fast", "thorough"):
         for ours, theirs in zip(found[way], found["token"], strict=True):
-            assert [text for text, _ in ours] == [text for text, _ in theirs]
-            np.testing.assert_allclose([s for _, s in ours], [s for _, s in theirs], atol=1e-4)
+            check_same(ours, theirs)
 
 
 def test_a_document_that_is_not_there_changes_nothing():
@@ -153,4 +160,4 @@ def test_a_document_that_is_not_there_changes_nothing():
     other = engine.answer(QUESTIONS, two, SCORES[:, :2], ways=WAYS)
     for way in WAYS:
         for ours, theirs in zip(one[way], other[way], strict=True):
-            assert [text for text, _ in ours] == [text for text, _ in theirs]
+            check_same(ours, theirs)

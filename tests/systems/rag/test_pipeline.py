@@ -15,7 +15,7 @@ from rag_jax.config import build
 from rag_jax.data.batches import BatchPlan
 from rag_jax.data.matching import has_answer
 from rag_jax.data.questions import Question
-from rag_jax.evaluation.answers import bleu_1, distinct_ngrams, rouge_l
+from rag_jax.evaluation.answers import bleu_1, distinct_ngrams, exact_match, rouge_l
 from rag_jax.evaluation.questions import q_bleu_1
 from rag_jax.models.io.sizes import find_sizes
 from rag_jax.pipeline.runner import run_stages
@@ -47,7 +47,7 @@ from systems.rooms import check_rooms
 from systems.served import check_answers, check_embeddings
 
 GOLDEN = Path(__file__).parents[2] / "golden"
-STAGES = ["corpus", "index", "frozen", "joint", "evaluate", "memory"]
+STAGES = ["corpus", "index", "frozen", "joint", "evaluate", "memory", "likelihood"]
 REFRESH = {"train.refresh_every": 2}
 SHARED = ("shared_closed_book", "shared_bm25")
 QA_METHODS = (*SHARED, "frozen", "token", "fast", "thorough")
@@ -243,7 +243,7 @@ def test_the_number_of_passages_at_test_time(finished, make_config, make_session
     changes = {"decode.passages": 3, "decode.curve": (4, 1, 3)}
     again = pipeline.run(make_config(**changes), workdir)
     assert list_reused(again) == STAGES[:4]
-    assert [stage["name"] for stage in again["stages"]] == [*STAGES[:5], "curve", "memory"]
+    assert [stage["name"] for stage in again["stages"]] == [*STAGES[:5], "curve", *STAGES[5:]]
     for name in ("frozen", "thorough"):
         records = read_jsonl(workdir / "predictions" / f"{name}.jsonl")
         assert all(len(record["passages"]) == 3 for record in records)
@@ -358,7 +358,7 @@ def test_an_encoder_decoder_writes_texts_about_a_folder(make_config, tmp_path):
         "train.answers": "all",
     } | write_folder(tmp_path / "data", lambda i, place: [place, f"the town of {place}"])
     report = pipeline.run(make_config(**changes), tmp_path / "run")
-    assert [stage["name"] for stage in report["stages"]] == STAGES[:-1]
+    assert [stage["name"] for stage in report["stages"]] == STAGES[:5]
     table, _ = report["tables"].values()  # "Paris" and "Zürich" have no three words
     assert table == [["texts", "share"], ["answers", "none"]]
     assert tuple(report["methods"]) == QA_METHODS
@@ -469,7 +469,38 @@ def test_asking_gives_the_answers_of_the_evaluation(finished, make_session):
         assert shares == pytest.approx(weights / weights.sum(), abs=2e-3)
         chance, best = read_facts(shown, "likeliest answers")[0]
         assert best == record["prediction"] and 0 < float(chance) <= 1
+        outcome = shown[-1]
+        assert (outcome.answer, outcome.source) == (record["prediction"], None)
+        assert [p.id for p, _ in outcome.citations] == [p["id"] for p in record["passages"]]
+        assert [score for _, score in outcome.citations] == pytest.approx(shares, abs=1e-3)
     assert take_stock(workdir) == before
+
+
+def test_the_likelihood_of_development_questions(finished, make_session, tmp_path, capsys):
+    """What the stage measured is what asking gives; an older folder is asked without a verdict."""
+    workdir, session = Path(shutil.copytree(finished[0], tmp_path / "run")), make_session()
+    measured = read_jsonl(workdir / "stages" / "likelihood" / "answers.jsonl")
+    asked = ask.open_run(session, workdir, None)
+    questions = session.corpus.questions["dev"]
+    assert [record["id"] for record in measured] == [q.id for q in questions]
+    for question, record in zip(questions, measured, strict=True):
+        outcome = list(asked(question.question))[-1]
+        assert outcome.answer == record["prediction"]
+        assert outcome.likelihood == pytest.approx(record["likelihood"], abs=1e-4)
+        assert record["right"] == exact_match(outcome.answer, question.answers)
+        assert outcome.in_documents is None  # the tiny model is never right
+    assert "no threshold tells the 0 right ones of 3 answers" in capsys.readouterr().err
+    path = workdir / "stages" / "likelihood" / "likelihood.json"
+    path.write_text(json.dumps({"threshold": outcome.likelihood}))
+    (path.parent / "stage.json").write_text(
+        json.dumps({**read_json(path.parent / "stage.json"), "files": {}})
+    )
+    again = list(ask.open_run(session, workdir, None)(questions[-1].question))[-1]
+    assert again.threshold == outcome.likelihood and again.in_documents is not None
+    shutil.rmtree(path.parent)
+    older = ask.open_run(session, workdir, None)
+    assert "stage likelihood: is not finished; run launch/train.py" in capsys.readouterr().err
+    assert list(older(questions[-1].question))[-1] == outcome
 
 
 def test_served_answers_are_those_of_the_evaluation(finished, make_session):
@@ -479,9 +510,10 @@ def test_served_answers_are_those_of_the_evaluation(finished, make_session):
     records = read_jsonl(workdir / "predictions" / f"{way}.jsonl")
     answers = check_answers(served, session, records)
     for answer, record in zip(answers, records, strict=True):
-        assert [p.id for p in answer.passages] == [p["id"] for p in record["passages"]]
+        cited = [passage.id for passage, _ in answer.citations]
+        assert cited == [p["id"] for p in record["passages"]]
         assert answer.prompt_tokens == record["prompt_tokens"]
-    parts, texts = ask.open_parts(session, workdir, None), [r["question"] for r in records[:3]]
+    parts, texts = ask.open_finished(session, workdir, None), [r["question"] for r in records[:3]]
     check_embeddings(served, session, "query", parts.query, texts)
     check_embeddings(served, session, "document", session.passage_encoder, texts)
     assert take_stock(workdir) == before
@@ -523,7 +555,7 @@ def test_the_generator_reads_what_a_reranker_puts_first(
     workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
     changes = set_reranker(tmp_path)
     report = pipeline.run(make_config(**changes), workdir)
-    assert list_made(report) == ["evaluate"]
+    assert list_made(report) == ["evaluate", "likelihood"]
     assert tuple(report["methods"]) == (*QA_METHODS, "reranked")
     session = make_session(**changes)
     asked = ask.open_run(session, workdir, None)

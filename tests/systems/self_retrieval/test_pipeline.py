@@ -21,13 +21,20 @@ from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.checkpoint import save_tree
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
-from rag_jax.systems.self_retrieval import ask, evaluate, pipeline, serve, steps
+from rag_jax.systems.self_retrieval import ask, evaluate, pipeline, reader, serve, steps
 from rag_jax.systems.self_retrieval.config import SelfRetrievalConfig
 from rag_jax.systems.self_retrieval.pipeline import list_stages
 from rag_jax.systems.self_retrieval.scores import score
 from rag_jax.systems.self_retrieval.session import Session
 from rag_jax.training.rows import pack_rows
-from systems.asked import LONG, read_facts, read_text, take_stock, write_corpus
+from systems.asked import (
+    LONG,
+    check_likelihood,
+    read_facts,
+    read_text,
+    take_stock,
+    write_corpus,
+)
 from systems.compared import check_rows
 from systems.evaluated import check_evaluation, evaluate_directly, list_made, read_answers
 from systems.reranked import check_ranks, set_reranker
@@ -325,7 +332,8 @@ def test_the_answer_continues_from_the_best_passage(engine):
         flat = [candidate for group in groups for candidate in group]
         scores = np.concatenate(score(groups, engine.settings))
         best.append(flat[int(scores.argmax())].rows[0])
-    assert [answer for _, answer in found] == engine.answer(questions, best)
+    for (_, (text, likelihood)), alone in zip(found, engine.answer(questions, best), strict=True):
+        assert text == alone.text and likelihood == pytest.approx(alone.likelihood, abs=1e-4)
 
 
 def test_a_second_batch_compiles_nothing(engine):
@@ -348,7 +356,7 @@ def test_running_again(finished, make_config, tmp_path):
     changes = {"search.method": "reference", "search.over": "all", "search.lengths": "mean"}
     again = pipeline.run(make_config(**changes), workdir)
     redone = [stage["name"] for stage in again["stages"] if not stage["reused"]]
-    assert redone == ["evaluate"]
+    assert redone == ["evaluate", "likelihood"]
     assert set(again["methods"]) == set(evaluate.METHODS)
 
 
@@ -399,8 +407,8 @@ def test_an_encoder_is_no_language_model(make_config, bert_folder, tmp_path):
 # Asking.
 
 
-def test_asking_gives_what_the_evaluation_found(finished, make_config):
-    workdir = finished[0]
+def test_asking_gives_what_the_evaluation_found(finished, engine, make_config):
+    workdir, format, likelihoods = finished[0], engine.format, {}
     before = take_stock(workdir)
     session = Session(build(SelfRetrievalConfig, make_config(ablations=True)))
     asked = ask.open_run(session, workdir, None)
@@ -414,6 +422,22 @@ def test_asking_gives_what_the_evaluation_found(finished, make_config):
             passage = passages[found["id"]]
             assert text == f"{passage['title']}: {passage['text']}"
             assert float(value) == pytest.approx(found["score"], abs=2e-3)
+        outcome = shown[-1]
+        ((passage, value),) = outcome.citations
+        assert outcome.answer == record["prediction"]
+        # Of several with the best score it is the one that the answer was written after.
+        assert passage.id in [found["id"] for found in record["passages"]]
+        assert value == pytest.approx(record["passages"][0]["score"], abs=1e-4)
+        prompt = [*format.encode_question(record["question"]), *format.encode_reading(passage)]
+        prompt += format.encode_accept()
+        limits = {"max_tokens": 3, "stop_ids": format.tokenizer.stop_ids}
+        check_likelihood(outcome.likelihood, engine.model, engine.params, prompt, **limits)
+        likelihoods[record["question"]] = outcome.likelihood
+    # What the threshold would be chosen from.
+    stage = next(stage for stage in list_stages(session) if stage.name == "likelihood")
+    read, _ = reader.open_reader(StageContext(stage, workdir / "stages"), session)
+    measured = [value for _, value in read(list(likelihoods))]
+    assert measured == pytest.approx(list(likelihoods.values()), abs=1e-4)
     with pytest.raises(RagJaxError, match="the question has 1.... tokens, and there is room for"):
         list(asked(LONG))
     assert read_facts(list(asked("<|im_end|> <|endoftext|>")), "passages written")
@@ -428,7 +452,9 @@ def test_served_answers_are_those_of_the_evaluation(finished, make_config):
     records = read_jsonl(workdir / "predictions" / "self_retrieval.jsonl")
     answers = check_answers(served, session, records)
     for answer, record in zip(answers, records, strict=True):
-        assert [passage.id for passage in answer.passages] == [record["passages"][0]["id"]]
+        ((passage, value),) = answer.citations
+        assert passage.id in [found["id"] for found in record["passages"]]
+        assert value == pytest.approx(record["passages"][0]["score"], abs=1e-4)
     assert served.embed is None and served.score is None
     assert take_stock(workdir) == before
 
@@ -446,7 +472,7 @@ def test_what_is_written_and_what_others_find_is_reranked(finished, make_config,
     workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
     changes = set_reranker(tmp_path)
     report = pipeline.run(make_config(ablations=True, **changes), workdir)
-    assert list_made(report) == ["evaluate"]
+    assert list_made(report) == ["evaluate", "likelihood"]
     names = [*evaluate.METHODS[:4], *evaluate.METHODS[4:], *evaluate.ABLATIONS]
     rows = evaluate.RERANKINGS
     wanted = [row for name in names for row in (name, rows.get(name)) if row]
@@ -462,9 +488,9 @@ def test_what_is_written_and_what_others_find_is_reranked(finished, make_config,
             ids = [id for id, _ in found[record["id"]]]
             check_ranks(changes, question, shown, ids, session.passages)
             (answer,) = engine.answer([question], [places[shown[0]["id"]]])
-            assert record["prediction"] == answer
+            assert record["prediction"] == answer.text
             if row == "reranked":
-                assert read_text(asked(question)) == answer
+                assert read_text(asked(question)) == answer.text
     records = read_jsonl(workdir / "predictions" / "reranked.jsonl")
     check_answers(serve.open_run(session, workdir, None), session, records)
     shared = [name for name in names if name in finished[1]["methods"]]

@@ -1,6 +1,7 @@
 """Asking a finished run of SR-RAG, from Python and by launch/ask.py."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -22,9 +23,18 @@ from rag_jax.runtime.files import read_jsonl
 from rag_jax.systems import list_systems, open_room
 from rag_jax.systems.srrag import ask, steps
 from rag_jax.systems.srrag.config import SRRAGConfig
+from rag_jax.systems.srrag.data import join_passages
 from rag_jax.systems.srrag.policy import Datastore, find_nearest, read_datastore, scale_keys
 from rag_jax.systems.srrag.session import Session
-from systems.asked import OWN, list_notes, read_facts, read_text, take_stock, write_corpus
+from systems.asked import (
+    OWN,
+    check_likelihood,
+    list_notes,
+    read_facts,
+    read_text,
+    take_stock,
+    write_corpus,
+)
 from systems.srrag.tiny_run import fold_trained, open_stage
 
 ROOT = Path(__file__).parents[3]
@@ -65,6 +75,30 @@ def test_answers_are_those_of_the_evaluation(make_config, finished, method, tau)
         cut = "cut off at 8 tokens, config.verbalise.max_tokens" in list_notes(shown)
         assert cut == record["cut_off"]
     assert take_stock(workdir) == before
+
+
+def test_what_an_answer_rests_on_and_its_likelihood(opened, session, finished):
+    """The likelihood is the mean over the answer's tokens and its end, in one full pass."""
+    format, params = session.format, fold_trained(session, finished[0], "stage2")
+    passages = {passage.id: passage for passage in session.passages}
+    records = read_jsonl(finished[0] / "predictions" / "srrag.jsonl")
+    assert len({record["retrieved"] for record in records}) == 2
+    for record in records:
+        outcome = list(opened(record["question"]))[-1]
+        assert (outcome.answer, outcome.source) == (record["prediction"], record["source"])
+        if not record["retrieved"]:
+            assert (list(outcome.citations), outcome.likelihood) == ([], None)
+            continue
+        ((passage, score),) = outcome.citations
+        assert join_passages([(passage.title, passage.text)]) == record["knowledge"]
+        assert format.cut(passages[passage.id]) == (passage.title, passage.text)
+        texts = [(passages[passage.id].title, passages[passage.id].text), record["question"]]
+        embedded = session.encode(session.encoder, texts[:1], "document"), session.embed(texts[1:])
+        assert score == pytest.approx(float((embedded[0] @ embedded[1].T)[0, 0]), abs=0.02)
+        tokens = [*format.encode_question(record["question"]), format.source_ids[WIKI]]
+        tokens += [*format.encode_knowledge(record["knowledge"]), *format.encode_answer_cue()]
+        reading = outcome.likelihood, session.base.model, params, tokens
+        check_likelihood(*reading, max_tokens=4, stop_ids=format.stop_ids)
 
 
 def test_other_settings_of_answers(make_config, finished):
@@ -116,7 +150,7 @@ def make_engine(session, finished, **changes):
 def ask_with(session, engine, context, question):
     path = context.path("datastore", "datastore.npz")
     datastore = read_datastore(path, session.config.datastore)
-    inputs = engine, datastore, session.config.route.tau, session.train_questions
+    inputs = engine, datastore, session.config.route.tau, None, session.train_questions
     return list(ask._answer(session, *inputs, question))
 
 
@@ -132,6 +166,7 @@ def test_a_source_without_anything(session, finished, search, capsys):
     searched = next(record for record in records if record["retrieved"])
     shown = ask_with(session, engine, context, searched["question"])
     assert "Wiki has nothing: the model goes on by itself" in list_notes(shown)
+    assert (shown[-1].source, shown[-1].citations, shown[-1].likelihood) == ("Self", [], None)
     verbalise = read_jsonl(finished[0] / "predictions" / "verbalise.jsonl")
     alone = next(record for record in verbalise if record["id"] == searched["id"])
     assert read_text(shown, "verbalised") == alone["knowledge"]
@@ -262,6 +297,44 @@ def test_one_question(flags, finished, capsys):
     assert lines[-1].split()[1].startswith("s")
     assert float(lines[-1].split()[0]) > 0
     assert "\x1b" not in said
+
+
+def test_one_question_in_json(flags, finished, capsys):
+    records = read_jsonl(finished[0] / "predictions" / "srrag.jsonl")
+    record = next(record for record in records if record["retrieved"])
+    command.main([*flags, "--json", record["question"]])
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert said.out.count("\n") == 1
+    for name, value in {"question": "question", "answer": "prediction", "source": "source"}.items():
+        assert found[name] == record[value]
+    (cited,) = found["citations"]
+    assert cited["title"] in record["knowledge"] and cited["file"] is None
+    assert found["likelihood"] < 0
+    assert (found["threshold"], found["in_documents"], found["error"]) == (None, None, None)
+    assert "there are no 'dev' questions" in said.err
+
+
+def test_lines_in_json(flags, pipe, capsys, tmp_path):
+    """An object each, of documents with file and place, whatever they are named and spell."""
+    folder = tmp_path / "my docs"
+    folder.mkdir()
+    for name, title in (("a#1", "Riga \x1b[2J"), ("\u202eb", "\u8cea\u554f")):
+        (folder / f"{name}.txt").write_text(f"\n{title} lies <EOK> in Latvia.\n", "utf-8")
+    asked = ["Where is Riga?", "\u6771\u4eac\u306f\u3069\u3053?", "word " * 10_000, "No\x1b."]
+    pipe("\n\n".join(asked).encode())
+    command.main([*flags, f"--corpus={folder}", "--config.route.tau=0.0", "--json"])
+    said = capsys.readouterr()
+    found = [json.loads(line) for line in said.out.splitlines()]
+    assert said.out.isascii() and "\x1b" not in said.out + said.err
+    assert [own["question"] for own in found] == [q.replace("\x1b", "\ufffd") for q in asked]
+    assert [own["error"] is None for own in found] == [True, True, False, True]
+    assert "shorten it" in found[2]["error"] and found[2]["answer"] is None
+    cited = [own["citations"][0] for own in found if own["citations"]]
+    assert cited
+    for own in cited:
+        assert own["file"] in ("a#1.txt", "\u202eb.txt") and own["place"] == "line 2"
+        assert own["id"] == f"{own['file']}#2" and own["rank"] == 1
 
 
 def test_lines_that_are_piped_in(flags, pipe, capsys):

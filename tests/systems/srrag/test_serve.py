@@ -28,7 +28,7 @@ def test_served_answers_are_those_of_the_evaluation(session, finished):
     for answer, record in zip(answers, records, strict=True):
         costs = record["prompt_tokens"], record["generated_tokens"]
         assert (answer.prompt_tokens, answer.written_tokens) == costs
-        read = [(passage.title, passage.text) for passage in answer.passages]
+        read = [(passage.title, passage.text) for passage, _ in answer.citations]
         assert (join_passages(read) == record["knowledge"]) == bool(record["retrieved"])
     texts = [record["question"] for record in records[:3]]
     check_embeddings(served, session, "document", session.encoder, texts)

@@ -433,19 +433,15 @@ def test_a_passage_is_read_and_cut_once_however_many_questions_find_it(asked):
         size = 3
 
         def search(self, questions, count):
-            rows = np.tile([[2, 0], [0, 1]], (len(questions) // 2, 1))
-            return np.tile([0.5, 0.25], (len(questions), 1)), rows
+            places = np.tile([[2, 0], [0, 1]], (len(questions) // 2, 1))
+            return 1.0 - places, places
 
     search = search_indices(
         {1: Searched(Index(), np.asarray([1, 3, 5]))}, passages, list, cut, count=2
     )
     found = search(1, ["?"] * asked)
-    wanted = [[("t5", "text "), ("t1", "text ")], [("t1", "text "), ("t3", "text ")]]
-    assert [[passage[:2] for passage in own] for own in found] == wanted * (asked // 2)
-    assert [passage.place for passage in found[1]] == [
-        {"id": "1", "score": 0.5},
-        {"id": "3", "score": 0.25},
-    ]
+    t1, t3, t5 = (("t1", "text ", "1", 1.0), ("t3", "text ", "3", 0.0), ("t5", "text ", "5", -1.0))
+    assert [[text[:4] for text in own] for own in found] == [[t5, t1], [t1, t3]] * (asked // 2)
     assert sorted(read) == ["1", "3", "5"]
 
 

@@ -150,6 +150,31 @@ def test_the_most_accurate_threshold_of_a_run(tuned, make_config):
     assert any("tau=" in row[-1] for row in read_facts(shown, "sources"))
 
 
+def test_the_likelihood_of_development_questions(tuned, make_config, capsys):
+    """Every one is answered from passages, with what asking gives where it searches."""
+    workdir, _ = tuned
+    records = read_jsonl(workdir / "stages" / "likelihood" / "answers.jsonl")
+    session = Session(build(SRRAGConfig, make_config(**TUNED | {"route.tau": 0.0})))
+    opened = ask.open_run(session, workdir, None)
+    read = 0
+    for question, record in zip(session.corpus.questions["dev"], records, strict=True):
+        outcome = list(opened(question.question))[-1]
+        assert record["id"] == question.id and record["likelihood"] < 0
+        assert record["right"] == bool(match(record["prediction"], question.answers))
+        if outcome.citations:
+            read += 1
+            assert outcome.answer == record["prediction"]
+            assert outcome.likelihood == pytest.approx(record["likelihood"], abs=1e-4)
+    assert len(records) == 8 and read
+    # With other settings of answers the threshold does not hold.
+    changes = {"route.tau": 0.0, "answer.passages": 2}
+    session = Session(build(SRRAGConfig, make_config(**TUNED | changes)))
+    capsys.readouterr()
+    ask.open_run(session, workdir, None)
+    said = capsys.readouterr().err
+    assert "answers get no verdict" in said and "answer.passages: 1 -> 2" in said
+
+
 def test_thresholds_need_development_questions(make_config, tmp_path):
     message = "config.route.tau=None: there are no 'dev' questions with answers to choose it on"
     with pytest.raises(RagJaxError, match=re.escape(message)):

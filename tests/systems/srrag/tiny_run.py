@@ -35,6 +35,7 @@ STAGES = [
     "stage2",
     "datastore",
     "evaluate",
+    "likelihood",
 ]
 METHODS = ["direct", "verbalise", "retrieve", "srrag", "without_knn"]
 BACKEND = "scann" if importlib.util.find_spec("scann") else "exact"
