@@ -2,8 +2,10 @@
 
 from rag_jax.decoding.beams import BeamConfig, Beams
 from rag_jax.decoding.cache import Cache, append, encode_source, fork, init_cache
+from rag_jax.decoding.generate import generate
+from rag_jax.decoding.lookup import decode_by_lookup
 from rag_jax.decoding.prompts import prefill, read_prompts
-from rag_jax.decoding.sample import Decoded, Sampling, decode, generate
+from rag_jax.decoding.sample import Decoded, Sampling, decode
 from rag_jax.decoding.score import score_continuation, score_text
 from rag_jax.decoding.stream import stream
 from rag_jax.decoding.trie import Trie, TrieArrays
@@ -23,6 +25,7 @@ __all__ = [
     "append",
     "beam_search",
     "decode",
+    "decode_by_lookup",
     "encode_source",
     "fork",
     "generate",

@@ -1,28 +1,18 @@
-"""Sampling: one token a row at a time, the likeliest or a random one, over a cache.
-
-`decode` is the compiled loop, and `generate` the list-in, list-out way to use the loop.
-"""
+"""Sampling: one token a row at a time, the likeliest or a random one, over a cache."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from rag_jax import lora
 from rag_jax.decoding.cache import Cache, grow, write
-from rag_jax.decoding.prompts import batch_prompts, check_prompts, prefill, read_prompts
 from rag_jax.losses import token_logprobs
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.nn.layers import MASKED
-from rag_jax.runtime.arguments import check_token_row, checked
-from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.hosts import fetch
-from rag_jax.runtime.sharding import shard_batch
+from rag_jax.runtime.arguments import checked
 
 
 class Sampling(NamedTuple):
@@ -235,101 +225,3 @@ def decode(
     next_token = make_next_token(model, params, stop_ids=stop_ids, keys=keys, sampling=sampling)
     state = init_decode(cache, hidden, next_token, max_tokens=max_tokens, active=active)
     return decode_until(model, params, state, next_token, limit=max_tokens).decoded
-
-
-@checked
-def generate(
-    model: Decoder | Bart,
-    params: PyTree,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_tokens: int,
-    stop_ids: Sequence[int],
-    prefix: Sequence[int] = (),
-    adapters: PyTree | None = None,
-    batch_size: int = 64,
-    sampling: Sampling = Sampling(),
-    seed: int = 0,
-    progress: Callable[[int], None] = lambda done: None,
-) -> list[list[int]]:
-    """The new tokens after each prompt, without stop token; the list-in, list-out `decode`.
-
-    Prompts are batched by length and padded to a multiple of 32 tokens, so few programs are
-    compiled, and a second call of the same sizes compiles none.
-
-    An encoder-decoder encodes each prompt, special tokens included, and writes after
-    `config.start_ids`. A forced BOS is therefore part of where a row starts and never of the
-    result. A forced EOS, which in transformers takes the last place before the limit, is the limit
-    itself. `generate(num_beams=1, max_new_tokens=n)` in transformers writes, apart from these two
-    tokens, what `max_tokens = n - 2` writes here (`n - 1` if only one of the two is forced).
-
-    Args:
-        prompts: token ids, at least one each.
-        prefix: tokens before every prompt, which are read once, not once a prompt. Not for an
-            encoder-decoder, which reads its first tokens in the light of all others.
-        adapters: an adapter for each prompt, arrays `[len(prompts), ...]` as from `lora.merge`,
-            used with scale 1. Not with a `prefix`, which each adapter would read in its own way.
-        batch_size: number of rows of a batch; a multiple of the mesh's data rows.
-        seed: prompt `i` is sampled with a key of `seed` and `i`, whatever its batch.
-        progress: called with the number of prompts of each finished batch.
-
-    Raises:
-        RagJaxError: as `check_prompts`; a `prefix` with an encoder-decoder or with `adapters`; or
-            the number of adapters is not that of the prompts.
-    """
-    sizes = {"max_tokens": max_tokens, "batch_size": batch_size}
-    check_token_row("prefix", prefix, model.config.vocab_size)
-    check_prompts(model, prompts, prefix=len(prefix), stop_ids=stop_ids, **sizes)
-    if len(prefix) and isinstance(model, Bart):
-        raise RagJaxError("prefix: an encoder-decoder has none; put its tokens into the prompts")
-    if len(prefix) and adapters is not None:
-        raise RagJaxError("prefix: every adapter reads it anew; put its tokens into the prompts")
-    for count in map(len, jax.tree.leaves(adapters)):
-        if count != len(prompts):
-            raise RagJaxError(f"adapters: {count} for {len(prompts)} prompts; give one for each")
-    shared = prefill(model, params, prefix) if len(prefix) else None
-    settings = {"max_tokens": max_tokens, "stop_ids": tuple(stop_ids), "sampling": sampling}
-    written: list[list[int]] = [[] for _ in prompts]
-    for rows, arrays in batch_prompts(model, prompts, batch_size=batch_size):
-        numbers = np.resize(np.asarray(rows, np.int32), len(arrays[0]))
-        sharded = shard_batch((*arrays, numbers))
-        chosen = adapters and _select(adapters, numbers)
-        tokens, lengths = fetch(
-            generate_batch(model, params, shared, *sharded, seed, adapters=chosen, **settings)
-        )
-        for row, i in enumerate(rows):
-            written[i] = tokens[row, : lengths[row]].tolist()
-        progress(len(rows))
-    return written
-
-
-# A program of its own: within the loop's it would be compiled for every number of prompts.
-_select = jax.jit(lora.select)
-
-
-@partial(jax.jit, static_argnames=("model", "max_tokens", "stop_ids", "sampling"))
-def generate_batch(
-    model: Decoder | Bart,
-    params: PyTree,
-    prefix: Cache | None,
-    tokens: Int[Array, "B T"],
-    mask: Bool[Array, "B T"],
-    numbers: Int[Array, "B"],
-    seed: Int[Array, ""] | int,
-    *,
-    max_tokens: int,
-    stop_ids: tuple[int, ...],
-    sampling: Sampling,
-    adapters: PyTree | None = None,
-) -> tuple[Int[Array, "B N"], Int[Array, "B"]]:
-    """Reads one batch of prompts after a prefix and continues them: the new tokens, their lengths.
-
-    `numbers` are those of the prompts, for their random keys.
-    """
-    if adapters is not None:
-        params = lora.apply(params, adapters, scale=1.0)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
-    cache, hidden = read_prompts(model, params, tokens, mask, prefix=prefix)
-    settings = {"max_tokens": max_tokens, "stop_ids": stop_ids, "keys": keys, "sampling": sampling}
-    decoded = decode(model, params, cache, hidden, active=mask.any(axis=1), **settings)
-    return decoded.tokens, decoded.lengths

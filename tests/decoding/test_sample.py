@@ -143,6 +143,15 @@ def test_generate_is_the_loop_whatever_the_batch(loop):
     assert shuffled == [loop[i] for i in order]
 
 
+def test_generate_with_drafts_writes_the_same(loop):
+    for size in (8, 3):
+        assert GENERATE(PROMPTS, stop_ids=STOPS, batch_size=size, drafted=4) == loop
+    with pytest.raises(RagJaxError, match="drafted=-1: must be at least 0"):
+        GENERATE(PROMPTS, stop_ids=STOPS, drafted=-1)
+    with pytest.raises(RagJaxError, match="drafted=2: only a decoder drafts likeliest tokens"):
+        GENERATE(PROMPTS, stop_ids=STOPS, drafted=2, sampling=Sampling(temperature=1.0))
+
+
 def make_adapters(count):
     """An adapter for each of `count` prompts, each of them two of a bank's."""
     bank = lora.init_bank(jax.random.key(0), PARAMS, targets=".*/kernel", rank=2, size=4)

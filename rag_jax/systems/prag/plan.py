@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from rag_jax.data.batches import round_up
-from rag_jax.decoding.sample import Sampling, generate_batch
+from rag_jax.decoding.generate import generate_batch
+from rag_jax.decoding.sample import Sampling
 from rag_jax.planning.abstract import (
     QUESTION,
     AbstractModels,

@@ -11,8 +11,9 @@ import numpy as np
 
 from rag_jax.data.batches import double_up, round_up
 from rag_jax.data.packing import Microbatch
+from rag_jax.decoding.generate import generate_batch
 from rag_jax.decoding.prompts import prefill_batch
-from rag_jax.decoding.sample import Sampling, generate_batch
+from rag_jax.decoding.sample import Sampling
 from rag_jax.models import Pretrained
 from rag_jax.planning.abstract import (
     QUESTION,
