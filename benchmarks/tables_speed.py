@@ -283,6 +283,9 @@ TABLES: dict[str, Callable[[], Rows]] = {
     ),
     "speed_srrag": list_srrag_speed,
     "speed_dpo": lambda: list_speed("dpo", {"trl": "TRL, cached", "trl_uncached": "TRL"}),
+    "speed_encode": lambda: list_speed(
+        "encode", {side: side for side in ("sentence-transformers", "ONNX Runtime", "OpenVINO")}
+    ),
     "speed_index": list_index_speed,
     "index_sizes": lambda: list_index_sizes("real"),
     "index_sizes_jittered": lambda: list_index_sizes("jittered"),
