@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from rag_jax.decoding.cache import Cache, grow, write
-from rag_jax.decoding.sample import Decoded, sample_tokens
+from rag_jax.decoding.sample import Decoded, continues_after, sample_tokens
 from rag_jax.losses import token_logprobs
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.runtime.arguments import checked
@@ -110,8 +110,21 @@ def decode_by_lookup(
     # Rows are written at the same slots: a row that keeps fewer tokens than another leaves some
     # empty. Beyond the slots for that, no more are kept than the slowest row keeps for certain.
     spare = drafted if rows == 1 else max_tokens + drafted
-    state = _begin(model, params, cache, hidden, text, ends, max_tokens, stop_ids, active)
-    state = state._replace(cache=grow(cache, max_tokens + spare + drafted))
+    token, logprob = _choose(model, params, hidden)
+    # The text may end with what is written and one token more.
+    text = jnp.pad(text, [(0, 0), (0, max_tokens + 1)])
+    state = LookupState(
+        slot=jnp.int32(cache.num_slots),
+        last_token=token,
+        active=active & continues_after(token, stop_ids),
+        tokens=jnp.zeros((rows, max_tokens), jnp.int32),
+        lengths=jnp.zeros(rows, jnp.int32),
+        text=text.at[jnp.arange(rows), ends].set(token),
+        ends=ends + 1,
+        cache=grow(cache, max_tokens + spare + drafted),
+        logprobs=jnp.zeros_like(logprob),
+        last_logprob=jnp.where(active, logprob, 0.0),
+    )
 
     def is_writing(state: LookupState) -> Bool[Array, "B"]:
         return state.active & (state.lengths < max_tokens)
@@ -128,28 +141,6 @@ def decode_by_lookup(
     return Decoded(state.tokens, state.lengths, ~state.active, state.cache, logprobs)
 
 
-def _begin(
-    model: Decoder,
-    params: PyTree,
-    cache: Cache,
-    hidden: Float[Array, "B D"],
-    text: Int[Array, "B T"],
-    ends: Int[Array, "B"],
-    max_tokens: int,
-    stop_ids: Sequence[int],
-    active: Bool[Array, "B"],
-) -> LookupState:
-    """The state before the first write; its cache has no slots yet."""
-    token, logprob = _choose(model, params, hidden)
-    # The text may end with what is written and one token more.
-    text = jnp.pad(text, [(0, 0), (0, max_tokens + 1)])
-    text = text.at[jnp.arange(len(token)), ends].set(token)
-    tokens = jnp.zeros((len(token), max_tokens), jnp.int32)
-    lengths, continues = jnp.zeros(len(token), jnp.int32), _continues(token, stop_ids)
-    begun = jnp.int32(cache.num_slots), token, active & continues, tokens, lengths, text, ends + 1
-    return LookupState(*begun, cache, jnp.zeros_like(logprob), jnp.where(active, logprob, 0.0))
-
-
 def _choose(
     model: Decoder, params: PyTree, hidden: Float[Array, "B *T D"]
 ) -> tuple[Int[Array, "B *T"], Float[Array, "B *T"]]:
@@ -157,10 +148,6 @@ def _choose(
     logits = model.apply({"params": params}, hidden, method="logits")
     tokens = sample_tokens(logits, None)
     return tokens, token_logprobs(logits, tokens)
-
-
-def _continues(tokens: Int[Array, "*B"], stop_ids: Sequence[int]) -> Bool[Array, "*B"]:
-    return ~jnp.isin(tokens, jnp.asarray(stop_ids, jnp.int32))
 
 
 def _step(
@@ -181,7 +168,7 @@ def _step(
     output, cache = write(model, params, state.cache, read, is_read, slot=state.slot)
     best, logprobs = _choose(model, params, output.hidden)  # [B, 1 + drafted]
     is_right = (draft == best[:, :-1]) & (columns[:, 1:] <= count[:, None])
-    is_right &= _continues(draft, stop_ids) & (columns[:, :-1] < limit[:, None])
+    is_right &= continues_after(draft, stop_ids) & (columns[:, :-1] < limit[:, None])
     kept = jnp.cumprod(is_right, axis=1).sum(axis=1)  # of the draft
     is_kept = writing[:, None] & (columns <= kept[:, None])
     mask = jax.lax.dynamic_update_slice(cache.token_mask, is_kept, (0, state.slot))
@@ -201,7 +188,7 @@ def _step(
     return LookupState(
         state.slot + jnp.where(writing, 1 + kept, 0).max(),
         token,
-        state.active & jnp.where(writing, _continues(token, stop_ids), True),
+        state.active & jnp.where(writing, continues_after(token, stop_ids), True),
         put(state.tokens, state.lengths, read),
         state.lengths + grown,
         put(state.text, state.ends, following),

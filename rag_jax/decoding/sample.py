@@ -119,6 +119,11 @@ def sample_tokens(
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 
+def continues_after(tokens: Int[Array, "*B"], stop_ids: Sequence[int]) -> Bool[Array, "*B"]:
+    """Whether a row continues after its token, which then is no stop token."""
+    return ~jnp.isin(tokens, jnp.asarray(stop_ids, jnp.int32))
+
+
 def make_next_token(
     model: Decoder | Bart,
     params: PyTree,
@@ -133,9 +138,8 @@ def make_next_token(
         logits = model.apply({"params": params}, hidden, method="logits")
         row_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, number)
         token = sample_tokens(logits, row_keys, sampling=sampling)
-        continues = ~jnp.isin(token, jnp.asarray(stop_ids, jnp.int32))
         # Where nothing reads the log-probabilities, the compiler leaves them out of the loop.
-        return Sampled(token, continues, token_logprobs(logits, token))
+        return Sampled(token, continues_after(token, stop_ids), token_logprobs(logits, token))
 
     return next_token
 

@@ -226,6 +226,8 @@ def _list_in_flight(module: Module, name: str) -> set[str]:
     fusion has both among its operands and its results, and touches neither.
     """
     lines, phase = module.computations[name], find_phase(module, name)
+    if phase is None:
+        return set()
     root, users = find_root(lines).name, _list_users(lines)
     collectives = {i.name for i in lines.values() if i.opcode in COLLECTIVES}
     ends = {root, *collectives}
@@ -234,7 +236,7 @@ def _list_in_flight(module: Module, name: str) -> set[str]:
         for i in lines.values()
         if i.opcode == "parameter" and ends.issuperset(u.name for u in users.get(i.name, ()))
     }
-    return {"start": {root}, "meanwhile": passed | collectives, "done": passed}.get(phase, set())
+    return {"start": {root}, "meanwhile": passed | collectives, "done": passed}[phase]
 
 
 def _list_written(
