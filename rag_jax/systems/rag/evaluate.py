@@ -304,16 +304,11 @@ def grade(question: Question, record: Record, *, task: str, k: int) -> Record:
     return graded | {"passages": add_ranks(read, record)}
 
 
-def judge(question: Question, prediction: str) -> float:
-    """1 for a right answer to a question or a right label, else 0."""
-    return exact_match(prediction, question.answers)
-
-
 def score_answer(question: Question, prediction: str, task: str) -> dict[str, float]:
     """The scores of one answer by the task's metrics that a single question has."""
     answers = question.answers
     if task == "generation":
         return {"rouge_l": rouge_l(prediction, answers), "q_bleu_1": q_bleu_1(prediction, answers)}
     if task == "classification":
-        return {"accuracy": judge(question, prediction)}
-    return {"exact_match": judge(question, prediction), "f1": f1(prediction, answers)}
+        return {"accuracy": exact_match(prediction, answers)}
+    return {"exact_match": exact_match(prediction, answers), "f1": f1(prediction, answers)}
