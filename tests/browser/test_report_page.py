@@ -1,5 +1,6 @@
 """The page of a report in a browser: what it finds, shows and says, by pointer and by keyboard."""
 
+import contextlib
 import re
 
 import pytest
@@ -14,6 +15,19 @@ THIRDS = dict(
     zip(QUESTIONS, popularity_thirds([q.popularity for q in QUESTIONS.values()]), strict=True)
 )
 VIEWS = ("view=summary", "view=questions", "view=questions&q=q/3", "view=training", "view=run")
+
+
+@contextlib.contextmanager
+def following(page):
+    """Waits until the page has taken in the address that a link within leads to."""
+    page.evaluate(
+        """() => { window.followed = new Promise((done, fail) => {
+             addEventListener("hashchange", () => done(null), { once: true });
+             setTimeout(() => fail(new Error("the address stayed as it was")), 5000);
+           }); }"""
+    )
+    yield
+    page.evaluate("window.followed")  # which is waited for
 
 
 def list_ids(page):
@@ -151,9 +165,11 @@ def test_a_link_opens_a_question_with_everything_known_of_it(visit, made):
     assert page.locator("#list tr.chosen a").inner_text() == question.question
     # By the browser's own history, and by the list.
     page.click("text=Next question")
-    page.go_back()
+    with following(page):
+        page.go_back()
     assert page.inner_text("#asked") == question.question
-    page.get_by_role("link", name="Back to the list").click()
+    with following(page):
+        page.get_by_role("link", name="Back to the list").click()
     assert page.locator("#detail").is_hidden()
     assert page.evaluate("document.activeElement.textContent") == question.question
 
@@ -162,7 +178,8 @@ def test_a_text_is_never_markup(visit, made):
     page = visit(made.page, "view=questions&q=q/3")
     assert page.inner_text("#asked").startswith(f"Question 3: {HOSTILE[:50]}")
     assert page.locator("img").count() == 0
-    page.click("[data-view=summary]")
+    with following(page):
+        page.click("[data-view=summary]")
     assert HOSTILE[:50] in page.locator("h1").inner_text()
     assert page.locator("img").count() == 0
 
@@ -196,7 +213,8 @@ def test_the_keyboard_alone_finds_and_opens(visit, made):
         page.keyboard.press("ArrowDown")
     assert focused() == "Where is the town 52?"
     assert page.inner_text("#place") == "Page 2 of 3"
-    page.keyboard.press("Enter")
+    with following(page):
+        page.keyboard.press("Enter")
     assert focused() == "asked" and page.inner_text("#asked") == "Where is the town 52?"
     page.keyboard.press("j")
     assert page.inner_text("#asked") == "Where is the town 53?"
@@ -282,7 +300,8 @@ def test_runs_side_by_side(visit, pair):
     ]
     rows = page.locator("#summary table").first.locator("tbody th").all_inner_texts()
     assert rows == ["first: alone", "first: routed", "second: routed"]
-    page.click("[data-view=questions]")
+    with following(page):
+        page.click("[data-view=questions]")
     page.select_option("#right", label="second: routed")
     page.select_option("#wrong", label="first: routed")
     first, second = (
@@ -338,5 +357,6 @@ def test_a_narrow_screen_reads_all(visit, pair, place):
     assert min(sizes) >= 13
     if "q=" in place:
         assert page.locator("#browse").is_hidden()  # the question has the screen for itself
-        page.get_by_role("link", name="Back to the list").click()
+        with following(page):
+            page.get_by_role("link", name="Back to the list").click()
         assert page.locator("#browse").is_visible()
