@@ -12,7 +12,7 @@ import jax
 from rag_jax.evaluation.figures import Figure
 from rag_jax.evaluation.page import write_page
 from rag_jax.evaluation.run_data import PREDICTIONS, REPORT, collect_run
-from rag_jax.evaluation.tables import format_tables, list_tables
+from rag_jax.evaluation.tables import PROGRAMS, format_tables, list_tables
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import explain_disk_errors, write_json, write_jsonl
 from rag_jax.runtime.hosts import is_first
@@ -49,8 +49,8 @@ def write_report(
         methods: metrics by method, all over the same questions. Required: the number of questions
             "n", or "error" for a method that failed, which then has an empty row. Usual:
             "accuracy", its interval "ci95", "retrieval_rate", "seconds_per_question".
-        stages: records of the stages, with "name", "seconds", "compile_seconds", "peak_bytes"
-            and "reused".
+        stages: records of the stages, with "name", "seconds", "compile_seconds", "peak_bytes",
+            "reused" and, by name, the "programs".
         columns: metrics in the table, in order. A metric that no method has is left out.
         scores: the fields of a prediction that rate its answer, by the score's name. The page calls
             an answer right by the first one.
@@ -83,7 +83,7 @@ def write_report(
             data = collect_run(report, predictions, folder)
             write_page(folder / PAGE, f"{system}: {model} on {dataset}", [data])
         write_json(folder / REPORT, report)
-    write_text(format_tables(shown_tables))
+    write_text(format_tables({t: rows for t, rows in shown_tables.items() if t != PROGRAMS}))
     write_text(f"\nreport: {folder / PAGE}")
     return report
 

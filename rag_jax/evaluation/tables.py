@@ -1,5 +1,6 @@
 """The tables of a report, as rows of text with the heading first."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ _DIGITS = {
     **dict.fromkeys(("n", "offline_seconds", "bytes_a_document"), 0),
     **dict.fromkeys(("prompt_tokens", "generated_tokens"), 1),
 }
-METHODS, STAGES = "methods", "stages"
+METHODS, STAGES, PROGRAMS = "methods", "stages", "programs"
+_LONG = 0.5  # seconds of a program, from which on it is in the table of programs
 _PAIRED = (
     "Differences on the same questions: paired bootstrap, and McNemar's exact test (a permutation "
     "test where scores are graded)"
@@ -24,14 +26,16 @@ _PAIRED = (
 def list_tables(report: Mapping[str, Any]) -> dict[str, Rows]:
     """The tables of a report, the content of `report.json`, by title.
 
-    `METHODS` comes first and `STAGES` last.
+    `METHODS` comes first; `STAGES` and, if any program took half a second, `PROGRAMS` last.
     """
     tables: dict[str, Rows] = {METHODS: tabulate_methods(report["methods"], report["columns"])}
     paired = report.get("paired", {})
     if paired.get("rows"):
         tables[_PAIRED] = tabulate_pairs(paired)
     tables |= {title: _format_cells(rows) for title, rows in report["tables"].items()}
-    return {**tables, STAGES: _list_stages(report["stages"])}
+    tables[STAGES] = _list_stages(report["stages"])
+    programs = _list_programs(report["stages"])
+    return {**tables, PROGRAMS: programs} if len(programs) > 1 else tables
 
 
 def format_tables(tables: Mapping[str, Rows]) -> str:
@@ -96,6 +100,26 @@ def _list_stages(stages: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     totals = [sum(s[key] for s in stages) for key in ("seconds", "compile_seconds")]
     peak = _format_bytes(max((stage["peak_bytes"] for stage in stages), default=0))
     return [*rows, ["total", *(f"{total:.1f}" for total in totals), peak, ""]]
+
+
+def _list_programs(stages: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """What XLA compiled, or read from its cache, in half a second or more a stage in all."""
+    rows = [["program", "stage", "compiled", "seconds", "from the cache", "seconds"]]
+    for stage in stages:
+        programs = stage.get("programs", {})  # which runs of earlier versions have not
+
+        def add_up(name: str, programs: Mapping[str, Any] = programs) -> float:
+            return programs[name]["compile_seconds"] + programs[name]["read_seconds"]
+
+        for name in sorted(programs, key=add_up, reverse=True):
+            if add_up(name) >= _LONG:
+                costs = programs[name]
+                cells = (
+                    [str(costs[f"{kind}_times"]), f"{costs[f'{kind}_seconds']:.1f}"]
+                    for kind in ("compile", "read")
+                )
+                rows.append([name, stage["name"], *itertools.chain(*cells)])
+    return rows
 
 
 def _format_bytes(count: int) -> str:

@@ -13,14 +13,14 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rag_jax.pipeline.stage import Stage
 from rag_jax.pipeline.unchanged import list_altered, note_seen
 from rag_jax.runtime import memory
-from rag_jax.runtime.clock import compile_seconds
+from rag_jax.runtime.clock import Prepared, compile_seconds, list_prepared
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, sum_files, to_json, write_json
 from rag_jax.runtime.outside import is_there, parsing
@@ -30,6 +30,8 @@ STARTED, ENDED = "started.json", "stage.json"
 LAYOUT = 2
 _LAYOUT_FILE = "layout.json"
 _MOST = 1e18  # seconds or bytes that a stage may have taken
+# Of a program in a stage: how often and how long XLA compiled it, and it was read from the cache.
+_PROGRAM_COSTS = ("compile_times", "compile_seconds", "read_times", "read_seconds")
 
 Record = dict[str, Any]
 
@@ -153,7 +155,7 @@ def locate(
 def begin(folder: Path, wanted: Record) -> None:
     """Empties a stage's folder and records that the stage began."""
     _empty(folder)
-    costs = {"seconds": 0.0, "compile_seconds": 0.0, "peak_bytes": 0}
+    costs = {"seconds": 0.0, "compile_seconds": 0.0, "programs": {}, "peak_bytes": 0}
     write_json(folder / STARTED, {**wanted, "run": uuid.uuid4().hex, **costs})
 
 
@@ -195,9 +197,9 @@ def end(folder: Path) -> None:
 
 @contextlib.contextmanager
 def measure(folder: Path) -> Iterator[None]:
-    """Records the block's seconds and peak memory of a stage that began, however it ends."""
+    """Records what the block took, of a stage that began, however it ends."""
     memory.start_peak()
-    start, compiling = time.monotonic(), compile_seconds()
+    start, compiling, prepared = time.monotonic(), compile_seconds(), len(list_prepared())
     try:
         yield
     finally:
@@ -206,8 +208,18 @@ def measure(folder: Path) -> Iterator[None]:
             record = read_json(folder / STARTED)
             record["seconds"] += time.monotonic() - start
             record["compile_seconds"] += compile_seconds() - compiling
+            _add_programs(record.setdefault("programs", {}), list_prepared()[prepared:])
             record["peak_bytes"] = max(record.get("peak_bytes", 0), memory.read_peak())
             write_json(folder / STARTED, record)
+
+
+def _add_programs(programs: Record, prepared: Iterable[Prepared]) -> None:
+    """Adds to a record's programs, by name, how often they became ready, how, and in what time."""
+    for name, seconds, read in prepared:
+        program = programs.setdefault(name, dict.fromkeys(_PROGRAM_COSTS, 0))
+        kind = "read" if read else "compile"
+        program[f"{kind}_times"] += 1
+        program[f"{kind}_seconds"] += seconds
 
 
 def find_record(
@@ -261,9 +273,12 @@ def _check_kinds(found: Record) -> None:
     number = int | float
     kinds = {"run": str, "seconds": number, "compile_seconds": number, "built_on": dict}
     wrong = [name for name, kind in kinds.items() if not isinstance(found[name], kind)]
-    if wrong or not isinstance(found.get("files", {}), dict):
-        raise TypeError(f"{', '.join(wrong) or 'files'}: of another kind")
-    costs = found["seconds"], found["compile_seconds"], found.get("peak_bytes", 0)
+    wrong += [name for name in ("files", "programs") if not isinstance(found.get(name, {}), dict)]
+    if wrong:
+        raise TypeError(f"{', '.join(wrong)}: of another kind")
+    costs = [found["seconds"], found["compile_seconds"], found.get("peak_bytes", 0)]
+    for program in found.get("programs", {}).values():
+        costs += [program[cost] for cost in _PROGRAM_COSTS]
     if not all(0 <= cost < _MOST for cost in costs):
         raise ValueError("seconds or bytes that cannot be")
 

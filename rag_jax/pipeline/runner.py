@@ -74,10 +74,12 @@ def run_stages(
         flag: by which the command line names the work folder, for messages.
 
     Returns:
-        For each stage `{"name", "seconds", "compile_seconds", "peak_bytes", "fingerprint",
-        "reused"}`. Seconds are those that making the stage took, without interruptions;
-        `compile_seconds` is the part of them that was tracing and compiling; `peak_bytes` is the
-        largest resident memory while it was made, 0 if unknown.
+        For each stage `{"name", "seconds", "compile_seconds", "programs", "peak_bytes",
+        "fingerprint", "reused"}`. Seconds are those that making the stage took, without
+        interruptions; `compile_seconds` is the part of them that was tracing and compiling;
+        `peak_bytes` is the largest resident memory while it was made, 0 if unknown. A program, by
+        the name of its function, has `{"compile_times", "compile_seconds", "read_times",
+        "read_seconds"}`: how often and how long XLA compiled it, and it was read from the cache.
 
     Raises:
         RagJaxError: the folder is in use, was made by another version, cannot be written, or has a
@@ -114,6 +116,7 @@ def run_stages(
             return [
                 {key: made[stage.name][key] for key in keys}
                 | {"peak_bytes": made[stage.name].get("peak_bytes", 0)}
+                | {"programs": made[stage.name].get("programs", {})}
                 for stage in stages
             ]
 

@@ -1,9 +1,24 @@
-"""Time spent on compilation, and time spent on everything else."""
+"""Time spent on compilation, by program, and time spent on everything else."""
 
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
+
+
+class Prepared(NamedTuple):
+    """A program that became ready to run.
+
+    Attributes:
+        name: of its function.
+        seconds: that it took, without tracing and lowering.
+        read: whether it came from the cache of compiled programs, in place of being compiled.
+    """
+
+    name: str
+    seconds: float
+    read: bool
 
 
 class _CompileClock:
@@ -15,22 +30,28 @@ class _CompileClock:
         "/jax/core/compile/backend_compile_duration",
     )
 
-    # Part of the last event when the program was in the cache.
+    # Comes before the last event, and is part of it, when the program was in the cache.
     CACHE_EVENT = "/jax/compilation_cache/cache_retrieval_time_sec"
 
     def __init__(self) -> None:
         self.total = 0.0
         self.xla = 0.0
+        self.prepared: list[Prepared] = []
+        self._read = False
         self._spans: list[tuple[float, float]] = []
         jax.monitoring.register_event_duration_secs_listener(self._on_duration)
 
-    def _on_duration(self, event: str, seconds: float, **_: Any) -> None:
+    def _on_duration(self, event: str, seconds: float, *, fun_name: str = "", **_: Any) -> None:
         if event == self.CACHE_EVENT:
             self.xla -= seconds
+            self._read = True
         if event not in self.EVENTS:
             return
         if event == self.EVENTS[-1]:
             self.xla += seconds
+            name = fun_name.removeprefix("jit(").removesuffix(")")
+            self.prepared.append(Prepared(name, seconds, self._read))
+            self._read = False
         start = time.monotonic() - seconds
         # Tracing a function reports its inner functions first, and then a span that includes them.
         while self._spans and self._spans[-1][0] >= start:
@@ -50,6 +71,11 @@ def compile_seconds() -> float:
 def xla_seconds() -> float:
     """The part of `compile_seconds` that XLA compiled, without tracing and reading the cache."""
     return _clock.xla
+
+
+def list_prepared() -> Sequence[Prepared]:
+    """Every program that became ready to run in this process so far, in order."""
+    return _clock.prepared
 
 
 class Clock:

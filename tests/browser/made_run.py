@@ -96,6 +96,14 @@ def write_run(folder, *, seed=0, questions=None, methods=("alone", "routed")):
         "name": "train",
         "seconds": 12.5,
         "compile_seconds": 2.0,
+        "programs": {
+            "train_step": {
+                "compile_times": 1,
+                "compile_seconds": 1.5,
+                "read_times": 2,
+                "read_seconds": 0.25,
+            }
+        },
         "peak_bytes": 5,
         "reused": False,
     }

@@ -290,6 +290,12 @@ def test_training_curves(visit, pair):
     assert len(list_values(page.locator("figure"))) == 24
 
 
+def test_the_programs_of_a_run(visit, made):
+    page = visit(made.page, "view=run")
+    rows = page.locator("table", has_text="programs that took half a second").locator("tbody tr")
+    assert rows.all_inner_texts() == ["train_step\ttrain\t1\t1.5\t2\t0.2"]
+
+
 def test_runs_side_by_side(visit, pair):
     page = visit(pair.page)
     notes = page.locator("#summary .note").all_inner_texts()

@@ -35,8 +35,21 @@ def read_json_value(value):
     return json.loads(json.dumps(value))
 
 
+COSTS = ("compile_times", "compile_seconds", "read_times", "read_seconds")
+PROGRAMS = {
+    "short": dict(zip(COSTS, (40, 0.3, 1, 0.1), strict=True)),
+    "score": dict(zip(COSTS, (2, 0.75, 0, 0), strict=True)),
+    "step": dict(zip(COSTS, (1, 8.0, 3, 0.25), strict=True)),
+}
 STAGES = [
-    dict(name="label", seconds=61.23, compile_seconds=9.5, peak_bytes=2_500_000_000, reused=True),
+    dict(
+        name="label",
+        seconds=61.23,
+        compile_seconds=9.5,
+        peak_bytes=2_500_000_000,
+        reused=True,
+        programs=PROGRAMS,
+    ),
     dict(name="<b>&", seconds=0.0, compile_seconds=0.0, peak_bytes=0, reused=False),
 ]
 PREDICTIONS = {"srrag": [{"id": "q1", "prediction": "Łódź"}], "direct": []}
@@ -127,6 +140,10 @@ def test_the_page_has_the_tables_and_the_figures(tmp_path):
     assert run["tables"]["stages"][1:3] == [
         ["label", "61.2", "9.5", "2.50", "kept"],
         ["<b>&", "0.0", "0.0", "-", ""],
+    ]
+    assert run["tables"]["programs"][1:] == [
+        ["step", "label", "1", "8.0", "3", "0.2"],
+        ["score", "label", "2", "0.8", "0", "0.0"],
     ]
     assert run["tables"]["methods"][0][:3] == ["method", "n", "accuracy"]
     bars = {"kind": "bars", "y": "accuracy", "groups": ["head", "tail"]}

@@ -238,6 +238,27 @@ def test_compiling_is_counted_once(tmp_path):
     assert 0 < record["compile_seconds"] <= record["seconds"]
 
 
+def test_programs_add_up_over_interruptions(tmp_path):
+    def prepare(context, stops):
+        def named_program(x):
+            return jnp.tanh(x) @ x
+
+        for size in (3, 4):
+            jax.jit(named_program)(jnp.eye(size)).block_until_ready()
+        if stops:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stages([Stage("one", partial(prepare, stops=True))], tmp_path)
+    (record,) = run_stages([Stage("one", partial(prepare, stops=False))], tmp_path)
+    costs = record["programs"]["named_program"]
+    assert costs["compile_times"] + costs["read_times"] == 4
+    assert costs["read_times"] >= 2  # what the first run compiled was kept
+    programs = record["programs"].values()
+    seconds = sum(costs["compile_seconds"] + costs["read_seconds"] for costs in programs)
+    assert 0 < seconds <= record["compile_seconds"]
+
+
 def test_the_peak_of_a_stage_is_its_own(tmp_path):
     sizes = {"small": 1, "large": 400_000_000, "after": 1}
 

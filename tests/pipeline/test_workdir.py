@@ -158,3 +158,25 @@ def test_a_record_with_numbers_that_cannot_be_is_no_record(here, name, value):
     path.write_text(json.dumps(record | {name: "\0"}).replace(r'"\u0000"', value))
     (made,) = run_stages([Stage("one", make)], "run")
     assert not made["reused"]
+
+
+_COSTS = {"compile_times": 1, "compile_seconds": 0.5, "read_times": 0, "read_seconds": 0}
+
+
+@pytest.mark.parametrize(
+    ("programs", "kept"),
+    [
+        ({"step": _COSTS}, True),
+        ({"step": _COSTS | {"read_seconds": -1}}, False),
+        ({"step": _COSTS | {"read_times": "0"}}, False),
+        ({"step": {"compile_times": 1}}, False),
+        ({"step": 3}, False),
+        ([], False),
+    ],
+)
+def test_a_record_of_programs_is_read_or_is_no_record(here, programs, kept):
+    run_stages([Stage("one", make)], "run")
+    (path,) = Path("run/stages/one").glob(ENDED)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"programs": programs}))
+    (made,) = run_stages([Stage("one", make)], "run")
+    assert made["reused"] == kept

@@ -44,7 +44,7 @@ function showSummary(place) {
   if (figures.length)
     place.append(make("h2", {}, "Figures"), make("div", { class: "figures" }, ...figures));
   const tables = [...groupByTitle("tables")].filter(
-    ([title]) => !["methods", "stages"].includes(title),
+    ([title]) => !["methods", "stages", "programs"].includes(title),
   );
   if (tables.length) place.append(make("h2", {}, "Tables"));
   for (const [title, found] of tables) {
@@ -125,6 +125,9 @@ function showRun(place) {
       ]),
       ...run.cuts.map((text) => make("p", { class: "quiet" }, text)),
       makeTable(nameOf(run, "seconds of each stage when it was made"), addBars(run.tables.stages)),
+      ...(run.tables.programs
+        ? [makeTable(nameOf(run, "programs that took half a second"), run.tables.programs)]
+        : []),
     );
   }
 }
