@@ -209,16 +209,16 @@ def find_nearest_big(city: City) -> tuple[City, float, str] | None:
     num_big = int(np.sum((populations > city.population) & (populations >= _BIG)))
     if not num_big:
         return None
-    i = cities.index(city)
-    dlat, dlon = lat[:num_big] - lat[i], lon[:num_big] - lon[i]
-    across = np.cos(lat[i]) * np.cos(lat[:num_big]) * np.sin(dlon / 2) ** 2
+    own_lat, own_lon = np.radians(city.latitude), np.radians(city.longitude)
+    dlat, dlon = lat[:num_big] - own_lat, lon[:num_big] - own_lon
+    across = np.cos(own_lat) * np.cos(lat[:num_big]) * np.sin(dlon / 2) ** 2
     haversine = np.sin(dlat / 2) ** 2 + across
     distances = 2 * 6371 * np.arcsin(np.sqrt(haversine))
     j = int(np.argmin(distances))
     if distances[j] < 3:
         return None
-    east = math.remainder(float(lon[i] - lon[j]), 2 * math.pi) * math.cos(lat[j])
-    angle = math.degrees(math.atan2(east, float(lat[i] - lat[j])))
+    east = math.remainder(float(own_lon - lon[j]), 2 * math.pi) * math.cos(lat[j])
+    angle = math.degrees(math.atan2(east, float(own_lat - lat[j])))
     return cities[j], float(distances[j]), _WINDS[round(angle / 45) % 8]
 
 
