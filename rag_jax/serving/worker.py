@@ -123,8 +123,6 @@ class Worker:
         except Exception as error:
             if len(items) > 1:
                 return [self._isolate(compute, [item])[0] for item in items]
-            if isinstance(error, RagJaxError):
-                return [RequestError(400, str(error))]
             _report(error)
             return [RequestError(500, "the server failed; its own output says where")]
 
@@ -154,6 +152,6 @@ class Worker:
 
 
 def _report(error: Exception) -> None:
-    """Says where an error came from. Its message may have a question, so it is left out."""
+    """Says where an error came from. Its message may have a question or a path: it is left out."""
     places = "".join(traceback.format_tb(error.__traceback__))
     write_text(f"{places}{type(error).__name__}", sys.stderr)

@@ -33,8 +33,8 @@ class Shouter:
         assert self.going.wait(10)
         if "breaks" in questions:
             raise ValueError(f"a secret of {questions}")
-        if "refused" in questions:
-            raise RagJaxError("the question is refused")
+        if "unread" in questions:
+            raise RagJaxError(f"{questions[0]}.txt: cannot be read")
         return [Answer(q.upper(), CITATIONS, len(q.split()), 3) for q in questions]
 
     def embed(self, texts, role):
