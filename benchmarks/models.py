@@ -9,6 +9,7 @@ medians. A ratio above one means that this library is faster. Takes ten minutes 
 
 import os
 import statistics
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -35,6 +36,14 @@ NAME = "smollm2-135m-instruct"
 PACKAGES = ("jax", "torch", "transformers", "peft")
 ROWS, WIDTH = 8, 128  # rows and tokens of the forward pass and the training steps
 PROMPT, NEW = 64, 64  # tokens read and written in decoding
+DRAFTED = 15  # tokens that both sides look up, where they do
+REPEATED = (  # a little longer than what is written
+    "The lighthouse on the western cape was built of grey granite in 1871. Its lamp burns forty "
+    "metres above the sea and can be seen from a distance of twenty-two nautical miles. The last "
+    "keeper left in 1988, when a motor and a clock took over his work. Since then a family of "
+    "falcons has lived under the roof of the engine house, and the path along the cliffs is closed "
+    "to visitors from March to July."
+)
 RANK, ALPHA = 16, 32.0
 TARGETS = r".*(attention/(query|key|value|output)|ffn/(gate|up|down))/kernel"
 THEIRS = {"query": "q", "key": "k", "value": "v", "output": "o"}
@@ -55,6 +64,7 @@ def main() -> None:
     for rows in (1, 8, 32):
         prompts = rng.integers(0, 40_000, (rows, PROMPT)).tolist()
         cases[f"greedy decoding, batch {rows}"] = partial(compare_decoding, ours, theirs, prompts)
+    cases["repeating a passage, by lookup"] = partial(compare_lookup, ours, theirs)
     bench.run_cases(arguments, cases, PACKAGES, peak=peak)
 
 
@@ -195,17 +205,38 @@ def _compare_steps(
     }
 
 
-def compare_decoding(ours: Any, theirs: Any, prompts: list[list[int]]) -> bench.Compared:
-    """Greedy decoding of `NEW` tokens after every prompt."""
+def compare_lookup(ours: Any, theirs: Any) -> bench.Compared:
+    """Greedy decoding of a text that repeats its prompt, both sides drafting from it."""
+    message = {"role": "user", "content": f"Repeat this text word for word: {REPEATED}"}
+    prompts = [ours.tokenizer.encode_chat([message])]
+    sides, facts = compare_decoding(
+        *(ours, theirs, prompts), {"drafted": DRAFTED}, {"prompt_lookup_num_tokens": DRAFTED}
+    )
+    plain, _ = compare_decoding(ours, theirs, prompts)
+    bench.require(sides["ours"]() == plain["ours"](), "drafts change what is written")
+    return sides | {"ours, one token a pass": plain["ours"]}, facts
+
+
+def compare_decoding(
+    ours: Any,
+    theirs: Any,
+    prompts: list[list[int]],
+    our_options: Mapping[str, Any] = {},
+    their_options: Mapping[str, Any] = {},
+) -> bench.Compared:
+    """Greedy decoding of `NEW` tokens after every prompt.
+
+    Args:
+        our_options, their_options: further arguments of both sides' `generate`.
+    """
     their_prompts = as_tensor(prompts)
 
     def run_ours():
-        return generate(
-            ours.model, ours.params, prompts, max_tokens=NEW, stop_ids=(), batch_size=len(prompts)
-        )
+        sizes = {"max_tokens": NEW, "batch_size": len(prompts)}
+        return generate(ours.model, ours.params, prompts, stop_ids=(), **sizes, **our_options)
 
     def run_theirs():
-        written = generate_theirs(theirs, their_prompts)
+        written = generate_theirs(theirs, their_prompts, **their_options)
         synchronize()
         return written
 
