@@ -25,7 +25,7 @@ from dataclasses import replace
 
 import ml_collections
 
-from rag_jax.config import choose_preset, to_config_dict
+from rag_jax.config import MeshConfig, choose_preset, to_config_dict
 from rag_jax.systems.prag.config import (
     AnswerConfig,
     AugmentConfig,
@@ -37,7 +37,7 @@ from rag_jax.systems.prag.config import (
 )
 
 
-def _follow_paper(name: str, *, demonstrations: int = 0) -> PRAGConfig:
+def _follow_paper(name: str, mesh: MeshConfig, *, demonstrations: int = 0) -> PRAGConfig:
     """The paper's recipe for a model. What is trained and answered together is ours.
 
     Args:
@@ -46,6 +46,7 @@ def _follow_paper(name: str, *, demonstrations: int = 0) -> PRAGConfig:
     reasoning = demonstrations > 0
     return PRAGConfig(
         model=ChatReaderConfig(name=name, chat=True),
+        mesh=mesh,
         prompt=PromptConfig(reasoning=reasoning, demonstrations=demonstrations),
         retrieve=DocumentsConfig(by="bm25", passages=3),
         augment=AugmentConfig(by="model", batch_size=64),
@@ -55,10 +56,11 @@ def _follow_paper(name: str, *, demonstrations: int = 0) -> PRAGConfig:
     )
 
 
+# Where the weights fit whole on every device, a decoded token collects none.
 _MODELS = {
-    "llama3.2-1b": "meta-llama/Llama-3.2-1B-Instruct",
-    "qwen2.5-1.5b": "Qwen/Qwen2.5-1.5B-Instruct",
-    "llama3-8b": "meta-llama/Meta-Llama-3-8B-Instruct",
+    "llama3.2-1b": ("meta-llama/Llama-3.2-1B-Instruct", MeshConfig(weights="model")),
+    "qwen2.5-1.5b": ("Qwen/Qwen2.5-1.5B-Instruct", MeshConfig(weights="model")),
+    "llama3-8b": ("meta-llama/Meta-Llama-3-8B-Instruct", MeshConfig()),
 }
 # PopQA and ComplexWebQuestions are asked directly, the other two with reasoning.
 _DATA = {"": 0, "-2wiki": 8, "-hotpot": 11}
@@ -69,8 +71,8 @@ PRESETS = {
         encode=EncodeConfig(learning_rate=2.5e-3),
     ),
     **{
-        f"{model}{data}": _follow_paper(name, demonstrations=demonstrations)
-        for model, name in _MODELS.items()
+        f"{model}{data}": _follow_paper(*options, demonstrations=demonstrations)
+        for model, options in _MODELS.items()
         for data, demonstrations in _DATA.items()
     },
 }
