@@ -143,11 +143,12 @@ def encode_graph(
     graph: Graph, theirs: SentenceTransformer, texts: Sequence[str], batch: int
 ) -> np.ndarray:
     """Embeddings in the order of the texts, the longest first, as sentence-transformers does."""
+    prompt = theirs.prompts.get("document", "")
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     embeddings: list[Any] = [None] * len(texts)
     for start in range(0, len(texts), batch):
         chosen = order[start : start + batch]
-        read = theirs.preprocess([texts[i] for i in chosen])
+        read = theirs.preprocess([prompt + texts[i] for i in chosen])
         states = graph(read["input_ids"].numpy(), read["attention_mask"].numpy())
         features = {**read, "token_embeddings": torch.from_numpy(np.array(states))}
         with torch.no_grad():
