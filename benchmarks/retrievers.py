@@ -4,7 +4,7 @@
     python launch/build_index.py FILE... --backend=exact --workdir=DIR
     python benchmarks/retrievers.py FOLDER [--index=DIR/stages/index/index] [--split=test]
         [--questions=N] [--sparse=MODEL] [--tokens=MODEL] [--reranker=MODEL]
-        [--encoder NAME MODEL [INDEX]] [--runs=7] [--out=FILE]
+        [--encoder NAME MODEL [INDEX]] [--timed=64] [--runs=7] [--out=FILE]
 
 MODEL is the folder of a sparse or a late-interaction encoder or of a reranker, which then are rows
 too; `train_reranker.py` makes one. --encoder adds a further dense encoder, with an index that
@@ -13,8 +13,8 @@ dataset in a format of `docs/guides/data.md`, and the FILEs are its passages. In
 results it is SciFact; the development questions of SQuAD over the passages of both of its parts;
 and a thousand questions of PopQA over their paragraphs. --questions takes as many, evenly spaced.
 Rankings are graded in trec_eval's order and compared with BM25's question by question. All
-retrievers then take turns at the first 64 questions, the encoding of the questions included. A
-further retriever is a line of `RETRIEVERS`, or of `OPTIONAL` if it needs a folder.
+retrievers then take turns at the first --timed questions, whose encoding is included. A further
+retriever is a line of `RETRIEVERS`, or of `OPTIONAL` if it needs a folder.
 """
 
 import argparse
@@ -55,7 +55,7 @@ from rag_jax.systems.stages import list_ranked
 
 ENCODER, DEPTH, REFERENCE = "all-minilm-l6-v2", 100, "BM25"
 LENGTH = 256  # tokens of a text that an encoder reads
-TIMED, RERANKED = 64, 20  # questions that are timed; passages of a question that are reranked
+RERANKED = 20  # passages of a question that are reranked
 
 
 class Data:
@@ -154,6 +154,7 @@ def main() -> None:
     parser.add_argument("--split", default="test", help="of the questions that are asked")
     parser.add_argument("--questions", type=int, help="the most of them")
     parser.add_argument("--index", type=expand_path, help="an index's folder")
+    parser.add_argument("--timed", type=int, default=64, help="questions that are timed")
     names = {"nargs": "+", "metavar": ("NAME", "MODEL [INDEX]")}
     parser.add_argument("--encoder", **names, help="a further dense encoder and its index")
     for option in OPTIONAL:
@@ -166,12 +167,13 @@ def main() -> None:
     facts["bm25"] = vars(data.words.settings)
     packages = ("jax", "bm25s", "PyStemmer", "numpy")
     options = {"describe": describe, "dataset": arguments.folder.name}
-    cases = {arguments.split: partial(compare, data, arguments.encoder and arguments.encoder[0])}
+    further = arguments.encoder and arguments.encoder[0]
+    cases = {arguments.split: partial(compare, data, further, arguments.timed)}
     bench.run_cases(arguments, cases, packages, **options, **facts)
 
 
-def compare(data: Data, further: str | None) -> bench.Compared:
-    """The grades of every retriever; the sides that take turns."""
+def compare(data: Data, further: str | None, timed: int) -> bench.Compared:
+    """The grades of every retriever; the sides that take turns at the first `timed` questions."""
     asked = [question.question for question in data.questions]
     stored = {"words": count_bytes(data.words), "dense": count_bytes(data.dense.index)}
     indexed = [option for option in data.encoders if option != "reranker"]
@@ -185,7 +187,7 @@ def compare(data: Data, further: str | None) -> bench.Compared:
     sides, grades, sizes = {}, {}, {}
     for name, (make, parts) in retrievers.items():
         searcher = make(data)
-        sides[name] = partial(searcher.search, asked[:TIMED], DEPTH)
+        sides[name] = partial(searcher.search, asked[:timed], DEPTH)
         grades[name] = grade(data, *searcher.search(asked, DEPTH))
         sizes[name] = sum(stored[part] for part in parts) / len(data.passages)
     means = {name: {k: float(v.mean()) for k, v in own.items()} for name, own in grades.items()}
@@ -196,7 +198,7 @@ def compare(data: Data, further: str | None) -> bench.Compared:
     }
     facts = {
         "questions": len(asked),
-        "timed": min(TIMED, len(asked)),
+        "timed": min(timed, len(asked)),
         "bytes_a_passage": sizes,
         "means": means,
         "paired": paired,
