@@ -294,7 +294,7 @@ class Reranked:
         check_count(k, self.size)
         if not len(questions):
             return [], []
-        found = self.first.search(questions, min(max(k, self.depth), self.size))
+        found = self.first.search(questions, min(self.depth, self.size))
         check_found(found, len(questions), self.size, type(self.first).__name__)
         rows = [np.asarray(own, np.int32) for own in found[1]]
         read = questions, [own.tolist() for own in rows], self.passages

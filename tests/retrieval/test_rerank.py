@@ -87,6 +87,10 @@ def test_a_searchers_passages_are_ordered_anew(reranker):
         wanted = sorted(slow, key=lambda r: -slow[r])[:2]
         assert places.tolist() == wanted
         np.testing.assert_allclose(own, [slow[r] for r in wanted], atol=2e-5)
+    # No more passages are read than `depth`, however many are asked for.
+    everything = [" ".join(TEXTS)]
+    assert len(words.search(everything, 4)[1][0]) == 4
+    assert len(searcher.search(everything, 4)[1][0]) == 3
     with pytest.raises(RagJaxError, match="first is over 4 passages, not the 3 given"):
         Reranked(reranker, words, PASSAGES[:3])
     with pytest.raises(RagJaxError, match="depth is 0"):
