@@ -16,6 +16,7 @@ from tiny_encoders import lengthen, write_colbert, write_reranker, write_splade
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BOOKS = sorted((ROOT / "docs").rglob("*.ipynb"))
 # Of real weights, or of a library that is no requirement.
 PARITY = re.compile(r'(?<!\.)\bload\("|import lancedb|import mteb')
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -77,7 +78,7 @@ def test_the_readme_is_one_screen():
     assert len(text.encode()) <= 6 * 1024
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [*PAGES, *BOOKS], ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_and_paths_lead_somewhere(page):
     text = page.read_text("utf-8")
     links = re.findall(r"\]\((?!https?:)([^)#]+)", text)

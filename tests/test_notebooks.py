@@ -11,16 +11,13 @@ BOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("book", BOOKS, ids=lambda book: book.stem)
-def test_a_notebook_is_of_the_format_and_its_links_lead_on(book):
+def test_a_notebook_is_of_the_format(book):
     content = json.loads(book.read_text("utf-8"))
     assert (content["nbformat"], content["nbformat_minor"]) == (4, 5)
     cells = content["cells"]
     assert len({cell["id"] for cell in cells}) == len(cells)
     codes = [cell for cell in cells if cell["cell_type"] == "code"]
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in codes)
-    text = "".join("".join(cell["source"]) for cell in cells if cell not in codes)
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
-    assert [link for link in links if not (book.parent / link).exists()] == []
 
 
 def test_lora_in_your_project(capsys):

@@ -1,6 +1,5 @@
 """The tables of a report, as rows of text with the heading first."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -107,18 +106,13 @@ def _list_programs(stages: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     rows = [["program", "stage", "compiled", "seconds", "from the cache", "seconds"]]
     for stage in stages:
         programs = stage.get("programs", {})  # which runs of earlier versions have not
-
-        def add_up(name: str, programs: Mapping[str, Any] = programs) -> float:
-            return programs[name]["compile_seconds"] + programs[name]["read_seconds"]
-
-        for name in sorted(programs, key=add_up, reverse=True):
-            if add_up(name) >= _LONG:
-                costs = programs[name]
-                cells = (
-                    [str(costs[f"{kind}_times"]), f"{costs[f'{kind}_seconds']:.1f}"]
-                    for kind in ("compile", "read")
-                )
-                rows.append([name, stage["name"], *itertools.chain(*cells)])
+        taken = {n: own["compile_seconds"] + own["read_seconds"] for n, own in programs.items()}
+        for name in sorted(taken, key=taken.__getitem__, reverse=True):
+            if taken[name] >= _LONG:
+                own = programs[name]
+                compiled = [str(own["compile_times"]), f"{own['compile_seconds']:.1f}"]
+                read = [str(own["read_times"]), f"{own['read_seconds']:.1f}"]
+                rows.append([name, stage["name"], *compiled, *read])
     return rows
 
 

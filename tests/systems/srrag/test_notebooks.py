@@ -2,7 +2,6 @@
 
 import ast
 import re
-import shutil
 
 import jax
 import pytest
@@ -19,10 +18,9 @@ def as_a_user(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(finished, config_file, tmp_path):
+def run(copied, config_file):
     """The settings of the finished run, in the place of the first cell's."""
-    workdir = shutil.copytree(finished[0], tmp_path / "run")
-    return {"config": str(config_file), "workdir": str(workdir)}
+    return {"config": str(config_file), "workdir": str(copied)}
 
 
 def test_quickstart(run, capsys):
