@@ -50,8 +50,11 @@ def _follow_paper(name: str, mesh: MeshConfig, *, demonstrations: int = 0) -> PR
         prompt=PromptConfig(reasoning=reasoning, demonstrations=demonstrations),
         retrieve=DocumentsConfig(by="bm25", passages=3),
         augment=AugmentConfig(by="model", batch_size=64),
-        tuning=replace(PRAGConfig().tuning, scan_layers=True),
-        encode=EncodeConfig(epochs=1, learning_rate=3e-4, together=64),
+        # Examples with worked examples are some 800 tokens long, without them 100 to 350.
+        tuning=replace(
+            PRAGConfig().tuning, scan_layers=True, remat="full" if reasoning else "none"
+        ),
+        encode=EncodeConfig(epochs=1, learning_rate=3e-4, together=16 if reasoning else 64),
         answer=AnswerConfig(max_tokens=128 if reasoning else 20, batch_size=64),
     )
 
