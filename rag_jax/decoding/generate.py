@@ -11,7 +11,7 @@ from rag_jax import lora
 from rag_jax.decoding.cache import Cache
 from rag_jax.decoding.lookup import decode_by_lookup
 from rag_jax.decoding.prompts import batch_prompts, check_prompts, prefill, read_prompts
-from rag_jax.decoding.sample import Sampling, decode
+from rag_jax.decoding.sample import Sampling, count_compacted, decode
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.runtime.arguments import check_token_row, checked
@@ -87,6 +87,7 @@ def generate(
         numbers = np.resize(np.asarray(rows, np.int32), len(arrays[0]))
         sharded = shard_batch((*arrays, numbers))
         chosen = adapters and _select(adapters, numbers)
+        settings["compact_to"] = count_compacted(len(numbers)) if adapters is None else 0
         tokens, lengths = fetch(
             generate_batch(model, params, shared, *sharded, seed, adapters=chosen, **settings)
         )
@@ -100,7 +101,10 @@ def generate(
 _select = jax.jit(lora.select)
 
 
-@partial(jax.jit, static_argnames=("model", "max_tokens", "stop_ids", "sampling", "drafted"))
+_STATIC = "model", "max_tokens", "stop_ids", "sampling", "drafted", "compact_to"
+
+
+@partial(jax.jit, static_argnames=_STATIC)
 def generate_batch(
     model: Decoder | Bart,
     params: PyTree,
@@ -114,11 +118,12 @@ def generate_batch(
     stop_ids: tuple[int, ...],
     sampling: Sampling,
     drafted: int = 0,
+    compact_to: int = 0,
     adapters: PyTree | None = None,
 ) -> tuple[Int[Array, "B N"], Int[Array, "B"]]:
     """Reads one batch of prompts after a prefix and continues them: the new tokens, their lengths.
 
-    `numbers` are those of the prompts, for their random keys.
+    `numbers` are those of the prompts, for their random keys; `compact_to` is as for `decode`.
     """
     if adapters is not None:
         params = lora.apply(params, adapters, scale=1.0)
@@ -130,5 +135,6 @@ def generate_batch(
         ends = mask.sum(axis=1)
         decoded = decode_by_lookup(*read, tokens, ends, drafted=drafted, **settings)
     else:
+        settings["compact_to"] = compact_to
         decoded = decode(*read, keys=keys, sampling=sampling, **settings)
     return decoded.tokens, decoded.lengths

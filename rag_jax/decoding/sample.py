@@ -1,6 +1,7 @@
 """Sampling: one token a row at a time, the likeliest or a random one, over a cache."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,11 @@ from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.nn.layers import MASKED
 from rag_jax.runtime.arguments import checked
+from rag_jax.runtime.platforms import find_platform
+from rag_jax.runtime.sharding import count_data_rows
+
+# With fewer rows a pass costs about as much as with a quarter of them: it reads all weights.
+_COMPACTED_FROM = 32
 
 
 class Sampling(NamedTuple):
@@ -188,15 +194,22 @@ def decode_until(
     next_token: NextToken,
     *,
     limit: Int[Array, ""] | int,
+    enough: int = 0,
 ) -> DecodeState:
-    """Writes until every row has ended or the longest row has `limit` tokens."""
+    """Writes until no more than `enough` rows are active or the longest row has `limit` tokens."""
 
     def unfinished(state):
-        return (state.step < limit) & state.active.any()
+        return (state.step < limit) & (state.active.sum() > enough)
 
     return jax.lax.while_loop(
         unfinished, lambda state: decode_step(model, params, state, next_token), state
     )
+
+
+def count_compacted(rows: int) -> int:
+    """The `compact_to` that is worth its compiling: on one CPU, where a pass costs by the row."""
+    is_slow = find_platform() == "cpu" and count_data_rows() == 1
+    return rows // 4 if is_slow and rows >= _COMPACTED_FROM else 0
 
 
 @checked
@@ -211,6 +224,7 @@ def decode(
     keys: Key[Array, "B"] | None = None,
     sampling: Sampling = Sampling(),
     active: Bool[Array, "B"] | None = None,
+    compact_to: int = 0,
 ) -> Decoded:
     """Writes up to `max_tokens` tokens a row, until a stop token; for use inside `jax.jit`.
 
@@ -219,13 +233,51 @@ def decode(
         hidden: the hidden state of each row's last token, as `append` returned it.
         keys: a random key a row; needed unless `sampling.temperature` is 0.
         active: False on rows that take no part (padding rows, rows on another route).
+        compact_to: number of rows with which the loop goes on, without the ended ones, as soon as
+            no more are active; 0 for all rows to the end. Not for parameters with an adapter a row,
+            nor for rows that share a prefix with some of the others.
 
     Raises:
-        ValueError: sampling at a temperature has no keys.
+        ValueError: sampling at a temperature has no keys, or a prefix of some rows is compacted.
     """
     if keys is None and sampling.temperature != 0:
         raise ValueError(f"keys: temperature {sampling.temperature} needs a random key a row")
     active = jnp.ones(hidden.shape[0], bool) if active is None else active
-    next_token = make_next_token(model, params, stop_ids=stop_ids, keys=keys, sampling=sampling)
+    settings = {"stop_ids": stop_ids, "sampling": sampling}
+    next_token = make_next_token(model, params, keys=keys, **settings)
     state = init_decode(cache, hidden, next_token, max_tokens=max_tokens, active=active)
-    return decode_until(model, params, state, next_token, limit=max_tokens).decoded
+    if not 0 < compact_to < len(active):
+        return decode_until(model, params, state, next_token, limit=max_tokens).decoded
+    state = decode_until(model, params, state, next_token, limit=max_tokens, enough=compact_to)
+    rows = jnp.argsort(~state.active, stable=True)[:compact_to]
+    keys = None if keys is None else keys[rows]
+    next_token = make_next_token(model, params, keys=keys, **settings)
+    few = decode_until(model, params, _pick(state, rows), next_token, limit=max_tokens)
+    return _put_back(state, rows, few).decoded
+
+
+def _pick(state: DecodeState, rows: Int[Array, "b"]) -> DecodeState:
+    """The state of some rows."""
+    cache, count = state.cache, len(state.active)
+    prefix, shared = cache.prefix, cache.prefix and len(cache.prefix.position)
+    if shared not in (None, 1, count):
+        raise ValueError(f"compact_to: {count} rows share {shared} prefixes; set 0")
+
+    def pick(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: leaf[rows], tree)
+
+    prefix = pick(prefix) if shared == count else prefix
+    own = pick(_list_rows(state))
+    return own._replace(step=state.step, cache=replace(own.cache, prefix=prefix))
+
+
+def _put_back(state: DecodeState, rows: Int[Array, "b"], few: DecodeState) -> DecodeState:
+    """The state of all rows with what some of them have written since."""
+    pairs = _list_rows(state), _list_rows(few)
+    own = jax.tree.map(lambda leaf, new: leaf.at[rows].set(new), *pairs)
+    return own._replace(step=few.step, cache=replace(own.cache, prefix=state.cache.prefix))
+
+
+def _list_rows(state: DecodeState) -> DecodeState:
+    """What has a row for each of the state's; no other part."""
+    return state._replace(step=None, cache=replace(state.cache, prefix=None))

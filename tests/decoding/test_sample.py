@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from tiny import continue_row, make_decoder, make_rows, read_row, softmax
 
 from rag_jax import lora
-from rag_jax.decoding import Sampling, append, decode, generate, init_cache
+from rag_jax.decoding import Sampling, append, decode, fork, generate, init_cache, read_prompts
 from rag_jax.decoding.prompts import last_hidden
-from rag_jax.decoding.sample import sample_tokens
+from rag_jax.decoding.sample import count_compacted, sample_tokens
+from rag_jax.models.nn.bart import Bart
+from rag_jax.models.nn.bart_config import BartConfig
 from rag_jax.runtime.errors import RagJaxError
 
 MODEL, PARAMS = make_decoder(num_layers=1)
@@ -23,8 +25,8 @@ GENERATE = partial(generate, MODEL, PARAMS, max_tokens=MAX_TOKENS)
 CONTINUE = partial(continue_row, MODEL, PARAMS, max_tokens=MAX_TOKENS)
 
 
-@jax.jit
-def read_and_decode(params, tokens, mask, active, stop_ids):
+@partial(jax.jit, static_argnames="compact_to")
+def read_and_decode(params, tokens, mask, active, stop_ids, *, compact_to=0):
     output, cache = append(MODEL, params, init_cache(MODEL, ROWS), tokens, mask)
     return decode(
         MODEL,
@@ -34,12 +36,14 @@ def read_and_decode(params, tokens, mask, active, stop_ids):
         max_tokens=MAX_TOKENS,
         stop_ids=stop_ids,
         active=active,
+        compact_to=compact_to,
     )
 
 
-def check_decode(tokens, mask, active, stop_ids):
+def check_decode(tokens, mask, active, stop_ids, compact_to=0):
     """Compares everything `decode` returns with the loop, and reads a chunk from its cache."""
-    decoded = read_and_decode(PARAMS, tokens, mask, active, jnp.asarray(stop_ids, jnp.int32))
+    inputs = PARAMS, tokens, mask, active, jnp.asarray(stop_ids, jnp.int32)
+    decoded = read_and_decode(*inputs, compact_to=compact_to)
     prompts = [tokens[b][mask[b]].tolist() for b in range(ROWS)]
     expected = [
         CONTINUE(prompt, stop_ids=stop_ids) if takes_part else ([], True)
@@ -107,11 +111,82 @@ def test_decode_leaves_inactive_rows_alone():
     st.lists(st.integers(1, 2**WIDTH - 1), min_size=ROWS, max_size=ROWS),
     st.lists(st.booleans(), min_size=ROWS, max_size=ROWS),
     st.lists(st.integers(0, 30), min_size=2, max_size=2),
+    st.sampled_from([0, 2]),
 )
-def test_decode_hypothesis(seed, bits, active, stop_ids):
+def test_decode_hypothesis(seed, bits, active, stop_ids, compact_to):
     tokens = np.asarray(make_rows([WIDTH] * ROWS, seed=seed), np.int32)
     mask = (np.asarray(bits)[:, None] >> np.arange(WIDTH) & 1).astype(bool)
-    check_decode(tokens, mask, np.asarray(active), stop_ids)
+    check_decode(tokens, mask, np.asarray(active), stop_ids, compact_to)
+
+
+@pytest.mark.parametrize("active", [[1, 1, 1, 1], [0, 1, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0]])
+def test_ended_rows_leave_the_batch(active):
+    """Where the rows end one after the other, all at once, and without a row that takes part."""
+    tokens, active = np.asarray(make_rows([WIDTH] * ROWS), np.int32), np.asarray(active, bool)
+    mask = np.ones((ROWS, WIDTH), bool)
+    texts = [text for text, _ in check_decode(tokens, mask, active, [-1, -1], compact_to=2)]
+    for first, second in [(0, 3), (1, 2), (0, 0)]:
+        # The stop tokens are what two rows would write without any.
+        longer = [text + [-1] * MAX_TOKENS for text in texts]
+        stop_ids = [longer[1][first], longer[3][second]]
+        for compact_to in (1, 2, 3):
+            check_decode(tokens, mask, active, stop_ids, compact_to)
+
+
+def make_bart():
+    """An encoder-decoder with random weights."""
+    model = Bart(BartConfig(31, 8, 1, 1, 2, 2, 8, 8, 16))
+    one = jnp.ones((1, 1), jnp.int32)
+    params = jax.jit(model.init)(jax.random.key(0), one, one)["params"]
+    rng = np.random.default_rng(0)
+    return model, jax.tree.map(lambda x: jnp.asarray(1.5 * rng.normal(size=x.shape), "f"), params)
+
+
+@pytest.mark.parametrize("make", [make_decoder, make_bart], ids=["decoder", "bart"])
+def test_ended_rows_leave_a_batch_with_prefixes(make):
+    """A prefix of all rows, one of each row, sources of an encoder-decoder, and keys a row."""
+    model, params = make()
+    prompts = np.asarray(make_rows([WIDTH] * ROWS, seed=4), np.int32)
+    mask = np.ones((ROWS, WIDTH), bool)
+    mask[1, 3:] = False
+
+    @partial(jax.jit, static_argnames=("before", "temperature", "compact_to"))
+    def write(params, tokens, mask, *, before, temperature, compact_to):
+        prefix = None
+        if before == "shared":
+            _, prefix = append(model, params, init_cache(model, 1), tokens[:1], mask[:1])
+        cache, hidden = read_prompts(model, params, tokens, mask, prefix=prefix)
+        cache = fork(model, cache, 1) if before == "own" else cache
+        keys = jax.random.split(jax.random.key(1), ROWS) if temperature else None
+        options = {"keys": keys, "sampling": Sampling(temperature), "compact_to": compact_to}
+        return decode(model, params, cache, hidden, max_tokens=8, stop_ids=(3, 7, 11), **options)
+
+    for before in ["none"] if make is make_bart else ["none", "shared", "own"]:
+        for temperature in (0.0, 4.0):
+            run = partial(write, params, prompts, mask, before=before, temperature=temperature)
+            whole, *others = (run(compact_to=count) for count in (0, 1, 2, 3))
+            assert len(set(whole.lengths.tolist())) > 1 or not temperature
+            for other in others:
+                for field in ("tokens", "lengths", "finished", "logprobs"):
+                    pair = getattr(other, field), getattr(whole, field)
+                    np.testing.assert_allclose(*pair, atol=2e-5)
+
+
+def test_rows_that_share_prefixes_in_groups_are_not_compacted():
+    tokens, mask = np.asarray(make_rows([WIDTH] * 2), np.int32), np.ones((2, WIDTH), bool)
+    cache = fork(MODEL, append(MODEL, PARAMS, init_cache(MODEL, 2), tokens, mask)[1], 2)
+    inputs = cache, jnp.zeros((4, MODEL.config.hidden_size))
+    with pytest.raises(ValueError, match="^compact_to: 4 rows share 2 prefixes; set 0$"):
+        decode(MODEL, PARAMS, *inputs, max_tokens=2, stop_ids=(), compact_to=1)
+
+
+def test_only_batches_on_a_cpu_are_compacted():
+    assert [count_compacted(rows) for rows in (1, 31, 32, 80)] == [0, 0, 8, 20]
+    for kind, size, expected in [("cpu", 1, 20), ("cpu", 2, 0), ("tpu", 1, 0)]:
+        device = jax.sharding.AbstractDevice(kind, num_cores=1, platform=kind)
+        mesh = jax.sharding.AbstractMesh((size,), ("data",), abstract_device=device)
+        with jax.sharding.use_abstract_mesh(mesh):
+            assert count_compacted(80) == expected
 
 
 def test_last_hidden():

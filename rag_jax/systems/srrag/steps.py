@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from rag_jax.decoding.cache import Cache, append, fork, grow, init_cache
 from rag_jax.decoding.prompts import last_hidden
-from rag_jax.decoding.sample import decode
+from rag_jax.decoding.sample import count_compacted, decode
 from rag_jax.decoding.score import score_continuation, score_text
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.runtime.sharding import constrain_rows
@@ -100,6 +100,7 @@ def verbalise(
     """
     output, cache = append(model, params, cache, source_ids[:, None], active[:, None])
     hidden, limits = output.hidden[:, 0], {"max_tokens": max_tokens, "stop_ids": stop_ids}
+    limits["compact_to"] = count_compacted(len(writing))
     decoded = decode(model, params, cache, hidden, **limits, active=writing)
     return decoded.cache, decoded.tokens, decoded.lengths, decoded.finished
 
@@ -143,6 +144,7 @@ def answer(
     cache = fork(model, cache, 1)  # a longer cache would be a copy of it
     output, cache = append(model, params, cache, tokens, jnp.tile(active[:, None], len(cue)))
     hidden, limits = output.hidden[:, -1], {"max_tokens": max_tokens, "stop_ids": stop_ids}
+    limits["compact_to"] = count_compacted(len(active))
     decoded = decode(model, params, cache, hidden, **limits, active=active)
     return decoded.tokens, decoded.lengths, decoded.likelihoods
 
