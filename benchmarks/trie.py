@@ -11,15 +11,17 @@ tables have the medians. A ratio above one means that this library is faster.
 
 Further cases: a step alone, without the model, from log-probabilities (theirs is the mask; ours has
 no mask, but gathers the children's log-probabilities and chooses the best) and from logits (theirs
-is the log-softmax, the mask and the top-k); a whole query of Self-Retrieval (see `query.py`); and
+is the log-softmax, the mask and the top-k; a third side only adds up the exponentials of all
+logits, which every log-probability needs); a whole query of Self-Retrieval (see `query.py`); and
 our trie and the choice alone at up to a million made-up passages. Takes twenty minutes on two CPU
 cores.
 """
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -241,11 +243,21 @@ def compare_choosing(step: Step, runs: int) -> dict[str, Any]:
         synchronize()
         return best
 
-    return _compare_steps(f"choice alone, {step.rows} beams", step, run_ours, run_theirs, runs)
+    # What no choice along a trie can do without: the log-probabilities' normaliser.
+    normalize = jax.jit(partial(jax.nn.logsumexp, axis=-1))
+    sides = {"normaliser": lambda: jax.block_until_ready(normalize(our_logits))}
+    sides["normaliser"]()
+    name = f"choice alone, {step.rows} beams"
+    return _compare_steps(name, step, run_ours, run_theirs, runs, sides)
 
 
 def _compare_steps(
-    name: str, step: Step, run_ours: Callable, run_theirs: Callable, runs: int
+    name: str,
+    step: Step,
+    run_ours: Callable,
+    run_theirs: Callable,
+    runs: int,
+    further: Mapping[str, Callable[[], Any]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     compiling = bench.time_call(run_ours)
     (best, _), difference = run_ours(), 0.0
@@ -255,6 +267,7 @@ def _compare_steps(
         difference = max(difference, float(np.abs(expected - best.logprobs).max()))
     bench.require(difference < 1e-4, f"the chosen tokens' scores differ by {difference}")
     sides = {"ours": run_ours, **{n: partial(run_theirs, g) for n, g in step.guides.items()}}
+    sides |= dict(further)
     return {
         "name": name,
         "compile_seconds": compiling,
