@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rag_jax.comparison.rows import Row, find_row, weigh_documents
+from rag_jax.comparison.rows import Row, find_row, weigh_changes, weigh_documents
 from rag_jax.data.questions import Question
 from rag_jax.evaluation.answers import choice_match, compute_accuracy, match
 from rag_jax.evaluation.compare import Record, describe_question, mean_numbers
@@ -17,6 +17,7 @@ from rag_jax.runtime.outside import parsing
 COLUMNS = (
     *("n", "accuracy", "retrieval_rate", "prompt_tokens", "generated_tokens"),
     *("seconds_median", "seconds_95th", "offline_seconds", "bytes_a_document"),
+    *("add_seconds", "remove_seconds"),
 )
 # What a prediction says of its costs, where the system counts them.
 _COSTS = ("seconds", "prompt_tokens", "generated_tokens")
@@ -100,7 +101,7 @@ def summarize(records: Sequence[Record]) -> dict[str, Any]:
 def weigh_row(
     system: str, method: str, workdir: Path, stages: Sequence[Mapping[str, Any]], passages: int
 ) -> dict[str, float]:
-    """What a row costs before any question: seconds of its stages, and bytes a document.
+    """What a row costs beside its questions: seconds before any, and bytes and seconds a document.
 
     Args:
         stages: the records of the run's stages.
@@ -110,8 +111,10 @@ def weigh_row(
     weight = weigh_documents(row, workdir / "stages", passages)
     if weight is None:
         return {}
-    seconds = sum(stage["seconds"] for stage in stages if stage["name"] in row.made_by)
-    return {"offline_seconds": float(seconds), "bytes_a_document": weight}
+    seconds = {stage["name"]: float(stage["seconds"]) for stage in stages}
+    offline = sum(own for name, own in seconds.items() if name in row.made_by)
+    changes = weigh_changes(row, seconds, workdir / "stages", passages)
+    return {"offline_seconds": float(offline), "bytes_a_document": weight, **changes}
 
 
 def list_frontier(points: Mapping[str, tuple[float, float]]) -> list[str]:

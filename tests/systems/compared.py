@@ -27,6 +27,7 @@ def check_rows(system, workdir):
         assert all(list((workdir / "stages").glob(pattern)) for pattern in row.keeps)
         weighed = weigh_row(system, method, workdir, own, len(corpus.passages))
         assert not row.keeps or weighed["bytes_a_document"] > 0
+        assert not (row.growing or row.remade) or weighed["add_seconds"] > 0
         assert not row.made_by or weighed["offline_seconds"] > 0
         numbers[method] = summarize(records) | weighed
     return numbers
