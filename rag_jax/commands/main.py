@@ -24,6 +24,7 @@ COMMANDS = {
     "serve": ("serve", "serve a finished run in the format of OpenAI's API"),
     "evaluate": ("evaluate", "evaluate a finished run, or models as loaded, on another dataset"),
     "compare": ("compare", "compare systems on your corpus and questions, in one table"),
+    "questions": ("write_questions", "write questions about your documents, by a language model"),
     "report": ("report", "write the page of finished runs, side by side if several"),
     "plan": ("plan", "what a run costs on a TPU slice, without the slice"),
     "rehearse": ("rehearse", "try a preset's counts on this machine, with models in miniature"),

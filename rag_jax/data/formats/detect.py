@@ -31,6 +31,7 @@ from rag_jax.data.formats.tables import is_table, read_heading
 from rag_jax.runtime.errors import RagJaxError
 
 PASSAGES = "passages"  # the format of files without questions
+NONE = "holds no questions; launch/write_questions.py has a language model write some"
 _EMPTY = "is empty: download the file again, or move it away"
 
 # In the order of detection: formats with distinctive fields first, the most general format last.
@@ -76,7 +77,7 @@ def sort_files(
     formats = {path: _find_named_format(path) for path in files}
     corpus = [path for path, name in formats.items() if name == PASSAGES]
     others = {path: name for path, name in formats.items() if name != PASSAGES}
-    named = {path: name for path, name in others.items() if _ends_in(path, "questions")}
+    named = {path: name for path, name in others.items() if is_named(path, "questions")}
     questions = named or others
     reason = "questions are read from the files named `...questions`"
     left_out = {path: reason for path in others if path not in questions}
@@ -100,11 +101,12 @@ def sort_files(
             "one of them"
         )
     if not questions:
-        raise RagJaxError(f"{folder}: holds no questions")
+        raise RagJaxError(f"{folder}: {NONE}")
     return corpus, questions, left_out
 
 
-def _ends_in(path: Path, *words: str) -> bool:
+def is_named(path: Path, *words: str) -> bool:
+    """Whether a data file's name ends in one of the words, such as "passages"."""
     return find_stem(path).lower().endswith(words)
 
 
@@ -115,9 +117,9 @@ def _find_named_format(path: Path) -> str | None:
         RagJaxError: if the file cannot be read, or is empty.
     """
     found = _find_format(path)
-    if _ends_in(path, "passages", "corpus"):
+    if is_named(path, "passages", "corpus"):
         return PASSAGES
-    return "jsonl" if found is None and _ends_in(path, "questions") else found
+    return "jsonl" if found is None and is_named(path, "questions") else found
 
 
 def _find_format(path: Path) -> str | None:

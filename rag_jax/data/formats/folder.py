@@ -12,7 +12,7 @@ from typing import Any
 
 from rag_jax.data.formats import beir, dpr, hugging_face, tfds
 from rag_jax.data.formats.corpus import Corpus, GatheredCorpus, find_negatives
-from rag_jax.data.formats.detect import DOCUMENTS, PASSAGES, RECORDS, sort_files
+from rag_jax.data.formats.detect import DOCUMENTS, NONE, PASSAGES, RECORDS, sort_files
 from rag_jax.data.formats.documents import list_documents, stream_documents
 from rag_jax.data.formats.fields import Item
 from rag_jax.data.formats.files import SUFFIXES, find_stem, find_suffix, looks_like_data
@@ -234,7 +234,7 @@ def _collect(
         passages = keep(source.passages.values())
     splits = {split: list(by_id.values()) for split, by_id in questions.items() if by_id}
     if not splits:
-        raise RagJaxError(f"{folder}: holds no questions")
+        raise RagJaxError(f"{folder}: {NONE}")
     return Collection(passages, splits)
 
 

@@ -14,8 +14,9 @@ from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_jsonl
 from rag_jax.runtime.progress import log
+from rag_jax.systems.asking import Pair
 from rag_jax.systems.prag.config import AugmentConfig, PromptConfig
-from rag_jax.systems.prag.data import Augmented, Format, Pair
+from rag_jax.systems.prag.data import Augmented, Format
 from rag_jax.systems.prag.rules import ask_by_rules, rewrite_by_rules
 from rag_jax.systems.prag.writer import augment_by_model
 

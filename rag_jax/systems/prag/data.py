@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from types import MappingProxyType
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Int
@@ -32,6 +32,7 @@ from jaxtyping import Int
 from rag_jax.data.batches import choose_bucket, choose_widths, round_up
 from rag_jax.data.passages import Passage
 from rag_jax.models.tokenizer import Tokenizer
+from rag_jax.systems.asking import Pair
 from rag_jax.systems.prag.config import AugmentConfig, PRAGConfig
 from rag_jax.systems.prag.demonstrations import DEMONSTRATIONS
 
@@ -49,14 +50,6 @@ _REASON_CUE = "Answer:"
 _STATED = re.compile(r"\bthe answer is\b:?", re.IGNORECASE)
 # What an untrained model continues an answer with: a line, a sentence or a clause.
 _END = re.compile(r"\n|[.!?](?=\s+[^\Wa-z_]|\s*$)|,\s")
-
-
-class Pair(NamedTuple):
-    """A question about a document with its answer, short and as a sentence; "" for no sentence."""
-
-    question: str
-    answer: str
-    full_answer: str = ""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import regex
 from rag_jax.data.passages import Passage
 from rag_jax.data.words import UNSPACED
 from rag_jax.evaluation.answers import match, normalize_answer
-from rag_jax.systems.prag.data import Pair
+from rag_jax.systems.asking import Pair
 from rag_jax.systems.prag.phrases import VALUE, list_claims, list_statements
 
 # The last word of a sentence: two characters in scripts without spaces.

@@ -25,10 +25,11 @@ from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
+from rag_jax.systems.asking import Pair
 from rag_jax.systems.prag import ask, evaluate, pipeline, serve, steps, train, writer
 from rag_jax.systems.prag.augment import list_documents, read_augmented
 from rag_jax.systems.prag.config import PRAGConfig
-from rag_jax.systems.prag.data import Augmented, Pair, make_examples
+from rag_jax.systems.prag.data import Augmented, make_examples
 from rag_jax.systems.prag.evaluate import METHODS
 from rag_jax.systems.prag.infer import Engine
 from rag_jax.systems.prag.pipeline import list_stages

@@ -1,0 +1,1 @@
+"""Questions about a corpus that has none, written and checked by a language model."""

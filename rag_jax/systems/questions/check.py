@@ -1,0 +1,136 @@
+"""Which written questions are kept: those that can be told, and answered by their passage alone."""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rag_jax.data.passages import Passage
+from rag_jax.data.words import space_characters
+from rag_jax.evaluation.answers import match, normalize_answer
+from rag_jax.models import Pretrained
+from rag_jax.pipeline.stage import StageContext
+from rag_jax.runtime.files import read_jsonl
+from rag_jax.systems.questions.config import CheckConfig
+from rag_jax.systems.stages import continue_prompts
+
+_INSTRUCTION = (
+    "Answer the question with a few words, without a sentence around them. Use the passage, if "
+    "there is one, and what you know."
+)
+# A question that can be understood only beside its passage.
+_POINTS = re.compile(
+    r"\b(?:this|the|that|given|above) (?:passage|text|document|article|paragraph|section|excerpt)\b"
+    r"|\baccording to (?:the|this)\b|\bmentioned\b",
+    re.IGNORECASE,
+)
+
+
+class Draft(NamedTuple):
+    """A written question with its answer, and the id of its passage."""
+
+    passage: str
+    question: str
+    answer: str
+
+
+def list_drafts(records: Sequence[Mapping[str, Any]]) -> list[Draft]:
+    """The questions of `drafts.jsonl`."""
+    return [Draft(record["passage"], *pair) for record in records for pair in record["pairs"]]
+
+
+def sift(
+    drafts: Sequence[Draft], texts: Mapping[str, str], *, copied: int
+) -> tuple[list[Draft], list[tuple[Draft, str]]]:
+    """The questions that stand for themselves; and the others with what is wrong with each.
+
+    Left out are questions that point at a passage, that copy `copied` words in a row from theirs,
+    that were asked before, and all that were asked of several passages with different answers.
+
+    Args:
+        texts: of the passages, by id.
+    """
+    answers: dict[str, set[str]] = defaultdict(set)
+    for draft in drafts:
+        answers[normalize_answer(draft.question)].add(normalize_answer(draft.answer))
+    kept: dict[str, Draft] = {}
+    left = []
+    for draft in drafts:
+        asked = normalize_answer(draft.question)
+        if _POINTS.search(draft.question):
+            left.append((draft, "points at its passage"))
+        elif len(answers[asked]) > 1:
+            left.append((draft, "has several answers"))
+        elif asked in kept:
+            left.append((draft, "was asked before"))
+        elif is_copied(draft.question, texts[draft.passage], copied):
+            left.append((draft, f"copies {copied} words of its passage"))
+        else:
+            kept[asked] = draft
+    return [*kept.values()], left
+
+
+def is_copied(question: str, text: str, count: int) -> bool:
+    """Whether so many words of a question stand in a row in a text."""
+    words, source = (space_characters(normalize_answer(t)).split() for t in (question, text))
+    rows = {tuple(source[i : i + count]) for i in range(len(source) - count + 1)}
+    return any(tuple(words[i : i + count]) in rows for i in range(len(words) - count + 1))
+
+
+def find_asked(context: StageContext, passages: Sequence[Passage]) -> dict[str, Passage]:
+    """The passages that questions were written about, by id."""
+    records = read_jsonl(context.path("write", "drafts.jsonl"))
+    ids = {record["passage"] for record in records if record["pairs"]}
+    return {passage.id: passage for passage in passages if passage.id in ids}
+
+
+def run_check(
+    context: StageContext,
+    *,
+    passages: Sequence[Passage],
+    base: Pretrained,
+    check_by: CheckConfig,
+    max_text: int,
+) -> None:
+    """Has the model answer every question that stands for itself, with its passage and without.
+
+    Writes `answered.jsonl`, lines of a draft with `with_passage` and `without`, what the model
+    answers.
+    """
+    drafts = list_drafts(read_jsonl(context.path("write", "drafts.jsonl")))
+    asked = find_asked(context, passages)
+    texts = {id: f"{p.title}: {p.text}" for id, p in asked.items()}
+    kept, _ = sift(drafts, texts, copied=check_by.copied)
+    options = {"max_tokens": check_by.max_tokens, "batch_size": check_by.batch_size}
+
+    def answer(batch: Sequence[Draft], given: Sequence[str]) -> list[str]:
+        prompts = [
+            base.tokenizer.encode_chat(
+                [
+                    {"role": "system", "content": _INSTRUCTION},
+                    {"role": "user", "content": f"{passage}Question: {draft.question}"},
+                ]
+            )
+            for draft, passage in zip(batch, given, strict=True)
+        ]
+        written = continue_prompts(base, prompts, **options)
+        return [base.tokenizer.decode(tokens).strip() for tokens in written]
+
+    def run(batch: Sequence[Draft]) -> list[dict[str, Any]]:
+        cut = (base.tokenizer.shorten(texts[draft.passage], max_text) for draft in batch)
+        read = answer(batch, [f"Passage: {text}\n\n" for text in cut])
+        known = answer(batch, [""] * len(batch))
+        columns = zip(batch, read, known, strict=True)
+        return [draft._asdict() | {"with_passage": r, "without": k} for draft, r, k in columns]
+
+    size = check_by.batch_size
+    context.map("answered.jsonl", kept, run, batch_size=size, unit="questions (answered)")
+
+
+def judge(record: Mapping[str, Any]) -> str:
+    """What is wrong with a question that was answered; "" if nothing is."""
+    if not match(record["with_passage"], [record["answer"]]):
+        return "is not answered so from its passage"
+    if match(record["without"], [record["answer"]]):
+        return "is answered without its passage"
+    return ""

@@ -1,0 +1,111 @@
+"""Settings of the questions that a language model writes about a corpus."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from rag_jax.config import (
+    Count,
+    CountOrZero,
+    DataConfig,
+    MeshConfig,
+    NonNegative,
+    Range,
+    ReaderConfig,
+)
+from rag_jax.data.formats.detect import is_named
+from rag_jax.data.formats.documents import list_documents
+from rag_jax.data.formats.folder import list_files
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.paths import expand_path
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """The corpus that is asked about.
+
+    Attributes:
+        path: folder of documents, or with a file of passages; or such a file.
+        bad_lines: maximum number of malformed lines and documents that are skipped.
+        passage_words: the most words of a passage that is cut from a document.
+    """
+
+    path: str | None = None
+    bad_lines: CountOrZero = 0
+    passage_words: Count = DataConfig.passage_words
+
+    def list_sources(self) -> tuple[list[Path], list[Path]]:
+        """What `stream_passages` is to read, and the files that make it up.
+
+        Raises:
+            RagJaxError: there is no such folder, or it has neither documents nor passages.
+        """
+        path = expand_path(self.path)
+        if path.is_file():
+            return [path], [path]
+        if named := [file for file in list_files(path) if is_named(file, "passages")]:
+            return named, named
+        if documents := list_documents(path):
+            return [path], documents
+        raise RagJaxError(f"config.data.path={path}: holds no documents and no file of passages")
+
+
+@dataclass(frozen=True)
+class WriteConfig:
+    """How questions are written.
+
+    Attributes:
+        passages: maximum number of passages that are asked about, drawn evenly from the documents;
+            0 for all.
+        each: number of questions that are asked for about a passage.
+        max_tokens: maximum number of tokens of the questions and answers about a passage.
+        top_k: number of likeliest tokens that are sampled from; 0 for all.
+    """
+
+    passages: CountOrZero = 150
+    each: Annotated[int, Range(1, 5)] = 3
+    max_tokens: Count = 200
+    temperature: NonNegative = 0.7
+    top_k: CountOrZero = 50
+    batch_size: Count = 16
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """How questions are checked: the model that wrote them answers them.
+
+    Attributes:
+        copied: number of consecutive words of the passage from which on a question is a copy.
+        max_tokens: maximum number of tokens of an answer.
+    """
+
+    copied: Count = 8
+    max_tokens: Count = 16
+    batch_size: Count = 16
+
+
+@dataclass(frozen=True)
+class QuestionsConfig:
+    """Questions about a corpus, split by document.
+
+    Attributes:
+        test, dev: shares of the questions for these splits; the others are to train on.
+        model: the model that writes and answers, asked in its chat template.
+    """
+
+    system: Literal["questions"] = "questions"
+    seed: CountOrZero = 0
+    test: Annotated[float, Range(0, 1)] = 0.5
+    dev: Annotated[float, Range(0, 1)] = 0.1
+    mesh: MeshConfig = MeshConfig()
+    model: ReaderConfig = ReaderConfig(name="Qwen/Qwen2.5-1.5B-Instruct")
+    data: CorpusConfig = CorpusConfig()
+    write: WriteConfig = WriteConfig()
+    check_by: CheckConfig = CheckConfig()
+
+    def check(self, path: str) -> None:
+        """Raises a RagJaxError if there is no folder to ask about, or nothing is left to ask."""
+        if self.data.path is None:
+            raise RagJaxError(f"{path}.data.path=None: name a folder of documents or passages")
+        if self.test + self.dev > 1:
+            raise RagJaxError(f"{path}.test={self.test} and {path}.dev={self.dev}: are more than 1")
