@@ -10,11 +10,13 @@ from hypothesis.extra.numpy import arrays
 
 from rag_jax.losses import (
     dpo_loss,
+    find_likeliest,
     in_batch_contrastive,
     mix_documents,
     rag_sequence_nll,
     rag_token_nll,
     span_cross_entropy,
+    sum_exponentials,
     token_logprobs,
 )
 
@@ -29,6 +31,26 @@ def close(ours, theirs, atol=1e-5):
 def pair(*values, beta):
     """`dpo_loss` of one pair."""
     return dpo_loss(*(jnp.asarray([v], jnp.float32) for v in values), beta=beta)[0]
+
+
+WILD = st.sampled_from([0.0, 1.0, 1.0, -2.5, 80.0, 3e4, -1e9, -np.inf, np.inf, np.nan])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from([1, 5, 12, 67, 128, 130]), st.integers(0, 2**31), st.data())
+def test_a_vocabulary_in_parts(size, seed, data):
+    """The sum and the likeliest token are those of the whole, also of the wildest logits."""
+    rng = np.random.default_rng(seed)
+    values = np.asarray(data.draw(st.lists(WILD, min_size=1, max_size=6)), np.float32)
+    logits = jnp.asarray(rng.choice(values, (3, 2, size)))
+    np.testing.assert_array_equal(find_likeliest(logits), jnp.argmax(logits, axis=-1))
+    close(sum_exponentials(logits), jax.nn.logsumexp(logits, axis=-1))
+    one = jnp.asarray(rng.normal(size=size), jnp.float32).at[: size // 2].set(-jnp.inf)
+    close(jax.grad(sum_exponentials)(one), jax.grad(jax.nn.logsumexp)(one))
+    device = jax.sharding.AbstractDevice("tpu", num_cores=1, platform="tpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):  # where it stays in one piece
+        assert f"[3,2,1,{size}]" in str(jax.make_jaxpr(find_likeliest)(logits))
 
 
 @settings(max_examples=50)

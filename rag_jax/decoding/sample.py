@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from rag_jax.decoding.cache import Cache, grow, write
-from rag_jax.losses import token_logprobs
+from rag_jax.losses import find_likeliest, token_logprobs
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.nn.layers import MASKED
@@ -111,7 +111,7 @@ def sample_tokens(
     need none.
     """
     if sampling.temperature == 0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return find_likeliest(logits)
     logits = logits.astype(jnp.float32) / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
         least = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]

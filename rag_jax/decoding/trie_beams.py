@@ -29,6 +29,7 @@ from rag_jax.decoding.beams import (
 from rag_jax.decoding.cache import Cache
 from rag_jax.decoding.prompts import batch_prompts, check_prompts, read_prompts
 from rag_jax.decoding.trie import Trie, TrieArrays
+from rag_jax.losses import sum_exponentials
 from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.nn.layers import MASKED
@@ -113,7 +114,7 @@ def expand_nodes(
         unless children compete.
     """
     rows, width = nodes.shape
-    norms = jax.nn.logsumexp(logits, axis=-1)  # over the whole vocabulary
+    norms = sum_exponentials(logits)  # over the whole vocabulary
     first, after = trie.first_child[nodes], trie.first_child[nodes + 1]
     # Beams that take no part need no room.
     count = jnp.where(has_probability(logprobs), after - first, 0)

@@ -127,5 +127,9 @@ def write_texts(
         writer.tokenizer.encode_chat([*turns, {"role": "user", "content": f"{p.title}: {p.text}"}])
         for p in passages
     ]
-    written = continue_prompts(writer, prompts, **options)
+    return decode_texts(writer, continue_prompts(writer, prompts, **options))
+
+
+def decode_texts(writer: Pretrained, written: Sequence[Sequence[int]]) -> list[str]:
+    """The texts of what a model has written."""
     return [writer.tokenizer.decode(tokens).strip() for tokens in written]

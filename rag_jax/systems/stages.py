@@ -23,6 +23,7 @@ from rag_jax.data.formats import copy_collection
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection, Question
 from rag_jax.decoding import generate
+from rag_jax.decoding.prompts import split_prefix
 from rag_jax.evaluation.compare import Record, timed
 from rag_jax.evaluation.rankings import Ranked, rank_hits
 from rag_jax.models import Pretrained, save
@@ -234,9 +235,18 @@ def train_encoders(
 def continue_prompts(
     base: Pretrained, prompts: Sequence[Sequence[int]], **options: Any
 ) -> list[list[int]]:
-    """The tokens that a language model writes after each prompt; `options` of `generate`."""
-    stop_ids = base.tokenizer.stop_ids
-    return generate(base.model, base.params, prompts, stop_ids=stop_ids, **options)
+    """The tokens that a language model writes after each prompt.
+
+    What all prompts begin with, such as an instruction with its examples, is read once.
+
+    Args:
+        options: of `generate`.
+    """
+    if not prompts:
+        return []
+    prefix, rests = split_prefix(prompts)
+    options = {"stop_ids": base.tokenizer.stop_ids, "prefix": prefix, **options}
+    return generate(base.model, base.params, rests, **options)
 
 
 def list_ranked(

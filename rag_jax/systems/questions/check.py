@@ -11,6 +11,7 @@ from rag_jax.evaluation.answers import match, normalize_answer
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.files import read_jsonl
+from rag_jax.systems.asking import decode_texts
 from rag_jax.systems.questions.config import CheckConfig
 from rag_jax.systems.stages import continue_prompts
 
@@ -113,8 +114,7 @@ def run_check(
             )
             for draft, passage in zip(batch, given, strict=True)
         ]
-        written = continue_prompts(base, prompts, **options)
-        return [base.tokenizer.decode(tokens).strip() for tokens in written]
+        return decode_texts(base, continue_prompts(base, prompts, **options))
 
     def run(batch: Sequence[Draft]) -> list[dict[str, Any]]:
         cut = (base.tokenizer.shorten(texts[draft.passage], max_text) for draft in batch)

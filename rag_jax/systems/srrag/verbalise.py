@@ -19,7 +19,6 @@ from jaxtyping import Float
 
 from rag_jax.data.questions import Question
 from rag_jax.decoding import Sampling
-from rag_jax.decoding.prompts import split_prefix
 from rag_jax.evaluation.answers import match
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.stage import StageContext
@@ -44,10 +43,9 @@ def write_texts(
     seed: int,
     temperature: float = 0.0,
 ) -> list[list[int]]:
-    """The tokens that the untrained model writes after prompts, whose common start is read once."""
-    prefix, rests = split_prefix(prompts)
-    options = {"prefix": prefix, "sampling": Sampling(temperature=temperature), "seed": seed}
-    return continue_prompts(base, rests, max_tokens=max_tokens, batch_size=batch_size, **options)
+    """The tokens that the untrained model writes after prompts."""
+    options = {"sampling": Sampling(temperature=temperature), "seed": seed}
+    return continue_prompts(base, prompts, max_tokens=max_tokens, batch_size=batch_size, **options)
 
 
 def write_documents(

@@ -25,8 +25,9 @@ from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
+from rag_jax.systems import asking
 from rag_jax.systems.asking import Pair
-from rag_jax.systems.prag import ask, evaluate, pipeline, serve, steps, train, writer
+from rag_jax.systems.prag import ask, evaluate, pipeline, serve, steps, train
 from rag_jax.systems.prag.augment import list_documents, read_augmented
 from rag_jax.systems.prag.config import PRAGConfig
 from rag_jax.systems.prag.data import Augmented, make_examples
@@ -513,7 +514,7 @@ class Writer:
 
     def __init__(self, monkeypatch):
         self.bases, self.instructions = [], []
-        monkeypatch.setattr(writer, "continue_prompts", self)
+        monkeypatch.setattr(asking, "continue_prompts", self)
 
     def __call__(self, base, prompts, **options):
         self.bases.append(base)

@@ -1,6 +1,6 @@
 """One row's greedy decoding against llama.cpp on the same GGUF file, and products by int8 weights.
 
-    pip install -e '.[bench]' llama-cpp-python && python benchmarks/llama_cpp.py [--out=FILE]
+    pip install -e '.[bench]' llama-cpp-python && python benchmarks/llama.py [--out=FILE]
 
 llama.cpp is what one user on a CPU would take: it multiplies by the file's packed blocks, where
 this library reads float32 weights. Both continue the same prompts by as many tokens; llama.cpp
