@@ -23,12 +23,15 @@ Compared = tuple[Sides, dict[str, Any]]
 
 
 def make_parser(usage: str) -> argparse.ArgumentParser:
-    """A command line with `--runs` and `--out`."""
+    """A command line with `--runs`, `--out` and `--only`."""
     parser = argparse.ArgumentParser(description=usage.splitlines()[0])
     parser.add_argument(
         "--runs", type=_read_runs, default=7, help="timed turns of each side, at least 7"
     )
     parser.add_argument("--out", type=expand_path, help="results file, JSON")
+    parser.add_argument(
+        "--only", default="", help="text in the names of the cases to run; the file keeps its others"
+    )
     return parser
 
 
@@ -84,13 +87,17 @@ def run_cases(
         sides, facts = cases[name]()
         return {"name": name, **facts, **(take_turns(sides, arguments.runs) if sides else {})}
 
-    results = []
-    for name in tqdm(cases, desc="benchmark", unit="cases"):
-        results.append(run_case(name))
-        tqdm.write((describe or describe_sides)(results[-1], peak))
+    results = {}
+    if arguments.only and arguments.out and arguments.out.exists():
+        kept = json.loads(arguments.out.read_text("utf-8"))["results"]
+        results = {result["name"]: result for result in kept}
+    chosen = [name for name in cases if arguments.only in name]
+    for name in tqdm(chosen, desc="benchmark", unit="cases"):
+        results[name] = run_case(name)
+        tqdm.write((describe or describe_sides)(results[name], peak))
         gc.collect()  # a trainer is part of a reference cycle, and holds models and their moments
     machine = describe_machine(packages, peak)
-    write_report(arguments.out, environment=machine, **facts, results=results)
+    write_report(arguments.out, environment=machine, **facts, results=list(results.values()))
 
 
 def describe_sides(result: Mapping[str, Any], peak: float | None) -> str:
