@@ -30,7 +30,7 @@ def make_parser(usage: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=expand_path, help="results file, JSON")
     parser.add_argument(
-        "--only", default="", help="text in the names of the cases to run; the file keeps its others"
+        "--only", default="", help="text in the names of cases to run; the file keeps its others"
     )
     return parser
 

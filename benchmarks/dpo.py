@@ -49,18 +49,15 @@ CASES = {"24 tokens a side": (4, 24), "150 tokens a side": (2, 150)}
 
 
 def main() -> None:
-    """Runs every case, or one, and writes the report."""
-    parser = bench.make_parser(__doc__)
-    parser.add_argument("--only", choices=CASES, help="one case")
-    arguments = parser.parse_args()
+    """Runs every case and writes the report."""
+    arguments = bench.make_parser(__doc__).parse_args()
     torch.set_num_threads(os.cpu_count())
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     ours, peak = load(NAME), measure_peak()
     with tempfile.TemporaryDirectory() as folder:
         save(ours, Path(folder) / "model")
-        names = [arguments.only] if arguments.only else CASES
-        cases = {name: partial(compare, ours, Path(folder), *CASES[name]) for name in names}
+        cases = {name: partial(compare, ours, Path(folder), *sizes) for name, sizes in CASES.items()}
         bench.run_cases(arguments, cases, (*PACKAGES, "trl"), peak=peak)
 
 

@@ -91,7 +91,6 @@ def main() -> None:
         "programs": count_programs,
     }
     parser = bench.make_parser(__doc__)
-    parser.add_argument("--only", choices=cases, help="one case")
     parser.add_argument("--workdir", type=expand_path, help="of a finished run of configs/srrag.py")
     arguments = parser.parse_args()
     torch.set_num_threads(os.cpu_count())
@@ -103,8 +102,7 @@ def main() -> None:
         setup = (
             open_run(session, arguments.workdir) if arguments.workdir else make_untrained(session)
         )
-        names = [arguments.only] if arguments.only else cases
-        chosen = {name: partial(cases[name], setup) for name in names}
+        chosen = {name: partial(run, setup) for name, run in cases.items()}
         bench.run_cases(arguments, chosen, PACKAGES, peak=peak, describe=describe)
 
 
