@@ -57,7 +57,8 @@ def main() -> None:
     ours, peak = load(NAME), measure_peak()
     with tempfile.TemporaryDirectory() as folder:
         save(ours, Path(folder) / "model")
-        cases = {name: partial(compare, ours, Path(folder), *sizes) for name, sizes in CASES.items()}
+        run = partial(compare, ours, Path(folder))
+        cases = {name: partial(run, *sizes) for name, sizes in CASES.items()}
         bench.run_cases(arguments, cases, (*PACKAGES, "trl"), peak=peak)
 
 
