@@ -275,9 +275,19 @@ def list_report() -> Rows:
 
 
 TABLES: dict[str, Callable[[], Rows]] = {
-    "speed_models": lambda: list_speed("models", {"theirs": "PyTorch"}),
+    "speed_models": lambda: list_speed(
+        "models",
+        {
+            "theirs": "PyTorch",
+            "ours, one token a pass": "ours, a token a pass",
+            "ours, to the longest": "ours, all rows to the end",
+        },
+    ),
+    "speed_llama": lambda: list_speed("llama", {"theirs": "llama.cpp", "int8": "int8"}),
     "speed_rag": lambda: list_speed("rag", {"theirs": "transformers"}),
-    "speed_trie": lambda: list_speed("trie", {"dicts": "transformers"}),
+    "speed_trie": lambda: list_speed(
+        "trie", {"dicts": "transformers", "normaliser": "the exponentials alone"}
+    ),
     "speed_lora": lambda: list_speed(
         "lora", {"theirs_lean": "PEFT in one batch", "theirs": "PEFT"}
     ),

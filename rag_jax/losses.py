@@ -11,7 +11,6 @@ from rag_jax.runtime.arguments import checked
 from rag_jax.runtime.platforms import find_platform
 from rag_jax.runtime.sharding import count_data_rows
 
-_PARTS = 64  # of a vocabulary
 _LOGIT_BYTES = 2**28  # of a device's float32 logits that are there at once
 
 
@@ -30,11 +29,13 @@ def sum_exponentials(logits: Float[Array, "*batch V"]) -> Float[Array, "*batch"]
 
     On CPU in parts of it: XLA gives a few long rows to one core.
     """
-    parts = _split_vocabulary(logits)
-    largest = jax.lax.stop_gradient(parts.max(axis=-1).max(axis=-1))
-    largest = jnp.where(jnp.isfinite(largest), largest, 0.0)  # as in `jax.nn.logsumexp`
-    sums = jnp.exp(parts - largest[..., None, None]).sum(axis=-1)
-    return jnp.log(sums.sum(axis=-1)) + largest
+    parts = _split_vocabulary(logits, 16)
+    largest = jax.lax.stop_gradient(parts.max(axis=-1))
+    whole = largest.max(axis=-1)
+    whole = jnp.where(jnp.isfinite(whole), whole, 0.0)  # as in `jax.nn.logsumexp`
+    shift = jnp.where(jnp.isfinite(largest), largest, whole[..., None])
+    sums = jnp.exp(parts - shift[..., None]).sum(axis=-1)  # with `whole` here, on one core again
+    return jnp.log((sums * jnp.exp(shift - whole[..., None])).sum(axis=-1)) + whole
 
 
 def find_likeliest(logits: Float[Array, "*batch V"]) -> Int[Array, "*batch"]:
@@ -43,18 +44,18 @@ def find_likeliest(logits: Float[Array, "*batch V"]) -> Int[Array, "*batch"]:
     On CPU in parts of the vocabulary, of which the one with the largest logit is looked through:
     XLA takes forty times as long for the place of a maximum as for its value.
     """
-    parts = _split_vocabulary(logits)
+    parts = _split_vocabulary(logits, 64)
     best = jnp.argmax(parts.max(axis=-1), axis=-1, keepdims=True)
     part = jnp.take_along_axis(parts, best[..., None], axis=-2)[..., 0, :]
     place = best[..., 0] * parts.shape[-1] + jnp.argmax(part, axis=-1)
     return place.astype(jnp.int32)
 
 
-def _split_vocabulary(logits: Float[Array, "*batch V"]) -> Float[Array, "*batch P C"]:
-    """Logits `[*batch, V]` in at most `_PARTS` equal parts of the vocabulary; one but on CPU."""
+def _split_vocabulary(logits: Float[Array, "*batch V"], most: int) -> Float[Array, "*batch P C"]:
+    """Logits in at most so many equal parts of the vocabulary; in one elsewhere than on CPU."""
     size, count = logits.shape[-1], 1
     if find_platform() == "cpu":
-        count = next(n for n in range(_PARTS, 0, -1) if size % n == 0)
+        count = next(n for n in range(most, 0, -1) if size % n == 0)
     return logits.reshape(*logits.shape[:-1], count, -1)
 
 
