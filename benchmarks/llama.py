@@ -86,10 +86,11 @@ def compare_layers(ours: Any) -> bench.Compared:
         return row @ steps.astype(jnp.float32) * scale
 
     def run_layers(product, row, weights):
-        for gate, up, down in weights:
-            row = row + product(jax.nn.silu(product(row, gate)) * product(row, up), down)
-            row = row * jax.lax.rsqrt(jnp.square(row).mean())
-        return row
+        # Of the same row, because differences grow from layer to layer.
+        return sum(
+            product(jax.nn.silu(product(row, gate)) * product(row, up), down)
+            for gate, up, down in weights
+        )
 
     row = jax.random.normal(jax.random.key(0), (1, len(kernels[0][0])))
     sides = {"ours": (multiply, kernels), "int8": (multiply_steps, quantized)}
@@ -119,7 +120,7 @@ def _compare_products(sides: Mapping[str, tuple[Callable, tuple]]) -> bench.Comp
     first = bench.time_call(runs["ours"])
     exact, other = (np.asarray(run()) for run in runs.values())
     difference = float(np.abs(exact - other).max() / np.abs(exact).max())
-    bench.require(difference < 0.2, f"the products differ by {difference:.1%}")
+    bench.require(difference < 0.05, f"the products differ by {difference:.1%}")
     return runs, {"compile_seconds": first, "difference": difference}
 
 
