@@ -29,6 +29,8 @@ from rag_jax.systems.prag.infer import Search
 from rag_jax.systems.prag.pipeline import list_stages
 from rag_jax.systems.prag.reader import answer_prompts, find_documents
 from rag_jax.systems.prag.session import Session
+from rag_jax.systems.prag.translate import TRAIN, Translator
+from rag_jax.training.fit import PARAMS
 
 
 def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
@@ -39,17 +41,19 @@ def open_run(session: Session, workdir: Path, corpus: Path | None) -> Ask:
 
 def open_parts(
     session: Session, workdir: Path, corpus: Path | None
-) -> tuple[AdapterStore | None, Search, Sequence[Passage]]:
+) -> tuple[AdapterStore | Translator | None, Search, Sequence[Passage]]:
     """Opens a run's adapters, the search for its passages, and the passages.
 
     Args:
-        corpus: passages to search in place of the run's; they have no adapters and are read in the
-            prompt.
+        corpus: passages to search in place of the run's. The run's translator makes their adapters
+            when they are found; without one they have none and are read in the prompt.
 
     Raises:
         RagJaxError: as `open_stages`, or the corpus cannot be read.
     """
-    context = open_stages(list_stages(session), workdir, ("corpus", "encode"))
+    translates = corpus is not None and session.config.translator.documents > 0
+    needed = ("corpus", "encode", *[TRAIN] * translates)
+    context = open_stages(list_stages(session), workdir, needed)
     if corpus is None:
         folder = context.path("encode", "adapters")
         if not folder.exists():  # opening the store would make it
@@ -60,6 +64,8 @@ def open_parts(
     else:
         words = session.config.data.passage_words
         store, passages, name = None, read_passages([corpus], words=words), str(corpus)
+        if translates:
+            store = session.make_translator(context.path(TRAIN, PARAMS), passages)
 
     def embed(encoder, passages):
         made_by = {"encoder": encoder.fingerprint, "max_length": session.encoding.max_length}
@@ -71,7 +77,7 @@ def open_parts(
 
 def _answer(
     session: Session,
-    store: AdapterStore | None,
+    store: AdapterStore | Translator | None,
     search: Search,
     passages: Sequence[Passage],
     threshold: float | None,
@@ -114,7 +120,7 @@ def list_read(found: Sequence[Citation], merged: Collection[str], *, reads: bool
 
 
 def pick_adapters(
-    session: Session, store: AdapterStore | None, found: Sequence[Citation]
+    session: Session, store: AdapterStore | Translator | None, found: Sequence[Citation]
 ) -> tuple[list[str], bool]:
     """The ids of the documents whose adapters are merged, and whether the passages are read too."""
     has, merged = METHODS[session.config.ask]

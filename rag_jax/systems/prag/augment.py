@@ -36,12 +36,16 @@ def run_augmentation(
     augment: AugmentConfig,
     prompt: PromptConfig,
     seed: int,
+    found: str = "retrieve",
 ) -> None:
     """Augments every document that is to be encoded; says which are left out, and why.
 
     Full answers are asked for where adapters are trained on them, with `prompt.reasoning`.
+
+    Args:
+        found: the stage whose `found.jsonl` names the documents.
     """
-    documents = list_documents(context.path("retrieve", "found.jsonl"), passages)
+    documents = list_documents(context.path(found, "found.jsonl"), passages)
 
     def augment_batch(batch: Sequence[Passage]) -> list[dict[str, Any]]:
         usable = [Passage(p.id, p.title, format.cut_text(p.text)) for p in batch if p.text.strip()]
@@ -96,15 +100,23 @@ def read_augmented(file: Path) -> dict[str, Augmented]:
 
 
 def list_augmented(
-    context: StageContext, passages: Sequence[Passage]
+    context: StageContext,
+    passages: Sequence[Passage],
+    *,
+    found: str = "retrieve",
+    made: str = "augment",
 ) -> tuple[list[Passage], list[Augmented]]:
     """The documents to encode that were not left out, and their augmentations.
+
+    Args:
+        found: the stage whose `found.jsonl` names the documents.
+        made: the stage that augmented them.
 
     Raises:
         RagJaxError: all documents were left out.
     """
-    augmented = read_augmented(context.path("augment", "augmented.jsonl"))
-    documents = list_documents(context.path("retrieve", "found.jsonl"), passages)
+    augmented = read_augmented(context.path(made, "augmented.jsonl"))
+    documents = list_documents(context.path(found, "found.jsonl"), passages)
     documents = [document for document in documents if document.id in augmented]
     if not documents:
         raise RagJaxError(

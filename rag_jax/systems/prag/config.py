@@ -169,6 +169,32 @@ class WarmUpConfig(ConstantTrainConfig):
 
 
 @dataclass(frozen=True)
+class TranslatorConfig(ConstantTrainConfig):
+    """Training of the parameter translator, which makes adapters without training (DyPRAG).
+
+    AdamW at a constant rate, without clipping; defaults are the paper's and the released code's.
+
+    Attributes:
+        documents: number of documents that the translator is trained on, none of which a question
+            that is evaluated finds; each gets an adapter of its own first. 0 for no translator.
+        hidden: width of the translator's networks.
+        language, divergence, distance: weights of the loss's terms: the language model's loss with
+            the made adapter, the divergence from the trained adapter's predictions, and the mean
+            squared differences from its weights.
+    """
+
+    documents: CountOrZero = 0
+    hidden: Count = 32
+    language: NonNegative = 1.0
+    divergence: NonNegative = 0.01
+    distance: NonNegative = 100.0
+    batch_size: Count = 1
+    learning_rate: Positive = 1e-5
+    weight_decay: NonNegative = 0.01
+    checkpoint_every: Count = 50
+
+
+@dataclass(frozen=True)
 class AnswerConfig:
     """Answers at test time.
 
@@ -214,6 +240,7 @@ class PRAGConfig:
     tuning: TuningConfig = TuningConfig(rank=2, targets=r"ffn/(gate|up|down)")
     warm_up: WarmUpConfig = WarmUpConfig()
     encode: EncodeConfig = EncodeConfig()
+    translator: TranslatorConfig = TranslatorConfig()
     answer: AnswerConfig = AnswerConfig()
 
     def check(self, path: str) -> None:

@@ -18,7 +18,7 @@ from rag_jax.lora.store import AdapterStore
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.runner import ReportSpec
 from rag_jax.pipeline.stage import StageContext
-from rag_jax.runtime.files import read_json, read_jsonl, write_json, write_jsonl
+from rag_jax.runtime.files import read_jsonl, write_json, write_jsonl
 from rag_jax.runtime.hosts import is_first
 from rag_jax.runtime.progress import log
 from rag_jax.systems.evaluation import name_model
@@ -26,6 +26,8 @@ from rag_jax.systems.prag.augment import list_documents, read_augmented
 from rag_jax.systems.prag.config import AnswerConfig, DocumentsConfig, PRAGConfig
 from rag_jax.systems.prag.data import Augmented, Format, Variant, list_variants
 from rag_jax.systems.prag.infer import Engine, Search
+from rag_jax.systems.prag.tables import tabulate_adapters, tabulate_coverage, tabulate_types
+from rag_jax.systems.prag.translate import TRANSLATE
 from rag_jax.systems.reranking import (
     RERANKED,
     Reranking,
@@ -49,6 +51,17 @@ METHODS = {
     "both": ("passages", "own"),
     "random": ("nothing", "random"),
 }
+# With a translator also those whose adapters it makes; the last is again a control.
+TRANSLATED = {
+    "translated": ("nothing", "translated"),
+    "translated_both": ("passages", "translated"),
+    "translated_random": ("nothing", "random_translated"),
+}
+
+
+def list_methods(config: PRAGConfig) -> dict[str, tuple[str, str | None]]:
+    """The methods of a run, as in `METHODS`."""
+    return METHODS | (TRANSLATED if config.translator.documents else {})
 
 
 # What a record says of its question and prompt, beside the answer.
@@ -61,7 +74,7 @@ def describe_report(config: PRAGConfig, *, trained: bool = True) -> ReportSpec:
     Without a warm-up of the adapters it is not of a `trained` model.
     """
     ablations = [name for name in list_variants(config) if name != "encode"]
-    methods = dict.fromkeys([*METHODS, *ablations], "evaluate")
+    methods = dict.fromkeys([*list_methods(config), *ablations], "evaluate")
     summarize = partial(summarize_answers, names=COLUMNS[1:-1], main="exact_match")
     paired = "parametric", {name: name for name in ("exact_match", "f1")}
     model = name_model(config.model.name, trained)
@@ -163,6 +176,8 @@ def run_evaluation(
     variants: Mapping[str, Variant],
     make_engine: Callable[..., Engine],
     open_store: Callable[..., AdapterStore],
+    open_translated: Callable[[Path], AdapterStore],
+    methods: Mapping[str, tuple[str, str | None]],
     check_length: Callable[[int], None],
     seed: int,
 ) -> None:
@@ -181,9 +196,16 @@ def run_evaluation(
     others = draw_others(questions, found, list(encoded), seed=seed)
     nothing: list[list[str]] = [[]] * len(found)
     merged = {None: nothing, "own": found, "random": others}
+    merged |= {"translated": found, "random_translated": others}
+    if context.needs(TRANSLATE):
+        stores[TRANSLATE] = open_translated(context.path(TRANSLATE, ""))
     # For each method what its prompts have, the ids of the adapters, and the store.
-    ways = {n: (read, merged[k], k and stores["encode"]) for n, (read, k) in METHODS.items()}
-    ways |= {n: ("nothing", found, store) for n, store in stores.items() if n != "encode"}
+    sources = {"own": "encode", "random": "encode"}
+    ways = {
+        n: (read, merged[k], k and stores[sources.get(k, TRANSLATE)])
+        for n, (read, k) in methods.items()
+    }
+    ways |= {n: ("nothing", found, stores[n]) for n in variants if n != "encode"}
     prompts = _make_prompts(format, questions, found, documents, augmented)
     check_length(
         max(len(prompt) for made in prompts.values() for prompt in made) + answer.max_tokens
@@ -300,48 +322,3 @@ def grade(question: Question, record: Record) -> Record:
     scores = {"exact_match": exact_match(prediction, answers), "f1": f1(prediction, answers)}
     scores["match"] = match(prediction, answers)
     return {**describe_question(question), "type": question.type, **scores, **record}
-
-
-def tabulate_types(predictions: Mapping[str, Sequence[Record]]) -> list[list[str | float]]:
-    """F1 by type of question, a row for each method."""
-    types = sorted({row["type"] for rows in predictions.values() for row in rows})
-    table: list[list[str | float]] = [["method", *types]]
-    for name, rows in predictions.items():
-        scores = ([row["f1"] for row in rows if row["type"] == type_] for type_ in types)
-        table.append([name, *(float(np.mean(members)) for members in scores)])
-    return table
-
-
-def tabulate_coverage(predictions: Mapping[str, Sequence[Record]]) -> list[list[str | float]]:
-    """Exact match of the questions whose answer the adapters were trained to say, and of the rest.
-
-    An answer that is not among a document's augmentations can only come from its passage: how much
-    of a document's own content an adapter holds is the question of arXiv 2510.12668.
-    """
-    rows = list(predictions.values())
-    parts = {"trained to say": True, "others": False}
-    counts = {n: sum(row["covered"] is value for row in rows[0]) for n, value in parts.items()}
-    table: list[list[str | float]] = [["method", *(f"{n} (n={c})" for n, c in counts.items())]]
-    for name, answered in predictions.items():
-        scores = [
-            [row["exact_match"] for row in answered if row["covered"] is value]
-            for value in parts.values()
-        ]
-        table.append([name, *(float(np.mean(own)) if own else "-" for own in scores)])
-    return table
-
-
-def tabulate_adapters(context: StageContext) -> list[list[str | float]]:
-    """What the documents' adapters of a finished run cost to train and to use."""
-    made = read_json(context.path("encode", "groups.json"))
-    used = read_json(context.path("evaluate", "adapters.json"))
-    return [
-        ["", "value"],
-        ["documents encoded", str(used["documents"])],
-        ["trained together", str(made["size"])],
-        ["tokens trained on", str(made["tokens"])],
-        ["share of padding", made["padding"]],
-        ["programs compiled", str(made["programs"])],
-        ["bytes a document", f"{used['bytes_per_document']:.0f}"],
-        ["milliseconds to load a document", used["load_ms_per_document"]],
-    ]

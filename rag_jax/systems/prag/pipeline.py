@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from rag_jax.pipeline.stage import Stage
 from rag_jax.systems.evaluation import make_evaluation
@@ -12,7 +11,7 @@ from rag_jax.systems.prag.evaluate import describe_report, run_evaluation, run_r
 from rag_jax.systems.prag.reader import open_reader
 from rag_jax.systems.prag.session import Session
 from rag_jax.systems.prag.train import run_encoding, run_warm_up
-from rag_jax.systems.reranking import describe_reranking
+from rag_jax.systems.prag.translation import TAUGHT, TRANSLATE, list_translation
 from rag_jax.systems.session import bind, make_stage
 from rag_jax.systems.stages import corpus_stage, likelihood_stages, make_run
 
@@ -42,49 +41,35 @@ def list_stages(session: Session) -> list[Stage]:
         )
         for name, variant in session.variants.items()
     ]
-    searching = _list_searching(session)
+    translated = list_translation(session, training)
     sampled = {"seed": c.seed} if c.augment.by == "model" else {}  # rules draw nothing
     augmentation = {**model, "augment": c.augment, "full": c.prompt.reasoning, **sampled}
     if c.augment.model is not None:
         augmentation["writer"] = session.fingerprint("augment.model")
     answering = {"prompt": c.prompt, "answer": c.answer, "passages": c.retrieve.passages}
-    reading = {**model, **answering, **searching}
+    reading = {**model, **answering, **session.searching}
     evaluation = {**asked, **model, **answering, "seed": c.seed}
     evaluated, needed = ("corpus", "retrieve", "augment", *session.variants), ("corpus", "retrieve")
+    evaluated += (TRANSLATE,) if translated else ()
     options = {"divisible": ("augmented.jsonl",), "version": 2}
     return [
         corpus_stage(session),
-        stage("retrieve", run_retrieval, {**asked, **searching}, "corpus"),
+        stage("retrieve", run_retrieval, {**asked, **session.searching}, "corpus"),
         stage("augment", run_augmentation, augmentation, *needed, **options),
         *[warm_up] * any("warm_up" in encoding.needs for encoding in encodings),
         *encodings,
+        *translated,
         stage("evaluate", run_evaluation, evaluation, *evaluated, version=2),
         *likelihood_stages(session, open_reader, reading, "corpus"),
     ]
 
 
-def _list_searching(session: Session) -> dict[str, Any]:
-    """The settings of the searchers that find documents."""
-    c = session.config
-    settings: dict[str, Any] = {
-        "retrieve": {**vars(c.retrieve)},
-        **describe_reranking(c.retrieve.rerank),
-    }
-    del settings["retrieve"]["rerank"]
-    if c.retrieve.by != "fused":
-        del settings["retrieve"]["fusion"]
-    if c.retrieve.by_encoder:
-        settings["encoder"] = session.fingerprint("retrieve.encoder.name")
-    if c.retrieve.by_words:
-        settings["bm25"] = c.bm25
-    return settings
-
-
 def _start_at_random(config: PRAGConfig) -> PRAGConfig:
-    """The settings of documents that are encoded without a warm-up."""
-    return replace(config, encode=replace(config.encode, start="random"))
+    """The settings of documents that are encoded without a warm-up, and not translated."""
+    encode = replace(config.encode, start="random")
+    return replace(config, encode=encode, translator=replace(config.translator, documents=0))
 
 
 _SYSTEM = CONFIG, Session, list_stages, describe_report
 run = make_run(*_SYSTEM)
-evaluate_on = make_evaluation(*_SYSTEM, trained=("warm_up",), untrain=_start_at_random)
+evaluate_on = make_evaluation(*_SYSTEM, trained=("warm_up", *TAUGHT), untrain=_start_at_random)

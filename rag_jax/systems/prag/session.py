@@ -14,11 +14,16 @@ from rag_jax.lora.store import AdapterStore
 from rag_jax.models import Pretrained, load_tokenizer
 from rag_jax.models.io.load import load_config
 from rag_jax.retrieval import BM25, Dense, Fused, Index, make_text
+from rag_jax.runtime.checkpoint import load_tree
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems import session
 from rag_jax.systems.prag.config import PRAGConfig
 from rag_jax.systems.prag.data import Format, Variant, list_variants
+from rag_jax.systems.prag.evaluate import list_methods
 from rag_jax.systems.prag.infer import Engine, Search
+from rag_jax.systems.prag.translate import Translator
+from rag_jax.systems.prag.translator import init_translator, list_adapted
+from rag_jax.systems.reranking import describe_reranking
 from rag_jax.systems.room import Room, adapters_room, tuning_room
 from rag_jax.systems.stages import list_ranked
 from rag_jax.training.trainable import init_trained
@@ -48,6 +53,11 @@ class Session(session.Session):
             return self.base
         return self.load_language_model("augment.model", dtype=self.dtype)
 
+    @property
+    def methods(self) -> dict[str, tuple[str, str | None]]:
+        """The ways to answer; see `evaluate.METHODS`."""
+        return list_methods(self.config)
+
     @cached_property
     def variants(self) -> dict[str, Variant]:
         """The ways to encode documents, by stage."""
@@ -70,10 +80,62 @@ class Session(session.Session):
         settings |= {"variant": variant, "seed": c.seed}
         return AdapterStore(folder, template, base=self.base.fingerprint, settings=settings)
 
+    def make_translator(
+        self, folder: Path | None = None, passages: Sequence[Passage] = ()
+    ) -> Translator:
+        """The translator of documents, trained if there is a folder of its parameters.
+
+        Args:
+            passages: those that it makes adapters of by their ids.
+
+        Raises:
+            RagJaxError: as `load_tree`.
+        """
+        c, base = self.config, self.base
+        kernels = list_adapted(
+            jax.eval_shape(partial(init_trained, c.tuning, seed=c.seed), base.params)
+        )
+        sizes = {"state_size": base.config.hidden_size, "hidden": c.translator.hidden}
+        params = None
+        if folder is not None:
+            init = partial(init_translator, kernels=kernels, **sizes)
+            params = load_tree(folder, jax.eval_shape(init, jax.random.key(0)))
+        return Translator(base, self.format, kernels, params, passages, c.answer.batch_size)
+
+    def open_translated(self, folder: Path) -> AdapterStore:
+        """The adapters that the translator made.
+
+        Raises:
+            RagJaxError: the folder has adapters of another kind.
+        """
+        c = self.config
+        template = jax.eval_shape(partial(init_trained, c.tuning, seed=c.seed), self.base.params)
+        settings = {"tuning": c.tuning, "translator": c.translator, "seed": c.seed}
+        return AdapterStore(
+            folder / "adapters", template, base=self.base.fingerprint, settings=settings
+        )
+
     @property
     def room(self) -> int:
         """Largest number of tokens of a prompt: the context without the answer."""
         return self.base.config.max_length - self.config.answer.max_tokens
+
+    @property
+    def searching(self) -> dict[str, Any]:
+        """The settings of the searchers that find documents, for a stage."""
+        c = self.config
+        settings: dict[str, Any] = {
+            "retrieve": {**vars(c.retrieve)},
+            **describe_reranking(c.retrieve.rerank),
+        }
+        del settings["retrieve"]["rerank"]
+        if c.retrieve.by != "fused":
+            del settings["retrieve"]["fusion"]
+        if c.retrieve.by_encoder:
+            settings["encoder"] = self.fingerprint("retrieve.encoder.name")
+        if c.retrieve.by_words:
+            settings["bm25"] = c.bm25
+        return settings
 
     def make_search(
         self,
@@ -130,6 +192,12 @@ class Session(session.Session):
         """What the adapters of as many documents take as the questions can find."""
         c = self.config
         documents = min(len(self.passages), len(self.questions) * c.retrieve.passages)
+        return adapters_room(documents, c.tuning, load_config(c.model.name))
+
+    def estimate_taught(self) -> Room:
+        """What the adapters take that the translator is trained on."""
+        c = self.config
+        documents = min(len(self.passages), c.translator.documents)
         return adapters_room(documents, c.tuning, load_config(c.model.name))
 
     def check_length(self, tokens: int) -> None:

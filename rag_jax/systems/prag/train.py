@@ -1,6 +1,7 @@
 """Training: the warm-up adapter, and the adapter of every document, a bank at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -84,13 +85,17 @@ def run_encoding(
     settings: EncodeConfig,
     open_store: Callable[..., AdapterStore],
     check_length: Callable[[int], None],
+    stages: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Trains an adapter for every augmented document, and stores it under the document's id.
 
     A document whose training diverges is reported and left out; the other documents of its group
     stay. The group of an adapter that was lost since is trained again.
+
+    Args:
+        stages: the arguments `found` and `made` of `list_augmented`, if they are others.
     """
-    documents, augmented = list_augmented(context, passages)
+    documents, augmented = list_augmented(context, passages, **stages)
     reduced = [variant.reduce(texts) for texts in augmented]
     examples = _list_examples(format, documents, reduced, augment)
     check_length(max(len(tokens) for rows in examples for tokens in rows))
