@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rag_jax.data.passages import Passage
-from rag_jax.data.words import space_characters
+from rag_jax.data.words import count_words, space_characters
 from rag_jax.evaluation.answers import match, normalize_answer
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.stage import StageContext
@@ -27,6 +27,9 @@ _POINTS = re.compile(
 )
 
 
+_SMALL = {"of", "and", "in", "on", "for", "to", "with", "by", "from", "at", "is", "are", "or", "as"}
+
+
 class Draft(NamedTuple):
     """A written question with its answer, and the id of its passage."""
 
@@ -41,15 +44,16 @@ def list_drafts(records: Sequence[Mapping[str, Any]]) -> list[Draft]:
 
 
 def sift(
-    drafts: Sequence[Draft], texts: Mapping[str, str], *, copied: int
+    drafts: Sequence[Draft], passages: Mapping[str, Passage], *, copied: int, answer_words: int
 ) -> tuple[list[Draft], list[tuple[Draft, str]]]:
     """The questions that stand for themselves; and the others with what is wrong with each.
 
-    Left out are questions that point at a passage, that copy `copied` words in a row from theirs,
-    that were asked before, and all that were asked of several passages with different answers.
+    Left out are questions that point at a passage or name nothing, that have an answer of more than
+    `answer_words` words, that copy `copied` words in a row from their passage, that were asked
+    before, and all that were asked of several passages with different answers.
 
     Args:
-        texts: of the passages, by id.
+        passages: by id.
     """
     answers: dict[str, set[str]] = defaultdict(set)
     for draft in drafts:
@@ -60,15 +64,32 @@ def sift(
         asked = normalize_answer(draft.question)
         if _POINTS.search(draft.question):
             left.append((draft, "points at its passage"))
+        elif not names_something(draft.question, passages[draft.passage].title):
+            left.append((draft, "names nothing"))
+        elif count_words(draft.answer) > answer_words:
+            left.append((draft, f"has an answer of more than {answer_words} words"))
         elif len(answers[asked]) > 1:
             left.append((draft, "has several answers"))
         elif asked in kept:
             left.append((draft, "was asked before"))
-        elif is_copied(draft.question, texts[draft.passage], copied):
+        elif is_copied(draft.question, passages[draft.passage].text, copied):
             left.append((draft, f"copies {copied} words of its passage"))
         else:
             kept[asked] = draft
     return [*kept.values()], left
+
+
+def names_something(question: str, title: str) -> bool:
+    """Whether a question has a name, as a capital after its first word, or a word of the title.
+
+    "What is its area?" has neither. A script without capitals is let pass.
+    """
+    words, known = (space_characters(text).split() for text in (question, title))
+    if not any(letter.lower() != letter.upper() for letter in question):
+        return True
+    has_name = any(letter.isupper() for word in words[1:] for letter in word[:2])
+    shared = {normalize_answer(word) for word in words} & {normalize_answer(word) for word in known}
+    return has_name or bool(shared - {"", *_SMALL})
 
 
 def is_copied(question: str, text: str, count: int) -> bool:
@@ -101,7 +122,7 @@ def run_check(
     drafts = list_drafts(read_jsonl(context.path("write", "drafts.jsonl")))
     asked = find_asked(context, passages)
     texts = {id: f"{p.title}: {p.text}" for id, p in asked.items()}
-    kept, _ = sift(drafts, texts, copied=check_by.copied)
+    kept, _ = sift(drafts, asked, **check_by.sifting)
     options = {"max_tokens": check_by.max_tokens, "batch_size": check_by.batch_size}
 
     def answer(batch: Sequence[Draft], given: Sequence[str]) -> list[str]:

@@ -76,12 +76,19 @@ class CheckConfig:
 
     Attributes:
         copied: number of consecutive words of the passage from which on a question is a copy.
+        answer_words: largest number of words of an answer.
         max_tokens: maximum number of tokens of an answer.
     """
 
     copied: Count = 8
+    answer_words: Count = 10
     max_tokens: Count = 16
     batch_size: Count = 16
+
+    @property
+    def sifting(self) -> dict[str, int]:
+        """The arguments of `check.sift`."""
+        return {"copied": self.copied, "answer_words": self.answer_words}
 
 
 @dataclass(frozen=True)

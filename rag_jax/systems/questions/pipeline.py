@@ -76,7 +76,7 @@ def list_stages(session: Session) -> list[Stage]:
         stage(
             "split",
             run_split,
-            {"test": c.test, "dev": c.dev, "copied": c.check_by.copied, "seed": c.seed},
+            {"test": c.test, "dev": c.dev, "check": c.check_by, "seed": c.seed},
             *("corpus", "write", "check"),
         ),
     ]
@@ -106,9 +106,8 @@ def run_split(
     Writes `questions.jsonl`, lines with a `split`, and `left_out.jsonl`, lines with a `reason`.
     """
     asked = find_asked(context, passages)
-    texts = {id: f"{p.title}: {p.text}" for id, p in asked.items()}
     drafts = list_drafts(read_jsonl(context.path("write", "drafts.jsonl")))
-    _, left = sift(drafts, texts, copied=check_by.copied)
+    _, left = sift(drafts, asked, **check_by.sifting)
     out = [draft._asdict() | {"reason": reason} for draft, reason in left]
     kept = []
     for record in read_jsonl(context.path("check", "answered.jsonl")):

@@ -8,13 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rag_jax.data.passages import Passage
-from rag_jax.systems.questions.check import Draft, is_copied, judge, sift
+from rag_jax.systems.questions.check import Draft, is_copied, judge, names_something, sift
 from rag_jax.systems.questions.pipeline import split_documents
 from rag_jax.systems.questions.write import choose_passages, name_document
 
-TEXTS = {
-    "a": "Riga: Riga lies at the mouth of the Daugava where it meets the Baltic Sea in Latvia.",
-    "b": "Tartu: Tartu lies on the Emajogi in Estonia.",
+PASSAGES = {
+    "a": Passage(
+        "a", "Riga", "It lies at the mouth of the Daugava where it meets the Baltic Sea in Latvia."
+    ),
+    "b": Passage("b", "The town of Tartu", "Tartu lies on the Emajogi in Estonia."),
 }
 
 
@@ -24,22 +26,43 @@ def test_questions_that_stand_for_themselves():
         good,
         Draft("b", "at which rivers mouth is Riga", "the Daugava"),  # again, of another passage
         Draft("a", "Which city is named in this passage?", "Riga"),
+        Draft("b", "What of Tartu?", "Tartu lies on the Emajogi in Estonia"),
         Draft("b", "According to the text, where is Tartu?", "Estonia"),
-        Draft("a", "Where is the city?", "Latvia"),
-        Draft("b", "Where is the city?", "Estonia"),
+        Draft("a", "Where is the city of Dreams?", "Latvia"),
+        Draft("b", "Where is the city of Dreams?", "Estonia"),
+        Draft("b", "Where is it of old?", "Estonia"),
         Draft("a", "What lies at the mouth of the Daugava where it meets the Baltic Sea?", "Riga"),
     ]
-    kept, left = sift(drafts, TEXTS, copied=8)
+    kept, left = sift(drafts, PASSAGES, copied=8, answer_words=6)
     assert kept == [good]
     assert [(draft.question[:5], reason) for draft, reason in left] == [
         ("at wh", "was asked before"),
         ("Which", "points at its passage"),
+        ("What ", "has an answer of more than 6 words"),
         ("Accor", "points at its passage"),
         ("Where", "has several answers"),
         ("Where", "has several answers"),
+        ("Where", "names nothing"),
         ("What ", "copies 8 words of its passage"),
     ]
-    assert sift([], {}, copied=8) == ([], [])
+    assert sift([], {}, copied=8, answer_words=6) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("question", "title", "names"),
+    [
+        ("What is its area?", "Chad: Geography", False),
+        ("What is the area of chad?", "Chad: Geography", True),
+        ("How long does the dough rest?", "Baking with sour dough", True),
+        ("How long is it in the oven?", "Of bread in ovens", False),
+        ("When did Oslo burn?", "", True),
+        ("Who wrote 'Faust'?", "", True),
+        ("\u6771\u4eac\u306f\u3069\u3053\u3067\u3059\u304b", "", True),
+        ("", "", True),
+    ],
+)
+def test_a_question_names_something(question, title, names):
+    assert names_something(question, title) is names
 
 
 def test_a_copy_has_so_many_words_in_a_row():
