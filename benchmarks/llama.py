@@ -33,7 +33,7 @@ TEXT = "The harbour of the old town was built by merchants, and its lighthouse"
 
 
 def main() -> None:
-    """Runs both cases and writes the report."""
+    """Runs every case and writes the report."""
     arguments = bench.make_parser(__doc__).parse_args()
     ours = load(NAME)
     cases = {

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from rag_jax.comparison.config import CompareConfig
-from rag_jax.data.formats import describe_source, read_collection
+from rag_jax.data.formats import describe_source, jsonl, read_collection
 from rag_jax.data.formats.flashrag import parse, write_questions
 from rag_jax.data.formats.lines import Place
 from rag_jax.data.passages import write_passages
 from rag_jax.data.questions import Collection, Question, choose_questions
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.files import read_json, read_jsonl, replace_folder, write_json, write_jsonl
+from rag_jax.runtime.files import read_json, read_jsonl, replace_folder, write_json
 from rag_jax.runtime.outside import parsing
 from rag_jax.runtime.progress import log
 
@@ -54,9 +54,7 @@ def prepare_data(config: CompareConfig, folder: Path, described: dict[str, Any])
         keep = partial(write_passages, new / _SCRATCH)
         collection = read_collection(config.data, config.world, keep=keep)
         questions, alike = choose_all(collection, config)
-        # Documents of BEIR, whose ids are `_id`, may be without title and text, as here.
-        records = ({"_id": p.id, "title": p.title, "text": p.text} for p in collection.passages)
-        write_jsonl(new / "passages.jsonl", records)
+        jsonl.write_passages(new / "passages.jsonl", collection.passages)
         for split, listed in questions.items():
             write_questions(new / f"{split}_questions.jsonl", listed)
         counts = {split: len(listed) for split, listed in questions.items()}

@@ -7,7 +7,8 @@ string or a list of strings as in NQ-open (Lee et al. 2019, arXiv 1906.00300), a
 stand for `answers`. A question without an id gets one made of its text.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from rag_jax.data.formats.fields import (
@@ -24,6 +25,7 @@ from rag_jax.data.formats.fields import (
 from rag_jax.data.formats.lines import Place
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
+from rag_jax.runtime.files import write_jsonl
 
 # Fields without which an `answer` has no meaning, or that are the question's passage.
 _OTHERS = {"choices", "options", "context", "passage", "article"}
@@ -78,3 +80,8 @@ def _read_answers(record: Mapping[str, Any], place: Place) -> tuple[str, ...]:
         return ()
     aliases = record.get("answer_aliases")
     return answers if aliases is None else (*answers, *get_texts(record, "answer_aliases", place))
+
+
+def write_passages(path: Path, passages: Iterable[Passage]) -> None:
+    """Writes a corpus; the ids are `_id`, as BEIR's, whose documents may be without any text."""
+    write_jsonl(path, ({"_id": p.id, "title": p.title, "text": p.text} for p in passages))

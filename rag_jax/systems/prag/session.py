@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection
@@ -63,6 +64,12 @@ class Session(session.Session):
         """The ways to encode documents, by stage."""
         return list_variants(self.config)
 
+    @cached_property
+    def adapter_shapes(self) -> PyTree[jax.ShapeDtypeStruct]:
+        """One adapter, described."""
+        c = self.config
+        return jax.eval_shape(partial(init_trained, c.tuning, seed=c.seed), self.base.params)
+
     def open_store(self, folder: Path, variant: Variant) -> AdapterStore:
         """The adapters of one way to encode documents.
 
@@ -70,7 +77,6 @@ class Session(session.Session):
             RagJaxError: the folder has adapters of another kind.
         """
         c = self.config
-        template = jax.eval_shape(partial(init_trained, c.tuning, seed=c.seed), self.base.params)
         settings = {
             "tuning": c.tuning,
             "encode": c.encode,
@@ -78,7 +84,9 @@ class Session(session.Session):
             "prompt": c.prompt,
         }
         settings |= {"variant": variant, "seed": c.seed}
-        return AdapterStore(folder, template, base=self.base.fingerprint, settings=settings)
+        return AdapterStore(
+            folder, self.adapter_shapes, base=self.base.fingerprint, settings=settings
+        )
 
     def make_translator(
         self, folder: Path | None = None, passages: Sequence[Passage] = ()
@@ -92,9 +100,7 @@ class Session(session.Session):
             RagJaxError: as `load_tree`.
         """
         c, base = self.config, self.base
-        kernels = list_adapted(
-            jax.eval_shape(partial(init_trained, c.tuning, seed=c.seed), base.params)
-        )
+        kernels = list_adapted(self.adapter_shapes)
         sizes = {"state_size": base.config.hidden_size, "hidden": c.translator.hidden}
         params = None
         if folder is not None:
@@ -109,11 +115,9 @@ class Session(session.Session):
             RagJaxError: the folder has adapters of another kind.
         """
         c = self.config
-        template = jax.eval_shape(partial(init_trained, c.tuning, seed=c.seed), self.base.params)
         settings = {"tuning": c.tuning, "translator": c.translator, "seed": c.seed}
-        return AdapterStore(
-            folder / "adapters", template, base=self.base.fingerprint, settings=settings
-        )
+        made_for = {"base": self.base.fingerprint, "settings": settings}
+        return AdapterStore(folder / "adapters", self.adapter_shapes, **made_for)
 
     @property
     def room(self) -> int:

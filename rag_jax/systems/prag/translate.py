@@ -95,7 +95,6 @@ class Translator:
     Args:
         params: of the translator; None before its training.
         passages: that can be translated.
-        tuning: settings of the adapters.
         batch_size: number of documents that are read together.
     """
 

@@ -10,7 +10,7 @@ from rag_jax.data.words import count_words, space_characters
 from rag_jax.evaluation.answers import match, normalize_answer
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.stage import StageContext
-from rag_jax.runtime.files import read_jsonl
+from rag_jax.runtime.files import read_jsonl, write_jsonl
 from rag_jax.systems.asking import decode_texts
 from rag_jax.systems.questions.config import CheckConfig
 from rag_jax.systems.stages import continue_prompts
@@ -99,13 +99,6 @@ def is_copied(question: str, text: str, count: int) -> bool:
     return any(tuple(words[i : i + count]) in rows for i in range(len(words) - count + 1))
 
 
-def find_asked(context: StageContext, passages: Sequence[Passage]) -> dict[str, Passage]:
-    """The passages that questions were written about, by id."""
-    records = read_jsonl(context.path("write", "drafts.jsonl"))
-    ids = {record["passage"] for record in records if record["pairs"]}
-    return {passage.id: passage for passage in passages if passage.id in ids}
-
-
 def run_check(
     context: StageContext,
     *,
@@ -117,12 +110,15 @@ def run_check(
     """Has the model answer every question that stands for itself, with its passage and without.
 
     Writes `answered.jsonl`, lines of a draft with `with_passage` and `without`, what the model
-    answers.
+    answers, and `left_out.jsonl`, lines of the other drafts with a `reason`.
     """
     drafts = list_drafts(read_jsonl(context.path("write", "drafts.jsonl")))
-    asked = find_asked(context, passages)
+    ids = {draft.passage for draft in drafts}
+    asked = {passage.id: passage for passage in passages if passage.id in ids}
     texts = {id: f"{p.title}: {p.text}" for id, p in asked.items()}
-    kept, _ = sift(drafts, asked, **check_by.sifting)
+    kept, left = sift(drafts, asked, copied=check_by.copied, answer_words=check_by.answer_words)
+    out = [draft._asdict() | {"reason": reason} for draft, reason in left]
+    write_jsonl(context.folder / "left_out.jsonl", out)
     options = {"max_tokens": check_by.max_tokens, "batch_size": check_by.batch_size}
 
     def answer(batch: Sequence[Draft], given: Sequence[str]) -> list[str]:

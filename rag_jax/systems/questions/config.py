@@ -85,11 +85,6 @@ class CheckConfig:
     max_tokens: Count = 16
     batch_size: Count = 16
 
-    @property
-    def sifting(self) -> dict[str, int]:
-        """The arguments of `check.sift`."""
-        return {"copied": self.copied, "answer_words": self.answer_words}
-
 
 @dataclass(frozen=True)
 class QuestionsConfig:

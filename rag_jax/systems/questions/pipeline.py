@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from rag_jax.data.formats import BadLines, stream_passages
-from rag_jax.data.passages import Passage, PassageFile, write_passages
+from rag_jax.data.formats import BadLines, jsonl, stream_passages
+from rag_jax.data.passages import PassageFile, write_passages
 from rag_jax.data.questions import PASSAGES, Collection, store_questions
 from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import Stage, StageContext
@@ -30,9 +30,9 @@ from rag_jax.runtime.manifest import hash_file
 from rag_jax.runtime.outside import parsing
 from rag_jax.runtime.progress import log
 from rag_jax.systems import session
-from rag_jax.systems.questions.check import find_asked, judge, list_drafts, run_check, sift
-from rag_jax.systems.questions.config import CheckConfig, CorpusConfig, QuestionsConfig
-from rag_jax.systems.questions.write import name_document, run_writing
+from rag_jax.systems.questions.check import judge, run_check
+from rag_jax.systems.questions.config import CorpusConfig, QuestionsConfig
+from rag_jax.systems.questions.write import run_writing
 from rag_jax.systems.session import make_stage
 
 DATA = "data"  # the folder for the reader, in the work folder
@@ -73,12 +73,7 @@ def list_stages(session: Session) -> list[Stage]:
         stage("corpus", run_corpus, session.source),
         stage("write", run_writing, {**model, "write": c.write, "seed": c.seed}, "corpus"),
         stage("check", run_check, {**model, "check": c.check_by}, "corpus", "write"),
-        stage(
-            "split",
-            run_split,
-            {"test": c.test, "dev": c.dev, "check": c.check_by, "seed": c.seed},
-            *("corpus", "write", "check"),
-        ),
+        stage("split", run_split, {"test": c.test, "dev": c.dev, "seed": c.seed}, "write", "check"),
     ]
 
 
@@ -95,25 +90,21 @@ def run_corpus(context: StageContext, *, data: CorpusConfig) -> None:
 def run_split(
     context: StageContext,
     *,
-    passages: Sequence[Passage],
     test: float,
     dev: float,
-    check_by: CheckConfig,
     seed: int,
 ) -> None:
     """Splits the kept questions by document.
 
     Writes `questions.jsonl`, lines with a `split`, and `left_out.jsonl`, lines with a `reason`.
     """
-    asked = find_asked(context, passages)
-    drafts = list_drafts(read_jsonl(context.path("write", "drafts.jsonl")))
-    _, left = sift(drafts, asked, **check_by.sifting)
-    out = [draft._asdict() | {"reason": reason} for draft, reason in left]
-    kept = []
+    written = read_jsonl(context.path("write", "drafts.jsonl"))
+    document_of = {record["passage"]: record["document"] for record in written}
+    out, kept = read_jsonl(context.path("check", "left_out.jsonl")), []
     for record in read_jsonl(context.path("check", "answered.jsonl")):
         reason = judge(record)
         (out if reason else kept).append(record | ({"reason": reason} if reason else {}))
-    documents = [name_document(asked[record["passage"]]) for record in kept]
+    documents = [document_of[record["passage"]] for record in kept]
     splits = split_documents(documents, test=test, dev=dev, seed=seed)
     questions = [
         {
@@ -214,10 +205,7 @@ def _fill(folder: Path, stages: Path, made_from: Mapping[str, Any]) -> None:
             "more passages (config.write.passages)"
         )
     with replace_folder(folder) as new:
-        # Documents of BEIR, whose ids are `_id`, may be without title and text, as here.
-        passages = PassageFile(stages / "corpus" / PASSAGES)
-        records = ({"_id": p.id, "title": p.title, "text": p.text} for p in passages)
-        write_jsonl(new / PASSAGES, records)
+        jsonl.write_passages(new / PASSAGES, PassageFile(stages / "corpus" / PASSAGES))
         for split in SPLITS:
             own = [dict(question) for question in questions if question["split"] == split]
             for question in own:

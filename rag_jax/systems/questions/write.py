@@ -58,7 +58,7 @@ def run_writing(
     max_text: int,
     seed: int,
 ) -> None:
-    """Writes questions about passages: `drafts.jsonl`, lines `{"passage", "pairs"}`.
+    """Writes questions about passages: `drafts.jsonl`, lines `{"passage", "document", "pairs"}`.
 
     Raises:
         RagJaxError: no passage has enough text.
@@ -79,7 +79,11 @@ def run_writing(
         cut = [Passage(p.id, p.title, shorten(" ".join(p.text.split()), max_text)) for p in read]
         found = ask_for_pairs(base, cut, write.each, **options)
         return [
-            {"passage": p.id, "pairs": [[pair.question, pair.answer] for pair in pairs]}
+            {
+                "passage": p.id,
+                "document": name_document(p),
+                "pairs": [[pair.question, pair.answer] for pair in pairs],
+            }
             for p, pairs in zip(read, found, strict=True)
         ]
 
