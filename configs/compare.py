@@ -30,6 +30,7 @@ PRESETS = {
         prag=PRAGConfig(
             model=ChatReaderConfig(chat=True),
             retrieve=DocumentsConfig(passages=1),
+            readers=("bm25", "fused"),
             # Adapters are trained apart, so that fewer at once take memory alone.
             encode=EncodeConfig(learning_rate=2.5e-3, together=8),
         ),

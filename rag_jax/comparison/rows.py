@@ -108,6 +108,8 @@ ROWS: dict[str, dict[str, Row]] = {
     "prag": {
         "direct": Row("none", "as loaded", searches=False),
         "in_context": Row("found passages", "as loaded", ("retrieve",), (_TEXT,)),
+        "read_bm25": Row("BM25's passages", "as loaded", keeps=(_TEXT,)),
+        "read_corpus": Row("the whole corpus", "as loaded", keeps=(_TEXT,), searches=False),
         "in_context_augmented": Row(
             "found passages, with rewrites and questions",
             "as loaded",
@@ -115,6 +117,14 @@ ROWS: dict[str, dict[str, Row]] = {
             (_TEXT, "augment/augmented.jsonl"),
             growing=("augment",),
         ),
+    }
+    | {
+        f"read_{name}": Row(knowledge, "as loaded", ("search",), (_TEXT,))
+        for name, knowledge in {
+            "dense": "dense passages",
+            "fused": "BM25's and dense passages",
+            "reranked": "both's passages, reranked",
+        }.items()
     }
     | {
         name: Row(

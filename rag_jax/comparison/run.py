@@ -29,6 +29,7 @@ from rag_jax.runtime.outside import parsing
 from rag_jax.runtime.progress import log
 from rag_jax.runtime.track import check_tracker
 from rag_jax.systems import open_room
+from rag_jax.systems.embeddings import FOLDER as EMBEDDINGS
 
 DATA, REPORT = "data", "report.json"
 SCORES = {"accuracy": "correct"}  # what the rows are compared by
@@ -45,8 +46,8 @@ def compare(
 ) -> dict[str, Any]:
     """Runs the systems that have not finished yet, and writes and returns the report.
 
-    The work folder has `data`, a work folder for each system, and the report of all of them. A
-    system that fails is a row that says why, and the others go on.
+    The work folder has `data`, a work folder for each system, `embeddings`, which they share, and
+    the report of all of them. A system that fails is a row that says why, and the others go on.
 
     Args:
         overwrite: whether a finished comparison of other data or settings may be overwritten.
@@ -132,10 +133,20 @@ def run_all(config: CompareConfig, workdir: Path, run: Run) -> dict[str, str]:
     for number, system in enumerate(config.systems, start=1):
         log(f"system {number} of {len(config.systems)}: {system}, in {workdir / system}")
         settings = config.settings(system, workdir / DATA)
+        share_embeddings(workdir, system)
         if error := run(system, settings, workdir / system):
             log(f"system {system} failed: {error}")
             failed[system] = error
     return failed
+
+
+def share_embeddings(workdir: Path, system: str) -> None:
+    """Has a system's run keep its corpus's embeddings where those of the others are."""
+    (workdir / EMBEDDINGS).mkdir(exist_ok=True)
+    (workdir / system).mkdir(exist_ok=True)
+    own = workdir / system / EMBEDDINGS
+    if not own.exists():
+        own.symlink_to(Path("..") / EMBEDDINGS)
 
 
 def _grade_all(

@@ -19,9 +19,9 @@ Divide = Callable[["Stage", ResumableMap, Path], MakeAll]
 class StageContext:
     """What a stage's function works with: its folder, the artefacts it needs, resumable maps.
 
-    `stages_folder` holds a folder for each stage, but for the stages of another run that this run
-    was `given`: their folders, by name. The stage itself works in `folder`, by default its own
-    among them. `divide` has workers make what the stage declares `divisible`.
+    `stages_folder`, in `workdir`, holds a folder for each stage, but for the stages of another run
+    that this run was `given`: their folders, by name. The stage itself works in `folder`, by
+    default its own among them. `divide` has workers make what the stage declares `divisible`.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class StageContext:
         folder: Path | None = None,
         given: Mapping[str, Path] = MappingProxyType({}),
     ):
-        self.name = stage.name
+        self.name, self.workdir = stage.name, stages_folder.parent
         self.folder = folder or stages_folder / stage.name
         self._stage, self._stages_folder, self._given = stage, stages_folder, given
         self._divide = divide

@@ -1,7 +1,6 @@
 """BM25: lexical search, by the words that questions and passages share."""
 
 import dataclasses
-import functools
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -52,8 +51,7 @@ class BM25:
     words are reduced to terms by the language's `Analysis`.
 
     Indices are made by `build` or `load`. `searcher` is the `bm25s` index, with the score of every
-    term in every passage. NumPy adds the scores up, or numba where it is installed, with the same
-    sums to the bit.
+    term in every passage.
 
     Attributes:
         settings: of the index; the language is the one that was used, never "auto".
@@ -102,7 +100,7 @@ class BM25:
         # bm25s divides by the mean length, which is 0 if no text has words.
         with np.errstate(invalid="ignore"):
             searcher.index((rows, vocabulary), create_empty_token=False, show_progress=False)
-        return cls(len(rows), settings, _speed_up(searcher))
+        return cls(len(rows), settings, searcher)
 
     @property
     def analysis(self) -> Analysis:
@@ -127,13 +125,14 @@ class BM25:
             raise RagJaxError(f"k is {k}: it must be from 1 to {self.size}, the index's size")
         questions = list(_join_pairs(questions, "questions"))
         best_scores, best_rows = [], []
+        postings = [self.searcher.scores[name] for name in ("data", "indices", "indptr")]
+        room = np.zeros(self.size, np.float32)
         for question in questions:
             terms = self.searcher.get_tokens_ids(self.analysis.split(question))
-            no_score = np.zeros(self.size, np.float32)
-            scores = self.searcher.get_scores_from_ids(terms) if terms else no_score
-            rows = find_best(scores, k)
+            words, weights = np.asarray(terms, np.int64), np.ones(len(terms), np.float32)
+            scores, rows = find_best(*postings, words, weights, room, k=k)
             best_rows.append(rows)
-            best_scores.append(scores[rows])
+            best_scores.append(scores)
         return best_scores, best_rows
 
     def save(self, folder: str | os.PathLike) -> None:
@@ -175,7 +174,7 @@ class BM25:
                     "the index again"
                 )
             _check_arrays(searcher.scores, searcher.vocab_dict, size)
-        return cls(size, found, _speed_up(searcher))
+        return cls(size, found, searcher)
 
 
 def _tell_language(rows: Sequence[Sequence[int]], words: Sequence[str]) -> tuple[str, str]:
@@ -252,25 +251,6 @@ def _import_bm25s() -> Any:
 
     logging.getLogger("bm25s").setLevel(logging.WARNING)
     return bm25s
-
-
-def _speed_up(searcher: Any) -> Any:
-    """A `bm25s` index whose scores numba adds up, where it is installed."""
-    if (scorer := _compile_scorer()) is not None:
-        searcher._compute_relevance_from_scores = scorer
-    return searcher
-
-
-@functools.cache
-def _compile_scorer() -> Any:
-    """The compiled sum of scores, one for all indices, or None without numba."""
-    bm25s = _import_bm25s()
-    if not bm25s.NUMBA_AVAILABLE:
-        log("BM25: numba is not installed, NumPy adds up the scores: pip install 'rag_jax[numba]'")
-        return None
-    index = bm25s.BM25()
-    index.activate_numba_scorer()
-    return index._compute_relevance_from_scores
 
 
 def _join_pairs(texts: Iterable[str | tuple[str, str]], name: str) -> Iterator[str]:

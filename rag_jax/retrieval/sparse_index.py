@@ -90,22 +90,13 @@ class SparseIndex:
                 "them with the index's encoder"
             )
         best_scores, best_rows = [], []
+        room = np.zeros(self.size, np.float32)
         for start, end in zip(queries.indptr[:-1], queries.indptr[1:], strict=True):
-            scores = self._score(queries.indices[start:end], queries.data[start:end])
-            rows = find_best(scores, k)
-            best_scores.append(scores[rows])
+            words, weights = queries.indices[start:end], queries.data[start:end]
+            scores, rows = find_best(self.data, self.rows, self.starts, words, weights, room, k=k)
+            best_scores.append(scores)
             best_rows.append(rows)
         return best_scores, best_rows
-
-    def _score(
-        self, words: Int[np.ndarray, "n"], weights: Float[np.ndarray, "n"]
-    ) -> Float[np.ndarray, "N"]:
-        """Dot products of all passages with a query's weights."""
-        scores = np.zeros(self.size, np.float32)
-        for word, weight in zip(words.tolist(), weights, strict=True):
-            places = slice(self.starts[word], self.starts[word + 1])
-            scores[self.rows[places]] += weight * self.data[places]  # a word's rows are distinct
-        return scores
 
     def _count(self) -> Int[np.ndarray, "N"]:
         """Number of words of each passage, by which a stored index tells how many there are."""

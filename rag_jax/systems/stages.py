@@ -38,7 +38,6 @@ from rag_jax.retrieval.contrastive import (
     fit_encoders,
     make_batches,
 )
-from rag_jax.retrieval.encode import PIECE, plan_widths
 from rag_jax.retrieval.negatives import make_miner
 from rag_jax.retrieval.pairs import Pair
 from rag_jax.runtime.files import to_json
@@ -46,6 +45,7 @@ from rag_jax.runtime.hosts import fetch, is_first
 from rag_jax.runtime.track import check_tracker
 from rag_jax.search_config import BM25Config
 from rag_jax.systems import open_room
+from rag_jax.systems.embeddings import embed_corpus
 from rag_jax.systems.likelihood import STAGE, Reader, run_likelihood
 from rag_jax.systems.session import Session, bind, make_stage
 
@@ -136,23 +136,6 @@ def likelihood_stages(
         return []
     reading = partial(open_reader, session=session)
     return [make_stage(session, STAGE, run_likelihood, settings, *needs, open_reader=reading)]
-
-
-def embed_corpus(
-    context: StageContext,
-    passages: Sequence[Passage],
-    encoder: Pretrained,
-    encode_passages: Callable[..., Float[np.ndarray, "N E"]],
-    encoding: EncoderConfig,
-) -> Float[np.ndarray, "N E"]:
-    """Embeddings of all passages, as a memory map of the stage's `embeddings.npy`."""
-    worth = {"program_tokens": encoding.program_tokens}
-    widths = plan_widths(encoder, passages, encoding.max_length, **worth)
-
-    def encode(part: Sequence[Passage]) -> Float[np.ndarray, "n E"]:
-        return encode_passages(encoder, part, widths=widths)
-
-    return context.map("embeddings.npy", passages, encode, batch_size=PIECE, unit="passages")
 
 
 def run_negatives(

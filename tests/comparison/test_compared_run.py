@@ -88,6 +88,8 @@ def test_report(config, runs, tmp_path, capsys):
     assert report == read_json(workdir / "report.json") | report and runs.called == [
         *config.systems
     ]
+    shared = {(workdir / system / "embeddings").resolve() for system in config.systems}
+    assert shared == {(workdir / "embeddings").resolve()}
     rows = report["methods"]
     assert list(rows)[:2] == ["prag.direct", "prag.in_context"] and "srrag.srrag" in rows
     assert [rows[f"srrag.{n}"]["accuracy"] for n in ("direct", "verbalise", "retrieve")] == [

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rag_jax.retrieval import BM25, Index, bm25
+from rag_jax.retrieval import BM25, Index
 from rag_jax.retrieval.analysis import Analysis
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.manifest import hash_file
@@ -334,13 +334,3 @@ def test_settings_are_checked():
         BM25.build(ENGLISH, BM25Config(language="latin"))
     with pytest.raises(RagJaxError, match="settings.b=2.0: must be from 0 to 1"):
         BM25.build(ENGLISH, BM25Config(b=2))
-
-
-def test_numba_gives_the_same_bits(monkeypatch):
-    pytest.importorskip("numba", reason="the extra numba is not installed")
-    texts = [" ".join("abcdefgh"[i % p] for p in (2, 3, 5, 7)) for i in range(200)]
-    found = BM25.build(texts).search(["a b", "c d e a", "h"], 20)
-    monkeypatch.setattr(bm25, "_compile_scorer", lambda: None)
-    plain = BM25.build(texts).search(["a b", "c d e a", "h"], 20)
-    for one, other in zip((*found[0], *found[1]), (*plain[0], *plain[1]), strict=True):
-        np.testing.assert_array_equal(one, other)

@@ -24,7 +24,7 @@ from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import map_array, read_json, write_json
 from rag_jax.runtime.hosts import is_first
 from rag_jax.runtime.manifest import hash_file
-from rag_jax.systems.stages import embed_corpus
+from rag_jax.systems.embeddings import embed_corpus
 
 # Number of queries that recall is measured with, and of passages found for each.
 _QUERIES, _DEPTH = 256, 10

@@ -22,6 +22,8 @@ from rag_jax.runtime.errors import RagJaxError
 from rag_jax.search_config import BM25Config, FusionConfig, RetrieveConfig
 from rag_jax.systems.prag.demonstrations import DEMONSTRATIONS
 
+By = Literal["bm25", "dense", "fused"]  # how documents are found
+
 
 @dataclass(frozen=True)
 class ChatReaderConfig(ReaderConfig):
@@ -67,7 +69,7 @@ class DocumentsConfig(RetrieveConfig):
         by: "fused" for the fusion of BM25's ranking with the encoder's, in this order.
     """
 
-    by: Literal["bm25", "dense", "fused"] = "dense"
+    by: By = "dense"
     passages: Count = 3
     encoder: EncoderConfig = EncoderConfig()
     fusion: FusionConfig = FusionConfig()
@@ -217,6 +219,9 @@ class PRAGConfig:
             one of these questions finds are encoded.
         ablations: whether documents are also encoded without rewrites, without questions, and from
             the other start.
+        readers: further rows, in which the model as loaded reads what a search by BM25, by the
+            encoder, by both or by these and the reranker finds, or the whole corpus, if it fits the
+            context. Their searches find passages that need no adapter.
         ask: how `launch/ask.py` uses the documents: "parametric" merges their adapters,
             "in_context" reads their passages, and "both" does both.
         track: where the curves of the run go besides the run's own files.
@@ -227,6 +232,7 @@ class PRAGConfig:
     questions: CountOrZero = 0
     evaluate_on: Literal["test", "dev"] = "test"
     ablations: bool = False
+    readers: tuple[Literal["bm25", "dense", "fused", "reranked", "corpus"], ...] = ()
     ask: Literal["parametric", "in_context", "both"] = "both"
     track: TrackerName = "none"
     mesh: MeshConfig = MeshConfig()
@@ -244,8 +250,14 @@ class PRAGConfig:
     answer: AnswerConfig = AnswerConfig()
 
     def check(self, path: str) -> None:
-        """Raises a RagJaxError unless the tuning mode is "lora"."""
+        """Raises a RagJaxError unless the tuning mode is "lora" and the readers can be had."""
         if self.tuning.mode != "lora":
             raise RagJaxError(
                 f"{path}.tuning.mode={self.tuning.mode!r}: a document is an adapter; set 'lora'"
+            )
+        if len({*self.readers}) < len(self.readers):
+            raise RagJaxError(f"{path}.readers={self.readers}: give each of them once")
+        if "reranked" in self.readers and self.retrieve.rerank.name is None:
+            raise RagJaxError(
+                f"{path}.readers: 'reranked' needs a reranker; set {path}.retrieve.rerank.name"
             )

@@ -21,6 +21,7 @@ from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.files import read_jsonl, write_json, write_jsonl
 from rag_jax.runtime.hosts import is_first
 from rag_jax.runtime.progress import log
+from rag_jax.systems.embeddings import embed_corpus
 from rag_jax.systems.evaluation import name_model
 from rag_jax.systems.prag.augment import list_documents, read_augmented
 from rag_jax.systems.prag.config import AnswerConfig, DocumentsConfig, PRAGConfig
@@ -37,7 +38,7 @@ from rag_jax.systems.reranking import (
     rerank_found,
     tabulate_reranking,
 )
-from rag_jax.systems.stages import answer_timed, embed_corpus
+from rag_jax.systems.stages import answer_timed
 from rag_jax.systems.words import keep_settings, tabulate_words
 
 COLUMNS = ("n", "exact_match", "f1", "match", "prompt_tokens", "seconds_per_question")
@@ -64,6 +65,11 @@ def list_methods(config: PRAGConfig) -> dict[str, tuple[str, str | None]]:
     return METHODS | (TRANSLATED if config.translator.documents else {})
 
 
+def name_row(reader: str) -> str:
+    """The row of one of `config.readers`."""
+    return f"read_{reader}"
+
+
 # What a record says of its question and prompt, beside the answer.
 _FACTS = ("prompt_tokens", "passages", "adapters", "covered")
 
@@ -75,6 +81,7 @@ def describe_report(config: PRAGConfig, *, trained: bool = True) -> ReportSpec:
     """
     ablations = [name for name in list_variants(config) if name != "encode"]
     methods = dict.fromkeys([*list_methods(config), *ablations], "evaluate")
+    methods |= dict.fromkeys(map(name_row, config.readers), "read")
     summarize = partial(summarize_answers, names=COLUMNS[1:-1], main="exact_match")
     paired = "parametric", {name: name for name in ("exact_match", "f1")}
     model = name_model(config.model.name, trained)
@@ -222,7 +229,7 @@ def run_evaluation(
         facts = [dict(zip(_FACTS, row, strict=True)) for row in zip(*columns, strict=True)]
         facts = [fact | own for fact, own in zip(facts, ranks, strict=True)]
         engine = make_engine(round_up(max(map(len, texts)), 32))
-        run = partial(_answer_batch, engine, texts, facts, store)
+        run = partial(answer_batch, engine, texts, facts, store)
         passes[name] = answer_timed(context, name, places, run, batch_size=answer.batch_size)
         return passes[name]
 
@@ -272,7 +279,7 @@ def _make_prompts(
     }
 
 
-def _answer_batch(
+def answer_batch(
     engine: Engine,
     prompts: Sequence[Sequence[int]],
     facts: Sequence[Record],

@@ -6,7 +6,8 @@ from functools import partial
 from rag_jax.pipeline.stage import Stage
 from rag_jax.systems.evaluation import make_evaluation
 from rag_jax.systems.prag.augment import run_augmentation
-from rag_jax.systems.prag.config import PRAGConfig
+from rag_jax.systems.prag.baselines import CORPUS, run_reading, run_search
+from rag_jax.systems.prag.config import By, PRAGConfig
 from rag_jax.systems.prag.evaluate import describe_report, run_evaluation, run_retrieval
 from rag_jax.systems.prag.reader import open_reader
 from rag_jax.systems.prag.session import Session
@@ -47,19 +48,29 @@ def list_stages(session: Session) -> list[Stage]:
     if c.augment.model is not None:
         augmentation["writer"] = session.fingerprint("augment.model")
     answering = {"prompt": c.prompt, "answer": c.answer, "passages": c.retrieve.passages}
-    reading = {**model, **answering, **session.searching}
+    reading = {**model, **answering, **session.describe_searching()}
     evaluation = {**asked, **model, **answering, "seed": c.seed}
     evaluated, needed = ("corpus", "retrieve", "augment", *session.variants), ("corpus", "retrieve")
     evaluated += (TRANSLATE,) if translated else ()
+    readers = []
+    if c.readers:
+        by: By = "bm25" if {*c.readers} <= {"bm25", CORPUS} else "fused"
+        searching = {**asked, **session.describe_searching(by), "readers": c.readers}
+        read = {**asked, **model, **answering, "readers": c.readers}
+        readers = [
+            stage("search", run_search, searching, "corpus"),
+            stage("read", run_reading, read, "corpus", "search"),
+        ]
     options = {"divisible": ("augmented.jsonl",), "version": 2}
     return [
         corpus_stage(session),
-        stage("retrieve", run_retrieval, {**asked, **session.searching}, "corpus"),
+        stage("retrieve", run_retrieval, {**asked, **session.describe_searching()}, "corpus"),
         stage("augment", run_augmentation, augmentation, *needed, **options),
         *[warm_up] * any("warm_up" in encoding.needs for encoding in encodings),
         *encodings,
         *translated,
         stage("evaluate", run_evaluation, evaluation, *evaluated, version=2),
+        *readers,
         *likelihood_stages(session, open_reader, reading, "corpus"),
     ]
 

@@ -15,10 +15,10 @@ from rag_jax.pipeline.ask import check_length
 from rag_jax.pipeline.citations import Citation
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.hosts import is_first, wait_for_all
+from rag_jax.systems.embeddings import embed_corpus
 from rag_jax.systems.likelihood import Reader
 from rag_jax.systems.prag.infer import Answers, Search
 from rag_jax.systems.prag.session import Session
-from rag_jax.systems.stages import embed_corpus
 
 
 def find_documents(

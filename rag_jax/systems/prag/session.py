@@ -18,7 +18,8 @@ from rag_jax.retrieval import BM25, Dense, Fused, Index, make_text
 from rag_jax.runtime.checkpoint import load_tree
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems import session
-from rag_jax.systems.prag.config import PRAGConfig
+from rag_jax.systems.prag.baselines import CORPUS, check_corpus_fits
+from rag_jax.systems.prag.config import By, PRAGConfig
 from rag_jax.systems.prag.data import Format, Variant, list_variants
 from rag_jax.systems.prag.evaluate import list_methods
 from rag_jax.systems.prag.infer import Engine, Search
@@ -124,21 +125,18 @@ class Session(session.Session):
         """Largest number of tokens of a prompt: the context without the answer."""
         return self.base.config.max_length - self.config.answer.max_tokens
 
-    @property
-    def searching(self) -> dict[str, Any]:
-        """The settings of the searchers that find documents, for a stage."""
-        c = self.config
-        settings: dict[str, Any] = {
-            "retrieve": {**vars(c.retrieve)},
-            **describe_reranking(c.retrieve.rerank),
-        }
+    def describe_searching(self, by: By | None = None) -> dict[str, Any]:
+        """The settings of the searchers that find documents, for a stage; see `make_search`."""
+        c = self.config.retrieve
+        c = replace(c, by=by or c.by)
+        settings: dict[str, Any] = {"retrieve": {**vars(c)}, **describe_reranking(c.rerank)}
         del settings["retrieve"]["rerank"]
-        if c.retrieve.by != "fused":
+        if c.by != "fused":
             del settings["retrieve"]["fusion"]
-        if c.retrieve.by_encoder:
+        if c.by_encoder:
             settings["encoder"] = self.fingerprint("retrieve.encoder.name")
-        if c.retrieve.by_words:
-            settings["bm25"] = c.bm25
+        if c.by_words:
+            settings["bm25"] = self.config.bm25
         return settings
 
     def make_search(
@@ -146,6 +144,7 @@ class Session(session.Session):
         passages: Sequence[Passage],
         embed: Callable[..., Any] | None = None,
         keep_words: Callable[[BM25], None] = lambda words: None,
+        by: By | None = None,
     ) -> Search:
         """A search for the run's number of passages, or for as many as are reranked, best first.
 
@@ -154,8 +153,10 @@ class Session(session.Session):
         Args:
             embed: embeds passages by an encoder; `encode_passages` if None.
             keep_words: called with BM25, if it is searched.
+            by: in place of the setting.
         """
         c, searchers = self.config.retrieve, []
+        c = replace(c, by=by or c.by)
         if c.by_words:
             searchers.append(BM25.build(map(make_text, passages), self.config.bm25))
             keep_words(searchers[0])
@@ -214,7 +215,9 @@ class Session(session.Session):
             )
 
     def check_corpus(self, corpus: Collection) -> None:
-        """Raises a RagJaxError if there is no question to evaluate, or to warm up on."""
+        """Raises a RagJaxError if a question is missing, or a corpus that is to be read is long."""
         self.choose_questions(corpus, self.config.evaluate_on)
+        if CORPUS in self.config.readers:
+            check_corpus_fits(corpus.passages, self.format, room=self.room)
         if self.trains and any(variant.start == "warm" for variant in self.variants.values()):
             self.choose_questions(corpus, "train")

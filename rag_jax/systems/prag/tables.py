@@ -23,8 +23,10 @@ def tabulate_coverage(predictions: Mapping[str, Sequence[Record]]) -> list[list[
     """Exact match of the questions whose answer the adapters were trained to say, and of the rest.
 
     An answer that is not among a document's augmentations can only come from its passage: how much
-    of a document's own content an adapter holds is the question of arXiv 2510.12668.
+    of a document's own content an adapter holds is the question of arXiv 2510.12668. Rows of other
+    searches have other documents.
     """
+    predictions = {name: rows for name, rows in predictions.items() if "covered" in rows[0]}
     rows = list(predictions.values())
     parts = {"trained to say": True, "others": False}
     counts = {n: sum(row["covered"] is value for row in rows[0]) for n, value in parts.items()}

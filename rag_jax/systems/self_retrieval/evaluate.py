@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
+from rag_jax.config import EncoderConfig
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.evaluation.answers import exact_match, f1
@@ -22,9 +24,11 @@ from rag_jax.evaluation.compare import (
 from rag_jax.evaluation.rankings import Ranked, recall, reciprocal_rank
 from rag_jax.pipeline.runner import ReportSpec
 from rag_jax.pipeline.stage import StageContext
-from rag_jax.retrieval import Index, make_text
+from rag_jax.retrieval import Index
 from rag_jax.retrieval.contrastive import Encoders
+from rag_jax.runtime.hosts import is_first
 from rag_jax.search_config import BM25Config
+from rag_jax.systems.embeddings import embed_corpus
 from rag_jax.systems.evaluation import name_model
 from rag_jax.systems.reranking import RERANKED, Reranking, add_ranks, rank_anew, rerank_found
 from rag_jax.systems.self_retrieval.config import SearchConfig, SelfRetrievalConfig
@@ -87,7 +91,9 @@ def run_evaluation(
     passages: Sequence[Passage],
     open_engine: Callable[..., Engine],
     load_encoders: Callable[[Path | None], Encoders],
-    encode: Callable[..., np.ndarray],
+    encode_passages: Callable[..., Float[np.ndarray, "N E"]],
+    encode_queries: Callable[..., Float[np.ndarray, "N E"]],
+    encoding: EncoderConfig,
     search: SearchConfig,
     bm25: BM25Config,
     reranking: Reranking | None,
@@ -105,7 +111,16 @@ def run_evaluation(
     # Questions of all engines have one width, so that every program is compiled once.
     width = max(len(engine.format.encode_question(question)) for question in asked)
     engine = replace(engine, width=width)
-    rankings = _rank_by_others(context, passages, asked, load_encoders, encode, bm25)
+    rankings = _rank_by_others(
+        context,
+        passages,
+        asked,
+        load_encoders,
+        encode_passages,
+        encode_queries,
+        encoding,
+        bm25,
+    )
     found = _retrieve(context, engine, asked, "self_retrieval")
     candidates = [_read_groups(record) for record in found]
     rankings["without_assessment"] = [rank(g, score_unassessed(g, search)) for g in candidates]
@@ -201,7 +216,9 @@ def _rank_by_others(
     passages: Sequence[Passage],
     asked: Sequence[str],
     load_encoders: Callable[..., Encoders],
-    encode: Callable[..., np.ndarray],
+    encode_passages: Callable[..., Float[np.ndarray, "N E"]],
+    encode_queries: Callable[..., Float[np.ndarray, "N E"]],
+    encoding: EncoderConfig,
     bm25: BM25Config,
 ) -> dict[str, list[Ranked]]:
     """The rankings by BM25 and by the dense encoder, before training and, if trained, after."""
@@ -212,9 +229,12 @@ def _rank_by_others(
         folders["dense_tuned"] = context.path("dense_tuned", "encoder")
     for name, folder in folders.items():
         encoder = load_encoders(folder).passage
-        embeddings = encode(encoder, map(make_text, passages), "document")
+        file = f"{name}.npy"
+        embeddings = embed_corpus(context, passages, encoder, encode_passages, encoding, file=file)
         index = Index.build(embeddings, backend="exact", encoder=encoder.fingerprint)
-        found[name] = index.search(encode(encoder, asked, "query"), depth)
+        found[name] = index.search(encode_queries(encoder, asked), depth)
+        if is_first():  # nothing else needs them
+            (context.folder / file).unlink(missing_ok=True)
     return {name: list_ranked(*ranking) for name, ranking in found.items()}
 
 

@@ -18,11 +18,12 @@ from rag_jax.retrieval.index import Index
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, write_json
 from rag_jax.runtime.hosts import is_first
+from rag_jax.systems.embeddings import embed_corpus
 from rag_jax.systems.reranking import Reranking, list_ranks
 from rag_jax.systems.srrag.config import SourceConfig
 from rag_jax.systems.srrag.data import Format, join_passages
 from rag_jax.systems.srrag.infer import FoundText, Search
-from rag_jax.systems.stages import embed_corpus, list_ranked
+from rag_jax.systems.stages import list_ranked
 
 Embed = Callable[..., Float[np.ndarray, "N E"]]  # embeds texts
 

@@ -15,7 +15,7 @@ from rag_jax.models.io.hub import fingerprint
 from rag_jax.retrieval import Index, encode_texts, fingerprint_corpus
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_jsonl, write_jsonl
-from rag_jax.systems import stages
+from rag_jax.systems import embeddings
 from rag_jax.systems.index import pipeline as build
 from rag_jax.systems.index.pipeline import build_index
 
@@ -69,7 +69,7 @@ def test_the_index_and_its_passages(tmp_path, files, monkeypatch, capsys):
 
 
 def test_going_on_after_a_stop(tmp_path, files, monkeypatch):
-    monkeypatch.setattr(stages, "PIECE", 2)
+    monkeypatch.setattr(embeddings, "PIECE", 2)
     encoded = []
 
     def encode(pretrained, texts, **settings):

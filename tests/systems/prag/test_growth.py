@@ -12,7 +12,7 @@ from rag_jax.data.questions import Question
 from rag_jax.models.io.load import load_tokenizer
 from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.runtime.files import read_jsonl
-from rag_jax.systems import stages
+from rag_jax.systems import embeddings
 from rag_jax.systems.prag import train
 from rag_jax.systems.prag.config import AugmentConfig, DocumentsConfig, EncodeConfig
 from rag_jax.systems.prag.data import (
@@ -81,8 +81,8 @@ def test_a_group_finds_its_widths_without_a_search(monkeypatch):
 
 
 def test_dense_retrieval_embeds_in_pieces_and_goes_on(monkeypatch, tmp_path):
-    monkeypatch.setattr(stages, "PIECE", 4)
-    monkeypatch.setattr(stages, "plan_widths", lambda *_, **__: [8])
+    monkeypatch.setattr(embeddings, "PIECE", 4)
+    monkeypatch.setattr(embeddings, "plan_widths", lambda *_, **__: [8])
     passages = [Passage(str(i), "", "text") for i in range(10)]
     sizes = []
 
@@ -93,10 +93,12 @@ def test_dense_retrieval_embeds_in_pieces_and_goes_on(monkeypatch, tmp_path):
         return np.asarray([[float(passage.id), 1.0] for passage in part], np.float32)
 
     def make_search(passages, embed, keep_words):
-        table = embed(encoder=type("E", (), {"tokenizer": None}), passages=passages)
+        table = embed(encoder=type("E", (), {"fingerprint": "e", "params": {}}), passages=passages)
         return lambda asked: [[(int(table[:, 0].argmax()), 9.0)] for _ in asked]
 
-    context = StageContext(Stage("retrieve", lambda context: None), tmp_path, folder=tmp_path)
+    folder = tmp_path / "stages" / "retrieve"
+    folder.mkdir(parents=True)
+    context = StageContext(Stage("retrieve", lambda context: None), folder.parent)
     given = {"passages": passages, "questions": [Question("q", "?", (), {})]}
     given |= {"make_search": make_search, "encoding": EncoderConfig()}
     given |= {"reranking": None, "retrieve": DocumentsConfig()}
@@ -105,8 +107,8 @@ def test_dense_retrieval_embeds_in_pieces_and_goes_on(monkeypatch, tmp_path):
     sizes.append(None)
     run_retrieval(context, encode_passages=encode, **given)
     assert sizes == [4, 4, None, 2]
-    assert read_jsonl(tmp_path / "found.jsonl") == [{"id": "q", "passages": ["9"]}]
-    assert [path.name for path in tmp_path.iterdir()] == ["found.jsonl"]
+    assert read_jsonl(folder / "found.jsonl") == [{"id": "q", "passages": ["9"]}]
+    assert [path.name for path in folder.iterdir()] == ["found.jsonl"]
 
 
 def test_examples_take_four_bytes_a_token_and_are_shared(llama_folder):

@@ -612,6 +612,49 @@ def test_documents_are_ordered_anew_by_a_reranker(make_config, tmp_path):
     assert not {"rerank", "reranker"} & {*plain.settings, *plain.settings["retrieve"]}
 
 
+def test_further_readers_read_what_their_searches_find(make_config, tmp_path):
+    readers, workdir = ("bm25", "dense", "fused", "reranked", "corpus"), tmp_path / "run"
+    changes = set_reranker(tmp_path) | {"readers": readers, "encode.epochs": 1}
+    report = pipeline.run(make_config(**changes), workdir)
+    names = [f"read_{reader}" for reader in readers]
+    assert list(report["methods"]) == [*METHODS, *names]
+    rows = check_rows("prag", workdir)
+    assert [rows[name]["retrieval_rate"] for name in names] == [1, 1, 1, 1, 0]
+    session = Session(build(PRAGConfig, make_config(**changes)))
+    session.open_corpus(workdir / "stages" / "corpus")
+    passages, engine = session.passages, make_engine(session, width=512)
+    for reader, name in zip(readers, names, strict=True):
+        for record in read_jsonl(workdir / "predictions" / f"{name}.jsonl"):
+            question, own = record["question"], passages
+            if reader != "corpus":
+                by = "fused" if reader == "reranked" else reader
+                (found,) = session.make_search(passages, by=by)([question])
+                if reader == "reranked":
+                    (found,) = session.reranking.order([question], [found], passages)
+                own = [passages[row] for row, _ in found[:2]]
+                assert record["passages"] == [passage.id for passage in own]
+            prompt = session.format.encode_prompt(question, own)
+            assert [record["prediction"]] == engine.answer([prompt]).texts
+            assert record["prompt_tokens"] == len(prompt)
+    assert "retrieved" not in record and not {*names} & {*map(str, report["tables"])}
+    changes |= {"answer.max_tokens": session.base.config.max_length - 20}
+    with pytest.raises(RagJaxError, match=r"config.readers: .* 6 passages .*; leave 'corpus' out"):
+        run_stages(list_stages(Session(build(PRAGConfig, make_config(**changes))))[:1], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"readers": ("reranked",)}, "config.readers: 'reranked' needs a reranker"),
+        ({"readers": ("bm25", "bm25")}, "config.readers=.*: give each of them once"),
+        ({"readers": ("all",)}, "config.readers"),
+    ],
+)
+def test_readers_that_cannot_be_had(make_config, changes, message):
+    with pytest.raises(RagJaxError, match=message):
+        build(PRAGConfig, make_config(**changes))
+
+
 def test_a_search_depends_on_the_settings_of_its_own_searchers(make_config):
     def describe(by, **changes):
         settings = make_config(**{"retrieve.by": by, **changes})

@@ -1,0 +1,94 @@
+"""The embeddings of a run's corpus: made by the first stage that needs them, linked by the others.
+
+A work folder has them as `embeddings/KEY`, where the key says of which passages, which encoder and
+which sizes they are. Runs that have this folder in common embed a corpus once.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from rag_jax.config import EncoderConfig
+from rag_jax.data.passages import Passage, fingerprint_corpus
+from rag_jax.models import Pretrained
+from rag_jax.pipeline.stage import StageContext
+from rag_jax.retrieval.encode import PIECE, plan_widths
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.files import to_json
+from rag_jax.runtime.hosts import fetch, is_first
+from rag_jax.runtime.manifest import check_files, read_manifest, write_folder
+from rag_jax.runtime.progress import log
+
+FOLDER = "embeddings"  # in a work folder
+_FILE, _BACKEND = "embeddings.npy", "embeddings"
+
+
+def embed_corpus(
+    context: StageContext,
+    passages: Sequence[Passage],
+    encoder: Pretrained,
+    encode_passages: Callable[..., Float[np.ndarray, "N E"]],
+    encoding: EncoderConfig,
+    *,
+    file: str = _FILE,
+) -> Float[np.ndarray, "N E"]:
+    """Embeddings of all passages, as a memory map of a file in the stage's folder.
+
+    They are taken from the work folder if an earlier stage has made them.
+    """
+    path = context.folder / file
+    kept = context.workdir / FOLDER / _make_key(passages, encoder, encoding)
+    if is_first() and not path.exists():
+        _take(kept, path)
+
+    @cache
+    def plan() -> list[int]:  # only where something is encoded
+        worth = {"program_tokens": encoding.program_tokens}
+        return plan_widths(encoder, passages, encoding.max_length, **worth)
+
+    def encode(part: Sequence[Passage]) -> Float[np.ndarray, "n E"]:
+        return encode_passages(encoder, part, widths=plan())
+
+    embeddings = context.map(file, passages, encode, batch_size=PIECE, unit="passages")
+    if is_first() and not kept.exists():
+        write_folder(kept, {"backend": _BACKEND}, lambda folder: _link(path, folder / _FILE))
+    return embeddings
+
+
+def _make_key(passages: Sequence[Passage], encoder: Pretrained, encoding: EncoderConfig) -> str:
+    """What embeddings are of. An encoder's weights may have been trained since it was loaded."""
+    sizes = [encoding.max_length, encoding.batch_size, encoding.program_tokens]
+    made_of = [fingerprint_corpus(passages), encoder.fingerprint, sizes]
+    key = hashlib.sha256(to_json(made_of).encode())
+    for leaf in jax.tree.leaves(encoder.params):
+        key.update(np.asarray(fetch(leaf)).tobytes())
+    return key.hexdigest()[:16]
+
+
+def _take(kept: Path, path: Path) -> None:
+    """Links kept embeddings as `path`; damaged ones are removed, to be made anew."""
+    if not kept.exists():
+        return
+    try:
+        check_files(kept, read_manifest(kept, {}, [_BACKEND])["sha256"], [_FILE])
+    except RagJaxError as error:
+        log(f"{error}; they are made anew")
+        shutil.rmtree(kept)
+        return
+    log(f"embeddings of the passages: those of {kept}")
+    _link(kept / _FILE, path)
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name of a file, or a copy where the disk knows no second names."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
