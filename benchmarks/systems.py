@@ -6,7 +6,8 @@ Needs the extra `demo`. Runs the named ones, or all, through their scripts in `l
 work folder, and writes `benchmarks/results/systems/NAME.json`: the command, every method's numbers,
 the seconds. The same command again continues. Real data is read from FOLDER (default `data`), which
 has, as their authors publish them: `squad` (dev and train, passages and questions as JSON lines),
-`popqa` (`questions.jsonl`, `passages.jsonl`), `2wikimultihopqa`, `scifact` (BEIR).
+`popqa` (`questions.jsonl`, `passages.jsonl`), `2wikimultihopqa`, `scifact` (BEIR), and `factbook`,
+what `launch/write_questions.py` has made of the World Factbook (`docs/guides/questions.md`).
 """
 
 import argparse
@@ -138,6 +139,12 @@ RUNS = {
         "scifact",
     ),
     "compare": Run("configs/compare.py", script="launch/compare.py"),
+    "compare_factbook": Run(
+        "configs/compare.py",
+        ("--config.systems=('srrag', 'rag', 'prag')",),
+        "factbook",
+        script="launch/compare.py",
+    ),
 }
 
 

@@ -296,6 +296,7 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "speed_encode": lambda: list_speed(
         "encode", {side: side for side in ("sentence-transformers", "ONNX Runtime", "OpenVINO")}
     ),
+    "speed_words": lambda: list_speed("words", {"ours, NumPy": "without numba", "bm25s": "bm25s"}),
     "speed_index": list_index_speed,
     "index_sizes": lambda: list_index_sizes("real"),
     "index_sizes_jittered": lambda: list_index_sizes("jittered"),

@@ -285,9 +285,9 @@ def list_prag_ablations() -> Rows:
     return list_methods({"": "prag_ablations"}, columns, names, score="exact_match")
 
 
-def list_compared() -> Rows:
-    """The rows of the comparison of systems, with where their knowledge comes from."""
-    report = read_run("compare")
+def list_compared(run: str) -> Rows:
+    """The rows of a comparison of systems, with where their knowledge comes from."""
+    report = read_run(run)
     kinds = {name: texts for name, *texts in report["tables"]["what the rows are"][1:]}
     (_, _, *head), *rows = tabulate_methods(report["methods"], COLUMNS)
     return [
@@ -314,7 +314,8 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "prag": lambda: list_methods(RUNS["prag"], PRAG, PRAG_NAMES, score="exact_match"),
     "prag_coverage": list_prag_coverage,
     "prag_ablations": list_prag_ablations,
-    "compare": list_compared,
-    "compare_pairs": lambda: list_pairs("compare", "accuracy"),
+    "compare": lambda: list_compared("compare"),
+    "compare_factbook": lambda: list_compared("compare_factbook"),
+    "compare_factbook_pairs": lambda: list_pairs("compare_factbook", "accuracy"),
     "dpr": lambda: list_methods(RUNS["dpr"], DPR, DPR_NAMES, score="answer@1"),
 }
