@@ -24,6 +24,7 @@ from rag_jax.models.io.sizes import describe_params, find_sizes
 from rag_jax.planning.abstract import QUESTION
 from rag_jax.runtime.chips import find_chip
 from rag_jax.systems.prag.config import PRAGConfig
+from rag_jax.systems.prag.translator import init_translator, list_adapted
 from rag_jax.training.trainable import init_trained
 
 RESULTS = Path(__file__).parent / "results"
@@ -91,6 +92,7 @@ def list_bytes(items: dict[str, Any], size: int, asked: int) -> Iterable[list[st
         ("trie: memory to build, tokens not included", trie["peak_bytes_to_build"], size),
         ("PRAG: adapters of all passages", 4 * adapter, size),
         ("PRAG: adapters of what is found, 3 a question", 4 * adapter, found),
+        ("PRAG: the translator", 4 * count_translator(), 1),
         ("SR-RAG: embeddings, 384 of float32", 4 * MINILM.hidden_size, size),
         ("SR-RAG: contexts and labels", contexts, asked),
         ("SR-RAG: datastore, 4,096 of float32", 4 * LLAMA_2.hidden_size, asked),
@@ -109,6 +111,7 @@ def list_work(
     beams = STEPS * (5 + 5 * 10)
     query = LLAMA_2.count_flops(QUESTION + beams + 50 * corpus["trie"]["tokens"], beams)
     read = 5 * (QUESTION + text)
+    translate = LLAMA_3.count_flops(text, 0) + 2 * count_translator()
     for what, each, count in (
         ("DPR: encode the corpus", DPR.count_flops(text), size),
         ("RAG: train an epoch", 3 * BART.count_flops(read, 5 * 48), asked),
@@ -121,6 +124,7 @@ def list_work(
         ("Self-Retrieval: answer", query, asked),
         ("PRAG: encode all passages", 2 * LLAMA_3.count_flops(document, document), size),
         ("PRAG: encode what is found", 2 * LLAMA_3.count_flops(document, document), found),
+        ("PRAG: translate all passages", translate, size),
         ("SR-RAG: encode the corpus", MINILM.count_flops(text), size),
     ):
         hours = {chip: each * count / find(chip).flops / share / 3600 for chip in CHIPS}
@@ -150,11 +154,22 @@ def list_cpu(items: dict[str, Any], size: int, asked: int) -> Iterable[list[str]
         yield [what, f"{each:.2g}", f"{count:,}", f"{each * count / 3600:,.2g}"]
 
 
-def count_adapter() -> int:
-    """Numbers in a document's adapter, tuned as in all presets of Parametric RAG."""
+def describe_adapter() -> Any:
+    """A document's adapter, tuned as in all presets of Parametric RAG."""
     params = describe_params(LLAMA_3, jnp.float32)
-    adapter = jax.eval_shape(partial(init_trained, PRAGConfig().tuning, seed=0), params)
-    return sum(leaf.size for leaf in jax.tree.leaves(adapter))
+    return jax.eval_shape(partial(init_trained, PRAGConfig().tuning, seed=0), params)
+
+
+def count_adapter() -> int:
+    """Numbers in a document's adapter."""
+    return sum(leaf.size for leaf in jax.tree.leaves(describe_adapter()))
+
+
+def count_translator() -> int:
+    """Parameters of the translator, each of which a document multiplies once."""
+    sizes = {"state_size": LLAMA_3.hidden_size, "hidden": PRAGConfig().translator.hidden}
+    init = partial(init_translator, kernels=list_adapted(describe_adapter()), **sizes)
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(init, jax.random.key(0))))
 
 
 def find(chip: str) -> Any:

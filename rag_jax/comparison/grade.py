@@ -13,6 +13,7 @@ from rag_jax.evaluation.compare import Record, describe_question, mean_numbers
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
 from rag_jax.runtime.outside import parsing
+from rag_jax.systems.embeddings import count_spared
 
 COLUMNS = (
     *("n", "accuracy", "retrieval_rate", "prompt_tokens", "generated_tokens"),
@@ -103,17 +104,22 @@ def weigh_row(
 ) -> dict[str, float]:
     """What a row costs beside its questions: seconds before any, and bytes and seconds a document.
 
+    Embeddings that another run has made count as if this one had made them.
+
     Args:
         stages: the records of the run's stages.
         passages: number of passages of the corpus.
     """
     row = find_row(system, method)
-    weight = weigh_documents(row, workdir / "stages", passages)
+    folder = workdir / "stages"
+    weight = weigh_documents(row, folder, passages)
     if weight is None:
         return {}
-    seconds = {stage["name"]: float(stage["seconds"]) for stage in stages}
+    seconds = {
+        stage["name"]: stage["seconds"] + count_spared(folder / stage["name"]) for stage in stages
+    }
     offline = sum(own for name, own in seconds.items() if name in row.made_by)
-    changes = weigh_changes(row, seconds, workdir / "stages", passages)
+    changes = weigh_changes(row, seconds, folder, passages)
     return {"offline_seconds": float(offline), "bytes_a_document": weight, **changes}
 
 

@@ -7,6 +7,7 @@ which sizes they are. Runs that have this folder in common embed a corpus once.
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -21,13 +22,14 @@ from rag_jax.models import Pretrained
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval.encode import PIECE, plan_widths
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.files import to_json
+from rag_jax.runtime.files import read_json, to_json, write_json
 from rag_jax.runtime.hosts import fetch, is_first
 from rag_jax.runtime.manifest import check_files, read_manifest, write_folder
 from rag_jax.runtime.progress import log
 
 FOLDER = "embeddings"  # in a work folder
 _FILE, _BACKEND = "embeddings.npy", "embeddings"
+_TAKEN = ".taken.json"  # beside embeddings that were taken: what it took to make them
 
 
 def embed_corpus(
@@ -41,12 +43,13 @@ def embed_corpus(
 ) -> Float[np.ndarray, "N E"]:
     """Embeddings of all passages, as a memory map of a file in the stage's folder.
 
-    They are taken from the work folder if an earlier stage has made them.
+    They are taken from the work folder if an earlier stage has made them; see `count_spared`.
     """
     path = context.folder / file
     kept = context.workdir / FOLDER / _make_key(passages, encoder, encoding)
     if is_first() and not path.exists():
         _take(kept, path)
+    start = time.monotonic()
 
     @cache
     def plan() -> list[int]:  # only where something is encoded
@@ -58,8 +61,14 @@ def embed_corpus(
 
     embeddings = context.map(file, passages, encode, batch_size=PIECE, unit="passages")
     if is_first() and not kept.exists():
-        write_folder(kept, {"backend": _BACKEND}, lambda folder: _link(path, folder / _FILE))
+        made = {"backend": _BACKEND, "seconds": time.monotonic() - start}
+        write_folder(kept, made, lambda folder: _link(path, folder / _FILE))
     return embeddings
+
+
+def count_spared(stage: Path) -> float:
+    """The seconds that a stage would have taken more, had it embedded what it has taken."""
+    return sum(read_json(path)["seconds"] for path in stage.glob(f"*{_TAKEN}"))
 
 
 def _make_key(passages: Sequence[Passage], encoder: Pretrained, encoding: EncoderConfig) -> str:
@@ -77,12 +86,14 @@ def _take(kept: Path, path: Path) -> None:
     if not kept.exists():
         return
     try:
-        check_files(kept, read_manifest(kept, {}, [_BACKEND])["sha256"], [_FILE])
+        manifest = read_manifest(kept, {"seconds": float}, [_BACKEND])
+        check_files(kept, manifest["sha256"], [_FILE])
     except RagJaxError as error:
         log(f"{error}; they are made anew")
         shutil.rmtree(kept)
         return
     log(f"embeddings of the passages: those of {kept}")
+    write_json(path.with_suffix(_TAKEN), {"seconds": manifest["seconds"]})
     _link(kept / _FILE, path)
 
 

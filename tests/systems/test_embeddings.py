@@ -10,7 +10,7 @@ from rag_jax.config import EncoderConfig
 from rag_jax.data.passages import Passage
 from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.systems import embeddings
-from rag_jax.systems.embeddings import embed_corpus
+from rag_jax.systems.embeddings import count_spared, embed_corpus
 
 PASSAGES = [Passage(str(i), "", "text") for i in range(5)]
 
@@ -44,6 +44,7 @@ def test_later_stages_take_what_the_first_one_made(encoded, tmp_path, capsys):
     assert encoded.count == 5 and "embeddings of the passages: those of" in capsys.readouterr().err
     (kept,) = (tmp_path / "embeddings").iterdir()
     paths = [kept, *(encoded.stages / stage for stage in ("index", "search"))]
+    assert count_spared(encoded.stages / "index") == 0 < count_spared(encoded.stages / "search")
     assert len({os.stat(path / "embeddings.npy").st_ino for path in paths}) == 1  # one file
 
 

@@ -13,7 +13,7 @@ of all layers stacked. The layout of `vec` is the released code's: `A` row by ro
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -57,19 +57,10 @@ class Kernel(NamedTuple):
 def list_adapted(adapter: PyTree) -> tuple[Kernel, ...]:
     """The kernels of an adapter, or of the description of one."""
     kernels = []
-    for path, factors in _walk(adapter):
+    for path, factors in lora.list_kernels(adapter):
         (inputs, rank), (_, *outputs) = factors["a"].shape, factors["b"].shape
         kernels.append(Kernel(path, inputs, rank, tuple(outputs)))
     return tuple(kernels)
-
-
-def _walk(node: Mapping, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Mapping]]:
-    """The path and the factors of each kernel; unlike `lora.list_kernels` of descriptions too."""
-    for name, inner in node.items():
-        if inner.keys() == {"a", "b"}:
-            yield (*path, name), inner
-        else:
-            yield from _walk(inner, (*path, name))
 
 
 def _group(kernels: Sequence[Kernel]) -> dict[str, list[Kernel]]:
