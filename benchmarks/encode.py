@@ -85,8 +85,9 @@ def compare(name: str, passages: Sequence[Passage], count: int) -> bench.Compare
     width = theirs.max_seq_length
     widths = plan_widths(encoder, passages, width)
     by_length = sorted((passage.text for passage in passages), key=len)
-    starts = np.linspace(0, len(passages) - min(BATCHES), count // min(BATCHES), dtype=int)
-    texts = [text for i in starts for text in by_length[i : i + min(BATCHES)]]
+    size, parts = min(BATCHES), count // min(BATCHES)
+    middles = (np.arange(parts) + 0.5) / parts * (len(passages) - size)
+    texts = [text for i in middles.astype(int) for text in by_length[i : i + size]]
     ours = partial(encode_texts, encoder, texts, role="document", max_length=width, widths=widths)
     facts: dict[str, Any] = {"compile_seconds": bench.time_call(ours), "widths": widths}
     wanted = ours()
