@@ -45,8 +45,7 @@ def find_best(
     """The up to `k` largest sums above 0 of a question's words, and their passages.
 
     A passage's sum is over the words, in their order, of the word's weight times its score there.
-    With numba only passages with one of the words are looked at, without it all; the sums are the
-    same to the bit.
+    Compiled by numba where it is installed; the result is the same to the bit.
 
     Args:
         words: of the question; one that occurs twice counts twice.
@@ -55,58 +54,78 @@ def find_best(
     Returns:
         Sums, largest first and equal ones in the order of the rows, and the rows.
     """
-    sums, found = _choose_add_up()(data, rows, starts, words, weights, scores)
+    return _choose_search()(data, rows, starts, words, weights, scores, k)
+
+
+def _search(
+    data: Any, rows: Any, starts: Any, words: Any, weights: Any, scores: Any, k: int
+) -> tuple[Float[np.ndarray, "m"], Int[np.ndarray, "m"]]:
+    """`find_best` by NumPy."""
+    for word, weight in zip(words.tolist(), weights, strict=True):
+        places = slice(starts[word], starts[word + 1])
+        scores[rows[places]] += weight * data[places]  # a word's rows are distinct
+    found = np.flatnonzero(scores > 0)
+    sums = scores[found]
+    scores[:] = 0
     if len(found) > k:
         threshold = np.partition(sums, len(sums) - k)[len(sums) - k]
         keep = np.flatnonzero(sums >= threshold)
         sums, found = sums[keep], found[keep]
-    order = np.lexsort((found, -sums))[:k]
+    order = np.argsort(-sums, kind="stable")[:k]
+    return sums[order], found[order].astype(rows.dtype)
+
+
+def _search_in_loops(
+    data: Any, rows: Any, starts: Any, words: Any, weights: Any, scores: Any, k: int
+) -> tuple[Float[np.ndarray, "m"], Int[np.ndarray, "m"]]:
+    """`find_best` for numba to compile."""
+    for i in range(len(words)):
+        for place in range(starts[words[i]], starts[words[i] + 1]):
+            scores[rows[place]] += weights[i] * data[place]
+    # A heap of the best so far, the worst of them first: the lowest sum and, of equal ones, the
+    # last row. Rows come in order, so that a sum equal to the worst is no better.
+    sums, found, count = np.empty(k, scores.dtype), np.empty(k, rows.dtype), 0
+    worst = scores.dtype.type(0)
+    for row in range(len(scores)):
+        value = scores[row]
+        if value <= worst:  # nearly always, which a processor foresees
+            continue
+        if count < k:  # up from the end
+            at, count = count, count + 1
+            while at and sums[(at - 1) // 2] >= value:
+                above = (at - 1) // 2
+                sums[at], found[at] = sums[above], found[above]
+                at = above
+        else:  # down from the top
+            at = 0
+            while 2 * at + 1 < k:
+                below = 2 * at + 1
+                right = below + 1
+                if right < k and (
+                    sums[right] < sums[below]
+                    or (sums[right] == sums[below] and found[right] > found[below])
+                ):
+                    below = right
+                if sums[below] >= value:
+                    break
+                sums[at], found[at] = sums[below], found[below]
+                at = below
+        sums[at], found[at] = value, row
+        if count == k:
+            worst = sums[0]
+    scores[:] = 0
+    sums, found = sums[:count], found[:count]
+    by_row = np.argsort(found)
+    order = by_row[np.argsort(-sums[by_row], kind="mergesort")]
     return sums[order], found[order]
 
 
-def _add_up(
-    data: Any, rows: Any, starts: Any, words: Any, weights: Any, scores: Any
-) -> tuple[Float[np.ndarray, "m"], Int[np.ndarray, "m"]]:
-    """The sums above 0 and their rows, by NumPy."""
-    for word, weight in zip(words.tolist(), weights, strict=True):
-        places = slice(starts[word], starts[word + 1])
-        scores[rows[places]] += weight * data[places]  # a word's rows are distinct
-    found = np.flatnonzero(scores > 0).astype(rows.dtype)
-    sums = scores[found]
-    scores[:] = 0
-    return sums, found
-
-
-def _add_up_touched(
-    data: Any, rows: Any, starts: Any, words: Any, weights: Any, scores: Any
-) -> tuple[Float[np.ndarray, "m"], Int[np.ndarray, "m"]]:
-    """The same, for numba to compile: only the words' own passages are looked at."""
-    most = 0
-    for word in words:
-        most += starts[word + 1] - starts[word]
-    touched, count = np.empty(most, rows.dtype), 0
-    for i in range(len(words)):
-        for place in range(starts[words[i]], starts[words[i] + 1]):
-            row = rows[place]
-            if scores[row] == 0:
-                touched[count] = row
-                count += 1
-            scores[row] += weights[i] * data[place]
-    sums, found, kept = np.empty(count, scores.dtype), np.empty(count, rows.dtype), 0
-    for row in touched[:count]:
-        if scores[row] > 0:
-            sums[kept], found[kept] = scores[row], row
-            kept += 1
-        scores[row] = 0  # one that is touched again after its sum was 0 counts once
-    return sums[:kept], found[:kept]
-
-
 @functools.cache
-def _choose_add_up() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
-    """The compiled sums where numba is installed, else NumPy's."""
+def _choose_search() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """The compiled search where numba is installed, else NumPy's."""
     try:
         import numba
     except ImportError:
-        log("words: numba is not installed, NumPy adds up scores: pip install 'rag_jax[numba]'")
-        return _add_up
-    return numba.njit(nogil=True)(_add_up_touched)
+        log("words: numba is not installed, NumPy searches: pip install 'rag_jax[numba]'")
+        return _search
+    return numba.njit(nogil=True)(_search_in_loops)

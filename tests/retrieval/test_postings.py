@@ -20,17 +20,17 @@ def make_index(seed):
     return np.concatenate(data), np.concatenate(rows), starts
 
 
-def compile_touched():
-    """The sums as numba compiles them."""
+def compile_loops():
+    """The search as numba compiles them."""
     numba = pytest.importorskip("numba", reason="the extra numba is not installed")
-    return numba.njit(nogil=True)(postings._add_up_touched)
+    return numba.njit(nogil=True)(postings._search_in_loops)
 
 
-@pytest.mark.parametrize("way", ["numpy", "touched", "compiled"])
+@pytest.mark.parametrize("way", ["numpy", "loops", "compiled"])
 def test_the_best_of_all_sums(way, monkeypatch):
-    ways = {"numpy": lambda: postings._add_up, "touched": lambda: postings._add_up_touched}
-    add_up = (ways | {"compiled": compile_touched})[way]()
-    monkeypatch.setattr(postings, "_choose_add_up", lambda: add_up)
+    ways = {"numpy": lambda: postings._search, "loops": lambda: postings._search_in_loops}
+    search = (ways | {"compiled": compile_loops})[way]()
+    monkeypatch.setattr(postings, "_choose_search", lambda: search)
     weights = st.sampled_from([0.0, 1.0, -1.0, 0.7])
 
     @hypothesis.given(
@@ -59,4 +59,4 @@ def test_the_best_of_all_sums(way, monkeypatch):
 
 def test_numba_is_taken_where_it_is_installed():
     numba = pytest.importorskip("numba", reason="the extra numba is not installed")
-    assert isinstance(postings._choose_add_up(), numba.core.dispatcher.Dispatcher)
+    assert isinstance(postings._choose_search(), numba.core.dispatcher.Dispatcher)
