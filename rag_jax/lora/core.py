@@ -288,13 +288,8 @@ def fold(params: PyTree, adapter: Tree, *, scale: float) -> PyTree:
     return add(params, adapter)
 
 
-def list_kernels(
-    adapter: Tree | PyTree[jax.ShapeDtypeStruct], path: tuple = ()
-) -> Iterator[tuple[tuple, Any]]:
-    """Yields the path, after `path`, and the factors of every kernel of an adapter or bank.
-
-    The adapter may also be described: shapes in place of arrays.
-    """
+def list_kernels(adapter: PyTree, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:
+    """Yields path, after `path`, and factors of every kernel of an adapter or bank, or shapes."""
     for name, node in adapter.items():
         if _is_kernel(node):
             yield (*path, name), node
