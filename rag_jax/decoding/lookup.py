@@ -100,7 +100,7 @@ def decode_by_lookup(
     Rounding apart: a draft's tokens are read together, which adds up in another order.
 
     Args:
-        cache, hidden, active: as for `decode`.
+        cache: as for `decode`, as are `hidden` and `active`.
         text: what is looked up in: what the rows have read, or a part of it, without padding.
         ends: number of tokens of each text.
         drafted: number of tokens that a pass checks, at most.

@@ -246,7 +246,7 @@ class Index:
         Args:
             encoder: fingerprint of the encoder of the queries.
             corpus: `fingerprint_corpus` of the passages that rows refer to; None to accept any.
-            backend, storage: those that the index has to have; None to accept any.
+            backend: the one that the index has to have; None to accept any. So for `storage`.
 
         Raises:
             RagJaxError: the folder holds no index, a file is missing, unexpected or altered, the

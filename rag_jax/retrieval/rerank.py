@@ -52,7 +52,7 @@ def score_pairs(
             reads the question first: its passage is cut, and its question only where that would
             leave the passage less than half of the room. The number of pairs that were cut is
             logged as a warning.
-        batch_size, widths, progress: as for `encode_texts`.
+        batch_size: as for `encode_texts`, as are `widths` and `progress`.
 
     Raises:
         RagJaxError: a pair is not two strings, a question is blank, `batch_size` or `max_length` is

@@ -49,7 +49,7 @@ def build_index(
 
     Args:
         encoder: name or folder of an encoder.
-        backend, storage: as for `Index`.
+        backend: as for `Index`, as is `storage`.
         max_length: number of tokens that are read of a passage.
         bad_lines: number of lines of the files that may be skipped, each with a warning.
         executor: its workers encode the passages.
