@@ -4,11 +4,12 @@ A work folder has them as `embeddings/KEY`, where the key says of which passages
 which sizes they are. Runs that have this folder in common embed a corpus once.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval.encode import PIECE, plan_widths
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, to_json, write_json
-from rag_jax.runtime.hosts import fetch, is_first
+from rag_jax.runtime.hosts import fetch, is_first, wait_for_all
 from rag_jax.runtime.manifest import check_files, read_manifest, write_folder
 from rag_jax.runtime.progress import log
 
@@ -64,6 +65,25 @@ def embed_corpus(
         made = {"backend": _BACKEND, "seconds": time.monotonic() - start}
         write_folder(kept, made, lambda folder: _link(path, folder / _FILE))
     return embeddings
+
+
+@contextlib.contextmanager
+def embedding(
+    context: StageContext,
+    encode_passages: Callable[..., Float[np.ndarray, "N E"]],
+    encoding: EncoderConfig,
+    *,
+    file: str = _FILE,
+) -> Iterator[Callable[[Pretrained, Sequence[Passage]], Float[np.ndarray, "N E"]]]:
+    """Yields `embed_corpus` for a stage whose folder needs no embeddings once the block ends."""
+
+    def embed(encoder: Pretrained, passages: Sequence[Passage]) -> Float[np.ndarray, "N E"]:
+        return embed_corpus(context, passages, encoder, encode_passages, encoding, file=file)
+
+    yield embed
+    wait_for_all("the embeddings were read")
+    if is_first():
+        (context.folder / file).unlink(missing_ok=True)
 
 
 def count_spared(stage: Path) -> float:

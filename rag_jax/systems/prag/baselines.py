@@ -5,7 +5,7 @@ what other searches, or none, would give the same model.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,12 @@ from rag_jax.data.batches import round_up
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.evaluation.compare import Method, Record, compare
-from rag_jax.evaluation.rankings import Ranked
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_jsonl, write_jsonl
-from rag_jax.runtime.hosts import is_first
-from rag_jax.systems.embeddings import embed_corpus
-from rag_jax.systems.prag.config import AnswerConfig, By, DocumentsConfig
+from rag_jax.systems.embeddings import embedding
+from rag_jax.systems.prag.config import AnswerConfig, DocumentsConfig
 from rag_jax.systems.prag.data import Format
 from rag_jax.systems.prag.evaluate import answer_batch, grade, name_row
 from rag_jax.systems.prag.infer import Engine, Search
@@ -46,27 +44,19 @@ def run_search(
     retrieve: DocumentsConfig,
 ) -> None:
     """Finds every reader's passages of each question: `found.jsonl`, rows of `passages`."""
-
-    def embed(encoder: Pretrained, passages: Sequence[Passage]) -> Float[np.ndarray, "N E"]:
-        return embed_corpus(context, passages, encoder, encode_passages, encoding)
-
-    @cache
-    def search(by: By) -> list[Ranked]:
-        return make_search(passages, embed, by=by)(asked)
-
     asked = [question.question for question in questions]
     records: list[Record] = [{"id": question.id} for question in questions]
-    for reader in readers:
-        if reader == CORPUS:
-            continue
-        found = search("fused" if reader == RERANKED else reader)
+    searches = {r: "fused" if r == RERANKED else r for r in readers if r != CORPUS}
+    with embedding(context, encode_passages, encoding) as embed:
+        names = dict.fromkeys(searches.values())
+        by = {name: make_search(passages, embed, by=name)(asked) for name in names}
+    for reader, name in searches.items():
+        found = by[name]
         if reader == RERANKED and reranking is not None:
             found = reranking.order(asked, found, passages)
         for record, ranked in zip(records, found, strict=True):
             record[reader] = [row for row, _ in ranked[: retrieve.passages]]
     write_jsonl(context.folder / "found.jsonl", records)
-    if is_first():  # nothing else needs them
-        (context.folder / "embeddings.npy").unlink(missing_ok=True)
 
 
 def run_reading(

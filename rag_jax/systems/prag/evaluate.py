@@ -15,13 +15,11 @@ from rag_jax.data.questions import Question
 from rag_jax.evaluation.answers import exact_match, f1, match
 from rag_jax.evaluation.compare import Method, Record, compare, describe_question, summarize_answers
 from rag_jax.lora.store import AdapterStore
-from rag_jax.models import Pretrained
 from rag_jax.pipeline.runner import ReportSpec
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.files import read_jsonl, write_json, write_jsonl
-from rag_jax.runtime.hosts import is_first
 from rag_jax.runtime.progress import log
-from rag_jax.systems.embeddings import embed_corpus
+from rag_jax.systems.embeddings import embedding
 from rag_jax.systems.evaluation import name_model
 from rag_jax.systems.prag.augment import list_documents, read_augmented
 from rag_jax.systems.prag.config import AnswerConfig, DocumentsConfig, PRAGConfig
@@ -126,13 +124,9 @@ def run_retrieval(
     passages piece by piece, and an interrupted search goes on with the pieces that are there. A
     reranker then orders them anew, and the first ones are a question's documents.
     """
-
-    def embed(encoder: Pretrained, passages: Sequence[Passage]) -> Float[np.ndarray, "N E"]:
-        return embed_corpus(context, passages, encoder, encode_passages, encoding)
-
-    search = make_search(passages, embed, partial(keep_settings, context))
     asked = [question.question for question in questions]
-    found = search(asked)
+    with embedding(context, encode_passages, encoding) as embed:
+        found = make_search(passages, embed, partial(keep_settings, context))(asked)
     chosen, ranks = found, [{}] * len(asked)
     if reranking is not None:
         read = rerank_found(context, "found", reranking, asked, found, passages)
@@ -146,8 +140,6 @@ def run_retrieval(
         for question, own, more in zip(questions, chosen, ranks, strict=True)
     ]
     write_jsonl(context.folder / "found.jsonl", records)
-    if is_first():  # nothing else needs them
-        (context.folder / "embeddings.npy").unlink(missing_ok=True)
 
 
 def draw_others(

@@ -48,23 +48,24 @@ def list_stages(session: Session) -> list[Stage]:
     if c.augment.model is not None:
         augmentation["writer"] = session.fingerprint("augment.model")
     answering = {"prompt": c.prompt, "answer": c.answer, "passages": c.retrieve.passages}
-    reading = {**model, **answering, **session.describe_searching()}
+    searching = session.describe_searching()
+    reading = {**model, **answering, **searching}
     evaluation = {**asked, **model, **answering, "seed": c.seed}
     evaluated, needed = ("corpus", "retrieve", "augment", *session.variants), ("corpus", "retrieve")
     evaluated += (TRANSLATE,) if translated else ()
     readers = []
     if c.readers:
         by: By = "bm25" if {*c.readers} <= {"bm25", CORPUS} else "fused"
-        searching = {**asked, **session.describe_searching(by), "readers": c.readers}
+        finding = {**asked, **session.describe_searching(by), "readers": c.readers}
         read = {**asked, **model, **answering, "readers": c.readers}
         readers = [
-            stage("search", run_search, searching, "corpus"),
+            stage("search", run_search, finding, "corpus"),
             stage("read", run_reading, read, "corpus", "search"),
         ]
     options = {"divisible": ("augmented.jsonl",), "version": 2}
     return [
         corpus_stage(session),
-        stage("retrieve", run_retrieval, {**asked, **session.describe_searching()}, "corpus"),
+        stage("retrieve", run_retrieval, {**asked, **searching}, "corpus"),
         stage("augment", run_augmentation, augmentation, *needed, **options),
         *[warm_up] * any("warm_up" in encoding.needs for encoding in encodings),
         *encodings,

@@ -2,20 +2,15 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-from jaxtyping import Float
-
 from rag_jax.data.batches import double_up
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.evaluation.answers import match
 from rag_jax.lora.store import AdapterStore
-from rag_jax.models import Pretrained
 from rag_jax.pipeline.ask import check_length
 from rag_jax.pipeline.citations import Citation
 from rag_jax.pipeline.stage import StageContext
-from rag_jax.runtime.hosts import is_first, wait_for_all
-from rag_jax.systems.embeddings import embed_corpus
+from rag_jax.systems.embeddings import embedding
 from rag_jax.systems.likelihood import Reader
 from rag_jax.systems.prag.infer import Answers, Search
 from rag_jax.systems.prag.session import Session
@@ -67,14 +62,8 @@ def open_reader(context: StageContext, session: Session) -> Reader:
     of the run's.
     """
     passages, size = session.passages, session.config.answer.batch_size
-
-    def embed(encoder: Pretrained, passages: Sequence[Passage]) -> Float[np.ndarray, "N E"]:
-        return embed_corpus(context, passages, encoder, session.encode_passages, session.encoding)
-
-    search = session.make_search(passages, embed)
-    wait_for_all("the documents can be searched")
-    if is_first():  # nothing else needs them
-        (context.folder / "embeddings.npy").unlink(missing_ok=True)
+    with embedding(context, session.encode_passages, session.encoding) as embed:
+        search = session.make_search(passages, embed)
 
     def read(questions: Sequence[str]) -> list[tuple[str, float | None]]:
         found, answered = find_documents(session, search, passages, questions), []

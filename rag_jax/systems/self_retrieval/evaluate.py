@@ -26,9 +26,8 @@ from rag_jax.pipeline.runner import ReportSpec
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval import Index
 from rag_jax.retrieval.contrastive import Encoders
-from rag_jax.runtime.hosts import is_first
 from rag_jax.search_config import BM25Config
-from rag_jax.systems.embeddings import embed_corpus
+from rag_jax.systems.embeddings import embedding
 from rag_jax.systems.evaluation import name_model
 from rag_jax.systems.reranking import RERANKED, Reranking, add_ranks, rank_anew, rerank_found
 from rag_jax.systems.self_retrieval.config import SearchConfig, SelfRetrievalConfig
@@ -229,12 +228,10 @@ def _rank_by_others(
         folders["dense_tuned"] = context.path("dense_tuned", "encoder")
     for name, folder in folders.items():
         encoder = load_encoders(folder).passage
-        file = f"{name}.npy"
-        embeddings = embed_corpus(context, passages, encoder, encode_passages, encoding, file=file)
-        index = Index.build(embeddings, backend="exact", encoder=encoder.fingerprint)
-        found[name] = index.search(encode_queries(encoder, asked), depth)
-        if is_first():  # nothing else needs them
-            (context.folder / file).unlink(missing_ok=True)
+        with embedding(context, encode_passages, encoding, file=f"{name}.npy") as embed:
+            made_by = {"backend": "exact", "encoder": encoder.fingerprint}
+            index = Index.build(embed(encoder, passages), **made_by)
+            found[name] = index.search(encode_queries(encoder, asked), depth)
     return {name: list_ranked(*ranking) for name, ranking in found.items()}
 
 
