@@ -31,8 +31,9 @@ def main(arguments: list[str]) -> None:
     with open(int(number), "w", encoding="utf-8") as outcome:
         try:
             command.keep_programs()
-            # The comparison has looked at what may be overwritten.
-            open_room(system, "pipeline").run(settings, Path(folder), overwrite=True)
+            # The comparison has looked at what may be overwritten, and asks for no verdicts.
+            run = open_room(system, "pipeline").run
+            run(settings, Path(folder), overwrite=True, verdicts=False)
         except Exception as error:
             kind = "" if type(error).__module__.startswith("rag_jax.") else type(error).__name__
             text = " ".join(str(error).split())

@@ -64,14 +64,14 @@ class CompareConfig:
     reference: str | None = None
     seed: CountOrZero = 0
     evaluate_on: Literal["test", "dev"] = "test"
-    questions: CountOrZero = 100
-    train_questions: CountOrZero = 80
+    questions: CountOrZero = 50
+    train_questions: CountOrZero = 50
     track: TrackerName = "none"
     mesh: MeshConfig = MeshConfig()
     model: ModelConfig = ModelConfig()
     encoder: EncoderConfig = EncoderConfig()
     data: DataConfig = DataConfig()
-    world: WorldConfig = WorldConfig(cities=30, countries=45, train=80, dev=40, test=100)
+    world: WorldConfig = WorldConfig(cities=20, countries=30, train=50, dev=20, test=50)
     srrag: SRRAGConfig = SRRAGConfig()
     rag: RAGConfig = RAGConfig()
     self_retrieval: SelfRetrievalConfig = SelfRetrievalConfig()

@@ -59,7 +59,12 @@ def make_run(
     """The function that runs a system's stages, from an empty folder to the report."""
 
     def run_one(
-        config: ConfigDict, workdir: Path, *, executor: Executor | None, **options: Any
+        config: ConfigDict,
+        workdir: Path,
+        *,
+        executor: Executor | None,
+        verdicts: bool,
+        **options: Any,
     ) -> dict[str, Any]:
         built = build(settings, config)
         check_tracker(built)
@@ -67,7 +72,8 @@ def make_run(
         report = describe_report(session.config)
         if executor is not None:
             options["divide"] = partial(executor.divide, _make_opener(session))
-        return run_session(session, list_stages(session), workdir, report, **options)
+        stages = [stage for stage in list_stages(session) if verdicts or stage.name != STAGE]
+        return run_session(session, stages, workdir, report, **options)
 
     def run(
         config: ConfigDict,
@@ -75,14 +81,19 @@ def make_run(
         *,
         executor: Executor | None = None,
         seeds: int = 1,
+        verdicts: bool = True,
         overwrite: bool = False,
     ) -> dict[str, Any]:
         """Runs every stage that is not made yet, and writes the report.
 
         See `run_session`, and `run_seeds` for more than one seed. Workers of the executor, if there
         is one, make the pieces of divisible maps.
+
+        Args:
+            verdicts: whether asking the run is to tell answers that are not in the documents, which
+                takes the stage "likelihood".
         """
-        options = {"executor": executor, "overwrite": overwrite}
+        options = {"executor": executor, "verdicts": verdicts, "overwrite": overwrite}
         if seeds == 1:
             return run_one(config, workdir, **options)
         describe = lambda config: describe_report(build(settings, config))  # noqa: E731

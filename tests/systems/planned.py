@@ -38,7 +38,7 @@ def add_reranker(config, folder):
     return replace(config, retrieve=retrieve)
 
 
-def list_programs(system, config, monkeypatch):
+def list_programs(system, config, monkeypatch, **corpus):
     """The names and runs of all programs, none of which is compiled."""
     found, compile = {}, Planner.compile
 
@@ -49,5 +49,5 @@ def list_programs(system, config, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Planner, "compile", note)
-        plan(system, config, only="none of them")
+        plan(system, config, draw(system, config, **corpus), only="none of them")
     return found

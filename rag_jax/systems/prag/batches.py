@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Int
 
+from rag_jax.data.batches import round_up
+from rag_jax.data.packing import Microbatch
 from rag_jax.data.words import count_words
 from rag_jax.models.io.sizes import find_decoder
 from rag_jax.planning.batches import (
@@ -14,6 +16,7 @@ from rag_jax.planning.batches import (
     choose_drawn,
     count_encoding,
     count_packed,
+    count_steps,
 )
 from rag_jax.planning.stages import HostWork
 from rag_jax.runtime.platforms import count_program_tokens
@@ -21,6 +24,7 @@ from rag_jax.runtime.sharding import count_data_rows
 from rag_jax.systems.prag.config import PRAGConfig
 from rag_jax.systems.prag.data import group_documents, list_variants
 from rag_jax.systems.prag.demonstrations import DEMONSTRATIONS
+from rag_jax.systems.prag.translate import ENCODE, TRAIN, TRANSLATE, WIDTH
 from rag_jax.training.rows import PROGRAM_TOKENS, Row, plan_rows
 
 # Tokens of a prompt around its texts, in a chat template and in plain text: the instruction,
@@ -46,9 +50,23 @@ def list_host(config: PRAGConfig, corpus: Corpus) -> Iterator[HostWork]:
     if config.retrieve.by_words:
         yield HostWork("retrieve", "BM25: build", corpus.passages)
         yield HostWork("retrieve", "BM25: search", corpus.asked * corpus.passages)
-    documents = min(corpus.passages, corpus.asked * config.retrieve.passages)
+    documents, taught = count_documents(config, corpus), count_taught(config, corpus)
     yield HostWork("encode", "adapters: write", documents * len(list_variants(config)))
+    if taught:
+        yield HostWork(ENCODE, "adapters: write", taught)
+        yield HostWork(TRAIN, "adapters: read", taught * config.translator.epochs)
+        yield HostWork(TRANSLATE, "adapters: write", documents)
     yield HostWork("evaluate", "adapters: read", corpus.asked * config.retrieve.passages)
+
+
+def count_documents(config: PRAGConfig, corpus: Corpus) -> int:
+    """The number of documents that the questions find, at most."""
+    return min(corpus.passages, corpus.asked * config.retrieve.passages)
+
+
+def count_taught(config: PRAGConfig, corpus: Corpus) -> int:
+    """The number of documents that the translator is trained on: others than the questions find."""
+    return min(config.translator.documents, corpus.passages - count_documents(config, corpus))
 
 
 def list_batches(config: PRAGConfig, corpus: Corpus) -> Iterator[StageBatches]:
@@ -59,7 +77,10 @@ def list_batches(config: PRAGConfig, corpus: Corpus) -> Iterator[StageBatches]:
         yield count_encoding("retrieve", c.retrieve.encoder, corpus.passages, draw)
     if any(variant.start == "warm" for variant in list_variants(c).values()):
         yield _count_warm_up(c, corpus, rng)
-    yield _count_encoding(c, corpus, rng)
+    yield _count_encoding("encode", c, count_documents(c, corpus), corpus, rng)
+    if taught := count_taught(c, corpus):
+        yield _count_encoding(ENCODE, c, taught, corpus, rng)
+        yield _count_translator(c, taught, corpus, rng)
 
 
 def _count_warm_up(config: PRAGConfig, corpus: Corpus, rng: np.random.Generator) -> StageBatches:
@@ -73,10 +94,11 @@ def _count_warm_up(config: PRAGConfig, corpus: Corpus, rng: np.random.Generator)
     return count_packed("warm_up", c.warm_up, corpus.trained, plan, packing)
 
 
-def _count_encoding(config: PRAGConfig, corpus: Corpus, rng: np.random.Generator) -> StageBatches:
+def _count_encoding(
+    stage: str, config: PRAGConfig, documents: int, corpus: Corpus, rng: np.random.Generator
+) -> StageBatches:
     """A step of a group of documents is one example of each."""
     c = config
-    documents = min(corpus.passages, corpus.asked * c.retrieve.passages)
     lengths = draw_documents(c, corpus, min(documents, _MOST), rng)
     groups = group_documents(
         lengths,
@@ -89,7 +111,23 @@ def _count_encoding(config: PRAGConfig, corpus: Corpus, rng: np.random.Generator
     pairs = zip(widths.tolist(), counts.tolist(), strict=True)
     runs = {Shape("documents", groups.size, width): times * count for width, count in pairs}
     steps = round(times * np.size(groups.widths))
-    return StageBatches("encode", steps, np.size(groups.widths), 1 - groups.padding, runs, groups)
+    return StageBatches(stage, steps, np.size(groups.widths), 1 - groups.padding, runs, groups)
+
+
+def _count_translator(
+    config: PRAGConfig, documents: int, corpus: Corpus, rng: np.random.Generator
+) -> StageBatches:
+    """A step is one example of each of a batch's documents, in the first epoch the first."""
+    c, batch = config, config.translator.batch_size
+    drawn, _ = choose_drawn(c.translator, documents)
+    lengths = draw_documents(c, corpus, drawn, rng)[:, 0]
+
+    def pack(start: int) -> tuple[int, list[Microbatch]]:
+        rows = lengths[start : start + batch]
+        width = round_up(int(rows.max()), WIDTH)
+        return int(rows.sum()), [Microbatch([], batch, width, "documents")]
+
+    return count_steps(TRAIN, c.translator, documents, map(pack, range(0, drawn, batch)))
 
 
 def draw_documents(

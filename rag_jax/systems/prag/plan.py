@@ -1,7 +1,6 @@
 """Every compiled program of a run, for a slice of TPUs that need not be there."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -20,19 +19,40 @@ from rag_jax.planning.abstract import (
     halve,
     split_rows,
 )
-from rag_jax.planning.batches import Drawn, StageBatches
+from rag_jax.planning.batches import Drawn, Shape, StageBatches
 from rag_jax.planning.planner import Planner
 from rag_jax.planning.reranking import compile_reranking
-from rag_jax.planning.training import compile_encoding, compile_rows, name_shape
+from rag_jax.planning.training import (
+    compile_encoding,
+    compile_rows,
+    compile_training,
+    name_shape,
+)
 from rag_jax.planning.turns import compile_token
 from rag_jax.runtime.sharding import shardings_of
 from rag_jax.systems.prag import session, steps
-from rag_jax.systems.prag.batches import PASSAGE_MARKS, count_prompt
+from rag_jax.systems.prag.batches import (
+    PASSAGE_MARKS,
+    count_documents,
+    count_prompt,
+    count_taught,
+)
 from rag_jax.systems.prag.config import PRAGConfig
 from rag_jax.systems.prag.loss import TERMS, make_document_loss, make_warm_up_loss
 from rag_jax.systems.prag.train import make_optimizer
+from rag_jax.systems.prag.translate import (
+    AUGMENT,
+    ENCODE,
+    TRAIN,
+    TRANSLATE,
+    WIDTH,
+    make_training,
+    read_states,
+    translate_batch,
+)
+from rag_jax.systems.prag.translator import list_adapted
 from rag_jax.training.bank import abstract_bank_state, take_bank_step
-from rag_jax.training.trainable import init_trained, set_passes
+from rag_jax.training.trainable import set_passes
 
 CONFIG = PRAGConfig
 
@@ -44,10 +64,8 @@ class PlannedSession(AbstractModels, session.Session):
 
     def describe_bank(self, count: int) -> PyTree[jax.ShapeDtypeStruct]:
         """The adapters of `count` documents."""
-        c = self.config
-        one = jax.eval_shape(partial(init_trained, c.tuning, seed=c.seed), self.base.params)
-        bank = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), one)
-        return split_rows(bank, self.mesh)
+        describe = lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype)  # noqa: E731
+        return split_rows(jax.tree.map(describe, self.adapter_shapes), self.mesh)
 
 
 def plan(
@@ -69,6 +87,8 @@ def plan(
         compile_rows(planner, batches, trainable, c.warm_up, loss, TERMS, base.params)
     planner.hold(base.params)
     _plan_banks(session, planner, drawn.stages["encode"])
+    if TRAIN in drawn.stages:
+        _plan_translator(session, planner, drawn)
     _plan_answers(session, planner, drawn)
     return planner
 
@@ -78,7 +98,9 @@ def list_remedies(config: PRAGConfig, name: str) -> Iterator[tuple[str, PRAGConf
     stage = name.split(",")[0]
     settings = {"encode": "encode.together", "retrieve": "retrieve.encoder.batch_size"}
     settings |= {"augment": "augment.batch_size", "evaluate": "answer.batch_size"}
-    if stage == "encode" and config.tuning.remat != "full":
+    settings |= {ENCODE: "encode.together", TRAIN: "translator.batch_size"}
+    settings |= {TRANSLATE: "answer.batch_size"}
+    if stage in ("encode", ENCODE, TRAIN) and config.tuning.remat != "full":
         yield change(config, "tuning.remat", "full")
     if stage in settings and settings[stage].count(".") == 1:
         yield halve(config, settings[stage])
@@ -88,7 +110,7 @@ def list_remedies(config: PRAGConfig, name: str) -> Iterator[tuple[str, PRAGConf
 def _plan_writing(session: PlannedSession, planner: Planner, drawn: Drawn) -> None:
     """What a model writes about each document, a rewrite and questions, at the first attempt."""
     c, writer, corpus = session.config.augment, session.augmenter, drawn.corpus
-    documents = min(corpus.passages, corpus.asked * session.config.retrieve.passages)
+    documents, taught = (count(session.config, corpus) for count in (count_documents, count_taught))
     params, width = copy(writer.params), _WRITER + int(corpus.lengths.text[-1])
     sizes = {"B": c.batch_size, "T": round_up(width, 32)}
     cache = describe_cache(writer, session.mesh, *sizes.values())
@@ -97,7 +119,9 @@ def _plan_writing(session: PlannedSession, planner: Planner, drawn: Drawn) -> No
     one = compile_token(*inputs, max_tokens=c.max_tokens)
     options = {"sampling": Sampling(temperature=c.temperature, top_k=c.top_k), "seed": 0}
     options |= {"max_tokens": c.max_tokens, "stop_ids": (0,), "loop": (one, c.max_tokens - 1)}
-    options["runs"] = {"augment": -(-documents // c.batch_size) * (bool(c.rewrites) + 1)}
+    texts, stages = bool(c.rewrites) + 1, {"augment": documents, AUGMENT: taught}
+    batches = {stage: -(-count // c.batch_size) * texts for stage, count in stages.items()}
+    options["runs"] = {stage: count for stage, count in batches.items() if count}
     start = describe_cache(writer, session.mesh, 1, 64)
     inputs = writer.model, params, start
     planner.compile("augment, write", generate_batch, *inputs, sizes=sizes, **options)
@@ -114,9 +138,45 @@ def _plan_banks(session: PlannedSession, planner: Planner, batches: StageBatches
         mask = jax.ShapeDtypeStruct((shape.rows, shape.width), bool)
         arrays = split_rows({"tokens": tokens, "mask": mask}, session.mesh)
         inputs = loss, optimizer, state, base.params, arrays
-        options = {"shardings": shardings_of(state), "runs": {"encode": runs}}
-        name = f"encode, a step of {name_shape(shape)}"
+        options = {"shardings": shardings_of(state), "runs": {batches.stage: runs}}
+        name = f"{batches.stage}, a step of {name_shape(shape)}"
         planner.compile(name, take_bank_step, *inputs, **options)
+
+
+def _plan_translator(session: PlannedSession, planner: Planner, drawn: Drawn) -> None:
+    """The adapters that the translator is trained on, its training, and the ones that it makes."""
+    c, base, mesh = session.config, session.base, session.mesh
+    _plan_banks(session, planner, drawn.stages[ENCODE])
+    kernels = list_adapted(session.adapter_shapes)
+    options = {"tuning": c.tuning, "translator": c.translator, "mesh": mesh, "seed": c.seed}
+    loss, trainable = make_training(base, kernels, **options)
+
+    def describe_states(rows: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, base.config.hidden_size), jnp.float32)
+
+    def make_arrays(shape: Shape) -> dict[str, Any]:
+        return {
+            "states": describe_states(shape.rows),
+            "tokens": jax.ShapeDtypeStruct((shape.rows, shape.width), jnp.int32),
+            "mask": jax.ShapeDtypeStruct((shape.rows, shape.width), bool),
+            "weight": jax.ShapeDtypeStruct((shape.rows,), jnp.float32),
+            "adapters": session.describe_bank(shape.rows),
+        }
+
+    inputs = trainable, c.translator, {"documents": loss}, make_arrays, base.params
+    compile_training(planner, drawn.stages[TRAIN], *inputs)
+    planner.hold(base.params)
+    batch, corpus = c.answer.batch_size, drawn.corpus
+    numbers = {TRAIN: count_taught(c, corpus), TRANSLATE: count_documents(c, corpus)}
+    runs = {stage: -(-number // batch) for stage, number in numbers.items()}
+    title, passage = (int(getattr(corpus.lengths, kind)[-1]) for kind in ("title", "passage"))
+    sizes = {"B": batch, "T": round_up(title + min(passage, c.model.max_text), WIDTH)}
+    inputs, options = (base.model, base.params), {"sizes": sizes, "runs": runs}
+    planner.compile("translate, read documents", read_states, *inputs, **options)
+    states = split_rows(describe_states(batch), mesh)
+    inputs, options = (trainable.abstract(), states), {"kernels": kernels}
+    options["runs"] = {TRANSLATE: runs[TRANSLATE]}
+    planner.compile("translate, make adapters", translate_batch, *inputs, **options)
 
 
 def _plan_answers(session: PlannedSession, planner: Planner, drawn: Drawn) -> None:

@@ -35,6 +35,7 @@ from rag_jax.systems.prag.translator import (
     translate,
 )
 from rag_jax.training.fit import PARAMS, Batch, fit
+from rag_jax.training.loop import LossFunction
 from rag_jax.training.trainable import Trainable, set_passes
 
 # Stages, with the names that `augment` and `train` know them by.
@@ -43,7 +44,7 @@ TRAIN, TRANSLATE = "translator", "translate"
 OTHERS = {"found": DOCUMENTS, "made": AUGMENT}
 
 _RULES = ((".*", PartitionSpec()),)  # the translator is small: a copy on every device
-_WIDTH = 64  # documents and examples are padded to multiples of so many tokens
+WIDTH = 64  # documents and examples are padded to multiples of so many tokens
 
 
 def choose_documents(
@@ -122,7 +123,7 @@ class Translator:
     def read(self, passages: Sequence[Passage]) -> Float[np.ndarray, "N E"]:
         """The states of documents, at most a batch of them."""
         rows = list(map(self.encode, passages))
-        width = round_up(max(map(len, rows)), _WIDTH)
+        width = round_up(max(map(len, rows)), WIDTH)
         arrays = shard_batch(pad_rows(rows, width, pad_id=0, batch=self.batch_size))
         return fetch(read_states(self._base.model, self._base.params, *arrays))[: len(rows)]
 
@@ -148,6 +149,31 @@ class Translator:
     ) -> tuple[PyTree, dict[str, str]]:
         """The adapters of passages, made now; see `AdapterStore.load`. None is lost."""
         return self.translate([self._passages[self._rows[id]] for id in passages], rows), {}
+
+
+def make_training(
+    base: Pretrained,
+    kernels: tuple[Kernel, ...],
+    *,
+    tuning: TuningConfig,
+    translator: TranslatorConfig,
+    mesh: Mesh,
+    seed: int,
+) -> tuple[LossFunction, Trainable]:
+    """The translator's loss, and what is trained."""
+    weights = Weights(translator.language, translator.divergence, translator.distance)
+    model = set_passes(base.model, tuning)
+    loss = make_translation_loss(model, kernels, scale=tuning.scale, weights=weights)
+    sizes = {"state_size": base.config.hidden_size, "hidden": translator.hidden}
+    trainable = Trainable(
+        base=base.params,
+        frozen=base.params,
+        init=lambda _: init_translator(jax.random.key(seed), kernels, **sizes),
+        merge=lambda params, _: params,
+        rules=_RULES,
+        mesh=mesh,
+    )
+    return loss, trainable
 
 
 def run_translator(
@@ -186,7 +212,7 @@ def run_translator(
     def pack(step: int, chosen: list[int]) -> Batch:
         epoch = step // plan.num_steps_per_epoch
         rows = [examples[i][epoch % len(examples[i])] for i in chosen]
-        width, batch = round_up(max(map(len, rows)), _WIDTH), translator.batch_size
+        width, batch = round_up(max(map(len, rows)), WIDTH), translator.batch_size
         tokens, mask = pad_rows(rows, width, pad_id=0, batch=batch)
         adapters, lost = store.load([documents[i].id for i in chosen], rows=batch)
         if lost:
@@ -203,22 +229,8 @@ def run_translator(
         # The made adapter forward and back, and the trained one forward.
         return Batch([("documents", arrays)], 3 * base.config.count_flops(read, read))
 
-    weights = Weights(translator.language, translator.divergence, translator.distance)
-    model = set_passes(base.model, tuning)
-    loss = make_translation_loss(model, made.kernels, scale=tuning.scale, weights=weights)
-    trainable = Trainable(
-        base=base.params,
-        frozen=base.params,
-        init=lambda _: init_translator(
-            jax.random.key(seed),
-            made.kernels,
-            state_size=base.config.hidden_size,
-            hidden=translator.hidden,
-        ),
-        merge=lambda params, _: params,
-        rules=_RULES,
-        mesh=mesh,
-    )
+    options = {"tuning": tuning, "translator": translator, "mesh": mesh, "seed": seed}
+    loss, trainable = make_training(base, made.kernels, **options)
     files = {"folder": context.folder, "progress": context.progress}
     ids = [document.id for document in documents]
     fit(plan, pack, {"documents": loss}, trainable, translator, **files, ids=ids)

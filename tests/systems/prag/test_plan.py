@@ -1,6 +1,7 @@
 """The plan of a tiny run, compiled for a CPU that stands in for a slice."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import pytest
@@ -17,7 +18,9 @@ from rag_jax.systems.prag.config import (
     DocumentsConfig,
     EncodeConfig,
     PRAGConfig,
+    TranslatorConfig,
 )
+from rag_jax.systems.prag.translator import init_translator, list_adapted
 from systems.planned import CHIP, RERANKING, add_reranker, draw, list_programs, plan
 
 
@@ -48,6 +51,43 @@ def test_every_program_is_planned(config, monkeypatch, tmp_path):
     asked = replace(config, augment=AugmentConfig(by="model", batch_size=8, max_tokens=16))
     programs = list_programs("prag", asked, monkeypatch)
     assert programs["augment, write"] == {"augment": 10}
+
+
+def test_the_translator_is_planned(config, monkeypatch):
+    """Twelve of the forty documents are not found by fourteen questions, two each."""
+    taught = replace(config, translator=TranslatorConfig(documents=12, epochs=2, batch_size=8))
+    drawn = draw("prag", taught, questions=14)
+    programs = list_programs("prag", taught, monkeypatch, questions=14)
+    assert drawn.stages["translator"].steps == 4
+    for stage in ("translator_encode", "translator"):
+        for shape, runs in drawn.stages[stage].runs.items():
+            end = f"documents {shape.rows} x {shape.width}"
+            (found,) = (n for n in programs if n.startswith(f"{stage},") and n.endswith(end))
+            assert programs[found] == {stage: runs}
+    assert programs["translator, optimiser step"] == {"translator": 4}
+    assert programs["translate, read documents"] == {"translator": 3, "translate": 7}
+    assert programs["translate, make adapters"] == {"translate": 7}
+    asked = replace(taught, augment=AugmentConfig(by="model", batch_size=8, max_tokens=16))
+    programs = list_programs("prag", asked, monkeypatch, questions=14)
+    assert programs["augment, write"] == {"augment": 8, "translator_augment": 4}
+    found_all = draw("prag", taught, questions=20).stages
+    assert "translator" not in found_all and "translator_encode" not in found_all
+
+
+def test_the_translator_and_its_documents_are_counted(config):
+    taught = replace(config, translator=TranslatorConfig(documents=12))
+    drawn = draw("prag", taught, questions=14)
+    programs = plan("prag", taught, drawn, only="transl").programs
+    names = {program.name: program for program in programs}
+    training = next(p for name, p in names.items() if name.startswith("translator, gradients"))
+    session = planned.PlannedSession(taught, jax.devices()[:1])
+    sizes = {"state_size": session.base.config.hidden_size, "hidden": taught.translator.hidden}
+    kernels = list_adapted(session.adapter_shapes)
+    params = jax.eval_shape(partial(init_translator, kernels=kernels, **sizes), jax.random.key(0))
+    weights = count_bytes_per_device(session.base.params)
+    # The translator, its gradients, and the optimiser's two moments.
+    assert training.needed > weights + 4 * count_bytes_per_device(params)
+    assert training.cost.flops > names["translate, read documents"].cost.flops > 0
 
 
 def test_trainings_pass_over_layers_as_a_runs_do(config, monkeypatch):

@@ -476,6 +476,15 @@ def test_asking_gives_the_answers_of_the_evaluation(finished, make_session):
     assert take_stock(workdir) == before
 
 
+def test_a_run_without_verdicts(finished, make_config, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "stages" / "likelihood")
+    options = {"verdicts": False, "overwrite": True}  # as a comparison runs it
+    report = pipeline.run(make_config(), tmp_path / "run", **options)
+    assert list_reused(report) == [stage["name"] for stage in report["stages"]] == STAGES[:-1]
+    assert not (tmp_path / "run" / "stages" / "likelihood").exists()
+
+
 def test_the_likelihood_of_development_questions(finished, make_session, tmp_path, capsys):
     """What the stage measured is what asking gives; an older folder is asked without a verdict."""
     workdir, session = Path(shutil.copytree(finished[0], tmp_path / "run")), make_session()
