@@ -74,6 +74,20 @@ def cut_squad(source: Path, folder: Path) -> None:
     write(folder / "test_questions.jsonl", asked[220:])
 
 
+def keep_squad(source: Path, folder: Path) -> None:
+    """SQuAD's development passages, with 300 of their questions to ask and 60 for choices."""
+    asked = random.Random(0).sample(read(source / "dev_questions.jsonl"), 360)
+    write(folder / "passages.jsonl", read(source / "dev_passages.jsonl"))
+    write(folder / "test_questions.jsonl", asked[:300])
+    write(folder / "dev_questions.jsonl", asked[300:])
+
+
+def translate(documents: int) -> Run:
+    """Parametric RAG with a translator of so many documents, on a larger encyclopedia."""
+    flags = "--config.world.cities=200", f"--config.translator.documents={documents}"
+    return Run("configs/prag.py", flags)
+
+
 RUNS = {
     "srrag": Run("configs/srrag.py"),
     "srrag_ablations": Run("configs/srrag.py", ("--config.ablations=True",), folder="srrag"),
@@ -127,6 +141,15 @@ RUNS = {
             "--config.encode.learning_rate=1e-3",
         ),
         "2wikimultihopqa",
+    ),
+    "prag_translator": translate(1000),
+    "prag_translator_300": translate(300),
+    "prag_translator_100": translate(100),
+    "prag_translator_squad": Run(
+        "configs/prag.py",
+        ("--config.retrieve.by=bm25", "--config.translator.documents=1000"),
+        "squad",
+        keep_squad,
     ),
     "dpr": Run("configs/dpr.py"),
     "dpr_scifact": Run(

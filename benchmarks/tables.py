@@ -11,13 +11,19 @@ import re
 import sys
 from pathlib import Path
 
+import tables_claims
 import tables_retrieval
 import tables_speed
 import tables_systems
 
 ROOT = Path(__file__).parent.parent
 _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-TABLES = {**tables_systems.TABLES, **tables_speed.TABLES, **tables_retrieval.TABLES}
+TABLES = {
+    **tables_systems.TABLES,
+    **tables_claims.TABLES,
+    **tables_speed.TABLES,
+    **tables_retrieval.TABLES,
+}
 
 
 def format_table(rows: list[list[str]]) -> str:

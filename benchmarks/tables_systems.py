@@ -148,84 +148,6 @@ DPR_NAMES = {
 }
 
 
-def list_headlines() -> Rows:
-    """Each system's method against the strongest baseline, on both kinds of data."""
-    rows = [["system", "paper", "idea", "data", "score", "method", "strongest baseline"]]
-    for page, title, paper, idea, score, method, baselines in (
-        (
-            "srrag",
-            "Self-Routing RAG",
-            "Wu 2025",
-            "the model writes down what it knows, or searches",
-            "accuracy",
-            "srrag",
-            {"direct": "direct", "verbalise": "verbalise", "retrieve": "always retrieving"},
-        ),
-        (
-            "rag",
-            "RAG",
-            "Lewis 2020",
-            "marginalise over passages, train both",
-            "exact_match",
-            "thorough",
-            {
-                "shared_closed_book": "no passages",
-                "closed_book": "no passages, trained without",
-                "shared_bm25": "BM25",
-                "bm25": "BM25, trained with it",
-                "frozen": "frozen retriever",
-            },
-        ),
-        (
-            "self_retrieval",
-            "Self-Retrieval",
-            "Tang 2024",
-            "one model is index, retriever, reranker",
-            "hits@1",
-            "self_retrieval",
-            {"bm25": "BM25", "dense": "MiniLM", "dense_tuned": "trained MiniLM"},
-        ),
-        (
-            "prag",
-            "Parametric RAG",
-            "Su 2025",
-            "documents are LoRAs, merged for a question",
-            "exact_match",
-            "parametric",
-            {
-                "direct": "direct",
-                "in_context": "in the context",
-                "in_context_augmented": "in the context, augmented",
-                "random": "random LoRAs",
-            },
-        ),
-        (
-            "dpr",
-            "Dense retrievers",
-            "Karpukhin 2020",
-            "encoders trained with hard negatives",
-            "ndcg@10",
-            "trained",
-            {"bm25": "BM25", "untrained": "MiniLM off the shelf"},
-        ),
-    ):
-        for data, run in RUNS[page].items():
-            methods = read_run(run)["methods"]
-            measured = [name for name in baselines if name in methods]
-            best = max(measured, key=lambda name: methods[name][score])
-            first = [f"[{title}](PAGES/systems/{page}.md)", paper, idea]
-            rows.append(
-                [
-                    *(first if data == ENCYCLOPEDIA else ["", "", ""]),
-                    data,
-                    score.replace("_", " ").replace("ndcg", "nDCG"),
-                    format_cell(score, methods[method], score),
-                    f"{format_cell(score, methods[best], score)} ({baselines[best]})",
-                ]
-            )
-    return rows
-
-
 def list_pairs(run: str, *scores: str) -> Rows:
     """Every method of a run against its reference, question by question."""
     paired = read_run(run)["paired"]
@@ -297,7 +219,6 @@ def list_compared(run: str) -> Rows:
 
 
 TABLES: dict[str, Callable[[], Rows]] = {
-    "headlines": list_headlines,
     "srrag": lambda: list_methods(RUNS["srrag"], SRRAG, SRRAG_METHODS, score="accuracy"),
     "srrag_methods": lambda: list_methods({"": "srrag"}, SRRAG, SRRAG_METHODS, score="accuracy"),
     "srrag_pairs": lambda: list_pairs("srrag", "accuracy"),

@@ -1,0 +1,221 @@
+"""The papers' claims, and what came out of them here, from `results/systems`; see `tables.py`.
+
+Numbers of the papers are differences of their tables; where a table has several models or datasets
+they are the mean over them.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from tables_systems import ENCYCLOPEDIA, Rows, read_run
+
+REPRODUCED, NOT_SEEN, UNDECIDED = "reproduced", "not seen", "undecided"
+UNABLE = "these data cannot show it"
+
+
+class Trial(NamedTuple):
+    """A run in which a claim could come out.
+
+    Attributes:
+        run: a name of `systems.py`.
+        row: that is claimed to be worse than the run's method.
+        score: that is compared.
+        able: whether the data could show the claim, however many questions were asked.
+    """
+
+    data: str
+    run: str
+    row: str
+    score: str
+    able: bool = True
+
+
+class Claim(NamedTuple):
+    """A claim of a paper: the method is better than something, by so much.
+
+    Attributes:
+        effect: the paper's difference, as a share of 1; None if it has no number for it.
+    """
+
+    text: str
+    effect: float | None
+    trials: tuple[Trial, ...]
+
+
+class Found(NamedTuple):
+    """What came out of a trial: how much better the method is, on `n` questions."""
+
+    n: int
+    difference: float
+    low: float
+    high: float
+    verdict: str
+
+
+def _try(data: str, run: str, score: str) -> Callable[..., Trial]:
+    """Makes trials of a run."""
+    return lambda row, own=score, **options: Trial(data, run, row, own, **options)
+
+
+_ROUTED = _try(ENCYCLOPEDIA, "srrag", "accuracy")
+_ABLATED = _try(ENCYCLOPEDIA, "srrag_ablations", "accuracy")
+_POPQA = _try("PopQA", "srrag_popqa", "accuracy")
+_SOURCES = _try("encyclopedia, two indexes", "srrag_two_indexes", "accuracy")
+_RAG = _try(ENCYCLOPEDIA, "rag", "exact_match")
+_SELF = _try(ENCYCLOPEDIA, "self_retrieval", "hits@1")
+_SQUAD = _try("SQuAD", "self_retrieval_squad", "hits@1")
+_PRAG = _try(ENCYCLOPEDIA, "prag", "f1")
+_PRAG_DEV = _try(ENCYCLOPEDIA, "prag_ablations", "f1")
+_2WIKI = _try("2WikiMultihopQA", "prag_2wiki", "f1")
+
+CLAIMS: dict[str, tuple[Claim, ...]] = {
+    "srrag": (
+        Claim(
+            "more accurate than the same weights that always retrieve",
+            0.014,
+            (_ROUTED("retrieve", able=False), _POPQA("retrieve", able=False)),
+        ),
+        Claim("more accurate than selective retrieval", 0.032, (_ABLATED("selective"),)),
+        Claim(
+            "more accurate than the untrained model that always retrieves",
+            0.075,
+            (_ABLATED("raw_retrieve"),),
+        ),
+        Claim(
+            "the datastore raises accuracy",
+            0.014,
+            (
+                _ROUTED("without_knn", able=False),
+                _POPQA("without_knn", able=False),
+                _SOURCES("without_knn", able=False),
+            ),
+        ),
+        Claim("so does verbalising in the labels", 0.038, (_ABLATED("without_verbalisation"),)),
+        Claim("so do stage 2's preferences", 0.032, (_ABLATED("without_stage2"),)),
+    ),
+    "rag": (
+        Claim("trained together better than with a frozen retriever", 0.026, (_RAG("frozen"),)),
+        Claim("better than trained with BM25's passages", 0.130, (_RAG("bm25"),)),
+        Claim("better than trained without passages", 0.079, (_RAG("closed_book"),)),
+        Claim("RAG-Sequence better than RAG-Token", 0.010, (_RAG("token"),)),
+    ),
+    "self_retrieval": (
+        Claim("finds the passage more often than BM25", 0.431, (_SELF("bm25"), _SQUAD("bm25"))),
+        Claim(
+            "more often than a trained encoder",
+            0.074,
+            (_SELF("dense_tuned"), _SQUAD("dense_tuned")),
+        ),
+        Claim(
+            "answers better than a trained encoder with the same reader",
+            0.045,
+            (_SELF("dense_tuned", "exact_match"), _SQUAD("dense_tuned", "exact_match")),
+        ),
+        Claim(
+            "self-assessment raises MRR@5",
+            0.087,
+            (_SELF("without_assessment", "mrr@5"), _SQUAD("without_assessment", "mrr@5")),
+        ),
+        Claim("so does indexing", 0.081, (_SELF("without_indexing", "mrr@5"),)),
+        Claim("so do titles", 0.124, (_SELF("without_titles", "mrr@5"),)),
+    ),
+    "prag": (
+        Claim(
+            "adapters better than the passages in the context",
+            0.045,
+            (_PRAG("in_context"), _2WIKI("in_context")),
+        ),
+        Claim(
+            "better than the augmented passages in the context",
+            0.058,
+            (_PRAG("in_context_augmented"), _2WIKI("in_context_augmented")),
+        ),
+        Claim("both together better than adapters alone", 0.047, (_PRAG("both"), _2WIKI("both"))),
+        Claim("an adapter that was warmed up is better", 0.067, (_PRAG_DEV("warm_start"),)),
+        Claim("questions about the document help", None, (_PRAG_DEV("without_questions"),)),
+        Claim("rewrites of the document help", None, (_PRAG_DEV("without_rewrites"),)),
+    ),
+    "dpr": (
+        Claim(
+            "the trained encoders find an answer among twenty passages more often than BM25",
+            0.193,
+            (Trial(ENCYCLOPEDIA, "dpr", "bm25", "answer@20"),),
+        ),
+    ),
+}
+_BETTER = ("both", "warm_start")  # rows that are claimed to be better than the run's method
+SYSTEMS = {
+    "srrag": ("Self-Routing RAG", "Wu 2025", "the model writes down what it knows, or searches"),
+    "rag": ("RAG", "Lewis 2020", "marginalise over passages, train both"),
+    "self_retrieval": ("Self-Retrieval", "Tang 2024", "one model is index, retriever, reranker"),
+    "prag": ("Parametric RAG", "Su 2025", "documents are LoRAs, merged for a question"),
+    "dpr": ("Dense retrievers", "Karpukhin 2020", "encoders trained with hard negatives"),
+}
+
+
+def judge(claim: Claim, trial: Trial) -> Found:
+    """What came out: reproduced if the interval is above 0, not seen if the paper's number is not.
+
+    That is, if the paper's difference is above the interval, and so would have shown with as many
+    questions. Without a number of the paper, an interval below 0 is "not seen".
+    """
+    pair = read_run(trial.run)["paired"]["rows"][trial.row][trial.score]
+    sign = 1 if trial.row in _BETTER else -1
+    difference, *ends = (sign * value + 0.0 for value in (pair["difference"], *pair["ci95"]))
+    low, high = sorted(ends)
+    if not trial.able:
+        verdict = UNABLE
+    elif low > 0:
+        verdict = REPRODUCED
+    else:
+        verdict = NOT_SEEN if high < (claim.effect or 0) else UNDECIDED
+    return Found(pair["n"], difference, low, high, verdict)
+
+
+def list_trials(system: str) -> Iterator[tuple[Claim, Trial, Found]]:
+    """Every trial of a system's claims."""
+    for claim in CLAIMS[system]:
+        for trial in claim.trials:
+            yield claim, trial, judge(claim, trial)
+
+
+def list_claims(system: str) -> Rows:
+    """A row for each trial of a system's claims."""
+    rows = [["claim", "paper", "data", "questions", "score", "here", "95 % interval", "verdict"]]
+    last = None
+    for claim, trial, found in list_trials(system):
+        paper = "" if claim.effect is None else f"{claim.effect:+.3f}"
+        shown = ["", ""] if claim is last else [claim.text, paper]
+        interval = f"{found.low:+.3f} to {found.high:+.3f}"
+        score = trial.score.replace("_", " ")
+        here = [str(found.n), score, f"{found.difference:+.3f}", interval, found.verdict]
+        rows.append([*shown, trial.data, *here])
+        last = claim
+    return rows
+
+
+def list_verdicts() -> Rows:
+    """For each system how many of its paper's claims came out, on made-up and on real text."""
+    rows = [["system", "paper", "idea", "on the encyclopedia", "on real text"]]
+    for system, (title, paper, idea) in SYSTEMS.items():
+        kinds: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
+        for _, trial, found in list_trials(system):
+            kinds[trial.data.startswith(ENCYCLOPEDIA)][found.verdict] += 1
+        order = (REPRODUCED, NOT_SEEN, UNDECIDED)
+        counts = (
+            ", ".join(
+                f"{kinds[made][verdict]} {verdict}" for verdict in order if kinds[made][verdict]
+            )
+            for made in (True, False)
+        )
+        rows.append(
+            [f"[{title}](PAGES/systems/{system}.md)", paper, idea, *(c or "-" for c in counts)]
+        )
+    return rows
+
+
+TABLES: dict[str, Callable[[], Rows]] = {
+    "verdicts": list_verdicts,
+    **{f"claims_{system}": (lambda system=system: list_claims(system)) for system in CLAIMS},
+}
