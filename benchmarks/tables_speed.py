@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import scale
-from tables_systems import drop_empty
+from tables_systems import drop_empty, read_run
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -275,6 +275,7 @@ def list_report() -> Rows:
 
 
 TABLES: dict[str, Callable[[], Rows]] = {
+    "speed_main_run": list_main_run,
     "speed_models": lambda: list_speed(
         "models",
         {

@@ -64,14 +64,14 @@ class CompareConfig:
     reference: str | None = None
     seed: CountOrZero = 0
     evaluate_on: Literal["test", "dev"] = "test"
-    questions: CountOrZero = 50
-    train_questions: CountOrZero = 50
+    questions: CountOrZero = 40
+    train_questions: CountOrZero = 40
     track: TrackerName = "none"
     mesh: MeshConfig = MeshConfig()
     model: ModelConfig = ModelConfig()
     encoder: EncoderConfig = EncoderConfig()
     data: DataConfig = DataConfig()
-    world: WorldConfig = WorldConfig(cities=20, countries=30, train=50, dev=20, test=50)
+    world: WorldConfig = WorldConfig(cities=16, countries=24, train=40, dev=20, test=40)
     srrag: SRRAGConfig = SRRAGConfig()
     rag: RAGConfig = RAGConfig()
     self_retrieval: SelfRetrievalConfig = SelfRetrievalConfig()

@@ -97,6 +97,6 @@ def test_settings_that_change_a_finished_comparison():
     assert list(list_changes(before, replace(config, track="tensorboard"))) == []
     changed = replace(config, questions=5, rag=replace(config.rag, passages=9))
     assert list(list_changes(before, changed)) == [
-        "config.questions: 50 -> 5",
+        "config.questions: 40 -> 5",
         "config.rag.passages: 3 -> 9",
     ]

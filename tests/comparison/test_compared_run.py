@@ -174,7 +174,7 @@ def test_a_finished_comparison_is_not_overwritten_by_another(config, runs, tmp_p
     before = (workdir / "report.json").read_bytes()
     for change, message in {
         "seed": "config.seed: 0 -> 1",
-        "questions": "config.questions: 50 -> 1",
+        "questions": "config.questions: 40 -> 1",
     }.items():
         with pytest.raises(RagJaxError, match=rf"would overwrite \({message}\).*--overwrite"):
             compare(replace(config, **{change: 1}), workdir, run=runs)
