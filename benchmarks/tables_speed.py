@@ -28,6 +28,21 @@ def format_seconds(value: float) -> str:
     return f"{1000 * value:.3g} ms" if value < 0.1 else f"{value:.3g} s"
 
 
+def list_main_run() -> Rows:
+    """The seconds of SR-RAG's run on one machine, in an earlier version and in this one."""
+    runs = [read_run(name) for name in ("srrag_before", "srrag")]
+    stages = dict.fromkeys(itertools.chain.from_iterable(run["seconds"] for run in runs))
+    rows = [["stage", "before", "now"]]
+    for stage in stages:
+        seconds = (run["seconds"].get(stage) for run in runs)
+        rows.append([stage, *("" if value is None else f"{value:.1f}" for value in seconds)])
+    totals = (f"**{sum(run['seconds'].values()):.0f}**" for run in runs)
+    rows.append(["**all**", *totals])
+    rows.append(["compiling", *(f"{run['compile_seconds']:.0f}" for run in runs)])
+    memory = (f"{run['peak_memory_bytes'] / 1e9:.1f} GB" for run in runs)
+    return [*rows, ["memory", *memory]]
+
+
 def list_speed(bench: str, others: Mapping[str, str], *, skip: Sequence[str] = ()) -> Rows:
     """Our time, the others', the ratios of wall time and of CPU time, and our first call.
 
