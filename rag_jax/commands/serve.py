@@ -21,7 +21,6 @@ that may wait; further ones get the status 429. --body is the largest number of 
 import asyncio
 import logging
 import os
-import sys
 from typing import Any
 
 from rag_jax.commands.describe import describe_config
@@ -29,7 +28,6 @@ from rag_jax.commands.finished import OPENING, FinishedRun, find_run
 from rag_jax.pipeline import command
 from rag_jax.runtime import signals
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.terminal import write_text
 from rag_jax.systems import open_room
 
 OPTIONS = {
@@ -78,7 +76,6 @@ def _serve(found: FinishedRun, bound: Any, **options: Any) -> None:
     # How many texts were cut is nothing to say of every request.
     logging.getLogger("rag_jax.retrieval").setLevel(logging.ERROR)
     worker = Worker(served, session.mesh, tokens=options["limits"].tokens)
-    write_text("compiling", sys.stderr)
     asyncio.run(worker.warm_up())
     signals.begin_work()
     serve(make_app(found.system, served, worker, **options), bound)

@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from jaxtyping import Float
 from rag_jax.data.batches import double_up
 from rag_jax.retrieval.texts import Role
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.progress import show_progress
 from rag_jax.runtime.sharding import count_data_rows
 from rag_jax.runtime.terminal import write_text
 from rag_jax.serving.errors import RequestError
@@ -127,18 +129,27 @@ class Worker:
             return [RequestError(500, "the server failed; its own output says where")]
 
     def _warm_up(self, _: None) -> None:
-        if self._served.answer is not None:
+        batches = list(self._list_batches())
+        with show_progress("compiling", len(batches), unit="batches") as bar:
+            for compute in batches:
+                compute()
+                bar.update()
+
+    def _list_batches(self) -> Iterator[Callable[[], Any]]:
+        """What needs a program each: questions, texts and pairs, alone and together."""
+        served = self._served
+        if served.answer is not None:
             for question in self._list_questions():
-                for count in sorted({count_data_rows(), self._served.batch_size}):
-                    self._answer_padded([question] * count)
+                for count in sorted({count_data_rows(), served.batch_size}):
+                    yield partial(self._answer_padded, [question] * count)
         # One text has a program of its own.
         for text in (" ".join(["a"] * (1 << power)) for power in _WORDS):
             for texts in ([text], [text] * 2):
-                if self._served.embed is not None:
-                    self._served.embed(texts, "query")
-                    self._served.embed(texts, "document")
-                if self._served.score is not None:
-                    self._served.score([("a", text) for text in texts])
+                if served.embed is not None:
+                    yield partial(served.embed, texts, "query")
+                    yield partial(served.embed, texts, "document")
+                if served.score is not None:
+                    yield partial(served.score, [("a", text) for text in texts])
 
     def _list_questions(self) -> list[str]:
         """A question for each of the widths, doubled from 32 tokens, that are within the limit."""

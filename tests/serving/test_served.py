@@ -41,10 +41,11 @@ def test_pairs_of_several_requests_are_scored_as_by_the_reranker(tmp_path):
     np.testing.assert_allclose(np.concatenate([one, four]), expected, atol=1e-5)
 
 
-def test_the_warm_up_meets_every_width_of_questions():
+def test_the_warm_up_meets_every_width_of_questions(capsys):
     shouter = Shouter()
     worker = Worker(shouter.serve(), make_mesh(MeshConfig()), tokens=100)
     asyncio.run(worker.warm_up())
     worker.close()
     met = [(len(batch), double_up(len(batch[0].split()), 32)) for batch in shouter.batches]
     assert met == [(count, width) for width in (32, 64, 128) for count in (1, 4)]
+    assert "compiling: 54 batches in" in capsys.readouterr().err  # and 48 of texts
