@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from rag_jax.config import DataConfig, WorldConfig
-from rag_jax.data.formats import copy_collection
-from rag_jax.data.questions import Question, choose_questions, load_collection
+from rag_jax.data.formats import read_collection
+from rag_jax.data.questions import Question, choose_questions
 from rag_jax.evaluation.answers import compute_accuracy
 from rag_jax.models import Pretrained, load
 from rag_jax.pipeline.stage import Stage, StageContext
@@ -45,13 +45,8 @@ def pilot(
 ) -> dict[str, Any]:
     """The rows of a dataset, and how often reading hurts and helps."""
     context = StageContext(Stage("pilot", lambda context: None), workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    if not (workdir / "corpus").exists():
-        (workdir / "copying").mkdir(exist_ok=True)
-        data = DataConfig(path=str(folder))
-        copy_collection(workdir / "copying", data, WorldConfig(), check=lambda collection: None)
-        (workdir / "copying").rename(workdir / "corpus")
-    collection = load_collection(workdir / "corpus")
+    context.folder.mkdir(parents=True, exist_ok=True)
+    collection = read_collection(DataConfig(path=str(folder)), WorldConfig())
     questions = choose_questions(collection, split, count=count, seed=0)
     passages = [*collection.passages]
     encoder = load("all-minilm-l6-v2")

@@ -5,7 +5,7 @@ they are the mean over them.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 from tables_systems import ENCYCLOPEDIA, Rows, read_run
@@ -19,9 +19,9 @@ class Trial(NamedTuple):
 
     Attributes:
         run: a name of `systems.py`.
-        row: that is claimed to be worse than the run's method.
-        score: that is compared.
+        row: that is compared with the run's method.
         able: whether the data could show the claim, however many questions were asked.
+        sign: 1 if the method is claimed to be better than the row, -1 if the row is.
     """
 
     data: str
@@ -29,6 +29,7 @@ class Trial(NamedTuple):
     row: str
     score: str
     able: bool = True
+    sign: int = 1
 
 
 class Claim(NamedTuple):
@@ -131,8 +132,16 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
             0.058,
             (_PRAG("in_context_augmented"), _2WIKI("in_context_augmented")),
         ),
-        Claim("both together better than adapters alone", 0.047, (_PRAG("both"), _2WIKI("both"))),
-        Claim("an adapter that was warmed up is better", 0.067, (_PRAG_DEV("warm_start"),)),
+        Claim(
+            "both together better than adapters alone",
+            0.047,
+            (_PRAG("both", sign=-1), _2WIKI("both", sign=-1)),
+        ),
+        Claim(
+            "an adapter that was warmed up is better",
+            0.067,
+            (_PRAG_DEV("warm_start", sign=-1),),
+        ),
         Claim("questions about the document help", None, (_PRAG_DEV("without_questions"),)),
         Claim("rewrites of the document help", None, (_PRAG_DEV("without_rewrites"),)),
     ),
@@ -144,7 +153,6 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
         ),
     ),
 }
-_BETTER = ("both", "warm_start")  # rows that are claimed to be better than the run's method
 SYSTEMS = {
     "srrag": ("Self-Routing RAG", "Wu 2025", "the model writes down what it knows, or searches"),
     "rag": ("RAG", "Lewis 2020", "marginalise over passages, train both"),
@@ -161,8 +169,8 @@ def judge(claim: Claim, trial: Trial) -> Found:
     questions. Without a number of the paper, an interval below 0 is "not seen".
     """
     pair = read_run(trial.run)["paired"]["rows"][trial.row][trial.score]
-    sign = 1 if trial.row in _BETTER else -1
-    difference, *ends = (sign * value + 0.0 for value in (pair["difference"], *pair["ci95"]))
+    differences = (pair["difference"], *pair["ci95"])  # of the row from the method
+    difference, *ends = (-trial.sign * value + 0.0 for value in differences)
     low, high = sorted(ends)
     if not trial.able:
         verdict = UNABLE
@@ -173,45 +181,39 @@ def judge(claim: Claim, trial: Trial) -> Found:
     return Found(pair["n"], difference, low, high, verdict)
 
 
-def list_trials(system: str) -> Iterator[tuple[Claim, Trial, Found]]:
-    """Every trial of a system's claims."""
-    for claim in CLAIMS[system]:
-        for trial in claim.trials:
-            yield claim, trial, judge(claim, trial)
-
-
 def list_claims(system: str) -> Rows:
     """A row for each trial of a system's claims."""
     rows = [["claim", "paper", "data", "questions", "score", "here", "95 % interval", "verdict"]]
-    last = None
-    for claim, trial, found in list_trials(system):
-        paper = "" if claim.effect is None else f"{claim.effect:+.3f}"
-        shown = ["", ""] if claim is last else [claim.text, paper]
-        interval = f"{found.low:+.3f} to {found.high:+.3f}"
-        score = trial.score.replace("_", " ")
-        here = [str(found.n), score, f"{found.difference:+.3f}", interval, found.verdict]
-        rows.append([*shown, trial.data, *here])
-        last = claim
+    for claim in CLAIMS[system]:
+        shown = [claim.text, "" if claim.effect is None else f"{claim.effect:+.3f}"]
+        for trial in claim.trials:
+            found = judge(claim, trial)
+            interval = f"{found.low:+.3f} to {found.high:+.3f}"
+            score = trial.score.replace("_", " ")
+            here = [str(found.n), score, f"{found.difference:+.3f}", interval, found.verdict]
+            rows.append([*shown, trial.data, *here])
+            shown = ["", ""]
     return rows
+
+
+def count_verdicts(system: str, *, made_up: bool) -> str:
+    """How many trials of a system's claims came out how, on made-up or on real text."""
+    counts = Counter(
+        judge(claim, trial).verdict
+        for claim in CLAIMS[system]
+        for trial in claim.trials
+        if trial.data.startswith(ENCYCLOPEDIA) == made_up
+    )
+    order = (REPRODUCED, NOT_SEEN, UNDECIDED)
+    return ", ".join(f"{counts[name]} {name}" for name in order if counts[name]) or "-"
 
 
 def list_verdicts() -> Rows:
     """For each system how many of its paper's claims came out, on made-up and on real text."""
     rows = [["system", "paper", "idea", "on the encyclopedia", "on real text"]]
-    for system, (title, paper, idea) in SYSTEMS.items():
-        kinds: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
-        for _, trial, found in list_trials(system):
-            kinds[trial.data.startswith(ENCYCLOPEDIA)][found.verdict] += 1
-        order = (REPRODUCED, NOT_SEEN, UNDECIDED)
-        counts = (
-            ", ".join(
-                f"{kinds[made][verdict]} {verdict}" for verdict in order if kinds[made][verdict]
-            )
-            for made in (True, False)
-        )
-        rows.append(
-            [f"[{title}](PAGES/systems/{system}.md)", paper, idea, *(c or "-" for c in counts)]
-        )
+    for system, (title, *about) in SYSTEMS.items():
+        counts = (count_verdicts(system, made_up=made_up) for made_up in (True, False))
+        rows.append([f"[{title}](PAGES/systems/{system}.md)", *about, *counts])
     return rows
 
 

@@ -21,7 +21,7 @@ def make_index(seed):
 
 
 def compile_loops():
-    """The search as numba compiles them."""
+    """The search as numba compiles it."""
     numba = pytest.importorskip("numba", reason="the extra numba is not installed")
     return numba.njit(nogil=True)(postings._search_in_loops)
 
