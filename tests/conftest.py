@@ -62,6 +62,9 @@ _COMPILED = "JAX_COMPILATION_CACHE_DIR"
 # What takes the most time, which workers begin with so that they end together: files, and folders
 # whose files share a run and its programs and are left to one worker.
 LONGEST = (
+    "tests/parity/test_plan.py",
+    "tests/parity/test_live_families.py",
+    "tests/parity/test_live_rag.py",
     "tests/systems/srrag",
     "tests/runtime/test_sharding.py",
     "tests/systems/rag",
@@ -75,7 +78,7 @@ LONGEST = (
     "tests/decoding",
     "tests/training",
 )
-TOGETHER = LONGEST[:1]
+TOGETHER = ("tests/systems/srrag",)
 
 
 @pytest.hookimpl(optionalhook=True)
