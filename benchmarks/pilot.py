@@ -1,21 +1,27 @@
 """What the untrained model makes of datasets: can retrieval hurt there, so that routing can show?
 
     pip install -e '.[demo]'
-    python benchmarks/pilot.py FOLDER [FOLDER ...] [--model=NAME] [--questions=300] [--split=dev]
-        [--runs=runs/pilot] [--out=FILE]
+    python benchmarks/pilot.py [--data=data] [--model=NAME] [--questions=300] [--split=train]
+        [--runs=runs] [--out=FILE]
 
-FOLDER is a dataset in a format of `docs/guides/data.md`; NAME a model that `load` knows, or its
-folder. Each question is answered at once, from a document that the model writes first, and from the
-first passage that all-MiniLM-L6-v2 finds among the dataset's. Reading hurts where it alone is
-wrong, against either of the others, and helps where it alone is right. The same command continues.
+The datasets are those of `systems.mix_routing`, from the folder of all data as for `systems.py`;
+NAME is a model that `load` knows, or its folder. Questions of each, at most --questions, are
+answered at once, from a document that the model writes first, and from the first passage that
+all-MiniLM-L6-v2 finds among those of all. Reading hurts where it alone is wrong, against either of
+the others, and helps where it alone is right. The same command continues. The results are added to
+FILE's. 300 questions of each take 50 minutes with SmolLM2-135M on two CPU cores that others use.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from systems import ROUTING, mix_routing
 
 from rag_jax.config import DataConfig, WorldConfig
 from rag_jax.data.formats import read_collection
@@ -41,13 +47,17 @@ READ = "read"
 
 
 def pilot(
-    base: Pretrained, folder: Path, workdir: Path, *, split: str, count: int
-) -> dict[str, Any]:
-    """The rows of a dataset, and how often reading hurts and helps."""
+    base: Pretrained, folders: Sequence[Path], workdir: Path, *, split: str, count: int
+) -> dict[str, dict[str, Any]]:
+    """For each dataset its rows, and how often reading hurts and helps."""
     context = StageContext(Stage("pilot", lambda context: None), workdir)
     context.folder.mkdir(parents=True, exist_ok=True)
-    collection = read_collection(DataConfig(path=str(folder)), WorldConfig())
-    questions = choose_questions(collection, split, count=count, seed=0)
+    data = DataConfig(path=os.pathsep.join(map(str, folders)))
+    collection = read_collection(data, WorldConfig())
+    by_dataset: dict[str, list[Question]] = defaultdict(list)
+    for question in choose_questions(collection, split, count=0, seed=0):
+        by_dataset[question.dataset].append(question)
+    questions = [question for asked in by_dataset.values() for question in asked[:count]]
     passages = [*collection.passages]
     encoder = load("all-minilm-l6-v2")
     embed = lambda texts: encode_texts(encoder, texts, max_length=LENGTH)  # noqa: E731
@@ -73,17 +83,18 @@ def pilot(
         "verbalise": partial(answer_from_documents, verbalise=verbalise),
         READ: partial(answer_from_passages, search=search),
     }
-    right: dict[str, list[bool]] = {}
+    right: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for name, way in ways.items():
         asked = context, name, questions, partial(way, **settings)
         pairs = zip(questions, answer_timed(*asked, batch_size=answer.batch_size), strict=True)
-        right[name] = [bool(grade(question, record)["correct"]) for question, record in pairs]
-    return {"passages": len(passages), **count_effects(questions, right)}
+        for question, record in pairs:
+            right[question.dataset][name].append(bool(grade(question, record)["correct"]))
+    return {dataset: count_effects(found) for dataset, found in right.items()}
 
 
-def count_effects(questions: Sequence[Question], right: dict[str, list[bool]]) -> dict[str, Any]:
+def count_effects(right: Mapping[str, Sequence[bool]]) -> dict[str, Any]:
     """Accuracies, and the numbers of questions that reading hurts and helps."""
-    found: dict[str, Any] = {"n": len(questions)}
+    found: dict[str, Any] = {"n": len(right[READ])}
     for name, values in right.items():
         accuracy, interval = compute_accuracy(list(map(float, values)))
         found[name] = {"accuracy": accuracy, "ci95": interval}
@@ -95,26 +106,24 @@ def count_effects(questions: Sequence[Question], right: dict[str, list[bool]]) -
 
 
 def main() -> None:
-    """Runs the pilots and writes what they found."""
+    """Runs the pilot and writes what it found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folders", nargs="+", type=expand_path)
+    parser.add_argument("--data", type=expand_path, default=Path("data"))
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--questions", type=int, default=300)
-    parser.add_argument("--split", default="dev")
-    parser.add_argument("--runs", type=expand_path, default=Path("runs/pilot"))
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--runs", type=expand_path, default=Path("runs"))
     parser.add_argument("--out", type=expand_path)
     arguments = parser.parse_args()
-    base, model = load(arguments.model), Path(arguments.model).name
-    found = (
-        json.loads(arguments.out.read_text()) if arguments.out and arguments.out.exists() else {}
-    )
-    for folder in arguments.folders:
-        workdir = arguments.runs / f"{model}-{folder.name}-{arguments.split}"
-        result = pilot(base, folder, workdir, split=arguments.split, count=arguments.questions)
-        found[f"{folder.name}, {model}"] = {"split": arguments.split, **result}
-        print(f"{folder.name}, {model}: {json.dumps(result)}")
-        if arguments.out:
-            write_json(arguments.out, found)
+    model, data = Path(arguments.model).name, arguments.runs / "data" / "routing"
+    mix_routing(arguments.data, data)
+    folders, workdir = [data / name for name in ROUTING], arguments.runs / "pilot" / model
+    options = {"split": arguments.split, "count": arguments.questions}
+    found = pilot(load(arguments.model), folders, workdir, **options)
+    print(json.dumps(found, indent=1))
+    if arguments.out:
+        known = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+        write_json(arguments.out, known | {model: {"split": arguments.split, "datasets": found}})
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ Needs the extra `demo`. Runs the named ones, or all, through their scripts in `l
 work folder, and writes `benchmarks/results/systems/NAME.json`: the command, every method's numbers,
 the seconds. The same command again continues. Real data is read from FOLDER (default `data`), which
 has, as their authors publish them: `squad` (dev and train, passages and questions as JSON lines),
-`popqa` (`questions.jsonl`, `passages.jsonl`), `2wikimultihopqa`, `scifact` (BEIR), and `factbook`,
-what `launch/write_questions.py` has made of the World Factbook (`docs/guides/questions.md`).
+`popqa` (`questions.jsonl`, `passages.jsonl`), `triviaqa`, `arc_challenge`, `pubhealth`,
+`2wikimultihopqa`, `scifact` (BEIR), and `factbook`, what `launch/write_questions.py` has made of
+the World Factbook (`docs/guides/questions.md`).
 """
 
 import argparse
@@ -17,12 +18,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from rag_jax.runtime.paths import expand_path
 
 RESULTS = Path(__file__).parent / "results" / "systems"
+ROUTING = ("popqa", "triviaqa", "arc_challenge", "pubhealth")  # what `mix_routing` writes
 
 
 @dataclass(frozen=True)
@@ -82,10 +85,35 @@ def keep_squad(source: Path, folder: Path) -> None:
     write(folder / "dev_questions.jsonl", asked[300:])
 
 
+def mix_routing(source: Path, folder: Path) -> None:
+    """PopQA, TriviaQA, ARC-Challenge and PubHealth: at most 300 questions, 60 and 400 of each.
+
+    To train on, for choices and to ask. Of PopQA's subjects each is in one part; of ARC's and
+    PubHealth's questions those that come with a passage are taken.
+    """
+    sizes = {"train": 300, "dev": 60, "test": 400}
+    split_popqa(source / "popqa", folder / "popqa")
+    for part, size in sizes.items():
+        path = folder / "popqa" / f"{part}_questions.jsonl"
+        asked = read(path)
+        write(path, random.Random(0).sample(asked, min(size, len(asked))))
+    files = {
+        "triviaqa": "questions_with_passages_1000.jsonl",
+        "arc_challenge": "test.jsonl",
+        "pubhealth": "test_part1.jsonl",
+    }
+    for name, file in files.items():
+        records = [r for r in read(source / name / file) if r.get("ctxs") or r.get("ctx_text")]
+        left = iter(random.Random(0).sample(records, len(records)))
+        for part, size in sizes.items():
+            write(folder / name / f"{part}_questions.jsonl", [*islice(left, size)])
+    write(folder / "triviaqa" / "passages.jsonl", read(source / "triviaqa" / "passages.jsonl"))
+
+
 def translate(documents: int) -> Run:
     """Parametric RAG with a translator of so many documents, on a larger encyclopedia."""
-    flags = "--config.world.cities=200", f"--config.translator.documents={documents}"
-    return Run("configs/prag.py", flags)
+    world = "--config.world.cities=1200", "--config.world.test=300"
+    return Run("configs/prag.py", (*world, f"--config.translator.documents={documents}"))
 
 
 RUNS = {

@@ -4,13 +4,15 @@ Numbers of the papers are differences of their tables; where a table has several
 they are the mean over them.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tables_systems import ENCYCLOPEDIA, Rows, read_run
+from tables_systems import ENCYCLOPEDIA, RESULTS, Rows, read_run
 
 REPRODUCED, NOT_SEEN, UNDECIDED = "reproduced", "not seen", "undecided"
+PILOT = RESULTS.parent / "pilot_cpu.json"
 UNABLE = "these data cannot show it"
 
 
@@ -217,7 +219,23 @@ def list_verdicts() -> Rows:
     return rows
 
 
+def list_pilots() -> Rows:
+    """What the untrained models make of datasets, and how often reading hurts and helps them."""
+    alone = ("direct", "verbalise")
+    rows = [["model", "data", "questions", *alone, "read", "reading hurts", "helps"]]
+    for model, pilot in json.loads(PILOT.read_text("utf-8")).items():
+        for data, found in pilot["datasets"].items():
+            accuracies = [f"{found[way]['accuracy']:.3f}" for way in (*alone, "read")]
+            shares = [
+                " / ".join(f"{found[way][effect] / found['n']:.3f}" for way in alone)
+                for effect in ("hurts", "helps")
+            ]
+            rows.append([model, data, str(found["n"]), *accuracies, *shares])
+    return rows
+
+
 TABLES: dict[str, Callable[[], Rows]] = {
+    "pilots": list_pilots,
     "verdicts": list_verdicts,
     **{f"claims_{system}": (lambda system=system: list_claims(system)) for system in CLAIMS},
 }
