@@ -93,20 +93,11 @@ class Worker:
         return count
 
     def _answer_padded(self, questions: list[str]) -> list[Answer]:
-        """Answers questions in a batch of the least size that holds them."""
-        size = next(size for size in self._list_sizes() if size >= len(questions))
+        """Answers one row of questions for each part of the mesh, or a whole batch."""
+        rows, full = count_data_rows(), self._served.batch_size
+        size = rows if len(questions) <= rows else full
         padding = [questions[-1]] * (size - len(questions))
         return self._served.answer([*questions, *padding])[: len(questions)]
-
-    def _list_sizes(self) -> list[int]:
-        """Batches that have programs: a row for each part of the mesh, fours of them, a full one.
-
-        A full one alone would make two questions wait as long as many.
-        """
-        sizes, full = [count_data_rows()], self._served.batch_size
-        while 4 * sizes[-1] < full:
-            sizes.append(4 * sizes[-1])
-        return sorted({*sizes, full})
 
     def _embed_all(self, requests: list[tuple[Sequence[str], Role]]) -> list[Embedded]:
         results: list[Any] = [None] * len(requests)
@@ -149,7 +140,7 @@ class Worker:
         served = self._served
         if served.answer is not None:
             for question in self._list_questions():
-                for count in self._list_sizes():
+                for count in sorted({count_data_rows(), served.batch_size}):
                     yield partial(self._answer_padded, [question] * count)
         # One text has a program of its own.
         for text in (" ".join(["a"] * (1 << power)) for power in _WORDS):

@@ -1,7 +1,6 @@
 """What a run offers to a server beside its answers."""
 
 import asyncio
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -50,17 +49,3 @@ def test_the_warm_up_meets_every_width_of_questions(capsys):
     met = [(len(batch), double_up(len(batch[0].split()), 32)) for batch in shouter.batches]
     assert met == [(count, width) for width in (32, 64, 128) for count in (1, 4)]
     assert "compiling: 54 batches in" in capsys.readouterr().err  # and 48 of texts
-
-
-@pytest.mark.parametrize(
-    ("full", "asked", "padded"),
-    [(20, 1, 1), (20, 2, 4), (20, 5, 16), (20, 17, 20), (16, 16, 16), (16, 5, 16), (2, 2, 2)],
-)
-def test_questions_are_padded_to_the_least_batch_that_holds_them(full, asked, padded):
-    shouter = Shouter()
-    worker = Worker(replace(shouter.serve(), batch_size=full), make_mesh(MeshConfig()), tokens=9)
-    questions = [f"what is {number}?" for number in range(asked)]
-    answers = asyncio.run(worker.answer(questions))
-    worker.close()
-    assert [answer.text for answer in answers] == [question.upper() for question in questions]
-    assert [len(batch) for batch in shouter.batches] == [padded]
