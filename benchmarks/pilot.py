@@ -9,7 +9,7 @@ NAME is a model that `load` knows, or its folder. Questions of each, at most --q
 answered at once, from a document that the model writes first, and from the first passage that
 all-MiniLM-L6-v2 finds among those of all. Reading hurts where it alone is wrong, against either of
 the others, and helps where it alone is right. The same command continues. The results are added to
-FILE's. 300 questions of each take 50 minutes with SmolLM2-135M on two CPU cores that others use.
+FILE's. 300 questions of each took 67 minutes with SmolLM2-135M on two CPU cores that others used.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from systems import ROUTING, mix_routing
+from systems import mix_routing
 
 from rag_jax.config import DataConfig, WorldConfig
 from rag_jax.data.formats import read_collection
@@ -30,7 +30,7 @@ from rag_jax.evaluation.answers import compute_accuracy
 from rag_jax.models import Pretrained, load
 from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.retrieval import Dense, Index, encode_texts, make_text
-from rag_jax.runtime.files import write_json
+from rag_jax.runtime.files import read_json, write_json
 from rag_jax.runtime.paths import expand_path
 from rag_jax.systems.srrag.baselines import (
     answer_directly,
@@ -115,15 +115,15 @@ def main() -> None:
     parser.add_argument("--runs", type=expand_path, default=Path("runs"))
     parser.add_argument("--out", type=expand_path)
     arguments = parser.parse_args()
-    model, data = Path(arguments.model).name, arguments.runs / "data" / "routing"
-    mix_routing(arguments.data, data)
-    folders, workdir = [data / name for name in ROUTING], arguments.runs / "pilot" / model
-    options = {"split": arguments.split, "count": arguments.questions}
-    found = pilot(load(arguments.model), folders, workdir, **options)
+    model, split, count = Path(arguments.model).name, arguments.split, arguments.questions
+    folders = mix_routing(arguments.data, arguments.runs / "data" / "routing")
+    # Answers to other questions must not be continued.
+    workdir = arguments.runs / "pilot" / f"{model}-{split}-{count}"
+    found = pilot(load(arguments.model), folders, workdir, split=split, count=count)
     print(json.dumps(found, indent=1))
     if arguments.out:
-        known = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-        write_json(arguments.out, known | {model: {"split": arguments.split, "datasets": found}})
+        known = read_json(arguments.out) if arguments.out.exists() else {}
+        write_json(arguments.out, known | {model: {"split": split, "datasets": found}})
 
 
 if __name__ == "__main__":

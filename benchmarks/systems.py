@@ -25,7 +25,6 @@ from typing import Any
 from rag_jax.runtime.paths import expand_path
 
 RESULTS = Path(__file__).parent / "results" / "systems"
-ROUTING = ("popqa", "triviaqa", "arc_challenge", "pubhealth")  # what `mix_routing` writes
 
 
 @dataclass(frozen=True)
@@ -85,11 +84,12 @@ def keep_squad(source: Path, folder: Path) -> None:
     write(folder / "dev_questions.jsonl", asked[300:])
 
 
-def mix_routing(source: Path, folder: Path) -> None:
+def mix_routing(source: Path, folder: Path) -> list[Path]:
     """PopQA, TriviaQA, ARC-Challenge and PubHealth: at most 300 questions, 60 and 400 of each.
 
-    To train on, for choices and to ask. Of PopQA's subjects each is in one part; of ARC's and
-    PubHealth's questions those that come with a passage are taken.
+    To train on, for choices and to ask, in random order. Of PopQA's subjects each is in one part;
+    of ARC's and PubHealth's questions those that come with a passage are taken. Returns the
+    datasets' folders, in `folder`.
     """
     sizes = {"train": 300, "dev": 60, "test": 400}
     split_popqa(source / "popqa", folder / "popqa")
@@ -108,6 +108,7 @@ def mix_routing(source: Path, folder: Path) -> None:
         for part, size in sizes.items():
             write(folder / name / f"{part}_questions.jsonl", [*islice(left, size)])
     write(folder / "triviaqa" / "passages.jsonl", read(source / "triviaqa" / "passages.jsonl"))
+    return [folder / name for name in ("popqa", *files)]
 
 
 def translate(documents: int) -> Run:
