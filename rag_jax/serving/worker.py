@@ -14,9 +14,10 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from rag_jax.data.batches import double_up
+from rag_jax.data.batches import double_up, round_up
 from rag_jax.retrieval.texts import Role
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.platforms import find_platform
 from rag_jax.runtime.progress import show_progress
 from rag_jax.runtime.sharding import count_data_rows
 from rag_jax.runtime.terminal import write_text
@@ -58,7 +59,10 @@ class Worker:
         return await self._call(lambda own: self._isolate(self._score_all, own), requests)
 
     async def warm_up(self) -> None:
-        """Compiles what questions, texts and pairs of every length need."""
+        """Compiles what questions, texts and pairs of every length need.
+
+        On CPUs only what one alone needs: there a whole batch takes as long as its compiling.
+        """
         await self._call(self._warm_up, None)
 
     async def _call(self, function: Callable[[Item], Result], given: Item) -> Result:
@@ -93,9 +97,8 @@ class Worker:
         return count
 
     def _answer_padded(self, questions: list[str]) -> list[Answer]:
-        """Answers one row of questions for each part of the mesh, or a whole batch."""
-        rows, full = count_data_rows(), self._served.batch_size
-        size = rows if len(questions) <= rows else full
+        """Answers at most a batch of questions, padded to the next of the sizes."""
+        size = next(size for size in self._list_sizes() if size >= len(questions))
         padding = [questions[-1]] * (size - len(questions))
         return self._served.answer([*questions, *padding])[: len(questions)]
 
@@ -136,20 +139,30 @@ class Worker:
                 bar.update()
 
     def _list_batches(self) -> Iterator[Callable[[], Any]]:
-        """What needs a program each: questions, texts and pairs, alone and together."""
-        served = self._served
+        """What needs a program each: questions, texts and pairs, alone and maybe together."""
+        served, alone = self._served, find_platform() == "cpu"
         if served.answer is not None:
+            sizes = self._list_sizes()
             for question in self._list_questions():
-                for count in sorted({count_data_rows(), served.batch_size}):
+                for count in sizes[:1] if alone else sizes:
                     yield partial(self._answer_padded, [question] * count)
         # One text has a program of its own.
         for text in (" ".join(["a"] * (1 << power)) for power in _WORDS):
-            for texts in ([text], [text] * 2):
+            for texts in ([text], [text] * 2)[: 1 if alone else 2]:
                 if served.embed is not None:
                     yield partial(served.embed, texts, "query")
                     yield partial(served.embed, texts, "document")
                 if served.score is not None:
                     yield partial(served.score, [("a", text) for text in texts])
+
+    def _list_sizes(self) -> list[int]:
+        """Numbers of questions that a batch is padded to.
+
+        A CPU takes as long for two rows as for one and one; an accelerator has rows to spare, and
+        takes longer to compile a program.
+        """
+        parts = 2 if find_platform() == "cpu" else 4
+        return list_sizes(self._served.batch_size, rows=count_data_rows(), parts=parts)
 
     def _list_questions(self) -> list[str]:
         """A question for each of the widths, doubled from 32 tokens, that are within the limit."""
@@ -160,6 +173,19 @@ class Worker:
                 questions.setdefault(double_up(self._count(question), 32), question)
                 words += 1 + words // 16
         return list(questions.values())
+
+
+def list_sizes(full: int, *, rows: int, parts: int) -> list[int]:
+    """Sizes of batches: a full one, a half or another part of it, and so on.
+
+    Args:
+        rows: that the mesh divides a batch among, the smallest size; `full` is a multiple.
+        parts: of which a size is one of the next larger.
+    """
+    sizes = [full]
+    while sizes[0] > rows:
+        sizes.insert(0, round_up(-(-sizes[0] // parts), rows))
+    return sizes
 
 
 def _report(error: Exception) -> None:

@@ -1,9 +1,12 @@
 """What a run offers to a server beside its answers."""
 
 import asyncio
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from serving.shouter import Shouter
 from tiny_encoders import lengthen, write_reranker
 
@@ -13,7 +16,7 @@ from rag_jax.models import load_reranker
 from rag_jax.retrieval import score_pairs
 from rag_jax.runtime.clock import xla_seconds
 from rag_jax.runtime.sharding import make_mesh
-from rag_jax.serving.worker import Worker
+from rag_jax.serving.worker import Worker, list_sizes
 from rag_jax.systems.reranking import Reranking
 from rag_jax.systems.served import Served, make_scoring
 
@@ -25,8 +28,18 @@ def test_widths(limit, widths):
     assert list_widths(limit) == widths
 
 
-def test_pairs_of_several_requests_are_scored_as_by_the_reranker(tmp_path):
+@given(st.integers(1, 8), st.integers(1, 100), st.integers(2, 4))
+def test_sizes_are_parts_of_a_batch(rows, count, parts):
+    sizes = list_sizes(rows * count, rows=rows, parts=parts)
+    assert sizes[0] == rows and sizes[-1] == rows * count
+    for small, large in pairwise(sizes):
+        assert small % rows == 0 and large / parts <= small < large
+        assert small - large / parts < rows
+
+
+def test_pairs_of_several_requests_are_scored_as_by_the_reranker(tmp_path, monkeypatch):
     """After the warm-up nothing is compiled, whatever the numbers and lengths of documents."""
+    monkeypatch.setattr("rag_jax.serving.worker.find_platform", lambda: "tpu")
     reranker = load_reranker(lengthen(write_reranker(tmp_path / "reranker"), 64))
     served = Served(score=make_scoring(Reranking(reranker, 4, 64)))
     worker = Worker(served, make_mesh(MeshConfig()), tokens=16)
@@ -41,11 +54,16 @@ def test_pairs_of_several_requests_are_scored_as_by_the_reranker(tmp_path):
     np.testing.assert_allclose(np.concatenate([one, four]), expected, atol=1e-5)
 
 
-def test_the_warm_up_meets_every_width_of_questions(capsys):
+@pytest.mark.parametrize(
+    ("platform", "counts", "batches"), [("cpu", (1,), "27"), ("tpu", (1, 4), "54")]
+)
+def test_the_warm_up_meets_every_width_of_questions(monkeypatch, capsys, platform, counts, batches):
+    monkeypatch.setattr("rag_jax.serving.worker.find_platform", lambda: platform)
     shouter = Shouter()
     worker = Worker(shouter.serve(), make_mesh(MeshConfig()), tokens=100)
     asyncio.run(worker.warm_up())
     worker.close()
     met = [(len(batch), double_up(len(batch[0].split()), 32)) for batch in shouter.batches]
-    assert met == [(count, width) for width in (32, 64, 128) for count in (1, 4)]
-    assert "compiling: 54 batches in" in capsys.readouterr().err  # and 48 of texts
+    assert met == [(count, width) for width in (32, 64, 128) for count in counts]
+    said = capsys.readouterr().err  # three or six of questions, the others of texts and pairs
+    assert f"compiling: {batches} batches in" in said

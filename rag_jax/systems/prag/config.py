@@ -180,6 +180,8 @@ class TranslatorConfig(ConstantTrainConfig):
         documents: number of documents that the translator is trained on, none of which a question
             that is evaluated finds; each gets an adapter of its own first. 0 for no translator.
         hidden: width of the translator's networks.
+        init: standard deviation of the first weights of `W_down`, the released code's; see
+            `translator.init_translator` for what is lost with it.
         language, divergence, distance: weights of the loss's terms: the language model's loss with
             the made adapter, the divergence from the trained adapter's predictions, and the mean
             squared differences from its weights.
@@ -187,6 +189,7 @@ class TranslatorConfig(ConstantTrainConfig):
 
     documents: CountOrZero = 0
     hidden: Count = 32
+    init: Positive = 1e-7
     language: NonNegative = 1.0
     divergence: NonNegative = 0.01
     distance: NonNegative = 100.0

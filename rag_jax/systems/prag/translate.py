@@ -165,6 +165,7 @@ def make_training(
     model = set_passes(base.model, tuning)
     loss = make_translation_loss(model, kernels, scale=tuning.scale, weights=weights)
     sizes = {"state_size": base.config.hidden_size, "hidden": translator.hidden}
+    sizes["init"] = translator.init
     trainable = Trainable(
         base=base.params,
         frozen=base.params,

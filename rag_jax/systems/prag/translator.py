@@ -71,13 +71,21 @@ def _group(kernels: Sequence[Kernel]) -> dict[str, list[Kernel]]:
 
 
 def init_translator(
-    key: Key[Array, ""], kernels: Sequence[Kernel], *, state_size: int, hidden: int
+    key: Key[Array, ""],
+    kernels: Sequence[Kernel],
+    *,
+    state_size: int,
+    hidden: int,
+    init: float = _INIT,
 ) -> PyTree[Float[Array, "..."]]:
-    """New parameters, all close to zero, so that the first adapters change nothing.
+    """New parameters, `W_up` close to zero, so that the first adapters change nothing.
 
     Args:
         state_size: features E of a document's state.
         hidden: width H between `W_down` `[L, E + 1, H]` and `W_up` `[L, H, size of the factor]`.
+        init: standard deviation of `W_down`. Where AdamW's first steps are much larger and the
+            states alike, all columns that are active become the same and the others stay inactive:
+            the factors that are made of different documents are then multiples of each other.
     """
     params: dict[str, Any] = {}
     for kind, members in _group(kernels).items():
@@ -90,7 +98,8 @@ def init_translator(
             params[kind][side] = {}
             for name, shape in shapes.items():
                 key, draw = jax.random.split(key)
-                params[kind][side][name] = _INIT * jax.random.normal(draw, shape, jnp.float32)
+                size = init if name == "down" else _INIT
+                params[kind][side][name] = size * jax.random.normal(draw, shape, jnp.float32)
     return params
 
 

@@ -5,6 +5,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from tiny import make_decoder, read_row, softmax
 
@@ -66,6 +67,26 @@ def test_new_parameters_make_adapters_that_change_nothing_yet():
     adapter = translate(made, jnp.ones(16), kernels=KERNELS)
     assert jax.tree.map(jnp.shape, adapter) == jax.tree.map(jnp.shape, ADAPTER)
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(adapter)) < 1e-10
+
+
+@pytest.mark.parametrize(("init", "rank"), [(1e-7, 1), (0.1, 4)])
+def test_what_the_first_weights_leave_of_the_rank(init, rank):
+    """Of documents alike, a tiny start makes all active columns of `W_down` the same."""
+    rng = np.random.default_rng(6)
+    params = init_translator(jax.random.key(1), KERNELS, state_size=16, hidden=4, init=init)
+    loss = make_translation_loss(MODEL, KERNELS, scale=SCALE, weights=Weights())
+    bank = draw_like(jax.tree.map(lambda x: jnp.zeros((3, *x.shape)), ADAPTER), 5)
+    states = rng.normal(size=16) + 0.1 * rng.normal(size=(3, 16))
+    arrays = {"states": states.astype(np.float32), "adapters": bank}
+    arrays |= {"tokens": rng.integers(0, 31, (3, 7)).astype(np.int32)}
+    arrays |= {"mask": np.ones((3, 7), bool), "weight": np.ones(3, np.float32)}
+    optimizer = optax.adamw(1e-3)
+    state, gradient = optimizer.init(params), jax.jit(jax.grad(loss, has_aux=True))
+    for _ in range(4):
+        updates, state = optimizer.update(gradient(params, PARAMS, arrays)[0], state, params)
+        params = optax.apply_updates(params, updates)
+    down = np.asarray(params["ffn.gate.kernel"]["a"]["down"][0])
+    assert (np.linalg.svd(down, compute_uv=False) > 0.2 * np.linalg.norm(down)).sum() == rank
 
 
 def test_adapters_are_the_papers_equation(params):

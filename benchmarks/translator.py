@@ -1,0 +1,236 @@
+"""Whether a made adapter is its document's: the parameter translator on documents it never saw.
+
+    python benchmarks/translator.py RUN [--init 1e-7 0.02] [--learning-rate 1e-4] [--epochs=2]
+        [--held=24] [--out=FILE] -- FLAGS
+
+RUN is the work folder of a finished run of Parametric RAG, FLAGS those that `launch/train.py` made
+it with. For every width of the first weights and every learning rate a translator is trained on the
+documents that the run's questions find, which have adapters. Then documents that no question finds
+are translated, and the rules' questions about them are asked without the document: the negative
+log-likelihood of the answer, a token, with the document's made adapter, with another such
+document's, and with none. No question of the run is asked: this is for choices.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from bench import describe_machine, write_report
+from jaxtyping import Array, Bool, Float, Int, PyTree
+from tqdm import tqdm
+
+from rag_jax import lora
+from rag_jax.commands.finished import OPENING, find_run
+from rag_jax.data.batches import pad_rows, round_up
+from rag_jax.data.passages import Passage
+from rag_jax.evaluation.pairs import compare_pairs
+from rag_jax.losses import token_logprobs
+from rag_jax.models.nn.decoder import Decoder
+from rag_jax.pipeline.runner import open_stages
+from rag_jax.runtime.paths import expand_path
+from rag_jax.systems.prag.augment import list_augmented
+from rag_jax.systems.prag.data import make_examples
+from rag_jax.systems.prag.pipeline import list_stages
+from rag_jax.systems.prag.rules import ask_by_rules
+from rag_jax.systems.prag.session import Session
+from rag_jax.systems.prag.translate import WIDTH, make_training, translate_batch
+from rag_jax.systems.prag.translator import list_adapted
+
+NEEDED = ("corpus", "retrieve", "augment", "encode")
+
+
+class Asked(NamedTuple):
+    """A question about a held-out document: its place, the prompt and the answer as tokens."""
+
+    document: int
+    prompt: list[int]
+    answer: list[int]
+
+
+class Lesson(NamedTuple):
+    """What a translator is trained on and tried on."""
+
+    session: Session
+    states: Float[np.ndarray, "N E"]
+    examples: list[list[list[int]]]
+    load: Callable[[int], PyTree]
+    held: Float[np.ndarray, "H E"]
+    asked: list[Asked]
+
+
+def prepare(session: Session, workdir: Path, count: int) -> Lesson:
+    """Reads the run's documents, their examples and adapters, and draws the held-out ones."""
+    context = open_stages(list_stages(session), workdir, NEEDED)
+    session.open_corpus(context.path("corpus", ""))
+    c, format, made = session.config, session.format, session.make_translator()
+    documents, augmented = list_augmented(context, session.passages)
+    store = session.open_store(context.path("encode", "adapters"), session.variants["encode"])
+    found = {document.id for document in documents}
+    others = [passage for passage in session.passages if passage.id not in found]
+    drawn = np.random.default_rng(c.seed).permutation(len(others))[:count]
+    held = [others[row] for row in drawn.tolist()]
+
+    def read(passages: Sequence[Passage]) -> Float[np.ndarray, "N E"]:
+        starts, size = range(0, len(passages), made.batch_size), made.batch_size
+        return np.concatenate([made.read(passages[start : start + size]) for start in starts])
+
+    return Lesson(
+        session,
+        read(documents),
+        [
+            make_examples(format, document, texts, questions=c.augment.questions)
+            for document, texts in zip(documents, augmented, strict=True)
+        ],
+        lambda i: store.load([documents[i].id], rows=1)[0],
+        read(held),
+        [
+            Asked(i, format.encode_prompt(pair.question), format.encode_answer(pair.answer))
+            for i, passage in enumerate(held)
+            for pair in ask_by_rules(passage, count=c.augment.questions)
+        ],
+    )
+
+
+def train(lesson: Lesson, *, init: float, rate: float, epochs: int) -> tuple[PyTree, list[float]]:
+    """The translator, trained on a document a step, and the language model's loss of each step."""
+    session = lesson.session
+    c, base = session.config, session.base
+    settings = replace(c.translator, init=init, learning_rate=rate, batch_size=1)
+    options = {"tuning": c.tuning, "translator": settings, "mesh": session.mesh, "seed": c.seed}
+    loss, trainable = make_training(base, list_adapted(session.adapter_shapes), **options)
+    optimizer = optax.adamw(rate, weight_decay=settings.weight_decay)
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(params: PyTree, state: Any, frozen: PyTree, arrays: dict[str, Any]):
+        (_, named), gradient = jax.value_and_grad(loss, has_aux=True)(params, frozen, arrays)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, named["language"]
+
+    params = trainable.init(base.params)
+    state, losses = optimizer.init(params), []
+    width = round_up(max(len(row) for rows in lesson.examples for row in rows), WIDTH)
+    rng, count = np.random.default_rng(c.seed), len(lesson.examples)
+    order = [(epoch, i) for epoch in range(epochs) for i in rng.permutation(count).tolist()]
+    for epoch, i in tqdm(order, desc=f"first weights {init:g}, rate {rate:g}", unit="documents"):
+        rows = lesson.examples[i]
+        tokens, mask = pad_rows([rows[epoch % len(rows)]], width, pad_id=0, batch=1)
+        arrays = {"states": lesson.states[[i]], "tokens": tokens, "mask": mask}
+        arrays |= {"weight": np.ones(1, np.float32), "adapters": lesson.load(i)}
+        params, state, language = step(params, state, base.params, arrays)
+        losses.append(float(language))
+    return params, losses
+
+
+@partial(jax.jit, static_argnames=("model", "scale"))
+def read_tokens(
+    model: Decoder,
+    params: PyTree,
+    adapter: PyTree,
+    tokens: Int[Array, "1 T"],
+    mask: Bool[Array, "1 T"],
+    *,
+    scale: float,
+) -> Float[Array, "T-1"]:
+    """The log-probability of every token but the first, with an adapter."""
+    applied = lora.apply(params, adapter, scale=scale)
+    logits = model.apply({"params": applied}, tokens, mask=mask)[0]
+    return token_logprobs(logits[:-1].astype(jnp.float32), tokens[0, 1:])
+
+
+def ask(lesson: Lesson, pick: Callable[[int], PyTree]) -> Float[np.ndarray, "H"]:
+    """For each held-out document the mean over its questions of the answers' loss, a token.
+
+    Args:
+        pick: the adapter that a held-out document's questions are asked with.
+    """
+    base, scale = lesson.session.base, lesson.session.config.tuning.scale
+    width = round_up(max(len(a.prompt) + len(a.answer) for a in lesson.asked), WIDTH)
+    losses: dict[int, list[float]] = {}
+    for document, prompt, answer in lesson.asked:
+        arrays = pad_rows([prompt + answer], width, pad_id=0, batch=1)
+        adapter = pick(document)
+        read = read_tokens(base.model, base.params, adapter, *arrays, scale=scale)
+        end = len(prompt) + len(answer) - 1
+        losses.setdefault(document, []).append(-np.asarray(read)[end - len(answer) : end].mean())
+    return np.asarray([np.mean(losses[document]) for document in sorted(losses)])
+
+
+def count_directions(rows: Float[np.ndarray, "N D"]) -> float:
+    """The number of directions of a matrix: the exponential of the entropy of its spectrum."""
+    squares = np.linalg.svd(rows, compute_uv=False) ** 2
+    shares = squares[squares > 0] / squares.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def describe(lesson: Lesson, params: PyTree, alone: Float[np.ndarray, "H"]) -> dict[str, Any]:
+    """What a translator makes of the held-out documents; `alone` are the losses without it."""
+    kernels = list_adapted(lesson.session.adapter_shapes)
+    bank = translate_batch(params, jnp.asarray(lesson.held), kernels=kernels)
+    count = len(lesson.held)
+
+    def pick(row: int) -> PyTree:
+        return jax.tree.map(lambda leaf: leaf[row % count], bank)
+
+    losses = {"none": alone, "own": ask(lesson, pick), "other": ask(lesson, lambda i: pick(i + 1))}
+    factors = np.concatenate([leaf.reshape(count, -1) for leaf in jax.tree.leaves(bank)], axis=1)
+    layer = (max(kernel.layer for kernel in kernels) + 1) // 2
+    units, directions = [], []
+    for weights in (side for kind in params.values() for side in kind.values()):
+        down = np.asarray(weights["down"][layer])
+        inputs = np.concatenate([lesson.held, np.full((count, 1), layer)], axis=1)
+        units.append(((inputs @ down).max(axis=0) > 0).sum() / down.shape[1])
+        directions.append(count_directions(down))
+    return {
+        "documents": count,
+        "losses": {name: float(values.mean()) for name, values in losses.items()},
+        "other_minus_own": compare_pairs(losses["other"], losses["own"]),
+        "directions_of_adapters": count_directions(factors - factors.mean(axis=0)),
+        "directions_of_first_weights": float(np.mean(directions)),
+        "units_ever_active": float(np.mean(units)),
+    }
+
+
+def main() -> None:
+    """Trains a translator for every setting, and writes what each makes of the held-out ones."""
+    cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    own, flags = sys.argv[1:cut], sys.argv[cut + 1 :]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=expand_path)
+    parser.add_argument("--init", type=float, nargs="+", default=[1e-7, 0.02])
+    parser.add_argument("--learning-rate", type=float, nargs="+", default=[1e-4])
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--held", type=int, default=24)
+    parser.add_argument("--out", type=expand_path, help="results file, JSON")
+    arguments = parser.parse_args(own)
+    run, _ = find_run([*flags, f"--workdir={arguments.run}"], OPENING, "ask")
+    session, results = run.open_session(), []
+    with jax.set_mesh(session.mesh):
+        lesson = prepare(session, run.workdir, arguments.held)
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), session.adapter_shapes)
+        alone = ask(lesson, lambda _: nothing)
+        for init, rate in itertools.product(arguments.init, arguments.learning_rate):
+            start = time.perf_counter()
+            params, losses = train(lesson, init=init, rate=rate, epochs=arguments.epochs)
+            seconds = time.perf_counter() - start
+            facts = {"init": init, "learning_rate": rate, "epochs": arguments.epochs}
+            facts |= {"trained_on": len(lesson.examples), "seconds": seconds}
+            facts["last_loss"] = float(np.mean(losses[-len(lesson.examples) :]))
+            results.append(facts | describe(lesson, params, alone))
+            print(json.dumps(results[-1]), flush=True)
+    machine = describe_machine(["jax"])
+    write_report(arguments.out, environment=machine, flags=flags, results=results)
+
+
+if __name__ == "__main__":
+    main()
