@@ -127,7 +127,7 @@ def main() -> None:
         {"name": "load", "loads": loads},
     ]
     machine = describe_machine(["jax", "starlette", "uvicorn"])
-    facts = {"system": model, "flags": flags[:-1], "questions": len(records)}
+    facts = {"system": model, "method": arguments.method, "questions": len(records)}
     write_report(arguments.out, environment=machine, **facts, results=results)
 
 

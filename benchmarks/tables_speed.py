@@ -289,7 +289,23 @@ def list_report() -> Rows:
     return [head, [*counts, *(format_seconds(found[name]) for name in times)]]
 
 
+def list_serving() -> Rows:
+    """A server's start, and what clients that ask at once get, in an earlier version and now."""
+    start, load = zip(*map(read_bench, ("serve_before", "serve")), strict=True)
+    rows = [["", "before", "now"]]
+    for when, name in {"first": "first start", "again": "a later start"}.items():
+        rows.append([name, *(format_seconds(found["seconds"][when]) for found in start)])
+    for served in zip(*(found["loads"] for found in load), strict=True):
+        clients = served[0]["clients"]
+        asked = f"{clients} clients" if clients > 1 else "1 client"
+        rates = (f"{found['answers_per_second']:.2f} a second" for found in served)
+        waits = (format_seconds(found["median_seconds"]) for found in served)
+        rows += [[f"{asked}: answers", *rates], [f"{asked}: median wait", *waits]]
+    return rows
+
+
 TABLES: dict[str, Callable[[], Rows]] = {
+    "serving": list_serving,
     "speed_main_run": list_main_run,
     "speed_models": lambda: list_speed(
         "models",

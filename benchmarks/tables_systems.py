@@ -218,7 +218,24 @@ def list_compared(run: str) -> Rows:
     ]
 
 
+def list_first_weights() -> Rows:
+    """What a translator's first weights leave of the documents, on some that it never saw."""
+    file = RESULTS.parent / "translator_cpu.json"
+    rows = [["first weights of `W_down`", "its directions", "active units"]]
+    rows[0] += ["directions of the adapters", "loss: no adapter", "own", "another's"]
+    rows[0].append("another's - own")
+    for found in json.loads(file.read_text("utf-8"))["results"]:
+        losses, apart = found["losses"], found["other_minus_own"]
+        low, high = apart["ci95"]
+        shape = [f"{found['init']:g}", f"{found['directions_of_first_weights']:.1f}"]
+        shape += [f"{found['units_ever_active']:.0%}", f"{found['directions_of_adapters']:.1f}"]
+        tried = [f"{losses[name]:.2f}" for name in ("none", "own", "other")]
+        rows.append([*shape, *tried, f"{apart['difference']:.3f} ({low:.3f} to {high:.3f})"])
+    return rows
+
+
 TABLES: dict[str, Callable[[], Rows]] = {
+    "first_weights": list_first_weights,
     "srrag": lambda: list_methods(RUNS["srrag"], SRRAG, SRRAG_METHODS, score="accuracy"),
     "srrag_methods": lambda: list_methods({"": "srrag"}, SRRAG, SRRAG_METHODS, score="accuracy"),
     "srrag_pairs": lambda: list_pairs("srrag", "accuracy"),

@@ -166,6 +166,13 @@ def ask(lesson: Lesson, pick: Callable[[int], PyTree]) -> Float[np.ndarray, "H"]
     return np.asarray([np.mean(losses[document]) for document in sorted(losses)])
 
 
+def compare_states(states: Float[np.ndarray, "N E"]) -> float:
+    """The mean cosine of the states of two documents."""
+    unit = states / np.linalg.norm(states, axis=1, keepdims=True)
+    count = len(unit)
+    return float(((unit @ unit.T).sum() - count) / (count * (count - 1)))
+
+
 def count_directions(rows: Float[np.ndarray, "N D"]) -> float:
     """The number of directions of a matrix: the exponential of the entropy of its spectrum."""
     squares = np.linalg.svd(rows, compute_uv=False) ** 2
@@ -225,11 +232,12 @@ def main() -> None:
             seconds = time.perf_counter() - start
             facts = {"init": init, "learning_rate": rate, "epochs": arguments.epochs}
             facts |= {"trained_on": len(lesson.examples), "seconds": seconds}
+            facts["cosine_of_states"] = compare_states(lesson.states)
             facts["last_loss"] = float(np.mean(losses[-len(lesson.examples) :]))
             results.append(facts | describe(lesson, params, alone))
             print(json.dumps(results[-1]), flush=True)
     machine = describe_machine(["jax"])
-    write_report(arguments.out, environment=machine, flags=flags, results=results)
+    write_report(arguments.out, environment=machine, results=results)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ config.system. Requests that come together are answered together, up to the run'
 
 --host is this machine alone unless the environment variable RAG_JAX_TOKEN has a secret, which
 clients send as their API key. --tokens is the largest number of tokens of a question: for each of
-the lengths up to it programs are compiled before the start. --waiting is the number of requests
-that may wait; further ones get the status 429. --body is the largest number of bytes of a request.
+the lengths up to it programs are compiled before the start, on a CPU those of a question alone.
+--waiting is the number of requests that may wait; further ones get the status 429. --body is the
+largest number of bytes of a request.
 """
 
 import asyncio

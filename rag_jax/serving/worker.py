@@ -61,7 +61,7 @@ class Worker:
     async def warm_up(self) -> None:
         """Compiles what questions, texts and pairs of every length need.
 
-        On CPUs only what one alone needs: there a whole batch takes as long as its compiling.
+        On CPUs only what one alone needs: there computing a whole batch takes about as long as compiling it.
         """
         await self._call(self._warm_up, None)
 

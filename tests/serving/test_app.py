@@ -118,7 +118,7 @@ def test_requests_are_answered_together_and_each_gets_its_own(address, shouter):
         shouter.going.set()
         answers = [f.result().choices[0].message.content for f in (first, *rest)]
     assert answers == [question.upper() for question in asked]
-    # A question alone is one row; others are padded to the size of a batch.
+    # A question alone is one row; others are padded to the next size of a batch.
     assert [len(batch) for batch in shouter.batches] == [1, 4, 4]
 
 
