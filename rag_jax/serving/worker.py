@@ -61,7 +61,8 @@ class Worker:
     async def warm_up(self) -> None:
         """Compiles what questions, texts and pairs of every length need.
 
-        On CPUs only what one alone needs: there computing a whole batch takes about as long as compiling it.
+        On CPUs only what one alone needs: there computing a whole batch takes about as long as
+        compiling it.
         """
         await self._call(self._warm_up, None)
 

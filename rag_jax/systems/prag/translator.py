@@ -98,8 +98,8 @@ def init_translator(
             params[kind][side] = {}
             for name, shape in shapes.items():
                 key, draw = jax.random.split(key)
-                size = init if name == "down" else _INIT
-                params[kind][side][name] = size * jax.random.normal(draw, shape, jnp.float32)
+                scale = init if name == "down" else _INIT
+                params[kind][side][name] = scale * jax.random.normal(draw, shape, jnp.float32)
     return params
 
 
