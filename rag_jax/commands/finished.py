@@ -30,11 +30,17 @@ class FinishedRun(NamedTuple):
     corpus: Path | None
 
     def open_session(self) -> Any:
-        """The session of the run's system, and a line that says what is being opened."""
-        write_text(f"opening {self.workdir}: models, passages, index", sys.stderr)
+        """The session of the run's system, and a line that says what is being opened.
+
+        Raises:
+            RagJaxError: there is no run; nothing has been downloaded for it.
+        """
         # Imported here because it takes a second; see `command`.
         from rag_jax.config import build
+        from rag_jax.pipeline.finished import check_run
 
+        check_run(self.workdir)
+        write_text(f"opening {self.workdir}: models, passages, index", sys.stderr)
         command.keep_programs()
         pipeline = open_room(self.system, "pipeline")
         return pipeline.Session(build(pipeline.CONFIG, self.config))

@@ -32,6 +32,15 @@ class Finished:
 NOTHING = Finished()
 
 
+_ADVICE = "run launch/train.py with the same --config and --workdir first"
+
+
+def check_run(workdir: Path) -> None:
+    """Raises a RagJaxError if the folder is no work folder of a run."""
+    if not (workdir / "stages").is_dir():
+        raise RagJaxError(f"{workdir}: there is no finished run; {_ADVICE}")
+
+
 def find_finished(stages: Sequence[Stage], workdir: Path, names: Collection[str]) -> Finished:
     """Finds the stages that are named; runs and writes nothing.
 
@@ -42,10 +51,9 @@ def find_finished(stages: Sequence[Stage], workdir: Path, names: Collection[str]
         RagJaxError: naming the first stage that is missing, unfinished or made with other
             settings, among `names` and the stages that those need themselves.
     """
-    advice = "run launch/train.py with the same --config and --workdir first"
-    if not (workdir / "stages").is_dir():
-        raise RagJaxError(f"{workdir}: there is no finished run; {advice}")
+    check_run(workdir)
     records.check_layout(workdir)
+    advice = _ADVICE
     made: dict[str, Record] = {}
     wanted = _list_upstream(stages, names)
     for stage in stages:
