@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,12 @@ def make_parser(usage: str) -> argparse.ArgumentParser:
         "--only", default="", help="text in the names of cases to run; the file keeps its others"
     )
     return parser
+
+
+def split_arguments() -> tuple[list[str], list[str]]:
+    """A script's own arguments, and those after `--`, which are for another command."""
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    return sys.argv[1:end], sys.argv[end + 1 :]
 
 
 def _read_runs(text: str) -> int:

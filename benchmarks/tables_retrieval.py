@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from tables_speed import Rows, read_bench
+from tables_systems import Rows, read_bench
 
 _METRICS = {"ndcg@10": "nDCG@10", "mrr": "MRR", "recall@100": "recall@100"}
 

@@ -9,18 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import scale
-from tables_systems import drop_empty, read_run
+from tables_systems import drop_empty, read_bench, read_run
 
 RESULTS = Path(__file__).parent / "results"
 
 Rows = list[list[str]]
 
 _NO_TRAININGS = "index", "retrieve", "labels", "reference"  # of the stages of a plan
-
-
-def read_bench(name: str) -> list[dict[str, Any]]:
-    """A benchmark's results."""
-    return json.loads((RESULTS / f"{name}_cpu.json").read_text("utf-8"))["results"]
 
 
 def format_seconds(value: float) -> str:
@@ -282,7 +277,7 @@ def list_scale(number: int) -> Rows:
 
 def list_report() -> Rows:
     """What the page of a large run takes."""
-    found = json.loads((RESULTS / "report_cpu.json").read_text("utf-8"))["results"]
+    found = read_bench("report")
     times = [f"{key}_seconds" for key in ("make", "open", "filter")]
     head = ["questions", "methods", "MB", "made in", "open in", "filtered in"]
     counts = [f"{found['questions']:,}", str(found["methods"]), f"{found['bytes'] / 1e6:.1f}"]

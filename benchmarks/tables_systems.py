@@ -28,6 +28,11 @@ def read_run(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
 
 
+def read_bench(name: str) -> Any:
+    """The results of a benchmark on a CPU."""
+    return json.loads((RESULTS.parent / f"{name}_cpu.json").read_text("utf-8"))["results"]
+
+
 def format_cell(name: str, numbers: Mapping[str, Any], score: str) -> str:
     """One number of a method; the score with the half of its interval's width."""
     value = numbers.get(name)
@@ -220,11 +225,10 @@ def list_compared(run: str) -> Rows:
 
 def list_first_weights() -> Rows:
     """What a translator's first weights leave of the documents, on some that it never saw."""
-    file = RESULTS.parent / "translator_cpu.json"
     rows = [["first weights of `W_down`", "its directions", "active units"]]
     rows[0] += ["directions of the adapters", "loss: no adapter", "own", "another's"]
     rows[0].append("another's - own")
-    for found in json.loads(file.read_text("utf-8"))["results"]:
+    for found in read_bench("translator"):
         losses, apart = found["losses"], found["other_minus_own"]
         low, high = apart["ci95"]
         shape = [f"{found['init']:g}", f"{found['directions_of_first_weights']:.1f}"]

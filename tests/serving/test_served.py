@@ -1,6 +1,7 @@
 """What a run offers to a server beside its answers."""
 
 import asyncio
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -67,3 +68,25 @@ def test_the_warm_up_meets_every_width_of_questions(monkeypatch, capsys, platfor
     assert met == [(count, width) for width in (32, 64, 128) for count in counts]
     said = capsys.readouterr().err  # three or six of questions, the others of texts and pairs
     assert f"compiling: {batches} batches in" in said
+
+
+@pytest.mark.parametrize(
+    ("platform", "full", "asked", "padded"),
+    [
+        *[("cpu", 20, 1, 1), ("cpu", 20, 2, 2), ("cpu", 20, 4, 5), ("cpu", 20, 11, 20)],
+        *[("cpu", 16, 5, 8), ("cpu", 16, 16, 16)],
+        *[("tpu", 20, 1, 1), ("tpu", 20, 2, 2), ("tpu", 20, 3, 5), ("tpu", 20, 6, 20)],
+        *[("tpu", 16, 5, 16), ("tpu", 16, 16, 16), ("tpu", 2, 2, 2)],
+    ],
+)
+def test_questions_are_padded_to_the_least_batch_that_holds_them(
+    monkeypatch, platform, full, asked, padded
+):
+    monkeypatch.setattr("rag_jax.serving.worker.find_platform", lambda: platform)
+    shouter = Shouter()
+    worker = Worker(replace(shouter.serve(), batch_size=full), make_mesh(MeshConfig()), tokens=9)
+    questions = [f"what is {number}?" for number in range(asked)]
+    answers = asyncio.run(worker.answer(questions))
+    worker.close()
+    assert [answer.text for answer in answers] == [question.upper() for question in questions]
+    assert [len(batch) for batch in shouter.batches] == [padded]

@@ -120,6 +120,11 @@ class Translator:
         text = self._format.cut_text(passage.text)
         return self._base.tokenizer.encode_prompt(": ".join(filter(None, [passage.title, text])))
 
+    def read_all(self, passages: Sequence[Passage]) -> Float[np.ndarray, "N E"]:
+        """The states of documents, batch by batch."""
+        starts, size = range(0, len(passages), self.batch_size), self.batch_size
+        return np.concatenate([self.read(passages[start : start + size]) for start in starts])
+
     def read(self, passages: Sequence[Passage]) -> Float[np.ndarray, "N E"]:
         """The states of documents, at most a batch of them."""
         rows = list(map(self.encode, passages))
@@ -129,11 +134,7 @@ class Translator:
 
     def translate(self, passages: Sequence[Passage], rows: int | None = None) -> PyTree[Array]:
         """The adapters of documents, a bank `[rows, ...]`, by default of as many as documents."""
-        parts = [
-            self.read(passages[start : start + self.batch_size])
-            for start in range(0, len(passages), self.batch_size)
-        ]
-        states = np.concatenate(parts)
+        states = self.read_all(passages)
         if rows is not None:
             states = np.pad(states, [(0, rows - len(states)), (0, 0)])
         return translate_batch(self._params, jnp.asarray(states), kernels=self.kernels)
