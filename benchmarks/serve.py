@@ -24,7 +24,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bench import describe_machine, write_report
+from bench import describe_machine, split_arguments, write_report
 
 from rag_jax.runtime.files import read_jsonl
 from rag_jax.runtime.paths import expand_path
@@ -101,8 +101,7 @@ def load(
 
 def main() -> None:
     """Starts the server, asks, and writes the results."""
-    own = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
-    flags = sys.argv[len(own) + 2 :]
+    own, flags = split_arguments()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=expand_path)
     parser.add_argument("method")

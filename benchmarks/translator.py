@@ -14,9 +14,8 @@ document's, and with none. No question of the run is asked: this is for choices.
 import argparse
 import itertools
 import json
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,14 +25,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from bench import describe_machine, write_report
+from bench import describe_machine, split_arguments, write_report
 from jaxtyping import Array, Bool, Float, Int, PyTree
 from tqdm import tqdm
 
 from rag_jax import lora
 from rag_jax.commands.finished import OPENING, find_run
 from rag_jax.data.batches import pad_rows, round_up
-from rag_jax.data.passages import Passage
 from rag_jax.evaluation.pairs import compare_pairs
 from rag_jax.losses import token_logprobs
 from rag_jax.models.nn.decoder import Decoder
@@ -80,20 +78,15 @@ def prepare(session: Session, workdir: Path, count: int) -> Lesson:
     others = [passage for passage in session.passages if passage.id not in found]
     drawn = np.random.default_rng(c.seed).permutation(len(others))[:count]
     held = [others[row] for row in drawn.tolist()]
-
-    def read(passages: Sequence[Passage]) -> Float[np.ndarray, "N E"]:
-        starts, size = range(0, len(passages), made.batch_size), made.batch_size
-        return np.concatenate([made.read(passages[start : start + size]) for start in starts])
-
     return Lesson(
         session,
-        read(documents),
+        made.read_all(documents),
         [
             make_examples(format, document, texts, questions=c.augment.questions)
             for document, texts in zip(documents, augmented, strict=True)
         ],
         lambda i: store.load([documents[i].id], rows=1)[0],
-        read(held),
+        made.read_all(held),
         [
             Asked(i, format.encode_prompt(pair.question), format.encode_answer(pair.answer))
             for i, passage in enumerate(held)
@@ -210,8 +203,7 @@ def describe(lesson: Lesson, params: PyTree, alone: Float[np.ndarray, "H"]) -> d
 
 def main() -> None:
     """Trains a translator for every setting, and writes what each makes of the held-out ones."""
-    cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    own, flags = sys.argv[1:cut], sys.argv[cut + 1 :]
+    own, flags = split_arguments()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=expand_path)
     parser.add_argument("--init", type=float, nargs="+", default=[1e-7, 0.02])
