@@ -35,12 +35,12 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
     Raises:
         RagJaxError: there are no answers.
     """
+    return best_score(functools.partial(_match_exactly, prediction), answers)
 
-    def score(answer: str) -> float:
-        predicted, wanted = normalize_pair(prediction, answer)
-        return float(predicted == wanted)
 
-    return best_score(score, answers)
+def _match_exactly(prediction: str, answer: str) -> float:
+    predicted, wanted = normalize_pair(prediction, answer)
+    return float(predicted == wanted)
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:
@@ -52,15 +52,15 @@ def f1(prediction: str, answers: Sequence[str]) -> float:
     Raises:
         RagJaxError: there are no answers.
     """
+    return best_score(functools.partial(_f1, prediction), answers)
 
-    def score(answer: str) -> float:
-        predicted, words = (text.split() for text in normalize_pair(prediction, answer))
-        if not predicted or not words:
-            return float(predicted == words)
-        overlap = sum((Counter(predicted) & Counter(words)).values())
-        return 2 * overlap / (len(predicted) + len(words))
 
-    return best_score(score, answers)
+def _f1(prediction: str, answer: str) -> float:
+    predicted, words = (text.split() for text in normalize_pair(prediction, answer))
+    if not predicted or not words:
+        return float(predicted == words)
+    overlap = sum((Counter(predicted) & Counter(words)).values())
+    return 2 * overlap / (len(predicted) + len(words))
 
 
 def match(prediction: str, answers: Sequence[str]) -> float:
@@ -74,16 +74,16 @@ def match(prediction: str, answers: Sequence[str]) -> float:
     Raises:
         RagJaxError: there are no answers.
     """
+    return best_score(functools.partial(_match, prediction), answers)
 
-    def score(answer: str) -> float:
-        predicted, words = normalize_pair(prediction, answer)
-        if not normalize_answer(answer) and predicted != words:
-            spelled = rf"(?<!\w){re.escape(answer.strip())}(?!\w)"
-            return float(bool(answer.strip()) and re.search(spelled, prediction) is not None)
-        predicted, words = (" ".join(space_characters(text).split()) for text in (predicted, words))
-        return float(bool(words) and f" {words} " in f" {predicted} ")
 
-    return best_score(score, answers)
+def _match(prediction: str, answer: str) -> float:
+    predicted, words = normalize_pair(prediction, answer)
+    if not normalize_answer(answer) and predicted != words:
+        spelled = rf"(?<!\w){re.escape(answer.strip())}(?!\w)"
+        return float(bool(answer.strip()) and re.search(spelled, prediction) is not None)
+    predicted, words = (" ".join(space_characters(text).split()) for text in (predicted, words))
+    return float(bool(words) and f" {words} " in f" {predicted} ")
 
 
 def contains_answer(prediction: str, answers: Sequence[str]) -> float:
