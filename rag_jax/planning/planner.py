@@ -103,8 +103,8 @@ class Program:
 class Planner:
     """Compiles the programs of a run for its mesh and keeps what they cost.
 
-    Programs without the text `only` in their names are passed over, and their results taken to be
-    split by rows. `note` is called with each compiled program.
+    Programs without the text `only` in their names are passed over, and their results, where they
+    are asked for, taken to be split by rows. `note` is called with each compiled program.
     """
 
     def __init__(
@@ -127,9 +127,10 @@ class Planner:
         sizes: Mapping[str, int] = types.MappingProxyType({}),
         loop: tuple[str, int] | None = None,
         runs: Mapping[str, float] = types.MappingProxyType({}),
+        describe: bool = False,
         **kwargs: Any,
-    ) -> PyTree[jax.ShapeDtypeStruct]:
-        """Compiles a jitted function; describes its results, where the compiler placed them.
+    ) -> PyTree[jax.ShapeDtypeStruct] | None:
+        """Compiles a jitted function.
 
         Args:
             args: descriptions of the arguments, as are `kwargs`; `describe_inputs` makes the rest.
@@ -137,10 +138,12 @@ class Planner:
             loop: the name of a program that costs what one turn of the function's loop costs, and
                 the number of turns that are not counted in the function itself.
             runs: as for `Program`.
+            describe: whether to describe the results, where the compiler placed them. A program
+                that is passed over must be traced for it.
         """
         kwargs |= describe_inputs(function, self.mesh, sizes, *args, **kwargs)
         if self._only not in name:
-            return self._guess(function, *args, **kwargs)
+            return self._guess(function, *args, **kwargs) if describe else None
         _release_memory()
         passed = jax.tree.leaves((args, kwargs))
         passed = [leaf for leaf in passed if isinstance(leaf, jax.ShapeDtypeStruct)]
@@ -155,7 +158,7 @@ class Planner:
                 temporaries = _read_shortage(str(error), arguments)
                 seconds = time.monotonic() - start
                 self._add(Program(name, arguments, temporaries, resident, Cost(), seconds, runs))
-                return self._guess(function, *args, **kwargs)
+                return self._guess(function, *args, **kwargs) if describe else None
         seconds = time.monotonic() - start
         memory = compiled.memory_analysis()
         results = memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -165,6 +168,8 @@ class Planner:
             cost = cost.add(step.cost, loop[1]) if step else cost
         arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes + results
         self._add(Program(name, arguments, temporaries, resident, cost, seconds, runs))
+        if not describe:
+            return None
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             compiled.out_info,

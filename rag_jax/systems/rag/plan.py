@@ -125,7 +125,7 @@ def _plan_answers(session: PlannedSession, planner: Planner, corpus: Corpus) -> 
     width = min(round_up(c.generator.max_length, 32), limit)
     inputs = {"B": decode.batch_size * docs, "T": width}
     lm = generator.model, params
-    options = {"sizes": inputs, "runs": runs, "prefix": None}
+    options = {"sizes": inputs, "runs": runs, "prefix": None, "describe": True}
     cache, hidden = planner.compile("read passages", steps.read, *lm, **options)
     settings = {
         "max_tokens": decode.max_tokens,
@@ -137,16 +137,18 @@ def _plan_answers(session: PlannedSession, planner: Planner, corpus: Corpus) -> 
     scores = jax.ShapeDtypeStruct((decode.batch_size, docs), jnp.float32)
     scores, read = split_rows(scores, session.mesh), (cache, hidden)
 
-    def compile_searched(name: str, step: Any, one: str, doc_scores: Any) -> Any:
+    def compile_searched(
+        name: str, step: Any, one: str, doc_scores: Any, *, describe: bool = False
+    ) -> Any:
         """A program that searches beams, and one turn of its loop."""
         one = compile_beams(planner, one, generator, params, *read, doc_scores, **settings)
-        options = {"loop": (one, turns - 1), "runs": runs, **settings}
+        options = {"loop": (one, turns - 1), "runs": runs, "describe": describe, **settings}
         return planner.compile(name, step, *lm, *read, scores, **options)
 
     one = "one token of a question's beams"
     compile_searched("write with RAG-Token", steps.write_token, one, scores)
     one = "one token of a passage's beams"
-    found = compile_searched("propose answers", steps.propose, one, None)
+    found = compile_searched("propose answers", steps.propose, one, None, describe=True)
     width = min(round_up(found.tokens.shape[2], 8), found.tokens.shape[2])
 
     def score(name: str, count: int, **loop: Any) -> None:

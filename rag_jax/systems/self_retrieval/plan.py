@@ -90,12 +90,12 @@ def _plan_questions(session: PlannedSession, planner: Planner, drawn: Drawn) -> 
     c, base, lengths = session.config.search, session.base, drawn.corpus.lengths
     lm, batch = (base.model, copy(base.params)), c.batch_size
     runs = {"evaluate": -(-drawn.corpus.asked // batch)}
-    options = {"sizes": {"B": batch, "T": QUESTION}, "runs": runs}
+    options = {"sizes": {"B": batch, "T": QUESTION}, "runs": runs, "describe": True}
     read = cache, _ = planner.compile("evaluate, read questions", steps.read, *lm, **options)
     width, greedy = round_up(int(lengths.title[-1]), 8), c.method == "reference"
     settings = {"beams": c.titles, "max_tokens": width, "runs": runs}
     _plan_search(session, planner, "titles", lm[1], *read, drawn.corpus.passages, **settings)
-    options = {"sizes": {"R": batch * c.titles, "T": width}, "runs": runs}
+    options = {"sizes": {"R": batch * c.titles, "T": width}, "runs": runs, "describe": True}
     read = planner.compile("evaluate, read titles", steps.read_titles, *lm, cache, **options)
     depth = round_up(int(lengths.title[-1] + lengths.passage[-1]), 16)
     settings = {"beams": c.passages, "max_tokens": depth, "runs": runs, "greedy": greedy}

@@ -132,7 +132,7 @@ def _plan_documents(session: PlannedSession, planner: Planner, corpus: Corpus) -
     examples = count * (QUESTION + limit + 16)
     pool, written = c.verbalise.pool, corpus.trained * c.contexts
     shared = {"B": 1, "T": round_up(examples, 64)}
-    options = {"sizes": shared, "runs": {"contexts": c.contexts}}
+    options = {"sizes": shared, "runs": {"contexts": c.contexts}, "describe": True}
     prefix = planner.compile("read demonstrations", prefill_batch, *lm, **options)
     with jax.set_mesh(mesh):
         few = double_up(count, count_data_rows())
@@ -206,7 +206,7 @@ def _plan_passes(session: PlannedSession, planner: Planner, corpus: Corpus) -> N
     both = {"datastore": -(-corpus.trained // c.answer.batch_size), "evaluate": asked}
     evaluated = {"evaluate": asked}
     options = {"source_ids": tuple(session.new_ids[2:]), "layer": c.datastore.layer}
-    options |= {"sizes": {**rows, "T": QUESTION}, "runs": both}
+    options |= {"sizes": {**rows, "T": QUESTION}, "runs": both, "describe": True}
     routed = planner.compile("route", steps.route, *lm, **options)
 
     def compile_written(
@@ -221,8 +221,8 @@ def _plan_passes(session: PlannedSession, planner: Planner, corpus: Corpus) -> N
 
     slots, names = QUESTION + 1, ("verbalise", "one token of a verbalisation")
     inputs = slots, limit, routed.cache
-    written = compile_written(names, steps.verbalise, *inputs, runs=both)[0]
-    options = {"sizes": {**rows, "T": knowledge}, "runs": evaluated}
+    written = compile_written(names, steps.verbalise, *inputs, runs=both, describe=True)[0]
+    options = {"sizes": {**rows, "T": knowledge}, "runs": evaluated, "describe": True}
     read = planner.compile("read for answers", steps.read, *lm, written, **options)
     slots, names = slots + limit + knowledge + _CUE, ("answer", "one token of an answer")
     cue = (0,) * (_CUE - 1)
