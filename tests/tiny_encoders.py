@@ -5,14 +5,26 @@ They are golden BERT with random weights beside it.
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from rag_jax.models import load
+from rag_jax.models.nn.bert import Bert
+
 BERT = Path(__file__).parent / "golden" / "bert"
 WIDTH, VOCABULARY = 32, 128
 PREFIX = "sentence_transformers."
+
+
+def load_short_bert(mesh=None):
+    """Golden BERT without its second layer, where compiling two would take most of the time."""
+    bert = load(BERT, mesh=mesh)
+    params = {name: part for name, part in bert.params.items() if name != "layers_1"}
+    config = replace(bert.config, num_layers=1)
+    return replace(bert, config=config, model=Bert(config), params=params)
 
 
 def change_json(path, **fields):

@@ -14,8 +14,8 @@ from rag_jax.models.traced import TEMPLATE, UNKNOWN, Traced, read_mask
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.outside import parsing
 
-# What control tokens are called, marked as special or not: <tool_call>, <|im_end|>, [INST].
-_MARKUP = re.compile(r"<.*\S.*>|\[.*\S.*\]|[◁⟨〈].*\S.*[▷⟩〉]", re.DOTALL)
+# Around what control tokens are called, marked as special or not: <tool_call>, <|im_end|>, [INST].
+_BRACKETS = (("<", ">"), ("[", "]"), (("◁", "⟨", "〈"), ("▷", "⟩", "〉")))
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # The private-use planes 15 and 16, without their last two code points, which are no characters.
 _PRIVATE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
@@ -39,9 +39,16 @@ def find_control_tokens(
         for i, token in core.get_added_tokens_decoder().items()
         if token.special
         or token.content in names
-        or _MARKUP.fullmatch(token.content)
+        or _is_markup(token.content)
         or (token.content in written and not token.content.isspace())
     }
+
+
+def _is_markup(name: str) -> bool:
+    """Whether a name is more than white space in brackets; a pattern would backtrack."""
+    return bool(name[1:-1].strip()) and any(
+        name.startswith(start) and name.endswith(end) for start, end in _BRACKETS
+    )
 
 
 def find_unknown(core: tokenizers.Tokenizer) -> int | None:

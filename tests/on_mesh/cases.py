@@ -5,7 +5,6 @@ The systems' cases are in `system_cases.py`.
 
 import re
 import tempfile
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from on_mesh.common import (
     write,
 )
 from tiny import make_decoder, make_rows
-from tiny_encoders import write_colbert, write_reranker, write_splade
+from tiny_encoders import load_short_bert, write_colbert, write_reranker, write_splade
 
 from rag_jax import lora
 from rag_jax.config import ContrastiveConfig, MeshConfig, TuningConfig
@@ -279,17 +278,11 @@ RETRIEVER = ContrastiveConfig(batch_size=16, negatives=1, microbatch_tokens=128)
 def make_pairs():
     """Two batches of questions with their passages."""
     rng = np.random.default_rng(0)
-    tokens = [rng.integers(5, 90, rng.integers(2, 15)).tolist() for _ in range(92)]
+    # Passages of two widths and questions of one.
+    longest = [8] * 30 + [15] * 62
+    tokens = [rng.integers(5, 90, rng.integers(2, most)).tolist() for most in longest]
     pairs = [Pair(str(i), i, 2 * i, (2 * i + 1,), frozenset({2 * i})) for i in range(30)]
     return PairBatches(pairs, tokens[:30], dict(enumerate(tokens[30:])), RETRIEVER, seed=0)
-
-
-def load_encoder(mesh):
-    """The tiny encoder without its second layer."""
-    bert = load(GOLDEN / "bert", mesh=mesh)
-    params = {name: part for name, part in bert.params.items() if name != "layers_1"}
-    config = replace(bert.config, num_layers=1)
-    return replace(bert, config=config, model=Bert(config), params=params)
 
 
 def take_batch(batches, step):
@@ -298,7 +291,7 @@ def take_batch(batches, step):
 
 def contrast(mesh=None, *, shared):
     """The first gradients of a retriever, and its losses in two steps, read in chunks."""
-    bert, batches = load_encoder(mesh), make_pairs()
+    bert, batches = load_short_bert(mesh), make_pairs()
     encoders = Encoders(bert, bert, shared=shared)
     loss, optimizer = make_loss(encoders, RETRIEVER, batches.widths), make_optimizer(RETRIEVER, 2)
     parts = [[("pairs", shard_batch(take_batch(batches, number)))] for number in range(2)]
@@ -322,7 +315,7 @@ def test_negatives_of_the_whole_batch(mesh, shared):
 def fit_retriever(folder, mesh=None, *, shared):
     """The losses of a retriever that the driver trains, and its question encoder."""
     folder.mkdir()
-    bert, trained = load_encoder(mesh), []
+    bert, trained = load_short_bert(mesh), []
     encoders = Encoders(bert, bert, shared=shared)
     mesh = mesh or make_mesh(MeshConfig(1, 1), devices=jax.devices()[:1])
     fit_encoders(encoders, make_pairs(), mesh, folder, no_bar, save=trained.append)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_encoders import load_short_bert
 
 from rag_jax.config import ContrastiveConfig, MeshConfig
 from rag_jax.losses import in_batch_contrastive
@@ -72,6 +73,11 @@ def bert():
 
 
 @pytest.fixture(scope="module")
+def short():
+    return load_short_bert()
+
+
+@pytest.fixture(scope="module")
 def two():
     return Encoders(load(GOLDEN / "dpr_question"), load(GOLDEN / "dpr_context"), shared=False)
 
@@ -121,8 +127,9 @@ def read_padded(batches, step, params, encoders):
     ("kind", "budget", "step", "scans"),
     [("shared", 16, 0, False), ("shared", 32, 2, True), ("two", 32, 1, False)],
 )
-def test_chunks_give_the_gradient_of_the_padded_batch(kind, budget, step, scans, bert, two):
-    encoders = Encoders(bert, bert, shared=True) if kind == "shared" else two
+def test_chunks_give_the_gradient_of_the_padded_batch(kind, budget, step, scans, bert, short, two):
+    one = bert if scans else short
+    encoders = Encoders(one, one, shared=True) if kind == "shared" else two
     if kind == "two":  # embeddings of one size
         encoders = replace(two, passage=replace(two.question))
     settings = replace(SETTINGS, microbatch_tokens=budget, program_tokens=0, scan_layers=scans)
@@ -143,8 +150,8 @@ def test_chunks_give_the_gradient_of_the_padded_batch(kind, budget, step, scans,
         np.testing.assert_allclose(leaf, flat[name], atol=2e-6 * size, rtol=1e-4, err_msg=name)
 
 
-def test_one_program_for_batches_of_any_lengths(bert):
-    encoders, settings = Encoders(bert, bert, shared=True), replace(SETTINGS, program_tokens=0)
+def test_one_program_for_batches_of_any_lengths(short):
+    encoders, settings = Encoders(short, short, shared=True), replace(SETTINGS, program_tokens=0)
     batches = make_batches(settings)
     loss = jax.jit(make_loss(encoders, settings, batches.widths))
     for step in range(6):
@@ -182,16 +189,16 @@ def test_more_widths_than_a_program_is_worth_where_most_is_padding():
     assert choose_chunk_widths({"": even}, share=0.01, program_tokens=10**9)[""] == (104,)
 
 
-def test_memory_is_bounded_by_the_chunk(bert):
+def test_memory_is_bounded_by_the_chunk(short):
     jax.config.update("jax_disable_most_optimizations", False)
     tokens, lengths = np.ones((64, 24), np.int32), np.full(64, 24, np.int32)
 
     def measure(rows):
         def total(params):
             sizes = {"rows": rows, "widths": (24,)}
-            return embed_in_chunks(bert.model, params, tokens, lengths, **sizes).sum()
+            return embed_in_chunks(short.model, params, tokens, lengths, **sizes).sum()
 
-        compiled = jax.jit(jax.grad(total)).lower(bert.params).compile()
+        compiled = jax.jit(jax.grad(total)).lower(short.params).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     whole, half, eighth = (measure(rows) for rows in (64, 32, 8))
@@ -268,15 +275,14 @@ def run_training(folder, encoders, batches):
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_training_tells_passages_apart(tmp_path, bert, shared):
+def test_training_tells_passages_apart(tmp_path, short, shared):
     settings = replace(SETTINGS, epochs=5, learning_rate=0.01, checkpoint_every=20)
     batches = make_batches(settings)
-    before = Encoders(bert, bert, shared=shared)
+    before = Encoders(short, short, shared=shared)
     after = run_training(tmp_path, before, batches)
     assert (after.question.params is after.passage.params) == shared
-    losses = []
+    losses, loss = [], jax.jit(make_loss(before, settings, batches.widths))
     for encoders in (before, after):
-        loss = jax.jit(make_loss(encoders, settings, batches.widths))
         arrays = (batch_at(batches, step)[0] for step in range(3))
         losses.append(np.mean([loss(encoders.params(), None, a)[0] for a in arrays]))
     assert losses[1] < 0.8 * losses[0]
@@ -290,9 +296,9 @@ def share(make):
     )
 
 
-def test_interrupted_training_ends_with_the_same_bits(tmp_path, bert, monkeypatch):
+def test_interrupted_training_ends_with_the_same_bits(tmp_path, short, monkeypatch):
     settings = replace(SETTINGS, checkpoint_every=2)
-    encoders = Encoders(bert, bert, shared=True)
+    encoders = Encoders(short, short, shared=True)
     # All runs share their programs.
     for module, name in ((contrastive, "make_loss"), (fit, "make_optimizer")):
         monkeypatch.setattr(module, name, share(getattr(module, name)))

@@ -42,7 +42,6 @@ LLAMA = {
     "model_type": "llama",
     "hidden_size": 32,
     "intermediate_size": 48,
-    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 1024,
@@ -105,15 +104,20 @@ def write_model(folder, *, config, core, settings, seed):
     return folder
 
 
-@pytest.fixture(scope="session")
-def llama_folder(tmp_path_factory):
+def write_llama(folder, *, layers):
     return write_model(
-        tmp_path_factory.mktemp("models") / "tiny-llama",
-        config=LLAMA,
+        folder,
+        config=LLAMA | {"num_hidden_layers": layers},
         core=train_llama_tokenizer(),
         settings={"eos_token": "<|im_end|>", "pad_token": "<|im_end|>", "chat_template": TEMPLATE},
         seed=0,
     )
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory):
+    """One layer, which compiles faster: that layers follow each other is tests/models' concern."""
+    return write_llama(tmp_path_factory.mktemp("models") / "tiny-llama", layers=1)
 
 
 @pytest.fixture(scope="session")

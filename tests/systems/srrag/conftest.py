@@ -15,7 +15,14 @@ from rag_jax.systems.srrag import pipeline
 from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.data import Format, special_tokens
 from rag_jax.systems.srrag.session import Session
+from systems.conftest import write_llama
 from systems.srrag.tiny_run import describe_run, quick_programs
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory):
+    """Two layers, for what routes by a layer that is not the last."""
+    return write_llama(tmp_path_factory.mktemp("models") / "tiny-llama", layers=2)
 
 
 @pytest.fixture(scope="session")
