@@ -139,6 +139,12 @@ PRAG_NAMES = {
     "both": "**both**",
     "random": "random documents' parameters",
 }
+# Beside the rows of any run.
+PRAG_TRANSLATED = PRAG_NAMES | {
+    "translated": "**made adapters**",
+    "translated_both": "**made adapters, and the context**",
+    "translated_random": "adapters made of random documents",
+}
 DPR = {
     "answer@1": "answer in first",
     "answer@5": "in first five",
@@ -254,6 +260,10 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "self_retrieval_pairs": lambda: list_pairs("self_retrieval", "hits@1", "exact_match"),
     "prag_pairs": lambda: list_pairs("prag", "exact_match"),
     "prag": lambda: list_methods(RUNS["prag"], PRAG, PRAG_NAMES, score="exact_match"),
+    "prag_translated": lambda: list_methods(
+        {"": "prag_translator_300"}, PRAG, PRAG_TRANSLATED, score="exact_match"
+    ),
+    "prag_translated_pairs": lambda: list_pairs("prag_translator_300", "exact_match"),
     "prag_coverage": list_prag_coverage,
     "prag_ablations": list_prag_ablations,
     "compare": lambda: list_compared("compare"),

@@ -75,13 +75,15 @@ _FACTS = ("prompt_tokens", "passages", "adapters", "covered")
 def describe_report(config: PRAGConfig, *, trained: bool = True) -> ReportSpec:
     """What the report shows: a row for each way to give the passages, and for each ablation.
 
-    Without a warm-up of the adapters it is not of a `trained` model.
+    Rows are compared with the made adapters where there is a translator, else with the trained
+    ones. Without a warm-up of the adapters it is not of a `trained` model.
     """
     ablations = [name for name in list_variants(config) if name != "encode"]
     methods = dict.fromkeys([*list_methods(config), *ablations], "evaluate")
     methods |= dict.fromkeys(map(name_row, config.readers), "read")
     summarize = partial(summarize_answers, names=COLUMNS[1:-1], main="exact_match")
-    paired = "parametric", {name: name for name in ("exact_match", "f1")}
+    reference = "translated" if config.translator.documents else "parametric"
+    paired = reference, {name: name for name in ("exact_match", "f1")}
     model = name_model(config.model.name, trained)
     make_tables = partial(_make_tables, retrieve=config.retrieve)
     return ReportSpec(model, methods, COLUMNS, summarize, *paired, make_tables)

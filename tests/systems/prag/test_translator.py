@@ -213,6 +213,7 @@ def test_a_run_with_a_translator(finished, make_config):
     ]
     assert len(trained) == 5 and not found & {*trained}
     assert {*TRANSLATED} < {*report["methods"]}
+    assert report["paired"]["reference"] == "translated"
     translated = [r["id"] for r in read_jsonl(stages / "translate" / "translated.jsonl")]
     assert sorted(translated) == sorted(found)
     logged = read_jsonl(stages / "translator" / "log.jsonl")
