@@ -144,6 +144,7 @@ PRAG_TRANSLATED = PRAG_NAMES | {
     "translated": "**made adapters**",
     "translated_both": "**made adapters, and the context**",
     "translated_random": "adapters made of random documents",
+    "translated_random_both": "adapters made of random documents, and the context",
 }
 DPR = {
     "answer@1": "answer in first",

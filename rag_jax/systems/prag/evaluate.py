@@ -50,11 +50,12 @@ METHODS = {
     "both": ("passages", "own"),
     "random": ("nothing", "random"),
 }
-# With a translator also those whose adapters it makes; the last is again a control.
+# With a translator also those whose adapters it makes; the last two are again controls.
 TRANSLATED = {
     "translated": ("nothing", "translated"),
     "translated_both": ("passages", "translated"),
     "translated_random": ("nothing", "random_translated"),
+    "translated_random_both": ("passages", "random_translated"),
 }
 
 
