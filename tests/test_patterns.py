@@ -151,7 +151,7 @@ def read(text):
         list_statements,
         list_claims,
         lambda text: rewrite_by_rules(read(text)),
-        lambda text: ask_by_rules(read(text[:1500]), count=3),
+        lambda text: ask_by_rules(read(text[:3000]), count=3),
         lambda text: is_rewrite(text, read(text)),
         lambda text: parse_pairs(text, read("Oslo"), full=True),
         lambda text: pick_choice(text, {"A": "sea", "B": "land", "C": "hill"}),

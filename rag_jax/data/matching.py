@@ -57,6 +57,7 @@ def normalize_text(text: str, *, keep_articles: bool) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
+@functools.cache
 def _is_punctuation(character: str) -> bool:
     category = unicodedata.category(character)
     return category.startswith("P") or (character.isascii() and category.startswith("S"))

@@ -1,5 +1,6 @@
 """Decoding against a slow loop of full passes, and draws against the probabilities they follow."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -154,21 +155,21 @@ def test_ended_rows_leave_a_batch_with_prefixes(make, befores):
     mask = np.ones((ROWS, WIDTH), bool)
     mask[1, 3:] = False
 
-    @partial(jax.jit, static_argnames=("before", "compact_to"))
-    def write(params, tokens, mask, *, before, compact_to):
+    @partial(jax.jit, static_argnames=("before", "temperature", "compact_to"))
+    def write(params, tokens, mask, *, before, temperature, compact_to):
         prefix = None
         if before == "shared":
             _, prefix = append(model, params, init_cache(model, 1), tokens[:1], mask[:1])
         cache, hidden = read_prompts(model, params, tokens, mask, prefix=prefix)
         cache = fork(model, cache, 1) if before == "own" else cache
-        options = {"keys": jax.random.split(jax.random.key(1), ROWS), "sampling": Sampling(4.0)}
-        options["compact_to"] = compact_to
+        keys = jax.random.split(jax.random.key(1), ROWS) if temperature else None
+        options = {"keys": keys, "sampling": Sampling(temperature), "compact_to": compact_to}
         return decode(model, params, cache, hidden, max_tokens=8, stop_ids=(3, 7, 11), **options)
 
-    for before in befores:
-        run = partial(write, params, prompts, mask, before=before)
-        whole, *others = (run(compact_to=count) for count in (0, 1, 3))
-        assert len(set(whole.lengths.tolist())) > 1
+    for before, temperature in itertools.product(befores, (0.0, 4.0)):
+        run = partial(write, params, prompts, mask, before=before, temperature=temperature)
+        whole, *others = (run(compact_to=count) for count in (0, 1, 2, 3))
+        assert len(set(whole.lengths.tolist())) > 1 or not temperature
         for other in others:
             for field in ("tokens", "lengths", "finished", "logprobs"):
                 pair = getattr(other, field), getattr(whole, field)
