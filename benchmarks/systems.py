@@ -151,6 +151,7 @@ RUNS = {
             "--config.evaluate_on=dev",
             "--config.train.questions=96",
             "--config.decode.questions=100",
+            "--config.ranked_questions=2000",
             "--config.generator.max_length=256",
         ),
         "squad",

@@ -245,6 +245,29 @@ def list_first_weights() -> Rows:
     return rows
 
 
+CONFLICT = {
+    "in_context": "none",
+    "both": "the document's",
+    "random_both": "another document's",
+    "translated_both": "made of the document",
+    "translated_random_both": "made of another document",
+}
+
+
+def list_conflict() -> Rows:
+    """Whom the model believes: an adapter, or another revision of its document in the prompt."""
+    rows = [["adapter of the old facts", "answers by the adapter", "by the prompt"]]
+    rows[0].append("by the prompt, against no adapter")
+    for way, found in read_bench("conflict")["conflict"].items():
+        old, new = found["adapter's answer"], found["prompt's answer"]
+        cells = [CONFLICT[way], f"{old['share']:.3f}", f"{new['share']:.3f}", ""]
+        if pair := new.get("against_in_context"):
+            low, high = pair["ci95"]
+            cells[-1] = f"{pair['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
+        rows.append(cells)
+    return rows
+
+
 TABLES: dict[str, Callable[[], Rows]] = {
     "first_weights": list_first_weights,
     "srrag": lambda: list_methods(RUNS["srrag"], SRRAG, SRRAG_METHODS, score="accuracy"),
@@ -265,6 +288,7 @@ TABLES: dict[str, Callable[[], Rows]] = {
         {"": "prag_translator_300"}, PRAG, PRAG_TRANSLATED, score="exact_match"
     ),
     "prag_translated_pairs": lambda: list_pairs("prag_translator_300", "exact_match"),
+    "prag_conflict": list_conflict,
     "prag_coverage": list_prag_coverage,
     "prag_ablations": list_prag_ablations,
     "compare": lambda: list_compared("compare"),

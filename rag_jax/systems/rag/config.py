@@ -115,6 +115,8 @@ class RAGConfig:
             ("classification"), or a text ("generation").
         ablations: whether to train two more generators: with BM25's passages and scores in place of
             the retriever's, and without passages.
+        ranked_questions: maximum number of questions for which the retrievers alone are compared,
+            beside those that are answered, since that costs little; 0 for none.
         profile_steps: number of steps of each training that are traced.
         track: where the curves of the run go besides the run's own files.
     """
@@ -126,6 +128,7 @@ class RAGConfig:
     task: Literal["qa", "classification", "generation"] = "qa"
     evaluate_on: Literal["test", "dev"] = "test"
     ablations: bool = False
+    ranked_questions: CountOrZero = 0
     profile_steps: CountOrZero = 0
     track: TrackerName = "none"
     mesh: MeshConfig = MeshConfig()
@@ -148,7 +151,8 @@ class RAGConfig:
     def check(self, path: str) -> None:
         """Raises a RagJaxError if the index is to be refreshed by an encoder of questions alone.
 
-        Also if generators are to be trained as ablations, but the run's is not trained.
+        Also if generators are to be trained as ablations, but the run's is not trained, and if
+        answers are to be looked for in passages that have none.
         """
         if self.train.refresh_every and self.retriever.passage_name is not None:
             raise RagJaxError(
@@ -160,4 +164,9 @@ class RAGConfig:
             raise RagJaxError(
                 f"{path}.ablations=True with {path}.train.generator=False: the ablations are "
                 "trained generators; leave one of the two out"
+            )
+        if self.ranked_questions and self.task != "qa":
+            raise RagJaxError(
+                f"{path}.ranked_questions={self.ranked_questions} with {path}.task={self.task!r}: "
+                "passages hold no answers of that task; leave it out"
             )

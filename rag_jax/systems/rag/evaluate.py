@@ -74,6 +74,8 @@ def describe_report(config: RAGConfig, *, trained: bool = True) -> ReportSpec:
         if config.decode.curve:
             title = f"{SCORES[task][0].replace('_', ' ')} by the number of passages read"
             tables[title] = read_json(context.path("curve", "curve.json"))
+        if config.ranked_questions:
+            tables |= read_json(context.path("hits", "hits.json"))
         if config.data.path is None:
             title = "exact match on the facts that the world's other revision changed"
             tables[title] = read_json(context.path("memory", "memory.json"))
@@ -159,20 +161,14 @@ def run_evaluation(
     """
     asked = [question.question for question in questions]
     depth = choose_depth(config, len(passages))
-    trained = {name: load_trained(context, name) for name in ("frozen", "joint")}
-
-    def search(index: Index, name: str, depth: int = depth) -> Ranking:
-        scores, rows = index.search(encode_questions(trained[name]["query"], asked), depth)
-        return Ranking(config.retriever.scale * scores, rows)
-
-    final, _ = open_final_index(context, trained["joint"])
     deep = depth if reranking is None else reranking.count(depth, len(passages))
-    joint = search(final, "joint", deep)
-    rankings = {
-        "bm25": rank_by_words(build_words(context, passages, config.bm25), asked, depth),
-        "frozen": search(load_index(context.path("index", "index")), "frozen"),
-        "joint": Ranking(joint.scores[:, :depth], joint.rows[:, :depth]),
-    }
+    trained = {name: load_trained(context, name) for name in ("frozen", "joint")}
+    open_index = partial(open_final_index, context, trained["joint"])
+    options = {"load_index": load_index, "open_final_index": open_index, "config": config}
+    options |= {"encode_questions": encode_questions, "depth": depth, "deep": deep}
+    rankings = rank_all(context, asked, passages, trained, **options)
+    joint = rankings["joint"]
+    rankings["joint"] = Ranking(joint.scores[:, :depth], joint.rows[:, :depth])
     facts: dict[str, list[Record]] = {}
     if reranking is not None:
         found = list_ranked(*joint)
@@ -186,6 +182,39 @@ def run_evaluation(
     shared = {"passages": passages, "labels": labels, "config": config}
     readings = list_readings(config)
     compare_readings(context, readings, engines, rankings, questions, **shared, facts=facts)
+
+
+def rank_all(
+    context: StageContext,
+    asked: Sequence[str],
+    passages: Sequence[Passage],
+    trained: Mapping[str, PyTree],
+    *,
+    load_index: Callable[[Path], Index],
+    open_final_index: Callable[[], tuple[Index, Pretrained]],
+    encode_questions: Callable[..., Float[np.ndarray, "N E"]],
+    config: RAGConfig,
+    depth: int,
+    deep: int | None = None,
+) -> dict[str, Ranking]:
+    """The passages that BM25, the retriever as it was and the trained one find for questions.
+
+    Args:
+        trained: the parameters of the stages "frozen" and "joint".
+        depth: number of passages of a question.
+        deep: number of the trained retriever's passages, if it is another.
+    """
+
+    def search(index: Index, name: str, depth: int) -> Ranking:
+        scores, rows = index.search(encode_questions(trained[name]["query"], asked), depth)
+        return Ranking(config.retriever.scale * scores, rows)
+
+    words = build_words(context, passages, config.bm25)
+    return {
+        "bm25": rank_by_words(words, asked, depth),
+        "frozen": search(load_index(context.path("index", "index")), "frozen", depth),
+        "joint": search(open_final_index()[0], "joint", deep or depth),
+    }
 
 
 def compare_readings(

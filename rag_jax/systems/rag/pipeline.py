@@ -9,6 +9,7 @@ from rag_jax.systems.rag.ablations import list_ablations
 from rag_jax.systems.rag.config import RAGConfig
 from rag_jax.systems.rag.curve import run_curve
 from rag_jax.systems.rag.evaluate import describe_report, run_evaluation
+from rag_jax.systems.rag.hits import run_hits
 from rag_jax.systems.rag.memory import run_memory
 from rag_jax.systems.rag.reader import open_reader
 from rag_jax.systems.rag.session import Session
@@ -68,6 +69,9 @@ def list_stages(session: Session) -> list[Stage]:
     stages.append(stage("evaluate", run_evaluation, reranked, *read, *trainings))
     if c.decode.curve:
         stages.append(stage("curve", run_curve, {**evaluation, "decode": c.decode}, *read, "joint"))
+    if c.ranked_questions:
+        ranked = {**common, "on": c.evaluate_on, "questions": c.ranked_questions, "bm25": c.bm25}
+        stages.append(stage("hits", run_hits, ranked, *read, *trainings))
     if c.ablations:
         generator = {"generator": common["generator"], **frozen}
         stages += list_ablations(session, training=generator, evaluation=evaluation)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from rag_jax.data.passages import Passage
-from rag_jax.data.questions import Collection
+from rag_jax.data.questions import Collection, Question
 from rag_jax.decoding.beams import BeamConfig
 from rag_jax.models import Pretrained
 from rag_jax.models.io.architectures import Encoder, get_rules
@@ -51,6 +51,11 @@ class Session(session.Session):
     def has_revisions(self) -> bool:
         """Whether the corpus is the built-in world, which has another revision of its facts."""
         return self.config.data.path is None
+
+    @property
+    def ranked_questions(self) -> Sequence[Question]:
+        """The questions for which the retrievers alone are compared."""
+        return self._choose_questions(self.config.evaluate_on, "ranked_questions")
 
     # Models.
 

@@ -262,6 +262,35 @@ def test_the_number_of_passages_at_test_time(finished, make_config, make_session
     assert list_reused(again) == STAGES
 
 
+def test_retrievers_are_compared_on_more_questions_than_are_answered(
+    finished, make_config, tmp_path
+):
+    workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    asked = finished[1]["methods"]["thorough"]["n"]
+    again = pipeline.run(make_config(ranked_questions=asked), workdir)
+    assert list_reused(again) == STAGES
+    head, *rows = again["tables"][f"retrievers alone, {asked} questions"]
+    assert head == ["retriever", "answer@1", "answer@5", "answer@20"]
+    # Of the questions that are answered, the hits are those of the methods that read the passages.
+    readers = {"bm25": "shared_bm25", "frozen": "frozen", "joint": "thorough"}
+    assert [row[0] for row in rows] == [*readers]
+    for name, *hits in rows:
+        method = again["methods"][readers[name]]
+        assert hits[:2] == pytest.approx([method["answer@1"], method["answer@5"]])
+        assert hits[1] <= hits[2]
+    pairs = again["tables"][f"retrievers alone, {asked} questions, question by question"]
+    joint = rows[2][1:]
+    expected = [[row[0], row[i] - joint[i - 1]] for row in rows[:2] for i in (1, 2, 3)]
+    assert [row[0] for row in pairs[1:]] == [name for name, _ in expected]
+    assert [float(row[2]) for row in pairs[1:]] == pytest.approx(
+        [difference for _, difference in expected], abs=6e-4
+    )
+    more = 10 * asked  # than there are
+    again = pipeline.run(make_config(ranked_questions=more), workdir)
+    assert list_reused(again) == STAGES
+    assert len([title for title in again["tables"] if title.startswith("retrievers alone")]) == 2
+
+
 def answer_nll(session, question, passages, scores):
     """`-log p(y|x)` of RAG-Sequence by the generator as loaded, one full pass a passage."""
     model, params, format = session.generator.model, session.generator.params, session.format
