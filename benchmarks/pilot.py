@@ -15,7 +15,7 @@ FILE's. 300 questions of each took 67 minutes with SmolLM2-135M on two CPU cores
 import argparse
 import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from rag_jax.config import DataConfig, WorldConfig
 from rag_jax.data.formats import read_collection
 from rag_jax.data.questions import Question, choose_questions
 from rag_jax.evaluation.answers import compute_accuracy
+from rag_jax.evaluation.choices import pick_choice
 from rag_jax.models import Pretrained, load
 from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.retrieval import Dense, Index, encode_texts, make_text
@@ -84,20 +85,28 @@ def pilot(
         READ: partial(answer_from_passages, search=search),
     }
     right: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    picked: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     for name, way in ways.items():
         asked = context, name, questions, partial(way, **settings)
         pairs = zip(questions, answer_timed(*asked, batch_size=answer.batch_size), strict=True)
         for question, record in pairs:
             right[question.dataset][name].append(bool(grade(question, record)["correct"]))
-    return {dataset: count_effects(found) for dataset, found in right.items()}
+            if question.choices:
+                label = pick_choice(record["prediction"], question.choices)
+                picked[question.dataset][name][label] += 1
+    return {dataset: count_effects(right[dataset], picked[dataset]) for dataset in right}
 
 
-def count_effects(right: Mapping[str, Sequence[bool]]) -> dict[str, Any]:
-    """Accuracies, and the numbers of questions that reading hurts and helps."""
+def count_effects(
+    right: Mapping[str, Sequence[bool]], picked: Mapping[str, Counter[str]]
+) -> dict[str, Any]:
+    """Accuracies, labels that were picked, and how many questions reading hurts and helps."""
     found: dict[str, Any] = {"n": len(right[READ])}
     for name, values in right.items():
         accuracy, interval = compute_accuracy(list(map(float, values)))
         found[name] = {"accuracy": accuracy, "ci95": interval}
+        if name in picked:
+            found[name]["picked"] = dict(picked[name].most_common())
         if name != READ:
             pairs = list(zip(values, right[READ], strict=True))
             found[name] |= {"hurts": sum(own and not read for own, read in pairs)}

@@ -222,15 +222,18 @@ def list_verdicts() -> Rows:
 def list_pilots() -> Rows:
     """What the untrained models make of datasets, and how often reading hurts and helps them."""
     alone = ("direct", "verbalise")
-    rows = [["model", "data", "questions", *alone, "read", "reading hurts", "helps"]]
+    rows = [["model", "data", "questions", *alone, "read", "reading hurts", "helps", "one label"]]
     for model, pilot in json.loads(PILOT.read_text("utf-8")).items():
         for data, found in pilot["datasets"].items():
-            accuracies = [f"{found[way]['accuracy']:.3f}" for way in (*alone, "read")]
+            ways, n = (*alone, "read"), found["n"]
+            accuracies = [f"{found[way]['accuracy']:.3f}" for way in ways]
             shares = [
-                " / ".join(f"{found[way][effect] / found['n']:.3f}" for way in alone)
+                " / ".join(f"{found[way][effect] / n:.3f}" for way in alone)
                 for effect in ("hurts", "helps")
             ]
-            rows.append([model, data, str(found["n"]), *accuracies, *shares])
+            most = [max(found[w]["picked"].values()) / n for w in ways if "picked" in found[w]]
+            shares.append(" / ".join(f"{share:.2f}" for share in most))
+            rows.append([model, data, str(n), *accuracies, *shares])
     return rows
 
 
