@@ -27,7 +27,7 @@ from rag_jax.config import build
 from rag_jax.data.batches import round_up
 from rag_jax.data.gazetteer import build_world, list_changes
 from rag_jax.data.gazetteer.scene import Passage, Question
-from rag_jax.evaluation.answers import compute_accuracy, exact_match
+from rag_jax.evaluation.answers import compute_accuracy, match
 from rag_jax.evaluation.compare import Record
 from rag_jax.evaluation.pairs import compare_pairs
 from rag_jax.pipeline.stage import Stage, StageContext
@@ -118,11 +118,14 @@ def answer_all(
 def grade(
     answers: Sequence[str], changes: Sequence[tuple[Question, Question]]
 ) -> dict[str, list[float]]:
-    """Whether each answer is revision 0's, which adapters are made of, and whether revision 1's."""
+    """Whether each answer holds revision 0's, which adapters are made of, and revision 1's.
+
+    Not whether it is equal: without an adapter the model answers in sentences.
+    """
     pairs = [*zip(answers, changes, strict=True)]
     return {
-        OLD: [exact_match(answer, old.answers) for answer, (old, _) in pairs],
-        NEW: [exact_match(answer, new.answers) for answer, (_, new) in pairs],
+        OLD: [match(answer, old.answers) for answer, (old, _) in pairs],
+        NEW: [match(answer, new.answers) for answer, (_, new) in pairs],
     }
 
 

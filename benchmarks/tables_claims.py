@@ -127,17 +127,21 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
         Claim(
             "adapters better than the passages in the context",
             0.045,
-            (_PRAG("in_context"), _2WIKI("in_context")),
+            (_PRAG("in_context"), _PRAG("in_context", "match"), _2WIKI("in_context")),
         ),
         Claim(
             "better than the augmented passages in the context",
             0.058,
-            (_PRAG("in_context_augmented"), _2WIKI("in_context_augmented")),
+            (
+                _PRAG("in_context_augmented"),
+                _PRAG("in_context_augmented", "match"),
+                _2WIKI("in_context_augmented"),
+            ),
         ),
         Claim(
             "both together better than adapters alone",
             0.047,
-            (_PRAG("both", sign=-1), _2WIKI("both", sign=-1)),
+            (_PRAG("both", sign=-1), _PRAG("both", "match", sign=-1), _2WIKI("both", sign=-1)),
         ),
         Claim(
             "an adapter that was warmed up is better",
@@ -199,13 +203,16 @@ def list_claims(system: str) -> Rows:
 
 
 def count_verdicts(system: str, *, made_up: bool) -> str:
-    """How many trials of a system's claims came out how, on made-up or on real text."""
-    counts = Counter(
-        judge(claim, trial).verdict
-        for claim in CLAIMS[system]
-        for trial in claim.trials
-        if trial.data.startswith(ENCYCLOPEDIA) == made_up
-    )
+    """How many trials of a system's claims came out how, on made-up or on real text.
+
+    A run in which a claim is judged by several scores counts once, by the first, the paper's.
+    """
+    counts: Counter[str] = Counter()
+    for claim in CLAIMS[system]:
+        first = {trial.run: trial for trial in reversed(claim.trials)}
+        for trial in first.values():
+            if trial.data.startswith(ENCYCLOPEDIA) == made_up:
+                counts[judge(claim, trial).verdict] += 1
     order = (REPRODUCED, NOT_SEEN, UNDECIDED)
     return ", ".join(f"{counts[name]} {name}" for name in order if counts[name]) or "-"
 

@@ -282,12 +282,12 @@ TABLES: dict[str, Callable[[], Rows]] = {
         RUNS["self_retrieval"], SELF_RETRIEVAL, SELF_RETRIEVAL_NAMES, score="hits@1"
     ),
     "self_retrieval_pairs": lambda: list_pairs("self_retrieval", "hits@1", "exact_match"),
-    "prag_pairs": lambda: list_pairs("prag", "exact_match"),
+    "prag_pairs": lambda: list_pairs("prag", "exact_match", "match"),
     "prag": lambda: list_methods(RUNS["prag"], PRAG, PRAG_NAMES, score="exact_match"),
     "prag_translated": lambda: list_methods(
         {"": "prag_translator_300"}, PRAG, PRAG_TRANSLATED, score="exact_match"
     ),
-    "prag_translated_pairs": lambda: list_pairs("prag_translator_300", "exact_match"),
+    "prag_translated_pairs": lambda: list_pairs("prag_translator_300", "exact_match", "match"),
     "prag_conflict": list_conflict,
     "prag_coverage": list_prag_coverage,
     "prag_ablations": list_prag_ablations,

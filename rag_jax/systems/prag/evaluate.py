@@ -84,7 +84,7 @@ def describe_report(config: PRAGConfig, *, trained: bool = True) -> ReportSpec:
     methods |= dict.fromkeys(map(name_row, config.readers), "read")
     summarize = partial(summarize_answers, names=COLUMNS[1:-1], main="exact_match")
     reference = "translated" if config.translator.documents else "parametric"
-    paired = reference, {name: name for name in ("exact_match", "f1")}
+    paired = reference, {name: name for name in ("exact_match", "f1", "match")}
     model = name_model(config.model.name, trained)
     make_tables = partial(_make_tables, retrieve=config.retrieve)
     return ReportSpec(model, methods, COLUMNS, summarize, *paired, make_tables)
