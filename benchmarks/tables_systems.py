@@ -146,6 +146,7 @@ PRAG_TRANSLATED = PRAG_NAMES | {
     "translated_random": "adapters made of random documents",
     "translated_random_both": "adapters made of random documents, and the context",
 }
+_MADE = ("translated", "translated_random", "translated_both", "translated_random_both")
 DPR = {
     "answer@1": "answer in first",
     "answer@5": "in first five",
@@ -245,6 +246,20 @@ def list_first_weights() -> Rows:
     return rows
 
 
+def list_translators() -> Rows:
+    """What made adapters reach, by the number of documents that the translator is trained on."""
+    rows = [["documents", *(PRAG_TRANSLATED[name] for name in _MADE)]]
+    rows[0].append("own - random documents'")
+    for documents in (100, 300):
+        run = read_run(f"prag_translator_{documents}")
+        pair = run["paired"]["rows"]["translated_random"]["exact_match"]
+        difference, high, low = (-end + 0.0 for end in (pair["difference"], *pair["ci95"]))
+        cells = [format_cell("exact_match", run["methods"][n], "exact_match") for n in _MADE]
+        apart = f"{difference:+.3f} ({low:+.3f} to {high:+.3f})"
+        rows.append([str(documents), *cells, apart])
+    return rows
+
+
 CONFLICT = {
     "in_context": "none",
     "both": "the document's",
@@ -289,6 +304,7 @@ TABLES: dict[str, Callable[[], Rows]] = {
     ),
     "prag_translated_pairs": lambda: list_pairs("prag_translator_300", "exact_match", "match"),
     "prag_conflict": list_conflict,
+    "prag_translators": list_translators,
     "prag_coverage": list_prag_coverage,
     "prag_ablations": list_prag_ablations,
     "compare": lambda: list_compared("compare"),
