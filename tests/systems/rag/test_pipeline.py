@@ -455,6 +455,10 @@ def test_too_many_labels(make_session, tmp_path, monkeypatch):
             {"ablations": True, "train.generator": False},
             "config.ablations=True with config.train.generator=False: the ablations are",
         ),
+        (
+            {"ranked_questions": 5, "task": "generation"},
+            "config.ranked_questions=5 with config.task='generation': passages hold no answers",
+        ),
         ({"data.path": "x", "evaluate_on": "dev"}, "config.data.path=x: no such folder"),
     ],
 )
