@@ -102,11 +102,10 @@ def answer_all(
         session.format.encode_prompt(old.question, [revised[old.passage_id]]) for old, _ in changes
     ]
     engine = session.make_engine(round_up(max(map(len, prompts)), 32))
+    merged = {"own": ids, "translated": ids, "random": others, "random_translated": others}
     answers = {}
     for name, kind in WAYS.items():
-        given = [[]] * len(ids) if kind is None else [[id] for id in ids]
-        if kind in ("random", "random_translated"):
-            given = [[id] for id in others]
+        given = [[id] for id in merged[kind]] if kind else [[]] * len(ids)
         facts = [{"adapters": own} for own in given]
         answer = partial(answer_batch, engine, prompts, facts, kind and stores[kind])
         places, size = range(len(ids)), config.answer.batch_size
