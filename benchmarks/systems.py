@@ -13,17 +13,19 @@ the World Factbook (`docs/guides/questions.md`).
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
 from rag_jax.runtime.paths import expand_path
 
+SOURCES = {"train": 100, "dev": 60, "test": 200}  # questions of each of `mix_sources`
 RESULTS = Path(__file__).parent / "results" / "systems"
 
 
@@ -36,6 +38,7 @@ class Run:
         flags: further flags.
         data: the folder of the dataset; the built-in encyclopedia if empty.
         prepare: writes the folder that is trained on from the dataset's folder.
+        parts: the folders in it, where they are a mixture of datasets.
         folder: the work folder, if it is another run's, whose stages are kept.
         script: of `launch/`, that runs it.
     """
@@ -44,6 +47,7 @@ class Run:
     flags: tuple[str, ...] = ()
     data: str = ""
     prepare: Callable[[Path, Path], None] | None = None
+    parts: tuple[str, ...] = ()
     folder: str = ""
     script: str = "launch/train.py"
 
@@ -74,6 +78,26 @@ def cut_squad(source: Path, folder: Path) -> None:
     write(folder / "train_questions.jsonl", asked[:160])
     write(folder / "dev_questions.jsonl", asked[160:220])
     write(folder / "test_questions.jsonl", asked[220:])
+
+
+def open_squad(source: Path, folder: Path) -> None:
+    """All of SQuAD's passages, with 400, 500 and 2,000 questions, no article in two parts.
+
+    To train on and for choices those of its training articles, to ask those of its development set.
+    """
+    files = ("train", "dev")
+    passages = [p for name in files for p in read(source / f"{name}_passages.jsonl")]
+    asked, other = (read(source / f"{name}_questions.jsonl") for name in files)
+    titles = sorted({question["title"] for question in asked})
+    chosen = set(random.Random(0).sample(titles, 40))
+    parts = {
+        "train": ([q for q in asked if q["title"] not in chosen], 400),
+        "dev": ([q for q in asked if q["title"] in chosen], 500),
+        "test": (other, 2000),
+    }
+    write(folder / "passages.jsonl", passages)
+    for name, (questions, size) in parts.items():
+        write(folder / f"{name}_questions.jsonl", random.Random(0).sample(questions, size))
 
 
 def keep_squad(source: Path, folder: Path) -> None:
@@ -111,6 +135,25 @@ def mix_routing(source: Path, folder: Path) -> list[Path]:
     return [folder / name for name in ("popqa", *files)]
 
 
+def mix_sources(source: Path, folder: Path) -> None:
+    """PopQA and SQuAD's development articles, with 100, 60 and 200 questions of each.
+
+    Of PopQA's subjects and of the articles each is in one part.
+    """
+    split_popqa(source / "popqa", folder / "popqa")
+    asked = read(source / "squad" / "dev_questions.jsonl")
+    titles = sorted({question["title"] for question in asked})
+    random.Random(0).shuffle(titles)
+    parts = {"train": titles[:16], "dev": titles[16:24], "test": titles[24:]}
+    for name, part in parts.items():
+        chosen = [question for question in asked if question["title"] in part]
+        write(folder / "squad" / f"{name}_questions.jsonl", chosen)
+    write(folder / "squad" / "passages.jsonl", read(source / "squad" / "dev_passages.jsonl"))
+    for dataset, (name, size) in product(("popqa", "squad"), SOURCES.items()):
+        path = folder / dataset / f"{name}_questions.jsonl"
+        write(path, random.Random(0).sample(read(path), size))
+
+
 def translate(documents: int) -> Run:
     """Parametric RAG with a translator of so many documents, on a larger encyclopedia."""
     flags = (
@@ -144,6 +187,27 @@ RUNS = {
         "popqa",
         split_popqa,
     ),
+    "srrag_sources": Run(
+        "configs/srrag.py:two-indexes",
+        (
+            *(
+                f"--config.sources[{number}].{field}={value}"
+                for number, name in ((1, "PopQA"), (2, "SQuAD"))
+                for field, value in (
+                    ("name", name),
+                    ("token", f"<{name}>"),
+                    ("prefix", f"{name.lower()}/"),
+                )
+            ),
+            "--config.route.decision=threshold",
+            "--config.route.rate=None",
+            "--config.model.max_text=160",
+            "--config.encoder.max_length=160",
+        ),
+        ".",
+        mix_sources,
+        ("popqa", "squad"),
+    ),
     "rag": Run("configs/rag.py", ("--config.ablations=True",)),
     "rag_squad": Run(
         "configs/rag.py",
@@ -155,6 +219,19 @@ RUNS = {
             "--config.generator.max_length=256",
         ),
         "squad",
+    ),
+    "rag_squad_retriever": Run(
+        "configs/rag.py",
+        (
+            "--config.train.generator=False",
+            "--config.generator.chat=True",  # as loaded it answers in its chat template alone
+            "--config.generator.max_length=256",
+            "--config.passages=5",
+            "--config.decode.questions=100",
+            "--config.ranked_questions=2000",
+        ),
+        "squad",
+        open_squad,
     ),
     "self_retrieval": Run("configs/self_retrieval.py", ("--config.ablations=True",)),
     "self_retrieval_squad": Run(
@@ -230,7 +307,8 @@ def find_command(name: str, run: Run, data: Path, runs: Path) -> list[str]:
         if run.prepare is not None:
             folder = runs / "data" / name
             run.prepare(data / run.data, folder)
-        flags = [f"--config.data.path={folder}", *flags]
+        parts = os.pathsep.join(str(folder / part) for part in run.parts) or folder
+        flags = [f"--config.data.path={parts}", *flags]
     workdir = runs / (run.folder or name)
     return [run.script, f"--config={run.config}", *flags, f"--workdir={workdir}"]
 
@@ -241,11 +319,13 @@ def summarise(
     """What the documentation has of a run's report; `shorten` takes the folders out of a text."""
     stages, environment = report["stages"], report["environment"]
     shown = [shorten(flag) for flag in command if not flag.startswith("--workdir")]
+    hits = report["analysis"].get("hits")
     return {
         "command": " ".join(["python", *shown]),
         "dataset": shorten(report["dataset"]),
         "methods": report["methods"],
         "paired": report["paired"],
+        **({"hits": hits} if hits else {}),
         "tables": report["tables"],
         "seconds": {stage["name"]: stage["seconds"] for stage in stages},
         "compile_seconds": sum(stage["compile_seconds"] for stage in stages),

@@ -66,6 +66,7 @@ def describe_report(config: RAGConfig, *, trained: bool = True) -> ReportSpec:
 
     def make_tables(context: StageContext, predictions: Mapping[str, Any], *_: Any) -> Any:
         tables: dict[str, Any] = {}
+        analysis: dict[str, Any] = {}
         if task == "generation":
             answers = [record["answers"][0] for record in next(iter(predictions.values()))]
             share = distinct_ngrams(answers, 3)
@@ -75,11 +76,13 @@ def describe_report(config: RAGConfig, *, trained: bool = True) -> ReportSpec:
             title = f"{SCORES[task][0].replace('_', ' ')} by the number of passages read"
             tables[title] = read_json(context.path("curve", "curve.json"))
         if config.ranked_questions:
-            tables |= read_json(context.path("hits", "hits.json"))
+            found = read_json(context.path("hits", "hits.json"))
+            tables |= found["tables"]
+            analysis["hits"] = found["paired"]
         if config.data.path is None:
             title = "exact match on the facts that the world's other revision changed"
             tables[title] = read_json(context.path("memory", "memory.json"))
-        return {"tables": tables | tabulate_words(context, "evaluate")}
+        return {"tables": tables | tabulate_words(context, "evaluate"), "analysis": analysis}
 
     columns = ("n", *SCORES[task], *hits, "seconds_per_question")
     model, readings = name_model(config.generator.name, trained), list_readings(config)

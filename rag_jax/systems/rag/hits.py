@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, PyTree
@@ -37,8 +38,9 @@ def run_hits(
 ) -> None:
     """Ranks passages by BM25, the retriever as it was and the trained one.
 
-    Writes `hits.json`, two tables by title: the shares of questions with an answer among the first
-    passages, and the differences from the trained retriever, question by question.
+    Writes `hits.json`: `tables` by title, of the shares of questions with an answer among the first
+    passages and of the differences from the trained retriever, question by question, and these
+    differences as `compare_rows` gives them, `paired`.
     """
     trained = {name: load_trained(context, name) for name in ("frozen", "joint")}
     rankings = rank_all(
@@ -55,7 +57,7 @@ def run_hits(
     hits = {
         name: _find_hits(ranked_questions, passages, ranking) for name, ranking in rankings.items()
     }
-    write_json(context.folder / "hits.json", _tabulate(hits))
+    write_json(context.folder / "hits.json", _summarise(hits))
 
 
 def _find_hits(
@@ -68,11 +70,12 @@ def _find_hits(
     ]
 
 
-def _tabulate(hits: Mapping[str, Sequence[Record]]) -> dict[str, list[list[str | float]]]:
+def _summarise(hits: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
     rows = [[name, *mean_numbers(own, _NAMES).values()] for name, own in hits.items()]
     paired = compare_rows(hits, "joint", dict(zip(_NAMES, _NAMES, strict=True)))
     title = f"retrievers alone, {len(hits['joint'])} questions"
-    return {
+    tables = {
         title: [["retriever", *_NAMES], *rows],
         f"{title}, question by question": tabulate_pairs(paired),
     }
+    return {"tables": tables, "paired": paired}

@@ -285,6 +285,9 @@ def test_retrievers_are_compared_on_more_questions_than_are_answered(
     assert [float(row[2]) for row in pairs[1:]] == pytest.approx(
         [difference for _, difference in expected], abs=6e-4
     )
+    rows = again["analysis"]["hits"]["rows"].values()
+    given = [row[f"answer@{k}"]["difference"] for row in rows for k in (1, 5, 20)]
+    assert given == pytest.approx([difference for _, difference in expected])
     more = 10 * asked  # than there are
     again = pipeline.run(make_config(ranked_questions=more), workdir)
     assert list_reused(again) == STAGES

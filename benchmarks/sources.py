@@ -1,0 +1,152 @@
+"""What decides between several indexes and the model itself: mass, the largest, or thresholds each.
+
+    pip install -e '.[demo]'
+    python benchmarks/sources.py [--runs=runs] [--run=srrag_sources] [--out=FILE]
+
+Takes the passes of a finished run of `systems.py` that chooses the most accurate threshold on its
+development questions, `--config.route.rate=None`. Every rule's thresholds are chosen so, with the
+datastore and without: one of the searched sources' mass together (`srrag.policy.decide`), one of
+the largest source's product, and one for each source's product. Each then answers the test
+questions, without a model: what every source answers is in the passes. Takes seconds.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from rag_jax.config import build
+from rag_jax.evaluation.answers import compute_accuracy
+from rag_jax.evaluation.pairs import compare_pairs
+from rag_jax.runtime.files import read_json, read_jsonl, write_json
+from rag_jax.runtime.paths import expand_path
+from rag_jax.systems.srrag.config import SRRAGConfig
+from rag_jax.systems.srrag.passes import judge_sources, list_kinds, weigh_passes
+from rag_jax.systems.srrag.session import Session
+from rag_jax.systems.srrag.thresholds import ROUTERS, list_thresholds
+
+MASS = "mass"
+
+
+class Asked(NamedTuple):
+    """Some questions: what speaks for their sources, and which of these answer them rightly."""
+
+    products: Float[np.ndarray, "N S"]
+    mass: Float[np.ndarray, "N"]
+    correct: Float[np.ndarray, "N S"]
+    datasets: Sequence[str]
+
+
+def choose(
+    rule: str, asked: Asked, external: Sequence[int], taus: Sequence[float]
+) -> Int[np.ndarray, "N"]:
+    """The source of each question, of those in `external` or else the model itself.
+
+    Args:
+        taus: one threshold of the rule "mass", or one for each source in `external`, equal ones in
+            the rule "largest". Of several sources above theirs the one with the largest product is
+            asked.
+    """
+    (internal,) = set(range(asked.products.shape[1])) - {*external}
+    searched = asked.products[:, external]
+    if rule == MASS:
+        searches, best = asked.mass > taus[0], searched.argmax(axis=1)
+    else:
+        above = searched > np.asarray(taus)
+        searches, best = above.any(axis=1), np.where(above, searched, -1).argmax(axis=1)
+    return np.where(searches, np.asarray(external)[best], internal)
+
+
+def list_taus(rule: str, asked: Asked, external: Sequence[int]) -> list[tuple[float, ...]]:
+    """All thresholds that divide the questions differently."""
+    if rule == MASS:
+        return [(tau,) for tau in list_thresholds(asked.mass)]
+    searched = asked.products[:, external]
+    if rule == "largest":
+        return [(tau,) * len(external) for tau in list_thresholds(searched.max(axis=1))]
+    return [*product(*map(list_thresholds, searched.T))]
+
+
+def tune(rule: str, asked: Asked, external: Sequence[int]) -> tuple[float, ...]:
+    """The most accurate thresholds, of several those that search least."""
+
+    def rank(taus: tuple[float, ...]) -> tuple[float, float]:
+        chosen = choose(rule, asked, external, taus)
+        return take(asked.correct, chosen).sum(), -np.isin(chosen, external).sum()
+
+    return max(list_taus(rule, asked, external), key=rank)
+
+
+def take(values: Float[np.ndarray, "N S"], chosen: Int[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
+    """The values of the chosen sources."""
+    return np.take_along_axis(values, chosen[:, None], axis=1)[:, 0]
+
+
+def compare_rules(dev: Asked, test: Asked, names: Sequence[str], internal: int) -> dict[str, Any]:
+    """Every rule and every single source on the test questions, against the rule "mass"."""
+    external = [number for number in range(len(names)) if number != internal]
+    chosen = {f"always {name}": np.full(len(test.mass), n) for n, name in enumerate(names)}
+    likeliest = test.products[:, external].argmax(axis=1)
+    chosen["always the likeliest index"] = np.asarray(external)[likeliest]
+    taus = {rule: tune(rule, dev, external) for rule in (MASS, "largest", "each")}
+    chosen |= {rule: choose(rule, test, external, own) for rule, own in taus.items()}
+    scores = {name: take(test.correct, own) for name, own in chosen.items()}
+    chosen["an oracle"], scores["an oracle"] = test.correct.argmax(axis=1), test.correct.max(axis=1)
+    found: dict[str, Any] = {}
+    for name, own in chosen.items():
+        accuracy, interval = compute_accuracy(scores[name])
+        found[name] = {
+            "accuracy": accuracy,
+            "ci95": interval,
+            "retrieval_rate": float(np.isin(own, external).mean()),
+            "taus": taus.get(name),
+            "asked": {
+                dataset: {
+                    source: int((own[np.asarray(test.datasets) == dataset] == number).sum())
+                    for number, source in enumerate(names)
+                }
+                for dataset in sorted({*test.datasets})
+            },
+        }
+        if name != MASS:
+            found[name]["against_mass"] = compare_pairs(scores[name], scores[MASS])
+    return found
+
+
+def main() -> None:
+    """Compares the rules and writes the results down."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=expand_path, default=Path("runs"))
+    parser.add_argument("--run", default="srrag_sources")
+    parser.add_argument("--out", type=expand_path)
+    arguments = parser.parse_args()
+    workdir = arguments.runs / arguments.run
+    stages = workdir / "stages"
+    config = build(SRRAGConfig, read_json(workdir / "config.json"))
+    session = Session(config, trains=False)
+    session.open_corpus(stages / "corpus")
+    sets = {"thresholds": session.dev_questions, "evaluate": session.questions}
+
+    def read(stage: str, *, knn: bool) -> Asked:
+        questions, passes = sets[stage], [*read_jsonl(stages / stage / "passes.jsonl")]
+        products, mass, _ = weigh_passes(config, passes, knn=knn)
+        correct = judge_sources(questions, passes)
+        return Asked(products, mass, correct, [question.dataset for question in questions])
+
+    names, kinds = [source.name for source in config.sources], list_kinds(config)
+    results = {}
+    for router, knn in ROUTERS.items():
+        splits = (read(stage, knn=knn) for stage in sets)
+        results[router] = compare_rules(*splits, names, kinds.index("verbalise"))
+    print(json.dumps(results, indent=1))
+    if arguments.out:
+        write_json(arguments.out, {"results": results})
+
+
+if __name__ == "__main__":
+    main()
