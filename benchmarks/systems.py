@@ -260,11 +260,13 @@ RUNS = {
     "prag_translator": translate(1000),
     "prag_translator_300": translate(300),
     "prag_translator_100": translate(100),
+    "prag_squad": Run("configs/prag.py", ("--config.retrieve.by=bm25",), "squad", keep_squad),
     "prag_translator_squad": Run(
         "configs/prag.py",
         ("--config.retrieve.by=bm25", "--config.translator.documents=1000"),
         "squad",
         keep_squad,
+        folder="prag_squad",
     ),
     "dpr": Run("configs/dpr.py"),
     "dpr_scifact": Run(

@@ -24,6 +24,7 @@ class Trial(NamedTuple):
         row: that is compared with the run's method.
         able: whether the data could show the claim, however many questions were asked.
         sign: 1 if the method is claimed to be better than the row, -1 if the row is.
+        compared: the comparison of the run's results that the row is in.
     """
 
     data: str
@@ -32,6 +33,7 @@ class Trial(NamedTuple):
     score: str
     able: bool = True
     sign: int = 1
+    compared: str = "paired"
 
 
 class Claim(NamedTuple):
@@ -66,6 +68,11 @@ _ABLATED = _try(ENCYCLOPEDIA, "srrag_ablations", "accuracy")
 _POPQA = _try("PopQA", "srrag_popqa", "accuracy")
 _SOURCES = _try("encyclopedia, two indexes", "srrag_two_indexes", "accuracy")
 _RAG = _try(ENCYCLOPEDIA, "rag", "exact_match")
+_RAG_SQUAD = _try("SQuAD", "rag_squad", "exact_match")
+_FOUND = [
+    Trial("SQuAD", run, "frozen", "answer@5", compared="hits")
+    for run in ("rag_squad", "rag_squad_retriever")
+]
 _SELF = _try(ENCYCLOPEDIA, "self_retrieval", "hits@1")
 _SQUAD = _try("SQuAD", "self_retrieval_squad", "hits@1")
 _PRAG = _try(ENCYCLOPEDIA, "prag", "f1")
@@ -98,10 +105,15 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
         Claim("so do stage 2's preferences", 0.032, (_ABLATED("without_stage2"),)),
     ),
     "rag": (
-        Claim("trained together better than with a frozen retriever", 0.026, (_RAG("frozen"),)),
+        Claim(
+            "trained together better than with a frozen retriever",
+            0.026,
+            (_RAG("frozen"), _RAG_SQUAD("frozen")),
+        ),
+        Claim("the trained retriever finds more than it did", None, (*_FOUND,)),
         Claim("better than trained with BM25's passages", 0.130, (_RAG("bm25"),)),
         Claim("better than trained without passages", 0.079, (_RAG("closed_book"),)),
-        Claim("RAG-Sequence better than RAG-Token", 0.010, (_RAG("token"),)),
+        Claim("RAG-Sequence better than RAG-Token", 0.010, (_RAG("token"), _RAG_SQUAD("token"))),
     ),
     "self_retrieval": (
         Claim("finds the passage more often than BM25", 0.431, (_SELF("bm25"), _SQUAD("bm25"))),
@@ -174,7 +186,7 @@ def judge(claim: Claim, trial: Trial) -> Found:
     That is, if the paper's difference is above the interval, and so would have shown with as many
     questions. Without a number of the paper, an interval below 0 is "not seen".
     """
-    pair = read_run(trial.run)["paired"]["rows"][trial.row][trial.score]
+    pair = read_run(trial.run)[trial.compared]["rows"][trial.row][trial.score]
     differences = (pair["difference"], *pair["ci95"])  # of the row from the method
     difference, *ends = (-trial.sign * value + 0.0 for value in differences)
     low, high = sorted(ends)

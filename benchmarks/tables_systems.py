@@ -190,6 +190,32 @@ def list_stages(run: str) -> Rows:
     ]
 
 
+HITS = {"rag_squad": "together with the generator", "rag_squad_retriever": "alone"}
+_RETRIEVERS = {"bm25": "BM25", "frozen": "as it was", "joint": "**trained**"}
+
+
+def list_hits() -> Rows:
+    """How often the retrievers of RAG find an answer on SQuAD, and what training adds."""
+    rows = [["trained", "retriever", "questions", "in first", "first five", "first twenty"]]
+    rows[0] += ["trained - it, first five", "first twenty"]
+    for run, trained in HITS.items():
+        found = read_run(run)
+        pairs = found["hits"]["rows"]
+        title = next(title for title in found["tables"] if title.startswith("retrievers alone"))
+        for name, *hits in found["tables"][title][1:]:
+            row = [trained, _RETRIEVERS[name], title.split()[2], *(f"{hit:.3f}" for hit in hits)]
+            for score in ("answer@5", "answer@20"):
+                row.append(format_lead(pairs[name][score]) if name in pairs else "")
+            rows.append(row)
+    return rows
+
+
+def format_lead(pair: Mapping[str, Any]) -> str:
+    """How much better the reference is than the row that a pair is of, with the interval."""
+    difference, high, low = (-end + 0.0 for end in (pair["difference"], *pair["ci95"]))
+    return f"{difference:+.3f} ({low:+.3f} to {high:+.3f})"
+
+
 def list_rag_memory() -> Rows:
     """Answers with the index of another revision of the facts."""
     (table,) = (t for title, t in read_run("rag")["tables"].items() if "revision" in title)
@@ -253,10 +279,8 @@ def list_translators() -> Rows:
     for documents in (100, 300):
         run = read_run(f"prag_translator_{documents}")
         pair = run["paired"]["rows"]["translated_random"]["exact_match"]
-        difference, high, low = (-end + 0.0 for end in (pair["difference"], *pair["ci95"]))
         cells = [format_cell("exact_match", run["methods"][n], "exact_match") for n in _MADE]
-        apart = f"{difference:+.3f} ({low:+.3f} to {high:+.3f})"
-        rows.append([str(documents), *cells, apart])
+        rows.append([str(documents), *cells, format_lead(pair)])
     return rows
 
 
@@ -292,6 +316,7 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "srrag_stages": lambda: list_stages("srrag"),
     "rag": lambda: list_methods(RUNS["rag"], RAG, RAG_NAMES, score="exact_match"),
     "rag_pairs": lambda: list_pairs("rag", "exact_match"),
+    "rag_hits": list_hits,
     "rag_memory": list_rag_memory,
     "self_retrieval": lambda: list_methods(
         RUNS["self_retrieval"], SELF_RETRIEVAL, SELF_RETRIEVAL_NAMES, score="hits@1"

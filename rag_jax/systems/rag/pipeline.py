@@ -71,7 +71,7 @@ def list_stages(session: Session) -> list[Stage]:
         stages.append(stage("curve", run_curve, {**evaluation, "decode": c.decode}, *read, "joint"))
     if c.ranked_questions:
         ranked = {**common, "on": c.evaluate_on, "questions": c.ranked_questions, "bm25": c.bm25}
-        stages.append(stage("hits", run_hits, ranked, *read, *trainings))
+        stages.append(stage("hits", run_hits, ranked, *read, *trainings, version=2))
     if c.ablations:
         generator = {"generator": common["generator"], **frozen}
         stages += list_ablations(session, training=generator, evaluation=evaluation)
