@@ -85,9 +85,9 @@ def open_squad(source: Path, folder: Path) -> None:
 
     To train on and for choices those of its training articles, to ask those of its development set.
     """
-    files = ("train", "dev")
+    files = ("dev", "train")  # as the whole folder is read, so that embeddings are of the same
     passages = [p for name in files for p in read(source / f"{name}_passages.jsonl")]
-    asked, other = (read(source / f"{name}_questions.jsonl") for name in files)
+    other, asked = (read(source / f"{name}_questions.jsonl") for name in files)
     titles = sorted({question["title"] for question in asked})
     chosen = set(random.Random(0).sample(titles, 40))
     parts = {

@@ -14,6 +14,11 @@ import pytest
 from serving.shouter import Shouter, serving
 from tiny_encoders import lengthen, write_colbert, write_reranker, write_splade
 
+from rag_jax.commands import compare, write_questions
+from rag_jax.commands.describe import describe_config
+from rag_jax.pipeline.command import read_command
+from rag_jax.runtime.errors import RagJaxError
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BOOKS = sorted((ROOT / "docs").rglob("*.ipynb"))
@@ -64,6 +69,45 @@ def run_block(code, page, line):
     program = compile("\n" * (line - 1) + code, str(page), "exec")
     with jax.numpy_rank_promotion("allow"):  # as a user has it
         exec(program, {"__name__": "__main__"})
+
+
+SETTING = re.compile(r"--config\.([\w.\[\]]+)=(\"[^\"]*\"|\([^()]*\)|[^\s`\"'\\)\]]*)")
+DESCRIBED = {"compare": compare.describe, "questions": write_questions.describe}
+
+
+def find_settings():
+    """The settings on the command lines that pages, configs and benchmarks show, each once."""
+    sources = [*PAGES, *(ROOT / "configs").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+    found = {}
+    for source in sources:
+        text = source.read_text("utf-8")
+        for field, value in SETTING.findall(text):
+            if "{" not in field + value:
+                found.setdefault((field, value.strip('"')), source.relative_to(ROOT))
+    return [pytest.param(*flag, id=f"{page}:{flag[0]}={flag[1]}") for flag, page in found.items()]
+
+
+def test_the_settings_that_are_shown_are_found():
+    flags = [setting.values for setting in find_settings()]
+    assert ("route.rate", "None") in flags and ("decode.curve", "(1,5,10)") in flags
+    assert len(flags) > 60
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")
+@pytest.mark.parametrize(("field", "value"), find_settings())
+def test_a_config_takes_a_setting_that_is_shown(field, value):
+    refused = []
+    for file in sorted((ROOT / "configs").glob("[!_]*.py")):
+        number = "3" if value in ("K", "N") else value
+        try:
+            flags = ["--config.data.path=my_folder", f"--config.{field}={number}"]
+            config, _ = read_command([f"--config={file}", *flags], {})
+            DESCRIBED.get(file.stem, describe_config)(config)
+        except RagJaxError as error:
+            refused.append(str(error))
+        else:
+            return
+    raise AssertionError("\n".join(refused))
 
 
 def test_tables_are_what_the_results_say():

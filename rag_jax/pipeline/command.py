@@ -57,9 +57,13 @@ def read_command(
         overrides = [a for a in arguments if re.match(r"--?(no)?config\.", a)]
         others = [a for a in arguments if a not in overrides]
         values = parse(others)
-        for override in overrides:
-            _check_field(values["config"].value, override)
-        values = parse([*others, *overrides])
+        # A number's parser refuses "None". As with any flag, of two for one field the last holds.
+        empty = {o for o in overrides if _empties(o, *_find_group(values["config"].value, o))}
+        values = parse([*others, *(o for o in overrides if o not in empty)])
+        last = {_split_field(override)[0]: override for override in overrides}
+        for override in empty & {*last.values()}:
+            group, name = _find_group(values["config"].value, override)
+            group[name] = None
     except flags.Error as error:
         # An error inside the config file comes as the text of its traceback.
         lines = str(error).strip().splitlines()
@@ -125,27 +129,47 @@ def _name_config(argument: str, file: Path) -> str:
     return argument if named is None else f"{named[1]}{file}{named[3] or ''}"
 
 
-def _check_field(config: Any, override: str) -> None:
-    """Raises a RagJaxError if `--config.a.b[0].c=value` names a field that does not exist."""
+def _split_field(override: str) -> tuple[str, str | None]:
+    """The field of `--config.field=value` and its value; None without one."""
+    field, has_value, value = override.partition("=")
+    return re.sub(r"^--?(no)?config\.", "", field), value if has_value else None
+
+
+def _empties(override: str, group: Any, name: Any) -> bool:
+    """Whether an override sets a number to None; `build` says whether the field can be."""
+    if _split_field(override)[1] != "None" or not hasattr(group, "keys"):
+        return False
+    return group[name] is None or type(group[name]) in (int, float)
+
+
+def _find_group(config: Any, override: str) -> tuple[Any, Any]:
+    """Where the field of `--config.a.b[0].c=value` is: the group `a.b[0]` and the name `c`.
+
+    Raises:
+        RagJaxError: there is no such field, it is a group itself, or the value is missing.
+    """
     from rag_jax.config import describe_unknown
 
-    path = re.sub(r"^--?(no)?config\.", "", override.split("=", 1)[0])
-    if "=" not in override:
+    path, given = _split_field(override)
+    if given is None:
         raise RagJaxError(f"config.{path}: has no value; write --config.{path}=VALUE")
-    value, so_far = config, "config"
+    group, place, value, so_far = None, None, config, "config"
     for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
+        group = value
         if index:
             if not isinstance(value, tuple | list) or int(index) >= len(value):
                 raise RagJaxError(f"{so_far}[{index}]: no such entry")
-            value, so_far = value[int(index)], f"{so_far}[{index}]"
+            place, so_far = int(index), f"{so_far}[{index}]"
         else:
             fields = list(value.keys()) if hasattr(value, "keys") else []
             if name not in fields:
                 raise RagJaxError(describe_unknown(name, fields, path=so_far))
-            value, so_far = value[name], f"{so_far}.{name}"
+            place, so_far = name, f"{so_far}.{name}"
+        value = group[place]
     if hasattr(value, "keys"):
         fields = ", ".join(value.keys())
         raise RagJaxError(f"{so_far}: a group of fields ({fields}); name one of them")
+    return group, place
 
 
 def find_system(config: Any, systems: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
-"""Paths on the command line and in configs: the home folder, and where there is none."""
+"""Paths on the command line and in configs, the home folder and where there is none; None."""
 
 import pwd
+import re
 import textwrap
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from rag_jax.pipeline import command
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.paths import expand_path
 from rag_jax.systems.rag.config import RAGConfig
+from rag_jax.systems.srrag.config import SRRAGConfig
 
+ROOT = Path(__file__).parents[2]
 CONFIG = textwrap.dedent("""
     from rag_jax.config import choose_preset, to_config_dict
     from rag_jax.systems.rag.config import RAGConfig
@@ -108,6 +111,44 @@ def test_none_on_the_command_line_is_none(home, preset):
     assert settings.data.path is None
     flags = [f"--config={home}/rag.py", "--config.retriever.passage_name=None"]
     assert build(RAGConfig, command.read_command(flags, {})[0]).retriever.passage_name is None
+
+
+def read_srrag(*flags):
+    flags = [f"--config={ROOT}/configs/srrag.py", *(f"--config.{flag}" for flag in flags)]
+    return build(SRRAGConfig, command.read_command(flags, {})[0])
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")
+@pytest.mark.parametrize(
+    ("flags", "rate"),
+    [
+        (["route.rate=None"], None),
+        (["route.rate=0.5"], 0.5),
+        (["route.rate=0.5", "route.rate=None"], None),
+        (["route.rate=None", "route.rate=0.5"], 0.5),
+        (["route.tau=None"], 0.8),
+        (["route.tau=0.3", "label.program_tokens=None"], 0.8),
+    ],
+)
+def test_none_on_the_command_line_is_none_where_a_number_can_be_left_out(flags, rate):
+    settings = read_srrag(*flags)
+    assert settings.route.rate == rate
+    assert settings.route.tau == (0.3 if flags[0] == "route.tau=0.3" else None)
+    assert settings.label.program_tokens is None
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("seed=None", "config.seed=None: must be a whole number, not NoneType"),
+        ("stage1.learning_rate=None", "config.stage1.learning_rate=None: must be a number"),
+        ("sources[0]=None", "config.sources[0]: a group of fields"),
+    ],
+)
+def test_none_is_refused_for_a_number_that_is_needed(flag, message):
+    with pytest.raises(RagJaxError, match=re.escape(message)):
+        read_srrag(flag)
 
 
 def test_a_blank_path_is_refused():
