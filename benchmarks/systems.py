@@ -227,7 +227,7 @@ RUNS = {
             "--config.generator.chat=True",  # as loaded it answers in its chat template alone
             "--config.generator.max_length=256",
             "--config.passages=5",
-            "--config.decode.questions=100",
+            "--config.decode.questions=40",
             "--config.ranked_questions=2000",
         ),
         "squad",
