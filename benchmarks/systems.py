@@ -19,13 +19,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice, product
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from rag_jax.runtime.paths import expand_path
 
-SOURCES = {"train": 100, "dev": 60, "test": 200}  # questions of each of `mix_sources`
 RESULTS = Path(__file__).parent / "results" / "systems"
 
 
@@ -100,6 +99,12 @@ def open_squad(source: Path, folder: Path) -> None:
         write(folder / f"{name}_questions.jsonl", random.Random(0).sample(questions, size))
 
 
+def thin(path: Path, size: int) -> None:
+    """Keeps so many of a file's records at most, drawn and in random order."""
+    records = read(path)
+    write(path, random.Random(0).sample(records, min(size, len(records))))
+
+
 def keep_squad(source: Path, folder: Path) -> None:
     """SQuAD's development passages, with 300 of their questions to ask and 60 for choices."""
     asked = random.Random(0).sample(read(source / "dev_questions.jsonl"), 360)
@@ -118,9 +123,7 @@ def mix_routing(source: Path, folder: Path) -> list[Path]:
     sizes = {"train": 300, "dev": 60, "test": 400}
     split_popqa(source / "popqa", folder / "popqa")
     for part, size in sizes.items():
-        path = folder / "popqa" / f"{part}_questions.jsonl"
-        asked = read(path)
-        write(path, random.Random(0).sample(asked, min(size, len(asked))))
+        thin(folder / "popqa" / f"{part}_questions.jsonl", size)
     files = {
         "triviaqa": "questions_with_passages_1000.jsonl",
         "arc_challenge": "test.jsonl",
@@ -149,9 +152,21 @@ def mix_sources(source: Path, folder: Path) -> None:
         chosen = [question for question in asked if question["title"] in part]
         write(folder / "squad" / f"{name}_questions.jsonl", chosen)
     write(folder / "squad" / "passages.jsonl", read(source / "squad" / "dev_passages.jsonl"))
-    for dataset, (name, size) in product(("popqa", "squad"), SOURCES.items()):
-        path = folder / dataset / f"{name}_questions.jsonl"
-        write(path, random.Random(0).sample(read(path), size))
+    for name, size in {"train": 100, "dev": 60, "test": 200}.items():
+        for dataset in ("popqa", "squad"):
+            thin(folder / dataset / f"{name}_questions.jsonl", size)
+
+
+def name_sources(*datasets: str) -> tuple[str, ...]:
+    """The settings of searched sources, each of the passages of one dataset of a mixture."""
+    fields = [
+        {"name": name, "token": f"<{name}>", "prefix": f"{name.lower()}/"} for name in datasets
+    ]
+    return tuple(
+        f"--config.sources[{number}].{field}={value}"
+        for number, source in enumerate(fields, start=1)
+        for field, value in source.items()
+    )
 
 
 def translate(documents: int) -> Run:
@@ -190,15 +205,7 @@ RUNS = {
     "srrag_sources": Run(
         "configs/srrag.py:two-indexes",
         (
-            *(
-                f"--config.sources[{number}].{field}={value}"
-                for number, name in ((1, "PopQA"), (2, "SQuAD"))
-                for field, value in (
-                    ("name", name),
-                    ("token", f"<{name}>"),
-                    ("prefix", f"{name.lower()}/"),
-                )
-            ),
+            *name_sources("PopQA", "SQuAD"),
             "--config.route.decision=threshold",
             "--config.route.rate=None",
             "--config.model.max_text=160",
