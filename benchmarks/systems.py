@@ -139,7 +139,7 @@ def mix_routing(source: Path, folder: Path) -> list[Path]:
 
 
 def mix_sources(source: Path, folder: Path) -> None:
-    """PopQA and SQuAD's development articles, with 100, 60 and 200 questions of each.
+    """PopQA and SQuAD's development articles, with 80, 50 and 150 questions of each.
 
     Of PopQA's subjects and of the articles each is in one part.
     """
@@ -152,7 +152,7 @@ def mix_sources(source: Path, folder: Path) -> None:
         chosen = [question for question in asked if question["title"] in part]
         write(folder / "squad" / f"{name}_questions.jsonl", chosen)
     write(folder / "squad" / "passages.jsonl", read(source / "squad" / "dev_passages.jsonl"))
-    for name, size in {"train": 100, "dev": 60, "test": 200}.items():
+    for name, size in {"train": 80, "dev": 50, "test": 150}.items():
         for dataset in ("popqa", "squad"):
             thin(folder / dataset / f"{name}_questions.jsonl", size)
 
