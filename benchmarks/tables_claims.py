@@ -69,10 +69,7 @@ _POPQA = _try("PopQA", "srrag_popqa", "accuracy")
 _SOURCES = _try("encyclopedia, two indexes", "srrag_two_indexes", "accuracy")
 _RAG = _try(ENCYCLOPEDIA, "rag", "exact_match")
 _RAG_SQUAD = _try("SQuAD", "rag_squad", "exact_match")
-_FOUND = [
-    Trial("SQuAD", run, "frozen", "answer@5", compared="hits")
-    for run in ("rag_squad", "rag_squad_retriever")
-]
+_FOUND = {"SQuAD": "rag_squad", "SQuAD, the retriever alone": "rag_squad_retriever"}
 _SELF = _try(ENCYCLOPEDIA, "self_retrieval", "hits@1")
 _SQUAD = _try("SQuAD", "self_retrieval_squad", "hits@1")
 _PRAG = _try(ENCYCLOPEDIA, "prag", "f1")
@@ -110,7 +107,11 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
             0.026,
             (_RAG("frozen"), _RAG_SQUAD("frozen")),
         ),
-        Claim("the trained retriever finds more than it did", None, (*_FOUND,)),
+        Claim(
+            "training has the retriever find an answer among five passages more often",
+            None,
+            tuple(Trial(d, r, "frozen", "answer@5", compared="hits") for d, r in _FOUND.items()),
+        ),
         Claim("better than trained with BM25's passages", 0.130, (_RAG("bm25"),)),
         Claim("better than trained without passages", 0.079, (_RAG("closed_book"),)),
         Claim("RAG-Sequence better than RAG-Token", 0.010, (_RAG("token"), _RAG_SQUAD("token"))),
