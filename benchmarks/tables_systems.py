@@ -205,15 +205,30 @@ def list_hits() -> Rows:
         for name, *hits in found["tables"][title][1:]:
             row = [trained, _RETRIEVERS[name], title.split()[2], *(f"{hit:.3f}" for hit in hits)]
             for score in ("answer@5", "answer@20"):
-                row.append(format_lead(pairs[name][score]) if name in pairs else "")
+                row.append(format_pair(pairs[name][score], sign=-1) if name in pairs else "")
             rows.append(row)
     return rows
 
 
-def format_lead(pair: Mapping[str, Any]) -> str:
-    """How much better the reference is than the row that a pair is of, with the interval."""
-    difference, high, low = (-end + 0.0 for end in (pair["difference"], *pair["ci95"]))
+def format_pair(pair: Mapping[str, Any], *, sign: int = 1) -> str:
+    """A paired difference with its interval; -1 as `sign` for the reference's from the row."""
+    difference, *ends = (sign * end + 0.0 for end in (pair["difference"], *pair["ci95"]))
+    low, high = sorted(ends)
     return f"{difference:+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def list_rules() -> Rows:
+    """What decides between two indexes and the model itself, with the datastore and without."""
+    rows = [["datastore", "rule", "accuracy", "retrieval rate", "asked for PopQA's questions"]]
+    rows[0] += ["for SQuAD's", "against mass"]
+    for router, rules in read_bench("sources").items():
+        for name, found in rules.items():
+            cells = [format_cell("accuracy", found, "accuracy"), f"{found['retrieval_rate']:.3f}"]
+            cells += [" / ".join(map(str, asked.values())) for asked in found["asked"].values()]
+            pair = found.get("against_mass")
+            cells.append(format_pair(pair) if pair else "")
+            rows.append(["yes" if router == "srrag" else "no", name, *cells])
+    return rows
 
 
 def list_rag_memory() -> Rows:
@@ -280,7 +295,7 @@ def list_translators() -> Rows:
         run = read_run(f"prag_translator_{documents}")
         pair = run["paired"]["rows"]["translated_random"]["exact_match"]
         cells = [format_cell("exact_match", run["methods"][n], "exact_match") for n in _MADE]
-        rows.append([str(documents), *cells, format_lead(pair)])
+        rows.append([str(documents), *cells, format_pair(pair, sign=-1)])
     return rows
 
 
@@ -301,8 +316,7 @@ def list_conflict() -> Rows:
         old, new = found["adapter's answer"], found["prompt's answer"]
         cells = [CONFLICT[way], f"{old['share']:.3f}", f"{new['share']:.3f}", ""]
         if pair := new.get("against_in_context"):
-            low, high = pair["ci95"]
-            cells[-1] = f"{pair['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
+            cells[-1] = format_pair(pair)
         rows.append(cells)
     return rows
 
@@ -313,6 +327,7 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "srrag_methods": lambda: list_methods({"": "srrag"}, SRRAG, SRRAG_METHODS, score="accuracy"),
     "srrag_pairs": lambda: list_pairs("srrag", "accuracy"),
     "srrag_routers": list_routers,
+    "srrag_rules": list_rules,
     "srrag_stages": lambda: list_stages("srrag"),
     "rag": lambda: list_methods(RUNS["rag"], RAG, RAG_NAMES, score="exact_match"),
     "rag_pairs": lambda: list_pairs("rag", "exact_match"),
