@@ -67,6 +67,7 @@ _ROUTED = _try(ENCYCLOPEDIA, "srrag", "accuracy")
 _ABLATED = _try(ENCYCLOPEDIA, "srrag_ablations", "accuracy")
 _POPQA = _try("PopQA", "srrag_popqa", "accuracy")
 _SOURCES = _try("encyclopedia, two indexes", "srrag_two_indexes", "accuracy")
+_REAL = _try("PopQA and SQuAD, two indexes", "srrag_sources", "accuracy")
 _RAG = _try(ENCYCLOPEDIA, "rag", "exact_match")
 _RAG_SQUAD = _try("SQuAD", "rag_squad", "exact_match")
 _FOUND = {"SQuAD": "rag_squad", "SQuAD, the retriever alone": "rag_squad_retriever"}
@@ -81,7 +82,11 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
         Claim(
             "more accurate than the same weights that always retrieve",
             0.014,
-            (_ROUTED("retrieve", able=False), _POPQA("retrieve", able=False)),
+            (
+                _ROUTED("retrieve", able=False),
+                _POPQA("retrieve", able=False),
+                _REAL("retrieve"),
+            ),
         ),
         Claim("more accurate than selective retrieval", 0.032, (_ABLATED("selective"),)),
         Claim(
@@ -96,6 +101,7 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
                 _ROUTED("without_knn", able=False),
                 _POPQA("without_knn", able=False),
                 _SOURCES("without_knn", able=False),
+                _REAL("without_knn"),
             ),
         ),
         Claim("so does verbalising in the labels", 0.038, (_ABLATED("without_verbalisation"),)),
