@@ -4,8 +4,8 @@
     python benchmarks/sources.py [--runs=runs] [--run=srrag_sources] [--out=FILE]
 
 Takes the passes of a finished run of `systems.py` that chooses the most accurate threshold on its
-development questions, `--config.route.rate=None`. Every rule's thresholds are chosen so, with the
-datastore and without: one of the searched sources' mass together (`srrag.policy.decide`), one of
+development questions, `--config.route.rate=None`: of the searched sources' mass together, as its
+own router decides, with the datastore and without. Two further rules are tuned so: one threshold of
 the largest source's product, and one for each source's product. Each then answers the test
 questions, without a model: what every source answers is in the passes. Takes seconds.
 """
@@ -25,61 +25,53 @@ from rag_jax.evaluation.answers import compute_accuracy
 from rag_jax.evaluation.pairs import compare_pairs
 from rag_jax.runtime.files import read_json, read_jsonl, write_json
 from rag_jax.runtime.paths import expand_path
+from rag_jax.systems.srrag import passes as passed
 from rag_jax.systems.srrag.config import SRRAGConfig
-from rag_jax.systems.srrag.passes import judge_sources, list_kinds, weigh_passes
 from rag_jax.systems.srrag.session import Session
-from rag_jax.systems.srrag.thresholds import ROUTERS, list_thresholds
+from rag_jax.systems.srrag.thresholds import ROUTERS, list_thresholds, take_taus
 
 MASS = "mass"
 
 
 class Asked(NamedTuple):
-    """Some questions: what speaks for their sources, and which of these answer them rightly."""
+    """Some questions: what speaks for their sources, and which of these answer them rightly.
+
+    `by_mass` is the source of each question by the run's own decision.
+    """
 
     products: Float[np.ndarray, "N S"]
-    mass: Float[np.ndarray, "N"]
+    by_mass: Int[np.ndarray, "N"]
     correct: Float[np.ndarray, "N S"]
     datasets: Sequence[str]
 
 
-def choose(
-    rule: str, asked: Asked, external: Sequence[int], taus: Sequence[float]
-) -> Int[np.ndarray, "N"]:
+def choose(asked: Asked, external: Sequence[int], taus: Sequence[float]) -> Int[np.ndarray, "N"]:
     """The source of each question, of those in `external` or else the model itself.
 
-    Args:
-        taus: one threshold of the rule "mass", or one for each source in `external`, equal ones in
-            the rule "largest". Of several sources above theirs the one with the largest product is
-            asked.
+    Of several sources whose product is above their threshold, the one with the largest is asked.
     """
     (internal,) = set(range(asked.products.shape[1])) - {*external}
     searched = asked.products[:, external]
-    if rule == MASS:
-        searches, best = asked.mass > taus[0], searched.argmax(axis=1)
-    else:
-        above = searched > np.asarray(taus)
-        searches, best = above.any(axis=1), np.where(above, searched, -1).argmax(axis=1)
-    return np.where(searches, np.asarray(external)[best], internal)
+    above = searched > np.asarray(taus)
+    best = np.where(above, searched, -1).argmax(axis=1)
+    return np.where(above.any(axis=1), np.asarray(external)[best], internal)
 
 
-def list_taus(rule: str, asked: Asked, external: Sequence[int]) -> list[tuple[float, ...]]:
-    """All thresholds that divide the questions differently."""
-    if rule == MASS:
-        return [(tau,) for tau in list_thresholds(asked.mass)]
+def tune(asked: Asked, external: Sequence[int], *, each: bool) -> tuple[float, ...]:
+    """The most accurate thresholds, of several those that search least.
+
+    Args:
+        each: whether every source has its own; else all have the same.
+    """
     searched = asked.products[:, external]
-    if rule == "largest":
-        return [(tau,) * len(external) for tau in list_thresholds(searched.max(axis=1))]
-    return [*product(*map(list_thresholds, searched.T))]
-
-
-def tune(rule: str, asked: Asked, external: Sequence[int]) -> tuple[float, ...]:
-    """The most accurate thresholds, of several those that search least."""
+    same = [(tau,) * len(external) for tau in list_thresholds(searched.max(axis=1))]
+    candidates = product(*map(list_thresholds, searched.T)) if each else same
 
     def rank(taus: tuple[float, ...]) -> tuple[float, float]:
-        chosen = choose(rule, asked, external, taus)
+        chosen = choose(asked, external, taus)
         return take(asked.correct, chosen).sum(), -np.isin(chosen, external).sum()
 
-    return max(list_taus(rule, asked, external), key=rank)
+    return max(candidates, key=rank)
 
 
 def take(values: Float[np.ndarray, "N S"], chosen: Int[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
@@ -87,14 +79,23 @@ def take(values: Float[np.ndarray, "N S"], chosen: Int[np.ndarray, "N"]) -> Floa
     return np.take_along_axis(values, chosen[:, None], axis=1)[:, 0]
 
 
-def compare_rules(dev: Asked, test: Asked, names: Sequence[str], internal: int) -> dict[str, Any]:
-    """Every rule and every single source on the test questions, against the rule "mass"."""
+def compare_rules(
+    dev: Asked, test: Asked, names: Sequence[str], *, internal: int, tau: float
+) -> dict[str, Any]:
+    """Every rule and every single source on the test questions, against the rule "mass".
+
+    Args:
+        internal: the number of the model itself among the sources, which have these names.
+        tau: the threshold of the mass.
+    """
     external = [number for number in range(len(names)) if number != internal]
-    chosen = {f"always {name}": np.full(len(test.mass), n) for n, name in enumerate(names)}
+    chosen = {f"always {name}": np.full(len(test.datasets), n) for n, name in enumerate(names)}
     likeliest = test.products[:, external].argmax(axis=1)
     chosen["always the likeliest index"] = np.asarray(external)[likeliest]
-    taus = {rule: tune(rule, dev, external) for rule in (MASS, "largest", "each")}
-    chosen |= {rule: choose(rule, test, external, own) for rule, own in taus.items()}
+    taus = {name: tune(dev, external, each=name == "each") for name in ("largest", "each")}
+    chosen[MASS] = test.by_mass
+    chosen |= {name: choose(test, external, own) for name, own in taus.items()}
+    taus[MASS] = (tau,)
     scores = {name: take(test.correct, own) for name, own in chosen.items()}
     chosen["an oracle"], scores["an oracle"] = test.correct.argmax(axis=1), test.correct.max(axis=1)
     found: dict[str, Any] = {}
@@ -132,17 +133,21 @@ def main() -> None:
     session.open_corpus(stages / "corpus")
     sets = {"thresholds": session.dev_questions, "evaluate": session.questions}
 
-    def read(stage: str, *, knn: bool) -> Asked:
-        questions, passes = sets[stage], [*read_jsonl(stages / stage / "passes.jsonl")]
-        products, mass, _ = weigh_passes(config, passes, knn=knn)
-        correct = judge_sources(questions, passes)
-        return Asked(products, mass, correct, [question.dataset for question in questions])
+    taus = take_taus(read_json(stages / "thresholds" / "thresholds.json"))
 
-    names, kinds = [source.name for source in config.sources], list_kinds(config)
-    results = {}
+    def read(stage: str, router: str, *, knn: bool) -> Asked:
+        questions, passes = sets[stage], [*read_jsonl(stages / stage / "passes.jsonl")]
+        by_mass = passed.choose(config, *passed.stack_beliefs(passes, knn=knn), taus[router])
+        products = passed.weigh_passes(config, passes, knn=knn).products
+        correct = passed.judge_sources(questions, passes)
+        return Asked(products, by_mass, correct, [question.dataset for question in questions])
+
+    names = [source.name for source in config.sources]
+    internal, results = passed.list_kinds(config).index("verbalise"), {}
     for router, knn in ROUTERS.items():
-        splits = (read(stage, knn=knn) for stage in sets)
-        results[router] = compare_rules(*splits, names, kinds.index("verbalise"))
+        splits = (read(stage, router, knn=knn) for stage in sets)
+        own = {"internal": internal, "tau": taus[router]}
+        results[router] = compare_rules(*splits, names, **own)
     print(json.dumps(results, indent=1))
     if arguments.out:
         write_json(arguments.out, {"results": results})
