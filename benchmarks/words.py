@@ -8,8 +8,8 @@ The corpus has as many passages of about a hundred words as are asked for, each 
 from all those of the passages of PASSAGES (in the committed results SQuAD's), so that words are as
 frequent as there. One index is built and every side searches it, 64 evenly spaced questions for the
 hundred best passages; `bm25s` is its own search with numba, on all cores. Results are compared
-before anything is timed: the same scores. Takes three minutes at a million passages, nearly all of
-it to build the index.
+before anything is timed: the same scores. The first call compiles our search, unless an earlier
+process has. Takes three minutes at a million passages, nearly all of it to build the index.
 """
 
 import os

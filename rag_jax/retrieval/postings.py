@@ -128,4 +128,7 @@ def _choose_search() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
     except ImportError:
         log("words: numba is not installed, NumPy searches: pip install 'rag_jax[numba]'")
         return _search
-    return numba.njit(nogil=True)(_search_in_loops)
+    try:  # compiling takes seconds: what comes out is kept with Python's own compiled files
+        return numba.njit(nogil=True, cache=True)(_search_in_loops)
+    except RuntimeError:  # neither there nor in the user's cache folder can anything be written
+        return numba.njit(nogil=True)(_search_in_loops)

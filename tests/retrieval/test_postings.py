@@ -22,8 +22,8 @@ def make_index(seed):
 
 def compile_loops():
     """The search as numba compiles it."""
-    numba = pytest.importorskip("numba", reason="the extra numba is not installed")
-    return numba.njit(nogil=True)(postings._search_in_loops)
+    pytest.importorskip("numba", reason="the extra numba is not installed")
+    return postings._choose_search.__wrapped__()
 
 
 @pytest.mark.parametrize("way", ["numpy", "loops", "compiled"])
@@ -57,6 +57,17 @@ def test_the_best_of_all_sums(way, monkeypatch):
     check()
 
 
-def test_numba_is_taken_where_it_is_installed():
+@pytest.mark.parametrize("writable", [True, False])
+def test_numba_is_taken_where_it_is_installed(writable, monkeypatch):
     numba = pytest.importorskip("numba", reason="the extra numba is not installed")
-    assert isinstance(postings._choose_search(), numba.core.dispatcher.Dispatcher)
+    if not writable:  # then no place for the compiled program is found
+        monkeypatch.setattr(numba.core.config, "CACHE_LOCATOR_CLASSES", "None")
+    search = postings._choose_search.__wrapped__()
+    assert isinstance(search, numba.core.dispatcher.Dispatcher)
+    data, rows, starts = make_index(0)
+    found = [
+        way(data, rows, starts, np.arange(3), np.ones(3, np.float32), np.zeros(SIZE, np.float32), 4)
+        for way in (search, postings._search)
+    ]
+    np.testing.assert_array_equal(*found)
+    assert bool(search.stats.cache_path) == writable
