@@ -7,12 +7,15 @@ Takes the passes of a finished run of `systems.py` that chooses the most accurat
 development questions, `--config.route.rate=None`: of the searched sources' mass together, as its
 own router decides, with the datastore and without. Two further rules are tuned so: one threshold of
 the largest source's product, and one for each source's product. Each then answers the test
-questions, without a model: what every source answers is in the passes. Takes seconds.
+questions, without a model: what every source answers is in the passes. Beside them stands one index
+of all sources' passages, which has no source to choose: its first passage is the one that the
+retriever scores highest among the sources' own first ones, the only ones that are read. Takes
+seconds.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,17 +33,19 @@ from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.session import Session
 from rag_jax.systems.srrag.thresholds import ROUTERS, list_thresholds, take_taus
 
-MASS = "mass"
+MASS, MERGED = "mass", "always one index of all"
 
 
 class Asked(NamedTuple):
     """Some questions: what speaks for their sources, and which of these answer them rightly.
 
-    `by_mass` is the source of each question by the run's own decision.
+    `by_mass` is the source of each question by the run's own decision; `scores` are the retriever's
+    of what every source found first, of the model itself -inf.
     """
 
     products: Float[np.ndarray, "N S"]
     by_mass: Int[np.ndarray, "N"]
+    scores: Float[np.ndarray, "N S"]
     correct: Float[np.ndarray, "N S"]
     datasets: Sequence[str]
 
@@ -82,7 +87,7 @@ def take(values: Float[np.ndarray, "N S"], chosen: Int[np.ndarray, "N"]) -> Floa
 def compare_rules(
     dev: Asked, test: Asked, names: Sequence[str], *, internal: int, tau: float
 ) -> dict[str, Any]:
-    """Every rule and every single source on the test questions, against the rule "mass".
+    """Every rule and every single source on the test questions, against mass and one index.
 
     Args:
         internal: the number of the model itself among the sources, which have these names.
@@ -92,6 +97,7 @@ def compare_rules(
     chosen = {f"always {name}": np.full(len(test.datasets), n) for n, name in enumerate(names)}
     likeliest = test.products[:, external].argmax(axis=1)
     chosen["always the likeliest index"] = np.asarray(external)[likeliest]
+    chosen[MERGED] = test.scores.argmax(axis=1)
     taus = {name: tune(dev, external, each=name == "each") for name in ("largest", "each")}
     chosen[MASS] = test.by_mass
     chosen |= {name: choose(test, external, own) for name, own in taus.items()}
@@ -113,10 +119,19 @@ def compare_rules(
                 }
                 for dataset in sorted({*test.datasets})
             },
+            "against": {
+                other: compare_pairs(scores[name], scores[other])
+                for other in (MERGED, MASS)
+                if other != name
+            },
         }
-        if name != MASS:
-            found[name]["against_mass"] = compare_pairs(scores[name], scores[MASS])
     return found
+
+
+def read_scores(passes: Sequence[Mapping[str, Any]]) -> Float[np.ndarray, "N S"]:
+    """The retriever's score of what every source found first; -inf where nothing is searched."""
+    found = [[answer.get("passages") for answer in one["answers"]] for one in passes]
+    return np.asarray([[p[0]["score"] if p else -np.inf for p in one] for one in found])
 
 
 def main() -> None:
@@ -140,7 +155,8 @@ def main() -> None:
         by_mass = passed.choose(config, *passed.stack_beliefs(passes, knn=knn), taus[router])
         products = passed.weigh_passes(config, passes, knn=knn).products
         correct = passed.judge_sources(questions, passes)
-        return Asked(products, by_mass, correct, [question.dataset for question in questions])
+        datasets = [question.dataset for question in questions]
+        return Asked(products, by_mass, read_scores(passes), correct, datasets)
 
     names = [source.name for source in config.sources]
     internal, results = passed.list_kinds(config).index("verbalise"), {}

@@ -220,13 +220,13 @@ def format_pair(pair: Mapping[str, Any], *, sign: int = 1) -> str:
 def list_rules() -> Rows:
     """What decides between two indexes and the model itself, with the datastore and without."""
     rows = [["datastore", "rule", "accuracy", "retrieval rate", "asked for PopQA's questions"]]
-    rows[0] += ["for SQuAD's", "against mass"]
+    rows[0] += ["for SQuAD's", "against one index", "against mass"]
     for router, rules in read_bench("sources").items():
         for name, found in rules.items():
             cells = [format_cell("accuracy", found, "accuracy"), f"{found['retrieval_rate']:.3f}"]
             cells += [" / ".join(map(str, asked.values())) for asked in found["asked"].values()]
-            pair = found.get("against_mass")
-            cells.append(format_pair(pair) if pair else "")
+            pairs = map(found["against"].get, ("always one index of all", "mass"))
+            cells += [format_pair(pair) if pair else "" for pair in pairs]
             rows.append(["yes" if router == "srrag" else "no", name, *cells])
     return rows
 
