@@ -26,6 +26,7 @@ from typing import Any
 from rag_jax.runtime.paths import expand_path
 
 RESULTS = Path(__file__).parent / "results" / "systems"
+ROUTING = ("popqa", "triviaqa", "arc_challenge", "pubhealth")
 
 
 @dataclass(frozen=True)
@@ -113,12 +114,11 @@ def keep_squad(source: Path, folder: Path) -> None:
     write(folder / "dev_questions.jsonl", asked[300:])
 
 
-def mix_routing(source: Path, folder: Path) -> list[Path]:
-    """PopQA, TriviaQA, ARC-Challenge and PubHealth: at most 300 questions, 60 and 400 of each.
+def mix_routing(source: Path, folder: Path) -> None:
+    """The datasets of `ROUTING`: at most 300 questions, 60 and 400 of each.
 
     To train on, for choices and to ask, in random order. Of PopQA's subjects each is in one part;
-    of ARC's and PubHealth's questions those that come with a passage are taken. Returns the
-    datasets' folders, in `folder`.
+    of ARC's and PubHealth's questions those that come with a passage are taken.
     """
     sizes = {"train": 300, "dev": 60, "test": 400}
     split_popqa(source / "popqa", folder / "popqa")
@@ -135,7 +135,6 @@ def mix_routing(source: Path, folder: Path) -> list[Path]:
         for part, size in sizes.items():
             write(folder / name / f"{part}_questions.jsonl", [*islice(left, size)])
     write(folder / "triviaqa" / "passages.jsonl", read(source / "triviaqa" / "passages.jsonl"))
-    return [folder / name for name in ("popqa", *files)]
 
 
 def mix_sources(source: Path, folder: Path) -> None:
@@ -214,6 +213,18 @@ RUNS = {
         ".",
         mix_sources,
         ("popqa", "squad"),
+    ),
+    "srrag_mixture": Run(
+        "configs/srrag.py",
+        (
+            "--config.ablations=True",
+            "--config.train_questions=400",
+            "--config.model.max_text=160",
+            "--config.encoder.max_length=160",
+        ),
+        ".",
+        mix_routing,
+        ROUTING,
     ),
     "rag": Run("configs/rag.py", ("--config.ablations=True",)),
     "rag_squad": Run(
