@@ -18,7 +18,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ class Run:
         prepare: writes the folder that is trained on from the dataset's folder.
         parts: the folders in it, where they are a mixture of datasets.
         folder: the work folder, if it is another run's, whose stages are kept.
+        asked: the folder of the prepared data that a finished run is evaluated on.
         script: of `launch/`, that runs it.
     """
 
@@ -49,6 +50,7 @@ class Run:
     prepare: Callable[[Path, Path], None] | None = None
     parts: tuple[str, ...] = ()
     folder: str = ""
+    asked: str = ""
     script: str = "launch/train.py"
 
 
@@ -115,12 +117,12 @@ def keep_squad(source: Path, folder: Path) -> None:
 
 
 def mix_routing(source: Path, folder: Path) -> None:
-    """The datasets of `ROUTING`: at most 300 questions, 60 and 400 of each.
+    """The datasets of `ROUTING`: at most 300 questions, 60 and 530 of each.
 
     To train on, for choices and to ask, in random order. Of PopQA's subjects each is in one part;
     of ARC's and PubHealth's questions those that come with a passage are taken.
     """
-    sizes = {"train": 300, "dev": 60, "test": 400}
+    sizes = {"train": 300, "dev": 60, "test": 530}
     split_popqa(source / "popqa", folder / "popqa")
     for part, size in sizes.items():
         thin(folder / "popqa" / f"{part}_questions.jsonl", size)
@@ -182,6 +184,20 @@ def translate(documents: int) -> Run:
     return Run("configs/prag.py", flags)
 
 
+# TriviaQA is kept out of what is trained on.
+MIXTURE = Run(
+    "configs/srrag.py",
+    (
+        "--config.ablations=True",
+        "--config.train_questions=300",
+        "--config.model.max_text=160",
+        "--config.encoder.max_length=160",
+    ),
+    ".",
+    mix_routing,
+    tuple(name for name in ROUTING if name != "triviaqa"),
+)
+
 RUNS = {
     "srrag": Run("configs/srrag.py"),
     "srrag_ablations": Run("configs/srrag.py", ("--config.ablations=True",), folder="srrag"),
@@ -214,17 +230,13 @@ RUNS = {
         mix_sources,
         ("popqa", "squad"),
     ),
-    "srrag_mixture": Run(
-        "configs/srrag.py",
-        (
-            "--config.ablations=True",
-            "--config.train_questions=400",
-            "--config.model.max_text=160",
-            "--config.encoder.max_length=160",
-        ),
-        ".",
-        mix_routing,
-        ROUTING,
+    "srrag_mixture": MIXTURE,
+    "srrag_shift": replace(
+        MIXTURE,
+        flags=(*MIXTURE.flags, "--entries=100"),
+        folder="srrag_mixture",
+        asked="triviaqa",
+        script="launch/evaluate.py",
     ),
     "rag": Run("configs/rag.py", ("--config.ablations=True",)),
     "rag_squad": Run(
@@ -325,11 +337,13 @@ def find_command(name: str, run: Run, data: Path, runs: Path) -> list[str]:
     if run.data:
         folder = data / run.data
         if run.prepare is not None:
-            folder = runs / "data" / name
+            folder = runs / "data" / (run.folder or name)
             run.prepare(data / run.data, folder)
         parts = os.pathsep.join(str(folder / part) for part in run.parts) or folder
         flags = [f"--config.data.path={parts}", *flags]
     workdir = runs / (run.folder or name)
+    if run.asked:
+        flags += [f"--data={folder / run.asked}", f"--out={runs / name}"]
     return [run.script, f"--config={run.config}", *flags, f"--workdir={workdir}"]
 
 
@@ -338,7 +352,7 @@ def summarise(
 ) -> dict[str, Any]:
     """What the documentation has of a run's report; `shorten` takes the folders out of a text."""
     stages, environment = report["stages"], report["environment"]
-    shown = [shorten(flag) for flag in command if not flag.startswith("--workdir")]
+    shown = [shorten(flag) for flag in command if not flag.startswith(("--workdir", "--out"))]
     hits = report["analysis"].get("hits")
     return {
         "command": " ".join(["python", *shown]),
@@ -367,9 +381,10 @@ def main() -> None:
 
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name in arguments.names or RUNS:
-        command = find_command(name, RUNS[name], arguments.data, arguments.runs)
+        run = RUNS[name]
+        command = find_command(name, run, arguments.data, arguments.runs)
         subprocess.run([sys.executable, *command], check=True)
-        folder = arguments.runs / (RUNS[name].folder or name)
+        folder = arguments.runs / (name if run.asked else run.folder or name)
         report = json.loads((folder / "report.json").read_text())
         text = json.dumps(summarise(report, command, shorten), indent=1, ensure_ascii=False)
         (RESULTS / f"{name}.json").write_text(text + "\n")
