@@ -200,6 +200,8 @@ MIXTURE = Run(
 
 RUNS = {
     "srrag": Run("configs/srrag.py"),
+    "srrag_seed_1": Run("configs/srrag.py", ("--config.seed=1",)),
+    "srrag_seed_2": Run("configs/srrag.py", ("--config.seed=2",)),
     "srrag_ablations": Run("configs/srrag.py", ("--config.ablations=True",), folder="srrag"),
     "srrag_two_indexes": Run(
         "configs/srrag.py:two-indexes", ("--config.train_questions=150", "--config.questions=100")
