@@ -18,7 +18,7 @@ RUNS = {
     "srrag": {ENCYCLOPEDIA: "srrag", "PopQA": "srrag_popqa"},
     "rag": {ENCYCLOPEDIA: "rag", "SQuAD": "rag_squad"},
     "self_retrieval": {ENCYCLOPEDIA: "self_retrieval", "SQuAD": "self_retrieval_squad"},
-    "prag": {ENCYCLOPEDIA: "prag", "2WikiMultihopQA": "prag_2wiki"},
+    "prag": {ENCYCLOPEDIA: "prag", "SQuAD": "prag_squad", "2WikiMultihopQA": "prag_2wiki"},
     "dpr": {ENCYCLOPEDIA: "dpr", "SciFact": "dpr_scifact"},
 }
 
@@ -177,6 +177,22 @@ def list_routers() -> Rows:
     return [[c if isinstance(c, str) else f"{c:.3f}" for c in row] for row in table]
 
 
+def list_seeds() -> Rows:
+    """SR-RAG's rows by the seed that the weights, the draws and the order of training come from."""
+    names = ("verbalise", "retrieve", "srrag", "without_knn")
+    rows = [["seed", *(SRRAG_METHODS[name] for name in names), "retrieval rate", "AUROC"]]
+    rows[0] += ["retrieve - SR-RAG", "without the datastore - SR-RAG"]
+    for seed, name in enumerate(("srrag", "srrag_seed_1", "srrag_seed_2")):
+        run = read_run(name)
+        (choice,) = (t for title, t in run["tables"].items() if title.startswith("Choice"))
+        measures = dict(zip(*choice[:2], strict=True))
+        cells = [format_cell("accuracy", run["methods"][n], "accuracy") for n in names]
+        cells += [f"{run['methods']['srrag']['retrieval_rate']:.3f}", f"{measures['AUROC']:.3f}"]
+        pairs = (run["paired"]["rows"][n]["accuracy"] for n in ("retrieve", "without_knn"))
+        rows.append([str(seed), *cells, *map(format_pair, pairs)])
+    return rows
+
+
 def list_stages(run: str) -> Rows:
     """The seconds of a run's stages."""
     found = read_run(run)
@@ -243,9 +259,15 @@ def list_rag_memory() -> Rows:
 
 def list_prag_coverage() -> Rows:
     """Exact match by whether the gold answer was trained into the documents' adapters."""
-    (table,) = (t for title, t in read_run("prag")["tables"].items() if "trained to say" in title)
-    head, *rows = table
-    return [head, *([PRAG_NAMES[name], *(f"{c:.3f}" for c in cells)] for name, *cells in rows)]
+    rows = [["data", "questions", "method", "trained to say", "others"]]
+    for data in (ENCYCLOPEDIA, "SQuAD"):
+        tables = read_run(RUNS["prag"][data])["tables"]
+        (table,) = (t for title, t in tables.items() if "trained to say" in title)
+        (_, *parts), *found = table
+        counts = " / ".join(part[part.index("=") + 1 : -1] for part in parts)
+        for name, *cells in found:
+            rows.append([data, counts, PRAG_NAMES[name], *(f"{cell:.3f}" for cell in cells)])
+    return rows
 
 
 def list_prag_ablations() -> Rows:
@@ -328,6 +350,7 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "srrag_pairs": lambda: list_pairs("srrag", "accuracy"),
     "srrag_routers": list_routers,
     "srrag_rules": list_rules,
+    "srrag_seeds": list_seeds,
     "srrag_stages": lambda: list_stages("srrag"),
     "rag": lambda: list_methods(RUNS["rag"], RAG, RAG_NAMES, score="exact_match"),
     "rag_pairs": lambda: list_pairs("rag", "exact_match"),
