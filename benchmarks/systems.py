@@ -335,18 +335,17 @@ def write(path: Path, records: Sequence[Any]) -> None:
 
 def find_command(name: str, run: Run, data: Path, runs: Path) -> list[str]:
     """The script and its arguments; prepares the run's data."""
-    flags = [*run.flags]
+    flags, owner = [*run.flags], run.folder or name
     if run.data:
         folder = data / run.data
         if run.prepare is not None:
-            folder = runs / "data" / (run.folder or name)
+            folder = runs / "data" / owner
             run.prepare(data / run.data, folder)
         parts = os.pathsep.join(str(folder / part) for part in run.parts) or folder
         flags = [f"--config.data.path={parts}", *flags]
-    workdir = runs / (run.folder or name)
     if run.asked:
         flags += [f"--data={folder / run.asked}", f"--out={runs / name}"]
-    return [run.script, f"--config={run.config}", *flags, f"--workdir={workdir}"]
+    return [run.script, f"--config={run.config}", *flags, f"--workdir={runs / owner}"]
 
 
 def summarise(
