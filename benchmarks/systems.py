@@ -170,16 +170,25 @@ def name_sources(*datasets: str) -> tuple[str, ...]:
     )
 
 
+def teach(documents: int) -> tuple[str, ...]:
+    """The settings of a translator of so many documents.
+
+    As released, it makes one adapter for all documents: `docs/systems/prag.md`.
+    """
+    return (
+        f"--config.translator.documents={documents}",
+        "--config.translator.init=0.02",
+        "--config.translator.learning_rate=1e-4",
+    )
+
+
 def translate(documents: int) -> Run:
     """Parametric RAG with a translator of so many documents, on a larger encyclopedia."""
     flags = (
         "--config.world.cities=1200",
         "--config.world.test=300",
         "--config.questions=100",
-        f"--config.translator.documents={documents}",
-        # As released, it makes one adapter for all documents: `docs/systems/prag.md`.
-        "--config.translator.init=0.02",
-        "--config.translator.learning_rate=1e-4",
+        *teach(documents),
     )
     return Run("configs/prag.py", flags)
 
@@ -295,7 +304,7 @@ RUNS = {
     "prag_squad": Run("configs/prag.py", ("--config.retrieve.by=bm25",), "squad", keep_squad),
     "prag_translator_squad": Run(
         "configs/prag.py",
-        ("--config.retrieve.by=bm25", "--config.translator.documents=1000"),
+        ("--config.retrieve.by=bm25", *teach(1000)),
         "squad",
         keep_squad,
         folder="prag_squad",
