@@ -12,8 +12,9 @@ _AFTER_LABEL = (
     "is|was|isn't|because|since|as|and|or|but|would|will|must|should|could|can|may|might|seems"
 )
 _RIGHT = r"(?:the\s+|my\s+)?(?:most\s+)?(?:correct|right|best|accurate|likely|answer|final answer)"
+_ANSWER, _OPTION = "(?i:answer|boxed)", "(?i:option|choice)"
 _CALLED = (
-    r"(?i:answer|option|choice|boxed)(?i:\s+to\s+(?:this|the)\s+question)?"
+    r"(?i:\s+to\s+(?:this|the)\s+question)?"
     r"(?i:\s+(?:is|was|(?:would|should|must|can only)\s+be|seems\s+to\s+be))?"
     r"(?i:\s+(?:probably|likely|most likely|clearly|definitely|therefore|thus))?"
 )
@@ -30,6 +31,10 @@ _NEGATED_AFTER = re.compile(
 )
 _CALLED_WRONG = re.compile(r"(?i)[\"')*]*\s+(?:is|was)\s+(?:wrong|incorrect|false|untrue)\b")
 _DENIALS = re.compile(r" (?:isnt|wasnt|is (?:not|wrong|incorrect|false)|was not) ")
+_QUESTION = re.compile(r"\n\s*(?:[Qq]uestion|Q)\s*\d*\s*:")
+# What a text with signs must not lie in, as "3" in "-3", "3.5" or "3/4".
+_NO_SIGN_BEFORE, _NO_SIGN_AFTER = r"(?<![\w+\-/^<>])(?<!\d\.)", r"(?![\w+\-/^<>]|\.\d)"
+_DASHES = {0x2212: "-", 0x2013: "-"}
 _REACH = 400  # characters before a label in which a negation of it begins
 _NEGATIONS = {"not", "isnt", "wasnt", "arent", "doesnt", "cannot", "never", "nor", "neither"}
 
@@ -40,22 +45,27 @@ def pick_choice(prediction: str, choices: Mapping[str, str]) -> str:
     The first rule that applies decides:
 
     1. The prediction consists of a label.
-    2. The prediction begins with a label, as in "B) Sea" or a first line "B", calls a label the
-       answer, option or choice, or calls it right, as in "A is correct"; a final answer first.
-    3. The words of a choice occur in the prediction, and not as a part of a longer choice that
+    2. The prediction calls a label the final answer.
+    3. It begins with a label, as in "B) Sea" or a first line "B", unless it lists the choices.
+    4. It calls a label the answer, or right, as in "A is correct".
+    5. It begins with a label, or calls one an option or choice.
+    6. The words of a choice occur in the prediction, and not as a part of a longer choice that
        occurs too.
-    4. A label occurs as a separate word. "A" before a noun is the article, not a label.
+    7. A label occurs as a separate word. "A" before a noun is the article, not a label.
 
-    If a rule applies to several choices, the first in the prediction wins. A choice that is denied,
-    as in "not A" or "A is wrong", is passed over; where there are just two choices, it stands for
-    the other one, as in "It is not true". Labels of one letter are case-sensitive in rules 2 and 4
-    unless punctuation follows.
+    If rule 2 or 4 applies to several choices, the last wins, as in "The answer is A. No, the answer
+    is B", and else the first in the prediction. What follows the line of a further question, and a
+    question such as "A or B?", are not read. A choice that is denied, as in "not A" or "A is
+    wrong", is passed over; where there are just two choices, it stands for the other one, as in "It
+    is not true". Labels of one letter are case-sensitive in rules 2 to 5 and 7 unless punctuation
+    follows.
     """
     labels = {label.casefold(): label for label in choices}
     for text in (prediction, prediction := _plain(prediction, choices)):
         if (stripped := text.strip(" \n.:()").casefold()) in labels:
             return labels[stripped]
     spelled = _Spelling(choices)
+    prediction = _drop_questions(prediction, choices)
     rules = (_find_called(prediction, spelled), _find_words(prediction, choices))
     for found in (*rules, _find_alone(prediction, spelled)):
         for label, denied in found:
@@ -69,11 +79,22 @@ def pick_choice(prediction: str, choices: Mapping[str, str]) -> str:
 def _plain(prediction: str, choices: Mapping[str, str]) -> str:
     """A prediction with wide letters as usual ones, and spaces in scripts that have none.
 
-    Labels that are no usual letters themselves leave it as it is.
+    Underscores around a word, which are emphasis, become spaces. Labels that are no usual letters
+    themselves leave it as it is.
     """
-    if any(unicodedata.normalize("NFKC", label) != label for label in choices):
+    if any("_" in x or unicodedata.normalize("NFKC", x) != x for x in choices):
         return prediction
-    return space_characters(unicodedata.normalize("NFKC", prediction))
+    plain = space_characters(unicodedata.normalize("NFKC", prediction))
+    return re.sub(r"(?<![^\W_])_+|_+(?![^\W_])", " ", plain)
+
+
+def _drop_questions(prediction: str, choices: Mapping[str, str]) -> str:
+    """A prediction up to the line of a further question, without questions of the choices."""
+    own = _QUESTION.split(prediction, maxsplit=1)[0]
+    names = sorted({*choices, *choices.values()} - {""}, key=len, reverse=True)
+    one = f"(?:{'|'.join(map(re.escape, names)) or '(?!)'})"
+    asked = rf"(?i)(?<!\w){one}(?:\s*,\s*{one})*,?\s+or\s+{one}\s*\?"
+    return re.sub(asked, " ", own if own.strip() else prediction)
 
 
 class _Spelling:
@@ -128,35 +149,50 @@ class _Spelling:
 
 
 def _find_called(prediction: str, label: _Spelling) -> Iterator[tuple[str, bool]]:
-    """The labels at the beginning, and those that are called the answer or right."""
+    """The labels at the beginning, and those that are called the answer or right, by rule."""
     marks = r"(?:\s*(?:[):;*\]]|[.,](?!\d)|\n|$)|\s+[-\u2013\u2014]\s|\t)"
     first = rf"\A[\s(*\"'\[]*(?:{label.exact}[\]\"']*{marks}|{label.loose}\s*[).:](?!\d))"
     reason = rf"\A[\s(*\"'\[]*{label.exact}[\"'\])*]*\s+(?:because|since|and|as\s+(?:it|the))\b"
     called = rf"{_CALLED}\W{{0,4}}(?:{label.exact}|{label.loose}(?={marks}))"
-    final = rf"(?i:final)\s+{called}"
     right = rf"{label.exact}[\"'\])*]*\s+(?i:is|was|would\s+be)\s+(?i:{_RIGHT})\b"
-    yield from label.find(final, prediction)
-    yield from label.find(f"{first}|{reason}|{called}|{right}", prediction)
+    begins = list(label.find(f"{first}|{reason}", prediction))
+    listed = {name for name, _ in label.find(rf"(?<!\S)[(*]*{label.exact}\s*[):.]", prediction)}
+    yield from reversed(list(label.find(rf"(?i:final)\s+{_ANSWER}{called}", prediction)))
+    yield from (begins if len(listed) < 2 else [])
+    yield from reversed(list(label.find(f"{_ANSWER}{called}|{right}", prediction)))
+    yield from label.find(f"{first}|{reason}|{_OPTION}{called}", prediction)
 
 
 def _find_words(prediction: str, choices: Mapping[str, str]) -> Iterator[tuple[str, bool]]:
     """The choices whose words occur, by the place of their first word that is not denied."""
-    predicted = f" {normalize_answer(prediction)} "
-    words = {x: normalize_answer(space_characters(text)) for x, text in choices.items()}
-    present = [x for x in choices if words[x] and f" {words[x]} " in predicted]
+    normalize, before, after = normalize_answer, "(?<= )", "(?= )"
+    if len({*map(normalize, choices.values())}) < len(choices):  # as of "3" and "-3"
+        normalize, before, after = _keep_signs, _NO_SIGN_BEFORE, _NO_SIGN_AFTER
+    predicted = f" {normalize(prediction)} "
+    words = {x: normalize(space_characters(text)) for x, text in choices.items()}
+    places = {
+        x: [m.span() for m in re.finditer(f"{before}{re.escape(text)}{after}", predicted)]
+        for x, text in words.items()
+        if text
+    }
+    present = [x for x in places if places[x]]
     longest = [x for x in present if not any(_is_within(words[x], words[y]) for y in present)]
     found = []
     for label in longest:
-        places = [m.start() for m in re.finditer(f"(?= {re.escape(words[label])} )", predicted)]
-        size = 1 + len(words[label])
         asserted = [
-            place
-            for place in places
-            if not _NEGATIONS & {*predicted[max(0, place - _REACH) : place].split()[-1:]}
-            and not _DENIALS.match(predicted, place + size)
+            (start, end)
+            for start, end in places[label]
+            if not _NEGATIONS & {*predicted[max(0, start - _REACH) : start].split()[-1:]}
+            and not _DENIALS.match(predicted, end)
         ]
-        found.append((min(asserted or places), label, not asserted))
+        found.append((min(asserted or places[label]), label, not asserted))
     return ((label, denied) for _, label, denied in sorted(found, key=lambda item: item[0]))
+
+
+def _keep_signs(text: str) -> str:
+    """A text in small letters, without apostrophes, whose other signs stay."""
+    text = unicodedata.normalize("NFKC", text).translate(_DASHES).casefold()
+    return " ".join(re.sub("['\u2019]", "", text).split())
 
 
 def _is_within(words: str, others: str) -> bool:

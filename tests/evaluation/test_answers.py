@@ -111,6 +111,7 @@ def test_contains_answer_is_letter_for_letter():
 
 SEAS = {"A": "salt water", "B": "water", "C": "The Sun's heat", "D": ""}
 CLAIM = {"true": "SUPPORTS", "false": "REFUTES"}
+SIGNS = {"A": "3", "B": "-3", "C": "35", "D": "3.5", "E": "3/5"}
 
 
 @pytest.mark.parametrize(
@@ -198,6 +199,32 @@ CLAIM = {"true": "SUPPORTS", "false": "REFUTES"}
         ("The answer is A\u0308hm, B", SEAS, "B"),
         ("\u7b54\u6848\u662f\u7ea2\u8272\u3002", {"A": "\u7eff\u8272", "B": "\u7ea2\u8272"}, "B"),
         ("\u2461 it is", {"\u2460": "x", "\u2461": "y"}, "\u2461"),
+        ("A) salt water\nB) water\nC) heat\n\nAnswer: B", SEAS, "B"),
+        ("A. salt water - no\nB. water - yes\nThe correct answer is B.", SEAS, "B"),
+        ("A: salt water B: water. The answer is B.", SEAS, "B"),
+        ("B. Water\nA) and C) are wrong. Salt is no answer", SEAS, "B"),
+        ("A. salt water\nB. water", SEAS, "A"),
+        ("Answer: A\nAfter checking, I need to correct this.\nAnswer: B", SEAS, "B"),
+        ("The answer is A. Wait, no, the answer is B.", SEAS, "B"),
+        ("The answer is A. Option B is about something else.", SEAS, "A"),
+        ("B. Water\nThe answer is B, as option A is salty.", SEAS, "B"),
+        ("The answer is B.\n\nQuestion: Which one?\nAnswer: C", SEAS, "B"),
+        ("\nQuestion: Which one?\nAnswer: C", SEAS, "C"),
+        ("The answer is _B_", SEAS, "B"),
+        ("True or false? False", CLAIM, "false"),
+        ("Is it true or false? It is false.", CLAIM, "false"),
+        ("True, or false? It SUPPORTS it", CLAIM, "true"),
+        ("A, B or C? C", SEAS, "C"),
+        ("true or false?", CLAIM, ""),
+        *[(f"{text}", SIGNS, label) for label, text in SIGNS.items()],
+        *[(f"The answer is {text}.", SIGNS, label) for label, text in SIGNS.items()],
+        ("It is \u22123, not 3", SIGNS, "B"),
+        ("isn't 3 but -3", SIGNS, "B"),
+        ("C++ is faster", {"A": "C", "B": "C++"}, "B"),
+        ("In C, as in C++", {"A": "C", "B": "C++"}, "A"),
+        ("1/2 of it", {"A": "12", "B": "1/2"}, "B"),
+        ("x > 3", {"A": "x < 3", "B": "x > 3"}, "B"),
+        ("about 10^-3 m", {"A": "10^3 m", "B": "10^-3 m"}, "B"),
     ],
 )
 def test_pick_choice(text, choices, label):
