@@ -97,7 +97,9 @@ def answer_all(
     context.folder.mkdir(parents=True, exist_ok=True)
     ids = [old.passage_id for old, _ in changes]
     # The document of the question that comes half the list later, on another country.
-    others = np.roll(ids, len(ids) // 2).tolist()
+    others = np.roll(ids, -(len(ids) // 2)).tolist()
+    if any(id.split("/")[1] == other.split("/")[1] for id, other in zip(ids, others, strict=True)):
+        raise ValueError("another question's document is on the same country")
     prompts = [
         session.format.encode_prompt(old.question, [revised[old.passage_id]]) for old, _ in changes
     ]

@@ -11,7 +11,7 @@ too; `train_reranker.py` makes one. --encoder adds a further dense encoder, with
 `build_index.py --encoder=MODEL` made. Without an index the passages are encoded first. FOLDER is a
 dataset in a format of `docs/guides/data.md`, and the FILEs are its passages. In the committed
 results it is SciFact; the development questions of SQuAD over the passages of both of its parts;
-and a thousand questions of PopQA over their paragraphs. --questions takes as many, evenly spaced.
+and a thousand questions of PopQA over their paragraphs. --questions=N takes every k-th, N at most.
 Rankings are graded in trec_eval's order and compared with BM25's question by question. All
 retrievers then take turns at the first --timed questions, whose encoding is included. A further
 retriever is a line of `RETRIEVERS`, or of `OPTIONAL` if it needs a folder.

@@ -154,8 +154,7 @@ def open_run(session: Session, workdir: Path) -> Setup:
     questions = [question.question for question in session.questions]
     if len(questions) < 2 * TOGETHER:
         raise SystemExit(f"error: {workdir} has fewer than {2 * TOGETHER} questions to answer")
-    path = context.path("datastore", "datastore.npz")
-    datastore = policy.read_datastore(path, c.datastore, session.check_size)
+    datastore = session.open_datastore(context)
     tau = read_thresholds(context, c)["srrag"]
 
     def choose(probabilities: np.ndarray, key: Any) -> np.ndarray:

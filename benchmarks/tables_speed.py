@@ -4,7 +4,7 @@ import itertools
 import json
 import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +38,17 @@ def list_main_run() -> Rows:
     return [*rows, ["memory", *memory]]
 
 
-def list_speed(bench: str, others: Mapping[str, str], *, skip: Sequence[str] = ()) -> Rows:
+def list_speed(bench: str, others: Mapping[str, str]) -> Rows:
     """Our time, the others', the ratios of wall time and of CPU time, and our first call.
 
     Args:
         others: headings by the side's name in the results.
-        skip: beginnings of results' names that are left out.
     """
     ratios = [f"{side}, ratio (CPU)" for side in others.values()]
     rows = [["", "ours", *others.values(), *ratios, "first call"]]
     for result in read_bench(bench):
         wall, cpu = result.get("wall_seconds", {}), result.get("cpu_seconds", {})
-        if "ours" not in wall or result["name"].startswith(tuple(skip)):
+        if "ours" not in wall:
             continue
         first = result["compile_seconds"]
         first = first["ours"] if isinstance(first, dict) else first

@@ -372,6 +372,5 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "prag_ablations": list_prag_ablations,
     "compare": lambda: list_compared("compare"),
     "compare_factbook": lambda: list_compared("compare_factbook"),
-    "compare_factbook_pairs": lambda: list_pairs("compare_factbook", "accuracy"),
     "dpr": lambda: list_methods(RUNS["dpr"], DPR, DPR_NAMES, score="answer@1"),
 }

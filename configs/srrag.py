@@ -15,8 +15,9 @@ most `route.rate`, 80 %, of them. `--config.route.rate=None` takes the most accu
 
 `--config.ablations=True` trains and evaluates what the method is compared with; it takes about
 half an hour more and keeps what is already made. Presets: `two-indexes` has three sources, the
-model and two indexes; `llama2-7b`, `phi3.5-mini` and `qwen2.5-7b` are the paper's recipe. All tables, PopQA's
-among them, are in `docs/systems/srrag.md`; `benchmarks/systems.py` has their commands.
+model and two indexes; `llama2-7b`, `phi3.5-mini` and `qwen2.5-7b` are the paper's recipe. All
+tables, PopQA's among them, are in `docs/systems/srrag.md`; `benchmarks/systems.py` has their
+commands.
 """
 
 import ml_collections

@@ -132,11 +132,11 @@ def translate(
 
 
 class Weights(NamedTuple):
-    """Weights of the loss's three terms; the released code's."""
+    """Weights of the loss's three terms; `TranslatorConfig` has the released code's."""
 
-    language: float = 1.0
-    divergence: float = 0.01
-    distance: float = 100.0
+    language: float
+    divergence: float
+    distance: float
 
 
 def make_translation_loss(

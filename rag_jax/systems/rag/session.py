@@ -166,12 +166,8 @@ class Session(session.Session):
 
     # Inference.
 
-    def make_engine(self, params: PyTree, batch_size: int | None = None) -> Engine:
-        """The generator with some parameters, ready to answer.
-
-        Args:
-            batch_size: number of questions of a program; the run's if None.
-        """
+    def make_engine(self, params: PyTree) -> Engine:
+        """The generator with some parameters, ready to answer."""
         c = self.config.decode
         return Engine(
             model=self.generator.model,
@@ -179,7 +175,7 @@ class Session(session.Session):
             format=self.format,
             max_tokens=c.max_tokens,
             beams=BeamConfig(c.beams, c.length_penalty, c.early_stopping),
-            batch_size=batch_size or c.batch_size,
+            batch_size=c.batch_size,
         )
 
     def open_final_index(

@@ -74,7 +74,8 @@ def _count_labels(config: SRRAGConfig, corpus: Corpus, rng: np.random.Generator)
     total = corpus.trained * config.contexts * len(config.sources)
     count = min(total, STEPS * c.batch_size)
     texts = draw("passage", count, rng)
-    limits = np.where(rng.random(count) < 0.5, config.model.max_text, config.verbalise.max_tokens)
+    found = rng.random(count) < 1 - 1 / len(config.sources)  # one source is the model itself
+    limits = np.where(found, config.model.max_text, config.verbalise.max_tokens)
     asked = draw("question", count, rng) + draw("answer", count, rng) + PROMPT_MARKS
     sizes = np.sort(asked + np.minimum(texts, limits)).tolist()
     # As many programs as are worth it for all.

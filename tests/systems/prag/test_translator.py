@@ -74,7 +74,7 @@ def test_what_the_first_weights_leave_of_the_rank(init, rank):
     """Of documents alike, a tiny start makes all active columns of `W_down` the same."""
     rng = np.random.default_rng(6)
     params = init_translator(jax.random.key(1), KERNELS, state_size=16, hidden=4, init=init)
-    loss = make_translation_loss(MODEL, KERNELS, scale=SCALE, weights=Weights())
+    loss = make_translation_loss(MODEL, KERNELS, scale=SCALE, weights=Weights(1.0, 0.01, 100.0))
     bank = draw_like(jax.tree.map(lambda x: jnp.zeros((3, *x.shape)), ADAPTER), 5)
     states = rng.normal(size=16) + 0.1 * rng.normal(size=(3, 16))
     arrays = {"states": states.astype(np.float32), "adapters": bank}
