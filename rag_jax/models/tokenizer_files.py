@@ -19,6 +19,35 @@ _BPE_SPECIALS = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "m
 _BLANKS = repr(
     normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
 )
+# The classes of transformers 5 that take case and accents from the settings, with WordPiece.
+_WORD_CLASSES = (
+    "BertTokenizer",
+    "DistilBertTokenizer",
+    "ElectraTokenizer",
+    "MobileBertTokenizer",
+    "MPNetTokenizer",
+    "SqueezeBertTokenizer",
+)
+# Those that take `add_prefix_space` from the settings, with byte-level BPE.
+_BYTE_CLASSES = (
+    "BartTokenizer",
+    "GPT2Tokenizer",
+    "GPTNeoXTokenizer",
+    "Qwen2Tokenizer",
+    "RobertaTokenizer",
+)
+# The class of a model's type, where the settings name none.
+_TYPE_CLASSES = {
+    "bart": "RobertaTokenizer",
+    "bert": "BertTokenizer",
+    "distilbert": "BertTokenizer",
+    "mpnet": "MPNetTokenizer",
+    "qwen2": "Qwen2Tokenizer",
+    "qwen3": "Qwen2Tokenizer",
+    "roberta": "RobertaTokenizer",
+}
+# The types whose `tokenizer.json` counts alone, whatever class the settings name.
+_PLAIN_TYPES = ("mistral", "modernbert", "phi3", "stablelm")
 
 Names = dict[str, str | None]
 Templates = str | dict[str, str] | None
@@ -51,7 +80,7 @@ def read_folder(
     for key, name in names.items():
         if not isinstance(name, str | None):
             raise RagJaxError(f"{folder}: {key}_token must be a token's name, not {show(name)}")
-    _follow_class(core, settings)
+    _follow_class(core, settings, folder)
     source = f"{folder / 'tokenizer_config.json'}: added_tokens_decoder"
     _add_tokens(core, settings.get("added_tokens_decoder"), source)
     extras = _read_extras(settings, folder)
@@ -90,14 +119,31 @@ def _read_bpe(folder: Path) -> tokenizers.Tokenizer:
     return core
 
 
-def _follow_class(core: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> None:
+def _follow_class(core: tokenizers.Tokenizer, settings: Mapping[str, Any], folder: Path) -> None:
     """Gives a tokenizer what its class in transformers 5 gives it, whatever `tokenizer.json` says.
 
-    `Qwen2Tokenizer` composes characters (NFC). `LlamaTokenizer` has blanks of its own: the older
-    `tokenizer.json` puts one before every piece between special tokens, the class before the text
-    alone, or before every piece if `legacy`.
+    BERT's kin follow the settings' case, accents and Chinese characters, byte-level classes
+    `add_prefix_space`. `Qwen2Tokenizer` composes characters (NFC). `LlamaTokenizer` has blanks of
+    its own: the older `tokenizer.json` puts one before every piece between special tokens, the
+    class before the text alone, or before every piece if `legacy`.
     """
-    kind = str(settings.get("tokenizer_class")).removesuffix("Fast")
+    kind = _find_class(settings, folder)
+
+    def read(name: str, default: bool | None) -> bool | None:
+        value = settings.get(name)
+        if not isinstance(value, bool | None):
+            raise RagJaxError(f"{folder}: {name} must be true or false, not {show(value)}")
+        return default if value is None else value
+
+    if kind in _WORD_CLASSES and isinstance(core.model, models.WordPiece):
+        core.normalizer = normalizers.BertNormalizer(
+            handle_chinese_chars=read("tokenize_chinese_chars", True),
+            strip_accents=read("strip_accents", None),
+            lowercase=read("do_lower_case", True),
+        )
+        core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    if kind in _BYTE_CLASSES:
+        _set_prefix(core.pre_tokenizer, read("add_prefix_space", False))
     if kind == "Qwen2Tokenizer" and core.normalizer is None:
         core.normalizer = normalizers.NFC()
     if kind != "LlamaTokenizer" or repr(core.normalizer) != _BLANKS or core.pre_tokenizer:
@@ -106,6 +152,28 @@ def _follow_class(core: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> No
     scheme = "never" if settings.get("add_prefix_space") is False else scheme
     core.normalizer = None
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+
+
+def _find_class(settings: Mapping[str, Any], folder: Path) -> str:
+    """The name of a tokenizer's class in transformers 5, which has none in `Fast`; "" for none.
+
+    The model's type counts where the settings name no class; for some types, it always does.
+    """
+    config = _read_settings(folder / "config.json")
+    model_type = config.get("model_type")
+    if model_type in _PLAIN_TYPES:
+        return ""
+    named = settings.get("tokenizer_class") or config.get("tokenizer_class")
+    if named is None or model_type == "qwen2":
+        named = _TYPE_CLASSES.get(str(model_type), "")
+    return str(named).removesuffix("Fast")
+
+
+def _set_prefix(step: pre_tokenizers.PreTokenizer | None, prefix: bool | None) -> None:
+    """Sets whether a byte-level pre-tokenizer, or one in a sequence, puts a blank before a text."""
+    for part in step if isinstance(step, pre_tokenizers.Sequence) else [step]:
+        if isinstance(part, pre_tokenizers.ByteLevel):
+            part.add_prefix_space = prefix
 
 
 def _add_tokens(core: tokenizers.Tokenizer, described: Any, source: str) -> None:

@@ -82,7 +82,7 @@ class TextReading:
         prompt: what stands before every text.
         skipped: number of first tokens that its pooling leaves out.
         separates: whether a title is a text of its own, or stands before the text with a blank.
-        lower_case: whether texts are put in lower case.
+        lower_case: whether texts are put in lower case, as the prompt is already.
     """
 
     tokenizer: Tokenizer
@@ -103,6 +103,7 @@ def read_texts(encoder: Pretrained, role: Role | None = None) -> TextReading:
     """
     tokenizer, sentence = encoder.tokenizer, encoder.sentence or Sentence()
     prompt = sentence.find_prompt(role)
+    prompt = prompt.lower() if sentence.lower_case else prompt
     pooling, skipped = encoder.model.pooling, 0
     if prompt and pooling is not None and not pooling.include_prompt:
         row = tokenizer.encode_with_specials(prompt, max_length=encoder.config.max_length)

@@ -18,6 +18,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "llama_tied"
 COMMIT = "a" * 40
 SENTENCE = {
     "modules.json": b"[]",
+    "sentence_roberta_config.json": b"{}",
     "1_Pooling/config.json": b"{}",
     "2_Dense/config.json": b"{}",
     "onnx/model.onnx": b"much",
@@ -123,6 +124,7 @@ def test_only_a_models_files_come(server, is_sentence_encoder):
         needed |= {"modules.json", "1_Pooling/config.json", "2_Dense/config.json"}
     else:
         del server.files["modules.json"]
+    needed |= {"sentence_roberta_config.json"}
     folder = hub.resolve("someone/model")
     assert list_names(folder) == needed and folder.name == COMMIT
     assert all((folder / name).read_bytes() == server.files[name] for name in needed)

@@ -44,6 +44,8 @@ def test_lengths_without_settings_are_the_positions(tmp_path):
     assert load_multi_vector(plain).lengths == {"query": 24, "document": 24}
     change_json(plain / "tokenizer_config.json", model_max_length=20)
     assert load_multi_vector(plain).lengths == {"query": 20, "document": 20}
+    change_json(plain / "sentence_roberta_config.json", query_length=8)
+    assert load_multi_vector(plain).lengths == {"query": 8, "document": 20}
 
 
 def test_fingerprints_tell_encoders_apart(folder):

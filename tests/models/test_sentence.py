@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from rag_jax.config import EncoderConfig
-from rag_jax.models import load, save
+from rag_jax.models import load, load_tokenizer, save
 from rag_jax.retrieval import encode_texts
 from rag_jax.retrieval.texts import configure_encoder, tokenize_for_training
 from rag_jax.runtime.errors import RagJaxError
@@ -196,6 +196,49 @@ def test_lower_case(folder):
     np.testing.assert_array_equal(embed(folder, "WHO?"), embed(folder, "who?"))
 
 
+@pytest.mark.parametrize("include_prompt", [True, False])
+def test_prompts_are_put_in_lower_case_too(include_prompt, folder):
+    pooling = {"include_prompt": include_prompt}
+    write(folder, prompts={"prompts": {"query": "Is IT: "}}, pooling=pooling)
+    (folder / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
+    path = folder / "tokenizer.json"
+    core = json.loads(path.read_text())
+    core["normalizer"]["lowercase"] = False
+    path.write_text(json.dumps(core))
+    found = embed(folder, "WHO?", role="query")
+    write(folder, prompts={"prompts": {"query": "is it: "}}, pooling=pooling)
+    np.testing.assert_array_equal(found, embed(folder, "who?", role="query"))
+
+
+@pytest.mark.parametrize("kind", ["roberta", "distilbert", "xlm-roberta", "xlnet"])
+def test_other_names_of_the_transformers_settings(kind, folder):
+    write(folder)
+    settings = {"max_seq_length": 9, "do_lower_case": True}
+    (folder / f"sentence_{kind}_config.json").write_text(json.dumps(settings))
+    found = load(folder).sentence
+    assert (found.lower_case, found.max_length) == (True, 9)
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 7}')
+    found = load(folder).sentence
+    assert (found.lower_case, found.max_length) == (False, 7)
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_an_encoder_in_a_folder_of_its_own_is_named(both, folder):
+    write(folder)
+    shutil.copytree(BERT, folder / "0_Transformer")
+    path = folder / "modules.json"
+    modules = json.loads(path.read_text())
+    modules[0]["path"] = "0_Transformer"
+    path.write_text(json.dumps(modules))
+    if not both:
+        for name in ("config.json", "model.safetensors"):
+            (folder / name).unlink()
+    for function in (load, load_tokenizer):
+        with pytest.raises(RagJaxError, match="in a folder of its own, '0_Transformer': ") as error:
+            function(folder)
+        assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
 def test_what_is_assumed_without_files_is_said(folder, caplog):
     with caplog.at_level(logging.WARNING):
         load(folder)
@@ -279,6 +322,9 @@ def test_a_damaged_layer_is_named(folder):
         load(folder)
     (folder / "2_Dense" / "model.safetensors").unlink()
     with pytest.raises(RagJaxError, match="2_Dense/model.safetensors is missing: copy"):
+        load(folder)
+    (folder / "2_Dense" / "pytorch_model.bin").touch()
+    with pytest.raises(RagJaxError, match="is missing; pickled .bin weights are not supported"):
         load(folder)
 
 

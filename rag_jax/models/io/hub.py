@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
-from rag_jax.models.io.modules import MODULES, PROMPTS, TRANSFORMER
+from rag_jax.models.io.modules import MODULES, PROMPTS, TRANSFORMER_NAMES
 from rag_jax.models.io.sentence import describe_sentence
 from rag_jax.models.io.weight_files import list_parts
 from rag_jax.runtime.downloads import Endless
@@ -44,7 +44,7 @@ _MODEL_FILES = (
 )
 # A sentence encoder's settings, of whose fingerprint they are no part where an embedding is as
 # without them.
-_SENTENCE_FILES = (MODULES, PROMPTS, TRANSFORMER)
+_SENTENCE_FILES = (MODULES, PROMPTS, *TRANSFORMER_NAMES)
 
 
 @dataclass(frozen=True)

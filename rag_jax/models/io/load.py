@@ -14,7 +14,7 @@ from rag_jax.models.io.fields import Fields, gives_scores
 from rag_jax.models.io.gguf_config import read_gguf_config
 from rag_jax.models.io.gguf_file import read_gguf
 from rag_jax.models.io.hub import Describe, fingerprint, resolve
-from rag_jax.models.io.modules import MODULES, read_dense
+from rag_jax.models.io.modules import MODULES, read_dense, refuse_nested
 from rag_jax.models.io.sentence import Sentence, describe_sentence, read_sentence
 from rag_jax.models.io.stops import read_stop_ids
 from rag_jax.models.io.tensors import StoredTensor, read_safetensors
@@ -202,6 +202,8 @@ def load_config(name_or_path: str | Path) -> Config:
 def _find_files(name_or_path: str | Path) -> tuple[Path, list[Path], Path]:
     """The path of a model, the files of its weights, and the folder of its other files."""
     path = resolve(name_or_path)
+    if path.is_dir():
+        refuse_nested(path)
     return path, find_weights(path), path.parent if path.is_file() else path
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from rag_jax.models.io.fields import read_fields
 from rag_jax.models.io.tensors import check_finite, read_safetensors
+from rag_jax.models.io.weight_files import explain_pickled
 from rag_jax.models.nn.pooling import ACTIVATIONS, Dense
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json
@@ -19,6 +20,16 @@ from rag_jax.runtime.sharding import shard_array
 
 MODULES, PROMPTS = "modules.json", "config_sentence_transformers.json"
 TRANSFORMER = "sentence_bert_config.json"
+# Its names, of which the first that a folder has counts.
+TRANSFORMER_NAMES = (
+    TRANSFORMER,
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+)
 COPY = "copy the encoder's file there"
 CONVERT = (
     "load it by the MultiVectorEncoder of sentence-transformers 6, save it there, and give that "
@@ -48,10 +59,8 @@ def read_modules(path: Path, encoder: str) -> list[tuple[str, Path]]:
         RagJaxError: the file is damaged or missing, lists a module that is not supported or lies
             elsewhere, or is of an encoder of another kind.
     """
-    problem = "is no list of modules"
-    with parsing(path, problem):
-        found = [(entry["type"], entry["path"]) for entry in read_json(path, problem=problem)]
-        kinds = [kind.rpartition(".")[2] for kind, _ in found]
+    found = _list_modules(path)
+    kinds = [kind.rpartition(".")[2] for kind, _ in found]
     if any(kind.startswith("pylate.") for kind, _ in found):
         raise RagJaxError(f"{path} is of a late-interaction encoder in PyLate's form: {CONVERT}")
     told = [_TOLD[kind] for kind in kinds if kind in _TOLD]
@@ -71,6 +80,38 @@ def read_modules(path: Path, encoder: str) -> list[tuple[str, Path]]:
                 f"{path}: module {show(kind)} is not supported; supported are {names}"
             )
     return [(kind, path.parent / place) for kind, (_, place) in zip(kinds, found, strict=True)]
+
+
+def _list_modules(path: Path) -> list[tuple[str, Any]]:
+    """The full class and the path of each module, in the order of `modules.json`."""
+    problem = "is no list of modules"
+    with parsing(path, problem):
+        found = [(entry["type"], entry["path"]) for entry in read_json(path, problem=problem)]
+        if not all(isinstance(kind, str) for kind, _ in found):
+            raise ValueError("a module's type is no text")
+    return found
+
+
+def refuse_nested(folder: Path) -> None:
+    """Raises a RagJaxError if `modules.json` has the encoder itself in a folder of its own.
+
+    Older versions of sentence-transformers saved it in `0_Transformer`.
+    """
+    path = folder / MODULES
+    for kind, place in _list_modules(path) if is_there(path) else []:
+        if not kind.endswith("Transformer") or not isinstance(place, str) or not Path(place).parts:
+            continue
+        if is_there(folder / place / "config.json") or not is_there(folder / "config.json"):
+            raise RagJaxError(
+                f"{path} has the encoder in a folder of its own, {show(place)}: give a folder with "
+                f"the files of {show(place)} beside {MODULES}, and there set this path to ''"
+            )
+
+
+def find_transformer(folder: Path) -> Path:
+    """The settings of an encoder's module `Transformer`, by the first of their names there."""
+    paths = [folder / name for name in TRANSFORMER_NAMES]
+    return next(filter(is_there, paths), paths[0])
 
 
 def read_layer(path: Path, name: str, *, reads: str) -> Dense:
@@ -120,7 +161,7 @@ def find_layer_weights(folder: Path) -> Path:
     """The file with a dense layer's weights; a RagJaxError if there is none."""
     path = folder / "model.safetensors"
     if not is_there(path):
-        raise RagJaxError(f"{path} is missing: {COPY}")
+        raise RagJaxError(f"{path} is missing{explain_pickled(folder) or f': {COPY}'}")
     return path
 
 

@@ -14,9 +14,9 @@ from rag_jax.models.io.modules import (
     CONVERT,
     COPY,
     MODULES,
-    TRANSFORMER,
     check_layers,
     find_layer_weights,
+    find_transformer,
     read_dense,
     read_layer,
     read_modules,
@@ -213,9 +213,10 @@ def _read_names(fields: Fields, name: str, default: list[str]) -> tuple[str, ...
 
 def _read_transformer(folder: Path) -> dict[str, Any]:
     """Lengths and the expansion of questions."""
-    if not is_there(folder / TRANSFORMER):
+    path = find_transformer(folder)
+    if not is_there(path):
         return {"lengths": {}}
-    fields = read_fields(folder / TRANSFORMER)
+    fields = read_fields(path)
     fields.refuse_unless("transformer_task", "feature-extraction")
     named = {role: f"{role}_length" for role in _TASKS}
     lengths = {r: fields.size(n) for r, n in named.items() if fields.raw.get(n) is not None}
@@ -252,8 +253,8 @@ def _resolve_lengths(
     for role, length in lengths.items():
         if length > most:
             raise RagJaxError(
-                f"{found.folder / TRANSFORMER}: a {role} may have {length} tokens, but the encoder "
-                f"has positions for only {most}"
+                f"{find_transformer(found.folder)}: a {role} may have {length} tokens, but the "
+                f"encoder has positions for only {most}"
             )
     return lengths
 
@@ -265,6 +266,7 @@ def _find_expansion(tokenizer: Tokenizer, expansion: Expansion | None, folder: P
     token = tokenizer.mask_id if name is None else tokenizer.find_id(name)
     if token is None:
         raise RagJaxError(
-            f"{folder / TRANSFORMER}: query_expansion.token {show(name)} is none of the tokenizer's"
+            f"{find_transformer(folder)}: query_expansion.token {show(name)} is none of the "
+            "tokenizer's"
         )
     return token

@@ -17,6 +17,7 @@ from rag_jax.models.io.modules import (
     TRANSFORMER,
     check_layers,
     find_layer_weights,
+    find_transformer,
     read_layer,
     read_modules,
 )
@@ -238,7 +239,7 @@ def read_text_settings(folder: Path, *similarities: str) -> Sentence:
             raise RagJaxError(f"{path}: default_prompt_name {show(default)}: there is {names}")
         fields.refuse_unless("similarity_fn_name", *similarities)
         similarity = (fields.raw.get("similarity_fn_name") or similarity).removesuffix("_score")
-    transformer, lower_case, length = folder / TRANSFORMER, False, None
+    transformer, lower_case, length = find_transformer(folder), False, None
     if is_there(transformer):
         fields = read_fields(transformer)
         lower_case = fields.raw.get("do_lower_case") is True

@@ -11,7 +11,7 @@ from rag_jax.models.io.architectures import EncoderConfig
 from rag_jax.models.io.fields import Fields, read_fields
 from rag_jax.models.io.load import OpenedModel, Pretrained, open_model
 from rag_jax.models.io.masked_head import build_head
-from rag_jax.models.io.modules import COPY, MODULES, PROMPTS, TRANSFORMER, read_modules
+from rag_jax.models.io.modules import COPY, MODULES, PROMPTS, find_transformer, read_modules
 from rag_jax.models.io.sentence import read_text_settings
 from rag_jax.models.io.weights import build_params
 from rag_jax.models.nn.masked_head import MaskedHead, Splade
@@ -89,8 +89,8 @@ def read_splade(folder: Path) -> Splade:
         raise RagJaxError(
             f"{folder / MODULES} has no module SpladePooling after its Transformer: no weights"
         )
-    if kinds[0] == "Transformer" and is_there(folder / TRANSFORMER):
-        read_fields(folder / TRANSFORMER).refuse_unless("transformer_task", "fill-mask")
+    if kinds[0] == "Transformer" and is_there(path := find_transformer(folder)):
+        read_fields(path).refuse_unless("transformer_task", "fill-mask")
     if is_there(folder / PROMPTS):
         read_fields(folder / PROMPTS).refuse_unless("max_active_dims")
     fields = read_fields(modules[1][1] / "config.json", COPY)

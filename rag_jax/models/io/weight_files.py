@@ -83,10 +83,14 @@ def _find_only(folder: Path) -> list[Path]:
             )
         if files:
             return list_parts(files[0])
-    hint = ""
+    raise RagJaxError(f"no .safetensors or .gguf weights in {folder}{explain_pickled(folder)}")
+
+
+def explain_pickled(folder: Path) -> str:
+    """What an error about a folder without weights adds if it has pickled ones; else nothing."""
     if any(folder.glob("*.bin")):
-        hint = "; pickled .bin weights are not supported: save the model as safetensors"
-    raise RagJaxError(f"no .safetensors or .gguf weights in {folder}{hint}")
+        return "; pickled .bin weights are not supported: save the model as safetensors"
+    return ""
 
 
 def _refuse_part(path: Path, match: re.Match) -> None:

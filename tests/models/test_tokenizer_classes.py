@@ -1,0 +1,152 @@
+"""What a tokenizer's class in transformers gives it, whatever `tokenizer.json` says."""
+
+import json
+
+import pytest
+import tokenizers
+from chats import TOKENIZERS
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from rag_jax.models.tokenizer import Tokenizer
+from rag_jax.runtime.errors import RagJaxError
+
+CASED = {"do_lower_case": False}
+PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")
+
+
+def write(folder, core, *, model_type=None, **settings):
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.json").write_text(core.to_str(), "utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    if model_type is not None:
+        (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    return folder
+
+
+def make_words(**normalizer):
+    """BERT's tokenizer with a vocabulary of whole words."""
+    words = ["[UNK]", "Hello", "hello", "é", "e", "中", "国", "中国", "_"]
+    core = tokenizers.Tokenizer(
+        models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+    )
+    core.normalizer = normalizers.BertNormalizer(**normalizer)
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    core.decoder = decoders.WordPiece()
+    return core
+
+
+def read_words(folder, text="Hello é 中国"):
+    tokenizer = Tokenizer.from_folder(folder)
+    return [tokenizer._core.id_to_token(i) for i in tokenizer.encode(text)]
+
+
+LOWER = ["hello", "e", "中", "国"]
+
+
+@pytest.mark.parametrize("kind", ["BertTokenizer", "DistilBertTokenizerFast", "MPNetTokenizer"])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, LOWER),
+        ({"do_lower_case": True, "strip_accents": None}, LOWER),
+        (CASED, ["Hello", "é", "中", "国"]),
+        (CASED | {"strip_accents": True}, ["Hello", "e", "中", "国"]),
+        ({"strip_accents": False}, ["hello", "é", "中", "国"]),
+        ({"tokenize_chinese_chars": False}, ["hello", "e", "中国"]),
+    ],
+)
+def test_berts_kin_follow_the_settings(kind, settings, words, tmp_path):
+    for lower in (True, False):
+        core = make_words(lowercase=lower, strip_accents=not lower, handle_chinese_chars=lower)
+        assert read_words(write(tmp_path, core, tokenizer_class=kind, **settings)) == words
+
+
+def test_a_class_of_its_own_has_its_own_steps(tmp_path):
+    """As in transformers: nothing is left of what `tokenizer.json` has in their place."""
+    core = make_words(clean_text=False)
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    folder = write(tmp_path, core, tokenizer_class="BertTokenizer")
+    assert read_words(folder, "Hel\u200blo_e") == ["hello", "_", "e"]
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_other_classes_are_as_the_file_says(kind, tmp_path):
+    core = make_words(lowercase=True)
+    assert read_words(write(tmp_path, core, tokenizer_class=kind, **CASED)) == LOWER
+    core = make_words(lowercase=False, strip_accents=False)
+    settings = {"tokenizer_class": kind, "do_lower_case": True}
+    folder = write(tmp_path, core, model_type="bert", **settings)
+    assert read_words(folder) == ["Hello", "é", "中", "国"]
+
+
+def test_a_class_that_is_not_named_is_that_of_the_models_type(tmp_path):
+    cased = ["Hello", "é", "中", "国"]
+    for model_type, words in {"bert": cased, "mpnet": cased, "modernbert": LOWER}.items():
+        folder = write(tmp_path, make_words(), model_type=model_type, **CASED)
+        assert read_words(folder) == words
+    named = {"tokenizer_class": "BertTokenizer", **CASED}
+    assert read_words(write(tmp_path, make_words(), model_type="modernbert", **named)) == LOWER
+    assert read_words(write(tmp_path, make_words(), model_type="llama", **named)) == cased
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("do_lower_case", "no"), ("strip_accents", 1), ("tokenize_chinese_chars", [])],
+)
+def test_damaged_settings_are_named(name, value, tmp_path):
+    settings = {"tokenizer_class": "BertTokenizer", name: value}
+    with pytest.raises(RagJaxError, match=f"{name} must be true or false, not ") as error:
+        Tokenizer.from_folder(write(tmp_path, make_words(), **settings))
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def make_bytes(*, prefix, steps=()):
+    core = TOKENIZERS["byte level"]()
+    last = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    core.pre_tokenizer = pre_tokenizers.Sequence([*steps, last]) if steps else last
+    return core
+
+
+@pytest.mark.parametrize(
+    "kind", ["RobertaTokenizer", "BartTokenizerFast", "GPT2Tokenizer", "Qwen2TokenizerFast"]
+)
+@pytest.mark.parametrize("steps", [(), (pre_tokenizers.Digits(individual_digits=True),)])
+@pytest.mark.parametrize("prefix", [True, False])
+def test_byte_level_classes_follow_the_blank_before_a_text(kind, steps, prefix, tmp_path):
+    core = make_bytes(prefix=prefix, steps=steps)
+    found = {}
+    for value in (True, False, None):
+        settings = {} if value is None else {"add_prefix_space": value}
+        folder = write(tmp_path, core, tokenizer_class=kind, **settings)
+        found[value] = Tokenizer.from_folder(folder).encode("where is it?")
+    with_blank = Tokenizer.from_folder(folder).encode(" where is it?")
+    assert found[True] == with_blank != found[False]
+    assert found[None] == found[False]
+
+
+@pytest.mark.parametrize("settings", [{"tokenizer_class": name} for name in PLAIN])
+def test_other_classes_keep_the_blank_of_the_file(settings, tmp_path):
+    folders = [
+        write(tmp_path / name, make_bytes(prefix=prefix), **settings, **own)
+        for name, prefix, own in [("a", False, {"add_prefix_space": True}), ("b", True, {})]
+    ]
+    without, with_blank = (Tokenizer.from_folder(f).encode("where") for f in folders)
+    assert with_blank == Tokenizer.from_folder(folders[0]).encode(" where") != without
+
+
+def test_types_whose_class_is_always_the_same(tmp_path):
+    """transformers knows Qwen2's by its type, and leaves Mistral's to `tokenizer.json`."""
+    core = make_bytes(prefix=False)
+    settings = {"tokenizer_class": PLAIN[0], "add_prefix_space": True}
+    blanks = []
+    for model_type in ("qwen2", "qwen3", "mistral"):
+        tokenizer = Tokenizer.from_folder(write(tmp_path, core, model_type=model_type, **settings))
+        blanks.append(tokenizer.encode("where") == tokenizer.encode(" where"))
+    assert blanks == [True, False, False]
+    core = TOKENIZERS["metaspace, legacy"]()
+    named = {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": False}
+    found = {
+        kind: Tokenizer.from_folder(write(tmp_path, core, model_type=kind, **named)).encode("where")
+        for kind in ("llama", "mistral", "phi3")
+    }
+    assert found["mistral"] == found["phi3"] != found["llama"]
