@@ -1,12 +1,13 @@
 """ARC (Clark et al. 2018, arXiv 1803.05457), and other questions with choices.
 
-A question has `question`, `choices` (or `options`), `answerKey` (or `answer_idx` or `answer`), a
-label, and optionally `id`. The choices are an object of texts by label, or of a list `label` and a
-list `text`; or a list of texts, as in MMLU (Hendrycks et al. 2021, arXiv 2009.03300), whose answer
-is a number counted from 0 or a letter. In the published files of ARC, `question` is an object with
-the choices and with the text as `stem`; in Hugging Face's rows of OpenBookQA (Mihaylov et al. 2018,
-arXiv 1809.02789), `question_stem` stands for `question`. Labels 1 to 5 become A to E, as in
-Self-RAG (Asai et al. 2023), and so do labels from 0.
+A question has `question`, `choices` (or `options`), `answerKey` (or `answer_idx`, `answer`, `label`
+as in AGIEval or `correct` as in AQuA-RAT), a label, and optionally `id`. The choices are an object
+of texts by label, or of a list `label` and a list `text`; or a list of texts, as in MMLU (Hendrycks
+et al. 2021, arXiv 2009.03300), whose answer is a number counted from 0 or a letter. In the
+published files of ARC, `question` is an object with the choices and with the text as `stem`; in
+Hugging Face's rows of OpenBookQA (Mihaylov et al. 2018, arXiv 1809.02789), `question_stem` stands
+for `question`. Labels 1 to 5 become A to E, as in Self-RAG (Asai et al. 2023), and so do labels
+from 0.
 """
 
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ from rag_jax.data.formats.fields import (
 )
 from rag_jax.data.formats.lines import BadLineError, Place
 from rag_jax.data.questions import Question
+
+_ANSWERS = "answerKey", "answer_idx", "answer", "label", "correct"  # the first that is there
 
 
 def matches(record: Mapping[str, Any]) -> bool:
@@ -92,7 +95,7 @@ def _read_answers(
     Args:
         names: labels by the labels in the record.
     """
-    key = next((name for name in ("answerKey", "answer_idx") if name in record), "answer")
+    key = next((name for name in _ANSWERS if record.get(name) is not None), _ANSWERS[0])
     answer = record.get(key)
     if type(answer) is int and isinstance(_get_choices(record), list):
         return (find_label(choices, answer, place),)

@@ -2,12 +2,13 @@
 
 `corpus.jsonl` has `_id`, `title` and `text`, `queries.jsonl` has `_id` and `text`, and
 `qrels/<split>.tsv` has a heading and then one line per judgement: query, passage and grade,
-separated by tabs. TREC's format, `query 0 passage grade` without a heading, is accepted too, and so
-is `qrels/<split>.jsonl`, with `query-id`, `corpus-id` and `score`, as MTEB's datasets have it.
+separated by tabs, or in the order that the heading names. TREC's format, `query 0 passage grade`
+without a heading, is accepted too, and so is `qrels/<split>.jsonl`, with `query-id`, `corpus-id`
+and `score`, as MTEB's datasets have it.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,13 @@ from rag_jax.data.formats.files import find_suffix
 from rag_jax.data.formats.lines import BadLineError, BadLines, Place, read_lines
 from rag_jax.data.formats.records import read_records
 from rag_jax.data.questions import Question
+
+# Names of the columns of judgements.
+_COLUMNS = (
+    {"query-id", "qid", "query", "topic"},
+    {"corpus-id", "docid", "doc-id", "passage-id", "pid"},
+    {"score", "grade", "relevance", "rel", "label"},
+)
 
 
 def read_queries(path: Path, bad: BadLines) -> dict[str, str]:
@@ -80,17 +88,27 @@ def read_qrels(path: Path, bad: BadLines) -> Iterator[tuple[Place, tuple[str, st
                 names = get_id(record, ["query-id"], place), get_id(record, ["corpus-id"], place)
                 yield place, (*names, _get_grade(record, place))
         return
+    order = range(3)
     for place, line in read_lines(path, bad):
         fields = line.split("\t")
-        is_heading = place.line == 1 and re.fullmatch(r"[A-Za-z_ -]+", fields[-1])
         if len(fields) != 3:
             fields = line.split()
             fields = [*fields[:1], *fields[2:]] if len(fields) == 4 else []
-        if len(fields) == 3 and re.fullmatch("-?[0-9]{1,9}", fields[2]):
-            yield place, (fields[0], fields[1], int(fields[2]))
-        elif not is_heading:
+        query, passage, grade = (fields[i] for i in order) if fields else ("", "", "")
+        if re.fullmatch(r"-?[0-9]{1,9}(\.0+)?\s*", grade):
+            yield place, (query, passage, int(grade.partition(".")[0]))
+        elif place.line == 1 and all(re.match("[A-Za-z]", name) for name in line.split()):
+            order = _find_order(fields) or order
+        else:
             error = f"{place}: must be query, passage and grade, separated by tabs"
             bad.skip(BadLineError(error))
+
+
+def _find_order(heading: Sequence[str]) -> list[int]:
+    """Returns the places of query, passage and grade by a heading; none if it names no places."""
+    names = [name.strip().lower().replace("_", "-") for name in heading]
+    places = [[i for i, name in enumerate(names) if name in column] for column in _COLUMNS]
+    return [found[0] for found in places] if all(len(found) == 1 for found in places) else []
 
 
 def _get_grade(record: Mapping[str, Any], place: Place) -> int:

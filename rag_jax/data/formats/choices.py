@@ -1,5 +1,6 @@
 """Choices of multiple-choice questions, and the labels that answers name."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,12 +13,18 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 def label_choices(texts: Any, place: Place) -> dict[str, str]:
     """Returns the texts of a list of choices by the labels A, B and so on.
 
+    Labels that all texts begin with, as in "A)2" and "(B) 3", are left out.
+
     Raises:
         BadLineError: if the choices are not a list of 1 to 26 strings.
     """
     listed = get_texts({"choices": texts}, "choices", place)
     if not 1 <= len(listed) <= len(_LETTERS):
         raise BadLineError(f"{place}: choices must be a list of 1 to {len(_LETTERS)} strings")
+    labelled = list(zip(_LETTERS, listed, strict=False))
+    marks = [re.match(rf"\({label}\)|{label}[).:]", text) for label, text in labelled]
+    if all(marks):
+        listed = [text[mark.end() :].strip() for text, mark in zip(listed, marks, strict=True)]
     return dict(zip(_LETTERS, listed, strict=False))
 
 
@@ -55,6 +62,20 @@ def find_label(choices: Mapping[str, str], index: int, place: Place) -> str:
     if not 0 <= index < len(choices):
         raise BadLineError(f"{place}: there is no choice {index} among {len(choices)}")
     return list(choices)[index]
+
+
+def name_answer(choices: Mapping[str, str], answer: str, place: Place) -> str:
+    """Returns the label of the choice that an answer is, by its label or its text.
+
+    Raises:
+        BadLineError: if it is neither.
+    """
+    if answer in choices:
+        return answer
+    label = next((label for label, text in choices.items() if text == answer), None)
+    if label is None:
+        raise BadLineError(f"{place}: answer {answer!r:.60} is neither label nor text of a choice")
+    return label
 
 
 def list_choices(question: str, choices: Mapping[str, str]) -> str:

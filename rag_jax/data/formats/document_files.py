@@ -20,6 +20,18 @@ from rag_jax.runtime.outside import parsing, require_file
 # Maximum size in bytes: of what is in memory whole, once parsed at many times its size, and of a
 # PDF, whose pages are read one by one.
 LARGEST, LARGEST_PDF = 32 << 20, 512 << 20
+# Word's elements that only enclose others, and those that are not read: what is deleted or moved
+# away, is never filled in, or lists the contents. A merged cell is read at its first place alone.
+_ENCLOSING = ("w:ins", "w:moveTo", "w:sdt", "w:sdtContent", "w:smartTag", "w:customXml")
+_UNREAD = (
+    *("w:del", "w:moveFrom", "w:tr[w:trPr/w:del]", "w:tc[w:tcPr/w:cellDel]"),
+    *("w:sdtPr", "w:sdtEndPr", "w:smartTagPr", "w:customXmlPr"),
+    "w:sdt[w:sdtPr/w:showingPlcHdr[not(@w:val) or @w:val = '1' or @w:val = 'true']]",
+    "w:sdt[w:sdtPr/w:docPartObj/w:docPartGallery/@w:val = 'Table of Contents']",
+    *("w:tc[w:tcPr/w:vMerge[not(@w:val = 'restart')]]", "w:gridSpan"),
+)
+_END = r"(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)"
+_SETTINGS = re.compile(rf"---[ \t]*\r?\n(?:(?!{_END}).*\n){{0,200}}?{_END}")
 _SCANNED = "has no text: if it is scanned, a program for text recognition has to read it first"
 _EXTRA = "pip install 'rag_jax[documents]'"
 
@@ -152,24 +164,33 @@ def _squeeze(text: str) -> str:
 
 
 def _cut_front_matter(text: str) -> str:
-    """A text with the lines of settings that stand above it, between `---`, left blank."""
-    match = re.match(r"---\n(?:(?!---\n).*\n){0,200}?---\n", text)
+    """A text with the lines of settings that stand above it left blank.
+
+    They are between `---` and `---` or `...`.
+    """
+    match = _SETTINGS.match(text)
     return "\n" * match[0].count("\n") + text[match.end() :] if match else text
 
 
 def _flatten(token: Any) -> str:
-    """The words of a token's content."""
-    parts = []
+    """The words of a token's content, without scripts and styles."""
+    parts, start = [], None
     for child in token.children:
-        if child.type in ("softbreak", "hardbreak"):
+        tag = child.type == "html_inline" and re.match(r"</?\w+", child.content.lower())
+        if child.type in ("softbreak", "hardbreak") or (tag and tag[0] == "<br"):
             parts.append(" ")
         elif child.type in ("text", "code_inline", "image"):
             parts.append(child.content)
+        elif tag and tag[0] in ("<script", "<style"):
+            start = len(parts)
+        elif tag and tag[0] in ("</script", "</style") and start is not None:
+            del parts[start:]
+            start = None
     return _squeeze("".join(parts))
 
 
 def _strip_tags(text: str) -> str:
-    """The words of a piece of HTML."""
+    """The words of a piece of HTML, without scripts and styles."""
     import lxml.etree
     import lxml.html
 
@@ -178,6 +199,8 @@ def _strip_tags(text: str) -> str:
         tree = lxml.html.fragment_fromstring(text, create_parent="div", parser=parser)
     except lxml.etree.ParserError:  # nothing but a comment
         return ""
+    for element in tree.iter("script", "style"):
+        element.text = None
     return _squeeze(" ".join(tree.itertext()))
 
 
@@ -221,7 +244,10 @@ def read_pdf(path: Path) -> Document:
 
 
 def read_word(path: Path) -> Document:
-    """A Word file: paragraphs under headings, and a paragraph a row of a table."""
+    """A Word file: paragraphs under headings, and a paragraph a row of a table.
+
+    Tracked changes are read as if they were accepted.
+    """
     with _within(path):
         import docx
 
@@ -229,6 +255,7 @@ def read_word(path: Path) -> Document:
             if sum(entry.file_size for entry in archive.infolist()) > 8 * LARGEST:
                 raise BadLineError(f"{path}: unpacks to more than {8 * LARGEST >> 20} MiB")
         opened = docx.Document(str(path))
+        _unfold(opened.element.body)
         title, headings, paragraphs = opened.core_properties.title or "", {}, []
         for number, block in enumerate(opened.iter_inner_content(), 1):
             if isinstance(block, docx.table.Table):
@@ -244,6 +271,16 @@ def read_word(path: Path) -> Document:
                 under = tuple(headings.values())
                 paragraphs += [Paragraph(number, under, _squeeze(text)) for text in texts]
     return Document(_squeeze(title), tuple(p for p in paragraphs if p.text))
+
+
+def _unfold(body: Any) -> None:
+    """Puts what is enclosed in the place of what encloses it, where python-docx finds it."""
+    for element in body.xpath(" | ".join(f".//{path}" for path in _UNREAD)):
+        element.getparent().remove(element)
+    for element in body.xpath(" | ".join(f".//{name}" for name in _ENCLOSING)):
+        for child in reversed(element):
+            element.addnext(child)
+        element.getparent().remove(element)
 
 
 # By the suffix of a file's name.

@@ -26,6 +26,11 @@ from rag_jax.runtime.progress import show_progress
 DOCUMENT = "document"  # the format of such files
 # What ends a sentence of Chinese or Japanese, after which no space stands.
 _UNSPACED = tuple("\u3002\uff01\uff1f\uff61\u300d\u300f")
+# The name of a file about a folder of data, which is no part of the data.
+_ABOUT = re.compile(
+    r"(readme|licen[cs]e|changelog|contributing)([._-].*)?|requirements([._-].*)?\.txt",
+    re.IGNORECASE,
+)
 _ID = re.compile(r"(.+)#([0-9]+)(?:\.[0-9]+)?", re.DOTALL)
 
 
@@ -54,6 +59,11 @@ def list_documents(folder: Path) -> list[Path]:
         paths = [Path(place, name) for name in names if not name.startswith(".")]
         found += [path for path in paths if is_document(path)]
     return sorted(found)
+
+
+def is_about_data(path: Path) -> bool:
+    """Whether a file's name is that of one about a folder of data, such as README.md."""
+    return _ABOUT.fullmatch(path.name) is not None
 
 
 def stream_documents(

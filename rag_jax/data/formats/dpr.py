@@ -8,6 +8,9 @@ of a search.
 """
 
 import ast
+import io
+import re
+import tokenize
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,8 @@ def matches(record: Mapping[str, Any]) -> bool:
 
 # Characters of a list of answers in Python's notation: reading takes some 200 bytes for each.
 _LONGEST = 1 << 20
+# Python joins two strings without a comma between them, as NumPy prints an array.
+_RUN_TOGETHER = re.compile(r"""['"]\s*['"]""")
 
 
 def parse(record: Mapping[str, Any], place: Place) -> Item:
@@ -69,6 +74,10 @@ def parse_row(row: Sequence[str], place: Place) -> Item:
         answers = ast.literal_eval(row[1].strip())
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         raise BadLineError(f"{place}: the answers must be a list of strings") from None
+    if _RUN_TOGETHER.search(row[1]) and isinstance(answers, list):
+        strings = tokenize.generate_tokens(io.StringIO(row[1].strip()).readline)
+        if sum(token.type == tokenize.STRING for token in strings) != len(answers):
+            raise BadLineError(f"{place}: a comma is missing between two answers")
     return parse({"question": row[0], "answers": answers}, place)
 
 

@@ -2,7 +2,8 @@
 
 A claim has `id`, `claim`, `label` and `evidence`, a list of sets of evidence: lists of annotation,
 evidence, page and sentence. The choices are true, false and unknown, for the labels SUPPORTS,
-REFUTES and NOT ENOUGH INFO. Test files have neither label nor evidence.
+REFUTES and NOT ENOUGH INFO. Test files have neither label nor evidence. Hugging Face's rows, one
+for each piece of evidence, are refused.
 
 The pages of the evidence are relevant where the corpus has them, by id or by title, however Unicode
 composes their letters. FEVER writes a title with underscores for spaces and `-LRB-` for brackets. A
@@ -36,6 +37,11 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
     Raises:
         BadLineError: if a field is missing, blank or of the wrong type, or the label is unknown.
     """
+    if "evidence_wiki_url" in record:
+        raise BadLineError(
+            f"{place}: is one piece of evidence, as in Hugging Face's rows of FEVER, whose claims "
+            "are spread over rows: take the file that FEVER published"
+        )
     label = get_text(record, "label", place, default="")
     if label and label not in _LABELS:
         raise BadLineError(f"{place}: label {label!r} must be one of {', '.join(_LABELS)}")

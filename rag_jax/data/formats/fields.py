@@ -8,6 +8,8 @@ from rag_jax.data.formats.lines import BadLineError, Place
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 
+_WITHOUT_TEXT = {"id", "_id", "title", "url", "metadata"}
+
 
 @dataclass(frozen=True)
 class Context:
@@ -59,7 +61,8 @@ def get_text(
     """
     value = default if record.get(name) is None else record[name]
     if value is None:
-        raise BadLineError(f"{place}: has no {name!r}")
+        others = "" if name in record else _shorten(", ".join(record))
+        raise BadLineError(f"{place}: has no {name!r}{others and f' (its fields: {others})'}")
     return _check_text(value, name, place)
 
 
@@ -164,13 +167,23 @@ def get_count(record: Mapping[str, Any], name: str, place: Place) -> int | None:
 
 
 def get_passage_text(record: Mapping[str, Any], name: str, title: str, place: Place) -> str:
-    """Returns the text of a passage, which may be blank if the passage has a title.
+    """Returns the text of a passage, which may be blank or missing if the passage has a title.
 
     Raises:
-        BadLineError: if text and title are both missing or blank, or the text is not a string.
+        BadLineError: if a text is missing, see `default_text`, text and title are both blank, or
+            the text is not a string.
     """
-    text = get_text(record, name, place, default="" if title.strip() else None)
+    text = get_text(record, name, place, default=default_text(record, name, title))
     return text if title.strip() else check_blank(text, name, place)
+
+
+def default_text(record: Mapping[str, Any], name: str, title: str) -> str | None:
+    """Returns the text of a passage whose field of the text is missing or null; None to refuse it.
+
+    A title may stand alone. Beside another field that may be the text, by another name.
+    """
+    is_alone = name in record or record.keys() <= _WITHOUT_TEXT
+    return "" if title.strip() and is_alone else None
 
 
 def check_blank(text: str, name: str, place: Place) -> str:
@@ -182,7 +195,7 @@ def check_blank(text: str, name: str, place: Place) -> str:
 
 def _check_text(value: Any, name: str, place: Place) -> str:
     if not isinstance(value, str):
-        raise BadLineError(f"{place}: {name}={_shorten(value)} must be a string")
+        raise BadLineError(f"{place}: {name}={_shorten(repr(value))} must be a string")
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -192,6 +205,5 @@ def _check_text(value: Any, name: str, place: Place) -> str:
     return value
 
 
-def _shorten(value: Any) -> str:
-    text = repr(value)
+def _shorten(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -11,7 +11,7 @@ import io
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +24,7 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".tsv", ".csv")
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _UNREAD = (".parquet", ".arrow", ".feather", ".array_record", ".tfrecord", ".xml", ".xlsx")
 _ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar")
+_PART = re.compile(r"(.+)-\d+-of-(\d+)")
 _HEAD = 4096  # bytes that tell what a file is
 _UNPACK = "unpack the archive"
 _CONVERT = "convert the file to JSON lines"
@@ -57,6 +58,20 @@ def find_stem(path: Path) -> str:
 def find_suffix(path: Path) -> str:
     """Returns the suffix of a file's type in lower case, such as `.jsonl` for `a.JSONL.gz`."""
     return Path(plain_name(path)).suffix.lower()
+
+
+def check_parts(paths: Iterable[Path]) -> None:
+    """Raises a RagJaxError if files named like `test-00000-of-00002.jsonl` are not all there."""
+    parts: dict[tuple[str, int], list[Path]] = {}
+    for path in paths:
+        if match := _PART.fullmatch(find_stem(path)):
+            parts.setdefault((match[1], int(match[2])), []).append(path)
+    for (_, count), found in parts.items():
+        if len(found) < count:
+            raise RagJaxError(
+                f"{found[0]}: is one of {count} files, of which {len(found)} are here: fetch the "
+                "others, or rename what is here"
+            )
 
 
 def looks_like_data(path: Path) -> bool:

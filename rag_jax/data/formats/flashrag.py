@@ -3,15 +3,21 @@
 A passage has `id` and `contents`: the title in quotes on the first line, and the text on the
 following lines. A question has `id`, `question`, `golden_answers` and optionally `metadata`. The
 metadata fields `type`, `popularity` (or `s_pop`, as in PopQA), `relevant` and `choices` are read.
-Where `golden_answers` are numbers, counted from 0, of a list `choices` beside or within `metadata`,
-the question is a multiple-choice question with the labels A, B and so on.
+Where `golden_answers` are texts, or numbers counted from 0, of a list `choices` beside or within
+`metadata`, the question is a multiple-choice question with the labels A, B and so on. Where
+`choices` are an object of texts by label, an answer is a label or a text.
 """
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rag_jax.data.formats.choices import find_label, label_choices, list_choices
+from rag_jax.data.formats.choices import (
+    find_label,
+    label_choices,
+    list_choices,
+    name_answer,
+)
 from rag_jax.data.formats.fields import (
     Item,
     check_blank,
@@ -48,13 +54,17 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
     if not isinstance(metadata, dict):
         raise BadLineError(f"{place}: metadata must be an object")
     choices = metadata.get("choices") if record.get("choices") is None else record["choices"]
-    text, answers = get_filled(record, "question", place), record.get("golden_answers")
-    if isinstance(answers, list) and answers and all(type(index) is int for index in answers):
+    text = get_filled(record, "question", place)
+    if indices := _list_indices(record.get("golden_answers"), choices):
         choices = label_choices(choices, place)
-        answers = tuple(find_label(choices, index, place) for index in answers)
+        answers = tuple(find_label(choices, index, place) for index in indices)
         text = list_choices(text, choices)
     else:
+        # Some of FlashRAG's datasets have a list of choices without labels.
+        choices = get_choices(choices, place) if isinstance(choices, dict) else {}
         answers = get_texts(record, "golden_answers", place)
+        if choices:
+            answers = tuple(name_answer(choices, answer, place) for answer in answers)
     popularity = "popularity" if metadata.get("popularity") is not None else "s_pop"
     question = Question(
         get_id(record, ["id"], place),
@@ -63,8 +73,7 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
         _get_grades(metadata, place),
         get_text(metadata, "type", place, default=""),
         get_count(metadata, popularity, place),
-        # Some of FlashRAG's datasets have a list of choices without labels.
-        get_choices(choices, place) if isinstance(choices, dict) else {},
+        choices,
     )
     return Item(place, question)
 
@@ -84,10 +93,19 @@ def parse_passage(record: Mapping[str, Any], place: Place) -> list[Passage]:
     if len(title) > 1 and title.startswith('"') and title.endswith('"'):
         title = title[1:-1]
     title = get_text(record, "title", place, default=title)
-    text = get_text(record, "text", place, default=text)
+    text = get_text(record, "text", place, default="") or text
     if not title.strip():
         check_blank(text, f"the text of passage {id!r}", place)
     return [Passage(id, title, text)]
+
+
+def _list_indices(answers: Any, choices: Any) -> list[int]:
+    """Returns the numbers of the choices that all answers are, by number or text; none else."""
+    if not isinstance(answers, list):
+        return []
+    if isinstance(choices, list) and all(isinstance(x, str) and x in choices for x in answers):
+        return [choices.index(text) for text in answers]
+    return answers if all(type(index) is int for index in answers) else []
 
 
 def _get_grades(metadata: Mapping[str, Any], place: Place) -> dict[str, int]:

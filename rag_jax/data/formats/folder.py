@@ -13,9 +13,15 @@ from typing import Any
 from rag_jax.data.formats import beir, dpr, hugging_face, tfds
 from rag_jax.data.formats.corpus import Corpus, GatheredCorpus, find_negatives
 from rag_jax.data.formats.detect import DOCUMENTS, NONE, PASSAGES, RECORDS, sort_files
-from rag_jax.data.formats.documents import list_documents, stream_documents
+from rag_jax.data.formats.documents import is_about_data, list_documents, stream_documents
 from rag_jax.data.formats.fields import Item
-from rag_jax.data.formats.files import SUFFIXES, find_stem, find_suffix, looks_like_data
+from rag_jax.data.formats.files import (
+    SUFFIXES,
+    check_parts,
+    find_stem,
+    find_suffix,
+    looks_like_data,
+)
 from rag_jax.data.formats.ledger import Ledger
 from rag_jax.data.formats.lines import BadLineError, BadLines, Place
 from rag_jax.data.formats.passages import holds_passages, parse_records, stream_passages
@@ -35,7 +41,8 @@ def list_files(folder: Path) -> list[Path]:
     """Returns the data files of a folder, its `qrels` and its datasets: sorted, not hidden.
 
     Raises:
-        RagJaxError: if the folder does not exist, or a data file is a link to a missing file.
+        RagJaxError: if the folder does not exist, a data file is a link to a missing file, or parts
+            of a file are missing.
     """
     if not os.path.isdir(folder):  # nor is a name that is too long
         raise RagJaxError(f"config.data.path={folder}: no such folder")
@@ -54,6 +61,7 @@ def list_files(folder: Path) -> list[Path]:
                 f"{path}: is a link to {path.readlink()}, which is missing: fetch the file, or "
                 "remove the link"
             )
+    check_parts(path for path in visible if path in direct)
     return [path for path in visible if path.is_file()]
 
 
@@ -61,6 +69,7 @@ def find_documents(folder: Path, files: Sequence[Path], format: str) -> list[Pat
     """The documents of a folder if they are its corpus, else none.
 
     They are if no data file holds passages and the questions are plain ones, which come without.
+    What lies beside the data files and is about them, such as README.md, is none.
 
     Args:
         files: the data files of the folder, by `list_files`.
@@ -72,7 +81,8 @@ def find_documents(folder: Path, files: Sequence[Path], format: str) -> list[Pat
     stems = [find_stem(path).lower() for path in files]
     if format not in ("auto", PLAIN) or "queries" in stems or tfds.list_datasets(folder):
         return []
-    found = list_documents(folder)
+    listed = list_documents(folder)
+    found = [path for path in listed if path.parent != folder or not is_about_data(path)]
     if not found:
         return []
     direct = hugging_face.list_sources(folder, files)

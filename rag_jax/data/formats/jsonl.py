@@ -14,6 +14,7 @@ from typing import Any
 from rag_jax.data.formats.fields import (
     Item,
     check_blank,
+    default_text,
     get_answers,
     get_count,
     get_filled,
@@ -66,7 +67,7 @@ def parse_passage(record: Mapping[str, Any], place: Place) -> list[Passage]:
     """
     id = get_id(record, ["id", "_id"], place)
     title = get_text(record, "title", place, default="")
-    text = get_text(record, "text", place, default="" if title.strip() else None)
+    text = get_text(record, "text", place, default=default_text(record, "text", title))
     if not title.strip() and "_id" not in record:
         check_blank(text, f"the text of passage {id!r}", place)
     return [Passage(id, title, text)]

@@ -72,7 +72,8 @@ def _read_published(
         # HotpotQA's sentences begin with a space, those of 2WikiMultihopQA do not.
         sentences = get_texts({"sentences": sentences}, "sentences", place)
         text = " ".join(sentence.strip() for sentence in sentences)
-        text = check_blank(text, f"paragraph {title!r}", place)
+        if not title.strip():
+            check_blank(text, f"paragraph {title!r}", place)
         contexts.append(Context(Passage("", title, text), int(title in supporting)))
     own = {context.passage.title for context in contexts}
     return tuple(contexts), tuple(title for title in supporting if title not in own)
@@ -82,7 +83,7 @@ def _list_pairs(
     record: Mapping[str, Any], name: str, column: str, place: Place
 ) -> list[tuple[str, Any]]:
     """Returns a list of pairs, given as such or as an object of the lists `title` and `column`."""
-    values = record.get(name, [])
+    values = [] if record.get(name) is None else record[name]
     if isinstance(values, dict):
         titles, others = values.get("title"), values.get(column)
         if isinstance(titles, list) and isinstance(others, list) and len(titles) == len(others):

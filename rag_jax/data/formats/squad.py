@@ -33,7 +33,11 @@ from rag_jax.data.questions import Question
 def holds(path: Path) -> bool:
     """Returns whether a file is a document of SQuAD."""
     key, begun = find_container(path) or ("", [])
-    return key == "data" and isinstance(begun, list) and all("paragraphs" in a for a in begun)
+    return (
+        key == "data"
+        and isinstance(begun, list)
+        and all(isinstance(article, dict) and "paragraphs" in article for article in begun)
+    )
 
 
 def matches(record: Mapping[str, Any]) -> bool:

@@ -79,6 +79,15 @@ def write_word(path):
     document.save(str(path))
 
 
+def write_word_of(path, body):
+    """A Word file whose body is given as XML."""
+    document = docx.Document()
+    space = docx.oxml.ns.nsdecls("w")
+    for element in docx.oxml.parse_xml(f"<w:body {space}>{body}</w:body>"):
+        document.element.body[-1].addprevious(element)
+    document.save(str(path))
+
+
 def list_paragraphs(document):
     return [(p.place, p.headings, p.text) for p in document.paragraphs]
 
@@ -94,6 +103,115 @@ def test_markdown():
         (17, ("Rivers", "Long ones"), "# no heading"),
     ]
     assert parse_markdown("# One\na\n# Two\nb").title == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "---\r\ntitle: x\r\n---\r\n\r\nWords.\r\n",
+        "--- \ntitle: x\n---\t\n\nWords.\n",
+        "---\ntitle: x\n...\n\nWords.\n",
+        "---\ntitle: x\nnote: ---\n--- \r\n\nWords.\n",
+    ],
+)
+def test_settings_above_a_markdown_text_are_cut(text):
+    place = text.splitlines().index("Words.") + 1
+    assert list_paragraphs(parse_markdown(text)) == [(place, (), "Words.")]
+    assert parse_markdown("---\ntitle: x\n---").paragraphs == ()
+
+
+def test_rules_in_a_markdown_text_are_not_cut():
+    for text in ("---\n\nWords.\n", "----\n\nWords.\n\n----\n", "Words.\n\n---\n..."):
+        assert "Words." in [p.text for p in parse_markdown(text).paragraphs]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("one<br>two<BR />three", "one two three"),
+        ("| a |\n|---|\n| one<br/>two |", "a / one two"),
+        ("before <script>x(1 < 2)</script>after", "before after"),
+        ("before <STYLE>p {}</STYLE> after `<script>` a </script>", "before after <script> a"),
+        ("the tag <script> is old", "the tag is old"),
+        ("<div>one<script>x()</script>two<style>p {}</style> three</div>", "one two three"),
+        ("<script>\nx()\n\ny()\n</script>\n\nWords.", "Words."),
+    ],
+)
+def test_html_in_markdown(text, words):
+    assert " / ".join(p.text for p in parse_markdown(text).paragraphs) == words
+
+
+def write_run(text, tag="w:t"):
+    return f'<w:r><{tag} xml:space="preserve">{text}</{tag}></w:r>'
+
+
+def write_paragraph(*parts, settings=""):
+    return f"<w:p>{settings}{''.join(parts)}</w:p>"
+
+
+def wrap(content, settings=""):
+    return f"<w:sdt><w:sdtPr>{settings}</w:sdtPr><w:sdtContent>{content}</w:sdtContent></w:sdt>"
+
+
+def test_tracked_changes_and_content_controls_of_a_word_file(tmp_path):
+    """What is inserted, moved or filled in is read; what is deleted or moved away is not."""
+    by = 'w:id="1" w:author="a"'
+    gone = f"<w:del {by}>{write_run('deleted', 'w:delText')}</w:del>"
+    place = '<w:smartTagPr><w:attr w:name="n" w:val="v"/></w:smartTagPr>'
+    contents = '<w:docPartObj><w:docPartGallery w:val="Table of Contents"/></w:docPartObj>'
+    heading = '<w:pPr><w:pStyle w:val="Heading1"/></w:pPr>'
+    parts = [
+        write_paragraph(write_run("Lakes"), settings=heading),
+        write_paragraph(
+            write_run("The fee is "),
+            f"<w:ins {by}>{write_run('ten')}{gone}<w:smartTag>{place}{write_run(' euros')}"
+            "</w:smartTag></w:ins>",
+            gone,
+            f"<w:moveTo {by}>{write_run(' a')}</w:moveTo>",
+            f"<w:moveFrom {by}>{write_run('moved away')}</w:moveFrom>",
+            wrap(wrap(write_run(" day"))),
+            wrap(write_run("Click to enter text."), "<w:showingPlcHdr/>"),
+        ),
+        wrap(wrap(write_paragraph(write_run("Deep."))) + write_paragraph(write_run("Cold."))),
+        wrap(write_paragraph(write_run("Lakes 3")), contents),
+    ]
+    write_word_of(tmp_path / "a.docx", "".join(parts))
+    assert list_paragraphs(read_document(tmp_path / "a.docx")) == [
+        (2, ("Lakes",), "The fee is ten euros a day"),
+        (3, ("Lakes",), "Deep."),
+        (4, ("Lakes",), "Cold."),
+    ]
+
+
+def write_row(*cells, settings=""):
+    return f"<w:tr>{settings}{''.join(cells)}</w:tr>"
+
+
+def write_cell(text, settings=""):
+    return f"<w:tc><w:tcPr>{settings}</w:tcPr>{write_paragraph(write_run(text))}</w:tc>"
+
+
+def test_merged_cells_of_a_word_file_are_read_once(tmp_path):
+    rows = [
+        write_row(write_cell("merged", '<w:gridSpan w:val="2"/>'), write_cell("c")),
+        write_row(write_cell("tall", '<w:vMerge w:val="restart"/>'), wrap(write_cell("1"))),
+        write_row(write_cell("", "<w:vMerge/>"), write_cell("2"), write_cell("equal")),
+        wrap(write_row(write_cell("", '<w:vMerge w:val="continue"/>'), write_cell("equal"))),
+        write_row(write_cell("deleted"), settings='<w:trPr><w:del w:id="1"/></w:trPr>'),
+    ]
+    grid = "<w:tblPr/><w:tblGrid><w:gridCol/><w:gridCol/><w:gridCol/></w:tblGrid>"
+    write_word_of(tmp_path / "a.docx", f"<w:tbl>{grid}{''.join(rows)}</w:tbl>")
+    texts = [p.text for p in read_document(tmp_path / "a.docx").paragraphs]
+    assert texts == ["merged | c", "tall | 1", "2 | equal", "equal"]
+
+    document = docx.Document()
+    table = document.add_table(rows=2, cols=3)
+    for number, cell in enumerate(cell for row in table.rows for cell in row.cells):
+        cell.text = str(number)
+    table.cell(0, 0).merge(table.cell(1, 1))
+    document.save(str(tmp_path / "b.docx"))
+    texts = [p.text for p in read_document(tmp_path / "b.docx").paragraphs]
+    assert texts == ["0 1 3 4 | 2", "5"]
 
 
 def test_text_pages_pdf_and_word(tmp_path):
@@ -261,6 +379,26 @@ def test_documents_beside_passages_are_left_out(tmp_path, caplog):
     assert (
         "README.md" not in describe_source(DataConfig(path=str(tmp_path)), WorldConfig())["files"]
     )
+
+
+def test_what_is_about_a_dataset_is_no_document_of_it(tmp_path, caplog):
+    """Beside questions; in a folder of one's own documents a README is a document."""
+    about = ["README.md", "readme_de.txt", "LICENSE.txt", "Changelog.md", "CONTRIBUTING.md"]
+    about += ["requirements.txt", "requirements-dev.txt"]
+    for name in (*about, "licensed pilots.md", "requirements for a visa.txt", "sub/README.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"The words of {name}.\n")
+    (tmp_path / "test_questions.jsonl").write_text(QUESTION)
+    settings = DataConfig(path=str(tmp_path))
+    read = ["licensed pilots.md#1", "requirements for a visa.txt#1", "sub/README.md#1"]
+    assert [p.id for p in read_collection(settings, WorldConfig()).passages] == read
+    assert not {*about} & {*describe_source(settings, WorldConfig())["files"]}
+    assert all(f"{name}: is not read" in caplog.text for name in about)
+    assert len(read_passages([tmp_path])) == len(about) + len(read)
+    for name in ("licensed pilots.md", "requirements for a visa.txt", "sub/README.md"):
+        (tmp_path / name).unlink()
+    with pytest.raises(RagJaxError, match="holds no passages"):
+        read_collection(settings, WorldConfig())
 
 
 def test_damage_is_a_bad_line(tmp_path):

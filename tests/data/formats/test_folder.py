@@ -155,7 +155,8 @@ def test_the_table_of_files(tmp_path, capsys):
     assert [line.removeprefix(f"{tmp_path}/") for line in capsys.readouterr().err.splitlines()] == [
         "about.txt: all left out (is neither JSON nor a table)",
         "passages.jsonl: passages: 2 read, 1 skipped (the last: 3: another passage has the id '1')",
-        "dev.jsonl: pubhealth, dev: 3 read, 1 skipped (the last: 5: has no 'label'), "
+        "dev.jsonl: pubhealth, dev: 3 read, 1 skipped (the last: 5: has no 'label' "
+        "(its fields: claim_id)), "
         "1 left out (label mixture or unproven)",
     ]
 
@@ -320,6 +321,43 @@ def test_passages_with_a_title_alone(tmp_path):
     titles = ("Riga", "Oslo", "Rome", "Bonn")
     wanted = [Passage(str(id), title, "") for id, title in enumerate(titles, 1)]
     assert read_passages([tmp_path / "a.jsonl"]) == wanted
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"id": "1", "title": "A", "content": "long text"},
+        {"_id": "1", "title": "A", "txt": "long text", "metadata": {}},
+        {"id": "1", "title": "A", "passage": "long text"},
+    ],
+)
+def test_a_text_by_another_name_is_not_left_out(tmp_path, record):
+    (tmp_path / "a.jsonl").write_text(json.dumps(record))
+    fields = ", ".join(record)
+    with pytest.raises(RagJaxError, match=rf"a.jsonl:1: has no 'text' \(its fields: {fields}\)"):
+        read_passages([tmp_path / "a.jsonl"])
+
+
+def test_an_empty_text_does_not_hide_the_contents(tmp_path):
+    record = {"id": "1", "text": "", "contents": '"T"\nbody'}
+    (tmp_path / "a.jsonl").write_text(json.dumps(record))
+    assert read_passages([tmp_path / "a.jsonl"]) == [Passage("1", "T", "body")]
+
+
+@pytest.mark.parametrize("missing", ["passages-00000-of-00002", "passages-00001-of-00002"])
+def test_a_missing_part(tmp_path, missing):
+    files = {f"passages-0000{i}-of-00002.jsonl": text for i, text in enumerate((ONE, TWO))}
+    files["test-00001-of-00001.jsonl"] = QUESTION
+    assert len(read(tmp_path, files).passages) == 2
+    (tmp_path / f"{missing}.jsonl").unlink()
+    with pytest.raises(RagJaxError, match="of-00002.jsonl: is one of 2 files, of which 1 are here"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("data", [[1, 2], [None], ["x"]])
+def test_data_that_are_no_articles(tmp_path, data):
+    with pytest.raises(RagJaxError, match="stats.json: has an unknown format"):
+        read(tmp_path, {"passages.jsonl": ONE, "stats.json": json.dumps({"data": data})})
 
 
 @pytest.mark.parametrize("beside", [{}, {"state.json": "{}"}, {"data-0.arrow": "ARROW1"}])

@@ -234,6 +234,25 @@ def test_errors_name_file_and_line(tmp_path, files, changes, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("lines", "relevant"),
+    [
+        ("corpus-id\tquery-id\tscore\n1\tq1\t1\n", {"1": 1}),
+        ("qid\tQ0\tdocid\trel\nq1\t0\t2\t1\n", {"2": 1}),
+        ("a\tb\tc\nq1\t1\t1.0\nq1\t2\t2 \n", {"1": 1, "2": 2}),
+    ],
+)
+def test_columns_of_judgements(tmp_path, lines, relevant):
+    write(tmp_path, BEIR | {"qrels/test.tsv": lines})
+    assert [q.relevant for q in read(tmp_path).questions["test"]] == [relevant]
+
+
+def test_a_judgement_in_words_is_no_heading(tmp_path):
+    write(tmp_path, BEIR | {"qrels/test.tsv": "q1\t1\tyes\n"})
+    with pytest.raises(RagJaxError, match="test.tsv:1: must be query, passage and grade"):
+        read(tmp_path)
+
+
 def test_missing_files(tmp_path):
     with pytest.raises(RagJaxError, match="config.data.path=.*nowhere: no such folder"):
         read(tmp_path / "nowhere")

@@ -349,6 +349,7 @@ TEXTS = list(CHOICES.values())
     "fields",
     [
         {"golden_answers": [2], "choices": TEXTS},
+        {"golden_answers": [TEXTS[2]], "choices": TEXTS},
         {"golden_answers": [2], "metadata": {"choices": TEXTS}},
         {"choices": TEXTS, "answer": 2},
         {"choices": TEXTS, "answer": "C"},
@@ -412,6 +413,10 @@ def test_marks_of_a_text_are_kept(tmp_path):
         {"options": TEXTS, "answer": "C"},
         {"options": CHOICES, "answer_idx": "C", "answer": "Mars"},
         {"options": TEXTS, "answer": 2, "answer_index": 2},
+        {"options": TEXTS, "label": "C"},
+        {"options": TEXTS, "answer": None, "label": 2},
+        {"options": [f"{a}){text}" for a, text in CHOICES.items()], "correct": "C"},
+        {"options": [f"({a}) {text}" for a, text in CHOICES.items()], "label": "C"},
     ],
 )
 def test_choices_named_options(tmp_path, fields):
@@ -434,6 +439,23 @@ def test_an_answer_with_more_than_a_question_is_not_guessed_at(tmp_path, name):
         RagJaxError, match="dev.json: has an unknown format|dev.json:1: choices must"
     ):
         read_one(tmp_path, record)
+
+
+@pytest.mark.parametrize(("answer", "label"), [("C", "C"), (TEXTS[2], "C"), ("else", None)])
+def test_an_answer_is_the_label_or_the_text_of_a_choice(tmp_path, answer, label):
+    record = {"id": "q", "question": "Which?", "golden_answers": [answer]}
+    record["metadata"] = {"choices": CHOICES}
+    if label is None:
+        with pytest.raises(RagJaxError, match="dev.json:1: answer 'else' is neither label nor tex"):
+            read_one(tmp_path, record)
+    else:
+        assert read_one(tmp_path, record).answers == (label,)
+
+
+def test_rows_of_fever_are_told_from_claims(tmp_path):
+    row = {"id": 1, "claim": "c", "label": "SUPPORTS", "evidence_wiki_url": "A"}
+    with pytest.raises(RagJaxError, match="dev.json:1: is one piece of evidence"):
+        read_one(tmp_path, row)
 
 
 def test_pages_of_fever(tmp_path):

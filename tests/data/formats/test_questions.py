@@ -90,7 +90,18 @@ def test_dpr_without_passages_of_their_own(tmp_path):
         read(tmp_path, {"a.json": json.dumps([other])})
 
 
-@pytest.mark.parametrize("row", ["a\t[1]", "a\t['x'", "a\t__import__('os')", "a", "a\t['x']\tb"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        "a\t[1]",
+        "a\t['x'",
+        "a\t__import__('os')",
+        "a",
+        "a\t['x']\tb",
+        "a\t['x' 'y']",
+        "a\t['x', \"y\" 'z']",
+    ],
+)
 def test_bad_rows_of_dpr(tmp_path, row):
     files = {"psgs.tsv": PSGS, "nq-test.qa.csv": f"q\t['x']\n{row}\n"}
     with pytest.raises(RagJaxError, match="nq-test.qa.csv:2: "):
@@ -232,6 +243,18 @@ def test_popqa(tmp_path):
             read(tmp_path, {"questions.jsonl": lines(records[0] | wrong)})
 
 
+def test_answers_that_only_look_as_if_they_ran_together(tmp_path):
+    files = {"psgs.tsv": PSGS, "nq-test.qa.csv": "q\t[\"the 'x' 'y'\", 'z']\n"}
+    assert read(tmp_path, files).questions["test"][0].answers == ("the 'x' 'y'", "z")
+
+
+def test_a_paragraph_of_hotpotqa_may_have_a_title_alone(tmp_path):
+    record = {"_id": "5a", "question": "Who?", "answer": "x", "supporting_facts": None}
+    record["context"] = [["A", ["One."]], ["B", []]]
+    found = read(tmp_path, {"hotpot_dev_distractor_v1.json": json.dumps([record])})
+    assert found.passages == [Passage("A", "A", "One."), Passage("B", "B", "")]
+
+
 def test_hotpotqa_as_published(tmp_path):
     record = {
         "_id": "5a",
@@ -251,7 +274,7 @@ def test_hotpotqa_as_published(tmp_path):
             Question("5b", "Whom?", (), {}),
         ]
     }
-    for wrong in ({"context": ["A"]}, {"supporting_facts": {}}, {"context": [["A", ["", " "]]]}):
+    for wrong in ({"context": ["A"]}, {"supporting_facts": {}}, {"context": [["", ["", " "]]]}):
         with pytest.raises(RagJaxError, match="v1.json:1: "):
             read(tmp_path, {"hotpot_dev_distractor_v1.json": json.dumps([record | wrong])})
 

@@ -20,20 +20,24 @@ CHARACTERS = st.one_of(st.sampled_from(ODD), st.characters(exclude_categories=["
 TEXTS = st.text(CHARACTERS, max_size=8)
 FILLED = st.text(CHARACTERS, min_size=1, max_size=8).filter(str.strip)
 PASSAGES = st.lists(st.builds(Passage, FILLED, TEXTS, FILLED), max_size=3, unique_by=lambda p: p.id)
-QUESTIONS = st.lists(
-    st.builds(
-        Question,
-        FILLED,
-        FILLED,
-        st.lists(TEXTS, max_size=2).map(tuple),
-        st.dictionaries(TEXTS, st.integers(1, 9), max_size=2),
-        TEXTS,
-        st.none() | st.integers(0, 10**9),
-        st.dictionaries(TEXTS, TEXTS, max_size=2),
-    ),
-    max_size=3,
-    unique_by=lambda question: question.id,
-)
+
+
+@st.composite
+def draw_question(draw):
+    choices = draw(st.dictionaries(TEXTS, TEXTS, max_size=2))
+    answer = st.sampled_from(sorted(choices)) if choices else TEXTS
+    return Question(
+        draw(FILLED),
+        draw(FILLED),
+        tuple(draw(st.lists(answer, max_size=2))),
+        draw(st.dictionaries(TEXTS, st.integers(1, 9), max_size=2)),
+        draw(TEXTS),
+        draw(st.none() | st.integers(0, 10**9)),
+        choices,
+    )
+
+
+QUESTIONS = st.lists(draw_question(), max_size=3, unique_by=lambda question: question.id)
 SCORES = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
@@ -109,7 +113,7 @@ def test_as_others_read_them(tmp_path):
 
 def test_written_files_are_a_folder_to_read(tmp_path):
     passages = [Passage("1", "Riga", "City"), Passage("2", "", "B\nC")]
-    questions = [Question("q", "Where?", ("x",), {"2": 3}, "t", 0, {"A": "a"})]
+    questions = [Question("q", "Where?", ("A",), {"2": 3}, "t", 0, {"A": "a"})]
     flashrag.write_passages(tmp_path / "corpus.jsonl", passages)
     flashrag.write_questions(tmp_path / "dev.jsonl", questions)
     found = read_collection(DataConfig(path=str(tmp_path)), WorldConfig())
