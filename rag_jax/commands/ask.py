@@ -74,20 +74,32 @@ def _ask(finished: FinishedRun, question: str | None, *, is_json: bool) -> None:
 
 
 def split_question(arguments: list[str]) -> tuple[list[str], str | None]:
-    """The flags, and the question if there is one.
+    """The flags, each with its value, and the question if there is one.
 
     Raises:
         RagJaxError: there are several questions.
     """
-    if "--" in arguments:
-        at = arguments.index("--")
-        flags, words = arguments[:at], arguments[at + 1 :]
-    else:
-        flags = [argument for argument in arguments if argument.startswith("-")]
-        words = [argument for argument in arguments if not argument.startswith("-")]
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    flags, words = [], []
+    for argument in arguments[:at]:
+        if argument.startswith("-"):
+            flags.append(argument)
+        elif flags and _takes_value(flags[-1]):
+            flags[-1] += f"={argument}"
+        else:
+            words.append(argument)
+    if at < len(arguments):
+        flags, words = [*flags, *words], arguments[at + 1 :]
     if len(words) > 1:
         raise RagJaxError(f"{words[1]!r} is a second question: put the whole one in quotes")
     return flags, words[0] if words else None
+
+
+def _takes_value(flag: str) -> bool:
+    """Whether a flag's value is the next word."""
+    name = flag.lstrip("-")
+    is_switch = name.removeprefix("no") in _SWITCHES or name.startswith("noconfig.")
+    return bool(name) and "=" not in name and not is_switch
 
 
 def converse(answer: Callable[[str], None], *, is_json: bool = False) -> None:

@@ -31,7 +31,7 @@ _NEGATED_AFTER = re.compile(
 )
 _CALLED_WRONG = re.compile(r"(?i)[\"')*]*\s+(?:is|was)\s+(?:wrong|incorrect|false|untrue)\b")
 _DENIALS = re.compile(r" (?:isnt|wasnt|is (?:not|wrong|incorrect|false)|was not) ")
-_QUESTION = re.compile(r"\n\s*(?:[Qq]uestion|Q)\s*\d*\s*:")
+_QUESTION = re.compile(r"\n[^\S\n]*(?:[Qq]uestion|Q) ?\d{0,5} ?:")
 # What a text with signs must not lie in, as "3" in "-3", "3.5" or "3/4".
 _NO_SIGN_BEFORE, _NO_SIGN_AFTER = r"(?<![\w+\-/^<>])(?<!\d\.)", r"(?![\w+\-/^<>]|\.\d)"
 _DASHES = {0x2212: "-", 0x2013: "-"}
@@ -93,7 +93,8 @@ def _drop_questions(prediction: str, choices: Mapping[str, str]) -> str:
     own = _QUESTION.split(prediction, maxsplit=1)[0]
     names = sorted({*choices, *choices.values()} - {""}, key=len, reverse=True)
     one = f"(?:{'|'.join(map(re.escape, names)) or '(?!)'})"
-    asked = rf"(?i)(?<!\w){one}(?:\s*,\s*{one})*,?\s+or\s+{one}\s*\?"
+    gap = r"\s{1,3}"  # of bounded length, as is the list: quadratic time else
+    asked = rf"(?i)(?<!\w){one}(?:,{gap}{one}){{0,25}},?{gap}or{gap}{one} ?\?"
     return re.sub(asked, " ", own if own.strip() else prediction)
 
 
@@ -116,9 +117,12 @@ class _Spelling:
             for x, text in choices.items()
         }
 
-    def find(self, pattern: str, prediction: str) -> Iterator[tuple[str, bool]]:
+    def find(
+        self, pattern: str, prediction: str, *, last_first: bool = False
+    ) -> Iterator[tuple[str, bool]]:
         """The labels that a pattern finds, in their order, and whether each is denied."""
-        for match in re.finditer(pattern, prediction):
+        matches = re.finditer(pattern, prediction)
+        for match in reversed([*matches]) if last_first else matches:
             number = next(i for i, group in enumerate(match.groups(), 1) if group)
             spelling, (start, end) = match[number], match.span(number)
             same = (x for x in self.labels if x == spelling)
@@ -155,11 +159,11 @@ def _find_called(prediction: str, label: _Spelling) -> Iterator[tuple[str, bool]
     reason = rf"\A[\s(*\"'\[]*{label.exact}[\"'\])*]*\s+(?:because|since|and|as\s+(?:it|the))\b"
     called = rf"{_CALLED}\W{{0,4}}(?:{label.exact}|{label.loose}(?={marks}))"
     right = rf"{label.exact}[\"'\])*]*\s+(?i:is|was|would\s+be)\s+(?i:{_RIGHT})\b"
-    begins = list(label.find(f"{first}|{reason}", prediction))
-    listed = {name for name, _ in label.find(rf"(?<!\S)[(*]*{label.exact}\s*[):.]", prediction)}
-    yield from reversed(list(label.find(rf"(?i:final)\s+{_ANSWER}{called}", prediction)))
-    yield from (begins if len(listed) < 2 else [])
-    yield from reversed(list(label.find(f"{_ANSWER}{called}|{right}", prediction)))
+    yield from label.find(rf"(?i:final)\s+{_ANSWER}{called}", prediction, last_first=True)
+    listed = re.finditer(rf"(?<!\S)[(*]*{label.exact} ?[):.]", prediction)
+    if len({match[1] for match in listed}) < 2:
+        yield from label.find(f"{first}|{reason}", prediction)
+    yield from label.find(f"{_ANSWER}{called}|{right}", prediction, last_first=True)
     yield from label.find(f"{first}|{reason}|{_OPTION}{called}", prediction)
 
 

@@ -83,6 +83,10 @@ class Endpoints:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise RequestError(415, "the header Content-Type must be application/json")
+        coding = request.headers.get("content-encoding", "identity").strip().lower()
+        if coding not in ("", "identity"):
+            message = "the header Content-Encoding must be left out: send the body uncompressed"
+            raise RequestError(415, message)
         body, most = bytearray(), self._limits.body
         try:
             async with asyncio.timeout(self._limits.seconds):

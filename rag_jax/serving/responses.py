@@ -32,7 +32,7 @@ def describe_answer(name: str, answer: Answer) -> Body:
     """A whole answer, with what it rests on as the message's annotations."""
     message = {"role": "assistant", "content": answer.text, "refusal": None}
     message["annotations"] = _cite(answer)
-    choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
+    choice = {"index": 0, "message": message, "finish_reason": _finish(answer), "logprobs": None}
     head = _begin("chat.completion", name)
     return {**head, "choices": [choice], "usage": _count(answer)}
 
@@ -48,7 +48,7 @@ def stream_answer(name: str, answer: Answer, request: ChatRequest) -> Iterator[s
     yield make({"role": "assistant", "content": ""})
     for i, word in enumerate(answer.text.split(" ")):
         yield make({"content": f" {word}" if i else word})
-    yield make({"annotations": _cite(answer)}, "stop")
+    yield make({"annotations": _cite(answer)}, _finish(answer))
     if request.counts:
         yield _write_event({**head, "choices": [], "usage": _count(answer)})
     yield "data: [DONE]\n\n"
@@ -79,6 +79,10 @@ def describe_ranking(name: str, request: RerankRequest, scores: Float[np.ndarray
 def _begin(kind: str, name: str) -> Body:
     id = f"chatcmpl-{uuid.uuid4().hex}"
     return {"id": id, "object": kind, "created": int(time.time()), "model": name}
+
+
+def _finish(answer: Answer) -> str:
+    return "length" if answer.cut_off else "stop"
 
 
 def _cite(answer: Answer) -> list[Body]:

@@ -28,12 +28,14 @@ class Answer(NamedTuple):
         citations: the passages that the answer rests on, best first.
         prompt_tokens: number of tokens that were read.
         written_tokens: number of tokens that were written.
+        cut_off: whether the answer has as many tokens as the run's limit.
     """
 
     text: str
     citations: Sequence[Citation]
     prompt_tokens: int
     written_tokens: int
+    cut_off: bool = False
 
 
 class Embedded(NamedTuple):

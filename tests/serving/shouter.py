@@ -35,7 +35,7 @@ class Shouter:
             raise ValueError(f"a secret of {questions}")
         if "unread" in questions:
             raise RagJaxError(f"{questions[0]}.txt: cannot be read")
-        return [Answer(q.upper(), CITATIONS, len(q.split()), 3) for q in questions]
+        return [Answer(q.upper(), CITATIONS, len(q.split()), 3, "cut" in q) for q in questions]
 
     def embed(self, texts, role):
         lengths = [float(len(text)) for text in texts]

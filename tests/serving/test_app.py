@@ -1,6 +1,7 @@
 """The endpoint as clients see it: OpenAI's own, and some that do everything wrong."""
 
 import base64
+import gzip
 import json
 import socket
 import threading
@@ -103,6 +104,14 @@ def test_a_stream(address):
         model="rag", messages=[{"role": "user", "content": "a"}], stream=True
     ) as response:
         assert [*response.iter_lines()][-2:] == ["data: [DONE]", ""]
+
+
+def test_an_answer_that_the_limit_cuts_off(address):
+    """It is finished by its length, whole and as a stream."""
+    client = connect(address)
+    assert ask(client, "cut").choices[0].finish_reason == "length"
+    *_, last = ask(client, "cut", stream=True)
+    assert last.choices[0].finish_reason == "length"
 
 
 def test_requests_are_answered_together_and_each_gets_its_own(address, shouter):
@@ -341,6 +350,15 @@ def test_pages_in_a_browser_cannot_ask(address):
         assert post(address, make_chat("a"), Host=host).is_success
     response = post(address, make_chat("a"), **{"Content-Type": "text/plain"})
     assert read_error(response)[0] == 415
+
+
+def test_a_body_with_a_coding_is_refused_and_told_so(address):
+    for coding in ("gzip", "br", "identity, gzip"):
+        body = gzip.compress(make_chat("a").encode())
+        status, _, message = read_error(post(address, body, **{"Content-Encoding": coding}))
+        assert status == 415 and "the header Content-Encoding must be left out" in message
+    for coding in ("identity", "Identity", ""):
+        assert post(address, make_chat("a"), **{"Content-Encoding": coding}).is_success
 
 
 def test_other_paths(address):

@@ -61,5 +61,6 @@ def _answer(
         list_read(documents, {*encoded} - {*answers.lost}, reads=reads)
         for documents, (encoded, reads) in zip(found, picked, strict=True)
     ]
-    columns = answers.texts, cited, map(len, prompts), answers.lengths
+    cut_off = [length >= session.config.answer.max_tokens for length in answers.lengths]
+    columns = answers.texts, cited, map(len, prompts), answers.lengths, cut_off
     return [Answer(*row) for row in zip(*columns, strict=True)]

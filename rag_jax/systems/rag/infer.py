@@ -26,11 +26,15 @@ State = tuple[Decoder | Bart, Any, Cache, Float[Array, "R D"]]
 
 
 class Answer(NamedTuple):
-    """A text, its log-probability in nats, and its number of tokens with the one that ended it."""
+    """A text, its log-probability in nats, and its number of tokens with the one that ended it.
+
+    `cut_off` is whether it has as many tokens as the limit, without the one that ended it.
+    """
 
     text: str
     logprob: float
     tokens: int
+    cut_off: bool = False
 
     @property
     def likelihood(self) -> float:
@@ -96,7 +100,12 @@ class Engine:
         rows = zip(found.tokens, found.lengths, found.logprobs, counts, found.exists, strict=True)
         return [
             [
-                Answer(self._decode(tokens[:length]), float(logprob), int(count))
+                Answer(
+                    self._decode(tokens[:length]),
+                    float(logprob),
+                    int(count),
+                    bool(length >= self.max_tokens),
+                )
                 for tokens, length, logprob, count, exists in zip(*row, strict=True)
                 if exists
             ]
@@ -117,9 +126,12 @@ class Engine:
 
         def list_answers(b: int, marginal: Float[np.ndarray, "C"]) -> list[Answer]:
             order = [c for c in np.argsort(-marginal, kind="stable") if lengths[b, c]]
-            texts = [self._decode(tokens[b, c, : lengths[b, c]]) for c in order]
-            numbers = [(float(marginal[c]), int(lengths[b, c])) for c in order]
-            return [Answer(text, *own) for text, own in zip(texts, numbers, strict=True)]
+            answers = []
+            for c in order:
+                own, length = tokens[b, c, : lengths[b, c]], int(lengths[b, c])
+                cut_off = length - (own[-1] in self.format.stop_ids) >= self.max_tokens
+                answers.append(Answer(self._decode(own), float(marginal[c]), length, cut_off))
+            return answers
 
         return {
             way: [list_answers(b, marginal) for b, marginal in enumerate(values)]

@@ -45,6 +45,7 @@ def _answer(session: Session, parts: Parts, questions: Sequence[str]) -> list[An
             citations,
             sum(len(format.encode_input(question, passage)[0]) for passage in own),
             len(format.tokenizer.encode(best[0].text)),
+            best[0].cut_off,
         )
         for question, best, citations, own in zip(*columns, strict=True)
     ]

@@ -65,7 +65,7 @@ def _answer(
         for row, value in found.ranked[:_SHOWN]
     ]
     yield Facts("passages written", [("score", "rejected", ""), *shown])
-    answer, likelihood = found.answer
+    answer, likelihood, _ = found.answer
     yield Piece("answer", answer)
     verdict = {"likelihood": likelihood, "threshold": threshold}
     yield Outcome(answer, cite(engine, found), **verdict)

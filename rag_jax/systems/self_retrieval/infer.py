@@ -71,10 +71,14 @@ class Judged(NamedTuple):
 
 
 class Written(NamedTuple):
-    """An answer, and the mean log-probability in nats of its tokens and of its stop token."""
+    """An answer, and the mean log-probability in nats of its tokens and of its stop token.
+
+    `cut_off` is whether the answer has as many tokens as the limit.
+    """
 
     text: str
     likelihood: float
+    cut_off: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,7 +269,8 @@ class Engine:
         tokens, lengths, likelihoods = fetch(steps.answer(*inputs, **limits))
         decode_text, count = self.format.tokenizer.decode, len(best)
         texts = [decode_text(tokens[b, : lengths[b]]).strip() for b in range(count)]
-        return list(map(Written, texts, likelihoods[:count].tolist()))
+        cut_off = (lengths[:count] >= self.settings.max_answer).tolist()
+        return list(map(Written, texts, likelihoods[:count].tolist(), cut_off))
 
     # Shared by all searches, made when first needed.
 

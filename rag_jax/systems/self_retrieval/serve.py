@@ -30,5 +30,5 @@ def _answer(engine: Engine, reranking: Reranking | None, questions: Sequence[str
     for question, found in zip(questions, find(own, reranking, questions), strict=True):
         text, read = found.answer.text, len(engine.format.encode_question(question))
         written = len(engine.format.tokenizer.encode(text))
-        answers.append(Answer(text, cite(engine, found), read, written))
+        answers.append(Answer(text, cite(engine, found), read, written, found.answer.cut_off))
     return answers

@@ -250,8 +250,9 @@ class Engine:
         Returns:
             For each row `source`, the name of the source that was read; `probabilities` of all
             sources, `knowledge` and `prediction`; `prompt_tokens` read and `generated_tokens`
-            written, without stop tokens; `cut_off`, whether the limit cut the knowledge off; and
-            `fell_back`. `passages` has the ids, scores and ranks of passages that an index found.
+            written, without stop tokens; `cut_off`, whether the limit cut the knowledge off, and
+            `answer_cut_off`, the answer; and `fell_back`. `passages` has the ids, scores and ranks
+            of passages that an index found.
         """
         sources = np.broadcast_to(np.asarray(source), len(rows))
         # Ordered by source: a batch in which no row writes, or none reads, skips that step.
@@ -278,6 +279,7 @@ class Engine:
                     "prompt_tokens": read,
                     "generated_tokens": knowledge.written[i] + lengths[i],
                     "cut_off": not knowledge.ended[i],
+                    "answer_cut_off": lengths[i] >= self.max_answer,
                     "fell_back": False,
                     **({"passages": knowledge.places[i]} if knowledge.places[i] else {}),
                 }

@@ -54,6 +54,7 @@ def _answer(
             cite(found.get(question, ())),
             rows[i]["prompt_tokens"],
             rows[i]["generated_tokens"],
+            rows[i]["answer_cut_off"],
         )
         for i, question in enumerate(questions)
     ]

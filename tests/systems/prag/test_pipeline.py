@@ -32,7 +32,7 @@ from rag_jax.systems.prag.augment import list_documents, read_augmented
 from rag_jax.systems.prag.config import PRAGConfig
 from rag_jax.systems.prag.data import Augmented, make_examples
 from rag_jax.systems.prag.evaluate import METHODS
-from rag_jax.systems.prag.infer import Engine
+from rag_jax.systems.prag.infer import Answers, Engine
 from rag_jax.systems.prag.pipeline import list_stages
 from rag_jax.systems.prag.session import Session
 from rag_jax.systems.session import bind
@@ -769,8 +769,17 @@ def test_served_answers_are_those_of_the_evaluation(finished, make_config, mode)
         ids = record["adapters" if mode == "parametric" else "passages"]
         assert [passage.id for passage, _ in answer.citations] == ids
         assert answer.prompt_tokens == record["prompt_tokens"]
+        assert answer.cut_off  # the tiny model never stops
     assert served.embed is None and served.score is None  # words are searched
     assert take_stock(workdir) == before
+
+
+def test_a_served_answer_tells_whether_the_limit_cut_it_off(finished, make_config, monkeypatch):
+    session = Session(build(PRAGConfig, make_config(ablations=True, ask="in_context")))
+    written = Answers(["short", "long"], [2, 3], [0.0, 0.0], {}, 0.0, 0)
+    monkeypatch.setattr(serve, "answer_prompts", lambda *inputs, **settings: written)
+    served = serve.open_run(session, finished[0], None)
+    assert [answer.cut_off for answer in served.answer(["Where is it?", "Who?"])] == [False, True]
 
 
 def test_asking_without_adapters_reads_the_passages(finished, session, tmp_path):

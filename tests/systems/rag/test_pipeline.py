@@ -558,6 +558,7 @@ def test_served_answers_are_those_of_the_evaluation(finished, make_session):
         cited = [passage.id for passage, _ in answer.citations]
         assert cited == [p["id"] for p in record["passages"]]
         assert answer.prompt_tokens == record["prompt_tokens"]
+        assert answer.cut_off == (answer.written_tokens >= session.config.decode.max_tokens)
     parts, texts = ask.open_finished(session, workdir, None), [r["question"] for r in records[:3]]
     check_embeddings(served, session, "query", parts.query, texts)
     check_embeddings(served, session, "document", session.passage_encoder, texts)
@@ -577,7 +578,8 @@ def test_a_served_classifier(classified, make_session):
     changes, workdir, _ = classified
     session = make_session(**changes)
     records = read_jsonl(workdir / "predictions" / "joint.jsonl")
-    check_answers(serve.open_run(session, workdir, None), session, records)
+    answers = check_answers(serve.open_run(session, workdir, None), session, records)
+    assert not any(answer.cut_off for answer in answers)
 
 
 def test_asking_a_classifier(classified, make_session):

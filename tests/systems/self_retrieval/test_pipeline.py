@@ -455,6 +455,7 @@ def test_served_answers_are_those_of_the_evaluation(finished, make_config):
         ((passage, value),) = answer.citations
         assert passage.id in [found["id"] for found in record["passages"]]
         assert value == pytest.approx(record["passages"][0]["score"], abs=1e-4)
+        assert answer.cut_off == (answer.written_tokens >= session.config.search.max_answer)
     assert served.embed is None and served.score is None
     assert take_stock(workdir) == before
 

@@ -387,6 +387,19 @@ def test_questions_and_flags():
     assert command.split_question(["--a=b", "--"]) == (["--a=b"], None)
 
 
+def test_values_as_words_of_their_own():
+    flags = ["--workdir=a b", "-corpus=c", "--config.route.tau=0.5", "--json", "--noconfig.x"]
+    given = ["--workdir", "a b", "-corpus", "c", "--config.route.tau", "0.5", *flags[3:]]
+    assert command.split_question([*given, "Where?"]) == (flags, "Where?")
+    assert command.split_question(["Where?", *given]) == (flags, "Where?")
+    assert command.split_question([*given, "--", "-1?"]) == (flags, "-1?")
+    assert command.split_question(given) == (flags, None)
+    assert command.split_question(["--json", "a", "--nojson"]) == (["--json", "--nojson"], "a")
+    assert command.split_question(["--workdir", "--json", "a"]) == (["--workdir", "--json"], "a")
+    with pytest.raises(RagJaxError, match="'c' is a second question"):
+        command.split_question(["--workdir", "a", "b", "c"])
+
+
 def break_nothing(run):
     return run / "nowhere"
 

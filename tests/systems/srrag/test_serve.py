@@ -13,6 +13,7 @@ import pytest
 from rag_jax.runtime.files import read_jsonl
 from rag_jax.systems.srrag import serve
 from rag_jax.systems.srrag.data import join_passages
+from rag_jax.systems.srrag.infer import Written
 from systems.asked import take_stock
 from systems.served import check_answers, check_embeddings
 
@@ -30,10 +31,26 @@ def test_served_answers_are_those_of_the_evaluation(session, finished):
         assert (answer.prompt_tokens, answer.written_tokens) == costs
         read = [(passage.title, passage.text) for passage, _ in answer.citations]
         assert (join_passages(read) == record["knowledge"]) == bool(record["retrieved"])
+        assert answer.cut_off  # the tiny model never stops
     texts = [record["question"] for record in records[:3]]
     check_embeddings(served, session, "document", session.encoder, texts)
     assert served.score is None
     assert take_stock(workdir) == before
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_served_answer_tells_whether_the_limit_cut_it_off(session, finished, monkeypatch, ended):
+    limit = session.config.answer.max_tokens
+
+    def write(engine, knowledge):
+        count = len(knowledge.texts)
+        return Written(["short", "long"][:count], [limit - ended, limit][:count], [0.0] * count)
+
+    monkeypatch.setattr(serve.Engine, "write_answers", write)
+    records = read_jsonl(finished[0] / "predictions" / "srrag.jsonl")
+    asked = [record["question"] for record in records if record["source"] == "Wiki"][:2]
+    answers = serve.open_run(session, finished[0], None).answer(asked)
+    assert {answer.text: answer.cut_off for answer in answers} == {"short": not ended, "long": True}
 
 
 def test_the_command_serves_until_a_signal(config_file, finished):
