@@ -332,8 +332,9 @@ def test_the_answer_continues_from_the_best_passage(engine):
         flat = [candidate for group in groups for candidate in group]
         scores = np.concatenate(score(groups, engine.settings))
         best.append(flat[int(scores.argmax())].rows[0])
-    for (_, (text, likelihood)), alone in zip(found, engine.answer(questions, best), strict=True):
-        assert text == alone.text and likelihood == pytest.approx(alone.likelihood, abs=1e-4)
+    for (_, own), alone in zip(found, engine.answer(questions, best), strict=True):
+        assert (own.text, own.cut_off) == (alone.text, alone.cut_off)
+        assert own.likelihood == pytest.approx(alone.likelihood, abs=1e-4)
 
 
 def test_a_second_batch_compiles_nothing(engine):
