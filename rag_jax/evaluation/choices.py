@@ -45,7 +45,7 @@ def pick_choice(prediction: str, choices: Mapping[str, str]) -> str:
     The first rule that applies decides:
 
     1. The prediction consists of a label.
-    2. The prediction calls a label the final answer.
+    2. The prediction calls a label the final answer, option or choice.
     3. It begins with a label, as in "B) Sea" or a first line "B", unless it lists the choices.
     4. It calls a label the answer, or right, as in "A is correct".
     5. It begins with a label, or calls one an option or choice.
@@ -159,7 +159,8 @@ def _find_called(prediction: str, label: _Spelling) -> Iterator[tuple[str, bool]
     reason = rf"\A[\s(*\"'\[]*{label.exact}[\"'\])*]*\s+(?:because|since|and|as\s+(?:it|the))\b"
     called = rf"{_CALLED}\W{{0,4}}(?:{label.exact}|{label.loose}(?={marks}))"
     right = rf"{label.exact}[\"'\])*]*\s+(?i:is|was|would\s+be)\s+(?i:{_RIGHT})\b"
-    yield from label.find(rf"(?i:final)\s+{_ANSWER}{called}", prediction, last_first=True)
+    final = rf"(?i:final)\s+(?:{_ANSWER}|{_OPTION}){called}"
+    yield from label.find(final, prediction, last_first=True)
     listed = re.finditer(rf"(?<!\S)[(*]*{label.exact} ?[):.]", prediction)
     if len({match[1] for match in listed}) < 2:
         yield from label.find(f"{first}|{reason}", prediction)

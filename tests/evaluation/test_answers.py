@@ -211,6 +211,7 @@ SIGNS = {"A": "3", "B": "-3", "C": "35", "D": "3.5", "E": "3/5"}
         ("The answer is B.\n\nQuestion: Which one?\nAnswer: C", SEAS, "B"),
         ("\nQuestion: Which one?\nAnswer: C", SEAS, "C"),
         ("The answer is _B_", SEAS, "B"),
+        ("A is right, it seems. Final choice: B", SEAS, "B"),
         ("True or false? False", CLAIM, "false"),
         ("Is it true or false? It is false.", CLAIM, "false"),
         ("True, or false? It SUPPORTS it", CLAIM, "true"),

@@ -97,7 +97,7 @@ def read_qrels(path: Path, bad: BadLines) -> Iterator[tuple[Place, tuple[str, st
         query, passage, grade = (fields[i] for i in order) if fields else ("", "", "")
         if re.fullmatch(r"-?[0-9]{1,9}(\.0+)?\s*", grade):
             yield place, (query, passage, int(grade.partition(".")[0]))
-        elif place.line == 1 and all(re.match("[A-Za-z]", name) for name in line.split()):
+        elif place.line == 1 and not re.search(r"(?:^|\s)-?\d", line):
             order = _find_order(fields) or order
         else:
             error = f"{place}: must be query, passage and grade, separated by tabs"

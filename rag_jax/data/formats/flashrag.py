@@ -12,12 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rag_jax.data.formats.choices import (
-    find_label,
-    label_choices,
-    list_choices,
-    name_answer,
-)
+from rag_jax.data.formats.choices import find_label, label_choices, list_choices, name_answer
 from rag_jax.data.formats.fields import (
     Item,
     check_blank,

@@ -238,6 +238,7 @@ def test_errors_name_file_and_line(tmp_path, files, changes, message):
     ("lines", "relevant"),
     [
         ("corpus-id\tquery-id\tscore\n1\tq1\t1\n", {"1": 1}),
+        ("#query-id\tcorpus-id\tscore\nq1\t1\t1\n", {"1": 1}),
         ("qid\tQ0\tdocid\trel\nq1\t0\t2\t1\n", {"2": 1}),
         ("a\tb\tc\nq1\t1\t1.0\nq1\t2\t2 \n", {"1": 1, "2": 2}),
     ],
