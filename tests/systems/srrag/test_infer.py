@@ -84,7 +84,7 @@ def answer_slowly(base, format, question, source):
     known = len(tokens) - len(asked) - 1
     tokens += format.encode_answer_cue()
     given = len(tokens) - (known if source == SELF else 0)
-    written, _ = continue_row(
+    written, answered = continue_row(
         base.model, base.params, tokens, max_tokens=5, stop_ids=format.stop_ids
     )
     record = {
@@ -95,6 +95,7 @@ def answer_slowly(base, format, question, source):
         "prompt_tokens": given,
         "generated_tokens": len(tokens) + len(written) - given,
         "cut_off": not ended,
+        "answer_cut_off": not answered,
         "fell_back": False,
     }
     return record, tokens + written
