@@ -17,8 +17,8 @@ _DIGITS = {
 METHODS, STAGES, PROGRAMS = "methods", "stages", "programs"
 _LONG = 0.5  # seconds of a program, from which on it is in the table of programs
 _PAIRED = (
-    "Differences on the same questions: paired bootstrap, and McNemar's exact test (a permutation "
-    "test where scores are graded)"
+    "Differences on the same questions: Bonett and Price's interval and McNemar's exact test "
+    "(paired bootstrap and a permutation test where scores are graded)"
 )
 
 

@@ -21,7 +21,8 @@ from rag_jax.runtime.terminal import write_text
 
 _PAIRED = (
     "Differences on the same questions, each question's score the mean over the seeds: paired "
-    "bootstrap over the questions, and permutation test (McNemar's exact test of one seed)"
+    "bootstrap over the questions and permutation test (of one seed Bonett and Price's interval "
+    "and McNemar's exact test)"
 )
 Reports = Sequence[Mapping[str, Any]]
 

@@ -19,12 +19,38 @@ def test_scores_of_zero_and_one_by_hand():
     assert (pair["test"], pair["p"]) == ("McNemar", pytest.approx(10 / 16))
 
 
+def compare_counts(both, better, worse, neither):
+    """The comparison of scores of 0 and 1 from the four counts of questions."""
+    counts = [both, better, worse, neither]
+    return compare_pairs(np.repeat([1.0, 1, 0, 0], counts), np.repeat([1.0, 0, 1, 0], counts))
+
+
+def test_the_interval_of_scores_of_zero_and_one():
+    """The example of `ci.prop.ps` in the R package statpsych, by the authors of the interval."""
+    pair = compare_counts(6, 26, 4, 12)
+    assert pair["ci95"] == pytest.approx((0.2548067, 0.6251933), abs=1e-6)
+
+
+@pytest.mark.parametrize("share", [0, 0.02, 0.3])
+def test_the_interval_has_the_difference_as_often_as_it_says(share):
+    """The true difference is 0.05; `share` of the questions more are better as often as worse."""
+    chances = np.asarray([share / 2 + 0.05, share / 2, 0.95 - share])
+    drawn = np.random.default_rng(0).multinomial(100, chances, 1000)
+    covered = 0
+    outcomes = np.unique(drawn, axis=0, return_counts=True)
+    for (better, worse, same), times in zip(*outcomes, strict=True):
+        low, high = compare_counts(same, better, worse, 0)["ci95"]
+        covered += times * (low <= 0.05 <= high)
+    assert 930 <= covered <= 985
+
+
 def test_the_interval_is_that_of_the_binomial_number():
-    """Of 200 questions 60 are better: the bootstrap's mean is Binomial(200, 0.3) / 200."""
-    pair = compare_pairs(np.repeat([1.0, 0.0], [60, 140]), np.zeros(200))
-    wanted = stats.binom.ppf((0.025, 0.975), 200, 0.3) / 200
-    np.testing.assert_allclose(pair["ci95"], wanted, atol=0.0051)  # a question is 0.005
-    assert pair["p"] == pytest.approx(2 * 0.5**60)
+    """Of 200 questions 60 are half a point better: the bootstrap's mean is a binomial's."""
+    pair = compare_pairs(np.repeat([0.5, 0.0], [60, 140]), np.zeros(200))
+    wanted = stats.binom.ppf((0.025, 0.975), 200, 0.3) / 400
+    np.testing.assert_allclose(pair["ci95"], wanted, atol=0.0026)  # a question is 0.0025
+    assert pair["p"] == pytest.approx(1 / 10_001)
+    assert compare_counts(0, 60, 0, 140)["p"] == pytest.approx(2 * 0.5**60)
 
 
 def test_graded_scores_against_scipy():
@@ -73,8 +99,11 @@ def test_a_pair_turned_round(pairs):
     assert turned["difference"] == -pair["difference"]
     assert (turned["better"], turned["worse"]) == (pair["worse"], pair["better"])
     assert turned["p"] == pytest.approx(pair["p"], abs=0.03)
+    low, high = pair["ci95"]
+    if pair["test"] == "McNemar":
+        assert turned["ci95"] == pytest.approx((-high, -low)) and low < high
     if pair["better"] == pair["worse"] == 0:
-        assert (pair["p"], pair["ci95"]) == (1, (0, 0))
+        assert pair["p"] == 1 and low == pytest.approx(-high)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +156,7 @@ def test_a_small_p_is_not_shown_as_zero():
         "b",
         "hits@1",
         "+1.000",
-        "+1.000 to +1.000",
+        "+0.887 to +1.000",
         "50",
         "0",
         "< 0.001",

@@ -120,7 +120,7 @@ def test_the_paired_comparison_is_in_every_form(tmp_path, capsys):
     report = write(tmp_path, paired=paired)
     assert read_json(tmp_path / "report.json")["paired"] == read_json_value(report["paired"])
     title, rest = capsys.readouterr().out.split("\n\n", 1)[1].split("\n\n", 1)
-    assert title.startswith("Differences on the same questions: paired bootstrap, and McNemar's")
+    assert title.startswith("Differences on the same questions: Bonett and Price's interval and")
     head, _, row = rest.split("\n")[:3]
     wanted = ["against srrag", "score", "difference", "95 % interval", "better", "worse", "p"]
     assert re.split(r"\s{2,}", head) == [*wanted, "test"]
