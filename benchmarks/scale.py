@@ -9,16 +9,15 @@ has run on one.
 """
 
 import argparse
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from tables_systems import read_bench
 
 from rag_jax.models.io.sizes import describe_params, find_sizes
 from rag_jax.planning.abstract import QUESTION
@@ -27,7 +26,6 @@ from rag_jax.systems.prag.config import PRAGConfig
 from rag_jax.systems.prag.translator import init_translator, list_adapted
 from rag_jax.training.trainable import init_trained
 
-RESULTS = Path(__file__).parent / "results"
 CHIPS = {"v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}
 DPR = find_sizes("facebook/dpr-ctx_encoder-single-nq-base")
 MINILM = find_sizes("all-minilm-l6-v2")
@@ -52,7 +50,7 @@ def list_tables(
     size: int, asked: int, share: float
 ) -> Iterable[tuple[list[str], Iterable[Sequence[str]]]]:
     """The tables, as headings and rows, for a corpus of `size` passages and `asked` questions."""
-    items = read_results("items")
+    items = read_bench("items")
     chips = "".join(f", {chip} hours" for chip in CHIPS)
     for head, rows in (
         ("kept, bytes an item, items, total", list_bytes(items, size, asked)),
@@ -63,10 +61,6 @@ def list_tables(
         ("on a CPU core, seconds an item, items, hours", list_cpu(items, size, asked)),
     ):
         yield head.split(", "), rows
-
-
-def read_results(name: str) -> Any:
-    return json.loads((RESULTS / f"{name}_cpu.json").read_text("utf-8"))["results"]
 
 
 def list_bytes(items: dict[str, Any], size: int, asked: int) -> Iterable[list[str]]:
@@ -139,7 +133,7 @@ def list_work(
 def list_cpu(items: dict[str, Any], size: int, asked: int) -> Iterable[list[str]]:
     """What the host does, from smaller corpora."""
     index, corpus, adapters = items["index"], items["corpus"], items["adapters"]
-    made_up = read_results("trie")[-1]["sizes"]["1000000"]["cpu_seconds"] / 1e6
+    made_up = read_bench("trie")[-1]["sizes"]["1000000"]["cpu_seconds"] / 1e6
     # ScaNN searches a tenth of the partitions: a question's time grows with the passages.
     scann = index["search_cpu_seconds"]["64"] / 64 * size / index["passages"]
     for what, each, count in (

@@ -23,6 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rag_jax.runtime.files import read_jsonl
 from rag_jax.runtime.paths import expand_path
 
 RESULTS = Path(__file__).parent / "results" / "systems"
@@ -59,7 +60,8 @@ def split_popqa(source: Path, folder: Path) -> None:
 
     No subject is both trained on and asked about.
     """
-    passages, questions = read(source / "passages.jsonl"), read(source / "questions.jsonl")
+    passages = read_jsonl(source / "passages.jsonl")
+    questions = read_jsonl(source / "questions.jsonl")
     titles = {passage["title"] for passage in passages}
     asked = [q for q in questions if q["s_pop"] is not None and q["s_wiki_title"] in titles]
     subjects = sorted({q["s_wiki_title"] for q in asked})
@@ -73,7 +75,8 @@ def split_popqa(source: Path, folder: Path) -> None:
 
 def cut_squad(source: Path, folder: Path) -> None:
     """Ten articles of SQuAD's development set, with 160, 60 and 80 of their questions."""
-    passages, questions = read(source / "dev_passages.jsonl"), read(source / "dev_questions.jsonl")
+    passages = read_jsonl(source / "dev_passages.jsonl")
+    questions = read_jsonl(source / "dev_questions.jsonl")
     titles = list(dict.fromkeys(passage["title"] for passage in passages))[:10]
     asked = random.Random(0).sample([q for q in questions if q["title"] in titles], 300)
     write(folder / "passages.jsonl", [p for p in passages if p["title"] in titles])
@@ -88,8 +91,8 @@ def open_squad(source: Path, folder: Path) -> None:
     To train on and for choices those of its training articles, to ask those of its development set.
     """
     files = ("dev", "train")  # as the whole folder is read, so that embeddings are of the same
-    passages = [p for name in files for p in read(source / f"{name}_passages.jsonl")]
-    other, asked = (read(source / f"{name}_questions.jsonl") for name in files)
+    passages = [p for name in files for p in read_jsonl(source / f"{name}_passages.jsonl")]
+    other, asked = (read_jsonl(source / f"{name}_questions.jsonl") for name in files)
     titles = sorted({question["title"] for question in asked})
     chosen = set(random.Random(0).sample(titles, 40))
     parts = {
@@ -104,14 +107,14 @@ def open_squad(source: Path, folder: Path) -> None:
 
 def thin(path: Path, size: int) -> None:
     """Keeps so many of a file's records at most, drawn and in random order."""
-    records = read(path)
+    records = read_jsonl(path)
     write(path, random.Random(0).sample(records, min(size, len(records))))
 
 
 def keep_squad(source: Path, folder: Path) -> None:
     """SQuAD's development passages, with 300 of their questions to ask and 60 for choices."""
-    asked = random.Random(0).sample(read(source / "dev_questions.jsonl"), 360)
-    write(folder / "passages.jsonl", read(source / "dev_passages.jsonl"))
+    asked = random.Random(0).sample(read_jsonl(source / "dev_questions.jsonl"), 360)
+    write(folder / "passages.jsonl", read_jsonl(source / "dev_passages.jsonl"))
     write(folder / "test_questions.jsonl", asked[:300])
     write(folder / "dev_questions.jsonl", asked[300:])
 
@@ -132,11 +135,13 @@ def mix_routing(source: Path, folder: Path) -> None:
         "pubhealth": "test_part1.jsonl",
     }
     for name, file in files.items():
-        records = [r for r in read(source / name / file) if r.get("ctxs") or r.get("ctx_text")]
+        all_records = read_jsonl(source / name / file)
+        records = [r for r in all_records if r.get("ctxs") or r.get("ctx_text")]
         left = iter(random.Random(0).sample(records, len(records)))
         for part, size in sizes.items():
             write(folder / name / f"{part}_questions.jsonl", [*islice(left, size)])
-    write(folder / "triviaqa" / "passages.jsonl", read(source / "triviaqa" / "passages.jsonl"))
+    passages = read_jsonl(source / "triviaqa" / "passages.jsonl")
+    write(folder / "triviaqa" / "passages.jsonl", passages)
 
 
 def mix_sources(source: Path, folder: Path) -> None:
@@ -145,14 +150,14 @@ def mix_sources(source: Path, folder: Path) -> None:
     Of PopQA's subjects and of the articles each is in one part.
     """
     split_popqa(source / "popqa", folder / "popqa")
-    asked = read(source / "squad" / "dev_questions.jsonl")
+    asked = read_jsonl(source / "squad" / "dev_questions.jsonl")
     titles = sorted({question["title"] for question in asked})
     random.Random(0).shuffle(titles)
     parts = {"train": titles[:16], "dev": titles[16:24], "test": titles[24:]}
     for name, part in parts.items():
         chosen = [question for question in asked if question["title"] in part]
         write(folder / "squad" / f"{name}_questions.jsonl", chosen)
-    write(folder / "squad" / "passages.jsonl", read(source / "squad" / "dev_passages.jsonl"))
+    write(folder / "squad" / "passages.jsonl", read_jsonl(source / "squad" / "dev_passages.jsonl"))
     for name, size in {"train": 80, "dev": 50, "test": 150}.items():
         for dataset in ("popqa", "squad"):
             thin(folder / dataset / f"{name}_questions.jsonl", size)
@@ -327,12 +332,6 @@ RUNS = {
         script="launch/compare.py",
     ),
 }
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The records of a file of JSON lines."""
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
 
 
 def write(path: Path, records: Sequence[Any]) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 from tables_systems import Rows, read_bench
 
+from rag_jax.evaluation.pairs import tabulate_pairs
+
 _METRICS = {"ndcg@10": "nDCG@10", "mrr": "MRR", "recall@100": "recall@100"}
 
 
@@ -23,16 +25,11 @@ def list_retrievers(dataset: str) -> Rows:
 def list_paired(dataset: str) -> Rows:
     """The differences of each retriever from BM25."""
     (result,) = read_bench(f"retrievers_{dataset}")
-    rows = [["against BM25", "metric", "difference", "95 % interval", "better", "worse", "p"]]
-    for name, by_metric in result["paired"].items():
-        for metric, title in _METRICS.items():
-            pair = by_metric[metric]
-            low, high = pair["ci95"]
-            p = f"{pair['p']:.3f}" if pair["p"] >= 0.001 else "< 0.001"
-            counts = str(pair["better"]), str(pair["worse"])
-            shown = f"{pair['difference']:+.3f}", f"{low:+.3f} to {high:+.3f}"
-            rows.append([name, title, *shown, *counts, p])
-    return rows
+    rows = {
+        name: {title: by_metric[metric] for metric, title in _METRICS.items()}
+        for name, by_metric in result["paired"].items()
+    }
+    return tabulate_pairs({"reference": "BM25", "rows": rows})
 
 
 TABLES: dict[str, Callable[[], Rows]] = {
