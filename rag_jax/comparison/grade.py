@@ -74,6 +74,8 @@ def grade_records(
     for question in questions:
         record = by_id[question.id]
         retrieved = record.get("retrieved") if row.searches is None else float(row.searches)
+        if not isinstance(retrieved, int | float):  # passages that were reranked
+            retrieved = None
         kept = (*_COSTS, *_ORIGIN)
         known = {name: record[name] for name in kept if record.get(name) is not None}
         graded.append(

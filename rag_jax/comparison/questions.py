@@ -1,5 +1,6 @@
 """The passages and the questions of a comparison: read and chosen once, for all systems."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def prepare_data(config: CompareConfig, folder: Path, described: dict[str, Any])
         return True
     with replace_folder(folder) as new:
         keep = partial(write_passages, new / _SCRATCH)
-        collection = read_collection(config.data, config.world, keep=keep)
+        collection = _leave_out_missing(read_collection(config.data, config.world, keep=keep))
         questions, alike = choose_all(collection, config)
         jsonl.write_passages(new / "passages.jsonl", collection.passages)
         for split, listed in questions.items():
@@ -64,6 +65,27 @@ def prepare_data(config: CompareConfig, folder: Path, described: dict[str, Any])
         write_json(new / _RECORD, {"made_from": described, "counts": counts, "alike": alike})
     log("data: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
     return False
+
+
+def _leave_out_missing(collection: Collection) -> Collection:
+    """The collection without relevant passages that are not in the corpus.
+
+    HotpotQA's open setting and others alike name some. A system's own report counts them as not
+    found; the comparison grades answers.
+    """
+    listed = [question for listed in collection.questions.values() for question in listed]
+    wanted = {id for question in listed for id in question.relevant}
+    known = {passage.id for passage in collection.passages if passage.id in wanted}
+    if known == wanted:
+        return collection
+    log(f"data: {len(wanted - known)} relevant passages are not in the corpus and are left out")
+
+    def leave_out(question: Question) -> Question:
+        relevant = {id: grade for id, grade in question.relevant.items() if id in known}
+        return replace(question, relevant=relevant)
+
+    questions = {split: [*map(leave_out, own)] for split, own in collection.questions.items()}
+    return Collection(collection.passages, questions)
 
 
 def is_prepared(folder: Path, described: dict[str, Any]) -> bool:

@@ -48,6 +48,11 @@ class Question:
     negatives: tuple[str, ...] = ()
     dataset: str = ""
 
+    @property
+    def spoken_answers(self) -> tuple[str, ...]:
+        """What a passage says that has an answer: with choices their texts, not their labels."""
+        return tuple(self.choices.get(answer, answer) for answer in self.answers)
+
     def is_passage(self, id: str) -> bool:
         """Whether a passage is the question itself, as for the queries of ArguAna and Quora.
 

@@ -64,7 +64,7 @@ def choose_negatives(
 
     def is_negative(row: int) -> bool:
         passage = passages[row]
-        answered = has_answer(f"{passage.title} {passage.text}", question.answers)
+        answered = has_answer(f"{passage.title} {passage.text}", question.spoken_answers)
         known = passage.id in question.relevant or question.is_passage(passage.id)
         return not known and not answered
 

@@ -91,6 +91,15 @@ class TextReading:
     separates: bool = True
     lower_case: bool = False
 
+    def encode(self, parts: tuple[str, ...], max_length: int) -> list[int]:
+        """The token ids of a text, or a title and a text, cut to `max_length`."""
+        if not self.separates:
+            parts = (" ".join(parts),)
+        first, *rest = (part.lower() for part in parts) if self.lower_case else parts
+        pair = rest[0] if rest else None
+        encode = self.tokenizer.encode_with_specials
+        return encode(self.prompt + first, max_length=max_length, pair=pair)
+
 
 def read_texts(encoder: Pretrained, role: Role | None = None) -> TextReading:
     """How an encoder reads the texts of a role.
@@ -142,21 +151,16 @@ def tokenize_with(
     """Yields the token ids of each text; see `tokenize_texts`."""
     if isinstance(texts, str):
         raise RagJaxError("texts is one string: pass a list of texts")
-    encode = reading.tokenizer.encode_with_specials
     num_cut, i = 0, -1
     for i, text in enumerate(texts):
         parts = (text,) if isinstance(text, str) else tuple(text) if is_pair(text) else None
         if parts is None:
             raise RagJaxError(f"text {i} is neither a string nor a (title, text) pair of strings")
-        if not reading.separates:
-            parts = (" ".join(parts),)
-        first, *rest = (part.lower() for part in parts) if reading.lower_case else parts
-        first, pair = reading.prompt + first, rest[0] if rest else None
         # A limit of one more token distinguishes a text that is too long from one that just fits.
-        row = encode(first, max_length=max_length + 1, pair=pair)
+        row = reading.encode(parts, max_length + 1)
         if len(row) > max_length:
             num_cut += 1
-            row = encode(first, max_length=max_length, pair=pair)
+            row = reading.encode(parts, max_length)
         yield row
     if num_cut:
         _logger.warning("%d of %d texts were cut to %d tokens", num_cut, i + 1, max_length)

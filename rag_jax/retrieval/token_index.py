@@ -83,9 +83,10 @@ class TokenIndex:
             with np.errstate(over="ignore"):
                 tokens = dataclasses.replace(tokens, vectors=tokens.vectors.astype(np.float16))
             return cls(encoder, check_tokens(tokens, "tokens in float16"))
-        scales = np.abs(tokens.vectors).max(axis=1, initial=0) / _STEPS
-        scales = np.where(scales > 0, scales, 1).astype(np.float32)
-        steps = np.round(tokens.vectors / scales[:, None]).astype(np.int8)
+        vectors = tokens.vectors.astype(np.float32)
+        scales = np.abs(vectors).max(axis=1, initial=0) / _STEPS
+        scales = np.where(scales > 0, scales, np.float32(1))
+        steps = np.clip(np.round(vectors / scales[:, None]), -_STEPS, _STEPS).astype(np.int8)
         return cls(encoder, dataclasses.replace(tokens, vectors=steps), scales)
 
     def search(

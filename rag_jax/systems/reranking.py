@@ -181,7 +181,7 @@ def keep_scores(
         for question, ranked in zip(questions, found, strict=True):
             own = [passages[row] for row, _ in ranked]
             texts = [passage.text for passage in own[:k]]
-            scores.append(answer_hits(texts, question.answers, sorted({1, k})))
+            scores.append(answer_hits(texts, question.spoken_answers, sorted({1, k})))
             if question.relevant:
                 ids = [passage.id for passage in own]
                 scores[-1]["mrr"] = reciprocal_rank(ids, question.relevant)

@@ -16,7 +16,7 @@ from rag_jax.data.batches import list_widths
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.citations import Citation
 from rag_jax.retrieval.rerank import score_pairs
-from rag_jax.retrieval.texts import Role
+from rag_jax.retrieval.texts import Role, read_texts
 from rag_jax.systems.reranking import Reranking
 from rag_jax.systems.session import Session
 
@@ -80,8 +80,8 @@ def make_embedding(session: Session, *, query: Pretrained, document: Pretrained)
     def embed(texts: Sequence[str], role: Role) -> Embedded:
         encoder = encoders[role]
         vectors = session.encode(encoder, texts, role, widths=widths)
-        count = partial(encoder.tokenizer.encode_with_specials, max_length=limit)
-        return Embedded(vectors, [len(count(text)) for text in texts])
+        encode = read_texts(encoder, role).encode
+        return Embedded(vectors, [len(encode((text,), limit)) for text in texts])
 
     return embed
 

@@ -71,6 +71,24 @@ def test_systems_read_what_was_chosen_without_loss(source, tmp_path):
     assert after.questions["test"] == read_questions(tmp_path / "data", "test") == wanted
 
 
+def test_relevant_passages_that_are_not_in_the_corpus(tmp_path, capsys):
+    """As in the open setting of HotpotQA, whose paragraphs need not be the right ones."""
+    context = [["Here", ["It is."]], ["Other", ["It is not."]]]
+    records = [
+        {"_id": id, "question": "Is it?", "answer": "yes", "type": "bridge", "context": context}
+        | {"supporting_facts": [[title, 0] for title in titles]}
+        for id, titles in {"a": ("Gone", "Here"), "b": ("Gone", "Lost")}.items()
+    ]
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "hotpot_dev_fullwiki_v1.json").write_text(json.dumps(records), "utf-8")
+    options = {"systems": ("rag",), "evaluate_on": "dev"}
+    assert choose(source, tmp_path, **options) == ["a", "b"]
+    assert "2 relevant passages are not in the corpus" in capsys.readouterr().err
+    read = read_collection(DataConfig(path=str(tmp_path / "data")), WorldConfig())
+    assert [q.relevant for q in read.questions["dev"]] == [{"Here": 1}, {}]
+
+
 def test_the_built_in_world_without_loss(tmp_path):
     world = WorldConfig(cities=8, countries=12, train=10, dev=5, test=6)
     config = CompareConfig(world=world)

@@ -50,6 +50,9 @@ def test_records_are_joined_by_question_and_graded_anew():
     assert first | origin == first  # for the report's page
     searched = grade_records(predict("", "", "", retrieved=1.0), QUESTIONS, Row("", searches=None))
     assert [record["retrieved"] for record in searched] == [1, 1, 1]
+    reranked = predict("", "", "", retrieved=[{"id": "p", "score": 1.0}])
+    reranked = grade_records(reranked, QUESTIONS, Row("", searches=None))
+    assert "retrieval_rate" not in summarize(reranked)
 
 
 @pytest.mark.parametrize(

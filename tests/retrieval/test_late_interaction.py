@@ -142,6 +142,10 @@ def test_int8_is_near(encoder):
     assert (error <= steps.scales[:, None] / 2 + 1e-7).all()
     for one, other in zip(exact.search(queries, 4)[0], steps.search(queries, 4)[0], strict=True):
         np.testing.assert_allclose(one, other, atol=12 * 6**0.5 / 254)
+    small = TokenVectors.join([np.asarray([[3e-5, -1e-4, 9.9e-5]], np.float16)])
+    steps = TokenIndex.build(small, encoder="e", dtype="int8")
+    near = steps.tokens.vectors * steps.scales[:, None]
+    np.testing.assert_allclose(near, small.vectors.astype(np.float32), atol=4e-7)
     zeros = TokenVectors.join([np.zeros((2, 3), np.float32)])
     found = TokenIndex.build(zeros, encoder="e", dtype="int8").search(zeros, 1)
     assert found[0][0].tolist() == [0]

@@ -101,7 +101,7 @@ def write_results(
                         "title": passage.title,
                         "text": passage.text,
                         "score": repr(float(score)),  # a string, as in DPR
-                        "has_answer": has_answer(passage.text, question.answers),
+                        "has_answer": has_answer(passage.text, question.spoken_answers),
                     }
                     for passage, score in passages
                 ],

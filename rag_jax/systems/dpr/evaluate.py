@@ -137,7 +137,7 @@ def score_ranking(question: Question, record: Record) -> Record:
         "passages": add_ranks(shown, record),
     }
     if question.answers:
-        record |= answer_hits([p.text for p, _ in found], question.answers, DEPTHS)
+        record |= answer_hits([p.text for p, _ in found], question.spoken_answers, DEPTHS)
     if question.relevant:
         hits = [id in question.relevant for id in ids]
         record |= {f"passage@{k}": float(any(hits[:k])) for k in DEPTHS}

@@ -56,7 +56,7 @@ def run_curve(
         if task == "qa":
             read = [[passages[row].text for row in places[:k]] for places in rows.tolist()]
             pairs = zip(read, questions, strict=True)
-            hits = [answer_hits(texts, q.answers, [k])[f"answer@{k}"] for texts, q in pairs]
+            hits = [answer_hits(texts, q.spoken_answers, [k])[f"answer@{k}"] for texts, q in pairs]
             means.append(float(np.mean(hits)))
         table.append([str(k), *means])
     write_json(context.folder / "curve.json", table)

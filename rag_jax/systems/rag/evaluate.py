@@ -324,14 +324,15 @@ def grade(question: Question, record: Record, *, task: str, k: int) -> Record:
         record: "prediction", "seconds", "prompt_tokens", "found": the passages found with their
             scores, or None; and "ranks" if they were reranked.
     """
-    prediction, answers, found = record["prediction"], question.answers, record["found"]
+    prediction, found = record["prediction"], record["found"]
     graded = describe_question(question) | {"prediction": prediction}
     graded |= {name: record[name] for name in ("seconds", "prompt_tokens")}
     graded |= score_answer(question, prediction, task)
     if found is None:
         return graded
     if task == "qa":
-        graded |= answer_hits([p.text for p, _ in found], answers, sorted({*_HITS, k}))
+        texts = [passage.text for passage, _ in found]
+        graded |= answer_hits(texts, question.spoken_answers, sorted({*_HITS, k}))
     read = [{"id": p.id, "score": score} for p, score in found[:k]]
     return graded | {"passages": add_ranks(read, record)}
 

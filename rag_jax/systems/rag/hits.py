@@ -65,7 +65,7 @@ def _find_hits(
 ) -> list[Record]:
     texts = [[passages[row].text for row in rows if row >= 0] for rows in ranking.rows.tolist()]
     return [
-        {"id": question.id, **answer_hits(own, question.answers, DEPTHS)}
+        {"id": question.id, **answer_hits(own, question.spoken_answers, DEPTHS)}
         for question, own in zip(questions, texts, strict=True)
     ]
 

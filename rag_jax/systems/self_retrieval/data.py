@@ -205,7 +205,7 @@ def choose_same(
     for document in documents:
         others = [p for p in document if p.id not in question.relevant]
         others = [p for p in others if len(p.text) > _NEGATIVE_CHARACTERS]
-        others = [p for p in others if not has_answer(p.text, question.answers)]
+        others = [p for p in others if not has_answer(p.text, question.spoken_answers)]
         chosen += [others[i] for i in rng.permutation(len(others))[:count].tolist()]
     return chosen
 

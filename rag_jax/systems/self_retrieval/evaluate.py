@@ -178,7 +178,8 @@ def grade(
     """One question's record.
 
     A passage is a hit if it is relevant. A document, which is all passages of one title, ranks by
-    its best passage and is relevant if one of its passages is.
+    its best passage and is relevant if one of its passages is. A relevant passage that is not in
+    the corpus is a document of its own, which is not found.
 
     Args:
         record: "ranked", rows and scores; "prediction" and "seconds"; "ranks" if reranked.
@@ -187,7 +188,7 @@ def grade(
     ranked, prediction = record["ranked"], record["prediction"]
     found = [passages[row] for row, _ in ranked]
     ids, ranked_titles = [p.id for p in found], list(dict.fromkeys(p.title for p in found))
-    documents = dict.fromkeys((titles[id] for id in question.relevant if id in titles), 1)
+    documents = dict.fromkeys((titles.get(id, id) for id in question.relevant), 1)
     shown = [{"id": id, "score": s} for id, (_, s) in zip(ids[:10], ranked, strict=False)]
     return describe_question(question) | {
         "prediction": prediction,

@@ -179,6 +179,10 @@ def test_choosing_negatives():
     # A question that is itself a passage is no negative of its own.
     argument = Question("4", "more", (), {"1": 1})
     assert choose_negatives(argument, ranked, passages, count=5) == [0, 3, 2]
+    # With choices the answer is a text, and no label.
+    choices = {"A": "Gitega", "B": "more"}
+    question = Question("q", "? A: Gitega B: more", ("A",), {"1": 1}, choices=choices)
+    assert choose_negatives(question, ranked, passages, count=5) == [4, 2]
 
 
 def test_trained_encoders_are_models(finished):

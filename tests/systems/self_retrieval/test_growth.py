@@ -68,9 +68,12 @@ def test_grading_reads_the_corpus_once(titles):
     for question in questions:
         graded = evaluate.grade(question, record, passages=counted, titles=found)
         is_found = question.id in ("q0", "q3")
-        assert graded["document_recall@10"] == is_found
+        assert graded["document_recall@10"] == is_found / 2  # of two relevant documents
         assert graded["document_mrr@100"] == {"q0": 0.5, "q3": 1.0}.get(question.id, 0.0)
     assert counted.reads == len(passages) + 2 * len(questions)
+    missing = Question("q", "?", ("nothing",), {"not there": 1})
+    graded = evaluate.grade(missing, record, passages=passages, titles={})
+    assert graded["document_recall@10"] == graded["document_mrr@100"] == 0
 
 
 @pytest.mark.parametrize("titles", [30, 60])
