@@ -24,7 +24,7 @@ from rag_jax.runtime.sharding import count_data_rows
 from rag_jax.systems.prag.config import PRAGConfig
 from rag_jax.systems.prag.data import group_documents, list_variants
 from rag_jax.systems.prag.demonstrations import DEMONSTRATIONS
-from rag_jax.systems.prag.translate import ENCODE, TRAIN, TRANSLATE, WIDTH
+from rag_jax.systems.prag.translate import ENCODE, EVALUATE_TRANSLATED, TRAIN, TRANSLATE, WIDTH
 from rag_jax.training.rows import PROGRAM_TOKENS, Row, plan_rows
 
 # Tokens of a prompt around its texts, in a chat template and in plain text: the instruction,
@@ -51,12 +51,14 @@ def list_host(config: PRAGConfig, corpus: Corpus) -> Iterator[HostWork]:
         yield HostWork("retrieve", "BM25: build", corpus.passages)
         yield HostWork("retrieve", "BM25: search", corpus.asked * corpus.passages)
     documents, taught = count_documents(config, corpus), count_taught(config, corpus)
+    merged = corpus.asked * config.retrieve.passages
     yield HostWork("encode", "adapters: write", documents * len(list_variants(config)))
     if taught:
         yield HostWork(ENCODE, "adapters: write", taught)
         yield HostWork(TRAIN, "adapters: read", taught * config.translator.epochs)
         yield HostWork(TRANSLATE, "adapters: write", documents)
-    yield HostWork("evaluate", "adapters: read", corpus.asked * config.retrieve.passages)
+        yield HostWork(EVALUATE_TRANSLATED, "adapters: read", merged)
+    yield HostWork("evaluate", "adapters: read", merged)
 
 
 def count_documents(config: PRAGConfig, corpus: Corpus) -> int:

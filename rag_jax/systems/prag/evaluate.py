@@ -26,7 +26,7 @@ from rag_jax.systems.prag.config import AnswerConfig, DocumentsConfig, PRAGConfi
 from rag_jax.systems.prag.data import Augmented, Format, Variant, list_variants
 from rag_jax.systems.prag.infer import Engine, Search
 from rag_jax.systems.prag.tables import tabulate_adapters, tabulate_coverage, tabulate_types
-from rag_jax.systems.prag.translate import TRANSLATE
+from rag_jax.systems.prag.translate import EVALUATE_TRANSLATED, TRANSLATE
 from rag_jax.systems.reranking import (
     RERANKED,
     Reranking,
@@ -50,18 +50,14 @@ METHODS = {
     "both": ("passages", "own"),
     "random": ("nothing", "random"),
 }
-# With a translator also those whose adapters it makes; the last two are again controls.
+# With a translator also those whose adapters it makes, in a stage of their own; the last two are
+# again controls.
 TRANSLATED = {
     "translated": ("nothing", "translated"),
     "translated_both": ("passages", "translated"),
     "translated_random": ("nothing", "random_translated"),
     "translated_random_both": ("passages", "random_translated"),
 }
-
-
-def list_methods(config: PRAGConfig) -> dict[str, tuple[str, str | None]]:
-    """The methods of a run, as in `METHODS`."""
-    return METHODS | (TRANSLATED if config.translator.documents else {})
 
 
 def name_row(reader: str) -> str:
@@ -80,10 +76,15 @@ def describe_report(config: PRAGConfig, *, trained: bool = True) -> ReportSpec:
     ones. Without a warm-up of the adapters it is not of a `trained` model.
     """
     ablations = [name for name in list_variants(config) if name != "encode"]
-    methods = dict.fromkeys([*list_methods(config), *ablations], "evaluate")
-    methods |= dict.fromkeys(map(name_row, config.readers), "read")
+    translated = TRANSLATED if config.translator.documents else {}
+    methods = {
+        **dict.fromkeys(METHODS, "evaluate"),
+        **dict.fromkeys(translated, EVALUATE_TRANSLATED),
+        **dict.fromkeys(ablations, "evaluate"),
+        **dict.fromkeys(map(name_row, config.readers), "read"),
+    }
     summarize = partial(summarize_answers, names=COLUMNS[1:-1], main="exact_match")
-    reference = "translated" if config.translator.documents else "parametric"
+    reference = "translated" if translated else "parametric"
     paired = reference, {name: name for name in ("exact_match", "f1", "match")}
     model = name_model(config.model.name, trained)
     make_tables = partial(_make_tables, retrieve=config.retrieve)
@@ -179,14 +180,18 @@ def run_evaluation(
     make_engine: Callable[..., Engine],
     open_store: Callable[..., AdapterStore],
     open_translated: Callable[[Path], AdapterStore],
-    methods: Mapping[str, tuple[str, str | None]],
     check_length: Callable[[int], None],
     seed: int,
+    methods: Mapping[str, tuple[str, str | None]] = METHODS,
 ) -> None:
     """Answers all questions in every way; `adapters.json` says what an adapter costs.
 
-    Documents without an adapter are left out of the prompts too, as in the released code, so that
-    all methods have the same documents.
+    Documents without a trained adapter are left out of the prompts too, as in the released code, so
+    that all methods have the same documents.
+
+    Args:
+        variants: the ways that the documents were encoded for these methods.
+        methods: as `METHODS` or `TRANSLATED`.
     """
     path = context.path("retrieve", "found.jsonl")
     documents = {passage.id: passage for passage in list_documents(path, passages)}
@@ -229,7 +234,8 @@ def run_evaluation(
         return passes[name]
 
     compare([Method(n, partial(answer_all, n)) for n in ways], questions, grade, context.folder)
-    sizes = [stores["encode"].count_bytes(id) for id in encoded if id in stores["encode"]]
+    store = stores["encode" if "encode" in variants else TRANSLATE]
+    sizes = [store.count_bytes(id) for id in encoded if id in store]
     _write_costs(context, passes, sizes)
 
 

@@ -12,7 +12,7 @@ from rag_jax.systems.prag.evaluate import describe_report, run_evaluation, run_r
 from rag_jax.systems.prag.reader import open_reader
 from rag_jax.systems.prag.session import Session
 from rag_jax.systems.prag.train import run_encoding, run_warm_up
-from rag_jax.systems.prag.translation import TAUGHT, TRANSLATE, list_translation
+from rag_jax.systems.prag.translation import TAUGHT, list_translation
 from rag_jax.systems.session import bind, make_stage
 from rag_jax.systems.stages import corpus_stage, likelihood_stages, make_run
 
@@ -42,7 +42,6 @@ def list_stages(session: Session) -> list[Stage]:
         )
         for name, variant in session.variants.items()
     ]
-    translated = list_translation(session, training)
     sampled = {"seed": c.seed} if c.augment.by == "model" else {}  # rules draw nothing
     augmentation = {**model, "augment": c.augment, "full": c.prompt.reasoning, **sampled}
     if c.augment.model is not None:
@@ -52,7 +51,6 @@ def list_stages(session: Session) -> list[Stage]:
     reading = {**model, **answering, **searching}
     evaluation = {**asked, **model, **answering, "seed": c.seed}
     evaluated, needed = ("corpus", "retrieve", "augment", *session.variants), ("corpus", "retrieve")
-    evaluated += (TRANSLATE,) if translated else ()
     readers = []
     if c.readers:
         by: By = "bm25" if {*c.readers} <= {"bm25", CORPUS} else "fused"
@@ -69,7 +67,7 @@ def list_stages(session: Session) -> list[Stage]:
         stage("augment", run_augmentation, augmentation, *needed, **options),
         *[warm_up] * any("warm_up" in encoding.needs for encoding in encodings),
         *encodings,
-        *translated,
+        *list_translation(session, training, evaluation),
         stage("evaluate", run_evaluation, evaluation, *evaluated, version=2),
         *readers,
         *likelihood_stages(session, open_reader, reading, "corpus"),

@@ -43,6 +43,7 @@ from rag_jax.systems.prag.train import make_optimizer
 from rag_jax.systems.prag.translate import (
     AUGMENT,
     ENCODE,
+    EVALUATE_TRANSLATED,
     TRAIN,
     TRANSLATE,
     WIDTH,
@@ -186,7 +187,8 @@ def _plan_answers(session: PlannedSession, planner: Planner, drawn: Drawn) -> No
     passage = min(int(lengths.text[-1]), c.model.max_text) + PASSAGE_MARKS
     widths = {"without passages": count_prompt(c) + QUESTION}
     widths["after passages"] = widths["without passages"] + docs * passage
-    runs = {"evaluate": -(-drawn.corpus.asked // batch)}
+    stages = ("evaluate", *[EVALUATE_TRANSLATED] * (TRAIN in drawn.stages))
+    runs = dict.fromkeys(stages, -(-drawn.corpus.asked // batch))
     for name, width in widths.items():
         sizes = {"B": batch, "T": round_up(width, 32), "k": docs}
         cache = describe_cache(base, session.mesh, batch, sizes["T"])

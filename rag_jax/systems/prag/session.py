@@ -21,7 +21,6 @@ from rag_jax.systems import session
 from rag_jax.systems.prag.baselines import CORPUS, check_corpus_fits
 from rag_jax.systems.prag.config import By, PRAGConfig
 from rag_jax.systems.prag.data import Format, Variant, list_variants
-from rag_jax.systems.prag.evaluate import list_methods
 from rag_jax.systems.prag.infer import Engine, Search
 from rag_jax.systems.prag.translate import Translator
 from rag_jax.systems.prag.translator import init_translator, list_adapted
@@ -54,11 +53,6 @@ class Session(session.Session):
         if self.config.augment.model is None:
             return self.base
         return self.load_language_model("augment.model", dtype=self.dtype)
-
-    @property
-    def methods(self) -> dict[str, tuple[str, str | None]]:
-        """The ways to answer; see `evaluate.METHODS`."""
-        return list_methods(self.config)
 
     @cached_property
     def variants(self) -> dict[str, Variant]:

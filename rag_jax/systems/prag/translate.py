@@ -41,6 +41,7 @@ from rag_jax.training.trainable import Trainable, set_passes
 # Stages, with the names that `augment` and `train` know them by.
 DOCUMENTS, AUGMENT, ENCODE = "translator_documents", "translator_augment", "translator_encode"
 TRAIN, TRANSLATE = "translator", "translate"
+EVALUATE_TRANSLATED = "evaluate_translated"
 OTHERS = {"found": DOCUMENTS, "made": AUGMENT}
 
 _RULES = ((".*", PartitionSpec()),)  # the translator is small: a copy on every device

@@ -6,12 +6,14 @@ from typing import Any
 
 from rag_jax.pipeline.stage import Stage
 from rag_jax.systems.prag.augment import run_augmentation
+from rag_jax.systems.prag.evaluate import TRANSLATED, run_evaluation
 from rag_jax.systems.prag.session import Session
 from rag_jax.systems.prag.train import run_encoding
 from rag_jax.systems.prag.translate import (
     AUGMENT,
     DOCUMENTS,
     ENCODE,
+    EVALUATE_TRANSLATED,
     OTHERS,
     TRAIN,
     TRANSLATE,
@@ -24,8 +26,14 @@ from rag_jax.systems.session import bind, make_stage
 TAUGHT = DOCUMENTS, AUGMENT, ENCODE, TRAIN  # what another dataset takes from the run
 
 
-def list_translation(session: Session, training: Mapping[str, Any]) -> list[Stage]:
-    """The stages of the translator; none without documents to train it on."""
+def list_translation(
+    session: Session, training: Mapping[str, Any], evaluation: Mapping[str, Any]
+) -> list[Stage]:
+    """The stages of the translator; none without documents to train it on.
+
+    Args:
+        training, evaluation: the settings of the run's stages that train and that answer.
+    """
     c, stage = session.config, partial(make_stage, session)
     if not c.translator.documents:
         return []
@@ -60,4 +68,12 @@ def list_translation(session: Session, training: Mapping[str, Any]) -> list[Stag
     )
     options = {"room": session.estimate_adapters}
     made = stage(TRANSLATE, run_translation, training, "corpus", "retrieve", TRAIN, **options)
-    return [documents, augmented, encoded, trained, made]
+    answered = stage(
+        EVALUATE_TRANSLATED,
+        run_evaluation,
+        evaluation,
+        *("corpus", "retrieve", "augment", "encode", TRANSLATE),
+        methods=TRANSLATED,
+        variants={},
+    )
+    return [documents, augmented, encoded, trained, made, answered]

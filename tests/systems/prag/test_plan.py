@@ -67,6 +67,8 @@ def test_the_translator_is_planned(config, monkeypatch):
     assert programs["translator, optimiser step"] == {"translator": 4}
     assert programs["translate, read documents"] == {"translator": 3, "translate": 7}
     assert programs["translate, make adapters"] == {"translate": 7}
+    answers = programs["evaluate, answer without passages"]
+    assert answers == {"evaluate": 4, "evaluate_translated": 4}
     asked = replace(taught, augment=AugmentConfig(by="model", batch_size=8, max_tokens=16))
     programs = list_programs("prag", asked, monkeypatch, questions=14)
     assert programs["augment, write"] == {"augment": 8, "translator_augment": 4}

@@ -213,6 +213,8 @@ def test_a_run_with_a_translator(finished, make_config):
     ]
     assert len(trained) == 5 and not found & {*trained}
     assert {*TRANSLATED} < {*report["methods"]}
+    answered = {path.stem for path in (stages / "evaluate_translated").glob("*.jsonl")}
+    assert {name for name in answered if not name.startswith("answers_")} == {*TRANSLATED}
     assert report["paired"]["reference"] == "translated"
     translated = [r["id"] for r in read_jsonl(stages / "translate" / "translated.jsonl")]
     assert sorted(translated) == sorted(found)
@@ -311,7 +313,8 @@ def test_another_dataset_is_translated_by_the_run_s_translator(finished, make_co
     data = DataConfig(path=config.data.path)
     again = pipeline.evaluate_on(config, workdir, data, "test", tmp_path / "out")
     assert {stage["name"] for stage in again["stages"]} == {
-        *("corpus", "retrieve", "augment", "encode", "translate", "evaluate")
+        *("corpus", "retrieve", "augment", "encode", "translate", "evaluate_translated"),
+        "evaluate",
     }
     for name in TRANSLATED:
         assert again["methods"][name]["f1"] == report["methods"][name]["f1"]
