@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int
 
 from rag_jax.evaluation.answers import calibrate, compute_accuracy, popularity_thirds
 from rag_jax.evaluation.figures import Bars, Chart, Figure
@@ -108,25 +108,36 @@ def find_right(rows: Rows, sources: Sequence[Source]) -> Bool[np.ndarray, "N"]:
 def list_trivial(rows: Rows, sources: Sequence[Source]) -> dict[str, list[dict[str, Any]]]:
     """The records of routers that always take one source, from any method on the same weights.
 
-    `retrieve` takes the searched source with the largest score; with several of them there is also
-    one router for each. Their score of a search is the same for all questions.
+    Their score of a search is the same for all questions.
+    """
+
+    def take(row: Mapping[str, Any], number: int) -> dict[str, Any]:
+        retrieved = float(sources[number].kind == "search")
+        one = {"number": number, "retrieved": retrieved, "search": 0.0}
+        return {**row, **one, "correct": row["correct_by_source"][number]}
+
+    scores = np.asarray([row["scores"] for row in rows], float)
+    return {
+        name: [take(row, number) for row, number in zip(rows, numbers.tolist(), strict=True)]
+        for name, numbers in choose_always(sources, scores).items()
+    }
+
+
+def choose_always(
+    sources: Sequence[Source], scores: Float[np.ndarray, "N S"]
+) -> dict[str, Int[np.ndarray, "N"]]:
+    """The source of every question by the routers that always take one.
+
+    `verbalise` takes the model's own knowledge and `retrieve` the searched source with the largest
+    score; with several of them there is also one router for each.
     """
     kinds = [source.kind for source in sources]
     searched = [number for number, kind in enumerate(kinds) if kind == "search"]
-    scores = np.asarray([row["scores"] for row in rows], float)[:, searched]
-    always = {"verbalise": [kinds.index("verbalise")] * len(rows)}
-    always["retrieve"] = np.asarray(searched)[scores.argmax(axis=1)].tolist()
+    always = {"verbalise": np.full(len(scores), kinds.index("verbalise"))}
+    always["retrieve"] = np.asarray(searched)[scores[:, searched].argmax(axis=1)]
     for number in searched if len(searched) > 1 else ():
-        always[f"retrieve_{sources[number].name}"] = [number] * len(rows)
-
-    def take(row: Mapping[str, Any], number: int) -> dict[str, Any]:
-        one = {"number": number, "retrieved": float(kinds[number] == "search"), "search": 0.0}
-        return {**row, **one, "correct": row["correct_by_source"][number]}
-
-    return {
-        name: [take(row, number) for row, number in zip(rows, numbers, strict=True)]
-        for name, numbers in always.items()
-    }
+        always[f"retrieve_{sources[number].name}"] = np.full(len(scores), number)
+    return always
 
 
 def list_routers(predictions: Mapping[str, Rows], sources: Sequence[Source]) -> dict[str, Rows]:

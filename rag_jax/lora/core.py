@@ -281,7 +281,8 @@ def fold(params: PyTree, adapter: Tree, *, scale: float) -> PyTree:
                 node = node.get(_name(key), {})
             if node and leaf.dtype == jnp.int8:
                 raise ValueError(f"{jax.tree_util.keystr(keys)}: a kernel in int8: use apply")
-            return leaf + scale * jnp.tensordot(node["a"], node["b"], 1) if node else leaf
+            update = scale * jnp.tensordot(node["a"], node["b"], 1) if node else None
+            return leaf if update is None else leaf + update.astype(leaf.dtype)
 
         return jax.tree_util.tree_map_with_path(add_leaf, tree)
 
@@ -327,8 +328,7 @@ def _check_rank(rank: int) -> None:
 def _check_adapter(adapter: Any, name: str) -> None:
     """Raises a TypeError unless an adapter is nested dicts that end in factors `a` and `b`."""
     if not isinstance(adapter, Mapping):
-        kind = type(adapter).__name__
-        raise TypeError(f"{name}: a {kind}, expected the nested dicts of lora.init")
+        raise TypeError(f"{name}: a {type(adapter).__name__}, expected the dicts of lora.init")
     if not _is_kernel(adapter):
         for key, node in adapter.items():
             _check_adapter(node, f"{name}: {key}")

@@ -175,7 +175,7 @@ def load_peft(
             outputs = b[:, slice(*slot.rows)] if slot.rows else b
             factors = {"a": jnp.asarray(a, dtype), "b": jnp.asarray(outputs, dtype)}
             set_leaf(adapter, slot.path, factors)
-    stabilized = fields.raw.get("use_rslora") is True
+    stabilized = bool(fields.raw.get("use_rslora"))
     return adapter, compute_scale(alpha, rank, rank_stabilized=stabilized)
 
 

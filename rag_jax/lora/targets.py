@@ -19,7 +19,7 @@ def read_targets(fields: Fields) -> Callable[[str], bool]:
     layers = fields.raw.get("layers_to_transform")
     if layers is not None:
         layers = [layers] if isinstance(layers, int) else _list(fields, "layers_to_transform", int)
-        layers = {*layers}
+        layers = {*layers} or None  # PEFT takes an empty list for all layers
     time = MatchTime()
     chosen, excluded = (
         _read_rule(fields, name, time) for name in ("target_modules", "exclude_modules")

@@ -72,8 +72,13 @@ def read_folder(
         raise RagJaxError(f"{path} is missing: save the fast version of the tokenizer there")
     else:
         core = _read_core(path)
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        settings.update(_read_settings(folder / name))
+    own, older = (
+        _read_settings(folder / name)
+        for name in ("tokenizer_config.json", "special_tokens_map.json")
+    )
+    # As in transformers: the older file counts unless the newer one describes added tokens.
+    described = "added_tokens_decoder" in own
+    settings |= {**older, **own} if described else {**own, **older}
     names = {short: settings.get(f"{short}_token") for short in NAMED_TOKENS}
     # A name is stored either as a string or as an object with flags.
     names = {key: v.get("content") if isinstance(v, dict) else v for key, v in names.items()}

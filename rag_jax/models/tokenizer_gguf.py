@@ -12,6 +12,11 @@ from rag_jax.runtime.outside import show
 
 # Token types (llama.cpp, `llama_token_type`).
 _CONTROL, _USER_DEFINED = 3, 4
+# Names of tokens that end a turn or a text, though a file names one of them alone, as in llama.cpp.
+_ENDS = {
+    *("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "<|end|>"),
+    *("<end_of_turn>", "<EOT>"),
+}
 _BLANK = "\u2581"
 _LONGEST_PIECE = 256  # characters of a SentencePiece token; its own limit is 16 unless raised
 _NAMED = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
@@ -54,7 +59,9 @@ def read_gguf(
     core.add_special_tokens(make_special_tokens(t for t, k in typed if k == _CONTROL))
     core.add_tokens([AddedToken(t, normalized=False) for t, k in typed if k == _USER_DEFINED])
     bos = names["bos"]
-    if metadata.get("tokenizer.ggml.add_bos_token", kind == "llama") and bos is not None:
+    # Llama 3's files leave it to the reader, as llama.cpp has it in `llama-vocab.cpp`.
+    usual = kind == "llama" or metadata.get("tokenizer.ggml.pre") == "llama-bpe"
+    if metadata.get("tokenizer.ggml.add_bos_token", usual) and bos is not None:
         pairs = [(bos, ids["bos"])]
         core.post_processor = processors.TemplateProcessing(f"{bos} $A", special_tokens=pairs)
     if kind == "gpt2":
@@ -62,7 +69,10 @@ def read_gguf(
     template = metadata.get("tokenizer.chat_template")
     if not isinstance(template, str | None):
         raise RagJaxError(f"{source}: the chat template must be a text, not {show(template)}")
-    return core, names, template, [ids[name] for name in ("eot", "eom") if ids[name] is not None]
+    ends = [ids[name] for name in ("eot", "eom") if ids[name] is not None]
+    marked = {_CONTROL, _USER_DEFINED}
+    ends += [i for i, (token, k) in enumerate(typed) if k in marked and token in _ENDS]
+    return core, names, template, [*dict.fromkeys(ends)]
 
 
 def _make_byte_level(

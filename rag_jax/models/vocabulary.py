@@ -61,10 +61,13 @@ def grow_vocabulary(
 # One program: each operation by itself would be compiled, and would copy the table.
 @partial(jax.jit, static_argnames=("first", "size"))
 def _grow(table: Float[Array, "V D"], *, first: int, size: int) -> Float[Array, "W D"]:
-    """The first rows of a table, followed by their mean up to a number of rows."""
+    """The first rows of a table, followed by their mean up to a number of rows.
+
+    A tokenizer may have more tokens than the table rows, such as Gemma 3's for an image.
+    """
     table = table[:first]
     mean = table.mean(axis=0, keepdims=True, dtype=jnp.float32).astype(table.dtype)
-    return jnp.concatenate([table, jnp.repeat(mean, size - first, axis=0)])
+    return jnp.concatenate([table, jnp.repeat(mean, size - len(table), axis=0)])
 
 
 @checked

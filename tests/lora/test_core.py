@@ -18,6 +18,7 @@ from jaxtyping import TypeCheckError
 from tiny import make_decoder, make_rows
 
 from rag_jax import lora
+from rag_jax.decoding import generate
 from rag_jax.lora import core
 
 MODEL, PARAMS = make_decoder()
@@ -65,6 +66,20 @@ def test_unfused_equals_folded(targets):
     folded = FORWARD(lora.fold(PARAMS, adapter, scale=0.5))
     np.testing.assert_allclose(unfused, folded, atol=1e-5, rtol=1e-5)
     assert np.abs(unfused - FORWARD(PARAMS)).max() > 0.1
+
+
+def test_an_adapter_in_float32_over_a_base_in_bfloat16():
+    """As PEFT has it: what it adds is rounded to the base's type."""
+    adapter = randomise(lora.init(jax.random.key(0), PARAMS, targets=ALL, rank=2))
+    base = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
+    folded = lora.fold(base, adapter, scale=0.5)
+    assert {leaf.dtype for leaf in jax.tree.leaves(folded)} == {jnp.dtype(jnp.bfloat16)}
+    wanted = FORWARD(lora.apply(PARAMS, adapter, scale=0.5))
+    for params in (folded, lora.apply(base, adapter, scale=0.5)):
+        logits = FORWARD(params)
+        assert logits.dtype == jnp.bfloat16
+        assert np.abs(logits - wanted).max() < 0.1 * np.abs(wanted).max()
+        generate(MODEL, params, [[1, 2, 3]], max_tokens=2, stop_ids=())
 
 
 def test_fold_is_the_matrix_sum():

@@ -160,6 +160,7 @@ def test_merged_adapters(tmp_path):
         ({"target_modules": r"model\.layers\.0\.mlp\.(up|gate|down)_proj"}, {0}),
         ({"layers_to_transform": 1}, {1}),
         ({"layers_to_transform": [0, 1]}, {0, 1}),
+        ({"layers_to_transform": []}, {0, 1}),
         ({"exclude_modules": r"model\.layers\.1\..*"}, {0}),
         ({"lora_dropout": 0.1, "init_lora_weights": "gaussian", "revision": "main"}, {0, 1}),
         ({"init_lora_weights": "eva", "eva_config": {"rho": 2.0, "tau": 0.99}}, {0, 1}),

@@ -408,6 +408,25 @@ def test_tokens_that_other_files_add(settings, files, tmp_path):
     assert not {first, first + 1} & {*tokenizer.encode("<|new|><|more|>")}
 
 
+@pytest.mark.parametrize(
+    ("settings", "older", "eos", "pad"),
+    [
+        ({}, {"eos_token": "<|more|>"}, "<|more|>", None),
+        ({"pad_token": None}, {"pad_token": "<|more|>"}, "<|new|>", "<|more|>"),
+        ({"added_tokens_decoder": {}}, {"eos_token": "<|more|>"}, "<|new|>", None),
+        ({"added_tokens_decoder": {}}, {"pad_token": "<|more|>"}, "<|new|>", "<|more|>"),
+    ],
+)
+def test_which_of_two_files_names_a_token(settings, older, eos, pad, tmp_path):
+    """As in transformers the older one, unless the newer one describes its added tokens."""
+    extra = {"additional_special_tokens": ["<|new|>", "<|more|>"], "eos_token": "<|new|>"}
+    folder = write_folder(tmp_path, make_byte_level(), None, **extra | settings)
+    (folder / MAP).write_text(json.dumps(older))
+    tokenizer = Tokenizer.from_folder(folder)
+    assert tokenizer.eos_id == tokenizer.token_id(eos)
+    assert tokenizer.pad_id == (pad and tokenizer.token_id(pad))
+
+
 def test_variables_of_extra_tokens(open_chat, tmp_path):
     """A template calls them by their names, also after the tokenizer was saved."""
     extra = {"extra_special_tokens": {"image_token": "<|user|>"}}

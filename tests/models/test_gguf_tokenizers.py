@@ -147,6 +147,26 @@ def test_words(pre, text, pieces):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+def test_what_begins_a_text_of_llama_3():
+    """Its files leave it to the reader; those of other byte-level BPE begin with nothing."""
+    for pre, begins in {"llama-bpe": [5], "qwen2": []}.items():
+        metadata = make_bytes(pre) | {"tokenizer.ggml.bos_token_id": 5}
+        metadata["tokenizer.ggml.token_type"][5] = 3
+        tokenizer = Tokenizer.from_gguf(metadata)
+        assert tokenizer.encode_prompt("th") == [*begins, *tokenizer.encode("th")]
+        told = Tokenizer.from_gguf(metadata | {"tokenizer.ggml.add_bos_token": not begins})
+        assert told.encode_prompt("th") == [*([] if begins else [5]), *told.encode("th")]
+
+
+@pytest.mark.parametrize("name", ["<end_of_turn>", "<|eot_id|>", "<|im_end|>", "<|endoftext|>"])
+def test_tokens_that_end_a_turn_by_their_name(name):
+    metadata = make_pieces()
+    metadata["tokenizer.ggml.tokens"][4] = name
+    assert Tokenizer.from_gguf(metadata).stop_ids == (1, 4)
+    metadata["tokenizer.ggml.token_type"][4] = 1  # a word
+    assert Tokenizer.from_gguf(metadata).stop_ids == (1,)
+
+
 def test_qwen_composes_characters():
     """NFC: e and a combining accent are the character é."""
     qwen, llama = (Tokenizer.from_gguf(make_bytes(pre)) for pre in ("qwen2", "llama-bpe"))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -128,6 +129,23 @@ def test_only_a_models_files_come(server, is_sentence_encoder):
     folder = hub.resolve("someone/model")
     assert list_names(folder) == needed and folder.name == COMMIT
     assert all((folder / name).read_bytes() == server.files[name] for name in needed)
+
+
+def test_what_a_tokenizer_reads_beside_its_own_file_comes_and_counts(server, tmp_path):
+    del server.files["modules.json"]
+    names = "added_tokens.json", "additional_chat_templates/tools.jinja"
+    server.files |= dict.fromkeys(names, b"{}")
+    folder = hub.resolve("someone/model")
+    assert {*names} <= list_names(folder)
+    server.refusal = 503, ""
+    assert hub.resolve("someone/model") == folder  # out of the cache
+    copies = []
+    for left_out in (*names, None):
+        copies.append(tmp_path / f"copy-{len(copies)}")
+        shutil.copytree(folder, copies[-1])
+        if left_out:
+            (copies[-1] / left_out).unlink()
+    assert len({hub.fingerprint(copy) for copy in copies}) == 3
 
 
 def test_no_weights_come_of_a_model_that_is_not_supported(server):

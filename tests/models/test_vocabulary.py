@@ -46,6 +46,18 @@ def test_new_tokens_follow_the_last_one_and_start_from_the_mean(base):
     assert base.config.vocab_size == base.tokenizer.vocab_size == len(table) == 290
 
 
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_a_tokenizer_with_a_token_that_the_model_lacks(base, multiple):
+    """As Gemma 3's text models, whose last token is an image's."""
+    more = replace(base, tokenizer=base.tokenizer.add_special_tokens(["<image>"]))
+    grown = grow_vocabulary(more, NAMES, multiple=multiple)
+    assert [grown.tokenizer.token_id(name) for name in NAMES] == [291, 292, 293]
+    table = grown.params["embed"]["embedding"]
+    assert len(table) == grown.config.vocab_size == -(-294 // multiple) * multiple
+    logits = run(grown)
+    np.testing.assert_allclose(logits[..., :290], run(base), atol=1e-5)
+
+
 def test_old_logits_stay_and_new_ones_are_their_mean(base):
     logits = run(grow_vocabulary(base, NAMES))
     old = run(base)

@@ -12,6 +12,7 @@ from tiny import make_decoder, make_rows, read_row
 
 from rag_jax.decoding.cache import append, fork, init_cache
 from rag_jax.models.int8 import quantize_layers
+from rag_jax.models.nn.rope import LongScaling
 from rag_jax.models.nn.windows import WindowBlocks, limit_to_window
 from rag_jax.runtime.errors import RagJaxError
 
@@ -40,6 +41,23 @@ def test_texts_and_padding_in_any_order(of_text, seed):
     assert np.isfinite(hidden).all()
     for text in set(of_text) - {0}:
         close(hidden[segments == text], read_row(MODEL, PARAMS, tokens[segments == text])[1])
+
+
+def test_a_long_text_beside_a_short_one():
+    """Each is rotated by its own length, as alone."""
+    factors = {"short_factors": (1.0, 1.0), "long_factors": (3.0, 5.0)}
+    scaling = LongScaling(**factors, original_length=8, attention_factor=1.2)
+    model, params = make_decoder(rope_scaling=scaling)
+    rows = make_rows([4, 12, 2])
+    segments = np.repeat([1, 2, 3, 0], [4, 12, 2, 3])
+    positions = np.concatenate([np.arange(n) for n in (4, 12, 2, 3)])
+    tokens = np.concatenate([*rows, np.zeros(3, int)])
+    given = {"mask": segments > 0, "segments": segments, "positions": positions}
+    given = {name: x[None] for name, x in given.items()}
+    hidden = model.apply({"params": params}, tokens[None], **given, method="hidden").hidden[0]
+    for text, row in enumerate(rows, 1):
+        alone = model.apply({"params": params}, np.asarray([row]), method="hidden").hidden[0]
+        close(hidden[segments == text], alone)
 
 
 def test_tokens_that_attend_to_later_ones():

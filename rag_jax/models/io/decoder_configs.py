@@ -281,7 +281,7 @@ def _is_bidirectional(fields: Fields, family: str) -> bool:
     if family != "gemma3_text":
         return False
     fields.refuse_unless("use_bidirectional_attention", True, False)
-    return fields.raw.get("use_bidirectional_attention") is True
+    return bool(fields.raw.get("use_bidirectional_attention"))
 
 
 def _refuse_others(fields: Fields, family: _Family) -> None:

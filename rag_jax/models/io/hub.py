@@ -28,6 +28,7 @@ Describe = Callable[[Path, Callable[[Path], str]], str]
 
 _MANIFEST = "files.json"
 _WEIGHTS = (".gguf", ".safetensors")
+_TEMPLATES = "additional_chat_templates/*.jinja"
 # The files that define a model. Other files in the folder have no influence on the model.
 _MODEL_FILES = (
     "*.safetensors",
@@ -40,7 +41,9 @@ _MODEL_FILES = (
     "merges.txt",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
+    _TEMPLATES,
 )
 # A sentence encoder's settings, of whose fingerprint they are no part where an embedding is as
 # without them.
@@ -192,6 +195,8 @@ def _resolve_hub(name: str) -> Path:
         if config.exists():
             read_config(config)
         folder = model.fetch(patterns, pinned=True)
+        if model.lists(_TEMPLATES):
+            model.fetch([_TEMPLATES], pinned=True, subfolders=True)
         if (folder / MODULES).exists():
             # Dense layers have weights of their own; other modules have none.
             kinds = ("Pooling", "SpladePooling", "MultiVectorMask", "Normalize", "Dense")

@@ -71,6 +71,12 @@ class HubModel:
             options["tqdm_class"] = _make_bar(room)
         return Path(snapshot_download(self._repository, **options))
 
+    def lists(self, pattern: str) -> bool:
+        """Whether the hub's list has a file of that name, in subfolders too; False without it."""
+        from huggingface_hub.utils import filter_repo_objects
+
+        return any(filter_repo_objects(self._sizes, allow_patterns=[pattern]))
+
     def _is_cached(self) -> bool:
         from huggingface_hub import snapshot_download
 

@@ -26,7 +26,7 @@ from rag_jax.models.nn.layers import (
     check_vocabulary,
 )
 from rag_jax.models.nn.pooling import MEAN, Pooling
-from rag_jax.models.nn.rope import LongScaling, rotary_angles, rotate
+from rag_jax.models.nn.rope import Angles, LongScaling, rotary_angles, rotate
 from rag_jax.models.nn.stack import rematerialize, run_layer, scan_layers
 from rag_jax.models.nn.tokens import TokenTable, score_by_head
 from rag_jax.models.nn.windows import limit_to_both_sides, limit_to_window
@@ -234,7 +234,8 @@ class Decoder(nn.Module):
         )
         if c.bidirectional:
             reach = partial(limit_to_both_sides, positions=positions)
-        chunks = self._make_chunks(attention_mask, positions, slot, prefix_mask, reach)
+        turn = partial(rotary_angles, positions, rotary_dim=c.rotary_dim, segments=segments)
+        chunks = self._make_chunks(attention_mask, turn, slot, prefix_mask, reach)
         scans = self.scan_layers and cache is prefix is return_layer is None
         if scans and not self.is_initializing():
             kinds = list(chunks)
@@ -261,7 +262,7 @@ class Decoder(nn.Module):
     def _make_chunks(
         self,
         mask: Bool[Array, "B T S"] | SegmentMask,
-        positions: Int[Array, "B T"],
+        turn: Callable[..., Angles],
         slot: Int[Array, ""] | int,
         prefix_mask: Bool[Array, "P L"] | None,
         limit: Callable,
@@ -270,10 +271,10 @@ class Decoder(nn.Module):
 
         Args:
             mask: attention mask of the layers without a window.
+            turn: `rotary_angles` of the positions.
             limit: of a mask and the number of tokens of a window, the mask of a sliding layer.
         """
         c, chunks = self.config, {}
-        turn = partial(rotary_angles, positions, rotary_dim=c.rotary_dim)
         angles = turn(theta=c.rope_theta, scaling=c.rope_scaling)
         for kind in dict.fromkeys(c.layer_kinds):
             own, own_prefix, own_angles = mask, prefix_mask, angles if kind.rotates else None

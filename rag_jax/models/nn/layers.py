@@ -63,7 +63,7 @@ class Linear(nn.Module):
             y = y + read_param(self, "bias", nn.initializers.zeros, (self.features,))[None]
         if self.has_variable("params", "lora_a"):
             a, b = (self.get_variable("params", name) for name in ("lora_a", "lora_b"))
-            y = y + adapt(x, a, b)
+            y = y + adapt(x, a, b).astype(y.dtype)
         return y
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -48,8 +49,8 @@ class LongScaling:
 
     There are two sets of divisors. The short set is for texts of up to `original_length` tokens.
     In a longer text, every token, including the first, is rotated with the long set. The largest
-    position of a row decides for the row. Hugging Face decides by the largest position of the
-    batch, so a row here has the same logits as in Hugging Face with a batch size of one.
+    position of a text decides for the text. Hugging Face decides by the largest position of the
+    batch, so a text here has the same logits as in Hugging Face with a batch size of one.
 
     A cache holds rotated keys, and keys of the two sets must not mix. The cache is therefore
     limited to `original_length` slots, unless the config uses `always_long`.
@@ -96,6 +97,7 @@ def rotary_angles(
     rotary_dim: int,
     theta: float,
     scaling: RopeScaling | None = None,
+    segments: Int[Array, "B T"] | None = None,
 ) -> Angles:
     """Cosines and sines of the rotary embedding, `E = rotary_dim / 2` (Su et al. 2021, eq. 15).
 
@@ -105,6 +107,7 @@ def rotary_angles(
         rotary_dim: number of features of a head that are rotated.
         theta: base of the frequencies; the slowest pair turns about `1 / theta` radians per token.
         scaling: context extension; None for the plain frequencies.
+        segments: the number of each token's text, from 0 to T, where several texts share a row.
     """
     frequencies = scale_frequencies(theta ** -(np.arange(0, rotary_dim, 2) / rotary_dim), scaling)
     scale, row_frequencies = 1.0, jnp.asarray(frequencies, jnp.float32)[None, None, None]
@@ -114,11 +117,20 @@ def rotary_angles(
             jnp.asarray(frequencies / np.asarray(factors), jnp.float32)[None, None, None]
             for factors in (scaling.short_factors, scaling.long_factors)
         )
-        is_long = jnp.max(positions, axis=1) >= scaling.original_length
-        row_frequencies = jnp.where(is_long[:, None, None, None], long, short)  # [B, 1, 1, E]
-    # [B, 1, T, 1] * [B or 1, 1, 1, E] -> [B, 1, T, E]
+        last = jnp.max(positions, axis=1, keepdims=True)  # [B, 1]
+        if segments is not None:
+            last = jax.vmap(_find_last)(positions, segments)  # [B, T]
+        is_long = last >= scaling.original_length
+        row_frequencies = jnp.where(is_long[:, None, :, None], long, short)  # [B, 1, 1 or T, E]
+    # [B, 1, T, 1] * [B or 1, 1, 1 or T, E] -> [B, 1, T, E]
     angles = positions[:, None, :, None].astype(jnp.float32) * row_frequencies
     return scale * jnp.cos(angles), scale * jnp.sin(angles)
+
+
+def _find_last(positions: Int[Array, "T"], segments: Int[Array, "T"]) -> Int[Array, "T"]:
+    """The last position of each token's text."""
+    last = jax.ops.segment_max(positions, segments, num_segments=len(segments) + 1)
+    return last[segments]
 
 
 def scale_frequencies(

@@ -34,7 +34,6 @@ from rag_jax.systems.srrag.passes import (
     choose,
     judge,
     judge_sources,
-    list_kinds,
     route_all,
     stack_beliefs,
     weigh_passes,
@@ -222,18 +221,11 @@ def list_policies(
 ) -> dict[str, Policy]:
     """For each method the source that it chooses for every question, and the sources' weights.
 
-    Always retrieving is from the searched source with the largest product; with several searched
-    sources there is also a method for each.
-
     Args:
         taus: the threshold of each router, of those in `ROUTERS`.
     """
-    kinds, weights = list_kinds(config), weigh_passes(config, passes)
-    external = [number for number, kind in enumerate(kinds) if kind == "search"]
-    always = {"verbalise": np.full(len(passes), kinds.index("verbalise"))}
-    always["retrieve"] = np.asarray(external)[weights.products[:, external].argmax(axis=1)]
-    for number in external if len(external) > 1 else ():
-        always[f"retrieve_{config.sources[number].name}"] = np.full(len(passes), number)
+    weights = weigh_passes(config, passes)
+    always = routing.choose_always(config.sources, weights.products)
     policies = {name: Policy(chosen, weights) for name, chosen in always.items()}
     for name, knn in ROUTERS.items():
         if name in taus:
