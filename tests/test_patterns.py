@@ -24,7 +24,7 @@ from rag_jax.runtime import patterns
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.patterns import MatchTime, NamePattern
 from rag_jax.systems.asking import parse_pairs
-from rag_jax.systems.prag.phrases import list_claims, list_statements
+from rag_jax.systems.prag.phrases import cut_clause, list_claims, list_statements
 from rag_jax.systems.prag.rules import ask_by_rules, rewrite_by_rules
 from rag_jax.systems.prag.writer import is_rewrite
 from rag_jax.systems.srrag.verbalise import clean_document
@@ -149,6 +149,7 @@ def read(text):
     "function",
     [
         list_statements,
+        cut_clause,
         list_claims,
         lambda text: rewrite_by_rules(read(text)),
         lambda text: ask_by_rules(read(text[:3000]), count=3),

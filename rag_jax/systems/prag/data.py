@@ -15,7 +15,8 @@ With reasoning, worked examples come before the passages, an instruction to reas
 question, and the answer begins after "Answer:" and says in its last sentence what the answer is.
 
 The released code ends an answer with a full stop and cuts predictions at the first full stop or
-comma, which cuts "U.S." and "15,140" apart. Here the end-of-text token ends an answer.
+comma, which cuts "U.S." and "15,140" apart. Here the end-of-text token ends an answer, and what is
+read of a prediction is its first clause (`phrases.cut_clause`).
 """
 
 import itertools
@@ -35,6 +36,7 @@ from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.systems.asking import Pair
 from rag_jax.systems.prag.config import AugmentConfig, PRAGConfig
 from rag_jax.systems.prag.demonstrations import DEMONSTRATIONS
+from rag_jax.systems.prag.phrases import cut_clause
 
 T = TypeVar("T")
 
@@ -48,8 +50,6 @@ _REASON = (
 )
 _REASON_CUE = "Answer:"
 _STATED = re.compile(r"\bthe answer is\b:?", re.IGNORECASE)
-# What an untrained model continues an answer with: a line, a sentence or a clause.
-_END = re.compile(r"\n|[.!?](?=\s+[^\Wa-z_]|\s*$)|,\s")
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Format:
         text = self.tokenizer.decode(tokens).strip()
         if self.reasoning:
             text = _STATED.split(text, maxsplit=1)[-1].strip()
-        return _END.split(text, maxsplit=1)[0].strip()
+        return cut_clause(text)
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:

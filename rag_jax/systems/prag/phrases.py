@@ -113,6 +113,22 @@ def list_statements(text: str) -> list[str]:
     return [" ".join(sentences) for sentences in joined]
 
 
+def cut_clause(text: str) -> str:
+    """The first clause of a text, without the full stop or comma that ends it.
+
+    Nothing ends inside an abbreviation, a date, a name with its initials or, at the start, a list:
+    "September 21, 1937" is a clause. A line's end ends everything.
+    """
+    line = text.strip().split("\n", 1)[0]
+    clause = next(iter(list_statements(line)), "").rstrip(".!? ")
+    whole = VALUE.sub(lambda found: "\0" * len(found[0]), clause)
+    listed = _LIST.match(clause[:_LONGEST_VALUE])
+    if listed and _is_list(listed[0]):
+        whole = "\0" * listed.end() + whole[listed.end() :]
+    end = re.search(r",\s", whole)
+    return clause[: end.start()] if end else clause
+
+
 def list_claims(statement: str) -> list[tuple[str, str, str, str]]:
     """What a sentence says in the form "the NOUN of NAME is VALUE": noun, name or "", verb, value.
 

@@ -58,7 +58,7 @@ def list_stages(session: Session) -> list[Stage]:
         read = {**asked, **model, **answering, "readers": c.readers}
         readers = [
             stage("search", run_search, finding, "corpus"),
-            stage("read", run_reading, read, "corpus", "search"),
+            stage("read", run_reading, read, "corpus", "search", version=2),
         ]
     options = {"divisible": ("augmented.jsonl",), "version": 2}
     return [
@@ -68,7 +68,7 @@ def list_stages(session: Session) -> list[Stage]:
         *[warm_up] * any("warm_up" in encoding.needs for encoding in encodings),
         *encodings,
         *list_translation(session, training, evaluation),
-        stage("evaluate", run_evaluation, evaluation, *evaluated, version=2),
+        stage("evaluate", run_evaluation, evaluation, *evaluated, version=3),
         *readers,
         *likelihood_stages(session, open_reader, reading, "corpus"),
     ]
