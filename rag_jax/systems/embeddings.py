@@ -94,7 +94,8 @@ def count_spared(stage: Path) -> float:
 def _make_key(passages: Sequence[Passage], encoder: Pretrained, encoding: EncoderConfig) -> str:
     """What embeddings are of. An encoder's weights may have been trained since it was loaded."""
     sizes = [encoding.max_length, encoding.batch_size, encoding.program_tokens]
-    made_of = [fingerprint_corpus(passages), encoder.fingerprint, sizes]
+    # The module has the pooling, which settings may change.
+    made_of = [fingerprint_corpus(passages), encoder.fingerprint, repr(encoder.model), sizes]
     key = hashlib.sha256(to_json(made_of).encode())
     for leaf in jax.tree.leaves(encoder.params):
         key.update(np.asarray(fetch(leaf)).tobytes())

@@ -12,12 +12,15 @@ from jaxtyping import Array, PyTree
 from rag_jax.config import ConstantTrainConfig
 from rag_jax.data.batches import BatchPlan
 from rag_jax.runtime.checkpoint import Checkpoints, save_tree
+from rag_jax.runtime.files import write_json
+from rag_jax.runtime.hosts import is_first
 from rag_jax.runtime.progress import Progress
 from rag_jax.runtime.sharding import shard_batch
 from rag_jax.training.loop import LossFunction, init_state, make_optimizer, make_step, train
 from rag_jax.training.trainable import Trainable
 
 PARAMS = "params"  # the folder of the trained tree that `fit` saves
+_ENDED = "trained.json"  # says that the training has ended, where the tree is saved elsewhere
 _MOST_STEPS: ContextVar[int | None] = ContextVar("most_steps", default=None)
 
 
@@ -71,8 +74,8 @@ def fit(
 ) -> None:
     """Trains to the end, from where an interrupted call stopped.
 
-    The trained tree is then `folder/params` and checkpoints are removed. Where `folder/params`
-    exists already, nothing is done. Logs are as `rag_jax.training.loop.train` writes them.
+    The trained tree is then `folder/params` and checkpoints are removed. Where `fit` has ended in
+    this folder, nothing is done. Logs are as `rag_jax.training.loop.train` writes them.
 
     Args:
         plan: which examples make each step's batch.
@@ -86,7 +89,7 @@ def fit(
     Raises:
         RagJaxError: the loss is not finite; see `train`.
     """
-    if (folder / PARAMS).exists():
+    if (folder / PARAMS).exists() or (folder / _ENDED).exists():
         return
     total = settings.epochs * plan.num_steps_per_epoch if steps is None else steps
     if (most := _MOST_STEPS.get()) is not None:
@@ -127,4 +130,6 @@ def fit(
         save_tree(folder / PARAMS, state.params)
     else:
         save(state.params)
+        if is_first():
+            write_json(folder / _ENDED, {"steps": total})
     checkpoints.remove()

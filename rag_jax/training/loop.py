@@ -61,6 +61,11 @@ def make_schedule(settings: TrainConfig, total_steps: int) -> optax.Schedule:
     return schedule
 
 
+def _is_decayed(path: tuple[Any, ...], leaf: Array) -> bool:
+    """Whether a parameter shrinks: a matrix, but no bias of one row, such as BART's of logits."""
+    return leaf.ndim > 1 and not jax.tree_util.keystr(path[-1:], simple=True).endswith("bias")
+
+
 def make_optimizer(
     settings: ConstantTrainConfig,
     total_steps: int,
@@ -69,14 +74,14 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """AdamW (Loshchilov and Hutter 2019), by `TrainConfig` with a schedule and with clipping.
 
-    Weight decay leaves vectors (norm scales, biases) alone, as is usual. `rates` are factors on the
-    learning rate, by the name of a part of the trained tree.
+    Weight decay leaves vectors (norm scales) and all biases alone, as is usual. `rates` are factors
+    on the learning rate, by the name of a part of the trained tree.
     """
     scheduled = isinstance(settings, TrainConfig)
     optimizer = optax.adamw(
         make_schedule(settings, total_steps) if scheduled else settings.learning_rate,
         weight_decay=settings.weight_decay,
-        mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
+        mask=partial(jax.tree_util.tree_map_with_path, _is_decayed),
     )
     if scheduled:
         optimizer = optax.chain(optax.clip_by_global_norm(settings.clip_norm), optimizer)

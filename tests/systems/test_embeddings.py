@@ -21,10 +21,11 @@ class Encoded:
     def __init__(self, workdir):
         self.count, self.stages = 0, workdir / "stages"
 
-    def embed(self, stage, passages=PASSAGES, encoder="e", weight=0.0, **settings):
+    def embed(self, stage, passages=PASSAGES, encoder="e", weight=0.0, pooling="mean", **settings):
         (self.stages / stage).mkdir(parents=True, exist_ok=True)
         context = StageContext(Stage(stage, lambda context: None), self.stages)
-        loaded = SimpleNamespace(fingerprint=encoder, params={"w": np.float32(weight)})
+        params = {"w": np.float32(weight)}
+        loaded = SimpleNamespace(fingerprint=encoder, params=params, model=f"Bert({pooling})")
         return embed_corpus(context, passages, loaded, self.encode, EncoderConfig(**settings))
 
     def encode(self, encoder, part, widths):
@@ -54,6 +55,7 @@ def test_later_stages_take_what_the_first_one_made(encoded, tmp_path, capsys):
         {"passages": [*PASSAGES[:4], Passage("4", "", "another")]},
         {"encoder": "f"},
         {"weight": 1.0},
+        {"pooling": "cls"},
         {"max_length": 64},
     ],
 )

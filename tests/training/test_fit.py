@@ -203,7 +203,11 @@ def test_the_result_is_kept_in_another_way(tmp_path, straight):
     kept = []
     assert run(tmp_path, save=lambda params: kept.append(jax.device_get(params))) is None
     assert_same(kept, [straight[0]])
-    assert {path.name for path in tmp_path.iterdir()} == {"log.jsonl", "speed.jsonl"}
+    files = {"log.jsonl", "speed.jsonl", "trained.json"}
+    assert {path.name for path in tmp_path.iterdir()} == files
+    # Killed before its stage has ended, it is not trained again.
+    run(tmp_path, save=kept.append, pack=None)
+    assert len(kept) == 1
 
 
 class Recorder:

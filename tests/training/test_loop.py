@@ -106,11 +106,13 @@ def test_first_update_is_adamw_in_closed_form():
 
     step = make_step({"linear": loss}, optimizer)
     params = {"w": jnp.array([[2.0, -3.0]]), "b": jnp.array([4.0])}
+    params["logits_bias"] = jnp.array([[5.0, 6.0]])
     state, metrics = step(
         init_state(params, optimizer), None, [("linear", jnp.array([[3.0, -4.0]]))]
     )
     np.testing.assert_allclose(state.params["w"], [[2 - 0.1 - 0.1, -3 + 0.1 + 0.15]], rtol=1e-5)
     np.testing.assert_allclose(state.params["b"], [3.9], rtol=1e-5)  # no decay on vectors
+    np.testing.assert_array_equal(state.params["logits_bias"], [[5.0, 6.0]])  # nor on biases
     np.testing.assert_allclose(metrics["grad_norm"], 26**0.5, rtol=1e-6)
     np.testing.assert_array_equal(params["w"], [[2.0, -3.0]])  # the caller's arrays are still there
 

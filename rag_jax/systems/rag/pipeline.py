@@ -38,6 +38,8 @@ def list_stages(session: Session) -> list[Stage]:
     frozen = {**training, "train": replace(c.train, refresh_every=0, retriever_rate=1.0)}
     tested = {**common, "decode": replace(c.decode, curve=()), "tuning": c.tuning}
     evaluation = {**tested, "on": c.evaluate_on, "task": c.task, "bm25": c.bm25}
+    if not session.trains:  # no stage of a training has it
+        evaluation["marginal"] = c.marginal
     reranked = {**evaluation, **describe_reranking(c.retrieve.rerank)}
     indexing = {"encoder": encoder, "index": c.index.describe()}
     stage, read = partial(make_stage, session), ("corpus", "index")

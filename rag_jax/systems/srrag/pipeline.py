@@ -41,7 +41,7 @@ _VERSIONS = {"demonstrations": 2, "contexts": 2, "evaluate": 3}
 def list_stages(session: Session) -> list[Stage]:
     """Every stage with its settings and the stages that it needs."""
     c = session.config
-    model = {"model": session.model_fingerprint, "dtype": c.model.dtype, "sources": c.sources}
+    model = session.describe_model()
     common = {**model, "seed": c.seed, "train_questions": c.train_questions}
     encoder = {"encoder": session.fingerprint("encoder.name"), **asdict(c.encoder)}
     read = {"max_text": c.model.max_text}

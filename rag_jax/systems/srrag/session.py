@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -54,6 +55,17 @@ class Session(session.Session):
     def model_fingerprint(self) -> str:
         """Of the files of the language model."""
         return self.fingerprint("model.name")
+
+    def describe_model(self) -> dict[str, Any]:
+        """What of the language model the stages that read it depend on.
+
+        Settings that are as usual are left out, so that older runs keep their stages.
+        """
+        c = self.config
+        described = {"model": self.model_fingerprint, "dtype": c.model.dtype, "sources": c.sources}
+        changed = {"int8": c.model.int8, "vocab_multiple": c.model.vocab_multiple}
+        usual = {"int8": False, "vocab_multiple": 1}
+        return described | {n: value for n, value in changed.items() if value != usual[n]}
 
     @cached_property
     def base(self) -> Pretrained:

@@ -1,5 +1,7 @@
 """What many documents cost: passes over them and pieces in memory; results are as they were."""
 
+from types import SimpleNamespace
+
 import hypothesis
 import jax.numpy as jnp
 import numpy as np
@@ -93,7 +95,8 @@ def test_dense_retrieval_embeds_in_pieces_and_goes_on(monkeypatch, tmp_path):
         return np.asarray([[float(passage.id), 1.0] for passage in part], np.float32)
 
     def make_search(passages, embed, keep_words):
-        table = embed(encoder=type("E", (), {"fingerprint": "e", "params": {}}), passages=passages)
+        encoder = SimpleNamespace(fingerprint="e", params={}, model="")
+        table = embed(encoder=encoder, passages=passages)
         return lambda asked: [[(int(table[:, 0].argmax()), 9.0)] for _ in asked]
 
     folder = tmp_path / "stages" / "retrieve"

@@ -23,7 +23,7 @@ from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval import BM25, list_texts, make_text
 from rag_jax.runtime.checkpoint import save_tree
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.files import read_json, read_jsonl
+from rag_jax.runtime.files import read_json, read_jsonl, to_json
 from rag_jax.systems.rag import ask, evaluate, pipeline, serve
 from rag_jax.systems.rag import session as sessions
 from rag_jax.systems.rag.config import RAGConfig
@@ -652,6 +652,21 @@ def test_evaluate_on_another_dataset(finished, make_config, make_session, tmp_pa
     direct = make_config(), data, start, ["corpus", "index", "evaluate"], methods
     answers = read_answers(tmp_path / "loaded" / "predictions", methods)
     assert answers == evaluate_directly(pipeline, Session, *direct)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_the_marginal_is_a_setting_of_whoever_reads_it(make_config, trains):
+    """Without training, the evaluation alone does."""
+    sessions = (
+        Session(build(RAGConfig, make_config(marginal=way)), trains=trains)
+        for way in ("token", "sequence")
+    )
+    ours, theirs = (
+        {stage.name: to_json(stage.settings) for stage in pipeline.list_stages(session)}
+        for session in sessions
+    )
+    changed = {name for name in ours if ours[name] != theirs[name]}
+    assert "joint" in changed and ("evaluate" in changed) == (not trains)
 
 
 def test_a_refreshed_index_is_made_anew_over_other_passages(refreshed, make_config, tmp_path):

@@ -20,7 +20,7 @@ from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.checkpoint import save_tree
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.files import read_json, read_jsonl
+from rag_jax.runtime.files import read_json, read_jsonl, to_json
 from rag_jax.systems.self_retrieval import ask, evaluate, pipeline, reader, serve, steps
 from rag_jax.systems.self_retrieval.config import SelfRetrievalConfig
 from rag_jax.systems.self_retrieval.pipeline import list_stages
@@ -501,6 +501,15 @@ def test_what_is_written_and_what_others_find_is_reranked(finished, make_config,
 
 
 # Another dataset.
+
+
+def test_the_dense_encoder_is_a_setting_of_an_evaluation_without_training(make_config):
+    settings = []
+    for length in (16, 24):
+        config = build(SelfRetrievalConfig, make_config(**{"dense.encoder.max_length": length}))
+        stages = pipeline.list_stages(Session(config, trains=False))
+        settings += [to_json(s.settings) for s in stages if s.name == "evaluate"]
+    assert settings[0] != settings[1]
 
 
 def test_evaluate_on_another_dataset(finished, make_config, tmp_path):

@@ -355,6 +355,8 @@ SWAPPED = (
         ("model.max_text", 9, {"lengths", "contexts", "datastore", "evaluate"}),
         ("questions", 3, {"evaluate"}),
         ("model.dtype", "bfloat16", EVERYTHING_OF_THE_MODEL),
+        ("model.int8", True, EVERYTHING_OF_THE_MODEL),
+        ("model.vocab_multiple", 8, EVERYTHING_OF_THE_MODEL),
         ("sources", SWAPPED, EVERYTHING_OF_THE_MODEL),
         ("verbalise.only_answered", False, {"demonstrations"}),
         ("label.rule", "mean", {"labels"}),
