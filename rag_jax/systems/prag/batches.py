@@ -24,7 +24,14 @@ from rag_jax.runtime.sharding import count_data_rows
 from rag_jax.systems.prag.config import PRAGConfig
 from rag_jax.systems.prag.data import group_documents, list_variants
 from rag_jax.systems.prag.demonstrations import DEMONSTRATIONS
-from rag_jax.systems.prag.translate import ENCODE, EVALUATE_TRANSLATED, TRAIN, TRANSLATE, WIDTH
+from rag_jax.systems.prag.translate import (
+    ENCODE,
+    EVALUATE_TRANSLATED,
+    TRAIN,
+    TRANSLATE,
+    WIDTH,
+    count_together,
+)
 from rag_jax.training.rows import PROGRAM_TOKENS, Row, plan_rows
 
 # Tokens of a prompt around its texts, in a chat template and in plain text: the instruction,
@@ -127,7 +134,9 @@ def _count_translator(
     def pack(start: int) -> tuple[int, list[Microbatch]]:
         rows = lengths[start : start + batch]
         width = round_up(int(rows.max()), WIDTH)
-        return int(rows.sum()), [Microbatch([], batch, width, "documents")]
+        size = count_together(width, c.translator)
+        parts = -(-len(rows) // size)
+        return int(rows.sum()), [Microbatch([], size, width, "documents")] * parts
 
     return count_steps(TRAIN, c.translator, documents, map(pack, range(0, drawn, batch)))
 

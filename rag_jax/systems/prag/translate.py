@@ -23,7 +23,7 @@ from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_jsonl, write_jsonl
 from rag_jax.runtime.hosts import fetch
 from rag_jax.runtime.progress import log
-from rag_jax.runtime.sharding import shard_batch
+from rag_jax.runtime.sharding import count_data_rows, shard_batch
 from rag_jax.systems.prag.augment import list_augmented, list_documents
 from rag_jax.systems.prag.config import AugmentConfig, TranslatorConfig
 from rag_jax.systems.prag.data import Format, Variant, make_examples
@@ -179,6 +179,13 @@ def make_training(
     return loss, trainable
 
 
+def count_together(width: int, settings: TranslatorConfig) -> int:
+    """The number of documents of one gradient computation, whose examples have `width` tokens."""
+    least = count_data_rows()
+    most = settings.microbatch_tokens // width // least * least
+    return min(settings.batch_size, max(most, least))
+
+
 def run_translator(
     context: StageContext,
     *,
@@ -214,23 +221,25 @@ def run_translator(
 
     def pack(step: int, chosen: list[int]) -> Batch:
         epoch = step // plan.num_steps_per_epoch
-        rows = [examples[i][epoch % len(examples[i])] for i in chosen]
-        width, batch = round_up(max(map(len, rows)), WIDTH), translator.batch_size
-        tokens, mask = pad_rows(rows, width, pad_id=0, batch=batch)
-        adapters, lost = store.load([documents[i].id for i in chosen], rows=batch)
-        if lost:
-            raise RagJaxError(next(iter(lost.values())))
-        filler = batch - len(chosen)
-        arrays = {
-            "states": np.pad(np.asarray(states[chosen]), [(0, filler), (0, 0)]),
-            "tokens": tokens,
-            "mask": mask,
-            "weight": np.pad(np.full(len(chosen), 1 / len(chosen), np.float32), (0, filler)),
-            "adapters": fetch(adapters),
-        }
-        read = sum(map(len, rows))
+        rows = {i: examples[i][epoch % len(examples[i])] for i in chosen}
+        width, read = round_up(max(map(len, rows.values())), WIDTH), sum(map(len, rows.values()))
+        size, microbatches = count_together(width, translator), []
+        for part in (chosen[start : start + size] for start in range(0, len(chosen), size)):
+            tokens, mask = pad_rows([rows[i] for i in part], width, pad_id=0, batch=size)
+            adapters, lost = store.load([documents[i].id for i in part], rows=size)
+            if lost:
+                raise RagJaxError(next(iter(lost.values())))
+            filler = size - len(part)
+            arrays = {
+                "states": np.pad(np.asarray(states[part]), [(0, filler), (0, 0)]),
+                "tokens": tokens,
+                "mask": mask,
+                "weight": np.pad(np.full(len(part), 1 / len(chosen), np.float32), (0, filler)),
+                "adapters": fetch(adapters),
+            }
+            microbatches.append(("documents", arrays))
         # The made adapter forward and back, and the trained one forward.
-        return Batch([("documents", arrays)], 3 * base.config.count_flops(read, read))
+        return Batch(microbatches, 3 * base.config.count_flops(read, read))
 
     options = {"tuning": tuning, "translator": translator, "mesh": mesh, "seed": seed}
     loss, trainable = make_training(base, made.kernels, **options)

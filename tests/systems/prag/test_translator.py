@@ -1,6 +1,7 @@
 """The parameter translator: against NumPy, its loss term by term, and in a run from end to end."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from rag_jax.systems.prag.translator import (
     make_translation_loss,
     translate,
 )
+from rag_jax.training.fit import limit_steps
 from systems.asked import list_notes, read_facts, write_corpus
 
 MODEL, PARAMS = make_decoder()
@@ -265,6 +267,20 @@ def test_an_interrupted_training_ends_with_the_same_bits(
     }
     logs = [f / "stages" / "translator" / "log.jsonl" for f in (workdir, tmp_path / "run")]
     assert logs[0].read_bytes() == logs[1].read_bytes()
+
+
+def test_a_step_in_microbatches(finished, make_config, tmp_path):
+    """The loss of a step is that of all its documents, however many are read together."""
+    shutil.copytree(finished[0], tmp_path / "run")
+    config = make_config(**{"translator.microbatch_tokens": 64})
+    with limit_steps(3):
+        pipeline.run(config, tmp_path / "run", overwrite=True)
+    ours, theirs = (
+        read_jsonl(folder / "stages" / "translator" / "log.jsonl")[:3]
+        for folder in (tmp_path / "run", finished[0])
+    )
+    for own, other in zip(ours, theirs, strict=True):
+        assert own == pytest.approx(other, rel=1e-4)
 
 
 def test_without_a_translator_nothing_is_translated(make_config):
