@@ -13,8 +13,9 @@ generator, an encoder and a reranker, and GET /v1/models and /health. The model'
 config.system. Requests that come together are answered together, up to the run's batch size.
 
 --host is this machine alone unless the environment variable RAG_JAX_TOKEN has a secret, which
-clients send as their API key. --tokens is the largest number of tokens of a question: for each of
-the lengths up to it programs are compiled before the start, on a CPU those of a question alone.
+clients send as their API key. --tokens is the largest number of tokens of a question with its
+prompt, but for passages: for each of the lengths up to it programs are compiled before the start,
+on a CPU those of a question alone.
 --waiting is the number of requests that may wait; further ones get the status 429. --body is the
 largest number of bytes of a request.
 """
@@ -35,7 +36,7 @@ OPTIONS = {
     **OPENING,
     "host": "the address to serve on",
     "port": "the port to serve on; 0 for any",
-    "tokens": "largest number of tokens of a question",
+    "tokens": "largest number of tokens of a question, with its prompt but for passages",
     "waiting": "largest number of requests that wait",
     "body": "largest number of bytes of a request",
 }
