@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,19 @@ def require_files(folder: Path) -> None:
     for path in sorted(paths):
         if path.is_symlink() or not path.is_dir():
             require_file(path)
+
+
+def check_names(paths: Iterable[Path]) -> None:
+    """Checks that files' names are text, as ids and settings are.
+
+    Raises:
+        RagJaxError: a name has bytes that are not UTF-8.
+    """
+    for path in paths:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise RagJaxError(f"{show(str(path))}: the name is not UTF-8: rename it") from None
 
 
 @contextlib.contextmanager

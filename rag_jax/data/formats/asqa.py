@@ -2,8 +2,9 @@
 
 The published file is one object with the splits `train` and `dev`, objects of questions by id. A
 question has `ambiguous_question` and `qa_pairs`, each with `short_answers`: the answers to all
-readings are acceptable answers. In lines of JSON, a question has its id as `sample_id`. The long
-answers and the pages are not read, so the folder must contain a file of passages.
+readings are acceptable answers. In lines of JSON, and in the lists of ALCE (Gao et al. 2023, arXiv
+2305.14627), which call it `question`, a question has its id as `sample_id`. The long answers and
+the pages are not read, so the folder must contain a file of passages.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ from rag_jax.data.questions import Question
 
 def matches(record: Mapping[str, Any]) -> bool:
     """Returns whether a record is a question of ASQA."""
-    return {"ambiguous_question", "qa_pairs"} <= record.keys()
+    return "qa_pairs" in record and not {"ambiguous_question", "question"}.isdisjoint(record)
 
 
 def holds(path: Path) -> bool:
@@ -55,10 +56,11 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
         BadLineError: if a required field is missing or blank, or a field has the wrong type.
     """
     pairs = get_objects(record, "qa_pairs", place)
+    name = "ambiguous_question" if "ambiguous_question" in record else "question"
     answers = [answer for pair in pairs for answer in get_texts(pair, "short_answers", place)]
     question = Question(
         get_id(record, ["sample_id"], place),
-        get_filled(record, "ambiguous_question", place),
+        get_filled(record, name, place),
         tuple(dict.fromkeys(answer for answer in answers if answer.strip())),
         {},
     )

@@ -22,7 +22,8 @@ from rag_jax.data.questions import Question
 
 def matches(record: Mapping[str, Any]) -> bool:
     """Returns whether a record is a question of ComplexWebQuestions."""
-    return {"ID", "question"} <= record.keys()
+    others = {"answer", "answerKey", "choices", "options"}
+    return {"ID", "question"} <= record.keys() and others.isdisjoint(record)
 
 
 def parse(record: Mapping[str, Any], place: Place) -> Item:

@@ -22,7 +22,10 @@ from rag_jax.runtime.outside import parsing, require_file
 LARGEST, LARGEST_PDF = 32 << 20, 512 << 20
 # Word's elements that only enclose others, and those that are not read: what is deleted or moved
 # away, is never filled in, or lists the contents. A merged cell is read at its first place alone.
-_ENCLOSING = ("w:ins", "w:moveTo", "w:sdt", "w:sdtContent", "w:smartTag", "w:customXml")
+_ENCLOSING = (
+    *("w:ins", "w:moveTo", "w:sdt", "w:sdtContent", "w:smartTag", "w:customXml"),
+    *("w:fldSimple", "w:dir", "w:bdo"),
+)
 _UNREAD = (
     *("w:del", "w:moveFrom", "w:tr[w:trPr/w:del]", "w:tc[w:tcPr/w:cellDel]"),
     *("w:sdtPr", "w:sdtEndPr", "w:smartTagPr", "w:customXmlPr"),
@@ -97,13 +100,16 @@ def _within(path: Path) -> Iterator[None]:
 
 def _read_text(path: Path) -> str:
     with open_data(path) as file, _within(path):
-        return file.read().decode("utf-8-sig")
+        data = file.read(LARGEST + 1)
+        if len(data) > LARGEST:
+            raise BadLineError(f"{path}: unpacks to more than {LARGEST >> 20} MiB")
+        return data.decode("utf-8-sig")
 
 
 def read_plain(path: Path) -> Document:
     """A text file, whose paragraphs are divided by blank lines."""
     paragraphs, lines, first = [], [], 1
-    for number, line in enumerate([*_read_text(path).splitlines(), ""], 1):
+    for number, line in enumerate([*re.split(r"\r\n|\r|\n", _read_text(path)), ""], 1):
         if line.strip():
             first = first if lines else number
             lines.append(line)
@@ -259,7 +265,7 @@ def read_word(path: Path) -> Document:
         title, headings, paragraphs = opened.core_properties.title or "", {}, []
         for number, block in enumerate(opened.iter_inner_content(), 1):
             if isinstance(block, docx.table.Table):
-                texts = [" | ".join(cell.text for cell in row.cells) for row in block.rows]
+                texts = [" | ".join(map(_read_cell, row.cells)) for row in block.rows]
                 style = ""
             else:
                 texts, style = [block.text], block.style.name if block.style else ""
@@ -271,6 +277,16 @@ def read_word(path: Path) -> Document:
                 under = tuple(headings.values())
                 paragraphs += [Paragraph(number, under, _squeeze(text)) for text in texts]
     return Document(_squeeze(title), tuple(p for p in paragraphs if p.text))
+
+
+def _read_cell(cell: Any) -> str:
+    """The text of a table's cell, with that of the tables in it."""
+    texts = []
+    for block in cell.iter_inner_content():
+        rows = getattr(block, "rows", None)
+        inner = [] if rows is None else [_read_cell(one) for row in rows for one in row.cells]
+        texts += [block.text] if rows is None else inner
+    return "\n".join(texts)
 
 
 def _unfold(body: Any) -> None:

@@ -21,6 +21,8 @@ from rag_jax.data.formats.lines import BadLineError, BadLines
 from rag_jax.data.passages import Passage
 from rag_jax.data.sentences import list_sentences
 from rag_jax.data.words import count_words, cut_words
+from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.outside import check_names
 from rag_jax.runtime.progress import show_progress
 
 DOCUMENT = "document"  # the format of such files
@@ -51,14 +53,23 @@ def find_place(id: str) -> Place | None:
 def list_documents(folder: Path) -> list[Path]:
     """The documents in a folder and in its folders, sorted; hidden ones are left out.
 
-    Links to folders are not followed.
+    So are the files that Word keeps beside an open document, `~$...`. Links to folders are not
+    followed.
+
+    Raises:
+        RagJaxError: a folder cannot be read, or a document's name is not UTF-8.
     """
     found = []
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in os.walk(folder, onerror=_refuse_unread):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        paths = [Path(place, name) for name in names if not name.startswith(".")]
+        paths = [Path(place, name) for name in names if not name.startswith((".", "~$"))]
         found += [path for path in paths if is_document(path)]
+    check_names(found)
     return sorted(found)
+
+
+def _refuse_unread(error: OSError) -> None:
+    raise RagJaxError(f"{error.filename}: cannot be read ({error.strerror})") from None
 
 
 def is_about_data(path: Path) -> bool:

@@ -3,11 +3,12 @@
 A passage has `id` and `contents`: the title in quotes on the first line, and the text on the
 following lines. A question has `id`, `question`, `golden_answers` and optionally `metadata`. The
 metadata fields `type`, `popularity` (or `s_pop`, as in PopQA), `relevant` and `choices` are read.
-Where `golden_answers` are texts, or numbers counted from 0, of a list `choices` beside or within
-`metadata`, the question is a multiple-choice question with the labels A, B and so on. Where
+Where `golden_answers` are texts, numbers counted from 0, or labels, of a list `choices` beside or
+within `metadata`, the question is a multiple-choice question with the labels A, B and so on. Where
 `choices` are an object of texts by label, an answer is a label or a text.
 """
 
+import string
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from rag_jax.data.formats.lines import BadLineError, Place
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.runtime.files import write_jsonl
+
+_LETTERS = string.ascii_uppercase
 
 
 def matches(record: Mapping[str, Any]) -> bool:
@@ -55,9 +58,12 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
         answers = tuple(find_label(choices, index, place) for index in indices)
         text = list_choices(text, choices)
     else:
-        # Some of FlashRAG's datasets have a list of choices without labels.
-        choices = get_choices(choices, place) if isinstance(choices, dict) else {}
         answers = get_texts(record, "golden_answers", place)
+        if isinstance(choices, list) and choices and {*answers} <= {*_LETTERS[: len(choices)]}:
+            choices = label_choices(choices, place)
+            text = list_choices(text, choices)
+        # Some of FlashRAG's datasets have a list of choices beside answers in free text.
+        choices = get_choices(choices, place) if isinstance(choices, dict) else {}
         if choices:
             answers = tuple(name_answer(choices, answer, place) for answer in answers)
     popularity = "popularity" if metadata.get("popularity") is not None else "s_pop"
@@ -85,10 +91,12 @@ def parse_passage(record: Mapping[str, Any], place: Place) -> list[Passage]:
     if not newline:
         title, text = "", contents
     title = title.removesuffix("\r")
-    if len(title) > 1 and title.startswith('"') and title.endswith('"'):
-        title = title[1:-1]
-    title = get_text(record, "title", place, default=title)
-    text = get_text(record, "text", place, default="") or text
+    is_quoted = len(title) > 1 and title.startswith('"') and title.endswith('"')
+    title = title[1:-1] if is_quoted else title
+    given = get_text(record, "title", place, default=title)
+    if not is_quoted and given != title:  # the first line is none
+        text = contents
+    title, text = given, get_text(record, "text", place, default="") or text
     if not title.strip():
         check_blank(text, f"the text of passage {id!r}", place)
     return [Passage(id, title, text)]

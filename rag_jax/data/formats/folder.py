@@ -31,6 +31,7 @@ from rag_jax.data.formats.tables import is_table, read_rows
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Collection, Keep, Question
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.runtime.outside import check_names
 
 PLAIN = "jsonl"  # the format of questions without passages of their own
 
@@ -41,8 +42,8 @@ def list_files(folder: Path) -> list[Path]:
     """Returns the data files of a folder, its `qrels` and its datasets: sorted, not hidden.
 
     Raises:
-        RagJaxError: if the folder does not exist, a data file is a link to a missing file, or parts
-            of a file are missing.
+        RagJaxError: if the folder does not exist, a data file is a link to a missing file or has a
+            name that is not UTF-8, or parts of a file are missing.
     """
     if not os.path.isdir(folder):  # nor is a name that is too long
         raise RagJaxError(f"config.data.path={folder}: no such folder")
@@ -61,6 +62,7 @@ def list_files(folder: Path) -> list[Path]:
                 f"{path}: is a link to {path.readlink()}, which is missing: fetch the file, or "
                 "remove the link"
             )
+    check_names(visible)
     check_parts(path for path in visible if path in direct)
     return [path for path in visible if path.is_file()]
 

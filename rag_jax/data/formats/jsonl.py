@@ -2,9 +2,9 @@
 
 A passage has `id` (or `_id`, in BEIR), `text` and optionally `title`. A passage with a title may
 have no text, and a document of BEIR may have neither: it keeps its row. A question has `question`,
-`answers` and optionally `id`, `passage_id` (the gold passage), `type` and `popularity`. `answer`, a
-string or a list of strings as in NQ-open (Lee et al. 2019, arXiv 1906.00300), and `answer_aliases`
-stand for `answers`. A question without an id gets one made of its text.
+`answers` and optionally `id` (or `ID`), `passage_id` (the gold passage), `type` and `popularity`.
+`answer`, a string or a list of strings as in NQ-open (Lee et al. 2019, arXiv 1906.00300), and
+`answer_aliases` stand for `answers`. A question without an id gets one made of its text.
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,14 +28,16 @@ from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.runtime.files import write_jsonl
 
-# Fields without which an `answer` has no meaning, or that are the question's passage.
-_OTHERS = {"choices", "options", "context", "passage", "article"}
+# Fields without which an answer has no meaning, and with them those that are its passage.
+OPTIONS = {"choices", "options", "correct_answer_id"}
+_OTHERS = {*OPTIONS, "context", "passage", "article"}
 
 
 def matches(record: Mapping[str, Any]) -> bool:
     """Returns whether a record is a question."""
     has_answer = "answer" in record and not _OTHERS & record.keys()
-    return "question" in record and ("answers" in record or has_answer)
+    has_answers = "answers" in record and not OPTIONS & record.keys()
+    return "question" in record and (has_answers or has_answer)
 
 
 def parse(record: Mapping[str, Any], place: Place) -> Item:
@@ -48,7 +50,7 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
     if record.get("passage_id") is not None:
         relevant[get_id(record, ["passage_id"], place)] = 1
     question = Question(
-        get_id(record, ["id"], place, default=""),
+        get_id(record, ["id", "ID"], place, default=""),
         get_filled(record, "question", place),
         _read_answers(record, place),
         relevant,

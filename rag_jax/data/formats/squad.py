@@ -5,14 +5,15 @@ questions about the paragraph. The title is the title of the article, with space
 question that cannot be answered (SQuAD 2) has no answers. A file may hold several documents, one
 after the other.
 
-A row is one question: `id`, `title`, `context` (the paragraph), `question`, and `answers` with a
-list `text`.
+A row is one question: `id` (or `qid`, as in MRQA), `title`, `context` (the paragraph), `question`,
+and `answers`, a list of texts or an object with a list `text`.
 """
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rag_jax.data.formats import jsonl
 from rag_jax.data.formats.fields import (
     Context,
     Item,
@@ -42,9 +43,12 @@ def holds(path: Path) -> bool:
 
 def matches(record: Mapping[str, Any]) -> bool:
     """Returns whether a record is a row of SQuAD."""
-    answers = record.get("answers")
-    has_fields = {"question", "context"} <= record.keys()
-    return has_fields and isinstance(answers, dict) and "text" in answers
+    answers, context = record.get("answers"), record.get("context")
+    if "question" not in record or not jsonl.OPTIONS.isdisjoint(record):
+        return False
+    if isinstance(answers, dict):
+        return "context" in record and "text" in answers
+    return isinstance(answers, list) and isinstance(context, str) and bool(context.strip())
 
 
 def parse(record: Mapping[str, Any], place: Place) -> Item:
@@ -54,13 +58,15 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
         BadLineError: if a required field is missing or blank, or a field has the wrong type.
     """
     answers = record.get("answers")
+    if isinstance(answers, list):
+        answers = {"text": answers}
     if not isinstance(answers, dict):
-        raise BadLineError(f"{place}: answers must be an object with a list 'text'")
+        raise BadLineError(f"{place}: answers must be a list, or an object with a list 'text'")
     texts = () if is_impossible(record) else get_texts(answers, "text", place)
     title = get_text(record, "title", place, default="").replace("_", " ")
     text = get_filled(record, "context", place)
     question = Question(
-        get_id(record, ["id"], place, default=""),
+        get_id(record, ["id", "qid"], place, default=""),
         get_filled(record, "question", place),
         tuple(dict.fromkeys(texts)),
         {},

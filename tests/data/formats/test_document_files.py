@@ -1,5 +1,6 @@
 """Documents as passages: every kind of file, where passages are cut, and files that are refused."""
 
+import gzip
 import logging
 import zipfile
 
@@ -183,6 +184,38 @@ def test_tracked_changes_and_content_controls_of_a_word_file(tmp_path):
     ]
 
 
+def test_fields_right_to_left_text_and_tables_in_cells_of_a_word_file(tmp_path):
+    grid = "<w:tblPr/><w:tblGrid><w:gridCol/></w:tblGrid>"
+    inner = f"<w:tbl>{grid}{write_row(write_cell('inner'), write_cell('table'))}</w:tbl>"
+    cell = f"<w:tc><w:tcPr/>{write_paragraph(write_run('outer'))}{inner}<w:p/></w:tc>"
+    parts = [
+        write_paragraph(
+            write_run("See "),
+            f'<w:fldSimple w:instr="REF x">{write_run("Section 3")}</w:fldSimple>',
+            f'<w:bdo w:val="rtl"><w:dir w:val="rtl">{write_run(" there")}</w:dir></w:bdo>',
+        ),
+        f"<w:tbl>{grid}{write_row(cell)}</w:tbl>",
+    ]
+    write_word_of(tmp_path / "a.docx", "".join(parts))
+    texts = [p.text for p in read_document(tmp_path / "a.docx").paragraphs]
+    assert texts == ["See Section 3 there", "outer inner table"]
+
+
+def test_lines_of_a_text_are_those_of_an_editor(tmp_path):
+    (tmp_path / "a.txt").write_bytes("one\n\n\x0c\u2028\r\n\r\ntwo\n".encode())
+    assert [p.place for p in read_document(tmp_path / "a.txt").paragraphs] == [1, 5]
+
+
+def test_what_stands_beside_documents(tmp_path):
+    """Word's lock files are none; a name that is no text is one line."""
+    (tmp_path / "a.md").write_text("A text.\n")
+    (tmp_path / "~$b.docx").write_bytes(b"owner")
+    assert [p.id for p in read_passages([tmp_path])] == ["a.md#1"]
+    (tmp_path / "caf\udce9.md").write_text("Another.\n")
+    with pytest.raises(RagJaxError, match=r"caf.*: the name is not UTF-8: rename it$"):
+        read_passages([tmp_path])
+
+
 def write_row(*cells, settings=""):
     return f"<w:tr>{settings}{''.join(cells)}</w:tr>"
 
@@ -254,6 +287,7 @@ def write_bomb(path):
         ("a.pdf", lambda p: p.write_bytes(b"%PDF-1.4 cut short"), "is damaged"),
         ("a.docx", lambda p: p.write_bytes(b"no archive"), "is damaged"),
         ("a.docx", write_bomb, "unpacks to more than"),
+        ("a.txt", lambda p: p.write_bytes(gzip.compress(b"words" * 1000)), "unpacks to more than"),
         ("a.html", lambda p: p.write_text("<html><body></body></html>"), "has no text"),
         ("a.md", lambda p: p.write_text("# Only a heading\n"), "has no text"),
         ("a.txt", lambda p: p.write_bytes(b"\xff\xfe\x00a"), "UTF-16"),

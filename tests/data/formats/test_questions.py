@@ -169,6 +169,8 @@ def test_flashrag(tmp_path):
             {"id": 0, "contents": '"The "B""\nOne\ntwo.'},
             {"id": "1", "contents": "Untitled."},
             {"id": "2", "contents": '"A"\nB', "title": "C\nD"},
+            {"id": "3", "contents": "One.\nTwo.", "title": "E"},
+            {"id": "4", "contents": "E\nTwo.", "title": "E"},
         ),
         "test.jsonl": lines(asked | {"metadata": metadata}, asked | {"id": "g"}),
     }
@@ -178,6 +180,8 @@ def test_flashrag(tmp_path):
         Passage("0", 'The "B"', "One\ntwo."),
         Passage("1", "", "Untitled."),
         Passage("2", "C\nD", "B"),
+        Passage("3", "E", "One.\nTwo."),  # the first line is no title
+        Passage("4", "E", "Two."),
     ]
     assert found.questions["test"] == [
         Question("f", "Where?", ("x",), {"1": 2}, "bridge", 5),
@@ -186,6 +190,42 @@ def test_flashrag(tmp_path):
     for wrong in ({"metadata": 3}, {"metadata": {"relevant": {"1": 0}}}, {"golden_answers": "x"}):
         with pytest.raises(RagJaxError, match="test.jsonl:1: "):
             read(tmp_path, files | {"test.jsonl": lines(asked | wrong)})
+
+
+@pytest.mark.parametrize("golden", [["C"], []])
+def test_labels_of_a_list_of_choices_in_flashrag(tmp_path, golden):
+    asked = {"id": "f", "question": "Which?", "golden_answers": golden, "choices": ["a", "b", "c"]}
+    files = {"wiki.jsonl": lines({"id": 0, "contents": "x"}), "test.jsonl": lines(asked)}
+    (question,) = read(tmp_path, files).questions["test"]
+    assert question.choices == {"A": "a", "B": "b", "C": "c"}
+    assert question.answers == tuple(golden)
+    assert question.question == "Which?\nA: a\nB: b\nC: c"
+
+
+def test_rows_of_mrqa(tmp_path):
+    """A context beside a list of answers is their passage, as in rows of SQuAD."""
+    row = {"qid": "q", "question": "Where is Riga?", "answers": ["Latvia"], "context": "In Latvia."}
+    found = read(tmp_path, {"dev.jsonl": lines(row)})
+    ((passage,), (question,)) = found.passages, found.questions["dev"]
+    assert (passage.text, question.answers) == ("In Latvia.", ("Latvia",))
+    assert question.relevant == {passage.id: 1} and question.id == "q"
+    options = {"answers": ["a", "b"], "correct_answer_id": 1}
+    with pytest.raises(RagJaxError, match="dev.jsonl"):
+        read(tmp_path, {"dev.jsonl": lines(row | options)})
+
+
+def test_asqa_as_alce_has_it(tmp_path):
+    pairs = [{"question": "?", "short_answers": [answer]} for answer in ("x", "y")]
+    row = {"sample_id": "s", "question": "Who?", "qa_pairs": pairs, "answer": "An essay."}
+    files = {"psgs.tsv": PSGS, "asqa_eval.json": json.dumps([row])}
+    (question,) = read(tmp_path, files).questions["test"]
+    assert (question.id, question.answers) == ("s", ("x", "y"))
+
+
+def test_a_column_that_is_called_id(tmp_path):
+    files = {"psgs.tsv": PSGS, "test.csv": "ID,question,answer\n1,Where is Riga?,Latvia\n"}
+    (question,) = read(tmp_path, files).questions["test"]
+    assert (question.id, question.answers) == ("1", ("Latvia",))
 
 
 def test_squad(tmp_path):
