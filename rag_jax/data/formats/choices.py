@@ -1,7 +1,7 @@
 """Choices of multiple-choice questions, and the labels that answers name."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rag_jax.data.formats.fields import get_choices, get_texts
@@ -62,6 +62,11 @@ def find_label(choices: Mapping[str, str], index: int, place: Place) -> str:
     if not 0 <= index < len(choices):
         raise BadLineError(f"{place}: there is no choice {index} among {len(choices)}")
     return list(choices)[index]
+
+
+def are_labels(answers: Iterable[str], texts: Sequence[Any]) -> bool:
+    """Returns whether all answers are labels that `label_choices` gives to a list of choices."""
+    return {*answers} <= {*_LETTERS[: len(texts)]}
 
 
 def name_answer(choices: Mapping[str, str], answer: str, place: Place) -> str:

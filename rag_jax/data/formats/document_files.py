@@ -281,11 +281,14 @@ def read_word(path: Path) -> Document:
 
 def _read_cell(cell: Any) -> str:
     """The text of a table's cell, with that of the tables in it."""
+    import docx
+
     texts = []
     for block in cell.iter_inner_content():
-        rows = getattr(block, "rows", None)
-        inner = [] if rows is None else [_read_cell(one) for row in rows for one in row.cells]
-        texts += [block.text] if rows is None else inner
+        if isinstance(block, docx.table.Table):
+            texts += [_read_cell(one) for row in block.rows for one in row.cells]
+        else:
+            texts.append(block.text)
     return "\n".join(texts)
 
 

@@ -8,12 +8,17 @@ within `metadata`, the question is a multiple-choice question with the labels A,
 `choices` are an object of texts by label, an answer is a label or a text.
 """
 
-import string
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rag_jax.data.formats.choices import find_label, label_choices, list_choices, name_answer
+from rag_jax.data.formats.choices import (
+    are_labels,
+    find_label,
+    label_choices,
+    list_choices,
+    name_answer,
+)
 from rag_jax.data.formats.fields import (
     Item,
     check_blank,
@@ -28,8 +33,6 @@ from rag_jax.data.formats.lines import BadLineError, Place
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.runtime.files import write_jsonl
-
-_LETTERS = string.ascii_uppercase
 
 
 def matches(record: Mapping[str, Any]) -> bool:
@@ -59,7 +62,7 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
         text = list_choices(text, choices)
     else:
         answers = get_texts(record, "golden_answers", place)
-        if isinstance(choices, list) and choices and {*answers} <= {*_LETTERS[: len(choices)]}:
+        if isinstance(choices, list) and choices and are_labels(answers, choices):
             choices = label_choices(choices, place)
             text = list_choices(text, choices)
         # Some of FlashRAG's datasets have a list of choices beside answers in free text.

@@ -73,7 +73,7 @@ def list_stages(session: Session) -> list[Stage]:
     evaluation = {"search": c.search, "on": c.evaluate_on, "examples": c.examples}
     evaluation |= {"bm25": c.bm25, **describe_reranking(c.retrieve.rerank)}
     if not session.trains:  # no stage of a training has it
-        evaluation |= {**dense, "dense": c.dense.encoder}
+        evaluation |= {"weights": dense["weights"], "dense": c.dense.encoder}
     stages.append(stage("evaluate", run_evaluation, evaluation, *evaluated))
     asking = {"search": c.search, "examples": c.examples, **describe_reranking(c.retrieve.rerank)}
     needed = "corpus", "trie", "train"
