@@ -356,7 +356,7 @@ CASES = {
     ),
     "lora: a string": (
         lambda: lora.merge("ab", scale=1.0),
-        "^adapters: a str, expected the nested",
+        "^adapters: a str, expected the dicts of",
     ),
     "lora: kernels": (lambda: lora.fold(KERNELS, KERNELS, scale=1.0), "^adapter: w: kernel: a "),
     "lora: a list": (

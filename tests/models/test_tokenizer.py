@@ -244,12 +244,13 @@ def test_qwens_class_composes_characters(tmp_path):
 
 
 def test_gguf_says_what_begins_a_text_and_ends_a_turn():
-    assert (BASE.encode_prompt("the"), BASE.stop_ids) == (BASE.encode("the"), (2,))
+    # The one that the file names, and `<|endoftext|>` by its name.
+    assert (BASE.encode_prompt("the"), BASE.stop_ids) == (BASE.encode("the"), (2, 0))
     for field, prompt in ((True, [1, *BASE.encode("the")]), (False, BASE.encode("the"))):
         metadata = make_metadata(**{"tokenizer.ggml.add_bos_token": field})
         assert Tokenizer.from_gguf(metadata).encode_prompt("the") == prompt
-    ends = {"tokenizer.ggml.eot_token_id": 0, "tokenizer.ggml.eom_token_id": 2}
-    assert Tokenizer.from_gguf(make_metadata(**ends)).stop_ids == (2, 0)
+    ends = {"tokenizer.ggml.eot_token_id": 1, "tokenizer.ggml.eom_token_id": 2}
+    assert Tokenizer.from_gguf(make_metadata(**ends)).stop_ids == (2, 1, 0)
 
 
 def test_gguf_tokens_that_are_not_marked_as_control(tmp_path):
