@@ -59,7 +59,7 @@ def _follow_paper(name: str) -> SelfRetrievalConfig:
         ablations=True,
         # Four parts divide the heads of both models, and a decoded token collects no weights.
         mesh=MeshConfig(model=4, weights="model"),
-        model=ReaderConfig(name=name, dtype="bfloat16", vocab_multiple=128, max_text=512),
+        model=ReaderConfig(name=name, dtype="bfloat16", max_text=512),
         examples=ExamplesConfig(sentences=3, same=5, other=0, positives=3, repeats=2),
         tuning=TuningConfig(mode="full", remat="full", scan_layers=True),
         indexing=train,

@@ -25,7 +25,6 @@ import ml_collections
 from rag_jax.config import (
     EncoderConfig,
     MeshConfig,
-    ReaderConfig,
     TrainConfig,
     WorldConfig,
     choose_preset,
@@ -34,6 +33,7 @@ from rag_jax.config import (
 from rag_jax.systems.srrag.config import (
     DatastoreConfig,
     GroundedAnswerConfig,
+    GrownReaderConfig,
     LabelConfig,
     NewTokensConfig,
     RouteConfig,
@@ -56,7 +56,7 @@ def _follow_paper(name: str, *, tau: float, layer: int) -> SRRAGConfig:
         extra_mean=2.0,
         # Four parts divide the heads of all three models, and a decoded token collects no weights.
         mesh=MeshConfig(model=4, weights="model"),
-        model=ReaderConfig(name=name, dtype="bfloat16", vocab_multiple=128),
+        model=GrownReaderConfig(name=name, dtype="bfloat16", vocab_multiple=128),
         encoder=EncoderConfig(max_length=256, batch_size=1024),
         world=WorldConfig(cities=30000, train=50000, dev=2000, test=4000),
         verbalise=VerbaliseConfig(max_tokens=150, pool=2048, batch_size=256),

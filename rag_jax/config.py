@@ -65,14 +65,11 @@ class ModelConfig:
             because small updates vanish in the 16-bit types.
         int8: whether the layers' kernels are held in int8, with a scale for each column. They take
             half the memory of bfloat16, and adapters alone can be trained (`tuning.mode`).
-        vocab_multiple: the vocabulary, new tokens included, is padded to a multiple of this number,
-            so that a mesh divides the embedding table. 1 adds no padding.
     """
 
     name: str = "smollm2-135m-instruct"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     int8: bool = False
-    vocab_multiple: Count = 1
 
 
 @dataclass(frozen=True)

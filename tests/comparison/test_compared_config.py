@@ -37,7 +37,7 @@ def test_what_is_shared_is_put_into_every_system(system, tmp_path):
         evaluate_on="dev",
         questions=5,
         train_questions=6,
-        model=ModelConfig(name="m", vocab_multiple=3),
+        model=ModelConfig(name="m", int8=True),
         encoder=EncoderConfig(name="e", max_length=9, batch_size=8),
         world=WorldConfig(cities=2),
     )
@@ -46,7 +46,7 @@ def test_what_is_shared_is_put_into_every_system(system, tmp_path):
     model, encoding = getattr(settings, session.model_field), settings
     for name in session.encoder_field.split("."):
         encoding = getattr(encoding, name)
-    assert (model.name, model.vocab_multiple) == ("m", 3)
+    assert (model.name, model.int8) == ("m", True)
     assert (encoding.name, encoding.max_length, encoding.batch_size) == ("e", 9, 8)
     assert (settings.seed, settings.evaluate_on) == (7, "dev")
     assert settings.data.path == str(tmp_path) and settings.data.held_out == 0

@@ -5,15 +5,15 @@ from functools import partial
 
 from rag_jax.pipeline.stage import Stage
 from rag_jax.systems.evaluation import make_evaluation
-from rag_jax.systems.prag.augment import run_augmentation
+from rag_jax.systems.prag.adapters import augment_stage, encode_stage
 from rag_jax.systems.prag.baselines import CORPUS, run_reading, run_search
 from rag_jax.systems.prag.config import By, PRAGConfig
 from rag_jax.systems.prag.evaluate import describe_report, run_evaluation, run_retrieval
 from rag_jax.systems.prag.reader import open_reader
 from rag_jax.systems.prag.session import Session
-from rag_jax.systems.prag.train import run_encoding, run_warm_up
+from rag_jax.systems.prag.train import run_warm_up
 from rag_jax.systems.prag.translation import TAUGHT, list_translation
-from rag_jax.systems.session import bind, make_stage
+from rag_jax.systems.session import make_stage
 from rag_jax.systems.stages import corpus_stage, likelihood_stages, make_run
 
 CONFIG = PRAGConfig
@@ -29,28 +29,16 @@ def list_stages(session: Session) -> list[Stage]:
     warming = {**training, "warm_up": c.warm_up}
     options = {"version": 2, "room": session.estimate_warm_up}
     warm_up = stage("warm_up", run_warm_up, warming, "corpus", **options)
+    options = {"room": session.estimate_adapters, "found": "retrieve", "made": "augment"}
     encodings = [
-        Stage(
-            name,
-            bind(session, run_encoding, variant=variant, settings=c.encode),
-            needs=("corpus", "retrieve", "augment", *["warm_up"] * (variant.start == "warm")),
-            settings={**training, "variant": variant, "encode": c.encode, "augment": c.augment},
-            version=2,
-            divisible=("encoded.jsonl",),
-            repairs=True,
-            room=session.estimate_adapters,
-        )
+        encode_stage(session, name, training, variant, **options)
         for name, variant in session.variants.items()
     ]
-    sampled = {"seed": c.seed} if c.augment.by == "model" else {}  # rules draw nothing
-    augmentation = {**model, "augment": c.augment, "full": c.prompt.reasoning, **sampled}
-    if c.augment.model is not None:
-        augmentation["writer"] = session.fingerprint("augment.model")
     answering = {"prompt": c.prompt, "answer": c.answer, "passages": c.retrieve.passages}
     searching = session.describe_searching()
     reading = {**model, **answering, **searching}
     evaluation = {**asked, **model, **answering, "seed": c.seed}
-    evaluated, needed = ("corpus", "retrieve", "augment", *session.variants), ("corpus", "retrieve")
+    evaluated = ("corpus", "retrieve", "augment", *session.variants)
     readers = []
     if c.readers:
         by: By = "bm25" if {*c.readers} <= {"bm25", CORPUS} else "fused"
@@ -60,14 +48,13 @@ def list_stages(session: Session) -> list[Stage]:
             stage("search", run_search, finding, "corpus"),
             stage("read", run_reading, read, "corpus", "search", version=2),
         ]
-    options = {"divisible": ("augmented.jsonl",), "version": 2}
     return [
         corpus_stage(session),
         stage("retrieve", run_retrieval, {**asked, **searching}, "corpus"),
-        stage("augment", run_augmentation, augmentation, *needed, **options),
+        augment_stage(session, "augment", model, found="retrieve"),
         *[warm_up] * any("warm_up" in encoding.needs for encoding in encodings),
         *encodings,
-        *list_translation(session, training, evaluation),
+        *list_translation(session, model=model, training=training, evaluation=evaluation),
         stage("evaluate", run_evaluation, evaluation, *evaluated, version=3),
         *readers,
         *likelihood_stages(session, open_reader, reading, "corpus"),

@@ -1,7 +1,6 @@
 """Training: the warm-up adapter, and the adapter of every document, a bank at a time."""
 
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -85,7 +84,8 @@ def run_encoding(
     settings: EncodeConfig,
     open_store: Callable[..., AdapterStore],
     check_length: Callable[[int], None],
-    stages: Mapping[str, str] = MappingProxyType({}),
+    found: str,
+    made: str,
 ) -> None:
     """Trains an adapter for every augmented document, and stores it under the document's id.
 
@@ -93,9 +93,9 @@ def run_encoding(
     stay. The group of an adapter that was lost since is trained again.
 
     Args:
-        stages: the arguments `found` and `made` of `list_augmented`, if they are others.
+        found, made: the stages that name the documents and that augmented them.
     """
-    documents, augmented = list_augmented(context, passages, **stages)
+    documents, augmented = list_augmented(context, passages, found=found, made=made)
     reduced = [variant.reduce(texts) for texts in augmented]
     examples = _list_examples(format, documents, reduced, augment)
     check_length(max(len(tokens) for rows in examples for tokens in rows))

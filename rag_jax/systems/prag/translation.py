@@ -5,10 +5,9 @@ from functools import partial
 from typing import Any
 
 from rag_jax.pipeline.stage import Stage
-from rag_jax.systems.prag.augment import run_augmentation
+from rag_jax.systems.prag.adapters import augment_stage, encode_stage
 from rag_jax.systems.prag.evaluate import TRANSLATED, run_evaluation
 from rag_jax.systems.prag.session import Session
-from rag_jax.systems.prag.train import run_encoding
 from rag_jax.systems.prag.translate import (
     AUGMENT,
     DOCUMENTS,
@@ -21,45 +20,32 @@ from rag_jax.systems.prag.translate import (
     run_translation,
     run_translator,
 )
-from rag_jax.systems.session import bind, make_stage
+from rag_jax.systems.session import make_stage
 
 TAUGHT = DOCUMENTS, AUGMENT, ENCODE, TRAIN  # what another dataset takes from the run
 
 
 def list_translation(
-    session: Session, training: Mapping[str, Any], evaluation: Mapping[str, Any]
+    session: Session,
+    *,
+    model: Mapping[str, Any],
+    training: Mapping[str, Any],
+    evaluation: Mapping[str, Any],
 ) -> list[Stage]:
     """The stages of the translator; none without documents to train it on.
 
     Args:
-        training, evaluation: the settings of the run's stages that train and that answer.
+        model, training, evaluation: what the run's stages depend on of the language model, and the
+            settings of those that train and that answer.
     """
     c, stage = session.config, partial(make_stage, session)
     if not c.translator.documents:
         return []
     chosen = {"documents": c.translator.documents, "seed": c.seed}
-    augmentation = {**training, "augment": c.augment, "full": c.prompt.reasoning}
-    if c.augment.model is not None:
-        augmentation["writer"] = session.fingerprint("augment.model")
     documents = stage(DOCUMENTS, choose_documents, chosen, "corpus", "retrieve")
-    augmented = stage(
-        AUGMENT,
-        run_augmentation,
-        augmentation,
-        *("corpus", DOCUMENTS),
-        divisible=("augmented.jsonl",),
-        found=DOCUMENTS,
-    )
-    variant = session.variants["encode"]
-    encoded = Stage(
-        ENCODE,
-        bind(session, run_encoding, variant=variant, settings=c.encode, stages=OTHERS),
-        needs=("corpus", DOCUMENTS, AUGMENT, *["warm_up"] * (variant.start == "warm")),
-        settings={**training, "variant": variant, "encode": c.encode, "augment": c.augment},
-        divisible=("encoded.jsonl",),
-        repairs=True,
-        room=session.estimate_taught,
-    )
+    augmented = augment_stage(session, AUGMENT, model, found=DOCUMENTS)
+    variant, options = session.variants["encode"], {"room": session.estimate_taught, **OTHERS}
+    encoded = encode_stage(session, ENCODE, training, variant, **options)
     trained = stage(
         TRAIN,
         run_translator,

@@ -53,6 +53,18 @@ class SourceConfig:
 
 
 @dataclass(frozen=True)
+class GrownReaderConfig(ReaderConfig):
+    """The language model, which gets a token for each source.
+
+    Attributes:
+        vocab_multiple: the vocabulary, new tokens included, is padded to a multiple of this number,
+            so that a mesh divides the embedding table. 1 adds no padding.
+    """
+
+    vocab_multiple: Count = 1
+
+
+@dataclass(frozen=True)
 class VerbaliseConfig:
     """Documents by the untrained model (GenRead's two rounds).
 
@@ -212,7 +224,7 @@ class SRRAGConfig:
     )
     track: TrackerName = "none"
     mesh: MeshConfig = MeshConfig()
-    model: ReaderConfig = ReaderConfig()
+    model: GrownReaderConfig = GrownReaderConfig()
     encoder: EncoderConfig = EncoderConfig()
     data: DataConfig = DataConfig()
     world: WorldConfig = WorldConfig()

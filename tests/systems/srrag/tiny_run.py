@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from rag_jax import lora
-from rag_jax.config import EncoderConfig, IndexConfig, ReaderConfig, TrainConfig, WorldConfig
+from rag_jax.config import EncoderConfig, IndexConfig, TrainConfig, WorldConfig
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.files import read_jsonl
 from rag_jax.systems.srrag import pipeline
 from rag_jax.systems.srrag.config import (
     DatastoreConfig,
     GroundedAnswerConfig,
+    GrownReaderConfig,
     LabelConfig,
     NewTokensConfig,
     RouteConfig,
@@ -47,7 +48,7 @@ def describe_run(llama_folder, bert_folder):
         contexts=3,
         extra_mean=2.0,
         loss_reduction="sum",
-        model=ReaderConfig(name=str(llama_folder)),
+        model=GrownReaderConfig(name=str(llama_folder)),
         encoder=EncoderConfig(name=str(bert_folder), max_length=48),
         world=WorldConfig(cities=5, train=12, dev=0, test=9),
         index=IndexConfig(BACKEND),
