@@ -1,5 +1,6 @@
 """Settings of the questions that a language model writes about a corpus."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -48,6 +49,12 @@ class CorpusConfig:
         if documents := list_documents(path):
             return [path], documents
         raise RagJaxError(f"config.data.path={path}: holds no documents and no file of passages")
+
+    def list_unread(self, files: Iterable[Path]) -> list[Path]:
+        """The data files and documents of the folder that are not among those that are read."""
+        path = expand_path(self.path)
+        found = [] if path.is_file() else [*list_files(path), *list_documents(path)]
+        return sorted({*found} - {*files})
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,13 @@ def run_corpus(context: StageContext, *, data: CorpusConfig) -> None:
     """Copies the passages."""
     if not is_first():
         return
-    bad, (sources, _) = BadLines(data.bad_lines, "config.data.bad_lines"), data.list_sources()
+    sources, files = data.list_sources()
+    for path in data.list_unread(files):
+        log(
+            f"{path}: is not read: passages are read from the files named `...passages`, and only "
+            "where there is none from documents"
+        )
+    bad = BadLines(data.bad_lines, "config.data.bad_lines")
     passages = stream_passages(sources, bad, words=data.passage_words)
     write_passages(context.folder / PASSAGES, passages)
     store_questions(context.folder, {})
