@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from rag_jax.data.formats import read_passages
+from rag_jax.data.formats import BadLines, stream_passages
 from rag_jax.data.passages import Passage, PassageFile, fingerprint_corpus
 from rag_jax.models.io.hub import cache_folder
 from rag_jax.retrieval import Index, list_texts
@@ -43,9 +43,18 @@ def read_corpus(
     """
     if (path / "stages").is_dir():
         return _open_index(path, encoder)
-    passages = read_passages([path], words=words)
+    passages = read_own(path, words=words)
     kept = {"name": str(path), "encoder": encoder, "max_length": max_length}
     return passages, embed_texts(list_texts(passages), encode, **kept)
+
+
+def read_own(path: Path, *, words: int) -> list[Passage]:
+    """The passages of a file or of documents.
+
+    Raises:
+        RagJaxError: one of them cannot be read.
+    """
+    return list(stream_passages([path], BadLines(setting=None), words=words))
 
 
 def embed_texts(

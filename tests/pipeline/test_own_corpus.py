@@ -95,6 +95,9 @@ def test_a_folder_of_documents(tmp_path):
     passages, embeddings = read_corpus(tmp_path, Encoder(), words=4, **MADE_BY)
     assert passages == [Passage("a.md#2", "T", "Text."), Passage("a.md#2.2", "T", "More of it.")]
     assert embeddings.shape == (2, 2)
+    (tmp_path / "b.pdf").write_bytes(b"%PDF-1.4 cut")
+    with pytest.raises(RagJaxError, match=r"b\.pdf.*; fix the line, or move the file away$"):
+        read_corpus(tmp_path, Encoder(), words=4, **MADE_BY)
 
 
 def test_what_the_tokenizer_counts_is_kept_by_content(cache, capsys):

@@ -43,7 +43,7 @@ class BadLines:
     As a context manager, a counter skips the rest of a block at a BadLineError.
 
     Args:
-        setting: name of the setting of the limit, for the error message.
+        setting: name of the setting of the limit, for the error message; None if there is none.
         quiet: if True, no warning is logged, for reads that only detect a format.
 
     Attributes:
@@ -52,7 +52,11 @@ class BadLines:
     """
 
     def __init__(
-        self, limit: int = 0, setting: str = "config.data.bad_lines", *, quiet: bool = False
+        self,
+        limit: int = 0,
+        setting: str | None = "config.data.bad_lines",
+        *,
+        quiet: bool = False,
     ):
         self._limit, self._setting, self._quiet = limit, setting, quiet
         self.count = 0
@@ -66,10 +70,9 @@ class BadLines:
         """
         self.count, self.last = self.count + 1, error
         if self.count > self._limit:
-            raise RagJaxError(
-                f"{error}; fix the line, or raise {self._setting}={self._limit}, the maximum "
-                "number of bad lines to skip"
-            ) from None
+            raised = f"raise {self._setting}={self._limit}, the maximum number of bad lines to skip"
+            other = raised if self._setting else "move the file away"
+            raise RagJaxError(f"{error}; fix the line, or {other}") from None
         if not self._quiet:
             counts = self.count, self._limit
             _logger.warning("%s: skipped, bad line %d of at most %d", error, *counts)

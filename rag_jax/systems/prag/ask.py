@@ -4,7 +4,6 @@ from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from rag_jax.data.formats import read_passages
 from rag_jax.data.passages import Passage
 from rag_jax.lora.store import AdapterStore
 from rag_jax.pipeline.ask import (
@@ -18,7 +17,7 @@ from rag_jax.pipeline.ask import (
     name_passage,
 )
 from rag_jax.pipeline.citations import Citation
-from rag_jax.pipeline.own_corpus import embed_texts
+from rag_jax.pipeline.own_corpus import embed_texts, read_own
 from rag_jax.pipeline.runner import open_stages
 from rag_jax.retrieval import list_texts
 from rag_jax.runtime.errors import RagJaxError
@@ -63,7 +62,7 @@ def open_parts(
         passages, name = session.passages, str(workdir)
     else:
         words = session.config.data.passage_words
-        store, passages, name = None, read_passages([corpus], words=words), str(corpus)
+        store, passages, name = None, read_own(corpus, words=words), str(corpus)
         if translates:
             store = session.make_translator(context.path(TRAIN, PARAMS), passages)
 
