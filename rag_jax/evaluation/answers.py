@@ -25,8 +25,12 @@ from rag_jax.evaluation.texts import (
     list_words,
     normalize_pair,
     space_words,
+    spell_words,
 )
 from rag_jax.runtime.errors import RagJaxError
+
+_VERDICTS = ("yes", "no")
+_VERDICT = re.compile(rf"\b(?:{'|'.join(map(spell_words, _VERDICTS))})\b")
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
@@ -47,7 +51,8 @@ def f1(prediction: str, answers: Sequence[str]) -> float:
     """SQuAD's F1 score with the closest answer, by the overlap of the normalised bags of words.
 
     The score is 0 if just one of them has no words, and 1 if the answer is blank and the prediction
-    has none either.
+    has none either. As in HotpotQA's and 2WikiMultihopQA's scripts, "yes" and "no" share nothing
+    with longer texts.
 
     Raises:
         RagJaxError: there are no answers.
@@ -56,8 +61,9 @@ def f1(prediction: str, answers: Sequence[str]) -> float:
 
 
 def _f1(prediction: str, answer: str) -> float:
-    predicted, words = (text.split() for text in normalize_pair(prediction, answer))
-    if not predicted or not words:
+    pair = normalize_pair(prediction, answer)
+    predicted, words = (text.split() for text in pair)
+    if not (predicted and words) or {*pair} & {*_VERDICTS, "noanswer"}:
         return float(predicted == words)
     overlap = sum((Counter(predicted) & Counter(words)).values())
     return 2 * overlap / (len(predicted) + len(words))
@@ -67,9 +73,9 @@ def match(prediction: str, answers: Sequence[str]) -> float:
     """Match accuracy: 1 if a normalised answer occurs in the normalised prediction, else 0.
 
     The answer must occur as a run of whole words: "Niger" does not occur in "Nigeria". In scripts
-    without spaces every character is a word. An answer
-    that is an article, such as "A", must be the whole prediction or occur with its own capitals,
-    and a blank answer never occurs.
+    without spaces every character is a word. An answer that is an article, such as "A", must be the
+    whole prediction or occur with its own capitals, and a blank answer never occurs. "Yes" or "no"
+    must be the first of the two that the prediction says.
 
     Raises:
         RagJaxError: there are no answers.
@@ -83,6 +89,8 @@ def _match(prediction: str, answer: str) -> float:
         spelled = rf"(?<!\w){re.escape(answer.strip())}(?!\w)"
         return float(bool(answer.strip()) and re.search(spelled, prediction) is not None)
     predicted, words = (" ".join(space_characters(text).split()) for text in (predicted, words))
+    if words in _VERDICTS:
+        return float(next(iter(_VERDICT.findall(predicted)), None) == words)
     return float(bool(words) and f" {words} " in f" {predicted} ")
 
 

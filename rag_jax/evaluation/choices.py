@@ -6,20 +6,33 @@ from collections.abc import Iterator, Mapping
 
 from rag_jax.data.matching import normalize_answer
 from rag_jax.data.words import space_characters
+from rag_jax.evaluation.texts import spell_words
 
 # What may follow "A" as a label; before any other word, "A" is the article.
 _AFTER_LABEL = (
     "is|was|isn't|because|since|as|and|or|but|would|will|must|should|could|can|may|might|seems"
 )
-_RIGHT = r"(?:the\s+|my\s+)?(?:most\s+)?(?:correct|right|best|accurate|likely|answer|final answer)"
+_RIGHT = (
+    r"(?:the\s+|my\s+)?(?:most\s+)?"
+    r"(?:correct|right|best|better|accurate|likely|answer|final answer)"
+)
 _ANSWER, _OPTION = "(?i:answer|boxed)", "(?i:option|choice)"
-_CALLED = (
-    r"(?i:\s+to\s+(?:this|the)\s+question)?"
-    r"(?i:\s+(?:is|was|(?:would|should|must|can only)\s+be|seems\s+to\s+be))?"
+_ASKED = r"(?i:\s+to\s+(?:this|the)\s+question)?"
+_IS = (
+    r"(?i:\s+(?:is|was|(?:would|should|must|can only)\s+be|seems\s+to\s+be))"
     r"(?i:\s+(?:probably|likely|most likely|clearly|definitely|therefore|thus))?"
 )
+_CALLED = rf"{_ASKED}(?:{_IS})?\W{{0,4}}"
+# With a verb, or a sign as in "Answer: B": "answer C is cold" only mentions one.
+_CALLED_SO = rf"{_ASKED}(?:{_IS}\W{{0,4}}|(?=\W{{0,3}}[:={{*>\n\u2192\u2013\u2014-])\W{{1,4}})"
+_CALLS_TEXT = re.compile(rf"(?:answer|boxed){_ASKED}(?:{_IS})?\W{{1,4}}(?:(?:the|an?) )?\Z")
+_CHOSEN = (
+    r"(?i:\bI(?:\s+would|['\u2019](?:d|ll))?\s+(?:choose|pick|select)|\bgo(?:ing)?\s+with)"
+    r"(?i:\s+(?:option|choice|answer))?\W{1,4}"
+)
 _NEGATED_BEFORE = re.compile(
-    r"(?i)(?:\bnot|n['\u2019]t|\bcannot|\bnever|\bnor|\bneither|\bno\s+longer|"
+    r"(?i)(?:\bnot|n['\u2019]t|\bcannot|\bnever|\bnor|\bneither|"
+    r"\bno\s+(?:longer|(?:\w+\s+)?(?:evidence|proof)\s+(?:\w+\s+){0,6}?is)|"
     r"\brul(?:e|es|ed|ing)\s+out|\b(?:eliminat|exclud)(?:e|es|ed|ing))\s+"
     r"(?:(?:be|the|an?|answer|option|choice|really|entirely|completely|strictly|quite|exactly|"
     r"necessarily|actually|always|at\s+all)\s+|"
@@ -31,6 +44,8 @@ _NEGATED_AFTER = re.compile(
 )
 _CALLED_WRONG = re.compile(r"(?i)[\"')*]*\s+(?:is|was)\s+(?:wrong|incorrect|false|untrue)\b")
 _DENIALS = re.compile(r" (?:isnt|wasnt|is (?:not|wrong|incorrect|false)|was not) ")
+# What follows a label that begins a text.
+_MARKS = r"(?:\s*(?:[):;*\]]|[.,](?!\d)|\n|$)|\s+[-\u2013\u2014]\s|\t)"
 _QUESTION = re.compile(r"\n[^\S\n]*(?:[Qq]uestion|Q) ?\d{0,5} ?:")
 # What a text with signs must not lie in, as "3" in "-3", "3.5" or "3/4".
 _NO_SIGN_BEFORE, _NO_SIGN_AFTER = r"(?<![\w+\-/^<>])(?<!\d\.)", r"(?![\w+\-/^<>]|\.\d)"
@@ -47,26 +62,32 @@ def pick_choice(prediction: str, choices: Mapping[str, str]) -> str:
     1. The prediction consists of a label.
     2. The prediction calls a label the final answer, option or choice.
     3. It begins with a label, as in "B) Sea" or a first line "B", unless it lists the choices.
-    4. It calls a label the answer, or right, as in "A is correct".
-    5. It begins with a label, or calls one an option or choice.
-    6. The words of a choice occur in the prediction, and not as a part of a longer choice that
+    4. Its last line is a label.
+    5. It calls a label the answer, or right, as in "A is correct".
+    6. It calls the text of a choice the answer.
+    7. It begins with a label, or calls one an option, choice or, without a verb, answer.
+    8. The words of a choice occur in the prediction, and not as a part of a longer choice that
        occurs too.
-    7. A label occurs as a separate word. "A" before a noun is the article, not a label.
+    9. A label occurs as a separate word. "A" before a noun is the article, not a label. A label of
+       several letters is rather one of which no clause follows, as of "It is true that".
 
-    If rule 2 or 4 applies to several choices, the last wins, as in "The answer is A. No, the answer
-    is B", and else the first in the prediction. What follows the line of a further question, and a
-    question such as "A or B?", are not read. A choice that is denied, as in "not A" or "A is
-    wrong", is passed over; where there are just two choices, it stands for the other one, as in "It
-    is not true". Labels of one letter are case-sensitive in rules 2 to 5 and 7 unless punctuation
-    follows.
+    If rule 2, 5 or 6 applies to several choices, the last wins, as in "The answer is A. No, the
+    answer is B", and else the first in the prediction. What stands before `</think>`, what follows
+    the line of a further question, and what is only asked, as "A or B?" or "whether it is true",
+    are not read. A choice that is denied, as in "not A" or "A is wrong", is passed over; where
+    there are just two choices, it stands for the other one, as in "It is not true". Labels of one
+    letter are case-sensitive in rules 2, 3, 5, 7 and 9 unless punctuation follows.
     """
     labels = {label.casefold(): label for label in choices}
+    said = prediction.rpartition("</think>")[2]
+    prediction = said if said.strip() else prediction
     for text in (prediction, prediction := _plain(prediction, choices)):
         if (stripped := text.strip(" \n.:()").casefold()) in labels:
             return labels[stripped]
     spelled = _Spelling(choices)
     prediction = _drop_questions(prediction, choices)
-    rules = (_find_called(prediction, spelled), _find_words(prediction, choices))
+    called, named = _find_words(prediction, choices)
+    rules = (_find_called(prediction, spelled), called, _find_begun(prediction, spelled), named)
     for found in (*rules, _find_alone(prediction, spelled)):
         for label, denied in found:
             if not denied:
@@ -89,13 +110,14 @@ def _plain(prediction: str, choices: Mapping[str, str]) -> str:
 
 
 def _drop_questions(prediction: str, choices: Mapping[str, str]) -> str:
-    """A prediction up to the line of a further question, without questions of the choices."""
+    """A prediction up to the line of a further question, without what asks for the choices."""
     own = _QUESTION.split(prediction, maxsplit=1)[0]
     names = sorted({*choices, *choices.values()} - {""}, key=len, reverse=True)
     one = f"(?:{'|'.join(map(re.escape, names)) or '(?!)'})"
     gap = r"\s{1,3}"  # of bounded length, as is the list: quadratic time else
-    asked = rf"(?i)(?<!\w){one}(?:,{gap}{one}){{0,25}},?{gap}or{gap}{one} ?\?"
-    return re.sub(asked, " ", own if own.strip() else prediction)
+    asked = rf"(?<!\w){one}(?:,{gap}{one}){{0,25}},?{gap}or{gap}{one} ?\?"
+    open_ = rf"\b(?:whether|if){gap}(?:[\w'\u2019]+{gap}){{0,8}}?{one}(?!\w)(?:{gap}or{gap}{one})?"
+    return re.sub(f"(?i){asked}|{open_}(?!\\w)", " ", own if own.strip() else prediction)
 
 
 class _Spelling:
@@ -153,36 +175,56 @@ class _Spelling:
 
 
 def _find_called(prediction: str, label: _Spelling) -> Iterator[tuple[str, bool]]:
-    """The labels at the beginning, and those that are called the answer or right, by rule."""
-    marks = r"(?:\s*(?:[):;*\]]|[.,](?!\d)|\n|$)|\s+[-\u2013\u2014]\s|\t)"
-    first = rf"\A[\s(*\"'\[]*(?:{label.exact}[\]\"']*{marks}|{label.loose}\s*[).:](?!\d))"
-    reason = rf"\A[\s(*\"'\[]*{label.exact}[\"'\])*]*\s+(?:because|since|and|as\s+(?:it|the))\b"
-    called = rf"{_CALLED}\W{{0,4}}(?:{label.exact}|{label.loose}(?={marks}))"
+    """The labels that begin it, are its last line, or are called the answer or right, by rule."""
+    named = _name_label(label)
     right = rf"{label.exact}[\"'\])*]*\s+(?i:is|was|would\s+be)\s+(?i:{_RIGHT})\b"
-    final = rf"(?i:final)\s+(?:{_ANSWER}|{_OPTION}){called}"
+    final = rf"(?i:final)\s+(?:{_ANSWER}|{_OPTION}){_CALLED}{named}"
     yield from label.find(final, prediction, last_first=True)
     listed = re.finditer(rf"(?<!\S)[(*]*{label.exact} ?[):.]", prediction)
     if len({match[1] for match in listed}) < 2:
-        yield from label.find(f"{first}|{reason}", prediction)
-    yield from label.find(f"{_ANSWER}{called}|{right}", prediction, last_first=True)
-    yield from label.find(f"{first}|{reason}|{_OPTION}{called}", prediction)
+        yield from label.find(_begin_with(label), prediction)
+    last = rf"\n[^\S\n]*[(*\"'\[]*{label.loose}[\"'\])*.:]*\Z"
+    yield from label.find(last, prediction.rstrip())
+    called = rf"{_ANSWER}{_CALLED_SO}{named}|{right}|{_CHOSEN}{label.exact}"
+    yield from label.find(called, prediction, last_first=True)
 
 
-def _find_words(prediction: str, choices: Mapping[str, str]) -> Iterator[tuple[str, bool]]:
-    """The choices whose words occur, by the place of their first word that is not denied."""
+def _find_begun(prediction: str, label: _Spelling) -> Iterator[tuple[str, bool]]:
+    """The labels that begin it, or that "option", "choice" or "answer" stands before."""
+    called = f"(?:{_OPTION}|{_ANSWER}){_CALLED}{_name_label(label)}"
+    return label.find(f"{_begin_with(label)}|{called}", prediction)
+
+
+def _begin_with(label: _Spelling) -> str:
+    first = rf"(?:{label.exact}[\]\"']*{_MARKS}|{label.loose}\s*[).:](?!\d))"
+    reason = rf"{label.exact}[\"'\])*]*\s+(?:because|since|and|as\s+(?:it|the))\b"
+    return rf"\A[\s(*\"'\[]*(?:{first}|{reason})"
+
+
+def _name_label(label: _Spelling) -> str:
+    return rf"(?:{label.exact}|{label.loose}(?={_MARKS}))"
+
+
+def _find_words(
+    prediction: str, choices: Mapping[str, str]
+) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
+    """The choices whose words are called the answer, and those whose words occur.
+
+    The former with the last first, the latter by the place of their first word that is not denied.
+    """
     normalize, before, after = normalize_answer, "(?<= )", "(?= )"
     if len({*map(normalize, choices.values())}) < len(choices):  # as of "3" and "-3"
         normalize, before, after = _keep_signs, _NO_SIGN_BEFORE, _NO_SIGN_AFTER
     predicted = f" {normalize(prediction)} "
     words = {x: normalize(space_characters(text)) for x, text in choices.items()}
     places = {
-        x: [m.span() for m in re.finditer(f"{before}{re.escape(text)}{after}", predicted)]
+        x: [m.span() for m in re.finditer(f"{before}{spell_words(text)}{after}", predicted)]
         for x, text in words.items()
         if text
     }
     present = [x for x in places if places[x]]
     longest = [x for x in present if not any(_is_within(words[x], words[y]) for y in present)]
-    found = []
+    found, called = [], []
     for label in longest:
         asserted = [
             (start, end)
@@ -191,7 +233,15 @@ def _find_words(prediction: str, choices: Mapping[str, str]) -> Iterator[tuple[s
             and not _DENIALS.match(predicted, end)
         ]
         found.append((min(asserted or places[label]), label, not asserted))
-    return ((label, denied) for _, label, denied in sorted(found, key=lambda item: item[0]))
+        called += [
+            (start, label)
+            for start, _ in asserted
+            if _CALLS_TEXT.search(predicted, max(0, start - _REACH), start)
+        ]
+    return (
+        [(label, False) for _, label in sorted(called, reverse=True)],
+        [(label, denied) for _, label, denied in sorted(found, key=lambda item: item[0])],
+    )
 
 
 def _keep_signs(text: str) -> str:
@@ -205,6 +255,7 @@ def _is_within(words: str, others: str) -> bool:
 
 
 def _find_alone(prediction: str, label: _Spelling) -> Iterator[tuple[str, bool]]:
-    """The labels that are words of their own."""
+    """The labels that are words of their own; behind the others those that a clause follows."""
     article = rf"(?!A\s+(?!(?:{_AFTER_LABEL})\b)\w)(?!I\s+(?!is\b)\w)"
-    return label.find(f"{article}{label.exact}", prediction)
+    for end in (r"(?!\s+that\b)", ""):
+        yield from label.find(f"{article}{label.exact}{end}", prediction)

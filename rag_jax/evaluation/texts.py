@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +40,16 @@ def _keep_articles(text: str) -> str:
 
 def _keep_all(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).lower().split())
+
+
+def spell_words(text: str) -> str:
+    """A regular expression for a normalised answer in a normalised text.
+
+    "no" is no answer in "there is no doubt", and FEVER's "not enough info" may be written out.
+    """
+    if text == "no":
+        return r"no(?! (?:doubt|evidence|longer|one|proof|question|way)(?!\w))"
+    return re.escape(text) + ("(?:rmation)?" if text.split()[-1:] == ["info"] else "")
 
 
 def list_words(text: str) -> list[str]:

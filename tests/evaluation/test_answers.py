@@ -93,6 +93,17 @@ def test_match_is_of_whole_words():
     assert match("", ["?"]) == 0
 
 
+def test_yes_and_no_are_verdicts():
+    assert match("Yes. There is no doubt about it.", ["yes"]) == 1
+    assert match("Yes. There is no doubt about it.", ["no"]) == 0
+    assert match("There is no doubt about it: yes", ["yes"]) == 1
+    assert match("No, yes would be wrong", ["no", "maybe"]) == match("no way", ["no way"]) == 1
+    assert match("No, yes would be wrong", ["yes"]) == match("Norway", ["no"]) == 0
+    # HotpotQA's script: they share no word with a longer text.
+    assert f1("yes they are", ["yes"]) == f1("no", ["no it was"]) == f1("noanswer x", ["x"]) - 2 / 3
+    assert f1("Yes.", ["yes"]) == 1 and f1("noanswer", ["noanswer"]) == 1
+
+
 @pytest.mark.parametrize("score", [exact_match, f1, match])
 def test_without_answers(score):
     with pytest.raises(RagJaxError, match="without answers"):
@@ -111,6 +122,8 @@ def test_contains_answer_is_letter_for_letter():
 
 SEAS = {"A": "salt water", "B": "water", "C": "The Sun's heat", "D": ""}
 CLAIM = {"true": "SUPPORTS", "false": "REFUTES"}
+FACT = {"true": "SUPPORTS", "false": "REFUTES", "unknown": "NOT ENOUGH INFO"}
+SKY = {"A": "The Moon", "B": "The Sun", "C": "Mars", "D": "Venus"}
 SIGNS = {"A": "3", "B": "-3", "C": "35", "D": "3.5", "E": "3/5"}
 
 
@@ -226,6 +239,39 @@ SIGNS = {"A": "3", "B": "-3", "C": "35", "D": "3.5", "E": "3/5"}
         ("1/2 of it", {"A": "12", "B": "1/2"}, "B"),
         ("x > 3", {"A": "x < 3", "B": "x > 3"}, "B"),
         ("about 10^-3 m", {"A": "10^3 m", "B": "10^-3 m"}, "B"),
+        # A text that is called the answer, after others that are mentioned.
+        ("The Moon only reflects light. Answer: the Sun", SKY, "B"),
+        ("Mars is too cold to shine, so the answer is the Sun.", SKY, "B"),
+        ("The answer is not the Sun. Answer: Mars", SKY, "C"),
+        ("The answer is Mars. No, the answer is Venus, not the Sun", SKY, "D"),
+        ("It is 3, and so the answer is -3", SIGNS, "B"),
+        # A label as the last line, and what a model has thought before.
+        ("The Moon only reflects light.\n\nB", SKY, "B"),
+        ("The Moon only reflects light.\n\n**B**\n", SKY, "B"),
+        ("A) The Moon: no\nB) The Sun: yes\n\n(b).", SKY, "B"),
+        ("<think>\nThe Moon reflects light.\n</think>\n\nB", SKY, "B"),
+        ("<think>Maybe A? The answer could be A.</think>\nIt is the Sun", SKY, "B"),
+        ("<think>So it is B</think> ", SKY, "B"),
+        # "answer C" without a verb mentions it, and is one only without another.
+        ("Answer: B\nExplanation: answer C is Mars, which is a planet.", SKY, "B"),
+        ("The answer is B. Note that answer D (Venus) is close but not hot enough.", SKY, "B"),
+        ("B is the correct answer. Answer C is the planet Mars, which is too cold.", SKY, "B"),
+        ("So we take answer C", SKY, "C"),
+        ("A is plausible, but B is better", SKY, "B"),
+        ("Between option A and option B, I choose B", SKY, "B"),
+        ("I'd go with option D rather than A", SKY, "D"),
+        # What is only asked, and clauses of what is true.
+        ("There is not enough information to say whether it is true or false.", FACT, "unknown"),
+        ("It cannot be determined whether this is true.", FACT, ""),
+        ("If the claim is true depends on more; false", CLAIM, "false"),
+        ("There is no evidence that this claim is true.", CLAIM, "false"),
+        ("There is no scientific proof that it is false", CLAIM, "true"),
+        ("There is no doubt that this is true", CLAIM, "true"),
+        ("While it's true that it can cause fever, the statement is false.", CLAIM, "false"),
+        ("It is true that tea is old, but the claim as a whole is false.", CLAIM, "false"),
+        ("There is no doubt: yes", {"A": "yes", "B": "no", "C": "maybe"}, "A"),
+        ("Maybe; there is no proof", {"A": "yes", "B": "no", "C": "maybe"}, "C"),
+        ("No way of knowing but no", {"A": "yes", "B": "no", "C": "maybe"}, "B"),
     ],
 )
 def test_pick_choice(text, choices, label):
