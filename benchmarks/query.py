@@ -82,7 +82,10 @@ class Released:
         sequences = sorted({(*trie.sequence(leaf), self.end) for leaf in leaves})
         header = format.tokenizer.encode(" Related document title:")
         self.guide = Walker(grow_dicts(sequences), self.end, header)
-        title, title_end = format.encode_title("Volume 1"), format.encode_title_end("Volume 1")
+        title, title_end = (
+            format.encode_title("Volume 1"),
+            format.cut_title(format.encode_title("Volume 1")),
+        )
         self.title_end, self.content = title_end[-1], title[len(title_end) - 1 :]
         # Rows of the corpus by the tokens up to the leaf, without the end token.
         self.rows = {tuple(trie.path(leaf)): trie.rows_at(leaf) for leaf in leaves}

@@ -53,6 +53,7 @@ PRESETS = {
             batch_size=64,
             learning_rate=3e-5,
             weight_decay=1e-3,
+            warmup_fraction=500 / 123_700,  # of the steps with the paper's questions
             clip_norm=0.1,
             microbatch_tokens=32_768,
             # BART trains on ten times as many tokens a minute as a model of 7B.

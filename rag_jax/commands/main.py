@@ -40,8 +40,8 @@ def run() -> int:
         return command.run(lambda _: write_text(__version__), "")
     if name in ("--help", "-h", "help"):
         lines = [f"    {name:10}{purpose}" for name, (_, purpose) in COMMANDS.items()]
-        write_text(__doc__ + "\n" + "\n".join(lines))
-        return 0
+        text = __doc__ + "\n" + "\n".join(lines)
+        return command.run(lambda _: write_text(text), text)
     if name not in COMMANDS:
 
         def refuse(_: list[str]) -> None:

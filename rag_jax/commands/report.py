@@ -11,6 +11,7 @@ page is report.html in the present folder, or the FILE of --out: their questions
 methods are named by their run.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,10 +58,12 @@ def main(arguments: list[str]) -> None:
     for run in runs:
         if not (run / REPORT).exists():
             raise RagJaxError(explain_missing(run))
-    if out.is_dir():
+    if os.path.isdir(out):  # Path's own method raises an error at a name that is too long
         raise RagJaxError(f"--out={out}: is a folder; name a file")
+    if not os.path.isdir(out.parent):
+        raise RagJaxError(f"--out={out}: there is no folder {out.parent}; make it first")
     own = [run / PAGE for run in runs]
-    if out.exists() and out not in own and MARK.encode() not in out.read_bytes()[: 1 << 16]:
+    if os.path.exists(out) and out not in own and MARK.encode() not in out.read_bytes()[: 1 << 16]:
         raise RagJaxError(f"{out}: is no page of a run, and would be overwritten; name --out=FILE")
     data = [read_run(run, room=ROOM // len(runs)) for run in runs]
     first = data[0]

@@ -8,8 +8,8 @@ import numpy as np
 
 from rag_jax.comparison.rows import Row, find_row, weigh_changes, weigh_documents
 from rag_jax.data.questions import Question
-from rag_jax.evaluation.answers import choice_match, compute_accuracy, match
-from rag_jax.evaluation.compare import Record, describe_question, mean_numbers
+from rag_jax.evaluation.answers import compute_accuracy
+from rag_jax.evaluation.compare import Record, describe_question, judge, mean_numbers
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json, read_jsonl
 from rag_jax.runtime.outside import parsing
@@ -24,16 +24,6 @@ COLUMNS = (
 _COSTS = ("seconds", "prompt_tokens", "generated_tokens")
 # What it says of how the answer came about, for the report's page.
 _ORIGIN = ("source", "probabilities", "votes", "knowledge", "passages", "adapters")
-
-
-def judge(question: Question, prediction: str) -> float:
-    """1 if a gold answer is in the prediction in whole words, else 0; see `match`.
-
-    A question with choices needs the right choice, read off the prediction by `choice_match`.
-    """
-    if question.choices:
-        return choice_match(prediction, question.answers, question.choices)
-    return match(prediction, question.answers)
 
 
 def grade_rows(

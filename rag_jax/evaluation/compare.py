@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rag_jax.data.questions import Question
-from rag_jax.evaluation.answers import compute_accuracy
+from rag_jax.evaluation.answers import choice_match, compute_accuracy, match
 from rag_jax.evaluation.rankings import check_run, write_run
 from rag_jax.runtime.clock import Clock
 from rag_jax.runtime.files import write_jsonl
@@ -35,6 +35,16 @@ class Method:
     answer: Callable[[], Sequence[Record]]
     rank: Callable[[], Sequence[Sequence[tuple[str, float]]]] | None = None
     measures: Mapping[str, str] = field(default_factory=dict)
+
+
+def judge(question: Question, prediction: str) -> float:
+    """1 if a gold answer is in the prediction in whole words, else 0; see `match`.
+
+    A question with choices needs the right choice, read off the prediction by `choice_match`.
+    """
+    if question.choices:
+        return choice_match(prediction, question.answers, question.choices)
+    return match(prediction, question.answers)
 
 
 def compare(

@@ -42,6 +42,7 @@ from rag_jax.retrieval.negatives import make_miner
 from rag_jax.retrieval.pairs import Pair
 from rag_jax.runtime.files import to_json
 from rag_jax.runtime.hosts import fetch, is_first
+from rag_jax.runtime.seeds import derive_seed
 from rag_jax.runtime.track import check_tracker
 from rag_jax.search_config import BM25Config
 from rag_jax.systems import open_room
@@ -231,7 +232,8 @@ def continue_prompts(
 ) -> list[list[int]]:
     """The tokens that a language model writes after each prompt.
 
-    What all prompts begin with, such as an instruction with its examples, is read once.
+    What all prompts begin with, such as an instruction with its examples, is read once. A seed is
+    mixed with the first prompt, so that the batches of a stage do not repeat each other's draws.
 
     Args:
         options: of `generate`.
@@ -240,6 +242,8 @@ def continue_prompts(
         return []
     prefix, rests = split_prefix(prompts)
     options = {"stop_ids": base.tokenizer.stop_ids, "prefix": prefix, **options}
+    if "seed" in options:
+        options["seed"] = derive_seed(options["seed"], [*map(int, prompts[0])])
     return generate(base.model, base.params, rests, **options)
 
 

@@ -52,6 +52,7 @@ def test_runs_side_by_side(run, tmp_path, monkeypatch):
         (["RUN", "--config=x"], "--config=x: not a flag of this command"),
         (["RUN", "RUN"], "is there twice"),
         (["RUN", "--out=FOLDER"], "is a folder; name a file"),
+        (["RUN", "--out=FOLDER/none/x.html"], "x.html: there is no folder .*none; make it first"),
         (["RUN", "--out="], "--out=: is blank"),
         (["FOLDER/none"], "none: there is no such folder"),
         (["FOLDER/empty"], "empty: is no work folder of a run: it has neither report.json nor sta"),

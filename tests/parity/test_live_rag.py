@@ -168,7 +168,7 @@ def test_losses(models, marginal, smoothing):
 
     # The BOS is a target like any other.
     wanted = compute_loss(theirs[marginal], inputs, labels, smoothing=smoothing)
-    found = value_and_grad(lambda scores: nll(ours.model, ours.params, scores, batch))
+    found = value_and_grad(lambda scores: nll(ours.model, ours.params, scores, batch)[0])
     close(found[0], wanted[0], "loss")
     close(found[1], wanted[1], "gradient")
     if marginal == "token":
@@ -186,7 +186,7 @@ def test_losses(models, marginal, smoothing):
     model = Bart(replace(ours.config, forced_bos_id=BOS))
     rest = make_batch(model, tokens, mask, targets[:, 1:], target_mask[:, 1:])
     found = value_and_grad(
-        lambda scores: marginal_nll(model, ours.params, scores, rest, marginal=marginal)
+        lambda scores: marginal_nll(model, ours.params, scores, rest, marginal=marginal)[0]
     )
     close(found[0], wanted[0], "loss after BOS")
     close(found[1], wanted[1], "gradient after BOS")
@@ -220,8 +220,9 @@ def test_an_answer_of_one_token(models):
     for marginal in ("sequence", "token"):  # which with one token are the same
         loss = partial(marginal_nll, ours.model, ours.params, batch=batch, marginal=marginal)
         scores = jnp.asarray(scores)
-        close(loss(scores), wanted, marginal)
-        close(jax.grad(lambda scores, loss=loss: loss(scores).sum())(scores), gradient, "gradient")
+        close(loss(scores)[0], wanted, marginal)
+        found = jax.grad(lambda scores, loss=loss: loss(scores)[0].sum())(scores)
+        close(found, gradient, "gradient")
 
 
 # What is forced, the beams, and how they are ranked.

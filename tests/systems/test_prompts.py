@@ -7,6 +7,7 @@ import pytest
 from chats import make_byte_level
 
 from rag_jax.data.passages import Passage
+from rag_jax.decoding.sample import Sampling
 from rag_jax.models import load
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.systems.prag.data import Format as PragFormat
@@ -53,6 +54,19 @@ def test_writing_stops_at_every_end_token():
     assert RagFormat(tokenizer, "prompt", 200).stop_ids == (end, 9)
     assert PragFormat(tokenizer, chat=False, max_text=50).stop_ids == (end, 9)
     assert SrragFormat(tokenizer, SOURCES, 50).stop_ids == (knowledge, end, 9)
+
+
+def test_batches_of_a_stage_do_not_repeat_draws(llama_folder):
+    """Each prompt stands first in its batch, and is drawn after the same text."""
+    base = load(llama_folder)
+    prompts = [base.tokenizer.encode(f"{name} What is it?") for name in ("Riga", "Lyon")]
+    drawn = []
+    for prompt in prompts:
+        sampling = Sampling(temperature=100.0)  # the noise alone decides
+        options = {"max_tokens": 12, "sampling": sampling, "seed": 3}
+        drawn.append([continue_prompts(base, [prompt], **options)[0] for _ in range(2)])
+    assert drawn[0][0] == drawn[0][1] and drawn[1][0] == drawn[1][1]
+    assert drawn[0][0] != drawn[1][0]
 
 
 @pytest.mark.parametrize("at", [1, 3])

@@ -21,7 +21,7 @@ def augment_stage(session: Session, name: str, model: Mapping[str, Any], *, foun
     c = session.config
     settings = {**model, "augment": c.augment, "full": c.prompt.reasoning}
     if c.augment.by == "model":  # rules draw nothing
-        settings["seed"] = c.seed
+        settings |= {"seed": c.seed, "draws": "of the batch"}
     if c.augment.model is not None:
         settings["writer"] = session.fingerprint("augment.model")
     options = {"divisible": ("augmented.jsonl",), "version": 2, "found": found}

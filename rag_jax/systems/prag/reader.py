@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from rag_jax.data.batches import double_up
 from rag_jax.data.passages import Passage
-from rag_jax.data.questions import Question
-from rag_jax.evaluation.answers import match
+from rag_jax.evaluation.compare import judge
 from rag_jax.lora.store import AdapterStore
 from rag_jax.pipeline.ask import check_length
 from rag_jax.pipeline.citations import Citation
@@ -45,14 +44,6 @@ def answer_prompts(
     # Few widths: a program is compiled for each.
     width = min(double_up(longest, 32), session.room)
     return session.make_engine(width, batch_size=batch_size).answer(prompts, store, merged)
-
-
-def judge(question: Question, prediction: str) -> float:
-    """1 if an answer to the question is in the prediction, else 0.
-
-    The model is not trained to answer in a few words, and often answers in a sentence.
-    """
-    return match(prediction, question.answers)
 
 
 def open_reader(context: StageContext, session: Session) -> Reader:

@@ -9,6 +9,7 @@ from rag_jax.data.passages import Passage
 from rag_jax.decoding import Sampling
 from rag_jax.evaluation.answers import match, normalize_answer
 from rag_jax.models import Pretrained
+from rag_jax.runtime.seeds import derive_seed
 from rag_jax.systems.asking import Pair, ask_for_pairs, write_texts
 from rag_jax.systems.prag.config import AugmentConfig
 from rag_jax.systems.prag.data import Augmented
@@ -51,8 +52,7 @@ def augment_by_model(
     sampling = Sampling(temperature=augment.temperature, top_k=augment.top_k)
     options = {"max_tokens": augment.max_tokens, "batch_size": augment.batch_size}
     for attempt in range(1 + augment.retries):
-        draw = seed + 2 * attempt
-        drawing = {**options, "sampling": sampling, "seed": draw}
+        drawing = {**options, "sampling": sampling, "seed": derive_seed(seed, attempt)}
         short = [p for p in passages if len(rewrites[p.id]) < augment.rewrites]
         written = write_texts(writer, short, _REWRITE, _SAMPLE_REWRITE, **drawing)
         for passage, text in zip(short, written, strict=True):
@@ -60,7 +60,6 @@ def augment_by_model(
             if is_rewrite(text, passage) and text not in rewrites[passage.id]:
                 rewrites[passage.id].append(text)
         short = [p for p in passages if len(pairs[p.id]) < augment.questions]
-        drawing["seed"] = draw + 1
         asked = ask_for_pairs(writer, short, augment.questions, full=full, **drawing)
         for passage, found in zip(short, asked, strict=True):
             for pair in found:

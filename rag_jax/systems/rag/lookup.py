@@ -67,8 +67,8 @@ class Lookup:
         self._path = self.folder / "found.jsonl"
         records, self._size = read_lines(self._path)
         with parsing(self._path):
-            self._rows = {record["step"]: record["rows"] for record in records}
-            for rows in map(np.asarray, self._rows.values()):
+            self._rows = {record["step"]: np.asarray(record["rows"]) for record in records}
+            for rows in self._rows.values():
                 if rows.dtype.kind != "i" or rows.min() < 0 or rows.max() >= len(self.passages):
                     raise ValueError(f"a row is none of the {len(self.passages)} passages")
         wait_for_all(f"{self._path} was read")

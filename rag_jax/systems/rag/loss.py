@@ -76,8 +76,8 @@ def marginal_nll(
     *,
     marginal: Marginal,
     smoothing: float = 0.0,
-) -> Float[Array, "B"]:
-    """`-log p(y|x)` of each question's answer, in nats.
+) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
+    """`-log p(y|x)` of each question's answer, in nats: with smoothed labels, and as it is.
 
     Args:
         doc_scores: logits of `p(z|x)`: from `score_passages`, or BM25's scores.
@@ -99,8 +99,9 @@ def marginal_nll(
     vocab_size = model.config.vocab_size
     scored = map_positions(score, hidden, targets, vocab_size=vocab_size)
     nll = {"sequence": rag_sequence_nll, "token": rag_token_nll}[marginal]
-    settings = {"smoothing": smoothing, "vocab_size": vocab_size}
-    return nll(doc_scores, mask=batch["target_mask"], **scored, **settings)
+    nll = partial(nll, doc_scores, mask=batch["target_mask"])
+    smoothed = nll(**scored, smoothing=smoothing, vocab_size=vocab_size)
+    return smoothed, nll(scored["token_logprobs"])
 
 
 def rag_loss(
@@ -115,11 +116,12 @@ def rag_loss(
     """The loss of a microbatch.
 
     Returns:
-        The weighted sum over questions, and as metrics the weighted sums `nll` and `doc_entropy`:
-        the entropy of `p(z|x)` in nats, which is 0 if one passage has all probability.
+        The weighted sum over questions, and as metrics the weighted sums `nll`, without smoothing,
+        and `doc_entropy`: the entropy of `p(z|x)` in nats, which is 0 if one passage has all
+        probability.
     """
-    nll = marginal_nll(model, params, doc_scores, batch, marginal=marginal, smoothing=smoothing)
-    loss = (nll * batch["weight"]).sum()
+    both = marginal_nll(model, params, doc_scores, batch, marginal=marginal, smoothing=smoothing)
+    loss, nll = ((values * batch["weight"]).sum() for values in both)
     prior = jax.nn.log_softmax(jax.lax.stop_gradient(doc_scores), axis=-1)
     entropy = -(jnp.exp(prior) * prior).sum(axis=-1)
-    return loss, {"nll": loss, "doc_entropy": (entropy * batch["weight"]).sum()}
+    return loss, {"nll": nll, "doc_entropy": (entropy * batch["weight"]).sum()}

@@ -5,7 +5,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from rag_jax.data.passages import Passage
 from rag_jax.pipeline.ask import Ask, Facts, Item, Outcome, Piece, check_length, name_passage
 from rag_jax.pipeline.runner import open_stages
 from rag_jax.runtime.errors import RagJaxError
@@ -46,11 +45,8 @@ def open_engine(session: Session, workdir: Path, corpus: Path | None) -> Engine:
 
 def check_question(engine: Engine, question: str) -> int:
     """The number of tokens of a question; raises a RagJaxError if the model has no room for it."""
-    format = engine.format
-    cues = len(format.encode_reading(Passage("", "", ""))) + len(format.encode_accept())
-    after = engine.trie.depth + cues + engine.settings.max_answer
-    tokens = len(format.encode_question(question))
-    check_length(tokens, engine.model.config.max_length - after)
+    tokens = len(engine.format.encode_question(question))
+    check_length(tokens, engine.model.config.max_length - engine.room)
     return tokens
 
 

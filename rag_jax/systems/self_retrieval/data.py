@@ -73,12 +73,8 @@ class Format:
         """A passage as a sequence of the trie: title, heading and text."""
         return self.encode_title(passage.title) + self.encode_text(passage.text)
 
-    def encode_title_end(self, title: str) -> list[int]:
-        """A title up to the first token of the heading: no longer title begins so."""
-        return self.cut_title(self.encode_title(title))
-
     def cut_title(self, tokens: list[int]) -> list[int]:
-        """What `encode_title` gives, up to the first token of the heading."""
+        """What `encode_title` gives up to the first token of the heading; no title goes on so."""
         return tokens[: len(tokens) - len(self._heading) + 1]
 
     def encode_reading(self, passage: Passage) -> list[int]:

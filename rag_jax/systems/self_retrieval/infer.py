@@ -144,7 +144,7 @@ class Engine:
         """Reads questions in batches; yields their number, the cache and the hidden states."""
         batch = self.settings.batch_size
         prompts = [self.format.encode_question(question) for question in questions]
-        check_prompts(self.model, prompts, max_tokens=self._depth, batch_size=batch)
+        check_prompts(self.model, prompts, max_tokens=self.room, batch_size=batch)
         width = round_up(max(self.width, *map(len, prompts), 1), 16)
         for start in range(0, len(prompts), batch):
             part = prompts[start : start + batch]
@@ -290,6 +290,15 @@ class Engine:
     @cached_property
     def _title_marks(self) -> Bool[Array, "N"]:
         return self.trie.mark(np.asarray(list(self._titles), np.int64))
+
+    @cached_property
+    def room(self) -> int:
+        """The most tokens behind a question: a path of the trie, or a passage and the answer."""
+        format, blank = self.format, Passage("", "", "")
+        title = max(len(tokens) for tokens, _ in self._titles.values())
+        cue = len(format.encode_reading(blank)) - len(format.encode_title(""))
+        read = title + format.max_text + cue + len(format.encode_accept())
+        return max(self._depth, read + self.settings.max_answer)
 
     @cached_property
     def _title_width(self) -> int:

@@ -17,7 +17,14 @@ from rag_jax.evaluation.answers import (
     exact_match,
     popularity_thirds,
 )
-from rag_jax.evaluation.compare import Method, Record, compare, describe_question, mean_numbers
+from rag_jax.evaluation.compare import (
+    Method,
+    Record,
+    compare,
+    describe_question,
+    judge,
+    mean_numbers,
+)
 from rag_jax.evaluation.rankings import Ranked
 from rag_jax.models import Pretrained
 from rag_jax.pipeline.runner import ReportSpec
@@ -32,7 +39,6 @@ from rag_jax.systems.srrag.infer import Engine
 from rag_jax.systems.srrag.passes import (
     answer_with_all,
     choose,
-    judge,
     judge_sources,
     route_all,
     stack_beliefs,

@@ -11,8 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rag_jax.data.questions import Question
-from rag_jax.evaluation.answers import choice_match, match
-from rag_jax.evaluation.compare import Record
+from rag_jax.evaluation.compare import Record, judge
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.clock import Clock
 from rag_jax.runtime.hosts import fetch
@@ -164,16 +163,6 @@ def weigh_passes(
     """What speaks for the sources of each question of a pass, with or without the datastore."""
     rule = {"decision": config.route.decision}
     return weigh(*stack_beliefs(passes, knn=knn), list_kinds(config), **rule)
-
-
-def judge(question: Question, prediction: str) -> float:
-    """1 for a right prediction, else 0.
-
-    A question with choices needs the right choice, any other question an answer in the prediction.
-    """
-    if question.choices:
-        return choice_match(prediction, question.answers, question.choices)
-    return match(prediction, question.answers)
 
 
 def judge_sources(

@@ -235,4 +235,5 @@ def count_slots(longest: int, passages: int, max_verbalised: int) -> int:
         longest: number of tokens of the longest passage.
         max_verbalised: largest number of tokens of a verbalisation.
     """
-    return round_up(1 + max(max_verbalised, passages * longest), 16)
+    digits = sum(len(str(number)) - 1 for number in range(1, passages + 1))  # of [10] and on
+    return round_up(1 + max(max_verbalised, passages * longest + digits), 16)

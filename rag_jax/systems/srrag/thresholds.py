@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rag_jax.data.questions import Question
+from rag_jax.evaluation.compare import judge
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.files import read_json, write_json
 from rag_jax.runtime.hosts import fetch
@@ -19,7 +20,6 @@ from rag_jax.systems.srrag.config import SRRAGConfig
 from rag_jax.systems.srrag.infer import Engine
 from rag_jax.systems.srrag.passes import (
     answer_with_all,
-    judge,
     judge_sources,
     list_kinds,
     route_all,

@@ -64,7 +64,7 @@ def test_the_answer_as_assessment(tokenizer):
 
 def test_pieces_fit_the_trie(format):
     sequence = format.encode_sequence(PASSAGE)
-    title, end = format.encode_title("Gitega"), format.encode_title_end("Gitega")
+    title, end = format.encode_title("Gitega"), format.cut_title(format.encode_title("Gitega"))
     assert sequence[: len(title)] == title and sequence[len(title) :] == format.encode_text(TEXT)
     assert title[: len(end)] == end
     # One token of the heading tells a title from a longer one.

@@ -306,7 +306,7 @@ def test_candidates_are_passages_with_the_models_own_probabilities(engine):
                 passage = engine.passages[candidate.rows[0]]
                 texts = {format.encode_text(engine.passages[r].text)[0] for r in candidate.rows}
                 assert len(texts) == 1
-                end = format.encode_title_end(passage.title)
+                end = format.cut_title(format.encode_title(passage.title))
                 node = engine.trie.find([end])[0]
                 if engine.trie.leaves[node] >= 0:  # known before its title ends
                     end = engine.trie.path(node)

@@ -60,6 +60,16 @@ def test_every_passage_of_the_run_has_room(session, finished):
         assert len(format.encode_knowledge(text)) < engine.knowledge_width
 
 
+def test_a_block_of_many_passages_has_room(session):
+    """Whatever the digits of their numbers."""
+    passage = ("Riga", session.format.shorten("Riga is the capital of Latvia. " * 30))
+    encode = session.format.encode_knowledge
+    longest = len(encode(join_passages([passage])))
+    for count in range(1, 40):
+        slots = count_slots(longest, count, 8)
+        assert len(encode(join_passages([passage] * count))) < slots
+
+
 def test_an_engine_over_other_passages(session, finished):
     engine, _ = open_engine(session, finished[0])
     width = engine.knowledge_width

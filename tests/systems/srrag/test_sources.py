@@ -456,7 +456,11 @@ class FirstIndex:
 
 @pytest.mark.parametrize(
     ("longest", "passages", "verbalised", "slots"),
-    [(10, 1, 9, 16), (15, 1, 9, 16), (16, 1, 9, 32), (8, 2, 9, 32), (3, 2, 40, 48), (3, 1, 15, 16)],
+    [
+        *[(10, 1, 9, 16), (15, 1, 9, 16), (16, 1, 9, 32), (8, 2, 9, 32)],
+        *[(3, 2, 40, 48), (3, 1, 15, 16)],
+        (1, 15, 9, 32),  # of which [10] to [15] have a digit more
+    ],
 )
 def test_slots_for_the_knowledge_of_any_source(longest, passages, verbalised, slots):
     """Passages or a verbalisation, and the token that ends them, in multiples of 16."""
