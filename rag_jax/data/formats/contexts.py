@@ -14,25 +14,30 @@ from rag_jax.data.formats.fields import (
 from rag_jax.data.formats.lines import BadLineError, Place
 from rag_jax.data.passages import Passage
 
-_IDS = ("id", "passage_id", "psg_id")
+_IDS = ("id", "passage_id", "psg_id", "docid")
 # Grades by field. Passages from a search (`ctxs`) and negatives are not known to be relevant.
-_LISTS = {"positive_ctxs": 1, "negative_ctxs": 0, "hard_negative_ctxs": 0, "ctxs": 0}
+_LISTS = {
+    **{"positive_ctxs": 1, "negative_ctxs": 0, "hard_negative_ctxs": 0, "ctxs": 0},
+    **{"positive_passages": 1, "negative_passages": 0},
+}
 
 
 def read_contexts(record: Mapping[str, Any], place: Place) -> tuple[Context, ...]:
     """Returns the passages of a question from all common fields.
 
-    The fields are DPR's `positive_ctxs`, `negative_ctxs` and `hard_negative_ctxs`; `ctxs`, with
-    scores if a search wrote the list; `paragraphs`, with `is_supporting` (and `paragraph_text`, as
-    MuSiQue has it, for `text`); and `ctx_title` and `ctx_text`, for a single passage.
+    The fields are DPR's `positive_ctxs`, `negative_ctxs` and `hard_negative_ctxs`; Tevatron's
+    `positive_passages` and `negative_passages`; `ctxs`, with scores if a search wrote the list;
+    `paragraphs`, with `is_supporting` (and `paragraph_text`, as MuSiQue has it, for `text`); and
+    `ctx_title` and `ctx_text`, for a single passage.
 
     Raises:
         BadLineError: if a passage has neither text nor title, or a field has the wrong type.
     """
     # As in DPR's code, other negatives stand in where there are no hard ones.
-    negatives = "hard_negative_ctxs" if record.get("hard_negative_ctxs") else "negative_ctxs"
+    own = "hard_negative_ctxs" if record.get("hard_negative_ctxs") else "negative_ctxs"
+    negatives = {own, "negative_passages"}
     contexts = [
-        _read_context(fields, place, grade, is_negative=name == negatives)
+        _read_context(fields, place, grade, is_negative=name in negatives)
         for name, grade in _LISTS.items()
         for fields in get_objects(record, name, place)
     ]

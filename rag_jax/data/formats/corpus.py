@@ -39,8 +39,9 @@ class Corpus:
     def find_relevant(self, item: Item) -> dict[str, int]:
         """Returns the grades of the relevant passages of a question, by passage id.
 
-        A gold passage that comes with the question is found by id, or else by title and text. A
-        title stands for all passages of the article.
+        A gold passage that comes with the question is found by id, or else by title and text; an
+        article, of which the corpus may have another edition, by its title at last. A title stands
+        for all passages of the article.
 
         Raises:
             BadLineError: if a relevant passage is not in the corpus.
@@ -51,8 +52,9 @@ class Corpus:
                 raise BadLineError(f"{item.place}: no passage has the id {name!r}")
             relevant[name] = grade
         if item.pages:
-            ids = kilt.find_passages(item.pages, self._pages)
-            missing = [name for name in item.pages if not kilt.has_page(name, self._pages)]
+            corpus = self._pages, self._ids
+            ids = kilt.find_passages(item.pages, *corpus)
+            missing = [name for name in item.pages if not kilt.has_page(name, *corpus)]
             if missing or not ids:
                 name = (missing or item.pages)[0]
                 raise BadLineError(
@@ -62,10 +64,14 @@ class Corpus:
         for context in (context for context in item.contexts if context.grade):
             passage = context.passage
             id = self.find_id(passage)
-            if id is None:
+            if id is not None:
+                relevant[id] = context.grade
+            elif context.is_article and passage.title in self._ids_by_title:
+                ids = self._ids_by_title[passage.title]
+                relevant |= dict.fromkeys(ids, context.grade)
+            else:
                 label = passage.id or passage.title or passage.text[:40]
                 raise BadLineError(f"{item.place}: the gold passage {label!r} is not in the corpus")
-            relevant[id] = context.grade
         for title in item.titles:
             if title not in self._ids_by_title:
                 raise BadLineError(f"{item.place}: no passage has the gold title {title!r}")

@@ -23,7 +23,9 @@ from rag_jax.data.questions import Question
 def matches(record: Mapping[str, Any]) -> bool:
     """Returns whether a record is a question of ComplexWebQuestions."""
     others = {"answer", "answerKey", "choices", "options"}
-    return {"ID", "question"} <= record.keys() and others.isdisjoint(record)
+    listed = record.get("answers")
+    has_texts = isinstance(listed, list) and any(isinstance(answer, str) for answer in listed)
+    return {"ID", "question"} <= record.keys() and others.isdisjoint(record) and not has_texts
 
 
 def parse(record: Mapping[str, Any], place: Place) -> Item:

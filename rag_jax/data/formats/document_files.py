@@ -14,25 +14,13 @@ from typing import Any
 
 from rag_jax.data.formats.files import open_data
 from rag_jax.data.formats.lines import BadLineError
+from rag_jax.data.formats.word_text import list_beside, read_cell, read_notes, unfold
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.outside import parsing, require_file
 
 # Maximum size in bytes: of what is in memory whole, once parsed at many times its size, and of a
 # PDF, whose pages are read one by one.
 LARGEST, LARGEST_PDF = 32 << 20, 512 << 20
-# Word's elements that only enclose others, and those that are not read: what is deleted or moved
-# away, is never filled in, or lists the contents. A merged cell is read at its first place alone.
-_ENCLOSING = (
-    *("w:ins", "w:moveTo", "w:sdt", "w:sdtContent", "w:smartTag", "w:customXml"),
-    *("w:fldSimple", "w:dir", "w:bdo"),
-)
-_UNREAD = (
-    *("w:del", "w:moveFrom", "w:tr[w:trPr/w:del]", "w:tc[w:tcPr/w:cellDel]"),
-    *("w:sdtPr", "w:sdtEndPr", "w:smartTagPr", "w:customXmlPr"),
-    "w:sdt[w:sdtPr/w:showingPlcHdr[not(@w:val) or @w:val = '1' or @w:val = 'true']]",
-    "w:sdt[w:sdtPr/w:docPartObj/w:docPartGallery/@w:val = 'Table of Contents']",
-    *("w:tc[w:tcPr/w:vMerge[not(@w:val = 'restart')]]", "w:gridSpan"),
-)
 _END = r"(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)"
 _SETTINGS = re.compile(rf"---[ \t]*\r?\n(?:(?!{_END}).*\n){{0,200}}?{_END}")
 _SCANNED = "has no text: if it is scanned, a program for text recognition has to read it first"
@@ -252,7 +240,8 @@ def read_pdf(path: Path) -> Document:
 def read_word(path: Path) -> Document:
     """A Word file: paragraphs under headings, and a paragraph a row of a table.
 
-    Tracked changes are read as if they were accepted.
+    Tracked changes are read as if they were accepted. Text boxes and notes follow the paragraph or
+    the table that they belong to.
     """
     with _within(path):
         import docx
@@ -261,45 +250,24 @@ def read_word(path: Path) -> Document:
             if sum(entry.file_size for entry in archive.infolist()) > 8 * LARGEST:
                 raise BadLineError(f"{path}: unpacks to more than {8 * LARGEST >> 20} MiB")
         opened = docx.Document(str(path))
-        _unfold(opened.element.body)
+        unfold(opened.element.body)
+        notes = read_notes(opened.part)
         title, headings, paragraphs = opened.core_properties.title or "", {}, []
         for number, block in enumerate(opened.iter_inner_content(), 1):
             if isinstance(block, docx.table.Table):
-                texts = [" | ".join(map(_read_cell, row.cells)) for row in block.rows]
+                texts = [" | ".join(map(read_cell, row.cells)) for row in block.rows]
                 style = ""
             else:
                 texts, style = [block.text], block.style.name if block.style else ""
             if style == "Title":
-                title = block.text
+                title, texts = block.text, []
             elif level := re.fullmatch(r"Heading (\d)", style):
                 headings = _put_under(headings, int(level[1]), _squeeze(block.text))
-            else:
-                under = tuple(headings.values())
-                paragraphs += [Paragraph(number, under, _squeeze(text)) for text in texts]
+                texts = []
+            texts += list_beside(block._element, notes)
+            under = tuple(headings.values())
+            paragraphs += [Paragraph(number, under, _squeeze(text)) for text in texts]
     return Document(_squeeze(title), tuple(p for p in paragraphs if p.text))
-
-
-def _read_cell(cell: Any) -> str:
-    """The text of a table's cell, with that of the tables in it."""
-    import docx
-
-    texts = []
-    for block in cell.iter_inner_content():
-        if isinstance(block, docx.table.Table):
-            texts += [_read_cell(one) for row in block.rows for one in row.cells]
-        else:
-            texts.append(block.text)
-    return "\n".join(texts)
-
-
-def _unfold(body: Any) -> None:
-    """Puts what is enclosed in the place of what encloses it, where python-docx finds it."""
-    for element in body.xpath(" | ".join(f".//{path}" for path in _UNREAD)):
-        element.getparent().remove(element)
-    for element in body.xpath(" | ".join(f".//{name}" for name in _ENCLOSING)):
-        for child in reversed(element):
-            element.addnext(child)
-        element.getparent().remove(element)
 
 
 # By the suffix of a file's name.

@@ -89,7 +89,7 @@ def stream_documents(
     """Yields the passages of documents, each of at most `words` words.
 
     A document that cannot be read counts as a bad line. One with the text of an earlier one is left
-    out, and said.
+    out, and said, and so are the pages of a PDF without text.
 
     Args:
         folder: to which the ids' paths are relative.
@@ -111,6 +111,8 @@ def stream_documents(
                     account.left_out[f"has the text of {first.name}"] = 0
                     bar.update()
                     continue
+                if empty := sum(not paragraph.text for paragraph in document.paragraphs):
+                    account.left_out["pages without text"] = empty
                 name = path.relative_to(folder).as_posix()
                 for passage in cut_document(document, name, words):
                     if passage.id in seen:

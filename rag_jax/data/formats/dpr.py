@@ -28,7 +28,8 @@ _IDS = ("id", "q_id", "question_id")
 
 def matches(record: Mapping[str, Any]) -> bool:
     """Returns whether a record is a question with passages, as in DPR's JSON arrays."""
-    return "question" in record and bool({"ctxs", "positive_ctxs"} & record.keys())
+    lists = {"ctxs", "positive_ctxs", "positive_passages"}
+    return "question" in record and bool(lists & record.keys())
 
 
 # Characters of a list of answers in Python's notation: reading takes some 200 bytes for each.
@@ -57,6 +58,33 @@ def matches_row(row: Sequence[str]) -> bool:
     return len(row) == 2 and row[1].lstrip().startswith("[")
 
 
+def is_list(cell: str | None) -> bool:
+    """Returns whether a field of a table begins as a list of strings, and not as [Ne] does."""
+    return re.match(r"\s*\[\s*['\"\]]", cell or "") is not None
+
+
+def parse_list(cell: str, place: Place) -> list[str]:
+    """Parses a field of a table that is a list of answers in Python's notation.
+
+    Raises:
+        BadLineError: if the field is too long or no list.
+    """
+    if len(cell) > _LONGEST:
+        raise BadLineError(
+            f"{place}: the answers have {len(cell):,} characters, more than the limit of "
+            f"{_LONGEST:,}: shorten the list"
+        )
+    try:
+        answers = ast.literal_eval(cell.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        raise BadLineError(f"{place}: the answers must be a list of strings") from None
+    if _RUN_TOGETHER.search(cell) and isinstance(answers, list):
+        strings = tokenize.generate_tokens(io.StringIO(cell.strip()).readline)
+        if sum(token.type == tokenize.STRING for token in strings) != len(answers):
+            raise BadLineError(f"{place}: a comma is missing between two answers")
+    return list(get_texts({"answers": answers}, "answers", place))
+
+
 def parse_row(row: Sequence[str], place: Place) -> Item:
     """Parses a row of a question and a Python list of answers. The id is `<file name>:<line>`.
 
@@ -65,20 +93,7 @@ def parse_row(row: Sequence[str], place: Place) -> Item:
     """
     if len(row) != 2:
         raise BadLineError(f"{place}: must be a question and its answers, separated by a tab")
-    if len(row[1]) > _LONGEST:
-        raise BadLineError(
-            f"{place}: the answers have {len(row[1]):,} characters, more than the limit of "
-            f"{_LONGEST:,}: shorten the list"
-        )
-    try:
-        answers = ast.literal_eval(row[1].strip())
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        raise BadLineError(f"{place}: the answers must be a list of strings") from None
-    if _RUN_TOGETHER.search(row[1]) and isinstance(answers, list):
-        strings = tokenize.generate_tokens(io.StringIO(row[1].strip()).readline)
-        if sum(token.type == tokenize.STRING for token in strings) != len(answers):
-            raise BadLineError(f"{place}: a comma is missing between two answers")
-    return parse({"question": row[0], "answers": answers}, place)
+    return parse({"question": row[0], "answers": parse_list(row[1], place)}, place)
 
 
 def write_results(

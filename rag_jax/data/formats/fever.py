@@ -7,7 +7,8 @@ for each piece of evidence, are refused.
 
 The pages of the evidence are relevant where the corpus has them, by id or by title, however Unicode
 composes their letters. FEVER writes a title with underscores for spaces and `-LRB-` for brackets. A
-page of FEVER's own corpus has `id`, the title in that spelling, `text` and `lines`.
+page of FEVER's own corpus has `id`, the title in that spelling, `text` and `lines`; one with
+neither id nor text, as the first of FEVER's files, is left out.
 """
 
 import unicodedata
@@ -70,8 +71,10 @@ def parse_page(record: Mapping[str, Any], place: Place) -> list[Passage]:
     """Parses a page. Many pages have a title and no text.
 
     Raises:
-        BadLineError: if the id is missing or empty, or a field has the wrong type.
+        BadLineError: if a text has no id, or a field has the wrong type.
     """
+    if record["id"] == record["text"] == "":
+        return []
     id = get_id(record, ["id"], place)
     return [Passage(id, _unescape(id), get_text(record, "text", place).strip())]
 

@@ -8,7 +8,7 @@ from rag_jax.data.formats.lines import BadLineError, Place
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 
-_WITHOUT_TEXT = {"id", "_id", "title", "url", "metadata"}
+_WITHOUT_TEXT = {"id", "_id", "docid", "title", "url", "metadata"}
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,14 @@ class Context:
         grade: relevance; 0 if the passage is not known to be relevant.
         score: from a search; None if the data has none.
         is_negative: whether the data names the passage as a wrong one to train with.
+        is_article: whether the title alone names the passage.
     """
 
     passage: Passage
     grade: int = 0
     score: float | None = None
     is_negative: bool = False
+    is_article: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,14 @@ def get_texts(record: Mapping[str, Any], name: str, place: Place) -> tuple[str, 
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise BadLineError(f"{place}: {name} must be a list of strings")
     return tuple(_check_text(value, name, place) for value in values)
+
+
+def join_sentences(record: Mapping[str, Any], name: str, place: Place) -> str:
+    """Returns the text of the sentences in a required field; a BadLineError as `get_texts`.
+
+    HotpotQA's sentences begin with a space, those of 2WikiMultihopQA do not.
+    """
+    return " ".join(sentence.strip() for sentence in get_texts(record, name, place))
 
 
 def get_answers(record: Mapping[str, Any], place: Place) -> tuple[str, ...]:

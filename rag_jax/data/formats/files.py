@@ -74,6 +74,22 @@ def check_parts(paths: Iterable[Path]) -> None:
             )
 
 
+def list_others(folder: Path, files: Iterable[Path]) -> Iterator[Path]:
+    """Yields what a folder holds beside some of its files, down to folders that hold none of them.
+
+    Hidden files and folders are left out.
+    """
+    known = {*files}
+    above = {parent for path in known for parent in path.parents}
+    pending = [folder]
+    while pending:
+        for path in sorted(pending.pop().iterdir()):
+            if path in above:
+                pending.append(path)
+            elif path not in known and not path.name.startswith("."):
+                yield path
+
+
 def looks_like_data(path: Path) -> bool:
     """Returns whether the name or the first bytes of a file are those of data or of an archive.
 

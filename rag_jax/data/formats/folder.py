@@ -20,6 +20,7 @@ from rag_jax.data.formats.files import (
     check_parts,
     find_stem,
     find_suffix,
+    list_others,
     looks_like_data,
 )
 from rag_jax.data.formats.ledger import Ledger
@@ -125,30 +126,28 @@ def _check_other_files(folder: Path, files: Sequence[Path], ledger: Ledger) -> N
     """Accounts for what a folder contains beside its data files.
 
     Raises:
-        RagJaxError: if a file looks like data.
+        RagJaxError: if a file at the top looks like data.
     """
-    datasets = {*tfds.list_datasets(folder)}
-    for path in sorted({*folder.iterdir()} - {*files}):
-        if path.name.startswith("."):
-            continue
-        if not path.is_dir():
-            if tfds.is_of_hugging_face(path):
-                ledger.leave_out(path, "describes a dataset of Hugging Face's `datasets`")
-            elif path.suffix == ".arrow" and folder / "state.json" in files:
-                ledger.leave_out(path, "is no part of the saved dataset")
-            elif Path(path.parent, path.stem) in files:
-                ledger.leave_out(path, f"lies beside {path.stem}, which is read")
-            elif not looks_like_data(path):
-                ledger.leave_out(path, "is neither JSON nor a table")
-            else:
-                raise RagJaxError(
-                    f"{path}: looks like data, but has no suffix of {', '.join(SUFFIXES)}, plain "
-                    "or with .gz, .bz2, .xz or .zst: convert or unpack the file, or move it away"
-                )
-        elif path.name != "qrels" and not any(
-            read.is_relative_to(path) for read in (*datasets, *files)
-        ):
-            ledger.leave_out(path, "is a folder: move its files up, if they are data")
+    known = {*files}
+    for path in list_others(folder, known):
+        if path.is_dir():
+            if path.name != "qrels":
+                ledger.leave_out(path, "is a folder: move its files up, if they are data")
+        elif tfds.is_of_hugging_face(path):
+            ledger.leave_out(path, "describes a dataset of Hugging Face's `datasets`")
+        elif path.suffix == ".arrow" and path.parent / "state.json" in known:
+            ledger.leave_out(path, "is no part of the saved dataset")
+        elif Path(path.parent, path.stem) in known:
+            ledger.leave_out(path, f"lies beside {path.stem}, which is read")
+        elif not looks_like_data(path):
+            ledger.leave_out(path, "is neither JSON nor a table")
+        elif path.parent != folder:
+            ledger.leave_out(path, "lies in a folder: move it up, if it is data")
+        else:
+            raise RagJaxError(
+                f"{path}: looks like data, but has no suffix of {', '.join(SUFFIXES)}, plain or "
+                "with .gz, .bz2, .xz or .zst: convert or unpack the file, or move it away"
+            )
 
 
 def _read_files(
@@ -283,7 +282,7 @@ def _read_beir(
         if name in paths or name not in ("corpus", "queries"):
             raise RagJaxError(
                 f"{path}: BEIR's folder has one corpus.jsonl and one queries.jsonl: move the file "
-                "away, or join it with them"
+                "away, or join it with them, or move it to qrels if it has judgements"
             )
         paths[name] = path
     for name in ("corpus", "queries"):

@@ -1,16 +1,19 @@
 """Plain JSON lines: passages, and questions with answers.
 
-A passage has `id` (or `_id`, in BEIR), `text` and optionally `title`. A passage with a title may
-have no text, and a document of BEIR may have neither: it keeps its row. A question has `question`,
-`answers` and optionally `id` (or `ID`), `passage_id` (the gold passage), `type` and `popularity`.
-`answer`, a string or a list of strings as in NQ-open (Lee et al. 2019, arXiv 1906.00300), and
-`answer_aliases` stand for `answers`. A question without an id gets one made of its text.
+A passage has `id` (or `_id`, in BEIR, or `docid`, in Tevatron), `text`, which may be a list of
+sentences as in HotpotQA's corpus, and optionally `title`. A passage with a title may have no text,
+and a document of BEIR may have neither: it keeps its row. A question has `question`, `answers` and
+optionally `id` (or `ID`), `passage_id` (the gold passage), `type` and `popularity`. `answer`, a
+string or a list of strings as in NQ-open (Lee et al. 2019, arXiv 1906.00300), and `answer_aliases`
+stand for `answers`. In a table, a list is as Python or JSON writes it. A question without an id
+gets one made of its text.
 """
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rag_jax.data.formats import dpr
 from rag_jax.data.formats.fields import (
     Item,
     check_blank,
@@ -22,21 +25,25 @@ from rag_jax.data.formats.fields import (
     get_text,
     get_texts,
     is_impossible,
+    join_sentences,
 )
 from rag_jax.data.formats.lines import Place
+from rag_jax.data.formats.tables import is_table
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.runtime.files import write_jsonl
 
 # Fields without which an answer has no meaning, and with them those that are its passage.
-OPTIONS = {"choices", "options", "correct_answer_id"}
+OPTIONS = {"choices", "choice", "options", "correct_answer_id"}
 _OTHERS = {*OPTIONS, "context", "passage", "article"}
 
 
 def matches(record: Mapping[str, Any]) -> bool:
     """Returns whether a record is a question."""
     has_answer = "answer" in record and not _OTHERS & record.keys()
-    has_answers = "answers" in record and not OPTIONS & record.keys()
+    # A list of answers with its passage is `squad`'s. Of a table, the heading alone is known.
+    others = OPTIONS if isinstance(record.get("answers"), list) else _OTHERS
+    has_answers = "answers" in record and not others & record.keys()
     return "question" in record and (has_answers or has_answer)
 
 
@@ -67,15 +74,22 @@ def parse_passage(record: Mapping[str, Any], place: Place) -> list[Passage]:
         BadLineError: if a required field is missing, a field has the wrong type, or text and title
             are blank.
     """
-    id = get_id(record, ["id", "_id"], place)
+    id = get_id(record, ["id", "_id", "docid"], place)
     title = get_text(record, "title", place, default="")
-    text = get_text(record, "text", place, default=default_text(record, "text", title))
+    if isinstance(record.get("text"), list):
+        text = join_sentences(record, "text", place)
+    else:
+        text = get_text(record, "text", place, default=default_text(record, "text", title))
     if not title.strip() and "_id" not in record:
         check_blank(text, f"the text of passage {id!r}", place)
     return [Passage(id, title, text)]
 
 
 def _read_answers(record: Mapping[str, Any], place: Place) -> tuple[str, ...]:
+    if is_table(place.path):
+        cells = {name: record.get(name) for name in ("answer", "answers")}
+        lists = {name: cell for name, cell in cells.items() if dpr.is_list(cell)}
+        record = {**record, **{name: dpr.parse_list(cell, place) for name, cell in lists.items()}}
     if "answers" not in record and record.get("answer") is not None:
         return get_answers(record, place)
     answers = get_texts(record, "answers", place)

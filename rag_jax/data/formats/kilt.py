@@ -10,7 +10,7 @@ passages as `output`.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ _PARAGRAPH = re.compile(r"(.+)#(0|[1-9][0-9]{0,8})", re.DOTALL)
 
 def matches(record: Mapping[str, Any]) -> bool:
     """Returns whether a record is a question of KILT."""
-    return {"id", "input"} <= record.keys()
+    others = {"answer", "answers", "target"}
+    is_whole = "output" in record or others.isdisjoint(record)  # test files have no output
+    return {"id", "input"} <= record.keys() and is_whole
 
 
 def matches_page(record: Mapping[str, Any]) -> bool:
@@ -79,10 +81,12 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
 
 def _list_passages(span: Mapping[str, Any], place: Place) -> list[str]:
     page = get_id(span, ["wikipedia_id"], place)
-    first = get_count(span, "start_paragraph_id", place)
+    # Hugging Face's rows have -1 for a number that is missing.
+    given = {name: number for name, number in span.items() if number != -1}
+    first = get_count(given, "start_paragraph_id", place)
     if first is None:
         return [page]
-    last = get_count(span, "end_paragraph_id", place)
+    last = get_count(given, "end_paragraph_id", place)
     last = first if last is None else last
     if not first <= last < first + _MAX_PARAGRAPHS:
         raise BadLineError(
@@ -95,28 +99,34 @@ def group_pages(ids: Iterable[str]) -> dict[str, list[str]]:
     """Groups ids of passages by page, which is the part of an id before the last `#`."""
     pages = defaultdict(list)
     for id in ids:
-        pages[id.rpartition("#")[0]].append(id)
+        page, mark, _ = id.rpartition("#")
+        if mark:
+            pages[page].append(id)
     return dict(pages)
 
 
-def has_page(name: str, pages: Mapping[str, list[str]]) -> bool:
-    """Returns whether the page that a provenance names, or its paragraph, is in the corpus."""
-    return name in pages or name.rpartition("#")[0] in pages
+def has_page(name: str, pages: Mapping[str, list[str]], ids: Set[str]) -> bool:
+    """Returns whether the page that a provenance names, or its paragraph, is in the corpus.
+
+    Args:
+        pages, ids: as in `find_passages`.
+    """
+    return name in pages or name in ids or name.rpartition("#")[0] in pages
 
 
-def find_passages(names: Iterable[str], pages: Mapping[str, list[str]]) -> list[str]:
+def find_passages(names: Iterable[str], pages: Mapping[str, list[str]], ids: Set[str]) -> list[str]:
     """Returns the ids of the passages that a provenance names, in order, without duplicates.
 
     Args:
         names: names of pages, or of paragraphs as `<page>#<number>`. A page stands for all its
             passages; a paragraph that is not in the corpus is ignored.
         pages: ids of the passages in the corpus by page; see `group_pages`.
+        ids: of all passages in the corpus, of which one without `#` is a page.
     """
-    ids = {}
+    found = {}
     for name in names:
-        page = pages.get(name.rpartition("#")[0], ())
-        ids |= dict.fromkeys(pages.get(name, [name] if name in page else []))
-    return list(ids)
+        found |= dict.fromkeys(pages.get(name, [name] if name in ids else []))
+    return list(found)
 
 
 def write_predictions(

@@ -3,8 +3,10 @@
 A question has `query_id`, `query`, `answers`, `wellFormedAnswers`, `query_type`, which becomes the
 type of the question, and `passages`, a list of objects with `passage_text` and `is_selected`, which
 marks the relevant ones (1; -1 in the test files, which hide them); or an object of lists, as in
-Hugging Face's `datasets`. The well-formed answers, which the NLG task asks for, come before
-`answers`; "No Answer Present." is no answer.
+Hugging Face's `datasets`. In Tevatron's files, which MIRACL and Mr. TyDi share, the passages are
+`positive_passages` and `negative_passages`, lists of objects with `docid`, `title` and `text`; rows
+with `positives`, which name passages by id, are not read. The well-formed answers, which the NLG
+task asks for, come before `answers`; "No Answer Present." is no answer.
 
 The published files of version 2.1 are one object of columns, each an object of values by row.
 """
@@ -14,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rag_jax.data.formats.contexts import read_contexts
 from rag_jax.data.formats.fields import (
     Context,
     Item,
@@ -34,7 +37,8 @@ _NO_ANSWER = "No Answer Present."
 
 def matches(record: Mapping[str, Any]) -> bool:
     """Returns whether a record is a question of MS MARCO."""
-    return {"query_id", "query"} <= record.keys()
+    has_more = bool({"passages", "positive_passages", "answers"} & record.keys())
+    return {"query_id", "query"} <= record.keys() and has_more and "positives" not in record
 
 
 def holds(path: Path) -> bool:
@@ -113,7 +117,7 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
         )
         for passage in _list_passages(record, place)
     ]
-    return Item(place, question, tuple(contexts))
+    return Item(place, question, (*contexts, *read_contexts(record, place)))
 
 
 def _is_selected(passage: Mapping[str, Any], place: Place) -> bool:

@@ -5,10 +5,12 @@ The papers are arXiv 2011.01060, 1809.09600 and 2108.00573. A question has `id` 
 
 - HotpotQA and 2WikiMultihopQA as published: the paragraphs are `context`, a list of pairs of a
   title and a list of sentences, and `supporting_facts` is a list of pairs of a title and the number
-  of a sentence; or both are objects of lists, as in Hugging Face's `datasets`. A title that is not
-  among the paragraphs, as in HotpotQA's fullwiki files, is looked up in the corpus.
+  of a sentence; or both are objects of lists, or JSON in strings, as in Hugging Face's `datasets`.
+  A title that is not among the paragraphs, as in HotpotQA's fullwiki files, is looked up in the
+  corpus, and so is one of which the corpus has another text.
 - MuSiQue: the paragraphs are `paragraphs`, a list of objects with `title`, `paragraph_text` (or
-  `text`) and `is_supporting`. A question with `answerable` false has no answers.
+  `text`) and `is_supporting`. A question with `answerable` false has no answers, and an id
+  that ends in `-unanswerable`, because MuSiQue-Full gives it that of its answerable twin.
 """
 
 from collections.abc import Mapping
@@ -23,9 +25,10 @@ from rag_jax.data.formats.fields import (
     get_filled,
     get_id,
     get_text,
-    get_texts,
+    join_sentences,
 )
 from rag_jax.data.formats.lines import BadLineError, Place
+from rag_jax.data.formats.records import parse_json
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 
@@ -41,8 +44,9 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
     Raises:
         BadLineError: if a required field is missing or blank, or a field has the wrong type.
     """
+    end = "-unanswerable" if record.get("answerable") is False else ""
     question = Question(
-        get_id(record, ["id", "_id"], place),
+        get_id(record, ["id", "_id"], place) + end,
         get_filled(record, "question", place),
         get_answers(record, place),
         {},
@@ -58,6 +62,8 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
 
 def _is_published(record: Mapping[str, Any]) -> bool:
     context = record.get("context")
+    if isinstance(context, str):
+        return context.startswith("[") and isinstance(record.get("supporting_facts"), str)
     return isinstance(context, list) or (isinstance(context, dict) and "sentences" in context)
 
 
@@ -69,12 +75,11 @@ def _read_published(
     supporting = dict.fromkeys(title for title, _ in facts)
     contexts = []
     for title, sentences in _list_pairs(record, "context", "sentences", place):
-        # HotpotQA's sentences begin with a space, those of 2WikiMultihopQA do not.
-        sentences = get_texts({"sentences": sentences}, "sentences", place)
-        text = " ".join(sentence.strip() for sentence in sentences)
+        text = join_sentences({"sentences": sentences}, "sentences", place)
         if not title.strip():
             check_blank(text, f"paragraph {title!r}", place)
-        contexts.append(Context(Passage("", title, text), int(title in supporting)))
+        grade = int(title in supporting)
+        contexts.append(Context(Passage("", title, text), grade, is_article=True))
     own = {context.passage.title for context in contexts}
     return tuple(contexts), tuple(title for title in supporting if title not in own)
 
@@ -82,8 +87,13 @@ def _read_published(
 def _list_pairs(
     record: Mapping[str, Any], name: str, column: str, place: Place
 ) -> list[tuple[str, Any]]:
-    """Returns a list of pairs, given as such or as an object of the lists `title` and `column`."""
+    """Returns a list of pairs, given as such or as an object of the lists `title` and `column`.
+
+    The list may be JSON in a string, as in rows of 2WikiMultihopQA.
+    """
     values = [] if record.get(name) is None else record[name]
+    if isinstance(values, str):
+        values = parse_json(values, place)
     if isinstance(values, dict):
         titles, others = values.get("title"), values.get(column)
         if isinstance(titles, list) and isinstance(others, list) and len(titles) == len(others):

@@ -8,6 +8,7 @@ from rag_jax.config import DataConfig
 from rag_jax.data.formats import fever, flashrag, hugging_face, jsonl, kilt
 from rag_jax.data.formats.document_files import is_document
 from rag_jax.data.formats.documents import list_documents, stream_documents
+from rag_jax.data.formats.files import list_others
 from rag_jax.data.formats.ledger import Ledger
 from rag_jax.data.formats.lines import BadLineError, BadLines, Place
 from rag_jax.data.formats.records import read_records
@@ -58,9 +59,9 @@ def _stream_documents(path: Path, bad: BadLines, seen: set[str], words: int) -> 
     folder, paths, ledger = path.parent, [path], Ledger()
     if path.is_dir():
         folder, paths = path, list_documents(path)
-        for other in sorted(path.iterdir()):
-            if other.is_file() and not other.name.startswith(".") and not is_document(other):
-                ledger.leave_out(other, "is no document")
+        for other in list_others(path, paths):
+            reason = "is a folder without documents" if other.is_dir() else "is no document"
+            ledger.leave_out(other, reason)
     yield from stream_documents(folder, paths, words=words, bad=bad, seen=seen, ledger=ledger)
     ledger.close()
 

@@ -1,14 +1,18 @@
-"""SQuAD (Rajpurkar et al. 2016, arXiv 1606.05250): JSON documents, and Hugging Face's rows.
+"""SQuAD (Rajpurkar et al. 2016, arXiv 1606.05250): JSON documents, MRQA's lines, and rows.
 
 A document has articles under `data`. Each paragraph is a passage and the gold passage of the
 questions about the paragraph. The title is the title of the article, with spaces for underscores. A
 question that cannot be answered (SQuAD 2) has no answers. A file may hold several documents, one
 after the other.
 
-A row is one question: `id` (or `qid`, as in MRQA), `title`, `context` (the paragraph), `question`,
-and `answers`, a list of texts or an object with a list `text`.
+A line of MRQA's files (Fisch et al. 2019, arXiv 1910.09753) is a paragraph without a title, whose
+questions, `qas`, have `qid` and `answers`, a list of texts. The first line is `header`.
+
+A row, as Hugging Face has it, is one question: `id` (or `qid`), `title`, `context` (the paragraph),
+`question`, and `answers`, a list of texts or an object with a list `text`.
 """
 
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,19 +30,27 @@ from rag_jax.data.formats.fields import (
 )
 from rag_jax.data.formats.json_stream import find_container
 from rag_jax.data.formats.lines import BadLineError, BadLines, Place
-from rag_jax.data.formats.records import read_items
+from rag_jax.data.formats.records import read_items, read_records
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 
 
 def holds(path: Path) -> bool:
-    """Returns whether a file is a document of SQuAD."""
+    """Returns whether a file is a document of SQuAD, or lines of MRQA."""
     key, begun = find_container(path) or ("", [])
-    return (
+    return _is_of_mrqa(path) or (
         key == "data"
         and isinstance(begun, list)
         and all(isinstance(article, dict) and "paragraphs" in article for article in begun)
     )
+
+
+def _is_of_mrqa(path: Path) -> bool:
+    key, _ = find_container(path) or ("", [])
+    if key != "header":
+        return False
+    records = read_records(path, BadLines(sys.maxsize, quiet=True))
+    return next((record.keys() for _, record in records), None) == {"header"}
 
 
 def matches(record: Mapping[str, Any]) -> bool:
@@ -77,11 +89,17 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
 def read(path: Path, bad: BadLines) -> Iterator[Item]:
     """Yields the questions of a file, each with the paragraph as the gold passage.
 
-    The place of a question is the place of the article.
+    The place of a question is the place of the article, or of the line.
 
     Raises:
         RagJaxError: if the file cannot be read, or has too many bad lines.
     """
+    if _is_of_mrqa(path):
+        for place, paragraph in read_records(path, bad):
+            if "header" not in paragraph:
+                with bad:
+                    yield from _read_paragraph(paragraph, "", place, bad)
+        return
     for place, article in read_items(path, "data"):
         with bad:
             title = get_text(article, "title", place, default="").replace("_", " ")
@@ -99,10 +117,17 @@ def _read_paragraph(
     context = Context(Passage("", title, text), 1)
     for record in get_objects(paragraph, "qas", place):
         with bad:
-            listed = get_objects(record, "answers", place)
-            answers = dict.fromkeys(get_text(answer, "text", place) for answer in listed)
+            answers = _list_answers(record, place)
             if is_impossible(record):
-                answers = {}
+                answers = ()
             question = get_filled(record, "question", place)
-            id = get_id(record, ["id"], place)
-            yield Item(place, Question(id, question, tuple(answers), {}), (context,))
+            id = get_id(record, ["id", "qid"], place)
+            yield Item(place, Question(id, question, answers, {}), (context,))
+
+
+def _list_answers(record: Mapping[str, Any], place: Place) -> tuple[str, ...]:
+    answers = record.get("answers")
+    if isinstance(answers, list) and all(isinstance(answer, str) for answer in answers):
+        return tuple(dict.fromkeys(get_texts(record, "answers", place)))
+    listed = get_objects(record, "answers", place)
+    return tuple(dict.fromkeys(get_text(answer, "text", place) for answer in listed))

@@ -4,15 +4,16 @@ A dataset is a folder with `dataset_info.json`, unless the file is Hugging Face'
 question if the example has the feature `question` and either `answers` or `answer`: a string, a
 list of strings, or the structure of SQuAD or TriviaQA in TensorFlow Datasets. `id` (or
 `question_id`), `title` and `context`, the gold passage, are optional. All other features are as in
-plain JSON lines.
+plain JSON lines. In SQuAD's titles, spaces stand for underscores, and TriviaQA's `<unk>` is no
+answer, as in `squad` and `triviaqa`.
 """
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rag_jax.data.formats import dpr, jsonl
-from rag_jax.data.formats.fields import Item, is_impossible
+from rag_jax.data.formats import dpr, jsonl, triviaqa
+from rag_jax.data.formats.fields import Item, get_text, is_impossible
 from rag_jax.data.formats.lines import BadLineError, BadLines, Place
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json
@@ -142,21 +143,28 @@ def parse(example: Mapping[str, Any], place: Place) -> Item:
         BadLineError: if a required feature is missing, or a feature has the wrong type.
     """
     record = dict(example)
-    answers = _list_answers(record.get("answers", record.get("answer")))
-    record["answers"] = [] if is_impossible(record) else answers
+    given = record.get("answers", record.get("answer"))
+    record["answers"] = [] if is_impossible(record) else _list_answers(given)
     context = record.get("context")
     if record.get("id") is not None and not context:
         return jsonl.parse(record, place)
     if context:
-        record["positive_ctxs"] = [{"title": record.get("title"), "text": context}]
+        title = get_text(record, "title", place, default="")
+        title = title.replace("_", " ") if _is_of_squad(given) else title
+        record["positive_ctxs"] = [{"title": title, "text": context}]
     return dpr.parse(record, place)
 
 
+def _is_of_squad(answers: Any) -> bool:
+    return isinstance(answers, dict) and "text" in answers
+
+
 def _list_answers(answers: Any) -> Any:
-    if isinstance(answers, dict) and "text" in answers:  # SQuAD
+    if _is_of_squad(answers):
         return list(dict.fromkeys(answers["text"]))
     if isinstance(answers, dict) and "value" in answers:  # TriviaQA
-        return list(dict.fromkeys([answers["value"], *answers.get("aliases", [])]))
+        listed = dict.fromkeys([answers["value"], *answers.get("aliases", [])])
+        return [answer for answer in listed if answer != triviaqa.UNKNOWN]
     return [answers] if isinstance(answers, str) else answers
 
 

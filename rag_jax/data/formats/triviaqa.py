@@ -17,7 +17,7 @@ from rag_jax.data.formats.lines import BadLineError, BadLines, Place
 from rag_jax.data.formats.records import read_items
 from rag_jax.data.questions import Question
 
-_UNKNOWN = "<unk>"  # the value of an answer that is not published
+UNKNOWN = "<unk>"  # the value of an answer that is not published
 
 
 def holds(path: Path) -> bool:
@@ -60,7 +60,7 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
     question = Question(
         get_id(record, ["question_id"], place, default=""),
         get_filled(record, "question", place),
-        tuple(answer for answer in answers if answer != _UNKNOWN),
+        tuple(answer for answer in answers if answer != UNKNOWN),
         {},
     )
     return Item(place, question)

@@ -201,6 +201,80 @@ def test_fields_right_to_left_text_and_tables_in_cells_of_a_word_file(tmp_path):
     assert texts == ["See Section 3 there", "outer inner table"]
 
 
+def write_box(*paragraphs):
+    """A text box as Word writes it, once for new programs and once for old ones."""
+    content = f"<w:txbxContent>{''.join(paragraphs)}</w:txbxContent>"
+    office = "http://schemas.openxmlformats.org"
+    spaces = (
+        f'xmlns:mc="{office}/markup-compatibility/2006" xmlns:v="urn:schemas-microsoft-com:vml"'
+    )
+    return (
+        f'<w:r><mc:AlternateContent {spaces}><mc:Choice Requires="wps"><w:drawing>{content}'
+        f"</w:drawing></mc:Choice><mc:Fallback><w:pict><v:textbox>{content}</v:textbox></w:pict>"
+        "</mc:Fallback></mc:AlternateContent></w:r>"
+    )
+
+
+def test_text_boxes_and_formulas_of_a_word_file(tmp_path):
+    """A box follows its paragraph, and is no part of a heading."""
+    heading = '<w:pPr><w:pStyle w:val="Heading1"/></w:pPr>'
+    box = write_box(write_paragraph(write_run("Mind")), write_paragraph(write_run("the gap.")))
+    space = 'xmlns:m="http://schemas.openxmlformats.org/officeDocument/2006/math"'
+    terms = "".join(f"<m:r><m:t>{text}</m:t></m:r>" for text in ("E=", "mc2"))
+    formula = f"<m:oMath {space}>{terms}</m:oMath>"
+    parts = [
+        write_paragraph(write_run("Trains"), box, settings=heading),
+        write_paragraph(write_run("With "), formula, write_run(".")),
+        write_paragraph(f"<m:oMathPara {space}><m:oMathParaPr/>{formula}</m:oMathPara>"),
+        f"<w:tbl><w:tblPr/><w:tblGrid><w:gridCol/></w:tblGrid>"
+        f"{write_row('<w:tc><w:tcPr/>' + write_paragraph(write_run('cell'), box) + '</w:tc>')}"
+        "</w:tbl>",
+    ]
+    write_word_of(tmp_path / "a.docx", "".join(parts))
+    texts = [(1, "Mind"), (1, "the gap."), (2, "With E= mc2."), (3, "E= mc2"), (4, "cell")]
+    texts += [(4, "Mind"), (4, "the gap.")]
+    assert list_paragraphs(read_document(tmp_path / "a.docx")) == [
+        (place, ("Trains",), text) for place, text in texts
+    ]
+
+
+def test_notes_of_a_word_file(tmp_path):
+    """They follow the paragraph that refers to them, without what is deleted in them."""
+    refers = "".join(
+        f'<w:r><w:{kind}Reference w:id="2"/></w:r>' for kind in ("footnote", "endnote")
+    )
+    write_word_of(tmp_path / "a.docx", write_paragraph(write_run("A text."), refers))
+    main = "application/vnd.openxmlformats-officedocument.wordprocessingml"
+    types = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+    gone = f'<w:del w:id="1" w:author="a">{write_run("deleted", "w:delText")}</w:del>'
+    declared, related, parts = "", "", {}
+    for kind in ("footnote", "endnote"):
+        note = write_paragraph(write_run(f"The {kind}."), gone)
+        unasked = write_paragraph(write_run("Nobody refers to it."))
+        parts[f"word/{kind}s.xml"] = (
+            f'<w:{kind}s {docx.oxml.ns.nsdecls("w")}><w:{kind} w:id="0">{unasked}</w:{kind}>'
+            f'<w:{kind} w:id="2">{note}</w:{kind}></w:{kind}s>'
+        )
+        declared += f'<Override PartName="/word/{kind}s.xml" ContentType="{main}.{kind}s+xml"/>'
+        related += f'<Relationship Id="x{kind}" Type="{types}/{kind}s" Target="{kind}s.xml"/>'
+    with (
+        zipfile.ZipFile(tmp_path / "a.docx") as plain,
+        zipfile.ZipFile(tmp_path / "b.docx", "w") as noted,
+    ):
+        for name in plain.namelist():
+            text = plain.read(name)
+            text = text.replace(b"</Types>", f"{declared}</Types>".encode())
+            if name == "word/_rels/document.xml.rels":
+                end = "</Relationships>"
+                text = text.replace(end.encode(), f"{related}{end}".encode())
+            noted.writestr(name, text)
+        for name, text in parts.items():
+            noted.writestr(name, text)
+    wanted = [(1, (), "A text."), (1, (), "The footnote."), (1, (), "The endnote.")]
+    assert list_paragraphs(read_document(tmp_path / "b.docx")) == wanted
+    assert list_paragraphs(read_document(tmp_path / "a.docx")) == wanted[:1]
+
+
 def test_lines_of_a_text_are_those_of_an_editor(tmp_path):
     (tmp_path / "a.txt").write_bytes("one\n\n\x0c\u2028\r\n\r\ntwo\n".encode())
     assert [p.place for p in read_document(tmp_path / "a.txt").paragraphs] == [1, 5]
@@ -433,6 +507,13 @@ def test_what_is_about_a_dataset_is_no_document_of_it(tmp_path, caplog):
         (tmp_path / name).unlink()
     with pytest.raises(RagJaxError, match="holds no passages"):
         read_collection(settings, WorldConfig())
+
+
+def test_pages_without_text_are_counted(tmp_path, capsys):
+    write_pdf(tmp_path / "a.pdf", "One.", "", "Three.", "")
+    assert [p.text for p in read_passages([tmp_path])] == ["One. Three."]
+    wanted = "a.pdf: document: 1 read, 2 left out (pages without text)"
+    assert wanted in capsys.readouterr().err
 
 
 def test_damage_is_a_bad_line(tmp_path):

@@ -146,6 +146,37 @@ def test_other_files_are_named_in_a_warning(tmp_path, caplog):
     assert named == {*others, "parts", "spark.jsonl"} - left
 
 
+def test_what_lies_in_a_folder_of_documents_is_named_too(tmp_path, caplog):
+    others = {
+        "manuals/b.rst": "Lost.",
+        "manuals/more.jsonl": TWO,
+        "manuals/old.doc": b"\xd0\xcf\x11\xe0",
+        "manuals/slides.pptx": b"PK\x03\x04",
+        "manuals/sub/x.epub": b"PK\x03\x04",
+        "manuals/deep/y.rst": "Lost.",
+    }
+    read_too = {"a.txt": "A text.", "manuals/c.txt": "Read.", "manuals/deep/d.txt": "Read it."}
+    hidden = {"manuals/.h/z.jsonl": TWO, "manuals/.z.jsonl": TWO}
+    files = {**others, **read_too, **hidden, "test_questions.jsonl": QUESTION}
+    with caplog.at_level(logging.WARNING):
+        assert len(read(tmp_path, files).passages) == 3
+    told = dict(m.removeprefix(f"{tmp_path}/").split(": ", 1) for m in caplog.messages)
+    assert told == {
+        "manuals/b.rst": "is not read: is neither JSON nor a table",
+        "manuals/more.jsonl": "is not read: lies in a folder: move it up, if it is data",
+        "manuals/old.doc": "is not read: is neither JSON nor a table",
+        "manuals/slides.pptx": "is not read: lies in a folder: move it up, if it is data",
+        "manuals/sub": "is not read: is a folder: move its files up, if they are data",
+        "manuals/deep/y.rst": "is not read: is neither JSON nor a table",
+    }
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        assert len(read_passages([tmp_path])) == 3
+    told = {m.removeprefix(f"{tmp_path}/").split(": ")[0] for m in caplog.messages}
+    single = {*others} - {"manuals/sub/x.epub"}
+    assert told == {*single, "manuals/sub", "test_questions.jsonl"}
+
+
 def test_the_table_of_files(tmp_path, capsys):
     claims = [{"claim_id": i, "claim": f"C{i}", "label": "true"} for i in range(3)]
     claims += [{"claim_id": 9, "claim": "C", "label": "unproven"}, {"claim_id": 10}]

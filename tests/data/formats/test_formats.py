@@ -272,6 +272,10 @@ def test_missing_files(tmp_path):
     (tmp_path / "passages.jsonl").unlink()
     with pytest.raises(RagJaxError, match="qrels: holds no .tsv file"):
         read(tmp_path)
+    write(tmp_path, {"test.tsv": BEIR["qrels/test.tsv"]})
+    with pytest.raises(RagJaxError, match="test.tsv: .* move it to qrels if it has judgements"):
+        read(tmp_path)
+    (tmp_path / "test.tsv").unlink()
     write(tmp_path, {"qrels/test.tsv": HEADING})
     (tmp_path / "queries.jsonl").write_bytes(b"\xff\n")
     with pytest.raises(RagJaxError, match="queries.jsonl:1: is not UTF-8"):

@@ -58,6 +58,30 @@ def test_hotpotqa_with_gold_that_is_not_among_the_paragraphs(tmp_path):
     (tmp_path / "passages.jsonl").unlink()
 
 
+def test_hotpotqa_with_another_edition_of_its_articles(tmp_path):
+    """The title names the article; a paragraph that the corpus has is the only gold one."""
+    context = [["Z", ["Z was an American."]], ["B", ["B is a film."]]]
+    facts = [["Z", 0], ["B", 0]]
+    question = read_one(tmp_path, HOTPOT | {"context": context, "supporting_facts": facts})
+    assert question.relevant == {"3": 1, "4": 1, "2": 1}
+    same = [["Z", ["Z was born in 1950."]]]
+    question = read_one(tmp_path, HOTPOT | {"context": same, "supporting_facts": facts[:1]})
+    assert question.relevant == {"4": 1}
+    missing = HOTPOT | {"context": [["Y", ["Y is a river."]]], "supporting_facts": [["Y", 0]]}
+    with pytest.raises(RagJaxError, match="dev.json:1: the gold passage 'Y' is not in the corpus"):
+        read_one(tmp_path, missing)
+
+
+def test_sentences_of_the_corpus_of_hotpotqa(tmp_path):
+    page = {"id": "1", "url": "u", "title": "T", "text": ["One.", " Two."]}
+    asked = {"question": "?", "answers": ["x"]}
+    files = {"wiki.jsonl": json.dumps(page), "test.jsonl": json.dumps(asked)}
+    assert read(tmp_path, files).passages == [Passage("1", "T", "One. Two.")]
+    nested = json.dumps(page | {"text": [["One."], ["Two."]]})
+    with pytest.raises(RagJaxError, match="wiki.jsonl:1: text must be a list of strings"):
+        read(tmp_path, {"wiki.jsonl": nested})
+
+
 def test_hotpotqa_with_gold_that_no_file_holds(tmp_path, caplog):
     other = HOTPOT | {"_id": "i", "supporting_facts": [["B", 0], ["Y", 0]]}
     third = HOTPOT | {"_id": "j", "context": [*HOTPOT["context"], ["Y", ["Y is a river."]]]}
@@ -83,6 +107,10 @@ def test_hotpotqa_as_hugging_face_has_it(tmp_path):
         "context": {"title": ["A", "B"], "sentences": [["A is American."], ["B is a film."]]},
     }
     assert read_one(tmp_path, HOTPOT | columns) == read_one(tmp_path, HOTPOT)
+    written = {name: json.dumps(HOTPOT[name]) for name in columns}
+    assert read_one(tmp_path, HOTPOT | written) == read_one(tmp_path, HOTPOT)
+    with pytest.raises(RagJaxError, match="dev.json:1: is not JSON"):
+        read_one(tmp_path, HOTPOT | written | {"context": '[["A"'})
     columns["context"]["title"] = ["A"]
     with pytest.raises(RagJaxError, match="dev.json:1: context must be a list of pairs"):
         read_one(tmp_path, HOTPOT | columns)
@@ -94,6 +122,34 @@ def test_pages_of_kilt_that_are_not_in_the_corpus(tmp_path):
     record = {"id": "k", "input": "?", "output": [{"answer": "x", "provenance": provenance}]}
     with pytest.raises(RagJaxError, match="no passage is part of page or paragraph '8'"):
         read(tmp_path, passages | {"dev.jsonl": json.dumps(record)})
+
+
+@pytest.mark.parametrize("wanted", [["1", "3"], ["1", "9"], ["9"]])
+def test_pages_of_kilt_that_are_passages_themselves(tmp_path, wanted):
+    provenance = [{"wikipedia_id": id} for id in wanted]
+    record = {"id": "k", "input": "?", "output": [{"answer": "x", "provenance": provenance}]}
+    if "9" in wanted:
+        with pytest.raises(RagJaxError, match="no passage is part of page or paragraph '9'"):
+            read_one(tmp_path, record)
+    else:
+        assert read_one(tmp_path, record).relevant == {"1": 1, "3": 1}
+
+
+def test_paragraphs_of_kilt_that_hugging_face_has_no_number_for(tmp_path):
+    passages = {"passages.jsonl": json.dumps({"id": "7#1", "title": "T", "text": "U"})}
+    span = {"wikipedia_id": "7", "start_paragraph_id": -1, "end_paragraph_id": -1}
+    record = {"id": "k", "input": "?", "output": [{"answer": "x", "provenance": [span]}]}
+    found = read(tmp_path, passages | {"dev.json": [record]})
+    assert found.questions["dev"][0].relevant == {"7#1": 1}
+    record["output"][0]["provenance"] = [span | {"start_paragraph_id": -2}]
+    with pytest.raises(RagJaxError, match="start_paragraph_id=-2 must be a non-negative integer"):
+        read(tmp_path, {"dev.json": [record]})
+
+
+@pytest.mark.parametrize("name", ["answer", "answers", "target"])
+def test_an_input_with_another_answer_is_not_of_kilt(tmp_path, name):
+    with pytest.raises(RagJaxError, match="dev.json: has an unknown format"):
+        read_one(tmp_path, {"id": 0, "context": "A book.", "input": "Who?", name: ["the king"]})
 
 
 MUSIQUE = {
@@ -124,6 +180,18 @@ def test_musique(tmp_path):
     assert found.questions["dev"][0].answers == ()
 
 
+def test_twins_of_musique_full(tmp_path):
+    """A question with the answer's paragraphs and one without them have the same id."""
+    twin = MUSIQUE | {"answerable": False, "paragraphs": MUSIQUE["paragraphs"][1:]}
+    for pair in ([MUSIQUE, twin], [twin, MUSIQUE]):
+        lines = "\n".join(map(json.dumps, pair))
+        found = read(tmp_path, {"musique_full_v1.0_dev.jsonl": lines}).questions["dev"]
+        assert {q.id: q.answers for q in found} == {
+            "2hop__1_2": ("American", "US"),
+            "2hop__1_2-unanswerable": (),
+        }
+
+
 def test_complexwebquestions(tmp_path):
     record = {
         "ID": "WebQTest-1_a",
@@ -139,6 +207,8 @@ def test_complexwebquestions(tmp_path):
     assert found == Question("WebQTest-1_a", "Which?", ("X", "Y"), {}, "conjunction")
     del record["answers"]
     assert read_one(tmp_path, record).answers == ()
+    plain = {"ID": "7", "question": "Which?", "answers": ["X", "Y"]}
+    assert read_one(tmp_path, plain) == Question("7", "Which?", ("X", "Y"), {})
 
 
 def test_strategyqa(tmp_path):
@@ -258,6 +328,80 @@ def test_judgements_of_msmarco_that_are_hidden(tmp_path):
     assert list(found.questions["test"][0].relevant) == [found.passages[2].id]
     with pytest.raises(RagJaxError, match="eval.json:1: is_selected='0' must be 0 or 1"):
         read(tmp_path, {"eval.json": [MARCO | {"passages": [{**passages[0], "is_selected": "0"}]}]})
+
+
+TEVATRON = {
+    "query_id": "5",
+    "query": "what is A?",
+    "answers": ["a film"],
+    "positive_passages": [{"docid": "2", "title": "B", "text": "B is a film."}],
+    "negative_passages": [{"docid": "1", "title": "A", "text": "A is American."}],
+}
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_rows_of_tevatron(tmp_path, answers):
+    """MIRACL and Mr. TyDi have no answers."""
+    record = {name: TEVATRON[name] for name in TEVATRON if answers or name != "answers"}
+    wanted = Question("5", "what is A?", ("a film",) * answers, {"2": 1}, negatives=("1",))
+    assert read_one(tmp_path, record) == wanted
+    (tmp_path / "passages.jsonl").unlink()
+    found = read(tmp_path, {"dev.json": [record]})
+    assert found.questions["dev"] == [wanted]
+    assert [passage.id for passage in found.passages] == ["2", "1"]
+    corpus = "\n".join(
+        json.dumps({"docid": row["id"], "title": row["title"], "text": row["text"]}) for row in WIKI
+    )
+    found = read(tmp_path, {"corpus.jsonl": corpus})
+    assert found.questions["dev"] == [wanted] and len(found.passages) == len(WIKI)
+
+
+def test_passages_of_tevatron_beside_a_question(tmp_path):
+    record = {"question": "?"} | {n: TEVATRON[n] for n in TEVATRON if not n.startswith("query")}
+    assert read_one(tmp_path, record).relevant == {"2": 1}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"answer": "the king"},
+        {"answers": ["x"], "positives": {"doc_id": ["1"], "score": [1.0]}, "negatives": {}},
+    ],
+)
+def test_queries_with_more_than_is_read_are_refused(tmp_path, fields):
+    with pytest.raises(RagJaxError, match="dev.json: has an unknown format"):
+        read_one(tmp_path, {"query_id": 1, "query": "Who?"} | fields)
+
+
+def test_queries_with_answers_alone(tmp_path):
+    record = {"query_id": 1, "query": "Who?", "answers": ["x"]}
+    assert read_one(tmp_path, record) == Question("1", "Who?", ("x",), {})
+
+
+@pytest.mark.parametrize("ids", [{"qid": "q"}, {"id": "q", "qid": "r"}])
+@pytest.mark.parametrize("format", ["auto", "squad"])
+def test_lines_of_mrqa(tmp_path, format, ids):
+    asked = {**ids, "question": "What?", "answers": ["C", "C", "a C"], "detected_answers": []}
+    paragraphs = [{"id": "", "context": f"Text {i}.", "qas": [asked]} for i in (1, 2)]
+    paragraphs[1]["qas"] = [asked | {"id": "s"}, asked | {"id": "t", "answers": "C"}]
+    header = {"header": {"dataset": "NewsQA", "split": "dev"}}
+    lines = "\n".join(map(json.dumps, [header, *paragraphs]))
+    with pytest.raises(RagJaxError, match="dev.jsonl:3: answers must be a list of objects"):
+        read(tmp_path, {"NewsQA-dev.jsonl": lines}, format=format)
+    found = read(tmp_path, {}, format=format, bad_lines=1)
+    first, second = found.passages
+    assert (first.text, second.text) == ("Text 1.", "Text 2.")
+    assert found.questions["dev"] == [
+        Question("q", "What?", ("C", "a C"), {first.id: 1}),
+        Question("s", "What?", ("C", "a C"), {second.id: 1}),
+    ]
+
+
+def test_a_field_called_header_is_not_of_mrqa(tmp_path):
+    passage = {"header": {"dataset": "x"}, "id": "1", "text": "A text."}
+    asked = {"question": "?", "answers": ["x"]}
+    files = {"a.jsonl": json.dumps(passage), "test.jsonl": json.dumps(asked)}
+    assert read(tmp_path, files).passages == [Passage("1", "", "A text.")]
 
 
 def test_nq_open(tmp_path):
@@ -424,6 +568,74 @@ def test_choices_named_options(tmp_path, fields):
     assert found == Question("q", SHOWN, ("C",), {}, choices=CHOICES)
 
 
+RECLOR = {
+    "context": "The sun is a star.",
+    "question": "Which?",
+    "answers": TEXTS,
+    "label": 2,
+    "id_string": "val_0",
+}
+
+
+def test_reclor(tmp_path):
+    """Its answers are the choices; the test questions have no label."""
+    test = {name: RECLOR[name] for name in RECLOR if name != "label"} | {"id_string": "test_0"}
+    found = read(tmp_path, {"val.json": [RECLOR], "test.json": [test]})
+    (passage,) = found.passages
+    assert passage.text == "The sun is a star."
+    gold = {passage.id: 1}
+    assert found.questions == {
+        "dev": [Question("val_0", SHOWN, ("C",), gold, choices=CHOICES)],
+        "test": [Question("test_0", SHOWN, (), gold, choices=CHOICES)],
+    }
+    with pytest.raises(RagJaxError, match="val.json:1: there is no choice 3 among 3"):
+        read(tmp_path, {"val.json": [RECLOR | {"label": 3}]})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"answers": TEXTS, "label": 2},
+        {"answers": TEXTS, "correct": 2},
+        {**CHOICES, "answer": "C"},
+        {**CHOICES, "D": "", "E": None, "label": "C"},
+        {**{f"option_{label.lower()}": CHOICES[label] for label in CHOICES}, "answer": "C"},
+        {**{f"option{i}": text for i, text in enumerate(TEXTS, 1)}, "answer": "3"},
+        {**{f"option{i}": text for i, text in enumerate(TEXTS, 1)}, "answer": 3},
+    ],
+)
+def test_choices_in_other_fields(tmp_path, fields):
+    found = read_one(tmp_path, {"id": "q", "question": "Which?"} | fields)
+    assert found == Question("q", SHOWN, ("C",), {}, choices=CHOICES)
+
+
+def test_choices_in_columns_of_a_table(tmp_path):
+    table = "id,question,A,B,C,D,answer\nq,Which?,sun,moon,Mars,,C\n"
+    (found,) = read(tmp_path, PASSAGES | {"ceval_val.csv": table}).questions["dev"]
+    assert found == Question("q", SHOWN, ("C",), {}, choices=CHOICES)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"answers": ["x"], "label": 0},
+        {"answers": TEXTS, "label": 3},
+        {"answers": TEXTS, "label": True},
+        {"answers": TEXTS, "answer": "sun", "label": 1},
+        {"answers": TEXTS, "A": "sun"},
+        {"answers": TEXTS, "label": 1, "ctxs": []},
+    ],
+)
+def test_answers_that_are_no_choices(tmp_path, fields):
+    found = read_one(tmp_path, {"id": "q", "question": "Which?"} | fields)
+    assert found == Question("q", "Which?", tuple(fields["answers"]), {})
+
+
+def test_a_letter_is_no_answer_without_its_choice(tmp_path):
+    with pytest.raises(RagJaxError, match="dev.json: has an unknown format"):
+        read_one(tmp_path, {"id": "q", "question": "Which?", "choice": TEXTS, "answer": "C"})
+
+
 @pytest.mark.parametrize("fields", [{}, {"answer": None}, {"answers": None}])
 def test_a_question_without_an_answer_is_a_bad_line(tmp_path, fields):
     asked = [{"id": i, "question": "?"} | f for i, f in enumerate(({"answer": "x"}, fields))]
@@ -468,7 +680,10 @@ def test_pages_of_fever(tmp_path):
     evidence = [[[1, 2, "Cafe\u0301", 0], [1, 3, "A_-LRB-b-RRB-", 0]]]
     claim = {"id": 1, "label": "SUPPORTS", "claim": "C.", "evidence": evidence}
     files = {"wiki-001.jsonl": "\n".join(map(json.dumps, pages)), "dev.jsonl": json.dumps(claim)}
-    found = read(tmp_path, files, bad_lines=1)
+    found = read(tmp_path, files)
     passages = [Passage("A_-LRB-b-RRB-", "A (b)", ""), Passage("Café", "Café", "A café .")]
     assert found.passages == passages
     assert found.questions["dev"][0].relevant == {passage.id: 1 for passage in passages}
+    nameless = json.dumps({"id": "", "text": "A text.", "lines": ""})
+    with pytest.raises(RagJaxError, match="wiki-001.jsonl:1: id is empty"):
+        read(tmp_path, {"wiki-001.jsonl": nameless})

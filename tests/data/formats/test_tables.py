@@ -147,3 +147,54 @@ def test_very_many_columns(tmp_path):
     path.write_text("\t".join(map(str, range(500_000))) + "\n")
     with at_most(30):
         assert list(read_table(path, BadLines())) == []
+
+
+def read_answers(folder, name, cell):
+    """The answers of a table's one question."""
+    (folder / "passages.jsonl").write_text('{"id": 1, "text": "a"}')
+    with open(folder / "test.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["question", name], ["When?", cell]])
+    ((question,),) = read_collection(DataConfig(str(folder)), WorldConfig()).questions.values()
+    return question.answers
+
+
+@pytest.mark.parametrize("name", ["answer", "answers"])
+@pytest.mark.parametrize(
+    ("cell", "answers"),
+    [
+        ("['14 December 1972 UTC', \"December '72\"]", ("14 December 1972 UTC", "December '72")),
+        ('["a b", "c"]', ("a b", "c")),
+        (" [ 'a b' ] ", ("a b",)),
+        ("[]", ()),
+    ],
+)
+def test_a_list_of_answers_in_a_table(tmp_path, name, cell, answers):
+    assert read_answers(tmp_path, name, cell) == answers
+
+
+@pytest.mark.parametrize("name", ["answer", "answers"])
+@pytest.mark.parametrize(
+    ("cell", "problem"),
+    [
+        ("['a b' 'c']", "a comma is missing between two answers"),
+        ("['a b'\n 'c']", "a comma is missing between two answers"),
+        ("['a b', 'c", "the answers must be a list of strings"),
+        ("['a b', 3]", "answers must be a list of strings"),
+    ],
+)
+def test_a_damaged_list_of_answers_in_a_table(tmp_path, name, cell, problem):
+    with pytest.raises(RagJaxError, match=f"test.csv:2: {problem}"):
+        read_answers(tmp_path, name, cell)
+
+
+@pytest.mark.parametrize("name", ["context", "passage", "article"])
+def test_a_passage_beside_the_answers_of_a_table_is_not_left_out(tmp_path, name):
+    (tmp_path / "passages.jsonl").write_text('{"id": 1, "text": "a"}')
+    (tmp_path / "test.csv").write_text(f"question,answers,{name}\nWhen?,['x'],A text.\n")
+    with pytest.raises(RagJaxError, match="test.csv: has an unknown format"):
+        read_collection(DataConfig(str(tmp_path)), WorldConfig())
+
+
+@pytest.mark.parametrize("cell", ["[Ne]3s1", "[1, 2]", "Bob", "[sic] he's"])
+def test_an_answer_in_brackets_is_no_list(tmp_path, cell):
+    assert read_answers(tmp_path, "answer", cell) == (cell,)

@@ -105,6 +105,22 @@ def test_features_of_others(example, id, answers, context):
     assert item.contexts == wanted
 
 
+def test_an_answer_that_is_not_published():
+    """TriviaQA's test split has one value for all questions."""
+    answer = {"value": b"<unk>", "aliases": np.array([], object), "normalized_value": b"<unk>"}
+    example = {"question": b"Who?", "question_id": b"t", "answer": answer}
+    assert tfds.parse(tfds._simplify(example, PLACE), PLACE).question.answers == ()
+
+
+def test_underscores_in_titles():
+    """SQuAD's stand for spaces."""
+    example = {"id": b"1", "question": b"Who?", "title": b"New_York", "context": b"c"}
+    for answers, title in (({"text": ANSWERS}, "New York"), (ANSWERS, "New_York")):
+        simple = tfds._simplify(example | {"answers": answers}, PLACE)
+        (context,) = tfds.parse(simple, PLACE).contexts
+        assert context.passage.title == title
+
+
 def test_bad_examples():
     with pytest.raises(BadLineError, match="validation:1: is not UTF-8"):
         tfds._simplify({"question": b"\xff"}, PLACE)
