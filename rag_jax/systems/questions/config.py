@@ -50,11 +50,12 @@ class CorpusConfig:
             return [path], documents
         raise RagJaxError(f"config.data.path={path}: holds no documents and no file of passages")
 
-    def list_unread(self, files: Iterable[Path]) -> list[Path]:
-        """The data files and documents of the folder that are not among those that are read."""
+    def list_unread(self, sources: Iterable[Path]) -> list[Path]:
+        """The data files and documents of a folder of which only the files of passages are read."""
         path = expand_path(self.path)
-        found = [] if path.is_file() else [*list_files(path), *list_documents(path)]
-        return sorted({*found} - {*files})
+        if path.is_file() or path in sources:  # beside documents it is named where they are read
+            return []
+        return sorted({*list_files(path), *list_documents(path)} - {*sources})
 
 
 @dataclass(frozen=True)

@@ -81,12 +81,9 @@ def run_corpus(context: StageContext, *, data: CorpusConfig) -> None:
     """Copies the passages."""
     if not is_first():
         return
-    sources, files = data.list_sources()
-    for path in data.list_unread(files):
-        log(
-            f"{path}: is not read: passages are read from the files named `...passages`, and only "
-            "where there is none from documents"
-        )
+    sources, _ = data.list_sources()
+    for path in data.list_unread(sources):
+        log(f"{path}: is not read: passages are read from the files named `...passages`")
     bad = BadLines(data.bad_lines, "config.data.bad_lines")
     passages = stream_passages(sources, bad, words=data.passage_words)
     write_passages(context.folder / PASSAGES, passages)
