@@ -24,7 +24,7 @@ from rag_jax.systems.likelihood import open_threshold
 from rag_jax.systems.srrag.config import GroundedAnswerConfig
 from rag_jax.systems.srrag.data import join_passages
 from rag_jax.systems.srrag.infer import Engine, cite
-from rag_jax.systems.srrag.passes import choose, list_kinds
+from rag_jax.systems.srrag.passes import choose, list_kinds, route
 from rag_jax.systems.srrag.pipeline import list_stages
 from rag_jax.systems.srrag.policy import Datastore, find_nearest, weigh
 from rag_jax.systems.srrag.session import Session
@@ -100,13 +100,11 @@ def _answer(
     question: str,
 ) -> Iterator[Item]:
     c, k = session.config, min(session.config.datastore.k, len(neighbours))
-    routed = engine.route([question])
-    nobody, labels = np.full(engine.batch_size, -1), fetch(datastore.labels)
-    similarities, entries = fetch(find_nearest(datastore, routed.key, nobody, k=k))
-    votes = np.bincount(labels[entries[0]], minlength=len(c.sources))[None] / k
-    probabilities = fetch(routed.probabilities)[:1]
+    routed, probabilities, votes = route(engine, datastore, c, [question])
     number = int(choose(c, probabilities, votes, tau)[0])
     yield Facts("sources", _tabulate(session, probabilities[0], votes[0], number, tau, k))
+    nobody, labels = np.full(engine.batch_size, -1), fetch(datastore.labels)
+    similarities, entries = fetch(find_nearest(datastore, routed.key, nobody, k=k))
     nearest = [
         (f"{similarity:.3f}", c.sources[labels[row]].name, neighbours[row].question)
         for similarity, row in zip(similarities[0, :_NEAREST], entries[0], strict=False)

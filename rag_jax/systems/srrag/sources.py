@@ -158,10 +158,10 @@ def search_indices(
         return {row: (*cut(passage), passage.id) for row, passage in found}
 
     def search(source: int, questions: Sequence[str]) -> list[list[FoundText]]:
-        index, rows = searched[source]
-        wanted = min(count, index.size) if reranking is None else reranking.count(count, index.size)
-        scores, places = index.search(embed(questions), wanted)
-        found = list_ranked(scores, rows[places])
+        asked, wanted = searched[source], count
+        if reranking is not None:
+            wanted = reranking.count(count, asked.index.size)
+        found = list_found({source: asked}, embed, questions, count=wanted)[source]
         best, ranks = found, [[{}] * len(own) for own in found]
         if reranking is not None:
             best = [own[:count] for own in reranking.order(questions, found, passages)]
