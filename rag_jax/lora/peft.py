@@ -5,6 +5,7 @@
 """
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,16 @@ from rag_jax.runtime.paths import expand_path
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _BASE = "base_fingerprint"  # field of the weights' metadata, which PEFT ignores
+_EMBEDS = "FEATURE_EXTRACTION"
 _TASKS = {
     DecoderConfig: "CAUSAL_LM",
     BartConfig: "SEQ_2_SEQ_LM",
-    BertConfig: "FEATURE_EXTRACTION",
-    ModernBertConfig: "FEATURE_EXTRACTION",
+    BertConfig: _EMBEDS,
+    ModernBertConfig: _EMBEDS,
 }
+# What stands before a decoder's layers: `model.` where the model has a head, and maybe
+# `language_model.` in a model that reads images, in older versions of transformers the other way.
+_START = re.compile(r"base_model\.model\.((?:model\.)?(?:language_model\.)?(?:model\.)?)layers\.")
 # Options that do not change what the adapter computes (how its training started, for instance), or
 # that this module implements. All other options, including future ones of PEFT, must be off.
 _KNOWN = {
@@ -103,7 +108,9 @@ def save_peft(
     folder = expand_path(path).absolute()
     check_replaceable(folder, (_CONFIG, _WEIGHTS, "README.md"), "an adapter")
     kernels = {"/".join(keys): factors for keys, factors in list_kernels(adapter)}
-    modules = _list_modules(pretrained)
+    embeds = isinstance(pretrained.config, DecoderConfig) and pretrained.model.pooling is not None
+    start = f"{'' if embeds else 'model.'}{'language_model.' * pretrained.reads_images}"
+    modules = _list_modules(pretrained, start)
     rank = _check_kernels(kernels, modules)
     targeted = {}  # slots and distinct `a` of every module with an adapter
     for module, slots in modules.items():
@@ -119,12 +126,12 @@ def save_peft(
     alpha = alpha * (times**0.5 if rank_stabilized else times)
     fields = {
         "peft_type": "LORA",
-        "task_type": _TASKS[type(pretrained.config)],
+        "task_type": _EMBEDS if embeds else _TASKS[type(pretrained.config)],
         "base_model_name_or_path": base_model,
         "r": rank * times,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "use_rslora": rank_stabilized,
-        "target_modules": _name_targets(targeted, modules),
+        "target_modules": _name_targets(targeted, modules, short=not pretrained.reads_images),
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
@@ -156,9 +163,10 @@ def load_peft(
     folder = expand_path(path)
     fields = _read_config(folder)
     tensors = _read_weights(folder, pretrained)
-    modules = _list_modules(pretrained)
+    start = _find_start(tensors)
+    modules = _list_modules(pretrained, start)
     rank, alpha = fields.size("r"), fields.number("lora_alpha")
-    for name in _find_copies(tensors, pretrained):
+    for name in _find_copies(tensors, pretrained, start):
         del tensors[name]
     with parsing(fields.source):
         _check_tensors(fields, rank, tensors, modules)
@@ -179,12 +187,24 @@ def load_peft(
     return adapter, compute_scale(alpha, rank, rank_stabilized=stabilized)
 
 
-def _list_modules(pretrained: Pretrained) -> dict[str, list[Slot]]:
-    """The slots of all kernels, grouped by the Hugging Face name of their linear layer."""
+def _find_start(tensors: Iterable[str]) -> str:
+    """What stands before a decoder's layers in the names of an adapter's tensors."""
+    found = filter(None, map(_START.match, tensors))
+    return next((match[1] for match in found), "model.")
+
+
+def _list_named(pretrained: Pretrained, start: str) -> list[tuple[str, Slot]]:
+    """All slots with their names in PEFT's model, a decoder's with `start` before its layers."""
+    slots = list_slots(pretrained.config)
+    return [(re.sub(r"^model\.", start, slot.name), slot) for slot in slots]
+
+
+def _list_modules(pretrained: Pretrained, start: str) -> dict[str, list[Slot]]:
+    """The slots of all kernels, grouped by the name of their linear layer in PEFT's model."""
     modules: dict[str, list[Slot]] = {}
-    for slot in list_slots(pretrained.config):
+    for name, slot in _list_named(pretrained, start):
         if slot.transposed:
-            modules.setdefault(slot.name.removesuffix(".weight"), []).append(slot)
+            modules.setdefault(name.removesuffix(".weight"), []).append(slot)
     return modules
 
 
@@ -236,12 +256,16 @@ def _join_kernels(
     return a, b
 
 
-def _name_targets(targeted: Iterable[str], modules: Iterable[str]) -> list[str]:
-    """Short names such as `gate_proj` if no other module has such a name, else full names."""
+def _name_targets(targeted: Iterable[str], modules: Iterable[str], *, short: bool) -> list[str]:
+    """Short names such as `gate_proj` if no other module has such a name, else full names.
+
+    Args:
+        short: False for full names, where layers over images have the short names too.
+    """
     targeted = set(targeted)
-    short = sorted({module.rpartition(".")[2] for module in targeted})
-    matched = {module for module in modules if module.rpartition(".")[2] in short}
-    return short if matched == targeted else sorted(targeted)
+    names = sorted({module.rpartition(".")[2] for module in targeted})
+    matched = {module for module in modules if module.rpartition(".")[2] in names}
+    return names if short and matched == targeted else sorted(targeted)
 
 
 def _read_config(folder: Path) -> Fields:
@@ -280,9 +304,11 @@ def _read_finite(
     return array
 
 
-def _find_copies(tensors: Mapping[str, StoredTensor], pretrained: Pretrained) -> list[str]:
+def _find_copies(
+    tensors: Mapping[str, StoredTensor], pretrained: Pretrained, start: str
+) -> list[str]:
     """Names of tensors equal to base weights: PEFT stores a head together with its adapter."""
-    slots = {slot.name: slot for slot in list_slots(pretrained.config)}
+    slots = dict(_list_named(pretrained, start))
     copies = []
     for name, tensor in tensors.items():
         slot = slots.get(name.removeprefix("base_model.model.").replace(".base_layer.", "."))

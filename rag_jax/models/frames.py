@@ -20,7 +20,7 @@ def frame_texts(
         name: from the id of a special token to its name.
 
     Raises:
-        RagJaxError: `max_length` has no room for the special tokens.
+        RagJaxError: `max_length` has no room for the special tokens, or there are no tokens.
     """
     start, *ends = frame
     texts = list(texts)
@@ -37,4 +37,6 @@ def frame_texts(
     ids = list(start)
     for part, end in zip(texts, ends, strict=True):
         ids += [*part, *end]
+    if not ids:
+        raise RagJaxError("a text has no tokens, and none are put around it: leave it out")
     return ids

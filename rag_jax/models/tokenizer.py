@@ -203,12 +203,15 @@ class Tokenizer:
         """What an encoder reads around one text and around two: before, between and after.
 
         Raises:
-            RagJaxError: the tokenizer's files put nothing there, and it has no [CLS] and [SEP].
+            RagJaxError: the tokenizer's files have nothing between two texts, and no [CLS] and
+                [SEP].
         """
         read = partial(read_frame, self._core, vocab_size=self.vocab_size)
         frames = {1: read(None), 2: read("a")}
         if any(map(len, frames[1])) and len(frames[2]) == 3:
             return frames
+        if not any(map(len, frames[1])) and "[CLS]" not in self._special:
+            return {1: [[], []], 2: [[], [], []]}  # as of decoders whose texts stand alone
         start, end = [self.token_id("[CLS]")], [self.token_id("[SEP]")]
         return {1: [start, end], 2: [start, end, end]}
 
@@ -226,7 +229,7 @@ class Tokenizer:
             prompt: by the model's authors, before the text; control tokens in it are such.
 
         Raises:
-            RagJaxError: there are no such tokens, or `max_length` has no room for them.
+            RagJaxError: `max_length` has no room for what stands around them, or all is empty.
         """
         texts = [self.encode_after(prompt, text)]
         texts += [] if pair is None else [self.encode(pair)]

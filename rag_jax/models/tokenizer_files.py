@@ -45,6 +45,7 @@ _TYPE_CLASSES = {
     "qwen2": "Qwen2Tokenizer",
     "qwen3": "Qwen2Tokenizer",
     "roberta": "RobertaTokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer",
 }
 # The types whose `tokenizer.json` counts alone, whatever class the settings name.
 _PLAIN_TYPES = ("mistral", "modernbert", "phi3", "stablelm")
@@ -128,9 +129,10 @@ def _follow_class(core: tokenizers.Tokenizer, settings: Mapping[str, Any], folde
     """Gives a tokenizer what its class in transformers 5 gives it, whatever `tokenizer.json` says.
 
     BERT's kin follow the settings' case, accents and Chinese characters, byte-level classes
-    `add_prefix_space`. `Qwen2Tokenizer` composes characters (NFC). `LlamaTokenizer` has blanks of
-    its own: the older `tokenizer.json` puts one before every piece between special tokens, the
-    class before the text alone, or before every piece if `legacy`.
+    `add_prefix_space`. `Qwen2Tokenizer` composes characters (NFC). `XLMRobertaTokenizer` cuts texts
+    at any white space, and keeps a normalizer's table alone. `LlamaTokenizer` has blanks of its
+    own: the older `tokenizer.json` puts one before every piece between special tokens, the class
+    before the text alone, or before every piece if `legacy`.
     """
     kind = _find_class(settings, folder)
 
@@ -151,6 +153,13 @@ def _follow_class(core: tokenizers.Tokenizer, settings: Mapping[str, Any], folde
         _set_prefix(core.pre_tokenizer, read("add_prefix_space", False))
     if kind == "Qwen2Tokenizer" and core.normalizer is None:
         core.normalizer = normalizers.NFC()
+    if kind == "XLMRobertaTokenizer" and isinstance(core.model, models.Unigram):
+        steps = _list_parts(core.normalizer, normalizers.Sequence)
+        tables = (step for step in steps if isinstance(step, normalizers.Precompiled))
+        core.normalizer = next(tables, None)
+        scheme = "always" if read("add_prefix_space", True) else "never"
+        metaspace = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+        core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace])
     if kind != "LlamaTokenizer" or repr(core.normalizer) != _BLANKS or core.pre_tokenizer:
         return
     scheme = "always" if settings.get("legacy") is True else "first"
@@ -176,9 +185,14 @@ def _find_class(settings: Mapping[str, Any], folder: Path) -> str:
 
 def _set_prefix(step: pre_tokenizers.PreTokenizer | None, prefix: bool | None) -> None:
     """Sets whether a byte-level pre-tokenizer, or one in a sequence, puts a blank before a text."""
-    for part in step if isinstance(step, pre_tokenizers.Sequence) else [step]:
+    for part in _list_parts(step, pre_tokenizers.Sequence):
         if isinstance(part, pre_tokenizers.ByteLevel):
             part.add_prefix_space = prefix
+
+
+def _list_parts(step: Any, sequence: type) -> list:
+    """The parts of a tokenizer's step that is a sequence; else the step alone."""
+    return [*step] if isinstance(step, sequence) else [step]
 
 
 def _add_tokens(core: tokenizers.Tokenizer, described: Any, source: str) -> None:

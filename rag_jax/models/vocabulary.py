@@ -55,7 +55,8 @@ def grow_vocabulary(
     if not config.tie_embeddings:
         params["head"] = {"kernel": grow(params["head"]["kernel"].T).T}  # [D, V] -> [D, W]
     model = pretrained.model.clone(config=config)
-    return replace(pretrained, config=config, model=model, params=params, tokenizer=tokenizer)
+    grown = {"config": config, "model": model, "params": params, "tokenizer": tokenizer}
+    return replace(pretrained, **grown, reads_images=False)  # `save` writes the text model alone
 
 
 # One program: each operation by itself would be compiled, and would copy the table.

@@ -1,6 +1,7 @@
 """Adapters in PEFT's folders: what stands in them, what is read from them, what is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,13 @@ from safetensors.numpy import load_file, save_file
 
 from rag_jax import lora
 from rag_jax.models import load
+from rag_jax.models.nn.pooling import MEAN
+from rag_jax.models.vocabulary import grow_vocabulary
 from rag_jax.runtime.errors import RagJaxError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DECODERS = ("llama_tied", "llama_untied_sharded", "llama3", "phi3", "qwen2", "stablelm", "gemma3")
+WEIGHTS = "adapter_model.safetensors"
 FFN = ".*ffn/(gate|up|down)/kernel"
 MODELS = {}
 
@@ -103,6 +107,69 @@ def test_what_stands_in_the_files(saved):
     name = "base_model.model.model.layers.1.mlp.down_proj"
     np.testing.assert_array_equal(tensors[f"{name}.lora_A.weight"], own["a"].T)
     np.testing.assert_array_equal(tensors[f"{name}.lora_B.weight"], own["b"].T)
+
+
+def read_adapter(folder):
+    """The fields of an adapter, and the modules that it has tensors for."""
+    names = {name.rpartition(".lora_")[0] for name in load_file(folder / WEIGHTS)}
+    return json.loads((folder / "adapter_config.json").read_text()), names
+
+
+@pytest.mark.parametrize(
+    "start", ["", "language_model.", "model.language_model.", "language_model.model."]
+)
+def test_what_stands_before_the_layers(start, saved):
+    """Nothing in a model without a head, and another name in one that reads images."""
+
+    def rename(tensors):
+        for name in list(tensors):
+            tensors[name.replace(".model.model.", f".model.{start}")] = tensors.pop(name)
+
+    edit_tensors(saved, rename)
+    model = load_model("llama_tied")
+    expected = make_adapter(model, FFN)
+    assert_same(lora.load_peft(saved, model)[0], expected)
+    pattern = start.replace(".", r"\.") + r"layers\.\d\.mlp\.(gate|up|down)_proj"
+    edit_config(saved, target_modules=pattern)
+    assert_same(lora.load_peft(saved, model)[0], expected)
+    name = f"base_model.model.{start}embed_tokens.weight"
+    own = np.asarray(model.params["embed"]["embedding"])
+    edit_tensors(saved, lambda tensors: tensors.update({name: own}))
+    assert_same(lora.load_peft(saved, model)[0], expected)
+    edit_config(saved, target_modules=f"x{pattern}")
+    with pytest.raises(RagJaxError, match=f"no place for base_model.model.{start}layers.0.mlp"):
+        lora.load_peft(saved, model)
+
+
+def test_the_language_model_of_a_model_that_reads_images(tmp_path):
+    text = json.loads((GOLDEN / "gemma3" / "config.json").read_text())
+    folder = shutil.copytree(GOLDEN / "gemma3", tmp_path / "base")
+    (folder / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
+    model, target = load(folder), "model.language_model.layers.1.mlp.up_proj"
+    adapter = make_adapter(model, ".*layers_1/ffn/up/kernel")
+    lora.save_peft(adapter, tmp_path / "adapter", model, alpha=1)
+    fields, names = read_adapter(tmp_path / "adapter")
+    assert (fields["task_type"], fields["target_modules"]) == ("CAUSAL_LM", [target])
+    assert names == {f"base_model.model.{target}"}
+    assert_same(lora.load_peft(tmp_path / "adapter", model)[0], adapter)
+    lora.save_peft(make_adapter(model, ".*up/kernel"), tmp_path / "adapter", model, alpha=1)
+    fields, _ = read_adapter(tmp_path / "adapter")  # `up_proj` might be a layer over images
+    assert fields["target_modules"] == [target.replace("1", "0"), target]
+    grown = grow_vocabulary(model, ["<new>"])  # which is saved as a model of text alone
+    lora.save_peft(adapter, tmp_path / "adapter", grown, alpha=1)
+    assert read_adapter(tmp_path / "adapter")[0]["target_modules"] == ["model.layers.1.mlp.up_proj"]
+
+
+def test_a_decoder_that_embeds_texts_has_no_head(tmp_path):
+    model = load_model("llama_tied")
+    model = replace(model, model=model.model.clone(pooling=MEAN))
+    adapter = make_adapter(model, ".*layers_1/ffn/up/kernel")
+    lora.save_peft(adapter, tmp_path / "adapter", model, alpha=1)
+    fields, names = read_adapter(tmp_path / "adapter")
+    assert fields["task_type"] == "FEATURE_EXTRACTION"
+    assert fields["target_modules"] == ["layers.1.mlp.up_proj"]
+    assert names == {"base_model.model.layers.1.mlp.up_proj"}
+    assert_same(lora.load_peft(tmp_path / "adapter", model)[0], adapter)
 
 
 def test_targets_have_short_names_only_if_those_mean_the_same(tmp_path):

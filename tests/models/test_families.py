@@ -265,6 +265,9 @@ LONGROPE = {"short_factor": [1.0, 1.1, 1.3], "long_factor": [1.5, 4.0, 9.0]}
         ("gemma3", {"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0 is not supp"),
         ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0 is not supp"),
         ("gemma3", {"use_bidirectional_attention": "yes"}, "use_bidirectional_attention 'yes' is"),
+        ("gemma3", {"is_causal": False}, "is_causal False is not supported where layers"),
+        ("mistral", {"is_causal": False}, "is_causal False is not supported where layers"),
+        ("qwen2", {"is_causal": "no"}, "is_causal 'no' is not supported"),
         ("gemma3", {"hidden_activation": "silu"}, "hidden_activation 'silu' is not supported"),
         (
             "gemma3",
@@ -294,6 +297,24 @@ def test_configs_read_or_refused(name, fields, message, tmp_path):
         return
     with pytest.raises(RagJaxError, match=f"config.json: .*{message}"):
         read_config(path)
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen2", "gemma3"])
+def test_a_decoder_that_is_not_causal(name, tmp_path):
+    """Its tokens attend to later ones, as encoders' do that are made of decoders."""
+    full = {"layer_types": ["full_attention"] * 2} if name == "gemma3" else {}
+    path = change_config(name, tmp_path, is_causal=True, **full)
+    causal = read_config(path)
+    config = read_config(change_config(name, tmp_path, is_causal=False, **full))
+    assert config == replace(causal, bidirectional=True)
+    path.write_text(json.dumps(describe_config(config)))
+    assert read_config(path) == config
+    path.write_text(json.dumps({**json.loads(path.read_text()), "is_causal": None}))
+    assert read_config(path) == config
+    tokens = np.asarray([[5, 6, 7], [5, 6, 8]])
+    for own, same in ((causal, True), (config, False)):
+        first = run(Decoder(own), load(GOLDEN / name).params, tokens)[:, 0]
+        assert np.array_equal(*first) == same
 
 
 def test_fields_where_earlier_versions_keep_them(tmp_path):

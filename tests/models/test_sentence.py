@@ -161,6 +161,28 @@ def test_a_prompt_is_chosen_by_role(folder):
         embed(folder, "a", role="passage")
 
 
+@pytest.mark.parametrize("name", ["document", "passage"])
+def test_an_empty_prompt_goes_before_another_of_its_role(name, folder, tmp_path):
+    prompts = {name: "", "query": "ask: ", "corpus": "read: "}
+    write(folder, prompts={"prompts": prompts, "default_prompt_name": "corpus"})
+    save(load(folder), tmp_path / "saved")
+    for path in (folder, tmp_path / "saved"):
+        np.testing.assert_array_equal(embed(path, "who?", role="document"), embed(BERT, "who?"))
+        np.testing.assert_array_equal(embed(path, "who?"), embed(BERT, "read: who?"))
+    printed = load(folder).fingerprint
+    write(folder, prompts={"prompts": {**prompts, name: None}, "default_prompt_name": "corpus"})
+    assert load(folder).fingerprint != printed
+
+
+def test_empty_prompts_that_change_nothing_are_no_part_of_a_fingerprint(folder):
+    write(folder, prompts={"prompts": {"query": "ask: ", "document": "read: "}})
+    printed = load(folder).fingerprint
+    prompts = {"query": "ask: ", "document": "read: ", "passage": "", "corpus": None}
+    write(folder, prompts={"prompts": prompts})
+    assert load(folder).fingerprint == printed
+    assert dict(load(folder).sentence.prompts) == {"query": "ask: ", "document": "read: "}
+
+
 def test_prompts_that_are_no_part_of_the_embedding(folder):
     write(folder, prompts={"prompts": {"query": "ask this: "}}, pooling={"include_prompt": False})
     skipped = len(load(BERT).tokenizer.encode("ask this: "))
@@ -220,6 +242,25 @@ def test_other_names_of_the_transformers_settings(kind, folder):
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 7}')
     found = load(folder).sentence
     assert (found.lower_case, found.max_length) == (False, 7)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs"),
+        *("config_args", "config_kwargs", "processing_kwargs"),
+    ],
+)
+def test_what_is_passed_to_transformers_is_refused(name, folder):
+    write(folder)
+    path = folder / "sentence_bert_config.json"
+    for given in ({}, None, {"trust_remote_code": True}):  # which change nothing
+        path.write_text(json.dumps({name: given}))
+        assert load(folder).fingerprint == load(BERT).fingerprint
+    path.write_text(json.dumps({name: {"is_causal": False}}))
+    with pytest.raises(RagJaxError, match=f"{name} .*is_causal.* is not supported$") as error:
+        load(folder)
+    assert str(path) in str(error.value)
 
 
 @pytest.mark.parametrize("both", [True, False])

@@ -179,8 +179,21 @@ def test_encoder_form():
     assert pair == [2, 4, 5, 3, 6, 3]
     with pytest.raises(RagJaxError, match="max_length 1 has no room for"):
         tokenizer.encode_with_specials("a", max_length=1)
+    core = tokenizers.Tokenizer(models.BPE({"b": 0}, []))
+    core.add_special_tokens(["<s>"])
+    core.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
     with pytest.raises(RagJaxError, match=r"'\[CLS\]' is no special token"):
-        BASE.encode_with_specials("a", max_length=9)
+        Tokenizer(core).encode_with_specials("a", max_length=9)
+
+
+def test_texts_around_which_a_tokenizer_puts_nothing():
+    text, pair = BASE.encode("who is it"), BASE.encode("she")
+    assert BASE.encode_with_specials("who is it", max_length=99) == text
+    assert BASE.encode_with_specials("who is it", max_length=2) == text[:2]
+    assert BASE.encode_with_specials("who is it", max_length=99, pair="she") == [*text, *pair]
+    assert BASE.count_tokens_after() == 0
+    with pytest.raises(RagJaxError, match="a text has no tokens, and none are put around it"):
+        BASE.encode_with_specials("", max_length=9)
 
 
 def test_unknown_words_are_text():

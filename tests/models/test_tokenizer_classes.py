@@ -150,3 +150,42 @@ def test_types_whose_class_is_always_the_same(tmp_path):
         for kind in ("llama", "mistral", "phi3")
     }
     assert found["mistral"] == found["phi3"] != found["llama"]
+
+
+def make_pieces(normalizer=None, step=None):
+    """XLM-R's kind of tokenizer, whose file cuts texts at blanks alone."""
+    pieces = ["<unk>", "\u2581", "\u2581a", "a", "\u2581b", "b", "\t"]
+    core = tokenizers.Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=0))
+    core.normalizer = normalizer
+    core.pre_tokenizer = step or pre_tokenizers.Metaspace()
+    return core
+
+
+XLMR = {"tokenizer_class": "XLMRobertaTokenizerFast"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "first"),
+    [({}, "\u2581"), ({"add_prefix_space": True}, "\u2581"), ({"add_prefix_space": False}, "")],
+)
+def test_xlm_robertas_class_cuts_at_any_white_space(settings, first, tmp_path):
+    blanks = normalizers.Replace(tokenizers.Regex(" {2,}"), "x")
+    for core in (make_pieces(), make_pieces(blanks, pre_tokenizers.WhitespaceSplit())):
+        folder = write(tmp_path, core, **XLMR, **settings)
+        for text in ("a b", "a\tb", " a \n\u3000 b  "):
+            assert read_words(folder, text) == [f"{first}a", f"{first}b"]
+    folder = write(tmp_path, make_pieces(), model_type="xlm-roberta", **settings)
+    assert read_words(folder, "a\tb") == [f"{first}a", f"{first}b"]
+    for other in PLAIN:
+        folder = write(tmp_path, make_pieces(), tokenizer_class=other, **settings)
+        assert read_words(folder, "a\tb") == ["\u2581a", "\t", "b"]
+
+
+def test_xlm_robertas_class_keeps_a_normalizers_table(tmp_path):
+    """As a sequence's part or alone; the rest of the sequence is left out."""
+    empty = normalizers.Precompiled((1024).to_bytes(4, "little") + bytes(1024))
+    for normalizer in (empty, normalizers.Sequence([normalizers.Replace("a", "b"), empty])):
+        folder = write(tmp_path, make_pieces(normalizer), **XLMR)
+        core = Tokenizer.from_folder(folder)._core
+        assert isinstance(core.normalizer, normalizers.Precompiled)
+        assert read_words(folder, "a") == ["\u2581a"]

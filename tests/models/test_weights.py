@@ -336,6 +336,26 @@ def test_untied_head_is_missed(llama):
         load(llama)
 
 
+def test_an_encoder_saved_without_its_head_needs_none(llama):
+    """As base classes save it, whatever class with a head its config names."""
+    wanted = load(llama).params
+    change_config(llama, tie_word_embeddings=False)
+    pooling = llama / "1_Pooling" / "config.json"
+    pooling.parent.mkdir()
+    pooling.write_text('{"pooling_mode": "lasttoken"}')
+    kinds = {"Transformer": "", "Pooling": "1_Pooling"}
+    modules = [{"type": f"sentence_transformers.{k}", "path": path} for k, path in kinds.items()]
+    (llama / "modules.json").write_text(json.dumps(modules))
+    found = load(llama)
+    assert found.config.tie_embeddings
+    assert_same(found.params, wanted)
+    table = load_file(llama / "model.safetensors")["model.embed_tokens.weight"]
+    change_tensors(llama, lambda tensors: tensors.update({"lm_head.weight": table + 1}))
+    found = load(llama)
+    assert not found.config.tie_embeddings
+    np.testing.assert_array_equal(found.params["head"]["kernel"].T, table + 1)
+
+
 def test_half_precision_weights(bert):
     def halve(tensors):
         for name in tensors:

@@ -4,6 +4,7 @@ pip install -e .[parity] && pytest -m parity tests/parity
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ import pytest
 
 from rag_jax import lora
 from rag_jax.models import load
+from rag_jax.models.nn.pooling import MEAN
 
 sys.path.append(str(Path(__file__).parents[1] / "golden"))
 
@@ -73,6 +75,11 @@ def read_theirs(model):
         return model(torch.tensor(TOKENS)).logits.numpy()
 
 
+def read_hidden(model):
+    with torch.no_grad():
+        return model(torch.tensor(TOKENS)).last_hidden_state.numpy()
+
+
 def read_ours(ours, adapter, scale):
     params = lora.apply(ours.params, adapter, scale=scale)
     return ours.model.apply({"params": params}, jnp.asarray(TOKENS))
@@ -114,6 +121,46 @@ def test_ours_in_peft(base, tmp_path, targets, rank_stabilized):
     scale = lora.compute_scale(12, 3, rank_stabilized=rank_stabilized)
     np.testing.assert_allclose(read_ours(ours, adapter, scale), expected, atol=1e-4, rtol=0)
     assert np.abs(expected - read_theirs(load_theirs(folder))).max() > 0.1
+
+
+@pytest.mark.parametrize("model", ["AutoModelForCausalLM", "AutoModel"])
+def test_the_language_model_of_a_model_that_reads_images(model, tmp_path):
+    """With its head and without; its own layers alone are adapted, by names of their own."""
+    from make import make_llama_tokenizer, randomise
+
+    text = {**SIZES, "head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 16}
+    vision = {"hidden_size": 32, "intermediate_size": 48, "image_size": 28, "patch_size": 14}
+    vision |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+    tokens = {"mm_tokens_per_image": 4, "image_token_index": 289}
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, **tokens)
+    randomise(theirs := transformers.AutoModelForImageTextToText.from_config(config))
+    theirs.save_pretrained(tmp_path)
+    make_llama_tokenizer().save_pretrained(tmp_path)
+    ours, auto, headless = load(tmp_path), getattr(transformers, model), model == "AutoModel"
+    base = auto.from_pretrained(tmp_path).eval()
+
+    def read(model):
+        return read_hidden(model) if headless else read_theirs(model)
+
+    def read_own(adapter, scale):
+        params = lora.apply(ours.params, adapter, scale=scale)
+        method = "hidden" if headless else None
+        found = ours.model.apply({"params": params}, jnp.asarray(TOKENS), method=method)
+        return found.hidden if method else found
+
+    pattern = r".*language_model.*(q|up)_proj"
+    settings = peft.LoraConfig(r=3, lora_alpha=12, target_modules=pattern)
+    adapted = peft.get_peft_model(base, settings).eval()
+    draw_theirs(adapted, "default", 0)
+    adapted.save_pretrained(tmp_path / "theirs")
+    adapter, scale = lora.load_peft(tmp_path / "theirs", ours)
+    expected = read(adapted)
+    np.testing.assert_allclose(read_own(adapter, scale), expected, atol=1e-4, rtol=0)
+    if headless:
+        ours = replace(ours, model=ours.model.clone(pooling=MEAN))
+    lora.save_peft(adapter, tmp_path / "ours", ours, alpha=12)
+    again = peft.PeftModel.from_pretrained(auto.from_pretrained(tmp_path), tmp_path / "ours")
+    np.testing.assert_allclose(read(again.eval()), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("rank_stabilized", [False, True])

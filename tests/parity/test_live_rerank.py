@@ -46,6 +46,9 @@ def test_cross_encoders(kind, changes, tmp_path):
         path.write_text(json.dumps(settings))
     theirs = CrossEncoder(str(folder), device="cpu", max_length=128)
     wanted = theirs.predict(PAIRS, activation_fn=torch.nn.Identity())
+    theirs.save_pretrained(str(tmp_path / "theirs"))  # beside `modules.json`
+    found = score_pairs(load_reranker(tmp_path / "theirs"), PAIRS, max_length=128)
+    np.testing.assert_allclose(found, wanted, atol=1e-4 * max(1, np.abs(wanted).max()))
     found = score_pairs(load_reranker(folder), PAIRS, max_length=128)
     print("scores", np.abs(found - wanted).max(), "of", np.abs(wanted).max())
     np.testing.assert_allclose(found, wanted, atol=1e-4 * max(1, np.abs(wanted).max()))

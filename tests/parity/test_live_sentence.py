@@ -3,6 +3,8 @@
 pip install -e .[parity] && pytest -m parity tests/parity
 """
 
+import json
+
 import numpy as np
 import pytest
 from tiny_transformers import make_transformer
@@ -80,6 +82,20 @@ def test_tokens_that_attend_to_later_ones(tmp_path):
     assert ours.config.window == 9 and ours.config.bidirectional
     save_model(ours, tmp_path / "ours")
     compare(tmp_path / "ours", theirs)
+
+
+def test_a_decoder_that_is_not_causal(tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    folder, causal = make_folder("qwen3", tmp_path)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "is_causal": False}))
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    assert np.abs(theirs.encode(TEXTS) - causal.encode(TEXTS)).max() > 0.1
+    save_model(compare(folder, theirs), tmp_path / "ours")
+    again = SentenceTransformer(str(tmp_path / "ours"), device="cpu")
+    again.max_seq_length = 128
+    np.testing.assert_allclose(again.encode(TEXTS), theirs.encode(TEXTS), atol=1e-6)
 
 
 @pytest.mark.parametrize(

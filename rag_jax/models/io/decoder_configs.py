@@ -161,9 +161,14 @@ def read_decoder(fields: Fields) -> DecoderConfig:
         fields.refuse_unless("head_dim", head_dim)
     rope, local_theta = _read_positions(fields, family, head_dim, max_length)
     window, sliding = read_sliding(fields, family.sliding, layers, max_length, window=family.window)
-    bidirectional = _is_bidirectional(fields, name)
+    bidirectional = _counts_both_sides(fields, name)
     if bidirectional and window is not None:
         window = window // 2 + 1  # as transformers has it: the file's counts both sides
+    if _is_not_causal(fields):
+        if sliding:
+            place = fields.place("is_causal")
+            raise RagJaxError(f"{place} False is not supported where layers have a sliding window")
+        bidirectional = True
     options = list_options(name)
     if name == "stablelm":
         options["qkv_bias"] = fields.raw.get("use_qkv_bias") is True
@@ -232,7 +237,9 @@ def describe_decoder(config: DecoderConfig) -> dict[str, Any]:
         fields["use_qkv_bias"] = c.qkv_bias
     if c.family == "gemma3_text":
         fields["query_pre_attn_scalar"] = c.query_scalar
-    if c.bidirectional:
+    if c.bidirectional and c.family != "gemma3_text":
+        fields["is_causal"] = False
+    elif c.bidirectional:
         fields["use_bidirectional_attention"] = True
         if c.window is not None:
             fields["sliding_window"] = 2 * (c.window - 1)
@@ -276,12 +283,18 @@ def check_sizes(config: DecoderConfig, source: str) -> DecoderConfig:
     return config
 
 
-def _is_bidirectional(fields: Fields, family: str) -> bool:
-    """Whether tokens attend to later ones, as in encoders that are made of Gemma 3."""
+def _counts_both_sides(fields: Fields, family: str) -> bool:
+    """Whether tokens attend to later ones by Gemma 3's own field, as in encoders made of it."""
     if family != "gemma3_text":
         return False
     fields.refuse_unless("use_bidirectional_attention", True, False)
     return bool(fields.raw.get("use_bidirectional_attention"))
+
+
+def _is_not_causal(fields: Fields) -> bool:
+    """Whether tokens attend to later ones by the field of encoders made of any decoder."""
+    fields.refuse_unless("is_causal", True, False)
+    return not fields.raw.get("is_causal", True)  # transformers takes null for false
 
 
 def _refuse_others(fields: Fields, family: _Family) -> None:

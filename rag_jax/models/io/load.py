@@ -21,7 +21,7 @@ from rag_jax.models.io.tensors import StoredTensor, read_safetensors
 from rag_jax.models.io.weight_files import find_weights
 from rag_jax.models.io.weights import build_params
 from rag_jax.models.nn.bart import Bart
-from rag_jax.models.nn.decoder import Decoder
+from rag_jax.models.nn.decoder import Decoder, DecoderConfig
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.outside import is_there
@@ -43,6 +43,8 @@ class Pretrained:
         params: parameters as a nested dict of arrays.
         fingerprint: SHA-256 over the model's files.
         sentence: what an encoder reads besides a text, by its own files; None without such files.
+        reads_images: whether the files are of a model that reads images too, of which this is the
+            language model.
     """
 
     config: Config
@@ -51,6 +53,7 @@ class Pretrained:
     tokenizer: Tokenizer
     fingerprint: str
     sentence: Sentence | None = None
+    reads_images: bool = False
 
 
 def load(
@@ -143,9 +146,9 @@ class OpenedModel:
             describe: of the folder's settings, as for `fingerprint`.
         """
         own = fingerprint(self.path, describe)
-        return Pretrained(
-            self.config, make_model(self.config), params, self.tokenizer, own, sentence
-        )
+        model = make_model(self.config)
+        images = self.fields is not None and self.fields.raw["model_type"] == "gemma3"
+        return Pretrained(self.config, model, params, self.tokenizer, own, sentence, images)
 
 
 def open_model(name_or_path: str | Path) -> OpenedModel:
@@ -165,6 +168,8 @@ def open_model(name_or_path: str | Path) -> OpenedModel:
         tensors = read_safetensors(files)
         embeds = isinstance(config, EncoderConfig) or is_there(folder / MODULES)
         tokenizer = _read_tokenizer(folder, config)
+        if isinstance(config, DecoderConfig) and embeds:
+            config = _drop_head(config, tensors)
     if tokenizer.needed_size > config.vocab_size:
         # JAX clamps indices that are out of range: the model would read another token's vector.
         raise RagJaxError(
@@ -205,6 +210,15 @@ def _find_files(name_or_path: str | Path) -> tuple[Path, list[Path], Path]:
     if path.is_dir():
         refuse_nested(path)
     return path, find_weights(path), path.parent if path.is_file() else path
+
+
+def _drop_head(config: DecoderConfig, tensors: Mapping[str, StoredTensor]) -> DecoderConfig:
+    """An encoder's config as its file has it: without a head where none is stored.
+
+    The file's `architectures` may name a model with a head, although it was saved without.
+    """
+    has_head = any(name.endswith("lm_head.weight") for name in tensors)
+    return config if has_head else replace(config, tie_embeddings=True)
 
 
 def _read_tokenizer(folder: Path, config: Config) -> Tokenizer:

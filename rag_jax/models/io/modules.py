@@ -92,6 +92,13 @@ def _list_modules(path: Path) -> list[tuple[str, Any]]:
     return found
 
 
+def stands_alone(folder: Path) -> bool:
+    """Whether `modules.json` lists a model alone, as sentence-transformers has it for rerankers."""
+    path = folder / MODULES
+    found = _list_modules(path) if is_there(path) else []
+    return [kind.rpartition(".")[2] for kind, _ in found] == ["Transformer"]
+
+
 def refuse_nested(folder: Path) -> None:
     """Raises a RagJaxError if `modules.json` has the encoder itself in a folder of its own.
 

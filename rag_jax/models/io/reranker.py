@@ -13,9 +13,11 @@ from jaxtyping import PyTree
 
 from rag_jax.models.io.architectures import Config, EncoderConfig
 from rag_jax.models.io.configs import describe_config
-from rag_jax.models.io.fields import SCORED, Fields
+from rag_jax.models.io.fields import SCORED, Fields, read_fields
 from rag_jax.models.io.load import OpenedModel, Pretrained, load, open_model
+from rag_jax.models.io.modules import PROMPTS, find_transformer, stands_alone
 from rag_jax.models.io.save import write_model
+from rag_jax.models.io.sentence import read_text_settings
 from rag_jax.models.io.slot import Slot, linear_slots, scale_slots
 from rag_jax.models.io.slots import list_slots
 from rag_jax.models.io.weights import build_params, build_slots, rename, set_leaf
@@ -24,7 +26,7 @@ from rag_jax.models.nn.modern_bert import ModernBertConfig
 from rag_jax.models.nn.score_head import ScoreHead
 from rag_jax.models.tokenizer import Tokenizer
 from rag_jax.runtime.errors import RagJaxError
-from rag_jax.runtime.outside import show
+from rag_jax.runtime.outside import is_there, show
 from rag_jax.runtime.sharding import HEAD_RULES
 from rag_jax.search_config import YesNo
 
@@ -155,11 +157,28 @@ def _check_config(found: OpenedModel) -> Fields:
             f"{found.folder}: a {kind} with architectures {names} is no reranker, which has a head "
             f"for a score ({SCORED}); a language model is one if it is asked a question"
         )
+    if stands_alone(found.folder):
+        _check_settings(found.folder)
     labels = fields.raw.get("id2label", {0: "", 1: ""})
     count = fields.raw.get("num_labels", len(labels) if isinstance(labels, Mapping) else None)
     if count != 1:
         raise RagJaxError(f"{fields.source}: {show(count)} labels: a reranker has one, the score")
     return fields
+
+
+def _check_settings(folder: Path) -> None:
+    """Refuses what sentence-transformers follows of the settings beside a reranker."""
+    texts = read_text_settings(folder, "cosine", "dot", "dot_score")
+    if texts.find_prompt(None):
+        raise RagJaxError(
+            f"{folder / PROMPTS}: default_prompt_name {show(texts.default_prompt)} is not "
+            "supported: a reranker has no prompts"
+        )
+    path = find_transformer(folder)
+    fields = read_fields(path) if is_there(path) else Fields({}, str(path))
+    fields.refuse_unless("transformer_task", "sequence-classification")
+    fields.refuse_unless("do_lower_case", False)
+    fields.refuse_unless("max_seq_length")
 
 
 def _find_head(config: Config, fields: Fields) -> ScoreHead:

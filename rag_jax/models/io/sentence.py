@@ -20,6 +20,7 @@ from rag_jax.models.io.modules import (
     find_transformer,
     read_layer,
     read_modules,
+    stands_alone,
 )
 from rag_jax.models.nn.pooling import ACTIVATIONS, MEAN, Dense, Mode, Pooling
 from rag_jax.runtime.errors import RagJaxError
@@ -38,6 +39,16 @@ _MODES = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 _SIMILARITIES = ("cosine", "dot", "dot_score")
+# What sentence-transformers passes to transformers, by its older and newer names.
+_PASSED = (
+    "model_args",
+    "model_kwargs",
+    "tokenizer_args",
+    "processor_kwargs",
+    "config_args",
+    "config_kwargs",
+    "processing_kwargs",
+)
 # Where sentence-transformers looks for the prompt of a role, in this order.
 _ROLES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
@@ -47,7 +58,8 @@ class Sentence:
     """What an encoder reads: a text's prompt and case.
 
     Attributes:
-        prompts: by name, what is put before a text; empty ones are left out.
+        prompts: by name, what is put before a text; empty ones are left out, unless they go before
+            another of their role.
         default_prompt: name of the prompt of texts without a role; None for no prompt.
         lower_case: whether texts are put in lower case before they are tokenised.
         max_length: maximum number of tokens that the authors give it; None if they do not say.
@@ -120,7 +132,7 @@ def describe_sentence(folder: Path, sum_file: Callable[[Path], str]) -> str:
     Raises:
         RagJaxError: as `read_sentence`, or a file of a dense layer is missing.
     """
-    found = read_sentence(folder)
+    found = None if stands_alone(folder) else read_sentence(folder)
     if found is None:
         return ""
     texts = found.sentence
@@ -242,6 +254,8 @@ def read_text_settings(folder: Path, *similarities: str) -> Sentence:
     transformer, lower_case, length = find_transformer(folder), False, None
     if is_there(transformer):
         fields = read_fields(transformer)
+        for name in _PASSED:  # without trust_remote_code, which counts in no file
+            fields.refuse_unless(name, {}, {"trust_remote_code": True})
         lower_case = fields.raw.get("do_lower_case") is True
         if fields.raw.get("max_seq_length") is not None:
             length = fields.size("max_seq_length")
@@ -252,4 +266,8 @@ def _read_prompts(fields: Fields) -> dict[str, str]:
     prompts = fields.section("prompts")
     if wrong := [name for name, prompt in prompts.items() if not isinstance(prompt, str | None)]:
         raise RagJaxError(f"{fields.source}: prompt {show(wrong[0])} must be a text")
-    return {name: prompt for name, prompt in prompts.items() if prompt}
+    texts = {name: prompt for name, prompt in prompts.items() if prompt}
+    documents = [name for name in _ROLES["document"] if prompts.get(name) is not None]
+    if any(name in texts for name in documents[1:]):
+        texts[documents[0]] = prompts[documents[0]]
+    return texts

@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from rag_jax.models.io.architectures import Config, EncoderConfig, make_model
 from rag_jax.models.io.configs import read_config
-from rag_jax.models.io.modules import MODULES
+from rag_jax.models.io.modules import MODULES, stands_alone
 from rag_jax.models.io.sentence import read_sentence
 from rag_jax.models.nn.bart_config import BartConfig
 from rag_jax.models.nn.bert import BertConfig
@@ -256,7 +256,7 @@ def find_pooling(name_or_path: str) -> Pooling | None:
     """How a model of `find_sizes` embeds texts, by the table or the files in its folder.
 
     Returns:
-        None for a decoder that embeds no texts, and for an encoder without such files.
+        None for a decoder that embeds no texts, a reranker, and an encoder without such files.
 
     Raises:
         RagJaxError: a file in the folder is damaged, or asks for what is not supported.
@@ -264,7 +264,8 @@ def find_pooling(name_or_path: str) -> Pooling | None:
     if name_or_path in _SIZES:
         return _POOLINGS.get(name_or_path)
     folder = expand_path(name_or_path)
-    files = read_sentence(folder) if is_there(folder / MODULES) else None
+    embeds = is_there(folder / MODULES) and not stands_alone(folder)
+    files = read_sentence(folder) if embeds else None
     return files and files.pooling
 
 
