@@ -113,9 +113,12 @@ class RerankConfig:
 
     def check(self, path: str) -> None:
         """Raises a RagJaxError if there is a question that nobody is asked."""
-        if self.question != YesNo() and not self.asks:
+        usual = vars(YesNo())
+        changed = [name for name, value in vars(self.question).items() if value != usual[name]]
+        if changed and not self.asks:
             raise RagJaxError(
-                f"{path}.question: only a language model is asked; set {path}.asks=True"
+                f"{path}.question.{changed[0]}: only a language model is asked; set "
+                f"{path}.asks=True"
             )
 
 
