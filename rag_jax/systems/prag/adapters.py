@@ -20,12 +20,21 @@ def augment_stage(session: Session, name: str, model: Mapping[str, Any], *, foun
     """
     c = session.config
     settings = {**model, "augment": c.augment, "full": c.prompt.reasoning}
-    if c.augment.by == "model":  # rules draw nothing
-        settings |= {"seed": c.seed, "draws": "of the batch"}
+    draws = c.augment.by == "model"  # and rules do not
+    if draws:
+        settings["seed"] = c.seed
     if c.augment.model is not None:
         settings["writer"] = session.fingerprint("augment.model")
-    options = {"divisible": ("augmented.jsonl",), "version": 2, "found": found}
-    return make_stage(session, name, run_augmentation, settings, "corpus", found, **options)
+    return make_stage(
+        session,
+        name,
+        run_augmentation,
+        settings,
+        *("corpus", found),
+        divisible=("augmented.jsonl",),
+        version=3 if draws else 2,
+        found=found,
+    )
 
 
 def encode_stage(
