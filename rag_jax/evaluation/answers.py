@@ -90,7 +90,8 @@ def _match(prediction: str, answer: str) -> float:
         return float(bool(answer.strip()) and re.search(spelled, prediction) is not None)
     predicted, words = (" ".join(space_characters(text).split()) for text in (predicted, words))
     if words in _VERDICTS:
-        return float(next(iter(_VERDICT.findall(predicted)), None) == words)
+        said = _VERDICT.search(predicted)
+        return float(said is not None and said[0] == words)
     return float(bool(words) and f" {words} " in f" {predicted} ")
 
 

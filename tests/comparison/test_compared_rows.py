@@ -8,9 +8,10 @@ import hypothesis.strategies as st
 import pytest
 
 from rag_jax.comparison.config import SYSTEMS, CompareConfig
-from rag_jax.comparison.grade import grade_records, grade_rows, judge, list_frontier, summarize
+from rag_jax.comparison.grade import grade_records, grade_rows, list_frontier, summarize
 from rag_jax.comparison.rows import ROWS, Row, find_row, weigh_changes, weigh_documents
 from rag_jax.data.questions import Question
+from rag_jax.evaluation.compare import judge
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.systems import open_room
 

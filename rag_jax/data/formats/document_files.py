@@ -258,7 +258,8 @@ def read_word(path: Path) -> Document:
                 texts = [" | ".join(map(read_cell, row.cells)) for row in block.rows]
                 style = ""
             else:
-                texts, style = [block.text], block.style.name if block.style else ""
+                found = block.style  # once: python-docx searches all styles
+                texts, style = [block.text], found.name if found else ""
             if style == "Title":
                 title, texts = block.text, []
             elif level := re.fullmatch(r"Heading (\d)", style):

@@ -38,17 +38,17 @@ from rag_jax.data.questions import Question
 def holds(path: Path) -> bool:
     """Returns whether a file is a document of SQuAD, or lines of MRQA."""
     key, begun = find_container(path) or ("", [])
-    return _is_of_mrqa(path) or (
+    if key == "header":
+        return _has_header(path)
+    return (
         key == "data"
         and isinstance(begun, list)
         and all(isinstance(article, dict) and "paragraphs" in article for article in begun)
     )
 
 
-def _is_of_mrqa(path: Path) -> bool:
-    key, _ = find_container(path) or ("", [])
-    if key != "header":
-        return False
+def _has_header(path: Path) -> bool:
+    """Whether the first line is MRQA's; of a file that begins with `header`."""
     records = read_records(path, BadLines(sys.maxsize, quiet=True))
     return next((record.keys() for _, record in records), None) == {"header"}
 
@@ -94,7 +94,8 @@ def read(path: Path, bad: BadLines) -> Iterator[Item]:
     Raises:
         RagJaxError: if the file cannot be read, or has too many bad lines.
     """
-    if _is_of_mrqa(path):
+    key, _ = find_container(path) or ("", [])
+    if key == "header" and _has_header(path):
         for place, paragraph in read_records(path, bad):
             if "header" not in paragraph:
                 with bad:

@@ -1,6 +1,6 @@
 """Settings of the questions that a language model writes about a corpus."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,6 +16,7 @@ from rag_jax.config import (
 )
 from rag_jax.data.formats.detect import is_named
 from rag_jax.data.formats.documents import list_documents
+from rag_jax.data.formats.files import list_others
 from rag_jax.data.formats.folder import list_files
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.paths import expand_path
@@ -50,12 +51,12 @@ class CorpusConfig:
             return [path], documents
         raise RagJaxError(f"config.data.path={path}: holds no documents and no file of passages")
 
-    def list_unread(self, sources: Iterable[Path]) -> list[Path]:
-        """The data files and documents of a folder of which only the files of passages are read."""
+    def list_unread(self, sources: Sequence[Path]) -> list[Path]:
+        """What lies in a folder of which only the files of passages are read."""
         path = expand_path(self.path)
         if path.is_file() or path in sources:  # beside documents it is named where they are read
             return []
-        return sorted({*list_files(path), *list_documents(path)} - {*sources})
+        return [*list_others(path, sources)]
 
 
 @dataclass(frozen=True)

@@ -295,14 +295,17 @@ class Engine:
     def room(self) -> int:
         """The most tokens behind a question: a path of the trie, or a passage and the answer."""
         format, blank = self.format, Passage("", "", "")
-        title = max(len(tokens) for tokens, _ in self._titles.values())
         cue = len(format.encode_reading(blank)) - len(format.encode_title(""))
-        read = title + format.max_text + cue + len(format.encode_accept())
+        read = self._longest_title + format.max_text + cue + len(format.encode_accept())
         return max(self._depth, read + self.settings.max_answer)
 
     @cached_property
+    def _longest_title(self) -> int:
+        return max(len(tokens) for tokens, _ in self._titles.values())
+
+    @cached_property
     def _title_width(self) -> int:
-        return round_up(max(len(tokens) for tokens, _ in self._titles.values()), 8)
+        return round_up(self._longest_title, 8)
 
     @cached_property
     def _depth(self) -> int:
