@@ -149,7 +149,7 @@ def test_mistakes_are_told(settings, mesh):
     for changes, message in [
         ({"depth": 0}, "config.retrieve.rerank.depth=0: must be at least 1"),
         ({"dtype": "int8"}, "config.retrieve.rerank.dtype='int8': must be one of"),
-        ({"question": {"yes": "ja"}}, "config.retrieve.rerank.question: only a language model is"),
+        ({"question": {"yes": "ja"}}, "config.retrieve.rerank.question.yes: only a language model"),
         ({"name": "a", "depth": 200}, "config.retrieve.rerank.depth=200 is above config.depth=100"),
     ]:
         with pytest.raises(RagJaxError, match=message):
