@@ -8,6 +8,8 @@ from rag_jax.data.formats.lines import BadLineError, Place
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 
+YES_NO = {True: "yes", False: "no"}
+
 _WITHOUT_TEXT = {"id", "_id", "docid", "title", "url", "metadata"}
 
 
@@ -114,15 +116,18 @@ def join_sentences(record: Mapping[str, Any], name: str, place: Place) -> str:
 
 
 def get_answers(record: Mapping[str, Any], place: Place) -> tuple[str, ...]:
-    """Returns the answers in `answer`, a string or a list, and `answer_aliases`, without blanks.
+    """Returns the answers in `answer` and `answer_aliases`, without blanks.
 
-    Both fields are optional. A question that is marked as impossible to answer has no answers.
+    Both fields are optional; `answer` is a string, a list, or true or false, for yes or no. A
+    question that is marked as impossible to answer has no answers.
 
     Raises:
         BadLineError: if a field has the wrong type.
     """
     if isinstance(record.get("answer"), list):
         answers = list(get_texts(record, "answer", place))
+    elif isinstance(record.get("answer"), bool):
+        answers = [YES_NO[record["answer"]]]
     else:
         answers = [get_text(record, "answer", place, default="")]
     if record.get("answer_aliases") is not None:

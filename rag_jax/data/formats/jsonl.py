@@ -4,9 +4,9 @@ A passage has `id` (or `_id`, in BEIR, or `docid`, in Tevatron), `text`, which m
 sentences as in HotpotQA's corpus, and optionally `title`. A passage with a title may have no text,
 and a document of BEIR may have neither: it keeps its row. A question has `question`, `answers` and
 optionally `id` (or `ID`), `passage_id` (the gold passage), `type` and `popularity`. `answer`, a
-string or a list of strings as in NQ-open (Lee et al. 2019, arXiv 1906.00300), and `answer_aliases`
-stand for `answers`. In a table, a list is as Python or JSON writes it. A question without an id
-gets one made of its text.
+string, a list of strings as in NQ-open (Lee et al. 2019, arXiv 1906.00300), or true or false for
+yes or no, and `answer_aliases` stand for `answers`. In a table, a list is as Python or JSON writes
+it. A question without an id gets one made of its text.
 """
 
 from collections.abc import Iterable, Mapping
@@ -40,11 +40,13 @@ _OTHERS = {*OPTIONS, "context", "passage", "article"}
 
 def matches(record: Mapping[str, Any]) -> bool:
     """Returns whether a record is a question."""
-    has_answer = "answer" in record and not _OTHERS & record.keys()
-    # A list of answers with its passage is `squad`'s. Of a table, the heading alone is known.
-    others = OPTIONS if isinstance(record.get("answers"), list) else _OTHERS
-    has_answers = "answers" in record and not others & record.keys()
-    return "question" in record and (has_answers or has_answer)
+    given = {name for name, value in record.items() if value is not None}
+    return "question" in record and has_answer(record) and not _OTHERS & given
+
+
+def has_answer(record: Mapping[str, Any]) -> bool:
+    """Returns whether a record has a field of answers."""
+    return not {"answer", "answers"}.isdisjoint(record)
 
 
 def parse(record: Mapping[str, Any], place: Place) -> Item:
@@ -59,7 +61,7 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
     question = Question(
         get_id(record, ["id", "ID"], place, default=""),
         get_filled(record, "question", place),
-        _read_answers(record, place),
+        read_answers(record, place),
         relevant,
         get_text(record, "type", place, default=""),
         get_count(record, "popularity", place),
@@ -85,7 +87,12 @@ def parse_passage(record: Mapping[str, Any], place: Place) -> list[Passage]:
     return [Passage(id, title, text)]
 
 
-def _read_answers(record: Mapping[str, Any], place: Place) -> tuple[str, ...]:
+def read_answers(record: Mapping[str, Any], place: Place) -> tuple[str, ...]:
+    """Returns the answers in `answers`, or in `answer`, and in `answer_aliases`.
+
+    Raises:
+        BadLineError: if there is no such field, or a field has the wrong type.
+    """
     if is_table(place.path):
         cells = {name: record.get(name) for name in ("answer", "answers")}
         lists = {name: cell for name, cell in cells.items() if dpr.is_list(cell)}

@@ -8,8 +8,9 @@ after the other.
 A line of MRQA's files (Fisch et al. 2019, arXiv 1910.09753) is a paragraph without a title, whose
 questions, `qas`, have `qid` and `answers`, a list of texts. The first line is `header`.
 
-A row, as Hugging Face has it, is one question: `id` (or `qid`), `title`, `context` (the paragraph),
-`question`, and `answers`, a list of texts or an object with a list `text`.
+A row is one question about a paragraph, `context` or, in BoolQ (Clark et al. 2019, arXiv
+1905.10044), `passage`: `question`, optionally `id` (or `qid`) and `title`, and `answers`, which as
+Hugging Face has them are an object with a list `text`, or else as in plain JSON lines (`jsonl`).
 """
 
 import sys
@@ -34,6 +35,8 @@ from rag_jax.data.formats.records import read_items, read_records
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 
+_PARAGRAPHS = ("context", "passage")
+
 
 def holds(path: Path) -> bool:
     """Returns whether a file is a document of SQuAD, or lines of MRQA."""
@@ -55,12 +58,12 @@ def _has_header(path: Path) -> bool:
 
 def matches(record: Mapping[str, Any]) -> bool:
     """Returns whether a record is a row of SQuAD."""
-    answers, context = record.get("answers"), record.get("context")
     if "question" not in record or not jsonl.OPTIONS.isdisjoint(record):
         return False
-    if isinstance(answers, dict):
-        return "context" in record and "text" in answers
-    return isinstance(answers, list) and isinstance(context, str) and bool(context.strip())
+    if isinstance(record.get("answers"), dict):
+        return "context" in record and "text" in record["answers"]
+    texts = (record.get(name) for name in _PARAGRAPHS)
+    return jsonl.has_answer(record) and any(isinstance(text, str) for text in texts)
 
 
 def parse(record: Mapping[str, Any], place: Place) -> Item:
@@ -70,13 +73,13 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
         BadLineError: if a required field is missing or blank, or a field has the wrong type.
     """
     answers = record.get("answers")
-    if isinstance(answers, list):
-        answers = {"text": answers}
-    if not isinstance(answers, dict):
-        raise BadLineError(f"{place}: answers must be a list, or an object with a list 'text'")
-    texts = () if is_impossible(record) else get_texts(answers, "text", place)
+    if isinstance(answers, dict):
+        texts = () if is_impossible(record) else get_texts(answers, "text", place)
+    else:
+        texts = jsonl.read_answers(record, place)
     title = get_text(record, "title", place, default="").replace("_", " ")
-    text = get_filled(record, "context", place)
+    name = next((name for name in _PARAGRAPHS if record.get(name) is not None), _PARAGRAPHS[0])
+    text = get_filled(record, name, place)
     question = Question(
         get_id(record, ["id", "qid"], place, default=""),
         get_filled(record, "question", place),

@@ -7,11 +7,9 @@ The paragraphs of the evidence are published apart, so the folder must contain a
 from collections.abc import Mapping
 from typing import Any
 
-from rag_jax.data.formats.fields import Item, get_filled, get_id
+from rag_jax.data.formats.fields import Item, get_answers, get_filled, get_id
 from rag_jax.data.formats.lines import BadLineError, Place
 from rag_jax.data.questions import Question
-
-_ANSWERS = {True: ("yes",), False: ("no",), None: ()}
 
 
 def matches(record: Mapping[str, Any]) -> bool:
@@ -29,4 +27,4 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
     if answer is not None and not isinstance(answer, bool):
         raise BadLineError(f"{place}: answer={answer!r:.40} must be true or false")
     id, text = get_id(record, ["qid"], place), get_filled(record, "question", place)
-    return Item(place, Question(id, text, _ANSWERS[answer], {}))
+    return Item(place, Question(id, text, get_answers(record, place), {}))

@@ -2,8 +2,9 @@
 
 A dataset is a folder with `dataset_info.json`, unless the file is Hugging Face's. An example is a
 question if the example has the feature `question` and either `answers` or `answer`: a string, a
-list of strings, or the structure of SQuAD or TriviaQA in TensorFlow Datasets. `id` (or
-`question_id`), `title` and `context`, the gold passage, are optional. All other features are as in
+list of strings, true or false for yes or no, or the structure of SQuAD or TriviaQA in TensorFlow
+Datasets. `id` (or `question_id`), `title` and the gold passage, `context` or in BoolQ `passage`,
+are optional. All other features are as in
 plain JSON lines. In SQuAD's titles, spaces stand for underscores, and TriviaQA's `<unk>` is no
 answer, as in `squad` and `triviaqa`.
 """
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rag_jax.data.formats import dpr, jsonl, triviaqa
-from rag_jax.data.formats.fields import Item, get_text, is_impossible
+from rag_jax.data.formats.fields import YES_NO, Item, get_text, is_impossible
 from rag_jax.data.formats.lines import BadLineError, BadLines, Place
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_json
@@ -145,7 +146,7 @@ def parse(example: Mapping[str, Any], place: Place) -> Item:
     record = dict(example)
     given = record.get("answers", record.get("answer"))
     record["answers"] = [] if is_impossible(record) else _list_answers(given)
-    context = record.get("context")
+    context = record.get("context") or record.get("passage")
     if record.get("id") is not None and not context:
         return jsonl.parse(record, place)
     if context:
@@ -165,6 +166,8 @@ def _list_answers(answers: Any) -> Any:
     if isinstance(answers, dict) and "value" in answers:  # TriviaQA
         listed = dict.fromkeys([answers["value"], *answers.get("aliases", [])])
         return [answer for answer in listed if answer != triviaqa.UNKNOWN]
+    if isinstance(answers, bool):
+        return [YES_NO[answers]]
     return [answers] if isinstance(answers, str) else answers
 
 

@@ -81,8 +81,8 @@ def test_openbookqa(tmp_path):
 @pytest.mark.parametrize(
     ("record", "fault", "problem"),
     [
-        (SQUAD[0], {"answers": "Latvia"}, "answers must be a list, or an object with a"),
-        (SQUAD[0], {"answers": [1]}, "text must be a list of strings"),
+        (SQUAD[0], {"answers": "Latvia"}, "answers must be a list of strings"),
+        (SQUAD[0], {"answers": [1]}, "answers must be a list of strings"),
         (SQUAD[0], {"answers": {"text": "Latvia"}}, "text must be a list of strings"),
         (SQUAD[0], {"context": " "}, "context is blank"),
         (SQUAD[0], {"question": None}, "has no 'question'"),

@@ -214,6 +214,46 @@ def test_rows_of_mrqa(tmp_path):
         read(tmp_path, {"dev.jsonl": lines(row | options)})
 
 
+@pytest.mark.parametrize("name", ["context", "passage"])
+@pytest.mark.parametrize(
+    ("fields", "answers"),
+    [
+        ({"answers": ["Latvia", "Latvia", "Latvija"]}, ("Latvia", "Latvija")),
+        ({"answer": "Latvia", "answer_aliases": ["Latvija"]}, ("Latvia", "Latvija")),
+        ({"answer": ["Latvia"]}, ("Latvia",)),
+        ({"answer": True}, ("yes",)),
+        ({"answer": False}, ("no",)),
+        ({"answer": "Latvia", "is_impossible": True}, ()),
+    ],
+)
+def test_rows_with_a_paragraph(tmp_path, name, fields, answers):
+    """The paragraph is the passage, also where the folder has a file of passages."""
+    row = {"question": "Is Riga there?", name: "Riga is in Latvia.", "title": "Riga"} | fields
+    other = {"id": "o", "title": "Oslo", "text": "Oslo is in Norway."}
+    found = read(tmp_path, {"dev.jsonl": lines(row)})
+    ((passage,), (question,)) = found.passages, found.questions["dev"]
+    assert passage == Passage("Riga", "Riga", "Riga is in Latvia.")
+    assert (question.answers, question.relevant) == (answers, {"Riga": 1})
+    same = {"id": "r", "title": "Riga", "text": "Riga is in Latvia."}
+    found = read(tmp_path, {"passages.jsonl": lines(other, same)})
+    assert len(found.passages) == 2 and found.questions["dev"][0].relevant == {"r": 1}
+
+
+@pytest.mark.parametrize("value", [["A text."], {"text": "A text."}])
+def test_a_paragraph_that_is_no_text_is_not_left_out(tmp_path, value):
+    row = {"question": "Who?", "answers": ["x"], "context": value}
+    files = {"passages.jsonl": lines({"id": 1, "text": "a"}), "dev.jsonl": lines(row)}
+    with pytest.raises(RagJaxError, match="dev.jsonl(: has an unknown format|:1: has no 'id')"):
+        read(tmp_path, files)
+
+
+@pytest.mark.parametrize(("answer", "wanted"), [(True, ("yes",)), (False, ("no",))])
+def test_a_plain_answer_that_is_true_or_false(tmp_path, answer, wanted):
+    asked = {"question": "Is Riga in Latvia?", "answer": answer}
+    files = {"passages.jsonl": lines({"id": 1, "text": "a"}), "dev.jsonl": lines(asked)}
+    assert read(tmp_path, files).questions["dev"][0].answers == wanted
+
+
 def test_asqa_as_alce_has_it(tmp_path):
     pairs = [{"question": "?", "short_answers": [answer]} for answer in ("x", "y")]
     row = {"sample_id": "s", "question": "Who?", "qa_pairs": pairs, "answer": "An essay."}

@@ -187,10 +187,19 @@ def test_a_damaged_list_of_answers_in_a_table(tmp_path, name, cell, problem):
         read_answers(tmp_path, name, cell)
 
 
-@pytest.mark.parametrize("name", ["context", "passage", "article"])
-def test_a_passage_beside_the_answers_of_a_table_is_not_left_out(tmp_path, name):
+@pytest.mark.parametrize("name", ["context", "passage"])
+@pytest.mark.parametrize(("column", "cell"), [("answers", "['x']"), ("answer", "x")])
+def test_a_passage_beside_the_answers_of_a_table(tmp_path, name, column, cell):
+    (tmp_path / "test.csv").write_text(f"question,{column},{name}\nWhen?,{cell},A text.\n")
+    found = read_collection(DataConfig(str(tmp_path)), WorldConfig())
+    ((passage,), (question,)) = found.passages, found.questions["test"]
+    assert (passage.text, question.answers) == ("A text.", ("x",))
+    assert question.relevant == {passage.id: 1}
+
+
+def test_an_article_beside_the_answers_of_a_table_is_not_left_out(tmp_path):
     (tmp_path / "passages.jsonl").write_text('{"id": 1, "text": "a"}')
-    (tmp_path / "test.csv").write_text(f"question,answers,{name}\nWhen?,['x'],A text.\n")
+    (tmp_path / "test.csv").write_text("question,answers,article\nWhen?,['x'],A text.\n")
     with pytest.raises(RagJaxError, match="test.csv: has an unknown format"):
         read_collection(DataConfig(str(tmp_path)), WorldConfig())
 

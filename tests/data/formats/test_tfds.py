@@ -93,6 +93,12 @@ ANSWERS = np.array([b"x", b"x", b"y"], object)
         ),
         ({"question": b"Where?", "answer": np.array([b"x"], object)}, "validation:1", ("x",), None),
         ({"question": b"Where?", "answer": b"x", "id": b"7"}, "7", ("x",), None),
+        (
+            {"question": b"Where?", "title": b"T", "passage": b"U", "answer": np.bool_(True)},
+            "validation:1",
+            ("yes",),
+            "U",
+        ),
     ],
 )
 def test_features_of_others(example, id, answers, context):
