@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Float
 
 from rag_jax.config import EncoderConfig
-from rag_jax.data.batches import round_up
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.evaluation.compare import Method, Record, compare
@@ -21,9 +20,10 @@ from rag_jax.pipeline.stage import StageContext
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.files import read_jsonl, write_jsonl
 from rag_jax.systems.embeddings import embedding
+from rag_jax.systems.prag.answers import answer_sorted
 from rag_jax.systems.prag.config import AnswerConfig, DocumentsConfig
 from rag_jax.systems.prag.data import Format
-from rag_jax.systems.prag.evaluate import answer_batch, grade, name_row
+from rag_jax.systems.prag.evaluate import grade, name_row
 from rag_jax.systems.prag.infer import Engine, Search
 from rag_jax.systems.reranking import RERANKED, Reranking
 from rag_jax.systems.stages import answer_timed, continue_prompts
@@ -84,15 +84,13 @@ def run_reading(
             format.encode_prompt(question.question, own)
             for question, own in zip(questions, chosen, strict=True)
         ]
-        longest = max(map(len, prompts))
-        check_length(longest + answer.max_tokens)
+        check_length(max(map(len, prompts)) + answer.max_tokens)
         facts = [
             {"prompt_tokens": len(prompt), "passages": [p.id for p in own], "adapters": []}
             for prompt, own in zip(prompts, chosen, strict=True)
         ]
-        run = partial(answer_batch, make_engine(round_up(longest, 32)), prompts, facts, None)
-        places, size = range(len(questions)), answer.batch_size
-        return answer_timed(context, name_row(reader), places, run, batch_size=size)
+        options = {"make_engine": make_engine, "batch_size": answer.batch_size}
+        return answer_sorted(context, name_row(reader), prompts, facts, **options)
 
     def answer_from_all() -> list[Record]:
         # In one piece, so that the corpus is read once and each question has its share of that.

@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Float
 
 from rag_jax.config import EncoderConfig
-from rag_jax.data.batches import round_up
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.evaluation.answers import exact_match, f1, match
@@ -21,6 +20,7 @@ from rag_jax.runtime.files import read_jsonl, write_json, write_jsonl
 from rag_jax.runtime.progress import log
 from rag_jax.systems.embeddings import embedding
 from rag_jax.systems.evaluation import name_model
+from rag_jax.systems.prag.answers import answer_sorted
 from rag_jax.systems.prag.augment import list_documents, read_augmented
 from rag_jax.systems.prag.config import AnswerConfig, DocumentsConfig, PRAGConfig
 from rag_jax.systems.prag.data import Augmented, Format, Variant, list_variants
@@ -36,7 +36,6 @@ from rag_jax.systems.reranking import (
     rerank_found,
     tabulate_reranking,
 )
-from rag_jax.systems.stages import answer_timed
 from rag_jax.systems.words import keep_settings, tabulate_words
 
 COLUMNS = ("n", "exact_match", "f1", "match", "prompt_tokens", "seconds_per_question")
@@ -223,14 +222,12 @@ def run_evaluation(
 
     def answer_all(name: str) -> list[Record]:
         read, adapters, store = ways[name]
-        texts, places = prompts[read], range(len(questions))
-        given = nothing if read == "nothing" else found
+        texts, given = prompts[read], nothing if read == "nothing" else found
         columns = map(len, texts), given, adapters, covered
         facts = [dict(zip(_FACTS, row, strict=True)) for row in zip(*columns, strict=True)]
         facts = [fact | own for fact, own in zip(facts, ranks, strict=True)]
-        engine = make_engine(round_up(max(map(len, texts)), 32))
-        run = partial(answer_batch, engine, texts, facts, store)
-        passes[name] = answer_timed(context, name, places, run, batch_size=answer.batch_size)
+        options = {"make_engine": make_engine, "batch_size": answer.batch_size}
+        passes[name] = answer_sorted(context, name, texts, facts, store, **options)
         return passes[name]
 
     compare([Method(n, partial(answer_all, n)) for n in ways], questions, grade, context.folder)
@@ -278,33 +275,6 @@ def _make_prompts(
         "passages": list(map(format.encode_prompt, asked, own)),
         "augmentations": list(map(augment, asked, own)),
     }
-
-
-def answer_batch(
-    engine: Engine,
-    prompts: Sequence[Sequence[int]],
-    facts: Sequence[Record],
-    store: AdapterStore | None,
-    batch: Sequence[int],
-) -> list[Record]:
-    """The records of the prompts in `batch`: what is known of each, the answer and the costs.
-
-    Args:
-        facts: for each prompt at least `"adapters"`, the ids of the documents that are merged.
-    """
-    merged = [facts[i]["adapters"] for i in batch]
-    answers = engine.answer([prompts[i] for i in batch], store, merged)
-    load = 1000 * answers.load_seconds / answers.loaded if answers.loaded else None
-    return [
-        {
-            "prediction": text,
-            **facts[i],
-            "generated_tokens": length,
-            "load_ms": load,
-            "lost": {id: answers.lost[id] for id in ids if id in answers.lost},
-        }
-        for i, ids, text, length in zip(batch, merged, answers.texts, answers.lengths, strict=True)
-    ]
 
 
 def _write_costs(

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rag_jax.data.batches import pad_rows
+from rag_jax.data.batches import choose_bucket, choose_widths, pad_rows, round_up
 from rag_jax.decoding.prompts import check_prompts
 from rag_jax.evaluation.rankings import Ranked
 from rag_jax.lora.store import AdapterStore
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.runtime.hosts import fetch
+from rag_jax.runtime.platforms import count_program_tokens
 from rag_jax.runtime.sharding import shard_batch
 from rag_jax.systems.prag import steps
 from rag_jax.systems.prag.config import AnswerConfig
@@ -25,6 +26,9 @@ from rag_jax.systems.prag.data import Format
 
 # Questions to the passages found for each: rows of the corpus and scores, best first.
 Search = Callable[[Sequence[str]], list[Ranked]]
+
+# Number of tokens of prompts that two cores read while a program of answers compiles.
+PROGRAM_TOKENS = 2500
 
 
 class Answers(NamedTuple):
@@ -53,7 +57,7 @@ class Engine:
     Attributes:
         scale: of every document's adapter.
         documents: largest number of documents of a question.
-        width: number of tokens that a prompt is padded to.
+        widths: numbers of tokens that prompts are padded to, a batch to the smallest that holds it.
     """
 
     model: Decoder
@@ -62,7 +66,7 @@ class Engine:
     settings: AnswerConfig
     scale: float
     documents: int
-    width: int
+    widths: Sequence[int]
 
     def answer(
         self,
@@ -78,7 +82,7 @@ class Engine:
                 document that is named twice counts once.
 
         Raises:
-            RagJaxError: a prompt is empty.
+            RagJaxError: a prompt is empty, or longer than every width.
         """
         s, bank, lost, start = self.settings, None, {}, time.perf_counter()
         check_prompts(self.model, prompts, max_tokens=s.max_tokens, batch_size=s.batch_size)
@@ -91,7 +95,8 @@ class Engine:
             # One size, whatever documents the questions share: another size would compile again.
             bank, lost = store.load(list(rows), rows=chosen.size)
         seconds = time.perf_counter() - start
-        arrays = shard_batch((chosen, *pad_rows(prompts, self.width, pad_id=0, batch=s.batch_size)))
+        width = choose_bucket(max(map(len, prompts)), self.widths)
+        arrays = shard_batch((chosen, *pad_rows(prompts, width, pad_id=0, batch=s.batch_size)))
         limits = {"max_tokens": s.max_tokens, "stop_ids": self.format.stop_ids}
         inputs = self.model, self.params, bank, *arrays
         how = {"scale": self.scale, "merge": s.merge}
@@ -99,3 +104,20 @@ class Engine:
         lengths, likelihoods = (array[: len(prompts)].tolist() for array in numbers)
         texts = [self.format.decode_answer(tokens[b, : lengths[b]]) for b in range(len(prompts))]
         return Answers(texts, lengths, likelihoods, lost, seconds, len(rows) - len(lost))
+
+
+def sort_prompts(
+    prompts: Sequence[Sequence[int]], *, batch_size: int
+) -> tuple[list[int], list[int]]:
+    """Sorts prompts by length, so that a batch has little padding.
+
+    Returns:
+        The prompts' numbers, shortest first, and the widths for an `Engine`: few, as a program is
+        compiled for each.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    starts = range(0, len(order), batch_size)
+    last = [order[start : start + batch_size][-1] for start in starts]
+    longest = [round_up(len(prompts[i]), 32) for i in last]
+    worth = count_program_tokens(None, on_cpu=PROGRAM_TOKENS)
+    return order, choose_widths(longest, program_tokens=worth // batch_size)

@@ -46,7 +46,7 @@ def list_stages(session: Session) -> list[Stage]:
         read = {**asked, **model, **answering, "readers": c.readers}
         readers = [
             stage("search", run_search, finding, "corpus"),
-            stage("read", run_reading, read, "corpus", "search", version=2),
+            stage("read", run_reading, read, "corpus", "search", version=3),
         ]
     return [
         corpus_stage(session),
@@ -55,7 +55,7 @@ def list_stages(session: Session) -> list[Stage]:
         *[warm_up] * any("warm_up" in encoding.needs for encoding in encodings),
         *encodings,
         *list_translation(session, model=model, training=training, evaluation=evaluation),
-        stage("evaluate", run_evaluation, evaluation, *evaluated, version=3),
+        stage("evaluate", run_evaluation, evaluation, *evaluated, version=4),
         *readers,
         *likelihood_stages(session, open_reader, reading, "corpus"),
     ]

@@ -1,6 +1,6 @@
 """Every compiled program of a run, for a slice of TPUs that need not be there."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,6 +38,7 @@ from rag_jax.systems.prag.batches import (
     count_taught,
 )
 from rag_jax.systems.prag.config import PRAGConfig
+from rag_jax.systems.prag.evaluate import METHODS, TRANSLATED
 from rag_jax.systems.prag.loss import TERMS, make_document_loss, make_warm_up_loss
 from rag_jax.systems.prag.train import make_optimizer
 from rag_jax.systems.prag.translate import (
@@ -181,20 +182,31 @@ def _plan_translator(session: PlannedSession, planner: Planner, drawn: Drawn) ->
 
 
 def _plan_answers(session: PlannedSession, planner: Planner, drawn: Drawn) -> None:
-    """Answers by the parameters alone, and after passages with each question's adapters."""
+    """The answers of all methods, by what their prompts have, with each question's adapters."""
     c, base, lengths = session.config, session.base, drawn.corpus.lengths
     batch, limit, docs = c.answer.batch_size, c.answer.max_tokens, c.retrieve.passages
     passage = min(int(lengths.text[-1]), c.model.max_text) + PASSAGE_MARKS
-    widths = {"without passages": count_prompt(c) + QUESTION}
-    widths["after passages"] = widths["without passages"] + docs * passage
-    stages = ("evaluate", *[EVALUATE_TRANSLATED] * (TRAIN in drawn.stages))
-    runs = dict.fromkeys(stages, -(-drawn.corpus.asked // batch))
-    for name, width in widths.items():
-        sizes = {"B": batch, "T": round_up(width, 32), "k": docs}
+    pairs = c.augment.questions * (int(lengths.question[-1]) + int(lengths.answer[-1]))
+    asked, batches = count_prompt(c) + QUESTION, -(-drawn.corpus.asked // batch)
+    read = {"nothing": 0, "passages": passage}
+    read["augmentations"] = (1 + c.augment.rewrites) * passage + pairs
+    for kind, tokens in read.items():
+        runs = {"evaluate": _count_methods(METHODS, kind)}
+        if kind == "nothing":
+            runs["evaluate"] += len(session.variants) - 1  # the ablations
+        if TRAIN in drawn.stages and kind != "augmentations":
+            runs[EVALUATE_TRANSLATED] = _count_methods(TRANSLATED, kind)
+        runs = {stage: methods * batches for stage, methods in runs.items()}
+        sizes = {"B": batch, "T": round_up(asked + docs * tokens, 32), "k": docs}
         cache = describe_cache(base, session.mesh, batch, sizes["T"])
-        inputs = planner, f"evaluate, one token {name}", base, base.params, cache
+        inputs = planner, f"evaluate, one token after {kind}", base, base.params, cache
         loop = compile_token(*inputs, max_tokens=limit), limit - 1
         options = {"scale": c.tuning.scale, "merge": c.answer.merge, "max_tokens": limit}
         options |= {"stop_ids": (0,), "sizes": sizes, "loop": loop, "runs": runs}
         inputs = base.model, base.params, session.describe_bank(batch * docs)
-        planner.compile(f"evaluate, answer {name}", steps.answer_batch, *inputs, **options)
+        planner.compile(f"evaluate, answer after {kind}", steps.answer_batch, *inputs, **options)
+
+
+def _count_methods(methods: Mapping[str, tuple[str, str | None]], kind: str) -> int:
+    """The number of methods whose prompts have this kind of text before the question."""
+    return sum(read == kind for read, _ in methods.values())

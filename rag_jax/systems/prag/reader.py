@@ -43,7 +43,7 @@ def answer_prompts(
     check_length(longest, session.room)
     # Few widths: a program is compiled for each.
     width = min(double_up(longest, 32), session.room)
-    return session.make_engine(width, batch_size=batch_size).answer(prompts, store, merged)
+    return session.make_engine([width], batch_size=batch_size).answer(prompts, store, merged)
 
 
 def open_reader(context: StageContext, session: Session) -> Reader:

@@ -165,11 +165,11 @@ class Session(session.Session):
             count = self.reranking.count(count, len(passages))
         return lambda questions: list_ranked(*searcher.search(questions, count))
 
-    def make_engine(self, width: int, batch_size: int | None = None) -> Engine:
+    def make_engine(self, widths: Sequence[int], batch_size: int | None = None) -> Engine:
         """The language model, ready to answer.
 
         Args:
-            width: number of tokens that a prompt is padded to.
+            widths: numbers of tokens that a batch's prompts are padded to.
             batch_size: number of questions answered together; the run's if None.
         """
         c = self.config
@@ -180,7 +180,7 @@ class Session(session.Session):
             settings=replace(c.answer, batch_size=batch_size or c.answer.batch_size),
             scale=c.tuning.scale,
             documents=c.retrieve.passages,
-            width=width,
+            widths=widths,
         )
 
     def estimate_warm_up(self) -> Room:

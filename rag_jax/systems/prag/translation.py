@@ -59,6 +59,7 @@ def list_translation(
         run_evaluation,
         evaluation,
         *("corpus", "retrieve", "augment", "encode", TRANSLATE),
+        version=2,
         methods=TRANSLATED,
         variants={},
     )

@@ -15,7 +15,8 @@ from rag_jax.models.io.load import load_tokenizer
 from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.runtime.files import read_jsonl
 from rag_jax.systems import embeddings
-from rag_jax.systems.prag import train
+from rag_jax.systems.prag import infer, train
+from rag_jax.systems.prag.answers import answer_sorted
 from rag_jax.systems.prag.config import AugmentConfig, DocumentsConfig, EncodeConfig
 from rag_jax.systems.prag.data import (
     Augmented,
@@ -27,6 +28,7 @@ from rag_jax.systems.prag.data import (
     repeat_examples,
 )
 from rag_jax.systems.prag.evaluate import draw_others, run_retrieval
+from rag_jax.systems.prag.infer import sort_prompts
 
 IDS = st.integers(0, 9).map(str)
 
@@ -126,3 +128,51 @@ def test_examples_take_four_bytes_a_token_and_are_shared(llama_folder):
         assert [tokens.tolist() for tokens in own] == wanted
         assert all(tokens.itemsize == 4 for tokens in own)
         assert len({id(tokens) for tokens in own}) == len(made) < len(own)
+
+
+@hypothesis.given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.integers(1, 8))
+def test_every_batch_of_sorted_prompts_has_a_width(lengths, batch_size):
+    prompts = [[0] * length for length in lengths]
+    order, widths = sort_prompts(prompts, batch_size=batch_size)
+    assert [lengths[i] for i in order] == sorted(lengths) and len({*order}) == len(lengths)
+    assert widths == sorted({*widths}) and not any(width % 32 for width in widths)
+    assert max(lengths) <= widths[-1] < max(lengths) + 32
+
+
+def test_a_program_is_compiled_where_padding_costs_more(monkeypatch):
+    """Two batches of 4 at 32 and 320 tokens: one width is 1,152 tokens of padding."""
+    prompts = [[0] * length for length in [30] * 4 + [310] * 4]
+    for worth, widths in ((1100, [32, 320]), (1200, [320])):
+        monkeypatch.setattr(infer, "PROGRAM_TOKENS", worth)
+        assert sort_prompts(prompts, batch_size=4) == ([*range(8)], widths)
+    monkeypatch.setattr(infer, "count_program_tokens", lambda setting, on_cpu: 10_000_000)
+    assert sort_prompts(prompts, batch_size=4)[1] == [320]
+
+
+def test_answers_of_sorted_prompts_are_in_the_order_of_the_questions(tmp_path):
+    lengths, read = [40, 5, 300, 7, 5, 90], []
+    prompts = [[i] * length for i, length in enumerate(lengths)]
+
+    class Engine:
+        def __init__(self, widths):
+            self.widths = widths
+
+        def answer(self, batch, store, merged):
+            assert store == "store" and max(map(len, batch)) <= max(self.widths)
+            read.append([prompt[0] for prompt in batch])
+            assert merged == [[f"d{i}"] for i in read[-1]]
+            texts = [str(prompt[0]) for prompt in batch]
+            return infer.Answers(texts, list(map(len, batch)), [0.0] * len(batch), {}, 0.0, 0)
+
+    facts = [{"adapters": [f"d{i}"], "place": i} for i in range(len(prompts))]
+    (tmp_path / "answer").mkdir()
+    context = StageContext(Stage("answer", lambda _: None), tmp_path)
+    options = {"make_engine": Engine, "batch_size": 4}
+    records = answer_sorted(context, "parametric", prompts, facts, "store", **options)
+    assert [record["prediction"] for record in records] == list("012345")
+    assert [record["place"] for record in records] == [*range(6)]
+    assert [record["generated_tokens"] for record in records] == lengths
+    assert read == [[1, 4, 3, 0], [5, 2]]
+    # What is kept is in the order in which it was made, and is not made again.
+    assert answer_sorted(context, "parametric", prompts, facts, "store", **options) == records
+    assert len(read) == 2

@@ -149,7 +149,7 @@ def make_engine(session, **changes):
         "settings": session.config.answer,
         "scale": session.config.tuning.scale,
         "documents": 2,
-        "width": 64,
+        "widths": [64],
     }
     return Engine(**settings | changes)
 
@@ -236,7 +236,9 @@ def test_answers_are_kept_raw_and_graded(finished):
     for name, numbers in report["methods"].items():
         raw, graded = (read_jsonl(folder / f"{kind}{name}.jsonl") for kind in ("answers_", ""))
         assert graded == read_jsonl(workdir / "predictions" / f"{name}.jsonl")
-        for question, answer, record in zip(questions, raw, graded, strict=True):
+        raw = sorted(raw, key=lambda answer: answer["item"])
+        for i, (question, answer, record) in enumerate(zip(questions, raw, graded, strict=True)):
+            assert answer.pop("item") == i and "item" not in record
             assert "exact_match" not in answer and answer.items() <= record.items()
             assert record["id"] == question["id"] and record["answers"] == question["answers"]
             assert record["exact_match"] == exact_match(answer["prediction"], question["answers"])
@@ -622,7 +624,7 @@ def test_further_readers_read_what_their_searches_find(make_config, tmp_path):
     assert [rows[name]["retrieval_rate"] for name in names] == [1, 1, 1, 1, 0]
     session = Session(build(PRAGConfig, make_config(**changes)))
     session.open_corpus(workdir / "stages" / "corpus")
-    passages, engine = session.passages, make_engine(session, width=512)
+    passages, engine = session.passages, make_engine(session, widths=[512])
     for reader, name in zip(readers, names, strict=True):
         for record in read_jsonl(workdir / "predictions" / f"{name}.jsonl"):
             question, own = record["question"], passages

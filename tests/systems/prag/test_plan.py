@@ -20,6 +20,7 @@ from rag_jax.systems.prag.config import (
     PRAGConfig,
     TranslatorConfig,
 )
+from rag_jax.systems.prag.data import list_variants
 from rag_jax.systems.prag.translator import init_translator, list_adapted
 from systems.planned import CHIP, RERANKING, add_reranker, draw, list_programs, plan
 
@@ -45,7 +46,10 @@ def test_every_program_is_planned(config, monkeypatch, tmp_path):
             end = f"{shape.kind} {shape.rows} x {shape.width}".lstrip()
             (found,) = (n for n in programs if n.startswith(stage) and n.endswith(end))
             assert programs[found] == {stage: runs}
-    assert programs["evaluate, answer after passages"] == {"evaluate": 5}
+    # Batches of the methods whose prompts have these texts.
+    assert programs["evaluate, answer after nothing"] == {"evaluate": 3 * 5}
+    assert programs["evaluate, answer after passages"] == {"evaluate": 2 * 5}
+    assert programs["evaluate, answer after augmentations"] == {"evaluate": 5}
     assert programs[RERANKING] == {"retrieve": 2}
     assert not any(name.startswith("augment") for name in programs)
     asked = replace(config, augment=AugmentConfig(by="model", batch_size=8, max_tokens=16))
@@ -67,8 +71,13 @@ def test_the_translator_is_planned(config, monkeypatch):
     assert programs["translator, optimiser step"] == {"translator": 4}
     assert programs["translate, read documents"] == {"translator": 3, "translate": 7}
     assert programs["translate, make adapters"] == {"translate": 7}
-    answers = programs["evaluate, answer without passages"]
-    assert answers == {"evaluate": 4, "evaluate_translated": 4}
+    answers = {"evaluate": 3 * 4, "evaluate_translated": 2 * 4}
+    assert programs["evaluate, answer after nothing"] == answers
+    assert programs["evaluate, answer after augmentations"] == {"evaluate": 4}
+    reduced = list_programs("prag", replace(taught, ablations=True), monkeypatch, questions=14)
+    ablations = len(list_variants(replace(taught, ablations=True))) - 1
+    answers["evaluate"] += 4 * ablations
+    assert ablations == 3 and reduced["evaluate, answer after nothing"] == answers
     asked = replace(taught, augment=AugmentConfig(by="model", batch_size=8, max_tokens=16))
     programs = list_programs("prag", asked, monkeypatch, questions=14)
     assert programs["augment, write"] == {"augment": 8, "translator_augment": 4}
