@@ -77,7 +77,7 @@ def plan(
     planner = Planner(session.mesh, **options)
     planner.hold(session.base.params, session.encoder.params)
     _plan_contexts(session, planner, drawn)
-    searched = sum(source.kind == "search" for source in config.sources)
+    searched = _count_searched(config)
     asked = {"contexts": drawn.corpus.trained, "evaluate": drawn.corpus.asked}
     reranked = {stage: count * searched for stage, count in asked.items()}
     reranker = compile_reranking(planner, config.retrieve.rerank, reranked)
@@ -85,6 +85,11 @@ def plan(
     planner.hold(session.base.params, session.encoder.params, *reranker)
     _plan_passes(session, planner, drawn.corpus)
     return planner
+
+
+def _count_searched(config: SRRAGConfig) -> int:
+    """The number of sources that are indexes."""
+    return sum(source.kind == "search" for source in config.sources)
 
 
 def list_remedies(config: SRRAGConfig, name: str) -> Iterator[tuple[str, SRRAGConfig]]:
@@ -204,7 +209,7 @@ def _plan_passes(session: PlannedSession, planner: Planner, corpus: Corpus) -> N
     knowledge = count_slots(PASSAGE, c.answer.passages, limit)
     asked = -(-corpus.asked // c.answer.batch_size)
     both = {"datastore": -(-corpus.trained // c.answer.batch_size), "evaluate": asked}
-    evaluated = {"evaluate": asked}
+    searched = _count_searched(c)
     options = {"source_ids": tuple(session.new_ids[2:]), "layer": c.datastore.layer}
     options |= {"sizes": {**rows, "T": QUESTION}, "runs": both, "describe": True}
     routed = planner.compile("route", steps.route, *lm, **options)
@@ -222,16 +227,19 @@ def _plan_passes(session: PlannedSession, planner: Planner, corpus: Corpus) -> N
     slots, names = QUESTION + 1, ("verbalise", "one token of a verbalisation")
     inputs = slots, limit, routed.cache
     written = compile_written(names, steps.verbalise, *inputs, runs=both, describe=True)[0]
-    options = {"sizes": {**rows, "T": knowledge}, "runs": evaluated, "describe": True}
+    # Every question is answered from every source.
+    from_searches = {stage: count * searched for stage, count in both.items()}
+    options = {"sizes": {**rows, "T": knowledge}, "runs": from_searches, "describe": True}
     read = planner.compile("read for answers", steps.read, *lm, written, **options)
     slots, names = slots + limit + knowledge + _CUE, ("answer", "one token of an answer")
     cue = (0,) * (_CUE - 1)
-    inputs, options = (slots, c.answer.max_tokens, read), {"cue": cue, "runs": evaluated}
+    answered = {"evaluate": asked * len(c.sources)}
+    inputs, options = (slots, c.answer.max_tokens, read), {"cue": cue, "runs": answered}
     compile_written(names, steps.answer, *inputs, **options)
     entries = corpus.trained
     keys = jax.ShapeDtypeStruct((entries, base.config.hidden_size), jnp.float32)
     labels = jax.ShapeDtypeStruct((entries,), jnp.int32)
     datastore = policy.Datastore(*split_rows((keys, labels), mesh), c.datastore.metric)
     options = {"k": c.datastore.k, "num_sources": len(c.sources), "sizes": rows}
-    options["runs"] = evaluated
+    options["runs"] = {"evaluate": asked}
     planner.compile("vote", policy.vote, datastore, routed.key, **options)

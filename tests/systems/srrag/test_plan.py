@@ -51,7 +51,9 @@ def test_every_program_is_planned(settings, monkeypatch, tmp_path):
             assert programs[found] == {stage: runs}
     assert {shape.kind for shape in drawn.stages["stage2"].runs} == {"pairs", "rows"}
     assert programs["stage1, optimiser step"] == {"stage1": 5}
-    assert programs["route"] == {"datastore": 5, "evaluate": 5}
+    assert programs["route"] == programs["read for answers"] == {"datastore": 5, "evaluate": 5}
+    # From the model itself and from the index.
+    assert programs["answer"] == {"evaluate": 10} and programs["vote"] == {"evaluate": 5}
     assert programs["write documents"] == {"demonstrations": 1, "contexts": 4}
     assert programs["one token of an answer"] == {}
     assert programs[RERANKING] == {"contexts": 2, "evaluate": 2}
