@@ -1,19 +1,21 @@
 """Whether a made adapter is its document's: the parameter translator on documents it never saw.
 
     python benchmarks/translator.py RUN [--init 1e-7 0.02] [--learning-rate 1e-4] [--epochs=2]
-        [--held=24] [--out=FILE] -- FLAGS
+        [--documents N ...] [--held=24] [--out=FILE] -- FLAGS
 
-RUN is the work folder of a finished run of Parametric RAG, FLAGS those that `launch/train.py` made
-it with. For every width of the first weights and every learning rate a translator is trained on the
-documents that the run's questions find, which have adapters. Then documents that no question finds
-are translated, and the rules' questions about them are asked without the document: the negative
-log-likelihood of the answer, a token, with the document's made adapter, with another such
-document's, and with none. No question of the run is asked: this is for choices.
+RUN is the work folder of a run of Parametric RAG, FLAGS those that `launch/train.py` made it with.
+For every width of the first weights, learning rate and number of documents a translator is trained
+on documents that have adapters: those of the run's own translator or, without one, those that the
+run's questions find. All take as many steps as an epoch of the most documents is long, times the
+epochs. Then other documents are translated, and the rules' questions about them are asked without
+the document: the negative log-likelihood of the answer, a token, with the document's made adapter,
+with another such document's, and with none. No question of the run is asked: this is for choices.
 """
 
 import argparse
 import itertools
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,15 +39,21 @@ from rag_jax.losses import token_logprobs
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.pipeline.runner import open_stages
 from rag_jax.runtime.paths import expand_path
-from rag_jax.systems.prag.augment import list_augmented
+from rag_jax.systems.prag.augment import list_augmented, list_documents
 from rag_jax.systems.prag.data import make_examples
 from rag_jax.systems.prag.pipeline import list_stages
 from rag_jax.systems.prag.rules import ask_by_rules
 from rag_jax.systems.prag.session import Session
-from rag_jax.systems.prag.translate import WIDTH, make_training, translate_batch
+from rag_jax.systems.prag.translate import (
+    AUGMENT,
+    DOCUMENTS,
+    ENCODE,
+    OTHERS,
+    WIDTH,
+    make_training,
+    translate_batch,
+)
 from rag_jax.systems.prag.translator import list_adapted
-
-NEEDED = ("corpus", "retrieve", "augment", "encode")
 
 
 class Asked(NamedTuple):
@@ -69,13 +77,25 @@ class Lesson(NamedTuple):
 
 def prepare(session: Session, workdir: Path, count: int) -> Lesson:
     """Reads the run's documents, their examples and adapters, and draws the held-out ones."""
-    context = open_stages(list_stages(session), workdir, NEEDED)
-    session.open_corpus(context.path("corpus", ""))
     c, format, made = session.config, session.format, session.make_translator()
-    documents, augmented = list_augmented(context, session.passages)
-    store = session.open_store(context.path("encode", "adapters"), session.variants["encode"])
-    found = {document.id for document in documents}
-    others = [passage for passage in session.passages if passage.id not in found]
+    taught, stages, encoded = {}, ("augment",), "encode"
+    if c.translator.documents:
+        taught, stages, encoded = OTHERS, (DOCUMENTS, AUGMENT), ENCODE
+    needed = ("corpus", "retrieve", *stages, encoded)
+    context = open_stages(list_stages(session), workdir, needed)
+    session.open_corpus(context.path("corpus", ""))
+    documents, augmented = list_augmented(context, session.passages, **taught)
+    store = session.open_store(context.path(encoded, "adapters"), session.variants["encode"])
+    found = list_documents(context.path("retrieve", "found.jsonl"), session.passages)
+    used = {document.id for document in (*found, *documents)}
+    others = [passage for passage in session.passages if passage.id not in used]
+
+    def load(i: int) -> PyTree:
+        adapters, lost = store.load([documents[i].id], rows=1)
+        if lost:
+            sys.exit(next(iter(lost.values())))
+        return adapters
+
     drawn = np.random.default_rng(c.seed).permutation(len(others))[:count]
     held = [others[row] for row in drawn.tolist()]
     return Lesson(
@@ -85,7 +105,7 @@ def prepare(session: Session, workdir: Path, count: int) -> Lesson:
             make_examples(format, document, texts, questions=c.augment.questions)
             for document, texts in zip(documents, augmented, strict=True)
         ],
-        lambda i: store.load([documents[i].id], rows=1)[0],
+        load,
         made.read_all(held),
         [
             Asked(i, format.encode_prompt(pair.question), format.encode_answer(pair.answer))
@@ -95,8 +115,14 @@ def prepare(session: Session, workdir: Path, count: int) -> Lesson:
     )
 
 
-def train(lesson: Lesson, *, init: float, rate: float, epochs: int) -> tuple[PyTree, list[float]]:
-    """The translator, trained on a document a step, and the language model's loss of each step."""
+def train(
+    lesson: Lesson, *, init: float, rate: float, documents: int, steps: int
+) -> tuple[PyTree, list[float]]:
+    """The translator, trained on a document a step, and the language model's loss of each step.
+
+    Args:
+        documents: number of documents to train on; those of a smaller number are of a larger.
+    """
     session = lesson.session
     c, base = session.config, session.base
     settings = replace(c.translator, init=init, learning_rate=rate, batch_size=1)
@@ -113,9 +139,11 @@ def train(lesson: Lesson, *, init: float, rate: float, epochs: int) -> tuple[PyT
     params = trainable.init(base.params)
     state, losses = optimizer.init(params), []
     width = round_up(max(len(row) for rows in lesson.examples for row in rows), WIDTH)
-    rng, count = np.random.default_rng(c.seed), len(lesson.examples)
-    order = [(epoch, i) for epoch in range(epochs) for i in rng.permutation(count).tolist()]
-    for epoch, i in tqdm(order, desc=f"first weights {init:g}, rate {rate:g}", unit="documents"):
+    rng = np.random.default_rng(c.seed)
+    chosen, epochs = rng.permutation(len(lesson.examples))[:documents], -(-steps // documents)
+    order = [(epoch, i) for epoch in range(epochs) for i in rng.permutation(chosen).tolist()]
+    name = f"first weights {init:g}, rate {rate:g}, {documents} documents"
+    for epoch, i in tqdm(order[:steps], desc=name, unit="steps"):
         rows = lesson.examples[i]
         tokens, mask = pad_rows([rows[epoch % len(rows)]], width, pad_id=0, batch=1)
         arrays = {"states": lesson.states[[i]], "tokens": tokens, "mask": mask}
@@ -209,6 +237,7 @@ def main() -> None:
     parser.add_argument("--init", type=float, nargs="+", default=[1e-7, 0.02])
     parser.add_argument("--learning-rate", type=float, nargs="+", default=[1e-4])
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--documents", type=int, nargs="+", help="by default all with adapters")
     parser.add_argument("--held", type=int, default=24)
     parser.add_argument("--out", type=expand_path, help="results file, JSON")
     arguments = parser.parse_args(own)
@@ -218,14 +247,20 @@ def main() -> None:
         lesson = prepare(session, run.workdir, arguments.held)
         nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), session.adapter_shapes)
         alone = ask(lesson, lambda _: nothing)
-        for init, rate in itertools.product(arguments.init, arguments.learning_rate):
+        counts = arguments.documents or [len(lesson.examples)]
+        if max(counts) > len(lesson.examples):
+            sys.exit(f"--documents: only {len(lesson.examples)} have adapters")
+        steps = arguments.epochs * max(counts)
+        settings = itertools.product(arguments.init, arguments.learning_rate, counts)
+        for init, rate, documents in settings:
             start = time.perf_counter()
-            params, losses = train(lesson, init=init, rate=rate, epochs=arguments.epochs)
+            options = {"init": init, "rate": rate, "documents": documents, "steps": steps}
+            params, losses = train(lesson, **options)
             seconds = time.perf_counter() - start
-            facts = {"init": init, "learning_rate": rate, "epochs": arguments.epochs}
-            facts |= {"trained_on": len(lesson.examples), "seconds": seconds}
+            facts = {"init": init, "learning_rate": rate, "steps": steps}
+            facts |= {"trained_on": documents, "seconds": seconds}
             facts["cosine_of_states"] = compare_states(lesson.states)
-            facts["last_loss"] = float(np.mean(losses[-len(lesson.examples) :]))
+            facts["last_loss"] = float(np.mean(losses[-documents:]))
             results.append(facts | describe(lesson, params, alone))
             print(json.dumps(results[-1]), flush=True)
     machine = describe_machine(["jax"])

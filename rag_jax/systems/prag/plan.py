@@ -192,8 +192,6 @@ def _plan_answers(session: PlannedSession, planner: Planner, drawn: Drawn) -> No
     read["augmentations"] = (1 + c.augment.rewrites) * passage + pairs
     for kind, tokens in read.items():
         runs = {"evaluate": _count_methods(METHODS, kind)}
-        if kind == "nothing":
-            runs["evaluate"] += len(session.variants) - 1  # the ablations
         if TRAIN in drawn.stages and kind != "augmentations":
             runs[EVALUATE_TRANSLATED] = _count_methods(TRANSLATED, kind)
         runs = {stage: methods * batches for stage, methods in runs.items()}

@@ -20,7 +20,6 @@ from rag_jax.systems.prag.config import (
     PRAGConfig,
     TranslatorConfig,
 )
-from rag_jax.systems.prag.data import list_variants
 from rag_jax.systems.prag.translator import init_translator, list_adapted
 from systems.planned import CHIP, RERANKING, add_reranker, draw, list_programs, plan
 
@@ -74,10 +73,6 @@ def test_the_translator_is_planned(config, monkeypatch):
     answers = {"evaluate": 3 * 4, "evaluate_translated": 2 * 4}
     assert programs["evaluate, answer after nothing"] == answers
     assert programs["evaluate, answer after augmentations"] == {"evaluate": 4}
-    reduced = list_programs("prag", replace(taught, ablations=True), monkeypatch, questions=14)
-    ablations = len(list_variants(replace(taught, ablations=True))) - 1
-    answers["evaluate"] += 4 * ablations
-    assert ablations == 3 and reduced["evaluate, answer after nothing"] == answers
     asked = replace(taught, augment=AugmentConfig(by="model", batch_size=8, max_tokens=16))
     programs = list_programs("prag", asked, monkeypatch, questions=14)
     assert programs["augment, write"] == {"augment": 8, "translator_augment": 4}
