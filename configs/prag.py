@@ -64,7 +64,8 @@ def _follow_paper(
 
 
 # Where the weights fit whole on every device, a decoded token collects none. 64 questions of 8B
-# with passages, their augmentations and worked examples take 16.28 of a v5e's 15.75 GiB.
+# with passages, their augmentations and worked examples take 16.28 of a v5e's 15.75 GiB, 32 take
+# 15.59.
 _MODELS = {
     "llama3.2-1b": ("meta-llama/Llama-3.2-1B-Instruct", MeshConfig(weights="model"), 64),
     "qwen2.5-1.5b": ("Qwen/Qwen2.5-1.5B-Instruct", MeshConfig(weights="model"), 64),
