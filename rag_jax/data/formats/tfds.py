@@ -4,9 +4,8 @@ A dataset is a folder with `dataset_info.json`, unless the file is Hugging Face'
 question if the example has the feature `question` and either `answers` or `answer`: a string, a
 list of strings, true or false for yes or no, or the structure of SQuAD or TriviaQA in TensorFlow
 Datasets. `id` (or `question_id`), `title` and the gold passage, `context` or in BoolQ `passage`,
-are optional. All other features are as in
-plain JSON lines. In SQuAD's titles, spaces stand for underscores, and TriviaQA's `<unk>` is no
-answer, as in `squad` and `triviaqa`.
+are optional. All other features are as in plain JSON lines. In SQuAD's titles, spaces stand for
+underscores, and TriviaQA's `<unk>` is no answer, as in `squad` and `triviaqa`.
 """
 
 from collections.abc import Iterator, Mapping
