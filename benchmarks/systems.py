@@ -395,8 +395,8 @@ def main() -> None:
         subprocess.run([sys.executable, *command], check=True)
         folder = arguments.runs / (name if run.asked else run.folder or name)
         file = folder / "report.json"
-        report = json.loads(file.read_text()) if file.exists() else {"under_change": ""}
-        if "under_change" in report:  # SIGTERM ends a command with status 0
+        report = json.loads(file.read_text()) if file.exists() else None
+        if report is None or "under_change" in report:  # SIGTERM ends a command with status 0
             sys.exit(f"{name} was stopped; the same command continues")
         text = json.dumps(summarise(report, command, shorten), indent=1, ensure_ascii=False)
         (RESULTS / f"{name}.json").write_text(text + "\n")

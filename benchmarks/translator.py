@@ -245,11 +245,11 @@ def main() -> None:
     session, results = run.open_session(), []
     with jax.set_mesh(session.mesh):
         lesson = prepare(session, run.workdir, arguments.held)
-        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), session.adapter_shapes)
-        alone = ask(lesson, lambda _: nothing)
         counts = arguments.documents or [len(lesson.examples)]
         if max(counts) > len(lesson.examples):
             sys.exit(f"--documents: only {len(lesson.examples)} have adapters")
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), session.adapter_shapes)
+        alone = ask(lesson, lambda _: nothing)
         steps = arguments.epochs * max(counts)
         settings = itertools.product(arguments.init, arguments.learning_rate, counts)
         for init, rate, documents in settings:

@@ -39,12 +39,12 @@ from rag_jax.systems.prag.config import (
 
 
 def _follow_paper(
-    name: str, mesh: MeshConfig, together: int, *, demonstrations: int = 0
+    name: str, mesh: MeshConfig, answered: int, *, demonstrations: int = 0
 ) -> PRAGConfig:
     """The paper's recipe for a model. What is trained and answered together is ours.
 
     Args:
-        together: number of questions that are answered together.
+        answered: number of questions that are answered together.
         demonstrations: of reasoned answers; without any, answers are direct.
     """
     reasoning = demonstrations > 0
@@ -59,7 +59,7 @@ def _follow_paper(
             PRAGConfig().tuning, scan_layers=True, remat="full" if reasoning else "none"
         ),
         encode=EncodeConfig(epochs=1, learning_rate=3e-4, together=16 if reasoning else 64),
-        answer=AnswerConfig(max_tokens=128 if reasoning else 20, batch_size=together),
+        answer=AnswerConfig(max_tokens=128 if reasoning else 20, batch_size=answered),
     )
 
 

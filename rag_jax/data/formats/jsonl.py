@@ -35,7 +35,8 @@ from rag_jax.runtime.files import write_jsonl
 
 # Fields without which an answer has no meaning, and with them those that are its passage.
 OPTIONS = {"choices", "choice", "options", "correct_answer_id"}
-_OTHERS = {*OPTIONS, "context", "passage", "article"}
+PARAGRAPHS = ("context", "passage")  # read by `squad` and `tfds`
+_OTHERS = {*OPTIONS, *PARAGRAPHS, "article"}
 
 
 def matches(record: Mapping[str, Any]) -> bool:

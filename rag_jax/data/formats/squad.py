@@ -35,8 +35,6 @@ from rag_jax.data.formats.records import read_items, read_records
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 
-_PARAGRAPHS = ("context", "passage")
-
 
 def holds(path: Path) -> bool:
     """Returns whether a file is a document of SQuAD, or lines of MRQA."""
@@ -62,7 +60,7 @@ def matches(record: Mapping[str, Any]) -> bool:
         return False
     if isinstance(record.get("answers"), dict):
         return "context" in record and "text" in record["answers"]
-    texts = (record.get(name) for name in _PARAGRAPHS)
+    texts = map(record.get, jsonl.PARAGRAPHS)
     return jsonl.has_answer(record) and any(isinstance(text, str) for text in texts)
 
 
@@ -78,7 +76,8 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
     else:
         texts = jsonl.read_answers(record, place)
     title = get_text(record, "title", place, default="").replace("_", " ")
-    name = next((name for name in _PARAGRAPHS if record.get(name) is not None), _PARAGRAPHS[0])
+    given = [name for name in jsonl.PARAGRAPHS if record.get(name) is not None]
+    name = given[0] if given else "context"
     text = get_filled(record, name, place)
     question = Question(
         get_id(record, ["id", "qid"], place, default=""),

@@ -145,7 +145,7 @@ def parse(example: Mapping[str, Any], place: Place) -> Item:
     record = dict(example)
     given = record.get("answers", record.get("answer"))
     record["answers"] = [] if is_impossible(record) else _list_answers(given)
-    context = record.get("context") or record.get("passage")
+    context = next(filter(None, map(record.get, jsonl.PARAGRAPHS)), None)
     if record.get("id") is not None and not context:
         return jsonl.parse(record, place)
     if context:

@@ -222,7 +222,8 @@ def run_evaluation(
 
     def answer_all(name: str) -> list[Record]:
         read, adapters, store = ways[name]
-        texts, given = prompts[read], nothing if read == "nothing" else found
+        texts = prompts[read]
+        given = nothing if read == "nothing" else found
         columns = map(len, texts), given, adapters, covered
         facts = [dict(zip(_FACTS, row, strict=True)) for row in zip(*columns, strict=True)]
         facts = [fact | own for fact, own in zip(facts, ranks, strict=True)]

@@ -190,11 +190,12 @@ def _plan_answers(session: PlannedSession, planner: Planner, drawn: Drawn) -> No
     asked, batches = count_prompt(c) + QUESTION, -(-drawn.corpus.asked // batch)
     read = {"nothing": 0, "passages": passage}
     read["augmentations"] = (1 + c.augment.rewrites) * passage + pairs
+    answered = {"evaluate": METHODS}
+    if TRAIN in drawn.stages:
+        answered[EVALUATE_TRANSLATED] = TRANSLATED
     for kind, tokens in read.items():
-        runs = {"evaluate": _count_methods(METHODS, kind)}
-        if TRAIN in drawn.stages and kind != "augmentations":
-            runs[EVALUATE_TRANSLATED] = _count_methods(TRANSLATED, kind)
-        runs = {stage: methods * batches for stage, methods in runs.items()}
+        counts = {stage: _count_methods(methods, kind) for stage, methods in answered.items()}
+        runs = {stage: count * batches for stage, count in counts.items() if count}
         sizes = {"B": batch, "T": round_up(asked + docs * tokens, 32), "k": docs}
         cache = describe_cache(base, session.mesh, batch, sizes["T"])
         inputs = planner, f"evaluate, one token after {kind}", base, base.params, cache
