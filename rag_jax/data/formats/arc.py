@@ -3,18 +3,21 @@
 A question has `question`, `choices` (or `options`), `answerKey` (or `answer_idx`, `answer`, `label`
 as in AGIEval or `correct` as in AQuA-RAT), a label, and optionally `id`. The choices are an object
 of texts by label, or of a list `label` and a list `text`; or a list of texts, as in MMLU (Hendrycks
-et al. 2021, arXiv 2009.03300), whose answer is a number counted from 0 or a letter. In the
-published files of ARC, `question` is an object with the choices and with the text as `stem`; in
+et al. 2021, arXiv 2009.03300), whose answer is a number counted from 0, a letter, or the text. In
+the published files of ARC, `question` is an object with the choices and with the text as `stem`; in
 Hugging Face's rows of OpenBookQA (Mihaylov et al. 2018, arXiv 1809.02789), `question_stem` stands
 for `question`. Labels 1 to 5 become A to E, as in Self-RAG (Asai et al. 2023), and so do labels
 from 0.
 
 The choices may also be in a field each: `A`, `B` and so on, as in C-Eval, `option_a`, as in
-Global-MMLU, or `option1`. In ReClor (Yu et al. 2020, arXiv 2002.04326) they are `answers`, `label`
-is the number of the right one, and `context` is the gold passage; so they are wherever `label` or
-`correct` is a number that counts several `answers` from 0.
+Global-MMLU, `Option 1`, `choiceA`, `ending0` and the like. In ReClor (Yu et al. 2020, arXiv
+2002.04326) they are `answers`, and `label` is the number of the right one; so they are wherever
+`label` or `correct` is a number that counts several `answers` from 0. A paragraph beside them,
+`context` as in ReClor or `passage` as in AGIEval, is the gold passage.
 """
 
+import re
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +26,7 @@ from rag_jax.data.formats.choices import (
     find_label,
     label_choices,
     list_choices,
+    name_answer,
     pair_choices,
     rename_labels,
 )
@@ -32,31 +36,32 @@ from rag_jax.data.formats.fields import (
     Item,
     check_blank,
     get_choices,
-    get_filled,
     get_id,
     get_objects,
     get_text,
 )
+from rag_jax.data.formats.jsonl import PARAGRAPHS
 from rag_jax.data.formats.lines import BadLineError, Place
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 
 _ANSWERS = "answerKey", "answer_idx", "answer", "label", "correct"  # the first that is there
-# Fields that hold a choice each, whose last characters are the labels.
-_COLUMNS = (
-    [*"ABCDEFGHIJ"],
-    [f"option_{letter}" for letter in "abcdefghij"],
-    [f"option{number}" for number in range(1, 10)],
+# A field that holds a choice, and its label. `answer1` may as well be one of several gold answers.
+_COLUMN = re.compile(
+    r"((?:option|choice|opt|ending)[ _]?)([a-j]|\d)|(answer[ _]?|)([a-j])", re.IGNORECASE
 )
+_FIRST = ["A", "B"], ["0", "1"], ["1", "2"]
 
 
 def matches(record: Mapping[str, Any]) -> bool:
     """Returns whether a record is a question of ARC."""
-    has_field = bool({"choices", "options"} & record.keys())
-    has_choices = (has_field or _get_choices(record) is not None) and "article" not in record
+    has_choices = _get_choices(record) is not None and "article" not in record
     if "question_stem" in record:
         return has_choices
-    return "question" in record and (has_choices or isinstance(record["question"], dict))
+    published = record.get("question")
+    if isinstance(published, dict):
+        return "stem" in published
+    return "question" in record and has_choices
 
 
 def parse(record: Mapping[str, Any], place: Place) -> Item:
@@ -66,7 +71,7 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
         BadLineError: if a field is missing, blank, of the wrong type, or the answer no choice.
     """
     published = record.get("question")
-    if isinstance(published, dict):
+    if isinstance(published, dict):  # with `stem`
         listed = get_objects(published, "choices", place)
         labels, texts = ([choice.get(name) for choice in listed] for name in ("label", "text"))
         choices = pair_choices(labels, texts, place)
@@ -83,11 +88,9 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
     text = list_choices(check_blank(stem, "question", place), choices)
     id = get_id(record, ["id", "id_string"], place, default="")
     question = Question(id, text, answers, {}, choices=choices)
-    contexts = read_contexts(record, place)
-    if _has_choices_as_answers(record) and record.get("context") is not None:
-        context = Passage("", "", get_filled(record, "context", place))
-        contexts = (*contexts, Context(context, 1))
-    return Item(place, question, contexts)
+    paragraphs = [get_text(record, name, place, default="") for name in PARAGRAPHS]
+    gold = [Context(Passage("", "", text), 1) for text in paragraphs if text.strip()]
+    return Item(place, question, (*read_contexts(record, place), *gold))
 
 
 def _get_choices(record: Mapping[str, Any]) -> Any:
@@ -95,12 +98,16 @@ def _get_choices(record: Mapping[str, Any]) -> Any:
     if _has_choices_as_answers(record):
         return record["answers"]
     for name in ("choices", "options"):
-        if name in record:
+        if record.get(name) is not None:
             return record[name]
-    for names in _COLUMNS:
-        if {*names[:2]} <= record.keys():
-            filled = [name for name in names if record.get(name) not in (None, "")]
-            return {name[-1].upper(): record[name] for name in filled}
+    columns: dict[str, dict[str, Any]] = defaultdict(dict)
+    for name, match in ((name, _COLUMN.fullmatch(name)) for name in record):
+        if match:
+            prefix, label, other_prefix, letter = match.groups()
+            columns[prefix or other_prefix][(label or letter).upper()] = record[name]
+    for texts in columns.values():
+        if sorted(texts)[:2] in _FIRST:
+            return {label: text for label, text in texts.items() if text not in (None, "")}
     return None
 
 
@@ -137,7 +144,7 @@ def _read_choices(choices: Any, place: Place) -> dict[str, str]:
 def _read_answers(
     record: Mapping[str, Any], choices: Mapping[str, str], names: Mapping[str, str], place: Place
 ) -> tuple[str, ...]:
-    """Returns the label of the right choice; none if the answer is missing.
+    """Returns the label of the right choice, named or written out; none if it is missing.
 
     Args:
         names: labels by the labels in the record.
@@ -149,7 +156,4 @@ def _read_answers(
     label = str(answer) if type(answer) is int else get_text(record, key, place, default="")
     if not label:
         return ()
-    label = names.get(label, label)
-    if label not in choices:
-        raise BadLineError(f"{place}: {key} {label!r} is not the label of a choice")
-    return (label,)
+    return (name_answer(choices, names.get(label, label), place),)

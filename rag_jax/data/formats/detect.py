@@ -18,6 +18,7 @@ from rag_jax.data.formats import (
     multihop,
     popqa,
     pubhealth,
+    ragas,
     squad,
     strategyqa,
     triviaqa,
@@ -40,6 +41,7 @@ _EMPTY = "is empty: download the file again, or move it away"
 RECORDS = {
     "kilt": kilt,
     "flashrag": flashrag,
+    "ragas": ragas,
     "pubhealth": pubhealth,
     "fever": fever,
     "msmarco": msmarco,
@@ -123,7 +125,11 @@ def _find_named_format(path: Path) -> str | None:
 
 
 def _find_format(path: Path) -> str | None:
-    """Returns the format of a file's first valid record; None if the format is unknown."""
+    """Returns the format of a file's first valid record; None if the format is unknown.
+
+    Raises:
+        RagJaxError: if the file cannot be read, is empty, or no record of it is valid.
+    """
     if is_table(path):
         heading = read_heading(path)
         if not heading:
@@ -137,8 +143,8 @@ def _find_format(path: Path) -> str | None:
                 return name
         bad = BadLines(sys.maxsize, quiet=True)
         record = next((record for _, record in read_records(path, bad)), None)
-        if record is None and not bad.count:
-            raise RagJaxError(f"{path}: {_EMPTY}")
+        if record is None:
+            raise bad.last or RagJaxError(f"{path}: {_EMPTY}")
     if not record:
         return None
     for name, module in RECORDS.items():

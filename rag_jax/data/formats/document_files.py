@@ -5,7 +5,9 @@ the extra `documents`. Nothing in a file is run or fetched.
 """
 
 import contextlib
+import json
 import re
+import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +25,10 @@ from rag_jax.runtime.outside import parsing, require_file
 LARGEST, LARGEST_PDF = 32 << 20, 512 << 20
 _END = r"(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)"
 _SETTINGS = re.compile(rf"---[ \t]*\r?\n(?:(?!{_END}).*\n){{0,200}}?{_END}")
+# Words at the end of a line that go on in the next, and what follows a hyphen that stays.
+_DIVIDED = re.compile(r"(\w*[^\W\d_])-[ \t]*\r?\n[ \t]*([^\W\d_]\w*)")
+_AFTER_HYPHEN = {"and", "or", "to", "und", "oder", "bis"}  # short- and long-term
+_LIGATURES = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0xFB00, 0xFB07)}
 _SCANNED = "has no text: if it is scanned, a program for text recognition has to read it first"
 _EXTRA = "pip install 'rag_jax[documents]'"
 
@@ -96,8 +102,11 @@ def _read_text(path: Path) -> str:
 
 def read_plain(path: Path) -> Document:
     """A text file, whose paragraphs are divided by blank lines."""
+    split = re.split(r"\r\n|\r|\n", _read_text(path))
+    if _is_json(next(filter(str.strip, split), "")):
+        raise BadLineError(f"{path}: holds JSON: let its name end in .jsonl, or move it away")
     paragraphs, lines, first = [], [], 1
-    for number, line in enumerate([*re.split(r"\r\n|\r|\n", _read_text(path)), ""], 1):
+    for number, line in enumerate([*split, ""], 1):
         if line.strip():
             first = first if lines else number
             lines.append(line)
@@ -105,6 +114,15 @@ def read_plain(path: Path) -> Document:
             paragraphs.append(Paragraph(first, (), _squeeze(" ".join(lines))))
             lines = []
     return Document("", tuple(paragraphs))
+
+
+def _is_json(line: str) -> bool:
+    """Whether a line is a JSON object, as in DrQA's files, or an array that begins with one."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value[0] if isinstance(value, list) and value else value, dict)
 
 
 def read_markdown(path: Path) -> Document:
@@ -153,8 +171,27 @@ def _put_under(headings: Mapping[int, str], level: int, text: str) -> dict[int, 
 
 
 def _squeeze(text: str) -> str:
-    """A text with single spaces."""
-    return " ".join(text.split())
+    """A text with single spaces, and without marks of where a word may be divided."""
+    return " ".join(re.sub(r"\u00ad\s*", "", text).split())
+
+
+def _join_words(pages: list[str]) -> list[str]:
+    """Pages without the hyphens that divide words at the ends of lines, nor ligatures.
+
+    A hyphen stays before a capital, and in a word that the document has with the hyphen alone.
+    """
+    pages = [page.translate(_LIGATURES) for page in pages]
+    known = {word.lower() for page in pages for word in re.findall(r"\w+(?:-\w+)*", page)}
+
+    def join(match: re.Match[str]) -> str:
+        first, second = match.groups()
+        if second in _AFTER_HYPHEN:
+            return f"{first}- {second}"
+        whole, hyphened = first + second, f"{first}-{second}"
+        is_hyphened = hyphened.lower() in known and whole.lower() not in known
+        return hyphened if is_hyphened or not second[0].islower() else whole
+
+    return [_DIVIDED.sub(join, page) for page in pages]
 
 
 def _cut_front_matter(text: str) -> str:
@@ -232,8 +269,9 @@ def read_pdf(path: Path) -> Document:
             if reader.is_encrypted and not reader.decrypt(""):
                 raise BadLineError(f"{path}: is encrypted: save it without a password")
             title = (reader.metadata.title if reader.metadata else None) or ""
-            pages = [_squeeze(page.extract_text() or "") for page in reader.pages]
-    paragraphs = tuple(Paragraph(n, (), text) for n, text in enumerate(pages, 1))
+            pages = [page.extract_text() or "" for page in reader.pages]
+    texts = map(_squeeze, _join_words(pages))
+    paragraphs = tuple(Paragraph(n, (), text) for n, text in enumerate(texts, 1))
     return Document(_squeeze(title), paragraphs)
 
 

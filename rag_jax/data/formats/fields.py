@@ -65,7 +65,7 @@ def get_text(
     """
     value = default if record.get(name) is None else record[name]
     if value is None:
-        others = "" if name in record else _shorten(", ".join(record))
+        others = "" if name in record else shorten(", ".join(record))
         raise BadLineError(f"{place}: has no {name!r}{others and f' (its fields: {others})'}")
     return _check_text(value, name, place)
 
@@ -140,9 +140,11 @@ def get_answers(record: Mapping[str, Any], place: Place) -> tuple[str, ...]:
 def is_impossible(record: Mapping[str, Any]) -> bool:
     """Returns whether a question is marked as one that its passages do not answer.
 
-    SQuAD 2 has `is_impossible`, and MuSiQue `answerable`.
+    SQuAD 2 has `is_impossible`, and MuSiQue `answerable`, both of which may be written out, as in a
+    table.
     """
-    return record.get("is_impossible") is True or record.get("answerable") is False
+    impossible, answerable = record.get("is_impossible"), record.get("answerable")
+    return str(impossible).lower() == "true" or str(answerable).lower() == "false"
 
 
 def get_choices(choices: Mapping[str, Any], place: Place) -> dict[str, str]:
@@ -166,7 +168,8 @@ def get_objects(record: Mapping[str, Any], name: str, place: Place) -> list[dict
 def get_count(record: Mapping[str, Any], name: str, place: Place) -> int | None:
     """Returns the non-negative integer in a field; None if the field is missing, null or empty.
 
-    Decimal digits are accepted too, because the values of tables are strings.
+    Decimal digits are accepted too, because the values of tables are strings, and so is `12.0`, as
+    pandas writes the numbers of a column with gaps.
 
     Raises:
         BadLineError: if the value is not an integer, or negative.
@@ -174,8 +177,9 @@ def get_count(record: Mapping[str, Any], name: str, place: Place) -> int | None:
     value = record.get(name)
     if value is None or value == "":
         return None
-    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 20:
-        value = int(value)
+    digits = value.removesuffix(".0") if isinstance(value, str) else ""
+    if digits.isascii() and digits.isdecimal() and len(digits) < 20:
+        value = int(digits)
     if type(value) is not int or value < 0:
         raise BadLineError(f"{place}: {name}={value!r} must be a non-negative integer")
     return value
@@ -210,7 +214,7 @@ def check_blank(text: str, name: str, place: Place) -> str:
 
 def _check_text(value: Any, name: str, place: Place) -> str:
     if not isinstance(value, str):
-        raise BadLineError(f"{place}: {name}={_shorten(repr(value))} must be a string")
+        raise BadLineError(f"{place}: {name}={shorten(repr(value))} must be a string")
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -220,5 +224,6 @@ def _check_text(value: Any, name: str, place: Place) -> str:
     return value
 
 
-def _shorten(text: str) -> str:
+def shorten(text: str) -> str:
+    """Returns a text of at most 60 characters, the last three for what is left out."""
     return text if len(text) <= 60 else f"{text[:57]}..."

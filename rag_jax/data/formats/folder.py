@@ -10,21 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rag_jax.data.formats import beir, dpr, hugging_face, tfds
+from rag_jax.data.formats import beir, dpr, hugging_face, jsonl, tfds
 from rag_jax.data.formats.corpus import Corpus, GatheredCorpus, find_negatives
 from rag_jax.data.formats.detect import DOCUMENTS, NONE, PASSAGES, RECORDS, sort_files
 from rag_jax.data.formats.documents import is_about_data, list_documents, stream_documents
 from rag_jax.data.formats.fields import Item
-from rag_jax.data.formats.files import (
-    SUFFIXES,
-    check_parts,
-    find_stem,
-    find_suffix,
-    list_others,
-    looks_like_data,
-)
+from rag_jax.data.formats.files import SUFFIXES, check_parts, find_stem, find_suffix
 from rag_jax.data.formats.ledger import Ledger
 from rag_jax.data.formats.lines import BadLineError, BadLines, Place
+from rag_jax.data.formats.others import check_others
 from rag_jax.data.formats.passages import holds_passages, parse_records, stream_passages
 from rag_jax.data.formats.records import read_records
 from rag_jax.data.formats.splits import check_splits, find_split, name_split
@@ -47,7 +41,8 @@ def list_files(folder: Path) -> list[Path]:
             name that is not UTF-8, or parts of a file are missing.
     """
     if not os.path.isdir(folder):  # nor is a name that is too long
-        raise RagJaxError(f"config.data.path={folder}: no such folder")
+        problem = "is a file: give its folder" if os.path.isfile(folder) else "no such folder"
+        raise RagJaxError(f"config.data.path={folder}: {problem}")
     direct = [
         path
         for path in folder.iterdir()
@@ -107,7 +102,7 @@ def read_folder(folder: Path, format: str, bad: BadLines, keep: Keep, *, words: 
     """
     files, ledger = list_files(folder), Ledger()
     documents = find_documents(folder, files, format)
-    _check_other_files(folder, [*files, *documents], ledger)
+    check_others(folder, [*files, *documents], ledger)
     stems = [find_stem(path).lower() for path in files if path.parent == folder]
     if format == "beir" or (format == "auto" and "queries" in stems):
         collection = _read_beir(folder, files, bad, keep, ledger)
@@ -120,34 +115,6 @@ def read_folder(folder: Path, format: str, bad: BadLines, keep: Keep, *, words: 
         )
     ledger.close()
     return collection
-
-
-def _check_other_files(folder: Path, files: Sequence[Path], ledger: Ledger) -> None:
-    """Accounts for what a folder contains beside its data files.
-
-    Raises:
-        RagJaxError: if a file at the top looks like data.
-    """
-    known = {*files}
-    for path in list_others(folder, known):
-        if path.is_dir():
-            if path.name != "qrels":
-                ledger.leave_out(path, "is a folder: move its files up, if they are data")
-        elif tfds.is_of_hugging_face(path):
-            ledger.leave_out(path, "describes a dataset of Hugging Face's `datasets`")
-        elif path.suffix == ".arrow" and path.parent / "state.json" in known:
-            ledger.leave_out(path, "is no part of the saved dataset")
-        elif Path(path.parent, path.stem) in known:
-            ledger.leave_out(path, f"lies beside {path.stem}, which is read")
-        elif not looks_like_data(path):
-            ledger.leave_out(path, "is neither JSON nor a table")
-        elif path.parent != folder:
-            ledger.leave_out(path, "lies in a folder: move it up, if it is data")
-        else:
-            raise RagJaxError(
-                f"{path}: looks like data, but has no suffix of {', '.join(SUFFIXES)}, plain or "
-                "with .gz, .bz2, .xz or .zst: convert or unpack the file, or move it away"
-            )
 
 
 def _read_files(
@@ -180,7 +147,7 @@ def _read_files(
     items = (
         item
         for path, name in question_files.items()
-        for item in _read_items(path, name, bad, ledger)
+        for item in _read_items(path, name, bad, ledger, is_detected=format == "auto")
     )
     return _collect(folder, corpus, items, bad, keep, ledger)
 
@@ -195,7 +162,9 @@ def _stream_corpus(
             account.read = len(ids) - before
 
 
-def _read_items(path: Path, name: str, bad: BadLines, ledger: Ledger) -> Iterator[tuple[str, Item]]:
+def _read_items(
+    path: Path, name: str, bad: BadLines, ledger: Ledger, *, is_detected: bool
+) -> Iterator[tuple[str, Item]]:
     """Yields the splits and the questions of a file in a format."""
     split = hugging_face.find_dataset_split(path) if path.is_dir() else find_split(path)
     with ledger.read(path, name, bad) as account:
@@ -207,7 +176,12 @@ def _read_items(path: Path, name: str, bad: BadLines, ledger: Ledger) -> Iterato
         module = RECORDS[name]
         parse: Callable[[Any, Place], Item | None] = dpr.parse_row if has_rows else module.parse
         for place, record in (read_rows if has_rows else read_records)(path, bad):
+            if module is jsonl:
+                given = {field for field, value in record.items() if field and value is not None}
+                account.unread |= given - jsonl.FIELDS
             with bad:
+                if module is jsonl and is_detected:
+                    jsonl.check_plain(record, place)
                 item = parse(record, place)
                 if item is None:
                     account.left_out[module.LEFT_OUT] += 1
@@ -229,16 +203,20 @@ def _collect(
     for split, item in items:
         with bad:
             id = item.question.id or _make_id(item.question.question, questions[split])
-            if id in questions[split]:
-                raise BadLineError(f"{item.place}: another {split} question has the id {id!r}")
             relevant = source.find_relevant(item)
             negatives, missing = find_negatives(item, relevant, source)
             # A blank answer would make an empty prediction a right one.
             answers = tuple(answer for answer in item.question.answers if answer.strip())
             item = replace(item, question=replace(item.question, answers=answers))
             found = {"relevant": relevant, "negatives": negatives}
-            questions[split][id] = replace(item.question, id=id, **found)
-            ledger.add_question(split, item, missing=missing)
+            question = replace(item.question, id=id, **found)
+            first = questions[split].setdefault(id, question)
+            if first is question:
+                ledger.add_question(split, item, missing=missing)
+            elif first == question:
+                ledger.accounts[item.place.path].left_out["the same question again"] += 1
+            else:
+                raise BadLineError(f"{item.place}: another {split} question has the id {id!r}")
     passages = source.passages
     if isinstance(source, GatheredCorpus):
         _warn_of_missing(folder, questions, source.passages)

@@ -3,10 +3,10 @@
 A passage has `id` (or `_id`, in BEIR, or `docid`, in Tevatron), `text`, which may be a list of
 sentences as in HotpotQA's corpus, and optionally `title`. A passage with a title may have no text,
 and a document of BEIR may have neither: it keeps its row. A question has `question`, `answers` and
-optionally `id` (or `ID`), `passage_id` (the gold passage), `type` and `popularity`. `answer`, a
-string, a list of strings as in NQ-open (Lee et al. 2019, arXiv 1906.00300), or true or false for
-yes or no, and `answer_aliases` stand for `answers`. In a table, a list is as Python or JSON writes
-it. A question without an id gets one made of its text.
+optionally `id` (or `ID`, `question_id` or `qid`), `passage_id` (the gold passage), `type` and
+`popularity`. `answer`, a string, a list of strings as in NQ-open (Lee et al. 2019, arXiv
+1906.00300), or true or false for yes or no, and `answer_aliases` stand for `answers`. In a table, a
+list is as Python or JSON writes it. A question without an id gets one made of its text.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,7 +27,7 @@ from rag_jax.data.formats.fields import (
     is_impossible,
     join_sentences,
 )
-from rag_jax.data.formats.lines import Place
+from rag_jax.data.formats.lines import BadLineError, Place
 from rag_jax.data.formats.tables import is_table
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
@@ -35,14 +35,41 @@ from rag_jax.runtime.files import write_jsonl
 
 # Fields without which an answer has no meaning, and with them those that are its passage.
 OPTIONS = {"choices", "choice", "options", "correct_answer_id"}
-PARAGRAPHS = ("context", "passage")  # read by `squad` and `tfds`
+PARAGRAPHS = ("context", "passage")  # read by `squad`, `arc` and `tfds`
 _OTHERS = {*OPTIONS, *PARAGRAPHS, "article"}
+_IDS = ("id", "ID", "question_id", "qid")
+_READ = {"question", "answers", "answer", "answer_aliases", "passage_id", "type", "popularity"}
+FIELDS = {*_IDS, *_READ, "is_impossible", "answerable"}  # all that are read of a question
 
 
 def matches(record: Mapping[str, Any]) -> bool:
     """Returns whether a record is a question."""
-    given = {name for name, value in record.items() if value is not None}
-    return "question" in record and has_answer(record) and not _OTHERS & given
+    return "question" in record and has_answer(record) and not _list_others(record)
+
+
+def check_plain(record: Mapping[str, Any], place: Place) -> None:
+    """Raises a BadLineError if a question has a field that another format reads.
+
+    A file's format is that of its first record, and a later one may have more.
+    """
+    if others := _list_others(record):
+        raise BadLineError(
+            f"{place}: has {others[0]!r}, unlike the file's first question: move such questions to "
+            "another file, or set config.data.format=jsonl to leave the field out"
+        )
+
+
+def check_right(record: Mapping[str, Any], place: Place) -> None:
+    """Raises a BadLineError for a wrong candidate, as WikiQA and MultiRC have them with label 0."""
+    if record.get("label") in (0, "0") and isinstance(record.get("answer"), str):
+        raise BadLineError(
+            f"{place}: label {record['label']!r} calls the answer a wrong one: keep right answers "
+            "alone, or remove the field"
+        )
+
+
+def _list_others(record: Mapping[str, Any]) -> list[str]:
+    return [name for name in record if name in _OTHERS and record[name] is not None]
 
 
 def has_answer(record: Mapping[str, Any]) -> bool:
@@ -56,11 +83,12 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
     Raises:
         BadLineError: if a required field is missing or blank, or a field has the wrong type.
     """
+    check_right(record, place)
     relevant = {}
     if record.get("passage_id") is not None:
         relevant[get_id(record, ["passage_id"], place)] = 1
     question = Question(
-        get_id(record, ["id", "ID"], place, default=""),
+        get_id(record, _IDS, place, default=""),
         get_filled(record, "question", place),
         read_answers(record, place),
         relevant,
@@ -95,7 +123,7 @@ def read_answers(record: Mapping[str, Any], place: Place) -> tuple[str, ...]:
         BadLineError: if there is no such field, or a field has the wrong type.
     """
     if is_table(place.path):
-        cells = {name: record.get(name) for name in ("answer", "answers")}
+        cells = {name: record.get(name) for name in ("answer", "answers", "answer_aliases")}
         lists = {name: cell for name, cell in cells.items() if dpr.is_list(cell)}
         record = {**record, **{name: dpr.parse_list(cell, place) for name, cell in lists.items()}}
     if "answers" not in record and record.get("answer") is not None:

@@ -4,18 +4,23 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rag_jax.data.formats.fields import Item
+from rag_jax.data.formats.dpr import is_list
+from rag_jax.data.formats.fields import Item, shorten
 from rag_jax.data.formats.lines import BadLines, Place
 from rag_jax.data.matching import is_void
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.progress import log
 
 _logger = logging.getLogger(__name__)
+
+# CuratedTREC's answers, in DPR's and FlashRAG's files, are patterns: `Feb(ruary)?\\s*1972`.
+_PATTERN = re.compile(r"\\[sdwb](?![A-Za-z])|\.\*|\w\(\w+\)\?|\(\?[:i]")
 
 
 @dataclass
@@ -30,6 +35,7 @@ class Account:
         why: the last bad line's error.
         left_out: number of good records that are no question or passage of the collection, or 0
             for the whole file, by reason.
+        unread: names of fields of plain questions that are not read.
     """
 
     path: Path
@@ -39,6 +45,7 @@ class Account:
     skipped: int = 0
     why: str = ""
     left_out: Counter[str] = field(default_factory=Counter)
+    unread: set[str] = field(default_factory=set)
 
     def __str__(self) -> str:
         splits = f", {' and '.join(sorted(self.splits))}" if self.splits else ""
@@ -46,6 +53,8 @@ class Account:
         if self.skipped:
             parts.append(f"{self.skipped} skipped (the last: {self.why})")
         parts += [f"{n or 'all'} left out ({why})" for why, n in self.left_out.items()]
+        if self.unread:
+            parts.append(f"fields that are not read: {shorten(', '.join(sorted(self.unread)))}")
         return f"{self.path}: {', '.join(parts)}"
 
 
@@ -56,7 +65,7 @@ class Ledger:
         self.accounts: dict[Path, Account] = {}
         self._places: dict[bytes, tuple[str, Place]] = {}
         self._repeated: dict[tuple[str, str, Path, Path], list[Place]] = {}
-        self._void: list[tuple[Place, str]] = []
+        self._odd: dict[str, list[tuple[Place, str]]] = defaultdict(list)
 
     def open(self, path: Path, format: str) -> Account:
         """Returns the account of a file, a new one if there is none."""
@@ -109,17 +118,30 @@ class Ledger:
             key = other, split, first.path, place.path
             self._repeated.setdefault(key, []).append(place)
         if not question.choices:
-            self._void += [(place, answer) for answer in question.answers if is_void(answer)]
+            for answer in question.answers:
+                if kind := _find_oddity(answer):
+                    self._odd[kind].append((place, answer))
 
     def close(self) -> None:
-        """Logs a line per file, and warns of repeated questions and of answers without words."""
+        """Logs a line per file, and warns of repeated questions and of odd answers."""
         for (first_split, split, first, path), places in self._repeated.items():
             message = "%s (%s): %d questions and their answers are in %s (%s) too, as at line %d"
             names = path, split, len(places), first, first_split, places[0].line
             _logger.warning(message, *names)
-        if self._void:
-            place, answer = self._void[0]
-            message = "%s: the answer %r has no words to match (such answers: %d)"
-            _logger.warning(message, place, answer, len(self._void))
+        for kind, found in self._odd.items():
+            place, answer = found[0]
+            message = "%s: the answer %.80r %s (such answers: %d)"
+            _logger.warning(message, place, answer, kind, len(found))
         for account in self.accounts.values():
             log(str(account))
+
+
+def _find_oddity(answer: str) -> str | None:
+    """What makes an answer of no use as it stands, for a warning; None for nothing."""
+    if is_void(answer):
+        return "has no words to match"
+    if is_list(answer):
+        return "looks like a list that was printed as text, and is read as one answer"
+    if _PATTERN.search(answer):
+        return "looks like a regular expression, and is compared as text"
+    return None

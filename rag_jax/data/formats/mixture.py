@@ -34,6 +34,8 @@ def list_folders(path: str) -> list[Path]:
     """
     if os.path.isdir(path):  # a folder with a colon in its name
         return [Path(path)]
+    if "://" in path:
+        raise RagJaxError(f"config.data.path={path}: is an address: copy the data into a folder")
     names = path.split(os.pathsep)
     if not all(name.strip() for name in names):
         raise RagJaxError(f"config.data.path={path}: a folder's name is blank; remove a colon")

@@ -1,9 +1,9 @@
 """SQuAD (Rajpurkar et al. 2016, arXiv 1606.05250): JSON documents, MRQA's lines, and rows.
 
 A document has articles under `data`. Each paragraph is a passage and the gold passage of the
-questions about the paragraph. The title is the title of the article, with spaces for underscores. A
-question that cannot be answered (SQuAD 2) has no answers. A file may hold several documents, one
-after the other.
+questions about the paragraph. The title is the title of the article, with spaces for underscores,
+here and where answers are an object. A question that cannot be answered (SQuAD 2) has no answers. A
+file may hold several documents, one after the other.
 
 A line of MRQA's files (Fisch et al. 2019, arXiv 1910.09753) is a paragraph without a title, whose
 questions, `qas`, have `qid` and `answers`, a list of texts. The first line is `header`.
@@ -71,11 +71,12 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
         BadLineError: if a required field is missing or blank, or a field has the wrong type.
     """
     answers = record.get("answers")
+    title = get_text(record, "title", place, default="")
     if isinstance(answers, dict):
         texts = () if is_impossible(record) else get_texts(answers, "text", place)
+        title = title.replace("_", " ")
     else:
         texts = jsonl.read_answers(record, place)
-    title = get_text(record, "title", place, default="").replace("_", " ")
     given = [name for name in jsonl.PARAGRAPHS if record.get(name) is not None]
     name = given[0] if given else "context"
     text = get_filled(record, name, place)

@@ -62,6 +62,8 @@ def read_rows(path: Path, bad: BadLines) -> Iterator[tuple[Place, list[str]]]:
 def read_table(path: Path, bad: BadLines) -> Iterator[tuple[Place, dict[str, Any]]]:
     """Yields the rows of a table as records, with the fields of the heading as keys.
 
+    An empty field is null: a table has no other.
+
     Raises:
         RagJaxError: as `read_rows` does, or if two columns have the same name.
     """
@@ -74,8 +76,10 @@ def read_table(path: Path, bad: BadLines) -> Iterator[tuple[Place, dict[str, Any
         if len(row) != len(names):
             counts = f"has {len(row)} fields, but the heading has {len(names)}"
             bad.skip(BadLineError(f"{place}: {counts}"))
+        elif row == names:
+            bad.skip(BadLineError(f"{place}: is the heading again: remove the row"))
         else:
-            yield place, dict(zip(names, row, strict=True))
+            yield place, {name: field or None for name, field in zip(names, row, strict=True)}
 
 
 def _find_separator(path: Path) -> str:

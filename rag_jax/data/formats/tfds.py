@@ -4,15 +4,16 @@ A dataset is a folder with `dataset_info.json`, unless the file is Hugging Face'
 question if the example has the feature `question` and either `answers` or `answer`: a string, a
 list of strings, true or false for yes or no, or the structure of SQuAD or TriviaQA in TensorFlow
 Datasets. `id` (or `question_id`), `title` and the gold passage, `context` or in BoolQ `passage`,
-are optional. All other features are as in plain JSON lines. In SQuAD's titles, spaces stand for
-underscores, and TriviaQA's `<unk>` is no answer, as in `squad` and `triviaqa`.
+are optional. An example with choices is read as in `arc`. All other features are as in plain JSON
+lines. In SQuAD's titles, spaces stand for underscores, and TriviaQA's `<unk>` is no answer, as in
+`squad` and `triviaqa`.
 """
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rag_jax.data.formats import dpr, jsonl, triviaqa
+from rag_jax.data.formats import arc, dpr, jsonl, triviaqa
 from rag_jax.data.formats.fields import YES_NO, Item, get_text, is_impossible
 from rag_jax.data.formats.lines import BadLineError, BadLines, Place
 from rag_jax.runtime.errors import RagJaxError
@@ -133,7 +134,7 @@ def _check_names(dataset: Path) -> None:
 
 def is_question(example: Mapping[str, Any]) -> bool:
     """Returns whether an example has the features of a question."""
-    return "question" in example and bool({"answers", "answer"} & example.keys())
+    return arc.matches(example) or ("question" in example and jsonl.has_answer(example))
 
 
 def parse(example: Mapping[str, Any], place: Place) -> Item:
@@ -142,6 +143,9 @@ def parse(example: Mapping[str, Any], place: Place) -> Item:
     Raises:
         BadLineError: if a required feature is missing, or a feature has the wrong type.
     """
+    if arc.matches(example):
+        return arc.parse(example, place)
+    jsonl.check_right(example, place)
     record = dict(example)
     given = record.get("answers", record.get("answer"))
     record["answers"] = [] if is_impossible(record) else _list_answers(given)

@@ -348,6 +348,20 @@ def test_text_pages_pdf_and_word(tmp_path):
     ]
 
 
+def test_words_that_are_divided_at_the_ends_of_lines(tmp_path):
+    lines = ["It is in Stras-", "bourg, a well-", "known town, on short-", "and long-term"]
+    lines += ["loans of Jean-", "Paul, in 1990-", "1995, a well-known \\256nance man."]
+    write_pdf(tmp_path / "a.pdf", ") Tj 0 -14 Td (".join(lines))
+    (page,) = read_document(tmp_path / "a.pdf").paragraphs
+    assert page.text == (
+        "It is in Strasbourg, a well-known town, on short- and long-term loans of Jean-Paul, in "
+        "1990- 1995, a well-known finance man."
+    )
+    (tmp_path / "b.txt").write_text("A trans\u00adformer, and re\u00ad\nplaced.\n", "utf-8")
+    (paragraph,) = read_document(tmp_path / "b.txt").paragraphs
+    assert paragraph.text == "A transformer, and replaced."
+
+
 def write_bomb(path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("word/document.xml", b"0" * 3000)

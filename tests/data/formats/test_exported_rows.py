@@ -89,7 +89,7 @@ def test_openbookqa(tmp_path):
         (TRIVIAQA[0], {"answer": "Latvia"}, "answer must be an object"),
         (TRIVIAQA[0], {"answer": {"value": "Latvia"}}, "has no 'aliases'"),
         (OPENBOOKQA, {"question_stem": ""}, "question is blank"),
-        (OPENBOOKQA, {"answerKey": "E"}, "answerKey 'E' is not the label of a choice"),
+        (OPENBOOKQA, {"answerKey": "E"}, "answer 'E' is neither label nor text of a choice"),
     ],
 )
 def test_bad_rows(tmp_path, record, fault, problem):

@@ -1,0 +1,56 @@
+"""RAGAS's rows (Es et al. 2024, arXiv 2309.15217), of its test sets and of its evaluations.
+
+The gold answer is `reference`, with the question as `user_input`, or in older versions
+`ground_truth` (or a list `ground_truths`), with `question`. `response`, or `answer` in older
+versions, is what an evaluated system wrote, and is not read. `reference_contexts` are gold
+passages. `retrieved_contexts` are what a system found; so are `contexts` beside an `answer`, and
+else they are what the question was made of. In a table, a list is as Python writes it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rag_jax.data.formats import dpr
+from rag_jax.data.formats.fields import Context, Item, get_filled, get_text, get_texts
+from rag_jax.data.formats.lines import Place
+from rag_jax.data.formats.tables import is_table
+from rag_jax.data.passages import Passage
+from rag_jax.data.questions import Question
+
+
+def matches(record: Mapping[str, Any]) -> bool:
+    """Returns whether a record is a row of RAGAS."""
+    is_old = "question" in record and bool({"ground_truth", "ground_truths"} & record.keys())
+    return is_old or {"user_input", "reference"} <= record.keys()
+
+
+def parse(record: Mapping[str, Any], place: Place) -> Item:
+    """Parses a question.
+
+    Raises:
+        BadLineError: if a required field is missing or blank, or a field has the wrong type.
+    """
+    name = "user_input" if "user_input" in record else "question"
+    if record.get("ground_truths") is not None:
+        answers = _list_texts(record, "ground_truths", place)
+    else:
+        gold = "reference" if "reference" in record else "ground_truth"
+        answers = (get_text(record, gold, place),)
+    question = Question("", get_filled(record, name, place), answers, {})
+    grades = {"reference_contexts": 1, "retrieved_contexts": 0}
+    grades["contexts"] = int(record.get("answer") is None)
+    contexts = [
+        Context(Passage("", "", text), grade)
+        for field, grade in grades.items()
+        if record.get(field) is not None
+        for text in _list_texts(record, field, place)
+        if text.strip()
+    ]
+    return Item(place, question, tuple(contexts))
+
+
+def _list_texts(record: Mapping[str, Any], name: str, place: Place) -> tuple[str, ...]:
+    cell = record[name]
+    if is_table(place.path) and dpr.is_list(cell):
+        return tuple(dpr.parse_list(cell, place))
+    return get_texts(record, name, place)
