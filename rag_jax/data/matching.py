@@ -19,10 +19,11 @@ def split_tokens(text: str) -> str:
     """Returns DPR's tokens of a text in lower case, with one space before and after each token.
 
     The spaces make token matching a substring search. The text is put into canonical decomposition
-    (NFD) first. In scripts without spaces, where DPR's token is a whole clause, each character is
-    one.
+    (NFD) first, without the marks of where a word may be divided. In scripts without spaces, where
+    DPR's token is a whole clause, each character is one.
     """
-    tokens = _TOKEN.findall(space_characters(unicodedata.normalize("NFD", text)))
+    plain = unicodedata.normalize("NFD", text).replace("\u00ad", "")
+    tokens = _TOKEN.findall(space_characters(plain))
     return f" {' '.join(tokens).lower()} "
 
 
@@ -41,8 +42,9 @@ def has_answer(text: str, answers: Sequence[str]) -> bool:
 def normalize_answer(text: str) -> str:
     """Normalises a text as SQuAD's evaluation does.
 
-    Punctuation is defined by Unicode (plus ASCII symbols, as in SQuAD), and equivalent characters
-    are unified (NFKC), so that texts in any script can be compared.
+    Punctuation is defined by Unicode (plus ASCII symbols, as in SQuAD), equivalent characters are
+    unified (NFKC) and characters that are not seen left out, so that texts in any script can be
+    compared.
     """
     return normalize_text(text, keep_articles=False)
 
@@ -50,7 +52,7 @@ def normalize_answer(text: str) -> str:
 def normalize_text(text: str, *, keep_articles: bool) -> str:
     """Normalises a text as `normalize_answer` does, with or without the English articles."""
     text = unicodedata.normalize("NFKC", text).lower()
-    text = "".join(c for c in text if not _is_punctuation(c))
+    text = "".join(c for c in text if not _is_left_out(c))
     if not keep_articles:
         text = re.sub(r"\b(a|an|the)\b", " ", text)
     # lower() may decompose characters again, such as the Turkish dotted capital I.
@@ -58,9 +60,11 @@ def normalize_text(text: str, *, keep_articles: bool) -> str:
 
 
 @functools.cache
-def _is_punctuation(character: str) -> bool:
+def _is_left_out(character: str) -> bool:
+    """Whether a character is punctuation, or unseen as the marks of a direction of writing."""
     category = unicodedata.category(character)
-    return category.startswith("P") or (character.isascii() and category.startswith("S"))
+    is_sign = character.isascii() and category.startswith("S")
+    return category.startswith("P") or category == "Cf" or is_sign
 
 
 def is_void(answer: str) -> bool:

@@ -8,12 +8,14 @@ leave nothing of an answer, such as "A" or "The", articles or punctuation are ke
 
 import functools
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import regex
 from jaxtyping import Bool, Float
 
 from rag_jax.data.matching import normalize_answer
@@ -25,12 +27,20 @@ from rag_jax.evaluation.texts import (
     list_words,
     normalize_pair,
     space_words,
-    spell_words,
 )
 from rag_jax.runtime.errors import RagJaxError
 
 _VERDICTS = ("yes", "no")
-_VERDICT = re.compile(rf"\b(?:{'|'.join(map(spell_words, _VERDICTS))})\b")
+# "No" before a noun is no verdict: it is one before punctuation, or where a clause begins.
+_AFTER_NO = (
+    r"it|he|she|they|there|this|that|these|those|we|you|i|because|since|as|but|and|according"
+)
+_SAID = re.compile(rf"\byes\b|\bno\b(?=\s*(?:[^\w\s]|\n|\Z)|\s+(?:{_AFTER_NO})\b)")
+_CONCLUDED = re.compile(r"\banswer(?:\s+is)?\W{1,4}(yes|no)\b")
+# Punctuation that stands between two words, but not within numbers such as "3.5".
+_BETWEEN = regex.compile(
+    r"</?\w+>|(?<![0-9])[.,/:;]|[.,/:;](?![0-9])|['\u2019](?=s\b)|[\u2013\u2014*(){}\[\]|\"\u201c\u201d\u2026!?=]"
+)
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
@@ -72,10 +82,11 @@ def _f1(prediction: str, answer: str) -> float:
 def match(prediction: str, answers: Sequence[str]) -> float:
     """Match accuracy: 1 if a normalised answer occurs in the normalised prediction, else 0.
 
-    The answer must occur as a run of whole words: "Niger" does not occur in "Nigeria". In scripts
-    without spaces every character is a word. An answer that is an article, such as "A", must be the
-    whole prediction or occur with its own capitals, and a blank answer never occurs. "Yes" or "no"
-    must be the first of the two that the prediction says.
+    The answer must occur as a run of whole words: "Niger" does not occur in "Nigeria". Punctuation
+    is left out or, as in "Paris/France", divides two words. In scripts without spaces every
+    character is a word. An answer that is an article, such as "A", must be the whole prediction or
+    occur with its own capitals, and a blank answer never occurs. "Yes" or "no" must be the last of
+    the two that the prediction calls the answer, or else the first that it says.
 
     Raises:
         RagJaxError: there are no answers.
@@ -88,11 +99,21 @@ def _match(prediction: str, answer: str) -> float:
     if not normalize_answer(answer) and predicted != words:
         spelled = rf"(?<!\w){re.escape(answer.strip())}(?!\w)"
         return float(bool(answer.strip()) and re.search(spelled, prediction) is not None)
-    predicted, words = (" ".join(space_characters(text).split()) for text in (predicted, words))
     if words in _VERDICTS:
-        said = _VERDICT.search(predicted)
-        return float(said is not None and said[0] == words)
-    return float(bool(words) and f" {words} " in f" {predicted} ")
+        return float(_find_verdict(prediction) == words)
+    divided, _ = normalize_pair(_BETWEEN.sub(" ", prediction), answer)
+    spaced = (" ".join(space_characters(text).split()) for text in (words, predicted, divided))
+    words, *readings = (f" {text} " for text in spaced)
+    return float(bool(words.strip()) and any(words in reading for reading in readings))
+
+
+def _find_verdict(prediction: str) -> str | None:
+    """The "yes" or "no" that a prediction gives as its answer."""
+    text = unicodedata.normalize("NFKC", prediction).lower()
+    if concluded := _CONCLUDED.findall(text):
+        return concluded[-1]
+    said = _SAID.search(text)
+    return said[0] if said else None
 
 
 def contains_answer(prediction: str, answers: Sequence[str]) -> float:

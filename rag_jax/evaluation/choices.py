@@ -17,6 +17,12 @@ _RIGHT = (
     r"(?:correct|right|best|better|accurate|likely|answer|final answer)"
 )
 _ANSWER, _OPTION = "(?i:answer|boxed)", "(?i:option|choice)"
+_BEST = (
+    r"(?i:\b(?:correct|right|best|selected|chosen|final|my)\s+"
+    r"(?:(?:answer\s+)?(?:option|choice|letter)|selection))"
+)
+_SO = r"(?i:\b(?:so|hence|thus|therefore)\W{1,3}(?:option\s+|choice\s+)?)\(?"
+_SIGNED = r"(?i:\b(?:correct|solution|selection|letter))\s?[:=]\W{0,3}"
 _ASKED = r"(?i:\s+to\s+(?:this|the)\s+question)?"
 _IS = (
     r"(?i:\s+(?:is|was|(?:would|should|must|can only)\s+be|seems\s+to\s+be))"
@@ -25,7 +31,9 @@ _IS = (
 _CALLED = rf"{_ASKED}(?:{_IS})?\W{{0,4}}"
 # With a verb, or a sign as in "Answer: B": "answer C is cold" only mentions one.
 _CALLED_SO = rf"{_ASKED}(?:{_IS}\W{{0,4}}|(?=\W{{0,3}}[:={{*>\n\u2192\u2013\u2014-])\W{{1,4}})"
-_CALLS_TEXT = re.compile(rf"(?:answer|boxed){_ASKED}(?:{_IS})?\W{{1,4}}(?:(?:the|an?) )?\Z")
+_CALLS_TEXT = re.compile(
+    rf"(?<!\bis )(?<!\bis the )(?:answer|boxed){_ASKED}(?:{_IS})?\W{{1,4}}(?:(?:the|an?) )?\Z"
+)
 _CHOSEN = (
     r"(?i:\bI(?:\s+would|['\u2019](?:d|ll))?\s+(?:choose|pick|select)|\bgo(?:ing)?\s+with)"
     r"(?i:\s+(?:option|choice|answer))?\W{1,4}"
@@ -38,12 +46,24 @@ _NEGATED_BEFORE = re.compile(
     r"necessarily|actually|always|at\s+all)\s+|"
     r"(?:think|believe|accurate|correct|right|case)\s+(?:\w+\s+){0,6}?is\s+)*[\"'(*\u201c\u2018]*$"
 )
+# Of several that are ruled out every one is, as in "eliminate A, C and D".
+_RULED_OUT = re.compile(r"(?i)rul|eliminat|exclud")
 _NEGATED_AFTER = re.compile(
-    r"(?i)[\"')*\u201d\u2019.]*[^\S\n]+(?:is|was|are|were)(?:n['\u2019]t\b|\s+not\b|"
-    r"\s+(?:clearly\s+|also\s+|both\s+|all\s+)?(?:wrong|incorrect|false|untrue)\b)"
+    r"(?i)[\"')*\u201d\u2019.]*(?:[^\S\n]+(?:is|was|are|were)(?:n['\u2019]t\b|\s+not\b|"
+    r"\s+(?:clearly\s+|also\s+|both\s+|all\s+)?(?:wrong|incorrect|false|untrue)\b)|"
+    r"[^\S\n]*[:\u2013\u2014-][^\S\n]*(?:wrong|incorrect)\b)"
 )
-_CALLED_WRONG = re.compile(r"(?i)[\"')*]*\s+(?:is|was)\s+(?:wrong|incorrect|false|untrue)\b")
-_DENIALS = re.compile(r" (?:isnt|wasnt|is (?:not|wrong|incorrect|false)|was not) ")
+_CALLED_WRONG = re.compile(
+    r"(?i)[\"')*]*(?:\s+(?:is|was)\s+(?:wrong|incorrect|false|untrue)\b|"
+    r"[^\S\n]*[:(\u2013\u2014-][^\S\n]*(?:this\s+is\s+)?(?:wrong|incorrect)\b)"
+)
+_DENIALS = re.compile(
+    r" (?:isnt|wasnt|is (?:not|wrong|incorrect|false)|was not|(?:this is )?(?:wrong|incorrect)) "
+)
+_CALLED_AFTER = re.compile(
+    r" (?:is|was|must be|would be) (?:the )?(?:answer|"
+    r"(?:most )?(?:correct|right|best|likely|accurate)(?: (?:answer|choice|option|one))?) "
+)
 # What follows a label that begins a text.
 _MARKS = r"(?:\s*(?:[):;*\]]|[.,](?!\d)|\n|$)|\s+[-\u2013\u2014]\s|\t)"
 _QUESTION = re.compile(r"\n[^\S\n]*(?:[Qq]uestion|Q) ?\d{0,5} ?:")
@@ -100,13 +120,18 @@ def pick_choice(prediction: str, choices: Mapping[str, str]) -> str:
 def _plain(prediction: str, choices: Mapping[str, str]) -> str:
     """A prediction with wide letters as usual ones, and spaces in scripts that have none.
 
-    Underscores around a word, which are emphasis, become spaces. Labels that are no usual letters
+    Underscores around a word, which are emphasis, the tags around an answer and LaTeX's `\\text{`
+    become spaces, and so does what joins a letter to Korean. Labels that are no usual letters
     themselves leave it as it is.
     """
     if any("_" in x or unicodedata.normalize("NFKC", x) != x for x in choices):
         return prediction
     plain = space_characters(unicodedata.normalize("NFKC", prediction))
-    return re.sub(r"(?<![^\W_])_+|_+(?![^\W_])", " ", plain)
+    plain = re.sub(r"</?(answer)>", r" \1: ", plain)
+    plain = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s?\{", " ", plain)
+    plain = plain.replace("\\boxed{", " boxed {")  # whose sign goes with the normalisation
+    plain = re.sub(r"(?<=[A-Z0-9)*])(?=[\uac00-\ud7a3])", " ", plain)
+    return re.sub(r"(?<![^\W_])_+|_+(?![^\W_])|\b(?:e\.g|i\.e)\.", " ", plain)
 
 
 def _drop_questions(prediction: str, choices: Mapping[str, str]) -> str:
@@ -168,8 +193,8 @@ class _Spelling:
         return bool(
             _NEGATED_AFTER.match(prediction, among.end())
             or (
-                (re.search(r"\bn?or\b", among[0]) is not None)
-                and _NEGATED_BEFORE.search(prediction, max(0, first - _REACH), first)
+                (before := _NEGATED_BEFORE.search(prediction, max(0, first - _REACH), first))
+                and (re.search(r"\bn?or\b", among[0]) or _RULED_OUT.match(before[0]))
             )
         )
 
@@ -185,7 +210,9 @@ def _find_called(prediction: str, label: _Spelling) -> Iterator[tuple[str, bool]
         yield from label.find(_begin_with(label), prediction)
     last = rf"\n[^\S\n]*[(*\"'\[]*{label.loose}[\"'\])*.:]*\Z"
     yield from label.find(last, prediction.rstrip())
-    called = rf"{_ANSWER}{_CALLED_SO}{named}|{right}|{_CHOSEN}{label.exact}"
+    called = rf"(?:{_ANSWER}|{_BEST}){_CALLED_SO}{named}|{right}"
+    called = rf"{called}|(?:{_CHOSEN}|{_SIGNED}){label.exact}"
+    called = rf"{called}|{_SO}{label.exact}(?=\)?\s*(?:[.!\n]|\Z))"
     yield from label.find(called, prediction, last_first=True)
 
 
@@ -235,8 +262,9 @@ def _find_words(
         found.append((min(asserted or places[label]), label, not asserted))
         called += [
             (start, label)
-            for start, _ in asserted
+            for start, end in asserted
             if _CALLS_TEXT.search(predicted, max(0, start - _REACH), start)
+            or _CALLED_AFTER.match(predicted, end)
         ]
     return (
         [(label, False) for _, label in sorted(called, reverse=True)],

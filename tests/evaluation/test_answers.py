@@ -42,6 +42,7 @@ from rag_jax.runtime.errors import RagJaxError
         ("\u6771\u4eac\u3002", "\u6771\u4eac"),
         ("\uff34\uff4f\uff4b\uff59\uff4f", "tokyo"),
         ("5\u00a0$ + 3", "5 3"),
+        ("Paris\u200e, \ufeffinter\u00adnational", "paris international"),
         ("", ""),
     ],
 )
@@ -93,12 +94,42 @@ def test_match_is_of_whole_words():
     assert match("", ["?"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("prediction", "answer", "held"),
+    [
+        ("It is Paris\u2014the capital.", "Paris", 1),
+        ("Paris/France, or Rome,Italy", "Italy", 1),
+        ("<answer>Paris</answer>", "Paris", 1),
+        ("**Answer:**Paris", "Paris", 1),
+        ("Paris\u2019s centre", "Paris", 1),
+        ("from 1990\u20131995", "1990", 1),
+        ("AC/DC", "AC/DC", 1),
+        ("the U.S. Navy", "US Navy", 1),
+        ("3.5 or 1,990 or 3/4 at 12:30", "3", 0),
+        ("3.5 or 1,990 or 3/4 at 12:30", "990", 0),
+        ("3.5 or 1,990 or 3/4 at 12:30", "30", 0),
+        ("Jean-Paul", "Paul", 0),
+        ("Niger-Congo", "Niger", 0),
+    ],
+)
+def test_punctuation_between_words(prediction, answer, held):
+    assert match(prediction, [answer]) == held
+    assert match(answer, [answer]) == 1
+
+
 def test_yes_and_no_are_verdicts():
     assert match("Yes. There is no doubt about it.", ["yes"]) == 1
     assert match("Yes. There is no doubt about it.", ["no"]) == 0
     assert match("There is no doubt about it: yes", ["yes"]) == 1
     assert match("No, yes would be wrong", ["no", "maybe"]) == match("no way", ["no way"]) == 1
     assert match("No, yes would be wrong", ["yes"]) == match("Norway", ["no"]) == 0
+    # A noun follows, or what the prediction concludes does.
+    assert match("There are no records of it. So the answer is yes.", ["yes"]) == 1
+    assert match("There are no records of it. So the answer is yes.", ["no"]) == 0
+    assert match("No such rule exists, hence yes", ["no"]) == match("I have no idea.", ["no"]) == 0
+    assert match("There is no limit. Yes.", ["yes"]) == match("**Answer:** No", ["no"]) == 1
+    assert match("Yes? The answer is no.", ["no"]) == match("no\nIt is old", ["no"]) == 1
+    assert match("No it is not", ["no"]) == match("no", ["no"]) == 1
     # HotpotQA's script: they share no word with a longer text.
     assert f1("yes they are", ["yes"]) == f1("no", ["no it was"]) == f1("noanswer x", ["x"]) - 2 / 3
     assert f1("Yes.", ["yes"]) == 1 and f1("noanswer", ["noanswer"]) == 1
@@ -272,6 +303,32 @@ SIGNS = {"A": "3", "B": "-3", "C": "35", "D": "3.5", "E": "3/5"}
         ("There is no doubt: yes", {"A": "yes", "B": "no", "C": "maybe"}, "A"),
         ("Maybe; there is no proof", {"A": "yes", "B": "no", "C": "maybe"}, "C"),
         ("No way of knowing but no", {"A": "yes", "B": "no", "C": "maybe"}, "B"),
+        # A conclusion behind other options.
+        ("Option A is a satellite. The correct option is B.", SKY, "B"),
+        ("Choice A is a moon. Choice C is a planet. The best choice is B.", SKY, "B"),
+        ("A) reflects light. The correct choice is (B).", SKY, "B"),
+        ("Option C is a planet. Selected option: B", SKY, "B"),
+        ("Option C is a planet. Correct: B", SKY, "B"),
+        ("Option C is a planet. Incorrect: B", SKY, "C"),
+        ("Option C looks tempting; my choice is B", SKY, "B"),
+        ("Option C is a planet. Hence, option B.", SKY, "B"),
+        ("A is a moon. So B is left out, and C is as well", SKY, "A"),
+        # All that are ruled out, and verdicts behind each.
+        ("We can rule out A, C and D. B", SKY, "B"),
+        ("Eliminating A, C, and D leaves B.", SKY, "B"),
+        ("It is not A and B", SKY, "B"),
+        ("A: incorrect\nB: correct\nC: incorrect", SKY, "B"),
+        ("A) The Moon - Incorrect\nB) The Sun - Correct", SKY, "B"),
+        ("A) The Moon (wrong)\nB) The Sun", SKY, "B"),
+        # The text of a choice that is called the answer behind it, or marked.
+        ("The Moon is a satellite. The Sun is the correct answer.", SKY, "B"),
+        ("The Sun is the answer. The Moon reflects.", SKY, "B"),
+        ("The Moon is not the right answer, nor Venus.", SKY, ""),
+        ("The Moon reflects. \\boxed{\\text{The Sun}}", SKY, "B"),
+        ("The Moon reflects.\n<answer>The Sun</answer>", SKY, "B"),
+        ("\uc815\ub2f5\uc740 B\uc785\ub2c8\ub2e4.", SKY, "B"),
+        ("B\uac00 \uc815\ub2f5\uc785\ub2c8\ub2e4.", SKY, "B"),
+        ("e.g. the Sun", {**SKY, "E": "Jupiter"}, "B"),
     ],
 )
 def test_pick_choice(text, choices, label):

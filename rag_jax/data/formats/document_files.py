@@ -26,7 +26,7 @@ LARGEST, LARGEST_PDF = 32 << 20, 512 << 20
 _END = r"(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)"
 _SETTINGS = re.compile(rf"---[ \t]*\r?\n(?:(?!{_END}).*\n){{0,200}}?{_END}")
 # Words at the end of a line that go on in the next, and what follows a hyphen that stays.
-_DIVIDED = re.compile(r"(\w*[^\W\d_])-[ \t]*\r?\n[ \t]*([^\W\d_]\w*)")
+_DIVIDED = re.compile(r"(?<!\w)(\w*[^\W\d_])-[ \t]*\r?\n[ \t]*([^\W\d_]\w*)")
 _AFTER_HYPHEN = {"and", "or", "to", "und", "oder", "bis"}  # short- and long-term
 _LIGATURES = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0xFB00, 0xFB07)}
 _SCANNED = "has no text: if it is scanned, a program for text recognition has to read it first"
