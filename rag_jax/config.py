@@ -19,6 +19,7 @@ from rag_jax.runtime.settings import (
     NonNegative,
     Positive,
     Range,
+    Seed,
     build,
     choose_preset,
     describe_unknown,
@@ -40,6 +41,7 @@ __all__ = [
     "Positive",
     "Range",
     "ReaderConfig",
+    "Seed",
     "TrackerName",
     "TrainConfig",
     "TuningConfig",
@@ -126,7 +128,7 @@ class WorldConfig:
     train: Count = 160
     dev: CountOrZero = 200
     test: Count = 300
-    seed: CountOrZero = 0
+    seed: Seed = 0
     revision: CountOrZero = 0
     talk_pages: CountOrZero = 0
 
@@ -174,7 +176,7 @@ class DataConfig:
         "webquestions",
     ] = "auto"
     held_out: CountOrZero = 0
-    seed: CountOrZero = 0
+    seed: Seed = 0
     longtail: bool = False
     bad_lines: CountOrZero = 0
     passage_words: Count = 100

@@ -75,6 +75,7 @@ SELF = {"name": "Self", "token": "<Self>", "kind": "verbalise"}
         ({"route": 3}, "config.route=3: must be a group of fields (RouteConfig)"),
         ({"stage1": {"epochs": -1}}, "config.stage1.epochs=-1: must be at least 0"),
         ({"stage1": {"learning_rate": 0}}, "config.stage1.learning_rate=0.0: must be above 0"),
+        ({"seed": 1 << 32}, "config.seed=4294967296: must be from 0 to 4294967295"),
         ({"seed": True}, "config.seed=True: must be a whole number, not bool"),
         ({"datastore": {"k": 0}}, "config.datastore.k=0: must be at least 1"),
         ({"contexts": 4}, "config.contexts=4: must be odd"),

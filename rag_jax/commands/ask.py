@@ -108,6 +108,9 @@ def converse(answer: Callable[[str], None], *, is_json: bool = False) -> None:
     At a terminal, Ctrl-C ends the present answer only, and a refused question does not end the
     prompt. Elsewhere blank lines are skipped and counted, and every question is printed. With
     `is_json` there is no prompt, and an object says what a question was refused for.
+
+    Raises:
+        RagJaxError: what is not typed is UTF-16, as some shells write it.
     """
     from rag_jax.pipeline.ask import Outcome, clean, describe_outcome
 
@@ -121,6 +124,9 @@ def converse(answer: Callable[[str], None], *, is_json: bool = False) -> None:
             line = input("question: " if person else "")
         except EOFError:
             break
+        line = line.removeprefix("\ufeff")  # a mark of UTF-8 at the head of a file
+        if "\0" in line:
+            raise RagJaxError("standard input is UTF-16 or no text: save it as UTF-8")
         if not line.strip():
             if person:
                 break

@@ -30,10 +30,11 @@ def read(arguments: Sequence[str]) -> tuple[list[Path], Path]:
         RagJaxError: a flag that there is not, no run, or a run that is there twice.
     """
     runs, out = [], None
-    for argument in arguments:
-        name, _, value = argument.partition("=")
+    words = iter(arguments)
+    for argument in words:
+        name, sign, value = argument.partition("=")
         if name in ("--out", "-out"):
-            out = command.read_path({"out": value}, "out")
+            out = command.read_path({"out": value if sign else next(words, "")}, "out")
         elif argument.startswith("-"):
             raise RagJaxError(f"{argument}: not a flag of this command, which has --out=FILE")
         else:

@@ -55,7 +55,9 @@ def main(arguments: list[str]) -> None:
         if value == 0:
             raise RagJaxError(f"--{key}=0: must be at least 1")
     limits = Limits(**{key: value for key, value in given.items() if value is not None})
-    host, token = options["host"] or "127.0.0.1", os.environ.get(access.VARIABLE) or None
+    # Without the line's end that a file of secrets has, which no header can hold.
+    token = os.environ.get(access.VARIABLE, "").strip() or None
+    host = options["host"] or "127.0.0.1"
     access.check_address(host, token)
     port = command.read_count(options, "port")
     bound = server.bind(host, 8000 if port is None else port)

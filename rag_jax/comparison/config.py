@@ -14,6 +14,7 @@ from rag_jax.config import (
     EncoderConfig,
     MeshConfig,
     ModelConfig,
+    Seed,
     TrackerName,
     WorldConfig,
     build,
@@ -62,7 +63,7 @@ class CompareConfig:
     system: Literal["compare"] = "compare"
     systems: tuple[Literal["srrag", "rag", "self_retrieval", "prag"], ...] = SYSTEMS
     reference: str | None = None
-    seed: CountOrZero = 0
+    seed: Seed = 0
     evaluate_on: Literal["test", "dev"] = "test"
     questions: CountOrZero = 40
     train_questions: CountOrZero = 40

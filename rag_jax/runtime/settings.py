@@ -38,12 +38,14 @@ class Range:
 
     def __str__(self) -> str:
         if math.isfinite(self.high):
-            return f"{'above' if self.open_low else 'from'} {self.low:g} to {self.high:g}"
+            high = self.high if isinstance(self.high, int) else f"{self.high:g}"
+            return f"{'above' if self.open_low else 'from'} {self.low:g} to {high}"
         return f"{'above' if self.open_low else 'at least'} {self.low:g}"
 
 
 Count = Annotated[int, Range(1)]
 CountOrZero = Annotated[int, Range(0)]
+Seed = Annotated[int, Range(0, (1 << 32) - 1)]  # what a key of JAX is made of
 Fraction = Annotated[float, Range(0, 1)]
 Positive = Annotated[float, Range(0, open_low=True)]
 NonNegative = Annotated[float, Range(0)]

@@ -84,18 +84,20 @@ def read_chat(fields: dict[str, Any], limits: Limits) -> ChatRequest:
         if fields.get(name) is not None and fields[name] not in allowed:
             raise RequestError(400, f"{name}: a run has no such thing; leave it out", name)
     messages = _take(fields, "messages", list, [])
-    asked: tuple[str, str] | None = None
+    asked: int | None = None
     for i, message in enumerate(messages):
         path = f"messages[{i}]"
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise RequestError(400, f"{path} is no object with a role and content", path)
         if message["role"] == "user":
-            asked = _read_content(message.get("content"), f"{path}.content"), f"{path}.content"
+            asked = i
     if asked is None:
         raise RequestError(400, "messages has no message of the role user", "messages")
+    path = f"messages[{asked}].content"
+    question = _read_content(messages[asked].get("content"), path)
     options = _take(fields, "stream_options", dict, {})
     return ChatRequest(
-        clean(_check_text(*asked, limits)),  # in one line, as `ask` reads a question
+        clean(_check_text(question, path, limits)),  # in one line, as `ask` reads a question
         _take(fields, "stream", bool, False),
         _take(options, "include_usage", bool, False),
     )

@@ -63,7 +63,7 @@ def test_every_command_has_help(call, name):
 def test_help_lists_every_setting_with_type_and_range(call):
     status, out, _ = call("train", "--config=srrag:two-indexes", "--config.seed=3", "--help")
     assert status == 0
-    assert "--config.seed=3\n    a whole number at least 0\n" in out
+    assert "--config.seed=3\n    a whole number from 0 to 4294967295\n" in out
     assert "--config.route.tau=None\n    a number from 0 to 1, or None\n    the threshold" in out
     assert "--config.sources[2].kind=search\n    one of verbalise, search" in out
 

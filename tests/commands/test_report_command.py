@@ -42,6 +42,8 @@ def test_runs_side_by_side(run, tmp_path, monkeypatch):
     with pytest.raises(RagJaxError, match=r"mine.html: is no page of a run, and would be overwrit"):
         report.main([str(run), f"--out={mine}"])
     assert mine.read_text() == "<p>mine</p>"
+    report.main(["--out", "new.html", str(run)])
+    assert len(read_page(tmp_path / "here" / "new.html")["runs"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,7 @@ def test_runs_side_by_side(run, tmp_path, monkeypatch):
         (["RUN", "--out=FOLDER"], "is a folder; name a file"),
         (["RUN", "--out=FOLDER/none/x.html"], "x.html: there is no folder .*none; make it first"),
         (["RUN", "--out="], "--out=: is blank"),
+        (["RUN", "--out"], "--out=: is blank"),
         (["FOLDER/none"], "none: there is no such folder"),
         (["FOLDER/empty"], "empty: is no work folder of a run: it has neither report.json nor sta"),
         (["FOLDER"], "has no report; finish the comparison, or name the folder of one run"),

@@ -209,6 +209,18 @@ def test_lines_of_a_file(monkeypatch, capsys):
     assert said.err == "3 blank lines skipped\n"
 
 
+def test_marks_of_an_encoding_at_the_head_of_a_file(monkeypatch):
+    answered = []
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeffWhere?\nWhy?\n"))
+    command.converse(answered.append)
+    assert answered == ["Where?", "Why?"]
+    text = "Where?\n".encode("utf-16").decode("utf-8", errors="replace")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    with pytest.raises(RagJaxError, match="standard input is UTF-16 or no text"):
+        command.converse(answered.append)
+    assert len(answered) == 2
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_lines_in_json(monkeypatch, capsys, terminal):
     """No prompt and no question is printed, and a refused line has an object too."""

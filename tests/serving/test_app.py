@@ -88,6 +88,11 @@ def test_a_chat(address):
     assert {(c.start_index, c.end_index) for c in cited} == {(0, 12)}
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two\x1b"}]
     assert ask(client, parts).choices[0].message.content == "ONE TWO\ufffd"
+    image = {"type": "image_url", "image_url": {"url": "data:,"}}
+    earlier = [{"role": "user", "content": [image]}, {"role": "assistant", "content": "a"}]
+    messages = [*earlier, {"role": "user", "content": "and now"}]
+    found = client.chat.completions.create(model="rag", messages=messages)
+    assert found.choices[0].message.content == "AND NOW"
 
 
 def test_a_stream(address):

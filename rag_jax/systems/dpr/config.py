@@ -11,6 +11,7 @@ from rag_jax.config import (
     EncoderConfig,
     IndexConfig,
     MeshConfig,
+    Seed,
     TrackerName,
     WorldConfig,
 )
@@ -77,7 +78,7 @@ class DPRConfig:
     """
 
     system: Literal["dpr"] = "dpr"
-    seed: CountOrZero = 0
+    seed: Seed = 0
     evaluate_on: Literal["test", "dev"] = "test"
     depth: Count = 100
     track: TrackerName = "none"

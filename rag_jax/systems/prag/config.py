@@ -14,6 +14,7 @@ from rag_jax.config import (
     Positive,
     Range,
     ReaderConfig,
+    Seed,
     TrackerName,
     TuningConfig,
     WorldConfig,
@@ -231,7 +232,7 @@ class PRAGConfig:
     """
 
     system: Literal["prag"] = "prag"
-    seed: CountOrZero = 0
+    seed: Seed = 0
     questions: CountOrZero = 0
     evaluate_on: Literal["test", "dev"] = "test"
     ablations: bool = False

@@ -13,6 +13,7 @@ from rag_jax.config import (
     NonNegative,
     Range,
     ReaderConfig,
+    Seed,
 )
 from rag_jax.data.formats.detect import is_named
 from rag_jax.data.formats.documents import list_documents
@@ -105,7 +106,7 @@ class QuestionsConfig:
     """
 
     system: Literal["questions"] = "questions"
-    seed: CountOrZero = 0
+    seed: Seed = 0
     test: Annotated[float, Range(0, 1)] = 0.5
     dev: Annotated[float, Range(0, 1)] = 0.1
     mesh: MeshConfig = MeshConfig()

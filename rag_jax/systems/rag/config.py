@@ -14,6 +14,7 @@ from rag_jax.config import (
     ModelConfig,
     NonNegative,
     Positive,
+    Seed,
     TrackerName,
     TrainConfig,
     TuningConfig,
@@ -122,7 +123,7 @@ class RAGConfig:
     """
 
     system: Literal["rag"] = "rag"
-    seed: CountOrZero = 0
+    seed: Seed = 0
     passages: Count = 3
     marginal: Literal["sequence", "token"] = "sequence"
     task: Literal["qa", "classification", "generation"] = "qa"

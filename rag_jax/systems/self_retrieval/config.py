@@ -12,6 +12,7 @@ from rag_jax.config import (
     MeshConfig,
     Positive,
     ReaderConfig,
+    Seed,
     TrackerName,
     TrainConfig,
     TuningConfig,
@@ -113,7 +114,7 @@ class SelfRetrievalConfig:
     """
 
     system: Literal["self_retrieval"] = "self_retrieval"
-    seed: CountOrZero = 0
+    seed: Seed = 0
     evaluate_on: Literal["test", "dev"] = "test"
     ablations: bool = False
     profile_steps: CountOrZero = 0

@@ -15,6 +15,7 @@ from rag_jax.config import (
     NonNegative,
     Positive,
     ReaderConfig,
+    Seed,
     TrackerName,
     TrainConfig,
     TuningConfig,
@@ -209,7 +210,7 @@ class SRRAGConfig:
     """
 
     system: Literal["srrag"] = "srrag"
-    seed: CountOrZero = 0
+    seed: Seed = 0
     contexts: Count = 3
     extra_mean: NonNegative = 1.0
     loss_reduction: Literal["sum", "mean"] = "sum"
