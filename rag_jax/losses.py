@@ -18,7 +18,11 @@ _LOGIT_BYTES = 2**28  # of a device's float32 logits that are there at once
 def token_logprobs(
     logits: Float[Array, "*batch V"], targets: Int[Array, "*batch"]
 ) -> Float[Array, "*batch"]:
-    """Log-probability of each target token, in nats. The softmax is computed in float32."""
+    """Log-probability of each target token, in nats. The softmax is computed in float32.
+
+    A target outside the vocabulary, such as a label of -100, has no meaning here: mask it, and pass
+    a token in its place.
+    """
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return chosen - sum_exponentials(logits)
@@ -56,7 +60,7 @@ def _split_vocabulary(logits: Float[Array, "*batch V"], most: int) -> Float[Arra
     size, count = logits.shape[-1], 1
     if find_platform() == "cpu":
         count = next(n for n in range(most, 0, -1) if size % n == 0)
-    return logits.reshape(*logits.shape[:-1], count, -1)
+    return logits.reshape(*logits.shape[:-1], count, size // count)
 
 
 def hidden_logprobs(
@@ -129,7 +133,7 @@ def span_cross_entropy(
         weights: 0 outside the span. Inside the span, 1 gives the sum over the tokens and
             `1 / length` their mean. A row without a span has only zeros, and its loss is 0.
     """
-    return -(logprobs * weights).sum(axis=-1)
+    return -(jnp.where(weights == 0, 0.0, logprobs) * weights).sum(axis=-1)
 
 
 @checked
@@ -213,7 +217,7 @@ def rag_sequence_nll(
 
     def marginalise(logprobs, power):
         # [B, K, T] summed over T -> [B, K]
-        joint = power * prior + (logprobs * mask[:, None]).sum(axis=-1)
+        joint = power * prior + jnp.where(mask[:, None], logprobs, 0.0).sum(axis=-1)
         return -jax.nn.logsumexp(joint, axis=-1)
 
     nll = marginalise(token_logprobs, 1)
@@ -241,10 +245,12 @@ def rag_token_nll(
         vocab_sums: log-probabilities of the mixture (`mix_documents`), summed over the vocabulary;
             required for smoothing.
     """
-    nll = -(mix_documents(doc_scores, token_logprobs) * mask).sum(axis=-1)
+    # Masked before they are mixed: of what is not a number there the gradient would be none.
+    scored = jnp.where(mask[:, None], token_logprobs, 0.0)
+    nll = -(mix_documents(doc_scores, scored) * mask).sum(axis=-1)
     if not smoothing:
         return nll
-    smooth = -(vocab_sums * mask).sum(axis=-1)
+    smooth = -jnp.where(mask, vocab_sums, 0.0).sum(axis=-1)
     return (1 - smoothing) * nll + smoothing / vocab_size * smooth
 
 

@@ -230,6 +230,34 @@ def marginal_by_enumeration(scores, logprobs, targets, mask):
     return -np.log(sequence), -np.log(token), -smooth, -token_smooth
 
 
+@pytest.mark.parametrize("unseen", [-np.inf, np.nan])
+def test_what_is_masked_does_not_count(unseen):
+    """Whatever it is, and nor do its gradients."""
+    scores, logprobs, targets, mask = draw_documents(0)
+    mask = jnp.asarray(mask).at[:, -1].set(False)
+    chosen = np.take_along_axis(logprobs, targets[:, None, :, None].repeat(3, 1), axis=-1)[..., 0]
+    chosen = chosen.astype(np.float32)
+    hidden = np.where(np.asarray(mask)[:, None], chosen, np.float32(unseen))
+    for loss in (rag_sequence_nll, rag_token_nll):
+        differentiate = jax.value_and_grad(lambda s, c, m=mask, f=loss: f(s, c, m).sum(), (0, 1))
+        wanted, found = (
+            differentiate(jnp.asarray(scores, jnp.float32), jnp.asarray(part))
+            for part in (chosen, hidden)
+        )
+        for one, other in zip(*map(jax.tree.leaves, (wanted, found)), strict=True):
+            close(one, other)
+    weights = jnp.asarray([[1.0, 0.0]])
+    close(span_cross_entropy(jnp.asarray([[-2.0, unseen]], jnp.float32), weights), [2.0])
+
+
+def test_of_no_rows_there_are_no_losses():
+    nothing = jnp.zeros((0, 4))
+    positives = jnp.zeros(0, jnp.int32)
+    assert in_batch_contrastive(nothing, jnp.ones((3, 4)), positives).shape == (0,)
+    assert find_likeliest(jnp.zeros((0, 64))).shape == (0,)
+    assert token_logprobs(jnp.zeros((2, 0, 64)), jnp.zeros((2, 0), jnp.int32)).shape == (2, 0)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_rag_marginals_by_enumeration(seed):
     scores, logprobs, targets, mask = draw_documents(seed)

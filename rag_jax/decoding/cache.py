@@ -129,7 +129,7 @@ def write(
     `mask` is False on padding, which may be anywhere in the chunk. `return_layer` is as for
     `Decoder.hidden`.
     """
-    token_mask = jax.lax.dynamic_update_slice(cache.token_mask, mask, (0, slot))
+    token_mask = jax.lax.dynamic_update_slice_in_dim(cache.token_mask, mask, slot, axis=1)
     attention_mask = token_mask
     if isinstance(model, Bart):
         attention_mask = mask_slots(token_mask, slot, tokens.shape[1])

@@ -80,7 +80,8 @@ def generate(
         if count != len(prompts):
             raise RagJaxError(f"adapters: {count} for {len(prompts)} prompts; give one for each")
     shared = prefill(model, params, prefix) if len(prefix) else None
-    settings = {"max_tokens": max_tokens, "stop_ids": tuple(stop_ids), "sampling": sampling}
+    stops = tuple(map(int, stop_ids))  # also of an array, which no program can be kept under
+    settings = {"max_tokens": max_tokens, "stop_ids": stops, "sampling": sampling}
     settings["drafted"] = drafted
     written: list[list[int]] = [[] for _ in prompts]
     for rows, arrays in batch_prompts(model, prompts, batch_size=batch_size):

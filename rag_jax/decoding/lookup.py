@@ -169,9 +169,9 @@ def _step(
     best, logprobs = _choose(model, params, output.hidden)  # [B, 1 + drafted]
     is_right = (draft == best[:, :-1]) & (columns[:, 1:] <= count[:, None])
     is_right &= continues_after(draft, stop_ids) & (columns[:, :-1] < limit[:, None])
-    kept = jnp.cumprod(is_right, axis=1).sum(axis=1)  # of the draft
+    kept = jnp.cumprod(is_right, axis=1).sum(axis=1, dtype=jnp.int32)  # of the draft
     is_kept = writing[:, None] & (columns <= kept[:, None])
-    mask = jax.lax.dynamic_update_slice(cache.token_mask, is_kept, (0, state.slot))
+    mask = jax.lax.dynamic_update_slice_in_dim(cache.token_mask, is_kept, state.slot, axis=1)
     position = state.cache.position + is_kept.sum(axis=1, dtype=jnp.int32)
     token = jnp.take_along_axis(best, kept[:, None], axis=1)[:, 0]
     token = jnp.where(writing, token, state.last_token)

@@ -1,5 +1,6 @@
 """Sampling: one token a row at a time, the likeliest or a random one, over a cache."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -14,11 +15,13 @@ from rag_jax.models.nn.bart import Bart
 from rag_jax.models.nn.decoder import Decoder
 from rag_jax.models.nn.layers import MASKED
 from rag_jax.runtime.arguments import checked
+from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.platforms import find_platform
 from rag_jax.runtime.sharding import count_data_rows
 
 # With fewer rows a pass costs about as much as with a quarter of them: it reads all weights.
 _COMPACTED_FROM = 32
+_COLDEST = 1e-6  # logits divided by less leave float32
 
 
 class Sampling(NamedTuple):
@@ -102,6 +105,17 @@ class Sampled(NamedTuple):
 NextToken = Callable[[Array, Any], Sampled]
 
 
+def check_sampling(sampling: Sampling) -> None:
+    """Raises a RagJaxError if a field is out of its range."""
+    temperature, top_k, top_p = sampling
+    if temperature != 0 and not _COLDEST <= temperature < math.inf:
+        raise RagJaxError(f"temperature={temperature}: must be 0, or at least {_COLDEST:g}")
+    if not hasattr(top_k, "__index__") or top_k < 0:
+        raise RagJaxError(f"top_k={top_k}: must be a whole number, at least 0")
+    if not top_p >= 0:
+        raise RagJaxError(f"top_p={top_p}: must be at least 0")
+
+
 def sample_tokens(
     logits: Float[Array, "B V"], keys: Key[Array, "B"] | None, *, sampling: Sampling = Sampling()
 ) -> Int[Array, "B"]:
@@ -178,7 +192,7 @@ def decode_step(
     """Writes each active row's last token and samples the next one; the body of the loop."""
     step, token, active, tokens, cache, logprobs, last_logprob = state
     column = jnp.where(active, token, 0)[:, None]
-    tokens = jax.lax.dynamic_update_slice(tokens, column, (0, step))
+    tokens = jax.lax.dynamic_update_slice_in_dim(tokens, column, step, axis=1)
     slot = cache.num_slots - tokens.shape[1] + step
     output, cache = write(model, params, cache, token[:, None], active[:, None], slot=slot)
     logprobs += jnp.where(active, last_logprob, 0.0)
@@ -238,8 +252,10 @@ def decode(
             nor for rows that share a prefix with some of the others.
 
     Raises:
+        RagJaxError: as `check_sampling`.
         ValueError: sampling at a temperature has no keys, or a prefix of some rows is compacted.
     """
+    check_sampling(sampling)
     if keys is None and sampling.temperature != 0:
         raise ValueError(f"keys: temperature {sampling.temperature} needs a random key a row")
     active = jnp.ones(hidden.shape[0], bool) if active is None else active

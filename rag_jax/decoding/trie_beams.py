@@ -129,7 +129,7 @@ def expand_nodes(
     def best_of_beam(total, child) -> Children:
         place = total.argmax(axis=2, keepdims=True)
         best, picked = (jnp.take_along_axis(x, place, axis=2)[..., 0] for x in (total, child))
-        return Children(best, jnp.tile(jnp.arange(width)[None], (rows, 1)), picked)
+        return Children(best, jnp.tile(jnp.arange(width, dtype=jnp.int32)[None], (rows, 1)), picked)
 
     def gather(room):
         place = jnp.arange(room)[None, None]
@@ -179,7 +179,7 @@ class TriePaths:
         """One live beam a row, at the row's start; the others are filled from its children."""
         rows, starts = len(active), self.starts[:, None]
         tokens = jnp.zeros((rows, beams, self.max_tokens), jnp.int32)
-        masked, none = jnp.full((rows, beams), MASKED), jnp.full((rows, beams), -1)
+        masked, none = jnp.full((rows, beams), MASKED), jnp.full((rows, beams), -1, jnp.int32)
         # A start that is a leaf is a finished beam.
         known = (active & self.is_leaf[self.starts])[:, None] & (jnp.arange(beams) == 0)[None]
         scores = jnp.where(known, 0.0, masked)

@@ -87,7 +87,7 @@ def init(key: Key[Array, ""], params: PyTree, *, targets: str, rank: int) -> Tre
         targets: regular expression that must match a kernel's whole path (`a/b/kernel`).
 
     Raises:
-        ValueError: no matrix matches `targets`, or `rank` is below 1.
+        ValueError: no matrix matches `targets`, or one of integers does, or `rank` is below 1.
     """
     _check_rank(rank)
     adapter: dict = {}
@@ -98,6 +98,7 @@ def init(key: Key[Array, ""], params: PyTree, *, targets: str, rank: int) -> Tre
             continue
         draw = jax.random.fold_in(key, count)
         count += 1
+        _check_float(leaf, path, f"takes no adapter: narrow the targets {targets!r}")
         inputs, *outputs = leaf.shape
         a = jax.random.uniform(draw, (inputs, rank), leaf.dtype, -1.0, 1.0) * inputs**-0.5
         node = adapter
@@ -161,8 +162,12 @@ def select(bank: Tree, indices: Int[ArrayLike, "..."]) -> Tree:
     indices = jnp.asarray(indices)
     if not jnp.issubdtype(indices.dtype, jnp.integer):
         raise TypeError(f"indices: {indices.dtype}{[*indices.shape]}, expected integers")
+    if indices.dtype.itemsize < 4:  # the length of a bank may be beyond an int8
+        indices = indices.astype(jnp.int32)
 
     def take_or_zero(leaf):
+        if not len(leaf):  # of which JAX takes nothing
+            return jnp.zeros((*indices.shape, *leaf.shape[1:]), leaf.dtype)
         # JAX counts negative indices from the end, so they become an index beyond the end.
         checked = jnp.where(indices < 0, len(leaf), indices)
         return jnp.take(leaf, checked, axis=0, mode="fill", fill_value=0)
@@ -263,13 +268,17 @@ def fold(params: PyTree, adapter: Tree, *, scale: float) -> PyTree:
     """The parameters with `scale * a @ b` added to the targeted kernels, for models of any library.
 
     Args:
-        params: nested dicts of parameters, or any other JAX tree; not changed.
+        params: nested dicts of parameters, or any other JAX tree; not changed. Where they are
+            other mappings than dicts, such as a FrozenDict, the result has dicts.
         adapter: a single adapter; for a bank, map `fold` over the bank with `jax.vmap`.
 
     Raises:
-        ValueError: the adapter does not fit the parameters.
+        ValueError: the adapter does not fit the parameters, or a kernel is of integers.
     """
     check_fit(params, adapter, lead=0)
+    kernels = dict(_list_leaves(params))
+    for path, _ in list_kernels(adapter):
+        _check_float(kernels[path], path, "would round an adapter away: use apply")
 
     def add(tree, factors):
         if isinstance(tree, Mapping):
@@ -279,8 +288,6 @@ def fold(params: PyTree, adapter: Tree, *, scale: float) -> PyTree:
             node = factors
             for key in keys:
                 node = node.get(_name(key), {})
-            if node and leaf.dtype == jnp.int8:
-                raise ValueError(f"{jax.tree_util.keystr(keys)}: a kernel in int8: use apply")
             update = scale * jnp.tensordot(node["a"], node["b"], 1) if node else None
             return leaf if update is None else leaf + update.astype(leaf.dtype)
 
@@ -323,6 +330,11 @@ def _is_kernel(node: Mapping) -> bool:
 def _check_rank(rank: int) -> None:
     if not hasattr(rank, "__index__") or rank < 1:  # NumPy's integers have it too
         raise ValueError(f"rank={rank!r}: must be an integer, at least 1")
+
+
+def _check_float(kernel: Any, path: tuple, problem: str) -> None:
+    if not jnp.issubdtype(kernel.dtype, jnp.inexact):
+        raise ValueError(f"{_join(path)}: a kernel in {kernel.dtype} {problem}")
 
 
 def _check_adapter(adapter: Any, name: str) -> None:

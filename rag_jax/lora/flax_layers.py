@@ -32,7 +32,8 @@ def intercept_linen(
             y = model.apply({"params": lora.apply(params, adapter, scale=scale)}, x)
 
     Raises:
-        ValueError: a layer has several adapters, or numbers its batches (`batch_dims`).
+        ValueError: a layer has several adapters, numbers its batches (`batch_dims`), or computes
+            something else than Flax's own.
     """
     layer = context.module
     params = layer.variables.get("params", {})
@@ -42,6 +43,7 @@ def intercept_linen(
         return call(*args, **kwargs)
     if getattr(layer, "batch_dims", ()):
         raise ValueError(f"{kernel.path}: a layer with batch_dims reads no adapter: use lora.fold")
+    _check_own(layer, nn.Dense, kernel.path)
     plain = {name: params[name] for name in params if name not in ("lora_a", "lora_b")}
     plain["kernel"] = kernel.array
     y = layer.clone(parent=None).apply({"params": plain}, *args, **kwargs)
@@ -77,9 +79,11 @@ def adapt_nnx(model: nnx.Module, adapter: core.Tree, *, scale: float) -> nnx.Mod
 
     Raises:
         ValueError: the adapter targets another layer than `nnx.Linear` and `nnx.LinearGeneral`, one
-            with `batch_axis`, or does not fit the layer's kernel.
+            with `batch_axis`, or one that the model has in two places; or it does not fit the
+            layer's kernel.
     """
     adapted = nnx.clone(model)
+    shared = [place for places in nnx.find_duplicates(adapted) for place in places]
     core.check_fit(nnx.to_pure_dict(nnx.state(adapted, nnx.Param)), adapter, lead=0)
     for path, factors in core.list_kernels(adapter):
         name, where = "/".join(map(str, path)), path[:-1]
@@ -88,11 +92,24 @@ def adapt_nnx(model: nnx.Module, adapter: core.Tree, *, scale: float) -> nnx.Mod
         if not is_dense or getattr(layer, "batch_axis", None):
             kind = type(layer).__name__
             raise ValueError(f"{name}: a layer {kind} reads no adapter: use lora.fold")
+        _check_own(layer, nnx.Linear, name)
+        if any(path[: len(place)] == place for place in shared):
+            raise ValueError(f"{name}: is in two places of the model: use lora.fold")
         layer = AdaptedLinear(layer, factors["a"], scale * factors["b"], path=name)
         if not where:
             return layer
         _set(reduce(_get, where[:-1], adapted), where[-1], layer)
     return adapted
+
+
+def _check_own(layer: Any, kind: type, path: str) -> None:
+    """Raises a ValueError if a layer's own class says what it computes.
+
+    A layer that `nn.remat` or `nn.jit` wrap has the method of Flax's.
+    """
+    if type(layer).__call__.__module__ != kind.__call__.__module__:
+        name = type(layer).__name__
+        raise ValueError(f"{path}: {name} computes more than {kind.__name__}: use lora.fold")
 
 
 def _multiply(

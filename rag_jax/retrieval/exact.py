@@ -238,7 +238,7 @@ def _search_blocks(
     # Made of `first`, so that within `shard_map` it differs between devices, as what replaces it.
     rows = jnp.broadcast_to(first[None, :, None], (len(queries), parts, k))
     nothing = jnp.where(rows < 0, 0.0, -jnp.inf), rows
-    return jax.lax.scan(merge, nothing, jnp.arange(0, shard_rows, block))[0]
+    return jax.lax.scan(merge, nothing, jnp.arange(0, shard_rows, block, dtype=jnp.int32))[0]
 
 
 def _multiply(values: Float[Array, "s D n"], queries: Float[Array, "Q D"]) -> Float[Array, "Q s n"]:

@@ -401,3 +401,29 @@ def test_limits_beyond_the_vocabulary_keep_all_of_it():
         assert sample(top_p=top_p) == wanted
     likeliest = logits.argmax(axis=-1).tolist()
     assert sample(top_k=1) == sample(top_p=0.0) == sample(top_p=1e-9) == likeliest
+
+
+@pytest.mark.parametrize(
+    ("sampling", "problem"),
+    [
+        (Sampling(-1.0), "temperature=-1.0: must be 0, or at least 1e-06"),
+        (Sampling(float("nan")), "temperature=nan: must be 0"),
+        (Sampling(float("inf")), "temperature=inf: must be 0"),
+        (Sampling(1e-40), "temperature=1e-40: must be 0"),
+        (Sampling(1.0, top_k=-1), "top_k=-1: must be a whole number, at least 0"),
+        (Sampling(1.0, top_k=2.0), "top_k=2.0: must be a whole number"),
+        (Sampling(1.0, top_p=-0.5), "top_p=-0.5: must be at least 0"),
+        (Sampling(1.0, top_p=float("nan")), "top_p=nan: must be at least 0"),
+    ],
+)
+def test_a_sampling_that_cannot_be_is_named(sampling, problem):
+    with pytest.raises(RagJaxError, match=problem):
+        GENERATE([[3, 4]], stop_ids=[], sampling=sampling)
+
+
+def test_stop_tokens_in_any_sequence():
+    rows = make_rows([5, 3])
+    stop = GENERATE(rows, stop_ids=[])[0][1]
+    wanted = GENERATE(rows, stop_ids=[stop])
+    for kind in (tuple, np.asarray, jnp.asarray):
+        assert GENERATE(rows, stop_ids=kind([stop])) == wanted

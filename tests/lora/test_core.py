@@ -319,6 +319,36 @@ def test_select_takes_any_shape():
     }
 
 
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.int16, jnp.int32])
+def test_select_takes_indices_of_any_width(dtype):
+    """The number of adapters may be beyond what an index can hold."""
+    bank = {"kernel": {"a": jnp.ones((70_000, 1, 1)), "b": jnp.ones((70_000, 1, 1))}}
+    indices = jnp.asarray([-1, 7], dtype)
+    for select in (lora.select, jax.jit(lora.select)):
+        a = select(bank, indices)["kernel"]["a"][:, 0, 0]
+        assert a.tolist() == [0.0, 1.0]
+
+
+def test_select_from_an_empty_bank():
+    bank = lora.init_bank(jax.random.key(0), PARAMS, targets=".*/up/kernel", rank=2, size=0)
+    found = jax.tree.leaves(lora.select(bank, jnp.asarray([0, -1])))
+    shapes = [leaf.shape for leaf in jax.tree.leaves(bank)]
+    assert [leaf.shape for leaf in found] == [(2, *shape[1:]) for shape in shapes]
+    assert not any(leaf.any() for leaf in found)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.int4, jnp.uint8, jnp.int32, bool])
+def test_kernels_of_integers_are_named(dtype):
+    params = {"up": {"kernel": jnp.ones((3, 2))}}
+    adapter = lora.init(jax.random.key(0), params, targets=ALL, rank=1)
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    name = f"^up/kernel: a kernel in {jnp.dtype(dtype)}"
+    with pytest.raises(ValueError, match=f"{name} would round an adapter away: use apply"):
+        lora.fold(params, adapter, scale=1.0)
+    with pytest.raises(ValueError, match=f"{name} takes no adapter: narrow the targets"):
+        lora.init(jax.random.key(0), params, targets=ALL, rank=1)
+
+
 def test_what_does_not_go_together_is_named():
     up, down = (make_bank(2, targets=f".*_1/ffn/{name}/kernel") for name in ("up", "down"))
     with pytest.raises(ValueError, match="layers_1/ffn/.*/kernel: adapter . has no such kernel"):

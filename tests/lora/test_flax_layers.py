@@ -180,6 +180,65 @@ def test_linen_without_the_interceptor_names_the_layer():
         LINEN.apply({"params": adapted}, X)
 
 
+class Doubled(nn.Dense):
+    """A layer of one's own, which Flax's methods do not know."""
+
+    @nn.compact
+    def __call__(self, x):
+        return super().__call__(x) * 2
+
+
+class DoubledLinear(nnx.Linear):
+    def __call__(self, x):
+        return super().__call__(x) * 2
+
+
+class Repeated(nnx.Module):
+    """One layer in two places, or one kernel in two layers."""
+
+    def __init__(self, *, shares_kernel):
+        rngs = nnx.Rngs(0)
+        self.first, self.other = nnx.Linear(8, 8, rngs=rngs), nnx.Linear(8, 8, rngs=rngs)
+        self.second = nnx.Linear(8, 8, rngs=rngs) if shares_kernel else self.first
+        if shares_kernel:
+            self.second.kernel = self.first.kernel
+
+    def __call__(self, x):
+        return self.second(nnx.relu(self.other(self.first(x))))
+
+
+def test_a_layer_with_a_method_of_its_own_is_named():
+    """Before, the adapter was added behind the layer, not within it."""
+    for wrap in (lambda kind: kind, nn.remat, nn.jit):
+        for kind in (nn.Dense, Doubled):
+            model = wrap(kind)(3)
+            params = model.init(jax.random.key(0), X)["params"]
+            adapter = take(draw_bank(params, "kernel"), 0)
+            wanted = model.apply({"params": lora.fold(params, adapter, scale=1.0)}, X)
+            with nn.intercept_methods(intercept_linen):
+                adapted = {"params": lora.apply(params, adapter, scale=1.0)}
+                if kind is nn.Dense:
+                    np.testing.assert_allclose(model.apply(adapted, X), wanted, atol=1e-5)
+                    continue
+                with pytest.raises(ValueError, match="^kernel: .*Doubled computes more than Dense"):
+                    model.apply(adapted, X)
+    model = DoubledLinear(8, 3, rngs=nnx.Rngs(0))
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    with pytest.raises(ValueError, match="^kernel: DoubledLinear computes more than Linear"):
+        adapt_nnx(model, take(draw_bank(params, "kernel"), 0), scale=1.0)
+
+
+@pytest.mark.parametrize("shares_kernel", [False, True])
+def test_a_layer_that_is_in_two_places_is_named(shares_kernel):
+    model = Repeated(shares_kernel=shares_kernel)
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    with pytest.raises(ValueError, match="^first/kernel: is in two places of the model: use lora"):
+        adapt_nnx(model, take(draw_bank(params, "first/kernel"), 0), scale=1.0)
+    adapter = take(draw_bank(params, "other/kernel"), 0)
+    wanted = nnx.merge(nnx.graphdef(model), lora.fold(params, adapter, scale=1.0))(X)
+    np.testing.assert_allclose(adapt_nnx(model, adapter, scale=1.0)(X), wanted, atol=1e-5)
+
+
 def one_kernel():
     params = {"kernel": jnp.ones((8, 3))}
     return params, take(draw_bank(params, "kernel"), 0)

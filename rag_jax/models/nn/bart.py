@@ -64,8 +64,9 @@ class DecoderLayer(nn.Module):
             rows, attention_mask = len(attention_mask), attention_mask[:, None]  # [B, 1, T, S]
         keys, values = self.attention.read(x, rows)
         if cache is not None:
-            keys = jax.lax.dynamic_update_slice(cache[0], keys, (0, 0, 0, slot))
-            values = jax.lax.dynamic_update_slice(cache[1], values, (0, 0, slot, 0))
+            write = jax.lax.dynamic_update_slice_in_dim
+            keys = write(cache[0], keys, slot, axis=3)
+            values = write(cache[1], values, slot, axis=2)
         y = self.attention(x, keys=keys, values=values, attention_mask=attention_mask)
         x = self.attention_norm(x + y)
         sources, length = len(source_mask), source_mask.shape[-1]

@@ -77,8 +77,9 @@ class Attention(nn.Module):
         keys = keys.swapaxes(2, 3)  # [B, K, d, T]
         values = project("value", c.num_kv_heads)  # [B, K, T, d]
         if chunk.cache is not None:
-            keys = jax.lax.dynamic_update_slice(chunk.cache[0], keys, (0, 0, 0, slot))
-            values = jax.lax.dynamic_update_slice(chunk.cache[1], values, (0, 0, slot, 0))
+            write = jax.lax.dynamic_update_slice_in_dim
+            keys = write(chunk.cache[0], keys, slot, axis=3)
+            values = write(chunk.cache[1], values, slot, axis=2)
         # [B, 1, T, S] -> [B, 1, (H / K) * T, S]; what is no array knows the heads.
         mask, prefix_mask = (
             jnp.tile(x, (1, 1, groups, 1)) if getattr(x, "ndim", 0) == 4 else x
