@@ -32,6 +32,7 @@ _PROGRAM_TOKENS = 5_000
 SAMPLED = 4096  # texts of a corpus by which its widths are chosen
 
 _logger = logging.getLogger(__name__)
+_warned: set[tuple[int, int]] = set()  # an encoder's own length, and the one that a warning was of
 
 
 @checked
@@ -90,13 +91,24 @@ def encode_texts(
 
 
 def check_sizes(encoder: Pretrained, batch_size: int, max_length: int) -> None:
-    """Raises a RagJaxError if a batch has no row, or texts may be longer than the positions."""
+    """Raises a RagJaxError if a batch has no row, or texts may be longer than the positions.
+
+    Texts that may be longer than the encoder's authors say are logged as a warning, once a length.
+    """
     if batch_size < 1:
         raise RagJaxError(f"batch_size is {batch_size}: it must be at least 1")
     if max_length > encoder.config.max_length:
         raise RagJaxError(
             f"max_length is {max_length}, but the encoder has positions for only "
             f"{encoder.config.max_length} tokens: lower it"
+        )
+    own = encoder.sentence.max_length if encoder.sentence else None
+    if own is not None and max_length > own and (own, max_length) not in _warned:
+        _warned.add((own, max_length))
+        _logger.warning(
+            "max_length is %d, but the encoder's own settings cut a text at %d tokens, as "
+            "sentence-transformers does: lower it to embed as they say",
+            *(max_length, own),
         )
 
 

@@ -409,6 +409,17 @@ def test_phi_3_5_mini(tmp_path):
     )
 
 
+def test_key_heads_that_are_null_are_as_many_as_query_heads(tmp_path):
+    """As in transformers, where a missing field has the family's own default."""
+    path = tmp_path / "config.json"
+    fields = {"hidden_size": 64, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 9}
+    fields |= {"model_type": "qwen2", "num_attention_heads": 4}
+    path.write_text(json.dumps(fields | {"num_key_value_heads": None}))
+    assert read_config(path).num_kv_heads == 4
+    path.write_text(json.dumps(fields | {"num_attention_heads": 32}))
+    assert read_config(path).num_kv_heads == 32
+
+
 @pytest.mark.parametrize("name", (*FAMILIES, "bert"))
 def test_described_configs_read_the_same(name, tmp_path):
     config = load(GOLDEN / name).config

@@ -1,5 +1,9 @@
 """Rerankers as sentence-transformers saves them: a model alone in `modules.json`."""
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 from tiny_encoders import change_json, write_modules, write_reranker
@@ -10,7 +14,9 @@ from rag_jax.models.io.reranker import check_reranker
 from rag_jax.models.io.sizes import find_pooling
 from rag_jax.retrieval import score_pairs
 from rag_jax.runtime.errors import RagJaxError
+from rag_jax.search_config import YesNo
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 PROMPTS, TRANSFORMER = "config_sentence_transformers.json", "sentence_bert_config.json"
 PAIRS = [("the river", "a river bank"), ("bread", "snow and ice")]
 
@@ -55,6 +61,30 @@ def test_settings_beside_modules_are_refused(file, fields, message, folder):
         with pytest.raises(RagJaxError, match=message) as error:
             function(folder)
         assert str(folder / file) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_language_model_that_is_asked(tmp_path):
+    """As sentence-transformers 6 saves one: a module of its own reads the answers."""
+    folder = shutil.copytree(GOLDEN / "llama_tied", tmp_path / "llama")
+    question = YesNo("", " ", "", yes="a", no="b")
+    plain = load_reranker(folder, question=question)
+    yes, no = (plain.base.tokenizer.encode(answer)[0] for answer in "ab")
+    write_modules(folder, ("LogitScore", {"true_token_id": yes, "false_token_id": no}))
+    found = load_reranker(folder, question=question)
+    assert found.fingerprint == plain.fingerprint
+    scores = (score_pairs(reranker, PAIRS, max_length=64) for reranker in (found, plain))
+    np.testing.assert_array_equal(*scores)
+    assert load(folder).fingerprint == plain.fingerprint
+    with pytest.raises(RagJaxError, match="a language model is one if it is asked a question"):
+        load_reranker(folder)
+    for function in (check_reranker, load_reranker):
+        with pytest.raises(RagJaxError, match=f"true_token_id {yes} is not the token of the answ"):
+            function(folder, question=YesNo("", " ", "", yes="b", no="a"))
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[1]["path"] = "../elsewhere"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(RagJaxError, match="a module lies outside its folder: '../elsewhere'"):
+        load(folder)
 
 
 def test_an_encoder_without_its_pooling_is_still_refused(folder):

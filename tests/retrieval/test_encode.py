@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rag_jax.data.passages import Passage
+from rag_jax.models.io.sentence import Sentence
 from rag_jax.models.nn.pooling import MEAN, pool_states
 from rag_jax.retrieval import encode, encode_texts, list_texts
 from rag_jax.runtime.errors import RagJaxError
@@ -105,6 +106,18 @@ def test_order_and_batches_do_not_matter(encoder, data, lengths):
     np.testing.assert_allclose(shuffled, embeddings[order], atol=1e-6)
     if texts:
         np.testing.assert_allclose(embeddings, encode_all_slowly(encoder, texts), atol=1e-6)
+
+
+def test_texts_beyond_what_the_encoders_authors_say_are_told_once(encoder, caplog):
+    own = dataclasses.replace(encoder, sentence=Sentence(max_length=7))
+    with caplog.at_level(logging.WARNING):
+        encode_texts(own, ["a"], max_length=7)
+        assert not caplog.records
+        found = [encode_texts(own, ["a" * 30], max_length=64) for _ in range(2)]
+    (warned,) = caplog.messages
+    assert "max_length is 64, but the encoder's own settings cut a text at 7 tokens" in warned
+    for embedding in found:
+        np.testing.assert_array_equal(embedding, encode_texts(encoder, ["a" * 30], max_length=64))
 
 
 def test_no_texts(encoder):

@@ -183,9 +183,7 @@ def read_decoder(fields: Fields) -> DecoderConfig:
         ffn_size=fields.size("intermediate_size"),
         num_layers=layers,
         num_heads=heads,
-        num_kv_heads=fields.size(
-            "num_key_value_heads", family.sizes.get("num_key_value_heads", heads)
-        ),
+        num_kv_heads=_read_kv_heads(fields, family, heads),
         head_dim=fields.size("head_dim", head_dim),
         rope_theta=rope.theta,
         norm_eps=fields.number(family.eps_name, family.norm_eps),
@@ -303,6 +301,12 @@ def _refuse_others(fields: Fields, family: _Family) -> None:
     flags = ("attention_bias", "mlp_bias", "use_parallel_residual", "qk_layernorm")
     for flag in (*flags, *family.refused):
         fields.refuse_unless(flag, False)
+
+
+def _read_kv_heads(fields: Fields, family: _Family, heads: int) -> int:
+    """The number of key heads: the query heads' where it is null, the family's where it is not."""
+    name = "num_key_value_heads"
+    return fields.size(name, heads if name in fields.raw else family.sizes.get(name, heads))
 
 
 def _read_positions(

@@ -14,7 +14,7 @@ from rag_jax.models.io.fields import Fields, gives_scores
 from rag_jax.models.io.gguf_config import read_gguf_config
 from rag_jax.models.io.gguf_file import read_gguf
 from rag_jax.models.io.hub import Describe, fingerprint, resolve
-from rag_jax.models.io.modules import MODULES, read_dense, refuse_nested
+from rag_jax.models.io.modules import MODULES, find_answers, read_dense, refuse_nested
 from rag_jax.models.io.sentence import Sentence, describe_sentence, read_sentence
 from rag_jax.models.io.stops import read_stop_ids
 from rag_jax.models.io.tensors import StoredTensor, read_safetensors
@@ -166,7 +166,8 @@ def open_model(name_or_path: str | Path) -> OpenedModel:
     else:
         config, fields = open_config(folder / "config.json")
         tensors = read_safetensors(files)
-        embeds = isinstance(config, EncoderConfig) or is_there(folder / MODULES)
+        has_modules = is_there(folder / MODULES) and find_answers(folder) is None
+        embeds = isinstance(config, EncoderConfig) or has_modules
         tokenizer = _read_tokenizer(folder, config)
         if isinstance(config, DecoderConfig) and embeds:
             config = _drop_head(config, tensors)

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from rag_jax.models.io.fields import read_fields
+from rag_jax.models.io.fields import Fields, read_fields
 from rag_jax.models.io.tensors import check_finite, read_safetensors
 from rag_jax.models.io.weight_files import explain_pickled
 from rag_jax.models.nn.pooling import ACTIVATIONS, Dense
@@ -41,6 +41,7 @@ _KNOWN = {
     "sparse": ("Transformer", "MLMTransformer", "SpladePooling"),
     "late-interaction": ("Transformer", "Dense", "MultiVectorMask", "Normalize"),
 }
+_ASKED = ["Transformer", "LogitScore"]
 # What tells a kind, and the function of `rag_jax.models` that loads it.
 _TOLD = {
     "Pooling": ("dense", "load"),
@@ -93,10 +94,30 @@ def _list_modules(path: Path) -> list[tuple[str, Any]]:
 
 
 def stands_alone(folder: Path) -> bool:
-    """Whether `modules.json` lists a model alone, as sentence-transformers has it for rerankers."""
+    """Whether `modules.json` lists a model alone, as sentence-transformers has it for rerankers.
+
+    What reads the answers of a language model that is asked counts as its part.
+    """
+    return _list_kinds(folder) in (["Transformer"], _ASKED)
+
+
+def find_answers(folder: Path) -> Fields | None:
+    """What sentence-transformers keeps of a language model that is asked; None of other models.
+
+    Its `true_token_id` and `false_token_id` are the tokens whose log odds are the score.
+    """
+    if _list_kinds(folder) != _ASKED:
+        return None
+    (_, place) = _list_modules(folder / MODULES)[1]
+    if not isinstance(place, str) or {"..", "/"} & {*Path(place).parts}:
+        raise RagJaxError(f"{folder / MODULES}: a module lies outside its folder: {show(place)}")
+    return read_fields(folder / place / "config.json", COPY)
+
+
+def _list_kinds(folder: Path) -> list[str]:
     path = folder / MODULES
     found = _list_modules(path) if is_there(path) else []
-    return [kind.rpartition(".")[2] for kind, _ in found] == ["Transformer"]
+    return [kind.rpartition(".")[2] for kind, _ in found]
 
 
 def refuse_nested(folder: Path) -> None:

@@ -15,7 +15,7 @@ from rag_jax.models.io.architectures import Config, EncoderConfig
 from rag_jax.models.io.configs import describe_config
 from rag_jax.models.io.fields import SCORED, Fields, read_fields
 from rag_jax.models.io.load import OpenedModel, Pretrained, load, open_model
-from rag_jax.models.io.modules import PROMPTS, find_transformer, stands_alone
+from rag_jax.models.io.modules import PROMPTS, find_answers, find_transformer, stands_alone
 from rag_jax.models.io.save import write_model
 from rag_jax.models.io.sentence import read_text_settings
 from rag_jax.models.io.slot import Slot, linear_slots, scale_slots
@@ -35,6 +35,7 @@ _BERT_HEADS = {
     "bert": ("pooler.dense", "classifier"),
     "distilbert": ("pre_classifier", "classifier"),
 }
+_ANSWERS = ("true_token_id", "false_token_id")  # in sentence-transformers' LogitScore
 _ROBERTA_HEAD = ("classifier.dense", "classifier.out_proj")
 
 
@@ -78,6 +79,7 @@ def load_reranker(
         RagJaxError: as `load`, or the model is no reranker, or has several labels.
     """
     if question is not None:
+        check_reranker(name_or_path, question=question)  # before the weights are read
         return _ask(load(name_or_path, dtype=dtype, mesh=mesh), question)
     found = open_model(name_or_path)
     head = _find_head(found.config, _check_config(found))
@@ -103,7 +105,7 @@ def check_reranker(name_or_path: str | Path, *, question: YesNo | None = None) -
     """
     found = open_model(name_or_path)
     if question is not None:
-        _check_asked(found.config, found.tokenizer, question)
+        _check_answers(found, question)
     else:
         _find_head(found.config, _check_config(found))
     return found
@@ -229,6 +231,20 @@ def _check_asked(config: Config, tokenizer: Tokenizer, question: YesNo) -> tuple
             raise RagJaxError(f"question: the answer {answer!r} has {len(own)} tokens, not one")
     (yes,), (no,) = ids
     return yes, no
+
+
+def _check_answers(found: OpenedModel, question: YesNo) -> None:
+    """Refuses a question with other answers than those in the folder of sentence-transformers."""
+    ids = _check_asked(found.config, found.tokenizer, question)
+    answers = find_answers(found.folder)
+    if answers is None:
+        return
+    for name, word, id in zip(_ANSWERS, (question.yes, question.no), ids, strict=True):
+        if (own := answers.raw.get(name)) != id:
+            raise RagJaxError(
+                f"{answers.place(name)} {show(own)} is not the token of the answer {word!r}, "
+                f"{id}: set question.yes and question.no to the words that the model answers"
+            )
 
 
 def _ask(base: Pretrained, question: YesNo) -> Reranker:
