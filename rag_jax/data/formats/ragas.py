@@ -1,7 +1,7 @@
 """RAGAS's rows (Es et al. 2024, arXiv 2309.15217), of its test sets and of its evaluations.
 
 The gold answer is `reference`, with the question as `user_input`, or in older versions
-`ground_truth` (or a list `ground_truths`), with `question`. `response`, or `answer` in older
+`ground_truth` or a list `ground_truths`, with `question`. `response`, or `answer` in older
 versions, is what an evaluated system wrote, and is not read. `reference_contexts` are gold
 passages. `retrieved_contexts` are what a system found; so are `contexts` beside an `answer`, and
 else they are what the question was made of. In a table, a list is as Python writes it.
@@ -17,10 +17,12 @@ from rag_jax.data.formats.tables import is_table
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 
+_GOLD = ("reference", "ground_truth", "ground_truths")
+
 
 def matches(record: Mapping[str, Any]) -> bool:
     """Returns whether a record is a row of RAGAS."""
-    is_old = "question" in record and bool({"ground_truth", "ground_truths"} & record.keys())
+    is_old = "question" in record and bool({*_GOLD[1:]} & record.keys())
     return is_old or {"user_input", "reference"} <= record.keys()
 
 
@@ -31,11 +33,8 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
         BadLineError: if a required field is missing or blank, or a field has the wrong type.
     """
     name = "user_input" if "user_input" in record else "question"
-    if record.get("ground_truths") is not None:
-        answers = _list_texts(record, "ground_truths", place)
-    else:
-        gold = "reference" if "reference" in record else "ground_truth"
-        answers = (get_text(record, gold, place),)
+    given = [gold for gold in _GOLD if record.get(gold) is not None]
+    answers = _list_texts(record, given[0] if given else _GOLD[0], place)
     question = Question("", get_filled(record, name, place), answers, {})
     grades = {"reference_contexts": 1, "retrieved_contexts": 0}
     grades["contexts"] = int(record.get("answer") is None)
@@ -50,7 +49,9 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
 
 
 def _list_texts(record: Mapping[str, Any], name: str, place: Place) -> tuple[str, ...]:
-    cell = record[name]
-    if is_table(place.path) and dpr.is_list(cell):
-        return tuple(dpr.parse_list(cell, place))
-    return get_texts(record, name, place)
+    cell = record.get(name)
+    if isinstance(cell, list):
+        return get_texts(record, name, place)
+    text = get_text(record, name, place)
+    is_list = is_table(place.path) and dpr.is_list(text)
+    return tuple(dpr.parse_list(text, place)) if is_list else (text,)

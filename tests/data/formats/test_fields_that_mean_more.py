@@ -29,7 +29,10 @@ def read_one(folder, record, **more):
     return found, question
 
 
-@pytest.mark.parametrize("gold", [{"ground_truth": "Latvia"}, {"ground_truths": ["Latvia"]}])
+@pytest.mark.parametrize(
+    "gold",
+    [{"ground_truth": "Latvia"}, {"ground_truths": ["Latvia"]}, {"ground_truth": ["Latvia"]}],
+)
 def test_the_answer_of_an_evaluated_system_is_not_the_gold_one(tmp_path, gold):
     found, question = read_one(tmp_path, OLD | gold)
     assert (question.question, question.answers) == ("Where is Riga?", ("Latvia",))
@@ -60,6 +63,11 @@ def test_rows_of_ragas(tmp_path, record, relevant):
     texts = {passage.id: passage.text for passage in found.passages}
     assert question.answers == ("Latvia",)
     assert [texts[id] for id in question.relevant] == relevant
+
+
+def test_a_row_of_ragas_without_its_gold_answer(tmp_path):
+    with pytest.raises(RagJaxError, match="test.jsonl:1: has no 'reference'"):
+        read_one(tmp_path, OLD | {"ground_truth": None}, **{"passages.jsonl": [PASSAGE]})
 
 
 def test_ragas_as_a_table(tmp_path):
