@@ -87,6 +87,17 @@ def test_a_language_model_that_is_asked(tmp_path):
         load(folder)
 
 
+def test_a_head_in_modules_of_its_own_is_named(folder):
+    write_modules(folder, ("Pooling", {}), ("Dense", {}))
+    change_json(folder / "config.json", architectures=["BertModel"])
+    with pytest.raises(RagJaxError, match="a Bert with architectures .* is no reranker"):
+        load_reranker(folder)
+    change_json(folder / PROMPTS, model_type="CrossEncoder")
+    message = "modules.json: a CrossEncoder of the modules 'Transformer', 'Pooling', 'Dense' is not"
+    with pytest.raises(RagJaxError, match=message):
+        load_reranker(folder)
+
+
 def test_an_encoder_without_its_pooling_is_still_refused(folder):
     write_modules(folder)
     change_json(folder / "config.json", architectures=["BertModel"])

@@ -98,7 +98,7 @@ def stands_alone(folder: Path) -> bool:
 
     What reads the answers of a language model that is asked counts as its part.
     """
-    return _list_kinds(folder) in (["Transformer"], _ASKED)
+    return list_kinds(folder) in (["Transformer"], _ASKED)
 
 
 def find_answers(folder: Path) -> Fields | None:
@@ -106,7 +106,7 @@ def find_answers(folder: Path) -> Fields | None:
 
     Its `true_token_id` and `false_token_id` are the tokens whose log odds are the score.
     """
-    if _list_kinds(folder) != _ASKED:
+    if list_kinds(folder) != _ASKED:
         return None
     (_, place) = _list_modules(folder / MODULES)[1]
     if not isinstance(place, str) or {"..", "/"} & {*Path(place).parts}:
@@ -114,7 +114,8 @@ def find_answers(folder: Path) -> Fields | None:
     return read_fields(folder / place / "config.json", COPY)
 
 
-def _list_kinds(folder: Path) -> list[str]:
+def list_kinds(folder: Path) -> list[str]:
+    """The class of each module in `modules.json`, without its package; none without the file."""
     path = folder / MODULES
     found = _list_modules(path) if is_there(path) else []
     return [kind.rpartition(".")[2] for kind, _ in found]

@@ -15,7 +15,14 @@ from rag_jax.models.io.architectures import Config, EncoderConfig
 from rag_jax.models.io.configs import describe_config
 from rag_jax.models.io.fields import SCORED, Fields, read_fields
 from rag_jax.models.io.load import OpenedModel, Pretrained, load, open_model
-from rag_jax.models.io.modules import PROMPTS, find_answers, find_transformer, stands_alone
+from rag_jax.models.io.modules import (
+    MODULES,
+    PROMPTS,
+    find_answers,
+    find_transformer,
+    list_kinds,
+    stands_alone,
+)
 from rag_jax.models.io.save import write_model
 from rag_jax.models.io.sentence import read_text_settings
 from rag_jax.models.io.slot import Slot, linear_slots, scale_slots
@@ -154,6 +161,7 @@ def _check_config(found: OpenedModel) -> Fields:
     kind = type(found.config).__name__.removesuffix("Config")
     fields = found.fields
     if not found.scores or not isinstance(found.config, DecoderConfig | EncoderConfig):
+        _refuse_modules(found.folder)
         names = show(fields and fields.raw.get("architectures"))
         raise RagJaxError(
             f"{found.folder}: a {kind} with architectures {names} is no reranker, which has a head "
@@ -166,6 +174,17 @@ def _check_config(found: OpenedModel) -> Fields:
     if count != 1:
         raise RagJaxError(f"{fields.source}: {show(count)} labels: a reranker has one, the score")
     return fields
+
+
+def _refuse_modules(folder: Path) -> None:
+    """Refuses a reranker of sentence-transformers whose head is in modules of its own."""
+    path = folder / PROMPTS
+    if is_there(path) and read_fields(path).raw.get("model_type") == "CrossEncoder":
+        kinds = ", ".join(map(show, list_kinds(folder)))
+        raise RagJaxError(
+            f"{folder / MODULES}: a CrossEncoder of the modules {kinds} is not read, only one that "
+            "is a model alone, with its head in config.json"
+        )
 
 
 def _check_settings(folder: Path) -> None:
