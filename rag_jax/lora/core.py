@@ -11,6 +11,7 @@ This file needs only JAX, so that other projects can copy it. With jaxtyping, sh
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import jax
@@ -35,8 +36,7 @@ Tree = PyTree[Float[Array, "..."]]
 class AdaptedKernel:
     """A kernel with `lora_a` and `lora_b` next to it, for layers that read all three.
 
-    A layer that knows no adapters would read the kernel alone and leave the adapter out. So every
-    use of an `AdaptedKernel` as an array is an error.
+    A layer that knows no adapters would leave the adapter out: any use as an array is an error.
 
     Attributes:
         array: the kernel.
@@ -87,18 +87,16 @@ def init(key: Key[Array, ""], params: PyTree, *, targets: str, rank: int) -> Tre
         targets: regular expression that must match a kernel's whole path (`a/b/kernel`).
 
     Raises:
-        ValueError: no matrix matches `targets`, or one of integers does, or `rank` is below 1.
+        ValueError: no matrix matches `targets`, or `rank` is below 1.
     """
     _check_rank(rank)
-    adapter: dict = {}
-    count = 0
+    adapter, count = {}, 0
     for path, leaf in _list_leaves(params):
         # Some libraries keep functions in their trees, which have no `ndim`.
         if getattr(leaf, "ndim", 0) < 2 or not re.fullmatch(targets, _join(path)):
             continue
         draw = jax.random.fold_in(key, count)
         count += 1
-        _check_float(leaf, path, f"takes no adapter: narrow the targets {targets!r}")
         inputs, *outputs = leaf.shape
         a = jax.random.uniform(draw, (inputs, rank), leaf.dtype, -1.0, 1.0) * inputs**-0.5
         node = adapter
@@ -138,12 +136,11 @@ def stack(adapters: Sequence[Tree]) -> Tree:
             lacking = 0 if path in other else i
             raise ValueError(f"{_join(path)}: adapter {lacking} has no such kernel, another has")
         for path, factors in first.items():
-            pair = (factors, other[path])
-            shapes = [{name: kernel[name].shape for name in "ab"} for kernel in pair]
-            if shapes[0] != shapes[1]:
+            one, two = ({n: own[n].shape for n in "ab"} for own in (factors, other[path]))
+            if one != two:
                 raise ValueError(
-                    f"{_join(path)}: adapter 0 has {shapes[0]}, adapter {i} has {shapes[1]}: "
-                    "stacked adapters must have the same rank and base model"
+                    f"{_join(path)}: adapter 0 has {one}, adapter {i} has {two}: stacked adapters "
+                    "must have the same rank and base model"
                 )
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *adapters)
 
@@ -152,9 +149,8 @@ def select(bank: Tree, indices: Int[ArrayLike, "..."]) -> Tree:
     """Adapters of a bank by index, arrays `[N, ...]` to `[*indices.shape, ...]`, also under jit.
 
     Args:
-        indices: indices of any shape, such as `[B, k]` for `k` documents for each of `B`
-            questions. An index out of range, such as -1 for a missing document, gives an adapter
-            of zeros, which leaves the model unchanged.
+        indices: of any shape, such as `[B, k]` for `k` documents for each of `B` questions. One
+            out of range, such as -1 for a missing document, gives an adapter of zeros.
 
     Raises:
         TypeError: the indices are no integers.
@@ -162,12 +158,11 @@ def select(bank: Tree, indices: Int[ArrayLike, "..."]) -> Tree:
     indices = jnp.asarray(indices)
     if not jnp.issubdtype(indices.dtype, jnp.integer):
         raise TypeError(f"indices: {indices.dtype}{[*indices.shape]}, expected integers")
-    if indices.dtype.itemsize < 4:  # the length of a bank may be beyond an int8
+    if indices.dtype.itemsize < 4:  # too narrow for the number of adapters
         indices = indices.astype(jnp.int32)
 
     def take_or_zero(leaf):
-        if not len(leaf):  # of which JAX takes nothing
-            return jnp.zeros((*indices.shape, *leaf.shape[1:]), leaf.dtype)
+        leaf = leaf if len(leaf) else jnp.zeros((1, *leaf.shape[1:]), leaf.dtype)  # JAX takes no 0
         # JAX counts negative indices from the end, so they become an index beyond the end.
         checked = jnp.where(indices < 0, len(leaf), indices)
         return jnp.take(leaf, checked, axis=0, mode="fill", fill_value=0)
@@ -185,8 +180,8 @@ def merge(
 
     Parametric RAG's merging (Su et al. 2025, eq. 6, with all weights 1). The ranks are
     concatenated: `a` is `[A_1 ... A_k]` and `b` is `scale * [w_1 B_1; ...; w_k B_k]`. The result
-    includes the scale: pass `scale=1.0` to `apply` or `fold`. An adapter that occurs twice counts
-    twice. Without adapters, the result changes nothing: rank 0 from a bank, `{}` from a list.
+    includes the scale: pass `scale=1.0` to `apply` or `fold`. Twice the same adapter counts twice.
+    Without adapters, the result changes nothing: rank 0 from a bank, `{}` from a list.
 
     Args:
         adapters: a list of adapters; or arrays `[..., k, in, r]`, the result of `select` with
@@ -268,26 +263,23 @@ def fold(params: PyTree, adapter: Tree, *, scale: float) -> PyTree:
     """The parameters with `scale * a @ b` added to the targeted kernels, for models of any library.
 
     Args:
-        params: nested dicts of parameters, or any other JAX tree; not changed. Where they are
-            other mappings than dicts, such as a FrozenDict, the result has dicts.
+        params: nested dicts of parameters, or any other JAX tree; not changed.
         adapter: a single adapter; for a bank, map `fold` over the bank with `jax.vmap`.
 
     Raises:
         ValueError: the adapter does not fit the parameters, or a kernel is of integers.
     """
-    check_fit(params, adapter, lead=0)
-    kernels = dict(_list_leaves(params))
+    kernels = check_fit(params, adapter, lead=0)
     for path, _ in list_kernels(adapter):
-        _check_float(kernels[path], path, "would round an adapter away: use apply")
+        if not jnp.issubdtype(kernels[path].dtype, jnp.inexact):  # which rounds an adapter away
+            raise ValueError(f"{_join(path)}: a kernel in {kernels[path].dtype}: use apply")
 
     def add(tree, factors):
         if isinstance(tree, Mapping):
             return {**tree, **{name: add(tree[name], node) for name, node in factors.items()}}
 
         def add_leaf(keys, leaf):
-            node = factors
-            for key in keys:
-                node = node.get(_name(key), {})
+            node = reduce(lambda found, key: found.get(_name(key), {}), keys, factors)
             update = scale * jnp.tensordot(node["a"], node["b"], 1) if node else None
             return leaf if update is None else leaf + update.astype(leaf.dtype)
 
@@ -332,11 +324,6 @@ def _check_rank(rank: int) -> None:
         raise ValueError(f"rank={rank!r}: must be an integer, at least 1")
 
 
-def _check_float(kernel: Any, path: tuple, problem: str) -> None:
-    if not jnp.issubdtype(kernel.dtype, jnp.inexact):
-        raise ValueError(f"{_join(path)}: a kernel in {kernel.dtype} {problem}")
-
-
 def _check_adapter(adapter: Any, name: str) -> None:
     """Raises a TypeError unless an adapter is nested dicts that end in factors `a` and `b`."""
     if not isinstance(adapter, Mapping):
@@ -346,8 +333,8 @@ def _check_adapter(adapter: Any, name: str) -> None:
             _check_adapter(node, f"{name}: {key}")
 
 
-def check_fit(params: PyTree, adapter: Tree, *, lead: int) -> None:
-    """Raises a ValueError unless every `a` and `b` fits its kernel, after up to `lead` axes."""
+def check_fit(params: PyTree, adapter: Tree, *, lead: int) -> dict[tuple, Any]:
+    """The parameters by path; a ValueError if a factor does not fit, after up to `lead` axes."""
     _check_adapter(adapter, "adapter")
     kernels = dict(_list_leaves(params))
     for path, factors in list_kernels(adapter):
@@ -360,3 +347,4 @@ def check_fit(params: PyTree, adapter: Tree, *, lead: int) -> None:
             raise ValueError(
                 f"{_join(path)}: an adapter of {a} and {b} does not fit a kernel of {kernel}"
             )
+    return kernels
