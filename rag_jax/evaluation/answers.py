@@ -33,7 +33,8 @@ from rag_jax.runtime.errors import RagJaxError
 _VERDICTS = ("yes", "no")
 # "No" before a noun is no verdict: it is one before punctuation, or where a clause begins.
 _AFTER_NO = (
-    r"it|he|she|they|there|this|that|these|those|we|you|i|because|since|as|but|and|according"
+    r"it|he|she|they|there|this|that|these|those|we|you|i|because|since|as|but|and|according|"
+    r"the|an?|its|his|her|their|our|my|your|is|was"
 )
 _SAID = re.compile(rf"\byes\b|\bno\b(?=\s*(?:[^\w\s]|\n|\Z)|\s+(?:{_AFTER_NO})\b)")
 _CONCLUDED = re.compile(r"\banswer(?:\s+is)?\W{1,4}(yes|no)\b")

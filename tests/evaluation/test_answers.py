@@ -130,6 +130,7 @@ def test_yes_and_no_are_verdicts():
     assert match("There is no limit. Yes.", ["yes"]) == match("**Answer:** No", ["no"]) == 1
     assert match("Yes? The answer is no.", ["no"]) == match("no\nIt is old", ["no"]) == 1
     assert match("No it is not", ["no"]) == match("no", ["no"]) == 1
+    assert match("No the claim is old", ["no"]) == match("no is my answer", ["no"]) == 1
     # HotpotQA's script: they share no word with a longer text.
     assert f1("yes they are", ["yes"]) == f1("no", ["no it was"]) == f1("noanswer x", ["x"]) - 2 / 3
     assert f1("Yes.", ["yes"]) == 1 and f1("noanswer", ["noanswer"]) == 1
