@@ -83,7 +83,8 @@ def pick_choice(prediction: str, choices: Mapping[str, str]) -> str:
     2. The prediction calls a label the final answer, option or choice.
     3. It begins with a label, as in "B) Sea" or a first line "B", unless it lists the choices.
     4. Its last line is a label.
-    5. It calls a label the answer, or right, as in "A is correct".
+    5. It calls a label the answer, the correct option or right, as in "A is correct", or concludes
+       with one, as in "Hence, A."
     6. It calls the text of a choice the answer.
     7. It begins with a label, or calls one an option, choice or, without a verb, answer.
     8. The words of a choice occur in the prediction, and not as a part of a longer choice that

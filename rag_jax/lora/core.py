@@ -180,7 +180,7 @@ def merge(
 
     Parametric RAG's merging (Su et al. 2025, eq. 6, with all weights 1). The ranks are
     concatenated: `a` is `[A_1 ... A_k]` and `b` is `scale * [w_1 B_1; ...; w_k B_k]`. The result
-    includes the scale: pass `scale=1.0` to `apply` or `fold`. Twice the same adapter counts twice.
+    includes the scale: pass `scale=1.0` to `apply` or `fold`. The same adapter twice counts twice.
     Without adapters, the result changes nothing: rank 0 from a bank, `{}` from a list.
 
     Args:
