@@ -169,6 +169,7 @@ class DataConfig:
         "multihop",
         "popqa",
         "pubhealth",
+        "ragas",
         "squad",
         "strategyqa",
         "tfds",

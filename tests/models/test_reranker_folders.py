@@ -83,7 +83,7 @@ def test_a_language_model_that_is_asked(tmp_path):
     modules = json.loads((folder / "modules.json").read_text())
     modules[1]["path"] = "../elsewhere"
     (folder / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(RagJaxError, match="a module lies outside its folder: '../elsewhere'"):
+    with pytest.raises(RagJaxError, match="LogitScore' lies outside its folder: '../elsewhere'"):
         load(folder)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from rag_jax.data.formats.contexts import read_contexts
 from rag_jax.data.formats.fields import Item, get_filled, get_id, get_texts
 from rag_jax.data.formats.lines import BadLineError, Place
+from rag_jax.data.formats.tables import is_table
 from rag_jax.data.matching import has_answer
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
@@ -83,6 +84,18 @@ def parse_list(cell: str, place: Place) -> list[str]:
         if sum(token.type == tokenize.STRING for token in strings) != len(answers):
             raise BadLineError(f"{place}: a comma is missing between two answers")
     return list(get_texts({"answers": answers}, "answers", place))
+
+
+def parse_cells(record: Mapping[str, Any], names: Sequence[str], place: Place) -> Mapping[str, Any]:
+    """Returns a record, of a table with the lists that are printed in some of its fields parsed.
+
+    Raises:
+        BadLineError: as `parse_list`.
+    """
+    if not is_table(place.path):
+        return record
+    printed = {name: record[name] for name in names if is_list(record.get(name))}
+    return {**record, **{name: parse_list(cell, place) for name, cell in printed.items()}}
 
 
 def parse_row(row: Sequence[str], place: Place) -> Item:

@@ -176,12 +176,11 @@ def _read_items(
         module = RECORDS[name]
         parse: Callable[[Any, Place], Item | None] = dpr.parse_row if has_rows else module.parse
         for place, record in (read_rows if has_rows else read_records)(path, bad):
-            if module is jsonl:
-                given = {field for field, value in record.items() if field and value is not None}
-                account.unread |= given - jsonl.FIELDS
             with bad:
-                if module is jsonl and is_detected:
-                    jsonl.check_plain(record, place)
+                if module is jsonl:
+                    account.unread |= jsonl.list_unread(record)
+                    if is_detected:
+                        jsonl.check_plain(record, place)
                 item = parse(record, place)
                 if item is None:
                     account.left_out[module.LEFT_OUT] += 1

@@ -28,7 +28,6 @@ from rag_jax.data.formats.fields import (
     join_sentences,
 )
 from rag_jax.data.formats.lines import BadLineError, Place
-from rag_jax.data.formats.tables import is_table
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 from rag_jax.runtime.files import write_jsonl
@@ -39,7 +38,7 @@ PARAGRAPHS = ("context", "passage")  # read by `squad`, `arc` and `tfds`
 _OTHERS = {*OPTIONS, *PARAGRAPHS, "article"}
 _IDS = ("id", "ID", "question_id", "qid")
 _READ = {"question", "answers", "answer", "answer_aliases", "passage_id", "type", "popularity"}
-FIELDS = {*_IDS, *_READ, "is_impossible", "answerable"}  # all that are read of a question
+_FIELDS = {*_IDS, *_READ, "is_impossible", "answerable"}  # all that are read of a question
 
 
 def matches(record: Mapping[str, Any]) -> bool:
@@ -54,9 +53,14 @@ def check_plain(record: Mapping[str, Any], place: Place) -> None:
     """
     if others := _list_others(record):
         raise BadLineError(
-            f"{place}: has {others[0]!r}, unlike the file's first question: move such questions to "
-            "another file, or set config.data.format=jsonl to leave the field out"
+            f"{place}: has {others[0]!r}, unlike the plain questions that the file is read as: "
+            "move it to another file, or set config.data.format=jsonl to leave the field out"
         )
+
+
+def list_unread(record: Mapping[str, Any]) -> set[str]:
+    """The fields of a question that are not read."""
+    return {name for name, value in record.items() if name and value is not None} - _FIELDS
 
 
 def check_right(record: Mapping[str, Any], place: Place) -> None:
@@ -122,10 +126,7 @@ def read_answers(record: Mapping[str, Any], place: Place) -> tuple[str, ...]:
     Raises:
         BadLineError: if there is no such field, or a field has the wrong type.
     """
-    if is_table(place.path):
-        cells = {name: record.get(name) for name in ("answer", "answers", "answer_aliases")}
-        lists = {name: cell for name, cell in cells.items() if dpr.is_list(cell)}
-        record = {**record, **{name: dpr.parse_list(cell, place) for name, cell in lists.items()}}
+    record = dpr.parse_cells(record, ("answer", "answers", "answer_aliases"), place)
     if "answers" not in record and record.get("answer") is not None:
         return get_answers(record, place)
     answers = get_texts(record, "answers", place)

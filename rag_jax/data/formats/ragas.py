@@ -13,11 +13,11 @@ from typing import Any
 from rag_jax.data.formats import dpr
 from rag_jax.data.formats.fields import Context, Item, get_filled, get_text, get_texts
 from rag_jax.data.formats.lines import Place
-from rag_jax.data.formats.tables import is_table
 from rag_jax.data.passages import Passage
 from rag_jax.data.questions import Question
 
 _GOLD = ("reference", "ground_truth", "ground_truths")
+_CONTEXTS = ("reference_contexts", "retrieved_contexts", "contexts")
 
 
 def matches(record: Mapping[str, Any]) -> bool:
@@ -32,15 +32,15 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
     Raises:
         BadLineError: if a required field is missing or blank, or a field has the wrong type.
     """
+    record = dpr.parse_cells(record, (*_GOLD, *_CONTEXTS), place)
     name = "user_input" if "user_input" in record else "question"
     given = [gold for gold in _GOLD if record.get(gold) is not None]
     answers = _list_texts(record, given[0] if given else _GOLD[0], place)
     question = Question("", get_filled(record, name, place), answers, {})
-    grades = {"reference_contexts": 1, "retrieved_contexts": 0}
-    grades["contexts"] = int(record.get("answer") is None)
+    grades = (1, 0, int(record.get("answer") is None))
     contexts = [
         Context(Passage("", "", text), grade)
-        for field, grade in grades.items()
+        for field, grade in zip(_CONTEXTS, grades, strict=True)
         if record.get(field) is not None
         for text in _list_texts(record, field, place)
         if text.strip()
@@ -49,9 +49,6 @@ def parse(record: Mapping[str, Any], place: Place) -> Item:
 
 
 def _list_texts(record: Mapping[str, Any], name: str, place: Place) -> tuple[str, ...]:
-    cell = record.get(name)
-    if isinstance(cell, list):
+    if isinstance(record.get(name), list):
         return get_texts(record, name, place)
-    text = get_text(record, name, place)
-    is_list = is_table(place.path) and dpr.is_list(text)
-    return tuple(dpr.parse_list(text, place)) if is_list else (text,)
+    return (get_text(record, name, place),)

@@ -72,8 +72,7 @@ def read_modules(path: Path, encoder: str) -> list[tuple[str, Path]]:
             f"rag_jax.models.{loader}"
         )
     for kind, place in found:
-        if not isinstance(place, str) or {"..", "/"} & {*Path(place).parts}:
-            raise RagJaxError(f"{path}: module {show(kind)} lies outside its folder: {show(place)}")
+        _check_place(path, kind, place)
         own = kind.startswith("sentence_transformers.")
         if not own or kind.rpartition(".")[2] not in _KNOWN[encoder]:
             names = ", ".join(_KNOWN[encoder])
@@ -93,6 +92,12 @@ def _list_modules(path: Path) -> list[tuple[str, Any]]:
     return found
 
 
+def _check_place(path: Path, kind: str, place: Any) -> None:
+    """Raises a RagJaxError unless a module's place is within the folder of `modules.json`."""
+    if not isinstance(place, str) or {"..", "/"} & {*Path(place).parts}:
+        raise RagJaxError(f"{path}: module {show(kind)} lies outside its folder: {show(place)}")
+
+
 def stands_alone(folder: Path) -> bool:
     """Whether `modules.json` lists a model alone, as sentence-transformers has it for rerankers.
 
@@ -108,9 +113,8 @@ def find_answers(folder: Path) -> Fields | None:
     """
     if list_kinds(folder) != _ASKED:
         return None
-    (_, place) = _list_modules(folder / MODULES)[1]
-    if not isinstance(place, str) or {"..", "/"} & {*Path(place).parts}:
-        raise RagJaxError(f"{folder / MODULES}: a module lies outside its folder: {show(place)}")
+    kind, place = _list_modules(folder / MODULES)[1]
+    _check_place(folder / MODULES, kind, place)
     return read_fields(folder / place / "config.json", COPY)
 
 

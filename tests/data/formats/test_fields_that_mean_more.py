@@ -38,6 +38,7 @@ def test_the_answer_of_an_evaluated_system_is_not_the_gold_one(tmp_path, gold):
     assert (question.question, question.answers) == ("Where is Riga?", ("Latvia",))
     assert found.passages == [Passage("passage", "", "Riga is in Latvia.")]
     assert question.relevant == {}  # found by the system
+    assert read(tmp_path, {}, format="ragas") == found
 
 
 @pytest.mark.parametrize(
