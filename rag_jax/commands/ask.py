@@ -17,7 +17,8 @@ in the user's cache.
 
 --json prints one JSON object a question, in a line, and nothing else: `question`, `answer`,
 `citations` (`rank`, `id`, `title`, `file`, `place`, `score`), `source`, `likelihood`, `threshold`,
-`in_documents` and `error`. There is no prompt. What is not known or does not apply is null.
+`in_documents`, `verdict_precision` and `error`. There is no prompt. What is not known or does not
+apply is null.
 """
 
 import contextlib

@@ -43,6 +43,22 @@ class Note(NamedTuple):
     text: str
 
 
+class Threshold(NamedTuple):
+    """The likelihood under which an answer is held not to be in the documents.
+
+    Attributes:
+        value: in nats a token.
+        under, wrong_under: number of development answers under it, and of the wrong ones of them.
+        above, right_above: number of the others, and of the right ones of them.
+    """
+
+    value: float
+    under: int
+    wrong_under: int
+    above: int
+    right_above: int
+
+
 class Outcome(NamedTuple):
     """What a question came to.
 
@@ -52,22 +68,29 @@ class Outcome(NamedTuple):
         source: the knowledge source that was chosen; None of a system without a choice.
         likelihood: mean log-probability in nats of the answer's tokens, by the reader, after the
             passages; None if nothing was read.
-        threshold: likelihood under which an answer is held not to be in the documents; None if the
-            run has none.
+        threshold: of the likelihood; None if the run has none.
     """
 
     answer: str | None
     citations: Sequence[Citation]
     source: str | None = None
     likelihood: float | None = None
-    threshold: float | None = None
+    threshold: Threshold | None = None
 
     @property
     def in_documents(self) -> bool | None:
         """Whether the answer is held to be in the passages; None without a verdict."""
         if self.likelihood is None or self.threshold is None:
             return None
-        return self.likelihood >= self.threshold
+        return self.likelihood >= self.threshold.value
+
+    @property
+    def verdict_precision(self) -> float | None:
+        """The share of development answers with the same verdict that it was right for."""
+        if self.threshold is None or self.in_documents is None:
+            return None
+        _, under, wrong_under, above, right_above = self.threshold
+        return right_above / above if self.in_documents else wrong_under / under
 
 
 Item = Facts | Piece | Note | Outcome
@@ -106,7 +129,9 @@ def describe_outcome(question: str, outcome: Outcome, error: str | None = None) 
     """A question's outcome as JSON in one line, in which all but ASCII's letters are escaped."""
     described: dict[str, Any] = {"question": question, **outcome._asdict()}
     described["citations"] = describe_citations(outcome.citations)
-    described |= {"in_documents": outcome.in_documents, "error": error}
+    described["threshold"] = outcome.threshold and outcome.threshold.value
+    described |= {"in_documents": outcome.in_documents}
+    described |= {"verdict_precision": outcome.verdict_precision, "error": error}
     # Of ASCII's characters that a terminal obeys, `json` leaves this one.
     return json.dumps(described, allow_nan=False).replace("\x7f", "\\u007f")
 
@@ -153,10 +178,20 @@ def _list_shown(item: Item) -> Iterator[Facts | Piece | Note]:
         yield Facts("citations", tabulate_citations(item.citations))
     else:
         yield Note("no passage was read: the answer is the model's own")
-    if item.in_documents is not None:
-        held = "in the documents" if item.in_documents else "not in the documents"
-        sides = f"{item.likelihood:.3f}, {'not ' if item.in_documents else ''}under"
-        yield Note(f"{held}: the answer's likelihood is {sides} {item.threshold:.3f}")
+    if item.threshold is not None and item.in_documents is not None:
+        yield Note(_describe_verdict(item.likelihood, item.threshold, item.in_documents))
+
+
+def _describe_verdict(likelihood: float, threshold: Threshold, held: bool) -> str:
+    value, under, wrong_under, above, right_above = threshold
+    verdict = "in the documents" if held else "perhaps not in the documents"
+    side = "not under" if held else "under"
+    right = right_above if held else under - wrong_under
+    wrong = above - right_above if held else wrong_under
+    return (
+        f"{verdict}: the answer's likelihood is {likelihood:.3f}, {side} {value:.3f}, as it was "
+        f"for {right} right and {wrong} wrong development answers"
+    )
 
 
 def _render_note(note: Note) -> str:

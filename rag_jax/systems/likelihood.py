@@ -6,7 +6,7 @@ answer's tokens, after the passages, tells right answers from wrong ones better 
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 
 from rag_jax.data.questions import Collection, Question
 from rag_jax.evaluation.answers import exact_match
+from rag_jax.pipeline.ask import Threshold
 from rag_jax.pipeline.runner import open_stages
 from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.runtime.errors import RagJaxError
@@ -133,8 +134,8 @@ def _summarize(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**numbers, **best, "rule": "best balanced accuracy, of several the lowest threshold"}
 
 
-def open_threshold(stages: Sequence[Stage], workdir: Path) -> float | None:
-    """The threshold of a finished run, in nats a token; None, and a line that says why.
+def open_threshold(stages: Sequence[Stage], workdir: Path) -> Threshold | None:
+    """The threshold of a finished run; None, and a line that says why.
 
     Args:
         stages: of the run as it is asked: with other settings its threshold does not hold.
@@ -146,9 +147,23 @@ def open_threshold(stages: Sequence[Stage], workdir: Path) -> float | None:
             with parsing(path):
                 chosen = read_json(path)
                 if chosen["threshold"] is not None:
-                    return float(chosen["threshold"])
+                    return _count_sides(chosen)
                 reason = str(chosen["reason"])
         except RagJaxError as error:
             reason = str(error)
     log(f"answers get no verdict on whether they are in the documents: {reason}")
     return None
+
+
+def _count_sides(chosen: Mapping[str, Any]) -> Threshold:
+    """The threshold of `likelihood.json`, its shares as numbers of answers."""
+    right, wrong = chosen["right"], chosen["n"] - chosen["right"]
+    right_above = round(chosen["right_kept"] * right)
+    wrong_under = round(chosen["wrong_found"] * wrong)
+    return Threshold(
+        value=float(chosen["threshold"]),
+        under=wrong_under + right - right_above,
+        wrong_under=wrong_under,
+        above=right_above + wrong - wrong_under,
+        right_above=right_above,
+    )

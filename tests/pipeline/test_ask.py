@@ -14,6 +14,7 @@ from rag_jax.pipeline.ask import (
     Note,
     Outcome,
     Piece,
+    Threshold,
     answer_in_json,
     answer_question,
     clean,
@@ -102,6 +103,7 @@ CITED = [
     Citation(Passage("docs/pump.pdf#12.2", "Pumps: \x1b]0;owned\x07", "Oil it."), 0.75),
     Citation(Passage("1", "", "No title."), None),
 ]
+THRESHOLD = Threshold(-0.5, under=5, wrong_under=1, above=4, right_above=3)
 
 
 def show_outcome(outcome):
@@ -121,19 +123,30 @@ def test_passages_are_cited_beneath_the_answer():
 
 
 @pytest.mark.parametrize(
-    ("likelihood", "threshold", "held"),
-    [(-0.5, -0.5, True), (-0.51, -0.5, False), (-0.5, None, None), (None, -0.5, None)],
+    ("likelihood", "threshold", "held", "precision"),
+    [
+        (-0.5, THRESHOLD, True, 0.75),
+        (-0.51, THRESHOLD, False, 0.2),
+        (-0.5, None, None, None),
+        (None, THRESHOLD, None, None),
+    ],
 )
-def test_whether_an_answer_is_in_the_documents(likelihood, threshold, held):
+def test_whether_an_answer_is_in_the_documents(likelihood, threshold, held, precision):
     outcome = Outcome("Oil", CITED[1:], likelihood=likelihood, threshold=threshold)
-    assert outcome.in_documents is held
+    assert (outcome.in_documents, outcome.verdict_precision) == (held, precision)
     said = show_outcome(outcome)
     assert ("in the documents" in said) == (held is not None)
     if held is False:
-        line = "(not in the documents: the answer's likelihood is -0.510, under -0.500)"
+        line = (
+            "(perhaps not in the documents: the answer's likelihood is -0.510, under -0.500, "
+            "as it was for 4 right and 1 wrong development answers)"
+        )
         assert said.splitlines()[-1] == line
     if held:
-        line = "(in the documents: the answer's likelihood is -0.500, not under -0.500)"
+        line = (
+            "(in the documents: the answer's likelihood is -0.500, not under -0.500, "
+            "as it was for 3 right and 1 wrong development answers)"
+        )
         assert said.splitlines()[-1] == line
 
 
@@ -144,7 +157,7 @@ def test_json_is_one_object_a_question_and_nothing_else(capsys):
         yield Facts("passages read", [("Oil it.",)])
         yield Piece("answer", "")
         yield Note("cut off\x1b")
-        yield Outcome("", CITED, "Wiki", -0.25, -0.5)
+        yield Outcome("", CITED, "Wiki", -0.25, THRESHOLD)
 
     answer_in_json(ask, "Что это\x1b\x7f?\n")
     said = capsys.readouterr()
@@ -169,6 +182,7 @@ def test_json_is_one_object_a_question_and_nothing_else(capsys):
         "likelihood": -0.25,
         "threshold": -0.5,
         "in_documents": True,
+        "verdict_precision": 0.75,
         "error": None,
     }
     with pytest.raises(RagJaxError, match="the question is blank: write one"):

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rag_jax.data.questions import Collection, Question
+from rag_jax.pipeline.ask import Threshold
 from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import Stage, StageContext
 from rag_jax.runtime.errors import RagJaxError
@@ -93,12 +94,12 @@ def test_what_is_measured_and_where_it_is_found_again(tmp_path, capsys):
     assert [record["right"] for record in records] == RIGHT
     assert [record["likelihood"] for record in records] == VALUES
     measured = read_json(tmp_path / "run" / "stages" / STAGE / "likelihood.json")
-    # Between -2 and -1: all wrong answers are under it, and three of four right ones are not.
+    # Between -2 and -1: all three wrong answers are under it, and three of four right ones not.
     numbers = {"threshold": -1.5, "balanced_accuracy": 0.875, "right_kept": 0.75}
     assert {name: measured[name] for name in numbers} == numbers
     assert (measured["n"], measured["right"], measured["wrong_found"]) == (7, 4, 1.0)
     capsys.readouterr()
-    assert open_threshold(stages, tmp_path / "run") == -1.5
+    assert open_threshold(stages, tmp_path / "run") == Threshold(-1.5, 4, 3, 3, 3)
     assert capsys.readouterr().err == ""
     # Asked with other settings, by a run without the stage, or in an older folder.
     other = [make_stage(QUESTIONS, lambda context: Reader(read), beams=2)]

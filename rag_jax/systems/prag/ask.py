@@ -13,6 +13,7 @@ from rag_jax.pipeline.ask import (
     Note,
     Outcome,
     Piece,
+    Threshold,
     check_length,
     name_passage,
 )
@@ -79,7 +80,7 @@ def _answer(
     store: AdapterStore | Translator | None,
     search: Search,
     passages: Sequence[Passage],
-    threshold: float | None,
+    threshold: Threshold | None,
     question: str,
 ) -> Iterator[Item]:
     check_length(len(session.format.encode_prompt(question)), session.room)

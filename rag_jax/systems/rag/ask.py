@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from rag_jax.pipeline.ask import Ask, Facts, Item, Outcome, Piece, name_passage
+from rag_jax.pipeline.ask import Ask, Facts, Item, Outcome, Piece, Threshold, name_passage
 from rag_jax.pipeline.runner import open_stages
 from rag_jax.runtime.sharding import count_data_rows
 from rag_jax.systems.likelihood import open_threshold
@@ -36,7 +36,7 @@ def open_finished(session: Session, workdir: Path, corpus: Path | None) -> Parts
 
 
 def _answer(
-    session: Session, parts: Parts, threshold: float | None, question: str
+    session: Session, parts: Parts, threshold: Threshold | None, question: str
 ) -> Iterator[Item]:
     parts.engine.format.encode_input(question, None)  # refuses a question that is too long
     scores, rows = search(session, parts, [question])

@@ -5,7 +5,16 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from rag_jax.pipeline.ask import Ask, Facts, Item, Outcome, Piece, check_length, name_passage
+from rag_jax.pipeline.ask import (
+    Ask,
+    Facts,
+    Item,
+    Outcome,
+    Piece,
+    Threshold,
+    check_length,
+    name_passage,
+)
 from rag_jax.pipeline.runner import open_stages
 from rag_jax.runtime.errors import RagJaxError
 from rag_jax.runtime.sharding import count_data_rows
@@ -51,7 +60,7 @@ def check_question(engine: Engine, question: str) -> int:
 
 
 def _answer(
-    engine: Engine, reranking: Reranking | None, threshold: float | None, question: str
+    engine: Engine, reranking: Reranking | None, threshold: Threshold | None, question: str
 ) -> Iterator[Item]:
     check_question(engine, question)
     (found,) = find(engine, reranking, [question])

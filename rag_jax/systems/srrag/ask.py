@@ -13,7 +13,7 @@ from rag_jax.data.questions import Question
 from rag_jax.decoding.cache import Cache
 from rag_jax.decoding.sample import Decoded
 from rag_jax.decoding.stream import spell, stream
-from rag_jax.pipeline.ask import PASSAGES, Ask, Facts, Item, Note, Outcome, Piece
+from rag_jax.pipeline.ask import PASSAGES, Ask, Facts, Item, Note, Outcome, Piece, Threshold
 from rag_jax.pipeline.runner import open_stages
 from rag_jax.runtime.files import read_json
 from rag_jax.runtime.hosts import fetch
@@ -95,7 +95,7 @@ def _answer(
     engine: Engine,
     datastore: Datastore,
     tau: float,
-    threshold: float | None,
+    threshold: Threshold | None,
     neighbours: Sequence[Question],
     question: str,
 ) -> Iterator[Item]:

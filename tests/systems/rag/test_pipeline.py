@@ -18,6 +18,7 @@ from rag_jax.data.questions import Question
 from rag_jax.evaluation.answers import bleu_1, distinct_ngrams, exact_match, rouge_l
 from rag_jax.evaluation.questions import q_bleu_1
 from rag_jax.models.io.sizes import find_sizes
+from rag_jax.pipeline.ask import Threshold
 from rag_jax.pipeline.runner import run_stages
 from rag_jax.pipeline.stage import StageContext
 from rag_jax.retrieval import BM25, list_texts, make_text
@@ -536,12 +537,14 @@ def test_the_likelihood_of_development_questions(finished, make_session, tmp_pat
         assert outcome.in_documents is None  # the tiny model is never right
     assert "no threshold tells the 0 right ones of 3 answers" in capsys.readouterr().err
     path = workdir / "stages" / "likelihood" / "likelihood.json"
-    path.write_text(json.dumps({"threshold": outcome.likelihood}))
+    chosen = {"threshold": outcome.likelihood, "right_kept": 0.5, "wrong_found": 1}
+    path.write_text(json.dumps({"n": 5, "right": 4, **chosen}))
     (path.parent / "stage.json").write_text(
         json.dumps({**read_json(path.parent / "stage.json"), "files": {}})
     )
     again = list(ask.open_run(session, workdir, None)(questions[-1].question))[-1]
-    assert again.threshold == outcome.likelihood and again.in_documents is not None
+    assert again.threshold == Threshold(outcome.likelihood, 3, 1, 2, 2)
+    assert again.verdict_precision == (1 if again.in_documents else 1 / 3)
     shutil.rmtree(path.parent)
     older = ask.open_run(session, workdir, None)
     assert "stage likelihood: is not finished; run launch/train.py" in capsys.readouterr().err
