@@ -3,8 +3,8 @@
     python launch/train.py --config=configs/srrag.py
     python launch/ask.py --config=configs/srrag.py "QUESTION"    # after the training
 
-Cost: 12 to 19 minutes on two CPU cores, 2.4 to 4.3 of them compiling; 3.9 to 4.2 GB of memory; 176 MB
-of downloads.
+Cost: 12 to 19 minutes on two CPU cores, 2.4 to 4.3 of them compiling; 3.9 to 4.2 GB of memory; 176
+MB of downloads.
 
 Score, 300 test questions, accuracy with 95 % interval (share of retrievals): direct 0.210 +- 0.046,
 verbalise 0.517 +- 0.056 (0), retrieve 0.933 +- 0.029 (1), srrag 0.920 +- 0.031 (0.773).

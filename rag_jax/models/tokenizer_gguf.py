@@ -29,6 +29,8 @@ _WORDS = {
     "llama-bpe": rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}{_REST}",
     "qwen2": rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{_REST}",
 }
+# Other names of the same, as llama.cpp has them in `llama-vocab.cpp`.
+_ALIASES = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2"}
 
 
 def read_gguf(
@@ -60,7 +62,7 @@ def read_gguf(
     core.add_tokens([AddedToken(t, normalized=False) for t, k in typed if k == _USER_DEFINED])
     bos = names["bos"]
     # Llama 3's files leave it to the reader, as llama.cpp has it in `llama-vocab.cpp`.
-    usual = kind == "llama" or metadata.get("tokenizer.ggml.pre") == "llama-bpe"
+    usual = kind == "llama" or _find_words(metadata) == "llama-bpe"
     if metadata.get("tokenizer.ggml.add_bos_token", usual) and bos is not None:
         pairs = [(bos, ids["bos"])]
         core.post_processor = processors.TemplateProcessing(f"{bos} $A", special_tokens=pairs)
@@ -75,11 +77,17 @@ def read_gguf(
     return core, names, template, [*dict.fromkeys(ends)]
 
 
+def _find_words(metadata: Mapping[str, Any]) -> Any:
+    """The key of `_WORDS`, where `tokenizer.ggml.pre` is one or another name of one."""
+    pre = metadata.get("tokenizer.ggml.pre")
+    return _ALIASES.get(pre, pre) if isinstance(pre, str) else pre
+
+
 def _make_byte_level(
     metadata: Mapping[str, Any], tokens: Sequence[str], source: str
 ) -> tokenizers.Tokenizer:
     """Byte-level BPE, as GPT-2's, with the words of `tokenizer.ggml.pre`."""
-    pre = metadata.get("tokenizer.ggml.pre")
+    pre = _find_words(metadata)
     if pre != "smollm" and pre not in tuple(_WORDS):
         raise RagJaxError(
             f"{source}: the pre-tokenizer {show(pre)} cannot be read from GGUF; those that can are "

@@ -138,6 +138,10 @@ def make_bytes(pre):
         ("llama-bpe", "it's th", ["i", "t", "'s", "\u0120th"]),
         ("qwen2", "IT'S", ["I", "T", "'", "S"]),
         ("qwen2", "a\n\n th", ["a", "\u010a\u010a", "\u0120th"]),
+        # Other names of the same.
+        ("llama3", "1234 sat", ["123", "4", "\u0120", *"sat"]),
+        ("llama-v3", "sat", ["sat"]),
+        ("deepseek-r1-qwen", "1234", [*"1234"]),
     ],
 )
 def test_words(pre, text, pieces):
@@ -149,7 +153,7 @@ def test_words(pre, text, pieces):
 
 def test_what_begins_a_text_of_llama_3():
     """Its files leave it to the reader; those of other byte-level BPE begin with nothing."""
-    for pre, begins in {"llama-bpe": [5], "qwen2": []}.items():
+    for pre, begins in {"llama-bpe": [5], "llama3": [5], "qwen2": []}.items():
         metadata = make_bytes(pre) | {"tokenizer.ggml.bos_token_id": 5}
         metadata["tokenizer.ggml.token_type"][5] = 3
         tokenizer = Tokenizer.from_gguf(metadata)
